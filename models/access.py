@@ -1,0 +1,64 @@
+"""The read contract for Python hosts: who may enter which workspace, with which role."""
+
+from typing import NamedTuple
+
+import idna
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from models.views import auto_join_domains, workspace_members
+
+
+class Place(NamedTuple):
+    """A workspace that a user may enter."""
+
+    organization_id: str
+    workspace_name: str | None
+    role: str
+
+
+class AutoJoin(NamedTuple):
+    """The workspace that people with an e-mail address on a domain join, and their role there."""
+
+    organization_id: str
+    default_role: str
+
+
+def role_of(session: Session, user_id: str, organization_id: str) -> str | None:
+    """Return the local role (`admin` or `member`) of a user in a workspace; None: no access."""
+    view = workspace_members.c
+    found = session.execute(select(view.role).where(view.organization_id == organization_id, view.user_id == user_id))
+    return found.scalar_one_or_none()
+
+
+def workspaces_of(session: Session, user_id: str) -> list[Place]:
+    """Return the workspaces a user may enter, by name."""
+    view = workspace_members.c
+    rows = session.execute(
+        select(view.organization_id, view.workspace_name, view.role)
+        .where(view.user_id == user_id)
+        .order_by(view.workspace_name, view.organization_id)
+    )
+    return [Place(*row) for row in rows]
+
+
+def auto_join_for(session: Session, email: str) -> AutoJoin | None:
+    """Return the workspace that someone with the verified address `email` joins; None: none.
+
+    The caller vouches that the address is verified: an unverified one must never get here.
+    """
+    domain = normal_domain(email.rpartition("@")[2])
+    if domain is None or "@" not in email:
+        return None
+    view = auto_join_domains.c
+    row = session.execute(select(view.organization_id, view.default_role).where(view.domain == domain)).one_or_none()
+    return AutoJoin(*row) if row else None
+
+
+def normal_domain(domain: str | None) -> str | None:
+    """Return `domain` in lower case, IDNA (UTS 46), without trailing dot; None if it is no domain name."""
+    try:
+        name = idna.encode((domain or "").rstrip("."), uts46=True, transitional=False).decode("ascii").lower()
+    except (idna.IDNAError, UnicodeError):
+        return None
+    return name if "." in name else None

@@ -1,0 +1,157 @@
+"""Engines and transactions for SQLite and PostgreSQL."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+R = TypeVar("R")
+
+LOCK_TIMEOUT_MS = 5_000
+IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000
+SQLITE_BUSY_TIMEOUT_S = 5.0
+
+CLAIM_LOCK = 0x776F_0001
+"""PostgreSQL advisory lock: one drain at a time chooses what to take."""
+CHANGES_LOCK = 0x776F_0002
+"""PostgreSQL advisory lock: held from drawing ids of `changes` to commit."""
+MIGRATION_LOCK = 0x776F_0003
+"""PostgreSQL advisory lock: one migration at a time."""
+
+
+def database_url(raw: str) -> URL:
+    """Return `raw` as a URL with the driver this project uses.
+
+    Raises:
+        ValueError: not a URL, or neither SQLite nor PostgreSQL.
+    """
+    try:
+        url = make_url(raw)
+    except ArgumentError as error:
+        raise ValueError("is not a database URL; write sqlite:///file.db or postgresql://user@host/name") from error
+    match url.get_backend_name():
+        case "sqlite":
+            return url.set(drivername="sqlite")
+        case "postgresql" | "postgres":
+            return url.set(drivername="postgresql+psycopg")
+        case other:
+            raise ValueError(f"names {other}; use sqlite or postgresql")
+
+
+def open_engine(raw_url: str, *, pool_size: int = 5, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> Engine:
+    """Return an engine for `raw_url`; connects to nothing yet, but makes the folder of an SQLite file.
+
+    Parameters never appear in error messages (they hold payloads).
+
+    Raises:
+        ValueError: as `database_url`.
+    """
+    url = database_url(raw_url)
+    if url.get_backend_name() == "sqlite":
+        if url.database and url.database != ":memory:":
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(url, hide_parameters=True, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S})
+        event.listen(engine, "connect", _sqlite_connect)
+        event.listen(engine, "begin", _sqlite_begin)
+        return engine
+    timeouts = (
+        f"-c lock_timeout={lock_timeout_ms} "
+        f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS} -c timezone=UTC"
+    )
+    return create_engine(
+        url,
+        hide_parameters=True,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_pre_ping=True,
+        connect_args={"options": timeouts, "connect_timeout": 5},
+    )
+
+
+def _sqlite_connect(dbapi_connection: Any, _record: object) -> None:
+    # The driver must not begin transactions by itself: a write that starts as a read cannot wait for its turn.
+    dbapi_connection.isolation_level = None
+    cursor = dbapi_connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.close()
+
+
+def _sqlite_begin(connection: Connection) -> None:
+    reading_only = connection.get_execution_options().get("workos_sync_read", False)
+    connection.exec_driver_sql("BEGIN" if reading_only else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """One transaction that may write; commits at the end, rolls back on any exception."""
+    with engine.begin() as tx:
+        yield tx
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """One transaction with one consistent view that only reads; waits for no writer."""
+    options = {"workos_sync_read": True, "isolation_level": "REPEATABLE READ"}
+    if engine.dialect.name == "sqlite":
+        del options["isolation_level"]
+    with engine.execution_options(**options).begin() as tx:
+        yield tx
+
+
+def advisory_lock(tx: Connection, key: int) -> None:
+    """Take the lock `key` until the end of `tx`, waiting for it. SQLite has one writer and needs none."""
+    if tx.dialect.name == "postgresql":
+        tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+
+PASSING_SQLSTATES = {
+    "40001",  # serialization failure
+    "40P01",  # deadlock
+    "55P03",  # lock time-out
+    "57014",  # statement cancelled
+    "57P01",  # server stopping
+    "57P02",  # server crashed
+    "57P03",  # server starting
+    "53300",  # too many connections
+    "25P03",  # idle-in-transaction time-out
+}
+
+
+def can_pass(error: BaseException) -> bool:
+    """Whether the database's `error` says nothing about the statement: lost connection, deadlock, busy, time-out."""
+    if not isinstance(error, DBAPIError):
+        return False
+    if error.connection_invalidated:
+        return True
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if sqlstate is not None:
+        return sqlstate in PASSING_SQLSTATES or sqlstate.startswith("08")
+    return type(error.orig).__name__ in {"OperationalError", "InterfaceError"}
+
+
+_PATIENCE = Retrying(
+    retry=retry_if_exception(can_pass),
+    stop=stop_after_attempt(6),
+    wait=wait_random_exponential(multiplier=0.02, max=1.0),
+    reraise=True,
+)
+
+
+def write(engine: Engine, step: Callable[[Connection], R]) -> R:
+    """Run `step` in one transaction and return what it returns; again, while only the database's moment was bad.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the last try's, after six of them within a few seconds.
+    """
+
+    def transaction() -> R:
+        with writing(engine) as tx:
+            return step(tx)
+
+    return _PATIENCE.copy()(transaction)

@@ -1,0 +1,246 @@
+"""The tables. Keys are WorkOS's own ids. No foreign keys between mirrored rows: children may come before parents."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import BigInteger, Index, Integer, LargeBinary, MetaData, Text, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from models.types import JsonValue, UtcDateTime, db_now
+
+
+class Base(DeclarativeBase):
+    """All tables of workos-sync."""
+
+    metadata = MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"})
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own way to declare it
+        datetime: UtcDateTime(),
+        str: Text(),
+        bytes: LargeBinary(),
+        dict[str, Any]: JsonValue,
+        list[str]: JsonValue,
+    }
+
+
+class Kind(StrEnum):
+    """What WorkOS object a mirrored row stands for."""
+
+    ORGANIZATION = "organization"
+    USER = "user"
+    MEMBERSHIP = "membership"
+    DOMAIN = "domain"
+    ROLE = "role"
+
+
+class EventStatus(StrEnum):
+    """Where an inbox row stands."""
+
+    PENDING = "pending"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class Event(Base):
+    """The inbox: one row for every event id, whichever way and however often it came."""
+
+    __tablename__ = "events"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    type: Mapped[str]
+    source: Mapped[str]
+    """The way it came first: `webhook` or `events_api`."""
+    body: Mapped[bytes | None]
+    """The raw bytes as received."""
+    received_at: Mapped[datetime] = mapped_column(server_default=db_now())
+    deliveries: Mapped[int] = mapped_column(server_default="1")
+    last_delivered_at: Mapped[datetime] = mapped_column(server_default=db_now())
+    status: Mapped[str] = mapped_column(server_default=EventStatus.PENDING)
+    due_at: Mapped[datetime] = mapped_column(server_default=db_now())
+    """A pending event is not tried before this, by the database's clock."""
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    outcome: Mapped[str | None]
+    decided_by: Mapped[str | None]
+    """For stale and tombstoned: the event id of the version that won."""
+    error: Mapped[str | None]
+    processed_at: Mapped[datetime | None]
+    occurred_at: Mapped[datetime | None]
+    kind: Mapped[str | None]
+    object_id: Mapped[str | None]
+    organization_id: Mapped[str | None]
+
+    __table_args__ = (
+        Index(
+            "ix_events_pending",
+            "due_at",
+            "id",
+            postgresql_where=text("status = 'pending'"),
+            sqlite_where=text("status = 'pending'"),
+        ),
+        Index(
+            "ix_events_failed",
+            "received_at",
+            postgresql_where=text("status = 'failed'"),
+            sqlite_where=text("status = 'failed'"),
+        ),
+        Index("ix_events_received_at", "received_at"),
+        Index("ix_events_object_id", "object_id"),
+        Index("ix_events_organization_id", "organization_id", "received_at"),
+    )
+
+
+class Batch(Base):
+    """What a drain set out to apply, committed before it starts and deleted in the transaction that does it.
+
+    A row that outlives its drain names the suspects: they run again in halves, until one stands alone.
+    """
+
+    __tablename__ = "batches"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    event_ids: Mapped[list[str]]
+    started_at: Mapped[datetime | None]
+    """None: half of an unfinished batch, waiting for a drain."""
+
+
+class Mirrored:
+    """The columns every mirrored object has beside its content."""
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime | None]
+    updated_at: Mapped[datetime | None]
+    """With `event_at` and `event_id` the version of the content (DESIGN: versions order by these three)."""
+    event_at: Mapped[datetime | None]
+    event_id: Mapped[str | None]
+    deleted_by: Mapped[str | None]
+    """None: live. `event`: a tombstone for good. `resync`: a tombstone that a confirmed read may lift."""
+    revision: Mapped[int] = mapped_column(server_default="0")
+    """Counts writes. 0 is a key that was locked in this transaction before its first content."""
+
+
+class Organization(Mirrored, Base):
+    """A workspace."""
+
+    __tablename__ = "organizations"
+
+    name: Mapped[str | None]
+    external_id: Mapped[str | None]
+
+
+class User(Mirrored, Base):
+    """A person."""
+
+    __tablename__ = "users"
+
+    email: Mapped[str | None] = mapped_column(index=True)
+    email_verified: Mapped[bool | None]
+    first_name: Mapped[str | None]
+    last_name: Mapped[str | None]
+
+
+class Membership(Mirrored, Base):
+    """A person's place in a workspace."""
+
+    __tablename__ = "memberships"
+
+    organization_id: Mapped[str | None]
+    user_id: Mapped[str | None] = mapped_column(index=True)
+    status: Mapped[str | None]
+    """As WorkOS says it; only `active` gives access."""
+    workos_roles: Mapped[list[str] | None]
+    """All role slugs, sorted."""
+    workos_role: Mapped[str | None]
+    """The slug that `role` was mapped from."""
+    role: Mapped[str | None]
+    """The local role: `admin` or `member`."""
+    directory_managed: Mapped[bool | None]
+
+    __table_args__ = (Index("ix_memberships_organization_id_user_id", "organization_id", "user_id"),)
+
+
+class Domain(Mirrored, Base):
+    """A domain that a workspace claimed."""
+
+    __tablename__ = "domains"
+
+    organization_id: Mapped[str | None] = mapped_column(index=True)
+    domain: Mapped[str | None]
+    """As WorkOS says it."""
+    normalized: Mapped[str | None] = mapped_column(index=True)
+    """Lower case, IDNA (UTS 46), no trailing dot; None if it is no domain name."""
+    verification: Mapped[str | None]
+    """WorkOS's `state`; `verified` and `legacy_verified` make auto-join."""
+    reason: Mapped[str | None]
+    """Why verification failed."""
+
+
+class Role(Mirrored, Base):
+    """An entry of the role catalogue. Its id is `slug`, or `organization_id/slug` for an organization's own."""
+
+    __tablename__ = "roles"
+
+    organization_id: Mapped[str | None] = mapped_column(index=True)
+    slug: Mapped[str | None]
+    name: Mapped[str | None]
+    description: Mapped[str | None]
+    permissions: Mapped[list[str] | None]
+
+
+class Change(Base):
+    """What changed in the mirror, when and why, in commit order: who has seen n never later finds a smaller id."""
+
+    __tablename__ = "changes"
+
+    id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True
+    )
+    at: Mapped[datetime] = mapped_column(server_default=db_now())
+    kind: Mapped[str]
+    object_id: Mapped[str]
+    organization_id: Mapped[str | None]
+    before: Mapped[dict[str, Any] | None]
+    """The content and `state` before; None for a new object."""
+    after: Mapped[dict[str, Any]]
+    cause: Mapped[str]
+    """`event`, `resync`, `operator` or `settings`."""
+    cause_id: Mapped[str]
+
+    __table_args__ = (
+        Index("ix_changes_object_id_id", "object_id", "id"),
+        Index("ix_changes_organization_id_id", "organization_id", "id"),
+        {"sqlite_autoincrement": True},
+    )
+
+
+class Mirror(Base):
+    """The single row (id 1) that says what this mirror is and how far it is right."""
+
+    __tablename__ = "mirror"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    role_map: Mapped[dict[str, Any]]
+    """WorkOS role slug → local role, as in force for every writer."""
+    remap_after: Mapped[str | None]
+    """Not None while memberships are being re-mapped: the last membership id done (`''` at the start)."""
+    backfilled_at: Mapped[datetime | None]
+    complete_to: Mapped[datetime | None]
+    last_resync_at: Mapped[datetime | None]
+
+
+TABLES: dict[Kind, type[Organization | User | Membership | Domain | Role]] = {
+    Kind.ORGANIZATION: Organization,
+    Kind.USER: User,
+    Kind.MEMBERSHIP: Membership,
+    Kind.DOMAIN: Domain,
+    Kind.ROLE: Role,
+}
+"""The table of each kind."""
+
+CONTENT: dict[Kind, tuple[str, ...]] = {
+    kind: (
+        "created_at",
+        *(c.name for c in table.__table__.columns if c.name not in Mirrored.__annotations__),
+    )
+    for kind, table in TABLES.items()
+}
+"""The content columns of each kind: what an incoming version may change."""

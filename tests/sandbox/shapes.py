@@ -1,0 +1,174 @@
+"""The documented JSON shapes of WorkOS: stored objects (as in events) and what the API makes of them."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+JSON = dict[str, Any]
+
+REASON_EXPIRED = "domain_verification_period_expired"
+REASON_TAKEN = "domain_verified_by_other_organization"
+
+
+def time_text(moment: datetime) -> str:
+    """An aware time as WorkOS writes it: 2021-06-25T19:07:33.155Z."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def time_of(text: str) -> datetime:
+    """The aware UTC time of an ISO text; one without a zone is UTC. Raises ValueError."""
+    moment = datetime.fromisoformat(text)
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def event(event_id: str, kind: str, data: JSON, at: str) -> JSON:
+    """The envelope of an event."""
+    return {"id": event_id, "object": "event", "event": kind, "data": data, "created_at": at, "context": {}}
+
+
+def organization(organization_id: str, name: str, at: str, external_id: str | None, metadata: JSON | None) -> JSON:
+    """An organization as it is stored, without its domains."""
+    return {
+        "object": "organization",
+        "id": organization_id,
+        "name": name,
+        "allow_profiles_outside_organization": False,
+        "external_id": external_id,
+        "metadata": metadata or {},
+        "created_at": at,
+        "updated_at": at,
+    }
+
+
+def with_domains(organization: JSON, domains: Sequence[JSON]) -> JSON:
+    """An organization as the API and events show it."""
+    return {**organization, "domains": list(domains)}
+
+
+def domain(domain_id: str, organization_id: str, name: str, state: str, at: str) -> JSON:
+    """An organization domain, the same in API and events."""
+    return {
+        "object": "organization_domain",
+        "id": domain_id,
+        "organization_id": organization_id,
+        "domain": name,
+        "state": state,
+        "verification_prefix": None,
+        "verification_token": None,
+        "verification_strategy": "manual" if state == "verified" else "dns",
+        "created_at": at,
+        "updated_at": at,
+    }
+
+
+def user(user_id: str, email: str, at: str, *, first_name: str | None, last_name: str | None, verified: bool) -> JSON:
+    """A user, the same in API and events."""
+    return {
+        "object": "user",
+        "id": user_id,
+        "email": email,
+        "email_verified": verified,
+        "name": None,
+        "first_name": first_name,
+        "last_name": last_name,
+        "profile_picture_url": None,
+        "last_sign_in_at": None,
+        "external_id": None,
+        "metadata": {},
+        "locale": None,
+        "created_at": at,
+        "updated_at": at,
+    }
+
+
+def role_fields(roles: Sequence[str]) -> JSON:
+    """The fields `role` (the first one) and `roles` of a membership."""
+    return {"role": {"slug": roles[0]}, "roles": [{"slug": slug} for slug in roles]}
+
+
+def membership(
+    membership_id: str, organization_id: str, user_id: str, at: str, *, roles: Sequence[str], status: str
+) -> JSON:
+    """A membership as events carry it."""
+    return {
+        "object": "organization_membership",
+        "id": membership_id,
+        "user_id": user_id,
+        "organization_id": organization_id,
+        "status": status,
+        **role_fields(roles),
+        "custom_attributes": {},
+        "directory_managed": False,
+        "created_at": at,
+        "updated_at": at,
+    }
+
+
+def membership_in_api(membership: JSON, user: JSON, organization_name: str) -> JSON:
+    """A membership as the API shows it: with its user."""
+    return {**membership, "organization_name": organization_name, "user": user}
+
+
+def role(role_id: str, organization_id: str | None, slug: str, at: str, *, name: str) -> JSON:
+    """A role as it is stored; `organization_id` is None for a role of the environment."""
+    return {
+        "id": role_id,
+        "organization_id": organization_id,
+        "slug": slug,
+        "name": name,
+        "description": None,
+        "resource_type_slug": "organization",
+        "permissions": [],
+        "created_at": at,
+        "updated_at": at,
+    }
+
+
+def role_in_event(role: JSON) -> JSON:
+    """The data of `role.*` (no name) or `organization_role.*`; neither has an id."""
+    if role["organization_id"] is None:
+        names = ("slug", "resource_type_slug", "permissions", "created_at", "updated_at")
+        return {"object": "role", **{name: role[name] for name in names}}
+    return {"object": "organization_role", **{name: value for name, value in role.items() if name != "id"}}
+
+
+def role_in_api(role: JSON) -> JSON:
+    """A role as the authorization API lists it: here it does have an id."""
+    kind = "EnvironmentRole" if role["organization_id"] is None else "OrganizationRole"
+    shown = {name: value for name, value in role.items() if name != "organization_id"}
+    return {"object": "role", "type": kind, **shown}
+
+
+def connection(
+    connection_id: str, organization_id: str | None, at: str, *, name: str, kind: str, domains: Sequence[JSON]
+) -> JSON:
+    """An SSO connection as `connection.activated` carries it, not yet active."""
+    return {
+        "object": "connection",
+        "id": connection_id,
+        "organization_id": organization_id,
+        "name": name,
+        "connection_type": kind,
+        "state": "inactive",
+        "status": "unlinked",
+        "external_key": connection_id.removeprefix("conn_").lower(),
+        "domains": list(domains),
+        "created_at": at,
+        "updated_at": at,
+    }
+
+
+def connection_deleted(connection: JSON) -> JSON:
+    """The shorter data of `connection.deleted`."""
+    left_out = ("status", "external_key", "domains")
+    return {name: value for name, value in connection.items() if name not in left_out}
+
+
+def error(message: str, code: str | None = None, **more: Any) -> JSON:
+    """The body of an error answer."""
+    return {"message": message, **({"code": code} if code else {}), **more}
+
+
+def listing(items: list[JSON], before: str | None, after: str | None) -> JSON:
+    """One page of a listing; a cursor is None where there is no further page."""
+    return {"object": "list", "data": items, "list_metadata": {"before": before, "after": after}}

@@ -1,0 +1,195 @@
+"""What a WorkOS environment holds: its objects, its log of events, its clock and its ids."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from random import Random
+from typing import Any
+
+from . import shapes
+from .knobs import Knobs
+
+JSON = dict[str, Any]
+RoleKey = tuple[str | None, str]  # (organization id or None for the environment, slug)
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_NOT_FOUND = {
+    "organization": "Organization",
+    "organization_domain": "Organization Domain",
+    "user": "User",
+    "organization_membership": "Organization Membership",
+    "connection": "Connection",
+    "role": "Role",
+    "webhook_endpoint": "Webhook Endpoint",
+}
+
+
+class WorldError(Exception):
+    """An operation WorkOS refuses: the HTTP status and the error body it answers with."""
+
+    def __init__(self, status: int, body: JSON) -> None:
+        super().__init__(str(body.get("message", "")))
+        self.status = status
+        self.body = body
+
+
+def not_found(kind: str, object_id: str) -> WorldError:
+    """The 404 for an object of `kind` (its `object` name)."""
+    message = f"{_NOT_FOUND[kind]} not found: '{object_id}'."
+    return WorldError(404, shapes.error(message, "entity_not_found", entity_id=object_id))
+
+
+def invalid(message: str, code: str, field: str | None = None, status: int = 422) -> WorldError:
+    """A refused request."""
+    errors = [{"code": code, "message": message, **({"field": field} if field else {})}]
+    return WorldError(status, shapes.error(message, code, errors=errors))
+
+
+def real_clock() -> datetime:
+    """The wall clock; looked up at every call, so that freezegun is obeyed."""
+    return datetime.now(UTC)
+
+
+class State:
+    """The tables of one environment. Stored objects are never changed in place, so events may share them.
+
+    Every table is in order of creation and so of ids. Hold `lock` while reading several things.
+    """
+
+    def __init__(self, seed: int = 0, clock: Callable[[], datetime] | None = None, knobs: Knobs | None = None) -> None:
+        self.lock = threading.RLock()
+        self.knobs = knobs or Knobs()
+        self.clock = clock or real_clock
+        self.random = Random(f"{seed}-world")
+        self.organizations: dict[str, JSON] = {}
+        self.domains: dict[str, JSON] = {}
+        self.users: dict[str, JSON] = {}
+        self.memberships: dict[str, JSON] = {}
+        self.connections: dict[str, JSON] = {}
+        self.roles: dict[RoleKey, JSON] = {}
+        self.events: list[JSON] = []
+        self.event_positions: dict[str, int] = {}
+        self._of_parent: dict[tuple[str, str], dict[str, None]] = {}
+        self._listeners: list[Callable[[JSON], None]] = []
+        self._silent = 0
+        # Ids come from a generator of their own: how many are drawn must not shift other random choices.
+        self._id_random = Random(f"{seed}-ids")
+        self._id_time = 0
+        self._id_tail = self._id_random.getrandbits(79)
+
+    # Time and ids
+
+    def now(self) -> datetime:
+        """The environment's time (aware, UTC)."""
+        return self.clock().astimezone(UTC)
+
+    def stamp(self) -> str:
+        """Now, as WorkOS writes it."""
+        return shapes.time_text(self.now())
+
+    def new_id(self, prefix: str) -> str:
+        """`prefix` and a ULID; ids of one world rise, even if its clock stands or goes back."""
+        with self.lock:
+            self._id_time = max(self._id_time, int(self.now().timestamp() * 1000))
+            self._id_tail += self._id_random.randrange(1, 2**52)
+            value = (self._id_time << 80) | (self._id_tail & (2**80 - 1))
+            return prefix + "_" + "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5))
+
+    # Events
+
+    def subscribe(self, listener: Callable[[JSON], None]) -> None:
+        """Call `listener(event)` for every new event, in order, in the emitting thread, under the lock."""
+        self._listeners.append(listener)
+
+    @contextmanager
+    def silently(self) -> Iterator[None]:
+        """Operations inside emit nothing: what a mirror can only find out by reading the API."""
+        with self.lock:
+            self._silent += 1
+            try:
+                yield
+            finally:
+                self._silent -= 1
+
+    def emit(self, kind: str, data: JSON) -> JSON | None:
+        """Log an event of `kind` carrying `data` and tell the listeners; None inside `silently()`."""
+        with self.lock:
+            if self._silent:
+                return None
+            if data.get("object") == "organization_membership" and not self.knobs.roles_in_events:
+                data = {name: value for name, value in data.items() if name != "roles"}
+            event = shapes.event(self.new_id("event"), kind, data, self.stamp())
+            self.event_positions[event["id"]] = len(self.events)
+            self.events.append(event)
+            for listener in self._listeners:
+                listener(event)
+            return event
+
+    # Tables
+
+    def changed(self, record: JSON, **values: Any) -> JSON:
+        """A new version of a record. Its `updated_at` never goes back, but may stay the same."""
+        return {**record, **values, "updated_at": max(record["updated_at"], self.stamp())}
+
+    def link(self, parent: str, kind: str, object_id: str) -> None:
+        """Note that an object of `kind` belongs to `parent`."""
+        self._of_parent.setdefault((parent, kind), {})[object_id] = None
+
+    def unlink(self, parent: str, kind: str, object_id: str) -> None:
+        """Undo `link`."""
+        self._of_parent.get((parent, kind), {}).pop(object_id, None)
+
+    def children(self, parent: str, kind: str) -> list[str]:
+        """The ids of what belongs to a parent, oldest first; `kind` is the `object` name."""
+        with self.lock:
+            return list(self._of_parent.get((parent, kind), {}))
+
+    def find(self, table: dict[str, JSON], kind: str, object_id: str) -> JSON:
+        """The stored object, or WorldError 404."""
+        with self.lock:
+            found = table.get(object_id)
+        if found is None:
+            raise not_found(kind, object_id)
+        return found
+
+    # What the API shows
+
+    def show_organization(self, organization_id: str) -> JSON:
+        """An organization with its domains, or WorldError 404."""
+        with self.lock:
+            record = self.find(self.organizations, "organization", organization_id)
+            return shapes.with_domains(
+                record, [self.domains[d] for d in self.children(organization_id, "organization_domain")]
+            )
+
+    def show_membership(self, membership_id: str) -> JSON:
+        """A membership with its user, or WorldError 404."""
+        with self.lock:
+            record = self.find(self.memberships, "organization_membership", membership_id)
+            name = self.organizations[record["organization_id"]]["name"]
+            return shapes.membership_in_api(record, self.users[record["user_id"]], name)
+
+    def show_roles(self, organization_id: str | None) -> list[JSON]:
+        """The environment's roles, followed by those of the organization if one is given (WorldError 404)."""
+        with self.lock:
+            if organization_id is not None:
+                self.find(self.organizations, "organization", organization_id)
+            own = [role for key, role in self.roles.items() if organization_id and key[0] == organization_id]
+            return [shapes.role_in_api(r) for key, r in self.roles.items() if key[0] is None] + [
+                shapes.role_in_api(r) for r in own
+            ]
+
+    def truth(self) -> JSON:
+        """All there is, as the API shows it: what a mirror has to end equal to.
+
+        `roles` are the stored ones, with `organization_id` (None: of the environment).
+        """
+        with self.lock:
+            return {
+                "organizations": [self.show_organization(object_id) for object_id in self.organizations],
+                "users": list(self.users.values()),
+                "memberships": [self.show_membership(object_id) for object_id in self.memberships],
+                "roles": list(self.roles.values()),
+                "connections": list(self.connections.values()),
+            }

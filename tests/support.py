@@ -1,0 +1,176 @@
+"""What many tests say: sign and post events, drain the inbox, compare the mirror with WorkOS."""
+
+import hashlib
+import hmac
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from flask.testing import FlaskClient
+from sqlalchemy import Engine, RowMapping, select
+from werkzeug.test import TestResponse
+
+from models.database import reading
+from models.tables import TABLES, Event, EventStatus, Kind
+from models.views import auto_join_domains, workspace_members, workspaces
+from worker.drain import Policy, drain
+
+SECRET = "whsec_test_0123456789abcdef"
+HERE = Path(__file__).parent
+SESSION = HERE / "session"
+EVENTS = HERE / "events"
+
+JSON = dict[str, Any]
+
+
+def sign(body: bytes, secret: str = SECRET, at: float | None = None) -> str:
+    """The `WorkOS-Signature` header for `body`, made at `at` (seconds since the epoch; now if not given)."""
+    stamp = str(round((time.time() if at is None else at) * 1000))
+    mac = hmac.new(secret.encode(), stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+    return f"t={stamp}, v1={mac}"
+
+
+def post(door: FlaskClient, event: JSON | bytes, path: str = "/webhooks/workos", **headers: str) -> TestResponse:
+    """Post an event, well signed, as WorkOS does."""
+    body = event if isinstance(event, bytes) else json.dumps(event).encode()
+    return door.post(path, data=body, headers={"WorkOS-Signature": sign(body), **headers})
+
+
+def accept(door: FlaskClient, *events: JSON) -> None:
+    """Post events that must be taken."""
+    for event in events:
+        answer = post(door, event)
+        assert answer.status_code == 200, answer.get_data(as_text=True)
+
+
+def apply_all(engine: Engine, policy: Policy | None = None) -> None:
+    """Drain the inbox as a worker does."""
+    assert drain(engine, policy or Policy())
+
+
+def session_deliveries() -> list[JSON]:
+    """The recorded deliveries, in arrival order: `signature` and `body`."""
+    return [json.loads(line) for line in (SESSION / "deliveries.jsonl").read_text().splitlines()]
+
+
+def session_secret() -> str:
+    return (SESSION / "secret.txt").read_text().strip()
+
+
+def session_truth() -> JSON:
+    truth: JSON = json.loads((SESSION / "truth.json").read_text())
+    return truth
+
+
+def sample(type: str) -> JSON:
+    """The sample event of one type."""
+    event: JSON = json.loads((EVENTS / f"{type}.json").read_text())
+    return event
+
+
+def event_row(engine: Engine, event_id: str) -> RowMapping:
+    with reading(engine) as tx:
+        return tx.execute(select(Event.__table__).where(Event.id == event_id)).mappings().one()
+
+
+def rows(engine: Engine, source: Any) -> list[JSON]:
+    """All rows of a table class or view, as dicts."""
+    with reading(engine) as tx:
+        return [dict(row) for row in tx.execute(select(getattr(source, "__table__", source))).mappings()]
+
+
+def mirrored(engine: Engine) -> dict[Kind, list[JSON]]:
+    """The whole mirror, sorted by id, without the counter of writes, which tells how often and not what."""
+    return {
+        kind: sorted(
+            ({k: v for k, v in row.items() if k != "revision"} for row in rows(engine, table)),
+            key=lambda row: str(row["id"]),
+        )
+        for kind, table in TABLES.items()
+    }
+
+
+def statuses(engine: Engine) -> dict[str, int]:
+    """How many events stand at each status."""
+    found = [row["status"] for row in rows(engine, Event)]
+    return {status.value: found.count(status) for status in EventStatus if status in found}
+
+
+def differences(engine: Engine, truth: JSON) -> list[str]:
+    """What differs between the mirror and `truth` (what WorkOS lists), one line each; empty if they are equal."""
+    live = {row["organization_id"]: row for row in rows(engine, workspaces) if row["state"] == "active"}
+    found = _compare("workspace", {o["id"]: o["name"] for o in truth["organizations"]}, _names(live))
+    emails = {user["id"]: user["email"] for user in truth["users"]}
+    stored = {row["id"]: row for row in rows(engine, TABLES[Kind.USER]) if row["deleted_by"] is None}
+    found += _compare("user", emails, {id: row["email"] for id, row in stored.items()})
+    found += _compare("membership", _true_memberships(truth), _stored_memberships(engine, set(live), set(stored)))
+    found += _compare("member", _true_members(truth, emails), _stored_members(engine))
+    found += _compare("domain", _true_domains(truth), _stored_domains(engine, set(live)))
+    joins = {(row["domain"], row["organization_id"]): True for row in rows(engine, auto_join_domains)}
+    return found + _compare("auto-join", _true_joins(truth), joins)
+
+
+def _names(live: dict[str, JSON]) -> dict[str, str]:
+    return {id: row["name"] for id, row in live.items()}
+
+
+def _compare(what: str, workos: dict[Any, Any], mirror: dict[Any, Any]) -> list[str]:
+    return [
+        f"{what} {key}: WorkOS {workos.get(key, 'has none')!r}, mirror {mirror.get(key, 'has none')!r}"
+        for key in sorted(workos.keys() | mirror.keys())
+        if workos.get(key) != mirror.get(key)
+    ]
+
+
+def _true_memberships(truth: JSON) -> dict[str, Any]:
+    return {m["id"]: (m["organization_id"], m["user_id"], m["role"]["slug"], m["status"]) for m in truth["memberships"]}
+
+
+def _stored_memberships(engine: Engine, organizations: set[str], users: set[str]) -> dict[str, Any]:
+    # The children of a deleted parent are gone with it, whether or not WorkOS said so one by one.
+    return {
+        m["id"]: (m["organization_id"], m["user_id"], m["workos_role"], m["status"])
+        for m in rows(engine, TABLES[Kind.MEMBERSHIP])
+        if m["deleted_by"] is None and m["organization_id"] in organizations and m["user_id"] in users
+    }
+
+
+def _true_members(truth: JSON, emails: dict[str, str]) -> dict[Any, Any]:
+    return {
+        (m["organization_id"], m["user_id"]): (
+            emails[m["user_id"]],
+            "admin" if "admin" in {m["role"]["slug"], *(r["slug"] for r in m.get("roles") or [])} else "member",
+        )
+        for m in truth["memberships"]
+        if m["status"] == "active"
+    }
+
+
+def _stored_members(engine: Engine) -> dict[Any, Any]:
+    return {
+        (row["organization_id"], row["user_id"]): (row["email"], row["role"]) for row in rows(engine, workspace_members)
+    }
+
+
+def _true_domains(truth: JSON) -> dict[str, Any]:
+    return {
+        d["id"]: (d["organization_id"], d["domain"], d["state"]) for o in truth["organizations"] for d in o["domains"]
+    }
+
+
+def _stored_domains(engine: Engine, organizations: set[str]) -> dict[str, Any]:
+    return {
+        d["id"]: (d["organization_id"], d["domain"], d["verification"])
+        for d in rows(engine, TABLES[Kind.DOMAIN])
+        if d["deleted_by"] is None and d["organization_id"] in organizations
+    }
+
+
+def _true_joins(truth: JSON) -> dict[Any, Any]:
+    holders: dict[str, set[str]] = {}
+    for organization in truth["organizations"]:
+        for domain in organization["domains"]:
+            if domain["state"] in {"verified", "legacy_verified"}:
+                holders.setdefault(domain["domain"].lower(), set()).add(organization["id"])
+    return {(domain, *owners): True for domain, owners in holders.items() if len(owners) == 1}

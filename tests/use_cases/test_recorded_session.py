@@ -1,0 +1,83 @@
+"""602 deliveries recorded from WorkOS's own emulator, through the real door, in any order, end equal to its state."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+from flask.testing import FlaskClient
+from freezegun import freeze_time
+
+from tests.support import (
+    JSON,
+    apply_all,
+    differences,
+    mirrored,
+    session_deliveries,
+    session_secret,
+    session_truth,
+    statuses,
+)
+from webhooks.app import create_app
+from worker.drain import Policy
+from worker.wiring import Wiring
+
+RECORDED_AT = "2026-11-23T03:07:47Z"
+
+
+def in_arrival_order(deliveries: list[JSON]) -> list[JSON]:
+    return deliveries
+
+
+def reversed_order(deliveries: list[JSON]) -> list[JSON]:
+    return deliveries[::-1]
+
+
+def shuffled(seed: int) -> Callable[[list[JSON]], list[JSON]]:
+    def order(deliveries: list[JSON]) -> list[JSON]:
+        dice = random.Random(seed)
+        twice = deliveries + dice.choices(deliveries, k=len(deliveries) // 3)
+        dice.shuffle(twice)
+        return twice
+
+    return order
+
+
+def deliver(door: FlaskClient, deliveries: list[JSON]) -> None:
+    for delivery in deliveries:
+        answer = door.post(
+            "/webhooks/workos",
+            data=delivery["body"].encode(),
+            headers={"WorkOS-Signature": delivery["signature"]},
+        )
+        assert answer.status_code == 200, answer.get_data(as_text=True)
+
+
+@pytest.mark.parametrize("order", [in_arrival_order, reversed_order, *map(shuffled, range(3))])
+def test_any_order_ends_equal_to_workos(
+    make_wiring: Callable[..., Wiring], order: Callable[[list[JSON]], list[JSON]]
+) -> None:
+    wiring = make_wiring(workos_webhook_secrets=session_secret())
+    door = create_app(wiring).test_client()
+    deliveries = order(session_deliveries())
+    with freeze_time(RECORDED_AT):
+        # In three parts with drains between, so that rows are decided against stored ones and not only in one batch.
+        third = len(deliveries) // 3 + 1
+        for start in range(0, len(deliveries), third):
+            deliver(door, deliveries[start : start + third])
+            apply_all(wiring.engine, Policy(batch_size=100))
+    assert statuses(wiring.engine) == {"done": 602}
+    assert differences(wiring.engine, session_truth()) == []
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_two_orders_end_in_the_same_rows_to_the_last_column(
+    make_database: Callable[[str], str], build_wiring: Callable[..., Wiring], kind: str
+) -> None:
+    ends = []
+    for order in (in_arrival_order, reversed_order):
+        wiring = build_wiring(database_url=make_database(kind), workos_webhook_secrets=session_secret())
+        with freeze_time(RECORDED_AT):
+            deliver(create_app(wiring).test_client(), order(session_deliveries()))
+        apply_all(wiring.engine)
+        ends.append(mirrored(wiring.engine))
+    assert ends[0] == ends[1]

@@ -1,0 +1,39 @@
+"""The Flask application."""
+
+from flask import Flask, Response, jsonify
+from werkzeug.exceptions import HTTPException
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from webhooks import health, receive
+from worker.errors import ConfigurationError
+from worker.wiring import Wiring
+
+
+def create_app(wiring: Wiring) -> Flask:
+    """Return the application over `wiring`; `webhooks.wsgi` builds it from the environment.
+
+    Raises:
+        ConfigurationError: without a webhook secret nothing could be verified.
+    """
+    settings = wiring.settings
+    if not settings.workos_webhook_secrets:
+        raise ConfigurationError("WORKOS_WEBHOOK_SECRETS is not set")
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.webhook_max_bytes
+    if settings.trusted_proxy_hops:
+        hops = settings.trusted_proxy_hops
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
+    app.register_blueprint(receive.blueprint(wiring))
+    app.register_blueprint(health.blueprint(wiring))
+    app.register_error_handler(HTTPException, _as_json)
+    return app
+
+
+def _as_json(error: HTTPException) -> Response:
+    response = error.get_response()
+    return Response(
+        jsonify(error=error.description).get_data(),
+        status=error.code,
+        headers=[(name, value) for name, value in response.headers if name in {"Allow", "Retry-After"}],
+        content_type="application/json",
+    )

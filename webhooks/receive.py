@@ -1,0 +1,90 @@
+"""POST /webhooks/workos: verify, store, commit, ring, answer."""
+
+import hmac
+import json
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+
+import structlog
+from flask import Blueprint, Response, abort, jsonify, request
+from sqlalchemy.exc import DBAPIError
+
+from webhooks.signature import RefusedError, verify
+from worker.inbox import receive
+from worker.snapshots import is_id
+from worker.wiring import Wiring
+
+log = structlog.get_logger()
+
+RETRY_AFTER_SECONDS = 5
+
+Network = IPv4Network | IPv6Network
+
+
+def blueprint(wiring: Wiring) -> Blueprint:
+    """Return the route that takes deliveries."""
+    settings = wiring.settings
+    secrets = [secret.get_secret_value() for secret in settings.workos_webhook_secrets]
+    allowed = [ip_network(network) for network in settings.webhook_allowed_ips]
+    path_token = settings.webhook_path_token.get_secret_value().encode() if settings.webhook_path_token else None
+    routes = Blueprint("receive", __name__)
+
+    @routes.before_request
+    def refuse_strangers() -> None:
+        if (request.content_length or 0) > settings.webhook_max_bytes:
+            abort(413)
+        if allowed and not _from(allowed, request.remote_addr):
+            log.warning("webhook_refused", reason="address")
+            abort(403)
+
+    @routes.post("/webhooks/workos", defaults={"token": ""})
+    @routes.post("/webhooks/workos/<token>")
+    def deliver(token: str) -> Response | tuple[Response, int]:
+        if not hmac.compare_digest(token.encode("utf-8", "replace"), path_token or b""):
+            abort(404)
+        body = request.get_data(cache=False)
+        try:
+            verify(body, request.headers.get("WorkOS-Signature"), secrets, settings.webhook_tolerance_seconds)
+        except RefusedError as refused:
+            log.warning("webhook_refused", reason=refused.reason)
+            return jsonify(error=f"signature refused: {refused.reason}"), 401
+        event_id, type = _id_and_type(body)
+        with structlog.contextvars.bound_contextvars(event_id=event_id, type=type):
+            try:
+                new = receive(wiring.engine, event_id, type, body, source="webhook")
+            except DBAPIError as error:
+                log.warning("webhook_not_stored", error=error.orig.__class__.__name__)
+                answer = jsonify(error="the event could not be stored; send it again")
+                answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+                return answer, 503
+            wiring.bell.ring()
+            log.info("webhook_accepted", new=new)
+        return jsonify(status="accepted" if new else "duplicate")
+
+    return routes
+
+
+def _from(allowed: list[Network], address: str | None) -> bool:
+    try:
+        caller = ip_address(address or "")
+    except ValueError:
+        return False
+    return any(caller in network for network in allowed)
+
+
+def _id_and_type(body: bytes) -> tuple[str, str]:
+    """Return the event's id and type; answers 400 for what is not an event."""
+    try:
+        event = json.loads(body)
+    except (ValueError, RecursionError):
+        event = None
+    if not isinstance(event, dict):
+        log.warning("webhook_malformed", reason="not a JSON object")
+        abort(400, "the body is not a JSON object")
+    id, type = event.get("id"), event.get("event")
+    if not isinstance(id, str) or not is_id(id):
+        log.warning("webhook_malformed", reason="no id")
+        abort(400, "the event has no usable id")
+    if not isinstance(type, str) or not is_id(type):
+        log.warning("webhook_malformed", reason="no type")
+        abort(400, "the event has no usable type")
+    return id, type

@@ -1,0 +1,1 @@
+"""The work: inbox, decision, application, sweep. Imports models, never webhooks."""

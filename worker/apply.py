@@ -1,0 +1,133 @@
+"""Snapshots into the mirror: lock the rows, fold, save, note the changes. One caller's transaction, any snapshots."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from models.database import CHANGES_LOCK, advisory_lock
+from models.tables import CONTENT, TABLES, Change, Kind
+from worker.decide import Outcome, State, Version, decide
+from worker.snapshots import Snapshot
+
+
+class Arrival(NamedTuple):
+    """A snapshot and why it is here: `cause` is `event`, `resync`, `operator` or `settings`; `cause_id` says which."""
+
+    snapshot: Snapshot
+    cause: str
+    cause_id: str
+
+
+class Decision(NamedTuple):
+    """What became of an arrival, and the event id of the version that the row carried against it."""
+
+    outcome: Outcome
+    against: str | None
+
+
+def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], list[dict[str, Any]]]:
+    """Decide each of `arrivals` in turn and write the mirror; return the decisions in the same order, and the changes.
+
+    Locks rows kind by kind, sorted by id, so that two callers wait for each other in one order only. The caller hands
+    the changes to `note_changes` as its last step and commits.
+    """
+    decisions: dict[int, Decision] = {}
+    changes: list[dict[str, Any]] = []
+    for kind in Kind:
+        mine = [(place, arrival) for place, arrival in enumerate(arrivals) if arrival.snapshot.kind is kind]
+        if not mine:
+            continue
+        stored = lock_rows(tx, kind, sorted({arrival.snapshot.id for _, arrival in mine}))
+        kept: dict[str, State] = {}
+        for place, arrival in mine:
+            id = arrival.snapshot.id
+            current = kept.get(id, stored[id])
+            state, outcome = decide(current, arrival.snapshot.state, terminal=kind is not Kind.ROLE)
+            decisions[place] = Decision(outcome, current.version.event_id if current else None)
+            if state is not current:
+                kept[id] = state
+            if outcome is Outcome.APPLIED:
+                changes.append(change(kind, id, current, state, arrival.cause, arrival.cause_id))
+        save_rows(tx, kind, kept)
+    return [decisions[place] for place in range(len(arrivals))], changes
+
+
+def note_changes(tx: Connection, changes: Sequence[dict[str, Any]]) -> None:
+    """Write rows of `changes`. Must be the last step before commit.
+
+    Their ids are drawn under one lock that is held to the commit, so that whoever has seen n never later finds a
+    smaller one (DESIGN, invariant 11).
+    """
+    if changes:
+        advisory_lock(tx, CHANGES_LOCK)
+        tx.execute(insert(Change), changes)
+
+
+def show(state: State) -> dict[str, Any]:
+    """Return `state` as `changes` shows it: the content with its `state`, times as ISO 8601 text in UTC."""
+    content = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in state.content.items()}
+    return {"state": "deleted" if state.deleted else "active", **content}
+
+
+def change(kind: Kind, id: str, before: State | None, after: State, cause: str, cause_id: str) -> dict[str, Any]:
+    """Return a row for `note_changes`."""
+    return {
+        "kind": kind.value,
+        "object_id": id,
+        "organization_id": organization_of(kind, id, after),
+        "before": None if before is None else show(before),
+        "after": show(after),
+        "cause": cause,
+        "cause_id": cause_id,
+    }
+
+
+def organization_of(kind: Kind, id: str, state: State) -> str | None:
+    """Return the workspace an object belongs to, if any."""
+    return id if kind is Kind.ORGANIZATION else state.content.get("organization_id")
+
+
+def lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State | None]:
+    """Lock the rows of `ids` (sorted) and return their states, None for an id never seen.
+
+    Keys never seen are inserted first, so that they can be locked; the caller gives each a state before it commits.
+    """
+    table = TABLES[kind].__table__
+    dialect_insert: Any = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
+    tx.execute(dialect_insert(TABLES[kind]).on_conflict_do_nothing(), [{"id": id} for id in ids])
+    found = tx.execute(select(table).where(table.c.id.in_(ids)).order_by(table.c.id).with_for_update())
+    return {row.id: _state(kind, row) for row in found}
+
+
+def _state(kind: Kind, row: Any) -> State | None:
+    if row.revision == 0:
+        return None
+    columns = row._mapping  # noqa: SLF001 - SQLAlchemy's public name for it
+    return State(
+        Version(row.updated_at, row.event_at, row.event_id),
+        deleted=row.deleted_by is not None,
+        content={name: columns[name] for name in CONTENT[kind]},
+    )
+
+
+def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State]) -> None:
+    """Write `states` over their locked rows, one revision higher."""
+    if not states:
+        return
+    table = TABLES[kind]
+    statement = update(table).where(table.id == bindparam("key")).values(revision=table.revision + 1)
+    tx.execute(statement, [_columns(id, state) for id, state in states.items()])
+
+
+def _columns(id: str, state: State) -> dict[str, Any]:
+    return {
+        "key": id,
+        "updated_at": state.version.updated_at,
+        "event_at": state.version.event_at,
+        "event_id": state.version.event_id,
+        "deleted_by": "event" if state.deleted else None,
+        **state.content,
+    }

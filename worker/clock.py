@@ -1,0 +1,59 @@
+"""The clock: one small loop that calls each duty when it is due. Two clocks by mistake do no harm."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+from redis.exceptions import RedisError
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from worker.doorbell import Doorbell
+from worker.inbox import needs_drain
+
+log = structlog.get_logger()
+
+SWEEP_OLDER_THAN_SECONDS = 2.0
+"""What waited so long was announced by no doorbell, or its drain is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """Something to do every so many seconds."""
+
+    name: str
+    every_seconds: float
+    run: Callable[[], object]
+
+
+def sweep(engine: Engine, bell: Doorbell) -> bool:
+    """Ring for events that no doorbell announced; return whether it rang.
+
+    Raises:
+        redis.exceptions.RedisError: Redis is away.
+        sqlalchemy.exc.DBAPIError: the database is away.
+    """
+    # A job in the queue will find everything: no second ring for the same backlog.
+    if bell.waiting() or not needs_drain(engine, older_than=SWEEP_OLDER_THAN_SECONDS):
+        return False
+    log.info("sweep_rang")
+    return bell.ring()
+
+
+def run(duties: list[Duty], stop: threading.Event) -> None:
+    """Call each of `duties` at its time until `stop` is set. A duty that was missed runs once, not many times."""
+    due = {duty.name: time.monotonic() for duty in duties}
+    while not stop.wait(max(0.0, min(due.values()) - time.monotonic())):
+        for duty in duties:
+            if due[duty.name] <= time.monotonic():
+                _attempt(duty)
+                due[duty.name] = time.monotonic() + duty.every_seconds
+
+
+def _attempt(duty: Duty) -> None:
+    try:
+        duty.run()
+    except (DBAPIError, RedisError) as error:
+        log.warning("duty_failed", duty=duty.name, error=type(error).__name__)

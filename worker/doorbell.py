@@ -1,0 +1,76 @@
+"""The doorbell: tells RQ's workers, through Redis, that the inbox holds something. The sweep knows if it was missed."""
+
+import time
+
+import structlog
+from redis import Redis
+from redis.exceptions import RedisError, WatchError
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+log = structlog.get_logger()
+
+FLAG_MS = 10_000
+JOB_TIMEOUT_SECONDS = 120
+KEEP_RESULT_SECONDS = 30
+KEEP_FAILURE_SECONDS = 24 * 3600
+QUIET_SECONDS = 1.0
+"""After Redis did not answer, do not ask it again for so long: a frozen one must not slow every delivery."""
+
+
+class Doorbell:
+    """Rings one lane: a flag that is set and a job that is enqueued in one atomic step, unless the flag is set.
+
+    Why nothing is missed: an event is committed before its ring looks at the flag. No flag, and a new job reads
+    later. A flag, and its job has not yet deleted it, which it does before it reads.
+
+    Args:
+        redis: a client with short time-outs and no retries of its own.
+        lane: the queue's name and the name of the function that its job runs.
+    """
+
+    def __init__(self, redis: Redis, lane: str) -> None:
+        self._redis = redis
+        self._lane = lane
+        self._flag = f"workos-sync:wake:{lane}"
+        self._quiet_until = 0.0
+        self.queue = Queue(lane, connection=redis, serializer=JSONSerializer)
+
+    def ring(self) -> bool:
+        """Enqueue a job unless one is about to read anyway; return False if Redis did not take it."""
+        if time.monotonic() < self._quiet_until:
+            return False
+        try:
+            self._ring()
+        except RedisError as error:
+            self._quiet_until = time.monotonic() + QUIET_SECONDS
+            log.warning("doorbell_unheard", lane=self._lane, error=type(error).__name__)
+            return False
+        return True
+
+    def _ring(self) -> None:
+        with self._redis.pipeline() as pipeline:
+            pipeline.watch(self._flag)  # type: ignore[no-untyped-call]  # redis-py has no types for it
+            if pipeline.exists(self._flag):
+                return
+            pipeline.multi()
+            pipeline.set(self._flag, 1, px=FLAG_MS)
+            self.queue.enqueue_call(
+                self._lane,
+                timeout=JOB_TIMEOUT_SECONDS,
+                result_ttl=KEEP_RESULT_SECONDS,
+                failure_ttl=KEEP_FAILURE_SECONDS,
+                pipeline=pipeline,
+            )
+            try:
+                pipeline.execute()
+            except WatchError:
+                return  # another process rang in the same instant
+
+    def answer(self) -> None:
+        """Take the flag down: the first act of the job, before it reads."""
+        self._redis.delete(self._flag)
+
+    def waiting(self) -> int:
+        """Return how many jobs are queued; raises `redis.exceptions.RedisError`."""
+        return self.queue.count

@@ -1,0 +1,215 @@
+"""Drain: apply what is pending, in batches, each in one transaction.
+
+A batch is written down and committed before it is tried, and struck out by the transaction that applies it. What is
+still written down after its drain is gone did not finish, and runs again in halves. So the one event that cannot be
+applied, or kills the process, ends up alone; only there does an event spend an attempt.
+"""
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import structlog
+from rq.timeouts import JobTimeoutException
+from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
+from sqlalchemy.exc import DBAPIError
+
+from models.database import CLAIM_LOCK, advisory_lock, can_pass, write
+from models.tables import Batch, Event, EventStatus, Mirror
+from models.types import db_in, db_now
+from worker.apply import Arrival, apply, note_changes, organization_of
+from worker.decide import Outcome
+from worker.errors import DiedAloneError, PayloadError
+from worker.handlers import read_event
+from worker.snapshots import Snapshot, clean
+
+log = structlog.get_logger()
+
+ORPHAN_AFTER_SECONDS = 10.0
+"""A batch that was started longer ago and is locked by no one has lost its drain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a drain works: events in a batch, attempts of one event, first and longest back-off in seconds."""
+
+    batch_size: int = 500
+    max_attempts: int = 10
+    first_backoff: float = 1.0
+    longest_backoff: float = 3600.0
+    seconds: float = 20.0
+    """A drain stops after this long, so that its job ends well before RQ would end it."""
+
+    def backoff(self, attempts: int) -> float:
+        """Return the seconds to wait after `attempts` failed attempts."""
+        return float(min(self.first_backoff * 2 ** (attempts - 1), self.longest_backoff))
+
+
+class Work(NamedTuple):
+    """A batch as written down."""
+
+    id: str
+    event_ids: list[str]
+
+
+def drain(engine: Engine, policy: Policy) -> bool:
+    """Apply pending events until none is due; return False if it stopped earlier, for its time was up.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database is away; the sweep will ring again.
+        rq.timeouts.JobTimeoutException: RQ ended the job; the batch in work was set aside.
+    """
+    ends = time.monotonic() + policy.seconds
+    while time.monotonic() < ends:
+        batch = write(engine, lambda tx: _take(tx, policy))
+        if batch is None:
+            return True
+        _work(engine, policy, batch)
+    return False
+
+
+def _work(engine: Engine, policy: Policy, batch: Work) -> None:
+    try:
+        write(engine, lambda tx: _apply_batch(tx, policy, batch))
+    except Exception as error:
+        # A poison event may raise anything: it is noted on its row. The database's own troubles are nobody's fault.
+        if can_pass(error):
+            raise
+        failure = error
+        write(engine, lambda tx: _set_aside(tx, policy, batch, failure))
+        if isinstance(error, JobTimeoutException):
+            raise
+
+
+def _take(tx: Connection, policy: Policy) -> Work | None:
+    """Choose what to do next and write it down: a half of an unfinished batch first, else what is pending and due."""
+    advisory_lock(tx, CLAIM_LOCK)
+    _split_orphans(tx, policy)
+    standing = tx.execute(select(Batch.id, Batch.event_ids, Batch.started_at)).all()
+    for id, event_ids, started_at in standing:
+        if started_at is None:
+            tx.execute(update(Batch).where(Batch.id == id).values(started_at=db_now()))
+            return Work(id, event_ids)
+    taken = {event_id for _, event_ids, _ in standing for event_id in event_ids}
+    due = (
+        select(Event.id)
+        .where(Event.status == EventStatus.PENDING, Event.due_at <= db_now())
+        .order_by(Event.due_at, Event.id)
+        .limit(policy.batch_size + len(taken))
+    )
+    free = [id for id in tx.execute(due).scalars() if id not in taken][: policy.batch_size]
+    return Work(_write_down(tx, free, started=True), free) if free else None
+
+
+def _write_down(tx: Connection, event_ids: Sequence[str], *, started: bool) -> str:
+    id = uuid.uuid4().hex
+    tx.execute(insert(Batch).values(id=id, event_ids=list(event_ids), started_at=db_now() if started else None))
+    return id
+
+
+def _split_orphans(tx: Connection, policy: Policy) -> None:
+    # A living drain holds the lock on its batch's row while it works.
+    orphans = (
+        select(Batch.id, Batch.event_ids)
+        .where(Batch.started_at < db_in(-ORPHAN_AFTER_SECONDS))
+        .with_for_update(skip_locked=True)
+    )
+    for id, event_ids in tx.execute(orphans).all():
+        log.warning("batch_unfinished", batch=id, events=len(event_ids))
+        _split_or_blame(tx, policy, Work(id, event_ids), DiedAloneError())
+
+
+def _set_aside(tx: Connection, policy: Policy, batch: Work, error: Exception) -> None:
+    if _still_ours(tx, batch):
+        log.warning("batch_failed", batch=batch.id, events=len(batch.event_ids), error=type(error).__name__)
+        _split_or_blame(tx, policy, batch, error)
+
+
+def _still_ours(tx: Connection, batch: Work) -> bool:
+    """Lock the batch; False if another drain took it over, because this one was stopped for long."""
+    return tx.execute(select(Batch.id).where(Batch.id == batch.id).with_for_update()).one_or_none() is not None
+
+
+def _split_or_blame(tx: Connection, policy: Policy, batch: Work, error: Exception) -> None:
+    tx.execute(delete(Batch).where(Batch.id == batch.id))
+    if len(batch.event_ids) > 1:
+        middle = len(batch.event_ids) // 2
+        for half in (batch.event_ids[:middle], batch.event_ids[middle:]):
+            _write_down(tx, half, started=False)
+        return
+    alone = (Event.id == batch.event_ids[0]) & (Event.status == EventStatus.PENDING)
+    attempts = tx.execute(select(Event.attempts).where(alone).with_for_update()).scalar_one_or_none()
+    if attempts is not None:
+        tx.execute(update(Event).where(alone).values(_failed_attempt(policy, attempts + 1, error)))
+        log.warning("event_failed", event_id=batch.event_ids[0], attempts=attempts + 1, error=type(error).__name__)
+
+
+def _failed_attempt(policy: Policy, attempts: int, error: Exception) -> dict[str, Any]:
+    """Return what a failed attempt leaves on its event: tried again later, or set aside for an operator."""
+    values: dict[str, Any] = {"attempts": attempts, "error": describe(error)}
+    if isinstance(error, PayloadError) or attempts >= policy.max_attempts:
+        return {**values, "status": EventStatus.FAILED, "processed_at": db_now()}
+    return {**values, "due_at": db_in(policy.backoff(attempts))}
+
+
+def describe(error: Exception) -> str:
+    """Return `error` as the inbox keeps it: one line without parameters of statements."""
+    if isinstance(error, PayloadError):
+        return clean(str(error))
+    message = str(error.orig) if isinstance(error, DBAPIError) else str(error)
+    return clean(f"{type(error).__name__}: {message}".splitlines()[0])[:1000]
+
+
+def _apply_batch(tx: Connection, policy: Policy, batch: Work) -> None:
+    """Apply the events of a batch, note what became of each, and strike out the batch, all in `tx`."""
+    if not _still_ours(tx, batch):
+        log.info("batch_taken_over", batch=batch.id)
+        return
+    # Shared: a new role map waits for the batches that read the old one.
+    roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
+    pending = (
+        select(Event.id, Event.type, Event.body, Event.attempts)
+        .where(Event.id.in_(batch.event_ids), Event.status == EventStatus.PENDING)
+        .order_by(Event.id)
+        .with_for_update()
+    )
+    done: list[dict[str, Any]] = []
+    arrivals: list[Arrival] = []
+    for event in tx.execute(pending).all():
+        try:
+            envelope, snapshot = read_event(event.id, event.type, event.body, roles)
+        except PayloadError as error:
+            tx.execute(
+                update(Event).where(Event.id == event.id).values(_failed_attempt(policy, event.attempts + 1, error))
+            )
+            log.warning("event_failed", event_id=event.id, type=event.type, field=error.field)
+            continue
+        row = {"key": event.id, "occurred_at": envelope.created_at, "outcome": Outcome.IGNORED, "decided_by": None}
+        done.append(row | _about(snapshot))
+        if snapshot is not None:
+            arrivals.append(Arrival(snapshot, "event", event.id))
+    decisions, changes = apply(tx, arrivals)
+    against = dict(zip((arrival.cause_id for arrival in arrivals), decisions, strict=True))
+    for row in done:
+        if decision := against.get(row["key"]):
+            row |= {"outcome": decision.outcome, "decided_by": decision.against}
+    _note_done(tx, done)
+    tx.execute(delete(Batch).where(Batch.id == batch.id))
+    note_changes(tx, changes)
+    log.info("batch_applied", batch=batch.id, events=len(done), changes=len(changes))
+
+
+def _about(snapshot: Snapshot | None) -> dict[str, str | None]:
+    """Return what the inbox row says its event was about."""
+    if snapshot is None:
+        return {"kind": None, "object_id": None, "organization_id": None}
+    organization_id = organization_of(snapshot.kind, snapshot.id, snapshot.state)
+    return {"kind": snapshot.kind, "object_id": snapshot.id, "organization_id": organization_id}
+
+
+def _note_done(tx: Connection, done: list[dict[str, Any]]) -> None:
+    if done:
+        values = {"status": EventStatus.DONE, "processed_at": db_now(), "error": None}
+        tx.execute(update(Event).where(Event.id == bindparam("key")).values(values), done)

@@ -1,0 +1,70 @@
+"""RQ: the functions a worker runs, and a worker that runs no others."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from redis import Redis
+from rq import Queue, SimpleWorker
+from rq.job import Job
+from rq.serializers import JSONSerializer
+from sqlalchemy import Engine
+
+from worker.doorbell import Doorbell
+from worker.drain import Policy, drain
+
+DRAIN = "drain"
+"""The lane that applies what is pending in the inbox."""
+
+WORKER_TTL_SECONDS = 30
+"""Short, so that an idle worker looks for abandoned jobs often enough."""
+
+
+def drain_job(engine: Engine, policy: Policy, bell: Doorbell) -> Callable[[], None]:
+    """Return the function behind the lane `drain`."""
+
+    def run() -> None:
+        bell.answer()
+        if not drain(engine, policy):
+            bell.ring()
+
+    return run
+
+
+def make_worker(redis: Redis, lane: str, functions: Mapping[str, Callable[[], Any]]) -> SimpleWorker:
+    """Return a worker of one queue that runs only `functions`, whatever a job in Redis names.
+
+    One queue, because RQ loses a job of a worker killed between several (QUEUE.md); JSON, because unpickling runs code.
+    """
+
+    class KnownJob(Job):
+        """A job whose function is looked up among the known ones, never imported by name."""
+
+        @property
+        def func(self) -> Callable[[], Any]:
+            """The function to run; raises `ValueError` for an unknown name."""
+            if self.func_name is None or self.func_name not in functions:
+                raise ValueError("this worker does not know the function that the job names")
+            return functions[self.func_name]
+
+        @property
+        def success_callback(self) -> None:
+            """None: callbacks would be imported by name."""
+
+        @property
+        def failure_callback(self) -> None:
+            """None: callbacks would be imported by name."""
+
+        @property
+        def stopped_callback(self) -> None:
+            """None: callbacks would be imported by name."""
+
+    queue = Queue(lane, connection=redis, serializer=JSONSerializer, job_class=KnownJob)
+    return SimpleWorker(
+        [queue],
+        connection=redis,
+        job_class=KnownJob,
+        serializer=JSONSerializer,
+        worker_ttl=WORKER_TTL_SECONDS,
+        maintenance_interval=WORKER_TTL_SECONDS,
+        log_job_description=False,
+    )

@@ -1,0 +1,51 @@
+"""Logs: events with a constant name and fields. JSON for machines, columns for a terminal."""
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+# No e-mail, secret, signature or payload belongs into a log; these are the names they would come under.
+FORBIDDEN = frozenset({"email", "secret", "signature", "payload", "body", "data", "password", "token", "url"})
+
+
+def _drop_forbidden(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
+    return {name: "withheld" if name in FORBIDDEN else value for name, value in fields.items()}
+
+
+def configure(log_format: Literal["json", "console"]) -> None:
+    """Send every log line of this process, those of libraries included, to standard error in one format."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _drop_forbidden,
+    ]
+    renderer: list[Processor] = (
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        if log_format == "json"
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+    # Their lines at level INFO name jobs and connections one by one; ours say what happened.
+    for noisy in ("rq.worker", "alembic.runtime.migration"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

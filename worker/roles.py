@@ -1,0 +1,20 @@
+"""WorkOS role slugs to local roles: least privilege for what is not known."""
+
+from collections.abc import Iterable, Mapping
+
+LOCAL_ROLES = ("member", "admin")
+"""Lowest privilege first."""
+
+DEFAULT_ROLE_MAP: dict[str, str] = {role: role for role in LOCAL_ROLES}
+
+
+def local_role(slugs: Iterable[str], role_map: Mapping[str, str]) -> tuple[str | None, str]:
+    """Return the deciding slug and the local role: the highest that any of `slugs` maps to.
+
+    An unmapped slug counts as the least privilege. Without slugs the slug is None.
+    """
+    return max(
+        ((slug, role_map.get(slug, LOCAL_ROLES[0])) for slug in sorted(slugs)),
+        key=lambda pair: LOCAL_ROLES.index(pair[1]),
+        default=(None, LOCAL_ROLES[0]),
+    )

@@ -1,0 +1,109 @@
+"""Settings: read from the environment and `.env` once, checked together, every problem named at once."""
+
+import ipaddress
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from models.database import database_url
+from worker.drain import Policy
+from worker.errors import ConfigurationError
+from worker.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
+
+DEFAULT_DATABASE_URL = "sqlite:///.workos-sync/mirror.db"
+
+
+def _entries(raw: Any) -> Any:
+    if not isinstance(raw, str):
+        return raw
+    entries = [entry.strip() for entry in raw.split(",")] if raw.strip() else []
+    if not all(entries):
+        raise ValueError("has an empty entry")
+    return entries
+
+
+def _role_map(raw: Any) -> Any:
+    if not isinstance(raw, str):
+        return raw
+    pairs = [entry.partition("=") for entry in _entries(raw)]
+    if wrong := [slug for slug, _, role in pairs if not slug or role not in LOCAL_ROLES]:
+        known = " or ".join(sorted(LOCAL_ROLES))
+        raise ValueError(
+            f"maps {', '.join(wrong) or 'nothing'} to no local role; write slug=role, where role is {known}"
+        )
+    return DEFAULT_ROLE_MAP | {slug.strip(): role for slug, _, role in pairs}
+
+
+def _database(raw: str) -> str:
+    database_url(raw)
+    return raw
+
+
+def _address(raw: str) -> str:
+    return str(ipaddress.ip_network(raw))
+
+
+Commas = BeforeValidator(_entries)
+
+
+class Settings(BaseSettings):
+    """All settings; the README's table says what each does. Secrets never show in its text form."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", hide_input_in_errors=True, frozen=True)
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    database_url: Annotated[str, AfterValidator(_database), Field(repr=False)] = DEFAULT_DATABASE_URL
+    redis_url: Annotated[str | None, Field(repr=False)] = None
+    workos_webhook_secrets: Annotated[tuple[SecretStr, ...], NoDecode, Commas] = ()
+    webhook_tolerance_seconds: Annotated[int, Field(ge=1)] = 180
+    webhook_max_bytes: Annotated[int, Field(ge=1024)] = 1024 * 1024
+    webhook_path_token: SecretStr | None = None
+    webhook_allowed_ips: Annotated[tuple[Annotated[str, AfterValidator(_address)], ...], NoDecode, Commas] = ()
+    trusted_proxy_hops: Annotated[int, Field(ge=0, le=10)] = 0
+    role_map: Annotated[dict[str, str], NoDecode, BeforeValidator(_role_map)] = DEFAULT_ROLE_MAP
+    web_processes: Annotated[int, Field(ge=1)] = 2
+    web_threads: Annotated[int, Field(ge=1)] = 8
+    worker_processes: Annotated[int, Field(ge=1)] = 2
+    sweep_seconds: Annotated[float, Field(gt=0)] = 5.0
+    batch_size: Annotated[int, Field(ge=1, le=5000)] = 500
+    max_attempts: Annotated[int, Field(ge=1)] = 10
+    first_backoff_seconds: Annotated[float, Field(gt=0)] = 1.0
+    log_format: Literal["json", "console"] = "json"
+
+    def policy(self) -> Policy:
+        """Return how drains work."""
+        return Policy(self.batch_size, self.max_attempts, self.first_backoff_seconds)
+
+
+REMEDIES = {
+    "workos_webhook_secrets": "the signing secret of the webhook endpoint in the WorkOS dashboard; several with commas",
+}
+
+
+def load_settings(*required: str, **given: Any) -> Settings:
+    """Return the settings.
+
+    Args:
+        required: names of settings that must be there.
+        given: values that go before the environment (command-line options).
+
+    Raises:
+        ConfigurationError: names every wrong and every missing setting, without their values.
+    """
+    problems: list[str] = []
+    settings = None
+    try:
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        for problem in error.errors(include_input=False, include_url=False, include_context=False):
+            name = str(problem["loc"][0]) if problem["loc"] else "settings"
+            problems.append(f"{name.upper()} {problem['msg'].removeprefix('Value error, ')}")
+    for name in required:
+        wrong = any(problem.startswith(name.upper()) for problem in problems)
+        missing = settings is not None and not getattr(settings, name)
+        if missing and not wrong:
+            problems.append(f"{name.upper()} is not set: {REMEDIES[name]}")
+    if settings is None or problems:
+        raise ConfigurationError("; ".join(problems))
+    return settings

@@ -1,0 +1,73 @@
+"""The composition root: what a process is made of, built once from its settings."""
+
+from dataclasses import dataclass
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from models.database import open_engine
+from models.migrate import current_revision, newest_revision
+from worker.doorbell import Doorbell
+from worker.errors import ConfigurationError
+from worker.jobs import DRAIN
+from worker.settings import Settings
+
+DOOR_REDIS_SECONDS = 0.25
+"""The door answers within a second, Redis frozen or not (QUEUE.md)."""
+DOOR_LOCK_TIMEOUT_MS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """What the parts of one process share."""
+
+    settings: Settings
+    engine: Engine
+    redis: Redis
+    bell: Doorbell
+
+
+def wire(settings: Settings, redis_url: str, *, door: bool = False) -> Wiring:
+    """Return the parts for one process; connects to nothing yet.
+
+    Args:
+        settings: as loaded.
+        redis_url: the Redis to use (the setting, or that of the embedded server).
+        door: whether deliveries are answered here, with short waits for Redis and locks.
+    """
+    if door:
+        engine = open_engine(
+            settings.database_url, pool_size=settings.web_threads, lock_timeout_ms=DOOR_LOCK_TIMEOUT_MS
+        )
+        redis = door_redis(redis_url)
+    else:
+        engine = open_engine(settings.database_url)
+        redis = Redis.from_url(redis_url)
+    return Wiring(settings, engine, redis, Doorbell(redis, DRAIN))
+
+
+def door_redis(url: str) -> Redis:
+    """Return a client that gives up at once: a ring may be missed, a delivery must not wait."""
+    return Redis.from_url(
+        url,
+        socket_timeout=DOOR_REDIS_SECONDS,
+        socket_connect_timeout=DOOR_REDIS_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+def require_migrated(engine: Engine) -> None:
+    """Check that the database stands at the revision this code needs.
+
+    Raises:
+        ConfigurationError: it does not, or cannot be reached; the message names the remedy.
+    """
+    try:
+        current = current_revision(engine)
+    except DBAPIError as error:
+        raise ConfigurationError(f"DATABASE_URL cannot be reached: {type(error.orig).__name__}") from error
+    if current != newest_revision():
+        raise ConfigurationError(f"the database stands at revision {current or 'none'}; run: workos-sync migrate")
