@@ -3,6 +3,7 @@
 import hmac
 import json
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any, NoReturn
 
 import structlog
 from flask import Blueprint, Response, abort, jsonify, request
@@ -47,8 +48,11 @@ def blueprint(wiring: Wiring) -> Blueprint:
         except RefusedError as refused:
             log.warning("webhook_refused", reason=refused.reason)
             return jsonify(error=f"signature refused: {refused.reason}"), 401
-        event_id, type = _id_and_type(body)
-        with structlog.contextvars.bound_contextvars(event_id=event_id, type=type):
+        event = _event(body)
+        event_id, type = event["id"], event["event"]
+        with structlog.contextvars.bound_contextvars(
+            event_id=event_id, type=type, organization_id=_organization_id(event)
+        ):
             try:
                 new = receive(wiring.engine, event_id, type, body, source="webhook")
             except DBAPIError as error:
@@ -71,20 +75,29 @@ def _from(allowed: list[Network], address: str | None) -> bool:
     return any(caller in network for network in allowed)
 
 
-def _id_and_type(body: bytes) -> tuple[str, str]:
-    """Return the event's id and type; answers 400 for what is not an event."""
+def _event(body: bytes) -> dict[str, Any]:
+    """Return the event, its id and type usable as keys; answers 400 for what is not an event."""
     try:
         event = json.loads(body)
     except (ValueError, RecursionError):
         event = None
     if not isinstance(event, dict):
-        log.warning("webhook_malformed", reason="not a JSON object")
-        abort(400, "the body is not a JSON object")
-    id, type = event.get("id"), event.get("event")
-    if not isinstance(id, str) or not is_id(id):
-        log.warning("webhook_malformed", reason="no id")
-        abort(400, "the event has no usable id")
-    if not isinstance(type, str) or not is_id(type):
-        log.warning("webhook_malformed", reason="no type")
-        abort(400, "the event has no usable type")
-    return id, type
+        _malformed("the body is not a JSON object")
+    for name in ("id", "event"):
+        if not isinstance(event.get(name), str) or not is_id(event[name]):
+            _malformed(f"the event has no usable {name}")
+    return event
+
+
+def _malformed(why: str) -> NoReturn:
+    log.warning("webhook_malformed", reason=why)
+    abort(400, why)
+
+
+def _organization_id(event: dict[str, Any]) -> str | None:
+    """Return the workspace an event is about, for log lines."""
+    data = event.get("data")
+    if not isinstance(data, dict):
+        return None
+    found = data.get("id") if event["event"].startswith("organization.") else data.get("organization_id")
+    return found if isinstance(found, str) and is_id(found) else None
