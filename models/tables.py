@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import BigInteger, Index, Integer, LargeBinary, MetaData, Text, text
+from sqlalchemy import BigInteger, Index, Integer, LargeBinary, MetaData, Text, false, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from models.types import JsonValue, UtcDateTime, db_now
@@ -55,6 +55,10 @@ class Event(Base):
     received_at: Mapped[datetime] = mapped_column(server_default=db_now())
     deliveries: Mapped[int] = mapped_column(server_default="1")
     last_delivered_at: Mapped[datetime] = mapped_column(server_default=db_now())
+    webhook_at: Mapped[datetime | None]
+    """When a webhook brought it first; long after `api_at`: late, never: a gap."""
+    api_at: Mapped[datetime | None] = mapped_column(index=True)
+    """When the events API brought it first."""
     status: Mapped[str] = mapped_column(server_default=EventStatus.PENDING)
     due_at: Mapped[datetime] = mapped_column(server_default=db_now())
     """A pending event is not tried before this, by the database's clock."""
@@ -116,6 +120,8 @@ class Mirrored:
     """None: live. `event`: a tombstone for good. `resync`: a tombstone that a confirmed read may lift."""
     revision: Mapped[int] = mapped_column(server_default="0")
     """Counts writes. 0 is a key that was locked in this transaction before its first content."""
+    touched_at: Mapped[datetime | None]
+    """When it was written last, by the database's clock."""
 
 
 class Organization(Mirrored, Base):
@@ -222,9 +228,133 @@ class Mirror(Base):
     """WorkOS role slug → local role, as in force for every writer."""
     remap_after: Mapped[str | None]
     """Not None while memberships are being re-mapped: the last membership id done (`''` at the start)."""
+    client_id: Mapped[str | None]
+    """The WorkOS environment this database is bound to."""
+    known_organizations: Mapped[list[str] | None]
+    """Some organizations of that environment: a key that sees none of them is another's."""
+    backfill_from: Mapped[datetime | None]
+    """When the first start began, by WorkOS's clock: catch-up goes on from there."""
     backfilled_at: Mapped[datetime | None]
+    cursor: Mapped[str | None]
+    """The newest event id the events API returned that is older than its lag."""
+    cursor_at: Mapped[datetime | None]
+    """That event's time, or the time to start from while there is no cursor."""
     complete_to: Mapped[datetime | None]
+    """Every event up to here is in the inbox: as the events API said."""
     last_resync_at: Mapped[datetime | None]
+
+
+class Read(Base):
+    """An object to be read from WorkOS by its id, because nothing that is known here can settle what it is."""
+
+    __tablename__ = "reads"
+
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    object_id: Mapped[str] = mapped_column(primary_key=True)
+    run_id: Mapped[str] = mapped_column(primary_key=True, server_default="")
+    """The resync that asks; empty if an event does."""
+    reason: Mapped[str]
+    due_at: Mapped[datetime] = mapped_column(server_default=db_now(), index=True)
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    error: Mapped[str | None]
+
+
+class RunStatus(StrEnum):
+    """Where a resync stands."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class Task(StrEnum):
+    """What a run does."""
+
+    RESYNC = "resync"
+    CATCH_UP = "catch_up"
+    RETENTION = "retention"
+
+
+class Run(Base):
+    """A long work: who asked for what, where it stands, and what it found."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    task: Mapped[str]
+    organization_id: Mapped[str | None]
+    """Only this workspace; None: everything."""
+    dry_run: Mapped[bool] = mapped_column(server_default=false())
+    approves: Mapped[str | None]
+    """The run whose withheld deletions this one carries out."""
+    requested_by: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default=RunStatus.RUNNING)
+    phase: Mapped[str] = mapped_column(server_default="list")
+    """`list` what WorkOS has, `delete` what it did not list, `read` what is in doubt."""
+    created_at: Mapped[datetime] = mapped_column(server_default=db_now())
+    finished_at: Mapped[datetime | None]
+    leased_until: Mapped[datetime | None]
+    fence: Mapped[int] = mapped_column(server_default="0")
+    """Grows with each worker that takes the run over; one with an older number may write nothing."""
+    calls: Mapped[int] = mapped_column(server_default="0")
+    error: Mapped[str | None]
+
+    __table_args__ = (Index("ix_runs_created_at", "created_at"),)
+
+
+class Tick(Base):
+    """When the clock last started a duty: whoever moves it on has the duty, so two clocks do no harm."""
+
+    __tablename__ = "ticks"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+
+
+class Listing(Base):
+    """One listing of a resync and how far it got: of organizations, users, roles, or one organization's members."""
+
+    __tablename__ = "listings"
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    """`organizations`, `users`, `roles`, `memberships`, `organization_roles`."""
+    parent: Mapped[str] = mapped_column(primary_key=True)
+    """The organization; empty for the environment's own listings."""
+    after: Mapped[str | None]
+    """The cursor of the next page."""
+    state: Mapped[str] = mapped_column(server_default="open")
+    """`open`; `complete` with every item used; `partial` if an item was odd, or the parent gone."""
+    odd: Mapped[bool] = mapped_column(server_default=false())
+    """Whether an item could not be used: then what was not listed may be that item."""
+    began_at: Mapped[datetime | None]
+
+
+class Seen(Base):
+    """What a resync's listings showed. Emptied when the run ends."""
+
+    __tablename__ = "seen"
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    object_id: Mapped[str] = mapped_column(primary_key=True)
+
+
+class Drift(Base):
+    """What a resync found different, and what was done about it."""
+
+    __tablename__ = "drift"
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    object_id: Mapped[str] = mapped_column(primary_key=True)
+    organization_id: Mapped[str | None]
+    finding: Mapped[str]
+    """`missing`, `extra`, `stale`, `different`, `anomaly`, `odd`."""
+    fields: Mapped[dict[str, Any] | None]
+    """Field → `[here, WorkOS]`."""
+    action: Mapped[str]
+    """`repaired`, `reported` (dry run, anomaly, odd), `withheld`."""
 
 
 TABLES: dict[Kind, type[Organization | User | Membership | Domain | Role]] = {

@@ -123,14 +123,18 @@ def _compare(what: str, workos: dict[Any, Any], mirror: dict[Any, Any]) -> list[
     ]
 
 
+def _slugs(membership: JSON) -> list[str]:
+    return sorted({membership["role"]["slug"], *(role["slug"] for role in membership.get("roles") or [])})
+
+
 def _true_memberships(truth: JSON) -> dict[str, Any]:
-    return {m["id"]: (m["organization_id"], m["user_id"], m["role"]["slug"], m["status"]) for m in truth["memberships"]}
+    return {m["id"]: (m["organization_id"], m["user_id"], _slugs(m), m["status"]) for m in truth["memberships"]}
 
 
 def _stored_memberships(engine: Engine, organizations: set[str], users: set[str]) -> dict[str, Any]:
     # The children of a deleted parent are gone with it, whether or not WorkOS said so one by one.
     return {
-        m["id"]: (m["organization_id"], m["user_id"], m["workos_role"], m["status"])
+        m["id"]: (m["organization_id"], m["user_id"], m["workos_roles"], m["status"])
         for m in rows(engine, TABLES[Kind.MEMBERSHIP])
         if m["deleted_by"] is None and m["organization_id"] in organizations and m["user_id"] in users
     }
@@ -140,7 +144,7 @@ def _true_members(truth: JSON, emails: dict[str, str]) -> dict[Any, Any]:
     return {
         (m["organization_id"], m["user_id"]): (
             emails[m["user_id"]],
-            "admin" if "admin" in {m["role"]["slug"], *(r["slug"] for r in m.get("roles") or [])} else "member",
+            "admin" if "admin" in _slugs(m) else "member",
         )
         for m in truth["memberships"]
         if m["status"] == "active"

@@ -9,6 +9,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from models.database import CHANGES_LOCK, advisory_lock
 from models.tables import CONTENT, TABLES, Change, Kind
+from models.types import db_now
 from worker.decide import Outcome, State, Version, decide
 from worker.snapshots import Snapshot
 
@@ -22,10 +23,14 @@ class Arrival(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What became of an arrival, and the event id of the version that the row carried against it."""
+    """What became of an arrival, and the event id of the version that the row carried against it.
+
+    `in_doubt`: a resync had found the object gone; only a confirmed read can tell.
+    """
 
     outcome: Outcome
     against: str | None
+    in_doubt: bool
 
 
 def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], list[dict[str, Any]]]:
@@ -46,7 +51,8 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
             id = arrival.snapshot.id
             current = kept.get(id, stored[id])
             state, outcome = decide(current, arrival.snapshot.state, terminal=kind is not Kind.ROLE)
-            decisions[place] = Decision(outcome, current.version.event_id if current else None)
+            in_doubt = outcome is Outcome.TOMBSTONED and current is not None and current.by_resync
+            decisions[place] = Decision(outcome, current.version.event_id if current else None, in_doubt)
             if state is not current:
                 kept[id] = state
             if outcome is Outcome.APPLIED:
@@ -102,6 +108,13 @@ def lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State
     return {row.id: _state(kind, row) for row in found}
 
 
+def stored_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State]:
+    """Return the states of those of `ids` that were ever seen, without locking them."""
+    table = TABLES[kind].__table__
+    found = ((row.id, _state(kind, row)) for row in tx.execute(select(table).where(table.c.id.in_(ids))))
+    return {id: state for id, state in found if state is not None}
+
+
 def _state(kind: Kind, row: Any) -> State | None:
     if row.revision == 0:
         return None
@@ -110,6 +123,7 @@ def _state(kind: Kind, row: Any) -> State | None:
         Version(row.updated_at, row.event_at, row.event_id),
         deleted=row.deleted_by is not None,
         content={name: columns[name] for name in CONTENT[kind]},
+        by_resync=row.deleted_by == "resync",
     )
 
 
@@ -118,16 +132,19 @@ def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State]) -> None:
     if not states:
         return
     table = TABLES[kind]
-    statement = update(table).where(table.id == bindparam("key")).values(revision=table.revision + 1)
-    tx.execute(statement, [_columns(id, state) for id, state in states.items()])
+    statement = (
+        update(table).where(table.id == bindparam("key")).values(revision=table.revision + 1, touched_at=db_now())
+    )
+    tx.execute(statement, [_columns(kind, id, state) for id, state in states.items()])
 
 
-def _columns(id: str, state: State) -> dict[str, Any]:
+def _columns(kind: Kind, id: str, state: State) -> dict[str, Any]:
     return {
         "key": id,
         "updated_at": state.version.updated_at,
         "event_at": state.version.event_at,
         "event_id": state.version.event_id,
-        "deleted_by": "event" if state.deleted else None,
-        **state.content,
+        "deleted_by": ("resync" if state.by_resync else "event") if state.deleted else None,
+        # What the API never tells (why a domain failed) is unknown for an object first seen there.
+        **{name: state.content.get(name) for name in CONTENT[kind]},
     }

@@ -1,5 +1,6 @@
 """The command line: `workos-sync …`. Exit code 0: all is well, 1: something is wrong, 2: usage or configuration."""
 
+import getpass
 import importlib.util
 import os
 import signal
@@ -9,10 +10,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 import click
+import structlog
+from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Engine
@@ -22,17 +25,23 @@ from models.database import open_engine
 from models.migrate import newest_revision, upgrade
 from models.tables import EventStatus
 from worker import reports
+from worker.catch_up import catch_up, catch_up_since
 from worker.clock import Duty, run, sweep
+from worker.directory import UnreadableError
 from worker.embedded import redis_server, redis_url
 from worker.errors import ConfigurationError
-from worker.jobs import DRAIN
+from worker.jobs import DRAIN, REPAIR
 from worker.logs import configure
+from worker.progress import progress
+from worker.repair import bind, connect, schedule, watch, work_on
+from worker.resync import start
 from worker.role_map import adopt
 from worker.settings import Settings, load_settings
 from worker.supervisor import supervise
-from worker.wiring import door_redis, require_migrated, wire
+from worker.wiring import Wiring, door_redis, require_migrated, wire
 
 out = Console()
+log = structlog.get_logger()
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
@@ -46,6 +55,10 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except ConfigurationError as error:
             _fail(str(error))
+        except UnreadableError as error:
+            _fail(f"WorkOS did not answer: {error}")
+        except RedisError as error:
+            _fail(f"REDIS_URL: Redis failed: {type(error).__name__}")
         except DBAPIError as error:
             _fail(f"DATABASE_URL: the database failed: {error.orig.__class__.__name__}")
 
@@ -124,10 +137,29 @@ def worker(processes: int | None) -> None:
     engine = open_engine(settings.database_url)
     require_migrated(engine)
     adopt(engine, settings.role_map)
-    engine.dispose()
-    command = [sys.executable, "-m", "worker.lane", DRAIN]
-    with redis_server(settings), _until_stopped() as stop:
-        supervise([command] * settings.worker_processes, stop)
+    lanes = [DRAIN] * settings.worker_processes
+    with redis_server(settings) as url, _until_stopped() as stop:
+        if _repairs(settings):
+            _bind_if_reachable(wire(settings, url))
+            lanes.append(REPAIR)
+        engine.dispose()
+        supervise([[sys.executable, "-m", "worker.lane", lane] for lane in lanes], stop)
+
+
+def _repairs(settings: Settings) -> bool:
+    """Whether WorkOS's API can be asked; raises `ConfigurationError` if only half of what that takes is set."""
+    if settings.workos_api_key is None and settings.workos_client_id is None:
+        log.warning("repair_off", why="WORKOS_API_KEY is not set: nothing repairs what webhooks miss")
+        return False
+    load_settings("workos_api_key", "workos_client_id")
+    return True
+
+
+def _bind_if_reachable(wiring: Wiring) -> None:
+    try:
+        bind(wiring.engine, connect(wiring.settings, wiring.redis), wiring.settings)
+    except (UnreadableError, RedisError) as error:
+        log.warning("environment_not_checked", error=type(error).__name__)
 
 
 @main.command()
@@ -138,7 +170,12 @@ def clock() -> None:
     with redis_server(settings) as url, _until_stopped() as stop:
         wiring = wire(settings, url)
         require_migrated(wiring.engine)
-        run([Duty("sweep", settings.sweep_seconds, lambda: sweep(wiring.engine, wiring.bell))], stop)
+        duties = [Duty("sweep", settings.sweep_seconds, lambda: sweep(wiring.engine, wiring.bell))]
+        if _repairs(settings):
+            _bind_if_reachable(wiring)
+            duties.append(Duty("schedule", settings.repair_seconds, lambda: schedule(wiring.engine, settings)))
+            duties.append(Duty("watch", settings.repair_seconds, lambda: watch(wiring.engine, wiring.repair_bell)))
+        run(duties, stop)
 
 
 @contextmanager
@@ -148,6 +185,72 @@ def _until_stopped() -> Iterator[threading.Event]:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     yield stop
+
+
+@main.command()
+@click.option("--organization", metavar="ID", help="Only this workspace: a second or two.")
+@click.option("--dry-run", is_flag=True, help="Change nothing; report the drift, exit code 1 if there is any.")
+@click.option("--approve", metavar="RUN", help="Carry out the deletions that this run withheld, each read again first.")
+@json_option
+def resync(organization: str | None, dry_run: bool, approve: str | None, as_json: bool) -> None:
+    """Compare the mirror with WorkOS, repair it, and report what was different."""
+    settings = load_settings("workos_api_key", "workos_client_id")
+    configure(settings.log_format)
+    with redis_server(settings) as url, _until_stopped() as stop:
+        wiring = wire(settings, url)
+        require_migrated(wiring.engine)
+        directory = connect(settings, wiring.redis)
+        bind(wiring.engine, directory, settings)
+        if organization and directory.organization(organization).item is None:
+            _fail(f"WorkOS knows no organization {organization}")
+        who = getpass.getuser()
+        run_id = start(wiring.engine, who, organization_id=organization, dry_run=dry_run, approves=approve)
+        with progress(wiring.engine, run_id):
+            over = work_on(wiring.engine, directory, settings, wiring.bell, run_id, stop.is_set)
+    _report(wiring.engine, run_id, as_json=as_json)
+    if not over:
+        click.echo(f"workos-sync: run {run_id} was interrupted; a worker goes on with it", err=True)
+    drifted = dry_run and reports.drift(wiring.engine, run_id)
+    sys.exit(1 if drifted or not over or reports.run(wiring.engine, run_id)["withheld"] else 0)
+
+
+def _report(engine: Engine, run_id: str, *, as_json: bool) -> None:
+    run_row, drifts = reports.run(engine, run_id), reports.drift(engine, run_id)
+    if as_json:
+        click.echo(reports.as_json({**run_row, "drift": drifts}))
+        return
+    if drifts:
+        out.print(_table(("kind", "object_id", "organization_id", "finding", "fields", "action"), drifts))
+    found = ", ".join(f"{number} {finding}" for finding, number in run_row["findings"].items()) or "no drift"
+    click.echo(f"run {run_id}: {found}; {run_row['calls']} calls")
+    if run_row["withheld"]:
+        remedy = f"workos-sync resync --approve {run_id}"
+        click.echo(f"{run_row['withheld']} deletions are withheld; after a look at them: {remedy}", err=True)
+
+
+@main.command("catch-up")
+@click.option("--since", type=click.DateTime(), help="Read all events since this time (UTC), at most 90 days ago.")
+@json_option
+def catch_up_command(since: datetime | None, as_json: bool) -> None:
+    """Read the events API into the inbox: what no webhook brought is applied all the same."""
+    settings = load_settings("workos_api_key", "workos_client_id")
+    configure(settings.log_format)
+    lag = timedelta(seconds=settings.catch_up_lag_seconds)
+    with redis_server(settings) as url:
+        wiring = wire(settings, url)
+        require_migrated(wiring.engine)
+        directory = connect(settings, wiring.redis)
+        bind(wiring.engine, directory, settings)
+        if since is None:
+            report = catch_up(wiring.engine, directory, lag=lag)
+        else:
+            report = catch_up_since(wiring.engine, directory, since.replace(tzinfo=UTC), lag)
+        wiring.bell.ring()
+    if as_json:
+        click.echo(reports.as_json(report._asdict()))
+    else:
+        complete = _cell(report.complete_to)
+        click.echo(f"{report.returned} events read, {report.new} of them new; complete to {complete}")
 
 
 @main.group()

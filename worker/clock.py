@@ -4,12 +4,17 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from redis.exceptions import RedisError
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
+from models.tables import Tick
+from models.types import db_in, db_now
+from worker.directory import UnreadableError
 from worker.doorbell import Doorbell
 from worker.inbox import needs_drain
 
@@ -42,6 +47,17 @@ def sweep(engine: Engine, bell: Doorbell) -> bool:
     return bell.ring()
 
 
+def claim(tx: Connection, name: str, every_seconds: float) -> bool:
+    """Take the duty `name` if it is due, by the database's clock; False: it is not, or another clock has taken it."""
+    dialect: Any = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
+    first = dialect(Tick).values(name=name, at=db_now()).on_conflict_do_nothing().returning(Tick.name)
+    if tx.execute(first).one_or_none() is not None:
+        return True
+    due = (Tick.name == name) & (Tick.at <= db_in(-every_seconds))
+    moved = update(Tick).where(due).values(at=db_now()).returning(Tick.name)
+    return tx.execute(moved).one_or_none() is not None
+
+
 def run(duties: list[Duty], stop: threading.Event) -> None:
     """Call each of `duties` at its time until `stop` is set. A duty that was missed runs once, not many times."""
     due = {duty.name: time.monotonic() for duty in duties}
@@ -55,5 +71,5 @@ def run(duties: list[Duty], stop: threading.Event) -> None:
 def _attempt(duty: Duty) -> None:
     try:
         duty.run()
-    except (DBAPIError, RedisError) as error:
+    except (DBAPIError, RedisError, UnreadableError) as error:
         log.warning("duty_failed", duty=duty.name, error=type(error).__name__)

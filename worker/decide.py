@@ -6,7 +6,7 @@ tombstone and not the newer one: a `*.deleted` payload carries the `updated_at` 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -38,6 +38,13 @@ class State:
     version: Version
     deleted: bool
     content: Mapping[str, Any]
+    by_resync: bool = False
+    """Of a tombstone: made because WorkOS's API did not know the id, not by a delete event."""
+
+    @property
+    def finality(self) -> int:
+        """0 live, 1 a resync's tombstone, 2 a delete event's: which no other outranks."""
+        return 0 if not self.deleted else 1 if self.by_resync else 2
 
 
 def decide(current: State | None, incoming: State, *, terminal: bool = True) -> tuple[State, Outcome]:
@@ -51,9 +58,69 @@ def decide(current: State | None, incoming: State, *, terminal: bool = True) -> 
     """
     if current is None:
         return incoming, Outcome.APPLIED
-    if terminal and current.deleted != incoming.deleted:
-        return (current, Outcome.TOMBSTONED) if current.deleted else (incoming, Outcome.APPLIED)
-    if incoming.version < current.version:
+    if terminal and current.finality > incoming.finality:
+        return current, Outcome.TOMBSTONED
+    if incoming.version < current.version and not (terminal and incoming.finality > current.finality):
         return current, Outcome.STALE
-    same = current.deleted == incoming.deleted and current.content == incoming.content
-    return incoming, Outcome.UNCHANGED if same else Outcome.APPLIED
+    return incoming, Outcome.UNCHANGED if _same(current, incoming) else Outcome.APPLIED
+
+
+class Finding(StrEnum):
+    """How the mirror stood to what WorkOS's API shows: the kinds of drift, and none."""
+
+    NONE = "none"
+    MISSING = "missing"
+    EXTRA = "extra"
+    STALE = "stale"
+    DIFFERENT = "different"
+    ANOMALY = "anomaly"
+    """WorkOS shows an id that a delete event removed."""
+
+
+def compare_listed(current: State | None, listed: State) -> Finding | None:
+    """Return how the mirror stands to an object of a listing; None if only a confirmed read can tell.
+
+    A listing may be older than what was applied since. So it settles only what is missing and what is strictly older
+    here; it neither revives nor wins a tie.
+    """
+    if current is None:
+        return Finding.MISSING
+    if current.deleted:
+        return None
+    if _same(current, completed(current, listed)):
+        return Finding.NONE
+    return Finding.STALE if listed.version.updated_at > current.version.updated_at else None
+
+
+def completed(current: State | None, read: State) -> State:
+    """Return `read` with what the API never tells (why a domain failed) taken from `current`."""
+    return replace(read, content={**current.content, **read.content}) if current is not None else read
+
+
+def confirm(current: State | None, read: State | None, *, terminal: bool = True) -> tuple[State | None, Finding]:
+    """Return the state to keep after a confirmed read, and what the read found.
+
+    A confirmed read outranks versions, so that a wrongly future `updated_at` heals, and a resync's tombstone; never
+    a delete event.
+
+    Args:
+        current: the stored state, unchanged since before the read; None if the id was never seen.
+        read: what WorkOS answered for this id; None for its 404.
+        terminal: as for `decide`.
+    """
+    if read is None:
+        if current is None or current.deleted:
+            return current, Finding.NONE
+        return State(current.version, deleted=True, content=current.content, by_resync=True), Finding.EXTRA
+    if current is None:
+        return read, Finding.MISSING
+    read = completed(current, read)
+    if terminal and current.finality > 1:
+        return current, Finding.ANOMALY
+    if current.deleted:
+        return read, Finding.MISSING
+    return read, Finding.NONE if _same(current, read) else Finding.DIFFERENT
+
+
+def _same(one: State, other: State) -> bool:
+    return one.deleted == other.deleted and one.content == other.content

@@ -27,12 +27,14 @@ class Doorbell:
     Args:
         redis: a client with short time-outs and no retries of its own.
         lane: the queue's name and the name of the function that its job runs.
+        timeout_seconds: RQ ends a job that takes longer.
     """
 
-    def __init__(self, redis: Redis, lane: str) -> None:
+    def __init__(self, redis: Redis, lane: str, timeout_seconds: int = JOB_TIMEOUT_SECONDS) -> None:
         self._redis = redis
         self._lane = lane
         self._flag = f"workos-sync:wake:{lane}"
+        self._timeout = timeout_seconds
         self._quiet_until = 0.0
         self.queue = Queue(lane, connection=redis, serializer=JSONSerializer)
 
@@ -57,7 +59,7 @@ class Doorbell:
             pipeline.set(self._flag, 1, px=FLAG_MS)
             self.queue.enqueue_call(
                 self._lane,
-                timeout=JOB_TIMEOUT_SECONDS,
+                timeout=self._timeout,
                 result_ttl=KEEP_RESULT_SECONDS,
                 failure_ttl=KEEP_FAILURE_SECONDS,
                 pipeline=pipeline,

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from models.database import CLAIM_LOCK, advisory_lock, can_pass, write
 from models.tables import Batch, Event, EventStatus, Mirror
 from models.types import db_in, db_now
+from worker import reads
 from worker.apply import Arrival, apply, note_changes, organization_of
 from worker.decide import Outcome
 from worker.errors import DiedAloneError, PayloadError
@@ -191,6 +192,7 @@ def _apply_batch(tx: Connection, policy: Policy, batch: Work) -> None:
         if snapshot is not None:
             arrivals.append(Arrival(snapshot, "event", event.id))
     decisions, changes = apply(tx, arrivals)
+    reads.ask_after(tx, arrivals, decisions)
     against = dict(zip((arrival.cause_id for arrival in arrivals), decisions, strict=True))
     for row in done:
         if decision := against.get(row["key"]):

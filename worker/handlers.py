@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
 
 from models.tables import Kind
 from worker import snapshots
@@ -59,6 +61,18 @@ def _role_deleted(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot
     return role_at(data, envelope, deleted=True)
 
 
+def _domain_read(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot:
+    content = snapshots.domain(data)
+    if content["verification"] == "failed":
+        del content["reason"]  # only the event tells it
+    return live(Kind.DOMAIN, data, content, envelope)
+
+
+def _role_read(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot:
+    # Ordered as role events are, by time alone: the reading shows the role as of its last update.
+    return role_at(data, replace(envelope, created_at=data.time("updated_at")), deleted=False)
+
+
 HANDLERS: dict[str, Handler | None] = {
     "organization.created": _organization,
     "organization.updated": _organization,
@@ -85,6 +99,33 @@ HANDLERS: dict[str, Handler | None] = {
     "connection.deactivated": None,
     "connection.deleted": None,
 }
+
+
+OBJECTS: dict[Kind, Handler] = {
+    Kind.ORGANIZATION: _organization,
+    Kind.USER: _user,
+    Kind.MEMBERSHIP: _membership,
+    Kind.DOMAIN: _domain_read,
+    Kind.ROLE: _role_read,
+}
+
+
+def read_object(kind: Kind, item: object, read_at: datetime, roles: RoleMap) -> Snapshot:
+    """Return the snapshot of an object as the API shows it.
+
+    Its version is its own `updated_at`, then the time of the reading: of two events in the same millisecond the
+    reading showed the later one.
+
+    Args:
+        kind: what it is.
+        item: the raw JSON value.
+        read_at: WorkOS's time of the reading.
+        roles: WorkOS role slug → local role.
+
+    Raises:
+        PayloadError: the object cannot be used; its message names the field.
+    """
+    return OBJECTS[kind](Fields(item, kind.value), Envelope("", "", read_at), roles)
 
 
 def read_event(event_id: str, type: str, body: bytes, roles: RoleMap) -> tuple[Envelope, Snapshot | None]:

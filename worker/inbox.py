@@ -1,9 +1,11 @@
 """The inbox: one row for every event id. What is committed here is never lost; Redis only says that it is here."""
 
 import functools
+import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, Executable, exists, func, select
+from sqlalchemy import Connection, Engine, Executable, exists, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from models.database import reading, writing
@@ -26,16 +28,33 @@ def receive(engine: Engine, event_id: str, type: str, body: bytes, *, source: st
     """
     event = {"id": event_id, "type": type, "body": body, "source": source}
     with writing(engine) as tx:
-        return bool(tx.execute(_accept(engine.dialect.name), event).scalar_one() == 1)
+        return bool(tx.execute(_accept(engine.dialect.name, source), event).scalar_one() == 1)
+
+
+def store(tx: Connection, event: Mapping[str, Any]) -> bool:
+    """Store an event of the events API in `tx` and return whether it is new.
+
+    Args:
+        tx: the caller's transaction.
+        event: as the API returned it; `id` and `event` are usable as keys.
+    """
+    row = {"id": event["id"], "type": event["event"], "body": json.dumps(event).encode(), "source": "events_api"}
+    return bool(tx.execute(_accept(tx.dialect.name, "events_api"), row).scalar_one() == 1)
 
 
 @functools.cache
-def _accept(dialect_name: str) -> Executable:
+def _accept(dialect_name: str, source: str) -> Executable:
     # Built once: building it took as long as running it.
     insert: Any = postgresql.insert if dialect_name == "postgresql" else sqlite.insert
-    again = {"deliveries": Event.deliveries + 1, "last_delivered_at": db_now()}
+    first = Event.webhook_at if source == "webhook" else Event.api_at
+    again = {
+        "deliveries": Event.deliveries + 1,
+        "last_delivered_at": db_now(),
+        first.key: func.coalesce(first, db_now()),
+    }
+    new = insert(Event).values({first.key: db_now()})
     return (  # type: ignore[no-any-return]  # the two dialects' inserts share no type
-        insert(Event).on_conflict_do_update(index_elements=[Event.id], set_=again).returning(Event.deliveries)
+        new.on_conflict_do_update(index_elements=[Event.id], set_=again).returning(Event.deliveries)
     )
 
 

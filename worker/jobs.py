@@ -14,6 +14,8 @@ from worker.drain import Policy, drain
 
 DRAIN = "drain"
 """The lane that applies what is pending in the inbox."""
+REPAIR = "repair"
+"""The lane that works on resyncs, catch-ups and confirmed reads."""
 
 WORKER_TTL_SECONDS = 30
 """Short, so that an idle worker looks for abandoned jobs often enough."""
@@ -28,6 +30,16 @@ def drain_job(engine: Engine, policy: Policy, bell: Doorbell) -> Callable[[], No
             bell.ring()
 
     return run
+
+
+def repair_job(run: Callable[[], None], bell: Doorbell) -> Callable[[], None]:
+    """Return the function behind the lane `repair`."""
+
+    def work() -> None:
+        bell.answer()
+        run()
+
+    return work
 
 
 def make_worker(redis: Redis, lane: str, functions: Mapping[str, Callable[[], Any]]) -> SimpleWorker:

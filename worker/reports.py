@@ -8,10 +8,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq import SimpleWorker
 from rq.serializers import JSONSerializer
-from sqlalchemy import Engine, RowMapping, select
+from sqlalchemy import Engine, RowMapping, func, select
 
 from models.database import reading
-from models.tables import Change, Event
+from models.tables import Change, Drift, Event, Run
 from models.views import mirror_status, workspace_members, workspaces
 from worker.inbox import backlog
 
@@ -125,3 +125,20 @@ def _workers(redis: Redis) -> int | None:
 def as_json(value: Any) -> str:
     """Return a report as indented JSON, times as ISO 8601 text in UTC."""
     return json.dumps(value, indent=2, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v))
+
+
+def run(engine: Engine, run_id: str) -> dict[str, Any]:
+    """Return a run with its findings counted and the number of deletions it withholds."""
+    with reading(engine) as tx:
+        row = tx.execute(select(Run.__table__).where(Run.id == run_id)).mappings().one()
+        counted = select(Drift.finding, func.count()).where(Drift.run_id == run_id).group_by(Drift.finding)
+        held = select(func.count()).select_from(Drift).where(Drift.run_id == run_id, Drift.action == "withheld")
+        findings: dict[str, int] = dict(tx.execute(counted).tuples().all())
+        return {**row, "findings": findings, "withheld": tx.execute(held).scalar_one()}
+
+
+def drift(engine: Engine, run_id: str) -> list[dict[str, Any]]:
+    """Return what a run found different, by kind and id."""
+    with reading(engine) as tx:
+        query = select(Drift.__table__).where(Drift.run_id == run_id).order_by(Drift.kind, Drift.object_id)
+        return [dict(row) for row in tx.execute(query).mappings()]

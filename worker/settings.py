@@ -61,6 +61,15 @@ class Settings(BaseSettings):
     webhook_path_token: SecretStr | None = None
     webhook_allowed_ips: Annotated[tuple[Annotated[str, AfterValidator(_address)], ...], NoDecode, Commas] = ()
     trusted_proxy_hops: Annotated[int, Field(ge=0, le=10)] = 0
+    workos_api_key: SecretStr | None = None
+    workos_client_id: str | None = None
+    workos_base_url: str | None = None
+    workos_rate_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    catch_up_seconds: Annotated[float, Field(gt=0)] = 300.0
+    catch_up_lag_seconds: Annotated[float, Field(gt=0)] = 60.0
+    gap_seconds: Annotated[float, Field(gt=0)] = 600.0
+    resync_seconds: Annotated[float, Field(gt=0)] = 24 * 3600.0
+    repair_seconds: Annotated[float, Field(gt=0)] = 5.0
     role_map: Annotated[dict[str, str], NoDecode, BeforeValidator(_role_map)] = DEFAULT_ROLE_MAP
     web_processes: Annotated[int, Field(ge=1)] = 2
     web_threads: Annotated[int, Field(ge=1)] = 8
@@ -77,6 +86,8 @@ class Settings(BaseSettings):
 
 
 REMEDIES = {
+    "workos_api_key": "the secret key of the WorkOS environment, from its dashboard",
+    "workos_client_id": "the client id of the same environment",
     "workos_webhook_secrets": "the signing secret of the webhook endpoint in the WorkOS dashboard; several with commas",
 }
 

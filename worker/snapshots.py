@@ -173,12 +173,17 @@ def domain(data: Fields, *, strict: bool = True) -> dict[str, Any]:
 
 
 def role(data: Fields) -> dict[str, Any]:
-    """Return the content of a role."""
+    """Return the content of a role.
+
+    Only an organization's own has name and description: `role.*` events carry none (WORKOS.md), so a mirror kept by
+    events could not keep them right.
+    """
+    organization_id = data.optional_id("organization_id")
     return {
-        "organization_id": data.optional_id("organization_id"),
+        "organization_id": organization_id,
         "slug": data.text("slug"),
-        "name": data.text("name"),
-        "description": data.text("description"),
+        "name": data.text("name") if organization_id else None,
+        "description": data.text("description") if organization_id else None,
         "permissions": data.texts("permissions"),
     }
 

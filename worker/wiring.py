@@ -12,12 +12,16 @@ from models.database import open_engine
 from models.migrate import current_revision, newest_revision
 from worker.doorbell import Doorbell
 from worker.errors import ConfigurationError
-from worker.jobs import DRAIN
+from worker.jobs import DRAIN, REPAIR
 from worker.settings import Settings
 
 DOOR_REDIS_SECONDS = 0.25
 """The door answers within a second, Redis frozen or not (QUEUE.md)."""
 DOOR_LOCK_TIMEOUT_MS = 1_000
+REPAIR_SECONDS = 24 * 3600
+"""A resync may take hours: its lease says whether it lives, not RQ."""
+MOST_CONNECTIONS = 12
+"""A resync has eight calls in flight, and its heartbeat; a drain uses one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class Wiring:
     engine: Engine
     redis: Redis
     bell: Doorbell
+    repair_bell: Doorbell
 
 
 def wire(settings: Settings, redis_url: str, *, door: bool = False) -> Wiring:
@@ -44,9 +49,9 @@ def wire(settings: Settings, redis_url: str, *, door: bool = False) -> Wiring:
         )
         redis = door_redis(redis_url)
     else:
-        engine = open_engine(settings.database_url)
+        engine = open_engine(settings.database_url, pool_size=MOST_CONNECTIONS)
         redis = Redis.from_url(redis_url)
-    return Wiring(settings, engine, redis, Doorbell(redis, DRAIN))
+    return Wiring(settings, engine, redis, Doorbell(redis, DRAIN), Doorbell(redis, REPAIR, REPAIR_SECONDS))
 
 
 def door_redis(url: str) -> Redis:

@@ -1,0 +1,64 @@
+"""One token bucket for all workers, in Redis: what this project may take of WorkOS's rate limits.
+
+The product's own sign-ins draw on the same limits, so a resync must leave most of them alone.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from redis import Redis
+
+# KEYS[1]: the bucket. ARGV: tokens a second, the most it holds. Answers the milliseconds to wait; 0: a token was taken.
+# A bucket that is not there (never used, or Redis was flushed) starts empty.
+TAKE = """
+local rate, most = tonumber(ARGV[1]), tonumber(ARGV[2])
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + clock[2] / 1000
+local held = redis.call('HMGET', KEYS[1], 'tokens', 'at')
+local tokens = tonumber(held[1]) or 0
+local at = tonumber(held[2]) or now
+tokens = math.min(most, tokens + math.max(0, now - at) * rate / 1000)
+local wait = 0
+if tokens >= 1 then tokens = tokens - 1 else wait = math.ceil((1 - tokens) * 1000 / rate) end
+redis.call('HSET', KEYS[1], 'tokens', tostring(tokens), 'at', tostring(now))
+redis.call('PEXPIRE', KEYS[1], 60000)
+return wait
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A documented limit of WorkOS: so many calls in so many seconds."""
+
+    name: str
+    calls: int
+    seconds: int
+
+
+ALL = Limit("all", 6_000, 60)
+USER_READS = Limit("user_reads", 1_000, 10)
+USER_WRITES = Limit("user_writes", 500, 10)
+
+
+class Buckets:
+    """Takes tokens of WorkOS's documented limits, at a share of them.
+
+    Args:
+        redis: where all workers' buckets are.
+        share: of the documented limits, above 0 to 1.
+        sleep: waits a number of seconds.
+    """
+
+    def __init__(self, redis: Redis, share: float, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._take = redis.register_script(TAKE)
+        self._share = share
+        self._sleep = sleep
+
+    def take(self, *limits: Limit) -> None:
+        """Wait until a call is within each of `limits`; raises `redis.exceptions.RedisError` if Redis is away."""
+        for limit in limits:
+            rate = limit.calls / limit.seconds * self._share
+            # Holds a tenth of a second at most: a burst after a pause must not meet a window that others filled.
+            while wait := self._take(keys=[f"workos-sync:bucket:{limit.name}"], args=[rate, max(1.0, rate / 10)]):
+                self._sleep(float(wait) / 1000)

@@ -1,0 +1,118 @@
+"""Which objects a resync may delete: those that are live here and were missing from a complete listing.
+
+Each is still asked for by id before it is marked deleted. Above a ceiling they are withheld until an operator approves
+that run's list: a listing that failed quietly must not become a mass deletion.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, exists, func, select
+
+from models.tables import TABLES, Domain, Drift, Kind, Listing, Membership, Role, Seen, User
+from worker.errors import ConfigurationError
+from worker.reads import ask
+
+FEW = 20
+SHARE = 0.05
+ALL_OF = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Objects of one kind that were not listed; `withheld` says why they must wait, if they must."""
+
+    ids: list[str]
+    withheld: str | None
+
+
+def choose(tx: Connection, run_id: str) -> dict[Kind, Chosen]:
+    """Return what the run's complete listings did not show, of every kind that has any."""
+    chosen = {}
+    for kind, query in _candidates(run_id).items():
+        if ids := sorted(tx.execute(query).scalars()):
+            chosen[kind] = Chosen(ids, _withheld(tx, run_id, kind, len(ids)))
+    return chosen
+
+
+def approve(tx: Connection, run_id: str, approved: str) -> None:
+    """Have `run_id` read, and delete if gone, what the run `approved` withheld.
+
+    Raises:
+        ConfigurationError: that run withheld nothing.
+    """
+    query = select(Drift.kind, Drift.object_id).where(Drift.run_id == approved, Drift.action == "withheld")
+    withheld = tx.execute(query).all()
+    if not withheld:
+        raise ConfigurationError(f"run {approved} withheld no deletions")
+    for kind, id in withheld:
+        ask(tx, Kind(kind), [id], f"approved deletion of run {approved}", run_id=run_id)
+
+
+def with_own_roles(tx: Connection, run_id: str) -> list[str]:
+    """Return the listed organizations that use roles of their own, as far as the mirror shows."""
+    own = select(Role.organization_id).where(Role.organization_id.is_not(None), Role.deleted_by.is_(None))
+    known = select(Role.slug).where(Role.organization_id.is_(None), Role.deleted_by.is_(None))
+    unknown = select(Membership.organization_id).where(
+        Membership.deleted_by.is_(None), Membership.workos_role.is_not(None), Membership.workos_role.not_in(known)
+    )
+    listed = select(Seen.object_id).where(Seen.run_id == run_id, Seen.kind == Kind.ORGANIZATION)
+    users = own.union(unknown).subquery()
+    query = select(users.c.organization_id).where(users.c.organization_id.in_(listed))
+    return sorted(id for id in tx.execute(query).scalars() if id)
+
+
+def _withheld(tx: Connection, run_id: str, kind: Kind, number: int) -> str | None:
+    table = TABLES[kind]
+    live = tx.execute(select(func.count()).select_from(table).where(table.deleted_by.is_(None))).scalar_one()
+    seen = select(Seen.object_id).where(Seen.run_id == run_id, Seen.kind == kind).limit(1)
+    if number == live and kind in (Kind.ORGANIZATION, Kind.USER) and tx.execute(seen).first() is None:
+        return "the listing was empty"
+    if number == live and number >= ALL_OF:
+        return f"all {number}"
+    if number > FEW and number > SHARE * live:
+        return f"{number} of {live}"
+    return None
+
+
+def _candidates(run_id: str) -> dict[Kind, Select[str]]:
+    organizations = _listing(run_id, "organizations", "organization")
+    users = _listing(run_id, "users")
+    gone_user = (
+        users.where(User.touched_at < Listing.began_at, _unseen(run_id, Kind.USER, User.id)).correlate(User).exists()
+    )
+    # The memberships of a user or organization that is gone follow it: they are hidden with it and do not count.
+    user_is_gone = exists().where(User.id == Membership.user_id, User.deleted_by.is_not(None) | gone_user)
+    domain_owner = exists().where(
+        Seen.run_id == run_id, Seen.kind == Kind.ORGANIZATION, Seen.object_id == Domain.organization_id
+    )
+    members = _listing(run_id, "memberships").where(Listing.parent == Membership.organization_id)
+    own_roles = _listing(run_id, "organization_roles").where(Listing.parent == Role.organization_id)
+    roles = _listing(run_id, "roles").where(Role.organization_id.is_(None))
+    full = _listing(run_id, "organizations")
+    return {
+        Kind.ORGANIZATION: _missing(run_id, Kind.ORGANIZATION, full),
+        Kind.USER: _missing(run_id, Kind.USER, users),
+        Kind.MEMBERSHIP: _missing(run_id, Kind.MEMBERSHIP, members).where(~user_is_gone),
+        Kind.DOMAIN: _missing(run_id, Kind.DOMAIN, organizations).where(domain_owner),
+        Kind.ROLE: _missing(run_id, Kind.ROLE, roles, own_roles),
+    }
+
+
+def _listing(run_id: str, *names: str) -> Select[str]:
+    return select(Listing.name).where(Listing.run_id == run_id, Listing.name.in_(names), Listing.state == "complete")
+
+
+def _missing(run_id: str, kind: Kind, *listings: Select[str]) -> Select[str]:
+    """Return the live objects of a kind that one of `listings` should have shown and did not.
+
+    What was written since the listing began may be newer than it, and is left alone.
+    """
+    table: Any = TABLES[kind]
+    shown = [q.where(table.touched_at < Listing.began_at).correlate(table).exists() for q in listings]
+    any_of = shown[0] if len(shown) == 1 else shown[0] | shown[1]
+    return select(table.id).where(table.deleted_by.is_(None), _unseen(run_id, kind, table.id), any_of)
+
+
+def _unseen(run_id: str, kind: Kind, id: Any) -> ColumnElement[bool]:
+    return ~exists().where(Seen.run_id == run_id, Seen.kind == kind, Seen.object_id == id)

@@ -1,0 +1,264 @@
+"""The only module that calls WorkOS. Reads raw JSON through the SDK, so that one odd item cannot fail a page."""
+
+import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import httpx2
+import structlog
+import workos as sdk
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+from workos import WorkOSClient
+
+from worker.bucket import ALL, USER_READS, Buckets
+from worker.errors import ConfigurationError
+
+log = structlog.get_logger()
+
+PAGE = 100
+"""The most WorkOS lists at once."""
+MOST_TRIES = 5
+LONGEST_WAIT_SECONDS = 60.0
+REFUSED = (401, 403)
+MALFORMED = (400, 422)
+
+Json = dict[str, Any]
+
+
+class Page(NamedTuple):
+    """Part of a listing: the raw items, the cursor of the next page (None: the last), and WorkOS's time, in UTC."""
+
+    items: list[Any]
+    after: str | None
+    read_at: datetime
+
+
+class Found(NamedTuple):
+    """An object read by id, None if WorkOS answered 404; and WorkOS's time, in UTC."""
+
+    item: Json | None
+    read_at: datetime
+
+
+class UnreadableError(Exception):
+    """WorkOS did not answer, or not with what was asked for. Says nothing about any object."""
+
+
+class QueryRefusedError(UnreadableError):
+    """WorkOS answered 400 or 422: it does not take these parameters, such as a cursor that it has forgotten."""
+
+
+class NotThereError(UnreadableError):
+    """WorkOS answered 404 to a listing: its parent is not there."""
+
+
+class RefusedKeyError(ConfigurationError):
+    """WorkOS refuses the API key."""
+
+
+class Directory:
+    """WorkOS, read only.
+
+    Args:
+        client: the SDK's client; its own retries must be off, so that every call takes a token.
+        buckets: the rate limits.
+    """
+
+    def __init__(self, client: WorkOSClient, buckets: Buckets, dates: "Dates") -> None:
+        self._client = client
+        self._buckets = buckets
+        self._dates = dates
+        self.calls = Counter()
+
+    def organizations(self, after: str | None) -> Page:
+        """List organizations with their domains, oldest first."""
+        return self._list(("organizations",), {}, after)
+
+    def one_organization(self, id: str) -> Page:
+        """Read an organization with its domains, as a listing of one."""
+        found = self.organization(id)
+        if found.item is None:
+            raise NotThereError(f"/organizations/{id}: 404")
+        return Page([found.item], None, found.read_at)
+
+    def users(self, after: str | None) -> Page:
+        """List users, oldest first."""
+        return self._list(("user_management", "users"), {}, after)
+
+    def memberships(self, organization_id: str, after: str | None) -> Page:
+        """List an organization's memberships of every status, oldest first."""
+        filters = {"organization_id": organization_id, "statuses": "active,inactive,pending"}
+        return self._list(("user_management", "organization_memberships"), filters, after)
+
+    def roles(self) -> Page:
+        """List the environment's roles."""
+        return self._whole(("authorization", "roles"))
+
+    def organization_roles(self, organization_id: str) -> Page:
+        """List the roles of an organization, the environment's among them."""
+        return self._whole(("authorization", "organizations", organization_id, "roles"))
+
+    def events(
+        self,
+        types: Sequence[str],
+        *,
+        after: str | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+    ) -> Page:
+        """List events, oldest first, after an event id or from a time on (not both)."""
+        filters = {"events": ",".join(types)}
+        if start is not None:
+            filters["range_start"] = _stamp(start)
+        if end is not None:
+            filters["range_end"] = _stamp(end)
+        return self._list(("events",), filters, after)
+
+    def organization(self, id: str) -> Found:
+        """Read an organization by id."""
+        return self._get(("organizations", id))
+
+    def user(self, id: str) -> Found:
+        """Read a user by id."""
+        return self._get(("user_management", "users", id))
+
+    def membership(self, id: str) -> Found:
+        """Read a membership by id."""
+        return self._get(("user_management", "organization_memberships", id))
+
+    def domain(self, id: str) -> Found:
+        """Read a domain by id."""
+        return self._get(("organization_domains", id))
+
+    def role(self, id: str) -> Found:
+        """Read a role by `slug`, or `organization_id/slug`."""
+        organization_id, _, slug = id.rpartition("/")
+        if organization_id:
+            return self._get(("authorization", "organizations", organization_id, "roles", slug))
+        return self._get(("authorization", "roles", slug))
+
+    def now(self) -> datetime:
+        """Return WorkOS's time, in UTC."""
+        return self._call(("organizations",), {"limit": 1, "order": "asc"})[1]
+
+    def _list(self, path: tuple[str, ...], filters: Json, after: str | None) -> Page:
+        # The documented defaults of `order` disagree; ascending, new objects land at the end of a running listing.
+        params = {**filters, "limit": PAGE, "order": "asc", **({"after": after} if after else {})}
+        answer, read_at = self._listing(path, params)
+        items, metadata = answer.get("data"), answer.get("list_metadata")
+        if not isinstance(items, list) or not isinstance(metadata, dict):
+            raise UnreadableError(f"/{'/'.join(path)} answered no list")
+        cursor = metadata.get("after")
+        return Page(items, cursor if isinstance(cursor, str) and cursor else None, read_at)
+
+    def _whole(self, path: tuple[str, ...]) -> Page:
+        answer, read_at = self._listing(path, {})
+        items = answer.get("data")
+        if not isinstance(items, list):
+            raise UnreadableError(f"/{'/'.join(path)} answered no list")
+        return Page(items, None, read_at)
+
+    def _listing(self, path: tuple[str, ...], params: Json) -> tuple[Json, datetime]:
+        try:
+            return self._call(path, params)
+        except sdk.NotFoundError as error:
+            raise NotThereError(f"/{'/'.join(path)}: 404") from error
+
+    def _get(self, path: tuple[str, ...]) -> Found:
+        try:
+            answer, read_at = self._call(path, {})
+        except sdk.NotFoundError:
+            return Found(None, self._dates.last())
+        return Found(answer, read_at)
+
+    def _call(self, path: tuple[str, ...], params: Json) -> tuple[Json, datetime]:
+        """Answer the JSON object and WorkOS's time.
+
+        Raises:
+            workos.NotFoundError: 404.
+            RefusedKeyError: 401 or 403.
+            UnreadableError: anything else, after a few tries if it can pass.
+        """
+        tries = Retrying(
+            retry=retry_if_exception(_can_pass), stop=stop_after_attempt(MOST_TRIES), wait=_wait, reraise=True
+        )
+        try:
+            answer = tries(self._once, path, params)
+        except sdk.NotFoundError:
+            raise
+        except sdk.WorkOSError as error:
+            status = getattr(error, "status_code", None)
+            if status in REFUSED:
+                raise RefusedKeyError(f"WORKOS_API_KEY: WorkOS refuses the key ({status})") from error
+            kind = QueryRefusedError if status in MALFORMED else UnreadableError
+            raise kind(f"/{'/'.join(path[:2])}: {type(error).__name__} {status or ''}".rstrip()) from error
+        return answer, self._dates.last()
+
+    def _once(self, path: tuple[str, ...], params: Json) -> Json:
+        self._buckets.take(ALL, *((USER_READS,) if path[0] == "user_management" else ()))
+        self.calls.add()
+        return self._client.request_raw("get", path, params=params)
+
+
+class Counter:
+    """Counts, from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.total = 0
+
+    def add(self) -> None:
+        """Count one more."""
+        with self._lock:
+            self.total += 1
+
+
+class Dates:
+    """Remembers the `Date` of each thread's last answer: WorkOS's clock, not ours, says how fresh a reading is."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def note(self, response: httpx2.Response) -> None:
+        """Take the time from an answer."""
+        header = response.headers.get("Date")
+        try:
+            self._local.date = parsedate_to_datetime(header).astimezone(UTC) if header else datetime.now(UTC)
+        except ValueError:
+            self._local.date = datetime.now(UTC)
+
+    def last(self) -> datetime:
+        """Return the time of this thread's last answer, in UTC."""
+        date: datetime = getattr(self._local, "date", None) or datetime.now(UTC)
+        return date
+
+
+def open_directory(
+    api_key: str, client_id: str, base_url: str | None, buckets: Buckets, *, timeout_seconds: float = 20.0
+) -> Directory:
+    """Return WorkOS as the settings name it."""
+    dates = Dates()
+    http = httpx2.Client(event_hooks={"response": [dates.note]}, timeout=timeout_seconds)
+    client = WorkOSClient(api_key=api_key, client_id=client_id, base_url=base_url, max_retries=0, http_client=http)
+    return Directory(client, buckets, dates)
+
+
+def _can_pass(error: BaseException) -> bool:
+    status = getattr(error, "status_code", None) or HTTPStatus.INTERNAL_SERVER_ERROR  # none: the network failed
+    passing = status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return isinstance(error, sdk.WorkOSError) and passing
+
+
+def _wait(state: RetryCallState) -> float:
+    """Return the seconds to wait: what WorkOS said, else doubling from a quarter of a second."""
+    error = state.outcome.exception() if state.outcome else None
+    said = getattr(error, "retry_after", None)
+    wait = float(said) if isinstance(said, int | float) else 0.25 * 2.0 ** (state.attempt_number - 1)
+    return min(wait, LONGEST_WAIT_SECONDS)
+
+
+def _stamp(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

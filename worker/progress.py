@@ -1,0 +1,59 @@
+"""A live progress bar of a resync, read from the database."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sqlalchemy import Engine, func, select
+
+from models.database import reading
+from models.tables import Listing, Read, Run
+
+REFRESH_SECONDS = 0.25
+
+
+@contextmanager
+def progress(engine: Engine, run_id: str) -> Iterator[None]:
+    """Show how far a run is, until the block ends; nothing where standard error is no terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    over = threading.Event()
+    painter = threading.Thread(target=_paint, args=(engine, run_id, over), daemon=True, name="progress")
+    painter.start()
+    try:
+        yield
+    finally:
+        over.set()
+        painter.join()
+
+
+def _paint(engine: Engine, run_id: str, over: threading.Event) -> None:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("list", total=None, rate="")
+        while not over.wait(REFRESH_SECONDS):
+            phase, done, total = _progress(engine, run_id)
+            speed = bar.tasks[0].speed
+            bar.update(task, description=phase, completed=done, total=total, rate=f"{speed or 0:.0f}/s")
+
+
+def _progress(engine: Engine, run_id: str) -> tuple[str, int, int]:
+    """Return the phase, the listings done and all listings with the reads that wait."""
+    mine = select(func.count()).select_from(Listing).where(Listing.run_id == run_id)
+    waiting = select(func.count()).select_from(Read).where(Read.run_id == run_id)
+    with reading(engine) as tx:
+        phase = tx.execute(select(Run.phase).where(Run.id == run_id)).scalar_one()
+        total = tx.execute(mine).scalar_one()
+        open_ones = tx.execute(mine.where(Listing.state == "open")).scalar_one()
+        reads = tx.execute(waiting).scalar_one()
+    return phase, total - open_ones, total + reads

@@ -1,0 +1,420 @@
+"""Full resync: list what WorkOS has, repair what differs, delete only what a read by id says is gone.
+
+Three phases, each resumable: `list` pages into the mirror, `delete` chooses what was not listed, `read` settles every
+doubt with a confirmed read. What a page says and how far its listing got are committed in one transaction, under the
+run's fencing number: a crash repeats one page for each call in flight, and a frozen worker that wakes writes nothing.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from datetime import datetime
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy import ColumnElement, Connection, Engine, delete, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from models.database import reading, write
+from models.tables import Drift, Kind, Listing, Mirror, Read, Run, RunStatus, Seen, Task
+from models.types import db_now
+from worker import deletions
+from worker.apply import change, lock_rows, note_changes, organization_of, save_rows, show, stored_rows
+from worker.decide import Finding, State, compare_listed, completed
+from worker.directory import Directory, NotThereError, Page, RefusedKeyError, UnreadableError
+from worker.errors import PayloadError
+from worker.handlers import RoleMap, read_object
+from worker.reads import Result, ask, confirmed_read
+from worker.runs import Lease, LeaseLostError, create, finish
+from worker.snapshots import Snapshot, is_id
+
+log = structlog.get_logger()
+
+AT_ONCE = 8
+"""Calls in flight."""
+CAUSE = "resync"
+MOST_READ_TRIES = 3
+"""An object that cannot be read so often is reported, and no longer holds the run up."""
+AHEAD = 200
+"""Items of work read ahead from the database."""
+SOME = 5
+"""Organizations remembered, to know this environment's key by."""
+
+T = TypeVar("T")
+
+
+def start(
+    engine: Engine,
+    requested_by: str,
+    *,
+    organization_id: str | None = None,
+    dry_run: bool = False,
+    approves: str | None = None,
+) -> str:
+    """Create a resync and return its id; it is worked on by `work`.
+
+    Args:
+        engine: the database.
+        requested_by: who asked: an operator's name, or the clock.
+        organization_id: only this workspace.
+        dry_run: only report.
+        approves: the run whose withheld deletions are to be carried out, and nothing else.
+
+    Raises:
+        BusyError: another one is under way.
+        ConfigurationError: there is no such run, or it withheld nothing.
+    """
+    return write(engine, lambda tx: begin(tx, requested_by, organization_id, dry_run=dry_run, approves=approves))
+
+
+def begin(
+    tx: Connection,
+    requested_by: str,
+    organization_id: str | None = None,
+    *,
+    dry_run: bool = False,
+    approves: str | None = None,
+) -> str:
+    """Create a resync in `tx`; as `start`."""
+    scope = {"organization_id": organization_id, "dry_run": dry_run, "approves": approves}
+    run_id = create(tx, Task.RESYNC, requested_by, **scope)
+    if approves is not None:
+        deletions.approve(tx, run_id, approves)
+        tx.execute(update(Run).where(Run.id == run_id).values(phase="read"))
+    elif organization_id is not None:
+        open_listings(tx, run_id, "organization", [organization_id])
+        open_listings(tx, run_id, "memberships", [organization_id])
+    else:
+        for name in ("organizations", "users", "roles"):
+            open_listings(tx, run_id, name, [""])
+    return run_id
+
+
+class Resync:
+    """One worker's work on one run.
+
+    Args:
+        engine: the database.
+        directory: WorkOS.
+        held: the lease of the run.
+        stopping: says whether to leave off between two pages.
+    """
+
+    def __init__(
+        self, engine: Engine, directory: Directory, held: Lease, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._engine = engine
+        self._directory = directory
+        self._held = held
+        self._stopping = stopping
+        with reading(engine) as tx:
+            self._run = tx.execute(select(Run.__table__).where(Run.id == held.run_id)).one()
+
+    def work(self) -> bool:
+        """Go on with the run until it is over; False if it was left off for another worker.
+
+        Raises:
+            LeaseLostError: another worker has it now.
+        """
+        try:
+            phases = {"list": self._list_all, "delete": self._choose_deletions, "read": self._read_all}
+            while (phase := self._phase()) != "over":
+                if not phases[phase]():
+                    return False
+            write(self._engine, self._finish)
+        except RefusedKeyError as error:
+            message = str(error)
+            write(self._engine, lambda tx: finish(tx, self._held, RunStatus.FAILED, message))
+            raise
+        except UnreadableError as error:
+            # Left as it is: the lease ends, and the next worker goes on from here.
+            message = str(error)
+            log.warning("resync_interrupted", run=self._held.run_id, error=message)
+            write(self._engine, lambda tx: self._note_error(tx, message))
+            return False
+        return True
+
+    def _note_error(self, tx: Connection, message: str) -> None:
+        self._held.check(tx)
+        tx.execute(update(Run).where(Run.id == self._held.run_id).values(error=message))
+
+    def _phase(self) -> str:
+        with reading(self._engine) as tx:
+            return tx.execute(select(Run.phase).where(Run.id == self._held.run_id)).scalar_one()
+
+    def _move_on(self, tx: Connection, phase: str) -> None:
+        self._held.check(tx)
+        tx.execute(update(Run).where(Run.id == self._held.run_id).values(phase=phase))
+
+    # list
+
+    def _list_all(self) -> bool:
+        """List everything; then, where organization roles are in use, those too."""
+        for _ in range(2):
+            if not self._in_parallel(self._open_listings, self._list_one):
+                return False
+            write(self._engine, self._open_role_listings)
+        write(self._engine, lambda tx: self._move_on(tx, "delete"))
+        return True
+
+    def _open_listings(self, limit: int) -> list[tuple[str, str]]:
+        query = select(Listing.name, Listing.parent).where(Listing.run_id == self._held.run_id, Listing.state == "open")
+        with reading(self._engine) as tx:
+            return [(name, parent) for name, parent in tx.execute(query.limit(limit))]
+
+    def _list_one(self, listing: tuple[str, str]) -> None:
+        name, parent = listing
+        here = self._here(name, parent)
+        more = True
+        while more and not self._leaving():
+            with reading(self._engine) as tx:
+                after, began = tx.execute(
+                    select(Listing.after, func.coalesce(Listing.began_at, db_now())).where(*here)
+                ).one()
+            try:
+                page = self._fetch(name, parent, after)
+            except NotThereError:
+                write(self._engine, lambda tx: self._parent_is_gone(tx, name, parent))
+                return
+            write(self._engine, lambda tx: self._take(tx, name, parent, page, began))  # noqa: B023 - called now
+            more = page.after is not None
+
+    def _fetch(self, name: str, parent: str, after: str | None) -> Page:
+        directory = self._directory
+        match name:
+            case "organizations":
+                return directory.organizations(after)
+            case "organization":
+                return directory.one_organization(parent)
+            case "users":
+                return directory.users(after)
+            case "memberships":
+                return directory.memberships(parent, after)
+            case "roles":
+                return directory.roles()
+            case "organization_roles":
+                return directory.organization_roles(parent)
+        raise ValueError(name)
+
+    def _parent_is_gone(self, tx: Connection, name: str, parent: str) -> None:
+        self._held.check(tx)
+        self._note_listing(tx, name, parent, {"state": "partial"})
+        ask(tx, Kind.ORGANIZATION, [parent], "its listing answered 404", run_id=self._held.run_id)
+
+    def _note_listing(self, tx: Connection, name: str, parent: str, values: dict[str, Any]) -> None:
+        tx.execute(update(Listing).where(*self._here(name, parent)).values(values))
+
+    def _here(self, name: str, parent: str) -> tuple[ColumnElement[bool], ...]:
+        return Listing.run_id == self._held.run_id, Listing.name == name, Listing.parent == parent
+
+    def _take(self, tx: Connection, name: str, parent: str, page: Page, began: datetime) -> None:
+        """Use one page: repair what a listing may settle, ask for reads of what it may not, note how far it got."""
+        self._held.check(tx)
+        roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
+        items, odd = parse_page(name, parent, page, roles)
+        changes: list[dict[str, Any]] = []
+        for kind in Kind:
+            if mine := {item.id: item.state for item in items if item.kind is kind}:
+                changes += self._merge(tx, kind, mine)
+        self._note_drift(tx, odd)
+        ever_odd = bool(odd) or tx.execute(select(Listing.odd).where(*self._here(name, parent))).scalar_one()
+        state = "open" if page.after is not None else "partial" if ever_odd else "complete"
+        progress = {"after": page.after, "state": state, "odd": ever_odd, "began_at": began}
+        self._note_listing(tx, name, parent, progress)
+        if name == "organizations":
+            open_listings(tx, self._held.run_id, "memberships", [i.id for i in items if i.kind is Kind.ORGANIZATION])
+        note_changes(tx, changes)
+
+    def _merge(self, tx: Connection, kind: Kind, listed: dict[str, State]) -> list[dict[str, Any]]:
+        run_id, dry = self._held.run_id, self._run.dry_run
+        ids = sorted(listed)
+        tx.execute(_insert(tx, Seen), [{"run_id": run_id, "kind": kind, "object_id": id} for id in ids])
+        stored = stored_rows(tx, kind, ids) if dry else lock_rows(tx, kind, ids)
+        findings = {id: compare_listed(stored.get(id), listed[id]) for id in ids}
+        ask(tx, kind, [id for id, finding in findings.items() if finding is None], "differs", run_id=run_id)
+        settled = {id: f for id, f in findings.items() if f not in (None, Finding.NONE)}
+        kept = {id: completed(stored.get(id), listed[id]) for id in settled}
+        self._note_drift(
+            tx,
+            [
+                drift(kind, id, f, stored.get(id), kept[id], "reported" if dry else "repaired")
+                for id, f in settled.items()
+            ],
+        )
+        if dry:
+            return []
+        save_rows(tx, kind, kept)
+        return [change(kind, id, stored[id], state, CAUSE, run_id) for id, state in kept.items()]
+
+    def _note_drift(self, tx: Connection, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            tx.execute(_insert(tx, Drift), [{"run_id": self._held.run_id, **row} for row in rows])
+
+    def _open_role_listings(self, tx: Connection) -> None:
+        if self._run.organization_id is None:
+            open_listings(tx, self._held.run_id, "organization_roles", deletions.with_own_roles(tx, self._held.run_id))
+
+    # delete
+
+    def _choose_deletions(self) -> bool:
+        write(self._engine, self._choose)
+        return True
+
+    def _choose(self, tx: Connection) -> None:
+        self._held.check(tx)
+        for kind, chosen in deletions.choose(tx, self._held.run_id).items():
+            if chosen.withheld is None:
+                ask(tx, kind, chosen.ids, "was not listed", run_id=self._held.run_id)
+                continue
+            log.error(
+                "deletions_withheld", run=self._held.run_id, kind=kind, number=len(chosen.ids), why=chosen.withheld
+            )
+            for id, state in stored_rows(tx, kind, chosen.ids).items():
+                self._note_drift(tx, [drift(kind, id, Finding.EXTRA, state, None, "withheld")])
+        self._move_on(tx, "read")
+
+    # read
+
+    def _read_all(self) -> bool:
+        if not self._in_parallel(self._open_reads, self._read_one):
+            return False
+        write(self._engine, lambda tx: self._move_on(tx, "over"))
+        return True
+
+    def _open_reads(self, limit: int) -> list[tuple[Kind, str]]:
+        query = select(Read.kind, Read.object_id).where(Read.run_id == self._held.run_id).limit(limit)
+        with reading(self._engine) as tx:
+            return [(Kind(kind), id) for kind, id in tx.execute(query)]
+
+    def _read_one(self, wanted: tuple[Kind, str]) -> None:
+        kind, id = wanted
+
+        def settle(tx: Connection, result: Result) -> bool:
+            self._settled(tx, kind, id)
+            if result.finding is not Finding.NONE:
+                odd = result.finding is Finding.ANOMALY or self._run.dry_run
+                shown = result.after if result.finding is not Finding.EXTRA else None
+                action = "reported" if odd else "repaired"
+                self._note_drift(tx, [drift(kind, id, result.finding, result.before, shown, action)])
+            return not self._run.dry_run
+
+        try:
+            confirmed_read(self._engine, self._directory, kind, id, (CAUSE, self._held.run_id), settle)
+        except PayloadError as error:
+            field = error.field
+            write(self._engine, lambda tx: self._set_aside(tx, kind, id, field))
+        except UnreadableError:
+            if not write(self._engine, lambda tx: self._failed_often(tx, kind, id)):
+                raise
+            write(self._engine, lambda tx: self._set_aside(tx, kind, id, "unreadable"))
+
+    def _failed_often(self, tx: Connection, kind: Kind, id: str) -> bool:
+        self._held.check(tx)
+        here = (Read.run_id == self._held.run_id, Read.kind == kind, Read.object_id == id)
+        tries = tx.execute(update(Read).where(*here).values(attempts=Read.attempts + 1).returning(Read.attempts))
+        return tries.scalar_one() >= MOST_READ_TRIES
+
+    def _set_aside(self, tx: Connection, kind: Kind, id: str, field: str) -> None:
+        self._settled(tx, kind, id)
+        self._note_drift(tx, [odd_item(kind, id, field)])
+
+    def _settled(self, tx: Connection, kind: Kind, id: str) -> None:
+        self._held.check(tx)
+        tx.execute(delete(Read).where(Read.run_id == self._held.run_id, Read.kind == kind, Read.object_id == id))
+
+    # the whole
+
+    def _leaving(self) -> bool:
+        return self._stopping() or self._held.lost.is_set()
+
+    def _in_parallel(self, source: Callable[[int], list[T]], work: Callable[[T], None]) -> bool:
+        """Do `work` on what `source` names, several at once, until it names nothing; False if left off."""
+        flying: dict[Future[None], T] = {}
+        waiting: deque[T] = deque()
+        with ThreadPoolExecutor(AT_ONCE, "resync") as pool:
+            while not self._leaving():
+                if not waiting:
+                    waiting.extend(i for i in source(AHEAD + len(flying)) if i not in flying.values())
+                while waiting and len(flying) < AT_ONCE:
+                    item = waiting.popleft()
+                    flying[pool.submit(work, item)] = item
+                if not flying:
+                    return True
+                for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                    del flying[future]
+                    future.result()
+        if self._held.lost.is_set():
+            raise LeaseLostError(self._held.run_id)
+        return False
+
+    def _finish(self, tx: Connection) -> None:
+        self._held.check(tx)
+        run_id = self._held.run_id
+        if self._run.organization_id is None and not self._run.dry_run and self._run.approves is None:
+            some = select(Seen.object_id).where(Seen.run_id == run_id, Seen.kind == Kind.ORGANIZATION).limit(SOME)
+            known = list(tx.execute(some).scalars())
+            tx.execute(update(Mirror).values(last_resync_at=db_now(), known_organizations=known or None))
+        for table in (Seen, Listing, Read):
+            tx.execute(delete(table).where(table.run_id == run_id))
+        tx.execute(update(Run).where(Run.id == run_id).values(calls=Run.calls + self._directory.calls.total))
+        finish(tx, self._held, RunStatus.DONE)
+
+
+def parse_page(name: str, parent: str, page: Page, roles: RoleMap) -> tuple[list[Snapshot], list[dict[str, Any]]]:
+    """Return the objects of a page that can be used, and a drift row for each that cannot."""
+    snapshots: list[Snapshot] = []
+    odd: list[dict[str, Any]] = []
+    for kind, item in _objects(name, parent, page.items):
+        try:
+            snapshots.append(read_object(kind, item, page.read_at, roles))
+        except PayloadError as error:
+            id = item.get("id") if isinstance(item, dict) else None
+            odd.append(odd_item(kind, id if isinstance(id, str) and is_id(id) else "without id", error.field))
+    return snapshots, odd
+
+
+def _objects(name: str, parent: str, items: list[Any]) -> Iterator[tuple[Kind, Any]]:
+    for item in items:
+        match name:
+            case "organizations" | "organization":
+                yield Kind.ORGANIZATION, item
+                domains = item.get("domains") if isinstance(item, dict) else None
+                for domain in domains if isinstance(domains, list) else ():
+                    yield Kind.DOMAIN, domain
+            case "users":
+                yield Kind.USER, item
+            case "memberships":
+                yield Kind.MEMBERSHIP, item
+            case "roles":
+                yield Kind.ROLE, item
+            case "organization_roles" if isinstance(item, dict) and item.get("type") == "OrganizationRole":
+                yield Kind.ROLE, {**item, "organization_id": parent}
+
+
+def drift(
+    kind: Kind, id: str, finding: Finding, here: State | None, there: State | None, action: str
+) -> dict[str, Any]:
+    """Return a drift row: what differs, field by field, `[here, WorkOS]`."""
+    ours, theirs = (show(here) if here else {}), (show(there) if there else {})
+    fields = {f: [ours.get(f), theirs.get(f)] for f in (ours | theirs) if ours.get(f) != theirs.get(f)}
+    organization_id = next((organization_of(kind, id, state) for state in (there, here) if state), None)
+    row = {"kind": kind, "object_id": id, "organization_id": organization_id}
+    return {**row, "finding": finding, "fields": fields if here and there else None, "action": action}
+
+
+def odd_item(kind: Kind, id: str, field: str) -> dict[str, Any]:
+    """Return a drift row for an object that WorkOS shows and that cannot be used."""
+    row = {"kind": kind, "object_id": id, "organization_id": None, "finding": "odd"}
+    return {**row, "fields": {field: None}, "action": "reported"}
+
+
+def open_listings(tx: Connection, run_id: str, name: str, parents: Sequence[str]) -> None:
+    """Add listings to a run; those it has already stay as they are."""
+    if parents:
+        rows = [{"run_id": run_id, "name": name, "parent": parent} for parent in sorted(parents)]
+        tx.execute(_insert(tx, Listing), rows)
+
+
+def _insert(tx: Connection, table: type[Any]) -> Any:
+    dialect: Any = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
+    return dialect(table).on_conflict_do_nothing()
