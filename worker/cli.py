@@ -35,6 +35,7 @@ from worker.logs import configure
 from worker.progress import progress
 from worker.repair import bind, connect, schedule, watch, work_on
 from worker.resync import start
+from worker.retention import forget
 from worker.role_map import adopt
 from worker.settings import Settings, load_settings
 from worker.supervisor import supervise
@@ -251,6 +252,14 @@ def catch_up_command(since: datetime | None, as_json: bool) -> None:
     else:
         complete = _cell(report.complete_to)
         click.echo(f"{report.returned} events read, {report.new} of them new; complete to {complete}")
+
+
+@main.command("forget")
+@click.argument("user")
+def forget_command(user: str) -> None:
+    """Blank a deleted user's e-mail and name everywhere, at once."""
+    forget(_engine(), user, getpass.getuser())
+    click.echo(f"{user} is forgotten")
 
 
 @main.group()

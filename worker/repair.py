@@ -18,6 +18,7 @@ from worker.directory import Directory, NotThereError, UnreadableError, open_dir
 from worker.doorbell import Doorbell
 from worker.errors import ConfigurationError
 from worker.resync import Resync, begin
+from worker.retention import retain
 from worker.runs import BusyError, Lease, LeaseLostError, create, finish
 from worker.settings import Settings
 
@@ -70,7 +71,12 @@ def _first_start(tx: Connection, client_id: str, started: object) -> None:
 
 def schedule(engine: Engine, settings: Settings) -> None:
     """Create the runs that are due. Tick and run are one transaction: two clocks, or a missed tick, do no harm."""
-    for task, every in ((Task.RESYNC, settings.resync_seconds), (Task.CATCH_UP, settings.catch_up_seconds)):
+    duties = {
+        Task.RESYNC: settings.resync_seconds,
+        Task.CATCH_UP: settings.catch_up_seconds,
+        Task.RETENTION: settings.retention_seconds,
+    }
+    for task, every in duties.items():
         try:
             write(engine, lambda tx: _schedule(tx, task, every))  # noqa: B023 - called now
         except BusyError:
@@ -135,6 +141,10 @@ def _work(
         if over:
             write(engine, _catch_up_if_first)
         return over
+    if task == Task.RETENTION:
+        retain(engine, settings.periods(), stopping)
+        write(engine, lambda tx: finish(tx, held, RunStatus.DONE))
+        return True
     try:
         catch_up(engine, directory, held, timedelta(seconds=settings.catch_up_lag_seconds))
     except (UnreadableError, NotThereError) as error:

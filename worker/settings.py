@@ -1,6 +1,7 @@
 """Settings: read from the environment and `.env` once, checked together, every problem named at once."""
 
 import ipaddress
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
@@ -9,6 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from models.database import database_url
 from worker.drain import Policy
 from worker.errors import ConfigurationError
+from worker.retention import Periods
 from worker.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
 
 DEFAULT_DATABASE_URL = "sqlite:///.workos-sync/mirror.db"
@@ -69,6 +71,11 @@ class Settings(BaseSettings):
     catch_up_lag_seconds: Annotated[float, Field(gt=0)] = 60.0
     gap_seconds: Annotated[float, Field(gt=0)] = 600.0
     resync_seconds: Annotated[float, Field(gt=0)] = 24 * 3600.0
+    retention_seconds: Annotated[float, Field(gt=0)] = 24 * 3600.0
+    keep_payloads_days: Annotated[int, Field(ge=1)] = 30
+    keep_events_days: Annotated[int, Field(ge=100)] = 100
+    keep_changes_days: Annotated[int, Field(ge=1)] = 365
+    erase_after_days: Annotated[int, Field(ge=0)] = 30
     repair_seconds: Annotated[float, Field(gt=0)] = 5.0
     role_map: Annotated[dict[str, str], NoDecode, BeforeValidator(_role_map)] = DEFAULT_ROLE_MAP
     web_processes: Annotated[int, Field(ge=1)] = 2
@@ -79,6 +86,12 @@ class Settings(BaseSettings):
     max_attempts: Annotated[int, Field(ge=1)] = 10
     first_backoff_seconds: Annotated[float, Field(gt=0)] = 1.0
     log_format: Literal["json", "console"] = "json"
+
+    def periods(self) -> Periods:
+        """Return how long things are kept."""
+        payloads, events = timedelta(days=self.keep_payloads_days), timedelta(days=self.keep_events_days)
+        changes, persons = timedelta(days=self.keep_changes_days), timedelta(days=self.erase_after_days)
+        return Periods(payloads, events, changes, persons)
 
     def policy(self) -> Policy:
         """Return how drains work."""
