@@ -3,6 +3,8 @@
 import sys
 
 import structlog
+from redis.exceptions import RedisError
+from rq.exceptions import StopRequested
 
 from worker.embedded import redis_url
 from worker.jobs import DRAIN, drain_job, make_worker
@@ -22,7 +24,13 @@ def main(lane: str = DRAIN) -> None:
     functions = {DRAIN: drain_job(wiring.engine, settings.policy(), wiring.bell)}
     end_with_parent()
     log.info("worker_started", lane=lane)
-    make_worker(wiring.redis, lane, functions).work(logging_level="WARNING")
+    try:
+        make_worker(wiring.redis, lane, functions).work(logging_level="WARNING")
+    except StopRequested:
+        log.info("worker_stopped", lane=lane)  # before it had begun
+    except RedisError as error:
+        log.warning("redis_lost", lane=lane, error=type(error).__name__)
+        sys.exit(1)
 
 
 if __name__ == "__main__":
