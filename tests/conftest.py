@@ -62,7 +62,7 @@ def make_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[s
             path.write_bytes(request.getfixturevalue("sqlite_template").read_bytes())
             return f"sqlite:///{path}"
         server, name = request.getfixturevalue("postgres_server"), f"test_{uuid.uuid4().hex}"
-        _on_server(server, f"CREATE DATABASE {name} TEMPLATE template STRATEGY file_copy")
+        _on_server(server, f"CREATE DATABASE {name} TEMPLATE template")
         request.addfinalizer(lambda: _on_server(server, f"DROP DATABASE {name} WITH (FORCE)"))
         return _database(server, name)
 

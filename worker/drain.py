@@ -215,7 +215,8 @@ def _apply_batch(tx: Connection, policy: Policy, batch: Work) -> None:
     against = dict(zip((arrival.cause_id for arrival in arrivals), decisions, strict=True))
     for row in done:
         if decision := against.get(row["key"]):
-            row |= {"outcome": decision.outcome, "decided_by": decision.against}
+            lost = decision.outcome in (Outcome.STALE, Outcome.TOMBSTONED)
+            row |= {"outcome": decision.outcome, "decided_by": decision.against if lost else None}
     _note_done(tx, done)
     tx.execute(delete(Batch).where(Batch.id == batch.id))
     note_changes(tx, changes)

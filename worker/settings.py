@@ -35,6 +35,9 @@ def _role_map(raw: Any) -> Any:
         raise ValueError(
             f"maps {', '.join(wrong) or 'nothing'} to no local role; write slug=role, where role is {known}"
         )
+    slugs = [slug.strip() for slug, _, _ in pairs]
+    if twice := sorted({slug for slug in slugs if slugs.count(slug) > 1}):
+        raise ValueError(f"maps {', '.join(twice)} twice")
     return DEFAULT_ROLE_MAP | {slug.strip(): role for slug, _, role in pairs}
 
 

@@ -136,3 +136,9 @@ def test_settings_come_from_the_file_env_and_the_environment_goes_before(monkeyp
 def test_the_policy_follows_the_settings() -> None:
     policy = Settings(_env_file=None, batch_size=3, max_attempts=4, first_backoff_seconds=5).policy()
     assert (policy.batch_size, policy.max_attempts, policy.first_backoff) == (3, 4, 5)
+
+
+def test_a_role_mapped_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROLE_MAP", "owner=member,owner=admin")
+    with pytest.raises(ConfigurationError, match="ROLE_MAP maps owner twice"):
+        load_settings()

@@ -319,6 +319,14 @@ def test_two_workspaces_with_one_domain_auto_join_nobody_until_it_is_one(
     assert joins(engine) == ACME
 
 
+def test_a_rival_workspace_that_is_not_known_yet_stops_auto_join_too(door: FlaskClient, engine: Engine) -> None:
+    accept(door, made("organization.created"), VERIFIED, made("organization_domain.verified", 1, **RIVAL))
+    apply_all(engine)
+    assert joins(engine) == set()
+    take(door, engine, made("organization.deleted", 5, id="org_2"))
+    assert joins(engine) == ACME
+
+
 def test_only_verified_domains_auto_join(door: FlaskClient, engine: Engine) -> None:
     take(door, engine, made("organization.created"))
     for at, state in enumerate(["pending", "failed", "unverified", "Verified", "brand_new", None, ["verified"]]):
