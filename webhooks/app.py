@@ -19,7 +19,8 @@ def create_app(wiring: Wiring) -> Flask:
     if not settings.workos_webhook_secrets:
         raise ConfigurationError("WORKOS_WEBHOOK_SECRETS is not set")
     app = Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = settings.webhook_max_bytes
+    # One byte more, to tell: Werkzeug ends a body without length at the limit and says nothing.
+    app.config["MAX_CONTENT_LENGTH"] = settings.webhook_max_bytes + 1
     if settings.trusted_proxy_hops:
         hops = settings.trusted_proxy_hops
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]

@@ -43,6 +43,8 @@ def blueprint(wiring: Wiring) -> Blueprint:
         if not hmac.compare_digest(token.encode("utf-8", "replace"), path_token or b""):
             abort(404)
         body = request.get_data(cache=False)
+        if len(body) > settings.webhook_max_bytes:
+            abort(413)  # sent in chunks: no length told its size before
         try:
             verify(body, request.headers.get("WorkOS-Signature"), secrets, settings.webhook_tolerance_seconds)
         except RefusedError as refused:

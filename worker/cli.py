@@ -18,6 +18,7 @@ import structlog
 from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -82,7 +83,7 @@ def main() -> None:
 def migrate() -> None:
     """Bring the database to the newest revision. Safe to run at any time, also twice at once."""
     settings = load_settings()
-    upgrade(open_engine(settings.database_url))
+    upgrade(_open(settings))
     click.echo(f"the database stands at revision {newest_revision()}")
 
 
@@ -91,7 +92,7 @@ def migrate() -> None:
 def web(port: int | None) -> None:
     """Take webhook deliveries: serve POST /webhooks/workos and the health checks with gunicorn."""
     settings = load_settings("workos_webhook_secrets", port=port)
-    require_migrated(open_engine(settings.database_url))
+    require_migrated(_open(settings))
     _require_free(settings.port)
     if settings.redis_url:
         os.execv(sys.executable, _gunicorn(settings))  # noqa: S606 - our own command, as this process
@@ -135,7 +136,7 @@ def worker(processes: int | None) -> None:
     """Apply events: run worker processes; one that dies is started again."""
     settings = load_settings(worker_processes=processes)
     configure(settings.log_format)
-    engine = open_engine(settings.database_url)
+    engine = _open(settings)
     require_migrated(engine)
     adopt(engine, settings.role_map)
     lanes = [DRAIN] * settings.worker_processes
@@ -297,7 +298,7 @@ def events_show(event_id: str, as_json: bool) -> None:
         return
     table = Table(show_header=False)
     for name, value in event.items():
-        table.add_row(name, reports.as_json(value) if isinstance(value, (dict, list)) else _cell(value))
+        table.add_row(name, _cell(reports.as_json(value) if isinstance(value, (dict, list)) else value))
     out.print(table)
 
 
@@ -314,7 +315,7 @@ def members(organization: str, as_json: bool) -> None:
         click.echo(reports.as_json(workspace))
         return
     table = _table(("email", "role", "workos_role", "user_id", "since"), workspace["members"])
-    table.title = f"{workspace['name']} ({workspace['state']})"
+    table.title = _cell(f"{workspace['name']} ({workspace['state']})")
     out.print(table)
 
 
@@ -330,7 +331,7 @@ def status(as_json: bool) -> None:
         table = Table(show_header=False)
         for name, value in (*report.pop("mirror").items(), *report.items()):
             table.add_row(
-                name.replace("_", " "), "\n".join(value) or "none" if isinstance(value, list) else _cell(value)
+                name.replace("_", " "), _cell("\n".join(value) or "none" if isinstance(value, list) else value)
             )
         out.print(table)
     sys.exit(1 if report["problems"] else 0)
@@ -340,22 +341,30 @@ def status(as_json: bool) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def demo(arguments: tuple[str, ...]) -> None:
     """Show it working end to end against a sandbox WorkOS (from a checkout)."""
-    if importlib.util.find_spec("tests.demo") is None:
+    if importlib.util.find_spec("tests") is None or importlib.util.find_spec("tests.demo") is None:
         raise ConfigurationError("the demo is part of the checkout, not of the installed package: run make demo there")
     command: Callable[..., None] = importlib.import_module("tests.demo").command
     command(list(arguments), prog_name="workos-sync demo")
 
 
+def _open(settings: Settings) -> Engine:
+    engine = open_engine(settings.database_url)
+    click.get_current_context().call_on_close(engine.dispose)
+    return engine
+
+
 def _engine() -> Engine:
-    engine = open_engine(load_settings().database_url)
+    engine = _open(load_settings())
     require_migrated(engine)
     return engine
 
 
-def _cell(value: object) -> str:
+def _cell(value: object) -> Text:
+    """Return `value` as it is: what customers wrote is no markup, and steers no terminal."""
     if value is None:
-        return ""
-    return value.isoformat(sep=" ", timespec="seconds") if isinstance(value, datetime) else str(value)
+        return Text()
+    text = value.isoformat(sep=" ", timespec="seconds") if isinstance(value, datetime) else str(value)
+    return Text("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))
 
 
 def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Table:

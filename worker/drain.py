@@ -16,7 +16,7 @@ from rq.timeouts import JobTimeoutException
 from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
-from models.database import CLAIM_LOCK, advisory_lock, can_pass, write
+from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, can_pass, turn, write
 from models.tables import Batch, Event, EventStatus, Mirror
 from models.types import db_in, db_now
 from worker import reads
@@ -45,7 +45,7 @@ class Policy:
 
     def backoff(self, attempts: int) -> float:
         """Return the seconds to wait after `attempts` failed attempts."""
-        return float(min(self.first_backoff * 2 ** (attempts - 1), self.longest_backoff))
+        return float(min(self.first_backoff * 2.0 ** min(attempts - 1, 60), self.longest_backoff))
 
 
 class Work(NamedTuple):
@@ -64,10 +64,11 @@ def drain(engine: Engine, policy: Policy) -> bool:
     """
     ends = time.monotonic() + policy.seconds
     while time.monotonic() < ends:
-        batch = write(engine, lambda tx: _take(tx, policy))
-        if batch is None:
-            return True
-        _work(engine, policy, batch)
+        with turn(engine):
+            batch = write(engine, lambda tx: _take(tx, policy))
+            if batch is None:
+                return True
+            _work(engine, policy, batch)
     return False
 
 
@@ -75,9 +76,11 @@ def _work(engine: Engine, policy: Policy, batch: Work) -> None:
     try:
         write(engine, lambda tx: _apply_batch(tx, policy, batch))
     except Exception as error:
-        # A poison event may raise anything: it is noted on its row. The database's own troubles are nobody's fault.
         if can_pass(error):
-            raise
+            # Locks held for long are nobody's fault. With the database away this fails too, and the batch waits.
+            write(engine, lambda tx: _give_back(tx, policy, batch))
+            return
+        # A poison event may raise anything: it is noted on its row.
         failure = error
         write(engine, lambda tx: _set_aside(tx, policy, batch, failure))
         if isinstance(error, JobTimeoutException):
@@ -94,13 +97,14 @@ def _take(tx: Connection, policy: Policy) -> Work | None:
             tx.execute(update(Batch).where(Batch.id == id).values(started_at=db_now()))
             return Work(id, event_ids)
     taken = {event_id for _, event_ids, _ in standing for event_id in event_ids}
+    size = min(policy.batch_size, SQLITE_BATCH) if tx.dialect.name == "sqlite" else policy.batch_size
     due = (
         select(Event.id)
         .where(Event.status == EventStatus.PENDING, Event.due_at <= db_now())
         .order_by(Event.due_at, Event.id)
-        .limit(policy.batch_size + len(taken))
+        .limit(size + len(taken))
     )
-    free = [id for id in tx.execute(due).scalars() if id not in taken][: policy.batch_size]
+    free = [id for id in tx.execute(due).scalars() if id not in taken][:size]
     return Work(_write_down(tx, free, started=True), free) if free else None
 
 
@@ -128,6 +132,25 @@ def _set_aside(tx: Connection, policy: Policy, batch: Work, error: Exception) ->
         _split_or_blame(tx, policy, batch, error)
 
 
+def _give_back(tx: Connection, policy: Policy, batch: Work) -> None:
+    """Leave a batch that met locks for later: in halves, so that one locked row holds up only its own events."""
+    if not _still_ours(tx, batch):
+        return
+    log.warning("batch_given_back", batch=batch.id, events=len(batch.event_ids))
+    tx.execute(delete(Batch).where(Batch.id == batch.id))
+    if len(batch.event_ids) > 1:
+        _write_down_halves(tx, batch)
+    else:
+        later = {"due_at": db_in(policy.first_backoff)}
+        tx.execute(update(Event).where(Event.id == batch.event_ids[0]).values(later))
+
+
+def _write_down_halves(tx: Connection, batch: Work) -> None:
+    middle = len(batch.event_ids) // 2
+    for half in (batch.event_ids[:middle], batch.event_ids[middle:]):
+        _write_down(tx, half, started=False)
+
+
 def _still_ours(tx: Connection, batch: Work) -> bool:
     """Lock the batch; False if another drain took it over, because this one was stopped for long."""
     return tx.execute(select(Batch.id).where(Batch.id == batch.id).with_for_update()).one_or_none() is not None
@@ -136,9 +159,7 @@ def _still_ours(tx: Connection, batch: Work) -> bool:
 def _split_or_blame(tx: Connection, policy: Policy, batch: Work, error: Exception) -> None:
     tx.execute(delete(Batch).where(Batch.id == batch.id))
     if len(batch.event_ids) > 1:
-        middle = len(batch.event_ids) // 2
-        for half in (batch.event_ids[:middle], batch.event_ids[middle:]):
-            _write_down(tx, half, started=False)
+        _write_down_halves(tx, batch)
         return
     alone = (Event.id == batch.event_ids[0]) & (Event.status == EventStatus.PENDING)
     attempts = tx.execute(select(Event.attempts).where(alone).with_for_update()).scalar_one_or_none()
@@ -196,7 +217,8 @@ def _apply_batch(tx: Connection, policy: Policy, batch: Work) -> None:
     against = dict(zip((arrival.cause_id for arrival in arrivals), decisions, strict=True))
     for row in done:
         if decision := against.get(row["key"]):
-            row |= {"outcome": decision.outcome, "decided_by": decision.against}
+            lost = decision.outcome in (Outcome.STALE, Outcome.TOMBSTONED)
+            row |= {"outcome": decision.outcome, "decided_by": decision.against if lost else None}
     _note_done(tx, done)
     tx.execute(delete(Batch).where(Batch.id == batch.id))
     note_changes(tx, changes)

@@ -47,6 +47,7 @@ def _start_unless_running(home: Path, url: str) -> ValkeyServer | None:
             return None
         server = ValkeyServer(
             data_dir=home / "valkey",
+            port=0,  # the socket only: a TCP port would be open to everyone on this machine
             persist=True,
             unix_socket_path=_socket(home),
             config={"appendonly": "yes", "maxmemory-policy": "noeviction"},

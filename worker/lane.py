@@ -6,6 +6,9 @@ from collections.abc import Callable
 from types import FrameType
 
 import structlog
+from redis.exceptions import RedisError
+from rq import SimpleWorker
+from rq.exceptions import StopRequested
 
 from worker.embedded import redis_url
 from worker.jobs import DRAIN, REPAIR, drain_job, make_worker, repair_job
@@ -24,32 +27,44 @@ def main(lane: str = DRAIN) -> None:
     configure(settings.log_format)
     wiring = wire(settings, redis_url(settings))
     stopping = threading.Event()
-    functions = {lane: _function(lane, wiring, stopping)}
+    function = _function(lane, wiring, stopping)
     end_with_parent()
     log.info("worker_started", lane=lane)
-    worker = make_worker(wiring.redis, lane, functions)
+    try:
+        worker = make_worker(wiring.redis, lane, {lane: function})
+        _tell_of_stop(worker, stopping)
+        worker.work(logging_level="WARNING")
+    except StopRequested:
+        log.info("worker_stopped", lane=lane)  # before it had begun
+    except RedisError as error:
+        log.warning("redis_lost", lane=lane, error=type(error).__name__)
+        sys.exit(1)
+
+
+def _function(lane: str, wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:
+    settings = wiring.settings
+    if lane == DRAIN:
+        return drain_job(wiring.engine, settings.policy(), wiring.bell)
+    if lane != REPAIR:
+        raise ValueError(f"there is no lane {lane}")
+    directory = connect(settings, wiring.redis)
+
+    def run() -> None:
+        bind(wiring.engine, directory, settings)
+        repair(wiring.engine, directory, settings, wiring.bell, stopping.is_set)
+
+    return repair_job(run, wiring.repair_bell)
+
+
+def _tell_of_stop(worker: SimpleWorker, stopping: threading.Event) -> None:
+    """Set `stopping` when the worker is asked to stop, so that a resync leaves off between two pages."""
     stop_rq: Callable[[int, FrameType | None], None] = worker.request_stop
 
     def stop(number: int, frame: FrameType | None) -> None:
         stopping.set()
         stop_rq(number, frame)
 
-    worker.request_stop = stop  # type: ignore[method-assign]  # so that a long run leaves off between two pages
-    worker.work(logging_level="WARNING")
-
-
-def _function(lane: str, wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:
-    if lane == DRAIN:
-        return drain_job(wiring.engine, wiring.settings.policy(), wiring.bell)
-    if lane != REPAIR:
-        raise ValueError(f"there is no lane {lane}")
-    directory = connect(wiring.settings, wiring.redis)
-
-    def run() -> None:
-        bind(wiring.engine, directory, wiring.settings)
-        repair(wiring.engine, directory, wiring.settings, wiring.bell, stopping.is_set)
-
-    return repair_job(run, wiring.repair_bell)
+    worker.request_stop = stop  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ from worker.errors import ConfigurationError
 from worker.retention import Periods
 from worker.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
 
+JOB_SECONDS = 2.0
+"""How long a job drains before it rings for the next one: a process that is asked to stop ends its job first."""
+
 DEFAULT_DATABASE_URL = "sqlite:///.workos-sync/mirror.db"
 
 
@@ -34,6 +37,9 @@ def _role_map(raw: Any) -> Any:
         raise ValueError(
             f"maps {', '.join(wrong) or 'nothing'} to no local role; write slug=role, where role is {known}"
         )
+    slugs = [slug.strip() for slug, _, _ in pairs]
+    if twice := sorted({slug for slug in slugs if slugs.count(slug) > 1}):
+        raise ValueError(f"maps {', '.join(twice)} twice")
     return DEFAULT_ROLE_MAP | {slug.strip(): role for slug, _, role in pairs}
 
 
@@ -95,7 +101,7 @@ class Settings(BaseSettings):
 
     def policy(self) -> Policy:
         """Return how drains work."""
-        return Policy(self.batch_size, self.max_attempts, self.first_backoff_seconds)
+        return Policy(self.batch_size, self.max_attempts, self.first_backoff_seconds, seconds=JOB_SECONDS)
 
 
 REMEDIES = {
@@ -115,19 +121,22 @@ def load_settings(*required: str, **given: Any) -> Settings:
     Raises:
         ConfigurationError: names every wrong and every missing setting, without their values.
     """
+    given = {name: value for name, value in given.items() if value is not None}
     problems: list[str] = []
-    settings = None
+    wrong: dict[str, Any] = {}
     try:
-        settings = Settings(**{name: value for name, value in given.items() if value is not None})
+        settings = Settings(**given)
     except ValidationError as error:
         for problem in error.errors(include_input=False, include_url=False, include_context=False):
-            name = str(problem["loc"][0]) if problem["loc"] else "settings"
+            name = str(problem["loc"][0])
             problems.append(f"{name.upper()} {problem['msg'].removeprefix('Value error, ')}")
-    for name in required:
-        wrong = any(problem.startswith(name.upper()) for problem in problems)
-        missing = settings is not None and not getattr(settings, name)
-        if missing and not wrong:
-            problems.append(f"{name.upper()} is not set: {REMEDIES[name]}")
-    if settings is None or problems:
+            wrong[name] = Settings.model_fields[name].default
+        settings = Settings(**given | wrong)  # the others may be missing: all are named at once
+    problems += [
+        f"{name.upper()} is not set: {REMEDIES[name]}"
+        for name in required
+        if name not in wrong and not getattr(settings, name)
+    ]
+    if problems:
         raise ConfigurationError("; ".join(problems))
     return settings

@@ -13,6 +13,7 @@ from worker.roles import local_role
 
 MAX_ID = 255
 MAX_TEXT = 10_000
+MAX_EMAIL = 320
 EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -78,6 +79,11 @@ class Fields:
         value = self._value.get(name)
         return clean(value) if isinstance(value, str) else None
 
+    def email(self, name: str) -> str | None:
+        """Return an e-mail address, or None. What is longer than any mailbox is none, nor could an index hold it."""
+        value = self.text(name)
+        return value if value is not None and len(value) <= MAX_EMAIL else None
+
     def flag(self, name: str) -> bool:
         """Return whether the value is exactly true: anything else grants nothing."""
         return self._value.get(name) is True
@@ -138,7 +144,7 @@ def organization(data: Fields) -> dict[str, Any]:
 def user(data: Fields) -> dict[str, Any]:
     """Return the content of a user."""
     return {
-        "email": data.text("email"),
+        "email": data.email("email"),
         "email_verified": data.flag("email_verified"),
         "first_name": data.text("first_name"),
         "last_name": data.text("last_name"),

@@ -46,7 +46,9 @@ def end_with_parent() -> None:
     """In a child: stop as on SIGTERM when the supervisor is gone, however it ended."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # Not through sys.stdin's buffer: Python aborts if its lock is held when the process ends.
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True, name="end-with-parent").start()

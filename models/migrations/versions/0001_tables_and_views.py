@@ -23,7 +23,8 @@ VIEWS = {
             WHERE n.organization_id = m.organization_id AND n.user_id = m.user_id
               AND n.deleted_by IS NULL AND n.status = 'active' AND (n.created_at, n.id) > (m.created_at, m.id))
     """,
-    # A conflict is derived here, not stored, so that no two writers can disagree about it.
+    # A conflict is derived here, not stored, so that no two writers can disagree about it. A workspace not known yet
+    # is a rival too: until it is known to be gone, nobody joins by guess.
     "auto_join_domains": """
         SELECT d.normalized AS domain, d.organization_id, 'member' AS default_role, MIN(d.created_at) AS since
         FROM domains AS d
@@ -31,8 +32,8 @@ VIEWS = {
         WHERE d.deleted_by IS NULL AND d.verification IN ('verified', 'legacy_verified')
           AND d.normalized IS NOT NULL AND NOT EXISTS (
             SELECT 1 FROM domains AS e
-            JOIN organizations AS p ON p.id = e.organization_id AND p.deleted_by IS NULL
-            WHERE e.normalized = d.normalized AND e.organization_id <> d.organization_id
+            LEFT JOIN organizations AS p ON p.id = e.organization_id
+            WHERE e.normalized = d.normalized AND e.organization_id <> d.organization_id AND p.deleted_by IS NULL
               AND e.deleted_by IS NULL AND e.verification IN ('verified', 'legacy_verified'))
         GROUP BY d.normalized, d.organization_id
     """,

@@ -1,0 +1,83 @@
+"""The demo as people run it: a command with an exit code, a last line, and nothing left behind."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.demo.machine import environment
+
+COMPILED = Path(tempfile.gettempdir()) / "workos-sync-tests-bytecode"
+VERDICT = re.compile(r"mirror equals WorkOS: [1-9]\d* workspaces, [1-9]\d* members, [1-9]\d* domains")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Where the demo makes its own folder. Not tmp_path: that is too long for a Unix socket below it."""
+    made = Path(tempfile.mkdtemp(prefix="wos-"))
+    yield made
+    shutil.rmtree(made)
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "worker.cli", "demo", *arguments],
+        env=environment(COMPILED) | {"TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=folder,
+        start_new_session=True,
+    )
+
+
+def family(folder: Path, pid: int) -> set[psutil.Process]:
+    """The process, all below it, and whatever has its folder on its command line (PostgreSQL leaves the family)."""
+    roots = {psutil.Process(pid)}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if any(str(folder) in word for word in process.cmdline()):
+                roots.add(process)
+    return roots | {child for root in roots for child in root.children(recursive=True)}
+
+
+def living(processes: set[psutil.Process]) -> list[str]:
+    """Those that still run. Zombies have ended: in a container there may be nobody to take note of orphans."""
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(f"{process.pid} {' '.join(process.cmdline())}")
+    return found
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_the_mirror_equals_workos(folder: Path, database: str) -> None:
+    demo = start(folder, "--events", "200", "--companies", "6", "--database", database)
+    output, _ = demo.communicate()
+    assert demo.returncode == 0, output
+    assert VERDICT.fullmatch(output.splitlines()[-1]), output
+    assert not list(folder.glob("workos-sync-*"))
+
+
+def test_ctrl_c_leaves_no_process_behind(folder: Path) -> None:
+    demo = start(folder, "--events", "100000", "--database", "postgres")
+    assert demo.stdout is not None
+    assert any(" applied " in line for line in demo.stdout), "it ended before it played"
+    before = family(folder, demo.pid)
+    names = {process.name() for process in before}
+    assert {"postgres", "valkey-server"} <= names, names
+    os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
+    output, _ = demo.communicate()
+    assert demo.returncode == 128 + signal.SIGINT, output
+    assert living(before) == []
+    assert not list(folder.glob("workos-sync-*"))

@@ -1,0 +1,33 @@
+"""A process that drains while one event is deadly: `python -m tests.integration.deadly_drains URL ID ATTEMPTS`."""
+
+import os
+import sys
+
+from models.database import open_engine
+from worker.drain import Policy, drain
+from worker.handlers import HANDLERS, RoleMap
+from worker.logs import configure
+from worker.snapshots import Envelope, Fields, Snapshot
+
+
+def drain_with_poison(url: str, poison: str, max_attempts: str) -> None:
+    """For each line on stdin drain in a new process, in which the event `poison` is deadly; print how it ended."""
+    configure("console")  # to stderr: stdout is for the answers
+    handler = HANDLERS["user.updated"]
+    assert handler is not None
+
+    def deadly(data: Fields, envelope: Envelope, roles: RoleMap) -> Snapshot:
+        if envelope.id == poison:
+            os._exit(137)
+        return handler(data, envelope, roles)
+
+    HANDLERS["user.updated"] = deadly
+    for _ in sys.stdin:
+        if (child := os.fork()) == 0:
+            drain(open_engine(url), Policy(batch_size=50, max_attempts=int(max_attempts)))
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    drain_with_poison(*sys.argv[1:])

@@ -1,0 +1,77 @@
+"""The door behind real gunicorn: large bodies, keep-alive, slow senders."""
+
+import http.client
+import socket
+
+import pytest
+from sqlalchemy import Engine
+
+from tests.integration.processes import Commands, count
+from tests.integration.stories import encoded, new_users
+from tests.support import sign
+
+LIMIT = 4096
+
+
+@pytest.fixture
+def port(commands: Commands, redis_url: str, db_url: str) -> int:
+    """The port of a door with one process of two threads (SQLite) or eight (PostgreSQL)."""
+    settings = {"DATABASE_URL": db_url, "REDIS_URL": redis_url, "WEB_PROCESSES": 1, "WEBHOOK_MAX_BYTES": LIMIT}
+    return commands.web(**settings)[1]
+
+
+def deliver(port: int, body: bytes, connection: http.client.HTTPConnection | None = None) -> int:
+    mine = connection or http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    mine.request("POST", "/webhooks/workos", body, {"WorkOS-Signature": sign(body)})
+    answer = mine.getresponse()
+    answer.read()
+    if connection is None:
+        mine.close()
+    return answer.status
+
+
+def head(length: str) -> bytes:
+    return f"POST /webhooks/workos HTTP/1.1\r\nHost: door\r\n{length}\r\nWorkOS-Signature: t=1, v1=ab\r\n\r\n".encode()
+
+
+def answer_of(sender: socket.socket) -> bytes:
+    try:
+        return sender.recv(4096)
+    except ConnectionResetError:
+        return b""
+
+
+def test_large_bodies_keep_alive_and_slow_senders(port: int, engine: Engine) -> None:
+    first, second, third = map(encoded, new_users(3))
+
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as sender:
+        sender.sendall(head(f"Content-Length: {10**10}"))
+        assert answer_of(sender).startswith(b"HTTP/1.1 413 "), "answered without the body, which never comes"
+
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as sender:
+        sender.sendall(head("Transfer-Encoding: chunked"))
+        sent = 0
+        try:
+            while sent < 50_000_000:
+                sender.sendall(b"1000\r\n" + b"x" * 4096 + b"\r\n")
+                sent += 4096
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        assert sent < 20_000_000, "the door does not read on without end"
+
+    exact = b" " * (LIMIT - len(first)) + first
+    assert deliver(port, exact) == 200
+    assert deliver(port, b" " + exact) == 413
+
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection.connect()
+    assert connection.sock is not None
+    address = connection.sock.getsockname()
+    assert [deliver(port, body, connection) for body in (first, second)] == [200, 200]
+    assert connection.sock.getsockname() == address, "one connection for both"
+    connection.close()
+
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as slow:
+        slow.sendall(head(f"Content-Length: {len(third)}") + third[:10])
+        assert deliver(port, third) == 200
+    assert count(engine) == 3

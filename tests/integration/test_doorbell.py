@@ -1,0 +1,180 @@
+"""The doorbell: no wake-up is lost, Redis frozen or away costs no delivery, and workers run known functions only."""
+
+import json
+import pickle
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from redis import Redis
+from rq import Callback, Queue, Webhook
+from rq.serializers import JSONSerializer
+from sqlalchemy import Engine
+
+from models.tables import Event
+from tests.integration.processes import Valkey, count, let_time_pass
+from tests.integration.stories import new_users, written_once
+from tests.support import accept, statuses
+from webhooks.app import create_app
+from worker.clock import sweep
+from worker.doorbell import Doorbell
+from worker.drain import Policy
+from worker.jobs import DRAIN, drain_job, make_worker
+from worker.wiring import Wiring, wire
+
+
+def test_no_wake_up_is_lost_however_rings_and_reads_meet(redis_url: str) -> None:
+    """Many short rounds: in each, everything that was committed before its ring must be read by some job."""
+    dice = random.Random(3)
+    with Redis.from_url(redis_url) as redis, ThreadPoolExecutor() as do:
+        for number in range(150):
+            inbox = Inbox(redis, f"lane{number}", [dice.random() / 2000 for _ in range(8)])
+            ringers = [do.submit(inbox.commit_and_ring, 4) for _ in range(2)]
+            workers = [do.submit(inbox.work) for _ in range(2)]
+            for ringer in ringers:
+                ringer.result(10)
+            inbox.all_rang.set()
+            for worker in workers:
+                worker.result(10)
+            assert inbox.read == inbox.committed == 8, f"round {number}"
+
+
+class Inbox:
+    """A counter of what was committed, and how far the jobs of its lane have read it."""
+
+    def __init__(self, redis: Redis, lane: str, pauses: list[float]) -> None:
+        self._bell = Doorbell(redis, lane)
+        self._jobs = self._bell.queue
+        self._redis = redis
+        self._pauses = pauses
+        self._lock = threading.Lock()
+        self.all_rang = threading.Event()
+        self.committed = 0
+        self.read = 0
+
+    def commit_and_ring(self, times: int) -> None:
+        for place in range(times):
+            time.sleep(self._pauses[place])
+            with self._lock:
+                self.committed += 1
+            assert self._bell.ring()
+
+    def work(self) -> None:
+        """Take jobs until all rang and none is left."""
+        while True:
+            last = self.all_rang.is_set()
+            if self._redis.lpop(self._jobs.key) is not None:
+                self._bell.answer()
+                time.sleep(self._pauses[-1])
+                with self._lock:
+                    self.read = max(self.read, self.committed)
+            elif last:
+                return
+
+
+@pytest.fixture
+def work(wiring: Wiring) -> Callable[[], None]:
+    return lambda: work_off(wiring)
+
+
+def work_off(wiring: Wiring) -> None:
+    """Run all queued jobs as a lane process does."""
+    functions = {DRAIN: drain_job(wiring.engine, Policy(), wiring.bell)}
+    make_worker(wiring.redis, DRAIN, functions).work(burst=True)
+
+
+def test_an_expired_flag_makes_one_job_too_many_and_nothing_else(
+    wiring: Wiring, door: FlaskClient, work: Callable[[], None]
+) -> None:
+    first, second, third = new_users(3)
+    accept(door, first, second)
+    assert wiring.bell.waiting() == 1
+    (flag,) = wiring.redis.keys("workos-sync:wake:*")
+    wiring.redis.delete(flag)  # as its expiry does
+    accept(door, third)
+    assert wiring.bell.waiting() == 2
+    work()
+    assert statuses(wiring.engine) == {"done": 3}
+    written_once(wiring.engine)
+
+
+@pytest.fixture
+def on_own_valkey(make_wiring: Callable[..., Wiring], valkey: Valkey) -> Wiring:
+    return make_wiring(redis_url=valkey.url)
+
+
+@pytest.mark.parametrize("trouble", ["frozen", "away", "flushed"])
+def test_redis_in_trouble_delays_no_delivery_and_the_sweep_makes_up_for_it(
+    on_own_valkey: Wiring, engine: Engine, valkey: Valkey, trouble: str
+) -> None:
+    door = create_app(on_own_valkey).test_client()
+    warm_up, *events = new_users(6)
+    accept(door, warm_up)
+    work_off(on_own_valkey)
+    begin, end = {
+        "frozen": (valkey.freeze, valkey.thaw),
+        "away": (valkey.kill, valkey.start),
+        "flushed": (valkey.flush, valkey.flush),
+    }[trouble]
+    begin()
+    for event in events:
+        started = time.monotonic()
+        accept(door, event)
+        assert time.monotonic() - started < 1
+    end()
+    assert count(engine, Event.status == "pending") == 5
+    let_time_pass(engine, 3)
+    clock = wire(on_own_valkey.settings, valkey.url)
+    assert sweep(clock.engine, clock.bell) or trouble == "frozen"  # what was sent to a frozen one arrives when it thaws
+    assert not sweep(clock.engine, clock.bell), "one job finds everything"
+    work_off(on_own_valkey)
+    assert statuses(engine) == {"done": 6}
+    clock.engine.dispose()
+    clock.redis.close()
+
+
+class Bomb:
+    def __init__(self, trace: Path) -> None:
+        self._trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._trace,)
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        made.setblocking(False)
+        yield made
+
+
+def test_a_worker_runs_no_function_that_it_does_not_know_and_goes_on(
+    wiring: Wiring, door: FlaskClient, tmp_path: Path, listener: socket.socket, work: Callable[[], None]
+) -> None:
+    trace = tmp_path / "trace"
+    shell = f"touch {trace}"
+    jobs = Queue(DRAIN, connection=wiring.redis, serializer=JSONSerializer)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    calls = [Webhook(url, status, timeout=1) for status in ("finished", "failed")]
+    jobs.enqueue_call("os.system", (shell,), webhooks=calls)
+    jobs.enqueue_call("worker.jobs.drain_job", (1, 2, 3))
+    back = Callback("os.system")
+    jobs.enqueue_call(DRAIN, on_success=back, on_failure=back, on_stopped=back, webhooks=calls)
+    pickled = Queue(DRAIN, connection=wiring.redis).enqueue_call("os.system", (shell,), meta={"a": Bomb(trace)})
+    wiring.redis.hset(pickled.key, "data", pickle.dumps(Bomb(trace)))
+    broken = jobs.enqueue_call(DRAIN)
+    wiring.redis.hset(broken.key, "data", json.dumps(["drain", "no instance"]))
+    accept(door, *new_users(2))
+    work()
+    assert statuses(wiring.engine) == {"done": 2}
+    assert wiring.bell.waiting() == 0
+    assert not trace.exists()
+    with pytest.raises(BlockingIOError):
+        listener.accept()

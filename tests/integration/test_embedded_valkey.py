@@ -1,0 +1,35 @@
+"""Without REDIS_URL: the first command starts a Valkey, the others in the same folder use it."""
+
+from pathlib import Path
+
+from redis import Redis
+from rq import SimpleWorker
+from sqlalchemy import Engine
+
+from models.database import open_engine
+from tests.integration.processes import Commands, eventually, pending, working_in
+from tests.integration.stories import new_users, store
+from tests.support import statuses
+
+
+def test_two_commands_in_one_folder_share_one_server(commands: Commands, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    data = folder / ".workos-sync" / "valkey"
+    migrate = commands.start("migrate")
+    assert migrate.process.wait(30) == 0, migrate.output()
+    worker = commands.start("worker", "--processes", "1")
+    eventually(lambda: "worker_started" in worker.output(), 30)
+    clock = commands.start("clock", SWEEP_SECONDS=0.2)
+    engine: Engine = open_engine(f"sqlite:///{folder}/.workos-sync/mirror.db")
+    store(engine, new_users(20))
+    eventually(lambda: pending(engine) == 0, 30)  # the clock rang, the worker heard it: they share one server
+    assert statuses(engine) == {"done": 20}
+    engine.dispose()
+    with Redis(unix_socket_path=str(folder / ".workos-sync" / "valkey.sock")) as redis:
+        assert len(SimpleWorker.all(connection=redis)) == 1
+        assert redis.info("persistence")["aof_enabled"] == 1
+        assert redis.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+    assert len(working_in(data)) == 1
+    clock.stop()
+    worker.stop()
+    assert working_in(data) == []

@@ -1,0 +1,86 @@
+"""kill -9 and FLUSHALL at the worst instant: after a restart everything is applied, and nothing twice."""
+
+import threading
+from collections.abc import Callable
+
+from redis import Redis
+from sqlalchemy import Engine
+
+from models.tables import Event
+from tests.integration.processes import (
+    Commands,
+    Valkey,
+    alive,
+    count,
+    eventually,
+    held_in_mid_batch,
+    let_time_pass,
+    pending,
+)
+from tests.integration.stories import company_life, encoded, mirror_of, store, written_once
+from tests.support import JSON, differences, mirrored, statuses
+from worker.doorbell import Doorbell
+from worker.inbox import receive
+from worker.jobs import DRAIN
+from worker.wiring import door_redis
+
+
+class Feeder(threading.Thread):
+    """Takes events in as the door does, and again every third one, whatever happens to Redis meanwhile."""
+
+    def __init__(self, engine: Engine, redis: Redis, events: list[JSON]) -> None:
+        super().__init__(daemon=True)
+        self._engine, self._redis, self._events = engine, redis, events
+        self.twice = events[::3]
+
+    def run(self) -> None:
+        bell = Doorbell(self._redis, DRAIN)
+        for event in sorted(self._events + self.twice, key=lambda event: event["id"]):
+            receive(self._engine, event["id"], event["event"], encoded(event), source="webhook")
+            bell.ring()
+
+
+def test_kill_9_of_workers_supervisor_and_valkey_in_mid_drain_loses_nothing_and_doubles_nothing(
+    db_url: str, engine: Engine, valkey: Valkey, commands: Commands, make_database: Callable[[str], str]
+) -> None:
+    story, truth = company_life(2400)
+    expected = mirror_of(story, make_database)
+    commands.settings |= {"DATABASE_URL": db_url, "REDIS_URL": valkey.url, "BATCH_SIZE": 20, "SWEEP_SECONDS": 0.5}
+    worker, clock = commands.start("worker"), commands.start("clock")
+    store(engine, story[0::4])
+    redis = door_redis(valkey.url)
+    feeder = Feeder(engine, redis, story[1::4])
+
+    with held_in_mid_batch(engine, worker, 30):  # the sweep rang: nobody else did
+        for lane in (lanes := worker.lanes()):
+            lane.kill()
+    feeder.start()
+    eventually(lambda: worker.lanes() and not set(worker.lanes()) & set(lanes), 20)  # started again
+
+    with held_in_mid_batch(engine, worker):
+        valkey.flush()
+
+    with held_in_mid_batch(engine, worker):
+        valkey.kill()
+        valkey.start()
+
+    store(engine, story[2::4])
+    with held_in_mid_batch(engine, worker, 30):
+        lanes = worker.lanes()
+        worker.kill()
+    eventually(lambda: not any(map(alive, lanes)), 10)  # by themselves: their supervisor is gone
+
+    feeder.join()
+    store(engine, story[3::4])
+    worker = commands.start("worker")
+    let_time_pass(engine)
+    eventually(lambda: pending(engine) == 0, 40)
+    assert statuses(engine) == {"done": len(story)}
+    assert count(engine, Event.attempts > 0) == 0
+    assert count(engine, Event.deliveries == 2) == len(feeder.twice)
+    assert sum(mirror != expected[kind] for kind, mirror in mirrored(engine).items()) == 0
+    assert differences(engine, truth) == []
+    written_once(engine)
+    worker.stop()
+    clock.stop()
+    redis.close()

@@ -1,0 +1,30 @@
+"""An event that kills the process that applies it: found alone, set aside, and nobody else is blamed."""
+
+from sqlalchemy import Engine
+
+from models.tables import Batch, Event
+from tests.integration.processes import ask, count, let_time_pass, pending, piece
+from tests.integration.stories import new_users, store, written_once
+from tests.support import event_row, rows, statuses
+
+
+def test_an_event_that_kills_the_process_is_found_alone_and_set_aside(db_url: str, engine: Engine) -> None:
+    story = new_users(120)
+    poison = story[70]["id"]
+    store(engine, story)
+    done_at_death: list[int] = []
+    with piece("deadly_drains", db_url, poison, 3) as drains:
+        while pending(engine):
+            code = int(ask(drains, "drain"))
+            assert code in {0, 137} and len(done_at_death) < 12
+            if code == 137:
+                done_at_death.append(statuses(engine).get("done", 0))
+            let_time_pass(engine)  # a lost drain is noticed, and the back-off is over
+    assert statuses(engine) == {"done": 119, "failed": 1}
+    row = event_row(engine, poison)
+    assert (row["status"], row["attempts"]) == ("failed", 3)
+    assert row["error"] == "DiedAloneError: the process ended while it applied this event"
+    assert count(engine, Event.attempts > 0) == 1
+    assert done_at_death[-2:] == [119, 119], "the others do not wait for the last attempts"
+    assert rows(engine, Batch) == []
+    written_once(engine)

@@ -1,0 +1,36 @@
+"""The same events posted by two processes at the same time: one row each, and each applied once."""
+
+import json
+from pathlib import Path
+
+from sqlalchemy import Engine, func, select
+
+from models.database import reading
+from models.tables import Change, Event
+from tests.integration.processes import Commands, Valkey, ask, eventually, pending, piece
+from tests.integration.stories import encoded, new_users, written_once
+from tests.support import sign, statuses
+
+
+def test_two_processes_posting_the_same_1000_ids_make_1000_rows_each_applied_once(
+    db_url: str, engine: Engine, valkey: Valkey, commands: Commands, tmp_path: Path
+) -> None:
+    commands.settings |= {"DATABASE_URL": db_url, "REDIS_URL": valkey.url}
+    deliveries = tmp_path / "deliveries.json"
+    deliveries.write_text(json.dumps([[body.decode(), sign(body)] for body in map(encoded, new_users(1000))]))
+    web, port = commands.web()
+    with piece("poster", port, deliveries, 2) as one, piece("poster", port, deliveries, 2) as other:
+        for poster in (one, other):
+            assert poster.stdout is not None and poster.stdout.readline() == "ready\n"
+        for poster in (one, other):
+            ask(poster, "go")
+        assert [poster.wait(60) for poster in (one, other)] == [0, 0]
+    worker = commands.start("worker", "--processes", "1")
+    eventually(lambda: pending(engine) == 0, 20)
+    assert statuses(engine) == {"done": 1000}
+    with reading(engine) as tx:
+        assert tx.execute(select(func.sum(Event.deliveries))).scalar_one() == 2000
+        assert tx.execute(select(func.count()).select_from(Change)).scalar_one() == 1000
+    written_once(engine)
+    web.stop()
+    worker.stop()

@@ -1,0 +1,65 @@
+"""SIGTERM: every command ends by itself within seconds, with code 0, and leaves no process behind."""
+
+import os
+import signal
+from collections.abc import Callable
+
+from rq import SimpleWorker
+
+from models.database import open_engine
+from models.tables import Batch, Event
+from tests.integration.processes import (
+    Commands,
+    Valkey,
+    alive,
+    count,
+    eventually,
+    held_in_mid_batch,
+    let_time_pass,
+    pending,
+)
+from tests.integration.stories import new_users, store, written_once
+from tests.support import rows, statuses
+
+
+def test_a_worker_stopped_in_mid_drain_ends_soon_and_what_it_left_is_taken_up_later(
+    make_database: Callable[[str], str], valkey: Valkey, commands: Commands
+) -> None:
+    db_url = make_database("postgresql")
+    engine = open_engine(db_url)
+    commands.settings |= {"DATABASE_URL": db_url, "REDIS_URL": valkey.url, "BATCH_SIZE": 4, "SWEEP_SECONDS": 0.5}
+    clock = commands.start("clock")
+    worker = commands.start("worker", "--processes", "1")
+    store(engine, story := new_users(1500))
+    let_time_pass(engine, 5)
+    with held_in_mid_batch(engine, worker, 30):
+        lanes = worker.lanes()
+        worker.process.terminate()
+        for lane in lanes:  # at once, and not when the supervisor gets to it: the drain goes on right after
+            lane.send_signal(signal.SIGTERM)
+    assert worker.process.wait(10) == 0, worker.output()[-2000:]
+    assert not any(map(alive, lanes))
+    left = pending(engine)
+    assert left > 0, "a stop waits for the batch in work, not for the whole backlog"
+    assert rows(engine, Batch) == [], "the batch in work was finished"
+    worker = commands.start("worker", "--processes", "1", BATCH_SIZE=500)
+    eventually(lambda: pending(engine) == 0, 40)
+    assert statuses(engine) == {"done": len(story)} and count(engine, Event.attempts > 0) == 0
+    written_once(engine)
+    engine.dispose()
+    clock.stop()
+    worker.stop()
+
+
+def test_ctrl_c_reaches_all_processes_at_once_and_ends_them_well(
+    valkey: Valkey, commands: Commands, make_database: Callable[[str], str]
+) -> None:
+    commands.settings |= {"DATABASE_URL": make_database("sqlite"), "REDIS_URL": valkey.url}
+    clock, worker = commands.start("clock"), commands.start("worker", "--processes", "1")
+    with valkey.client() as redis:
+        eventually(lambda: SimpleWorker.all(connection=redis), 30)
+    for command in (worker, clock):
+        os.killpg(command.process.pid, signal.SIGINT)
+    for command in (worker, clock):
+        assert command.process.wait(10) == 0, command.output()
+        assert "Traceback" not in command.output() and "Fatal Python error" not in command.output()

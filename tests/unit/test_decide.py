@@ -1,0 +1,135 @@
+"""The decision: whatever the order and however often, a history folds to one state."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import reduce
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worker.decide import Outcome, State, Version, decide
+
+NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
+
+# Few instants and few contents, so that ties and equal contents are common.
+instants = st.integers(0, 3).map(lambda seconds: NOON + timedelta(seconds=seconds))
+event_ids = st.text("abAB1_", min_size=1, max_size=3)
+states = st.builds(
+    State,
+    version=st.builds(Version, instants, instants, event_ids),
+    deleted=st.booleans(),
+    content=st.sampled_from([{"name": "a"}, {"name": "b"}]),
+)
+# One event id carries one state, so no two states of a history share it.
+histories = st.lists(states, min_size=1, max_size=8, unique_by=lambda state: state.version.event_id)
+
+
+def fold(history: Iterable[State], *, terminal: bool = True) -> State:
+    def step(current: State | None, incoming: State) -> State:
+        return decide(current, incoming, terminal=terminal)[0]
+
+    end = reduce(step, history, None)
+    assert end is not None
+    return end
+
+
+@st.composite
+def retellings(draw: st.DrawFn) -> tuple[list[State], list[State]]:
+    """A history, and the same in another order with repetitions."""
+    history = draw(histories)
+    repeated = draw(st.lists(st.sampled_from(history), max_size=6))
+    return history, draw(st.permutations(history + repeated))
+
+
+@given(retellings(), st.booleans())
+@settings(deadline=None, max_examples=300)
+def test_any_order_with_any_duplicates_folds_to_the_same_state(
+    told: tuple[list[State], list[State]], terminal: bool
+) -> None:
+    history, retold = told
+    assert fold(retold, terminal=terminal) == fold(history, terminal=terminal)
+
+
+@given(histories)
+@settings(deadline=None)
+def test_a_delete_wins_over_all_that_is_live_and_else_the_highest_version_wins(history: list[State]) -> None:
+    assert fold(history) == max(history, key=lambda state: (state.deleted, state.version))
+
+
+@given(histories)
+@settings(deadline=None)
+def test_what_can_be_made_again_is_ordered_by_version_alone(history: list[State]) -> None:
+    assert fold(history, terminal=False) == max(history, key=lambda state: state.version)
+
+
+@given(histories, histories, st.booleans())
+@settings(deadline=None)
+def test_two_halves_folded_apart_and_joined_are_the_whole(a: list[State], b: list[State], terminal: bool) -> None:
+    b = [replace(s, version=replace(s.version, event_id=f"b/{s.version.event_id}")) for s in b]
+    joined = fold([fold(a, terminal=terminal), fold(b, terminal=terminal)], terminal=terminal)
+    assert joined == fold(a + b, terminal=terminal)
+
+
+@given(histories, states, st.booleans())
+@settings(deadline=None)
+def test_only_applied_changes_what_readers_see(history: list[State], incoming: State, terminal: bool) -> None:
+    before = fold(history, terminal=terminal)
+    after, outcome = decide(before, incoming, terminal=terminal)
+    seen = (before.deleted, before.content), (after.deleted, after.content)
+    if outcome is not Outcome.APPLIED:
+        assert seen[0] == seen[1]
+    if outcome in {Outcome.STALE, Outcome.TOMBSTONED}:
+        assert after is before
+
+
+def at(updated: int, event: int = 0, event_id: str = "e1", *, name: str = "a", deleted: bool = False) -> State:
+    version = Version(NOON + timedelta(seconds=updated), NOON + timedelta(seconds=event), event_id)
+    return State(version, deleted, {"name": name})
+
+
+@pytest.mark.parametrize(
+    ("current", "incoming", "outcome"),
+    [
+        (None, at(1), Outcome.APPLIED),
+        (None, at(1, deleted=True), Outcome.APPLIED),
+        (at(1), at(2, name="b"), Outcome.APPLIED),
+        (at(2), at(1, name="b"), Outcome.STALE),
+        (at(1), at(2, event_id="e2"), Outcome.UNCHANGED),
+        (at(1), at(1), Outcome.UNCHANGED),
+        (at(2), at(2, event_id="e2", deleted=True), Outcome.APPLIED),
+        (at(3), at(1, event_id="e2", deleted=True), Outcome.APPLIED),
+        (at(1, deleted=True), at(3, event_id="e2", name="b"), Outcome.TOMBSTONED),
+        (at(1, deleted=True), at(1, deleted=True), Outcome.UNCHANGED),
+        (at(2, deleted=True), at(1, deleted=True), Outcome.STALE),
+    ],
+)
+def test_outcome_of_one_decision(current: State | None, incoming: State, outcome: Outcome) -> None:
+    assert decide(current, incoming)[1] is outcome
+
+
+@pytest.mark.parametrize(
+    ("current", "incoming", "outcome"),
+    [
+        (at(1, deleted=True), at(2, event_id="e2"), Outcome.APPLIED),
+        (at(2), at(1, event_id="e2", deleted=True), Outcome.STALE),
+        (at(1), at(1, event_id="e2", deleted=True), Outcome.APPLIED),
+    ],
+)
+def test_outcome_where_a_delete_is_not_for_good(current: State, incoming: State, outcome: Outcome) -> None:
+    assert decide(current, incoming, terminal=False)[1] is outcome
+
+
+@pytest.mark.parametrize("higher", [at(1, 0, "e2", name="b"), at(1, 1, "e0", name="b"), at(2, 0, "e0", name="b")])
+def test_a_tie_is_broken_by_event_time_and_then_by_event_id(higher: State) -> None:
+    lower = at(1, 0, "e1")
+    assert fold([lower, higher]) == fold([higher, lower]) == higher
+
+
+def test_the_same_content_at_a_higher_version_raises_the_version() -> None:
+    kept, outcome = decide(at(1), at(5, event_id="e5"))
+    assert outcome is Outcome.UNCHANGED
+    assert kept.version == at(5, event_id="e5").version
+    # Else this one, older than what was seen, would win:
+    assert decide(kept, at(3, event_id="e3", name="b"))[1] is Outcome.STALE

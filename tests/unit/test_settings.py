@@ -1,0 +1,144 @@
+"""Settings: every problem named at once, no secret ever shown."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from models.database import database_url
+from worker.errors import ConfigurationError
+from worker.settings import Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def problems(monkeypatch: pytest.MonkeyPatch, *required: str, **environment: str) -> str:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(*required)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def named(problem: str) -> set[str]:
+    """The settings that a message names."""
+    return {name.upper() for name in Settings.model_fields if name.upper() in problem}
+
+
+def test_nothing_needs_to_be_set_but_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().port == 8000
+    problem = problems(monkeypatch, "workos_webhook_secrets")
+    assert problem.startswith("WORKOS_WEBHOOK_SECRETS is not set: ")
+
+
+def test_all_problems_are_named_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = problems(
+        monkeypatch,
+        PORT="high",
+        DATABASE_URL="mysql://host/name",
+        ROLE_MAP="owner=king",
+        WORKOS_WEBHOOK_SECRETS="a,,b",
+        WEBHOOK_ALLOWED_IPS="1.2.3.4,nowhere",
+        MAX_ATTEMPTS="0",
+    )
+    assert named(found) == {
+        *("PORT", "DATABASE_URL", "ROLE_MAP", "WORKOS_WEBHOOK_SECRETS", "WEBHOOK_ALLOWED_IPS", "MAX_ATTEMPTS")
+    }
+
+
+def test_what_is_missing_is_named_beside_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = problems(monkeypatch, "workos_webhook_secrets", PORT="high")
+    assert named(found) == {"PORT", "WORKOS_WEBHOOK_SECRETS"}
+
+
+@pytest.mark.parametrize("secrets", ["", " ", ",", "a,,b", "a,", ",a", " , "])
+def test_an_empty_secret_is_refused(monkeypatch: pytest.MonkeyPatch, secrets: str) -> None:
+    problem = problems(monkeypatch, "workos_webhook_secrets", WORKOS_WEBHOOK_SECRETS=secrets)
+    assert problem.startswith("WORKOS_WEBHOOK_SECRETS ")
+
+
+def test_several_secrets_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", "one, two ")
+    assert load_settings().workos_webhook_secrets == (SecretStr("one"), SecretStr("two"))
+
+
+@pytest.mark.parametrize("role_map", ["owner", "owner=", "=admin", "owner=king", "owner=admin,viewer", "owner:admin"])
+def test_a_role_map_that_maps_to_nothing_is_refused(monkeypatch: pytest.MonkeyPatch, role_map: str) -> None:
+    problem = problems(monkeypatch, ROLE_MAP=role_map)
+    assert problem.startswith("ROLE_MAP ") and "admin or member" in problem
+
+
+def test_a_role_map_adds_to_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROLE_MAP", "owner=admin, viewer=member")
+    assert load_settings().role_map == {"admin": "admin", "member": "member", "owner": "admin", "viewer": "member"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "not a url",
+        "mysql://root:hunter2@host/name",
+        "postgresql://user:hunter2@host:port/name",
+        "postgresql://user:p@ss:hunter2@host/name",
+    ],
+)
+def test_a_bad_database_url_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    problem = problems(monkeypatch, DATABASE_URL=url)
+    assert problem.startswith("DATABASE_URL ")
+    assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize(
+    ("raw", "driver"),
+    [
+        ("postgres://u@h/n", "postgresql+psycopg"),
+        ("postgresql://u@h/n", "postgresql+psycopg"),
+        ("postgresql+psycopg2://u@h/n", "postgresql+psycopg"),
+        ("sqlite:///x.db", "sqlite"),
+    ],
+)
+def test_a_database_url_gets_the_driver_that_is_installed(raw: str, driver: str) -> None:
+    assert database_url(raw).drivername == driver
+
+
+def test_no_secret_shows_in_the_text_of_settings() -> None:
+    settings = Settings(
+        _env_file=None,
+        database_url="postgresql://user:hunter1@host/name",
+        redis_url="redis://:hunter2@host/0",
+        workos_webhook_secrets="hunter3,hunter4",
+        webhook_path_token="hunter5",
+    )
+    assert "hunter" not in f"{settings!r} {settings}"
+
+
+def test_a_wrong_value_does_not_show_in_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = problems(monkeypatch, PORT="hunter1", MAX_ATTEMPTS="hunter2", LOG_FORMAT="hunter3", SWEEP_SECONDS="hunter4")
+    assert named(wrong) == {"PORT", "MAX_ATTEMPTS", "LOG_FORMAT", "SWEEP_SECONDS"}
+    assert "hunter" not in wrong
+
+
+def test_settings_come_from_the_file_env_and_the_environment_goes_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("PORT=1111\nBATCH_SIZE=7\n")
+    monkeypatch.setenv("PORT", "2222")
+    settings = load_settings()
+    assert (settings.port, settings.batch_size) == (2222, 7)
+    assert load_settings(port=3333).port == 3333
+
+
+def test_the_policy_follows_the_settings() -> None:
+    policy = Settings(_env_file=None, batch_size=3, max_attempts=4, first_backoff_seconds=5).policy()
+    assert (policy.batch_size, policy.max_attempts, policy.first_backoff) == (3, 4, 5)
+
+
+def test_a_role_mapped_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROLE_MAP", "owner=member,owner=admin")
+    with pytest.raises(ConfigurationError, match="ROLE_MAP maps owner twice"):
+        load_settings()

@@ -1,0 +1,235 @@
+"""The command line: what operators type, read and get back as exit code."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from flask.testing import FlaskClient
+from sqlalchemy import Engine
+
+from models.migrate import current_revision, downgrade, newest_revision
+from tests.support import JSON, accept, apply_all, made, sample
+from worker.cli import main
+from worker.settings import Settings
+
+ORG = sample("organization.created")["data"]["id"]
+USER = sample("user.created")["data"]["id"]
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, db_url: str, redis_url: str) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("DATABASE_URL", db_url)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def db_url(make_database: Any) -> str:
+    """SQLite: that the reports' queries work on both kinds is shown by one test that asks for `engine` of each."""
+    return str(make_database("sqlite"))
+
+
+def run(*arguments: str, exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == exit_code, (result.output, result.exception)
+    return result
+
+
+def report(*arguments: str, exit_code: int = 0) -> Any:
+    return json.loads(run(*arguments, "--json", exit_code=exit_code).stdout)
+
+
+@pytest.fixture
+def story(door: FlaskClient, engine: Engine) -> JSON:
+    """A workspace with one admin, and one event that failed; returns the events by what they are for."""
+    admin = {"slug": "admin"}
+    events = {
+        "organization": made("organization.created"),
+        "user": made("user.created"),
+        "membership": made("organization_membership.updated", role=admin, roles=[admin]),
+        "failed": made("user.updated", id=None),
+    }
+    accept(door, *events.values())
+    apply_all(engine)
+    return events
+
+
+def commands(group: click.Group, *path: str) -> list[tuple[str, ...]]:
+    found = []
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            found += commands(command, *path, name)
+        found.append((*path, name))
+    return found
+
+
+# `demo` hands its arguments, --help too, to the demo itself.
+@pytest.mark.parametrize("path", [path for path in commands(main) if path != ("demo",)], ids=" ".join)
+def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
+    text = run(*path, "--help").stdout
+    explanation = text.split("\n\n")[1].strip()
+    assert explanation[0].isupper() and len(explanation.split()) >= 4
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["members"], ["events", "show"], ["events", "list", "--limit", "0"], ["status", "-x"]]
+)
+def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
+    run(*arguments, exit_code=2)
+
+
+def test_wrong_configuration_ends_with_2_and_names_all_of_it_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "high")
+    monkeypatch.setenv("ROLE_MAP", "owner=king")
+    result = run("status", exit_code=2)
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert line.startswith("workos-sync: ") and "PORT" in line and "ROLE_MAP" in line
+
+
+@pytest.mark.parametrize("secrets", ["", "a,,b"])
+def test_the_door_does_not_open_with_an_empty_secret(monkeypatch: pytest.MonkeyPatch, secrets: str) -> None:
+    monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", secrets)
+    assert "WORKOS_WEBHOOK_SECRETS" in run("web", exit_code=2).stderr
+
+
+REPORTS = [["status"], ["events", "list"], ["events", "show", "event_1"], ["members", "org_1"]]
+
+
+@pytest.mark.parametrize("arguments", [*REPORTS, ["worker"], ["clock"], ["web"]], ids=" ".join)
+def test_an_unmigrated_database_ends_with_2_and_the_remedy(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", "secret")
+    downgrade(engine, "base")
+    assert "workos-sync migrate" in run(*arguments, exit_code=2).stderr
+
+
+@pytest.mark.parametrize("url", ["postgresql://nobody:hunter2@127.0.0.1:1/none", "sqlite:////dev/null/x.db"])
+@pytest.mark.parametrize("arguments", [*REPORTS, ["migrate"]], ids=" ".join)
+def test_a_database_away_ends_with_2_and_one_line(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], url: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    [line] = run(*arguments, exit_code=2).stderr.splitlines()
+    assert "DATABASE_URL" in line and "hunter2" not in line
+
+
+def test_migrate_brings_an_empty_database_to_the_newest_revision_also_twice(engine: Engine) -> None:
+    downgrade(engine, "base")
+    assert current_revision(engine) is None
+    for _ in range(2):
+        assert newest_revision() in run("migrate").stdout
+    assert current_revision(engine) == newest_revision()
+
+
+def test_events_are_listed_newest_first(story: JSON) -> None:
+    rows = report("events", "list")
+    assert {row["id"] for row in rows} == {event["id"] for event in story.values()}
+    assert [row["received_at"] for row in rows] == sorted((row["received_at"] for row in rows), reverse=True)
+    assert {row["status"] for row in rows} == {"done", "failed"}
+    assert len(report("events", "list", "--limit", "2")) == 2
+
+
+@pytest.mark.parametrize(
+    ("filters", "found"),
+    [
+        (["--status", "failed"], {"failed"}),
+        (["--status", "done"], {"organization", "user", "membership"}),
+        (["--type", "user.created"], {"user"}),
+        (["--organization", ORG], {"organization", "membership"}),
+        (["--organization", ORG, "--type", "organization.created"], {"organization"}),
+        (["--organization", "org_x"], set()),
+    ],
+)
+def test_events_are_filtered(story: JSON, filters: list[str], found: set[str]) -> None:
+    assert {row["id"] for row in report("events", "list", *filters)} == {story[name]["id"] for name in found}
+
+
+def test_the_table_of_events_says_why_one_failed(story: JSON) -> None:
+    lines = run("events", "list").stdout
+    assert "data.id: is missing" in lines and story["failed"]["id"] in lines
+
+
+def test_an_event_is_shown_with_its_payload_and_what_it_changed(story: JSON) -> None:
+    shown = report("events", "show", story["user"]["id"])
+    assert shown["body"] == story["user"]
+    assert (shown["status"], shown["outcome"], shown["object_id"]) == ("done", "applied", USER)
+    assert [(change["before"], change["after"]["email"]) for change in shown["changes"]] == [
+        (None, story["user"]["data"]["email"])
+    ]
+    assert story["user"]["data"]["email"] in run("events", "show", story["user"]["id"]).stdout
+
+
+def test_an_unknown_event_ends_with_1() -> None:
+    assert "event_x" in run("events", "show", "event_x", exit_code=1).stderr
+
+
+def test_members_of_a_workspace(story: JSON) -> None:
+    shown = report("members", ORG)
+    assert (shown["name"], shown["state"]) == ("Acme Rockets", "active")
+    assert [(m["user_id"], m["role"], m["email"]) for m in shown["members"]] == [
+        (USER, "admin", "ada.hopper@acme.example")
+    ]
+    table = run("members", ORG).stdout
+    assert "Acme Rockets" in table and "ada.hopper@acme.example" in table
+
+
+def test_an_unknown_workspace_ends_with_1() -> None:
+    assert "org_x" in run("members", "org_x", exit_code=1).stderr
+
+
+@pytest.mark.parametrize("name", ["[bold]Acme[/bold]", "Acme [/] Rockets", "[/nonsense]", "Acme :smile: [red]"])
+def test_names_are_shown_as_they_are(door: FlaskClient, engine: Engine, name: str) -> None:
+    event = made("organization.created", name=name)
+    accept(door, event, made("user.created", email=f"{name}@acme.example"), made("organization_membership.updated"))
+    apply_all(engine)
+    table = run("members", ORG).stdout
+    assert f"{name} (active)" in table and f"{name}@acme.example" in table
+    assert f'"name": "{name}"' in run("events", "show", event["id"]).stdout
+
+
+def test_names_cannot_steer_the_terminal(door: FlaskClient, engine: Engine) -> None:
+    accept(door, made("organization.created", name="Acme\x1b[2J\x1b]0;owned\x07"))
+    apply_all(engine)
+    assert "\x1b" not in run("members", ORG).stdout
+
+
+def test_status_says_what_is_wrong_and_ends_with_1(story: JSON) -> None:
+    shown = report("status", exit_code=1)
+    assert (shown["pending"], shown["failed"], shown["workers"]) == (0, 1, 0)
+    assert shown["mirror"]["state"] == "backfilling"
+    assert [problem.split(":")[0] for problem in shown["problems"]] == ["no worker is running", "1 events failed"]
+    assert "no worker is running" in run("status", exit_code=1).stdout
+
+
+def test_status_says_that_redis_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    shown = report("status", exit_code=1)
+    assert shown["workers"] is None and "Redis does not answer" in shown["problems"][0]
+
+
+def test_the_demo_outside_a_checkout_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tests", None)
+    assert "checkout" in run("demo", exit_code=2).stderr
+
+
+class TestPostgresql:
+    """The same reports from the other kind of database."""
+
+    @pytest.fixture
+    def db_url(self, make_database: Any) -> str:
+        return str(make_database("postgresql"))
+
+    def test_reports(self, story: JSON) -> None:
+        assert len(report("events", "list", "--organization", ORG)) == 2
+        assert report("events", "show", story["user"]["id"])["body"] == story["user"]
+        assert [member["user_id"] for member in report("members", ORG)["members"]] == [USER]
+        assert report("status", exit_code=1)["failed"] == 1

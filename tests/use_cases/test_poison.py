@@ -1,0 +1,303 @@
+"""Poison: an event that cannot be applied is found, alone pays for it, and stops nobody else."""
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from threading import Thread
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from rq.timeouts import JobTimeoutException
+from sqlalchemy import Connection, Engine, insert, select, text, update
+
+from models.database import open_engine, reading, writing
+from models.tables import Batch, Event, EventStatus, User
+from models.types import db_in, db_now
+from tests.support import JSON, accept, event_row, made, rows, statuses
+from worker.drain import ORPHAN_AFTER_SECONDS, Policy, drain
+from worker.handlers import HANDLERS
+
+BAD = "user_bad"
+
+Poison = Callable[[Exception], None]
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
+    """A bug: applying `user.updated` of one user raises."""
+
+    def put(error: Exception) -> None:
+        handler = HANDLERS["user.updated"]
+        assert handler is not None
+
+        def handle(data: Any, envelope: Any, roles: Any) -> Any:
+            if data.id("id") == BAD:
+                raise error
+            return handler(data, envelope, roles)
+
+        monkeypatch.setitem(HANDLERS, "user.updated", handle)
+
+    return put
+
+
+def users(count: int, bad: int | None = None) -> list[JSON]:
+    return [made("user.updated", id=BAD if n == bad else f"user_{n}") for n in range(count)]
+
+
+def applied(engine: Engine) -> set[str]:
+    return {row["id"] for row in rows(engine, User)}
+
+
+def attempts(engine: Engine) -> dict[str, int]:
+    """What each event that spent any attempts spent."""
+    return {row["id"]: row["attempts"] for row in rows(engine, Event) if row["attempts"]}
+
+
+def make_due(engine: Engine) -> None:
+    with writing(engine) as tx:
+        tx.execute(update(Event).values(due_at=db_in(-1.0)))
+
+
+@pytest.mark.parametrize("bad", [0, 3, 7])
+def test_a_poison_event_is_found_by_halves_and_alone_pays(
+    door: FlaskClient, engine: Engine, poison: Poison, logs: list[Any], bad: int
+) -> None:
+    poison(ValueError("a bug"))
+    events = users(8, bad)
+    accept(door, *events)
+    assert drain(engine, Policy(first_backoff=600))
+    assert applied(engine) == {event["data"]["id"] for event in events} - {BAD}
+    assert attempts(engine) == {events[bad]["id"]: 1}
+    assert [line["events"] for line in logs if line["event"] == "batch_failed"] == [8, 4, 2, 1]
+    assert rows(engine, Batch) == []
+
+
+def test_two_poison_events_are_both_found(door: FlaskClient, engine: Engine, poison: Poison) -> None:
+    poison(ValueError("a bug"))
+    events = users(8, 2) + users(3, 1)
+    accept(door, *events)
+    assert drain(engine, Policy(first_backoff=600))
+    assert attempts(engine) == {event["id"]: 1 for event in events if event["data"]["id"] == BAD}
+    assert statuses(engine) == {"pending": 2, "done": 9}
+
+
+def test_each_failed_attempt_waits_twice_as_long_and_the_last_sets_aside(
+    door: FlaskClient, engine: Engine, poison: Poison
+) -> None:
+    poison(ValueError("a bug"))
+    [event] = users(1, 0)
+    accept(door, event)
+    waits = []
+    for attempt in (1, 2, 3):
+        make_due(engine)
+        with reading(engine) as tx:
+            before = tx.execute(select(db_now())).scalar_one()
+        assert drain(engine, Policy(max_attempts=4, first_backoff=600))
+        row = event_row(engine, event["id"])
+        assert (row["status"], row["attempts"], row["error"]) == ("pending", attempt, "ValueError: a bug")
+        waits.append(row["due_at"] - before)
+    for wait, seconds in zip(waits, (600, 1200, 2400), strict=True):
+        assert timedelta(seconds=seconds - 1) <= wait < timedelta(seconds=seconds + 60)
+    make_due(engine)
+    assert drain(engine, Policy(max_attempts=4, first_backoff=600))
+    row = event_row(engine, event["id"])
+    assert (row["status"], row["attempts"]) == ("failed", 4)
+    assert row["processed_at"] is not None
+
+
+def test_an_event_is_not_tried_before_it_is_due(door: FlaskClient, engine: Engine, poison: Poison) -> None:
+    poison(ValueError("a bug"))
+    accept(door, *users(1, 0))
+    for _ in range(3):
+        assert drain(engine, Policy(first_backoff=600))
+    assert list(attempts(engine).values()) == [1]
+
+
+def test_an_event_whose_cause_has_passed_is_applied_and_its_error_struck_out(
+    door: FlaskClient, engine: Engine, monkeypatch: pytest.MonkeyPatch, poison: Poison
+) -> None:
+    handler = HANDLERS["user.updated"]
+    poison(ValueError("a bug"))
+    [event] = users(1, 0)
+    accept(door, event)
+    assert drain(engine, Policy())
+    monkeypatch.setitem(HANDLERS, "user.updated", handler)
+    make_due(engine)
+    assert drain(engine, Policy())
+    row = event_row(engine, event["id"])
+    assert (row["status"], row["outcome"], row["error"]) == ("done", "applied", None)
+
+
+def test_a_payload_error_fails_at_once_without_splitting(door: FlaskClient, engine: Engine, logs: list[Any]) -> None:
+    events = users(4)
+    del events[2]["data"]["updated_at"]
+    accept(door, *events)
+    assert drain(engine, Policy())
+    assert statuses(engine) == {"done": 3, "failed": 1}
+    assert event_row(engine, events[2]["id"])["error"] == "data.updated_at: is missing"
+    assert [line["events"] for line in logs if line["event"] == "batch_applied"] == [3]
+    assert [line for line in logs if line["event"] == "batch_failed"] == []
+
+
+def test_a_job_that_runs_out_of_time_sets_its_batch_aside_and_ends(
+    door: FlaskClient, engine: Engine, poison: Poison
+) -> None:
+    poison(JobTimeoutException("too long"))
+    accept(door, *users(4, 1))
+    with pytest.raises(JobTimeoutException):
+        drain(engine, Policy())
+    assert [len(row["event_ids"]) for row in rows(engine, Batch)] == [2, 2]
+    assert attempts(engine) == {}
+
+
+def orphan(engine: Engine, events: list[JSON], age: float) -> None:
+    """Leave the batch of a drain that was killed `age` seconds ago."""
+    with writing(engine) as tx:
+        ids = [event["id"] for event in events]
+        tx.execute(insert(Batch).values(id="orphan", event_ids=ids, started_at=db_in(-age)))
+
+
+def test_the_batch_of_a_killed_drain_runs_in_halves_and_blames_nobody(
+    door: FlaskClient, engine: Engine, logs: list[Any]
+) -> None:
+    events = users(8)
+    accept(door, *events)
+    orphan(engine, events, 60)
+    assert drain(engine, Policy())
+    assert [line["events"] for line in logs if line["event"] == "batch_applied"] == [4, 4]
+    assert (statuses(engine), attempts(engine), rows(engine, Batch)) == ({"done": 8}, {}, [])
+
+
+def test_an_event_that_was_alone_when_its_drain_was_killed_spends_an_attempt(door: FlaskClient, engine: Engine) -> None:
+    events = users(2)
+    accept(door, *events)
+    orphan(engine, events[:1], 60)
+    assert drain(engine, Policy(first_backoff=600))
+    assert attempts(engine) == {events[0]["id"]: 1}
+    row = event_row(engine, events[0]["id"])
+    assert row["status"] == "pending" and "process ended" in row["error"]
+    assert applied(engine) == {"user_1"}
+
+
+def test_an_event_that_kills_every_drain_is_set_aside_in_the_end(door: FlaskClient, engine: Engine) -> None:
+    [event] = users(1)
+    accept(door, event)
+    for _ in range(3):
+        make_due(engine)
+        orphan(engine, [event], 60)
+        assert drain(engine, Policy(max_attempts=3, first_backoff=600))
+    assert event_row(engine, event["id"])["status"] == "failed"
+
+
+def test_a_batch_that_was_just_started_is_left_to_its_drain(door: FlaskClient, engine: Engine) -> None:
+    events = users(3)
+    accept(door, *events)
+    orphan(engine, events[:2], ORPHAN_AFTER_SECONDS - 5)
+    assert drain(engine, Policy())
+    assert applied(engine) == {"user_2"}
+    assert [row["id"] for row in rows(engine, Batch)] == ["orphan"]
+
+
+def test_an_event_done_meanwhile_is_not_blamed(door: FlaskClient, engine: Engine) -> None:
+    events = users(1)
+    accept(door, *events)
+    assert drain(engine, Policy())
+    orphan(engine, events, 60)
+    assert drain(engine, Policy())
+    assert (statuses(engine), attempts(engine)) == ({"done": 1}, {})
+
+
+def test_a_drain_stops_when_its_time_is_up(door: FlaskClient, engine: Engine) -> None:
+    accept(door, *users(1))
+    assert not drain(engine, Policy(seconds=0))
+    assert statuses(engine) == {"pending": 1}
+
+
+@pytest.mark.parametrize(
+    ("attempts", "seconds"), [(1, 1), (2, 2), (3, 4), (10, 512), (12, 2048), (13, 3600), (5000, 3600)]
+)
+def test_back_off_doubles_up_to_an_hour(attempts: int, seconds: float) -> None:
+    assert Policy().backoff(attempts) == seconds
+
+
+class TestPostgresql:
+    """What only a database with row locks can do."""
+
+    @pytest.fixture
+    def db_url(self, make_database: Callable[[str], str]) -> str:
+        return make_database("postgresql")
+
+    @pytest.fixture
+    def other(self, engine: Engine) -> Iterator[Connection]:
+        """A second session, which never gives up first."""
+        with engine.connect() as other:
+            other.execute(text("SET deadlock_timeout = '20s'; SET lock_timeout = '20s'"))
+            other.commit()
+            yield other
+            other.rollback()
+
+    def test_the_batch_of_a_living_drain_is_not_taken_for_an_orphan(
+        self, door: FlaskClient, engine: Engine, other: Connection
+    ) -> None:
+        events = users(2)
+        accept(door, *events)
+        orphan(engine, events, 60)
+        other.execute(select(Batch.id).with_for_update())
+        assert drain(engine, Policy())
+        assert applied(engine) == set()
+
+    def test_a_deadlock_is_tried_again_and_costs_no_attempt(
+        self, door: FlaskClient, engine: Engine, other: Connection
+    ) -> None:
+        accept(door, *users(2))
+        assert drain(engine, Policy())
+        accept(door, *(made("user.updated", 5, id=f"user_{n}") for n in range(2)))
+        lock = select(User.id).with_for_update()
+        other.execute(lock.where(User.id == "user_1"))
+        drainer = Thread(target=drain, args=(engine, Policy()))
+        drainer.start()
+        _until(lambda: _waiting(engine) == 1)
+        other.execute(lock.where(User.id == "user_0"))  # which the drain holds: one of both must give up, the drain
+        other.rollback()
+        drainer.join(30)
+        assert (statuses(engine), attempts(engine), rows(engine, Batch)) == ({"done": 4}, {}, [])
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_events_whose_rows_stay_locked_for_long_spend_no_attempt(
+        self,
+        door: FlaskClient,
+        db_url: str,
+        engine: Engine,
+        other: Connection,
+        count: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        accept(door, *users(count))
+        assert drain(engine, Policy())
+        later = [made("user.updated", 5, id=f"user_{n}") for n in range(count)]
+        accept(door, *later)
+        other.execute(select(User.id).with_for_update())
+        impatient = open_engine(db_url, lock_timeout_ms=1)
+        assert drain(impatient, Policy()), "what is locked is left for later"
+        impatient.dispose()
+        other.rollback()
+        with writing(engine) as tx:  # some time later
+            tx.execute(update(Event).values(due_at=db_in(-1.0)).where(Event.status == EventStatus.PENDING))
+        assert drain(engine, Policy())
+        assert (statuses(engine), attempts(engine)) == ({"done": 2 * count}, {})
+
+
+def _waiting(engine: Engine) -> int:
+    with reading(engine) as tx:
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        return int(tx.execute(text(waiting)).scalar_one())
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.01)

@@ -1,0 +1,114 @@
+"""The role map: a change re-maps who is already there, whatever interrupts it, and all that comes after."""
+
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from sqlalchemy import Engine, select
+
+from models.database import reading, write
+from models.tables import Change, Membership, Mirror
+from tests.support import accept, access, apply_all, made, mirrored, rows, sample
+from worker import role_map
+from worker.role_map import adopt
+
+ORG = sample("organization.created")["data"]["id"]
+DEFAULT = {"admin": "admin", "member": "member"}
+OWNERS = DEFAULT | {"owner": "admin"}
+
+
+@pytest.fixture
+def owners(door: FlaskClient, engine: Engine) -> None:
+    """A workspace with five owners and a member."""
+    accept(door, made("organization.created"))
+    for n in range(6):
+        slug = {"slug": "owner" if n < 5 else "member"}
+        accept(
+            door,
+            made("user.created", id=f"user_{n}"),
+            made("organization_membership.updated", id=f"om_{n}", user_id=f"user_{n}", role=slug, roles=[slug]),
+        )
+    apply_all(engine)
+
+
+def members(*admins: int) -> set[tuple[str, str, str]]:
+    return {(ORG, f"user_{n}", "admin" if n in admins else "member") for n in range(6)}
+
+
+pytestmark = pytest.mark.usefixtures("owners")
+
+
+def test_a_changed_map_re_maps_members_and_says_so(engine: Engine) -> None:
+    assert access(engine) == members()
+    known = len(rows(engine, Change))
+    assert adopt(engine, OWNERS) == 5
+    assert access(engine) == members(0, 1, 2, 3, 4)
+    changes = rows(engine, Change)[known:]
+    assert [(row["object_id"], row["cause"], row["cause_id"]) for row in changes] == [
+        (f"om_{n}", "settings", "ROLE_MAP") for n in range(5)
+    ]
+    assert {(row["before"]["role"], row["after"]["role"]) for row in changes} == {("member", "admin")}
+    assert {row["organization_id"] for row in changes} == {ORG}
+
+
+def test_the_same_map_again_changes_nothing(engine: Engine) -> None:
+    adopt(engine, OWNERS)
+    before = mirrored(engine), rows(engine, Change)
+    assert adopt(engine, OWNERS) == 0
+    assert (mirrored(engine), rows(engine, Change)) == before
+
+
+def test_a_map_taken_back_restores_what_was(engine: Engine) -> None:
+    before = mirrored(engine)
+    adopt(engine, OWNERS)
+    assert adopt(engine, DEFAULT) == 5
+    assert mirrored(engine) == before
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_an_interrupted_change_goes_on_where_it_stopped(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    monkeypatch.setattr(role_map, "STEP", 2)
+    write(engine, lambda tx: role_map._publish(tx, OWNERS))
+    for _ in range(steps):
+        write(engine, role_map._remap_step)
+    assert access(engine) == members(*range(2 * steps))
+    [place] = [row["remap_after"] for row in rows(engine, Mirror)]
+    write(engine, lambda tx: role_map._publish(tx, OWNERS))
+    assert [row["remap_after"] for row in rows(engine, Mirror)] == [place]
+    assert adopt(engine, OWNERS) == 5 - 2 * steps
+    assert access(engine) == members(0, 1, 2, 3, 4)
+    assert len([row for row in rows(engine, Change) if row["cause"] == "settings"]) == 5
+
+
+def test_another_map_during_an_interrupted_change_starts_over(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(role_map, "STEP", 2)
+    write(engine, lambda tx: role_map._publish(tx, OWNERS))
+    write(engine, role_map._remap_step)
+    assert adopt(engine, DEFAULT) == 2
+    assert access(engine) == members()
+
+
+def test_events_applied_after_a_change_use_the_new_map(door: FlaskClient, engine: Engine) -> None:
+    adopt(engine, OWNERS)
+    owner = {"slug": "owner"}
+    accept(door, made("organization_membership.updated", 5, id="om_5", user_id="user_5", role=owner, roles=[owner]))
+    apply_all(engine)
+    assert access(engine) == members(0, 1, 2, 3, 4, 5)
+
+
+def test_a_change_gives_no_membership_a_new_version(door: FlaskClient, engine: Engine) -> None:
+    def versions() -> list[Any]:
+        with reading(engine) as tx:
+            query = select(Membership.updated_at, Membership.event_at, Membership.event_id).order_by(Membership.id)
+            return [tuple(row) for row in tx.execute(query)]
+
+    before = versions()
+    adopt(engine, OWNERS)
+    assert versions() == before
+
+
+def test_the_map_in_force_stands_in_the_database(engine: Engine) -> None:
+    adopt(engine, OWNERS)
+    assert [(row["role_map"], row["remap_after"]) for row in rows(engine, Mirror)] == [(OWNERS, None)]
