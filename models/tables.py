@@ -122,6 +122,8 @@ class Mirrored:
     """Counts writes. 0 is a key that was locked in this transaction before its first content."""
     touched_at: Mapped[datetime | None]
     """When it was written last, by the database's clock."""
+    erased: Mapped[bool] = mapped_column(server_default=false())
+    """Of a tombstone: what was personal in it is gone, and no event brings it back."""
 
 
 class Organization(Mirrored, Base):
@@ -239,8 +241,14 @@ class Mirror(Base):
     """The newest event id the events API returned that is older than its lag."""
     cursor_at: Mapped[datetime | None]
     """That event's time, or the time to start from while there is no cursor."""
-    complete_to: Mapped[datetime | None]
+    inbox_to: Mapped[datetime | None]
     """Every event up to here is in the inbox: as the events API said."""
+    inbox_at: Mapped[datetime | None]
+    """When that was found, by the database's clock; None once all that was in the inbox then is applied."""
+    complete_to: Mapped[datetime | None]
+    """Every event up to here is applied, or set aside as failed."""
+    event_types: Mapped[list[str] | None]
+    """The event types that the code acted on when it last looked."""
     last_resync_at: Mapped[datetime | None]
 
 

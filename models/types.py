@@ -78,3 +78,22 @@ def _postgresql_in(element: db_in, compiler: SQLCompiler, **kw: Any) -> str:
 def _sqlite_in(element: db_in, compiler: SQLCompiler, **kw: Any) -> str:
     seconds = compiler.process(element.clauses, **kw)
     return f"strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now', CAST({seconds} AS text) || ' seconds')"
+
+
+class db_plus(GenericFunction[datetime]):  # noqa: N801 - a SQL function, named as SQL functions are
+    """An instant of the database plus a number of seconds (float, may be negative)."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(db_plus, "postgresql")
+def _postgresql_plus(element: db_plus, compiler: SQLCompiler, **kw: Any) -> str:
+    at, seconds = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"{at} + make_interval(secs => CAST({seconds} AS double precision))"
+
+
+@compiles(db_plus, "sqlite")
+def _sqlite_plus(element: db_plus, compiler: SQLCompiler, **kw: Any) -> str:
+    at, seconds = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"strftime('%Y-%m-%dT%H:%M:%f000+00:00', {at}, CAST({seconds} AS text) || ' seconds')"

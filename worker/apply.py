@@ -124,6 +124,7 @@ def _state(kind: Kind, row: Any) -> State | None:
         deleted=row.deleted_by is not None,
         content={name: columns[name] for name in CONTENT[kind]},
         by_resync=row.deleted_by == "resync",
+        erased=row.erased,
     )
 
 
@@ -145,6 +146,7 @@ def _columns(kind: Kind, id: str, state: State) -> dict[str, Any]:
         "event_at": state.version.event_at,
         "event_id": state.version.event_id,
         "deleted_by": ("resync" if state.by_resync else "event") if state.deleted else None,
+        "erased": state.erased,
         # What the API never tells (why a domain failed) is unknown for an object first seen there.
         **{name: state.content.get(name) for name in CONTENT[kind]},
     }

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 import click
 import structlog
+from redis import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
@@ -26,9 +27,9 @@ from models.database import open_engine
 from models.migrate import newest_revision, upgrade
 from models.tables import EventStatus
 from worker import reports
-from worker.catch_up import catch_up, catch_up_since
+from worker.catch_up import REMEDY, catch_up, catch_up_since
 from worker.clock import Duty, run, sweep
-from worker.directory import UnreadableError
+from worker.directory import Directory, UnreadableError
 from worker.embedded import redis_server, redis_url
 from worker.errors import ConfigurationError
 from worker.jobs import DRAIN, REPAIR
@@ -38,6 +39,7 @@ from worker.repair import bind, connect, schedule, watch, work_on
 from worker.resync import start
 from worker.retention import forget
 from worker.role_map import adopt
+from worker.runs import followed
 from worker.settings import Settings, load_settings
 from worker.supervisor import supervise
 from worker.wiring import Wiring, door_redis, require_migrated, wire
@@ -45,6 +47,7 @@ from worker.wiring import Wiring, door_redis, require_migrated, wire
 out = Console()
 log = structlog.get_logger()
 
+TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
@@ -138,45 +141,40 @@ def worker(processes: int | None) -> None:
     configure(settings.log_format)
     engine = _open(settings)
     require_migrated(engine)
-    adopt(engine, settings.role_map)
-    lanes = [DRAIN] * settings.worker_processes
+    lanes = [DRAIN] * settings.worker_processes + [REPAIR]
     with redis_server(settings) as url, _until_stopped() as stop:
-        if _repairs(settings):
-            _bind_if_reachable(wire(settings, url))
-            lanes.append(REPAIR)
+        _bind_if_reachable(engine, settings, url)
+        adopt(engine, settings.role_map)
         engine.dispose()
         supervise([[sys.executable, "-m", "worker.lane", lane] for lane in lanes], stop)
 
 
-def _repairs(settings: Settings) -> bool:
-    """Whether WorkOS's API can be asked; raises `ConfigurationError` if only half of what that takes is set."""
-    if settings.workos_api_key is None and settings.workos_client_id is None:
+def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> None:
+    """Refuse another WorkOS environment before anything is written; without WorkOS the rest goes on meanwhile."""
+    if not settings.repairs:
         log.warning("repair_off", why="WORKOS_API_KEY is not set: nothing repairs what webhooks miss")
-        return False
-    load_settings("workos_api_key", "workos_client_id")
-    return True
-
-
-def _bind_if_reachable(wiring: Wiring) -> None:
+        return
     try:
-        bind(wiring.engine, connect(wiring.settings, wiring.redis), wiring.settings)
+        with Redis.from_url(redis_url) as redis, closing(connect(settings, redis)) as directory:
+            bind(engine, directory, settings)
     except (UnreadableError, RedisError) as error:
         log.warning("environment_not_checked", error=type(error).__name__)
 
 
 @main.command()
 def clock() -> None:
-    """Do what is due: every few seconds ring for events that no doorbell announced."""
+    """Do what is due: ring for events and runs that no one works on, start resync, catch-up and retention."""
     settings = load_settings()
     configure(settings.log_format)
     with redis_server(settings) as url, _until_stopped() as stop:
         wiring = wire(settings, url)
         require_migrated(wiring.engine)
-        duties = [Duty("sweep", settings.sweep_seconds, lambda: sweep(wiring.engine, wiring.bell))]
-        if _repairs(settings):
-            _bind_if_reachable(wiring)
-            duties.append(Duty("schedule", settings.repair_seconds, lambda: schedule(wiring.engine, settings)))
-            duties.append(Duty("watch", settings.repair_seconds, lambda: watch(wiring.engine, wiring.repair_bell)))
+        _bind_if_reachable(wiring.engine, settings, url)
+        duties = [
+            Duty("sweep", settings.sweep_seconds, lambda: sweep(wiring.engine, wiring.bell)),
+            Duty("schedule", settings.repair_seconds, lambda: schedule(wiring.engine, settings)),
+            Duty("watch", settings.repair_seconds, lambda: watch(wiring.engine, wiring.repair_bell)),
+        ]
         run(duties, stop)
 
 
@@ -196,24 +194,35 @@ def _until_stopped() -> Iterator[threading.Event]:
 @json_option
 def resync(organization: str | None, dry_run: bool, approve: str | None, as_json: bool) -> None:
     """Compare the mirror with WorkOS, repair it, and report what was different."""
+    if approve and (organization or dry_run):
+        raise click.UsageError("--approve carries out a run's list: it goes with no other option")
     settings = load_settings("workos_api_key", "workos_client_id")
     configure(settings.log_format)
-    with redis_server(settings) as url, _until_stopped() as stop:
-        wiring = wire(settings, url)
-        require_migrated(wiring.engine)
-        directory = connect(settings, wiring.redis)
-        bind(wiring.engine, directory, settings)
-        if organization and directory.organization(organization).item is None:
+    with _reaching_workos(settings) as (wiring, directory), _until_stopped() as stop:
+        if organization and not _known(wiring.engine, directory, organization):
             _fail(f"WorkOS knows no organization {organization}")
         who = getpass.getuser()
         run_id = start(wiring.engine, who, organization_id=organization, dry_run=dry_run, approves=approve)
         with progress(wiring.engine, run_id):
-            over = work_on(wiring.engine, directory, settings, wiring.bell, run_id, stop.is_set)
-    _report(wiring.engine, run_id, as_json=as_json)
+            over = work_on(wiring.engine, directory, settings, wiring.bell, run_id, stop.is_set) or followed(
+                wiring.engine, run_id, stop.wait
+            )
+        _report(wiring.engine, run_id, as_json=as_json)
+        ended = reports.run(wiring.engine, run_id)
     if not over:
-        click.echo(f"workos-sync: run {run_id} was interrupted; a worker goes on with it", err=True)
-    drifted = dry_run and reports.drift(wiring.engine, run_id)
-    sys.exit(1 if drifted or not over or reports.run(wiring.engine, run_id)["withheld"] else 0)
+        click.echo(f"workos-sync: run {run_id} was interrupted; a worker goes on with it, or this command", err=True)
+    if ended["error"]:
+        click.echo(f"workos-sync: {ended['error']}", err=True)
+    drifted = dry_run and ended["findings"]
+    sys.exit(1 if drifted or not over or ended["error"] or ended["withheld"] else 0)
+
+
+def _known(engine: Engine, directory: Directory, organization_id: str) -> bool:
+    """Whether WorkOS knows an organization; or the mirror shows it live, so that there is something to repair."""
+    if directory.organization(organization_id).item is not None:
+        return True
+    here = reports.list_members(engine, organization_id)
+    return here is not None and here["state"] == "active"
 
 
 def _report(engine: Engine, run_id: str, *, as_json: bool) -> None:
@@ -230,29 +239,43 @@ def _report(engine: Engine, run_id: str, *, as_json: bool) -> None:
         click.echo(f"{run_row['withheld']} deletions are withheld; after a look at them: {remedy}", err=True)
 
 
+@contextmanager
+def _reaching_workos(settings: Settings) -> Iterator[tuple[Wiring, Directory]]:
+    """Yield the parts of a process that asks WorkOS's API, once it is known to be the right environment."""
+    with redis_server(settings) as url, ExitStack() as ended:
+        wiring = wire(settings, url)
+        ended.callback(wiring.engine.dispose)
+        ended.callback(wiring.redis.close)
+        require_migrated(wiring.engine)
+        directory = connect(settings, wiring.redis)
+        ended.callback(directory.close)
+        bind(wiring.engine, directory, settings)
+        yield wiring, directory
+
+
 @main.command("catch-up")
-@click.option("--since", type=click.DateTime(), help="Read all events since this time (UTC), at most 90 days ago.")
+@click.option("--since", type=click.DateTime(TIMES), help="Read all events since this time (UTC), at most 90 days ago.")
 @json_option
 def catch_up_command(since: datetime | None, as_json: bool) -> None:
     """Read the events API into the inbox: what no webhook brought is applied all the same."""
     settings = load_settings("workos_api_key", "workos_client_id")
     configure(settings.log_format)
     lag = timedelta(seconds=settings.catch_up_lag_seconds)
-    with redis_server(settings) as url:
-        wiring = wire(settings, url)
-        require_migrated(wiring.engine)
-        directory = connect(settings, wiring.redis)
-        bind(wiring.engine, directory, settings)
+    with _reaching_workos(settings) as (wiring, directory):
         if since is None:
             report = catch_up(wiring.engine, directory, lag=lag)
         else:
-            report = catch_up_since(wiring.engine, directory, since.replace(tzinfo=UTC), lag)
+            since = since if since.tzinfo else since.replace(tzinfo=UTC)
+            report = catch_up_since(wiring.engine, directory, since, lag)
         wiring.bell.ring()
     if as_json:
         click.echo(reports.as_json(report._asdict()))
     else:
         complete = _cell(report.complete_to)
         click.echo(f"{report.returned} events read, {report.new} of them new; complete to {complete}")
+    if report.missed:
+        click.echo(f"workos-sync: events are missing since the last catch-up: {REMEDY}", err=True)
+        sys.exit(1)
 
 
 @main.command("forget")

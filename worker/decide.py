@@ -40,11 +40,13 @@ class State:
     content: Mapping[str, Any]
     by_resync: bool = False
     """Of a tombstone: made because WorkOS's API did not know the id, not by a delete event."""
+    erased: bool = False
+    """Of a tombstone: what was personal in it is gone, and no event may bring it back."""
 
     @property
     def finality(self) -> int:
-        """0 live, 1 a resync's tombstone, 2 a delete event's: which no other outranks."""
-        return 0 if not self.deleted else 1 if self.by_resync else 2
+        """0 live, 1 a resync's tombstone, 2 a delete event's, 3 an erased one: which no other outranks."""
+        return 0 if not self.deleted else 3 if self.erased else 1 if self.by_resync else 2
 
 
 def decide(current: State | None, incoming: State, *, terminal: bool = True) -> tuple[State, Outcome]:
@@ -58,7 +60,7 @@ def decide(current: State | None, incoming: State, *, terminal: bool = True) -> 
     """
     if current is None:
         return incoming, Outcome.APPLIED
-    if terminal and current.finality > incoming.finality:
+    if current.finality > incoming.finality and (terminal or current.by_resync):
         return current, Outcome.TOMBSTONED
     if incoming.version < current.version and not (terminal and incoming.finality > current.finality):
         return current, Outcome.STALE
@@ -89,7 +91,12 @@ def compare_listed(current: State | None, listed: State) -> Finding | None:
         return None
     if _same(current, completed(current, listed)):
         return Finding.NONE
-    return Finding.STALE if listed.version.updated_at > current.version.updated_at else None
+    return Finding.STALE if is_newer(current, listed) else None
+
+
+def is_newer(current: State | None, listed: State) -> bool:
+    """Whether an object of a listing is strictly newer than the stored one: by WorkOS's own `updated_at` alone."""
+    return current is not None and listed.version.updated_at > current.version.updated_at
 
 
 def completed(current: State | None, read: State) -> State:
@@ -115,7 +122,7 @@ def confirm(current: State | None, read: State | None, *, terminal: bool = True)
     if current is None:
         return read, Finding.MISSING
     read = completed(current, read)
-    if terminal and current.finality > 1:
+    if terminal and current.deleted and not current.by_resync:
         return current, Finding.ANOMALY
     if current.deleted:
         return read, Finding.MISSING

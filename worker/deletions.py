@@ -4,35 +4,56 @@ Each is still asked for by id before it is marked deleted. Above a ceiling they 
 that run's list: a listing that failed quietly must not become a mass deletion.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, exists, func, select
 
-from models.tables import TABLES, Domain, Drift, Kind, Listing, Membership, Role, Seen, User
+from models.tables import TABLES, Domain, Drift, Kind, Listing, Membership, Organization, Role, Seen, User
+from worker.decide import Finding
 from worker.errors import ConfigurationError
 from worker.reads import ask
 
 FEW = 20
 SHARE = 0.05
 ALL_OF = 3
+STEP = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Objects of one kind that were not listed; `withheld` says why they must wait, if they must."""
+    """Objects of one kind that were not listed, in batches; `withheld` says why they must wait, if they must."""
 
-    ids: list[str]
+    kind: Kind
+    number: int
     withheld: str | None
+    batches: Iterator[list[str]]
 
 
-def choose(tx: Connection, run_id: str) -> dict[Kind, Chosen]:
-    """Return what the run's complete listings did not show, of every kind that has any."""
-    chosen = {}
+def choose(tx: Connection, run_id: str) -> Iterator[Chosen]:
+    """Yield what the run's complete listings did not show, of every kind that has any."""
     for kind, query in _candidates(run_id).items():
-        if ids := sorted(tx.execute(query).scalars()):
-            chosen[kind] = Chosen(ids, _withheld(tx, run_id, kind, len(ids)))
-    return chosen
+        number = tx.execute(select(func.count()).select_from(query.subquery())).scalar_one()
+        if number:
+            batches = _batches(tx, query, TABLES[kind].id)
+            yield Chosen(kind, number, _withheld(tx, run_id, kind, number), batches)
+
+
+def unknown_users(tx: Connection, run_id: str, organization_id: str | None) -> Iterator[list[str]]:
+    """Yield, in batches, the users of live memberships that neither the mirror nor the run's listings know."""
+    unknown = ~exists().where(User.id == Membership.user_id) & _unseen(run_id, Kind.USER, Membership.user_id)
+    query = select(Membership.user_id).distinct().where(Membership.deleted_by.is_(None), unknown)
+    if organization_id is not None:
+        query = query.where(Membership.organization_id == organization_id)
+    return _batches(tx, query, Membership.user_id)
+
+
+def _batches(tx: Connection, query: Select[Any], key: Any) -> Iterator[list[str]]:
+    last = ""
+    while ids := list(tx.execute(query.where(key > last).order_by(key).limit(STEP)).scalars()):
+        yield ids
+        last = ids[-1]
 
 
 def approve(tx: Connection, run_id: str, approved: str) -> None:
@@ -41,12 +62,13 @@ def approve(tx: Connection, run_id: str, approved: str) -> None:
     Raises:
         ConfigurationError: that run withheld nothing.
     """
-    query = select(Drift.kind, Drift.object_id).where(Drift.run_id == approved, Drift.action == "withheld")
-    withheld = tx.execute(query).all()
-    if not withheld:
+    withheld = (Drift.run_id == approved, Drift.action == "withheld")
+    query = select(Drift.object_id).where(*withheld)
+    if tx.execute(query.limit(1)).first() is None:
         raise ConfigurationError(f"run {approved} withheld no deletions")
-    for kind, id in withheld:
-        ask(tx, Kind(kind), [id], f"approved deletion of run {approved}", run_id=run_id)
+    for kind in Kind:
+        for ids in _batches(tx, select(Drift.object_id).where(*withheld, Drift.kind == kind), Drift.object_id):
+            ask(tx, kind, ids, f"approved deletion of run {approved}", run_id=run_id)
 
 
 def with_own_roles(tx: Connection, run_id: str) -> list[str]:
@@ -64,7 +86,9 @@ def with_own_roles(tx: Connection, run_id: str) -> list[str]:
 
 def _withheld(tx: Connection, run_id: str, kind: Kind, number: int) -> str | None:
     table = TABLES[kind]
+    made = (Drift.run_id == run_id, Drift.kind == kind, Drift.finding == Finding.MISSING, Drift.action == "repaired")
     live = tx.execute(select(func.count()).select_from(table).where(table.deleted_by.is_(None))).scalar_one()
+    live -= tx.execute(select(func.count()).select_from(Drift).where(*made)).scalar_one()  # that were not here before
     seen = select(Seen.object_id).where(Seen.run_id == run_id, Seen.kind == kind).limit(1)
     if number == live and kind in (Kind.ORGANIZATION, Kind.USER) and tx.execute(seen).first() is None:
         return "the listing was empty"
@@ -83,20 +107,26 @@ def _candidates(run_id: str) -> dict[Kind, Select[str]]:
     )
     # The memberships of a user or organization that is gone follow it: they are hidden with it and do not count.
     user_is_gone = exists().where(User.id == Membership.user_id, User.deleted_by.is_not(None) | gone_user)
-    domain_owner = exists().where(
-        Seen.run_id == run_id, Seen.kind == Kind.ORGANIZATION, Seen.object_id == Domain.organization_id
-    )
     members = _listing(run_id, "memberships").where(Listing.parent == Membership.organization_id)
     own_roles = _listing(run_id, "organization_roles").where(Listing.parent == Role.organization_id)
     roles = _listing(run_id, "roles").where(Role.organization_id.is_(None))
     full = _listing(run_id, "organizations")
+    role_owner = Role.organization_id.is_(None) | _owner_lives(run_id, Role.organization_id)
     return {
         Kind.ORGANIZATION: _missing(run_id, Kind.ORGANIZATION, full),
         Kind.USER: _missing(run_id, Kind.USER, users),
-        Kind.MEMBERSHIP: _missing(run_id, Kind.MEMBERSHIP, members).where(~user_is_gone),
-        Kind.DOMAIN: _missing(run_id, Kind.DOMAIN, organizations).where(domain_owner),
-        Kind.ROLE: _missing(run_id, Kind.ROLE, roles, own_roles),
+        Kind.MEMBERSHIP: _missing(run_id, Kind.MEMBERSHIP, members).where(
+            _owner_lives(run_id, Membership.organization_id), ~user_is_gone
+        ),
+        Kind.DOMAIN: _missing(run_id, Kind.DOMAIN, organizations).where(_owner_lives(run_id, Domain.organization_id)),
+        Kind.ROLE: _missing(run_id, Kind.ROLE, roles, own_roles).where(role_owner),
     }
+
+
+def _owner_lives(run_id: str, organization_id: Any) -> ColumnElement[bool]:
+    """Whether an organization was listed and has not been deleted since: else what is in it follows it."""
+    listed = exists().where(Seen.run_id == run_id, Seen.kind == Kind.ORGANIZATION, Seen.object_id == organization_id)
+    return listed & exists().where(Organization.id == organization_id, Organization.deleted_by.is_(None))
 
 
 def _listing(run_id: str, *names: str) -> Select[str]:
@@ -115,4 +145,6 @@ def _missing(run_id: str, kind: Kind, *listings: Select[str]) -> Select[str]:
 
 
 def _unseen(run_id: str, kind: Kind, id: Any) -> ColumnElement[bool]:
-    return ~exists().where(Seen.run_id == run_id, Seen.kind == kind, Seen.object_id == id)
+    # Named, for in a query within a query SQLAlchemy would take the table of `id` anew.
+    seen = exists().where(Seen.run_id == run_id, Seen.kind == kind, Seen.object_id == id)
+    return ~seen.correlate_except(Seen)

@@ -1,7 +1,7 @@
 """The only module that calls WorkOS. Reads raw JSON through the SDK, so that one odd item cannot fail a page."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -65,12 +65,15 @@ class Directory:
     Args:
         client: the SDK's client; its own retries must be off, so that every call takes a token.
         buckets: the rate limits.
+        dates: the times of its answers.
+        close: closes the connections.
     """
 
-    def __init__(self, client: WorkOSClient, buckets: Buckets, dates: "Dates") -> None:
+    def __init__(self, client: WorkOSClient, buckets: Buckets, dates: "Dates", close: Callable[[], None]) -> None:
         self._client = client
         self._buckets = buckets
         self._dates = dates
+        self.close = close
         self.calls = Counter()
 
     def organizations(self, after: str | None) -> Page:
@@ -136,9 +139,12 @@ class Directory:
     def role(self, id: str) -> Found:
         """Read a role by `slug`, or `organization_id/slug`."""
         organization_id, _, slug = id.rpartition("/")
-        if organization_id:
-            return self._get(("authorization", "organizations", organization_id, "roles", slug))
-        return self._get(("authorization", "roles", slug))
+        if not organization_id:
+            return self._get(("authorization", "roles", slug))
+        found = self._get(("authorization", "organizations", organization_id, "roles", slug))
+        # Without one of its own, the organization shows the environment's role of that slug; and neither names it.
+        own = found.item is not None and found.item.get("type") != "EnvironmentRole"
+        return found._replace(item={**found.item, "organization_id": organization_id} if own and found.item else None)
 
     def now(self) -> datetime:
         """Return WorkOS's time, in UTC."""
@@ -151,8 +157,10 @@ class Directory:
         items, metadata = answer.get("data"), answer.get("list_metadata")
         if not isinstance(items, list) or not isinstance(metadata, dict):
             raise UnreadableError(f"/{'/'.join(path)} answered no list")
-        cursor = metadata.get("after")
-        return Page(items, cursor if isinstance(cursor, str) and cursor else None, read_at)
+        cursor = metadata.get("after") or None
+        if cursor is not None and (not isinstance(cursor, str) or cursor == after):
+            raise UnreadableError(f"/{'/'.join(path)} answered no usable cursor")
+        return Page(items, cursor, read_at)
 
     def _whole(self, path: tuple[str, ...]) -> Page:
         answer, read_at = self._listing(path, {})
@@ -242,8 +250,15 @@ def open_directory(
     """Return WorkOS as the settings name it."""
     dates = Dates()
     http = httpx2.Client(event_hooks={"response": [dates.note]}, timeout=timeout_seconds)
-    client = WorkOSClient(api_key=api_key, client_id=client_id, base_url=base_url, max_retries=0, http_client=http)
-    return Directory(client, buckets, dates)
+    client = WorkOSClient(
+        api_key=api_key,
+        client_id=client_id,
+        base_url=base_url,
+        request_timeout=timeout_seconds,  # type: ignore[arg-type]  # it takes parts of a second too
+        max_retries=0,
+        http_client=http,
+    )
+    return Directory(client, buckets, dates, http.close)
 
 
 def _can_pass(error: BaseException) -> bool:

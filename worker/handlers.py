@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from models.tables import Kind
 from worker import snapshots
@@ -99,6 +99,7 @@ HANDLERS: dict[str, Handler | None] = {
     "connection.deactivated": None,
     "connection.deleted": None,
 }
+ACTED_ON = sorted(type for type, handler in HANDLERS.items() if handler)
 
 
 OBJECTS: dict[Kind, Handler] = {
@@ -110,11 +111,15 @@ OBJECTS: dict[Kind, Handler] = {
 }
 
 
+DATE_STEP = timedelta(seconds=1)
+
+
 def read_object(kind: Kind, item: object, read_at: datetime, roles: RoleMap) -> Snapshot:
     """Return the snapshot of an object as the API shows it.
 
     Its version is its own `updated_at`, then the time of the reading: of two events in the same millisecond the
-    reading showed the later one.
+    reading showed the later one. WorkOS tells that time in whole seconds; the end of the second is meant, for events
+    of its beginning were shown too.
 
     Args:
         kind: what it is.
@@ -125,7 +130,7 @@ def read_object(kind: Kind, item: object, read_at: datetime, roles: RoleMap) -> 
     Raises:
         PayloadError: the object cannot be used; its message names the field.
     """
-    return OBJECTS[kind](Fields(item, kind.value), Envelope("", "", read_at), roles)
+    return OBJECTS[kind](Fields(item, kind.value), Envelope("", "", read_at + DATE_STEP), roles)
 
 
 def read_event(event_id: str, type: str, body: bytes, roles: RoleMap) -> tuple[Envelope, Snapshot | None]:

@@ -39,7 +39,7 @@ def store(tx: Connection, event: Mapping[str, Any]) -> bool:
         event: as the API returned it; `id` and `event` are usable as keys.
     """
     row = {"id": event["id"], "type": event["event"], "body": json.dumps(event).encode(), "source": "events_api"}
-    return bool(tx.execute(_accept(tx.dialect.name, "events_api"), row).scalar_one() == 1)
+    return bool(tx.execute(_accept(tx.dialect.name, "events_api"), row).scalar_one_or_none() == 1)
 
 
 @functools.cache
@@ -52,9 +52,11 @@ def _accept(dialect_name: str, source: str) -> Executable:
         "last_delivered_at": db_now(),
         first.key: func.coalesce(first, db_now()),
     }
+    # What the events API returns again, as it does each time for the newest, is no further delivery.
+    known = first.is_(None) if source == "events_api" else None
     new = insert(Event).values({first.key: db_now()})
     return (  # type: ignore[no-any-return]  # the two dialects' inserts share no type
-        new.on_conflict_do_update(index_elements=[Event.id], set_=again).returning(Event.deliveries)
+        new.on_conflict_do_update(index_elements=[Event.id], set_=again, where=known).returning(Event.deliveries)
     )
 
 

@@ -10,10 +10,12 @@ from redis.exceptions import RedisError
 from rq import SimpleWorker
 from rq.exceptions import StopRequested
 
+from worker.directory import UnreadableError
 from worker.embedded import redis_url
+from worker.errors import ConfigurationError
 from worker.jobs import DRAIN, REPAIR, drain_job, make_worker, repair_job
 from worker.logs import configure
-from worker.repair import bind, connect, repair
+from worker.repair import connect, repair
 from worker.settings import load_settings
 from worker.supervisor import end_with_parent
 from worker.wiring import Wiring, wire
@@ -47,11 +49,14 @@ def _function(lane: str, wiring: Wiring, stopping: threading.Event) -> Callable[
         return drain_job(wiring.engine, settings.policy(), wiring.bell)
     if lane != REPAIR:
         raise ValueError(f"there is no lane {lane}")
-    directory = connect(settings, wiring.redis)
+    directory = connect(settings, wiring.redis) if settings.repairs else None
 
     def run() -> None:
-        bind(wiring.engine, directory, settings)
-        repair(wiring.engine, directory, settings, wiring.bell, stopping.is_set)
+        try:
+            repair(wiring.engine, directory, settings, wiring.bell, stopping.is_set)
+        except (ConfigurationError, UnreadableError) as error:
+            # What is left to do stays where it is; the clock rings for it again.
+            log.warning("repair_stopped", why=str(error))
 
     return repair_job(run, wiring.repair_bell)
 

@@ -46,6 +46,6 @@ def configure(log_format: Literal["json", "console"]) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)
-    # Their lines at level INFO name jobs and connections one by one; ours say what happened.
-    for noisy in ("rq.worker", "alembic.runtime.migration"):
+    # Their lines at level INFO name jobs, connections and calls one by one; ours say what happened.
+    for noisy in ("rq.worker", "alembic.runtime.migration", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Engine, Text, cast, delete, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Text, cast, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from models.database import reading, write
@@ -210,8 +210,8 @@ def _settle(engine: Engine, directory: Directory, kind: Kind, id: str, reason: s
         tx.execute(delete(Read).where(*here))
         return True
 
-    if reason == PARENT_MISSING and _revision(engine, kind, id):
-        return write(engine, done)  # it came meanwhile
+    if reason == PARENT_MISSING and _arrived(engine, kind, id):
+        return write(engine, done)
     try:
         result = confirmed_read(engine, directory, kind, id, ("read", reason), done)
     except (UnreadableError, PayloadError) as error:
@@ -220,6 +220,13 @@ def _settle(engine: Engine, directory: Directory, kind: Kind, id: str, reason: s
         return False
     log.info("read", kind=kind, id=id, reason=reason, found=result.finding)
     return True
+
+
+def _arrived(engine: Engine, kind: Kind, id: str) -> bool:
+    table = TABLES[kind]
+    settled = or_(table.deleted_by.is_(None), table.deleted_by != "resync")
+    with reading(engine) as tx:
+        return tx.execute(select(table.id).where(table.id == id, settled)).one_or_none() is not None
 
 
 def _later(tx: Connection, here: tuple[ColumnElement[bool], ...], problem: str) -> None:

@@ -1,22 +1,23 @@
-"""The lane that repairs: resyncs, catch-ups and confirmed reads, one after the other, under leases."""
+"""The lane that repairs: resyncs, catch-ups and confirmed reads, one after the other, under leases; and retention."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 from redis import Redis
 from sqlalchemy import Connection, Engine, exists, select, update
 
 from models.database import reading, write
-from models.tables import Event, EventStatus, Mirror, Read, Run, RunStatus, Task
-from models.types import db_now
+from models.tables import Mirror, Organization, Read, Run, RunStatus, Task
+from models.types import db_in, db_now
 from worker import reads, runs
 from worker.bucket import Buckets
-from worker.catch_up import catch_up
+from worker.catch_up import catch_up, settle
 from worker.clock import claim
 from worker.directory import Directory, NotThereError, UnreadableError, open_directory
 from worker.doorbell import Doorbell
 from worker.errors import ConfigurationError
+from worker.handlers import ACTED_ON
 from worker.resync import Resync, begin
 from worker.retention import retain
 from worker.runs import BusyError, Lease, LeaseLostError, create, finish
@@ -40,6 +41,8 @@ def connect(settings: Settings, redis: Redis) -> Directory:
 def bind(engine: Engine, directory: Directory, settings: Settings) -> None:
     """Bind the database to its WorkOS environment on the first start; refuse another one's later (DESIGN, rule 10).
 
+    Also starts the resyncs that a first start, or a release that acts on further event types, asks for.
+
     Raises:
         ConfigurationError: the client id is another's, or the key sees none of the organizations known here.
         RefusedKeyError: WorkOS refuses the key.
@@ -48,34 +51,53 @@ def bind(engine: Engine, directory: Directory, settings: Settings) -> None:
     client_id = settings.workos_client_id or ""
     with reading(engine) as tx:
         bound, known = tx.execute(select(Mirror.client_id, Mirror.known_organizations)).one()
-    if bound not in (None, client_id):
-        raise ConfigurationError(
-            f"WORKOS_CLIENT_ID: this database mirrors {bound}; use another database for {client_id}"
-        )
-    if known and all(directory.organization(id).item is None for id in known):
+        # What a delete event removed is 404 in every environment.
+        gone = Organization.id.in_(known or []) & (Organization.deleted_by == "event")
+        living = set(known or []).difference(tx.execute(select(Organization.id).where(gone)).scalars())
+    _require_same(bound, client_id)
+    if living and all(directory.organization(id).item is None for id in sorted(living)):
         raise ConfigurationError(
             "WORKOS_API_KEY: it sees none of the organizations known here; is it another environment's?"
         )
     started = directory.now() - MARGIN
-    write(engine, lambda tx: _first_start(tx, client_id, started))
+    write(engine, lambda tx: _bind(tx, client_id, started))
 
 
-def _first_start(tx: Connection, client_id: str, started: object) -> None:
+def _require_same(bound: str | None, client_id: str) -> None:
+    if bound not in (None, client_id):
+        raise ConfigurationError(
+            f"WORKOS_CLIENT_ID: this database mirrors {bound}; use another database for {client_id}"
+        )
+
+
+def _bind(tx: Connection, client_id: str, started: datetime) -> None:
     """On an empty mirror "nobody has access" would be a lie: note the time, resync, then catch up from that time."""
-    first = tx.execute(select(Mirror.backfill_from).with_for_update()).scalar_one() is None
-    tx.execute(update(Mirror).values(client_id=client_id))
-    if first:
-        tx.execute(update(Mirror).values(backfill_from=started, cursor_at=started))
-        begin(tx, "first start")
+    mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()
+    _require_same(mirror.client_id, client_id)
+    if mirror.backfill_from is None:
+        first = {"client_id": client_id, "backfill_from": started, "cursor_at": started}
+        tx.execute(update(Mirror).values(event_types=ACTED_ON, **first))
+    if mirror.last_resync_at is None:
+        _begin_unless_busy(tx, "first start")
+    elif (new := set(ACTED_ON).difference(mirror.event_types or ())) and _begin_unless_busy(tx, "new release"):
+        # Events of these types were ignored until now: what they told is found by listing.
+        log.info("new_event_types", types=sorted(new))
+        tx.execute(update(Mirror).values(event_types=ACTED_ON))
+
+
+def _begin_unless_busy(tx: Connection, requested_by: str) -> bool:
+    try:
+        begin(tx, requested_by)
+    except BusyError:
+        return False
+    return True
 
 
 def schedule(engine: Engine, settings: Settings) -> None:
     """Create the runs that are due. Tick and run are one transaction: two clocks, or a missed tick, do no harm."""
-    duties = {
-        Task.RESYNC: settings.resync_seconds,
-        Task.CATCH_UP: settings.catch_up_seconds,
-        Task.RETENTION: settings.retention_seconds,
-    }
+    duties = {Task.RETENTION: settings.retention_seconds}
+    if settings.repairs:
+        duties |= {Task.RESYNC: settings.resync_seconds, Task.CATCH_UP: settings.catch_up_seconds}
     for task, every in duties.items():
         try:
             write(engine, lambda tx: _schedule(tx, task, every))  # noqa: B023 - called now
@@ -84,12 +106,18 @@ def schedule(engine: Engine, settings: Settings) -> None:
 
 
 def _schedule(tx: Connection, task: Task, every_seconds: float) -> None:
-    if claim(tx, task, every_seconds):
-        begin(tx, "clock") if task is Task.RESYNC else create(tx, task, "clock")
+    if task is Task.RESYNC:
+        # One that an operator or the first start asked for counts too.
+        recent = select(Mirror.id).where(Mirror.last_resync_at > db_in(-every_seconds))
+        if tx.execute(recent).one_or_none() is None and claim(tx, task, every_seconds):
+            begin(tx, "clock")
+    elif claim(tx, task, every_seconds):
+        create(tx, task, "clock")
 
 
 def watch(engine: Engine, bell: Doorbell) -> None:
-    """Ring for runs and reads that nobody works on."""
+    """Ring for runs and reads that nobody works on, and note how far the mirror is right by now."""
+    settle(engine)
     if needs_repair(engine) and not bell.waiting():
         bell.ring()
 
@@ -103,9 +131,32 @@ def needs_repair(engine: Engine) -> bool:
 
 
 def repair(
-    engine: Engine, directory: Directory, settings: Settings, bell: Doorbell, stopping: Callable[[], bool]
+    engine: Engine,
+    directory: Directory | None,
+    settings: Settings,
+    bell: Doorbell,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Work on every run that nobody holds, then on the reads that are due."""
+    """Work on every run that nobody holds, then on the reads that are due.
+
+    Args:
+        engine: the database.
+        directory: WorkOS; None: only what does without it is done.
+        settings: as loaded.
+        bell: rung when a catch-up has filled the inbox.
+        stopping: says whether to leave off.
+
+    Raises:
+        ConfigurationError: WorkOS is another environment, or refuses the key.
+        UnreadableError: WorkOS does not answer.
+    """
+    # First, so that it does not wait for WorkOS.
+    for run_id in runs.free(engine, Task.RETENTION):
+        if not stopping():
+            work_on(engine, directory, settings, bell, run_id, stopping)
+    if directory is None:
+        return
+    bind(engine, directory, settings)
     for run_id in runs.free(engine):
         if not stopping():
             work_on(engine, directory, settings, bell, run_id, stopping)
@@ -114,7 +165,7 @@ def repair(
 
 def work_on(
     engine: Engine,
-    directory: Directory,
+    directory: Directory | None,
     settings: Settings,
     bell: Doorbell,
     run_id: str,
@@ -132,28 +183,48 @@ def work_on(
 
 
 def _work(
-    engine: Engine, directory: Directory, settings: Settings, bell: Doorbell, held: Lease, stopping: Callable[[], bool]
+    engine: Engine,
+    directory: Directory | None,
+    settings: Settings,
+    bell: Doorbell,
+    held: Lease,
+    stopping: Callable[[], bool],
 ) -> bool:
     with reading(engine) as tx:
         task = tx.execute(select(Run.task).where(Run.id == held.run_id)).scalar_one()
-    if task == Task.RESYNC:
-        over = Resync(engine, directory, held, stopping).work()
-        if over:
-            write(engine, _catch_up_if_first)
-        return over
     if task == Task.RETENTION:
-        retain(engine, settings.periods(), stopping)
-        write(engine, lambda tx: finish(tx, held, RunStatus.DONE))
-        return True
+        return _retain(engine, settings, held, stopping)
+    if directory is None:
+        return False
+    if task == Task.CATCH_UP:
+        return _catch_up(engine, directory, settings, bell, held)
+    over = Resync(engine, directory, held, stopping).work()
+    if over:
+        write(engine, _catch_up_if_first)
+    return over
+
+
+def _retain(engine: Engine, settings: Settings, held: Lease, stopping: Callable[[], bool]) -> bool:
+    retain(engine, settings.periods(), stopping)
+    if stopping():
+        return False
+    write(engine, lambda tx: finish(tx, held, RunStatus.DONE))
+    return True
+
+
+def _catch_up(engine: Engine, directory: Directory, settings: Settings, bell: Doorbell, held: Lease) -> bool:
     try:
-        catch_up(engine, directory, held, timedelta(seconds=settings.catch_up_lag_seconds))
+        report = catch_up(engine, directory, held, timedelta(seconds=settings.catch_up_lag_seconds))
     except (UnreadableError, NotThereError) as error:
         problem = str(error)
+        log.warning("catch_up_failed", run=held.run_id, error=problem)
         write(engine, lambda tx: finish(tx, held, RunStatus.FAILED, problem))
         return True
     finally:
         bell.ring()
-    write(engine, lambda tx: _caught_up(tx, held))
+    if report.missed:
+        write(engine, lambda tx: _begin_unless_busy(tx, "missed events"))
+    write(engine, lambda tx: finish(tx, held, RunStatus.DONE))
     return True
 
 
@@ -163,15 +234,3 @@ def _catch_up_if_first(tx: Connection) -> None:
             create(tx, Task.CATCH_UP, "first start")
         except BusyError:
             log.info("catch_up_under_way")
-
-
-def _caught_up(tx: Connection, held: Lease) -> None:
-    """End a catch-up; the first that began after the first resync, and finds all applied, ends the backfill."""
-    began = tx.execute(select(Run.created_at).where(Run.id == held.run_id)).scalar_one()
-    waiting = exists().where(Event.status == EventStatus.PENDING)
-    tx.execute(
-        update(Mirror)
-        .where(Mirror.backfilled_at.is_(None), Mirror.last_resync_at <= began, ~waiting)
-        .values(backfilled_at=db_now())
-    )
-    finish(tx, held, RunStatus.DONE)

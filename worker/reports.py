@@ -8,10 +8,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq import SimpleWorker
 from rq.serializers import JSONSerializer
-from sqlalchemy import Engine, RowMapping, func, select
+from sqlalchemy import Engine, RowMapping, exists, func, select
 
 from models.database import reading
-from models.tables import Change, Drift, Event, Run
+from models.tables import Change, Drift, Event, Run, RunStatus, Task
 from models.views import mirror_status, workspace_members, workspaces
 from worker.inbox import backlog
 
@@ -93,6 +93,7 @@ def list_members(engine: Engine, organization_id: str) -> dict[str, Any] | None:
 def status(engine: Engine, redis: Redis) -> dict[str, Any]:
     """Return how things stand; `problems` lists what is wrong, each with its remedy, and is empty if all is well."""
     waiting = backlog(engine)
+    withholding = _withholding(engine)
     with reading(engine) as tx:
         mirror = tx.execute(select(mirror_status)).mappings().one()
     workers = _workers(redis)
@@ -105,6 +106,9 @@ def status(engine: Engine, redis: Redis) -> dict[str, Any]:
         problems.append(f"{waiting.failed} events failed: workos-sync events list --status failed")
     if waiting.oldest_seconds > OVERDUE_SECONDS:
         problems.append(f"the oldest pending event waits for {waiting.oldest_seconds:.0f} s: check worker and clock")
+    if withholding is not None:
+        remedy = f"look at them, then: workos-sync resync --approve {withholding}"
+        problems.append(f"resync {withholding} withholds deletions: {remedy}")
     return {
         "mirror": dict(mirror),
         "pending": waiting.pending,
@@ -113,6 +117,17 @@ def status(engine: Engine, redis: Redis) -> dict[str, Any]:
         "workers": workers,
         "problems": problems,
     }
+
+
+def _withholding(engine: Engine) -> str | None:
+    """Return the last full resync if it withholds deletions that no one has approved."""
+    full = (Run.task == Task.RESYNC, Run.status == RunStatus.DONE, Run.organization_id.is_(None), ~Run.dry_run)
+    last = select(Run.id).where(*full, Run.approves.is_(None)).order_by(Run.finished_at.desc(), Run.id).limit(1)
+    with reading(engine) as tx:
+        run_id = tx.execute(last).scalar_one_or_none()
+        approved = exists().where(*full, Run.approves == run_id)
+        held = exists().where(Drift.run_id == run_id, Drift.action == "withheld")
+        return run_id if tx.execute(select(held & ~approved)).scalar_one() else None
 
 
 def _workers(redis: Redis) -> int | None:
@@ -133,7 +148,7 @@ def run(engine: Engine, run_id: str) -> dict[str, Any]:
         row = tx.execute(select(Run.__table__).where(Run.id == run_id)).mappings().one()
         counted = select(Drift.finding, func.count()).where(Drift.run_id == run_id).group_by(Drift.finding)
         held = select(func.count()).select_from(Drift).where(Drift.run_id == run_id, Drift.action == "withheld")
-        findings: dict[str, int] = dict(tx.execute(counted).tuples().all())
+        findings = {str(finding): number for finding, number in tx.execute(counted)}
         return {**row, "findings": findings, "withheld": tx.execute(held).scalar_one()}
 
 

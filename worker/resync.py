@@ -5,6 +5,7 @@ doubt with a confirmed read. What a page says and how far its listing got are co
 run's fencing number: a crash repeats one page for each call in flight, and a frozen worker that wakes writes nothing.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -20,12 +21,12 @@ from models.tables import Drift, Kind, Listing, Mirror, Read, Run, RunStatus, Se
 from models.types import db_now
 from worker import deletions
 from worker.apply import change, lock_rows, note_changes, organization_of, save_rows, show, stored_rows
-from worker.decide import Finding, State, compare_listed, completed
-from worker.directory import Directory, NotThereError, Page, RefusedKeyError, UnreadableError
+from worker.decide import Finding, State, compare_listed, completed, is_newer
+from worker.directory import Directory, NotThereError, Page, QueryRefusedError, RefusedKeyError, UnreadableError
 from worker.errors import PayloadError
 from worker.handlers import RoleMap, read_object
 from worker.reads import Result, ask, confirmed_read
-from worker.runs import Lease, LeaseLostError, create, finish
+from worker.runs import Lease, LeaseLostError, create, finish, left_over
 from worker.snapshots import Snapshot, is_id
 
 log = structlog.get_logger()
@@ -51,7 +52,7 @@ def start(
     dry_run: bool = False,
     approves: str | None = None,
 ) -> str:
-    """Create a resync and return its id; it is worked on by `work`.
+    """Create a resync and return its id; one of the same scope that was left unfinished is gone on with instead.
 
     Args:
         engine: the database.
@@ -64,7 +65,14 @@ def start(
         BusyError: another one is under way.
         ConfigurationError: there is no such run, or it withheld nothing.
     """
-    return write(engine, lambda tx: begin(tx, requested_by, organization_id, dry_run=dry_run, approves=approves))
+    scope = {"organization_id": organization_id, "dry_run": dry_run, "approves": approves}
+
+    def made(tx: Connection) -> str:
+        return left_over(tx, Task.RESYNC, **scope) or begin(
+            tx, requested_by, organization_id, dry_run=dry_run, approves=approves
+        )
+
+    return write(engine, made)
 
 
 def begin(
@@ -107,6 +115,8 @@ class Resync:
         self._directory = directory
         self._held = held
         self._stopping = stopping
+        self._broken = threading.Event()
+        self._calls_before = directory.calls.total
         with reading(engine) as tx:
             self._run = tx.execute(select(Run.__table__).where(Run.id == held.run_id)).one()
 
@@ -120,23 +130,25 @@ class Resync:
             phases = {"list": self._list_all, "delete": self._choose_deletions, "read": self._read_all}
             while (phase := self._phase()) != "over":
                 if not phases[phase]():
+                    write(self._engine, lambda tx: self._leave(tx, None))
                     return False
-            write(self._engine, self._finish)
+            write(self._engine, self._finish_well)
         except RefusedKeyError as error:
             message = str(error)
-            write(self._engine, lambda tx: finish(tx, self._held, RunStatus.FAILED, message))
+            write(self._engine, lambda tx: self._finish(tx, RunStatus.FAILED, message))
             raise
         except UnreadableError as error:
             # Left as it is: the lease ends, and the next worker goes on from here.
             message = str(error)
             log.warning("resync_interrupted", run=self._held.run_id, error=message)
-            write(self._engine, lambda tx: self._note_error(tx, message))
+            write(self._engine, lambda tx: self._leave(tx, message))
             return False
         return True
 
-    def _note_error(self, tx: Connection, message: str) -> None:
+    def _leave(self, tx: Connection, error: str | None) -> None:
         self._held.check(tx)
-        tx.execute(update(Run).where(Run.id == self._held.run_id).values(error=message))
+        calls = Run.calls + self._directory.calls.total - self._calls_before
+        tx.execute(update(Run).where(Run.id == self._held.run_id).values(error=error, calls=calls))
 
     def _phase(self) -> str:
         with reading(self._engine) as tx:
@@ -150,10 +162,11 @@ class Resync:
 
     def _list_all(self) -> bool:
         """List everything; then, where organization roles are in use, those too."""
-        for _ in range(2):
-            if not self._in_parallel(self._open_listings, self._list_one):
-                return False
-            write(self._engine, self._open_role_listings)
+        if not self._in_parallel(self._open_listings, self._list_one):
+            return False
+        write(self._engine, self._open_role_listings)
+        if not self._in_parallel(self._open_listings, self._list_one):
+            return False
         write(self._engine, lambda tx: self._move_on(tx, "delete"))
         return True
 
@@ -164,20 +177,26 @@ class Resync:
 
     def _list_one(self, listing: tuple[str, str]) -> None:
         name, parent = listing
-        here = self._here(name, parent)
-        more = True
+        place = select(Listing.after, func.coalesce(Listing.began_at, db_now())).where(*self._here(name, parent))
+        with reading(self._engine) as tx:
+            after, began = tx.execute(place).one()
+        resumed = more = True
         while more and not self._leaving():
-            with reading(self._engine) as tx:
-                after, began = tx.execute(
-                    select(Listing.after, func.coalesce(Listing.began_at, db_now())).where(*here)
-                ).one()
             try:
                 page = self._fetch(name, parent, after)
             except NotThereError:
+                if not parent:
+                    raise
                 write(self._engine, lambda tx: self._parent_is_gone(tx, name, parent))
                 return
+            except QueryRefusedError:
+                if not resumed or after is None:
+                    raise
+                log.warning("cursor_lost", run=self._held.run_id, listing=name)
+                after, resumed = None, False
+                continue
             write(self._engine, lambda tx: self._take(tx, name, parent, page, began))  # noqa: B023 - called now
-            more = page.after is not None
+            after, resumed, more = page.after, False, page.after is not None
 
     def _fetch(self, name: str, parent: str, after: str | None) -> Page:
         directory = self._directory
@@ -216,6 +235,8 @@ class Resync:
         for kind in Kind:
             if mine := {item.id: item.state for item in items if item.kind is kind}:
                 changes += self._merge(tx, kind, mine)
+        if odd:
+            log.warning("odd_items", run=self._held.run_id, listing=name, number=len(odd))
         self._note_drift(tx, odd)
         ever_odd = bool(odd) or tx.execute(select(Listing.odd).where(*self._here(name, parent))).scalar_one()
         state = "open" if page.after is not None else "partial" if ever_odd else "complete"
@@ -243,7 +264,10 @@ class Resync:
         )
         if dry:
             return []
-        save_rows(tx, kind, kept)
+        # The same content at a higher version: else an event between the two would win.
+        same = {id: completed(stored[id], listed[id]) for id in ids if findings[id] is Finding.NONE}
+        raised = {id: state for id, state in same.items() if is_newer(stored[id], state)}
+        save_rows(tx, kind, kept | raised)
         return [change(kind, id, stored[id], state, CAUSE, run_id) for id, state in kept.items()]
 
     def _note_drift(self, tx: Connection, rows: list[dict[str, Any]]) -> None:
@@ -262,15 +286,20 @@ class Resync:
 
     def _choose(self, tx: Connection) -> None:
         self._held.check(tx)
-        for kind, chosen in deletions.choose(tx, self._held.run_id).items():
-            if chosen.withheld is None:
-                ask(tx, kind, chosen.ids, "was not listed", run_id=self._held.run_id)
-                continue
-            log.error(
-                "deletions_withheld", run=self._held.run_id, kind=kind, number=len(chosen.ids), why=chosen.withheld
-            )
-            for id, state in stored_rows(tx, kind, chosen.ids).items():
-                self._note_drift(tx, [drift(kind, id, Finding.EXTRA, state, None, "withheld")])
+        run_id = self._held.run_id
+        for chosen in deletions.choose(tx, run_id):
+            if chosen.withheld:
+                number, why = chosen.number, chosen.withheld
+                log.error("deletions_withheld", run=run_id, kind=chosen.kind, number=number, why=why)
+            for ids in chosen.batches:
+                if chosen.withheld:
+                    states = stored_rows(tx, chosen.kind, ids).items()
+                    extra = [drift(chosen.kind, id, Finding.EXTRA, state, None, "withheld") for id, state in states]
+                    self._note_drift(tx, extra)
+                else:
+                    ask(tx, chosen.kind, ids, "was not listed", run_id=run_id)
+        for ids in deletions.unknown_users(tx, run_id, self._run.organization_id):
+            ask(tx, Kind.USER, ids, "its membership was listed", run_id=run_id)
         self._move_on(tx, "read")
 
     # read
@@ -325,7 +354,7 @@ class Resync:
     # the whole
 
     def _leaving(self) -> bool:
-        return self._stopping() or self._held.lost.is_set()
+        return self._stopping() or self._held.lost.is_set() or self._broken.is_set()
 
     def _in_parallel(self, source: Callable[[int], list[T]], work: Callable[[T], None]) -> bool:
         """Do `work` on what `source` names, several at once, until it names nothing; False if left off."""
@@ -342,22 +371,27 @@ class Resync:
                     return True
                 for future in wait(flying, return_when=FIRST_COMPLETED).done:
                     del flying[future]
+                    if future.exception() is not None:
+                        self._broken.set()  # the others leave off after their page
                     future.result()
         if self._held.lost.is_set():
             raise LeaseLostError(self._held.run_id)
         return False
 
-    def _finish(self, tx: Connection) -> None:
-        self._held.check(tx)
-        run_id = self._held.run_id
+    def _finish_well(self, tx: Connection) -> None:
         if self._run.organization_id is None and not self._run.dry_run and self._run.approves is None:
-            some = select(Seen.object_id).where(Seen.run_id == run_id, Seen.kind == Kind.ORGANIZATION).limit(SOME)
-            known = list(tx.execute(some).scalars())
-            tx.execute(update(Mirror).values(last_resync_at=db_now(), known_organizations=known or None))
+            seen = (Seen.run_id == self._held.run_id, Seen.kind == Kind.ORGANIZATION)
+            known = list(tx.execute(select(Seen.object_id).where(*seen).limit(SOME)).scalars())
+            tx.execute(update(Mirror).values(last_resync_at=db_now()))
+            if known:  # an empty listing is no reason to forget
+                tx.execute(update(Mirror).values(known_organizations=known))
+        self._finish(tx, RunStatus.DONE, None)
+
+    def _finish(self, tx: Connection, status: RunStatus, error: str | None) -> None:
+        self._leave(tx, error)
         for table in (Seen, Listing, Read):
-            tx.execute(delete(table).where(table.run_id == run_id))
-        tx.execute(update(Run).where(Run.id == run_id).values(calls=Run.calls + self._directory.calls.total))
-        finish(tx, self._held, RunStatus.DONE)
+            tx.execute(delete(table).where(table.run_id == self._held.run_id))
+        finish(tx, self._held, status, error)
 
 
 def parse_page(name: str, parent: str, page: Page, roles: RoleMap) -> tuple[list[Snapshot], list[dict[str, Any]]]:
@@ -368,9 +402,15 @@ def parse_page(name: str, parent: str, page: Page, roles: RoleMap) -> tuple[list
         try:
             snapshots.append(read_object(kind, item, page.read_at, roles))
         except PayloadError as error:
-            id = item.get("id") if isinstance(item, dict) else None
-            odd.append(odd_item(kind, id if isinstance(id, str) and is_id(id) else "without id", error.field))
+            odd.append(odd_item(kind, _id_of(item), error.field))
+        if kind is Kind.ORGANIZATION and isinstance(item, dict) and not isinstance(item.get("domains"), list):
+            odd.append(odd_item(kind, _id_of(item), "organization.domains"))
     return snapshots, odd
+
+
+def _id_of(item: Any) -> str:
+    id = item.get("id") if isinstance(item, dict) else None
+    return id if isinstance(id, str) and is_id(id) else "without id"
 
 
 def _objects(name: str, parent: str, items: list[Any]) -> Iterator[tuple[Kind, Any]]:
@@ -387,8 +427,11 @@ def _objects(name: str, parent: str, items: list[Any]) -> Iterator[tuple[Kind, A
                 yield Kind.MEMBERSHIP, item
             case "roles":
                 yield Kind.ROLE, item
-            case "organization_roles" if isinstance(item, dict) and item.get("type") == "OrganizationRole":
-                yield Kind.ROLE, {**item, "organization_id": parent}
+            case "organization_roles":
+                # The environment's are listed among them.
+                type = item.get("type") if isinstance(item, dict) else None
+                if type != "EnvironmentRole":
+                    yield Kind.ROLE, {**item, "organization_id": parent} if type == "OrganizationRole" else None
 
 
 def drift(

@@ -4,23 +4,22 @@ Kept for ever: tombstones, and failed events until an operator deals with them.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Engine, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, delete, or_, select, tuple_, update
 
-from models.database import reading, write
-from models.tables import Change, Drift, Event, EventStatus, Kind, Run, RunStatus, User
+from models.database import reading, turn, write
+from models.tables import Change, Drift, Event, EventStatus, Kind, Listing, Read, Run, RunStatus, Seen, User
 from models.types import db_in
 from worker.apply import change, lock_rows, note_changes, save_rows
-from worker.decide import State
 from worker.errors import ConfigurationError
 
 log = structlog.get_logger()
 
-BATCH = 1000
+BATCH = 500
 PERSONAL = ("email", "first_name", "last_name")
 
 
@@ -39,17 +38,23 @@ class Periods:
 
 
 def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lambda: False) -> dict[str, int]:
-    """Drop what is older than its period; return how many of each were dropped."""
+    """Drop what is older than its period; return how many of each were dropped.
+
+    Args:
+        engine: the database.
+        periods: how long things are kept.
+        stopping: says whether to leave off between two batches.
+    """
     done = Event.status == EventStatus.DONE
-    old_payload = select(Event.id).where(done, Event.body.is_not(None), Event.processed_at < _ago(periods.payloads))
-    old_event = select(Event.id).where(done, Event.last_delivered_at < _ago(periods.events))
-    old_change = select(Change.id).where(Change.at < _ago(periods.changes))
     old_run = select(Run.id).where(Run.status != RunStatus.RUNNING, Run.finished_at < _ago(periods.changes))
     steps: dict[str, Callable[[Connection], int]] = {
-        "payloads": lambda tx: _blank_payloads(tx, old_payload.limit(BATCH)),
-        "events": lambda tx: tx.execute(delete(Event).where(Event.id.in_(old_event.limit(BATCH)))).rowcount,
-        "changes": lambda tx: tx.execute(delete(Change).where(Change.id.in_(old_change.limit(BATCH)))).rowcount,
-        "runs": lambda tx: _drop_runs(tx, list(tx.execute(old_run.limit(BATCH)).scalars())),
+        "payloads": lambda tx: _blank_payloads(tx, done, Event.processed_at < _ago(periods.payloads)),
+        # An erased person's event that came once more brought its payload with it.
+        "erased_payloads": lambda tx: _blank_payloads(tx, done, _about_erased()),
+        "events": lambda tx: _drop(tx, Event, done, Event.last_delivered_at < _ago(periods.events)),
+        "changes": lambda tx: _drop(tx, Change, Change.at < _ago(periods.changes)),
+        **{f"run_{table.__tablename__}": _dropper(table, table.run_id.in_(old_run)) for table in OF_RUNS},
+        "runs": lambda tx: _drop(tx, Run, Run.id.in_(old_run)),
     }
     dropped = {name: _until_none(engine, step, stopping) for name, step in steps.items()}
     dropped["persons"] = _erase_deleted(engine, periods.persons, stopping)
@@ -72,40 +77,54 @@ def forget(engine: Engine, user_id: str, who: str) -> None:
     write(engine, lambda tx: _erase(tx, user_id, "operator", who))
 
 
+OF_RUNS: tuple[type[Drift | Listing | Read | Seen], ...] = (Drift, Listing, Read, Seen)
+
+
 def _ago(period: timedelta) -> Any:
     return db_in(-period.total_seconds())
 
 
+def _about_erased() -> ColumnElement[bool]:
+    return (Event.kind == Kind.USER) & Event.object_id.in_(select(User.id).where(User.erased))
+
+
 def _until_none(engine: Engine, step: Callable[[Connection], int], stopping: Callable[[], bool]) -> int:
     total = 0
-    while not stopping() and (number := write(engine, step)):
+    while not stopping():
+        with turn(engine):
+            number = write(engine, step)
+        if not number:
+            break
         total += number
     return total
 
 
-def _blank_payloads(tx: Connection, which: Any) -> int:
-    return tx.execute(update(Event).where(Event.id.in_(which)).values(body=None)).rowcount
+def _blank_payloads(tx: Connection, *which: ColumnElement[bool]) -> int:
+    some = select(Event.id).where(Event.body.is_not(None), *which).limit(BATCH)
+    return tx.execute(update(Event).where(Event.id.in_(some)).values(body=None)).rowcount
 
 
-def _drop_runs(tx: Connection, ids: list[str]) -> int:
-    if ids:
-        tx.execute(delete(Drift).where(Drift.run_id.in_(ids)))
-        tx.execute(delete(Run).where(Run.id.in_(ids)))
-    return len(ids)
+def _drop(tx: Connection, table: type[Any], *which: ColumnElement[bool]) -> int:
+    key = tuple_(*table.__table__.primary_key.columns)
+    some = select(*table.__table__.primary_key.columns).where(*which).limit(BATCH)
+    return tx.execute(delete(table).where(key.in_(some))).rowcount
+
+
+def _dropper(table: type[Any], *which: ColumnElement[bool]) -> Callable[[Connection], int]:
+    return lambda tx: _drop(tx, table, *which)
 
 
 def _erase_deleted(engine: Engine, period: timedelta, stopping: Callable[[], bool]) -> int:
-    known = or_(*(getattr(User, name).is_not(None) for name in PERSONAL))
-    due = select(User.id).where(User.deleted_by.is_not(None), User.touched_at < _ago(period), known).limit(BATCH)
+    due = select(User.id).where(User.deleted_by.is_not(None), ~User.erased, User.touched_at < _ago(period))
     total = 0
     while not stopping():
         with reading(engine) as tx:
-            ids = list(tx.execute(due).scalars())
-        if not ids:
+            id = tx.execute(due.limit(1)).scalar_one_or_none()
+        if id is None:
             break
-        for id in ids:
+        with turn(engine):
             write(engine, lambda tx: _erase(tx, id, "settings", "ERASE_AFTER_DAYS"))  # noqa: B023 - called now
-        total += len(ids)
+        total += 1
     return total
 
 
@@ -113,14 +132,16 @@ def _erase(tx: Connection, user_id: str, cause: str, cause_id: str) -> None:
     state = lock_rows(tx, Kind.USER, [user_id])[user_id]
     if state is None or not state.deleted:
         return
-    blank = State(state.version, state.deleted, {**state.content, **dict.fromkeys(PERSONAL)}, state.by_resync)
+    blank = replace(state, content={**state.content, **dict.fromkeys(PERSONAL)}, erased=True)
     save_rows(tx, Kind.USER, {user_id: blank})
     mine = (Change.kind == Kind.USER, Change.object_id == user_id)
     for id, before, after in tx.execute(select(Change.id, Change.before, Change.after).where(*mine)).all():
         tx.execute(update(Change).where(Change.id == id).values(before=_blanked(before), after=_blanked(after)))
     tx.execute(update(Drift).where(Drift.kind == Kind.USER, Drift.object_id == user_id).values(fields=None))
-    theirs = (Event.kind == Kind.USER, Event.object_id == user_id, Event.status != EventStatus.PENDING)
-    tx.execute(update(Event).where(*theirs).values(body=None))
+    theirs = (Event.kind == Kind.USER) & (Event.object_id == user_id) & (Event.status != EventStatus.PENDING)
+    # One that failed was never understood: it is theirs if it names them anywhere.
+    failed = (Event.status == EventStatus.FAILED) & Event.body.like(b"%" + user_id.encode() + b"%")
+    tx.execute(update(Event).where(or_(theirs, failed)).values(body=None))
     note_changes(tx, [change(Kind.USER, user_id, blank, blank, cause, cause_id)])
 
 

@@ -2,12 +2,12 @@
 
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Engine, insert, or_, select, update
+from sqlalchemy import Connection, Engine, false, func, insert, or_, select, update
 
 from models.database import reading, write
 from models.tables import Mirror, Run, RunStatus, Task
@@ -18,6 +18,7 @@ log = structlog.get_logger()
 
 LEASE_SECONDS = 30.0
 HEARTBEAT_SECONDS = 5.0
+FOLLOW_SECONDS = 0.25
 
 
 class BusyError(ConfigurationError):
@@ -26,6 +27,13 @@ class BusyError(ConfigurationError):
 
 class LeaseLostError(Exception):
     """Another worker took the run over; this one may write nothing more."""
+
+
+def left_over(tx: Connection, task: Task, **scope: Any) -> str | None:
+    """Return the id of a run of exactly this scope that was left unfinished and that nobody works on, if any."""
+    unheld = or_(Run.leased_until.is_(None), Run.leased_until < db_now())
+    query = select(Run.id).where(Run.task == task, Run.status == RunStatus.RUNNING, unheld).filter_by(**scope)
+    return tx.execute(query).scalars().first()
 
 
 def create(tx: Connection, task: Task, requested_by: str, **values: Any) -> str:
@@ -45,12 +53,22 @@ def create(tx: Connection, task: Task, requested_by: str, **values: Any) -> str:
     return id
 
 
-def free(engine: Engine) -> list[str]:
-    """Return the ids of runs that nobody works on, oldest first."""
+def free(engine: Engine, *tasks: Task) -> list[str]:
+    """Return the ids of runs that nobody works on, oldest first; of these tasks, if any are named."""
     unheld = or_(Run.leased_until.is_(None), Run.leased_until < db_now())
     with reading(engine) as tx:
         query = select(Run.id).where(Run.status == RunStatus.RUNNING, unheld).order_by(Run.created_at)
-        return list(tx.execute(query).scalars())
+        return list(tx.execute(query.where(Run.task.in_(tasks)) if tasks else query).scalars())
+
+
+def followed(engine: Engine, run_id: str, stopping: Callable[[float], bool]) -> bool:
+    """Wait while another worker has a run; return whether it is over. `stopping` waits, and says whether to give up."""
+    query = select(Run.status, func.coalesce(Run.leased_until > db_now(), false())).where(Run.id == run_id)
+    while True:
+        with reading(engine) as tx:
+            status, held = tx.execute(query).one()
+        if status != RunStatus.RUNNING or not held or stopping(FOLLOW_SECONDS):
+            return bool(status != RunStatus.RUNNING)
 
 
 class Lease:
@@ -64,7 +82,10 @@ class Lease:
     def check(self, tx: Connection) -> None:
         """Hold the run's row to the end of `tx`; raises `LeaseLostError` if the run is another's or over."""
         ours = (Run.id == self.run_id) & (Run.fence == self.fence) & (Run.status == RunStatus.RUNNING)
-        if tx.execute(select(Run.id).where(ours).with_for_update(read=True)).one_or_none() is None:
+        # The weakest lock: it keeps out who takes the run over, and not the heartbeat, which many pages in a row
+        # under a stronger one would starve.
+        held = select(Run.id).where(ours).with_for_update(read=True, key_share=True)
+        if tx.execute(held).one_or_none() is None:
             self.lost.set()
             raise LeaseLostError(self.run_id)
 
@@ -88,6 +109,8 @@ def lease(engine: Engine, run_id: str) -> Iterator[Lease | None]:
 
 
 def _take(tx: Connection, run_id: str) -> Lease | None:
+    # Waits for pages that are being written under the older number.
+    tx.execute(select(Run.id).where(Run.id == run_id).with_for_update())
     unheld = or_(Run.leased_until.is_(None), Run.leased_until < db_now())
     taken = tx.execute(
         update(Run)

@@ -93,6 +93,11 @@ class Settings(BaseSettings):
     first_backoff_seconds: Annotated[float, Field(gt=0)] = 1.0
     log_format: Literal["json", "console"] = "json"
 
+    @property
+    def repairs(self) -> bool:
+        """Whether WorkOS's API can be asked, so that the mirror repairs itself."""
+        return bool(self.workos_api_key and self.workos_client_id)
+
     def periods(self) -> Periods:
         """Return how long things are kept."""
         payloads, events = timedelta(days=self.keep_payloads_days), timedelta(days=self.keep_events_days)
@@ -134,9 +139,14 @@ def load_settings(*required: str, **given: Any) -> Settings:
         settings = Settings(**given | wrong)  # the others may be missing: all are named at once
     problems += [
         f"{name.upper()} is not set: {REMEDIES[name]}"
-        for name in required
+        for name in dict.fromkeys([*required, *_other_half(settings)])
         if name not in wrong and not getattr(settings, name)
     ]
     if problems:
         raise ConfigurationError("; ".join(problems))
     return settings
+
+
+def _other_half(settings: Settings) -> tuple[str, ...]:
+    """Return what it takes to ask WorkOS's API, if any of it is set: half of it is a mistake, not a wish."""
+    return ("workos_api_key", "workos_client_id") if settings.workos_api_key or settings.workos_client_id else ()

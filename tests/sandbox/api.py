@@ -230,6 +230,14 @@ def _list_roles(environment: Environment, call: Call) -> Reply:
     return 200, {"object": "list", "data": environment.world.show_roles(call.path.get("id"))}
 
 
+def _get_role(environment: Environment, call: Call) -> Reply:
+    """An environment's role; of an organization its own, else the environment's of that slug."""
+    shown = [r for r in environment.world.show_roles(call.path.get("id")) if r["slug"] == call.path["slug"]]
+    if not shown:
+        raise not_found("role", call.path["slug"])
+    return 200, shown[-1]
+
+
 def _list_connections(environment: Environment, call: Call) -> Reply:
     world = environment.world
     wanted = {name: call.query[name] for name in ("organization_id", "connection_type") if name in call.query}
@@ -310,7 +318,9 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("PUT", _MEMBERSHIPS + "/{id}/deactivate", _deactivate_membership),
     ("PUT", _MEMBERSHIPS + "/{id}/reactivate", _reactivate_membership),
     ("GET", "/authorization/roles", _list_roles),
+    ("GET", "/authorization/roles/{slug}", _get_role),
     ("GET", "/authorization/organizations/{id}/roles", _list_roles),
+    ("GET", "/authorization/organizations/{id}/roles/{slug}", _get_role),
     ("GET", "/connections", _list_connections),
     ("GET", "/connections/{id}", _get_connection),
     ("DELETE", "/connections/{id}", _delete_connection),

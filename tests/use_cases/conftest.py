@@ -1,5 +1,6 @@
 """Parts over one SQLite file, for what does not depend on the kind of database: PostgreSQL takes its time."""
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -7,10 +8,15 @@ from typing import Any
 import pytest
 import structlog
 from flask.testing import FlaskClient
+from redis import Redis
 from sqlalchemy import Engine
 from structlog.testing import capture_logs
 
+from models.database import open_engine
+from tests.sandbox import Sandbox
+from tests.use_cases.resyncs import directory_of
 from webhooks.app import create_app
+from worker.directory import Directory
 from worker.wiring import Wiring
 
 
@@ -43,3 +49,54 @@ def logs() -> Iterator[list[Any]]:
     """The log lines of the test, with what is bound to them."""
     with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as captured:
         yield captured
+
+
+@pytest.fixture
+def logs_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a command does to the logs of its process ends with the test."""
+    config, root, configure = structlog.get_config(), logging.getLogger(), structlog.configure
+    handlers, level = root.handlers, root.level
+    monkeypatch.setattr(
+        structlog, "configure", lambda **given: configure(**given | {"cache_logger_on_first_use": False})
+    )
+    yield
+    configure(**config)
+    root.handlers, root.level = handlers, level
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    """A running sandbox WorkOS."""
+    with Sandbox(seed=7) as running:
+        yield running
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[Redis]:
+    """A client of an empty Valkey."""
+    with Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def directory(sandbox: Sandbox, redis: Redis) -> Iterator[Directory]:
+    """The sandbox as the worker sees it."""
+    made = directory_of(sandbox, redis)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def one_engine(make_database: Callable[[str], str]) -> Iterator[Engine]:
+    """An engine with the connections of a worker on an SQLite file."""
+    engine = open_engine(make_database("sqlite"), pool_size=12)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def both_engines(db_url: str) -> Iterator[Engine]:
+    """As `engine`, with the connections of a worker."""
+    engine = open_engine(db_url, pool_size=12)
+    yield engine
+    engine.dispose()

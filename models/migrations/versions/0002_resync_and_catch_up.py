@@ -11,6 +11,7 @@ branch_labels = None
 depends_on = None
 
 
+EVENTS = sa.table("events", sa.column("webhook_at", UtcDateTime()), sa.column("received_at", UtcDateTime()))
 MIRRORED = ("organizations", "users", "memberships", "domains", "roles")
 
 
@@ -18,6 +19,7 @@ def upgrade() -> None:
     for table in MIRRORED:
         op.add_column(table, sa.Column("touched_at", UtcDateTime(), nullable=True))
         op.execute(sa.update(sa.table(table, sa.column("touched_at", UtcDateTime()))).values(touched_at=db_now()))
+        op.add_column(table, sa.Column("erased", sa.Boolean(), server_default=sa.false(), nullable=False))
     op.create_table(
         "drift",
         sa.Column("run_id", sa.Text(), nullable=False),
@@ -87,16 +89,25 @@ def upgrade() -> None:
     op.add_column("events", sa.Column("webhook_at", UtcDateTime(), nullable=True))
     op.add_column("events", sa.Column("api_at", UtcDateTime(), nullable=True))
     op.create_index("ix_events_api_at", "events", ["api_at"])
+    # Until now every event came by webhook: what the events API returns again is no gap.
+    op.execute(sa.update(EVENTS).values(webhook_at=EVENTS.c.received_at))
     op.add_column("mirror", sa.Column("client_id", sa.Text(), nullable=True))
     op.add_column("mirror", sa.Column("known_organizations", JsonValue, nullable=True))
     op.add_column("mirror", sa.Column("backfill_from", UtcDateTime(), nullable=True))
     op.add_column("mirror", sa.Column("cursor", sa.Text(), nullable=True))
     op.add_column("mirror", sa.Column("cursor_at", UtcDateTime(), nullable=True))
+    op.add_column("mirror", sa.Column("inbox_to", UtcDateTime(), nullable=True))
+    op.add_column("mirror", sa.Column("inbox_at", UtcDateTime(), nullable=True))
+    op.add_column("mirror", sa.Column("event_types", JsonValue, nullable=True))
 
 
 def downgrade() -> None:
     for table in MIRRORED:
+        op.drop_column(table, "erased")
         op.drop_column(table, "touched_at")
+    op.drop_column("mirror", "event_types")
+    op.drop_column("mirror", "inbox_at")
+    op.drop_column("mirror", "inbox_to")
     op.drop_column("mirror", "cursor_at")
     op.drop_column("mirror", "cursor")
     op.drop_column("mirror", "backfill_from")

@@ -1,0 +1,166 @@
+"""The rate limits: one bucket for all workers, in a real Valkey."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+
+import pytest
+from redis import Redis
+
+from tests.integration.processes import Valkey
+from tests.sandbox import Sandbox
+from tests.use_cases.resyncs import directory_of
+from worker.bucket import ALL, USER_READS, Buckets, Limit
+from worker.directory import Directory, open_directory
+
+FAST = Limit("fast", 1000, 10)
+SLOW = Limit("slow", 200, 10)
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Redis:
+    return Redis.from_url(redis_url)
+
+
+def taken(redis: Redis, share: float, limits: tuple[Limit, ...], seconds: float, workers: int = 1) -> float:
+    """How many tokens a second so many workers get."""
+    ends = time.monotonic() + seconds
+    counts = [0] * workers
+
+    def work(place: int) -> None:
+        buckets = Buckets(redis, share)
+        while time.monotonic() < ends:
+            buckets.take(*limits)
+            counts[place] += 1
+
+    began = time.monotonic()
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.monotonic() - began)
+
+
+@pytest.mark.parametrize(("share", "workers"), [(0.5, 1), (0.5, 6), (1.0, 6)])
+def test_all_workers_together_get_their_share_and_no_more(redis: Redis, share: float, workers: int) -> None:
+    rate = taken(redis, share, (FAST,), 1.0, workers)
+    assert rate <= 100 * share * 1.02 + workers
+    assert rate >= 100 * share * 0.8
+
+
+def test_the_smallest_of_several_limits_holds(redis: Redis) -> None:
+    assert 14 <= taken(redis, 1.0, (FAST, SLOW), 1.0, 3) <= 24
+
+
+def test_a_new_or_flushed_bucket_starts_empty(redis: Redis) -> None:
+    waits: list[float] = []
+    buckets = Buckets(redis, 1.0, sleep=lambda seconds: (waits.append(seconds), time.sleep(seconds))[0])
+    for _ in range(2):
+        buckets.take(FAST)
+        assert waits and 0.005 <= waits[0] <= 0.011
+        time.sleep(0.05)
+        waits.clear()
+        buckets.take(FAST)  # from what has come in meanwhile
+        assert waits == []
+        redis.flushall()
+
+
+def test_after_a_pause_no_more_than_a_tenth_of_a_second_is_saved_up(redis: Redis) -> None:
+    buckets = Buckets(redis, 1.0)
+    buckets.take(FAST)
+    time.sleep(0.4)
+    began = time.monotonic()
+    for _ in range(20):
+        buckets.take(FAST)
+    assert time.monotonic() - began >= 0.08  # ten at once, ten more at their rate
+
+
+def test_a_rate_below_one_a_second_is_no_standstill(redis: Redis) -> None:
+    slept: list[float] = []
+    tiny = Buckets(redis, 0.01, sleep=lambda seconds: (slept.append(seconds), redis.flushall())[0])
+
+    def give_up() -> None:
+        raise StopIteration
+
+    calls = iter([None, None])
+    stopping = Buckets(redis, 0.01, sleep=lambda seconds: (slept.append(seconds), next(calls)) and None)
+    with pytest.raises(StopIteration):
+        while True:
+            stopping.take(SLOW)
+    assert 4.0 <= slept[0] <= 5.1
+    assert tiny and give_up
+
+
+def test_a_clock_that_goes_back_gives_no_tokens_and_takes_none(redis: Redis) -> None:
+    far = time.time() * 1000 + 3_600_000
+    redis.hset("workos-sync:bucket:fast", mapping={"tokens": "3", "at": str(far)})
+    buckets = Buckets(redis, 1.0)
+    began = time.monotonic()
+    for _ in range(5):
+        buckets.take(FAST)
+    assert time.monotonic() - began < 1
+
+
+class Timed:
+    """Real buckets that note what was taken."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.names: list[str] = []
+        self._inner = Buckets(redis, 1000.0)
+
+    def take(self, *limits: Limit) -> None:
+        self.names += [limit.name for limit in limits]
+        self._inner.take(*limits)
+
+
+def directory(sandbox: Sandbox, buckets: Timed) -> Directory:
+    return open_directory(sandbox.api_key, "client_sandbox", sandbox.base_url, buckets)  # type: ignore[arg-type]
+
+
+def test_every_try_takes_tokens_of_the_limits_it_counts_against(redis: Redis) -> None:
+    with Sandbox() as sandbox:
+        buckets = Timed(redis)
+        with closing(directory(sandbox, buckets)) as workos:
+            sandbox.faults.fail("/organizations", status=429, times=2, retry_after=0)
+            workos.organizations(None)
+            assert buckets.names == [ALL.name] * 3
+            buckets.names.clear()
+            sandbox.faults.fail("/user_management/users", status=429, times=1, retry_after=0)
+            workos.users(None)
+            assert buckets.names == [ALL.name, USER_READS.name] * 2
+            assert workos.calls.total == sandbox.calls.total() == 5
+
+
+@pytest.mark.parametrize(("retry_after", "least", "most"), [(1, 1.0, 1.5), (0, 0.0, 0.2), (None, 0.25, 0.6)])
+def test_retry_after_is_honoured(redis: Redis, retry_after: int | None, least: float, most: float) -> None:
+    with Sandbox() as sandbox, closing(directory(sandbox, Timed(redis))) as workos:
+        workos.roles()
+        sandbox.faults.fail("/organizations", status=429, times=1, retry_after=retry_after)
+        began = time.monotonic()
+        workos.organizations(None)
+        assert least <= time.monotonic() - began <= most
+
+
+def test_a_sandbox_with_the_documented_limits_is_never_overrun(redis: Redis) -> None:
+    with Sandbox() as sandbox:
+        sandbox.knobs.rate_limits = True
+        sandbox.knobs.user_reads_limit = (100, 1.0)
+        workos = open_directory(sandbox.api_key, "client_sandbox", sandbox.base_url, Buckets(redis, 1.0))
+        with closing(workos):
+            call: Callable[[], object] = lambda: workos.users(None)  # noqa: E731
+            threads = [threading.Thread(target=lambda: [call() for _ in range(30)]) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert sandbox.calls.total() <= 182  # next to none was refused
+
+
+def test_a_valkey_that_is_flushed_in_mid_run_only_slows_down(valkey: Valkey) -> None:
+    with Sandbox() as sandbox, valkey.client() as client, closing(directory_of(sandbox, client)) as workos:
+        for _ in range(3):
+            workos.roles()
+            valkey.flush()
+    assert sandbox.calls.total() == 3

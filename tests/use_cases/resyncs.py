@@ -1,0 +1,120 @@
+"""What the tests of resyncs say: run one, deliver what WorkOS emitted, read the report."""
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from redis import Redis
+from sqlalchemy import Engine, func, select, update
+
+from models.database import reading, write
+from models.tables import TABLES, Change, Drift, Kind, Read, Role, Run
+from models.types import db_in
+from tests.integration.stories import store
+from tests.sandbox import Sandbox, World
+from tests.support import JSON, apply_all, rows
+from worker.bucket import Buckets
+from worker.directory import Directory, open_directory
+from worker.resync import Resync, start
+from worker.runs import lease
+
+CLIENT_ID = "client_sandbox"
+UNLIMITED = 1000.0
+
+
+class Clock:
+    """WorkOS's time, which stands still unless told."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def goes_on(self, **by: float) -> None:
+        self.now += timedelta(**by)
+
+
+def directory_of(sandbox: Sandbox, redis: Redis, *, key: str | None = None, timeout: float = 10.0) -> Directory:
+    """The sandbox as the worker sees it, without waiting for the rate limits."""
+    buckets = Buckets(redis, UNLIMITED)
+    return open_directory(key or sandbox.api_key, CLIENT_ID, sandbox.base_url, buckets, timeout_seconds=timeout)
+
+
+def resync(engine: Engine, directory: Directory, **scope: Any) -> str:
+    """One resync from beginning to end; returns its id."""
+    run_id = start(engine, "test", **scope)
+    assert go_on(engine, directory, run_id)
+    return run_id
+
+
+def go_on(engine: Engine, directory: Directory, run_id: str, stopping: Callable[[], bool] = lambda: False) -> bool:
+    """Work on a run as one worker does; whether it is over."""
+    with lease(engine, run_id) as held:
+        assert held is not None
+        return Resync(engine, directory, held, stopping).work()
+
+
+def expire_lease(engine: Engine, run_id: str) -> None:
+    """As if the worker of a run had not been heard of for long."""
+    write(engine, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_in(-1))))
+
+
+def make_reads_due(engine: Engine) -> None:
+    """As if a minute had passed for what waits to be read."""
+    write(engine, lambda tx: tx.execute(update(Read).values(due_at=db_in(-1))))
+
+
+def deliver(engine: Engine, events: Iterable[JSON]) -> None:
+    """Put events into the inbox and apply them."""
+    if batch := list(events):
+        store(engine, batch)
+        apply_all(engine)
+
+
+def catch_up_with(engine: Engine, world: World) -> None:
+    """Deliver all that a world ever emitted."""
+    deliver(engine, world.events)
+
+
+def report(engine: Engine, run_id: str) -> list[JSON]:
+    return [row for row in rows(engine, Drift) if row["run_id"] == run_id]
+
+
+def found(engine: Engine, run_id: str) -> dict[tuple[str, str], tuple[str, str]]:
+    """The report: (kind, id) → (finding, what was done)."""
+    return {(row["kind"], row["object_id"]): (row["finding"], row["action"]) for row in report(engine, run_id)}
+
+
+def changes(engine: Engine) -> int:
+    with reading(engine) as tx:
+        return tx.execute(select(func.count()).select_from(Change)).scalar_one()
+
+
+def live(engine: Engine) -> dict[Kind, set[str]]:
+    """The ids that are live here."""
+    return {kind: {row["id"] for row in rows(engine, table) if not row["deleted_by"]} for kind, table in TABLES.items()}
+
+
+def run_row(engine: Engine, run_id: str) -> JSON:
+    return next(row for row in rows(engine, Run) if row["id"] == run_id)
+
+
+def environment_roles(engine: Engine) -> set[str]:
+    return {row["slug"] for row in rows(engine, Role) if not row["deleted_by"] and row["organization_id"] is None}
+
+
+def small_life(world: World, companies: int = 3, people: int = 4) -> None:
+    """A few companies that have a verified domain and some people each."""
+    for number in range(companies):
+        made = world.create_organization(f"Company {number}", domains=[(f"company{number}.example", "verified")])
+        for place in range(people):
+            user = world.create_user(f"person{place}@company{number}.example")
+            world.create_membership(made["id"], user["id"], role="admin" if place == 0 else "member")
+
+
+def quietly(world: World, act: Callable[[], Any]) -> None:
+    """Do something in a world that no event tells of."""
+    with world.silently(), suppress(KeyError):
+        act()

@@ -1,0 +1,498 @@
+"""Catch-up: what no webhook brought comes by the events API, once, whatever the API holds back or forgets."""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from flask.testing import FlaskClient
+from redis import Redis
+from sqlalchemy import Engine, select, update
+
+from models.database import reading, write
+from models.tables import Change, Event, EventStatus, Mirror, Run, Task
+from models.types import db_in
+from tests.sandbox import Sandbox
+from tests.support import JSON, accept, apply_all, differences, rows
+from tests.use_cases.resyncs import CLIENT_ID, Clock, deliver, directory_of
+from worker.catch_up import LAG, catch_up, gaps
+from worker.cli import main
+from worker.directory import Directory, UnreadableError
+from worker.doorbell import Doorbell
+from worker.jobs import DRAIN
+from worker.repair import bind, repair
+from worker.runs import create
+from worker.settings import Settings
+
+PATIENCE = 600.0
+EVENTS = "/events"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def sandbox(clock: Clock) -> Iterator[Sandbox]:
+    """A sandbox WorkOS with a clock of its own."""
+    with Sandbox(seed=7, clock=clock) as running:
+        yield running
+
+
+@pytest.fixture
+def directory(sandbox: Sandbox, redis: Redis) -> Iterator[Directory]:
+    made = directory_of(sandbox, redis)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def bell(redis: Redis) -> Doorbell:
+    return Doorbell(redis, DRAIN)
+
+
+def settings(**given: Any) -> Settings:
+    return Settings(_env_file=None, workos_api_key="sk_test", workos_client_id=CLIENT_ID, **given)
+
+
+def begin(engine: Engine, directory: Directory) -> None:
+    bind(engine, directory, settings())
+
+
+def mirror(engine: Engine) -> JSON:
+    return rows(engine, Mirror)[0]
+
+
+def users(sandbox: Sandbox, clock: Clock, number: int, seconds: float = 0.0) -> list[JSON]:
+    """Make so many users, so many seconds apart; returns their events."""
+    first = len(sandbox.world.events)
+    for place in range(number):
+        sandbox.world.create_user(f"person{first + place}@acme.example")
+        clock.goes_on(seconds=seconds)
+    return sandbox.world.events[first:]
+
+
+def stored(engine: Engine) -> set[str]:
+    return {row["id"] for row in rows(engine, Event)}
+
+
+def age_what_the_api_brought(engine: Engine, seconds: float) -> None:
+    """As if the events API alone had brought it so long ago."""
+    brought = update(Event).where(Event.api_at.is_not(None), Event.webhook_at.is_(None))
+    write(engine, lambda tx: tx.execute(brought.values(api_at=db_in(-seconds))))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_what_webhooks_lost_comes_by_the_events_api_and_is_a_gap_after_the_patience(
+    engine: Engine, door: FlaskClient, sandbox: Sandbox, clock: Clock, directory: Directory, seed: int
+) -> None:
+    begin(engine, directory)
+    sandbox.play(700, seed=seed)
+    random = Random(seed)
+    events = sandbox.world.events
+    deleted = ("organization.deleted", "user.deleted", "organization_membership.deleted")
+    last = [next(e for e in reversed(events) if e["event"] == type) for type in deleted]
+    lost = [event for event in events if event in last or random.random() < 0.05]
+    accept(door, *(event for event in events if event not in lost))
+    apply_all(engine)
+    assert differences(engine, sandbox.world.truth()) != []
+
+    clock.goes_on(seconds=90)
+    report = catch_up(engine, directory)
+    assert report == (len(events), len(lost), clock.now - LAG, False)
+    apply_all(engine)
+    assert differences(engine, sandbox.world.truth()) == []
+    missing = {row["id"] for row in rows(engine, Event) if row["webhook_at"] is None}
+    assert missing == {event["id"] for event in lost}
+
+    age_what_the_api_brought(engine, PATIENCE - 5)
+    assert gaps(engine, PATIENCE) == (0, 0)
+    age_what_the_api_brought(engine, PATIENCE + 1)
+    assert gaps(engine, PATIENCE) == (len(lost), 0)
+
+
+def test_a_slow_webhook_is_no_gap_and_one_after_the_patience_is_late(
+    engine: Engine, door: FlaskClient, sandbox: Sandbox, clock: Clock, directory: Directory
+) -> None:
+    begin(engine, directory)
+    slow, late, lost = users(sandbox, clock, 3)
+    clock.goes_on(seconds=90)
+    assert catch_up(engine, directory).new == 3
+    age_what_the_api_brought(engine, PATIENCE - 30)
+    accept(door, slow)
+    age_what_the_api_brought(engine, PATIENCE + 30)
+    accept(door, late)
+    assert gaps(engine, PATIENCE) == (1, 1)
+    apply_all(engine)
+    assert differences(engine, sandbox.world.truth()) == []
+    assert {row["id"] for row in rows(engine, Event) if row["webhook_at"] is None} == {lost["id"]}
+
+
+def test_what_the_api_returns_again_is_counted_once_and_changes_nothing(
+    engine: Engine, door: FlaskClient, sandbox: Sandbox, clock: Clock, directory: Directory
+) -> None:
+    begin(engine, directory)
+    events = users(sandbox, clock, 3)
+    accept(door, *events[:2])
+    clock.goes_on(seconds=5)
+    for _ in range(3):  # within the lag: the window is read each time
+        assert catch_up(engine, directory).returned == 3
+        apply_all(engine)
+    assert sorted(row["deliveries"] for row in rows(engine, Event)) == [1, 2, 2]
+    assert len(rows(engine, Change)) == 3
+    assert mirror(engine)["cursor"] is None
+
+
+# The cursor
+
+
+def covered(engine: Engine, sandbox: Sandbox) -> bool:
+    """Whether all that stands in WorkOS's log up to the cursor is in the inbox."""
+    with reading(engine) as tx:
+        cursor = tx.execute(select(Mirror.cursor)).scalar_one()
+        have = set(tx.execute(select(Event.id)).scalars())
+    log = [event["id"] for event in sandbox.world.events]
+    return cursor is None or set(log[: log.index(cursor) + 1]) <= have
+
+
+def hide(sandbox: Sandbox, place: int) -> Callable[[], None]:
+    """Hold one event of the log back, while later ones are shown; returns what shows it at its place."""
+    world = sandbox.world
+    held = world.events.pop(place)
+
+    def number() -> None:
+        world.event_positions = {event["id"]: place for place, event in enumerate(world.events)}
+
+    def show() -> None:
+        with world.lock:
+            world.events.insert(place, held)
+            number()
+
+    number()
+    return show
+
+
+def test_the_cursor_never_passes_an_event_held_back(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+) -> None:
+    begin(one_engine, directory)
+    events = users(sandbox, clock, 5, seconds=1)
+    show = hide(sandbox, 2)
+    for _ in range(3):
+        clock.goes_on(seconds=10)
+        assert catch_up(one_engine, directory).returned == 4
+    show()
+    clock.goes_on(seconds=10)
+    assert catch_up(one_engine, directory).new == 1
+    assert stored(one_engine) == {event["id"] for event in events}
+    clock.goes_on(seconds=60)
+    catch_up(one_engine, directory)
+    assert mirror(one_engine)["cursor"] == events[-1]["id"]
+    assert catch_up(one_engine, directory).returned == 0
+
+
+def test_nor_does_it_while_many_pages_take_longer_than_the_lag(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+) -> None:
+    begin(one_engine, directory)
+    users(sandbox, clock, 250)
+    show = hide(sandbox, 50)
+    clock.goes_on(seconds=30)
+
+    def slowly(_method: str, path: str, _query: Any) -> None:
+        if path == EVENTS:
+            clock.goes_on(seconds=45)
+
+    sandbox.on_request = slowly
+    assert catch_up(one_engine, directory).returned == 249
+    sandbox.on_request = None
+    show()
+    assert covered(one_engine, sandbox)
+    assert mirror(one_engine)["inbox_to"] < sandbox.world.now() - timedelta(seconds=150)
+    assert catch_up(one_engine, directory).new == 1
+    assert covered(one_engine, sandbox)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_is_held_back_for_less_than_the_lag_nothing_is_lost(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, seed: int
+) -> None:
+    begin(one_engine, directory)
+    random = Random(seed)
+    for _ in range(25):
+        users(sandbox, clock, random.randrange(8), seconds=random.uniform(0, 3))
+        clock.goes_on(seconds=random.uniform(0, 30))
+        sandbox.knobs.hold_back = random.uniform(0, 55)
+        catch_up(one_engine, directory)
+        assert covered(one_engine, sandbox)
+    clock.goes_on(seconds=60)
+    catch_up(one_engine, directory)
+    assert stored(one_engine) == {event["id"] for event in sandbox.world.events}
+
+
+def test_webhooks_never_move_the_cursor(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+) -> None:
+    begin(one_engine, directory)
+    users(sandbox, clock, 3)
+    clock.goes_on(seconds=90)
+    catch_up(one_engine, directory)
+    before = mirror(one_engine)
+    lost, *brought = users(sandbox, clock, 4)
+    clock.goes_on(seconds=90)
+    deliver(one_engine, brought)
+    after = mirror(one_engine)
+    assert (after["cursor"], after["cursor_at"]) == (before["cursor"], before["cursor_at"])
+    assert catch_up(one_engine, directory).new == 1
+    assert lost["id"] in stored(one_engine)
+
+
+def test_each_page_and_its_cursor_are_one(
+    both_engines: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+) -> None:
+    begin(both_engines, directory)
+    users(sandbox, clock, 350, seconds=0.1)
+    clock.goes_on(seconds=90)
+    seen: list[tuple[int, bool]] = []
+    sandbox.on_request = lambda *_: seen.append((len(stored(both_engines)), covered(both_engines, sandbox)))
+    catch_up(both_engines, directory)
+    assert seen == [(0, True), (0, True), (100, True), (200, True), (300, True)]
+    assert mirror(both_engines)["cursor"] == sandbox.world.events[-1]["id"]
+
+
+def test_after_a_failure_between_pages_the_next_one_goes_on(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+) -> None:
+    begin(one_engine, directory)
+    users(sandbox, clock, 450)
+    clock.goes_on(seconds=90)
+    sandbox.faults.fail(EVENTS, page=3, status=400)
+    with pytest.raises(UnreadableError):
+        catch_up(one_engine, directory)
+    assert len(stored(one_engine)) == 200 and covered(one_engine, sandbox)
+    assert mirror(one_engine)["inbox_to"] is None
+    calls = sandbox.calls["GET", EVENTS]
+    assert catch_up(one_engine, directory).new == 250
+    assert sandbox.calls["GET", EVENTS] - calls == 3
+    apply_all(one_engine)
+    assert differences(one_engine, sandbox.world.truth()) == []
+
+
+@pytest.mark.parametrize("answer", ["error", "beginning"])
+def test_a_lost_cursor_starts_from_a_time_and_says_so(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, answer: Any, logs: list[Any]
+) -> None:
+    begin(one_engine, directory)
+    users(sandbox, clock, 150, seconds=1)
+    clock.goes_on(seconds=90)
+    catch_up(one_engine, directory)
+    apply_all(one_engine)
+    clock.goes_on(days=1)
+    lost = users(sandbox, clock, 5, seconds=1)
+    clock.goes_on(seconds=90)
+    changes = len(rows(one_engine, Change))
+    write(one_engine, lambda tx: tx.execute(update(Mirror).values(cursor="event_0UNKNOWN")))
+    sandbox.knobs.unknown_after = answer
+
+    report = catch_up(one_engine, directory)
+    assert (report.new, report.missed) == (5, False)
+    assert report.returned < 100  # from a time shortly before, not from the beginning
+    assert [line["cursor"] for line in logs if line["event"] == "cursor_lost"] == ["event_0UNKNOWN"]
+    apply_all(one_engine)
+    assert differences(one_engine, sandbox.world.truth()) == []
+    assert len(rows(one_engine, Change)) == changes + 5
+    assert mirror(one_engine)["cursor"] == lost[-1]["id"]
+
+
+def test_a_quiet_year_loses_nothing_though_the_cursor_expires(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, logs: list[Any]
+) -> None:
+    begin(one_engine, directory)
+    users(sandbox, clock, 2)
+    for _ in range(13):
+        clock.goes_on(days=30)
+        apply_all(one_engine)
+        assert not catch_up(one_engine, directory).missed
+    users(sandbox, clock, 2)
+    clock.goes_on(seconds=90)
+    report = catch_up(one_engine, directory)
+    assert (report.new, report.missed) == (2, False)
+    assert not [line for line in logs if line["event"] == "events_missed"]
+
+
+def test_after_forty_days_away_all_comes(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+) -> None:
+    begin(one_engine, directory)
+    for days in (1, 34, 5):
+        clock.goes_on(days=days)
+        users(sandbox, clock, 2)
+    clock.goes_on(seconds=90)
+    assert catch_up(one_engine, directory).new == 6
+    assert mirror(one_engine)["cursor"] == sandbox.world.events[-1]["id"]
+
+
+def test_after_a_hundred_days_away_it_says_so_and_a_resync_finds_the_rest(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, bell: Doorbell, logs: list[Any]
+) -> None:
+    def work() -> None:
+        for _ in range(3):
+            repair(one_engine, directory, settings(), bell)
+            apply_all(one_engine)
+
+    work()
+    assert {run["requested_by"] for run in rows(one_engine, Run)} == {"first start"}
+    users(sandbox, clock, 3)
+    clock.goes_on(days=100)
+    users(sandbox, clock, 2)
+    clock.goes_on(seconds=90)
+    report = catch_up(one_engine, directory)
+    assert (report.new, report.missed) == (2, True)
+    [line] = [line for line in logs if line["event"] == "events_missed"]
+    assert "resync" in line["remedy"]
+
+    clock.goes_on(days=100)
+    write(one_engine, lambda tx: create(tx, Task.CATCH_UP, "clock"))
+    work()
+    assert differences(one_engine, sandbox.world.truth()) == []
+    assert "missed events" in {run["requested_by"] for run in rows(one_engine, Run)}
+
+
+def test_an_odd_event_is_left_out_and_said(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, logs: list[Any]
+) -> None:
+    begin(one_engine, directory)
+    users(sandbox, clock, 3)
+    clock.goes_on(seconds=90)
+    sandbox.faults.odd(EVENTS, item=1, missing="id")
+    assert catch_up(one_engine, directory).new == 2
+    assert [line["number"] for line in logs if line["event"] == "events_unusable"] == [1]
+
+
+# How far the mirror is right
+
+
+def test_the_mirror_is_complete_only_to_what_is_applied(
+    both_engines: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, bell: Doorbell
+) -> None:
+    begin(both_engines, directory)
+    users(sandbox, clock, 3)
+    clock.goes_on(seconds=90)
+    catch_up(both_engines, directory)
+    assert mirror(both_engines)["complete_to"] is None
+    at = clock.now - LAG
+    clock.goes_on(seconds=300)
+    catch_up(both_engines, directory)  # does not put off what waits
+    assert mirror(both_engines)["complete_to"] is None
+    apply_all(both_engines)
+    catch_up(both_engines, directory)
+    assert mirror(both_engines)["complete_to"] in (at, clock.now - LAG)
+    catch_up(both_engines, directory)
+    assert mirror(both_engines)["complete_to"] == clock.now - LAG
+
+
+def test_an_event_that_failed_does_not_hold_it_up(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+) -> None:
+    begin(one_engine, directory)
+    [event] = users(sandbox, clock, 1)
+    event["data"] = {**event["data"], "updated_at": None}
+    clock.goes_on(seconds=90)
+    catch_up(one_engine, directory)
+    apply_all(one_engine)
+    assert {row["status"] for row in rows(one_engine, Event)} == {EventStatus.FAILED}
+    catch_up(one_engine, directory)
+    assert mirror(one_engine)["complete_to"] is not None
+
+
+# The command
+
+
+@pytest.fixture
+def surroundings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, db_url: str, redis_url: str, sandbox: Sandbox
+) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    given = {
+        "DATABASE_URL": db_url,
+        "REDIS_URL": redis_url,
+        "WORKOS_API_KEY": sandbox.api_key,
+        "WORKOS_CLIENT_ID": CLIENT_ID,
+        "WORKOS_BASE_URL": sandbox.base_url,
+        "WORKOS_RATE_SHARE": "1.0",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str, exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(main, ["catch-up", *arguments])
+    assert result.exit_code == exit_code, (result.output, result.exception)
+    return result
+
+
+@pytest.fixture
+def old_events(sandbox: Sandbox, clock: Clock) -> list[JSON]:
+    """Events of the last 80 days, one every 10 days; the first 100 at once."""
+    made = users(sandbox, clock, 101)
+    for _ in range(8):
+        clock.goes_on(days=10)
+        made += users(sandbox, clock, 1)
+    clock.goes_on(hours=1)
+    return made
+
+
+@pytest.mark.usefixtures("surroundings")
+def test_catch_up_since_reads_chunks_of_thirty_days(
+    engine: Engine, sandbox: Sandbox, clock: Clock, old_events: list[JSON]
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def note(_method: str, path: str, query: Any) -> None:
+        if path == EVENTS:
+            asked.append((query.get("range_start", ""), query.get("range_end", "")))
+
+    sandbox.on_request = note
+    since = f"{clock.now - timedelta(days=80, hours=2):%Y-%m-%dT%H:%M:%SZ}"
+    printed = json.loads(run("--since", since, "--json").stdout)
+    assert (printed["returned"], printed["new"]) == (109, 109)
+    assert stored(engine) == {event["id"] for event in old_events}
+    assert len(asked) == 4 and len({start for start, _ in asked if start}) == 3
+    assert mirror(engine)["cursor"] is None
+    apply_all(engine)
+    assert differences(engine, sandbox.world.truth()) == []
+    text = run("--since", since).stdout
+    assert text.startswith("109 events read, 0 of them new; complete to 2026-05-20 ")
+
+
+@pytest.mark.usefixtures("surroundings", "old_events")
+def test_catch_up_alone_reads_on(engine: Engine, sandbox: Sandbox, clock: Clock) -> None:
+    assert "0 events read" in run().stdout
+    users(sandbox, clock, 2)
+    clock.goes_on(minutes=2)
+    assert "2 events read, 2 of them new" in run().stdout
+    assert "0 events read" in run().stdout
+
+
+@pytest.mark.usefixtures("surroundings")
+@pytest.mark.parametrize(
+    ("since", "said"),
+    [
+        ("2025-11-30", "resync"),
+        ("2026-03-02", "it is 2026-03-01"),
+        ("yesterday", "--since"),
+        ("2026-13-01", "--since"),
+        ("", "--since"),
+    ],
+)
+def test_a_time_that_cannot_be_read_from_ends_with_2(make_database: Any, since: str, said: str) -> None:
+    result = run("--since", since, exit_code=2)
+    assert said in result.stderr and result.stdout == ""
+    assert len(result.stderr.splitlines()) <= 4

@@ -1,0 +1,354 @@
+"""What events leave in doubt is read by its id: under compare and set, above versions, never above a delete event."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from models.tables import Kind, Membership, Read, User
+from tests.sandbox import Sandbox, World
+from tests.support import JSON, access, differences, outcomes, rows
+from tests.use_cases.resyncs import (
+    catch_up_with,
+    changes,
+    deliver,
+    found,
+    go_on,
+    live,
+    make_reads_due,
+    quietly,
+    resync,
+    small_life,
+)
+from worker.directory import Directory, RefusedKeyError
+from worker.reads import work_due
+from worker.resync import start
+
+FAR = "2091-01-01T00:00:00.000Z"
+
+
+def read_all(engine: Engine, directory: Directory) -> int:
+    make_reads_due(engine)
+    return work_due(engine, directory, lambda: False)
+
+
+def waiting(engine: Engine) -> set[tuple[str, str, str]]:
+    return {(row["kind"], row["object_id"], row["reason"]) for row in rows(engine, Read)}
+
+
+def event_of(world: World, type: str, number: int = -1) -> JSON:
+    return [event for event in world.events if event["event"] == type][number]
+
+
+@pytest.fixture
+def member(one_engine: Engine, sandbox: Sandbox) -> JSON:
+    """The one membership of a mirror that is equal."""
+    small_life(sandbox.world, 1, 1)
+    catch_up_with(one_engine, sandbox.world)
+    return next(iter(sandbox.world.memberships.values()))
+
+
+def test_a_wrongly_future_version_heals(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, member: JSON
+) -> None:
+    world = sandbox.world
+    wrong = {**member, "status": "inactive", "updated_at": FAR}
+    deliver(
+        one_engine,
+        [{"id": "event_far", "event": "organization_membership.updated", "created_at": FAR, "data": wrong}],
+    )
+    assert access(one_engine) == set()
+    reported = found(one_engine, resync(one_engine, directory))
+    assert reported["membership", member["id"]] == ("different", "repaired")
+    assert differences(one_engine, world.truth()) == []
+    world.update_membership(member["id"], role="admin")  # and what comes next is not stale
+    deliver(one_engine, world.events[-1:])
+    assert differences(one_engine, world.truth()) == []
+
+
+@pytest.mark.parametrize("gone", ["membership", "user", "organization", "organization_domain"])
+def test_a_resyncs_tombstone_is_lifted_if_the_object_is_there_after_all(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, gone: str
+) -> None:
+    world = sandbox.world
+    small_life(world, 3, 3)
+    catch_up_with(one_engine, world)
+    resync(one_engine, directory)
+    tables: dict[str, JSON] = {
+        "membership": world.memberships,
+        "user": world.users,
+        "organization": world.organizations,
+        "organization_domain": world.domains,
+    }
+    object = next(iter(tables[gone].values()))
+    kind = Kind(gone.removeprefix("organization_"))
+    paths = {Kind.ORGANIZATION: "/organizations", Kind.USER: "/user_management/users"}
+    sandbox.faults.fail(f".*/{object['id']}", status=404, times=None)
+    if kind in paths:
+        second = list(tables[gone].values())[1]
+        shown = world.show_organization(second["id"]) if kind is Kind.ORGANIZATION else second
+        sandbox.faults.odd(f"{paths[kind]}$", change=lambda item: shown)
+    elif kind is Kind.MEMBERSHIP:
+        sandbox.faults.odd("/user_management/organization_mem", change=lambda item: list(tables[gone].values())[1])
+    else:
+        sandbox.faults.odd("/organizations$", change=lambda item: {**item, "domains": []})
+    reported = found(one_engine, resync(one_engine, directory))
+    assert reported[kind, object["id"]] == ("extra", "repaired")
+    assert object["id"] not in live(one_engine)[kind]
+    sandbox.faults.clear()
+
+    # An event for it does not bring it back by itself, but asks.
+    event = {"id": "event_doubt", "event": f"{gone}.updated", "created_at": object["updated_at"], "data": object}
+    if gone == "membership":
+        event["event"] = "organization_membership.updated"
+    deliver(one_engine, [event])
+    assert outcomes(one_engine, event) == ["tombstoned"]
+    assert {(kind, id) for kind, id, _ in waiting(one_engine)} == {(kind, object["id"])}
+    assert read_all(one_engine, directory) == 1
+    assert waiting(one_engine) == set()
+    assert differences(one_engine, world.truth()) == []
+
+
+def test_a_resync_too_lifts_its_own_tombstone(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, member: JSON
+) -> None:
+    world = sandbox.world
+    kept = world.memberships[member["id"]]
+    quietly(world, lambda: world.delete_membership(member["id"]))
+    resync(one_engine, directory)
+    assert access(one_engine) == set()
+    world.memberships[member["id"]] = kept
+    world.link(kept["organization_id"], "organization_membership", kept["id"])
+    assert found(one_engine, resync(one_engine, directory)) == {("membership", kept["id"]): ("missing", "repaired")}
+    assert differences(one_engine, world.truth()) == []
+
+
+@pytest.mark.parametrize("by", ["resync", "event"])
+def test_a_delete_event_is_never_undone_and_an_id_that_workos_shows_all_the_same_is_an_anomaly(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, member: JSON, by: str
+) -> None:
+    world = sandbox.world
+    kept = world.memberships[member["id"]]
+    world.delete_membership(member["id"])
+    if by == "resync":  # found by a resync first, told by the event later
+        resync(one_engine, directory)
+    deliver(one_engine, world.events[-1:])
+    world.memberships[member["id"]] = kept
+    world.link(kept["organization_id"], "organization_membership", kept["id"])
+    before = changes(one_engine)
+    for _ in range(2):
+        reported = found(one_engine, resync(one_engine, directory))
+        assert reported["membership", kept["id"]] == ("anomaly", "reported")
+    deliver(
+        one_engine,
+        [
+            {
+                "id": "event_on",
+                "event": "organization_membership.updated",
+                "created_at": FAR,
+                "data": {**kept, "updated_at": FAR},
+            }
+        ],
+    )
+    assert waiting(one_engine) == set()
+    assert access(one_engine) == set()
+    assert {row["deleted_by"] for row in rows(one_engine, Membership)} == {"event"}
+    assert changes(one_engine) - before <= 2  # the two roles that no event told of
+
+
+def test_a_role_under_a_resyncs_tombstone_is_asked_for_and_not_brought_back_by_an_old_event(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory
+) -> None:
+    world = sandbox.world
+    world.create_role("billing")
+    catch_up_with(one_engine, world)
+    late = world.update_role("billing", permissions=["late"])
+    assert late
+    told = world.events[-1]
+    quietly(world, lambda: world.delete_role("billing"))
+    resync(one_engine, directory)
+    deliver(one_engine, [told])
+    assert "billing" not in live(one_engine)[Kind.ROLE]
+    assert read_all(one_engine, directory) == 1
+    assert "billing" not in live(one_engine)[Kind.ROLE]
+    world.create_role("billing")
+    deliver(one_engine, world.events[-1:])
+    assert read_all(one_engine, directory) == 1
+    assert "billing" in live(one_engine)[Kind.ROLE]
+
+
+# Parents
+
+
+def test_a_parent_that_stays_missing_for_a_minute_is_fetched(
+    both_engines: Engine, sandbox: Sandbox, directory: Directory
+) -> None:
+    world = sandbox.world
+    small_life(world, 1, 1)
+    sandbox.calls.clear()
+    deliver(both_engines, [event_of(world, "organization_membership.created")])
+    assert work_due(both_engines, directory, lambda: False) == 0 and sandbox.calls.total() == 0  # not yet
+    assert {(kind, reason) for kind, _, reason in waiting(both_engines)} == {
+        ("organization", "parent missing"),
+        ("user", "parent missing"),
+    }
+    assert access(both_engines) == set()
+    assert read_all(both_engines, directory) == 2
+    assert sandbox.calls.total() == 2
+    assert len(access(both_engines)) == 1
+
+
+def test_a_parent_that_arrived_meanwhile_costs_no_call(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory
+) -> None:
+    world = sandbox.world
+    small_life(world, 1, 1)
+    deliver(one_engine, [event_of(world, "organization_membership.created")])
+    catch_up_with_rest = [e for e in world.events if e["event"] != "organization_membership.created"]
+    deliver(one_engine, catch_up_with_rest)
+    sandbox.calls.clear()
+    read_all(one_engine, directory)
+    assert waiting(one_engine) == set() and sandbox.calls.total() == 0
+    assert differences(one_engine, world.truth()) == []
+
+
+def test_a_parent_that_workos_does_not_know_either_is_asked_for_once(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory
+) -> None:
+    world = sandbox.world
+    small_life(world, 1, 1)
+    event = event_of(world, "organization_membership.created")
+    quietly(world, lambda: world.delete_user(next(iter(world.users))))
+    deliver(one_engine, [event])
+    read_all(one_engine, directory)
+    assert waiting(one_engine) == set() and rows(one_engine, User) == []
+    assert access(one_engine) == set()
+
+
+# Roles
+
+
+@pytest.mark.parametrize("how", ["events", "silently", "silently_same_version"])
+@pytest.mark.parametrize("own", [True, False])
+def test_after_a_role_is_deleted_the_memberships_that_had_it_are_read_again(
+    both_engines: Engine, sandbox: Sandbox, directory: Directory, how: Any, own: bool
+) -> None:
+    world = sandbox.world
+    small_life(world, 2, 3)
+    sandbox.knobs.role_deletion = how
+    company = next(iter(world.organizations))
+    world.create_role("billing", organization_id=company if own else None)
+    members = world.children(company, "organization_membership")
+    world.update_membership(members[1], role="billing")
+    world.update_membership(members[2], roles=["admin", "billing"])
+    catch_up_with(both_engines, world)
+    known = len(world.events)
+    world.delete_role("billing", organization_id=company if own else None)
+    deliver(both_engines, world.events[known:])
+    sandbox.calls.clear()
+    read_all(both_engines, directory)
+    assert sandbox.calls.total() == (0 if how == "events" else 2)
+    assert differences(both_engines, world.truth()) == []
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize("status", [429, 400])
+def test_what_cannot_be_read_now_is_tried_again_later(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, status: int, logs: list[Any]
+) -> None:
+    world = sandbox.world
+    small_life(world, 1, 1)
+    deliver(one_engine, [event_of(world, "organization_membership.created")])
+    sandbox.faults.fail("/organizations/", status=status, times=None, retry_after=0)
+    assert read_all(one_engine, directory) == 1  # the user
+    [row] = rows(one_engine, Read)
+    assert (row["attempts"], row["kind"]) == (1, "organization") and str(status) in row["error"]
+    assert work_due(one_engine, directory, lambda: False) == 0  # not at once
+    assert any(line["event"] == "read_failed" and line["again_in_seconds"] == 5 for line in logs)
+    sandbox.faults.clear()
+    assert read_all(one_engine, directory) == 1
+    assert len(access(one_engine)) == 1
+
+
+def test_a_refused_key_leaves_what_is_to_be_read(one_engine: Engine, sandbox: Sandbox, directory: Directory) -> None:
+    world = sandbox.world
+    small_life(world, 1, 1)
+    deliver(one_engine, [event_of(world, "organization_membership.created")])
+    sandbox.faults.fail(status=401, times=None)
+    with pytest.raises(RefusedKeyError):
+        read_all(one_engine, directory)
+    assert len(rows(one_engine, Read)) == 2
+
+
+def test_an_odd_object_read_by_id_is_used_for_nothing(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, member: JSON
+) -> None:
+    world = sandbox.world
+    wrong = {**world.users[member["user_id"]], "last_name": "Wrong", "updated_at": FAR}
+    deliver(one_engine, [{"id": "event_far", "event": "user.updated", "created_at": FAR, "data": wrong}])
+    right = world.users[member["user_id"]]
+    odd_once: list[str] = []
+
+    def odd(_method: str, path: str, _query: object) -> None:
+        if path.endswith(member["user_id"]):
+            odd_once.append(path)
+            world.users[member["user_id"]] = {**right, "id": "user_other"}
+
+    sandbox.on_request = odd
+    reported = found(one_engine, resync(one_engine, directory))
+    assert reported["user", member["user_id"]] == ("odd", "reported") and odd_once
+    assert "user_other" not in live(one_engine)[Kind.USER]
+    sandbox.on_request = None
+    world.users[member["user_id"]] = right
+    resync(one_engine, directory)
+    assert differences(one_engine, world.truth()) == []
+
+
+# Compare and set
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_object_that_changes_between_read_and_write_is_read_again(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, member: JSON, times: int
+) -> None:
+    world = sandbox.world
+    user = member["user_id"]
+    world.users[user] = {**world.users[user], "last_name": "In doubt"}
+    left = [*range(times)]
+
+    def meddle(_method: str, path: str, _query: object) -> None:
+        if path.endswith(user) and left:
+            world.update_user(user, first_name=f"Change {left.pop()}")
+            deliver(one_engine, world.events[-1:])
+
+    sandbox.on_request = meddle
+    sandbox.calls.clear()
+    resync(one_engine, directory)
+    assert sandbox.calls["GET", "/user_management/users/{id}"] == times + 1
+    assert differences(one_engine, world.truth()) == []
+
+
+def test_an_object_that_never_stands_still_is_reported_and_holds_nothing_up(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, member: JSON
+) -> None:
+    world = sandbox.world
+    user = member["user_id"]
+    world.users[user] = {**world.users[user], "last_name": "In doubt"}
+    numbers: Callable[[], int] = iter(range(10**6)).__next__
+
+    def meddle(_method: str, path: str, _query: object) -> None:
+        if path.endswith(user):
+            world.update_user(user, first_name=f"Change {numbers()}")
+            deliver(one_engine, world.events[-1:])
+
+    sandbox.on_request = meddle
+    run_id = start(one_engine, "test")
+    for _ in range(3):
+        if go_on(one_engine, directory, run_id):
+            break
+    assert found(one_engine, run_id)["user", user] == ("odd", "reported")
+    sandbox.on_request = None
+    assert differences(one_engine, world.truth()) == []

@@ -1,0 +1,294 @@
+"""`workos-sync resync`: what an operator types, reads and gets back as exit code."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import Engine, update
+
+from models.database import open_engine, write
+from models.tables import TABLES, Event, Kind, Mirror, Run
+from models.types import db_in
+from tests.sandbox import Sandbox
+from tests.support import differences, rows
+from tests.use_cases.resyncs import CLIENT_ID, catch_up_with, changes, deliver, live, quietly, small_life
+from worker.cli import main
+from worker.resync import start
+from worker.runs import followed
+from worker.settings import Settings
+
+
+@pytest.fixture
+def db_url(make_database: Callable[[str], str]) -> str:
+    return make_database("sqlite")
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    made = Sandbox(seed=11)
+    small_life(made.add_environment("sk_other").world, 4, 1)
+    with made:
+        small_life(made.world, 3, 2)
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    db_url: str,
+    redis_url: str,
+    sandbox: Sandbox,
+    logs_as_before: None,
+) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    given = {
+        "DATABASE_URL": db_url,
+        "REDIS_URL": redis_url,
+        "WORKOS_API_KEY": sandbox.api_key,
+        "WORKOS_CLIENT_ID": CLIENT_ID,
+        "WORKOS_BASE_URL": sandbox.base_url,
+        "WORKOS_RATE_SHARE": "1",
+        "COLUMNS": "250",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def mirror(db_url: str) -> Iterator[Engine]:
+    engine = open_engine(db_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def equal(mirror: Engine, sandbox: Sandbox) -> Engine:
+    """A mirror that is bound and equal to the sandbox."""
+    catch_up_with(mirror, sandbox.world)
+    run()
+    assert differences(mirror, sandbox.world.truth()) == []
+    return mirror
+
+
+def run(*arguments: str, exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(main, ["resync", *arguments])
+    assert result.exit_code == exit_code, (result.output, result.exception)
+    return result
+
+
+def refused(*arguments: str) -> str:
+    """The one line of a refusal."""
+    result = run(*arguments, exit_code=2)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("workos-sync: ")]
+    assert len(lines) == 1 and result.stdout == "", result.output
+    return lines[0]
+
+
+def everything(engine: Engine) -> Any:
+    return live(engine), changes(engine), {kind: rows(engine, table) for kind, table in TABLES.items()}
+
+
+def test_the_first_resync_fills_the_mirror_and_says_what_it_did(mirror: Engine, sandbox: Sandbox) -> None:
+    result = run()
+    assert differences(mirror, sandbox.world.truth()) == []
+    assert "20 missing; 6 calls" in result.stdout, result.stdout  # 3 workspaces, 3 domains, 6 users, 6 members, 2 roles
+    assert run().stdout.endswith("no drift; 6 calls\n")
+
+
+def test_a_dry_run_of_a_clean_mirror_reports_nothing_and_one_with_drift_exits_with_1(
+    equal: Engine, sandbox: Sandbox
+) -> None:
+    world = sandbox.world
+    assert "no drift" in run("--dry-run").stdout
+    assert json.loads(run("--dry-run", "--json").stdout)["drift"] == []
+    organization, user = next(iter(world.organizations)), next(iter(world.users))
+    quietly(world, lambda: world.update_organization(organization, name="[bold]Renamed"))
+    quietly(world, lambda: world.delete_user(user))
+    before = everything(equal)
+    table = run("--dry-run", exit_code=1).stdout
+    assert organization in table and "stale" in table and "[bold]Renamed" in table and "reported" in table
+    assert "1 stale" in table and "1 extra" in table
+    shown = json.loads(run("--dry-run", "--json", exit_code=1).stdout)
+    assert everything(equal) == before
+    assert {(row["kind"], row["object_id"], row["finding"]) for row in shown["drift"]} == {
+        ("organization", organization, "stale"),
+        ("user", user, "extra"),
+    }
+    [renamed] = [row for row in shown["drift"] if row["kind"] == "organization"]
+    assert renamed["fields"] == {"name": ["Company 0", "[bold]Renamed"]}
+    assert shown["dry_run"] is True and shown["findings"] == {"stale": 1, "extra": 1}
+    run()
+    assert "no drift" in run("--dry-run").stdout
+
+
+def test_one_workspace_takes_a_second_or_two(equal: Engine, sandbox: Sandbox) -> None:
+    world = sandbox.world
+    organization = next(iter(world.organizations))
+    quietly(world, lambda: world.update_organization(organization, name="Renamed"))
+    began = time.monotonic()
+    assert "1 stale" in run("--organization", organization).stdout
+    assert time.monotonic() - began < 2
+    assert differences(equal, world.truth()) == []
+
+
+@pytest.mark.parametrize("unknown", ["org_unknown", "../users", "org 1", "user_1?x=y"])
+def test_an_organization_that_workos_does_not_know_is_said_so(equal: Engine, unknown: str) -> None:
+    before = everything(equal)
+    assert refused("--organization", unknown) == f"workos-sync: WorkOS knows no organization {unknown}"
+    assert everything(equal) == before
+
+
+def test_a_workspace_that_is_gone_at_workos_and_live_here_is_repaired(equal: Engine, sandbox: Sandbox) -> None:
+    world = sandbox.world
+    organization = next(iter(world.organizations))
+    quietly(world, lambda: world.delete_organization(organization))
+    assert "1 extra" in run("--organization", organization).stdout
+    assert differences(equal, world.truth()) == []
+    assert "knows no organization" in refused("--organization", organization)
+
+
+@pytest.mark.parametrize("missing", [["WORKOS_API_KEY"], ["WORKOS_CLIENT_ID"], ["WORKOS_API_KEY", "WORKOS_CLIENT_ID"]])
+def test_missing_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch, missing: list[str]) -> None:
+    for name in missing:
+        monkeypatch.delenv(name)
+    line = refused()
+    assert all(f"{name} is not set" in line for name in missing)
+
+
+def test_a_wrong_key_is_one_line(equal: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = everything(equal), rows(equal, Run), rows(equal, Mirror)
+    monkeypatch.setenv("WORKOS_API_KEY", "sk_wrong_secret")
+    line = refused()
+    assert line == "workos-sync: WORKOS_API_KEY: WorkOS refuses the key (401)"
+    assert "sk_wrong_secret" not in line
+    assert (everything(equal), rows(equal, Run), rows(equal, Mirror)) == before
+
+
+def test_another_environments_key_is_refused_before_anything_is_written(
+    equal: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = everything(equal), rows(equal, Run), rows(equal, Mirror)
+    monkeypatch.setenv("WORKOS_API_KEY", "sk_other")
+    for arguments in ([], ["--dry-run"], ["--organization", "org_1"]):
+        assert "it sees none of the organizations known here" in refused(*arguments)
+    assert (everything(equal), rows(equal, Run), rows(equal, Mirror)) == before
+
+
+def test_another_client_id_is_refused_before_anything_is_written(
+    equal: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = everything(equal), rows(equal, Run), rows(equal, Mirror)
+    monkeypatch.setenv("WORKOS_CLIENT_ID", "client_other")
+    assert f"this database mirrors {CLIENT_ID}" in refused()
+    assert (everything(equal), rows(equal, Run), rows(equal, Mirror)) == before
+
+
+@pytest.mark.parametrize("left", [2, 1])
+def test_another_environments_key_is_refused_on_a_mirror_of_two_and_of_one(
+    equal: Engine, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    for organization in list(sandbox.world.organizations)[left:]:
+        sandbox.world.delete_organization(organization)
+    catch_up_with_new(equal, sandbox)
+    run()
+    before = everything(equal)
+    monkeypatch.setenv("WORKOS_API_KEY", "sk_other")
+    assert "it sees none of the organizations known here" in refused()
+    assert everything(equal) == before
+
+
+def catch_up_with_new(engine: Engine, sandbox: Sandbox) -> None:
+    known = {row["id"] for row in rows(engine, Event)}
+    deliver(engine, (event for event in sandbox.world.events if event["id"] not in known))
+
+
+def test_an_environment_that_was_emptied_is_not_mistaken_for_another(equal: Engine, sandbox: Sandbox) -> None:
+    for organization in list(sandbox.world.organizations):
+        sandbox.world.delete_organization(organization)
+    catch_up_with_new(equal, sandbox)
+    run()
+    assert live(equal)[Kind.ORGANIZATION] == set()
+    sandbox.world.create_organization("A new start")
+    run()
+    assert len(live(equal)[Kind.ORGANIZATION]) == 1
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_workos_away_is_one_line(equal: Engine, sandbox: Sandbox, status: int) -> None:
+    before = everything(equal)
+    sandbox.faults.fail(status=status, times=None)
+    assert refused().startswith("workos-sync: WorkOS did not answer: ")
+    assert everything(equal) == before
+
+
+def test_interrupted_in_the_middle_it_says_so_and_the_same_command_goes_on(equal: Engine, sandbox: Sandbox) -> None:
+    sandbox.faults.truncate("/user_management/users", 1, status=400)
+    result = run(exit_code=1)
+    assert "was interrupted" in result.stderr and "400" in result.stderr
+    assert "Traceback" not in result.output
+    sandbox.faults.clear()
+    again = run()
+    assert len([row for row in rows(equal, Run) if row["task"] == "resync"]) == 2
+    assert "no drift" in again.stdout
+
+
+def test_a_second_run_beside_one_under_way_is_refused(equal: Engine) -> None:
+    run_id = start(equal, "another")
+    write(equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_in(30))))
+    assert refused() == f"workos-sync: a resync is under way already: run {run_id}"
+    assert refused("--dry-run") == f"workos-sync: a resync is under way already: run {run_id}"
+
+
+def test_a_run_that_a_worker_took_first_is_followed_to_its_end(equal: Engine, sandbox: Sandbox) -> None:
+    run_id = start(equal, "test")
+    write(equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_in(30))))
+    ended = threading.Timer(
+        0.3, lambda: write(equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(status="done")))
+    )
+    ended.start()
+    stop = threading.Event()
+    assert followed(equal, run_id, stop.wait)
+    ended.join()
+    other = start(equal, "test")
+    assert not followed(equal, other, stop.wait)  # nobody has it
+    write(equal, lambda tx: tx.execute(update(Run).where(Run.id == other).values(leased_until=db_in(30))))
+    stop.set()
+    assert not followed(equal, other, stop.wait)
+
+
+def test_withheld_deletions_are_said_and_carried_out_on_approval(equal: Engine, sandbox: Sandbox) -> None:
+    world = sandbox.world
+    with world.silently():
+        for user in list(world.users):
+            world.delete_user(user)
+        world.create_user("left@people.example")
+    result = run(exit_code=1)
+    [run_id] = {row["id"] for row in rows(equal, Run) if f"run {row['id']}" in result.stdout}
+    assert "6 deletions are withheld" in result.stderr and f"workos-sync resync --approve {run_id}" in result.stderr
+    assert len(live(equal)[Kind.USER]) == 7
+    status = CliRunner().invoke(main, ["status", "--json"])
+    assert any(f"--approve {run_id}" in problem for problem in json.loads(status.stdout)["problems"])
+    assert "6 extra" in run("--approve", run_id).stdout
+    assert differences(equal, world.truth()) == []
+    status = CliRunner().invoke(main, ["status", "--json"])
+    assert not any("--approve" in problem for problem in json.loads(status.stdout)["problems"])
+
+
+def test_approving_what_withheld_nothing_is_refused(equal: Engine) -> None:
+    assert "withheld no deletions" in refused("--approve", "nonsense")
+    run("--approve", "nonsense", "--dry-run", exit_code=2)
+    run("--approve", "nonsense", "--organization", "org_1", exit_code=2)
+
+
+def test_odd_items_are_in_the_report(equal: Engine, sandbox: Sandbox) -> None:
+    sandbox.faults.odd("/user_management/users$", missing="updated_at")
+    shown = json.loads(run("--json").stdout)
+    assert [(row["finding"], row["fields"]) for row in shown["drift"]] == [("odd", {"user.updated_at": None})]

@@ -1,0 +1,390 @@
+"""While a resync runs the world goes on, workers die, and frozen ones wake: nothing newer is lost, no one revived."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from random import Random
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import Engine, update
+
+from models.database import write
+from models.tables import TABLES, Event, Kind, Listing, Run
+from tests.sandbox import Sandbox, World, WorldError, play, populate
+from tests.support import JSON, differences, mirrored, rows
+from tests.use_cases.resyncs import (
+    CLIENT_ID,
+    catch_up_with,
+    changes,
+    deliver,
+    directory_of,
+    expire_lease,
+    found,
+    go_on,
+    live,
+    quietly,
+    resync,
+    small_life,
+)
+from worker import resync as resync_module
+from worker import runs
+from worker.bucket import Buckets
+from worker.directory import Directory, Found, Page, open_directory
+from worker.resync import Resync, start
+from worker.runs import LeaseLostError, lease
+
+SEEDS = range(12)
+
+
+class Between(Directory):
+    """WorkOS, with something happening after it has answered and before anyone has used the answer."""
+
+    def __init__(self, inner: Directory, happens: Callable[[str], object]) -> None:
+        super().__init__(inner._client, inner._buckets, inner._dates, inner.close)
+        self._happens = happens
+
+    def _list(self, path: tuple[str, ...], filters: JSON, after: str | None) -> Page:
+        page = super()._list(path, filters, after)
+        self._happens("/".join(path))
+        return page
+
+    def _whole(self, path: tuple[str, ...]) -> Page:
+        page = super()._whole(path)
+        self._happens("/".join(path))
+        return page
+
+    def _get(self, path: tuple[str, ...]) -> Found:
+        found = super()._get(path)
+        self._happens("/".join(path))
+        return found
+
+
+class Life:
+    """What goes on in a world and reaches the inbox meanwhile. Some events come late, some never."""
+
+    def __init__(self, engine: Engine, world: World, seed: int, *, loss: float = 0.0) -> None:
+        self._engine, self._world, self._loss = engine, world, loss
+        self._random = Random(seed)
+        self._lock = threading.Lock()
+        self._late: list[JSON] = []
+        self._sent = len(world.events)
+        self._number = seed * 1_000_000
+
+    def go_on(self, _what: str = "") -> None:
+        """A few operations; what they emit is delivered and applied, but for what comes late."""
+        with self._lock:
+            self._number += 1
+            play(self._world, self._random.randint(1, 4), companies=4, seed=self._number)
+            told = self._told()
+            waiting = [event for event in told if self._random.random() < 0.3]
+            come = [event for event in self._late if self._random.random() < 0.3]
+            self._late = [event for event in self._late if event not in come] + waiting
+            deliver(self._engine, [*(event for event in told if event not in waiting), *come])
+
+    def _told(self) -> list[JSON]:
+        with self._world.lock:
+            told = self._world.events[self._sent :]
+            self._sent = len(self._world.events)
+        return [event for event in told if self._random.random() >= self._loss]
+
+    def settle(self) -> None:
+        """Deliver what was late."""
+        with self._lock:
+            deliver(self._engine, self._told() + self._late)
+            self._late = []
+
+
+def revived(engine: Engine) -> set[str]:
+    """What an event deleted for good and is live here all the same."""
+    told = {
+        row["object_id"] for row in rows(engine, Event) if row["type"].endswith(".deleted") and row["kind"] != "role"
+    }
+    return told & set().union(*live(engine).values())
+
+
+def before_and_after(
+    sandbox: Sandbox, redis: Redis, happens: Callable[[str], object], after: Callable[[str], object] | None = None
+) -> Between:
+    sandbox.on_request = lambda _method, path, _query: happens(path)
+    return Between(directory_of(sandbox, redis), after or happens)
+
+
+@pytest.fixture
+def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call in flight, so that a seed names one interleaving."""
+    monkeypatch.setattr(resync_module, "AT_ONCE", 1)
+
+
+def lived_in(engine: Engine, sandbox: Sandbox, seed: int, *, lost: float) -> None:
+    """A mirror that missed some of what happened."""
+    random = Random(seed)
+    play(sandbox.world, 250, companies=4, seed=seed)
+    deliver(engine, (event for event in sandbox.world.events if random.random() >= lost))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.usefixtures("one_at_a_time")
+def test_events_at_every_page_boundary_and_between_each_read_and_its_write(
+    one_engine: Engine, sandbox: Sandbox, redis: Redis, seed: int
+) -> None:
+    lived_in(one_engine, sandbox, seed, lost=0.1)
+    life = Life(one_engine, sandbox.world, seed)
+    with closing(before_and_after(sandbox, redis, life.go_on)) as between:
+        resync(one_engine, between)
+    sandbox.on_request = None
+    life.settle()
+    # All that happened since the resync began was delivered: nothing of it may be lost, nor anything older be left.
+    assert differences(one_engine, sandbox.world.truth()) == []
+    assert revived(one_engine) == set()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_events_beside_eight_calls_in_flight(both_engines: Engine, sandbox: Sandbox, redis: Redis, seed: int) -> None:
+    lived_in(both_engines, sandbox, seed, lost=0.1)
+    life = Life(both_engines, sandbox.world, seed)
+    with closing(before_and_after(sandbox, redis, life.go_on)) as between:
+        resync(both_engines, between)
+    sandbox.on_request = None
+    life.settle()
+    assert differences(both_engines, sandbox.world.truth()) == []
+    assert revived(both_engines) == set()
+
+
+@pytest.mark.parametrize("seed", [3, 4, 5])
+@pytest.mark.usefixtures("one_at_a_time")
+def test_what_is_lost_during_a_resync_is_found_by_the_next(
+    one_engine: Engine, sandbox: Sandbox, redis: Redis, directory: Directory, seed: int
+) -> None:
+    lived_in(one_engine, sandbox, seed, lost=0.1)
+    life = Life(one_engine, sandbox.world, seed, loss=0.3)
+    with closing(before_and_after(sandbox, redis, life.go_on)) as between:
+        resync(one_engine, between)
+    sandbox.on_request = None
+    life.settle()
+    resync(one_engine, directory)
+    assert differences(one_engine, sandbox.world.truth()) == []
+    assert found(one_engine, resync(one_engine, directory)) == {}
+
+
+# One object, one moment
+
+ACTS: dict[str, Callable[[World], object]] = {
+    "a delete": lambda w: w.delete_membership(next(iter(w.memberships))),
+    "a change": lambda w: w.update_membership(next(iter(w.memberships)), role="admin"),
+    "a deactivation": lambda w: w.deactivate_membership(next(iter(w.memberships))),
+    "the end of the user": lambda w: w.delete_user(next(iter(w.users))),
+    "the end of the workspace": lambda w: w.delete_organization(next(iter(w.organizations))),
+    "a newcomer": lambda w: w.create_membership(next(iter(w.organizations)), w.create_user("new@new.example")["id"]),
+}
+
+
+@pytest.mark.parametrize("place", range(8))
+@pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
+@pytest.mark.usefixtures("one_at_a_time")
+def test_one_event_between_one_answer_and_its_use(
+    one_engine: Engine, sandbox: Sandbox, redis: Redis, act: Callable[[World], object], place: int
+) -> None:
+    world = sandbox.world
+    small_life(world, 2, 2)
+    catch_up_with(one_engine, world)
+    quietly(world, lambda: world.update_membership(next(iter(world.memberships)), role="admin"))
+    quietly(world, lambda: world.delete_membership(list(world.memberships)[3]))
+    [first, *_] = world.users
+    world.users[first] = {**world.users[first], "last_name": "Read by id"}
+    calls = iter(range(1000))
+
+    def happens(_what: str) -> None:
+        if next(calls) == place:
+            known = len(world.events)
+            with suppress(WorldError):
+                act(world)
+            deliver(one_engine, world.events[known:])
+
+    with closing(Between(directory_of(sandbox, redis), happens)) as between:
+        resync(one_engine, between)
+    assert next(calls) > place or place > 6
+    assert differences(one_engine, world.truth()) == []
+    assert revived(one_engine) == set()
+
+
+# Workers that die
+
+
+class DiedError(BaseException):
+    """As near to kill -9 as a process can come within itself."""
+
+
+def die_at(call: int) -> Callable[[str], None]:
+    calls = iter(range(1, 10**6))
+
+    def happens(_what: str) -> None:
+        if next(calls) == call:
+            raise DiedError
+
+    return happens
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_dead_at_any_call_the_next_worker_goes_on_and_repeats_at_most_the_pages_in_flight(
+    one_engine: Engine, sandbox: Sandbox, redis: Redis, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(resync_module, "AT_ONCE", at_once)
+    world = sandbox.world
+    populate(world, organizations=3, members=110)
+    with closing(directory_of(sandbox, redis)) as directory:
+        resync(one_engine, directory)
+        with world.silently():
+            for user in list(world.users)[:5]:
+                world.delete_user(user)
+        needed = 1 + 3 * 2 + 4 + 1 + 5  # organizations, memberships, users, roles, and the five by id
+        for call in range(1, needed + 1, 1 if at_once == 1 else 5):
+            run_id = start(one_engine, "test", dry_run=True)
+            sandbox.calls.clear()
+            with pytest.raises(DiedError):
+                go_on(one_engine, Between(directory, die_at(call)), run_id)
+            expire_lease(one_engine, run_id)
+            assert start(one_engine, "test", dry_run=True) == run_id
+            assert go_on(one_engine, directory, run_id)
+            assert needed < sandbox.calls.total() <= needed + at_once
+            assert len(found(one_engine, run_id)) == 5
+
+
+def test_stopped_between_two_pages_a_run_repeats_nothing(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory
+) -> None:
+    populate(sandbox.world, organizations=3, members=110)
+    run_id = start(one_engine, "test")
+    stops = 0
+    for stops in range(1, 50):
+        seen = sandbox.calls.total()
+        if go_on(one_engine, directory, run_id, stopping=lambda seen=seen: sandbox.calls.total() > seen):
+            break
+    assert stops > 2
+    assert sandbox.calls.total() == 1 + 3 * 2 + 4 + 1
+    [run] = [row for row in rows(one_engine, Run) if row["id"] == run_id]
+    assert run["calls"] == sandbox.calls.total()
+    assert differences(one_engine, sandbox.world.truth()) == []
+
+
+# Workers that freeze
+
+
+@pytest.fixture
+def frozen_and_successor(
+    both_engines: Engine, sandbox: Sandbox, redis: Redis, directory: Directory, request: pytest.FixtureRequest
+) -> Iterator[Any]:
+    """Freezes a worker between an answer and its use, lets a successor do the run, and wakes the frozen one."""
+
+    def play_out(where: str) -> tuple[str, list[type[BaseException]]]:
+        frozen, wake = threading.Event(), threading.Event()
+        ends: list[type[BaseException]] = []
+
+        def freeze(what: str) -> None:
+            if what.startswith(where) and not frozen.is_set():
+                frozen.set()
+                assert wake.wait(30)
+
+        run_id = start(both_engines, "test")
+        between = Between(directory, freeze)
+
+        def work() -> None:
+            with lease(both_engines, run_id) as held:
+                assert held is not None
+                try:
+                    Resync(both_engines, between, held).work()
+                except LeaseLostError as error:
+                    ends.append(type(error))
+
+        first = threading.Thread(target=work)
+        first.start()
+        assert frozen.wait(30)
+        expire_lease(both_engines, run_id)
+        assert go_on(both_engines, directory, run_id)
+        before = mirrored(both_engines), changes(both_engines), rows(both_engines, Run), rows(both_engines, Listing)
+        wake.set()
+        first.join(30)
+        after = mirrored(both_engines), changes(both_engines), rows(both_engines, Run), rows(both_engines, Listing)
+        assert before == after
+        return run_id, ends
+
+    yield play_out
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["organizations", "user_management/users", "user_management/organization_memberships", "authorization/roles"],
+)
+def test_a_frozen_worker_that_wakes_beside_its_successor_writes_nothing(
+    both_engines: Engine, sandbox: Sandbox, frozen_and_successor: Any, where: str
+) -> None:
+    world = sandbox.world
+    small_life(world, 2, 2)
+    catch_up_with(both_engines, world)
+    user = next(iter(world.users))
+    world.users[user] = {**world.users[user], "last_name": "Read by id"}
+    _, ends = frozen_and_successor(where)
+    assert ends == [LeaseLostError]
+    assert differences(both_engines, world.truth()) == []
+
+
+def test_a_worker_that_lost_its_run_in_mid_read_writes_nothing(
+    both_engines: Engine, sandbox: Sandbox, frozen_and_successor: Any
+) -> None:
+    world = sandbox.world
+    small_life(world, 2, 2)
+    catch_up_with(both_engines, world)
+    user = next(iter(world.users))
+    world.users[user] = {**world.users[user], "last_name": "Read by id"}
+    _, ends = frozen_and_successor(f"user_management/users/{user}")
+    assert ends == [LeaseLostError]
+    assert rows(both_engines, TABLES[Kind.USER])[0]["last_name"] in ("Read by id", None)
+    assert differences(both_engines, world.truth()) == []
+
+
+def test_the_heartbeat_keeps_the_lease_of_a_busy_run(
+    both_engines: Engine, sandbox: Sandbox, directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(runs, "LEASE_SECONDS", 0.6)
+    populate(sandbox.world, organizations=120, members=2)
+    sandbox.knobs.latency = 0.03
+    resync(both_engines, directory)  # lasts longer than the lease
+    assert {row["fence"] for row in rows(both_engines, Run)} == {1}
+
+
+def test_redis_away_leaves_the_run_for_later(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, tmp_path: Any
+) -> None:
+    small_life(sandbox.world, 1, 1)
+    run_id = start(one_engine, "test")
+    with Redis.from_url(f"unix://{tmp_path}/none.sock") as away:
+        lost = open_directory(sandbox.api_key, CLIENT_ID, sandbox.base_url, Buckets(away, 1.0))
+        with closing(lost), pytest.raises(RedisError):
+            go_on(one_engine, lost, run_id)
+    assert go_on(one_engine, directory, run_id)
+    assert differences(one_engine, sandbox.world.truth()) == []
+
+
+def test_a_cursor_that_workos_forgot_while_no_one_worked_starts_its_listing_anew(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory
+) -> None:
+    populate(sandbox.world, organizations=1, members=250)
+    run_id = start(one_engine, "test")
+    sandbox.faults.truncate("/user_management/users$", 3, status=422)
+    assert not go_on(one_engine, directory, run_id)
+    sandbox.faults.clear()
+    sandbox.faults.fail("/user_management/users$", status=400, times=1)
+    assert go_on(one_engine, directory, run_id)
+    assert differences(one_engine, sandbox.world.truth()) == []
+
+
+def test_a_run_that_ended_cannot_be_worked_on(one_engine: Engine, directory: Directory) -> None:
+    run_id = resync(one_engine, directory)
+    with lease(one_engine, run_id) as held:
+        assert held is None
+    write(one_engine, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=None)))
+    with lease(one_engine, run_id) as held:
+        assert held is None
