@@ -2,6 +2,7 @@
 
 import hmac
 import json
+import socket
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from worker.wiring import Wiring
 log = structlog.get_logger()
 
 RETRY_AFTER_SECONDS = 5
+PAUSE_SECONDS = 3.0
 
 Network = IPv4Network | IPv6Network
 
@@ -42,6 +44,7 @@ def blueprint(wiring: Wiring) -> Blueprint:
     def deliver(token: str) -> Response | tuple[Response, int]:
         if not hmac.compare_digest(token.encode("utf-8", "replace"), path_token or b""):
             abort(404)
+        _hurry(request.environ.get("gunicorn.socket"))
         body = request.get_data(cache=False)
         if len(body) > settings.webhook_max_bytes:
             abort(413)  # sent in chunks: no length told its size before
@@ -67,6 +70,12 @@ def blueprint(wiring: Wiring) -> Blueprint:
         return jsonify(status="accepted" if new else "duplicate")
 
     return routes
+
+
+def _hurry(sock: socket.socket | None) -> None:
+    """Give up on a sender that pauses in the middle of a body: its thread is needed. Answers 400."""
+    if sock is not None:
+        sock.settimeout(PAUSE_SECONDS)
 
 
 def _from(allowed: list[Network], address: str | None) -> bool:
