@@ -15,8 +15,12 @@ def _drop_forbidden(_logger: WrappedLogger, _method: str, fields: EventDict) -> 
     return {name: "withheld" if name in FORBIDDEN else value for name, value in fields.items()}
 
 
-def configure(log_format: Literal["json", "console"]) -> None:
-    """Send every log line of this process, those of libraries included, to standard error in one format."""
+def configure(log_format: Literal["json", "console"] | None) -> None:
+    """Send every log line of this process, those of libraries included, to standard error in one format.
+
+    None: columns on a terminal, JSON elsewhere.
+    """
+    log_format = log_format or ("console" if sys.stderr.isatty() else "json")
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     batch_size: Annotated[int, Field(ge=1, le=5000)] = 500
     max_attempts: Annotated[int, Field(ge=1)] = 10
     first_backoff_seconds: Annotated[float, Field(gt=0)] = 1.0
-    log_format: Literal["json", "console"] = "json"
+    log_format: Literal["json", "console"] | None = None
 
     def policy(self) -> Policy:
         """Return how drains work."""
