@@ -69,7 +69,10 @@ def main() -> None:
 def migrate() -> None:
     """Bring the database to the newest revision. Safe to run at any time, also twice at once."""
     settings = load_settings()
-    upgrade(_open(settings))
+    try:
+        upgrade(_open(settings))
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
     click.echo(f"the database stands at revision {newest_revision()}")
 
 
@@ -87,7 +90,8 @@ def web(port: int | None) -> None:
         while process.poll() is None and not stop.wait(0.2):
             pass
         process.terminate()
-        sys.exit(max(process.wait(), 0))
+        code = process.wait()
+        sys.exit(0 if stop.is_set() else code if code > 0 else 1)
 
 
 def _require_free(port: int) -> None:
@@ -136,10 +140,14 @@ def clock() -> None:
     """Do what is due: every few seconds ring for events that no doorbell announced."""
     settings = load_settings()
     configure(settings.log_format)
-    with redis_server(settings) as url, _until_stopped() as stop:
-        wiring = wire(settings, url)
+    with redis_server(settings) as redis, _until_stopped() as stop:
+        wiring = wire(settings, redis.url)
         require_migrated(wiring.engine)
-        run([Duty("sweep", settings.sweep_seconds, lambda: sweep(wiring.engine, wiring.bell))], stop)
+        duties = [
+            Duty("redis", settings.sweep_seconds, redis.ensure),
+            Duty("sweep", settings.sweep_seconds, lambda: sweep(wiring.engine, wiring.bell)),
+        ]
+        run(duties, stop)
 
 
 @contextmanager
