@@ -47,8 +47,9 @@ def auto_join_for(session: Session, email: str) -> AutoJoin | None:
 
     The caller vouches that the address is verified: an unverified one must never get here.
     """
-    domain = normal_domain(email.rpartition("@")[2])
-    if domain is None or "@" not in email:
+    local, _, host = email.rpartition("@")
+    domain = normal_domain(host)
+    if domain is None or not local:
         return None
     view = auto_join_domains.c
     row = session.execute(select(view.organization_id, view.default_role).where(view.domain == domain)).one_or_none()

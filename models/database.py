@@ -10,16 +10,21 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 R = TypeVar("R")
 
 LOCK_TIMEOUT_MS = 5_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000
+PATIENCE_S = 4.0
+"""No new try after so long: with the longest wait for a lock it is well under what makes a batch an orphan."""
 SQLITE_BUSY_TIMEOUT_S = 5.0
 SQLITE_PAUSE_S = 0.03
 SQLITE_BATCH = 100
 """Events in a batch on SQLite, so that the door never waits for a second."""
+
+KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 10_000}
+"""A server that vanished without a word is noticed within some ten seconds."""
 
 CLAIM_LOCK = 0x776F_0001
 """PostgreSQL advisory lock: one drain at a time chooses what to take."""
@@ -66,17 +71,18 @@ def open_engine(raw_url: str, *, pool_size: int = 5, lock_timeout_ms: int = LOCK
         event.listen(engine, "connect", _sqlite_connect)
         event.listen(engine, "begin", _sqlite_begin)
         return engine
-    timeouts = (
-        f"-c lock_timeout={lock_timeout_ms} "
+    given = url.query.get("options", "")
+    options = (
+        f"{given if isinstance(given, str) else ' '.join(given)} -c lock_timeout={lock_timeout_ms} "
         f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS} -c timezone=UTC"
-    )
+    ).strip()
     return create_engine(
         url,
         hide_parameters=True,
         pool_size=pool_size,
         max_overflow=0,
         pool_pre_ping=True,
-        connect_args={"options": timeouts, "connect_timeout": 5},
+        connect_args={"options": options, "connect_timeout": 5, **KEEPALIVE},
     )
 
 
@@ -134,17 +140,17 @@ def turn(engine: Engine) -> Iterator[None]:
         time.sleep(SQLITE_PAUSE_S)
 
 
-PASSING_SQLSTATES = {
-    "40001",  # serialization failure
-    "40P01",  # deadlock
-    "55P03",  # lock time-out
-    "57014",  # statement cancelled
-    "57P01",  # server stopping
-    "57P02",  # server crashed
-    "57P03",  # server starting
-    "53300",  # too many connections
+PASSING_SQLSTATES = (
+    "08",  # connection
+    "25006",  # read-only: a replica, or a fail-over under way
     "25P03",  # idle-in-transaction time-out
-}
+    "40",  # serialization failure, deadlock
+    "53",  # disk, memory or connections are used up
+    "55P03",  # lock time-out
+    "57",  # cancelled, stopping, crashed, starting
+    "58",  # input and output
+)
+"""SQLSTATEs, or their classes, that say nothing about the statement (PostgreSQL, appendix A)."""
 
 
 def can_pass(error: BaseException) -> bool:
@@ -153,15 +159,15 @@ def can_pass(error: BaseException) -> bool:
         return False
     if error.connection_invalidated:
         return True
-    sqlstate = getattr(error.orig, "sqlstate", None)
+    sqlstate: str | None = getattr(error.orig, "sqlstate", None)
     if sqlstate is not None:
-        return sqlstate in PASSING_SQLSTATES or sqlstate.startswith("08")
+        return sqlstate.startswith(PASSING_SQLSTATES)
     return type(error.orig).__name__ in {"OperationalError", "InterfaceError"}
 
 
 _PATIENCE = Retrying(
     retry=retry_if_exception(can_pass),
-    stop=stop_after_attempt(6),
+    stop=stop_after_attempt(6) | stop_after_delay(PATIENCE_S),
     wait=wait_random_exponential(multiplier=0.02, max=1.0),
     reraise=True,
 )
@@ -171,7 +177,7 @@ def write(engine: Engine, step: Callable[[Connection], R]) -> R:
     """Run `step` in one transaction and return what it returns; again, while only the database's moment was bad.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: the last try's, after six of them within a few seconds.
+        sqlalchemy.exc.DBAPIError: the last try's, after six of them or four seconds.
     """
 
     def transaction() -> R:

@@ -31,8 +31,28 @@ def current_revision(engine: Engine) -> str | None:
         return MigrationContext.configure(tx).get_current_revision()
 
 
+def outdated(engine: Engine) -> bool:
+    """Whether the database stands at an older revision than this code needs, or at none.
+
+    A revision that this code does not know is a newer one: during a deploy old processes go on with it.
+    """
+    current = current_revision(engine)
+    return current is None or current in _known() - {newest_revision()}
+
+
+def _known() -> set[str]:
+    return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+
+
 def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Bring the database to `revision`, one process at a time, in one transaction."""
+    """Bring the database to `revision`, one process at a time, in one transaction.
+
+    Raises:
+        ValueError: the database stands at a revision that this code does not know.
+    """
+    current = current_revision(engine)
+    if current is not None and current not in _known():
+        raise ValueError(f"the database stands at revision {current}, which is newer than this code: upgrade the code")
     with writing(engine) as tx:
         advisory_lock(tx, MIGRATION_LOCK)
         config = _config()

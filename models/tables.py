@@ -87,7 +87,14 @@ class Event(Base):
             postgresql_where=text("status = 'failed'"),
             sqlite_where=text("status = 'failed'"),
         ),
+        Index(
+            "ix_events_pending_received_at",
+            "received_at",
+            postgresql_where=text("status = 'pending'"),
+            sqlite_where=text("status = 'pending'"),
+        ),
         Index("ix_events_received_at", "received_at"),
+        Index("ix_events_type", "type", "received_at"),
         Index("ix_events_object_id", "object_id"),
         Index("ix_events_organization_id", "organization_id", "received_at"),
     )

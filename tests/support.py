@@ -37,7 +37,7 @@ def sign(body: bytes, secret: str = SECRET, at: float | None = None) -> str:
 
 
 def post(door: FlaskClient, event: JSON | bytes, path: str = "/webhooks/workos", **headers: str) -> TestResponse:
-    """Post an event, well signed, as WorkOS does."""
+    """Post an event, well signed with `SECRET`, as WorkOS does."""
     body = event if isinstance(event, bytes) else json.dumps(event).encode()
     return door.post(path, data=body, headers={"WorkOS-Signature": sign(body), **headers})
 

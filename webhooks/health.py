@@ -6,8 +6,8 @@ from flask import Blueprint, Response, jsonify
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
 
-from models.migrate import current_revision, newest_revision
-from worker.inbox import backlog
+from models.migrate import outdated
+from worker.inbox import backlog, probe
 from worker.wiring import Wiring
 
 
@@ -23,15 +23,16 @@ def blueprint(wiring: Wiring) -> Blueprint:
     def readyz() -> Response | tuple[Response, int]:
         """Ready means that an event can be committed. The rest are warnings: Redis away must not close the door."""
         try:
-            revision = current_revision(wiring.engine)
-            waiting = backlog(wiring.engine) if revision == newest_revision() else None
+            if outdated(wiring.engine):
+                return jsonify(status="not ready", reason="the database is not migrated"), 503
+            probe(wiring.engine)
+            waiting = backlog(wiring.engine)
         except DBAPIError:
-            return jsonify(status="not ready", reason="the database cannot be reached"), 503
-        if waiting is None:
-            return jsonify(status="not ready", reason=f"the database stands at revision {revision or 'none'}"), 503
+            return jsonify(status="not ready", reason="the database takes no events"), 503
         body: dict[str, Any] = {"status": "ready", "pending": waiting.pending, "failed": waiting.failed}
         body["oldest_pending_seconds"] = round(waiting.oldest_seconds, 3)
-        body["warnings"] = [] if _redis_answers(wiring) else ["Redis does not answer; the sweep applies events"]
+        away = "Redis does not answer; events are kept, and applied when it is back"
+        body["warnings"] = [] if _redis_answers(wiring) else [away]
         return jsonify(body)
 
     return routes

@@ -2,12 +2,14 @@
 
 import hmac
 import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, NoReturn
 
 import structlog
 from flask import Blueprint, Response, abort, jsonify, request
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from webhooks.signature import RefusedError, verify
 from worker.inbox import receive
@@ -17,6 +19,9 @@ from worker.wiring import Wiring
 log = structlog.get_logger()
 
 RETRY_AFTER_SECONDS = 5
+COMMIT_SECONDS = 7.0
+"""Longer than any wait for a lock; a database that takes longer is away."""
+PAUSE_SECONDS = 3.0
 
 Network = IPv4Network | IPv6Network
 
@@ -27,6 +32,8 @@ def blueprint(wiring: Wiring) -> Blueprint:
     secrets = [secret.get_secret_value() for secret in settings.workos_webhook_secrets]
     allowed = [ip_network(network) for network in settings.webhook_allowed_ips]
     path_token = settings.webhook_path_token.get_secret_value().encode() if settings.webhook_path_token else None
+    # Apart from the request's own thread, so that a frozen database cannot hold the answer back.
+    committers = ThreadPoolExecutor(settings.web_threads, "commit")
     routes = Blueprint("receive", __name__)
 
     @routes.before_request
@@ -42,6 +49,7 @@ def blueprint(wiring: Wiring) -> Blueprint:
     def deliver(token: str) -> Response | tuple[Response, int]:
         if not hmac.compare_digest(token.encode("utf-8", "replace"), path_token or b""):
             abort(404)
+        _hurry(request.environ.get("gunicorn.socket"))
         body = request.get_data(cache=False)
         if len(body) > settings.webhook_max_bytes:
             abort(413)  # sent in chunks: no length told its size before
@@ -56,9 +64,11 @@ def blueprint(wiring: Wiring) -> Blueprint:
             event_id=event_id, type=type, organization_id=_organization_id(event)
         ):
             try:
-                new = receive(wiring.engine, event_id, type, body, source="webhook")
-            except DBAPIError as error:
-                log.warning("webhook_not_stored", error=error.orig.__class__.__name__)
+                stored = committers.submit(receive, wiring.engine, event_id, type, body, source="webhook")
+                new = stored.result(COMMIT_SECONDS)
+            except (SQLAlchemyError, TimeoutError) as error:
+                # Too late for this answer, it may yet be committed: then the next delivery is a duplicate.
+                log.warning("webhook_not_stored", error=type_name(error))
                 answer = jsonify(error="the event could not be stored; send it again")
                 answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
                 return answer, 503
@@ -67,6 +77,17 @@ def blueprint(wiring: Wiring) -> Blueprint:
         return jsonify(status="accepted" if new else "duplicate")
 
     return routes
+
+
+def type_name(error: Exception) -> str:
+    """Return what kind of error it is, without what it says."""
+    return (getattr(error, "orig", None) or error).__class__.__name__
+
+
+def _hurry(sock: socket.socket | None) -> None:
+    """Give up on a sender that pauses in the middle of a body: its thread is needed. Answers 400."""
+    if sock is not None:
+        sock.settimeout(PAUSE_SECONDS)
 
 
 def _from(allowed: list[Network], address: str | None) -> bool:

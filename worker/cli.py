@@ -86,7 +86,10 @@ def main() -> None:
 def migrate() -> None:
     """Bring the database to the newest revision. Safe to run at any time, also twice at once."""
     settings = load_settings()
-    upgrade(_open(settings))
+    try:
+        upgrade(_open(settings))
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
     click.echo(f"the database stands at revision {newest_revision()}")
 
 
@@ -104,7 +107,8 @@ def web(port: int | None) -> None:
         while process.poll() is None and not stop.wait(0.2):
             pass
         process.terminate()
-        sys.exit(max(process.wait(), 0))
+        code = process.wait()
+        sys.exit(0 if stop.is_set() else code if code > 0 else 1)
 
 
 def _require_free(port: int) -> None:
@@ -142,8 +146,8 @@ def worker(processes: int | None) -> None:
     engine = _open(settings)
     require_migrated(engine)
     lanes = [DRAIN] * settings.worker_processes + [REPAIR]
-    with redis_server(settings) as url, _until_stopped() as stop:
-        _bind_if_reachable(engine, settings, url)
+    with redis_server(settings) as redis, _until_stopped() as stop:
+        _bind_if_reachable(engine, settings, redis.url)
         adopt(engine, settings.role_map)
         engine.dispose()
         supervise([[sys.executable, "-m", "worker.lane", lane] for lane in lanes], stop)
@@ -166,11 +170,12 @@ def clock() -> None:
     """Do what is due: ring for events and runs that no one works on, start resync, catch-up and retention."""
     settings = load_settings()
     configure(settings.log_format)
-    with redis_server(settings) as url, _until_stopped() as stop:
-        wiring = wire(settings, url)
+    with redis_server(settings) as redis, _until_stopped() as stop:
+        wiring = wire(settings, redis.url)
         require_migrated(wiring.engine)
-        _bind_if_reachable(wiring.engine, settings, url)
+        _bind_if_reachable(wiring.engine, settings, redis.url)
         duties = [
+            Duty("redis", settings.sweep_seconds, redis.ensure),
             Duty("sweep", settings.sweep_seconds, lambda: sweep(wiring.engine, wiring.bell)),
             Duty("schedule", settings.repair_seconds, lambda: schedule(wiring.engine, settings)),
             Duty("watch", settings.repair_seconds, lambda: watch(wiring.engine, wiring.repair_bell)),
@@ -242,8 +247,8 @@ def _report(engine: Engine, run_id: str, *, as_json: bool) -> None:
 @contextmanager
 def _reaching_workos(settings: Settings) -> Iterator[tuple[Wiring, Directory]]:
     """Yield the parts of a process that asks WorkOS's API, once it is known to be the right environment."""
-    with redis_server(settings) as url, ExitStack() as ended:
-        wiring = wire(settings, url)
+    with redis_server(settings) as redis, ExitStack() as ended:
+        wiring = wire(settings, redis.url)
         ended.callback(wiring.engine.dispose)
         ended.callback(wiring.redis.close)
         require_migrated(wiring.engine)

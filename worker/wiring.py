@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from models.database import open_engine
-from models.migrate import current_revision, newest_revision
+from models.migrate import outdated
 from worker.doorbell import Doorbell
 from worker.errors import ConfigurationError
 from worker.jobs import DRAIN, REPAIR
@@ -71,8 +71,7 @@ def require_migrated(engine: Engine) -> None:
         ConfigurationError: it does not, or cannot be reached; the message names the remedy.
     """
     try:
-        current = current_revision(engine)
+        if outdated(engine):
+            raise ConfigurationError("the database is not migrated; run: workos-sync migrate")
     except DBAPIError as error:
         raise ConfigurationError(f"DATABASE_URL cannot be reached: {type(error.orig).__name__}") from error
-    if current != newest_revision():
-        raise ConfigurationError(f"the database stands at revision {current or 'none'}; run: workos-sync migrate")

@@ -2,6 +2,8 @@
 
 import http.client
 import socket
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 from sqlalchemy import Engine
@@ -75,3 +77,17 @@ def test_large_bodies_keep_alive_and_slow_senders(port: int, engine: Engine) -> 
         slow.sendall(head(f"Content-Length: {len(third)}") + third[:10])
         assert deliver(port, third) == 200
     assert count(engine) == 3
+
+
+def test_senders_that_stop_in_the_middle_do_not_keep_the_door_shut(
+    commands: Commands, redis_url: str, make_database: Callable[[str], str]
+) -> None:
+    settings = {"DATABASE_URL": make_database("sqlite"), "REDIS_URL": redis_url, "WEB_PROCESSES": 1, "WEB_THREADS": 2}
+    port = commands.web(**settings)[1]
+    (story,) = map(encoded, new_users(1))
+    with ExitStack() as stack:
+        stuck = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(2)]
+        for sender in stuck:
+            sender.sendall(head(f"Content-Length: {len(story)}") + story[:10])
+        assert all(answer_of(sender).startswith(b"HTTP/1.1 400 ") for sender in stuck), "each is given up by itself"
+    assert deliver(port, story) == 200

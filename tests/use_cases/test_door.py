@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -381,7 +383,7 @@ def test_readyz_says_no_with_migrations_missing(door: FlaskClient, engine: Engin
     downgrade(engine, "base")
     answer = door.get("/readyz")
     assert answer.status_code == 503
-    assert "revision none" in answer.get_json()["reason"]
+    assert "not migrated" in answer.get_json()["reason"]
 
 
 def test_a_delivery_that_was_stored_before_the_worker_stopped_is_applied_by_the_next_one(
@@ -392,3 +394,39 @@ def test_a_delivery_that_was_stored_before_the_worker_stopped_is_applied_by_the_
     assert rows(engine, TABLES[Kind.ORGANIZATION]) == []
     apply_all(engine)
     assert outcomes(engine, event) == ["applied"]
+
+
+BROKEN_DOOR = """
+import sys
+from tests.support import SECRET, made, post
+from webhooks.app import create_app
+from worker.logs import configure
+from worker.settings import Settings
+from worker.wiring import Wiring, wire
+
+configure(sys.argv[1])
+settings = Settings(_env_file=None, database_url="sqlite://", workos_webhook_secrets=SECRET)
+parts = wire(settings, "unix:///nowhere")
+broken = create_app(Wiring(settings, None, parts.redis, parts.bell)).test_client()
+sys.exit(post(broken, made("user.created", email="ann@hidden.example")).status_code != 500)
+"""
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_an_unexpected_error_prints_no_secret_and_no_payload(log_format: str) -> None:
+    # In a process of its own: logging is configured once in each.
+    ended = subprocess.run([sys.executable, "-c", BROKEN_DOOR, log_format], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "AttributeError" in ended.stderr
+    assert SECRET not in ended.stderr and "ann@hidden" not in ended.stderr and "v1=" not in ended.stderr
+
+
+def test_a_database_that_is_read_only_is_not_ready(
+    build_wiring: Callable[..., Wiring], make_database: Callable[[str], str]
+) -> None:
+    read_only = make_database("postgresql") + "&options=-c%20default_transaction_read_only=on"
+    door = create_app(build_wiring(database_url=read_only)).test_client()
+    answer = door.get("/readyz")
+    assert (answer.status_code, answer.get_json()["status"]) == (503, "not ready")
+    answer = post(door, made("user.created"))
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")

@@ -130,7 +130,15 @@ def upgrade() -> None:
         postgresql_where=sa.text("status = 'pending'"),
         sqlite_where=sa.text("status = 'pending'"),
     )
+    op.create_index(
+        "ix_events_pending_received_at",
+        "events",
+        ["received_at"],
+        postgresql_where=sa.text("status = 'pending'"),
+        sqlite_where=sa.text("status = 'pending'"),
+    )
     op.create_index("ix_events_received_at", "events", ["received_at"])
+    op.create_index("ix_events_type", "events", ["type", "received_at"])
     op.create_table(
         "memberships",
         sa.Column("organization_id", sa.Text(), nullable=True),
