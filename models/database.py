@@ -124,7 +124,7 @@ def advisory_lock(tx: Connection, key: int) -> None:
 
 
 @contextmanager
-def turn(engine: Engine) -> Iterator[None]:
+def turn(engine: Engine, pause_seconds: float = SQLITE_PAUSE_S) -> Iterator[None]:
     """On SQLite: one worker at a time, and a pause after each turn, in which the door gets to write.
 
     SQLite has one writer and no queue: who waits looks again after up to 25 ms, and a loop of writers would always
@@ -137,7 +137,7 @@ def turn(engine: Engine) -> Iterator[None]:
     with Path(f"{path}-turn").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-        time.sleep(SQLITE_PAUSE_S)
+        time.sleep(pause_seconds)
 
 
 PASSING_SQLSTATES = (

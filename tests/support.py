@@ -115,10 +115,10 @@ def rows(engine: Engine, source: Any) -> list[JSON]:
 
 
 def mirrored(engine: Engine) -> dict[Kind, list[JSON]]:
-    """The whole mirror, sorted by id, without the counter of writes, which tells how often and not what."""
+    """The whole mirror, sorted by id, without what tells how often and when it was written, and not what."""
     return {
         kind: sorted(
-            ({k: v for k, v in row.items() if k != "revision"} for row in rows(engine, table)),
+            ({k: v for k, v in row.items() if k not in ("revision", "touched_at")} for row in rows(engine, table)),
             key=lambda row: str(row["id"]),
         )
         for kind, table in TABLES.items()

@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from models.database import reading, write
+from models.database import reading, turn, write
 from models.tables import Drift, Kind, Listing, Mirror, Read, Run, RunStatus, Seen, Task
 from models.types import db_now
 from worker import deletions
@@ -38,6 +38,8 @@ MOST_READ_TRIES = 3
 """An object that cannot be read so often is reported, and no longer holds the run up."""
 AHEAD = 200
 """Items of work read ahead from the database."""
+PAGE_PAUSE_S = 0.02
+"""On SQLite, after each page: so that the door gets to write."""
 SOME = 5
 """Organizations remembered, to know this environment's key by."""
 
@@ -130,18 +132,18 @@ class Resync:
             phases = {"list": self._list_all, "delete": self._choose_deletions, "read": self._read_all}
             while (phase := self._phase()) != "over":
                 if not phases[phase]():
-                    write(self._engine, lambda tx: self._leave(tx, None))
+                    self._write(lambda tx: self._leave(tx, None))
                     return False
-            write(self._engine, self._finish_well)
+            self._write(self._finish_well)
         except RefusedKeyError as error:
             message = str(error)
-            write(self._engine, lambda tx: self._finish(tx, RunStatus.FAILED, message))
+            self._write(lambda tx: self._finish(tx, RunStatus.FAILED, message))
             raise
         except UnreadableError as error:
             # Left as it is: the lease ends, and the next worker goes on from here.
             message = str(error)
             log.warning("resync_interrupted", run=self._held.run_id, error=message)
-            write(self._engine, lambda tx: self._leave(tx, message))
+            self._write(lambda tx: self._leave(tx, message))
             return False
         return True
 
@@ -164,10 +166,10 @@ class Resync:
         """List everything; then, where organization roles are in use, those too."""
         if not self._in_parallel(self._open_listings, self._list_one):
             return False
-        write(self._engine, self._open_role_listings)
+        self._write(self._open_role_listings)
         if not self._in_parallel(self._open_listings, self._list_one):
             return False
-        write(self._engine, lambda tx: self._move_on(tx, "delete"))
+        self._write(lambda tx: self._move_on(tx, "delete"))
         return True
 
     def _open_listings(self, limit: int) -> list[tuple[str, str]]:
@@ -187,7 +189,7 @@ class Resync:
             except NotThereError:
                 if not parent:
                     raise
-                write(self._engine, lambda tx: self._parent_is_gone(tx, name, parent))
+                self._write(lambda tx: self._parent_is_gone(tx, name, parent))
                 return
             except QueryRefusedError:
                 if not resumed or after is None:
@@ -195,7 +197,7 @@ class Resync:
                 log.warning("cursor_lost", run=self._held.run_id, listing=name)
                 after, resumed = None, False
                 continue
-            write(self._engine, lambda tx: self._take(tx, name, parent, page, began))  # noqa: B023 - called now
+            self._write(lambda tx: self._take(tx, name, parent, page, began))  # noqa: B023 - called now
             after, resumed, more = page.after, False, page.after is not None
 
     def _fetch(self, name: str, parent: str, after: str | None) -> Page:
@@ -281,7 +283,7 @@ class Resync:
     # delete
 
     def _choose_deletions(self) -> bool:
-        write(self._engine, self._choose)
+        self._write(self._choose)
         return True
 
     def _choose(self, tx: Connection) -> None:
@@ -307,7 +309,7 @@ class Resync:
     def _read_all(self) -> bool:
         if not self._in_parallel(self._open_reads, self._read_one):
             return False
-        write(self._engine, lambda tx: self._move_on(tx, "over"))
+        self._write(lambda tx: self._move_on(tx, "over"))
         return True
 
     def _open_reads(self, limit: int) -> list[tuple[Kind, str]]:
@@ -331,11 +333,11 @@ class Resync:
             confirmed_read(self._engine, self._directory, kind, id, (CAUSE, self._held.run_id), settle)
         except PayloadError as error:
             field = error.field
-            write(self._engine, lambda tx: self._set_aside(tx, kind, id, field))
+            self._write(lambda tx: self._set_aside(tx, kind, id, field))
         except UnreadableError:
-            if not write(self._engine, lambda tx: self._failed_often(tx, kind, id)):
+            if not self._write(lambda tx: self._failed_often(tx, kind, id)):
                 raise
-            write(self._engine, lambda tx: self._set_aside(tx, kind, id, "unreadable"))
+            self._write(lambda tx: self._set_aside(tx, kind, id, "unreadable"))
 
     def _failed_often(self, tx: Connection, kind: Kind, id: str) -> bool:
         self._held.check(tx)
@@ -352,6 +354,10 @@ class Resync:
         tx.execute(delete(Read).where(Read.run_id == self._held.run_id, Read.kind == kind, Read.object_id == id))
 
     # the whole
+
+    def _write(self, step: Callable[[Connection], T]) -> T:
+        with turn(self._engine, PAGE_PAUSE_S):
+            return write(self._engine, step)
 
     def _leaving(self) -> bool:
         return self._stopping() or self._held.lost.is_set() or self._broken.is_set()

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Engine, delete, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Engine, delete, select, tuple_, update
 
 from models.database import reading, turn, write
 from models.tables import Change, Drift, Event, EventStatus, Kind, Listing, Read, Run, RunStatus, Seen, User
@@ -139,10 +139,15 @@ def _erase(tx: Connection, user_id: str, cause: str, cause_id: str) -> None:
         tx.execute(update(Change).where(Change.id == id).values(before=_blanked(before), after=_blanked(after)))
     tx.execute(update(Drift).where(Drift.kind == Kind.USER, Drift.object_id == user_id).values(fields=None))
     theirs = (Event.kind == Kind.USER) & (Event.object_id == user_id) & (Event.status != EventStatus.PENDING)
-    # One that failed was never understood: it is theirs if it names them anywhere.
-    failed = (Event.status == EventStatus.FAILED) & Event.body.like(b"%" + user_id.encode() + b"%")
-    tx.execute(update(Event).where(or_(theirs, failed)).values(body=None))
+    tx.execute(update(Event).where(theirs | Event.id.in_(_failed_that_name(tx, user_id))).values(body=None))
     note_changes(tx, [change(Kind.USER, user_id, blank, blank, cause, cause_id)])
+
+
+def _failed_that_name(tx: Connection, user_id: str) -> list[str]:
+    """Return failed events that name a user anywhere: what they are about was never understood."""
+    failed = select(Event.id, Event.body).where(Event.status == EventStatus.FAILED, Event.body.is_not(None))
+    bodies = tx.execute(failed, execution_options={"yield_per": 100})
+    return [id for id, body in bodies if body and user_id.encode() in body]
 
 
 def _blanked(shown: Mapping[str, Any] | None) -> dict[str, Any] | None:

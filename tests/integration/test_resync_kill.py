@@ -1,18 +1,30 @@
-"""kill -9 of the real worker in the middle of a resync: another goes on where it stopped."""
+"""A resync in a real worker that is killed with -9, and beside a door that is busy."""
 
-from collections.abc import Iterator
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
-from sqlalchemy import Engine, func, select, update
+from redis import Redis
+from sqlalchemy import Engine, func, select
 
-from models.database import reading, write
+from models.database import open_engine, reading
 from models.tables import Kind, Listing, Mirror, Run
 from tests.integration.processes import Commands, Valkey, eventually
 from tests.sandbox import Sandbox, populate
 from tests.support import differences, rows
-from tests.use_cases.resyncs import CLIENT_ID, expire_lease, live
+from tests.use_cases.resyncs import CLIENT_ID, directory_of, expire_lease, live, resync
+from worker.inbox import receive
 
 ORGANIZATIONS = 60
+
+
+@pytest.fixture
+def db_url(make_database: Callable[[str], str]) -> str:
+    """PostgreSQL: where a dead worker may leave locks behind. The rest is shown on both in tests/use_cases."""
+    return make_database("postgresql")
 
 
 @pytest.fixture
@@ -41,22 +53,48 @@ def test_kill_9_of_the_worker_in_mid_resync(
         "REPAIR_SECONDS": 0.2,
     }
     commands.start("clock")
-    for kills in range(1, 3):
-        worker = commands.start("worker")
-        eventually(lambda so_far=kills * 12: listed(engine) >= so_far, 40)  # type: ignore[misc]
-        repairing = [lane for lane in worker.lanes() if lane.cmdline()[-1] == "repair"]
-        assert repairing
-        for lane in worker.lanes():
-            lane.kill()
-        worker.kill()
-        [run_id] = [row["id"] for row in rows(engine, Run) if row["task"] == "resync"]
-        assert listed(engine) < ORGANIZATIONS
-        expire_lease(engine, run_id)
+    worker = commands.start("worker")
+    eventually(lambda: listed(engine) >= 12, 40)
+    for lane in worker.lanes():
+        lane.kill()
+    worker.kill()
+    [run_id] = [row["id"] for row in rows(engine, Run) if row["task"] == "resync"]
+    assert 12 <= listed(engine) < ORGANIZATIONS
+    expire_lease(engine, run_id)
     commands.start("worker")
     eventually(lambda: [row for row in rows(engine, Run) if row["task"] == "resync" and row["status"] == "done"], 40)
     assert differences(engine, sandbox.world.truth()) == []
     assert len(live(engine)[Kind.ORGANIZATION]) == ORGANIZATIONS
     memberships = sandbox.calls["GET", "/user_management/organization_memberships"]
-    assert ORGANIZATIONS <= memberships <= ORGANIZATIONS + 2 * 8  # a page for each call in flight at each death
+    assert ORGANIZATIONS <= memberships <= ORGANIZATIONS + 8  # a page for each call in flight
     assert rows(engine, Mirror)[0]["last_resync_at"] is not None
-    assert write(engine, lambda tx: tx.execute(update(Run).where(Run.fence > 3).values(error=None)).rowcount) == 0
+
+
+def test_the_door_of_an_sqlite_mirror_does_not_wait_for_a_resync(
+    make_database: Callable[[str], str], redis_url: str
+) -> None:
+    engine = open_engine(make_database("sqlite"), pool_size=12)
+    with (
+        Sandbox(seed=6) as sandbox,
+        Redis.from_url(redis_url) as redis,
+        closing(directory_of(sandbox, redis)) as workos,
+    ):
+        populate(sandbox.world, organizations=60, members=40)
+        over = threading.Event()
+        waits: list[float] = []
+
+        def knock() -> None:
+            for number in itertools.count():
+                began = time.monotonic()
+                receive(engine, f"event_{number}", "user.created", b"{}", source="webhook")
+                waits.append(time.monotonic() - began)
+                if over.wait(0.02):
+                    return
+
+        door = threading.Thread(target=knock)
+        door.start()
+        resync(engine, workos)
+        over.set()
+        door.join()
+    engine.dispose()
+    assert len(waits) > 20 and max(waits) < 1, max(waits)

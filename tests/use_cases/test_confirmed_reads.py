@@ -81,10 +81,10 @@ def test_a_resyncs_tombstone_is_lifted_if_the_object_is_there_after_all(
         "organization": world.organizations,
         "organization_domain": world.domains,
     }
-    object = next(iter(tables[gone].values()))
+    one = next(iter(tables[gone].values()))
     kind = Kind(gone.removeprefix("organization_"))
     paths = {Kind.ORGANIZATION: "/organizations", Kind.USER: "/user_management/users"}
-    sandbox.faults.fail(f".*/{object['id']}", status=404, times=None)
+    sandbox.faults.fail(f".*/{one['id']}", status=404, times=None)
     if kind in paths:
         second = list(tables[gone].values())[1]
         shown = world.show_organization(second["id"]) if kind is Kind.ORGANIZATION else second
@@ -94,17 +94,17 @@ def test_a_resyncs_tombstone_is_lifted_if_the_object_is_there_after_all(
     else:
         sandbox.faults.odd("/organizations$", change=lambda item: {**item, "domains": []})
     reported = found(one_engine, resync(one_engine, directory))
-    assert reported[kind, object["id"]] == ("extra", "repaired")
-    assert object["id"] not in live(one_engine)[kind]
+    assert reported[kind, one["id"]] == ("extra", "repaired")
+    assert one["id"] not in live(one_engine)[kind]
     sandbox.faults.clear()
 
     # An event for it does not bring it back by itself, but asks.
-    event = {"id": "event_doubt", "event": f"{gone}.updated", "created_at": object["updated_at"], "data": object}
+    event = {"id": "event_doubt", "event": f"{gone}.updated", "created_at": one["updated_at"], "data": one}
     if gone == "membership":
         event["event"] = "organization_membership.updated"
     deliver(one_engine, [event])
     assert outcomes(one_engine, event) == ["tombstoned"]
-    assert {(kind, id) for kind, id, _ in waiting(one_engine)} == {(kind, object["id"])}
+    assert {(kind, id) for kind, id, _ in waiting(one_engine)} == {(kind, one["id"])}
     assert read_all(one_engine, directory) == 1
     assert waiting(one_engine) == set()
     assert differences(one_engine, world.truth()) == []

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from redis import Redis
 from sqlalchemy import Engine, update
+from sqlalchemy import event as hooks
 
 from models.database import write
 from models.tables import Change, Event, Mirror, Run, RunStatus, Task, Tick
@@ -486,7 +487,7 @@ def test_catch_ups_and_drains_beside_each_other_do_not_hold_each_other_up(both_e
         clock.goes_on(seconds=90)
         store(both_engines, (each for place, each in enumerate(events) if place % 5))
         errors: list[str] = []
-        event.listen(both_engines, "handle_error", lambda context: errors.append(str(context.original_exception)))
+        hooks.listen(both_engines, "handle_error", lambda context: errors.append(str(context.original_exception)))
         with ThreadPoolExecutor() as pool:
             drains = [pool.submit(drain, both_engines, Policy(batch_size=20)) for _ in range(2)]
             readers = [pool.submit(catch_up, both_engines, directory) for _ in range(2)]
