@@ -26,7 +26,7 @@ def test_two_commands_in_one_folder_share_one_server(commands: Commands, tmp_pat
     assert statuses(engine) == {"done": 20}
     engine.dispose()
     with Redis(unix_socket_path=str(folder / ".workos-sync" / "valkey.sock")) as redis:
-        assert len(SimpleWorker.all(connection=redis)) == 1
+        assert len(SimpleWorker.all(connection=redis)) == 2, "one drains, one repairs"
         assert redis.info("persistence")["aof_enabled"] == 1
         assert redis.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
     assert len(working_in(data)) == 1
