@@ -352,7 +352,7 @@ def members(organization: str, as_json: bool) -> None:
 def status(as_json: bool) -> None:
     """Say how things stand; exit code 1 if something is wrong."""
     settings = load_settings()
-    report = reports.status(_engine(), door_redis(redis_url(settings)))
+    report = reports.status(_engine(), door_redis(redis_url(settings)), settings.gap_seconds)
     if as_json:
         click.echo(reports.as_json(report))
     else:

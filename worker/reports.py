@@ -13,6 +13,7 @@ from sqlalchemy import Engine, RowMapping, exists, func, select
 from models.database import reading
 from models.tables import Change, Drift, Event, Run, RunStatus, Task
 from models.views import mirror_status, workspace_members, workspaces
+from worker.catch_up import gaps
 from worker.doorbell import queue_name
 from worker.inbox import backlog
 from worker.jobs import DRAIN
@@ -92,9 +93,16 @@ def list_members(engine: Engine, organization_id: str) -> dict[str, Any] | None:
         return {**workspace, "members": [dict(member) for member in members]}
 
 
-def status(engine: Engine, redis: Redis) -> dict[str, Any]:
-    """Return how things stand; `problems` lists what is wrong, each with its remedy, and is empty if all is well."""
+def status(engine: Engine, redis: Redis, gap_seconds: float) -> dict[str, Any]:
+    """Return how things stand; `problems` lists what is wrong, each with its remedy, and is empty if all is well.
+
+    Args:
+        engine: the database.
+        redis: with a short time-out.
+        gap_seconds: an event that no webhook brought for so long is a gap.
+    """
     waiting = backlog(engine)
+    missed, late = gaps(engine, gap_seconds)
     withholding = _withholding(engine)
     with reading(engine) as tx:
         mirror = tx.execute(select(mirror_status)).mappings().one()
@@ -118,6 +126,8 @@ def status(engine: Engine, redis: Redis) -> dict[str, Any]:
         "pending": waiting.pending,
         "oldest_pending_seconds": round(waiting.oldest_seconds, 3),
         "failed": waiting.failed,
+        "gaps": missed,
+        "late": late,
         "workers": workers,
         "problems": problems,
     }
