@@ -71,7 +71,7 @@ def probe(engine: Engine) -> None:
     """
     event = {"id": f"probe_{uuid.uuid4().hex}", "type": "probe", "body": b"", "source": "probe"}
     with engine.connect() as connection, connection.begin() as tx:
-        connection.execute(_accept(engine.dialect.name), event)
+        connection.execute(_accept(engine.dialect.name, "webhook"), event)
         tx.rollback()
 
 
