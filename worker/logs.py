@@ -42,7 +42,7 @@ def configure(log_format: Literal["json", "console"] | None) -> None:
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
+        cache_logger_on_first_use=False,  # a process may be configured again, as tests do
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

@@ -355,10 +355,10 @@ def test_a_listing_that_breaks_off_deletes_nothing_and_goes_on_where_it_stopped(
     one_engine: Engine, sandbox: Sandbox, directory: Directory, path: str, status: int, logs: list[Any]
 ) -> None:
     world = sandbox.world
-    populate(world, organizations=101, members=1)
+    populate(world, organizations=102, members=1)
     resync(one_engine, directory)
     before = live(one_engine)
-    gone = list(world.organizations)[100], list(world.users)[100]
+    gone = list(world.organizations)[101], list(world.users)[101]
     quietly(world, lambda: (world.delete_organization(gone[0]), world.delete_user(gone[1])))
     sandbox.faults.truncate(path, 2, status=status)
     run_id = start(one_engine, "test")
@@ -370,7 +370,7 @@ def test_a_listing_that_breaks_off_deletes_nothing_and_goes_on_where_it_stopped(
     sandbox.faults.clear()
     sandbox.calls.clear()
     assert go_on(one_engine, directory, run_id)
-    assert sandbox.calls.total() < 101 + 10
+    assert sandbox.calls.total() < 101 + 12
     assert {key for key, _ in found(one_engine, run_id).items()} == {("organization", gone[0]), ("user", gone[1])}
     assert run_row(one_engine, run_id)["error"] is None
     assert differences(one_engine, world.truth()) == []
@@ -595,7 +595,7 @@ def test_an_odd_item_is_reported_and_the_rest_of_the_page_is_used(
     assert differences(one_engine, world.truth()) == []
 
 
-@pytest.mark.parametrize("page", [1, 3])
+@pytest.mark.parametrize("page", [1, 2])
 @pytest.mark.parametrize("path", [USERS, MEMBERSHIPS])
 def test_after_an_odd_item_on_any_page_nothing_of_that_listing_is_deleted(
     one_engine: Engine, sandbox: Sandbox, directory: Directory, path: str, page: int
