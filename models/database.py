@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import ColumnElement, Connection, Engine, create_engine, delete, event, select, text, tuple_
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
@@ -171,6 +171,12 @@ _PATIENCE = Retrying(
     wait=wait_random_exponential(multiplier=0.02, max=1.0),
     reraise=True,
 )
+
+
+def delete_some(tx: Connection, table: type[Any], *which: ColumnElement[bool], most: int) -> int:
+    """Delete at most so many of the rows that fulfil all of `which`, and return how many: long deletes hold locks."""
+    key = table.__table__.primary_key.columns
+    return tx.execute(delete(table).where(tuple_(*key).in_(select(*key).where(*which).limit(most)))).rowcount
 
 
 def write(engine: Engine, step: Callable[[Connection], R]) -> R:

@@ -268,6 +268,8 @@ class Read(Base):
     object_id: Mapped[str] = mapped_column(primary_key=True)
     run_id: Mapped[str] = mapped_column(primary_key=True, server_default="")
     """The resync that asks; empty if an event does."""
+    event_id: Mapped[str | None]
+    """The event that asks."""
     reason: Mapped[str]
     due_at: Mapped[datetime] = mapped_column(server_default=db_now(), index=True)
     attempts: Mapped[int] = mapped_column(server_default="0")
@@ -339,10 +341,12 @@ class Listing(Base):
     after: Mapped[str | None]
     """The cursor of the next page."""
     state: Mapped[str] = mapped_column(server_default="open")
-    """`open`; `complete` with every item used; `partial` if an item was odd, or the parent gone."""
+    """`open`; `complete` with every item used; `partial` if one was odd, the parent gone, or it cannot be read."""
     odd: Mapped[bool] = mapped_column(server_default=false())
     """Whether an item could not be used: then what was not listed may be that item."""
     began_at: Mapped[datetime | None]
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    """How often it failed while WorkOS answered otherwise."""
 
 
 class Seen(Base):

@@ -35,7 +35,7 @@ from worker.errors import ConfigurationError
 from worker.jobs import DRAIN, REPAIR
 from worker.logs import configure
 from worker.progress import progress
-from worker.repair import bind, connect, schedule, watch, work_on
+from worker.repair import bind, connect, require_same_environment, schedule, watch, work_on
 from worker.resync import start
 from worker.retention import forget
 from worker.role_map import adopt
@@ -48,6 +48,8 @@ out = Console()
 log = structlog.get_logger()
 
 TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
+MOST_SHOWN = 200
+"""Rows of a drift report in a terminal."""
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
@@ -203,7 +205,7 @@ def resync(organization: str | None, dry_run: bool, approve: str | None, as_json
         raise click.UsageError("--approve carries out a run's list: it goes with no other option")
     settings = load_settings("workos_api_key", "workos_client_id")
     configure(settings.log_format)
-    with _reaching_workos(settings) as (wiring, directory), _until_stopped() as stop:
+    with _reaching_workos(settings, bound=not dry_run) as (wiring, directory), _until_stopped() as stop:
         if organization and not _known(wiring.engine, directory, organization):
             _fail(f"WorkOS knows no organization {organization}")
         who = getpass.getuser()
@@ -212,8 +214,9 @@ def resync(organization: str | None, dry_run: bool, approve: str | None, as_json
             over = work_on(wiring.engine, directory, settings, wiring.bell, run_id, stop.is_set) or followed(
                 wiring.engine, run_id, stop.wait
             )
-        _report(wiring.engine, run_id, as_json=as_json)
         ended = reports.run(wiring.engine, run_id)
+        assert ended is not None  # noqa: S101 - nothing deletes a run of today
+        _report(wiring.engine, ended, as_json=as_json)
     if not over:
         click.echo(f"workos-sync: run {run_id} was interrupted; a worker goes on with it, or this command", err=True)
     if ended["error"]:
@@ -230,13 +233,17 @@ def _known(engine: Engine, directory: Directory, organization_id: str) -> bool:
     return here is not None and here["state"] == "active"
 
 
-def _report(engine: Engine, run_id: str, *, as_json: bool) -> None:
-    run_row, drifts = reports.run(engine, run_id), reports.drift(engine, run_id)
+def _report(engine: Engine, run_row: dict[str, Any], *, as_json: bool) -> None:
+    run_id = run_row["id"]
     if as_json:
-        click.echo(reports.as_json({**run_row, "drift": drifts}))
+        for piece in reports.run_as_json(engine, run_row):
+            click.echo(piece, nl=False)
         return
+    drifts = list(reports.drift(engine, run_id, MOST_SHOWN + 1))
     if drifts:
-        out.print(_table(("kind", "object_id", "organization_id", "finding", "fields", "action"), drifts))
+        out.print(_table(("kind", "object_id", "organization_id", "finding", "fields", "action"), drifts[:MOST_SHOWN]))
+    if len(drifts) > MOST_SHOWN:
+        click.echo(f"... and more; all of it: workos-sync runs show {run_id} --json")
     found = ", ".join(f"{number} {finding}" for finding, number in run_row["findings"].items()) or "no drift"
     click.echo(f"run {run_id}: {found}; {run_row['calls']} calls")
     if run_row["withheld"]:
@@ -245,8 +252,11 @@ def _report(engine: Engine, run_id: str, *, as_json: bool) -> None:
 
 
 @contextmanager
-def _reaching_workos(settings: Settings) -> Iterator[tuple[Wiring, Directory]]:
-    """Yield the parts of a process that asks WorkOS's API, once it is known to be the right environment."""
+def _reaching_workos(settings: Settings, *, bound: bool = True) -> Iterator[tuple[Wiring, Directory]]:
+    """Yield the parts of a process that asks WorkOS's API, once it is known to be the right environment.
+
+    `bound`: whether a database that is not bound to any environment yet is bound to this one.
+    """
     with redis_server(settings) as redis, ExitStack() as ended:
         wiring = wire(settings, redis.url)
         ended.callback(wiring.engine.dispose)
@@ -254,8 +264,39 @@ def _reaching_workos(settings: Settings) -> Iterator[tuple[Wiring, Directory]]:
         require_migrated(wiring.engine)
         directory = connect(settings, wiring.redis)
         ended.callback(directory.close)
-        bind(wiring.engine, directory, settings)
+        (bind if bound else require_same_environment)(wiring.engine, directory, settings)
         yield wiring, directory
+
+
+@main.group()
+def runs() -> None:
+    """Look at resyncs, catch-ups and retention: what they found and did."""
+
+
+@runs.command("list")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@json_option
+def runs_list(limit: int, as_json: bool) -> None:
+    """List the newest runs."""
+    rows = reports.list_runs(_engine(), limit)
+    if as_json:
+        click.echo(reports.as_json(rows))
+        return
+    columns = ("created_at", "id", "task", "status", "phase", "requested_by", "finished_at", "calls", "error")
+    out.print(_table(columns, rows))
+
+
+@runs.command("show")
+@click.argument("run_id", metavar="RUN")
+@json_option
+def runs_show(run_id: str, as_json: bool) -> None:
+    """Show what a resync found different, and what was done about it."""
+    engine = _engine()
+    row = reports.run(engine, run_id)
+    if row is None:
+        click.echo(f"workos-sync: there is no run {run_id}", err=True)
+        sys.exit(1)
+    _report(engine, row, as_json=as_json)
 
 
 @main.command("catch-up")
@@ -352,7 +393,8 @@ def members(organization: str, as_json: bool) -> None:
 def status(as_json: bool) -> None:
     """Say how things stand; exit code 1 if something is wrong."""
     settings = load_settings()
-    report = reports.status(_engine(), door_redis(redis_url(settings)), settings.gap_seconds)
+    redis = door_redis(redis_url(settings))
+    report = reports.status(_engine(), redis, settings.gap_seconds, repairs=settings.repairs)
     if as_json:
         click.echo(reports.as_json(report))
     else:

@@ -68,7 +68,7 @@ def approve(tx: Connection, run_id: str, approved: str) -> None:
         raise ConfigurationError(f"run {approved} withheld no deletions")
     for kind in Kind:
         for ids in _batches(tx, select(Drift.object_id).where(*withheld, Drift.kind == kind), Drift.object_id):
-            ask(tx, kind, ids, f"approved deletion of run {approved}", run_id=run_id)
+            ask(tx, kind, ids, f"approved deletion of run {approved}", run_id)
 
 
 def with_own_roles(tx: Connection, run_id: str) -> list[str]:

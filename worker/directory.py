@@ -21,6 +21,7 @@ log = structlog.get_logger()
 PAGE = 100
 """The most WorkOS lists at once."""
 MOST_TRIES = 5
+FIRST_WAIT_SECONDS = 0.25
 LONGEST_WAIT_SECONDS = 60.0
 REFUSED = (401, 403)
 MALFORMED = (400, 422)
@@ -268,10 +269,10 @@ def _can_pass(error: BaseException) -> bool:
 
 
 def _wait(state: RetryCallState) -> float:
-    """Return the seconds to wait: what WorkOS said, else doubling from a quarter of a second."""
+    """Return the seconds to wait: what WorkOS said, else doubling."""
     error = state.outcome.exception() if state.outcome else None
     said = getattr(error, "retry_after", None)
-    wait = float(said) if isinstance(said, int | float) else 0.25 * 2.0 ** (state.attempt_number - 1)
+    wait = float(said) if isinstance(said, int | float) else FIRST_WAIT_SECONDS * 2.0 ** (state.attempt_number - 1)
     return min(wait, LONGEST_WAIT_SECONDS)
 
 

@@ -5,13 +5,13 @@ stays missing, a role that was deleted) or by a resync (whatever a listing canno
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Engine, Text, cast, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Text, cast, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from models.database import reading, turn, write
@@ -38,9 +38,18 @@ PARENT_MISSING = "parent missing"
 UNDER_TOMBSTONE = "event under a resync's tombstone"
 
 
-def ask(tx: Connection, kind: Kind, ids: Iterable[str], reason: str, *, run_id: str = "", after: float = 0.0) -> None:
-    """Ask for objects to be read by id, `after` seconds or more from now. What is asked for already is not again."""
-    rows = [{"kind": kind, "object_id": id, "reason": reason, "run_id": run_id} for id in sorted(set(ids))]
+def ask(tx: Connection, kind: Kind, ids: Iterable[str], reason: str, run_id: str) -> None:
+    """Ask, for a resync, for objects to be read by id. What it has asked for already is not again."""
+    _ask(tx, [{"kind": kind, "object_id": id, "reason": reason, "run_id": run_id} for id in sorted(set(ids))])
+
+
+def _ask_for_events(tx: Connection, kind: Kind, asking: Mapping[str, str], reason: str, after: float = 0.0) -> None:
+    """Ask for objects, object id to the event that asks, `after` seconds or more from now."""
+    ids = sorted(asking.items())
+    _ask(tx, [{"kind": kind, "object_id": id, "reason": reason, "event_id": event} for id, event in ids], after)
+
+
+def _ask(tx: Connection, rows: list[dict[str, Any]], after: float = 0.0) -> None:
     if rows:
         insert: Any = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
         tx.execute(insert(Read).values(due_at=db_in(after)).on_conflict_do_nothing(), rows)
@@ -153,33 +162,35 @@ def ask_after(tx: Connection, arrivals: Sequence[Arrival], decisions: Sequence[D
     An id under a resync's tombstone; a parent that is missing, unless it comes within a minute; and the memberships
     that had a deleted role, for whether each is announced is not known (WORKOS.md).
     """
-    doubtful: dict[Kind, set[str]] = {}
-    parents: dict[Kind, set[str]] = {Kind.ORGANIZATION: set(), Kind.USER: set()}
-    for (snapshot, _, _), decision in zip(arrivals, decisions, strict=True):
+    doubtful: dict[Kind, dict[str, str]] = {}
+    parents: dict[Kind, dict[str, str]] = {Kind.ORGANIZATION: {}, Kind.USER: {}}
+    for (snapshot, _, event_id), decision in zip(arrivals, decisions, strict=True):
         content = snapshot.state.content
         if decision.in_doubt:
-            doubtful.setdefault(snapshot.kind, set()).add(snapshot.id)
+            doubtful.setdefault(snapshot.kind, {})[snapshot.id] = event_id
         if decision.outcome is not Outcome.APPLIED:
             continue
         if snapshot.kind is Kind.ROLE and snapshot.state.deleted:
-            _ask_for_holders(tx, content["organization_id"], content["slug"])
+            _ask_for_holders(tx, content["organization_id"], content["slug"], event_id)
         if snapshot.kind in (Kind.MEMBERSHIP, Kind.DOMAIN) and not snapshot.state.deleted:
-            parents[Kind.ORGANIZATION].add(content["organization_id"])
-            parents[Kind.USER].update([content["user_id"]] if snapshot.kind is Kind.MEMBERSHIP else [])
-    for kind, ids in doubtful.items():
-        ask(tx, kind, ids, UNDER_TOMBSTONE)
-    for kind, ids in parents.items():
-        known = set(tx.execute(select(TABLES[kind].id).where(TABLES[kind].id.in_(ids))).scalars()) if ids else set()
-        ask(tx, kind, ids - known, PARENT_MISSING, after=PARENT_PATIENCE_SECONDS)
+            parents[Kind.ORGANIZATION].setdefault(content["organization_id"], event_id)
+            if snapshot.kind is Kind.MEMBERSHIP:
+                parents[Kind.USER].setdefault(content["user_id"], event_id)
+    for kind, asking in doubtful.items():
+        _ask_for_events(tx, kind, asking, UNDER_TOMBSTONE)
+    for kind, asking in parents.items():
+        known = set(tx.execute(select(TABLES[kind].id).where(TABLES[kind].id.in_(asking))).scalars() if asking else ())
+        missing = {id: event_id for id, event_id in asking.items() if id not in known}
+        _ask_for_events(tx, kind, missing, PARENT_MISSING, after=PARENT_PATIENCE_SECONDS)
 
 
-def _ask_for_holders(tx: Connection, organization_id: str | None, slug: str) -> None:
+def _ask_for_holders(tx: Connection, organization_id: str | None, slug: str, event_id: str) -> None:
     holders = select(Membership.id).where(
         Membership.deleted_by.is_(None), cast(Membership.workos_roles, Text).contains(json.dumps(slug), autoescape=True)
     )
     if organization_id:
         holders = holders.where(Membership.organization_id == organization_id)
-    ask(tx, Kind.MEMBERSHIP, tx.execute(holders).scalars(), ROLE_DELETED)
+    _ask_for_events(tx, Kind.MEMBERSHIP, dict.fromkeys(tx.execute(holders).scalars(), event_id), ROLE_DELETED)
 
 
 def work_due(engine: Engine, directory: Directory, stopping: Callable[[], bool]) -> int:
@@ -192,21 +203,21 @@ def work_due(engine: Engine, directory: Directory, stopping: Callable[[], bool])
     """
     settled = 0
     while not stopping() and (wanted := _due(engine)):
-        for kind, id, reason in wanted:
+        for read in wanted:
             if stopping():
                 break
-            settled += _settle(engine, directory, kind, id, reason)
+            settled += _settle(engine, directory, read)
     return settled
 
 
-def _due(engine: Engine) -> list[tuple[Kind, str, str]]:
-    due = select(Read.kind, Read.object_id, Read.reason).where(Read.run_id == "", Read.due_at <= db_now())
+def _due(engine: Engine) -> Sequence[RowMapping]:
+    due = select(Read.__table__).where(Read.run_id == "", Read.due_at <= db_now())
     with reading(engine) as tx:
-        rows = tx.execute(due.order_by(Read.due_at).limit(STEP)).all()
-        return [(Kind(kind), id, reason) for kind, id, reason in rows]
+        return tx.execute(due.order_by(Read.due_at).limit(STEP)).mappings().all()
 
 
-def _settle(engine: Engine, directory: Directory, kind: Kind, id: str, reason: str) -> bool:
+def _settle(engine: Engine, directory: Directory, read: RowMapping) -> bool:
+    kind, id, reason = Kind(read["kind"]), read["object_id"], read["reason"]
     here = (Read.run_id == "", Read.kind == kind, Read.object_id == id)
 
     def done(tx: Connection, _result: Result | None = None) -> bool:
@@ -216,7 +227,7 @@ def _settle(engine: Engine, directory: Directory, kind: Kind, id: str, reason: s
     if reason == PARENT_MISSING and _arrived(engine, kind, id):
         return write(engine, done)
     try:
-        result = confirmed_read(engine, directory, kind, id, ("read", reason), done)
+        result = confirmed_read(engine, directory, kind, id, ("event", read["event_id"] or reason), done)
     except (UnreadableError, PayloadError) as error:
         problem = str(error)
         write(engine, lambda tx: _later(tx, here, problem))

@@ -8,7 +8,7 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, exists, select, update
 
 from models.database import reading, write
-from models.tables import Mirror, Organization, Read, Run, RunStatus, Task
+from models.tables import TABLES, Kind, Mirror, Organization, Read, Run, RunStatus, Task
 from models.types import db_in, db_now
 from worker import reads, runs
 from worker.bucket import Buckets
@@ -27,6 +27,8 @@ log = structlog.get_logger()
 
 MARGIN = timedelta(minutes=5)
 """The first catch-up begins so long before the first resync: an event may be older than when it can be read."""
+PAUSE = 60.0
+"""Seconds between a first resync that failed and the next."""
 
 
 def connect(settings: Settings, redis: Redis) -> Directory:
@@ -41,26 +43,49 @@ def connect(settings: Settings, redis: Redis) -> Directory:
 def bind(engine: Engine, directory: Directory, settings: Settings) -> None:
     """Bind the database to its WorkOS environment on the first start; refuse another one's later (DESIGN, rule 10).
 
-    Also starts the resyncs that a first start, or a release that acts on further event types, asks for.
+    Raises:
+        ConfigurationError, RefusedKeyError, UnreadableError: as `require_same_environment`.
+    """
+    require_same_environment(engine, directory, settings)
+    with reading(engine) as tx:
+        if tx.execute(select(Mirror.backfill_from)).scalar_one() is not None:
+            return
+    client_id, started = settings.workos_client_id or "", directory.now() - MARGIN
+    write(engine, lambda tx: _bind(tx, client_id, started))
+
+
+def require_same_environment(engine: Engine, directory: Directory, settings: Settings) -> None:
+    """Check that the settings name the environment that this database mirrors, if it mirrors one.
 
     Raises:
-        ConfigurationError: the client id is another's, or the key sees none of the organizations known here.
+        ConfigurationError: the client id is another's, or the key sees nothing that is known here.
         RefusedKeyError: WorkOS refuses the key.
         UnreadableError: WorkOS does not answer.
     """
-    client_id = settings.workos_client_id or ""
     with reading(engine) as tx:
         bound, known = tx.execute(select(Mirror.client_id, Mirror.known_organizations)).one()
-        # What a delete event removed is 404 in every environment.
-        gone = Organization.id.in_(known or []) & (Organization.deleted_by == "event")
-        living = set(known or []).difference(tx.execute(select(Organization.id).where(gone)).scalars())
-    _require_same(bound, client_id)
-    if living and all(directory.organization(id).item is None for id in sorted(living)):
+    _require_same(bound, settings.workos_client_id or "")
+    if known and not _sees(engine, directory, known):
         raise ConfigurationError(
             "WORKOS_API_KEY: it sees none of the organizations known here; is it another environment's?"
         )
-    started = directory.now() - MARGIN
-    write(engine, lambda tx: _bind(tx, client_id, started))
+
+
+def _sees(engine: Engine, directory: Directory, known: list[str]) -> bool:
+    """Whether a key sees anything of this mirror: ids are unique over all environments."""
+    with reading(engine) as tx:
+        # Those that are gone are 404 in every environment.
+        living = select(Organization.id).where(Organization.id.in_(known), Organization.deleted_by.is_(None))
+        ids = sorted(tx.execute(living).scalars())
+    if not ids or any(directory.organization(id).item is not None for id in ids):
+        return True
+    # All of them deleted, and no event told? Then others, or their people, are still there.
+    for kind, list_page in ((Kind.ORGANIZATION, directory.organizations), (Kind.USER, directory.users)):
+        listed = [item.get("id") for item in list_page(None).items if isinstance(item, dict)]
+        with reading(engine) as tx:
+            if tx.execute(select(TABLES[kind].id).where(TABLES[kind].id.in_(listed)).limit(1)).one_or_none():
+                return True
+    return False
 
 
 def _require_same(bound: str | None, client_id: str) -> None:
@@ -71,14 +96,23 @@ def _require_same(bound: str | None, client_id: str) -> None:
 
 
 def _bind(tx: Connection, client_id: str, started: datetime) -> None:
-    """On an empty mirror "nobody has access" would be a lie: note the time, resync, then catch up from that time."""
+    """On an empty mirror "nobody has access" would be a lie: note the time from which to catch up after the resync."""
     mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()
     _require_same(mirror.client_id, client_id)
     if mirror.backfill_from is None:
         first = {"client_id": client_id, "backfill_from": started, "cursor_at": started}
         tx.execute(update(Mirror).values(event_types=ACTED_ON, **first))
+
+
+def _begin_due(tx: Connection) -> None:
+    """Begin the resync that a first start, or a release that acts on further event types, asks for."""
+    mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()
+    if mirror.backfill_from is None:
+        return
     if mirror.last_resync_at is None:
-        _begin_unless_busy(tx, "first start")
+        failed = (Run.task == Task.RESYNC, Run.status == RunStatus.FAILED, Run.finished_at > db_in(-PAUSE))
+        if not tx.execute(select(exists().where(*failed))).scalar_one():
+            _begin_unless_busy(tx, "first start")
     elif (new := set(ACTED_ON).difference(mirror.event_types or ())) and _begin_unless_busy(tx, "new release"):
         # Events of these types were ignored until now: what they told is found by listing.
         log.info("new_event_types", types=sorted(new))
@@ -97,6 +131,7 @@ def schedule(engine: Engine, settings: Settings) -> None:
     """Create the runs that are due. Tick and run are one transaction: two clocks, or a missed tick, do no harm."""
     duties = {Task.RETENTION: settings.retention_seconds}
     if settings.repairs:
+        write(engine, _begin_due)
         duties |= {Task.RESYNC: settings.resync_seconds, Task.CATCH_UP: settings.catch_up_seconds}
     for task, every in duties.items():
         try:
@@ -157,6 +192,7 @@ def repair(
     if directory is None:
         return
     bind(engine, directory, settings)
+    write(engine, _begin_due)
     for run_id in runs.free(engine):
         if not stopping():
             work_on(engine, directory, settings, bell, run_id, stopping)
@@ -229,7 +265,8 @@ def _catch_up(engine: Engine, directory: Directory, settings: Settings, bell: Do
 
 
 def _catch_up_if_first(tx: Connection) -> None:
-    if tx.execute(select(Mirror.backfilled_at)).scalar_one() is None:
+    first = select(Mirror.id).where(Mirror.backfilled_at.is_(None), Mirror.last_resync_at.is_not(None))
+    if tx.execute(first).one_or_none() is not None:
         try:
             create(tx, Task.CATCH_UP, "first start")
         except BusyError:

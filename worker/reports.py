@@ -1,6 +1,7 @@
 """What operators read: events, members, status. Times are aware and in UTC."""
 
 import json
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -8,18 +9,21 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
-from sqlalchemy import Engine, RowMapping, exists, func, select
+from sqlalchemy import Connection, Engine, RowMapping, exists, func, select
 
 from models.database import reading
-from models.tables import Change, Drift, Event, Run, RunStatus, Task
+from models.tables import Change, Drift, Event, Membership, Mirror, Run, RunStatus, Task
 from models.views import mirror_status, workspace_members, workspaces
 from worker.catch_up import gaps
 from worker.doorbell import queue_name
-from worker.inbox import backlog
+from worker.inbox import Backlog, backlog
 from worker.jobs import DRAIN
 
 OVERDUE_SECONDS = 60.0
 """A healthy mirror applies an event within seconds."""
+
+STEP = 500
+"""Rows of a report read at once."""
 
 LISTED = (
     Event.id,
@@ -93,20 +97,41 @@ def list_members(engine: Engine, organization_id: str) -> dict[str, Any] | None:
         return {**workspace, "members": [dict(member) for member in members]}
 
 
-def status(engine: Engine, redis: Redis, gap_seconds: float) -> dict[str, Any]:
+def status(engine: Engine, redis: Redis, gap_seconds: float, *, repairs: bool) -> dict[str, Any]:
     """Return how things stand; `problems` lists what is wrong, each with its remedy, and is empty if all is well.
 
     Args:
         engine: the database.
         redis: with a short time-out.
         gap_seconds: an event that no webhook brought for so long is a gap.
+        repairs: whether WorkOS's API can be asked.
     """
     waiting = backlog(engine)
     missed, late = gaps(engine, gap_seconds)
-    withholding = _withholding(engine)
     with reading(engine) as tx:
         mirror = tx.execute(select(mirror_status)).mappings().one()
+        unmapped = _unmapped(tx)
+        repair_problems = _repair_problems(tx) if repairs else []
+        runs = tx.execute(select(Run.__table__).where(Run.status == RunStatus.RUNNING).order_by(Run.created_at)).all()
+    if repairs and mirror["state"] == "backfilling" and not runs:
+        repair_problems.append("the mirror was never filled: start workos-sync clock and worker")
     workers = _workers(redis)
+    return {
+        "mirror": dict(mirror),
+        "pending": waiting.pending,
+        "oldest_pending_seconds": round(waiting.oldest_seconds, 3),
+        "failed": waiting.failed,
+        "gaps": missed,
+        "late": late,
+        "unmapped_roles": [f"{slug}: {number} memberships" for slug, number in unmapped],
+        "repair": "on" if repairs else "off: WORKOS_API_KEY is not set",
+        "runs": [f"{run.task} {run.id}, {run.phase}, of {run.requested_by}" for run in runs],
+        "workers": workers,
+        "problems": _inbox_problems(waiting, workers) + repair_problems,
+    }
+
+
+def _inbox_problems(waiting: Backlog, workers: int | None) -> list[str]:
     problems = []
     if workers is None:
         problems.append(
@@ -118,30 +143,33 @@ def status(engine: Engine, redis: Redis, gap_seconds: float) -> dict[str, Any]:
         problems.append(f"{waiting.failed} events failed: workos-sync events list --status failed")
     if waiting.oldest_seconds > OVERDUE_SECONDS:
         problems.append(f"the oldest pending event waits for {waiting.oldest_seconds:.0f} s: check worker and clock")
-    if withholding is not None:
-        remedy = f"look at them, then: workos-sync resync --approve {withholding}"
-        problems.append(f"resync {withholding} withholds deletions: {remedy}")
-    return {
-        "mirror": dict(mirror),
-        "pending": waiting.pending,
-        "oldest_pending_seconds": round(waiting.oldest_seconds, 3),
-        "failed": waiting.failed,
-        "gaps": missed,
-        "late": late,
-        "workers": workers,
-        "problems": problems,
-    }
+    return problems
 
 
-def _withholding(engine: Engine) -> str | None:
-    """Return the last full resync if it withholds deletions that no one has approved."""
-    full = (Run.task == Task.RESYNC, Run.status == RunStatus.DONE, Run.organization_id.is_(None), ~Run.dry_run)
-    last = select(Run.id).where(*full, Run.approves.is_(None)).order_by(Run.finished_at.desc(), Run.id).limit(1)
-    with reading(engine) as tx:
-        run_id = tx.execute(last).scalar_one_or_none()
-        approved = exists().where(*full, Run.approves == run_id)
-        held = exists().where(Drift.run_id == run_id, Drift.action == "withheld")
-        return run_id if tx.execute(select(held & ~approved)).scalar_one() else None
+def _repair_problems(tx: Connection) -> list[str]:
+    """Return what is wrong with the last full resync that ended."""
+    full = (Run.task == Task.RESYNC, Run.organization_id.is_(None), ~Run.dry_run)
+    ended = (*full, Run.status != RunStatus.RUNNING, Run.approves.is_(None))
+    last = tx.execute(
+        select(Run.__table__).where(*ended).order_by(Run.finished_at.desc(), Run.id).limit(1)
+    ).one_or_none()
+    if last is None:
+        return []
+    if last.status == RunStatus.FAILED:
+        return [f"resync {last.id} failed: {last.error}"]
+    approved = exists().where(*full, Run.status == RunStatus.DONE, Run.approves == last.id)
+    held = exists().where(Drift.run_id == last.id, Drift.action == "withheld")
+    if not tx.execute(select(held & ~approved)).scalar_one():
+        return []
+    return [f"resync {last.id} withholds deletions: look at them, then: workos-sync resync --approve {last.id}"]
+
+
+def _unmapped(tx: Connection) -> list[tuple[str, int]]:
+    """Return the role slugs that no ROLE_MAP names, and so count as `member`, with their live memberships."""
+    known = tx.execute(select(Mirror.role_map)).scalar_one()
+    slug = Membership.workos_role
+    used = select(slug, func.count()).where(Membership.deleted_by.is_(None), slug.is_not(None)).group_by(slug)
+    return [(str(name), number) for name, number in tx.execute(used.order_by(slug)) if name not in known]
 
 
 def _workers(redis: Redis) -> int | None:
@@ -157,18 +185,38 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v))
 
 
-def run(engine: Engine, run_id: str) -> dict[str, Any]:
-    """Return a run with its findings counted and the number of deletions it withholds."""
+def list_runs(engine: Engine, limit: int = 50) -> list[dict[str, Any]]:
+    """Return the newest runs, newest first."""
+    query = select(Run.__table__).order_by(Run.created_at.desc(), Run.id).limit(limit)
     with reading(engine) as tx:
-        row = tx.execute(select(Run.__table__).where(Run.id == run_id)).mappings().one()
+        return [dict(row) for row in tx.execute(query).mappings()]
+
+
+def run(engine: Engine, run_id: str) -> dict[str, Any] | None:
+    """Return a run with its findings counted and the number of deletions it withholds; None if the id is unknown."""
+    with reading(engine) as tx:
+        row = tx.execute(select(Run.__table__).where(Run.id == run_id)).mappings().one_or_none()
+        if row is None:
+            return None
         counted = select(Drift.finding, func.count()).where(Drift.run_id == run_id).group_by(Drift.finding)
         held = select(func.count()).select_from(Drift).where(Drift.run_id == run_id, Drift.action == "withheld")
         findings = {str(finding): number for finding, number in tx.execute(counted)}
         return {**row, "findings": findings, "withheld": tx.execute(held).scalar_one()}
 
 
-def drift(engine: Engine, run_id: str) -> list[dict[str, Any]]:
-    """Return what a run found different, by kind and id."""
+def drift(engine: Engine, run_id: str, most: int | None = None) -> Iterator[dict[str, Any]]:
+    """Yield what a run found different, by kind and id, `most` of it: a first resync finds the whole mirror missing."""
+    query = select(Drift.__table__).where(Drift.run_id == run_id).order_by(Drift.kind, Drift.object_id).limit(most)
     with reading(engine) as tx:
-        query = select(Drift.__table__).where(Drift.run_id == run_id).order_by(Drift.kind, Drift.object_id)
-        return [dict(row) for row in tx.execute(query).mappings()]
+        for row in tx.execute(query, execution_options={"yield_per": STEP}).mappings():
+            yield dict(row)
+
+
+def run_as_json(engine: Engine, run_row: dict[str, Any]) -> Iterator[str]:
+    """Yield a run of `run` and its `drift` as the pieces of one JSON document."""
+    yield as_json(run_row).removesuffix("\n}") + ',\n  "drift": ['
+    before = "\n"
+    for row in drift(engine, run_row["id"]):
+        yield before + as_json(row)
+        before = ",\n"
+    yield "]\n}\n"

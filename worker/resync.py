@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from models.database import reading, turn, write
+from models.database import delete_some, reading, turn, write
 from models.tables import Drift, Kind, Listing, Mirror, Read, Run, RunStatus, Seen, Task
 from models.types import db_now
 from worker import deletions
@@ -34,8 +34,10 @@ log = structlog.get_logger()
 AT_ONCE = 8
 """Calls in flight."""
 CAUSE = "resync"
-MOST_READ_TRIES = 3
-"""An object that cannot be read so often is reported, and no longer holds the run up."""
+MOST_TRIES = 3
+"""What cannot be read so often, while WorkOS answers otherwise, is reported and no longer holds the run up."""
+STEP = 5_000
+"""Rows deleted in one transaction."""
 AHEAD = 200
 """Items of work read ahead from the database."""
 PAGE_PAUSE_S = 0.02
@@ -44,6 +46,10 @@ SOME = 5
 """Organizations remembered, to know this environment's key by."""
 
 T = TypeVar("T")
+
+
+class ListingFailedError(Exception):
+    """A listing without which a resync makes no sense cannot be read, though WorkOS answers otherwise."""
 
 
 def start(
@@ -138,14 +144,27 @@ class Resync:
         except RefusedKeyError as error:
             message = str(error)
             self._write(lambda tx: self._finish(tx, RunStatus.FAILED, message))
+            self._clear()
             raise
+        except ListingFailedError as error:
+            message = str(error)
+            log.warning("resync_failed", run=self._held.run_id, error=message)
+            self._write(lambda tx: self._finish(tx, RunStatus.FAILED, message))
         except UnreadableError as error:
             # Left as it is: the lease ends, and the next worker goes on from here.
             message = str(error)
             log.warning("resync_interrupted", run=self._held.run_id, error=message)
             self._write(lambda tx: self._leave(tx, message))
             return False
+        self._clear()
         return True
+
+    def _clear(self) -> None:
+        """Drop what only the run needed; in small steps, for the door. What is left by a crash falls to retention."""
+        for table in (Seen, Listing, Read):
+            mine = table.run_id == self._held.run_id
+            while self._write(lambda tx: delete_some(tx, table, mine, most=STEP)):  # noqa: B023 - called now
+                pass
 
     def _leave(self, tx: Connection, error: str | None) -> None:
         self._held.check(tx)
@@ -173,9 +192,10 @@ class Resync:
         return True
 
     def _open_listings(self, limit: int) -> list[tuple[str, str]]:
-        query = select(Listing.name, Listing.parent).where(Listing.run_id == self._held.run_id, Listing.state == "open")
+        mine = select(Listing.name, Listing.parent).where(Listing.run_id == self._held.run_id, Listing.state == "open")
+        query = mine.order_by(Listing.attempts).limit(limit)  # what failed before comes last
         with reading(self._engine) as tx:
-            return [(name, parent) for name, parent in tx.execute(query.limit(limit))]
+            return [(name, parent) for name, parent in tx.execute(query)]
 
     def _list_one(self, listing: tuple[str, str]) -> None:
         name, parent = listing
@@ -186,17 +206,13 @@ class Resync:
         while more and not self._leaving():
             try:
                 page = self._fetch(name, parent, after)
-            except NotThereError:
-                if not parent:
-                    raise
-                self._write(lambda tx: self._parent_is_gone(tx, name, parent))
+            except UnreadableError as error:
+                if isinstance(error, QueryRefusedError) and resumed and after is not None:
+                    log.warning("cursor_lost", run=self._held.run_id, listing=name)
+                    after, resumed = None, False
+                    continue
+                self._not_listed(name, parent, error)
                 return
-            except QueryRefusedError:
-                if not resumed or after is None:
-                    raise
-                log.warning("cursor_lost", run=self._held.run_id, listing=name)
-                after, resumed = None, False
-                continue
             self._write(lambda tx: self._take(tx, name, parent, page, began))  # noqa: B023 - called now
             after, resumed, more = page.after, False, page.after is not None
 
@@ -217,10 +233,28 @@ class Resync:
                 return directory.organization_roles(parent)
         raise ValueError(name)
 
+    def _not_listed(self, name: str, parent: str, error: UnreadableError) -> None:
+        if parent and isinstance(error, NotThereError):
+            self._write(lambda tx: self._parent_is_gone(tx, name, parent))
+            return
+        self._directory.now()  # with WorkOS away altogether, the run waits for it
+        self._write(lambda tx: self._listing_failed(tx, name, parent, str(error)))
+
+    def _listing_failed(self, tx: Connection, name: str, parent: str, problem: str) -> None:
+        self._held.check(tx)
+        log.warning("listing_failed", run=self._held.run_id, listing=name, parent=parent, error=problem)
+        tries = update(Listing).where(*self._here(name, parent)).values(attempts=Listing.attempts + 1)
+        if tx.execute(tries.returning(Listing.attempts)).scalar_one() < MOST_TRIES:
+            return
+        if not parent:
+            raise ListingFailedError(problem)
+        self._note_listing(tx, name, parent, {"state": "partial"})
+        self._note_drift(tx, [odd_item(Kind.ORGANIZATION, parent, f"its {name}: {problem}")])
+
     def _parent_is_gone(self, tx: Connection, name: str, parent: str) -> None:
         self._held.check(tx)
         self._note_listing(tx, name, parent, {"state": "partial"})
-        ask(tx, Kind.ORGANIZATION, [parent], "its listing answered 404", run_id=self._held.run_id)
+        ask(tx, Kind.ORGANIZATION, [parent], "its listing answered 404", self._held.run_id)
 
     def _note_listing(self, tx: Connection, name: str, parent: str, values: dict[str, Any]) -> None:
         tx.execute(update(Listing).where(*self._here(name, parent)).values(values))
@@ -254,7 +288,7 @@ class Resync:
         tx.execute(_insert(tx, Seen), [{"run_id": run_id, "kind": kind, "object_id": id} for id in ids])
         stored = stored_rows(tx, kind, ids) if dry else lock_rows(tx, kind, ids)
         findings = {id: compare_listed(stored.get(id), listed[id]) for id in ids}
-        ask(tx, kind, [id for id, finding in findings.items() if finding is None], "differs", run_id=run_id)
+        ask(tx, kind, [id for id, finding in findings.items() if finding is None], "differs", run_id)
         settled = {id: f for id, f in findings.items() if f not in (None, Finding.NONE)}
         kept = {id: completed(stored.get(id), listed[id]) for id in settled}
         self._note_drift(
@@ -299,9 +333,9 @@ class Resync:
                     extra = [drift(chosen.kind, id, Finding.EXTRA, state, None, "withheld") for id, state in states]
                     self._note_drift(tx, extra)
                 else:
-                    ask(tx, chosen.kind, ids, "was not listed", run_id=run_id)
+                    ask(tx, chosen.kind, ids, "was not listed", run_id)
         for ids in deletions.unknown_users(tx, run_id, self._run.organization_id):
-            ask(tx, Kind.USER, ids, "its membership was listed", run_id=run_id)
+            ask(tx, Kind.USER, ids, "its membership was listed", run_id)
         self._move_on(tx, "read")
 
     # read
@@ -313,7 +347,8 @@ class Resync:
         return True
 
     def _open_reads(self, limit: int) -> list[tuple[Kind, str]]:
-        query = select(Read.kind, Read.object_id).where(Read.run_id == self._held.run_id).limit(limit)
+        mine = select(Read.kind, Read.object_id).where(Read.run_id == self._held.run_id)
+        query = mine.order_by(Read.attempts).limit(limit)  # what failed before comes last
         with reading(self._engine) as tx:
             return [(Kind(kind), id) for kind, id in tx.execute(query)]
 
@@ -334,16 +369,18 @@ class Resync:
         except PayloadError as error:
             field = error.field
             self._write(lambda tx: self._set_aside(tx, kind, id, field))
-        except UnreadableError:
-            if not self._write(lambda tx: self._failed_often(tx, kind, id)):
-                raise
-            self._write(lambda tx: self._set_aside(tx, kind, id, "unreadable"))
+        except UnreadableError as error:
+            problem = str(error)
+            self._directory.now()  # with WorkOS away altogether, the run waits for it
+            self._write(lambda tx: self._read_failed(tx, kind, id, problem))
 
-    def _failed_often(self, tx: Connection, kind: Kind, id: str) -> bool:
+    def _read_failed(self, tx: Connection, kind: Kind, id: str, problem: str) -> None:
         self._held.check(tx)
+        log.warning("read_failed", run=self._held.run_id, kind=kind, id=id, error=problem)
         here = (Read.run_id == self._held.run_id, Read.kind == kind, Read.object_id == id)
         tries = tx.execute(update(Read).where(*here).values(attempts=Read.attempts + 1).returning(Read.attempts))
-        return tries.scalar_one() >= MOST_READ_TRIES
+        if tries.scalar_one() >= MOST_TRIES:
+            self._set_aside(tx, kind, id, problem)
 
     def _set_aside(self, tx: Connection, kind: Kind, id: str, field: str) -> None:
         self._settled(tx, kind, id)
@@ -395,8 +432,6 @@ class Resync:
 
     def _finish(self, tx: Connection, status: RunStatus, error: str | None) -> None:
         self._leave(tx, error)
-        for table in (Seen, Listing, Read):
-            tx.execute(delete(table).where(table.run_id == self._held.run_id))
         finish(tx, self._held, status, error)
 
 
@@ -404,19 +439,20 @@ def parse_page(name: str, parent: str, page: Page, roles: RoleMap) -> tuple[list
     """Return the objects of a page that can be used, and a drift row for each that cannot."""
     snapshots: list[Snapshot] = []
     odd: list[dict[str, Any]] = []
-    for kind, item in _objects(name, parent, page.items):
+    for place, (kind, item) in enumerate(_objects(name, parent, page.items)):
+        id = _id_of(item) or f"without id: {place} of {'/'.join(filter(None, (name, parent, page.after)))}"
         try:
             snapshots.append(read_object(kind, item, page.read_at, roles))
         except PayloadError as error:
-            odd.append(odd_item(kind, _id_of(item), error.field))
+            odd.append(odd_item(kind, id, error.field))
         if kind is Kind.ORGANIZATION and isinstance(item, dict) and not isinstance(item.get("domains"), list):
-            odd.append(odd_item(kind, _id_of(item), "organization.domains"))
+            odd.append(odd_item(kind, id, "organization.domains"))
     return snapshots, odd
 
 
-def _id_of(item: Any) -> str:
+def _id_of(item: Any) -> str | None:
     id = item.get("id") if isinstance(item, dict) else None
-    return id if isinstance(id, str) and is_id(id) else "without id"
+    return id if isinstance(id, str) and is_id(id) else None
 
 
 def _objects(name: str, parent: str, items: list[Any]) -> Iterator[tuple[Kind, Any]]:

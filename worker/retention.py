@@ -9,9 +9,9 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Engine, delete, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Engine, select, update
 
-from models.database import reading, turn, write
+from models.database import delete_some, reading, turn, write
 from models.tables import Change, Drift, Event, EventStatus, Kind, Listing, Read, Run, RunStatus, Seen, User
 from models.types import db_in
 from worker.apply import change, lock_rows, note_changes, save_rows
@@ -46,15 +46,17 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
         stopping: says whether to leave off between two batches.
     """
     done = Event.status == EventStatus.DONE
+    ended_run = select(Run.id).where(Run.status != RunStatus.RUNNING)
     old_run = select(Run.id).where(Run.status != RunStatus.RUNNING, Run.finished_at < _ago(periods.changes))
     steps: dict[str, Callable[[Connection], int]] = {
         "payloads": lambda tx: _blank_payloads(tx, done, Event.processed_at < _ago(periods.payloads)),
         # An erased person's event that came once more brought its payload with it.
         "erased_payloads": lambda tx: _blank_payloads(tx, done, _about_erased()),
-        "events": lambda tx: _drop(tx, Event, done, Event.last_delivered_at < _ago(periods.events)),
-        "changes": lambda tx: _drop(tx, Change, Change.at < _ago(periods.changes)),
-        **{f"run_{table.__tablename__}": _dropper(table, table.run_id.in_(old_run)) for table in OF_RUNS},
-        "runs": lambda tx: _drop(tx, Run, Run.id.in_(old_run)),
+        "events": _dropper(Event, done, Event.last_delivered_at < _ago(periods.events)),
+        "changes": _dropper(Change, Change.at < _ago(periods.changes)),
+        **{f"run_{table.__tablename__}": _dropper(table, table.run_id.in_(ended_run)) for table in OF_RUNS},
+        "drift": _dropper(Drift, Drift.run_id.in_(old_run)),
+        "runs": _dropper(Run, Run.id.in_(old_run)),
     }
     dropped = {name: _until_none(engine, step, stopping) for name, step in steps.items()}
     dropped["persons"] = _erase_deleted(engine, periods.persons, stopping)
@@ -77,7 +79,8 @@ def forget(engine: Engine, user_id: str, who: str) -> None:
     write(engine, lambda tx: _erase(tx, user_id, "operator", who))
 
 
-OF_RUNS: tuple[type[Drift | Listing | Read | Seen], ...] = (Drift, Listing, Read, Seen)
+OF_RUNS: tuple[type[Listing | Read | Seen], ...] = (Listing, Read, Seen)
+"""What only a run in work needs: left of one that ended only if its worker died then."""
 
 
 def _ago(period: timedelta) -> Any:
@@ -104,14 +107,8 @@ def _blank_payloads(tx: Connection, *which: ColumnElement[bool]) -> int:
     return tx.execute(update(Event).where(Event.id.in_(some)).values(body=None)).rowcount
 
 
-def _drop(tx: Connection, table: type[Any], *which: ColumnElement[bool]) -> int:
-    key = tuple_(*table.__table__.primary_key.columns)
-    some = select(*table.__table__.primary_key.columns).where(*which).limit(BATCH)
-    return tx.execute(delete(table).where(key.in_(some))).rowcount
-
-
 def _dropper(table: type[Any], *which: ColumnElement[bool]) -> Callable[[Connection], int]:
-    return lambda tx: _drop(tx, table, *which)
+    return lambda tx: delete_some(tx, table, *which, most=BATCH)
 
 
 def _erase_deleted(engine: Engine, period: timedelta, stopping: Callable[[], bool]) -> int:

@@ -29,7 +29,7 @@ class Follower(threading.Thread):
         self.seen: list[int] = [0]
 
     def run(self) -> None:
-        while not self._ended.is_set():
+        while not self._ended.wait(0.002):  # without a pause it would hold Python's lock, and the drains crawl
             self.read()
 
     def read(self) -> None:

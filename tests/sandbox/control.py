@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from . import scenario
 from .world import OPERATIONS, WorldError
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def add_routes(app: web.Application, sandbox: "Sandbox") -> None:
     app.router.add_get("/sandbox/knobs", _serve(lambda body: sandbox.knobs.as_json()))
     app.router.add_post("/sandbox/endpoints", _serve(endpoints))
     app.router.add_post("/sandbox/play", _serve(play))
+    app.router.add_post("/sandbox/populate", _serve(lambda body: _populate(sandbox, **body)))
     app.router.add_post("/sandbox/stop", _serve(stop))
     app.router.add_post("/sandbox/drain", _serve(drain))
     app.router.add_post("/sandbox/operations", _serve(operations))
@@ -72,6 +74,11 @@ def add_routes(app: web.Application, sandbox: "Sandbox") -> None:
     app.router.add_get("/sandbox/progress", _serve(lambda body: sandbox.progress()))
     app.router.add_get("/sandbox/truth", _serve(lambda body: sandbox.world.truth()))
     app.router.add_get("/sandbox/calls", _serve(calls))
+
+
+def _populate(sandbox: "Sandbox", **body: Any) -> Any:
+    scenario.populate(sandbox.world, **body)
+    return sandbox.progress()
 
 
 def _serve(function: Callable[[JSON], Any]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

@@ -17,6 +17,7 @@ class Fault:
     method: str
     path: str
     times: int | None  # how many calls it still hits; None: until cleared
+    query: str = ""  # a regular expression found in the query
     page: int | None = None  # only this page of a listing, counted from 1
     status: int = 500  # 0: the connection is closed without an answer
     retry_after: int | None = None
@@ -41,17 +42,18 @@ class Faults:
         times: int | None = 1,
         retry_after: int | None = None,
         page: int | None = None,
+        query: str = "",
         after_effect: bool = False,
     ) -> None:
         """Answer the next `times` matching calls with `status` (and Retry-After in seconds).
 
         `after_effect=True`: the call does its work, then its answer is lost (status 0: closed connection).
         """
-        self._add(Fault("fail", method, path, times, page, status, retry_after, after_effect))
+        self._add(Fault("fail", method, path, times, query, page, status, retry_after, after_effect))
 
     def truncate(self, path: str, page: int, *, status: int = 500, times: int | None = None) -> None:
         """Fail at page `page` (from 1) of a listing, as often as it is asked for."""
-        self._add(Fault("fail", "GET", path, times, page, status))
+        self._add(Fault("fail", "GET", path, times, page=page, status=status))
 
     def empty(self, path: str, *, times: int | None = 1) -> None:
         """Answer a listing with no items and no further page, although there are some."""
@@ -72,7 +74,7 @@ class Faults:
         def without(found: JSON) -> JSON:
             return {name: value for name, value in found.items() if name != missing}
 
-        self._add(Fault("odd", "GET", path, times, page, item=item, change=change or without))
+        self._add(Fault("odd", "GET", path, times, page=page, item=item, change=change or without))
 
     def clear(self) -> None:
         """Forget all rules."""
@@ -90,11 +92,11 @@ class Faults:
             raise ValueError(f"unknown kind of fault: {kind!r}")
         makers[kind](**arguments)
 
-    def take(self, method: str, path: str, page: int) -> Fault | None:
+    def take(self, method: str, path: str, page: int, query: str = "") -> Fault | None:
         """The rule for this call, with one of its times used up; None if there is none."""
         with self._lock:
             for rule in self._rules:
-                if rule.page not in (None, page):
+                if rule.page not in (None, page) or not re.search(rule.query, query):
                     continue
                 if not (re.match(rule.method, method) and re.match(rule.path, path)):
                     continue

@@ -102,7 +102,7 @@ class Gate:
                 shapes.error("Too many requests", "rate_limited"),
                 {"Retry-After": str(math.ceil(wait))},
             )
-        fault = self.faults.take(request.method, request.path, self._page(request, call.query))
+        fault = self.faults.take(request.method, request.path, self._page(request, call.query), request.query_string)
         if handler is None:
             return 404, shapes.error(f"Cannot {request.method} {request.path}", error="Not Found"), {}
         if fault is not None:

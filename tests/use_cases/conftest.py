@@ -16,6 +16,7 @@ from models.database import open_engine
 from tests.sandbox import Sandbox
 from tests.use_cases.resyncs import directory_of
 from webhooks.app import create_app
+from worker import directory as directories
 from worker import reads, resync
 from worker.directory import Directory
 from worker.wiring import Wiring
@@ -63,6 +64,12 @@ def logs_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     configure(**config)
     root.handlers, root.level = handlers, level
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two tries of a call to WorkOS: where the sandbox fails, a test need not wait as long as a worker does."""
+    monkeypatch.setattr(directories, "FIRST_WAIT_SECONDS", 0.01)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 
 from redis import Redis
@@ -112,6 +113,22 @@ def small_life(world: World, companies: int = 3, people: int = 4) -> None:
         for place in range(people):
             user = world.create_user(f"person{place}@company{number}.example")
             world.create_membership(made["id"], user["id"], role="admin" if place == 0 else "member")
+
+
+def away_after(sandbox: Sandbox, calls: int, status: int) -> None:
+    """Let WorkOS answer so many more calls, and then nothing but `status` until `comes_back`."""
+    answered = count(1)
+
+    def leave(*_: object) -> None:
+        if next(answered) == calls:
+            sandbox.faults.fail(status=status, times=None)
+
+    sandbox.on_request = leave
+
+
+def comes_back(sandbox: Sandbox) -> None:
+    sandbox.on_request = None
+    sandbox.faults.clear()
 
 
 def quietly(world: World, act: Callable[[], Any]) -> None:

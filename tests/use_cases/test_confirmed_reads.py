@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from models.tables import Kind, Membership, Read, User
+from models.tables import Change, Kind, Membership, Read, User
 from tests.sandbox import Sandbox, World
 from tests.support import JSON, access, differences, outcomes, rows
 from tests.use_cases.resyncs import (
@@ -197,6 +197,8 @@ def test_a_parent_that_stays_missing_for_a_minute_is_fetched(
     assert read_all(both_engines, directory) == 2
     assert sandbox.calls.total() == 2
     assert len(access(both_engines)) == 1
+    asking = event_of(world, "organization_membership.created")["id"]
+    assert {(row["cause"], row["cause_id"]) for row in rows(both_engines, Change)} == {("event", asking)}
 
 
 def test_a_parent_that_arrived_meanwhile_costs_no_call(

@@ -354,12 +354,12 @@ def test_half_of_a_key_is_refused_everywhere(monkeypatch: pytest.MonkeyPatch, ar
     assert "WORKOS_CLIENT_ID is not set" in command(*arguments).stderr
 
 
-@pytest.mark.parametrize("gone", ["told", "all but one"])
+@pytest.mark.parametrize("gone", ["told", "all but one", "all, untold"])
 def test_organizations_that_are_gone_are_not_another_environment(
     bound: Engine, two_environments: Sandbox, redis: Redis, gone: str
 ) -> None:
     world = two_environments.world
-    chosen = list(world.organizations)[: None if gone == "told" else -1]
+    chosen = list(world.organizations)[: -1 if gone == "all but one" else None]
     first = len(world.events)
     for id in chosen:
         world.delete_organization(id)
@@ -368,6 +368,32 @@ def test_organizations_that_are_gone_are_not_another_environment(
     directory = directory_of(two_environments, redis)
     bind(bound, directory, settings())
     directory.close()
+
+
+def test_with_no_organization_left_another_environments_people_give_it_away(
+    bound: Engine, two_environments: Sandbox, redis: Redis
+) -> None:
+    for id in list(two_environments.world.organizations):
+        two_environments.world.delete_organization(id)
+    foreign = directory_of(two_environments, redis, key=OTHER_KEY)
+    with closing(foreign), pytest.raises(ConfigurationError, match="sees none of the organizations"):
+        bind(bound, foreign, settings())
+
+
+def test_a_first_resync_that_failed_is_not_begun_again_at_once(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, bell: Doorbell
+) -> None:
+    sandbox.faults.fail("/user_management/users$", status=400, times=None)
+    for _ in range(3):
+        repair(one_engine, directory, settings(), bell)
+    [failed] = runs(one_engine, Task.RESYNC)
+    assert failed["status"] == RunStatus.FAILED and status(one_engine)["state"] == "backfilling"
+    sandbox.faults.clear()
+    write(one_engine, lambda tx: tx.execute(update(Run).values(finished_at=db_in(-61))))
+    for _ in range(2):
+        repair(one_engine, directory, settings(), bell)
+        watch(one_engine, bell)
+    assert status(one_engine)["state"] == "current"
 
 
 def test_two_that_bind_at_once_to_different_environments_do_not_both(
@@ -383,7 +409,7 @@ def test_two_that_bind_at_once_to_different_environments_do_not_both(
     with ThreadPoolExecutor() as pool:
         done = list(pool.map(attempt, ["client_one", "client_two"] * 2))
     assert sorted(done) == [False, False, True, True]
-    assert len(runs(both_engines, Task.RESYNC)) == 1
+    assert mirror(both_engines)["client_id"] in ("client_one", "client_two")
 
 
 def test_with_workos_away_drains_go_on(

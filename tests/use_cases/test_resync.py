@@ -14,8 +14,10 @@ from models.tables import TABLES, Change, Kind, Listing, Mirror, Read, RunStatus
 from tests.sandbox import Sandbox, World, populate
 from tests.support import JSON, apply_all, differences, rows
 from tests.use_cases.resyncs import (
+    away_after,
     catch_up_with,
     changes,
+    comes_back,
     deliver,
     directory_of,
     environment_roles,
@@ -350,29 +352,73 @@ def test_even_an_environment_that_is_really_empty_needs_approval(
     assert differences(one_engine, world.truth()) == []
 
 
-@pytest.mark.parametrize(("path", "status"), [(ORGANIZATIONS, 500), (USERS, 400)])
-def test_a_listing_that_breaks_off_deletes_nothing_and_goes_on_where_it_stopped(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, path: str, status: int, logs: list[Any]
-) -> None:
+def mirror_of_102(engine: Engine, sandbox: Sandbox, directory: Directory) -> tuple[dict[Kind, set[str]], list[str]]:
+    """A mirror whose listings take two pages; on the second of each something is gone at WorkOS."""
     world = sandbox.world
     populate(world, organizations=102, members=1)
-    resync(one_engine, directory)
-    before = live(one_engine)
-    gone = list(world.organizations)[101], list(world.users)[101]
+    resync(engine, directory)
+    before, gone = live(engine), [list(world.organizations)[101], list(world.users)[101]]
     quietly(world, lambda: (world.delete_organization(gone[0]), world.delete_user(gone[1])))
+    return before, gone
+
+
+@pytest.mark.parametrize(("path", "status"), [(ORGANIZATIONS, 500), (USERS, 400)])
+def test_a_listing_that_always_breaks_off_deletes_nothing_ends_the_run_and_blocks_no_later_one(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, path: str, status: int, logs: list[Any]
+) -> None:
+    before, gone = mirror_of_102(one_engine, sandbox, directory)
     sandbox.faults.truncate(path, 2, status=status)
+    run_id = start(one_engine, "test")
+    assert go_on(one_engine, directory, run_id)
+    assert live(one_engine) == before
+    ended = run_row(one_engine, run_id)
+    assert ended["status"] == RunStatus.FAILED and path[:-1] in ended["error"] and str(status) in ended["error"]
+    assert any(line["event"] == "resync_failed" and str(status) in line["error"] for line in logs)
+    assert not rows(one_engine, Seen) and not rows(one_engine, Listing) and not rows(one_engine, Read)
+    sandbox.faults.clear()
+    run_id = resync(one_engine, directory)
+    assert set(found(one_engine, run_id)) == {("organization", gone[0]), ("user", gone[1])}
+    assert differences(one_engine, sandbox.world.truth()) == []
+
+
+@pytest.mark.parametrize("away", [500, 400, 0])
+def test_with_workos_away_in_the_middle_a_run_deletes_nothing_and_goes_on_where_it_stopped(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, away: int, logs: list[Any]
+) -> None:
+    before, gone = mirror_of_102(one_engine, sandbox, directory)
+    away_after(sandbox, 60, away)
     run_id = start(one_engine, "test")
     assert not go_on(one_engine, directory, run_id)
     assert live(one_engine) == before
-    assert run_row(one_engine, run_id)["status"] == RunStatus.RUNNING
-    assert str(status) in run_row(one_engine, run_id)["error"]
-    assert any(line["event"] == "resync_interrupted" and str(status) in line["error"] for line in logs)
-    sandbox.faults.clear()
+    assert run_row(one_engine, run_id)["status"] == RunStatus.RUNNING and run_row(one_engine, run_id)["error"]
+    assert any(line["event"] == "resync_interrupted" for line in logs)
+    assert not any(row["attempts"] for row in rows(one_engine, Listing)), "WorkOS was away: no listing is to blame"
+    comes_back(sandbox)
     sandbox.calls.clear()
     assert go_on(one_engine, directory, run_id)
-    assert sandbox.calls.total() < 101 + 12
-    assert {key for key, _ in found(one_engine, run_id).items()} == {("organization", gone[0]), ("user", gone[1])}
+    assert sandbox.calls.total() < 101 + 12 - 40
+    assert set(found(one_engine, run_id)) == {("organization", gone[0]), ("user", gone[1])}
     assert run_row(one_engine, run_id)["error"] is None
+    assert differences(one_engine, sandbox.world.truth()) == []
+
+
+def test_one_workspace_that_cannot_be_listed_is_reported_and_holds_up_no_other(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory
+) -> None:
+    before = mirror_of(one_engine, sandbox, directory, 12)
+    world = sandbox.world
+    bad, good = list(world.organizations)[:2]
+    hidden, gone = (world.children(id, "organization_membership")[0] for id in (bad, good))
+    quietly(world, lambda: (world.delete_membership(hidden), world.delete_membership(gone)))
+    sandbox.faults.fail(MEMBERSHIPS, query=f"organization_id={bad}", status=422, times=None)
+    run_id = resync(one_engine, directory)
+    assert run_row(one_engine, run_id)["status"] == RunStatus.DONE
+    assert found(one_engine, run_id)["membership", gone] == ("extra", "repaired")
+    [odd] = [row for row in report(one_engine, run_id) if row["finding"] == "odd"]
+    assert odd["object_id"] == bad and "422" in next(iter(odd["fields"])) and odd["action"] == "reported"
+    assert live(one_engine)[Kind.MEMBERSHIP] == before[Kind.MEMBERSHIP] - {gone}
+    sandbox.faults.clear()
+    resync(one_engine, directory)
     assert differences(one_engine, world.truth()) == []
 
 
@@ -583,7 +629,7 @@ def test_an_odd_item_is_reported_and_the_rest_of_the_page_is_used(
     run_id = resync(one_engine, directory)
     reported = found(one_engine, run_id)
     [(odd_kind, odd_id)] = [key for key, (finding, _) in reported.items() if finding == "odd"]
-    assert odd_kind == kind and odd_id in (first, "without id")
+    assert odd_kind == kind and (odd_id == first or odd_id.startswith("without id: 0 of "))
     assert any(line["event"] == "odd_items" and line["number"] == 1 for line in logs)
     assert all(before[each] - {gone} <= live(one_engine)[each] for each in Kind)  # the odd one is still here
     if kind != "organization":  # whose members cannot be listed without its id
@@ -611,11 +657,20 @@ def test_after_an_odd_item_on_any_page_nothing_of_that_listing_is_deleted(
         quietly(world, partial(delete, id))
     sandbox.faults.odd(path, item=9, change=lambda item: {**item, "id": None}, page=page, times=1)
     run_id = resync(one_engine, directory)
-    reported = {key: value for key, value in found(one_engine, run_id).items() if key[0] == kind}
-    assert reported == {(kind.value, "without id"): ("odd", "reported")}
+    [(id, reported)] = [(id, value) for (of, id), value in found(one_engine, run_id).items() if of == kind]
+    assert id.startswith("without id: 9 of ") and reported == ("odd", "reported")
     assert set(gone) <= live(one_engine)[kind]
     run_id = resync(one_engine, directory)
     assert set(found(one_engine, run_id)) == {(kind.value, id) for id in gone}
+
+
+def test_each_item_without_id_is_reported(one_engine: Engine, sandbox: Sandbox, directory: Directory) -> None:
+    populate(sandbox.world, organizations=1, members=150)
+    sandbox.faults.odd(USERS, item=3, missing="id", page=1)
+    sandbox.faults.odd(USERS, item=3, missing="id", page=2)
+    sandbox.faults.odd(MEMBERSHIPS, item=4, missing="id", page=2)
+    odd = [row for row in report(one_engine, resync(one_engine, directory)) if row["finding"] == "odd"]
+    assert sorted(row["kind"] for row in odd) == ["membership", "user", "user"]
 
 
 @pytest.mark.parametrize("domains", [None, "none", {}, [None], [{"id": "org_domain_1"}]])
@@ -631,17 +686,18 @@ def test_odd_domains_of_an_organization_delete_none(
     assert sandbox.calls["GET", "/organization_domains/{id}"] == 0
 
 
-def test_an_answer_that_is_no_listing_deletes_nothing(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory
+def test_an_answer_that_is_no_listing_is_asked_for_again(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, logs: list[Any]
 ) -> None:
     before = mirror_of(one_engine, sandbox, directory, 2)
     sandbox.knobs.latency = 0.0
     quietly(sandbox.world, lambda: sandbox.world.delete_user(next(iter(sandbox.world.users))))
     sandbox.faults.fail(USERS, status=204, times=1)  # no body at all
     run_id = start(one_engine, "test")
-    assert not go_on(one_engine, directory, run_id)
-    assert "answered no list" in run_row(one_engine, run_id)["error"]
-    assert live(one_engine) == before
+    assert go_on(one_engine, directory, run_id)
+    assert any(line["event"] == "listing_failed" and "answered no list" in line["error"] for line in logs)
+    assert len(live(one_engine)[Kind.USER]) == len(before[Kind.USER]) - 1
+    assert differences(one_engine, sandbox.world.truth()) == []
 
 
 # One at a time

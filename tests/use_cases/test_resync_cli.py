@@ -16,7 +16,17 @@ from models.tables import TABLES, Event, Kind, Mirror, Run
 from models.types import db_in
 from tests.sandbox import Sandbox
 from tests.support import differences, rows
-from tests.use_cases.resyncs import CLIENT_ID, catch_up_with, changes, deliver, live, quietly, small_life
+from tests.use_cases.resyncs import (
+    CLIENT_ID,
+    away_after,
+    catch_up_with,
+    changes,
+    comes_back,
+    deliver,
+    live,
+    quietly,
+    small_life,
+)
 from worker.cli import main
 from worker.resync import start
 from worker.runs import followed
@@ -129,6 +139,15 @@ def test_a_dry_run_of_a_clean_mirror_reports_nothing_and_one_with_drift_exits_wi
     assert "no drift" in run("--dry-run").stdout
 
 
+def test_a_dry_run_on_a_mirror_that_was_never_started_binds_and_begins_nothing(
+    mirror: Engine, sandbox: Sandbox
+) -> None:
+    before = rows(mirror, Mirror)
+    assert "20 missing" in run("--dry-run", exit_code=1).stdout
+    assert rows(mirror, Mirror) == before and before[0]["client_id"] is None
+    assert [(row["dry_run"], row["status"]) for row in rows(mirror, Run)] == [(True, "done")]
+
+
 def test_one_workspace_takes_a_second_or_two(equal: Engine, sandbox: Sandbox) -> None:
     world = sandbox.world
     organization = next(iter(world.organizations))
@@ -229,11 +248,11 @@ def test_workos_away_is_one_line(equal: Engine, sandbox: Sandbox) -> None:
 
 
 def test_interrupted_in_the_middle_it_says_so_and_the_same_command_goes_on(equal: Engine, sandbox: Sandbox) -> None:
-    sandbox.faults.truncate("/user_management/users", 1, status=400)
+    away_after(sandbox, 3, 400)
     result = run(exit_code=1)
     assert "was interrupted" in result.stderr and "400" in result.stderr
     assert "Traceback" not in result.output
-    sandbox.faults.clear()
+    comes_back(sandbox)
     again = run()
     assert len([row for row in rows(equal, Run) if row["task"] == "resync"]) == 2
     assert "no drift" in again.stdout

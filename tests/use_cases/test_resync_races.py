@@ -373,6 +373,7 @@ def test_a_cursor_that_workos_forgot_while_no_one_worked_starts_its_listing_anew
     populate(sandbox.world, organizations=1, members=250)
     run_id = start(one_engine, "test")
     sandbox.faults.truncate("/user_management/users$", 3, status=422)
+    sandbox.faults.fail("/organizations$", query=r"limit=1\b", status=422, times=None)  # WorkOS seems to be away
     assert not go_on(one_engine, directory, run_id)
     sandbox.faults.clear()
     sandbox.faults.fail("/user_management/users$", status=400, times=1)
