@@ -9,20 +9,21 @@ from dataclasses import dataclass
 
 from redis import Redis
 
-# KEYS[1]: the bucket. ARGV: tokens a second, the most it holds. Answers the milliseconds to wait; 0: a token was taken.
+# KEYS: the buckets. ARGV: of each its tokens a second, and the most it holds. Takes a token of each, at once or in
+# advance, and answers the milliseconds until all of them are there: so those who wait go in the order they came.
 # A bucket that is not there (never used, or Redis was flushed) starts empty.
 TAKE = """
-local rate, most = tonumber(ARGV[1]), tonumber(ARGV[2])
 local clock = redis.call('TIME')
-local now = clock[1] * 1000 + clock[2] / 1000
-local held = redis.call('HMGET', KEYS[1], 'tokens', 'at')
-local tokens = tonumber(held[1]) or 0
-local at = tonumber(held[2]) or now
-tokens = math.min(most, tokens + math.max(0, now - at) * rate / 1000)
-local wait = 0
-if tokens >= 1 then tokens = tokens - 1 else wait = math.ceil((1 - tokens) * 1000 / rate) end
-redis.call('HSET', KEYS[1], 'tokens', tostring(tokens), 'at', tostring(now))
-redis.call('PEXPIRE', KEYS[1], 60000)
+local now, wait = clock[1] * 1000 + clock[2] / 1000, 0
+for i, key in ipairs(KEYS) do
+  local rate, most = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
+  local held = redis.call('HMGET', key, 'tokens', 'at')
+  local tokens, at = tonumber(held[1]) or 0, tonumber(held[2]) or now
+  tokens = math.min(most, tokens + math.max(0, now - at) * rate / 1000) - 1
+  redis.call('HSET', key, 'tokens', tostring(tokens), 'at', tostring(now))
+  redis.call('PEXPIRE', key, 60000)
+  wait = math.max(wait, math.ceil(-tokens * 1000 / rate))
+end
 return wait
 """
 
@@ -57,8 +58,8 @@ class Buckets:
 
     def take(self, *limits: Limit) -> None:
         """Wait until a call is within each of `limits`; raises `redis.exceptions.RedisError` if Redis is away."""
-        for limit in limits:
-            rate = limit.calls / limit.seconds * self._share
-            # Holds a tenth of a second at most: a burst after a pause must not meet a window that others filled.
-            while wait := self._take(keys=[f"workos-sync:bucket:{limit.name}"], args=[rate, max(1.0, rate / 10)]):
-                self._sleep(float(wait) / 1000)
+        keys = [f"workos-sync:bucket:{limit.name}" for limit in limits]
+        rates = [limit.calls / limit.seconds * self._share for limit in limits]
+        # Holds a tenth of a second at most: a burst after a pause must not meet a window that others filled.
+        if wait := self._take(keys=keys, args=[n for rate in rates for n in (rate, max(1.0, rate / 10))]):
+            self._sleep(float(wait) / 1000)

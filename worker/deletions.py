@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, exists, func, select
+from sqlalchemy import ColumnElement, Connection, Select, exists, func, select, text
 
 from models.tables import TABLES, Domain, Drift, Kind, Listing, Membership, Organization, Role, Seen, User
 from worker.decide import Finding
@@ -29,6 +29,13 @@ class Chosen:
     number: int
     withheld: str | None
     batches: Iterator[list[str]]
+
+
+def prepare(tx: Connection) -> None:
+    """Have PostgreSQL look at tables that a resync has just filled: without that it joins them row by row."""
+    if tx.dialect.name == "postgresql":
+        names = [table.__tablename__ for table in (Listing, Seen, *TABLES.values())]
+        tx.execute(text(f"ANALYZE {', '.join(names)}"))
 
 
 def choose(tx: Connection, run_id: str) -> Iterator[Chosen]:

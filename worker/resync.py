@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Engine, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, case, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from models.database import delete_some, reading, turn, write
@@ -28,11 +28,15 @@ from worker.handlers import RoleMap, read_object
 from worker.reads import Result, ask, confirmed_read
 from worker.runs import Lease, LeaseLostError, create, finish, left_over
 from worker.snapshots import Snapshot, is_id
+from worker.together import Together
 
 log = structlog.get_logger()
 
-AT_ONCE = 8
-"""Calls in flight."""
+AT_ONCE = 10
+"""Calls in flight: enough for the documented limits at 50 ms of latency, and so few that the listing of users, which
+goes page by page, does not wait long behind the others for its next token."""
+MOST_TOGETHER = 500
+"""Items of the pages written in one transaction, so that no one waits long for it."""
 CAUSE = "resync"
 MOST_TRIES = 3
 """What cannot be read so often, while WorkOS answers otherwise, is reported and no longer holds the run up."""
@@ -106,6 +110,15 @@ def begin(
     return run_id
 
 
+class Listed(NamedTuple):
+    """A page of a listing, which began at a time of the database's clock."""
+
+    name: str
+    parent: str
+    page: Page
+    began: datetime
+
+
 class Resync:
     """One worker's work on one run.
 
@@ -124,6 +137,9 @@ class Resync:
         self._held = held
         self._stopping = stopping
         self._broken = threading.Event()
+        self._take_together: Together[Listed] = Together(
+            lambda pages: self._write(lambda tx: self._take(tx, pages)), MOST_TOGETHER
+        )
         self._calls_before = directory.calls.total
         with reading(engine) as tx:
             self._run = tx.execute(select(Run.__table__).where(Run.id == held.run_id)).one()
@@ -213,7 +229,7 @@ class Resync:
                     continue
                 self._not_listed(name, parent, error)
                 return
-            self._write(lambda tx: self._take(tx, name, parent, page, began))  # noqa: B023 - called now
+            self._take_together(Listed(name, parent, page, began), len(page.items))
             after, resumed, more = page.after, False, page.after is not None
 
     def _fetch(self, name: str, parent: str, after: str | None) -> Page:
@@ -262,25 +278,32 @@ class Resync:
     def _here(self, name: str, parent: str) -> tuple[ColumnElement[bool], ...]:
         return Listing.run_id == self._held.run_id, Listing.name == name, Listing.parent == parent
 
-    def _take(self, tx: Connection, name: str, parent: str, page: Page, began: datetime) -> None:
-        """Use one page: repair what a listing may settle, ask for reads of what it may not, note how far it got."""
+    def _take(self, tx: Connection, pages: Sequence[Listed]) -> None:
+        """Use pages: repair what a listing may settle, ask for reads of what it may not, note how far they got."""
         self._held.check(tx)
         roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
-        items, odd = parse_page(name, parent, page, roles)
+        items: list[Snapshot] = []
+        all_odd: list[dict[str, Any]] = []
+        for name, parent, page, began in pages:
+            mine, odd = parse_page(name, parent, page, roles)
+            items, all_odd = items + mine, all_odd + odd
+            if odd:
+                log.warning("odd_items", run=self._held.run_id, listing=name, number=len(odd))
+            self._note_page(tx, name, parent, page, began, odd=bool(odd))
+            if name == "organizations":
+                ids = [item.id for item in mine if item.kind is Kind.ORGANIZATION]
+                open_listings(tx, self._held.run_id, "memberships", ids)
         changes: list[dict[str, Any]] = []
         for kind in Kind:
-            if mine := {item.id: item.state for item in items if item.kind is kind}:
-                changes += self._merge(tx, kind, mine)
-        if odd:
-            log.warning("odd_items", run=self._held.run_id, listing=name, number=len(odd))
-        self._note_drift(tx, odd)
-        ever_odd = bool(odd) or tx.execute(select(Listing.odd).where(*self._here(name, parent))).scalar_one()
-        state = "open" if page.after is not None else "partial" if ever_odd else "complete"
-        progress = {"after": page.after, "state": state, "odd": ever_odd, "began_at": began}
-        self._note_listing(tx, name, parent, progress)
-        if name == "organizations":
-            open_listings(tx, self._held.run_id, "memberships", [i.id for i in items if i.kind is Kind.ORGANIZATION])
+            if states := {item.id: item.state for item in items if item.kind is kind}:
+                changes += self._merge(tx, kind, states)
+        self._note_drift(tx, all_odd)
         note_changes(tx, changes)
+
+    def _note_page(self, tx: Connection, name: str, parent: str, page: Page, began: datetime, *, odd: bool) -> None:
+        ever_odd = Listing.odd | odd
+        over = case((ever_odd, "partial"), else_="complete") if page.after is None else "open"
+        self._note_listing(tx, name, parent, {"after": page.after, "state": over, "odd": ever_odd, "began_at": began})
 
     def _merge(self, tx: Connection, kind: Kind, listed: dict[str, State]) -> list[dict[str, Any]]:
         run_id, dry = self._held.run_id, self._run.dry_run
@@ -317,6 +340,7 @@ class Resync:
     # delete
 
     def _choose_deletions(self) -> bool:
+        self._write(deletions.prepare)
         self._write(self._choose)
         return True
 

@@ -21,7 +21,7 @@ DOOR_LOCK_TIMEOUT_MS = 1_000
 REPAIR_SECONDS = 24 * 3600
 """A resync may take hours: its lease says whether it lives, not RQ."""
 MOST_CONNECTIONS = 12
-"""A resync has eight calls in flight, and its heartbeat; a drain uses one."""
+"""A resync has ten calls in flight, and its heartbeat; a drain uses one."""
 
 
 @dataclass(frozen=True, slots=True)

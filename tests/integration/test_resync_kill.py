@@ -17,6 +17,7 @@ from tests.sandbox import Sandbox, populate
 from tests.support import differences, rows
 from tests.use_cases.resyncs import CLIENT_ID, directory_of, expire_lease, live, resync
 from worker.inbox import receive
+from worker.wiring import MOST_CONNECTIONS
 
 ORGANIZATIONS = 60
 
@@ -73,7 +74,7 @@ def test_kill_9_of_the_worker_in_mid_resync(
 def test_the_door_of_an_sqlite_mirror_does_not_wait_for_a_resync(
     make_database: Callable[[str], str], redis_url: str
 ) -> None:
-    engine = open_engine(make_database("sqlite"), pool_size=12)
+    engine = open_engine(make_database("sqlite"), pool_size=MOST_CONNECTIONS)
     with (
         Sandbox(seed=6) as sandbox,
         Redis.from_url(redis_url) as redis,

@@ -19,7 +19,7 @@ from webhooks.app import create_app
 from worker import directory as directories
 from worker import reads, resync
 from worker.directory import Directory
-from worker.wiring import Wiring
+from worker.wiring import MOST_CONNECTIONS, Wiring
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def no_one_at_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def one_engine(make_database: Callable[[str], str], no_one_at_the_door: None) -> Iterator[Engine]:
     """An engine with the connections of a worker on an SQLite file."""
-    engine = open_engine(make_database("sqlite"), pool_size=12)
+    engine = open_engine(make_database("sqlite"), pool_size=MOST_CONNECTIONS)
     yield engine
     engine.dispose()
 
@@ -112,6 +112,6 @@ def one_engine(make_database: Callable[[str], str], no_one_at_the_door: None) ->
 @pytest.fixture
 def both_engines(db_url: str, no_one_at_the_door: None) -> Iterator[Engine]:
     """As `engine`, with the connections of a worker."""
-    engine = open_engine(db_url, pool_size=12)
+    engine = open_engine(db_url, pool_size=MOST_CONNECTIONS)
     yield engine
     engine.dispose()
