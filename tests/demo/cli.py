@@ -19,6 +19,8 @@ from tests.demo.stack import Database, Stack
 from tests.support import differences, rows
 
 PIPED_WIDTH = 120
+OFTEN = {"CATCH_UP_SECONDS": "2", "CATCH_UP_LAG_SECONDS": "3", "REPAIR_SECONDS": "0.5"}
+"""What is done every few minutes elsewhere, for those who watch."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Wish:
 def command(events: int, companies: int, seed: int, database: Database, keep: bool) -> None:
     """Show it working, end to end, with real processes and a sandbox WorkOS.
 
-    Sends events doubled, out of order and some with wrong signatures, then compares the mirror with the sandbox,
-    object by object. Exit code 0 only if they are equal.
+    Sends events doubled, out of order, some with wrong signatures and some not at all, changes a few things that no
+    event tells of, then compares the mirror with the sandbox, object by object. Exit code 0 only if they are equal.
     """
     sys.exit(_run(Wish(events, companies, seed, database, keep)))
 
@@ -51,7 +53,7 @@ def _run(wish: Wish) -> int:
     interruptions = Interruptions()
     interruptions.install()
     folder = short_folder()
-    stack = Stack(folder, database=wish.database, seed=wish.seed, hold=interruptions.held)
+    stack = Stack(folder, database=wish.database, seed=wish.seed, settings=OFTEN, hold=interruptions.held)
     try:
         return _demo(stack, wish)
     except StackError as error:
@@ -76,12 +78,14 @@ def _demo(stack: Stack, wish: Wish) -> int:
     try:
         console.print(
             f"\nPlaying {wish.events:,} events of {wish.companies} companies: "
-            "some twice, some late, some with wrong signatures",
+            "some twice, some late, some never, some with wrong signatures",
             highlight=False,
         )
         play.begin(stack, events=wish.events, companies=wish.companies, seed=wish.seed)
         last = show.follow(console, play.watch(stack, engine), wish.events)
-        verdict, good = _judge(console, stack, engine, last, began)
+        console.print("\nChanging a few things that no event tells of; workos-sync resync", highlight=False)
+        resynced = play.resync(stack, engine)
+        verdict, good = _judge(console, stack, engine, last, resynced, began)
         if wish.keep:
             _say_where(console, stack, engine)
         print(verdict, flush=True)
@@ -99,13 +103,15 @@ def _start(console: Console, stack: Stack) -> None:
         console.print(f"{time.monotonic() - began:5.1f} s", highlight=False)
 
 
-def _judge(console: Console, stack: Stack, engine: Engine, last: play.Sample, began: float) -> tuple[str, bool]:
+def _judge(
+    console: Console, stack: Stack, engine: Engine, last: play.Sample, resynced: play.Resynced, began: float
+) -> tuple[str, bool]:
     """Compare and print; return the last line and whether all is well."""
     truth = call("GET", f"{stack.sandbox_url}/sandbox/truth")
     found = differences(engine, truth)
-    faults = play.faults(last)
+    faults = play.faults(last, resynced)
     report.show_mirror(console, engine)
-    report.show_run(console, engine, last, time.monotonic() - began)
+    report.show_run(console, engine, last, resynced, time.monotonic() - began)
     console.print()
     report.show_differences(console, found)
     if last.inbox.get(EventStatus.FAILED):
@@ -119,7 +125,8 @@ def _judge(console: Console, stack: Stack, engine: Engine, last: play.Sample, be
 
 def _say_where(console: Console, stack: Stack, engine: Engine) -> None:
     """Print where everything is, and commands to paste."""
-    settings = f"DATABASE_URL='{stack.database_url}' REDIS_URL='{stack.redis_url}'"
+    names = ("DATABASE_URL", "REDIS_URL", "WORKOS_API_KEY", "WORKOS_CLIENT_ID", "WORKOS_BASE_URL")
+    settings = "export " + " ".join(f"{name}='{stack.settings[name]}'" for name in names)
     peopled = [row["organization_id"] for row in rows(engine, workspace_members)]
     places = {
         "webhooks": stack.webhook_url,
@@ -129,9 +136,11 @@ def _say_where(console: Console, stack: Stack, engine: Engine) -> None:
         "logs": str(stack.logs),
     }
     examples = [
-        f"{settings} workos-sync status",
-        f"{settings} workos-sync events list --limit 10",
-        *(f"{settings} workos-sync members {organization}" for organization in peopled[:1]),
+        settings,
+        "workos-sync status",
+        "workos-sync events list --limit 10",
+        "workos-sync resync --dry-run",
+        *(f"workos-sync members {organization}" for organization in peopled[:1]),
         f"curl -X POST {stack.sandbox_url}/sandbox/play -d '{{\"events\": 500}}'",
     ]
     lines = ["Left running until Ctrl-C:", *(f"  {name:<9} {place}" for name, place in places.items())]

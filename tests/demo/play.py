@@ -3,20 +3,25 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import Engine, func, select
 
 from models.database import reading
-from models.tables import Event, EventStatus
+from models.tables import Event, EventStatus, Read, Task
+from models.types import db_now
+from models.views import mirror_status
 from tests.demo.machine import JSON, call
 from tests.demo.processes import StackError
 from tests.demo.stack import Stack
+from worker import reports
 
 KNOBS: JSON = {
     "duplicates": 0.10,
     "reordering": 0.30,
     "reorder_window": 20,
     "wrong_signatures": 0.02,
+    "loss": 0.03,
     "keep_alive": True,
     "concurrency": 8,
 }
@@ -32,6 +37,12 @@ class Sample:
     seconds: float
     workos: JSON
     inbox: dict[str, int]
+    caught_up: int
+    """Events that the events API brought, and no webhook."""
+    mirror: str
+    """`backfilling` or `current`."""
+    reads: int
+    """Objects that an event leaves in doubt, to be read by id now."""
 
     @property
     def sent(self) -> int:
@@ -47,7 +58,8 @@ class Sample:
     def settled(self) -> bool:
         """Whether nothing is under way any more."""
         sending = self.workos["playing"] or self.workos["pending"]
-        return not sending and not self.inbox.get(EventStatus.PENDING, 0)
+        coming = sum(self.inbox.values()) < self.workos["generated"] or self.inbox.get(EventStatus.PENDING, 0)
+        return not (sending or coming or self.reads) and self.mirror == "current"
 
 
 def begin(stack: Stack, *, events: int, companies: int, seed: int) -> None:
@@ -65,15 +77,15 @@ def watch(stack: Stack, engine: Engine) -> Iterator[Sample]:
         StackError: a process ended, or nothing moved for long; says what is missing.
     """
     started = moved = time.monotonic()
-    before: tuple[int, int] | None = None
+    before: tuple[int, int, str, int] | None = None
     while True:
         stack.require_running()
         sample = _look(stack, engine, started)
         yield sample
         if sample.settled:
             return
-        if before != (sample.sent, sample.applied):
-            before, moved = (sample.sent, sample.applied), time.monotonic()
+        if before != (now := (sample.sent, sample.applied, sample.mirror, sample.reads)):
+            before, moved = now, time.monotonic()
         if time.monotonic() - moved > PATIENCE_SECONDS:
             logs = "\n".join(stack.processes[name].tail() for name in ("web", "worker"))
             raise StackError(f"nothing moved for {PATIENCE_SECONDS:.0f} s: {_missing(sample)}\n{logs}")
@@ -84,7 +96,11 @@ def _look(stack: Stack, engine: Engine, started: float) -> Sample:
     # In this order: what was acknowledged before the first look is in the inbox at the second.
     workos = call("GET", f"{stack.sandbox_url}/sandbox/progress")
     inbox = count_by(engine, "status")
-    return Sample(time.monotonic() - started, workos, inbox)
+    with reading(engine) as tx:
+        caught_up = tx.execute(select(func.count()).select_from(Event).where(Event.webhook_at.is_(None))).scalar_one()
+        mirror = tx.execute(select(mirror_status.c.state)).scalar_one()
+        reads = tx.execute(select(func.count()).select_from(Read).where(Read.due_at <= db_now())).scalar_one()
+    return Sample(time.monotonic() - started, workos, inbox, caught_up, mirror, reads)
 
 
 def count_by(engine: Engine, column: str) -> dict[str, int]:
@@ -94,15 +110,50 @@ def count_by(engine: Engine, column: str) -> dict[str, int]:
         return {str(value): number for value, number in tx.execute(select(by, func.count()).group_by(by).order_by(by))}
 
 
+class Resynced(NamedTuple):
+    """How many things were changed that no event told of, and what the resync found: kind of drift to number."""
+
+    changed: int
+    found: dict[str, int]
+
+
+def resync(stack: Stack, engine: Engine) -> Resynced:
+    """Change a few things that only a resync can find, and run one as an operator would."""
+    changed = _change_silently(stack)
+    stack.run("resync")
+    newest = next(run for run in reports.list_runs(engine) if run["task"] == Task.RESYNC)
+    found = reports.run(engine, newest["id"])
+    return Resynced(changed, found["findings"] if found else {})
+
+
+def _change_silently(stack: Stack) -> int:
+    url = f"{stack.sandbox_url}/sandbox"
+    truth = call("GET", f"{url}/truth")
+    [company, *_], [user, *_] = truth["organizations"], truth["users"]
+    promoted, removed = [m for m in truth["memberships"] if m["status"] == "active" and m["user_id"] != user["id"]][:2]
+    role = "member" if promoted["role"]["slug"] == "admin" else "admin"
+    operations: list[JSON] = [
+        {"operation": "create_organization", "name": "Quiet Company"},
+        {"operation": "update_organization", "organization_id": company["id"], "name": f"{company['name']} (renamed)"},
+        {"operation": "update_user", "user_id": user["id"], "last_name": "Newname"},
+        {"operation": "update_membership", "membership_id": promoted["id"], "role": role},
+        {"operation": "delete_membership", "membership_id": removed["id"]},
+    ]
+    for operation in operations:
+        call("POST", f"{url}/operations", {**operation, "silently": True})
+    return len(operations)
+
+
 def _missing(sample: Sample) -> str:
     workos, inbox = sample.workos, sample.inbox
     return (
-        f"{workos['generated'] - workos['acknowledged']} of {workos['generated']} events are not acknowledged, "
-        f"{workos['pending']} deliveries wait, {inbox.get(EventStatus.PENDING, 0)} events in the inbox are not applied"
+        f"{workos['generated'] - sum(inbox.values())} of {workos['generated']} events have not come, "
+        f"{workos['pending']} deliveries wait, {inbox.get(EventStatus.PENDING, 0)} events in the inbox are not applied "
+        f"and the mirror is {sample.mirror}"
     )
 
 
-def faults(sample: Sample) -> list[str]:
+def faults(sample: Sample, resynced: Resynced) -> list[str]:
     """Return what is wrong with a settled run, apart from the mirror."""
     workos, inbox = sample.workos, sample.inbox
     stored = sum(inbox.values())
@@ -112,9 +163,14 @@ def faults(sample: Sample) -> list[str]:
             workos["forged"] - workos["forged_refused"]
         ),
         f"{inbox.get(EventStatus.FAILED, 0)} events failed": inbox.get(EventStatus.FAILED, 0),
-        f"{workos['acknowledged']} of {workos['generated']} events were acknowledged": (
-            workos["generated"] - workos["acknowledged"]
+        f"{workos['acknowledged']} events were acknowledged and {workos['lost']} lost, of {workos['generated']}": (
+            workos["generated"] - workos["acknowledged"] - workos["lost"]
+        ),
+        f"catch-up brought {sample.caught_up} events, {workos['lost']} webhooks were lost": (
+            sample.caught_up - workos["lost"]
         ),
         f"the inbox holds {stored} events, WorkOS made {workos['generated']}": stored - workos["generated"],
     }
+    found = sum(resynced.found.values())
+    wrong[f"the resync found {found} of {resynced.changed} silent changes"] = resynced.changed - found
     return [text for text, number in wrong.items() if number]

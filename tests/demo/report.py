@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from models.tables import Domain
 from models.views import auto_join_domains, workspace_members, workspaces
 from tests.demo.machine import JSON
-from tests.demo.play import Sample, count_by
+from tests.demo.play import Resynced, Sample, count_by
 from tests.support import rows
 
 WORKSPACES_SHOWN = 30
@@ -72,7 +72,7 @@ def _show_joins(console: Console, live: Sequence[JSON], joins: Sequence[JSON]) -
     _print(console, table, len(joins) - table.row_count, "domains")
 
 
-def show_run(console: Console, engine: Engine, sample: Sample, seconds: float) -> None:
+def show_run(console: Console, engine: Engine, sample: Sample, resynced: Resynced, seconds: float) -> None:
     """Print the run in numbers."""
     workos = sample.workos
     outcomes = ", ".join(f"{number:,} {outcome}" for outcome, number in count_by(engine, "outcome").items())
@@ -85,6 +85,10 @@ def show_run(console: Console, engine: Engine, sample: Sample, seconds: float) -
         ("events acknowledged", f"{workos['acknowledged']:,}"),
         ("events applied", f"{sample.applied:,} in {sample.seconds:.1f} s"),
         ("  by outcome", outcomes),
+        ("webhooks lost", f"{workos['lost']:,}"),
+        ("  brought by catch-up", f"{sample.caught_up:,}"),
+        ("changes that no event told of", f"{resynced.changed:,}"),
+        ("  repaired by resync", ", ".join(f"{n} {finding}" for finding, n in resynced.found.items())),
         ("whole demo", f"{seconds:.1f} s"),
     ]
     table = _table("The run", "", "")

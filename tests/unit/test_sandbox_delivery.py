@@ -280,6 +280,9 @@ def test_the_sandbox_as_a_process(process: Process, receiver: Receiver) -> None:
     assert endpoint["secret"] == SECRET
     made = process.call("POST", "/sandbox/operations", {"operation": "create_organization", "name": "Ours"})
     assert made["name"] == "Ours"
+    quiet = {"operation": "update_organization", "organization_id": made["id"], "name": "Quiet", "silently": True}
+    assert process.call("POST", "/sandbox/operations", quiet)["name"] == "Quiet"
+    assert process.call("GET", "/sandbox/progress")["events"] == 1
     with pytest.raises(ValueError, match=r"400: .*unknown operation"):
         process.call("POST", "/sandbox/operations", {"operation": "truth"})
     process.call("POST", "/sandbox/faults", {"kind": "fail", "path": "/organizations", "status": 403})

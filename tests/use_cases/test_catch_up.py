@@ -87,12 +87,12 @@ def age_what_the_api_brought(engine: Engine, seconds: float) -> None:
     write(engine, lambda tx: tx.execute(brought.values(api_at=db_in(-seconds))))
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("number", "seed"), [(700, 1), (5000, 2)])
 def test_what_webhooks_lost_comes_by_the_events_api_and_is_a_gap_after_the_patience(
-    engine: Engine, door: FlaskClient, sandbox: Sandbox, clock: Clock, directory: Directory, seed: int
+    engine: Engine, door: FlaskClient, sandbox: Sandbox, clock: Clock, directory: Directory, number: int, seed: int
 ) -> None:
     begin(engine, directory)
-    sandbox.play(700, seed=seed)
+    sandbox.play(number, seed=seed)
     random = Random(seed)
     events = sandbox.world.events
     deleted = ("organization.deleted", "user.deleted", "organization_membership.deleted")

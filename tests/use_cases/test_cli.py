@@ -9,11 +9,15 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from flask.testing import FlaskClient
-from sqlalchemy import Engine
+from sqlalchemy import Engine, insert, update
 
+from models.database import write
 from models.migrate import current_revision, downgrade, newest_revision
+from models.tables import Drift, Run
+from models.types import db_now
 from tests.support import JSON, accept, apply_all, made, sample
 from worker.cli import main
+from worker.resync import start
 from worker.settings import Settings
 
 ORG = sample("organization.created")["data"]["id"]
@@ -214,6 +218,59 @@ def test_status_says_that_redis_is_away(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
     shown = report("status", exit_code=1)
     assert shown["workers"] is None and "Redis does not answer" in shown["problems"][0]
+
+
+def test_status_says_that_the_mirror_was_never_filled_unless_that_is_under_way(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine
+) -> None:
+    assert report("status", exit_code=1)["repair"].startswith("off")
+    monkeypatch.setenv("WORKOS_API_KEY", "sk_test")
+    monkeypatch.setenv("WORKOS_CLIENT_ID", "client_test")
+    assert any("never filled" in problem for problem in report("status", exit_code=1)["problems"])
+    run_id = start(engine, "ann")
+    shown = report("status", exit_code=1)
+    assert shown["runs"] == [f"resync {run_id}, list, of ann"]
+    assert not any("never filled" in problem for problem in shown["problems"])
+    ended = {"status": "failed", "finished_at": db_now(), "error": "/organizations: 500"}
+    write(engine, lambda tx: tx.execute(update(Run).values(ended)))
+    problems = report("status", exit_code=1)["problems"]
+    assert f"resync {run_id} failed: /organizations: 500" in problems
+    assert any("never filled" in problem for problem in problems)
+
+
+def test_status_names_roles_that_no_mapping_names(door: FlaskClient, engine: Engine) -> None:
+    roles = {"admin": 1, "owner": 2}
+    for slug, number in roles.items():
+        for place in range(number):
+            role, id = {"slug": slug}, f"om_{slug}_{place}"
+            accept(
+                door, made("organization_membership.created", event_id=f"event_{id}", id=id, role=role, roles=[role])
+            )
+    apply_all(engine)
+    assert report("status", exit_code=1)["unmapped_roles"] == ["owner: 2 memberships"]
+
+
+def test_runs_and_what_one_found(engine: Engine) -> None:
+    run_id = start(engine, "ann")
+    drifts = [
+        {
+            "run_id": run_id,
+            "kind": "user",
+            "object_id": f"user_{number:03}",
+            "finding": "missing",
+            "action": "repaired",
+        }
+        for number in range(250)
+    ]
+    write(engine, lambda tx: tx.execute(insert(Drift), drifts))
+    assert [row["id"] for row in report("runs", "list")] == [run_id]
+    assert run_id in run("runs", "list").stdout
+    text = run("runs", "show", run_id).stdout
+    assert "user_199" in text and "user_200" not in text and "and more" in text and "250 missing" in text
+    shown = report("runs", "show", run_id)
+    assert [row["object_id"] for row in shown["drift"]] == [row["object_id"] for row in drifts]
+    assert shown["findings"] == {"missing": 250}
+    assert "there is no run nonsense" in run("runs", "show", "nonsense", exit_code=1).stderr
 
 
 def test_the_demo_outside_a_checkout_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

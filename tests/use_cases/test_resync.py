@@ -93,7 +93,7 @@ def test_after_one_resync_the_mirror_is_equal_and_each_drift_is_named(
     both_engines: Engine, sandbox: Sandbox, directory: Directory, seed: int
 ) -> None:
     engine, world = both_engines, sandbox.world
-    sandbox.play(1500, seed=seed)
+    sandbox.play(5000, seed=seed)
     random = Random(seed)
     lost = {event["id"] for event in world.events if random.random() < 0.05}
     deletes = [event["id"] for event in world.events if event["event"].endswith(".deleted")]

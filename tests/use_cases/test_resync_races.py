@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -12,7 +13,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import Engine, update
 
-from models.database import write
+from models.database import open_engine, write
 from models.tables import Event, Listing, Run
 from tests.sandbox import Sandbox, World, WorldError, play, populate
 from tests.support import JSON, differences, mirrored, rows
@@ -36,6 +37,7 @@ from worker.bucket import Buckets
 from worker.directory import Directory, Found, Page, open_directory
 from worker.resync import Resync, start
 from worker.runs import LeaseLostError, lease
+from worker.wiring import MOST_CONNECTIONS
 
 SEEDS = range(4)
 
@@ -143,7 +145,7 @@ def test_events_at_every_page_boundary_and_between_each_read_and_its_write(
 
 
 @pytest.mark.parametrize("seed", [1])
-def test_events_beside_eight_calls_in_flight(both_engines: Engine, sandbox: Sandbox, redis: Redis, seed: int) -> None:
+def test_events_beside_several_calls_in_flight(both_engines: Engine, sandbox: Sandbox, redis: Redis, seed: int) -> None:
     lived_in(both_engines, sandbox, seed, lost=0.1)
     life = Life(both_engines, sandbox.world, seed)
     with closing(before_and_after(sandbox, redis, life.go_on)) as between:
@@ -152,6 +154,39 @@ def test_events_beside_eight_calls_in_flight(both_engines: Engine, sandbox: Sand
     life.settle()
     assert differences(both_engines, sandbox.world.truth()) == []
     assert revived(both_engines) == set()
+
+
+@pytest.mark.timeout(240)
+def test_two_thousand_webhooks_while_two_thousand_workspaces_are_listed(
+    make_database: Callable[[str], str], sandbox: Sandbox, redis: Redis
+) -> None:
+    """As at a first start: the mirror is empty, and what is listed was changed, deleted or made meanwhile."""
+    world = sandbox.world
+    populate(world, organizations=2000, members=1)
+    calls, random = count(), Random(1)
+    told: list[JSON] = []
+    world.subscribe(told.append)
+    lock = threading.Lock()
+
+    def happens(_what: str) -> None:
+        with lock:
+            number = next(calls)
+            if number % 20 or len(world.events) >= 2000:
+                return
+            play(world, 20, companies=2000, seed=number)
+            for table, delete in ((world.memberships, world.delete_membership), (world.users, world.delete_user)):
+                delete(random.choice(list(table)))
+            late = random.random() < 0.2  # and what is late comes after what follows it
+            deliver(engine, [] if late else [told.pop() for _ in range(len(told))])
+
+    engine = open_engine(make_database("postgresql"), pool_size=MOST_CONNECTIONS)
+    with closing(Between(directory_of(sandbox, redis), happens)) as between:
+        resync(engine, between)
+    assert len(world.events) >= 2000
+    deliver(engine, told)
+    assert differences(engine, world.truth()) == []
+    assert revived(engine) == set()
+    engine.dispose()
 
 
 @pytest.mark.parametrize("seed", [4])
