@@ -24,7 +24,6 @@ MOST_TRIES = 5
 FIRST_WAIT_SECONDS = 0.25
 LONGEST_WAIT_SECONDS = 60.0
 REFUSED = (401, 403)
-MALFORMED = (400, 422)
 
 Json = dict[str, Any]
 
@@ -52,8 +51,15 @@ class QueryRefusedError(UnreadableError):
     """WorkOS answered 400 or 422: it does not take these parameters, such as a cursor that it has forgotten."""
 
 
+class LimitedError(UnreadableError):
+    """WorkOS answered 429 to the last: a rate limit is used up, by others too."""
+
+
 class NotThereError(UnreadableError):
     """WorkOS answered 404 to a listing: its parent is not there."""
+
+
+ERRORS: dict[int, type[UnreadableError]] = {400: QueryRefusedError, 422: QueryRefusedError, 429: LimitedError}
 
 
 class RefusedKeyError(ConfigurationError):
@@ -202,8 +208,9 @@ class Directory:
             status = getattr(error, "status_code", None)
             if status in REFUSED:
                 raise RefusedKeyError(f"WORKOS_API_KEY: WorkOS refuses the key ({status})") from error
-            kind = QueryRefusedError if status in MALFORMED else UnreadableError
-            raise kind(f"/{'/'.join(path[:2])}: {type(error).__name__} {status or ''}".rstrip()) from error
+            raise ERRORS.get(status or 0, UnreadableError)(
+                f"/{'/'.join(path[:2])}: {type(error).__name__} {status or ''}".rstrip()
+            ) from error
         return answer, self._dates.last()
 
     def _once(self, path: tuple[str, ...], params: Json) -> Json:

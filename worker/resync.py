@@ -22,7 +22,15 @@ from models.types import db_now
 from worker import deletions
 from worker.apply import change, lock_rows, note_changes, organization_of, save_rows, show, stored_rows
 from worker.decide import Finding, State, compare_listed, completed, is_newer
-from worker.directory import Directory, NotThereError, Page, QueryRefusedError, RefusedKeyError, UnreadableError
+from worker.directory import (
+    Directory,
+    LimitedError,
+    NotThereError,
+    Page,
+    QueryRefusedError,
+    RefusedKeyError,
+    UnreadableError,
+)
 from worker.errors import PayloadError
 from worker.handlers import RoleMap, read_object
 from worker.reads import Result, ask, confirmed_read
@@ -253,8 +261,14 @@ class Resync:
         if parent and isinstance(error, NotThereError):
             self._write(lambda tx: self._parent_is_gone(tx, name, parent))
             return
-        self._directory.now()  # with WorkOS away altogether, the run waits for it
+        self._require_there(error)
         self._write(lambda tx: self._listing_failed(tx, name, parent, str(error)))
+
+    def _require_there(self, error: UnreadableError) -> None:
+        """Raise if not only one thing cannot be read: with WorkOS away, or a rate limit used up, the run waits."""
+        if isinstance(error, LimitedError):
+            raise error
+        self._directory.now()
 
     def _listing_failed(self, tx: Connection, name: str, parent: str, problem: str) -> None:
         self._held.check(tx)
@@ -395,7 +409,7 @@ class Resync:
             self._write(lambda tx: self._set_aside(tx, kind, id, field))
         except UnreadableError as error:
             problem = str(error)
-            self._directory.now()  # with WorkOS away altogether, the run waits for it
+            self._require_there(error)
             self._write(lambda tx: self._read_failed(tx, kind, id, problem))
 
     def _read_failed(self, tx: Connection, kind: Kind, id: str, problem: str) -> None:

@@ -455,7 +455,7 @@ def test_what_passes_is_waited_for(one_engine: Engine, sandbox: Sandbox, directo
     assert found(one_engine, run_id) == {("user", gone): ("extra", "repaired")}
 
 
-@pytest.mark.parametrize("status", [429, 400])
+@pytest.mark.parametrize("status", [500, 400])
 def test_an_object_that_cannot_be_read_is_not_deleted_and_is_reported_in_the_end(
     one_engine: Engine, sandbox: Sandbox, directory: Directory, status: int
 ) -> None:
@@ -471,6 +471,24 @@ def test_an_object_that_cannot_be_read_is_not_deleted_and_is_reported_in_the_end
         assert tries < 5
     assert live(one_engine) == before
     assert found(one_engine, run_id) == {("user", gone): ("odd", "reported")}
+
+
+@pytest.mark.parametrize("path", ["/user_management/users/", "/user_management/users$", "/user_management/org"])
+def test_a_rate_limit_that_others_used_up_is_waited_for(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, path: str
+) -> None:
+    before = mirror_of(one_engine, sandbox, directory, 3)
+    gone = next(iter(sandbox.world.users))
+    quietly(sandbox.world, lambda: sandbox.world.delete_user(gone))
+    sandbox.faults.fail(path, status=429, times=None, retry_after=0)
+    run_id = start(one_engine, "test")
+    for _ in range(4):
+        assert not go_on(one_engine, directory, run_id)
+    assert live(one_engine) == before
+    assert "429" in run_row(one_engine, run_id)["error"] and run_row(one_engine, run_id)["status"] == RunStatus.RUNNING
+    sandbox.faults.clear()
+    assert go_on(one_engine, directory, run_id)
+    assert found(one_engine, run_id) == {("user", gone): ("extra", "repaired")}
 
 
 def test_an_answer_that_never_comes_deletes_nothing(
