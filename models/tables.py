@@ -39,6 +39,8 @@ class EventStatus(StrEnum):
     PENDING = "pending"
     DONE = "done"
     FAILED = "failed"
+    DISMISSED = "dismissed"
+    """Failed, and an operator said that it need not be applied."""
 
 
 class Event(Base):
@@ -67,6 +69,13 @@ class Event(Base):
     decided_by: Mapped[str | None]
     """For stale and tombstoned: the event id of the version that won."""
     error: Mapped[str | None]
+    fingerprint: Mapped[str | None]
+    """Of the error: events that failed for the same cause have the same."""
+    replays: Mapped[int] = mapped_column(server_default="0")
+    replay_id: Mapped[str | None]
+    """The run that replayed it last."""
+    dismissed_by: Mapped[str | None]
+    dismissed_why: Mapped[str | None]
     processed_at: Mapped[datetime | None]
     occurred_at: Mapped[datetime | None]
     kind: Mapped[str | None]
@@ -94,6 +103,7 @@ class Event(Base):
             sqlite_where=text("status = 'pending'"),
         ),
         Index("ix_events_received_at", "received_at"),
+        Index("ix_events_replay_id", "replay_id"),
         Index("ix_events_type", "type", "received_at"),
         Index("ix_events_object_id", "object_id"),
         Index("ix_events_organization_id", "organization_id", "received_at"),
@@ -282,6 +292,7 @@ class RunStatus(StrEnum):
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 class Task(StrEnum):
@@ -290,6 +301,7 @@ class Task(StrEnum):
     RESYNC = "resync"
     CATCH_UP = "catch_up"
     RETENTION = "retention"
+    REPLAY = "replay"
 
 
 class Run(Base):
@@ -304,6 +316,15 @@ class Run(Base):
     dry_run: Mapped[bool] = mapped_column(server_default=false())
     approves: Mapped[str | None]
     """The run whose withheld deletions this one carries out."""
+    selection: Mapped[dict[str, Any] | None]
+    """Of a replay: which events."""
+    reason: Mapped[str | None]
+    after: Mapped[str | None]
+    """Of a replay: the last event id done."""
+    done: Mapped[int] = mapped_column(server_default="0")
+    total: Mapped[int | None]
+    skipped: Mapped[int] = mapped_column(server_default="0")
+    """Of a replay: events whose payload retention has dropped."""
     requested_by: Mapped[str]
     status: Mapped[str] = mapped_column(server_default=RunStatus.RUNNING)
     phase: Mapped[str] = mapped_column(server_default="list")

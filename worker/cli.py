@@ -26,6 +26,7 @@ from sqlalchemy.exc import DBAPIError
 from models.database import open_engine
 from models.migrate import newest_revision, upgrade
 from models.tables import EventStatus
+from worker import replay as replays
 from worker import reports
 from worker.catch_up import REMEDY, catch_up, catch_up_since
 from worker.clock import Duty, run, sweep
@@ -299,6 +300,16 @@ def runs_show(run_id: str, as_json: bool) -> None:
     _report(engine, row, as_json=as_json)
 
 
+@runs.command("cancel")
+@click.argument("run_id", metavar="RUN")
+def runs_cancel(run_id: str) -> None:
+    """Stop a replay where it is."""
+    if not replays.cancel(_engine(), run_id, getpass.getuser()):
+        click.echo(f"workos-sync: {run_id} is no replay under way", err=True)
+        sys.exit(1)
+    click.echo(f"{run_id} is cancelled")
+
+
 @main.command("catch-up")
 @click.option("--since", type=click.DateTime(TIMES), help="Read all events since this time (UTC), at most 90 days ago.")
 @json_option
@@ -308,10 +319,10 @@ def catch_up_command(since: datetime | None, as_json: bool) -> None:
     configure(settings.log_format)
     lag = timedelta(seconds=settings.catch_up_lag_seconds)
     with _reaching_workos(settings) as (wiring, directory):
+        since = _in_utc(since)
         if since is None:
             report = catch_up(wiring.engine, directory, lag=lag)
         else:
-            since = since if since.tzinfo else since.replace(tzinfo=UTC)
             report = catch_up_since(wiring.engine, directory, since, lag)
         wiring.bell.ring()
     if as_json:
@@ -368,6 +379,87 @@ def events_show(event_id: str, as_json: bool) -> None:
     table = Table(show_header=False)
     for name, value in event.items():
         table.add_row(name, _cell(reports.as_json(value) if isinstance(value, (dict, list)) else value))
+    out.print(table)
+
+
+@events.command("failures")
+@json_option
+def events_failures(as_json: bool) -> None:
+    """Group the failed events by the fingerprint of their error: one replay mends all of a kind."""
+    rows = reports.failures(_engine())
+    if as_json:
+        click.echo(reports.as_json(rows))
+    elif rows:
+        out.print(_table(("fingerprint", "events", "type", "first", "last", "example", "error"), rows))
+    else:
+        click.echo("no event has failed")
+    sys.exit(1 if rows else 0)
+
+
+@events.command("dismiss")
+@click.argument("event_ids", nargs=-1, required=True, metavar="ID...")
+@click.option("--why", required=True, help="Kept with the event.")
+def events_dismiss(event_ids: tuple[str, ...], why: str) -> None:
+    """Note that failed events need not be applied."""
+    number = replays.dismiss(_engine(), event_ids, getpass.getuser(), why)
+    click.echo(f"{number} dismissed")
+    if number < len(set(event_ids)):
+        click.echo(f"workos-sync: {len(set(event_ids)) - number} of them have not failed, or are unknown", err=True)
+        sys.exit(1)
+
+
+@main.command("replay")
+@click.option("--id", "ids", multiple=True, metavar="ID", help="This event; may be given several times.")
+@click.option("--failed", is_flag=True, help="Only events that failed.")
+@click.option("--fingerprint", help="Only failed events of this kind of error; see events failures.")
+@click.option("--type", help="Only this event type, such as user.deleted.")
+@click.option("--organization", "organization_id", metavar="ID", help="Only of this workspace.")
+@click.option("--since", type=click.DateTime(TIMES), help="Only received since this time (UTC).")
+@click.option("--until", type=click.DateTime(TIMES), help="Only received before this time (UTC).")
+@click.option("--why", help="Kept with the run.")
+@click.option("--again", is_flag=True, help="Even if the same was replayed before and nothing has failed since.")
+@click.option("--dry-run", is_flag=True, help="Only tell how many events, and what would change.")
+@json_option
+def replay_command(why: str | None, again: bool, dry_run: bool, as_json: bool, **given: Any) -> None:
+    """Decide stored events again. What should not change does not."""
+    given |= {name: _in_utc(given[name]) for name in ("since", "until")}
+    selection = replays.Selection(**given)
+    if not selection.as_json():
+        raise click.UsageError("name the events: --failed, --id, --fingerprint, --type, --organization or --since")
+    settings = load_settings()
+    configure(settings.log_format)
+    engine = _engine()
+    if dry_run:
+        _say(replays.plan(engine, selection)._asdict(), as_json=as_json)
+        return
+    run_id = replays.start(engine, selection, getpass.getuser(), why, again=again)
+    with redis_server(settings) as redis, _until_stopped() as stop:
+        bell = wire(settings, redis.url).bell
+        with progress(engine, run_id):
+            over = work_on(engine, None, settings, bell, run_id, stop.is_set) or followed(engine, run_id, stop.wait)
+    _say(_replayed(engine, run_id), as_json=as_json)
+    sys.exit(0 if over else 1)
+
+
+def _in_utc(time: datetime | None) -> datetime | None:
+    return time if time is None or time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _replayed(engine: Engine, run_id: str) -> dict[str, Any]:
+    """What a replay has come to by now."""
+    row = reports.run(engine, run_id) or {}
+    kept = {name: row.get(name) for name in ("id", "status", "requested_by", "reason", "total", "done", "skipped")}
+    return kept | {"results": replays.results(engine, run_id), "remedy": REMEDY if row.get("skipped") else None}
+
+
+def _say(report: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(reports.as_json(report))
+        return
+    table = Table(show_header=False)
+    for name, value in report.items():
+        shown = ", ".join(f"{n} {word}" for word, n in value.items()) if isinstance(value, dict) else value
+        table.add_row(name.replace("_", " "), _cell(shown))
     out.print(table)
 
 

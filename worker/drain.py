@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import structlog
 from rq.timeouts import JobTimeoutException
-from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
 from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, can_pass, turn, write
@@ -22,7 +22,7 @@ from models.types import db_in, db_now
 from worker import reads
 from worker.apply import Arrival, apply, note_changes, organization_of
 from worker.decide import Outcome
-from worker.errors import DiedAloneError, PayloadError
+from worker.errors import DiedAloneError, PayloadError, fingerprint
 from worker.handlers import read_event
 from worker.snapshots import Snapshot, clean
 
@@ -170,7 +170,7 @@ def _split_or_blame(tx: Connection, policy: Policy, batch: Work, error: Exceptio
 
 def _failed_attempt(policy: Policy, attempts: int, error: Exception) -> dict[str, Any]:
     """Return what a failed attempt leaves on its event: tried again later, or set aside for an operator."""
-    values: dict[str, Any] = {"attempts": attempts, "error": describe(error)}
+    values: dict[str, Any] = {"attempts": attempts, "error": describe(error), "fingerprint": fingerprint(error)}
     if isinstance(error, PayloadError) or attempts >= policy.max_attempts:
         return {**values, "status": EventStatus.FAILED, "processed_at": db_now()}
     return {**values, "due_at": db_in(policy.backoff(attempts))}
@@ -189,24 +189,44 @@ def _apply_batch(tx: Connection, policy: Policy, batch: Work) -> None:
     if not _still_ours(tx, batch):
         log.info("batch_taken_over", batch=batch.id)
         return
+    done, failed, changes = decide_events(tx, batch.event_ids, Event.status == EventStatus.PENDING)
+    for event, error in failed:
+        values = _failed_attempt(policy, event.attempts + 1, error)
+        tx.execute(update(Event).where(Event.id == event.id).values(values))
+        log.warning("event_failed", event_id=event.id, type=event.type, field=error.field)
+    _note_done(tx, done)
+    tx.execute(delete(Batch).where(Batch.id == batch.id))
+    note_changes(tx, changes)
+    log.info("batch_applied", batch=batch.id, events=len(done), changes=len(changes))
+
+
+class Decided(NamedTuple):
+    """What events come to: rows for the inbox, those that cannot be used and why, and rows for `changes`."""
+
+    done: list[dict[str, Any]]
+    failed: list[tuple[Any, PayloadError]]
+    changes: list[dict[str, Any]]
+
+
+def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool]) -> Decided:
+    """Lock events, decide them and write the mirror in `tx`; nothing is noted of them yet.
+
+    Args:
+        tx: the caller's transaction; rolled back, it was only a question.
+        ids: of the events.
+        which: further conditions on them.
+    """
     # Shared: a new role map waits for the batches that read the old one.
     roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
-    pending = (
-        select(Event.id, Event.type, Event.body, Event.attempts)
-        .where(Event.id.in_(batch.event_ids), Event.status == EventStatus.PENDING)
-        .order_by(Event.id)
-        .with_for_update()
-    )
+    query = select(Event.id, Event.type, Event.body, Event.attempts).where(Event.id.in_(ids), *which)
     done: list[dict[str, Any]] = []
+    failed: list[tuple[Any, PayloadError]] = []
     arrivals: list[Arrival] = []
-    for event in tx.execute(pending).all():
+    for event in tx.execute(query.order_by(Event.id).with_for_update()).all():
         try:
             envelope, snapshot = read_event(event.id, event.type, event.body, roles)
         except PayloadError as error:
-            tx.execute(
-                update(Event).where(Event.id == event.id).values(_failed_attempt(policy, event.attempts + 1, error))
-            )
-            log.warning("event_failed", event_id=event.id, type=event.type, field=error.field)
+            failed.append((event, error))
             continue
         row = {"key": event.id, "occurred_at": envelope.created_at, "outcome": Outcome.IGNORED, "decided_by": None}
         done.append(row | _about(snapshot))
@@ -219,10 +239,7 @@ def _apply_batch(tx: Connection, policy: Policy, batch: Work) -> None:
         if decision := against.get(row["key"]):
             lost = decision.outcome in (Outcome.STALE, Outcome.TOMBSTONED)
             row |= {"outcome": decision.outcome, "decided_by": decision.against if lost else None}
-    _note_done(tx, done)
-    tx.execute(delete(Batch).where(Batch.id == batch.id))
-    note_changes(tx, changes)
-    log.info("batch_applied", batch=batch.id, events=len(done), changes=len(changes))
+    return Decided(done, failed, changes)
 
 
 def _about(snapshot: Snapshot | None) -> dict[str, str | None]:
@@ -235,5 +252,5 @@ def _about(snapshot: Snapshot | None) -> dict[str, str | None]:
 
 def _note_done(tx: Connection, done: list[dict[str, Any]]) -> None:
     if done:
-        values = {"status": EventStatus.DONE, "processed_at": db_now(), "error": None}
+        values = {"status": EventStatus.DONE, "processed_at": db_now(), "error": None, "fingerprint": None}
         tx.execute(update(Event).where(Event.id == bindparam("key")).values(values), done)

@@ -1,5 +1,8 @@
 """What can go wrong, by name."""
 
+import hashlib
+import re
+
 
 class PayloadError(Exception):
     """An event's data cannot be used. Trying again cannot help, so its event is set aside at once."""
@@ -7,6 +10,13 @@ class PayloadError(Exception):
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
         self.field = field
+
+
+def fingerprint(error: BaseException) -> str:
+    """Return eight hex digits that errors of one cause share: the class and its message, without what varies in it."""
+    first_line = next(iter(str(error).splitlines()), "")
+    shape = re.sub(r"'[^']*'|\"[^\"]*\"|[0-9a-f]{8,}|\w+_\w{8,}|\d+", "?", first_line)
+    return hashlib.sha256(f"{type(error).__name__}: {shape}".encode()).hexdigest()[:8]
 
 
 class ConfigurationError(Exception):

@@ -18,6 +18,7 @@ from worker.directory import Directory, NotThereError, UnreadableError, open_dir
 from worker.doorbell import Doorbell
 from worker.errors import ConfigurationError
 from worker.handlers import ACTED_ON
+from worker.replay import replay
 from worker.resync import Resync, begin
 from worker.retention import retain
 from worker.runs import BusyError, Lease, LeaseLostError, create, finish
@@ -186,7 +187,7 @@ def repair(
         UnreadableError: WorkOS does not answer.
     """
     # First, so that it does not wait for WorkOS.
-    for run_id in runs.free(engine, Task.RETENTION):
+    for run_id in runs.free(engine, Task.RETENTION, Task.REPLAY):
         if not stopping():
             work_on(engine, directory, settings, bell, run_id, stopping)
     if directory is None:
@@ -230,6 +231,8 @@ def _work(
         task = tx.execute(select(Run.task).where(Run.id == held.run_id)).scalar_one()
     if task == Task.RETENTION:
         return _retain(engine, settings, held, stopping)
+    if task == Task.REPLAY:
+        return replay(engine, held, bell, settings.replay_per_second, stopping)
     if directory is None:
         return False
     if task == Task.CATCH_UP:

@@ -12,7 +12,7 @@ from rq.serializers import JSONSerializer
 from sqlalchemy import Connection, Engine, RowMapping, exists, func, select
 
 from models.database import reading
-from models.tables import Change, Drift, Event, Membership, Mirror, Run, RunStatus, Task
+from models.tables import Change, Drift, Event, EventStatus, Membership, Mirror, Run, RunStatus, Task
 from models.views import mirror_status, workspace_members, workspaces
 from worker.catch_up import gaps
 from worker.doorbell import queue_name
@@ -54,6 +54,18 @@ def list_events(
             query = query.where(column == value)
     with reading(engine) as tx:
         return [dict(row) for row in tx.execute(query).mappings()]
+
+
+def failures(engine: Engine) -> list[dict[str, Any]]:
+    """Return the failed events by the fingerprint of their error, most first, with an example of each."""
+    number = func.count()
+    shown = (Event.fingerprint, number.label("events"), func.min(Event.type).label("type"))
+    times = (func.min(Event.received_at).label("first"), func.max(Event.received_at).label("last"))
+    example = (func.min(Event.id).label("example"), func.min(Event.error).label("error"))
+    failed = select(*shown, *times, *example).where(Event.status == EventStatus.FAILED)
+    with reading(engine) as tx:
+        found = tx.execute(failed.group_by(Event.fingerprint).order_by(number.desc(), Event.fingerprint))
+        return [dict(row) for row in found.mappings()]
 
 
 def show_event(engine: Engine, event_id: str) -> dict[str, Any] | None:
@@ -140,7 +152,7 @@ def _inbox_problems(waiting: Backlog, workers: int | None) -> list[str]:
     elif workers == 0:
         problems.append("no worker is running: start workos-sync worker")
     if waiting.failed:
-        problems.append(f"{waiting.failed} events failed: workos-sync events list --status failed")
+        problems.append(f"{waiting.failed} events failed: workos-sync events failures")
     if waiting.oldest_seconds > OVERDUE_SECONDS:
         problems.append(f"the oldest pending event waits for {waiting.oldest_seconds:.0f} s: check worker and clock")
     return problems

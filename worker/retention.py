@@ -45,7 +45,7 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
         periods: how long things are kept.
         stopping: says whether to leave off between two batches.
     """
-    done = Event.status == EventStatus.DONE
+    done = Event.status.in_((EventStatus.DONE, EventStatus.DISMISSED))
     ended_run = select(Run.id).where(Run.status != RunStatus.RUNNING)
     old_run = select(Run.id).where(Run.status != RunStatus.RUNNING, Run.finished_at < _ago(periods.changes))
     steps: dict[str, Callable[[Connection], int]] = {

@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     sweep_seconds: Annotated[float, Field(gt=0)] = 5.0
     batch_size: Annotated[int, Field(ge=1, le=5000)] = 500
     max_attempts: Annotated[int, Field(ge=1)] = 10
+    replay_per_second: Annotated[float, Field(gt=0)] = 200.0
     first_backoff_seconds: Annotated[float, Field(gt=0)] = 1.0
     log_format: Literal["json", "console"] | None = None
 

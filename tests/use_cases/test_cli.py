@@ -250,6 +250,30 @@ def test_status_names_roles_that_no_mapping_names(door: FlaskClient, engine: Eng
     assert report("status", exit_code=1)["unmapped_roles"] == ["owner: 2 memberships"]
 
 
+def test_failed_events_are_grouped_replayed_and_dismissed(story: JSON, engine: Engine) -> None:
+    failed = story["failed"]["id"]
+    [kind] = report("events", "failures", exit_code=1)
+    assert (kind["events"], kind["example"], kind["type"]) == (1, failed, "user.updated")
+    assert kind["fingerprint"] in run("events", "failures", exit_code=1).stdout
+    planned = report("replay", "--fingerprint", kind["fingerprint"], "--dry-run")
+    assert planned == {"events": 1, "without_payload": 0, "outcomes": {"failed": 1}, "changes": 0}
+    replayed = report("replay", "--failed", "--why", "a try")
+    assert (replayed["status"], replayed["done"], replayed["reason"]) == ("done", 1, "a try")
+    assert replayed["results"] == {"pending": 1}
+    apply_all(engine)
+    assert report("runs", "show", replayed["id"])["task"] == "replay"
+    assert "1 dismissed" in run("events", "dismiss", failed, "--why", "nobody").stdout
+    assert "have not failed" in run("events", "dismiss", failed, "--why", "nobody", exit_code=1).stderr
+    assert "no event has failed" in run("events", "failures").stdout
+    assert report("events", "show", failed)["dismissed_why"] == "nobody"
+    assert "no event fits" in run("replay", "--failed", exit_code=2).stderr
+    assert "is no replay under way" in run("runs", "cancel", replayed["id"], exit_code=1).stderr
+
+
+def test_a_replay_of_nothing_in_particular_is_refused(story: JSON) -> None:
+    assert "name the events" in run("replay", exit_code=2).stderr
+
+
 def test_runs_and_what_one_found(engine: Engine) -> None:
     run_id = start(engine, "ann")
     drifts = [

@@ -24,6 +24,7 @@ from worker.directory import Directory
 from worker.doorbell import Doorbell
 from worker.jobs import DRAIN
 from worker.repair import bind, repair
+from worker.replay import dismiss
 from worker.retention import BATCH, Periods, forget, retain
 from worker.runs import create
 from worker.settings import Settings, load_settings
@@ -87,6 +88,17 @@ def test_payloads_go_after_thirty_days_ids_after_a_hundred(engine: Engine) -> No
     assert retain(engine, Periods())["events"] == 2
     assert set(bodies(engine)) == {failed["id"]}
     assert user_row(engine)["email"] == sample("user.updated")["data"]["email"]
+
+
+def test_dismissed_events_go_like_processed_ones(engine: Engine) -> None:
+    deliver(engine, [made("user.updated", id=None)])
+    [failed] = bodies(engine)
+    age_events(engine, 30.1)
+    assert retain(engine, Periods())["payloads"] == 0
+    assert dismiss(engine, [failed], "ann", "a test") == 1
+    assert retain(engine, Periods())["payloads"] == 1
+    age_events(engine, 100.1)
+    assert retain(engine, Periods())["events"] == 1
 
 
 def test_what_waits_keeps_its_payload_however_old(engine: Engine) -> None:

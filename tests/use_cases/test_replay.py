@@ -1,0 +1,227 @@
+"""Replay: after a fix the failed events of one kind are decided again, and whatever is right stays as it is."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from redis import Redis
+from sqlalchemy import Engine, func, select, update
+
+from models.database import reading, write
+from models.tables import Change, Event, RunStatus, User
+from models.types import db_in
+from tests.integration.stories import store
+from tests.support import JSON, apply_all, made, mirrored, rows, statuses
+from worker import replay as replays
+from worker import reports
+from worker.doorbell import Doorbell
+from worker.errors import ConfigurationError, fingerprint
+from worker.handlers import HANDLERS
+from worker.jobs import DRAIN
+from worker.replay import AlreadyReplayedError, Selection
+from worker.runs import BusyError, LeaseLostError, lease
+
+FAST = 1e6
+
+
+@pytest.fixture
+def bell(redis: Redis) -> Doorbell:
+    return Doorbell(redis, DRAIN)
+
+
+@pytest.fixture
+def bug(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A release that fails on `user.updated` and `user.created` in two ways; calling it deploys the fix."""
+    whole = HANDLERS["user.updated"]
+    assert whole is not None
+
+    def fails(error: type[Exception], text: str) -> Any:
+        def handle(data: Any, envelope: Any, roles: Any) -> Any:
+            raise error(text.format(data.id("id")))
+
+        return handle
+
+    monkeypatch.setitem(HANDLERS, "user.updated", fails(KeyError, "no such field in {}"))
+    monkeypatch.setitem(HANDLERS, "user.created", fails(ValueError, "{} cannot be"))
+
+    def fix() -> None:
+        for type in ("user.updated", "user.created"):
+            monkeypatch.setitem(HANDLERS, type, whole)
+
+    return fix
+
+
+def events(number: int) -> list[JSON]:
+    types = ("user.created", "user.updated")
+    return [made(types[n % 2], event_id=f"event_{n:04}", id=f"user_{n:04}") for n in range(number)]
+
+
+def fail_all(engine: Engine, told: list[JSON]) -> None:
+    """Let events fail to their last attempt."""
+    store(engine, told)
+    while statuses(engine).get("pending"):
+        write(engine, lambda tx: tx.execute(update(Event).values(due_at=db_in(-1), attempts=9)))
+        apply_all(engine)
+    assert statuses(engine) == {"failed": len(told)}
+
+
+def run(engine: Engine, bell: Doorbell, selection: Selection, **given: Any) -> str:
+    run_id = replays.start(engine, selection, "ann", "after the fix", **given)
+    with lease(engine, run_id) as held:
+        assert held is not None
+        assert replays.replay(engine, held, bell, FAST)
+    return run_id
+
+
+def changes(engine: Engine) -> int:
+    with reading(engine) as tx:
+        return tx.execute(select(func.count()).select_from(Change)).scalar_one()
+
+
+def test_errors_of_one_cause_share_a_fingerprint() -> None:
+    one, other = ValueError("user_01HXYZABCDEF has 3 of 'x'"), ValueError("user_01HXYZABCDEG has 14 of 'yy'")
+    assert fingerprint(one) == fingerprint(other) != fingerprint(KeyError("user_01HXYZABCDEF has 3 of 'x'"))
+    assert fingerprint(ValueError("")) != fingerprint(ValueError("another"))
+
+
+@pytest.mark.timeout(240)
+def test_after_a_fix_one_command_replays_all_of_a_kind_and_each_is_applied_once(
+    both_engines: Engine, bell: Doorbell, bug: Callable[[], None]
+) -> None:
+    # On SQLite each of the halves that blame waits for the door.
+    number = 500 if both_engines.dialect.name == "postgresql" else 160
+    fail_all(both_engines, events(number))
+    kinds = reports.failures(both_engines)
+    assert [kind["events"] for kind in kinds] == [number // 2] * 2
+    assert {kind["type"] for kind in kinds} == {"user.created", "user.updated"}
+    first, second = (Selection(fingerprint=kind["fingerprint"]) for kind in kinds)
+    bug()
+    assert replays.plan(both_engines, first) == (number // 2, 0, {"applied": number // 2}, number // 2)
+    assert statuses(both_engines) == {"failed": number} and changes(both_engines) == 0
+
+    run_id = replays.start(both_engines, first, "ann", "fixed in 1.2")
+    asked = iter(range(100))
+    with lease(both_engines, run_id) as held:  # stopped half-way
+        assert held is not None and not replays.replay(both_engines, held, bell, FAST, lambda: next(asked) >= 1)
+    half = reports.run(both_engines, run_id)
+    assert half is not None and (half["done"], half["total"], half["status"]) == (50, number // 2, "running")
+    assert bell.waiting() == 1
+    apply_all(both_engines)
+    with lease(both_engines, run_id) as held:
+        assert held is not None and replays.replay(both_engines, held, bell, FAST)
+    apply_all(both_engines)
+    assert replays.results(both_engines, run_id) == {"applied": number // 2}
+    assert statuses(both_engines) == {"done": number // 2, "failed": number // 2}
+    run(both_engines, bell, second)
+    apply_all(both_engines)
+    assert statuses(both_engines) == {"done": number} and changes(both_engines) == number
+    assert {row["replays"] for row in rows(both_engines, Event)} == {1}
+    assert reports.failures(both_engines) == []
+
+
+def test_what_fails_again_has_a_fresh_budget_and_can_be_replayed_again(
+    one_engine: Engine, bell: Doorbell, bug: Callable[[], None]
+) -> None:
+    fail_all(one_engine, events(4))
+    for _ in range(2):
+        run(one_engine, bell, Selection(failed=True))
+        apply_all(one_engine)
+        assert {row["attempts"] for row in rows(one_engine, Event)} == {1}
+        write(one_engine, lambda tx: tx.execute(update(Event).values(status="failed")))
+    bug()
+    run(one_engine, bell, Selection(failed=True))
+    apply_all(one_engine)
+    assert statuses(one_engine) == {"done": 4}
+    with pytest.raises(ConfigurationError, match="no event fits"):
+        run(one_engine, bell, Selection(failed=True))
+
+
+def test_a_replay_of_everything_changes_nothing_and_its_like_is_recognised(
+    both_engines: Engine, bell: Doorbell
+) -> None:
+    types = ("user.created", "organization.created", "organization_membership.created", "organization.deleted")
+    store(both_engines, [made(type, at) for at, type in enumerate(types)])
+    apply_all(both_engines)
+    before, noted = mirrored(both_engines), changes(both_engines)
+    whole = Selection(since=datetime.now(UTC) - timedelta(hours=1))
+    assert replays.plan(both_engines, whole).changes == 0
+    run_id = run(both_engines, bell, whole)
+    apply_all(both_engines)
+    assert (mirrored(both_engines), changes(both_engines)) == (before, noted)
+    with pytest.raises(AlreadyReplayedError, match=f"run {run_id} of ann replayed the same"):
+        run(both_engines, bell, whole)
+    assert run(both_engines, bell, whole, again=True) != run_id
+    apply_all(both_engines)
+    store(both_engines, [made("user.updated", 9, event_id="event_new")])
+    apply_all(both_engines)
+    run(both_engines, bell, whole)  # which it had not seen
+
+
+@pytest.mark.parametrize(
+    ("selection", "chosen"),
+    [
+        (Selection(ids=("event_0001", "event_0003")), {1, 3}),
+        (Selection(type="user.created"), {0, 2}),
+        (Selection(organization_id="org_1"), set()),
+        (Selection(until=datetime(2020, 1, 1, tzinfo=UTC)), set()),
+        (Selection(since=datetime(2020, 1, 1, tzinfo=UTC), type="user.updated"), {1, 3}),
+    ],
+)
+def test_only_what_was_selected(one_engine: Engine, bell: Doorbell, selection: Selection, chosen: set[int]) -> None:
+    store(one_engine, events(4))
+    apply_all(one_engine)
+    assert Selection.from_json(selection.as_json()) == selection
+    assert replays.count(one_engine, selection) == (len(chosen), 0)
+    if not chosen:
+        with pytest.raises(ConfigurationError, match="no event fits"):
+            run(one_engine, bell, selection)
+        return
+    run(one_engine, bell, selection)
+    assert {row["id"] for row in rows(one_engine, Event) if row["replays"]} == {f"event_{n:04}" for n in chosen}
+
+
+def test_events_whose_payload_is_gone_are_counted_and_left(one_engine: Engine, bell: Doorbell) -> None:
+    store(one_engine, events(4))
+    apply_all(one_engine)
+    write(one_engine, lambda tx: tx.execute(update(Event).where(Event.id < "event_0003").values(body=None)))
+    assert replays.plan(one_engine, Selection(type="user.created")) == (2, 2, {}, 0)
+    ended = reports.run(one_engine, run(one_engine, bell, Selection(type="user.updated")))
+    assert ended is not None and (ended["done"], ended["skipped"]) == (1, 1)
+    assert statuses(one_engine) == {"done": 3, "pending": 1}
+
+
+def test_one_at_a_time_and_cancelled_it_stops(one_engine: Engine, bell: Doorbell) -> None:
+    store(one_engine, events(120))
+    apply_all(one_engine)
+    run_id = replays.start(one_engine, Selection(type="user.created"), "ann", None)
+    with pytest.raises(BusyError, match=run_id):
+        replays.start(one_engine, Selection(type="user.updated"), "bob", None)
+    with lease(one_engine, run_id) as held:
+        assert held is not None
+        asked = iter(range(100))
+        replays.replay(one_engine, held, bell, FAST, lambda: next(asked) >= 1)
+        assert replays.cancel(one_engine, run_id, "bob") and not replays.cancel(one_engine, run_id, "bob")
+        with pytest.raises(LeaseLostError):
+            replays.replay(one_engine, held, bell, FAST)
+    ended = reports.run(one_engine, run_id)
+    assert ended is not None
+    assert (ended["status"], ended["done"], ended["error"]) == (RunStatus.CANCELLED, 50, "cancelled by bob")
+    apply_all(one_engine)
+    assert statuses(one_engine) == {"done": 120}
+
+
+def test_dismissed_events_are_no_failures_and_keep_who_and_why(
+    one_engine: Engine, bell: Doorbell, bug: Callable[[], None]
+) -> None:
+    fail_all(one_engine, events(3))
+    assert replays.dismiss(one_engine, ["event_0000", "event_9999"], "ann", "a test") == 1
+    [dismissed] = [row for row in rows(one_engine, Event) if row["status"] == "dismissed"]
+    assert (dismissed["dismissed_by"], dismissed["dismissed_why"]) == ("ann", "a test")
+    bug()
+    run(one_engine, bell, Selection(failed=True))
+    apply_all(one_engine)
+    assert statuses(one_engine) == {"done": 2, "dismissed": 1}
+    run(one_engine, bell, Selection(ids=("event_0000",)))
+    apply_all(one_engine)
+    assert statuses(one_engine) == {"done": 3} and len(rows(one_engine, User)) == 3
