@@ -68,13 +68,14 @@ class Faults:
         change: Callable[[JSON], Any] | None = None,
         times: int | None = 1,
         page: int | None = None,
+        query: str = "",
     ) -> None:
         """Spoil item number `item` of a listing: drop the field `missing`, or make it `change(item)`."""
 
         def without(found: JSON) -> JSON:
             return {name: value for name, value in found.items() if name != missing}
 
-        self._add(Fault("odd", "GET", path, times, page=page, item=item, change=change or without))
+        self._add(Fault("odd", "GET", path, times, query, page=page, item=item, change=change or without))
 
     def clear(self) -> None:
         """Forget all rules."""

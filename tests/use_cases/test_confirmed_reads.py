@@ -90,7 +90,8 @@ def test_a_resyncs_tombstone_is_lifted_if_the_object_is_there_after_all(
         shown = world.show_organization(second["id"]) if kind is Kind.ORGANIZATION else second
         sandbox.faults.odd(f"{paths[kind]}$", change=lambda item: shown)
     elif kind is Kind.MEMBERSHIP:
-        sandbox.faults.odd("/user_management/organization_mem", change=lambda item: list(tables[gone].values())[1])
+        path, query = "/user_management/organization_mem", f"organization_id={one['organization_id']}"
+        sandbox.faults.odd(path, query=query, change=lambda item: list(tables[gone].values())[1])
     else:
         sandbox.faults.odd("/organizations$", change=lambda item: {**item, "domains": []})
     reported = found(one_engine, resync(one_engine, directory))
