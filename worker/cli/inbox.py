@@ -1,0 +1,135 @@
+"""The inbox: look at events, dismiss them, decide them again."""
+
+import sys
+from typing import Any
+
+import click
+from rich.table import Table
+from sqlalchemy import Engine
+
+from models.tables import EventStatus
+from worker import replay as replays
+from worker import reports
+from worker.catch_up import REMEDY
+from worker.cli.shared import (
+    TIMES,
+    as_table,
+    cell,
+    in_utc,
+    json_option,
+    migrated_engine,
+    operator,
+    out,
+    say,
+    say_rows,
+    until_stopped,
+)
+from worker.embedded import redis_server
+from worker.logs import configure
+from worker.progress import progress
+from worker.repair import work_on
+from worker.runs import followed
+from worker.settings import load_settings
+from worker.wiring import wire
+
+
+@click.group()
+def events() -> None:
+    """Look into the inbox."""
+
+
+@events.command("list")
+@click.option("--status", type=click.Choice([status.value for status in EventStatus]), help="Only these.")
+@click.option("--type", help="Only this event type, such as user.deleted.")
+@click.option("--organization", help="Only this organization id.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@json_option
+def events_list(status: str | None, type: str | None, organization: str | None, limit: int, as_json: bool) -> None:
+    """List the newest events: what became of each, and why."""
+    rows = reports.list_events(migrated_engine(), status=status, type=type, organization_id=organization, limit=limit)
+    columns = ("received_at", "id", "type", "status", "outcome", "object_id", "deliveries", "attempts", "error")
+    say_rows(columns, rows, as_json=as_json)
+
+
+@events.command("show")
+@click.argument("event_id")
+@json_option
+def events_show(event_id: str, as_json: bool) -> None:
+    """Show one event: payload, outcome, attempts, and what it changed."""
+    event = reports.show_event(migrated_engine(), event_id)
+    if event is None:
+        click.echo(f"workos-sync: no event {event_id} was ever received", err=True)
+        sys.exit(1)
+    if as_json:
+        click.echo(reports.as_json(event))
+        return
+    table = Table(show_header=False)
+    for name, value in event.items():
+        table.add_row(name, cell(reports.as_json(value) if isinstance(value, (dict, list)) else value))
+    out.print(table)
+
+
+@events.command("failures")
+@json_option
+def events_failures(as_json: bool) -> None:
+    """Group the failed events by the fingerprint of their error: one replay mends all of a kind."""
+    rows = reports.failures(migrated_engine())
+    if as_json:
+        click.echo(reports.as_json(rows))
+    elif rows:
+        out.print(as_table(("fingerprint", "events", "type", "first", "last", "example", "error"), rows))
+    else:
+        click.echo("no event has failed")
+    sys.exit(1 if rows else 0)
+
+
+@events.command("dismiss")
+@click.argument("event_ids", nargs=-1, required=True, metavar="ID...")
+@click.option("--why", required=True, help="Kept with the event.")
+def events_dismiss(event_ids: tuple[str, ...], why: str) -> None:
+    """Note that failed events need not be applied."""
+    number = replays.dismiss(migrated_engine(), event_ids, operator(), why)
+    click.echo(f"{number} dismissed")
+    if number < len(set(event_ids)):
+        click.echo(f"workos-sync: {len(set(event_ids)) - number} of them have not failed, or are unknown", err=True)
+        sys.exit(1)
+
+
+@click.command("replay")
+@click.option("--id", "ids", multiple=True, metavar="ID", help="This event; may be given several times.")
+@click.option("--failed", is_flag=True, help="Only events that failed.")
+@click.option("--fingerprint", help="Only failed events of this kind of error; see events failures.")
+@click.option("--type", help="Only this event type, such as user.deleted.")
+@click.option("--organization", "organization_id", metavar="ID", help="Only of this workspace.")
+@click.option("--since", type=click.DateTime(TIMES), help="Only received since this time (UTC).")
+@click.option("--until", type=click.DateTime(TIMES), help="Only received before this time (UTC).")
+@click.option("--why", help="Kept with the run.")
+@click.option("--again", is_flag=True, help="Even if the same was replayed before and nothing has failed since.")
+@click.option("--dry-run", is_flag=True, help="Only tell how many events, and what would change.")
+@json_option
+def replay_command(why: str | None, again: bool, dry_run: bool, as_json: bool, **given: Any) -> None:
+    """Decide stored events again. What should not change does not."""
+    given |= {name: in_utc(given[name]) for name in ("since", "until")}
+    selection = replays.Selection(**given)
+    if not selection.as_json():
+        raise click.UsageError("name the events: --failed, --id, --fingerprint, --type, --organization or --since")
+    settings = load_settings()
+    configure(settings.log_format)
+    engine = migrated_engine()
+    if dry_run:
+        say(replays.plan(engine, selection)._asdict(), as_json=as_json)
+        return
+    run_id = replays.start(engine, selection, operator(), why, again=again)
+    with redis_server(settings) as redis, until_stopped() as stop:
+        bell = wire(settings, redis.url).bell
+        with progress(engine, run_id):
+            over = work_on(engine, None, settings, bell, run_id, stop.is_set) or followed(engine, run_id, stop.wait)
+    say(_replayed(engine, run_id), as_json=as_json)
+    sys.exit(0 if over else 1)
+
+
+def _replayed(engine: Engine, run_id: str) -> dict[str, Any]:
+    """What a replay has come to by now."""
+    row = reports.run(engine, run_id) or {}
+    kept = {name: row.get(name) for name in ("id", "status", "requested_by", "reason", "total", "done", "skipped")}
+    return kept | {"results": replays.results(engine, run_id), "remedy": REMEDY if row.get("skipped") else None}

@@ -1,0 +1,167 @@
+"""Repair: resync, catch-up, the runs they make, and forgetting a person."""
+
+import sys
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+from sqlalchemy import Engine
+
+from worker import replay as replays
+from worker import reports
+from worker.catch_up import REMEDY, catch_up, catch_up_since
+from worker.cli.shared import (
+    TIMES,
+    as_table,
+    cell,
+    fail,
+    in_utc,
+    json_option,
+    migrated_engine,
+    operator,
+    out,
+    reaching_workos,
+    say_rows,
+    until_stopped,
+)
+from worker.directory import Directory
+from worker.logs import configure
+from worker.progress import progress
+from worker.repair import work_on
+from worker.resync import start
+from worker.retention import forget
+from worker.runs import followed
+from worker.settings import load_settings
+
+MOST_SHOWN = 200
+"""Rows of a drift report in a terminal."""
+
+
+@click.command()
+@click.option("--organization", metavar="ID", help="Only this workspace: a second or two.")
+@click.option("--dry-run", is_flag=True, help="Change nothing; report the drift, exit code 1 if there is any.")
+@click.option("--approve", metavar="RUN", help="Carry out the deletions that this run withheld, each read again first.")
+@json_option
+def resync(organization: str | None, dry_run: bool, approve: str | None, as_json: bool) -> None:
+    """Compare the mirror with WorkOS, repair it, and report what was different."""
+    if approve and (organization or dry_run):
+        raise click.UsageError("--approve carries out a run's list: it goes with no other option")
+    settings = load_settings("workos_api_key", "workos_client_id")
+    configure(settings.log_format)
+    with reaching_workos(settings, bound=not dry_run) as (wiring, directory), until_stopped() as stop:
+        if organization and not _known(wiring.engine, directory, organization):
+            fail(f"WorkOS knows no organization {organization}")
+        who = operator()
+        run_id = start(wiring.engine, who, organization_id=organization, dry_run=dry_run, approves=approve)
+        with progress(wiring.engine, run_id):
+            over = work_on(wiring.engine, directory, settings, wiring.bell, run_id, stop.is_set) or followed(
+                wiring.engine, run_id, stop.wait
+            )
+        ended = reports.run(wiring.engine, run_id)
+        assert ended is not None  # noqa: S101 - nothing deletes a run of today
+        _report(wiring.engine, ended, as_json=as_json)
+    if not over:
+        click.echo(f"workos-sync: run {run_id} was interrupted; a worker goes on with it, or this command", err=True)
+    if ended["error"]:
+        click.echo(f"workos-sync: {ended['error']}", err=True)
+    drifted = dry_run and ended["findings"]
+    sys.exit(1 if drifted or not over or ended["error"] or ended["withheld"] else 0)
+
+
+def _known(engine: Engine, directory: Directory, organization_id: str) -> bool:
+    """Whether WorkOS knows an organization; or the mirror shows it live, so that there is something to repair."""
+    if directory.organization(organization_id).item is not None:
+        return True
+    here = reports.list_members(engine, organization_id)
+    return here is not None and here["state"] == "active"
+
+
+def _report(engine: Engine, run_row: dict[str, Any], *, as_json: bool) -> None:
+    run_id = run_row["id"]
+    if as_json:
+        for piece in reports.run_as_json(engine, run_row):
+            click.echo(piece, nl=False)
+        return
+    drifts = list(reports.drift(engine, run_id, MOST_SHOWN + 1))
+    if drifts:
+        out.print(
+            as_table(("kind", "object_id", "organization_id", "finding", "fields", "action"), drifts[:MOST_SHOWN])
+        )
+    if len(drifts) > MOST_SHOWN:
+        click.echo(f"... and more; all of it: workos-sync runs show {run_id} --json")
+    found = ", ".join(f"{number} {finding}" for finding, number in run_row["findings"].items()) or "no drift"
+    click.echo(f"run {run_id}: {found}; {run_row['calls']} calls")
+    if run_row["withheld"]:
+        remedy = f"workos-sync resync --approve {run_id}"
+        click.echo(f"{run_row['withheld']} deletions are withheld; after a look at them: {remedy}", err=True)
+
+
+@click.group()
+def runs() -> None:
+    """Look at resyncs, catch-ups and retention: what they found and did."""
+
+
+@runs.command("list")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@json_option
+def runs_list(limit: int, as_json: bool) -> None:
+    """List the newest runs."""
+    rows = reports.list_runs(migrated_engine(), limit)
+    columns = ("created_at", "id", "task", "status", "phase", "requested_by", "finished_at", "calls", "error")
+    say_rows(columns, rows, as_json=as_json)
+
+
+@runs.command("show")
+@click.argument("run_id", metavar="RUN")
+@json_option
+def runs_show(run_id: str, as_json: bool) -> None:
+    """Show what a resync found different, and what was done about it."""
+    engine = migrated_engine()
+    row = reports.run(engine, run_id)
+    if row is None:
+        click.echo(f"workos-sync: there is no run {run_id}", err=True)
+        sys.exit(1)
+    _report(engine, row, as_json=as_json)
+
+
+@runs.command("cancel")
+@click.argument("run_id", metavar="RUN")
+def runs_cancel(run_id: str) -> None:
+    """Stop a replay where it is."""
+    if not replays.cancel(migrated_engine(), run_id, operator()):
+        click.echo(f"workos-sync: {run_id} is no replay under way", err=True)
+        sys.exit(1)
+    click.echo(f"{run_id} is cancelled")
+
+
+@click.command("catch-up")
+@click.option("--since", type=click.DateTime(TIMES), help="Read all events since this time (UTC), at most 90 days ago.")
+@json_option
+def catch_up_command(since: datetime | None, as_json: bool) -> None:
+    """Read the events API into the inbox: what no webhook brought is applied all the same."""
+    settings = load_settings("workos_api_key", "workos_client_id")
+    configure(settings.log_format)
+    lag = timedelta(seconds=settings.catch_up_lag_seconds)
+    with reaching_workos(settings) as (wiring, directory):
+        since = in_utc(since)
+        if since is None:
+            report = catch_up(wiring.engine, directory, lag=lag)
+        else:
+            report = catch_up_since(wiring.engine, directory, since, lag)
+        wiring.bell.ring()
+    if as_json:
+        click.echo(reports.as_json(report._asdict()))
+    else:
+        complete = cell(report.complete_to)
+        click.echo(f"{report.returned} events read, {report.new} of them new; complete to {complete}")
+    if report.missed:
+        click.echo(f"workos-sync: events are missing since the last catch-up: {REMEDY}", err=True)
+        sys.exit(1)
+
+
+@click.command("forget")
+@click.argument("user")
+def forget_command(user: str) -> None:
+    """Blank a deleted user's e-mail and name everywhere, at once."""
+    forget(migrated_engine(), user, operator())
+    click.echo(f"{user} is forgotten")

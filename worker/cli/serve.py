@@ -1,0 +1,142 @@
+"""The processes: web, worker and clock; and what comes before them, migrate, and beside them, demo."""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+
+import click
+import structlog
+from redis import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import Engine
+
+from models.migrate import newest_revision, upgrade
+from worker.cli.shared import open_database, until_stopped
+from worker.clock import Duty, run, sweep
+from worker.directory import UnreadableError
+from worker.embedded import redis_server
+from worker.errors import ConfigurationError
+from worker.jobs import DRAIN, REPAIR
+from worker.logs import configure
+from worker.repair import bind, connect, schedule, watch
+from worker.role_map import adopt
+from worker.settings import Settings, load_settings
+from worker.supervisor import supervise
+from worker.wiring import require_migrated, wire
+
+log = structlog.get_logger()
+
+
+@click.command()
+def migrate() -> None:
+    """Bring the database to the newest revision. Safe to run at any time, also twice at once."""
+    settings = load_settings()
+    try:
+        upgrade(open_database(settings))
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    click.echo(f"the database stands at revision {newest_revision()}")
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(0, 65535), help="Instead of the setting PORT.")
+def web(port: int | None) -> None:
+    """Take webhook deliveries: serve POST /webhooks/workos and the health checks with gunicorn."""
+    settings = load_settings("workos_webhook_secrets", port=port)
+    require_migrated(open_database(settings))
+    _require_free(settings.port)
+    if settings.redis_url:
+        os.execv(sys.executable, _gunicorn(settings))  # noqa: S606 - our own command, as this process
+    with redis_server(settings), until_stopped() as stop:
+        process = subprocess.Popen(_gunicorn(settings))  # noqa: S603 - our own command
+        while process.poll() is None and not stop.wait(0.2):
+            pass
+        process.terminate()
+        code = process.wait()
+        sys.exit(0 if stop.is_set() else code if code > 0 else 1)
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", port))  # noqa: S104 - the door faces the network, as a container or proxy needs
+        except OSError as error:
+            raise ConfigurationError(f"PORT {port} cannot be used: {error.strerror}; choose another") from error
+
+
+def _gunicorn(settings: Settings) -> list[str]:
+    # SQLite has one writer: more threads would only wait for each other (QUEUE.md).
+    threads = 2 if settings.database_url.startswith("sqlite") else settings.web_threads
+    options = {
+        "--bind": f"0.0.0.0:{settings.port}",
+        "--workers": settings.web_processes,
+        "--worker-class": "gthread",
+        "--threads": threads,
+        "--timeout": 30,
+        "--graceful-timeout": 20,
+        "--keep-alive": 75,  # longer than a load balancer's 60 s, so that it never meets a connection just closed
+        "--log-level": "warning",
+    }
+    arguments = [str(part) for option in options.items() for part in option]
+    return [sys.executable, "-m", "gunicorn", *arguments, "--no-control-socket", "webhooks.wsgi:application()"]
+
+
+@click.command()
+@click.option("--processes", type=click.IntRange(1), help="Instead of the setting WORKER_PROCESSES.")
+def worker(processes: int | None) -> None:
+    """Apply events: run worker processes; one that dies is started again."""
+    settings = load_settings(worker_processes=processes)
+    configure(settings.log_format)
+    engine = open_database(settings)
+    require_migrated(engine)
+    lanes = [DRAIN] * settings.worker_processes + [REPAIR]
+    with redis_server(settings) as redis, until_stopped() as stop:
+        _bind_if_reachable(engine, settings, redis.url)
+        adopt(engine, settings.role_map)
+        engine.dispose()
+        supervise([[sys.executable, "-m", "worker.lane", lane] for lane in lanes], stop)
+
+
+def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> None:
+    """Refuse another WorkOS environment before anything is written; without WorkOS the rest goes on meanwhile."""
+    if not settings.repairs:
+        log.warning("repair_off", why="WORKOS_API_KEY is not set: nothing repairs what webhooks miss")
+        return
+    try:
+        with Redis.from_url(redis_url) as redis, closing(connect(settings, redis)) as directory:
+            bind(engine, directory, settings)
+    except (UnreadableError, RedisError) as error:
+        log.warning("environment_not_checked", error=type(error).__name__)
+
+
+@click.command()
+def clock() -> None:
+    """Do what is due: ring for events and runs that no one works on, start resync, catch-up and retention."""
+    settings = load_settings()
+    configure(settings.log_format)
+    with redis_server(settings) as redis, until_stopped() as stop:
+        wiring = wire(settings, redis.url)
+        require_migrated(wiring.engine)
+        _bind_if_reachable(wiring.engine, settings, redis.url)
+        duties = [
+            Duty("redis", settings.sweep_seconds, redis.ensure),
+            Duty("sweep", settings.sweep_seconds, lambda: sweep(wiring.engine, wiring.bell)),
+            Duty("schedule", settings.repair_seconds, lambda: schedule(wiring.engine, settings)),
+            Duty("watch", settings.repair_seconds, lambda: watch(wiring.engine, wiring.repair_bell)),
+        ]
+        run(duties, stop)
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def demo(arguments: tuple[str, ...]) -> None:
+    """Show it working end to end against a sandbox WorkOS (from a checkout)."""
+    if importlib.util.find_spec("tests") is None or importlib.util.find_spec("tests.demo") is None:
+        raise ConfigurationError("the demo is part of the checkout, not of the installed package: run make demo there")
+    command: Callable[..., None] = importlib.import_module("tests.demo").command
+    command(list(arguments), prog_name="workos-sync demo")

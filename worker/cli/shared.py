@@ -1,0 +1,123 @@
+"""What the commands share: settings and parts, how they fail, how they print."""
+
+import getpass
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy import Engine
+
+from models.database import open_engine
+from worker import reports
+from worker.directory import Directory
+from worker.embedded import redis_server
+from worker.repair import bind, connect, require_same_environment
+from worker.settings import Settings, load_settings
+from worker.wiring import Wiring, require_migrated, wire
+
+out = Console()
+
+TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def operator() -> str:
+    """Return who uses the command line: the login name."""
+    return getpass.getuser()
+
+
+def fail(message: str) -> NoReturn:
+    """End with one line and exit code 2."""
+    click.echo(f"workos-sync: {message}", err=True)
+    sys.exit(2)
+
+
+@contextmanager
+def until_stopped() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM and Ctrl-C set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    yield stop
+
+
+def open_database(settings: Settings) -> Engine:
+    """Return an engine that is disposed of when the command ends."""
+    engine = open_engine(settings.database_url)
+    click.get_current_context().call_on_close(engine.dispose)
+    return engine
+
+
+def migrated_engine() -> Engine:
+    """Return an engine of a database that stands at the newest revision; raises `ConfigurationError` otherwise."""
+    engine = open_database(load_settings())
+    require_migrated(engine)
+    return engine
+
+
+@contextmanager
+def reaching_workos(settings: Settings, *, bound: bool = True) -> Iterator[tuple[Wiring, Directory]]:
+    """Yield the parts of a process that asks WorkOS's API, once it is known to be the right environment.
+
+    `bound`: whether a database that is not bound to any environment yet is bound to this one.
+    """
+    with redis_server(settings) as redis, ExitStack() as ended:
+        wiring = wire(settings, redis.url)
+        ended.callback(wiring.engine.dispose)
+        ended.callback(wiring.redis.close)
+        require_migrated(wiring.engine)
+        directory = connect(settings, wiring.redis)
+        ended.callback(directory.close)
+        (bind if bound else require_same_environment)(wiring.engine, directory, settings)
+        yield wiring, directory
+
+
+def in_utc(time: datetime | None) -> datetime | None:
+    """Return a time of the command line, in UTC unless it says otherwise."""
+    return time if time is None or time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def cell(value: object) -> Text:
+    """Return `value` as it is: what customers wrote is no markup, and steers no terminal."""
+    if value is None:
+        return Text()
+    text = value.isoformat(sep=" ", timespec="seconds") if isinstance(value, datetime) else str(value)
+    return Text("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))
+
+
+def as_table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Table:
+    """Return these columns of rows as a table."""
+    table = Table()
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(row[column]) for column in columns))
+    return table
+
+
+def say(report: dict[str, Any], *, as_json: bool) -> None:
+    """Print a report: a line each name and value, or JSON."""
+    if as_json:
+        click.echo(reports.as_json(report))
+        return
+    table = Table(show_header=False)
+    for name, value in report.items():
+        shown = ", ".join(f"{n} {word}" for word, n in value.items()) if isinstance(value, dict) else value
+        table.add_row(name.replace("_", " "), cell(shown))
+    out.print(table)
+
+
+def say_rows(columns: tuple[str, ...], rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    """Print rows: these columns of them as a table, or all as JSON."""
+    if as_json:
+        click.echo(reports.as_json(rows))
+    else:
+        out.print(as_table(columns, rows))
