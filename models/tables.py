@@ -267,6 +267,8 @@ class Mirror(Base):
     event_types: Mapped[list[str] | None]
     """The event types that the code acted on when it last looked."""
     last_resync_at: Mapped[datetime | None]
+    changes_dropped_to: Mapped[int] = mapped_column(BigInteger(), server_default="0")
+    """Retention has dropped rows of `changes` up to this id: a follower who is not that far has missed some."""
 
 
 class Read(Base):
@@ -319,6 +321,7 @@ class Run(Base):
     selection: Mapped[dict[str, Any] | None]
     """Of a replay: which events."""
     reason: Mapped[str | None]
+    """Of a replay: why, as the operator said."""
     after: Mapped[str | None]
     """Of a replay: the last event id done."""
     done: Mapped[int] = mapped_column(server_default="0")
@@ -387,7 +390,7 @@ class Drift(Base):
 
     run_id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(primary_key=True)
-    object_id: Mapped[str] = mapped_column(primary_key=True)
+    object_id: Mapped[str] = mapped_column(primary_key=True, index=True)
     organization_id: Mapped[str | None]
     finding: Mapped[str]
     """`missing`, `extra`, `stale`, `different`, `anomaly`, `odd`."""

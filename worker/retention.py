@@ -9,10 +9,10 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Engine, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, delete, select, update
 
 from models.database import delete_some, reading, turn, write
-from models.tables import Change, Drift, Event, EventStatus, Kind, Listing, Read, Run, RunStatus, Seen, User
+from models.tables import Change, Drift, Event, EventStatus, Kind, Listing, Mirror, Read, Run, RunStatus, Seen, User
 from models.types import db_in
 from worker.apply import change, lock_rows, note_changes, save_rows
 from worker.errors import ConfigurationError
@@ -53,7 +53,7 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
         # An erased person's event that came once more brought its payload with it.
         "erased_payloads": lambda tx: _blank_payloads(tx, done, _about_erased()),
         "events": _dropper(Event, done, Event.last_delivered_at < _ago(periods.events)),
-        "changes": _dropper(Change, Change.at < _ago(periods.changes)),
+        "changes": lambda tx: _drop_changes(tx, Change.at < _ago(periods.changes)),
         **{f"run_{table.__tablename__}": _dropper(table, table.run_id.in_(ended_run)) for table in OF_RUNS},
         "drift": _dropper(Drift, Drift.run_id.in_(old_run)),
         "runs": _dropper(Run, Run.id.in_(old_run)),
@@ -109,6 +109,16 @@ def _blank_payloads(tx: Connection, *which: ColumnElement[bool]) -> int:
 
 def _dropper(table: type[Any], *which: ColumnElement[bool]) -> Callable[[Connection], int]:
     return lambda tx: delete_some(tx, table, *which, most=BATCH)
+
+
+def _drop_changes(tx: Connection, old: ColumnElement[bool]) -> int:
+    """Drop changes, and note how far, so that a follower who is not that far is told what it missed."""
+    ids = list(tx.execute(select(Change.id).where(old).order_by(Change.id).limit(BATCH)).scalars())
+    if ids:
+        tx.execute(delete(Change).where(Change.id.in_(ids)))
+        further = update(Mirror).where(Mirror.changes_dropped_to < ids[-1])
+        tx.execute(further.values(changes_dropped_to=ids[-1]))
+    return len(ids)
 
 
 def _erase_deleted(engine: Engine, period: timedelta, stopping: Callable[[], bool]) -> int:

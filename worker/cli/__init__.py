@@ -42,6 +42,6 @@ for command in (
     *(serve.migrate, serve.web, serve.worker, serve.clock, serve.demo),
     *(repair.resync, repair.runs, repair.catch_up_command, repair.forget_command),
     *(inbox.events, inbox.replay_command),
-    *(look.members, look.status),
+    *(look.explain_command, look.members, look.status),
 ):
     main.add_command(command)

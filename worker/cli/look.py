@@ -1,13 +1,15 @@
 """How things stand: the mirror, and this system itself."""
 
 import sys
+from typing import Any
 
 import click
 from rich.table import Table
 
 from worker import reports
-from worker.cli.shared import as_table, cell, json_option, migrated_engine, out
+from worker.cli.shared import as_table, cell, json_option, migrated_engine, out, say, say_rows
 from worker.embedded import redis_url
+from worker.explain import explain
 from worker.settings import load_settings
 from worker.wiring import door_redis
 
@@ -27,6 +29,35 @@ def members(organization: str, as_json: bool) -> None:
     table = as_table(("email", "role", "workos_role", "user_id", "since"), workspace["members"])
     table.title = cell(f"{workspace['name']} ({workspace['state']})")
     out.print(table)
+
+
+@click.command("explain")
+@click.argument("name", metavar="ID|EMAIL")
+@json_option
+def explain_command(name: str, as_json: bool) -> None:
+    """Say why things are as they are: all that touched an object or person, in order, with reasons."""
+    found = explain(migrated_engine(), name)
+    if found is None:
+        click.echo(f"workos-sync: nothing is known of {name}", err=True)
+        sys.exit(1)
+    if as_json:
+        click.echo(reports.as_json(found))
+        return
+    for shown in found["objects"]:
+        say(shown, as_json=False)
+    if found["access"]:
+        columns = ("workspace_name", "organization_id", "access", "role", "since", "cause", "role_cause", "why")
+        say_rows(columns, found["access"], as_json=False)
+    if found["auto_join"]:
+        say_rows(("domain", "organization_id", "auto_join", "why"), found["auto_join"], as_json=False)
+    steps = [step | {"changed": _changed(step["fields"])} for step in found["timeline"]]
+    say_rows(("at", "object_id", "what", "by", "outcome", "why", "changed"), steps, as_json=False)
+    if found["truncated"]:
+        click.echo("older steps are left out", err=True)
+
+
+def _changed(fields: dict[str, list[Any]]) -> str:
+    return "\n".join(f"{name}: {before} → {after}" for name, (before, after) in fields.items())
 
 
 @click.command()

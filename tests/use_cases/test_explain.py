@@ -1,0 +1,159 @@
+"""Explain: an operator sees every step that made a row what it is, and why a person may or may not enter."""
+
+from typing import Any
+
+import pytest
+from redis import Redis
+from sqlalchemy import Engine
+
+from tests.sandbox import Sandbox
+from tests.support import JSON, apply_all, made
+from tests.use_cases.resyncs import Clock, deliver, directory_of, quietly, resync
+from worker import replay as replays
+from worker.directory import Directory
+from worker.doorbell import Doorbell
+from worker.explain import explain
+from worker.jobs import DRAIN
+from worker.replay import Selection
+from worker.retention import forget
+from worker.runs import lease
+
+
+def told(engine: Engine, name: str) -> JSON:
+    found = explain(engine, name)
+    assert found is not None
+    return found
+
+
+def steps(engine: Engine, name: str, *names: str) -> list[tuple[Any, ...]]:
+    return [tuple(step[n] for n in ("what", "outcome", *names)) for step in told(engine, name)["timeline"]]
+
+
+@pytest.fixture
+def clocked(redis: Redis) -> Any:
+    clock = Clock()
+    with Sandbox(seed=7, clock=clock) as sandbox:
+        directory = directory_of(sandbox, redis)
+        yield clock, sandbox, directory
+        directory.close()
+
+
+@pytest.fixture
+def replayed(one_engine: Engine, redis: Redis) -> Any:
+    """Replays a selection to its end."""
+
+    def run(selection: Selection) -> None:
+        with lease(one_engine, replays.start(one_engine, selection, "ann", None)) as held:
+            assert held is not None
+            replays.replay(one_engine, held, Doorbell(redis, DRAIN), 1e6)
+        apply_all(one_engine)
+
+    return run
+
+
+def test_every_step_of_a_membership_is_told_with_its_reason(
+    both_engines: Engine, clocked: tuple[Clock, Sandbox, Directory]
+) -> None:
+    clock, sandbox, directory = clocked
+    world, engine = sandbox.world, both_engines
+    acme, ann = world.create_organization("Acme"), world.create_user("ann@acme.example")
+    member = world.create_membership(acme["id"], ann["id"], role="member")
+    clock.goes_on(minutes=1)
+    created = world.events[-1]["id"]
+    deliver(engine, world.events)
+    world.update_membership(member["id"], role="admin")
+    admin = world.events[-1]
+    deliver(engine, [admin])
+    clock.goes_on(minutes=1)
+    late = world.update_membership(member["id"], role="member") and world.events[-1]
+    clock.goes_on(minutes=1)
+    world.deactivate_membership(member["id"])
+    deactivated = world.events[-1]
+    deliver(engine, [deactivated])
+    deliver(engine, [late])
+    clock.goes_on(minutes=1)
+    quietly(world, lambda: world.reactivate_membership(member["id"]))
+    run_id = resync(engine, directory)
+
+    timeline = told(engine, member["id"])["timeline"]
+    assert [(step["what"], step["by"], step["outcome"]) for step in timeline] == [
+        ("organization_membership.created", created, "applied"),
+        ("organization_membership.updated", admin["id"], "applied"),
+        ("organization_membership.updated", deactivated["id"], "applied"),
+        ("organization_membership.updated", late["id"], "stale"),
+        ("resync", run_id, "repaired"),
+    ]
+    whys = [step["why"] for step in timeline]
+    assert whys[0] == "new here"
+    assert whys[1] == "newer than what was here: changed role, workos_role, workos_roles"
+    assert timeline[1]["fields"]["role"] == ["member", "admin"]
+    assert timeline[2]["fields"]["status"] == ["active", "inactive"]
+    assert deactivated["id"] in whys[3] and "older than what is here" in whys[3] and timeline[3]["fields"] == {}
+    assert whys[4] == "was older here than WorkOS shows it" and timeline[4]["fields"]["status"][1] == "active"
+    assert all(step["arrived_at"] and step["occurred_at"] for step in timeline[:4])
+
+    (access,) = told(engine, "ann@acme.example")["access"]
+    assert access["access"] and access["workspace_name"] == "Acme" and access["cause"] == f"resync {run_id}"
+    assert {step["object_id"] for step in told(engine, ann["id"])["timeline"]} == {ann["id"], member["id"]}
+    assert told(engine, "Ann@acme.example".lower())["objects"][0]["id"] == ann["id"]
+    assert told(engine, admin["id"])["objects"][0]["id"] == member["id"]
+
+
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        (made("organization_membership.deleted", 9), "the membership: deleted in WorkOS"),
+        (made("organization.deleted", 9), "the workspace: deleted in WorkOS"),
+        (made("user.deleted", 9), "the person: deleted in WorkOS"),
+        (made("organization_membership.updated", 9, status="inactive"), "the membership is inactive"),
+        (made("organization_membership.updated", 9, status="pending"), "the membership is pending"),
+    ],
+)
+def test_who_may_not_enter_is_told_why(one_engine: Engine, end: JSON, why: str) -> None:
+    membership = made("organization_membership.created", status="active")
+    deliver(one_engine, [made("organization.created"), made("user.created"), membership])
+    assert told(one_engine, membership["data"]["user_id"])["access"][0]["access"]
+    deliver(one_engine, [end])
+    (access,) = told(one_engine, membership["data"]["user_id"])["access"]
+    assert (access["access"], access["role"], access["why"]) == (False, None, why)
+
+
+def test_of_two_memberships_of_one_person_the_older_says_so(one_engine: Engine) -> None:
+    old = made("organization_membership.created", status="active", created_at="2025-01-01T00:00:00Z")
+    new = made("organization_membership.created", id="om_newer", status="active", created_at="2025-06-01T00:00:00Z")
+    deliver(one_engine, [made("organization.created"), made("user.created"), old, new])
+    access = {row["membership_id"]: row for row in told(one_engine, old["data"]["user_id"])["access"]}
+    assert access["om_newer"]["access"] and not access[old["data"]["id"]]["access"]
+    assert "a newer membership" in access[old["data"]["id"]]["why"]
+
+
+def test_what_failed_was_dismissed_waits_or_was_replayed_says_so(one_engine: Engine, replayed: Any) -> None:
+    user = made("user.created")
+    deliver(one_engine, [user, made("user.updated", 1, email="new@acme.example"), made("user.deleted", 2)])
+    deliver(one_engine, [made("user.updated", 3, email="ghost@acme.example")])
+    assert [outcome for _, outcome in steps(one_engine, user["data"]["id"])] == ["applied"] * 3 + ["tombstoned"]
+    assert "nothing undoes a delete" in told(one_engine, user["data"]["id"])["timeline"][-1]["why"]
+    replayed(Selection(ids=(user["id"],)))
+    first = next(s for s in told(one_engine, user["data"]["id"])["timeline"] if s["by"] == user["id"])
+    assert first["outcome"] == "tombstoned" and "replayed 1 times" in first["why"]
+    forget(one_engine, user["data"]["id"], "ann")
+    assert steps(one_engine, user["data"]["id"], "why")[-1] == ("operator", "applied", "ann asked for it")
+
+
+def test_a_domain_says_why_it_does_not_join(one_engine: Engine) -> None:
+    deliver(one_engine, [made("organization.created"), made("organization.created", id="org_rival", name="Rival")])
+    first = made("organization_domain.created", state="pending", domain="acme.example")
+    deliver(one_engine, [first])
+    name = first["data"]["id"]
+    assert told(one_engine, name)["auto_join"][0]["why"] == "not verified: pending"
+    deliver(one_engine, [made("organization_domain.verified", 1, state="verified", domain="acme.example")])
+    assert told(one_engine, name)["auto_join"][0]["auto_join"] is True
+    rival = {"id": "org_domain_rival", "organization_id": "org_rival", "domain": "ACME.example", "state": "verified"}
+    deliver(one_engine, [made("organization_domain.created", 2, **rival)])
+    (state,) = told(one_engine, name)["auto_join"]
+    assert not state["auto_join"] and state["why"] == "in conflict: verified by org_rival too"
+
+
+def test_what_was_never_seen_is_unknown(one_engine: Engine) -> None:
+    assert explain(one_engine, "om_nobody") is None
+    assert explain(one_engine, "nobody@acme.example") is None
