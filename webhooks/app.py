@@ -4,7 +4,7 @@ from flask import Flask, Response, jsonify
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from webhooks import health, receive
+from webhooks import health, metrics, receive
 from worker.errors import ConfigurationError
 from worker.wiring import Wiring
 
@@ -26,6 +26,7 @@ def create_app(wiring: Wiring) -> Flask:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
     app.register_blueprint(receive.blueprint(wiring))
     app.register_blueprint(health.blueprint(wiring))
+    app.register_blueprint(metrics.blueprint(wiring))
     app.register_error_handler(HTTPException, _as_json)
     return app
 

@@ -12,6 +12,7 @@ from flask import Blueprint, Response, abort, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
 
 from webhooks.signature import RefusedError, verify
+from worker.handlers import HANDLERS
 from worker.inbox import receive
 from worker.snapshots import is_id
 from worker.wiring import Wiring
@@ -28,7 +29,7 @@ Network = IPv4Network | IPv6Network
 
 def blueprint(wiring: Wiring) -> Blueprint:
     """Return the route that takes deliveries."""
-    settings = wiring.settings
+    settings, counters = wiring.settings, wiring.counters
     secrets = [secret.get_secret_value() for secret in settings.workos_webhook_secrets]
     allowed = [ip_network(network) for network in settings.webhook_allowed_ips]
     path_token = settings.webhook_path_token.get_secret_value().encode() if settings.webhook_path_token else None
@@ -42,6 +43,7 @@ def blueprint(wiring: Wiring) -> Blueprint:
             abort(413)
         if allowed and not _from(allowed, request.remote_addr):
             log.warning("webhook_refused", reason="address")
+            counters.add("refused", "address")
             abort(403)
 
     @routes.post("/webhooks/workos", defaults={"token": ""})
@@ -54,12 +56,16 @@ def blueprint(wiring: Wiring) -> Blueprint:
         if len(body) > settings.webhook_max_bytes:
             abort(413)  # sent in chunks: no length told its size before
         try:
-            verify(body, request.headers.get("WorkOS-Signature"), secrets, settings.webhook_tolerance_seconds)
+            place = verify(body, request.headers.get("WorkOS-Signature"), secrets, settings.webhook_tolerance_seconds)
         except RefusedError as refused:
             log.warning("webhook_refused", reason=refused.reason)
+            counters.add("refused", refused.reason)
+            counters.note_time("refused", refused.reason)
             return jsonify(error=f"signature refused: {refused.reason}"), 401
+        counters.note_time("secret_used", str(place + 1))
         event = _event(body)
         event_id, type = event["id"], event["event"]
+        shown_type = type if type in HANDLERS else "other"  # what anyone may send makes no new series
         with structlog.contextvars.bound_contextvars(
             event_id=event_id, type=type, organization_id=_organization_id(event)
         ):
@@ -69,11 +75,13 @@ def blueprint(wiring: Wiring) -> Blueprint:
             except (SQLAlchemyError, TimeoutError) as error:
                 # Too late for this answer, it may yet be committed: then the next delivery is a duplicate.
                 log.warning("webhook_not_stored", error=type_name(error))
+                counters.add("received", "not_stored", shown_type)
                 answer = jsonify(error="the event could not be stored; send it again")
                 answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
                 return answer, 503
             wiring.bell.ring()
             log.info("webhook_accepted", new=new)
+            counters.add("received", "accepted" if new else "duplicate", shown_type)
         return jsonify(status="accepted" if new else "duplicate")
 
     return routes

@@ -74,12 +74,21 @@ class Directory:
         buckets: the rate limits.
         dates: the times of its answers.
         close: closes the connections.
+        count: told the name of what happened: `workos_calls`, and `workos_limited` for a 429.
     """
 
-    def __init__(self, client: WorkOSClient, buckets: Buckets, dates: "Dates", close: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        client: WorkOSClient,
+        buckets: Buckets,
+        dates: "Dates",
+        close: Callable[[], None],
+        count: Callable[[str], None],
+    ) -> None:
         self._client = client
         self._buckets = buckets
         self._dates = dates
+        self._count = count
         self.close = close
         self.calls = Counter()
 
@@ -216,7 +225,12 @@ class Directory:
     def _once(self, path: tuple[str, ...], params: Json) -> Json:
         self._buckets.take(ALL, *((USER_READS,) if path[0] == "user_management" else ()))
         self.calls.add()
-        return self._client.request_raw("get", path, params=params)
+        self._count("workos_calls")
+        try:
+            return self._client.request_raw("get", path, params=params)
+        except sdk.RateLimitExceededError:
+            self._count("workos_limited")
+            raise
 
 
 class Counter:
@@ -253,7 +267,13 @@ class Dates:
 
 
 def open_directory(
-    api_key: str, client_id: str, base_url: str | None, buckets: Buckets, *, timeout_seconds: float = 20.0
+    api_key: str,
+    client_id: str,
+    base_url: str | None,
+    buckets: Buckets,
+    count: Callable[[str], None] = lambda _: None,
+    *,
+    timeout_seconds: float = 20.0,
 ) -> Directory:
     """Return WorkOS as the settings name it."""
     dates = Dates()
@@ -266,7 +286,7 @@ def open_directory(
         max_retries=0,
         http_client=http,
     )
-    return Directory(client, buckets, dates, http.close)
+    return Directory(client, buckets, dates, http.close, count)
 
 
 def _can_pass(error: BaseException) -> bool:

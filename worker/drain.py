@@ -7,7 +7,7 @@ applied, or kills the process, ends up alone; only there does an event spend an 
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -55,8 +55,14 @@ class Work(NamedTuple):
     event_ids: list[str]
 
 
-def drain(engine: Engine, policy: Policy) -> bool:
+def drain(engine: Engine, policy: Policy, applied: Callable[[list[float]], None] = lambda _: None) -> bool:
     """Apply pending events until none is due; return False if it stopped earlier, for its time was up.
+
+    Args:
+        engine: the database.
+        policy: how it works.
+        applied: told, after each commit, how old the events in it were, in seconds since they were accepted; those that
+            are replayed are not counted.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the database is away; the sweep will ring again.
@@ -68,23 +74,26 @@ def drain(engine: Engine, policy: Policy) -> bool:
             batch = write(engine, lambda tx: _take(tx, policy))
             if batch is None:
                 return True
-            _work(engine, policy, batch)
+            applied(_work(engine, policy, batch))
     return False
 
 
-def _work(engine: Engine, policy: Policy, batch: Work) -> None:
+def _work(engine: Engine, policy: Policy, batch: Work) -> list[float]:
     try:
-        write(engine, lambda tx: _apply_batch(tx, policy, batch))
+        ages, since = write(engine, lambda tx: (_apply_batch(tx, policy, batch), time.monotonic()))
     except Exception as error:
         if can_pass(error):
             # Locks held for long are nobody's fault. With the database away this fails too, and the batch waits.
             write(engine, lambda tx: _give_back(tx, policy, batch))
-            return
+            return []
         # A poison event may raise anything: it is noted on its row.
         failure = error
         write(engine, lambda tx: _set_aside(tx, policy, batch, failure))
         if isinstance(error, JobTimeoutException):
             raise
+        return []
+    commit = time.monotonic() - since
+    return [age + commit for age in ages]
 
 
 def _take(tx: Connection, policy: Policy) -> Work | None:
@@ -184,12 +193,16 @@ def describe(error: Exception) -> str:
     return clean(f"{type(error).__name__}: {message}".splitlines()[0])[:1000]
 
 
-def _apply_batch(tx: Connection, policy: Policy, batch: Work) -> None:
-    """Apply the events of a batch, note what became of each, and strike out the batch, all in `tx`."""
+def _apply_batch(tx: Connection, policy: Policy, batch: Work) -> list[float]:
+    """Apply the events of a batch, note what became of each, and strike out the batch, all in `tx`.
+
+    Returns how long ago each was accepted, in seconds.
+    """
+    began = time.monotonic()
     if not _still_ours(tx, batch):
         log.info("batch_taken_over", batch=batch.id)
-        return
-    done, failed, changes = decide_events(tx, batch.event_ids, Event.status == EventStatus.PENDING)
+        return []
+    done, failed, changes, ages = decide_events(tx, batch.event_ids, Event.status == EventStatus.PENDING)
     for event, error in failed:
         values = _failed_attempt(policy, event.attempts + 1, error)
         tx.execute(update(Event).where(Event.id == event.id).values(values))
@@ -198,14 +211,19 @@ def _apply_batch(tx: Connection, policy: Policy, batch: Work) -> None:
     tx.execute(delete(Batch).where(Batch.id == batch.id))
     note_changes(tx, changes)
     log.info("batch_applied", batch=batch.id, events=len(done), changes=len(changes))
+    return [age + time.monotonic() - began for age in ages]
 
 
 class Decided(NamedTuple):
-    """What events come to: rows for the inbox, those that cannot be used and why, and rows for `changes`."""
+    """What events come to: rows for the inbox, those that cannot be used and why, and rows for `changes`.
+
+    `ages`: how long ago those that are decided for the first time were accepted, in seconds.
+    """
 
     done: list[dict[str, Any]]
     failed: list[tuple[Any, PayloadError]]
     changes: list[dict[str, Any]]
+    ages: list[float]
 
 
 def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool]) -> Decided:
@@ -217,11 +235,13 @@ def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool
         which: further conditions on them.
     """
     # Shared: a new role map waits for the batches that read the old one.
-    roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
-    query = select(Event.id, Event.type, Event.body, Event.attempts).where(Event.id.in_(ids), *which)
+    roles, now = tx.execute(select(Mirror.role_map, db_now()).with_for_update(read=True)).one()
+    told = (Event.id, Event.type, Event.body, Event.attempts, Event.received_at, Event.replays)
+    query = select(*told).where(Event.id.in_(ids), *which)
     done: list[dict[str, Any]] = []
     failed: list[tuple[Any, PayloadError]] = []
     arrivals: list[Arrival] = []
+    ages: list[float] = []
     for event in tx.execute(query.order_by(Event.id).with_for_update()).all():
         try:
             envelope, snapshot = read_event(event.id, event.type, event.body, roles)
@@ -230,6 +250,8 @@ def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool
             continue
         row = {"key": event.id, "occurred_at": envelope.created_at, "outcome": Outcome.IGNORED, "decided_by": None}
         done.append(row | _about(snapshot))
+        if not event.replays:
+            ages.append((now - event.received_at).total_seconds())
         if snapshot is not None:
             arrivals.append(Arrival(snapshot, "event", event.id))
     decisions, changes = apply(tx, arrivals)
@@ -239,7 +261,7 @@ def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool
         if decision := against.get(row["key"]):
             lost = decision.outcome in (Outcome.STALE, Outcome.TOMBSTONED)
             row |= {"outcome": decision.outcome, "decided_by": decision.against if lost else None}
-    return Decided(done, failed, changes)
+    return Decided(done, failed, changes, ages)
 
 
 def _about(snapshot: Snapshot | None) -> dict[str, str | None]:

@@ -21,12 +21,14 @@ WORKER_TTL_SECONDS = 30
 """Short, so that an idle worker looks for abandoned jobs often enough."""
 
 
-def drain_job(engine: Engine, policy: Policy, bell: Doorbell) -> Callable[[], None]:
+def drain_job(
+    engine: Engine, policy: Policy, bell: Doorbell, applied: Callable[[list[float]], None]
+) -> Callable[[], None]:
     """Return the function behind the lane `drain`."""
 
     def run() -> None:
         bell.answer()
-        if not drain(engine, policy):
+        if not drain(engine, policy, applied):
             bell.ring()
 
     return run

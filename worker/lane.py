@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import structlog
@@ -10,6 +11,7 @@ from redis.exceptions import RedisError
 from rq import SimpleWorker
 from rq.exceptions import StopRequested
 
+from worker.counters import ACCEPTED_TO_APPLIED
 from worker.directory import UnreadableError
 from worker.embedded import redis_url
 from worker.errors import ConfigurationError
@@ -46,10 +48,11 @@ def main(lane: str = DRAIN) -> None:
 def _function(lane: str, wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:
     settings = wiring.settings
     if lane == DRAIN:
-        return drain_job(wiring.engine, settings.policy(), wiring.bell)
+        observe = partial(wiring.counters.observe, ACCEPTED_TO_APPLIED)
+        return drain_job(wiring.engine, settings.policy(), wiring.bell, observe)
     if lane != REPAIR:
         raise ValueError(f"there is no lane {lane}")
-    directory = connect(settings, wiring.redis) if settings.repairs else None
+    directory = connect(settings, wiring.redis, wiring.counters) if settings.repairs else None
 
     def run() -> None:
         try:

@@ -14,6 +14,7 @@ from worker import reads, runs
 from worker.bucket import Buckets
 from worker.catch_up import catch_up, settle
 from worker.clock import claim
+from worker.counters import Counters
 from worker.directory import Directory, NotThereError, UnreadableError, open_directory
 from worker.doorbell import Doorbell
 from worker.errors import ConfigurationError
@@ -32,13 +33,13 @@ PAUSE = 60.0
 """Seconds between a first resync that failed and the next."""
 
 
-def connect(settings: Settings, redis: Redis) -> Directory:
-    """Return WorkOS as the settings name it; they hold an API key and a client id."""
+def connect(settings: Settings, redis: Redis, counters: Counters) -> Directory:
+    """Return WorkOS as the settings name it; they hold an API key and a client id. Its calls are counted."""
     if settings.workos_api_key is None or settings.workos_client_id is None:
         raise ConfigurationError("WORKOS_API_KEY and WORKOS_CLIENT_ID are not set")
     buckets = Buckets(redis, settings.workos_rate_share)
     key, client_id = settings.workos_api_key.get_secret_value(), settings.workos_client_id
-    return open_directory(key, client_id, settings.workos_base_url, buckets)
+    return open_directory(key, client_id, settings.workos_base_url, buckets, counters.add)
 
 
 def bind(engine: Engine, directory: Directory, settings: Settings) -> None:

@@ -1,26 +1,15 @@
-"""What operators read: events, members, status. Times are aware and in UTC."""
+"""What operators read: events, runs, members. Times are aware and in UTC."""
 
 import json
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from redis import Redis
-from redis.exceptions import RedisError
-from rq import Queue, SimpleWorker
-from rq.serializers import JSONSerializer
-from sqlalchemy import Connection, Engine, RowMapping, exists, func, select
+from sqlalchemy import Engine, RowMapping, func, select
 
 from models.database import reading
-from models.tables import Change, Drift, Event, EventStatus, Membership, Mirror, Run, RunStatus, Task
-from models.views import mirror_status, workspace_members, workspaces
-from worker.catch_up import gaps
-from worker.doorbell import queue_name
-from worker.inbox import Backlog, backlog
-from worker.jobs import DRAIN
-
-OVERDUE_SECONDS = 60.0
-"""A healthy mirror applies an event within seconds."""
+from models.tables import Change, Drift, Event, EventStatus, Run
+from models.views import workspace_members, workspaces
 
 STEP = 500
 """Rows of a report read at once."""
@@ -107,89 +96,6 @@ def list_members(engine: Engine, organization_id: str) -> dict[str, Any] | None:
             .order_by(workspace_members.c.email, workspace_members.c.user_id)
         ).mappings()
         return {**workspace, "members": [dict(member) for member in members]}
-
-
-def status(engine: Engine, redis: Redis, gap_seconds: float, *, repairs: bool) -> dict[str, Any]:
-    """Return how things stand; `problems` lists what is wrong, each with its remedy, and is empty if all is well.
-
-    Args:
-        engine: the database.
-        redis: with a short time-out.
-        gap_seconds: an event that no webhook brought for so long is a gap.
-        repairs: whether WorkOS's API can be asked.
-    """
-    waiting = backlog(engine)
-    missed, late = gaps(engine, gap_seconds)
-    with reading(engine) as tx:
-        mirror = tx.execute(select(mirror_status)).mappings().one()
-        unmapped = _unmapped(tx)
-        repair_problems = _repair_problems(tx) if repairs else []
-        runs = tx.execute(select(Run.__table__).where(Run.status == RunStatus.RUNNING).order_by(Run.created_at)).all()
-    if repairs and mirror["state"] == "backfilling" and not runs:
-        repair_problems.append("the mirror was never filled: start workos-sync clock and worker")
-    workers = _workers(redis)
-    return {
-        "mirror": dict(mirror),
-        "pending": waiting.pending,
-        "oldest_pending_seconds": round(waiting.oldest_seconds, 3),
-        "failed": waiting.failed,
-        "gaps": missed,
-        "late": late,
-        "unmapped_roles": [f"{slug}: {number} memberships" for slug, number in unmapped],
-        "repair": "on" if repairs else "off: WORKOS_API_KEY is not set",
-        "runs": [f"{run.task} {run.id}, {run.phase}, of {run.requested_by}" for run in runs],
-        "workers": workers,
-        "problems": _inbox_problems(waiting, workers) + repair_problems,
-    }
-
-
-def _inbox_problems(waiting: Backlog, workers: int | None) -> list[str]:
-    problems = []
-    if workers is None:
-        problems.append(
-            "Redis does not answer: start it, or check REDIS_URL (the embedded one: start clock); events are kept"
-        )
-    elif workers == 0:
-        problems.append("no worker is running: start workos-sync worker")
-    if waiting.failed:
-        problems.append(f"{waiting.failed} events failed: workos-sync events failures")
-    if waiting.oldest_seconds > OVERDUE_SECONDS:
-        problems.append(f"the oldest pending event waits for {waiting.oldest_seconds:.0f} s: check worker and clock")
-    return problems
-
-
-def _repair_problems(tx: Connection) -> list[str]:
-    """Return what is wrong with the last full resync that ended."""
-    full = (Run.task == Task.RESYNC, Run.organization_id.is_(None), ~Run.dry_run)
-    ended = (*full, Run.status != RunStatus.RUNNING, Run.approves.is_(None))
-    last = tx.execute(
-        select(Run.__table__).where(*ended).order_by(Run.finished_at.desc(), Run.id).limit(1)
-    ).one_or_none()
-    if last is None:
-        return []
-    if last.status == RunStatus.FAILED:
-        return [f"resync {last.id} failed: {last.error}"]
-    approved = exists().where(*full, Run.status == RunStatus.DONE, Run.approves == last.id)
-    held = exists().where(Drift.run_id == last.id, Drift.action == "withheld")
-    if not tx.execute(select(held & ~approved)).scalar_one():
-        return []
-    return [f"resync {last.id} withholds deletions: look at them, then: workos-sync resync --approve {last.id}"]
-
-
-def _unmapped(tx: Connection) -> list[tuple[str, int]]:
-    """Return the role slugs that no ROLE_MAP names, and so count as `member`, with their live memberships."""
-    known = tx.execute(select(Mirror.role_map)).scalar_one()
-    slug = Membership.workos_role
-    used = select(slug, func.count()).where(Membership.deleted_by.is_(None), slug.is_not(None)).group_by(slug)
-    return [(str(name), number) for name, number in tx.execute(used.order_by(slug)) if name not in known]
-
-
-def _workers(redis: Redis) -> int | None:
-    try:
-        lane = Queue(queue_name(DRAIN), connection=redis, serializer=JSONSerializer)
-        return len(SimpleWorker.all(queue=lane))
-    except RedisError:
-        return None
 
 
 def as_json(value: Any) -> str:

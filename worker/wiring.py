@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from models.database import open_engine
 from models.migrate import outdated
+from worker.counters import Counters
 from worker.doorbell import Doorbell
 from worker.errors import ConfigurationError
 from worker.jobs import DRAIN, REPAIR
@@ -33,6 +34,7 @@ class Wiring:
     redis: Redis
     bell: Doorbell
     repair_bell: Doorbell
+    counters: Counters
 
 
 def wire(settings: Settings, redis_url: str, *, door: bool = False) -> Wiring:
@@ -51,7 +53,8 @@ def wire(settings: Settings, redis_url: str, *, door: bool = False) -> Wiring:
     else:
         engine = open_engine(settings.database_url, pool_size=MOST_CONNECTIONS)
         redis = Redis.from_url(redis_url)
-    return Wiring(settings, engine, redis, Doorbell(redis, DRAIN), Doorbell(redis, REPAIR, REPAIR_SECONDS))
+    bells = Doorbell(redis, DRAIN), Doorbell(redis, REPAIR, REPAIR_SECONDS)
+    return Wiring(settings, engine, redis, *bells, Counters(redis))
 
 
 def door_redis(url: str) -> Redis:

@@ -86,7 +86,7 @@ def work(wiring: Wiring) -> Callable[[], None]:
 
 def work_off(wiring: Wiring) -> None:
     """Run all queued jobs as a lane process does."""
-    functions = {DRAIN: drain_job(wiring.engine, Policy(), wiring.bell)}
+    functions = {DRAIN: drain_job(wiring.engine, Policy(), wiring.bell, lambda _: None)}
     make_worker(wiring.redis, DRAIN, functions).work(burst=True)
 
 

@@ -10,6 +10,7 @@ from worker import reports
 from worker.cli.shared import as_table, cell, json_option, migrated_engine, out, say, say_rows
 from worker.embedded import redis_url
 from worker.explain import explain
+from worker.health import as_report, look
 from worker.settings import load_settings
 from worker.wiring import door_redis
 
@@ -66,7 +67,7 @@ def status(as_json: bool) -> None:
     """Say how things stand; exit code 1 if something is wrong."""
     settings = load_settings()
     redis = door_redis(redis_url(settings))
-    report = reports.status(migrated_engine(), redis, settings.gap_seconds, repairs=settings.repairs)
+    report = as_report(look(migrated_engine(), redis, settings))
     if as_json:
         click.echo(reports.as_json(report))
     else:

@@ -16,7 +16,8 @@ from sqlalchemy import Engine
 
 from models.migrate import newest_revision, upgrade
 from worker.cli.shared import open_database, until_stopped
-from worker.clock import Duty, run, sweep
+from worker.clock import Duty, beat, run, sweep
+from worker.counters import Counters
 from worker.directory import UnreadableError
 from worker.embedded import redis_server
 from worker.errors import ConfigurationError
@@ -108,7 +109,7 @@ def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> No
         log.warning("repair_off", why="WORKOS_API_KEY is not set: nothing repairs what webhooks miss")
         return
     try:
-        with Redis.from_url(redis_url) as redis, closing(connect(settings, redis)) as directory:
+        with Redis.from_url(redis_url) as redis, closing(connect(settings, redis, Counters(redis))) as directory:
             bind(engine, directory, settings)
     except (UnreadableError, RedisError) as error:
         log.warning("environment_not_checked", error=type(error).__name__)
@@ -125,6 +126,7 @@ def clock() -> None:
         _bind_if_reachable(wiring.engine, settings, redis.url)
         duties = [
             Duty("redis", settings.sweep_seconds, redis.ensure),
+            Duty("beat", settings.sweep_seconds, lambda: beat(wiring.engine)),
             Duty("sweep", settings.sweep_seconds, lambda: sweep(wiring.engine, wiring.bell)),
             Duty("schedule", settings.repair_seconds, lambda: schedule(wiring.engine, settings)),
             Duty("watch", settings.repair_seconds, lambda: watch(wiring.engine, wiring.repair_bell)),

@@ -73,8 +73,9 @@ def reaching_workos(settings: Settings, *, bound: bool = True) -> Iterator[tuple
         wiring = wire(settings, redis.url)
         ended.callback(wiring.engine.dispose)
         ended.callback(wiring.redis.close)
+        ended.callback(wiring.counters.close)
         require_migrated(wiring.engine)
-        directory = connect(settings, wiring.redis)
+        directory = connect(settings, wiring.redis, wiring.counters)
         ended.callback(directory.close)
         (bind if bound else require_same_environment)(wiring.engine, directory, settings)
         yield wiring, directory

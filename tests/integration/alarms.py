@@ -1,0 +1,43 @@
+"""What of our alert rules fires, as Prometheus's own promtool judges what our /metrics says."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+RULES = Path(__file__).parents[2] / "docs" / "deploy" / "alerts.yml"
+MINUTES = 420
+"""How long things stay as they are: longer than any rule waits."""
+
+
+def _series(text: str) -> dict[str, float]:
+    """The series of an exposition, as Prometheus writes their names."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ",".join(f"{name}={json.dumps(value)}" for name, value in sorted(sample.labels.items()))
+            found[f"{sample.name}{{{labels}}}"] = sample.value
+    return found
+
+
+def firing(folder: Path, before: str, after: str, *, up: bool = True) -> set[str]:
+    """The alerts that fire when /metrics said `before` for half an hour, and `after` for some time or for seven hours.
+
+    promtool tells whether an expectation holds: here it is that nothing fires, and its complaint names what did.
+    """
+    earlier, later = _series(before), _series(after)
+    series = [
+        {"series": name, "values": f"{earlier.get(name, '_')}x30 {later.get(name, '_')}x{MINUTES}"}
+        for name in sorted(earlier | later)
+    ]
+    series.append({"series": 'up{job="workos-sync"}', "values": f"1x30 {int(up)}x{MINUTES}"})
+    fired = f'count by (alertname) (max_over_time(ALERTS{{alertstate="firing"}}[{MINUTES}m]))'
+    nothing = {"expr": fired, "eval_time": f"{MINUTES + 30}m", "exp_samples": []}
+    case = {"interval": "1m", "input_series": series, "promql_expr_test": [nothing]}
+    file = folder / "alarms.json"
+    file.write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [case]}))
+    done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True, check=False)  # noqa: S607 - found on the PATH
+    assert "SUCCESS" in done.stdout or "got:" in done.stderr, done.stdout + done.stderr
+    return set(re.findall(r'alertname="(\w+)"', done.stderr.partition("got:")[2]))

@@ -1,0 +1,129 @@
+"""Counts of all processes, kept in Redis: any process can show the whole, whichever of them was asked.
+
+Each process adds up in memory and hands over once a second, so that counting costs a delivery nothing. Counters
+begin at nothing again when Redis is flushed, as after a restart; what a process that is killed had not handed over yet,
+a second's worth, is lost to them. Nothing but metrics rests on these.
+"""
+
+import atexit
+import json
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import structlog
+from redis import Redis
+from redis.exceptions import RedisError
+
+log = structlog.get_logger()
+
+HAND_OVER_SECONDS = 1.0
+COUNTS = "workos-sync:counts"
+TIMES = "workos-sync:times"
+
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
+"""Upper ends, in seconds, of the histogram of `accepted_to_applied`."""
+MORE = "+Inf"
+ACCEPTED_TO_APPLIED = "accepted_to_applied"
+
+
+class Name(NamedTuple):
+    """A counter: what it counts, and its label values in a fixed order."""
+
+    name: str
+    labels: tuple[str, ...] = ()
+
+
+class Counters:
+    """Adds up, and hands over to Redis from a thread of its own.
+
+    Args:
+        redis: with a short time-out; away, the counts wait in memory.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._lock = threading.Lock()
+        self._counts: dict[Name, float] = {}
+        self._times: dict[Name, float] = {}
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def add(self, name: str, *labels: str, number: float = 1.0) -> None:
+        """Count `number` more."""
+        with self._lock:
+            key = Name(name, labels)
+            self._counts[key] = self._counts.get(key, 0.0) + number
+            self._start()
+
+    def note_time(self, name: str, *labels: str) -> None:
+        """Note that something happened now (seconds since the epoch)."""
+        with self._lock:
+            self._times[Name(name, labels)] = time.time()
+            self._start()
+
+    def observe(self, name: str, seconds: Iterable[float]) -> None:
+        """Count durations in a histogram: the bucket's upper end is the label, the sum is a counter of its own."""
+        for value in seconds:
+            place = bisect_left(BUCKETS, value)
+            self.add(f"{name}_bucket", str(BUCKETS[place]) if place < len(BUCKETS) else MORE)
+            self.add(f"{name}_sum", number=max(0.0, value))
+
+    def hand_over(self) -> None:
+        """Add to Redis what was counted since the last time; with Redis away it is kept."""
+        with self._lock:
+            counts, times = self._counts, self._times
+            self._counts, self._times = {}, {}
+        if not counts and not times:
+            return
+        try:
+            with self._redis.pipeline(transaction=True) as pipeline:
+                for key, number in counts.items():
+                    pipeline.hincrbyfloat(COUNTS, json.dumps(key), number)
+                for key, at in times.items():
+                    pipeline.hset(TIMES, json.dumps(key), str(at))
+                pipeline.execute()
+        except RedisError as error:
+            log.warning("counts_kept", error=type(error).__name__)
+            with self._lock:
+                for key, number in counts.items():
+                    self._counts[key] = self._counts.get(key, 0.0) + number
+                self._times = times | self._times
+
+    def close(self) -> None:
+        """Hand over the rest."""
+        self._closed.set()
+        self.hand_over()
+        atexit.unregister(self.close)
+
+    def _start(self) -> None:
+        """Start the thread with the first count: a process that forks before has none to lose."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True, name="counters")
+            self._thread.start()
+            atexit.register(self.close)
+
+    def _run(self) -> None:
+        while not self._closed.wait(HAND_OVER_SECONDS):
+            self.hand_over()
+
+
+def counted(redis: Redis) -> dict[Name, float]:
+    """Return all counts of all processes; raises `redis.exceptions.RedisError`."""
+    return _read(redis, COUNTS)
+
+
+def noted(redis: Redis) -> dict[Name, float]:
+    """Return when what was noted last happened, in seconds since the epoch; raises `redis.exceptions.RedisError`."""
+    return _read(redis, TIMES)
+
+
+def _read(redis: Redis, key: str) -> dict[Name, float]:
+    stored = redis.hgetall(key)
+    found = {}
+    for field, value in stored.items():
+        name, labels = json.loads(field)
+        found[Name(name, tuple(labels))] = float(value)
+    return found
