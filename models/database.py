@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, Connection, Engine, create_engine, delete, event, select, text, tuple_
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 R = TypeVar("R")
@@ -115,6 +116,13 @@ def reading(engine: Engine) -> Iterator[Connection]:
         del options["isolation_level"]
     with engine.execution_options(**options).begin() as tx:
         yield tx
+
+
+@contextmanager
+def session(engine: Engine) -> Iterator[Session]:
+    """A session in one transaction that only reads, for the read contract."""
+    with reading(engine) as tx, Session(bind=tx) as opened:
+        yield opened
 
 
 def advisory_lock(tx: Connection, key: int) -> None:

@@ -4,13 +4,18 @@ import hashlib
 import hmac
 import itertools
 import json
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import Engine, RowMapping, select
+from werkzeug.serving import make_server
 from werkzeug.test import TestResponse
 
 from models.database import reading
@@ -40,6 +45,20 @@ def post(door: FlaskClient, event: JSON | bytes, path: str = "/webhooks/workos",
     """Post an event, well signed with `SECRET`, as WorkOS does."""
     body = event if isinstance(event, bytes) else json.dumps(event).encode()
     return door.post(path, data=body, headers={"WorkOS-Signature": sign(body), **headers})
+
+
+@contextmanager
+def serving(app: Flask) -> Iterator[str]:
+    """Serve `app` on 127.0.0.1 in a thread, and yield its address."""
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, name="serving", daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def accept(door: FlaskClient, *events: JSON) -> None:

@@ -1,12 +1,15 @@
 """The Flask application."""
 
+import structlog
 from flask import Flask, Response, jsonify
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from webhooks import health, metrics, receive
+from webhooks import api, health, metrics, receive
 from worker.errors import ConfigurationError
 from worker.wiring import Wiring
+
+log = structlog.get_logger()
 
 
 def create_app(wiring: Wiring) -> Flask:
@@ -27,6 +30,10 @@ def create_app(wiring: Wiring) -> Flask:
     app.register_blueprint(receive.blueprint(wiring))
     app.register_blueprint(health.blueprint(wiring))
     app.register_blueprint(metrics.blueprint(wiring))
+    if settings.api_tokens:
+        app.register_blueprint(api.blueprint(wiring, app))
+    else:
+        log.warning("api_off", why="API_TOKENS is not set")
     app.register_error_handler(HTTPException, _as_json)
     return app
 

@@ -1,15 +1,16 @@
 """What operators read: events, runs, members. Times are aware and in UTC."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, RowMapping, func, select
+from sqlalchemy import ColumnElement, Engine, RowMapping, and_, func, or_, select
 
 from models.database import reading
-from models.tables import Change, Drift, Event, EventStatus, Run
+from models.tables import Change, Domain, Drift, Event, EventStatus, Run, Task
 from models.views import workspace_members, workspaces
+from worker.standing import domain_states
 
 STEP = 500
 """Rows of a report read at once."""
@@ -34,15 +35,28 @@ def list_events(
     status: str | None = None,
     type: str | None = None,
     organization_id: str | None = None,
+    fingerprint: str | None = None,
+    after: str | None = None,
     limit: int = 50,
 ) -> list[dict[str, Any]]:
-    """Return the newest events that match all the filters given, newest first."""
+    """Return the newest events that match all the filters given, newest first; those older than `after`, an id."""
     query = select(*LISTED).order_by(Event.received_at.desc(), Event.id.desc()).limit(limit)
-    for column, value in ((Event.status, status), (Event.type, type), (Event.organization_id, organization_id)):
+    if after is not None:
+        query = query.where(_before(Event.received_at, Event.id, after))
+    for column, value in (
+        *((Event.status, status), (Event.type, type), (Event.organization_id, organization_id)),
+        (Event.fingerprint, fingerprint),
+    ):
         if value is not None:
             query = query.where(column == value)
     with reading(engine) as tx:
         return [dict(row) for row in tx.execute(query).mappings()]
+
+
+def _before(at: Any, id: Any, last: str) -> ColumnElement[bool]:
+    """Whether a row comes after the row `last` in a listing of the newest."""
+    then = select(at).where(id == last).scalar_subquery()
+    return or_(at < then, and_(at == then, id < last))
 
 
 def failures(engine: Engine) -> list[dict[str, Any]]:
@@ -80,6 +94,65 @@ def _payload(row: RowMapping) -> Any:
         return row["body"].decode("utf-8", "replace")
 
 
+def workspace(engine: Engine, organization_id: str) -> dict[str, Any] | None:
+    """Return a workspace, live or deleted; None if it is unknown."""
+    with reading(engine) as tx:
+        row = tx.execute(select(workspaces).where(workspaces.c.organization_id == organization_id)).mappings()
+        found = row.one_or_none()
+        return dict(found) if found else None
+
+
+def list_workspaces(
+    engine: Engine, *, state: str | None = None, name: str | None = None, after: str | None = None, limit: int = 50
+) -> list[dict[str, Any]]:
+    """Return workspaces by id: in this state, with this in the name, and those after an id, if given."""
+    view = workspaces.c
+    query = select(workspaces).order_by(view.organization_id).limit(limit)
+    if state is not None:
+        query = query.where(view.state == state)
+    if name is not None:
+        query = query.where(view.name.icontains(name, autoescape=True))
+    if after is not None:
+        query = query.where(view.organization_id > after)
+    with reading(engine) as tx:
+        return [dict(row) for row in tx.execute(query).mappings()]
+
+
+def list_access(
+    engine: Engine, filters: Mapping[str, str], *, after: str | None = None, limit: int = 50
+) -> list[dict[str, Any]]:
+    """Return who has access now, by membership id.
+
+    Args:
+        engine: the database.
+        filters: values of `organization_id`, `user_id` or `email`, all of which hold.
+        after: only those after this membership id.
+        limit: the most to return.
+    """
+    view = workspace_members.c
+    query = select(workspace_members).order_by(view.membership_id).limit(limit)
+    for name, value in filters.items():
+        query = query.where(view[name] == value)
+    if after is not None:
+        query = query.where(view.membership_id > after)
+    with reading(engine) as tx:
+        return [dict(row) for row in tx.execute(query).mappings()]
+
+
+def list_domains(
+    engine: Engine, organization_id: str | None = None, *, after: str | None = None, limit: int = 50
+) -> list[dict[str, Any]]:
+    """Return live domains by id, with whether they auto-join and why: of a workspace, and after an id, if given."""
+    which: list[ColumnElement[bool]] = [Domain.deleted_by.is_(None)]
+    if organization_id is not None:
+        which.append(Domain.organization_id == organization_id)
+    if after is not None:
+        which.append(Domain.id > after)
+    with reading(engine) as tx:
+        ids = list(tx.execute(select(Domain.id).where(*which).order_by(Domain.id).limit(limit)).scalars())
+        return sorted(domain_states(tx, Domain.id.in_(ids)), key=lambda row: str(row["id"]))
+
+
 def list_members(engine: Engine, organization_id: str) -> dict[str, Any] | None:
     """Return a workspace and the people who have access to it now; None if the workspace is unknown."""
     with reading(engine) as tx:
@@ -103,18 +176,24 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v))
 
 
-def list_runs(engine: Engine, limit: int = 50) -> list[dict[str, Any]]:
-    """Return the newest runs, newest first."""
-    query = select(Run.__table__).order_by(Run.created_at.desc(), Run.id).limit(limit)
+def list_runs(
+    engine: Engine, limit: int = 50, *, task: Task | None = None, after: str | None = None
+) -> list[dict[str, Any]]:
+    """Return the newest runs, newest first; of one task, if it is named; those older than `after`, an id."""
+    query = select(Run.__table__).order_by(Run.created_at.desc(), Run.id.desc()).limit(limit)
+    if task is not None:
+        query = query.where(Run.task == task)
+    if after is not None:
+        query = query.where(_before(Run.created_at, Run.id, after))
     with reading(engine) as tx:
         return [dict(row) for row in tx.execute(query).mappings()]
 
 
-def run(engine: Engine, run_id: str) -> dict[str, Any] | None:
-    """Return a run with its findings counted and the number of deletions it withholds; None if the id is unknown."""
+def run(engine: Engine, run_id: str, *, task: Task | None = None) -> dict[str, Any] | None:
+    """Return a run with its findings counted and the number of deletions it withholds; None if there is none such."""
     with reading(engine) as tx:
         row = tx.execute(select(Run.__table__).where(Run.id == run_id)).mappings().one_or_none()
-        if row is None:
+        if row is None or task not in (None, row["task"]):
             return None
         counted = select(Drift.finding, func.count()).where(Drift.run_id == run_id).group_by(Drift.finding)
         held = select(func.count()).select_from(Drift).where(Drift.run_id == run_id, Drift.action == "withheld")

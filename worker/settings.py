@@ -29,6 +29,19 @@ def _entries(raw: Any) -> Any:
     return entries
 
 
+def _tokens(raw: Any) -> Any:
+    """Read `name:token,...`; a token without a name is the only one of its kind, and named `token`."""
+    if not isinstance(raw, str):
+        return raw
+    pairs = [entry.rpartition(":") for entry in _entries(raw)]
+    names = [name.strip() or "token" for name, _, _ in pairs]
+    if not all(token for _, _, token in pairs):
+        raise ValueError("has an entry without a token; write name:token")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"names {', '.join(twice)} twice; write name:token, each name once")
+    return {name: token for name, (_, _, token) in zip(names, pairs, strict=True)}
+
+
 def _role_map(raw: Any) -> Any:
     if not isinstance(raw, str):
         return raw
@@ -79,6 +92,8 @@ class Settings(BaseSettings):
     webhook_path_token: SecretStr | None = None
     webhook_allowed_ips: Annotated[tuple[Annotated[str, AfterValidator(_address)], ...], NoDecode, Commas] = ()
     trusted_proxy_hops: Annotated[int, Field(ge=0, le=10)] = 0
+    ops_tokens: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_tokens)] = {}
+    api_tokens: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_tokens)] = {}
     workos_api_key: SecretStr | None = None
     workos_client_id: str | None = None
     workos_base_url: str | None = None

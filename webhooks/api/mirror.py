@@ -1,0 +1,51 @@
+"""The routes that show the mirror."""
+
+from flask import Blueprint, Response
+from spectree import SpecTree
+from sqlalchemy import Engine
+
+from models.access import auto_join_for
+from models.database import session
+from webhooks.api import schemas
+from webhooks.api.answers import answers, as_json, one, page
+from worker import reports
+
+
+def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
+    """Add them to `routes`."""
+
+    @routes.get("/workspaces")
+    @spec.validate(resp=answers(schemas.Workspaces), tags=["mirror"])
+    def list_workspaces(query: schemas.WorkspaceQuery) -> Response:
+        """List workspaces, by id."""
+        rows = reports.list_workspaces(engine, state=query.state, after=query.after, limit=query.limit)
+        return page(schemas.Workspaces, rows, query.limit, "organization_id")
+
+    @routes.get("/workspaces/<organization_id>")
+    @spec.validate(resp=answers(schemas.Workspace, HTTP_404=schemas.Error), tags=["mirror"])
+    def show_workspace(organization_id: str) -> Response:
+        """Show one workspace, live or deleted."""
+        return one(schemas.Workspace, reports.workspace(engine, organization_id))
+
+    @routes.get("/members")
+    @spec.validate(resp=answers(schemas.Members), tags=["mirror"])
+    def list_members(query: schemas.MemberQuery) -> Response:
+        """List who has access now: to one workspace, of one person, or everybody; by membership id."""
+        filters = query.model_dump(include={"organization_id", "user_id", "email"}, exclude_none=True)
+        rows = reports.list_access(engine, filters, after=query.after, limit=query.limit)
+        return page(schemas.Members, rows, query.limit, "membership_id")
+
+    @routes.get("/domains")
+    @spec.validate(resp=answers(schemas.Domains), tags=["mirror"])
+    def list_domains(query: schemas.DomainQuery) -> Response:
+        """List the domains that workspaces claim: whether they auto-join, and why or why not; by id."""
+        rows = reports.list_domains(engine, query.organization_id, after=query.after, limit=query.limit)
+        return page(schemas.Domains, rows, query.limit, "id")
+
+    @routes.get("/auto-join")
+    @spec.validate(resp=answers(schemas.AutoJoin), tags=["mirror"])
+    def auto_join(query: schemas.AutoJoinQuery) -> Response:
+        """Return the workspace that a person with this verified e-mail address joins."""
+        with session(engine) as open_session:
+            found = auto_join_for(open_session, query.email)
+        return as_json(schemas.AutoJoin(auto_join=schemas.Join(**found._asdict()) if found else None))

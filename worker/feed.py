@@ -1,0 +1,73 @@
+"""The mirror for products that follow it: the changes after an id in commit order, and a snapshot to begin with."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Connection, Engine, RowMapping, func, select
+
+from models.database import reading
+from models.tables import Change, Mirror
+from models.views import auto_join_domains, workspace_members, workspaces
+
+LOOK_SECONDS = 0.25
+STEP = 500
+SNAPSHOT = (workspaces, workspace_members, auto_join_domains)
+"""The views in a snapshot, in this order."""
+
+
+class CursorGoneError(Exception):
+    """The changes after this id are no longer all kept, or were never made here."""
+
+
+def changes_after(engine: Engine, after: int, limit: int, wait_seconds: float = 0.0) -> list[dict[str, Any]]:
+    """Return the changes with a higher id than `after`, lowest first, at most `limit`.
+
+    Ids come in commit order (DESIGN, invariant 11), so whoever goes on from the highest id it saw misses nothing.
+
+    Args:
+        engine: the database.
+        after: the highest id that the caller has seen; 0 for none.
+        limit: the most to return.
+        wait_seconds: how long to wait for one if there is none yet.
+
+    Raises:
+        CursorGoneError: take a snapshot and go on from there.
+    """
+    ends = time.monotonic() + wait_seconds
+    while True:
+        with reading(engine) as tx:
+            _require_kept(tx, after)
+            newer = select(Change.__table__).where(Change.id > after).order_by(Change.id).limit(limit)
+            found = [dict(row) for row in tx.execute(newer).mappings()]
+        left = ends - time.monotonic()
+        if found or left <= 0:
+            return found
+        time.sleep(min(LOOK_SECONDS, left))
+
+
+def _require_kept(tx: Connection, after: int) -> None:
+    dropped = tx.execute(select(Mirror.changes_dropped_to)).scalar_one()
+    if after < dropped:
+        raise CursorGoneError(f"changes up to {dropped} are no longer kept")
+    if after > max(dropped, newest(tx)):
+        raise CursorGoneError(f"there was never a change {after} here: was the database restored from a backup?")
+
+
+def newest(tx: Connection) -> int:
+    """Return the highest id of a change that is kept; 0 if there is none."""
+    return tx.execute(select(func.max(Change.id))).scalar_one() or 0
+
+
+def snapshot(engine: Engine) -> Iterator[tuple[str, int | RowMapping]]:
+    """Yield the whole state as of one moment: `("changes_after", id)`, then rows by the name of their view.
+
+    One transaction with one view of the database: whoever applies it and goes on with the changes after the id has
+    every change exactly once.
+    """
+    with reading(engine) as tx:
+        dropped = tx.execute(select(Mirror.changes_dropped_to)).scalar_one()
+        yield "changes_after", max(dropped, newest(tx))
+        for view in SNAPSHOT:
+            for row in tx.execute(select(view), execution_options={"yield_per": STEP}).mappings():
+                yield view.name, row
