@@ -17,6 +17,7 @@ from worker import resync
 from worker.wiring import Wiring
 
 TOKEN = "reader-token-0123456789"
+WITHOUT_PARAMETERS = ("/api/v1/status", "/api/v1/snapshot")
 MEANT = {
     "/api/v1/status": [not_a_server_error],  # 503 while the mirror cannot be trusted, as here
     "/api/v1/changes": [positive_data_acceptance],  # 410 for a cursor that was never handed out
@@ -35,7 +36,12 @@ def document(local: Callable[..., Wiring]) -> Iterator[Any]:
     replays.start(wiring.engine, replays.Selection(failed=True), "ann", None)
     resync.start(wiring.engine, "ann")
     with serving(app) as url:
-        yield schemathesis.openapi.from_url(f"{url}/api/v1/openapi.json")
+        told = door.get("/api/v1/openapi.json").json
+        assert told is not None
+        del told["security"]  # that a token is needed is shown elsewhere: here every call has one
+        schema = schemathesis.openapi.from_dict(told)
+        schema.config.update(base_url=url)
+        yield schema
 
 
 # Not through schemathesis's own pytest plugin, which does not work with pytest 9.
@@ -53,5 +59,7 @@ def test_every_answer_is_as_the_document_says(document: Any, mode: GenerationMod
             case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"}, excluded_checks=excluded)
             tried[case.operation.path] = tried.get(case.operation.path, 0) + 1
 
+        if mode is GenerationMode.NEGATIVE and operation.path in WITHOUT_PARAMETERS:
+            continue  # cannot be asked for wrongly
         holds()
-    assert len(tried) == 14, tried
+    assert len(tried) == (14 if mode is GenerationMode.POSITIVE else 12), tried
