@@ -18,7 +18,7 @@ from models.tables import Event, EventStatus, Mirror
 from models.types import db_in, db_now, db_plus
 from worker.directory import Directory, NotThereError, Page, QueryRefusedError
 from worker.errors import ConfigurationError
-from worker.handlers import HANDLERS
+from worker.handlers import ACTED_ON
 from worker.inbox import store
 from worker.runs import Lease
 from worker.snapshots import is_id, parse_time
@@ -32,7 +32,8 @@ OLDEST = timedelta(days=90)
 """WorkOS keeps events no longer."""
 MARGIN = timedelta(minutes=10)
 """A range that starts at the very edge would be over it when WorkOS reads it."""
-TYPES = sorted(HANDLERS)
+TYPES = ACTED_ON
+"""Those that a webhook endpoint gets: else every other would count as a gap."""
 REMEDY = "WorkOS keeps events for 90 days; run: workos-sync resync"
 
 Take = Callable[[Connection, Page], int]

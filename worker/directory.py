@@ -1,4 +1,4 @@
-"""The only module that calls WorkOS. Reads raw JSON through the SDK, so that one odd item cannot fail a page."""
+"""The only module that calls WorkOS. Takes raw JSON through the SDK, so that one odd item cannot fail a page."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ class UnreadableError(Exception):
 
 
 class QueryRefusedError(UnreadableError):
-    """WorkOS answered 400 or 422: it does not take these parameters, such as a cursor that it has forgotten."""
+    """WorkOS answered 400, 409 or 422: it does not take these parameters, such as a cursor that it has forgotten."""
 
 
 class LimitedError(UnreadableError):
@@ -59,7 +59,12 @@ class NotThereError(UnreadableError):
     """WorkOS answered 404 to a listing: its parent is not there."""
 
 
-ERRORS: dict[int, type[UnreadableError]] = {400: QueryRefusedError, 422: QueryRefusedError, 429: LimitedError}
+ERRORS: dict[int, type[UnreadableError]] = {
+    400: QueryRefusedError,
+    409: QueryRefusedError,
+    422: QueryRefusedError,
+    429: LimitedError,
+}
 
 
 class RefusedKeyError(ConfigurationError):
@@ -67,7 +72,7 @@ class RefusedKeyError(ConfigurationError):
 
 
 class Directory:
-    """WorkOS, read only.
+    """WorkOS: reads of everything, and writes of webhook endpoints.
 
     Args:
         client: the SDK's client; its own retries must be off, so that every call takes a token.
@@ -162,6 +167,22 @@ class Directory:
         own = found.item is not None and found.item.get("type") != "EnvironmentRole"
         return found._replace(item={**found.item, "organization_id": organization_id} if own and found.item else None)
 
+    def webhook_endpoints(self, after: str | None) -> Page:
+        """List webhook endpoints, oldest first."""
+        return self._list(("webhook_endpoints",), {}, after)
+
+    def create_webhook_endpoint(self, url: str, types: Sequence[str]) -> Json:
+        """Create a webhook endpoint and return it: the only time that WorkOS shows its secret.
+
+        Raises:
+            QueryRefusedError: WorkOS does not take the URL, or has it already.
+        """
+        return self._send("post", ("webhook_endpoints",), {"endpoint_url": url, "events": list(types)})
+
+    def amend_webhook_endpoint(self, id: str, types: Sequence[str]) -> Json:
+        """Have an endpoint enabled, with exactly these event types."""
+        return self._send("patch", ("webhook_endpoints", id), {"events": list(types), "status": "enabled"})
+
     def now(self) -> datetime:
         """Return WorkOS's time, in UTC."""
         return self._call(("organizations",), {"limit": 1, "order": "asc"})[1]
@@ -210,24 +231,26 @@ class Directory:
             retry=retry_if_exception(_can_pass), stop=stop_after_attempt(MOST_TRIES), wait=_wait, reraise=True
         )
         try:
-            answer = tries(self._once, path, params)
+            answer = tries(self._once, "get", path, params=params)
         except sdk.NotFoundError:
             raise
         except sdk.WorkOSError as error:
-            status = getattr(error, "status_code", None)
-            if status in REFUSED:
-                raise RefusedKeyError(f"WORKOS_API_KEY: WorkOS refuses the key ({status})") from error
-            raise ERRORS.get(status or 0, UnreadableError)(
-                f"/{'/'.join(path[:2])}: {type(error).__name__} {status or ''}".rstrip()
-            ) from error
+            raise _translated(error, path) from error
         return answer, self._dates.last()
 
-    def _once(self, path: tuple[str, ...], params: Json) -> Json:
+    def _send(self, method: str, path: tuple[str, ...], body: Json) -> Json:
+        """Write, once: whether a write that was not answered was made is not known. Raises as `_call`."""
+        try:
+            return self._once(method, path, body=body)
+        except sdk.WorkOSError as error:
+            raise _translated(error, path) from error
+
+    def _once(self, method: str, path: tuple[str, ...], params: Json | None = None, body: Json | None = None) -> Json:
         self._buckets.take(ALL, *((USER_READS,) if path[0] == "user_management" else ()))
         self.calls.add()
         self._count("workos_calls")
         try:
-            return self._client.request_raw("get", path, params=params)
+            return self._client.request_raw(method, path, params=params, body=body)
         except sdk.RateLimitExceededError:
             self._count("workos_limited")
             raise
@@ -287,6 +310,14 @@ def open_directory(
         http_client=http,
     )
     return Directory(client, buckets, dates, http.close, count)
+
+
+def _translated(error: sdk.WorkOSError, path: tuple[str, ...]) -> Exception:
+    status = getattr(error, "status_code", None)
+    if status in REFUSED:
+        return RefusedKeyError(f"WORKOS_API_KEY: WorkOS refuses the key ({status})")
+    said = f"/{'/'.join(path[:2])}: {type(error).__name__} {status or ''}".rstrip()
+    return ERRORS.get(status or 0, UnreadableError)(said)
 
 
 def _can_pass(error: BaseException) -> bool:

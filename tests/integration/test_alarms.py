@@ -178,7 +178,7 @@ def test_each_server_away_has_its_rule(
 ) -> None:
     well = metrics(door)
     assert firing(tmp_path, well, "", up=False) == {"WorkosSyncDown"}
-    away = build_wiring(database_url="sqlite:////nowhere/at/all.db")
+    away = build_wiring(database_url="sqlite:////proc/nowhere/all.db")
     assert "WorkosSyncDatabaseDown" in firing(tmp_path, well, metrics(create_app(away).test_client()))
     dumb = build_wiring(
         database_url=wiring.settings.database_url,

@@ -1,0 +1,280 @@
+"""doctor and register: an operator sees at one look what an installation lacks, and how to mend it."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from freezegun import freeze_time
+from redis import Redis
+from sqlalchemy import Engine, create_engine, insert, update
+
+from models.database import open_engine, write
+from models.migrate import downgrade
+from models.tables import Event, Mirror, Run, Tick
+from models.types import db_in, db_now
+from tests.sandbox import Sandbox
+from tests.support import SECRET, accept, made, sign
+from tests.use_cases.resyncs import CLIENT_ID
+from webhooks.app import create_app
+from worker.cli import main
+from worker.clock import CLOCK_TICK, beat
+from worker.handlers import ACTED_ON
+from worker.jobs import DRAIN, REPAIR, make_worker
+from worker.settings import Settings, load_settings
+from worker.wiring import wire
+
+URL = "https://sync.acme.example/webhooks/workos"
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    make_database: Callable[[str], str],
+    redis_url: str,
+    sandbox: Sandbox,
+    logs_as_before: None,
+) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    given = {
+        "DATABASE_URL": make_database("sqlite"),
+        "REDIS_URL": redis_url,
+        "WORKOS_API_KEY": sandbox.api_key,
+        "WORKOS_CLIENT_ID": CLIENT_ID,
+        "WORKOS_BASE_URL": sandbox.base_url,
+        "WORKOS_WEBHOOK_SECRETS": SECRET,
+        "OPS_TOKENS": "ann:" + "a" * 32,
+        "API_TOKENS": "product:" + "b" * 32,
+        "COLUMNS": "250",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str, exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == exit_code, (result.output, result.exception)
+    return result
+
+
+def wrong() -> dict[str, dict[str, str]]:
+    """The failures that doctor names."""
+    checks = json.loads(run("doctor", "--json", exit_code=1).stdout)
+    return {check["name"]: check for check in checks if check["level"] == "failure"}
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = open_engine(load_settings().database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def healthy(engine: Engine, redis_url: str, sandbox: Sandbox) -> Iterator[Sandbox]:
+    """An installation that has all it needs."""
+    run("register", URL)
+    row = {"id": "run1", "task": "resync", "requested_by": "clock", "status": "done", "finished_at": db_now()}
+    write(engine, lambda tx: tx.execute(insert(Run).values(row)))
+    filled = {"backfill_from": db_in(-9000), "backfilled_at": db_now(), "last_resync_at": db_now()}
+    bound = filled | {"complete_to": db_now(), "client_id": CLIENT_ID}
+    write(engine, lambda tx: tx.execute(update(Mirror).values(bound)))
+    beat(engine)
+    settings = load_settings()
+    wiring = wire(settings, redis_url, door=True)
+    accept(create_app(wiring).test_client(), made("organization.created"))
+    write(engine, lambda tx: tx.execute(update(Event).values(status="done")))
+    with ExitStack() as ended:
+        ended.callback(wiring.engine.dispose)
+        ended.callback(wiring.counters.close)
+        for lane in (DRAIN, REPAIR):
+            worker = make_worker(ended.enter_context(Redis.from_url(redis_url)), lane, {})
+            worker.register_birth()  # type: ignore[no-untyped-call]  # RQ has no types for it
+            ended.callback(worker.register_death)
+        yield sandbox
+
+
+def test_a_healthy_installation_has_no_failure(healthy: Sandbox) -> None:
+    shown = run("doctor").stdout
+    assert "failure" not in shown and "enabled, with exactly the needed" in shown
+    checks = json.loads(run("doctor", "--json").stdout)
+    assert {check["name"] for check in checks if check["level"] == "warning"} == {"database", "redis persistence"}
+
+
+def setting(name: str, value: str) -> Callable[..., None]:
+    return lambda healthy, engine, redis, monkeypatch: monkeypatch.setenv(name, value)
+
+
+def statement(make: Callable[[], Any]) -> Callable[..., object]:
+    return lambda healthy, engine, redis, monkeypatch: write(engine, lambda tx: tx.execute(make()))
+
+
+def endpoint(**values: Any) -> Callable[..., None]:
+    def change(healthy: Sandbox, *_: object) -> None:
+        (registered,) = healthy.deliveries.endpoints.values()
+        for name, value in values.items():
+            setattr(registered, name, value)
+
+    return change
+
+
+def refuse_for_time(healthy: Sandbox, engine: Engine, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    wiring = wire(load_settings(), load_settings().redis_url or "", door=True)
+    header = {"WorkOS-Signature": sign(b"{}", at=1_000_000_000)}
+    assert create_app(wiring).test_client().post("/webhooks/workos", data=b"{}", headers=header).status_code == 401
+    wiring.counters.close()
+    wiring.engine.dispose()
+
+
+def no_workers(healthy: Sandbox, engine: Engine, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    redis.delete(f"rq:workers:workos-sync:{DRAIN}", f"rq:workers:workos-sync:{REPAIR}")
+
+
+def gone(healthy: Sandbox, *_: object) -> None:
+    healthy.deliveries.endpoints.clear()
+
+
+def another_environment(healthy: Sandbox, engine: Engine, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(engine, lambda tx: tx.execute(update(Mirror).values(client_id="client_other")))
+
+
+FAULTS: dict[str, tuple[Callable[..., object], str, str]] = {
+    "the database is away": (setting("DATABASE_URL", "sqlite:////proc/nowhere/all.db"), "database", "DATABASE_URL"),
+    "it is not migrated": (
+        lambda healthy, engine, redis, monkeypatch: downgrade(engine, "0004"),
+        "migrations",
+        "workos-sync migrate",
+    ),
+    "Redis is away": (setting("REDIS_URL", "unix:///nowhere.sock"), "redis", "REDIS_URL"),
+    "no secret": (setting("WORKOS_WEBHOOK_SECRETS", ""), "webhook secret", "register"),
+    "no key": (
+        lambda healthy, engine, redis, monkeypatch: [
+            monkeypatch.delenv(n) for n in ("WORKOS_API_KEY", "WORKOS_CLIENT_ID")
+        ],
+        "WorkOS key",
+        "WORKOS_API_KEY",
+    ),
+    "a dead key": (setting("WORKOS_API_KEY", "sk_dead"), "WorkOS key", "living key"),
+    "another environment's": (another_environment, "WorkOS environment", "key and client id"),
+    "no endpoint": (gone, "webhook endpoint", "workos-sync register"),
+    "a disabled endpoint": (endpoint(enabled=False), "webhook endpoint", "workos-sync register"),
+    "an endpoint without deletes": (
+        endpoint(events=[type for type in ACTED_ON if "deleted" not in type]),
+        "webhook endpoint",
+        "workos-sync register",
+    ),
+    "deliveries too late": (refuse_for_time, "deliveries refused for their time", "clock"),
+    "no workers": (no_workers, "workers, drain", "workos-sync worker"),
+    "no clock": (
+        statement(lambda: update(Tick).where(Tick.name == CLOCK_TICK).values(at=db_in(-300))),
+        "clock",
+        "workos-sync clock",
+    ),
+    "resyncs stopped": (
+        statement(lambda: update(Run).values(created_at=db_in(-99 * 3600), finished_at=db_in(-98 * 3600))),
+        "last resync",
+        "workos-sync resync",
+    ),
+    "failed events": (statement(lambda: update(Event).values(status="failed")), "failed events", "events failures"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_named_with_its_remedy(
+    fault: str, healthy: Sandbox, engine: Engine, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed, name, remedy = FAULTS[fault]
+    seed(healthy, engine, redis, monkeypatch)
+    found = wrong()
+    assert name in found and remedy in found[name]["remedy"], found
+
+
+def test_redis_that_evicts_is_named(healthy: Sandbox, redis: Redis) -> None:
+    redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        assert "noeviction" in wrong()["redis eviction"]["remedy"]
+    finally:
+        redis.config_set("maxmemory-policy", "noeviction")
+
+
+def test_a_wrong_clock_is_named(healthy: Sandbox) -> None:
+    with freeze_time(datetime.now(UTC) + timedelta(minutes=10)):
+        assert "NTP" in wrong()["clock of the database"]["remedy"]
+
+
+def test_webhooks_that_stopped_are_named(healthy: Sandbox, engine: Engine) -> None:
+    write(engine, lambda tx: tx.execute(update(Event).values(webhook_at=db_in(-7200), received_at=db_in(-7200))))
+    rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api"} for n in range(3)]
+    times = {"api_at": db_in(-3600), "occurred_at": db_in(-3700), "received_at": db_in(-3600), "status": "done"}
+    write(engine, lambda tx: tx.execute(insert(Event).values(times), rows))
+    assert "reachable" in wrong()["last webhook"]["remedy"]
+
+
+def test_weak_tokens_and_sqlite_are_only_warned_of(healthy: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPS_TOKENS", "ann:short")
+    monkeypatch.delenv("API_TOKENS")
+    checks = {check["name"]: check for check in json.loads(run("doctor", "--json").stdout)}
+    assert checks["OPS_TOKENS"]["level"] == checks["API_TOKENS"]["level"] == "warning"
+    assert "short: ann" in checks["OPS_TOKENS"]["saw"]
+
+
+def test_postgresql_is_no_cause_for_a_warning(
+    healthy: Sandbox, make_database: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = make_database("postgresql")
+    monkeypatch.setenv("DATABASE_URL", url)
+    checks = {check["name"]: check for check in json.loads(run("doctor", "--json", exit_code=1).stdout)}
+    assert checks["database"]["level"] == checks["migrations"]["level"] == "ok"
+    password = create_engine(url).url.password
+    assert not password or password not in json.dumps(checks["database"])
+
+
+# register
+
+
+def test_register_makes_an_endpoint_with_exactly_the_needed_types_and_tells_its_secret_once(sandbox: Sandbox) -> None:
+    told = run("register", URL).stdout
+    (made_endpoint,) = sandbox.deliveries.endpoints.values()
+    assert made_endpoint.url == URL and sorted(made_endpoint.events or ()) == ACTED_ON and made_endpoint.enabled
+    assert made_endpoint.secret in told
+    again = run("register", URL).stdout
+    assert "right already" in again and made_endpoint.secret not in again
+    assert len(sandbox.deliveries.endpoints) == 1
+
+
+def test_register_amends_what_is_there(sandbox: Sandbox) -> None:
+    run("register", URL)
+    (registered,) = sandbox.deliveries.endpoints.values()
+    registered.events, registered.enabled = ["user.created", "dsync.activated"], False
+    told = run("register", URL).stdout
+    assert "enabled" in told and "added organization.deleted" in told and "took away dsync.activated" in told
+    assert sorted(registered.events or ()) == ACTED_ON and registered.enabled
+    assert registered.secret not in told
+
+
+def test_a_rotation_adds_a_second_endpoint_and_says_how_to_go_on(sandbox: Sandbox) -> None:
+    run("register", URL)
+    told = run("register", URL, "--rotate").stdout
+    secrets = {each.secret for each in sandbox.deliveries.endpoints.values()}
+    assert len(secrets) == 2 and sum(secret in told for secret in secrets) == 1
+    assert re.search("1.*WORKOS_WEBHOOK_SECRETS.*2.*delete.*3", told, re.DOTALL)
+
+
+@pytest.mark.parametrize("url", ["http://sync.acme.example/webhooks/workos", "sync.acme.example", "ftp://acme.example"])
+def test_what_is_no_https_address_is_refused(url: str, sandbox: Sandbox) -> None:
+    assert "https" in run("register", url, exit_code=2).stderr
+    assert not sandbox.deliveries.endpoints
+
+
+def test_what_workos_refuses_is_one_line(sandbox: Sandbox) -> None:
+    sandbox.faults.fail(status=422, path="/webhook_endpoints", times=None)
+    said = run("register", URL, exit_code=2).stderr
+    assert said.count("\n") == 1 and "422" in said

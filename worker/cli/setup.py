@@ -1,0 +1,91 @@
+"""Setting up: whether an installation has all it needs, and the webhook endpoint at WorkOS."""
+
+import sys
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+from models.database import open_engine
+from worker import reports
+from worker.cli.shared import as_table, fail, json_option, operator, out
+from worker.counters import Counters
+from worker.directory import Directory, QueryRefusedError
+from worker.doctor import Check, Level, examine, registered, types_off
+from worker.embedded import redis_server, redis_url
+from worker.handlers import ACTED_ON
+from worker.repair import connect
+from worker.settings import load_settings
+from worker.wiring import door_redis
+
+SAME_URL = "WorkOS refused it: does it take each URL once? Then add something to it, such as ?secret=2"
+ROTATION = """\
+Until the old endpoint is gone every event comes twice, signed with either secret; that does no harm.
+1. Add the secret to WORKOS_WEBHOOK_SECRETS, after the old one and a comma, and restart web.
+2. When deliveries with it arrive (workos_sync_webhook_secret_used_timestamp_seconds{place="2"} moves on), delete the
+   old endpoint in the WorkOS dashboard.
+3. Take the old secret out of WORKOS_WEBHOOK_SECRETS, and restart web."""
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Look at everything that this installation needs; exit code 1 if something is wrong."""
+    settings = load_settings()
+    engine = open_engine(settings.database_url)
+    redis = door_redis(redis_url(settings))
+    opens = (lambda: connect(settings, redis, Counters(redis))) if settings.repairs else None
+    checks = list(examine(engine, redis, settings, opens))
+    engine.dispose()
+    if as_json:
+        click.echo(reports.as_json([check._asdict() for check in checks]))
+    else:
+        out.print(as_table(Check._fields, [check._asdict() for check in checks]))
+    sys.exit(1 if any(check.level is Level.FAILURE for check in checks) else 0)
+
+
+@click.command()
+@click.argument("url")
+@click.option("--rotate", is_flag=True, help="Add a second endpoint with a secret of its own, though there is one.")
+def register(url: str, rotate: bool) -> None:
+    """Have WorkOS send webhooks to URL: exactly the event types that are acted on."""
+    settings = load_settings("workos_api_key", "workos_client_id")
+    parts = urlsplit(url)
+    if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1"):
+        fail(f"{url}: WorkOS sends to https only")
+    with redis_server(settings) as server:
+        redis = door_redis(server.url)
+        directory = connect(settings, redis, Counters(redis))
+        try:
+            _register(directory, url, rotate=rotate)
+        except QueryRefusedError as error:
+            fail(f"{error}. {SAME_URL}")
+        finally:
+            directory.close()
+
+
+def _register(directory: Directory, url: str, *, rotate: bool) -> None:
+    there = [row for row in registered(directory) if row.get("endpoint_url") == url]
+    if there and not rotate:
+        for row in there:
+            _amend(directory, row)
+        return
+    made = directory.create_webhook_endpoint(url, ACTED_ON)
+    click.echo(f"endpoint {made['id']} gets {len(ACTED_ON)} event types; registered by {operator()}")
+    click.echo(f"its secret, shown only now: {made['secret']}")
+    click.echo(ROTATION if there else "set WORKOS_WEBHOOK_SECRETS to it, and start web")
+
+
+def _amend(directory: Directory, endpoint: dict[str, Any]) -> None:
+    missing, extra = types_off(endpoint)
+    disabled = endpoint.get("status") != "enabled"
+    if not missing and not extra and not disabled:
+        click.echo(f"endpoint {endpoint['id']} is right already; for another secret: --rotate")
+        return
+    directory.amend_webhook_endpoint(endpoint["id"], ACTED_ON)
+    done = [
+        *(["enabled"] if disabled else []),
+        *(f"added {type}" for type in missing),
+        *(f"took away {type}" for type in extra),
+    ]
+    click.echo(f"endpoint {endpoint['id']}: {', '.join(done)}; its secret stays as it is")
