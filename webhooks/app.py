@@ -5,7 +5,7 @@ from flask import Flask, Response, jsonify
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from webhooks import api, health, metrics, receive
+from webhooks import api, health, metrics, ops, receive
 from worker.errors import ConfigurationError
 from worker.wiring import Wiring
 
@@ -30,6 +30,10 @@ def create_app(wiring: Wiring) -> Flask:
     app.register_blueprint(receive.blueprint(wiring))
     app.register_blueprint(health.blueprint(wiring))
     app.register_blueprint(metrics.blueprint(wiring))
+    if settings.ops_tokens:
+        ops.install(app, wiring)
+    else:
+        log.warning("ops_off", why="OPS_TOKENS is not set")
     if settings.api_tokens:
         app.register_blueprint(api.blueprint(wiring, app))
     else:

@@ -1,4 +1,4 @@
-"""A live progress bar of a resync, read from the database."""
+"""How far a run is, read from the database, and a live bar of it."""
 
 import sys
 import threading
@@ -42,18 +42,23 @@ def _paint(engine: Engine, run_id: str, over: threading.Event) -> None:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("list", total=None, rate="")
         while not over.wait(REFRESH_SECONDS):
-            phase, done, total = _progress(engine, run_id)
+            phase, done, total = how_far(engine, run_id)
             speed = bar.tasks[0].speed
             bar.update(task, description=phase, completed=done, total=total, rate=f"{speed or 0:.0f}/s")
 
 
-def _progress(engine: Engine, run_id: str) -> tuple[str, int, int]:
-    """Return the phase, the listings done and all listings with the reads that wait."""
+def how_far(engine: Engine, run_id: str) -> tuple[str, int, int]:
+    """Return what a run does, how much of it is done, and of how much in all.
+
+    A replay counts events; a resync its listings and, after them, the reads that wait.
+    """
     mine = select(func.count()).select_from(Listing).where(Listing.run_id == run_id)
     waiting = select(func.count()).select_from(Read).where(Read.run_id == run_id)
     with reading(engine) as tx:
-        phase = tx.execute(select(Run.phase).where(Run.id == run_id)).scalar_one()
+        run = tx.execute(select(Run.phase, Run.done, Run.skipped, Run.total).where(Run.id == run_id)).one()
+        if run.total is not None:
+            return "replay", run.done + run.skipped, run.total
         total = tx.execute(mine).scalar_one()
         open_ones = tx.execute(mine.where(Listing.state == "open")).scalar_one()
         reads = tx.execute(waiting).scalar_one()
-    return phase, total - open_ones, total + reads
+    return run.phase, total - open_ones, total + reads

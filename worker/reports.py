@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Engine, RowMapping, and_, func, or_, select
 
 from models.database import reading
-from models.tables import Change, Domain, Drift, Event, EventStatus, Run, Task
+from models.tables import Change, Domain, Drift, Event, EventStatus, Run, RunStatus, Task
 from models.views import workspace_members, workspaces
 from worker.standing import domain_states
 
@@ -207,6 +207,21 @@ def drift(engine: Engine, run_id: str, most: int | None = None) -> Iterator[dict
     with reading(engine) as tx:
         for row in tx.execute(query, execution_options={"yield_per": STEP}).mappings():
             yield dict(row)
+
+
+def approval(engine: Engine, run_id: str) -> dict[str, Any] | None:
+    """Return the run that carries out what a run withheld, if one was asked for."""
+    query = select(Run.__table__).where(Run.approves == run_id, Run.status != RunStatus.FAILED)
+    with reading(engine) as tx:
+        row = tx.execute(query.order_by(Run.created_at.desc()).limit(1)).mappings().one_or_none()
+        return dict(row) if row else None
+
+
+def recent_changes(engine: Engine, organization_id: str, limit: int) -> list[dict[str, Any]]:
+    """Return the newest changes in a workspace, newest first."""
+    query = select(Change.__table__).where(Change.organization_id == organization_id)
+    with reading(engine) as tx:
+        return [dict(row) for row in tx.execute(query.order_by(Change.id.desc()).limit(limit)).mappings()]
 
 
 def run_as_json(engine: Engine, run_row: dict[str, Any]) -> Iterator[str]:

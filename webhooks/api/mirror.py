@@ -21,7 +21,7 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
         rows = reports.list_workspaces(engine, state=query.state, after=query.after, limit=query.limit)
         return page(schemas.Workspaces, rows, query.limit, "organization_id")
 
-    @routes.get("/workspaces/<organization_id>")
+    @routes.get("/workspaces/<path:organization_id>")
     @spec.validate(resp=answers(schemas.Workspace, HTTP_404=schemas.Error), tags=["mirror"])
     def show_workspace(organization_id: str) -> Response:
         """Show one workspace, live or deleted."""

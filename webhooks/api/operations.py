@@ -21,7 +21,7 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
         rows = reports.list_events(engine, **query.model_dump())
         return page(schemas.Events, rows, query.limit, "id")
 
-    @routes.get("/events/<event_id>")
+    @routes.get("/events/<path:event_id>")
     @spec.validate(resp=answers(schemas.WholeEvent, HTTP_404=schemas.Error), tags=["operations"])
     def show_event(event_id: str) -> Response:
         """Show one event: payload, outcome, attempts, and what it changed."""

@@ -1,0 +1,234 @@
+"""An operator at three in the morning, with a browser: finds what failed and why, mends it, and approves deletions.
+
+Real commands, a real PostgreSQL and Valkey, a sandbox WorkOS, and Debian's Chromium.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from sqlalchemy import Engine, select, update
+
+from models.database import open_engine, reading, write
+from models.tables import Event
+from models.views import mirror_status, workspaces
+from tests.integration.processes import Commands, Valkey, eventually
+from tests.sandbox import Knobs, Sandbox, populate
+from tests.support import JSON, rows, sign
+from tests.use_cases.resyncs import quietly
+
+CHROMIUM = shutil.which("chromium")
+TOKEN = "ann-signs-in-with-this-token"
+PHONE = {"width": 390, "height": 844}
+DESKTOP = {"width": 1280, "height": 900}
+PATIENCE_MS = 30_000
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not here (Debian: apt-get install chromium)")
+
+
+@pytest.fixture
+def valkey() -> Iterator[Valkey]:
+    home = Path(tempfile.mkdtemp(prefix="wos-"))  # a socket's path must be short
+    server = Valkey(home)
+    server.start()
+    yield server
+    server.kill()
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Iterator[Commands]:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    started = Commands(folder)
+    yield started
+    started.sweep_away()
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(seed=7, knobs=Knobs(hold_back=0.2)) as running:
+        populate(running.world, organizations=40, members=3)
+        yield running
+
+
+@pytest.fixture
+def engine(make_database: Callable[[str], str]) -> Iterator[Engine]:
+    opened = open_engine(make_database("postgresql"))
+    yield opened
+    opened.dispose()
+
+
+@pytest.fixture
+def site(engine: Engine, sandbox: Sandbox, commands: Commands, valkey: Valkey) -> str:
+    """The address of a running installation whose mirror is filled."""
+    commands.settings |= {
+        "DATABASE_URL": engine.url.render_as_string(hide_password=False),
+        "REDIS_URL": valkey.url,
+        "WORKOS_API_KEY": sandbox.api_key,
+        "WORKOS_CLIENT_ID": "client_sandbox",
+        "WORKOS_BASE_URL": sandbox.base_url,
+        "WORKOS_RATE_SHARE": "1.0",
+        "WORKER_PROCESSES": "1",
+        "SWEEP_SECONDS": "0.5",
+        "REPAIR_SECONDS": "0.5",
+        "OPS_TOKENS": f"ann:{TOKEN}",
+    }
+    commands.start("worker")
+    commands.start("clock")
+    _, port = commands.web()
+    eventually(lambda: rows(engine, mirror_status)[0]["state"] == "current", 60)
+    return f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page that fails the test if a script does, or if the policy blocks anything."""
+    wrong: list[str] = []
+    context = browser.new_context(viewport=DESKTOP)  # type: ignore[arg-type]  # a dict of the right shape
+    context.set_default_timeout(PATIENCE_MS)
+    opened = context.new_page()
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    yield opened
+    context.close()
+    assert [line for line in wrong if "401" not in line] == []
+
+
+def send(site: str, event: JSON) -> None:
+    body = json.dumps(event).encode()
+    request = urllib.request.Request(f"{site}/webhooks/workos", body, {"WorkOS-Signature": sign(body)})
+    with urllib.request.urlopen(request) as answer:
+        assert answer.status == 200
+
+
+def sign_in(page: Page, site: str) -> None:
+    page.goto(f"{site}/ops/")
+    page.get_by_label("Your token").fill("a-wrong-token")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("status")).to_contain_text("none of the tokens")
+    page.get_by_label("Your token").fill(TOKEN)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("The mirror")
+
+
+def pictures(page: Page, name: str) -> None:
+    """Screenshots of the page as it is, on a desk and on a phone, light and dark, if a folder for them is named."""
+    folder = os.environ.get("SCREENSHOTS")
+    for width, view in (("desktop", DESKTOP), ("phone", PHONE)):
+        page.set_viewport_size(view)  # type: ignore[arg-type]  # a dict of the right shape
+        overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert overflow <= 0, f"{name} on a {width} is wider than the screen by {overflow} px"
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # one of the words it knows
+            if folder:
+                page.screenshot(path=Path(folder) / f"{name}-{width}-{scheme}.png", full_page=True)
+    page.set_viewport_size(DESKTOP)  # type: ignore[arg-type]  # a dict of the right shape
+
+
+def test_a_failed_event_is_found_understood_and_replayed(
+    page: Page, site: str, engine: Engine, sandbox: Sandbox
+) -> None:
+    world = sandbox.world
+    acme = world.create_organization("Acme", domains=[("acme.example", "verified")])
+    for number in range(6):
+        person = world.create_user(f"person{number}@acme.example")
+        world.create_membership(acme["id"], person["id"], role="admin" if number == 0 else "member")
+    fresh = [event for event in world.events if event["data"].get("organization_id") == acme["id"]]
+    fresh += [event for event in world.events if "acme.example" in str(event["data"].get("email"))]
+    broken = fresh[0]
+    whole = json.dumps(broken).encode()
+    send(site, next(event for event in world.events if event["data"]["id"] == acme["id"]))
+    for event in fresh[1:]:
+        send(site, event)
+    send(site, broken | {"data": {**broken["data"], "id": None}})
+    eventually(lambda: _status(engine, broken["id"]) == "failed", 30)
+
+    sign_in(page, site)
+    expect(page.get_by_role("heading", level=1)).to_have_text("The mirror cannot be trusted now")
+    expect(page.get_by_text("1 events failed")).to_be_visible()
+    pictures(page, "overview")
+    page.get_by_role("link", name="Failures").click()
+    pictures(page, "failures")
+    page.get_by_role("link", name="data.id").click()
+    expect(page.get_by_text("data.id: is missing")).to_be_visible()
+    pictures(page, "event")
+    # The fix: what had spoilt the payload is mended.
+    write(engine, lambda tx: tx.execute(update(Event).where(Event.id == broken["id"]).values(body=whole)))
+    page.get_by_placeholder("Why?").first.fill("the cause is mended")
+    page.get_by_role("button", name="Replay").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Replay")
+    expect(page.locator("h1 .badge")).to_have_text("done")
+    expect(page.locator("dd .badge.applied")).to_be_visible()  # by itself, without reloading
+    expect(page.get_by_text("by ann")).to_be_visible()
+    pictures(page, "replay")
+    page.goto(f"{site}/ops/events/{broken['id']}")
+    expect(page.locator("h1 .badge")).to_have_text("done")
+
+    page.get_by_role("link", name="Events", exact=True).click()
+    expect(page.locator("tbody tr").first).to_be_visible()
+    pictures(page, "events")
+    page.goto(f"{site}/ops/workspaces/{acme['id']}")
+    expect(page.get_by_text("person0@acme.example")).to_be_visible()
+    pictures(page, "workspace")
+    page.get_by_role("link", name="person0@acme.example").click()
+    expect(page.get_by_text("an active membership of a live person")).to_be_visible()
+    pictures(page, "explain")
+    page.get_by_role("link", name="People").click()
+    page.get_by_label("E-mail").fill("person1@")
+    page.get_by_role("button", name="Search").click()
+    expect(page.get_by_role("link", name="person1@acme.example")).to_be_visible()
+    pictures(page, "people")
+    page.get_by_role("button", name="Sign out").click()
+    page.goto(f"{site}/ops/events")
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    pictures(page, "sign-in")
+
+
+def test_withheld_deletions_are_looked_at_and_approved(page: Page, site: str, engine: Engine, sandbox: Sandbox) -> None:
+    world = sandbox.world
+    gone = list(world.organizations)[:25]
+    for organization_id in gone:
+        quietly(world, lambda: world.delete_organization(organization_id))  # noqa: B023 - called now
+    sign_in(page, site)
+    page.get_by_role("button", name="Resync everything now").click()
+    expect(page.locator("h1 .badge")).to_have_text("done")
+    expect(page.get_by_text("25 deletions are withheld")).to_be_visible()
+    assert _live(engine, gone) == 25
+    pictures(page, "withheld")
+    page.get_by_role("button", name="Approve these 25 deletions").click()
+    expect(page.locator("h1 .badge")).to_have_text("done")
+    expect(page.get_by_text("by ann")).to_be_visible()
+    assert _live(engine, gone) == 0
+    page.goto(f"{site}/ops/")
+    expect(page.get_by_role("heading", level=1)).to_have_text("The mirror is right")
+    pictures(page, "overview-right")
+    page.get_by_role("link", name="Workspaces").click()
+    pictures(page, "workspaces")
+    page.get_by_role("link", name="Runs").click()
+    pictures(page, "runs")
+
+
+def _status(engine: Engine, event_id: str) -> str | None:
+    with reading(engine) as tx:
+        return tx.execute(select(Event.status).where(Event.id == event_id)).scalar_one_or_none()
+
+
+def _live(engine: Engine, organization_ids: list[str]) -> int:
+    return sum(
+        row["organization_id"] in organization_ids and row["state"] == "active" for row in rows(engine, workspaces)
+    )

@@ -1,0 +1,62 @@
+"""Pages of the mirror: workspaces, people, and why anything is as it is."""
+
+from flask import Blueprint, abort, flash, redirect, render_template, request, session, url_for
+from sqlalchemy import Engine, select
+from werkzeug import Response
+
+from models.database import reading
+from models.tables import User
+from worker import explain, reports
+from worker.resync import start
+from worker.wiring import Wiring
+
+PAGE = 50
+
+
+def add(routes: Blueprint, wiring: Wiring) -> None:
+    """Add them to `routes`."""
+    engine = wiring.engine
+
+    @routes.get("/workspaces")
+    def workspaces() -> str:
+        name = request.args.get("name", "").strip() or None
+        rows = reports.list_workspaces(engine, name=name, after=request.args.get("after"), limit=PAGE + 1)
+        more = rows[PAGE - 1]["organization_id"] if len(rows) > PAGE else None
+        return render_template("ops/workspaces.html", rows=rows[:PAGE], name=name or "", more=more)
+
+    @routes.get("/workspaces/<path:organization_id>")
+    def workspace(organization_id: str) -> str:
+        found = reports.list_members(engine, organization_id)
+        if found is None:
+            abort(404, "The mirror knows no such workspace.")
+        domains = reports.list_domains(engine, organization_id, limit=PAGE)
+        changes = reports.recent_changes(engine, organization_id, PAGE)
+        return render_template("ops/workspace.html", workspace=found, domains=domains, changes=changes)
+
+    @routes.post("/workspaces/<path:organization_id>/resync")
+    def resync_workspace(organization_id: str) -> Response:
+        run_id = start(engine, session["name"], organization_id=organization_id)
+        wiring.repair_bell.ring()
+        flash("The resync is asked for; a worker begins at once.", "good")
+        return redirect(url_for("ops.run", run_id=run_id))
+
+    @routes.get("/people")
+    def people() -> str:
+        part = request.args.get("email", "").strip()
+        return render_template("ops/people.html", rows=_people(engine, part), email=part)
+
+    @routes.get("/explain")
+    def why() -> str:
+        name = request.args.get("name", "").strip()
+        found = explain.explain(engine, name) if name else None
+        if name and found is None:
+            abort(404, f"Nothing is known of {name}.")
+        return render_template("ops/explain.html", name=name, found=found)
+
+
+def _people(engine: Engine, part: str) -> list[dict[str, object]]:
+    query = select(User.id, User.email, User.deleted_by, User.updated_at).order_by(User.email, User.id).limit(PAGE)
+    if part:
+        query = query.where(User.email.icontains(part, autoescape=True))
+    with reading(engine) as tx:
+        return [dict(row) for row in tx.execute(query).mappings()]

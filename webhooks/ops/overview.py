@@ -1,0 +1,64 @@
+"""The first page: is the mirror right, and if not, what is wrong."""
+
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from flask import Blueprint, flash, redirect, render_template, session, url_for
+from sqlalchemy import Engine, func, select
+from werkzeug import Response
+
+from models.database import reading
+from models.tables import Event
+from models.types import db_now
+from worker.health import look
+from worker.resync import start
+from worker.wiring import Wiring
+
+DAY = timedelta(days=1)
+STEP_MINUTES = 5
+STEPS = int(DAY / timedelta(minutes=STEP_MINUTES))
+
+
+class Bar(NamedTuple):
+    """Some minutes of the chart: when they began, and events a minute in them."""
+
+    at: datetime
+    per_minute: float
+
+
+def add(routes: Blueprint, wiring: Wiring) -> None:
+    """Add it to `routes`."""
+
+    @routes.get("/")
+    def overview() -> str:
+        health = look(wiring.engine, wiring.redis, wiring.settings)
+        bars = arrivals(wiring.engine)
+        return render_template("ops/overview.html", health=health, bars=bars, most=max(bar.per_minute for bar in bars))
+
+    @routes.post("/resync")
+    def resync() -> Response:
+        run_id = start(wiring.engine, session["name"])
+        wiring.repair_bell.ring()
+        flash("The resync is asked for; a worker begins at once.", "good")
+        return redirect(url_for("ops.run", run_id=run_id))
+
+
+def arrivals(engine: Engine) -> list[Bar]:
+    """Return how many events came, minute by minute, over the last day, a few minutes to a bar, oldest first."""
+    # Text down to the minute sorts and groups alike on both databases.
+    minute = (
+        func.to_char(func.timezone("UTC", Event.received_at), 'YYYY-MM-DD"T"HH24:MI')
+        if engine.dialect.name == "postgresql"
+        else func.substr(Event.received_at, 1, 16)
+    )
+    with reading(engine) as tx:
+        now: datetime = tx.execute(select(db_now())).scalar_one()
+        counted = select(minute, func.count()).where(Event.received_at > now - DAY).group_by(minute)
+        found = {str(name): number for name, number in tx.execute(counted)}
+    begins = now.replace(second=0, microsecond=0) - DAY + timedelta(minutes=1)
+    bars = []
+    for step in range(STEPS):
+        at = begins + timedelta(minutes=step * STEP_MINUTES)
+        minutes = (at + timedelta(minutes=n) for n in range(STEP_MINUTES))
+        bars.append(Bar(at, sum(found.get(f"{m:%Y-%m-%dT%H:%M}", 0) for m in minutes) / STEP_MINUTES))
+    return bars
