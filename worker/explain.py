@@ -108,7 +108,7 @@ def _timeline(tx: Connection, objects: Sequence[Object]) -> tuple[list[dict[str,
     steps += [_change_step(row, found) for row in changes if row["id"] not in told]
     steps += [_drift_step(row) for row in drift if row["action"] != "repaired"]
     steps += [_read_step(row) for row in reads]
-    steps.sort(key=lambda step: step["at"])
+    steps.sort(key=lambda step: (step["at"], step["occurred_at"] or step["at"]))
     return steps, max(len(events), len(changes)) >= MOST_STEPS
 
 
@@ -251,7 +251,7 @@ def _read_step(read: Row) -> dict[str, Any]:
     return step | {
         "what": "confirmed read",
         "by": asked_by,
-        "why": f"is to be asked for by id: {read['reason']}{failed}",
+        "why": f"WorkOS is to be asked for it by id then: {read['reason']}{failed}",
     }
 
 

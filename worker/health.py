@@ -100,6 +100,7 @@ class Health:
     silent_seconds: float | None
     """How long no webhook came, if that is longer than usual while the events API had news."""
     last_webhook_at: datetime | None
+    webhook_age_seconds: float | None
     unmapped_roles: dict[str, int]
     conflicts: int
     """Domains that two live workspaces hold verified."""
@@ -155,6 +156,7 @@ def look(engine: Engine, redis: Redis, settings: Settings) -> Health:
             late=late,
             silent_seconds=silent,
             last_webhook_at=last_webhook,
+            webhook_age_seconds=(now - last_webhook).total_seconds() if last_webhook else None,
             unmapped_roles=_unmapped(tx),
             conflicts=tx.execute(_conflicts()).scalar_one(),
             repairs=settings.repairs,
@@ -284,11 +286,15 @@ def _inbox_problems(waiting: Backlog, workers: list[str] | None) -> list[Problem
     elif not workers:
         problems.append(Problem("no_worker", "no worker is running: start workos-sync worker"))
     if waiting.failed:
-        problems.append(Problem("failed_events", f"{waiting.failed} events failed: workos-sync events failures"))
+        problems.append(Problem("failed_events", f"{_events(waiting.failed)} failed: workos-sync events failures"))
     if waiting.oldest_seconds > OVERDUE_SECONDS:
         overdue = f"the oldest pending event waits for {waiting.oldest_seconds:.0f} s: check worker and clock"
         problems.append(Problem("overdue", overdue))
     return problems
+
+
+def _events(number: int) -> str:
+    return "1 event" if number == 1 else f"{number} events"
 
 
 def _repair_problems(health: Health, settings: Settings) -> list[Problem]:

@@ -1,14 +1,28 @@
 """What operators read: events, runs, members. Times are aware and in UTC."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, RowMapping, and_, func, or_, select
 
 from models.database import reading
-from models.tables import Change, Domain, Drift, Event, EventStatus, Run, RunStatus, Task
+from models.tables import (
+    TABLES,
+    Change,
+    Domain,
+    Drift,
+    Event,
+    EventStatus,
+    Kind,
+    Organization,
+    Role,
+    Run,
+    RunStatus,
+    Task,
+    User,
+)
 from models.views import workspace_members, workspaces
 from worker.standing import domain_states
 
@@ -207,6 +221,27 @@ def drift(engine: Engine, run_id: str, most: int | None = None) -> Iterator[dict
     with reading(engine) as tx:
         for row in tx.execute(query, execution_options={"yield_per": STEP}).mappings():
             yield dict(row)
+
+
+LABELS = {
+    Kind.ORGANIZATION: Organization.name,
+    Kind.USER: User.email,
+    Kind.DOMAIN: Domain.domain,
+    Kind.ROLE: Role.slug,
+}
+"""What people know an object by."""
+
+
+def labelled(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows of drift with `label`: what people know the object by, as far as the mirror knows."""
+    labels: dict[tuple[str, str], str | None] = {}
+    with reading(engine) as tx:
+        for kind, label in LABELS.items():
+            table = TABLES[kind]
+            ids = [row["object_id"] for row in rows if row["kind"] == kind]
+            found = tx.execute(select(table.id, label).where(table.id.in_(ids))) if ids else ()
+            labels |= {(kind, id): shown for id, shown in found}
+    return [{**row, "label": labels.get((row["kind"], row["object_id"]))} for row in rows]
 
 
 def approval(engine: Engine, run_id: str) -> dict[str, Any] | None:

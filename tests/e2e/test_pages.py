@@ -134,7 +134,7 @@ def pictures(page: Page, name: str) -> None:
         overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert overflow <= 0, f"{name} on a {width} is wider than the screen by {overflow} px"
         for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # one of the words it knows
+            page.emulate_media(color_scheme=scheme)
             if folder:
                 page.screenshot(path=Path(folder) / f"{name}-{width}-{scheme}.png", full_page=True)
     page.set_viewport_size(DESKTOP)  # type: ignore[arg-type]  # a dict of the right shape
@@ -160,7 +160,7 @@ def test_a_failed_event_is_found_understood_and_replayed(
 
     sign_in(page, site)
     expect(page.get_by_role("heading", level=1)).to_have_text("The mirror cannot be trusted now")
-    expect(page.get_by_text("1 events failed")).to_be_visible()
+    expect(page.get_by_text("1 event failed")).to_be_visible()
     pictures(page, "overview")
     page.get_by_role("link", name="Failures").click()
     pictures(page, "failures")
@@ -202,12 +202,14 @@ def test_a_failed_event_is_found_understood_and_replayed(
 def test_withheld_deletions_are_looked_at_and_approved(page: Page, site: str, engine: Engine, sandbox: Sandbox) -> None:
     world = sandbox.world
     gone = list(world.organizations)[:25]
+    world_names = [world.organizations[id]["name"] for id in gone]
     for organization_id in gone:
         quietly(world, lambda: world.delete_organization(organization_id))  # noqa: B023 - called now
     sign_in(page, site)
     page.get_by_role("button", name="Resync everything now").click()
     expect(page.locator("h1 .badge")).to_have_text("done")
     expect(page.get_by_text("25 deletions are withheld")).to_be_visible()
+    expect(page.get_by_text(world_names[0])).to_be_visible()
     assert _live(engine, gone) == 25
     pictures(page, "withheld")
     page.get_by_role("button", name="Approve these 25 deletions").click()

@@ -210,7 +210,7 @@ def test_status_says_what_is_wrong_and_ends_with_1(story: JSON) -> None:
     shown = report("status", exit_code=1)
     assert (shown["pending"], shown["failed"], shown["workers"]) == (0, 1, 0)
     assert shown["mirror"]["state"] == "backfilling"
-    assert [problem.split(":")[0] for problem in shown["problems"]] == ["no worker is running", "1 events failed"]
+    assert [problem.split(":")[0] for problem in shown["problems"]] == ["no worker is running", "1 event failed"]
     assert "no worker is running" in run("status", exit_code=1).stdout
 
 

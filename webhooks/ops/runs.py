@@ -36,7 +36,11 @@ def add(routes: Blueprint, wiring: Wiring) -> None:
             "approved_by": reports.approval(engine, run_id),
         }
         return render_template(
-            "ops/run.html", run=found, drift=drift[:MOST_DRIFT], more=len(drift) > MOST_DRIFT, **told
+            "ops/run.html",
+            run=found,
+            drift=reports.labelled(engine, drift[:MOST_DRIFT]),
+            more=len(drift) > MOST_DRIFT,
+            **told,
         )
 
     @routes.post("/runs/<run_id>/approve")

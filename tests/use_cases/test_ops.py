@@ -1,0 +1,289 @@
+"""The operators' pages: who gets in, what a forged post does, and that nothing a customer wrote becomes markup."""
+
+import re
+from collections.abc import Callable
+from html import unescape
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from freezegun import freeze_time
+from sqlalchemy import Engine, func, insert, select, update
+from werkzeug.test import TestResponse
+
+from models.database import reading, write
+from models.tables import Drift, Event, Run
+from models.types import db_in
+from tests.support import JSON, accept, apply_all, made
+from webhooks.app import create_app
+from worker.doorbell import Doorbell
+from worker.jobs import REPAIR
+from worker.wiring import Wiring
+
+TOKEN = "ann-signs-in-with-this-token"
+ORG = made("organization.created")["data"]["id"]
+EVIL = "<script>alert(1)</script>\"'{{ 7*7 }}"
+PAGES = ("", "events", "failures", "workspaces", "people", "explain", "runs")
+
+
+@pytest.fixture
+def wiring(local: Callable[..., Wiring]) -> Wiring:
+    return local(ops_tokens=f"ann:{TOKEN},bob:another-token-of-bob-s")
+
+
+@pytest.fixture
+def engine(wiring: Wiring) -> Engine:
+    return wiring.engine
+
+
+@pytest.fixture
+def story(door: FlaskClient, engine: Engine) -> JSON:
+    """A workspace with a member and a domain, and a failed event; every name is an attack."""
+    events = {
+        "organization": made("organization.created", name=EVIL),
+        "user": made("user.created", email=f"{EVIL}@acme.example"),
+        "membership": made("organization_membership.created", status="active"),
+        "domain": made("organization_domain.created", domain=EVIL, state="failed"),
+        "failed": made("user.updated") | {"data": {"id": None, "email": EVIL}},
+    }
+    accept(door, *events.values())
+    apply_all(engine)
+    return events
+
+
+def form_token(answer: TestResponse) -> str:
+    found = re.search(r'name="csrf_token" value="([^"]+)"', answer.get_data(as_text=True))
+    assert found
+    return found[1]
+
+
+def sign_in(door: FlaskClient, token: str = TOKEN, **form: str) -> TestResponse:
+    page = door.get("/ops/sign-in")
+    return door.post("/ops/sign-in", data={"token": token, "csrf_token": form_token(page), **form})
+
+
+@pytest.fixture
+def ann(door: FlaskClient) -> FlaskClient:
+    """A browser that is signed in."""
+    assert sign_in(door).status_code == 302
+    return door
+
+
+def press(browser: FlaskClient, page: str, action: str, **form: str) -> TestResponse:
+    """Press a button of a page."""
+    answer = browser.get(f"/ops/{page}")
+    assert f'action="/ops/{action}"' in unescape(answer.get_data(as_text=True)), answer.get_data(as_text=True)
+    return browser.post(f"/ops/{action}", data={"csrf_token": form_token(answer), **form})
+
+
+def runs(engine: Engine) -> int:
+    with reading(engine) as tx:
+        return tx.execute(select(func.count()).select_from(Run)).scalar_one()
+
+
+def status(engine: Engine, event: JSON) -> str:
+    with reading(engine) as tx:
+        return tx.execute(select(Event.status).where(Event.id == event["id"])).scalar_one()
+
+
+# Who gets in
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_without_signing_in_no_page_is_shown(door: FlaskClient, story: JSON, page: str) -> None:
+    answer = door.get(f"/ops/{page}")
+    assert answer.status_code == 401 and "acme" not in answer.get_data(as_text=True)
+
+
+@pytest.mark.parametrize("token", ["", "wrong", TOKEN[:-1], TOKEN + "x", "ann", f"ann:{TOKEN}", "ü"])
+def test_a_wrong_token_does_not_sign_in(door: FlaskClient, token: str) -> None:
+    assert sign_in(door, token).status_code == 401
+    assert door.get("/ops/").status_code == 401
+
+
+def test_without_tokens_there_are_no_pages_and_the_log_says_so(local: Callable[..., Wiring], logs: list[Any]) -> None:
+    door = create_app(local()).test_client()
+    assert door.get("/ops/").status_code == 404
+    assert {line["event"]: line["why"] for line in logs if line["event"].endswith("_off")} == {
+        "ops_off": "OPS_TOKENS is not set",
+        "api_off": "API_TOKENS is not set",
+    }
+
+
+def test_the_cookie_is_for_these_pages_and_no_script(door: FlaskClient) -> None:
+    cookie = sign_in(door).headers["Set-Cookie"]
+    assert all(part in cookie for part in ("HttpOnly", "SameSite=Strict", "Path=/ops", "Expires=")), cookie
+    assert "Secure" not in cookie and TOKEN not in cookie
+    secure = door.get("/ops/sign-in", base_url="https://sync.acme.example").headers["Set-Cookie"]
+    assert "Secure" in secure
+
+
+def test_every_page_has_a_strict_policy(ann: FlaskClient) -> None:
+    for page in (*PAGES, "sign-in", "no-such-page-of-a-run"):
+        headers = ann.get(f"/ops/{page}").headers
+        if page != "no-such-page-of-a-run":
+            assert "default-src 'none'" in headers["Content-Security-Policy"]
+            assert "unsafe" not in headers["Content-Security-Policy"]
+            assert headers["Cache-Control"] == "no-store" and headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_no_page_asks_for_anything_from_elsewhere(ann: FlaskClient, story: JSON) -> None:
+    for page in PAGES:
+        html = ann.get(f"/ops/{page}").get_data(as_text=True)
+        assert not re.search(r'(?:src|href|action)="(?:https?:)?//', html)
+        assert not re.search(r"<script(?! src=\"/ops/static/)|style=|onclick=", html)
+
+
+def test_a_session_ends_after_twelve_hours_and_with_its_tokens(
+    wiring: Wiring, build_wiring: Callable[..., Wiring]
+) -> None:
+    with freeze_time("2026-03-01 12:00"):
+        door = create_app(wiring).test_client()
+        sign_in(door)
+        assert door.get("/ops/").status_code == 200
+    with freeze_time("2026-03-02 00:01"):
+        assert door.get("/ops/").status_code == 401
+    door = create_app(wiring).test_client()
+    sign_in(door)
+    cookie = door.get_cookie("workos_sync_ops", path="/ops")
+    assert cookie is not None
+    changed = build_wiring(database_url=wiring.settings.database_url, ops_tokens="bob:another-token-of-bob-s")
+    other = create_app(changed).test_client()
+    other.set_cookie("workos_sync_ops", cookie.value, path="/ops")
+    assert other.get("/ops/").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "next", ["https://evil.example", "//evil.example", "/ops//evil.example", "/elsewhere", "/ops/\\x"]
+)
+def test_signing_in_leads_only_to_our_own_pages(door: FlaskClient, wanted: str) -> None:
+    assert sign_in(door, next=wanted).headers["Location"] == "/ops/"
+
+
+def test_signing_in_leads_to_the_page_that_was_asked_for(door: FlaskClient) -> None:
+    assert 'value="/ops/events"' in door.get("/ops/events").get_data(as_text=True)
+    assert sign_in(door, next="/ops/events").headers["Location"] == "/ops/events"
+
+
+def test_signing_out_ends_the_session(ann: FlaskClient) -> None:
+    assert press(ann, "", "sign-out").status_code == 302
+    assert ann.get("/ops/").status_code == 401
+
+
+# Forged posts
+
+
+POSTS = (
+    "resync",
+    "events/{failed}/replay",
+    "events/{failed}/dismiss",
+    "failures/{fingerprint}/replay",
+    f"workspaces/{ORG}/resync",
+    "runs/run1/approve",
+    "runs/run1/cancel",
+    "sign-out",
+)
+
+
+@pytest.fixture
+def withheld(engine: Engine) -> str:
+    """A run that withholds the deletion of the workspace."""
+    run = {"id": "run1", "task": "resync", "requested_by": "clock", "status": "done", "finished_at": db_in(-60)}
+    row = {"run_id": "run1", "kind": "organization", "object_id": ORG, "finding": "extra", "action": "withheld"}
+    write(engine, lambda tx: [tx.execute(insert(Run).values(run)), tx.execute(insert(Drift).values(row))])
+    return "run1"
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_a_post_without_session_or_from_elsewhere_changes_nothing(
+    door: FlaskClient, engine: Engine, story: JSON, withheld: str, path: str
+) -> None:
+    with reading(engine) as tx:
+        fingerprint = tx.execute(select(Event.fingerprint).where(Event.id == story["failed"]["id"])).scalar_one()
+    url = f"/ops/{path.format(failed=story['failed']['id'], fingerprint=fingerprint)}"
+    assert door.post(url, data={"why": "x"}).status_code == 401
+    assert sign_in(door).status_code == 302
+    assert door.post(url, data={"why": "x"}).status_code == 403
+    assert door.post(url, data={"why": "x", "csrf_token": "forged"}).status_code == 403
+    stranger = door.application.test_client()
+    foreign = form_token(stranger.get("/ops/sign-in"))
+    assert door.post(url, data={"why": "x", "csrf_token": foreign}).status_code == 403
+    assert runs(engine) == 1 and status(engine, story["failed"]) == "failed"
+    assert door.get("/ops/").status_code == 200, "still signed in"
+
+
+def test_signing_in_needs_a_form_of_ours(door: FlaskClient) -> None:
+    assert door.post("/ops/sign-in", data={"token": TOKEN}).status_code == 403
+    assert door.get("/ops/").status_code == 401
+
+
+# What operators do
+
+
+def test_what_failed_is_replayed_by_name_and_with_a_reason(
+    ann: FlaskClient, engine: Engine, wiring: Wiring, story: JSON
+) -> None:
+    failed = story["failed"]["id"]
+    answer = press(ann, f"events/{failed}", f"events/{failed}/replay", why="after the fix")
+    assert answer.status_code == 302
+    shown = ann.get(answer.headers["Location"]).get_data(as_text=True)
+    assert "by ann" in shown and "after the fix" in shown and "0 of 1" in shown
+    assert Doorbell(wiring.redis, REPAIR).waiting() == 1
+    again = ann.get("/ops/failures")
+    assert "Replay all" in again.get_data(as_text=True)
+    fingerprint = re.search(r"failures/(\w+)/replay", again.get_data(as_text=True))
+    assert fingerprint
+    busy = press(ann, "failures", f"failures/{fingerprint[1]}/replay")
+    assert busy.status_code == 409 and "under way already" in busy.get_data(as_text=True)
+
+
+def test_dismissing_needs_a_reason(ann: FlaskClient, engine: Engine, story: JSON) -> None:
+    failed = story["failed"]["id"]
+    press(ann, f"events/{failed}", f"events/{failed}/dismiss", why=" ")
+    assert status(engine, story["failed"]) == "failed"
+    press(ann, f"events/{failed}", f"events/{failed}/dismiss", why="a test event")
+    assert status(engine, story["failed"]) == "dismissed"
+    assert "Dismissed by ann: a test event" in ann.get(f"/ops/events/{failed}").get_data(as_text=True)
+
+
+def test_resyncs_and_approvals_are_asked_for_by_name(
+    ann: FlaskClient, engine: Engine, story: JSON, withheld: str
+) -> None:
+    page = ann.get("/ops/runs/run1").get_data(as_text=True)
+    assert "1 deletions are withheld" in page and "&lt;script&gt;" in page
+    assert press(ann, "runs/run1", "runs/run1/approve").status_code == 302
+    assert "Approved in" in ann.get("/ops/runs/run1").get_data(as_text=True)
+    write(engine, lambda tx: tx.execute(update(Run).values(status="done", finished_at=db_in(0))))
+    assert press(ann, f"workspaces/{ORG}", f"workspaces/{ORG}/resync").status_code == 302
+    with reading(engine) as tx:
+        asked = tx.execute(select(Run.requested_by, Run.organization_id).where(Run.id != "run1")).all()
+    assert sorted((who, organization or "") for who, organization in asked) == [("ann", ""), ("ann", ORG)]
+
+
+def test_nothing_a_customer_wrote_becomes_markup(ann: FlaskClient, story: JSON) -> None:
+    ids = [f"events/{event['id']}" for event in story.values()]
+    named = [f"explain?name={story[what]['data']['id']}" for what in ("organization", "user", "membership", "domain")]
+    seen = 0
+    for page in (*PAGES, *ids, *named, f"workspaces/{ORG}", f"workspaces?name={EVIL}", f"people?email={EVIL}"):
+        html = ann.get(f"/ops/{page}").get_data(as_text=True)
+        assert "<script>alert" not in html and "49" not in re.findall(r"alert\(1\).{0,40}", html)
+        seen += "alert(1)" in html
+    assert seen >= 8
+
+
+@pytest.mark.parametrize(
+    "page", ["events/none", "workspaces/none", "runs/none", "explain?name=none", "events?after=none&status=%27;--"]
+)
+def test_what_is_not_there_is_said_on_a_page(ann: FlaskClient, page: str) -> None:
+    answer = ann.get(f"/ops/{page}")
+    assert answer.status_code == (200 if page.startswith("events?") else 404)
+    assert answer.content_type.startswith("text/html")
+
+
+def test_events_page_and_filter(ann: FlaskClient, engine: Engine) -> None:
+    accept(ann, *(made("organization.created", event_id=f"event_{n:03}", id=f"org_{n}") for n in range(60)))
+    first = ann.get("/ops/events").get_data(as_text=True)
+    older = re.search(r'href="([^"]*after=[^"]*)"', first)
+    assert older and first.count("/ops/events/event_") == 50
+    assert ann.get(unescape(older[1])).get_data(as_text=True).count("/ops/events/event_") == 10
+    assert ann.get("/ops/events?status=failed").get_data(as_text=True).count("/ops/events/event_") == 0
