@@ -18,6 +18,7 @@ from sqlalchemy import Engine, select, update
 from models.database import open_engine, reading, write
 from models.tables import Event
 from models.views import mirror_status, workspaces
+from tests.integration.alarms import firing
 from tests.integration.processes import Commands, Valkey, eventually
 from tests.sandbox import Knobs, Sandbox, populate
 from tests.support import JSON, rows, sign
@@ -199,7 +200,9 @@ def test_a_failed_event_is_found_understood_and_replayed(
     pictures(page, "sign-in")
 
 
-def test_withheld_deletions_are_looked_at_and_approved(page: Page, site: str, engine: Engine, sandbox: Sandbox) -> None:
+def test_withheld_deletions_are_looked_at_and_approved(
+    page: Page, site: str, engine: Engine, sandbox: Sandbox, tmp_path: Path
+) -> None:
     world = sandbox.world
     gone = list(world.organizations)[:25]
     world_names = [world.organizations[id]["name"] for id in gone]
@@ -219,6 +222,10 @@ def test_withheld_deletions_are_looked_at_and_approved(page: Page, site: str, en
     page.goto(f"{site}/ops/")
     expect(page.get_by_role("heading", level=1)).to_have_text("The mirror is right")
     pictures(page, "overview-right")
+    if shutil.which("promtool"):
+        with urllib.request.urlopen(f"{site}/metrics") as answer:
+            metrics = answer.read().decode()
+        assert firing(tmp_path, metrics, metrics) == set(), "no alarm while the mirror is right"
     page.get_by_role("link", name="Workspaces").click()
     pictures(page, "workspaces")
     page.get_by_role("link", name="Runs").click()
