@@ -78,6 +78,7 @@ def test_two_kinds_of_error_are_mended_by_two_replays_one_of_them_killed(
 
     first = commands.start("replay", "--fingerprint", kinds[0]["fingerprint"], "--why", "fixed in 1.1")
     run = eventually(lambda: half_way(engine), 30)
+    assert run is not None
     first.kill()
     for lane in worker.lanes():
         lane.kill()
@@ -97,6 +98,7 @@ def test_two_kinds_of_error_are_mended_by_two_replays_one_of_them_killed(
         (RunStatus.DONE, NUMBER // 2, "fixed in 1.1")
     }
     with reading(engine) as tx:
-        changed = tx.execute(select(Change.cause_id, func.count()).group_by(Change.cause_id)).all()
-    assert dict(map(tuple, changed)) == dict.fromkeys(bodies, 1), "each applied once"
+        by_cause = select(Change.cause_id, func.count()).group_by(Change.cause_id)
+        changed = {cause_id: number for cause_id, number in tx.execute(by_cause)}
+    assert changed == dict.fromkeys(bodies, 1), "each applied once"
     assert {row["replays"] for row in rows(engine, Event)} == {1}
