@@ -102,6 +102,18 @@ class Event(Base):
             postgresql_where=text("status = 'pending'"),
             sqlite_where=text("status = 'pending'"),
         ),
+        Index(
+            "ix_events_gap",
+            "api_at",
+            postgresql_where=text("webhook_at IS NULL"),
+            sqlite_where=text("webhook_at IS NULL"),
+        ),
+        Index(
+            "ix_events_late",
+            "api_at",
+            postgresql_where=text("webhook_at > api_at"),
+            sqlite_where=text("webhook_at > api_at"),
+        ),
         Index("ix_events_received_at", "received_at"),
         Index("ix_events_replay_id", "replay_id"),
         Index("ix_events_type", "type", "received_at"),

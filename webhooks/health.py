@@ -1,13 +1,11 @@
 """Health: whether the process lives, and whether it can commit an event."""
 
-from typing import Any
-
 from flask import Blueprint, Response, jsonify
-from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
 
 from models.migrate import outdated
-from worker.inbox import backlog, probe
+from worker.health import look
+from worker.inbox import probe
 from worker.wiring import Wiring
 
 
@@ -26,20 +24,10 @@ def blueprint(wiring: Wiring) -> Blueprint:
             if outdated(wiring.engine):
                 return jsonify(status="not ready", reason="the database is not migrated"), 503
             probe(wiring.engine)
-            waiting = backlog(wiring.engine)
+            health = look(wiring.engine, wiring.redis, wiring.settings)
         except DBAPIError:
             return jsonify(status="not ready", reason="the database takes no events"), 503
-        body: dict[str, Any] = {"status": "ready", "pending": waiting.pending, "failed": waiting.failed}
-        body["oldest_pending_seconds"] = round(waiting.oldest_seconds, 3)
-        away = "Redis does not answer; events are kept, and applied when it is back"
-        body["warnings"] = [] if _redis_answers(wiring) else [away]
-        return jsonify(body)
+        shown = {name: getattr(health, name) for name in ("pending", "failed", "oldest_pending_seconds", "trusted")}
+        return jsonify(status="ready", **shown, warnings=health.reasons)
 
     return routes
-
-
-def _redis_answers(wiring: Wiring) -> bool:
-    try:
-        return bool(wiring.redis.ping())
-    except RedisError:
-        return False

@@ -135,10 +135,10 @@ def settle(engine: Engine) -> None:
 def gaps(engine: Engine, patience_seconds: float) -> tuple[int, int]:
     """Return how many events no webhook brought within the patience (gaps), and how many it brought after (late)."""
     gap = (Event.webhook_at.is_(None), Event.api_at < db_in(-patience_seconds))
-    late = Event.webhook_at > db_plus(Event.api_at, patience_seconds)
+    late = (Event.webhook_at > Event.api_at, Event.webhook_at > db_plus(Event.api_at, patience_seconds))
     with reading(engine) as tx:
         count = select(func.count()).select_from(Event)
-        return tx.execute(count.where(*gap)).scalar_one(), tx.execute(count.where(late)).scalar_one()
+        return tx.execute(count.where(*gap)).scalar_one(), tx.execute(count.where(*late)).scalar_one()
 
 
 def _place(engine: Engine, otherwise: datetime) -> Place:

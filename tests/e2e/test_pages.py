@@ -184,11 +184,15 @@ def test_a_failed_event_is_found_understood_and_replayed(
         with urllib.request.urlopen(f"{site}/metrics") as answer:
             metrics = answer.read().decode()
         assert firing(tmp_path, metrics, metrics) == set(), "no alarm while the mirror is right"
+    look_round(page, site, acme["id"])
 
+
+def look_round(page: Page, site: str, organization_id: str) -> None:
+    """The pages that only show; then sign out."""
     page.get_by_role("link", name="Events", exact=True).click()
     expect(page.locator("tbody tr").first).to_be_visible()
     pictures(page, "events")
-    page.goto(f"{site}/ops/workspaces/{acme['id']}")
+    page.goto(f"{site}/ops/workspaces/{organization_id}")
     expect(page.get_by_text("person0@acme.example")).to_be_visible()
     pictures(page, "workspace")
     page.get_by_role("link", name="person0@acme.example").click()

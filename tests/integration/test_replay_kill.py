@@ -99,6 +99,6 @@ def test_two_kinds_of_error_are_mended_by_two_replays_one_of_them_killed(
     }
     with reading(engine) as tx:
         by_cause = select(Change.cause_id, func.count()).group_by(Change.cause_id)
-        changed = {cause_id: number for cause_id, number in tx.execute(by_cause)}
+        changed = dict(iter(tx.execute(by_cause).tuples()))
     assert changed == dict.fromkeys(bodies, 1), "each applied once"
     assert {row["replays"] for row in rows(engine, Event)} == {1}
