@@ -3,6 +3,7 @@
 Any web process answers for all: none of it is kept in the process that is asked.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 
 from flask import Blueprint, Response
@@ -163,8 +164,8 @@ def _of_resync(health: Health) -> Iterator[Metric]:
 
 
 def _of_work(health: Health) -> Iterator[Metric]:
-    if health.clock_age_seconds is not None:
-        yield gauge("clock_age_seconds", "How long ago a clock gave a sign of life.", health.clock_age_seconds)
+    age = math.inf if health.clock_age_seconds is None else health.clock_age_seconds
+    yield gauge("clock_age_seconds", "How long ago a clock gave a sign of life; +Inf: never.", age)
     known = [lane for lane in health.lanes if lane.workers is not None and lane.queued is not None]
     workers = (((lane.name,), len(lane.workers or ())) for lane in known)
     yield labelled("workers", "Worker processes of a lane.", ("lane",), workers)

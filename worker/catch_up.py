@@ -18,7 +18,7 @@ from models.tables import Event, EventStatus, Mirror
 from models.types import db_in, db_now, db_plus
 from worker.directory import Directory, NotThereError, Page, QueryRefusedError
 from worker.errors import ConfigurationError
-from worker.handlers import ACTED_ON
+from worker.handlers import SUBSCRIBED
 from worker.inbox import store
 from worker.runs import Lease
 from worker.snapshots import is_id, parse_time
@@ -32,8 +32,6 @@ OLDEST = timedelta(days=90)
 """WorkOS keeps events no longer."""
 MARGIN = timedelta(minutes=10)
 """A range that starts at the very edge would be over it when WorkOS reads it."""
-TYPES = ACTED_ON
-"""Those that a webhook endpoint gets: else every other would count as a gap."""
 REMEDY = "WorkOS keeps events for 90 days; run: workos-sync resync"
 
 Take = Callable[[Connection, Page], int]
@@ -157,7 +155,7 @@ def _from(directory: Directory, place: Place, now: datetime, lag: timedelta) -> 
 
 def _after(directory: Directory, place: Place, lag: timedelta) -> Iterator[Page]:
     try:
-        page = directory.events(TYPES, after=place.cursor)
+        page = directory.events(SUBSCRIBED, after=place.cursor)
     except (QueryRefusedError, NotThereError) as error:
         raise CursorLostError from error
     first = next((at for at, _ in map(_when, page.items) if at), None)
@@ -165,7 +163,7 @@ def _after(directory: Directory, place: Place, lag: timedelta) -> Iterator[Page]
         raise CursorLostError  # from long before the cursor: it was answered from the beginning
     yield page
     while page.after is not None:
-        page = directory.events(TYPES, after=page.after)
+        page = directory.events(SUBSCRIBED, after=page.after)
         yield page
 
 
@@ -175,10 +173,10 @@ def _since(directory: Directory, start: datetime, now: datetime) -> Iterator[Pag
     while more:
         more = start + CHUNK < now
         end = start + CHUNK if more else None
-        page = directory.events(TYPES, start=start, end=end)
+        page = directory.events(SUBSCRIBED, start=start, end=end)
         yield page
         while page.after is not None:
-            page = directory.events(TYPES, after=page.after, end=end)
+            page = directory.events(SUBSCRIBED, after=page.after, end=end)
             yield page
         start += CHUNK
 

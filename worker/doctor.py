@@ -18,7 +18,7 @@ from models.types import db_now
 from worker.counters import noted
 from worker.directory import Directory, RefusedKeyError, UnreadableError
 from worker.errors import ConfigurationError
-from worker.handlers import ACTED_ON
+from worker.handlers import SUBSCRIBED
 from worker.health import CLOCK_SECONDS, Health, look
 from worker.repair import require_same_environment
 from worker.settings import Settings
@@ -203,10 +203,10 @@ def _endpoints(directory: Directory, settings: Settings) -> Iterator[Check]:
             saw = f"{where} does not get {', '.join(missing)}"
             yield failure(name, saw, "run: workos-sync register with its URL")
         elif extra:
-            saw = f"{where} gets {len(extra)} types that nothing acts on"
+            saw = f"{where} gets {len(extra)} types that nothing needs"
             yield warning(name, saw, "run: workos-sync register with its URL")
         else:
-            yield ok(name, f"{where}, enabled, with exactly the needed {len(ACTED_ON)} types")
+            yield ok(name, f"{where}, enabled, with exactly the needed {len(SUBSCRIBED)} types")
 
 
 def registered(directory: Directory) -> list[dict[str, Any]]:
@@ -224,7 +224,7 @@ def registered(directory: Directory) -> list[dict[str, Any]]:
 def types_off(endpoint: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Return the event types that an endpoint should get and does not, and those that it gets for nothing."""
     wanted = set(endpoint.get("events") or ())
-    return sorted(set(ACTED_ON) - wanted), sorted(wanted - set(ACTED_ON))
+    return sorted(set(SUBSCRIBED) - wanted), sorted(wanted - set(SUBSCRIBED))
 
 
 def _refused(redis: Redis) -> Iterator[Check]:

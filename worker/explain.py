@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, RowMapping, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, and_, select, tuple_
 
 from models.database import reading
 from models.tables import TABLES, Change, Domain, Drift, Event, EventStatus, Kind, Membership, Read, Run, User
@@ -92,11 +92,17 @@ def _shown(tx: Connection, one: Object) -> dict[str, Any]:
 
 def _timeline(tx: Connection, objects: Sequence[Object]) -> tuple[list[dict[str, Any]], bool]:
     here = [tuple(one) for one in objects]
-    events = _newest(tx, select(*EVENT_COLUMNS), Event.received_at, tuple_(Event.kind, Event.object_id).in_(here))
-    changes = _newest(tx, select(Change.__table__), Change.id, tuple_(Change.kind, Change.object_id).in_(here))
+    ids = [one.id for one in objects]
+
+    def about(table: type[Event | Change | Drift | Read]) -> ColumnElement[bool]:
+        # The ids for the index, and the kinds because a role may be named as anything.
+        return and_(table.object_id.in_(ids), tuple_(table.kind, table.object_id).in_(here))
+
+    events = _newest(tx, select(*EVENT_COLUMNS), Event.received_at, about(Event))
+    changes = _newest(tx, select(Change.__table__), Change.id, about(Change))
     of_run = select(Drift.__table__, Run.created_at.label("at"), Run.dry_run).join(Run, Run.id == Drift.run_id)
-    drift = _newest(tx, of_run, Run.created_at, tuple_(Drift.kind, Drift.object_id).in_(here))
-    reads = _newest(tx, select(Read.__table__), Read.due_at, tuple_(Read.kind, Read.object_id).in_(here))
+    drift = _newest(tx, of_run, Run.created_at, about(Drift))
+    reads = _newest(tx, select(Read.__table__), Read.due_at, about(Read))
     winners = _winners(tx, events)
     steps = []
     told: set[int] = set()

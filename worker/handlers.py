@@ -99,6 +99,8 @@ HANDLERS: dict[str, Handler | None] = {
     "connection.deactivated": None,
     "connection.deleted": None,
 }
+SUBSCRIBED = sorted(HANDLERS)
+"""The event types that a webhook endpoint gets and catch-up asks for: the same, or the others would count as gaps."""
 ACTED_ON = sorted(type for type, handler in HANDLERS.items() if handler)
 
 

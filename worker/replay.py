@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Engine, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, case, func, or_, select, update
 
 from models.database import reading, turn, write
 from models.tables import Event, EventStatus, Run, RunStatus, Task
@@ -27,6 +27,8 @@ log = structlog.get_logger()
 STEP = 50
 """Events put back to pending in one transaction."""
 PLAN_STEP = 200
+LOOKED_BACK = 100
+"""Replays among which the same one is looked for."""
 
 
 class AlreadyReplayedError(ConfigurationError):
@@ -153,7 +155,7 @@ def start(engine: Engine, selection: Selection, who: str, why: str | None, *, ag
 
 def _same_before(tx: Connection, selection: Selection) -> Any:
     ended = (Run.task == Task.REPLAY, Run.status == RunStatus.DONE)
-    runs = tx.execute(select(Run.__table__).where(*ended).order_by(Run.finished_at.desc()))
+    runs = tx.execute(select(Run.__table__).where(*ended).order_by(Run.finished_at.desc()).limit(LOOKED_BACK))
     return next((run for run in runs if run.selection == selection.as_json()), None)
 
 
@@ -199,13 +201,10 @@ def _step(tx: Connection, held: Lease) -> int | None:
 
 def results(engine: Engine, run_id: str) -> dict[str, int]:
     """Return what has become by now of the events a run replayed: outcome, or status, to number."""
-    become = func.coalesce(Event.outcome, Event.status)
-    shown = select(Event.status, become, func.count()).where(Event.replay_id == run_id).group_by(Event.status, become)
-    found: Counter[str] = Counter()
+    become = case((Event.status == EventStatus.DONE, Event.outcome), else_=Event.status)
+    shown = select(become, func.count()).where(Event.replay_id == run_id).group_by(become)
     with reading(engine) as tx:
-        for status, outcome, number in tx.execute(shown):
-            found[outcome if status == EventStatus.DONE else status] += number
-    return dict(found)
+        return {str(word): number for word, number in tx.execute(shown)}
 
 
 def dismiss(engine: Engine, ids: Sequence[str], who: str, why: str) -> int:

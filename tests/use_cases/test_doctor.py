@@ -24,7 +24,7 @@ from tests.use_cases.resyncs import CLIENT_ID
 from webhooks.app import create_app
 from worker.cli import main
 from worker.clock import CLOCK_TICK, beat
-from worker.handlers import ACTED_ON
+from worker.handlers import SUBSCRIBED
 from worker.jobs import DRAIN, REPAIR, make_worker
 from worker.settings import Settings, load_settings
 from worker.wiring import wire
@@ -167,7 +167,7 @@ FAULTS: dict[str, tuple[Callable[..., object], str, str]] = {
     "no endpoint": (gone, "webhook endpoint", "workos-sync register"),
     "a disabled endpoint": (endpoint(enabled=False), "webhook endpoint", "workos-sync register"),
     "an endpoint without deletes": (
-        endpoint(events=[type for type in ACTED_ON if "deleted" not in type]),
+        endpoint(events=[type for type in SUBSCRIBED if "deleted" not in type]),
         "webhook endpoint",
         "workos-sync register",
     ),
@@ -243,7 +243,7 @@ def test_postgresql_is_no_cause_for_a_warning(
 def test_register_makes_an_endpoint_with_exactly_the_needed_types_and_tells_its_secret_once(sandbox: Sandbox) -> None:
     told = run("register", URL).stdout
     (made_endpoint,) = sandbox.deliveries.endpoints.values()
-    assert made_endpoint.url == URL and sorted(made_endpoint.events or ()) == ACTED_ON and made_endpoint.enabled
+    assert made_endpoint.url == URL and sorted(made_endpoint.events or ()) == SUBSCRIBED and made_endpoint.enabled
     assert made_endpoint.secret in told
     again = run("register", URL).stdout
     assert "right already" in again and made_endpoint.secret not in again
@@ -256,7 +256,7 @@ def test_register_amends_what_is_there(sandbox: Sandbox) -> None:
     registered.events, registered.enabled = ["user.created", "dsync.activated"], False
     told = run("register", URL).stdout
     assert "enabled" in told and "added organization.deleted" in told and "took away dsync.activated" in told
-    assert sorted(registered.events or ()) == ACTED_ON and registered.enabled
+    assert sorted(registered.events or ()) == SUBSCRIBED and registered.enabled
     assert registered.secret not in told
 
 

@@ -28,7 +28,8 @@ PAGES = ("", "events", "failures", "workspaces", "people", "explain", "runs")
 
 @pytest.fixture
 def wiring(local: Callable[..., Wiring]) -> Wiring:
-    return local(ops_tokens=f"ann:{TOKEN},bob:another-token-of-bob-s")
+    key = {"workos_api_key": "sk_test", "workos_client_id": "client_test"}
+    return local(ops_tokens=f"ann:{TOKEN},bob:another-token-of-bob-s", **key)
 
 
 @pytest.fixture
@@ -154,7 +155,7 @@ def test_a_session_ends_after_twelve_hours_and_with_its_tokens(
 
 
 @pytest.mark.parametrize(
-    "next", ["https://evil.example", "//evil.example", "/ops//evil.example", "/elsewhere", "/ops/\\x"]
+    "wanted", ["https://evil.example", "//evil.example", "/ops//evil.example", "/elsewhere", "/ops/\\x"]
 )
 def test_signing_in_leads_only_to_our_own_pages(door: FlaskClient, wanted: str) -> None:
     assert sign_in(door, next=wanted).headers["Location"] == "/ops/"
@@ -258,6 +259,17 @@ def test_resyncs_and_approvals_are_asked_for_by_name(
     with reading(engine) as tx:
         asked = tx.execute(select(Run.requested_by, Run.organization_id).where(Run.id != "run1")).all()
     assert sorted((who, organization or "") for who, organization in asked) == [("ann", ""), ("ann", ORG)]
+
+
+def test_without_a_key_no_resync_is_begun_that_would_wait_for_ever(local: Callable[..., Wiring]) -> None:
+    wiring = local(ops_tokens=f"ann:{TOKEN}")
+    ann = create_app(wiring).test_client()
+    sign_in(ann)
+    token = form_token(ann.get("/ops/"))
+    for path in ("resync", f"workspaces/{ORG}/resync", "runs/run1/approve"):
+        answer = ann.post(f"/ops/{path}", data={"csrf_token": token})
+        assert answer.status_code == 409 and "WORKOS_API_KEY" in answer.get_data(as_text=True)
+    assert runs(wiring.engine) == 0
 
 
 def test_nothing_a_customer_wrote_becomes_markup(ann: FlaskClient, story: JSON) -> None:

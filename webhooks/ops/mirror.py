@@ -6,6 +6,7 @@ from werkzeug import Response
 
 from models.database import reading
 from models.tables import User
+from webhooks.ops.overview import require_repairs
 from worker import explain, reports
 from worker.resync import start
 from worker.wiring import Wiring
@@ -35,6 +36,7 @@ def add(routes: Blueprint, wiring: Wiring) -> None:
 
     @routes.post("/workspaces/<path:organization_id>/resync")
     def resync_workspace(organization_id: str) -> Response:
+        require_repairs(wiring)
         run_id = start(engine, session["name"], organization_id=organization_id)
         wiring.repair_bell.ring()
         flash("The resync is asked for; a worker begins at once.", "good")

@@ -10,6 +10,7 @@ from werkzeug import Response
 from models.database import reading
 from models.tables import Event
 from models.types import db_now
+from worker.errors import ConfigurationError
 from worker.health import look
 from worker.resync import start
 from worker.wiring import Wiring
@@ -37,10 +38,17 @@ def add(routes: Blueprint, wiring: Wiring) -> None:
 
     @routes.post("/resync")
     def resync() -> Response:
+        require_repairs(wiring)
         run_id = start(wiring.engine, session["name"])
         wiring.repair_bell.ring()
         flash("The resync is asked for; a worker begins at once.", "good")
         return redirect(url_for("ops.run", run_id=run_id))
+
+
+def require_repairs(wiring: Wiring) -> None:
+    """Check that a worker can ask WorkOS, or a run would wait for ever; raises `ConfigurationError`."""
+    if not wiring.settings.repairs:
+        raise ConfigurationError("WORKOS_API_KEY is not set, so no worker can ask WorkOS.")
 
 
 def arrivals(engine: Engine) -> list[Bar]:

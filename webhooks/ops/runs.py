@@ -6,6 +6,7 @@ from flask import Blueprint, abort, flash, redirect, render_template, session, u
 from werkzeug import Response
 
 from models.tables import Task
+from webhooks.ops.overview import require_repairs
 from worker import replay, reports
 from worker.progress import how_far
 from worker.resync import start
@@ -45,6 +46,7 @@ def add(routes: Blueprint, wiring: Wiring) -> None:
 
     @routes.post("/runs/<run_id>/approve")
     def approve(run_id: str) -> Response:
+        require_repairs(wiring)
         approving = start(engine, session["name"], approves=run_id)
         wiring.repair_bell.ring()
         flash("Approved; each is asked for by id once more before it is deleted.", "good")

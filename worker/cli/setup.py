@@ -13,7 +13,7 @@ from worker.counters import Counters
 from worker.directory import Directory, QueryRefusedError
 from worker.doctor import Check, Level, examine, registered, types_off
 from worker.embedded import redis_server, redis_url
-from worker.handlers import ACTED_ON
+from worker.handlers import SUBSCRIBED
 from worker.repair import connect
 from worker.settings import load_settings
 from worker.wiring import door_redis
@@ -48,7 +48,7 @@ def doctor(as_json: bool) -> None:
 @click.argument("url")
 @click.option("--rotate", is_flag=True, help="Add a second endpoint with a secret of its own, though there is one.")
 def register(url: str, rotate: bool) -> None:
-    """Have WorkOS send webhooks to URL: exactly the event types that are acted on."""
+    """Have WorkOS send webhooks to URL: exactly the needed event types."""
     settings = load_settings("workos_api_key", "workos_client_id")
     parts = urlsplit(url)
     if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1"):
@@ -70,8 +70,8 @@ def _register(directory: Directory, url: str, *, rotate: bool) -> None:
         for row in there:
             _amend(directory, row)
         return
-    made = directory.create_webhook_endpoint(url, ACTED_ON)
-    click.echo(f"endpoint {made['id']} gets {len(ACTED_ON)} event types; registered by {operator()}")
+    made = directory.create_webhook_endpoint(url, SUBSCRIBED)
+    click.echo(f"endpoint {made['id']} gets {len(SUBSCRIBED)} event types; registered by {operator()}")
     click.echo(f"its secret, shown only now: {made['secret']}")
     click.echo(ROTATION if there else "set WORKOS_WEBHOOK_SECRETS to it, and start web")
 
@@ -82,7 +82,7 @@ def _amend(directory: Directory, endpoint: dict[str, Any]) -> None:
     if not missing and not extra and not disabled:
         click.echo(f"endpoint {endpoint['id']} is right already; for another secret: --rotate")
         return
-    directory.amend_webhook_endpoint(endpoint["id"], ACTED_ON)
+    directory.amend_webhook_endpoint(endpoint["id"], SUBSCRIBED)
     done = [
         *(["enabled"] if disabled else []),
         *(f"added {type}" for type in missing),
