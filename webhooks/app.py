@@ -1,7 +1,10 @@
 """The Flask application."""
 
+from http import HTTPStatus
+
 import structlog
 from flask import Flask, Response, jsonify
+from sqlalchemy.exc import DBAPIError
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -39,7 +42,16 @@ def create_app(wiring: Wiring) -> Flask:
     else:
         log.warning("api_off", why="API_TOKENS is not set")
     app.register_error_handler(HTTPException, _as_json)
+    app.register_error_handler(DBAPIError, _database_away)
     return app
+
+
+def _database_away(error: DBAPIError) -> Response:
+    log.warning("database_away", error=type(error.orig).__name__)
+    answer = jsonify(error="the database does not answer; ask again")
+    answer.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+    answer.headers["Retry-After"] = str(receive.RETRY_AFTER_SECONDS)
+    return answer
 
 
 def _as_json(error: HTTPException) -> Response:

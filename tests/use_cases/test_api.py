@@ -169,6 +169,14 @@ def test_a_wrong_parameter_is_named(door: FlaskClient, path: str, query: JSON, n
     assert names in response.json["error"]
 
 
+@pytest.mark.parametrize("path", ["status", "members", "changes", "snapshot", "events/event_1"])
+def test_with_the_database_away_the_answer_is_503(build_wiring: Callable[..., Wiring], path: str) -> None:
+    door = create_app(build_wiring(database_url="sqlite:////proc/nowhere/all.db", api_tokens=TOKEN)).test_client()
+    response = ask(door, path)
+    assert response.status_code == 503 and int(response.headers["Retry-After"]) > 0
+    assert response.json == {"error": "the database does not answer; ask again"}
+
+
 # The feed
 
 
@@ -256,7 +264,8 @@ def test_a_snapshot_is_of_one_moment(door: FlaskClient, engine: Engine, story: J
 def test_the_document_names_every_route(door: FlaskClient, wiring: Wiring) -> None:
     document = ask(door, "openapi.json", token=None).json
     assert document is not None
-    rules = {rule.rule for rule in door.application.url_map.iter_rules() if rule.rule.startswith("/api/")}
+    every = (rule.rule.replace("<path:", "<") for rule in door.application.url_map.iter_rules())
+    rules = {rule for rule in every if rule.startswith("/api/")}
     paths = {path.replace("{", "<").replace("}", ">") for path in document["paths"]}
     assert paths == rules - {"/api/v1/openapi.json"}
     assert "://" not in json.dumps({k: v for k, v in document.items() if k != "$schema"})

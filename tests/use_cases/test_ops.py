@@ -23,6 +23,7 @@ from worker.wiring import Wiring
 TOKEN = "ann-signs-in-with-this-token"
 ORG = made("organization.created")["data"]["id"]
 EVIL = "<script>alert(1)</script>\"'{{ 7*7 }}"
+NOWHERE = "sqlite:////proc/nowhere/all.db"
 PAGES = ("", "events", "failures", "workspaces", "people", "explain", "runs")
 
 
@@ -270,6 +271,14 @@ def test_without_a_key_no_resync_is_begun_that_would_wait_for_ever(local: Callab
         answer = ann.post(f"/ops/{path}", data={"csrf_token": token})
         assert answer.status_code == 409 and "WORKOS_API_KEY" in answer.get_data(as_text=True)
     assert runs(wiring.engine) == 0
+
+
+@pytest.mark.parametrize("page", ["", "events", "workspaces", "runs"])
+def test_with_the_database_away_a_page_says_so(build_wiring: Callable[..., Wiring], page: str) -> None:
+    door = create_app(build_wiring(database_url=NOWHERE, ops_tokens=f"ann:{TOKEN}")).test_client()
+    sign_in(door)
+    answer = door.get(f"/ops/{page}")
+    assert answer.status_code == 503 and "The database does not answer" in answer.get_data(as_text=True)
 
 
 def test_nothing_a_customer_wrote_becomes_markup(ann: FlaskClient, story: JSON) -> None:

@@ -46,12 +46,14 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine, most_waiting: int) ->
     @spec.validate(resp=answers(schemas.Snapshot), tags=["feed"], skip_validation=True)
     def snapshot() -> Response:
         """Return the whole state as of one moment, and the id from which the changes go on."""
-        return Response(_streamed(feed.snapshot(engine)), content_type="application/json")
+        parts = feed.snapshot(engine)
+        _, after = next(parts)  # before the answer begins, for it may fail
+        return Response(_streamed(after, parts), content_type="application/json")
 
 
-def _streamed(parts: Iterator[tuple[str, Any]]) -> Iterator[str]:
+def _streamed(after: Any, parts: Iterator[tuple[str, Any]]) -> Iterator[str]:
     """Yield a snapshot as one JSON document, piece by piece, every list there even if it is empty."""
-    yield f'{{"changes_after": {next(parts)[1]}'
+    yield f'{{"changes_after": {after}'
     name, row = next(parts, (None, None))
     for view in feed.SNAPSHOT:
         yield f',\n"{view.name}": ['

@@ -4,6 +4,7 @@ from datetime import datetime
 
 import structlog
 from flask import Blueprint, Flask, render_template, session
+from sqlalchemy.exc import DBAPIError
 from werkzeug.exceptions import HTTPException
 
 from webhooks.ops import entry, inbox, mirror, overview, runs
@@ -36,6 +37,12 @@ def install(app: Flask, wiring: Wiring) -> None:
     @routes.errorhandler(ConfigurationError)
     def refused(error: ConfigurationError) -> tuple[str, int]:
         return render_template("ops/error.html", title="Not done", said=str(error)), 409
+
+    @routes.errorhandler(DBAPIError)
+    def away(error: DBAPIError) -> tuple[str, int]:
+        log.warning("database_away", error=type(error.orig).__name__)
+        said = "The database does not answer. Deliveries are refused meanwhile, and WorkOS repeats them."
+        return render_template("ops/error.html", title="Database away", said=said), 503
 
     @routes.context_processor
     def who() -> dict[str, str | None]:
