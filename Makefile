@@ -21,7 +21,7 @@ demo: $(VENV)/installed  ## Show it working, end to end, on an embedded Valkey a
 	@$(BIN)/workos-sync demo $(ARGS)
 
 test: $(VENV)/installed  ## Run all tests (SQLite, PostgreSQL and Valkey come with it)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 $(ARGS)
 
 lint: $(VENV)/installed  ## Check style and types
 	$(BIN)/ruff check .

@@ -34,6 +34,7 @@ from worker.doorbell import queue_name
 from worker.inbox import Backlog, backlog
 from worker.jobs import DRAIN, REPAIR
 from worker.settings import Settings
+from worker.standing import VERIFIED
 
 OVERDUE_SECONDS = 60.0
 """A healthy mirror applies an event within seconds."""
@@ -246,7 +247,7 @@ def _conflicts() -> Select[int]:
         .outerjoin(Organization, Organization.id == Domain.organization_id)
         .where(
             *(Domain.deleted_by.is_(None), Organization.deleted_by.is_(None), Domain.normalized.is_not(None)),
-            Domain.verification.in_(("verified", "legacy_verified")),
+            Domain.verification.in_(VERIFIED),
         )
         .group_by(Domain.normalized)
         .having(func.count(Domain.organization_id.distinct()) > 1)

@@ -7,20 +7,19 @@ run's fencing number: a crash repeats one page for each call in flight, and a fr
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, case, delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from models.database import delete_some, reading, turn, write
 from models.tables import Drift, Kind, Listing, Mirror, Read, Run, RunStatus, Seen, Task
 from models.types import db_now
 from worker import deletions
-from worker.apply import change, lock_rows, note_changes, organization_of, save_rows, show, stored_rows
+from worker.apply import change, lock_rows, note_changes, save_rows, stored_rows
 from worker.decide import Finding, State, compare_listed, completed, is_newer
 from worker.directory import (
     Directory,
@@ -32,10 +31,10 @@ from worker.directory import (
     UnreadableError,
 )
 from worker.errors import PayloadError
-from worker.handlers import RoleMap, read_object
+from worker.listings import Listed, drift, insert_new, odd_item, open_listings, parse_page
 from worker.reads import Result, ask, confirmed_read
 from worker.runs import Lease, LeaseLostError, create, finish, left_over
-from worker.snapshots import Snapshot, is_id
+from worker.snapshots import Snapshot
 from worker.together import Together
 
 log = structlog.get_logger()
@@ -116,15 +115,6 @@ def begin(
         for name in ("organizations", "users", "roles"):
             open_listings(tx, run_id, name, [""])
     return run_id
-
-
-class Listed(NamedTuple):
-    """A page of a listing, which began at a time of the database's clock."""
-
-    name: str
-    parent: str
-    page: Page
-    began: datetime
 
 
 class Resync:
@@ -322,7 +312,7 @@ class Resync:
     def _merge(self, tx: Connection, kind: Kind, listed: dict[str, State]) -> list[dict[str, Any]]:
         run_id, dry = self._held.run_id, self._run.dry_run
         ids = sorted(listed)
-        tx.execute(_insert(tx, Seen), [{"run_id": run_id, "kind": kind, "object_id": id} for id in ids])
+        tx.execute(insert_new(tx, Seen), [{"run_id": run_id, "kind": kind, "object_id": id} for id in ids])
         stored = stored_rows(tx, kind, ids) if dry else lock_rows(tx, kind, ids)
         findings = {id: compare_listed(stored.get(id), listed[id]) for id in ids}
         ask(tx, kind, [id for id, finding in findings.items() if finding is None], "differs", run_id)
@@ -345,7 +335,7 @@ class Resync:
 
     def _note_drift(self, tx: Connection, rows: list[dict[str, Any]]) -> None:
         if rows:
-            tx.execute(_insert(tx, Drift), [{"run_id": self._held.run_id, **row} for row in rows])
+            tx.execute(insert_new(tx, Drift), [{"run_id": self._held.run_id, **row} for row in rows])
 
     def _open_role_listings(self, tx: Connection) -> None:
         if self._run.organization_id is None:
@@ -471,73 +461,3 @@ class Resync:
     def _finish(self, tx: Connection, status: RunStatus, error: str | None) -> None:
         self._leave(tx, error)
         finish(tx, self._held, status, error)
-
-
-def parse_page(name: str, parent: str, page: Page, roles: RoleMap) -> tuple[list[Snapshot], list[dict[str, Any]]]:
-    """Return the objects of a page that can be used, and a drift row for each that cannot."""
-    snapshots: list[Snapshot] = []
-    odd: list[dict[str, Any]] = []
-    for place, (kind, item) in enumerate(_objects(name, parent, page.items)):
-        id = _id_of(item) or f"without id: {place} of {'/'.join(filter(None, (name, parent, page.after)))}"
-        try:
-            snapshots.append(read_object(kind, item, page.read_at, roles))
-        except PayloadError as error:
-            odd.append(odd_item(kind, id, error.field))
-        if kind is Kind.ORGANIZATION and isinstance(item, dict) and not isinstance(item.get("domains"), list):
-            odd.append(odd_item(kind, id, "organization.domains"))
-    return snapshots, odd
-
-
-def _id_of(item: Any) -> str | None:
-    id = item.get("id") if isinstance(item, dict) else None
-    return id if isinstance(id, str) and is_id(id) else None
-
-
-def _objects(name: str, parent: str, items: list[Any]) -> Iterator[tuple[Kind, Any]]:
-    for item in items:
-        match name:
-            case "organizations" | "organization":
-                yield Kind.ORGANIZATION, item
-                domains = item.get("domains") if isinstance(item, dict) else None
-                for domain in domains if isinstance(domains, list) else ():
-                    yield Kind.DOMAIN, domain
-            case "users":
-                yield Kind.USER, item
-            case "memberships":
-                yield Kind.MEMBERSHIP, item
-            case "roles":
-                yield Kind.ROLE, item
-            case "organization_roles":
-                # The environment's are listed among them.
-                type = item.get("type") if isinstance(item, dict) else None
-                if type != "EnvironmentRole":
-                    yield Kind.ROLE, {**item, "organization_id": parent} if type == "OrganizationRole" else None
-
-
-def drift(
-    kind: Kind, id: str, finding: Finding, here: State | None, there: State | None, action: str
-) -> dict[str, Any]:
-    """Return a drift row: what differs, field by field, `[here, WorkOS]`."""
-    ours, theirs = (show(here) if here else {}), (show(there) if there else {})
-    fields = {f: [ours.get(f), theirs.get(f)] for f in (ours | theirs) if ours.get(f) != theirs.get(f)}
-    organization_id = next((organization_of(kind, id, state) for state in (there, here) if state), None)
-    row = {"kind": kind, "object_id": id, "organization_id": organization_id}
-    return {**row, "finding": finding, "fields": fields if here and there else None, "action": action}
-
-
-def odd_item(kind: Kind, id: str, field: str) -> dict[str, Any]:
-    """Return a drift row for an object that WorkOS shows and that cannot be used."""
-    row = {"kind": kind, "object_id": id, "organization_id": None, "finding": "odd"}
-    return {**row, "fields": {field: None}, "action": "reported"}
-
-
-def open_listings(tx: Connection, run_id: str, name: str, parents: Sequence[str]) -> None:
-    """Add listings to a run; those it has already stay as they are."""
-    if parents:
-        rows = [{"run_id": run_id, "name": name, "parent": parent} for parent in sorted(parents)]
-        tx.execute(_insert(tx, Listing), rows)
-
-
-def _insert(tx: Connection, table: type[Any]) -> Any:
-    dialect: Any = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
-    return dialect(table).on_conflict_do_nothing()

@@ -19,9 +19,9 @@ from worker.cli.shared import (
     json_option,
     migrated_engine,
     operator,
-    out,
     say,
     say_rows,
+    show,
     until_stopped,
 )
 from worker.embedded import redis_server
@@ -66,7 +66,7 @@ def events_show(event_id: str, as_json: bool) -> None:
     table = Table(show_header=False)
     for name, value in event.items():
         table.add_row(name, cell(reports.as_json(value) if isinstance(value, (dict, list)) else value))
-    out.print(table)
+    show(table)
 
 
 @events.command("failures")
@@ -77,7 +77,7 @@ def events_failures(as_json: bool) -> None:
     if as_json:
         click.echo(reports.as_json(rows))
     elif rows:
-        out.print(as_table(("fingerprint", "events", "type", "first", "last", "example", "error"), rows))
+        show(as_table(("fingerprint", "events", "type", "first", "last", "example", "error"), rows))
     else:
         click.echo("no event has failed")
     sys.exit(1 if rows else 0)

@@ -7,7 +7,7 @@ import click
 from rich.table import Table
 
 from worker import reports
-from worker.cli.shared import as_table, cell, json_option, migrated_engine, out, say, say_rows
+from worker.cli.shared import as_table, cell, json_option, migrated_engine, say, say_rows, show
 from worker.embedded import redis_url
 from worker.explain import explain
 from worker.health import as_report, look
@@ -29,7 +29,7 @@ def members(organization: str, as_json: bool) -> None:
         return
     table = as_table(("email", "role", "workos_role", "user_id", "since"), workspace["members"])
     table.title = cell(f"{workspace['name']} ({workspace['state']})")
-    out.print(table)
+    show(table)
 
 
 @click.command("explain")
@@ -76,5 +76,5 @@ def status(as_json: bool) -> None:
             table.add_row(
                 name.replace("_", " "), cell("\n".join(value) or "none" if isinstance(value, list) else value)
             )
-        out.print(table)
+        show(table)
     sys.exit(1 if report["problems"] else 0)

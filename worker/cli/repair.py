@@ -19,9 +19,9 @@ from worker.cli.shared import (
     json_option,
     migrated_engine,
     operator,
-    out,
     reaching_workos,
     say_rows,
+    show,
     until_stopped,
 )
 from worker.directory import Directory
@@ -84,9 +84,7 @@ def _report(engine: Engine, run_row: dict[str, Any], *, as_json: bool) -> None:
         return
     drifts = list(reports.drift(engine, run_id, MOST_SHOWN + 1))
     if drifts:
-        out.print(
-            as_table(("kind", "object_id", "organization_id", "finding", "fields", "action"), drifts[:MOST_SHOWN])
-        )
+        show(as_table(("kind", "object_id", "organization_id", "finding", "fields", "action"), drifts[:MOST_SHOWN]))
     if len(drifts) > MOST_SHOWN:
         click.echo(f"... and more; all of it: workos-sync runs show {run_id} --json")
     found = ", ".join(f"{number} {finding}" for finding, number in run_row["findings"].items()) or "no drift"

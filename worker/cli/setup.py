@@ -8,7 +8,7 @@ import click
 
 from models.database import open_engine
 from worker import reports
-from worker.cli.shared import as_table, fail, json_option, operator, out
+from worker.cli.shared import as_table, fail, json_option, operator, show
 from worker.counters import Counters
 from worker.directory import Directory, QueryRefusedError
 from worker.doctor import Check, Level, examine, registered, types_off
@@ -40,7 +40,7 @@ def doctor(as_json: bool) -> None:
     if as_json:
         click.echo(reports.as_json([check._asdict() for check in checks]))
     else:
-        out.print(as_table(Check._fields, [check._asdict() for check in checks]))
+        show(as_table(Check._fields, [check._asdict() for check in checks]))
     sys.exit(1 if any(check.level is Level.FAILURE for check in checks) else 0)
 
 

@@ -23,8 +23,6 @@ from worker.repair import bind, connect, require_same_environment
 from worker.settings import Settings, load_settings
 from worker.wiring import Wiring, require_migrated, wire
 
-out = Console()
-
 TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
@@ -94,6 +92,11 @@ def cell(value: object) -> Text:
     return Text("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text))
 
 
+def show(table: Table) -> None:
+    """Print a table, as wide as the terminal is now."""
+    Console().print(table)
+
+
 def as_table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Table:
     """Return these columns of rows as a table."""
     table = Table()
@@ -113,7 +116,7 @@ def say(report: dict[str, Any], *, as_json: bool) -> None:
     for name, value in report.items():
         shown = ", ".join(f"{n} {word}" for word, n in value.items()) if isinstance(value, dict) else value
         table.add_row(name.replace("_", " "), cell(shown))
-    out.print(table)
+    show(table)
 
 
 def say_rows(columns: tuple[str, ...], rows: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -121,4 +124,4 @@ def say_rows(columns: tuple[str, ...], rows: list[dict[str, Any]], *, as_json: b
     if as_json:
         click.echo(reports.as_json(rows))
     else:
-        out.print(as_table(columns, rows))
+        show(as_table(columns, rows))
