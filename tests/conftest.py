@@ -87,7 +87,7 @@ def engine(db_url: str) -> Iterator[Engine]:
 def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a Valkey server."""
     socket = tmp_path_factory.mktemp("valkey") / "valkey.sock"
-    with ValkeyServer(unix_socket_path=socket):
+    with ValkeyServer(port=0, unix_socket_path=socket):
         yield f"unix://{socket}"
 
 
