@@ -9,6 +9,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine
 
 from models.database import MIGRATION_LOCK, advisory_lock, reading, writing
+from models.public_domains import refresh
 
 
 def _config() -> Config:
@@ -45,7 +46,7 @@ def _known() -> set[str]:
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Bring the database to `revision`, one process at a time, in one transaction.
+    """Bring the database to `revision`, one process at a time, in one transaction; at the newest, fill what is listed.
 
     Raises:
         ValueError: the database stands at a revision that this code does not know.
@@ -58,6 +59,8 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
         config = _config()
         config.attributes["connection"] = tx
         command.upgrade(config, revision)
+        if revision == "head":
+            refresh(tx)
 
 
 def downgrade(engine: Engine, revision: str) -> None:

@@ -211,6 +211,14 @@ class Domain(Mirrored, Base):
     """Why verification failed."""
 
 
+class PublicDomain(Base):
+    """A public mail provider's domain, as a package lists it: it never auto-joins."""
+
+    __tablename__ = "public_domains"
+
+    domain: Mapped[str] = mapped_column(primary_key=True)
+
+
 class Role(Mirrored, Base):
     """An entry of the role catalogue. Its id is `slug`, or `organization_id/slug` for an organization's own."""
 

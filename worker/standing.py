@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, select
 
-from models.tables import Change, Domain, Kind, Membership, Organization, User
+from models.tables import Change, Domain, Kind, Membership, Organization, PublicDomain, User
 from models.views import auto_join_domains, workspace_members
 
 MOST_CHANGES = 500
@@ -124,14 +124,22 @@ def _verified(row: Row) -> bool:
 
 
 def _why_off(tx: Connection, row: Row) -> str:
-    if row["deleted_by"] is not None:
-        return "the domain is deleted"
-    if row["gone"] is not None:
-        return "the workspace is deleted"
-    if not _verified(row):
-        return f"not verified: {row['reason'] or row['verification'] or 'WorkOS says no state'}"
-    if row["normalized"] is None:
-        return "it is no domain name"
+    reasons = {
+        "the domain is deleted": row["deleted_by"] is not None,
+        "the workspace is deleted": row["gone"] is not None,
+        f"not verified: {row['reason'] or row['verification'] or 'WorkOS says no state'}": not _verified(row),
+        "it is no domain name": row["normalized"] is None,
+        "a public mail provider: its domain is nobody's own": _is_public(tx, row["normalized"]),
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    return reason or _conflict(tx, row) or "the workspace is not known here yet"
+
+
+def _is_public(tx: Connection, domain: str | None) -> bool:
+    return tx.execute(select(PublicDomain.domain).where(PublicDomain.domain == domain)).one_or_none() is not None
+
+
+def _conflict(tx: Connection, row: Row) -> str | None:
     rivals = (
         select(Domain.organization_id)
         .outerjoin(Organization, Organization.id == Domain.organization_id)
@@ -142,6 +150,4 @@ def _why_off(tx: Connection, row: Row) -> str:
         )
     )
     others = sorted(str(other) for other in tx.execute(rivals.distinct()).scalars())
-    if others:
-        return f"in conflict: verified by {', '.join(others)} too"
-    return "the workspace is not known here yet"
+    return f"in conflict: verified by {', '.join(others)} too" if others else None

