@@ -203,7 +203,7 @@ def _endpoints(directory: Directory, settings: Settings) -> Iterator[Check]:
             saw = f"{where} does not get {', '.join(missing)}"
             yield failure(name, saw, "run: workos-sync register with its URL")
         elif extra:
-            saw = f"{where} gets {len(extra)} types that nothing needs"
+            saw = f"{where} gets types that nothing needs: {', '.join(extra)}"
             yield warning(name, saw, "run: workos-sync register with its URL")
         else:
             yield ok(name, f"{where}, enabled, with exactly the needed {len(SUBSCRIBED)} types")
@@ -222,8 +222,13 @@ def registered(directory: Directory) -> list[dict[str, Any]]:
 
 
 def types_off(endpoint: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Return the event types that an endpoint should get and does not, and those that it gets for nothing."""
+    """Return the event types that an endpoint should get and does not, and those that it gets for nothing.
+
+    One that names none gets all of them (WorkOS's emulator; whether the service does is open).
+    """
     wanted = set(endpoint.get("events") or ())
+    if not wanted:
+        return [], ["all others"]
     return sorted(set(SUBSCRIBED) - wanted), sorted(wanted - set(SUBSCRIBED))
 
 

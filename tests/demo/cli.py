@@ -125,10 +125,15 @@ def _judge(
 
 def _say_where(console: Console, stack: Stack, engine: Engine) -> None:
     """Print where everything is, and commands to paste."""
-    names = ("DATABASE_URL", "REDIS_URL", "WORKOS_API_KEY", "WORKOS_CLIENT_ID", "WORKOS_BASE_URL")
+    names = (
+        *("DATABASE_URL", "REDIS_URL", "WORKOS_API_KEY", "WORKOS_CLIENT_ID", "WORKOS_BASE_URL"),
+        *("WORKOS_WEBHOOK_SECRETS", "OPS_TOKENS", "API_TOKENS"),
+    )
     settings = "export " + " ".join(f"{name}='{stack.settings[name]}'" for name in names)
-    peopled = [row["organization_id"] for row in rows(engine, workspace_members)]
+    members = rows(engine, workspace_members)
+    peopled, emails = [row["organization_id"] for row in members], [row["email"] for row in members]
     places = {
+        "pages": f"{stack.web_url}/ops/ (token {stack.token})",
         "webhooks": stack.webhook_url,
         "database": stack.database_url,
         "Redis": stack.redis_url,
@@ -141,6 +146,9 @@ def _say_where(console: Console, stack: Stack, engine: Engine) -> None:
         "workos-sync events list --limit 10",
         "workos-sync resync --dry-run",
         *(f"workos-sync members {organization}" for organization in peopled[:1]),
+        *(f"workos-sync explain {email}" for email in emails[:1]),
+        "workos-sync doctor",
+        f"curl -H 'Authorization: Bearer {stack.token}' {stack.web_url}/api/v1/status",
         f"curl -X POST {stack.sandbox_url}/sandbox/play -d '{{\"events\": 500}}'",
     ]
     lines = ["Left running until Ctrl-C:", *(f"  {name:<9} {place}" for name, place in places.items())]

@@ -15,6 +15,7 @@ from tests.demo.machine import JSON, call
 from tests.demo.processes import StackError
 from tests.demo.stack import Stack
 from worker import reports
+from worker.handlers import SUBSCRIBED
 
 KNOBS: JSON = {
     "duplicates": 0.10,
@@ -66,7 +67,8 @@ def begin(stack: Stack, *, events: int, companies: int, seed: int) -> None:
     """Set the sandbox's knobs, register our endpoint as in the dashboard, and let the companies live."""
     url = f"{stack.sandbox_url}/sandbox"
     call("PUT", f"{url}/knobs", KNOBS)
-    call("POST", f"{url}/endpoints", {"url": stack.webhook_url, "secret": stack.secret})
+    endpoint = {"url": stack.webhook_url, "secret": stack.secret, "events": SUBSCRIBED}
+    call("POST", f"{url}/endpoints", endpoint)
     call("POST", f"{url}/play", {"events": events, "companies": companies, "seed": seed})
 
 

@@ -48,6 +48,7 @@ class Stack:
         self.logs.mkdir(parents=True, exist_ok=True)
         self.database = database
         self.secret = f"whsec_{secrets.token_hex(16)}"
+        self.token = secrets.token_hex(16)
         self.processes: dict[str, Process] = {}
         self._seed = seed
         self._hold = hold
@@ -58,6 +59,8 @@ class Stack:
             "REDIS_URL": f"unix://{folder / 'valkey.sock'}",
             "WORKOS_WEBHOOK_SECRETS": self.secret,
             "PORT": str(self._web_port),
+            "OPS_TOKENS": f"demo:{self.token}",
+            "API_TOKENS": f"demo:{self.token}",
             "WORKER_PROCESSES": "2",
             "LOG_FORMAT": "json",
             "WORKOS_API_KEY": API_KEY,

@@ -205,6 +205,16 @@ def test_redis_that_evicts_is_named(healthy: Sandbox, redis: Redis) -> None:
         redis.config_set("maxmemory-policy", "noeviction")
 
 
+def test_types_for_nothing_are_only_warned_of(healthy: Sandbox) -> None:
+    (registered,) = healthy.deliveries.endpoints.values()
+    for events in ([], [*SUBSCRIBED, "dsync.activated"]):
+        registered.events = events
+        checks = {check["name"]: check for check in json.loads(run("doctor", "--json").stdout)}
+        assert checks["webhook endpoint"]["level"] == "warning"
+    run("register", URL)
+    assert sorted(registered.events) == SUBSCRIBED
+
+
 def test_a_wrong_clock_is_named(healthy: Sandbox) -> None:
     with freeze_time(datetime.now(UTC) + timedelta(minutes=10)):
         assert "NTP" in wrong()["clock of the database"]["remedy"]
