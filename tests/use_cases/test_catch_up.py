@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -18,7 +17,7 @@ from models.tables import Change, Event, EventStatus, Mirror, Run, Task
 from models.types import db_in
 from tests.sandbox import Sandbox
 from tests.support import JSON, accept, apply_all, differences, rows
-from tests.use_cases.resyncs import CLIENT_ID, Clock, deliver, directory_of
+from tests.use_cases.resyncs import CLIENT_ID, Clock, deliver, directory_of, settings_of
 from worker.catch_up import LAG, catch_up, gaps
 from worker.cli import main
 from worker.directory import Directory, UnreadableError
@@ -414,22 +413,8 @@ def test_an_event_that_failed_does_not_hold_it_up(
 
 
 @pytest.fixture
-def surroundings(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, db_url: str, redis_url: str, sandbox: Sandbox
-) -> None:
-    for name in Settings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-    given = {
-        "DATABASE_URL": db_url,
-        "REDIS_URL": redis_url,
-        "WORKOS_API_KEY": sandbox.api_key,
-        "WORKOS_CLIENT_ID": CLIENT_ID,
-        "WORKOS_BASE_URL": sandbox.base_url,
-        "WORKOS_RATE_SHARE": "1.0",
-    }
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
+def surroundings(set_environment: Callable[..., None], db_url: str, sandbox: Sandbox) -> None:
+    set_environment(DATABASE_URL=db_url, WORKOS_RATE_SHARE="1.0", **settings_of(sandbox))
 
 
 def run(*arguments: str, exit_code: int = 0) -> Result:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -18,20 +18,14 @@ from models.types import db_now
 from tests.support import JSON, accept, apply_all, made, sample
 from worker.cli import main
 from worker.resync import start
-from worker.settings import Settings
 
 ORG = sample("organization.created")["data"]["id"]
 USER = sample("user.created")["data"]["id"]
 
 
 @pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, db_url: str, redis_url: str) -> None:
-    for name in Settings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setenv("DATABASE_URL", db_url)
-    monkeypatch.setenv("REDIS_URL", redis_url)
-    monkeypatch.setenv("COLUMNS", "250")
-    monkeypatch.chdir(tmp_path)
+def _surroundings(set_environment: Callable[..., None], db_url: str) -> None:
+    set_environment(DATABASE_URL=db_url)
 
 
 @pytest.fixture

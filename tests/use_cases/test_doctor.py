@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,13 +19,13 @@ from models.tables import Event, Mirror, Run, Tick
 from models.types import db_in, db_now
 from tests.sandbox import Sandbox
 from tests.support import SECRET, accept, made, sign
-from tests.use_cases.resyncs import CLIENT_ID
+from tests.use_cases.resyncs import CLIENT_ID, settings_of
 from webhooks.app import create_app
 from worker.cli import main
 from worker.clock import CLOCK_TICK, beat
 from worker.handlers import SUBSCRIBED
 from worker.jobs import DRAIN, REPAIR, make_worker
-from worker.settings import Settings, load_settings
+from worker.settings import load_settings
 from worker.wiring import wire
 
 URL = "https://sync.acme.example/webhooks/workos"
@@ -34,29 +33,14 @@ URL = "https://sync.acme.example/webhooks/workos"
 
 @pytest.fixture(autouse=True)
 def _surroundings(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    set_environment: Callable[..., None],
     make_database: Callable[[str], str],
-    redis_url: str,
     sandbox: Sandbox,
     logs_as_before: None,
 ) -> None:
-    for name in Settings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-    given = {
-        "DATABASE_URL": make_database("sqlite"),
-        "REDIS_URL": redis_url,
-        "WORKOS_API_KEY": sandbox.api_key,
-        "WORKOS_CLIENT_ID": CLIENT_ID,
-        "WORKOS_BASE_URL": sandbox.base_url,
-        "WORKOS_WEBHOOK_SECRETS": SECRET,
-        "OPS_TOKENS": "ann:" + "a" * 32,
-        "API_TOKENS": "product:" + "b" * 32,
-        "COLUMNS": "250",
-    }
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
+    given = {"DATABASE_URL": make_database("sqlite"), "WORKOS_WEBHOOK_SECRETS": SECRET}
+    tokens = {"OPS_TOKENS": "ann:" + "a" * 32, "API_TOKENS": "product:" + "b" * 32}
+    set_environment(**given, **tokens, **settings_of(sandbox))
 
 
 def run(*arguments: str, exit_code: int = 0) -> Result:

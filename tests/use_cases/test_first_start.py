@@ -1,10 +1,10 @@
 """The first start, the environment a database belongs to, and the clock that keeps the repairs going."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -22,7 +22,7 @@ from tests.integration.stories import store
 from tests.sandbox import Knobs, Sandbox, populate
 from tests.sandbox.world import World
 from tests.support import JSON, apply_all, differences, rows
-from tests.use_cases.resyncs import CLIENT_ID, Clock, deliver, directory_of, small_life
+from tests.use_cases.resyncs import CLIENT_ID, Clock, deliver, directory_of, settings_of, small_life
 from worker.catch_up import catch_up
 from worker.cli import main
 from worker.clock import Duty
@@ -286,21 +286,9 @@ def bound(two_environments: Sandbox, redis: Redis, one_engine: Engine, bell: Doo
 
 
 @pytest.fixture
-def surroundings(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bound: Engine, redis_url: str, two_environments: Sandbox
-) -> None:
-    for name in Settings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-    given = {
-        "DATABASE_URL": bound.url.render_as_string(hide_password=False),
-        "REDIS_URL": redis_url,
-        "WORKOS_API_KEY": two_environments.api_key,
-        "WORKOS_CLIENT_ID": CLIENT_ID,
-        "WORKOS_BASE_URL": two_environments.base_url,
-    }
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
+def surroundings(set_environment: Callable[..., None], bound: Engine, two_environments: Sandbox) -> None:
+    url = bound.url.render_as_string(hide_password=False)
+    set_environment(DATABASE_URL=url, **settings_of(two_environments))
 
 
 def command(*arguments: str, exit_code: int = 2) -> Result:

@@ -4,7 +4,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,12 +24,12 @@ from tests.use_cases.resyncs import (
     deliver,
     live,
     quietly,
+    settings_of,
     small_life,
 )
 from worker.cli import main
 from worker.resync import start
 from worker.runs import followed
-from worker.settings import Settings
 
 
 @pytest.fixture
@@ -48,28 +47,8 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture(autouse=True)
-def _surroundings(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    db_url: str,
-    redis_url: str,
-    sandbox: Sandbox,
-    logs_as_before: None,
-) -> None:
-    for name in Settings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-    given = {
-        "DATABASE_URL": db_url,
-        "REDIS_URL": redis_url,
-        "WORKOS_API_KEY": sandbox.api_key,
-        "WORKOS_CLIENT_ID": CLIENT_ID,
-        "WORKOS_BASE_URL": sandbox.base_url,
-        "WORKOS_RATE_SHARE": "1",
-        "COLUMNS": "250",
-    }
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
+def _surroundings(set_environment: Callable[..., None], db_url: str, sandbox: Sandbox, logs_as_before: None) -> None:
+    set_environment(DATABASE_URL=db_url, WORKOS_RATE_SHARE="1", **settings_of(sandbox))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -295,12 +294,8 @@ def test_a_user_that_only_a_resync_found_gone_is_forgotten_too_and_may_come_back
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, db_url: str, redis_url: str) -> Callable[..., Result]:
-    for name in Settings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setenv("DATABASE_URL", db_url)
-    monkeypatch.setenv("REDIS_URL", redis_url)
-    monkeypatch.chdir(tmp_path)
+def command(set_environment: Callable[..., None], db_url: str) -> Callable[..., Result]:
+    set_environment(DATABASE_URL=db_url)
 
     def run(*arguments: str) -> Result:
         return CliRunner().invoke(main, ["forget", *arguments])

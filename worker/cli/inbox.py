@@ -17,6 +17,7 @@ from worker.cli.shared import (
     cell,
     in_utc,
     json_option,
+    known,
     migrated_engine,
     operator,
     say,
@@ -56,10 +57,7 @@ def events_list(status: str | None, type: str | None, organization: str | None, 
 @json_option
 def events_show(event_id: str, as_json: bool) -> None:
     """Show one event: payload, outcome, attempts, and what it changed."""
-    event = reports.show_event(migrated_engine(), event_id)
-    if event is None:
-        click.echo(f"workos-sync: no event {event_id} was ever received", err=True)
-        sys.exit(1)
+    event = known(reports.show_event(migrated_engine(), event_id), f"no event {event_id} was ever received")
     if as_json:
         click.echo(reports.as_json(event))
         return

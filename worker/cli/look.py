@@ -7,7 +7,7 @@ import click
 from rich.table import Table
 
 from worker import reports
-from worker.cli.shared import as_table, cell, json_option, migrated_engine, say, say_rows, show
+from worker.cli.shared import as_table, cell, json_option, known, migrated_engine, say, say_rows, show
 from worker.embedded import redis_url
 from worker.explain import explain
 from worker.health import as_report, look
@@ -20,10 +20,9 @@ from worker.wiring import door_redis
 @json_option
 def members(organization: str, as_json: bool) -> None:
     """List who has access to a workspace now, with which role."""
-    workspace = reports.list_members(migrated_engine(), organization)
-    if workspace is None:
-        click.echo(f"workos-sync: the mirror knows no organization {organization}", err=True)
-        sys.exit(1)
+    workspace = known(
+        reports.list_members(migrated_engine(), organization), f"the mirror knows no organization {organization}"
+    )
     if as_json:
         click.echo(reports.as_json(workspace))
         return
@@ -37,10 +36,7 @@ def members(organization: str, as_json: bool) -> None:
 @json_option
 def explain_command(name: str, as_json: bool) -> None:
     """Say why things are as they are: all that touched an object or person, in order, with reasons."""
-    found = explain(migrated_engine(), name)
-    if found is None:
-        click.echo(f"workos-sync: nothing is known of {name}", err=True)
-        sys.exit(1)
+    found = known(explain(migrated_engine(), name), f"nothing is known of {name}")
     if as_json:
         click.echo(reports.as_json(found))
         return

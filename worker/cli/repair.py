@@ -17,6 +17,7 @@ from worker.cli.shared import (
     fail,
     in_utc,
     json_option,
+    known,
     migrated_engine,
     operator,
     reaching_workos,
@@ -57,8 +58,7 @@ def resync(organization: str | None, dry_run: bool, approve: str | None, as_json
             over = work_on(wiring.engine, directory, settings, wiring.bell, run_id, stop.is_set) or followed(
                 wiring.engine, run_id, stop.wait
             )
-        ended = reports.run(wiring.engine, run_id)
-        assert ended is not None  # noqa: S101 - nothing deletes a run of today
+        ended = known(reports.run(wiring.engine, run_id), f"run {run_id} is gone")
         _report(wiring.engine, ended, as_json=as_json)
     if not over:
         click.echo(f"workos-sync: run {run_id} was interrupted; a worker goes on with it, or this command", err=True)
@@ -115,10 +115,7 @@ def runs_list(limit: int, as_json: bool) -> None:
 def runs_show(run_id: str, as_json: bool) -> None:
     """Show what a resync found different, and what was done about it."""
     engine = migrated_engine()
-    row = reports.run(engine, run_id)
-    if row is None:
-        click.echo(f"workos-sync: there is no run {run_id}", err=True)
-        sys.exit(1)
+    row = known(reports.run(engine, run_id), f"there is no run {run_id}")
     _report(engine, row, as_json=as_json)
 
 

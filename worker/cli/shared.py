@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 from rich.console import Console
@@ -23,6 +23,8 @@ from worker.repair import bind, connect, require_same_environment
 from worker.settings import Settings, load_settings
 from worker.wiring import Wiring, require_migrated, wire
 
+T = TypeVar("T")
+
 TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
@@ -36,6 +38,14 @@ def fail(message: str) -> NoReturn:
     """End with one line and exit code 2."""
     click.echo(f"workos-sync: {message}", err=True)
     sys.exit(2)
+
+
+def known(found: T | None, otherwise: str) -> T:
+    """Return what was found; ends with one line and exit code 1 if that is nothing."""
+    if found is None:
+        click.echo(f"workos-sync: {otherwise}", err=True)
+        sys.exit(1)
+    return found
 
 
 @contextmanager
