@@ -48,6 +48,7 @@ class Counters:
         self._lock = threading.Lock()
         self._counts: dict[Name, float] = {}
         self._times: dict[Name, float] = {}
+        self._away = False
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -86,11 +87,15 @@ class Counters:
                     pipeline.hset(TIMES, json.dumps(key), str(at))
                 pipeline.execute()
         except RedisError as error:
-            log.warning("counts_kept", error=type(error).__name__)
+            if not self._away:  # said once, not every second
+                log.warning("counts_kept", error=type(error).__name__)
+            self._away = True
             with self._lock:
                 for key, number in counts.items():
                     self._counts[key] = self._counts.get(key, 0.0) + number
                 self._times = times | self._times
+        else:
+            self._away = False
 
     def close(self) -> None:
         """Hand over the rest."""
