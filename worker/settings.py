@@ -30,16 +30,23 @@ def _entries(raw: Any) -> Any:
 
 
 def _tokens(raw: Any) -> Any:
-    """Read `name:token,...`; a token without a name is the only one of its kind, and named `token`."""
+    """Read `name:token,...`."""
     if not isinstance(raw, str):
         return raw
-    pairs = [entry.rpartition(":") for entry in _entries(raw)]
-    names = [name.strip() or "token" for name, _, _ in pairs]
-    if not all(token for _, _, token in pairs):
-        raise ValueError("has an entry without a token; write name:token")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"names {', '.join(twice)} twice; write name:token, each name once")
-    return {name: token for name, (_, _, token) in zip(names, pairs, strict=True)}
+    pairs = [(name.strip(), token.strip()) for name, _, token in (entry.partition(":") for entry in _entries(raw))]
+    if not all(name and token for name, token in pairs):
+        raise ValueError("has an entry without a name or a token; write name:token")
+    for place, what in enumerate(("name", "token")):
+        if len({pair[place] for pair in pairs}) < len(pairs):
+            raise ValueError(f"has the same {what} twice; each has one of its own")
+    return dict(pairs)
+
+
+def _api_tokens(raw: Any) -> Any:
+    """Read tokens, of which one may be without a name: it is called `token`."""
+    if not isinstance(raw, str):
+        return raw
+    return _tokens(",".join(entry if ":" in entry else f"token:{entry}" for entry in _entries(raw)))
 
 
 def _role_map(raw: Any) -> Any:
@@ -93,7 +100,7 @@ class Settings(BaseSettings):
     webhook_allowed_ips: Annotated[tuple[Annotated[str, AfterValidator(_address)], ...], NoDecode, Commas] = ()
     trusted_proxy_hops: Annotated[int, Field(ge=0, le=10)] = 0
     ops_tokens: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_tokens)] = {}
-    api_tokens: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_tokens)] = {}
+    api_tokens: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_api_tokens)] = {}
     workos_api_key: SecretStr | None = None
     workos_client_id: str | None = None
     workos_base_url: str | None = None

@@ -138,6 +138,30 @@ def test_the_policy_follows_the_settings() -> None:
     assert (policy.batch_size, policy.max_attempts, policy.first_backoff) == (3, 4, 5)
 
 
+def test_tokens_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPS_TOKENS", "ann: with:colons ,bob:other")
+    monkeypatch.setenv("API_TOKENS", "nameless")
+    settings = load_settings()
+    assert {name: token.get_secret_value() for name, token in settings.ops_tokens.items()} == {
+        "ann": "with:colons",
+        "bob": "other",
+    }
+    assert settings.api_tokens == {"token": SecretStr("nameless")}
+
+
+@pytest.mark.parametrize(
+    "tokens", ["nameless", "ann:", ":secret-1", "ann:secret-1,ann:secret-2", "a:secret-1,b:secret-1", "a:x,,b:y"]
+)
+def test_wrong_tokens_are_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, tokens: str) -> None:
+    problem = problems(monkeypatch, OPS_TOKENS=tokens)
+    assert named(problem) == {"OPS_TOKENS"} and "secret-" not in problem
+
+
+def test_no_token_shows_in_the_text_of_settings() -> None:
+    text = repr(Settings(_env_file=None, ops_tokens="ann:secret-1", api_tokens="secret-2"))
+    assert "secret-" not in text and "ann" in text
+
+
 def test_a_role_mapped_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROLE_MAP", "owner=member,owner=admin")
     with pytest.raises(ConfigurationError, match="ROLE_MAP maps owner twice"):
