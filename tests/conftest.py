@@ -1,5 +1,7 @@
 """Servers and databases for all tests: a real Valkey, SQLite and PostgreSQL. Every test gets its own database."""
 
+import fcntl
+import os
 import shutil
 import tempfile
 import uuid
@@ -22,6 +24,17 @@ from tests.support import SECRET
 from webhooks.app import create_app
 from worker.settings import Settings
 from worker.wiring import Wiring, wire
+
+
+@pytest.fixture(autouse=True)
+def _undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A test that is marked `alone`, for it measures time, runs while no other process runs any."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    with (tmp_path_factory.getbasetemp().parent / "running").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
+        yield
 
 
 @pytest.fixture(scope="session")

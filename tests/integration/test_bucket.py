@@ -17,6 +17,8 @@ from worker.directory import Directory, open_directory
 FAST = Limit("fast", 1000, 10)
 SLOW = Limit("slow", 200, 10)
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def redis(redis_url: str) -> Redis:

@@ -72,6 +72,7 @@ def test_kill_9_of_the_worker_in_mid_resync(
     assert rows(engine, Mirror)[0]["last_resync_at"] is not None
 
 
+@pytest.mark.alone
 def test_the_door_of_an_sqlite_mirror_does_not_wait_for_a_resync(
     make_database: Callable[[str], str], redis_url: str
 ) -> None:
