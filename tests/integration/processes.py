@@ -141,13 +141,13 @@ class Commands:
     """Starts `workos-sync …` commands over one set of settings."""
 
     def __init__(self, cwd: Path) -> None:
-        self._cwd = cwd
+        self.folder = cwd
         self.settings: dict[str, object] = {"WORKOS_WEBHOOK_SECRETS": SECRET}
         self._started: list[Command] = []
 
     def start(self, *arguments: str, **settings: object) -> Command:
         """Start a command; returns at once."""
-        made = Command(*arguments, cwd=self._cwd, settings=self.settings | settings)
+        made = Command(*arguments, cwd=self.folder, settings=self.settings | settings)
         self._started.append(made)
         return made
 

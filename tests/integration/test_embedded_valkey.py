@@ -1,7 +1,5 @@
 """Without REDIS_URL: the first command starts a Valkey, the others in the same folder use it."""
 
-from pathlib import Path
-
 from redis import Redis
 from rq import SimpleWorker
 from sqlalchemy import Engine
@@ -12,8 +10,8 @@ from tests.integration.stories import new_users, store
 from tests.support import statuses
 
 
-def test_two_commands_in_one_folder_share_one_server(commands: Commands, tmp_path: Path) -> None:
-    folder = tmp_path / "here"
+def test_two_commands_in_one_folder_share_one_server(commands: Commands) -> None:
+    folder = commands.folder
     data = folder / ".workos-sync" / "valkey"
     migrate = commands.start("migrate")
     assert migrate.process.wait(30) == 0, migrate.output()
