@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 import idna
-from sqlalchemy import select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from models.views import auto_join_domains, workspace_members
+from models.views import auto_join_blocks, auto_join_domains, workspace_members
 
 
 class Place(NamedTuple):
@@ -45,15 +45,33 @@ def workspaces_of(session: Session, user_id: str) -> list[Place]:
 def auto_join_for(session: Session, email: str) -> AutoJoin | None:
     """Return the workspace that someone with the verified address `email` joins; None: none.
 
-    The caller vouches that the address is verified: an unverified one must never get here.
+    None too for someone who was removed from that workspace, deactivated in it, or is invited. The caller vouches that
+    the address is verified: an unverified one must never get here.
     """
-    local, _, host = email.rpartition("@")
-    domain = normal_domain(host)
-    if domain is None or not local:
+    address = normal_address(email)
+    if address is None:
         return None
-    view = auto_join_domains.c
-    row = session.execute(select(view.organization_id, view.default_role).where(view.domain == domain)).one_or_none()
+    view, block = auto_join_domains.c, auto_join_blocks.c
+    blocked = exists().where(
+        block.organization_id == view.organization_id, block.email_normalized == address.normalized
+    )
+    found = select(view.organization_id, view.default_role).where(view.domain == address.domain, ~blocked)
+    row = session.execute(found).one_or_none()
     return AutoJoin(*row) if row else None
+
+
+class Address(NamedTuple):
+    """An e-mail address as addresses are compared: in lower case, its domain normalized."""
+
+    normalized: str
+    domain: str
+
+
+def normal_address(email: str | None) -> Address | None:
+    """Return `email` for comparison; None if it is no address."""
+    local, _, host = (email or "").rpartition("@")
+    domain = normal_domain(host)
+    return Address(f"{local.lower()}@{domain}", domain) if local and domain else None
 
 
 def normal_domain(domain: str | None) -> str | None:

@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import BigInteger, Index, Integer, LargeBinary, MetaData, Text, false, text
+from sqlalchemy import BigInteger, Index, Integer, LargeBinary, MetaData, Text, false, text, true
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from models.types import JsonValue, UtcDateTime, db_now
@@ -31,6 +31,15 @@ class Kind(StrEnum):
     MEMBERSHIP = "membership"
     DOMAIN = "domain"
     ROLE = "role"
+    CONNECTION = "connection"
+
+
+AUTO_JOIN = "auto_join"
+"""The kind, in `changes`, of a domain's auto-join state; its object is the domain."""
+JOIN = "join"
+"""The kind, in `changes`, of what an operator decided about a person and auto-join; its object is the person."""
+WORKSPACE_SETTINGS = "workspace_settings"
+"""The kind, in `changes`, of a workspace's own settings; its object is the workspace."""
 
 
 class EventStatus(StrEnum):
@@ -173,6 +182,12 @@ class User(Mirrored, Base):
     email_verified: Mapped[bool | None]
     first_name: Mapped[str | None]
     last_name: Mapped[str | None]
+    email_normalized: Mapped[str | None] = mapped_column(index=True)
+    """Derived: lower case, the domain normalized; None if it is no address."""
+    email_domain: Mapped[str | None]
+    """Derived: its domain."""
+
+    __table_args__ = (Index("ix_users_email_domain_id", "email_domain", "id"),)
 
 
 class Membership(Mirrored, Base):
@@ -231,6 +246,179 @@ class Role(Mirrored, Base):
     permissions: Mapped[list[str] | None]
 
 
+class Connection(Mirrored, Base):
+    """A way to sign in to a workspace with single sign-on."""
+
+    __tablename__ = "connections"
+
+    organization_id: Mapped[str | None] = mapped_column(index=True)
+    name: Mapped[str | None]
+    connection_type: Mapped[str | None]
+    status: Mapped[str | None]
+    """WorkOS's `state`; only `active` can be signed in with."""
+    domains: Mapped[list[str] | None]
+    """Domain names, sorted."""
+
+
+class AutoJoinState(StrEnum):
+    """Where a domain stands on the way to auto-join."""
+
+    PENDING = "pending"
+    VERIFIED = "verified"
+    FAILED = "failed"
+    CONFLICTED = "conflicted"
+    """Verified, and by another live workspace too: nobody joins either."""
+    REVOKED = "revoked"
+    """The domain or its workspace is deleted."""
+
+
+class AutoJoin(Base):
+    """A domain's auto-join state, as last noted in `changes`: the view `auto_join_domains` decides by itself."""
+
+    __tablename__ = "auto_joins"
+
+    domain_id: Mapped[str] = mapped_column(primary_key=True)
+    domain: Mapped[str | None]
+    """Normalized."""
+    organization_id: Mapped[str | None]
+    state: Mapped[str]
+    reason: Mapped[str | None]
+    since: Mapped[datetime] = mapped_column(server_default=db_now())
+
+
+class WorkspaceSettings(Base):
+    """What operators decided about a workspace, who and why."""
+
+    __tablename__ = "workspace_settings"
+
+    organization_id: Mapped[str] = mapped_column(primary_key=True)
+    auto_join: Mapped[bool | None]
+    """False: nobody joins by domain."""
+    default_role: Mapped[str | None]
+    """The local role of those who join by domain."""
+    who: Mapped[str]
+    why: Mapped[str]
+    at: Mapped[datetime] = mapped_column(server_default=db_now())
+
+
+class JoinState(StrEnum):
+    """Where a join stands."""
+
+    PENDING = "pending"
+    UNDO = "undo"
+    """The create activated what was inactive: it is still to be deactivated again."""
+    JOINED = "joined"
+    DROPPED = "dropped"
+    """It was no longer right when its turn came; a new cause makes it pending again."""
+    FAILED = "failed"
+    """WorkOS refuses it."""
+    BLOCKED = "blocked"
+    """Removed, deactivated or invited: until an operator lifts it."""
+    UNDONE = "undone"
+    """As blocked; the create had activated what was inactive, and it was deactivated again."""
+
+
+class Join(Base):
+    """Someone to be made, or made, a member of the workspace that holds the domain of their verified e-mail address."""
+
+    __tablename__ = "joins"
+
+    organization_id: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[str] = mapped_column(primary_key=True, index=True)
+    domain: Mapped[str | None]
+    state: Mapped[str] = mapped_column(server_default=JoinState.PENDING)
+    reason: Mapped[str | None]
+    cause: Mapped[str]
+    """`event`, `resync`, `operator` or `settings`, as in `changes`."""
+    cause_id: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=db_now())
+    due_at: Mapped[datetime] = mapped_column(server_default=db_now())
+    settled_at: Mapped[datetime | None]
+    complete_from: Mapped[datetime | None]
+    """A time of WorkOS's clock after everything that was done about this join: nothing is created before all events
+    up to then are applied, for one of them may be a removal."""
+    claim: Mapped[int] = mapped_column(server_default="0")
+    """Grows with each worker that takes it up; one with an older number may write nothing."""
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    attempted_at: Mapped[datetime | None]
+    """When WorkOS last showed no membership, before it was asked to create one; by its clock."""
+    membership_id: Mapped[str | None]
+    error: Mapped[str | None]
+
+    __table_args__ = (
+        Index(
+            "ix_joins_open",
+            "due_at",
+            postgresql_where=text("state IN ('pending', 'undo')"),
+            sqlite_where=text("state IN ('pending', 'undo')"),
+        ),
+    )
+
+
+class LiftedBlock(Base):
+    """A membership that no longer keeps its person from joining by domain, because an operator said so."""
+
+    __tablename__ = "lifted_blocks"
+
+    membership_id: Mapped[str] = mapped_column(primary_key=True)
+    who: Mapped[str]
+    why: Mapped[str]
+    at: Mapped[datetime] = mapped_column(server_default=db_now())
+
+
+class JoinSearch(Base):
+    """A domain that began to auto-join: the users on it who are to join are still to be looked for."""
+
+    __tablename__ = "join_searches"
+
+    organization_id: Mapped[str] = mapped_column(primary_key=True)
+    domain: Mapped[str] = mapped_column(primary_key=True)
+    created_after: Mapped[datetime | None]
+    """Only those who signed up after this; None: all."""
+    after: Mapped[str] = mapped_column(server_default="")
+    """The last user id looked at."""
+    cause: Mapped[str]
+    cause_id: Mapped[str]
+
+
+class Hook(Base):
+    """A follower of `changes` that belongs to the host, and how far it has followed."""
+
+    __tablename__ = "hooks"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    cursor: Mapped[int] = mapped_column(BigInteger())
+    """Every change up to this id was taken, or waits in `hook_deliveries`."""
+    leased_until: Mapped[datetime | None]
+    fence: Mapped[int] = mapped_column(server_default="0")
+    delivered: Mapped[int] = mapped_column(BigInteger(), server_default="0")
+    delivered_at: Mapped[datetime | None]
+    error: Mapped[str | None]
+    """Why changes were passed over, if any ever were."""
+
+
+class HookDelivery(Base):
+    """A change that a hook did not take at once, or that waits for an earlier one of the same object."""
+
+    __tablename__ = "hook_deliveries"
+
+    hook: Mapped[str] = mapped_column(primary_key=True)
+    change_id: Mapped[int] = mapped_column(BigInteger(), primary_key=True, autoincrement=False)
+    kind: Mapped[str]
+    object_id: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default="pending")
+    """`pending`, or `failed`: set aside until an operator replays it."""
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    due_at: Mapped[datetime] = mapped_column(server_default=db_now())
+    error: Mapped[str | None]
+    traceback: Mapped[str | None]
+
+    __table_args__ = (
+        Index("ix_hook_deliveries_hook_status", "hook", "status", "due_at"),
+        Index("ix_hook_deliveries_object", "hook", "kind", "object_id", "change_id"),
+    )
+
+
 class Change(Base):
     """What changed in the mirror, when and why, in commit order: who has seen n never later finds a smaller id."""
 
@@ -267,6 +455,18 @@ class Mirror(Base):
     """WorkOS role slug → local role, as in force for every writer."""
     remap_after: Mapped[str | None]
     """Not None while memberships are being re-mapped: the last membership id done (`''` at the start)."""
+    auto_join: Mapped[str] = mapped_column(server_default="mirror")
+    """`off`, `mirror` or `provision`: as in force for every writer."""
+    auto_join_existing: Mapped[bool] = mapped_column(server_default=false())
+    """Whether those who signed up before a domain was verified join too."""
+    legacy_verified: Mapped[bool] = mapped_column(server_default=true())
+    """Whether WorkOS's `legacy_verified` counts as verified."""
+    recheck_after: Mapped[str | None]
+    """Not None while auto-join states are worked out anew: the last domain id done (`''` at the start)."""
+    missing_joins: Mapped[int] = mapped_column(server_default="0")
+    """How many people should be in a workspace by their domain and are not, when that was last counted."""
+    without_admin: Mapped[int] = mapped_column(server_default="0")
+    """How many workspaces have members and no admin, when that was last counted."""
     client_id: Mapped[str | None]
     """The WorkOS environment this database is bound to."""
     known_organizations: Mapped[list[str] | None]
@@ -420,19 +620,23 @@ class Drift(Base):
     """`repaired`, `reported` (dry run, anomaly, odd), `withheld`."""
 
 
-TABLES: dict[Kind, type[Organization | User | Membership | Domain | Role]] = {
+TABLES: dict[Kind, type[Organization | User | Membership | Domain | Role | Connection]] = {
     Kind.ORGANIZATION: Organization,
     Kind.USER: User,
     Kind.MEMBERSHIP: Membership,
     Kind.DOMAIN: Domain,
     Kind.ROLE: Role,
+    Kind.CONNECTION: Connection,
 }
 """The table of each kind."""
+
+DERIVED = ("email_normalized", "email_domain")
+"""Columns worked out from others whenever a row is written."""
 
 CONTENT: dict[Kind, tuple[str, ...]] = {
     kind: (
         "created_at",
-        *(c.name for c in table.__table__.columns if c.name not in Mirrored.__annotations__),
+        *(c.name for c in table.__table__.columns if c.name not in (*Mirrored.__annotations__, *DERIVED)),
     )
     for kind, table in TABLES.items()
 }

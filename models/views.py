@@ -32,6 +32,27 @@ auto_join_domains = Table(
 )
 """Domains that auto-join now: verified, on one live workspace only."""
 
+auto_join_blocks = Table(
+    "auto_join_blocks",
+    metadata,
+    Column("organization_id", Text),
+    Column("user_id", Text),
+    Column("email_normalized", Text),
+    Column("reason", Text),
+)
+"""Who does not join a workspace by domain, whatever their address: removed, deactivated, invited."""
+
+sign_in_methods = Table(
+    "sign_in_methods",
+    metadata,
+    Column("organization_id", Text),
+    Column("connection_id", Text),
+    Column("connection_type", Text),
+    Column("name", Text),
+    Column("since", UtcDateTime),
+)
+"""Single sign-on that works now: one row an active connection; a workspace without a row has it off."""
+
 workspaces = Table(
     "workspaces",
     metadata,

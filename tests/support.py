@@ -160,6 +160,8 @@ def differences(engine: Engine, truth: JSON) -> list[str]:
     found += _compare("membership", _true_memberships(truth), _stored_memberships(engine, set(live), set(stored)))
     found += _compare("member", _true_members(truth, emails), _stored_members(engine))
     found += _compare("domain", _true_domains(truth), _stored_domains(engine, set(live)))
+    if "connections" in truth:
+        found += _compare("connection", _true_connections(truth), _stored_connections(engine, set(live)))
     joins = {(row["domain"], row["organization_id"]): True for row in rows(engine, auto_join_domains)}
     return found + _compare("auto-join", _true_joins(truth), joins)
 
@@ -222,6 +224,18 @@ def _stored_domains(engine: Engine, organizations: set[str]) -> dict[str, Any]:
         d["id"]: (d["organization_id"], d["domain"], d["verification"])
         for d in rows(engine, TABLES[Kind.DOMAIN])
         if d["deleted_by"] is None and d["organization_id"] in organizations
+    }
+
+
+def _true_connections(truth: JSON) -> dict[str, Any]:
+    return {c["id"]: (c["organization_id"], c["connection_type"], c["state"]) for c in truth["connections"]}
+
+
+def _stored_connections(engine: Engine, organizations: set[str]) -> dict[str, Any]:
+    return {
+        c["id"]: (c["organization_id"], c["connection_type"], c["status"])
+        for c in rows(engine, TABLES[Kind.CONNECTION])
+        if c["deleted_by"] is None and c["organization_id"] in organizations
     }
 
 

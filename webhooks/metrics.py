@@ -13,11 +13,13 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
 
+from models.tables import JoinState
 from worker.counters import ACCEPTED_TO_APPLIED, BUCKETS, MORE, Name, counted, noted
 from worker.handlers import HANDLERS
-from worker.health import PROBLEMS, Health, look
+from worker.health import PROBLEMS, WARNINGS, Health, look
 from worker.wiring import Wiring
 
+ALL = (*PROBLEMS, *WARNINGS)
 COUNTERS = {
     "received": ("webhooks_received", "Webhooks that were well signed.", ("outcome", "type")),
     "refused": ("webhooks_refused", "Deliveries refused before they were read.", ("reason",)),
@@ -131,11 +133,14 @@ def labelled(name: str, text: str, labels: Iterable[str], values: Iterable[tuple
 
 def standing(health: Health) -> Iterator[Metric]:
     """Yield how things stand, as gauges."""
-    found = {problem.name for problem in health.problems}
+    found = {problem.name for problem in (*health.problems, *health.warnings)}
     yield gauge("trusted", "1 if the mirror is known to be right.", health.trusted)
     yield gauge("backfilling", "1 until the first resync and catch-up are done.", health.mirror["state"] != "current")
     yield labelled(
-        "problem", "1 for what status calls a problem.", ("name",), (((name,), name in found) for name in PROBLEMS)
+        "problem",
+        "1 for what status calls a problem or a warning.",
+        ("name",),
+        (((name,), name in found) for name in ALL),
     )
     yield gauge("events_pending", "Events that wait to be applied (counted to 10,000).", health.pending)
     yield gauge("oldest_pending_seconds", "Age of the oldest of them.", health.oldest_pending_seconds)
@@ -148,8 +153,21 @@ def standing(health: Health) -> Iterator[Metric]:
     yield gauge("auto_join_conflicts", "Domains that several live workspaces hold verified.", health.conflicts)
     roles = (((slug,), number) for slug, number in health.unmapped_roles.items())
     yield labelled("unmapped_roles", "Live memberships whose role slug no ROLE_MAP names.", ("slug",), roles)
+    yield from _of_joining(health)
     yield from _of_resync(health)
     yield from _of_work(health)
+
+
+def _of_joining(health: Health) -> Iterator[Metric]:
+    states = (((state,), number) for state, number in sorted(health.domains.items()))
+    yield labelled("domains", "Domains by auto-join state.", ("state",), states)
+    joins = (((state.value,), health.joins.get(state, 0)) for state in JoinState)
+    yield labelled("joins", "People made, or to be made, members by their domain.", ("state",), joins)
+    yield gauge("missing_joins", "People who should be in a workspace by domain and are not.", health.missing_joins)
+    yield gauge("workspaces_without_admin", "Workspaces with members and no admin.", health.without_admin)
+    for name, text in (("behind", "Changes a hook was not told of yet."), ("failed", "Changes a hook failed at.")):
+        told = (((hook["hook"],), hook[name] or 0) for hook in health.hooks)
+        yield labelled(f"hook_{name}", text, ("hook",), told)
 
 
 def _of_resync(health: Health) -> Iterator[Metric]:

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, bindparam, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from models.access import normal_address
 from models.database import CHANGES_LOCK, advisory_lock
 from models.tables import CONTENT, TABLES, Change, Kind
 from models.types import db_now
+from worker.auto_join import consequences
 from worker.decide import Outcome, State, Version, decide
 from worker.snapshots import Snapshot
 
@@ -62,14 +64,14 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
 
 
 def note_changes(tx: Connection, changes: Sequence[dict[str, Any]]) -> None:
-    """Write rows of `changes`. Must be the last step before commit.
+    """Write rows of `changes`, and those of what they mean for auto-join. Must be the last step before commit.
 
     Their ids are drawn under one lock that is held to the commit, so that whoever has seen n never later finds a
     smaller one (DESIGN, invariant 11).
     """
     if changes:
         advisory_lock(tx, CHANGES_LOCK)
-        tx.execute(insert(Change), changes)
+        tx.execute(insert(Change), [*changes, *consequences(tx, changes)])
 
 
 def show(state: State) -> dict[str, Any]:
@@ -149,4 +151,13 @@ def _columns(kind: Kind, id: str, state: State) -> dict[str, Any]:
         "erased": state.erased,
         # What the API never tells (why a domain failed) is unknown for an object first seen there.
         **{name: state.content.get(name) for name in CONTENT[kind]},
+        **(_derived(state) if kind is Kind.USER else {}),
+    }
+
+
+def _derived(state: State) -> dict[str, Any]:
+    address = normal_address(state.content.get("email"))
+    return {
+        "email_normalized": address.normalized if address else None,
+        "email_domain": address.domain if address else None,
     }

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, exists, func, select, text
 
 from models.tables import TABLES, Domain, Drift, Kind, Listing, Membership, Organization, Role, Seen, User
+from models.tables import Connection as SignIn
 from worker.decide import Finding
 from worker.errors import ConfigurationError
 from worker.reads import ask
@@ -117,6 +118,9 @@ def _candidates(run_id: str) -> dict[Kind, Select[str]]:
     members = _listing(run_id, "memberships").where(Listing.parent == Membership.organization_id)
     own_roles = _listing(run_id, "organization_roles").where(Listing.parent == Role.organization_id)
     roles = _listing(run_id, "roles").where(Role.organization_id.is_(None))
+    connections = _listing(run_id, "connections")
+    one_owner = connections.where(Listing.parent == SignIn.organization_id)
+    connection_owner = SignIn.organization_id.is_(None) | _owner_lives(run_id, SignIn.organization_id)
     full = _listing(run_id, "organizations")
     role_owner = Role.organization_id.is_(None) | _owner_lives(run_id, Role.organization_id)
     return {
@@ -127,6 +131,9 @@ def _candidates(run_id: str) -> dict[Kind, Select[str]]:
         ),
         Kind.DOMAIN: _missing(run_id, Kind.DOMAIN, organizations).where(_owner_lives(run_id, Domain.organization_id)),
         Kind.ROLE: _missing(run_id, Kind.ROLE, roles, own_roles).where(role_owner),
+        Kind.CONNECTION: _missing(run_id, Kind.CONNECTION, connections.where(Listing.parent == ""), one_owner).where(
+            connection_owner
+        ),
     }
 
 

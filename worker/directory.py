@@ -13,7 +13,7 @@ import workos as sdk
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 from workos import WorkOSClient
 
-from worker.bucket import ALL, USER_READS, Buckets
+from worker.bucket import ALL, USER_READS, USER_WRITES, Buckets
 from worker.errors import ConfigurationError
 
 log = structlog.get_logger()
@@ -56,7 +56,7 @@ class LimitedError(UnreadableError):
 
 
 class NotThereError(UnreadableError):
-    """WorkOS answered 404 to a listing: its parent is not there."""
+    """WorkOS answered 404 to a listing or a write: what it is about is not there."""
 
 
 ERRORS: dict[int, type[UnreadableError]] = {
@@ -72,7 +72,7 @@ class RefusedKeyError(ConfigurationError):
 
 
 class Directory:
-    """WorkOS: reads of everything, and writes of webhook endpoints.
+    """WorkOS: reads of everything, and writes of webhook endpoints and, for those who join by domain, memberships.
 
     Args:
         client: the SDK's client; its own retries must be off, so that every call takes a token.
@@ -117,6 +117,15 @@ class Directory:
         filters = {"organization_id": organization_id, "statuses": "active,inactive,pending"}
         return self._list(("user_management", "organization_memberships"), filters, after)
 
+    def memberships_of(self, organization_id: str, user_id: str) -> Page:
+        """List a person's memberships of every status in an organization: one at most."""
+        filters = {"organization_id": organization_id, "user_id": user_id, "statuses": "active,inactive,pending"}
+        return self._list(("user_management", "organization_memberships"), filters, None)
+
+    def connections(self, organization_id: str, after: str | None) -> Page:
+        """List connections, oldest first; of one organization, unless its id is empty."""
+        return self._list(("connections",), {"organization_id": organization_id} if organization_id else {}, after)
+
     def roles(self) -> Page:
         """List the environment's roles."""
         return self._whole(("authorization", "roles"))
@@ -157,6 +166,10 @@ class Directory:
         """Read a domain by id."""
         return self._get(("organization_domains", id))
 
+    def connection(self, id: str) -> Found:
+        """Read a connection by id."""
+        return self._get(("connections", id))
+
     def role(self, id: str) -> Found:
         """Read a role by `slug`, or `organization_id/slug`."""
         organization_id, _, slug = id.rpartition("/")
@@ -166,6 +179,22 @@ class Directory:
         # Without one of its own, the organization shows the environment's role of that slug; and neither names it.
         own = found.item is not None and found.item.get("type") != "EnvironmentRole"
         return found._replace(item={**found.item, "organization_id": organization_id} if own and found.item else None)
+
+    def create_membership(self, organization_id: str, user_id: str, role: str) -> Json:
+        """Make a user a member and return the membership; an inactive one is activated instead (WORKOS.md, Payloads).
+
+        Raises:
+            QueryRefusedError: WorkOS refuses it; one may be there already.
+            NotThereError: there is no such organization, user or role.
+            LimitedError: a rate limit is used up; nothing was done.
+            UnreadableError: it may have been done, or not.
+        """
+        body = {"organization_id": organization_id, "user_id": user_id, "role_slug": role}
+        return self._send("post", ("user_management", "organization_memberships"), body)
+
+    def deactivate_membership(self, id: str) -> Json:
+        """Make an active membership inactive and return it; raises as `create_membership`."""
+        return self._send("put", ("user_management", "organization_memberships", id, "deactivate"), {})
 
     def webhook_endpoints(self, after: str | None) -> Page:
         """List webhook endpoints, oldest first."""
@@ -242,11 +271,14 @@ class Directory:
         """Write, once: whether a write that was not answered was made is not known. Raises as `_call`."""
         try:
             return self._once(method, path, body=body)
+        except sdk.NotFoundError as error:
+            raise NotThereError(f"/{'/'.join(path[:2])}: 404") from error
         except sdk.WorkOSError as error:
             raise _translated(error, path) from error
 
     def _once(self, method: str, path: tuple[str, ...], params: Json | None = None, body: Json | None = None) -> Json:
-        self._buckets.take(ALL, *((USER_READS,) if path[0] == "user_management" else ()))
+        limit = USER_READS if method == "get" else USER_WRITES
+        self._buckets.take(ALL, *((limit,) if path[0] == "user_management" else ()))
         self.calls.add()
         self._count("workos_calls")
         try:

@@ -6,7 +6,23 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, and_, select, tuple_
 
 from models.database import reading
-from models.tables import TABLES, Change, Domain, Drift, Event, EventStatus, Kind, Membership, Read, Run, User
+from models.tables import (
+    AUTO_JOIN,
+    JOIN,
+    TABLES,
+    WORKSPACE_SETTINGS,
+    Change,
+    Domain,
+    Drift,
+    Event,
+    EventStatus,
+    Join,
+    Kind,
+    Membership,
+    Read,
+    Run,
+    User,
+)
 from worker.decide import Outcome
 from worker.standing import accesses, domain_states
 
@@ -32,8 +48,9 @@ def explain(engine: Engine, name: str) -> dict[str, Any] | None:
         name: an id of WorkOS (of an event: what it was about), or a person's e-mail address as it is now.
 
     Returns:
-        `objects`, `access` (of a person or membership), `auto_join` (of a domain or workspace), `timeline` in the
-        order in which things happened here, and `truncated`. Times are aware, in UTC.
+        `objects`, `access` (of a person or membership), `auto_join` (of a domain or workspace), `joins` (of a person:
+        what AUTO_JOIN=provision made of them), `timeline` in the order in which things happened here, and `truncated`.
+        Times are aware, in UTC.
     """
     with reading(engine) as tx:
         named = _named(tx, name)
@@ -47,6 +64,7 @@ def explain(engine: Engine, name: str) -> dict[str, Any] | None:
             "objects": [_shown(tx, one) for one in named],
             "access": accesses(tx, Membership.id.in_(memberships)) if memberships else [],
             "auto_join": domain_states(tx, Domain.id.in_(domains)) if domains else [],
+            "joins": _joins(tx, [id for kind, id in found if kind is Kind.USER]),
             "timeline": timeline,
             "truncated": truncated,
         }
@@ -82,6 +100,11 @@ def _with_related(tx: Connection, named: Iterable[Object]) -> list[Object]:
     return list(found)
 
 
+def _joins(tx: Connection, users: Sequence[str]) -> list[dict[str, Any]]:
+    found = select(Join.__table__).where(Join.user_id.in_(users)).order_by(Join.created_at)
+    return [dict(row) for row in tx.execute(found).mappings()] if users else []
+
+
 def _shown(tx: Connection, one: Object) -> dict[str, Any]:
     row = tx.execute(select(TABLES[one.kind].__table__).where(TABLES[one.kind].id == one.id)).mappings()
     return {"kind": one.kind.value, **(row.one_or_none() or {"id": one.id})}
@@ -91,7 +114,7 @@ def _shown(tx: Connection, one: Object) -> dict[str, Any]:
 
 
 def _timeline(tx: Connection, objects: Sequence[Object]) -> tuple[list[dict[str, Any]], bool]:
-    here = [tuple(one) for one in objects]
+    here = [place for one in objects for place in _places(one)]
     ids = [one.id for one in objects]
 
     def about(table: type[Event | Change | Drift | Read]) -> ColumnElement[bool]:
@@ -116,6 +139,12 @@ def _timeline(tx: Connection, objects: Sequence[Object]) -> tuple[list[dict[str,
     steps += [_read_step(row) for row in reads]
     steps.sort(key=lambda step: (step["at"], step["occurred_at"] or step["at"]))
     return steps, max(len(events), len(changes)) >= MOST_STEPS
+
+
+def _places(one: Object) -> list[tuple[str, str]]:
+    """Return where an object's history stands: under its own kind, and under that of what is decided about it."""
+    further = {Kind.DOMAIN: AUTO_JOIN, Kind.USER: JOIN, Kind.ORGANIZATION: WORKSPACE_SETTINGS}
+    return [(one.kind, one.id)] + ([(further[one.kind], one.id)] if one.kind in further else [])
 
 
 def _newest(tx: Connection, query: Any, order: Any, which: Any) -> Sequence[RowMapping]:
@@ -228,6 +257,11 @@ FINDINGS = {
 def _change_step(change: Row, drift: Mapping[tuple[str, str, str], Row]) -> dict[str, Any]:
     step = _step(change["at"], change, "applied", _fields([change]))
     cause, cause_id = change["cause"], change["cause_id"]
+    if change["kind"] == AUTO_JOIN:
+        state, reason = change["after"]["state"], change["after"]["reason"]
+        return step | {"what": "auto-join", "by": cause_id, "why": f"{state}: {reason}" if reason else state}
+    if change["kind"] in (JOIN, WORKSPACE_SETTINGS):
+        return step | {"what": cause, "by": cause_id, "why": change["after"]["why"]}
     if cause == "resync":
         found = drift.get((cause_id, change["kind"], change["object_id"]))
         return step | {

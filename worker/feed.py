@@ -8,11 +8,11 @@ from sqlalchemy import Connection, Engine, RowMapping, func, select
 
 from models.database import reading
 from models.tables import Change, Mirror
-from models.views import auto_join_domains, workspace_members, workspaces
+from models.views import auto_join_domains, sign_in_methods, workspace_members, workspaces
 
 LOOK_SECONDS = 0.25
 STEP = 500
-SNAPSHOT = (workspaces, workspace_members, auto_join_domains)
+SNAPSHOT = (workspaces, workspace_members, auto_join_domains, sign_in_methods)
 """The views in a snapshot, in this order."""
 
 
@@ -37,7 +37,7 @@ def changes_after(engine: Engine, after: int, limit: int, wait_seconds: float = 
     ends = time.monotonic() + wait_seconds
     while True:
         with reading(engine) as tx:
-            _require_kept(tx, after)
+            require_kept(tx, after)
             newer = select(Change.__table__).where(Change.id > after).order_by(Change.id).limit(limit)
             found = [dict(row) for row in tx.execute(newer).mappings()]
         left = ends - time.monotonic()
@@ -46,7 +46,8 @@ def changes_after(engine: Engine, after: int, limit: int, wait_seconds: float = 
         time.sleep(min(LOOK_SECONDS, left))
 
 
-def _require_kept(tx: Connection, after: int) -> None:
+def require_kept(tx: Connection, after: int) -> None:
+    """Raise `CursorGoneError` unless every change with a higher id than `after` is still here."""
     dropped = tx.execute(select(Mirror.changes_dropped_to)).scalar_one()
     if after < dropped:
         raise CursorGoneError(f"changes up to {dropped} are no longer kept")

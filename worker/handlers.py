@@ -61,6 +61,14 @@ def _role_deleted(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot
     return role_at(data, envelope, deleted=True)
 
 
+def _connection(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot:
+    return live(Kind.CONNECTION, data, snapshots.connection(data), envelope)
+
+
+def _connection_deleted(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot:
+    return tombstone(Kind.CONNECTION, data, snapshots.connection(data), envelope)
+
+
 def _domain_read(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot:
     content = snapshots.domain(data)
     if content["verification"] == "failed":
@@ -73,7 +81,7 @@ def _role_read(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot:
     return role_at(data, replace(envelope, created_at=data.time("updated_at")), deleted=False)
 
 
-HANDLERS: dict[str, Handler | None] = {
+HANDLERS: dict[str, Handler] = {
     "organization.created": _organization,
     "organization.updated": _organization,
     "organization.deleted": _organization_deleted,
@@ -94,15 +102,12 @@ HANDLERS: dict[str, Handler | None] = {
     "organization_role.created": _role,
     "organization_role.updated": _role,
     "organization_role.deleted": _role_deleted,
-    # Known and not acted on; every type not named here is ignored likewise.
-    "connection.activated": None,
-    "connection.deactivated": None,
-    "connection.deleted": None,
+    "connection.activated": _connection,
+    "connection.deactivated": _connection,
+    "connection.deleted": _connection_deleted,
 }
 SUBSCRIBED = sorted(HANDLERS)
-"""The event types that a webhook endpoint gets and catch-up asks for: the same, or the others would count as gaps."""
-ACTED_ON = sorted(type for type, handler in HANDLERS.items() if handler)
-
+"""The event types acted on: a webhook endpoint gets them and catch-up asks for them. Every other type is ignored."""
 
 OBJECTS: dict[Kind, Handler] = {
     Kind.ORGANIZATION: _organization,
@@ -110,6 +115,7 @@ OBJECTS: dict[Kind, Handler] = {
     Kind.MEMBERSHIP: _membership,
     Kind.DOMAIN: _domain_read,
     Kind.ROLE: _role_read,
+    Kind.CONNECTION: _connection,
 }
 
 

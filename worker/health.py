@@ -14,13 +14,15 @@ from sqlalchemy import Connection, Engine, Select, exists, func, select
 
 from models.database import reading
 from models.tables import (
-    Domain,
+    AutoJoin,
+    AutoJoinState,
     Drift,
     Event,
     EventStatus,
+    Join,
+    JoinState,
     Membership,
     Mirror,
-    Organization,
     Run,
     RunStatus,
     Task,
@@ -31,10 +33,9 @@ from models.views import mirror_status
 from worker.catch_up import gaps
 from worker.clock import CLOCK_TICK
 from worker.doorbell import queue_name
+from worker.hooks import standing as hooks_standing
 from worker.inbox import Backlog, backlog
-from worker.jobs import DRAIN, REPAIR
 from worker.settings import Settings
-from worker.standing import VERIFIED
 
 OVERDUE_SECONDS = 60.0
 """A healthy mirror applies an event within seconds."""
@@ -54,6 +55,8 @@ PROBLEMS = (
     *("never_filled", "resync_failed", "resync_late", "withheld_deletions", "silent"),
 )
 """The names of all problems, for metrics and alarms."""
+WARNINGS = ("hook_failed", "hook_missed", "join_undone", "join_failed")
+"""The names of all warnings: something is to be done, and the mirror is right all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +108,22 @@ class Health:
     unmapped_roles: dict[str, int]
     conflicts: int
     """Domains that two live workspaces hold verified."""
+    domains: dict[str, int]
+    """Auto-join state → number of domains; `invalid`: those live ones that are no domain names."""
+    joins: dict[str, int]
+    """State → number of people made, or to be made, members by their domain."""
+    missing_joins: int
+    """People who should be in a workspace by their domain and are not, as last counted."""
+    without_admin: int
+    """Workspaces that have members and no admin, as last counted."""
+    hooks: list[dict[str, Any]]
     repairs: bool
     resync: Resync | None
     runs: list[dict[str, Any]]
     clock_age_seconds: float | None
     lanes: list[Lane]
     problems: list[Problem]
+    warnings: list[Problem]
 
     @property
     def trusted(self) -> bool:
@@ -137,7 +150,8 @@ def look(engine: Engine, redis: Redis, settings: Settings) -> Health:
     """
     waiting = backlog(engine)
     missed, late = gaps(engine, settings.gap_seconds)
-    lanes = [_lane(redis, name) for name in (DRAIN, REPAIR)]
+    lanes = [_lane(redis, name) for name in settings.lanes]
+    followers = hooks_standing(engine, settings.hooks)
     with reading(engine) as tx:
         mirror = dict(tx.execute(select(mirror_status)).mappings().one())
         now: datetime = tx.execute(select(db_now())).scalar_one()
@@ -145,6 +159,7 @@ def look(engine: Engine, redis: Redis, settings: Settings) -> Health:
         silent = _silent_seconds(tx, now, last_webhook, settings.gap_seconds) if settings.repairs else None
         clock_at = tx.execute(select(Tick.at).where(Tick.name == CLOCK_TICK)).scalar_one_or_none()
         resync = _last_resync(tx, now)
+        stock = tx.execute(select(Mirror.missing_joins, Mirror.without_admin)).one()
         running = select(Run.__table__).where(Run.status == RunStatus.RUNNING).order_by(Run.created_at)
         runs = [dict(run) for run in tx.execute(running).mappings()]
         health = Health(
@@ -160,16 +175,23 @@ def look(engine: Engine, redis: Redis, settings: Settings) -> Health:
             webhook_age_seconds=(now - last_webhook).total_seconds() if last_webhook else None,
             unmapped_roles=_unmapped(tx),
             conflicts=tx.execute(_conflicts()).scalar_one(),
+            domains=_domains(tx),
+            joins=_counted(tx, Join.state),
+            missing_joins=stock.missing_joins,
+            without_admin=stock.without_admin,
+            hooks=followers,
             repairs=settings.repairs,
             resync=resync,
             runs=runs,
             clock_age_seconds=(now - clock_at).total_seconds() if clock_at else None,
             lanes=lanes,
             problems=[],
+            warnings=[],
         )
     health.problems.extend(
-        [*_inbox_problems(waiting, lanes[0].workers), *_repair_problems(health, settings), *_clock_problems(health)]
+        [*_inbox_problems(waiting, lanes), *_repair_problems(health, settings), *_clock_problems(health)]
     )
+    health.warnings.extend(_warnings(health))
     return health
 
 
@@ -182,10 +204,16 @@ def as_report(health: Health) -> dict[str, Any]:
         "silent_seconds": health.silent_seconds,
         "unmapped_roles": [f"{slug}: {number} memberships" for slug, number in health.unmapped_roles.items()],
         "auto_join_conflicts": health.conflicts,
+        "domains": [f"{number} {state}" for state, number in sorted(health.domains.items())],
+        "joins": [f"{number} {state}" for state, number in sorted(health.joins.items())],
+        "missing_joins": health.missing_joins,
+        "workspaces_without_admin": health.without_admin,
+        "hooks": [f"{row['hook']}: {row['behind']} behind, {row['failed']} failed" for row in health.hooks],
         "repair": "on" if health.repairs else "off: WORKOS_API_KEY is not set",
         "runs": [describe_run(run) for run in health.runs],
         "workers": None if workers is None else len(workers),
         "problems": [problem.text for problem in health.problems],
+        "warnings": [warning.text for warning in health.warnings],
     }
 
 
@@ -242,17 +270,16 @@ def _unmapped(tx: Connection) -> dict[str, int]:
 
 def _conflicts() -> Select[int]:
     """Return a query of how many domain names more than one live workspace holds verified."""
-    held = (
-        select(Domain.normalized)
-        .outerjoin(Organization, Organization.id == Domain.organization_id)
-        .where(
-            *(Domain.deleted_by.is_(None), Organization.deleted_by.is_(None), Domain.normalized.is_not(None)),
-            Domain.verification.in_(VERIFIED),
-        )
-        .group_by(Domain.normalized)
-        .having(func.count(Domain.organization_id.distinct()) > 1)
-    )
-    return select(func.count()).select_from(held.subquery())
+    return select(func.count(AutoJoin.domain.distinct())).where(AutoJoin.state == AutoJoinState.CONFLICTED)
+
+
+def _domains(tx: Connection) -> dict[str, int]:
+    odd = select(func.count()).where(AutoJoin.domain.is_(None), AutoJoin.state != AutoJoinState.REVOKED)
+    return _counted(tx, AutoJoin.state) | {"invalid": tx.execute(odd).scalar_one()}
+
+
+def _counted(tx: Connection, column: Any) -> dict[str, int]:
+    return {str(value): number for value, number in tx.execute(select(column, func.count()).group_by(column))}
 
 
 def _last_resync(tx: Connection, now: datetime) -> Resync | None:
@@ -279,13 +306,15 @@ def _last_resync(tx: Connection, now: datetime) -> Resync | None:
     )
 
 
-def _inbox_problems(waiting: Backlog, workers: list[str] | None) -> list[Problem]:
+def _inbox_problems(waiting: Backlog, lanes: list[Lane]) -> list[Problem]:
     problems = []
-    if workers is None:
+    unmanned = [lane.name for lane in lanes if not lane.workers]
+    if any(lane.workers is None for lane in lanes):
         away = "Redis does not answer: start it, or check REDIS_URL (the embedded one: start clock); events are kept"
         problems.append(Problem("redis_away", away))
-    elif not workers:
-        problems.append(Problem("no_worker", "no worker is running: start workos-sync worker"))
+    elif unmanned:
+        on = "" if len(unmanned) == len(lanes) else f" on {', '.join(unmanned)}"
+        problems.append(Problem("no_worker", f"no worker is running{on}: start workos-sync worker"))
     if waiting.failed:
         problems.append(Problem("failed_events", f"{_events(waiting.failed)} failed: workos-sync events failures"))
     if waiting.oldest_seconds > OVERDUE_SECONDS:
@@ -319,6 +348,26 @@ def _repair_problems(health: Health, settings: Settings) -> list[Problem]:
     return problems
 
 
+def _warnings(health: Health) -> list[Problem]:
+    warnings = []
+    for hook in health.hooks:
+        if hook["failed"]:
+            text = (
+                f"the hook {hook['hook']} failed at {hook['failed']} changes: workos-sync hooks failed {hook['hook']}"
+            )
+            warnings.append(Problem("hook_failed", text))
+        if hook["error"]:
+            warnings.append(Problem("hook_missed", f"the hook {hook['hook']} missed changes: {hook['error']}"))
+    words = {
+        JoinState.UNDONE: ("join_undone", "people were deactivated again whom a join had activated"),
+        JoinState.FAILED: ("join_failed", "people could not be made members by their domain"),
+    }
+    for state, (name, text) in words.items():
+        if number := health.joins.get(state):
+            warnings.append(Problem(name, f"{number} {text}: workos-sync auto-join joins --state {state}"))
+    return warnings
+
+
 def _clock_problems(health: Health) -> list[Problem]:
     age = health.clock_age_seconds
     if age is not None and age > CLOCK_SECONDS:
@@ -335,5 +384,6 @@ def as_json(health: Health) -> dict[str, Any]:
             for (kind, finding), number in health.resync.drift.items()
         ]
     problems = [problem._asdict() for problem in health.problems]
+    shown["warnings"] = [warning._asdict() for warning in health.warnings]
     runs = [describe_run(run) for run in health.runs]
     return {"trusted": health.trusted, "reasons": health.reasons, **shown, "problems": problems, "runs": runs}

@@ -17,6 +17,11 @@ DRAIN = "drain"
 REPAIR = "repair"
 """The lane that works on resyncs, catch-ups and confirmed reads."""
 
+PROVISION = "provision"
+"""The lane that makes those members whom their verified domain lets in."""
+HOOKS = "hooks"
+"""The lane that tells the host of changes."""
+
 WORKER_TTL_SECONDS = 30
 """Short, so that an idle worker looks for abandoned jobs often enough."""
 
@@ -34,8 +39,8 @@ def drain_job(
     return run
 
 
-def repair_job(run: Callable[[], None], bell: Doorbell) -> Callable[[], None]:
-    """Return the function behind the lane `repair`."""
+def answered(run: Callable[[], None], bell: Doorbell) -> Callable[[], None]:
+    """Return the function behind any other lane: takes its bell's flag down, then does what there is to do."""
 
     def work() -> None:
         bell.answer()

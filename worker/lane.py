@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from types import FrameType
 
@@ -11,13 +12,14 @@ from redis.exceptions import RedisError
 from rq import SimpleWorker
 from rq.exceptions import StopRequested
 
+from worker import hooks, provision
 from worker.counters import ACCEPTED_TO_APPLIED
 from worker.directory import UnreadableError
 from worker.embedded import redis_url
 from worker.errors import ConfigurationError
-from worker.jobs import DRAIN, REPAIR, drain_job, make_worker, repair_job
+from worker.jobs import DRAIN, HOOKS, PROVISION, REPAIR, answered, drain_job, make_worker
 from worker.logs import configure
-from worker.repair import connect, repair
+from worker.repair import connect, repair, require_same_environment
 from worker.settings import load_settings
 from worker.supervisor import end_with_parent
 from worker.wiring import Wiring, wire
@@ -46,22 +48,66 @@ def main(lane: str = DRAIN) -> None:
 
 
 def _function(lane: str, wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:
-    settings = wiring.settings
-    if lane == DRAIN:
-        observe = partial(wiring.counters.observe, ACCEPTED_TO_APPLIED)
-        return drain_job(wiring.engine, settings.policy(), wiring.bell, observe)
-    if lane != REPAIR:
+    makers = {DRAIN: _drain, REPAIR: _repair, PROVISION: _provision, HOOKS: _hooks}
+    if lane not in makers:
         raise ValueError(f"there is no lane {lane}")
+    return makers[lane](wiring, stopping)
+
+
+def _drain(wiring: Wiring, _stopping: threading.Event) -> Callable[[], None]:
+    settings = wiring.settings
+    observe = partial(wiring.counters.observe, ACCEPTED_TO_APPLIED)
+    drain = drain_job(wiring.engine, settings.policy(), wiring.bell, observe)
+
+    def run() -> None:
+        drain()
+        # At once; what a resync changed, the clock rings for.
+        if settings.hooks:
+            wiring.hooks_bell.ring()
+        if settings.auto_join == "provision" and provision.waiting(wiring.engine):
+            wiring.provision_bell.ring()
+
+    return run
+
+
+def _repair(wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:
+    settings = wiring.settings
     directory = connect(settings, wiring.redis, wiring.counters) if settings.repairs else None
+    step = partial(repair, wiring.engine, directory, settings, wiring.bell, stopping.is_set)
+    return answered(_reaching(step), wiring.repair_bell)
+
+
+def _provision(wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:
+    directory, lag = connect(wiring.settings, wiring.redis, wiring.counters), wiring.settings.catch_up_lag_seconds
+
+    def run() -> None:
+        require_same_environment(wiring.engine, directory, wiring.settings)
+        while provision.provision(wiring.engine, directory, timedelta(seconds=lag), wiring.bell, stopping.is_set):
+            pass
+
+    return answered(_reaching(run), wiring.provision_bell)
+
+
+def _hooks(wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:
+    targets = hooks.targets(wiring.settings)
+
+    def run() -> None:
+        if not hooks.follow(wiring.engine, targets, wiring.settings.hook_attempts, stopping.is_set):
+            wiring.hooks_bell.ring()
+
+    return answered(run, wiring.hooks_bell)
+
+
+def _reaching(step: Callable[[], object]) -> Callable[[], None]:
+    """Return `step` as it goes on once WorkOS answers again: what is left to do stays, and the clock rings for it."""
 
     def run() -> None:
         try:
-            repair(wiring.engine, directory, settings, wiring.bell, stopping.is_set)
+            step()
         except (ConfigurationError, UnreadableError) as error:
-            # What is left to do stays where it is; the clock rings for it again.
             log.warning("repair_stopped", why=str(error))
 
-    return repair_job(run, wiring.repair_bell)
+    return run
 
 
 def _tell_of_stop(worker: SimpleWorker, stopping: threading.Event) -> None:

@@ -57,6 +57,8 @@ def _objects(name: str, parent: str, items: list[Any]) -> Iterator[tuple[Kind, A
                 yield Kind.USER, item
             case "memberships":
                 yield Kind.MEMBERSHIP, item
+            case "connections":
+                yield Kind.CONNECTION, item
             case "roles":
                 yield Kind.ROLE, item
             case "organization_roles":

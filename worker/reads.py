@@ -72,6 +72,7 @@ def fetch(directory: Directory, kind: Kind, id: str) -> Found:
         Kind.MEMBERSHIP: directory.membership,
         Kind.DOMAIN: directory.domain,
         Kind.ROLE: directory.role,
+        Kind.CONNECTION: directory.connection,
     }
     return by_id[kind](id)
 

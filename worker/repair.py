@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, exists, select, update
 from models.database import reading, write
 from models.tables import TABLES, Kind, Mirror, Organization, Read, Run, RunStatus, Task
 from models.types import db_in, db_now
-from worker import reads, runs
+from worker import admission, reads, runs
 from worker.bucket import Buckets
 from worker.catch_up import catch_up, settle
 from worker.clock import claim
@@ -18,7 +18,7 @@ from worker.counters import Counters
 from worker.directory import Directory, NotThereError, UnreadableError, open_directory
 from worker.doorbell import Doorbell
 from worker.errors import ConfigurationError
-from worker.handlers import ACTED_ON
+from worker.handlers import SUBSCRIBED
 from worker.replay import replay
 from worker.resync import Resync, begin
 from worker.retention import retain
@@ -103,7 +103,7 @@ def _bind(tx: Connection, client_id: str, started: datetime) -> None:
     _require_same(mirror.client_id, client_id)
     if mirror.backfill_from is None:
         first = {"client_id": client_id, "backfill_from": started, "cursor_at": started}
-        tx.execute(update(Mirror).values(event_types=ACTED_ON, **first))
+        tx.execute(update(Mirror).values(event_types=SUBSCRIBED, **first))
 
 
 def _begin_due(tx: Connection) -> None:
@@ -115,10 +115,10 @@ def _begin_due(tx: Connection) -> None:
         failed = (Run.task == Task.RESYNC, Run.status == RunStatus.FAILED, Run.finished_at > db_in(-PAUSE))
         if not tx.execute(select(exists().where(*failed))).scalar_one():
             _begin_unless_busy(tx, "first start")
-    elif (new := set(ACTED_ON).difference(mirror.event_types or ())) and _begin_unless_busy(tx, "new release"):
+    elif (new := set(SUBSCRIBED).difference(mirror.event_types or ())) and _begin_unless_busy(tx, "new release"):
         # Events of these types were ignored until now: what they told is found by listing.
         log.info("new_event_types", types=sorted(new))
-        tx.execute(update(Mirror).values(event_types=ACTED_ON))
+        tx.execute(update(Mirror).values(event_types=SUBSCRIBED))
 
 
 def _begin_unless_busy(tx: Connection, requested_by: str) -> bool:
@@ -240,6 +240,7 @@ def _work(
         return _catch_up(engine, directory, settings, bell, held)
     over = Resync(engine, directory, held, stopping).work()
     if over:
+        admission.take_stock(engine)
         write(engine, _catch_up_if_first)
     return over
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, RowMapping, and_, func, or_, select
+from sqlalchemy import ColumnElement, Engine, RowMapping, and_, exists, func, or_, select
 
 from models.database import reading
 from models.tables import (
@@ -23,7 +23,10 @@ from models.tables import (
     Task,
     User,
 )
-from models.views import workspace_members, workspaces
+from models.tables import (
+    Connection as SignIn,
+)
+from models.views import auto_join_domains, sign_in_methods, workspace_members, workspaces
 from worker.standing import domain_states
 
 STEP = 500
@@ -154,17 +157,43 @@ def list_access(
 
 
 def list_domains(
-    engine: Engine, organization_id: str | None = None, *, after: str | None = None, limit: int = 50
+    engine: Engine,
+    organization_id: str | None = None,
+    *,
+    off: bool = False,
+    after: str | None = None,
+    limit: int = 50,
 ) -> list[dict[str, Any]]:
-    """Return live domains by id, with whether they auto-join and why: of a workspace, and after an id, if given."""
+    """Return live domains by id, with whether they auto-join and why: of a workspace, and after an id, if given.
+
+    `off`: only those by which nobody joins.
+    """
     which: list[ColumnElement[bool]] = [Domain.deleted_by.is_(None)]
     if organization_id is not None:
         which.append(Domain.organization_id == organization_id)
     if after is not None:
         which.append(Domain.id > after)
+    if off:
+        view = auto_join_domains.c
+        joining = (view.domain == Domain.normalized, view.organization_id == Domain.organization_id)
+        which.append(~exists().where(*joining))
     with reading(engine) as tx:
         ids = list(tx.execute(select(Domain.id).where(*which).order_by(Domain.id).limit(limit)).scalars())
         return sorted(domain_states(tx, Domain.id.in_(ids)), key=lambda row: str(row["id"]))
+
+
+def list_sign_in(
+    engine: Engine, organization_id: str | None = None, *, after: str | None = None, limit: int = 50
+) -> list[dict[str, Any]]:
+    """Return single sign-on that works now, by connection id: of a workspace, and after an id, if given."""
+    view = sign_in_methods.c
+    query = select(sign_in_methods).order_by(view.connection_id).limit(limit)
+    if organization_id is not None:
+        query = query.where(view.organization_id == organization_id)
+    if after is not None:
+        query = query.where(view.connection_id > after)
+    with reading(engine) as tx:
+        return [dict(row) for row in tx.execute(query).mappings()]
 
 
 def list_members(engine: Engine, organization_id: str) -> dict[str, Any] | None:
@@ -228,6 +257,7 @@ LABELS = {
     Kind.USER: User.email,
     Kind.DOMAIN: Domain.domain,
     Kind.ROLE: Role.slug,
+    Kind.CONNECTION: SignIn.name,
 }
 """What people know an object by."""
 

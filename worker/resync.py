@@ -56,6 +56,9 @@ PAGE_PAUSE_S = 0.02
 SOME = 5
 """Organizations remembered, to know this environment's key by."""
 
+CONNECTIONS = "connections"
+"""The one listing without which a resync still makes sense: a key may not be allowed to see connections."""
+
 T = TypeVar("T")
 
 
@@ -111,8 +114,9 @@ def begin(
     elif organization_id is not None:
         open_listings(tx, run_id, "organization", [organization_id])
         open_listings(tx, run_id, "memberships", [organization_id])
+        open_listings(tx, run_id, CONNECTIONS, [organization_id])
     else:
-        for name in ("organizations", "users", "roles"):
+        for name in ("organizations", "users", "roles", CONNECTIONS):
             open_listings(tx, run_id, name, [""])
     return run_id
 
@@ -220,6 +224,11 @@ class Resync:
         while more and not self._leaving():
             try:
                 page = self._fetch(name, parent, after)
+            except RefusedKeyError as error:
+                if name != CONNECTIONS:
+                    raise
+                self._not_listed(name, parent, UnreadableError(str(error)))
+                return
             except UnreadableError as error:
                 if isinstance(error, QueryRefusedError) and resumed and after is not None:
                     log.warning("cursor_lost", run=self._held.run_id, listing=name)
@@ -232,20 +241,16 @@ class Resync:
 
     def _fetch(self, name: str, parent: str, after: str | None) -> Page:
         directory = self._directory
-        match name:
-            case "organizations":
-                return directory.organizations(after)
-            case "organization":
-                return directory.one_organization(parent)
-            case "users":
-                return directory.users(after)
-            case "memberships":
-                return directory.memberships(parent, after)
-            case "roles":
-                return directory.roles()
-            case "organization_roles":
-                return directory.organization_roles(parent)
-        raise ValueError(name)
+        pages: dict[str, Callable[[], Page]] = {
+            "organizations": lambda: directory.organizations(after),
+            "organization": lambda: directory.one_organization(parent),
+            "users": lambda: directory.users(after),
+            "memberships": lambda: directory.memberships(parent, after),
+            CONNECTIONS: lambda: directory.connections(parent, after),
+            "roles": directory.roles,
+            "organization_roles": lambda: directory.organization_roles(parent),
+        }
+        return pages[name]()
 
     def _not_listed(self, name: str, parent: str, error: UnreadableError) -> None:
         if parent and isinstance(error, NotThereError):
@@ -266,10 +271,11 @@ class Resync:
         tries = update(Listing).where(*self._here(name, parent)).values(attempts=Listing.attempts + 1)
         if tx.execute(tries.returning(Listing.attempts)).scalar_one() < MOST_TRIES:
             return
-        if not parent:
+        if not parent and name != CONNECTIONS:
             raise ListingFailedError(problem)
         self._note_listing(tx, name, parent, {"state": "partial"})
-        self._note_drift(tx, [odd_item(Kind.ORGANIZATION, parent, f"its {name}: {problem}")])
+        whose = (Kind.ORGANIZATION, parent) if parent else (Kind.CONNECTION, "all of them")
+        self._note_drift(tx, [odd_item(*whose, f"its {name}: {problem}")])
 
     def _parent_is_gone(self, tx: Connection, name: str, parent: str) -> None:
         self._held.check(tx)

@@ -12,7 +12,23 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, delete, select, update
 
 from models.database import delete_some, reading, turn, write
-from models.tables import Change, Drift, Event, EventStatus, Kind, Listing, Mirror, Read, Run, RunStatus, Seen, User
+from models.tables import (
+    Change,
+    Drift,
+    Event,
+    EventStatus,
+    HookDelivery,
+    Join,
+    JoinState,
+    Kind,
+    Listing,
+    Mirror,
+    Read,
+    Run,
+    RunStatus,
+    Seen,
+    User,
+)
 from models.types import db_in
 from worker.apply import change, lock_rows, note_changes, save_rows
 from worker.errors import ConfigurationError
@@ -54,6 +70,10 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
         "erased_payloads": lambda tx: _blank_payloads(tx, done, _about_erased()),
         "events": _dropper(Event, done, Event.last_delivered_at < _ago(periods.events)),
         "changes": lambda tx: _drop_changes(tx, Change.at < _ago(periods.changes)),
+        "joins": _dropper(Join, Join.state.in_(OVER), Join.settled_at < _ago(periods.changes)),
+        "hook_deliveries": _dropper(
+            HookDelivery, HookDelivery.change_id <= select(Mirror.changes_dropped_to).scalar_subquery()
+        ),
         **{f"run_{table.__tablename__}": _dropper(table, table.run_id.in_(ended_run)) for table in OF_RUNS},
         "drift": _dropper(Drift, Drift.run_id.in_(old_run)),
         "runs": _dropper(Run, Run.id.in_(old_run)),
@@ -79,6 +99,8 @@ def forget(engine: Engine, user_id: str, who: str) -> None:
     write(engine, lambda tx: _erase(tx, user_id, "operator", who))
 
 
+OVER = (JoinState.JOINED, JoinState.DROPPED)
+"""Joins that nothing is left to be said of; a block is kept for ever."""
 OF_RUNS: tuple[type[Listing | Read | Seen], ...] = (Listing, Read, Seen)
 """What only a run in work needs: left of one that ended only if its worker died then."""
 
@@ -144,6 +166,9 @@ def _erase(tx: Connection, user_id: str, cause: str, cause_id: str) -> None:
     mine = (Change.kind == Kind.USER, Change.object_id == user_id)
     for id, before, after in tx.execute(select(Change.id, Change.before, Change.after).where(*mine)).all():
         tx.execute(update(Change).where(Change.id == id).values(before=_blanked(before), after=_blanked(after)))
+    # What a hook's traceback quotes is the host's.
+    told = (HookDelivery.kind == Kind.USER, HookDelivery.object_id == user_id)
+    tx.execute(update(HookDelivery).where(*told).values(error=None, traceback=None))
     tx.execute(update(Drift).where(Drift.kind == Kind.USER, Drift.object_id == user_id).values(fields=None))
     theirs = (Event.kind == Kind.USER) & (Event.object_id == user_id) & (Event.status != EventStatus.PENDING)
     tx.execute(update(Event).where(theirs | Event.id.in_(_failed_that_name(tx, user_id))).values(body=None))

@@ -18,3 +18,9 @@ def local_role(slugs: Iterable[str], role_map: Mapping[str, str]) -> tuple[str |
         key=lambda pair: LOCAL_ROLES.index(pair[1]),
         default=(None, LOCAL_ROLES[0]),
     )
+
+
+def slug_for(role: str, role_map: Mapping[str, str]) -> str | None:
+    """Return the WorkOS role slug that stands for a local role: its own name if that maps to it; None without any."""
+    slugs = sorted(slug for slug, mapped in role_map.items() if mapped == role)
+    return role if role in slugs else next(iter(slugs), None)

@@ -1,5 +1,6 @@
 """Settings: read from the environment and `.env` once, checked together, every problem named at once."""
 
+import base64
 import ipaddress
 from datetime import timedelta
 from typing import Annotated, Any, Literal
@@ -11,12 +12,15 @@ from redis.connection import parse_url
 from models.database import database_url
 from worker.drain import Policy
 from worker.errors import ConfigurationError
+from worker.jobs import DRAIN, HOOKS, PROVISION, REPAIR
 from worker.retention import Periods
 from worker.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
 
 JOB_SECONDS = 2.0
 """How long a job drains before it rings for the next one: a process that is asked to stop ends its job first."""
 
+SHORTEST_SECRET, LONGEST_SECRET = 24, 64
+"""Bytes of a hook's secret (Standard Webhooks, Symmetric signatures)."""
 DEFAULT_DATABASE_URL = "sqlite:///.workos-sync/mirror.db"
 
 
@@ -39,6 +43,19 @@ def _tokens(raw: Any) -> Any:
     for place, what in enumerate(("name", "token")):
         if len({pair[place] for pair in pairs}) < len(pairs):
             raise ValueError(f"has the same {what} twice; each has one of its own")
+    return dict(pairs)
+
+
+def _hooks(raw: Any) -> Any:
+    """Read `name=https://...,name=package.module:function`."""
+    if not isinstance(raw, str):
+        return raw
+    pairs = [(name.strip(), target.strip()) for name, _, target in (entry.partition("=") for entry in _entries(raw))]
+    web = ("https://", "http://")
+    if wrong := [name or target for name, target in pairs if not name or not (target.startswith(web) or ":" in target)]:
+        raise ValueError(f"has {', '.join(wrong)} without a target; write name=https://... or name=module:function")
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("has the same name twice; each has one of its own")
     return dict(pairs)
 
 
@@ -122,6 +139,13 @@ class Settings(BaseSettings):
     sweep_seconds: Annotated[float, Field(gt=0)] = 5.0
     batch_size: Annotated[int, Field(ge=1, le=5000)] = 500
     max_attempts: Annotated[int, Field(ge=1)] = 10
+    auto_join: Literal["off", "mirror", "provision"] = "mirror"
+    auto_join_existing: bool = False
+    auto_join_legacy_verified: bool = True
+    hooks: Annotated[dict[str, str], NoDecode, BeforeValidator(_hooks)] = {}
+    hook_secrets: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_tokens)] = {}
+    hook_seconds: Annotated[float, Field(gt=0)] = 10.0
+    hook_attempts: Annotated[int, Field(ge=1)] = 12
     replay_per_second: Annotated[float, Field(gt=0)] = 200.0
     first_backoff_seconds: Annotated[float, Field(gt=0)] = 1.0
     log_format: Literal["json", "console"] | None = None
@@ -130,6 +154,16 @@ class Settings(BaseSettings):
     def repairs(self) -> bool:
         """Whether WorkOS's API can be asked, so that the mirror repairs itself."""
         return bool(self.workos_api_key and self.workos_client_id)
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        """The lanes of work that these settings ask for, each of at least one process."""
+        return (
+            DRAIN,
+            REPAIR,
+            *((PROVISION,) if self.auto_join == "provision" else ()),
+            *((HOOKS,) if self.hooks else ()),
+        )
 
     def periods(self) -> Periods:
         """Return how long things are kept."""
@@ -170,6 +204,7 @@ def load_settings(*required: str, **given: Any) -> Settings:
             problems.append(f"{name.upper()} {problem['msg'].removeprefix('Value error, ')}")
             wrong[name] = Settings.model_fields[name].default
         settings = Settings(**given | wrong)  # the others may be missing: all are named at once
+    problems += _without_secret(settings) if not {"hooks", "hook_secrets"} & wrong.keys() else []
     problems += [
         f"{name.upper()} is not set: {REMEDIES[name]}"
         for name in dict.fromkeys([*required, *_other_half(settings)])
@@ -182,4 +217,28 @@ def load_settings(*required: str, **given: Any) -> Settings:
 
 def _other_half(settings: Settings) -> tuple[str, ...]:
     """Return what it takes to ask WorkOS's API, if any of it is set: half of it is a mistake, not a wish."""
-    return ("workos_api_key", "workos_client_id") if settings.workos_api_key or settings.workos_client_id else ()
+    halves = settings.workos_api_key or settings.workos_client_id or settings.auto_join == "provision"
+    return ("workos_api_key", "workos_client_id") if halves else ()
+
+
+def _without_secret(settings: Settings) -> list[str]:
+    """Return what is wrong with the secrets of the hooks: each that is called over HTTP signs with its own."""
+    problems = []
+    for name, target in settings.hooks.items():
+        secret = settings.hook_secrets.get(name)
+        if target.startswith("http") and secret is None:
+            problems.append(f"HOOK_SECRETS names no secret for the hook {name}; write {name}:whsec_...")
+        elif secret is not None and not _usable(secret.get_secret_value()):
+            problems.append(f"HOOK_SECRETS of {name} is no secret; write whsec_ and 24 to 64 bytes in base64")
+    if unknown := sorted(settings.hook_secrets.keys() - settings.hooks.keys()):
+        problems.append(f"HOOK_SECRETS names hooks that HOOKS does not: {', '.join(unknown)}")
+    return problems
+
+
+def _usable(secret: str) -> bool:
+    """Whether a secret is one of Standard Webhooks: 24 to 64 bytes in base64, after `whsec_`."""
+    raw = secret.removeprefix("whsec_")
+    try:
+        return SHORTEST_SECRET <= len(base64.b64decode(raw + "=" * (-len(raw) % 4), validate=True)) <= LONGEST_SECRET
+    except ValueError:
+        return False

@@ -93,6 +93,12 @@ class Fields:
         value = self._value.get(name)
         return sorted({clean(item) for item in value if isinstance(item, str)}) if isinstance(value, list) else []
 
+    def names(self, name: str, field: str) -> list[str]:
+        """Return one field of each object of a list, where it is a string: sorted, without duplicates."""
+        value = self._value.get(name)
+        found = (item.get(field) for item in value if isinstance(item, Mapping)) if isinstance(value, list) else ()
+        return sorted({clean(item) for item in found if isinstance(item, str)})
+
     def time(self, name: str) -> datetime:
         """Return an instant in UTC. WorkOS writes most with a zone; one without is UTC."""
         value = self._value.get(name)
@@ -175,6 +181,17 @@ def domain(data: Fields, *, strict: bool = True) -> dict[str, Any]:
         "normalized": normal_domain(name),
         "verification": data.text("state"),
         "reason": None,
+    }
+
+
+def connection(data: Fields) -> dict[str, Any]:
+    """Return the content of a connection. Its workspace may be absent (WORKOS.md, Payloads)."""
+    return {
+        "organization_id": data.optional_id("organization_id"),
+        "name": data.text("name"),
+        "connection_type": data.text("connection_type"),
+        "status": data.text("state"),
+        "domains": data.names("domains", "domain"),
     }
 
 

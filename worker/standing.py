@@ -5,12 +5,23 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, select
 
-from models.tables import Change, Domain, Kind, Membership, Organization, PublicDomain, User
+from models.tables import (
+    AutoJoinState,
+    Change,
+    Domain,
+    Kind,
+    Membership,
+    Mirror,
+    Organization,
+    PublicDomain,
+    User,
+    WorkspaceSettings,
+)
 from models.views import auto_join_domains, workspace_members
+from worker import auto_join
 
 MOST_CHANGES = 500
 """Of a membership, looked through for its cause."""
-VERIFIED = ("verified", "legacy_verified")
 
 Row = RowMapping
 
@@ -92,62 +103,67 @@ def _active(shown: Mapping[str, Any] | None) -> bool:
 
 
 def domain_states(tx: Connection, *which: Any) -> list[dict[str, Any]]:
-    """Return domains with whether they auto-join now, and if not why not."""
-    joined = (
-        select(Domain.__table__, Organization.name.label("workspace_name"), Organization.deleted_by.label("gone"))
-        .outerjoin(Organization, Organization.id == Domain.organization_id)
-        .where(*which)
-        .order_by(Domain.domain, Domain.id)
-    )
-    rows = tx.execute(joined).mappings().all()
-    names = {row["normalized"] for row in rows}
+    """Return domains with their auto-join state, whether people join by them now, and if not why not."""
+    mirror = tx.execute(select(Mirror.__table__)).one()
+    mine = set(tx.execute(select(Domain.id).where(*which)).scalars())
+    found = auto_join.claims(tx, Domain.id.in_(mine))
+    now = auto_join.standings(found, legacy=mirror.legacy_verified)
     view = auto_join_domains.c
+    named = {claim.domain for claim in found}
     joining = {
         (domain, owner)
-        for domain, owner in tx.execute(select(view.domain, view.organization_id).where(view.domain.in_(names)))
+        for domain, owner in tx.execute(select(view.domain, view.organization_id).where(view.domain.in_(named)))
     }
-    return [
-        {
-            "id": row["id"],
-            "domain": row["domain"],
-            "organization_id": row["organization_id"],
-            "verification": row["verification"],
-            "auto_join": (on := _verified(row) and (row["normalized"], row["organization_id"]) in joining),
-            "why": "verified, by this workspace only" if on else _why_off(tx, row),
-        }
-        for row in rows
-    ]
+    told = select(Domain.id, Domain.domain).where(Domain.id.in_(mine))
+    names = {row.id: row.domain for row in tx.execute(told)}
+    states = []
+    for claim in found:
+        if claim.domain_id not in mine:
+            continue
+        state, reason = now[claim.domain_id]
+        on = state is AutoJoinState.VERIFIED and (claim.domain, claim.organization_id) in joining
+        why = "verified, by this workspace only" if on else WORDS[state].format(reason or "") or _off(tx, claim, mirror)
+        states.append(
+            {
+                "id": claim.domain_id,
+                "domain": names[claim.domain_id],
+                "organization_id": claim.organization_id,
+                "verification": claim.verification,
+                "state": state.value,
+                "auto_join": on,
+                "why": why,
+            }
+        )
+    return sorted(states, key=lambda row: (str(row["domain"]), str(row["id"])))
 
 
-def _verified(row: Row) -> bool:
-    return row["deleted_by"] is None and row["verification"] in VERIFIED
+WORDS = {
+    AutoJoinState.PENDING: "{}",
+    AutoJoinState.VERIFIED: "",
+    AutoJoinState.FAILED: "not verified: {}",
+    AutoJoinState.CONFLICTED: "in conflict: {}",
+    AutoJoinState.REVOKED: "{}",
+}
+"""Why a domain in each state does not auto-join; of a verified one it takes a look."""
 
 
-def _why_off(tx: Connection, row: Row) -> str:
+def _off(tx: Connection, claim: auto_join.Claim, mirror: Any) -> str:
+    """Return why nobody joins by a domain although it is verified by one live workspace only."""
     reasons = {
-        "the domain is deleted": row["deleted_by"] is not None,
-        "the workspace is deleted": row["gone"] is not None,
-        f"not verified: {row['reason'] or row['verification'] or 'WorkOS says no state'}": not _verified(row),
-        "it is no domain name": row["normalized"] is None,
-        "a public mail provider: its domain is nobody's own": _is_public(tx, row["normalized"]),
+        "it is no domain name": claim.domain is None,
+        "a public mail provider: its domain is nobody's own": _is_public(tx, claim.domain),
+        "AUTO_JOIN is off": mirror.auto_join == "off",
     }
     reason = next((reason for reason, holds in reasons.items() if holds), None)
-    return reason or _conflict(tx, row) or "the workspace is not known here yet"
+    return reason or _switched_off(tx, claim.organization_id or "")
+
+
+def _switched_off(tx: Connection, organization_id: str) -> str:
+    row = tx.execute(
+        select(WorkspaceSettings.who, WorkspaceSettings.why).where(WorkspaceSettings.organization_id == organization_id)
+    ).one_or_none()
+    return f"switched off by {row.who}: {row.why}" if row else "not now"
 
 
 def _is_public(tx: Connection, domain: str | None) -> bool:
     return tx.execute(select(PublicDomain.domain).where(PublicDomain.domain == domain)).one_or_none() is not None
-
-
-def _conflict(tx: Connection, row: Row) -> str | None:
-    rivals = (
-        select(Domain.organization_id)
-        .outerjoin(Organization, Organization.id == Domain.organization_id)
-        .where(
-            *(Domain.normalized == row["normalized"], Domain.organization_id != row["organization_id"]),
-            *(Domain.deleted_by.is_(None), Domain.verification.in_(VERIFIED)),
-            Organization.deleted_by.is_(None),
-        )
-    )
-    others = sorted(str(other) for other in tx.execute(rivals.distinct()).scalars())
-    return f"in conflict: verified by {', '.join(others)} too" if others else None

@@ -13,7 +13,7 @@ from models.migrate import outdated
 from worker.counters import Counters
 from worker.doorbell import Doorbell
 from worker.errors import ConfigurationError
-from worker.jobs import DRAIN, REPAIR
+from worker.jobs import DRAIN, HOOKS, PROVISION, REPAIR
 from worker.settings import Settings
 
 DOOR_REDIS_SECONDS = 0.25
@@ -21,6 +21,8 @@ DOOR_REDIS_SECONDS = 0.25
 DOOR_LOCK_TIMEOUT_MS = 1_000
 REPAIR_SECONDS = 24 * 3600
 """A resync may take hours: its lease says whether it lives, not RQ."""
+LONG_SECONDS = 1800
+"""Joins wait for WorkOS's rate limits, hooks for the host: each of their steps has limits of its own."""
 MOST_CONNECTIONS = 12
 """A resync has ten calls in flight, and its heartbeat; a drain uses one."""
 
@@ -34,6 +36,8 @@ class Wiring:
     redis: Redis
     bell: Doorbell
     repair_bell: Doorbell
+    provision_bell: Doorbell
+    hooks_bell: Doorbell
     counters: Counters
 
 
@@ -53,8 +57,16 @@ def wire(settings: Settings, redis_url: str, *, door: bool = False) -> Wiring:
     else:
         engine = open_engine(settings.database_url, pool_size=MOST_CONNECTIONS)
         redis = Redis.from_url(redis_url)
-    bells = Doorbell(redis, DRAIN), Doorbell(redis, REPAIR, REPAIR_SECONDS)
-    return Wiring(settings, engine, redis, *bells, Counters(redis))
+    return Wiring(
+        settings,
+        engine,
+        redis,
+        bell=Doorbell(redis, DRAIN),
+        repair_bell=Doorbell(redis, REPAIR, REPAIR_SECONDS),
+        provision_bell=Doorbell(redis, PROVISION, LONG_SECONDS),
+        hooks_bell=Doorbell(redis, HOOKS, LONG_SECONDS),
+        counters=Counters(redis),
+    )
 
 
 def door_redis(url: str) -> Redis:

@@ -178,6 +178,7 @@ def look_round(page: Page, site: str, organization_id: str) -> None:
     page.get_by_role("link", name="person0@acme.example").click()
     expect(page.get_by_text("an active membership of a live person")).to_be_visible()
     pictures(page, "explain")
+    look_at_auto_join(page, site, organization_id)
     page.get_by_role("link", name="People").click()
     page.get_by_label("E-mail").fill("person1@")
     page.get_by_role("button", name="Search").click()
@@ -187,6 +188,22 @@ def look_round(page: Page, site: str, organization_id: str) -> None:
     page.goto(f"{site}/ops/events")
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
     pictures(page, "sign-in")
+
+
+def look_at_auto_join(page: Page, site: str, organization_id: str) -> None:
+    """Switch it off for a workspace, with a reason, and see it say so."""
+    page.goto(f"{site}/ops/workspaces/{organization_id}")
+    page.get_by_label("Join by domain").select_option("off")
+    page.get_by_placeholder("Why?").fill("contractors share the domain")
+    page.get_by_role("button", name="Change").click()
+    expect(page.get_by_role("cell", name="switched off by ann: contractors share the domain")).to_be_visible()
+    pictures(page, "workspace-switched-off")
+    page.get_by_role("link", name="Auto-join").click()
+    expect(page.get_by_role("link", name="acme.example", exact=True)).to_be_visible()
+    pictures(page, "auto-join")
+    page.get_by_role("link", name="Hooks").click()
+    expect(page.get_by_text("HOOKS names none.")).to_be_visible()
+    pictures(page, "hooks")
 
 
 def test_withheld_deletions_are_looked_at_and_approved(page: Page, site: str, engine: Engine, sandbox: Sandbox) -> None:

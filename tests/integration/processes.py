@@ -51,6 +51,18 @@ def environment(**settings: object) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": str(compiled)} | given
 
 
+QUICK: dict[str, object] = {
+    "WORKOS_RATE_SHARE": "1.0",
+    "WORKER_PROCESSES": "1",
+    "WEB_PROCESSES": "1",
+    "SWEEP_SECONDS": "0.5",
+    "REPAIR_SECONDS": "0.5",
+    "CATCH_UP_SECONDS": "1",
+    "CATCH_UP_LAG_SECONDS": "1",
+}
+"""Settings of an installation that a test waits for."""
+
+
 class Command:
     """A `workos-sync …` command as a process, in a session of its own so that nothing of it can be left over."""
 

@@ -13,7 +13,7 @@ from redis import Redis
 from sqlalchemy import Engine, insert, update
 
 from models.database import write
-from models.tables import Drift, Event, Mirror, Run, Tick
+from models.tables import Change, Drift, Event, Hook, HookDelivery, Join, Mirror, Run, Tick
 from models.types import db_in, db_now
 from tests.integration.alarms import RULES, firing
 from tests.support import accept, apply_all, made, sign
@@ -122,6 +122,18 @@ def limited(wiring: Wiring, _door: FlaskClient) -> None:
     wiring.counters.add("workos_limited", number=30)
 
 
+def behind(wiring: Wiring, _door: FlaskClient) -> None:
+    row = {"kind": "user", "object_id": "user_1", "after": {}, "cause": "event", "cause_id": "event_1"}
+    write(wiring.engine, lambda tx: tx.execute(insert(Change), [row] * 1001))
+    change(wiring.engine, insert(Hook).values(name="sessions", cursor=0))
+
+
+def hook_failed(wiring: Wiring, _door: FlaskClient) -> None:
+    change(wiring.engine, insert(Hook).values(name="sessions", cursor=1))
+    about = {"kind": "user", "object_id": "user_1", "status": "failed"}
+    change(wiring.engine, insert(HookDelivery).values(hook="sessions", change_id=1, **about))
+
+
 def no_worker(wiring: Wiring, _door: FlaskClient) -> None:
     for key in wiring.redis.smembers(f"rq:workers:workos-sync:{DRAIN}"):
         wiring.redis.srem(f"rq:workers:workos-sync:{DRAIN}", key)
@@ -143,6 +155,13 @@ FAULTS: dict[str, Callable[[Wiring, FlaskClient], None]] = {
     "RateLimited": limited,
     "AutoJoinConflict": conflict,
     "UnmappedRole": unmapped,
+    "HookFailed": hook_failed,
+    "HookBehind": behind,
+    "JoinFailed": on(
+        lambda: insert(Join).values(
+            organization_id="org_1", user_id="user_1", state="undone", cause="event", cause_id="event_1"
+        )
+    ),
     "Backfilling": on(lambda: update(Mirror).values(backfilled_at=None)),
 }
 ELSEWHERE = {"Down", "DatabaseDown", "RedisDown"}
@@ -198,6 +217,7 @@ def test_rules_and_dashboard_ask_only_for_metrics_there_are(door: FlaskClient, w
     unmapped(wiring, door)
     failed(wiring, door)
     drifted(1, "extra", "withheld")(wiring, door)
+    behind(wiring, door)
     told = metrics(door)
     there = set(re.findall(r"^(workos_sync_\w+)", told, re.MULTILINE))
     for file in ("alerts.yml", "grafana.json"):

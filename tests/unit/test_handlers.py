@@ -17,7 +17,7 @@ from worker.handlers import HANDLERS, read_event
 from worker.roles import DEFAULT_ROLE_MAP, local_role
 from worker.snapshots import MAX_EMAIL, MAX_TEXT, Snapshot, clean, is_id, parse_time
 
-ACTED_ON = sorted(type for type, handler in HANDLERS.items() if handler)
+ACTED_ON = sorted(HANDLERS)
 LIVE = sorted(type for type in ACTED_ON if not type.endswith(".deleted"))
 DELETES = sorted(set(ACTED_ON) - set(LIVE))
 ROLES = DEFAULT_ROLE_MAP | {"owner": "admin"}
@@ -248,7 +248,7 @@ def test_versions_come_from_the_object_and_for_roles_from_the_event() -> None:
 def test_a_type_nobody_acts_on_brings_no_snapshot() -> None:
     envelope, snapshot = read_event("event_1", "something.new", b'{"created_at": "2025-07-01"}', ROLES)
     assert (envelope.id, envelope.type, snapshot) == ("event_1", "something.new", None)
-    assert read_event("event_1", "connection.deleted", b'{"data": 7}', ROLES)[1] is None
+    assert read_event("event_1", "dsync.activated", b'{"data": 7}', ROLES)[1] is None
 
 
 # Anything JSON can say, lone surrogates and NUL included; and what is nearly right, to get deep into the handlers.

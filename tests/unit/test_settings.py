@@ -1,5 +1,6 @@
 """Settings: every problem named at once, no secret ever shown."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def problems(monkeypatch: pytest.MonkeyPatch, *required: str, **environment: str
 
 def named(problem: str) -> set[str]:
     """The settings that a message names."""
-    return {name.upper() for name in Settings.model_fields if name.upper() in problem}
+    return {name.upper() for name in Settings.model_fields if re.search(rf"\b{name.upper()}\b", problem)}
 
 
 def test_nothing_needs_to_be_set_but_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from tests.sandbox import Sandbox
 from tests.use_cases.resyncs import directory_of
 from webhooks.app import create_app
 from worker import directory as directories
-from worker import reads, resync
+from worker import provision, reads, resync
 from worker.directory import Directory
 from worker.settings import Settings
 from worker.wiring import MOST_CONNECTIONS, Wiring
@@ -101,6 +101,7 @@ def no_one_at_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
     """On SQLite a resync pauses for the door; without one the tests take half the time."""
     monkeypatch.setattr(resync, "PAGE_PAUSE_S", 0.0)
     monkeypatch.setattr(reads, "READ_PAUSE_S", 0.0)
+    monkeypatch.setattr(provision, "PAUSE_S", 0.0)
 
 
 @pytest.fixture

@@ -200,8 +200,8 @@ def test_a_follower_who_begins_with_a_snapshot_has_every_change_once(
 
 
 def test_an_empty_mirror_has_a_snapshot_too(door: FlaskClient) -> None:
-    empty = {"changes_after": 0, "workspaces": [], "workspace_members": [], "auto_join_domains": []}
-    assert answer(door, "snapshot") == empty
+    views = ("workspaces", "workspace_members", "auto_join_domains", "sign_in_methods")
+    assert answer(door, "snapshot") == {"changes_after": 0, **{view: [] for view in views}}
 
 
 def test_who_waits_gets_the_change_when_it_is_made(wiring: Wiring, door: FlaskClient, engine: Engine) -> None:

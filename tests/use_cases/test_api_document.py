@@ -61,4 +61,4 @@ def test_every_answer_is_as_the_document_says(document: Any, mode: GenerationMod
         if mode is GenerationMode.NEGATIVE and not list(operation.query):
             continue  # cannot be asked for wrongly
         holds()
-    assert len(tried) == (14 if mode is GenerationMode.POSITIVE else 8), tried
+    assert len(tried) == (15 if mode is GenerationMode.POSITIVE else 9), tried

@@ -241,7 +241,7 @@ def test_without_an_allow_list_every_address_is_heard(local_door: FlaskClient) -
     assert post(local_door, sample("user.created")).status_code == 200
 
 
-@pytest.mark.parametrize("type", ["dsync.activated", "something.new", "connection.activated"])
+@pytest.mark.parametrize("type", ["dsync.activated", "something.new"])
 def test_a_type_nobody_acts_on_is_kept_and_ignored(door: FlaskClient, engine: Engine, type: str) -> None:
     event = sample("dsync.activated") | {"event": type}
     accept(door, event)

@@ -31,7 +31,7 @@ from worker.directory import Directory, UnreadableError
 from worker.doorbell import Doorbell
 from worker.drain import Policy, drain
 from worker.errors import ConfigurationError
-from worker.handlers import ACTED_ON
+from worker.handlers import SUBSCRIBED
 from worker.jobs import DRAIN, REPAIR
 from worker.repair import bind, needs_repair, repair, schedule, watch
 from worker.resync import start
@@ -239,13 +239,13 @@ def test_a_release_that_acts_on_further_types_resyncs_once(
 ) -> None:
     bind(one_engine, directory, settings())
     repair(one_engine, directory, settings(), bell)
-    known = [type for type in ACTED_ON if not type.startswith("role.")]
+    known = [type for type in SUBSCRIBED if not type.startswith("role.")]
     write(one_engine, lambda tx: tx.execute(update(Mirror).values(event_types=known)))
     sandbox.world.create_role("billing")
     for _ in range(2):
         repair(one_engine, directory, settings(), bell)
     assert [run["requested_by"] for run in runs(one_engine, Task.RESYNC)] == ["first start", "new release"]
-    assert mirror(one_engine)["event_types"] == ACTED_ON
+    assert mirror(one_engine)["event_types"] == SUBSCRIBED
 
 
 def test_without_a_key_only_retention_is_done(one_engine: Engine, bell: Doorbell, repair_bell: Doorbell) -> None:

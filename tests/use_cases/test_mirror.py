@@ -113,9 +113,12 @@ EFFECTS: dict[str, tuple[Kind, JSON] | None] = {
         {"description": "Answers customers", "permissions": ["tickets:read", "tickets:write"], "deleted_by": None},
     ),
     "organization_role.deleted": (Kind.ROLE, {"id": f"{ORG}/org-support", "deleted_by": "event"}),
-    "connection.activated": None,
-    "connection.deactivated": None,
-    "connection.deleted": None,
+    "connection.activated": (
+        Kind.CONNECTION,
+        {"organization_id": ORG, "connection_type": "OktaSAML", "status": "active", "domains": ["acme.example"]},
+    ),
+    "connection.deactivated": (Kind.CONNECTION, {"status": "inactive", "deleted_by": None}),
+    "connection.deleted": (Kind.CONNECTION, {"organization_id": ORG, "deleted_by": "event"}),
     "dsync.activated": None,
 }
 """What each sample does to an empty mirror: the one row it leaves (these columns of it), or None for none."""
@@ -142,7 +145,7 @@ def grant(door: FlaskClient, engine: Engine, **membership: Any) -> None:
 def test_every_type_acted_on_has_a_sample_and_every_sample_an_expectation() -> None:
     assert set(HANDLERS) <= set(SAMPLES)
     assert set(SAMPLES) == set(EFFECTS)
-    assert {type for type, effect in EFFECTS.items() if effect} == {type for type, do in HANDLERS.items() if do}
+    assert {type for type, effect in EFFECTS.items() if effect} == set(HANDLERS)
 
 
 @pytest.mark.parametrize("type", SAMPLES)
@@ -395,7 +398,7 @@ def history() -> list[JSON]:
         made("organization_domain.deleted", 1),
         made("organization_domain.verified", 2),
         made("role.created", 2),
-        made("connection.activated"),
+        made("dsync.activated"),
     ]
 
 

@@ -24,7 +24,7 @@ TOKEN = "ann-signs-in-with-this-token"
 ORG = made("organization.created")["data"]["id"]
 EVIL = "<script>alert(1)</script>\"'{{ 7*7 }}"
 NOWHERE = "sqlite:////proc/nowhere/all.db"
-PAGES = ("", "events", "failures", "workspaces", "people", "explain", "runs")
+PAGES = ("", "events", "failures", "workspaces", "people", "auto-join", "hooks", "explain", "runs")
 
 
 @pytest.fixture
@@ -181,6 +181,11 @@ POSTS = (
     "events/{failed}/dismiss",
     "failures/{fingerprint}/replay",
     f"workspaces/{ORG}/resync",
+    f"workspaces/{ORG}/auto-join",
+    f"workspaces/{ORG}/people/user_1/lift",
+    f"workspaces/{ORG}/people/user_1/block",
+    "hooks/sessions/replay",
+    "hooks/sessions/dismiss",
     "runs/run1/approve",
     "runs/run1/cancel",
     "sign-out",

@@ -11,8 +11,10 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from models.tables import TABLES, Change, Kind, Listing, Mirror, Read, RunStatus, Seen
+from models.views import sign_in_methods
 from tests.sandbox import Sandbox, World, populate
 from tests.support import JSON, apply_all, differences, rows
+from tests.use_cases.joining import tell
 from tests.use_cases.resyncs import (
     away_after,
     catch_up_with,
@@ -199,7 +201,8 @@ def test_a_clean_resync_makes_no_more_calls_than_workos_needs(
     sandbox.calls.clear()
     run_id = resync(one_engine, directory)
     people = users or organizations * members
-    least = -(-organizations // 100) + organizations * -(-members // 100) + -(-people // 100) + 1
+    # One more each for the roles and the connections.
+    least = -(-organizations // 100) + organizations * -(-members // 100) + -(-people // 100) + 1 + 1
     assert sandbox.calls.total() == least
     assert run_row(one_engine, run_id)["calls"] == least
 
@@ -269,7 +272,7 @@ def test_one_workspace_is_repaired_and_the_others_are_left_alone(
     quietly(world, lambda: drift(other))
     sandbox.calls.clear()
     run_id = resync(engine, directory, organization_id=mine)
-    assert sandbox.calls.total() == 2 + 2 + 1  # a read of each that was not listed, and of the person unknown here
+    assert sandbox.calls.total() == 3 + 2 + 1  # a read of each that was not listed, and of the person unknown here
     assert all(other not in line or "newcomer" in line for line in differences(engine, world.truth()) if mine in line)
     assert {row["organization_id"] for row in report(engine, run_id)} <= {mine, None}
     assert sorted(finding for finding, _ in found(engine, run_id).values()) == [
@@ -295,7 +298,7 @@ def test_one_workspace_that_is_gone_is_marked_deleted_and_its_members_cost_no_ca
     sandbox.calls.clear()
     run_id = resync(one_engine, directory, organization_id=gone)
     assert found(one_engine, run_id) == {("organization", gone): ("extra", "repaired")}
-    assert sandbox.calls.total() == 3
+    assert sandbox.calls.total() == 4
     resync(one_engine, directory)
     assert differences(one_engine, world.truth()) == []
 
@@ -419,6 +422,52 @@ def test_one_workspace_that_cannot_be_listed_is_reported_and_holds_up_no_other(
     assert live(one_engine)[Kind.MEMBERSHIP] == before[Kind.MEMBERSHIP] - {gone}
     sandbox.faults.clear()
     resync(one_engine, directory)
+    assert differences(one_engine, world.truth()) == []
+
+
+@pytest.mark.parametrize("status", [403, 422, 500])
+def test_a_key_that_may_not_see_connections_is_reported_and_the_rest_is_repaired(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, status: int
+) -> None:
+    world = sandbox.world
+    mirror_of(one_engine, sandbox, directory, 3)
+    connection = world.create_connection(next(iter(world.organizations)), "Okta")["id"]
+    world.activate_connection(connection)
+    tell(one_engine, world.events)
+    gone = next(iter(world.memberships))
+    quietly(world, lambda: (world.delete_connection(connection), world.delete_membership(gone)))
+    sandbox.faults.fail("/connections", status=status, times=None)
+    run_id = resync(one_engine, directory)
+    assert run_row(one_engine, run_id)["status"] == RunStatus.DONE
+    assert found(one_engine, run_id)["membership", gone] == ("extra", "repaired")
+    assert found(one_engine, run_id)["connection", "all of them"] == ("odd", "reported")
+    assert live(one_engine)[Kind.CONNECTION] == {connection}, "nothing is known of it"
+    sandbox.faults.clear()
+    run_id = resync(one_engine, directory)
+    assert found(one_engine, run_id) == {("connection", connection): ("extra", "repaired")}
+    assert differences(one_engine, world.truth()) == []
+
+
+@pytest.mark.parametrize("one", [True, False], ids=["one workspace", "everything"])
+def test_connections_that_no_event_told_of_are_found(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, one: bool
+) -> None:
+    world = sandbox.world
+    mirror_of(one_engine, sandbox, directory, 2)
+    org = next(iter(world.organizations))
+    with world.silently():
+        made, off = (world.create_connection(org, name)["id"] for name in ("Okta", "Entra"))
+        for id in (made, off):
+            world.activate_connection(id)
+        world.deactivate_connection(off)
+    scope = {"organization_id": org} if one else {}
+    run_id = resync(one_engine, directory, **scope)
+    assert found(one_engine, run_id) == {("connection", id): ("missing", "repaired") for id in (made, off)}
+    assert [row["connection_id"] for row in rows(one_engine, sign_in_methods)] == [made]
+    quietly(world, lambda: (world.delete_connection(made), world.activate_connection(off)))
+    run_id = resync(one_engine, directory, **scope)
+    assert {finding for finding, _ in found(one_engine, run_id).values()} == {"extra", "stale"}
+    assert [row["connection_id"] for row in rows(one_engine, sign_in_methods)] == [off]
     assert differences(one_engine, world.truth()) == []
 
 
@@ -755,7 +804,8 @@ def test_drained_events_and_resyncs_share_one_order_of_changes(
     apply_all(both_engines)
     causes = {(row["cause"], row["cause_id"]) for row in _changes(both_engines)}
     assert causes == {("resync", run_id)}
-    assert all(row["before"] is None and row["after"]["state"] == "active" for row in _changes(both_engines))
+    made = [row for row in _changes(both_engines) if row["kind"] in list(Kind)]
+    assert all(row["before"] is None and row["after"]["state"] == "active" for row in made)
 
 
 def _changes(engine: Engine) -> list[JSON]:

@@ -88,8 +88,8 @@ def everything(engine: Engine) -> Any:
 def test_the_first_resync_fills_the_mirror_and_says_what_it_did(mirror: Engine, sandbox: Sandbox) -> None:
     result = run()
     assert differences(mirror, sandbox.world.truth()) == []
-    assert "20 missing; 6 calls" in result.stdout, result.stdout  # 3 workspaces, 3 domains, 6 users, 6 members, 2 roles
-    assert run().stdout.endswith("no drift; 6 calls\n")
+    assert "20 missing; 7 calls" in result.stdout, result.stdout  # 3 workspaces, 3 domains, 6 users, 6 members, 2 roles
+    assert run().stdout.endswith("no drift; 7 calls\n")
 
 
 def test_a_dry_run_of_a_clean_mirror_reports_nothing_and_one_with_drift_exits_with_1(

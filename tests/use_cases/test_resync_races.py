@@ -275,7 +275,7 @@ def test_dead_at_any_call_the_next_worker_goes_on_and_repeats_at_most_the_pages_
         with world.silently():
             for user in list(world.users)[:5]:
                 world.delete_user(user)
-        needed = 1 + 2 * 2 + 3 + 1 + 5  # organizations, memberships, users, roles, and the five by id
+        needed = 1 + 2 * 2 + 3 + 1 + 1 + 5  # organizations, memberships, users, roles, connections, and the five by id
         for call in range(1, needed + 1, 1 if at_once == 1 else 5):
             run_id = start(one_engine, "test", dry_run=True)
             sandbox.calls.clear()
@@ -302,7 +302,7 @@ def test_stopped_between_two_pages_a_run_repeats_nothing(
         stops += 1
         assert stops < 50
     assert stops > 1
-    assert sandbox.calls.total() == 1 + 3 * 2 + 4 + 1
+    assert sandbox.calls.total() == 1 + 3 * 2 + 4 + 1 + 1
     [run] = [row for row in rows(one_engine, Run) if row["id"] == run_id]
     assert run["calls"] == sandbox.calls.total()
     assert differences(one_engine, sandbox.world.truth()) == []

@@ -42,6 +42,13 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
         rows = reports.list_domains(engine, query.organization_id, after=query.after, limit=query.limit)
         return page(schemas.Domains, rows, query.limit, "id")
 
+    @routes.get("/sign-in-methods")
+    @spec.validate(resp=answers(schemas.SignInMethods), tags=["mirror"])
+    def list_sign_in_methods(query: schemas.SignInQuery) -> Response:
+        """List single sign-on that works now, of a workspace or of all; a workspace without any has it off."""
+        rows = reports.list_sign_in(engine, query.organization_id, after=query.after, limit=query.limit)
+        return page(schemas.SignInMethods, rows, query.limit, "connection_id")
+
     @routes.get("/auto-join")
     @spec.validate(resp=answers(schemas.AutoJoin), tags=["mirror"])
     def auto_join(query: schemas.AutoJoinQuery) -> Response:

@@ -48,6 +48,12 @@ class DomainQuery(Paging):
     organization_id: Id | None = None
 
 
+class SignInQuery(Paging):
+    """Whose sign-in methods."""
+
+    organization_id: Id | None = None
+
+
 class AutoJoinQuery(Query):
     """Whose auto-join. The caller vouches that the address is verified."""
 
@@ -96,6 +102,10 @@ class Status(BaseModel):
     gaps: int
     late: int
     auto_join_conflicts: int
+    missing_joins: int
+    workspaces_without_admin: int
+    hooks: list[str]
+    warnings: list[str]
     unmapped_roles: list[str]
     runs: list[str]
 
@@ -132,8 +142,19 @@ class Domain(BaseModel):
     domain: str | None
     organization_id: str | None
     verification: str | None
+    state: Literal["pending", "verified", "failed", "conflicted", "revoked"]
     auto_join: bool
     why: str
+
+
+class SignInMethod(BaseModel):
+    """A way to sign in to a workspace with single sign-on that works now."""
+
+    organization_id: str
+    connection_id: str
+    connection_type: str | None
+    name: str | None
+    since: datetime | None
 
 
 class JoinRule(BaseModel):
@@ -271,6 +292,12 @@ class Domains(Page):
     items: list[Domain]
 
 
+class SignInMethods(Page):
+    """A page of sign-in methods, by connection id."""
+
+    items: list[SignInMethod]
+
+
 class Events(Page):
     """A page of events, newest first."""
 
@@ -303,3 +330,4 @@ class Snapshot(BaseModel):
     workspaces: list[Workspace]
     workspace_members: list[Member]
     auto_join_domains: list[JoinRule]
+    sign_in_methods: list[SignInMethod]

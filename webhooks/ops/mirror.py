@@ -8,6 +8,7 @@ from models.database import reading
 from models.tables import User
 from webhooks.ops.overview import require_repairs
 from worker import explain, reports
+from worker.admission import workspace_settings
 from worker.resync import start
 from worker.wiring import Wiring
 
@@ -31,8 +32,14 @@ def add(routes: Blueprint, wiring: Wiring) -> None:
         if found is None:
             abort(404, "The mirror knows no such workspace.")
         domains = reports.list_domains(engine, organization_id, limit=PAGE)
-        changes = reports.recent_changes(engine, organization_id, PAGE)
-        return render_template("ops/workspace.html", workspace=found, domains=domains, changes=changes)
+        told = {
+            "domains": domains,
+            "sign_in": reports.list_sign_in(engine, organization_id, limit=PAGE),
+            "changes": reports.recent_changes(engine, organization_id, PAGE),
+        }
+        with reading(engine) as tx:
+            own = workspace_settings(tx, organization_id)
+        return render_template("ops/workspace.html", workspace=found, own=own, **told)
 
     @routes.post("/workspaces/<path:organization_id>/resync")
     def resync_workspace(organization_id: str) -> Response:

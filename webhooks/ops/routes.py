@@ -7,7 +7,7 @@ from flask import Blueprint, Flask, render_template, session
 from sqlalchemy.exc import DBAPIError
 from werkzeug.exceptions import HTTPException
 
-from webhooks.ops import entry, inbox, mirror, overview, runs
+from webhooks.ops import entry, inbox, joining, mirror, overview, runs
 from worker.errors import ConfigurationError
 from worker.reports import as_json
 from worker.wiring import Wiring
@@ -27,7 +27,7 @@ def install(app: Flask, wiring: Wiring) -> None:
         static_url_path="/static",
     )
     entry.add(routes, wiring.settings, forms)
-    for pages in (overview, inbox, mirror, runs):
+    for pages in (overview, inbox, mirror, joining, runs):
         pages.add(routes, wiring)
 
     @routes.errorhandler(HTTPException)

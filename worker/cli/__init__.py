@@ -6,7 +6,7 @@ import click
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
 
-from worker.cli import inbox, look, repair, serve, setup
+from worker.cli import hooking, inbox, joining, look, repair, serve, setup
 from worker.cli.shared import fail
 from worker.directory import UnreadableError
 from worker.errors import ConfigurationError
@@ -42,6 +42,7 @@ for command in (
     *(serve.migrate, serve.web, serve.worker, serve.clock, serve.demo),
     *(repair.resync, repair.runs, repair.catch_up_command, repair.forget_command),
     *(inbox.events, inbox.replay_command),
+    *(joining.auto_join, hooking.hooks),
     *(setup.doctor, setup.register),
     *(look.explain_command, look.members, look.status),
 ):

@@ -46,7 +46,9 @@ def explain_command(name: str, as_json: bool) -> None:
         columns = ("workspace_name", "organization_id", "access", "role", "since", "cause", "role_cause", "why")
         say_rows(columns, found["access"], as_json=False)
     if found["auto_join"]:
-        say_rows(("domain", "organization_id", "auto_join", "why"), found["auto_join"], as_json=False)
+        say_rows(("domain", "organization_id", "state", "auto_join", "why"), found["auto_join"], as_json=False)
+    if found["joins"]:
+        say_rows(("organization_id", "state", "reason", "created_at", "settled_at"), found["joins"], as_json=False)
     steps = [step | {"changed": _changed(step["fields"])} for step in found["timeline"]]
     say_rows(("at", "object_id", "what", "by", "outcome", "why", "changed"), steps, as_json=False)
     if found["truncated"]:
@@ -73,4 +75,4 @@ def status(as_json: bool) -> None:
                 name.replace("_", " "), cell("\n".join(value) or "none" if isinstance(value, list) else value)
             )
         show(table)
-    sys.exit(1 if report["problems"] else 0)
+    sys.exit(1 if report["problems"] or report["warnings"] else 0)

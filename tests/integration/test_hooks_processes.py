@@ -1,0 +1,71 @@
+"""Hooks in a real worker: told at once of what an event changed, and of a lost delete that only a resync found."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from sqlalchemy import Engine, update
+
+from models.database import open_engine, write
+from models.tables import Hook, Mirror
+from models.types import db_in
+from tests.integration.processes import QUICK, Commands, Valkey, command_line, eventually
+from tests.integration.stories import store
+from tests.sandbox import Knobs, Sandbox, populate
+from tests.support import rows
+from tests.use_cases.hosting import SECRET, Web
+from tests.use_cases.resyncs import quietly, settings_of
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(seed=9, knobs=Knobs(hold_back=0.2)) as running:
+        populate(running.world, organizations=3, members=3)
+        yield running
+
+
+@pytest.fixture
+def host() -> Iterator[Web]:
+    web = Web()
+    yield web
+    web.server.shutdown()
+    web.server.server_close()
+
+
+@pytest.fixture
+def engine(
+    make_database: Callable[[str], str], commands: Commands, sandbox: Sandbox, valkey: Valkey, host: Web
+) -> Iterator[Engine]:
+    url = make_database("postgresql")
+    commands.settings |= (
+        QUICK
+        | settings_of(sandbox)
+        | {
+            "DATABASE_URL": url,
+            "REDIS_URL": valkey.url,
+            "HOOKS": f"sessions={host.url}",
+            "HOOK_SECRETS": f"sessions:{SECRET}",
+        }
+    )
+    opened = open_engine(url)
+    yield opened
+    opened.dispose()
+
+
+def test_a_host_hears_of_every_change_though_the_lane_is_killed(
+    engine: Engine, sandbox: Sandbox, commands: Commands, host: Web
+) -> None:
+    worker, _ = commands.start("worker"), commands.start("clock")
+    eventually(lambda: rows(engine, Mirror)[0]["backfilled_at"], 60)
+    assert host.took == [], "nothing of the first backfill"
+    person = sandbox.world.create_user("ann@acme.example")["id"]
+    store(engine, [sandbox.world.events[-1]])
+    eventually(lambda: person in {message["data"]["object_id"] for message in host.took}, 20)
+    lane = next(process for process in worker.family() if command_line(process)[-1:] == ["hooks"])
+    lane.kill()
+    write(engine, lambda tx: tx.execute(update(Hook).values(leased_until=db_in(-1))))  # its lease runs out
+    lost = next(iter(sandbox.world.memberships))
+    quietly(sandbox.world, lambda: sandbox.world.delete_membership(lost))
+    assert commands.start("resync").process.wait(60) == 0
+    eventually(lambda: lost in {message["data"]["object_id"] for message in host.took}, 40)
+    told = next(message for message in host.took if message["data"]["object_id"] == lost)
+    assert (told["type"], told["data"]["cause"]) == ("membership.deleted", "resync")

@@ -1,0 +1,132 @@
+"""A thousand sign-ups through real processes that are killed with -9, while WorkOS limits and fails for a while."""
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, func, select, update
+
+from models.database import open_engine, reading, write
+from models.tables import Join, JoinState, Membership, Mirror
+from models.types import db_in
+from tests.integration.processes import QUICK, Commands, Valkey, eventually, pending
+from tests.sandbox import Knobs, Sandbox, World
+from tests.support import SECRET, rows
+from tests.use_cases.resyncs import settings_of
+
+SIGN_UPS = 1_000
+WRONG = 40
+"""Of each kind of those who must not get in."""
+KILLS = 5
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    knobs = Knobs(hold_back=0.2, duplicates=0.1, reordering=0.1, rate_limits=True)
+    with Sandbox(seed=11, knobs=knobs) as running:
+        yield running
+
+
+@pytest.fixture
+def engine(
+    make_database: Callable[[str], str], commands: Commands, sandbox: Sandbox, valkey: Valkey
+) -> Iterator[Engine]:
+    """A PostgreSQL that the commands use, with the sandbox as their WorkOS."""
+    url = make_database("postgresql")
+    commands.settings |= (
+        QUICK
+        | settings_of(sandbox)
+        | {
+            "DATABASE_URL": url,
+            "REDIS_URL": valkey.url,
+            "AUTO_JOIN": "provision",
+        }
+    )
+    opened = open_engine(url)
+    yield opened
+    opened.dispose()
+
+
+def joined(engine: Engine) -> int:
+    with reading(engine) as tx:
+        done = select(func.count()).select_from(Join).where(Join.state == JoinState.JOINED)
+        return tx.execute(done).scalar_one()
+
+
+def still_open(engine: Engine) -> int:
+    return sum(row["state"] in (JoinState.PENDING, JoinState.UNDO) for row in rows(engine, Join))
+
+
+def sign_ups(world: World) -> tuple[dict[tuple[str, str], str], set[tuple[str, str]]]:
+    """All kinds of people in a random order; returns who is to be in (and active) at the end, and who was put in."""
+    dice = random.Random(3)
+    org = world.create_organization("Acme", domains=[("acme.example", "verified")])["id"]
+    for name in ("One", "Two"):
+        world.create_organization(name, domains=[("fought-over.example", "verified")])
+    world.create_organization("Pending", domains=[("pending.example", "pending")])
+    before: dict[str, Any] = {}
+    for number in range(WRONG):
+        for kind in ("removed", "inactive"):
+            id = world.create_user(f"{kind}{number}@acme.example", email_verified=False)["id"]
+            membership = world.create_membership(org, id)["id"]
+            (world.delete_membership if kind == "removed" else world.deactivate_membership)(membership)
+            before[f"{kind}{number}"] = id
+    right = [f"person{number}" for number in range(SIGN_UPS)]
+    others = [
+        f"{kind}{number}" for number in range(WRONG) for kind in ("unverified", "invited", "else", "fight", "wait")
+    ]
+    names = [*right, *others, *before]
+    dice.shuffle(names)
+    in_at_the_end: dict[tuple[str, str], str] = {}
+    hosts = {"else": "elsewhere.example", "fight": "fought-over.example", "wait": "pending.example"}
+    for name in names:
+        if name in before:
+            world.update_user(before[name], email_verified=True)
+            if name.startswith("inactive"):
+                in_at_the_end[org, before[name]] = "inactive"
+            continue
+        host = next((host for kind, host in hosts.items() if name.startswith(kind)), "acme.example")
+        id = world.create_user(f"{name}@{host}", email_verified=not name.startswith("unverified"))["id"]
+        if name.startswith("invited"):
+            world.create_membership(org, id, status="pending")
+            in_at_the_end[org, id] = "pending"
+        elif name.startswith("person"):
+            in_at_the_end[org, id] = "active"
+    return in_at_the_end, {(org, id) for id in before.values()}
+
+
+@pytest.mark.timeout(300)
+def test_each_right_person_gets_exactly_one_membership_and_no_one_else_any(
+    engine: Engine, sandbox: Sandbox, commands: Commands
+) -> None:
+    _, port = commands.web()
+    worker, _ = commands.start("worker"), commands.start("clock")
+    eventually(lambda: rows(engine, Mirror)[0]["backfilled_at"], 60)
+    sandbox.add_endpoint(f"http://127.0.0.1:{port}/webhooks/workos", SECRET)
+    expected, _ = sign_ups(sandbox.world)
+    for path, method in (("/user_management/organization_memberships", "POST"), ("/user_management", "GET")):
+        for status in (429, 500, 0):
+            sandbox.faults.fail(path, method=method, status=status, times=15)
+    for _ in range(20):
+        sandbox.faults.fail("/user_management", method="POST", status=0, times=1, after_effect=True)
+    for number in range(1, KILLS + 1):
+        eventually(lambda: joined(engine) >= number * SIGN_UPS // (KILLS + 2), 120)  # noqa: B023 - called now
+        for lane in worker.lanes():
+            lane.kill()
+        worker.kill()
+        # As if the time had passed after which a join that was taken up is taken up again.
+        write(engine, lambda tx: tx.execute(update(Join).values(due_at=db_in(-1))))
+        worker = commands.start("worker")
+    sandbox.deliveries.drain(60)
+    eventually(lambda: not pending(engine) and joined(engine) >= SIGN_UPS and not still_open(engine), 120)
+    found = [
+        ((membership["organization_id"], membership["user_id"]), membership["status"])
+        for membership in sandbox.world.memberships.values()
+    ]
+    assert len(found) == len(expected) and dict(found) == expected
+    states = {state: sum(row["state"] == state for row in rows(engine, Join)) for state in JoinState}
+    assert states[JoinState.JOINED] == SIGN_UPS
+    assert states[JoinState.BLOCKED] == 3 * WRONG, "removed, deactivated, invited"
+    assert states[JoinState.UNDONE] == states[JoinState.FAILED] == 0
+    eventually(lambda: len([row for row in rows(engine, Membership) if row["status"] == "active"]) >= SIGN_UPS, 30)

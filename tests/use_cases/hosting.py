@@ -1,0 +1,43 @@
+"""A host that hooks call over HTTP."""
+
+import json
+import threading
+from collections import deque
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from standardwebhooks.webhooks import Webhook
+
+from tests.support import JSON
+
+SECRET = "whsec_" + "c2VjcmV0" * 4
+
+
+class Web:
+    """A host that is called over HTTP: answers with what it is set to, keeps what it took."""
+
+    def __init__(self) -> None:
+        self.answers: deque[int] = deque()
+        self.took: list[JSON] = []
+        self.tried = 0
+        self._lock = threading.Lock()
+        web = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                Webhook(SECRET).verify(body, dict(self.headers.items()))
+                with web._lock:
+                    web.tried += 1
+                    status = web.answers.popleft() if web.answers else 204
+                    if status < 300:
+                        web.took.append(json.loads(body) | {"id": self.headers["webhook-id"]})
+                self.send_response(status)
+                self.send_header("location", "/elsewhere")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hooks"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()

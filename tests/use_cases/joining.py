@@ -1,0 +1,130 @@
+"""What the tests of auto-join say: a mirror in a mode, sign-ups, and rounds of the provisioning worker."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from redis import Redis
+from sqlalchemy import Connection, Engine, select, update
+
+from models.access import AutoJoin, auto_join_for
+from models.database import reading, session, write
+from models.tables import Join, JoinSearch, Mirror
+from models.types import db_in
+from tests.sandbox import Sandbox, World
+from tests.support import JSON, apply_all, rows
+from tests.use_cases.resyncs import Clock
+from worker import admission, inbox
+from worker.catch_up import catch_up, settle
+from worker.directory import Directory
+from worker.doorbell import Doorbell
+from worker.provision import provision
+
+LAG = timedelta(seconds=3)
+"""As long as the sandbox holds its newest events back, and more."""
+
+
+def put_in_force(engine: Engine, mode: str = "provision", *, existing: bool = False, legacy: bool = True) -> None:
+    """As a worker does at its start."""
+    admission.adopt(engine, mode, existing=existing, legacy=legacy)
+
+
+def is_filled(engine: Engine) -> None:
+    """As if a first resync and catch-up had ended on an environment that was empty."""
+    filled = {"backfill_from": db_in(-86_400), "backfilled_at": db_in(0), "last_resync_at": db_in(0)}
+    write(engine, lambda tx: tx.execute(update(Mirror).values(filled)))
+
+
+def company(world: World, domain: str = "acme.example", state: str = "verified") -> str:
+    """A workspace that holds a domain; returns its id."""
+    return str(world.create_organization(domain, domains=[(domain, state)])["id"])
+
+
+def sign_up(world: World, email: str = "ann@acme.example") -> str:
+    """A user with a verified address; returns the id."""
+    return str(world.create_user(email, email_verified=True)["id"])
+
+
+def tell(engine: Engine, events: Iterable[JSON]) -> None:
+    """Put events into the inbox, those that are there already too, and apply them."""
+
+    def take(tx: Connection) -> None:
+        for event in list(events):
+            inbox.store(tx, event)
+
+    write(engine, take)
+    apply_all(engine)
+
+
+def posts(sandbox: Sandbox) -> int:
+    """How many memberships were asked for."""
+    return sum(number for (method, _), number in sandbox.calls.items() if method == "POST")
+
+
+@dataclass
+class Stage:
+    """A mirror that provisions, and the WorkOS it asks, whose time stands still unless told."""
+
+    engine: Engine
+    sandbox: Sandbox
+    clock: Clock
+    directory: Directory
+    redis: Redis
+
+    @property
+    def world(self) -> World:
+        return self.sandbox.world
+
+    def hears(self) -> None:
+        """All that WorkOS ever told of arrives."""
+        tell(self.engine, self.world.events)
+
+    def time_passes(self) -> None:
+        """So much that the events API shows all that happened, and it is read and applied."""
+        self.clock.goes_on(seconds=10)
+        catch_up(self.engine, self.directory, lag=LAG)
+        apply_all(self.engine)
+        settle(self.engine)
+
+    def works(self) -> None:
+        """One round of the provisioning worker, with everything due."""
+        write(self.engine, lambda tx: tx.execute(update(Join).values(due_at=db_in(-1))))
+        provision(self.engine, self.directory, LAG, Doorbell(self.redis, "drain"))
+
+    def settles(self, most: int = 20) -> None:
+        """Rounds until no join is open, time passing in between; and what they made arrives."""
+        self.hears()
+        while most and open_joins(self.engine) + len(rows(self.engine, JoinSearch)):
+            self.works()
+            self.time_passes()
+            most -= 1
+        self.hears()
+
+
+def open_joins(engine: Engine) -> int:
+    return sum(row["state"] in ("pending", "undo") for row in rows(engine, Join))
+
+
+def join_of(engine: Engine, user_id: str) -> JSON:
+    return next(row for row in rows(engine, Join) if row["user_id"] == user_id)
+
+
+def joins_of(engine: Engine) -> dict[str, str]:
+    """User → state of their join."""
+    with reading(engine) as tx:
+        return {row.user_id: row.state for row in tx.execute(select(Join.user_id, Join.state))}
+
+
+def answer(engine: Engine, email: str) -> AutoJoin | None:
+    """What a host is told at a sign-up."""
+    with session(engine) as opened:
+        return auto_join_for(opened, email)
+
+
+def members_at_workos(world: World) -> dict[tuple[str, str], list[str]]:
+    """Organization and user → the statuses of their memberships."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for membership in world.memberships.values():
+        key = (membership["organization_id"], membership["user_id"])
+        found.setdefault(key, []).append(membership["status"])
+    return found

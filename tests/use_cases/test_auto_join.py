@@ -1,0 +1,450 @@
+"""Who may enter and who joins: histories of events, and what the access contract answers after each."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, select, text
+
+from models.access import auto_join_for
+from models.database import open_engine, reading, session, write
+from models.migrate import downgrade, upgrade
+from models.tables import TABLES, AutoJoin, Change, Domain, Membership, Mirror
+from models.views import auto_join_domains
+from tests.support import JSON, access, joins, made, rows
+from tests.use_cases.joining import put_in_force, tell
+from worker import admission
+from worker.errors import ConfigurationError
+from worker.explain import explain
+from worker.standing import accesses, domain_states
+
+ANN, ORG, RIVAL = "user_ann", "org_acme", "org_rival"
+EMAIL, NEW = "ann@acme.example", "new@acme.example"
+
+
+def org(verb: str = "created", at: int = 0, id: str = ORG) -> JSON:
+    return made(f"organization.{verb}", at, id=id, name=id, domains=[])
+
+
+def user(verb: str = "created", at: int = 0, **data: Any) -> JSON:
+    ann: JSON = {"id": ANN, "email": EMAIL, "email_verified": True}
+    return made(f"user.{verb}", at, **ann | data)
+
+
+def member(verb: str = "created", at: int = 0, id: str = "om_1", role: str = "member", **data: Any) -> JSON:
+    place: JSON = {"id": id, "organization_id": ORG, "user_id": ANN, "status": "active"}
+    slugs = data.pop("roles", [role])
+    roles: JSON = {"role": {"slug": slugs[0]}, "roles": [{"slug": slug} for slug in slugs]}
+    return made(
+        f"organization_membership.{verb}", at, **place | roles | {"created_at": f"2025-07-01T12:{at:02}:00Z"} | data
+    )
+
+
+def domain(verb: str = "verified", at: int = 0, id: str = "org_domain_1", **data: Any) -> JSON:
+    state = {"verified": "verified", "created": "pending"}.get(verb, "verified")
+    return made(
+        f"organization_domain.{verb}",
+        at,
+        **{"id": id, "organization_id": ORG, "domain": "acme.example", "state": state} | data,
+    )
+
+
+def failed(at: int, id: str = "org_domain_1", reason: str = "domain_verification_period_expired") -> JSON:
+    event = made("organization_domain.verification_failed", at, id=id, organization_id=ORG, domain="acme.example")
+    event["data"]["reason"] = reason
+    return event
+
+
+class Row(NamedTuple):
+    """A history, and what the contract answers after it: Ann's role, who joins by domain, and why."""
+
+    name: str
+    events: Sequence[JSON]
+    role: str | None
+    joins: str | None
+    why: str
+    email: str = NEW
+
+
+BOTH = [org(), user()]
+IN = [*BOTH, member()]
+ON = [org(), domain()]
+ACTIVE = "an active membership of a live person in a live workspace"
+ONLY = "verified, by this workspace only"
+TABLE = [
+    # Who is in.
+    Row("member", IN, "member", None, ACTIVE),
+    Row("admin", [*BOTH, member(role="admin")], "admin", None, ACTIVE),
+    Row("unknown role", [*BOTH, member(role="owner")], "member", None, ACTIVE),
+    Row("no role", [*BOTH, member(roles=[""])], "member", None, ACTIVE),
+    Row("highest of several roles", [*BOTH, member(roles=["member", "admin", "billing"])], "admin", None, ACTIVE),
+    Row("made admin", [*IN, member("updated", 2, role="admin")], "admin", None, ACTIVE),
+    Row("made admin, told late", [*BOTH, member("updated", 2, role="admin"), member()], "admin", None, ACTIVE),
+    Row("invited", [*BOTH, member(status="pending")], None, None, "the membership is pending"),
+    Row("accepted", [*BOTH, member(status="pending"), member("updated", 2)], "member", None, ACTIVE),
+    Row("deactivated", [*IN, member("updated", 2, status="inactive")], None, None, "the membership is inactive"),
+    Row(
+        "activated again",
+        [*IN, member("updated", 2, status="inactive"), member("updated", 3)],
+        "member",
+        None,
+        ACTIVE,
+    ),
+    Row("status nobody knows", [*BOTH, member(status="dormant")], None, None, "the membership is dormant"),
+    Row("no status", [*BOTH, member(status=None)], None, None, "the membership is of no known status"),
+    Row("removed", [*IN, member("deleted", 2)], None, None, "the membership: deleted in WorkOS"),
+    Row(
+        "removed, told first", [*BOTH, member("deleted", 2), member()], None, None, "the membership: deleted in WorkOS"
+    ),
+    Row("removed and invited again", [*IN, member("deleted", 2), member(at=3, id="om_2")], "member", None, ACTIVE),
+    Row("old id removed late", [*IN, member(at=3, id="om_2"), member("deleted", 2)], "member", None, ACTIVE),
+    Row(
+        "two memberships, the newest counts",
+        [*BOTH, member(role="admin"), member(at=3, id="om_2")],
+        "member",
+        None,
+        "a newer membership of the same person in this workspace counts",
+    ),
+    Row("user deleted", [*IN, user("deleted", 2)], None, None, "the person: deleted in WorkOS"),
+    Row(
+        "user deleted, told first",
+        [org(), user("deleted", 2), user(), member()],
+        None,
+        None,
+        "the person: deleted in WorkOS",
+    ),
+    Row("workspace deleted", [*IN, org("deleted", 2)], None, None, "the workspace: deleted in WorkOS"),
+    Row("workspace not known yet", [user(), member()], None, None, "the workspace is not known here yet"),
+    Row("person not known yet", [org(), member()], None, None, "the person is not known here yet"),
+    Row("parents told last", [member(), user(), org()], "member", None, ACTIVE),
+    # Who joins by domain.
+    Row("verified", ON, None, ORG, ONLY),
+    Row("created verified", [org(), domain("created", state="verified")], None, ORG, ONLY),
+    Row("updated to verified", [org(), domain("created"), domain("updated", 2, state="verified")], None, ORG, ONLY),
+    Row("legacy verified", [org(), domain("created", state="legacy_verified")], None, ORG, ONLY),
+    Row("pending", [org(), domain("created")], None, None, "not verified: pending"),
+    Row("unverified", [org(), domain("created", state="unverified")], None, None, "not verified: unverified"),
+    Row("state nobody knows", [org(), domain("created", state="vouched")], None, None, "not verified: vouched"),
+    Row("no state", [org(), domain("created", state=None)], None, None, "not verified: WorkOS says no state"),
+    Row(
+        "failed", [org(), domain("created"), failed(2)], None, None, "not verified: domain_verification_period_expired"
+    ),
+    Row(
+        "failed, for another has it",
+        [org(), failed(2, reason="domain_verified_by_other_organization")],
+        None,
+        None,
+        "not verified: domain_verified_by_other_organization",
+    ),
+    Row("failed, then verified", [org(), failed(2), domain(at=3)], None, ORG, ONLY),
+    Row("verified, told before it failed", [org(), domain(at=3), failed(2)], None, ORG, ONLY),
+    Row("domain deleted", [*ON, domain("deleted", 2)], None, None, "the domain is deleted"),
+    Row("domain deleted, told first", [org(), domain("deleted", 2), domain()], None, None, "the domain is deleted"),
+    Row("made again after a delete", [*ON, domain("deleted", 2), domain(at=3, id="org_domain_2")], None, ORG, ONLY),
+    Row("its workspace deleted", [*ON, org("deleted", 2)], None, None, "the workspace is deleted"),
+    Row("its workspace not known yet", [domain()], None, None, "the workspace is not known here yet"),
+    Row("upper case", [org(), domain(domain="ACME.Example")], None, ORG, ONLY),
+    Row("trailing dot", [org(), domain(domain="acme.example.")], None, ORG, ONLY),
+    Row("trailing dot in the address", ON, None, ORG, ONLY, "new@Acme.Example."),
+    Row("subdomain of it", ON, None, None, ONLY, "new@mail.acme.example"),
+    Row("it is a subdomain", [org(), domain(domain="mail.acme.example")], None, None, ONLY),
+    Row("letters beyond ASCII", [org(), domain(domain="bücher.example")], None, ORG, ONLY, "new@BÜCHER.example"),
+    Row("the same in IDNA", [org(), domain(domain="bücher.example")], None, ORG, ONLY, "new@xn--bcher-kva.example"),
+    Row("no domain name", [org(), domain(domain="not a domain")], None, None, "it is no domain name"),
+    Row("one label", [org(), domain(domain="localhost")], None, None, "it is no domain name", "new@localhost"),
+    Row(
+        "public provider",
+        [org(), domain(domain="gmail.com")],
+        None,
+        None,
+        "a public mail provider: its domain is nobody's own",
+        "new@gmail.com",
+    ),
+    Row("two claims of one workspace", [*ON, domain(id="org_domain_2")], None, ORG, ONLY),
+    Row(
+        "in conflict",
+        [*ON, org(id=RIVAL), domain(id="org_domain_2", organization_id=RIVAL)],
+        None,
+        None,
+        "in conflict: verified by org_rival too",
+    ),
+    Row(
+        "in conflict with one that is not known yet",
+        [*ON, domain(id="org_domain_2", organization_id=RIVAL)],
+        None,
+        None,
+        "in conflict: verified by org_rival too",
+    ),
+    Row(
+        "the rival let go",
+        [*ON, org(id=RIVAL), domain(id="org_domain_2", organization_id=RIVAL), domain("deleted", 2, "org_domain_2")],
+        None,
+        ORG,
+        ONLY,
+    ),
+    Row(
+        "the rival's workspace is gone",
+        [*ON, org(id=RIVAL), domain(id="org_domain_2", organization_id=RIVAL), org("deleted", 2, RIVAL)],
+        None,
+        ORG,
+        ONLY,
+    ),
+    Row(
+        "the rival is only pending",
+        [*ON, org(id=RIVAL), domain("created", id="org_domain_2", organization_id=RIVAL)],
+        None,
+        ORG,
+        ONLY,
+    ),
+    # Both: who was in, and left.
+    Row("removed, same address", [*IN, domain(), member("deleted", 2)], None, None, ONLY, EMAIL),
+    Row(
+        "removed, the address in capitals", [*IN, domain(), member("deleted", 2)], None, None, ONLY, "ANN@acme.example"
+    ),
+    Row("deactivated, same address", [*IN, domain(), member("updated", 2, status="inactive")], None, None, ONLY, EMAIL),
+    Row("invited, same address", [*BOTH, domain(), member(status="pending")], None, None, ONLY, EMAIL),
+    Row("removed, another person", [*IN, domain(), member("deleted", 2)], None, ORG, ONLY),
+    Row(
+        "removed and invited again and in",
+        [*IN, domain(), member("deleted", 2), member(at=3, id="om_2")],
+        "member",
+        ORG,
+        ONLY,
+        EMAIL,
+    ),
+    Row(
+        "removed, told first, same address", [*BOTH, domain(), member("deleted", 2), member()], None, None, ONLY, EMAIL
+    ),
+]
+
+
+def answered(engine: Engine, email: str) -> str | None:
+    with session(engine) as opened:
+        found = auto_join_for(opened, email)
+    return found.organization_id if found else None
+
+
+def reasons(engine: Engine) -> set[str]:
+    """Why everything is as it is."""
+    with reading(engine) as tx:
+        return {row["why"] for row in (*accesses(tx, Membership.id != ""), *domain_states(tx, Domain.id != ""))}
+
+
+def test_the_table_has_a_name_for_each_row() -> None:
+    assert len({row.name for row in TABLE}) == len(TABLE) >= 40
+
+
+def ends_as(engine: Engine, row: Row) -> None:
+    """Check what a row's history ended in."""
+    assert {role for _, who, role in access(engine) if who == ANN} == ({row.role} if row.role else set())
+    assert answered(engine, row.email) == row.joins
+    assert row.why in reasons(engine)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
+def test_a_history_ends_in_this_access(one_engine: Engine, row: Row) -> None:
+    for event in row.events:
+        tell(one_engine, [event])
+    ends_as(one_engine, row)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
+def test_told_the_other_way_round_it_ends_in_the_same_access(one_engine: Engine, row: Row) -> None:
+    tell(one_engine, reversed(row.events))
+    ends_as(one_engine, row)
+
+
+def test_postgresql_answers_the_same(make_database: Any) -> None:
+    """All histories one after the other in one database, emptied between two: to make one for each takes long."""
+    engine = open_engine(make_database("postgresql"))
+    for row in TABLE:
+        for event in row.events:
+            tell(engine, [event])
+        ends_as(engine, row)
+        write(
+            engine,
+            lambda tx: tx.execute(text(f"TRUNCATE events, {', '.join(t.__tablename__ for t in TABLES.values())}")),
+        )
+    engine.dispose()
+
+
+# The states and their history
+
+
+def states(engine: Engine) -> dict[str, str]:
+    return {row["domain_id"]: row["state"] for row in rows(engine, AutoJoin)}
+
+
+def history(engine: Engine, id: str) -> list[tuple[str, str | None, str]]:
+    """State, reason and cause of each step of a domain's auto-join."""
+    found = [row for row in rows(engine, Change) if row["kind"] == "auto_join" and row["object_id"] == id]
+    return [(row["after"]["state"], row["after"]["reason"], row["cause"]) for row in found]
+
+
+def test_every_state_of_a_domain_stands_in_changes_with_its_cause(engine: Engine) -> None:
+    rival = {"id": "org_domain_2", "organization_id": RIVAL}
+    lived = [
+        *(org(), org(id=RIVAL), domain("created"), failed(1), domain(at=2)),
+        *(domain(at=3, **rival), domain("deleted", 4, **rival), org("deleted", 5)),
+    ]
+    for event in lived:
+        tell(engine, [event])
+    assert history(engine, "org_domain_1") == [
+        ("pending", "not verified: pending", "event"),
+        ("failed", "domain_verification_period_expired", "event"),
+        ("verified", None, "event"),
+        ("conflicted", "verified by org_rival too", "event"),
+        ("verified", None, "event"),
+        ("revoked", "the workspace is deleted", "event"),
+    ]
+    assert [state for state, _, _ in history(engine, "org_domain_2")] == ["conflicted", "revoked"]
+    conflict = next(row for row in rows(engine, Change) if row["after"].get("state") == "conflicted")
+    assert conflict["cause_id"] == lived[5]["id"] and conflict["organization_id"] == ORG
+    told = explain(engine, "org_domain_1")
+    assert told is not None
+    steps = [step["why"] for step in told["timeline"] if step["what"] == "auto-join"]
+    assert steps[-3:] == ["conflicted: verified by org_rival too", "verified", "revoked: the workspace is deleted"]
+
+
+def agrees(engine: Engine) -> bool:
+    """Whether the states that were noted are those that the view decides by."""
+    joined = {(row["domain"], row["organization_id"]) for row in rows(engine, auto_join_domains)}
+    noted = {
+        (row["domain"], row["organization_id"])
+        for row in rows(engine, AutoJoin)
+        if row["state"] == "verified" and row["domain"]
+    }
+    return joined == {place for place in noted if place[0] != "gmail.com"}
+
+
+FIGHT = {
+    "acme verifies": domain(at=1),
+    "acme fails": failed(2),
+    "acme verifies again": domain(at=3),
+    "rival verifies": domain(at=1, id="org_domain_2", organization_id=RIVAL),
+    "rival lets go": domain("deleted", 4, "org_domain_2", organization_id=RIVAL),
+}
+
+
+def test_two_workspaces_fighting_over_a_domain_never_make_a_wrong_join(make_database: Any) -> None:
+    """In every order of verify, fail and delete; each order with ids of its own in one database."""
+    engine = open_engine(make_database("postgresql"))
+    tried = 0
+    for number, order in enumerate(itertools.permutations(FIGHT)):
+        told = json.dumps([FIGHT[name] for name in order])
+        for old in ("org_domain_1", "org_domain_2", "acme.example"):
+            told = told.replace(old, f"n{number}-{old}")
+        events = json.loads(told)
+        tell(engine, [org(), org(id=RIVAL)])
+        done: set[str] = set()
+        for name, event in zip(order, events, strict=True):
+            tell(engine, [event | {"id": f"event_{number}_{name.replace(' ', '_')}"}])
+            done.add(name)
+            holds_acme = bool(done & {"acme verifies again"}) or done & {"acme verifies", "acme fails"} == {
+                "acme verifies"
+            }
+            holds_rival = "rival verifies" in done and "rival lets go" not in done
+            expected = {ORG} if holds_acme and not holds_rival else {RIVAL} if holds_rival and not holds_acme else set()
+            name_of = f"n{number}-acme.example"
+            assert {owner for domain, owner in joins(engine) if domain == name_of} == expected, (order, done)
+        tried += 1
+    assert tried == 120 and agrees(engine)
+    engine.dispose()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_no_order_shows_access_that_the_order_of_events_would_not_end_with(
+    make_empty: Any, data: st.DataObject
+) -> None:
+    history = [
+        event for row in data.draw(st.lists(st.sampled_from(TABLE), min_size=1, max_size=4)) for event in row.events
+    ]
+    in_order, shuffled = make_empty(), make_empty()
+    tell(in_order, history)
+    order = data.draw(st.permutations(history))
+    cut = data.draw(st.integers(0, len(order)))
+    tell(shuffled, order[:cut])
+    tell(shuffled, order[cut:] + data.draw(st.lists(st.sampled_from(order), max_size=3)))
+    assert access(shuffled) == access(in_order) and joins(shuffled) == joins(in_order)
+    assert states(shuffled) == states(in_order) and agrees(shuffled)
+    removed = {(row["organization_id"], row["user_id"]) for row in rows(shuffled, Membership) if row["deleted_by"]}
+    live = {(row["organization_id"], row["user_id"]) for row in rows(shuffled, Membership) if not row["deleted_by"]}
+    if (ORG, ANN) in removed - live:
+        assert answered(shuffled, EMAIL) is None
+
+
+@pytest.fixture
+def make_empty(make_database: Any, request: pytest.FixtureRequest) -> Any:
+    """A function that returns an engine of an empty migrated SQLite database."""
+
+    def make() -> Engine:
+        engine = open_engine(make_database("sqlite"))
+        request.addfinalizer(engine.dispose)
+        return engine
+
+    return make
+
+
+# Settings and switches
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_whether_legacy_verified_counts_is_a_setting_and_a_change_of_it_stands_in_changes(
+    engine: Engine, legacy: bool
+) -> None:
+    tell(engine, [org(), domain("created", state="legacy_verified")])
+    put_in_force(engine, "mirror", legacy=legacy)
+    assert answered(engine, NEW) == (ORG if legacy else None)
+    assert agrees(engine)
+    if not legacy:
+        assert history(engine, "org_domain_1")[-1] == ("pending", "not verified: legacy_verified", "settings")
+        put_in_force(engine, "mirror", legacy=True)
+        assert answered(engine, NEW) == ORG and history(engine, "org_domain_1")[-1] == ("verified", None, "settings")
+
+
+def test_switched_off_nobody_joins_and_the_reason_is_told(engine: Engine) -> None:
+    tell(engine, ON)
+    put_in_force(engine, "off")
+    assert answered(engine, NEW) is None and reasons(engine) == {"AUTO_JOIN is off"}
+    put_in_force(engine, "mirror")
+    admission.set_workspace(engine, ORG, "ann", "contractors share the domain", auto_join=False)
+    assert answered(engine, NEW) is None and reasons(engine) == {"switched off by ann: contractors share the domain"}
+    admission.set_workspace(engine, ORG, "ann", "over", auto_join=True, default_role="admin")
+    with session(engine) as opened:
+        assert auto_join_for(opened, NEW) == (ORG, "admin")
+
+
+def test_settings_of_no_workspace_or_of_nothing_are_refused(engine: Engine) -> None:
+    with pytest.raises(ConfigurationError, match="knows no workspace org_none"):
+        admission.set_workspace(engine, "org_none", "ann", "why", auto_join=True)
+    with pytest.raises(ConfigurationError, match="say what to change"):
+        admission.set_workspace(engine, ORG, "ann", "why")
+
+
+def test_a_database_from_before_gets_its_states_and_addresses_at_the_upgrade(engine: Engine) -> None:
+    tell(engine, [*IN, domain(), domain("created", id="org_domain_2", domain="other.example")])
+    downgrade(engine, "0006")
+    upgrade(engine)
+    assert states(engine) == {}
+    put_in_force(engine, "mirror")
+    assert states(engine) == {"org_domain_1": "verified", "org_domain_2": "pending"}
+    assert answered(engine, NEW) == ORG
+    with reading(engine) as tx:
+        email = tx.execute(select(Change.after).where(Change.kind == "user")).scalar_one()["email"]
+    assert email == EMAIL
+    tell(engine, [member("deleted", 5)])
+    assert answered(engine, EMAIL) is None
+
+
+def test_a_workspace_without_an_admin_is_reported(engine: Engine) -> None:
+    tell(engine, [*BOTH, member(role="admin")])
+    assert admission.without_admin(engine) == []
+    tell(engine, [member("updated", 2)])
+    assert [(row["organization_id"], row["members"]) for row in admission.without_admin(engine)] == [(ORG, 1)]
+    admission.take_stock(engine)
+    assert rows(engine, Mirror)[0]["without_admin"] == 1

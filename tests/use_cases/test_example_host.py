@@ -1,0 +1,123 @@
+"""The example host of the integration guide, over SQL and over HTTP: it lets in who may enter, and nobody else."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import Engine
+
+from tests.support import JSON, made, serving
+from tests.use_cases.joining import tell
+from webhooks.app import create_app
+from worker import hooks
+from worker.hooks import WebTarget
+from worker.wiring import Wiring
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "example-host" / "app.py"
+SECRET = "whsec_" + "c2VjcmV0" * 4
+TOKEN = "a-token-of-the-host-s-own"
+ORG = made("organization.created")["data"]["id"]
+ANN = made("user.created")["data"]["id"]
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("example_host", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def wiring(local: Callable[..., Wiring]) -> Wiring:
+    return local(api_tokens=TOKEN)
+
+
+@pytest.fixture
+def engine(wiring: Wiring) -> Engine:
+    return wiring.engine
+
+
+@pytest.fixture(params=["sql", "http"])
+def host(request: pytest.FixtureRequest, example: ModuleType, wiring: Wiring) -> Iterator[Flask]:
+    """The host, reading the mirror in one of the two ways."""
+    with serving(create_app(wiring)) as url:
+        made = {
+            "sql": lambda: example.SqlMirror(wiring.settings.database_url),
+            "http": lambda: example.HttpMirror(url, TOKEN),
+        }[request.param]()
+        yield example.create_app(made, SECRET)
+
+
+@pytest.fixture
+def ann(host: Flask, engine: Engine) -> FlaskClient:
+    """Ann, who is a member of one workspace and admin of another."""
+    tell(engine, [made("organization.created", name="Acme"), made("organization.created", id="org_2", name="Bolt")])
+    tell(engine, [made("user.created", email="ann@acme.example", email_verified=True)])
+    tell(engine, [member("om_1", ORG, "member"), member("om_2", "org_2", "admin")])
+    client = host.test_client()
+    told = client.post("/sign-in", data={"user_id": ANN}).get_json()
+    assert [(place["organization_id"], place["role"]) for place in told] == [(ORG, "member"), ("org_2", "admin")]
+    return client
+
+
+def member(id: str, organization_id: str, role: str, **data: Any) -> JSON:
+    slug = {"slug": role}
+    place: JSON = {"id": id, "organization_id": organization_id, "user_id": ANN, "role": slug, "roles": [slug]} | {
+        "status": "active"
+    }
+    return made("organization_membership.created", **place | data)
+
+
+def gone(id: str, organization_id: str) -> JSON:
+    return made("organization_membership.deleted", 5, id=id, organization_id=organization_id, user_id=ANN)
+
+
+def test_who_is_signed_in_enters_their_workspaces_and_no_other(ann: FlaskClient) -> None:
+    assert ann.post(f"/switch/{ORG}").status_code == 200
+    assert ann.post("/switch/org_of_others").status_code == 403
+
+
+def test_only_an_admin_sees_what_admins_see(ann: FlaskClient) -> None:
+    ann.post(f"/switch/{ORG}")
+    assert ann.get("/keys").status_code == 403
+    ann.post("/switch/org_2")
+    assert ann.get("/keys").json == {"organization_id": "org_2", "keys": ["sk_1"]}
+
+
+def test_whoever_is_removed_is_out_with_the_next_request(ann: FlaskClient, engine: Engine) -> None:
+    ann.post("/switch/org_2")
+    tell(engine, [gone("om_2", "org_2")])
+    assert ann.get("/keys").status_code == 403 and ann.post("/switch/org_2").status_code == 403
+
+
+def test_a_sign_up_is_told_its_workspace_and_one_who_was_removed_is_not(ann: FlaskClient, engine: Engine) -> None:
+    tell(engine, [made("organization_domain.verified", domain="acme.example", state="verified")])
+    joins = {"organization_id": ORG, "default_role": "member"}
+    assert ann.post("/sign-up", data={"email": "New@ACME.example."}).json == joins
+    assert ann.post("/sign-up", data={"email": "new@elsewhere.example"}).json is None
+    tell(engine, [gone("om_1", ORG)])
+    assert ann.post("/sign-up", data={"email": "Ann@acme.example"}).json is None
+
+
+def test_a_hook_ends_the_sessions_of_who_was_removed(host: Flask, ann: FlaskClient, engine: Engine) -> None:
+    with serving(host) as url:
+        target = WebTarget(f"{url}/hooks/workos-sync", SECRET, 5.0)
+        assert hooks.follow(engine, {"sessions": target}, 3)
+        assert ann.post(f"/switch/{ORG}").status_code == 200
+        tell(engine, [gone("om_1", ORG)])
+        assert hooks.follow(engine, {"sessions": target}, 3)
+        target.close()
+    assert hooks.deliveries(engine) == []
+    assert ann.post("/switch/org_2").status_code == 401, "signed out"
+    assert ann.post("/sign-in", data={"user_id": ANN}).status_code == 200
+
+
+def test_a_forged_hook_is_refused(host: Flask) -> None:
+    assert host.test_client().post("/hooks/workos-sync", json={"type": "user.deleted"}).status_code == 401

@@ -1,0 +1,338 @@
+"""Host hooks: told of every change at least once, in order for each object, whatever fails meanwhile."""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from redis import Redis
+from sqlalchemy import Engine, update
+
+from models.database import write
+from models.tables import Change, Hook, HookDelivery, Mirror
+from models.types import db_in
+from tests.sandbox import Sandbox
+from tests.support import JSON, access, made, rows
+from tests.use_cases.hosting import SECRET, Web
+from tests.use_cases.joining import is_filled, tell
+from tests.use_cases.resyncs import quietly, resync, small_life
+from worker import hooks
+from worker.directory import Directory
+from worker.errors import ConfigurationError
+from worker.hooks import PythonTarget, WebTarget
+from worker.settings import Settings, load_settings
+
+
+class Host:
+    """A host's function: keeps what it is told, and raises for the objects it is set to fail at."""
+
+    def __init__(self) -> None:
+        self.told: list[JSON] = []
+        self.fails: set[str] = set()
+
+    def __call__(self, message: JSON) -> None:
+        if message["data"]["object_id"] in self.fails:
+            raise RuntimeError("the session store is away")
+        self.told.append(message)
+
+    def ids(self) -> list[int]:
+        return [message["data"]["id"] for message in self.told]
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+@pytest.fixture
+def follow(one_engine: Engine, host: Host) -> Callable[..., bool]:
+    """Have the hook told of what it was not told yet."""
+
+    def run(attempts: int = 3, **other: Any) -> bool:
+        return hooks.follow(one_engine, {"host": PythonTarget(host, 5.0)} | other, attempts)
+
+    return run
+
+
+def due(engine: Engine) -> None:
+    """As if all waiting had passed."""
+    write(engine, lambda tx: tx.execute(update(HookDelivery).values(due_at=db_in(-1))))
+
+
+def person(id: str, at: int = 0, **data: Any) -> JSON:
+    return made("user.created" if at == 0 else "user.updated", at, id=id, email=f"{id}@acme.example", **data)
+
+
+def waiting(engine: Engine) -> dict[int, str]:
+    return {row["change_id"]: row["status"] for row in rows(engine, HookDelivery)}
+
+
+def ids_of(engine: Engine, object_id: str | None = None) -> list[int]:
+    return [row["id"] for row in rows(engine, Change) if object_id in (None, row["object_id"])]
+
+
+def test_every_change_is_told_once_in_order(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+    tell(one_engine, [person("user_1"), person("user_2")])
+    assert follow()
+    tell(one_engine, [person("user_1", 2, first_name="Ann")])
+    assert follow() and follow()
+    assert host.ids() == ids_of(one_engine)
+    assert [message["type"] for message in host.told] == ["user.created", "user.created", "user.updated"]
+    last = host.told[-1]
+    assert last["data"]["before"]["first_name"] != last["data"]["after"]["first_name"] == "Ann"
+    assert last["timestamp"] == last["data"]["at"] and last["data"]["cause"] == "event"
+
+
+def test_one_that_raises_is_tried_again_and_others_go_on(
+    one_engine: Engine, host: Host, follow: Callable[..., bool]
+) -> None:
+    host.fails = {"user_1"}
+    tell(one_engine, [person("user_1"), person("user_2")])
+    follow()
+    first, second = ids_of(one_engine)
+    tell(one_engine, [person("user_1", 2, first_name="Ann"), person("user_2", 2, first_name="Bob")])
+    follow()
+    assert host.ids() == [second, ids_of(one_engine, "user_2")[1]]
+    assert waiting(one_engine) == dict.fromkeys(ids_of(one_engine, "user_1"), "pending")
+    assert access(one_engine) == set() and len(rows(one_engine, Change)) == 4, "the mirror is not held up"
+    host.fails = set()
+    follow()
+    assert len(host.told) == 2, "the first try again is not due yet"
+    due(one_engine)
+    follow()
+    assert host.ids()[2:] == ids_of(one_engine, "user_1") and first == host.ids()[2]
+    assert waiting(one_engine) == {}
+
+
+def test_after_its_attempts_it_is_set_aside_with_its_traceback_and_later_ones_go_on(
+    one_engine: Engine, host: Host, follow: Callable[..., bool]
+) -> None:
+    host.fails = {"user_1"}
+    tell(one_engine, [person("user_1"), person("user_1", 2, first_name="Ann")])
+    for _ in range(2):
+        follow(attempts=2)
+        due(one_engine)
+    first, second = ids_of(one_engine)
+    assert waiting(one_engine) == {first: "failed", second: "pending"}
+    listed = hooks.deliveries(one_engine, status="failed")
+    assert [row["error"] for row in listed] == ["RuntimeError: the session store is away"]
+    assert "in __call__" in listed[0]["traceback"] and listed[0]["attempts"] == 2
+    host.fails = set()
+    follow()
+    assert host.ids() == [second]
+    assert hooks.replay(one_engine, "host", None, "ann") == 1
+    follow()
+    assert host.ids() == [second, first] and waiting(one_engine) == {}
+
+
+def test_what_failed_can_be_given_up(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+    host.fails = {"user_1"}
+    tell(one_engine, [person("user_1")])
+    follow(attempts=1)
+    assert hooks.dismiss(one_engine, "host", 999, "ann") == 0
+    assert hooks.dismiss(one_engine, "host", None, "ann") == 1
+    assert waiting(one_engine) == {} and hooks.replay(one_engine, "host", None, "ann") == 0
+
+
+def test_each_hook_has_a_cursor_of_its_own(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+    other = Host()
+    other.fails = {"user_1"}
+    tell(one_engine, [person("user_1"), person("user_2")])
+    follow(other=PythonTarget(other, 5.0))
+    assert host.ids() == ids_of(one_engine) and other.ids() == ids_of(one_engine, "user_2")
+
+
+def test_killed_between_telling_and_noting_it_tells_again(
+    one_engine: Engine, host: Host, follow: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell(one_engine, [person("user_1")])
+
+    class KilledError(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise KilledError
+
+    monkeypatch.setattr(hooks.Follower, "_note_fresh", die)
+    with pytest.raises(KilledError):
+        follow()
+    monkeypatch.undo()
+    follow()
+    assert len(host.told) == 1, "another holds the lease"
+    write(one_engine, lambda tx: tx.execute(update(Hook).values(leased_until=db_in(-1))))
+    follow()
+    assert host.ids() == ids_of(one_engine) * 2
+
+
+def test_a_process_that_lost_its_lease_notes_nothing(one_engine: Engine, host: Host) -> None:
+    tell(one_engine, [person("user_1")])
+
+    def slow(message: JSON) -> None:
+        host(message)
+        write(one_engine, lambda tx: tx.execute(update(Hook).values(fence=Hook.fence + 1)))
+
+    assert hooks.follow(one_engine, {"host": PythonTarget(slow, 5.0)}, 3)
+    assert rows(one_engine, Hook)[0]["cursor"] == 0
+
+
+def test_of_the_first_backfill_nothing_is_told_and_of_a_later_repair_everything(
+    one_engine: Engine, host: Host, follow: Callable[..., bool], sandbox: Sandbox, directory: Directory
+) -> None:
+    small_life(sandbox.world, 2, 2)
+    tell(one_engine, [person("user_signed_up_meanwhile")])
+    first = resync(one_engine, directory)
+    assert not [row for row in rows(one_engine, Change) if row["cause_id"] != first and row["cause"] == "resync"]
+    follow()
+    assert [message["data"]["object_id"] for message in host.told] == ["user_signed_up_meanwhile"]
+    is_filled(one_engine)
+    lost = next(iter(sandbox.world.memberships))
+    quietly(sandbox.world, lambda: sandbox.world.delete_membership(lost))
+    resync(one_engine, directory)
+    follow()
+    found = [m for m in host.told if m["data"]["object_id"] == lost]
+    assert [(m["type"], m["data"]["cause"]) for m in found] == [("membership.deleted", "resync")]
+
+
+def test_a_hook_that_comes_later_begins_then(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+    is_filled(one_engine)
+    tell(one_engine, [person("user_1")])
+    follow()
+    tell(one_engine, [person("user_2")])
+    follow()
+    assert [message["data"]["object_id"] for message in host.told] == ["user_2"]
+
+
+def test_a_hook_that_retention_overtook_says_so_and_goes_on(
+    one_engine: Engine, host: Host, follow: Callable[..., bool]
+) -> None:
+    tell(one_engine, [person("user_1")])
+    follow()
+    tell(one_engine, [person("user_2"), person("user_3")])
+    dropped = ids_of(one_engine)[1]
+    write(one_engine, lambda tx: tx.execute(Change.__table__.delete().where(Change.id == dropped)))  # type: ignore[attr-defined]
+    write(one_engine, lambda tx: tx.execute(update(Mirror).values(changes_dropped_to=dropped)))
+    follow()
+    assert [message["data"]["object_id"] for message in host.told] == ["user_1", "user_3"]
+    (row,) = hooks.standing(one_engine)
+    assert row["error"] == f"changes up to {dropped} are no longer kept" and row["behind"] == 0
+
+
+def test_a_function_that_hangs_is_ended(one_engine: Engine) -> None:
+    tell(one_engine, [person("user_1")])
+    hooks.follow(one_engine, {"host": PythonTarget(lambda _: threading.Event().wait(60), 1.0)}, 3)
+    (row,) = rows(one_engine, HookDelivery)
+    assert "HookTimeoutError" in row["error"]
+
+
+def test_a_function_that_wants_to_end_the_process_only_fails(one_engine: Engine) -> None:
+    tell(one_engine, [person("user_1")])
+
+    def leave(_: JSON) -> None:
+        raise SystemExit(3)
+
+    hooks.follow(one_engine, {"host": PythonTarget(leave, 5.0)}, 3)
+    assert [row["error"] for row in rows(one_engine, HookDelivery)] == ["SystemExit: 3"]
+
+
+def test_many_changes_come_in_steps(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+    tell(one_engine, [person(f"user_{n % 40}", n) for n in range(350)])
+    assert follow()
+    assert host.ids() == ids_of(one_engine)
+
+
+# Over HTTP
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    web = Web()
+    yield web
+    web.server.shutdown()
+    web.server.server_close()
+
+
+@pytest.fixture
+def web_target(web: Web) -> Iterator[WebTarget]:
+    target = WebTarget(web.url, SECRET, 5.0)
+    yield target
+    target.close()
+
+
+def test_a_call_is_signed_as_standard_webhooks_says_and_its_id_is_the_change(
+    one_engine: Engine, web: Web, web_target: WebTarget
+) -> None:
+    tell(one_engine, [person(f"user_{n}") for n in range(30)])
+    assert hooks.follow(one_engine, {"web": web_target}, 3)
+    assert sorted(m["data"]["id"] for m in web.took) == ids_of(one_engine)
+    assert {m["id"] for m in web.took} == {f"change_{id}" for id in ids_of(one_engine)}
+
+
+@pytest.mark.parametrize("status", [301, 400, 404, 410, 500, 503])
+def test_any_answer_but_2xx_is_a_failure_and_the_same_id_comes_again(
+    one_engine: Engine, web: Web, web_target: WebTarget, status: int
+) -> None:
+    tell(one_engine, [person("user_1"), person("user_1", 2, first_name="Ann")])
+    web.answers.append(status)
+    hooks.follow(one_engine, {"web": web_target}, 3)
+    assert web.took == [] and web.tried == 1
+    assert f"answered {status}" in rows(one_engine, HookDelivery)[0]["error"]
+    due(one_engine)
+    hooks.follow(one_engine, {"web": web_target}, 3)
+    assert [m["data"]["id"] for m in web.took] == ids_of(one_engine)
+
+
+def test_nobody_at_the_address_is_a_failure_without_its_address_in_the_error(one_engine: Engine) -> None:
+    tell(one_engine, [person("user_1")])
+    target = WebTarget("http://127.0.0.1:1/secret-path", SECRET, 1.0)
+    hooks.follow(one_engine, {"web": target}, 3)
+    target.close()
+    (row,) = rows(one_engine, HookDelivery)
+    assert row["error"] == "HookError: no answer: ConnectError"
+
+
+# Settings
+
+
+def loaded(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return load_settings()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"HOOKS": "sessions"}, "HOOKS has sessions without a target"),
+        ({"HOOKS": "a=json:dumps,a=json:loads"}, "HOOKS has the same name twice"),
+        ({"HOOKS": "a=https://host/path"}, "HOOK_SECRETS names no secret for the hook a"),
+        ({"HOOKS": "a=https://host/path", "HOOK_SECRETS": "a:short"}, "HOOK_SECRETS of a is no secret"),
+        ({"HOOK_SECRETS": f"a:{SECRET}"}, "HOOK_SECRETS names hooks that HOOKS does not: a"),
+        ({"AUTO_JOIN": "provision"}, "WORKOS_API_KEY is not set"),
+        ({"AUTO_JOIN": "yes"}, "AUTO_JOIN Input should be 'off', 'mirror' or 'provision'"),
+    ],
+)
+def test_wrong_settings_are_named(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        loaded(monkeypatch, **given)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("no.such.module:f", "cannot be loaded: ModuleNotFoundError"),
+        ("json:no_such", "cannot be loaded: AttributeError"),
+        ("json:__name__", "is no function"),
+    ],
+)
+def test_a_function_that_is_not_there_is_named_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, place: str, said: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        hooks.targets(loaded(monkeypatch, HOOKS=f"a={place}"))
+
+
+def test_targets_follow_the_settings(monkeypatch: pytest.MonkeyPatch, redis: Redis) -> None:
+    given = loaded(monkeypatch, HOOKS="a=json:dumps, web=https://host/path", HOOK_SECRETS=f"web:{SECRET}")
+    with hooks.opened(given) as found:
+        assert {name: type(target) for name, target in found.items()} == {"a": PythonTarget, "web": WebTarget}

@@ -1,0 +1,194 @@
+"""What operators type about auto-join and hooks, and what the pages let them press."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from flask.testing import FlaskClient
+from sqlalchemy import Engine, insert
+
+from models.database import write
+from models.tables import Change, Hook, HookDelivery, Join
+from tests.support import JSON, made, rows
+from tests.use_cases.joining import answer, put_in_force, tell
+from webhooks.app import create_app
+from worker import admission
+from worker.cli import main
+from worker.wiring import Wiring
+
+ORG = made("organization.created")["data"]["id"]
+ANN = made("user.created")["data"]["id"]
+TOKEN = "ann-signs-in-with-this-token"
+
+
+@pytest.fixture
+def db_url(make_database: Any) -> str:
+    return str(make_database("sqlite"))
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(set_environment: Callable[..., None], db_url: str, logs_as_before: None) -> None:
+    set_environment(DATABASE_URL=db_url, OPS_TOKENS=f"ann:{TOKEN}", HOOKS="sessions=json:dumps")
+
+
+@pytest.fixture
+def engine(engine: Engine) -> Engine:
+    """A workspace with a verified domain, a person on it who is not in, and one who was removed."""
+    gone: JSON = {"id": "om_gone", "user_id": "user_gone"}
+    tell(engine, [made("organization.created", name="Acme")])
+    tell(engine, [made("organization_domain.verified", domain="acme.example", state="verified")])
+    tell(engine, [made("user.created", email="ann@acme.example", email_verified=True)])
+    tell(engine, [made("user.created", id="user_gone", email="gone@acme.example", email_verified=True)])
+    tell(engine, [made("organization_membership.created", status="active", **gone)])
+    tell(engine, [made("organization_membership.deleted", 5, **gone)])
+    return engine
+
+
+@pytest.fixture
+def failed_hook(engine: Engine) -> Engine:
+    told = {"kind": "user", "object_id": ANN, "status": "failed", "attempts": 12}
+    why = {"error": "RuntimeError: <b>away</b>", "traceback": "Traceback <script>alert(1)</script>"}
+    first = rows(engine, Change)[0]["id"]
+    write(engine, lambda tx: tx.execute(insert(Hook).values(name="sessions", cursor=999)))
+    write(engine, lambda tx: tx.execute(insert(HookDelivery).values(hook="sessions", change_id=first, **told, **why)))
+    return engine
+
+
+def run(*arguments: str, exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == exit_code, (result.output, result.exception)
+    return result
+
+
+def report(*arguments: str, exit_code: int = 0) -> Any:
+    return json.loads(run(*arguments, "--json", exit_code=exit_code).stdout)
+
+
+def test_domains_with_their_state_and_reason(engine: Engine) -> None:
+    (row,) = report("auto-join", "domains")
+    assert (row["domain"], row["state"], row["auto_join"]) == ("acme.example", "verified", True)
+    assert "acme.example" in run("auto-join", "domains", "--organization", ORG).stdout
+    assert report("auto-join", "domains", "--off") == []
+
+
+def test_who_is_missing_is_listed_and_a_finding(engine: Engine) -> None:
+    (row,) = report("auto-join", "missing", exit_code=1)
+    assert (row["user_id"], row["organization_id"]) == (ANN, ORG), "and not the one who was removed"
+    tell(engine, [made("organization_membership.created", id="om_2", user_id=ANN, status="active")])
+    assert report("auto-join", "missing") == []
+
+
+def test_the_switch_and_the_default_role_are_set_with_a_reason(engine: Engine) -> None:
+    run("auto-join", "set", ORG, "--off", exit_code=2)
+    assert report("auto-join", "set", ORG, "--off", "--reason", "contractors") == {
+        "auto_join": False,
+        "default_role": "member",
+    }
+    assert answer(engine, "new@acme.example") is None
+    run("auto-join", "set", ORG, "--on", "--role", "admin", "--reason", "agreed")
+    assert answer(engine, "new@acme.example") == (ORG, "admin")
+    wrong = run("auto-join", "set", ORG, "--role", "king", "--reason", "x", exit_code=2)
+    assert "Invalid value for '--role'" in wrong.output
+    nothing = run("auto-join", "set", ORG, "--reason", "x", exit_code=2)
+    assert nothing.stderr == "workos-sync: say what to change: the switch, the default role, or both\n"
+    assert "contractors" in run("explain", ORG).stdout
+
+
+def test_a_block_is_lifted_and_laid_with_a_reason(engine: Engine) -> None:
+    assert answer(engine, "gone@acme.example") is None
+    assert run("auto-join", "lift", ORG, "user_gone", "--reason", "hired again").stdout == "lifted: removed\n"
+    assert answer(engine, "gone@acme.example") == (ORG, "member")
+    run("auto-join", "lift", ORG, "user_gone", "--reason", "twice", exit_code=2)
+    run("auto-join", "block", ORG, ANN, "--reason", "a test account")
+    assert answer(engine, "ann@acme.example") is None
+    (row,) = report("auto-join", "joins", "--state", "blocked")
+    assert row["user_id"] == ANN and row["reason"].endswith(": a test account")
+    assert "a test account" in run("explain", "ann@acme.example").stdout
+    unknown = run("auto-join", "block", ORG, "user_none", "--reason", "x", exit_code=2)
+    assert unknown.stderr == "workos-sync: the mirror knows no person user_none\n"
+
+
+def test_hooks_are_listed_told_again_and_given_up(failed_hook: Engine) -> None:
+    (row,) = report("hooks", "list", exit_code=1)
+    assert (row["hook"], row["configured"], row["failed"]) == ("sessions", True, 1)
+    (listed,) = report("hooks", "failed", exit_code=1)
+    assert "Traceback" in listed["traceback"]
+    status = report("status", exit_code=1)
+    assert any("workos-sync hooks failed sessions" in line for line in status["warnings"])
+    assert run("hooks", "replay", "sessions").stdout == "1 put back\n"
+    assert report("hooks", "list")[0]["waiting"] == 1
+    assert run("hooks", "replay", "sessions", exit_code=1).stdout == "0 put back\n"
+    assert run("hooks", "dismiss", "sessions", "--change", "1", exit_code=1).stdout == "0 dismissed\n"
+
+
+def test_a_hook_that_cannot_be_loaded_stops_the_worker_with_one_line(
+    engine: Engine, set_environment: Callable[..., None]
+) -> None:
+    set_environment(HOOKS="sessions=no.such.module:end")
+    done = run("worker", exit_code=2)
+    assert done.stderr.startswith("workos-sync: HOOKS: sessions: no.such.module:end cannot be loaded")
+
+
+# Pages
+
+
+@pytest.fixture
+def ann(engine: Engine, build_wiring: Callable[..., Wiring], db_url: str) -> FlaskClient:
+    """A browser that is signed in."""
+    given = {"ops_tokens": f"ann:{TOKEN}", "hooks": "sessions=json:dumps"}
+    browser = create_app(build_wiring(database_url=db_url, **given)).test_client()
+    page = browser.get("/ops/sign-in").get_data(as_text=True)
+    browser.post("/ops/sign-in", data={"token": TOKEN, "csrf_token": token_of(page)})
+    return browser
+
+
+def token_of(page: str) -> str:
+    found = re.search(r'name="csrf_token" value="([^"]+)"', page)
+    assert found
+    return found[1]
+
+
+def press(browser: FlaskClient, page: str, action: str, **form: str) -> str:
+    """Press a button of a page, and return the page it leads to."""
+    token = token_of(browser.get(f"/ops/{page}").get_data(as_text=True))
+    done = browser.post(f"/ops/{action}", data={"csrf_token": token, **form}, follow_redirects=True)
+    assert done.status_code == 200
+    return done.get_data(as_text=True)
+
+
+def test_the_page_of_auto_join_shows_who_is_missing_and_what_is_off(ann: FlaskClient, engine: Engine) -> None:
+    html = ann.get("/ops/auto-join").get_data(as_text=True)
+    assert "ann@acme.example" in html and "gone@acme.example" not in html
+    admission.set_workspace(engine, ORG, "bob", "contractors", auto_join=False)
+    assert "switched off by bob: contractors" in ann.get("/ops/auto-join").get_data(as_text=True)
+
+
+def test_the_switch_is_set_on_the_workspace_s_page_by_name_and_with_a_reason(ann: FlaskClient, engine: Engine) -> None:
+    action = f"workspaces/{ORG}/auto-join"
+    assert "Say why" in press(ann, f"workspaces/{ORG}", action, switch="off", role="member", why=" ")
+    assert answer(engine, "new@acme.example") is not None
+    shown = press(ann, f"workspaces/{ORG}", action, switch="off", role="admin", why="contractors")
+    assert "Done." in shown and "switched off by ann: contractors" in shown
+    assert answer(engine, "new@acme.example") is None
+
+
+def test_blocks_are_lifted_and_laid_on_the_page(ann: FlaskClient, engine: Engine) -> None:
+    put_in_force(engine, "provision")
+    tell(engine, [made("user.created", id="user_bob", email="bob@acme.example", email_verified=True)])
+    assert [row["state"] for row in rows(engine, Join)] == ["pending"]
+    shown = press(ann, "auto-join", f"workspaces/{ORG}/people/user_bob/block", why="a test account")
+    assert "by ann: a test account" in shown
+    assert "Done." in press(ann, "auto-join", f"workspaces/{ORG}/people/user_bob/lift", why="it is not")
+    assert "Not done: nothing keeps" in press(ann, "auto-join", f"workspaces/{ORG}/people/user_bob/lift", why="x")
+
+
+def test_hooks_are_told_again_on_the_page_and_their_tracebacks_are_no_markup(
+    failed_hook: Engine, ann: FlaskClient
+) -> None:
+    html = ann.get("/ops/hooks").get_data(as_text=True)
+    assert "RuntimeError" in html and "<script>alert" not in html and "<b>away" not in html
+    assert "1 put back." in press(ann, "hooks", "hooks/sessions/replay")
+    assert rows(failed_hook, HookDelivery)[0]["status"] == "pending"

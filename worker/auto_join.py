@@ -1,0 +1,317 @@
+"""Auto-join: what changes of the mirror mean for it, worked out in the transaction that makes them.
+
+A domain's state is derived from its own row, its workspace and its rivals; each change of it leaves a row in `changes`.
+The view `auto_join_domains` decides by itself who joins where: the states are its history, never its source. In mode
+`provision` the same changes say who is to be made a member; `worker.provision` does it, outside any transaction.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from models.tables import (
+    AUTO_JOIN,
+    AutoJoin,
+    AutoJoinState,
+    Domain,
+    Join,
+    JoinSearch,
+    JoinState,
+    Kind,
+    Mirror,
+    Organization,
+    User,
+)
+from models.types import db_now
+from models.views import auto_join_domains
+
+REVIVED = (JoinState.DROPPED, JoinState.FAILED)
+"""Joins that a new cause makes pending again; what is blocked stays so until an operator lifts it."""
+
+Cause = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A domain as a workspace claims it: what its state depends on."""
+
+    domain_id: str
+    domain: str | None
+    organization_id: str | None
+    verification: str | None
+    reason: str | None
+    deleted: bool
+    workspace_deleted: bool
+    workspace_known: bool
+
+    def holds(self, *, legacy: bool) -> bool:
+        """Whether it is verified, by a workspace that is not known to be gone: one that is not known yet is a rival."""
+        verified = self.verification == "verified" or (legacy and self.verification == "legacy_verified")
+        return verified and not self.deleted and not self.workspace_deleted
+
+
+class Standing(NamedTuple):
+    """A domain's auto-join state and, where there is one, its reason."""
+
+    state: AutoJoinState
+    reason: str | None
+
+
+def standing(claim: Claim, rivals: Iterable[str], *, legacy: bool) -> Standing:
+    """Return where a domain stands.
+
+    Args:
+        claim: the domain.
+        rivals: the ids of the other workspaces that hold it verified.
+        legacy: whether `legacy_verified` counts as verified.
+    """
+    gone = "domain" if claim.deleted else "workspace" if claim.workspace_deleted else None
+    if gone:
+        return Standing(AutoJoinState.REVOKED, f"the {gone} is deleted")
+    if claim.verification == "failed":
+        return Standing(AutoJoinState.FAILED, claim.reason)
+    if not claim.holds(legacy=legacy):
+        return Standing(AutoJoinState.PENDING, f"not verified: {claim.verification or 'WorkOS says no state'}")
+    if not claim.workspace_known:
+        return Standing(AutoJoinState.PENDING, "the workspace is not known here yet")
+    if others := sorted(rivals):
+        return Standing(AutoJoinState.CONFLICTED, f"verified by {', '.join(others)} too")
+    return Standing(AutoJoinState.VERIFIED, None)
+
+
+def standings(claims: Sequence[Claim], *, legacy: bool) -> dict[str, Standing]:
+    """Return the standing of each of `claims`, by domain id; every claim to the same domain must be among them."""
+    holders: dict[str | None, set[str]] = {}
+    for claim in claims:
+        if claim.domain and claim.organization_id and claim.holds(legacy=legacy):
+            holders.setdefault(claim.domain, set()).add(claim.organization_id)
+    return {
+        claim.domain_id: standing(
+            claim, holders.get(claim.domain, set()) - {claim.organization_id or ""}, legacy=legacy
+        )
+        for claim in claims
+    }
+
+
+def consequences(tx: Connection, changes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Note what changes of the mirror mean for auto-join, and return the rows that `changes` gets for it.
+
+    The caller holds the lock of `changes`, so that of two who verify one domain the second sees the first.
+    """
+    domains = {row["object_id"]: row for row in changes if row["kind"] == Kind.DOMAIN}
+    workspaces = {row["object_id"]: row for row in changes if row["kind"] == Kind.ORGANIZATION and _turned(row)}
+    people = {row["object_id"]: row for row in changes if row["kind"] == Kind.USER and _newly_verified(row)}
+    if not (domains or workspaces or people):
+        return []
+    mirror = tx.execute(select(Mirror.__table__)).one()
+    made: list[dict[str, Any]] = []
+    if domains or workspaces:
+        causes = _causes_of_claims(tx, domains, workspaces)
+        made = _note_standings(tx, causes, legacy=mirror.legacy_verified)
+    if mirror.auto_join == "provision":
+        _search(tx, [row for row in made if row["after"]["state"] == AutoJoinState.VERIFIED], mirror)
+        _add_joins(tx, {id: _cause(row) for id, row in people.items() if _counts(row, mirror)})
+    return made
+
+
+def recheck(tx: Connection, domain_ids: Sequence[str], cause: Cause) -> list[dict[str, Any]]:
+    """Work out the states of domains anew, and return the rows that `changes` gets; the caller holds its lock."""
+    legacy = tx.execute(select(Mirror.legacy_verified)).scalar_one()
+    return _note_standings(tx, dict.fromkeys(domain_ids, cause), legacy=legacy)
+
+
+def search(tx: Connection, organization_id: str, cause: Cause) -> None:
+    """Have everybody looked for who is on a workspace's auto-join domains."""
+    view = auto_join_domains.c
+    for domain in tx.execute(select(view.domain).where(view.organization_id == organization_id)).scalars():
+        _add_search(tx, organization_id, domain, None, cause)
+
+
+def add_joins(tx: Connection, which: ColumnElement[bool], cause: Cause) -> int:
+    """Make the join of every user whom `which` names, of a verified address on an auto-join domain; return how many."""
+    view = auto_join_domains.c
+    chosen = (
+        select(view.organization_id, User.id, view.domain)
+        .join(User, User.email_domain == view.domain)
+        .where(User.deleted_by.is_(None), User.email_verified.is_(True), which)
+    )
+    rows = [
+        {
+            "organization_id": organization_id,
+            "user_id": user_id,
+            "domain": domain,
+            "cause": cause[0],
+            "cause_id": cause[1],
+        }
+        for organization_id, user_id, domain in tx.execute(chosen)
+    ]
+    if rows:
+        dialect: Any = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
+        statement = dialect(Join)
+        given = statement.excluded
+        again = {
+            "state": JoinState.PENDING,
+            "domain": given.domain,
+            "reason": None,
+            "error": None,
+            "cause": given.cause,
+            "cause_id": given.cause_id,
+            "due_at": db_now(),
+            "settled_at": None,
+            "complete_from": None,
+            "attempts": 0,
+        }
+        key = [Join.organization_id, Join.user_id]
+        revived = or_(*(Join.state == state for state in REVIVED))  # IN does not go with many rows at once
+        tx.execute(statement.on_conflict_do_update(index_elements=key, set_=again, where=revived), rows)
+    return len(rows)
+
+
+def _turned(row: Mapping[str, Any]) -> bool:
+    """Whether a workspace came or went."""
+    return row["before"] is None or row["before"]["state"] != row["after"]["state"]
+
+
+def _newly_verified(row: Mapping[str, Any]) -> bool:
+    """Whether a person now has a verified address that was not, or was another, before."""
+    before, after = row["before"] or {}, row["after"]
+    told = ("state", "email", "email_verified")
+    return bool(
+        after["state"] == "active"
+        and after["email_verified"]
+        and [before.get(name) for name in told] != [after[name] for name in told]
+    )
+
+
+def _counts(row: Mapping[str, Any], mirror: Any) -> bool:
+    """Whether a change tells of a sign-up: an event does; what a first resync finds was there before."""
+    return bool(row["cause"] == "event" or mirror.backfilled_at is not None)
+
+
+def _cause(row: Mapping[str, Any]) -> Cause:
+    return row["cause"], row["cause_id"]
+
+
+def _causes_of_claims(
+    tx: Connection, domains: Mapping[str, Mapping[str, Any]], workspaces: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Cause]:
+    """Return the ids of all domains whose state may have changed, each with what changed it."""
+    names = {
+        shown["normalized"]: _cause(row)
+        for row in domains.values()
+        for shown in (row["before"], row["after"])
+        if shown and shown["normalized"]
+    }
+    causes = {id: _cause(row) for id, row in domains.items()}
+    owned = select(Domain.id, Domain.normalized, Domain.organization_id).where(Domain.organization_id.in_(workspaces))
+    for id, name, owner in tx.execute(owned):
+        cause = _cause(workspaces[str(owner)])
+        causes.setdefault(id, cause)
+        if name:
+            names.setdefault(name, cause)
+    for id, name in tx.execute(select(Domain.id, Domain.normalized).where(Domain.normalized.in_(names))):
+        causes.setdefault(id, names[name])
+    return causes
+
+
+def claims(tx: Connection, *which: ColumnElement[bool]) -> list[Claim]:
+    """Return the claims that fulfil all of `which`, and every other claim to the same domains."""
+    mine = select(Domain.id, Domain.normalized).where(*which).subquery()
+    named = select(mine.c.normalized).where(mine.c.normalized.is_not(None))
+    found = (
+        select(
+            Domain.__table__,
+            Organization.deleted_by.label("workspace_deleted_by"),
+            Organization.revision.label("workspace_revision"),
+        )
+        .outerjoin(Organization, Organization.id == Domain.organization_id)
+        .where(or_(Domain.id.in_(select(mine.c.id)), Domain.normalized.in_(named)), Domain.revision > 0)
+        .order_by(Domain.id)
+    )
+    return [
+        Claim(
+            row.id,
+            row.normalized,
+            row.organization_id,
+            row.verification,
+            row.reason,
+            deleted=row.deleted_by is not None,
+            workspace_deleted=row.workspace_deleted_by is not None,
+            workspace_known=row.workspace_revision is not None,
+        )
+        for row in tx.execute(found)
+    ]
+
+
+def _note_standings(tx: Connection, causes: Mapping[str, Cause], *, legacy: bool) -> list[dict[str, Any]]:
+    if not causes:
+        return []
+    found = claims(tx, Domain.id.in_(causes))
+    now = standings(found, legacy=legacy)
+    noted = {
+        row.domain_id: row for row in tx.execute(select(AutoJoin.__table__).where(AutoJoin.domain_id.in_(list(now))))
+    }
+    turned = [claim for claim in found if _noted(noted.get(claim.domain_id)) != (claim.domain, *now[claim.domain_id])]
+    rows = [
+        {
+            "domain_id": claim.domain_id,
+            "domain": claim.domain,
+            "organization_id": claim.organization_id,
+            **now[claim.domain_id]._asdict(),
+        }
+        for claim in turned
+    ]
+    if rows:
+        tx.execute(delete(AutoJoin).where(AutoJoin.domain_id.in_([row["domain_id"] for row in rows])))
+        tx.execute(insert(AutoJoin), rows)
+    any_cause = next(iter(causes.values()))
+    return [_change(row, noted.get(row["domain_id"]), causes.get(row["domain_id"], any_cause)) for row in rows]
+
+
+def _noted(row: Any) -> tuple[str | None, ...] | None:
+    return None if row is None else (row.domain, row.state, row.reason)
+
+
+def _change(row: Mapping[str, Any], before: Any, cause: Cause) -> dict[str, Any]:
+    return {
+        "kind": AUTO_JOIN,
+        "object_id": row["domain_id"],
+        "organization_id": row["organization_id"],
+        "before": None if before is None else {"state": before.state, "reason": before.reason, "domain": before.domain},
+        "after": {"state": row["state"], "reason": row["reason"], "domain": row["domain"]},
+        "cause": cause[0],
+        "cause_id": cause[1],
+    }
+
+
+def _search(tx: Connection, verified: Sequence[Mapping[str, Any]], mirror: Any) -> None:
+    """Have the users of domains that began to auto-join looked for: of those who signed up before, only if set so."""
+    ids = [row["object_id"] for row in verified]
+    told = select(Domain.id, Domain.updated_at).where(Domain.id.in_(ids))
+    times = {row.id: row.updated_at for row in tx.execute(told)}
+    for row in verified:
+        if row["after"]["domain"] is None or row["organization_id"] is None:
+            continue
+        everybody = mirror.auto_join_existing and mirror.backfilled_at is not None
+        # An event about a sign-up may come before the one that verified the domain.
+        after = None if everybody else max(filter(None, (times[row["object_id"]], mirror.backfill_from)))
+        _add_search(tx, row["organization_id"], row["after"]["domain"], after, _cause(row))
+
+
+def _add_search(tx: Connection, organization_id: str, domain: str, created_after: Any, cause: Cause) -> None:
+    here = and_(JoinSearch.organization_id == organization_id, JoinSearch.domain == domain)
+    under_way = tx.execute(delete(JoinSearch).where(here).returning(JoinSearch.created_after)).one_or_none()
+    row = {"organization_id": organization_id, "domain": domain, "cause": cause[0], "cause_id": cause[1]}
+    everybody = under_way is not None and under_way.created_after is None
+    tx.execute(insert(JoinSearch).values(created_after=None if everybody else created_after, **row))
+
+
+def _add_joins(tx: Connection, people: Mapping[str, Cause]) -> None:
+    by_cause: dict[Cause, list[str]] = {}
+    for id, cause in people.items():
+        by_cause.setdefault(cause, []).append(id)
+    for cause, ids in by_cause.items():
+        add_joins(tx, User.id.in_(ids), cause)
