@@ -7,11 +7,14 @@ hooks, so none can hold it up.
 
 import importlib
 import json
+import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx2
@@ -38,6 +41,8 @@ STEP = 100
 AT_ONCE = 8
 """HTTP calls of one hook in flight, of different objects."""
 LEASE_SECONDS = 120.0
+STEP_SECONDS = 30.0
+"""What a slow hook was not told of after so long waits for the next step, so that its lease does not run out."""
 ROUND_SECONDS = 20.0
 """A hook that is far behind lets the others go on after so long."""
 FIRST_BACKOFF_SECONDS = 5.0
@@ -135,6 +140,8 @@ def _target(name: str, place: str, settings: Settings) -> Target:
     if place.startswith(("http://", "https://")):
         return WebTarget(place, settings.hook_secrets[name].get_secret_value(), settings.hook_seconds)
     module, _, function = place.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # as gunicorn does: the host's code is where the command is started
     try:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:
@@ -189,10 +196,10 @@ def _follow_one(engine: Engine, name: str, target: Target, attempts: int, stoppi
     if fence is None:
         return True  # another process has it
     follower = Follower(engine, name, target, attempts, fence)
-    ends = datetime.now(UTC).timestamp() + ROUND_SECONDS
+    ends = time.monotonic() + ROUND_SECONDS
     more = True
     try:
-        while more and not stopping() and datetime.now(UTC).timestamp() < ends:
+        while more and not stopping() and time.monotonic() < ends:
             more = follower.step()
     except _LeaseLostError:
         log.warning("hook_lease_lost", hook=name)
@@ -312,19 +319,23 @@ class Follower:
 
     def _tell(self, rows: Sequence[Row]) -> dict[int, BaseException | None]:
         """Tell of changes, in order for each object, and return how each ended."""
+        ends = time.monotonic() + STEP_SECONDS
         if self._target.at_once == 1:
-            return self._tell_in_order(rows)
+            return self._tell_in_order(rows, ends)
         objects: dict[tuple[str, str], list[Row]] = {}
         for row in rows:
             objects.setdefault(_object(row), []).append(row)
         with ThreadPoolExecutor(self._target.at_once, "hook") as pool:
-            return {id: end for ends in pool.map(self._tell_in_order, objects.values()) for id, end in ends.items()}
+            told = pool.map(lambda group: self._tell_in_order(group, ends), objects.values())
+            return {id: end for results in told for id, end in results.items()}
 
-    def _tell_in_order(self, rows: Sequence[Row]) -> dict[int, BaseException | None]:
-        """Tell of changes one after the other; of an object that failed no more."""
+    def _tell_in_order(self, rows: Sequence[Row], ends: float) -> dict[int, BaseException | None]:
+        """Tell of changes one by one, until a time of the monotonic clock; of an object that failed no more."""
         results: dict[int, BaseException | None] = {}
         stuck: set[tuple[str, str]] = set()
         for row in rows:
+            if time.monotonic() > ends:
+                break
             if _object(row) in stuck:
                 continue
             try:

@@ -23,6 +23,7 @@ from worker.auto_join import add_joins
 from worker.catch_up import catch_up
 from worker.directory import Directory, LimitedError, NotThereError, QueryRefusedError, UnreadableError
 from worker.doorbell import Doorbell
+from worker.repair import begin_unless_busy
 from worker.roles import slug_for
 from worker.snapshots import parse_time
 
@@ -167,8 +168,10 @@ def _ask_for_events(engine: Engine, directory: Directory, lag: timedelta, bell: 
         known = Join.complete_from.is_not(None)
         oldest = tx.execute(ahead.where(known).order_by(Join.complete_from).limit(1)).scalar_one_or_none()
     if oldest is not None and directory.now() - lag >= oldest:
-        catch_up(engine, directory, lag=lag)
+        report = catch_up(engine, directory, lag=lag)
         bell.ring()
+        if report.missed:
+            write(engine, lambda tx: begin_unless_busy(tx, "missed events"))
 
 
 def _work(engine: Engine, directory: Directory, row: Row) -> bool:
@@ -189,7 +192,7 @@ def _judge(tx: Connection, row: Row) -> Verdict:
     mirror = tx.execute(select(Mirror.__table__)).one()
     if mirror.auto_join != "provision":
         return Verdict(go=False, state=JoinState.DROPPED, reason=f"AUTO_JOIN is {mirror.auto_join}")
-    if not _all_known(tx, row, mirror.complete_to):
+    if not _all_known(tx, row, mirror.complete_to if mirror.backfilled_at else None):
         return WAIT
     known = _known_of(tx, row)
     if known is not None:

@@ -114,14 +114,15 @@ def _begin_due(tx: Connection) -> None:
     if mirror.last_resync_at is None:
         failed = (Run.task == Task.RESYNC, Run.status == RunStatus.FAILED, Run.finished_at > db_in(-PAUSE))
         if not tx.execute(select(exists().where(*failed))).scalar_one():
-            _begin_unless_busy(tx, "first start")
-    elif (new := set(SUBSCRIBED).difference(mirror.event_types or ())) and _begin_unless_busy(tx, "new release"):
+            begin_unless_busy(tx, "first start")
+    elif (new := set(SUBSCRIBED).difference(mirror.event_types or ())) and begin_unless_busy(tx, "new release"):
         # Events of these types were ignored until now: what they told is found by listing.
         log.info("new_event_types", types=sorted(new))
         tx.execute(update(Mirror).values(event_types=SUBSCRIBED))
 
 
-def _begin_unless_busy(tx: Connection, requested_by: str) -> bool:
+def begin_unless_busy(tx: Connection, requested_by: str) -> bool:
+    """Begin a full resync unless one is under way; return whether it was begun."""
     try:
         begin(tx, requested_by)
     except BusyError:
@@ -264,7 +265,7 @@ def _catch_up(engine: Engine, directory: Directory, settings: Settings, bell: Do
     finally:
         bell.ring()
     if report.missed:
-        write(engine, lambda tx: _begin_unless_busy(tx, "missed events"))
+        write(engine, lambda tx: begin_unless_busy(tx, "missed events"))
     write(engine, lambda tx: finish(tx, held, RunStatus.DONE))
     return True
 

@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     auto_join_legacy_verified: bool = True
     hooks: Annotated[dict[str, str], NoDecode, BeforeValidator(_hooks)] = {}
     hook_secrets: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_tokens)] = {}
-    hook_seconds: Annotated[float, Field(gt=0)] = 10.0
+    hook_seconds: Annotated[float, Field(gt=0, le=60)] = 10.0
     hook_attempts: Annotated[int, Field(ge=1)] = 12
     replay_per_second: Annotated[float, Field(gt=0)] = 200.0
     first_backoff_seconds: Annotated[float, Field(gt=0)] = 1.0

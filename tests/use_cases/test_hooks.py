@@ -1,7 +1,9 @@
 """Host hooks: told of every change at least once, in order for each object, whatever fails meanwhile."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -238,6 +240,27 @@ def test_many_changes_come_in_steps(one_engine: Engine, host: Host, follow: Call
     tell(one_engine, [person(f"user_{n % 40}", n) for n in range(350)])
     assert follow()
     assert host.ids() == ids_of(one_engine)
+
+
+def test_a_slow_hook_takes_the_rest_in_the_next_step_and_in_order(
+    one_engine: Engine, host: Host, follow: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "STEP_SECONDS", 0.0)
+    tell(one_engine, [person(f"user_{n % 3}", n, first_name=f"v{n}") for n in range(9)])
+    while not host.told or waiting(one_engine):
+        follow()
+        monkeypatch.setattr(hooks, "STEP_SECONDS", 5.0)
+    assert sorted(host.ids()) == ids_of(one_engine)
+    for n in range(3):
+        mine = [m["data"]["id"] for m in host.told if m["data"]["object_id"] == f"user_{n}"]
+        assert mine == ids_of(one_engine, f"user_{n}")
+
+
+def test_a_function_beside_the_command_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "my_host_app.py").write_text("def changed(message):\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [part for part in sys.path if part])
+    assert list(hooks.targets(loaded(monkeypatch, HOOKS="audit=my_host_app:changed"))) == ["audit"]
 
 
 # Over HTTP

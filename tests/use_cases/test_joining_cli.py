@@ -111,6 +111,13 @@ def test_a_block_is_lifted_and_laid_with_a_reason(engine: Engine) -> None:
     assert unknown.stderr == "workos-sync: the mirror knows no person user_none\n"
 
 
+def test_workspaces_are_listed_and_those_without_an_admin_are_a_finding(engine: Engine) -> None:
+    assert [row["name"] for row in report("workspaces", "--name", "acm")] == ["Acme"]
+    assert report("workspaces", "--without-admin") == [], "nobody is in it"
+    tell(engine, [made("organization_membership.created", id="om_2", user_id=ANN, status="active")])
+    assert [row["organization_id"] for row in report("workspaces", "--without-admin", exit_code=1)] == [ORG]
+
+
 def test_hooks_are_listed_told_again_and_given_up(failed_hook: Engine) -> None:
     (row,) = report("hooks", "list", exit_code=1)
     assert (row["hook"], row["configured"], row["failed"]) == ("sessions", True, 1)

@@ -44,6 +44,6 @@ for command in (
     *(inbox.events, inbox.replay_command),
     *(joining.auto_join, hooking.hooks),
     *(setup.doctor, setup.register),
-    *(look.explain_command, look.members, look.status),
+    *(look.explain_command, look.members, look.workspaces, look.status),
 ):
     main.add_command(command)

@@ -6,7 +6,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from worker import reports
+from worker import admission, reports
 from worker.cli.shared import as_table, cell, json_option, known, migrated_engine, say, say_rows, show
 from worker.embedded import redis_url
 from worker.explain import explain
@@ -29,6 +29,21 @@ def members(organization: str, as_json: bool) -> None:
     table = as_table(("email", "role", "workos_role", "user_id", "since"), workspace["members"])
     table.title = cell(f"{workspace['name']} ({workspace['state']})")
     show(table)
+
+
+@click.command()
+@click.option("--name", help="Only those with this in the name.")
+@click.option("--without-admin", is_flag=True, help="Only those that have members and no admin; exit code 1 if any.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@json_option
+def workspaces(name: str | None, without_admin: bool, limit: int, as_json: bool) -> None:
+    """List workspaces, by id."""
+    if without_admin:
+        left = admission.without_admin(migrated_engine(), limit)
+        say_rows(("organization_id", "workspace_name", "members"), left, as_json=as_json)
+        sys.exit(1 if left else 0)
+    rows = reports.list_workspaces(migrated_engine(), name=name, limit=limit)
+    say_rows(("organization_id", "name", "external_id", "state", "created_at"), rows, as_json=as_json)
 
 
 @click.command("explain")
