@@ -34,8 +34,6 @@ class Kind(StrEnum):
     CONNECTION = "connection"
 
 
-AUTO_JOIN = "auto_join"
-"""The kind, in `changes`, of a domain's auto-join state; its object is the domain."""
 JOIN = "join"
 """The kind, in `changes`, of what an operator decided about a person and auto-join; its object is the person."""
 WORKSPACE_SETTINGS = "workspace_settings"
@@ -432,7 +430,7 @@ class Change(Base):
     object_id: Mapped[str]
     organization_id: Mapped[str | None]
     before: Mapped[dict[str, Any] | None]
-    """The content and `state` before; None for a new object."""
+    """The content and `state` before; None for a new object. Of a domain also `auto_join` and `auto_join_reason`."""
     after: Mapped[dict[str, Any]]
     cause: Mapped[str]
     """`event`, `resync`, `operator` or `settings`."""

@@ -23,7 +23,7 @@ from models.tables import (
 )
 from models.types import db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
-from worker.apply import note_changes
+from worker.apply import append_changes, note_changes
 from worker.auto_join import add_joins, recheck, search
 from worker.errors import ConfigurationError
 
@@ -66,7 +66,7 @@ def _recheck_step(tx: Connection) -> bool:
     ids = list(tx.execute(select(Domain.id).where(Domain.id > after).order_by(Domain.id).limit(STEP)).scalars())
     tx.execute(update(Mirror).values(recheck_after=ids[-1] if ids else None))
     advisory_lock(tx, CHANGES_LOCK)
-    note_changes(tx, recheck(tx, ids, ("settings", "AUTO_JOIN")))
+    append_changes(tx, recheck(tx, ids, ("settings", "AUTO_JOIN")))
     return bool(ids)
 
 

@@ -1,7 +1,6 @@
 """Snapshots into the mirror: lock the rows, fold, save, note the changes. One caller's transaction, any snapshots."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, insert, select, update
@@ -12,7 +11,7 @@ from models.database import CHANGES_LOCK, advisory_lock
 from models.tables import CONTENT, TABLES, Change, Kind
 from models.types import db_now
 from worker.auto_join import consequences
-from worker.decide import Outcome, State, Version, decide
+from worker.decide import Outcome, State, Version, decide, shown
 from worker.snapshots import Snapshot
 
 
@@ -71,13 +70,19 @@ def note_changes(tx: Connection, changes: Sequence[dict[str, Any]]) -> None:
     """
     if changes:
         advisory_lock(tx, CHANGES_LOCK)
-        tx.execute(insert(Change), [*changes, *consequences(tx, changes)])
+        append_changes(tx, [*changes, *consequences(tx, changes)])
+
+
+def append_changes(tx: Connection, changes: Sequence[dict[str, Any]]) -> None:
+    """Write rows of `changes` and nothing else; otherwise as `note_changes`."""
+    if changes:
+        advisory_lock(tx, CHANGES_LOCK)
+        tx.execute(insert(Change), list(changes))
 
 
 def show(state: State) -> dict[str, Any]:
     """Return `state` as `changes` shows it: the content with its `state`, times as ISO 8601 text in UTC."""
-    content = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in state.content.items()}
-    return {"state": "deleted" if state.deleted else "active", **content}
+    return shown(state.content, deleted=state.deleted)
 
 
 def change(kind: Kind, id: str, before: State | None, after: State, cause: str, cause_id: str) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, insert, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from models.tables import (
-    AUTO_JOIN,
+    CONTENT,
     AutoJoin,
     AutoJoinState,
     Domain,
@@ -27,6 +27,7 @@ from models.tables import (
 )
 from models.types import db_now
 from models.views import auto_join_domains
+from worker.decide import shown
 
 REVIVED = (JoinState.DROPPED, JoinState.FAILED)
 """Joins that a new cause makes pending again; what is blocked stays so until an operator lifts it."""
@@ -46,6 +47,8 @@ class Claim:
     deleted: bool
     workspace_deleted: bool
     workspace_known: bool
+    shown: Mapping[str, Any]
+    """The domain as `changes` shows it."""
 
     def holds(self, *, legacy: bool) -> bool:
         """Whether it is verified, by a workspace that is not known to be gone: one that is not known yet is a rival."""
@@ -97,9 +100,14 @@ def standings(claims: Sequence[Claim], *, legacy: bool) -> dict[str, Standing]:
 
 
 def consequences(tx: Connection, changes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Note what changes of the mirror mean for auto-join, and return the rows that `changes` gets for it.
+    """Note what changes of the mirror mean for auto-join.
 
-    The caller holds the lock of `changes`, so that of two who verify one domain the second sees the first.
+    A change of a domain gets the state it led to, in its `before` and `after`; a domain whose state changed for another
+    reason (a rival, its workspace) gets a row of its own. The caller holds the lock of `changes`, so that of two who
+    verify one domain the second sees the first.
+
+    Returns:
+        the further rows that `changes` gets.
     """
     domains = {row["object_id"]: row for row in changes if row["kind"] == Kind.DOMAIN}
     workspaces = {row["object_id"]: row for row in changes if row["kind"] == Kind.ORGANIZATION and _turned(row)}
@@ -107,20 +115,21 @@ def consequences(tx: Connection, changes: Sequence[Mapping[str, Any]]) -> list[d
     if not (domains or workspaces or people):
         return []
     mirror = tx.execute(select(Mirror.__table__)).one()
-    made: list[dict[str, Any]] = []
+    told: list[dict[str, Any]] = []
     if domains or workspaces:
-        causes = _causes_of_claims(tx, domains, workspaces)
-        made = _note_standings(tx, causes, legacy=mirror.legacy_verified)
+        turns = _note_standings(tx, _causes_of_claims(tx, domains, workspaces), legacy=mirror.legacy_verified)
+        told = _tell(turns, changes)
+        if mirror.auto_join == "provision":
+            _search(tx, [turn for turn in turns if turn.begins], mirror)
     if mirror.auto_join == "provision":
-        _search(tx, [row for row in made if row["after"]["state"] == AutoJoinState.VERIFIED], mirror)
         _add_joins(tx, {id: _cause(row) for id, row in people.items() if _counts(row, mirror)})
-    return made
+    return told
 
 
 def recheck(tx: Connection, domain_ids: Sequence[str], cause: Cause) -> list[dict[str, Any]]:
     """Work out the states of domains anew, and return the rows that `changes` gets; the caller holds its lock."""
     legacy = tx.execute(select(Mirror.legacy_verified)).scalar_one()
-    return _note_standings(tx, dict.fromkeys(domain_ids, cause), legacy=legacy)
+    return _tell(_note_standings(tx, dict.fromkeys(domain_ids, cause), legacy=legacy), [])
 
 
 def search(tx: Connection, organization_id: str, cause: Cause) -> None:
@@ -231,74 +240,113 @@ def claims(tx: Connection, *which: ColumnElement[bool]) -> list[Claim]:
         .where(or_(Domain.id.in_(select(mine.c.id)), Domain.normalized.in_(named)), Domain.revision > 0)
         .order_by(Domain.id)
     )
-    return [
-        Claim(
-            row.id,
-            row.normalized,
-            row.organization_id,
-            row.verification,
-            row.reason,
-            deleted=row.deleted_by is not None,
-            workspace_deleted=row.workspace_deleted_by is not None,
-            workspace_known=row.workspace_revision is not None,
-        )
-        for row in tx.execute(found)
-    ]
+    return [_claim(row) for row in tx.execute(found).mappings()]
 
 
-def _note_standings(tx: Connection, causes: Mapping[str, Cause], *, legacy: bool) -> list[dict[str, Any]]:
+def _claim(row: RowMapping) -> Claim:
+    deleted = row["deleted_by"] is not None
+    return Claim(
+        row["id"],
+        row["normalized"],
+        row["organization_id"],
+        row["verification"],
+        row["reason"],
+        deleted=deleted,
+        workspace_deleted=row["workspace_deleted_by"] is not None,
+        workspace_known=row["workspace_revision"] is not None,
+        shown=shown({name: row[name] for name in CONTENT[Kind.DOMAIN]}, deleted=deleted),
+    )
+
+
+class Turn(NamedTuple):
+    """A claim, where it stood when that was last noted, where it stands now, and what may have changed it."""
+
+    claim: Claim
+    before: Standing | None
+    now: Standing
+    cause: Cause
+
+    @property
+    def begins(self) -> bool:
+        """Whether it has just become verified."""
+        was = self.before.state if self.before else None
+        return self.now.state is AutoJoinState.VERIFIED and was is not AutoJoinState.VERIFIED
+
+
+def _note_standings(tx: Connection, causes: Mapping[str, Cause], *, legacy: bool) -> list[Turn]:
+    """Work out where domains stand, and every other claim to them, and note what changed."""
     if not causes:
         return []
     found = claims(tx, Domain.id.in_(causes))
     now = standings(found, legacy=legacy)
-    noted = {
-        row.domain_id: row for row in tx.execute(select(AutoJoin.__table__).where(AutoJoin.domain_id.in_(list(now))))
-    }
-    turned = [claim for claim in found if _noted(noted.get(claim.domain_id)) != (claim.domain, *now[claim.domain_id])]
-    rows = [
-        {
-            "domain_id": claim.domain_id,
-            "domain": claim.domain,
-            "organization_id": claim.organization_id,
-            **now[claim.domain_id]._asdict(),
-        }
-        for claim in turned
-    ]
-    if rows:
-        tx.execute(delete(AutoJoin).where(AutoJoin.domain_id.in_([row["domain_id"] for row in rows])))
-        tx.execute(insert(AutoJoin), rows)
+    query = select(AutoJoin.__table__).where(AutoJoin.domain_id.in_(list(now)))
+    noted = {row.domain_id: row for row in tx.execute(query)}
     any_cause = next(iter(causes.values()))
-    return [_change(row, noted.get(row["domain_id"]), causes.get(row["domain_id"], any_cause)) for row in rows]
+    turns = []
+    stale: list[dict[str, Any]] = []
+    for claim in found:
+        row, standing = noted.get(claim.domain_id), now[claim.domain_id]
+        before = Standing(AutoJoinState(row.state), row.reason) if row else None
+        turns.append(Turn(claim, before, standing, causes.get(claim.domain_id, any_cause)))
+        if before != standing or row is None or row.domain != claim.domain:
+            place = {"domain": claim.domain, "organization_id": claim.organization_id}
+            stale.append({"domain_id": claim.domain_id, **place, **standing._asdict()})
+    if stale:
+        tx.execute(delete(AutoJoin).where(AutoJoin.domain_id.in_([row["domain_id"] for row in stale])))
+        tx.execute(insert(AutoJoin), stale)
+    return turns
 
 
-def _noted(row: Any) -> tuple[str | None, ...] | None:
-    return None if row is None else (row.domain, row.state, row.reason)
+def _tell(turns: Sequence[Turn], changes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Write the states into the changes of their domains, and return a row for each that changed without one."""
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for change in changes:
+        if change["kind"] == Kind.DOMAIN:
+            rows.setdefault(change["object_id"], []).append(change)
+    further = []
+    for turn in turns:
+        before, now = _shown(turn.before), _shown(turn.now)
+        mine = rows.get(turn.claim.domain_id, [])
+        for change in mine:
+            if change["before"] is not None:
+                change["before"].update(before)
+            change["after"].update(now if change is mine[-1] else before)
+        if not mine and turn.before != turn.now:
+            further.append(
+                {
+                    "kind": Kind.DOMAIN.value,
+                    "object_id": turn.claim.domain_id,
+                    "organization_id": turn.claim.organization_id,
+                    "before": {**turn.claim.shown, **before},
+                    "after": {**turn.claim.shown, **now},
+                    "cause": turn.cause[0],
+                    "cause_id": turn.cause[1],
+                }
+            )
+    return further
 
 
-def _change(row: Mapping[str, Any], before: Any, cause: Cause) -> dict[str, Any]:
+def _shown(standing: Standing | None) -> dict[str, str | None]:
     return {
-        "kind": AUTO_JOIN,
-        "object_id": row["domain_id"],
-        "organization_id": row["organization_id"],
-        "before": None if before is None else {"state": before.state, "reason": before.reason, "domain": before.domain},
-        "after": {"state": row["state"], "reason": row["reason"], "domain": row["domain"]},
-        "cause": cause[0],
-        "cause_id": cause[1],
+        "auto_join": standing.state.value if standing else None,
+        "auto_join_reason": standing.reason if standing else None,
     }
 
 
-def _search(tx: Connection, verified: Sequence[Mapping[str, Any]], mirror: Any) -> None:
+def _search(tx: Connection, verified: Sequence[Turn], mirror: Any) -> None:
     """Have the users of domains that began to auto-join looked for: of those who signed up before, only if set so."""
-    ids = [row["object_id"] for row in verified]
-    told = select(Domain.id, Domain.updated_at).where(Domain.id.in_(ids))
-    times = {row.id: row.updated_at for row in tx.execute(told)}
-    for row in verified:
-        if row["after"]["domain"] is None or row["organization_id"] is None:
+    ids = [turn.claim.domain_id for turn in verified]
+    times = {
+        row.id: row.updated_at for row in tx.execute(select(Domain.id, Domain.updated_at).where(Domain.id.in_(ids)))
+    }
+    for turn in verified:
+        claim = turn.claim
+        if claim.domain is None or claim.organization_id is None:
             continue
         everybody = mirror.auto_join_existing and mirror.backfilled_at is not None
         # An event about a sign-up may come before the one that verified the domain.
-        after = None if everybody else max(filter(None, (times[row["object_id"]], mirror.backfill_from)))
-        _add_search(tx, row["organization_id"], row["after"]["domain"], after, _cause(row))
+        after = None if everybody else max(filter(None, (times[claim.domain_id], mirror.backfill_from)))
+        _add_search(tx, claim.organization_id, claim.domain, after, turn.cause)
 
 
 def _add_search(tx: Connection, organization_id: str, domain: str, created_after: Any, cause: Cause) -> None:

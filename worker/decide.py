@@ -67,6 +67,12 @@ def decide(current: State | None, incoming: State, *, terminal: bool = True) -> 
     return incoming, Outcome.UNCHANGED if _same(current, incoming) else Outcome.APPLIED
 
 
+def shown(content: Mapping[str, Any], *, deleted: bool) -> dict[str, Any]:
+    """Return content as `changes` shows it: with its `state`, times as ISO 8601 text in UTC."""
+    told = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in content.items()}
+    return {"state": "deleted" if deleted else "active", **told}
+
+
 class Finding(StrEnum):
     """How the mirror stood to what WorkOS's API shows: the kinds of drift, and none."""
 

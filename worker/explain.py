@@ -7,7 +7,6 @@ from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, and_, sele
 
 from models.database import reading
 from models.tables import (
-    AUTO_JOIN,
     JOIN,
     TABLES,
     WORKSPACE_SETTINGS,
@@ -28,6 +27,9 @@ from worker.standing import accesses, domain_states
 
 MOST_STEPS = 500
 """Of each source; what is older is left out, and said to be."""
+
+AUTO_JOIN = {"auto_join", "auto_join_reason"}
+"""Fields of a domain that another object may change."""
 
 Row = RowMapping
 EVENT_COLUMNS = tuple(column for column in Event.__table__.columns if column.name != "body")
@@ -143,7 +145,7 @@ def _timeline(tx: Connection, objects: Sequence[Object]) -> tuple[list[dict[str,
 
 def _places(one: Object) -> list[tuple[str, str]]:
     """Return where an object's history stands: under its own kind, and under that of what is decided about it."""
-    further = {Kind.DOMAIN: AUTO_JOIN, Kind.USER: JOIN, Kind.ORGANIZATION: WORKSPACE_SETTINGS}
+    further = {Kind.USER: JOIN, Kind.ORGANIZATION: WORKSPACE_SETTINGS}
     return [(one.kind, one.id)] + ([(further[one.kind], one.id)] if one.kind in further else [])
 
 
@@ -257,8 +259,8 @@ FINDINGS = {
 def _change_step(change: Row, drift: Mapping[tuple[str, str, str], Row]) -> dict[str, Any]:
     step = _step(change["at"], change, "applied", _fields([change]))
     cause, cause_id = change["cause"], change["cause_id"]
-    if change["kind"] == AUTO_JOIN:
-        state, reason = change["after"]["state"], change["after"]["reason"]
+    if step["fields"] and step["fields"].keys() <= AUTO_JOIN:
+        state, reason = change["after"]["auto_join"], change["after"]["auto_join_reason"]
         return step | {"what": "auto-join", "by": cause_id, "why": f"{state}: {reason}" if reason else state}
     if change["kind"] in (JOIN, WORKSPACE_SETTINGS):
         return step | {"what": cause, "by": cause_id, "why": change["after"]["why"]}

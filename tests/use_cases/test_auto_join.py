@@ -281,8 +281,11 @@ def states(engine: Engine) -> dict[str, str]:
 
 def history(engine: Engine, id: str) -> list[tuple[str, str | None, str]]:
     """State, reason and cause of each step of a domain's auto-join."""
-    found = [row for row in rows(engine, Change) if row["kind"] == "auto_join" and row["object_id"] == id]
-    return [(row["after"]["state"], row["after"]["reason"], row["cause"]) for row in found]
+    found = [row for row in rows(engine, Change) if row["kind"] == "domain" and row["object_id"] == id]
+    told = [(row["after"]["auto_join"], row["after"]["auto_join_reason"], row["cause"]) for row in found]
+    was = [(row["before"] or {}).get("auto_join") for row in found]
+    assert was[1:] == [state for state, _, _ in told][:-1], "each begins where the one before it ended"
+    return told
 
 
 def test_every_state_of_a_domain_stands_in_changes_with_its_cause(engine: Engine) -> None:
@@ -302,12 +305,13 @@ def test_every_state_of_a_domain_stands_in_changes_with_its_cause(engine: Engine
         ("revoked", "the workspace is deleted", "event"),
     ]
     assert [state for state, _, _ in history(engine, "org_domain_2")] == ["conflicted", "revoked"]
-    conflict = next(row for row in rows(engine, Change) if row["after"].get("state") == "conflicted")
+    conflicts = [row for row in rows(engine, Change) if row["after"].get("auto_join") == "conflicted"]
+    conflict = next(row for row in conflicts if row["object_id"] == "org_domain_1")
     assert conflict["cause_id"] == lived[5]["id"] and conflict["organization_id"] == ORG
     told = explain(engine, "org_domain_1")
     assert told is not None
     steps = [step["why"] for step in told["timeline"] if step["what"] == "auto-join"]
-    assert steps[-3:] == ["conflicted: verified by org_rival too", "verified", "revoked: the workspace is deleted"]
+    assert steps == ["conflicted: verified by org_rival too", "verified", "revoked: the workspace is deleted"]
 
 
 def agrees(engine: Engine) -> bool:
