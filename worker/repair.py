@@ -50,8 +50,10 @@ def bind(engine: Engine, directory: Directory, settings: Settings) -> None:
     """
     require_same_environment(engine, directory, settings)
     with reading(engine) as tx:
-        if tx.execute(select(Mirror.backfill_from)).scalar_one() is not None:
-            return
+        bound, began = tx.execute(select(Mirror.client_id, Mirror.backfill_from)).one()
+    if began is not None:
+        _require_same(bound, settings.workos_client_id or "")  # another process may have bound it since
+        return
     client_id, started = settings.workos_client_id or "", directory.now() - MARGIN
     write(engine, lambda tx: _bind(tx, client_id, started))
 
