@@ -1,5 +1,6 @@
 """The read contract for Python hosts: who may enter which workspace, with which role."""
 
+import functools
 from typing import NamedTuple
 
 import idna
@@ -74,6 +75,7 @@ def normal_address(email: str | None) -> Address | None:
     return Address(f"{local.lower()}@{domain}", domain) if local and domain else None
 
 
+@functools.lru_cache(maxsize=4096)
 def normal_domain(domain: str | None) -> str | None:
     """Return `domain` in lower case, IDNA (UTS 46), without trailing dot; None if it is no domain name."""
     try:

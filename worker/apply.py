@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, select
 
 from models.access import normal_address
+from models.bulk import among, insert_missing, insert_rows, update_rows
 from models.database import CHANGES_LOCK, advisory_lock
 from models.tables import CONTENT, TABLES, Change, Kind
 from models.types import db_now
@@ -77,7 +77,7 @@ def append_changes(tx: Connection, changes: Sequence[dict[str, Any]]) -> None:
     """Write rows of `changes` and nothing else; otherwise as `note_changes`."""
     if changes:
         advisory_lock(tx, CHANGES_LOCK)
-        tx.execute(insert(Change), list(changes))
+        insert_rows(tx, Change, changes)
 
 
 def show(state: State) -> dict[str, Any]:
@@ -109,16 +109,15 @@ def lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State
     Keys never seen are inserted first, so that they can be locked; the caller gives each a state before it commits.
     """
     table = TABLES[kind].__table__
-    dialect_insert: Any = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
-    tx.execute(dialect_insert(TABLES[kind]).on_conflict_do_nothing(), [{"id": id} for id in ids])
-    found = tx.execute(select(table).where(table.c.id.in_(ids)).order_by(table.c.id).with_for_update())
+    insert_missing(tx, TABLES[kind], ids)
+    found = tx.execute(select(table).where(among(tx, table.c.id, ids)).order_by(table.c.id).with_for_update())
     return {row.id: _state(kind, row) for row in found}
 
 
 def stored_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State]:
     """Return the states of those of `ids` that were ever seen, without locking them."""
     table = TABLES[kind].__table__
-    found = ((row.id, _state(kind, row)) for row in tx.execute(select(table).where(table.c.id.in_(ids))))
+    found = ((row.id, _state(kind, row)) for row in tx.execute(select(table).where(among(tx, table.c.id, ids))))
     return {id: state for id, state in found if state is not None}
 
 
@@ -137,18 +136,13 @@ def _state(kind: Kind, row: Any) -> State | None:
 
 def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State]) -> None:
     """Write `states` over their locked rows, one revision higher."""
-    if not states:
-        return
-    table = TABLES[kind]
-    statement = (
-        update(table).where(table.id == bindparam("key")).values(revision=table.revision + 1, touched_at=db_now())
-    )
-    tx.execute(statement, [_columns(kind, id, state) for id, state in states.items()])
+    rows = [_columns(kind, id, state) for id, state in states.items()]
+    update_rows(tx, TABLES[kind], rows, revision=TABLES[kind].revision + 1, touched_at=db_now())
 
 
 def _columns(kind: Kind, id: str, state: State) -> dict[str, Any]:
     return {
-        "key": id,
+        "id": id,
         "updated_at": state.version.updated_at,
         "event_at": state.version.event_at,
         "event_id": state.version.event_id,

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import structlog
 from rq.timeouts import JobTimeoutException
-from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
+from models.bulk import among, update_rows
 from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, can_pass, turn, write
 from models.tables import Batch, Event, EventStatus, Mirror
 from models.types import db_in, db_now
@@ -237,7 +238,7 @@ def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool
     # Shared: a new role map waits for the batches that read the old one.
     roles, now = tx.execute(select(Mirror.role_map, db_now()).with_for_update(read=True)).one()
     told = (Event.id, Event.type, Event.body, Event.attempts, Event.received_at, Event.replays)
-    query = select(*told).where(Event.id.in_(ids), *which)
+    query = select(*told).where(among(tx, Event.id, ids), *which)
     done: list[dict[str, Any]] = []
     failed: list[tuple[Any, PayloadError]] = []
     arrivals: list[Arrival] = []
@@ -248,7 +249,7 @@ def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool
         except PayloadError as error:
             failed.append((event, error))
             continue
-        row = {"key": event.id, "occurred_at": envelope.created_at, "outcome": Outcome.IGNORED, "decided_by": None}
+        row = {"id": event.id, "occurred_at": envelope.created_at, "outcome": Outcome.IGNORED, "decided_by": None}
         done.append(row | _about(snapshot))
         if not event.replays:
             ages.append((now - event.received_at).total_seconds())
@@ -258,7 +259,7 @@ def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool
     reads.ask_after(tx, arrivals, decisions)
     against = dict(zip((arrival.cause_id for arrival in arrivals), decisions, strict=True))
     for row in done:
-        if decision := against.get(row["key"]):
+        if decision := against.get(row["id"]):
             lost = decision.outcome in (Outcome.STALE, Outcome.TOMBSTONED)
             row |= {"outcome": decision.outcome, "decided_by": decision.against if lost else None}
     return Decided(done, failed, changes, ages)
@@ -273,6 +274,4 @@ def _about(snapshot: Snapshot | None) -> dict[str, str | None]:
 
 
 def _note_done(tx: Connection, done: list[dict[str, Any]]) -> None:
-    if done:
-        values = {"status": EventStatus.DONE, "processed_at": db_now(), "error": None, "fingerprint": None}
-        tx.execute(update(Event).where(Event.id == bindparam("key")).values(values), done)
+    update_rows(tx, Event, done, status=EventStatus.DONE, processed_at=db_now(), error=None, fingerprint=None)

@@ -1,0 +1,107 @@
+"""Many rows in one statement.
+
+PostgreSQL gets them as one JSON parameter: a statement's text is then the same for any number of rows, and is parsed,
+planned and sent once. SQLite runs in this process, where a statement for each row costs less than the JSON would.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    Column,
+    ColumnElement,
+    Connection,
+    Integer,
+    SQLColumnExpression,
+    Text,
+    bindparam,
+    cast,
+    column,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def among(tx: Connection, found: SQLColumnExpression[Any], values: Iterable[str]) -> ColumnElement[bool]:
+    """Return the condition that a text column is one of `values`."""
+    given = list(values)
+    return found == func.any(literal(given, ARRAY(Text))) if _by_json(tx) else found.in_(given)
+
+
+def insert_missing(tx: Connection, table: type[Any], ids: Sequence[str]) -> None:
+    """Insert rows that hold nothing but their `id`, in this order, unless they are there."""
+    if not ids:
+        return
+    if _by_json(tx):
+        given = select(func.unnest(literal(list(ids), ARRAY(Text))))
+        tx.execute(postgresql.insert(table).from_select(["id"], given).on_conflict_do_nothing())
+    else:
+        tx.execute(sqlite.insert(table).on_conflict_do_nothing(), [{"id": id} for id in ids])
+
+
+def insert_rows(tx: Connection, table: type[Any], rows: Rows) -> None:
+    """Insert `rows`, which name the same columns, in this order: generated ids grow with it."""
+    if not rows:
+        return
+    if not _by_json(tx):
+        tx.execute(insert(table), list(rows))
+        return
+    names, columns = list(rows[0]), table.__table__.c
+    given = _given([*(columns[name] for name in names), Column("place", Integer)])
+    chosen = select(*(given.c[name] for name in names)).order_by(given.c.place)
+    tx.execute(
+        insert(table).from_select(names, chosen), _parameter({**row, "place": place} for place, row in enumerate(rows))
+    )
+
+
+def update_rows(tx: Connection, table: type[Any], rows: Rows, **same: Any) -> None:
+    """Write each of `rows` over the row with its `id`.
+
+    Args:
+        tx: the caller's transaction.
+        table: has the primary key `id`.
+        rows: name the same columns, `id` among them; no id twice.
+        same: expressions for further columns, the same for each row.
+    """
+    if not rows:
+        return
+    names = [name for name in rows[0] if name != "id"]
+    if not _by_json(tx):
+        renamed = [{f"new_{name}": value for name, value in row.items()} for row in rows]
+        values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
+        tx.execute(update(table).where(table.id == bindparam("new_id")).values(**values, **same), renamed)
+        return
+    columns = table.__table__.c
+    given = _given([columns[name] for name in ("id", *names)])
+    told = {name: given.c[name] for name in names}
+    tx.execute(update(table).where(table.id == given.c.id).values(**told, **same), _parameter(rows))
+
+
+def _by_json(tx: Connection) -> bool:
+    return tx.dialect.name == "postgresql"
+
+
+def _given(columns: Iterable[Column[Any]]) -> Any:
+    """Return the parameter `rows` as a table with these columns."""
+    typed = [column(found.name, found.type) for found in columns]
+    parameter = cast(bindparam("rows", type_=Text()), postgresql.JSON)
+    return func.json_to_recordset(parameter).table_valued(*typed).render_derived("given", with_types=True)
+
+
+def _parameter(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    return {"rows": json.dumps(list(rows), default=_plain)}
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} is no value of a row")
