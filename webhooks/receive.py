@@ -3,7 +3,7 @@
 import hmac
 import json
 import socket
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, NoReturn
 
@@ -12,8 +12,9 @@ from flask import Blueprint, Response, abort, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
 
 from webhooks.signature import RefusedError, verify
+from worker.group_commit import GroupCommit
 from worker.handlers import HANDLERS
-from worker.inbox import receive
+from worker.inbox import Delivery, receive
 from worker.snapshots import is_id
 from worker.wiring import Wiring
 
@@ -23,6 +24,8 @@ RETRY_AFTER_SECONDS = 5
 COMMIT_SECONDS = 7.0
 """Longer than any wait for a lock; a database that takes longer is away."""
 PAUSE_SECONDS = 3.0
+MOST_TOGETHER = 100
+"""Deliveries in one commit."""
 
 Network = IPv4Network | IPv6Network
 
@@ -33,8 +36,8 @@ def blueprint(wiring: Wiring) -> Blueprint:
     secrets = [secret.get_secret_value() for secret in settings.workos_webhook_secrets]
     allowed = [ip_network(network) for network in settings.webhook_allowed_ips]
     path_token = settings.webhook_path_token.get_secret_value().encode() if settings.webhook_path_token else None
-    # Apart from the request's own thread, so that a frozen database cannot hold the answer back.
-    committers = ThreadPoolExecutor(settings.web_threads, "commit")
+    # In a thread of its own: a frozen database cannot hold an answer back, and many deliveries share one commit.
+    commit = GroupCommit(partial(_receive, wiring), MOST_TOGETHER)
     routes = Blueprint("receive", __name__)
 
     @routes.before_request
@@ -70,8 +73,7 @@ def blueprint(wiring: Wiring) -> Blueprint:
             event_id=event_id, type=type, organization_id=_organization_id(event)
         ):
             try:
-                stored = committers.submit(receive, wiring.engine, event_id, type, body, source="webhook")
-                new = stored.result(COMMIT_SECONDS)
+                new = commit(Delivery(event_id, type, body), seconds=COMMIT_SECONDS)
             except (SQLAlchemyError, TimeoutError) as error:
                 # Too late for this answer, it may yet be committed: then the next delivery is a duplicate.
                 log.warning("webhook_not_stored", error=type_name(error))
@@ -79,12 +81,17 @@ def blueprint(wiring: Wiring) -> Blueprint:
                 answer = jsonify(error="the event could not be stored; send it again")
                 answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
                 return answer, 503
-            wiring.bell.ring()
             log.info("webhook_accepted", new=new)
             counters.add("received", "accepted" if new else "duplicate", shown_type)
         return jsonify(status="accepted" if new else "duplicate")
 
     return routes
+
+
+def _receive(wiring: Wiring, deliveries: list[Delivery]) -> list[bool]:
+    new = receive(wiring.engine, deliveries)
+    wiring.bell.ring()
+    return new
 
 
 def type_name(error: Exception) -> str:

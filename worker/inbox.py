@@ -3,7 +3,7 @@
 import functools
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, Executable, Select, exists, func, select
@@ -16,22 +16,37 @@ from models.types import db_in, db_now
 MOST_COUNTED = 10_000
 
 
-def receive(engine: Engine, event_id: str, type: str, body: bytes, *, source: str) -> bool:
-    """Commit one event and return whether it is new; a known id only counts one more delivery.
+class Delivery(NamedTuple):
+    """An event as a webhook brought it: WorkOS's id, its type, and the raw bytes."""
 
-    Args:
-        engine: the database.
-        event_id: WorkOS's id of the event.
-        type: the event's type.
-        body: the raw bytes as received.
-        source: `webhook` or `events_api`.
+    id: str
+    type: str
+    body: bytes
+
+
+def receive(engine: Engine, deliveries: Sequence[Delivery]) -> list[bool]:
+    """Commit deliveries in one transaction and return, for each, whether its event is new.
+
+    An event that is known, or comes twice among them, only counts one more delivery.
 
     Raises:
         sqlalchemy.exc.DBAPIError: nothing was committed.
     """
-    event = {"id": event_id, "type": type, "body": body, "source": source}
     with writing(engine) as tx:
-        return bool(tx.execute(_accept(engine.dialect.name, source), event).scalar_one() == 1)
+        return _accept_webhooks(tx, deliveries)
+
+
+def _accept_webhooks(tx: Connection, deliveries: Sequence[Delivery]) -> list[bool]:
+    new = [False] * len(deliveries)
+    left = list(enumerate(deliveries))
+    while left:
+        # One statement meets each id once; in sorted order, so that two processes wait for each other in one order.
+        now = {delivery.id: (place, delivery) for place, delivery in reversed(left)}
+        rows = [{**now[id][1]._asdict(), "source": "webhook"} for id in sorted(now)]
+        for id, times in tx.execute(_accept(tx.dialect.name, "webhook"), rows):
+            new[now[id][0]] = times == 1
+        left = [(place, delivery) for place, delivery in left if now[delivery.id][0] != place]
+    return new
 
 
 def store(tx: Connection, event: Mapping[str, Any]) -> bool:
@@ -42,7 +57,8 @@ def store(tx: Connection, event: Mapping[str, Any]) -> bool:
         event: as the API returned it; `id` and `event` are usable as keys.
     """
     row = {"id": event["id"], "type": event["event"], "body": json.dumps(event).encode(), "source": "events_api"}
-    return bool(tx.execute(_accept(tx.dialect.name, "events_api"), row).scalar_one_or_none() == 1)
+    accepted = tx.execute(_accept(tx.dialect.name, "events_api"), row).one_or_none()
+    return accepted is not None and accepted.deliveries == 1
 
 
 @functools.cache
@@ -59,7 +75,9 @@ def _accept(dialect_name: str, source: str) -> Executable:
     known = first.is_(None) if source == "events_api" else None
     new = insert(Event).values({first.key: db_now()})
     return (  # type: ignore[no-any-return]  # the two dialects' inserts share no type
-        new.on_conflict_do_update(index_elements=[Event.id], set_=again, where=known).returning(Event.deliveries)
+        new.on_conflict_do_update(index_elements=[Event.id], set_=again, where=known).returning(
+            Event.id, Event.deliveries
+        )
     )
 
 

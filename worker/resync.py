@@ -9,7 +9,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -31,11 +33,11 @@ from worker.directory import (
     UnreadableError,
 )
 from worker.errors import PayloadError
+from worker.group_commit import GroupCommit
 from worker.listings import Listed, drift, insert_new, odd_item, open_listings, parse_page
 from worker.reads import Result, ask, confirmed_read
 from worker.runs import Lease, LeaseLostError, create, finish, left_over
 from worker.snapshots import Snapshot
-from worker.together import Together
 
 log = structlog.get_logger()
 
@@ -139,9 +141,6 @@ class Resync:
         self._held = held
         self._stopping = stopping
         self._broken = threading.Event()
-        self._take_together: Together[Listed] = Together(
-            lambda pages: self._write(lambda tx: self._take(tx, pages)), MOST_TOGETHER
-        )
         self._calls_before = directory.calls.total
         with reading(engine) as tx:
             self._run = tx.execute(select(Run.__table__).where(Run.id == held.run_id)).one()
@@ -201,11 +200,13 @@ class Resync:
 
     def _list_all(self) -> bool:
         """List everything; then, where organization roles are in use, those too."""
-        if not self._in_parallel(self._open_listings, self._list_one):
-            return False
-        self._write(self._open_role_listings)
-        if not self._in_parallel(self._open_listings, self._list_one):
-            return False
+        with closing(GroupCommit(self._take_together, MOST_TOGETHER)) as take:
+            list_one = partial(self._list_one, take)
+            if not self._in_parallel(self._open_listings, list_one):
+                return False
+            self._write(self._open_role_listings)
+            if not self._in_parallel(self._open_listings, list_one):
+                return False
         self._write(lambda tx: self._move_on(tx, "delete"))
         return True
 
@@ -215,7 +216,7 @@ class Resync:
         with reading(self._engine) as tx:
             return [(name, parent) for name, parent in tx.execute(query)]
 
-    def _list_one(self, listing: tuple[str, str]) -> None:
+    def _list_one(self, take: GroupCommit[Listed, None], listing: tuple[str, str]) -> None:
         name, parent = listing
         place = select(Listing.after, func.coalesce(Listing.began_at, db_now())).where(*self._here(name, parent))
         with reading(self._engine) as tx:
@@ -236,7 +237,7 @@ class Resync:
                     continue
                 self._not_listed(name, parent, error)
                 return
-            self._take_together(Listed(name, parent, page, began), len(page.items))
+            take(Listed(name, parent, page, began), len(page.items))
             after, resumed, more = page.after, False, page.after is not None
 
     def _fetch(self, name: str, parent: str, after: str | None) -> Page:
@@ -287,6 +288,10 @@ class Resync:
 
     def _here(self, name: str, parent: str) -> tuple[ColumnElement[bool], ...]:
         return Listing.run_id == self._held.run_id, Listing.name == name, Listing.parent == parent
+
+    def _take_together(self, pages: Sequence[Listed]) -> list[None]:
+        self._write(lambda tx: self._take(tx, pages))
+        return [None] * len(pages)
 
     def _take(self, tx: Connection, pages: Sequence[Listed]) -> None:
         """Use pages: repair what a listing may settle, ask for reads of what it may not, note how far they got."""

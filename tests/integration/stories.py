@@ -10,6 +10,7 @@ from models.database import open_engine, writing
 from models.tables import Change, Event
 from tests.sandbox import World, play
 from tests.support import JSON, apply_all, mirrored, rows
+from worker.inbox import Delivery
 
 Mirrored = dict[Any, list[JSON]]
 
@@ -49,6 +50,10 @@ def _event(event_id: str, type: str, version: int, data: JSON) -> JSON:
 
 def encoded(event: JSON) -> bytes:
     return json.dumps(event).encode()
+
+
+def delivered(event: JSON) -> Delivery:
+    return Delivery(event["id"], event["event"], encoded(event))
 
 
 def store(engine: Engine, events: Iterable[JSON]) -> None:

@@ -17,7 +17,7 @@ from tests.integration.processes import (
     let_time_pass,
     pending,
 )
-from tests.integration.stories import company_life, encoded, mirror_of, store, written_once
+from tests.integration.stories import company_life, delivered, mirror_of, store, written_once
 from tests.support import JSON, differences, mirrored, statuses
 from worker.doorbell import Doorbell
 from worker.inbox import receive
@@ -36,7 +36,7 @@ class Feeder(threading.Thread):
     def run(self) -> None:
         bell = Doorbell(self._redis, DRAIN)
         for event in sorted(self._events + self.twice, key=lambda event: event["id"]):
-            receive(self._engine, event["id"], event["event"], encoded(event), source="webhook")
+            receive(self._engine, [delivered(event)])
             bell.ring()
 
 

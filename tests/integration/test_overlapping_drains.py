@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, event, func, select, text
 from models.database import CHANGES_LOCK, advisory_lock, open_engine, reading, writing
 from models.tables import Batch, Change, Event, Organization
 from tests.integration.processes import count, eventually, let_time_pass, pending
-from tests.integration.stories import encoded, mirror_of, organization, store, user, written_once
+from tests.integration.stories import delivered, mirror_of, organization, store, user, written_once
 from tests.support import JSON, mirrored, rows, statuses
 from worker.drain import Policy, drain
 from worker.inbox import receive
@@ -135,7 +135,7 @@ def test_drains_that_cross_each_other_spend_no_attempts(
     def deliver(events: list[JSON]) -> None:
         with opened(db_url) as mine:
             for each in events:
-                receive(mine, each["id"], each["event"], encoded(each), source="webhook")
+                receive(mine, [delivered(each)])
 
     with following(db_url) as follower, ThreadPoolExecutor() as do:
         list(do.map(lambda job: job(), [lambda: deliver(story[400:]), *[lambda: work(0)] * 4]))

@@ -16,7 +16,7 @@ from tests.integration.processes import Commands, Valkey, eventually
 from tests.sandbox import Sandbox, populate
 from tests.support import differences, rows
 from tests.use_cases.resyncs import CLIENT_ID, directory_of, expire_lease, live, resync
-from worker.inbox import receive
+from worker.inbox import Delivery, receive
 from worker.resync import AT_ONCE
 from worker.wiring import MOST_CONNECTIONS
 
@@ -89,7 +89,7 @@ def test_the_door_of_an_sqlite_mirror_does_not_wait_for_a_resync(
         def knock() -> None:
             for number in itertools.count():
                 began = time.monotonic()
-                receive(engine, f"event_{number}", "user.created", b"{}", source="webhook")
+                receive(engine, [Delivery(f"event_{number}", "user.created", b"{}")])
                 waits.append(time.monotonic() - began)
                 if over.wait(0.02):
                     return

@@ -1,0 +1,85 @@
+"""Group commit: who waits for the writer is written by it, each exactly once, and hears its result or its failure."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import pytest
+
+from worker.group_commit import GroupCommit
+
+
+class Writer:
+    """Notes what is written together; holds the first writing until it is let go."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[int]] = []
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, items: list[int]) -> Sequence[int]:
+        self.groups.append(items)
+        self.begun.set()
+        assert self.go_on.wait(10)
+        if 13 in items:
+            raise RuntimeError("no")
+        return [item * 10 for item in items]
+
+
+@pytest.fixture
+def writer() -> Writer:
+    return Writer()
+
+
+@pytest.fixture
+def commit(writer: Writer) -> Iterator[GroupCommit[int, int]]:
+    with closing(GroupCommit(writer, 3)) as made:
+        yield made
+        writer.go_on.set()
+
+
+@pytest.fixture
+def hand_over(writer: Writer, commit: GroupCommit[int, int]) -> Iterator[Callable[..., list[int | BaseException]]]:
+    """Hands items over while the first of them is being written, and returns what each caller got."""
+
+    def all_of(*items: int, size: int = 1) -> list[int | BaseException]:
+        calls = []
+        for place, item in enumerate(items):
+            calls.append(pool.submit(commit, item, size))
+            assert writer.begun.wait(10)
+            while len(commit._waiting) < place:
+                threading.Event().wait(0.001)
+        writer.go_on.set()
+        return [call.exception(10) or call.result() for call in calls]
+
+    with ThreadPoolExecutor() as pool:
+        yield all_of
+
+
+def test_what_comes_while_another_writes_is_written_together_and_in_order(
+    writer: Writer, hand_over: Callable[..., list[int]]
+) -> None:
+    assert hand_over(0, 1, 2, 3, 4, 5) == [0, 10, 20, 30, 40, 50]
+    assert writer.groups == [[0], [1, 2, 3], [4, 5]]
+
+
+def test_what_is_larger_than_a_group_is_written_alone(writer: Writer, hand_over: Callable[..., list[int]]) -> None:
+    assert hand_over(1, 2, size=100) == [10, 20]
+    assert writer.groups == [[1], [2]]
+
+
+def test_a_failure_reaches_all_whose_writing_it_was_and_no_one_else(
+    writer: Writer, hand_over: Callable[..., list[int | BaseException]]
+) -> None:
+    assert [type(got) for got in hand_over(1, 2, 13, 3, 4)] == [int, RuntimeError, RuntimeError, RuntimeError, int]
+    assert writer.groups == [[1], [2, 13, 3], [4]]
+
+
+def test_a_caller_waits_no_longer_than_it_says_and_its_item_is_written_all_the_same(
+    writer: Writer, commit: GroupCommit[int, int]
+) -> None:
+    with pytest.raises(TimeoutError):
+        commit(1, seconds=0.01)
+    writer.go_on.set()
+    assert commit(2) == 20
+    assert writer.groups == [[1], [2]]
