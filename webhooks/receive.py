@@ -69,21 +69,20 @@ def blueprint(wiring: Wiring) -> Blueprint:
         event = _event(body)
         event_id, type = event["id"], event["event"]
         shown_type = type if type in HANDLERS else "other"  # what anyone may send makes no new series
-        with structlog.contextvars.bound_contextvars(
-            event_id=event_id, type=type, organization_id=_organization_id(event)
-        ):
-            try:
-                new = commit(Delivery(event_id, type, body), seconds=COMMIT_SECONDS)
-            except (SQLAlchemyError, TimeoutError) as error:
-                # Too late for this answer, it may yet be committed: then the next delivery is a duplicate.
-                log.warning("webhook_not_stored", error=type_name(error))
-                counters.add("received", "not_stored", shown_type)
-                answer = jsonify(error="the event could not be stored; send it again")
-                answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-                return answer, 503
-            log.info("webhook_accepted", new=new)
-            counters.add("received", "accepted" if new else "duplicate", shown_type)
-        return jsonify(status="accepted" if new else "duplicate")
+        told = log.bind(event_id=event_id, type=type, organization_id=_organization_id(event))
+        try:
+            new = commit(Delivery(event_id, type, body), seconds=COMMIT_SECONDS)
+        except (SQLAlchemyError, TimeoutError) as error:
+            # Too late for this answer, it may yet be committed: then the next delivery is a duplicate.
+            told.warning("webhook_not_stored", error=type_name(error))
+            counters.add("received", "not_stored", shown_type)
+            answer = jsonify(error="the event could not be stored; send it again")
+            answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+            return answer, 503
+        outcome = "accepted" if new else "duplicate"
+        told.info("webhook_accepted", new=new)
+        counters.add("received", outcome, shown_type)
+        return jsonify(status=outcome)
 
     return routes
 

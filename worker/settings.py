@@ -134,7 +134,7 @@ class Settings(BaseSettings):
     repair_seconds: Annotated[float, Field(gt=0)] = 5.0
     role_map: Annotated[dict[str, str], NoDecode, BeforeValidator(_role_map)] = DEFAULT_ROLE_MAP
     web_processes: Annotated[int, Field(ge=1)] = 2
-    web_threads: Annotated[int, Field(ge=1)] = 8
+    web_threads: Annotated[int, Field(ge=1)] = 32
     worker_processes: Annotated[int, Field(ge=1)] = 2
     sweep_seconds: Annotated[float, Field(gt=0)] = 5.0
     batch_size: Annotated[int, Field(ge=1, le=5000)] = 500

@@ -19,6 +19,8 @@ from worker.settings import Settings
 DOOR_REDIS_SECONDS = 0.25
 """The door answers within a second, Redis frozen or not (QUEUE.md)."""
 DOOR_LOCK_TIMEOUT_MS = 1_000
+DOOR_CONNECTIONS = 8
+"""One commits deliveries, for all threads; the others answer pages, API and metrics."""
 REPAIR_SECONDS = 24 * 3600
 """A resync may take hours: its lease says whether it lives, not RQ."""
 LONG_SECONDS = 1800
@@ -50,9 +52,7 @@ def wire(settings: Settings, redis_url: str, *, door: bool = False) -> Wiring:
         door: whether deliveries are answered here, with short waits for Redis and locks.
     """
     if door:
-        engine = open_engine(
-            settings.database_url, pool_size=settings.web_threads, lock_timeout_ms=DOOR_LOCK_TIMEOUT_MS
-        )
+        engine = open_engine(settings.database_url, pool_size=DOOR_CONNECTIONS, lock_timeout_ms=DOOR_LOCK_TIMEOUT_MS)
         redis = door_redis(redis_url)
     else:
         engine = open_engine(settings.database_url, pool_size=MOST_CONNECTIONS)

@@ -77,13 +77,11 @@ def _require_free(port: int) -> None:
 
 
 def _gunicorn(settings: Settings) -> list[str]:
-    # SQLite has one writer: more threads would only wait for each other (QUEUE.md).
-    threads = 2 if settings.database_url.startswith("sqlite") else settings.web_threads
     options = {
         "--bind": f"0.0.0.0:{settings.port}",
         "--workers": settings.web_processes,
         "--worker-class": "gthread",
-        "--threads": threads,
+        "--threads": settings.web_threads,
         "--timeout": 30,
         "--graceful-timeout": 20,
         "--keep-alive": 75,  # longer than a load balancer's 60 s, so that it never meets a connection just closed
