@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, insert, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from models.bulk import among, insert_rows
 from models.tables import (
     CONTENT,
     AutoJoin,
@@ -215,21 +216,24 @@ def _causes_of_claims(
         if shown and shown["normalized"]
     }
     causes = {id: _cause(row) for id, row in domains.items()}
-    owned = select(Domain.id, Domain.normalized, Domain.organization_id).where(Domain.organization_id.in_(workspaces))
+    owned = select(Domain.id, Domain.normalized, Domain.organization_id).where(
+        among(tx, Domain.organization_id, workspaces)
+    )
     for id, name, owner in tx.execute(owned):
         cause = _cause(workspaces[str(owner)])
         causes.setdefault(id, cause)
         if name:
             names.setdefault(name, cause)
-    for id, name in tx.execute(select(Domain.id, Domain.normalized).where(Domain.normalized.in_(names))):
+    for id, name in tx.execute(select(Domain.id, Domain.normalized).where(among(tx, Domain.normalized, names))):
         causes.setdefault(id, names[name])
     return causes
 
 
-def claims(tx: Connection, *which: ColumnElement[bool]) -> list[Claim]:
-    """Return the claims that fulfil all of `which`, and every other claim to the same domains."""
-    mine = select(Domain.id, Domain.normalized).where(*which).subquery()
-    named = select(mine.c.normalized).where(mine.c.normalized.is_not(None))
+def claims(tx: Connection, ids: Iterable[str]) -> list[Claim]:
+    """Return the claims with these domain ids, and every other claim to the same domains."""
+    mine = list(ids)
+    named = tx.execute(select(Domain.normalized).where(among(tx, Domain.id, mine))).scalars()
+    names = {name for name in named if name is not None}
     found = (
         select(
             Domain.__table__,
@@ -237,7 +241,7 @@ def claims(tx: Connection, *which: ColumnElement[bool]) -> list[Claim]:
             Organization.revision.label("workspace_revision"),
         )
         .outerjoin(Organization, Organization.id == Domain.organization_id)
-        .where(or_(Domain.id.in_(select(mine.c.id)), Domain.normalized.in_(named)), Domain.revision > 0)
+        .where(or_(among(tx, Domain.id, mine), among(tx, Domain.normalized, names)), Domain.revision > 0)
         .order_by(Domain.id)
     )
     return [_claim(row) for row in tx.execute(found).mappings()]
@@ -277,9 +281,9 @@ def _note_standings(tx: Connection, causes: Mapping[str, Cause], *, legacy: bool
     """Work out where domains stand, and every other claim to them, and note what changed."""
     if not causes:
         return []
-    found = claims(tx, Domain.id.in_(causes))
+    found = claims(tx, causes)
     now = standings(found, legacy=legacy)
-    query = select(AutoJoin.__table__).where(AutoJoin.domain_id.in_(list(now)))
+    query = select(AutoJoin.__table__).where(among(tx, AutoJoin.domain_id, now))
     noted = {row.domain_id: row for row in tx.execute(query)}
     any_cause = next(iter(causes.values()))
     turns = []
@@ -292,8 +296,8 @@ def _note_standings(tx: Connection, causes: Mapping[str, Cause], *, legacy: bool
             place = {"domain": claim.domain, "organization_id": claim.organization_id}
             stale.append({"domain_id": claim.domain_id, **place, **standing._asdict()})
     if stale:
-        tx.execute(delete(AutoJoin).where(AutoJoin.domain_id.in_([row["domain_id"] for row in stale])))
-        tx.execute(insert(AutoJoin), stale)
+        tx.execute(delete(AutoJoin).where(among(tx, AutoJoin.domain_id, (row["domain_id"] for row in stale))))
+        insert_rows(tx, AutoJoin, stale)
     return turns
 
 
@@ -337,7 +341,8 @@ def _search(tx: Connection, verified: Sequence[Turn], mirror: Any) -> None:
     """Have the users of domains that began to auto-join looked for: of those who signed up before, only if set so."""
     ids = [turn.claim.domain_id for turn in verified]
     times = {
-        row.id: row.updated_at for row in tx.execute(select(Domain.id, Domain.updated_at).where(Domain.id.in_(ids)))
+        row.id: row.updated_at
+        for row in tx.execute(select(Domain.id, Domain.updated_at).where(among(tx, Domain.id, ids)))
     }
     for turn in verified:
         claim = turn.claim
@@ -362,4 +367,4 @@ def _add_joins(tx: Connection, people: Mapping[str, Cause]) -> None:
     for id, cause in people.items():
         by_cause.setdefault(cause, []).append(id)
     for cause, ids in by_cause.items():
-        add_joins(tx, User.id.in_(ids), cause)
+        add_joins(tx, among(tx, User.id, ids), cause)

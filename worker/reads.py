@@ -14,6 +14,7 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Text, cast, delete, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from models.bulk import among
 from models.database import reading, turn, write
 from models.tables import TABLES, Kind, Membership, Mirror, Read
 from models.types import db_in, db_now
@@ -180,7 +181,7 @@ def ask_after(tx: Connection, arrivals: Sequence[Arrival], decisions: Sequence[D
     for kind, asking in doubtful.items():
         _ask_for_events(tx, kind, asking, UNDER_TOMBSTONE)
     for kind, asking in parents.items():
-        known = set(tx.execute(select(TABLES[kind].id).where(TABLES[kind].id.in_(asking))).scalars() if asking else ())
+        known = set(tx.execute(select(TABLES[kind].id).where(among(tx, TABLES[kind].id, asking))).scalars())
         missing = {id: event_id for id, event_id in asking.items() if id not in known}
         _ask_for_events(tx, kind, missing, PARENT_MISSING, after=PARENT_PATIENCE_SECONDS)
 

@@ -106,7 +106,7 @@ def domain_states(tx: Connection, *which: Any) -> list[dict[str, Any]]:
     """Return domains with their auto-join state, whether people join by them now, and if not why not."""
     mirror = tx.execute(select(Mirror.__table__)).one()
     mine = set(tx.execute(select(Domain.id).where(*which)).scalars())
-    found = auto_join.claims(tx, Domain.id.in_(mine))
+    found = auto_join.claims(tx, mine)
     now = auto_join.standings(found, legacy=mirror.legacy_verified)
     view = auto_join_domains.c
     named = {claim.domain for claim in found}
