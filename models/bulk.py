@@ -21,7 +21,6 @@ from sqlalchemy import (
     cast,
     column,
     func,
-    insert,
     literal,
     select,
     update,
@@ -37,30 +36,36 @@ def among(tx: Connection, found: SQLColumnExpression[Any], values: Iterable[str]
     return found == func.any(literal(given, ARRAY(Text))) if _by_json(tx) else found.in_(given)
 
 
-def insert_missing(tx: Connection, table: type[Any], ids: Sequence[str]) -> None:
-    """Insert rows that hold nothing but their `id`, in this order, unless they are there."""
-    if not ids:
-        return
-    if _by_json(tx):
-        given = select(func.unnest(literal(list(ids), ARRAY(Text))))
-        tx.execute(postgresql.insert(table).from_select(["id"], given).on_conflict_do_nothing())
-    else:
-        tx.execute(sqlite.insert(table).on_conflict_do_nothing(), [{"id": id} for id in ids])
-
-
 def insert_rows(tx: Connection, table: type[Any], rows: Rows) -> None:
     """Insert `rows`, which name the same columns, in this order: generated ids grow with it."""
-    if not rows:
-        return
+    if rows:
+        tx.execute(*_insertion(tx, table, rows))
+
+
+def insert_new(tx: Connection, table: type[Any], rows: Rows, **same: Any) -> None:
+    """Insert, in this order, those of `rows` whose key is not there yet.
+
+    Args:
+        tx: the caller's transaction.
+        table: a mapped class.
+        rows: name the same columns.
+        same: expressions for further columns, the same for each row.
+    """
+    if rows:
+        statement, given = _insertion(tx, table, rows, **same)
+        tx.execute(statement.on_conflict_do_nothing(), given)
+
+
+def _insertion(tx: Connection, table: type[Any], rows: Rows, **same: Any) -> tuple[Any, Any]:
+    """Return an insert of `rows` and its parameters."""
+    statement = dialect_insert(tx, table)
     if not _by_json(tx):
-        tx.execute(insert(table), list(rows))
-        return
+        return statement.values(**same), list(rows)
     names, columns = list(rows[0]), table.__table__.c
     given = _given([*(columns[name] for name in names), Column("place", Integer)])
-    chosen = select(*(given.c[name] for name in names)).order_by(given.c.place)
-    tx.execute(
-        insert(table).from_select(names, chosen), _parameter({**row, "place": place} for place, row in enumerate(rows))
-    )
+    chosen = select(*(given.c[name] for name in names), *same.values()).order_by(given.c.place)
+    placed = ({**row, "place": place} for place, row in enumerate(rows))
+    return statement.from_select([*names, *same], chosen), _parameter(placed)
 
 
 def update_rows(tx: Connection, table: type[Any], rows: Rows, **same: Any) -> None:
@@ -84,6 +89,11 @@ def update_rows(tx: Connection, table: type[Any], rows: Rows, **same: Any) -> No
     given = _given([columns[name] for name in ("id", *names)])
     told = {name: given.c[name] for name in names}
     tx.execute(update(table).where(table.id == given.c.id).values(**told, **same), _parameter(rows))
+
+
+def dialect_insert(tx: Connection, table: type[Any]) -> Any:
+    """Return an insert of `tx`'s dialect, which knows ON CONFLICT; the two dialects' inserts share no type."""
+    return (postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert)(table)
 
 
 def _by_json(tx: Connection) -> bool:

@@ -5,8 +5,8 @@ from typing import Any
 
 import structlog
 from sqlalchemy import Connection, Engine, delete, exists, func, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
+from models.bulk import dialect_insert
 from models.database import CHANGES_LOCK, advisory_lock, reading, write
 from models.tables import (
     JOIN,
@@ -144,9 +144,8 @@ def _lift(tx: Connection, organization_id: str, user_id: str, who: str, why: str
         raise ConfigurationError(f"nothing keeps {user_id} from joining {organization_id} by domain")
     inactive = or_(Membership.deleted_by.is_not(None), Membership.status.is_(None), Membership.status != "active")
     mine = (Membership.organization_id == organization_id, Membership.user_id == user_id, inactive)
-    dialect: Any = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
     for id in tx.execute(select(Membership.id).where(*mine)).scalars().all():
-        tx.execute(dialect(LiftedBlock).values(membership_id=id, who=who, why=why).on_conflict_do_nothing())
+        tx.execute(dialect_insert(tx, LiftedBlock).values(membership_id=id, who=who, why=why).on_conflict_do_nothing())
     tx.execute(delete(Join).where(Join.organization_id == organization_id, Join.user_id == user_id))
     if provisions:
         add_joins(tx, User.id == user_id, ("operator", who))
@@ -169,8 +168,9 @@ def _block(tx: Connection, organization_id: str, user_id: str, who: str, why: st
         if tx.execute(select(table.id).where(table.id == id)).one_or_none() is None:
             raise ConfigurationError(f"the mirror knows no {what} {id}")
     values = {"state": JoinState.BLOCKED, "reason": f"by {who}: {why}", "cause": "operator", "cause_id": who}
-    dialect: Any = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
-    row = dialect(Join).values(organization_id=organization_id, user_id=user_id, settled_at=db_now(), **values)
+    row = dialect_insert(tx, Join).values(
+        organization_id=organization_id, user_id=user_id, settled_at=db_now(), **values
+    )
     key = [Join.organization_id, Join.user_id]
     tx.execute(row.on_conflict_do_update(index_elements=key, set_=values | {"settled_at": db_now()}))
     note_changes(tx, [_noted(JOIN, user_id, organization_id, None, {"state": "blocked", "why": why}, who)])

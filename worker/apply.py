@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, select
 
 from models.access import normal_address
-from models.bulk import among, insert_missing, insert_rows, update_rows
+from models.bulk import among, insert_new, insert_rows, update_rows
 from models.database import CHANGES_LOCK, advisory_lock
 from models.tables import CONTENT, TABLES, Change, Kind
 from models.types import db_now
@@ -109,7 +109,7 @@ def lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State
     Keys never seen are inserted first, so that they can be locked; the caller gives each a state before it commits.
     """
     table = TABLES[kind].__table__
-    insert_missing(tx, TABLES[kind], ids)
+    insert_new(tx, TABLES[kind], [{"id": id} for id in ids])
     found = tx.execute(select(table).where(among(tx, table.c.id, ids)).order_by(table.c.id).with_for_update())
     return {row.id: _state(kind, row) for row in found}
 

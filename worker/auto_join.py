@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, insert, or_, select
-from sqlalchemy.dialects import postgresql, sqlite
 
-from models.bulk import among, insert_rows
+from models.bulk import among, dialect_insert, insert_rows
 from models.tables import (
     CONTENT,
     AutoJoin,
@@ -159,8 +158,7 @@ def add_joins(tx: Connection, which: ColumnElement[bool], cause: Cause) -> int:
         for organization_id, user_id, domain in tx.execute(chosen)
     ]
     if rows:
-        dialect: Any = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
-        statement = dialect(Join)
+        statement = dialect_insert(tx, Join)
         given = statement.excluded
         again = {
             "state": JoinState.PENDING,

@@ -4,14 +4,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import Connection, Engine, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
+from models.bulk import dialect_insert
 from models.database import write
 from models.tables import Tick
 from models.types import db_in, db_now
@@ -53,8 +52,7 @@ def sweep(engine: Engine, bell: Doorbell) -> bool:
 
 def claim(tx: Connection, name: str, every_seconds: float) -> bool:
     """Take the duty `name` if it is due, by the database's clock; False: it is not, or another clock has taken it."""
-    dialect: Any = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
-    first = dialect(Tick).values(name=name, at=db_now()).on_conflict_do_nothing().returning(Tick.name)
+    first = dialect_insert(tx, Tick).values(name=name, at=db_now()).on_conflict_do_nothing().returning(Tick.name)
     if tx.execute(first).one_or_none() is not None:
         return True
     due = (Tick.name == name) & (Tick.at <= db_in(-every_seconds))

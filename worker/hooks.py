@@ -21,10 +21,10 @@ import httpx2
 import structlog
 from rq.timeouts import BaseTimeoutException, UnixSignalDeathPenalty
 from sqlalchemy import Connection, Engine, and_, delete, exists, func, insert, or_, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import aliased
 from standardwebhooks.webhooks import Webhook
 
+from models.bulk import dialect_insert
 from models.database import reading, turn, write
 from models.tables import Change, Hook, HookDelivery, Mirror, Run, Task
 from models.types import db_in, db_now
@@ -216,8 +216,7 @@ def _add(tx: Connection, name: str) -> None:
     """Begin a hook: at the first change of a mirror that is not filled yet, else at what changes from now on."""
     if tx.execute(select(Hook.name).where(Hook.name == name)).one_or_none() is None:
         filled = tx.execute(select(Mirror.backfilled_at)).scalar_one() is not None
-        dialect: Any = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
-        row = dialect(Hook).values(name=name, cursor=newest(tx) if filled else 0)
+        row = dialect_insert(tx, Hook).values(name=name, cursor=newest(tx) if filled else 0)
         tx.execute(row.on_conflict_do_nothing())
 
 

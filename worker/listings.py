@@ -5,8 +5,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
-from sqlalchemy.dialects import postgresql, sqlite
 
+from models.bulk import insert_new
 from models.tables import Kind, Listing
 from worker.apply import organization_of, show
 from worker.decide import Finding, State
@@ -87,12 +87,4 @@ def odd_item(kind: Kind, id: str, field: str) -> dict[str, Any]:
 
 def open_listings(tx: Connection, run_id: str, name: str, parents: Sequence[str]) -> None:
     """Add listings to a run; those it has already stay as they are."""
-    if parents:
-        rows = [{"run_id": run_id, "name": name, "parent": parent} for parent in sorted(parents)]
-        tx.execute(insert_new(tx, Listing), rows)
-
-
-def insert_new(tx: Connection, table: type[Any]) -> Any:
-    """Return an insert that leaves rows alone which are there already."""
-    dialect: Any = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
-    return dialect(table).on_conflict_do_nothing()
+    insert_new(tx, Listing, [{"run_id": run_id, "name": name, "parent": parent} for parent in sorted(parents)])

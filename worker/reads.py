@@ -12,9 +12,8 @@ from typing import Any
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Text, cast, delete, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
-from models.bulk import among
+from models.bulk import among, insert_new
 from models.database import reading, turn, write
 from models.tables import TABLES, Kind, Membership, Mirror, Read
 from models.types import db_in, db_now
@@ -51,9 +50,7 @@ def _ask_for_events(tx: Connection, kind: Kind, asking: Mapping[str, str], reaso
 
 
 def _ask(tx: Connection, rows: list[dict[str, Any]], after: float = 0.0) -> None:
-    if rows:
-        insert: Any = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
-        tx.execute(insert(Read).values(due_at=db_in(after)).on_conflict_do_nothing(), rows)
+    insert_new(tx, Read, rows, due_at=db_in(after))
 
 
 @dataclass(frozen=True, slots=True)

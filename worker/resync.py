@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, case, delete, func, select, update
 
+from models.bulk import insert_new
 from models.database import delete_some, reading, turn, write
 from models.tables import Drift, Kind, Listing, Mirror, Read, Run, RunStatus, Seen, Task
 from models.types import db_now
@@ -34,7 +35,7 @@ from worker.directory import (
 )
 from worker.errors import PayloadError
 from worker.group_commit import GroupCommit
-from worker.listings import Listed, drift, insert_new, odd_item, open_listings, parse_page
+from worker.listings import Listed, drift, odd_item, open_listings, parse_page
 from worker.reads import Result, ask, confirmed_read
 from worker.runs import Lease, LeaseLostError, create, finish, left_over
 from worker.snapshots import Snapshot
@@ -323,7 +324,7 @@ class Resync:
     def _merge(self, tx: Connection, kind: Kind, listed: dict[str, State]) -> list[dict[str, Any]]:
         run_id, dry = self._held.run_id, self._run.dry_run
         ids = sorted(listed)
-        tx.execute(insert_new(tx, Seen), [{"run_id": run_id, "kind": kind, "object_id": id} for id in ids])
+        insert_new(tx, Seen, [{"run_id": run_id, "kind": kind, "object_id": id} for id in ids])
         stored = stored_rows(tx, kind, ids) if dry else lock_rows(tx, kind, ids)
         findings = {id: compare_listed(stored.get(id), listed[id]) for id in ids}
         ask(tx, kind, [id for id, finding in findings.items() if finding is None], "differs", run_id)
@@ -345,8 +346,7 @@ class Resync:
         return [change(kind, id, stored[id], state, CAUSE, run_id) for id, state in kept.items()]
 
     def _note_drift(self, tx: Connection, rows: list[dict[str, Any]]) -> None:
-        if rows:
-            tx.execute(insert_new(tx, Drift), [{"run_id": self._held.run_id, **row} for row in rows])
+        insert_new(tx, Drift, [{"run_id": self._held.run_id, **row} for row in rows])
 
     def _open_role_listings(self, tx: Connection) -> None:
         if self._run.organization_id is None:
