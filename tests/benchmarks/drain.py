@@ -22,7 +22,7 @@ MARKS = [Mark(RATE, LIMIT, least=0.5), Mark(RATE, BASELINE, least=60), Mark(RATE
 def rows(bench: Bench) -> Iterator[Row]:
     """Yield ours, the rows that it leaves written plainly, and one RQ job per event, on each kind of database."""
     events = story(bench.size(20_000, 200), companies=bench.size(300, 5))
-    some = events[: bench.size(400, 5)]
+    some = events[: bench.size(50, 3)]
     for kind in bench.kinds:
         with bench.database(kind) as empty, filled(bench, kind, events) as full:
             with bench.database(kind, full) as url:
