@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-import httpx
+import httpx2
 from redis import Redis
 from sqlalchemy import select
 
@@ -26,7 +26,7 @@ EVERYBODY = {"statuses": "active,inactive,pending"}
 
 
 def rows(bench: Bench) -> Iterator[Row]:
-    """Yield it beside listing the same pages with plain httpx and throwing them away."""
+    """Yield it beside listing the same pages with plain httpx2, which WorkOS's SDK calls with, and throwing them away."""
     organizations, members = bench.size((2_000, 10), (10, 2))
     with workos(bench, organizations, members, {"rate_limits": False}) as address:
         for kind in bench.kinds:
@@ -35,7 +35,7 @@ def rows(bench: Bench) -> Iterator[Row]:
                 with bench.database(kind) as url:
                     return {RATE: _resynced(bench, url, address)}
 
-            what = f"resync without latency, {kind}: {organizations:,} organizations of {members}, limit: httpx"
+            what = f"resync without latency, {kind}: {organizations:,} organizations of {members}, limit: httpx2"
             yield Row(what, {OURS: ours, LIMIT: lambda: {RATE: _listed(address)}}, [Mark(RATE, LIMIT, least=0.5)])
 
 
@@ -55,7 +55,7 @@ def _resynced(bench: Bench, url: str, address: str) -> float:
 def _listed(address: str) -> float:
     """List everything a resync lists, and return calls a second."""
     headers = {"Authorization": f"Bearer {API_KEY}"}
-    with httpx.Client(base_url=address, headers=headers, timeout=30) as client, ThreadPoolExecutor(AT_ONCE) as pool:
+    with httpx2.Client(base_url=address, headers=headers, timeout=30) as client, ThreadPoolExecutor(AT_ONCE) as pool:
         began, members = time.perf_counter(), "/user_management/organization_memberships"
         people = pool.submit(_pages, client, "/user_management/users", {})
         client.get("/authorization/roles").raise_for_status()
@@ -65,7 +65,7 @@ def _listed(address: str) -> float:
         return calls / (time.perf_counter() - began)
 
 
-def _pages(client: httpx.Client, path: str, filters: dict[str, str]) -> tuple[int, list[str]]:
+def _pages(client: httpx2.Client, path: str, filters: dict[str, str]) -> tuple[int, list[str]]:
     """Read all pages of a listing; returns how many there were, and the ids."""
     calls, ids, after = 0, list[str](), ""
     while True:

@@ -42,8 +42,12 @@ class Bench:
     redis_url: str
     tiny: bool = False
     large: bool = False
-    kinds: Sequence[str] = (POSTGRESQL, SQLITE)
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of database to measure on."""
+        return self.size((POSTGRESQL, SQLITE), (POSTGRESQL,))
 
     def size(self, full: T, tiny: T) -> T:
         """Return how much to do."""
