@@ -89,5 +89,5 @@ def _empty_jobs(bench: Bench, number: int) -> list[float]:
                 jobs.append(queue.enqueue("time.time"))
             process.wait_until(lambda: len(queue.finished_job_registry) == number)
         for job in jobs:
-            job.refresh()
+            job.refresh()  # type: ignore[no-untyped-call]  # RQ has no type for it
     return [(job.ended_at - job.enqueued_at).total_seconds() for job in jobs if job.ended_at and job.enqueued_at]

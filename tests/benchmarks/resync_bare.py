@@ -26,7 +26,7 @@ EVERYBODY = {"statuses": "active,inactive,pending"}
 
 
 def rows(bench: Bench) -> Iterator[Row]:
-    """Yield it beside listing the same pages with plain httpx2, which WorkOS's SDK calls with, and throwing them away."""
+    """Yield it beside listing the same pages with plain httpx2 (as WorkOS's SDK does) and throwing them away."""
     organizations, members = bench.size((2_000, 10), (10, 2))
     with workos(bench, organizations, members, {"rate_limits": False}) as address:
         for kind in bench.kinds:
