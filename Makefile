@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check lock clean
+.PHONY: help demo test lint check bench bench-large lock clean
 
 help:  ## Show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -29,6 +29,12 @@ lint: $(VENV)/installed  ## Check style and types
 	$(BIN)/mypy
 
 check: lint test  ## What a change must pass
+
+bench: $(VENV)/installed  ## Measure beside a limit and a baseline; ARGS='--rows drain --rounds 5'
+	$(BIN)/python -W ignore -m tests.benchmarks $(ARGS)
+
+bench-large: $(VENV)/installed  ## Growth and queries with tables of many gigabytes
+	$(BIN)/python -W ignore -m tests.benchmarks --large --rows growth,queries $(ARGS)
 
 lock: $(VENV)/installed  ## Write requirements.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check uv

@@ -1,0 +1,47 @@
+"""Inboxes with a past, made by SQL."""
+
+from sqlalchemy import Engine, text
+
+from models.database import writing
+from tests.benchmarks.access import PER_ORGANIZATION, SERIES
+from tests.benchmarks.servers import SQLITE
+
+AGO = {
+    "postgresql": "now() - n * interval '1 second'",
+    "sqlite": "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now', '-' || n || ' seconds')",
+}
+COLUMNS = (
+    "id, type, source, body, received_at, last_delivered_at, webhook_at, due_at, processed_at, occurred_at, status, "
+    "outcome, error, fingerprint, kind, object_id, organization_id"
+)
+VALUES = (
+    "'event_past_' || n, "
+    "CASE n % 3 WHEN 0 THEN 'user.updated' ELSE 'organization_membership.updated' END, 'webhook', "
+    "CASE WHEN n < :most / 3 THEN {body} END, "  # retention drops payloads after a third of the time
+    "{ago}, {ago}, {ago}, {ago}, {ago}, {ago}, "
+    "CASE WHEN n % 10000 = 0 THEN 'failed' ELSE 'done' END, "
+    "CASE WHEN n % 10000 <> 0 THEN 'applied' END, CASE WHEN n % 10000 = 0 THEN 'the data has no email' END, "
+    "CASE WHEN n % 10000 = 0 THEN 'f' || (n / 10000) % 7 END, "
+    "CASE n % 3 WHEN 0 THEN 'user' ELSE 'membership' END, "
+    "CASE n % 3 WHEN 0 THEN 'user_' ELSE 'om_' END || (n % :members), "
+    "CASE WHEN n % 3 <> 0 THEN 'org_' || ((n % :members) / {each}) END"
+)
+BODY = {"postgresql": "repeat('x', 500)::bytea", "sqlite": "CAST(printf('%.500c', 'x') AS BLOB)"}
+
+
+def fill_inbox(engine: Engine, number: int, members: int) -> None:
+    """Put so many events of the past, one a second, into the inbox: about the people that `access.fill` made."""
+    kind = engine.dialect.name
+    values = VALUES.format(body=BODY[kind], ago=AGO[kind], each=PER_ORGANIZATION)
+    sql = f"INSERT INTO events ({COLUMNS}) SELECT {values} FROM ({SERIES[kind]}) AS t"  # noqa: S608 - our own words
+    with writing(engine) as tx:
+        tx.execute(text(sql), {"most": number, "members": members})
+        tx.execute(text("ANALYZE"))
+
+
+def settle(engine: Engine) -> None:
+    """Do what the database would do some time after so many writes: not while something is measured."""
+    if engine.dialect.name != SQLITE:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM (ANALYZE)"))
+            connection.execute(text("CHECKPOINT"))

@@ -1,0 +1,93 @@
+"""Latency: from the answer to a delivery until a follower of `changes` sees what it led to, at a steady rate."""
+
+import http.client
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from statistics import quantiles
+
+from redis import Redis
+from rq import Queue
+from sqlalchemy import Engine, func, select
+
+from models.database import reading
+from models.tables import Change
+from tests.benchmarks.deliveries import PATH, signed
+from tests.benchmarks.runner import LIMIT, OURS, Mark, Row, Sample
+from tests.benchmarks.servers import START_SECONDS, Bench
+from tests.benchmarks.workers import listening, workers
+
+PER_SECOND = 100
+LOOK_EVERY_SECONDS = 0.001
+P50, P99 = "p50 ms", "p99 ms"
+MARKS = [Mark(P50, most=10), Mark(P99, most=50), Mark(P50, LIMIT, most=5), Mark(P99, LIMIT, most=5)]
+
+
+def rows(bench: Bench) -> Iterator[Row]:
+    """Yield accepted → applied beside an empty RQ job, enqueue → finished, each with the worker that ours is."""
+    number = bench.size(1_000, 20)
+    for kind in bench.kinds:
+        with bench.database(kind) as url, bench.engine(url) as engine, bench.web(url) as (port, _):
+
+            def ours(url: str = url, engine: Engine = engine, port: int = port) -> Sample:
+                with workers(bench, url, 2):
+                    return _percentiles(_accepted_to_applied(engine, port, number))
+
+            contenders = {OURS: ours, LIMIT: lambda: _percentiles(_empty_jobs(bench, number))}
+            yield Row(f"accepted to applied, {kind}: {PER_SECOND} events/s", contenders, MARKS)
+
+
+def _percentiles(seconds: Sequence[float]) -> Sample:
+    cuts = quantiles(seconds, n=100)
+    return {P50: cuts[49] * 1e3, P99: cuts[98] * 1e3}
+
+
+def _accepted_to_applied(engine: Engine, port: int, number: int) -> list[float]:
+    seen: dict[str, float] = {}
+    accepted: dict[str, float] = {}
+    with reading(engine) as tx:
+        last = tx.execute(select(func.max(Change.id))).scalar_one() or 0
+    follower = threading.Thread(target=partial(_follow, engine, last, number, seen))
+    follower.start()
+    connection, began = http.client.HTTPConnection("127.0.0.1", port), time.perf_counter()
+    for place, (signature, body) in enumerate(signed(number)):
+        time.sleep(max(0.0, began + place / PER_SECOND - time.perf_counter()))
+        connection.request("POST", PATH, body, {"WorkOS-Signature": signature})
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == 200
+        accepted[_id(body)] = time.perf_counter()
+    follower.join()
+    return [seen[id] - at for id, at in accepted.items()]
+
+
+def _id(body: bytes) -> str:
+    return body.partition(b'"id": "')[2].partition(b'"')[0].decode()
+
+
+def _follow(engine: Engine, last: int, number: int, seen: dict[str, float]) -> None:
+    ends = time.perf_counter() + number / PER_SECOND + 60
+    while len(seen) < number and time.perf_counter() < ends:
+        with reading(engine) as tx:
+            found = tx.execute(select(Change.id, Change.cause_id).where(Change.id > last).order_by(Change.id)).all()
+        for last, cause_id in found:  # noqa: B007, PLR1704 - the cursor moves with what was seen
+            seen[cause_id] = time.perf_counter()
+        time.sleep(LOOK_EVERY_SECONDS)
+
+
+def _empty_jobs(bench: Bench, number: int) -> list[float]:
+    bench.empty_redis()
+    with Redis.from_url(bench.redis_url) as redis:
+        queue, began, jobs = Queue("empty", connection=redis), time.perf_counter(), []
+        arguments = ["-m", "rq.cli", "worker", "--url", bench.redis_url, "-w", "rq.SimpleWorker", "empty"]
+        with bench.running("rq", arguments, bench.environment("sqlite://")) as process:
+            process.wait_until(lambda: listening(redis) > 0, START_SECONDS)
+            began = time.perf_counter()
+            for place in range(number):
+                time.sleep(max(0.0, began + place / PER_SECOND - time.perf_counter()))
+                jobs.append(queue.enqueue("time.time"))
+            process.wait_until(lambda: len(queue.finished_job_registry) == number)
+        for job in jobs:
+            job.refresh()  # type: ignore[no-untyped-call]  # RQ has no type for it
+    return [(job.ended_at - job.enqueued_at).total_seconds() for job in jobs if job.ended_at and job.enqueued_at]

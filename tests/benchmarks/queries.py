@@ -1,0 +1,77 @@
+"""Queries: the pages and answers that operators wait for, over an inbox with a long past."""
+
+import http.client
+import random
+import time
+from collections.abc import Callable, Iterator
+from statistics import quantiles
+from urllib.parse import urlencode
+
+from tests.benchmarks.access import PER_ORGANIZATION, fill
+from tests.benchmarks.history import fill_inbox, settle
+from tests.benchmarks.runner import OURS, Mark, Row, Sample
+from tests.benchmarks.servers import Bench
+
+PAGES: dict[str, Callable[[int], str]] = {
+    "overview": lambda _: "/ops/",
+    "events": lambda _: "/ops/events",
+    "events, status": lambda _: "/ops/events?status=failed",
+    "events, type": lambda _: "/ops/events?type=user.updated",
+    "events, workspace": lambda n: f"/ops/events?organization_id=org_{n // PER_ORGANIZATION}",
+    "events, workspace, type, status": lambda n: (
+        f"/ops/events?organization_id=org_{n // PER_ORGANIZATION}&type=organization_membership.updated&status=failed"
+    ),
+    "explain, member": lambda n: f"/ops/explain?name=om_{n}",
+    "explain, address": lambda n: f"/ops/explain?name=user{n}%40d{n // PER_ORGANIZATION}.example",
+}
+"""Page → its path, for the number of a person."""
+
+
+def rows(bench: Bench) -> Iterator[Row]:
+    """Yield one row for each kind of database, with a mark for each page."""
+    events, members = bench.size((10_000_000, 500_000) if bench.large else (1_000_000, 50_000), (2_000, 200))
+    calls = bench.size(100, 2)
+    for kind in bench.kinds:
+        with bench.database(kind) as url:
+            with bench.engine(url) as engine:
+                fill(engine, members)
+                fill_inbox(engine, events, members)
+                settle(engine)
+            with bench.web(url) as (port, _):
+                cookie = _sign_in(port, bench.token)
+
+                def ours(port: int = port, cookie: str = cookie) -> Sample:
+                    return {f"{page}, p95 ms": _p95(port, cookie, path, members, calls) for page, path in PAGES.items()}
+
+                what = f"queries, {kind}: {events:,} rows of the inbox"
+                yield Row(what, {OURS: ours}, [Mark(f"{page}, p95 ms", most=100) for page in PAGES])
+
+
+def _sign_in(port: int, token: str) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    connection.request("GET", "/ops/sign-in")
+    page = connection.getresponse()
+    cookie, text = page.headers["Set-Cookie"].partition(";")[0], page.read().decode()
+    csrf = text.partition('name="csrf_token" value="')[2].partition('"')[0]
+    body = urlencode({"token": token, "csrf_token": csrf})
+    connection.request("POST", "/ops/sign-in", body, form | {"Cookie": cookie})
+    answer = connection.getresponse()
+    assert answer.status == 302, answer.read()
+    return answer.headers["Set-Cookie"].partition(";")[0]
+
+
+def _p95(port: int, cookie: str, path: Callable[[int], str], members: int, calls: int) -> float:
+    dice, spent, connection = (
+        random.Random(1),
+        list[float](),
+        http.client.HTTPConnection("127.0.0.1", port, timeout=300),
+    )
+    for _ in range(calls):
+        began = time.perf_counter()
+        connection.request("GET", path(dice.randrange(members)), headers={"Cookie": cookie})
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == 200, answer.status
+        spent.append((time.perf_counter() - began) * 1e3)
+    return quantiles(spent, n=20)[18]

@@ -1,0 +1,36 @@
+"""All rows of the table, by name."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from tests.benchmarks import (
+    acknowledge,
+    burst,
+    drain,
+    growth,
+    latency,
+    memory,
+    queries,
+    resync,
+    resync_bare,
+    spike,
+    start,
+    two_workers,
+)
+from tests.benchmarks.runner import Row
+from tests.benchmarks.servers import Bench
+
+ROWS: Mapping[str, Callable[[Bench], Iterator[Row]]] = {
+    "acknowledge": acknowledge.rows,
+    "spike": spike.rows,
+    "drain": drain.rows,
+    "two_workers": two_workers.rows,
+    "latency": latency.rows,
+    "burst": burst.rows,
+    "resync": resync.rows,
+    "resync_bare": resync_bare.rows,
+    "growth": growth.rows,
+    "memory": memory.rows,
+    "queries": queries.rows,
+    "start": start.rows,
+}
+"""Name → what yields its rows, and keeps what they need for as long as they are measured."""

@@ -1,0 +1,50 @@
+"""Worker processes that drain: started as a deployment starts them, and given an inbox to drain."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+from redis import Redis
+from rq import SimpleWorker
+from rq.serializers import JSONSerializer
+from sqlalchemy import Engine, exists, select
+
+from models.database import reading
+from models.tables import Event, EventStatus
+from tests.benchmarks.servers import START_SECONDS, Bench
+from tests.integration.processes import command_line
+from worker.doorbell import Doorbell
+from worker.jobs import DRAIN
+
+
+def listening(redis: Redis) -> int:
+    """Return how many worker processes take jobs."""
+    return len(SimpleWorker.all(connection=redis, serializer=JSONSerializer))
+
+
+@contextmanager
+def workers(bench: Bench, url: str, number: int) -> Iterator[list[psutil.Process]]:
+    """Run `workos-sync worker` with so many processes that drain, and yield those; nothing rings for them yet."""
+    bench.empty_redis()
+    arguments = ["-m", "worker.cli", "worker", "--processes", str(number)]
+    with (
+        Redis.from_url(bench.redis_url) as redis,
+        bench.running("worker", arguments, bench.environment(url)) as process,
+    ):
+        process.wait_until(lambda: listening(redis) > number, START_SECONDS)  # one more repairs
+        family = psutil.Process(process.pid).children(recursive=True)
+        yield [child for child in family if command_line(child)[-2:] == ["worker.lane", DRAIN]]
+
+
+def seconds_to_drain(bench: Bench, engine: Engine) -> float:
+    """Ring as deliveries do until nothing is pending, and return how long that took."""
+    waiting = select(exists().where(Event.status == EventStatus.PENDING))
+    with Redis.from_url(bench.redis_url) as redis:
+        bell, began = Doorbell(redis, DRAIN), time.perf_counter()
+        while True:
+            bell.ring()
+            time.sleep(0.02)
+            with reading(engine) as tx:
+                if not tx.execute(waiting).scalar_one():
+                    return time.perf_counter() - began

@@ -1,0 +1,20 @@
+"""Two hosts share the work; one is cut off and comes back. In a network of their own."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.benchmarks.two_hosts import why_not
+from tests.integration.processes import ROOT
+
+
+@pytest.mark.timeout(600)
+def test_two_hosts_share_the_work_and_one_goes_on_while_the_other_is_cut_off() -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.two_hosts"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=590, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "host b back" in ran.stdout
+    assert "the mirror is that of an undisturbed drain" in ran.stdout
