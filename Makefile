@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check lock clean
+.PHONY: help demo test lint check soak lock clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -29,6 +29,9 @@ lint: $(VENV)/installed  ## Check style and types
 	$(BIN)/mypy
 
 check: lint test  ## What a change must pass
+
+soak: $(VENV)/installed  ## Half of the capacity for 30 minutes, then a burst: nothing may grow (ARGS="--minutes 1")
+	$(BIN)/python -m tests.benchmarks.soak $(ARGS)
 
 lock: $(VENV)/installed  ## Write requirements.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
