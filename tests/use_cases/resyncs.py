@@ -16,7 +16,7 @@ from tests.integration.stories import store
 from tests.sandbox import Sandbox, World
 from tests.support import JSON, apply_all, rows
 from worker.bucket import Buckets
-from worker.directory import Directory, open_directory
+from worker.directory import Directory, Found, Page, open_directory
 from worker.resync import Resync, start
 from worker.runs import lease
 
@@ -35,6 +35,29 @@ class Clock:
 
     def goes_on(self, **by: float) -> None:
         self.now += timedelta(**by)
+
+
+class Between(Directory):
+    """WorkOS, with something happening after it has answered and before anyone has used the answer."""
+
+    def __init__(self, inner: Directory, happens: Callable[[str], object]) -> None:
+        super().__init__(inner._client, inner._buckets, inner._dates, inner.close, inner._count)
+        self._happens = happens
+
+    def _list(self, path: tuple[str, ...], filters: JSON, after: str | None) -> Page:
+        page = super()._list(path, filters, after)
+        self._happens("/".join(path))
+        return page
+
+    def _whole(self, path: tuple[str, ...]) -> Page:
+        page = super()._whole(path)
+        self._happens("/".join(path))
+        return page
+
+    def _get(self, path: tuple[str, ...]) -> Found:
+        found = super()._get(path)
+        self._happens("/".join(path))
+        return found
 
 
 def directory_of(sandbox: Sandbox, redis: Redis, *, key: str | None = None, timeout: float = 10.0) -> Directory:
