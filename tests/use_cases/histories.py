@@ -229,10 +229,9 @@ class History(RuleBasedStateMachine):
 
     @invariant()
     def a_tombstone_stays(self) -> None:
-        terminal = {kind: table for kind, table in TABLES.items() if kind is not Kind.ROLE}
-        now = {
-            (k, row["id"]) for k, t in terminal.items() for row in rows(self.engine, t) if row["deleted_by"] == "event"
-        }
+        now: set[tuple[Kind, str]] = set()
+        for kind in set(TABLES) - {Kind.ROLE}:
+            now |= {(kind, row["id"]) for row in rows(self.engine, TABLES[kind]) if row["deleted_by"] == "event"}
         assert now >= self.tombstones
         self.tombstones = now
 
