@@ -96,6 +96,18 @@ class History(RuleBasedStateMachine):
             with self.world.silently():
                 acts[what](ids[place % len(ids)])
 
+    @rule(what=st.sampled_from(["memberships", "users", "organizations"]), place=PLACES)
+    def a_server_whose_clock_is_behind_deletes_something(self, what: str, place: int) -> None:
+        acts = {
+            "memberships": self.world.delete_membership,
+            "users": self.world.delete_user,
+            "organizations": self.world.delete_organization,
+        }
+        if ids := list(getattr(self.world, what)):
+            self.clock.goes_on(seconds=-2)
+            acts[what](ids[place % len(ids)])
+            self.clock.goes_on(seconds=2)
+
     @rule(slug=st.sampled_from(["billing", "viewer"]), place=PLACES, own=st.booleans(), ends=st.booleans())
     def a_role_is_given_or_deleted(self, slug: str, place: int, *, own: bool, ends: bool) -> None:
         memberships = list(self.world.memberships.values())
@@ -149,6 +161,12 @@ class History(RuleBasedStateMachine):
         if children:
             self.on_the_way.remove(child := children[place % len(children)])
             accept(self.door, child)
+
+    @rule()
+    def deletions_overtake_the_rest(self) -> None:
+        overtaking = [place for place, event in enumerate(self.on_the_way) if event["event"].endswith(".deleted")]
+        accept(self.door, *(self.on_the_way.pop(place) for place in reversed(overtaking)))
+        self.drains(500)
 
     # The system
 
