@@ -12,14 +12,13 @@ from flask.testing import FlaskClient
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from redis import Redis
-from sqlalchemy import Connection, Engine, delete, update
+from sqlalchemy import Engine
 
-from models.database import write
-from models.tables import TABLES, Base, Change, Drift, Event, EventStatus, Kind, Mirror, RunStatus
+from models.tables import TABLES, Change, Drift, Event, EventStatus, Kind, RunStatus
 from models.views import workspace_members
 from tests.sandbox import Sandbox, WorldError, play
 from tests.support import JSON, accept, apply_all, differences, rows, sign
-from tests.use_cases.resyncs import Between, Clock, directory_of, go_on, make_reads_due, run_row
+from tests.use_cases.resyncs import Between, Clock, directory_of, empty, go_on, make_reads_due, run_row
 from worker import replay as replays
 from worker.catch_up import catch_up, settle
 from worker.directory import UnreadableError
@@ -40,19 +39,6 @@ LISTS = ("/organizations", "/user_management/users", "/user_management/organizat
 
 class DeathError(Exception):
     """A worker dies: what it had read it never writes."""
-
-
-def empty(engine: Engine, clock: Clock) -> None:
-    """As a database that was only migrated and bound: to make one for each example takes long."""
-
-    def drop_all(tx: Connection) -> None:
-        for table in Base.metadata.sorted_tables:
-            if table.name not in ("mirror", "public_domains"):
-                tx.execute(delete(table))
-        nothing = ("cursor", "cursor_at", "inbox_to", "inbox_at", "complete_to", "backfilled_at", "last_resync_at")
-        tx.execute(update(Mirror).values(dict.fromkeys(nothing) | {"cursor_at": clock()}))
-
-    write(engine, drop_all)
 
 
 class History(RuleBasedStateMachine):
@@ -271,6 +257,7 @@ class History(RuleBasedStateMachine):
             self.clock.goes_on(seconds=60)
             catch_up(self.engine, self.directory, lag=LAG)
             apply_all(self.engine)
+            self.no_one_has_access_whom_an_event_deleted()
         assert {event["id"] for event in self.world.events} == {row["id"] for row in rows(self.engine, Event)}
         self.reads_what_is_in_doubt()
         if self.all_told:
@@ -283,7 +270,6 @@ class History(RuleBasedStateMachine):
         self.reads_what_is_in_doubt()
         assert differences(self.engine, self.world.truth()) == []
         assert {row["status"] for row in rows(self.engine, Event)} <= {EventStatus.DONE}
-        self.no_one_has_access_whom_an_event_deleted()
 
     def _finishes_a_resync(self) -> str:
         """Go on with the full run that was left off, if there is one, else a new one, to its end."""

@@ -7,10 +7,10 @@ from itertools import count
 from typing import Any
 
 from redis import Redis
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Connection, Engine, delete, func, select, update
 
 from models.database import reading, write
-from models.tables import TABLES, Change, Drift, Kind, Read, Role, Run
+from models.tables import TABLES, Base, Change, Drift, Kind, Mirror, Read, Role, Run
 from models.types import db_in
 from tests.integration.stories import store
 from tests.sandbox import Sandbox, World
@@ -87,6 +87,19 @@ def go_on(engine: Engine, directory: Directory, run_id: str, stopping: Callable[
     with lease(engine, run_id) as held:
         assert held is not None
         return Resync(engine, directory, held, stopping).work()
+
+
+def empty(engine: Engine, clock: Clock) -> None:
+    """As a database that was only migrated and bound: to make one for each example takes long."""
+
+    def drop_all(tx: Connection) -> None:
+        for table in Base.metadata.sorted_tables:
+            if table.name not in ("mirror", "public_domains"):
+                tx.execute(delete(table))
+        nothing = ("cursor", "cursor_at", "inbox_to", "inbox_at", "complete_to", "backfilled_at", "last_resync_at")
+        tx.execute(update(Mirror).values(dict.fromkeys(nothing) | {"cursor_at": clock()}))
+
+    write(engine, drop_all)
 
 
 def expire_lease(engine: Engine, run_id: str) -> None:

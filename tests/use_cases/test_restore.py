@@ -80,15 +80,8 @@ def copy_of(url: str, to: str) -> None:
         return
     plain, other = (u.set(drivername="postgresql").render_as_string(hide_password=False) for u in (source, target))
     dumped = subprocess.run([PROGRAMS / "pg_dump", "--format=custom", plain], check=True, capture_output=True)
-    restore: list[str | Path] = [
-        PROGRAMS / "pg_restore",
-        "--clean",
-        "--if-exists",
-        "--exit-on-error",
-        "--dbname",
-        other,
-    ]
-    subprocess.run(restore, input=dumped.stdout, check=True)
+    options = ["--clean", "--if-exists", "--exit-on-error", "--dbname", other]
+    subprocess.run([PROGRAMS / "pg_restore", *options], input=dumped.stdout, check=True)
 
 
 @contextmanager
