@@ -7,10 +7,10 @@ import pytest
 from redis import Redis
 from sqlalchemy import Connection, Engine, delete, text, update
 
-from models.database import write, writing
+from models.database import open_engine, write, writing
 from models.migrate import downgrade, outdated, upgrade
 from models.tables import Event, Kind, Listing, Mirror, Run, RunStatus, Seen, Task, User
-from tests.integration.processes import count, let_time_pass, pending
+from tests.integration.processes import Commands, count, eventually, let_time_pass, pending
 from tests.integration.stories import company_life
 from tests.sandbox import Sandbox, play
 from tests.support import JSON, apply_all, differences, made, rows, statuses
@@ -55,9 +55,8 @@ def run(engine: Engine, statement: str, values: Iterable[JSON], **parts: str) ->
 
 
 def accept_as(revision: str, engine: Engine, events: Iterable[JSON]) -> None:
-    stored = [{"id": e["id"], "type": e["event"], "body": json.dumps(e).encode()} for e in events]
-    for one in stored:
-        run(engine, ACCEPT[revision], [one])
+    for event in events:
+        run(engine, ACCEPT[revision], [{"id": event["id"], "type": event["event"], "body": json.dumps(event).encode()}])
 
 
 @pytest.mark.parametrize("revision", ["0001", "0006"])
@@ -93,6 +92,18 @@ def test_a_user_whom_a_process_of_the_older_release_wrote_gets_the_addresses_tha
     assert addresses.mend(engine) == (email != "ann@gone.example")
     assert addresses_of(engine) == before | {"user_ann": (email.lower(), email.lower().partition("@")[2])}
     assert addresses.mend(engine) == 0
+
+
+def test_the_clock_looks_for_such_users_by_itself(
+    make_database: Callable[[str], str], redis_url: str, commands: Commands
+) -> None:
+    commands.settings |= {"DATABASE_URL": (url := make_database("sqlite")), "REDIS_URL": redis_url}
+    engine = open_engine(url)
+    deliver(engine, [made("user.created", id="user_ann", email="ann@gone.example")])
+    run(engine, WRITE_USER, [{"id": "user_ann", "email": "ann@acme.example"}])
+    commands.start("clock")
+    eventually(lambda: addresses_of(engine) == {"user_ann": ("ann@acme.example", "acme.example")}, 60)
+    engine.dispose()
 
 
 def test_runs_that_the_previous_release_left_open_are_finished(
