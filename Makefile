@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check bench bench-large lock clean
+.PHONY: help demo test lint check bench bench-large soak lock clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -35,6 +35,9 @@ bench: $(VENV)/installed  ## Measure beside a limit and a baseline; ARGS='--rows
 
 bench-large: $(VENV)/installed  ## Growth and queries with tables of many gigabytes
 	$(BIN)/python -W ignore -m tests.benchmarks --large --rows growth,queries $(ARGS)
+
+soak: $(VENV)/installed  ## Half of the capacity for 30 minutes, then a burst: nothing may grow (ARGS="--minutes 1")
+	$(BIN)/python -m tests.benchmarks.soak $(ARGS)
 
 lock: $(VENV)/installed  ## Write requirements.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check uv

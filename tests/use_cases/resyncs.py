@@ -7,16 +7,16 @@ from itertools import count
 from typing import Any
 
 from redis import Redis
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Connection, Engine, delete, func, select, update
 
 from models.database import reading, write
-from models.tables import TABLES, Change, Drift, Kind, Read, Role, Run
+from models.tables import TABLES, Base, Change, Drift, Kind, Mirror, Read, Role, Run
 from models.types import db_in
 from tests.integration.stories import store
 from tests.sandbox import Sandbox, World
 from tests.support import JSON, apply_all, rows
 from worker.bucket import Buckets
-from worker.directory import Directory, open_directory
+from worker.directory import Directory, Found, Page, open_directory
 from worker.resync import Resync, start
 from worker.runs import lease
 
@@ -35,6 +35,29 @@ class Clock:
 
     def goes_on(self, **by: float) -> None:
         self.now += timedelta(**by)
+
+
+class Between(Directory):
+    """WorkOS, with something happening after it has answered and before anyone has used the answer."""
+
+    def __init__(self, inner: Directory, happens: Callable[[str], object]) -> None:
+        super().__init__(inner._client, inner._buckets, inner._dates, inner.close, inner._count)
+        self._happens = happens
+
+    def _list(self, path: tuple[str, ...], filters: JSON, after: str | None) -> Page:
+        page = super()._list(path, filters, after)
+        self._happens("/".join(path))
+        return page
+
+    def _whole(self, path: tuple[str, ...]) -> Page:
+        page = super()._whole(path)
+        self._happens("/".join(path))
+        return page
+
+    def _get(self, path: tuple[str, ...]) -> Found:
+        found = super()._get(path)
+        self._happens("/".join(path))
+        return found
 
 
 def directory_of(sandbox: Sandbox, redis: Redis, *, key: str | None = None, timeout: float = 10.0) -> Directory:
@@ -64,6 +87,19 @@ def go_on(engine: Engine, directory: Directory, run_id: str, stopping: Callable[
     with lease(engine, run_id) as held:
         assert held is not None
         return Resync(engine, directory, held, stopping).work()
+
+
+def empty(engine: Engine, clock: Clock) -> None:
+    """As a database that was only migrated and bound: to make one for each example takes long."""
+
+    def drop_all(tx: Connection) -> None:
+        for table in Base.metadata.sorted_tables:
+            if table.name not in ("mirror", "public_domains"):
+                tx.execute(delete(table))
+        nothing = ("cursor", "cursor_at", "inbox_to", "inbox_at", "complete_to", "backfilled_at", "last_resync_at")
+        tx.execute(update(Mirror).values(dict.fromkeys(nothing) | {"cursor_at": clock()}))
+
+    write(engine, drop_all)
 
 
 def expire_lease(engine: Engine, run_id: str) -> None:

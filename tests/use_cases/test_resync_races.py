@@ -19,6 +19,7 @@ from tests.sandbox import Sandbox, World, WorldError, play, populate
 from tests.support import JSON, differences, mirrored, rows
 from tests.use_cases.resyncs import (
     CLIENT_ID,
+    Between,
     catch_up_with,
     changes,
     deliver,
@@ -34,35 +35,12 @@ from tests.use_cases.resyncs import (
 from worker import resync as resync_module
 from worker import runs
 from worker.bucket import Buckets
-from worker.directory import Directory, Found, Page, open_directory
+from worker.directory import Directory, open_directory
 from worker.resync import Resync, start
 from worker.runs import LeaseLostError, lease
 from worker.wiring import MOST_CONNECTIONS
 
 SEEDS = range(4)
-
-
-class Between(Directory):
-    """WorkOS, with something happening after it has answered and before anyone has used the answer."""
-
-    def __init__(self, inner: Directory, happens: Callable[[str], object]) -> None:
-        super().__init__(inner._client, inner._buckets, inner._dates, inner.close, inner._count)
-        self._happens = happens
-
-    def _list(self, path: tuple[str, ...], filters: JSON, after: str | None) -> Page:
-        page = super()._list(path, filters, after)
-        self._happens("/".join(path))
-        return page
-
-    def _whole(self, path: tuple[str, ...]) -> Page:
-        page = super()._whole(path)
-        self._happens("/".join(path))
-        return page
-
-    def _get(self, path: tuple[str, ...]) -> Found:
-        found = super()._get(path)
-        self._happens("/".join(path))
-        return found
 
 
 class Life:

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from models.database import write
 from models.migrate import newest_revision, upgrade
 from models.public_domains import refresh
-from worker import admission, hooks, provision, role_map
+from worker import addresses, admission, hooks, provision, role_map
 from worker.cli.shared import open_database, until_stopped
 from worker.clock import Duty, beat, run, sweep
 from worker.counters import Counters
@@ -144,6 +144,7 @@ def clock() -> None:
             Duty("sweep", settings.sweep_seconds, lambda: sweep(wiring.engine, wiring.bell)),
             Duty("schedule", settings.repair_seconds, lambda: schedule(wiring.engine, settings)),
             Duty("watch", settings.repair_seconds, lambda: watch(wiring.engine, wiring.repair_bell)),
+            Duty("addresses", STOCK_SECONDS, lambda: addresses.mend(wiring.engine)),
             Duty("stock", STOCK_SECONDS, lambda: admission.take_stock(wiring.engine)),
         ]
         if settings.auto_join == "provision":
