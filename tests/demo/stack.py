@@ -190,7 +190,7 @@ class Stack:
         """Start a `workos-sync` command in the background; `name` (default: the command) is its key and its log's."""
         return self._spawn(name or command, ["-m", "worker.cli", command, *arguments])
 
-    def run(self, command: str, *arguments: str, seconds: float = 60.0) -> None:
+    def run(self, command: str, *arguments: str, seconds: float = 120.0) -> None:
         """Run a `workos-sync` command to its end; raise `StackError` unless it succeeds."""
         self.spawn(command, *arguments).require_success(seconds)
         del self.processes[command]

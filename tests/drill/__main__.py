@@ -107,8 +107,8 @@ def _drill(installation: Installation, life: JSON, json_file: Path | None, *, sh
 
 def _strike(installation: Installation, engine: Engine, seed: int, *, short: bool) -> Injector:
     """Strike until WorkOS has told all, and every kind of fault has struck."""
-    longest, pause = (2.0, (0.0, 0.3)) if short else (6.0, (0.0, 2.0))
-    injector = Injector(installation, engine, seed, longest=longest, pause=pause)
+    usual, pause = (0.7, (0.0, 0.3)) if short else (5.0, (0.0, 2.0))
+    injector = Injector(installation, engine, seed, usual=usual, pause=pause)
     while call("GET", f"{installation.sandbox_url}/sandbox/progress")["playing"] or injector.missing:
         time.sleep(0.2)
     injector.stop()

@@ -27,16 +27,16 @@ WAIT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Field:
-    """Where faults strike: the installation, an engine that looks on, chance, and the longest seconds of a fault."""
+    """Where faults strike: the installation, an engine that looks on, chance, and the usual seconds of a fault."""
 
     installation: Installation
     engine: Engine
     random: Random
-    longest: float
+    usual: float
 
     def some_seconds(self) -> float:
-        """So long this fault lasts."""
-        return self.random.uniform(0.5, self.longest)
+        """So long this fault lasts: mostly short, now and then so long that another takes over leases and batches."""
+        return min(self.random.expovariate(1 / self.usual), 6 * self.usual)
 
 
 Strike = Callable[[Field], None]

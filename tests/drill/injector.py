@@ -16,21 +16,21 @@ from tests.drill.installation import Installation
 
 log = structlog.get_logger()
 
-HANDS = 2
+HANDS = 3
 """Faults at the same time."""
 PUT_OFF = (AssertionError, DBAPIError, RedisError, StackError, psutil.Error, OSError)
 """What a fault raises that found nothing to strike, mostly because another one had just done so."""
 
 
 class Injector:
-    """Begins at once. `longest`: the longest seconds of a fault that lasts; `pause`: between two faults of one hand."""
+    """Begins at once. `usual`: the usual seconds of a fault that lasts; `pause`: between two faults of one hand."""
 
     def __init__(
-        self, installation: Installation, engine: Engine, seed: int, *, longest: float, pause: tuple[float, float]
+        self, installation: Installation, engine: Engine, seed: int, *, usual: float, pause: tuple[float, float]
     ) -> None:
         self.struck: Counter[tuple[str, str]] = Counter()
         self._installation, self._engine = installation, engine
-        self._longest, self._pause = longest, pause
+        self._usual, self._pause = usual, pause
         self._faults = all_faults()
         self._chance = Random(f"{seed}-deck")
         self._deck: list[Fault] = []
@@ -53,7 +53,7 @@ class Injector:
             hand.join()
 
     def _strike_on(self, random: Random) -> None:
-        field = Field(self._installation, self._engine, random, self._longest)
+        field = Field(self._installation, self._engine, random, self._usual)
         while not self._over.wait(random.uniform(*self._pause)):
             fault = self._draw()
             log.info("fault", kind=fault.kind, target=fault.target)
