@@ -29,7 +29,7 @@ KNOBS: JSON = {
     **play.KNOBS,
     "latency": 0.02,  # a resync takes a while, so that something happens to it
     "concurrency": 32,  # a few deliveries that hang do not hold up the others
-    "retries": 7,
+    "retries": 8,
     "retry_base": 0.2,
 }
 PATIENCE_SECONDS = 300.0
@@ -49,7 +49,7 @@ def command(events: int, seconds: float, companies: int, seed: int, *, short: bo
     interruptions = Interruptions()
     interruptions.install()
     folder, code = short_folder(), 1
-    installation = Installation(folder, seed, interruptions)
+    installation = Installation(folder, seed)
     _log_to(folder / "logs" / "drill.log")
     try:
         life = {"events": events, "rate": events / seconds} | ({} if not short else _short_life())
@@ -107,7 +107,7 @@ def _drill(installation: Installation, life: JSON, json_file: Path | None, *, sh
 
 def _strike(installation: Installation, engine: Engine, seed: int, *, short: bool) -> Injector:
     """Strike until WorkOS has told all, and every kind of fault has struck."""
-    usual, pause = (0.7, (0.0, 0.3)) if short else (5.0, (0.0, 2.0))
+    usual, pause = (0.7, (0.0, 0.3)) if short else (4.0, (0.5, 4.0))
     injector = Injector(installation, engine, seed, usual=usual, pause=pause)
     while call("GET", f"{installation.sandbox_url}/sandbox/progress")["playing"] or injector.missing:
         time.sleep(0.2)

@@ -16,7 +16,7 @@ from models.database import reading
 from models.tables import Run, RunStatus, Task
 from models.types import db_now
 from tests.drill.clock.sitecustomize import LOOK_EVERY_SECONDS
-from tests.drill.installation import COMMANDS, Installation
+from tests.drill.installation import COMMANDS, STOP_SECONDS, Installation
 from tests.drill.proxy import Proxy
 from tests.integration.processes import eventually, held_before_commit, suppress_gone
 
@@ -121,7 +121,16 @@ def _cuts(name: str) -> list[Fault]:
 
 def _stopping(number: signal.Signals) -> Strike:
     """PostgreSQL ends in its own way, and is started again."""
-    return lambda field: _one(field, Installation.postgres_processes).send_signal(number)
+
+    def strike(field: Field) -> None:
+        server = _one(field, Installation.postgres_processes)
+        server.send_signal(number)
+        try:
+            server.wait(STOP_SECONDS)
+        except psutil.TimeoutExpired:
+            server.kill()  # PostgreSQL 18 may wait for ever if it is asked in the middle of its recovery
+
+    return strike
 
 
 def _skewing(command: str) -> Strike:

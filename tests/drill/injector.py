@@ -16,7 +16,7 @@ from tests.drill.installation import Installation
 
 log = structlog.get_logger()
 
-HANDS = 3
+HANDS = 2
 """Faults at the same time."""
 PUT_OFF = (AssertionError, DBAPIError, RedisError, StackError, psutil.Error, OSError)
 """What a fault raises that found nothing to strike, mostly because another one had just done so."""

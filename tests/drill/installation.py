@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from models.database import database_url
-from tests.demo.processes import Interruptions, stop_all
+from tests.demo.processes import stop_all
 from tests.demo.stack import Stack
 from tests.drill.proxy import Proxy
 from tests.integration.processes import Valkey, alive, working_in
@@ -27,8 +27,8 @@ SETTINGS = {
 }
 """What is done every few minutes elsewhere, and small batches: so something is under way whenever a fault strikes."""
 LOOK_EVERY_SECONDS = 0.3
-STOP_SECONDS = 60.0
-"""What a deploy gives a process between SIGTERM and SIGKILL."""
+STOP_SECONDS = 30.0
+"""What a process gets between being asked to stop and SIGKILL."""
 CLOCK = Path(__file__).parent / "clock"
 """On PYTHONPATH it gives a process a clock of its own."""
 
@@ -36,8 +36,8 @@ CLOCK = Path(__file__).parent / "clock"
 class Installation(Stack):
     """PostgreSQL and Valkey behind proxies, the sandbox, and the three commands; whatever ends is started again."""
 
-    def __init__(self, folder: Path, seed: int, interruptions: Interruptions) -> None:
-        super().__init__(folder, database="postgres", seed=seed, settings=SETTINGS, hold=interruptions.held)
+    def __init__(self, folder: Path, seed: int) -> None:
+        super().__init__(folder, database="postgres", seed=seed, settings=SETTINGS)
         self.valkey = Valkey(folder)
         self.restarts: Counter[str] = Counter()
         self.proxies: dict[str, Proxy] = {}
