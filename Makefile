@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check bench bench-large soak lock clean
+.PHONY: help demo test lint check drill bench bench-large soak lock clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -19,6 +19,9 @@ $(VENV)/installed: requirements.lock pyproject.toml
 
 demo: $(VENV)/installed  ## Show it working, end to end, on an embedded Valkey and database
 	@$(BIN)/workos-sync demo $(ARGS)
+
+drill: $(VENV)/installed  ## Strike real processes with hundreds of faults while 20,000 events flow (15 minutes)
+	@$(BIN)/python -m tests.drill $(ARGS)
 
 test: $(VENV)/installed  ## Run all tests (SQLite, PostgreSQL and Valkey come with it)
 	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 $(ARGS)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, func, select
 
@@ -63,16 +63,19 @@ class Sample:
         return not (sending or coming or self.reads) and self.mirror == "current"
 
 
-def begin(stack: Stack, *, events: int, companies: int, seed: int) -> None:
-    """Set the sandbox's knobs, register our endpoint as in the dashboard, and let the companies live."""
+def begin(stack: Stack, *, knobs: JSON = KNOBS, **life: Any) -> None:
+    """Set the sandbox's knobs, register our endpoint as in the dashboard, and let the companies live.
+
+    `life`: events, companies, seed, and rate in events a second if not as fast as possible.
+    """
     url = f"{stack.sandbox_url}/sandbox"
-    call("PUT", f"{url}/knobs", KNOBS)
+    call("PUT", f"{url}/knobs", knobs)
     endpoint = {"url": stack.webhook_url, "secret": stack.secret, "events": SUBSCRIBED}
     call("POST", f"{url}/endpoints", endpoint)
-    call("POST", f"{url}/play", {"events": events, "companies": companies, "seed": seed})
+    call("POST", f"{url}/play", life)
 
 
-def watch(stack: Stack, engine: Engine) -> Iterator[Sample]:
+def watch(stack: Stack, engine: Engine, patience: float = PATIENCE_SECONDS) -> Iterator[Sample]:
     """Yield samples until all is settled; the last one is.
 
     Raises:
@@ -88,9 +91,9 @@ def watch(stack: Stack, engine: Engine) -> Iterator[Sample]:
             return
         if before != (now := (sample.sent, sample.applied, sample.mirror, sample.reads)):
             before, moved = now, time.monotonic()
-        if time.monotonic() - moved > PATIENCE_SECONDS:
+        if time.monotonic() - moved > patience:
             logs = "\n".join(stack.processes[name].tail() for name in ("web", "worker"))
-            raise StackError(f"nothing moved for {PATIENCE_SECONDS:.0f} s: {_missing(sample)}\n{logs}")
+            raise StackError(f"nothing moved for {patience:.0f} s: {_missing(sample)}\n{logs}")
         time.sleep(LOOK_EVERY_SECONDS)
 
 

@@ -119,7 +119,7 @@ class Process:
         if code != 0:
             raise StackError(f"{self.name} ended with code {code}\n{self.tail()}")
 
-    def wait_until(self, ready: Callable[[], bool], seconds: float = 30.0) -> None:
+    def wait_until(self, ready: Callable[[], bool], seconds: float = 120.0) -> None:
         """Return once `ready` says so; raise `StackError` if the process ends first or time is up."""
         ends = time.monotonic() + seconds
         while not ready():

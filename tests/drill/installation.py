@@ -1,0 +1,175 @@
+"""The installation under the drill: a stack behind proxies and on clocks of its own, kept as by a process manager."""
+
+import os
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from models.database import database_url
+from tests.demo.processes import stop_all
+from tests.demo.stack import Stack
+from tests.drill.proxy import Proxy
+from tests.integration.processes import Valkey, alive, working_in
+
+COMMANDS = ("web", "worker", "clock")
+SETTINGS = {
+    "CATCH_UP_SECONDS": "2",
+    "CATCH_UP_LAG_SECONDS": "5",
+    "SWEEP_SECONDS": "1",
+    "REPAIR_SECONDS": "0.5",
+    "BATCH_SIZE": "50",
+    "WORKOS_RATE_SHARE": "1.0",
+}
+"""What is done every few minutes elsewhere, and small batches: so something is under way whenever a fault strikes."""
+LOOK_EVERY_SECONDS = 0.3
+STOP_SECONDS = 30.0
+"""What a process gets between being asked to stop and SIGKILL."""
+CLOCK = Path(__file__).parent / "clock"
+"""On PYTHONPATH it gives a process a clock of its own."""
+
+
+class Installation(Stack):
+    """PostgreSQL and Valkey behind proxies, the sandbox, and the three commands; whatever ends is started again."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        super().__init__(folder, database="postgres", seed=seed, settings=SETTINGS)
+        self.valkey = Valkey(folder)
+        self.restarts: Counter[str] = Counter()
+        self.proxies: dict[str, Proxy] = {}
+        self.direct_url = ""
+        """The database without the proxy, for those who look on."""
+        self._over = threading.Event()
+        self._deploying = threading.Lock()
+        self._keepers: list[threading.Thread] = []
+        for command in COMMANDS:
+            self.set_clock(command, 0)
+
+    # Starting and stopping
+
+    def start_valkey(self) -> None:
+        """Start the Valkey and the proxy before it."""
+        self.valkey.start()
+        self.proxies["Valkey"] = Proxy(self.folder / "v.sock")
+        self.settings["REDIS_URL"] = f"redis://127.0.0.1:{self.proxies['Valkey'].port}/0"
+
+    def start_database(self) -> None:
+        """Start PostgreSQL, migrate, and start the proxy before it."""
+        super().start_database()
+        self.direct_url = self.database_url
+        self.proxies["PostgreSQL"] = Proxy(Path(str(database_url(self.direct_url).query["host"])) / ".s.PGSQL.5432")
+        port = self.proxies["PostgreSQL"].port
+        self.settings["DATABASE_URL"] = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+
+    def keep(self) -> None:
+        """From here on start again whatever ends, a moment later."""
+        for tend in (self._tend_commands, self._tend_valkey, self._tend_postgres):
+            keeper = threading.Thread(target=self._keep, args=(tend,), name=tend.__name__, daemon=True)
+            self._keepers.append(keeper)
+            keeper.start()
+
+    def _keep(self, tend: Callable[[], None]) -> None:
+        while not self._over.wait(LOOK_EVERY_SECONDS):
+            tend()
+
+    def _tend_commands(self) -> None:
+        with self._deploying:
+            for command in COMMANDS:
+                if self.processes[command].popen.poll() is not None:
+                    self.restarts[command] += 1
+                    self.spawn(command)
+
+    def _tend_valkey(self) -> None:
+        if not self.valkey_processes():
+            self.restarts["Valkey"] += 1
+            self.valkey.kill()  # forgets the one that is gone
+            self.valkey.start()
+
+    def _tend_postgres(self) -> None:
+        if not self.postgres_processes():
+            self.restarts["PostgreSQL"] += 1
+            # Not at once: what is left of one that was killed must be gone first, and recovery takes its time.
+            with suppress(subprocess.SubprocessError, AssertionError):
+                self.postgres.ensure_postgres_running()
+
+    def require_running(self) -> None:
+        """Nothing: what ends is started again, and who waits loses patience when nothing moves."""
+
+    def stop(self) -> None:
+        """End everything, the keepers first."""
+        self._over.set()
+        for keeper in self._keepers:
+            keeper.join()
+        super().stop()
+        for proxy in self.proxies.values():
+            proxy.close()
+        self.proxies.clear()
+        self.valkey.kill()
+
+    # Clocks
+
+    def env_of(self, name: str) -> dict[str, str]:
+        """The environment of a process: each of the three commands is on a clock of its own."""
+        env = self.env
+        if name in COMMANDS:
+            path = os.pathsep.join([str(CLOCK), env["PYTHONPATH"]])
+            env |= {"PYTHONPATH": path, "WRONG_CLOCK": str(self._clock(name))}
+        return env
+
+    def set_clock(self, command: str, seconds: int) -> None:
+        """Let a command and all its processes, running or not, be so much ahead of the time of day."""
+        made = self._clock(command).with_suffix(".new")
+        made.write_text(str(seconds))
+        made.replace(self._clock(command))
+
+    def _clock(self, command: str) -> Path:
+        return self.folder / f"{command}.clock"
+
+    # Deploying and finding processes
+
+    def deploy(self) -> None:
+        """SIGTERM to the three commands, and a new start of each once all have ended."""
+        with self._deploying:
+            stop_all([self.processes[command] for command in COMMANDS], STOP_SECONDS)
+            for command in COMMANDS:
+                self.spawn(command)
+
+    def main_process(self, command: str) -> list[psutil.Process]:
+        """The process of a command, if it lives."""
+        return _living(self.processes[command].pid)
+
+    def children(self, command: str) -> list[psutil.Process]:
+        """The processes right under that of a command."""
+        return _children(self.main_process(command))
+
+    def valkey_processes(self) -> list[psutil.Process]:
+        """The Valkey."""
+        return working_in(self.folder / "data")
+
+    def postgres_processes(self) -> list[psutil.Process]:
+        """The postmaster, if it lives."""
+        pid_file = self.folder / "postgres" / "postmaster.pid"
+        with suppress(OSError, ValueError, IndexError):
+            found = _living(int(pid_file.read_text().splitlines()[0]))
+            return [process for process in found if process.name() == "postgres"]
+        return []
+
+    def backends(self) -> list[psutil.Process]:
+        """The processes under the postmaster."""
+        return _children(self.postgres_processes())
+
+
+def _living(pid: int) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return [process for process in [psutil.Process(pid)] if alive(process)]
+    return []
+
+
+def _children(parents: list[psutil.Process]) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return [child for parent in parents for child in parent.children() if alive(child)]
+    return []

@@ -1,0 +1,110 @@
+"""What a drill came to: numbers, and what of the promise did not hold."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from sqlalchemy import ColumnElement, Engine, exists, func, select
+
+from models.database import reading
+from models.tables import Change, Event, EventStatus
+from tests.demo.machine import JSON, call
+from tests.demo.play import Sample
+from tests.drill.follower import Follower
+from tests.drill.installation import Installation
+from tests.integration.processes import count
+from tests.support import differences
+from worker import reports
+from worker.decide import Outcome
+
+MOST_NAMED = 5
+
+
+@dataclass
+class Verdict:
+    """`numbers` by what they count; `wrong`: a line for each promise that did not hold."""
+
+    numbers: dict[str, int] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+
+    def none_of(self, what: str, found: Iterable[object]) -> None:
+        """Count what must not be, and name some of it."""
+        listed = list(found)
+        self.numbers[what] = len(listed)
+        if listed:
+            self.wrong.append(f"{what}: {len(listed)}, such as {', '.join(map(str, listed[:MOST_NAMED]))}")
+
+
+def judge(installation: Installation, engine: Engine, last: Sample, follower: Follower, resynced: JSON) -> Verdict:
+    """Return what the drill came to, after the resync at its end; `resynced` is that run."""
+    workos = last.workos
+    records: JSON = call("GET", f"{installation.sandbox_url}/sandbox/records")
+    verdict = Verdict(
+        {
+            "events made by WorkOS": workos["generated"],
+            "deliveries sent": last.sent,
+            "  retried": workos["retried"],
+            "  refused (not 2xx)": workos["refused"],
+            "  unanswered": workos["unanswered"],
+            "  given up after all retries": workos["given_up"],
+            "events acknowledged": workos["acknowledged"],
+            "events that only catch-up brought": last.caught_up,
+            "events applied": count(engine, Event.status == EventStatus.DONE),
+            "rows in changes": _changes(engine),
+            "events that a fault cost an attempt": count(engine, Event.attempts > 0),
+        }
+    )
+    acknowledged = {event_id for event_id, record in records.items() if record["acknowledged"]}
+    done = _ids(engine, Event.status == EventStatus.DONE)
+    verdict.none_of("acknowledged events lost", acknowledged - done)
+    verdict.none_of("events lost", records.keys() - done)
+    verdict.none_of("events that WorkOS never made", done - records.keys())
+    verdict.none_of("applied twice", _doubled(engine))
+    verdict.none_of("applied without a row in changes", _untold(engine))
+    verdict.none_of("set aside", _ids(engine, Event.status == EventStatus.FAILED))
+    verdict.none_of("forged deliveries accepted", ["a forged one"] * workos["forged_accepted"])
+    verdict.none_of("changes that the follower missed, or saw twice or late", _unfollowed(engine, follower))
+    verdict.none_of("differences to WorkOS", _differences(installation, engine))
+    verdict.none_of("drift that the resync at the end found", _drift(engine, resynced))
+    return verdict
+
+
+def _differences(installation: Installation, engine: Engine) -> list[str]:
+    return differences(engine, call("GET", f"{installation.sandbox_url}/sandbox/truth"))
+
+
+def _drift(engine: Engine, run: JSON) -> list[str]:
+    rows = [f"{row['finding']} {row['kind']} {row['object_id']}" for row in reports.drift(engine, run["id"])]
+    return rows + [f"the run ended with: {run['error']}"] * bool(run["error"])
+
+
+def _ids(engine: Engine, *conditions: ColumnElement[bool]) -> set[str]:
+    with reading(engine) as tx:
+        return set(tx.execute(select(Event.id).where(*conditions)).scalars())
+
+
+def _changes(engine: Engine) -> int:
+    with reading(engine) as tx:
+        return tx.execute(select(func.count()).select_from(Change)).scalar_one()
+
+
+def _doubled(engine: Engine) -> list[str]:
+    """One event changes one object once at most."""
+    key = (Change.kind, Change.object_id, Change.cause_id)
+    twice = select(*key).where(Change.cause == "event").group_by(*key).having(func.count() > 1)
+    with reading(engine) as tx:
+        return [f"{kind} {object_id} by {event_id}" for kind, object_id, event_id in tx.execute(twice)]
+
+
+def _untold(engine: Engine) -> set[str]:
+    told = exists().where(Change.cause == "event", Change.cause_id == Event.id)
+    return _ids(engine, Event.outcome == Outcome.APPLIED, ~told)
+
+
+def _unfollowed(engine: Engine, follower: Follower) -> list[str]:
+    """Each row exactly once, in ascending order; one with an id below what was seen before would be missing."""
+    with reading(engine) as tx:
+        there = list(tx.execute(select(Change.id).order_by(Change.id)).scalars())
+    wrong = [str(id) for id in sorted(set(there) ^ set(follower.seen))]
+    if not wrong and there != follower.seen:
+        wrong = ["their order"]
+    return wrong + [follower.problem] * bool(follower.problem)
