@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check lock clean
+.PHONY: help demo test test-all lint check lock clean
 
 help:  ## Show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -20,15 +20,21 @@ $(VENV)/installed: requirements.lock pyproject.toml
 demo: $(VENV)/installed  ## Show it working, end to end, on an embedded Valkey and database
 	@$(BIN)/workos-sync demo $(ARGS)
 
-test: $(VENV)/installed  ## Run all tests (SQLite, PostgreSQL and Valkey come with it)
-	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 $(ARGS)
+PYTEST = $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4
+
+test: $(VENV)/installed  ## Run the tests but the long ones (SQLite, PostgreSQL and Valkey come with it)
+	$(PYTEST) -m "not long" $(ARGS)
+	@echo "Left out: the tests marked long, with whole processes, a browser and random histories. make test-all runs them."
+
+test-all: $(VENV)/installed  ## Run all tests
+	$(PYTEST) $(ARGS)
 
 lint: $(VENV)/installed  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test  ## What a change must pass
+check: lint test-all  ## What a change must pass
 
 lock: $(VENV)/installed  ## Write requirements.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check uv

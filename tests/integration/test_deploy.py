@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import pytest
 from sqlalchemy import Engine
 
 from models.database import open_engine
@@ -20,6 +21,8 @@ from models.migrate import current_revision, newest_revision
 from tests.integration.processes import ROOT, Command, Commands, Valkey, count, eventually, pending
 from tests.integration.stories import encoded, user, written_once
 from tests.support import sign, statuses
+
+pytestmark = pytest.mark.long
 
 NEXT = "next"
 MIGRATION = f"""

@@ -1,5 +1,6 @@
 """Without REDIS_URL: the first command starts a Valkey, the others in the same folder use it."""
 
+import pytest
 from redis import Redis
 from rq import SimpleWorker
 from sqlalchemy import Engine
@@ -8,6 +9,8 @@ from models.database import open_engine
 from tests.integration.processes import Commands, eventually, pending, working_in
 from tests.integration.stories import new_users, store
 from tests.support import statuses
+
+pytestmark = pytest.mark.long
 
 
 def test_two_commands_in_one_folder_share_one_server(commands: Commands) -> None:

@@ -33,6 +33,8 @@ from worker.resync import start
 from worker.runs import BusyError, lease
 from worker.wiring import MOST_CONNECTIONS
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = int(os.environ.get("CONVERGENCE_EXAMPLES", "12"))
 LAG = timedelta(seconds=5)
 
