@@ -55,6 +55,7 @@ def run(program: Path, folder: Path, *arguments: str) -> "subprocess.CompletedPr
     return subprocess.run(command, cwd=folder, env=surroundings(), capture_output=True, text=True, check=False)
 
 
+@pytest.mark.timeout(300)
 def test_the_installed_package_is_complete(program: Path, folder: Path) -> None:
     assert run(program, folder, "--version").stdout.strip().endswith(" 1.0.0")
     unmigrated = run(program, folder, "web")

@@ -123,13 +123,15 @@ def next_release(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.timeout(400)
 def test_a_deploy_and_its_rollback_refuse_no_delivery_and_lose_none(
     make_database: Callable[[str], str], valkey: Valkey, commands: Commands, tmp_path: Path
 ) -> None:
     old, new = ROOT, next_release(tmp_path / "release")
     engine = open_engine(url := make_database("postgresql"))
     commands.settings |= {"DATABASE_URL": url, "REDIS_URL": valkey.url, "WORKER_PROCESSES": 1, "WEB_PROCESSES": 1}
-    with socket.create_server(("127.0.0.1", 0), backlog=1024) as door:
+    with socket.create_server(("0.0.0.0", 0), backlog=1024) as door:  # noqa: S104 - as systemd's
+        commands.settings["PORT"] = door.getsockname()[1]
         installation = Installation(commands, engine, door)
         installation.restart(old)
         with Deliveries(door.getsockname()[1]) as deliveries:
