@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check drill bench bench-large soak lock clean
+.PHONY: help demo test test-all lint check drill bench bench-large soak lock clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -23,15 +23,21 @@ demo: $(VENV)/installed  ## Show it working, end to end, on an embedded Valkey a
 drill: $(VENV)/installed  ## Strike real processes with hundreds of faults while 20,000 events flow (15 minutes)
 	@$(BIN)/python -m tests.drill $(ARGS)
 
-test: $(VENV)/installed  ## Run all tests (SQLite, PostgreSQL and Valkey come with it)
-	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 $(ARGS)
+PYTEST = $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4
+
+test: $(VENV)/installed  ## Run the tests but the long ones (SQLite, PostgreSQL and Valkey come with it)
+	$(PYTEST) -m "not long" $(ARGS)
+	@echo "Left out: the tests marked long, with whole processes, a browser and random histories. make test-all runs them."
+
+test-all: $(VENV)/installed  ## Run all tests
+	$(PYTEST) $(ARGS)
 
 lint: $(VENV)/installed  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test  ## What a change must pass
+check: lint test-all  ## What a change must pass
 
 bench: $(VENV)/installed  ## Measure beside a limit and a baseline; ARGS='--rows drain --rounds 5'
 	$(BIN)/python -W ignore -m tests.benchmarks $(ARGS)

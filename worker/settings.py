@@ -108,6 +108,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", hide_input_in_errors=True, frozen=True)
 
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    listen_fds: Annotated[int, Field(ge=0)] = 0
     database_url: Annotated[str, AfterValidator(_database), Field(repr=False)] = DEFAULT_DATABASE_URL
     redis_url: Annotated[Annotated[str, AfterValidator(_redis)] | None, Field(repr=False)] = None
     workos_webhook_secrets: Annotated[tuple[SecretStr, ...], NoDecode, Commas] = ()

@@ -16,6 +16,8 @@ import pytest
 
 from tests.demo.machine import environment
 
+pytestmark = pytest.mark.long
+
 COMPILED = Path(tempfile.gettempdir()) / "workos-sync-tests-bytecode"
 VERDICT = re.compile(r"mirror equals WorkOS: [1-9]\d* workspaces, [1-9]\d* members, [1-9]\d* domains")
 

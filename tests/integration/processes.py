@@ -66,12 +66,18 @@ QUICK: dict[str, object] = {
 class Command:
     """A `workos-sync …` command as a process, in a session of its own so that nothing of it can be left over."""
 
-    def __init__(self, *arguments: str, cwd: Path, settings: dict[str, object]) -> None:
+    def __init__(
+        self, *arguments: str, cwd: Path, settings: dict[str, object], listening: socket.socket | None = None
+    ) -> None:
+        """Start it; with `listening`, a socket, as systemd does that holds it."""
         self.log = cwd / f"{arguments[0]}-{time.monotonic_ns()}.log"
+        sockets = [] if listening is None else [listening.fileno()]
+        activated = [sys.executable, "-m", "tests.integration.activated", *map(str, sockets)] if sockets else []
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "worker.cli", *arguments],
+                [*activated, sys.executable, "-m", "worker.cli", *arguments],
                 cwd=cwd,
+                pass_fds=sockets,
                 env=environment(**settings),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -157,9 +163,9 @@ class Commands:
         self.settings: dict[str, object] = {"WORKOS_WEBHOOK_SECRETS": SECRET}
         self._started: list[Command] = []
 
-    def start(self, *arguments: str, **settings: object) -> Command:
+    def start(self, *arguments: str, listening: socket.socket | None = None, **settings: object) -> Command:
         """Start a command; returns at once."""
-        made = Command(*arguments, cwd=self.folder, settings=self.settings | settings)
+        made = Command(*arguments, cwd=self.folder, settings=self.settings | settings, listening=listening)
         self._started.append(made)
         return made
 

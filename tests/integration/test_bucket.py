@@ -17,7 +17,7 @@ from worker.directory import Directory, open_directory
 FAST = Limit("fast", 1000, 10)
 SLOW = Limit("slow", 200, 10)
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.long, pytest.mark.alone]
 
 
 @pytest.fixture

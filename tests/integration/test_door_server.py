@@ -12,6 +12,8 @@ from tests.integration.processes import Commands, count, piece
 from tests.integration.stories import encoded, new_users
 from tests.support import sign
 
+pytestmark = pytest.mark.long
+
 LIMIT = 4096
 
 

@@ -1,5 +1,6 @@
 """Without REDIS_URL: the first command starts a Valkey, the others in the same folder use it."""
 
+import pytest
 from redis import Redis
 from rq import SimpleWorker
 from sqlalchemy import Engine
@@ -7,7 +8,11 @@ from sqlalchemy import Engine
 from models.database import open_engine
 from tests.integration.processes import Commands, eventually, pending, working_in
 from tests.integration.stories import new_users, store
+from tests.sandbox import Sandbox
 from tests.support import statuses
+from tests.use_cases.resyncs import settings_of
+
+pytestmark = pytest.mark.long
 
 
 def test_two_commands_in_one_folder_share_one_server(commands: Commands) -> None:
@@ -31,3 +36,12 @@ def test_two_commands_in_one_folder_share_one_server(commands: Commands) -> None
     clock.stop()
     worker.stop()
     assert working_in(data) == []
+
+
+def test_register_counts_its_calls_before_the_server_that_it_started_ends(commands: Commands) -> None:
+    with Sandbox(seed=7) as sandbox:
+        commands.settings |= settings_of(sandbox)
+        register = commands.start("register", "http://127.0.0.1:8000/webhooks/workos")
+        assert register.process.wait(60) == 0, register.output()
+    assert "its secret, shown only now: " in register.output()
+    assert "counts_kept" not in register.output()

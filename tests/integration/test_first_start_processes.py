@@ -14,6 +14,8 @@ from tests.integration.stories import store
 from tests.sandbox import Knobs, Sandbox, populate
 from tests.support import apply_all, differences, rows
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:

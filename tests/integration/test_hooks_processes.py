@@ -15,6 +15,8 @@ from tests.support import rows
 from tests.use_cases.hosting import SECRET, Web
 from tests.use_cases.resyncs import quietly, settings_of
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:

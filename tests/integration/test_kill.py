@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 
+import pytest
 from redis import Redis
 from sqlalchemy import Engine
 
@@ -23,6 +24,8 @@ from worker.doorbell import Doorbell
 from worker.inbox import receive
 from worker.jobs import DRAIN
 from worker.wiring import door_redis
+
+pytestmark = pytest.mark.long
 
 
 class Feeder(threading.Thread):

@@ -14,6 +14,8 @@ from tests.integration.processes import Commands, Valkey, eventually
 from tests.support import made, sign
 from worker.counters import ACCEPTED_TO_APPLIED, Counters, Name, counted, noted
 
+pytestmark = pytest.mark.long
+
 NUMBER = 200
 
 

@@ -1,11 +1,14 @@
 """An event that kills the process that applies it: found alone, set aside, and nobody else is blamed."""
 
+import pytest
 from sqlalchemy import Engine
 
 from models.tables import Batch, Event
 from tests.integration.processes import ask, count, let_time_pass, pending, piece
 from tests.integration.stories import new_users, store, written_once
 from tests.support import event_row, rows, statuses
+
+pytestmark = pytest.mark.long
 
 
 def test_an_event_that_kills_the_process_is_found_alone_and_set_aside(db_url: str, engine: Engine) -> None:

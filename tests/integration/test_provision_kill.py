@@ -15,6 +15,8 @@ from tests.sandbox import Knobs, Sandbox, World
 from tests.support import SECRET, rows
 from tests.use_cases.resyncs import settings_of
 
+pytestmark = pytest.mark.long
+
 SIGN_UPS = 1_000
 WRONG = 40
 """Of each kind of those who must not get in."""

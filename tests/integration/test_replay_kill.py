@@ -18,6 +18,8 @@ from tests.integration.stories import store
 from tests.support import JSON, made, rows, statuses
 from tests.use_cases.resyncs import expire_lease
 
+pytestmark = pytest.mark.long
+
 NUMBER = 500
 SPOILT: dict[str, Any] = {"id": None, "updated_at": "yesterday"}
 """The field that a bug spoils in every second event, and how."""

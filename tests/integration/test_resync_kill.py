@@ -20,6 +20,8 @@ from worker.inbox import Delivery, receive
 from worker.resync import AT_ONCE
 from worker.wiring import MOST_CONNECTIONS
 
+pytestmark = pytest.mark.long
+
 ORGANIZATIONS = 60
 
 

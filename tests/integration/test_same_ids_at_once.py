@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from sqlalchemy import Engine, func, select
 
 from models.database import reading
@@ -10,6 +11,8 @@ from models.tables import Change, Event
 from tests.integration.processes import Commands, Valkey, ask, eventually, pending, piece
 from tests.integration.stories import encoded, new_users, written_once
 from tests.support import sign, statuses
+
+pytestmark = pytest.mark.long
 
 
 def test_two_processes_posting_the_same_1000_ids_make_1000_rows_each_applied_once(

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 
+import pytest
 from rq import SimpleWorker
 
 from models.database import open_engine
@@ -20,6 +21,8 @@ from tests.integration.processes import (
 )
 from tests.integration.stories import new_users, store, written_once
 from tests.support import rows, statuses
+
+pytestmark = pytest.mark.long
 
 
 def test_a_worker_stopped_in_mid_drain_ends_soon_and_what_it_left_is_taken_up_later(

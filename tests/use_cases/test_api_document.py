@@ -16,6 +16,8 @@ from worker import replay as replays
 from worker import resync
 from worker.wiring import Wiring
 
+pytestmark = pytest.mark.long
+
 TOKEN = "reader-token-0123456789"
 MEANT = {
     "/api/v1/status": [not_a_server_error],  # 503 while the mirror cannot be trusted, as here

@@ -16,6 +16,8 @@ from sqlalchemy import Engine
 from tests.use_cases.histories import History
 from worker import directory, resync
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = int(os.environ.get("CONVERGENCE_EXAMPLES", "12"))
 STEPS = 30
 SETTINGS = settings(

@@ -55,7 +55,8 @@ def web(port: int | None) -> None:
     """Take webhook deliveries: serve POST /webhooks/workos and the health checks with gunicorn."""
     settings = load_settings("workos_webhook_secrets", port=port)
     require_migrated(open_database(settings))
-    _require_free(settings.port)
+    if not (settings.listen_fds and settings.redis_url):  # gunicorn takes the socket that systemd holds open
+        _require_free(settings.port)
     if settings.redis_url:
         os.execv(sys.executable, _gunicorn(settings))  # noqa: S606 - our own command, as this process
     with redis_server(settings), until_stopped() as stop:

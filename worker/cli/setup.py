@@ -1,6 +1,7 @@
 """Setting up: whether an installation has all it needs, and the webhook endpoint at WorkOS."""
 
 import sys
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -53,15 +54,15 @@ def register(url: str, rotate: bool) -> None:
     parts = urlsplit(url)
     if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1"):
         fail(f"{url}: WorkOS sends to https only")
-    with redis_server(settings) as server:
-        redis = door_redis(server.url)
-        directory = connect(settings, redis, Counters(redis))
+    with (
+        redis_server(settings) as server,
+        closing(Counters(redis := door_redis(server.url))) as counters,
+        closing(connect(settings, redis, counters)) as directory,
+    ):
         try:
             _register(directory, url, rotate=rotate)
         except QueryRefusedError as error:
             fail(f"{error}. {SAME_URL}")
-        finally:
-            directory.close()
 
 
 def _register(directory: Directory, url: str, *, rotate: bool) -> None:

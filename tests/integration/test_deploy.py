@@ -1,0 +1,152 @@
+"""A deploy and its rollback while deliveries flow, as docs/deploy/README.md describes them for one machine.
+
+The next release is this code with one more migration. The socket is held by this process, as systemd holds it.
+"""
+
+import http.client
+import itertools
+import shutil
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+from sqlalchemy import Engine
+
+from models.database import open_engine
+from models.migrate import current_revision, newest_revision
+from tests.integration.processes import ROOT, Command, Commands, Valkey, count, eventually, pending
+from tests.integration.stories import encoded, user, written_once
+from tests.support import sign, statuses
+
+pytestmark = pytest.mark.long
+
+NEXT = "next"
+MIGRATION = f"""
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision, branch_labels, depends_on = "{NEXT}", "{newest_revision()}", None, None
+
+
+def upgrade() -> None:
+    op.add_column("users", sa.Column("favourite_colour", sa.Text()))
+    op.create_index("users_by_favourite_colour", "users", ["favourite_colour"])
+"""
+
+
+class Deliveries(threading.Thread):
+    """Posts one new user's event after the other, each on a connection of its own, until the block ends."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self._port, self._over = port, threading.Event()
+        self.accepted = 0
+        self.refused: list[object] = []
+
+    def run(self) -> None:
+        for number in itertools.count():
+            if self._over.wait(0.01):
+                return
+            self._post(encoded(user(f"user_{number:05}", f"event_{number:05}", 0)))
+
+    def _post(self, body: bytes) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        try:
+            connection.request("POST", "/webhooks/workos", body, {"WorkOS-Signature": sign(body)})
+            answer = connection.getresponse()
+            told = answer.status, answer.read()
+        except OSError as error:
+            told = 0, repr(error).encode()
+        connection.close()
+        self.accepted += told[0] == 200
+        self.refused += [told] * (told[0] != 200)
+
+    def go_on(self, number: int = 30) -> None:
+        """Return once so many more were accepted."""
+        wanted = self.accepted + number
+        eventually(lambda: self.refused or self.accepted >= wanted, 60)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self.join()
+
+
+class Installation:
+    """Web, worker and clock of one release after the other over one database and one socket."""
+
+    def __init__(self, commands: Commands, engine: Engine, door: socket.socket) -> None:
+        self._commands, self._engine, self._door = commands, engine, door
+        self._running: dict[str, Command] = {}
+
+    def restart(self, release: Path) -> None:
+        """Each by SIGTERM, the door first: what comes meanwhile waits in the socket."""
+        for name in ("web", "worker", "clock"):
+            if name in self._running:
+                self._running[name].stop(40)
+            listening = self._door if name == "web" else None
+            self._running[name] = self._commands.start(name, listening=listening, PYTHONPATH=f"{release}:{ROOT}")
+
+    def migrate(self, release: Path) -> Command:
+        """Run `migrate` of a release to its end."""
+        migrate = self._commands.start("migrate", PYTHONPATH=f"{release}:{ROOT}")
+        migrate.process.wait(60)
+        return migrate
+
+    def applies(self, number: int = 30) -> None:
+        """Return once so many more events were applied."""
+        wanted = self._applied() + number
+        eventually(lambda: self._applied() >= wanted, 60)
+
+    def _applied(self) -> int:
+        return count(self._engine) - pending(self._engine)
+
+    def stop(self) -> None:
+        for command in self._running.values():
+            command.stop(40)
+
+
+def next_release(folder: Path) -> Path:
+    """This code with one more migration."""
+    for package in ("models", "worker", "webhooks"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "models/migrations/versions/9999_next.py").write_text(MIGRATION)
+    return folder
+
+
+@pytest.mark.timeout(400)
+def test_a_deploy_and_its_rollback_refuse_no_delivery_and_lose_none(
+    make_database: Callable[[str], str], valkey: Valkey, commands: Commands, tmp_path: Path
+) -> None:
+    old, new = ROOT, next_release(tmp_path / "release")
+    engine = open_engine(url := make_database("postgresql"))
+    commands.settings |= {"DATABASE_URL": url, "REDIS_URL": valkey.url, "WORKER_PROCESSES": 1, "WEB_PROCESSES": 1}
+    with socket.create_server(("0.0.0.0", 0), backlog=1024) as door:  # noqa: S104 - as systemd's
+        commands.settings["PORT"] = door.getsockname()[1]
+        installation = Installation(commands, engine, door)
+        installation.restart(old)
+        with Deliveries(door.getsockname()[1]) as deliveries:
+            deliveries.go_on()
+            assert installation.migrate(new).process.returncode == 0
+            assert current_revision(engine) == NEXT
+            for release in (old, new, old):  # the old code goes on at the newer schema, and comes back to it
+                installation.restart(release)
+                deliveries.go_on()
+                installation.applies()
+        assert deliveries.refused == []
+        refusal = installation.migrate(old)
+        assert refusal.process.returncode == 2 and "newer than this code" in refusal.output()
+    eventually(lambda: pending(engine) == 0, 60)
+    assert statuses(engine) == {"done": deliveries.accepted}
+    written_once(engine)
+    installation.stop()
+    engine.dispose()

@@ -1,0 +1,27 @@
+"""docs/operations.md: whoever is woken by an alarm finds what it means and what to do."""
+
+import re
+from pathlib import Path
+
+from worker.health import PROBLEMS, WARNINGS
+
+DOCS = Path(__file__).parents[2] / "docs"
+ALERTS = re.findall(r"^ +- alert: (\w+)$", (DOCS / "deploy" / "alerts.yml").read_text(), re.MULTILINE)
+ALARMS = (DOCS / "operations.md").read_text().split("## Alarms\n")[1].split("\n## ")[0]
+ENTRIES = ALARMS.split("\n### ")[1:]
+
+
+def test_each_alert_problem_and_warning_has_one_entry_and_no_entry_is_about_anything_else() -> None:
+    named = [name for entry in ENTRIES for name in re.findall(r"`(\w+)`", entry.splitlines()[2])]
+    assert sorted(named) == sorted([*ALERTS, *PROBLEMS, *WARNINGS])
+
+
+def test_each_entry_says_what_it_means_and_what_to_do() -> None:
+    assert [entry.splitlines()[0] for entry in ENTRIES if not ("**Means:** " in entry and "**Do:** " in entry)] == []
+
+
+def test_each_entry_is_as_urgent_as_its_alert() -> None:
+    rules = (DOCS / "deploy" / "alerts.yml").read_text().split("- alert: ")[1:]
+    urgency = {rule.split()[0]: re.findall(r"severity: (\w+)", rule) for rule in rules}
+    said = {entry.splitlines()[2].split("`")[-2]: entry.splitlines()[2].split(" · ")[-1:] for entry in ENTRIES}
+    assert said == urgency
