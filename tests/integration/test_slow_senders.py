@@ -1,4 +1,4 @@
-"""Senders that drip, stop, never read, or never leave, against the real door: honest deliveries go through meanwhile."""
+"""Senders that drip, stop, never read, or never leave, against the real door: others are answered meanwhile."""
 
 import http.client
 import itertools
@@ -51,7 +51,7 @@ def port(valkey_server: str, sqlite_template: Path) -> Iterator[int]:
 
 @contextmanager
 def attack(port: int, start: bytes, drip: bytes) -> Iterator[None]:
-    """Hold `SENDERS` connections, each of which sends `start` and then `drip` again and again; new ones for dropped ones."""
+    """Hold `SENDERS` connections; each sends `start`, then `drip` again and again. A new one for each dropped."""
     stop = threading.Event()
 
     def keep_on() -> None:

@@ -1,4 +1,4 @@
-"""What a broken or hostile sender may say, well signed: any field of any event, the event itself, its bytes, its headers."""
+"""What a broken or hostile sender may say, well signed: any field, the event itself, its bytes, its headers."""
 
 import itertools
 import json
