@@ -2,7 +2,6 @@
 
 import hmac
 import json
-import socket
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, NoReturn
@@ -23,7 +22,6 @@ log = structlog.get_logger()
 RETRY_AFTER_SECONDS = 5
 COMMIT_SECONDS = 7.0
 """Longer than any wait for a lock; a database that takes longer is away."""
-PAUSE_SECONDS = 3.0
 MOST_TOGETHER = 100
 """Deliveries in one commit."""
 
@@ -54,7 +52,6 @@ def blueprint(wiring: Wiring) -> Blueprint:
     def deliver(token: str) -> Response | tuple[Response, int]:
         if not hmac.compare_digest(token.encode("utf-8", "replace"), path_token or b""):
             abort(404)
-        _hurry(request.environ.get("gunicorn.socket"))
         body = request.get_data(cache=False)
         if len(body) > settings.webhook_max_bytes:
             abort(413)  # sent in chunks: no length told its size before
@@ -96,12 +93,6 @@ def _receive(wiring: Wiring, deliveries: list[Delivery]) -> list[bool]:
 def type_name(error: Exception) -> str:
     """Return what kind of error it is, without what it says."""
     return (getattr(error, "orig", None) or error).__class__.__name__
-
-
-def _hurry(sock: socket.socket | None) -> None:
-    """Give up on a sender that pauses in the middle of a body: its thread is needed. Answers 400."""
-    if sock is not None:
-        sock.settimeout(PAUSE_SECONDS)
 
 
 def _from(allowed: list[Network], address: str | None) -> bool:

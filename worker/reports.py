@@ -31,6 +31,8 @@ from worker.standing import domain_states
 
 STEP = 500
 """Rows of a report read at once."""
+MOST_LEVELS = 100
+"""Of a payload that is shown as JSON; readers and writers of JSON give up at some 200 to 1,000."""
 
 LISTED = (
     Event.id,
@@ -106,9 +108,17 @@ def _payload(row: RowMapping) -> Any:
     if row["body"] is None:
         return None
     try:
-        return json.loads(row["body"])
-    except ValueError:
-        return row["body"].decode("utf-8", "replace")
+        payload = json.loads(row["body"])
+        json.dumps(payload, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        payload = None
+    # As text where not every reader would take it: infinite numbers, halves of characters, nesting without end.
+    return row["body"].decode("utf-8", "replace") if payload is None or _deeper(payload, MOST_LEVELS) else payload
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return bool(inner) and (levels == 0 or any(_deeper(each, levels - 1) for each in inner))
 
 
 def workspace(engine: Engine, organization_id: str) -> dict[str, Any] | None:

@@ -91,7 +91,7 @@ def test_senders_that_stop_in_the_middle_do_not_keep_the_door_shut(
         stuck = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(2)]
         for sender in stuck:
             sender.sendall(head(f"Content-Length: {len(story)}") + story[:10])
-        assert all(answer_of(sender).startswith(b"HTTP/1.1 400 ") for sender in stuck), "each is given up by itself"
+        assert all(answer_of(sender).startswith(b"HTTP/1.1 408 ") for sender in stuck), "each is given up by itself"
     assert deliver(port, story) == 200
 
 

@@ -81,8 +81,9 @@ def _gunicorn(settings: Settings) -> list[str]:
     options = {
         "--bind": f"0.0.0.0:{settings.port}",
         "--workers": settings.web_processes,
-        "--worker-class": "gthread",
+        "--worker-class": "webhooks.patient.PatientWorker",
         "--threads": settings.web_threads,
+        "--worker-connections": 500,  # each may hold a body: this bounds the memory of a process
         "--timeout": 30,
         "--graceful-timeout": 20,
         "--keep-alive": 75,  # longer than a load balancer's 60 s, so that it never meets a connection just closed

@@ -1,0 +1,100 @@
+"""Where a request ends: at the same byte for which gunicorn's own parser waits, however it comes in pieces."""
+
+from collections.abc import Iterable
+
+import pytest
+from gunicorn.config import Config
+from gunicorn.http import RequestParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from webhooks.framing import CONTINUE, MOST_HEAD, Incoming, TooLargeError
+
+MOST = 4096
+names = st.sampled_from(["X-Long", "WorkOS-Signature", "X-Content-Length", "X-Transfer-Encoding"])
+headers = st.dictionaries(names, st.text("abc, :=;10", max_size=30), max_size=4)
+
+
+def head(said: Iterable[tuple[str, str]]) -> bytes:
+    lines = "".join(f"{name}: {value.strip()}\r\n" for name, value in said)
+    return f"POST /webhooks/workos HTTP/1.1\r\n{lines}".encode()
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    start, body = head(draw(headers).items()), draw(st.binary(max_size=200))
+    match draw(st.sampled_from(["none", "length", "chunks"])):
+        case "none":
+            return start + b"\r\n"
+        case "length":
+            name = draw(st.sampled_from([b"Content-Length", b"content-length", b"CONTENT-LENGTH"]))
+            return start + name + b": %d\r\n\r\n" % len(body) + body
+        case _:
+            cuts = sorted(draw(st.lists(st.integers(0, len(body)), max_size=3)))
+            parts = [body[a:b] for a, b in zip([0, *cuts], [*cuts, len(body)], strict=True)]
+            extension = draw(st.sampled_from([b"", b";a=b"]))
+            chunks = b"".join(b"%x%s\r\n%s\r\n" % (len(part), extension, part) for part in parts if part)
+            trailer = draw(st.sampled_from([b"", b"X-Late: 1\r\n"]))
+            return start + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n" + trailer + b"\r\n"
+
+
+def pieces(data: bytes, cuts: Iterable[int]) -> list[bytes]:
+    places = sorted({cut % (len(data) + 1) for cut in cuts} - {0, len(data)})
+    return [data[a:b] for a, b in zip([0, *places], [*places, len(data)], strict=True)]
+
+
+@given(request=requests(), cuts=st.lists(st.integers(0, 10_000), max_size=8), more=st.binary(max_size=20))
+@settings(deadline=None)
+def test_a_request_is_whole_with_its_last_byte_and_not_before(request: bytes, cuts: list[int], more: bytes) -> None:
+    incoming = Incoming(MOST)
+    *first, last = pieces(request, cuts)
+    assert [incoming.add(piece) for piece in first] == [False] * len(first)
+    assert incoming.add(last + more)
+    parser = RequestParser(Config(), iter([request]), ("127.0.0.1", 1))
+    next(parser)
+    assert parser.finish_body(), "gunicorn's parser has enough too"
+    for length in range(len(request)):
+        assert not Incoming(MOST).add(request[:length])
+
+
+@given(st.binary(max_size=300), st.integers(1, 5))
+@settings(deadline=None)
+def test_nothing_that_is_sent_breaks_it(garbage: bytes, step: int) -> None:
+    incoming = Incoming(MOST)
+    for at in range(0, len(garbage), step):
+        if incoming.add(garbage[at : at + step]):
+            break
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (head([("Content-Length", str(MOST))]) + b"\r\n", "413"),
+        (head([("Content-Length", "9" * 17)]) + b"\r\n", "413"),
+        (head([("Transfer-Encoding", "chunked")]) + b"\r\nffffffffffff\r\n" + b"x" * 3 * MOST, "413"),
+        (head([("Transfer-Encoding", "chunked")]) + b"\r\n" + b"1\r\nx\r\n" * 2 * MOST, "413"),
+        (head([("Transfer-Encoding", "chunked")]) + b"\r\n1;" + b"x" * 2000, "400"),
+        (head([("Transfer-Encoding", "chunked")]) + b"\r\n0\r\nX: " + b"x" * (MOST_HEAD + 10), "431"),
+        (head([]) + b"X: " + b"x" * MOST_HEAD, "431"),
+    ],
+)
+def test_what_is_too_large_is_refused_before_it_is_whole(sent: bytes, status: str) -> None:
+    with pytest.raises(TooLargeError, match=f"^{status} "):
+        Incoming(MOST).add(sent)
+
+
+@pytest.mark.parametrize("framing", [("Content-Length", "5"), ("Transfer-Encoding", "chunked")])
+def test_who_asks_is_told_to_go_on_once(framing: tuple[str, str]) -> None:
+    incoming = Incoming(MOST)
+    assert not incoming.add(head([framing, ("Expect", "100-continue")]) + b"\r\n")
+    assert incoming.reply == CONTINUE
+    assert not incoming.add(b"5")
+    assert incoming.reply == b""
+
+
+@pytest.mark.parametrize("size", ["-5", "x", "", "0x5", "+5", "5_0", " 5"])
+def test_what_is_malformed_is_left_to_the_parser(size: str) -> None:
+    assert Incoming(MOST).add(head([("Transfer-Encoding", "chunked")]) + f"\r\n{size}\r\nabcde\r\n".encode()) in {
+        True,
+        False,
+    }

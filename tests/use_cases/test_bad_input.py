@@ -1,0 +1,153 @@
+"""Whatever is posted, however well signed: no 500, no event that is stuck, no log line that tells of people, and no one
+else in its batch is the worse for it. Operators can look at all of it.
+
+`BAD_INPUT_EXAMPLES=3000 pytest tests/use_cases/test_bad_input.py` for a long run.
+"""
+
+import io
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from flask.testing import FlaskClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, select
+
+from models.database import reading
+from models.tables import Batch, Event, EventStatus
+from tests.support import SECRET, apply_all, made, outcomes, post, rows
+from tests.use_cases.bad_input import CANARIES, DEEP, TEXTS, Posted, event_of, posts, with_field
+from tests.use_cases.test_ops import TOKEN, sign_in
+from webhooks.app import create_app
+from worker.cli import main
+from worker.drain import Policy
+from worker.logs import configure
+from worker.wiring import Wiring
+
+EXAMPLES = int(os.environ.get("BAD_INPUT_EXAMPLES", "20"))
+FAILED_FOR_ITS_PAYLOAD = re.compile(r"(body|data|created_at)[\w.]*: is ")
+QUIET = "quiet-token-of-the-api"
+
+
+@pytest.fixture
+def wiring(make_wiring: Callable[..., Wiring]) -> Wiring:
+    return make_wiring(ops_tokens=f"ann:{TOKEN}", api_tokens=QUIET)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, logs_as_before: None) -> dict[str, io.StringIO]:
+    """All that is logged, in both formats."""
+    streams, handlers = {}, []
+    for log_format in ("json", "console"):
+        streams[log_format] = io.StringIO()
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stderr", streams[log_format])
+            configure(log_format)
+        handlers += logging.getLogger().handlers
+    logging.getLogger().handlers = handlers
+    return streams
+
+
+def check_logs(told: dict[str, io.StringIO]) -> None:
+    lines = {name: stream.getvalue().splitlines() for name, stream in told.items()}
+    assert all(isinstance(json.loads(line), dict) for line in lines["json"])
+    assert len(lines["console"]) == len(lines["json"]), "one event, one line"
+    everything = "".join(stream.getvalue() for stream in told.values())
+    assert [word for word in (*CANARIES, SECRET, "v1=", "\x1b", "Traceback") if word in everything] == []
+    for stream in told.values():
+        stream.truncate(0)
+        stream.seek(0)
+
+
+def what_became(engine: Engine) -> dict[str, Any]:
+    columns = (Event.id, Event.status, Event.attempts, Event.error)
+    with reading(engine) as tx:
+        return {row.id: row for row in tx.execute(select(*columns).where(Event.status != EventStatus.DONE))}
+
+
+@pytest.mark.timeout(0)
+def test_whatever_is_posted_is_refused_or_decided_and_harms_no_one_else(
+    door: FlaskClient, engine: Engine, told: dict[str, io.StringIO]
+) -> None:
+    @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(bad=st.lists(posts, min_size=1, max_size=8))
+    def holds(bad: list[Posted]) -> None:
+        innocent = made("user.updated", id=f"user_innocent_{next(numbers)}")
+        for body, headers in [*bad, Posted(json.dumps(innocent).encode(), {})]:
+            answer = post(door, body, **headers)
+            assert answer.status_code in {200, 400, 401, 413}, answer.get_data(as_text=True)
+        apply_all(engine, Policy(first_backoff=600))
+        assert outcomes(engine, innocent) == ["applied"]
+        for id, row in what_became(engine).items():
+            assert (row.status, row.attempts) == ("failed", 1), (id, row)
+            assert FAILED_FOR_ITS_PAYLOAD.match(row.error), (id, row)
+        check_logs(told)
+
+    numbers = iter(range(10**9))
+    holds()
+    assert rows(engine, Batch) == []
+
+
+ODD = [
+    pytest.param(with_field(event_of("user.created"), ("data", "first_name"), said).encode(), id=f"{said[:12]!a}")
+    for said in (*map(json.dumps, TEXTS), *DEEP[:-3], *DEEP[-2:], "NaN", "1e999", "9" * 4300, json.dumps("x" * 10**6))
+] + [
+    pytest.param(json.dumps(event_of("user.created")).encode(coding), id=coding)
+    for coding in ("utf-8-sig", "utf-16-le", "utf-32-be")
+]
+
+
+@pytest.mark.parametrize("body", ODD)
+def test_operators_can_look_at_whatever_was_taken(
+    local_door_of_ann: FlaskClient, local_engine: Engine, body: bytes, set_environment: Callable[..., None]
+) -> None:
+    door = local_door_of_ann
+    if post(door, body).status_code != 200:
+        assert rows(local_engine, Event) == []
+        return
+    apply_all(local_engine)
+    (event,) = rows(local_engine, Event)
+    set_environment(DATABASE_URL=local_engine.url.render_as_string(hide_password=False))
+    for command in (
+        ["events", "show", event["id"]],
+        ["events", "list"],
+        ["explain", event["id"]],
+        ["events", "failures"],
+    ):
+        for arguments in (command, [*command, "--json"]):
+            result = CliRunner().invoke(main, arguments)
+            assert result.exit_code in {0, 1} and not isinstance(result.exception, Exception), (
+                arguments,
+                result.exception,
+            )
+            if "--json" in arguments and result.stdout:
+                json.loads(result.stdout, parse_constant=refused)
+    for path in (f"/ops/events/{event['id']}", "/ops/events", f"/ops/explain?name={event['id']}", "/ops/failures"):
+        assert door.get(path).status_code in {200, 404}, path
+    for path in (f"/api/v1/events/{event['id']}", "/api/v1/events", "/api/v1/changes", "/api/v1/snapshot"):
+        answer = door.get(path, headers={"Authorization": f"Bearer {QUIET}"})
+        assert answer.status_code == 200, path
+        json.loads(answer.get_data(), parse_constant=refused)
+
+
+def refused(word: str) -> None:
+    raise AssertionError(f"{word} is no JSON")
+
+
+@pytest.fixture
+def local_wiring(local: Callable[..., Wiring]) -> Wiring:
+    return local(ops_tokens=f"ann:{TOKEN}", api_tokens=QUIET)
+
+
+@pytest.fixture
+def local_door_of_ann(local_wiring: Wiring) -> FlaskClient:
+    door = create_app(local_wiring).test_client()
+    assert sign_in(door).status_code == 302
+    return door
