@@ -1,7 +1,6 @@
 """Engines and transactions for SQLite and PostgreSQL."""
 
 import fcntl
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +19,6 @@ IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000
 PATIENCE_S = 4.0
 """No new try after so long: with the longest wait for a lock it is well under what makes a batch an orphan."""
 SQLITE_BUSY_TIMEOUT_S = 5.0
-SQLITE_PAUSE_S = 0.03
 SQLITE_BATCH = 100
 """Events in a batch on SQLite, so that the door never waits for a second."""
 
@@ -102,9 +100,27 @@ def _sqlite_begin(connection: Connection) -> None:
 
 
 @contextmanager
+def turn(engine: Engine) -> Iterator[None]:
+    """On SQLite: wait for the turn to write, in line with every other writer. PostgreSQL needs none of this.
+
+    SQLite has one writer and no line: who waits looks again after up to 25 ms, and a loop of writers would always be
+    back before. Here, who waits for the turn stands at the head of a line, and who had it begins at the line's end.
+    """
+    path = engine.url.database
+    if engine.dialect.name != "sqlite" or not path:
+        yield
+        return
+    with Path(f"{path}-line").open("w") as line, Path(f"{path}-turn").open("w") as writer:
+        fcntl.flock(line, fcntl.LOCK_EX)
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        fcntl.flock(line, fcntl.LOCK_UN)
+        yield
+
+
+@contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """One transaction that may write; commits at the end, rolls back on any exception."""
-    with engine.begin() as tx:
+    with turn(engine), engine.begin() as tx:
         yield tx
 
 
@@ -129,23 +145,6 @@ def advisory_lock(tx: Connection, key: int) -> None:
     """Take the lock `key` until the end of `tx`, waiting for it. SQLite has one writer and needs none."""
     if tx.dialect.name == "postgresql":
         tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
-
-
-@contextmanager
-def turn(engine: Engine, pause_seconds: float = SQLITE_PAUSE_S) -> Iterator[None]:
-    """On SQLite: one worker at a time, and a pause after each turn, in which the door gets to write.
-
-    SQLite has one writer and no queue: who waits looks again after up to 25 ms, and a loop of writers would always
-    be back before. PostgreSQL needs none of this.
-    """
-    path = engine.url.database
-    if engine.dialect.name != "sqlite" or not path:
-        yield
-        return
-    with Path(f"{path}-turn").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        time.sleep(pause_seconds)
 
 
 PASSING_SQLSTATES = (

@@ -7,7 +7,7 @@ removed could join again, and whoever left a domain could still join by it.
 from sqlalchemy import Connection, Engine, Row, func, or_, select, update
 
 from models.access import normal_address
-from models.database import reading, turn, write
+from models.database import reading, write
 from models.tables import User
 
 STEP = 500
@@ -17,8 +17,7 @@ def mend(engine: Engine) -> int:
     """Work out anew what does not look like its e-mail, and return how many users were wrong."""
     mended, after = 0, ""
     while found := _suspects(engine, after):
-        with turn(engine):
-            mended += write(engine, lambda tx: sum(_mend(tx, user) for user in found))
+        mended += write(engine, lambda tx: sum(_mend(tx, user) for user in found))
         after = found[-1].id
     return mended
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import structlog
 from sqlalchemy import Connection, Engine, exists, func, or_, select, update
 
-from models.database import reading, turn, write
+from models.database import reading, write
 from models.tables import Event, EventStatus, Mirror
 from models.types import db_in, db_now, db_plus
 from worker.directory import Directory, NotThereError, Page, QueryRefusedError
@@ -185,8 +185,7 @@ def _take_all(engine: Engine, pages: Iterator[Page], take: Take) -> tuple[int, i
     """Store each page in a transaction of its own; return how many events there were, and how many were new."""
     returned = new = 0
     for page in pages:
-        with turn(engine):
-            new += write(engine, lambda tx: take(tx, page))  # noqa: B023 - called now
+        new += write(engine, lambda tx: take(tx, page))  # noqa: B023 - called now
         returned += len(page.items)
     return returned, new
 

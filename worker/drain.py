@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, delete, insert, select
 from sqlalchemy.exc import DBAPIError
 
 from models.bulk import among, update_rows
-from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, can_pass, turn, write
+from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, can_pass, write
 from models.tables import Batch, Event, EventStatus, Mirror
 from models.types import db_in, db_now
 from worker import reads
@@ -71,11 +71,10 @@ def drain(engine: Engine, policy: Policy, applied: Callable[[list[float]], None]
     """
     ends = time.monotonic() + policy.seconds
     while time.monotonic() < ends:
-        with turn(engine):
-            batch = write(engine, lambda tx: _take(tx, policy))
-            if batch is None:
-                return True
-            applied(_work(engine, policy, batch))
+        batch = write(engine, lambda tx: _take(tx, policy))
+        if batch is None:
+            return True
+        applied(_work(engine, policy, batch))
     return False
 
 

@@ -25,7 +25,7 @@ from sqlalchemy.orm import aliased
 from standardwebhooks.webhooks import Webhook
 
 from models.bulk import dialect_insert
-from models.database import reading, turn, write
+from models.database import reading, write
 from models.tables import Change, Hook, HookDelivery, Mirror, Run, Task
 from models.types import db_in, db_now
 from worker.errors import ConfigurationError
@@ -281,8 +281,7 @@ class Follower:
                 raise _LeaseLostError
             step(tx)
 
-        with turn(self._engine):
-            write(self._engine, fenced)
+        write(self._engine, fenced)
 
     def _due(self) -> list[Row]:
         """Return the changes to be told of once more: of each object the first that waits, if it is due."""

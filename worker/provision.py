@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, exists, select, update
 
-from models.database import reading, turn, write
+from models.database import reading, write
 from models.tables import Event, EventStatus, Join, JoinSearch, JoinState, LiftedBlock, Membership, Mirror, User
 from models.types import db_in, db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
@@ -35,8 +35,6 @@ STEP = 200
 CLAIM_SECONDS = 60.0
 """One that was taken and not settled so long ago has lost its worker."""
 AGAIN_SECONDS = 2.0
-PAUSE_S = 0.02
-"""On SQLite, after each write: so that the door gets to write."""
 LONGEST_BACKOFF_SECONDS = 600.0
 MOST_ATTEMPTS = 8
 """A join that WorkOS refuses so often is set aside for an operator."""
@@ -107,8 +105,7 @@ def _here(row: Row) -> tuple[ColumnElement[bool], ...]:
 
 def _search(engine: Engine) -> bool:
     """Look through some users of a domain that began to auto-join; False if there is none such."""
-    with turn(engine, PAUSE_S):
-        return write(engine, _search_step)
+    return write(engine, _search_step)
 
 
 def _search_step(tx: Connection) -> bool:
@@ -135,8 +132,7 @@ def _search_step(tx: Connection) -> bool:
 
 def _take(engine: Engine) -> list[Row]:
     """Take joins that are due, so that no other worker does."""
-    with turn(engine, PAUSE_S):
-        return write(engine, _take_step)
+    return write(engine, _take_step)
 
 
 def _take_step(tx: Connection) -> list[Row]:
@@ -327,5 +323,4 @@ def _settle(
 def _note(engine: Engine, row: Row, values: dict[str, Any]) -> bool:
     """Write to a join that is still open and ours; False if an operator or another worker has it now."""
     ours = update(Join).where(*_here(row), Join.state.in_(OPEN), Join.claim == row["claim"])
-    with turn(engine, PAUSE_S):
-        return write(engine, lambda tx: tx.execute(ours.values(values)).rowcount > 0)
+    return write(engine, lambda tx: tx.execute(ours.values(values)).rowcount > 0)

@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Text, cast, delete, or_, select, update
 
 from models.bulk import among, insert_new
-from models.database import reading, turn, write
+from models.database import reading, write
 from models.tables import TABLES, Kind, Membership, Mirror, Read
 from models.types import db_in, db_now
 from worker.apply import Arrival, Decision, change, lock_rows, note_changes, save_rows
@@ -31,8 +31,6 @@ FIRST_BACKOFF_SECONDS = 5.0
 LONGEST_BACKOFF_SECONDS = 3600.0
 PARENT_PATIENCE_SECONDS = 60.0
 STEP = 100
-READ_PAUSE_S = 0.02
-"""On SQLite, after each read: so that the door gets to write."""
 ROLE_DELETED = "role deleted"
 PARENT_MISSING = "parent missing"
 UNDER_TOMBSTONE = "event under a resync's tombstone"
@@ -101,8 +99,7 @@ def confirmed_read(
     for _ in range(MOST_RACES):
         revision = _revision(engine, kind, id)
         found = fetch(directory, kind, id)
-        with turn(engine, READ_PAUSE_S):
-            result = write(engine, lambda tx: _set(tx, kind, id, revision, found, cause, then))  # noqa: B023 - called now
+        result = write(engine, lambda tx: _set(tx, kind, id, revision, found, cause, then))  # noqa: B023 - called now
         if result is not None:
             return result
     raise UnreadableError(f"{kind} {id} changes faster than it can be read")

@@ -168,8 +168,7 @@ def replay(
         LeaseLostError: another worker has it now, or it was cancelled.
     """
     while not stopping():
-        with turn(engine):
-            number = write(engine, lambda tx: _step(tx, held))
+        number = write(engine, lambda tx: _step(tx, held))
         if number is None:
             return True
         bell.ring()

@@ -18,7 +18,7 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, case, delete, func, select, update
 
 from models.bulk import insert_new
-from models.database import delete_some, reading, turn, write
+from models.database import delete_some, reading, write
 from models.tables import Drift, Kind, Listing, Mirror, Read, Run, RunStatus, Seen, Task
 from models.types import db_now
 from worker import deletions
@@ -54,8 +54,6 @@ STEP = 5_000
 """Rows deleted in one transaction."""
 AHEAD = 200
 """Items of work read ahead from the database."""
-PAGE_PAUSE_S = 0.02
-"""On SQLite, after each page: so that the door gets to write."""
 SOME = 5
 """Organizations remembered, to know this environment's key by."""
 
@@ -432,8 +430,7 @@ class Resync:
     # the whole
 
     def _write(self, step: Callable[[Connection], T]) -> T:
-        with turn(self._engine, PAGE_PAUSE_S):
-            return write(self._engine, step)
+        return write(self._engine, step)
 
     def _leaving(self) -> bool:
         return self._stopping() or self._held.lost.is_set() or self._broken.is_set()

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, delete, select, update
 
-from models.database import delete_some, reading, turn, write
+from models.database import delete_some, reading, write
 from models.tables import (
     Change,
     Drift,
@@ -116,8 +116,7 @@ def _about_erased() -> ColumnElement[bool]:
 def _until_none(engine: Engine, step: Callable[[Connection], int], stopping: Callable[[], bool]) -> int:
     total = 0
     while not stopping():
-        with turn(engine):
-            number = write(engine, step)
+        number = write(engine, step)
         if not number:
             break
         total += number
@@ -151,8 +150,7 @@ def _erase_deleted(engine: Engine, period: timedelta, stopping: Callable[[], boo
             id = tx.execute(due.limit(1)).scalar_one_or_none()
         if id is None:
             break
-        with turn(engine):
-            write(engine, lambda tx: _erase(tx, id, "settings", "ERASE_AFTER_DAYS"))  # noqa: B023 - called now
+        write(engine, lambda tx: _erase(tx, id, "settings", "ERASE_AFTER_DAYS"))  # noqa: B023 - called now
         total += 1
     return total
 

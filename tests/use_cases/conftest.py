@@ -18,7 +18,6 @@ from tests.sandbox import Sandbox
 from tests.use_cases.resyncs import directory_of
 from webhooks.app import create_app
 from worker import directory as directories
-from worker import provision, reads, resync
 from worker.directory import Directory
 from worker.settings import Settings
 from worker.wiring import MOST_CONNECTIONS, Wiring
@@ -97,15 +96,7 @@ def directory(sandbox: Sandbox, redis: Redis) -> Iterator[Directory]:
 
 
 @pytest.fixture
-def no_one_at_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On SQLite a resync pauses for the door; without one the tests take half the time."""
-    monkeypatch.setattr(resync, "PAGE_PAUSE_S", 0.0)
-    monkeypatch.setattr(reads, "READ_PAUSE_S", 0.0)
-    monkeypatch.setattr(provision, "PAUSE_S", 0.0)
-
-
-@pytest.fixture
-def one_engine(make_database: Callable[[str], str], no_one_at_the_door: None) -> Iterator[Engine]:
+def one_engine(make_database: Callable[[str], str]) -> Iterator[Engine]:
     """An engine with the connections of a worker on an SQLite file."""
     engine = open_engine(make_database("sqlite"), pool_size=MOST_CONNECTIONS)
     yield engine
@@ -113,7 +104,7 @@ def one_engine(make_database: Callable[[str], str], no_one_at_the_door: None) ->
 
 
 @pytest.fixture
-def both_engines(db_url: str, no_one_at_the_door: None) -> Iterator[Engine]:
+def both_engines(db_url: str) -> Iterator[Engine]:
     """As `engine`, with the connections of a worker."""
     engine = open_engine(db_url, pool_size=MOST_CONNECTIONS)
     yield engine
