@@ -101,7 +101,7 @@ def make_database(request: pytest.FixtureRequest, quick_folder: Path) -> Callabl
         if kind == "sqlite":
             path = quick_folder / f"{name}.db"
             path.write_bytes(request.getfixturevalue("sqlite_template").read_bytes())
-            request.addfinalizer(lambda: [file.unlink() for file in quick_folder.glob(f"{path.name}*")])
+            request.addfinalizer(partial(_remove, path))
             return f"sqlite:///{path}"
         server = request.getfixturevalue("postgres_server")
         _on_server(server, f"CREATE DATABASE {name} TEMPLATE template")
@@ -197,6 +197,12 @@ def commands() -> Iterator[Commands]:
         started = Commands(Path(folder))
         yield started
         started.sweep_away()
+
+
+def _remove(file: Path) -> None:
+    """With what SQLite keeps beside it."""
+    for each in file.parent.glob(f"{file.name}*"):
+        each.unlink()
 
 
 def _database(server: Engine, name: str) -> str:

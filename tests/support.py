@@ -69,8 +69,9 @@ def accept(door: FlaskClient, *events: JSON) -> None:
 
 
 def apply_all(engine: Engine, policy: Policy | None = None) -> None:
-    """Drain the inbox as a worker does."""
-    assert drain(engine, policy or Policy())
+    """Drain the inbox as a worker does, in as many jobs as this machine takes for it."""
+    while not drain(engine, policy or Policy()):
+        pass
 
 
 def session_deliveries() -> list[JSON]:

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 log = structlog.get_logger()
 
 HAND_OVER_SECONDS = 1.0
+LAST_SECONDS = 5.0
 COUNTS = "workos-sync:counts"
 TIMES = "workos-sync:times"
 
@@ -98,8 +99,10 @@ class Counters:
             self._away = False
 
     def close(self) -> None:
-        """Hand over the rest."""
+        """Hand over the rest; what is being handed over right now gets a moment to end, before Redis is closed."""
         self._closed.set()
+        if self._thread is not None:
+            self._thread.join(LAST_SECONDS)
         self.hand_over()
         atexit.unregister(self.close)
 

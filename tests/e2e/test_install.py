@@ -51,7 +51,7 @@ def surroundings(**settings: object) -> dict[str, str]:
 
 
 def run(program: Path, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [program, *arguments]
+    command = [str(program), *arguments]
     return subprocess.run(command, cwd=folder, env=surroundings(), capture_output=True, text=True, check=False)
 
 
@@ -95,5 +95,5 @@ def look_at_the_pages(address: str) -> None:
 
 def test_it_runs_from_the_installed_copy_and_not_from_the_checkout(program: Path, folder: Path) -> None:
     code = "import models.migrate, webhooks.app, worker.cli; print(models.migrate.__file__, webhooks.app.__file__)"
-    command = [program.parent / "python", "-c", code]
+    command = [str(program.parent / "python"), "-c", code]
     assert str(ROOT) not in subprocess.check_output(command, cwd=folder, env=surroundings(), text=True)

@@ -163,11 +163,18 @@ class Commands:
         self.settings: dict[str, object] = {"WORKOS_WEBHOOK_SECRETS": SECRET}
         self._started: list[Command] = []
 
-    def start(self, *arguments: str, listening: socket.socket | None = None, **settings: object) -> Command:
+    def start(self, *arguments: str, **settings: object) -> Command:
         """Start a command; returns at once."""
-        made = Command(*arguments, cwd=self.folder, settings=self.settings | settings, listening=listening)
-        self._started.append(made)
-        return made
+        return self._note(Command(*arguments, cwd=self.folder, settings=self.settings | settings))
+
+    def activate(self, listening: socket.socket, *arguments: str, **settings: object) -> Command:
+        """As `start`, with a socket that this process holds, as systemd does."""
+        given = self.settings | settings
+        return self._note(Command(*arguments, cwd=self.folder, settings=given, listening=listening))
+
+    def _note(self, started: Command) -> Command:
+        self._started.append(started)
+        return started
 
     def web(self, **settings: object) -> tuple[Command, int]:
         """Start `web`; returns it and its port once it answers."""

@@ -9,6 +9,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -93,8 +94,9 @@ class Installation:
         for name in ("web", "worker", "clock"):
             if name in self._running:
                 self._running[name].stop(40)
-            listening = self._door if name == "web" else None
-            self._running[name] = self._commands.start(name, listening=listening, PYTHONPATH=f"{release}:{ROOT}")
+            code = {"PYTHONPATH": f"{release}:{ROOT}"}
+            start = partial(self._commands.activate, self._door) if name == "web" else self._commands.start
+            self._running[name] = start(name, **code)
 
     def migrate(self, release: Path) -> Command:
         """Run `migrate` of a release to its end."""

@@ -1,6 +1,7 @@
 """/metrics counts for all processes, whichever of them answers, and however Redis fares."""
 
 import json
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -86,6 +87,16 @@ def test_what_is_counted_while_redis_is_away_is_counted_later(valkey: Valkey, co
     with valkey.client() as redis:
         assert counted(redis) == {Name("received", ("accepted", "user.created")): 4.0}
         assert list(noted(redis)) == [Name("refused", ("time",))]
+
+
+def test_who_closes_waits_for_what_is_being_handed_over(valkey: Valkey) -> None:
+    counters = Counters(Redis.from_url(valkey.url))
+    valkey.freeze()
+    counters.add("received", "accepted", "user.created")
+    eventually(lambda: not counters._counts, 20)  # the thread took it, and waits for Valkey
+    threading.Timer(0.3, valkey.thaw).start()
+    counters.close()
+    assert counters._thread and not counters._thread.is_alive()
 
 
 def test_a_duration_falls_into_its_bucket(valkey: Valkey, counters: Counters) -> None:

@@ -51,7 +51,7 @@ def test_two_processes_migrate_at_once(empty_url: str, engine: Engine, commands:
     commands.settings |= {"DATABASE_URL": empty_url}
     both = [commands.start("migrate") for _ in range(2)]
     for command in both:
-        assert command.process.wait(30) == 0, command.output()
+        assert command.process.wait(90) == 0, command.output()
     assert current_revision(engine) == newest_revision()
     store(engine, new_users(2))
     apply_all(engine)

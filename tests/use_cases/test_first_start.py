@@ -125,6 +125,7 @@ class LiveEnvironment:
         deliver(self._engine, (event for event in brought if random.random() > 0.1))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_first_start_on_a_full_environment_under_live_events_is_never_wrong(
     both_engines: Engine, redis: Redis, bell: Doorbell, seed: int
@@ -496,6 +497,7 @@ def test_a_duty_that_fails_keeps_no_other_from_running(logs: list[Any]) -> None:
     assert {line["duty"] for line in logs if line["event"] == "duty_failed"} == {"bad"}
 
 
+@pytest.mark.long
 def test_catch_ups_and_drains_beside_each_other_do_not_hold_each_other_up(both_engines: Engine, redis: Redis) -> None:
     clock = Clock()
     with Sandbox(seed=7, clock=clock) as sandbox, closing(directory_of(sandbox, redis)) as directory:
