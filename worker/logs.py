@@ -45,7 +45,9 @@ def configure(log_format: Literal["json", "console"] | None) -> None:
         if log_format == "json"
         else [
             _on_one_line,
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
         ]
     )
     structlog.configure(

@@ -1,4 +1,4 @@
-"""Every page under /ops, over a world in which every word that others choose is an attack: none of it becomes markup."""
+"""Every page under /ops, over a world in which each word that others choose is an attack: none becomes markup."""
 
 from collections.abc import Callable
 from html.parser import HTMLParser
