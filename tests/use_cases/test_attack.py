@@ -152,7 +152,7 @@ def test_headers_and_paths_of_strangers_write_no_line_of_their_own(
     door.post("/ops/events/x%1b[31m/replay", data={})
     door.get("/ops/%0d%0aforged%1b[31m")
     lines = stream.getvalue().lstrip("\0").splitlines()
-    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[", line) for line in lines), lines
+    assert all(re.match(r"\d{4}-\d\d-\d\d\S* \S* ?\[", line) for line in lines), lines
     assert sum("webhook_refused" in line or "forged_post_refused" in line for line in lines) == 6
     assert "\x1b" not in stream.getvalue()
 

@@ -104,7 +104,7 @@ def world(wiring: Wiring) -> JSON:
     """A bit of everything, evil in every word."""
     door = create_app(wiring).test_client()
     organization, user = f"org{EVIL_ID}", f"user{EVIL_ID}"
-    parents = {"organization_id": organization, "user_id": user}
+    parents: JSON = {"organization_id": organization, "user_id": user}
     evil_role = {"slug": EVIL}
     events = [
         made("organization.created", id=organization, name=EVIL, external_id=EVIL),
