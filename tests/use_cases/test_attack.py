@@ -104,12 +104,7 @@ def test_no_trick_with_the_path_opens_the_door_without_its_token(local: MakeWiri
     door = create_app(local(webhook_path_token="s3cret")).test_client()
     answer = post(door, made("user.created"), path=DOOR + path)
     # 308 leads to the plain form of the path, where the token is asked for as anywhere.
-    assert answer.status_code in {404, 308}, path
-    assert answer.status_code == 404 or post(
-        door, made("user.created"), path=answer.headers["Location"]
-    ).status_code in {404, 200}
-    if answer.status_code == 308:
-        assert "s3cret" in path
+    assert answer.status_code == (400 if "%00" in path else 404) or (answer.status_code == 308 and "s3cret" in path)
 
 
 def test_the_token_may_be_encoded(local: MakeWiring) -> None:
