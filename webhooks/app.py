@@ -3,7 +3,7 @@
 from http import HTTPStatus
 
 import structlog
-from flask import Flask, Response, jsonify
+from flask import Flask, Response, abort, jsonify, request
 from sqlalchemy.exc import DBAPIError
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -30,6 +30,7 @@ def create_app(wiring: Wiring) -> Flask:
     if settings.trusted_proxy_hops:
         hops = settings.trusted_proxy_hops
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
+    app.before_request(_refuse_nul)
     app.register_blueprint(receive.blueprint(wiring))
     app.register_blueprint(health.blueprint(wiring))
     app.register_blueprint(metrics.blueprint(wiring))
@@ -44,6 +45,13 @@ def create_app(wiring: Wiring) -> Flask:
     app.register_error_handler(HTTPException, _as_json)
     app.register_error_handler(DBAPIError, _database_away)
     return app
+
+
+def _refuse_nul() -> None:
+    """Refuse what no name here can hold: PostgreSQL calls NUL an error, and SQLite looks no further than it."""
+    forms = request.form.values() if request.blueprint == "ops" else ()  # a delivery's body is read raw
+    if any("\0" in said for said in (request.path, *request.args.values(), *forms)):
+        abort(400, "a NUL stands in the address or the form")
 
 
 def _database_away(error: DBAPIError) -> Response:

@@ -15,6 +15,15 @@ def _drop_forbidden(_logger: WrappedLogger, _method: str, fields: EventDict) -> 
     return {name: "withheld" if name in FORBIDDEN else value for name, value in fields.items()}
 
 
+def _on_one_line(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
+    """Spell out what breaks a line or steers a terminal: others choose ids and paths. JSON does so by itself."""
+    return {name: _spelled_out(value) if isinstance(value, str) else value for name, value in fields.items()}
+
+
+def _spelled_out(value: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
+
+
 def configure(log_format: Literal["json", "console"] | None) -> None:
     """Send every log line of this process, those of libraries included, to standard error in one format.
 
@@ -33,7 +42,10 @@ def configure(log_format: Literal["json", "console"] | None) -> None:
         [structlog.processors.ExceptionRenderer(plain), structlog.processors.JSONRenderer()]
         if log_format == "json"
         else [
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+            _on_one_line,
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
         ]
     )
     # Ours do not pass through the standard library: that made a line cost as much as the rest of a delivery.

@@ -29,7 +29,7 @@ NUMBERS = [
 TEXTS = [
     *("", " ", "\0", "a\0b", "\ud800", "\udfff\ud800", "\r\nlevel=error", "\x1b[31mred", "\u202egnirts", "é", "𐀀"),
     *("null", "true", "{}", "<script>alert(1)</script>", "' OR 1=1 --", "%", "org_1/../org_2", "a" * 255, "a" * 256),
-    *("admin", "active", "verified", "canary-told-nobody@private.example"),
+    *("admin", "active", "verified", "canary-told-nobody \u00e9@private.example"),
 ]
 TIMES = [
     *("0000-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59.999999Z"),

@@ -56,14 +56,15 @@ def told(monkeypatch: pytest.MonkeyPatch, logs_as_before: None) -> dict[str, io.
 
 
 def check_logs(told: dict[str, io.StringIO]) -> None:
-    lines = {name: stream.getvalue().splitlines() for name, stream in told.items()}
-    assert all(isinstance(json.loads(line), dict) for line in lines["json"])
-    assert len(lines["console"]) == len(lines["json"]), "one event, one line"
-    everything = "".join(stream.getvalue() for stream in told.values())
-    assert [word for word in (*CANARIES, SECRET, "v1=", "\x1b", "Traceback") if word in everything] == []
+    texts = {name: stream.getvalue() for name, stream in told.items()}
     for stream in told.values():
         stream.truncate(0)
         stream.seek(0)
+    lines = {name: text.splitlines() for name, text in texts.items()}
+    assert all(isinstance(json.loads(line), dict) for line in lines["json"])
+    assert len(lines["console"]) == len(lines["json"]), "one event, one line"
+    everything = "".join(texts.values())
+    assert [word for word in (*CANARIES, SECRET, "v1=", "\x1b", "Traceback") if word in everything] == []
 
 
 def what_became(engine: Engine) -> dict[str, Any]:

@@ -1,0 +1,25 @@
+"""Our processes show no secret to who lists processes, nor in what they print."""
+
+from collections.abc import Callable
+
+from tests.integration.processes import Commands, command_line, eventually
+
+SECRETS = {
+    "WORKOS_WEBHOOK_SECRETS": "whsec_unheard_of",
+    "OPS_TOKENS": "ann:unheard-of-token-of-ann",
+    "API_TOKENS": "unheard-of-token-of-the-api",
+    "WEBHOOK_PATH_TOKEN": "unheard-of-path",
+}
+
+
+def test_no_command_line_and_no_output_shows_a_secret(
+    commands: Commands, redis_url: str, make_database: Callable[[str], str]
+) -> None:
+    url = make_database("postgresql").replace("://postgres@", "://postgres:unheard-of-password@")
+    settings = {"DATABASE_URL": url, "REDIS_URL": redis_url, "WORKER_PROCESSES": 1} | SECRETS
+    web, _ = commands.web(**settings)
+    worker = commands.start("worker", **settings)
+    eventually(lambda: worker.lanes() or worker.process.poll() is not None, 60)
+    shown = [command_line(process) for command in (web, worker) for process in command.family()]
+    assert any("worker.lane" in line for line in shown), worker.output()
+    assert "unheard" not in repr(shown) and "unheard" not in web.output() + worker.output()

@@ -1,0 +1,246 @@
+"""Attacks on the door, the filters and the logs by whoever can reach them."""
+
+import ast
+import io
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from flask.testing import FlaskClient
+from freezegun import freeze_time
+from sqlalchemy import Engine
+from structlog import get_logger
+
+import webhooks
+from models.tables import Event
+from tests.support import accept, apply_all, made, mirrored, post, rows, sign, statuses
+from tests.use_cases.test_ops import TOKEN, form_token, sign_in
+from webhooks.app import create_app
+from worker.cli import main
+from worker.logs import configure
+from worker.wiring import Wiring
+
+DOOR = "/webhooks/workos"
+READER = "a-token-that-only-reads"
+QUOTES = (
+    "'",
+    '"',
+    "' OR '1'='1",
+    "'; DROP TABLE events; --",
+    "\\",
+    "%",
+    "_",
+    "%%",
+    "$$",
+    "\0",
+    "\u2019",
+    "')) OR 1=1 --",
+)
+
+MakeWiring = Callable[..., Wiring]
+
+
+# Replayed deliveries
+
+
+def test_an_old_delivery_is_refused_and_a_young_one_changes_nothing(
+    local_door: FlaskClient, local_engine: Engine
+) -> None:
+    events = [made("organization.created"), made("user.created"), made("organization_membership.created")]
+    accept(local_door, *events)
+    apply_all(local_engine)
+    before = mirrored(local_engine)
+    bodies = [json.dumps(event).encode() for event in events]
+    with freeze_time("2026-03-01 12:00:00"):
+        captured = [(body, {"WorkOS-Signature": sign(body)}) for body in bodies]
+        again = [local_door.post(DOOR, data=body, headers=headers) for body, headers in captured]
+    assert [answer.get_json() for answer in again] == [{"status": "duplicate"}] * 3
+    with freeze_time("2026-03-01 12:03:01"):
+        late = [local_door.post(DOOR, data=body, headers=headers) for body, headers in captured]
+    assert [answer.status_code for answer in late] == [401] * 3
+    apply_all(local_engine)
+    assert mirrored(local_engine) == before and statuses(local_engine) == {"done": 3}
+
+
+# Path tricks
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            "",
+            "/",
+            "//",
+            "/.",
+            "/./",
+            "/../workos/s3cret",
+            "/x/../s3cret",
+            "/s3cret/",
+            "/s3cret//",
+            "//s3cret",
+            "/s3cret/.",
+        ),
+        *("/S3CRET", "/s3cret%00", "/s3cret%20", "/%20s3cret", "/s3cret;x", "/s3cret%2f", "/%2fs3cret", "/s3cret%0a"),
+        *(
+            "/%73%33cre",
+            "/s3cret\u0301",
+            "/\uff53\uff13cret",
+            "/*",
+            "/%2e%2e%2fworkos%2fs3cret",
+            "/None",
+            "/%ff",
+            "?token=s3cret",
+        ),
+    ],
+)
+def test_no_trick_with_the_path_opens_the_door_without_its_token(local: MakeWiring, path: str) -> None:
+    door = create_app(local(webhook_path_token="s3cret")).test_client()
+    answer = post(door, made("user.created"), path=DOOR + path)
+    # 308 leads to the plain form of the path, where the token is asked for as anywhere.
+    assert answer.status_code == (400 if "%00" in path else 404) or (answer.status_code == 308 and "s3cret" in path)
+
+
+def test_the_token_may_be_encoded(local: MakeWiring) -> None:
+    door = create_app(local(webhook_path_token="s3cret")).test_client()
+    assert post(door, made("user.created"), path=f"{DOOR}/%73%33%63ret").status_code == 200
+
+
+# Log lines
+
+
+EVIL = 'x\r\n{"event": "forged"}\r\n2026-01-01 [info] forged\x1b[2J\x1b]0;title\x07\u2028\u0085\u202e\x9b31m\0'
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_one_event_is_one_line_whatever_it_says(
+    log_format: Any, monkeypatch: pytest.MonkeyPatch, logs_as_before: None
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure(log_format)
+    get_logger("test").warning("something", path=EVIL, nested={"a": [EVIL]}, nothing=None, plain="event_1", number=7)
+    logging.getLogger("library").warning("says %s", EVIL)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2
+    assert all(character.isprintable() for line in lines for character in line)
+    assert "event_1" in lines[0]
+
+
+def test_headers_and_paths_of_strangers_write_no_line_of_their_own(
+    local: MakeWiring, monkeypatch: pytest.MonkeyPatch, logs_as_before: None
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure("console")
+    door = create_app(local(ops_tokens=f"ann:{TOKEN}")).test_client()
+    sign_in(door)
+    stream.truncate(0)
+    for header in ("User-Agent", "WorkOS-Signature", "X-Forwarded-For", "X-Request-Id", "Referer"):
+        door.post(DOOR, data=b"{}", headers={header: "x\x1b[31m\x85forged"})
+    door.post("/ops/events/x%1b[31m/replay", data={})
+    door.get("/ops/%0d%0aforged%1b[31m")
+    lines = stream.getvalue().lstrip("\0").splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d\S* \S* ?\[", line) for line in lines), lines
+    assert sum("webhook_refused" in line or "forged_post_refused" in line for line in lines) == 6
+    assert "\x1b" not in stream.getvalue()
+
+
+# Quotes and wildcards in filters
+
+
+@pytest.fixture
+def wiring(make_wiring: MakeWiring) -> Wiring:
+    return make_wiring(ops_tokens=f"ann:{TOKEN}", api_tokens=READER)
+
+
+@pytest.fixture
+def filled(door: FlaskClient, engine: Engine) -> Engine:
+    accept(door, made("organization.created", name="Acme"), made("user.created", email="ann@acme.example"))
+    accept(door, made("organization_membership.created", status="active"), made("user.updated", id=None))
+    apply_all(engine)
+    sign_in(door)
+    return engine
+
+
+PAGES = {
+    "events": ("status", "type", "organization_id", "fingerprint", "after"),
+    "workspaces": ("name", "after"),
+    "people": ("email",),
+}
+
+
+@pytest.mark.parametrize("said", QUOTES)
+def test_quotes_and_wildcards_are_words_like_any(
+    door: FlaskClient, filled: Engine, set_environment: Callable[..., None], said: str
+) -> None:
+    for page, names in PAGES.items():
+        for name in names:
+            answer = door.get(f"/ops/{page}", query_string={name: said})
+            assert answer.status_code == (400 if "\0" in said else 200), (page, name)
+            shown = answer.get_data(as_text=True).count("<tr><td")
+            assert shown == 0 or name == "after" or _shows_none(answer.get_data(as_text=True)), (page, name)
+    assert door.get("/ops/explain", query_string={"name": said}).status_code in {400, 404}
+    bearer = {"Authorization": f"Bearer {READER}"}
+    for rule in door.application.url_map.iter_rules():
+        if rule.rule.startswith("/api/v1/") and "snapshot" not in rule.rule:
+            names = ("organization_id", "user_id", "email", "type", "status", "after", "limit", "state")
+            for name in names:
+                answer = door.get(f"/api/v1/{rule.rule.split('/')[3]}", query_string={name: said}, headers=bearer)
+                assert answer.status_code in {200, 400, 404, 503}, (rule.rule, name)
+    if "\0" not in said:  # no argument of a command can hold it
+        set_environment(DATABASE_URL=filled.url.render_as_string(hide_password=False))
+        for command in (
+            ["events", "list", "--type"],
+            ["events", "list", "--organization"],
+            ["workspaces", "--name"],
+            ["explain"],
+        ):
+            result = CliRunner().invoke(
+                main, [*command, "--json", "--", said] if command == ["explain"] else [*command, said, "--json"]
+            )
+            assert result.exit_code in {0, 1} and json.loads(result.stdout or "[]") == [], (command, result.output)
+    assert len(rows(filled, Event)) == 4
+
+
+def _shows_none(html: str) -> bool:
+    return 'class="none"' in html
+
+
+# Comparisons
+
+
+def test_secrets_are_compared_in_constant_time_only() -> None:
+    """No `==` between a value and what its name says is secret, anywhere in the door; `compare_digest` compares."""
+    folder = Path(next(iter(webhooks.__path__)))
+    compared = []
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare) and any(isinstance(op, ast.Eq | ast.NotEq) for op in node.ops):
+                said = ast.unparse(node)
+                compared += [said for word in ("token", "secret", "signature", "mac") if word in said.lower()]
+    assert compared == []
+    callers = {path.stem for path in folder.rglob("*.py") if "hmac.compare_digest(" in path.read_text()}
+    assert callers == {"receive", "tokens"}
+
+
+# Sessions
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE"])
+def test_other_methods_change_nothing(door: FlaskClient, filled: Engine, method: str) -> None:
+    before = rows(filled, Event), mirrored(filled)
+    token = form_token(door.get("/ops/failures"))
+    for rule in door.application.url_map.iter_rules():
+        url = rule.rule.replace("<path:", "<")
+        for part in ("organization_id", "event_id", "run_id", "user_id", "name", "fingerprint", "token", "filename"):
+            url = url.replace(f"<{part}>", "x")
+        answer = door.open(url, method=method, data={"csrf_token": token, "why": "x"})
+        assert answer.status_code < 500 or answer.status_code == 503
+    assert (rows(filled, Event), mirrored(filled)) == before
