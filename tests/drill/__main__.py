@@ -107,7 +107,7 @@ def _drill(installation: Installation, life: JSON, json_file: Path | None, *, sh
 
 def _strike(installation: Installation, engine: Engine, seed: int, *, short: bool) -> Injector:
     """Strike until WorkOS has told all, and every kind of fault has struck."""
-    usual, pause = (0.7, (0.0, 0.3)) if short else (4.0, (0.5, 4.0))
+    usual, pause = (0.7, (0.0, 0.3)) if short else (3.0, (1.0, 5.0))
     injector = Injector(installation, engine, seed, usual=usual, pause=pause)
     while call("GET", f"{installation.sandbox_url}/sandbox/progress")["playing"] or injector.missing:
         time.sleep(0.2)
