@@ -31,6 +31,7 @@ KNOBS: JSON = {
     "concurrency": 32,  # a few deliveries that hang do not hold up the others
     "retries": 8,
     "retry_base": 0.2,
+    "retry_signs_again": True,  # or what had to wait on a slow machine would be refused as too old
 }
 PATIENCE_SECONDS = 300.0
 RESYNC_SECONDS = 600.0
