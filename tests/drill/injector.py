@@ -1,6 +1,7 @@
 """Strikes the installation with faults, again and again, several at a time, until told to stop."""
 
 import threading
+import time
 from collections import Counter
 from random import Random
 
@@ -10,6 +11,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from tests.demo.machine import answers
 from tests.demo.processes import StackError
 from tests.drill.faults import Fault, Field, all_faults
 from tests.drill.installation import Installation
@@ -18,6 +20,9 @@ log = structlog.get_logger()
 
 HANDS = 2
 """Faults at the same time."""
+MOSTLY = 0.7
+"""How many of the faults strike what works; the others what may be down already."""
+STAND_UP_SECONDS = 60.0
 PUT_OFF = (AssertionError, DBAPIError, RedisError, StackError, psutil.Error, OSError)
 """What a fault raises that found nothing to strike, mostly because another one had just done so."""
 
@@ -55,6 +60,8 @@ class Injector:
     def _strike_on(self, random: Random) -> None:
         field = Field(self._installation, self._engine, random, self._usual)
         while not self._over.wait(random.uniform(*self._pause)):
+            if random.random() < MOSTLY:
+                self._let_it_stand_up()
             fault = self._draw()
             log.info("fault", kind=fault.kind, target=fault.target)
             try:
@@ -64,6 +71,13 @@ class Injector:
                 continue
             with self._lock:
                 self.struck[fault.kind, fault.target] += 1
+
+    def _let_it_stand_up(self) -> None:
+        """Wait until the door is open again: on a slow machine nothing would ever work otherwise."""
+        ends = time.monotonic() + STAND_UP_SECONDS
+        while time.monotonic() < ends and not self._over.wait(0.2):
+            if answers(f"{self._installation.web_url}/readyz"):
+                return
 
     def _draw(self) -> Fault:
         """Draw from a shuffled deck of those that have not struck yet; of all, once each has."""

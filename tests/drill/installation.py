@@ -1,6 +1,7 @@
 """The installation under the drill: a stack behind proxies and on clocks of its own, kept as by a process manager."""
 
 import os
+import signal
 import subprocess
 import threading
 from collections import Counter
@@ -43,6 +44,7 @@ class Installation(Stack):
         self.proxies: dict[str, Proxy] = {}
         self.direct_url = ""
         """The database without the proxy, for those who look on."""
+        self._postgres: subprocess.Popen[bytes] | None = None
         self._over = threading.Event()
         self._deploying = threading.Lock()
         self._keepers: list[threading.Thread] = []
@@ -60,6 +62,8 @@ class Installation(Stack):
     def start_database(self) -> None:
         """Start PostgreSQL, migrate, and start the proxy before it."""
         super().start_database()
+        [postmaster] = self.postgres_processes()
+        self._postgres_command, self._postgres_user = postmaster.cmdline(), postmaster.username()
         self.direct_url = self.database_url
         self.proxies["PostgreSQL"] = Proxy(Path(str(database_url(self.direct_url).query["host"])) / ".s.PGSQL.5432")
         port = self.proxies["PostgreSQL"].port
@@ -90,11 +94,20 @@ class Installation(Stack):
             self.valkey.start()
 
     def _tend_postgres(self) -> None:
-        if not self.postgres_processes():
-            self.restarts["PostgreSQL"] += 1
-            # Not at once: what is left of one that was killed must be gone first, and recovery takes its time.
-            with suppress(subprocess.SubprocessError, AssertionError):
-                self.postgres.ensure_postgres_running()
+        started = self._postgres is not None and self._postgres.poll() is None
+        if started or self.postgres_processes():
+            return
+        self.restarts["PostgreSQL"] += 1
+        with (self.logs / "postgres.log").open("ab") as log:
+            # It ends at once, and is tried again, while something of one that was killed is left.
+            self._postgres = subprocess.Popen(
+                self._postgres_command,
+                user=self._postgres_user if os.geteuid() == 0 else None,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def require_running(self) -> None:
         """Nothing: what ends is started again, and who waits loses patience when nothing moves."""
@@ -105,6 +118,9 @@ class Installation(Stack):
         for keeper in self._keepers:
             keeper.join()
         super().stop()
+        for postmaster in self.postgres_processes():
+            postmaster.send_signal(signal.SIGQUIT)
+            postmaster.wait(STOP_SECONDS)
         for proxy in self.proxies.values():
             proxy.close()
         self.proxies.clear()

@@ -55,7 +55,9 @@ def judge(installation: Installation, engine: Engine, last: Sample, follower: Fo
     )
     acknowledged = {event_id for event_id, record in records.items() if record["acknowledged"]}
     done = _ids(engine, Event.status == EventStatus.DONE)
-    verdict.none_of("acknowledged events lost", acknowledged - done)
+    # Although catch-up brings them again, one that was answered with 200 must have been kept then.
+    kept = _ids(engine, Event.webhook_at.is_not(None), Event.status == EventStatus.DONE)
+    verdict.none_of("acknowledged events lost", acknowledged - kept)
     verdict.none_of("events lost", records.keys() - done)
     verdict.none_of("events that WorkOS never made", done - records.keys())
     verdict.none_of("applied twice", _doubled(engine))
