@@ -21,7 +21,7 @@ from werkzeug.test import TestResponse
 from models.database import reading
 from models.tables import TABLES, Event, EventStatus, Kind
 from models.views import auto_join_domains, workspace_members, workspaces
-from worker.drain import Policy, drain
+from worker.inbox.drain import Policy, drain
 
 SECRET = "whsec_test_0123456789abcdef"
 HERE = Path(__file__).parent

@@ -47,8 +47,8 @@ def neighbours(module: str) -> set[str]:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {"models.tables", "worker.decide", "webhooks.app", "worker.wiring"} <= set(MODULES)
-    assert "worker.decide" in neighbours("worker.apply")
+    assert {"models.tables", "worker.decision.decide", "webhooks.app", "worker.wiring"} <= set(MODULES)
+    assert "worker.decision.decide" in neighbours("worker.mirror.apply")
 
 
 @pytest.mark.parametrize(
@@ -94,17 +94,20 @@ def test_the_environment_is_read_in_one_place() -> None:
 
 
 def test_only_one_module_decides_whether_incoming_state_wins() -> None:
-    assert importers("worker.decide.decide") == {"worker.apply"}
-    assert {module for module in MODULES if "worker.decide" in imports(module)} == set()
+    assert importers("worker.decision.decide.decide") == {"worker.mirror.apply"}
+    assert {module for module in MODULES if "worker.decision.decide" in imports(module)} == set()
 
 
 def test_the_decision_is_pure() -> None:
-    assert {found.split(".")[0] for found in imports("worker.decide")} <= set(sys.stdlib_module_names) - {"time", "os"}
-    assert neighbours("worker.decide") == set()
+    assert {found.split(".")[0] for found in imports("worker.decision.decide")} <= set(sys.stdlib_module_names) - {
+        "time",
+        "os",
+    }
+    assert neighbours("worker.decision.decide") == set()
 
 
 def test_only_the_door_verifies_and_only_the_directory_calls_workos() -> None:
-    assert importers("workos") <= {"webhooks.signature", "worker.directory"}
+    assert importers("workos") <= {"webhooks.signature", "worker.directory.client"}
     assert {found for found in imports("webhooks.signature") if found.startswith("workos")} == {
         "workos.webhooks.Webhooks"
     }

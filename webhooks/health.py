@@ -4,8 +4,8 @@ from flask import Blueprint, Response, jsonify
 from sqlalchemy.exc import DBAPIError
 
 from models.migrate import outdated
-from worker.health import look
-from worker.inbox import probe
+from worker.inbox.store import probe
+from worker.looking.health import look
 from worker.wiring import Wiring
 
 

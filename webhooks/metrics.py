@@ -14,9 +14,9 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
 
 from models.tables import JoinState
-from worker.counters import ACCEPTED_TO_APPLIED, BUCKETS, MORE, Name, counted, noted
-from worker.handlers import HANDLERS
-from worker.health import PROBLEMS, WARNINGS, Health, look
+from worker.decision.handlers import HANDLERS
+from worker.looking.health import PROBLEMS, WARNINGS, Health, look
+from worker.processes.counters import ACCEPTED_TO_APPLIED, BUCKETS, MORE, Name, counted, noted
 from worker.wiring import Wiring
 
 ALL = (*PROBLEMS, *WARNINGS)

@@ -11,10 +11,10 @@ from flask import Blueprint, Response, abort, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
 
 from webhooks.signature import RefusedError, verify
-from worker.group_commit import GroupCommit
-from worker.handlers import HANDLERS
-from worker.inbox import Delivery, receive
-from worker.snapshots import is_id
+from worker.decision.handlers import HANDLERS
+from worker.decision.snapshots import is_id
+from worker.inbox.store import Delivery, receive
+from worker.processes.group_commit import GroupCommit
 from worker.wiring import Wiring
 
 log = structlog.get_logger()

@@ -3,8 +3,8 @@
 from flask import Flask
 
 from webhooks.app import create_app
-from worker.embedded import redis_url
 from worker.logs import configure
+from worker.processes.embedded import redis_url
 from worker.settings import load_settings
 from worker.wiring import require_migrated, wire
 

@@ -10,11 +10,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis.connection import parse_url
 
 from models.database import database_url
-from worker.drain import Policy
+from worker.decision.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
 from worker.errors import ConfigurationError
-from worker.jobs import DRAIN, HOOKS, PROVISION, REPAIR
-from worker.retention import Periods
-from worker.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
+from worker.inbox.drain import Policy
+from worker.mirror.retention import Periods
+from worker.processes.jobs import DRAIN, HOOKS, PROVISION, REPAIR
 
 JOB_SECONDS = 2.0
 """How long a job drains before it rings for the next one: a process that is asked to stop ends its job first."""

@@ -10,10 +10,10 @@ from sqlalchemy.exc import DBAPIError
 
 from models.database import open_engine
 from models.migrate import outdated
-from worker.counters import Counters
-from worker.doorbell import Doorbell
 from worker.errors import ConfigurationError
-from worker.jobs import DRAIN, HOOKS, PROVISION, REPAIR
+from worker.processes.counters import Counters
+from worker.processes.doorbell import Doorbell
+from worker.processes.jobs import DRAIN, HOOKS, PROVISION, REPAIR
 from worker.settings import Settings
 
 DOOR_REDIS_SECONDS = 0.25

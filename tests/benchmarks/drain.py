@@ -12,7 +12,7 @@ from tests.benchmarks.servers import Bench
 from tests.integration.stories import store
 from tests.sandbox import World, play
 from tests.support import JSON, statuses
-from worker.drain import Policy, drain
+from worker.inbox.drain import Policy, drain
 
 RATE = "events/s"
 GENEROUS = "rq worker --worker-class rq.SimpleWorker"

@@ -15,8 +15,8 @@ from tests.benchmarks.runner import LIMIT, OURS, Mark, Row, Sample
 from tests.benchmarks.servers import Bench
 from tests.integration.stories import store
 from tests.support import JSON, made
-from worker.drain import Policy, drain
-from worker.inbox import backlog
+from worker.inbox.drain import Policy, drain
+from worker.inbox.store import backlog
 
 SMALLEST = 10_000
 _turns = count(1)

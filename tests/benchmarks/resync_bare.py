@@ -16,8 +16,8 @@ from tests.benchmarks.sandboxed import workos
 from tests.benchmarks.servers import Bench
 from tests.sandbox.server import API_KEY
 from tests.use_cases.resyncs import CLIENT_ID, UNLIMITED, resync
-from worker.bucket import Buckets
-from worker.directory import open_directory
+from worker.directory.bucket import Buckets
+from worker.directory.client import open_directory
 
 RATE = "calls/s"
 AT_ONCE = 10

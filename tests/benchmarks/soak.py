@@ -29,7 +29,7 @@ from tests.benchmarks.steady import Steady, steady
 from tests.demo.machine import short_folder
 from tests.demo.processes import StackError
 from tests.demo.stack import Stack
-from worker.inbox import backlog
+from worker.inbox.store import backlog
 
 SHARE = 0.5
 WARM_UP_SECONDS = 75

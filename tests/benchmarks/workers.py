@@ -14,8 +14,8 @@ from models.database import reading
 from models.tables import Event, EventStatus
 from tests.benchmarks.servers import START_SECONDS, Bench
 from tests.integration.processes import command_line
-from worker.doorbell import Doorbell
-from worker.jobs import DRAIN
+from worker.processes.doorbell import Doorbell
+from worker.processes.jobs import DRAIN
 
 
 def listening(redis: Redis) -> int:
@@ -34,7 +34,7 @@ def workers(bench: Bench, url: str, number: int) -> Iterator[list[psutil.Process
     ):
         process.wait_until(lambda: listening(redis) > number, START_SECONDS)  # one more repairs
         family = psutil.Process(process.pid).children(recursive=True)
-        yield [child for child in family if command_line(child)[-2:] == ["worker.lane", DRAIN]]
+        yield [child for child in family if command_line(child)[-2:] == ["worker.processes.lane", DRAIN]]
 
 
 def seconds_to_drain(bench: Bench, engine: Engine) -> float:

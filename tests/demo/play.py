@@ -14,8 +14,8 @@ from models.views import mirror_status
 from tests.demo.machine import JSON, call
 from tests.demo.processes import StackError
 from tests.demo.stack import Stack
-from worker import reports
-from worker.handlers import SUBSCRIBED
+from worker.decision.handlers import SUBSCRIBED
+from worker.looking import reports
 
 KNOBS: JSON = {
     "duplicates": 0.10,

@@ -22,7 +22,7 @@ from tests.drill.follower import Follower
 from tests.drill.injector import Injector
 from tests.drill.installation import Installation
 from tests.drill.judge import Verdict, judge
-from worker import reports
+from worker.looking import reports
 
 SHORT = {"events": 1200, "seconds": 40.0}
 KNOBS: JSON = {

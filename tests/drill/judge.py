@@ -13,8 +13,8 @@ from tests.drill.follower import Follower
 from tests.drill.installation import Installation
 from tests.integration.processes import count
 from tests.support import differences
-from worker import reports
-from worker.decide import Outcome
+from worker.decision.decide import Outcome
+from worker.looking import reports
 
 MOST_NAMED = 5
 

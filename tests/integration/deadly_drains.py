@@ -4,10 +4,10 @@ import os
 import sys
 
 from models.database import open_engine
-from worker.drain import Policy, drain
-from worker.handlers import HANDLERS, RoleMap
+from worker.decision.handlers import HANDLERS, RoleMap
+from worker.decision.snapshots import Envelope, Fields, Snapshot
+from worker.inbox.drain import Policy, drain
 from worker.logs import configure
-from worker.snapshots import Envelope, Fields, Snapshot
 
 
 def drain_with_poison(url: str, poison: str, max_attempts: str) -> None:

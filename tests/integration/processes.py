@@ -98,7 +98,7 @@ class Command:
 
     def lanes(self) -> list[psutil.Process]:
         """The lane processes of `workos-sync worker`."""
-        return [process for process in self.family() if "worker.lane" in command_line(process)]
+        return [process for process in self.family() if "worker.processes.lane" in command_line(process)]
 
     def kill(self) -> None:
         """End the process itself, and not those under it, as `kill -9` does."""

@@ -10,7 +10,7 @@ from models.database import open_engine, writing
 from models.tables import Change, Event
 from tests.sandbox import World, play
 from tests.support import JSON, apply_all, mirrored, rows
-from worker.inbox import Delivery
+from worker.inbox.store import Delivery
 
 Mirrored = dict[Any, list[JSON]]
 

@@ -18,8 +18,8 @@ from models.types import db_in, db_now
 from tests.integration.alarms import RULES, firing
 from tests.support import accept, apply_all, made, sign
 from webhooks.app import create_app
-from worker.clock import CLOCK_TICK, beat
-from worker.jobs import DRAIN, REPAIR, make_worker
+from worker.processes.clock import CLOCK_TICK, beat
+from worker.processes.jobs import DRAIN, REPAIR, make_worker
 from worker.wiring import Wiring
 
 needs_promtool = pytest.mark.skipif(

@@ -11,8 +11,8 @@ from redis import Redis
 from tests.integration.processes import Valkey
 from tests.sandbox import Sandbox
 from tests.use_cases.resyncs import directory_of
-from worker.bucket import ALL, USER_READS, Buckets, Limit
-from worker.directory import Directory, open_directory
+from worker.directory.bucket import ALL, USER_READS, Buckets, Limit
+from worker.directory.client import Directory, open_directory
 
 FAST = Limit("fast", 1000, 10)
 SLOW = Limit("slow", 200, 10)

@@ -23,10 +23,10 @@ from tests.integration.processes import Valkey, count, let_time_pass
 from tests.integration.stories import new_users, written_once
 from tests.support import accept, statuses
 from webhooks.app import create_app
-from worker.clock import sweep
-from worker.doorbell import Doorbell
-from worker.drain import Policy
-from worker.jobs import DRAIN, drain_job, make_worker
+from worker.inbox.drain import Policy
+from worker.processes.clock import sweep
+from worker.processes.doorbell import Doorbell
+from worker.processes.jobs import DRAIN, drain_job, make_worker
 from worker.wiring import Wiring, wire
 
 
@@ -164,7 +164,7 @@ def test_a_worker_runs_no_function_that_it_does_not_know_and_goes_on(
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     calls = [Webhook(url, status, timeout=1) for status in ("finished", "failed")]
     jobs.enqueue_call("os.system", (shell,), webhooks=calls)
-    jobs.enqueue_call("worker.jobs.drain_job", (1, 2, 3))
+    jobs.enqueue_call("worker.processes.jobs.drain_job", (1, 2, 3))
     back = Callback("os.system")
     jobs.enqueue_call(DRAIN, on_success=back, on_failure=back, on_stopped=back, webhooks=calls)
     pickled = Queue(DRAIN, connection=wiring.redis).enqueue_call("os.system", (shell,), meta={"a": Bomb(trace)})

@@ -20,9 +20,9 @@ from tests.integration.processes import (
 )
 from tests.integration.stories import company_life, delivered, mirror_of, store, written_once
 from tests.support import JSON, differences, mirrored, statuses
-from worker.doorbell import Doorbell
-from worker.inbox import receive
-from worker.jobs import DRAIN
+from worker.inbox.store import receive
+from worker.processes.doorbell import Doorbell
+from worker.processes.jobs import DRAIN
 from worker.wiring import door_redis
 
 pytestmark = pytest.mark.long

@@ -15,8 +15,8 @@ from models.tables import Batch, Change, Event, Organization
 from tests.integration.processes import count, eventually, let_time_pass, pending
 from tests.integration.stories import delivered, mirror_of, organization, store, user, written_once
 from tests.support import JSON, mirrored, rows, statuses
-from worker.drain import Policy, drain
-from worker.inbox import receive
+from worker.inbox.drain import Policy, drain
+from worker.inbox.store import receive
 
 
 class Follower(threading.Thread):

@@ -16,8 +16,8 @@ from tests.integration.processes import Commands, Valkey, eventually
 from tests.sandbox import Sandbox, populate
 from tests.support import differences, rows
 from tests.use_cases.resyncs import CLIENT_ID, directory_of, expire_lease, live, resync
-from worker.inbox import Delivery, receive
-from worker.resync import AT_ONCE
+from worker.inbox.store import Delivery, receive
+from worker.repair.resync import AT_ONCE
 from worker.wiring import MOST_CONNECTIONS
 
 pytestmark = pytest.mark.long

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.decide import Outcome, State, Version, decide
+from worker.decision.decide import Outcome, State, Version, decide
 
 NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from models.access import normal_domain
 from models.tables import CONTENT, Kind
 from tests.support import JSON, made, sample
-from worker.decide import State, Version
+from worker.decision.decide import State, Version
+from worker.decision.handlers import HANDLERS, read_event
+from worker.decision.roles import DEFAULT_ROLE_MAP, local_role
+from worker.decision.snapshots import MAX_EMAIL, MAX_TEXT, Snapshot, clean, is_id, parse_time
 from worker.errors import PayloadError
-from worker.handlers import HANDLERS, read_event
-from worker.roles import DEFAULT_ROLE_MAP, local_role
-from worker.snapshots import MAX_EMAIL, MAX_TEXT, Snapshot, clean, is_id, parse_time
 
 ACTED_ON = sorted(HANDLERS)
 LIVE = sorted(type for type in ACTED_ON if not type.endswith(".deleted"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.supervisor import GRACE_SECONDS
+from worker.processes.supervisor import GRACE_SECONDS
 
 UNITS = Path(__file__).parents[2] / "docs" / "deploy" / "systemd"
 ANALYZE = shutil.which("systemd-analyze")

@@ -17,8 +17,8 @@ from models.database import open_engine
 from tests.sandbox import Sandbox
 from tests.use_cases.resyncs import directory_of
 from webhooks.app import create_app
-from worker import directory as directories
-from worker.directory import Directory
+from worker.directory import client as directories
+from worker.directory.client import Directory
 from worker.settings import Settings
 from worker.wiring import MOST_CONNECTIONS, Wiring
 

@@ -14,11 +14,12 @@ from models.types import db_in
 from tests.sandbox import Sandbox, World
 from tests.support import JSON, apply_all, rows
 from tests.use_cases.resyncs import Clock
-from worker import admission, inbox
-from worker.catch_up import catch_up, settle
-from worker.directory import Directory
-from worker.doorbell import Doorbell
-from worker.provision import provision
+from worker.directory.client import Directory
+from worker.inbox import store as inbox
+from worker.joining import admission
+from worker.joining.provision import provision
+from worker.processes.doorbell import Doorbell
+from worker.repair.catch_up import catch_up, settle
 
 LAG = timedelta(seconds=3)
 """As long as the sandbox holds its newest events back, and more."""

@@ -15,10 +15,10 @@ from models.types import db_in
 from tests.integration.stories import store
 from tests.sandbox import Sandbox, World
 from tests.support import JSON, apply_all, rows
-from worker.bucket import Buckets
-from worker.directory import Directory, Found, Page, open_directory
-from worker.resync import Resync, start
-from worker.runs import lease
+from worker.directory.bucket import Buckets
+from worker.directory.client import Directory, Found, Page, open_directory
+from worker.repair.resync import Resync, start
+from worker.repair.runs import lease
 
 CLIENT_ID = "client_sandbox"
 UNLIMITED = 1000.0

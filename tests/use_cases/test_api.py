@@ -18,9 +18,10 @@ from models.types import db_in
 from tests.support import JSON, accept, apply_all, made
 from tests.use_cases.resyncs import changes as number_of_changes
 from webhooks.app import create_app
-from worker import feed, resync
-from worker import replay as replays
-from worker.retention import Periods, retain
+from worker.inbox import replay as replays
+from worker.mirror import feed
+from worker.mirror.retention import Periods, retain
+from worker.repair import resync
 from worker.wiring import Wiring
 
 TOKEN = "reader-token-0123456789"

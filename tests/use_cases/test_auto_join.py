@@ -17,10 +17,10 @@ from models.tables import TABLES, AutoJoin, Change, Domain, Membership, Mirror
 from models.views import auto_join_domains
 from tests.support import JSON, access, joins, made, rows
 from tests.use_cases.joining import put_in_force, tell
-from worker import admission
 from worker.errors import ConfigurationError
-from worker.explain import explain
-from worker.standing import accesses, domain_states
+from worker.joining import admission
+from worker.looking.explain import explain
+from worker.looking.standing import accesses, domain_states
 
 ANN, ORG, RIVAL = "user_ann", "org_acme", "org_rival"
 EMAIL, NEW = "ann@acme.example", "new@acme.example"

@@ -27,7 +27,7 @@ from tests.use_cases.bad_input import CANARIES, DEEP, TEXTS, Posted, event_of, p
 from tests.use_cases.test_ops import TOKEN, sign_in
 from webhooks.app import create_app
 from worker.cli import main
-from worker.drain import Policy
+from worker.inbox.drain import Policy
 from worker.logs import configure
 from worker.wiring import Wiring
 

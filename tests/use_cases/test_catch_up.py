@@ -18,13 +18,13 @@ from models.types import db_in
 from tests.sandbox import Sandbox
 from tests.support import JSON, accept, apply_all, differences, rows
 from tests.use_cases.resyncs import CLIENT_ID, Clock, deliver, directory_of, settings_of
-from worker.catch_up import LAG, catch_up, gaps
 from worker.cli import main
-from worker.directory import Directory, UnreadableError
-from worker.doorbell import Doorbell
-from worker.jobs import DRAIN
-from worker.repair import bind, repair
-from worker.runs import create
+from worker.directory.client import Directory, UnreadableError
+from worker.processes.doorbell import Doorbell
+from worker.processes.jobs import DRAIN
+from worker.repair.catch_up import LAG, catch_up, gaps
+from worker.repair.runs import create
+from worker.repair.work import bind, repair
 from worker.settings import Settings
 
 PATIENCE = 600.0

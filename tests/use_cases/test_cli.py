@@ -17,7 +17,7 @@ from models.tables import Drift, Run
 from models.types import db_now
 from tests.support import JSON, accept, apply_all, made, sample
 from worker.cli import main
-from worker.resync import start
+from worker.repair.resync import start
 
 ORG = sample("organization.created")["data"]["id"]
 USER = sample("user.created")["data"]["id"]

@@ -21,9 +21,9 @@ from tests.use_cases.resyncs import (
     resync,
     small_life,
 )
-from worker.directory import Directory, RefusedKeyError
-from worker.reads import work_due
-from worker.resync import start
+from worker.directory.client import Directory, RefusedKeyError
+from worker.repair.reads import work_due
+from worker.repair.resync import start
 
 FAR = "2091-01-01T00:00:00.000Z"
 

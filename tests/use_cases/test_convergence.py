@@ -14,7 +14,8 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from tests.use_cases.histories import History
-from worker import directory, resync
+from worker.directory import client as directory
+from worker.repair import resync
 
 pytestmark = pytest.mark.long
 

@@ -22,9 +22,9 @@ from tests.support import SECRET, accept, made, sign
 from tests.use_cases.resyncs import CLIENT_ID, settings_of
 from webhooks.app import create_app
 from worker.cli import main
-from worker.clock import CLOCK_TICK, beat
-from worker.handlers import SUBSCRIBED
-from worker.jobs import DRAIN, REPAIR, make_worker
+from worker.decision.handlers import SUBSCRIBED
+from worker.processes.clock import CLOCK_TICK, beat
+from worker.processes.jobs import DRAIN, REPAIR, make_worker
 from worker.settings import load_settings
 from worker.wiring import wire
 

@@ -14,8 +14,8 @@ from sqlalchemy import Engine
 from tests.support import JSON, made, serving
 from tests.use_cases.joining import tell
 from webhooks.app import create_app
-from worker import hooks
-from worker.hooks import WebTarget
+from worker.hooks import follow as hooks
+from worker.hooks.follow import WebTarget
 from worker.wiring import Wiring
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example-host" / "app.py"

@@ -12,14 +12,14 @@ from models.tables import PublicDomain
 from tests.sandbox import Sandbox
 from tests.support import JSON, apply_all, joins, made, rows
 from tests.use_cases.resyncs import Clock, deliver, directory_of, quietly, resync
-from worker import replay as replays
-from worker.directory import Directory
-from worker.doorbell import Doorbell
-from worker.explain import explain
-from worker.jobs import DRAIN
-from worker.replay import Selection
-from worker.retention import forget
-from worker.runs import lease
+from worker.directory.client import Directory
+from worker.inbox import replay as replays
+from worker.inbox.replay import Selection
+from worker.looking.explain import explain
+from worker.mirror.retention import forget
+from worker.processes.doorbell import Doorbell
+from worker.processes.jobs import DRAIN
+from worker.repair.runs import lease
 
 
 def told(engine: Engine, name: str) -> JSON:

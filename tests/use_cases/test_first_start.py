@@ -23,20 +23,20 @@ from tests.sandbox import Knobs, Sandbox, populate
 from tests.sandbox.world import World
 from tests.support import JSON, apply_all, differences, rows
 from tests.use_cases.resyncs import CLIENT_ID, Clock, deliver, directory_of, settings_of, small_life
-from worker.catch_up import catch_up, settle
 from worker.cli import main
-from worker.clock import Duty
-from worker.clock import run as run_clock
-from worker.directory import Directory, UnreadableError
-from worker.doorbell import Doorbell
-from worker.drain import Policy, drain
+from worker.decision.handlers import SUBSCRIBED
+from worker.decision.snapshots import parse_time
+from worker.directory.client import Directory, UnreadableError
 from worker.errors import ConfigurationError
-from worker.handlers import SUBSCRIBED
-from worker.jobs import DRAIN, REPAIR
-from worker.repair import bind, needs_repair, repair, schedule, watch
-from worker.resync import start
+from worker.inbox.drain import Policy, drain
+from worker.processes.clock import Duty
+from worker.processes.clock import run as run_clock
+from worker.processes.doorbell import Doorbell
+from worker.processes.jobs import DRAIN, REPAIR
+from worker.repair.catch_up import catch_up, settle
+from worker.repair.resync import start
+from worker.repair.work import bind, needs_repair, repair, schedule, watch
 from worker.settings import Settings
-from worker.snapshots import parse_time
 
 OTHER_KEY = "sk_test_other"
 

@@ -18,10 +18,10 @@ from tests.support import JSON, access, made, rows
 from tests.use_cases.hosting import SECRET, Web
 from tests.use_cases.joining import is_filled, tell
 from tests.use_cases.resyncs import quietly, resync, small_life
-from worker import hooks
-from worker.directory import Directory
+from worker.directory.client import Directory
 from worker.errors import ConfigurationError
-from worker.hooks import PythonTarget, WebTarget
+from worker.hooks import follow as hooks
+from worker.hooks.follow import PythonTarget, WebTarget
 from worker.settings import Settings, load_settings
 
 

@@ -30,7 +30,7 @@ from tests.support import (
     rows,
     sample,
 )
-from worker.handlers import HANDLERS
+from worker.decision.handlers import HANDLERS
 
 ORG = sample("organization.created")["data"]["id"]
 USER = sample("user.created")["data"]["id"]

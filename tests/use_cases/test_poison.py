@@ -15,8 +15,8 @@ from models.database import open_engine, reading, writing
 from models.tables import Batch, Event, EventStatus, User
 from models.types import db_in, db_now
 from tests.support import JSON, accept, event_row, made, rows, statuses
-from worker.drain import ORPHAN_AFTER_SECONDS, Policy, drain
-from worker.handlers import HANDLERS
+from worker.decision.handlers import HANDLERS
+from worker.inbox.drain import ORPHAN_AFTER_SECONDS, Policy, drain
 
 BAD = "user_bad"
 

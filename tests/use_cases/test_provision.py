@@ -29,10 +29,10 @@ from tests.use_cases.joining import (
     tell,
 )
 from tests.use_cases.resyncs import Clock, resync
-from worker import admission
-from worker.catch_up import settle
-from worker.directory import Directory
+from worker.directory.client import Directory
 from worker.errors import ConfigurationError
+from worker.joining import admission
+from worker.repair.catch_up import settle
 
 
 @pytest.fixture

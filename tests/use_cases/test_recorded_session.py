@@ -18,7 +18,7 @@ from tests.support import (
     statuses,
 )
 from webhooks.app import create_app
-from worker.drain import Policy
+from worker.inbox.drain import Policy
 from worker.wiring import Wiring
 
 RECORDED_AT = "2026-11-23T03:07:47Z"

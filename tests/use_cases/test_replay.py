@@ -13,14 +13,14 @@ from models.tables import Change, Event, RunStatus, User
 from models.types import db_in
 from tests.integration.stories import store
 from tests.support import JSON, apply_all, made, mirrored, rows, statuses
-from worker import replay as replays
-from worker import reports
-from worker.doorbell import Doorbell
+from worker.decision.handlers import HANDLERS
 from worker.errors import ConfigurationError, fingerprint
-from worker.handlers import HANDLERS
-from worker.jobs import DRAIN
-from worker.replay import AlreadyReplayedError, Selection
-from worker.runs import BusyError, LeaseLostError, lease
+from worker.inbox import replay as replays
+from worker.inbox.replay import AlreadyReplayedError, Selection
+from worker.looking import reports
+from worker.processes.doorbell import Doorbell
+from worker.processes.jobs import DRAIN
+from worker.repair.runs import BusyError, LeaseLostError, lease
 
 FAST = 1e6
 

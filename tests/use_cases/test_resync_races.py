@@ -32,12 +32,12 @@ from tests.use_cases.resyncs import (
     resync,
     small_life,
 )
-from worker import resync as resync_module
-from worker import runs
-from worker.bucket import Buckets
-from worker.directory import Directory, open_directory
-from worker.resync import Resync, start
-from worker.runs import LeaseLostError, lease
+from worker.directory.bucket import Buckets
+from worker.directory.client import Directory, open_directory
+from worker.repair import resync as resync_module
+from worker.repair import runs
+from worker.repair.resync import Resync, start
+from worker.repair.runs import LeaseLostError, lease
 from worker.wiring import MOST_CONNECTIONS
 
 SEEDS = range(4)

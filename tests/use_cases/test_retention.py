@@ -17,15 +17,15 @@ from tests.integration.stories import store
 from tests.sandbox import Sandbox
 from tests.support import JSON, apply_all, made, mirrored, outcomes, rows, sample
 from tests.use_cases.resyncs import CLIENT_ID, Clock, deliver, directory_of, resync
-from worker.catch_up import catch_up
 from worker.cli import main
-from worker.directory import Directory
-from worker.doorbell import Doorbell
-from worker.jobs import DRAIN
-from worker.repair import bind, repair
-from worker.replay import dismiss
-from worker.retention import BATCH, Periods, forget, retain
-from worker.runs import create
+from worker.directory.client import Directory
+from worker.inbox.replay import dismiss
+from worker.mirror.retention import BATCH, Periods, forget, retain
+from worker.processes.doorbell import Doorbell
+from worker.processes.jobs import DRAIN
+from worker.repair.catch_up import catch_up
+from worker.repair.runs import create
+from worker.repair.work import bind, repair
 from worker.settings import Settings, load_settings
 
 DAY = 24 * 3600.0

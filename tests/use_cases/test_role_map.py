@@ -9,8 +9,8 @@ from sqlalchemy import Engine, select
 from models.database import reading, write
 from models.tables import Change, Membership, Mirror
 from tests.support import accept, access, apply_all, made, mirrored, rows, sample
-from worker import role_map
-from worker.role_map import adopt
+from worker.mirror import role_map
+from worker.mirror.role_map import adopt
 
 ORG = sample("organization.created")["data"]["id"]
 DEFAULT = {"admin": "admin", "member": "member"}

@@ -15,12 +15,14 @@ from tests.integration.stories import company_life
 from tests.sandbox import Sandbox, play
 from tests.support import JSON, apply_all, differences, made, rows, statuses
 from tests.use_cases.resyncs import deliver, go_on, settings_of
-from worker import addresses, replay, runs
-from worker.directory import Directory
-from worker.doorbell import Doorbell
-from worker.handlers import SUBSCRIBED
-from worker.repair import bind, repair
-from worker.resync import start
+from worker.decision.handlers import SUBSCRIBED
+from worker.directory.client import Directory
+from worker.inbox import replay
+from worker.mirror import addresses
+from worker.processes.doorbell import Doorbell
+from worker.repair import runs
+from worker.repair.resync import start
+from worker.repair.work import bind, repair
 from worker.settings import load_settings
 
 NOW = {"sqlite": "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')", "postgresql": "now()"}

@@ -12,8 +12,8 @@ from sqlalchemy import Engine
 
 from webhooks.api import schemas
 from webhooks.api.answers import answers, as_json
-from worker import feed
-from worker.feed import CursorGoneError
+from worker.mirror import feed
+from worker.mirror.feed import CursorGoneError
 
 TAKE_A_SNAPSHOT = "take /api/v1/snapshot and go on from its changes_after"
 

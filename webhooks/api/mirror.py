@@ -8,7 +8,7 @@ from models.access import auto_join_for
 from models.database import session
 from webhooks.api import schemas
 from webhooks.api.answers import answers, as_json, one, page
-from worker import reports
+from worker.looking import reports
 
 
 def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:

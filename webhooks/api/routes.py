@@ -12,7 +12,7 @@ from spectree.models import SecureType, SecurityScheme, SecuritySchemeData
 from webhooks.api import following, mirror, operations, schemas
 from webhooks.api.answers import answers, as_json
 from webhooks.tokens import name_of
-from worker.health import as_report, look
+from worker.looking.health import as_report, look
 from worker.wiring import Wiring
 
 

@@ -4,9 +4,10 @@ from flask import Blueprint, abort, flash, redirect, render_template, request, s
 from werkzeug import Response
 
 from models.tables import EventStatus
-from worker import replay, reports
-from worker.handlers import HANDLERS
-from worker.replay import Selection
+from worker.decision.handlers import HANDLERS
+from worker.inbox import replay
+from worker.inbox.replay import Selection
+from worker.looking import reports
 from worker.wiring import Wiring
 
 FILTERS = ("status", "type", "organization_id", "fingerprint")

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from flask import Blueprint, flash, redirect, render_template, request, session, url_for
 from werkzeug import Response
 
-from worker import admission, hooks, reports
+from worker.decision.roles import LOCAL_ROLES
 from worker.errors import ConfigurationError
-from worker.roles import LOCAL_ROLES
+from worker.hooks import follow as hooks
+from worker.joining import admission
+from worker.looking import reports
 from worker.wiring import Wiring
 
 PAGE = 50

@@ -7,9 +7,9 @@ from werkzeug import Response
 from models.database import reading
 from models.tables import User
 from webhooks.ops.overview import require_repairs
-from worker import explain, reports
-from worker.admission import workspace_settings
-from worker.resync import start
+from worker.joining.admission import workspace_settings
+from worker.looking import explain, reports
+from worker.repair.resync import start
 from worker.wiring import Wiring
 
 PAGE = 50

@@ -11,8 +11,8 @@ from models.database import reading
 from models.tables import Event
 from models.types import db_now
 from worker.errors import ConfigurationError
-from worker.health import look
-from worker.resync import start
+from worker.looking.health import look
+from worker.repair.resync import start
 from worker.wiring import Wiring
 
 DAY = timedelta(days=1)

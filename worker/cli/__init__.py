@@ -8,7 +8,7 @@ from sqlalchemy.exc import DBAPIError
 
 from worker.cli import hooking, inbox, joining, look, repair, serve, setup
 from worker.cli.shared import fail
-from worker.directory import UnreadableError
+from worker.directory.client import UnreadableError
 from worker.errors import ConfigurationError
 
 

@@ -4,8 +4,8 @@ import sys
 
 import click
 
-from worker import hooks as followers
 from worker.cli.shared import json_option, migrated_engine, operator, say_rows
+from worker.hooks import follow as followers
 from worker.logs import configure
 from worker.settings import load_settings
 

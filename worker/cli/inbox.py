@@ -8,9 +8,6 @@ from rich.table import Table
 from sqlalchemy import Engine
 
 from models.tables import EventStatus
-from worker import replay as replays
-from worker import reports
-from worker.catch_up import REMEDY
 from worker.cli.shared import (
     TIMES,
     as_table,
@@ -25,11 +22,14 @@ from worker.cli.shared import (
     show,
     until_stopped,
 )
-from worker.embedded import redis_server
+from worker.inbox import replay as replays
 from worker.logs import configure
-from worker.progress import progress
-from worker.repair import work_on
-from worker.runs import followed
+from worker.looking import reports
+from worker.looking.progress import progress
+from worker.processes.embedded import redis_server
+from worker.repair.catch_up import REMEDY
+from worker.repair.runs import followed
+from worker.repair.work import work_on
 from worker.settings import load_settings
 from worker.wiring import wire
 

@@ -6,11 +6,12 @@ from typing import Any
 import click
 from rich.table import Table
 
-from worker import admission, reports
 from worker.cli.shared import as_table, cell, json_option, known, migrated_engine, say, say_rows, show
-from worker.embedded import redis_url
-from worker.explain import explain
-from worker.health import as_report, look
+from worker.joining import admission
+from worker.looking import reports
+from worker.looking.explain import explain
+from worker.looking.health import as_report, look
+from worker.processes.embedded import redis_url
 from worker.settings import load_settings
 from worker.wiring import door_redis
 

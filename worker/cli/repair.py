@@ -7,9 +7,6 @@ from typing import Any
 import click
 from sqlalchemy import Engine
 
-from worker import replay as replays
-from worker import reports
-from worker.catch_up import REMEDY, catch_up, catch_up_since
 from worker.cli.shared import (
     TIMES,
     as_table,
@@ -25,13 +22,16 @@ from worker.cli.shared import (
     show,
     until_stopped,
 )
-from worker.directory import Directory
+from worker.directory.client import Directory
+from worker.inbox import replay as replays
 from worker.logs import configure
-from worker.progress import progress
-from worker.repair import work_on
-from worker.resync import start
-from worker.retention import forget
-from worker.runs import followed
+from worker.looking import reports
+from worker.looking.progress import progress
+from worker.mirror.retention import forget
+from worker.repair.catch_up import REMEDY, catch_up, catch_up_since
+from worker.repair.resync import start
+from worker.repair.runs import followed
+from worker.repair.work import work_on
 from worker.settings import load_settings
 
 MOST_SHOWN = 200

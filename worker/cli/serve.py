@@ -17,19 +17,21 @@ from sqlalchemy import Engine
 from models.database import write
 from models.migrate import newest_revision, upgrade
 from models.public_domains import refresh
-from worker import addresses, admission, hooks, provision, role_map
 from worker.cli.shared import open_database, until_stopped
-from worker.clock import Duty, beat, run, sweep
-from worker.counters import Counters
-from worker.directory import UnreadableError
-from worker.doorbell import Doorbell
-from worker.embedded import redis_server
+from worker.directory.client import UnreadableError
 from worker.errors import ConfigurationError
-from worker.jobs import DRAIN
+from worker.hooks import follow as hooks
+from worker.joining import admission, provision
 from worker.logs import configure
-from worker.repair import bind, connect, schedule, watch
+from worker.mirror import addresses, role_map
+from worker.processes.clock import Duty, beat, run, sweep
+from worker.processes.counters import Counters
+from worker.processes.doorbell import Doorbell
+from worker.processes.embedded import redis_server
+from worker.processes.jobs import DRAIN
+from worker.processes.supervisor import supervise
+from worker.repair.work import bind, connect, schedule, watch
 from worker.settings import Settings, load_settings
-from worker.supervisor import supervise
 from worker.wiring import require_migrated, wire
 
 log = structlog.get_logger()
@@ -110,7 +112,7 @@ def worker(processes: int | None) -> None:
         admission.adopt(engine, settings.auto_join, existing=existing, legacy=legacy)
         write(engine, refresh)
         engine.dispose()
-        supervise([[sys.executable, "-m", "worker.lane", lane] for lane in lanes], stop)
+        supervise([[sys.executable, "-m", "worker.processes.lane", lane] for lane in lanes], stop)
 
 
 def _require_hooks(settings: Settings) -> None:

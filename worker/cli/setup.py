@@ -8,14 +8,14 @@ from urllib.parse import urlsplit
 import click
 
 from models.database import open_engine
-from worker import reports
 from worker.cli.shared import as_table, fail, json_option, operator, show
-from worker.counters import Counters
-from worker.directory import Directory, QueryRefusedError
-from worker.doctor import Check, Level, examine, registered, types_off
-from worker.embedded import redis_server, redis_url
-from worker.handlers import SUBSCRIBED
-from worker.repair import connect
+from worker.decision.handlers import SUBSCRIBED
+from worker.directory.client import Directory, QueryRefusedError
+from worker.looking import reports
+from worker.looking.doctor import Check, Level, examine, registered, types_off
+from worker.processes.counters import Counters
+from worker.processes.embedded import redis_server, redis_url
+from worker.repair.work import connect
 from worker.settings import load_settings
 from worker.wiring import door_redis
 

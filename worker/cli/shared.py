@@ -16,10 +16,10 @@ from rich.text import Text
 from sqlalchemy import Engine
 
 from models.database import open_engine
-from worker import reports
-from worker.directory import Directory
-from worker.embedded import redis_server
-from worker.repair import bind, connect, require_same_environment
+from worker.directory.client import Directory
+from worker.looking import reports
+from worker.processes.embedded import redis_server
+from worker.repair.work import bind, connect, require_same_environment
 from worker.settings import Settings, load_settings
 from worker.wiring import Wiring, require_migrated, wire
 

@@ -1,0 +1,370 @@
+"""The only module that calls WorkOS. Takes raw JSON through the SDK, so that one odd item cannot fail a page."""
+
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import httpx2
+import structlog
+import workos as sdk
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+from workos import WorkOSClient
+
+from worker.directory.bucket import ALL, USER_READS, USER_WRITES, Buckets
+from worker.errors import ConfigurationError
+
+log = structlog.get_logger()
+
+PAGE = 100
+"""The most WorkOS lists at once."""
+MOST_TRIES = 5
+FIRST_WAIT_SECONDS = 0.25
+LONGEST_WAIT_SECONDS = 60.0
+REFUSED = (401, 403)
+
+Json = dict[str, Any]
+
+
+class Page(NamedTuple):
+    """Part of a listing: the raw items, the cursor of the next page (None: the last), and WorkOS's time, in UTC."""
+
+    items: list[Any]
+    after: str | None
+    read_at: datetime
+
+
+class Found(NamedTuple):
+    """An object read by id, None if WorkOS answered 404; and WorkOS's time, in UTC."""
+
+    item: Json | None
+    read_at: datetime
+
+
+class UnreadableError(Exception):
+    """WorkOS did not answer, or not with what was asked for. Says nothing about any object."""
+
+
+class QueryRefusedError(UnreadableError):
+    """WorkOS answered 400, 409 or 422: it does not take these parameters, such as a cursor that it has forgotten."""
+
+
+class LimitedError(UnreadableError):
+    """WorkOS answered 429 to the last: a rate limit is used up, by others too."""
+
+
+class NotThereError(UnreadableError):
+    """WorkOS answered 404 to a listing or a write: what it is about is not there."""
+
+
+ERRORS: dict[int, type[UnreadableError]] = {
+    400: QueryRefusedError,
+    409: QueryRefusedError,
+    422: QueryRefusedError,
+    429: LimitedError,
+}
+
+
+class RefusedKeyError(ConfigurationError):
+    """WorkOS refuses the API key."""
+
+
+class Directory:
+    """WorkOS: reads of everything, and writes of webhook endpoints and, for those who join by domain, memberships.
+
+    Args:
+        client: the SDK's client; its own retries must be off, so that every call takes a token.
+        buckets: the rate limits.
+        dates: the times of its answers.
+        close: closes the connections.
+        count: told the name of what happened: `workos_calls`, and `workos_limited` for a 429.
+    """
+
+    def __init__(
+        self,
+        client: WorkOSClient,
+        buckets: Buckets,
+        dates: "Dates",
+        close: Callable[[], None],
+        count: Callable[[str], None],
+    ) -> None:
+        self._client = client
+        self._buckets = buckets
+        self._dates = dates
+        self._count = count
+        self.close = close
+        self.calls = Counter()
+
+    def organizations(self, after: str | None) -> Page:
+        """List organizations with their domains, oldest first."""
+        return self._list(("organizations",), {}, after)
+
+    def one_organization(self, id: str) -> Page:
+        """Read an organization with its domains, as a listing of one."""
+        found = self.organization(id)
+        if found.item is None:
+            raise NotThereError(f"/organizations/{id}: 404")
+        return Page([found.item], None, found.read_at)
+
+    def users(self, after: str | None) -> Page:
+        """List users, oldest first."""
+        return self._list(("user_management", "users"), {}, after)
+
+    def memberships(self, organization_id: str, after: str | None) -> Page:
+        """List an organization's memberships of every status, oldest first."""
+        filters = {"organization_id": organization_id, "statuses": "active,inactive,pending"}
+        return self._list(("user_management", "organization_memberships"), filters, after)
+
+    def memberships_of(self, organization_id: str, user_id: str) -> Page:
+        """List a person's memberships of every status in an organization: one at most."""
+        filters = {"organization_id": organization_id, "user_id": user_id, "statuses": "active,inactive,pending"}
+        return self._list(("user_management", "organization_memberships"), filters, None)
+
+    def connections(self, organization_id: str, after: str | None) -> Page:
+        """List connections, oldest first; of one organization, unless its id is empty."""
+        return self._list(("connections",), {"organization_id": organization_id} if organization_id else {}, after)
+
+    def roles(self) -> Page:
+        """List the environment's roles."""
+        return self._whole(("authorization", "roles"))
+
+    def organization_roles(self, organization_id: str) -> Page:
+        """List the roles of an organization, the environment's among them."""
+        return self._whole(("authorization", "organizations", organization_id, "roles"))
+
+    def events(
+        self,
+        types: Sequence[str],
+        *,
+        after: str | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+    ) -> Page:
+        """List events, oldest first, after an event id or from a time on (not both)."""
+        filters = {"events": ",".join(types)}
+        if start is not None:
+            filters["range_start"] = _stamp(start)
+        if end is not None:
+            filters["range_end"] = _stamp(end)
+        return self._list(("events",), filters, after)
+
+    def organization(self, id: str) -> Found:
+        """Read an organization by id."""
+        return self._get(("organizations", id))
+
+    def user(self, id: str) -> Found:
+        """Read a user by id."""
+        return self._get(("user_management", "users", id))
+
+    def membership(self, id: str) -> Found:
+        """Read a membership by id."""
+        return self._get(("user_management", "organization_memberships", id))
+
+    def domain(self, id: str) -> Found:
+        """Read a domain by id."""
+        return self._get(("organization_domains", id))
+
+    def connection(self, id: str) -> Found:
+        """Read a connection by id."""
+        return self._get(("connections", id))
+
+    def role(self, id: str) -> Found:
+        """Read a role by `slug`, or `organization_id/slug`."""
+        organization_id, _, slug = id.rpartition("/")
+        if not organization_id:
+            return self._get(("authorization", "roles", slug))
+        found = self._get(("authorization", "organizations", organization_id, "roles", slug))
+        # Without one of its own, the organization shows the environment's role of that slug; and neither names it.
+        own = found.item is not None and found.item.get("type") != "EnvironmentRole"
+        return found._replace(item={**found.item, "organization_id": organization_id} if own and found.item else None)
+
+    def create_membership(self, organization_id: str, user_id: str, role: str) -> Json:
+        """Make a user a member and return the membership; an inactive one is activated instead (WORKOS.md, Payloads).
+
+        Raises:
+            QueryRefusedError: WorkOS refuses it; one may be there already.
+            NotThereError: there is no such organization, user or role.
+            LimitedError: a rate limit is used up; nothing was done.
+            UnreadableError: it may have been done, or not.
+        """
+        body = {"organization_id": organization_id, "user_id": user_id, "role_slug": role}
+        return self._send("post", ("user_management", "organization_memberships"), body)
+
+    def deactivate_membership(self, id: str) -> Json:
+        """Make an active membership inactive and return it; raises as `create_membership`."""
+        return self._send("put", ("user_management", "organization_memberships", id, "deactivate"), {})
+
+    def webhook_endpoints(self, after: str | None) -> Page:
+        """List webhook endpoints, oldest first."""
+        return self._list(("webhook_endpoints",), {}, after)
+
+    def create_webhook_endpoint(self, url: str, types: Sequence[str]) -> Json:
+        """Create a webhook endpoint and return it: the only time that WorkOS shows its secret.
+
+        Raises:
+            QueryRefusedError: WorkOS does not take the URL, or has it already.
+        """
+        return self._send("post", ("webhook_endpoints",), {"endpoint_url": url, "events": list(types)})
+
+    def amend_webhook_endpoint(self, id: str, types: Sequence[str]) -> Json:
+        """Have an endpoint enabled, with exactly these event types."""
+        return self._send("patch", ("webhook_endpoints", id), {"events": list(types), "status": "enabled"})
+
+    def now(self) -> datetime:
+        """Return WorkOS's time, in UTC."""
+        return self._call(("organizations",), {"limit": 1, "order": "asc"})[1]
+
+    def _list(self, path: tuple[str, ...], filters: Json, after: str | None) -> Page:
+        # The documented defaults of `order` disagree; ascending, new objects land at the end of a running listing.
+        params = {**filters, "limit": PAGE, "order": "asc", **({"after": after} if after else {})}
+        answer, read_at = self._listing(path, params)
+        items, metadata = answer.get("data"), answer.get("list_metadata")
+        if not isinstance(items, list) or not isinstance(metadata, dict):
+            raise UnreadableError(f"/{'/'.join(path)} answered no list")
+        cursor = metadata.get("after") or None
+        if cursor is not None and (not isinstance(cursor, str) or cursor == after):
+            raise UnreadableError(f"/{'/'.join(path)} answered no usable cursor")
+        return Page(items, cursor, read_at)
+
+    def _whole(self, path: tuple[str, ...]) -> Page:
+        answer, read_at = self._listing(path, {})
+        items = answer.get("data")
+        if not isinstance(items, list):
+            raise UnreadableError(f"/{'/'.join(path)} answered no list")
+        return Page(items, None, read_at)
+
+    def _listing(self, path: tuple[str, ...], params: Json) -> tuple[Json, datetime]:
+        try:
+            return self._call(path, params)
+        except sdk.NotFoundError as error:
+            raise NotThereError(f"/{'/'.join(path)}: 404") from error
+
+    def _get(self, path: tuple[str, ...]) -> Found:
+        try:
+            answer, read_at = self._call(path, {})
+        except sdk.NotFoundError:
+            return Found(None, self._dates.last())
+        return Found(answer, read_at)
+
+    def _call(self, path: tuple[str, ...], params: Json) -> tuple[Json, datetime]:
+        """Answer the JSON object and WorkOS's time.
+
+        Raises:
+            workos.NotFoundError: 404.
+            RefusedKeyError: 401 or 403.
+            UnreadableError: anything else, after a few tries if it can pass.
+        """
+        tries = Retrying(
+            retry=retry_if_exception(_can_pass), stop=stop_after_attempt(MOST_TRIES), wait=_wait, reraise=True
+        )
+        try:
+            answer = tries(self._once, "get", path, params=params)
+        except sdk.NotFoundError:
+            raise
+        except sdk.WorkOSError as error:
+            raise _translated(error, path) from error
+        return answer, self._dates.last()
+
+    def _send(self, method: str, path: tuple[str, ...], body: Json) -> Json:
+        """Write, once: whether a write that was not answered was made is not known. Raises as `_call`."""
+        try:
+            return self._once(method, path, body=body)
+        except sdk.NotFoundError as error:
+            raise NotThereError(f"/{'/'.join(path[:2])}: 404") from error
+        except sdk.WorkOSError as error:
+            raise _translated(error, path) from error
+
+    def _once(self, method: str, path: tuple[str, ...], params: Json | None = None, body: Json | None = None) -> Json:
+        limit = USER_READS if method == "get" else USER_WRITES
+        self._buckets.take(ALL, *((limit,) if path[0] == "user_management" else ()))
+        self.calls.add()
+        self._count("workos_calls")
+        try:
+            return self._client.request_raw(method, path, params=params, body=body)
+        except sdk.RateLimitExceededError:
+            self._count("workos_limited")
+            raise
+
+
+class Counter:
+    """Counts, from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.total = 0
+
+    def add(self) -> None:
+        """Count one more."""
+        with self._lock:
+            self.total += 1
+
+
+class Dates:
+    """Remembers the `Date` of each thread's last answer: WorkOS's clock, not ours, says how fresh a reading is."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def note(self, response: httpx2.Response) -> None:
+        """Take the time from an answer."""
+        header = response.headers.get("Date")
+        try:
+            self._local.date = parsedate_to_datetime(header).astimezone(UTC) if header else datetime.now(UTC)
+        except ValueError:
+            self._local.date = datetime.now(UTC)
+
+    def last(self) -> datetime:
+        """Return the time of this thread's last answer, in UTC."""
+        date: datetime = getattr(self._local, "date", None) or datetime.now(UTC)
+        return date
+
+
+def open_directory(
+    api_key: str,
+    client_id: str,
+    base_url: str | None,
+    buckets: Buckets,
+    count: Callable[[str], None] = lambda _: None,
+    *,
+    timeout_seconds: float = 20.0,
+) -> Directory:
+    """Return WorkOS as the settings name it."""
+    dates = Dates()
+    http = httpx2.Client(event_hooks={"response": [dates.note]}, timeout=timeout_seconds)
+    client = WorkOSClient(
+        api_key=api_key,
+        client_id=client_id,
+        base_url=base_url,
+        request_timeout=timeout_seconds,  # type: ignore[arg-type]  # it takes parts of a second too
+        max_retries=0,
+        http_client=http,
+    )
+    return Directory(client, buckets, dates, http.close, count)
+
+
+def _translated(error: sdk.WorkOSError, path: tuple[str, ...]) -> Exception:
+    status = getattr(error, "status_code", None)
+    if status in REFUSED:
+        return RefusedKeyError(f"WORKOS_API_KEY: WorkOS refuses the key ({status})")
+    said = f"/{'/'.join(path[:2])}: {type(error).__name__} {status or ''}".rstrip()
+    return ERRORS.get(status or 0, UnreadableError)(said)
+
+
+def _can_pass(error: BaseException) -> bool:
+    status = getattr(error, "status_code", None) or HTTPStatus.INTERNAL_SERVER_ERROR  # none: the network failed
+    passing = status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return isinstance(error, sdk.WorkOSError) and passing
+
+
+def _wait(state: RetryCallState) -> float:
+    """Return the seconds to wait: what WorkOS said, else doubling."""
+    error = state.outcome.exception() if state.outcome else None
+    said = getattr(error, "retry_after", None)
+    wait = float(said) if isinstance(said, int | float) else FIRST_WAIT_SECONDS * 2.0 ** (state.attempt_number - 1)
+    return min(wait, LONGEST_WAIT_SECONDS)
+
+
+def _stamp(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

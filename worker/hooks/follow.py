@@ -1,0 +1,500 @@
+"""Host hooks: each follows `changes` with a cursor of its own, at least once, in order for each object.
+
+A change that a hook does not take waits in `hook_deliveries`, is tried again, and is set aside for an operator after a
+number of attempts; later changes of the same object wait behind it, those of others go on. The mirror knows nothing of
+hooks, so none can hold it up.
+"""
+
+import importlib
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx2
+import structlog
+from rq.timeouts import BaseTimeoutException, UnixSignalDeathPenalty
+from sqlalchemy import Connection, Engine, and_, delete, exists, func, insert, or_, select, tuple_, update
+from sqlalchemy.orm import aliased
+from standardwebhooks.webhooks import Webhook
+
+from models.bulk import dialect_insert
+from models.database import reading, write
+from models.tables import Change, Hook, HookDelivery, Mirror, Run, Task
+from models.types import db_in, db_now
+from worker.decision.snapshots import clean
+from worker.errors import ConfigurationError
+from worker.looking.reports import as_json
+from worker.mirror.feed import CursorGoneError, newest, require_kept
+from worker.settings import Settings
+
+log = structlog.get_logger()
+
+STEP = 100
+"""Changes taken on in one transaction: a crash tells them once more."""
+AT_ONCE = 8
+"""HTTP calls of one hook in flight, of different objects."""
+LEASE_SECONDS = 120.0
+STEP_SECONDS = 30.0
+"""What a slow hook was not told of after so long waits for the next step, so that its lease does not run out."""
+ROUND_SECONDS = 20.0
+"""A hook that is far behind lets the others go on after so long."""
+FIRST_BACKOFF_SECONDS = 5.0
+LONGEST_BACKOFF_SECONDS = 3600.0
+MOST_TRACEBACK = 8_000
+
+Row = Mapping[str, Any]
+
+
+class HookError(Exception):
+    """A hook did not take a change."""
+
+
+class HookTimeoutError(BaseTimeoutException):
+    """A Python hook took too long."""
+
+
+class Target(Protocol):
+    """What a hook calls."""
+
+    at_once: int
+
+    def __call__(self, message: dict[str, Any]) -> None:
+        """Tell it of a change; any exception means that it did not take it."""
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+
+
+class WebTarget:
+    """An address that is called as Standard Webhooks says, with a signature of the body.
+
+    Args:
+        url: the address.
+        secret: `whsec_…`.
+        seconds: how long to wait for an answer.
+    """
+
+    at_once = AT_ONCE
+
+    def __init__(self, url: str, secret: str, seconds: float) -> None:
+        self._url = url
+        self._signer = Webhook(secret)
+        self._http = httpx2.Client(timeout=seconds, follow_redirects=False)
+
+    def __call__(self, message: dict[str, Any]) -> None:
+        """Raise `HookError` unless the answer is 2xx."""
+        body, id, now = json.dumps(message, separators=(",", ":")), f"change_{message['data']['id']}", datetime.now(UTC)
+        headers = {
+            "content-type": "application/json",
+            "webhook-id": id,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": self._signer.sign(id, now, body),
+        }
+        try:
+            answer = self._http.post(self._url, content=body.encode(), headers=headers)
+        except httpx2.HTTPError as error:
+            raise HookError(f"no answer: {type(error).__name__}") from error
+        if not answer.is_success:
+            raise HookError(f"answered {answer.status_code}")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+
+class PythonTarget:
+    """A function that is called with the message, in the main thread, for so many seconds at most."""
+
+    at_once = 1
+
+    def __init__(self, function: Callable[[dict[str, Any]], object], seconds: float) -> None:
+        self._function = function
+        self._seconds = max(1, round(seconds))
+
+    def __call__(self, message: dict[str, Any]) -> None:
+        """Raise whatever the function raises, and `HookTimeoutError` if it takes too long."""
+        with UnixSignalDeathPenalty(self._seconds, HookTimeoutError):  # type: ignore[no-untyped-call]  # RQ has none
+            self._function(message)
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+
+def targets(settings: Settings) -> dict[str, Target]:
+    """Return what each hook of the settings calls, by its name.
+
+    Raises:
+        ConfigurationError: a function cannot be found.
+    """
+    return {name: _target(name, place, settings) for name, place in settings.hooks.items()}
+
+
+def _target(name: str, place: str, settings: Settings) -> Target:
+    if place.startswith(("http://", "https://")):
+        return WebTarget(place, settings.hook_secrets[name].get_secret_value(), settings.hook_seconds)
+    module, _, function = place.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # as gunicorn does: the host's code is where the command is started
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:
+        raise ConfigurationError(f"HOOKS: {name}: {place} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise ConfigurationError(f"HOOKS: {name}: {place} is no function")
+    return PythonTarget(found, settings.hook_seconds)
+
+
+def message(row: Row) -> dict[str, Any]:
+    """Return a change as hooks are told of it: `type`, `timestamp` and `data` (Standard Webhooks, Payload structure).
+
+    `type` is the kind and what became of it: `membership.created`, `membership.updated`, `membership.deleted`.
+    """
+    deleted = (row["after"] or {}).get("state") == "deleted"
+    verb = "deleted" if deleted else "created" if row["before"] is None else "updated"
+    told = ("id", "at", "kind", "object_id", "organization_id", "before", "after", "cause", "cause_id")
+    data = json.loads(as_json({name: row[name] for name in told}))
+    return {"type": f"{row['kind']}.{verb}", "timestamp": data["at"], "data": data}
+
+
+def behind(engine: Engine, names: Iterable[str]) -> bool:
+    """Whether a hook has changes to be told of, or one that is due once more."""
+    with reading(engine) as tx:
+        known = {row.name: row.cursor for row in tx.execute(select(Hook.name, Hook.cursor).where(Hook.name.in_(names)))}
+        last = newest(tx)
+        due = exists().where(
+            HookDelivery.hook.in_(known), HookDelivery.status == "pending", HookDelivery.due_at <= db_now()
+        )
+        late = set(names) - known.keys() or any(cursor < last for cursor in known.values())
+        return bool(late or tx.execute(select(due)).scalar_one())
+
+
+def follow(
+    engine: Engine, wanted: Mapping[str, Target], attempts: int, stopping: Callable[[], bool] = lambda: False
+) -> bool:
+    """Tell each hook of what it was not told yet; return False if any has more to be told.
+
+    Args:
+        engine: the database.
+        wanted: what each hook calls, by its name.
+        attempts: after so many a change is set aside.
+        stopping: says whether to leave off between two steps.
+    """
+    done = [_follow_one(engine, name, target, attempts, stopping) for name, target in wanted.items()]
+    return all(done)
+
+
+def _follow_one(engine: Engine, name: str, target: Target, attempts: int, stopping: Callable[[], bool]) -> bool:
+    write(engine, lambda tx: _add(tx, name))
+    fence = write(engine, lambda tx: _lease(tx, name))
+    if fence is None:
+        return True  # another process has it
+    follower = Follower(engine, name, target, attempts, fence)
+    ends = time.monotonic() + ROUND_SECONDS
+    more = True
+    try:
+        while more and not stopping() and time.monotonic() < ends:
+            more = follower.step()
+    except _LeaseLostError:
+        log.warning("hook_lease_lost", hook=name)
+        return True
+    write(engine, lambda tx: _release(tx, name, fence))
+    return not more
+
+
+class _LeaseLostError(Exception):
+    """Another process follows for this hook now."""
+
+
+def _add(tx: Connection, name: str) -> None:
+    """Begin a hook: at the first change of a mirror that is not filled yet, else at what changes from now on."""
+    if tx.execute(select(Hook.name).where(Hook.name == name)).one_or_none() is None:
+        filled = tx.execute(select(Mirror.backfilled_at)).scalar_one() is not None
+        row = dialect_insert(tx, Hook).values(name=name, cursor=newest(tx) if filled else 0)
+        tx.execute(row.on_conflict_do_nothing())
+
+
+def _lease(tx: Connection, name: str) -> int | None:
+    free = or_(Hook.leased_until.is_(None), Hook.leased_until < db_now())
+    taken = update(Hook).where(Hook.name == name, free).values(fence=Hook.fence + 1, leased_until=db_in(LEASE_SECONDS))
+    return tx.execute(taken.returning(Hook.fence)).scalar_one_or_none()
+
+
+def _release(tx: Connection, name: str, fence: int) -> None:
+    tx.execute(update(Hook).where(Hook.name == name, Hook.fence == fence).values(leased_until=None))
+
+
+class Follower:
+    """One process's work for one hook, under a lease.
+
+    Args:
+        engine: the database.
+        name: the hook's.
+        target: what it calls.
+        attempts: after so many a change is set aside.
+        fence: the number of the lease.
+    """
+
+    def __init__(self, engine: Engine, name: str, target: Target, attempts: int, fence: int) -> None:
+        self._engine = engine
+        self._name = name
+        self._target = target
+        self._attempts = attempts
+        self._fence = fence
+
+    def step(self) -> bool:
+        """Tell of what is due once more, then of the next changes; return whether there may be more."""
+        again = self._due()
+        if again:
+            results = self._tell(again)
+            self._write(lambda tx: self._note_again(tx, again, results))
+        with reading(self._engine) as tx:
+            cursor = tx.execute(select(Hook.cursor).where(Hook.name == self._name)).scalar_one()
+            try:
+                require_kept(tx, cursor)
+                fresh = _next_changes(tx, cursor)
+            except CursorGoneError as error:
+                problem, place = str(error), _new_place(tx)
+                self._write(lambda tx: self._jump(tx, place, problem))
+                return True
+            skipped = _found_by_first_resync(tx, fresh)
+            standing = self._standing(tx, fresh)
+        if not fresh:
+            return bool(again)
+        wanted = [row for row in fresh if row["id"] not in skipped]
+        free = [row for row in wanted if _object(row) not in standing]
+        results = self._tell(free)
+        self._write(lambda tx: self._note_fresh(tx, fresh[-1]["id"], wanted, results))
+        return True
+
+    def _write(self, step: Callable[[Connection], None]) -> None:
+        def fenced(tx: Connection) -> None:
+            ours = update(Hook).where(Hook.name == self._name, Hook.fence == self._fence)
+            kept = tx.execute(ours.values(leased_until=db_in(LEASE_SECONDS)).returning(Hook.name)).one_or_none()
+            if kept is None:
+                raise _LeaseLostError
+            step(tx)
+
+        write(self._engine, fenced)
+
+    def _due(self) -> list[Row]:
+        """Return the changes to be told of once more: of each object the first that waits, if it is due."""
+        earlier = aliased(HookDelivery)
+        behind_another = exists().where(
+            earlier.hook == HookDelivery.hook,
+            earlier.kind == HookDelivery.kind,
+            earlier.object_id == HookDelivery.object_id,
+            earlier.status == "pending",
+            earlier.change_id < HookDelivery.change_id,
+        )
+        query = (
+            select(Change.__table__, HookDelivery.attempts)
+            .join(HookDelivery, HookDelivery.change_id == Change.id)
+            .where(HookDelivery.hook == self._name, HookDelivery.status == "pending")
+            .where(HookDelivery.due_at <= db_now(), ~behind_another)
+            .order_by(Change.id)
+            .limit(STEP)
+        )
+        with reading(self._engine) as tx:
+            return [dict(row) for row in tx.execute(query).mappings()]
+
+    def _standing(self, tx: Connection, rows: Sequence[Row]) -> set[tuple[str, str]]:
+        """Return the objects among `rows` of which an earlier change waits."""
+        objects = {_object(row) for row in rows}
+        if not objects:
+            return set()
+        pair = tuple_(HookDelivery.kind, HookDelivery.object_id)
+        waits = select(HookDelivery.kind, HookDelivery.object_id).where(
+            HookDelivery.hook == self._name, HookDelivery.status == "pending", pair.in_(objects)
+        )
+        return {(kind, id) for kind, id in tx.execute(waits)}
+
+    def _tell(self, rows: Sequence[Row]) -> dict[int, BaseException | None]:
+        """Tell of changes, in order for each object, and return how each ended."""
+        ends = time.monotonic() + STEP_SECONDS
+        if self._target.at_once == 1:
+            return self._tell_in_order(rows, ends)
+        objects: dict[tuple[str, str], list[Row]] = {}
+        for row in rows:
+            objects.setdefault(_object(row), []).append(row)
+        with ThreadPoolExecutor(self._target.at_once, "hook") as pool:
+            told = pool.map(lambda group: self._tell_in_order(group, ends), objects.values())
+            return {id: end for results in told for id, end in results.items()}
+
+    def _tell_in_order(self, rows: Sequence[Row], ends: float) -> dict[int, BaseException | None]:
+        """Tell of changes one by one, until a time of the monotonic clock; of an object that failed no more."""
+        results: dict[int, BaseException | None] = {}
+        stuck: set[tuple[str, str]] = set()
+        for row in rows:
+            if time.monotonic() > ends:
+                break
+            if _object(row) in stuck:
+                continue
+            try:
+                self._target(message(row))
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - the host's code may raise anything; it is listed
+                results[row["id"]] = error
+                stuck.add(_object(row))
+            else:
+                results[row["id"]] = None
+        return results
+
+    def _note_again(self, tx: Connection, rows: Sequence[Row], results: Mapping[int, BaseException | None]) -> None:
+        for row in rows:
+            if row["id"] in results:
+                self._note_one(tx, row, row["attempts"] + 1, results[row["id"]])
+
+    def _note_one(self, tx: Connection, row: Row, attempts: int, error: BaseException | None) -> None:
+        here = (HookDelivery.hook == self._name, HookDelivery.change_id == row["id"])
+        if error is None:
+            tx.execute(delete(HookDelivery).where(*here))
+            self._count(tx, 1)
+            # The next of this object need not wait any longer.
+            same = (HookDelivery.kind == row["kind"], HookDelivery.object_id == row["object_id"])
+            waits = (HookDelivery.hook == self._name, HookDelivery.status == "pending", *same)
+            tx.execute(update(HookDelivery).where(*waits).values(due_at=db_now()))
+        else:
+            tx.execute(update(HookDelivery).where(*here).values(self._failure(attempts, error)))
+            log.warning("hook_failed", hook=self._name, change=row["id"], attempts=attempts, error=type(error).__name__)
+
+    def _note_fresh(
+        self, tx: Connection, cursor: int, wanted: Sequence[Row], results: Mapping[int, BaseException | None]
+    ) -> None:
+        taken = {id for id, error in results.items() if error is None}
+        waiting = []
+        for row in wanted:
+            if row["id"] in taken:
+                continue
+            error = results.get(row["id"])
+            failure = self._failure(1, error) if error else {"status": "pending", "attempts": 0, "due_at": db_now()}
+            place = {"hook": self._name, "change_id": row["id"], "kind": row["kind"], "object_id": row["object_id"]}
+            waiting.append(place | failure)
+            if error:
+                log.warning("hook_failed", hook=self._name, change=row["id"], attempts=1, error=type(error).__name__)
+        for values in waiting:
+            tx.execute(insert(HookDelivery).values(values))
+        self._count(tx, len(taken))
+        tx.execute(update(Hook).where(Hook.name == self._name).values(cursor=cursor))
+
+    def _failure(self, attempts: int, error: BaseException) -> dict[str, Any]:
+        wait = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(attempts - 1, 20), LONGEST_BACKOFF_SECONDS)
+        trace = "".join(traceback.format_exception(error))[-MOST_TRACEBACK:]
+        values = {"attempts": attempts, "error": _said(error), "traceback": clean(trace), "due_at": db_in(wait)}
+        return values | {"status": "failed" if attempts >= self._attempts else "pending"}
+
+    def _count(self, tx: Connection, number: int) -> None:
+        if number:
+            values = {"delivered": Hook.delivered + number, "delivered_at": db_now()}
+            tx.execute(update(Hook).where(Hook.name == self._name).values(values))
+
+    def _jump(self, tx: Connection, place: int, problem: str) -> None:
+        log.error("hook_missed_changes", hook=self._name, error=problem, goes_on_after=place)
+        tx.execute(update(Hook).where(Hook.name == self._name).values(cursor=place, error=problem))
+
+
+def _object(row: Row) -> tuple[str, str]:
+    return row["kind"], row["object_id"]
+
+
+def _said(error: BaseException) -> str:
+    """Return an error in one line."""
+    return clean(f"{type(error).__name__}: {error}".splitlines()[0])[:1000]
+
+
+def _next_changes(tx: Connection, cursor: int) -> list[Row]:
+    newer = select(Change.__table__).where(Change.id > cursor).order_by(Change.id).limit(STEP)
+    return [dict(row) for row in tx.execute(newer).mappings()]
+
+
+def _new_place(tx: Connection) -> int:
+    """Return where a hook goes on whose place is gone: after what was dropped, or at the end of a restored database."""
+    dropped = tx.execute(select(Mirror.changes_dropped_to)).scalar_one()
+    return max(dropped, 0) if newest(tx) > dropped else max(dropped, newest(tx))
+
+
+def _found_by_first_resync(tx: Connection, rows: Sequence[Row]) -> set[int]:
+    """Return the ids of those of `rows` that the filling of an empty mirror made: nothing had changed there."""
+    runs = {row["cause_id"] for row in rows if row["cause"] == "resync"}
+    filled_at = select(Mirror.backfilled_at).scalar_subquery()
+    while_empty = filled_at.is_(None) | (Run.created_at < filled_at)
+    first = select(Run.id).where(Run.id.in_(runs), Run.task == Task.RESYNC, while_empty)
+    filling = set(tx.execute(first).scalars()) if runs else set()
+    return {row["id"] for row in rows if row["cause"] == "resync" and row["cause_id"] in filling}
+
+
+def standing(engine: Engine, names: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Return how each hook stands, and those of `names` that never ran: how far behind, what waits and failed."""
+    of_status = select(HookDelivery.hook, HookDelivery.status, func.count()).group_by(
+        HookDelivery.hook, HookDelivery.status
+    )
+    with reading(engine) as tx:
+        counts = {(hook, status): number for hook, status, number in tx.execute(of_status)}
+        rows: dict[str, Row] = {row["name"]: dict(row) for row in tx.execute(select(Hook.__table__)).mappings()}
+        report = []
+        for name in sorted(rows.keys() | set(names)):
+            row = rows.get(name, {})
+            ahead = select(func.count()).select_from(Change).where(Change.id > row.get("cursor", 0))
+            report.append(
+                {
+                    "hook": name,
+                    "configured": name in names,
+                    "cursor": row.get("cursor"),
+                    "behind": tx.execute(ahead).scalar_one() if row else None,
+                    "waiting": counts.get((name, "pending"), 0),
+                    "failed": counts.get((name, "failed"), 0),
+                    "delivered": row.get("delivered", 0),
+                    "delivered_at": row.get("delivered_at"),
+                    "error": row.get("error"),
+                }
+            )
+        return report
+
+
+def deliveries(
+    engine: Engine, *, hook: str | None = None, status: str | None = None, limit: int = 50
+) -> list[dict[str, Any]]:
+    """Return the changes that hooks have not taken, oldest first, with their errors and tracebacks."""
+    query = select(HookDelivery.__table__).order_by(HookDelivery.change_id, HookDelivery.hook).limit(limit)
+    for column, value in ((HookDelivery.hook, hook), (HookDelivery.status, status)):
+        if value is not None:
+            query = query.where(column == value)
+    with reading(engine) as tx:
+        return [dict(row) for row in tx.execute(query).mappings()]
+
+
+def replay(engine: Engine, hook: str, change_id: int | None, who: str) -> int:
+    """Have a hook told again of what it failed at, all of it or one change; return how many."""
+    failed = [HookDelivery.hook == hook, HookDelivery.status == "failed"]
+    if change_id is not None:
+        failed.append(HookDelivery.change_id == change_id)
+    values = {"status": "pending", "attempts": 0, "due_at": db_now()}
+    number = write(engine, lambda tx: tx.execute(update(HookDelivery).where(and_(*failed)).values(values)).rowcount)
+    log.info("hook_replayed", hook=hook, number=number, who=who)
+    return number
+
+
+def dismiss(engine: Engine, hook: str, change_id: int | None, who: str) -> int:
+    """Give up what a hook failed at, all of it or one change; return how many."""
+    failed = [HookDelivery.hook == hook, HookDelivery.status == "failed"]
+    if change_id is not None:
+        failed.append(HookDelivery.change_id == change_id)
+    number = write(engine, lambda tx: tx.execute(delete(HookDelivery).where(and_(*failed))).rowcount)
+    log.info("hook_dismissed", hook=hook, number=number, who=who)
+    return number
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[dict[str, Target]]:
+    """Yield the targets of the settings; they are closed at the end."""
+    found = targets(settings)
+    try:
+        yield found
+    finally:
+        for target in found.values():
+            target.close()

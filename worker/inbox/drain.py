@@ -1,0 +1,276 @@
+"""Drain: apply what is pending, in batches, each in one transaction.
+
+A batch is written down and committed before it is tried, and struck out by the transaction that applies it. What is
+still written down after its drain is gone did not finish, and runs again in halves. So the one event that cannot be
+applied, or kills the process, ends up alone; only there does an event spend an attempt.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import structlog
+from rq.timeouts import JobTimeoutException
+from sqlalchemy import ColumnElement, Connection, Engine, delete, insert, select, update
+from sqlalchemy.exc import DBAPIError
+
+from models.bulk import among, update_rows
+from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, can_pass, write
+from models.tables import Batch, Event, EventStatus, Mirror
+from models.types import db_in, db_now
+from worker.decision.decide import Outcome
+from worker.decision.handlers import read_event
+from worker.decision.snapshots import Snapshot, clean
+from worker.errors import DiedAloneError, PayloadError, fingerprint
+from worker.mirror.apply import Arrival, apply, note_changes, organization_of
+from worker.repair import reads
+
+log = structlog.get_logger()
+
+ORPHAN_AFTER_SECONDS = 15.0
+"""A batch that was started longer ago and is locked by no one has lost its drain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a drain works: events in a batch, attempts of one event, first and longest back-off in seconds."""
+
+    batch_size: int = 500
+    max_attempts: int = 10
+    first_backoff: float = 1.0
+    longest_backoff: float = 3600.0
+    seconds: float = 20.0
+    """A drain stops after this long, so that its job ends well before RQ would end it."""
+
+    def backoff(self, attempts: int) -> float:
+        """Return the seconds to wait after `attempts` failed attempts."""
+        return float(min(self.first_backoff * 2.0 ** min(attempts - 1, 60), self.longest_backoff))
+
+
+class Work(NamedTuple):
+    """A batch as written down."""
+
+    id: str
+    event_ids: list[str]
+
+
+def drain(engine: Engine, policy: Policy, applied: Callable[[list[float]], None] = lambda _: None) -> bool:
+    """Apply pending events until none is due; return False if it stopped earlier, for its time was up.
+
+    Args:
+        engine: the database.
+        policy: how it works.
+        applied: told, after each commit, how old the events in it were, in seconds since they were accepted; those that
+            are replayed are not counted.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database is away; the sweep will ring again.
+        rq.timeouts.JobTimeoutException: RQ ended the job; the batch in work was set aside.
+    """
+    ends = time.monotonic() + policy.seconds
+    while time.monotonic() < ends:
+        batch = write(engine, lambda tx: _take(tx, policy))
+        if batch is None:
+            return True
+        applied(_work(engine, policy, batch))
+    return False
+
+
+def _work(engine: Engine, policy: Policy, batch: Work) -> list[float]:
+    try:
+        ages, since = write(engine, lambda tx: (_apply_batch(tx, policy, batch), time.monotonic()))
+    except Exception as error:
+        if can_pass(error):
+            # Locks held for long are nobody's fault. With the database away this fails too, and the batch waits.
+            write(engine, lambda tx: _give_back(tx, policy, batch))
+            return []
+        # A poison event may raise anything: it is noted on its row.
+        failure = error
+        write(engine, lambda tx: _set_aside(tx, policy, batch, failure))
+        if isinstance(error, JobTimeoutException):
+            raise
+        return []
+    commit = time.monotonic() - since
+    return [age + commit for age in ages]
+
+
+def _take(tx: Connection, policy: Policy) -> Work | None:
+    """Choose what to do next and write it down: a half of an unfinished batch first, else what is pending and due."""
+    advisory_lock(tx, CLAIM_LOCK)
+    _split_orphans(tx, policy)
+    standing = tx.execute(select(Batch.id, Batch.event_ids, Batch.started_at)).all()
+    for id, event_ids, started_at in standing:
+        if started_at is None:
+            tx.execute(update(Batch).where(Batch.id == id).values(started_at=db_now()))
+            return Work(id, event_ids)
+    taken = {event_id for _, event_ids, _ in standing for event_id in event_ids}
+    size = min(policy.batch_size, SQLITE_BATCH) if tx.dialect.name == "sqlite" else policy.batch_size
+    due = (
+        select(Event.id)
+        .where(Event.status == EventStatus.PENDING, Event.due_at <= db_now())
+        .order_by(Event.due_at, Event.id)
+        .limit(size + len(taken))
+    )
+    free = [id for id in tx.execute(due).scalars() if id not in taken][:size]
+    return Work(_write_down(tx, free, started=True), free) if free else None
+
+
+def _write_down(tx: Connection, event_ids: Sequence[str], *, started: bool) -> str:
+    id = uuid.uuid4().hex
+    tx.execute(insert(Batch).values(id=id, event_ids=list(event_ids), started_at=db_now() if started else None))
+    return id
+
+
+def _split_orphans(tx: Connection, policy: Policy) -> None:
+    # A living drain holds the lock on its batch's row while it works.
+    orphans = (
+        select(Batch.id, Batch.event_ids)
+        .where(Batch.started_at < db_in(-ORPHAN_AFTER_SECONDS))
+        .with_for_update(skip_locked=True)
+    )
+    for id, event_ids in tx.execute(orphans).all():
+        log.warning("batch_unfinished", batch=id, events=len(event_ids))
+        _split_or_blame(tx, policy, Work(id, event_ids), DiedAloneError())
+
+
+def _set_aside(tx: Connection, policy: Policy, batch: Work, error: Exception) -> None:
+    if _still_ours(tx, batch):
+        log.warning("batch_failed", batch=batch.id, events=len(batch.event_ids), error=type(error).__name__)
+        _split_or_blame(tx, policy, batch, error)
+
+
+def _give_back(tx: Connection, policy: Policy, batch: Work) -> None:
+    """Leave a batch that met locks for later: in halves, so that one locked row holds up only its own events."""
+    if not _still_ours(tx, batch):
+        return
+    log.warning("batch_given_back", batch=batch.id, events=len(batch.event_ids))
+    tx.execute(delete(Batch).where(Batch.id == batch.id))
+    if len(batch.event_ids) > 1:
+        _write_down_halves(tx, batch)
+    else:
+        later = {"due_at": db_in(policy.first_backoff)}
+        tx.execute(update(Event).where(Event.id == batch.event_ids[0]).values(later))
+
+
+def _write_down_halves(tx: Connection, batch: Work) -> None:
+    middle = len(batch.event_ids) // 2
+    for half in (batch.event_ids[:middle], batch.event_ids[middle:]):
+        _write_down(tx, half, started=False)
+
+
+def _still_ours(tx: Connection, batch: Work) -> bool:
+    """Lock the batch; False if another drain took it over, because this one was stopped for long."""
+    return tx.execute(select(Batch.id).where(Batch.id == batch.id).with_for_update()).one_or_none() is not None
+
+
+def _split_or_blame(tx: Connection, policy: Policy, batch: Work, error: Exception) -> None:
+    tx.execute(delete(Batch).where(Batch.id == batch.id))
+    if len(batch.event_ids) > 1:
+        _write_down_halves(tx, batch)
+        return
+    alone = (Event.id == batch.event_ids[0]) & (Event.status == EventStatus.PENDING)
+    attempts = tx.execute(select(Event.attempts).where(alone).with_for_update()).scalar_one_or_none()
+    if attempts is not None:
+        tx.execute(update(Event).where(alone).values(_failed_attempt(policy, attempts + 1, error)))
+        log.warning("event_failed", event_id=batch.event_ids[0], attempts=attempts + 1, error=type(error).__name__)
+
+
+def _failed_attempt(policy: Policy, attempts: int, error: Exception) -> dict[str, Any]:
+    """Return what a failed attempt leaves on its event: tried again later, or set aside for an operator."""
+    values: dict[str, Any] = {"attempts": attempts, "error": describe(error), "fingerprint": fingerprint(error)}
+    if isinstance(error, PayloadError) or attempts >= policy.max_attempts:
+        return {**values, "status": EventStatus.FAILED, "processed_at": db_now()}
+    return {**values, "due_at": db_in(policy.backoff(attempts))}
+
+
+def describe(error: Exception) -> str:
+    """Return `error` as the inbox keeps it: one line without parameters of statements."""
+    if isinstance(error, PayloadError):
+        return clean(str(error))
+    message = str(error.orig) if isinstance(error, DBAPIError) else str(error)
+    return clean(f"{type(error).__name__}: {message}".splitlines()[0])[:1000]
+
+
+def _apply_batch(tx: Connection, policy: Policy, batch: Work) -> list[float]:
+    """Apply the events of a batch, note what became of each, and strike out the batch, all in `tx`.
+
+    Returns how long ago each was accepted, in seconds.
+    """
+    began = time.monotonic()
+    if not _still_ours(tx, batch):
+        log.info("batch_taken_over", batch=batch.id)
+        return []
+    done, failed, changes, ages = decide_events(tx, batch.event_ids, Event.status == EventStatus.PENDING)
+    for event, error in failed:
+        values = _failed_attempt(policy, event.attempts + 1, error)
+        tx.execute(update(Event).where(Event.id == event.id).values(values))
+        log.warning("event_failed", event_id=event.id, type=event.type, field=error.field)
+    _note_done(tx, done)
+    tx.execute(delete(Batch).where(Batch.id == batch.id))
+    note_changes(tx, changes)
+    log.info("batch_applied", batch=batch.id, events=len(done), changes=len(changes))
+    return [age + time.monotonic() - began for age in ages]
+
+
+class Decided(NamedTuple):
+    """What events come to: rows for the inbox, those that cannot be used and why, and rows for `changes`.
+
+    `ages`: how long ago those that are decided for the first time were accepted, in seconds.
+    """
+
+    done: list[dict[str, Any]]
+    failed: list[tuple[Any, PayloadError]]
+    changes: list[dict[str, Any]]
+    ages: list[float]
+
+
+def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool]) -> Decided:
+    """Lock events, decide them and write the mirror in `tx`; nothing is noted of them yet.
+
+    Args:
+        tx: the caller's transaction; rolled back, it was only a question.
+        ids: of the events.
+        which: further conditions on them.
+    """
+    # Shared: a new role map waits for the batches that read the old one.
+    roles, now = tx.execute(select(Mirror.role_map, db_now()).with_for_update(read=True)).one()
+    told = (Event.id, Event.type, Event.body, Event.attempts, Event.received_at, Event.replays)
+    query = select(*told).where(among(tx, Event.id, ids), *which)
+    done: list[dict[str, Any]] = []
+    failed: list[tuple[Any, PayloadError]] = []
+    arrivals: list[Arrival] = []
+    ages: list[float] = []
+    for event in tx.execute(query.order_by(Event.id).with_for_update()).all():
+        try:
+            envelope, snapshot = read_event(event.id, event.type, event.body, roles)
+        except PayloadError as error:
+            failed.append((event, error))
+            continue
+        row = {"id": event.id, "occurred_at": envelope.created_at, "outcome": Outcome.IGNORED, "decided_by": None}
+        done.append(row | _about(snapshot))
+        if not event.replays:
+            ages.append((now - event.received_at).total_seconds())
+        if snapshot is not None:
+            arrivals.append(Arrival(snapshot, "event", event.id))
+    decisions, changes = apply(tx, arrivals)
+    reads.ask_after(tx, arrivals, decisions)
+    against = dict(zip((arrival.cause_id for arrival in arrivals), decisions, strict=True))
+    for row in done:
+        if decision := against.get(row["id"]):
+            lost = decision.outcome in (Outcome.STALE, Outcome.TOMBSTONED)
+            row |= {"outcome": decision.outcome, "decided_by": decision.against if lost else None}
+    return Decided(done, failed, changes, ages)
+
+
+def _about(snapshot: Snapshot | None) -> dict[str, str | None]:
+    """Return what the inbox row says its event was about."""
+    if snapshot is None:
+        return {"kind": None, "object_id": None, "organization_id": None}
+    organization_id = organization_of(snapshot.kind, snapshot.id, snapshot.state)
+    return {"kind": snapshot.kind, "object_id": snapshot.id, "organization_id": organization_id}
+
+
+def _note_done(tx: Connection, done: list[dict[str, Any]]) -> None:
+    update_rows(tx, Event, done, status=EventStatus.DONE, processed_at=db_now(), error=None, fingerprint=None)

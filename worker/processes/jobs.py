@@ -1,0 +1,92 @@
+"""RQ: the functions a worker runs, and a worker that runs no others."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from redis import Redis
+from rq import Queue, SimpleWorker
+from rq.job import Job
+from rq.serializers import JSONSerializer
+from sqlalchemy import Engine
+
+from worker.inbox.drain import Policy, drain
+from worker.processes.doorbell import Doorbell, queue_name
+
+DRAIN = "drain"
+"""The lane that applies what is pending in the inbox."""
+REPAIR = "repair"
+"""The lane that works on resyncs, catch-ups and confirmed reads."""
+
+PROVISION = "provision"
+"""The lane that makes those members whom their verified domain lets in."""
+HOOKS = "hooks"
+"""The lane that tells the host of changes."""
+
+WORKER_TTL_SECONDS = 30
+"""Short, so that an idle worker looks for abandoned jobs often enough."""
+
+
+def drain_job(
+    engine: Engine, policy: Policy, bell: Doorbell, applied: Callable[[list[float]], None]
+) -> Callable[[], None]:
+    """Return the function behind the lane `drain`."""
+
+    def run() -> None:
+        bell.answer()
+        if not drain(engine, policy, applied):
+            bell.ring()
+
+    return run
+
+
+def answered(run: Callable[[], None], bell: Doorbell) -> Callable[[], None]:
+    """Return the function behind any other lane: takes its bell's flag down, then does what there is to do."""
+
+    def work() -> None:
+        bell.answer()
+        run()
+
+    return work
+
+
+def make_worker(redis: Redis, lane: str, functions: Mapping[str, Callable[[], Any]]) -> SimpleWorker:
+    """Return a worker of one queue that runs only `functions`, whatever a job in Redis names.
+
+    One queue, because RQ loses a job of a worker killed between several (QUEUE.md); JSON, because unpickling runs code.
+    """
+
+    class KnownJob(Job):
+        """A job whose function is looked up among the known ones, never imported by name."""
+
+        @property
+        def func(self) -> Callable[[], Any]:
+            """The function to run; raises `ValueError` for an unknown name."""
+            if self.func_name is None or self.func_name not in functions:
+                raise ValueError("this worker does not know the function that the job names")
+            return functions[self.func_name]
+
+        @property
+        def success_callback(self) -> None:
+            """None: callbacks would be imported by name."""
+
+        @property
+        def failure_callback(self) -> None:
+            """None: callbacks would be imported by name."""
+
+        @property
+        def stopped_callback(self) -> None:
+            """None: callbacks would be imported by name."""
+
+        def send_webhooks(self, status: str, *, exc_string: str | None = None) -> None:
+            """Send none: a job in Redis must not name addresses that this process calls."""
+
+    queue = Queue(queue_name(lane), connection=redis, serializer=JSONSerializer, job_class=KnownJob)
+    return SimpleWorker(
+        [queue],
+        connection=redis,
+        job_class=KnownJob,
+        serializer=JSONSerializer,
+        worker_ttl=WORKER_TTL_SECONDS,
+        maintenance_interval=WORKER_TTL_SECONDS,
+        log_job_description=False,
+    )

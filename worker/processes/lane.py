@@ -1,0 +1,126 @@
+"""One worker process: `python -m worker.processes.lane LANE`, started and watched by `workos-sync worker`."""
+
+import sys
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from types import FrameType
+
+import structlog
+from redis.exceptions import RedisError
+from rq import SimpleWorker
+from rq.exceptions import StopRequested
+
+from worker.directory.client import UnreadableError
+from worker.errors import ConfigurationError
+from worker.hooks import follow as hooks
+from worker.joining import provision
+from worker.logs import configure
+from worker.processes.counters import ACCEPTED_TO_APPLIED
+from worker.processes.embedded import redis_url
+from worker.processes.jobs import DRAIN, HOOKS, PROVISION, REPAIR, answered, drain_job, make_worker
+from worker.processes.supervisor import end_with_parent
+from worker.repair.work import connect, repair, require_same_environment
+from worker.settings import load_settings
+from worker.wiring import Wiring, wire
+
+log = structlog.get_logger()
+
+
+def main(lane: str = DRAIN) -> None:
+    """Work on `lane` until stopped, or until Redis is away (the supervisor starts another)."""
+    settings = load_settings()
+    configure(settings.log_format)
+    wiring = wire(settings, redis_url(settings))
+    stopping = threading.Event()
+    function = _function(lane, wiring, stopping)
+    end_with_parent()
+    log.info("worker_started", lane=lane)
+    try:
+        worker = make_worker(wiring.redis, lane, {lane: function})
+        _tell_of_stop(worker, stopping)
+        worker.work(logging_level="WARNING")
+    except StopRequested:
+        log.info("worker_stopped", lane=lane)  # before it had begun
+    except RedisError as error:
+        log.warning("redis_lost", lane=lane, error=type(error).__name__)
+        sys.exit(1)
+
+
+def _function(lane: str, wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:
+    makers = {DRAIN: _drain, REPAIR: _repair, PROVISION: _provision, HOOKS: _hooks}
+    if lane not in makers:
+        raise ValueError(f"there is no lane {lane}")
+    return makers[lane](wiring, stopping)
+
+
+def _drain(wiring: Wiring, _stopping: threading.Event) -> Callable[[], None]:
+    settings = wiring.settings
+    observe = partial(wiring.counters.observe, ACCEPTED_TO_APPLIED)
+    drain = drain_job(wiring.engine, settings.policy(), wiring.bell, observe)
+
+    def run() -> None:
+        drain()
+        # At once; what a resync changed, the clock rings for.
+        if settings.hooks:
+            wiring.hooks_bell.ring()
+        if settings.auto_join == "provision" and provision.waiting(wiring.engine):
+            wiring.provision_bell.ring()
+
+    return run
+
+
+def _repair(wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:
+    settings = wiring.settings
+    directory = connect(settings, wiring.redis, wiring.counters) if settings.repairs else None
+    step = partial(repair, wiring.engine, directory, settings, wiring.bell, stopping.is_set)
+    return answered(_reaching(step), wiring.repair_bell)
+
+
+def _provision(wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:
+    directory, lag = connect(wiring.settings, wiring.redis, wiring.counters), wiring.settings.catch_up_lag_seconds
+
+    def run() -> None:
+        require_same_environment(wiring.engine, directory, wiring.settings)
+        while provision.provision(wiring.engine, directory, timedelta(seconds=lag), wiring.bell, stopping.is_set):
+            pass
+
+    return answered(_reaching(run), wiring.provision_bell)
+
+
+def _hooks(wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:
+    targets = hooks.targets(wiring.settings)
+
+    def run() -> None:
+        if not hooks.follow(wiring.engine, targets, wiring.settings.hook_attempts, stopping.is_set):
+            wiring.hooks_bell.ring()
+
+    return answered(run, wiring.hooks_bell)
+
+
+def _reaching(step: Callable[[], object]) -> Callable[[], None]:
+    """Return `step` as it goes on once WorkOS answers again: what is left to do stays, and the clock rings for it."""
+
+    def run() -> None:
+        try:
+            step()
+        except (ConfigurationError, UnreadableError) as error:
+            log.warning("repair_stopped", why=str(error))
+
+    return run
+
+
+def _tell_of_stop(worker: SimpleWorker, stopping: threading.Event) -> None:
+    """Set `stopping` when the worker is asked to stop, so that a resync leaves off between two pages."""
+    stop_rq: Callable[[int, FrameType | None], None] = worker.request_stop
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopping.set()
+        stop_rq(number, frame)
+
+    worker.request_stop = stop  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

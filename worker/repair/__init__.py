@@ -1,0 +1,1 @@
+"""What webhooks missed: catch-up, resync and confirmed reads, as runs under leases."""

@@ -1,0 +1,246 @@
+"""Confirmed reads: compare and set. Note the row's revision, GET the object by id, apply only if it is still the same.
+
+What is in doubt waits in the table `reads`: asked for by an event (an id under a resync's tombstone, a parent that
+stays missing, a role that was deleted) or by a resync (whatever a listing cannot settle).
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import structlog
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Text, cast, delete, or_, select, update
+
+from models.bulk import among, insert_new
+from models.database import reading, write
+from models.tables import TABLES, Kind, Membership, Mirror, Read
+from models.types import db_in, db_now
+from worker.decision.decide import Finding, Outcome, State, confirm
+from worker.decision.handlers import RoleMap, read_object
+from worker.directory.client import Directory, Found, UnreadableError
+from worker.errors import PayloadError
+from worker.mirror.apply import Arrival, Decision, change, lock_rows, note_changes, save_rows
+
+log = structlog.get_logger()
+
+MOST_RACES = 10
+"""An object that changes between read and write so often is left for later."""
+FIRST_BACKOFF_SECONDS = 5.0
+LONGEST_BACKOFF_SECONDS = 3600.0
+PARENT_PATIENCE_SECONDS = 60.0
+STEP = 100
+ROLE_DELETED = "role deleted"
+PARENT_MISSING = "parent missing"
+UNDER_TOMBSTONE = "event under a resync's tombstone"
+
+
+def ask(tx: Connection, kind: Kind, ids: Iterable[str], reason: str, run_id: str) -> None:
+    """Ask, for a resync, for objects to be read by id. What it has asked for already is not again."""
+    _ask(tx, [{"kind": kind, "object_id": id, "reason": reason, "run_id": run_id} for id in sorted(set(ids))])
+
+
+def _ask_for_events(tx: Connection, kind: Kind, asking: Mapping[str, str], reason: str, after: float = 0.0) -> None:
+    """Ask for objects, object id to the event that asks, `after` seconds or more from now."""
+    ids = sorted(asking.items())
+    _ask(tx, [{"kind": kind, "object_id": id, "reason": reason, "event_id": event} for id, event in ids], after)
+
+
+def _ask(tx: Connection, rows: list[dict[str, Any]], after: float = 0.0) -> None:
+    insert_new(tx, Read, rows, due_at=db_in(after))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a confirmed read found, and what it changed: `before` is None for an object never seen."""
+
+    finding: Finding
+    before: State | None
+    after: State | None
+
+
+def fetch(directory: Directory, kind: Kind, id: str) -> Found:
+    """Read one object from WorkOS."""
+    by_id: dict[Kind, Callable[[str], Found]] = {
+        Kind.ORGANIZATION: directory.organization,
+        Kind.USER: directory.user,
+        Kind.MEMBERSHIP: directory.membership,
+        Kind.DOMAIN: directory.domain,
+        Kind.ROLE: directory.role,
+        Kind.CONNECTION: directory.connection,
+    }
+    return by_id[kind](id)
+
+
+def confirmed_read(
+    engine: Engine,
+    directory: Directory,
+    kind: Kind,
+    id: str,
+    cause: tuple[str, str],
+    then: Callable[[Connection, Result], bool],
+) -> Result:
+    """Read one object until no one wrote it between the read and the write, apply what WorkOS shows, return it.
+
+    Args:
+        engine: the database.
+        directory: WorkOS.
+        kind: what to read.
+        id: which.
+        cause: `cause` and `cause_id` of the row in `changes`.
+        then: called in the transaction with what was found; False: the mirror is not to be changed.
+
+    Raises:
+        UnreadableError: WorkOS did not answer, or the object changes too fast.
+        RefusedKeyError: WorkOS refuses the key.
+        PayloadError: WorkOS shows an object that cannot be used.
+    """
+    for _ in range(MOST_RACES):
+        revision = _revision(engine, kind, id)
+        found = fetch(directory, kind, id)
+        result = write(engine, lambda tx: _set(tx, kind, id, revision, found, cause, then))  # noqa: B023 - called now
+        if result is not None:
+            return result
+    raise UnreadableError(f"{kind} {id} changes faster than it can be read")
+
+
+def _revision(engine: Engine, kind: Kind, id: str) -> int:
+    table = TABLES[kind]
+    with reading(engine) as tx:
+        return tx.execute(select(table.revision).where(table.id == id)).scalar_one_or_none() or 0
+
+
+def _set(
+    tx: Connection,
+    kind: Kind,
+    id: str,
+    revision: int,
+    found: Found,
+    cause: tuple[str, str],
+    then: Callable[[Connection, Result], bool],
+) -> Result | None:
+    roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
+    read = None if found.item is None else _state(kind, id, found.item, found.read_at, roles)
+    known = tx.execute(select(TABLES[kind].id).where(TABLES[kind].id == id)).one_or_none() is not None
+    if read is None and not known:
+        result = Result(Finding.NONE, None, None)  # nothing here and nothing there
+        then(tx, result)
+        return result
+    before = lock_rows(tx, kind, [id])[id]
+    now = tx.execute(select(TABLES[kind].revision).where(TABLES[kind].id == id)).scalar_one()
+    if now != revision:
+        if now == 0:
+            tx.execute(delete(TABLES[kind]).where(TABLES[kind].id == id))
+        return None
+    after, finding = confirm(before, read, terminal=kind is not Kind.ROLE)
+    result = Result(finding, before, after)
+    wanted = then(tx, result)
+    if wanted and after is not None and after is not before:
+        save_rows(tx, kind, {id: after})
+        if finding not in (Finding.NONE, Finding.ANOMALY):
+            note_changes(tx, [change(kind, id, before, after, *cause)])
+    elif before is None:
+        tx.execute(delete(TABLES[kind]).where(TABLES[kind].id == id))
+    return result
+
+
+def _state(kind: Kind, id: str, item: dict[str, Any], read_at: datetime, roles: RoleMap) -> State:
+    snapshot = read_object(kind, item, read_at, roles)
+    if snapshot.id != id:
+        raise PayloadError("id", "is not the one that was asked for")
+    return snapshot.state
+
+
+def ask_after(tx: Connection, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
+    """Ask for what applied events leave in doubt.
+
+    An id under a resync's tombstone; a parent that is missing, unless it comes within a minute; and the memberships
+    that had a deleted role, for whether each is announced is not known (WORKOS.md).
+    """
+    doubtful: dict[Kind, dict[str, str]] = {}
+    parents: dict[Kind, dict[str, str]] = {Kind.ORGANIZATION: {}, Kind.USER: {}}
+    for (snapshot, _, event_id), decision in zip(arrivals, decisions, strict=True):
+        content = snapshot.state.content
+        if decision.in_doubt:
+            doubtful.setdefault(snapshot.kind, {})[snapshot.id] = event_id
+        if decision.outcome is not Outcome.APPLIED:
+            continue
+        if snapshot.kind is Kind.ROLE and snapshot.state.deleted:
+            _ask_for_holders(tx, content["organization_id"], content["slug"], event_id)
+        if snapshot.kind in (Kind.MEMBERSHIP, Kind.DOMAIN) and not snapshot.state.deleted:
+            parents[Kind.ORGANIZATION].setdefault(content["organization_id"], event_id)
+            if snapshot.kind is Kind.MEMBERSHIP:
+                parents[Kind.USER].setdefault(content["user_id"], event_id)
+    for kind, asking in doubtful.items():
+        _ask_for_events(tx, kind, asking, UNDER_TOMBSTONE)
+    for kind, asking in parents.items():
+        known = set(tx.execute(select(TABLES[kind].id).where(among(tx, TABLES[kind].id, asking))).scalars())
+        missing = {id: event_id for id, event_id in asking.items() if id not in known}
+        _ask_for_events(tx, kind, missing, PARENT_MISSING, after=PARENT_PATIENCE_SECONDS)
+
+
+def _ask_for_holders(tx: Connection, organization_id: str | None, slug: str, event_id: str) -> None:
+    holders = select(Membership.id).where(
+        Membership.deleted_by.is_(None), cast(Membership.workos_roles, Text).contains(json.dumps(slug), autoescape=True)
+    )
+    if organization_id:
+        holders = holders.where(Membership.organization_id == organization_id)
+    _ask_for_events(tx, Kind.MEMBERSHIP, dict.fromkeys(tx.execute(holders).scalars(), event_id), ROLE_DELETED)
+
+
+def work_due(engine: Engine, directory: Directory, stopping: Callable[[], bool]) -> int:
+    """Read what events asked for and is due; return how many were settled.
+
+    What cannot be read now is tried again later.
+
+    Raises:
+        RefusedKeyError: WorkOS refuses the key.
+    """
+    settled = 0
+    while not stopping() and (wanted := _due(engine)):
+        for read in wanted:
+            if stopping():
+                break
+            settled += _settle(engine, directory, read)
+    return settled
+
+
+def _due(engine: Engine) -> Sequence[RowMapping]:
+    due = select(Read.__table__).where(Read.run_id == "", Read.due_at <= db_now())
+    with reading(engine) as tx:
+        return tx.execute(due.order_by(Read.due_at).limit(STEP)).mappings().all()
+
+
+def _settle(engine: Engine, directory: Directory, read: RowMapping) -> bool:
+    kind, id, reason = Kind(read["kind"]), read["object_id"], read["reason"]
+    here = (Read.run_id == "", Read.kind == kind, Read.object_id == id)
+
+    def done(tx: Connection, _result: Result | None = None) -> bool:
+        tx.execute(delete(Read).where(*here))
+        return True
+
+    if reason == PARENT_MISSING and _arrived(engine, kind, id):
+        return write(engine, done)
+    try:
+        result = confirmed_read(engine, directory, kind, id, ("event", read["event_id"] or reason), done)
+    except (UnreadableError, PayloadError) as error:
+        problem = str(error)
+        write(engine, lambda tx: _later(tx, here, problem))
+        return False
+    log.info("read", kind=kind, id=id, reason=reason, found=result.finding)
+    return True
+
+
+def _arrived(engine: Engine, kind: Kind, id: str) -> bool:
+    table = TABLES[kind]
+    settled = or_(table.deleted_by.is_(None), table.deleted_by != "resync")
+    with reading(engine) as tx:
+        return tx.execute(select(table.id).where(table.id == id, settled)).one_or_none() is not None
+
+
+def _later(tx: Connection, here: tuple[ColumnElement[bool], ...], problem: str) -> None:
+    attempts = tx.execute(select(Read.attempts).where(*here)).scalar_one_or_none() or 0
+    wait = min(FIRST_BACKOFF_SECONDS * 2**attempts, LONGEST_BACKOFF_SECONDS)
+    tx.execute(update(Read).where(*here).values(attempts=attempts + 1, error=problem, due_at=db_in(wait)))
+    log.warning("read_failed", problem=problem, again_in_seconds=wait)

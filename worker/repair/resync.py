@@ -1,0 +1,471 @@
+"""Full resync: list what WorkOS has, repair what differs, delete only what a read by id says is gone.
+
+Three phases, each resumable: `list` pages into the mirror, `delete` chooses what was not listed, `read` settles every
+doubt with a confirmed read. What a page says and how far its listing got are committed in one transaction, under the
+run's fencing number: a crash repeats one page for each call in flight, and a frozen worker that wakes writes nothing.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from datetime import datetime
+from functools import partial
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy import ColumnElement, Connection, Engine, case, delete, func, select, update
+
+from models.bulk import insert_new
+from models.database import delete_some, reading, write
+from models.tables import Drift, Kind, Listing, Mirror, Read, Run, RunStatus, Seen, Task
+from models.types import db_now
+from worker.decision.decide import Finding, State, compare_listed, completed, is_newer
+from worker.decision.snapshots import Snapshot
+from worker.directory.client import (
+    Directory,
+    LimitedError,
+    NotThereError,
+    Page,
+    QueryRefusedError,
+    RefusedKeyError,
+    UnreadableError,
+)
+from worker.errors import PayloadError
+from worker.mirror.apply import change, lock_rows, note_changes, save_rows, stored_rows
+from worker.processes.group_commit import GroupCommit
+from worker.repair import deletions
+from worker.repair.listings import Listed, drift, odd_item, open_listings, parse_page
+from worker.repair.reads import Result, ask, confirmed_read
+from worker.repair.runs import Lease, LeaseLostError, create, finish, left_over
+
+log = structlog.get_logger()
+
+AT_ONCE = 10
+"""Calls in flight: enough for the documented limits at 50 ms of latency, and so few that the listing of users, which
+goes page by page, does not wait long behind the others for its next token."""
+MOST_TOGETHER = 500
+"""Items of the pages written in one transaction, so that no one waits long for it."""
+CAUSE = "resync"
+MOST_TRIES = 3
+"""What cannot be read so often, while WorkOS answers otherwise, is reported and no longer holds the run up."""
+STEP = 5_000
+"""Rows deleted in one transaction."""
+AHEAD = 200
+"""Items of work read ahead from the database."""
+SOME = 5
+"""Organizations remembered, to know this environment's key by."""
+
+CONNECTIONS = "connections"
+"""The one listing without which a resync still makes sense: a key may not be allowed to see connections."""
+
+T = TypeVar("T")
+
+
+class ListingFailedError(Exception):
+    """A listing without which a resync makes no sense cannot be read, though WorkOS answers otherwise."""
+
+
+def start(
+    engine: Engine,
+    requested_by: str,
+    *,
+    organization_id: str | None = None,
+    dry_run: bool = False,
+    approves: str | None = None,
+) -> str:
+    """Create a resync and return its id; one of the same scope that was left unfinished is gone on with instead.
+
+    Args:
+        engine: the database.
+        requested_by: who asked: an operator's name, or the clock.
+        organization_id: only this workspace.
+        dry_run: only report.
+        approves: the run whose withheld deletions are to be carried out, and nothing else.
+
+    Raises:
+        BusyError: another one is under way.
+        ConfigurationError: there is no such run, or it withheld nothing.
+    """
+    scope = {"organization_id": organization_id, "dry_run": dry_run, "approves": approves}
+
+    def made(tx: Connection) -> str:
+        return left_over(tx, Task.RESYNC, **scope) or begin(
+            tx, requested_by, organization_id, dry_run=dry_run, approves=approves
+        )
+
+    return write(engine, made)
+
+
+def begin(
+    tx: Connection,
+    requested_by: str,
+    organization_id: str | None = None,
+    *,
+    dry_run: bool = False,
+    approves: str | None = None,
+) -> str:
+    """Create a resync in `tx`; as `start`."""
+    scope = {"organization_id": organization_id, "dry_run": dry_run, "approves": approves}
+    run_id = create(tx, Task.RESYNC, requested_by, **scope)
+    if approves is not None:
+        deletions.approve(tx, run_id, approves)
+        tx.execute(update(Run).where(Run.id == run_id).values(phase="read"))
+    elif organization_id is not None:
+        open_listings(tx, run_id, "organization", [organization_id])
+        open_listings(tx, run_id, "memberships", [organization_id])
+        open_listings(tx, run_id, CONNECTIONS, [organization_id])
+    else:
+        for name in ("organizations", "users", "roles", CONNECTIONS):
+            open_listings(tx, run_id, name, [""])
+    return run_id
+
+
+class Resync:
+    """One worker's work on one run.
+
+    Args:
+        engine: the database.
+        directory: WorkOS.
+        held: the lease of the run.
+        stopping: says whether to leave off between two pages.
+    """
+
+    def __init__(
+        self, engine: Engine, directory: Directory, held: Lease, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._engine = engine
+        self._directory = directory
+        self._held = held
+        self._stopping = stopping
+        self._broken = threading.Event()
+        self._calls_before = directory.calls.total
+        with reading(engine) as tx:
+            self._run = tx.execute(select(Run.__table__).where(Run.id == held.run_id)).one()
+
+    def work(self) -> bool:
+        """Go on with the run until it is over; False if it was left off for another worker.
+
+        Raises:
+            LeaseLostError: another worker has it now.
+        """
+        try:
+            phases = {"list": self._list_all, "delete": self._choose_deletions, "read": self._read_all}
+            while (phase := self._phase()) != "over":
+                if not phases[phase]():
+                    self._write(lambda tx: self._leave(tx, None))
+                    return False
+            self._write(self._finish_well)
+        except RefusedKeyError as error:
+            message = str(error)
+            self._write(lambda tx: self._finish(tx, RunStatus.FAILED, message))
+            self._clear()
+            raise
+        except ListingFailedError as error:
+            message = str(error)
+            log.warning("resync_failed", run=self._held.run_id, error=message)
+            self._write(lambda tx: self._finish(tx, RunStatus.FAILED, message))
+        except UnreadableError as error:
+            # Left as it is: the lease ends, and the next worker goes on from here.
+            message = str(error)
+            log.warning("resync_interrupted", run=self._held.run_id, error=message)
+            self._write(lambda tx: self._leave(tx, message))
+            return False
+        self._clear()
+        return True
+
+    def _clear(self) -> None:
+        """Drop what only the run needed; in small steps, for the door. What is left by a crash falls to retention."""
+        for table in (Seen, Listing, Read):
+            mine = table.run_id == self._held.run_id
+            while self._write(lambda tx: delete_some(tx, table, mine, most=STEP)):  # noqa: B023 - called now
+                pass
+
+    def _leave(self, tx: Connection, error: str | None) -> None:
+        self._held.check(tx)
+        calls = Run.calls + self._directory.calls.total - self._calls_before
+        tx.execute(update(Run).where(Run.id == self._held.run_id).values(error=error, calls=calls))
+
+    def _phase(self) -> str:
+        with reading(self._engine) as tx:
+            return tx.execute(select(Run.phase).where(Run.id == self._held.run_id)).scalar_one()
+
+    def _move_on(self, tx: Connection, phase: str) -> None:
+        self._held.check(tx)
+        tx.execute(update(Run).where(Run.id == self._held.run_id).values(phase=phase))
+
+    # list
+
+    def _list_all(self) -> bool:
+        """List everything; then, where organization roles are in use, those too."""
+        with closing(GroupCommit(self._take_together, MOST_TOGETHER)) as take:
+            list_one = partial(self._list_one, take)
+            if not self._in_parallel(self._open_listings, list_one):
+                return False
+            self._write(self._open_role_listings)
+            if not self._in_parallel(self._open_listings, list_one):
+                return False
+        self._write(lambda tx: self._move_on(tx, "delete"))
+        return True
+
+    def _open_listings(self, limit: int) -> list[tuple[str, str]]:
+        mine = select(Listing.name, Listing.parent).where(Listing.run_id == self._held.run_id, Listing.state == "open")
+        query = mine.order_by(Listing.attempts).limit(limit)  # what failed before comes last
+        with reading(self._engine) as tx:
+            return [(name, parent) for name, parent in tx.execute(query)]
+
+    def _list_one(self, take: GroupCommit[Listed, None], listing: tuple[str, str]) -> None:
+        name, parent = listing
+        place = select(Listing.after, func.coalesce(Listing.began_at, db_now())).where(*self._here(name, parent))
+        with reading(self._engine) as tx:
+            after, began = tx.execute(place).one()
+        resumed = more = True
+        while more and not self._leaving():
+            try:
+                page = self._fetch(name, parent, after)
+            except RefusedKeyError as error:
+                if name != CONNECTIONS:
+                    raise
+                self._not_listed(name, parent, UnreadableError(str(error)))
+                return
+            except UnreadableError as error:
+                if isinstance(error, QueryRefusedError) and resumed and after is not None:
+                    log.warning("cursor_lost", run=self._held.run_id, listing=name)
+                    after, resumed = None, False
+                    continue
+                self._not_listed(name, parent, error)
+                return
+            take(Listed(name, parent, page, began), len(page.items))
+            after, resumed, more = page.after, False, page.after is not None
+
+    def _fetch(self, name: str, parent: str, after: str | None) -> Page:
+        directory = self._directory
+        pages: dict[str, Callable[[], Page]] = {
+            "organizations": lambda: directory.organizations(after),
+            "organization": lambda: directory.one_organization(parent),
+            "users": lambda: directory.users(after),
+            "memberships": lambda: directory.memberships(parent, after),
+            CONNECTIONS: lambda: directory.connections(parent, after),
+            "roles": directory.roles,
+            "organization_roles": lambda: directory.organization_roles(parent),
+        }
+        return pages[name]()
+
+    def _not_listed(self, name: str, parent: str, error: UnreadableError) -> None:
+        if parent and isinstance(error, NotThereError):
+            self._write(lambda tx: self._parent_is_gone(tx, name, parent))
+            return
+        self._require_there(error)
+        self._write(lambda tx: self._listing_failed(tx, name, parent, str(error)))
+
+    def _require_there(self, error: UnreadableError) -> None:
+        """Raise if not only one thing cannot be read: with WorkOS away, or a rate limit used up, the run waits."""
+        if isinstance(error, LimitedError):
+            raise error
+        self._directory.now()
+
+    def _listing_failed(self, tx: Connection, name: str, parent: str, problem: str) -> None:
+        self._held.check(tx)
+        log.warning("listing_failed", run=self._held.run_id, listing=name, parent=parent, error=problem)
+        tries = update(Listing).where(*self._here(name, parent)).values(attempts=Listing.attempts + 1)
+        if tx.execute(tries.returning(Listing.attempts)).scalar_one() < MOST_TRIES:
+            return
+        if not parent and name != CONNECTIONS:
+            raise ListingFailedError(problem)
+        self._note_listing(tx, name, parent, {"state": "partial"})
+        whose = (Kind.ORGANIZATION, parent) if parent else (Kind.CONNECTION, "all of them")
+        self._note_drift(tx, [odd_item(*whose, f"its {name}: {problem}")])
+
+    def _parent_is_gone(self, tx: Connection, name: str, parent: str) -> None:
+        self._held.check(tx)
+        self._note_listing(tx, name, parent, {"state": "partial"})
+        ask(tx, Kind.ORGANIZATION, [parent], "its listing answered 404", self._held.run_id)
+
+    def _note_listing(self, tx: Connection, name: str, parent: str, values: dict[str, Any]) -> None:
+        tx.execute(update(Listing).where(*self._here(name, parent)).values(values))
+
+    def _here(self, name: str, parent: str) -> tuple[ColumnElement[bool], ...]:
+        return Listing.run_id == self._held.run_id, Listing.name == name, Listing.parent == parent
+
+    def _take_together(self, pages: Sequence[Listed]) -> list[None]:
+        self._write(lambda tx: self._take(tx, pages))
+        return [None] * len(pages)
+
+    def _take(self, tx: Connection, pages: Sequence[Listed]) -> None:
+        """Use pages: repair what a listing may settle, ask for reads of what it may not, note how far they got."""
+        self._held.check(tx)
+        roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
+        items: list[Snapshot] = []
+        all_odd: list[dict[str, Any]] = []
+        for name, parent, page, began in pages:
+            mine, odd = parse_page(name, parent, page, roles)
+            items, all_odd = items + mine, all_odd + odd
+            if odd:
+                log.warning("odd_items", run=self._held.run_id, listing=name, number=len(odd))
+            self._note_page(tx, name, parent, page, began, odd=bool(odd))
+            if name == "organizations":
+                ids = [item.id for item in mine if item.kind is Kind.ORGANIZATION]
+                open_listings(tx, self._held.run_id, "memberships", ids)
+        changes: list[dict[str, Any]] = []
+        for kind in Kind:
+            if states := {item.id: item.state for item in items if item.kind is kind}:
+                changes += self._merge(tx, kind, states)
+        self._note_drift(tx, all_odd)
+        note_changes(tx, changes)
+
+    def _note_page(self, tx: Connection, name: str, parent: str, page: Page, began: datetime, *, odd: bool) -> None:
+        ever_odd = Listing.odd | odd
+        over = case((ever_odd, "partial"), else_="complete") if page.after is None else "open"
+        self._note_listing(tx, name, parent, {"after": page.after, "state": over, "odd": ever_odd, "began_at": began})
+
+    def _merge(self, tx: Connection, kind: Kind, listed: dict[str, State]) -> list[dict[str, Any]]:
+        run_id, dry = self._held.run_id, self._run.dry_run
+        ids = sorted(listed)
+        insert_new(tx, Seen, [{"run_id": run_id, "kind": kind, "object_id": id} for id in ids])
+        stored = stored_rows(tx, kind, ids) if dry else lock_rows(tx, kind, ids)
+        findings = {id: compare_listed(stored.get(id), listed[id]) for id in ids}
+        ask(tx, kind, [id for id, finding in findings.items() if finding is None], "differs", run_id)
+        settled = {id: f for id, f in findings.items() if f not in (None, Finding.NONE)}
+        kept = {id: completed(stored.get(id), listed[id]) for id in settled}
+        self._note_drift(
+            tx,
+            [
+                drift(kind, id, f, stored.get(id), kept[id], "reported" if dry else "repaired")
+                for id, f in settled.items()
+            ],
+        )
+        if dry:
+            return []
+        # The same content at a higher version: else an event between the two would win.
+        same = {id: completed(stored[id], listed[id]) for id in ids if findings[id] is Finding.NONE}
+        raised = {id: state for id, state in same.items() if is_newer(stored[id], state)}
+        save_rows(tx, kind, kept | raised)
+        return [change(kind, id, stored[id], state, CAUSE, run_id) for id, state in kept.items()]
+
+    def _note_drift(self, tx: Connection, rows: list[dict[str, Any]]) -> None:
+        insert_new(tx, Drift, [{"run_id": self._held.run_id, **row} for row in rows])
+
+    def _open_role_listings(self, tx: Connection) -> None:
+        if self._run.organization_id is None:
+            open_listings(tx, self._held.run_id, "organization_roles", deletions.with_own_roles(tx, self._held.run_id))
+
+    # delete
+
+    def _choose_deletions(self) -> bool:
+        self._write(deletions.prepare)
+        self._write(self._choose)
+        return True
+
+    def _choose(self, tx: Connection) -> None:
+        self._held.check(tx)
+        run_id = self._held.run_id
+        for chosen in deletions.choose(tx, run_id):
+            if chosen.withheld:
+                number, why = chosen.number, chosen.withheld
+                log.error("deletions_withheld", run=run_id, kind=chosen.kind, number=number, why=why)
+            for ids in chosen.batches:
+                if chosen.withheld:
+                    states = stored_rows(tx, chosen.kind, ids).items()
+                    extra = [drift(chosen.kind, id, Finding.EXTRA, state, None, "withheld") for id, state in states]
+                    self._note_drift(tx, extra)
+                else:
+                    ask(tx, chosen.kind, ids, "was not listed", run_id)
+        for ids in deletions.unknown_users(tx, run_id, self._run.organization_id):
+            ask(tx, Kind.USER, ids, "its membership was listed", run_id)
+        self._move_on(tx, "read")
+
+    # read
+
+    def _read_all(self) -> bool:
+        if not self._in_parallel(self._open_reads, self._read_one):
+            return False
+        self._write(lambda tx: self._move_on(tx, "over"))
+        return True
+
+    def _open_reads(self, limit: int) -> list[tuple[Kind, str]]:
+        mine = select(Read.kind, Read.object_id).where(Read.run_id == self._held.run_id)
+        query = mine.order_by(Read.attempts).limit(limit)  # what failed before comes last
+        with reading(self._engine) as tx:
+            return [(Kind(kind), id) for kind, id in tx.execute(query)]
+
+    def _read_one(self, wanted: tuple[Kind, str]) -> None:
+        kind, id = wanted
+
+        def settle(tx: Connection, result: Result) -> bool:
+            self._settled(tx, kind, id)
+            if result.finding is not Finding.NONE:
+                odd = result.finding is Finding.ANOMALY or self._run.dry_run
+                shown = result.after if result.finding is not Finding.EXTRA else None
+                action = "reported" if odd else "repaired"
+                self._note_drift(tx, [drift(kind, id, result.finding, result.before, shown, action)])
+            return not self._run.dry_run
+
+        try:
+            confirmed_read(self._engine, self._directory, kind, id, (CAUSE, self._held.run_id), settle)
+        except PayloadError as error:
+            field = error.field
+            self._write(lambda tx: self._set_aside(tx, kind, id, field))
+        except UnreadableError as error:
+            problem = str(error)
+            self._require_there(error)
+            self._write(lambda tx: self._read_failed(tx, kind, id, problem))
+
+    def _read_failed(self, tx: Connection, kind: Kind, id: str, problem: str) -> None:
+        self._held.check(tx)
+        log.warning("read_failed", run=self._held.run_id, kind=kind, id=id, error=problem)
+        here = (Read.run_id == self._held.run_id, Read.kind == kind, Read.object_id == id)
+        tries = tx.execute(update(Read).where(*here).values(attempts=Read.attempts + 1).returning(Read.attempts))
+        if tries.scalar_one() >= MOST_TRIES:
+            self._set_aside(tx, kind, id, problem)
+
+    def _set_aside(self, tx: Connection, kind: Kind, id: str, field: str) -> None:
+        self._settled(tx, kind, id)
+        self._note_drift(tx, [odd_item(kind, id, field)])
+
+    def _settled(self, tx: Connection, kind: Kind, id: str) -> None:
+        self._held.check(tx)
+        tx.execute(delete(Read).where(Read.run_id == self._held.run_id, Read.kind == kind, Read.object_id == id))
+
+    # the whole
+
+    def _write(self, step: Callable[[Connection], T]) -> T:
+        return write(self._engine, step)
+
+    def _leaving(self) -> bool:
+        return self._stopping() or self._held.lost.is_set() or self._broken.is_set()
+
+    def _in_parallel(self, source: Callable[[int], list[T]], work: Callable[[T], None]) -> bool:
+        """Do `work` on what `source` names, several at once, until it names nothing; False if left off."""
+        flying: dict[Future[None], T] = {}
+        waiting: deque[T] = deque()
+        with ThreadPoolExecutor(AT_ONCE, "resync") as pool:
+            while not self._leaving():
+                if not waiting:
+                    waiting.extend(i for i in source(AHEAD + len(flying)) if i not in flying.values())
+                while waiting and len(flying) < AT_ONCE:
+                    item = waiting.popleft()
+                    flying[pool.submit(work, item)] = item
+                if not flying:
+                    return True
+                for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                    del flying[future]
+                    if future.exception() is not None:
+                        self._broken.set()  # the others leave off after their page
+                    future.result()
+        if self._held.lost.is_set():
+            raise LeaseLostError(self._held.run_id)
+        return False
+
+    def _finish_well(self, tx: Connection) -> None:
+        if self._run.organization_id is None and not self._run.dry_run and self._run.approves is None:
+            seen = (Seen.run_id == self._held.run_id, Seen.kind == Kind.ORGANIZATION)
+            known = list(tx.execute(select(Seen.object_id).where(*seen).limit(SOME)).scalars())
+            tx.execute(update(Mirror).values(last_resync_at=db_now()))
+            if known:  # an empty listing is no reason to forget
+                tx.execute(update(Mirror).values(known_organizations=known))
+        self._finish(tx, RunStatus.DONE, None)
+
+    def _finish(self, tx: Connection, status: RunStatus, error: str | None) -> None:
+        self._leave(tx, error)
+        finish(tx, self._held, status, error)
