@@ -24,7 +24,8 @@ from tests.drill.installation import Installation
 from tests.drill.judge import Verdict, judge
 from worker.looking import reports
 
-SHORT = {"events": 1200, "seconds": 40.0}
+SHORT = {"events": 1200, "seconds": 60.0}
+ENDLESS = 10**9
 KNOBS: JSON = {
     **play.KNOBS,
     "latency": 0.02,  # a resync takes a while, so that something happens to it
@@ -39,7 +40,7 @@ PIPED_WIDTH = 120
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--events", type=click.IntRange(1), default=20_000, show_default=True, help="How many flow, about.")
+@click.option("--events", type=click.IntRange(1), default=20_000, show_default=True, help="How many flow at least.")
 @click.option("--seconds", type=click.FloatRange(1), default=600.0, show_default=True, help="Over how long they flow.")
 @click.option("--companies", type=click.IntRange(1), default=60, show_default=True, help="How many live, about.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all random choices.")
@@ -93,8 +94,8 @@ def _drill(installation: Installation, life: JSON, json_file: Path | None, *, sh
     try:
         console.print(f"{life['events']:,} events flow, and faults strike", highlight=False)
         follower = Follower(engine)
-        play.begin(installation, knobs=KNOBS, **life)
-        injector = _strike(installation, engine, life["seed"], short=short)
+        play.begin(installation, knobs=KNOBS, **life | {"events": ENDLESS})
+        injector = _strike(installation, engine, life, short=short)
         console.print(f"{injector.struck.total()} faults are over; everything drains", highlight=False)
         *_, last = play.watch(installation, engine, PATIENCE_SECONDS)
         resynced = _resync(installation, engine)
@@ -106,13 +107,15 @@ def _drill(installation: Installation, life: JSON, json_file: Path | None, *, sh
         engine.dispose()
 
 
-def _strike(installation: Installation, engine: Engine, seed: int, *, short: bool) -> Injector:
-    """Strike until WorkOS has told all, and every kind of fault has struck."""
+def _strike(installation: Installation, engine: Engine, life: JSON, *, short: bool) -> Injector:
+    """Strike until so many events have flowed and every kind of fault has struck; until then they flow on."""
     usual, pause = (0.7, (0.0, 0.3)) if short else (3.0, (1.0, 5.0))
-    injector = Injector(installation, engine, seed, usual=usual, pause=pause)
-    while call("GET", f"{installation.sandbox_url}/sandbox/progress")["playing"] or injector.missing:
+    sandbox = f"{installation.sandbox_url}/sandbox"
+    injector = Injector(installation, engine, life["seed"], usual=usual, pause=pause)
+    while call("GET", f"{sandbox}/progress")["generated"] < life["events"] or injector.missing:
         time.sleep(0.2)
     injector.stop()
+    call("POST", f"{sandbox}/stop")
     return injector
 
 
