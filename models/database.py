@@ -2,7 +2,7 @@
 
 import fcntl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,9 +63,9 @@ def open_engine(raw_url: str, *, pool_size: int = 5, lock_timeout_ms: int = LOCK
     """
     url = database_url(raw_url)
     if url.get_backend_name() == "sqlite":
-        if url.database and url.database != ":memory:":
+        if file := _sqlite_file(url):
             with suppress(OSError):  # connecting will say what is wrong
-                Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+                file.parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(url, hide_parameters=True, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S})
         event.listen(engine, "connect", _sqlite_connect)
         event.listen(engine, "begin", _sqlite_begin)
@@ -83,6 +83,13 @@ def open_engine(raw_url: str, *, pool_size: int = 5, lock_timeout_ms: int = LOCK
         pool_pre_ping=True,
         connect_args={"options": options, "connect_timeout": 5, **KEEPALIVE},
     )
+
+
+def _sqlite_file(url: URL) -> Path | None:
+    """Return the file of an SQLite database, which may be named as a `file:` URI; None for any other database."""
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        return None
+    return Path(str(url.database).removeprefix("file:"))
 
 
 def _sqlite_connect(dbapi_connection: Any, _record: object) -> None:
@@ -106,14 +113,15 @@ def turn(engine: Engine) -> Iterator[None]:
     SQLite has one writer and no line: who waits looks again after up to 25 ms, and a loop of writers would always be
     back before. Here, who waits for the turn stands at the head of a line, and who had it begins at the line's end.
     """
-    path = engine.url.database
-    if engine.dialect.name != "sqlite" or not path:
-        yield
-        return
-    with Path(f"{path}-line").open("w") as line, Path(f"{path}-turn").open("w") as writer:
-        fcntl.flock(line, fcntl.LOCK_EX)
-        fcntl.flock(writer, fcntl.LOCK_EX)
-        fcntl.flock(line, fcntl.LOCK_UN)
+    file = _sqlite_file(engine.url)
+    with ExitStack() as held:
+        if file is not None:
+            with suppress(OSError):  # writing will say what is wrong
+                line = held.enter_context(Path(f"{file}-line").open("w"))
+                writer = held.enter_context(Path(f"{file}-turn").open("w"))
+                fcntl.flock(line, fcntl.LOCK_EX)
+                fcntl.flock(writer, fcntl.LOCK_EX)
+                fcntl.flock(line, fcntl.LOCK_UN)
         yield
 
 
