@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from models.tables import JoinState
 from worker.decision.handlers import HANDLERS
 from worker.looking.health import PROBLEMS, WARNINGS, Health, look
-from worker.processes.counters import ACCEPTED_TO_APPLIED, BUCKETS, MORE, Name, counted, noted
+from worker.signals.counters import ACCEPTED_TO_APPLIED, BUCKETS, MORE, Name, counted, noted
 from worker.wiring import Wiring
 
 ALL = (*PROBLEMS, *WARNINGS)

@@ -13,8 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from webhooks.signature import RefusedError, verify
 from worker.decision.handlers import HANDLERS
 from worker.decision.snapshots import is_id
+from worker.group_commit import GroupCommit
 from worker.inbox.store import Delivery, receive
-from worker.processes.group_commit import GroupCommit
 from worker.wiring import Wiring
 
 log = structlog.get_logger()

@@ -11,10 +11,9 @@ from sqlalchemy.exc import DBAPIError
 from models.database import open_engine
 from models.migrate import outdated
 from worker.errors import ConfigurationError
-from worker.processes.counters import Counters
-from worker.processes.doorbell import Doorbell
-from worker.processes.jobs import DRAIN, HOOKS, PROVISION, REPAIR
 from worker.settings import Settings
+from worker.signals.counters import Counters
+from worker.signals.doorbell import DRAIN, HOOKS, PROVISION, REPAIR, Doorbell
 
 DOOR_REDIS_SECONDS = 0.25
 """The door answers within a second, Redis frozen or not (QUEUE.md)."""

@@ -14,8 +14,7 @@ from models.database import reading
 from models.tables import Event, EventStatus
 from tests.benchmarks.servers import START_SECONDS, Bench
 from tests.integration.processes import command_line
-from worker.processes.doorbell import Doorbell
-from worker.processes.jobs import DRAIN
+from worker.signals.doorbell import DRAIN, Doorbell
 
 
 def listening(redis: Redis) -> int:

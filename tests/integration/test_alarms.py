@@ -19,7 +19,8 @@ from tests.integration.alarms import RULES, firing
 from tests.support import accept, apply_all, made, sign
 from webhooks.app import create_app
 from worker.processes.clock import CLOCK_TICK, beat
-from worker.processes.jobs import DRAIN, REPAIR, make_worker
+from worker.processes.jobs import make_worker
+from worker.signals.doorbell import DRAIN, REPAIR
 from worker.wiring import Wiring
 
 needs_promtool = pytest.mark.skipif(

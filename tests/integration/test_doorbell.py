@@ -25,8 +25,8 @@ from tests.support import accept, statuses
 from webhooks.app import create_app
 from worker.inbox.drain import Policy
 from worker.processes.clock import sweep
-from worker.processes.doorbell import Doorbell
-from worker.processes.jobs import DRAIN, drain_job, make_worker
+from worker.processes.jobs import drain_job, make_worker
+from worker.signals.doorbell import DRAIN, Doorbell
 from worker.wiring import Wiring, wire
 
 

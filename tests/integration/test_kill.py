@@ -21,8 +21,7 @@ from tests.integration.processes import (
 from tests.integration.stories import company_life, delivered, mirror_of, store, written_once
 from tests.support import JSON, differences, mirrored, statuses
 from worker.inbox.store import receive
-from worker.processes.doorbell import Doorbell
-from worker.processes.jobs import DRAIN
+from worker.signals.doorbell import DRAIN, Doorbell
 from worker.wiring import door_redis
 
 pytestmark = pytest.mark.long

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from worker.processes.group_commit import GroupCommit
+from worker.group_commit import GroupCommit
 
 
 class Writer:

@@ -19,14 +19,14 @@ from tests.sandbox import Sandbox, WorldError, play
 from tests.support import JSON, accept, apply_all, differences, rows, sign
 from tests.use_cases.resyncs import Between, Clock, directory_of, empty, go_on, make_reads_due, run_row
 from worker.directory.client import UnreadableError
-from worker.inbox import replay as replays
 from worker.inbox.drain import Policy
-from worker.inbox.replay import Selection
-from worker.processes.doorbell import Doorbell
+from worker.repair import replay as replays
 from worker.repair.catch_up import catch_up, settle
 from worker.repair.reads import work_due
+from worker.repair.replay import Selection
 from worker.repair.resync import start
 from worker.repair.runs import BusyError, lease
+from worker.signals.doorbell import Doorbell
 
 LAG = timedelta(seconds=5)
 PLACES = st.integers(0, 40)

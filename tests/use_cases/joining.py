@@ -16,10 +16,10 @@ from tests.support import JSON, apply_all, rows
 from tests.use_cases.resyncs import Clock
 from worker.directory.client import Directory
 from worker.inbox import store as inbox
-from worker.joining import admission
-from worker.joining.provision import provision
-from worker.processes.doorbell import Doorbell
+from worker.mirror import admission
+from worker.provision import provision
 from worker.repair.catch_up import catch_up, settle
+from worker.signals.doorbell import Doorbell
 
 LAG = timedelta(seconds=3)
 """As long as the sandbox holds its newest events back, and more."""

@@ -18,9 +18,9 @@ from models.types import db_in
 from tests.support import JSON, accept, apply_all, made
 from tests.use_cases.resyncs import changes as number_of_changes
 from webhooks.app import create_app
-from worker.inbox import replay as replays
 from worker.mirror import feed
 from worker.mirror.retention import Periods, retain
+from worker.repair import replay as replays
 from worker.repair import resync
 from worker.wiring import Wiring
 

@@ -12,7 +12,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.support import accept, apply_all, made, serving
 from webhooks.app import create_app
-from worker.inbox import replay as replays
+from worker.repair import replay as replays
 from worker.repair import resync
 from worker.wiring import Wiring
 

@@ -18,9 +18,9 @@ from models.views import auto_join_domains
 from tests.support import JSON, access, joins, made, rows
 from tests.use_cases.joining import put_in_force, tell
 from worker.errors import ConfigurationError
-from worker.joining import admission
 from worker.looking.explain import explain
 from worker.looking.standing import accesses, domain_states
+from worker.mirror import admission
 
 ANN, ORG, RIVAL = "user_ann", "org_acme", "org_rival"
 EMAIL, NEW = "ann@acme.example", "new@acme.example"

@@ -20,12 +20,12 @@ from tests.support import JSON, accept, apply_all, differences, rows
 from tests.use_cases.resyncs import CLIENT_ID, Clock, deliver, directory_of, settings_of
 from worker.cli import main
 from worker.directory.client import Directory, UnreadableError
-from worker.processes.doorbell import Doorbell
-from worker.processes.jobs import DRAIN
 from worker.repair.catch_up import LAG, catch_up, gaps
+from worker.repair.environment import bind
 from worker.repair.runs import create
-from worker.repair.work import bind, repair
+from worker.repair.work import repair
 from worker.settings import Settings
+from worker.signals.doorbell import DRAIN, Doorbell
 
 PATIENCE = 600.0
 EVENTS = "/events"

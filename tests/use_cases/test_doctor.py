@@ -24,8 +24,9 @@ from webhooks.app import create_app
 from worker.cli import main
 from worker.decision.handlers import SUBSCRIBED
 from worker.processes.clock import CLOCK_TICK, beat
-from worker.processes.jobs import DRAIN, REPAIR, make_worker
+from worker.processes.jobs import make_worker
 from worker.settings import load_settings
+from worker.signals.doorbell import DRAIN, REPAIR
 from worker.wiring import wire
 
 URL = "https://sync.acme.example/webhooks/workos"

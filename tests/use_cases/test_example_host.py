@@ -14,8 +14,8 @@ from sqlalchemy import Engine
 from tests.support import JSON, made, serving
 from tests.use_cases.joining import tell
 from webhooks.app import create_app
-from worker.hooks import follow as hooks
-from worker.hooks.follow import WebTarget
+from worker.hooks import follow, operate
+from worker.hooks.targets import WebTarget
 from worker.wiring import Wiring
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example-host" / "app.py"
@@ -109,12 +109,12 @@ def test_a_sign_up_is_told_its_workspace_and_one_who_was_removed_is_not(ann: Fla
 def test_a_hook_ends_the_sessions_of_who_was_removed(host: Flask, ann: FlaskClient, engine: Engine) -> None:
     with serving(host) as url:
         target = WebTarget(f"{url}/hooks/workos-sync", SECRET, 5.0)
-        assert hooks.follow(engine, {"sessions": target}, 3)
+        assert follow.follow(engine, {"sessions": target}, 3)
         assert ann.post(f"/switch/{ORG}").status_code == 200
         tell(engine, [gone("om_1", ORG)])
-        assert hooks.follow(engine, {"sessions": target}, 3)
+        assert follow.follow(engine, {"sessions": target}, 3)
         target.close()
-    assert hooks.deliveries(engine) == []
+    assert operate.deliveries(engine) == []
     assert ann.post("/switch/org_2").status_code == 401, "signed out"
     assert ann.post("/sign-in", data={"user_id": ANN}).status_code == 200
 

@@ -13,13 +13,12 @@ from tests.sandbox import Sandbox
 from tests.support import JSON, apply_all, joins, made, rows
 from tests.use_cases.resyncs import Clock, deliver, directory_of, quietly, resync
 from worker.directory.client import Directory
-from worker.inbox import replay as replays
-from worker.inbox.replay import Selection
 from worker.looking.explain import explain
 from worker.mirror.retention import forget
-from worker.processes.doorbell import Doorbell
-from worker.processes.jobs import DRAIN
+from worker.repair import replay as replays
+from worker.repair.replay import Selection
 from worker.repair.runs import lease
+from worker.signals.doorbell import DRAIN, Doorbell
 
 
 def told(engine: Engine, name: str) -> JSON:

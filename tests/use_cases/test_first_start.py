@@ -31,12 +31,13 @@ from worker.errors import ConfigurationError
 from worker.inbox.drain import Policy, drain
 from worker.processes.clock import Duty
 from worker.processes.clock import run as run_clock
-from worker.processes.doorbell import Doorbell
-from worker.processes.jobs import DRAIN, REPAIR
 from worker.repair.catch_up import catch_up, settle
+from worker.repair.environment import bind
 from worker.repair.resync import start
-from worker.repair.work import bind, needs_repair, repair, schedule, watch
+from worker.repair.schedule import needs_repair, schedule, watch
+from worker.repair.work import repair
 from worker.settings import Settings
+from worker.signals.doorbell import DRAIN, REPAIR, Doorbell
 
 OTHER_KEY = "sk_test_other"
 

@@ -21,7 +21,8 @@ from tests.use_cases.resyncs import quietly, resync, small_life
 from worker.directory.client import Directory
 from worker.errors import ConfigurationError
 from worker.hooks import follow as hooks
-from worker.hooks.follow import PythonTarget, WebTarget
+from worker.hooks import operate, targets
+from worker.hooks.targets import PythonTarget, WebTarget
 from worker.settings import Settings, load_settings
 
 
@@ -116,13 +117,13 @@ def test_after_its_attempts_it_is_set_aside_with_its_traceback_and_later_ones_go
         due(one_engine)
     first, second = ids_of(one_engine)
     assert waiting(one_engine) == {first: "failed", second: "pending"}
-    listed = hooks.deliveries(one_engine, status="failed")
+    listed = operate.deliveries(one_engine, status="failed")
     assert [row["error"] for row in listed] == ["RuntimeError: the session store is away"]
     assert "in __call__" in listed[0]["traceback"] and listed[0]["attempts"] == 2
     host.fails = set()
     follow()
     assert host.ids() == [second]
-    assert hooks.replay(one_engine, "host", None, "ann") == 1
+    assert operate.replay(one_engine, "host", None, "ann") == 1
     follow()
     assert host.ids() == [second, first] and waiting(one_engine) == {}
 
@@ -131,9 +132,9 @@ def test_what_failed_can_be_given_up(one_engine: Engine, host: Host, follow: Cal
     host.fails = {"user_1"}
     tell(one_engine, [person("user_1")])
     follow(attempts=1)
-    assert hooks.dismiss(one_engine, "host", 999, "ann") == 0
-    assert hooks.dismiss(one_engine, "host", None, "ann") == 1
-    assert waiting(one_engine) == {} and hooks.replay(one_engine, "host", None, "ann") == 0
+    assert operate.dismiss(one_engine, "host", 999, "ann") == 0
+    assert operate.dismiss(one_engine, "host", None, "ann") == 1
+    assert waiting(one_engine) == {} and operate.replay(one_engine, "host", None, "ann") == 0
 
 
 def test_each_hook_has_a_cursor_of_its_own(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
@@ -215,7 +216,7 @@ def test_a_hook_that_retention_overtook_says_so_and_goes_on(
     write(one_engine, lambda tx: tx.execute(update(Mirror).values(changes_dropped_to=dropped)))
     follow()
     assert [message["data"]["object_id"] for message in host.told] == ["user_1", "user_3"]
-    (row,) = hooks.standing(one_engine)
+    (row,) = operate.standing(one_engine)
     assert row["error"] == f"changes up to {dropped} are no longer kept" and row["behind"] == 0
 
 
@@ -260,7 +261,7 @@ def test_a_function_beside_the_command_is_found(monkeypatch: pytest.MonkeyPatch,
     (tmp_path / "my_host_app.py").write_text("def changed(message):\n    pass\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [part for part in sys.path if part])
-    assert list(hooks.targets(loaded(monkeypatch, HOOKS="audit=my_host_app:changed"))) == ["audit"]
+    assert list(targets.targets(loaded(monkeypatch, HOOKS="audit=my_host_app:changed"))) == ["audit"]
 
 
 # Over HTTP
@@ -352,10 +353,10 @@ def test_a_function_that_is_not_there_is_named_at_the_start(
     monkeypatch: pytest.MonkeyPatch, place: str, said: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=said):
-        hooks.targets(loaded(monkeypatch, HOOKS=f"a={place}"))
+        targets.targets(loaded(monkeypatch, HOOKS=f"a={place}"))
 
 
 def test_targets_follow_the_settings(monkeypatch: pytest.MonkeyPatch, redis: Redis) -> None:
     given = loaded(monkeypatch, HOOKS="a=json:dumps, web=https://host/path", HOOK_SECRETS=f"web:{SECRET}")
-    with hooks.opened(given) as found:
+    with targets.opened(given) as found:
         assert {name: type(target) for name, target in found.items()} == {"a": PythonTarget, "web": WebTarget}

@@ -16,7 +16,7 @@ from tests.support import JSON, made, rows
 from tests.use_cases.joining import answer, put_in_force, tell
 from webhooks.app import create_app
 from worker.cli import main
-from worker.joining import admission
+from worker.mirror import admission
 from worker.wiring import Wiring
 
 ORG = made("organization.created")["data"]["id"]

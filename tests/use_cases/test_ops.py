@@ -16,8 +16,7 @@ from models.tables import Drift, Event, Run
 from models.types import db_in
 from tests.support import JSON, accept, apply_all, made
 from webhooks.app import create_app
-from worker.processes.doorbell import Doorbell
-from worker.processes.jobs import REPAIR
+from worker.signals.doorbell import REPAIR, Doorbell
 from worker.wiring import Wiring
 
 TOKEN = "ann-signs-in-with-this-token"

@@ -31,7 +31,7 @@ from tests.use_cases.joining import (
 from tests.use_cases.resyncs import Clock, resync
 from worker.directory.client import Directory
 from worker.errors import ConfigurationError
-from worker.joining import admission
+from worker.mirror import admission
 from worker.repair.catch_up import settle
 
 

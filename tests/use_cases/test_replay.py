@@ -15,12 +15,11 @@ from tests.integration.stories import store
 from tests.support import JSON, apply_all, made, mirrored, rows, statuses
 from worker.decision.handlers import HANDLERS
 from worker.errors import ConfigurationError, fingerprint
-from worker.inbox import replay as replays
-from worker.inbox.replay import AlreadyReplayedError, Selection
 from worker.looking import reports
-from worker.processes.doorbell import Doorbell
-from worker.processes.jobs import DRAIN
+from worker.repair import replay as replays
+from worker.repair.replay import AlreadyReplayedError, Selection
 from worker.repair.runs import BusyError, LeaseLostError, lease
+from worker.signals.doorbell import DRAIN, Doorbell
 
 FAST = 1e6
 

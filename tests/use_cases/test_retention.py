@@ -19,14 +19,14 @@ from tests.support import JSON, apply_all, made, mirrored, outcomes, rows, sampl
 from tests.use_cases.resyncs import CLIENT_ID, Clock, deliver, directory_of, resync
 from worker.cli import main
 from worker.directory.client import Directory
-from worker.inbox.replay import dismiss
 from worker.mirror.retention import BATCH, Periods, forget, retain
-from worker.processes.doorbell import Doorbell
-from worker.processes.jobs import DRAIN
 from worker.repair.catch_up import catch_up
+from worker.repair.environment import bind
+from worker.repair.replay import dismiss
 from worker.repair.runs import create
-from worker.repair.work import bind, repair
+from worker.repair.work import repair
 from worker.settings import Settings, load_settings
+from worker.signals.doorbell import DRAIN, Doorbell
 
 DAY = 24 * 3600.0
 USER = sample("user.deleted")["data"]["id"]

@@ -17,13 +17,13 @@ from tests.support import JSON, apply_all, differences, made, rows, statuses
 from tests.use_cases.resyncs import deliver, go_on, settings_of
 from worker.decision.handlers import SUBSCRIBED
 from worker.directory.client import Directory
-from worker.inbox import replay
 from worker.mirror import addresses
-from worker.processes.doorbell import Doorbell
-from worker.repair import runs
+from worker.repair import replay, runs
+from worker.repair.environment import bind
 from worker.repair.resync import start
-from worker.repair.work import bind, repair
+from worker.repair.work import repair
 from worker.settings import load_settings
+from worker.signals.doorbell import Doorbell
 
 NOW = {"sqlite": "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')", "postgresql": "now()"}
 ACCEPT = {

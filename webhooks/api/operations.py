@@ -7,8 +7,8 @@ from sqlalchemy import Engine
 from models.tables import Task
 from webhooks.api import schemas
 from webhooks.api.answers import answers, one, page
-from worker.inbox.replay import results
 from worker.looking import reports
+from worker.repair.replay import results
 
 
 def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:

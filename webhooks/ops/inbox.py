@@ -5,9 +5,9 @@ from werkzeug import Response
 
 from models.tables import EventStatus
 from worker.decision.handlers import HANDLERS
-from worker.inbox import replay
-from worker.inbox.replay import Selection
 from worker.looking import reports
+from worker.repair import replay
+from worker.repair.replay import Selection
 from worker.wiring import Wiring
 
 FILTERS = ("status", "type", "organization_id", "fingerprint")

@@ -7,9 +7,9 @@ from werkzeug import Response
 
 from worker.decision.roles import LOCAL_ROLES
 from worker.errors import ConfigurationError
-from worker.hooks import follow as hooks
-from worker.joining import admission
+from worker.hooks import operate
 from worker.looking import reports
+from worker.mirror import admission
 from worker.wiring import Wiring
 
 PAGE = 50
@@ -58,19 +58,19 @@ def add(routes: Blueprint, wiring: Wiring) -> None:
 
     @routes.get("/hooks")
     def hooks_page() -> str:
-        standing = hooks.standing(engine, wiring.settings.hooks)
-        waiting = hooks.deliveries(engine, limit=PAGE)
-        return render_template("ops/hooks.html", hooks=standing, deliveries=waiting)
+        standing = operate.standing(engine, wiring.settings.hooks)
+        waiting = operate.deliveries(engine, limit=PAGE)
+        return render_template("ops/follow.html", hooks=standing, deliveries=waiting)
 
     @routes.post("/hooks/<name>/replay")
     def replay_hook(name: str) -> Response:
-        number = hooks.replay(engine, name, request.form.get("change", type=int), session["name"])
+        number = operate.replay(engine, name, request.form.get("change", type=int), session["name"])
         wiring.hooks_bell.ring()
         return _told(number, "put back")
 
     @routes.post("/hooks/<name>/dismiss")
     def dismiss_hook(name: str) -> Response:
-        number = hooks.dismiss(engine, name, request.form.get("change", type=int), session["name"])
+        number = operate.dismiss(engine, name, request.form.get("change", type=int), session["name"])
         return _told(number, "dismissed")
 
 

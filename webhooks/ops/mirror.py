@@ -7,8 +7,8 @@ from werkzeug import Response
 from models.database import reading
 from models.tables import User
 from webhooks.ops.overview import require_repairs
-from worker.joining.admission import workspace_settings
 from worker.looking import explain, reports
+from worker.mirror.admission import workspace_settings
 from worker.repair.resync import start
 from worker.wiring import Wiring
 

@@ -9,7 +9,7 @@ from werkzeug.exceptions import HTTPException
 
 from webhooks.ops import entry, inbox, joining, mirror, overview, runs
 from worker.errors import ConfigurationError
-from worker.looking.reports import as_json
+from worker.mirror.feed import as_json
 from worker.wiring import Wiring
 
 log = structlog.get_logger()

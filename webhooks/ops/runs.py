@@ -7,9 +7,9 @@ from werkzeug import Response
 
 from models.tables import Task
 from webhooks.ops.overview import require_repairs
-from worker.inbox import replay
 from worker.looking import reports
 from worker.looking.progress import how_far
+from worker.repair import replay
 from worker.repair.resync import start
 from worker.wiring import Wiring
 

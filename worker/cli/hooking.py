@@ -5,7 +5,7 @@ import sys
 import click
 
 from worker.cli.shared import json_option, migrated_engine, operator, say_rows
-from worker.hooks import follow as followers
+from worker.hooks import operate
 from worker.logs import configure
 from worker.settings import load_settings
 
@@ -21,7 +21,7 @@ def hooks() -> None:
 @json_option
 def hooks_list(as_json: bool) -> None:
     """List the hooks: how far behind, what waits and what failed; exit code 1 if anything failed."""
-    rows = followers.standing(migrated_engine(), load_settings().hooks)
+    rows = operate.standing(migrated_engine(), load_settings().hooks)
     say_rows(
         ("hook", "configured", "cursor", "behind", "waiting", "failed", "delivered_at", "error"), rows, as_json=as_json
     )
@@ -34,7 +34,7 @@ def hooks_list(as_json: bool) -> None:
 @json_option
 def hooks_failed(hook: str | None, limit: int, as_json: bool) -> None:
     """List the changes that a hook failed at, with its tracebacks; exit code 1 if there are any."""
-    rows = followers.deliveries(migrated_engine(), hook=hook, status="failed", limit=limit)
+    rows = operate.deliveries(migrated_engine(), hook=hook, status="failed", limit=limit)
     say_rows(("hook", "change_id", "kind", "object_id", "attempts", "traceback"), rows, as_json=as_json)
     sys.exit(1 if rows else 0)
 
@@ -45,7 +45,7 @@ def hooks_failed(hook: str | None, limit: int, as_json: bool) -> None:
 def hooks_replay(hook: str, change_id: int | None) -> None:
     """Tell a hook again of what it failed at."""
     configure(load_settings().log_format)
-    _done(followers.replay(migrated_engine(), hook, change_id, operator()), "put back")
+    _done(operate.replay(migrated_engine(), hook, change_id, operator()), "put back")
 
 
 @hooks.command("dismiss")
@@ -54,7 +54,7 @@ def hooks_replay(hook: str, change_id: int | None) -> None:
 def hooks_dismiss(hook: str, change_id: int | None) -> None:
     """Give up what a hook failed at."""
     configure(load_settings().log_format)
-    _done(followers.dismiss(migrated_engine(), hook, change_id, operator()), "dismissed")
+    _done(operate.dismiss(migrated_engine(), hook, change_id, operator()), "dismissed")
 
 
 def _done(number: int, what: str) -> None:

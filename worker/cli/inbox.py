@@ -22,11 +22,12 @@ from worker.cli.shared import (
     show,
     until_stopped,
 )
-from worker.inbox import replay as replays
 from worker.logs import configure
 from worker.looking import reports
 from worker.looking.progress import progress
+from worker.mirror import feed
 from worker.processes.embedded import redis_server
+from worker.repair import replay as replays
 from worker.repair.catch_up import REMEDY
 from worker.repair.runs import followed
 from worker.repair.work import work_on
@@ -59,11 +60,11 @@ def events_show(event_id: str, as_json: bool) -> None:
     """Show one event: payload, outcome, attempts, and what it changed."""
     event = known(reports.show_event(migrated_engine(), event_id), f"no event {event_id} was ever received")
     if as_json:
-        click.echo(reports.as_json(event))
+        click.echo(feed.as_json(event))
         return
     table = Table(show_header=False)
     for name, value in event.items():
-        table.add_row(name, cell(reports.as_json(value) if isinstance(value, (dict, list)) else value))
+        table.add_row(name, cell(feed.as_json(value) if isinstance(value, (dict, list)) else value))
     show(table)
 
 
@@ -73,7 +74,7 @@ def events_failures(as_json: bool) -> None:
     """Group the failed events by the fingerprint of their error: one replay mends all of a kind."""
     rows = reports.failures(migrated_engine())
     if as_json:
-        click.echo(reports.as_json(rows))
+        click.echo(feed.as_json(rows))
     elif rows:
         show(as_table(("fingerprint", "events", "type", "first", "last", "example", "error"), rows))
     else:

@@ -7,8 +7,8 @@ import click
 from models.tables import JoinState
 from worker.cli.shared import json_option, migrated_engine, operator, say, say_rows
 from worker.decision.roles import LOCAL_ROLES
-from worker.joining import admission
 from worker.looking import reports
+from worker.mirror import admission
 
 reason_option = click.option("--reason", required=True, help="Kept with what is decided.")
 limit_option = click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)

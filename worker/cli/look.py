@@ -7,10 +7,10 @@ import click
 from rich.table import Table
 
 from worker.cli.shared import as_table, cell, json_option, known, migrated_engine, say, say_rows, show
-from worker.joining import admission
 from worker.looking import reports
 from worker.looking.explain import explain
 from worker.looking.health import as_report, look
+from worker.mirror import admission, feed
 from worker.processes.embedded import redis_url
 from worker.settings import load_settings
 from worker.wiring import door_redis
@@ -25,7 +25,7 @@ def members(organization: str, as_json: bool) -> None:
         reports.list_members(migrated_engine(), organization), f"the mirror knows no organization {organization}"
     )
     if as_json:
-        click.echo(reports.as_json(workspace))
+        click.echo(feed.as_json(workspace))
         return
     table = as_table(("email", "role", "workos_role", "user_id", "since"), workspace["members"])
     table.title = cell(f"{workspace['name']} ({workspace['state']})")
@@ -54,7 +54,7 @@ def explain_command(name: str, as_json: bool) -> None:
     """Say why things are as they are: all that touched an object or person, in order, with reasons."""
     found = known(explain(migrated_engine(), name), f"nothing is known of {name}")
     if as_json:
-        click.echo(reports.as_json(found))
+        click.echo(feed.as_json(found))
         return
     for shown in found["objects"]:
         say(shown, as_json=False)
@@ -83,7 +83,7 @@ def status(as_json: bool) -> None:
     redis = door_redis(redis_url(settings))
     report = as_report(look(migrated_engine(), redis, settings))
     if as_json:
-        click.echo(reports.as_json(report))
+        click.echo(feed.as_json(report))
     else:
         table = Table(show_header=False)
         for name, value in (*report.pop("mirror").items(), *report.items()):

@@ -23,11 +23,12 @@ from worker.cli.shared import (
     until_stopped,
 )
 from worker.directory.client import Directory
-from worker.inbox import replay as replays
 from worker.logs import configure
 from worker.looking import reports
 from worker.looking.progress import progress
+from worker.mirror import feed
 from worker.mirror.retention import forget
+from worker.repair import replay as replays
 from worker.repair.catch_up import REMEDY, catch_up, catch_up_since
 from worker.repair.resync import start
 from worker.repair.runs import followed
@@ -145,7 +146,7 @@ def catch_up_command(since: datetime | None, as_json: bool) -> None:
             report = catch_up_since(wiring.engine, directory, since, lag)
         wiring.bell.ring()
     if as_json:
-        click.echo(reports.as_json(report._asdict()))
+        click.echo(feed.as_json(report._asdict()))
     else:
         complete = cell(report.complete_to)
         click.echo(f"{report.returned} events read, {report.new} of them new; complete to {complete}")

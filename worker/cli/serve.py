@@ -17,21 +17,21 @@ from sqlalchemy import Engine
 from models.database import write
 from models.migrate import newest_revision, upgrade
 from models.public_domains import refresh
+from worker import provision
 from worker.cli.shared import open_database, until_stopped
 from worker.directory.client import UnreadableError
 from worker.errors import ConfigurationError
-from worker.hooks import follow as hooks
-from worker.joining import admission, provision
+from worker.hooks import follow, targets
 from worker.logs import configure
-from worker.mirror import addresses, role_map
+from worker.mirror import addresses, admission, role_map
 from worker.processes.clock import Duty, beat, run, sweep
-from worker.processes.counters import Counters
-from worker.processes.doorbell import Doorbell
 from worker.processes.embedded import redis_server
-from worker.processes.jobs import DRAIN
 from worker.processes.supervisor import supervise
-from worker.repair.work import bind, connect, schedule, watch
+from worker.repair.environment import bind, connect
+from worker.repair.schedule import schedule, watch
 from worker.settings import Settings, load_settings
+from worker.signals.counters import Counters
+from worker.signals.doorbell import DRAIN, Doorbell
 from worker.wiring import require_migrated, wire
 
 log = structlog.get_logger()
@@ -117,7 +117,7 @@ def worker(processes: int | None) -> None:
 
 def _require_hooks(settings: Settings) -> None:
     """Refuse to start with a hook that cannot be called."""
-    with hooks.opened(settings):
+    with targets.opened(settings):
         pass
 
 
@@ -155,7 +155,7 @@ def clock() -> None:
             duties.append(_ringing("joins", wiring.provision_bell, lambda: provision.waiting(wiring.engine), settings))
         if settings.hooks:
             told = settings.hooks
-            duties.append(_ringing("hooks", wiring.hooks_bell, lambda: hooks.behind(wiring.engine, told), settings))
+            duties.append(_ringing("hooks", wiring.hooks_bell, lambda: follow.behind(wiring.engine, told), settings))
         run(duties, stop)
 
 

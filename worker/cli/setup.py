@@ -11,12 +11,12 @@ from models.database import open_engine
 from worker.cli.shared import as_table, fail, json_option, operator, show
 from worker.decision.handlers import SUBSCRIBED
 from worker.directory.client import Directory, QueryRefusedError
-from worker.looking import reports
 from worker.looking.doctor import Check, Level, examine, registered, types_off
-from worker.processes.counters import Counters
+from worker.mirror import feed
 from worker.processes.embedded import redis_server, redis_url
-from worker.repair.work import connect
+from worker.repair.environment import connect
 from worker.settings import load_settings
+from worker.signals.counters import Counters
 from worker.wiring import door_redis
 
 SAME_URL = "WorkOS refused it: does it take each URL once? Then add something to it, such as ?secret=2"
@@ -39,7 +39,7 @@ def doctor(as_json: bool) -> None:
     checks = list(examine(engine, redis, settings, opens))
     engine.dispose()
     if as_json:
-        click.echo(reports.as_json([check._asdict() for check in checks]))
+        click.echo(feed.as_json([check._asdict() for check in checks]))
     else:
         show(as_table(Check._fields, [check._asdict() for check in checks]))
     sys.exit(1 if any(check.level is Level.FAILURE for check in checks) else 0)

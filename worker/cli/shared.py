@@ -17,9 +17,9 @@ from sqlalchemy import Engine
 
 from models.database import open_engine
 from worker.directory.client import Directory
-from worker.looking import reports
+from worker.mirror import feed
 from worker.processes.embedded import redis_server
-from worker.repair.work import bind, connect, require_same_environment
+from worker.repair.environment import bind, connect, require_same_environment
 from worker.settings import Settings, load_settings
 from worker.wiring import Wiring, require_migrated, wire
 
@@ -120,7 +120,7 @@ def as_table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Table:
 def say(report: dict[str, Any], *, as_json: bool) -> None:
     """Print a report: a line each name and value, or JSON."""
     if as_json:
-        click.echo(reports.as_json(report))
+        click.echo(feed.as_json(report))
         return
     table = Table(show_header=False)
     for name, value in report.items():
@@ -132,6 +132,6 @@ def say(report: dict[str, Any], *, as_json: bool) -> None:
 def say_rows(columns: tuple[str, ...], rows: list[dict[str, Any]], *, as_json: bool) -> None:
     """Print rows: these columns of them as a table, or all as JSON."""
     if as_json:
-        click.echo(reports.as_json(rows))
+        click.echo(feed.as_json(rows))
     else:
         show(as_table(columns, rows))

@@ -5,41 +5,28 @@ number of attempts; later changes of the same object wait behind it, those of ot
 hooks, so none can hold it up.
 """
 
-import importlib
-import json
-import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import httpx2
 import structlog
-from rq.timeouts import BaseTimeoutException, UnixSignalDeathPenalty
-from sqlalchemy import Connection, Engine, and_, delete, exists, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, Engine, delete, exists, insert, or_, select, tuple_, update
 from sqlalchemy.orm import aliased
-from standardwebhooks.webhooks import Webhook
 
 from models.bulk import dialect_insert
 from models.database import reading, write
 from models.tables import Change, Hook, HookDelivery, Mirror, Run, Task
 from models.types import db_in, db_now
 from worker.decision.snapshots import clean
-from worker.errors import ConfigurationError
-from worker.looking.reports import as_json
+from worker.hooks.targets import Row, Target, message
 from worker.mirror.feed import CursorGoneError, newest, require_kept
-from worker.settings import Settings
 
 log = structlog.get_logger()
 
 STEP = 100
 """Changes taken on in one transaction: a crash tells them once more."""
-AT_ONCE = 8
-"""HTTP calls of one hook in flight, of different objects."""
 LEASE_SECONDS = 120.0
 STEP_SECONDS = 30.0
 """What a slow hook was not told of after so long waits for the next step, so that its lease does not run out."""
@@ -48,119 +35,6 @@ ROUND_SECONDS = 20.0
 FIRST_BACKOFF_SECONDS = 5.0
 LONGEST_BACKOFF_SECONDS = 3600.0
 MOST_TRACEBACK = 8_000
-
-Row = Mapping[str, Any]
-
-
-class HookError(Exception):
-    """A hook did not take a change."""
-
-
-class HookTimeoutError(BaseTimeoutException):
-    """A Python hook took too long."""
-
-
-class Target(Protocol):
-    """What a hook calls."""
-
-    at_once: int
-
-    def __call__(self, message: dict[str, Any]) -> None:
-        """Tell it of a change; any exception means that it did not take it."""
-
-    def close(self) -> None:
-        """Let go of what it holds."""
-
-
-class WebTarget:
-    """An address that is called as Standard Webhooks says, with a signature of the body.
-
-    Args:
-        url: the address.
-        secret: `whsec_…`.
-        seconds: how long to wait for an answer.
-    """
-
-    at_once = AT_ONCE
-
-    def __init__(self, url: str, secret: str, seconds: float) -> None:
-        self._url = url
-        self._signer = Webhook(secret)
-        self._http = httpx2.Client(timeout=seconds, follow_redirects=False)
-
-    def __call__(self, message: dict[str, Any]) -> None:
-        """Raise `HookError` unless the answer is 2xx."""
-        body, id, now = json.dumps(message, separators=(",", ":")), f"change_{message['data']['id']}", datetime.now(UTC)
-        headers = {
-            "content-type": "application/json",
-            "webhook-id": id,
-            "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": self._signer.sign(id, now, body),
-        }
-        try:
-            answer = self._http.post(self._url, content=body.encode(), headers=headers)
-        except httpx2.HTTPError as error:
-            raise HookError(f"no answer: {type(error).__name__}") from error
-        if not answer.is_success:
-            raise HookError(f"answered {answer.status_code}")
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
-
-
-class PythonTarget:
-    """A function that is called with the message, in the main thread, for so many seconds at most."""
-
-    at_once = 1
-
-    def __init__(self, function: Callable[[dict[str, Any]], object], seconds: float) -> None:
-        self._function = function
-        self._seconds = max(1, round(seconds))
-
-    def __call__(self, message: dict[str, Any]) -> None:
-        """Raise whatever the function raises, and `HookTimeoutError` if it takes too long."""
-        with UnixSignalDeathPenalty(self._seconds, HookTimeoutError):  # type: ignore[no-untyped-call]  # RQ has none
-            self._function(message)
-
-    def close(self) -> None:
-        """Hold nothing."""
-
-
-def targets(settings: Settings) -> dict[str, Target]:
-    """Return what each hook of the settings calls, by its name.
-
-    Raises:
-        ConfigurationError: a function cannot be found.
-    """
-    return {name: _target(name, place, settings) for name, place in settings.hooks.items()}
-
-
-def _target(name: str, place: str, settings: Settings) -> Target:
-    if place.startswith(("http://", "https://")):
-        return WebTarget(place, settings.hook_secrets[name].get_secret_value(), settings.hook_seconds)
-    module, _, function = place.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # as gunicorn does: the host's code is where the command is started
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:
-        raise ConfigurationError(f"HOOKS: {name}: {place} cannot be loaded: {type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise ConfigurationError(f"HOOKS: {name}: {place} is no function")
-    return PythonTarget(found, settings.hook_seconds)
-
-
-def message(row: Row) -> dict[str, Any]:
-    """Return a change as hooks are told of it: `type`, `timestamp` and `data` (Standard Webhooks, Payload structure).
-
-    `type` is the kind and what became of it: `membership.created`, `membership.updated`, `membership.deleted`.
-    """
-    deleted = (row["after"] or {}).get("state") == "deleted"
-    verb = "deleted" if deleted else "created" if row["before"] is None else "updated"
-    told = ("id", "at", "kind", "object_id", "organization_id", "before", "after", "cause", "cause_id")
-    data = json.loads(as_json({name: row[name] for name in told}))
-    return {"type": f"{row['kind']}.{verb}", "timestamp": data["at"], "data": data}
 
 
 def behind(engine: Engine, names: Iterable[str]) -> bool:
@@ -426,75 +300,3 @@ def _found_by_first_resync(tx: Connection, rows: Sequence[Row]) -> set[int]:
     first = select(Run.id).where(Run.id.in_(runs), Run.task == Task.RESYNC, while_empty)
     filling = set(tx.execute(first).scalars()) if runs else set()
     return {row["id"] for row in rows if row["cause"] == "resync" and row["cause_id"] in filling}
-
-
-def standing(engine: Engine, names: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Return how each hook stands, and those of `names` that never ran: how far behind, what waits and failed."""
-    of_status = select(HookDelivery.hook, HookDelivery.status, func.count()).group_by(
-        HookDelivery.hook, HookDelivery.status
-    )
-    with reading(engine) as tx:
-        counts = {(hook, status): number for hook, status, number in tx.execute(of_status)}
-        rows: dict[str, Row] = {row["name"]: dict(row) for row in tx.execute(select(Hook.__table__)).mappings()}
-        report = []
-        for name in sorted(rows.keys() | set(names)):
-            row = rows.get(name, {})
-            ahead = select(func.count()).select_from(Change).where(Change.id > row.get("cursor", 0))
-            report.append(
-                {
-                    "hook": name,
-                    "configured": name in names,
-                    "cursor": row.get("cursor"),
-                    "behind": tx.execute(ahead).scalar_one() if row else None,
-                    "waiting": counts.get((name, "pending"), 0),
-                    "failed": counts.get((name, "failed"), 0),
-                    "delivered": row.get("delivered", 0),
-                    "delivered_at": row.get("delivered_at"),
-                    "error": row.get("error"),
-                }
-            )
-        return report
-
-
-def deliveries(
-    engine: Engine, *, hook: str | None = None, status: str | None = None, limit: int = 50
-) -> list[dict[str, Any]]:
-    """Return the changes that hooks have not taken, oldest first, with their errors and tracebacks."""
-    query = select(HookDelivery.__table__).order_by(HookDelivery.change_id, HookDelivery.hook).limit(limit)
-    for column, value in ((HookDelivery.hook, hook), (HookDelivery.status, status)):
-        if value is not None:
-            query = query.where(column == value)
-    with reading(engine) as tx:
-        return [dict(row) for row in tx.execute(query).mappings()]
-
-
-def replay(engine: Engine, hook: str, change_id: int | None, who: str) -> int:
-    """Have a hook told again of what it failed at, all of it or one change; return how many."""
-    failed = [HookDelivery.hook == hook, HookDelivery.status == "failed"]
-    if change_id is not None:
-        failed.append(HookDelivery.change_id == change_id)
-    values = {"status": "pending", "attempts": 0, "due_at": db_now()}
-    number = write(engine, lambda tx: tx.execute(update(HookDelivery).where(and_(*failed)).values(values)).rowcount)
-    log.info("hook_replayed", hook=hook, number=number, who=who)
-    return number
-
-
-def dismiss(engine: Engine, hook: str, change_id: int | None, who: str) -> int:
-    """Give up what a hook failed at, all of it or one change; return how many."""
-    failed = [HookDelivery.hook == hook, HookDelivery.status == "failed"]
-    if change_id is not None:
-        failed.append(HookDelivery.change_id == change_id)
-    number = write(engine, lambda tx: tx.execute(delete(HookDelivery).where(and_(*failed))).rowcount)
-    log.info("hook_dismissed", hook=hook, number=number, who=who)
-    return number
-
-
-@contextmanager
-def opened(settings: Settings) -> Iterator[dict[str, Target]]:
-    """Yield the targets of the settings; they are closed at the end."""
-    found = targets(settings)
-    try:
-        yield found
-    finally:
-        for target in found.values():
-            target.close()

@@ -1,1 +1,1 @@
-"""The inbox: what is accepted, and how it is drained and replayed."""
+"""The inbox: what is accepted, and how it is drained."""

@@ -25,7 +25,7 @@ from worker.decision.handlers import read_event
 from worker.decision.snapshots import Snapshot, clean
 from worker.errors import DiedAloneError, PayloadError, fingerprint
 from worker.mirror.apply import Arrival, apply, note_changes, organization_of
-from worker.repair import reads
+from worker.mirror.doubts import ask_after
 
 log = structlog.get_logger()
 
@@ -255,7 +255,7 @@ def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool
         if snapshot is not None:
             arrivals.append(Arrival(snapshot, "event", event.id))
     decisions, changes = apply(tx, arrivals)
-    reads.ask_after(tx, arrivals, decisions)
+    ask_after(tx, arrivals, decisions)
     against = dict(zip((arrival.cause_id for arrival in arrivals), decisions, strict=True))
     for row in done:
         if decision := against.get(row["id"]):

@@ -19,9 +19,9 @@ from worker.decision.handlers import SUBSCRIBED
 from worker.directory.client import Directory, RefusedKeyError, UnreadableError
 from worker.errors import ConfigurationError
 from worker.looking.health import CLOCK_SECONDS, Health, look
-from worker.processes.counters import noted
-from worker.repair.work import require_same_environment
+from worker.repair.environment import require_same_environment
 from worker.settings import Settings
+from worker.signals.counters import noted
 
 DOOR_PATH = "/webhooks/workos"
 DAY_SECONDS = 24 * 3600.0

@@ -30,12 +30,12 @@ from models.tables import (
 )
 from models.types import db_now
 from models.views import mirror_status
-from worker.hooks.follow import standing as hooks_standing
+from worker.hooks.operate import standing as hooks_standing
 from worker.inbox.store import MOST_COUNTED, Backlog, backlog
 from worker.processes.clock import CLOCK_TICK
-from worker.processes.doorbell import queue_name
 from worker.repair.catch_up import gaps
 from worker.settings import Settings
+from worker.signals.doorbell import queue_name
 
 OVERDUE_SECONDS = 60.0
 """A healthy mirror applies an event within seconds."""

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, RowMapping, and_, exists, func, or_, select
@@ -28,6 +27,7 @@ from models.tables import (
 )
 from models.views import auto_join_domains, sign_in_methods, workspace_members, workspaces
 from worker.looking.standing import domain_states
+from worker.mirror.feed import as_json
 
 STEP = 500
 """Rows of a report read at once."""
@@ -222,11 +222,6 @@ def list_members(engine: Engine, organization_id: str) -> dict[str, Any] | None:
             .order_by(workspace_members.c.email, workspace_members.c.user_id)
         ).mappings()
         return {**workspace, "members": [dict(member) for member in members]}
-
-
-def as_json(value: Any) -> str:
-    """Return a report as indented JSON, times as ISO 8601 text in UTC."""
-    return json.dumps(value, indent=2, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v))
 
 
 def list_runs(

@@ -18,7 +18,7 @@ from models.tables import (
     WorkspaceSettings,
 )
 from models.views import auto_join_domains, workspace_members
-from worker.joining import auto_join
+from worker.mirror import auto_join
 
 MOST_CHANGES = 500
 """Of a membership, looked through for its cause."""

@@ -1,1 +1,1 @@
-"""The mirror: how states get into it, and how long what it held is kept."""
+"""The mirror: how states get into it, what they mean for auto-join, and how long things are kept."""

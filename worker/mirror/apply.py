@@ -12,7 +12,7 @@ from models.tables import CONTENT, TABLES, Change, Kind
 from models.types import db_now
 from worker.decision.decide import Outcome, State, Version, decide, shown
 from worker.decision.snapshots import Snapshot
-from worker.joining.auto_join import consequences
+from worker.mirror.auto_join import consequences
 
 
 class Arrival(NamedTuple):

@@ -1,7 +1,9 @@
 """The mirror for products that follow it: the changes after an id in commit order, and a snapshot to begin with."""
 
+import json
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, func, select
@@ -18,6 +20,11 @@ SNAPSHOT = (workspaces, workspace_members, auto_join_domains, sign_in_methods)
 
 class CursorGoneError(Exception):
     """The changes after this id are no longer all kept, or were never made here."""
+
+
+def as_json(value: Any) -> str:
+    """Return a value as indented JSON, times as ISO 8601 text in UTC."""
+    return json.dumps(value, indent=2, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v))
 
 
 def changes_after(engine: Engine, after: int, limit: int, wait_seconds: float = 0.0) -> list[dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""What runs: worker lanes and their supervisor, the clock, the doorbell between them."""
+"""What runs: lanes of work and their supervisor, the clock, the embedded Valkey."""

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 
 import structlog
 from redis.exceptions import RedisError
-from sqlalchemy import Connection, Engine, update
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from models.bulk import dialect_insert
 from models.database import write
-from models.tables import Tick
-from models.types import db_in, db_now
 from worker.directory.client import UnreadableError
 from worker.inbox.store import needs_drain
-from worker.processes.doorbell import Doorbell
+from worker.repair.schedule import claim
+from worker.signals.doorbell import Doorbell
 
 log = structlog.get_logger()
 
@@ -48,16 +46,6 @@ def sweep(engine: Engine, bell: Doorbell) -> bool:
         return False
     log.info("sweep_rang")
     return bell.ring()
-
-
-def claim(tx: Connection, name: str, every_seconds: float) -> bool:
-    """Take the duty `name` if it is due, by the database's clock; False: it is not, or another clock has taken it."""
-    first = dialect_insert(tx, Tick).values(name=name, at=db_now()).on_conflict_do_nothing().returning(Tick.name)
-    if tx.execute(first).one_or_none() is not None:
-        return True
-    due = (Tick.name == name) & (Tick.at <= db_in(-every_seconds))
-    moved = update(Tick).where(due).values(at=db_now()).returning(Tick.name)
-    return tx.execute(moved).one_or_none() is not None
 
 
 def beat(engine: Engine) -> None:

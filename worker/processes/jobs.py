@@ -10,17 +10,7 @@ from rq.serializers import JSONSerializer
 from sqlalchemy import Engine
 
 from worker.inbox.drain import Policy, drain
-from worker.processes.doorbell import Doorbell, queue_name
-
-DRAIN = "drain"
-"""The lane that applies what is pending in the inbox."""
-REPAIR = "repair"
-"""The lane that works on resyncs, catch-ups and confirmed reads."""
-
-PROVISION = "provision"
-"""The lane that makes those members whom their verified domain lets in."""
-HOOKS = "hooks"
-"""The lane that tells the host of changes."""
+from worker.signals.doorbell import Doorbell, queue_name
 
 WORKER_TTL_SECONDS = 30
 """Short, so that an idle worker looks for abandoned jobs often enough."""

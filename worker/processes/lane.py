@@ -12,17 +12,19 @@ from redis.exceptions import RedisError
 from rq import SimpleWorker
 from rq.exceptions import StopRequested
 
+from worker import provision
 from worker.directory.client import UnreadableError
 from worker.errors import ConfigurationError
-from worker.hooks import follow as hooks
-from worker.joining import provision
+from worker.hooks import follow, targets
 from worker.logs import configure
-from worker.processes.counters import ACCEPTED_TO_APPLIED
 from worker.processes.embedded import redis_url
-from worker.processes.jobs import DRAIN, HOOKS, PROVISION, REPAIR, answered, drain_job, make_worker
+from worker.processes.jobs import answered, drain_job, make_worker
 from worker.processes.supervisor import end_with_parent
-from worker.repair.work import connect, repair, require_same_environment
+from worker.repair.environment import connect, require_same_environment
+from worker.repair.work import repair
 from worker.settings import load_settings
+from worker.signals.counters import ACCEPTED_TO_APPLIED
+from worker.signals.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
 from worker.wiring import Wiring, wire
 
 log = structlog.get_logger()
@@ -90,10 +92,10 @@ def _provision(wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:
 
 
 def _hooks(wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:
-    targets = hooks.targets(wiring.settings)
+    called = targets.targets(wiring.settings)
 
     def run() -> None:
-        if not hooks.follow(wiring.engine, targets, wiring.settings.hook_attempts, stopping.is_set):
+        if not follow.follow(wiring.engine, called, wiring.settings.hook_attempts, stopping.is_set):
             wiring.hooks_bell.ring()
 
     return answered(run, wiring.hooks_bell)

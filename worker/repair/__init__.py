@@ -1,1 +1,1 @@
-"""What webhooks missed: catch-up, resync and confirmed reads, as runs under leases."""
+"""What webhooks missed, or a fix makes worth another look: catch-up, resync, confirmed reads, replay, under leases."""

@@ -14,7 +14,7 @@ from models.tables import TABLES, Domain, Drift, Kind, Listing, Membership, Orga
 from models.tables import Connection as SignIn
 from worker.decision.decide import Finding
 from worker.errors import ConfigurationError
-from worker.repair.reads import ask
+from worker.mirror.doubts import ask
 
 FEW = 20
 SHARE = 0.05

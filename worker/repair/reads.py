@@ -4,24 +4,23 @@ What is in doubt waits in the table `reads`: asked for by an event (an id under 
 stays missing, a role that was deleted) or by a resync (whatever a listing cannot settle).
 """
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Text, cast, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, delete, or_, select, update
 
-from models.bulk import among, insert_new
 from models.database import reading, write
-from models.tables import TABLES, Kind, Membership, Mirror, Read
+from models.tables import TABLES, Kind, Mirror, Read
 from models.types import db_in, db_now
-from worker.decision.decide import Finding, Outcome, State, confirm
+from worker.decision.decide import Finding, State, confirm
 from worker.decision.handlers import RoleMap, read_object
 from worker.directory.client import Directory, Found, UnreadableError
 from worker.errors import PayloadError
-from worker.mirror.apply import Arrival, Decision, change, lock_rows, note_changes, save_rows
+from worker.mirror.apply import change, lock_rows, note_changes, save_rows
+from worker.mirror.doubts import PARENT_MISSING
 
 log = structlog.get_logger()
 
@@ -29,26 +28,7 @@ MOST_RACES = 10
 """An object that changes between read and write so often is left for later."""
 FIRST_BACKOFF_SECONDS = 5.0
 LONGEST_BACKOFF_SECONDS = 3600.0
-PARENT_PATIENCE_SECONDS = 60.0
 STEP = 100
-ROLE_DELETED = "role deleted"
-PARENT_MISSING = "parent missing"
-UNDER_TOMBSTONE = "event under a resync's tombstone"
-
-
-def ask(tx: Connection, kind: Kind, ids: Iterable[str], reason: str, run_id: str) -> None:
-    """Ask, for a resync, for objects to be read by id. What it has asked for already is not again."""
-    _ask(tx, [{"kind": kind, "object_id": id, "reason": reason, "run_id": run_id} for id in sorted(set(ids))])
-
-
-def _ask_for_events(tx: Connection, kind: Kind, asking: Mapping[str, str], reason: str, after: float = 0.0) -> None:
-    """Ask for objects, object id to the event that asks, `after` seconds or more from now."""
-    ids = sorted(asking.items())
-    _ask(tx, [{"kind": kind, "object_id": id, "reason": reason, "event_id": event} for id, event in ids], after)
-
-
-def _ask(tx: Connection, rows: list[dict[str, Any]], after: float = 0.0) -> None:
-    insert_new(tx, Read, rows, due_at=db_in(after))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,43 +130,6 @@ def _state(kind: Kind, id: str, item: dict[str, Any], read_at: datetime, roles: 
     if snapshot.id != id:
         raise PayloadError("id", "is not the one that was asked for")
     return snapshot.state
-
-
-def ask_after(tx: Connection, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
-    """Ask for what applied events leave in doubt.
-
-    An id under a resync's tombstone; a parent that is missing, unless it comes within a minute; and the memberships
-    that had a deleted role, for whether each is announced is not known (WORKOS.md).
-    """
-    doubtful: dict[Kind, dict[str, str]] = {}
-    parents: dict[Kind, dict[str, str]] = {Kind.ORGANIZATION: {}, Kind.USER: {}}
-    for (snapshot, _, event_id), decision in zip(arrivals, decisions, strict=True):
-        content = snapshot.state.content
-        if decision.in_doubt:
-            doubtful.setdefault(snapshot.kind, {})[snapshot.id] = event_id
-        if decision.outcome is not Outcome.APPLIED:
-            continue
-        if snapshot.kind is Kind.ROLE and snapshot.state.deleted:
-            _ask_for_holders(tx, content["organization_id"], content["slug"], event_id)
-        if snapshot.kind in (Kind.MEMBERSHIP, Kind.DOMAIN) and not snapshot.state.deleted:
-            parents[Kind.ORGANIZATION].setdefault(content["organization_id"], event_id)
-            if snapshot.kind is Kind.MEMBERSHIP:
-                parents[Kind.USER].setdefault(content["user_id"], event_id)
-    for kind, asking in doubtful.items():
-        _ask_for_events(tx, kind, asking, UNDER_TOMBSTONE)
-    for kind, asking in parents.items():
-        known = set(tx.execute(select(TABLES[kind].id).where(among(tx, TABLES[kind].id, asking))).scalars())
-        missing = {id: event_id for id, event_id in asking.items() if id not in known}
-        _ask_for_events(tx, kind, missing, PARENT_MISSING, after=PARENT_PATIENCE_SECONDS)
-
-
-def _ask_for_holders(tx: Connection, organization_id: str | None, slug: str, event_id: str) -> None:
-    holders = select(Membership.id).where(
-        Membership.deleted_by.is_(None), cast(Membership.workos_roles, Text).contains(json.dumps(slug), autoescape=True)
-    )
-    if organization_id:
-        holders = holders.where(Membership.organization_id == organization_id)
-    _ask_for_events(tx, Kind.MEMBERSHIP, dict.fromkeys(tx.execute(holders).scalars(), event_id), ROLE_DELETED)
 
 
 def work_due(engine: Engine, directory: Directory, stopping: Callable[[], bool]) -> int:

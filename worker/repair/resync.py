@@ -33,11 +33,12 @@ from worker.directory.client import (
     UnreadableError,
 )
 from worker.errors import PayloadError
+from worker.group_commit import GroupCommit
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows, stored_rows
-from worker.processes.group_commit import GroupCommit
+from worker.mirror.doubts import ask
 from worker.repair import deletions
 from worker.repair.listings import Listed, drift, odd_item, open_listings, parse_page
-from worker.repair.reads import Result, ask, confirmed_read
+from worker.repair.reads import Result, confirmed_read
 from worker.repair.runs import Lease, LeaseLostError, create, finish, left_over
 
 log = structlog.get_logger()

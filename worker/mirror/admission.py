@@ -24,8 +24,8 @@ from models.tables import (
 from models.types import db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.errors import ConfigurationError
-from worker.joining.auto_join import add_joins, recheck, search
 from worker.mirror.apply import append_changes, note_changes
+from worker.mirror.auto_join import add_joins, recheck, search
 
 log = structlog.get_logger()
 

@@ -22,10 +22,10 @@ from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.decision.roles import slug_for
 from worker.decision.snapshots import parse_time
 from worker.directory.client import Directory, LimitedError, NotThereError, QueryRefusedError, UnreadableError
-from worker.joining.auto_join import add_joins
-from worker.processes.doorbell import Doorbell
+from worker.mirror.auto_join import add_joins
 from worker.repair.catch_up import catch_up
-from worker.repair.work import begin_unless_busy
+from worker.repair.schedule import begin_unless_busy
+from worker.signals.doorbell import Doorbell
 
 log = structlog.get_logger()
 

@@ -19,8 +19,8 @@ from models.tables import Event, EventStatus, Run, RunStatus, Task
 from models.types import db_now
 from worker.errors import ConfigurationError
 from worker.inbox.drain import decide_events
-from worker.processes.doorbell import Doorbell
 from worker.repair.runs import Lease, create, finish
+from worker.signals.doorbell import Doorbell
 
 log = structlog.get_logger()
 

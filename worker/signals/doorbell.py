@@ -10,6 +10,15 @@ from rq.serializers import JSONSerializer
 
 log = structlog.get_logger()
 
+DRAIN = "drain"
+"""The lane that applies what is pending in the inbox."""
+REPAIR = "repair"
+"""The lane that works on resyncs, catch-ups and confirmed reads."""
+PROVISION = "provision"
+"""The lane that makes those members whom their verified domain lets in."""
+HOOKS = "hooks"
+"""The lane that tells the host of changes."""
+
 FLAG_MS = 10_000
 JOB_TIMEOUT_SECONDS = 120
 KEEP_RESULT_SECONDS = 30

@@ -1,0 +1,77 @@
+"""Hooks as operators see them: how they stand, what they failed at, telling it again, giving it up."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import structlog
+from sqlalchemy import ColumnElement, Engine, delete, func, select, update
+
+from models.database import reading, write
+from models.tables import Change, Hook, HookDelivery
+from models.types import db_now
+
+log = structlog.get_logger()
+
+
+def standing(engine: Engine, names: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Return how each hook stands, and those of `names` that never ran: how far behind, what waits and failed."""
+    of_status = select(HookDelivery.hook, HookDelivery.status, func.count()).group_by(
+        HookDelivery.hook, HookDelivery.status
+    )
+    with reading(engine) as tx:
+        counts = {(hook, status): number for hook, status, number in tx.execute(of_status)}
+        rows: dict[str, Mapping[str, Any]] = {
+            row["name"]: dict(row) for row in tx.execute(select(Hook.__table__)).mappings()
+        }
+        report = []
+        for name in sorted(rows.keys() | set(names)):
+            row = rows.get(name, {})
+            ahead = select(func.count()).select_from(Change).where(Change.id > row.get("cursor", 0))
+            report.append(
+                {
+                    "hook": name,
+                    "configured": name in names,
+                    "cursor": row.get("cursor"),
+                    "behind": tx.execute(ahead).scalar_one() if row else None,
+                    "waiting": counts.get((name, "pending"), 0),
+                    "failed": counts.get((name, "failed"), 0),
+                    "delivered": row.get("delivered", 0),
+                    "delivered_at": row.get("delivered_at"),
+                    "error": row.get("error"),
+                }
+            )
+        return report
+
+
+def deliveries(
+    engine: Engine, *, hook: str | None = None, status: str | None = None, limit: int = 50
+) -> list[dict[str, Any]]:
+    """Return the changes that hooks have not taken, oldest first, with their errors and tracebacks."""
+    query = select(HookDelivery.__table__).order_by(HookDelivery.change_id, HookDelivery.hook).limit(limit)
+    for column, value in ((HookDelivery.hook, hook), (HookDelivery.status, status)):
+        if value is not None:
+            query = query.where(column == value)
+    with reading(engine) as tx:
+        return [dict(row) for row in tx.execute(query).mappings()]
+
+
+def replay(engine: Engine, hook: str, change_id: int | None, who: str) -> int:
+    """Have a hook told again of what it failed at, all of it or one change; return how many."""
+    values = {"status": "pending", "attempts": 0, "due_at": db_now()}
+    again = update(HookDelivery).where(*_failed(hook, change_id)).values(values)
+    number = write(engine, lambda tx: tx.execute(again).rowcount)
+    log.info("hook_replayed", hook=hook, number=number, who=who)
+    return number
+
+
+def dismiss(engine: Engine, hook: str, change_id: int | None, who: str) -> int:
+    """Give up what a hook failed at, all of it or one change; return how many."""
+    gone = delete(HookDelivery).where(*_failed(hook, change_id))
+    number = write(engine, lambda tx: tx.execute(gone).rowcount)
+    log.info("hook_dismissed", hook=hook, number=number, who=who)
+    return number
+
+
+def _failed(hook: str, change_id: int | None) -> list[ColumnElement[bool]]:
+    one = [] if change_id is None else [HookDelivery.change_id == change_id]
+    return [HookDelivery.hook == hook, HookDelivery.status == "failed", *one]

@@ -1,1 +1,0 @@
-"""Auto-join: who joins a workspace by domain, who does not, and making them members."""

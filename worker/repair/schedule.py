@@ -1,0 +1,92 @@
+"""What is due: runs by the schedule, the first resync, and runs and reads that nobody works on."""
+
+import structlog
+from sqlalchemy import Connection, Engine, exists, select, update
+
+from models.bulk import dialect_insert
+from models.database import reading, write
+from models.tables import Mirror, Read, Run, RunStatus, Task, Tick
+from models.types import db_in, db_now
+from worker.decision.handlers import SUBSCRIBED
+from worker.repair.catch_up import settle
+from worker.repair.resync import begin
+from worker.repair.runs import BusyError, create
+from worker.settings import Settings
+from worker.signals.doorbell import Doorbell
+
+log = structlog.get_logger()
+
+PAUSE = 60.0
+"""Seconds between a first resync that failed and the next."""
+
+
+def claim(tx: Connection, name: str, every_seconds: float) -> bool:
+    """Take the duty `name` if it is due, by the database's clock; False: it is not, or another clock has taken it."""
+    first = dialect_insert(tx, Tick).values(name=name, at=db_now()).on_conflict_do_nothing().returning(Tick.name)
+    if tx.execute(first).one_or_none() is not None:
+        return True
+    due = (Tick.name == name) & (Tick.at <= db_in(-every_seconds))
+    moved = update(Tick).where(due).values(at=db_now()).returning(Tick.name)
+    return tx.execute(moved).one_or_none() is not None
+
+
+def begin_due(tx: Connection) -> None:
+    """Begin the resync that a first start, or a release that acts on further event types, asks for."""
+    mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()
+    if mirror.backfill_from is None:
+        return
+    if mirror.last_resync_at is None:
+        failed = (Run.task == Task.RESYNC, Run.status == RunStatus.FAILED, Run.finished_at > db_in(-PAUSE))
+        if not tx.execute(select(exists().where(*failed))).scalar_one():
+            begin_unless_busy(tx, "first start")
+    elif (new := set(SUBSCRIBED).difference(mirror.event_types or ())) and begin_unless_busy(tx, "new release"):
+        # Events of these types were ignored until now: what they told is found by listing.
+        log.info("new_event_types", types=sorted(new))
+        tx.execute(update(Mirror).values(event_types=SUBSCRIBED))
+
+
+def begin_unless_busy(tx: Connection, requested_by: str) -> bool:
+    """Begin a full resync unless one is under way; return whether it was begun."""
+    try:
+        begin(tx, requested_by)
+    except BusyError:
+        return False
+    return True
+
+
+def schedule(engine: Engine, settings: Settings) -> None:
+    """Create the runs that are due. Tick and run are one transaction: two clocks, or a missed tick, do no harm."""
+    duties = {Task.RETENTION: settings.retention_seconds}
+    if settings.repairs:
+        write(engine, begin_due)
+        duties |= {Task.RESYNC: settings.resync_seconds, Task.CATCH_UP: settings.catch_up_seconds}
+    for task, every in duties.items():
+        try:
+            write(engine, lambda tx: _schedule(tx, task, every))  # noqa: B023 - called now
+        except BusyError:
+            log.info("still_under_way", task=task)
+
+
+def _schedule(tx: Connection, task: Task, every_seconds: float) -> None:
+    if task is Task.RESYNC:
+        # One that an operator or the first start asked for counts too.
+        recent = select(Mirror.id).where(Mirror.last_resync_at > db_in(-every_seconds))
+        if tx.execute(recent).one_or_none() is None and claim(tx, task, every_seconds):
+            begin(tx, "clock")
+    elif claim(tx, task, every_seconds):
+        create(tx, task, "clock")
+
+
+def watch(engine: Engine, bell: Doorbell) -> None:
+    """Ring for runs and reads that nobody works on, and note how far the mirror is right by now."""
+    settle(engine)
+    if needs_repair(engine) and not bell.waiting():
+        bell.ring()
+
+
+def needs_repair(engine: Engine) -> bool:
+    """Whether a run waits for a worker, or a read is due."""
+    unheld = exists().where(Run.status == RunStatus.RUNNING, Run.leased_until.is_(None) | (Run.leased_until < db_now()))
+    due = exists().where(Read.run_id == "", Read.due_at <= db_now())
+    with reading(engine) as tx:
+        return bool(tx.execute(select(unheld | due)).scalar_one())
