@@ -10,6 +10,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("models", "worker", "webhooks")
+WORKER = (
+    *("errors", "logs", "group_commit"),
+    *("decision", "mirror", "inbox", "signals", "settings"),
+    *("directory", "repair", "provision", "hooks"),
+    *("wiring", "processes", "looking", "cli"),
+)
+"""The parts of the worker, from the ground up."""
 
 
 def name_of(path: Path) -> str:
@@ -56,6 +63,13 @@ def test_there_is_something_to_look_at() -> None:
 )
 def test_imports_point_down(package: str, above: tuple[str, ...]) -> None:
     assert {module for module in importers(*above) if module.split(".")[0] == package} == set()
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("worker.")])
+def test_each_part_of_the_worker_stands_on_those_below_it(module: str) -> None:
+    place = WORKER.index(module.split(".")[1])
+    below = {name for name in neighbours(module) if name.startswith("worker.")}
+    assert {name for name in below if WORKER.index(name.split(".")[1]) > place} == set()
 
 
 def test_no_product_module_imports_tests() -> None:
