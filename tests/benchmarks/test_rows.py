@@ -9,6 +9,8 @@ from tests.benchmarks.rows import ROWS
 from tests.benchmarks.runner import measure
 from tests.benchmarks.servers import Bench, servers
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:

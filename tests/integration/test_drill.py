@@ -10,6 +10,8 @@ import pytest
 from tests.drill.faults import all_faults
 from tests.integration.processes import ROOT
 
+pytestmark = pytest.mark.long
+
 MUST_BE_NONE = {
     "acknowledged events lost",
     "events lost",

@@ -17,6 +17,8 @@ from tests.integration.processes import Commands
 from tests.integration.stories import encoded, new_users
 from tests.support import sign
 
+pytestmark = pytest.mark.long
+
 SENDERS = 120
 QUICK = 8.0
 """Seconds; without the mend it takes a minute and more, however fast the machine."""

@@ -8,6 +8,8 @@ import pytest
 from tests.benchmarks.two_hosts import why_not
 from tests.integration.processes import ROOT
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.timeout(600)
 def test_two_hosts_share_the_work_and_one_goes_on_while_the_other_is_cut_off() -> None:

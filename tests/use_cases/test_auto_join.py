@@ -334,6 +334,7 @@ FIGHT = {
 }
 
 
+@pytest.mark.long
 def test_two_workspaces_fighting_over_a_domain_never_make_a_wrong_join(make_database: Any) -> None:
     """In every order of verify, fail and delete; each order with ids of its own in one database."""
     engine = open_engine(make_database("postgresql"))

@@ -14,11 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import structlog
 from click.testing import CliRunner
 from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, select
+from structlog.typing import EventDict
 
 from models.database import reading
 from models.tables import Batch, Event, EventStatus
@@ -44,14 +46,25 @@ def wiring(make_wiring: Callable[..., Wiring]) -> Wiring:
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch, logs_as_before: None) -> dict[str, io.StringIO]:
     """All that is logged, in both formats."""
-    streams, handlers = {}, []
+    streams, handlers, ways = {}, [], []
     for log_format in ("json", "console"):
         streams[log_format] = io.StringIO()
         with monkeypatch.context() as patched:
             patched.setattr(sys, "stderr", streams[log_format])
             configure(log_format)
         handlers += logging.getLogger().handlers
+        ways.append((structlog.get_config()["processors"], streams[log_format]))
+
+    def both_ways(logger: Any, method: str, event: EventDict) -> EventDict:
+        for processors, stream in ways:
+            line: Any = dict(event)
+            for process in processors:
+                line = process(logger, method, line)
+            print(line, file=stream)
+        raise structlog.DropEvent
+
     logging.getLogger().handlers = handlers
+    structlog.configure(processors=[both_ways])
     return streams
 
 
@@ -73,6 +86,7 @@ def what_became(engine: Engine) -> dict[str, Any]:
         return {row.id: row for row in tx.execute(select(*columns).where(Event.status != EventStatus.DONE))}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(0)
 def test_whatever_is_posted_is_refused_or_decided_and_harms_no_one_else(
     door: FlaskClient, engine: Engine, told: dict[str, io.StringIO]

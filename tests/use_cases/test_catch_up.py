@@ -86,7 +86,7 @@ def age_what_the_api_brought(engine: Engine, seconds: float) -> None:
     write(engine, lambda tx: tx.execute(brought.values(api_at=db_in(-seconds))))
 
 
-@pytest.mark.parametrize(("number", "seed"), [(700, 1), (5000, 2)])
+@pytest.mark.parametrize(("number", "seed"), [(700, 1), pytest.param(5000, 2, marks=pytest.mark.long)])
 def test_what_webhooks_lost_comes_by_the_events_api_and_is_a_gap_after_the_patience(
     engine: Engine, door: FlaskClient, sandbox: Sandbox, clock: Clock, directory: Directory, number: int, seed: int
 ) -> None:

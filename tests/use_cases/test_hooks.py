@@ -247,6 +247,7 @@ def test_a_slow_hook_takes_the_rest_in_the_next_step_and_in_order(
     one_engine: Engine, host: Host, follow: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hooks, "STEP_SECONDS", 0.0)
+    monkeypatch.setattr(hooks, "ROUND_SECONDS", 0.1)
     tell(one_engine, [person(f"user_{n % 3}", n, first_name=f"v{n}") for n in range(9)])
     while not host.told or waiting(one_engine):
         follow()

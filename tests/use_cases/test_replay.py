@@ -84,6 +84,7 @@ def test_errors_of_one_cause_share_a_fingerprint() -> None:
     assert fingerprint(ValueError("")) != fingerprint(ValueError("another"))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_after_a_fix_one_command_replays_all_of_a_kind_and_each_is_applied_once(
     both_engines: Engine, bell: Doorbell, bug: Callable[[], None]

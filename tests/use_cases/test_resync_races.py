@@ -134,6 +134,7 @@ def test_events_beside_several_calls_in_flight(both_engines: Engine, sandbox: Sa
     assert revived(both_engines) == set()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_two_thousand_webhooks_while_two_thousand_workspaces_are_listed(
     make_database: Callable[[str], str], sandbox: Sandbox, redis: Redis

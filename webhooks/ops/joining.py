@@ -60,7 +60,7 @@ def add(routes: Blueprint, wiring: Wiring) -> None:
     def hooks_page() -> str:
         standing = operate.standing(engine, wiring.settings.hooks)
         waiting = operate.deliveries(engine, limit=PAGE)
-        return render_template("ops/follow.html", hooks=standing, deliveries=waiting)
+        return render_template("ops/hooks.html", hooks=standing, deliveries=waiting)
 
     @routes.post("/hooks/<name>/replay")
     def replay_hook(name: str) -> Response:
