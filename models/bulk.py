@@ -4,11 +4,10 @@ PostgreSQL gets them as one JSON parameter: a statement's text is then the same 
 planned and sent once. SQLite runs in this process, where a statement for each row costs less than the JSON would.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
+import orjson
 from sqlalchemy import (
     ARRAY,
     Column,
@@ -108,10 +107,4 @@ def _given(columns: Iterable[Column[Any]]) -> Any:
 
 
 def _parameter(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    return {"rows": json.dumps(list(rows), default=_plain)}
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    raise TypeError(f"{type(value).__name__} is no value of a row")
+    return {"rows": orjson.dumps(list(rows)).decode()}

@@ -19,7 +19,7 @@ IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000
 PATIENCE_S = 4.0
 """No new try after so long: with the longest wait for a lock it is well under what makes a batch an orphan."""
 SQLITE_BUSY_TIMEOUT_S = 5.0
-SQLITE_BATCH = 100
+SQLITE_BATCH = 250
 """Events in a batch on SQLite, so that the door never waits for a second."""
 
 KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 10_000}

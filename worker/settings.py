@@ -138,7 +138,7 @@ class Settings(BaseSettings):
     web_threads: Annotated[int, Field(ge=1)] = 32
     worker_processes: Annotated[int, Field(ge=1)] = 2
     sweep_seconds: Annotated[float, Field(gt=0)] = 5.0
-    batch_size: Annotated[int, Field(ge=1, le=5000)] = 500
+    batch_size: Annotated[int, Field(ge=1, le=5000)] = 1000
     max_attempts: Annotated[int, Field(ge=1)] = 10
     auto_join: Literal["off", "mirror", "provision"] = "mirror"
     auto_join_existing: bool = False

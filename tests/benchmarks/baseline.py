@@ -16,6 +16,7 @@ from tests.support import JSON, SECRET
 def application() -> Flask:
     """Return the application."""
     app = Flask("baseline")
+    app.config["MAX_CONTENT_LENGTH"] = 1024 * 1024  # as ours
     app.add_url_rule("/healthz", view_func=dict)
     workos = WorkOSClient(api_key="sk_bench", client_id="client_bench")
     queue = Queue(connection=Redis.from_url(os.environ["REDIS_URL"]))

@@ -21,6 +21,7 @@ DECIDED = ("status", "outcome", "decided_by", "processed_at", "occurred_at", "ki
 def application() -> Flask:
     """Return an application that checks a delivery's signature and does no more."""
     app = Flask("limit")
+    app.config["MAX_CONTENT_LENGTH"] = 1024 * 1024  # as ours
     app.add_url_rule("/healthz", view_func=dict)
 
     @app.post("/webhooks/workos")

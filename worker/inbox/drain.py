@@ -37,7 +37,7 @@ ORPHAN_AFTER_SECONDS = 15.0
 class Policy:
     """How a drain works: events in a batch, attempts of one event, first and longest back-off in seconds."""
 
-    batch_size: int = 500
+    batch_size: int = 1000
     max_attempts: int = 10
     first_backoff: float = 1.0
     longest_backoff: float = 3600.0
@@ -113,7 +113,7 @@ def _take(tx: Connection, policy: Policy) -> Work | None:
         .order_by(Event.due_at, Event.id)
         .limit(size + len(taken))
     )
-    free = [id for id in tx.execute(due).scalars() if id not in taken][:size]
+    free = [id for id in tx.execute(due).scalars().all() if id not in taken][:size]
     return Work(_write_down(tx, free, started=True), free) if free else None
 
 

@@ -110,14 +110,15 @@ def lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State
     """
     table = TABLES[kind].__table__
     insert_new(tx, TABLES[kind], [{"id": id} for id in ids])
-    found = tx.execute(select(table).where(among(tx, table.c.id, ids)).order_by(table.c.id).with_for_update())
+    found = tx.execute(select(table).where(among(tx, table.c.id, ids)).order_by(table.c.id).with_for_update()).all()
     return {row.id: _state(kind, row) for row in found}
 
 
 def stored_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State]:
     """Return the states of those of `ids` that were ever seen, without locking them."""
     table = TABLES[kind].__table__
-    found = ((row.id, _state(kind, row)) for row in tx.execute(select(table).where(among(tx, table.c.id, ids))))
+    rows = tx.execute(select(table).where(among(tx, table.c.id, ids))).all()
+    found = ((row.id, _state(kind, row)) for row in rows)
     return {id: state for id, state in found if state is not None}
 
 

@@ -230,7 +230,7 @@ def _causes_of_claims(
 def claims(tx: Connection, ids: Iterable[str]) -> list[Claim]:
     """Return the claims with these domain ids, and every other claim to the same domains."""
     mine = list(ids)
-    named = tx.execute(select(Domain.normalized).where(among(tx, Domain.id, mine))).scalars()
+    named = tx.execute(select(Domain.normalized).where(among(tx, Domain.id, mine))).scalars().all()
     names = {name for name in named if name is not None}
     found = (
         select(
@@ -242,7 +242,7 @@ def claims(tx: Connection, ids: Iterable[str]) -> list[Claim]:
         .where(or_(among(tx, Domain.id, mine), among(tx, Domain.normalized, names)), Domain.revision > 0)
         .order_by(Domain.id)
     )
-    return [_claim(row) for row in tx.execute(found).mappings()]
+    return [_claim(row) for row in tx.execute(found).mappings().all()]
 
 
 def _claim(row: RowMapping) -> Claim:
@@ -282,7 +282,7 @@ def _note_standings(tx: Connection, causes: Mapping[str, Cause], *, legacy: bool
     found = claims(tx, causes)
     now = standings(found, legacy=legacy)
     query = select(AutoJoin.__table__).where(among(tx, AutoJoin.domain_id, now))
-    noted = {row.domain_id: row for row in tx.execute(query)}
+    noted = {row.domain_id: row for row in tx.execute(query).all()}
     any_cause = next(iter(causes.values()))
     turns = []
     stale: list[dict[str, Any]] = []
