@@ -49,8 +49,9 @@ def create_app(wiring: Wiring) -> Flask:
 
 def _refuse_nul() -> None:
     """Refuse what no name here can hold: PostgreSQL calls NUL an error, and SQLite looks no further than it."""
+    asked = request.args.values() if request.query_string else ()
     forms = request.form.values() if request.blueprint == "ops" else ()  # a delivery's body is read raw
-    if any("\0" in said for said in (request.path, *request.args.values(), *forms)):
+    if any("\0" in said for said in (request.path, *asked, *forms)):
         abort(400, "a NUL stands in the address or the form")
 
 

@@ -4,7 +4,7 @@ import hmac
 import json
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import structlog
 from flask import Blueprint, Response, abort, jsonify, request
@@ -35,7 +35,7 @@ def blueprint(wiring: Wiring) -> Blueprint:
     allowed = [ip_network(network) for network in settings.webhook_allowed_ips]
     path_token = settings.webhook_path_token.get_secret_value().encode() if settings.webhook_path_token else None
     # In a thread of its own: a frozen database cannot hold an answer back, and many deliveries share one commit.
-    commit = GroupCommit(partial(_receive, wiring), MOST_TOGETHER)
+    commit = GroupCommit(partial(_commit, wiring), MOST_TOGETHER)
     routes = Blueprint("receive", __name__)
 
     @routes.before_request
@@ -64,30 +64,45 @@ def blueprint(wiring: Wiring) -> Blueprint:
             return jsonify(error=f"signature refused: {refused.reason}"), 401
         counters.note_time("secret_used", str(place + 1))
         event = _event(body)
-        event_id, type = event["id"], event["event"]
-        shown_type = type if type in HANDLERS else "other"  # what anyone may send makes no new series
-        told = log.bind(event_id=event_id, type=type, organization_id=_organization_id(event))
+        posted = Posted(Delivery(event["id"], event["event"], body), _organization_id(event))
         try:
-            new = commit(Delivery(event_id, type, body), seconds=COMMIT_SECONDS)
+            new = commit(posted, seconds=COMMIT_SECONDS)
         except (SQLAlchemyError, TimeoutError) as error:
             # Too late for this answer, it may yet be committed: then the next delivery is a duplicate.
-            told.warning("webhook_not_stored", error=type_name(error))
-            counters.add("received", "not_stored", shown_type)
+            posted.log().warning("webhook_not_stored", error=type_name(error))
+            counters.add("received", "not_stored", posted.shown_type)
             answer = jsonify(error="the event could not be stored; send it again")
             answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
             return answer, 503
-        outcome = "accepted" if new else "duplicate"
-        told.info("webhook_accepted", new=new)
-        counters.add("received", outcome, shown_type)
-        return jsonify(status=outcome)
+        return jsonify(status="accepted" if new else "duplicate")
 
     return routes
 
 
-def _receive(wiring: Wiring, deliveries: list[Delivery]) -> list[bool]:
-    new = receive(wiring.engine, deliveries)
+class Posted(NamedTuple):
+    """A delivery that is well signed, and the workspace it is about, for log lines."""
+
+    delivery: Delivery
+    organization_id: str | None
+
+    @property
+    def shown_type(self) -> str:
+        """The event's type as metrics show it: what anyone may send makes no new series."""
+        return self.delivery.type if self.delivery.type in HANDLERS else "other"
+
+    def log(self) -> Any:
+        """Return the logger with what the delivery is about."""
+        return log.bind(event_id=self.delivery.id, type=self.delivery.type, organization_id=self.organization_id)
+
+
+def _commit(wiring: Wiring, together: list[Posted]) -> list[bool]:
+    """Commit deliveries, ring, and tell of them: in one thread, for many that write to one log wait for each other."""
+    news = receive(wiring.engine, [posted.delivery for posted in together])
     wiring.bell.ring()
-    return new
+    for posted, new in zip(together, news, strict=True):
+        posted.log().info("webhook_accepted", new=new)
+        wiring.counters.add("received", "accepted" if new else "duplicate", posted.shown_type)
+    return news
 
 
 def type_name(error: Exception) -> str:

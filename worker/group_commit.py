@@ -1,19 +1,26 @@
 """Group commit: several threads' writes in one transaction, made by a thread of its own."""
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from typing import Generic, NamedTuple, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class _Waiting(NamedTuple, Generic[T, R]):
-    item: T
-    size: int
-    done: "Future[R]"
+class _Waiting(Generic[T, R]):
+    """What a thread hands over, and a lock that is held until it is written: a `Future` took ten times as long."""
+
+    __slots__ = ("error", "item", "result", "size", "written")
+
+    def __init__(self, item: T, size: int) -> None:
+        self.item = item
+        self.size = size
+        self.result: R
+        self.error: BaseException | None = None
+        self.written = threading.Lock()
+        self.written.acquire()
 
 
 class GroupCommit(Generic[T, R]):
@@ -27,52 +34,59 @@ class GroupCommit(Generic[T, R]):
     def __init__(self, write: Callable[[list[T]], Sequence[R]], most: int) -> None:
         self._write = write
         self._most = most
-        self._waiting: deque[_Waiting[T, R]] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
+        self._queue: SimpleQueue[_Waiting[T, R] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True, name="group-commit")
         self._thread.start()
 
-    def __call__(self, item: T, size: int = 1, seconds: float | None = None) -> R:
+    def __call__(self, item: T, size: int = 1, seconds: float = -1) -> R:
         """Return the result of writing `item`; raises what its writing raised.
 
         Raises:
             TimeoutError: it took longer than `seconds`. It may yet be written.
         """
-        waiting = _Waiting[T, R](item, size, Future())
-        with self._changed:
-            self._waiting.append(waiting)
-            self._changed.notify()
-        return waiting.done.result(seconds)
+        waiting = _Waiting[T, R](item, size)
+        self._queue.put(waiting)
+        if not waiting.written.acquire(timeout=seconds):
+            raise TimeoutError
+        if waiting.error is not None:
+            raise waiting.error
+        return waiting.result
 
     def close(self) -> None:
         """End the thread once all that was handed over is written."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
+        self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        while group := self._next_group():
+        first = self._queue.get()
+        while first is not None:
+            group, following = self._group(first)
             self._write_group(group)
+            first = following or self._queue.get()
 
-    def _next_group(self) -> list[_Waiting[T, R]]:
-        """Wait for something to write and return it; nothing: closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            group: list[_Waiting[T, R]] = []
-            room = self._most
-            while self._waiting and (not group or self._waiting[0].size <= room):
-                group.append(self._waiting.popleft())
-                room -= group[-1].size
-            return group
+    def _group(self, first: _Waiting[T, R]) -> tuple[list[_Waiting[T, R]], _Waiting[T, R] | None]:
+        """Return what is written together with `first`, and what was taken from the queue and has no room."""
+        group, room = [first], self._most - first.size
+        while True:
+            try:
+                following = self._queue.get_nowait()
+            except Empty:
+                return group, None
+            if following is None:
+                self._queue.put(None)  # closed: after this group
+                return group, None
+            if following.size > room:
+                return group, following
+            group.append(following)
+            room -= following.size
 
     def _write_group(self, group: list[_Waiting[T, R]]) -> None:
         try:
             results = self._write([waiting.item for waiting in group])
+            for waiting, result in zip(group, results, strict=True):
+                waiting.result = result
         except BaseException as error:  # noqa: BLE001 - each waiting thread raises it
             for waiting in group:
-                waiting.done.set_exception(error)
-        else:
-            for waiting, result in zip(group, results, strict=True):
-                waiting.done.set_result(result)
+                waiting.error = error
+        for waiting in group:
+            waiting.written.release()

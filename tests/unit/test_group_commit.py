@@ -47,7 +47,7 @@ def hand_over(writer: Writer, commit: GroupCommit[int, int]) -> Iterator[Callabl
         for place, item in enumerate(items):
             calls.append(pool.submit(commit, item, size))
             assert writer.begun.wait(10)
-            while len(commit._waiting) < place:
+            while commit._queue.qsize() < place:
                 threading.Event().wait(0.001)
         writer.go_on.set()
         return [call.exception(10) or call.result() for call in calls]
