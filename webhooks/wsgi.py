@@ -6,13 +6,14 @@ from webhooks.app import create_app
 from worker.logs import configure
 from worker.processes.embedded import redis_url
 from worker.settings import load_settings
-from worker.wiring import require_migrated, wire
+from worker.wiring import wire
 
 
 def application() -> Flask:
-    """Return the application; raises `ConfigurationError` as `create_app` and `require_migrated`."""
+    """Return the application; raises `ConfigurationError` as `create_app`.
+
+    The database is not asked: a process that starts while it is away answers 503, and `readyz` says why.
+    """
     settings = load_settings("workos_webhook_secrets")
     configure(settings.log_format)
-    wiring = wire(settings, redis_url(settings), door=True)
-    require_migrated(wiring.engine)
-    return create_app(wiring)
+    return create_app(wire(settings, redis_url(settings), door=True))

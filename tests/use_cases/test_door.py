@@ -21,6 +21,7 @@ from models.migrate import downgrade
 from models.tables import TABLES, Event, Kind
 from tests.support import SECRET, accept, apply_all, event_row, made, outcomes, post, rows, sample, sign, statuses
 from webhooks.app import create_app
+from webhooks.wsgi import application
 from worker.errors import ConfigurationError
 from worker.wiring import Wiring
 
@@ -286,6 +287,15 @@ def test_with_the_database_away_workos_is_asked_to_send_again(
     assert [entry["event"] for entry in logs] == ["webhook_not_stored"]
 
 
+def test_a_process_that_starts_while_the_database_is_away_asks_workos_to_send_again(
+    set_environment: Callable[..., None], tmp_path: Path, logs_as_before: None
+) -> None:
+    set_environment(DATABASE_URL=away(tmp_path)["unreachable"], WORKOS_WEBHOOK_SECRETS=SECRET)
+    door = application().test_client()
+    assert post(door, sample("user.created")).status_code == 503
+    assert door.get("/readyz").status_code == 503
+
+
 NO_REDIS = ["redis://127.0.0.1:1/0", "unix:///nowhere/valkey.sock"]
 
 
@@ -405,6 +415,7 @@ import sys
 from dataclasses import replace
 from tests.support import SECRET, made, post
 from webhooks.app import create_app
+from webhooks.wsgi import application
 from worker.logs import configure
 from worker.settings import Settings
 from worker.wiring import wire
