@@ -23,7 +23,7 @@ from worker.directory.client import Directory, UnreadableError
 from worker.repair.catch_up import LAG, catch_up, gaps
 from worker.repair.environment import bind
 from worker.repair.runs import create
-from worker.repair.work import repair
+from worker.repair.work import Repair
 from worker.settings import Settings
 from worker.signals.doorbell import DRAIN, Doorbell
 
@@ -341,7 +341,7 @@ def test_after_a_hundred_days_away_it_says_so_and_a_resync_finds_the_rest(
 ) -> None:
     def work() -> None:
         for _ in range(3):
-            repair(one_engine, directory, settings(), bell)
+            Repair(one_engine, directory, settings(), bell).all()
             apply_all(one_engine)
 
     work()

@@ -35,7 +35,7 @@ from worker.repair.catch_up import catch_up, settle
 from worker.repair.environment import bind
 from worker.repair.resync import start
 from worker.repair.schedule import needs_repair, schedule, watch
-from worker.repair.work import repair
+from worker.repair.work import Repair
 from worker.settings import Settings
 from worker.signals.doorbell import DRAIN, REPAIR, Doorbell
 
@@ -145,7 +145,7 @@ def test_a_first_start_on_a_full_environment_under_live_events_is_never_wrong(
         life.look()
         for _ in range(40):
             schedule(engine, chosen)
-            repair(engine, directory, chosen, bell)
+            Repair(engine, directory, chosen, bell).all()
             life.look()
             apply_all(engine)
             watch(engine, bell)
@@ -180,8 +180,8 @@ def test_an_empty_environment_is_current_after_the_first_resync_and_catch_up(
 ) -> None:
     bind(one_engine, directory, settings())
     assert status(one_engine)["state"] == "backfilling"
-    repair(one_engine, directory, settings(), bell)
-    repair(one_engine, directory, settings(), bell)
+    Repair(one_engine, directory, settings(), bell).all()
+    Repair(one_engine, directory, settings(), bell).all()
     told = status(one_engine)
     assert told["state"] == "current"
     assert told["last_resync"] is not None and told["complete_to"] is not None
@@ -196,7 +196,7 @@ def test_a_catch_up_that_the_clock_wanted_first_does_not_put_the_first_start_off
     schedule(one_engine, settings())
     assert len(runs(one_engine, Task.CATCH_UP)) == 1
     for _ in range(2):
-        repair(one_engine, directory, settings(), bell)
+        Repair(one_engine, directory, settings(), bell).all()
         apply_all(one_engine)
         watch(one_engine, bell)
     assert status(one_engine)["state"] == "current"
@@ -210,7 +210,7 @@ def test_pending_events_hold_the_first_start_up_and_new_ones_do_not(
     bind(one_engine, directory, settings())
     small_life(sandbox.world)
     for _ in range(3):
-        repair(one_engine, directory, settings(), bell)
+        Repair(one_engine, directory, settings(), bell).all()
         watch(one_engine, bell)
         assert status(one_engine)["state"] == "backfilling"
     waiting = [row["id"] for row in rows(one_engine, Event)]
@@ -228,7 +228,7 @@ def test_the_first_resync_is_the_only_one_of_its_day(
     bind(one_engine, directory, settings())
     for _ in range(3):
         schedule(one_engine, settings())
-        repair(one_engine, directory, settings(), bell)
+        Repair(one_engine, directory, settings(), bell).all()
     assert len(runs(one_engine, Task.RESYNC)) == 1
     done = update(Mirror).values(last_resync_at=db_in(-24 * 3600 - 1))
     write(one_engine, lambda tx: tx.execute(done))
@@ -240,12 +240,12 @@ def test_a_release_that_acts_on_further_types_resyncs_once(
     one_engine: Engine, sandbox: Sandbox, directory: Directory, bell: Doorbell
 ) -> None:
     bind(one_engine, directory, settings())
-    repair(one_engine, directory, settings(), bell)
+    Repair(one_engine, directory, settings(), bell).all()
     known = [type for type in SUBSCRIBED if not type.startswith("role.")]
     write(one_engine, lambda tx: tx.execute(update(Mirror).values(event_types=known)))
     sandbox.world.create_role("billing")
     for _ in range(2):
-        repair(one_engine, directory, settings(), bell)
+        Repair(one_engine, directory, settings(), bell).all()
     assert [run["requested_by"] for run in runs(one_engine, Task.RESYNC)] == ["first start", "new release"]
     assert mirror(one_engine)["event_types"] == SUBSCRIBED
 
@@ -255,11 +255,11 @@ def test_without_a_key_only_retention_is_done(one_engine: Engine, bell: Doorbell
     schedule(one_engine, bare)
     watch(one_engine, repair_bell)
     assert repair_bell.waiting() == 1
-    repair(one_engine, None, bare, bell)
+    Repair(one_engine, None, bare, bell).all()
     assert [(run["task"], run["status"]) for run in rows(one_engine, Run)] == [(Task.RETENTION, RunStatus.DONE)]
     # What a key had asked for before waits until there is one again.
     start(one_engine, "operator")
-    repair(one_engine, None, bare, bell)
+    Repair(one_engine, None, bare, bell).all()
     assert {run["status"] for run in runs(one_engine, Task.RESYNC)} == {RunStatus.RUNNING}
 
 
@@ -281,7 +281,7 @@ def bound(two_environments: Sandbox, redis: Redis, one_engine: Engine, bell: Doo
     """A database that belongs to the first environment."""
     directory = directory_of(two_environments, redis)
     for _ in range(2):
-        repair(one_engine, directory, settings(), bell)
+        Repair(one_engine, directory, settings(), bell).all()
         apply_all(one_engine)  # what catch-up brought, if WorkOS no longer holds it back
     settle(one_engine)
     directory.close()
@@ -377,13 +377,13 @@ def test_a_first_resync_that_failed_is_not_begun_again_at_once(
 ) -> None:
     sandbox.faults.fail("/user_management/users$", status=400, times=None)
     for _ in range(3):
-        repair(one_engine, directory, settings(), bell)
+        Repair(one_engine, directory, settings(), bell).all()
     [failed] = runs(one_engine, Task.RESYNC)
     assert failed["status"] == RunStatus.FAILED and status(one_engine)["state"] == "backfilling"
     sandbox.faults.clear()
     write(one_engine, lambda tx: tx.execute(update(Run).values(finished_at=db_in(-61))))
     for _ in range(2):
-        repair(one_engine, directory, settings(), bell)
+        Repair(one_engine, directory, settings(), bell).all()
         apply_all(one_engine)
         watch(one_engine, bell)
     assert status(one_engine)["state"] == "current"
@@ -412,7 +412,7 @@ def test_with_workos_away_drains_go_on(
     small_life(sandbox.world)
     schedule(one_engine, settings())
     with pytest.raises(UnreadableError):
-        repair(one_engine, directory, settings(), bell)
+        Repair(one_engine, directory, settings(), bell).all()
     assert {run["task"]: run["status"] for run in rows(one_engine, Run)} == {
         Task.RETENTION: RunStatus.DONE,
         Task.RESYNC: RunStatus.RUNNING,
@@ -422,7 +422,7 @@ def test_with_workos_away_drains_go_on(
     assert differences(one_engine, sandbox.world.truth()) == []
     sandbox.faults.clear()
     for _ in range(2):
-        repair(one_engine, directory, settings(), bell)
+        Repair(one_engine, directory, settings(), bell).all()
         apply_all(one_engine)
         watch(one_engine, bell)
     assert status(one_engine)["state"] == "current"

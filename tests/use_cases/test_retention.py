@@ -24,7 +24,7 @@ from worker.repair.catch_up import catch_up
 from worker.repair.environment import bind
 from worker.repair.replay import dismiss
 from worker.repair.runs import create
-from worker.repair.work import repair
+from worker.repair.work import Repair
 from worker.settings import Settings, load_settings
 from worker.signals.doorbell import DRAIN, Doorbell
 
@@ -169,9 +169,9 @@ def test_a_retention_that_was_stopped_goes_on_later(one_engine: Engine, redis: R
     age_events(one_engine, 31)
     write(one_engine, lambda tx: create(tx, Task.RETENTION, "clock"))
     chosen, bell, told = Settings(_env_file=None), Doorbell(redis, DRAIN), iter([False])
-    repair(one_engine, None, chosen, bell, lambda: next(told, True))
+    Repair(one_engine, None, chosen, bell, lambda: next(told, True)).all()
     assert [run["status"] for run in rows(one_engine, Run)] == [RunStatus.RUNNING]
-    repair(one_engine, None, chosen, bell)
+    Repair(one_engine, None, chosen, bell).all()
     assert [run["status"] for run in rows(one_engine, Run)] == [RunStatus.DONE]
     assert set(bodies(one_engine).values()) == {None}
 

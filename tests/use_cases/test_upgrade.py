@@ -21,7 +21,7 @@ from worker.mirror import addresses
 from worker.repair import replay, runs
 from worker.repair.environment import bind
 from worker.repair.resync import start
-from worker.repair.work import repair
+from worker.repair.work import Repair
 from worker.settings import load_settings
 from worker.signals.doorbell import Doorbell
 
@@ -122,7 +122,7 @@ def test_runs_that_the_previous_release_left_open_are_finished(
     write(both_engines, lambda tx: runs.create(tx, Task.CATCH_UP, "clock"))
     as_left_by_0006(both_engines)
     for _ in range(3):
-        repair(both_engines, directory, settings, bell)
+        Repair(both_engines, directory, settings, bell).all()
         apply_all(both_engines)
     ended = {(row["task"], row["status"], row["requested_by"]) for row in rows(both_engines, Run)}
     assert {status for _, status, _ in ended} == {RunStatus.DONE}

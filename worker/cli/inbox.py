@@ -30,7 +30,7 @@ from worker.processes.embedded import redis_server
 from worker.repair import replay as replays
 from worker.repair.catch_up import REMEDY
 from worker.repair.runs import followed
-from worker.repair.work import work_on
+from worker.repair.work import Repair
 from worker.settings import load_settings
 from worker.wiring import wire
 
@@ -122,7 +122,7 @@ def replay_command(why: str | None, again: bool, dry_run: bool, as_json: bool, *
     with redis_server(settings) as redis, until_stopped() as stop:
         bell = wire(settings, redis.url).bell
         with progress(engine, run_id):
-            over = work_on(engine, None, settings, bell, run_id, stop.is_set) or followed(engine, run_id, stop.wait)
+            over = Repair(engine, None, settings, bell, stop.is_set).one(run_id) or followed(engine, run_id, stop.wait)
     say(_replayed(engine, run_id), as_json=as_json)
     sys.exit(0 if over else 1)
 

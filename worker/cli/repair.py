@@ -32,7 +32,7 @@ from worker.repair import replay as replays
 from worker.repair.catch_up import REMEDY, catch_up, catch_up_since
 from worker.repair.resync import start
 from worker.repair.runs import followed
-from worker.repair.work import work_on
+from worker.repair.work import Repair
 from worker.settings import load_settings
 
 MOST_SHOWN = 200
@@ -56,7 +56,7 @@ def resync(organization: str | None, dry_run: bool, approve: str | None, as_json
         who = operator()
         run_id = start(wiring.engine, who, organization_id=organization, dry_run=dry_run, approves=approve)
         with progress(wiring.engine, run_id):
-            over = work_on(wiring.engine, directory, settings, wiring.bell, run_id, stop.is_set) or followed(
+            over = Repair(wiring.engine, directory, settings, wiring.bell, stop.is_set).one(run_id) or followed(
                 wiring.engine, run_id, stop.wait
             )
         ended = known(reports.run(wiring.engine, run_id), f"run {run_id} is gone")

@@ -21,7 +21,7 @@ from worker.processes.embedded import redis_url
 from worker.processes.jobs import answered, drain_job, make_worker
 from worker.processes.supervisor import end_with_parent
 from worker.repair.environment import connect, require_same_environment
-from worker.repair.work import repair
+from worker.repair.work import Repair
 from worker.settings import load_settings
 from worker.signals.counters import ACCEPTED_TO_APPLIED
 from worker.signals.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
@@ -76,7 +76,7 @@ def _drain(wiring: Wiring, _stopping: threading.Event) -> Callable[[], None]:
 def _repair(wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:
     settings = wiring.settings
     directory = connect(settings, wiring.redis, wiring.counters) if settings.repairs else None
-    step = partial(repair, wiring.engine, directory, settings, wiring.bell, stopping.is_set)
+    step = Repair(wiring.engine, directory, settings, wiring.bell, stopping.is_set).all
     return answered(_reaching(step), wiring.repair_bell)
 
 

@@ -1,6 +1,7 @@
 """The lane that repairs: resyncs, catch-ups and confirmed reads, one after the other, under leases; and retention."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
@@ -24,14 +25,9 @@ from worker.signals.doorbell import Doorbell
 log = structlog.get_logger()
 
 
-def repair(
-    engine: Engine,
-    directory: Directory | None,
-    settings: Settings,
-    bell: Doorbell,
-    stopping: Callable[[], bool] = lambda: False,
-) -> None:
-    """Work on every run that nobody holds, then on the reads that are due.
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """The work on runs and reads.
 
     Args:
         engine: the database.
@@ -39,91 +35,87 @@ def repair(
         settings: as loaded.
         bell: rung when a catch-up has filled the inbox.
         stopping: says whether to leave off.
-
-    Raises:
-        ConfigurationError: WorkOS is another environment, or refuses the key.
-        UnreadableError: WorkOS does not answer.
     """
-    # First, so that it does not wait for WorkOS.
-    for run_id in runs.free(engine, Task.RETENTION, Task.REPLAY):
-        if not stopping():
-            work_on(engine, directory, settings, bell, run_id, stopping)
-    if directory is None:
-        return
-    bind(engine, directory, settings)
-    write(engine, begin_due)
-    for run_id in runs.free(engine):
-        if not stopping():
-            work_on(engine, directory, settings, bell, run_id, stopping)
-    reads.work_due(engine, directory, stopping)
 
+    engine: Engine
+    directory: Directory | None
+    settings: Settings
+    bell: Doorbell
+    stopping: Callable[[], bool] = lambda: False
 
-def work_on(
-    engine: Engine,
-    directory: Directory | None,
-    settings: Settings,
-    bell: Doorbell,
-    run_id: str,
-    stopping: Callable[[], bool] = lambda: False,
-) -> bool:
-    """Work on one run; return whether it is over. False: another has it, or it is left for later."""
-    with runs.lease(engine, run_id) as held:
-        if held is None:
+    def all(self) -> None:
+        """Work on every run that nobody holds, then on the reads that are due.
+
+        Raises:
+            ConfigurationError: WorkOS is another environment, or refuses the key.
+            UnreadableError: WorkOS does not answer.
+        """
+        self._each(Task.RETENTION, Task.REPLAY)  # first, so that they do not wait for WorkOS
+        if self.directory is None:
+            return
+        bind(self.engine, self.directory, self.settings)
+        write(self.engine, begin_due)
+        self._each()
+        reads.work_due(self.engine, self.directory, self.stopping)
+
+    def _each(self, *tasks: Task) -> None:
+        for run_id in runs.free(self.engine, *tasks):
+            if not self.stopping():
+                self.one(run_id)
+
+    def one(self, run_id: str) -> bool:
+        """Work on one run; return whether it is over. False: another has it, or it is left for later."""
+        with runs.lease(self.engine, run_id) as held:
+            if held is None:
+                return False
+            try:
+                return self._work(held)
+            except LeaseLostError:
+                log.warning("lease_lost", run=run_id)
+                return False
+
+    def _work(self, held: Lease) -> bool:
+        with reading(self.engine) as tx:
+            task = tx.execute(select(Run.task).where(Run.id == held.run_id)).scalar_one()
+        if task == Task.RETENTION:
+            return self._retain(held)
+        if task == Task.REPLAY:
+            return replay(self.engine, held, self.bell, self.settings.replay_per_second, self.stopping)
+        if self.directory is None:
             return False
-        try:
-            return _work(engine, directory, settings, bell, held, stopping)
-        except LeaseLostError:
-            log.warning("lease_lost", run=run_id)
+        return self._catch_up(held, self.directory) if task == Task.CATCH_UP else self._resync(held, self.directory)
+
+    def _retain(self, held: Lease) -> bool:
+        retain(self.engine, self.settings.periods(), self.stopping)
+        if self.stopping():
             return False
-
-
-def _work(
-    engine: Engine,
-    directory: Directory | None,
-    settings: Settings,
-    bell: Doorbell,
-    held: Lease,
-    stopping: Callable[[], bool],
-) -> bool:
-    with reading(engine) as tx:
-        task = tx.execute(select(Run.task).where(Run.id == held.run_id)).scalar_one()
-    if task == Task.RETENTION:
-        return _retain(engine, settings, held, stopping)
-    if task == Task.REPLAY:
-        return replay(engine, held, bell, settings.replay_per_second, stopping)
-    if directory is None:
-        return False
-    if task == Task.CATCH_UP:
-        return _catch_up(engine, directory, settings, bell, held)
-    over = Resync(engine, directory, held, stopping).work()
-    if over:
-        admission.take_stock(engine)
-        write(engine, _catch_up_if_first)
-    return over
-
-
-def _retain(engine: Engine, settings: Settings, held: Lease, stopping: Callable[[], bool]) -> bool:
-    retain(engine, settings.periods(), stopping)
-    if stopping():
-        return False
-    write(engine, lambda tx: finish(tx, held, RunStatus.DONE))
-    return True
-
-
-def _catch_up(engine: Engine, directory: Directory, settings: Settings, bell: Doorbell, held: Lease) -> bool:
-    try:
-        report = catch_up(engine, directory, held, timedelta(seconds=settings.catch_up_lag_seconds))
-    except (UnreadableError, NotThereError) as error:
-        problem = str(error)
-        log.warning("catch_up_failed", run=held.run_id, error=problem)
-        write(engine, lambda tx: finish(tx, held, RunStatus.FAILED, problem))
+        self._finish(held)
         return True
-    finally:
-        bell.ring()
-    if report.missed:
-        write(engine, lambda tx: begin_unless_busy(tx, "missed events"))
-    write(engine, lambda tx: finish(tx, held, RunStatus.DONE))
-    return True
+
+    def _catch_up(self, held: Lease, directory: Directory) -> bool:
+        try:
+            report = catch_up(self.engine, directory, held, timedelta(seconds=self.settings.catch_up_lag_seconds))
+        except (UnreadableError, NotThereError) as error:
+            log.warning("catch_up_failed", run=held.run_id, error=str(error))
+            self._finish(held, str(error))
+            return True
+        finally:
+            self.bell.ring()
+        if report.missed:
+            write(self.engine, lambda tx: begin_unless_busy(tx, "missed events"))
+        self._finish(held)
+        return True
+
+    def _resync(self, held: Lease, directory: Directory) -> bool:
+        over = Resync(self.engine, directory, held, self.stopping).work()
+        if over:
+            admission.take_stock(self.engine)
+            write(self.engine, _catch_up_if_first)
+        return over
+
+    def _finish(self, held: Lease, problem: str | None = None) -> None:
+        status = RunStatus.FAILED if problem else RunStatus.DONE
+        write(self.engine, lambda tx: finish(tx, held, status, problem))
 
 
 def _catch_up_if_first(tx: Connection) -> None:
