@@ -5,6 +5,7 @@ planned and sent once. SQLite runs in this process, where a statement for each r
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -107,4 +108,10 @@ def _given(columns: Iterable[Column[Any]]) -> Any:
 
 
 def _parameter(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    return {"rows": orjson.dumps(list(rows)).decode()}
+    return {"rows": orjson.dumps(list(rows), default=_plain).decode()}
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):  # of a subclass, as tests freeze time with; orjson writes others by itself
+        return value.isoformat()
+    raise TypeError

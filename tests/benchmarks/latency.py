@@ -4,6 +4,7 @@ import http.client
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from statistics import quantiles
 
@@ -53,14 +54,15 @@ def _accepted_to_applied(engine: Engine, port: int, number: int) -> list[float]:
     over = threading.Event()
     follower = threading.Thread(target=partial(_follow, engine, last, number, seen, over))
     follower.start()
-    connection, began = http.client.HTTPConnection("127.0.0.1", port), time.perf_counter()
-    for place, (signature, body) in enumerate(signed(number)):
-        time.sleep(max(0.0, began + place / PER_SECOND - time.perf_counter()))
-        connection.request("POST", PATH, body, {"WorkOS-Signature": signature})
-        answer = connection.getresponse()
-        answer.read()
-        assert answer.status == 200
-        accepted[_id(body)] = time.perf_counter()
+    began = time.perf_counter()
+    with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+        for place, (signature, body) in enumerate(signed(number)):
+            time.sleep(max(0.0, began + place / PER_SECOND - time.perf_counter()))
+            connection.request("POST", PATH, body, {"WorkOS-Signature": signature})
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == 200
+            accepted[_id(body)] = time.perf_counter()
     follower.join(APPLIED_WITHIN_SECONDS)
     over.set()
     follower.join()
