@@ -4,6 +4,7 @@ import http.client
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from statistics import quantiles
 from urllib.parse import urlencode
 
@@ -48,30 +49,27 @@ def rows(bench: Bench) -> Iterator[Row]:
 
 
 def _sign_in(port: int, token: str) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
-    connection.request("GET", "/ops/sign-in")
-    page = connection.getresponse()
-    cookie, text = page.headers["Set-Cookie"].partition(";")[0], page.read().decode()
-    csrf = text.partition('name="csrf_token" value="')[2].partition('"')[0]
-    body = urlencode({"token": token, "csrf_token": csrf})
-    connection.request("POST", "/ops/sign-in", body, form | {"Cookie": cookie})
-    answer = connection.getresponse()
-    assert answer.status == 302, answer.read()
-    return answer.headers["Set-Cookie"].partition(";")[0]
+    with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        connection.request("GET", "/ops/sign-in")
+        page = connection.getresponse()
+        cookie, text = page.headers["Set-Cookie"].partition(";")[0], page.read().decode()
+        csrf = text.partition('name="csrf_token" value="')[2].partition('"')[0]
+        body = urlencode({"token": token, "csrf_token": csrf})
+        connection.request("POST", "/ops/sign-in", body, form | {"Cookie": cookie})
+        answer = connection.getresponse()
+        assert answer.status == 302, answer.read()
+        return answer.headers["Set-Cookie"].partition(";")[0]
 
 
 def _p95(port: int, cookie: str, path: Callable[[int], str], members: int, calls: int) -> float:
-    dice, spent, connection = (
-        random.Random(1),
-        list[float](),
-        http.client.HTTPConnection("127.0.0.1", port, timeout=300),
-    )
-    for _ in range(calls):
-        began = time.perf_counter()
-        connection.request("GET", path(dice.randrange(members)), headers={"Cookie": cookie})
-        answer = connection.getresponse()
-        answer.read()
-        assert answer.status == 200, answer.status
-        spent.append((time.perf_counter() - began) * 1e3)
+    dice, spent = random.Random(1), list[float]()
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as connection:
+        for _ in range(calls):
+            began = time.perf_counter()
+            connection.request("GET", path(dice.randrange(members)), headers={"Cookie": cookie})
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == 200, answer.status
+            spent.append((time.perf_counter() - began) * 1e3)
     return quantiles(spent, n=20)[18]
