@@ -23,7 +23,7 @@ demo: $(VENV)/installed  ## Show it working, end to end, on an embedded Valkey a
 drill: $(VENV)/installed  ## Strike real processes with hundreds of faults while 20,000 events flow (15 minutes)
 	@$(BIN)/python -m tests.drill $(ARGS)
 
-PYTEST = $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4
+PYTEST = $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 test: $(VENV)/installed  ## Run the tests but the long ones (SQLite, PostgreSQL and Valkey come with it)
 	$(PYTEST) -m "not long" $(ARGS)
