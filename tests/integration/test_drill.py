@@ -23,7 +23,6 @@ MUST_BE_NONE = {
 }
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(1800)
 def test_no_kind_of_fault_loses_or_doubles_an_event_or_leaves_the_mirror_different(tmp_path: Path) -> None:
     told = tmp_path / "drill.json"
