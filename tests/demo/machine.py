@@ -8,6 +8,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def call(method: str, url: str, body: JSON | None = None, seconds: float = 30.0)
             return found
     except urllib.error.HTTPError as error:
         raise StackError(f"{method} {url} answered {error.code}: {error.read().decode(errors='replace')}") from error
-    except OSError as error:
+    except (OSError, HTTPException) as error:  # the latter: it ended in the middle of its answer
         raise StackError(f"{method} {url} failed: {error}") from error
 
 

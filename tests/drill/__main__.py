@@ -113,8 +113,11 @@ def _strike(installation: Installation, engine: Engine, life: JSON, *, short: bo
     sandbox = f"{installation.sandbox_url}/sandbox"
     injector = Injector(installation, engine, life["seed"], usual=usual, pause=pause)
     while call("GET", f"{sandbox}/progress")["generated"] < life["events"] or injector.missing:
+        injector.require_striking()
+        installation.require_running()
         time.sleep(0.2)
     injector.stop()
+    installation.require_ready(PATIENCE_SECONDS)
     call("POST", f"{sandbox}/stop")
     return injector
 

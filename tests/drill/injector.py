@@ -11,7 +11,6 @@ from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from tests.demo.machine import answers
 from tests.demo.processes import StackError
 from tests.drill.faults import Fault, Field, all_faults
 from tests.drill.installation import Installation
@@ -23,6 +22,7 @@ HANDS = 2
 MOSTLY = 0.7
 """How many of the faults strike what works; the others what may be down already."""
 STAND_UP_SECONDS = 60.0
+MOST_PUT_OFF = 20
 PUT_OFF = (AssertionError, DBAPIError, RedisError, StackError, psutil.Error, OSError)
 """What a fault raises that found nothing to strike, mostly because another one had just done so."""
 
@@ -39,6 +39,7 @@ class Injector:
         self._faults = all_faults()
         self._chance = Random(f"{seed}-deck")
         self._deck: list[Fault] = []
+        self._put_off: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._hands = [threading.Thread(target=self._strike_on, args=(Random(f"{seed}-{n}"),)) for n in range(HANDS)]
@@ -50,6 +51,14 @@ class Injector:
     def missing(self) -> list[str]:
         """The kinds of faults that have not struck yet."""
         return [f"{fault.kind} {fault.target}" for fault in self._faults if not self.struck[fault.kind, fault.target]]
+
+    def require_striking(self) -> None:
+        """Raise `StackError` if the drill itself is broken: a hand has ended, or a fault never gets to strike."""
+        if not all(hand.is_alive() for hand in self._hands):
+            raise StackError("the drill itself is broken: who strikes has ended, see the traceback above")
+        for (kind, target), times in self._put_off.items():
+            if times > MOST_PUT_OFF and not self.struck[kind, target]:
+                raise StackError(f"the drill itself is broken: {kind} {target} was put off {times} times")
 
     def stop(self) -> None:
         """Let the faults under way end, and begin no more."""
@@ -67,7 +76,8 @@ class Injector:
             try:
                 fault.strike(field)
             except PUT_OFF as error:
-                log.info("fault_put_off", kind=fault.kind, target=fault.target, error=type(error).__name__)
+                log.info("fault_put_off", kind=fault.kind, target=fault.target, error=repr(error))
+                self._put_off[fault.kind, fault.target] += 1
                 continue
             with self._lock:
                 self.struck[fault.kind, fault.target] += 1
@@ -76,7 +86,7 @@ class Injector:
         """Wait until the door is open again: on a slow machine nothing would ever work otherwise."""
         ends = time.monotonic() + STAND_UP_SECONDS
         while time.monotonic() < ends and not self._over.wait(0.2):
-            if answers(f"{self._installation.web_url}/readyz"):
+            if self._installation.ready():
                 return
 
     def _draw(self) -> Fault:

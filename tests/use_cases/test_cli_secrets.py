@@ -1,0 +1,84 @@
+"""No command prints a secret: not in its help, not in what it shows, not when it fails."""
+
+from collections.abc import Callable, Iterator
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.sandbox import Sandbox
+from worker.cli import main
+
+PASSWORD = "unheard-of-password"
+SECRETS = {
+    "WORKOS_API_KEY": "sk_unheard_of",
+    "WORKOS_WEBHOOK_SECRETS": "whsec_unheard_of,whsec_unheard_before",
+    "OPS_TOKENS": "ann:unheard-of-token-of-ann",
+    "API_TOKENS": "reports:unheard-of-token-of-reports",
+    "WEBHOOK_PATH_TOKEN": "unheard-of-path",
+    "HOOKS": "host=http://127.0.0.1:9/hook",
+    "HOOK_SECRETS": "host:whsec_dW5oZWFyZC1vZi11bmhlYXJkLW9mLXVuaGVhcmQ=",
+}
+WORDS = ("unheard", "dW5oZWFyZC")
+
+
+def commands(at: click.Command = main, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, at
+    if isinstance(at, click.Group):
+        for name, below in at.commands.items():
+            yield from commands(below, (*path, name))
+
+
+def shows(command: click.Command) -> bool:
+    """Whether it prints a table or JSON, and needs to be told nothing."""
+    names = {parameter.name for parameter in command.params}
+    return "as_json" in names and not any(parameter.required for parameter in command.params)
+
+
+def run(*arguments: str) -> Result:
+    result = CliRunner().invoke(main, list(arguments))
+    assert [word for word in WORDS if word in result.output] == [], arguments
+    assert result.exception is None or isinstance(result.exception, SystemExit), (arguments, result.exception)
+    return result
+
+
+@pytest.mark.usefixtures("logs_as_before")
+def test_no_help_and_no_output_shows_a_secret(
+    make_database: Callable[[str], str], redis_url: str, set_environment: Callable[..., None], sandbox: Sandbox
+) -> None:
+    url = make_database("postgresql").replace("://postgres@", f"://postgres:{PASSWORD}@")
+    set_environment(DATABASE_URL=url, REDIS_URL=redis_url, WORKOS_BASE_URL=sandbox.base_url, **SECRETS)
+    shown = 0
+    for path, command in commands():
+        assert run(*path, "--help").exit_code == 0
+        if shows(command):
+            for options in ([], ["--json"]):
+                assert run(*path, *options).output.strip(), path
+                shown += 1
+    assert shown > 20
+
+
+@pytest.mark.usefixtures("logs_as_before")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"DATABASE_URL": f"postgresql://ann:{PASSWORD}@127.0.0.1:9/none"},
+        {"DATABASE_URL": f"postgresql://ann:{PASSWORD}@127.0.0.1:{PASSWORD}/none"},
+        {"REDIS_URL": f"redis://:{PASSWORD}@127.0.0.1:9/0"},
+        {"REDIS_URL": f"rodis://:{PASSWORD}@127.0.0.1/0"},
+        {"OPS_TOKENS": "unheard-of-token", "API_TOKENS": "unheard:"},
+        {"HOOK_SECRETS": "other:unheard-of"},
+        {"WORKOS_API_KEY": "unheard of\n"},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+@pytest.mark.parametrize("command", [["status"], ["doctor", "--json"], ["resync"]])
+def test_who_fails_shows_no_secret_either(
+    make_database: Callable[[str], str],
+    redis_url: str,
+    set_environment: Callable[..., None],
+    settings: dict[str, str],
+    command: list[str],
+) -> None:
+    set_environment(**{"DATABASE_URL": make_database("sqlite"), "REDIS_URL": redis_url, **SECRETS, **settings})
+    assert run(*command).exit_code != 0
