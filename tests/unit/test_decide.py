@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.decision.decide import Outcome, State, Version, decide
+from worker.decision.decide import DATE_STEP, Doubt, Outcome, State, Version, decide, doubt
 
 NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
 
@@ -133,3 +133,28 @@ def test_the_same_content_at_a_higher_version_raises_the_version() -> None:
     assert kept.version == at(5, event_id="e5").version
     # Else this one, older than what was seen, would win:
     assert decide(kept, at(3, event_id="e3", name="b"))[1] is Outcome.STALE
+
+
+def read_at(seconds: int, *, updated: int = 0, name: str = "a", gone: bool = False) -> State:
+    """As the API showed it in that second, or after a 404."""
+    version = Version(NOON + timedelta(seconds=updated), NOON + timedelta(seconds=seconds) + DATE_STEP, "")
+    return State(version, gone, {"name": name}, by_resync=gone)
+
+
+@pytest.mark.parametrize(
+    ("current", "incoming", "left"),
+    [
+        (read_at(5), at(0, 5, name="b"), Doubt.SAME_SECOND),
+        (read_at(5), at(0, 5, name="a"), None),  # what was read already is what it tells
+        (read_at(5), at(0, 4, name="b"), None),  # before that second: it was seen
+        (read_at(5), at(0, 7, name="b"), None),  # after it: it wins
+        (at(0, 6, "e1"), at(0, 5, "e0", name="b"), None),  # two events are in order
+        (read_at(5, gone=True), at(0, 9, name="b"), Doubt.UNDER_TOMBSTONE),
+        (at(0, 5, deleted=True), at(0, 9, "e2", name="b"), None),
+        (None, at(0, 5), None),
+    ],
+)
+def test_what_a_decision_about_an_event_leaves_in_doubt(
+    current: State | None, incoming: State, left: Doubt | None
+) -> None:
+    assert doubt(current, incoming, decide(current, incoming)[1]) is left

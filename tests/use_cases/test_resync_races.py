@@ -14,12 +14,13 @@ from redis.exceptions import RedisError
 from sqlalchemy import Engine, update
 
 from models.database import open_engine, write
-from models.tables import Event, Listing, Run
+from models.tables import Event, Listing, Read, Run
 from tests.sandbox import Sandbox, World, WorldError, play, populate
 from tests.support import JSON, differences, mirrored, rows
 from tests.use_cases.resyncs import (
     CLIENT_ID,
     Between,
+    Clock,
     catch_up_with,
     changes,
     deliver,
@@ -36,6 +37,7 @@ from worker.directory.bucket import Buckets
 from worker.directory.client import Directory, open_directory
 from worker.repair import resync as resync_module
 from worker.repair import runs
+from worker.repair.reads import work_due
 from worker.repair.resync import Resync, start
 from worker.repair.runs import LeaseLostError, lease
 from worker.wiring import MOST_CONNECTIONS
@@ -223,6 +225,20 @@ def test_one_event_between_one_answer_and_its_use(
     assert next(calls) > place or place > 6
     assert differences(one_engine, world.truth()) == []
     assert revived(one_engine) == set()
+
+
+def test_an_event_of_the_second_in_which_a_listing_was_read_is_settled_by_another_reading(
+    both_engines: Engine, redis: Redis
+) -> None:
+    """WorkOS tells the time of a reading in whole seconds: which of the two came first only it knows."""
+    with Sandbox(clock=Clock()) as sandbox, closing(directory_of(sandbox, redis)) as directory:
+        acme = sandbox.world.create_organization("Acme")
+        resync(both_engines, directory)
+        sandbox.world.update_organization(acme["id"], name="Acme Rockets")
+        deliver(both_engines, sandbox.world.events)
+        work_due(both_engines, directory, lambda: False)
+        assert differences(both_engines, sandbox.world.truth()) == []
+        assert rows(both_engines, Read) == []
 
 
 # Workers that die

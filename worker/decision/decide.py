@@ -7,9 +7,12 @@ tombstone and not the newer one: a `*.deleted` payload carries the `updated_at` 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
+
+DATE_STEP = timedelta(seconds=1)
+"""WorkOS tells the time of a reading in whole seconds: its version carries the end of that second."""
 
 
 class Outcome(StrEnum):
@@ -65,6 +68,30 @@ def decide(current: State | None, incoming: State, *, terminal: bool = True) -> 
     if incoming.version < current.version and not (terminal and incoming.finality > current.finality):
         return current, Outcome.STALE
     return incoming, Outcome.UNCHANGED if _same(current, incoming) else Outcome.APPLIED
+
+
+class Doubt(StrEnum):
+    """Why only a confirmed read can tell what is true after an event."""
+
+    UNDER_TOMBSTONE = "event under a resync's tombstone"
+    SAME_SECOND = "event of the second in which the API was read"
+
+
+def doubt(current: State | None, incoming: State, outcome: Outcome) -> Doubt | None:
+    """Return what the decision about an event leaves in doubt, if anything.
+
+    A resync found the object gone; or the stored state was read from the API in the second of the event, and whether
+    before or after it only another reading tells.
+    """
+    if current is None:
+        return None
+    if outcome is Outcome.TOMBSTONED and current.by_resync:
+        return Doubt.UNDER_TOMBSTONE
+    read = not current.version.event_id
+    recent = incoming.version.event_at >= current.version.event_at - DATE_STEP
+    if outcome is Outcome.STALE and read and recent and not _same(current, incoming):
+        return Doubt.SAME_SECOND
+    return None
 
 
 def shown(content: Mapping[str, Any], *, deleted: bool) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from models.tables import Kind
 from worker.decision import snapshots
+from worker.decision.decide import DATE_STEP
 from worker.decision.snapshots import Envelope, Fields, Snapshot, live, role_at, tombstone
 from worker.errors import PayloadError
 
@@ -119,15 +120,12 @@ OBJECTS: dict[Kind, Handler] = {
 }
 
 
-DATE_STEP = timedelta(seconds=1)
-
-
 def read_object(kind: Kind, item: object, read_at: datetime, roles: RoleMap) -> Snapshot:
     """Return the snapshot of an object as the API shows it.
 
     Its version is its own `updated_at`, then the time of the reading: of two events in the same millisecond the
     reading showed the later one. WorkOS tells that time in whole seconds; the end of the second is meant, for events
-    of its beginning were shown too.
+    of its beginning were shown too. Those of its end were not: what is stale by this alone is in doubt (`doubt`).
 
     Args:
         kind: what it is.

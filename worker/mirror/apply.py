@@ -10,7 +10,7 @@ from models.bulk import among, insert_new, insert_rows, update_rows
 from models.database import CHANGES_LOCK, advisory_lock
 from models.tables import CONTENT, TABLES, Change, Kind
 from models.types import db_now
-from worker.decision.decide import Outcome, State, Version, decide, shown
+from worker.decision.decide import Doubt, Outcome, State, Version, decide, doubt, shown
 from worker.decision.snapshots import Snapshot
 from worker.mirror.auto_join import consequences
 
@@ -26,12 +26,12 @@ class Arrival(NamedTuple):
 class Decision(NamedTuple):
     """What became of an arrival, and the event id of the version that the row carried against it.
 
-    `in_doubt`: a resync had found the object gone; only a confirmed read can tell.
+    `doubt`: why only a confirmed read can tell, if so.
     """
 
     outcome: Outcome
     against: str | None
-    in_doubt: bool
+    doubt: Doubt | None
 
 
 def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], list[dict[str, Any]]]:
@@ -52,9 +52,10 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
             id = arrival.snapshot.id
             current = kept.get(id, stored[id])
             state, outcome = decide(current, arrival.snapshot.state, terminal=kind is not Kind.ROLE)
-            in_doubt = outcome is Outcome.TOMBSTONED and current is not None and current.by_resync
-            decisions[place] = Decision(outcome, current.version.event_id if current else None, in_doubt)
-            if state is not current:
+            against = current.version.event_id if current else None
+            doubtful = doubt(current, arrival.snapshot.state, outcome)
+            decisions[place] = Decision(outcome, against, doubtful)
+            if state is not current or doubtful:  # the latter too is a new revision: a read under way came before it
                 kept[id] = state
             if outcome is Outcome.APPLIED:
                 changes.append(change(kind, id, current, state, arrival.cause, arrival.cause_id))

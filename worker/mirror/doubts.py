@@ -1,7 +1,7 @@
 """What nothing known here can settle: written down in the table `reads`, to be read from WorkOS by its id.
 
-Asked for by an event (an id under a resync's tombstone, a parent that stays missing, a role that was deleted) or by a
-resync (whatever a listing cannot settle). `worker.repair.reads` does it.
+Asked for by an event (an id under a resync's tombstone or read in the same second, a parent that stays missing, a role
+that was deleted) or by a resync (whatever a listing cannot settle). `worker.repair.reads` does it.
 """
 
 import json
@@ -13,13 +13,12 @@ from sqlalchemy import Connection, Text, cast, select
 from models.bulk import among, insert_new
 from models.tables import TABLES, Kind, Membership, Read
 from models.types import db_in
-from worker.decision.decide import Outcome
+from worker.decision.decide import Doubt, Outcome
 from worker.mirror.apply import Arrival, Decision
 
 PARENT_PATIENCE_SECONDS = 60.0
 ROLE_DELETED = "role deleted"
 PARENT_MISSING = "parent missing"
-UNDER_TOMBSTONE = "event under a resync's tombstone"
 
 
 def ask(tx: Connection, kind: Kind, ids: Iterable[str], reason: str, run_id: str) -> None:
@@ -40,15 +39,16 @@ def _ask(tx: Connection, rows: list[dict[str, Any]], after: float = 0.0) -> None
 def ask_after(tx: Connection, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
     """Ask for what applied events leave in doubt.
 
-    An id under a resync's tombstone; a parent that is missing, unless it comes within a minute; and the memberships
-    that had a deleted role, for whether each is announced is not known (WORKOS.md).
+    An id under a resync's tombstone; one that was read in the second of the event; a parent that is missing, unless it
+    comes within a minute; and the memberships that had a deleted role, for whether each is announced is not known
+    (WORKOS.md).
     """
-    doubtful: dict[Kind, dict[str, str]] = {}
+    doubtful: dict[tuple[Kind, Doubt], dict[str, str]] = {}
     parents: dict[Kind, dict[str, str]] = {Kind.ORGANIZATION: {}, Kind.USER: {}}
     for (snapshot, _, event_id), decision in zip(arrivals, decisions, strict=True):
         content = snapshot.state.content
-        if decision.in_doubt:
-            doubtful.setdefault(snapshot.kind, {})[snapshot.id] = event_id
+        if decision.doubt is not None:
+            doubtful.setdefault((snapshot.kind, decision.doubt), {})[snapshot.id] = event_id
         if decision.outcome is not Outcome.APPLIED:
             continue
         if snapshot.kind is Kind.ROLE and snapshot.state.deleted:
@@ -57,8 +57,8 @@ def ask_after(tx: Connection, arrivals: Sequence[Arrival], decisions: Sequence[D
             parents[Kind.ORGANIZATION].setdefault(content["organization_id"], event_id)
             if snapshot.kind is Kind.MEMBERSHIP:
                 parents[Kind.USER].setdefault(content["user_id"], event_id)
-    for kind, asking in doubtful.items():
-        _ask_for_events(tx, kind, asking, UNDER_TOMBSTONE)
+    for (kind, doubt), asking in doubtful.items():
+        _ask_for_events(tx, kind, asking, doubt)
     for kind, asking in parents.items():
         known = set(tx.execute(select(TABLES[kind].id).where(among(tx, TABLES[kind].id, asking))).scalars().all())
         missing = {id: event_id for id, event_id in asking.items() if id not in known}
