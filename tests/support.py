@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import click
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import Engine, RowMapping, select
@@ -247,3 +248,15 @@ def _true_joins(truth: JSON) -> dict[Any, Any]:
             if domain["state"] in {"verified", "legacy_verified"}:
                 holders.setdefault(domain["domain"].lower(), set()).add(organization["id"])
     return {(domain, *owners): True for domain, owners in holders.items() if len(owners) == 1}
+
+
+def commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command of a command line, the groups among them, and the words that lead to it."""
+    yield path, group
+    for name in group.list_commands(context := click.Context(group)):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from commands(command, *path, name)
+        else:
+            yield (*path, name), command

@@ -121,7 +121,7 @@ def test_the_decision_is_pure() -> None:
 
 
 def test_only_the_door_verifies_and_only_the_directory_calls_workos() -> None:
-    assert importers("workos") <= {"webhooks.signature", "worker.directory.client"}
+    assert importers("workos") <= {"webhooks.signature", "worker.directory.sdk"}
     assert {found for found in imports("webhooks.signature") if found.startswith("workos")} == {
         "workos.webhooks.Webhooks"
     }

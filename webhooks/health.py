@@ -3,7 +3,7 @@
 from flask import Blueprint, Response, jsonify
 from sqlalchemy.exc import DBAPIError
 
-from models.migrate import outdated
+from models.revisions import outdated
 from worker.inbox.store import probe
 from worker.looking.health import look
 from worker.wiring import Wiring

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from models.database import open_engine
-from models.migrate import outdated
+from models.revisions import outdated
 from worker.errors import ConfigurationError
 from worker.settings import Settings
 from worker.signals.counters import Counters

@@ -8,18 +8,22 @@ import psutil
 from redis import Redis
 from rq import SimpleWorker
 from rq.serializers import JSONSerializer
+from rq.worker import BaseWorker
 from sqlalchemy import Engine, exists, select
 
 from models.database import reading
 from models.tables import Event, EventStatus
 from tests.benchmarks.servers import START_SECONDS, Bench
-from tests.integration.processes import command_line
-from worker.signals.doorbell import DRAIN, Doorbell
+from worker.signals.doorbell import DRAIN, Doorbell, queue_name
 
 
 def listening(redis: Redis) -> int:
     """Return how many worker processes take jobs."""
-    return len(SimpleWorker.all(connection=redis, serializer=JSONSerializer))
+    return len(_all(redis))
+
+
+def _all(redis: Redis) -> list[BaseWorker]:
+    return SimpleWorker.all(connection=redis, serializer=JSONSerializer)
 
 
 @contextmanager
@@ -32,8 +36,7 @@ def workers(bench: Bench, url: str, number: int) -> Iterator[list[psutil.Process
         bench.running("worker", arguments, bench.environment(url)) as process,
     ):
         process.wait_until(lambda: listening(redis) > number, START_SECONDS)  # one more repairs
-        family = psutil.Process(process.pid).children(recursive=True)
-        yield [child for child in family if command_line(child)[-2:] == ["worker.processes.lane", DRAIN]]
+        yield [psutil.Process(worker.pid) for worker in _all(redis) if queue_name(DRAIN) in worker.queue_names()]
 
 
 def seconds_to_drain(bench: Bench, engine: Engine) -> float:

@@ -98,7 +98,8 @@ class Command:
 
     def lanes(self) -> list[psutil.Process]:
         """The lane processes of `workos-sync worker`."""
-        return [process for process in self.family() if "worker.processes.lane" in command_line(process)]
+        own = command_line(psutil.Process(self.process.pid)) if self.process.poll() is None else []
+        return [process for process in self.family() if command_line(process) == own]
 
     def kill(self) -> None:
         """End the process itself, and not those under it, as `kill -9` does."""

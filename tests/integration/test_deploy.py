@@ -18,14 +18,14 @@ import pytest
 from sqlalchemy import Engine
 
 from models.database import open_engine
-from models.migrate import current_revision, newest_revision
+from models.revisions import current_revision, newest_revision
 from tests.integration.processes import ROOT, Command, Commands, Valkey, count, eventually, pending
 from tests.integration.stories import encoded, user, written_once
 from tests.support import sign, statuses
 
 pytestmark = pytest.mark.long
 
-NEXT = "next"
+NEXT = "9999"
 MIGRATION = f"""
 import sqlalchemy as sa
 from alembic import op
@@ -121,7 +121,7 @@ def next_release(folder: Path) -> Path:
     """This code with one more migration."""
     for package in ("models", "worker", "webhooks"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "models/migrations/versions/9999_next.py").write_text(MIGRATION)
+    (folder / "models/migrations/versions" / f"{NEXT}_next.py").write_text(MIGRATION)
     return folder
 
 

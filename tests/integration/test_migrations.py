@@ -27,7 +27,8 @@ from sqlalchemy import (
 
 from models import migrate
 from models.database import reading, writing
-from models.migrate import current_revision, downgrade, newest_revision, upgrade
+from models.migrate import downgrade, upgrade
+from models.revisions import current_revision, known_revisions, newest_revision
 from models.tables import Base
 from tests.integration.processes import Commands
 from tests.integration.stories import new_users, store
@@ -35,6 +36,7 @@ from tests.support import NOON, apply_all, mirrored, statuses
 
 REVISIONS = [script.revision for script in ScriptDirectory.from_config(migrate._config()).walk_revisions()][::-1]
 MIRRORED = ("organizations", "users", "memberships", "domains", "roles")
+
 
 Contents = dict[str, dict[tuple[Any, ...], dict[str, Any]]]
 """Table → key → column → value, as the database has it."""
@@ -45,6 +47,10 @@ def empty_url(db_url: str, engine: Engine) -> str:
     """The URL of a database without any table."""
     downgrade(engine, "base")
     return db_url
+
+
+def test_the_name_of_each_file_begins_with_its_revision() -> None:
+    assert list(known_revisions()) == REVISIONS
 
 
 def test_two_processes_migrate_at_once(empty_url: str, engine: Engine, commands: Commands) -> None:

@@ -41,7 +41,7 @@ class Between(Directory):
     """WorkOS, with something happening after it has answered and before anyone has used the answer."""
 
     def __init__(self, inner: Directory, happens: Callable[[str], object]) -> None:
-        super().__init__(inner._client, inner._buckets, inner._dates, inner.close, inner._count)
+        super().__init__(inner._transport, inner._buckets, inner._count)
         self._happens = happens
 
     def _list(self, path: tuple[str, ...], filters: JSON, after: str | None) -> Page:

@@ -5,17 +5,17 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import click
 import pytest
 from click.testing import CliRunner, Result
 from flask.testing import FlaskClient
 from sqlalchemy import Engine, insert, update
 
 from models.database import write
-from models.migrate import current_revision, downgrade, newest_revision
+from models.migrate import downgrade
+from models.revisions import current_revision, newest_revision
 from models.tables import Drift, Run
 from models.types import db_now
-from tests.support import JSON, accept, apply_all, made, sample
+from tests.support import JSON, accept, apply_all, commands, made, sample
 from worker.cli import main
 from worker.repair.resync import start
 
@@ -59,17 +59,8 @@ def story(door: FlaskClient, engine: Engine) -> JSON:
     return events
 
 
-def commands(group: click.Group, *path: str) -> list[tuple[str, ...]]:
-    found = []
-    for name, command in group.commands.items():
-        if isinstance(command, click.Group):
-            found += commands(command, *path, name)
-        found.append((*path, name))
-    return found
-
-
 # `demo` hands its arguments, --help too, to the demo itself.
-@pytest.mark.parametrize("path", [path for path in commands(main) if path != ("demo",)], ids=" ".join)
+@pytest.mark.parametrize("path", [path for path, _ in commands(main) if path not in ((), ("demo",))], ids=" ".join)
 def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
     text = run(*path, "--help").stdout
     explanation = text.split("\n\n")[1].strip()

@@ -1,12 +1,13 @@
 """No command prints a secret: not in its help, not in what it shows, not when it fails."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
 from tests.sandbox import Sandbox
+from tests.support import commands
 from worker.cli import main
 
 PASSWORD = "unheard-of-password"
@@ -20,13 +21,6 @@ SECRETS = {
     "HOOK_SECRETS": "host:whsec_dW5oZWFyZC1vZi11bmhlYXJkLW9mLXVuaGVhcmQ=",
 }
 WORDS = ("unheard", "dW5oZWFyZC")
-
-
-def commands(at: click.Command = main, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    yield path, at
-    if isinstance(at, click.Group):
-        for name, below in at.commands.items():
-            yield from commands(below, (*path, name))
 
 
 def shows(command: click.Command) -> bool:
@@ -49,7 +43,7 @@ def test_no_help_and_no_output_shows_a_secret(
     url = make_database("postgresql").replace("://postgres@", f"://postgres:{PASSWORD}@")
     set_environment(DATABASE_URL=url, REDIS_URL=redis_url, WORKOS_BASE_URL=sandbox.base_url, **SECRETS)
     shown = 0
-    for path, command in commands():
+    for path, command in commands(main):
         assert run(*path, "--help").exit_code == 0
         if shows(command):
             for options in ([], ["--json"]):

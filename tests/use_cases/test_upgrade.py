@@ -8,7 +8,8 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, delete, text, update
 
 from models.database import open_engine, write, writing
-from models.migrate import downgrade, outdated, upgrade
+from models.migrate import downgrade, upgrade
+from models.revisions import outdated
 from models.tables import Event, Kind, Listing, Mirror, Run, RunStatus, Seen, Task, User
 from tests.integration.processes import Commands, count, eventually, let_time_pass, pending
 from tests.integration.stories import company_life

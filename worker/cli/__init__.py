@@ -1,19 +1,41 @@
 """The command line: `workos-sync …`. Exit code 0: all is well, 1: something is wrong, 2: usage or configuration."""
 
+from importlib import import_module
 from typing import Any
 
 import click
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
 
-from worker.cli import hooking, inbox, joining, look, repair, serve, setup
 from worker.cli.shared import fail
 from worker.directory.client import UnreadableError
 from worker.errors import ConfigurationError
 
+PLACES = {
+    **dict.fromkeys(["web", "worker", "clock", "demo"], "serve"),
+    **dict.fromkeys(["migrate", "doctor", "register"], "setup"),
+    **dict.fromkeys(["resync", "catch-up", "runs", "forget"], "repair"),
+    **dict.fromkeys(["events", "replay"], "inbox"),
+    **dict.fromkeys(["explain", "members", "workspaces", "status"], "look"),
+    "auto-join": "joining",
+    "hooks": "hooking",
+}
+"""Command → its module here, loaded when the command is run: who starts a worker need not wait for the others."""
+
 
 class Commands(click.Group):
     """A group whose commands end wrong configuration and a database away with one line and exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names of all commands."""
+        return sorted(PLACES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Return a command by name, if there is such a one."""
+        if cmd_name not in PLACES:
+            return None
+        module = import_module(f"worker.cli.{PLACES[cmd_name]}")
+        return next(c for c in vars(module).values() if isinstance(c, click.Command) and c.name == cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -36,14 +58,3 @@ def main() -> None:
 
     Settings come from the environment and from `.env`; the README lists them.
     """
-
-
-for command in (
-    *(serve.migrate, serve.web, serve.worker, serve.clock, serve.demo),
-    *(repair.resync, repair.runs, repair.catch_up_command, repair.forget_command),
-    *(inbox.events, inbox.replay_command),
-    *(joining.auto_join, hooking.hooks),
-    *(setup.doctor, setup.register),
-    *(look.explain_command, look.members, look.workspaces, look.status),
-):
-    main.add_command(command)

@@ -1,4 +1,4 @@
-"""The processes: web, worker and clock; and what comes before them, migrate, and beside them, demo."""
+"""The processes: web, worker and clock, and beside them demo."""
 
 import importlib.util
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 
 import click
 import structlog
@@ -15,7 +16,6 @@ from redis.exceptions import RedisError
 from sqlalchemy import Engine
 
 from models.database import write
-from models.migrate import newest_revision, upgrade
 from models.public_domains import refresh
 from worker import provision
 from worker.cli.shared import open_database, until_stopped
@@ -24,6 +24,7 @@ from worker.errors import ConfigurationError
 from worker.hooks import follow, targets
 from worker.logs import configure
 from worker.mirror import addresses, admission, role_map
+from worker.processes import lane
 from worker.processes.clock import Duty, beat, run, sweep
 from worker.processes.embedded import redis_server
 from worker.processes.supervisor import supervise
@@ -38,17 +39,6 @@ log = structlog.get_logger()
 
 STOCK_SECONDS = 300.0
 """Between two counts of who is missing and which workspaces have no admin."""
-
-
-@click.command()
-def migrate() -> None:
-    """Bring the database to the newest revision. Safe to run at any time, also twice at once."""
-    settings = load_settings()
-    try:
-        upgrade(open_database(settings))
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
-    click.echo(f"the database stands at revision {newest_revision()}")
 
 
 @click.command()
@@ -112,7 +102,7 @@ def worker(processes: int | None) -> None:
         admission.adopt(engine, settings.auto_join, existing=existing, legacy=legacy)
         write(engine, refresh)
         engine.dispose()
-        supervise([[sys.executable, "-m", "worker.processes.lane", lane] for lane in lanes], stop)
+        supervise([partial(lane.work, name, settings, redis.url) for name in lanes], stop)
 
 
 def _require_hooks(settings: Settings) -> None:

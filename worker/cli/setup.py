@@ -1,4 +1,4 @@
-"""Setting up: whether an installation has all it needs, and the webhook endpoint at WorkOS."""
+"""Setting up: the database, the webhook endpoint at WorkOS, and whether an installation has all it needs."""
 
 import sys
 from contextlib import closing
@@ -8,9 +8,12 @@ from urllib.parse import urlsplit
 import click
 
 from models.database import open_engine
-from worker.cli.shared import as_table, fail, json_option, operator, show
+from models.migrate import upgrade
+from models.revisions import newest_revision
+from worker.cli.shared import as_table, fail, json_option, open_database, operator, show
 from worker.decision.handlers import SUBSCRIBED
 from worker.directory.client import Directory, QueryRefusedError
+from worker.errors import ConfigurationError
 from worker.looking.doctor import Check, Level, examine, registered, types_off
 from worker.mirror import feed
 from worker.processes.embedded import redis_server, redis_url
@@ -26,6 +29,17 @@ Until the old endpoint is gone every event comes twice, signed with either secre
 2. When deliveries with it arrive (workos_sync_webhook_secret_used_timestamp_seconds{place="2"} moves on), delete the
    old endpoint in the WorkOS dashboard.
 3. Take the old secret out of WORKOS_WEBHOOK_SECRETS, and restart web."""
+
+
+@click.command()
+def migrate() -> None:
+    """Bring the database to the newest revision. Safe to run at any time, also twice at once."""
+    settings = load_settings()
+    try:
+        upgrade(open_database(settings))
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    click.echo(f"the database stands at revision {newest_revision()}")
 
 
 @click.command()

@@ -1,22 +1,16 @@
-"""The only module that calls WorkOS. Takes raw JSON through the SDK, so that one odd item cannot fail a page."""
+"""WorkOS: what can be asked of it, within its rate limits, again where asking again helps."""
 
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
-import httpx2
-import structlog
-import workos as sdk
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
-from workos import WorkOSClient
 
 from worker.directory.bucket import ALL, USER_READS, USER_WRITES, Buckets
+from worker.directory.calls import Answer, CallError, Json, Transport
 from worker.errors import ConfigurationError
-
-log = structlog.get_logger()
 
 PAGE = 100
 """The most WorkOS lists at once."""
@@ -24,8 +18,6 @@ MOST_TRIES = 5
 FIRST_WAIT_SECONDS = 0.25
 LONGEST_WAIT_SECONDS = 60.0
 REFUSED = (401, 403)
-
-Json = dict[str, Any]
 
 
 class Page(NamedTuple):
@@ -63,6 +55,7 @@ ERRORS: dict[int, type[UnreadableError]] = {
     400: QueryRefusedError,
     409: QueryRefusedError,
     422: QueryRefusedError,
+    404: NotThereError,
     429: LimitedError,
 }
 
@@ -75,26 +68,16 @@ class Directory:
     """WorkOS: reads of everything, and writes of webhook endpoints and, for those who join by domain, memberships.
 
     Args:
-        client: the SDK's client; its own retries must be off, so that every call takes a token.
+        transport: makes the calls, each once, so that every call takes a token.
         buckets: the rate limits.
-        dates: the times of its answers.
-        close: closes the connections.
         count: told the name of what happened: `workos_calls`, and `workos_limited` for a 429.
     """
 
-    def __init__(
-        self,
-        client: WorkOSClient,
-        buckets: Buckets,
-        dates: "Dates",
-        close: Callable[[], None],
-        count: Callable[[str], None],
-    ) -> None:
-        self._client = client
+    def __init__(self, transport: Transport, buckets: Buckets, count: Callable[[str], None]) -> None:
+        self._transport = transport
         self._buckets = buckets
-        self._dates = dates
         self._count = count
-        self.close = close
+        self.close = transport.close
         self.calls = Counter()
 
     def organizations(self, after: str | None) -> Page:
@@ -214,7 +197,7 @@ class Directory:
 
     def now(self) -> datetime:
         """Return WorkOS's time, in UTC."""
-        return self._call(("organizations",), {"limit": 1, "order": "asc"})[1]
+        return self._call(("organizations",), {"limit": 1, "order": "asc"}).read_at
 
     def _list(self, path: tuple[str, ...], filters: Json, after: str | None) -> Page:
         # The documented defaults of `order` disagree; ascending, new objects land at the end of a running listing.
@@ -235,24 +218,23 @@ class Directory:
             raise UnreadableError(f"/{'/'.join(path)} answered no list")
         return Page(items, None, read_at)
 
-    def _listing(self, path: tuple[str, ...], params: Json) -> tuple[Json, datetime]:
+    def _listing(self, path: tuple[str, ...], params: Json) -> Answer:
         try:
             return self._call(path, params)
-        except sdk.NotFoundError as error:
+        except CallError as error:
             raise NotThereError(f"/{'/'.join(path)}: 404") from error
 
     def _get(self, path: tuple[str, ...]) -> Found:
         try:
-            answer, read_at = self._call(path, {})
-        except sdk.NotFoundError:
-            return Found(None, self._dates.last())
-        return Found(answer, read_at)
+            return Found(*self._call(path, {}))
+        except CallError as error:
+            return Found(None, error.read_at)
 
-    def _call(self, path: tuple[str, ...], params: Json) -> tuple[Json, datetime]:
-        """Answer the JSON object and WorkOS's time.
+    def _call(self, path: tuple[str, ...], params: Json) -> Answer:
+        """Read.
 
         Raises:
-            workos.NotFoundError: 404.
+            CallError: 404, and nothing else.
             RefusedKeyError: 401 or 403.
             UnreadableError: anything else, after a few tries if it can pass.
         """
@@ -260,31 +242,29 @@ class Directory:
             retry=retry_if_exception(_can_pass), stop=stop_after_attempt(MOST_TRIES), wait=_wait, reraise=True
         )
         try:
-            answer = tries(self._once, "get", path, params=params)
-        except sdk.NotFoundError:
-            raise
-        except sdk.WorkOSError as error:
+            return tries(self._once, "get", path, params=params)
+        except CallError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                raise
             raise _translated(error, path) from error
-        return answer, self._dates.last()
 
     def _send(self, method: str, path: tuple[str, ...], body: Json) -> Json:
         """Write, once: whether a write that was not answered was made is not known. Raises as `_call`."""
         try:
-            return self._once(method, path, body=body)
-        except sdk.NotFoundError as error:
-            raise NotThereError(f"/{'/'.join(path[:2])}: 404") from error
-        except sdk.WorkOSError as error:
+            return self._once(method, path, body=body).body
+        except CallError as error:
             raise _translated(error, path) from error
 
-    def _once(self, method: str, path: tuple[str, ...], params: Json | None = None, body: Json | None = None) -> Json:
+    def _once(self, method: str, path: tuple[str, ...], params: Json | None = None, body: Json | None = None) -> Answer:
         limit = USER_READS if method == "get" else USER_WRITES
         self._buckets.take(ALL, *((limit,) if path[0] == "user_management" else ()))
         self.calls.add()
         self._count("workos_calls")
         try:
-            return self._client.request_raw(method, path, params=params, body=body)
-        except sdk.RateLimitExceededError:
-            self._count("workos_limited")
+            return self._transport.call(method, path, params, body)
+        except CallError as error:
+            if error.status == HTTPStatus.TOO_MANY_REQUESTS:
+                self._count("workos_limited")
             raise
 
 
@@ -301,26 +281,6 @@ class Counter:
             self.total += 1
 
 
-class Dates:
-    """Remembers the `Date` of each thread's last answer: WorkOS's clock, not ours, says how fresh a reading is."""
-
-    def __init__(self) -> None:
-        self._local = threading.local()
-
-    def note(self, response: httpx2.Response) -> None:
-        """Take the time from an answer."""
-        header = response.headers.get("Date")
-        try:
-            self._local.date = parsedate_to_datetime(header).astimezone(UTC) if header else datetime.now(UTC)
-        except ValueError:
-            self._local.date = datetime.now(UTC)
-
-    def last(self) -> datetime:
-        """Return the time of this thread's last answer, in UTC."""
-        date: datetime = getattr(self._local, "date", None) or datetime.now(UTC)
-        return date
-
-
 def open_directory(
     api_key: str,
     client_id: str,
@@ -331,38 +291,30 @@ def open_directory(
     timeout_seconds: float = 20.0,
 ) -> Directory:
     """Return WorkOS as the settings name it."""
-    dates = Dates()
-    http = httpx2.Client(event_hooks={"response": [dates.note]}, timeout=timeout_seconds)
-    client = WorkOSClient(
-        api_key=api_key,
-        client_id=client_id,
-        base_url=base_url,
-        request_timeout=timeout_seconds,  # type: ignore[arg-type]  # it takes parts of a second too
-        max_retries=0,
-        http_client=http,
-    )
-    return Directory(client, buckets, dates, http.close, count)
+    from worker.directory.sdk import Sdk  # noqa: PLC0415 - half a second, for those who call WorkOS only
+
+    return Directory(Sdk(api_key, client_id, base_url, timeout_seconds), buckets, count)
 
 
-def _translated(error: sdk.WorkOSError, path: tuple[str, ...]) -> Exception:
-    status = getattr(error, "status_code", None)
-    if status in REFUSED:
-        return RefusedKeyError(f"WORKOS_API_KEY: WorkOS refuses the key ({status})")
-    said = f"/{'/'.join(path[:2])}: {type(error).__name__} {status or ''}".rstrip()
-    return ERRORS.get(status or 0, UnreadableError)(said)
+def _translated(error: CallError, path: tuple[str, ...]) -> Exception:
+    if error.status in REFUSED:
+        return RefusedKeyError(f"WORKOS_API_KEY: WorkOS refuses the key ({error.status})")
+    return ERRORS.get(error.status or 0, UnreadableError)(f"/{'/'.join(path[:2])}: {error}")
 
 
 def _can_pass(error: BaseException) -> bool:
-    status = getattr(error, "status_code", None) or HTTPStatus.INTERNAL_SERVER_ERROR  # none: the network failed
-    passing = status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    return isinstance(error, sdk.WorkOSError) and passing
+    """Whether asking again may help: the network failed, a limit is used up, or WorkOS is in trouble."""
+    if not isinstance(error, CallError):
+        return False
+    status = error.status
+    return status is None or status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def _wait(state: RetryCallState) -> float:
     """Return the seconds to wait: what WorkOS said, else doubling."""
     error = state.outcome.exception() if state.outcome else None
-    said = getattr(error, "retry_after", None)
-    wait = float(said) if isinstance(said, int | float) else FIRST_WAIT_SECONDS * 2.0 ** (state.attempt_number - 1)
+    said = error.retry_after if isinstance(error, CallError) else None
+    wait = FIRST_WAIT_SECONDS * 2.0 ** (state.attempt_number - 1) if said is None else said
     return min(wait, LONGEST_WAIT_SECONDS)
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import DBAPIError
 
 from models.database import reading
-from models.migrate import current_revision, newest_revision, outdated
+from models.revisions import current_revision, newest_revision, outdated
 from models.types import db_now
 from worker.decision.handlers import SUBSCRIBED
 from worker.directory.client import Directory, RefusedKeyError, UnreadableError

@@ -1,5 +1,6 @@
-"""One worker process: `python -m worker.processes.lane LANE`, started and watched by `workos-sync worker`."""
+"""One worker process, started and watched by `workos-sync worker`."""
 
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -16,13 +17,10 @@ from worker import provision
 from worker.directory.client import UnreadableError
 from worker.errors import ConfigurationError
 from worker.hooks import follow, targets
-from worker.logs import configure
-from worker.processes.embedded import redis_url
 from worker.processes.jobs import answered, drain_job, make_worker
-from worker.processes.supervisor import end_with_parent
 from worker.repair.environment import connect, require_same_environment
 from worker.repair.work import Repair
-from worker.settings import load_settings
+from worker.settings import Settings
 from worker.signals.counters import ACCEPTED_TO_APPLIED
 from worker.signals.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
 from worker.wiring import Wiring, wire
@@ -30,15 +28,12 @@ from worker.wiring import Wiring, wire
 log = structlog.get_logger()
 
 
-def main(lane: str = DRAIN) -> None:
+def work(lane: str, settings: Settings, redis_url: str) -> None:
     """Work on `lane` until stopped, or until Redis is away (the supervisor starts another)."""
-    settings = load_settings()
-    configure(settings.log_format)
-    wiring = wire(settings, redis_url(settings))
+    wiring = wire(settings, redis_url)
     stopping = threading.Event()
     function = _function(lane, wiring, stopping)
-    end_with_parent()
-    log.info("worker_started", lane=lane)
+    log.info("worker_started", lane=lane, pid=os.getpid())
     try:
         worker = make_worker(wiring.redis, lane, {lane: function})
         _tell_of_stop(worker, stopping)
@@ -122,7 +117,3 @@ def _tell_of_stop(worker: SimpleWorker, stopping: threading.Event) -> None:
         stop_rq(number, frame)
 
     worker.request_stop = stop  # type: ignore[method-assign]
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

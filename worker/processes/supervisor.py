@@ -1,12 +1,16 @@
-"""Keeps a number of child processes running: one that dies is started again, a stop reaches all of them."""
+"""Keeps a number of child processes running: one that dies is started again, a stop reaches all of them.
 
+They are forked, so that what takes a second to load is loaded once, and one that died is back at once.
+"""
+
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.context import ForkProcess
 
 import structlog
 
@@ -15,22 +19,46 @@ log = structlog.get_logger()
 QUICK_DEATH_SECONDS = 30.0
 LONGEST_PAUSE_SECONDS = 15.0
 GRACE_SECONDS = 30.0
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class Lifeline:
+    """A pipe that is never written to: its other end closes when the supervisor is gone, however it ended."""
+
+    def __init__(self) -> None:
+        self._held, self._kept = os.pipe()
+
+    def watch(self) -> None:
+        """In a child: stop as on SIGTERM when the supervisor is gone."""
+        os.close(self._kept)
+
+        def wait() -> None:
+            os.read(self._held, 1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=wait, daemon=True, name="end-with-parent").start()
+
+    def close(self) -> None:
+        """In the supervisor: let go."""
+        os.close(self._held)
+        os.close(self._kept)
 
 
 class Child:
     """One supervised process and the pause before it is started again."""
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self._command = list(command)
+    def __init__(self, work: Callable[[], None], lifeline: Lifeline) -> None:
+        self._work = work
+        self._lifeline = lifeline
         self._pause = 0.0
         self._start_at = 0.0
         self._started_at = 0.0
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: ForkProcess | None = None
 
     def tend(self) -> None:
         """Start the process if it does not run and its pause is over. The pause doubles while it dies quickly."""
         now = time.monotonic()
-        if self.process is not None and (code := self.process.poll()) is not None:
+        if self.process is not None and (code := self.process.exitcode) is not None:
             quick = now - self._started_at < QUICK_DEATH_SECONDS
             self._pause = min(max(0.5, self._pause * 2), LONGEST_PAUSE_SECONDS) if quick else 0.0
             self._start_at = now + self._pause
@@ -38,26 +66,38 @@ class Child:
             self.process = None
         if self.process is None and now >= self._start_at:
             self._started_at = now
-            # The pipe is never written to: it tells the child when this process is gone. A session of its own: Ctrl-C
-            # reaches this process only, which asks the child to stop once (RQ takes a second signal for impatience).
-            self.process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603
+            with _signals_held():
+                self.process = multiprocessing.get_context("fork").Process(target=self._run)
+                self.process.start()
+
+    def _run(self) -> None:
+        # A session of its own: Ctrl-C reaches the supervisor only, which asks the child to stop once (RQ takes a second
+        # signal for impatience).
+        os.setsid()
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        self._lifeline.watch()
+        self._work()
 
 
-def end_with_parent() -> None:
-    """In a child: stop as on SIGTERM when the supervisor is gone, however it ended."""
-
-    def wait() -> None:
-        # Not through sys.stdin's buffer: Python aborts if its lock is held when the process ends.
-        while os.read(sys.stdin.fileno(), 4096):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, daemon=True, name="end-with-parent").start()
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let a request to stop wait: between its fork and its own handlers a child would take it for the supervisor's."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
-def supervise(commands: Sequence[Sequence[str]], stop: threading.Event) -> None:
-    """Run each of `commands` until `stop` is set, then end them: SIGTERM, and SIGKILL after 30 seconds."""
-    children = [Child(command) for command in commands]
+def supervise(works: Sequence[Callable[[], None]], stop: threading.Event) -> None:
+    """Run each of `works` in a process until `stop` is set, then end them: SIGTERM, and SIGKILL after 30 seconds.
+
+    To be called in a process without other threads, which a fork would break; its connections must be closed.
+    """
+    lifeline = Lifeline()
+    children = [Child(work, lifeline) for work in works]
     try:
         while not stop.is_set():
             for child in children:
@@ -66,11 +106,11 @@ def supervise(commands: Sequence[Sequence[str]], stop: threading.Event) -> None:
     finally:
         running = [child.process for child in children if child.process is not None]
         for process in running:
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
         ends = time.monotonic() + GRACE_SECONDS
         for process in running:
-            try:
-                process.wait(max(0.0, ends - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            process.join(max(0.0, ends - time.monotonic()))
+            if process.is_alive():
                 process.kill()
-                process.wait()
+                process.join()
+        lifeline.close()
