@@ -149,10 +149,14 @@ def session(engine: Engine) -> Iterator[Session]:
         yield opened
 
 
-def advisory_lock(tx: Connection, key: int) -> None:
-    """Take the lock `key` until the end of `tx`, waiting for it. SQLite has one writer and needs none."""
+def advisory_lock(tx: Connection, key: int, *, durable: bool = True) -> None:
+    """Take the lock `key` until the end of `tx`, waiting for it. SQLite has one writer and needs none.
+
+    Not durable: `tx` commits without waiting for the disk, so what it wrote may be undone if the server crashes.
+    """
     if tx.dialect.name == "postgresql":
-        tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+        lock = "SELECT pg_advisory_xact_lock(:key)"
+        tx.execute(text(lock if durable else f"{lock}, set_config('synchronous_commit', 'off', true)"), {"key": key})
 
 
 PASSING_SQLSTATES = (

@@ -8,7 +8,7 @@ from sqlalchemy import Engine, update
 from models.database import open_engine, write
 from models.tables import Hook, Mirror
 from models.types import db_in
-from tests.integration.processes import QUICK, Commands, Valkey, command_line, eventually
+from tests.integration.processes import QUICK, Commands, Valkey, eventually
 from tests.integration.stories import store
 from tests.sandbox import Knobs, Sandbox, populate
 from tests.support import rows
@@ -62,7 +62,7 @@ def test_a_host_hears_of_every_change_though_the_lane_is_killed(
     person = sandbox.world.create_user("ann@acme.example")["id"]
     store(engine, [sandbox.world.events[-1]])
     eventually(lambda: person in {message["data"]["object_id"] for message in host.took}, 20)
-    lane = next(process for process in worker.family() if command_line(process)[-1:] == ["hooks"])
+    lane = next(process for process in worker.lanes() if f'"lane": "hooks", "pid": {process.pid}' in worker.output())
     lane.kill()
     write(engine, lambda tx: tx.execute(update(Hook).values(leased_until=db_in(-1))))  # its lease runs out
     lost = next(iter(sandbox.world.memberships))

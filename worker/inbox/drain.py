@@ -50,10 +50,11 @@ class Policy:
 
 
 class Work(NamedTuple):
-    """A batch as written down."""
+    """A batch as written down. `last`: nothing else was due when it was taken."""
 
     id: str
     event_ids: list[str]
+    last: bool = False
 
 
 def drain(engine: Engine, policy: Policy, applied: Callable[[list[float]], None] = lambda _: None) -> bool:
@@ -74,38 +75,46 @@ def drain(engine: Engine, policy: Policy, applied: Callable[[list[float]], None]
         batch = write(engine, lambda tx: _take(tx, policy))
         if batch is None:
             return True
-        applied(_work(engine, policy, batch))
+        ages = _work(engine, policy, batch)
+        if ages is None:
+            continue  # its halves, or what others left
+        applied(ages)
+        if batch.last:
+            return True  # whoever came since has rung
     return False
 
 
-def _work(engine: Engine, policy: Policy, batch: Work) -> list[float]:
+def _work(engine: Engine, policy: Policy, batch: Work) -> list[float] | None:
+    """Apply a batch, and return as `_apply_batch`; None if it could not be applied."""
     try:
         ages, since = write(engine, lambda tx: (_apply_batch(tx, policy, batch), time.monotonic()))
     except Exception as error:
         if can_pass(error):
             # Locks held for long are nobody's fault. With the database away this fails too, and the batch waits.
             write(engine, lambda tx: _give_back(tx, policy, batch))
-            return []
+            return None
         # A poison event may raise anything: it is noted on its row.
         failure = error
         write(engine, lambda tx: _set_aside(tx, policy, batch, failure))
         if isinstance(error, JobTimeoutException):
             raise
-        return []
+        return None
     commit = time.monotonic() - since
     return [age + commit for age in ages]
 
 
 def _take(tx: Connection, policy: Policy) -> Work | None:
     """Choose what to do next and write it down: a half of an unfinished batch first, else what is pending and due."""
-    advisory_lock(tx, CLAIM_LOCK)
-    _split_orphans(tx, policy)
-    standing = tx.execute(select(Batch.id, Batch.event_ids, Batch.started_at)).all()
-    for id, event_ids, started_at in standing:
-        if started_at is None:
-            tx.execute(update(Batch).where(Batch.id == id).values(started_at=db_now()))
-            return Work(id, event_ids)
-    taken = {event_id for _, event_ids, _ in standing for event_id in event_ids}
+    advisory_lock(tx, CLAIM_LOCK, durable=False)  # a batch that a crash undoes is pending as before
+    standing = _standing(tx)
+    if any(batch.orphaned for batch in standing):
+        _split_orphans(tx, policy)
+        standing = _standing(tx)
+    left = [batch for batch in standing if batch.started_at is None]
+    if left:
+        tx.execute(update(Batch).where(Batch.id == left[0].id).values(started_at=db_now()))
+        return Work(left[0].id, left[0].event_ids)
+    taken = {event_id for batch in standing for event_id in batch.event_ids}
     size = min(policy.batch_size, SQLITE_BATCH) if tx.dialect.name == "sqlite" else policy.batch_size
     due = (
         select(Event.id)
@@ -114,7 +123,12 @@ def _take(tx: Connection, policy: Policy) -> Work | None:
         .limit(size + len(taken))
     )
     free = [id for id in tx.execute(due).scalars().all() if id not in taken][:size]
-    return Work(_write_down(tx, free, started=True), free) if free else None
+    return Work(_write_down(tx, free, started=True), free, len(free) < size) if free else None
+
+
+def _standing(tx: Connection) -> Sequence[Any]:
+    orphaned = Batch.started_at < db_in(-ORPHAN_AFTER_SECONDS)
+    return tx.execute(select(Batch.id, Batch.event_ids, Batch.started_at, orphaned.label("orphaned"))).all()
 
 
 def _write_down(tx: Connection, event_ids: Sequence[str], *, started: bool) -> str:
@@ -132,21 +146,21 @@ def _split_orphans(tx: Connection, policy: Policy) -> None:
     )
     for id, event_ids in tx.execute(orphans).all():
         log.warning("batch_unfinished", batch=id, events=len(event_ids))
+        tx.execute(delete(Batch).where(Batch.id == id))
         _split_or_blame(tx, policy, Work(id, event_ids), DiedAloneError())
 
 
 def _set_aside(tx: Connection, policy: Policy, batch: Work, error: Exception) -> None:
-    if _still_ours(tx, batch):
+    if _strike_out(tx, batch):
         log.warning("batch_failed", batch=batch.id, events=len(batch.event_ids), error=type(error).__name__)
         _split_or_blame(tx, policy, batch, error)
 
 
 def _give_back(tx: Connection, policy: Policy, batch: Work) -> None:
     """Leave a batch that met locks for later: in halves, so that one locked row holds up only its own events."""
-    if not _still_ours(tx, batch):
+    if not _strike_out(tx, batch):
         return
     log.warning("batch_given_back", batch=batch.id, events=len(batch.event_ids))
-    tx.execute(delete(Batch).where(Batch.id == batch.id))
     if len(batch.event_ids) > 1:
         _write_down_halves(tx, batch)
     else:
@@ -160,13 +174,16 @@ def _write_down_halves(tx: Connection, batch: Work) -> None:
         _write_down(tx, half, started=False)
 
 
-def _still_ours(tx: Connection, batch: Work) -> bool:
-    """Lock the batch; False if another drain took it over, because this one was stopped for long."""
-    return tx.execute(select(Batch.id).where(Batch.id == batch.id).with_for_update()).one_or_none() is not None
+def _strike_out(tx: Connection, batch: Work) -> bool:
+    """Strike out the batch, which locks it until the commit; False if another drain took it over meanwhile.
+
+    That happens to a drain that was stopped for long.
+    """
+    return tx.execute(delete(Batch).where(Batch.id == batch.id)).rowcount == 1
 
 
 def _split_or_blame(tx: Connection, policy: Policy, batch: Work, error: Exception) -> None:
-    tx.execute(delete(Batch).where(Batch.id == batch.id))
+    """Go on with a batch that was struck out and not applied."""
     if len(batch.event_ids) > 1:
         _write_down_halves(tx, batch)
         return
@@ -199,7 +216,7 @@ def _apply_batch(tx: Connection, policy: Policy, batch: Work) -> list[float]:
     Returns how long ago each was accepted, in seconds.
     """
     began = time.monotonic()
-    if not _still_ours(tx, batch):
+    if not _strike_out(tx, batch):
         log.info("batch_taken_over", batch=batch.id)
         return []
     done, failed, changes, ages = decide_events(tx, batch.event_ids, Event.status == EventStatus.PENDING)
@@ -208,7 +225,6 @@ def _apply_batch(tx: Connection, policy: Policy, batch: Work) -> list[float]:
         tx.execute(update(Event).where(Event.id == event.id).values(values))
         log.warning("event_failed", event_id=event.id, type=event.type, field=error.field)
     _note_done(tx, done)
-    tx.execute(delete(Batch).where(Batch.id == batch.id))
     note_changes(tx, changes)
     log.info("batch_applied", batch=batch.id, events=len(done), changes=len(changes))
     return [age + time.monotonic() - began for age in ages]

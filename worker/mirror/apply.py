@@ -71,7 +71,7 @@ def note_changes(tx: Connection, changes: Sequence[dict[str, Any]]) -> None:
     """
     if changes:
         advisory_lock(tx, CHANGES_LOCK)
-        append_changes(tx, [*changes, *consequences(tx, changes)])
+        insert_rows(tx, Change, [*changes, *consequences(tx, changes)])
 
 
 def append_changes(tx: Connection, changes: Sequence[dict[str, Any]]) -> None:

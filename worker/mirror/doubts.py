@@ -60,6 +60,8 @@ def ask_after(tx: Connection, arrivals: Sequence[Arrival], decisions: Sequence[D
     for (kind, doubt), asking in doubtful.items():
         _ask_for_events(tx, kind, asking, doubt)
     for kind, asking in parents.items():
+        if not asking:
+            continue
         known = set(tx.execute(select(TABLES[kind].id).where(among(tx, TABLES[kind].id, asking))).scalars().all())
         missing = {id: event_id for id, event_id in asking.items() if id not in known}
         _ask_for_events(tx, kind, missing, PARENT_MISSING, after=PARENT_PATIENCE_SECONDS)
