@@ -29,6 +29,7 @@ from tests.use_cases.resyncs import (
     found,
     go_on,
     live,
+    make_reads_due,
     quietly,
     resync,
     small_life,
@@ -225,6 +226,22 @@ def test_one_event_between_one_answer_and_its_use(
     assert next(calls) > place or place > 6
     assert differences(one_engine, world.truth()) == []
     assert revived(one_engine) == set()
+
+
+def test_what_is_in_doubt_is_read_though_it_was_asked_for_while_it_was_missing_and_arrived_since(
+    both_engines: Engine, redis: Redis
+) -> None:
+    with Sandbox(clock=Clock()) as sandbox, closing(directory_of(sandbox, redis)) as directory:
+        acme = sandbox.world.create_organization("Acme")
+        sandbox.world.create_membership(acme["id"], sandbox.world.create_user("ann@acme.example")["id"])
+        deliver(both_engines, [event for event in sandbox.world.events if event["event"] != "organization.created"])
+        resync(both_engines, directory)
+        sandbox.world.update_organization(acme["id"], name="Acme Rockets")
+        deliver(both_engines, sandbox.world.events[-1:])
+        make_reads_due(both_engines)
+        work_due(both_engines, directory, lambda: False)
+        assert differences(both_engines, sandbox.world.truth()) == []
+        assert rows(both_engines, Read) == []
 
 
 def test_an_event_of_the_second_in_which_a_listing_was_read_is_settled_by_another_reading(

@@ -8,11 +8,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Text, cast, select
+from sqlalchemy import Connection, Text, cast, select, update
 
 from models.bulk import among, insert_new
 from models.tables import TABLES, Kind, Membership, Read
-from models.types import db_in
+from models.types import db_in, db_now
 from worker.decision.decide import Doubt, Outcome
 from worker.mirror.apply import Arrival, Decision
 
@@ -34,6 +34,12 @@ def _ask_for_events(tx: Connection, kind: Kind, asking: Mapping[str, str], reaso
 
 def _ask(tx: Connection, rows: list[dict[str, Any]], after: float = 0.0) -> None:
     insert_new(tx, Read, rows, due_at=db_in(after))
+
+
+def _ask_whatever_arrived(tx: Connection, kind: Kind, ids: Iterable[str], doubt: Doubt) -> None:
+    """Have those that were only asked for while they were missing read in any case."""
+    waiting = (Read.run_id == "", Read.kind == kind, among(tx, Read.object_id, ids), Read.reason == PARENT_MISSING)
+    tx.execute(update(Read).where(*waiting).values(reason=doubt, due_at=db_now()))
 
 
 def ask_after(tx: Connection, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
@@ -59,6 +65,7 @@ def ask_after(tx: Connection, arrivals: Sequence[Arrival], decisions: Sequence[D
                 parents[Kind.USER].setdefault(content["user_id"], event_id)
     for (kind, doubt), asking in doubtful.items():
         _ask_for_events(tx, kind, asking, doubt)
+        _ask_whatever_arrived(tx, kind, asking, doubt)
     for kind, asking in parents.items():
         if not asking:
             continue

@@ -157,7 +157,8 @@ def _due(engine: Engine) -> Sequence[RowMapping]:
 
 def _settle(engine: Engine, directory: Directory, read: RowMapping) -> bool:
     kind, id, reason = Kind(read["kind"]), read["object_id"], read["reason"]
-    here = (Read.run_id == "", Read.kind == kind, Read.object_id == id)
+    # Of this reason: an event may ask for another one meanwhile.
+    here = (Read.run_id == "", Read.kind == kind, Read.object_id == id, Read.reason == reason)
 
     def done(tx: Connection, _result: Result | None = None) -> bool:
         tx.execute(delete(Read).where(*here))

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -62,6 +63,16 @@ CONNECTIONS = "connections"
 """The one listing without which a resync still makes sense: a key may not be allowed to see connections."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A listing to go on with: its name and whose it is, the cursor of its next page, and when it began, in UTC."""
+
+    name: str
+    parent: str
+    after: str | None = field(compare=False)
+    began: datetime = field(compare=False)
 
 
 class ListingFailedError(Exception):
@@ -210,17 +221,16 @@ class Resync:
         self._write(lambda tx: self._move_on(tx, "delete"))
         return True
 
-    def _open_listings(self, limit: int) -> list[tuple[str, str]]:
-        mine = select(Listing.name, Listing.parent).where(Listing.run_id == self._held.run_id, Listing.state == "open")
-        query = mine.order_by(Listing.attempts).limit(limit)  # what failed before comes last
+    def _open_listings(self, limit: int) -> list[Open]:
+        began = func.coalesce(Listing.began_at, db_now())
+        mine = select(Listing.name, Listing.parent, Listing.after, began)
+        query = mine.where(Listing.run_id == self._held.run_id, Listing.state == "open")
         with reading(self._engine) as tx:
-            return [(name, parent) for name, parent in tx.execute(query)]
+            # What failed before comes last.
+            return [Open(*row) for row in tx.execute(query.order_by(Listing.attempts).limit(limit)).all()]
 
-    def _list_one(self, take: GroupCommit[Listed, None], listing: tuple[str, str]) -> None:
-        name, parent = listing
-        place = select(Listing.after, func.coalesce(Listing.began_at, db_now())).where(*self._here(name, parent))
-        with reading(self._engine) as tx:
-            after, began = tx.execute(place).one()
+    def _list_one(self, take: GroupCommit[Listed, None], listing: Open) -> None:
+        name, parent, after, began = listing.name, listing.parent, listing.after, listing.began
         resumed = more = True
         while more and not self._leaving():
             try:
