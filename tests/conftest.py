@@ -154,9 +154,7 @@ def build_wiring(redis_url: str) -> Iterator[Callable[..., Wiring]]:
 
     yield make
     for wiring in made:
-        wiring.engine.dispose()
-        wiring.counters.close()
-        wiring.redis.close()
+        wiring.close()
 
 
 @pytest.fixture

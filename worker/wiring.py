@@ -41,6 +41,12 @@ class Wiring:
     hooks_bell: Doorbell
     counters: Counters
 
+    def close(self) -> None:
+        """Hand over the last counts and close the connections."""
+        self.counters.close()
+        self.redis.close()
+        self.engine.dispose()
+
 
 def wire(settings: Settings, redis_url: str, *, door: bool = False) -> Wiring:
     """Return the parts for one process; connects to nothing yet.

@@ -1,6 +1,7 @@
 """The inbox: look at events, dismiss them, decide them again."""
 
 import sys
+from contextlib import closing
 from typing import Any
 
 import click
@@ -119,10 +120,10 @@ def replay_command(why: str | None, again: bool, dry_run: bool, as_json: bool, *
         say(replays.plan(engine, selection)._asdict(), as_json=as_json)
         return
     run_id = replays.start(engine, selection, operator(), why, again=again)
-    with redis_server(settings) as redis, until_stopped() as stop:
-        bell = wire(settings, redis.url).bell
+    with redis_server(settings) as redis, closing(wire(settings, redis.url)) as wiring, until_stopped() as stop:
+        work = Repair(engine, None, settings, wiring.bell, stop.is_set)
         with progress(engine, run_id):
-            over = Repair(engine, None, settings, bell, stop.is_set).one(run_id) or followed(engine, run_id, stop.wait)
+            over = work.one(run_id) or followed(engine, run_id, stop.wait)
     say(_replayed(engine, run_id), as_json=as_json)
     sys.exit(0 if over else 1)
 

@@ -11,7 +11,6 @@ from functools import partial
 
 import click
 import structlog
-from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import Engine
 
@@ -31,7 +30,6 @@ from worker.processes.supervisor import supervise
 from worker.repair.environment import bind, connect
 from worker.repair.schedule import schedule, watch
 from worker.settings import Settings, load_settings
-from worker.signals.counters import Counters
 from worker.signals.doorbell import DRAIN, Doorbell
 from worker.wiring import require_migrated, wire
 
@@ -117,7 +115,10 @@ def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> No
         log.warning("repair_off", why="WORKOS_API_KEY is not set: nothing repairs what webhooks miss")
         return
     try:
-        with Redis.from_url(redis_url) as redis, closing(connect(settings, redis, Counters(redis))) as directory:
+        with (
+            closing(wire(settings, redis_url)) as wiring,
+            closing(connect(settings, wiring.redis, wiring.counters)) as directory,
+        ):
             bind(engine, directory, settings)
     except (UnreadableError, RedisError) as error:
         log.warning("environment_not_checked", error=type(error).__name__)
@@ -128,8 +129,7 @@ def clock() -> None:
     """Do what is due: ring for events and runs that no one works on, start resync, catch-up and retention."""
     settings = load_settings()
     configure(settings.log_format)
-    with redis_server(settings) as redis, until_stopped() as stop:
-        wiring = wire(settings, redis.url)
+    with redis_server(settings) as redis, closing(wire(settings, redis.url)) as wiring, until_stopped() as stop:
         require_migrated(wiring.engine)
         _bind_if_reachable(wiring.engine, settings, redis.url)
         duties = [

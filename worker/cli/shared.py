@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
 
@@ -77,16 +77,11 @@ def reaching_workos(settings: Settings, *, bound: bool = True) -> Iterator[tuple
 
     `bound`: whether a database that is not bound to any environment yet is bound to this one.
     """
-    with redis_server(settings) as redis, ExitStack() as ended:
-        wiring = wire(settings, redis.url)
-        ended.callback(wiring.engine.dispose)
-        ended.callback(wiring.redis.close)
-        ended.callback(wiring.counters.close)
+    with redis_server(settings) as redis, closing(wire(settings, redis.url)) as wiring:
         require_migrated(wiring.engine)
-        directory = connect(settings, wiring.redis, wiring.counters)
-        ended.callback(directory.close)
-        (bind if bound else require_same_environment)(wiring.engine, directory, settings)
-        yield wiring, directory
+        with closing(connect(settings, wiring.redis, wiring.counters)) as directory:
+            (bind if bound else require_same_environment)(wiring.engine, directory, settings)
+            yield wiring, directory
 
 
 def in_utc(time: datetime | None) -> datetime | None:

@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from functools import partial
 from types import FrameType
@@ -30,19 +31,19 @@ log = structlog.get_logger()
 
 def work(lane: str, settings: Settings, redis_url: str) -> None:
     """Work on `lane` until stopped, or until Redis is away (the supervisor starts another)."""
-    wiring = wire(settings, redis_url)
-    stopping = threading.Event()
-    function = _function(lane, wiring, stopping)
-    log.info("worker_started", lane=lane, pid=os.getpid())
-    try:
-        worker = make_worker(wiring.redis, lane, {lane: function})
-        _tell_of_stop(worker, stopping)
-        worker.work(logging_level="WARNING")
-    except StopRequested:
-        log.info("worker_stopped", lane=lane)  # before it had begun
-    except RedisError as error:
-        log.warning("redis_lost", lane=lane, error=type(error).__name__)
-        sys.exit(1)
+    with closing(wire(settings, redis_url)) as wiring:
+        stopping = threading.Event()
+        function = _function(lane, wiring, stopping)
+        log.info("worker_started", lane=lane, pid=os.getpid())
+        try:
+            worker = make_worker(wiring.redis, lane, {lane: function})
+            _tell_of_stop(worker, stopping)
+            worker.work(logging_level="WARNING")
+        except StopRequested:
+            log.info("worker_stopped", lane=lane)  # before it had begun
+        except RedisError as error:
+            log.warning("redis_lost", lane=lane, error=type(error).__name__)
+            sys.exit(1)
 
 
 def _function(lane: str, wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:

@@ -1,0 +1,40 @@
+"""Lanes are forked: by a process without threads, again at once when one dies, and none forgets what it counted."""
+
+from collections.abc import Callable
+
+import psutil
+import pytest
+from redis import Redis
+
+from models.database import open_engine
+from models.tables import Event, EventStatus
+from tests.integration.processes import QUICK, Commands, count, eventually
+from tests.integration.stories import new_users, store
+from tests.sandbox import Sandbox
+from tests.use_cases.resyncs import settings_of
+from worker.signals.counters import ACCEPTED_TO_APPLIED, counted
+
+pytestmark = pytest.mark.long
+
+
+def test_lanes_come_from_a_process_without_threads_and_hand_over_their_counts_at_the_end(
+    commands: Commands, redis_url: str, make_database: Callable[[str], str]
+) -> None:
+    url = make_database("sqlite")
+    with Sandbox() as sandbox:
+        commands.settings |= {"DATABASE_URL": url, "REDIS_URL": redis_url, **QUICK, **settings_of(sandbox)}
+        worker, clock = commands.start("worker"), commands.start("clock")
+        lanes = eventually(worker.lanes, 30)
+        assert psutil.Process(worker.process.pid).num_threads() == 1
+        lanes[0].kill()
+        eventually(lambda: lanes[0] not in worker.lanes() and len(worker.lanes()) == len(lanes), 10)
+        engine = open_engine(url)
+        store(engine, story := new_users(3))
+        eventually(lambda: count(engine, Event.status == EventStatus.DONE) == len(story), 30)
+        engine.dispose()
+        worker.stop()
+        clock.stop()
+    with Redis.from_url(redis_url) as redis:
+        counts = counted(redis)
+    applied = sum(number for name, number in counts.items() if name.name == f"{ACCEPTED_TO_APPLIED}_bucket")
+    assert applied == len(story)
