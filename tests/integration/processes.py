@@ -1,5 +1,6 @@
 """Our commands as real processes, a Valkey to kill or freeze, and waiting for a condition instead of sleeping."""
 
+import json
 import os
 import signal
 import socket
@@ -100,6 +101,11 @@ class Command:
         """The lane processes of `workos-sync worker`."""
         own = command_line(psutil.Process(self.process.pid)) if self.process.poll() is None else []
         return [process for process in self.family() if command_line(process) == own]
+
+    def lane(self, name: str) -> psutil.Process:
+        """The newest lane process of that name, by what it said as it started."""
+        said = [json.loads(line) for line in self.output().splitlines() if "worker_started" in line]
+        return psutil.Process([line["pid"] for line in said if line["lane"] == name][-1])
 
     def kill(self) -> None:
         """End the process itself, and not those under it, as `kill -9` does."""

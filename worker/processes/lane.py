@@ -31,18 +31,19 @@ log = structlog.get_logger()
 
 def work(lane: str, settings: Settings, redis_url: str) -> None:
     """Work on `lane` until stopped, or until Redis is away (the supervisor starts another)."""
+    structlog.contextvars.bind_contextvars(lane=lane)
     with closing(wire(settings, redis_url)) as wiring:
         stopping = threading.Event()
         function = _function(lane, wiring, stopping)
-        log.info("worker_started", lane=lane, pid=os.getpid())
+        log.info("worker_started", pid=os.getpid())
         try:
             worker = make_worker(wiring.redis, lane, {lane: function})
             _tell_of_stop(worker, stopping)
             worker.work(logging_level="WARNING")
         except StopRequested:
-            log.info("worker_stopped", lane=lane)  # before it had begun
+            log.info("worker_stopped")  # before it had begun
         except RedisError as error:
-            log.warning("redis_lost", lane=lane, error=type(error).__name__)
+            log.warning("redis_lost", error=type(error).__name__)
             sys.exit(1)
 
 
