@@ -6,24 +6,20 @@ run's fencing number: a crash repeats one page for each call in flight, and a fr
 """
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Engine, case, delete, func, select, update
+from sqlalchemy import Connection, Engine, delete, func, select, update
 
-from models.bulk import insert_new
 from models.database import delete_some, reading, write
-from models.tables import Drift, Kind, Listing, Mirror, Read, Run, RunStatus, Seen, Task
+from models.tables import Kind, Listing, Mirror, Read, Run, RunStatus, Seen, Task
 from models.types import db_now
-from worker.decision.decide import Finding, State, compare_listed, completed, is_newer
-from worker.decision.snapshots import Snapshot
+from worker.decision.decide import Finding
 from worker.directory.client import (
     Directory,
     LimitedError,
@@ -35,10 +31,12 @@ from worker.directory.client import (
 )
 from worker.errors import PayloadError
 from worker.group_commit import GroupCommit
-from worker.mirror.apply import change, lock_rows, note_changes, save_rows, stored_rows
+from worker.mirror.apply import stored_rows
 from worker.mirror.doubts import ask
 from worker.repair import deletions
-from worker.repair.listings import Listed, drift, odd_item, open_listings, parse_page
+from worker.repair.listings import Listed, drift, odd_item, open_listings
+from worker.repair.pages import CAUSE, note_drift, note_listing, note_listing_failed, take
+from worker.repair.parallel import in_parallel
 from worker.repair.reads import Result, confirmed_read
 from worker.repair.runs import Lease, LeaseLostError, create, finish, left_over
 
@@ -49,13 +47,10 @@ AT_ONCE = 10
 goes page by page, does not wait long behind the others for its next token."""
 MOST_TOGETHER = 500
 """Items of the pages written in one transaction, so that no one waits long for it."""
-CAUSE = "resync"
 MOST_TRIES = 3
 """What cannot be read so often, while WorkOS answers otherwise, is reported and no longer holds the run up."""
 STEP = 5_000
 """Rows deleted in one transaction."""
-AHEAD = 200
-"""Items of work read ahead from the database."""
 SOME = 5
 """Organizations remembered, to know this environment's key by."""
 
@@ -211,8 +206,8 @@ class Resync:
 
     def _list_all(self) -> bool:
         """List everything; then, where organization roles are in use, those too."""
-        with closing(GroupCommit(self._take_together, MOST_TOGETHER)) as take:
-            list_one = partial(self._list_one, take)
+        with closing(GroupCommit(self._take_together, MOST_TOGETHER)) as group:
+            list_one = partial(self._list_one, group)
             if not self._in_parallel(self._open_listings, list_one):
                 return False
             self._write(self._open_role_listings)
@@ -229,7 +224,7 @@ class Resync:
             # What failed before comes last.
             return [Open(*row) for row in tx.execute(query.order_by(Listing.attempts).limit(limit)).all()]
 
-    def _list_one(self, take: GroupCommit[Listed, None], listing: Open) -> None:
+    def _list_one(self, group: GroupCommit[Listed, None], listing: Open) -> None:
         name, parent, after, began = listing.name, listing.parent, listing.after, listing.began
         resumed = more = True
         while more and not self._leaving():
@@ -247,7 +242,7 @@ class Resync:
                     continue
                 self._not_listed(name, parent, error)
                 return
-            take(Listed(name, parent, page, began), len(page.items))
+            group(Listed(name, parent, page, began), len(page.items))
             after, resumed, more = page.after, False, page.after is not None
 
     def _fetch(self, name: str, parent: str, after: str | None) -> Page:
@@ -279,83 +274,22 @@ class Resync:
     def _listing_failed(self, tx: Connection, name: str, parent: str, problem: str) -> None:
         self._held.check(tx)
         log.warning("listing_failed", run=self._held.run_id, listing=name, parent=parent, error=problem)
-        tries = update(Listing).where(*self._here(name, parent)).values(attempts=Listing.attempts + 1)
-        if tx.execute(tries.returning(Listing.attempts)).scalar_one() < MOST_TRIES:
+        if note_listing_failed(tx, self._held.run_id, name, parent) < MOST_TRIES:
             return
         if not parent and name != CONNECTIONS:
             raise ListingFailedError(problem)
-        self._note_listing(tx, name, parent, {"state": "partial"})
+        note_listing(tx, self._held.run_id, name, parent, state="partial")
         whose = (Kind.ORGANIZATION, parent) if parent else (Kind.CONNECTION, "all of them")
-        self._note_drift(tx, [odd_item(*whose, f"its {name}: {problem}")])
+        note_drift(tx, self._held.run_id, [odd_item(*whose, f"its {name}: {problem}")])
 
     def _parent_is_gone(self, tx: Connection, name: str, parent: str) -> None:
         self._held.check(tx)
-        self._note_listing(tx, name, parent, {"state": "partial"})
+        note_listing(tx, self._held.run_id, name, parent, state="partial")
         ask(tx, Kind.ORGANIZATION, [parent], "its listing answered 404", self._held.run_id)
 
-    def _note_listing(self, tx: Connection, name: str, parent: str, values: dict[str, Any]) -> None:
-        tx.execute(update(Listing).where(*self._here(name, parent)).values(values))
-
-    def _here(self, name: str, parent: str) -> tuple[ColumnElement[bool], ...]:
-        return Listing.run_id == self._held.run_id, Listing.name == name, Listing.parent == parent
-
     def _take_together(self, pages: Sequence[Listed]) -> list[None]:
-        self._write(lambda tx: self._take(tx, pages))
+        self._write(lambda tx: take(tx, self._held, pages, dry_run=self._run.dry_run))
         return [None] * len(pages)
-
-    def _take(self, tx: Connection, pages: Sequence[Listed]) -> None:
-        """Use pages: repair what a listing may settle, ask for reads of what it may not, note how far they got."""
-        self._held.check(tx)
-        roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
-        items: list[Snapshot] = []
-        all_odd: list[dict[str, Any]] = []
-        for name, parent, page, began in pages:
-            mine, odd = parse_page(name, parent, page, roles)
-            items, all_odd = items + mine, all_odd + odd
-            if odd:
-                log.warning("odd_items", run=self._held.run_id, listing=name, number=len(odd))
-            self._note_page(tx, name, parent, page, began, odd=bool(odd))
-            if name == "organizations":
-                ids = [item.id for item in mine if item.kind is Kind.ORGANIZATION]
-                open_listings(tx, self._held.run_id, "memberships", ids)
-        changes: list[dict[str, Any]] = []
-        for kind in Kind:
-            if states := {item.id: item.state for item in items if item.kind is kind}:
-                changes += self._merge(tx, kind, states)
-        self._note_drift(tx, all_odd)
-        note_changes(tx, changes)
-
-    def _note_page(self, tx: Connection, name: str, parent: str, page: Page, began: datetime, *, odd: bool) -> None:
-        ever_odd = Listing.odd | odd
-        over = case((ever_odd, "partial"), else_="complete") if page.after is None else "open"
-        self._note_listing(tx, name, parent, {"after": page.after, "state": over, "odd": ever_odd, "began_at": began})
-
-    def _merge(self, tx: Connection, kind: Kind, listed: dict[str, State]) -> list[dict[str, Any]]:
-        run_id, dry = self._held.run_id, self._run.dry_run
-        ids = sorted(listed)
-        insert_new(tx, Seen, [{"run_id": run_id, "kind": kind, "object_id": id} for id in ids])
-        stored = stored_rows(tx, kind, ids) if dry else lock_rows(tx, kind, ids)
-        findings = {id: compare_listed(stored.get(id), listed[id]) for id in ids}
-        ask(tx, kind, [id for id, finding in findings.items() if finding is None], "differs", run_id)
-        settled = {id: f for id, f in findings.items() if f not in (None, Finding.NONE)}
-        kept = {id: completed(stored.get(id), listed[id]) for id in settled}
-        self._note_drift(
-            tx,
-            [
-                drift(kind, id, f, stored.get(id), kept[id], "reported" if dry else "repaired")
-                for id, f in settled.items()
-            ],
-        )
-        if dry:
-            return []
-        # The same content at a higher version: else an event between the two would win.
-        same = {id: completed(stored[id], listed[id]) for id in ids if findings[id] is Finding.NONE}
-        raised = {id: state for id, state in same.items() if is_newer(stored[id], state)}
-        save_rows(tx, kind, kept | raised)
-        return [change(kind, id, stored[id], state, CAUSE, run_id) for id, state in kept.items()]
-
-    def _note_drift(self, tx: Connection, rows: list[dict[str, Any]]) -> None:
-        insert_new(tx, Drift, [{"run_id": self._held.run_id, **row} for row in rows])
 
     def _open_role_listings(self, tx: Connection) -> None:
         if self._run.organization_id is None:
@@ -379,7 +313,7 @@ class Resync:
                 if chosen.withheld:
                     states = stored_rows(tx, chosen.kind, ids).items()
                     extra = [drift(chosen.kind, id, Finding.EXTRA, state, None, "withheld") for id, state in states]
-                    self._note_drift(tx, extra)
+                    note_drift(tx, self._held.run_id, extra)
                 else:
                     ask(tx, chosen.kind, ids, "was not listed", run_id)
         for ids in deletions.unknown_users(tx, run_id, self._run.organization_id):
@@ -409,7 +343,7 @@ class Resync:
                 odd = result.finding is Finding.ANOMALY or self._run.dry_run
                 shown = result.after if result.finding is not Finding.EXTRA else None
                 action = "reported" if odd else "repaired"
-                self._note_drift(tx, [drift(kind, id, result.finding, result.before, shown, action)])
+                note_drift(tx, self._held.run_id, [drift(kind, id, result.finding, result.before, shown, action)])
             return not self._run.dry_run
 
         try:
@@ -432,7 +366,7 @@ class Resync:
 
     def _set_aside(self, tx: Connection, kind: Kind, id: str, field: str) -> None:
         self._settled(tx, kind, id)
-        self._note_drift(tx, [odd_item(kind, id, field)])
+        note_drift(tx, self._held.run_id, [odd_item(kind, id, field)])
 
     def _settled(self, tx: Connection, kind: Kind, id: str) -> None:
         self._held.check(tx)
@@ -447,23 +381,8 @@ class Resync:
         return self._stopping() or self._held.lost.is_set() or self._broken.is_set()
 
     def _in_parallel(self, source: Callable[[int], list[T]], work: Callable[[T], None]) -> bool:
-        """Do `work` on what `source` names, several at once, until it names nothing; False if left off."""
-        flying: dict[Future[None], T] = {}
-        waiting: deque[T] = deque()
-        with ThreadPoolExecutor(AT_ONCE, "resync") as pool:
-            while not self._leaving():
-                if not waiting:
-                    waiting.extend(i for i in source(AHEAD + len(flying)) if i not in flying.values())
-                while waiting and len(flying) < AT_ONCE:
-                    item = waiting.popleft()
-                    flying[pool.submit(work, item)] = item
-                if not flying:
-                    return True
-                for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                    del flying[future]
-                    if future.exception() is not None:
-                        self._broken.set()  # the others leave off after their page
-                    future.result()
+        if in_parallel(AT_ONCE, source, work, self._leaving, self._broken):
+            return True
         if self._held.lost.is_set():
             raise LeaseLostError(self._held.run_id)
         return False
