@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import orjson
 from sqlalchemy import ColumnElement, Connection, Engine, create_engine, delete, event, select, text, tuple_
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -66,7 +67,8 @@ def open_engine(raw_url: str, *, pool_size: int = 5, lock_timeout_ms: int = LOCK
         if file := _sqlite_file(url):
             with suppress(OSError):  # connecting will say what is wrong
                 file.parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(url, hide_parameters=True, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S})
+        waits = {"timeout": SQLITE_BUSY_TIMEOUT_S}
+        engine = create_engine(url, hide_parameters=True, json_deserializer=orjson.loads, connect_args=waits)
         event.listen(engine, "connect", _sqlite_connect)
         event.listen(engine, "begin", _sqlite_begin)
         return engine
@@ -78,6 +80,7 @@ def open_engine(raw_url: str, *, pool_size: int = 5, lock_timeout_ms: int = LOCK
     return create_engine(
         url,
         hide_parameters=True,
+        json_deserializer=orjson.loads,
         pool_size=pool_size,
         max_overflow=0,
         pool_pre_ping=True,

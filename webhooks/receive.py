@@ -1,7 +1,6 @@
 """POST /webhooks/workos: verify, store, commit, ring, answer."""
 
 import hmac
-import json
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, NamedTuple, NoReturn
@@ -12,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from webhooks.signature import RefusedError, verify
 from worker.decision.handlers import HANDLERS
-from worker.decision.snapshots import is_id
+from worker.decision.snapshots import is_id, parse_json
 from worker.group_commit import GroupCommit
 from worker.inbox.store import Delivery, receive
 from worker.wiring import Wiring
@@ -121,7 +120,7 @@ def _from(allowed: list[Network], address: str | None) -> bool:
 def _event(body: bytes) -> dict[str, Any]:
     """Return the event, its id and type usable as keys; answers 400 for what is not an event."""
     try:
-        event = json.loads(body)
+        event = parse_json(body)
     except (ValueError, RecursionError):
         event = None
     if not isinstance(event, dict):

@@ -1,6 +1,7 @@
 """Events to snapshots: odd, missing and new is taken; what is needed and not there is named."""
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.support import JSON, made, sample
 from worker.decision.decide import State, Version
 from worker.decision.handlers import HANDLERS, read_event
 from worker.decision.roles import DEFAULT_ROLE_MAP, local_role
-from worker.decision.snapshots import MAX_EMAIL, MAX_TEXT, Snapshot, clean, is_id, parse_time
+from worker.decision.snapshots import MAX_EMAIL, MAX_TEXT, Snapshot, clean, is_id, parse_json, parse_time
 from worker.errors import PayloadError
 
 ACTED_ON = sorted(HANDLERS)
@@ -301,3 +302,34 @@ def check_storable(kind: Kind, state: State) -> None:
 @pytest.mark.parametrize(("value", "good"), [("event_1", True), ("evt 1", True), ("", False), ("x" * 256, False)])
 def test_ids_are_printable_and_not_endless(value: str, good: bool) -> None:
     assert is_id(value) is good
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters()), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(
+    value=JSON_VALUES, escaped=st.booleans(), coding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16-le", "utf-32-be"])
+)
+@settings(deadline=None, max_examples=300)
+def test_json_is_read_as_pythons_own_parser_reads_it(value: Any, escaped: bool, coding: str) -> None:
+    body = json.dumps(value, ensure_ascii=escaped).encode(coding, "surrogatepass")
+    assert outcome(parse_json, body) == outcome(json.loads, body)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"a": 1, "a": 2}', b"NaN", b"[1,]", b"\xff", b"[" * 100_000, b" 1 ", b"1e999"]
+)
+def test_odd_json_too(body: bytes) -> None:
+    assert outcome(parse_json, body) == outcome(json.loads, body)
+
+
+def outcome(parse: Callable[[bytes], Any], body: bytes) -> str:
+    """What came of it, as text: NaN is not equal to itself."""
+    try:
+        return repr(parse(body))
+    except (ValueError, RecursionError):
+        return "refused"

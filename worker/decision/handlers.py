@@ -1,6 +1,5 @@
 """Event type → snapshot: one table that reads top to bottom. To act on a new type, add its line."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -8,7 +7,7 @@ from datetime import datetime
 from models.tables import Kind
 from worker.decision import snapshots
 from worker.decision.decide import DATE_STEP
-from worker.decision.snapshots import Envelope, Fields, Snapshot, live, role_at, tombstone
+from worker.decision.snapshots import Envelope, Fields, Snapshot, live, parse_json, role_at, tombstone
 from worker.errors import PayloadError
 
 RoleMap = Mapping[str, str]
@@ -152,7 +151,7 @@ def read_event(event_id: str, type: str, body: bytes, roles: RoleMap) -> tuple[E
         PayloadError: the data cannot be used; its message names the field.
     """
     try:
-        event = json.loads(body)
+        event = parse_json(body)
     except (ValueError, RecursionError) as error:
         raise PayloadError("body", "is not JSON") from error
     if not isinstance(event, dict):

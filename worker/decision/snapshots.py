@@ -1,9 +1,12 @@
 """From WorkOS's JSON to states. Lenient: what is not needed may be missing, odd or new; what is needed is named."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+
+import orjson
 
 from models.access import normal_domain
 from models.tables import Kind
@@ -119,6 +122,21 @@ class Fields:
         found = [one, *(several if isinstance(several, list) else [])]
         slugs = (item.get("slug") if isinstance(item, Mapping) else item for item in found)
         return sorted({clean(slug) for slug in slugs if isinstance(slug, str) and slug})
+
+
+def parse_json(body: bytes) -> Any:
+    """Return the value of a JSON text, as Python's own parser reads it.
+
+    Most texts are read by orjson, five times as fast. What it refuses (another encoding, NaN, half a surrogate, deep
+    nesting) is left to the other. They differ in integers of more than 64 bits only.
+
+    Raises:
+        ValueError, RecursionError: it is no JSON.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return json.loads(body)
 
 
 def is_id(value: str) -> bool:
