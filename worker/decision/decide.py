@@ -87,10 +87,9 @@ def doubt(current: State | None, incoming: State, outcome: Outcome) -> Doubt | N
         return None
     if outcome is Outcome.TOMBSTONED and current.by_resync:
         return Doubt.UNDER_TOMBSTONE
-    read = not current.version.event_id
-    recent = incoming.version.event_at >= current.version.event_at - DATE_STEP
-    if outcome is Outcome.STALE and read and recent and not _same(current, incoming):
-        return Doubt.SAME_SECOND
+    if outcome is Outcome.STALE and not current.version.event_id and not _same(current, incoming):
+        before_the_end = current.version.event_at - incoming.version.event_at
+        return Doubt.SAME_SECOND if before_the_end <= DATE_STEP else None
     return None
 
 
