@@ -3,6 +3,7 @@
 They are forked, so that what takes a second to load is loaded once, and one that died is back at once.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -96,6 +97,7 @@ def supervise(works: Sequence[Callable[[], None]], stop: threading.Event) -> Non
 
     To be called in a process without other threads, which a fork would break; its connections must be closed.
     """
+    gc.freeze()  # what is loaded stays: no child's collector goes through it, which would also copy its memory
     lifeline = Lifeline()
     children = [Child(work, lifeline) for work in works]
     try:
