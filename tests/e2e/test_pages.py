@@ -113,6 +113,7 @@ def sign_in(page: Page, site: str) -> None:
 def pictures(page: Page, name: str) -> None:
     """Screenshots of the page as it is, on a desk and on a phone, light and dark, if a folder for them is named."""
     folder = os.environ.get("SCREENSHOTS")
+    page.wait_for_load_state()
     for width, view in (("desktop", DESKTOP), ("phone", PHONE)):
         page.set_viewport_size(view)  # type: ignore[arg-type]  # a dict of the right shape
         overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")

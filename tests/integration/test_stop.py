@@ -8,7 +8,7 @@ import pytest
 from rq import SimpleWorker
 
 from models.database import open_engine
-from models.tables import Batch, Event
+from models.tables import Batch, Event, Tick
 from tests.integration.processes import (
     Commands,
     Valkey,
@@ -57,12 +57,15 @@ def test_a_worker_stopped_in_mid_drain_ends_soon_and_what_it_left_is_taken_up_la
 def test_ctrl_c_reaches_all_processes_at_once_and_ends_them_well(
     valkey: Valkey, commands: Commands, make_database: Callable[[str], str]
 ) -> None:
-    commands.settings |= {"DATABASE_URL": make_database("sqlite"), "REDIS_URL": valkey.url}
+    commands.settings |= {"DATABASE_URL": (url := make_database("sqlite")), "REDIS_URL": valkey.url}
+    engine = open_engine(url)
     clock, worker = commands.start("clock"), commands.start("worker", "--processes", "1")
     with valkey.client() as redis:
         eventually(lambda: SimpleWorker.all(connection=redis), 30)
+    eventually(lambda: rows(engine, Tick), 30)  # the clock's first sign of life
+    engine.dispose()
     for command in (worker, clock):
         os.killpg(command.process.pid, signal.SIGINT)
     for command in (worker, clock):
-        assert command.process.wait(10) == 0, command.output()
+        assert command.process.wait(25) == 0, command.output()
         assert "Traceback" not in command.output() and "Fatal Python error" not in command.output()

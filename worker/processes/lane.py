@@ -116,6 +116,8 @@ def _tell_of_stop(worker: SimpleWorker, stopping: threading.Event) -> None:
 
     def stop(number: int, frame: FrameType | None) -> None:
         stopping.set()
+        # What RQ raises into an idle worker may meet code that goes on after any exception: then this ends the worker.
+        worker._stop_requested = True  # noqa: SLF001 - RQ's own word for it, which its loop looks at
         stop_rq(number, frame)
 
     worker.request_stop = stop  # type: ignore[method-assign]
