@@ -152,14 +152,10 @@ def session(engine: Engine) -> Iterator[Session]:
         yield opened
 
 
-def advisory_lock(tx: Connection, key: int, *, durable: bool = True) -> None:
-    """Take the lock `key` until the end of `tx`, waiting for it. SQLite has one writer and needs none.
-
-    Not durable: `tx` commits without waiting for the disk, so what it wrote may be undone if the server crashes.
-    """
+def advisory_lock(tx: Connection, key: int) -> None:
+    """Take the lock `key` until the end of `tx`, waiting for it. SQLite has one writer and needs none."""
     if tx.dialect.name == "postgresql":
-        lock = "SELECT pg_advisory_xact_lock(:key)"
-        tx.execute(text(lock if durable else f"{lock}, set_config('synchronous_commit', 'off', true)"), {"key": key})
+        tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
 
 PASSING_SQLSTATES = (

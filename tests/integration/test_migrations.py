@@ -37,7 +37,6 @@ from tests.support import NOON, apply_all, mirrored, statuses
 REVISIONS = [script.revision for script in ScriptDirectory.from_config(migrate._config()).walk_revisions()][::-1]
 MIRRORED = ("organizations", "users", "memberships", "domains", "roles")
 
-
 Contents = dict[str, dict[tuple[Any, ...], dict[str, Any]]]
 """Table → key → column → value, as the database has it."""
 

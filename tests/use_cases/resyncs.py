@@ -42,7 +42,7 @@ class Between(Directory):
     """WorkOS, with something happening after it has answered and before anyone has used the answer."""
 
     def __init__(self, inner: Directory, happens: Callable[[str], object]) -> None:
-        super().__init__(inner._transport, inner._buckets, inner._count)
+        super().__init__(inner._sdk, inner._buckets, inner._count)
         self._happens = happens
 
     def _list(self, path: tuple[str, ...], filters: JSON, after: str | None) -> Page:

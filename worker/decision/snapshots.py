@@ -127,8 +127,8 @@ class Fields:
 def parse_json(body: bytes) -> Any:
     """Return the value of a JSON text, as Python's own parser reads it.
 
-    Most texts are read by orjson, five times as fast. What it refuses (another encoding, NaN, half a surrogate, deep
-    nesting) is left to the other. They differ in integers of more than 64 bits only.
+    Most texts are read by orjson, which is faster. What it refuses (another encoding, NaN, half a surrogate) is left to
+    the other. They differ in integers of more than 64 bits, and a little in how deep a text may be nested.
 
     Raises:
         ValueError, RecursionError: it is no JSON.

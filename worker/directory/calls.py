@@ -1,7 +1,7 @@
 """What a single call to WorkOS is, whoever makes it."""
 
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 Json = dict[str, Any]
 
@@ -29,13 +29,3 @@ class CallError(Exception):
         self.status = status
         self.retry_after = retry_after
         self.read_at = read_at
-
-
-class Transport(Protocol):
-    """Makes single calls, each once."""
-
-    def call(self, method: str, path: tuple[str, ...], params: Json | None, body: Json | None) -> Answer:
-        """Return the answer; raises `CallError`."""
-
-    def close(self) -> None:
-        """Close the connections."""

@@ -4,13 +4,16 @@ import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from worker.directory.bucket import ALL, USER_READS, USER_WRITES, Buckets
-from worker.directory.calls import Answer, CallError, Json, Transport
+from worker.directory.calls import Answer, CallError, Json
 from worker.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from worker.directory.sdk import Sdk
 
 PAGE = 100
 """The most WorkOS lists at once."""
@@ -53,9 +56,9 @@ class NotThereError(UnreadableError):
 
 ERRORS: dict[int, type[UnreadableError]] = {
     400: QueryRefusedError,
+    404: NotThereError,
     409: QueryRefusedError,
     422: QueryRefusedError,
-    404: NotThereError,
     429: LimitedError,
 }
 
@@ -68,16 +71,16 @@ class Directory:
     """WorkOS: reads of everything, and writes of webhook endpoints and, for those who join by domain, memberships.
 
     Args:
-        transport: makes the calls, each once, so that every call takes a token.
+        sdk: makes the calls, each once, so that every call takes a token.
         buckets: the rate limits.
         count: told the name of what happened: `workos_calls`, and `workos_limited` for a 429.
     """
 
-    def __init__(self, transport: Transport, buckets: Buckets, count: Callable[[str], None]) -> None:
-        self._transport = transport
+    def __init__(self, sdk: "Sdk", buckets: Buckets, count: Callable[[str], None]) -> None:
+        self._sdk = sdk
         self._buckets = buckets
         self._count = count
-        self.close = transport.close
+        self.close = sdk.close
         self.calls = Counter()
 
     def organizations(self, after: str | None) -> Page:
@@ -261,7 +264,7 @@ class Directory:
         self.calls.add()
         self._count("workos_calls")
         try:
-            return self._transport.call(method, path, params, body)
+            return self._sdk.call(method, path, params, body)
         except CallError as error:
             if error.status == HTTPStatus.TOO_MANY_REQUESTS:
                 self._count("workos_limited")

@@ -105,7 +105,7 @@ def _work(engine: Engine, policy: Policy, batch: Work) -> list[float] | None:
 
 def _take(tx: Connection, policy: Policy) -> Work | None:
     """Choose what to do next and write it down: a half of an unfinished batch first, else what is pending and due."""
-    advisory_lock(tx, CLAIM_LOCK, durable=False)  # a batch that a crash undoes is pending as before
+    advisory_lock(tx, CLAIM_LOCK)
     standing = _standing(tx)
     if any(batch.orphaned for batch in standing):
         _split_orphans(tx, policy)

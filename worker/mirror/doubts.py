@@ -8,11 +8,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Text, cast, select, update
+from sqlalchemy import Connection, Text, cast, delete, select
 
 from models.bulk import among, insert_new
 from models.tables import TABLES, Kind, Membership, Read
-from models.types import db_in, db_now
+from models.types import db_in
 from worker.decision.decide import Doubt, Outcome
 from worker.mirror.apply import Arrival, Decision
 
@@ -36,10 +36,10 @@ def _ask(tx: Connection, rows: list[dict[str, Any]], after: float = 0.0) -> None
     insert_new(tx, Read, rows, due_at=db_in(after))
 
 
-def _ask_whatever_arrived(tx: Connection, kind: Kind, ids: Iterable[str], doubt: Doubt) -> None:
-    """Have those that were only asked for while they were missing read in any case."""
-    waiting = (Read.run_id == "", Read.kind == kind, among(tx, Read.object_id, ids), Read.reason == PARENT_MISSING)
-    tx.execute(update(Read).where(*waiting).values(reason=doubt, due_at=db_now()))
+def _no_longer_ask_for_missing(tx: Connection, kind: Kind, ids: Iterable[str]) -> None:
+    """Make room for a question that is not answered by an object's arrival, as that for a missing one is."""
+    missing = (Read.run_id == "", Read.kind == kind, among(tx, Read.object_id, ids), Read.reason == PARENT_MISSING)
+    tx.execute(delete(Read).where(*missing))
 
 
 def ask_after(tx: Connection, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
@@ -64,8 +64,8 @@ def ask_after(tx: Connection, arrivals: Sequence[Arrival], decisions: Sequence[D
             if snapshot.kind is Kind.MEMBERSHIP:
                 parents[Kind.USER].setdefault(content["user_id"], event_id)
     for (kind, doubt), asking in doubtful.items():
+        _no_longer_ask_for_missing(tx, kind, asking)
         _ask_for_events(tx, kind, asking, doubt)
-        _ask_whatever_arrived(tx, kind, asking, doubt)
     for kind, asking in parents.items():
         if not asking:
             continue
