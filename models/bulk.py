@@ -1,7 +1,7 @@
 """Many rows in one statement.
 
-PostgreSQL gets them as one JSON parameter: a statement's text is then the same for any number of rows, and is parsed,
-planned and sent once. SQLite runs in this process, where a statement for each row costs less than the JSON would.
+PostgreSQL gets new rows by COPY, and others as one JSON parameter: a statement's text is then the same for any number
+of rows, and is parsed, planned and sent once. SQLite runs in this process, where a statement for each row costs less.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,6 @@ from typing import Any
 
 import orjson
 from sqlalchemy import (
-    ARRAY,
     Column,
     ColumnElement,
     Connection,
@@ -26,6 +25,9 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
+
+from models.types import TextArray
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -33,13 +35,30 @@ Rows = Sequence[Mapping[str, Any]]
 def among(tx: Connection, found: SQLColumnExpression[Any], values: Iterable[str]) -> ColumnElement[bool]:
     """Return the condition that a text column is one of `values`."""
     given = list(values)
-    return found == func.any(literal(given, ARRAY(Text))) if _by_json(tx) else found.in_(given)
+    return found == func.any(literal(given, TextArray())) if _on_postgresql(tx) else found.in_(given)
 
 
 def insert_rows(tx: Connection, table: type[Any], rows: Rows) -> None:
     """Insert `rows`, which name the same columns, in this order: generated ids grow with it."""
-    if rows:
+    if not rows:
+        return
+    if not _on_postgresql(tx):
         tx.execute(*_insertion(tx, table, rows))
+        return
+    names = list(rows[0])
+    copy = f"COPY {table.__tablename__} ({', '.join(names)}) FROM STDIN"
+    driver: Any = tx.connection.driver_connection
+    try:
+        with driver.cursor() as cursor, cursor.copy(copy) as copying:
+            for row in rows:
+                copying.write_row([_copied(row[name]) for name in names])
+    except tx.dialect.loaded_dbapi.Error as error:  # as SQLAlchemy raises it for a statement
+        raise DBAPIError.instance(copy, None, error, tx.dialect.loaded_dbapi.Error, hide_parameters=True) from error
+
+
+def _copied(value: Any) -> Any:
+    """Return a value as COPY takes it."""
+    return orjson.dumps(value, default=_plain).decode() if isinstance(value, (dict, list)) else value
 
 
 def insert_new(tx: Connection, table: type[Any], rows: Rows, **same: Any) -> None:
@@ -59,7 +78,7 @@ def insert_new(tx: Connection, table: type[Any], rows: Rows, **same: Any) -> Non
 def _insertion(tx: Connection, table: type[Any], rows: Rows, **same: Any) -> tuple[Any, Any]:
     """Return an insert of `rows` and its parameters."""
     statement = dialect_insert(tx, table)
-    if not _by_json(tx):
+    if not _on_postgresql(tx):
         return statement.values(**same), list(rows)
     names, columns = list(rows[0]), table.__table__.c
     given = _given([*(columns[name] for name in names), Column("place", Integer)])
@@ -80,7 +99,7 @@ def update_rows(tx: Connection, table: type[Any], rows: Rows, **same: Any) -> No
     if not rows:
         return
     names = [name for name in rows[0] if name != "id"]
-    if not _by_json(tx):
+    if not _on_postgresql(tx):
         renamed = [{f"new_{name}": value for name, value in row.items()} for row in rows]
         values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
         tx.execute(update(table).where(table.id == bindparam("new_id")).values(**values, **same), renamed)
@@ -96,7 +115,7 @@ def dialect_insert(tx: Connection, table: type[Any]) -> Any:
     return (postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert)(table)
 
 
-def _by_json(tx: Connection) -> bool:
+def _on_postgresql(tx: Connection) -> bool:
     return tx.dialect.name == "postgresql"
 
 

@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import BigInteger, Index, Integer, LargeBinary, MetaData, Text, false, text, true
+from sqlalchemy import BigInteger, Index, Integer, LargeBinary, MetaData, SmallInteger, Text, false, text, true
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from models.types import JsonValue, UtcDateTime, db_now
@@ -76,6 +76,8 @@ class Event(Base):
     status: Mapped[str] = mapped_column(server_default=EventStatus.PENDING)
     due_at: Mapped[datetime] = mapped_column(server_default=db_now())
     """A pending event is not tried before this, by the database's clock."""
+    partition_key: Mapped[int] = mapped_column(SmallInteger(), server_default="0")
+    """Made from the object's id, so that drains at work at the same time can choose different objects."""
     attempts: Mapped[int] = mapped_column(server_default="0")
     outcome: Mapped[str | None]
     decided_by: Mapped[str | None]

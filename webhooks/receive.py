@@ -13,7 +13,7 @@ from webhooks.signature import RefusedError, verify
 from worker.decision.handlers import HANDLERS
 from worker.decision.snapshots import is_id, parse_json
 from worker.group_commit import GroupCommit
-from worker.inbox.store import Delivery, receive
+from worker.inbox.store import Delivery, partition_key, receive
 from worker.wiring import Wiring
 
 log = structlog.get_logger()
@@ -63,7 +63,7 @@ def blueprint(wiring: Wiring) -> Blueprint:
             return jsonify(error=f"signature refused: {refused.reason}"), 401
         counters.note_time("secret_used", str(place + 1))
         event = _event(body)
-        posted = Posted(Delivery(event["id"], event["event"], body), _organization_id(event))
+        posted = Posted(Delivery(event["id"], event["event"], body, partition_key(event)), _organization_id(event))
         try:
             new = commit(posted, seconds=COMMIT_SECONDS)
         except (SQLAlchemyError, TimeoutError) as error:

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, exists
 
 from models.database import reading, write
 from models.tables import Event, EventStatus, Join, JoinSearch, JoinState, LiftedBlock, Membership, Mirror, User
-from models.types import db_in, db_now
+from models.types import constant, db_in, db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.decision.roles import slug_for
 from worker.decision.snapshots import parse_time
@@ -96,7 +96,7 @@ def provision(
 
 
 def _due() -> tuple[ColumnElement[bool], ...]:
-    return Join.state.in_(OPEN), Join.due_at <= db_now()
+    return Join.state.in_([constant(state) for state in OPEN]), Join.due_at <= db_now()
 
 
 def _here(row: Row) -> tuple[ColumnElement[bool], ...]:
@@ -236,7 +236,7 @@ def _all_known(tx: Connection, row: Row, complete_to: datetime | None) -> bool:
 
 def _set_aside(tx: Connection, user_id: str) -> bool:
     """Whether a failed event about a membership names the person: it may be a removal."""
-    failed = (Event.status == EventStatus.FAILED, Event.type.startswith("organization_membership."))
+    failed = (Event.status == constant(EventStatus.FAILED), Event.type.startswith("organization_membership."))
     bodies = tx.execute(select(Event.body).where(*failed)).scalars()
     return any(body and user_id.encode() in body for body in bodies)
 

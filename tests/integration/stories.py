@@ -10,7 +10,7 @@ from models.database import open_engine, writing
 from models.tables import Change, Event
 from tests.sandbox import World, play
 from tests.support import JSON, apply_all, mirrored, rows
-from worker.inbox.store import Delivery
+from worker.inbox.store import Delivery, partition_key
 
 Mirrored = dict[Any, list[JSON]]
 
@@ -53,12 +53,12 @@ def encoded(event: JSON) -> bytes:
 
 
 def delivered(event: JSON) -> Delivery:
-    return Delivery(event["id"], event["event"], encoded(event))
+    return Delivery(event["id"], event["event"], encoded(event), partition_key(event))
 
 
 def store(engine: Engine, events: Iterable[JSON]) -> None:
     """Put events into the inbox, all at once and without a ring."""
-    values = [{"id": e["id"], "type": e["event"], "body": encoded(e), "source": "webhook"} for e in events]
+    values = [{**delivered(event)._asdict(), "source": "webhook"} for event in events]
     with writing(engine) as tx:
         tx.execute(insert(Event), values)
 

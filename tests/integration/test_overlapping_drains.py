@@ -114,6 +114,27 @@ def test_a_drain_paused_between_insert_and_commit_hides_no_change_from_a_followe
         written_once(quick)
 
 
+def test_two_drains_of_a_backlog_choose_different_objects(postgres: str) -> None:
+    ids = [f"org_{place}" for place in range(8)]
+    backlog = [organization(id, f"event_{version}_{id}", version) for version in range(5) for id in ids]
+    about = {event["id"]: event["data"]["id"] for event in backlog}
+    with opened(postgres) as slow, opened(postgres) as quick, ThreadPoolExecutor() as do:
+        store(slow, backlog)
+        pause = Pause(slow)
+        paused = do.submit(drain, slow, Policy(batch_size=10))
+        assert pause.reached.wait(10)
+        try:
+            other = do.submit(drain, quick, Policy(batch_size=10))
+            eventually(lambda: waits(quick) == ["advisory"], 10)  # for its turn to write `changes`, and for no row
+            one, two = ({about[id] for id in batch["event_ids"]} for batch in rows(quick, Batch))
+            assert one and two and not one & two
+        finally:
+            pause.over.set()
+        assert paused.result(20) and other.result(20)
+        assert statuses(quick) == {"done": 40}
+        written_once(quick)
+
+
 def test_drains_that_cross_each_other_spend_no_attempts(
     db_url: str, engine: Engine, make_database: Callable[[str], str]
 ) -> None:
@@ -187,9 +208,14 @@ def started_batches(engine: Engine) -> int:
 
 def waiting_backends(engine: Engine) -> int:
     """How many connections to this database wait for a lock."""
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    return len(waits(engine))
+
+
+def waits(engine: Engine) -> list[str]:
+    """The kind of lock that each connection to this database waits for, of those that wait."""
+    waiting = "SELECT wait_event FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     with reading(engine) as tx:
-        return int(tx.execute(text(waiting)).scalar_one())
+        return list(tx.execute(text(waiting)).scalars())
 
 
 def deadlocks(engine: Engine) -> int:

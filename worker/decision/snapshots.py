@@ -146,6 +146,8 @@ def is_id(value: str) -> bool:
 
 def clean(value: str) -> str:
     """Return `value` as every database can hold it: no NUL, no lone surrogates, at most 10,000 characters."""
+    if len(value) <= MAX_TEXT and value.isascii() and value.isprintable():
+        return value  # as nearly all are
     return value[:MAX_TEXT].replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 

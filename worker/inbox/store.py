@@ -5,23 +5,36 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from zlib import crc32
 
 from sqlalchemy import Connection, Engine, Executable, Select, exists, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from models.database import reading, writing
 from models.tables import Batch, Event, EventStatus
-from models.types import db_in, db_now
+from models.types import constant, db_in, db_now
 
 MOST_COUNTED = 10_000
+PARTITION_KEYS = 256
 
 
 class Delivery(NamedTuple):
-    """An event as a webhook brought it: WorkOS's id, its type, and the raw bytes."""
+    """An event as a webhook brought it: WorkOS's id, its type, the raw bytes, and what `partition_key` returns."""
 
     id: str
     type: str
     body: bytes
+    partition_key: int = 0
+
+
+def partition_key(event: Mapping[str, Any]) -> int:
+    """Return a number below `PARTITION_KEYS`, the same for all events of one object; 0 if it has no id.
+
+    Only who works on an event depends on it, never what comes of it.
+    """
+    data = event.get("data")
+    id = data.get("id") if isinstance(data, Mapping) else None
+    return crc32(id.encode(errors="replace")) % PARTITION_KEYS if isinstance(id, str) else 0
 
 
 def receive(engine: Engine, deliveries: Sequence[Delivery]) -> list[bool]:
@@ -56,7 +69,8 @@ def store(tx: Connection, event: Mapping[str, Any]) -> bool:
         tx: the caller's transaction.
         event: as the API returned it; `id` and `event` are usable as keys.
     """
-    row = {"id": event["id"], "type": event["event"], "body": json.dumps(event).encode(), "source": "events_api"}
+    delivery = Delivery(event["id"], event["event"], json.dumps(event).encode(), partition_key(event))
+    row = {**delivery._asdict(), "source": "events_api"}
     accepted = tx.execute(_accept(tx.dialect.name, "events_api"), row).one_or_none()
     return accepted is not None and accepted.deliveries == 1
 
@@ -105,12 +119,12 @@ def backlog(engine: Engine) -> Backlog:
     """Return what waits in the inbox now."""
 
     def number(status: EventStatus) -> Select[int]:
-        some = select(Event.id).where(Event.status == status).limit(MOST_COUNTED)
+        some = select(Event.id).where(Event.status == constant(status)).limit(MOST_COUNTED)
         return select(func.count()).select_from(some.subquery())
 
     with reading(engine) as tx:
         oldest, now = tx.execute(
-            select(func.min(Event.received_at), db_now()).where(Event.status == EventStatus.PENDING)
+            select(func.min(Event.received_at), db_now()).where(Event.status == constant(EventStatus.PENDING))
         ).one()
         count = tx.execute(number(EventStatus.PENDING)).scalar_one()
         failures = tx.execute(number(EventStatus.FAILED)).scalar_one()
@@ -119,7 +133,7 @@ def backlog(engine: Engine) -> Backlog:
 
 def needs_drain(engine: Engine, *, older_than: float) -> bool:
     """Whether something waits that no drain took within `older_than` seconds, half-done batches included."""
-    due = exists().where(Event.status == EventStatus.PENDING, Event.due_at < db_in(-older_than))
+    due = exists().where(Event.status == constant(EventStatus.PENDING), Event.due_at < db_in(-older_than))
     waiting = exists().where((Batch.started_at.is_(None)) | (Batch.started_at < db_in(-older_than)))
     with reading(engine) as tx:
         return bool(tx.execute(select(due | waiting)).scalar_one())

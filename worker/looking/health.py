@@ -28,7 +28,7 @@ from models.tables import (
     Task,
     Tick,
 )
-from models.types import db_now
+from models.types import constant, db_now
 from models.views import mirror_status
 from worker.hooks.operate import standing as hooks_standing
 from worker.inbox.store import MOST_COUNTED, Backlog, backlog
@@ -256,7 +256,7 @@ def _usual_pause(tx: Connection) -> float:
 
 
 def _fingerprints(tx: Connection) -> dict[str, int]:
-    failed = select(Event.fingerprint, func.count()).where(Event.status == EventStatus.FAILED)
+    failed = select(Event.fingerprint, func.count()).where(Event.status == constant(EventStatus.FAILED))
     return {str(name): number for name, number in tx.execute(failed.group_by(Event.fingerprint))}
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, RowMapping, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, Engine, RowMapping, and_, exists, false, func, or_, select
 
 from models.database import reading
 from models.tables import (
@@ -25,6 +25,7 @@ from models.tables import (
 from models.tables import (
     Connection as SignIn,
 )
+from models.types import constant
 from models.views import auto_join_domains, sign_in_methods, workspace_members, workspaces
 from worker.looking.standing import domain_states
 from worker.mirror.feed import as_json
@@ -62,8 +63,10 @@ def list_events(
     query = select(*LISTED).order_by(Event.received_at.desc(), Event.id.desc()).limit(limit)
     if after is not None:
         query = query.where(_before(Event.received_at, Event.id, after))
+    if status is not None:
+        query = query.where(Event.status == constant(status) if status in list(EventStatus) else false())
     for column, value in (
-        *((Event.status, status), (Event.type, type), (Event.organization_id, organization_id)),
+        *((Event.type, type), (Event.organization_id, organization_id)),
         (Event.fingerprint, fingerprint),
     ):
         if value is not None:
@@ -84,7 +87,7 @@ def failures(engine: Engine) -> list[dict[str, Any]]:
     shown = (Event.fingerprint, number.label("events"), func.min(Event.type).label("type"))
     times = (func.min(Event.received_at).label("first"), func.max(Event.received_at).label("last"))
     example = (func.min(Event.id).label("example"), func.min(Event.error).label("error"))
-    failed = select(*shown, *times, *example).where(Event.status == EventStatus.FAILED)
+    failed = select(*shown, *times, *example).where(Event.status == constant(EventStatus.FAILED))
     with reading(engine) as tx:
         found = tx.execute(failed.group_by(Event.fingerprint).order_by(number.desc(), Event.fingerprint))
         return [dict(row) for row in found.mappings()]

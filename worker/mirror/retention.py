@@ -29,7 +29,7 @@ from models.tables import (
     Seen,
     User,
 )
-from models.types import db_in
+from models.types import constant, db_in
 from worker.errors import ConfigurationError
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows
 
@@ -175,7 +175,7 @@ def _erase(tx: Connection, user_id: str, cause: str, cause_id: str) -> None:
 
 def _failed_that_name(tx: Connection, user_id: str) -> list[str]:
     """Return failed events that name a user anywhere: what they are about was never understood."""
-    failed = select(Event.id, Event.body).where(Event.status == EventStatus.FAILED, Event.body.is_not(None))
+    failed = select(Event.id, Event.body).where(Event.status == constant(EventStatus.FAILED), Event.body.is_not(None))
     bodies = tx.execute(failed, execution_options={"yield_per": 100})
     return [id for id, body in bodies if body and user_id.encode() in body]
 

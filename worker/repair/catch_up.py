@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, exists, func, or_, select, update
 
 from models.database import reading, write
 from models.tables import Event, EventStatus, Mirror
-from models.types import db_in, db_now, db_plus
+from models.types import constant, db_in, db_now, db_plus
 from worker.decision.handlers import SUBSCRIBED
 from worker.decision.snapshots import is_id, parse_time
 from worker.directory.client import Directory, NotThereError, Page, QueryRefusedError
@@ -116,7 +116,7 @@ def settle(engine: Engine) -> None:
 
     The first time after a full resync this ends the backfill.
     """
-    waiting = exists().where(Event.status == EventStatus.PENDING, Event.received_at <= Mirror.inbox_at)
+    waiting = exists().where(Event.status == constant(EventStatus.PENDING), Event.received_at <= Mirror.inbox_at)
     applied = (Mirror.inbox_at.is_not(None), ~waiting)
     first = (Mirror.backfilled_at.is_(None), Mirror.last_resync_at <= Mirror.inbox_at)
     with reading(engine) as tx:

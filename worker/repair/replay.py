@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, case, func, or_, selec
 
 from models.database import reading, turn, write
 from models.tables import Event, EventStatus, Run, RunStatus, Task
-from models.types import db_now
+from models.types import constant, db_now
 from worker.errors import ConfigurationError
 from worker.inbox.drain import decide_events
 from worker.repair.runs import Lease, create, finish
@@ -63,7 +63,7 @@ class Selection:
 
     def conditions(self) -> list[ColumnElement[bool]]:
         """Return the selection as conditions on the inbox. What is pending is decided soon in any case."""
-        failed = Event.status == EventStatus.FAILED
+        failed = Event.status == constant(EventStatus.FAILED)
         ended = or_(failed, Event.status == EventStatus.DONE)
         found: list[ColumnElement[bool]] = [failed if self.failed or self.fingerprint else ended]
         if self.ids:
