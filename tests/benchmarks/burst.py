@@ -11,6 +11,8 @@ from tests.support import JSON, made
 
 SPREADS = (1, 100, 5_000)
 SLOWEST = "slowest of the three rates, of the fastest"
+PEOPLE = 20_000
+"""As many in each burst, so that only how they are spread differs, and not how many rows are written."""
 OWN_SHARE = 0.1
 """Of events about the organization itself, so that one row is written again and again."""
 
@@ -34,17 +36,17 @@ def rows(bench: Bench) -> Iterator[Row]:
 
 
 def burst(number: int, organizations: int) -> list[JSON]:
-    """Return so many events; the organization of rank n has 1/n of the first one's (Zipf)."""
+    """Return so many events about the same people; the organization of rank n has 1/n of the first one's (Zipf)."""
     dice = random.Random(organizations)
-    weights = list(accumulate(1 / rank for rank in range(1, organizations + 1)))
-    chosen = dice.choices([f"org_{rank}" for rank in range(organizations)], cum_weights=weights, k=number)
-    return [_event(place, organization, dice) for place, organization in enumerate(chosen)]
+    names, weights = range(organizations), list(accumulate(1 / rank for rank in range(1, organizations + 1)))
+    owners = dice.choices(names, cum_weights=weights, k=PEOPLE)
+    return [_event(place, owners, dice) for place in range(number)]
 
 
-def _event(place: int, organization: str, dice: random.Random) -> JSON:
-    about = {"event_id": f"event_burst_{place}"}
+def _event(place: int, owners: list[int], dice: random.Random) -> JSON:
+    about, person = {"event_id": f"event_burst_{place}"}, dice.randrange(PEOPLE)
+    organization = f"org_{owners[person]}"
     if dice.random() < OWN_SHARE:
         return made("organization.updated", place, **about, id=organization, name=f"Company {place}")
-    person = f"{organization}_{dice.randrange(20_000)}"
     ids = {"id": f"om_{person}", "organization_id": organization, "user_id": f"user_{person}"}
     return made("organization_membership.updated", place, **about, **ids)

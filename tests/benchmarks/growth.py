@@ -42,7 +42,7 @@ def rows(bench: Bench) -> Iterator[Row]:
 
 def _draining(bench: Bench, engine: Engine, mirror: int, inbox: int) -> Callable[[], Sample]:
     """Fill a database and return what drains new events about random members of it."""
-    members, number = mirror // 2, bench.size(10_000, 100)
+    members, number = mirror // 2, bench.size(SMALLEST // 2, 100)
     fill(engine, members)
     if inbox:
         fill_inbox(engine, inbox, members)
@@ -60,7 +60,7 @@ def _draining(bench: Bench, engine: Engine, mirror: int, inbox: int) -> Callable
 
 
 def updates(number: int, members: int) -> list[JSON]:
-    """Return events that change so many memberships of those that `access.fill` made, chosen at random."""
+    """Return events that change so many memberships of those that `access.fill` made, chosen at random, once each."""
     turn = next(_turns)
     at, dice = 3_000_000 + turn, random.Random(turn)  # minutes: years after what `fill` made
     return [
@@ -73,5 +73,5 @@ def updates(number: int, members: int) -> list[JSON]:
             user_id=f"user_{person}",
             role={"slug": ("admin", "member")[turn % 2]},
         )
-        for place, person in enumerate(dice.randrange(members) for _ in range(number))
+        for place, person in enumerate(dice.sample(range(members), number))
     ]
