@@ -20,6 +20,7 @@ from sqlalchemy import (
     cast,
     column,
     func,
+    insert,
     literal,
     select,
     update,
@@ -40,20 +41,23 @@ def among(tx: Connection, found: SQLColumnExpression[Any], values: Iterable[str]
 
 def insert_rows(tx: Connection, table: type[Any], rows: Rows) -> None:
     """Insert `rows`, which name the same columns, in this order: generated ids grow with it."""
-    if not rows:
-        return
-    if not _on_postgresql(tx):
-        tx.execute(*_insertion(tx, table, rows))
-        return
+    if rows and _on_postgresql(tx):
+        _copy(tx, table, rows)
+    elif rows:
+        tx.execute(insert(table), list(rows))
+
+
+def _copy(tx: Connection, table: type[Any], rows: Rows) -> None:
     names = list(rows[0])
-    copy = f"COPY {table.__tablename__} ({', '.join(names)}) FROM STDIN"
+    statement = f"COPY {table.__tablename__} ({', '.join(names)}) FROM STDIN"
     driver: Any = tx.connection.driver_connection
     try:
-        with driver.cursor() as cursor, cursor.copy(copy) as copying:
+        with driver.cursor() as cursor, cursor.copy(statement) as copy:
             for row in rows:
-                copying.write_row([_copied(row[name]) for name in names])
+                copy.write_row([_copied(row[name]) for name in names])
     except tx.dialect.loaded_dbapi.Error as error:  # as SQLAlchemy raises it for a statement
-        raise DBAPIError.instance(copy, None, error, tx.dialect.loaded_dbapi.Error, hide_parameters=True) from error
+        kind = tx.dialect.loaded_dbapi.Error
+        raise DBAPIError.instance(statement, None, error, kind, hide_parameters=True) from error
 
 
 def _copied(value: Any) -> Any:
@@ -70,21 +74,17 @@ def insert_new(tx: Connection, table: type[Any], rows: Rows, **same: Any) -> Non
         rows: name the same columns.
         same: expressions for further columns, the same for each row.
     """
-    if rows:
-        statement, given = _insertion(tx, table, rows, **same)
-        tx.execute(statement.on_conflict_do_nothing(), given)
-
-
-def _insertion(tx: Connection, table: type[Any], rows: Rows, **same: Any) -> tuple[Any, Any]:
-    """Return an insert of `rows` and its parameters."""
-    statement = dialect_insert(tx, table)
+    if not rows:
+        return
+    statement = dialect_insert(tx, table).on_conflict_do_nothing()
     if not _on_postgresql(tx):
-        return statement.values(**same), list(rows)
+        tx.execute(statement.values(**same), list(rows))
+        return
     names, columns = list(rows[0]), table.__table__.c
     given = _given([*(columns[name] for name in names), Column("place", Integer)])
     chosen = select(*(given.c[name] for name in names), *same.values()).order_by(given.c.place)
     placed = ({**row, "place": place} for place, row in enumerate(rows))
-    return statement.from_select([*names, *same], chosen), _parameter(placed)
+    tx.execute(statement.from_select([*names, *same], chosen), _parameter(placed))
 
 
 def update_rows(tx: Connection, table: type[Any], rows: Rows, **same: Any) -> None:

@@ -46,6 +46,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no ty
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.leaving: deque[Any] = deque()
+        self.pending_conns: deque[Any] = deque()
 
     def enqueue_req(self, conn: Any) -> None:
         """Take the next request of a connection: a new one, one that was kept, or one with more in its buffer."""
@@ -81,12 +82,20 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no ty
         """Drop who took too long, and where there are too many connections the oldest of the largest crowd."""
         now = time.monotonic()
         for conns in (self.leaving, self.pending_conns):
-            while conns and (conns[0].timeout <= now or not (self.alive or conns[0].incoming.data)):
+            while conns and conns[0].timeout <= now:
                 self._end(conns)
         if self.nr_conns >= self.worker_connections:
             crowd = max(self.pending_conns, self.leaving, self.keepalived_conns, key=len)
             if crowd:
                 self._end(crowd)
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """Do, at the end of the process, for who has not begun to send as for who was kept: wait a little, not long."""
+        super()._cap_keepalive(deadline)
+        for conn in self.pending_conns:
+            if not conn.incoming.data:
+                conn.timeout = min(conn.timeout, deadline)
+        self.pending_conns = deque(sorted(self.pending_conns, key=lambda conn: conn.timeout))
 
     def _gather(self, conn: Any, data: bytes = b"") -> Callable[[Any], None] | None:
         """Return what to do with the connection now; None: wait for more."""

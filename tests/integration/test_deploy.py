@@ -8,7 +8,7 @@ import itertools
 import shutil
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -125,12 +125,23 @@ def next_release(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def url(make_database: Callable[[str], str]) -> str:
+    return make_database("postgresql")
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[Engine]:
+    engine = open_engine(url)
+    yield engine
+    engine.dispose()
+
+
 @pytest.mark.timeout(400)
 def test_a_deploy_and_its_rollback_refuse_no_delivery_and_lose_none(
-    make_database: Callable[[str], str], valkey: Valkey, commands: Commands, tmp_path: Path
+    url: str, engine: Engine, valkey: Valkey, commands: Commands, tmp_path: Path
 ) -> None:
     old, new = ROOT, next_release(tmp_path / "release")
-    engine = open_engine(url := make_database("postgresql"))
     commands.settings |= {"DATABASE_URL": url, "REDIS_URL": valkey.url, "WORKER_PROCESSES": 1, "WEB_PROCESSES": 1}
     with socket.create_server(("0.0.0.0", 0), backlog=1024) as door:  # noqa: S104 - as systemd's
         commands.settings["PORT"] = door.getsockname()[1]
@@ -151,4 +162,3 @@ def test_a_deploy_and_its_rollback_refuse_no_delivery_and_lose_none(
     assert statuses(engine) == {"done": deliveries.accepted}
     written_once(engine)
     installation.stop()
-    engine.dispose()

@@ -3,13 +3,13 @@
 import http.client
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import pytest
 from sqlalchemy import Engine
 
-from tests.integration.processes import Commands, count, piece
-from tests.integration.stories import encoded, new_users
+from tests.integration.processes import Commands, count, eventually, piece
+from tests.integration.stories import encoded, new_users, user
 from tests.support import sign
 
 pytestmark = pytest.mark.long
@@ -93,6 +93,29 @@ def test_senders_that_stop_in_the_middle_do_not_keep_the_door_shut(
             sender.sendall(head(f"Content-Length: {len(story)}") + story[:10])
         assert all(answer_of(sender).startswith(b"HTTP/1.1 408 ") for sender in stuck), "each is given up by itself"
     assert deliver(port, story) == 200
+
+
+def test_who_has_just_connected_when_the_door_is_stopped_is_still_answered(
+    commands: Commands, redis_url: str, make_database: Callable[[str], str]
+) -> None:
+    settings = {"DATABASE_URL": make_database("sqlite"), "REDIS_URL": redis_url, "WEB_PROCESSES": 1}
+    web, port = commands.web(**settings)
+    silent, kept = (http.client.HTTPConnection("127.0.0.1", port, timeout=10) for _ in range(2))
+    with closing(silent), closing(kept):
+        silent.connect()
+        assert deliver(port, encoded(user("user_1", "event_1", 0)), kept) == 200  # so that the first is accepted too
+        web.process.terminate()
+        eventually(lambda: leaves(kept), 10)
+        assert deliver(port, encoded(user("user_2", "event_2", 0)), silent) == 200
+    web.process.wait(30)
+
+
+def leaves(connection: http.client.HTTPConnection) -> bool:
+    """Whether the door, asked through this connection, is about to end."""
+    connection.request("GET", "/healthz")
+    answer = connection.getresponse()
+    answer.read()
+    return answer.headers["Connection"] == "close"
 
 
 def test_a_delivery_that_meets_the_end_of_its_process_is_taken_or_to_be_sent_again(db_url: str, redis_url: str) -> None:

@@ -91,7 +91,7 @@ def test_the_door_of_an_sqlite_mirror_does_not_wait_for_a_resync(
         def knock() -> None:
             for number in itertools.count():
                 began = time.monotonic()
-                receive(engine, [Delivery(f"event_{number}", "user.created", b"{}")])
+                receive(engine, [Delivery(f"event_{number}", "user.created", b"{}", 0)])
                 waits.append(time.monotonic() - began)
                 if over.wait(0.02):
                     return

@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 ORPHAN_AFTER_SECONDS = 15.0
 """A batch that was started longer ago and is locked by no one has lost its drain."""
-PARTS = 4
+PARTITIONS = 4
 """Of a backlog on PostgreSQL: so many drains work beside each other without waiting for each other's rows."""
 
 
@@ -117,31 +117,31 @@ def _take(tx: Connection, policy: Policy) -> Work | None:
         tx.execute(update(Batch).where(Batch.id == left[0].id).values(started_at=db_now()))
         return Work(left[0].id, left[0].event_ids)
     taken = {event_id for batch in standing for event_id in batch.event_ids}
-    size, parts = policy.batch_size, PARTS
+    size, partitions = policy.batch_size, PARTITIONS
     if tx.dialect.name == "sqlite":
-        size, parts = min(size, SQLITE_BATCH), 1  # it has one writer: drains have nothing to divide
+        size, partitions = min(size, SQLITE_BATCH), 1  # it has one writer: drains have nothing to divide
     due = (
         select(Event.id, Event.partition_key)
         .where(Event.status == constant(EventStatus.PENDING), Event.due_at <= db_now())
         .order_by(Event.due_at, Event.id)
-        .limit(size * parts + len(taken))
+        .limit(size * partitions + len(taken))
     )
-    known = [(id, key % parts) for id, key in tx.execute(due).all()]
-    free = [(id, part) for id, part in known if id not in taken]
-    chosen = _choose(free, {part for id, part in known if id in taken}, size)
+    known = [(id, key % partitions) for id, key in tx.execute(due).all()]
+    free = [(id, partition) for id, partition in known if id not in taken]
+    chosen = _choose(free, {partition for id, partition in known if id in taken}, size)
     return Work(_write_down(tx, chosen, started=True), chosen, len(chosen) == len(free) < size) if chosen else None
 
 
 def _choose(free: Sequence[tuple[str, int]], busy: Collection[int], size: int) -> list[str]:
-    """Return which of the free events, each with its part, one drain takes: all of them, if they fit into a batch.
+    """Return which of the free events, each with its partition, one drain takes: all, if they fit into a batch.
 
-    If not, it takes those of a part that no other drain is busy with, so that neither waits for the other's rows. Where
-    there is no such part, it may have to wait.
+    If not, it takes those of a partition that no other drain is busy with, so that neither waits for the other's rows.
+    Where there is no such partition, it may have to wait.
     """
     if len(free) <= size:
         return [id for id, _ in free]
-    mine = next((part for _, part in free if part not in busy), free[0][1])
-    return [id for id, part in free if part == mine][:size]
+    mine = next((partition for _, partition in free if partition not in busy), free[0][1])
+    return [id for id, partition in free if partition == mine][:size]
 
 
 def _standing(tx: Connection) -> Sequence[Any]:
@@ -205,7 +205,7 @@ def _split_or_blame(tx: Connection, policy: Policy, batch: Work, error: Exceptio
     if len(batch.event_ids) > 1:
         _write_down_halves(tx, batch)
         return
-    alone = (Event.id == batch.event_ids[0]) & (Event.status == constant(EventStatus.PENDING))
+    alone = (Event.id == batch.event_ids[0]) & (Event.status == EventStatus.PENDING)
     attempts = tx.execute(select(Event.attempts).where(alone).with_for_update()).scalar_one_or_none()
     if attempts is not None:
         tx.execute(update(Event).where(alone).values(_failed_attempt(policy, attempts + 1, error)))
@@ -237,7 +237,7 @@ def _apply_batch(tx: Connection, policy: Policy, batch: Work) -> list[float]:
     if not _strike_out(tx, batch):
         log.info("batch_taken_over", batch=batch.id)
         return []
-    done, failed, changes, ages = decide_events(tx, batch.event_ids, Event.status == constant(EventStatus.PENDING))
+    done, failed, changes, ages = decide_events(tx, batch.event_ids, Event.status == EventStatus.PENDING)
     for event, error in failed:
         values = _failed_attempt(policy, event.attempts + 1, error)
         tx.execute(update(Event).where(Event.id == event.id).values(values))

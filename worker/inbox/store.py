@@ -19,12 +19,12 @@ PARTITION_KEYS = 256
 
 
 class Delivery(NamedTuple):
-    """An event as a webhook brought it: WorkOS's id, its type, the raw bytes, and what `partition_key` returns."""
+    """An event as it came: WorkOS's id, its type, the raw bytes, and what `partition_key` returns of it."""
 
     id: str
     type: str
     body: bytes
-    partition_key: int = 0
+    partition_key: int
 
 
 def partition_key(event: Mapping[str, Any]) -> int:

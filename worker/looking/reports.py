@@ -65,10 +65,8 @@ def list_events(
         query = query.where(_before(Event.received_at, Event.id, after))
     if status is not None:
         query = query.where(Event.status == constant(status) if status in list(EventStatus) else false())
-    for column, value in (
-        *((Event.type, type), (Event.organization_id, organization_id)),
-        (Event.fingerprint, fingerprint),
-    ):
+    others = (Event.type, type), (Event.organization_id, organization_id), (Event.fingerprint, fingerprint)
+    for column, value in others:
         if value is not None:
             query = query.where(column == value)
     with reading(engine) as tx:
