@@ -1,7 +1,8 @@
 """Many rows in one statement.
 
 PostgreSQL gets new rows by COPY, and others as one JSON parameter: a statement's text is then the same for any number
-of rows, and is parsed, planned and sent once. SQLite runs in this process, where a statement for each row costs less.
+of rows, and is parsed, planned and sent once. A row alone goes by its values, whose plan looks up its key; and so does
+every row on SQLite, which runs in this process.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,10 +42,12 @@ def among(tx: Connection, found: SQLColumnExpression[Any], values: Iterable[str]
 
 def insert_rows(tx: Connection, table: type[Any], rows: Rows) -> None:
     """Insert `rows`, which name the same columns, in this order: generated ids grow with it."""
-    if rows and _on_postgresql(tx):
-        _copy(tx, table, rows)
-    elif rows:
+    if not rows:
+        return
+    if _by_values(tx, rows):
         tx.execute(insert(table), list(rows))
+    else:
+        _copy(tx, table, rows)
 
 
 def _copy(tx: Connection, table: type[Any], rows: Rows) -> None:
@@ -77,7 +80,7 @@ def insert_new(tx: Connection, table: type[Any], rows: Rows, **same: Any) -> Non
     if not rows:
         return
     statement = dialect_insert(tx, table).on_conflict_do_nothing()
-    if not _on_postgresql(tx):
+    if _by_values(tx, rows):
         tx.execute(statement.values(**same), list(rows))
         return
     names, columns = list(rows[0]), table.__table__.c
@@ -99,7 +102,7 @@ def update_rows(tx: Connection, table: type[Any], rows: Rows, **same: Any) -> No
     if not rows:
         return
     names = [name for name in rows[0] if name != "id"]
-    if not _on_postgresql(tx):
+    if _by_values(tx, rows):
         renamed = [{f"new_{name}": value for name, value in row.items()} for row in rows]
         values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
         tx.execute(update(table).where(table.id == bindparam("new_id")).values(**values, **same), renamed)
@@ -117,6 +120,10 @@ def dialect_insert(tx: Connection, table: type[Any]) -> Any:
 
 def _on_postgresql(tx: Connection) -> bool:
     return tx.dialect.name == "postgresql"
+
+
+def _by_values(tx: Connection, rows: Rows) -> bool:
+    return len(rows) == 1 or not _on_postgresql(tx)
 
 
 def _given(columns: Iterable[Column[Any]]) -> Any:

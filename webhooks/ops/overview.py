@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from flask import Blueprint, flash, redirect, render_template, session, url_for
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, literal_column, select
 from werkzeug import Response
 
 from models.database import reading
@@ -17,6 +17,7 @@ from worker.wiring import Wiring
 
 DAY = timedelta(days=1)
 STEP_MINUTES = 5
+EPOCH = "timestamptz '2000-01-01T00:00Z'"
 STEPS = int(DAY / timedelta(minutes=STEP_MINUTES))
 
 
@@ -53,20 +54,24 @@ def require_repairs(wiring: Wiring) -> None:
 
 def arrivals(engine: Engine) -> list[Bar]:
     """Return how many events came, minute by minute, over the last day, a few minutes to a bar, oldest first."""
-    # Text down to the minute sorts and groups alike on both databases.
+    # Arithmetic on PostgreSQL, text down to the minute on SQLite: there may be many.
     minute = (
-        func.to_char(func.timezone("UTC", Event.received_at), 'YYYY-MM-DD"T"HH24:MI')
+        func.date_bin(literal_column("interval '1 minute'"), Event.received_at, literal_column(EPOCH))
         if engine.dialect.name == "postgresql"
         else func.substr(Event.received_at, 1, 16)
     )
     with reading(engine) as tx:
         now: datetime = tx.execute(select(db_now())).scalar_one()
         counted = select(minute, func.count()).where(Event.received_at > now - DAY).group_by(minute)
-        found = {str(name): number for name, number in tx.execute(counted)}
+        found = {_instant(at): number for at, number in tx.execute(counted)}
     begins = now.replace(second=0, microsecond=0) - DAY + timedelta(minutes=1)
     bars = []
     for step in range(STEPS):
         at = begins + timedelta(minutes=step * STEP_MINUTES)
         minutes = (at + timedelta(minutes=n) for n in range(STEP_MINUTES))
-        bars.append(Bar(at, sum(found.get(f"{m:%Y-%m-%dT%H:%M}", 0) for m in minutes) / STEP_MINUTES))
+        bars.append(Bar(at, sum(found.get(minute, 0) for minute in minutes) / STEP_MINUTES))
     return bars
+
+
+def _instant(minute: datetime | str) -> datetime:
+    return minute if isinstance(minute, datetime) else datetime.fromisoformat(f"{minute}+00:00")
