@@ -11,9 +11,9 @@ from sqlalchemy import select
 from models.database import reading
 from models.tables import Run, Task
 from tests.benchmarks.servers import START_SECONDS, Bench
-from tests.demo.machine import answers, call, free_ports
-from tests.demo.processes import StackError
 from tests.sandbox.server import API_KEY
+from tests.stack.machine import answers, call, free_ports
+from tests.stack.processes import StackError
 from tests.support import JSON, differences
 from tests.use_cases.resyncs import CLIENT_ID
 

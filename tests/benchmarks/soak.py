@@ -26,9 +26,9 @@ from sqlalchemy import Engine, text
 from models.database import open_engine, reading
 from tests.benchmarks.load import Sent, send
 from tests.benchmarks.steady import Steady, steady
-from tests.demo.machine import short_folder
-from tests.demo.processes import StackError
-from tests.demo.stack import Stack
+from tests.stack.machine import short_folder
+from tests.stack.processes import StackError
+from tests.stack.stack import Stack
 from worker.inbox.store import backlog
 
 SHARE = 0.5

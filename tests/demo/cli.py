@@ -13,9 +13,9 @@ from models.database import open_engine
 from models.tables import EventStatus
 from models.views import workspace_members
 from tests.demo import play, report, show
-from tests.demo.machine import call, short_folder
-from tests.demo.processes import Interrupted, Interruptions, StackError
-from tests.demo.stack import Database, Stack
+from tests.stack.machine import call, short_folder
+from tests.stack.processes import Interrupted, Interruptions, StackError
+from tests.stack.stack import Database, Stack
 from tests.support import differences, rows
 
 PIPED_WIDTH = 120

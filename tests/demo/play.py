@@ -11,9 +11,9 @@ from models.database import reading
 from models.tables import Event, EventStatus, Read, Task
 from models.types import db_now
 from models.views import mirror_status
-from tests.demo.machine import JSON, call
-from tests.demo.processes import StackError
-from tests.demo.stack import Stack
+from tests.stack.machine import JSON, call
+from tests.stack.processes import StackError
+from tests.stack.stack import Stack
 from worker.decision.handlers import SUBSCRIBED
 from worker.looking import reports
 

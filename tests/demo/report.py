@@ -9,8 +9,8 @@ from sqlalchemy import Engine
 
 from models.tables import Domain
 from models.views import auto_join_domains, workspace_members, workspaces
-from tests.demo.machine import JSON
 from tests.demo.play import Resynced, Sample, count_by
+from tests.stack.machine import JSON
 from tests.support import rows
 
 WORKSPACES_SHOWN = 30

@@ -15,13 +15,13 @@ from sqlalchemy import Engine
 from models.database import open_engine
 from models.tables import Task
 from tests.demo import play
-from tests.demo.machine import JSON, call, short_folder
-from tests.demo.processes import Interrupted, Interruptions, StackError
 from tests.drill import report
 from tests.drill.follower import Follower
 from tests.drill.injector import Injector
 from tests.drill.installation import Installation
 from tests.drill.judge import Verdict, judge
+from tests.stack.machine import JSON, call, short_folder
+from tests.stack.processes import Interrupted, Interruptions, StackError
 from worker.looking import reports
 
 SHORT = {"events": 1200, "seconds": 60.0}

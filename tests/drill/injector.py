@@ -11,9 +11,9 @@ from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from tests.demo.processes import StackError
 from tests.drill.faults import Fault, Field, all_faults
 from tests.drill.installation import Installation
+from tests.stack.processes import StackError
 
 log = structlog.get_logger()
 

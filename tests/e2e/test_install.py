@@ -13,7 +13,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.integration.processes import ROOT, answers, environment, eventually, free_port
+from tests.integration.processes import environment, eventually, listens
+from tests.stack.machine import ROOT, free_ports
 
 pytestmark = pytest.mark.long
 
@@ -66,10 +67,10 @@ def test_the_installed_package_is_complete(program: Path, folder: Path) -> None:
     assert found.returncode in {0, 1} and "Traceback" not in found.stdout + found.stderr, found.stderr
     assert "database" in found.stdout
 
-    port = free_port()
+    [port] = free_ports(1)
     with subprocess.Popen([program, "web"], cwd=folder, env=surroundings(PORT=port, WEB_PROCESSES=1)) as web:
         try:
-            eventually(lambda: answers(port) or web.poll() is not None, 60)
+            eventually(lambda: listens(port) or web.poll() is not None, 60)
             look_at_the_pages(f"http://127.0.0.1:{port}")
         finally:
             web.terminate()

@@ -19,8 +19,10 @@ from sqlalchemy import Engine
 
 from models.database import open_engine
 from models.revisions import current_revision, newest_revision
-from tests.integration.processes import ROOT, Command, Commands, Valkey, count, eventually, pending
+from tests.integration.batches import count, pending
+from tests.integration.processes import Command, Commands, Valkey, eventually
 from tests.integration.stories import encoded, user, written_once
+from tests.stack.machine import ROOT
 from tests.support import sign, statuses
 
 pytestmark = pytest.mark.long

@@ -8,7 +8,8 @@ from contextlib import ExitStack, closing
 import pytest
 from sqlalchemy import Engine
 
-from tests.integration.processes import Commands, count, eventually, piece
+from tests.integration.batches import count
+from tests.integration.processes import Commands, eventually, piece
 from tests.integration.stories import encoded, new_users, user
 from tests.support import sign
 

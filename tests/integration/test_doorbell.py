@@ -19,7 +19,8 @@ from rq.serializers import JSONSerializer
 from sqlalchemy import Engine
 
 from models.tables import Event
-from tests.integration.processes import Valkey, count, let_time_pass
+from tests.integration.batches import count, let_time_pass
+from tests.integration.processes import Valkey
 from tests.integration.stories import new_users, written_once
 from tests.support import accept, statuses
 from webhooks.app import create_app

@@ -12,7 +12,8 @@ import pytest
 
 from tests.drill.faults import all_faults
 from tests.drill.proxy import Proxy
-from tests.integration.processes import ROOT, Valkey, eventually
+from tests.integration.processes import Valkey, eventually
+from tests.stack.machine import ROOT
 
 pytestmark = pytest.mark.long
 

@@ -6,7 +6,8 @@ from rq import SimpleWorker
 from sqlalchemy import Engine
 
 from models.database import open_engine
-from tests.integration.processes import Commands, eventually, pending, working_in
+from tests.integration.batches import pending
+from tests.integration.processes import Commands, eventually, working_in
 from tests.integration.stories import new_users, store
 from tests.sandbox import Sandbox
 from tests.support import statuses

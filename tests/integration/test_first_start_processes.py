@@ -9,7 +9,8 @@ from sqlalchemy import Engine, select
 from models.database import open_engine, reading
 from models.tables import Event, Mirror
 from models.views import mirror_status
-from tests.integration.processes import Commands, Valkey, count, eventually, pending
+from tests.integration.batches import count, pending
+from tests.integration.processes import Commands, Valkey, eventually
 from tests.integration.stories import store
 from tests.sandbox import Knobs, Sandbox, populate
 from tests.support import apply_all, differences, rows

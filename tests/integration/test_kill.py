@@ -8,16 +8,8 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from models.tables import Event
-from tests.integration.processes import (
-    Commands,
-    Valkey,
-    alive,
-    count,
-    eventually,
-    held_in_mid_batch,
-    let_time_pass,
-    pending,
-)
+from tests.integration.batches import count, held_in_mid_batch, let_time_pass, pending
+from tests.integration.processes import Commands, Valkey, alive, eventually
 from tests.integration.stories import company_life, delivered, mirror_of, store, written_once
 from tests.support import JSON, differences, mirrored, statuses
 from worker.inbox.store import receive

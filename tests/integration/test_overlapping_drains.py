@@ -12,7 +12,8 @@ from sqlalchemy import Connection, Engine, event, func, select, text
 
 from models.database import CHANGES_LOCK, advisory_lock, open_engine, reading, writing
 from models.tables import Batch, Change, Event, Organization
-from tests.integration.processes import count, eventually, let_time_pass, pending
+from tests.integration.batches import count, let_time_pass, pending
+from tests.integration.processes import eventually
 from tests.integration.stories import delivered, mirror_of, organization, store, user, written_once
 from tests.support import JSON, mirrored, rows, statuses
 from worker.inbox.drain import Policy, drain

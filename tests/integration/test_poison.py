@@ -4,7 +4,8 @@ import pytest
 from sqlalchemy import Engine
 
 from models.tables import Batch, Event
-from tests.integration.processes import ask, count, let_time_pass, pending, piece
+from tests.integration.batches import count, let_time_pass, pending
+from tests.integration.processes import ask, piece
 from tests.integration.stories import new_users, store, written_once
 from tests.support import event_row, rows, statuses
 

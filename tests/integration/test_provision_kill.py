@@ -10,7 +10,8 @@ from sqlalchemy import Engine, func, select, update
 from models.database import open_engine, reading, write
 from models.tables import Join, JoinState, Membership, Mirror
 from models.types import db_in
-from tests.integration.processes import QUICK, Commands, Valkey, eventually, pending
+from tests.integration.batches import pending
+from tests.integration.processes import QUICK, Commands, Valkey, eventually
 from tests.sandbox import Knobs, Sandbox, World
 from tests.support import SECRET, rows
 from tests.use_cases.resyncs import settings_of

@@ -8,7 +8,8 @@ from sqlalchemy import Engine, func, select
 
 from models.database import reading
 from models.tables import Change, Event
-from tests.integration.processes import Commands, Valkey, ask, eventually, pending, piece
+from tests.integration.batches import pending
+from tests.integration.processes import Commands, Valkey, ask, eventually, piece
 from tests.integration.stories import encoded, new_users, written_once
 from tests.support import sign, statuses
 

@@ -9,16 +9,8 @@ from rq import SimpleWorker
 
 from models.database import open_engine
 from models.tables import Batch, Event, Tick
-from tests.integration.processes import (
-    Commands,
-    Valkey,
-    alive,
-    count,
-    eventually,
-    held_in_mid_batch,
-    let_time_pass,
-    pending,
-)
+from tests.integration.batches import count, held_in_mid_batch, let_time_pass, pending
+from tests.integration.processes import Commands, Valkey, alive, eventually
 from tests.integration.stories import new_users, store, written_once
 from tests.support import rows, statuses
 

@@ -8,7 +8,8 @@ from redis import Redis
 
 from models.database import open_engine
 from models.tables import Event, EventStatus
-from tests.integration.processes import QUICK, Commands, count, eventually
+from tests.integration.batches import count
+from tests.integration.processes import QUICK, Commands, eventually
 from tests.integration.stories import new_users, store
 from tests.sandbox import Sandbox
 from tests.use_cases.resyncs import settings_of

@@ -23,6 +23,8 @@ from worker.repair.runs import lease
 
 CLIENT_ID = "client_sandbox"
 UNLIMITED = 1000.0
+ORGANIZATIONS, USERS, MEMBERSHIPS = "/organizations$", "/user_management/users$", "/user_management/organization_mem"
+"""Paths of listings, as patterns for the sandbox's faults."""
 
 
 class Clock:
@@ -181,3 +183,11 @@ def quietly(world: World, act: Callable[[], Any]) -> None:
     """Do something in a world that no event tells of."""
     with world.silently(), suppress(KeyError):
         act()
+
+
+def mirror_of(engine: Engine, sandbox: Sandbox, directory: Directory, workspaces: int) -> dict[Kind, set[str]]:
+    """Workspaces of two members, mirrored by events and a resync; returns what is in force."""
+    small_life(sandbox.world, workspaces, 2)
+    catch_up_with(engine, sandbox.world)
+    resync(engine, directory)
+    return live(engine)

@@ -17,7 +17,8 @@ from sqlalchemy import update
 
 from models.database import database_url, open_engine, write
 from models.tables import Change, Mirror
-from tests.integration.processes import eventually, let_time_pass
+from tests.integration.batches import let_time_pass
+from tests.integration.processes import eventually
 from tests.sandbox import Sandbox, play
 from tests.support import apply_all, differences, rows, statuses
 from tests.use_cases.resyncs import Clock, deliver, directory_of

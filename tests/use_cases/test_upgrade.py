@@ -11,7 +11,8 @@ from models.database import open_engine, write, writing
 from models.migrate import downgrade, upgrade
 from models.revisions import outdated
 from models.tables import Event, Kind, Listing, Mirror, Run, RunStatus, Seen, Task, User
-from tests.integration.processes import Commands, count, eventually, let_time_pass, pending
+from tests.integration.batches import count, let_time_pass, pending
+from tests.integration.processes import Commands, eventually
 from tests.integration.stories import company_life
 from tests.sandbox import Sandbox, play
 from tests.support import JSON, apply_all, differences, made, rows, statuses

