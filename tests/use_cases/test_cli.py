@@ -13,11 +13,12 @@ from sqlalchemy import Engine, insert, update
 from models.database import write
 from models.migrate import downgrade
 from models.revisions import current_revision, newest_revision
-from models.tables import Drift, Run
+from models.tables import Drift, Run, Task
 from models.types import db_now
 from tests.support import JSON, accept, apply_all, commands, made, sample
 from worker.cli import main
 from worker.repair.resync import start
+from worker.repair.runs import create
 
 ORG = sample("organization.created")["data"]["id"]
 USER = sample("user.created")["data"]["id"]
@@ -195,7 +196,8 @@ def test_status_says_what_is_wrong_and_ends_with_1(story: JSON) -> None:
     shown = report("status", exit_code=1)
     assert (shown["pending"], shown["failed"], shown["workers"]) == (0, 1, 0)
     assert shown["mirror"]["state"] == "backfilling"
-    assert [problem.split(":")[0] for problem in shown["problems"]] == ["no worker is running", "1 event failed"]
+    wrong = {problem.split(":")[0] for problem in shown["problems"]}
+    assert wrong == {"no worker is running", "no clock has ever run", "1 event failed"}
     assert "no worker is running" in run("status", exit_code=1).stdout
 
 
@@ -247,6 +249,7 @@ def test_failed_events_are_grouped_replayed_and_dismissed(story: JSON, engine: E
     assert replayed["results"] == {"pending": 1}
     apply_all(engine)
     assert report("runs", "show", replayed["id"])["task"] == "replay"
+    assert "1 failed" in run("runs", "show", replayed["id"]).stdout
     assert "1 dismissed" in run("events", "dismiss", failed, "--why", "nobody").stdout
     assert "have not failed" in run("events", "dismiss", failed, "--why", "nobody", exit_code=1).stderr
     assert "no event has failed" in run("events", "failures").stdout
@@ -280,6 +283,15 @@ def test_runs_and_what_one_found(engine: Engine) -> None:
     assert [row["object_id"] for row in shown["drift"]] == [row["object_id"] for row in drifts]
     assert shown["findings"] == {"missing": 250}
     assert "there is no run nonsense" in run("runs", "show", "nonsense", exit_code=1).stderr
+
+
+def test_a_run_that_compares_nothing_is_not_said_to_have_found_no_drift(engine: Engine) -> None:
+    run_id = write(engine, lambda tx: create(tx, Task.CATCH_UP, "ann"))
+    shown = run("runs", "show", run_id).stdout
+    assert "catch_up" in shown and "running" in shown and "drift" not in shown
+    [row] = report("runs", "list")
+    assert row["phase"] is None
+    assert report("status", exit_code=1)["runs"] == [f"catch_up {run_id}, of ann"]
 
 
 def test_the_demo_outside_a_checkout_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

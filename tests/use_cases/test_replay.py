@@ -162,6 +162,7 @@ def test_a_replay_of_everything_changes_nothing_and_its_like_is_recognised(
     ("selection", "chosen"),
     [
         (Selection(ids=("event_0001", "event_0003")), {1, 3}),
+        (Selection(ids=("event_0001", "event_0003"), failed=True), set()),
         (Selection(type="user.created"), {0, 2}),
         (Selection(organization_id="org_1"), set()),
         (Selection(until=datetime(2020, 1, 1, tzinfo=UTC)), set()),

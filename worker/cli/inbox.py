@@ -124,12 +124,12 @@ def replay_command(why: str | None, again: bool, dry_run: bool, as_json: bool, *
         work = Repair(engine, None, settings, wiring.bell, stop.is_set)
         with progress(engine, run_id):
             over = work.one(run_id) or followed(engine, run_id, stop.wait)
-    say(_replayed(engine, run_id), as_json=as_json)
+    say(replayed(engine, run_id), as_json=as_json)
     sys.exit(0 if over else 1)
 
 
-def _replayed(engine: Engine, run_id: str) -> dict[str, Any]:
-    """What a replay has come to by now."""
+def replayed(engine: Engine, run_id: str) -> dict[str, Any]:
+    """Return what a replay has come to by now."""
     row = reports.run(engine, run_id) or {}
     kept = {name: row.get(name) for name in ("id", "status", "requested_by", "reason", "total", "done", "skipped")}
     return kept | {"results": replays.results(engine, run_id), "remedy": REMEDY if row.get("skipped") else None}

@@ -7,6 +7,8 @@ from typing import Any
 import click
 from sqlalchemy import Engine
 
+from models.tables import Task
+from worker.cli.inbox import replayed
 from worker.cli.shared import (
     TIMES,
     as_table,
@@ -18,6 +20,7 @@ from worker.cli.shared import (
     migrated_engine,
     operator,
     reaching_workos,
+    say,
     say_rows,
     show,
     until_stopped,
@@ -83,6 +86,12 @@ def _report(engine: Engine, run_row: dict[str, Any], *, as_json: bool) -> None:
         for piece in reports.run_as_json(engine, run_row):
             click.echo(piece, nl=False)
         return
+    if run_row["task"] == Task.REPLAY:
+        say(replayed(engine, run_id), as_json=False)
+        return
+    if run_row["task"] != Task.RESYNC:
+        say({name: run_row[name] for name in ("id", "task", "status", "requested_by", "finished_at")}, as_json=False)
+        return
     drifts = list(reports.drift(engine, run_id, MOST_SHOWN + 1))
     if drifts:
         show(as_table(("kind", "object_id", "organization_id", "finding", "fields", "action"), drifts[:MOST_SHOWN]))
@@ -97,7 +106,7 @@ def _report(engine: Engine, run_row: dict[str, Any], *, as_json: bool) -> None:
 
 @click.group()
 def runs() -> None:
-    """Look at resyncs, catch-ups and retention: what they found and did."""
+    """Look at resyncs, catch-ups, replays and retention: what they found and did."""
 
 
 @runs.command("list")
@@ -106,6 +115,8 @@ def runs() -> None:
 def runs_list(limit: int, as_json: bool) -> None:
     """List the newest runs."""
     rows = reports.list_runs(migrated_engine(), limit)
+    for row in rows:
+        row["phase"] = row["phase"] if row["task"] == Task.RESYNC else None
     columns = ("created_at", "id", "task", "status", "phase", "requested_by", "finished_at", "calls", "error")
     say_rows(columns, rows, as_json=as_json)
 
@@ -114,10 +125,12 @@ def runs_list(limit: int, as_json: bool) -> None:
 @click.argument("run_id", metavar="RUN")
 @json_option
 def runs_show(run_id: str, as_json: bool) -> None:
-    """Show what a resync found different, and what was done about it."""
+    """Show what a resync found different and did about it, or what became of a replay's events."""
     engine = migrated_engine()
     row = known(reports.run(engine, run_id), f"there is no run {run_id}")
     _report(engine, row, as_json=as_json)
+    if row["error"]:
+        click.echo(f"workos-sync: {row['error']}", err=True)
 
 
 @runs.command("cancel")

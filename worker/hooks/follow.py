@@ -287,9 +287,8 @@ def _next_changes(tx: Connection, cursor: int) -> list[Row]:
 
 
 def _new_place(tx: Connection) -> int:
-    """Return where a hook goes on whose place is gone: after what was dropped, or at the end of a restored database."""
-    dropped = tx.execute(select(Mirror.changes_dropped_to)).scalar_one()
-    return max(dropped, 0) if newest(tx) > dropped else max(dropped, newest(tx))
+    """Return where a hook goes on whose place is gone: after what was dropped."""
+    return tx.execute(select(Mirror.changes_dropped_to)).scalar_one()
 
 
 def _found_by_first_resync(tx: Connection, rows: Sequence[Row]) -> set[int]:

@@ -18,7 +18,7 @@ from models.types import db_now
 from worker.decision.handlers import SUBSCRIBED
 from worker.directory.client import Directory, RefusedKeyError, UnreadableError
 from worker.errors import ConfigurationError
-from worker.looking.health import CLOCK_SECONDS, Health, look
+from worker.looking.health import Health, Problem, look
 from worker.repair.environment import require_same_environment
 from worker.settings import Settings
 from worker.signals.counters import noted
@@ -253,19 +253,23 @@ def _work(health: Health) -> Iterator[Check]:
             yield ok(f"workers, {lane.name}", f"{len(lane.workers)} ({', '.join(sorted(set(lane.workers)))})")
         elif lane.workers is not None:
             yield failure(f"workers, {lane.name}", "none", "start workos-sync worker")
-    age = health.clock_age_seconds
-    if age is None or age > CLOCK_SECONDS:
-        saw = "never ran" if age is None else f"no sign of life for {age:.0f} s"
-        yield failure("clock", saw, "start workos-sync clock")
-    else:
-        yield ok("clock", "alive")
+    yield _clock(health)
     yield _last_webhook(health)
     yield _last_resync(health)
     told = {"redis_away", "no_worker", "no_clock", "silent", "resync_failed", "resync_late", "never_filled"}
     for problem in health.problems:
         if problem.name not in told:
-            saw, _, remedy = problem.text.partition(": ")
-            yield failure(problem.name.replace("_", " "), saw, remedy)
+            yield _of_problem(problem.name.replace("_", " "), problem)
+
+
+def _of_problem(name: str, problem: Problem) -> Check:
+    saw, _, remedy = problem.text.partition(": ")
+    return failure(name, saw, remedy)
+
+
+def _clock(health: Health) -> Check:
+    wrong = [problem for problem in health.problems if problem.name == "no_clock"]
+    return _of_problem("clock", wrong[0]) if wrong else ok("clock", "alive")
 
 
 def _last_webhook(health: Health) -> Check:

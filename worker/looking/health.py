@@ -1,7 +1,7 @@
 """How things stand: what an operator, an alarm or a product must know before it trusts the mirror."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -219,8 +219,12 @@ def as_report(health: Health) -> dict[str, Any]:
 
 def describe_run(run: Mapping[str, Any]) -> str:
     """Return a run under way in a few words."""
-    progress = f"{run['done']} of {run['total']}" if run["total"] is not None else run["phase"]
-    return f"{run['task']} {run['id']}, {progress}, of {run['requested_by']}"
+    said = f"{run['task']} {run['id']}"
+    if run["total"] is not None:
+        said += f", {run['done']} of {run['total']}"
+    elif run["task"] == Task.RESYNC:
+        said += f", {run['phase']}"
+    return f"{said}, of {run['requested_by']}"
 
 
 def _lane(redis: Redis, name: str) -> Lane:
@@ -383,20 +387,8 @@ def _warnings(health: Health) -> list[Problem]:
 
 def _clock_problems(health: Health) -> list[Problem]:
     age = health.clock_age_seconds
-    if age is not None and age > CLOCK_SECONDS:
+    if age is None:
+        return [Problem("no_clock", "no clock has ever run: start workos-sync clock")]
+    if age > CLOCK_SECONDS:
         return [Problem("no_clock", f"no clock has run for {age:.0f} s: start workos-sync clock")]
     return []
-
-
-def as_json(health: Health) -> dict[str, Any]:
-    """Return all of it, fit for JSON, with `trusted` and `reasons`."""
-    shown = asdict(health)
-    if health.resync:
-        shown["resync"]["drift"] = [
-            {"kind": kind, "finding": finding, "number": number}
-            for (kind, finding), number in health.resync.drift.items()
-        ]
-    problems = [problem._asdict() for problem in health.problems]
-    shown["warnings"] = [warning._asdict() for warning in health.warnings]
-    runs = [describe_run(run) for run in health.runs]
-    return {"trusted": health.trusted, "reasons": health.reasons, **shown, "problems": problems, "runs": runs}

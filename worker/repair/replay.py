@@ -64,10 +64,13 @@ class Selection:
     def conditions(self) -> list[ColumnElement[bool]]:
         """Return the selection as conditions on the inbox. What is pending is decided soon in any case."""
         failed = Event.status == constant(EventStatus.FAILED)
-        ended = or_(failed, Event.status == EventStatus.DONE)
-        found: list[ColumnElement[bool]] = [failed if self.failed or self.fingerprint else ended]
-        if self.ids:
-            found = [Event.id.in_(self.ids), Event.status != EventStatus.PENDING]
+        found: list[ColumnElement[bool]] = []
+        if self.ids:  # which may name dismissed ones too
+            found += [Event.id.in_(self.ids), Event.status != EventStatus.PENDING]
+        if self.failed or self.fingerprint:
+            found.append(failed)
+        elif not self.ids:
+            found.append(or_(failed, Event.status == EventStatus.DONE))
         if self.type:
             found.append(Event.type == self.type)
         if self.organization_id:

@@ -86,8 +86,11 @@ class Repair:
         return self._catch_up(held, self.directory) if task == Task.CATCH_UP else self._resync(held, self.directory)
 
     def _retain(self, held: Lease) -> bool:
-        retain(self.engine, self.settings.periods(), self.stopping)
-        if self.stopping():
+        def leaving() -> bool:
+            return self.stopping() or held.lost.is_set()
+
+        retain(self.engine, self.settings.periods(), leaving)
+        if leaving():
             return False
         self._finish(held)
         return True
