@@ -85,6 +85,8 @@ class Event(Base):
     error: Mapped[str | None]
     fingerprint: Mapped[str | None]
     """Of the error: events that failed for the same cause have the same."""
+    traceback: Mapped[str | None]
+    """Where the error was raised, without values; None where the payload itself was at fault."""
     replays: Mapped[int] = mapped_column(server_default="0")
     replay_id: Mapped[str | None]
     """The run that replayed it last."""
@@ -130,7 +132,7 @@ class Mirrored:
     id: Mapped[str] = mapped_column(primary_key=True)
     created_at: Mapped[datetime | None]
     updated_at: Mapped[datetime | None]
-    """With `event_at` and `event_id` the version of the content (DESIGN: versions order by these three)."""
+    """With `event_at` and `event_id` the version of the content, in this order (docs/decisions.md, Order)."""
     event_at: Mapped[datetime | None]
     event_id: Mapped[str | None]
     deleted_by: Mapped[str | None]

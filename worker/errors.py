@@ -2,6 +2,10 @@
 
 import hashlib
 import re
+import traceback
+from pathlib import PurePath
+
+MOST_FRAMES = 20
 
 
 class PayloadError(Exception):
@@ -17,6 +21,13 @@ def fingerprint(error: BaseException) -> str:
     first_line = next(iter(str(error).splitlines()), "")
     shape = re.sub(r"'[^']*'|\"[^\"]*\"|[0-9a-f]{8,}|\w+_\w{8,}|\d+", "?", first_line)
     return hashlib.sha256(f"{type(error).__name__}: {shape}".encode()).hexdigest()[:8]
+
+
+def raised_at(error: BaseException) -> str | None:
+    """Return the frames an error came through, innermost last: a file, line and function each, and never a value."""
+    frames = traceback.extract_tb(error.__traceback__)[-MOST_FRAMES:]
+    lines = (f"{'/'.join(PurePath(frame.filename).parts[-3:])}:{frame.lineno} in {frame.name}" for frame in frames)
+    return "\n".join(lines) or None
 
 
 class ConfigurationError(Exception):

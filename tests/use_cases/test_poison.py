@@ -104,6 +104,23 @@ def test_each_failed_attempt_waits_twice_as_long_and_the_last_sets_aside(
     row = event_row(engine, event["id"])
     assert (row["status"], row["attempts"]) == ("failed", 4)
     assert row["processed_at"] is not None
+    assert "worker/inbox/drain.py" in row["traceback"] and "a bug" not in row["traceback"]
+
+
+def test_once_it_is_applied_nothing_of_its_error_stands(
+    door: FlaskClient, engine: Engine, poison: Poison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = HANDLERS["user.updated"]
+    poison(ValueError("a bug"))
+    [event] = users(1, 0)
+    accept(door, event)
+    assert drain(engine, Policy(first_backoff=600))
+    assert event_row(engine, event["id"])["traceback"]
+    monkeypatch.setitem(HANDLERS, "user.updated", sound)
+    make_due(engine)
+    assert drain(engine, Policy())
+    row = event_row(engine, event["id"])
+    assert [row[name] for name in ("status", "error", "fingerprint", "traceback")] == ["done", None, None, None]
 
 
 def test_an_event_is_not_tried_before_it_is_due(door: FlaskClient, engine: Engine, poison: Poison) -> None:

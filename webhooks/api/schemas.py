@@ -202,6 +202,7 @@ class WholeEvent(Event):
     processed_at: datetime | None
     decided_by: str | None
     fingerprint: str | None
+    traceback: str | None
     replays: int
     replay_id: str | None
     dismissed_by: str | None

@@ -23,7 +23,7 @@ from models.types import constant, db_in, db_now
 from worker.decision.decide import Outcome
 from worker.decision.handlers import read_event
 from worker.decision.snapshots import Snapshot, clean
-from worker.errors import DiedAloneError, PayloadError, fingerprint
+from worker.errors import DiedAloneError, PayloadError, fingerprint, raised_at
 from worker.mirror.apply import Arrival, apply, note_changes, organization_of
 from worker.mirror.doubts import ask_after
 
@@ -33,6 +33,9 @@ ORPHAN_AFTER_SECONDS = 15.0
 """A batch that was started longer ago and is locked by no one has lost its drain."""
 PARTITIONS = 4
 """Of a backlog on PostgreSQL: so many drains work beside each other without waiting for each other's rows."""
+
+UNFAILED = {"error": None, "fingerprint": None, "traceback": None}
+"""What stands of an error on an event that did not fail, or is to be tried anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +218,7 @@ def _split_or_blame(tx: Connection, policy: Policy, batch: Work, error: Exceptio
 def _failed_attempt(policy: Policy, attempts: int, error: Exception) -> dict[str, Any]:
     """Return what a failed attempt leaves on its event: tried again later, or set aside for an operator."""
     values: dict[str, Any] = {"attempts": attempts, "error": describe(error), "fingerprint": fingerprint(error)}
+    values["traceback"] = None if isinstance(error, PayloadError) else raised_at(error)
     if isinstance(error, PayloadError) or attempts >= policy.max_attempts:
         return {**values, "status": EventStatus.FAILED, "processed_at": db_now()}
     return {**values, "due_at": db_in(policy.backoff(attempts))}
@@ -307,4 +311,4 @@ def _about(snapshot: Snapshot | None) -> dict[str, str | None]:
 
 
 def _note_done(tx: Connection, done: list[dict[str, Any]]) -> None:
-    update_rows(tx, Event, done, status=EventStatus.DONE, processed_at=db_now(), error=None, fingerprint=None)
+    update_rows(tx, Event, done, **UNFAILED, status=EventStatus.DONE, processed_at=db_now())

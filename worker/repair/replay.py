@@ -18,7 +18,7 @@ from models.database import reading, turn, write
 from models.tables import Event, EventStatus, Run, RunStatus, Task
 from models.types import constant, db_now
 from worker.errors import ConfigurationError
-from worker.inbox.drain import decide_events
+from worker.inbox.drain import UNFAILED, decide_events
 from worker.repair.runs import Lease, create, finish
 from worker.signals.doorbell import Doorbell
 
@@ -192,7 +192,7 @@ def _step(tx: Connection, held: Lease) -> int | None:
         log.info("replayed", run=run.id, events=run.done, skipped=run.skipped)
         return None
     usable = [id for id, has_body in found if has_body]
-    fresh = {"status": EventStatus.PENDING, "attempts": 0, "due_at": db_now(), "error": None, "fingerprint": None}
+    fresh: dict[str, Any] = {**UNFAILED, "status": EventStatus.PENDING, "attempts": 0, "due_at": db_now()}
     fresh |= {"replay_id": run.id, "replays": Event.replays + 1, "dismissed_by": None, "dismissed_why": None}
     tx.execute(update(Event).where(Event.id.in_(usable)).values(fresh))
     gone = len(found) - len(usable)
