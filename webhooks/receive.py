@@ -12,8 +12,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from webhooks.signature import RefusedError, verify
 from worker.decision.handlers import HANDLERS
 from worker.decision.snapshots import is_id, parse_json
+from worker.errors import PayloadError
 from worker.group_commit import GroupCommit
-from worker.inbox.store import Delivery, partition_key, receive
+from worker.inbox.store import Delivery, accept_webhooks
 from worker.wiring import Wiring
 
 log = structlog.get_logger()
@@ -62,8 +63,7 @@ def blueprint(wiring: Wiring) -> Blueprint:
             counters.note_time("refused", refused.reason)
             return jsonify(error=f"signature refused: {refused.reason}"), 401
         counters.note_time("secret_used", str(place + 1))
-        event = _event(body)
-        posted = Posted(Delivery(event["id"], event["event"], body, partition_key(event)), _organization_id(event))
+        posted = _posted(body)
         try:
             new = commit(posted, seconds=COMMIT_SECONDS)
         except (SQLAlchemyError, TimeoutError) as error:
@@ -96,7 +96,7 @@ class Posted(NamedTuple):
 
 def _commit(wiring: Wiring, together: list[Posted]) -> list[bool]:
     """Commit deliveries, ring, and tell of them: in one thread, for many that write to one log wait for each other."""
-    news = receive(wiring.engine, [posted.delivery for posted in together])
+    news = accept_webhooks(wiring.engine, [posted.delivery for posted in together])
     wiring.bell.ring()
     for posted, new in zip(together, news, strict=True):
         posted.log().info("webhook_accepted", new=new)
@@ -117,18 +117,15 @@ def _from(allowed: list[Network], address: str | None) -> bool:
     return any(caller in network for network in allowed)
 
 
-def _event(body: bytes) -> dict[str, Any]:
-    """Return the event, its id and type usable as keys; answers 400 for what is not an event."""
+def _posted(body: bytes) -> Posted:
+    """Return what was posted; answers 400 for what is not an event."""
     try:
         event = parse_json(body)
+        return Posted(Delivery.of(event, body), _organization_id(event))
     except (ValueError, RecursionError):
-        event = None
-    if not isinstance(event, dict):
-        _malformed("the body is not a JSON object")
-    for name in ("id", "event"):
-        if not isinstance(event.get(name), str) or not is_id(event[name]):
-            _malformed(f"the event has no usable {name}")
-    return event
+        _malformed("the body is not JSON")
+    except PayloadError as error:
+        _malformed(f"the body is no event: {error}")
 
 
 def _malformed(why: str) -> NoReturn:

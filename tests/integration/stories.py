@@ -10,7 +10,7 @@ from models.database import open_engine, writing
 from models.tables import Change, Event
 from tests.sandbox import World, play
 from tests.support import JSON, apply_all, mirrored, rows
-from worker.inbox.store import Delivery, partition_key
+from worker.inbox.store import Delivery
 
 Mirrored = dict[Any, list[JSON]]
 
@@ -53,7 +53,7 @@ def encoded(event: JSON) -> bytes:
 
 
 def delivered(event: JSON) -> Delivery:
-    return Delivery(event["id"], event["event"], encoded(event), partition_key(event))
+    return Delivery.of(event, encoded(event))
 
 
 def store(engine: Engine, events: Iterable[JSON]) -> None:

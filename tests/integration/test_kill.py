@@ -12,7 +12,7 @@ from tests.integration.batches import count, held_in_mid_batch, let_time_pass, p
 from tests.integration.processes import Commands, Valkey, alive, eventually
 from tests.integration.stories import company_life, delivered, mirror_of, store, written_once
 from tests.support import JSON, differences, mirrored, statuses
-from worker.inbox.store import receive
+from worker.inbox.store import accept_webhooks
 from worker.signals.doorbell import DRAIN, Doorbell
 from worker.wiring import door_redis
 
@@ -30,7 +30,7 @@ class Feeder(threading.Thread):
     def run(self) -> None:
         bell = Doorbell(self._redis, DRAIN)
         for event in sorted(self._events + self.twice, key=lambda event: event["id"]):
-            receive(self._engine, [delivered(event)])
+            accept_webhooks(self._engine, [delivered(event)])
             bell.ring()
 
 

@@ -17,7 +17,7 @@ from tests.integration.processes import eventually
 from tests.integration.stories import delivered, mirror_of, organization, store, user, written_once
 from tests.support import JSON, mirrored, rows, statuses
 from worker.inbox.drain import Policy, drain
-from worker.inbox.store import receive
+from worker.inbox.store import accept_webhooks
 
 
 class Follower(threading.Thread):
@@ -157,7 +157,7 @@ def test_drains_that_cross_each_other_spend_no_attempts(
     def deliver(events: list[JSON]) -> None:
         with opened(db_url) as mine:
             for each in events:
-                receive(mine, [delivered(each)])
+                accept_webhooks(mine, [delivered(each)])
 
     with following(db_url) as follower, ThreadPoolExecutor() as do:
         list(do.map(lambda job: job(), [lambda: deliver(story[400:]), *[lambda: work(0)] * 4]))

@@ -16,7 +16,7 @@ from tests.integration.processes import Commands, Valkey, eventually
 from tests.sandbox import Sandbox, populate
 from tests.support import differences, rows
 from tests.use_cases.resyncs import CLIENT_ID, directory_of, expire_lease, live, resync
-from worker.inbox.store import Delivery, receive
+from worker.inbox.store import Delivery, accept_webhooks
 from worker.repair.resync import AT_ONCE
 from worker.wiring import MOST_CONNECTIONS
 
@@ -91,7 +91,7 @@ def test_the_door_of_an_sqlite_mirror_does_not_wait_for_a_resync(
         def knock() -> None:
             for number in itertools.count():
                 began = time.monotonic()
-                receive(engine, [Delivery(f"event_{number}", "user.created", b"{}", 0)])
+                accept_webhooks(engine, [Delivery(f"event_{number}", "user.created", b"{}", 0)])
                 waits.append(time.monotonic() - began)
                 if over.wait(0.02):
                     return

@@ -11,11 +11,12 @@ from models.access import AutoJoin, auto_join_for
 from models.database import reading, session, write
 from models.tables import Join, JoinSearch, Mirror
 from models.types import db_in
+from tests.integration.stories import delivered
 from tests.sandbox import Sandbox, World
 from tests.support import JSON, apply_all, rows
 from tests.use_cases.resyncs import Clock
 from worker.directory.client import Directory
-from worker.inbox import store as inbox
+from worker.inbox.store import accept_from_api
 from worker.mirror import admission
 from worker.provision import provision
 from worker.repair.catch_up import catch_up, settle
@@ -51,7 +52,7 @@ def tell(engine: Engine, events: Iterable[JSON]) -> None:
 
     def take(tx: Connection) -> None:
         for event in list(events):
-            inbox.store(tx, event)
+            accept_from_api(tx, delivered(event))
 
     write(engine, take)
     apply_all(engine)

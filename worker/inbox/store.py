@@ -1,7 +1,6 @@
 """The inbox: one row for every event id. What is committed here is never lost; Redis only says that it is here."""
 
 import functools
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,31 +12,44 @@ from sqlalchemy.dialects import postgresql, sqlite
 from models.database import reading, writing
 from models.tables import Batch, Event, EventStatus
 from models.types import constant, db_in, db_now
+from worker.decision.snapshots import is_id
+from worker.errors import PayloadError
 
 MOST_COUNTED = 10_000
 PARTITION_KEYS = 256
 
 
 class Delivery(NamedTuple):
-    """An event as it came: WorkOS's id, its type, the raw bytes, and what `partition_key` returns of it."""
+    """An event as it came: WorkOS's id, its type, the raw bytes, and a number that all events of one object share."""
 
     id: str
     type: str
     body: bytes
     partition_key: int
+    """Below `PARTITION_KEYS`. Only who works on an event depends on it, never what comes of it."""
+
+    @classmethod
+    def of(cls, event: Any, body: bytes) -> "Delivery":
+        """Return an event, with the bytes that it was read from.
+
+        Raises:
+            PayloadError: it has no id or no type that can be a key; nothing else of it matters yet.
+        """
+        if not isinstance(event, dict):
+            raise PayloadError("event", "is no JSON object")
+        for name in ("id", "event"):
+            if not isinstance(event.get(name), str) or not is_id(event[name]):
+                raise PayloadError(name, "cannot be a key")
+        return cls(event["id"], event["event"], body, _partition_key(event))
 
 
-def partition_key(event: Mapping[str, Any]) -> int:
-    """Return a number below `PARTITION_KEYS`, the same for all events of one object; 0 if it has no id.
-
-    Only who works on an event depends on it, never what comes of it.
-    """
+def _partition_key(event: Mapping[str, Any]) -> int:
     data = event.get("data")
     id = data.get("id") if isinstance(data, Mapping) else None
     return crc32(id.encode(errors="replace")) % PARTITION_KEYS if isinstance(id, str) else 0
 
 
-def receive(engine: Engine, deliveries: Sequence[Delivery]) -> list[bool]:
+def accept_webhooks(engine: Engine, deliveries: Sequence[Delivery]) -> list[bool]:
     """Commit deliveries in one transaction and return, for each, whether its event is new.
 
     An event that is known, or comes twice among them, only counts one more delivery.
@@ -62,14 +74,8 @@ def _accept_webhooks(tx: Connection, deliveries: Sequence[Delivery]) -> list[boo
     return new
 
 
-def store(tx: Connection, event: Mapping[str, Any]) -> bool:
-    """Store an event of the events API in `tx` and return whether it is new.
-
-    Args:
-        tx: the caller's transaction.
-        event: as the API returned it; `id` and `event` are usable as keys.
-    """
-    delivery = Delivery(event["id"], event["event"], json.dumps(event).encode(), partition_key(event))
+def accept_from_api(tx: Connection, delivery: Delivery) -> bool:
+    """Store an event of the events API in the caller's transaction and return whether it is new."""
     row = {**delivery._asdict(), "source": "events_api"}
     accepted = tx.execute(_accept(tx.dialect.name, "events_api"), row).one_or_none()
     return accepted is not None and accepted.deliveries == 1

@@ -5,6 +5,7 @@ newest events are held back from ascending reads for a few seconds, so the laggi
 the inbox drops the duplicates.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,10 +18,10 @@ from models.database import reading, write
 from models.tables import Event, EventStatus, Mirror
 from models.types import constant, db_in, db_now, db_plus
 from worker.decision.handlers import SUBSCRIBED
-from worker.decision.snapshots import is_id, parse_time
+from worker.decision.snapshots import parse_time
 from worker.directory.client import Directory, NotThereError, Page, QueryRefusedError
-from worker.errors import ConfigurationError
-from worker.inbox.store import store
+from worker.errors import ConfigurationError, PayloadError
+from worker.inbox.store import Delivery, accept_from_api
 from worker.repair.runs import Lease
 
 log = structlog.get_logger()
@@ -206,19 +207,22 @@ def _take(tx: Connection, page: Page, held: Lease | None, settled: datetime) -> 
 
 
 def _store_all(tx: Connection, page: Page) -> int:
-    usable = [item for item in page.items if _usable(item)]
+    usable = [delivery for delivery in map(_delivery, page.items) if delivery]
     if len(usable) < len(page.items):
         log.warning("events_unusable", number=len(page.items) - len(usable))
     # In one order, so that two catch-ups wait for each other in one order only.
-    return sum(store(tx, item) for item in sorted(usable, key=lambda item: str(item["id"])))
+    return sum(accept_from_api(tx, delivery) for delivery in sorted(usable))
 
 
-def _usable(item: Any) -> bool:
-    return isinstance(item, dict) and all(isinstance(item.get(k), str) and is_id(item[k]) for k in ("id", "event"))
+def _delivery(item: Any) -> Delivery | None:
+    try:
+        return Delivery.of(item, json.dumps(item).encode())
+    except PayloadError:
+        return None
 
 
 def _when(item: Any) -> tuple[datetime | None, str | None]:
-    return (parse_time(item.get("created_at")), item["id"]) if _usable(item) else (None, None)
+    return (parse_time(item.get("created_at")), item["id"]) if _delivery(item) else (None, None)
 
 
 def _complete(tx: Connection, complete_to: datetime, held: Lease | None) -> None:
