@@ -1,6 +1,7 @@
 """Who may import whom. Imports point one way only, and a few jobs are done in one place only."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -129,6 +130,23 @@ def test_only_the_door_verifies_and_only_the_directory_calls_workos() -> None:
 
 def test_nothing_unpickles() -> None:
     assert importers("pickle", "shelve", "marshal", "dill") == set()
+
+
+def cited() -> Iterator[tuple[str, str, str]]:
+    """Each document that a module names: the module, the document, and the section if one is named behind it."""
+    for module, path in MODULES.items():
+        words = " ".join(path.read_text().split())
+        for found in re.finditer(r"([\w./-]+\.md)\b(?:, ([^()]+)\))?", words):
+            yield module, found[1], found[2] or ""
+
+
+def test_documents_that_modules_name_are_here() -> None:
+    named = list(cited())
+    assert "docs/workos.md" in {document for _, document, _ in named}
+    assert [(module, document) for module, document, _ in named if not (ROOT / document).is_file()] == []
+    texts = {document: (ROOT / document).read_text() for _, document, _ in named}
+    headings = {document: re.findall(r"^#+ (.+)$", text, re.MULTILINE) for document, text in texts.items()}
+    assert [(m, document, section) for m, document, section in named if section not in ["", *headings[document]]] == []
 
 
 def test_nothing_is_built_when_a_module_is_imported() -> None:

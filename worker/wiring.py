@@ -16,7 +16,7 @@ from worker.signals.counters import Counters
 from worker.signals.doorbell import DRAIN, HOOKS, PROVISION, REPAIR, Doorbell
 
 DOOR_REDIS_SECONDS = 0.25
-"""The door answers within a second, Redis frozen or not (QUEUE.md)."""
+"""The door answers within a second, Redis frozen or not (docs/decisions.md, Work)."""
 DOOR_LOCK_TIMEOUT_MS = 1_000
 DOOR_CONNECTIONS = 8
 """One commits deliveries, for all threads; the others answer pages, API and metrics."""

@@ -2,7 +2,7 @@
 
 Folding states with `decide` is commutative, associative and idempotent: it takes the greatest of them, where a
 tombstone is greater than any live state of the same id, and otherwise the higher version is greater. Why a
-tombstone and not the newer one: a `*.deleted` payload carries the `updated_at` of the last live one (WORKOS.md).
+tombstone and not the newer one: a `*.deleted` payload carries the `updated_at` of the last live one (docs/workos.md).
 """
 
 from collections.abc import Mapping

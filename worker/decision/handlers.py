@@ -47,7 +47,7 @@ def _domain_deleted(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapsh
 
 
 def _domain_failed(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot:
-    # The only domain event that nests its object (WORKOS.md, Payloads).
+    # The only domain event that nests its object (docs/workos.md, Organizations and domains).
     nested = data.nested("organization_domain")
     content = snapshots.domain(nested) | {"verification": "failed", "reason": data.text("reason")}
     return live(Kind.DOMAIN, nested, content, envelope)

@@ -152,7 +152,7 @@ def clean(value: str) -> str:
 
 
 def parse_time(value: object) -> datetime | None:
-    """Return the instant that ISO 8601 text names, in UTC, or None. Without a zone it is UTC (WORKOS.md)."""
+    """Return the instant that ISO 8601 text names, in UTC, or None. Without a zone it is UTC (docs/workos.md)."""
     if not isinstance(value, str):
         return None
     try:
@@ -205,7 +205,7 @@ def domain(data: Fields, *, strict: bool = True) -> dict[str, Any]:
 
 
 def connection(data: Fields) -> dict[str, Any]:
-    """Return the content of a connection. Its workspace may be absent (WORKOS.md, Payloads)."""
+    """Return the content of a connection. Its workspace may be absent (docs/workos.md, Connections)."""
     return {
         "organization_id": data.optional_id("organization_id"),
         "name": data.text("name"),
@@ -218,8 +218,8 @@ def connection(data: Fields) -> dict[str, Any]:
 def role(data: Fields) -> dict[str, Any]:
     """Return the content of a role.
 
-    Only an organization's own has name and description: `role.*` events carry none (WORKOS.md), so a mirror kept by
-    events could not keep them right.
+    Only an organization's own has name and description: `role.*` events carry none (docs/workos.md), so a mirror kept
+    by events could not keep them right.
     """
     organization_id = data.optional_id("organization_id")
     return {
@@ -252,7 +252,7 @@ def tombstone(kind: Kind, data: Fields, content: dict[str, Any], envelope: Envel
 
 
 def role_at(data: Fields, envelope: Envelope, *, deleted: bool) -> Snapshot:
-    """Return a role, ordered by the event's own time alone: a slug can be deleted and made again (WORKOS.md)."""
+    """Return a role, ordered by the event's own time alone: a slug can be deleted and made again (docs/workos.md)."""
     event_at = _event_time(envelope)
     content = role(data)
     slug = data.id("slug")

@@ -167,7 +167,7 @@ class Directory:
         return found._replace(item={**found.item, "organization_id": organization_id} if own and found.item else None)
 
     def create_membership(self, organization_id: str, user_id: str, role: str) -> Json:
-        """Make a user a member and return the membership; an inactive one is activated instead (WORKOS.md, Payloads).
+        """Make a user a member and return the membership; an inactive one is activated (docs/workos.md, Memberships).
 
         Raises:
             QueryRefusedError: WorkOS refuses it; one may be there already.

@@ -67,7 +67,7 @@ def note_changes(tx: Connection, changes: Sequence[dict[str, Any]]) -> None:
     """Write rows of `changes`, and those of what they mean for auto-join. Must be the last step before commit.
 
     Their ids are drawn under one lock that is held to the commit, so that whoever has seen n never later finds a
-    smaller one (DESIGN, invariant 11).
+    smaller one: followers miss none (docs/guarantees.md, Order and equality).
     """
     if changes:
         advisory_lock(tx, CHANGES_LOCK)

@@ -47,7 +47,7 @@ def ask_after(tx: Connection, arrivals: Sequence[Arrival], decisions: Sequence[D
 
     An id under a resync's tombstone; one that was read in the second of the event; a parent that is missing, unless it
     comes within a minute; and the memberships that had a deleted role, for whether each is announced is not known
-    (WORKOS.md).
+    (docs/workos.md, What is not known).
     """
     doubtful: dict[tuple[Kind, Doubt], dict[str, str]] = {}
     parents: dict[Kind, dict[str, str]] = {Kind.ORGANIZATION: {}, Kind.USER: {}}

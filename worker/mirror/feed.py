@@ -30,7 +30,7 @@ def as_json(value: Any) -> str:
 def changes_after(engine: Engine, after: int, limit: int, wait_seconds: float = 0.0) -> list[dict[str, Any]]:
     """Return the changes with a higher id than `after`, lowest first, at most `limit`.
 
-    Ids come in commit order (DESIGN, invariant 11), so whoever goes on from the highest id it saw misses nothing.
+    Ids come in commit order, so whoever goes on from the highest id it saw misses nothing (docs/guarantees.md).
 
     Args:
         engine: the database.

@@ -42,7 +42,8 @@ def answered(run: Callable[[], None], bell: Doorbell) -> Callable[[], None]:
 def make_worker(redis: Redis, lane: str, functions: Mapping[str, Callable[[], Any]]) -> SimpleWorker:
     """Return a worker of one queue that runs only `functions`, whatever a job in Redis names.
 
-    One queue, because RQ loses a job of a worker killed between several (QUEUE.md); JSON, because unpickling runs code.
+    One queue, because RQ loses a job of a worker killed between several; JSON, because unpickling runs code
+    (docs/decisions.md, Work).
     """
 
     class KnownJob(Job):

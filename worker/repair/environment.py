@@ -28,7 +28,9 @@ def connect(settings: Settings, redis: Redis, counters: Counters) -> Directory:
 
 
 def bind(engine: Engine, directory: Directory, settings: Settings) -> None:
-    """Bind the database to its WorkOS environment on the first start; refuse another one's later (DESIGN, rule 10).
+    """Bind the database to its WorkOS environment on the first start; refuse another one's later.
+
+    A database mirrors one environment (docs/guarantees.md, Repair).
 
     Raises:
         ConfigurationError, RefusedKeyError, UnreadableError: as `require_same_environment`.
