@@ -20,9 +20,9 @@ DOOR_REDIS_SECONDS = 0.25
 DOOR_LOCK_TIMEOUT_MS = 1_000
 DOOR_CONNECTIONS = 8
 """One commits deliveries, for all threads; the others answer pages, API and metrics."""
-REPAIR_SECONDS = 24 * 3600
+REPAIR_JOB_SECONDS = 24 * 3600
 """A resync may take hours: its lease says whether it lives, not RQ."""
-LONG_SECONDS = 1800
+LONG_JOB_SECONDS = 1800
 """Joins wait for WorkOS's rate limits, hooks for the host: each of their steps has limits of its own."""
 MOST_CONNECTIONS = 12
 """A resync has ten calls in flight, and its heartbeat; a drain uses one."""
@@ -67,9 +67,9 @@ def wire(settings: Settings, redis_url: str, *, door: bool = False) -> Wiring:
         engine,
         redis,
         bell=Doorbell(redis, DRAIN),
-        repair_bell=Doorbell(redis, REPAIR, REPAIR_SECONDS),
-        provision_bell=Doorbell(redis, PROVISION, LONG_SECONDS),
-        hooks_bell=Doorbell(redis, HOOKS, LONG_SECONDS),
+        repair_bell=Doorbell(redis, REPAIR, REPAIR_JOB_SECONDS),
+        provision_bell=Doorbell(redis, PROVISION, LONG_JOB_SECONDS),
+        hooks_bell=Doorbell(redis, HOOKS, LONG_JOB_SECONDS),
         counters=Counters(redis),
     )
 

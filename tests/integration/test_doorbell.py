@@ -24,9 +24,9 @@ from tests.integration.processes import Valkey
 from tests.integration.stories import new_users, written_once
 from tests.support import accept, statuses
 from webhooks.app import create_app
-from worker.inbox.drain import Policy
+from worker.inbox.drain import Policy, drain
 from worker.processes.clock import sweep
-from worker.processes.jobs import drain_job, make_worker
+from worker.processes.jobs import answered, make_worker
 from worker.signals.doorbell import DRAIN, Doorbell
 from worker.wiring import Wiring, wire
 
@@ -87,7 +87,7 @@ def work(wiring: Wiring) -> Callable[[], None]:
 
 def work_off(wiring: Wiring) -> None:
     """Run all queued jobs as a lane process does."""
-    functions = {DRAIN: drain_job(wiring.engine, Policy(), wiring.bell, lambda _: None)}
+    functions = {DRAIN: answered(lambda: drain(wiring.engine, Policy()), wiring.bell)}
     make_worker(wiring.redis, DRAIN, functions).work(burst=True)
 
 
@@ -165,7 +165,7 @@ def test_a_worker_runs_no_function_that_it_does_not_know_and_goes_on(
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     calls = [Webhook(url, status, timeout=1) for status in ("finished", "failed")]
     jobs.enqueue_call("os.system", (shell,), webhooks=calls)
-    jobs.enqueue_call("worker.processes.jobs.drain_job", (1, 2, 3))
+    jobs.enqueue_call("worker.inbox.drain.drain", (1, 2, 3))
     back = Callback("os.system")
     jobs.enqueue_call(DRAIN, on_success=back, on_failure=back, on_stopped=back, webhooks=calls)
     pickled = Queue(DRAIN, connection=wiring.redis).enqueue_call("os.system", (shell,), meta={"a": Bomb(trace)})

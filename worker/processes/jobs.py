@@ -7,30 +7,15 @@ from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.job import Job
 from rq.serializers import JSONSerializer
-from sqlalchemy import Engine
 
-from worker.inbox.drain import Policy, drain
 from worker.signals.doorbell import Doorbell, queue_name
 
 WORKER_TTL_SECONDS = 30
 """Short, so that an idle worker looks for abandoned jobs often enough."""
 
 
-def drain_job(
-    engine: Engine, policy: Policy, bell: Doorbell, applied: Callable[[list[float]], None]
-) -> Callable[[], None]:
-    """Return the function behind the lane `drain`."""
-
-    def run() -> None:
-        bell.answer()
-        if not drain(engine, policy, applied):
-            bell.ring()
-
-    return run
-
-
-def answered(run: Callable[[], None], bell: Doorbell) -> Callable[[], None]:
-    """Return the function behind any other lane: takes its bell's flag down, then does what there is to do."""
+def answered(run: Callable[[], object], bell: Doorbell) -> Callable[[], None]:
+    """Return the function behind a lane: takes its bell's flag down, then does what there is to do."""
 
     def work() -> None:
         bell.answer()

@@ -18,7 +18,8 @@ from worker import provision
 from worker.directory.client import UnreadableError
 from worker.errors import ConfigurationError
 from worker.hooks import follow, targets
-from worker.processes.jobs import answered, drain_job, make_worker
+from worker.inbox.drain import drain
+from worker.processes.jobs import answered, make_worker
 from worker.repair.environment import connect, require_same_environment
 from worker.repair.work import Repair
 from worker.settings import Settings
@@ -55,19 +56,19 @@ def _function(lane: str, wiring: Wiring, stopping: threading.Event) -> Callable[
 
 
 def _drain(wiring: Wiring, _stopping: threading.Event) -> Callable[[], None]:
-    settings = wiring.settings
+    settings, policy = wiring.settings, wiring.settings.policy()
     observe = partial(wiring.counters.observe, ACCEPTED_TO_APPLIED)
-    drain = drain_job(wiring.engine, settings.policy(), wiring.bell, observe)
 
     def run() -> None:
-        drain()
+        if not drain(wiring.engine, policy, observe):
+            wiring.bell.ring()
         # At once; what a resync changed, the clock rings for.
         if settings.hooks:
             wiring.hooks_bell.ring()
         if settings.auto_join == "provision" and provision.waiting(wiring.engine):
             wiring.provision_bell.ring()
 
-    return run
+    return answered(run, wiring.bell)
 
 
 def _repair(wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:

@@ -15,6 +15,7 @@ from models.tables import Connection as SignIn
 from worker.decision.decide import Finding
 from worker.errors import ConfigurationError
 from worker.mirror.doubts import ask
+from worker.repair.listings import Name
 
 FEW = 20
 SHARE = 0.05
@@ -108,20 +109,20 @@ def _withheld(tx: Connection, run_id: str, kind: Kind, number: int) -> str | Non
 
 
 def _candidates(run_id: str) -> dict[Kind, Select[str]]:
-    organizations = _listing(run_id, "organizations", "organization")
-    users = _listing(run_id, "users")
+    organizations = _listing(run_id, Name.ORGANIZATIONS, Name.ORGANIZATION)
+    users = _listing(run_id, Name.USERS)
     gone_user = (
         users.where(User.touched_at < Listing.began_at, _unseen(run_id, Kind.USER, User.id)).correlate(User).exists()
     )
     # The memberships of a user or organization that is gone follow it: they are hidden with it and do not count.
     user_is_gone = exists().where(User.id == Membership.user_id, User.deleted_by.is_not(None) | gone_user)
-    members = _listing(run_id, "memberships").where(Listing.parent == Membership.organization_id)
-    own_roles = _listing(run_id, "organization_roles").where(Listing.parent == Role.organization_id)
-    roles = _listing(run_id, "roles").where(Role.organization_id.is_(None))
-    connections = _listing(run_id, "connections")
+    members = _listing(run_id, Name.MEMBERSHIPS).where(Listing.parent == Membership.organization_id)
+    own_roles = _listing(run_id, Name.ORGANIZATION_ROLES).where(Listing.parent == Role.organization_id)
+    roles = _listing(run_id, Name.ROLES).where(Role.organization_id.is_(None))
+    connections = _listing(run_id, Name.CONNECTIONS)
     one_owner = connections.where(Listing.parent == SignIn.organization_id)
     connection_owner = SignIn.organization_id.is_(None) | _owner_lives(run_id, SignIn.organization_id)
-    full = _listing(run_id, "organizations")
+    full = _listing(run_id, Name.ORGANIZATIONS)
     role_owner = Role.organization_id.is_(None) | _owner_lives(run_id, Role.organization_id)
     return {
         Kind.ORGANIZATION: _missing(run_id, Kind.ORGANIZATION, full),
@@ -143,7 +144,7 @@ def _owner_lives(run_id: str, organization_id: Any) -> ColumnElement[bool]:
     return listed & exists().where(Organization.id == organization_id, Organization.deleted_by.is_(None))
 
 
-def _listing(run_id: str, *names: str) -> Select[str]:
+def _listing(run_id: str, *names: Name) -> Select[str]:
     return select(Listing.name).where(Listing.run_id == run_id, Listing.name.in_(names), Listing.state == "complete")
 
 

@@ -1,90 +1,100 @@
-"""What the pages of a resync's listings say: objects that can be used, and rows of drift."""
+"""The listings of a resync: which there are, how WorkOS is asked for each, and how far each of a run's got."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from enum import StrEnum
+from typing import NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import ColumnElement, Connection, case, func, select, update
 
 from models.bulk import insert_new
-from models.tables import Kind, Listing
-from worker.decision.decide import Finding, State
-from worker.decision.handlers import RoleMap, read_object
-from worker.decision.snapshots import Snapshot, is_id
-from worker.directory.client import Page
-from worker.errors import PayloadError
-from worker.mirror.apply import organization_of, show
+from models.tables import Listing
+from models.types import db_now
+from worker.directory.client import Directory, Page
 
 
-class Listed(NamedTuple):
-    """A page of a listing, which began at a time of the database's clock."""
+class Name(StrEnum):
+    """What is listed: of the environment, or of one organization."""
 
-    name: str
+    ORGANIZATIONS = "organizations"
+    ORGANIZATION = "organization"
+    """One organization alone, read as a listing of it and its domains."""
+    USERS = "users"
+    ROLES = "roles"
+    MEMBERSHIPS = "memberships"
+    ORGANIZATION_ROLES = "organization_roles"
+    CONNECTIONS = "connections"
+    """Of the environment or of one organization. A resync makes sense without: a key may not be allowed to see them."""
+
+
+OF_EVERYTHING = (Name.ORGANIZATIONS, Name.USERS, Name.ROLES, Name.CONNECTIONS)
+"""What a full resync begins with; each listed organization adds its memberships, and its roles if it has any."""
+OF_ONE_WORKSPACE = (Name.ORGANIZATION, Name.MEMBERSHIPS, Name.CONNECTIONS)
+
+_FETCH: Mapping[Name, Callable[[Directory, str, str | None], Page]] = {
+    Name.ORGANIZATIONS: lambda workos, _, after: workos.organizations(after),
+    Name.ORGANIZATION: lambda workos, parent, _: workos.one_organization(parent),
+    Name.USERS: lambda workos, _, after: workos.users(after),
+    Name.ROLES: lambda workos, _parent, _after: workos.roles(),
+    Name.MEMBERSHIPS: lambda workos, parent, after: workos.memberships(parent, after),
+    Name.ORGANIZATION_ROLES: lambda workos, parent, _: workos.organization_roles(parent),
+    Name.CONNECTIONS: lambda workos, parent, after: workos.connections(parent, after),
+}
+
+
+class Key(NamedTuple):
+    """Which listing of a run. `parent`: the organization; empty for the environment's own."""
+
+    name: Name
     parent: str
-    page: Page
-    began: datetime
+
+    def fetch(self, directory: Directory, after: str | None) -> Page:
+        """Return the page behind a cursor, the first for None; raises what `directory` raises."""
+        return _FETCH[self.name](directory, self.parent, after)
 
 
-def parse_page(name: str, parent: str, page: Page, roles: RoleMap) -> tuple[list[Snapshot], list[dict[str, Any]]]:
-    """Return the objects of a page that can be used, and a drift row for each that cannot."""
-    snapshots: list[Snapshot] = []
-    odd: list[dict[str, Any]] = []
-    for place, (kind, item) in enumerate(_objects(name, parent, page.items)):
-        id = _id_of(item) or f"without id: {place} of {'/'.join(filter(None, (name, parent, page.after)))}"
-        try:
-            snapshots.append(read_object(kind, item, page.read_at, roles))
-        except PayloadError as error:
-            odd.append(odd_item(kind, id, error.field))
-        if kind is Kind.ORGANIZATION and isinstance(item, dict) and not isinstance(item.get("domains"), list):
-            odd.append(odd_item(kind, id, "organization.domains"))
-    return snapshots, odd
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A listing to go on with: the cursor of its next page, and when it began, in UTC by the database's clock."""
+
+    key: Key
+    after: str | None = field(compare=False)
+    began: datetime = field(compare=False)
 
 
-def _id_of(item: Any) -> str | None:
-    id = item.get("id") if isinstance(item, dict) else None
-    return id if isinstance(id, str) and is_id(id) else None
-
-
-def _objects(name: str, parent: str, items: list[Any]) -> Iterator[tuple[Kind, Any]]:
-    for item in items:
-        match name:
-            case "organizations" | "organization":
-                yield Kind.ORGANIZATION, item
-                domains = item.get("domains") if isinstance(item, dict) else None
-                for domain in domains if isinstance(domains, list) else ():
-                    yield Kind.DOMAIN, domain
-            case "users":
-                yield Kind.USER, item
-            case "memberships":
-                yield Kind.MEMBERSHIP, item
-            case "connections":
-                yield Kind.CONNECTION, item
-            case "roles":
-                yield Kind.ROLE, item
-            case "organization_roles":
-                # The environment's are listed among them.
-                type = item.get("type") if isinstance(item, dict) else None
-                if type != "EnvironmentRole":
-                    yield Kind.ROLE, {**item, "organization_id": parent} if type == "OrganizationRole" else None
-
-
-def drift(
-    kind: Kind, id: str, finding: Finding, here: State | None, there: State | None, action: str
-) -> dict[str, Any]:
-    """Return a drift row: what differs, field by field, `[here, WorkOS]`."""
-    ours, theirs = (show(here) if here else {}), (show(there) if there else {})
-    fields = {f: [ours.get(f), theirs.get(f)] for f in (ours | theirs) if ours.get(f) != theirs.get(f)}
-    organization_id = next((organization_of(kind, id, state) for state in (there, here) if state), None)
-    row = {"kind": kind, "object_id": id, "organization_id": organization_id}
-    return {**row, "finding": finding, "fields": fields if here and there else None, "action": action}
-
-
-def odd_item(kind: Kind, id: str, field: str) -> dict[str, Any]:
-    """Return a drift row for an object that WorkOS shows and that cannot be used."""
-    row = {"kind": kind, "object_id": id, "organization_id": None, "finding": "odd"}
-    return {**row, "fields": {field: None}, "action": "reported"}
-
-
-def open_listings(tx: Connection, run_id: str, name: str, parents: Sequence[str]) -> None:
+def add(tx: Connection, run_id: str, name: Name, parents: Iterable[str]) -> None:
     """Add listings to a run; those it has already stay as they are."""
     insert_new(tx, Listing, [{"run_id": run_id, "name": name, "parent": parent} for parent in sorted(parents)])
+
+
+def still_open(tx: Connection, run_id: str, limit: int) -> list[Open]:
+    """Return so many of a run's listings that are not over, those that failed before last."""
+    began = func.coalesce(Listing.began_at, db_now())
+    query = select(Listing.name, Listing.parent, Listing.after, began)
+    query = query.where(Listing.run_id == run_id, Listing.state == "open").order_by(Listing.attempts).limit(limit)
+    return [Open(Key(Name(name), parent), after, at) for name, parent, after, at in tx.execute(query)]
+
+
+def note_page(tx: Connection, run_id: str, key: Key, after: str | None, began: datetime, *, odd: bool) -> None:
+    """Note that a page was used, up to the cursor `after`; None: it was the last."""
+    ever_odd = Listing.odd | odd
+    state = case((ever_odd, "partial"), else_="complete") if after is None else "open"
+    values = {"after": after, "state": state, "odd": ever_odd, "began_at": began}
+    tx.execute(update(Listing).where(*_here(run_id, key)).values(values))
+
+
+def give_up(tx: Connection, run_id: str, key: Key) -> None:
+    """Note that the rest of a listing cannot be had: what it did not show is not thereby gone."""
+    tx.execute(update(Listing).where(*_here(run_id, key)).values(state="partial"))
+
+
+def note_failed(tx: Connection, run_id: str, key: Key) -> int:
+    """Count one more try that failed, and return how many there were."""
+    tries = update(Listing).where(*_here(run_id, key)).values(attempts=Listing.attempts + 1)
+    made: int = tx.execute(tries.returning(Listing.attempts)).scalar_one()
+    return made
+
+
+def _here(run_id: str, key: Key) -> tuple[ColumnElement[bool], ...]:
+    return Listing.run_id == run_id, Listing.name == key.name, Listing.parent == key.parent

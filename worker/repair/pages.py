@@ -1,25 +1,36 @@
 """Pages of a resync's listings into the mirror: what a listing may settle, and reads for what it may not."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, case, select, update
+from sqlalchemy import Connection, select
 
 from models.bulk import insert_new
-from models.tables import Drift, Kind, Listing, Mirror, Seen
+from models.tables import Kind, Mirror, Seen
 from worker.decision.decide import Finding, State, compare_listed, completed, is_newer
-from worker.decision.snapshots import Snapshot
+from worker.decision.handlers import RoleMap, read_object
+from worker.decision.snapshots import Snapshot, is_id
 from worker.directory.client import Page
+from worker.errors import PayloadError
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows, stored_rows
 from worker.mirror.doubts import ask
-from worker.repair.listings import Listed, drift, open_listings, parse_page
+from worker.repair import drift, listings
+from worker.repair.listings import Key, Name
 from worker.repair.runs import Lease
 
 log = structlog.get_logger()
 
 CAUSE = "resync"
+
+
+class Listed(NamedTuple):
+    """A page of a listing, which began at a time of the database's clock."""
+
+    key: Key
+    page: Page
+    began: datetime
 
 
 def take(tx: Connection, held: Lease, pages: Sequence[Listed], *, dry_run: bool) -> None:
@@ -32,21 +43,21 @@ def take(tx: Connection, held: Lease, pages: Sequence[Listed], *, dry_run: bool)
     run_id = held.run_id
     roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
     items: list[Snapshot] = []
-    all_odd: list[dict[str, Any]] = []
-    for name, parent, page, began in pages:
-        mine, odd = parse_page(name, parent, page, roles)
+    all_odd: list[drift.Row] = []
+    for key, page, began in pages:
+        mine, odd = _read_page(key, page, roles)
         items, all_odd = items + mine, all_odd + odd
         if odd:
-            log.warning("odd_items", run=run_id, listing=name, number=len(odd))
-        _note_page(tx, run_id, name, parent, page, began, odd=bool(odd))
-        if name == "organizations":
+            log.warning("odd_items", run=run_id, listing=key.name, number=len(odd))
+        listings.note_page(tx, run_id, key, page.after, began, odd=bool(odd))
+        if key.name is Name.ORGANIZATIONS:
             ids = [item.id for item in mine if item.kind is Kind.ORGANIZATION]
-            open_listings(tx, run_id, "memberships", ids)
+            listings.add(tx, run_id, Name.MEMBERSHIPS, ids)
     changes: list[dict[str, Any]] = []
     for kind in Kind:
         if states := {item.id: item.state for item in items if item.kind is kind}:
             changes += _merge(tx, run_id, kind, states, dry_run=dry_run)
-    note_drift(tx, run_id, all_odd)
+    drift.note(tx, run_id, all_odd)
     note_changes(tx, changes)
 
 
@@ -59,7 +70,8 @@ def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *,
     settled = {id: f for id, f in findings.items() if f not in (None, Finding.NONE)}
     kept = {id: completed(stored.get(id), listed[id]) for id in settled}
     action = "reported" if dry_run else "repaired"
-    note_drift(tx, run_id, [drift(kind, id, f, stored.get(id), kept[id], action) for id, f in settled.items()])
+    different = [drift.different(kind, id, f, stored.get(id), kept[id], action) for id, f in settled.items()]
+    drift.note(tx, run_id, different)
     if dry_run:
         return []
     # The same content at a higher version: else an event between the two would win.
@@ -69,28 +81,46 @@ def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *,
     return [change(kind, id, stored[id], state, CAUSE, run_id) for id, state in kept.items()]
 
 
-def _note_page(tx: Connection, run_id: str, name: str, parent: str, page: Page, began: datetime, *, odd: bool) -> None:
-    ever_odd = Listing.odd | odd
-    over = case((ever_odd, "partial"), else_="complete") if page.after is None else "open"
-    note_listing(tx, run_id, name, parent, after=page.after, state=over, odd=ever_odd, began_at=began)
+def _read_page(key: Key, page: Page, roles: RoleMap) -> tuple[list[Snapshot], list[drift.Row]]:
+    """Return the objects of a page that can be used, and a row of drift for each that cannot."""
+    snapshots: list[Snapshot] = []
+    odd: list[drift.Row] = []
+    for place, (kind, item) in enumerate(_objects(key, page.items)):
+        id = _id_of(item) or f"without id: {place} of {'/'.join(filter(None, (*key, page.after)))}"
+        try:
+            snapshots.append(read_object(kind, item, page.read_at, roles))
+        except PayloadError as error:
+            odd.append(drift.odd(kind, id, error.field))
+        if kind is Kind.ORGANIZATION and isinstance(item, dict) and not isinstance(item.get("domains"), list):
+            odd.append(drift.odd(kind, id, "organization.domains"))
+    return snapshots, odd
 
 
-def note_listing(tx: Connection, run_id: str, name: str, parent: str, **values: Any) -> None:
-    """Note how a listing of a run stands."""
-    tx.execute(update(Listing).where(*_here(run_id, name, parent)).values(values))
+def _id_of(item: Any) -> str | None:
+    id = item.get("id") if isinstance(item, dict) else None
+    return id if isinstance(id, str) and is_id(id) else None
 
 
-def note_listing_failed(tx: Connection, run_id: str, name: str, parent: str) -> int:
-    """Count one more try of a listing that failed, and return how many there were."""
-    tries = update(Listing).where(*_here(run_id, name, parent)).values(attempts=Listing.attempts + 1)
-    made: int = tx.execute(tries.returning(Listing.attempts)).scalar_one()
-    return made
+_KINDS = {
+    Name.USERS: Kind.USER,
+    Name.MEMBERSHIPS: Kind.MEMBERSHIP,
+    Name.CONNECTIONS: Kind.CONNECTION,
+    Name.ROLES: Kind.ROLE,
+}
 
 
-def _here(run_id: str, name: str, parent: str) -> tuple[ColumnElement[bool], ...]:
-    return Listing.run_id == run_id, Listing.name == name, Listing.parent == parent
-
-
-def note_drift(tx: Connection, run_id: str, rows: list[dict[str, Any]]) -> None:
-    """Write rows of drift to the report of a run."""
-    insert_new(tx, Drift, [{"run_id": run_id, **row} for row in rows])
+def _objects(key: Key, items: list[Any]) -> Iterator[tuple[Kind, Any]]:
+    for item in items:
+        match key.name:
+            case Name.ORGANIZATIONS | Name.ORGANIZATION:
+                yield Kind.ORGANIZATION, item
+                domains = item.get("domains") if isinstance(item, dict) else None
+                for domain in domains if isinstance(domains, list) else ():
+                    yield Kind.DOMAIN, domain
+            case Name.ORGANIZATION_ROLES:
+                # The environment's are listed among them.
+                type = item.get("type") if isinstance(item, dict) else None
+                if type != "EnvironmentRole":
+                    yield Kind.ROLE, {**item, "organization_id": key.parent} if type == "OrganizationRole" else None
+            case name:
+                yield _KINDS[name], item

@@ -7,6 +7,7 @@ stays missing, a role that was deleted) or by a resync (whatever a listing canno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -59,7 +60,9 @@ def confirmed_read(
     kind: Kind,
     id: str,
     cause: tuple[str, str],
-    then: Callable[[Connection, Result], bool],
+    then: Callable[[Connection, Result], None],
+    *,
+    dry_run: bool = False,
 ) -> Result:
     """Read one object until no one wrote it between the read and the write, apply what WorkOS shows, return it.
 
@@ -69,7 +72,8 @@ def confirmed_read(
         kind: what to read.
         id: which.
         cause: `cause` and `cause_id` of the row in `changes`.
-        then: called in the transaction with what was found; False: the mirror is not to be changed.
+        then: called in the transaction with what was found.
+        dry_run: the mirror is not to be changed.
 
     Raises:
         UnreadableError: WorkOS did not answer, or the object changes too fast.
@@ -79,7 +83,8 @@ def confirmed_read(
     for _ in range(MOST_RACES):
         revision = _revision(engine, kind, id)
         found = fetch(directory, kind, id)
-        result = write(engine, lambda tx: _set(tx, kind, id, revision, found, cause, then))  # noqa: B023 - called now
+        step = partial(_set, kind, id, revision, found, cause, then, dry_run=dry_run)
+        result = write(engine, step)
         if result is not None:
             return result
     raise UnreadableError(f"{kind} {id} changes faster than it can be read")
@@ -92,13 +97,15 @@ def _revision(engine: Engine, kind: Kind, id: str) -> int:
 
 
 def _set(
-    tx: Connection,
     kind: Kind,
     id: str,
     revision: int,
     found: Found,
     cause: tuple[str, str],
-    then: Callable[[Connection, Result], bool],
+    then: Callable[[Connection, Result], None],
+    tx: Connection,
+    *,
+    dry_run: bool,
 ) -> Result | None:
     roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
     read = None if found.item is None else _state(kind, id, found.item, found.read_at, roles)
@@ -115,8 +122,8 @@ def _set(
         return None
     after, finding = confirm(before, read, terminal=kind is not Kind.ROLE)
     result = Result(finding, before, after)
-    wanted = then(tx, result)
-    if wanted and after is not None and after is not before:
+    then(tx, result)
+    if not dry_run and after is not None and after is not before:
         save_rows(tx, kind, {id: after})
         if finding not in (Finding.NONE, Finding.ANOMALY):
             note_changes(tx, [change(kind, id, before, after, *cause)])
@@ -160,12 +167,12 @@ def _settle(engine: Engine, directory: Directory, read: RowMapping) -> bool:
     # Of this reason: an event may ask for another one meanwhile.
     here = (Read.run_id == "", Read.kind == kind, Read.object_id == id, Read.reason == reason)
 
-    def done(tx: Connection, _result: Result | None = None) -> bool:
+    def done(tx: Connection, _result: Result | None = None) -> None:
         tx.execute(delete(Read).where(*here))
-        return True
 
     if reason == PARENT_MISSING and _arrived(engine, kind, id):
-        return write(engine, done)
+        write(engine, done)
+        return True
     try:
         result = confirmed_read(engine, directory, kind, id, ("event", read["event_id"] or reason), done)
     except (UnreadableError, PayloadError) as error:

@@ -8,13 +8,11 @@ run's fencing number: a crash repeats one page for each call in flight, and a fr
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
 import structlog
-from sqlalchemy import Connection, Engine, delete, func, select, update
+from sqlalchemy import Connection, Engine, delete, select, update
 
 from models.database import delete_some, reading, write
 from models.tables import Kind, Listing, Mirror, Read, Run, RunStatus, Seen, Task
@@ -24,7 +22,6 @@ from worker.directory.client import (
     Directory,
     LimitedError,
     NotThereError,
-    Page,
     QueryRefusedError,
     RefusedKeyError,
     UnreadableError,
@@ -33,9 +30,9 @@ from worker.errors import PayloadError
 from worker.group_commit import GroupCommit
 from worker.mirror.apply import stored_rows
 from worker.mirror.doubts import ask
-from worker.repair import deletions
-from worker.repair.listings import Listed, drift, odd_item, open_listings
-from worker.repair.pages import CAUSE, note_drift, note_listing, note_listing_failed, take
+from worker.repair import deletions, drift, listings
+from worker.repair.listings import Key, Name, Open
+from worker.repair.pages import CAUSE, Listed, take
 from worker.repair.parallel import in_parallel
 from worker.repair.reads import Result, confirmed_read
 from worker.repair.runs import Lease, LeaseLostError, create, finish, left_over
@@ -54,20 +51,7 @@ STEP = 5_000
 SOME = 5
 """Organizations remembered, to know this environment's key by."""
 
-CONNECTIONS = "connections"
-"""The one listing without which a resync still makes sense: a key may not be allowed to see connections."""
-
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Open:
-    """A listing to go on with: its name and whose it is, the cursor of its next page, and when it began, in UTC."""
-
-    name: str
-    parent: str
-    after: str | None = field(compare=False)
-    began: datetime = field(compare=False)
 
 
 class ListingFailedError(Exception):
@@ -120,12 +104,11 @@ def begin(
         deletions.approve(tx, run_id, approves)
         tx.execute(update(Run).where(Run.id == run_id).values(phase="read"))
     elif organization_id is not None:
-        open_listings(tx, run_id, "organization", [organization_id])
-        open_listings(tx, run_id, "memberships", [organization_id])
-        open_listings(tx, run_id, CONNECTIONS, [organization_id])
+        for name in listings.OF_ONE_WORKSPACE:
+            listings.add(tx, run_id, name, [organization_id])
     else:
-        for name in ("organizations", "users", "roles", CONNECTIONS):
-            open_listings(tx, run_id, name, [""])
+        for name in listings.OF_EVERYTHING:
+            listings.add(tx, run_id, name, [""])
     return run_id
 
 
@@ -217,53 +200,36 @@ class Resync:
         return True
 
     def _open_listings(self, limit: int) -> list[Open]:
-        began = func.coalesce(Listing.began_at, db_now())
-        mine = select(Listing.name, Listing.parent, Listing.after, began)
-        query = mine.where(Listing.run_id == self._held.run_id, Listing.state == "open")
         with reading(self._engine) as tx:
-            # What failed before comes last.
-            return [Open(*row) for row in tx.execute(query.order_by(Listing.attempts).limit(limit)).all()]
+            return listings.still_open(tx, self._held.run_id, limit)
 
     def _list_one(self, group: GroupCommit[Listed, None], listing: Open) -> None:
-        name, parent, after, began = listing.name, listing.parent, listing.after, listing.began
+        key, after = listing.key, listing.after
         resumed = more = True
         while more and not self._leaving():
             try:
-                page = self._fetch(name, parent, after)
+                page = key.fetch(self._directory, after)
             except RefusedKeyError as error:
-                if name != CONNECTIONS:
+                if key.name is not Name.CONNECTIONS:
                     raise
-                self._not_listed(name, parent, UnreadableError(str(error)))
+                self._not_listed(key, UnreadableError(str(error)))
                 return
             except UnreadableError as error:
                 if isinstance(error, QueryRefusedError) and resumed and after is not None:
-                    log.warning("cursor_lost", run=self._held.run_id, listing=name)
+                    log.warning("cursor_lost", run=self._held.run_id, listing=key.name)
                     after, resumed = None, False
                     continue
-                self._not_listed(name, parent, error)
+                self._not_listed(key, error)
                 return
-            group(Listed(name, parent, page, began), len(page.items))
+            group(Listed(key, page, listing.began), len(page.items))
             after, resumed, more = page.after, False, page.after is not None
 
-    def _fetch(self, name: str, parent: str, after: str | None) -> Page:
-        directory = self._directory
-        pages: dict[str, Callable[[], Page]] = {
-            "organizations": lambda: directory.organizations(after),
-            "organization": lambda: directory.one_organization(parent),
-            "users": lambda: directory.users(after),
-            "memberships": lambda: directory.memberships(parent, after),
-            CONNECTIONS: lambda: directory.connections(parent, after),
-            "roles": directory.roles,
-            "organization_roles": lambda: directory.organization_roles(parent),
-        }
-        return pages[name]()
-
-    def _not_listed(self, name: str, parent: str, error: UnreadableError) -> None:
-        if parent and isinstance(error, NotThereError):
-            self._write(lambda tx: self._parent_is_gone(tx, name, parent))
+    def _not_listed(self, key: Key, error: UnreadableError) -> None:
+        if key.parent and isinstance(error, NotThereError):
+            self._write(lambda tx: self._parent_is_gone(tx, key))
             return
         self._require_there(error)
-        self._write(lambda tx: self._listing_failed(tx, name, parent, str(error)))
+        self._write(lambda tx: self._listing_failed(tx, key, str(error)))
 
     def _require_there(self, error: UnreadableError) -> None:
         """Raise if not only one thing cannot be read: with WorkOS away, or a rate limit used up, the run waits."""
@@ -271,21 +237,22 @@ class Resync:
             raise error
         self._directory.now()
 
-    def _listing_failed(self, tx: Connection, name: str, parent: str, problem: str) -> None:
+    def _listing_failed(self, tx: Connection, key: Key, problem: str) -> None:
         self._held.check(tx)
+        name, parent = key
         log.warning("listing_failed", run=self._held.run_id, listing=name, parent=parent, error=problem)
-        if note_listing_failed(tx, self._held.run_id, name, parent) < MOST_TRIES:
+        if listings.note_failed(tx, self._held.run_id, key) < MOST_TRIES:
             return
-        if not parent and name != CONNECTIONS:
+        if not parent and name is not Name.CONNECTIONS:
             raise ListingFailedError(problem)
-        note_listing(tx, self._held.run_id, name, parent, state="partial")
+        listings.give_up(tx, self._held.run_id, key)
         whose = (Kind.ORGANIZATION, parent) if parent else (Kind.CONNECTION, "all of them")
-        note_drift(tx, self._held.run_id, [odd_item(*whose, f"its {name}: {problem}")])
+        drift.note(tx, self._held.run_id, [drift.odd(*whose, f"its {name}: {problem}")])
 
-    def _parent_is_gone(self, tx: Connection, name: str, parent: str) -> None:
+    def _parent_is_gone(self, tx: Connection, key: Key) -> None:
         self._held.check(tx)
-        note_listing(tx, self._held.run_id, name, parent, state="partial")
-        ask(tx, Kind.ORGANIZATION, [parent], "its listing answered 404", self._held.run_id)
+        listings.give_up(tx, self._held.run_id, key)
+        ask(tx, Kind.ORGANIZATION, [key.parent], "its listing answered 404", self._held.run_id)
 
     def _take_together(self, pages: Sequence[Listed]) -> list[None]:
         self._write(lambda tx: take(tx, self._held, pages, dry_run=self._run.dry_run))
@@ -293,7 +260,8 @@ class Resync:
 
     def _open_role_listings(self, tx: Connection) -> None:
         if self._run.organization_id is None:
-            open_listings(tx, self._held.run_id, "organization_roles", deletions.with_own_roles(tx, self._held.run_id))
+            with_roles = deletions.with_own_roles(tx, self._held.run_id)
+            listings.add(tx, self._held.run_id, Name.ORGANIZATION_ROLES, with_roles)
 
     # delete
 
@@ -312,8 +280,8 @@ class Resync:
             for ids in chosen.batches:
                 if chosen.withheld:
                     states = stored_rows(tx, chosen.kind, ids).items()
-                    extra = [drift(chosen.kind, id, Finding.EXTRA, state, None, "withheld") for id, state in states]
-                    note_drift(tx, self._held.run_id, extra)
+                    held_back = partial(drift.different, chosen.kind, finding=Finding.EXTRA, there=None)
+                    drift.note(tx, run_id, [held_back(id, here=here, action="withheld") for id, here in states])
                 else:
                     ask(tx, chosen.kind, ids, "was not listed", run_id)
         for ids in deletions.unknown_users(tx, run_id, self._run.organization_id):
@@ -337,17 +305,18 @@ class Resync:
     def _read_one(self, wanted: tuple[Kind, str]) -> None:
         kind, id = wanted
 
-        def settle(tx: Connection, result: Result) -> bool:
+        def settle(tx: Connection, result: Result) -> None:
             self._settled(tx, kind, id)
             if result.finding is not Finding.NONE:
                 odd = result.finding is Finding.ANOMALY or self._run.dry_run
                 shown = result.after if result.finding is not Finding.EXTRA else None
                 action = "reported" if odd else "repaired"
-                note_drift(tx, self._held.run_id, [drift(kind, id, result.finding, result.before, shown, action)])
-            return not self._run.dry_run
+                row = drift.different(kind, id, result.finding, result.before, shown, action)
+                drift.note(tx, self._held.run_id, [row])
 
+        cause, dry_run = (CAUSE, self._held.run_id), self._run.dry_run
         try:
-            confirmed_read(self._engine, self._directory, kind, id, (CAUSE, self._held.run_id), settle)
+            confirmed_read(self._engine, self._directory, kind, id, cause, settle, dry_run=dry_run)
         except PayloadError as error:
             field = error.field
             self._write(lambda tx: self._set_aside(tx, kind, id, field))
@@ -366,7 +335,7 @@ class Resync:
 
     def _set_aside(self, tx: Connection, kind: Kind, id: str, field: str) -> None:
         self._settled(tx, kind, id)
-        note_drift(tx, self._held.run_id, [odd_item(kind, id, field)])
+        drift.note(tx, self._held.run_id, [drift.odd(kind, id, field)])
 
     def _settled(self, tx: Connection, kind: Kind, id: str) -> None:
         self._held.check(tx)
