@@ -9,11 +9,11 @@ BIN := $(VENV)/bin
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
-$(VENV)/installed: requirements.lock pyproject.toml
+$(VENV)/installed: requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -48,14 +48,19 @@ bench-large: $(VENV)/installed  ## Growth and queries with tables of many gigaby
 soak: $(VENV)/installed  ## Half of the capacity for 30 minutes, then a burst: nothing may grow (ARGS="--minutes 1")
 	$(BIN)/python -m tests.benchmarks.soak $(ARGS)
 
-lock: $(VENV)/installed  ## Write requirements.lock anew from pyproject.toml
+COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
+BUILD = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
+
+# requirements-dev.lock: everything. requirements.lock: the same versions of what runs, and of what builds the package.
+lock: $(VENV)/installed  ## Write requirements.lock and requirements-dev.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --extra dev \
-	  --python-version 3.11 --output-file requirements.lock pyproject.toml
+	$(COMPILE) --extra dev --output-file requirements-dev.lock pyproject.toml
+	$(BIN)/python -c '$(BUILD)' \
+	  | $(COMPILE) --constraint requirements-dev.lock --output-file requirements.lock pyproject.toml -
 
 audit: $(VENV)/installed  ## Ask for known vulnerabilities of the locked packages (needs the network)
 	@$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
-	@$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock --progress-spinner off \
+	@$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements-dev.lock --progress-spinner off \
 	  || { echo "make audit: a package is vulnerable, or the service that knows could not be asked: see above" >&2; exit 1; }
 
 clean:  ## Remove the virtual environment and caches

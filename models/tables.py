@@ -494,7 +494,7 @@ class Read(Base):
 
 
 class RunStatus(StrEnum):
-    """Where a resync stands."""
+    """Where a run stands."""
 
     RUNNING = "running"
     DONE = "done"
@@ -536,7 +536,7 @@ class Run(Base):
     requested_by: Mapped[str]
     status: Mapped[str] = mapped_column(server_default=RunStatus.RUNNING)
     phase: Mapped[str] = mapped_column(server_default="list")
-    """`list` what WorkOS has, `delete` what it did not list, `read` what is in doubt."""
+    """Of a resync: `list` what WorkOS has, `delete` what it did not list, `read` what is in doubt; `over`."""
     created_at: Mapped[datetime] = mapped_column(server_default=db_now())
     finished_at: Mapped[datetime | None]
     leased_until: Mapped[datetime | None]

@@ -39,9 +39,10 @@ class GroupCommit(Generic[T, R]):
         self._thread.start()
 
     def __call__(self, item: T, size: int = 1, seconds: float = -1) -> R:
-        """Return the result of writing `item`; raises what its writing raised.
+        """Return the result of writing `item`, waiting so many seconds for it (below 0: for ever).
 
         Raises:
+            Exception: what its writing raised.
             TimeoutError: it took longer than `seconds`. It may yet be written.
         """
         waiting = _Waiting[T, R](item, size)

@@ -179,7 +179,7 @@ def _work(engine: Engine, directory: Directory, row: Row) -> bool:
         if not verdict.go:
             return _settle(engine, row, verdict.state, verdict.reason) if verdict.state else _later(engine, row)
         return _join(engine, directory, row, verdict)
-    except (QueryRefusedError, NotThereError, LimitedError, UnreadableError) as error:
+    except UnreadableError as error:
         return _refused(engine, row, error)
 
 

@@ -5,8 +5,10 @@ by a hook. Its own sign-in is left out: `POST /sign-in` believes whoever asks, a
 """
 
 import os
+from collections import Counter
 from typing import Any, Protocol
 
+import idna
 import requests
 from flask import Flask, Response, abort, jsonify, request, session
 from sqlalchemy import create_engine, text
@@ -23,11 +25,18 @@ class Mirror(Protocol):
         """The workspace that someone with this verified address joins."""
 
 
-def normal(email: str) -> tuple[str, str]:
-    """An address as the mirror compares it, and its domain: lower case, IDNA, no trailing dot."""
+def normal(email: str) -> tuple[str, str] | None:
+    """An address as the mirror compares it, and its domain: lower case, IDNA, no trailing dot. None: it is none.
+
+    IDNA as UTS 46 says, non-transitional. Python's own codec "idna" follows an older rule, by which straße.de is
+    strasse.de: it would name the workspace of somebody else.
+    """
     local, _, host = email.rpartition("@")
-    domain = host.rstrip(".").lower().encode("idna").decode()
-    return f"{local.lower()}@{domain}", domain
+    try:
+        domain = idna.encode(host.rstrip("."), uts46=True, transitional=False).decode().lower()
+    except UnicodeError:
+        return None
+    return (f"{local.lower()}@{domain}", domain) if local and "." in domain else None
 
 
 class SqlMirror:
@@ -52,7 +61,10 @@ class SqlMirror:
                 SELECT 1 FROM auto_join_blocks AS b
                 WHERE b.organization_id = d.organization_id AND b.email_normalized = :email)
         """
-        address, domain = normal(email)
+        found = normal(email)
+        if found is None:
+            return None
+        address, domain = found
         with self._engine.connect() as connection:
             row = connection.execute(text(query), {"domain": domain, "email": address}).mappings().one_or_none()
             return dict(row) if row else None
@@ -71,11 +83,19 @@ class HttpMirror:
         answer.raise_for_status()
         return answer.json()
 
+    def _all(self, path: str, **params: str) -> list[dict[str, Any]]:
+        """Return all items of a listing: `next` of a page is `after` of the following one, null at the end."""
+        page = self._get(path, **params)
+        items: list[dict[str, Any]] = page["items"]
+        while page["next"] is not None:
+            page = self._get(path, **params, after=page["next"])
+            items += page["items"]
+        return items
+
     def workspaces_of(self, user_id: str) -> list[dict[str, Any]]:
         """Return the workspaces that a user may enter."""
         told = ("organization_id", "workspace_name", "role")
-        items = self._get("members", user_id=user_id)["items"]
-        places = [{name: item[name] for name in told} for item in items]
+        places = [{name: item[name] for name in told} for item in self._all("members", user_id=user_id)]
         return sorted(places, key=lambda place: str(place["workspace_name"]))
 
     def auto_join_for(self, email: str) -> dict[str, Any] | None:
@@ -88,32 +108,37 @@ def create_app(mirror: Mirror, hook_secret: str) -> Flask:  # noqa: C901 - one f
     """Return the host."""
     app = Flask(__name__)
     app.secret_key = os.urandom(32)
-    ended: dict[str, int] = {}  # user → how often their sessions were ended; a real host keeps it in its own database
+    ended: Counter[tuple[str, str]] = Counter()  # a real host keeps it in its own database
+
+    def times(user_id: str, organization_id: str) -> int:
+        """Tell how often such sessions were ended: a person's, those in a workspace, a person's in a workspace."""
+        return ended[user_id, ""] + ended["", organization_id] + ended[user_id, organization_id]
+
+    def enter(user_id: str, organization_id: str) -> None:
+        session.update(user_id=user_id, organization_id=organization_id, ended=times(user_id, organization_id))
 
     def places() -> dict[str, dict[str, Any]]:
         """Ask anew for every request: what was true at sign-in may not be now."""
-        user_id = session.get("user_id")
-        if user_id is None or session["ended"] != ended.get(user_id, 0):
+        if "user_id" not in session or session["ended"] != times(session["user_id"], session["organization_id"]):
             abort(401)
-        return {place["organization_id"]: place for place in mirror.workspaces_of(user_id)}
+        return {place["organization_id"]: place for place in mirror.workspaces_of(session["user_id"])}
 
     @app.post("/sign-in")
     def sign_in() -> Response:
-        session["user_id"] = request.form["user_id"]
-        session["ended"] = ended.get(session["user_id"], 0)
+        enter(request.form["user_id"], "")
         return jsonify(list(places().values()))
 
     @app.post("/switch/<organization_id>")
     def switch(organization_id: str) -> Response:
         """Enter another workspace."""
         place = places().get(organization_id) or abort(403)
-        session["organization_id"] = organization_id
+        enter(session["user_id"], organization_id)
         return jsonify(place)
 
     @app.get("/keys")
     def keys() -> Response:
         """For admins of the workspace that was entered."""
-        place = places().get(session.get("organization_id", "")) or abort(403)
+        place = places().get(session["organization_id"]) or abort(403)
         if place["role"] != "admin":
             abort(403)
         return jsonify(organization_id=place["organization_id"], keys=["sk_1"])
@@ -135,11 +160,13 @@ def create_app(mirror: Mirror, hook_secret: str) -> Flask:  # noqa: C901 - one f
             abort(401)
         data = message["data"]
         if data["kind"] == "membership":
-            user_id = data["after"]["user_id"]
-            if all(place["organization_id"] != data["organization_id"] for place in mirror.workspaces_of(user_id)):
-                ended[user_id] = ended.get(user_id, 0) + 1
+            user_id, organization_id = data["after"]["user_id"], data["organization_id"]
+            if all(place["organization_id"] != organization_id for place in mirror.workspaces_of(user_id)):
+                ended[user_id, organization_id] += 1
         elif message["type"] == "user.deleted":
-            ended[data["object_id"]] = ended.get(data["object_id"], 0) + 1
+            ended[data["object_id"], ""] += 1
+        elif message["type"] == "organization.deleted":
+            ended["", data["object_id"]] += 1
         return "", 204
 
     return app

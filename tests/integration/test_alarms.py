@@ -86,8 +86,8 @@ def refused(number: int, **how: Any) -> Callable[[Wiring, FlaskClient], None]:
     return post_badly
 
 
-def gaps(wiring: Wiring, _door: FlaskClient) -> None:
-    rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api"} for n in range(12)]
+def gaps(wiring: Wiring, _door: FlaskClient, number: int = 12) -> None:
+    rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api"} for n in range(number)]
     # From before the last webhook: single ones were lost, and others came.
     times = {"api_at": db_in(-3600), "occurred_at": db_in(-9999999), "status": "done"}
     write(wiring.engine, lambda tx: tx.execute(insert(Event).values(times), rows))
@@ -190,6 +190,16 @@ def test_each_rule_fires_on_its_fault_and_no_other_does(
     FAULTS[name](wiring, door)
     also = {"Silent": {"WorkosSyncGaps"}}.get(name, set())
     assert firing(tmp_path, before, metrics(door)) - also == {f"WorkosSync{name}"}
+
+
+@needs_promtool
+def test_gaps_that_close_raise_no_alarm(door: FlaskClient, wiring: Wiring, tmp_path: Path) -> None:
+    gaps(wiring, door, 40)
+    before = metrics(door)
+    change(wiring.engine, update(Event).where(Event.id < "event_3").values(webhook_at=db_now()))
+    after = metrics(door)
+    assert "workos_sync_gaps 40.0" in before and "workos_sync_gaps 17.0" in after
+    assert firing(tmp_path, before, after) == set()
 
 
 @needs_promtool

@@ -106,6 +106,27 @@ def test_a_sign_up_is_told_its_workspace_and_one_who_was_removed_is_not(ann: Fla
     assert ann.post("/sign-up", data={"email": "Ann@acme.example"}).json is None
 
 
+def test_a_sign_up_is_told_the_workspace_of_its_very_domain(ann: FlaskClient, engine: Engine) -> None:
+    """By the older rule of Python's own codec straße.de would be strasse.de, another's domain."""
+    for number, (name, owner) in enumerate({"strasse.de": ORG, "faß.example": "org_2"}.items()):
+        claim = {"id": f"org_domain_{number}", "domain": name, "organization_id": owner, "state": "verified"}
+        tell(engine, [made("organization_domain.verified", **claim)])
+    joins = {"new@strasse.de": ORG, "new@straße.de": None, "new@Faß.example": "org_2", "new@fass.example": None}
+    joins |= {"new@two..dots": None, "nobody": None}
+    told = {email: ann.post("/sign-up", data={"email": email}).json for email in joins}
+    assert {email: found and found["organization_id"] for email, found in told.items()} == joins
+
+
+def test_who_has_more_workspaces_than_a_page_holds_sees_them_all(host: Flask, engine: Engine) -> None:
+    ids = [f"org_{number:03}" for number in range(205)]
+    tell(engine, [made("user.created"), *(made("organization.created", id=id, name=id) for id in ids)])
+    tell(engine, [member(f"om_{id}", id, "member") for id in ids])
+    client = host.test_client()
+    told = client.post("/sign-in", data={"user_id": ANN}).get_json()
+    assert [place["organization_id"] for place in told] == ids
+    assert client.post(f"/switch/{ids[-1]}").status_code == 200
+
+
 def test_a_hook_ends_the_sessions_of_who_was_removed(host: Flask, ann: FlaskClient, engine: Engine) -> None:
     with serving(host) as url:
         target = WebTarget(f"{url}/hooks/workos-sync", SECRET, 5.0)
@@ -117,6 +138,25 @@ def test_a_hook_ends_the_sessions_of_who_was_removed(host: Flask, ann: FlaskClie
     assert operate.deliveries(engine) == []
     assert ann.post("/switch/org_2").status_code == 401, "signed out"
     assert ann.post("/sign-in", data={"user_id": ANN}).status_code == 200
+
+
+@pytest.mark.parametrize("deleted", ["organization", "user"])
+def test_a_hook_ends_the_sessions_in_a_deleted_workspace_and_of_a_deleted_person(
+    host: Flask, ann: FlaskClient, engine: Engine, deleted: str
+) -> None:
+    elsewhere = host.test_client()
+    elsewhere.post("/sign-in", data={"user_id": ANN})
+    assert (ann.post("/switch/org_2").status_code, elsewhere.post(f"/switch/{ORG}").status_code) == (200, 200)
+    with serving(host) as url:
+        target = WebTarget(f"{url}/hooks/workos-sync", SECRET, 5.0)
+        assert follow.follow(engine, {"sessions": target}, 3)
+        id = {"organization": "org_2", "user": ANN}[deleted]
+        tell(engine, [made(f"{deleted}.deleted", 5, id=id)])  # of its memberships no event tells
+        assert follow.follow(engine, {"sessions": target}, 3)
+        target.close()
+    assert operate.deliveries(engine) == []
+    assert ann.get("/keys").status_code == 401, "signed out"
+    assert elsewhere.post(f"/switch/{ORG}").status_code == (200 if deleted == "organization" else 401)
 
 
 def test_a_forged_hook_is_refused(host: Flask) -> None:

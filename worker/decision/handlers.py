@@ -135,7 +135,7 @@ def read_object(kind: Kind, item: object, read_at: datetime, roles: RoleMap) -> 
     Raises:
         PayloadError: the object cannot be used; its message names the field.
     """
-    return OBJECTS[kind](Fields(item, kind.value), Envelope("", "", read_at + DATE_STEP), roles)
+    return OBJECTS[kind](Fields(item, kind.value), Envelope("", read_at + DATE_STEP), roles)
 
 
 def read_event(event_id: str, type: str, body: bytes, roles: RoleMap) -> tuple[Envelope, Snapshot | None]:
@@ -156,6 +156,6 @@ def read_event(event_id: str, type: str, body: bytes, roles: RoleMap) -> tuple[E
         raise PayloadError("body", "is not JSON") from error
     if not isinstance(event, dict):
         raise PayloadError("body", "is not an object")
-    envelope = Envelope(event_id, type, snapshots.parse_time(event.get("created_at")))
+    envelope = Envelope(event_id, snapshots.parse_time(event.get("created_at")))
     handler = HANDLERS.get(type)
     return envelope, handler(Fields(event.get("data"), "data"), envelope, roles) if handler else None

@@ -34,7 +34,7 @@ class Envelope:
     """An event without its data. Times are UTC."""
 
     id: str
-    type: str
+    """Empty for an object that was read by the API: no event tells that version."""
     created_at: datetime | None
 
 

@@ -70,6 +70,10 @@ class RefusedKeyError(ConfigurationError):
 class Directory:
     """WorkOS: reads of everything, and writes of webhook endpoints and, for those who join by domain, memberships.
 
+    Each call waits for a token of the rate limits. Unless a method says otherwise it raises `RefusedKeyError` (401 or
+    403), `LimitedError` (429), `NotThereError` (a listing of what is gone), `UnreadableError` (anything else, after a
+    few tries if it can pass), and redis-py's `RedisError` where the rate limits' Redis is away.
+
     Args:
         sdk: makes the calls, each once, so that every call takes a token.
         buckets: the rate limits.
@@ -128,7 +132,7 @@ class Directory:
         start: datetime | None = None,
         end: datetime | None = None,
     ) -> Page:
-        """List events, oldest first, after an event id or from a time on (not both)."""
+        """List events, oldest first, after an event id or from a time on (not both); times are aware."""
         filters = {"events": ",".join(types)}
         if start is not None:
             filters["range_start"] = _stamp(start)
@@ -199,7 +203,7 @@ class Directory:
         return self._send("patch", ("webhook_endpoints", id), {"events": list(types), "status": "enabled"})
 
     def now(self) -> datetime:
-        """Return WorkOS's time, in UTC."""
+        """Ask WorkOS for its time, in UTC, whole seconds: a call like any other."""
         return self._call(("organizations",), {"limit": 1, "order": "asc"}).read_at
 
     def _list(self, path: tuple[str, ...], filters: Json, after: str | None) -> Page:

@@ -1,4 +1,7 @@
-"""WorkOS's SDK, which only this module loads: half a second and a thousand modules, for those who call WorkOS."""
+"""WorkOS's SDK, for those who call WorkOS: half a second and a thousand modules, which nothing else here loads.
+
+The door loads it too, to verify signatures.
+"""
 
 import threading
 from datetime import UTC, datetime

@@ -2,7 +2,7 @@
 
 A domain's state is derived from its own row, its workspace and its rivals; each change of it leaves a row in `changes`.
 The view `auto_join_domains` decides by itself who joins where: the states are its history, never its source. In mode
-`provision` the same changes say who is to be made a member; `provision` beside this module does it, in no transaction.
+`provision` the same changes say who is to be made a member; `worker.provision` does it, in no transaction.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -139,6 +139,7 @@ class Resync:
 
         Raises:
             LeaseLostError: another worker has it now.
+            RefusedKeyError: WorkOS refuses the key; the run is noted as failed.
         """
         try:
             phases = {"list": self._list_all, "delete": self._choose_deletions, "read": self._read_all}

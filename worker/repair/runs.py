@@ -40,7 +40,7 @@ def create(tx: Connection, task: Task, requested_by: str, **values: Any) -> str:
     """Insert a run and return its id.
 
     Raises:
-        BusyError: a full one of this task is under way.
+        BusyError: one of this task is under way, of the same workspace or also of everything.
     """
     tx.execute(select(Mirror.id).with_for_update())  # one creator at a time
     scope = values.get("organization_id")

@@ -1,4 +1,4 @@
-"""The lane that repairs: resyncs, catch-ups and confirmed reads, one after the other, under leases; and retention."""
+"""The lane that repairs: resyncs, catch-ups, replays, retention and confirmed reads, each under its run's lease."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, select
 
 from models.database import reading, write
 from models.tables import Mirror, Run, RunStatus, Task
-from worker.directory.client import Directory, NotThereError, UnreadableError
+from worker.directory.client import Directory, UnreadableError
 from worker.mirror import admission
 from worker.mirror.retention import retain
 from worker.repair import reads, runs
@@ -98,7 +98,7 @@ class Repair:
     def _catch_up(self, held: Lease, directory: Directory) -> bool:
         try:
             report = catch_up(self.engine, directory, held, timedelta(seconds=self.settings.catch_up_lag_seconds))
-        except (UnreadableError, NotThereError) as error:
+        except UnreadableError as error:
             log.warning("catch_up_failed", run=held.run_id, error=str(error))
             self._finish(held, str(error))
             return True

@@ -41,7 +41,7 @@ class Counters:
     """Adds up, and hands over to Redis from a thread of its own.
 
     Args:
-        redis: with a short time-out; away, the counts wait in memory.
+        redis: away, the counts wait in memory.
     """
 
     def __init__(self, redis: Redis) -> None:

@@ -13,7 +13,7 @@ log = structlog.get_logger()
 DRAIN = "drain"
 """The lane that applies what is pending in the inbox."""
 REPAIR = "repair"
-"""The lane that works on resyncs, catch-ups and confirmed reads."""
+"""The lane that works on resyncs, catch-ups, replays, retention and confirmed reads."""
 PROVISION = "provision"
 """The lane that makes those members whom their verified domain lets in."""
 HOOKS = "hooks"
@@ -39,7 +39,7 @@ class Doorbell:
     later. A flag, and its job has not yet deleted it, which it does before it reads.
 
     Args:
-        redis: a client with short time-outs and no retries of its own.
+        redis: at the door a client with short time-outs and no retries of its own, for deliveries wait for it.
         lane: the queue's name and the name of the function that its job runs.
         timeout_seconds: RQ ends a job that takes longer.
     """
