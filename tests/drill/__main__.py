@@ -13,13 +13,14 @@ from rich.console import Console
 from sqlalchemy import Engine
 
 from models.database import open_engine
-from models.tables import Task
+from models.tables import RunStatus, Task
 from tests.demo import play
 from tests.drill import report
 from tests.drill.follower import Follower
 from tests.drill.injector import Injector
 from tests.drill.installation import Installation
 from tests.drill.judge import Verdict, judge
+from tests.integration.processes import eventually
 from tests.stack.machine import JSON, call, short_folder
 from tests.stack.processes import Interrupted, Interruptions, StackError
 from worker.looking import reports
@@ -123,12 +124,21 @@ def _strike(installation: Installation, engine: Engine, life: JSON, *, short: bo
 
 
 def _resync(installation: Installation, engine: Engine) -> JSON:
-    """Run a full resync, as an operator would, and return what became of it."""
+    """Run a full resync, as an operator would, and return what became of it.
+
+    What a fault left over is ended first: its lease may hold for half a minute more, and only one runs at a time.
+    """
+    eventually(lambda: not _resyncs(engine, RunStatus.RUNNING), RESYNC_SECONDS)
     installation.run("resync", seconds=RESYNC_SECONDS)
-    newest = next(run for run in reports.list_runs(engine) if run["task"] == Task.RESYNC)
+    [newest, *_] = _resyncs(engine, RunStatus.DONE)
     found = reports.run(engine, newest["id"])
     assert found is not None
     return found
+
+
+def _resyncs(engine: Engine, status: RunStatus) -> list[JSON]:
+    """Return the resyncs that stand so, newest first."""
+    return [run for run in reports.list_runs(engine, task=Task.RESYNC) if run["status"] == status]
 
 
 def _tell(
