@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from statistics import quantiles
 
 import pytest
 from redis import Redis
@@ -16,6 +17,7 @@ from tests.integration.processes import Commands, Valkey, eventually
 from tests.sandbox import Sandbox, populate
 from tests.support import differences, rows
 from tests.use_cases.resyncs import CLIENT_ID, directory_of, expire_lease, live, resync
+from webhooks.receive import COMMIT_SECONDS
 from worker.inbox.store import Delivery, accept_webhooks
 from worker.repair.resync import AT_ONCE
 from worker.wiring import MOST_CONNECTIONS
@@ -102,4 +104,5 @@ def test_the_door_of_an_sqlite_mirror_does_not_wait_for_a_resync(
         over.set()
         door.join()
     engine.dispose()
-    assert len(waits) > 20 and max(waits) < 1, max(waits)
+    # The machine may pause for once; who stands in line behind one page at a time does not wait long again and again.
+    assert len(waits) > 20 and quantiles(waits, n=20)[-1] < 0.5 and max(waits) < COMMIT_SECONDS, sorted(waits)[-5:]
