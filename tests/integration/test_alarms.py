@@ -23,6 +23,7 @@ from worker.processes.jobs import make_worker
 from worker.signals.doorbell import DRAIN, REPAIR
 from worker.wiring import Wiring
 
+pytestmark = pytest.mark.long  # each asks promtool
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is not here (Debian: apt-get install prometheus)"
 )

@@ -111,6 +111,7 @@ def on_own_valkey(make_wiring: Callable[..., Wiring], valkey: Valkey) -> Wiring:
     return make_wiring(redis_url=valkey.url)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("trouble", ["frozen", "away", "flushed"])
 def test_redis_in_trouble_delays_no_delivery_and_the_sweep_makes_up_for_it(
     on_own_valkey: Wiring, engine: Engine, valkey: Valkey, trouble: str

@@ -52,6 +52,7 @@ def test_the_name_of_each_file_begins_with_its_revision() -> None:
     assert list(known_revisions()) == REVISIONS
 
 
+@pytest.mark.long
 def test_two_processes_migrate_at_once(empty_url: str, engine: Engine, commands: Commands) -> None:
     commands.settings |= {"DATABASE_URL": empty_url}
     both = [commands.start("migrate") for _ in range(2)]
@@ -83,6 +84,7 @@ def test_up_down_and_up_again_leaves_what_the_models_say(empty_url: str, engine:
         assert views | {"workspaces", "mirror_status"} == set(inspect(tx).get_view_names())
 
 
+@pytest.mark.long  # rows through each revision, three times
 @pytest.mark.usefixtures("empty_url")
 def test_every_revision_carries_its_rows_up_and_down_and_up_again(engine: Engine) -> None:
     for place, revision in enumerate(REVISIONS):

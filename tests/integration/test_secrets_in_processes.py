@@ -2,7 +2,11 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from tests.integration.processes import Commands, command_line, eventually
+
+pytestmark = pytest.mark.long
 
 SECRETS = {
     "WORKOS_WEBHOOK_SECRETS": "whsec_unheard_of",

@@ -98,6 +98,7 @@ def test_a_user_whom_a_process_of_the_older_release_wrote_gets_the_addresses_tha
     assert addresses.mend(engine) == 0
 
 
+@pytest.mark.long
 def test_the_clock_looks_for_such_users_by_itself(
     make_database: Callable[[str], str], redis_url: str, commands: Commands
 ) -> None:
