@@ -536,7 +536,8 @@ class Run(Base):
     requested_by: Mapped[str]
     status: Mapped[str] = mapped_column(server_default=RunStatus.RUNNING)
     phase: Mapped[str] = mapped_column(server_default="list")
-    """Of a resync: `list` what WorkOS has, `delete` what it did not list, `read` what is in doubt; `over`."""
+    """Of a resync: `list` what WorkOS has, `delete` what it did not list, `read` what is in doubt, `over`. Others have
+    none: it is empty."""
     created_at: Mapped[datetime] = mapped_column(server_default=db_now())
     finished_at: Mapped[datetime | None]
     leased_until: Mapped[datetime | None]
@@ -564,7 +565,7 @@ class Listing(Base):
 
     run_id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
-    """`organizations`, `users`, `roles`, `memberships`, `organization_roles`."""
+    """One of `worker.repair.listings.Name`."""
     parent: Mapped[str] = mapped_column(primary_key=True)
     """The organization; empty for the environment's own listings."""
     after: Mapped[str | None]

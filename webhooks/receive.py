@@ -121,9 +121,10 @@ def _posted(body: bytes) -> Posted:
     """Return what was posted; answers 400 for what is not an event."""
     try:
         event = parse_json(body)
-        return Posted(Delivery.of(event, body), _organization_id(event))
     except (ValueError, RecursionError):
         _malformed("the body is not JSON")
+    try:
+        return Posted(Delivery.of(event, body), _organization_id(event))
     except PayloadError as error:
         _malformed(f"the body is no event: {error}")
 

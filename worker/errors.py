@@ -23,7 +23,7 @@ def fingerprint(error: BaseException) -> str:
     return hashlib.sha256(f"{type(error).__name__}: {shape}".encode()).hexdigest()[:8]
 
 
-def raised_at(error: BaseException) -> str | None:
+def stack_of(error: BaseException) -> str | None:
     """Return the frames an error came through, innermost last: a file, line and function each, and never a value."""
     frames = traceback.extract_tb(error.__traceback__)[-MOST_FRAMES:]
     lines = (f"{'/'.join(PurePath(frame.filename).parts[-3:])}:{frame.lineno} in {frame.name}" for frame in frames)

@@ -115,8 +115,6 @@ def runs() -> None:
 def runs_list(limit: int, as_json: bool) -> None:
     """List the newest runs."""
     rows = reports.list_runs(migrated_engine(), limit)
-    for row in rows:
-        row["phase"] = row["phase"] if row["task"] == Task.RESYNC else None
     columns = ("created_at", "id", "task", "status", "phase", "requested_by", "finished_at", "calls", "error")
     say_rows(columns, rows, as_json=as_json)
 

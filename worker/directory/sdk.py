@@ -1,6 +1,6 @@
-"""WorkOS's SDK, for those who call WorkOS: half a second and a thousand modules, which nothing else here loads.
+"""WorkOS's SDK: half a second and a thousand modules, for those who call WorkOS; the door loads it to verify.
 
-The door loads it too, to verify signatures.
+No other module of the worker imports it.
 """
 
 import threading

@@ -23,7 +23,7 @@ from models.types import constant, db_in, db_now
 from worker.decision.decide import Outcome
 from worker.decision.handlers import read_event
 from worker.decision.snapshots import Snapshot, clean
-from worker.errors import DiedAloneError, PayloadError, fingerprint, raised_at
+from worker.errors import DiedAloneError, PayloadError, fingerprint, stack_of
 from worker.mirror.apply import Arrival, apply, note_changes, organization_of
 from worker.mirror.doubts import ask_after
 
@@ -218,7 +218,7 @@ def _split_or_blame(tx: Connection, policy: Policy, batch: Work, error: Exceptio
 def _failed_attempt(policy: Policy, attempts: int, error: Exception) -> dict[str, Any]:
     """Return what a failed attempt leaves on its event: tried again later, or set aside for an operator."""
     values: dict[str, Any] = {"attempts": attempts, "error": describe(error), "fingerprint": fingerprint(error)}
-    values["traceback"] = None if isinstance(error, PayloadError) else raised_at(error)
+    values["traceback"] = None if isinstance(error, PayloadError) else stack_of(error)
     if isinstance(error, PayloadError) or attempts >= policy.max_attempts:
         return {**values, "status": EventStatus.FAILED, "processed_at": db_now()}
     return {**values, "due_at": db_in(policy.backoff(attempts))}

@@ -36,7 +36,7 @@ class Delivery(NamedTuple):
             PayloadError: it has no id or no type that can be a key; nothing else of it matters yet.
         """
         if not isinstance(event, dict):
-            raise PayloadError("event", "is no JSON object")
+            raise PayloadError("body", "is not an object")
         for name in ("id", "event"):
             if not isinstance(event.get(name), str) or not is_id(event[name]):
                 raise PayloadError(name, "cannot be a key")

@@ -219,12 +219,8 @@ def as_report(health: Health) -> dict[str, Any]:
 
 def describe_run(run: Mapping[str, Any]) -> str:
     """Return a run under way in a few words."""
-    said = f"{run['task']} {run['id']}"
-    if run["total"] is not None:
-        said += f", {run['done']} of {run['total']}"
-    elif run["task"] == Task.RESYNC:
-        said += f", {run['phase']}"
-    return f"{said}, of {run['requested_by']}"
+    progress = f"{run['done']} of {run['total']}" if run["total"] is not None else run["phase"]
+    return ", ".join(filter(None, (f"{run['task']} {run['id']}", progress, f"of {run['requested_by']}")))
 
 
 def _lane(redis: Redis, name: str) -> Lane:

@@ -7,9 +7,10 @@ the inbox drops the duplicates.
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import structlog
 from sqlalchemy import Connection, Engine, exists, func, or_, select, update
@@ -37,6 +38,8 @@ REMEDY = "WorkOS keeps events for 90 days; run: workos-sync resync"
 
 Take = Callable[[Connection, Page], int]
 """Stores a page in a transaction and returns how many of its events are new to the inbox."""
+Usable = tuple[datetime | None, Delivery]
+"""An event that has an id and a type, and when it happened, if it says so."""
 
 
 class Report(NamedTuple):
@@ -108,7 +111,7 @@ def catch_up_since(engine: Engine, directory: Directory, since: datetime, lag: t
         raise ConfigurationError(f"--since {since:%Y-%m-%d}: {REMEDY}")
     if since > now:
         raise ConfigurationError(f"--since {since:%Y-%m-%d %H:%M:%S}: it is {now:%Y-%m-%d %H:%M:%S} (UTC) at WorkOS")
-    returned, new = _take_all(engine, _since(directory, since, now), _store_all)
+    returned, new = _take_all(engine, _since(directory, since, now), lambda tx, page: _store(tx, page)[0])
     return Report(returned, new, now - lag)
 
 
@@ -159,7 +162,7 @@ def _after(directory: Directory, place: Place, lag: timedelta) -> Iterator[Page]
         page = directory.events(SUBSCRIBED, after=place.cursor)
     except (QueryRefusedError, NotThereError) as error:
         raise CursorLostError from error
-    first = next((at for at, _ in map(_when, page.items) if at), None)
+    first = next((at for at, _ in _usable(page) if at), None)
     if first is not None and first < place.at - lag:
         raise CursorLostError  # from long before the cursor: it was answered from the beginning
     yield page
@@ -197,8 +200,8 @@ def _take(tx: Connection, page: Page, held: Lease | None, settled: datetime) -> 
         held.check(tx)
     # First of all, as a drain does, which holds it before it locks events: so neither waits for the other.
     tx.execute(select(Mirror.id).with_for_update())
-    new = _store_all(tx, page)
-    passed = [(at, id) for at, id in map(_when, page.items) if at and id and at < settled]
+    new, usable = _store(tx, page)
+    passed = [(at, delivery.id) for at, delivery in usable if at and at < settled]
     if passed:
         at, id = max(passed)
         forward = or_(Mirror.cursor_at.is_(None), Mirror.cursor_at <= at)
@@ -206,23 +209,22 @@ def _take(tx: Connection, page: Page, held: Lease | None, settled: datetime) -> 
     return new
 
 
-def _store_all(tx: Connection, page: Page) -> int:
-    usable = [delivery for delivery in map(_delivery, page.items) if delivery]
+def _store(tx: Connection, page: Page) -> tuple[int, list[Usable]]:
+    """Store the events of a page; return how many are new, and all that could be stored."""
+    usable = _usable(page)
     if len(usable) < len(page.items):
         log.warning("events_unusable", number=len(page.items) - len(usable))
     # In one order, so that two catch-ups wait for each other in one order only.
-    return sum(accept_from_api(tx, delivery) for delivery in sorted(usable))
+    return sum(accept_from_api(tx, delivery) for delivery in sorted(delivery for _, delivery in usable)), usable
 
 
-def _delivery(item: Any) -> Delivery | None:
-    try:
-        return Delivery.of(item, json.dumps(item).encode())
-    except PayloadError:
-        return None
-
-
-def _when(item: Any) -> tuple[datetime | None, str | None]:
-    return (parse_time(item.get("created_at")), item["id"]) if _delivery(item) else (None, None)
+def _usable(page: Page) -> list[Usable]:
+    usable: list[Usable] = []
+    for item in page.items:
+        with suppress(PayloadError):
+            delivery = Delivery.of(item, json.dumps(item).encode())
+            usable.append((parse_time(item.get("created_at")), delivery))
+    return usable
 
 
 def _complete(tx: Connection, complete_to: datetime, held: Lease | None) -> None:

@@ -7,7 +7,6 @@ stays missing, a role that was deleted) or by a resync (whatever a listing canno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 import structlog
@@ -83,8 +82,10 @@ def confirmed_read(
     for _ in range(MOST_RACES):
         revision = _revision(engine, kind, id)
         found = fetch(directory, kind, id)
-        step = partial(_set, kind, id, revision, found, cause, then, dry_run=dry_run)
-        result = write(engine, step)
+        result = write(
+            engine,
+            lambda tx: _set(tx, kind, id, revision, found, cause, then, dry_run=dry_run),  # noqa: B023 - called now
+        )
         if result is not None:
             return result
     raise UnreadableError(f"{kind} {id} changes faster than it can be read")
@@ -97,13 +98,13 @@ def _revision(engine: Engine, kind: Kind, id: str) -> int:
 
 
 def _set(
+    tx: Connection,
     kind: Kind,
     id: str,
     revision: int,
     found: Found,
     cause: tuple[str, str],
     then: Callable[[Connection, Result], None],
-    tx: Connection,
     *,
     dry_run: bool,
 ) -> Result | None:

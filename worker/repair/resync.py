@@ -99,10 +99,9 @@ def begin(
 ) -> str:
     """Create a resync in `tx`; as `start`."""
     scope = {"organization_id": organization_id, "dry_run": dry_run, "approves": approves}
-    run_id = create(tx, Task.RESYNC, requested_by, **scope)
+    run_id = create(tx, Task.RESYNC, requested_by, **scope, phase="list" if approves is None else "read")
     if approves is not None:
         deletions.approve(tx, run_id, approves)
-        tx.execute(update(Run).where(Run.id == run_id).values(phase="read"))
     elif organization_id is not None:
         for name in listings.OF_ONE_WORKSPACE:
             listings.add(tx, run_id, name, [organization_id])
@@ -281,8 +280,10 @@ class Resync:
             for ids in chosen.batches:
                 if chosen.withheld:
                     states = stored_rows(tx, chosen.kind, ids).items()
-                    held_back = partial(drift.different, chosen.kind, finding=Finding.EXTRA, there=None)
-                    drift.note(tx, run_id, [held_back(id, here=here, action="withheld") for id, here in states])
+                    extra = [
+                        drift.different(chosen.kind, id, Finding.EXTRA, here, None, "withheld") for id, here in states
+                    ]
+                    drift.note(tx, run_id, extra)
                 else:
                     ask(tx, chosen.kind, ids, "was not listed", run_id)
         for ids in deletions.unknown_users(tx, run_id, self._run.organization_id):

@@ -49,7 +49,7 @@ def create(tx: Connection, task: Task, requested_by: str, **values: Any) -> str:
     if (other := tx.execute(running).scalars().first()) is not None:
         raise BusyError(f"a {task.replace('_', '-')} is under way already: run {other}")
     id = uuid.uuid4().hex[:12]
-    tx.execute(insert(Run).values(id=id, task=task, requested_by=requested_by, **values))
+    tx.execute(insert(Run).values({"id": id, "task": task, "requested_by": requested_by, "phase": "", **values}))
     return id
 
 
