@@ -11,34 +11,25 @@ from models.public_domains import refresh
 from models.revisions import current_revision, known_revisions
 
 
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    return config
-
-
 def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Bring the database to `revision`, one process at a time, in one transaction; at the newest, fill what is listed.
+    """Migrate the database to `revision` in one transaction; other processes that migrate wait.
+
+    Migrating to the newest revision also updates the list of public mail domains.
 
     Raises:
-        ValueError: the database stands at a revision that this code does not know.
+        ValueError: this code cannot migrate the database, because it is at a revision from before release 1.0.0 or at
+            one that only a newer release knows. The message names the remedy.
     """
     current = current_revision(engine)
     if current is not None and current not in known_revisions():
-        raise ValueError(f"the database stands at revision {current}, which is newer than this code: upgrade the code")
+        older = current < known_revisions()[0]
+        remedy = "upgrade it to release 1.0.0 first" if older else "it needs a newer release of workos-sync"
+        raise ValueError(f"the database is at revision {current}, which this release cannot migrate: {remedy}")
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     with writing(engine) as tx:
         advisory_lock(tx, MIGRATION_LOCK)
-        config = _config()
         config.attributes["connection"] = tx
         command.upgrade(config, revision)
         if revision == "head":
             refresh(tx)
-
-
-def downgrade(engine: Engine, revision: str) -> None:
-    """Bring the database back to `revision` (`base`: empty), in one transaction."""
-    with writing(engine) as tx:
-        advisory_lock(tx, MIGRATION_LOCK)
-        config = _config()
-        config.attributes["connection"] = tx
-        command.downgrade(config, revision)

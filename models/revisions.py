@@ -1,4 +1,4 @@
-"""Which revision a database stands at, and which one this code needs; asked by every process as it starts."""
+"""The revision a database is at, and the one this code needs. Every process checks both as it starts."""
 
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ VERSIONS = Path(__file__).parent / "migrations" / "versions"
 
 @cache
 def known_revisions() -> tuple[str, ...]:
-    """Return the revisions that this code knows, oldest first: each begins the name of its file."""
+    """Return the revisions this code knows, oldest first. Each file name begins with its revision."""
     return tuple(sorted(path.stem.partition("_")[0] for path in VERSIONS.glob("[0-9]*.py")))
 
 
@@ -22,7 +22,7 @@ def newest_revision() -> str:
 
 
 def current_revision(engine: Engine) -> str | None:
-    """Return the revision the database stands at; None for an empty one."""
+    """Return the revision the database is at, or None if it was never migrated."""
     with reading(engine) as tx:
         if not inspect(tx).has_table("alembic_version"):
             return None
@@ -30,9 +30,9 @@ def current_revision(engine: Engine) -> str | None:
 
 
 def outdated(engine: Engine) -> bool:
-    """Whether the database stands at an older revision than this code needs, or at none.
+    """Return whether the database must be migrated before this code can use it.
 
-    A revision that this code does not know is a newer one: during a deploy old processes go on with it.
+    A higher revision is not outdated: during a deploy, processes of the old release keep running on the new schema.
     """
     current = current_revision(engine)
-    return current is None or current in known_revisions()[:-1]
+    return current is None or current < newest_revision()

@@ -159,7 +159,7 @@ def test_a_deploy_and_its_rollback_refuse_no_delivery_and_lose_none(
                 installation.applies()
         assert deliveries.refused == []
         refusal = installation.migrate(old)
-        assert refusal.process.returncode == 2 and "newer than this code" in refusal.output()
+        assert refusal.process.returncode == 2 and "needs a newer release" in refusal.output()
     eventually(lambda: pending(engine) == 0, 60)
     assert statuses(engine) == {"done": deliveries.accepted}
     written_once(engine)

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, text
 
 from models.access import auto_join_for
 from models.database import open_engine, reading, session, write
-from models.migrate import downgrade, upgrade
 from models.tables import TABLES, AutoJoin, Change, Domain, Membership, Mirror
 from models.views import auto_join_domains
 from tests.support import JSON, access, joins, made, rows
@@ -429,21 +428,6 @@ def test_settings_of_no_workspace_or_of_nothing_are_refused(engine: Engine) -> N
         admission.set_workspace(engine, "org_none", "ann", "why", auto_join=True)
     with pytest.raises(ConfigurationError, match="say what to change"):
         admission.set_workspace(engine, ORG, "ann", "why")
-
-
-def test_a_database_from_before_gets_its_states_and_addresses_at_the_upgrade(engine: Engine) -> None:
-    tell(engine, [*IN, domain(), domain("created", id="org_domain_2", domain="other.example")])
-    downgrade(engine, "0006")
-    upgrade(engine)
-    assert states(engine) == {}
-    put_in_force(engine, "mirror")
-    assert states(engine) == {"org_domain_1": "verified", "org_domain_2": "pending"}
-    assert answered(engine, NEW) == ORG
-    with reading(engine) as tx:
-        email = tx.execute(select(Change.after).where(Change.kind == "user")).scalar_one()["email"]
-    assert email == EMAIL
-    tell(engine, [member("deleted", 5)])
-    assert answered(engine, EMAIL) is None
 
 
 def test_a_workspace_without_an_admin_is_reported(engine: Engine) -> None:

@@ -11,10 +11,10 @@ from flask.testing import FlaskClient
 from sqlalchemy import Engine, insert, update
 
 from models.database import write
-from models.migrate import downgrade
 from models.revisions import current_revision, newest_revision
 from models.tables import Drift, Run, Task
 from models.types import db_now
+from tests.integration.catalog import drop_schema
 from tests.support import JSON, accept, apply_all, commands, made, sample
 from worker.cli import main
 from worker.repair.resync import start
@@ -98,7 +98,7 @@ def test_an_unmigrated_database_ends_with_2_and_the_remedy(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", "secret")
-    downgrade(engine, "base")
+    drop_schema(engine)
     assert "workos-sync migrate" in run(*arguments, exit_code=2).stderr
 
 
@@ -113,7 +113,7 @@ def test_a_database_away_ends_with_2_and_one_line(
 
 
 def test_migrate_brings_an_empty_database_to_the_newest_revision_also_twice(engine: Engine) -> None:
-    downgrade(engine, "base")
+    drop_schema(engine)
     assert current_revision(engine) is None
     for _ in range(2):
         assert newest_revision() in run("migrate").stdout

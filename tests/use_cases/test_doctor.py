@@ -14,9 +14,9 @@ from redis import Redis
 from sqlalchemy import Engine, create_engine, insert, update
 
 from models.database import open_engine, write
-from models.migrate import downgrade
 from models.tables import Event, Mirror, Run, Tick
 from models.types import db_in, db_now
+from tests.integration.catalog import drop_schema
 from tests.sandbox import Sandbox
 from tests.support import SECRET, accept, made, sign
 from tests.use_cases.resyncs import CLIENT_ID, settings_of
@@ -134,7 +134,7 @@ def another_environment(healthy: Sandbox, engine: Engine, redis: Redis, monkeypa
 FAULTS: dict[str, tuple[Callable[..., object], str, str]] = {
     "the database is away": (setting("DATABASE_URL", "sqlite:////proc/nowhere/all.db"), "database", "DATABASE_URL"),
     "it is not migrated": (
-        lambda healthy, engine, redis, monkeypatch: downgrade(engine, "0004"),
+        lambda healthy, engine, redis, monkeypatch: drop_schema(engine),
         "migrations",
         "workos-sync migrate",
     ),

@@ -18,8 +18,8 @@ from freezegun import freeze_time
 from sqlalchemy import Engine
 
 from models.database import writing
-from models.migrate import downgrade
 from models.tables import TABLES, Event, Kind
+from tests.integration.catalog import drop_schema
 from tests.support import SECRET, accept, apply_all, event_row, made, outcomes, post, rows, sample, sign, statuses
 from webhooks.app import create_app
 from webhooks.wsgi import application
@@ -402,7 +402,7 @@ def test_readyz_stays_ready_though_its_warnings_cannot_be_had(door: FlaskClient,
 
 
 def test_readyz_says_no_with_migrations_missing(door: FlaskClient, engine: Engine) -> None:
-    downgrade(engine, "base")
+    drop_schema(engine)
     answer = door.get("/readyz")
     assert answer.status_code == 503
     assert "not migrated" in answer.get_json()["reason"]

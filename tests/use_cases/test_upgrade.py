@@ -1,155 +1,93 @@
-"""What an older release left is finished by this one, and its processes go on while they are being replaced."""
+"""A database that release 1.0.0 filled is upgraded with its data, and this release finishes the work it held."""
 
+import base64
 import json
-from collections.abc import Callable, Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
-from sqlalchemy import Connection, Engine, delete, text, update
+from sqlalchemy import JSON as JSON_TYPE
+from sqlalchemy import Boolean, DateTime, Engine, MetaData, Table, delete, insert
 
-from models.database import open_engine, write, writing
-from models.migrate import downgrade, upgrade
-from models.revisions import outdated
-from models.tables import Event, Kind, Listing, Mirror, Run, RunStatus, Seen, Task, User
-from tests.integration.batches import count, let_time_pass, pending
-from tests.integration.processes import Commands, eventually
-from tests.integration.stories import company_life
-from tests.sandbox import Sandbox, play
-from tests.support import JSON, apply_all, differences, made, rows, statuses
-from tests.use_cases.resyncs import deliver, go_on, settings_of
-from worker.decision.handlers import SUBSCRIBED
-from worker.directory.client import Directory
-from worker.mirror import addresses
-from worker.repair import replay, runs
-from worker.repair.environment import bind
-from worker.repair.resync import start
+from models.database import writing
+from models.migrate import upgrade
+from models.tables import Batch, Event, Join, Run, RunStatus, Task
+from tests.integration.batches import count, let_time_pass
+from tests.integration.catalog import drop_schema
+from tests.support import JSON, NOON, apply_all, differences, mirrored, rows, statuses
+from tests.use_cases.resyncs import deliver
 from worker.repair.work import Repair
-from worker.settings import load_settings
+from worker.settings import Settings
 from worker.signals.doorbell import Doorbell
 
-NOW = {"sqlite": "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')", "postgresql": "now()"}
-ACCEPT = {
-    "0001": """
-        INSERT INTO events (id, type, body, source) VALUES (:id, :type, :body, 'webhook')
-        ON CONFLICT (id) DO UPDATE SET deliveries = events.deliveries + 1, last_delivered_at = {now}
-        RETURNING events.deliveries
-    """,
-    "0006": """
-        INSERT INTO events (id, type, source, body, webhook_at) VALUES (:id, :type, 'webhook', :body, {now})
-        ON CONFLICT (id) DO UPDATE SET deliveries = events.deliveries + 1, last_delivered_at = {now},
-            webhook_at = coalesce(events.webhook_at, {now})
-        RETURNING events.deliveries
-    """,
-}
-"""How the doors of older releases store an event, by the revision they know."""
-WRITE_USER = "UPDATE users SET email = :email, revision = revision + 1, touched_at = {now} WHERE id = :id"
-"""How the drains of the release before 0007 write one: they know of no `email_normalized`."""
-BATCH = "INSERT INTO batches (id, event_ids, started_at) VALUES (:id, :event_ids, {started})"
-TRIED = "UPDATE events SET attempts = 3, error = 'OperationalError: of an older release', due_at = {now} WHERE id = :id"
+RELEASE_1_0_0: JSON = json.loads((Path(__file__).parent.parent / "release_1_0_0" / "data.json").read_text())
+"""`tables`: the rows of a database that release 1.0.0 filled from the sandbox. `events`: what WorkOS sent afterwards.
+`truth`: what WorkOS then lists."""
+STORED: dict[str, list[JSON]] = RELEASE_1_0_0["tables"]
 
 
-def addresses_of(engine: Engine) -> dict[str, tuple[str, str]]:
-    return {row["id"]: (row["email_normalized"], row["email_domain"]) for row in rows(engine, User)}
-
-
-def run(engine: Engine, statement: str, values: Iterable[JSON], **parts: str) -> None:
-    """Run a statement of an older release."""
+@pytest.fixture
+def upgraded(engine: Engine) -> Engine:
+    """A database with the rows of release 1.0.0, migrated to this release."""
+    drop_schema(engine)
+    upgrade(engine, "0010")
+    metadata = MetaData()
     with writing(engine) as tx:
-        tx.execute(text(statement.format(now=NOW[engine.dialect.name], **parts)), list(values))
-
-
-def accept_as(revision: str, engine: Engine, events: Iterable[JSON]) -> None:
-    for event in events:
-        run(engine, ACCEPT[revision], [{"id": event["id"], "type": event["event"], "body": json.dumps(event).encode()}])
-
-
-@pytest.mark.parametrize("revision", ["0001", "0006"])
-def test_what_an_older_release_accepted_is_applied_after_the_migration(engine: Engine, revision: str) -> None:
-    story, truth = company_life(240)
-    applied, waiting, late = story[:80], story[80:200], story[200:]
-    deliver(engine, applied)
-    downgrade(engine, revision)
-    accept_as(revision, engine, waiting)
-    half, started = ([event["id"] for event in waiting[place::4]] for place in (0, 1))
-    run(engine, BATCH, [{"id": "a-half", "event_ids": json.dumps(half)}], started="NULL")
-    run(engine, BATCH, [{"id": "of-a-dead-drain", "event_ids": json.dumps(started)}], started=NOW[engine.dialect.name])
-    run(engine, TRIED, [{"id": event["id"]} for event in waiting[2::4]])
-    let_time_pass(engine)
-    assert outdated(engine)
+        metadata.reflect(tx)
+        tx.execute(delete(metadata.tables["mirror"]))
+        for name, stored in STORED.items():
+            table = metadata.tables[name]
+            for row in stored:
+                tx.execute(insert(table).values({column: _value(table, column, row[column]) for column in row}))
+        if engine.dialect.name == "postgresql":
+            tx.exec_driver_sql("SELECT setval('changes_id_seq', (SELECT max(id) FROM changes))")
     upgrade(engine)
-    accept_as(revision, engine, [*late, *waiting[::10], *applied[::10]])  # by processes that are still to be replaced
-    apply_all(engine)
-    assert statuses(engine) == {"done": len(story)}
-    assert count(engine, Event.deliveries == 2) == len([*waiting[::10], *applied[::10]])
-    assert differences(engine, truth) == []
+    return engine
 
 
-@pytest.mark.parametrize("email", ["Ann@Acme.example", "ann@gone.example"])
-def test_a_user_whom_a_process_of_the_older_release_wrote_gets_the_addresses_that_are_compared(
-    engine: Engine, email: str
-) -> None:
-    deliver(
-        engine, [made("user.created", id="user_ann", email="ann@gone.example"), made("user.created", id="user_bob")]
-    )
-    before = addresses_of(engine)
-    run(engine, WRITE_USER, [{"id": "user_ann", "email": email}])
-    assert addresses.mend(engine) == (email != "ann@gone.example")
-    assert addresses_of(engine) == before | {"user_ann": (email.lower(), email.lower().partition("@")[2])}
-    assert addresses.mend(engine) == 0
+def _value(table: Table, column: str, value: Any) -> Any:
+    """Return a value as the column of either database takes it; the dump shows values as SQLite stores them."""
+    kind = table.c[column].type
+    if isinstance(value, dict):
+        return base64.b64decode(value["bytes"])
+    if value is None or not isinstance(kind, JSON_TYPE | DateTime | Boolean):
+        return value
+    if isinstance(kind, JSON_TYPE):
+        return json.loads(value)
+    return bool(value) if isinstance(kind, Boolean) else datetime.fromisoformat(value)
 
 
-@pytest.mark.long
-def test_the_clock_looks_for_such_users_by_itself(
-    make_database: Callable[[str], str], redis_url: str, commands: Commands
-) -> None:
-    commands.settings |= {"DATABASE_URL": (url := make_database("sqlite")), "REDIS_URL": redis_url}
-    engine = open_engine(url)
-    deliver(engine, [made("user.created", id="user_ann", email="ann@gone.example")])
-    run(engine, WRITE_USER, [{"id": "user_ann", "email": "ann@acme.example"}])
-    commands.start("clock")
-    eventually(lambda: addresses_of(engine) == {"user_ann": ("ann@acme.example", "acme.example")}, 60)
-    engine.dispose()
+def test_every_row_is_kept(upgraded: Engine) -> None:
+    kept = {kind.value: {row["id"] for row in found} for kind, found in mirrored(upgraded).items()}
+    for kind, ids in kept.items():
+        assert ids == {row["id"] for row in STORED[f"{kind}s"]}, kind
+    assert {row["id"] for row in rows(upgraded, Event)} == {row["id"] for row in STORED["events"]}
+    assert {row["id"] for row in rows(upgraded, Run)} == {row["id"] for row in STORED["runs"]}
+    assert [row["state"] for row in rows(upgraded, Join)] == [row["state"] for row in STORED["joins"]]
 
 
-def test_runs_that_the_previous_release_left_open_are_finished(
-    both_engines: Engine, sandbox: Sandbox, directory: Directory, redis: Redis, set_environment: Callable[..., None]
-) -> None:
-    set_environment(CATCH_UP_LAG_SECONDS="3", **settings_of(sandbox))
-    settings, bell = load_settings(), Doorbell(redis, "drain")
-    bind(both_engines, directory, settings)
-    play(sandbox.world, 200, companies=4)
-    deliver(both_engines, sandbox.world.events[::2])
-    left = sandbox.calls.total() + 4
-    assert not go_on(both_engines, directory, start(both_engines, "clock"), lambda: sandbox.calls.total() >= left)
-    leave_a_replay_half_done(both_engines, sandbox.world.events[:40:2])
-    write(both_engines, lambda tx: runs.create(tx, Task.CATCH_UP, "clock"))
-    as_left_by_0006(both_engines)
-    for _ in range(3):
-        Repair(both_engines, directory, settings, bell).all()
-        apply_all(both_engines)
-    ended = {(row["task"], row["status"], row["requested_by"]) for row in rows(both_engines, Run)}
-    assert {status for _, status, _ in ended} == {RunStatus.DONE}
-    assert (Task.RESYNC, RunStatus.DONE, "new release") in ended  # which reads connections, as the older one did not
-    assert differences(both_engines, sandbox.world.truth()) == []
+def test_pending_events_and_half_done_batches_are_applied_and_the_mirror_converges(upgraded: Engine) -> None:
+    waiting = [row["id"] for row in rows(upgraded, Event) if row["status"] == "pending"]
+    with writing(upgraded) as tx:  # one half is left over, one belongs to a drain that died
+        tx.execute(insert(Batch).values(id="left", event_ids=waiting[::2]))
+        tx.execute(insert(Batch).values(id="orphan", event_ids=waiting[1::2], started_at=NOON))
+    let_time_pass(upgraded)
+    deliver(upgraded, RELEASE_1_0_0["events"])
+    assert statuses(upgraded) == {"done": len(STORED["events"]) - 1 + len(RELEASE_1_0_0["events"]), "failed": 1}
+    # Release 1.0.0 ran with AUTO_JOIN_LEGACY_VERIFIED=false: these domains did not join anyone, and still do not.
+    legacy = [
+        line
+        for line in differences(upgraded, RELEASE_1_0_0["truth"])
+        if "legacy.example" in line or "old.example" in line
+    ]
+    assert differences(upgraded, RELEASE_1_0_0["truth"]) == legacy
 
 
-def leave_a_replay_half_done(engine: Engine, events: list[JSON]) -> None:
-    run_id = replay.start(engine, replay.Selection(ids=tuple(event["id"] for event in events)), "ann", "why")
-    with runs.lease(engine, run_id) as held:
-        assert held is not None
-        write(engine, lambda tx: replay._step(tx, held))
-    assert pending(engine) == len(events)
-
-
-def as_left_by_0006(engine: Engine) -> None:
-    """Take a database back to the release before connections, and up again."""
-    known = [type for type in SUBSCRIBED if not type.startswith("connection.")]
-
-    def forget(tx: Connection) -> None:
-        tx.execute(update(Mirror).values(event_types=known))
-        tx.execute(delete(Listing).where(Listing.name == "connections"))
-        tx.execute(delete(Seen).where(Seen.kind == Kind.CONNECTION))
-
-    write(engine, forget)
-    downgrade(engine, "0006")
-    upgrade(engine)
+def test_an_open_replay_and_an_open_retention_are_finished(upgraded: Engine, redis: Redis) -> None:
+    Repair(upgraded, None, Settings(_env_file=None), Doorbell(redis, "drain")).all()
+    apply_all(upgraded)
+    ended = {row["task"]: row["status"] for row in rows(upgraded, Run) if row["task"] in (Task.REPLAY, Task.RETENTION)}
+    assert ended == {Task.REPLAY: RunStatus.DONE, Task.RETENTION: RunStatus.DONE}
+    assert count(upgraded, Event.replays == 1) == next(r["total"] for r in rows(upgraded, Run) if r["task"] == "replay")
