@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 
 from redis import Redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -12,6 +10,7 @@ from models.database import open_engine
 from models.revisions import outdated
 from worker.errors import ConfigurationError
 from worker.settings import Settings
+from worker.signals.connection import open_redis
 from worker.signals.counters import Counters
 from worker.signals.doorbell import DRAIN, HOOKS, PROVISION, REPAIR, Doorbell
 
@@ -61,7 +60,7 @@ def wire(settings: Settings, redis_url: str, *, door: bool = False) -> Wiring:
         redis = door_redis(redis_url)
     else:
         engine = open_engine(settings.database_url, pool_size=MOST_CONNECTIONS)
-        redis = Redis.from_url(redis_url)
+        redis = open_redis(redis_url)
     return Wiring(
         settings,
         engine,
@@ -76,12 +75,7 @@ def wire(settings: Settings, redis_url: str, *, door: bool = False) -> Wiring:
 
 def door_redis(url: str) -> Redis:
     """Return a client that gives up at once: a ring may be missed, a delivery must not wait."""
-    return Redis.from_url(
-        url,
-        socket_timeout=DOOR_REDIS_SECONDS,
-        socket_connect_timeout=DOOR_REDIS_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-    )
+    return open_redis(url, socket_timeout=DOOR_REDIS_SECONDS, socket_connect_timeout=DOOR_REDIS_SECONDS)
 
 
 def require_migrated(engine: Engine) -> None:

@@ -194,10 +194,12 @@ def listens(port: int) -> bool:
 class Valkey:
     """A Valkey of the test's own, to be killed, frozen and started again at the same address."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, port: int = 0) -> None:
+        """Without a port it listens on its socket only."""
         self._socket = home / "v.sock"
+        self.port = port
         self._server = ValkeyServer(
-            port=0,
+            port=port,
             data_dir=home / "data",
             persist=True,
             unix_socket_path=self._socket,
@@ -221,6 +223,12 @@ class Valkey:
     def flush(self) -> None:
         with self.client() as redis:
             redis.flushall()
+
+    def follow(self, primary: "Valkey") -> None:
+        """Become a replica of `primary`, as in a fail-over; returns once it has all of its data."""
+        with self.client() as redis:
+            redis.replicaof("127.0.0.1", primary.port)
+            eventually(lambda: redis.info("replication").get("master_link_status") == "up", 30)
 
     def client(self) -> Redis:
         return Redis.from_url(self.url)

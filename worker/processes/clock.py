@@ -44,8 +44,9 @@ def sweep(engine: Engine, bell: Doorbell) -> bool:
     # A job in the queue will find everything: no second ring for the same backlog.
     if bell.waiting() or not needs_drain(engine, older_than=SWEEP_OLDER_THAN_SECONDS):
         return False
-    log.info("sweep_rang")
-    return bell.ring()
+    if rang := bell.ring():
+        log.info("sweep_rang")
+    return rang
 
 
 def beat(engine: Engine) -> None:

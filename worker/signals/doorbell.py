@@ -8,6 +8,8 @@ from redis.exceptions import RedisError, WatchError
 from rq import Queue
 from rq.serializers import JSONSerializer
 
+from worker.signals.connection import NotPrimaryError
+
 log = structlog.get_logger()
 
 DRAIN = "drain"
@@ -65,6 +67,12 @@ class Doorbell:
         return True
 
     def _ring(self) -> None:
+        try:
+            self._enqueue_unless_flagged()
+        except NotPrimaryError:
+            self._enqueue_unless_flagged()  # on a new connection, as what is not watched does by itself
+
+    def _enqueue_unless_flagged(self) -> None:
         if self._redis.exists(self._flag):
             return  # as most times in a burst: asked alone, it takes one turn to Redis
         with self._redis.pipeline() as pipeline:
@@ -82,8 +90,10 @@ class Doorbell:
             )
             try:
                 pipeline.execute()
-            except WatchError:
-                return  # another process rang in the same instant
+            except WatchError as error:
+                # Another process rang in the same instant, or redis-py reports so what was lost while it watched.
+                if isinstance(error.__context__, RedisError):
+                    raise error.__context__ from None
 
     def answer(self) -> None:
         """Take the flag down: the first act of the job, before it reads."""

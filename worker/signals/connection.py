@@ -1,0 +1,101 @@
+"""The connection to Redis, the same for every process: after a fail-over, each of them finds the new primary."""
+
+import time
+from functools import cache
+from typing import Any
+
+import structlog
+from redis import Connection, ConnectionPool, Redis
+from redis.backoff import NoBackoff
+from redis.connection import ConnectionInterface
+from redis.exceptions import BusyLoadingError, ConnectionError, ResponseError  # noqa: A004 - redis-py's name
+from redis.retry import Retry
+
+log = structlog.get_logger()
+
+NOT_PRIMARY = frozenset(("READONLY", "UNBLOCKED", "LOADING", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "MOVED"))
+"""Error codes of a server that refuses what the primary would do. Each of them means that nothing was done."""
+DISCARDED = "Transaction discarded because of: "
+LOG_SECONDS = 10.0
+"""Between two log lines about the same: REDIS_URL may name a replica for hours."""
+PROBE = "workos-sync:probe"
+PROBE_MS = 1_000
+
+
+class NotPrimaryError(ConnectionError):
+    """The server is not the primary, or not yet; `code` is its answer, such as READONLY.
+
+    As a `ConnectionError`, RQ and redis-py treat it as what it is: the server is no longer there.
+    """
+
+    def __init__(self, code: str) -> None:
+        super().__init__(f"the server is not the primary: {code}")
+        self.code = code
+
+
+def open_redis(url: str, **options: Any) -> Redis:
+    """Return a client for `url`; connects to nothing yet.
+
+    A server that answers that it is not the primary has done nothing. All connections to it are closed, and the
+    command is tried once more, on a new connection, which resolves the host name again.
+
+    Args:
+        url: redis://, rediss:// or unix://.
+        options: of `redis.ConnectionPool`, such as time-outs in seconds.
+
+    Commands raise:
+        NotPrimaryError: the new connection led to such a server too.
+        redis.exceptions.RedisError: anything else.
+    """
+    return Redis.from_pool(_Pool.from_url(url, retry=Retry(NoBackoff(), 1, (NotPrimaryError,)), **options))
+
+
+def require_writable(redis: Redis) -> None:
+    """Write a key that expires at once; raises `redis.exceptions.RedisError` if Redis does not take it."""
+    redis.set(PROBE, 1, px=PROBE_MS)
+
+
+class _Pool(ConnectionPool):
+    """Closes all of its connections when one of them meets a server that is not the primary."""
+
+    def __init__(self, connection_class: type[Connection] = Connection, **options: Any) -> None:
+        super().__init__(connection_class=_checking(connection_class), **options)
+        self._logged_at = -LOG_SECONDS
+
+    def make_connection(self) -> ConnectionInterface:
+        """Return a new connection that reports to this pool."""
+        connection = super().make_connection()
+        connection.pool = self  # type: ignore[attr-defined]
+        return connection
+
+    def leave(self, code: str) -> None:
+        """Close idle connections now, and those in use once they are given back."""
+        self.disconnect_free_connections()
+        self.update_active_connections_for_reconnect()
+        if time.monotonic() - self._logged_at >= LOG_SECONDS:
+            self._logged_at = time.monotonic()
+            log.warning("redis_not_primary", answer=code)
+
+
+@cache
+def _checking(kind: type[Connection]) -> type[Connection]:
+    """Return `kind` with its answers checked; every answer to every command is read in this one method."""
+
+    class Checking(kind):  # type: ignore[misc, valid-type]
+        pool: _Pool
+
+        def read_response(self, *args: Any, **options: Any) -> Any:
+            try:
+                return super().read_response(*args, **options)
+            except (ResponseError, BusyLoadingError) as error:
+                code = error.status_code
+                if code not in NOT_PRIMARY:
+                    # An unknown code is part of the text; EXEC quotes the one that it failed for.
+                    code = str(error).removeprefix(DISCARDED).partition(" ")[0]
+                if code not in NOT_PRIMARY:
+                    raise
+                self.disconnect()
+                self.pool.leave(code)
+                raise NotPrimaryError(code) from error
+
+    return Checking
