@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from models.tables import JoinState
 from worker.decision.handlers import HANDLERS
 from worker.looking.health import PROBLEMS, WARNINGS, Health, look
+from worker.signals.connection import require_writable
 from worker.signals.counters import ACCEPTED_TO_APPLIED, BUCKETS, MORE, Name, counted, noted
 from worker.wiring import Wiring
 
@@ -80,8 +81,9 @@ class _Metrics(Collector):
         yield from standing(health)
 
     def _counts(self) -> Iterator[Metric]:
-        up = GaugeMetricFamily("workos_sync_redis_up", "Whether Redis answers.")
+        up = GaugeMetricFamily("workos_sync_redis_up", "Whether Redis answers and takes writes.")
         try:
+            require_writable(self._wiring.redis)
             counts, times = counted(self._wiring.redis), noted(self._wiring.redis)
         except RedisError:
             up.add_metric((), 0)

@@ -25,6 +25,7 @@ from tests.integration.stories import new_users, written_once
 from tests.support import accept, statuses
 from webhooks.app import create_app
 from worker.inbox.drain import Policy, drain
+from worker.looking.health import look
 from worker.processes.clock import sweep
 from worker.processes.jobs import answered, make_worker
 from worker.signals.doorbell import DRAIN, Doorbell
@@ -180,3 +181,16 @@ def test_a_worker_runs_no_function_that_it_does_not_know_and_goes_on(
     assert not trace.exists()
     with pytest.raises(BlockingIOError):
         listener.accept()
+
+
+@pytest.mark.parametrize("lost", ["rq:workers", "all"])
+def test_a_worker_that_redis_has_forgotten_registers_again_with_its_heartbeat(
+    wiring: Wiring, redis_url: str, lost: str
+) -> None:
+    with Redis.from_url(redis_url) as redis:
+        worker = make_worker(wiring.redis, DRAIN, {})
+        worker.register_birth()  # type: ignore[no-untyped-call]  # RQ has no types for it
+        redis.flushall() if lost == "all" else redis.delete("rq:workers", f"rq:workers:workos-sync:{DRAIN}")
+        assert look(wiring.engine, redis, wiring.settings).lanes[0].workers == []
+        worker.heartbeat()
+        assert look(wiring.engine, redis, wiring.settings).lanes[0].workers == ["starting"]

@@ -2,7 +2,9 @@
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from freezegun import freeze_time
 from redis import Redis
+from rq.job import JobStatus
 from sqlalchemy import Engine, create_engine, insert, update
 
 from models.database import open_engine, write
@@ -26,7 +29,7 @@ from worker.decision.handlers import SUBSCRIBED
 from worker.processes.clock import CLOCK_TICK, beat
 from worker.processes.jobs import make_worker
 from worker.settings import load_settings
-from worker.signals.doorbell import DRAIN, REPAIR
+from worker.signals.doorbell import DRAIN, REPAIR, Doorbell
 from worker.wiring import wire
 
 URL = "https://sync.acme.example/webhooks/workos"
@@ -87,11 +90,36 @@ def healthy(engine: Engine, redis_url: str, sandbox: Sandbox) -> Iterator[Sandbo
         yield sandbox
 
 
-def test_a_healthy_installation_has_no_failure(healthy: Sandbox) -> None:
+@pytest.fixture
+def answering(healthy: Sandbox, redis_url: str) -> Iterator[None]:
+    """A worker of the lane `drain` that begins what is queued there."""
+    ended = threading.Event()
+
+    def answer() -> None:
+        with Redis.from_url(redis_url) as redis:
+            queue = Doorbell(redis, DRAIN).queue
+            while not ended.wait(0.01):
+                for job in queue.jobs:
+                    queue.remove(job)
+                    job.set_status(JobStatus.STARTED)
+
+    with ThreadPoolExecutor() as do:
+        answering = do.submit(answer)
+        yield
+        ended.set()
+        answering.result()
+
+
+def test_a_healthy_installation_has_no_failure(answering: None) -> None:
     shown = run("doctor").stdout
     assert "failure" not in shown and "enabled, with exactly the needed" in shown
     checks = json.loads(run("doctor", "--json").stdout)
     assert {check["name"] for check in checks if check["level"] == "warning"} == {"database", "redis persistence"}
+
+
+@pytest.mark.long
+def test_workers_that_are_known_and_do_not_listen_are_named(healthy: Sandbox) -> None:
+    assert "REDIS_URL" in wrong()["doorbell"]["remedy"]
 
 
 def setting(name: str, value: str) -> Callable[..., None]:
@@ -190,7 +218,7 @@ def test_redis_that_evicts_is_named(healthy: Sandbox, redis: Redis) -> None:
         redis.config_set("maxmemory-policy", "noeviction")
 
 
-def test_types_for_nothing_are_only_warned_of(healthy: Sandbox) -> None:
+def test_types_for_nothing_are_only_warned_of(healthy: Sandbox, answering: None) -> None:
     (registered,) = healthy.deliveries.endpoints.values()
     for events in ([], [*SUBSCRIBED, "dsync.activated"]):
         registered.events = events
@@ -213,7 +241,7 @@ def test_webhooks_that_stopped_are_named(healthy: Sandbox, engine: Engine) -> No
     assert "reachable" in wrong()["last webhook"]["remedy"]
 
 
-def test_weak_tokens_and_sqlite_are_only_warned_of(healthy: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weak_tokens_and_sqlite_are_only_warned_of(answering: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPS_TOKENS", "ann:short")
     monkeypatch.delenv("API_TOKENS")
     checks = {check["name"]: check for check in json.loads(run("doctor", "--json").stdout)}

@@ -7,6 +7,7 @@ import click
 from rich.table import Table
 
 from worker.cli.shared import as_table, cell, json_option, known, migrated_engine, say, say_rows, show
+from worker.logs import configure
 from worker.looking import reports
 from worker.looking.explain import explain
 from worker.looking.health import as_report, look
@@ -80,6 +81,7 @@ def _changed(fields: dict[str, list[Any]]) -> str:
 def status(as_json: bool) -> None:
     """Say how things stand; exit code 1 if something is wrong."""
     settings = load_settings()
+    configure(settings.log_format)
     redis = door_redis(redis_url(settings))
     report = as_report(look(migrated_engine(), redis, settings))
     if as_json:

@@ -14,6 +14,7 @@ from worker.cli.shared import as_table, fail, json_option, open_database, operat
 from worker.decision.handlers import SUBSCRIBED
 from worker.directory.client import Directory, QueryRefusedError
 from worker.errors import ConfigurationError
+from worker.logs import configure
 from worker.looking.doctor import Check, Level, examine, registered, types_off
 from worker.mirror import feed
 from worker.processes.embedded import redis_server, redis_url
@@ -47,6 +48,7 @@ def migrate() -> None:
 def doctor(as_json: bool) -> None:
     """Look at everything that this installation needs; exit code 1 if something is wrong."""
     settings = load_settings()
+    configure(settings.log_format)
     engine = open_engine(settings.database_url)
     redis = door_redis(redis_url(settings))
     opens = (lambda: connect(settings, redis, Counters(redis))) if settings.repairs else None
@@ -65,6 +67,7 @@ def doctor(as_json: bool) -> None:
 def register(url: str, rotate: bool) -> None:
     """Have WorkOS send webhooks to URL: exactly the needed event types."""
     settings = load_settings("workos_api_key", "workos_client_id")
+    configure(settings.log_format)
     parts = urlsplit(url)
     if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1"):
         fail(f"{url}: WorkOS sends to https only")

@@ -21,7 +21,9 @@ from worker.errors import ConfigurationError
 from worker.looking.health import Health, Problem, look
 from worker.repair.environment import require_same_environment
 from worker.settings import Settings
+from worker.signals.connection import require_writable, what_is_wrong
 from worker.signals.counters import noted
+from worker.signals.doorbell import DRAIN, LISTEN_SECONDS, Doorbell
 
 DOOR_PATH = "/webhooks/workos"
 DAY_SECONDS = 24 * 3600.0
@@ -66,7 +68,7 @@ def failure(name: str, saw: str, remedy: str) -> Check:
 def examine(
     engine: Engine, redis: Redis, settings: Settings, connect: Callable[[], Directory] | None
 ) -> Iterator[Check]:
-    """Yield all checks, as they are made; nothing is changed.
+    """Yield all checks, as they are made; the mirror is not changed.
 
     Args:
         engine: the database.
@@ -83,7 +85,10 @@ def examine(
     yield from _workos(engine, settings, connect if stands else None)
     yield from _refused(redis)
     if stands:
-        yield from _work(look(engine, redis, settings))
+        health = look(engine, redis, settings)
+        yield from _work(health)
+        if health.lanes[0].workers:
+            yield from _doorbell(redis)
 
 
 def _database(engine: Engine) -> Iterator[Check]:
@@ -115,12 +120,12 @@ def _skew(name: str, there: datetime) -> Check:
 
 
 def _redis(redis: Redis) -> Iterator[Check]:
-    remedy = "start it, or check REDIS_URL; events are kept meanwhile"
     try:
+        require_writable(redis)
         server: dict[str, Any] = redis.info("server")
         settings: dict[str | None, str | None] = redis.config_get("appendonly", "save", "maxmemory-policy")
     except RedisError as error:
-        yield failure("redis", f"does not answer: {type(error).__name__}", remedy)
+        yield failure("redis", *what_is_wrong(error))
         return
     version = server.get("valkey_version") or server.get("redis_version") or "?"
     yield ok("redis", f"{'Valkey' if 'valkey_version' in server else 'Redis'} {version}")
@@ -245,6 +250,21 @@ def _refused(redis: Redis) -> Iterator[Check]:
         yield failure(name, f"the last at {when:%Y-%m-%d %H:%M:%S} UTC", f"{remedy} come by catch-up")
     else:
         yield ok(name, "none in the last day")
+
+
+def _doorbell(redis: Redis) -> Iterator[Check]:
+    """Ring and listen: workers may be registered here and listen at another Redis, or hang."""
+    name = "doorbell"
+    try:
+        seconds = Doorbell(redis, DRAIN).listen()
+    except RedisError as error:
+        yield failure(name, *what_is_wrong(error))
+        return
+    if seconds is None:
+        saw = f"no worker answered within {LISTEN_SECONDS:.0f} s"
+        yield failure(name, saw, "restart worker; web, worker and clock need the same REDIS_URL")
+    else:
+        yield ok(name, f"a worker answered within {max(seconds, 0.1):.1f} s")
 
 
 def _work(health: Health) -> Iterator[Check]:

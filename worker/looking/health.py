@@ -35,6 +35,7 @@ from worker.inbox.store import MOST_COUNTED, Backlog, backlog
 from worker.processes.clock import CLOCK_TICK
 from worker.repair.catch_up import gaps
 from worker.settings import Settings
+from worker.signals.connection import require_writable, what_is_wrong
 from worker.signals.doorbell import queue_name
 
 OVERDUE_SECONDS = 60.0
@@ -150,7 +151,7 @@ def look(engine: Engine, redis: Redis, settings: Settings) -> Health:
     """
     waiting = backlog(engine)
     missed, late = gaps(engine, settings.gap_seconds)
-    lanes = [_lane(redis, name) for name in settings.lanes]
+    lanes, redis_error = _lanes(redis, settings.lanes)
     followers = hooks_standing(engine, settings.http_hooks)
     with reading(engine) as tx:
         mirror = dict(tx.execute(select(mirror_status)).mappings().one())
@@ -189,7 +190,7 @@ def look(engine: Engine, redis: Redis, settings: Settings) -> Health:
             warnings=[],
         )
     health.problems.extend(
-        [*_inbox_problems(waiting, lanes), *_repair_problems(health, settings), *_clock_problems(health)]
+        [*_inbox_problems(waiting, lanes, redis_error), *_repair_problems(health, settings), *_clock_problems(health)]
     )
     health.warnings.extend(_warnings(health, settings.python_hooks))
     return health
@@ -223,13 +224,19 @@ def describe_run(run: Mapping[str, Any]) -> str:
     return ", ".join(filter(None, (f"{run['task']} {run['id']}", progress, f"of {run['requested_by']}")))
 
 
-def _lane(redis: Redis, name: str) -> Lane:
+def _lanes(redis: Redis, names: Iterable[str]) -> tuple[list[Lane], RedisError | None]:
+    """Return the lanes, and why nothing is known of them: a Redis that does not take a write wakes nobody."""
     try:
-        queue = Queue(queue_name(name), connection=redis, serializer=JSONSerializer)
-        workers = [str(worker.get_state()) for worker in SimpleWorker.all(queue=queue)]
-        return Lane(name, queue.count, workers)
-    except RedisError:
-        return Lane(name, None, None)
+        require_writable(redis)
+        return [_lane(redis, name) for name in names], None
+    except RedisError as error:
+        return [Lane(name, None, None) for name in names], error
+
+
+def _lane(redis: Redis, name: str) -> Lane:
+    queue = Queue(queue_name(name), connection=redis, serializer=JSONSerializer)
+    workers = [str(worker.get_state()) for worker in SimpleWorker.all(queue=queue)]
+    return Lane(name, queue.count, workers)
 
 
 def _silent_seconds(tx: Connection, now: datetime, last_webhook: datetime | None, patience: float) -> float | None:
@@ -319,12 +326,11 @@ def _last_resync(tx: Connection, now: datetime) -> Resync | None:
     )
 
 
-def _inbox_problems(waiting: Backlog, lanes: list[Lane]) -> list[Problem]:
+def _inbox_problems(waiting: Backlog, lanes: list[Lane], redis_error: RedisError | None) -> list[Problem]:
     problems = []
     unmanned = [lane.name for lane in lanes if not lane.workers]
-    if any(lane.workers is None for lane in lanes):
-        away = "Redis does not answer: start it, or check REDIS_URL (the embedded one: start clock); events are kept"
-        problems.append(Problem("redis_away", away))
+    if redis_error is not None:
+        problems.append(Problem("redis_away", f"Redis {'; '.join(what_is_wrong(redis_error))}"))
     elif unmanned:
         on = "" if len(unmanned) == len(lanes) else f" on {', '.join(unmanned)}"
         problems.append(Problem("no_worker", f"no worker is running{on}: start workos-sync worker"))

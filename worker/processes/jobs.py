@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from redis import Redis
+from redis.client import Pipeline
 from rq import Queue, SimpleWorker
 from rq.job import Job
 from rq.serializers import JSONSerializer
@@ -22,6 +23,18 @@ def answered(run: Callable[[], object], bell: Doorbell) -> Callable[[], None]:
         run()
 
     return work
+
+
+class Worker(SimpleWorker):
+    """A worker that registers again where it is not known: Redis was flushed, or is another one after a fail-over."""
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        """Extend the worker's registration by `timeout` seconds, or register again."""
+        super().heartbeat(timeout, pipeline)
+        if pipeline is None and not self.connection.sismember(self.redis_workers_keys, self.key):
+            self.connection.delete(self.key)  # what the heartbeat has just made, without the rest
+            self.register_birth()  # type: ignore[no-untyped-call]  # RQ has no types for it
+            self.set_state(self.get_state())
 
 
 def make_worker(redis: Redis, lane: str, functions: Mapping[str, Callable[[], Any]]) -> SimpleWorker:
@@ -57,7 +70,7 @@ def make_worker(redis: Redis, lane: str, functions: Mapping[str, Callable[[], An
             """Send none: a job in Redis must not name addresses that this process calls."""
 
     queue = Queue(queue_name(lane), connection=redis, serializer=JSONSerializer, job_class=KnownJob)
-    return SimpleWorker(
+    return Worker(
         [queue],
         connection=redis,
         job_class=KnownJob,

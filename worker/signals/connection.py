@@ -1,14 +1,13 @@
 """The connection to Redis, the same for every process: after a fail-over, each of them finds the new primary."""
 
 import time
-from functools import cache
 from typing import Any
 
 import structlog
 from redis import Connection, ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.connection import ConnectionInterface
-from redis.exceptions import BusyLoadingError, ConnectionError, ResponseError  # noqa: A004 - redis-py's name
+from redis.exceptions import BusyLoadingError, ConnectionError, RedisError, ResponseError  # noqa: A004 - redis-py's name
 from redis.retry import Retry
 
 log = structlog.get_logger()
@@ -51,8 +50,20 @@ def open_redis(url: str, **options: Any) -> Redis:
 
 
 def require_writable(redis: Redis) -> None:
-    """Write a key that expires at once; raises `redis.exceptions.RedisError` if Redis does not take it."""
+    """Write a key that expires within a second; raises `redis.exceptions.RedisError` if Redis does not take it."""
     redis.set(PROBE, 1, px=PROBE_MS)
+
+
+def what_is_wrong(error: RedisError) -> tuple[str, str]:
+    """Return what an operator sees of `error`, and the remedy."""
+    if isinstance(error, NotPrimaryError):
+        return f"is not the primary: it answers {error.code}", "point REDIS_URL to the primary; events are kept"
+    if isinstance(error, ResponseError):
+        return f"takes no writes: {error}", "look at its log; events are kept"
+    return (
+        f"does not answer: {type(error).__name__}",
+        "start it, or check REDIS_URL (the embedded one: start clock); events are kept",
+    )
 
 
 class _Pool(ConnectionPool):
@@ -77,7 +88,6 @@ class _Pool(ConnectionPool):
             log.warning("redis_not_primary", answer=code)
 
 
-@cache
 def _checking(kind: type[Connection]) -> type[Connection]:
     """Return `kind` with its answers checked; every answer to every command is read in this one method."""
 

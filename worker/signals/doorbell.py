@@ -6,6 +6,7 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError, WatchError
 from rq import Queue
+from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
 from worker.signals.connection import NotPrimaryError
@@ -25,6 +26,9 @@ FLAG_MS = 10_000
 JOB_TIMEOUT_SECONDS = 120
 KEEP_RESULT_SECONDS = 30
 KEEP_FAILURE_SECONDS = 24 * 3600
+LISTEN_SECONDS = 5.0
+"""A worker begins a job within this time, unless all of them are busy or listen elsewhere."""
+LOOK_SECONDS = 0.05
 QUIET_SECONDS = 1.0
 """After Redis did not answer, do not ask it again for so long: a frozen one must not slow every delivery."""
 
@@ -98,6 +102,20 @@ class Doorbell:
     def answer(self) -> None:
         """Take the flag down: the first act of the job, before it reads."""
         self._redis.delete(self._flag)
+
+    def listen(self, seconds: float = LISTEN_SECONDS) -> float | None:
+        """Enqueue a job of its own, and return after how many seconds a worker began it; None: none did in `seconds`.
+
+        Raises `redis.exceptions.RedisError`.
+        """
+        began = time.monotonic()
+        job = self.queue.enqueue_call(self._lane, timeout=self._timeout, result_ttl=KEEP_RESULT_SECONDS)
+        while job.get_status() == JobStatus.QUEUED:
+            if time.monotonic() - began > seconds:
+                job.delete()
+                return None
+            time.sleep(LOOK_SECONDS)
+        return time.monotonic() - began
 
     def waiting(self) -> int:
         """Return how many jobs are queued; raises `redis.exceptions.RedisError`."""
