@@ -14,6 +14,9 @@ from worker.signals.doorbell import Doorbell, queue_name
 WORKER_TTL_SECONDS = 30
 """Short, so that an idle worker looks for abandoned jobs often enough."""
 
+LONGEST_RECONNECT_SECONDS = 5.0
+"""Between two tries to reach Redis, for which RQ would wait up to a minute."""
+
 
 def answered(run: Callable[[], object], bell: Doorbell) -> Callable[[], None]:
     """Return the function behind a lane: takes its bell's flag down, then does what there is to do."""
@@ -27,6 +30,8 @@ def answered(run: Callable[[], object], bell: Doorbell) -> Callable[[], None]:
 
 class Worker(SimpleWorker):
     """A worker that registers again where it is not known: Redis was flushed, or is another one after a fail-over."""
+
+    max_connection_wait_time = LONGEST_RECONNECT_SECONDS
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """Extend the worker's registration by `timeout` seconds, or register again."""
