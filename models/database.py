@@ -13,6 +13,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
+from models.private import close_to_others
+
 R = TypeVar("R")
 
 LOCK_TIMEOUT_MS = 5_000
@@ -22,6 +24,9 @@ PATIENCE_S = 4.0
 SQLITE_BUSY_TIMEOUT_S = 5.0
 SQLITE_BATCH = 250
 """Events in a batch on SQLite, so that the door never waits for a second."""
+
+SQLITE_FILES = ("", "-wal", "-shm", "-journal", "-line", "-turn")
+"""Ends of the names of a database's files. SQLite gives its own the mode of the first."""
 
 KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 10_000}
 """A server that vanished without a word is noticed within some ten seconds."""
@@ -57,6 +62,8 @@ def database_url(raw: str) -> URL:
 def open_engine(raw_url: str, *, pool_size: int = 5, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> Engine:
     """Return an engine for `raw_url`; connects to nothing yet, but makes the folder of an SQLite file.
 
+    Files of an SQLite database that this user owns are closed to all others.
+
     Parameters never appear in error messages (they hold payloads).
 
     Raises:
@@ -67,6 +74,8 @@ def open_engine(raw_url: str, *, pool_size: int = 5, lock_timeout_ms: int = LOCK
         if file := _sqlite_file(url):
             with suppress(OSError):  # connecting will say what is wrong
                 file.parent.mkdir(parents=True, exist_ok=True)
+            for end in SQLITE_FILES:
+                close_to_others(Path(f"{file}{end}"))
         waits = {"timeout": SQLITE_BUSY_TIMEOUT_S}
         engine = create_engine(url, hide_parameters=True, json_deserializer=orjson.loads, connect_args=waits)
         event.listen(engine, "connect", _sqlite_connect)

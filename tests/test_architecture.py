@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("models", "worker", "webhooks")
 WORKER = (
-    *("errors", "logs", "group_commit"),
+    *("errors", "logs", "private", "group_commit"),
     *("decision", "mirror", "inbox", "signals", "settings"),
     *("directory", "repair", "provision", "hooks"),
     *("wiring", "processes", "looking", "cli"),

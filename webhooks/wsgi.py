@@ -4,6 +4,7 @@ from flask import Flask
 
 from webhooks.app import create_app
 from worker.logs import configure
+from worker.private import keep_files_private
 from worker.processes.embedded import redis_url
 from worker.settings import load_settings
 from worker.wiring import wire
@@ -14,6 +15,7 @@ def application() -> Flask:
 
     The database is not asked: a process that starts while it is away answers 503, and `readyz` says why.
     """
+    keep_files_private()
     settings = load_settings("workos_webhook_secrets")
     configure(settings.log_format)
     return create_app(wire(settings, redis_url(settings), door=True))

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from worker.cli.shared import fail
 from worker.directory.client import UnreadableError
 from worker.errors import ConfigurationError
+from worker.private import keep_files_private
 
 PLACES = {
     **dict.fromkeys(["web", "worker", "clock", "demo"], "serve"),
@@ -58,3 +59,4 @@ def main() -> None:
 
     Settings come from the environment and from `.env`; the README lists them.
     """
+    keep_files_private()

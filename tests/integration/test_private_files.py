@@ -1,0 +1,76 @@
+"""Whatever the umask, and whatever an older release left: only the user who runs it reads files, sockets and locks."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from models.database import open_engine
+from tests.integration.batches import pending
+from tests.integration.processes import Commands, eventually
+from tests.integration.stories import new_users, store
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(params=[0o022, 0o000], ids=oct, autouse=True)
+def _umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+def open_to_others(*paths: Path) -> list[str]:
+    return [f"{path.name} {path.lstat().st_mode:o}" for path in paths if path.lstat().st_mode & 0o077]
+
+
+def run_all(commands: Commands, database_url: str) -> None:
+    """Run every process until an event has gone through all of them."""
+    migrate = commands.start("migrate")
+    assert migrate.process.wait(60) == 0, migrate.output()
+    clock = commands.start("clock", SWEEP_SECONDS=0.2)
+    worker = commands.start("worker", "--processes", "1")
+    commands.web()
+    engine = open_engine(database_url)
+    store(engine, new_users(1))
+    eventually(lambda: "sweep_rang" in clock.output() and pending(engine) == 0, 30)
+    engine.dispose()
+    assert worker.process.poll() is None
+
+
+def test_a_start_without_settings(commands: Commands) -> None:
+    home = commands.folder / ".workos-sync"
+    run_all(commands, f"sqlite:///{home}/mirror.db")
+    made = [home, *home.rglob("*")]
+    names = {path.name for path in made}
+    assert {"mirror.db", "mirror.db-wal", "mirror.db-line", "valkey.sock", "valkey.lock", "valkey.log"} <= names
+    assert open_to_others(*made) == []
+
+
+def test_a_start_where_an_older_release_left_its_files_open(commands: Commands) -> None:
+    home = commands.folder / ".workos-sync"
+    (home / "valkey" / "appendonlydir").mkdir(parents=True)
+    left = [home / name for name in ("mirror.db-line", "mirror.db-turn", "valkey.lock", "valkey/valkey.log")]
+    for file in left:
+        file.touch()
+    for path in (home, *home.rglob("*")):
+        path.chmod(0o777)
+    run_all(commands, f"sqlite:///{home}/mirror.db")
+    assert open_to_others(home, *home.rglob("*")) == []
+
+
+def test_an_sqlite_file_elsewhere(commands: Commands) -> None:
+    folder = commands.folder / "data"
+    folder.mkdir()
+    for name in ("all.db", "all.db-line", "all.db-turn", "all.db.backup"):
+        (folder / name).touch()
+        (folder / name).chmod(0o644)
+    folder.chmod(0o755)
+    commands.settings["DATABASE_URL"] = f"sqlite:///{folder}/all.db"
+    run_all(commands, f"sqlite:///{folder}/all.db")
+    others = {folder / "all.db.backup"}
+    assert open_to_others(*set(folder.iterdir()) - others) == []
+    assert folder.stat().st_mode & 0o777 == 0o755, "what is not ours stays as it was"
+    assert open_to_others(*others) == ["all.db.backup 100644"]
+    assert open_to_others(commands.folder / ".workos-sync") == []
