@@ -39,6 +39,27 @@ def test_two_commands_in_one_folder_share_one_server(commands: Commands) -> None
     assert working_in(data) == []
 
 
+def test_the_clock_waits_for_a_frozen_server(commands: Commands) -> None:
+    folder = commands.folder
+    migrate = commands.start("migrate")
+    assert migrate.process.wait(30) == 0, migrate.output()
+    clock = commands.start("clock", SWEEP_SECONDS=0.2)
+    eventually(lambda: working_in(folder / ".workos-sync" / "valkey"), 30)
+    worker = commands.start("worker", "--processes", "1")
+    eventually(lambda: worker.output().count("worker_started") == 2, 30)
+    (server,) = working_in(folder / ".workos-sync" / "valkey")
+    server.suspend()
+    eventually(lambda: "TimeoutError" in clock.output(), 30)
+    eventually(lambda: clock.output().count("TimeoutError") > 2 or clock.process.poll() is not None, 30)
+    assert clock.process.poll() is None, clock.output()
+    server.resume()
+    engine: Engine = open_engine(f"sqlite:///{folder}/.workos-sync/mirror.db")
+    store(engine, new_users(1))
+    eventually(lambda: pending(engine) == 0, 30)
+    engine.dispose()
+    assert working_in(folder / ".workos-sync" / "valkey") == [server]
+
+
 def test_register_counts_its_calls_before_the_server_that_it_started_ends(commands: Commands) -> None:
     with Sandbox(seed=7) as sandbox:
         commands.settings |= settings_of(sandbox)

