@@ -616,6 +616,9 @@ TABLES: dict[Kind, type[Organization | User | Membership | Domain | Role | Conne
 }
 """The table of each kind."""
 
+PERSONAL = ("email", "first_name", "last_name")
+"""Columns of a user that erasure blanks."""
+
 DERIVED = ("email_normalized", "email_domain")
 """Columns worked out from others whenever a row is written."""
 

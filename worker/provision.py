@@ -235,10 +235,10 @@ def _all_known(tx: Connection, row: Row, complete_to: datetime | None) -> bool:
 
 
 def _set_aside(tx: Connection, user_id: str) -> bool:
-    """Whether a failed event about a membership names the person: it may be a removal."""
+    """Whether a failed event about a membership names the person, or may have done so: it may be a removal."""
     failed = (Event.status == constant(EventStatus.FAILED), Event.type.startswith("organization_membership."))
     bodies = tx.execute(select(Event.body).where(*failed)).scalars()
-    return any(body and user_id.encode() in body for body in bodies)
+    return any(body is None or user_id.encode() in body for body in bodies)  # None: the payload was erased
 
 
 def _join(engine: Engine, directory: Directory, row: Row, verdict: Verdict) -> bool:

@@ -13,13 +13,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from redis import Redis
 from sqlalchemy import Engine
 
-from models.tables import TABLES, Change, Drift, Event, EventStatus, Kind, RunStatus
+from models.tables import CONTENT, TABLES, Change, Drift, Event, EventStatus, Kind, RunStatus, User
 from models.views import workspace_members
 from tests.sandbox import Sandbox, WorldError, play
 from tests.support import JSON, accept, apply_all, differences, rows, sign
 from tests.use_cases.resyncs import Between, Clock, directory_of, empty, go_on, make_reads_due, run_row
+from worker.decision.roles import DEFAULT_ROLE_MAP
 from worker.directory.client import UnreadableError
 from worker.inbox.drain import Policy
+from worker.mirror import role_map
+from worker.mirror.retention import forget
 from worker.repair import replay as replays
 from worker.repair.catch_up import catch_up, settle
 from worker.repair.reads import work_due
@@ -33,6 +36,30 @@ PLACES = st.integers(0, 40)
 SOME = st.lists(PLACES, min_size=1, max_size=8)
 FEW = st.integers(1, 8)
 LISTS = ("/organizations", "/user_management/", "/events")
+
+
+COLUMNS: dict[str, set[str]] = {kind: {"state", *CONTENT[kind]} for kind in Kind}
+COLUMNS[Kind.USER] |= {"erased"}
+COLUMNS[Kind.DOMAIN] |= {"auto_join", "auto_join_reason"}
+
+
+def broken_chains(changes: list[JSON]) -> list[str]:
+    """What is wrong with rows of `changes`: a column missing, no difference, or another `before` than was `after`."""
+    wrong: list[str] = []
+    last: dict[tuple[str, str], JSON] = {}
+    erased = {row["object_id"] for row in changes if row["after"].get("erased")}
+    for row in sorted(changes, key=lambda row: row["id"]):
+        key, before, after = (row["kind"], row["object_id"]), row["before"], row["after"]
+        name = f"change {row['id']} of {row['kind']} {row['object_id']}"
+        for shown in filter(None, (before, after)):
+            if shown.keys() != COLUMNS[row["kind"]]:
+                wrong.append(f"{name}: columns {shown.keys() ^ COLUMNS[row['kind']]}")
+        if key in last and last[key] != before:
+            wrong.append(f"{name}: {last[key]} before, not {before}")
+        if before == after and row["object_id"] not in erased:
+            wrong.append(f"{name}: no difference")
+        last[key] = after
+    return wrong
 
 
 class DeathError(Exception):
@@ -190,6 +217,15 @@ class History(RuleBasedStateMachine):
             assert held is not None
             replays.replay(self.engine, held, self.bell, 1e6)
 
+    @rule(roles=st.sampled_from([{}, {"billing": "admin"}, {"viewer": "admin"}]))
+    def another_role_map_comes_into_force(self, roles: dict[str, str]) -> None:
+        role_map.adopt(self.engine, DEFAULT_ROLE_MAP | roles)
+
+    @rule(place=PLACES)
+    def a_deleted_user_is_forgotten(self, place: int) -> None:
+        if deleted := [row["id"] for row in rows(self.engine, User) if row["deleted_by"] and not row["erased"]]:
+            forget(self.engine, deleted[place % len(deleted)], "test")
+
     # While a worker waits for WorkOS: after the n-th answer from now, and before anything is done with it
 
     @rule(answers=FEW, seed=PLACES, events=FEW)
@@ -208,6 +244,7 @@ class History(RuleBasedStateMachine):
         self.the_view_has_one_row_of_a_workspace_and_a_user()
         self.no_change_comes_behind_one_that_was_seen()
         self.a_tombstone_stays()
+        self.the_changes_of_an_object_are_a_chain()
 
     def no_one_has_access_whom_an_event_deleted(self) -> None:
         deleted = [row for row in rows(self.engine, Event) if row["type"].endswith(".deleted")]
@@ -231,6 +268,9 @@ class History(RuleBasedStateMachine):
         assert now >= self.tombstones
         self.tombstones = now
 
+    def the_changes_of_an_object_are_a_chain(self) -> None:
+        assert not (broken := broken_chains(rows(self.engine, Change))), broken
+
     # The end
 
     def teardown(self) -> None:
@@ -245,6 +285,7 @@ class History(RuleBasedStateMachine):
         """What the clock would do in the end: everything is read, and everything compared."""
         self.sandbox.faults.clear()
         self.soon.clear()
+        self.another_role_map_comes_into_force({})
         for _ in range(2):
             self.clock.goes_on(seconds=60)
             catch_up(self.engine, self.directory, lag=LAG)

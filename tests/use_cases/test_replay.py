@@ -16,6 +16,7 @@ from tests.support import JSON, apply_all, made, mirrored, rows, statuses
 from worker.decision.handlers import HANDLERS
 from worker.errors import ConfigurationError, fingerprint
 from worker.looking import reports
+from worker.mirror.role_map import adopt
 from worker.repair import replay as replays
 from worker.repair.replay import AlreadyReplayedError, Selection
 from worker.repair.runs import BusyError, LeaseLostError, lease
@@ -156,6 +157,31 @@ def test_a_replay_of_everything_changes_nothing_and_its_like_is_recognised(
     store(both_engines, [made("user.updated", 9, event_id="event_new")])
     apply_all(both_engines)
     run(both_engines, bell, whole)  # which it had not seen
+
+
+def test_a_replay_after_a_new_role_map_changes_no_deleted_membership(one_engine: Engine, bell: Doorbell) -> None:
+    editor = {"slug": "editor"}
+    told = [made(f"organization_membership.{what}", 1, role=editor, roles=[editor]) for what in ("created", "deleted")]
+    store(one_engine, told)
+    apply_all(one_engine)
+    adopt(one_engine, {"member": "member", "admin": "admin", "editor": "admin"})
+    before, noted = mirrored(one_engine), changes(one_engine)
+    whole = Selection(since=datetime(2020, 1, 1, tzinfo=UTC))
+    assert replays.plan(one_engine, whole).outcomes == {"tombstoned": 1, "unchanged": 1}
+    run(one_engine, bell, whole)
+    apply_all(one_engine)
+    assert (mirrored(one_engine), changes(one_engine)) == (before, noted)
+
+
+def test_a_replay_is_recognised_though_some_payloads_are_gone(one_engine: Engine, bell: Doorbell) -> None:
+    store(one_engine, [made("user.created"), made("dsync.activated")])
+    apply_all(one_engine)
+    whole = Selection(since=datetime(2020, 1, 1, tzinfo=UTC))
+    assert replays.plan(one_engine, whole) == (2, 1, {"unchanged": 1}, 0)
+    run(one_engine, bell, whole)
+    apply_all(one_engine)
+    with pytest.raises(AlreadyReplayedError):
+        run(one_engine, bell, whole)
 
 
 @pytest.mark.parametrize(

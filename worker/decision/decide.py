@@ -11,6 +11,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+DERIVED = frozenset({"role", "workos_role", "normalized"})
+"""Content that is worked out here (by ROLE_MAP, by normalization) from what WorkOS sent."""
 DATE_STEP = timedelta(seconds=1)
 """WorkOS tells the time of a reading in whole seconds: its version carries the end of that second."""
 
@@ -67,7 +69,10 @@ def decide(current: State | None, incoming: State, *, terminal: bool = True) -> 
         return current, Outcome.TOMBSTONED
     if incoming.version < current.version and not (terminal and incoming.finality > current.finality):
         return current, Outcome.STALE
-    return incoming, Outcome.UNCHANGED if _same(current, incoming) else Outcome.APPLIED
+    if _same(current, incoming):
+        # The content as it is stored: what is derived may differ, and a row of `changes` would have to say so.
+        return replace(incoming, content=current.content), Outcome.UNCHANGED
+    return incoming, Outcome.APPLIED
 
 
 class Doubt(StrEnum):
@@ -162,4 +167,11 @@ def confirm(current: State | None, read: State | None, *, terminal: bool = True)
 
 
 def _same(one: State, other: State) -> bool:
-    return one.deleted == other.deleted and one.content == other.content
+    """Whether two states say the same. Of deleted objects only what WorkOS sent counts: nobody derives it again."""
+    if one.deleted != other.deleted:
+        return False
+    return one.content == other.content or (one.deleted and _sent(one.content) == _sent(other.content))
+
+
+def _sent(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name not in DERIVED}

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from models.bulk import among, update_rows
 from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, can_pass, write
-from models.tables import Batch, Event, EventStatus, Mirror
+from models.tables import Batch, Event, EventStatus, Kind, Mirror, User
 from models.types import constant, db_in, db_now
 from worker.decision.decide import Outcome
 from worker.decision.handlers import read_event
@@ -241,12 +241,12 @@ def _apply_batch(tx: Connection, policy: Policy, batch: Work) -> list[float]:
     if not _strike_out(tx, batch):
         log.info("batch_taken_over", batch=batch.id)
         return []
-    done, failed, changes, ages = decide_events(tx, batch.event_ids, Event.status == EventStatus.PENDING)
+    done, failed, changes, ages, unkept = decide_events(tx, batch.event_ids, Event.status == EventStatus.PENDING)
     for event, error in failed:
         values = _failed_attempt(policy, event.attempts + 1, error)
         tx.execute(update(Event).where(Event.id == event.id).values(values))
         log.warning("event_failed", event_id=event.id, type=event.type, field=error.field)
-    _note_done(tx, done)
+    _note_done(tx, done, unkept)
     note_changes(tx, changes)
     log.info("batch_applied", batch=batch.id, events=len(done), changes=len(changes))
     return [age + time.monotonic() - began for age in ages]
@@ -256,12 +256,14 @@ class Decided(NamedTuple):
     """What events come to: rows for the inbox, those that cannot be used and why, and rows for `changes`.
 
     `ages`: how long ago those that are decided for the first time were accepted, in seconds.
+    `unkept`: the ids of those done whose payload is not kept, because it is of an ignored type or of an erased person.
     """
 
     done: list[dict[str, Any]]
     failed: list[tuple[Any, PayloadError]]
     changes: list[dict[str, Any]]
     ages: list[float]
+    unkept: set[str]
 
 
 def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool]) -> Decided:
@@ -299,7 +301,24 @@ def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool
         if decision := against.get(row["id"]):
             lost = decision.outcome in (Outcome.STALE, Outcome.TOMBSTONED)
             row |= {"outcome": decision.outcome, "decided_by": decision.against if lost else None}
-    return Decided(done, failed, changes, ages)
+    unkept = {row["id"] for row in done if row["outcome"] == Outcome.IGNORED} | _of_erased(tx, arrivals)
+    return Decided(done, failed, changes, ages, unkept)
+
+
+def _of_erased(tx: Connection, arrivals: Sequence[Arrival]) -> set[str]:
+    """Return the ids of the events about an erased user, or a membership of one."""
+    users = {arrival.cause_id: user for arrival in arrivals if (user := _user_of(arrival.snapshot))}
+    if not users:
+        return set()
+    found = tx.execute(select(User.id).where(among(tx, User.id, set(users.values())), User.erased))
+    erased = set(found.scalars())
+    return {event_id for event_id, user in users.items() if user in erased}
+
+
+def _user_of(snapshot: Snapshot) -> str | None:
+    if snapshot.kind is Kind.USER:
+        return snapshot.id
+    return snapshot.state.content.get("user_id")
 
 
 def _about(snapshot: Snapshot | None) -> dict[str, str | None]:
@@ -310,5 +329,7 @@ def _about(snapshot: Snapshot | None) -> dict[str, str | None]:
     return {"kind": snapshot.kind, "object_id": snapshot.id, "organization_id": organization_id}
 
 
-def _note_done(tx: Connection, done: list[dict[str, Any]]) -> None:
-    update_rows(tx, Event, done, **UNFAILED, status=EventStatus.DONE, processed_at=db_now())
+def _note_done(tx: Connection, done: list[dict[str, Any]], unkept: Collection[str]) -> None:
+    noted: dict[str, Any] = {**UNFAILED, "status": EventStatus.DONE, "processed_at": db_now()}
+    update_rows(tx, Event, [row for row in done if row["id"] not in unkept], **noted)
+    update_rows(tx, Event, [row for row in done if row["id"] in unkept], **noted, body=None)

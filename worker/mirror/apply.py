@@ -81,9 +81,13 @@ def append_changes(tx: Connection, changes: Sequence[dict[str, Any]]) -> None:
         insert_rows(tx, Change, changes)
 
 
-def show(state: State) -> dict[str, Any]:
-    """Return `state` as `changes` shows it: the content with its `state`, times as ISO 8601 text in UTC."""
-    return shown(state.content, deleted=state.deleted)
+def show(kind: Kind, state: State) -> dict[str, Any]:
+    """Return `state` as `changes` shows it: every column of its kind, and `state`; times as ISO 8601 text in UTC.
+
+    A user has `erased` too.
+    """
+    content = {name: state.content.get(name) for name in CONTENT[kind]}
+    return shown(content, deleted=state.deleted) | ({"erased": state.erased} if kind is Kind.USER else {})
 
 
 def change(kind: Kind, id: str, before: State | None, after: State, cause: str, cause_id: str) -> dict[str, Any]:
@@ -92,8 +96,8 @@ def change(kind: Kind, id: str, before: State | None, after: State, cause: str, 
         "kind": kind.value,
         "object_id": id,
         "organization_id": organization_of(kind, id, after),
-        "before": None if before is None else show(before),
-        "after": show(after),
+        "before": None if before is None else show(kind, before),
+        "after": show(kind, after),
         "cause": cause,
         "cause_id": cause_id,
     }

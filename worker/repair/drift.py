@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from models.bulk import insert_new
-from models.tables import Drift, Kind
+from models.tables import PERSONAL, Drift, Kind
 from worker.decision.decide import Finding, State
 from worker.mirror.apply import organization_of, show
 
@@ -15,8 +15,10 @@ Row = dict[str, Any]
 
 def different(kind: Kind, id: str, finding: Finding, here: State | None, there: State | None, action: str) -> Row:
     """Return what differs, field by field, `[here, WorkOS]`, and what was done: `repaired`, `reported`, `withheld`."""
-    ours, theirs = (show(here) if here else {}), (show(there) if there else {})
-    fields = {f: [ours.get(f), theirs.get(f)] for f in (ours | theirs) if ours.get(f) != theirs.get(f)}
+    ours, theirs = (show(kind, here) if here else {}), (show(kind, there) if there else {})
+    left_out = PERSONAL if here and here.erased else ()  # WorkOS may still show someone who is erased here
+    fields = {f: [ours.get(f), theirs.get(f)] for f in ours | theirs if ours.get(f) != theirs.get(f)}
+    fields = {field: values for field, values in fields.items() if field not in left_out}
     organization_id = next((organization_of(kind, id, state) for state in (there, here) if state), None)
     row = {"kind": kind, "object_id": id, "organization_id": organization_id}
     return {**row, "finding": finding, "fields": fields if here and there else None, "action": action}

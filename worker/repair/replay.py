@@ -146,7 +146,7 @@ def start(engine: Engine, selection: Selection, who: str, why: str | None, *, ag
         last = _same_before(tx, selection)
         if last is not None and not again:
             fresh = or_(Event.replay_id.is_(None), Event.replay_id != last.id, Event.status == EventStatus.FAILED)
-            if tx.execute(select(Event.id).where(*fits, fresh).limit(1)).first() is None:
+            if tx.execute(select(Event.id).where(*fits, Event.body.is_not(None), fresh).limit(1)).first() is None:
                 raise AlreadyReplayedError(
                     f"run {last.id} of {last.requested_by} replayed the same; once more: --again"
                 )

@@ -1,0 +1,64 @@
+"""A payload mentions a person however their id or address is written in it."""
+
+import json
+
+import pytest
+
+from worker.decision.mentions import comparable, mentions
+
+ANN = comparable("Ann@Acme.example")
+CID = comparable("cid@bücher.example")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"email": "ann@acme.example"}',
+        b'{"email": "ANN@acme.EXAMPLE"}',
+        rb'{"email": "ann\u0040acme.example"}',
+        rb'{"email": "\u0061nn@acme.example"}',
+        b'{"a": [{"b": [["ann@acme.example"]]}]}',
+        b'{"ann@acme.example": 1}',
+        b'{"text": "Ann <ann@acme.example>, Bob <bob@acme.example>"}',
+        b'{"text": "Write to ann@acme.example."}',
+        rb'{"url": "https:\/\/x.example\/?to=ann@acme.example&x=1"}',
+        b'{"url": "https://x.example/?to=ann%40acme.example#x"}',
+        b'{"url": "mailto:ann@acme.example"}',
+        '{"email": "ann@acme.example"}'.encode("utf-16"),
+        b'{"email": "ann@acme.example"',
+        rb'{"email": "ann\u0040acme.example"',
+        b"[" * 100_000 + b'"ann@acme.example"',
+    ],
+)
+def test_an_address_is_found_however_it_is_written(body: bytes) -> None:
+    assert ANN in mentions(body).addresses
+
+
+@pytest.mark.parametrize("email", ["cid@bücher.example", "Cid@BÜCHER.example.", "cid@xn--bcher-kva.example"])
+@pytest.mark.parametrize("ascii", [True, False])
+def test_an_international_domain_is_one_however_it_is_written(email: str, ascii: bool) -> None:
+    assert CID in mentions(json.dumps({"x": [email]}, ensure_ascii=ascii).encode()).addresses
+
+
+@pytest.mark.parametrize("email", ["ann@localhost", '"a b"@acme.example', "o'hara/x@acme.example"])
+def test_odd_addresses_are_found_as_they_are(email: str) -> None:
+    assert comparable(email) in mentions(json.dumps({"email": email}).encode()).addresses
+
+
+@pytest.mark.parametrize(
+    "text", ["jo-ann@acme.example", "ann@acme.example.org", "ann@acme.examples", "ann.acme.example", "ann"]
+)
+def test_another_address_is_not_taken_for_it(text: str) -> None:
+    found = mentions(json.dumps({"a": text, "b": f"Write to {text} today"}).encode())
+    assert ANN not in found.addresses
+
+
+def test_ids_are_found_whole() -> None:
+    found = mentions(b'{"id": "user_1", "text": "by user_2, urn:user_3", "odd": "no.id of ours", "user_4": null}')
+    assert {"user_1", "user_2", "user_3", "user_4", "no.id of ours"} <= found.words
+    assert "user_1" not in mentions(b'{"id": "user_10", "by": "x-user_1"}').words
+
+
+def test_what_is_no_json_is_said_to_be_none() -> None:
+    assert not mentions(b'{"id": "user_1').is_json and mentions(b'{"id": "user_1"}').is_json
+    assert "user_1" in mentions(b'{"id": "user_1').words
