@@ -35,9 +35,9 @@ def test_an_address_is_found_however_it_is_written(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("email", ["cid@bücher.example", "Cid@BÜCHER.example.", "cid@xn--bcher-kva.example"])
-@pytest.mark.parametrize("ascii", [True, False])
-def test_an_international_domain_is_one_however_it_is_written(email: str, ascii: bool) -> None:
-    assert CID in mentions(json.dumps({"x": [email]}, ensure_ascii=ascii).encode()).addresses
+@pytest.mark.parametrize("escaped", [True, False])
+def test_an_international_domain_is_one_however_it_is_written(email: str, escaped: bool) -> None:
+    assert CID in mentions(json.dumps({"x": [email]}, ensure_ascii=escaped).encode()).addresses
 
 
 @pytest.mark.parametrize("email", ["ann@localhost", '"a b"@acme.example', "o'hara/x@acme.example"])

@@ -22,7 +22,7 @@ from worker.decision.roles import DEFAULT_ROLE_MAP
 from worker.directory.client import UnreadableError
 from worker.inbox.drain import Policy
 from worker.mirror import role_map
-from worker.mirror.retention import forget
+from worker.mirror.erasure import forget
 from worker.repair import replay as replays
 from worker.repair.catch_up import catch_up, settle
 from worker.repair.reads import work_due
@@ -51,9 +51,8 @@ def broken_chains(changes: list[JSON]) -> list[str]:
     for row in sorted(changes, key=lambda row: row["id"]):
         key, before, after = (row["kind"], row["object_id"]), row["before"], row["after"]
         name = f"change {row['id']} of {row['kind']} {row['object_id']}"
-        for shown in filter(None, (before, after)):
-            if shown.keys() != COLUMNS[row["kind"]]:
-                wrong.append(f"{name}: columns {shown.keys() ^ COLUMNS[row['kind']]}")
+        odd = [shown.keys() ^ COLUMNS[row["kind"]] for shown in (before, after) if shown]
+        wrong += [f"{name}: columns {columns}" for columns in odd if columns]
         if key in last and last[key] != before:
             wrong.append(f"{name}: {last[key]} before, not {before}")
         if before == after and row["object_id"] not in erased:

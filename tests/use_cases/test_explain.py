@@ -14,7 +14,7 @@ from tests.support import JSON, apply_all, joins, made, rows
 from tests.use_cases.resyncs import Clock, deliver, directory_of, quietly, resync
 from worker.directory.client import Directory
 from worker.looking.explain import explain
-from worker.mirror.retention import forget
+from worker.mirror.erasure import forget
 from worker.repair import replay as replays
 from worker.repair.replay import Selection
 from worker.repair.runs import lease

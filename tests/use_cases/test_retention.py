@@ -19,7 +19,8 @@ from tests.support import JSON, apply_all, made, mirrored, outcomes, rows, sampl
 from tests.use_cases.resyncs import CLIENT_ID, Clock, deliver, directory_of, resync
 from worker.cli import main
 from worker.directory.client import Directory
-from worker.mirror.retention import BATCH, Periods, forget, retain
+from worker.mirror.erasure import forget
+from worker.mirror.retention import BATCH, Periods, retain
 from worker.repair.catch_up import catch_up
 from worker.repair.environment import bind
 from worker.repair.replay import dismiss

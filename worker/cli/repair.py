@@ -1,6 +1,7 @@
 """Repair: resync, catch-up, the runs they make, and forgetting a person."""
 
 import sys
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -30,7 +31,7 @@ from worker.logs import configure
 from worker.looking import reports
 from worker.looking.progress import progress
 from worker.mirror import feed
-from worker.mirror.retention import forget
+from worker.mirror.erasure import forget
 from worker.repair import replay as replays
 from worker.repair.catch_up import REMEDY, catch_up, catch_up_since
 from worker.repair.resync import start
@@ -166,9 +167,41 @@ def catch_up_command(since: datetime | None, as_json: bool) -> None:
         sys.exit(1)
 
 
+NOT_REACHED = "not reached: backups, what hooks and followers copied, reasons that operators wrote"
+
+
 @click.command("forget")
 @click.argument("user")
-def forget_command(user: str) -> None:
-    """Blank a deleted user's e-mail and name everywhere, at once."""
-    forget(migrated_engine(), user, operator())
+@json_option
+def forget_command(user: str, as_json: bool) -> None:
+    """Blank a deleted user's e-mail and name everywhere, at once, and the payloads of events that name them.
+
+    Every stored payload is searched, which takes about a minute for each million.
+    """
+    live = not as_json and sys.stderr.isatty()
+
+    def searched(number: int) -> None:
+        if live:
+            click.echo(f"\r{number} payloads searched", nl=False, err=True)
+
+    done = forget(migrated_engine(), user, operator(), searched)
+    if live:
+        click.echo(err=True)
+    if as_json:
+        click.echo(feed.as_json({"user": user, **asdict(done)}))
+        return
     click.echo(f"{user} is forgotten")
+    click.echo(
+        f"blanked: {done.payloads} payloads, {done.changes} changes, {done.drift} rows of resync reports, "
+        f"{done.hook_errors} errors of hooks"
+    )
+    if done.failed_payloads:
+        click.echo(
+            f"{done.failed_payloads} of the events had failed and can no longer be replayed: run workos-sync resync, "
+            "then dismiss them"
+        )
+    if done.pending:
+        click.echo(f"{done.pending} events that name them are pending: run this again once they are processed")
+    if done.unparsed:
+        click.echo(f"{done.unparsed} payloads are not JSON and were only searched as text")
+    click.echo(NOT_REACHED)

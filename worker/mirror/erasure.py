@@ -1,0 +1,262 @@
+"""Erasure: a deleted user's e-mail address and name are blanked in the mirror, `changes`, drift and stored payloads.
+
+Payloads go first, in small transactions, and the user last: only the user and their history say which addresses to
+search for. So an erasure that was interrupted starts over and ends the same.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Engine, func, or_, select, update
+
+from models.bulk import among
+from models.database import reading, write
+from models.tables import PERSONAL, Change, Drift, Event, EventStatus, HookDelivery, Kind, Membership, User
+from models.types import constant, db_in, db_now
+from worker.decision.mentions import comparable, mentions
+from worker.decision.snapshots import is_id, parse_json
+from worker.errors import ConfigurationError
+from worker.mirror.apply import change, lock_rows, note_changes, save_rows
+
+STEP = 500
+"""Payloads searched in one read, and blanked in one transaction."""
+MAX_PERSONS = 100
+"""People erased together: the inbox is searched once for all of them."""
+MAX_WORDS = 5_000
+"""Values in one statement."""
+
+Cause = tuple[str, str]
+
+
+@dataclass(slots=True)
+class Erased:
+    """What an erasure blanked, and what it could not: numbers of rows."""
+
+    payloads: int = 0
+    failed_payloads: int = 0
+    """Of `payloads`, those of events that had failed: these can no longer be replayed."""
+    changes: int = 0
+    drift: int = 0
+    hook_errors: int = 0
+    pending: int = 0
+    """Events that name the person and are still to be decided; their payloads are left."""
+    unparsed: int = 0
+    """Payloads that are no JSON: they were searched as text, in which an address may be spelled in another way."""
+
+
+def forget(engine: Engine, user_id: str, who: str, searched: Callable[[int], None] = lambda _: None) -> Erased:
+    """Blank a deleted user's e-mail and name everywhere in the database, at once. Idempotent.
+
+    Of a user who is erased already, payloads that came since and name the id are blanked.
+
+    Args:
+        engine: the database.
+        user_id: the user.
+        who: the operator.
+        searched: called now and then with the number of payloads searched so far.
+
+    Raises:
+        ConfigurationError: the user is unknown, or still lives in WorkOS, which would only send the data again.
+    """
+    with reading(engine) as tx:
+        row = tx.execute(select(User.deleted_by).where(User.id == user_id)).one_or_none()
+    if row is None:
+        raise ConfigurationError(f"the mirror knows no user {user_id}")
+    if row.deleted_by is None:
+        raise ConfigurationError(f"user {user_id} lives in WorkOS; delete it there first, or its data comes again")
+    return _erase(engine, [user_id], ("operator", who), searched)
+
+
+def erase_deleted(engine: Engine, period: timedelta, stopping: Callable[[], bool]) -> int:
+    """Erase the users who were deleted longer ago than `period`; return how many.
+
+    Args:
+        engine: the database.
+        period: how long the data of deleted users is kept.
+        stopping: says whether to leave off; who is not erased by then is the next time.
+    """
+    ago = db_in(-period.total_seconds())
+    due = select(User.id).where(User.deleted_by.is_not(None), ~User.erased, User.touched_at < ago).limit(MAX_PERSONS)
+    total = 0
+    while not stopping():
+        with reading(engine) as tx:
+            ids = list(tx.execute(due).scalars())
+        if not ids:
+            break
+
+        def searched(_: int) -> None:
+            if stopping():
+                raise _StoppedError
+
+        try:
+            _erase(engine, ids, ("settings", "ERASE_AFTER_DAYS"), searched)
+        except _StoppedError:
+            break
+        total += len(ids)
+    return total
+
+
+def about_erased() -> ColumnElement[bool]:
+    """Return the condition that a decided event is about an erased user, or a membership of one."""
+    users = select(User.id).where(User.erased)
+    theirs = select(Membership.id).where(Membership.user_id.in_(users))
+    return or_(
+        (Event.kind == Kind.USER) & Event.object_id.in_(users),
+        (Event.kind == Kind.MEMBERSHIP) & Event.object_id.in_(theirs),
+    )
+
+
+def blank_undecided(tx: Connection) -> int:
+    """Blank the payloads of failed and dismissed events that name the id of an erased user; return how many.
+
+    Such an event came after the erasure. What it is about was never understood, so its payload is searched.
+    """
+    undecided = Event.status.in_((EventStatus.FAILED, EventStatus.DISMISSED))
+    found = tx.execute(select(Event.id, Event.body).where(undecided, Event.body.is_not(None)))
+    words = {id: mentions(body or b"").words for id, body in found}
+    erased = _erased_among(tx, set().union(*words.values()))
+    return len(_blank(tx, [id for id, named in words.items() if not named.isdisjoint(erased)]))
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def _erase(engine: Engine, user_ids: Sequence[str], cause: Cause, searched: Callable[[int], None]) -> Erased:
+    with reading(engine) as tx:
+        began = tx.execute(select(db_now())).scalar_one()
+        addresses = frozenset(map(comparable, _known_addresses(tx, user_ids)))
+    search = _Search(engine, frozenset(user_ids), addresses, searched)
+    search.blank()
+    erased = Erased()
+    for id in user_ids:
+        changes, drift, hook_errors = write(engine, lambda tx: _erase_user(tx, id, cause))  # noqa: B023 - called now
+        erased.changes += changes
+        erased.drift += drift
+        erased.hook_errors += hook_errors
+    # What came meanwhile. What comes from now on, and what still waits, the drain blanks by itself.
+    search.blank((Event.received_at >= began) | Event.id.in_(search.left))
+    waiting = select(func.count()).where(Event.id.in_(search.left), Event.status == constant(EventStatus.PENDING))
+    with reading(engine) as tx:
+        erased.pending = tx.execute(waiting).scalar_one()
+    erased.payloads, erased.failed_payloads, erased.unparsed = search.blanked, search.failed, len(search.unparsed)
+    return erased
+
+
+def _known_addresses(tx: Connection, user_ids: Sequence[str]) -> Iterator[str]:
+    """Yield every address that these users are known to have, or to have had."""
+    yield from filter(None, tx.execute(select(User.email).where(among(tx, User.id, user_ids))).scalars())
+    changes = select(Change.before, Change.after).where(Change.kind == Kind.USER)
+    for row in tx.execute(changes.where(among(tx, Change.object_id, user_ids))):
+        yield from (shown["email"] for shown in row if shown and shown.get("email"))
+    drift = select(Drift.fields).where(Drift.kind == Kind.USER, among(tx, Drift.object_id, user_ids))
+    for fields in tx.execute(drift).scalars():
+        yield from filter(None, (fields or {}).get("email") or ())
+    events = select(Event.body).where(Event.kind == Kind.USER, among(tx, Event.object_id, user_ids))
+    for body in tx.execute(events.where(Event.body.is_not(None))).scalars():
+        if isinstance(email := parse_json(body or b"")["data"].get("email"), str):  # it was decided: all of it is there
+            yield email
+
+
+class _Search:
+    """Searches payloads for people, and blanks those that name one.
+
+    Args:
+        engine: the database.
+        ids: of the people.
+        addresses: of the people, `comparable`.
+        searched: called after each step with the number of payloads searched so far.
+    """
+
+    def __init__(
+        self, engine: Engine, ids: frozenset[str], addresses: frozenset[str], searched: Callable[[int], None]
+    ) -> None:
+        self._engine, self._ids, self._addresses, self._searched = engine, ids, addresses, searched
+        self._number = 0
+        self.blanked = 0
+        self.failed = 0
+        self.left: set[str] = set()
+        """Events that name one and were pending."""
+        self.unparsed: set[str] = set()
+
+    def blank(self, *which: ColumnElement[bool]) -> None:
+        """Search the payloads of all events, or of those that fulfil `which`."""
+        after = ""
+        while found := self._page(after, *which):
+            named = [row.id for row in found if self._is_named(row.id, row.body)]
+            statuses = write(self._engine, lambda tx: _blank(tx, named)) if named else {}  # noqa: B023 - called now
+            self.blanked += len(statuses)
+            self.failed += sum(status == EventStatus.FAILED for status in statuses.values())
+            self.left = self.left.union(named).difference(statuses)
+            after = found[-1].id
+            self._number += len(found)
+            self._searched(self._number)
+
+    def _page(self, after: str, *which: ColumnElement[bool]) -> Sequence[Any]:
+        kept = select(Event.id, Event.body).where(Event.id > after, Event.body.is_not(None), *which)
+        with reading(self._engine) as tx:
+            return tx.execute(kept.order_by(Event.id).limit(STEP)).all()
+
+    def _is_named(self, event_id: str, body: bytes) -> bool:
+        found = mentions(body)
+        named = not (found.words.isdisjoint(self._ids) and found.addresses.isdisjoint(self._addresses))
+        if not (found.is_json or named):
+            self.unparsed.add(event_id)
+        return named
+
+
+def _blank(tx: Connection, event_ids: Collection[str]) -> dict[str, str]:
+    """Blank the payloads of those of these events that are not pending; return their ids and statuses."""
+    chosen = select(Event.id, Event.status, Event.error, Event.traceback).where(
+        among(tx, Event.id, event_ids), Event.status != EventStatus.PENDING, Event.body.is_not(None)
+    )
+    found = tx.execute(chosen.order_by(Event.id).with_for_update()).all()
+    for row in found:
+        quotes = row.error and row.traceback  # an exception of the code: its message may quote the payload
+        error = row.error.partition(":")[0] if quotes else row.error
+        tx.execute(update(Event).where(Event.id == row.id).values(body=None, error=error))
+    return {row.id: row.status for row in found}
+
+
+def _erased_among(tx: Connection, words: Iterable[str]) -> set[str]:
+    """Return which of these words are ids of erased users."""
+    ids = sorted(word for word in words if is_id(word))
+    steps = (ids[first : first + MAX_WORDS] for first in range(0, len(ids), MAX_WORDS))
+    queries = (select(User.id).where(User.erased, among(tx, User.id, step)) for step in steps)
+    return {id for query in queries for id in tx.execute(query).scalars()}
+
+
+def _erase_user(tx: Connection, user_id: str, cause: Cause) -> tuple[int, int, int]:
+    """Blank a user in the mirror and all that was noted of them; return how many changes, drift rows, hook errors.
+
+    Nothing happens to a user who lives again, or is erased already.
+    """
+    state = lock_rows(tx, Kind.USER, [user_id])[user_id]
+    if state is None or not state.deleted or state.erased:
+        return 0, 0, 0
+    before = replace(state, content={**state.content, **dict.fromkeys(PERSONAL)})
+    after = replace(before, erased=True)
+    save_rows(tx, Kind.USER, {user_id: after})
+    mine = (Change.kind == Kind.USER, Change.object_id == user_id)
+    changes = tx.execute(select(Change.id, Change.before, Change.after).where(*mine)).all()
+    for id, *shown in changes:
+        values = dict(zip(("before", "after"), map(_blanked, shown), strict=True))
+        tx.execute(update(Change).where(Change.id == id).values(values))
+    drift = update(Drift).where(Drift.kind == Kind.USER, Drift.object_id == user_id, Drift.fields.is_not(None))
+    drift_rows = tx.execute(drift.values(fields=None)).rowcount
+    # What a hook's error or traceback quotes is the host's.
+    memberships = select(Membership.id).where(Membership.user_id == user_id)
+    told = or_(
+        (HookDelivery.kind == Kind.USER) & (HookDelivery.object_id == user_id),
+        (HookDelivery.kind == Kind.MEMBERSHIP) & HookDelivery.object_id.in_(memberships),
+    )
+    errors = update(HookDelivery).where(told, HookDelivery.error.is_not(None)).values(error=None, traceback=None)
+    hook_errors = tx.execute(errors).rowcount
+    note_changes(tx, [change(Kind.USER, user_id, before, after, *cause)])
+    return len(changes), drift_rows, hook_errors
+
+
+def _blanked(shown: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if shown is None else {"erased": False, **shown, **dict.fromkeys(PERSONAL)}
