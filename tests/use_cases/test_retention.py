@@ -150,7 +150,7 @@ def test_tombstones_are_kept_for_ever(engine: Engine) -> None:
 
 
 def test_it_works_in_small_batches_and_stops_when_told(one_engine: Engine) -> None:
-    store(one_engine, (made("dsync.activated") for _ in range(2 * BATCH + 10)))
+    store(one_engine, (made("role.updated") for _ in range(2 * BATCH + 10)))
     apply_all(one_engine)
     age_events(one_engine, 31)
     asked: list[int] = []
@@ -165,7 +165,7 @@ def test_it_works_in_small_batches_and_stops_when_told(one_engine: Engine) -> No
 
 
 def test_a_retention_that_was_stopped_goes_on_later(one_engine: Engine, redis: Redis) -> None:
-    store(one_engine, [made("dsync.activated")])
+    store(one_engine, [made("role.updated")])
     apply_all(one_engine)
     age_events(one_engine, 31)
     write(one_engine, lambda tx: create(tx, Task.RETENTION, "clock"))
@@ -244,9 +244,6 @@ def test_nothing_that_comes_late_brings_anything_back(gone: Engine) -> None:
     assert outcomes(gone, *late) == ["tombstoned"] * 4
     row = user_row(gone)
     assert [row[name] for name in PERSONAL] == [None, None, None]
-    # Their payloads hold it until the next retention, which does not wait for their thirty days.
-    assert set(personal(gone, "again@acme.example")) == {"events"}
-    retain(gone, Periods())
     assert personal(gone, "again@acme.example") == []
     assert the_neighbour_is_left_alone(gone)
 
@@ -306,7 +303,7 @@ def command(set_environment: Callable[..., None], db_url: str) -> Callable[..., 
 
 def test_forget_does_it_at_once(gone: Engine, command: Callable[..., Result]) -> None:
     result = command(USER)
-    assert (result.exit_code, result.stdout) == (0, f"{USER} is forgotten\n")
+    assert result.exit_code == 0 and f"{USER} is forgotten" in result.stdout.splitlines()
     assert personal(gone, EMAIL, "married@acme.example") == []
     assert the_neighbour_is_left_alone(gone)
     assert rows(gone, Change)[-1]["cause"] == "operator"

@@ -128,8 +128,8 @@ def _erase(engine: Engine, user_ids: Sequence[str], cause: Cause, searched: Call
     with reading(engine) as tx:
         began = tx.execute(select(db_now())).scalar_one()
         addresses = frozenset(map(comparable, _known_addresses(tx, user_ids)))
-    search = _Search(engine, frozenset(user_ids), addresses, searched)
-    search.blank()
+    search = _Search(engine, frozenset(user_ids), addresses)
+    search.blank(searched)
     erased = Erased()
     for id in user_ids:
         changes, drift, hook_errors = write(engine, lambda tx: _erase_user(tx, id, cause))  # noqa: B023 - called now
@@ -137,7 +137,7 @@ def _erase(engine: Engine, user_ids: Sequence[str], cause: Cause, searched: Call
         erased.drift += drift
         erased.hook_errors += hook_errors
     # What came meanwhile. What comes from now on, and what still waits, the drain blanks by itself.
-    search.blank((Event.received_at >= began) | Event.id.in_(search.left))
+    search.blank(lambda _: None, (Event.received_at >= began) | Event.id.in_(search.left))
     waiting = select(func.count()).where(Event.id.in_(search.left), Event.status == constant(EventStatus.PENDING))
     with reading(engine) as tx:
         erased.pending = tx.execute(waiting).scalar_one()
@@ -167,23 +167,22 @@ class _Search:
         engine: the database.
         ids: of the people.
         addresses: of the people, `comparable`.
-        searched: called after each step with the number of payloads searched so far.
     """
 
-    def __init__(
-        self, engine: Engine, ids: frozenset[str], addresses: frozenset[str], searched: Callable[[int], None]
-    ) -> None:
-        self._engine, self._ids, self._addresses, self._searched = engine, ids, addresses, searched
-        self._number = 0
+    def __init__(self, engine: Engine, ids: frozenset[str], addresses: frozenset[str]) -> None:
+        self._engine, self._ids, self._addresses = engine, ids, addresses
         self.blanked = 0
         self.failed = 0
         self.left: set[str] = set()
         """Events that name one and were pending."""
         self.unparsed: set[str] = set()
 
-    def blank(self, *which: ColumnElement[bool]) -> None:
-        """Search the payloads of all events, or of those that fulfil `which`."""
-        after = ""
+    def blank(self, searched: Callable[[int], None], *which: ColumnElement[bool]) -> None:
+        """Search the payloads of all events, or of those that fulfil `which`.
+
+        After each step `searched` is called with the number of payloads searched so far.
+        """
+        after, number = "", 0
         while found := self._page(after, *which):
             named = [row.id for row in found if self._is_named(row.id, row.body)]
             statuses = write(self._engine, lambda tx: _blank(tx, named)) if named else {}  # noqa: B023 - called now
@@ -191,8 +190,8 @@ class _Search:
             self.failed += sum(status == EventStatus.FAILED for status in statuses.values())
             self.left = self.left.union(named).difference(statuses)
             after = found[-1].id
-            self._number += len(found)
-            self._searched(self._number)
+            number += len(found)
+            searched(number)
 
     def _page(self, after: str, *which: ColumnElement[bool]) -> Sequence[Any]:
         kept = select(Event.id, Event.body).where(Event.id > after, Event.body.is_not(None), *which)

@@ -1,0 +1,271 @@
+"""Erasing a person: every stored payload that names them goes, whatever became of its event and whenever it came."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from redis import Redis
+from sqlalchemy import Engine, insert, update
+
+from models.database import write
+from models.tables import Base, Change, Event, EventStatus, User
+from models.types import db_in
+from tests.sandbox import Sandbox
+from tests.support import JSON, apply_all, event_row, made, rows, sample
+from tests.use_cases.histories import broken_chains
+from tests.use_cases.resyncs import deliver, report, resync
+from worker.cli import main
+from worker.decision.handlers import HANDLERS
+from worker.directory.client import Directory
+from worker.inbox.store import Delivery
+from worker.looking import reports
+from worker.mirror import erasure
+from worker.mirror.erasure import forget
+from worker.mirror.retention import Periods, retain
+from worker.repair.replay import Selection, dismiss, plan
+
+USER = sample("user.deleted")["data"]["id"]
+EMAIL = sample("user.deleted")["data"]["email"]
+MARRIED = "Ada@BÜCHER.example"
+PERSONAL = (EMAIL, "ada@bücher.example", "ada@xn--bcher-kva.example", "Hopper", "203.0.113.7")
+NEIGHBOUR = f"jo-{EMAIL}"
+PERSON = {"id": USER, "email": EMAIL, "first_name": "Ada", "last_name": "Hopper"}
+
+
+def ignored(type: str, **data: Any) -> JSON:
+    """An event of a type that is not acted on."""
+    return made("dsync.activated") | {"event": type, "data": data}
+
+
+def put(engine: Engine, *bodies: bytes) -> None:
+    """Put events as they were received, byte by byte, into the inbox."""
+    values = [{**Delivery.of(json.loads(body), body)._asdict(), "source": "webhook"} for body in bodies]
+    write(engine, lambda tx: tx.execute(insert(Event), values))
+
+
+def personal(engine: Engine) -> list[str]:
+    """The tables, of all there are, in which the person still stands: payloads are read, however they are escaped."""
+    found = []
+    for table in Base.metadata.sorted_tables:
+        for row in rows(engine, table):
+            shown = {k: json.loads(v) if isinstance(v, bytes) else v for k, v in row.items()}
+            text = str(shown).lower().replace(NEIGHBOUR, "")
+            if any(word.lower() in text for word in PERSONAL):
+                found.append(table.name)
+    return sorted(found)
+
+
+def kept(engine: Engine, event: JSON) -> bool:
+    return event_row(engine, event["id"])["body"] is not None
+
+
+def nested(at: int) -> JSON:
+    """A membership of the person, with the person in it."""
+    return made("organization_membership.updated", at, user_id=USER, user=PERSON)
+
+
+@pytest.fixture
+def command(set_environment: Callable[..., None], db_url: str) -> Callable[..., Result]:
+    set_environment(DATABASE_URL=db_url)
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(main, ["forget", *arguments])
+
+    return run
+
+
+@pytest.fixture
+def neighbour(engine: Engine) -> JSON:
+    """An event of someone else, whose id begins as the person's does and whose address ends as theirs does."""
+    event = made("user.created", id=f"{USER}0", email=NEIGHBOUR, first_name="Jo", last_name="Hop")
+    deliver(engine, [event])
+    return event
+
+
+@pytest.fixture
+def deleted(engine: Engine, neighbour: JSON) -> Engine:
+    """A user who was renamed and deleted in WorkOS, with events of every outcome that name them."""
+    assert neighbour
+    dismissed = made("user.updated", 2, id=None)
+    by_actor = made("organization.updated", 2) | {"context": {"actor": {"id": USER, "name": "Ada Hopper"}}}
+    deliver(engine, [made("user.created"), made("user.updated", 1, email=MARRIED), dismissed, nested(2), by_actor])
+    put(
+        engine,
+        # Broken, without the person's id, and spelled in other ways.
+        json.dumps(made("user.updated", 3, id=None, email=EMAIL.upper())).replace("@", r"\u0040").encode(),
+        json.dumps(made("user.updated", 3, id=None, email="ada@xn--bcher-kva.example")).encode(),
+        json.dumps(made("user.updated", 4, id=7, email=MARRIED), ensure_ascii=False).encode(),
+        json.dumps(made("organization.updated", 4, name=f"Mail <{EMAIL}>", updated_at="odd")).encode("utf-16"),
+    )
+    deliver(engine, [made("user.deleted", 5, email=MARRIED)])
+    assert dismiss(engine, [dismissed["id"]], "ann", "a test") == 1
+    return engine
+
+
+def test_every_stored_payload_that_names_a_person_goes(
+    deleted: Engine, command: Callable[..., Result], neighbour: JSON
+) -> None:
+    assert set(personal(deleted)) >= {"events", "users", "changes"}
+    result = command(USER)
+    assert result.exit_code == 0, result.stderr
+    assert personal(deleted) == []
+    assert kept(deleted, neighbour)
+    [row] = [row for row in rows(deleted, User) if row["id"] != USER]
+    assert (row["email"], row["first_name"]) == (NEIGHBOUR, "Jo")
+
+
+def test_forget_says_what_it_blanked_and_what_it_could_not_reach(
+    deleted: Engine, command: Callable[..., Result]
+) -> None:
+    waits = [made("user.updated", 9), nested(9)]
+    put(deleted, *(json.dumps(event).encode() for event in waits))
+    cut = {"id": "event_cut", "type": "user.updated", "body": b'{"id": "event_cut"', "status": EventStatus.FAILED}
+    write(deleted, lambda tx: tx.execute(insert(Event).values(**cut, source="webhook")))
+    result = command(USER, "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout) == {
+        "user": USER,
+        "payloads": 10,
+        "failed_payloads": 4,
+        "changes": 3,
+        "drift": 0,
+        "hook_errors": 0,
+        "pending": 2,
+        "unparsed": 1,
+    }
+    assert [kept(deleted, event) for event in waits] == [True, True]
+    apply_all(deleted)
+    assert [kept(deleted, event) for event in waits] == [False, False]
+    shown = command(USER).stdout
+    assert f"{USER} is forgotten" in shown and "blanked: 0 payloads, 0 changes" in shown
+    assert "1 payloads are not JSON" in shown and "not reached: backups" in shown
+
+
+def test_a_payload_cut_short_is_searched_as_text(deleted: Engine) -> None:
+    body = json.dumps({"id": "event_cut", "email": EMAIL}).replace("@", r"\u0040").encode()[:-1]
+    cut = {"id": "event_cut", "type": "user.updated", "body": body, "status": EventStatus.FAILED}
+    write(deleted, lambda tx: tx.execute(insert(Event).values(**cut, source="webhook")))
+    assert forget(deleted, USER, "ann").unparsed == 0
+    assert event_row(deleted, "event_cut")["body"] is None
+
+
+def test_payloads_of_types_that_are_not_acted_on_are_kept_until_they_are_processed(engine: Engine) -> None:
+    session = ignored("session.created", user_id=USER, ip_address="203.0.113.7")
+    mail = ignored("authentication.magic_auth_failed", email=EMAIL, ip_address="203.0.113.7")
+    acted_on = made("organization.created")
+    put(engine, *(json.dumps(event).encode() for event in (session, mail, acted_on)))
+    assert personal(engine) == ["events", "events"]
+    apply_all(engine)
+    assert [kept(engine, event) for event in (session, mail, acted_on)] == [False, False, True]
+    assert [(row["status"], row["outcome"]) for row in rows(engine, Event) if row["body"] is None] == [
+        ("done", "ignored")
+    ] * 2
+    shown = reports.show_event(engine, session["id"])
+    assert shown is not None and shown["body"] is None
+    assert plan(engine, Selection(type="session.created")) == (1, 1, {}, 0)
+
+
+def test_retention_blanks_those_that_an_earlier_release_kept(engine: Engine) -> None:
+    session = ignored("session.created", user_id=USER)
+    deliver(engine, [session, made("organization.created")])
+    write(engine, lambda tx: tx.execute(update(Event).where(Event.id == session["id"]).values(body=b"{}")))
+    assert retain(engine, Periods())["payloads"] == 1 and not kept(engine, session)
+
+
+def test_what_comes_after_the_erasure_is_not_kept_and_brings_nothing_back(deleted: Engine) -> None:
+    forget(deleted, USER, "ann")
+    late = [made("user.updated", 9), made("user.deleted", 9), nested(9), ignored("session.revoked", user_id=USER)]
+    broken = [made("user.updated", 9, updated_at=None), made("organization_membership.updated", 9, user_id=USER, id=7)]
+    deliver(deleted, [*late, *broken])
+    assert [kept(deleted, event) for event in late] == [False] * 4
+    assert [event_row(deleted, event["id"])["outcome"] for event in late] == [
+        "tombstoned",
+        "tombstoned",
+        "unchanged",
+        "ignored",
+    ]
+    retain(deleted, Periods())
+    assert [kept(deleted, event) for event in broken] == [False] * 2
+    assert personal(deleted) == []
+
+
+def test_a_membership_that_an_earlier_release_kept_is_blanked_by_retention(deleted: Engine) -> None:
+    forget(deleted, USER, "ann")
+    late = nested(9)
+    deliver(deleted, [late])
+    write(
+        deleted,
+        lambda tx: tx.execute(update(Event).where(Event.id == late["id"]).values(body=json.dumps(late).encode())),
+    )
+    assert personal(deleted) == ["events"]
+    retain(deleted, Periods())
+    assert personal(deleted) == []
+
+
+def test_an_erasure_that_was_interrupted_starts_over_and_ends_the_same(
+    deleted: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasure, "STEP", 2)
+
+    def dies(number: int) -> None:
+        if number >= 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        forget(deleted, USER, "ann", dies)
+    assert "users" in personal(deleted)  # or nobody would know any more what to search for
+    forget(deleted, USER, "ann")
+    assert personal(deleted) == []
+
+
+def test_retention_leaves_off_within_an_erasure_and_goes_on_later(deleted: Engine) -> None:
+    write(deleted, lambda tx: tx.execute(update(User).values(touched_at=db_in(-31 * 24 * 3600.0))))
+    asked = iter([False, True])
+    assert erasure.erase_deleted(deleted, Periods().persons, lambda: next(asked)) == 0
+    assert retain(deleted, Periods())["persons"] == 1
+    assert personal(deleted) == []
+
+
+def test_the_erasure_is_one_change_whose_only_difference_is_erased(deleted: Engine) -> None:
+    known = len(rows(deleted, Change))
+    forget(deleted, USER, "ann")
+    forget(deleted, USER, "ann")
+    [row] = rows(deleted, Change)[known:]
+    assert {name: (row["before"][name], new) for name, new in row["after"].items() if row["before"][name] != new} == {
+        "erased": (False, True)
+    }
+    assert broken_chains(rows(deleted, Change)) == []
+
+
+def test_the_error_of_a_failed_event_quotes_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(data: Any, _envelope: Any, _roles: Any) -> Any:
+        raise ValueError(data.text("email"))
+
+    deliver(engine, [made("user.deleted")])
+    monkeypatch.setitem(HANDLERS, "user.updated", fails)
+    put(engine, json.dumps(made("user.updated", 1)).encode())
+    pending = Event.status == EventStatus.PENDING
+    write(engine, lambda tx: tx.execute(update(Event).where(pending).values(attempts=9)))
+    apply_all(engine)
+    assert EMAIL in {row["error"] for row in rows(engine, Event) if row["error"]}.pop()
+    forget(engine, USER, "ann")
+    assert personal(engine) == []
+    assert [row["error"] for row in rows(engine, Event) if row["error"]] == ["ValueError"]
+
+
+def test_a_resync_that_finds_an_erased_person_at_workos_does_not_write_them_down(
+    engine: Engine, sandbox: Sandbox, directory: Directory, redis: Redis
+) -> None:
+    assert redis
+    world = sandbox.world
+    user = world.create_user(EMAIL, first_name="Ada", last_name="Hopper")
+    deliver(engine, world.events)
+    shown = world.users[user["id"]]
+    world.delete_user(user["id"])
+    deliver(engine, world.events[-1:])
+    forget(engine, user["id"], "ann")
+    world.users[user["id"]] = shown
+    found = report(engine, resync(engine, directory))
+    assert [(row["object_id"], row["finding"]) for row in found if row["kind"] == "user"] == [(user["id"], "anomaly")]
+    assert personal(engine) == []
