@@ -430,6 +430,18 @@ def test_settings_of_no_workspace_or_of_nothing_are_refused(engine: Engine) -> N
         admission.set_workspace(engine, ORG, "ann", "why")
 
 
+def test_changes_of_a_workspaces_settings_are_a_chain(engine: Engine) -> None:
+    tell(engine, ON)
+    for auto_join, why in [(False, "a"), (False, "b"), (False, "b"), (True, "b")]:
+        admission.set_workspace(engine, ORG, "ann", why, auto_join=auto_join)
+    noted = [row for row in rows(engine, Change) if row["kind"] == "workspace_settings"]
+    assert [row["after"]["why"] for row in noted] == ["a", "b", "b"]
+    assert [row["before"] for row in noted[1:]] == [row["after"] for row in noted[:-1]]
+    assert {frozenset(shown) for row in noted for shown in (row["before"], row["after"])} == {
+        frozenset({"auto_join", "default_role", "why"})
+    }
+
+
 def test_a_workspace_without_an_admin_is_reported(engine: Engine) -> None:
     tell(engine, [*BOTH, member(role="admin")])
     assert admission.without_admin(engine) == []

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from redis import Redis
 from sqlalchemy import Engine, insert, update
 
 from models.database import write
@@ -255,9 +254,9 @@ def test_the_error_of_a_failed_event_quotes_nothing(engine: Engine, monkeypatch:
 
 
 def test_a_resync_that_finds_an_erased_person_at_workos_does_not_write_them_down(
-    engine: Engine, sandbox: Sandbox, directory: Directory, redis: Redis
+    engine: Engine, sandbox: Sandbox, directory: Directory
 ) -> None:
-    assert redis
+
     world = sandbox.world
     user = world.create_user(EMAIL, first_name="Ada", last_name="Hopper")
     deliver(engine, world.events)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, insert, update
 
 from models.database import write
 from models.tables import Change, Event, Join, Mirror
@@ -33,6 +33,7 @@ from worker.directory.client import Directory
 from worker.errors import ConfigurationError
 from worker.mirror import admission
 from worker.repair.catch_up import settle
+from worker.repair.replay import dismiss
 
 
 @pytest.fixture
@@ -249,6 +250,18 @@ def test_a_failed_event_about_a_membership_holds_back_whom_it_names(stage: Stage
         "failed"
     }
     assert members_at_workos(world) == {} and joins_of(stage.engine) == {user: "pending"}
+
+
+def test_a_failed_event_about_a_membership_whose_payload_was_erased_holds_everybody_back(stage: Stage) -> None:
+    company(stage.world)
+    user = sign_up(stage.world)
+    gone = {"id": "event_gone", "type": "organization_membership.deleted", "status": "failed", "source": "webhook"}
+    write(stage.engine, lambda tx: tx.execute(insert(Event).values(gone)))
+    stage.settles()
+    assert joins_of(stage.engine) == {user: "pending"}
+    assert dismiss(stage.engine, ["event_gone"], "ann", "the person is deleted") == 1
+    stage.settles()
+    assert joins_of(stage.engine) == {user: "joined"}
 
 
 @pytest.mark.parametrize("mode", ["off", "mirror"])

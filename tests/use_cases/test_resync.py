@@ -11,6 +11,7 @@ from models.tables import TABLES, Change, Kind, Listing, Mirror, RunStatus, Seen
 from models.views import sign_in_methods
 from tests.sandbox import Sandbox, World, populate
 from tests.support import JSON, apply_all, differences, rows
+from tests.use_cases.histories import broken_chains
 from tests.use_cases.resyncs import (
     catch_up_with,
     changes,
@@ -362,3 +363,16 @@ def test_drained_events_and_resyncs_share_one_order_of_changes(
 
 def _changes(engine: Engine) -> list[JSON]:
     return rows(engine, Change)
+
+
+def test_a_domain_first_seen_by_a_resync_has_every_column_in_its_changes(
+    engine: Engine, sandbox: Sandbox, directory: Directory
+) -> None:
+    world = sandbox.world
+    with world.silently():
+        [domain] = world.create_organization("Acme", domains=[("acme.example", "failed")])["domains"]
+    resync(engine, directory)  # the API never tells why a domain failed
+    world.verify_domain(domain["id"])
+    deliver(engine, world.events)
+    told = [row for row in rows(engine, Change) if row["object_id"] == domain["id"]]
+    assert len(told) > 1 and broken_chains(told) == []

@@ -106,11 +106,15 @@ def _set_workspace(tx: Connection, organization_id: str, who: str, why: str, wan
     before = workspace_settings(tx, organization_id)
     after = before | wanted
     row = {"organization_id": organization_id, **after, "who": who, "why": why}
+    own = select(WorkspaceSettings.why).where(WorkspaceSettings.organization_id == organization_id)
+    before_why = tx.execute(own).scalar_one_or_none()
     tx.execute(delete(WorkspaceSettings).where(WorkspaceSettings.organization_id == organization_id))
     tx.execute(insert(WorkspaceSettings).values(row))
     if after["auto_join"] and not before["auto_join"] and mirror.auto_join == "provision" and mirror.auto_join_existing:
         search(tx, organization_id, ("operator", who))
-    note_changes(tx, [_noted(WORKSPACE_SETTINGS, organization_id, organization_id, before, after | {"why": why}, who)])
+    changed = before | {"why": before_why}, after | {"why": why}
+    if changed[0] != changed[1]:
+        note_changes(tx, [_noted(WORKSPACE_SETTINGS, organization_id, organization_id, *changed, who)])
     return after
 
 
