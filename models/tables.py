@@ -65,7 +65,7 @@ class Event(Base):
     source: Mapped[str]
     """The way it came first: `webhook` or `events_api`."""
     body: Mapped[bytes | None]
-    """The raw bytes as received."""
+    """The raw bytes as received. None once retention, erasure or the outcome `ignored` blanked them."""
     received_at: Mapped[datetime] = mapped_column(server_default=db_now())
     deliveries: Mapped[int] = mapped_column(server_default="1")
     last_delivered_at: Mapped[datetime] = mapped_column(server_default=db_now())
@@ -142,7 +142,7 @@ class Mirrored:
     touched_at: Mapped[datetime | None]
     """When it was written last, by the database's clock."""
     erased: Mapped[bool] = mapped_column(server_default=false())
-    """Of a tombstone: what was personal in it is gone, and no event brings it back."""
+    """Of a tombstone: what was personal in it is gone, and no event brings it back (`worker.mirror.erasure`)."""
 
 
 class Organization(Mirrored, Base):
@@ -417,7 +417,8 @@ class Change(Base):
     object_id: Mapped[str]
     organization_id: Mapped[str | None]
     before: Mapped[dict[str, Any] | None]
-    """The content and `state` before; None for a new object. Of a domain also `auto_join` and `auto_join_reason`."""
+    """The content and `state` before; None for a new object. Of a domain also `auto_join` and `auto_join_reason`, of a
+    user `erased`."""
     after: Mapped[dict[str, Any]]
     cause: Mapped[str]
     """`event`, `resync`, `operator` or `settings`."""
@@ -532,7 +533,7 @@ class Run(Base):
     done: Mapped[int] = mapped_column(server_default="0")
     total: Mapped[int | None]
     skipped: Mapped[int] = mapped_column(server_default="0")
-    """Of a replay: events whose payload retention has dropped."""
+    """Of a replay: events whose payload is no longer kept."""
     requested_by: Mapped[str]
     status: Mapped[str] = mapped_column(server_default=RunStatus.RUNNING)
     phase: Mapped[str] = mapped_column(server_default="list")

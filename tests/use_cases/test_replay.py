@@ -174,10 +174,11 @@ def test_a_replay_after_a_new_role_map_changes_no_deleted_membership(one_engine:
 
 
 def test_a_replay_is_recognised_though_some_payloads_are_gone(one_engine: Engine, bell: Doorbell) -> None:
-    store(one_engine, [made("user.created"), made("dsync.activated")])
+    store(one_engine, [made("user.created"), made("user.updated", 1, event_id="event_gone"), made("dsync.activated")])
     apply_all(one_engine)
+    write(one_engine, lambda tx: tx.execute(update(Event).where(Event.id == "event_gone").values(body=None)))
     whole = Selection(since=datetime(2020, 1, 1, tzinfo=UTC))
-    assert replays.plan(one_engine, whole) == (2, 1, {"unchanged": 1}, 0)
+    assert replays.plan(one_engine, whole) == (2, 1, {"stale": 1}, 0)
     run(one_engine, bell, whole)
     apply_all(one_engine)
     with pytest.raises(AlreadyReplayedError):

@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, case, func, or_, selec
 from models.database import reading, turn, write
 from models.tables import Event, EventStatus, Run, RunStatus, Task
 from models.types import constant, db_now
+from worker.decision.decide import Outcome
 from worker.errors import ConfigurationError
 from worker.inbox.drain import UNFAILED, decide_events
 from worker.repair.runs import Lease, create, finish
@@ -70,7 +71,9 @@ class Selection:
         if self.failed or self.fingerprint:
             found.append(failed)
         elif not self.ids:
-            found.append(or_(failed, Event.status == EventStatus.DONE))
+            # An ignored event without a payload would only be ignored again.
+            useful = or_(Event.body.is_not(None), Event.outcome != Outcome.IGNORED)
+            found.append(or_(failed, (Event.status == EventStatus.DONE) & useful))
         if self.type:
             found.append(Event.type == self.type)
         if self.organization_id:
