@@ -259,6 +259,7 @@ def test_a_dry_run_that_finds_an_erased_person_at_workos_does_not_write_them_dow
 ) -> None:
     world = sandbox.world
     user = world.create_user(EMAIL, first_name="Ada", last_name="Hopper")
+    world.create_user("bob@acme.example")
     deliver(engine, world.events)
     shown = world.users[user["id"]]
     with world.silently():
