@@ -176,7 +176,7 @@ NOT_REACHED = "not reached: backups, what hooks and followers copied, reasons th
 def forget_command(user: str, as_json: bool) -> None:
     """Blank a deleted user's e-mail and name everywhere, at once, and the payloads of events that name them.
 
-    Every stored payload is searched, which takes about a minute for each million.
+    Every stored payload is searched: a few minutes for each million.
     """
     live = not as_json and sys.stderr.isatty()
 
