@@ -94,6 +94,7 @@ class Event(Base):
     dismissed_why: Mapped[str | None]
     processed_at: Mapped[datetime | None]
     occurred_at: Mapped[datetime | None]
+    """The event's own time; None until the events API has returned it or a drain has read it."""
     kind: Mapped[str | None]
     object_id: Mapped[str | None]
     organization_id: Mapped[str | None]

@@ -21,6 +21,8 @@ class Knobs:
 
     # The API.
     hold_back: float = 2.0  # events younger than this are missing from ascending reads
+    lateness: dict[str, float] = field(default_factory=dict)  # event id: seconds until the events API shows that event
+    late_events: Literal["appended", "inserted"] = "appended"  # where it shows them: at the end, or at their time
     unknown_after: Literal["error", "beginning"] = "error"  # answer to an unknown or expired events cursor
     rate_limits: bool = False  # answer 429 above the documented limits
     address_limit: tuple[int, float] = (6000, 60.0)  # requests, seconds: all calls of one address

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
@@ -60,7 +60,8 @@ def events_page(world: World, query: Mapping[str, str]) -> JSON:
     rising, limit, organization_id = ascending(query), limit_of(query), query.get("organization_id")
     start, end = _range(world, query)
     with world.lock:
-        first, last = _window(world, query, rising)
+        log, positions = _readable(world)
+        first, last = _window(world, query, rising, log, positions)
         order: Iterable[int] = range(first, last) if rising else range(last - 1, first - 1, -1)
 
         def wanted(event: JSON) -> bool:
@@ -68,7 +69,7 @@ def events_page(world: World, query: Mapping[str, str]) -> JSON:
                 return False
             return organization_id is None or organization_id in _organizations_of(event)
 
-        found = list(islice((e for p in order if wanted(e := world.events[p])), limit + 1))
+        found = list(islice((e for p in order if wanted(e := log[p])), limit + 1))
     more = found[limit - 1]["id"] if len(found) > limit else None
     return shapes.listing(found[:limit], None, more)
 
@@ -109,21 +110,40 @@ def _time(query: Mapping[str, str], name: str) -> Any:
         raise invalid(f"{name} must be an ISO 8601 time", f"invalid_{name}", name, status=400) from None
 
 
-def _window(world: World, query: Mapping[str, str], rising: bool) -> tuple[int, int]:
+def _readable(world: World) -> tuple[list[JSON], Mapping[str, int]]:
+    """The events that the API shows by now, in its order, and each one's position."""
+    late = world.knobs.lateness
+    if not late:
+        return world.events, world.event_positions
+
+    def shown_at(event: JSON) -> datetime:
+        return shapes.time_of(event["created_at"]) + timedelta(
+            seconds=max(world.knobs.hold_back, late.get(event["id"], 0.0))
+        )
+
+    log = [event for event in world.events if shown_at(event) <= world.now()]
+    if world.knobs.late_events == "appended":
+        log.sort(key=shown_at)
+    return log, {event["id"]: position for position, event in enumerate(log)}
+
+
+def _window(
+    world: World, query: Mapping[str, str], rising: bool, log: list[JSON], positions: Mapping[str, int]
+) -> tuple[int, int]:
     """The positions in the log that the cursors leave, as a half-open range."""
-    first, last = 0, len(world.events)
+    first, last = 0, len(log)
     after, before = query.get("after"), query.get("before")
     if after:
-        position = world.event_positions.get(after)
+        position = positions.get(after)
         oldest = shapes.time_text(world.now() - EVENTS_KEPT)
-        if position is None or world.events[position]["created_at"] < oldest:
+        if position is None or log[position]["created_at"] < oldest:
             if world.knobs.unknown_after == "error":
                 raise invalid(f"Event not found: '{after}'.", "invalid_cursor", "after", status=400)
         elif rising:
             first = position + 1
         else:
             last = position
-    if before and before in world.event_positions:
-        position = world.event_positions[before]
+    if before and before in positions:
+        position = positions[before]
         first, last = (first, min(last, position)) if rising else (max(first, position + 1), last)
     return first, last

@@ -152,11 +152,13 @@ def catch_up_command(since: datetime | None, as_json: bool) -> None:
     lag = timedelta(seconds=settings.catch_up_lag_seconds)
     with reaching_workos(settings) as (wiring, directory):
         since = in_utc(since)
-        if since is None:
-            report = catch_up(wiring.engine, directory, lag=lag)
-        else:
-            report = catch_up_since(wiring.engine, directory, since, lag)
-        wiring.bell.ring()
+        try:
+            if since is None:
+                report = catch_up(wiring.engine, directory, lag=lag)
+            else:
+                report = catch_up_since(wiring.engine, directory, since, lag)
+        finally:  # what was read before a failure is stored
+            wiring.bell.ring()
     if as_json:
         click.echo(feed.as_json(report._asdict()))
     else:

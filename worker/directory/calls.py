@@ -21,11 +21,15 @@ class CallError(Exception):
         status: the HTTP status; None if there was no answer.
         retry_after: the seconds that WorkOS asks to wait for, if it said so.
         read_at: WorkOS's time, in UTC; ours if there was no answer.
+        message: WorkOS's own words. They may quote what was sent.
     """
 
-    def __init__(self, name: str, status: int | None, retry_after: float | None, read_at: datetime) -> None:
+    def __init__(
+        self, name: str, status: int | None, retry_after: float | None, read_at: datetime, message: str = ""
+    ) -> None:
         super().__init__(f"{name} {status or ''}".rstrip())
         self.name = name
         self.status = status
         self.retry_after = retry_after
         self.read_at = read_at
+        self.message = message

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
+from worker.decision.snapshots import clean
 from worker.directory.bucket import ALL, USER_READS, USER_WRITES, Buckets
 from worker.directory.calls import Answer, CallError, Json
 from worker.errors import ConfigurationError
@@ -21,6 +22,8 @@ MOST_TRIES = 5
 FIRST_WAIT_SECONDS = 0.25
 LONGEST_WAIT_SECONDS = 60.0
 REFUSED = (401, 403)
+MOST_QUOTED = 300
+"""Characters of WorkOS's own message."""
 
 
 class Page(NamedTuple):
@@ -253,7 +256,10 @@ class Directory:
         except CallError as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 raise
-            raise _translated(error, path) from error
+            translated = _translated(error, path)
+            if isinstance(translated, QueryRefusedError):  # a read sends ids and names of types only: it may be quoted
+                raise QueryRefusedError(f"{translated}: {clean(error.message)[:MOST_QUOTED]}") from error
+            raise translated from error
 
     def _send(self, method: str, path: tuple[str, ...], body: Json) -> Json:
         """Write, once: whether a write that was not answered was made is not known. Raises as `_call`."""

@@ -43,7 +43,7 @@ class Sdk:
         except workos.WorkOSError as error:
             status, said = getattr(error, "status_code", None), getattr(error, "retry_after", None)
             retry_after = float(said) if isinstance(said, int | float) else None
-            raise CallError(type(error).__name__, status, retry_after, self._dates.last()) from error
+            raise CallError(type(error).__name__, status, retry_after, self._dates.last(), error.message) from error
 
     def close(self) -> None:
         """Close the connections."""

@@ -3,6 +3,7 @@
 import functools
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -74,9 +75,15 @@ def _accept_webhooks(tx: Connection, deliveries: Sequence[Delivery]) -> list[boo
     return new
 
 
-def accept_from_api(tx: Connection, delivery: Delivery) -> bool:
-    """Store an event of the events API in the caller's transaction and return whether it is new."""
-    row = {**delivery._asdict(), "source": "events_api"}
+def accept_from_api(tx: Connection, delivery: Delivery, occurred_at: datetime | None = None) -> bool:
+    """Store an event of the events API in the caller's transaction and return whether it is new.
+
+    Args:
+        tx: the transaction.
+        delivery: the event.
+        occurred_at: when it happened (aware); None if it does not say so.
+    """
+    row = {**delivery._asdict(), "source": "events_api", "occurred_at": occurred_at}
     accepted = tx.execute(_accept(tx.dialect.name, "events_api"), row).one_or_none()
     return accepted is not None and accepted.deliveries == 1
 
@@ -94,6 +101,8 @@ def _accept(dialect_name: str, source: str) -> Executable:
     # What the events API returns again, as it does each time for the newest, is no further delivery.
     known = first.is_(None) if source == "events_api" else None
     new = insert(Event).values({first.key: db_now()})
+    if source == "events_api":
+        again["occurred_at"] = func.coalesce(Event.occurred_at, new.excluded.occurred_at)
     return (  # type: ignore[no-any-return]  # the two dialects' inserts share no type
         new.on_conflict_do_update(index_elements=[Event.id], set_=again, where=known).returning(
             Event.id, Event.deliveries

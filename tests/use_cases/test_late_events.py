@@ -1,0 +1,178 @@
+"""Events that the events API shows late, up to an hour: none is lost, and `complete_to` waits for what was shown.
+
+Where a late event appears is not documented, so both are tried: at the end of the listing, or at its time, before the
+cursor. `LATE_EVENTS_EXAMPLES=2000 pytest tests/use_cases/test_late_events.py` for a long run.
+"""
+
+import os
+import sys
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from redis import Redis
+from sqlalchemy import Engine
+
+from models.tables import Event, EventStatus, Mirror
+from tests.sandbox import Sandbox
+from tests.support import JSON, accept, apply_all, differences, rows
+from tests.use_cases.histories import DeathError
+from tests.use_cases.resyncs import Between, Clock, directory_of, empty
+from worker.directory import client
+from worker.directory.client import UnreadableError
+from worker.inbox.drain import Policy
+from worker.repair.catch_up import catch_up, settle
+
+EXAMPLES = int(os.environ.get("LATE_EVENTS_EXAMPLES", "20"))
+SETTINGS = settings(max_examples=EXAMPLES, stateful_step_count=30, deadline=None, suppress_health_check=[*HealthCheck])
+LAG = timedelta(seconds=60)
+LATEST_SECONDS = 3600
+
+
+class Lateness(RuleBasedStateMachine):
+    """Users come and go; the events API shows each event after a delay, or fails; catch-ups overlap or die."""
+
+    def __init__(self, engine: Engine, door: FlaskClient, redis: Redis) -> None:
+        super().__init__()
+        self.engine, self.door, self.clock = engine, door, Clock()
+        empty(engine, self.clock)
+        self.sandbox = Sandbox(clock=self.clock).start()
+        self.world = self.sandbox.world
+        self.directory = Between(directory_of(self.sandbox, redis), self._answered)
+        self.planned: list[tuple[int, Any]] = []
+        self.shown: dict[datetime, set[str]] = {}
+        """By the time that a catch-up may claim: the events that the API showed when it began."""
+        self.complete_to: datetime | None = None
+
+    @initialize(late_events=st.sampled_from(["appended", "inserted"]))
+    def begins(self, late_events: str) -> None:
+        self.sandbox.knobs.update({"late_events": late_events})
+
+    @rule(delay=st.sampled_from([0, 0, 130, LATEST_SECONDS]) | st.integers(0, LATEST_SECONDS), people=st.integers(1, 7))
+    def people_sign_up(self, delay: int, people: int) -> None:
+        for _ in range(people):
+            self.world.create_user(f"person{len(self.world.events)}@acme.example")
+            self.sandbox.knobs.lateness[self.world.events[-1]["id"]] = delay
+
+    @rule(delay=st.integers(0, LATEST_SECONDS), place=st.integers(0, 20))
+    def someone_is_deleted(self, delay: int, place: int) -> None:
+        if ids := list(self.world.users):
+            self.world.delete_user(ids[place % len(ids)])
+            self.sandbox.knobs.lateness[self.world.events[-1]["id"]] = delay
+
+    @rule(seconds=st.sampled_from([1, 30, 125, 300, 300, 900, 8000]))
+    def time_passes(self, seconds: int) -> None:
+        self.clock.goes_on(seconds=seconds)
+
+    @rule(times=st.integers(1, 4))
+    def all_goes_its_way(self, times: int) -> None:
+        for _ in range(times):
+            self.clock.goes_on(seconds=300)
+            self.catches_up()
+            self.drains(500)
+            settle(self.engine)
+            self.complete_to_waits_for_what_was_shown()
+
+    @rule(place=st.integers(0, 20))
+    def a_webhook_arrives(self, place: int) -> None:
+        if events := self.world.events:
+            accept(self.door, events[-1 - place % len(events)])
+
+    @rule(status=st.sampled_from([0, 429, 503]), times=st.sampled_from([2, 7]), page=st.sampled_from([None, 1, 2]))
+    def workos_fails(self, status: int, times: int, page: int | None) -> None:
+        self.sandbox.faults.fail("/events", status=status, times=times, page=page)
+
+    @rule(answers=st.integers(1, 5))
+    def a_worker_will_die(self, answers: int) -> None:
+        self.planned.append((answers, self._dies))
+
+    @rule(answers=st.integers(1, 5), seconds=st.sampled_from([0, 20, 300]))
+    def another_will_catch_up_meanwhile(self, answers: int, seconds: int) -> None:
+        def meanwhile() -> None:
+            self.clock.goes_on(seconds=seconds)
+            self.catches_up()
+
+        self.planned.append((answers, meanwhile))
+
+    @rule()
+    def catches_up(self) -> None:
+        now = self.clock.now
+        if self.sandbox.knobs.late_events == "appended":
+            self.shown[now - LAG] = self._shown()
+        with suppress(UnreadableError, DeathError):
+            catch_up(self.engine, self.directory, lag=LAG)
+
+    @rule(batch=st.sampled_from([1, 500]))
+    def drains(self, batch: int) -> None:
+        apply_all(self.engine, Policy(batch_size=batch))
+
+    @rule()
+    def notes_how_far_it_is_complete(self) -> None:
+        settle(self.engine)
+
+    @invariant()
+    def complete_to_waits_for_what_was_shown(self) -> None:
+        [mirror] = rows(self.engine, Mirror)
+        moved_to = mirror["complete_to"]
+        if moved_to is None or moved_to == self.complete_to:
+            return
+        assert self.complete_to is None or self.complete_to < moved_to
+        self.complete_to = moved_to
+        inbox = {row["id"]: row for row in rows(self.engine, Event)}
+        shown = {id for id, row in inbox.items() if row["api_at"]} | self.shown.get(moved_to, set())
+        past = [event["id"] for event in self.world.events if datetime.fromisoformat(event["created_at"]) <= moved_to]
+        waits = [id for id in past if id in shown and (id not in inbox or inbox[id]["status"] == EventStatus.PENDING)]
+        assert waits == [], f"complete to {moved_to}"
+
+    def teardown(self) -> None:
+        try:
+            if sys.exc_info()[0] is None:
+                self._ends()
+        finally:
+            self.directory.close()
+            self.sandbox.stop()
+
+    def _ends(self) -> None:
+        self.sandbox.faults.clear()
+        self.planned.clear()
+        self.clock.goes_on(seconds=LATEST_SECONDS)
+        self.all_goes_its_way(3)
+        stored = {row["id"]: row["status"] for row in rows(self.engine, Event)}
+        assert [event["id"] for event in self.world.events if event["id"] not in stored] == []
+        assert set(stored.values()) <= {EventStatus.DONE}
+        assert differences(self.engine, self.world.truth()) == []
+        assert self.complete_to == self.clock.now - LAG
+
+    def _shown(self) -> set[str]:
+        late, held = self.sandbox.knobs.lateness, self.sandbox.knobs.hold_back
+
+        def is_shown(event: JSON) -> bool:
+            delay = timedelta(seconds=max(held, late[event["id"]]))
+            return datetime.fromisoformat(event["created_at"]) + delay <= self.clock.now
+
+        return {event["id"] for event in self.world.events if is_shown(event)}
+
+    def _answered(self, path: str) -> None:
+        if path != "events":
+            return
+        due = [happens for answers, happens in self.planned if answers == 1]
+        self.planned = [(answers - 1, happens) for answers, happens in self.planned if answers > 1]
+        for happens in due:
+            happens()
+
+    def _dies(self) -> None:
+        raise DeathError
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_events_that_become_readable_late_are_all_applied_in_the_end(
+    both_engines: Engine, door: FlaskClient, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "PAGE", 5)  # so that so small a world has pages
+    run_state_machine_as_test(lambda: Lateness(both_engines, door, redis), settings=SETTINGS)  # type: ignore[arg-type]

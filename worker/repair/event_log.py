@@ -1,0 +1,111 @@
+"""WorkOS's log of events, page by page: after a cursor, or since a time. Nothing here judges what a page holds."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+
+import structlog
+
+from worker.decision.handlers import SUBSCRIBED
+from worker.directory.client import Directory, NotThereError, Page, QueryRefusedError, UnreadableError
+
+log = structlog.get_logger()
+
+CHUNK = timedelta(days=30)
+"""The longest range WorkOS takes in one query."""
+OLDEST = timedelta(days=90)
+"""WorkOS keeps events no longer."""
+MARGIN = timedelta(minutes=10)
+"""A range that starts at the very edge would be over it when WorkOS reads it."""
+
+
+class CursorLostError(Exception):
+    """WorkOS refuses the cursor."""
+
+
+class EventTypesRefusedError(UnreadableError):
+    """WorkOS refuses some event types by name. The events of all other types were read."""
+
+
+class EventLog:
+    """Reads events of the types that this code acts on, oldest first.
+
+    One name that WorkOS does not know makes it refuse the whole query (400). That name is left out from then on.
+
+    Args:
+        directory: WorkOS.
+        now: WorkOS's time, aware.
+    """
+
+    def __init__(self, directory: Directory, now: datetime) -> None:
+        self._directory = directory
+        self._now = now
+        self._types: Sequence[str] = SUBSCRIBED
+        self._refused: dict[str, str] = {}
+
+    def after(self, cursor: str) -> Iterator[Page]:
+        """Yield the pages that follow an event.
+
+        Raises:
+            CursorLostError: WorkOS refuses the cursor; nothing was yielded.
+            UnreadableError: WorkOS did not answer.
+        """
+        try:
+            page = self._page(after=cursor)
+        except (QueryRefusedError, NotThereError) as error:
+            raise CursorLostError from error
+        yield page
+        yield from self._rest(page)
+
+    def since(self, start: datetime) -> Iterator[Page]:
+        """Yield the pages since a time, in chunks as long as WorkOS takes in one query; the last one is open.
+
+        Raises:
+            UnreadableError: WorkOS did not answer.
+        """
+        more = True
+        while more:
+            more = start + CHUNK < self._now
+            end = start + CHUNK if more else None
+            page = self._page(start=start, end=end)
+            yield page
+            yield from self._rest(page, end)
+            start += CHUNK
+
+    def require_all_types(self) -> None:
+        """Raise `EventTypesRefusedError` if event types were left out, with WorkOS's message for each."""
+        if self._refused:
+            refused = "; ".join(f"{type} ({why})" for type, why in self._refused.items())
+            raise EventTypesRefusedError(f"no events of the types that it refuses: {refused}")
+
+    def _rest(self, page: Page, end: datetime | None = None) -> Iterator[Page]:
+        while page.after is not None:
+            page = self._page(after=page.after, end=end)
+            yield page
+
+    def _page(self, *, after: str | None = None, start: datetime | None = None, end: datetime | None = None) -> Page:
+        try:
+            return self._directory.events(self._types, after=after, start=start, end=end)
+        except QueryRefusedError:
+            if not self._leave_out_refused():
+                raise
+            return self._directory.events(self._types, after=after, start=start, end=end)
+
+    def _leave_out_refused(self) -> bool:
+        """Ask for each type alone and leave out those that WorkOS refuses; return whether some were, and not all."""
+        if self._refusal(*self._types) is None:
+            return False  # the names are fine: it refuses something else of the query
+        refused = {type: why for type in self._types if (why := self._refusal(type)) is not None}
+        if not refused or len(refused) == len(self._types):
+            return False
+        self._refused |= refused
+        self._types = [type for type in self._types if type not in refused]
+        log.error("event_types_refused", types=sorted(refused), error=next(iter(refused.values())))
+        return True
+
+    def _refusal(self, *types: str) -> str | None:
+        """Return WorkOS's message if it refuses to list these types; None if it lists them."""
+        try:
+            self._directory.events(types, start=self._now - MARGIN)
+        except QueryRefusedError as error:
+            return str(error)
+        return None
