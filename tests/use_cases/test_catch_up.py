@@ -13,14 +13,14 @@ from redis import Redis
 from sqlalchemy import Engine, select, update
 
 from models.database import reading, write
-from models.tables import Change, Event, EventStatus, Mirror, Run, Task
+from models.tables import Change, Event, EventStatus, Mirror, Run, RunStatus, Task
 from models.types import db_in
 from tests.sandbox import Sandbox
 from tests.support import JSON, accept, apply_all, differences, rows
 from tests.use_cases.resyncs import CLIENT_ID, Clock, deliver, directory_of, settings_of
 from worker.cli import main
 from worker.directory.client import Directory, UnreadableError
-from worker.repair.catch_up import LAG, catch_up, gaps
+from worker.repair.catch_up import LAG, catch_up, gaps, settle
 from worker.repair.environment import bind
 from worker.repair.runs import create
 from worker.repair.work import Repair
@@ -282,30 +282,38 @@ def test_after_a_failure_between_pages_the_next_one_goes_on(
     assert differences(one_engine, sandbox.world.truth()) == []
 
 
-@pytest.mark.parametrize("answer", ["error", "beginning"])
-def test_a_lost_cursor_starts_from_a_time_and_says_so(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, answer: Any, logs: list[Any]
+@pytest.mark.parametrize(("answer", "returned", "lost"), [("error", 5, ["event_0UNKNOWN"]), ("beginning", 155, [])])
+def test_a_lost_cursor_loses_and_repeats_nothing(
+    one_engine: Engine,
+    sandbox: Sandbox,
+    clock: Clock,
+    directory: Directory,
+    answer: Any,
+    returned: int,
+    lost: list[str],
+    logs: list[Any],
 ) -> None:
     begin(one_engine, directory)
     users(sandbox, clock, 150, seconds=1)
     clock.goes_on(seconds=90)
     catch_up(one_engine, directory)
     apply_all(one_engine)
+    settle(one_engine)
     clock.goes_on(days=1)
-    lost = users(sandbox, clock, 5, seconds=1)
+    catch_up(one_engine, directory)
+    new = users(sandbox, clock, 5, seconds=1)
     clock.goes_on(seconds=90)
     changes = len(rows(one_engine, Change))
     write(one_engine, lambda tx: tx.execute(update(Mirror).values(cursor="event_0UNKNOWN")))
     sandbox.knobs.unknown_after = answer
 
     report = catch_up(one_engine, directory)
-    assert (report.new, report.missed) == (5, False)
-    assert report.returned < 100  # from a time shortly before, not from the beginning
-    assert [line["cursor"] for line in logs if line["event"] == "cursor_lost"] == ["event_0UNKNOWN"]
+    assert (report.returned, report.new, report.missed) == (returned, 5, False)
+    assert [line["cursor"] for line in logs if line["event"] == "cursor_lost"] == lost
     apply_all(one_engine)
     assert differences(one_engine, sandbox.world.truth()) == []
     assert len(rows(one_engine, Change)) == changes + 5
-    assert mirror(one_engine)["cursor"] == lost[-1]["id"]
+    assert mirror(one_engine)["cursor"] == new[-1]["id"]
 
 
 def test_a_quiet_year_loses_nothing_though_the_cursor_expires(
@@ -336,9 +344,18 @@ def test_after_forty_days_away_all_comes(
     assert mirror(one_engine)["cursor"] == sandbox.world.events[-1]["id"]
 
 
+@pytest.mark.parametrize("answer", ["error", "beginning"])
 def test_after_a_hundred_days_away_it_says_so_and_a_resync_finds_the_rest(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, bell: Doorbell, logs: list[Any]
+    one_engine: Engine,
+    sandbox: Sandbox,
+    clock: Clock,
+    directory: Directory,
+    bell: Doorbell,
+    logs: list[Any],
+    answer: Any,
 ) -> None:
+    sandbox.knobs.unknown_after = answer
+
     def work() -> None:
         for _ in range(3):
             Repair(one_engine, directory, settings(), bell).all()
@@ -362,15 +379,133 @@ def test_after_a_hundred_days_away_it_says_so_and_a_resync_finds_the_rest(
     assert "missed events" in {run["requested_by"] for run in rows(one_engine, Run)}
 
 
-def test_an_odd_event_is_left_out_and_said(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, logs: list[Any]
+@pytest.mark.parametrize(
+    ("change", "reported"),
+    [
+        (lambda event: event | {"id": None}, {"error": "id: cannot be a key", "type": "user.created"}),
+        (lambda event: event | {"id": "\u00e9"}, {"error": "id: cannot be a key", "type": "user.created"}),
+        (lambda event: event | {"event": 7}, {"error": "event: cannot be a key"}),
+        (lambda _: "nothing", {"error": "body: is not an object", "found": "str"}),
+    ],
+)
+def test_what_cannot_be_an_event_is_reported_and_the_others_are_stored(
+    one_engine: Engine,
+    sandbox: Sandbox,
+    clock: Clock,
+    directory: Directory,
+    logs: list[Any],
+    change: Callable[[JSON], Any],
+    reported: JSON,
 ) -> None:
     begin(one_engine, directory)
     users(sandbox, clock, 3)
     clock.goes_on(seconds=90)
-    sandbox.faults.odd(EVENTS, item=1, missing="id")
+    sandbox.faults.odd(EVENTS, item=1, change=change)
     assert catch_up(one_engine, directory).new == 2
-    assert [line["number"] for line in logs if line["event"] == "events_unusable"] == [1]
+    [line] = [line for line in logs if line["event"] == "event_unusable"]
+    assert line.items() >= reported.items()
+    assert "acme.example" not in str(line)
+
+
+def test_an_event_without_a_usable_time_is_stored(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+) -> None:
+    begin(one_engine, directory)
+    events = users(sandbox, clock, 3)
+    clock.goes_on(seconds=90)
+    sandbox.faults.odd(EVENTS, item=2, change=lambda event: event | {"created_at": "soon"})
+    assert catch_up(one_engine, directory).new == 3
+    assert mirror(one_engine)["cursor"] == events[1]["id"]
+
+
+# Event types that WorkOS does not know
+
+
+def test_an_event_type_that_workos_refuses_is_left_out_and_reported(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, logs: list[Any]
+) -> None:
+    begin(one_engine, directory)
+    users(sandbox, clock, 1)
+    clock.goes_on(seconds=90)
+    catch_up(one_engine, directory)
+    before = mirror(one_engine)
+    new = users(sandbox, clock, 150)
+    clock.goes_on(seconds=90)
+    sandbox.faults.fail(EVENTS, query="user.updated", status=400, times=None)
+    with pytest.raises(UnreadableError, match=r"user\.updated .*A fault injected by the test"):
+        catch_up(one_engine, directory)
+    assert {event["id"] for event in new} < stored(one_engine)
+    assert mirror(one_engine)["inbox_to"] == before["inbox_to"]  # events of that type may be missing
+    [line] = [line for line in logs if line["event"] == "event_types_refused"]
+    assert line["types"] == ["user.updated"]
+    assert "cursor_lost" not in {line["event"] for line in logs}
+
+    sandbox.faults.clear()
+    apply_all(one_engine)
+    settle(one_engine)
+    catch_up(one_engine, directory)
+    assert mirror(one_engine)["inbox_to"] == clock.now - LAG
+
+
+def test_a_run_names_the_event_type_that_workos_refuses(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, bell: Doorbell
+) -> None:
+    begin(one_engine, directory)
+    sandbox.faults.fail(EVENTS, query="user.updated", status=400, times=None)
+    run_id = write(one_engine, lambda tx: create(tx, Task.CATCH_UP, "clock"))
+    assert Repair(one_engine, directory, settings(), bell).one(run_id)
+    [row] = rows(one_engine, Run)
+    assert row["status"] == RunStatus.FAILED
+    assert "user.updated" in row["error"] and "A fault injected by the test" in row["error"]
+
+
+# Late events
+
+
+@pytest.mark.parametrize("place", ["appended", "inserted"])
+def test_an_event_that_workos_shows_late_is_stored(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, place: str
+) -> None:
+    sandbox.knobs.update({"late_events": place})
+    begin(one_engine, directory)
+    began = clock.now
+    users(sandbox, clock, 1)
+    late: list[JSON] = []
+    for seconds in (300, 600, 900, 1200):
+        if seconds == 600:
+            clock.now = began + timedelta(seconds=475)
+            late = users(sandbox, clock, 1)
+            sandbox.knobs.lateness[late[0]["id"]] = 126
+            clock.goes_on(seconds=10)
+            users(sandbox, clock, 1)
+        clock.now = began + timedelta(seconds=seconds)
+        catch_up(one_engine, directory)
+        apply_all(one_engine)
+        settle(one_engine)
+    assert late[0]["id"] in stored(one_engine)
+    assert differences(one_engine, sandbox.world.truth()) == []
+    assert mirror(one_engine)["complete_to"] == clock.now - LAG
+
+
+def test_reading_again_for_late_events_happens_once_in_ten_minutes(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+) -> None:
+    begin(one_engine, directory)
+    starts: list[str] = []
+
+    def note(_method: str, path: str, query: Any) -> None:
+        if path == EVENTS and "range_start" in query:
+            starts.append(query["range_start"])
+
+    for _ in range(50):
+        users(sandbox, clock, 1)
+        clock.goes_on(seconds=100)
+        catch_up(one_engine, directory)
+        apply_all(one_engine)
+        settle(one_engine)
+        sandbox.on_request = note
+    assert 8 <= len(starts) <= 9
+    assert {row["deliveries"] for row in rows(one_engine, Event)} == {1}
 
 
 # How far the mirror is right
@@ -393,6 +528,34 @@ def test_the_mirror_is_complete_only_to_what_is_applied(
     assert mirror(both_engines)["complete_to"] in (at, clock.now - LAG)
     catch_up(both_engines, directory)
     assert mirror(both_engines)["complete_to"] == clock.now - LAG
+
+
+def due(engine: Engine, event_id: str, seconds: float) -> None:
+    """Let drains leave an event alone for so many seconds, as after an attempt that failed."""
+    write(engine, lambda tx: tx.execute(update(Event).where(Event.id == event_id).values(due_at=db_in(seconds))))
+
+
+def test_a_late_event_holds_it_up_though_an_older_catch_up_waits(
+    both_engines: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+) -> None:
+    begin(both_engines, directory)
+    users(sandbox, clock, 1)
+    late = users(sandbox, clock, 1)
+    sandbox.knobs.lateness[late[0]["id"]] = 200
+    clock.goes_on(seconds=90)
+    catch_up(both_engines, directory)
+    at = clock.now - LAG
+    clock.goes_on(seconds=150)
+    catch_up(both_engines, directory)
+    due(both_engines, late[0]["id"], 3600)
+    apply_all(both_engines)
+    assert {row["id"] for row in rows(both_engines, Event) if row["status"] == EventStatus.PENDING} == {late[0]["id"]}
+    settle(both_engines)
+    assert mirror(both_engines)["complete_to"] is None
+    due(both_engines, late[0]["id"], 0)
+    apply_all(both_engines)
+    settle(both_engines)
+    assert mirror(both_engines)["complete_to"] == at
 
 
 def test_an_event_that_failed_does_not_hold_it_up(
