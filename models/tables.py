@@ -466,7 +466,7 @@ class Mirror(Base):
     cursor_at: Mapped[datetime | None]
     """That event's time, or the time to start from while there is no cursor."""
     inbox_to: Mapped[datetime | None]
-    """Every event up to here is in the inbox: as the events API said."""
+    """Every event up to here that the events API showed by then is in the inbox."""
     inbox_at: Mapped[datetime | None]
     """When that was found, by the database's clock; None once all that was in the inbox then is applied."""
     complete_to: Mapped[datetime | None]

@@ -13,7 +13,7 @@ JSON = dict[str, Any]
 class Fault:
     """One rule. `method` and `path` are regular expressions that match from the start (no query)."""
 
-    kind: Literal["fail", "empty", "odd"]
+    kind: Literal["fail", "empty", "odd", "spoil"]
     method: str
     path: str
     times: int | None  # how many calls it still hits; None: until cleared
@@ -24,6 +24,7 @@ class Fault:
     after_effect: bool = False  # the operation is done first, only its answer is lost
     item: int = 0
     change: Callable[[JSON], Any] | None = None
+    fields: JSON | None = None
 
 
 class Faults:
@@ -76,6 +77,10 @@ class Faults:
             return {name: value for name, value in found.items() if name != missing}
 
         self._add(Fault("odd", "GET", path, times, query, page=page, item=item, change=change or without))
+
+    def spoil(self, path: str, *, times: int | None = 1, **fields: Any) -> None:
+        """Answer a GET with some fields of the body replaced."""
+        self._add(Fault("spoil", "GET", path, times, fields=fields))
 
     def clear(self) -> None:
         """Forget all rules."""

@@ -167,6 +167,8 @@ def _faulty(fault: Fault, handler: Handler, environment: Environment, call: Call
     if fault.kind == "empty":
         return 200, shapes.listing([], None, None), {}
     status, body = reply
+    if fault.fields is not None:
+        return status, {**(body or {}), **fault.fields}, {}
     if fault.change is not None and body is not None and len(body.get("data", [])) > fault.item:
         items: list[Any] = [*body["data"]]
         items[fault.item] = fault.change(items[fault.item])

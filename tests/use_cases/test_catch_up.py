@@ -379,6 +379,21 @@ def test_after_a_hundred_days_away_it_says_so_and_a_resync_finds_the_rest(
     assert "missed events" in {run["requested_by"] for run in rows(one_engine, Run)}
 
 
+def test_that_events_are_missing_is_said_after_a_failure_too(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+) -> None:
+    begin(one_engine, directory)
+    users(sandbox, clock, 1)
+    clock.goes_on(days=100)
+    users(sandbox, clock, 150)
+    clock.goes_on(seconds=90)
+    sandbox.faults.fail(EVENTS, page=2, status=400)
+    with pytest.raises(UnreadableError):
+        catch_up(one_engine, directory)
+    assert mirror(one_engine)["cursor"] is not None
+    assert catch_up(one_engine, directory).missed
+
+
 @pytest.mark.parametrize(
     ("change", "reported"),
     [
@@ -405,6 +420,22 @@ def test_what_cannot_be_an_event_is_reported_and_the_others_are_stored(
     [line] = [line for line in logs if line["event"] == "event_unusable"]
     assert line.items() >= reported.items()
     assert "acme.example" not in str(line)
+
+
+@pytest.mark.parametrize("metadata", [None, {"after": 7}, {"after": "event_0UNKNOWN"}])
+def test_a_page_is_stored_though_the_next_one_cannot_be_asked_for(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, metadata: Any
+) -> None:
+    begin(one_engine, directory)
+    users(sandbox, clock, 3)
+    clock.goes_on(seconds=90)
+    write(one_engine, lambda tx: tx.execute(update(Mirror).values(cursor="event_0UNKNOWN")))
+    sandbox.knobs.unknown_after = "beginning"
+    sandbox.faults.spoil(EVENTS, list_metadata=metadata)
+    with pytest.raises(UnreadableError, match="cursor"):
+        catch_up(one_engine, directory)
+    assert len(stored(one_engine)) == 3
+    assert mirror(one_engine)["inbox_to"] is None
 
 
 def test_an_event_without_a_usable_time_is_stored(

@@ -57,6 +57,14 @@ class NotThereError(UnreadableError):
     """WorkOS answered 404 to a listing or a write: what it is about is not there."""
 
 
+class LastPageError(UnreadableError):
+    """WorkOS listed `page`, but nothing by which the next page could be asked for."""
+
+    def __init__(self, message: str, page: Page) -> None:
+        super().__init__(message)
+        self.page = page
+
+
 ERRORS: dict[int, type[UnreadableError]] = {
     400: QueryRefusedError,
     404: NotThereError,
@@ -214,11 +222,11 @@ class Directory:
         params = {**filters, "limit": PAGE, "order": "asc", **({"after": after} if after else {})}
         answer, read_at = self._listing(path, params)
         items, metadata = answer.get("data"), answer.get("list_metadata")
-        if not isinstance(items, list) or not isinstance(metadata, dict):
+        if not isinstance(items, list):
             raise UnreadableError(f"/{'/'.join(path)} answered no list")
-        cursor = metadata.get("after") or None
+        cursor = (metadata.get("after") or None) if isinstance(metadata, dict) else False
         if cursor is not None and (not isinstance(cursor, str) or cursor == after):
-            raise UnreadableError(f"/{'/'.join(path)} answered no usable cursor")
+            raise LastPageError(f"/{'/'.join(path)} answered no usable cursor", Page(items, None, read_at))
         return Page(items, cursor, read_at)
 
     def _whole(self, path: tuple[str, ...]) -> Page:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from worker.decision.handlers import SUBSCRIBED
-from worker.directory.client import Directory, NotThereError, Page, QueryRefusedError, UnreadableError
+from worker.directory.client import Directory, LastPageError, NotThereError, Page, QueryRefusedError, UnreadableError
 
 log = structlog.get_logger()
 
@@ -16,6 +16,10 @@ OLDEST = timedelta(days=90)
 """WorkOS keeps events no longer."""
 MARGIN = timedelta(minutes=10)
 """A range that starts at the very edge would be over it when WorkOS reads it."""
+
+
+_Answer = tuple[Page, LastPageError | None]
+"""A page, and the error to raise once it is stored."""
 
 
 class CursorLostError(Exception):
@@ -53,8 +57,7 @@ class EventLog:
             page = self._page(after=cursor)
         except (QueryRefusedError, NotThereError) as error:
             raise CursorLostError from error
-        yield page
-        yield from self._rest(page)
+        yield from self._pages(page)
 
     def since(self, start: datetime) -> Iterator[Page]:
         """Yield the pages since a time, in chunks as long as WorkOS takes in one query; the last one is open.
@@ -66,29 +69,33 @@ class EventLog:
         while more:
             more = start + CHUNK < self._now
             end = start + CHUNK if more else None
-            page = self._page(start=start, end=end)
-            yield page
-            yield from self._rest(page, end)
+            yield from self._pages(self._page(start=start, end=end), end)
             start += CHUNK
 
     def require_all_types(self) -> None:
         """Raise `EventTypesRefusedError` if event types were left out, with WorkOS's message for each."""
         if self._refused:
             refused = "; ".join(f"{type} ({why})" for type, why in self._refused.items())
-            raise EventTypesRefusedError(f"no events of the types that it refuses: {refused}")
+            raise EventTypesRefusedError(f"event types that it refuses: {refused}; all others were read")
 
-    def _rest(self, page: Page, end: datetime | None = None) -> Iterator[Page]:
-        while page.after is not None:
-            page = self._page(after=page.after, end=end)
+    def _pages(self, first: _Answer, end: datetime | None = None) -> Iterator[Page]:
+        page, error = first
+        yield page
+        while error is None and page.after is not None:
+            page, error = self._page(after=page.after, end=end)
             yield page
+        if error is not None:
+            raise error  # now that the page is stored
 
-    def _page(self, *, after: str | None = None, start: datetime | None = None, end: datetime | None = None) -> Page:
+    def _page(self, *, after: str | None = None, start: datetime | None = None, end: datetime | None = None) -> _Answer:
         try:
-            return self._directory.events(self._types, after=after, start=start, end=end)
+            return self._directory.events(self._types, after=after, start=start, end=end), None
+        except LastPageError as error:
+            return error.page, error
         except QueryRefusedError:
             if not self._leave_out_refused():
                 raise
-            return self._directory.events(self._types, after=after, start=start, end=end)
+            return self._page(after=after, start=start, end=end)
 
     def _leave_out_refused(self) -> bool:
         """Ask for each type alone and leave out those that WorkOS refuses; return whether some were, and not all."""
