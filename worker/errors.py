@@ -30,6 +30,12 @@ def stack_of(error: BaseException) -> str | None:
     return "\n".join(lines) or None
 
 
+def unexpected(error: BaseException) -> str:
+    """Return an error that no code foresaw in one line: its class and where it was raised, and never a value."""
+    place = (stack_of(error) or "an unknown place").splitlines()[-1]
+    return f"{type(error).__name__} at {place}"
+
+
 class ConfigurationError(Exception):
     """Settings or surroundings are wrong; the message names what and the remedy."""
 

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
+from redis.exceptions import RedisError
 from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, exists, select, update
 
 from models.database import reading, write
@@ -21,7 +22,15 @@ from models.types import constant, db_in, db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.decision.roles import slug_for
 from worker.decision.snapshots import parse_time
-from worker.directory.client import Directory, LimitedError, NotThereError, QueryRefusedError, UnreadableError
+from worker.directory.client import (
+    Directory,
+    LimitedError,
+    NotThereError,
+    QueryRefusedError,
+    RefusedKeyError,
+    UnreadableError,
+)
+from worker.errors import unexpected
 from worker.mirror.auto_join import add_joins
 from worker.repair.catch_up import catch_up
 from worker.repair.schedule import begin_unless_busy
@@ -181,6 +190,10 @@ def _work(engine: Engine, directory: Directory, row: Row) -> bool:
         return _join(engine, directory, row, verdict)
     except UnreadableError as error:
         return _refused(engine, row, error)
+    except (RefusedKeyError, RedisError):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever one join meets, the others go on
+        return _refused(engine, row, UnreadableError(unexpected(error)))
 
 
 def _judge(tx: Connection, row: Row) -> Verdict:

@@ -13,7 +13,7 @@ from redis import Redis
 from sqlalchemy import Engine, insert, update
 
 from models.database import write
-from models.tables import Change, Drift, Event, Hook, HookDelivery, Join, Mirror, Run, Tick
+from models.tables import Change, Drift, Event, Hook, HookDelivery, Join, Mirror, Read, Run, Tick
 from models.types import db_in, db_now
 from tests.integration.alarms import RULES, firing
 from tests.support import accept, apply_all, made, sign
@@ -163,6 +163,9 @@ FAULTS: dict[str, Callable[[Wiring, FlaskClient], None]] = {
         lambda: insert(Join).values(
             organization_id="org_1", user_id="user_1", state="undone", cause="event", cause_id="event_1"
         )
+    ),
+    "UnreadObjects": on(
+        lambda: insert(Read).values(kind="user", object_id="user_1", reason="a test", attempts=5, error="no answer")
     ),
     "Backfilling": on(lambda: update(Mirror).values(backfilled_at=None)),
 }

@@ -13,7 +13,7 @@ JSON = dict[str, Any]
 class Fault:
     """One rule. `method` and `path` are regular expressions that match from the start (no query)."""
 
-    kind: Literal["fail", "empty", "odd", "spoil"]
+    kind: Literal["fail", "empty", "odd", "spoil", "answer"]
     method: str
     path: str
     times: int | None  # how many calls it still hits; None: until cleared
@@ -25,6 +25,8 @@ class Fault:
     item: int = 0
     change: Callable[[JSON], Any] | None = None
     fields: JSON | None = None
+    body: bytes = b""
+    content_type: str = "application/json"
 
 
 class Faults:
@@ -48,9 +50,24 @@ class Faults:
     ) -> None:
         """Answer the next `times` matching calls with `status` (and Retry-After in seconds).
 
+        A 404 says, as WorkOS does, that the object is not there.
         `after_effect=True`: the call does its work, then its answer is lost (status 0: closed connection).
         """
         self._add(Fault("fail", method, path, times, query, page, status, retry_after, after_effect))
+
+    def answer(
+        self,
+        path: str,
+        body: bytes = b"",
+        *,
+        method: str = ".*",
+        status: int = 200,
+        content_type: str = "application/json",
+        query: str = "",
+        times: int | None = None,
+    ) -> None:
+        """Answer matching calls with exactly these bytes, as something between us and WorkOS may do."""
+        self._add(Fault("answer", method, path, times, query, status=status, body=body, content_type=content_type))
 
     def truncate(self, path: str, page: int, *, status: int = 500, times: int | None = None) -> None:
         """Fail at page `page` (from 1) of a listing, as often as it is asked for."""

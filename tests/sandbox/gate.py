@@ -130,13 +130,15 @@ class Gate:
         return page
 
     def _response(self, status: int, body: Any, headers: dict[str, str]) -> web.Response:
-        content = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
+        raw = b"" if body is None else body
+        content = raw if isinstance(raw, bytes) else json.dumps(raw, separators=(",", ":")).encode()
         common = {
             "Date": format_datetime(self.clock(), usegmt=True),
             "X-Request-ID": f"req_{next(self._numbers):08d}",
         }
-        kind = "application/json" if body is not None else None
-        return web.Response(status=status, body=content, headers={**common, **headers}, content_type=kind)
+        if body is not None:
+            common["Content-Type"] = "application/json"
+        return web.Response(status=status, body=content, headers={**common, **headers})
 
 
 def _query_of(request: web.Request) -> dict[str, str]:
@@ -159,10 +161,14 @@ async def _body_of(request: web.Request) -> JSON:
 def _faulty(fault: Fault, handler: Handler, environment: Environment, call: Call) -> tuple[int, Any, dict[str, str]]:
     """The answer under an injected fault."""
     reply: Reply = (200, None)
+    if fault.kind == "answer":
+        return fault.status, fault.body, {"Content-Type": fault.content_type, "Location": "/elsewhere"}
     if fault.kind != "fail" or fault.after_effect:
         reply = answer(handler, environment, call)
     if fault.kind == "fail":
         headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+        if fault.status == 404:
+            return 404, shapes.error("Object not found: 'injected'.", "entity_not_found"), headers
         return fault.status, shapes.error("A fault injected by the test", "injected"), headers
     if fault.kind == "empty":
         return 200, shapes.listing([], None, None), {}

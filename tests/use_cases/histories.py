@@ -61,7 +61,7 @@ def broken_chains(changes: list[JSON]) -> list[str]:
     return wrong
 
 
-class DeathError(Exception):
+class DeathError(BaseException):
     """A worker dies: what it had read it never writes."""
 
 

@@ -57,8 +57,8 @@ class Between(Directory):
         self._happens("/".join(path))
         return page
 
-    def _get(self, path: tuple[str, ...]) -> Found:
-        found = super()._get(path)
+    def _get(self, kind: str, path: tuple[str, ...], key: str = "id") -> Found:
+        found = super()._get(kind, path, key)
         self._happens("/".join(path))
         return found
 

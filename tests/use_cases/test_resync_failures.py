@@ -322,6 +322,6 @@ def test_an_answer_that_is_no_listing_is_asked_for_again(
     sandbox.faults.fail(USERS, status=204, times=1)  # no body at all
     run_id = start(one_engine, "test")
     assert go_on(one_engine, directory, run_id)
-    assert any(line["event"] == "listing_failed" and "answered no list" in line["error"] for line in logs)
+    assert any(line["event"] == "listing_failed" and "answered no object" in line["error"] for line in logs)
     assert len(live(one_engine)[Kind.USER]) == len(before[Kind.USER]) - 1
     assert differences(one_engine, sandbox.world.truth()) == []

@@ -73,6 +73,10 @@ class Fields:
         value = self._value.get(name)
         return value if isinstance(value, str) and is_id(value) else None
 
+    def id_if_given(self, name: str) -> str | None:
+        """Return a WorkOS id, or None if there is none; raises `PayloadError` for one that is unusable."""
+        return None if self._value.get(name) is None else self.id(name)
+
     def parent(self, name: str, *, strict: bool) -> str | None:
         """Return the id of a parent: required if `strict`."""
         return self.id(name) if strict else self.optional_id(name)
@@ -121,7 +125,8 @@ class Fields:
         one, several = self._value.get("role"), self._value.get("roles")
         found = [one, *(several if isinstance(several, list) else [])]
         slugs = (item.get("slug") if isinstance(item, Mapping) else item for item in found)
-        return sorted({clean(slug) for slug in slugs if isinstance(slug, str) and slug})
+        # Longer than an id it is no slug, nor could an index hold it.
+        return sorted({clean(slug) for slug in slugs if isinstance(slug, str) and 0 < len(slug) <= MAX_ID})
 
 
 def parse_json(body: bytes) -> Any:
@@ -140,8 +145,12 @@ def parse_json(body: bytes) -> Any:
 
 
 def is_id(value: str) -> bool:
-    """Whether `value` can be a key: printable ASCII, 1 to 255 characters."""
-    return 0 < len(value) <= MAX_ID and value.isascii() and value.isprintable()
+    """Whether `value` can be a key and a segment of a URL's path.
+
+    Printable ASCII, 1 to 255 characters, without `/`, and neither `.` nor `..`, which a URL takes for folders.
+    """
+    printable = value.isascii() and value.isprintable()
+    return 0 < len(value) <= MAX_ID and printable and "/" not in value and value not in (".", "..")
 
 
 def clean(value: str) -> str:
@@ -221,7 +230,8 @@ def role(data: Fields) -> dict[str, Any]:
     Only an organization's own has name and description: `role.*` events carry none (docs/workos.md), so a mirror kept
     by events could not keep them right.
     """
-    organization_id = data.optional_id("organization_id")
+    # Unusable is not absent: an organization's role must not be taken for the environment's.
+    organization_id = data.id_if_given("organization_id")
     return {
         "organization_id": organization_id,
         "slug": data.text("slug"),

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 PAGE = 100
 """The most WorkOS lists at once."""
+MAX_CURSOR = 1000
 MOST_TRIES = 5
 FIRST_WAIT_SECONDS = 0.25
 LONGEST_WAIT_SECONDS = 60.0
-REFUSED = (401, 403)
 MOST_QUOTED = 300
 """Characters of WorkOS's own message."""
 
@@ -35,14 +35,17 @@ class Page(NamedTuple):
 
 
 class Found(NamedTuple):
-    """An object read by id, None if WorkOS answered 404; and WorkOS's time, in UTC."""
+    """An object read by id, None if WorkOS's own 404 says that it is gone; and WorkOS's time, in UTC."""
 
     item: Json | None
     read_at: datetime
 
 
 class UnreadableError(Exception):
-    """WorkOS did not answer, or not with what was asked for. Says nothing about any object."""
+    """WorkOS did not answer, or not with what was asked for, or the call could not even be made.
+
+    Says nothing about any object.
+    """
 
 
 class QueryRefusedError(UnreadableError):
@@ -54,7 +57,11 @@ class LimitedError(UnreadableError):
 
 
 class NotThereError(UnreadableError):
-    """WorkOS answered 404 to a listing or a write: what it is about is not there."""
+    """WorkOS's own 404: what the call is about is not there. `read_at` is WorkOS's time, in UTC."""
+
+    def __init__(self, message: str, read_at: datetime) -> None:
+        super().__init__(message)
+        self.read_at = read_at
 
 
 class LastPageError(UnreadableError):
@@ -67,7 +74,6 @@ class LastPageError(UnreadableError):
 
 ERRORS: dict[int, type[UnreadableError]] = {
     400: QueryRefusedError,
-    404: NotThereError,
     409: QueryRefusedError,
     422: QueryRefusedError,
     429: LimitedError,
@@ -81,9 +87,10 @@ class RefusedKeyError(ConfigurationError):
 class Directory:
     """WorkOS: reads of everything, and writes of webhook endpoints and, for those who join by domain, memberships.
 
-    Each call waits for a token of the rate limits. Unless a method says otherwise it raises `RefusedKeyError` (401 or
-    403), `LimitedError` (429), `NotThereError` (a listing of what is gone), `UnreadableError` (anything else, after a
-    few tries if it can pass), and redis-py's `RedisError` where the rate limits' Redis is away.
+    Each call waits for a token of the rate limits. Unless a method says otherwise it raises `RefusedKeyError` (WorkOS's
+    own 401 or 403), `LimitedError` (429), `NotThereError` (WorkOS's own 404 to a listing or a write), `UnreadableError`
+    (anything else, whatever the SDK raised, after a few tries if it can pass), and redis-py's `RedisError` where the
+    rate limits' Redis is away.
 
     Args:
         sdk: makes the calls, each once, so that every call takes a token.
@@ -106,7 +113,7 @@ class Directory:
         """Read an organization with its domains, as a listing of one."""
         found = self.organization(id)
         if found.item is None:
-            raise NotThereError(f"/organizations/{id}: 404")
+            raise NotThereError(f"/organizations/{id}: 404", found.read_at)
         return Page([found.item], None, found.read_at)
 
     def users(self, after: str | None) -> Page:
@@ -120,8 +127,12 @@ class Directory:
 
     def memberships_of(self, organization_id: str, user_id: str) -> Page:
         """List a person's memberships of every status in an organization: one at most."""
-        filters = {"organization_id": organization_id, "user_id": user_id, "statuses": "active,inactive,pending"}
-        return self._list(("user_management", "organization_memberships"), filters, None)
+        whose = {"organization_id": organization_id, "user_id": user_id}
+        filters = {**whose, "statuses": "active,inactive,pending"}
+        page = self._list(("user_management", "organization_memberships"), filters, None)
+        for item in page.items:
+            _require("organization_memberships", item, whose)
+        return page
 
     def connections(self, organization_id: str, after: str | None) -> Page:
         """List connections, oldest first; of one organization, unless its id is empty."""
@@ -153,33 +164,40 @@ class Directory:
 
     def organization(self, id: str) -> Found:
         """Read an organization by id."""
-        return self._get(("organizations", id))
+        return self._get("organization", ("organizations", id))
 
     def user(self, id: str) -> Found:
         """Read a user by id."""
-        return self._get(("user_management", "users", id))
+        return self._get("user", ("user_management", "users", id))
 
     def membership(self, id: str) -> Found:
         """Read a membership by id."""
-        return self._get(("user_management", "organization_memberships", id))
+        return self._get("organization_membership", ("user_management", "organization_memberships", id))
 
     def domain(self, id: str) -> Found:
         """Read a domain by id."""
-        return self._get(("organization_domains", id))
+        return self._get("organization_domain", ("organization_domains", id))
 
     def connection(self, id: str) -> Found:
         """Read a connection by id."""
-        return self._get(("connections", id))
+        return self._get("connection", ("connections", id))
 
     def role(self, id: str) -> Found:
         """Read a role by `slug`, or `organization_id/slug`."""
         organization_id, _, slug = id.rpartition("/")
-        if not organization_id:
-            return self._get(("authorization", "roles", slug))
-        found = self._get(("authorization", "organizations", organization_id, "roles", slug))
-        # Without one of its own, the organization shows the environment's role of that slug; and neither names it.
-        own = found.item is not None and found.item.get("type") != "EnvironmentRole"
-        return found._replace(item={**found.item, "organization_id": organization_id} if own and found.item else None)
+        owner = ("organizations", organization_id) if organization_id else ()
+        found = self._get("role", ("authorization", *owner, "roles", slug), key="slug")
+        if found.item is None:
+            return found
+        match found.item.get("type"), organization_id:
+            case "EnvironmentRole", "":
+                return found
+            case "EnvironmentRole", _:
+                # Without a role of its own, the organization shows the environment's role of that slug.
+                return found._replace(item=None)
+            case "OrganizationRole", owner_id if owner_id:
+                return found._replace(item={**found.item, "organization_id": owner_id})  # which the answer leaves out
+        raise UnreadableError(f"role {id}: WorkOS answered another role")
 
     def create_membership(self, organization_id: str, user_id: str, role: str) -> Json:
         """Make a user a member and return the membership; an inactive one is activated (docs/workos.md, Memberships).
@@ -190,12 +208,14 @@ class Directory:
             LimitedError: a rate limit is used up; nothing was done.
             UnreadableError: it may have been done, or not.
         """
-        body = {"organization_id": organization_id, "user_id": user_id, "role_slug": role}
-        return self._send("post", ("user_management", "organization_memberships"), body)
+        whose = {"organization_id": organization_id, "user_id": user_id}
+        path = ("user_management", "organization_memberships")
+        return _require(path[-1], self._send("post", path, {**whose, "role_slug": role}), whose)
 
     def deactivate_membership(self, id: str) -> Json:
         """Make an active membership inactive and return it; raises as `create_membership`."""
-        return self._send("put", ("user_management", "organization_memberships", id, "deactivate"), {})
+        path = ("user_management", "organization_memberships", id, "deactivate")
+        return _require("organization_memberships", self._send("put", path, {}), {"id": id})
 
     def webhook_endpoints(self, after: str | None) -> Page:
         """List webhook endpoints, oldest first."""
@@ -215,58 +235,50 @@ class Directory:
 
     def now(self) -> datetime:
         """Ask WorkOS for its time, in UTC, whole seconds: a call like any other."""
-        return self._call(("organizations",), {"limit": 1, "order": "asc"}).read_at
+        return self._listing(("organizations",), {"limit": 1, "order": "asc"}).read_at
 
     def _list(self, path: tuple[str, ...], filters: Json, after: str | None) -> Page:
         # The documented defaults of `order` disagree; ascending, new objects land at the end of a running listing.
         params = {**filters, "limit": PAGE, "order": "asc", **({"after": after} if after else {})}
         answer, read_at = self._listing(path, params)
-        items, metadata = answer.get("data"), answer.get("list_metadata")
-        if not isinstance(items, list):
-            raise UnreadableError(f"/{'/'.join(path)} answered no list")
+        items, metadata = answer["data"], answer.get("list_metadata")
         cursor = (metadata.get("after") or None) if isinstance(metadata, dict) else False
-        if cursor is not None and (not isinstance(cursor, str) or cursor == after):
+        if cursor is not None and (not isinstance(cursor, str) or cursor == after or not _is_cursor(cursor)):
             raise LastPageError(f"/{'/'.join(path)} answered no usable cursor", Page(items, None, read_at))
         return Page(items, cursor, read_at)
 
     def _whole(self, path: tuple[str, ...]) -> Page:
         answer, read_at = self._listing(path, {})
-        items = answer.get("data")
-        if not isinstance(items, list):
-            raise UnreadableError(f"/{'/'.join(path)} answered no list")
-        return Page(items, None, read_at)
+        return Page(answer["data"], None, read_at)
 
     def _listing(self, path: tuple[str, ...], params: Json) -> Answer:
-        try:
-            return self._call(path, params)
-        except CallError as error:
-            raise NotThereError(f"/{'/'.join(path)}: 404") from error
+        answer = self._call(path, params)
+        if not isinstance(answer.body.get("data"), list):
+            raise UnreadableError(f"/{'/'.join(path)} answered no list")
+        return answer
 
-    def _get(self, path: tuple[str, ...]) -> Found:
+    def _get(self, kind: str, path: tuple[str, ...], key: str = "id") -> Found:
+        """Read the object that the last segment of `path` names by `key`; `kind` is WorkOS's `object`."""
         try:
-            return Found(*self._call(path, {}))
-        except CallError as error:
+            item, read_at = self._call(path, {})
+        except NotThereError as error:
             return Found(None, error.read_at)
+        wanted = {key: path[-1]} | ({"object": kind} if "object" in item else {})
+        return Found(_require(kind, item, wanted), read_at)
 
     def _call(self, path: tuple[str, ...], params: Json) -> Answer:
-        """Read.
-
-        Raises:
-            CallError: 404, and nothing else.
-            RefusedKeyError: 401 or 403.
-            UnreadableError: anything else, after a few tries if it can pass.
-        """
+        """Read; raises as the class says."""
         tries = Retrying(
             retry=retry_if_exception(_can_pass), stop=stop_after_attempt(MOST_TRIES), wait=_wait, reraise=True
         )
         try:
             return tries(self._once, "get", path, params=params)
         except CallError as error:
-            if error.status == HTTPStatus.NOT_FOUND:
-                raise
             translated = _translated(error, path)
-            if isinstance(translated, QueryRefusedError):  # a read sends ids and names of types only: it may be quoted
-                raise QueryRefusedError(f"{translated}: {clean(error.message)[:MOST_QUOTED]}") from error
+            message = error.body.get("message")
+            if isinstance(translated, QueryRefusedError) and isinstance(message, str):
+                # A read sends ids and names of event types only, so WorkOS's message may be quoted.
+                raise QueryRefusedError(f"{translated}: {clean(message)[:MOST_QUOTED]}") from error
             raise translated from error
 
     def _send(self, method: str, path: tuple[str, ...], body: Json) -> Json:
@@ -318,17 +330,28 @@ def open_directory(
 
 
 def _translated(error: CallError, path: tuple[str, ...]) -> Exception:
-    if error.status in REFUSED:
+    if error.is_refused_key:
         return RefusedKeyError(f"WORKOS_API_KEY: WorkOS refuses the key ({error.status})")
-    return ERRORS.get(error.status or 0, UnreadableError)(f"/{'/'.join(path[:2])}: {error}")
+    message = f"/{'/'.join(path[:2])}: {error}"
+    if error.is_gone:
+        return NotThereError(message, error.read_at)
+    return ERRORS.get(error.status or 0, UnreadableError)(message)
 
 
 def _can_pass(error: BaseException) -> bool:
-    """Whether asking again may help: the network failed, a limit is used up, or WorkOS is in trouble."""
-    if not isinstance(error, CallError):
-        return False
-    status = error.status
-    return status is None or status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return isinstance(error, CallError) and error.can_pass
+
+
+def _require(what: str, item: object, wanted: Json) -> Json:
+    """Return an object of WorkOS's if it has these fields; raises `UnreadableError` if it is another or none."""
+    if isinstance(item, dict) and all(item.get(name) == value for name, value in wanted.items()):
+        return item
+    raise UnreadableError(f"{what}: WorkOS answered with something else than was asked for")
+
+
+def _is_cursor(value: str) -> bool:
+    """Whether the database and a URL can hold a cursor."""
+    return value.isascii() and value.isprintable() and len(value) <= MAX_CURSOR
 
 
 def _wait(state: RetryCallState) -> float:

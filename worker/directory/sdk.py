@@ -4,13 +4,17 @@ No other module of the worker imports it.
 """
 
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import httpx2
 import workos
+from rq.timeouts import BaseTimeoutException
 
 from worker.directory.calls import Answer, CallError, Json
+
+SUCCESS = range(200, 300)
 
 
 class Sdk:
@@ -24,8 +28,8 @@ class Sdk:
     """
 
     def __init__(self, api_key: str, client_id: str, base_url: str | None, timeout_seconds: float) -> None:
-        self._dates = _Dates()
-        self._http = httpx2.Client(event_hooks={"response": [self._dates.note]}, timeout=timeout_seconds)
+        self._answers = _LastAnswer()
+        self._http = httpx2.Client(event_hooks={"response": [self._answers.note]}, timeout=timeout_seconds)
         self._client = workos.WorkOSClient(
             api_key=api_key,
             client_id=client_id,
@@ -36,39 +40,56 @@ class Sdk:
         )
 
     def call(self, method: str, path: tuple[str, ...], params: Json | None, body: Json | None) -> Answer:
-        """Call WorkOS once; raises `CallError`."""
-        self._dates.forget()
+        """Call WorkOS once.
+
+        Raises:
+            CallError: there was no 2xx answer that is a JSON object, or the SDK or a library under it raised anything.
+            rq.timeouts.BaseTimeoutException: RQ ended the job meanwhile.
+        """
+        self._answers.forget()
         try:
-            return Answer(self._client.request_raw(method, path, params=params, body=body), self._dates.last())
+            answer: object = self._client.request(method, path, params=params, body=body)
+        except BaseTimeoutException:
+            raise
         except workos.WorkOSError as error:
-            status, said = getattr(error, "status_code", None), getattr(error, "retry_after", None)
-            retry_after = float(said) if isinstance(said, int | float) else None
-            raise CallError(type(error).__name__, status, retry_after, self._dates.last(), error.message) from error
+            status, wait = getattr(error, "status_code", None), getattr(error, "retry_after", None)
+            described = getattr(error, "response_json", None)
+            raise CallError(
+                type(error).__name__,
+                status,
+                self._answers.read_at(),
+                retry_after=float(wait) if isinstance(wait, int | float) else None,
+                body=described if isinstance(described, dict) else None,
+                unanswered=True,
+            ) from error
+        except Exception as error:
+            # The SDK refuses some ids (`..`) before it calls, and stumbles over some errors' bodies (a list).
+            raise CallError(type(error).__name__, self._answers.status, self._answers.read_at()) from error
+        if not isinstance(answer, dict) or self._answers.status not in SUCCESS:
+            raise CallError("answered no object", self._answers.status, self._answers.read_at())
+        return Answer(answer, self._answers.read_at())
 
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
 
 
-class _Dates:
-    """Remembers the `Date` of each thread's last answer: WorkOS's clock, not ours, says how fresh a reading is."""
+class _LastAnswer(threading.local):
+    """The status and `Date` of this thread's last answer: WorkOS's clock, not ours, says how fresh a reading is."""
 
-    def __init__(self) -> None:
-        self._local = threading.local()
-
-    def note(self, response: httpx2.Response) -> None:
-        """Take the time from an answer."""
-        header = response.headers.get("Date")
-        try:
-            self._local.date = parsedate_to_datetime(header).astimezone(UTC) if header else None
-        except ValueError:
-            self._local.date = None
+    status: int | None = None
+    date: datetime | None = None
 
     def forget(self) -> None:
-        """Before a call: what the one before it was told is not this one's time."""
-        self._local.date = None
+        """Forget the answer to the previous call."""
+        self.status = self.date = None
 
-    def last(self) -> datetime:
-        """Return the time of this thread's last answer, or ours if it told none, in UTC."""
-        date: datetime | None = getattr(self._local, "date", None)
-        return date or datetime.now(UTC)
+    def note(self, response: httpx2.Response) -> None:
+        """Note an answer; a `Date` that cannot be read counts as none."""
+        self.status = response.status_code
+        with suppress(ValueError, OverflowError):
+            self.date = parsedate_to_datetime(response.headers.get("Date", "")).astimezone(UTC)
+
+    def read_at(self) -> datetime:
+        """Return the time of the answer, or our own time without one, in UTC."""
+        return self.date or datetime.now(UTC)

@@ -12,14 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import structlog
+from rq.timeouts import JobTimeoutException
 from sqlalchemy import Connection, Engine, delete, exists, insert, or_, select, tuple_, update
 from sqlalchemy.orm import aliased
 
 from models.bulk import dialect_insert
-from models.database import reading, write
+from models.database import can_pass, reading, write
 from models.tables import Change, Hook, HookDelivery, Mirror, Run, Task
 from models.types import db_in, db_now
 from worker.decision.snapshots import clean
+from worker.errors import stack_of, unexpected
 from worker.hooks.targets import Row, Target, message
 from worker.mirror.feed import CursorGoneError, newest, require_kept
 
@@ -60,8 +62,21 @@ def follow(
         attempts: after so many a change is set aside.
         stopping: says whether to leave off between two steps.
     """
-    done = [_follow_one(engine, name, target, attempts, stopping) for name, target in wanted.items()]
+    done = [_follow_or_log(engine, name, target, attempts, stopping) for name, target in wanted.items()]
     return all(done)
+
+
+def _follow_or_log(engine: Engine, name: str, target: Target, attempts: int, stopping: Callable[[], bool]) -> bool:
+    """As `_follow_one`; a hook that fails for a reason of its own waits until its lease is over."""
+    try:
+        return _follow_one(engine, name, target, attempts, stopping)
+    except JobTimeoutException:
+        raise
+    except Exception as error:
+        if can_pass(error):
+            raise  # the database is away, and no hook is to blame
+        log.warning("hook_not_followed", hook=name, error=unexpected(error), stack=stack_of(error))
+        return True
 
 
 def _follow_one(engine: Engine, name: str, target: Target, attempts: int, stopping: Callable[[], bool]) -> bool:
@@ -277,8 +292,12 @@ def _object(row: Row) -> tuple[str, str]:
 
 
 def _said(error: BaseException) -> str:
-    """Return an error in one line."""
-    return clean(f"{type(error).__name__}: {error}".splitlines()[0])[:1000]
+    """Return an error in one line. The host's own errors may fail even at that."""
+    try:
+        message = f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - see above
+        message = f"{type(error).__name__}, whose message cannot be read"
+    return clean(message.splitlines()[0])[:1000]
 
 
 def _next_changes(tx: Connection, cursor: int) -> list[Row]:

@@ -81,8 +81,10 @@ def _named(tx: Connection, name: str) -> list[Object]:
         for kind, table in TABLES.items()
         if tx.execute(select(table.id).where(table.id == name)).one_or_none()
     ]
-    if mirrored:
-        return mirrored
+    asked_for = select(Read.kind).where(Read.object_id == name).distinct()
+    found = mirrored or [Object(Kind(kind), name) for kind in tx.execute(asked_for).scalars()]
+    if found:
+        return found
     event = tx.execute(select(Event.kind, Event.object_id).where(Event.id == name)).one_or_none()
     return [Object(Kind(event.kind), event.object_id)] if event and event.kind else []
 

@@ -23,6 +23,7 @@ from models.tables import (
     JoinState,
     Membership,
     Mirror,
+    Read,
     Run,
     RunStatus,
     Task,
@@ -47,6 +48,8 @@ LATE_RESYNC = 2.0
 PAUSES = 100
 """Webhooks looked at for the usual pause between two."""
 LONGEST_USUAL = timedelta(days=1)
+MANY_READS = 5
+"""A confirmed read that failed this many times, over some three minutes, does not fail by chance."""
 FEW_MISSED = 3
 """So many events that only the events API brought, in a row, are no accident."""
 
@@ -56,7 +59,7 @@ PROBLEMS = (
     *("never_filled", "resync_failed", "resync_late", "withheld_deletions", "silent"),
 )
 """The names of all problems, for metrics and alarms."""
-WARNINGS = ("hook_failed", "hook_missed", "hook_unsupported", "join_undone", "join_failed")
+WARNINGS = ("hook_failed", "hook_missed", "hook_unsupported", "join_undone", "join_failed", "unread_objects")
 """The names of all warnings: something is to be done, and the mirror is right all the same."""
 
 
@@ -117,6 +120,10 @@ class Health:
     """People who should be in a workspace by their domain and are not, as last counted."""
     without_admin: int
     """Workspaces that have members and no admin, as last counted."""
+    unread: int
+    """Objects that an event left in doubt and that could not be read from WorkOS after several tries."""
+    first_unread: str | None
+    """One of them, with its kind."""
     hooks: list[dict[str, Any]]
     repairs: bool
     resync: Resync | None
@@ -160,6 +167,7 @@ def look(engine: Engine, redis: Redis, settings: Settings) -> Health:
         silent = _silent_seconds(tx, now, last_webhook, settings.gap_seconds) if settings.repairs else None
         clock_at = tx.execute(select(Tick.at).where(Tick.name == CLOCK_TICK)).scalar_one_or_none()
         resync = _last_resync(tx, now)
+        unread = tx.execute(_unread()).all()
         stock = tx.execute(select(Mirror.missing_joins, Mirror.without_admin)).one()
         running = select(Run.__table__).where(Run.status == RunStatus.RUNNING).order_by(Run.created_at)
         runs = [dict(run) for run in tx.execute(running).mappings()]
@@ -180,6 +188,8 @@ def look(engine: Engine, redis: Redis, settings: Settings) -> Health:
             joins=_counted(tx, Join.state, JoinState),
             missing_joins=stock.missing_joins,
             without_admin=stock.without_admin,
+            unread=len(unread),
+            first_unread=f"{unread[0].kind} {unread[0].object_id}" if unread else None,
             hooks=followers,
             repairs=settings.repairs,
             resync=resync,
@@ -293,6 +303,11 @@ def _domains(tx: Connection) -> dict[str, int]:
     return _counted(tx, AutoJoin.state, AutoJoinState) | {"invalid": tx.execute(odd).scalar_one()}
 
 
+def _unread() -> Select[str, str]:
+    failing = select(Read.kind, Read.object_id).where(Read.run_id == "", Read.attempts >= MANY_READS)
+    return failing.order_by(Read.attempts.desc(), Read.kind, Read.object_id).limit(MOST_COUNTED)
+
+
 def _counted(tx: Connection, column: SQLColumnExpression[str], values: Iterable[str]) -> dict[str, int]:
     """Return how many rows hold each value, counted to 10,000; those that none holds are left out."""
     found = {}
@@ -384,6 +399,10 @@ def _warnings(health: Health, python_hooks: Sequence[str]) -> list[Problem]:
         JoinState.UNDONE: ("join_undone", "people were deactivated again whom a join had activated"),
         JoinState.FAILED: ("join_failed", "people could not be made members by their domain"),
     }
+    if health.unread:
+        objects = "1 object" if health.unread == 1 else f"{health.unread} objects"
+        text = f"{objects} cannot be read from WorkOS, such as {health.first_unread}: workos-sync explain with its id"
+        warnings.append(Problem("unread_objects", text))
     for state, (name, text) in words.items():
         if number := health.joins.get(state):
             warnings.append(Problem(name, f"{number} {text}: workos-sync auto-join joins --state {state}"))

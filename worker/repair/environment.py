@@ -9,7 +9,7 @@ from models.database import reading, write
 from models.tables import TABLES, Kind, Mirror, Organization
 from worker.decision.handlers import SUBSCRIBED
 from worker.directory.bucket import Buckets
-from worker.directory.client import Directory, open_directory
+from worker.directory.client import Directory, UnreadableError, open_directory
 from worker.errors import ConfigurationError
 from worker.settings import Settings
 from worker.signals.counters import Counters
@@ -68,7 +68,15 @@ def _sees(engine: Engine, directory: Directory, known: list[str]) -> bool:
         # Those that are gone are 404 in every environment.
         living = select(Organization.id).where(Organization.id.in_(known), Organization.deleted_by.is_(None))
         ids = sorted(tx.execute(living).scalars())
-    if not ids or any(directory.organization(id).item is not None for id in ids):
+    unread: UnreadableError | None = None
+    for id in ids:
+        try:
+            if directory.organization(id).item is not None:
+                return True
+        except UnreadableError as error:
+            directory.now()  # raises with WorkOS away: then the others need not be tried
+            unread = error
+    if not ids:
         return True
     # All of them deleted, and no event told? Then others, or their people, are still there.
     for kind, list_page in ((Kind.ORGANIZATION, directory.organizations), (Kind.USER, directory.users)):
@@ -76,6 +84,8 @@ def _sees(engine: Engine, directory: Directory, known: list[str]) -> bool:
         with reading(engine) as tx:
             if tx.execute(select(TABLES[kind].id).where(TABLES[kind].id.in_(listed)).limit(1)).one_or_none():
                 return True
+    if unread is not None:
+        raise unread
     return False
 
 

@@ -8,12 +8,13 @@ import structlog
 from sqlalchemy import Connection, select
 
 from models.bulk import insert_new
+from models.database import can_pass
 from models.tables import Kind, Mirror, Seen
 from worker.decision.decide import Finding, State, compare_listed, completed, is_newer
 from worker.decision.handlers import RoleMap, read_object
 from worker.decision.snapshots import Snapshot, is_id
 from worker.directory.client import Page
-from worker.errors import PayloadError
+from worker.errors import PayloadError, unexpected
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows, stored_rows
 from worker.mirror.doubts import ask
 from worker.repair import drift, listings
@@ -42,23 +43,48 @@ def take(tx: Connection, held: Lease, pages: Sequence[Listed], *, dry_run: bool)
     held.check(tx)
     run_id = held.run_id
     roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
-    items: list[Snapshot] = []
-    all_odd: list[drift.Row] = []
-    for key, page, began in pages:
-        mine, odd = _read_page(key, page, roles)
-        items, all_odd = items + mine, all_odd + odd
-        if odd:
-            log.warning("odd_items", run=run_id, listing=key.name, number=len(odd))
-        listings.note_page(tx, run_id, key, page.after, began, odd=bool(odd))
-        if key.name is Name.ORGANIZATIONS:
-            ids = [item.id for item in mine if item.kind is Kind.ORGANIZATION]
-            listings.add(tx, run_id, Name.MEMBERSHIPS, ids)
+    read = [(listed, *_read_page(listed.key, listed.page, roles)) for listed in pages]
     changes: list[dict[str, Any]] = []
+    odd = [row for _, _, rows in read for row in rows]
+    refused: set[tuple[Kind, str]] = set()
     for kind in Kind:
-        if states := {item.id: item.state for item in items if item.kind is kind}:
-            changes += _merge(tx, run_id, kind, states, dry_run=dry_run)
-    drift.note(tx, run_id, all_odd)
+        if states := {item.id: item.state for _, items, _ in read for item in items if item.kind is kind}:
+            made, failures = _merge_or_report(tx, run_id, kind, states, dry_run=dry_run)
+            changes += made
+            odd += failures
+            refused |= {(kind, row["object_id"]) for row in failures}
+    for (key, page, began), items, rows in read:
+        if number := len(rows) + sum((item.kind, item.id) in refused for item in items):
+            log.warning("odd_items", run=run_id, listing=key.name, number=number)
+        listings.note_page(tx, run_id, key, page.after, began, odd=number > 0)
+        if key.name is Name.ORGANIZATIONS:
+            listings.add(tx, run_id, Name.MEMBERSHIPS, [item.id for item in items if item.kind is Kind.ORGANIZATION])
+    drift.note(tx, run_id, odd)
     note_changes(tx, changes)
+
+
+def _merge_or_report(
+    tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *, dry_run: bool
+) -> tuple[list[dict[str, Any]], list[drift.Row]]:
+    """Merge objects together, or each by itself if one of them fails.
+
+    Returns:
+        Rows for `changes`, and a row of drift for each object that fails even by itself.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database's moment is bad.
+    """
+    try:
+        with tx.begin_nested():
+            return _merge(tx, run_id, kind, listed, dry_run=dry_run), []
+    except Exception as error:
+        if can_pass(error):
+            raise
+        if len(listed) == 1:
+            (id,) = listed
+            return [], [drift.odd(kind, id, unexpected(error))]
+    alone = [_merge_or_report(tx, run_id, kind, {id: listed[id]}, dry_run=dry_run) for id in sorted(listed)]
+    return [row for changes, _ in alone for row in changes], [row for _, odd in alone for row in odd]
 
 
 def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *, dry_run: bool) -> list[dict[str, Any]]:
@@ -91,6 +117,8 @@ def _read_page(key: Key, page: Page, roles: RoleMap) -> tuple[list[Snapshot], li
             snapshots.append(read_object(kind, item, page.read_at, roles))
         except PayloadError as error:
             odd.append(drift.odd(kind, id, error.field))
+        except Exception as error:  # noqa: BLE001 - one item must not fail its page
+            odd.append(drift.odd(kind, id, unexpected(error)))
         if kind is Kind.ORGANIZATION and isinstance(item, dict) and not isinstance(item.get("domains"), list):
             odd.append(drift.odd(kind, id, "organization.domains"))
     return snapshots, odd

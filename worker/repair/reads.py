@@ -10,6 +10,8 @@ from datetime import datetime
 from typing import Any
 
 import structlog
+from redis.exceptions import RedisError
+from rq.timeouts import JobTimeoutException
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, delete, or_, select, update
 
 from models.database import reading, write
@@ -17,8 +19,8 @@ from models.tables import TABLES, Kind, Mirror, Read
 from models.types import db_in, db_now
 from worker.decision.decide import Finding, State, confirm
 from worker.decision.handlers import RoleMap, read_object
-from worker.directory.client import Directory, Found, UnreadableError
-from worker.errors import PayloadError
+from worker.directory.client import Directory, Found, RefusedKeyError, UnreadableError
+from worker.errors import PayloadError, unexpected
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows
 from worker.mirror.doubts import PARENT_MISSING
 
@@ -143,10 +145,12 @@ def _state(kind: Kind, id: str, item: dict[str, Any], read_at: datetime, roles: 
 def work_due(engine: Engine, directory: Directory, stopping: Callable[[], bool]) -> int:
     """Read what events asked for and is due; return how many were settled.
 
-    What cannot be read now is tried again later.
+    What cannot be read now, whatever the reason, is tried again later; the others go on.
 
     Raises:
         RefusedKeyError: WorkOS refuses the key.
+        redis.exceptions.RedisError: Redis, which keeps the rate limits, is away.
+        sqlalchemy.exc.DBAPIError: the database is away.
     """
     settled = 0
     while not stopping() and (wanted := _due(engine)):
@@ -171,14 +175,20 @@ def _settle(engine: Engine, directory: Directory, read: RowMapping) -> bool:
     def done(tx: Connection, _result: Result | None = None) -> None:
         tx.execute(delete(Read).where(*here))
 
-    if reason == PARENT_MISSING and _arrived(engine, kind, id):
-        write(engine, done)
-        return True
     try:
+        if reason == PARENT_MISSING and _arrived(engine, kind, id):
+            write(engine, done)
+            return True
         result = confirmed_read(engine, directory, kind, id, ("event", read["event_id"] or reason), done)
-    except (UnreadableError, PayloadError) as error:
-        problem = str(error)
-        write(engine, lambda tx: _later(tx, here, problem))
+    except (JobTimeoutException, RedisError):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever one object meets, the others go on
+        if isinstance(error, RefusedKeyError):
+            directory.now()  # raises too, unless it is only this kind that the key may not see
+        known = isinstance(error, UnreadableError | PayloadError | RefusedKeyError)
+        problem = str(error) if known else unexpected(error)
+        wait = write(engine, lambda tx: _later(tx, here, problem))
+        log.warning("read_failed", kind=kind, id=id, problem=problem, again_in_seconds=wait)
         return False
     log.info("read", kind=kind, id=id, reason=reason, found=result.finding)
     return True
@@ -191,8 +201,9 @@ def _arrived(engine: Engine, kind: Kind, id: str) -> bool:
         return tx.execute(select(table.id).where(table.id == id, settled)).one_or_none() is not None
 
 
-def _later(tx: Connection, here: tuple[ColumnElement[bool], ...], problem: str) -> None:
+def _later(tx: Connection, here: tuple[ColumnElement[bool], ...], problem: str) -> float:
+    """Count an attempt that failed and put the next one off; return by how many seconds."""
     attempts = tx.execute(select(Read.attempts).where(*here)).scalar_one_or_none() or 0
-    wait = min(FIRST_BACKOFF_SECONDS * 2**attempts, LONGEST_BACKOFF_SECONDS)
+    wait = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(attempts, 20), LONGEST_BACKOFF_SECONDS)
     tx.execute(update(Read).where(*here).values(attempts=attempts + 1, error=problem, due_at=db_in(wait)))
-    log.warning("read_failed", problem=problem, again_in_seconds=wait)
+    return wait

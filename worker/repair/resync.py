@@ -12,9 +12,10 @@ from functools import partial
 from typing import TypeVar
 
 import structlog
+from redis.exceptions import RedisError
 from sqlalchemy import Connection, Engine, delete, select, update
 
-from models.database import delete_some, reading, write
+from models.database import can_pass, delete_some, reading, write
 from models.tables import Kind, Listing, Mirror, Read, Run, RunStatus, Seen, Task
 from models.types import db_now
 from worker.decision.decide import Finding
@@ -26,7 +27,7 @@ from worker.directory.client import (
     RefusedKeyError,
     UnreadableError,
 )
-from worker.errors import PayloadError
+from worker.errors import PayloadError, unexpected
 from worker.group_commit import GroupCommit
 from worker.mirror.apply import stored_rows
 from worker.mirror.doubts import ask
@@ -325,6 +326,13 @@ class Resync:
         except UnreadableError as error:
             problem = str(error)
             self._require_there(error)
+            self._write(lambda tx: self._read_failed(tx, kind, id, problem))
+        except (LeaseLostError, RefusedKeyError, RedisError):
+            raise
+        except Exception as error:
+            if can_pass(error):
+                raise  # the database is away, and no object is to blame
+            problem = unexpected(error)
             self._write(lambda tx: self._read_failed(tx, kind, id, problem))
 
     def _read_failed(self, tx: Connection, kind: Kind, id: str, problem: str) -> None:

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
+from redis.exceptions import RedisError
+from rq.timeouts import JobTimeoutException
 from sqlalchemy import Connection, Engine, select
 
-from models.database import reading, write
+from models.database import can_pass, reading, write
 from models.tables import Mirror, Run, RunStatus, Task
-from worker.directory.client import Directory, UnreadableError
+from worker.directory.client import Directory, RefusedKeyError, UnreadableError
+from worker.errors import ConfigurationError, stack_of, unexpected
 from worker.mirror import admission
 from worker.mirror.retention import retain
 from worker.repair import reads, runs
@@ -64,7 +67,10 @@ class Repair:
                 self.one(run_id)
 
     def one(self, run_id: str) -> bool:
-        """Work on one run; return whether it is over. False: another has it, or it is left for later."""
+        """Work on one run; return whether it is over. False: another has it, or it is left for later.
+
+        A run that fails for a reason that no code foresaw is over, as failed: it would fail again, and others wait.
+        """
         with runs.lease(self.engine, run_id) as held:
             if held is None:
                 return False
@@ -73,6 +79,15 @@ class Repair:
             except LeaseLostError:
                 log.warning("lease_lost", run=run_id)
                 return False
+            except (ConfigurationError, UnreadableError, RedisError, JobTimeoutException):
+                raise
+            except Exception as error:
+                if can_pass(error):
+                    raise  # the database is away: the run goes on once it is back
+                problem = unexpected(error)
+                log.warning("run_failed", run=run_id, error=problem, stack=stack_of(error))
+                self._finish(held, problem)
+                return True
 
     def _work(self, held: Lease) -> bool:
         with reading(self.engine) as tx:
@@ -98,7 +113,7 @@ class Repair:
     def _catch_up(self, held: Lease, directory: Directory) -> bool:
         try:
             report = catch_up(self.engine, directory, held, timedelta(seconds=self.settings.catch_up_lag_seconds))
-        except UnreadableError as error:
+        except (UnreadableError, RefusedKeyError) as error:
             log.warning("catch_up_failed", run=held.run_id, error=str(error))
             self._finish(held, str(error))
             return True

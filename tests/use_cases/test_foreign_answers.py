@@ -1,0 +1,244 @@
+"""Only WorkOS's own 404 means gone. Any other answer without the object is unreadable, and changes nothing."""
+
+import json
+from functools import partial
+
+import pytest
+from sqlalchemy import Engine
+
+from models.database import write
+from models.tables import TABLES, Kind, Read
+from tests.sandbox import Sandbox
+from tests.support import JSON, rows
+from tests.use_cases.resyncs import (
+    CLIENT_ID,
+    MEMBERSHIPS,
+    catch_up_with,
+    changes,
+    found,
+    go_on,
+    live,
+    make_reads_due,
+    mirror_of,
+    quietly,
+    small_life,
+)
+from worker.directory.client import Directory, NotThereError, RefusedKeyError, UnreadableError
+from worker.mirror.doubts import ask
+from worker.repair.catch_up import catch_up
+from worker.repair.environment import require_same_environment
+from worker.repair.reads import work_due
+from worker.repair.resync import start
+from worker.settings import Settings
+
+HTML = b"<!doctype html><title>404 Not Found</title>"
+NESTED = b'{"a":' * 5000 + b"1" + b"}" * 5000
+ANSWERS: dict[str, tuple[int, bytes]] = {
+    **{
+        f"200 {name}": (200, body)
+        for name, body in {
+            "html": HTML,
+            "empty object": b"{}",
+            "list": b"[]",
+            "null": b"null",
+            "nothing": b"",
+            "string": b'"gone"',
+            "not utf-8": b'{"id":"\xff"}',
+            "too deep": NESTED,
+            "an error": b'{"message":"User not found: \'user_1\'.","code":"entity_not_found"}',
+            "a page": b'{"object":"list","data":[],"list_metadata":{"after":null}}',
+            "another id": b'{"object":"user","id":"user_other","slug":"other","updated_at":"2091-01-01T00:00:00Z"}',
+        }.items()
+    },
+    "204": (204, b""),
+    "302": (302, b""),
+    "302 html": (302, HTML),
+    **{
+        f"404 {name}": (404, body)
+        for name, body in {
+            "html": HTML,
+            "empty object": b"{}",
+            "list": b"[]",
+            "null": b"null",
+            "nothing": b"",
+            "of an unknown route": b'{"message":"Cannot GET /users/1","error":"Not Found","statusCode":404}',
+            "of a gateway": b'{"message":"Not Found"}',
+            "of another gateway": b'{"message":"no Route matched with those values"}',
+            "of a server": b'{"status":404,"error":"Not Found","path":"/users/1"}',
+            "message of a wrong type": b'{"message":{"text":"User not found"},"code":["entity_not_found"]}',
+        }.items()
+    },
+    "410": (410, b'{"message":"User not found: \'user_1\'."}'),
+    "401 html": (401, HTML),
+    "403 html": (403, HTML),
+    "403 odd code": (403, b'{"message":7,"error":{"a":1}}'),
+    "429 list": (429, b"[]"),
+    "500 list": (500, b"[]"),
+    "503 string": (503, b'"away"'),
+}
+every_answer = pytest.mark.parametrize(("status", "body"), ANSWERS.values(), ids=ANSWERS)
+
+OWN_404: dict[str, JSON] = {
+    "documented": {"message": "Organization not found: 'org_1'."},
+    "with a code": {"message": "Request could not be processed.", "code": "entity_not_found"},
+    "of the emulator": {"message": "Role not found", "code": "not_found"},
+}
+
+
+def one_of_each(engine: Engine, sandbox: Sandbox) -> dict[str, tuple[Kind, str]]:
+    """A mirror with an object of each kind, roles of both sorts: what it is → kind and id."""
+    world = sandbox.world
+    small_life(world, 1, 1)
+    org = next(iter(world.organizations))
+    world.create_role("billing")
+    world.create_role("editor", organization_id=org)
+    connection = world.create_connection(org, "Okta")["id"]
+    world.activate_connection(connection)
+    catch_up_with(engine, world)
+    return {
+        "organization": (Kind.ORGANIZATION, org),
+        "user": (Kind.USER, next(iter(world.users))),
+        "membership": (Kind.MEMBERSHIP, next(iter(world.memberships))),
+        "domain": (Kind.DOMAIN, next(iter(world.domains))),
+        "role": (Kind.ROLE, "billing"),
+        "organization's role": (Kind.ROLE, f"{org}/editor"),
+        "connection": (Kind.CONNECTION, connection),
+    }
+
+
+def read(engine: Engine, directory: Directory, *objects: tuple[Kind, str]) -> int:
+    """A confirmed read of each; how many were settled."""
+    for kind, id in objects:
+        write(engine, partial(ask, kind=kind, ids=[id], reason="a test", run_id=""))
+    make_reads_due(engine)
+    return work_due(engine, directory, lambda: False)
+
+
+def by_id(objects: dict[str, tuple[Kind, str]]) -> str:
+    """A pattern of the paths at which these are read."""
+    return f".*/({'|'.join(id.rpartition('/')[2] for _, id in objects.values())})$"
+
+
+@every_answer
+def test_an_answer_without_the_object_deletes_none_of_any_kind(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, status: int, body: bytes
+) -> None:
+    objects = one_of_each(one_engine, sandbox)
+    before, known = live(one_engine), changes(one_engine)
+    sandbox.faults.answer(by_id(objects), body, status=status)
+    assert read(one_engine, directory, *objects.values()) == 0
+    assert live(one_engine) == before and changes(one_engine) == known
+    left = {(row["kind"], row["object_id"]): row for row in rows(one_engine, Read)}
+    for what, place in objects.items():
+        assert left[place]["attempts"] == 1 and left[place]["error"], what
+    sandbox.faults.clear()
+    assert read(one_engine, directory) == len(objects)
+    assert live(one_engine) == before and changes(one_engine) == known
+
+
+def test_an_object_of_another_kind_is_not_the_one_that_was_asked_for(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory
+) -> None:
+    objects = one_of_each(one_engine, sandbox)
+    before = live(one_engine)
+    for _, id in objects.values():
+        slug = id.rpartition("/")[2]
+        other = {"object": "directory", "id": id, "slug": slug, "updated_at": "2091-01-01T00:00:00Z"}
+        sandbox.faults.answer(f".*/{slug}$", json.dumps(other).encode())
+    assert read(one_engine, directory, *objects.values()) == 0
+    assert live(one_engine) == before
+
+
+def test_a_role_of_no_known_type_is_neither_there_nor_gone(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory
+) -> None:
+    objects = one_of_each(one_engine, sandbox)
+    own, common = objects["organization's role"], objects["role"]
+    role = {"object": "role", "slug": "editor", "updated_at": "2091-01-01T00:00:00Z"}
+    sandbox.faults.answer(".*/roles/editor$", json.dumps(role).encode())
+    sandbox.faults.answer(
+        ".*/roles/billing$", json.dumps(role | {"slug": "billing", "type": "OrganizationRole"}).encode()
+    )
+    assert read(one_engine, directory, own, common) == 0
+    sandbox.faults.clear()
+    sandbox.faults.answer(".*/roles/editor$", json.dumps(role | {"type": "EnvironmentRole"}).encode())
+    assert read(one_engine, directory) == 2
+    assert live(one_engine)[Kind.ROLE] & {own[1], common[1]} == {common[1]}, "the organization has none of its own"
+
+
+@pytest.mark.parametrize("body", OWN_404.values(), ids=OWN_404)
+def test_workoss_own_404_is_a_deletion_of_every_kind(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, body: JSON
+) -> None:
+    objects = one_of_each(one_engine, sandbox)
+    sandbox.faults.answer(by_id(objects), json.dumps(body).encode(), status=404)
+    assert read(one_engine, directory, *objects.values()) == len(objects)
+    for kind, id in objects.values():
+        [row] = [row for row in rows(one_engine, TABLES[kind]) if row["id"] == id]
+        assert row["deleted_by"] == "resync", kind
+
+
+@pytest.mark.parametrize(
+    "name", ["200 html", "200 nothing", "200 another id", "204", "302", "404 html", "403 html", "500 list"]
+)
+def test_a_resync_does_not_delete_by_it_ends_and_reports_the_object(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, name: str
+) -> None:
+    status, body = ANSWERS[name]
+    before = mirror_of(one_engine, sandbox, directory, 2)
+    gone = next(iter(sandbox.world.memberships))
+    quietly(sandbox.world, lambda: sandbox.world.delete_membership(gone))
+    sandbox.faults.answer(f".*/{gone}$", body, status=status)
+    run_id = start(one_engine, "test")
+    assert go_on(one_engine, directory, run_id)
+    assert live(one_engine) == before
+    assert found(one_engine, run_id) == {("membership", gone): ("odd", "reported")}
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_a_listing_that_is_none_says_nothing_about_its_organization(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, status: int
+) -> None:
+    before = mirror_of(one_engine, sandbox, directory, 2)
+    org = next(iter(sandbox.world.organizations))
+    sandbox.faults.answer(MEMBERSHIPS, HTML, status=status, query=f"organization_id={org}")
+    run_id = start(one_engine, "test")
+    assert go_on(one_engine, directory, run_id)
+    assert live(one_engine) == before and found(one_engine, run_id) == {("organization", org): ("odd", "reported")}
+    assert sandbox.calls["GET", "/organizations/{id}"] == 0
+
+
+def test_a_cursor_is_not_lost_by_a_foreign_404(one_engine: Engine, sandbox: Sandbox, directory: Directory) -> None:
+    small_life(sandbox.world, 1, 1)
+    catch_up(one_engine, directory)
+    sandbox.faults.answer("/events", HTML, status=404)
+    with pytest.raises(UnreadableError) as caught:
+        catch_up(one_engine, directory)
+    assert not isinstance(caught.value, NotThereError)
+
+
+@pytest.mark.parametrize(("status", "body"), [(200, HTML), (200, b"{}"), (404, HTML), (302, b"")])
+def test_a_key_is_not_taken_for_this_environments_because_of_what_is_no_answer(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, status: int, body: bytes
+) -> None:
+    mirror_of(one_engine, sandbox, directory, 2)
+    sandbox.faults.answer(".*", body, status=status)
+    settings = Settings(workos_api_key=sandbox.api_key, workos_client_id=CLIENT_ID)
+    with pytest.raises(UnreadableError):
+        require_same_environment(one_engine, directory, settings)
+
+
+def test_one_organization_that_cannot_be_read_does_not_keep_a_worker_from_starting(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory
+) -> None:
+    mirror_of(one_engine, sandbox, directory, 2)
+    sandbox.faults.answer(f"/organizations/{min(sandbox.world.organizations)}$", HTML)
+    settings = Settings(workos_api_key=sandbox.api_key, workos_client_id=CLIENT_ID)
+    require_same_environment(one_engine, directory, settings)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_workoss_own_refusal_is_one_of_the_key(sandbox: Sandbox, directory: Directory, status: int) -> None:
+    sandbox.faults.answer(".*", b'{"message":"Unauthorized"}', status=status)
+    with pytest.raises(RefusedKeyError):
+        directory.now()

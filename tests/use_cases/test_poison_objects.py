@@ -1,0 +1,485 @@
+"""An object that nothing can be done with stops only itself: it is counted, put off, reported; the rest goes on."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import pytest
+from redis import Redis
+from sqlalchemy import Engine, text, update
+
+from models.database import write
+from models.tables import Event, Hook, HookDelivery, Kind, Read, RunStatus, Task
+from models.types import db_in
+from tests.sandbox import Sandbox
+from tests.support import JSON, access, differences, made, rows
+from tests.use_cases.joining import (
+    Stage,
+    company,
+    is_filled,
+    join_of,
+    joins_of,
+    members_at_workos,
+    put_in_force,
+    sign_up,
+    tell,
+)
+from tests.use_cases.resyncs import (
+    MEMBERSHIPS,
+    Clock,
+    deliver,
+    found,
+    go_on,
+    live,
+    make_reads_due,
+    mirror_of,
+    quietly,
+    resync,
+    run_row,
+    settings_of,
+    small_life,
+)
+from worker.directory.client import Directory, Page, UnreadableError
+from worker.hooks import follow as hooks
+from worker.hooks.targets import PythonTarget
+from worker.looking.explain import explain
+from worker.looking.health import look
+from worker.mirror.doubts import ask
+from worker.repair.reads import work_due
+from worker.repair.resync import start
+from worker.repair.runs import create
+from worker.repair.work import Repair
+from worker.signals.doorbell import Doorbell
+
+NO_IDS = [".", "..", "../users", "org_1/../org_2", "a/b", "/", "a\0", "a\nb", "\x1b[31m", "é", "𐀀", "\ud800", "x" * 256]
+no_id = pytest.mark.parametrize("value", NO_IDS, ids=ascii)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    clock = Clock()
+    clock.now = datetime.now(UTC).replace(microsecond=0)
+    return clock
+
+
+@pytest.fixture
+def sandbox(clock: Clock) -> Iterator[Sandbox]:
+    with Sandbox(seed=7, clock=clock) as running:
+        yield running
+
+
+def poisoned(engine: Engine, table: str, when: str) -> None:
+    """Have the database refuse to write such rows, as it would one that no code foresaw."""
+    assert engine.dialect.name == "sqlite"
+    for verb in ("INSERT", "UPDATE"):
+        statement = f"CREATE TRIGGER {verb}_{table} BEFORE {verb} ON {table} WHEN {when}"
+        statement += " BEGIN SELECT RAISE(ABORT, 'poison'); END"
+        write(engine, lambda tx: tx.execute(text(statement)))  # noqa: B023 - called now
+
+
+def healed(engine: Engine, table: str) -> None:
+    for verb in ("INSERT", "UPDATE"):
+        write(engine, lambda tx: tx.execute(text(f"DROP TRIGGER {verb}_{table}")))  # noqa: B023 - called now
+
+
+def read_due(engine: Engine, directory: Directory) -> int:
+    make_reads_due(engine)
+    return work_due(engine, directory, lambda: False)
+
+
+def asked_for(engine: Engine, kind: Kind, *ids: str, run_id: str = "") -> None:
+    write(engine, partial(ask, kind=kind, ids=ids, reason="a test", run_id=run_id))
+
+
+# Ids
+
+
+REFERENCES = [
+    ("user.created", "id"),
+    ("user.deleted", "id"),
+    ("organization.created", "id"),
+    ("organization_membership.created", "id"),
+    ("organization_membership.created", "user_id"),
+    ("organization_membership.updated", "organization_id"),
+    ("organization_domain.verified", "organization_id"),
+    ("connection.activated", "id"),
+    ("role.created", "slug"),
+    ("organization_role.created", "slug"),
+    ("organization_role.created", "organization_id"),
+    ("organization_role.deleted", "organization_id"),
+]
+
+
+@no_id
+def test_an_event_that_names_what_is_no_id_fails_alone(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, value: str
+) -> None:
+    small_life(sandbox.world, 1, 1)
+    created = [event for event in sandbox.world.events if event["event"] == "organization_membership.created"]
+    poison = [
+        made(type, event_id=f"event_{place}", **JSON({name: value})) for place, (type, name) in enumerate(REFERENCES)
+    ]
+    before = live(one_engine)
+    deliver(one_engine, poison + created)
+    for (type, name), row in zip(
+        REFERENCES, [row for row in rows(one_engine, Event) if row["id"] in {e["id"] for e in poison}], strict=True
+    ):
+        assert (row["status"], row["attempts"]) == ("failed", 1), (type, name)
+        assert row["error"] == f"data.{name}: is not an id", (type, name)
+    assert live(one_engine) == before | {Kind.MEMBERSHIP: {created[0]["data"]["id"]}}
+    assert {row["kind"] for row in rows(one_engine, Read)} == {"organization", "user"}
+    assert read_due(one_engine, directory) == 2
+    assert len(access(one_engine)) == 1
+    resync(one_engine, directory)
+    assert differences(one_engine, sandbox.world.truth()) == []
+
+
+@no_id
+def test_a_listed_object_without_an_id_is_reported_and_the_rest_is_used(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, value: str
+) -> None:
+    small_life(sandbox.world, 1, 3)
+    sandbox.faults.odd(MEMBERSHIPS, item=0, change=lambda item: {**item, "user_id": value})
+    sandbox.faults.odd("/authorization/roles", item=0, change=lambda item: {**item, "slug": value})
+    sandbox.faults.odd("/user_management/users", item=0, change=lambda item: {**item, "id": value})
+    reported = found(one_engine, resync(one_engine, directory))
+    assert sum(finding == "odd" for finding, _ in reported.values()) == 3
+    assert len(live(one_engine)[Kind.MEMBERSHIP]) == 2
+    assert differences(one_engine, sandbox.world.truth()) != []
+    resync(one_engine, directory)
+    assert differences(one_engine, sandbox.world.truth()) == []
+
+
+def test_a_role_slug_that_no_index_holds_stops_nothing_and_grants_nothing(
+    both_engines: Engine, sandbox: Sandbox, directory: Directory
+) -> None:
+    small_life(sandbox.world, 1, 2)
+    long = "".join(f"{number:x}" for number in range(3000))
+    sandbox.faults.odd(MEMBERSHIPS, item=0, change=lambda item: {**item, "role": {"slug": long}, "roles": []})
+    resync(both_engines, directory)
+    deliver(both_engines, [made("organization_membership.created", role={"slug": long}, roles=[])])
+    assert {row["status"] for row in rows(both_engines, Event)} == {"done"}
+    assert sorted(role for _, _, role in access(both_engines)) == ["member", "member"]
+
+
+# Calls that the library refuses
+
+
+CALLS = {
+    "a user": lambda workos, id: workos.user(id),
+    "an organization": lambda workos, id: workos.organization(id),
+    "a membership": lambda workos, id: workos.membership(id),
+    "a role": lambda workos, id: workos.role(f"org_1/{id}"),
+    "roles": lambda workos, id: workos.organization_roles(id),
+    "memberships": lambda workos, id: workos.memberships(id, id),
+    "to create": lambda workos, id: workos.create_membership(id, id, id),
+    "to deactivate": lambda workos, id: workos.deactivate_membership(id),
+    "to change an endpoint": lambda workos, id: workos.amend_webhook_endpoint(id, [id]),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_whatever_the_library_makes_of_a_call_callers_see_our_errors(
+    sandbox: Sandbox, directory: Directory, call: Any
+) -> None:
+    for id in ("", ".", "..", "\ud800", "x" * 100_000):
+        answered = None
+        try:
+            answered = call(directory, id)
+        except UnreadableError as error:
+            answered = error
+        assert isinstance(answered, UnreadableError | Page), ascii(id[:9])
+
+
+def test_what_cannot_even_be_asked_for_is_not_asked_again_at_once(sandbox: Sandbox, directory: Directory) -> None:
+    with pytest.raises(UnreadableError, match="ValueError"):
+        directory.user("..")
+    assert directory.calls.total == 1 and sandbox.calls.total() == 0
+
+
+# Confirmed reads
+
+
+def test_a_read_that_can_never_succeed_is_counted_and_put_off_and_starves_no_other(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, logs: list[Any]
+) -> None:
+    small_life(sandbox.world, 1, 1)
+    user = next(iter(sandbox.world.users))
+    asked_for(one_engine, Kind.USER, "..", user)
+    asked_for(one_engine, Kind.ROLE, "org_1/..", "..")
+    assert read_due(one_engine, directory) == 1
+    assert user in live(one_engine)[Kind.USER]
+    left = {row["object_id"]: row for row in rows(one_engine, Read)}
+    assert left.keys() == {"..", "org_1/.."} and {row["attempts"] for row in left.values()} == {1}
+    assert work_due(one_engine, directory, lambda: False) == 0, "not at once"
+    assert len([line for line in logs if line["event"] == "read_failed"]) == len(rows(one_engine, Read)) == 3
+
+
+def test_an_object_that_the_database_refuses_starves_no_other_read(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, logs: list[Any]
+) -> None:
+    small_life(sandbox.world, 1, 3)
+    users = list(sandbox.world.users)
+    poisoned(one_engine, "users", f"NEW.id = '{users[0]}'")
+    asked_for(one_engine, Kind.USER, *users)
+    assert read_due(one_engine, directory) == 2
+    [left] = rows(one_engine, Read)
+    assert (left["object_id"], left["attempts"]) == (users[0], 1)
+    assert left["error"].startswith("IntegrityError at ") and "poison" not in left["error"]
+    assert [line["id"] for line in logs if line["event"] == "read_failed"] == [users[0]]
+    healed(one_engine, "users")
+    assert read_due(one_engine, directory) == 1
+    assert live(one_engine)[Kind.USER] == set(users)
+
+
+def test_a_kind_that_the_key_may_not_see_starves_no_other(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory
+) -> None:
+    small_life(sandbox.world, 1, 1)
+    user = next(iter(sandbox.world.users))
+    sandbox.faults.fail("/connections", status=403, times=None)
+    asked_for(one_engine, Kind.CONNECTION, "conn_1")
+    asked_for(one_engine, Kind.USER, user)
+    assert read_due(one_engine, directory) == 1
+    [left] = rows(one_engine, Read)
+    assert (left["object_id"], left["attempts"]) == ("conn_1", 1) and "403" in left["error"]
+
+
+def test_what_cannot_be_read_again_and_again_is_a_warning_and_explained(
+    local: Any, sandbox: Sandbox, directory: Directory
+) -> None:
+    wiring = local(**settings_of(sandbox))
+    asked_for(wiring.engine, Kind.USER, "user_1/x")
+    for _ in range(5):
+        assert "unread_objects" not in warnings(wiring)
+        read_due(wiring.engine, directory)
+    sandbox.faults.fail("/user_management/users/", status=400, times=None)
+    asked_for(wiring.engine, Kind.USER, "user_2")
+    for _ in range(5):
+        read_due(wiring.engine, directory)
+    assert "1 object" in warnings(wiring)["unread_objects"] and "user_2" in warnings(wiring)["unread_objects"]
+    explained = explain(wiring.engine, "user_2")
+    assert explained is not None
+    assert "attempt 5 failed" in explained["timeline"][-1]["why"] and "400" in explained["timeline"][-1]["why"]
+
+
+def warnings(wiring: Any) -> dict[str, str]:
+    return {problem.name: problem.text for problem in look(wiring.engine, wiring.redis, wiring.settings).warnings}
+
+
+# Resyncs
+
+
+def test_a_resync_ends_though_it_asks_for_what_is_no_id(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory
+) -> None:
+    mirror_of(one_engine, sandbox, directory, 2)
+    gone = next(iter(sandbox.world.memberships))
+    quietly(sandbox.world, lambda: sandbox.world.delete_membership(gone))
+    run_id = start(one_engine, "test")
+    asked_for(one_engine, Kind.USER, "..", run_id=run_id)
+    assert go_on(one_engine, directory, run_id)
+    assert found(one_engine, run_id) == {
+        ("user", ".."): ("odd", "reported"),
+        ("membership", gone): ("extra", "repaired"),
+    }
+
+
+@pytest.mark.parametrize("table", ["users", "organizations", "memberships", "domains"])
+def test_a_listed_object_that_the_database_refuses_is_reported_and_its_page_is_used(
+    one_engine: Engine, sandbox: Sandbox, directory: Directory, table: str
+) -> None:
+    world = sandbox.world
+    mirror_of(one_engine, sandbox, directory, 3)
+    known = live(one_engine)
+    kind = Kind(table.removesuffix("s"))
+    tables: dict[str, JSON] = {
+        "users": world.users,
+        "organizations": world.organizations,
+        "memberships": world.memberships,
+        "domains": world.domains,
+    }
+    bad, gone = [list(world.memberships)[place] for place in (1, -1)]
+    with world.silently():
+        small_life_named(world)
+        poison = list(tables[table])[-1]
+        world.delete_membership(gone)
+    poisoned(one_engine, table, f"NEW.id = '{poison}'")
+    run_id = start(one_engine, "test")
+    assert go_on(one_engine, directory, run_id)
+    assert run_row(one_engine, run_id)["status"] == RunStatus.DONE
+    assert found(one_engine, run_id)[kind, poison] == ("odd", "reported")
+    for each in Kind:
+        assert live(one_engine)[each] == ids(world)[each] - {poison} | known[each] - {gone}, each
+    assert bad in live(one_engine)[Kind.MEMBERSHIP]
+    healed(one_engine, table)
+    resync(one_engine, directory)
+    assert differences(one_engine, world.truth()) == []
+
+
+def small_life_named(world: Any) -> None:
+    made = world.create_organization("New", domains=[("new.example", "verified")])
+    for name in ("ann", "bob"):
+        world.create_membership(made["id"], world.create_user(f"{name}@new.example")["id"])
+
+
+def ids(world: Any) -> dict[Kind, set[str]]:
+    roles = {"/".join(filter(None, key)) for key in world.roles}
+    return {
+        Kind.ORGANIZATION: set(world.organizations),
+        Kind.USER: set(world.users),
+        Kind.MEMBERSHIP: set(world.memberships),
+        Kind.DOMAIN: set(world.domains),
+        Kind.ROLE: roles,
+        Kind.CONNECTION: set(world.connections),
+    }
+
+
+def test_a_run_that_fails_unexpectedly_ends_as_failed_and_stops_no_other_work(
+    local: Any, sandbox: Sandbox, directory: Directory, redis: Redis, logs: list[Any]
+) -> None:
+    wiring = local(**settings_of(sandbox))
+    engine = wiring.engine
+    mirror_of(engine, sandbox, directory, 2)
+    is_filled(engine)
+    user = next(iter(sandbox.world.users))
+    poisoned(engine, "runs", "NEW.phase = 'delete'")
+    run_id = start(engine, "test")
+    catching_up = write(engine, lambda tx: create(tx, Task.CATCH_UP, "test"))
+    asked_for(engine, Kind.USER, user)
+    make_reads_due(engine)
+    Repair(engine, directory, wiring.settings, Doorbell(redis, "drain")).all()
+    failed = run_row(engine, run_id)
+    assert failed["status"] == RunStatus.FAILED and failed["error"].startswith("IntegrityError at ")
+    assert run_row(engine, catching_up)["status"] == RunStatus.DONE
+    assert rows(engine, Read) == []
+    assert any(line["event"] == "run_failed" and line["run"] == run_id for line in logs)
+
+
+def test_a_key_that_may_not_read_events_does_not_keep_objects_from_being_read(
+    local: Any, sandbox: Sandbox, directory: Directory, redis: Redis
+) -> None:
+    wiring = local(**settings_of(sandbox))
+    mirror_of(wiring.engine, sandbox, directory, 1)
+    is_filled(wiring.engine)
+    sandbox.faults.fail("/events", status=403, times=None)
+    run_id = write(wiring.engine, lambda tx: create(tx, Task.CATCH_UP, "test"))
+    asked_for(wiring.engine, Kind.USER, next(iter(sandbox.world.users)))
+    make_reads_due(wiring.engine)
+    Repair(wiring.engine, directory, wiring.settings, Doorbell(redis, "drain")).all()
+    assert run_row(wiring.engine, run_id)["status"] == RunStatus.FAILED
+    assert rows(wiring.engine, Read) == []
+
+
+# Provisioning
+
+
+@pytest.fixture
+def stage(one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, redis: Redis) -> Stage:
+    put_in_force(one_engine)
+    is_filled(one_engine)
+    return Stage(one_engine, sandbox, clock, directory, redis)
+
+
+def test_a_join_that_the_database_refuses_stops_no_other(stage: Stage) -> None:
+    org = company(stage.world)
+    users = [sign_up(stage.world, f"{name}@acme.example") for name in ("ann", "bob", "cid")]
+    poisoned(stage.engine, "joins", f"NEW.user_id = '{users[0]}' AND NEW.state = 'joined'")
+    stage.settles()
+    assert joins_of(stage.engine) == {users[0]: "pending", users[1]: "joined", users[2]: "joined"}
+    assert join_of(stage.engine, users[0])["error"].startswith("IntegrityError at ")
+    healed(stage.engine, "joins")
+    stage.settles()
+    assert set(joins_of(stage.engine).values()) == {"joined"}
+    assert members_at_workos(stage.world) == {(org, user): ["active"] for user in users}
+
+
+FOREIGN = {
+    "no membership": b"{}",
+    "nothing": b"",
+    "html": b"<!doctype html>",
+    "of another person": b'{"id":"om_1","organization_id":"org_1","user_id":"user_1","status":"active"}',
+}
+
+
+@pytest.mark.parametrize("body", FOREIGN.values(), ids=FOREIGN)
+def test_a_create_that_is_answered_with_something_else_may_or_may_not_have_been_done(stage: Stage, body: bytes) -> None:
+    org = company(stage.world)
+    user = sign_up(stage.world)
+    stage.sandbox.faults.answer("/user_management/organization_mem", body, method="POST", status=201, times=1)
+    stage.hears()
+    for _ in range(2):
+        stage.time_passes()
+        stage.works()
+    assert join_of(stage.engine, user)["state"] == "pending" and join_of(stage.engine, user)["attempts"] == 1
+    stage.settles()
+    assert join_of(stage.engine, user)["membership_id"] in stage.world.memberships
+    assert members_at_workos(stage.world) == {(org, user): ["active"]}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_foreign_404_drops_no_join(stage: Stage, method: str) -> None:
+    company(stage.world)
+    user = sign_up(stage.world)
+    path = "/user_management/organization_mem"
+    stage.sandbox.faults.answer(path, b"<!doctype html>", method=method, status=404)
+    stage.hears()
+    for _ in range(3):
+        stage.time_passes()
+        stage.works()
+    assert joins_of(stage.engine) == {user: "pending"} and "404" in join_of(stage.engine, user)["error"]
+    stage.sandbox.faults.clear()
+    stage.settles()
+    assert joins_of(stage.engine) == {user: "joined"}
+
+
+def test_someone_elses_memberships_say_nothing_about_a_person(stage: Stage) -> None:
+    org = company(stage.world)
+    other = stage.world.create_user("eve@elsewhere.example")["id"]
+    stage.world.create_membership(org, other)
+    user = sign_up(stage.world)
+    shown = next(iter(stage.world.memberships.values()))
+    body = b'{"object":"list","data":[%s],"list_metadata":{"after":null}}' % json.dumps(shown).encode()
+    stage.sandbox.faults.answer(MEMBERSHIPS, body, query="user_id=")
+    stage.hears()
+    for _ in range(3):
+        stage.time_passes()
+        stage.works()
+    assert joins_of(stage.engine) == {user: "pending"}
+
+
+# Hooks
+
+
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("even its text cannot be had")
+
+
+def test_an_error_that_cannot_be_told_is_counted_like_any_other(one_engine: Engine) -> None:
+    told = []
+
+    def host(message: JSON) -> None:
+        if message["data"]["object_id"] == "user_1":
+            raise UnspeakableError
+        told.append(message["data"]["object_id"])
+
+    tell(one_engine, [made("user.created", id=id, email=f"{id}@acme.example") for id in ("user_1", "user_2")])
+    for _ in range(2):
+        hooks.follow(one_engine, {"host": PythonTarget(host, 5.0)}, 2)
+        write(one_engine, lambda tx: tx.execute(update(HookDelivery).values(due_at=db_in(-1))))
+    assert told == ["user_2"]
+    [row] = rows(one_engine, HookDelivery)
+    assert (row["status"], row["attempts"]) == ("failed", 2) and "UnspeakableError" in row["error"]
+
+
+def test_a_hook_that_cannot_be_followed_stops_no_other(one_engine: Engine, logs: list[Any]) -> None:
+    told: list[JSON] = []
+    tell(one_engine, [made("user.created", id="user_1", email="ann@acme.example")])
+    poisoned(one_engine, "hooks", "NEW.name = 'bad' AND NEW.cursor > 0")
+    hooks.follow(one_engine, {"bad": PythonTarget(print, 5.0), "good": PythonTarget(told.append, 5.0)}, 3)
+    assert len(told) == 1
+    assert {row["name"]: row["cursor"] for row in rows(one_engine, Hook)} == {"bad": 0, "good": 1}
+    assert [line["hook"] for line in logs if line["event"] == "hook_not_followed"] == ["bad"]
