@@ -1,8 +1,9 @@
-"""A host that hooks call over HTTP."""
+"""Hosts that hooks call."""
 
 import json
 import threading
 from collections import deque
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from standardwebhooks.webhooks import Webhook
@@ -10,6 +11,21 @@ from standardwebhooks.webhooks import Webhook
 from tests.support import JSON
 
 SECRET = "whsec_" + "c2VjcmV0" * 4
+
+
+class FunctionTarget:
+    """A hook that calls a function, one change at a time."""
+
+    at_once = 1
+
+    def __init__(self, function: Callable[[JSON], object]) -> None:
+        self._function = function
+
+    def __call__(self, message: JSON) -> None:
+        self._function(message)
+
+    def close(self) -> None:
+        pass
 
 
 class Web:

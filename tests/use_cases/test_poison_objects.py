@@ -15,6 +15,7 @@ from models.tables import Event, Hook, HookDelivery, Kind, Read, RunStatus, Task
 from models.types import db_in
 from tests.sandbox import Sandbox
 from tests.support import JSON, access, differences, made, rows
+from tests.use_cases.hosting import FunctionTarget
 from tests.use_cases.joining import (
     Stage,
     company,
@@ -43,7 +44,6 @@ from tests.use_cases.resyncs import (
 )
 from worker.directory.client import Directory, Page, UnreadableError
 from worker.hooks import follow as hooks
-from worker.hooks.targets import PythonTarget
 from worker.looking.explain import explain
 from worker.looking.health import look
 from worker.mirror.doubts import ask
@@ -468,7 +468,7 @@ def test_an_error_that_cannot_be_told_is_counted_like_any_other(one_engine: Engi
 
     tell(one_engine, [made("user.created", id=id, email=f"{id}@acme.example") for id in ("user_1", "user_2")])
     for _ in range(2):
-        hooks.follow(one_engine, {"host": PythonTarget(host, 5.0)}, 2)
+        hooks.follow(one_engine, {"host": FunctionTarget(host)}, 2)
         write(one_engine, lambda tx: tx.execute(update(HookDelivery).values(due_at=db_in(-1))))
     assert told == ["user_2"]
     [row] = rows(one_engine, HookDelivery)
@@ -479,7 +479,7 @@ def test_a_hook_that_cannot_be_followed_stops_no_other(one_engine: Engine, logs:
     told: list[JSON] = []
     tell(one_engine, [made("user.created", id="user_1", email="ann@acme.example")])
     poisoned(one_engine, "hooks", "NEW.name = 'bad' AND NEW.cursor > 0")
-    hooks.follow(one_engine, {"bad": PythonTarget(print, 5.0), "good": PythonTarget(told.append, 5.0)}, 3)
+    hooks.follow(one_engine, {"bad": FunctionTarget(print), "good": FunctionTarget(told.append)}, 3)
     assert len(told) == 1
     assert {row["name"]: row["cursor"] for row in rows(one_engine, Hook)} == {"bad": 0, "good": 1}
     assert [line["hook"] for line in logs if line["event"] == "hook_not_followed"] == ["bad"]
