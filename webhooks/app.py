@@ -1,6 +1,7 @@
 """The Flask application."""
 
 from http import HTTPStatus
+from typing import Any
 
 import structlog
 from flask import Flask, Response, abort, jsonify, request
@@ -10,9 +11,17 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from webhooks import api, health, metrics, ops, receive
 from worker.errors import ConfigurationError
+from worker.logs import places
 from worker.wiring import Wiring
 
 log = structlog.get_logger()
+
+
+class _Application(Flask):
+    def log_exception(self, exc_info: Any) -> None:
+        """Log an unexpected error; Flask's own line quotes the path, whose token is secret, and the error's message."""
+        error: BaseException = exc_info[1]
+        log.error("request_failed", error=type(error).__name__, places=places(error), endpoint=request.endpoint)
 
 
 def create_app(wiring: Wiring) -> Flask:
@@ -24,12 +33,14 @@ def create_app(wiring: Wiring) -> Flask:
     settings = wiring.settings
     if not settings.workos_webhook_secrets:
         raise ConfigurationError("WORKOS_WEBHOOK_SECRETS is not set")
-    app = Flask(__name__, static_folder=None)
+    app = _Application(__name__, static_folder=None)
+    app.url_map.merge_slashes = False
     # One byte more, to tell: Werkzeug ends a body without length at the limit and says nothing.
     app.config["MAX_CONTENT_LENGTH"] = settings.webhook_max_bytes + 1
     if settings.trusted_proxy_hops:
         hops = settings.trusted_proxy_hops
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
+    app.before_request(_refuse_other_spellings)
     app.before_request(_refuse_nul)
     app.register_blueprint(receive.blueprint(wiring))
     app.register_blueprint(health.blueprint(wiring))
@@ -45,6 +56,13 @@ def create_app(wiring: Wiring) -> Flask:
     app.register_error_handler(HTTPException, _as_json)
     app.register_error_handler(DBAPIError, _database_away)
     return app
+
+
+def _refuse_other_spellings() -> None:
+    """Answer 404 for a path without exactly one slash in front: routing ignores further ones, a proxy's rules do not."""
+    path = request.environ["PATH_INFO"]
+    if not path.startswith("/") or path.startswith("//"):
+        abort(404)
 
 
 def _refuse_nul() -> None:

@@ -15,13 +15,19 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from io import BytesIO
 from typing import Any
 
+import structlog
 from gunicorn.http import RequestParser
+from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine
 from gunicorn.http.unreader import Unreader
 from gunicorn.workers.gthread import ThreadWorker
 
-from webhooks.framing import Incoming, TooLargeError
+from webhooks.framing import BAD_REQUEST, HEAD_TOO_LARGE, Incoming, RefusedRequestError
+from worker.logs import places
+
+log = structlog.get_logger()
 
 REQUEST_SECONDS = 10.0
 """From the first byte to the last, or from connecting."""
@@ -31,10 +37,12 @@ SEND_SECONDS = 5
 """How long a thread waits for a sender that does not read its answer."""
 PIECE = 65_536
 MOST_THROWN_AWAY = 1_048_576
+TRUST_NOBODY = {"forwarded_allow_ips": "", "forwarder_headers": "", "secure_scheme_headers": {}}
+"""gunicorn's settings for proxies. By default it believes whatever comes from this machine, or through a Unix socket."""
 
 
 class _Gathered(Unreader):  # type: ignore[misc]  # gunicorn ships no types
-    """What was gathered. The thread that reads more than that takes the request for another than it is."""
+    """The head of a request. A thread that reads more than that takes the request for another than it is."""
 
     def chunk(self, size_hint: int | None = None) -> bytes:  # noqa: ARG002 - gunicorn's own signature
         raise ConnectionResetError(errno.ECONNRESET, "the request is not whole")
@@ -45,6 +53,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no ty
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        for name, nobody in TRUST_NOBODY.items():
+            self.cfg.set(name, nobody)
         self.leaving: deque[Any] = deque()
         self.pending_conns: deque[Any] = deque()
 
@@ -71,6 +81,21 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no ty
             self.pending_conns.remove(conn)
             then(conn)
 
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """Answer a request whose head was parsed, in a thread."""
+        req.body = BytesIO(conn.incoming.body)  # gunicorn's reader copies what is left at each read
+        conn.parser.unreader.unread(conn.incoming.rest)
+        return super().handle_request(req, conn)
+
+    def handle_error(self, req: Any, client: socket.socket, _addr: Any, exc: Exception) -> None:
+        """Answer and log what could not be parsed (then there is no `req`) or what failed, quoting nothing of it."""
+        if req is None:
+            large = isinstance(exc, LimitRequestLine | LimitRequestHeaders)
+            _refuse(client, HEAD_TOO_LARGE if large else BAD_REQUEST, "head")
+        else:
+            log.error("request_failed", error=type(exc).__name__, places=places(exc))
+            _tell(client, "500 Internal Server Error")
+
     def finish_request(self, conn: Any, fs: "Future[Any]") -> None:
         """Keep a connection for its next request, or see it off."""
         if fs.cancelled() or fs.exception() or not fs.result():
@@ -93,7 +118,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no ty
         """Do, at the end of the process, for who has not begun to send as for who was kept: wait a little, not long."""
         super()._cap_keepalive(deadline)
         for conn in self.pending_conns:
-            if not conn.incoming.data:
+            if not conn.incoming.began:
                 conn.timeout = min(conn.timeout, deadline)
         self.pending_conns = deque(sorted(self.pending_conns, key=lambda conn: conn.timeout))
 
@@ -104,12 +129,12 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no ty
             if not came:
                 return self._drop
             if conn.incoming.add(came):
-                conn.parser.unreader.unread(bytes(conn.incoming.data))
+                conn.parser.unreader.unread(conn.incoming.head)
                 return super().enqueue_req if _takes_answers(conn.sock) else self._drop
             if conn.incoming.reply:
                 conn.sock.send(conn.incoming.reply)
-        except TooLargeError as error:
-            return partial(self._refuse, status=error.status)
+        except RefusedRequestError as error:
+            return partial(self._refuse, error=error)
         except BlockingIOError:
             return None
         except OSError:
@@ -121,8 +146,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no ty
         conns.append(conn)
         self.poller.register(conn.sock, selectors.EVENT_READ, partial(readable, conn))
 
-    def _refuse(self, conn: Any, status: str) -> None:
-        _tell(conn.sock, status)
+    def _refuse(self, conn: Any, error: RefusedRequestError) -> None:
+        _refuse(conn.sock, error.status, error.reason)
         self._see_off(conn)
 
     def _see_off(self, conn: Any) -> None:
@@ -150,7 +175,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no ty
     def _end(self, conns: "deque[Any]") -> None:
         conn = conns.popleft()
         self.poller.unregister(conn.sock)
-        if conns is self.pending_conns and conn.incoming.data:
+        if conns is self.pending_conns and conn.incoming.began:
             _tell(conn.sock, "408 Request Timeout")
         self._drop(conn)
 
@@ -164,6 +189,11 @@ def _takes_answers(sock: socket.socket) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
     return bool(poll.poll(0))
+
+
+def _refuse(sock: socket.socket, status: str, reason: str) -> None:
+    log.warning("request_refused", status=int(status[:3]), reason=reason)
+    _tell(sock, status)
 
 
 def _tell(sock: socket.socket, status: str) -> None:

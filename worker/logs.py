@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from traceback import extract_tb
 from typing import Literal
 
 import structlog
@@ -22,6 +23,11 @@ def _on_one_line(_logger: WrappedLogger, _method: str, fields: EventDict) -> Eve
 
 def _spelled_out(value: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
+
+
+def places(error: BaseException) -> list[str]:
+    """Return where in the code an error was raised, outermost first, without its message: that may quote a payload."""
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in extract_tb(error.__traceback__)]
 
 
 def configure(log_format: Literal["json", "console"] | None) -> None:

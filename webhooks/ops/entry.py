@@ -75,7 +75,7 @@ def add(routes: Blueprint, settings: Settings, forms: CSRFProtect) -> None:
 
     @routes.errorhandler(CSRFError)
     def forged(error: Any) -> tuple[str, int]:
-        log.warning("forged_post_refused", path=request.path)
+        log.warning("forged_post_refused", endpoint=request.endpoint)
         return render_template(
             "ops/error.html", title="Refused", said="The form is not from this page, or too old."
         ), 403
