@@ -10,6 +10,7 @@ import orjson
 from sqlalchemy import ColumnElement, Connection, Engine, create_engine, delete, event, select, text, tuple_
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
@@ -59,12 +60,20 @@ def database_url(raw: str) -> URL:
             raise ValueError(f"names {other}; use sqlite or postgresql")
 
 
-def open_engine(raw_url: str, *, pool_size: int = 5, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> Engine:
+def open_engine(
+    raw_url: str, *, pool_size: int = 5, pool_timeout: float = 30.0, lock_timeout_ms: int = LOCK_TIMEOUT_MS
+) -> Engine:
     """Return an engine for `raw_url`; connects to nothing yet, but makes the folder of an SQLite file.
 
     Files of an SQLite database that this user owns are closed to all others.
 
     Parameters never appear in error messages (they hold payloads).
+
+    Args:
+        raw_url: as in the setting `DATABASE_URL`.
+        pool_size: upper bound on connections at a time (PostgreSQL).
+        pool_timeout: seconds to wait for one of them (PostgreSQL) before `sqlalchemy.exc.TimeoutError`.
+        lock_timeout_ms: milliseconds to wait for a lock (PostgreSQL).
 
     Raises:
         ValueError: as `database_url`.
@@ -92,6 +101,7 @@ def open_engine(raw_url: str, *, pool_size: int = 5, lock_timeout_ms: int = LOCK
         json_deserializer=orjson.loads,
         pool_size=pool_size,
         max_overflow=0,
+        pool_timeout=pool_timeout,
         pool_pre_ping=True,
         connect_args={"options": options, "connect_timeout": 5, **KEEPALIVE},
     )
@@ -182,6 +192,8 @@ PASSING_SQLSTATES = (
 
 def can_pass(error: BaseException) -> bool:
     """Whether the database's `error` says nothing about the statement: lost connection, deadlock, busy, time-out."""
+    if isinstance(error, PoolTimeoutError):
+        return True
     if not isinstance(error, DBAPIError):
         return False
     if error.connection_invalidated:

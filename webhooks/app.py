@@ -5,7 +5,8 @@ from typing import Any
 
 import structlog
 from flask import Flask, Response, abort, jsonify, request
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -55,11 +56,12 @@ def create_app(wiring: Wiring) -> Flask:
         log.warning("api_off", why="API_TOKENS is not set")
     app.register_error_handler(HTTPException, _as_json)
     app.register_error_handler(DBAPIError, _database_away)
+    app.register_error_handler(PoolTimeoutError, _database_away)
     return app
 
 
 def _refuse_other_spellings() -> None:
-    """Answer 404 for a path without exactly one slash in front: routing ignores further ones, a proxy's rules do not."""
+    """Answer 404 unless the path begins with exactly one slash: routing ignores more of them, a proxy's rules do not."""
     path = request.environ["PATH_INFO"]
     if not path.startswith("/") or path.startswith("//"):
         abort(404)
@@ -73,8 +75,8 @@ def _refuse_nul() -> None:
         abort(400, "a NUL stands in the address or the form")
 
 
-def _database_away(error: DBAPIError) -> Response:
-    log.warning("database_away", error=type(error.orig).__name__)
+def _database_away(error: SQLAlchemyError) -> Response:
+    log.warning("database_away", error=receive.type_name(error))
     answer = jsonify(error="the database does not answer; ask again")
     answer.status_code = HTTPStatus.SERVICE_UNAVAILABLE
     answer.headers["Retry-After"] = str(receive.RETRY_AFTER_SECONDS)

@@ -1,7 +1,10 @@
 """Health: whether the process lives, and whether it can commit an event."""
 
+import threading
+
 from flask import Blueprint, Response, jsonify
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from models.revisions import outdated
 from worker.inbox.store import probe
@@ -12,6 +15,7 @@ from worker.wiring import Wiring
 def blueprint(wiring: Wiring) -> Blueprint:
     """Return `/healthz` and `/readyz`."""
     routes = Blueprint("health", __name__)
+    probing = threading.Lock()  # one at a time: the other connection of the inbox commits deliveries
 
     @routes.get("/healthz")
     def healthz() -> Response:
@@ -21,14 +25,15 @@ def blueprint(wiring: Wiring) -> Blueprint:
     def readyz() -> Response | tuple[Response, int]:
         """Ready means that an event can be committed. The rest are warnings: Redis away must not close the door."""
         try:
-            if outdated(wiring.engine):
-                return jsonify(status="not ready", reason="the database is not migrated"), 503
-            probe(wiring.engine)
-        except DBAPIError:
+            with probing:
+                if outdated(wiring.inbox_engine):
+                    return jsonify(status="not ready", reason="the database is not migrated"), 503
+                probe(wiring.inbox_engine)
+        except (DBAPIError, PoolTimeoutError):
             return jsonify(status="not ready", reason="the database takes no events"), 503
         try:
             health = look(wiring.engine, wiring.redis, wiring.settings)
-        except DBAPIError:  # too slow, say: no reason to turn deliveries away
+        except (DBAPIError, PoolTimeoutError):  # too slow, say: no reason to turn deliveries away
             return jsonify(status="ready", warnings=None)
         shown = {name: getattr(health, name) for name in ("pending", "failed", "oldest_pending_seconds", "trusted")}
         return jsonify(status="ready", **shown, warnings=health.reasons)

@@ -36,9 +36,11 @@ LEAVING_SECONDS = 2.0
 SEND_SECONDS = 5
 """How long a thread waits for a sender that does not read its answer."""
 PIECE = 65_536
+ACCEPTS_AT_ONCE = 16
+"""Few, so that the other processes get their share."""
 MOST_THROWN_AWAY = 1_048_576
 TRUST_NOBODY = {"forwarded_allow_ips": "", "forwarder_headers": "", "secure_scheme_headers": {}}
-"""gunicorn's settings for proxies. By default it believes whatever comes from this machine, or through a Unix socket."""
+"""gunicorn's settings for proxies. By default it believes this machine, and whoever comes through a Unix socket."""
 
 
 class _Gathered(Unreader):  # type: ignore[misc]  # gunicorn ships no types
@@ -57,6 +59,14 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no ty
             self.cfg.set(name, nobody)
         self.leaving: deque[Any] = deque()
         self.pending_conns: deque[Any] = deque()
+
+    def accept(self, listener: socket.socket) -> None:
+        """Accept several at each turn of the loop. gunicorn accepts one, which waits long beside those who send much."""
+        for _ in range(ACCEPTS_AT_ONCE):
+            before = self.nr_conns
+            super().accept(listener)
+            if not before < self.nr_conns < self.worker_connections:
+                return
 
     def enqueue_req(self, conn: Any) -> None:
         """Take the next request of a connection: a new one, one that was kept, or one with more in its buffer."""

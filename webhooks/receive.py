@@ -96,7 +96,7 @@ class Posted(NamedTuple):
 
 def _commit(wiring: Wiring, together: list[Posted]) -> list[bool]:
     """Commit deliveries, ring, and tell of them: in one thread, for many that write to one log wait for each other."""
-    news = accept_webhooks(wiring.engine, [posted.delivery for posted in together])
+    news = accept_webhooks(wiring.inbox_engine, [posted.delivery for posted in together])
     wiring.bell.ring()
     for posted, new in zip(together, news, strict=True):
         posted.log().info("webhook_accepted", new=new)

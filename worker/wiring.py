@@ -17,8 +17,12 @@ from worker.signals.doorbell import DRAIN, HOOKS, PROVISION, REPAIR, Doorbell
 DOOR_REDIS_SECONDS = 0.25
 """The door answers within a second, Redis frozen or not (docs/decisions.md, Work)."""
 DOOR_LOCK_TIMEOUT_MS = 1_000
-DOOR_CONNECTIONS = 8
-"""One commits deliveries, for all threads; the others answer pages, API and metrics."""
+DOOR_CONNECTIONS = 6
+"""For pages, API and metrics."""
+INBOX_CONNECTIONS = 2
+"""One commits deliveries, for all threads; the other tells `/readyz` whether that can be done."""
+DOOR_POOL_SECONDS = 2.0
+"""A thread that waits longer for a connection is missing for deliveries."""
 REPAIR_JOB_SECONDS = 24 * 3600
 """A resync may take hours: its lease says whether it lives, not RQ."""
 LONG_JOB_SECONDS = 1800
@@ -33,6 +37,8 @@ class Wiring:
 
     settings: Settings
     engine: Engine
+    inbox_engine: Engine
+    """Stores deliveries: at the door with connections of its own, which no reader can hold; elsewhere as `engine`."""
     redis: Redis
     bell: Doorbell
     repair_bell: Doorbell
@@ -45,6 +51,7 @@ class Wiring:
         self.counters.close()
         self.redis.close()
         self.engine.dispose()
+        self.inbox_engine.dispose()
 
 
 def wire(settings: Settings, redis_url: str, *, door: bool = False) -> Wiring:
@@ -56,14 +63,23 @@ def wire(settings: Settings, redis_url: str, *, door: bool = False) -> Wiring:
         door: whether deliveries are answered here, with short waits for Redis and locks.
     """
     if door:
-        engine = open_engine(settings.database_url, pool_size=DOOR_CONNECTIONS, lock_timeout_ms=DOOR_LOCK_TIMEOUT_MS)
+        engine, inbox_engine = (
+            open_engine(
+                settings.database_url,
+                pool_size=size,
+                pool_timeout=DOOR_POOL_SECONDS,
+                lock_timeout_ms=DOOR_LOCK_TIMEOUT_MS,
+            )
+            for size in (DOOR_CONNECTIONS, INBOX_CONNECTIONS)
+        )
         redis = door_redis(redis_url)
     else:
-        engine = open_engine(settings.database_url, pool_size=MOST_CONNECTIONS)
+        engine = inbox_engine = open_engine(settings.database_url, pool_size=MOST_CONNECTIONS)
         redis = open_redis(redis_url)
     return Wiring(
         settings,
         engine,
+        inbox_engine,
         redis,
         bell=Doorbell(redis, DRAIN),
         repair_bell=Doorbell(redis, REPAIR, REPAIR_JOB_SECONDS),

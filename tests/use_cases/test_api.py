@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from freezegun import freeze_time
 from sqlalchemy import Engine, insert, update
 from werkzeug.test import TestResponse
 
@@ -17,6 +18,7 @@ from models.tables import Change, Drift
 from models.types import db_in
 from tests.support import JSON, accept, apply_all, made
 from tests.use_cases.resyncs import changes as number_of_changes
+from webhooks.api.following import MOST_SNAPSHOTS, SNAPSHOT_SECONDS
 from webhooks.app import create_app
 from worker.mirror import feed
 from worker.mirror.retention import Periods, retain
@@ -38,9 +40,11 @@ def engine(wiring: Wiring) -> Engine:
     return wiring.engine
 
 
-def ask(door: FlaskClient, path: str, token: str | None = TOKEN, **query: Any) -> TestResponse:
+def ask(
+    door: FlaskClient, path: str, token: str | None = TOKEN, *, buffered: bool = True, **query: Any
+) -> TestResponse:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    return door.get(f"/api/v1/{path}", headers=headers, query_string=query)
+    return door.get(f"/api/v1/{path}", headers=headers, query_string=query, buffered=buffered)
 
 
 def answer(door: FlaskClient, path: str, **query: Any) -> Any:
@@ -252,6 +256,30 @@ def test_a_cursor_older_than_retention_gets_410_with_the_remedy(door: FlaskClien
 def test_a_cursor_from_another_history_gets_410_too(door: FlaskClient, story: JSON, engine: Engine) -> None:
     """After a backup is restored a follower may be ahead; nothing it asks for would ever come."""
     assert ask(door, "changes", after=number_of_changes(engine) + 1).status_code == 410
+
+
+def test_snapshots_at_once_are_bounded(door: FlaskClient, engine: Engine, story: JSON) -> None:
+    being_read = [ask(door, "snapshot", buffered=False) for _ in range(MOST_SNAPSHOTS)]
+    assert [response.status_code for response in being_read] == [200] * MOST_SNAPSHOTS
+    refused = ask(door, "snapshot")
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5")
+    assert ask(door, "members").status_code == 200
+    being_read[0].get_data()
+    being_read[1].close()
+    again = [ask(door, "snapshot") for _ in range(MOST_SNAPSHOTS + 1)]
+    assert [response.status_code for response in again] == [200] * (MOST_SNAPSHOTS + 1)
+
+
+def test_a_reader_of_a_snapshot_who_takes_too_long_is_cut_off(door: FlaskClient, engine: Engine, story: JSON) -> None:
+    with freeze_time() as clock:
+        slow = ask(door, "snapshot", buffered=False)
+        parts = slow.iter_encoded()
+        next(parts)
+        clock.tick(SNAPSHOT_SECONDS + 1)
+        with pytest.raises(ConnectionResetError):
+            list(parts)
+    for _ in range(MOST_SNAPSHOTS + 1):  # its place is free, though it was never closed
+        assert ask(door, "snapshot").status_code == 200
 
 
 def test_a_snapshot_is_of_one_moment(door: FlaskClient, engine: Engine, story: JSON) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -21,12 +22,15 @@ from models.database import writing
 from models.tables import TABLES, Event, Kind
 from tests.integration.catalog import drop_schema
 from tests.support import SECRET, accept, apply_all, event_row, made, outcomes, post, rows, sample, sign, statuses
+from tests.use_cases.test_ops import sign_in
 from webhooks.app import create_app
 from webhooks.wsgi import application
 from worker.errors import ConfigurationError
-from worker.wiring import Wiring
+from worker.wiring import DOOR_CONNECTIONS, Wiring
 
 DOOR = "/webhooks/workos"
+READER = "reader-token-0123456789"
+OPERATOR = "ann-signs-in-with-this-token"
 WORKOS_ADDRESS = "3.217.146.166"
 NOW = 1_750_880_000.0
 NOW_AS_TEXT = datetime.fromtimestamp(NOW, UTC).isoformat()
@@ -431,7 +435,7 @@ from worker.wiring import wire
 configure(sys.argv[1])
 settings = Settings(_env_file=None, database_url="sqlite://", workos_webhook_secrets=SECRET)
 parts = wire(settings, "unix:///nowhere")
-broken = create_app(replace(parts, engine=None)).test_client()
+broken = create_app(replace(parts, inbox_engine=None)).test_client()
 sys.exit(post(broken, made("user.created", email="ann@hidden.example")).status_code != 500)
 """
 
@@ -454,3 +458,45 @@ def test_a_database_that_is_read_only_is_not_ready(
     assert (answer.status_code, answer.get_json()["status"]) == (503, "not ready")
     answer = post(door, made("user.created"))
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+
+
+def test_readers_that_hold_every_connection_get_503_and_deliveries_are_taken(
+    build_wiring: MakeWiring, make_database: Callable[[str], str], logs: list[Any]
+) -> None:
+    wiring = build_wiring(database_url=make_database("postgresql"), api_tokens=READER, ops_tokens=f"ann:{OPERATOR}")
+    door = create_app(wiring).test_client()
+    sign_in(door, OPERATOR)
+    with ExitStack() as held:
+        for _ in range(DOOR_CONNECTIONS):
+            held.enter_context(wiring.engine.connect())
+        assert post(door, made("user.created")).status_code == 200
+        answer = door.get("/readyz")
+        assert (answer.status_code, answer.get_json()) == (200, {"status": "ready", "warnings": None})
+        logs.clear()
+        bearer = {"Authorization": f"Bearer {READER}"}
+        answers = [
+            door.get(path, headers=bearer) for path in ("/ops/", "/api/v1/members", "/api/v1/snapshot", "/metrics")
+        ]
+    assert [answer.status_code for answer in answers] == [503] * 4
+    assert [answer.headers.get("Retry-After") for answer in answers[1:]] == ["5"] * 3
+    assert [(line["event"], line["error"]) for line in logs] == [("database_away", "TimeoutError")] * 4
+    assert door.get("/api/v1/members", headers=bearer).status_code == 200
+
+
+@pytest.mark.parametrize("failing", ["/webhooks/workos/path-token-1", "/ops/sign-in"])
+def test_an_unexpected_error_is_logged_without_the_path_and_its_message(
+    local: MakeWiring, caplog: pytest.LogCaptureFixture, logs: list[Any], failing: str
+) -> None:
+    app = create_app(local(webhook_path_token="path-token-1", ops_tokens=f"ann:{OPERATOR}"))
+
+    @app.before_request
+    def fail() -> None:
+        raise KeyError("ann@acme.example")
+
+    logs.clear()
+    assert app.test_client().get(failing).status_code == 500
+    [line] = logs
+    assert (line["event"], line["error"]) == ("request_failed", "KeyError")
+    assert any("test_door.py" in place for place in line["places"])
+    told = json.dumps(line, default=str) + caplog.text
+    assert "ann@" not in told and "path-token" not in told

@@ -1,27 +1,39 @@
 """The routes for a product that follows the mirror."""
 
+import errno
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from datetime import datetime
 from typing import Any
 
+import structlog
 from flask import Blueprint, Response
 from spectree import SpecTree
 from sqlalchemy import Engine
+from werkzeug.exceptions import TooManyRequests
 
 from webhooks.api import schemas
 from webhooks.api.answers import answers, as_json
 from worker.mirror import feed
 from worker.mirror.feed import CursorGoneError
 
+log = structlog.get_logger()
+
+MOST_SNAPSHOTS = 2
+"""At once in a process: each holds a thread and a database connection until its reader has it."""
+SNAPSHOT_SECONDS = 600.0
+RETRY_SNAPSHOT_SECONDS = 5
 TAKE_A_SNAPSHOT = "take /api/v1/snapshot and go on from its changes_after"
 
 
-def add(routes: Blueprint, spec: SpecTree, engine: Engine, most_waiting: int) -> None:
-    """Add them to `routes`; at most so many callers wait at once in this process."""
-    # Who waits holds a thread, and deliveries need theirs.
-    waiting = threading.BoundedSemaphore(most_waiting)
+def add(routes: Blueprint, spec: SpecTree, engine: Engine, most_threads: int) -> None:
+    """Add them to `routes`; callers that wait hold at most `most_threads` threads of this process at once."""
+    # Deliveries need threads too.
+    waiting = threading.BoundedSemaphore(most_threads)
+    snapshots = threading.BoundedSemaphore(min(most_threads, MOST_SNAPSHOTS))
 
     @routes.get("/changes")
     @spec.validate(resp=answers(schemas.Changes, HTTP_410=schemas.Error), tags=["feed"])
@@ -43,12 +55,38 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine, most_waiting: int) ->
         return as_json(schemas.Changes(items=[schemas.Change(**row) for row in found], next=after))
 
     @routes.get("/snapshot")
-    @spec.validate(resp=answers(schemas.Snapshot), tags=["feed"], skip_validation=True)
+    @spec.validate(resp=answers(schemas.Snapshot, HTTP_429=schemas.Error), tags=["feed"], skip_validation=True)
     def snapshot() -> Response:
-        """Return the whole state as of one moment, and the id from which the changes go on."""
-        parts = feed.snapshot(engine)
+        """Return the whole state as of one moment, and the id from which the changes go on.
+
+        429: too many snapshots are being read; try again. A reader that takes more than ten minutes is cut off.
+        """
+        parts = _bounded(engine, snapshots)
         _, after = next(parts)  # before the answer begins, for it may fail
-        return Response(_streamed(after, parts), content_type="application/json")
+        answer = Response(_streamed(after, parts), content_type="application/json")
+        answer.call_on_close(parts.close)
+        return answer
+
+
+def _bounded(engine: Engine, slots: threading.BoundedSemaphore) -> Generator[tuple[str, Any], None, None]:
+    """Yield the parts of a snapshot while holding one of `slots`, for a bounded time.
+
+    Raises:
+        TooManyRequests: none of `slots` is free.
+        ConnectionResetError: the reader took too long; the server ends the connection.
+    """
+    if not slots.acquire(blocking=False):
+        raise TooManyRequests("too many snapshots are being read", retry_after=RETRY_SNAPSHOT_SECONDS)
+    ends = time.monotonic() + SNAPSHOT_SECONDS
+    try:
+        with closing(feed.snapshot(engine)) as parts:
+            for part in parts:
+                yield part
+                if time.monotonic() > ends:
+                    log.warning("snapshot_cut_off", seconds=SNAPSHOT_SECONDS)
+                    raise ConnectionResetError(errno.ECONNRESET, "the reader took too long")
+    finally:
+        slots.release()
 
 
 def _streamed(after: Any, parts: Iterator[tuple[str, Any]]) -> Iterator[str]:

@@ -46,7 +46,7 @@ def blueprint(wiring: Wiring, app: Flask) -> Blueprint:
 
     mirror.add(routes, spec, engine)
     operations.add(routes, spec, engine)
-    following.add(routes, spec, engine, most_waiting=max(1, wiring.settings.web_threads // 4))
+    following.add(routes, spec, engine, most_threads=max(1, wiring.settings.web_threads // 4))
     spec.app = app
     return routes
 

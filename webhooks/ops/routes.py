@@ -4,10 +4,12 @@ from datetime import datetime
 
 import structlog
 from flask import Blueprint, Flask, render_template, session
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 
 from webhooks.ops import entry, inbox, joining, mirror, overview, runs
+from webhooks.receive import type_name
 from worker.errors import ConfigurationError
 from worker.mirror.feed import as_json
 from worker.wiring import Wiring
@@ -39,9 +41,10 @@ def install(app: Flask, wiring: Wiring) -> None:
         return render_template("ops/error.html", title="Not done", said=str(error)), 409
 
     @routes.errorhandler(DBAPIError)
-    def away(error: DBAPIError) -> tuple[str, int]:
-        log.warning("database_away", error=type(error.orig).__name__)
-        said = "The database does not answer. Deliveries are refused meanwhile, and WorkOS repeats them."
+    @routes.errorhandler(PoolTimeoutError)
+    def away(error: SQLAlchemyError) -> tuple[str, int]:
+        log.warning("database_away", error=type_name(error))
+        said = "The database does not answer. Deliveries that cannot be stored are refused, and WorkOS repeats them."
         return render_template("ops/error.html", title="Database away", said=said), 503
 
     @routes.context_processor

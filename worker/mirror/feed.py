@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from datetime import datetime
 from typing import Any
 
@@ -67,7 +67,7 @@ def newest(tx: Connection) -> int:
     return tx.execute(select(func.max(Change.id))).scalar_one() or 0
 
 
-def snapshot(engine: Engine) -> Iterator[tuple[str, int | RowMapping]]:
+def snapshot(engine: Engine) -> Generator[tuple[str, int | RowMapping], None, None]:
     """Yield the whole state as of one moment: `("changes_after", id)`, then rows by the name of their view.
 
     One transaction with one view of the database: whoever applies it and goes on with the changes after the id has
