@@ -61,7 +61,7 @@ def create_app(wiring: Wiring) -> Flask:
 
 
 def _refuse_other_spellings() -> None:
-    """Answer 404 unless the path begins with exactly one slash: routing ignores more of them, a proxy's rules do not."""
+    """Answer 404 unless the path begins with exactly one slash: routing ignores more, a proxy's rules do not."""
     path = request.environ["PATH_INFO"]
     if not path.startswith("/") or path.startswith("//"):
         abort(404)

@@ -61,7 +61,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no ty
         self.pending_conns: deque[Any] = deque()
 
     def accept(self, listener: socket.socket) -> None:
-        """Accept several at each turn of the loop. gunicorn accepts one, which waits long beside those who send much."""
+        """Accept several at each turn of the loop: gunicorn's one at a time waits long beside those who send much."""
         for _ in range(ACCEPTS_AT_ONCE):
             before = self.nr_conns
             super().accept(listener)

@@ -258,7 +258,15 @@ def test_a_cursor_from_another_history_gets_410_too(door: FlaskClient, story: JS
     assert ask(door, "changes", after=number_of_changes(engine) + 1).status_code == 410
 
 
-def test_snapshots_at_once_are_bounded(door: FlaskClient, engine: Engine, story: JSON) -> None:
+@pytest.fixture
+def large(door: FlaskClient, engine: Engine) -> None:
+    """A mirror whose snapshot is sent in several pieces."""
+    accept(door, *(made("organization.created", id=f"org_{n}", name="x" * 9_000) for n in range(40)))
+    apply_all(engine)
+
+
+@pytest.mark.usefixtures("large")
+def test_snapshots_at_once_are_bounded(door: FlaskClient) -> None:
     being_read = [ask(door, "snapshot", buffered=False) for _ in range(MOST_SNAPSHOTS)]
     assert [response.status_code for response in being_read] == [200] * MOST_SNAPSHOTS
     refused = ask(door, "snapshot")
@@ -270,7 +278,8 @@ def test_snapshots_at_once_are_bounded(door: FlaskClient, engine: Engine, story:
     assert [response.status_code for response in again] == [200] * (MOST_SNAPSHOTS + 1)
 
 
-def test_a_reader_of_a_snapshot_who_takes_too_long_is_cut_off(door: FlaskClient, engine: Engine, story: JSON) -> None:
+@pytest.mark.usefixtures("large")
+def test_a_reader_of_a_snapshot_who_takes_too_long_is_cut_off(door: FlaskClient) -> None:
     with freeze_time() as clock:
         slow = ask(door, "snapshot", buffered=False)
         parts = slow.iter_encoded()

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import structlog
-from flask import Blueprint, Response
+from flask import Blueprint, Response, after_this_request
 from spectree import SpecTree
 from sqlalchemy import Engine
 from werkzeug.exceptions import TooManyRequests
@@ -23,9 +23,10 @@ from worker.mirror.feed import CursorGoneError
 log = structlog.get_logger()
 
 MOST_SNAPSHOTS = 2
-"""At once in a process: each holds a thread and a database connection until its reader has it."""
+"""At once in a process: each holds a thread and a database connection while it is read."""
 SNAPSHOT_SECONDS = 600.0
 RETRY_SNAPSHOT_SECONDS = 5
+PIECE = 65_536
 TAKE_A_SNAPSHOT = "take /api/v1/snapshot and go on from its changes_after"
 
 
@@ -56,16 +57,21 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine, most_threads: int) ->
 
     @routes.get("/snapshot")
     @spec.validate(resp=answers(schemas.Snapshot, HTTP_429=schemas.Error), tags=["feed"], skip_validation=True)
-    def snapshot() -> Response:
+    def snapshot() -> tuple[Iterator[str], int, dict[str, str]]:
         """Return the whole state as of one moment, and the id from which the changes go on.
 
         429: too many snapshots are being read; try again. A reader that takes more than ten minutes is cut off.
         """
         parts = _bounded(engine, snapshots)
         _, after = next(parts)  # before the answer begins, for it may fail
-        answer = Response(_streamed(after, parts), content_type="application/json")
-        answer.call_on_close(parts.close)
-        return answer
+
+        @after_this_request
+        def close_with(answer: Response) -> Response:
+            answer.call_on_close(parts.close)
+            return answer
+
+        # Not a Response: spectree would read one to its end, all of it in memory.
+        return _pieces(_streamed(after, parts)), 200, {"Content-Type": "application/json"}
 
 
 def _bounded(engine: Engine, slots: threading.BoundedSemaphore) -> Generator[tuple[str, Any], None, None]:
@@ -102,6 +108,18 @@ def _streamed(after: Any, parts: Iterator[tuple[str, Any]]) -> Iterator[str]:
             name, row = next(parts, (None, None))
         yield "]"
     yield "}\n"
+
+
+def _pieces(texts: Iterator[str]) -> Iterator[str]:
+    """Join texts to pieces worth sending: each of them takes the server a call of its own."""
+    piece, size = [], 0
+    for text in texts:
+        piece.append(text)
+        size += len(text)
+        if size >= PIECE:
+            yield "".join(piece)
+            piece, size = [], 0
+    yield "".join(piece)
 
 
 def _time(value: datetime) -> str:
