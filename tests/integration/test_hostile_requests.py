@@ -337,6 +337,8 @@ def test_without_a_trusted_proxy_nobody_says_that_the_connection_is_encrypted(
 # Slow readers
 
 
+@pytest.mark.alone
+@pytest.mark.timeout(300)
 def test_slow_readers_of_snapshots_leave_deliveries_their_connections(
     commands: Commands, redis_url: str, db_url: str, engine: Engine
 ) -> None:

@@ -77,5 +77,6 @@ def snapshot(engine: Engine) -> Generator[tuple[str, int | RowMapping], None, No
         dropped = tx.execute(select(Mirror.changes_dropped_to)).scalar_one()
         yield "changes_after", max(dropped, newest(tx))
         for view in SNAPSHOT:
-            for row in tx.execute(select(view), execution_options={"yield_per": STEP}).mappings():
-                yield view.name, row
+            with tx.execute(select(view), execution_options={"yield_per": STEP}) as rows:  # a reader may leave
+                for row in rows.mappings():
+                    yield view.name, row
