@@ -1,6 +1,7 @@
 """The read contract for Python hosts: who may enter which workspace, with which role."""
 
 import functools
+import hashlib
 from typing import NamedTuple
 
 import idna
@@ -46,16 +47,14 @@ def workspaces_of(session: Session, user_id: str) -> list[Place]:
 def auto_join_for(session: Session, email: str) -> AutoJoin | None:
     """Return the workspace that someone with the verified address `email` joins; None: none.
 
-    None too for someone who was removed from that workspace, deactivated in it, or is invited. The caller vouches that
-    the address is verified: an unverified one must never get here.
+    None too if the address is or once was that of someone who was removed from that workspace, deactivated in it,
+    invited or blocked. The caller vouches that the address is verified: an unverified one must never get here.
     """
     address = normal_address(email)
     if address is None:
         return None
     view, block = auto_join_domains.c, auto_join_blocks.c
-    blocked = exists().where(
-        block.organization_id == view.organization_id, block.email_normalized == address.normalized
-    )
+    blocked = exists().where(block.organization_id == view.organization_id, block.email_hash == address.hash)
     found = select(view.organization_id, view.default_role).where(view.domain == address.domain, ~blocked)
     row = session.execute(found).one_or_none()
     return AutoJoin(*row) if row else None
@@ -66,6 +65,11 @@ class Address(NamedTuple):
 
     normalized: str
     domain: str
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of `workos-sync:` and the normalized address, in hex: what is kept of it after an erasure."""
+        return hashlib.sha256(f"workos-sync:{self.normalized}".encode()).hexdigest()
 
 
 def normal_address(email: str | None) -> Address | None:

@@ -172,6 +172,19 @@ class User(Mirrored, Base):
     __table_args__ = (Index("ix_users_email_domain_id", "email_domain", "id"),)
 
 
+class UserAddress(Base):
+    """An e-mail address that a person has or once had, as a hash: it keeps a removed person out under another id.
+
+    Of an erased person it is kept only while a block needs it.
+    """
+
+    __tablename__ = "user_addresses"
+
+    user_id: Mapped[str] = mapped_column(primary_key=True)
+    email_hash: Mapped[str] = mapped_column(primary_key=True, index=True)
+    """`models.access.Address.hash`."""
+
+
 class Membership(Mirrored, Base):
     """A person's place in a workspace."""
 

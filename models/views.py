@@ -39,8 +39,14 @@ auto_join_blocks = Table(
     Column("user_id", Text),
     Column("email_normalized", Text),
     Column("reason", Text),
+    Column("email_hash", Text),
 )
-"""Who does not join a workspace by domain, whatever their address: removed, deactivated, invited."""
+"""Who does not join a workspace by domain: removed, deactivated, invited, or blocked by an operator.
+
+The one rule for the views, the API and the worker. It holds for the person and for everyone who ever had one of their
+addresses. Ask by `user_id`, or for an address by `email_hash` (`models.access.Address.hash`). A person who was deleted
+as an active member was not removed. Rows may repeat.
+"""
 
 sign_in_methods = Table(
     "sign_in_methods",

@@ -1,11 +1,17 @@
 """Provisioning: make those members, through WorkOS's API, whom their verified domain lets in.
 
-WorkOS decides who is a member; its answers can be lost, and a create activates a membership that was deactivated. So:
-nothing is created before all events up to a time after everything that was done about this join are applied here, for
-one of them may be a removal; WorkOS is looked at right before; and after an answer that did not come all of that begins
-anew. Every step is on the row before the call is made, so that a process killed at any instant leaves nothing unknown.
+WorkOS decides who is a member; its answers can be lost, and a create activates a membership that was deactivated. So
+WorkOS is looked at right before each create, and the create is sent only if
+
+- every event is applied that is older than the look by the lag and `FRESH`: one of them may be a removal;
+- every event is applied up to `complete_from`, a time after the join was noted and after the last call that failed;
+- no more than `SEND_SECONDS` have passed since before the look.
+
+Whatever fails or comes too late starts over with a new `complete_from`. Each attempt is on the row before its call, so
+that a process killed at any instant leaves nothing unknown. What remains possible: docs/guarantees.md, Not promised.
 """
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +20,7 @@ from typing import Any
 
 import structlog
 from redis.exceptions import RedisError
-from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, exists, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Update, delete, exists, select, update
 
 from models.database import reading, write
 from models.tables import Event, EventStatus, Join, JoinSearch, JoinState, LiftedBlock, Membership, Mirror, User
@@ -24,15 +30,15 @@ from worker.decision.roles import slug_for
 from worker.decision.snapshots import parse_time
 from worker.directory.client import (
     Directory,
-    LimitedError,
     NotThereError,
     QueryRefusedError,
     RefusedKeyError,
     UnreadableError,
 )
 from worker.errors import unexpected
+from worker.mirror.addresses import same_person
 from worker.mirror.auto_join import add_joins
-from worker.repair.catch_up import catch_up
+from worker.repair.catch_up import catch_up, settle
 from worker.repair.schedule import begin_unless_busy
 from worker.signals.doorbell import Doorbell
 
@@ -43,6 +49,10 @@ STEP = 200
 """Joins looked at in one round, and users of a domain in one transaction."""
 CLAIM_SECONDS = 60.0
 """One that was taken and not settled so long ago has lost its worker."""
+FRESH = timedelta(seconds=5)
+"""Reading and applying the newest events may take this long."""
+SEND_SECONDS = 5.0
+"""From before the look to the create, by a clock that nobody sets."""
 AGAIN_SECONDS = 2.0
 LONGEST_BACKOFF_SECONDS = 600.0
 MOST_ATTEMPTS = 8
@@ -55,11 +65,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the mirror says of a join: `go` with a role; else the state it is settled with, or None to wait."""
+    """What the mirror says of a join: `go` with a role; else the state it gets, or None to wait."""
 
     go: bool
     state: JoinState | None = None
     reason: str | None = None
+    membership_id: str | None = None
+    """In the state `undo`: what is to be deactivated."""
     role: str = ""
     lifted: frozenset[str] = frozenset()
 
@@ -91,6 +103,7 @@ def provision(
     """
     while not stopping() and _search(engine):
         pass
+    settle(engine)
     rows = _take(engine)
     if not rows or stopping():
         return 0
@@ -99,7 +112,7 @@ def provision(
         for row in rows:
             _stamp(engine, row, now)
     with ThreadPoolExecutor(AT_ONCE, "provision") as pool:
-        settled = sum(pool.map(lambda row: not stopping() and _work(engine, directory, row), rows))
+        settled = sum(pool.map(lambda row: not stopping() and _work(engine, directory, lag, row), rows))
     _ask_for_events(engine, directory, lag, bell)
     return settled
 
@@ -174,20 +187,26 @@ def _ask_for_events(engine: Engine, directory: Directory, lag: timedelta, bell: 
         oldest = tx.execute(ahead.where(known).order_by(Join.complete_from).limit(1)).scalar_one_or_none()
     if oldest is not None and directory.now() - lag >= oldest:
         report = catch_up(engine, directory, lag=lag)
+        write(engine, lambda tx: tx.execute(_due_with_the_events()))
         bell.ring()
         if report.missed:
             write(engine, lambda tx: begin_unless_busy(tx, "missed events"))
 
 
-def _work(engine: Engine, directory: Directory, row: Row) -> bool:
+def _due_with_the_events() -> Update:
+    """Make due what waits for events that are in the inbox: once they are applied, they do not stay fresh for long."""
+    soon = (Join.due_at > db_now(), Join.due_at <= db_in(AGAIN_SECONDS))
+    told = Join.complete_from <= select(Mirror.inbox_to).scalar_subquery()
+    return update(Join).where(Join.state == JoinState.PENDING, *soon, told).values(due_at=db_now())
+
+
+def _work(engine: Engine, directory: Directory, lag: timedelta, row: Row) -> bool:
     try:
         if row["state"] == JoinState.UNDO:
             return _undo(engine, directory, row)
         with reading(engine) as tx:
             verdict = _judge(tx, row)
-        if not verdict.go:
-            return _settle(engine, row, verdict.state, verdict.reason) if verdict.state else _later(engine, row)
-        return _join(engine, directory, row, verdict)
+        return _join(engine, directory, lag, row, verdict) if verdict.go else _follow(engine, directory, row, verdict)
     except UnreadableError as error:
         return _refused(engine, row, error)
     except (RefusedKeyError, RedisError):
@@ -196,15 +215,21 @@ def _work(engine: Engine, directory: Directory, row: Row) -> bool:
         return _refused(engine, row, UnreadableError(unexpected(error)))
 
 
+def _follow(engine: Engine, directory: Directory, row: Row, verdict: Verdict) -> bool:
+    """Do what a verdict says of someone who is not to be made a member now."""
+    if verdict.state is None:
+        _note(engine, row, {"due_at": db_in(AGAIN_SECONDS)})
+        return False
+    if verdict.state is JoinState.UNDO and verdict.membership_id:
+        return _begin_undo(engine, directory, row, verdict.membership_id)
+    return _settle(engine, row, verdict.state, verdict.reason)
+
+
 def _judge(tx: Connection, row: Row) -> Verdict:
     """Return what the mirror says of a join."""
     mirror = tx.execute(select(Mirror.__table__)).one()
-    if mirror.auto_join != "provision":
-        return Verdict(go=False, state=JoinState.DROPPED, reason=f"AUTO_JOIN is {mirror.auto_join}")
-    if not _all_known(tx, row, mirror.complete_to if mirror.backfilled_at else None):
-        return WAIT
-    known = _known_of(tx, row)
-    if known is not None:
+    lifted = _lifted(tx, row)
+    if (known := _known_of(tx, row, mirror, lifted)) is not None:
         return known
     role = tx.execute(_role_for(row)).scalar_one_or_none()
     if role is None:
@@ -213,23 +238,53 @@ def _judge(tx: Connection, row: Row) -> Verdict:
     slug = slug_for(role, mirror.role_map)
     if slug is None:
         return Verdict(go=False, state=JoinState.FAILED, reason=f"ROLE_MAP maps no role of WorkOS to {role}")
-    theirs = (Membership.organization_id == row["organization_id"], Membership.user_id == row["user_id"])
-    lifted = select(LiftedBlock.membership_id).where(
-        LiftedBlock.membership_id.in_(select(Membership.id).where(*theirs))
-    )
-    return Verdict(go=True, role=slug, lifted=frozenset(tx.execute(lifted).scalars()))
+    return Verdict(go=True, role=slug, lifted=lifted)
 
 
-def _known_of(tx: Connection, row: Row) -> Verdict | None:
-    """Return the verdict on someone who is in already, or is kept out."""
-    member, block = workspace_members.c, auto_join_blocks.c
-    inside = (member.organization_id == row["organization_id"], member.user_id == row["user_id"])
-    if (membership := tx.execute(select(member.membership_id).where(*inside)).scalar_one_or_none()) is not None:
-        return Verdict(go=False, state=JoinState.JOINED, reason=f"a member already: {membership}")
-    out = (block.organization_id == row["organization_id"], block.user_id == row["user_id"])
-    if (reason := tx.execute(select(block.reason).where(*out).limit(1)).scalar_one_or_none()) is not None:
+def _known_of(tx: Connection, row: Row, mirror: Any, lifted: frozenset[str]) -> Verdict | None:
+    """Return the verdict on someone who is in already or is kept out, or of whom not all is known."""
+    membership = _membership_of(tx, row)
+    if membership is not None and _was_inactive(row, membership.membership_id, membership.created_at, lifted):
+        return Verdict(go=False, state=JoinState.UNDO, membership_id=membership.membership_id)
+    off = mirror.auto_join != "provision"
+    if off and row["attempted_at"] is None:
+        return Verdict(go=False, state=JoinState.DROPPED, reason=f"AUTO_JOIN is {mirror.auto_join}")
+    if not _all_known(tx, row, mirror.complete_to if mirror.backfilled_at else None):
+        return WAIT
+    if membership is not None:
+        return Verdict(go=False, state=JoinState.JOINED, reason=f"a member already: {membership.membership_id}")
+    if (reason := _kept_out(tx, row)) is not None:
         return Verdict(go=False, state=JoinState.BLOCKED, reason=reason)
-    return None
+    return Verdict(go=False, state=JoinState.DROPPED, reason=f"AUTO_JOIN is {mirror.auto_join}") if off else None
+
+
+def _membership_of(tx: Connection, row: Row) -> Any:
+    """Return the id and the age of the membership by which someone is in already; None if they are not."""
+    view = workspace_members.c
+    inside = (view.organization_id == row["organization_id"], view.user_id == row["user_id"])
+    query = select(view.membership_id, Membership.created_at).join(Membership, Membership.id == view.membership_id)
+    return tx.execute(query.where(*inside)).one_or_none()
+
+
+def _lifted(tx: Connection, row: Row) -> frozenset[str]:
+    """Return the ids of the memberships of a person in the workspace that an operator unblocked."""
+    theirs = (Membership.organization_id == row["organization_id"], Membership.user_id == row["user_id"])
+    query = select(LiftedBlock.membership_id).join(Membership, Membership.id == LiftedBlock.membership_id)
+    return frozenset(tx.execute(query.where(*theirs)).scalars())
+
+
+def _kept_out(tx: Connection, row: Row) -> str | None:
+    """Return why someone is kept out; None if they are not."""
+    view = auto_join_blocks.c
+    query = select(view.reason).where(view.organization_id == row["organization_id"], view.user_id == row["user_id"])
+    return tx.execute(query.limit(1)).scalar_one_or_none()
+
+
+def _was_inactive(row: Row, id: Any, created_at: datetime | None, lifted: frozenset[str]) -> bool:
+    """Whether an active membership is older than the attempt that is not answered yet, which must have activated it."""
+    attempted_at = row["attempted_at"]
+    older = attempted_at is not None and (created_at is None or created_at < attempted_at)
+    return older and id not in lifted
 
 
 def _role_for(row: Row) -> Select[str]:
@@ -248,13 +303,15 @@ def _all_known(tx: Connection, row: Row, complete_to: datetime | None) -> bool:
 
 
 def _set_aside(tx: Connection, user_id: str) -> bool:
-    """Whether a failed event about a membership names the person, or may have done so: it may be a removal."""
+    """Whether a failed event about a membership names the person by any of their ids, or may: it may be a removal."""
     failed = (Event.status == constant(EventStatus.FAILED), Event.type.startswith("organization_membership."))
-    bodies = tx.execute(select(Event.body).where(*failed)).scalars()
-    return any(body is None or user_id.encode() in body for body in bodies)  # None: the payload was erased
+    bodies = tx.execute(select(Event.body).where(*failed)).scalars().all()
+    ids = [id.encode() for id in same_person(tx, user_id)] if bodies else []
+    return any(body is None or any(id in body for id in ids) for body in bodies)  # None: the payload was erased
 
 
-def _join(engine: Engine, directory: Directory, row: Row, verdict: Verdict) -> bool:
+def _join(engine: Engine, directory: Directory, lag: timedelta, row: Row, verdict: Verdict) -> bool:
+    deadline = time.monotonic() + SEND_SECONDS
     look = directory.memberships_of(row["organization_id"], row["user_id"])
     for found in look.items:
         if not isinstance(found, dict) or not isinstance(found.get("id"), str):
@@ -266,25 +323,43 @@ def _join(engine: Engine, directory: Directory, row: Row, verdict: Verdict) -> b
                 str(found.get("status")), "of no known status"
             )
             return _settle(engine, row, JoinState.BLOCKED, f"{reason} in WorkOS", membership_id=found["id"])
-    # Before the call, so that whatever becomes of it the next try begins anew.
-    attempt = {"attempted_at": look.read_at, "complete_from": None, "due_at": db_in(CLAIM_SECONDS)}
-    if not _note(engine, row, {**attempt, "attempts": Join.attempts + 1}):
-        return False
-    made = directory.create_membership(row["organization_id"], row["user_id"], verdict.role)
+    verdict = write(engine, lambda tx: _attempt(tx, row, lag, look.read_at))
+    if not verdict.go:
+        return _follow(engine, directory, row, verdict)
+    made = directory.create_membership(row["organization_id"], row["user_id"], verdict.role, deadline)
     return _found_active(engine, directory, row | {"attempted_at": look.read_at}, made, verdict.lifted)
+
+
+def _attempt(tx: Connection, row: Row, lag: timedelta, looked_at: datetime) -> Verdict:
+    """Judge again after the look; note the attempt if it may be made."""
+    verdict = _judge(tx, row)
+    if not verdict.go:
+        return verdict
+    fresh = select(Mirror.id).where(Mirror.complete_to >= looked_at - lag - FRESH)
+    if tx.execute(fresh).one_or_none() is None:
+        tx.execute(_ours(row).values(complete_from=looked_at - lag))  # which the events API shows by now
+        return WAIT
+    # Before the call, so that whatever becomes of it the next try starts over.
+    attempt = {"attempted_at": looked_at, "complete_from": None, "due_at": db_in(CLAIM_SECONDS)}
+    mine = tx.execute(_ours(row).values(**attempt, attempts=Join.attempts + 1)).rowcount > 0
+    return verdict if mine else WAIT
 
 
 def _found_active(
     engine: Engine, directory: Directory, row: Row, membership: dict[str, Any], lifted: frozenset[str]
 ) -> bool:
     """Settle a join whose person is an active member; undo it if our create activated what was inactive."""
-    id, made_at, attempted_at = membership.get("id"), parse_time(membership.get("created_at")), row["attempted_at"]
-    older = attempted_at is not None and (made_at is None or made_at < attempted_at)
-    if older and id not in lifted:
-        _note(engine, row, {"state": JoinState.UNDO, "membership_id": id})
-        return _undo(engine, directory, row | {"membership_id": id})
+    id = membership.get("id")
+    if _was_inactive(row, id, parse_time(membership.get("created_at")), lifted):
+        return _begin_undo(engine, directory, row, id)
     log.info("joined", organization_id=row["organization_id"], user_id=row["user_id"], membership_id=id)
     return _settle(engine, row, JoinState.JOINED, None, membership_id=id)
+
+
+def _begin_undo(engine: Engine, directory: Directory, row: Row, membership_id: Any) -> bool:
+    if not _note(engine, row, {"state": JoinState.UNDO, "membership_id": membership_id}):
+        return False
+    return _undo(engine, directory, row | {"membership_id": membership_id})
 
 
 def _undo(engine: Engine, directory: Directory, row: Row) -> bool:
@@ -308,16 +383,10 @@ def _refused(engine: Engine, row: Row, error: UnreadableError) -> bool:
     if isinstance(error, QueryRefusedError) and now.attempts >= MOST_ATTEMPTS and not undoing:
         return _settle(engine, row, JoinState.FAILED, str(error))
     wait = min(AGAIN_SECONDS * 2.0 ** min(now.attempts, 20), LONGEST_BACKOFF_SECONDS)
-    values = {"error": str(error), "due_at": db_in(wait)}
-    if isinstance(error, LimitedError):  # nothing was done: what was known still is
-        values["complete_from"] = row["complete_from"]
+    # What was known before the call is too old when it is tried again.
+    values = {"error": str(error), "due_at": db_in(wait), "complete_from": None}
     log.warning("join_later", error=str(error), again_in_seconds=wait)
     _note(engine, row, values)
-    return False
-
-
-def _later(engine: Engine, row: Row) -> bool:
-    _note(engine, row, {"due_at": db_in(AGAIN_SECONDS)})
     return False
 
 
@@ -335,5 +404,8 @@ def _settle(
 
 def _note(engine: Engine, row: Row, values: dict[str, Any]) -> bool:
     """Write to a join that is still open and ours; False if an operator or another worker has it now."""
-    ours = update(Join).where(*_here(row), Join.state.in_(OPEN), Join.claim == row["claim"])
-    return write(engine, lambda tx: tx.execute(ours.values(values)).rowcount > 0)
+    return write(engine, lambda tx: tx.execute(_ours(row).values(values)).rowcount > 0)
+
+
+def _ours(row: Row) -> Update:
+    return update(Join).where(*_here(row), Join.state.in_(OPEN), Join.claim == row["claim"])

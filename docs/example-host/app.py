@@ -4,6 +4,7 @@ It shares no code with workos-sync: it reads the mirror over SQL (any language c
 by a hook. Its own sign-in is left out: `POST /sign-in` believes whoever asks, as no real one may.
 """
 
+import hashlib
 import os
 from collections import Counter
 from typing import Any, Protocol
@@ -39,6 +40,11 @@ def normal(email: str) -> tuple[str, str] | None:
     return (f"{local.lower()}@{domain}", domain) if local and "." in domain else None
 
 
+def hash_of(address: str) -> str:
+    """An address, as `normal` returns it, as the mirror keeps it: it may no longer keep the address itself."""
+    return hashlib.sha256(f"workos-sync:{address}".encode()).hexdigest()
+
+
 class SqlMirror:
     """The mirror's views, in the database that workos-sync keeps. Give it a role that may only read them."""
 
@@ -59,14 +65,14 @@ class SqlMirror:
             SELECT d.organization_id, d.default_role FROM auto_join_domains AS d
             WHERE d.domain = :domain AND NOT EXISTS (
                 SELECT 1 FROM auto_join_blocks AS b
-                WHERE b.organization_id = d.organization_id AND b.email_normalized = :email)
+                WHERE b.organization_id = d.organization_id AND b.email_hash = :hash)
         """
         found = normal(email)
         if found is None:
             return None
         address, domain = found
         with self._engine.connect() as connection:
-            row = connection.execute(text(query), {"domain": domain, "email": address}).mappings().one_or_none()
+            row = connection.execute(text(query), {"domain": domain, "hash": hash_of(address)}).mappings().one_or_none()
             return dict(row) if row else None
 
 

@@ -47,6 +47,7 @@ FILL = {
     f"'org_' || (n / {{each}}), 'user_' || n, 'active', 'member', 'member', {LIVE}",
     "joins": "(organization_id, user_id, state, cause, cause_id) SELECT 'org_' || n, 'user_' || (n * {each}), "
     "CASE WHEN n % 10 = 0 THEN 'blocked' ELSE 'joined' END, 'event', 'event_' || n",
+    "user_addresses": "(user_id, email_hash) SELECT 'user_' || n, 'hash_' || n",
     "lifted_blocks": "(membership_id, who, why) SELECT 'om_gone_' || n, 'ann', 'why'",
     "workspace_settings": "(organization_id, auto_join, who, why) SELECT 'org_' || n, n % 10 <> 0, 'ann', 'why'",
 }
@@ -59,7 +60,7 @@ def fill(engine: Engine, members: int) -> None:
     now = "now()" if kind == "postgresql" else "'2026-01-01T00:00:00.000000+00:00'"
     with writing(engine) as tx:
         for name, values in FILL.items():
-            number = members if name in ("users", "memberships") else members // PER_ORGANIZATION
+            number = members if name in ("users", "memberships", "user_addresses") else members // PER_ORGANIZATION
             sql = f"INSERT INTO {name} {values} FROM ({SERIES[kind]}) AS t".format(now=now, each=PER_ORGANIZATION)
             tx.execute(text(sql), {"most": number})
         tx.execute(text("ANALYZE"))

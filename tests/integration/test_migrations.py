@@ -9,6 +9,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
 from models import migrate
+from models.access import normal_address
 from models.database import reading, writing
 from models.migrate import upgrade
 from models.revisions import current_revision, known_revisions, newest_revision, outdated
@@ -72,6 +73,21 @@ def test_a_database_from_before_1_0_0_is_refused_with_the_remedy(engine: Engine)
     assert outdated(engine)
     with pytest.raises(ValueError, match=r"at revision 0009.*: upgrade it to release 1"):
         upgrade(engine)
+
+
+@pytest.mark.usefixtures("empty_url")
+def test_revision_0011_hashes_known_addresses_as_the_contract_does(engine: Engine) -> None:
+    upgrade(engine, "0010")
+    emails = {f"user_{number:05}": f"p{number}@acme.example" for number in range(5_001)}  # two pages
+    add = text("INSERT INTO users (id, email_normalized) VALUES (:id, :email)")
+    with writing(engine) as tx:
+        tx.execute(add, [{"id": id, "email": email} for id, email in emails.items()])
+        tx.execute(add, {"id": "user_none", "email": None})
+    upgrade(engine, "0011")
+    hashed = {(id, address.hash) for id, email in emails.items() if (address := normal_address(email))}
+    with reading(engine) as tx:
+        stored = tx.execute(text("SELECT user_id, email_hash FROM user_addresses")).all()
+    assert {tuple(row) for row in stored} == hashed
 
 
 def test_a_database_of_a_newer_release_is_refused_by_migrate_and_used_by_running_processes(engine: Engine) -> None:

@@ -1,6 +1,7 @@
 """A thousand sign-ups through real processes that are killed with -9, while WorkOS limits and fails for a while."""
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,9 +13,11 @@ from models.tables import Join, JoinState, Membership, Mirror
 from models.types import db_in
 from tests.integration.batches import pending
 from tests.integration.processes import QUICK, Commands, Valkey, eventually
+from tests.integration.stories import store
 from tests.sandbox import Knobs, Sandbox, World
 from tests.support import SECRET, rows
 from tests.use_cases.resyncs import settings_of
+from worker.provision import SEND_SECONDS
 
 pytestmark = pytest.mark.long
 
@@ -133,3 +136,33 @@ def test_each_right_person_gets_exactly_one_membership_and_no_one_else_any(
     assert states[JoinState.BLOCKED] == 3 * WRONG, "removed, deactivated, invited"
     assert states[JoinState.UNDONE] == states[JoinState.FAILED] == 0
     eventually(lambda: len([row for row in rows(engine, Membership) if row["status"] == "active"]) >= SIGN_UPS, 30)
+
+
+def test_a_worker_that_is_stopped_after_its_look_creates_nothing_when_it_wakes(
+    engine: Engine, sandbox: Sandbox, commands: Commands
+) -> None:
+    """Nothing but the events API tells of the removal, and it is read only for joins."""
+    commands.settings |= {"CATCH_UP_SECONDS": "3600"}
+    worker, _ = commands.start("worker"), commands.start("clock")
+    eventually(lambda: rows(engine, Mirror)[0]["backfilled_at"], 60)
+    world = sandbox.world
+    org = world.create_organization("Acme", domains=[("acme.example", "verified")])["id"]
+    user = world.create_user("ann@acme.example")["id"]
+    store(engine, world.events)
+    wakes: list[threading.Timer] = []
+
+    def stop(method: str, path: str, _query: object) -> None:
+        if method == "GET" and path.endswith("organization_memberships") and not wakes:
+            lane = worker.lane("provision")
+            lane.suspend()
+            world.delete_membership(world.create_membership(org, user)["id"])
+            wakes.append(threading.Timer(SEND_SECONDS + 1, lane.resume))
+            wakes[0].start()
+
+    sandbox.on_request = stop
+    eventually(
+        lambda: [row for row in rows(engine, Join) if row["state"] not in (JoinState.PENDING, JoinState.UNDO)], 60
+    )
+    assert [(row["state"], row["reason"]) for row in rows(engine, Join)] == [(JoinState.BLOCKED, "removed")]
+    assert "/user_management/organization_memberships: not sent" in worker.output()
+    assert sandbox.gate.total("POST") == 0 and not world.memberships

@@ -1,6 +1,8 @@
 """WorkOS: what can be asked of it, within its rate limits, again where asking again helps."""
 
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -54,6 +56,10 @@ class QueryRefusedError(UnreadableError):
 
 class LimitedError(UnreadableError):
     """WorkOS answered 429 to the last: a rate limit is used up, by others too."""
+
+
+class TooLateError(UnreadableError):
+    """A write was not sent: its deadline had passed when its turn came."""
 
 
 class NotThereError(UnreadableError):
@@ -199,10 +205,17 @@ class Directory:
                 return found._replace(item={**found.item, "organization_id": owner_id})  # which the answer leaves out
         raise UnreadableError(f"role {id}: WorkOS answered another role")
 
-    def create_membership(self, organization_id: str, user_id: str, role: str) -> Json:
+    def create_membership(self, organization_id: str, user_id: str, role: str, deadline: float) -> Json:
         """Make a user a member and return the membership; an inactive one is activated (docs/workos.md, Memberships).
 
+        Args:
+            organization_id: the organization.
+            user_id: the user.
+            role: the slug of the role.
+            deadline: seconds of `time.monotonic`; after it nothing is sent.
+
         Raises:
+            TooLateError: the deadline has passed; nothing was sent.
             QueryRefusedError: WorkOS refuses it; one may be there already.
             NotThereError: there is no such organization, user or role.
             LimitedError: a rate limit is used up; nothing was done.
@@ -210,7 +223,7 @@ class Directory:
         """
         whose = {"organization_id": organization_id, "user_id": user_id}
         path = ("user_management", "organization_memberships")
-        return _require(path[-1], self._send("post", path, {**whose, "role_slug": role}), whose)
+        return _require(path[-1], self._send("post", path, {**whose, "role_slug": role}, deadline), whose)
 
     def deactivate_membership(self, id: str) -> Json:
         """Make an active membership inactive and return it; raises as `create_membership`."""
@@ -281,16 +294,25 @@ class Directory:
                 raise QueryRefusedError(f"{translated}: {clean(message)[:MOST_QUOTED]}") from error
             raise translated from error
 
-    def _send(self, method: str, path: tuple[str, ...], body: Json) -> Json:
+    def _send(self, method: str, path: tuple[str, ...], body: Json, deadline: float = math.inf) -> Json:
         """Write, once: whether a write that was not answered was made is not known. Raises as `_call`."""
         try:
-            return self._once(method, path, body=body).body
+            return self._once(method, path, body=body, deadline=deadline).body
         except CallError as error:
             raise _translated(error, path) from error
 
-    def _once(self, method: str, path: tuple[str, ...], params: Json | None = None, body: Json | None = None) -> Answer:
+    def _once(
+        self,
+        method: str,
+        path: tuple[str, ...],
+        params: Json | None = None,
+        body: Json | None = None,
+        deadline: float = math.inf,
+    ) -> Answer:
         limit = USER_READS if method == "get" else USER_WRITES
         self._buckets.take(ALL, *((limit,) if path[0] == "user_management" else ()))
+        if time.monotonic() > deadline:  # only now: a token may have been waited for
+            raise TooLateError(f"/{'/'.join(path[:2])}: not sent, it is too late")
         self.calls.add()
         self._count("workos_calls")
         try:

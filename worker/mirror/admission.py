@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Engine, delete, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, and_, delete, exists, func, insert, or_, select, update
 
 from models.bulk import dialect_insert
 from models.database import CHANGES_LOCK, advisory_lock, reading, write
@@ -24,6 +24,7 @@ from models.tables import (
 from models.types import db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.errors import ConfigurationError
+from worker.mirror.addresses import same_person
 from worker.mirror.apply import append_changes, note_changes
 from worker.mirror.auto_join import add_joins, recheck, search
 
@@ -131,6 +132,7 @@ def workspace_settings(tx: Connection, organization_id: str) -> dict[str, Any]:
 def lift(engine: Engine, organization_id: str, user_id: str, who: str, why: str) -> list[str]:
     """Let someone join by domain again who was removed, deactivated, invited or blocked; return what was lifted.
 
+    Whatever kept out someone with the same address is lifted too.
     In mode `provision` they are made a member if their address still makes them one. A later removal blocks anew.
 
     Raises:
@@ -146,11 +148,14 @@ def _lift(tx: Connection, organization_id: str, user_id: str, who: str, why: str
     reasons = sorted(set(tx.execute(select(view.reason).where(*here)).scalars()))
     if not reasons:
         raise ConfigurationError(f"nothing keeps {user_id} from joining {organization_id} by domain")
+    # The block may be that of another user id with the same address.
+    people = same_person(tx, user_id)
     inactive = or_(Membership.deleted_by.is_not(None), Membership.status.is_(None), Membership.status != "active")
-    mine = (Membership.organization_id == organization_id, Membership.user_id == user_id, inactive)
+    mine = (Membership.organization_id == organization_id, Membership.user_id.in_(people), inactive)
     for id in tx.execute(select(Membership.id).where(*mine)).scalars().all():
         tx.execute(dialect_insert(tx, LiftedBlock).values(membership_id=id, who=who, why=why).on_conflict_do_nothing())
-    tx.execute(delete(Join).where(Join.organization_id == organization_id, Join.user_id == user_id))
+    theirs = or_(Join.user_id == user_id, and_(Join.user_id.in_(people), Join.state.in_(SHUT)))
+    tx.execute(delete(Join).where(Join.organization_id == organization_id, theirs))
     if provisions:
         add_joins(tx, User.id == user_id, ("operator", who))
     before, after = {"state": "blocked", "reasons": reasons}, {"state": "lifted", "why": why}

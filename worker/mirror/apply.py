@@ -1,6 +1,6 @@
 """Snapshots into the mirror: lock the rows, fold, save, note the changes. One caller's transaction, any snapshots."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
@@ -8,7 +8,7 @@ from sqlalchemy import Connection, select
 from models.access import normal_address
 from models.bulk import among, insert_new, insert_rows, update_rows
 from models.database import CHANGES_LOCK, advisory_lock
-from models.tables import CONTENT, TABLES, Change, Kind
+from models.tables import CONTENT, TABLES, Change, Kind, UserAddress
 from models.types import db_now
 from worker.decision.decide import Doubt, Outcome, State, Version, decide, doubt, shown
 from worker.decision.snapshots import Snapshot
@@ -48,6 +48,7 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
             continue
         stored = lock_rows(tx, kind, sorted({arrival.snapshot.id for _, arrival in mine}))
         kept: dict[str, State] = {}
+        passed: list[tuple[str, State]] = []
         for place, arrival in mine:
             id = arrival.snapshot.id
             current = kept.get(id, stored[id])
@@ -55,11 +56,13 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
             against = current.version.event_id if current else None
             doubtful = doubt(current, arrival.snapshot.state, outcome)
             decisions[place] = Decision(outcome, against, doubtful)
+            if not state.erased:
+                passed.append((id, arrival.snapshot.state))
             if state is not current or doubtful:  # the latter too is a new revision: a read under way came before it
                 kept[id] = state
             if outcome is Outcome.APPLIED:
                 changes.append(change(kind, id, current, state, arrival.cause, arrival.cause_id))
-        save_rows(tx, kind, kept)
+        save_rows(tx, kind, kept, passed)
     return [decisions[place] for place in range(len(arrivals))], changes
 
 
@@ -140,10 +143,23 @@ def _state(kind: Kind, row: Any) -> State | None:
     )
 
 
-def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State]) -> None:
-    """Write `states` over their locked rows, one revision higher."""
+def save_rows(
+    tx: Connection, kind: Kind, states: Mapping[str, State], passed: Sequence[tuple[str, State]] = ()
+) -> None:
+    """Write `states` over their locked rows, one revision higher.
+
+    Of users the addresses are noted too, also those of the states in `passed`, which are not written.
+    """
     rows = [_columns(kind, id, state) for id, state in states.items()]
     update_rows(tx, TABLES[kind], rows, revision=TABLES[kind].revision + 1, touched_at=db_now())
+    if kind is Kind.USER:
+        _note_addresses(tx, [*states.items(), *passed])
+
+
+def _note_addresses(tx: Connection, users: Iterable[tuple[str, State]]) -> None:
+    """Note the addresses of users; those that they had before stay."""
+    found = {(id, address.hash) for id, state in users if (address := normal_address(state.content.get("email")))}
+    insert_new(tx, UserAddress, [{"user_id": id, "email_hash": digest} for id, digest in sorted(found)])
 
 
 def _columns(kind: Kind, id: str, state: State) -> dict[str, Any]:

@@ -171,6 +171,7 @@ def add_joins(tx: Connection, which: ColumnElement[bool], cause: Cause) -> int:
             "settled_at": None,
             "complete_from": None,
             "attempts": 0,
+            "attempted_at": None,
         }
         key = [Join.organization_id, Join.user_id]
         revived = or_(*(Join.state == state for state in REVIVED))  # IN does not go with many rows at once

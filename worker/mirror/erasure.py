@@ -9,12 +9,24 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, delete, exists, func, or_, select, update
 
 from models.bulk import among
 from models.database import reading, write
-from models.tables import PERSONAL, Change, Drift, Event, EventStatus, HookDelivery, Kind, Membership, User
+from models.tables import (
+    PERSONAL,
+    Change,
+    Drift,
+    Event,
+    EventStatus,
+    HookDelivery,
+    Kind,
+    Membership,
+    User,
+    UserAddress,
+)
 from models.types import constant, db_in, db_now
+from models.views import auto_join_blocks
 from worker.decision.mentions import comparable, mentions
 from worker.decision.snapshots import is_id, parse_json
 from worker.errors import ConfigurationError
@@ -106,6 +118,12 @@ def about_erased() -> ColumnElement[bool]:
         (Event.kind == Kind.USER) & Event.object_id.in_(users),
         (Event.kind == Kind.MEMBERSHIP) & Event.object_id.in_(theirs),
     )
+
+
+def needless_addresses() -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions for hashed addresses of erased users whom nothing keeps out of a workspace."""
+    erased = select(User.id).where(User.erased)
+    return UserAddress.user_id.in_(erased), ~exists().where(auto_join_blocks.c.user_id == UserAddress.user_id)
 
 
 def blank_undecided(tx: Connection) -> int:
@@ -238,6 +256,7 @@ def _erase_user(tx: Connection, user_id: str, cause: Cause) -> tuple[int, int, i
     before = replace(state, content={**state.content, **dict.fromkeys(PERSONAL)})
     after = replace(before, erased=True)
     save_rows(tx, Kind.USER, {user_id: after})
+    tx.execute(delete(UserAddress).where(UserAddress.user_id == user_id, *needless_addresses()))
     mine = (Change.kind == Kind.USER, Change.object_id == user_id)
     changes = tx.execute(select(Change.id, Change.before, Change.after).where(*mine)).all()
     for id, *shown in changes:

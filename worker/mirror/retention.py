@@ -26,10 +26,11 @@ from models.tables import (
     Run,
     RunStatus,
     Seen,
+    UserAddress,
 )
 from models.types import db_in
 from worker.decision.decide import Outcome
-from worker.mirror.erasure import about_erased, blank_undecided, erase_deleted
+from worker.mirror.erasure import about_erased, blank_undecided, erase_deleted, needless_addresses
 
 log = structlog.get_logger()
 
@@ -77,6 +78,7 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
         **{f"run_{table.__tablename__}": _dropper(table, table.run_id.in_(ended_run)) for table in OF_RUNS},
         "drift": _dropper(Drift, Drift.run_id.in_(old_run)),
         "runs": _dropper(Run, Run.id.in_(old_run)),
+        "user_addresses": _dropper(UserAddress, *needless_addresses()),
     }
     dropped = {name: _until_none(engine, step, stopping) for name, step in steps.items()}
     dropped["persons"] = erase_deleted(engine, periods.persons, stopping)
