@@ -20,7 +20,7 @@ from worker.wiring import Wiring
 EVIL = (
     """zqx"'><script>zqx()</script><img src=zqx onerror=zqx()><a href=javascript:zqx>{{7919*7907}}{%zqx%}</textarea>"""
 )
-EVIL_ID = """zqx"'><script>zqx()</script>?&#/%2e"""
+EVIL_ID = """zqx"'><script>zqx()<script>?&#%2f%2e"""
 COMPUTED = str(7919 * 7907)
 ADDRESSES = {"href", "src", "action", "formaction", "data", "poster", "srcdoc", "xlink:href"}
 ELEMENTS = {
