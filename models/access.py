@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 
 
-class Place(NamedTuple):
+class WorkspaceAccess(NamedTuple):
     """A workspace that a user may enter."""
 
     organization_id: str
@@ -33,7 +33,7 @@ def role_of(session: Session, user_id: str, organization_id: str) -> str | None:
     return found.scalar_one_or_none()
 
 
-def workspaces_of(session: Session, user_id: str) -> list[Place]:
+def workspaces_of(session: Session, user_id: str) -> list[WorkspaceAccess]:
     """Return the workspaces a user may enter, by name."""
     view = workspace_members.c
     rows = session.execute(
@@ -41,7 +41,7 @@ def workspaces_of(session: Session, user_id: str) -> list[Place]:
         .where(view.user_id == user_id)
         .order_by(view.workspace_name, view.organization_id)
     )
-    return [Place(*row) for row in rows]
+    return [WorkspaceAccess(*row) for row in rows]
 
 
 def auto_join_for(session: Session, email: str) -> AutoJoin | None:
@@ -50,7 +50,7 @@ def auto_join_for(session: Session, email: str) -> AutoJoin | None:
     None too if the address is or once was that of someone who was removed from that workspace, deactivated in it,
     invited or blocked. The caller vouches that the address is verified: an unverified one must never get here.
     """
-    address = normal_address(email)
+    address = normalize_address(email)
     if address is None:
         return None
     view, block = auto_join_domains.c, auto_join_blocks.c
@@ -72,15 +72,15 @@ class Address(NamedTuple):
         return hashlib.sha256(f"workos-sync:{self.normalized}".encode()).hexdigest()
 
 
-def normal_address(email: str | None) -> Address | None:
+def normalize_address(email: str | None) -> Address | None:
     """Return `email` for comparison; None if it is no address."""
     local, _, host = (email or "").rpartition("@")
-    domain = normal_domain(host)
+    domain = normalize_domain(host)
     return Address(f"{local.lower()}@{domain}", domain) if local and domain else None
 
 
 @functools.lru_cache(maxsize=4096)
-def normal_domain(domain: str | None) -> str | None:
+def normalize_domain(domain: str | None) -> str | None:
     """Return `domain` in lower case, IDNA (UTS 46), without trailing dot; None if it is no domain name."""
     try:
         name = idna.encode((domain or "").rstrip("."), uts46=True, transitional=False).decode("ascii").lower()

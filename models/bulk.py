@@ -34,7 +34,7 @@ from models.types import TextArray
 Rows = Sequence[Mapping[str, Any]]
 
 
-def among(tx: Connection, found: SQLColumnExpression[Any], values: Iterable[str]) -> ColumnElement[bool]:
+def is_any_of(tx: Connection, found: SQLColumnExpression[Any], values: Iterable[str]) -> ColumnElement[bool]:
     """Return the condition that a text column is one of `values`."""
     given = list(values)
     return found == func.any(literal(given, TextArray())) if _on_postgresql(tx) else found.in_(given)

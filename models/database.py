@@ -14,13 +14,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
-from models.private import close_to_others
+from models.private_files import close_to_others
 
 R = TypeVar("R")
 
 LOCK_TIMEOUT_MS = 5_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000
-PATIENCE_S = 4.0
+RETRY_SECONDS = 4.0
 """No new try after so long: with the longest wait for a lock it is well under what makes a batch an orphan."""
 SQLITE_BUSY_TIMEOUT_S = 5.0
 SQLITE_BATCH = 250
@@ -129,7 +129,7 @@ def _sqlite_begin(connection: Connection) -> None:
 
 
 @contextmanager
-def turn(engine: Engine) -> Iterator[None]:
+def sqlite_write_lock(engine: Engine) -> Iterator[None]:
     """On SQLite: wait for the turn to write, in line with every other writer. PostgreSQL needs none of this.
 
     SQLite has one writer and no line: who waits looks again after up to 25 ms, and a loop of writers would always be
@@ -148,14 +148,14 @@ def turn(engine: Engine) -> Iterator[None]:
 
 
 @contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
+def write_transaction(engine: Engine) -> Iterator[Connection]:
     """One transaction that may write; commits at the end, rolls back on any exception."""
-    with turn(engine), engine.begin() as tx:
+    with sqlite_write_lock(engine), engine.begin() as tx:
         yield tx
 
 
 @contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
+def read_transaction(engine: Engine) -> Iterator[Connection]:
     """One transaction with one consistent view that only reads; waits for no writer."""
     options = {"workos_sync_read": True, "isolation_level": "REPEATABLE READ"}
     if engine.dialect.name == "sqlite":
@@ -167,7 +167,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
 @contextmanager
 def session(engine: Engine) -> Iterator[Session]:
     """A session in one transaction that only reads, for the read contract."""
-    with reading(engine) as tx, Session(bind=tx) as opened:
+    with read_transaction(engine) as tx, Session(bind=tx) as opened:
         yield opened
 
 
@@ -190,7 +190,7 @@ PASSING_SQLSTATES = (
 """SQLSTATEs, or their classes, that say nothing about the statement (PostgreSQL, appendix A)."""
 
 
-def can_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the database's `error` says nothing about the statement: lost connection, deadlock, busy, time-out."""
     if isinstance(error, PoolTimeoutError):
         return True
@@ -204,9 +204,9 @@ def can_pass(error: BaseException) -> bool:
     return type(error.orig).__name__ in {"OperationalError", "InterfaceError"}
 
 
-_PATIENCE = Retrying(
-    retry=retry_if_exception(can_pass),
-    stop=stop_after_attempt(6) | stop_after_delay(PATIENCE_S),
+_RETRY = Retrying(
+    retry=retry_if_exception(is_transient),
+    stop=stop_after_attempt(6) | stop_after_delay(RETRY_SECONDS),
     wait=wait_random_exponential(multiplier=0.02, max=1.0),
     reraise=True,
 )
@@ -226,7 +226,7 @@ def write(engine: Engine, step: Callable[[Connection], R]) -> R:
     """
 
     def transaction() -> R:
-        with writing(engine) as tx:
+        with write_transaction(engine) as tx:
             return step(tx)
 
-    return _PATIENCE.copy()(transaction)
+    return _RETRY.copy()(transaction)

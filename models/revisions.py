@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, inspect, text
 
-from models.database import reading
+from models.database import read_transaction
 
 VERSIONS = Path(__file__).parent / "migrations" / "versions"
 
@@ -23,7 +23,7 @@ def newest_revision() -> str:
 
 def current_revision(engine: Engine) -> str | None:
     """Return the revision the database is at, or None if it was never migrated."""
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         if not inspect(tx).has_table("alembic_version"):
             return None
         return tx.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()

@@ -354,7 +354,7 @@ class Join(Base):
     )
 
 
-class LiftedBlock(Base):
+class UnblockedMembership(Base):
     """A membership that no longer keeps its person from joining by domain, because an operator said so."""
 
     __tablename__ = "lifted_blocks"
@@ -580,7 +580,7 @@ class Listing(Base):
 
     run_id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
-    """One of `worker.repair.listings.Name`."""
+    """One of `worker.repair.resync.listings.Name`."""
     parent: Mapped[str] = mapped_column(primary_key=True)
     """The organization; empty for the environment's own listings."""
     after: Mapped[str | None]

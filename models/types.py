@@ -46,7 +46,7 @@ JsonValue = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "post
 """JSON; `jsonb` on PostgreSQL. Python's None is SQL's NULL."""
 
 
-def constant(value: str) -> BindParameter[str]:
+def inline_literal(value: str) -> BindParameter[str]:
     """Return a text that is written into the statement, never sent beside it; only for words of our own.
 
     A statement that PostgreSQL has prepared finds rows by a partial index only if it says itself what the index is of.
@@ -90,20 +90,20 @@ def _sqlite_now(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
     return "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')"
 
 
-class db_in(GenericFunction[datetime]):  # noqa: N801 - a SQL function, named as SQL functions are
+class db_now_plus(GenericFunction[datetime]):  # noqa: N801 - a SQL function, named as SQL functions are
     """The database's time plus a number of seconds (float, may be negative)."""
 
     type = UtcDateTime()
     inherit_cache = True
 
 
-@compiles(db_in, "postgresql")
-def _postgresql_in(element: db_in, compiler: SQLCompiler, **kw: Any) -> str:
+@compiles(db_now_plus, "postgresql")
+def _postgresql_in(element: db_now_plus, compiler: SQLCompiler, **kw: Any) -> str:
     return f"now() + make_interval(secs => CAST({compiler.process(element.clauses, **kw)} AS double precision))"
 
 
-@compiles(db_in, "sqlite")
-def _sqlite_in(element: db_in, compiler: SQLCompiler, **kw: Any) -> str:
+@compiles(db_now_plus, "sqlite")
+def _sqlite_in(element: db_now_plus, compiler: SQLCompiler, **kw: Any) -> str:
     seconds = compiler.process(element.clauses, **kw)
     return f"strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now', CAST({seconds} AS text) || ' seconds')"
 

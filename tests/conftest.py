@@ -23,8 +23,8 @@ from models.migrate import upgrade
 from tests.integration.processes import Commands, Valkey
 from tests.support import SECRET
 from webhooks.app import create_app
+from worker.bootstrap import Services, build_services
 from worker.settings import Settings
-from worker.wiring import Wiring, wire
 
 ROOM = 2 << 30
 """Bytes that must be free in memory: more than all databases of one process take at a time."""
@@ -142,37 +142,37 @@ def redis_url(valkey_server: str) -> str:
 
 
 @pytest.fixture
-def build_wiring(redis_url: str) -> Iterator[Callable[..., Wiring]]:
+def build_test_services(redis_url: str) -> Iterator[Callable[..., Services]]:
     """A function that builds the parts of a process; `database_url` must be given."""
-    made: list[Wiring] = []
+    made: list[Services] = []
 
-    def make(**settings: Any) -> Wiring:
+    def make(**settings: Any) -> Services:
         given = {"redis_url": redis_url, "workos_webhook_secrets": SECRET} | settings
         loaded = Settings(_env_file=None, **given)
-        made.append(wire(loaded, loaded.redis_url or redis_url, door=True))
+        made.append(build_services(loaded, loaded.redis_url or redis_url, endpoint=True))
         return made[-1]
 
     yield make
-    for wiring in made:
-        wiring.close()
+    for services in made:
+        services.close()
 
 
 @pytest.fixture
-def make_wiring(db_url: str, build_wiring: Callable[..., Wiring]) -> Callable[..., Wiring]:
+def make_services(db_url: str, build_test_services: Callable[..., Services]) -> Callable[..., Services]:
     """A function that builds the parts of a process over the test's database, given settings that differ."""
-    return partial(build_wiring, database_url=db_url)
+    return partial(build_test_services, database_url=db_url)
 
 
 @pytest.fixture
-def wiring(make_wiring: Callable[..., Wiring]) -> Wiring:
+def services(make_services: Callable[..., Services]) -> Services:
     """The parts of a process, with default settings and one webhook secret."""
-    return make_wiring()
+    return make_services()
 
 
 @pytest.fixture
-def door(wiring: Wiring) -> FlaskClient:
+def endpoint(services: Services) -> FlaskClient:
     """A client of the real application."""
-    return create_app(wiring).test_client()
+    return create_app(services).test_client()
 
 
 @pytest.fixture

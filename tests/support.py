@@ -19,7 +19,7 @@ from sqlalchemy import Engine, RowMapping, select
 from werkzeug.serving import make_server
 from werkzeug.test import TestResponse
 
-from models.database import reading
+from models.database import read_transaction
 from models.tables import TABLES, Event, EventStatus, Kind
 from models.views import auto_join_domains, workspace_members, workspaces
 from worker.inbox.drain import Policy, drain
@@ -42,10 +42,10 @@ def sign(body: bytes, secret: str = SECRET, at: float | None = None) -> str:
     return f"t={stamp}, v1={mac}"
 
 
-def post(door: FlaskClient, event: JSON | bytes, path: str = "/webhooks/workos", **headers: str) -> TestResponse:
+def post(endpoint: FlaskClient, event: JSON | bytes, path: str = "/webhooks/workos", **headers: str) -> TestResponse:
     """Post an event, well signed with `SECRET`, as WorkOS does."""
     body = event if isinstance(event, bytes) else json.dumps(event).encode()
-    return door.post(path, data=body, headers={"WorkOS-Signature": sign(body), **headers})
+    return endpoint.post(path, data=body, headers={"WorkOS-Signature": sign(body), **headers})
 
 
 @contextmanager
@@ -62,10 +62,10 @@ def serving(app: Flask) -> Iterator[str]:
         thread.join()
 
 
-def accept(door: FlaskClient, *events: JSON) -> None:
+def accept(endpoint: FlaskClient, *events: JSON) -> None:
     """Post events that must be taken."""
     for event in events:
-        answer = post(door, event)
+        answer = post(endpoint, event)
         assert answer.status_code == 200, answer.get_data(as_text=True)
 
 
@@ -125,13 +125,13 @@ def outcomes(engine: Engine, *events: JSON) -> list[str | None]:
 
 
 def event_row(engine: Engine, event_id: str) -> RowMapping:
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return tx.execute(select(Event.__table__).where(Event.id == event_id)).mappings().one()
 
 
 def rows(engine: Engine, source: Any) -> list[JSON]:
     """All rows of a table class or view, as dicts."""
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return [dict(row) for row in tx.execute(select(getattr(source, "__table__", source))).mappings()]
 
 

@@ -55,7 +55,7 @@ def neighbours(module: str) -> set[str]:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {"models.tables", "worker.decision.decide", "webhooks.app", "worker.wiring"} <= set(MODULES)
+    assert {"models.tables", "worker.decision.decide", "webhooks.app", "worker.bootstrap"} <= set(MODULES)
     assert "worker.decision.decide" in neighbours("worker.mirror.apply")
 
 
@@ -122,7 +122,7 @@ def test_the_decision_is_pure() -> None:
 
 
 def test_only_the_door_verifies_and_only_the_directory_calls_workos() -> None:
-    assert importers("workos") <= {"webhooks.signature", "worker.directory.sdk"}
+    assert importers("workos") <= {"webhooks.signature", "worker.workos_api.sdk"}
     assert {found for found in imports("webhooks.signature") if found.startswith("workos")} == {
         "workos.webhooks.Webhooks"
     }

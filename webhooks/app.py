@@ -11,9 +11,9 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from webhooks import api, health, metrics, ops, receive
+from worker.bootstrap import Services
 from worker.errors import ConfigurationError
 from worker.logs import places
-from worker.wiring import Wiring
 
 log = structlog.get_logger()
 
@@ -25,13 +25,13 @@ class _Application(Flask):
         log.error("request_failed", error=type(error).__name__, places=places(error), endpoint=request.endpoint)
 
 
-def create_app(wiring: Wiring) -> Flask:
+def create_app(services: Services) -> Flask:
     """Return the application over `wiring`; `webhooks.wsgi` builds it from the environment.
 
     Raises:
         ConfigurationError: without a webhook secret nothing could be verified.
     """
-    settings = wiring.settings
+    settings = services.settings
     if not settings.workos_webhook_secrets:
         raise ConfigurationError("WORKOS_WEBHOOK_SECRETS is not set")
     app = _Application(__name__, static_folder=None)
@@ -43,15 +43,15 @@ def create_app(wiring: Wiring) -> Flask:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
     app.before_request(_refuse_other_spellings)
     app.before_request(_refuse_nul)
-    app.register_blueprint(receive.blueprint(wiring))
-    app.register_blueprint(health.blueprint(wiring))
-    app.register_blueprint(metrics.blueprint(wiring))
+    app.register_blueprint(receive.blueprint(services))
+    app.register_blueprint(health.blueprint(services))
+    app.register_blueprint(metrics.blueprint(services))
     if settings.ops_tokens:
-        ops.install(app, wiring)
+        ops.install(app, services)
     else:
         log.warning("ops_off", why="OPS_TOKENS is not set")
     if settings.api_tokens:
-        app.register_blueprint(api.blueprint(wiring, app))
+        app.register_blueprint(api.blueprint(services, app))
     else:
         log.warning("api_off", why="API_TOKENS is not set")
     app.register_error_handler(HTTPException, _as_json)

@@ -7,12 +7,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from models.revisions import outdated
+from worker.bootstrap import Services
 from worker.inbox.store import probe
-from worker.looking.health import look
-from worker.wiring import Wiring
+from worker.reports.health import check_health
 
 
-def blueprint(wiring: Wiring) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     """Return `/healthz` and `/readyz`."""
     routes = Blueprint("health", __name__)
     probing = threading.Lock()  # one at a time: the other connection of the inbox commits deliveries
@@ -26,13 +26,13 @@ def blueprint(wiring: Wiring) -> Blueprint:
         """Ready means that an event can be committed. The rest are warnings: Redis away must not close the door."""
         try:
             with probing:
-                if outdated(wiring.inbox_engine):
+                if outdated(services.inbox_engine):
                     return jsonify(status="not ready", reason="the database is not migrated"), 503
-                probe(wiring.inbox_engine)
+                probe(services.inbox_engine)
         except (DBAPIError, PoolTimeoutError):
             return jsonify(status="not ready", reason="the database takes no events"), 503
         try:
-            health = look(wiring.engine, wiring.redis, wiring.settings)
+            health = check_health(services.engine, services.redis, services.settings)
         except (DBAPIError, PoolTimeoutError):  # too slow, say: no reason to turn deliveries away
             return jsonify(status="ready", warnings=None)
         shown = {name: getattr(health, name) for name in ("pending", "failed", "oldest_pending_seconds", "trusted")}

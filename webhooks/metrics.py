@@ -14,11 +14,11 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
 
 from models.tables import JoinState
+from worker.bootstrap import Services
 from worker.decision.handlers import HANDLERS
-from worker.looking.health import PROBLEMS, WARNINGS, Health, look
-from worker.signals.connection import require_writable
-from worker.signals.counters import ACCEPTED_TO_APPLIED, BUCKETS, MORE, Name, counted, noted
-from worker.wiring import Wiring
+from worker.metrics import ACCEPTED_TO_APPLIED, BUCKETS, MORE, Name, counted, noted
+from worker.redis_client import require_writable
+from worker.reports.health import PROBLEMS, WARNINGS, Health, check_health
 
 ALL = (*PROBLEMS, *WARNINGS)
 COUNTERS = {
@@ -45,15 +45,15 @@ TIMES = {
 }
 
 
-def blueprint(wiring: Wiring) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     """Return `/metrics`."""
     routes = Blueprint("metrics", __name__)
     registry = CollectorRegistry()
-    registry.register(_Metrics(wiring))
+    registry.register(_Metrics(services))
 
     @routes.get("/metrics")
     def metrics() -> Response:
-        wiring.counters.hand_over()
+        services.counters.hand_over()
         return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
     return routes
@@ -62,8 +62,8 @@ def blueprint(wiring: Wiring) -> Blueprint:
 class _Metrics(Collector):
     """Reads all metrics anew each time."""
 
-    def __init__(self, wiring: Wiring) -> None:
-        self._wiring = wiring
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing: what there is depends on what happened."""
@@ -73,18 +73,18 @@ class _Metrics(Collector):
         """Yield what can be read now; Redis or the database away is itself a metric."""
         yield from self._counts()
         try:
-            health = look(self._wiring.engine, self._wiring.redis, self._wiring.settings)
+            health = check_health(self._services.engine, self._services.redis, self._services.settings)
         except DBAPIError:
             yield gauge("database_up", "Whether the database answers.", 0)
             return
         yield gauge("database_up", "Whether the database answers.", 1)
-        yield from standing(health)
+        yield from health_metrics(health)
 
     def _counts(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("workos_sync_redis_up", "Whether Redis answers and takes writes.")
         try:
-            require_writable(self._wiring.redis)
-            counts, times = counted(self._wiring.redis), noted(self._wiring.redis)
+            require_writable(self._services.redis)
+            counts, times = counted(self._services.redis), noted(self._services.redis)
         except RedisError:
             up.add_metric((), 0)
             yield up
@@ -133,7 +133,7 @@ def labelled(name: str, text: str, labels: Iterable[str], values: Iterable[tuple
     return family
 
 
-def standing(health: Health) -> Iterator[Metric]:
+def health_metrics(health: Health) -> Iterator[Metric]:
     """Yield how things stand, as gauges."""
     found = {problem.name for problem in (*health.problems, *health.warnings)}
     yield gauge("trusted", "1 if the mirror is known to be right.", health.trusted)

@@ -9,33 +9,33 @@ import structlog
 from flask import Blueprint, Response, abort, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
 
-from webhooks.signature import RefusedError, verify
+from webhooks.signature import InvalidSignatureError, verify
+from worker.bootstrap import Services
 from worker.decision.handlers import HANDLERS
-from worker.decision.snapshots import is_id, parse_json
+from worker.decision.payload import is_id, parse_json
 from worker.errors import PayloadError
 from worker.group_commit import GroupCommit
 from worker.inbox.store import Delivery, accept_webhooks
-from worker.wiring import Wiring
 
 log = structlog.get_logger()
 
 RETRY_AFTER_SECONDS = 5
 COMMIT_SECONDS = 7.0
 """Longer than any wait for a lock; a database that takes longer is away."""
-MOST_TOGETHER = 100
+MAX_EVENTS_PER_COMMIT = 100
 """Deliveries in one commit."""
 
 Network = IPv4Network | IPv6Network
 
 
-def blueprint(wiring: Wiring) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     """Return the route that takes deliveries."""
-    settings, counters = wiring.settings, wiring.counters
+    settings, counters = services.settings, services.counters
     secrets = [secret.get_secret_value() for secret in settings.workos_webhook_secrets]
     allowed = [ip_network(network) for network in settings.webhook_allowed_ips]
     path_token = settings.webhook_path_token.get_secret_value().encode() if settings.webhook_path_token else None
     # In a thread of its own: a frozen database cannot hold an answer back, and many deliveries share one commit.
-    commit = GroupCommit(partial(_commit, wiring), MOST_TOGETHER)
+    commit = GroupCommit(partial(_commit, services), MAX_EVENTS_PER_COMMIT)
     routes = Blueprint("receive", __name__)
 
     @routes.before_request
@@ -57,7 +57,7 @@ def blueprint(wiring: Wiring) -> Blueprint:
             abort(413)  # sent in chunks: no length told its size before
         try:
             place = verify(body, request.headers.get("WorkOS-Signature"), secrets, settings.webhook_tolerance_seconds)
-        except RefusedError as refused:
+        except InvalidSignatureError as refused:
             log.warning("webhook_refused", reason=refused.reason)
             counters.add("refused", refused.reason)
             counters.note_time("refused", refused.reason)
@@ -94,13 +94,13 @@ class Posted(NamedTuple):
         return log.bind(event_id=self.delivery.id, type=self.delivery.type, organization_id=self.organization_id)
 
 
-def _commit(wiring: Wiring, together: list[Posted]) -> list[bool]:
+def _commit(services: Services, together: list[Posted]) -> list[bool]:
     """Commit deliveries, ring, and tell of them: in one thread, for many that write to one log wait for each other."""
-    news = accept_webhooks(wiring.inbox_engine, [posted.delivery for posted in together])
-    wiring.bell.ring()
+    news = accept_webhooks(services.inbox_engine, [posted.delivery for posted in together])
+    services.bell.ring()
     for posted, new in zip(together, news, strict=True):
         posted.log().info("webhook_accepted", new=new)
-        wiring.counters.add("received", "accepted" if new else "duplicate", posted.shown_type)
+        services.counters.add("received", "accepted" if new else "duplicate", posted.shown_type)
     return news
 
 

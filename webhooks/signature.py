@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from workos.webhooks import Webhooks
 
 
-class RefusedError(Exception):
+class InvalidSignatureError(Exception):
     """The signature does not hold. `reason` is one of a few words, fit for a metric."""
 
     def __init__(self, reason: str) -> None:
@@ -32,7 +32,7 @@ def verify(body: bytes, header: str | None, secrets: Sequence[str], tolerance_se
         RefusedError: `missing`, `time` or `mismatch`.
     """
     if not header:
-        raise RefusedError("missing")
+        raise InvalidSignatureError("missing")
     reason = "mismatch"
     for place, secret in enumerate(secrets):
         try:
@@ -48,4 +48,4 @@ def verify(body: bytes, header: str | None, secrets: Sequence[str], tolerance_se
                 reason = "time"
         else:
             return place
-    raise RefusedError(reason)
+    raise InvalidSignatureError(reason)

@@ -3,11 +3,11 @@
 from flask import Flask
 
 from webhooks.app import create_app
+from worker.bootstrap import build_services
 from worker.logs import configure
-from worker.private import keep_files_private
+from worker.private_files import keep_files_private
 from worker.processes.embedded import redis_url
 from worker.settings import load_settings
-from worker.wiring import wire
 
 
 def application() -> Flask:
@@ -18,4 +18,4 @@ def application() -> Flask:
     keep_files_private()
     settings = load_settings("workos_webhook_secrets")
     configure(settings.log_format)
-    return create_app(wire(settings, redis_url(settings), door=True))
+    return create_app(build_services(settings, redis_url(settings), endpoint=True))

@@ -5,7 +5,7 @@ import re
 import traceback
 from pathlib import PurePath
 
-MOST_FRAMES = 20
+MAX_FRAMES = 20
 
 
 class PayloadError(Exception):
@@ -25,7 +25,7 @@ def fingerprint(error: BaseException) -> str:
 
 def stack_of(error: BaseException) -> str | None:
     """Return the frames an error came through, innermost last: a file, line and function each, and never a value."""
-    frames = traceback.extract_tb(error.__traceback__)[-MOST_FRAMES:]
+    frames = traceback.extract_tb(error.__traceback__)[-MAX_FRAMES:]
     lines = (f"{'/'.join(PurePath(frame.filename).parts[-3:])}:{frame.lineno} in {frame.name}" for frame in frames)
     return "\n".join(lines) or None
 
@@ -40,7 +40,7 @@ class ConfigurationError(Exception):
     """Settings or surroundings are wrong; the message names what and the remedy."""
 
 
-class DiedAloneError(Exception):
+class WorkerCrashedError(Exception):
     """The process ended while an event was alone in its transaction."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from worker.decision.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
 from worker.errors import ConfigurationError
 from worker.inbox.drain import Policy
 from worker.mirror.retention import Periods
-from worker.signals.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
+from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
 
 JOB_SECONDS = 2.0
 """How long a job drains before it rings for the next one: a process that is asked to stop ends its job first."""

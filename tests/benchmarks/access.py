@@ -23,7 +23,7 @@ from sqlalchemy import Engine, event, select, text
 from sqlalchemy.orm import Session
 
 from models.access import auto_join_for, role_of, workspaces_of
-from models.database import open_engine, session, writing
+from models.database import open_engine, session, write_transaction
 from models.migrate import upgrade
 from models.tables import Membership
 
@@ -58,7 +58,7 @@ def fill(engine: Engine, members: int) -> None:
     """Make a mirror of so many memberships, ten to a workspace, each workspace with a verified domain."""
     kind = engine.dialect.name
     now = "now()" if kind == "postgresql" else "'2026-01-01T00:00:00.000000+00:00'"
-    with writing(engine) as tx:
+    with write_transaction(engine) as tx:
         for name, values in FILL.items():
             number = members if name in ("users", "memberships", "user_addresses") else members // PER_ORGANIZATION
             sql = f"INSERT INTO {name} {values} FROM ({SERIES[kind]}) AS t".format(now=now, each=PER_ORGANIZATION)

@@ -2,7 +2,7 @@
 
 from sqlalchemy import Engine, text
 
-from models.database import writing
+from models.database import write_transaction
 from tests.benchmarks.access import PER_ORGANIZATION, SERIES
 from tests.benchmarks.servers import SQLITE
 
@@ -34,7 +34,7 @@ def fill_inbox(engine: Engine, number: int, members: int) -> None:
     kind = engine.dialect.name
     values = VALUES.format(body=BODY[kind], ago=AGO[kind], each=PER_ORGANIZATION)
     sql = f"INSERT INTO events ({COLUMNS}) SELECT {values} FROM ({SERIES[kind]}) AS t"  # noqa: S608 - our own words
-    with writing(engine) as tx:
+    with write_transaction(engine) as tx:
         tx.execute(text(sql), {"most": number, "members": members})
         tx.execute(text("ANALYZE"))
 

@@ -13,7 +13,7 @@ from redis import Redis
 from rq import Queue
 from sqlalchemy import Engine, Select, func, select
 
-from models.database import reading
+from models.database import read_transaction
 from models.tables import Change
 from tests.benchmarks.deliveries import PATH, signed
 from tests.benchmarks.runner import LIMIT, OURS, Mark, Row, Sample
@@ -50,7 +50,7 @@ def _percentiles(seconds: Sequence[float]) -> Sample:
 def _accepted_to_applied(engine: Engine, port: int, number: int) -> list[float]:
     seen: dict[str, float] = {}
     accepted: dict[str, float] = {}
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         last = tx.execute(select(func.max(Change.id))).scalar_one() or 0
     over = threading.Event()
     follower = threading.Thread(target=partial(_follow, engine, last, number, seen, over))
@@ -92,7 +92,7 @@ def _looking(engine: Engine) -> Iterator[Callable[[Select[*tuple[Any, ...]]], Se
         return
 
     def look(query: Select[*tuple[Any, ...]]) -> Sequence[Any]:
-        with reading(engine) as tx:
+        with read_transaction(engine) as tx:
             return tx.execute(query).all()
 
     yield look

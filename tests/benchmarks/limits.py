@@ -12,7 +12,7 @@ from sqlalchemy import FromClause, Table, make_url
 from models.tables import TABLES, AutoJoin, Change, Event
 from tests.benchmarks.servers import SQLITE
 from tests.support import SECRET
-from webhooks.signature import RefusedError, verify
+from webhooks.signature import InvalidSignatureError, verify
 
 DECIDED = ("status", "outcome", "decided_by", "processed_at", "occurred_at", "kind", "object_id", "organization_id")
 """What a drain writes on the rows of the inbox."""
@@ -28,7 +28,7 @@ def application() -> Flask:
     def deliver() -> Response | tuple[Response, int]:
         try:
             verify(request.get_data(cache=False), request.headers.get("WorkOS-Signature"), [SECRET], 180)
-        except RefusedError:
+        except InvalidSignatureError:
             return jsonify(error="signature refused"), 401
         return jsonify(status="accepted")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from tests.benchmarks.runner import OURS, Mark, Row, Sample
 from tests.benchmarks.sandboxed import least_calls, resync, workos
 from tests.benchmarks.servers import Bench
-from worker.directory.bucket import ALL
+from worker.workos_api.bucket import ALL
 
 PER_SECOND = ALL.calls / ALL.seconds
 """All calls count against the address's limit, as narrow as any here."""

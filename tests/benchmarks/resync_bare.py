@@ -9,15 +9,15 @@ import httpx2
 from redis import Redis
 from sqlalchemy import select
 
-from models.database import reading
+from models.database import read_transaction
 from models.tables import Run
 from tests.benchmarks.runner import LIMIT, OURS, Mark, Row, Sample
 from tests.benchmarks.sandboxed import workos
 from tests.benchmarks.servers import Bench
 from tests.sandbox.server import API_KEY
 from tests.use_cases.resyncs import CLIENT_ID, UNLIMITED, resync
-from worker.directory.bucket import Buckets
-from worker.directory.client import open_directory
+from worker.workos_api.bucket import Buckets
+from worker.workos_api.client import open_client
 
 RATE = "calls/s"
 AT_ONCE = 10
@@ -44,11 +44,11 @@ def _resynced(bench: Bench, url: str, address: str) -> float:
     bench.empty_redis()
     with bench.engine(url) as engine, Redis.from_url(bench.redis_url) as redis:
         buckets = Buckets(redis, UNLIMITED)
-        with closing(open_directory(API_KEY, CLIENT_ID, address, buckets, timeout_seconds=30)) as directory:
+        with closing(open_client(API_KEY, CLIENT_ID, address, buckets, timeout_seconds=30)) as workos:
             began = time.perf_counter()
-            run_id = resync(engine, directory)
+            run_id = resync(engine, workos)
             took = time.perf_counter() - began
-        with reading(engine) as tx:
+        with read_transaction(engine) as tx:
             return tx.execute(select(Run.calls).where(Run.id == run_id)).scalar_one() / took
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from models.database import reading
+from models.database import read_transaction
 from models.tables import Run, Task
 from tests.benchmarks.servers import START_SECONDS, Bench
 from tests.sandbox.server import API_KEY
@@ -59,7 +59,7 @@ def resync(bench: Bench, database_url: str, workos_url: str) -> Resynced:
             time.sleep(LOOK_EVERY_SECONDS)
         process.require_success(0)
     with bench.engine(database_url) as engine:
-        with reading(engine) as tx:
+        with read_transaction(engine) as tx:
             ended = select(Run.__table__).where(Run.task == Task.RESYNC, Run.finished_at.is_not(None))
             run = tx.execute(ended.order_by(Run.finished_at.desc()).limit(1)).one()
         if wrong := differences(engine, call("GET", f"{workos_url}/sandbox/truth", seconds=600)):

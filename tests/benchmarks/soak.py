@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Engine, text
 
-from models.database import open_engine, reading
+from models.database import open_engine, read_transaction
 from tests.benchmarks.load import Sent, send
 from tests.benchmarks.steady import Steady, steady
 from tests.stack.machine import short_folder
@@ -81,7 +81,7 @@ class Soak:
         return self._phase(name, sent, self._drained())
 
     def _phase(self, name: str, sent: Sent, drained: float) -> Phase:
-        with reading(self._engine) as tx:
+        with read_transaction(self._engine) as tx:
             applied = tx.execute(APPLIED, {"which": f"event_{name}_%"}).scalar_one()
         acknowledged = sent.percentiles()
         counts = (len(sent.waits), dict(sent.refused), sent.seconds, sent.per_second)

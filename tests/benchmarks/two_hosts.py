@@ -27,7 +27,7 @@ from tests.stack.processes import Process
 from tests.support import mirrored
 from tests.use_cases.resyncs import catch_up_with
 from worker.inbox.store import backlog
-from worker.signals.doorbell import DRAIN, Doorbell
+from worker.queue.doorbell import DRAIN, Doorbell
 
 NETWORKS = {"a": "192.0.2", "b": "198.51.100"}
 """Two of the networks that RFC 5737 keeps for examples: the servers are .1 and the host is .2."""

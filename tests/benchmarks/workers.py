@@ -11,10 +11,10 @@ from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker
 from sqlalchemy import Engine, exists, select
 
-from models.database import reading
+from models.database import read_transaction
 from models.tables import Event, EventStatus
 from tests.benchmarks.servers import START_SECONDS, Bench
-from worker.signals.doorbell import DRAIN, Doorbell, queue_name
+from worker.queue.doorbell import DRAIN, Doorbell, queue_name
 
 
 def listening(redis: Redis) -> int:
@@ -47,6 +47,6 @@ def seconds_to_drain(bench: Bench, engine: Engine) -> float:
         while True:
             bell.ring()
             time.sleep(0.02)
-            with reading(engine) as tx:
+            with read_transaction(engine) as tx:
                 if not tx.execute(waiting).scalar_one():
                     return time.perf_counter() - began

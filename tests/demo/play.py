@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, func, select
 
-from models.database import reading
+from models.database import read_transaction
 from models.tables import Event, EventStatus, Read, Task
 from models.types import db_now
 from models.views import mirror_status
@@ -15,7 +15,7 @@ from tests.stack.machine import JSON, call
 from tests.stack.processes import StackError
 from tests.stack.stack import Stack
 from worker.decision.handlers import SUBSCRIBED
-from worker.looking import reports
+from worker.reports import listings
 
 KNOBS: JSON = {
     "duplicates": 0.10,
@@ -101,7 +101,7 @@ def _look(stack: Stack, engine: Engine, started: float) -> Sample:
     # In this order: what was acknowledged before the first look is in the inbox at the second.
     workos = call("GET", f"{stack.sandbox_url}/sandbox/progress")
     inbox = count_by(engine, "status")
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         caught_up = tx.execute(select(func.count()).select_from(Event).where(Event.webhook_at.is_(None))).scalar_one()
         mirror = tx.execute(select(mirror_status.c.state)).scalar_one()
         reads = tx.execute(select(func.count()).select_from(Read).where(Read.due_at <= db_now())).scalar_one()
@@ -111,7 +111,7 @@ def _look(stack: Stack, engine: Engine, started: float) -> Sample:
 def count_by(engine: Engine, column: str) -> dict[str, int]:
     """Return how many events of the inbox there are by each value of a column."""
     by = Event.__table__.c[column]
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return {str(value): number for value, number in tx.execute(select(by, func.count()).group_by(by).order_by(by))}
 
 
@@ -126,8 +126,8 @@ def resync(stack: Stack, engine: Engine) -> Resynced:
     """Change a few things that only a resync can find, and run one as an operator would."""
     changed = _change_silently(stack)
     stack.run("resync")
-    newest = next(run for run in reports.list_runs(engine) if run["task"] == Task.RESYNC)
-    found = reports.run(engine, newest["id"])
+    newest = next(run for run in listings.list_runs(engine) if run["task"] == Task.RESYNC)
+    found = listings.run(engine, newest["id"])
     return Resynced(changed, found["findings"] if found else {})
 
 

@@ -23,7 +23,7 @@ from tests.drill.judge import Verdict, judge
 from tests.integration.processes import eventually
 from tests.stack.machine import JSON, call, short_folder
 from tests.stack.processes import Interrupted, Interruptions, StackError
-from worker.looking import reports
+from worker.reports import listings
 
 SHORT = {"events": 1200, "seconds": 60.0}
 ENDLESS = 10**9
@@ -131,14 +131,14 @@ def _resync(installation: Installation, engine: Engine) -> JSON:
     eventually(lambda: not _resyncs(engine, RunStatus.RUNNING), RESYNC_SECONDS)
     installation.run("resync", seconds=RESYNC_SECONDS)
     [newest, *_] = _resyncs(engine, RunStatus.DONE)
-    found = reports.run(engine, newest["id"])
+    found = listings.run(engine, newest["id"])
     assert found is not None
     return found
 
 
 def _resyncs(engine: Engine, status: RunStatus) -> list[JSON]:
     """Return the resyncs that stand so, newest first."""
-    return [run for run in reports.list_runs(engine, task=Task.RESYNC) if run["status"] == status]
+    return [run for run in listings.list_runs(engine, task=Task.RESYNC) if run["status"] == status]
 
 
 def _tell(

@@ -12,7 +12,7 @@ import psutil
 from redis.exceptions import RedisError
 from sqlalchemy import Engine, exists, select
 
-from models.database import reading
+from models.database import read_transaction
 from models.tables import Run, RunStatus, Task
 from models.types import db_now
 from tests.drill.clock.sitecustomize import LOOK_EVERY_SECONDS
@@ -175,5 +175,5 @@ def _resync(field: Field) -> Iterator[psutil.Process]:
 
 def _resync_runs(engine: Engine) -> bool:
     running = exists().where(Run.task == Task.RESYNC, Run.status == RunStatus.RUNNING, Run.leased_until > db_now())
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return bool(tx.execute(select(running)).scalar_one())

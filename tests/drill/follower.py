@@ -6,7 +6,7 @@ import time
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from worker.mirror.feed import CursorGoneError, changes_after
+from worker.mirror.change_feed import CursorGoneError, changes_after
 
 LOOK_EVERY_SECONDS = 0.05
 MOST = 500

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import ColumnElement, Engine, exists, func, select
 
-from models.database import reading
+from models.database import read_transaction
 from models.tables import Change, Event, EventStatus
 from tests.demo.play import Sample
 from tests.drill.follower import Follower
@@ -14,7 +14,7 @@ from tests.integration.batches import count
 from tests.stack.machine import JSON, call
 from tests.support import differences
 from worker.decision.decide import Outcome
-from worker.looking import reports
+from worker.reports import listings
 
 MOST_NAMED = 5
 
@@ -75,17 +75,17 @@ def _differences(installation: Installation, engine: Engine) -> list[str]:
 
 
 def _drift(engine: Engine, run: JSON) -> list[str]:
-    rows = [f"{row['finding']} {row['kind']} {row['object_id']}" for row in reports.drift(engine, run["id"])]
+    rows = [f"{row['finding']} {row['kind']} {row['object_id']}" for row in listings.drift(engine, run["id"])]
     return rows + [f"the run ended with: {run['error']}"] * bool(run["error"])
 
 
 def _ids(engine: Engine, *conditions: ColumnElement[bool]) -> set[str]:
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return set(tx.execute(select(Event.id).where(*conditions)).scalars())
 
 
 def _changes(engine: Engine) -> int:
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return tx.execute(select(func.count()).select_from(Change)).scalar_one()
 
 
@@ -93,7 +93,7 @@ def _doubled(engine: Engine) -> list[str]:
     """One event changes one object once at most."""
     key = (Change.kind, Change.object_id, Change.cause_id)
     twice = select(*key).where(Change.cause == "event").group_by(*key).having(func.count() > 1)
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return [f"{kind} {object_id} by {event_id}" for kind, object_id, event_id in tx.execute(twice)]
 
 
@@ -104,7 +104,7 @@ def _untold(engine: Engine) -> set[str]:
 
 def _unfollowed(engine: Engine, follower: Follower) -> list[str]:
     """Each row exactly once, in ascending order; one with an id below what was seen before would be missing."""
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         there = list(tx.execute(select(Change.id).order_by(Change.id)).scalars())
     wrong = [str(id) for id in sorted(set(there) ^ set(follower.seen))]
     if not wrong and there != follower.seen:

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from sqlalchemy import Engine, select, update
 
-from models.database import open_engine, reading, write
+from models.database import open_engine, read_transaction, write
 from models.tables import Event
 from models.views import mirror_status, workspaces
 from tests.integration.alarms import firing
@@ -237,7 +237,7 @@ def test_withheld_deletions_are_looked_at_and_approved(page: Page, site: str, en
 
 
 def _status(engine: Engine, event_id: str) -> str | None:
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return tx.execute(select(Event.status).where(Event.id == event_id)).scalar_one_or_none()
 
 

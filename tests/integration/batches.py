@@ -7,15 +7,15 @@ from contextlib import contextmanager
 import psutil
 from sqlalchemy import ColumnElement, Connection, Engine, func, select, text, update
 
-from models.database import CHANGES_LOCK, advisory_lock, reading, writing
+from models.database import CHANGES_LOCK, advisory_lock, read_transaction, write_transaction
 from models.tables import Batch, Event, EventStatus
-from models.types import db_in
+from models.types import db_now_plus
 from tests.integration.processes import Command, eventually, suppress_gone
 
 
 def count(engine: Engine, *conditions: ColumnElement[bool]) -> int:
     """How many events meet the conditions."""
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return tx.execute(select(func.count()).select_from(Event).where(*conditions)).scalar_one()
 
 
@@ -25,9 +25,9 @@ def pending(engine: Engine) -> int:
 
 def let_time_pass(engine: Engine, seconds: float = 3600.0) -> None:
     """Age what waits by so much, as if nobody had looked for so long."""
-    with writing(engine) as tx:
-        tx.execute(update(Batch).where(Batch.started_at.is_not(None)).values(started_at=db_in(-seconds)))
-        tx.execute(update(Event).where(Event.status == EventStatus.PENDING).values(due_at=db_in(-seconds)))
+    with write_transaction(engine) as tx:
+        tx.execute(update(Batch).where(Batch.started_at.is_not(None)).values(started_at=db_now_plus(-seconds)))
+        tx.execute(update(Event).where(Event.status == EventStatus.PENDING).values(due_at=db_now_plus(-seconds)))
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def held_in_mid_batch(engine: Engine, worker: Command, seconds: float = 20.0) ->
 @contextmanager
 def held_before_commit(engine: Engine, seconds: float) -> Iterator[None]:
     """Hold whoever is about to draw ids of `changes` on PostgreSQL; when this yields, at least one waits."""
-    with writing(engine) as tx:
+    with write_transaction(engine) as tx:
         advisory_lock(tx, CHANGES_LOCK)
         eventually(lambda: _waits_for_changes_lock(tx), seconds)
         yield
@@ -70,7 +70,7 @@ def _each(processes: list[psutil.Process], number: signal.Signals) -> None:
 
 
 def _batches(engine: Engine) -> int:
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return tx.execute(select(func.count()).where(Batch.started_at.is_not(None))).scalar_one()
 
 

@@ -4,7 +4,7 @@ import re
 
 from sqlalchemy import Engine, MetaData, inspect, text
 
-from models.database import reading, writing
+from models.database import read_transaction, write_transaction
 
 SQLITE = "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'"
 POSTGRESQL = """
@@ -31,7 +31,7 @@ POSTGRESQL = """
 
 def catalog(engine: Engine) -> list[str]:
     """Return one line for each column, constraint, index and view, sorted; Alembic's own table is left out."""
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         if engine.dialect.name == "postgresql":
             lines = list(tx.execute(text(POSTGRESQL)).scalars())
         else:
@@ -46,7 +46,7 @@ def catalog(engine: Engine) -> list[str]:
 
 def drop_schema(engine: Engine) -> None:
     """Drop every table and view, so that the database was never migrated."""
-    with writing(engine) as tx:
+    with write_transaction(engine) as tx:
         for view in inspect(tx).get_view_names():
             tx.execute(text(f"DROP VIEW {view}"))
         metadata = MetaData()

@@ -5,7 +5,7 @@ import sys
 
 from models.database import open_engine
 from worker.decision.handlers import HANDLERS, RoleMap
-from worker.decision.snapshots import Envelope, Fields, Snapshot
+from worker.decision.payload import Envelope, Fields, Snapshot
 from worker.inbox.drain import Policy, drain
 from worker.logs import configure
 

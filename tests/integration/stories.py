@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Engine, insert
 
-from models.database import open_engine, writing
+from models.database import open_engine, write_transaction
 from models.tables import Change, Event
 from tests.sandbox import World, play
 from tests.support import JSON, apply_all, mirrored, rows
@@ -59,7 +59,7 @@ def delivered(event: JSON) -> Delivery:
 def store(engine: Engine, events: Iterable[JSON]) -> None:
     """Put events into the inbox, all at once and without a ring."""
     values = [{**delivered(event)._asdict(), "source": "webhook"} for event in events]
-    with writing(engine) as tx:
+    with write_transaction(engine) as tx:
         tx.execute(insert(Event), values)
 
 

@@ -10,9 +10,9 @@ from redis import Redis
 
 from tests.integration.processes import Valkey
 from tests.sandbox import Sandbox
-from tests.use_cases.resyncs import directory_of
-from worker.directory.bucket import ALL, USER_READS, Buckets, Limit
-from worker.directory.client import Directory, open_directory
+from tests.use_cases.resyncs import client_of
+from worker.workos_api.bucket import ALL, USER_READS, Buckets, Limit
+from worker.workos_api.client import WorkOSClient, open_client
 
 FAST = Limit("fast", 1000, 10)
 SLOW = Limit("slow", 200, 10)
@@ -118,14 +118,14 @@ class Timed:
         self._inner.take(*limits)
 
 
-def directory(sandbox: Sandbox, buckets: Timed) -> Directory:
-    return open_directory(sandbox.api_key, "client_sandbox", sandbox.base_url, buckets)  # type: ignore[arg-type]
+def open_workos(sandbox: Sandbox, buckets: Timed) -> WorkOSClient:
+    return open_client(sandbox.api_key, "client_sandbox", sandbox.base_url, buckets)  # type: ignore[arg-type]
 
 
 def test_every_try_takes_tokens_of_the_limits_it_counts_against(redis: Redis) -> None:
     with Sandbox() as sandbox:
         buckets = Timed(redis)
-        with closing(directory(sandbox, buckets)) as workos:
+        with closing(open_workos(sandbox, buckets)) as workos:
             sandbox.faults.fail("/organizations", status=429, times=2, retry_after=0)
             workos.organizations(None)
             assert buckets.names == [ALL.name] * 3
@@ -138,7 +138,7 @@ def test_every_try_takes_tokens_of_the_limits_it_counts_against(redis: Redis) ->
 
 @pytest.mark.parametrize(("retry_after", "least", "most"), [(1, 1.0, 1.5), (0, 0.0, 0.2), (None, 0.25, 0.6)])
 def test_retry_after_is_honoured(redis: Redis, retry_after: int | None, least: float, most: float) -> None:
-    with Sandbox() as sandbox, closing(directory(sandbox, Timed(redis))) as workos:
+    with Sandbox() as sandbox, closing(open_workos(sandbox, Timed(redis))) as workos:
         workos.roles()
         sandbox.faults.fail("/organizations", status=429, times=1, retry_after=retry_after)
         began = time.monotonic()
@@ -150,7 +150,7 @@ def test_a_sandbox_with_the_documented_limits_is_never_overrun(redis: Redis) -> 
     with Sandbox() as sandbox:
         sandbox.knobs.rate_limits = True
         sandbox.knobs.user_reads_limit = (100, 1.0)
-        workos = open_directory(sandbox.api_key, "client_sandbox", sandbox.base_url, Buckets(redis, 1.0))
+        workos = open_client(sandbox.api_key, "client_sandbox", sandbox.base_url, Buckets(redis, 1.0))
         with closing(workos):
             call: Callable[[], object] = lambda: workos.users(None)  # noqa: E731
             threads = [threading.Thread(target=lambda: [call() for _ in range(30)]) for _ in range(6)]
@@ -162,7 +162,7 @@ def test_a_sandbox_with_the_documented_limits_is_never_overrun(redis: Redis) -> 
 
 
 def test_a_valkey_that_is_flushed_in_mid_run_only_slows_down(valkey: Valkey) -> None:
-    with Sandbox() as sandbox, valkey.client() as client, closing(directory_of(sandbox, client)) as workos:
+    with Sandbox() as sandbox, valkey.client() as client, closing(client_of(sandbox, client)) as workos:
         for _ in range(3):
             workos.roles()
             valkey.flush()

@@ -87,8 +87,8 @@ class Deliveries(threading.Thread):
 class Installation:
     """Web, worker and clock of one release after the other over one database and one socket."""
 
-    def __init__(self, commands: Commands, engine: Engine, door: socket.socket) -> None:
-        self._commands, self._engine, self._door = commands, engine, door
+    def __init__(self, commands: Commands, engine: Engine, endpoint: socket.socket) -> None:
+        self._commands, self._engine, self._door = commands, engine, endpoint
         self._running: dict[str, Command] = {}
 
     def restart(self, release: Path) -> None:
@@ -145,11 +145,11 @@ def test_a_deploy_and_its_rollback_refuse_no_delivery_and_lose_none(
 ) -> None:
     old, new = ROOT, next_release(tmp_path / "release")
     commands.settings |= {"DATABASE_URL": url, "REDIS_URL": valkey.url, "WORKER_PROCESSES": 1, "WEB_PROCESSES": 1}
-    with socket.create_server(("0.0.0.0", 0), backlog=1024) as door:  # noqa: S104 - as systemd's
-        commands.settings["PORT"] = door.getsockname()[1]
-        installation = Installation(commands, engine, door)
+    with socket.create_server(("0.0.0.0", 0), backlog=1024) as endpoint:  # noqa: S104 - as systemd's
+        commands.settings["PORT"] = endpoint.getsockname()[1]
+        installation = Installation(commands, engine, endpoint)
         installation.restart(old)
-        with Deliveries(door.getsockname()[1]) as deliveries:
+        with Deliveries(endpoint.getsockname()[1]) as deliveries:
             deliveries.go_on()
             assert installation.migrate(new).process.returncode == 0
             assert current_revision(engine) == NEXT

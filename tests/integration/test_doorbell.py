@@ -24,12 +24,12 @@ from tests.integration.processes import Valkey
 from tests.integration.stories import new_users, written_once
 from tests.support import accept, statuses
 from webhooks.app import create_app
+from worker.bootstrap import Services, build_services
 from worker.inbox.drain import Policy, drain
-from worker.looking.health import look
 from worker.processes.clock import sweep
 from worker.processes.jobs import answered, make_worker
-from worker.signals.doorbell import DRAIN, Doorbell
-from worker.wiring import Wiring, wire
+from worker.queue.doorbell import DRAIN, Doorbell
+from worker.reports.health import check_health
 
 
 def test_no_wake_up_is_lost_however_rings_and_reads_meet(redis_url: str) -> None:
@@ -82,44 +82,44 @@ class Inbox:
 
 
 @pytest.fixture
-def work(wiring: Wiring) -> Callable[[], None]:
-    return lambda: work_off(wiring)
+def work(services: Services) -> Callable[[], None]:
+    return lambda: work_off(services)
 
 
-def work_off(wiring: Wiring) -> None:
+def work_off(services: Services) -> None:
     """Run all queued jobs as a lane process does."""
-    functions = {DRAIN: answered(lambda: drain(wiring.engine, Policy()), wiring.bell)}
-    make_worker(wiring.redis, DRAIN, functions).work(burst=True)
+    functions = {DRAIN: answered(lambda: drain(services.engine, Policy()), services.bell)}
+    make_worker(services.redis, DRAIN, functions).work(burst=True)
 
 
 def test_an_expired_flag_makes_one_job_too_many_and_nothing_else(
-    wiring: Wiring, door: FlaskClient, work: Callable[[], None]
+    services: Services, endpoint: FlaskClient, work: Callable[[], None]
 ) -> None:
     first, second, third = new_users(3)
-    accept(door, first, second)
-    assert wiring.bell.waiting() == 1
-    (flag,) = wiring.redis.keys("workos-sync:wake:*")
-    wiring.redis.delete(flag)  # as its expiry does
-    accept(door, third)
-    assert wiring.bell.waiting() == 2
+    accept(endpoint, first, second)
+    assert services.bell.waiting() == 1
+    (flag,) = services.redis.keys("workos-sync:wake:*")
+    services.redis.delete(flag)  # as its expiry does
+    accept(endpoint, third)
+    assert services.bell.waiting() == 2
     work()
-    assert statuses(wiring.engine) == {"done": 3}
-    written_once(wiring.engine)
+    assert statuses(services.engine) == {"done": 3}
+    written_once(services.engine)
 
 
 @pytest.fixture
-def on_own_valkey(make_wiring: Callable[..., Wiring], valkey: Valkey) -> Wiring:
-    return make_wiring(redis_url=valkey.url)
+def on_own_valkey(make_services: Callable[..., Services], valkey: Valkey) -> Services:
+    return make_services(redis_url=valkey.url)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("trouble", ["frozen", "away", "flushed"])
 def test_redis_in_trouble_delays_no_delivery_and_the_sweep_makes_up_for_it(
-    on_own_valkey: Wiring, engine: Engine, valkey: Valkey, trouble: str
+    on_own_valkey: Services, engine: Engine, valkey: Valkey, trouble: str
 ) -> None:
-    door = create_app(on_own_valkey).test_client()
+    endpoint = create_app(on_own_valkey).test_client()
     warm_up, *events = new_users(6)
-    accept(door, warm_up)
+    accept(endpoint, warm_up)
     work_off(on_own_valkey)
     begin, end = {
         "frozen": (valkey.freeze, valkey.thaw),
@@ -129,12 +129,12 @@ def test_redis_in_trouble_delays_no_delivery_and_the_sweep_makes_up_for_it(
     begin()
     for event in events:
         started = time.monotonic()
-        accept(door, event)
+        accept(endpoint, event)
         assert time.monotonic() - started < 1
     end()
     assert count(engine, Event.status == "pending") == 5
     let_time_pass(engine, 3)
-    clock = wire(on_own_valkey.settings, valkey.url)
+    clock = build_services(on_own_valkey.settings, valkey.url)
     assert sweep(clock.engine, clock.bell) or trouble == "frozen"  # what was sent to a frozen one arrives when it thaws
     assert not sweep(clock.engine, clock.bell), "one job finds everything"
     work_off(on_own_valkey)
@@ -159,25 +159,25 @@ def listener() -> Iterator[socket.socket]:
 
 
 def test_a_worker_runs_no_function_that_it_does_not_know_and_goes_on(
-    wiring: Wiring, door: FlaskClient, tmp_path: Path, listener: socket.socket, work: Callable[[], None]
+    services: Services, endpoint: FlaskClient, tmp_path: Path, listener: socket.socket, work: Callable[[], None]
 ) -> None:
     trace = tmp_path / "trace"
     shell = f"touch {trace}"
-    jobs = Queue(DRAIN, connection=wiring.redis, serializer=JSONSerializer)
+    jobs = Queue(DRAIN, connection=services.redis, serializer=JSONSerializer)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     calls = [Webhook(url, status, timeout=1) for status in ("finished", "failed")]
     jobs.enqueue_call("os.system", (shell,), webhooks=calls)
     jobs.enqueue_call("worker.inbox.drain.drain", (1, 2, 3))
     back = Callback("os.system")
     jobs.enqueue_call(DRAIN, on_success=back, on_failure=back, on_stopped=back, webhooks=calls)
-    pickled = Queue(DRAIN, connection=wiring.redis).enqueue_call("os.system", (shell,), meta={"a": Bomb(trace)})
-    wiring.redis.hset(pickled.key, "data", pickle.dumps(Bomb(trace)))
+    pickled = Queue(DRAIN, connection=services.redis).enqueue_call("os.system", (shell,), meta={"a": Bomb(trace)})
+    services.redis.hset(pickled.key, "data", pickle.dumps(Bomb(trace)))
     broken = jobs.enqueue_call(DRAIN)
-    wiring.redis.hset(broken.key, "data", json.dumps(["drain", "no instance"]))
-    accept(door, *new_users(2))
+    services.redis.hset(broken.key, "data", json.dumps(["drain", "no instance"]))
+    accept(endpoint, *new_users(2))
     work()
-    assert statuses(wiring.engine) == {"done": 2}
-    assert wiring.bell.waiting() == 0
+    assert statuses(services.engine) == {"done": 2}
+    assert services.bell.waiting() == 0
     assert not trace.exists()
     with pytest.raises(BlockingIOError):
         listener.accept()
@@ -185,12 +185,12 @@ def test_a_worker_runs_no_function_that_it_does_not_know_and_goes_on(
 
 @pytest.mark.parametrize("lost", ["rq:workers", "all"])
 def test_a_worker_that_redis_has_forgotten_registers_again_with_its_heartbeat(
-    wiring: Wiring, redis_url: str, lost: str
+    services: Services, redis_url: str, lost: str
 ) -> None:
     with Redis.from_url(redis_url) as redis:
-        worker = make_worker(wiring.redis, DRAIN, {})
+        worker = make_worker(services.redis, DRAIN, {})
         worker.register_birth()  # type: ignore[no-untyped-call]  # RQ has no types for it
         redis.flushall() if lost == "all" else redis.delete("rq:workers", f"rq:workers:workos-sync:{DRAIN}")
-        assert look(wiring.engine, redis, wiring.settings).lanes[0].workers == []
+        assert check_health(services.engine, redis, services.settings).lanes[0].workers == []
         worker.heartbeat()
-        assert look(wiring.engine, redis, wiring.settings).lanes[0].workers == ["starting"]
+        assert check_health(services.engine, redis, services.settings).lanes[0].workers == ["starting"]

@@ -15,7 +15,7 @@ from tests.integration.processes import Commands, Valkey, eventually
 from tests.integration.stories import encoded, new_users
 from tests.stack.machine import free_ports
 from tests.support import JSON, sign, statuses
-from worker.signals.connection import NotPrimaryError, open_redis
+from worker.redis_client import NotPrimaryError, open_redis
 
 
 class Name:

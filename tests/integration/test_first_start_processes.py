@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy import Engine, select
 
-from models.database import open_engine, reading
+from models.database import open_engine, read_transaction
 from models.tables import Event, Mirror
 from models.views import mirror_status
 from tests.integration.batches import count, pending
@@ -100,5 +100,5 @@ def test_kill_9_between_two_pages_of_a_catch_up_loses_nothing(
     assert again.process.wait(30) == 0, again.output()
     apply_all(engine)
     assert count(engine) == 450 == len(rows(engine, Event))
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         assert tx.execute(select(Mirror.inbox_to)).scalar_one() is not None

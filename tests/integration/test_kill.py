@@ -12,9 +12,9 @@ from tests.integration.batches import count, held_in_mid_batch, let_time_pass, p
 from tests.integration.processes import Commands, Valkey, alive, eventually
 from tests.integration.stories import company_life, delivered, mirror_of, store, written_once
 from tests.support import JSON, differences, mirrored, statuses
+from worker.bootstrap import endpoint_redis
 from worker.inbox.store import accept_webhooks
-from worker.signals.doorbell import DRAIN, Doorbell
-from worker.wiring import door_redis
+from worker.queue.doorbell import DRAIN, Doorbell
 
 pytestmark = pytest.mark.long
 
@@ -42,7 +42,7 @@ def test_kill_9_of_workers_supervisor_and_valkey_in_mid_drain_loses_nothing_and_
     commands.settings |= {"DATABASE_URL": db_url, "REDIS_URL": valkey.url, "BATCH_SIZE": 20, "SWEEP_SECONDS": 0.5}
     worker, clock = commands.start("worker"), commands.start("clock")
     store(engine, story[0::4])
-    redis = door_redis(valkey.url)
+    redis = endpoint_redis(valkey.url)
     feeder = Feeder(engine, redis, story[1::4])
 
     with held_in_mid_batch(engine, worker, 30):  # the sweep rang: nobody else did

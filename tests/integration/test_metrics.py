@@ -13,7 +13,7 @@ from redis import Redis
 
 from tests.integration.processes import Commands, Valkey, eventually
 from tests.support import made, sign
-from worker.signals.counters import ACCEPTED_TO_APPLIED, Counters, Name, counted, noted
+from worker.metrics import ACCEPTED_TO_APPLIED, Counters, Name, counted, noted
 
 pytestmark = pytest.mark.long
 

@@ -9,8 +9,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
 from models import migrate
-from models.access import normal_address
-from models.database import reading, writing
+from models.access import normalize_address
+from models.database import read_transaction, write_transaction
 from models.migrate import upgrade
 from models.revisions import current_revision, known_revisions, newest_revision, outdated
 from models.tables import Base
@@ -59,12 +59,12 @@ def test_migrations_make_what_the_tables_declare_and_run_twice_without_effect(en
     made = catalog(engine)
     upgrade(engine)
     assert catalog(engine) == made
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         assert compare_metadata(MigrationContext.configure(tx), Base.metadata) == []
 
 
 def at_revision(engine: Engine, revision: str) -> None:
-    with writing(engine) as tx:
+    with write_transaction(engine) as tx:
         tx.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
 
 
@@ -80,12 +80,12 @@ def test_revision_0011_hashes_known_addresses_as_the_contract_does(engine: Engin
     upgrade(engine, "0010")
     emails = {f"user_{number:05}": f"p{number}@acme.example" for number in range(5_001)}  # two pages
     add = text("INSERT INTO users (id, email_normalized) VALUES (:id, :email)")
-    with writing(engine) as tx:
+    with write_transaction(engine) as tx:
         tx.execute(add, [{"id": id, "email": email} for id, email in emails.items()])
         tx.execute(add, {"id": "user_none", "email": None})
     upgrade(engine, "0011")
-    hashed = {(id, address.hash) for id, email in emails.items() if (address := normal_address(email))}
-    with reading(engine) as tx:
+    hashed = {(id, address.hash) for id, email in emails.items() if (address := normalize_address(email))}
+    with read_transaction(engine) as tx:
         stored = tx.execute(text("SELECT user_id, email_hash FROM user_addresses")).all()
     assert {tuple(row) for row in stored} == hashed
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event, func, select, text
 
-from models.database import CHANGES_LOCK, advisory_lock, open_engine, reading, writing
+from models.database import CHANGES_LOCK, advisory_lock, open_engine, read_transaction, write_transaction
 from models.tables import Batch, Change, Event, Organization
 from tests.integration.batches import count, let_time_pass, pending
 from tests.integration.processes import eventually
@@ -34,7 +34,7 @@ class Follower(threading.Thread):
             self.read()
 
     def read(self) -> None:
-        with reading(self._engine) as tx:
+        with read_transaction(self._engine) as tx:
             self.seen += tx.execute(select(Change.id).where(Change.id > self.seen[-1]).order_by(Change.id)).scalars()
 
     def end(self) -> list[int]:
@@ -172,7 +172,7 @@ def test_drains_that_cross_each_other_spend_no_attempts(
 def test_a_lock_held_until_drains_give_up_costs_no_attempt(postgres: str) -> None:
     with opened(postgres) as holder, opened(postgres, lock_timeout_ms=20) as other:
         store(other, [organization("org_1", "event_1", 1)])
-        with writing(holder) as tx:
+        with write_transaction(holder) as tx:
             advisory_lock(tx, CHANGES_LOCK)
             assert drain(other, Policy())
         let_time_pass(other)
@@ -187,7 +187,7 @@ def test_a_deadlock_with_another_program_is_tried_again_and_spends_no_attempt(po
         assert drain(mine, Policy())
         store(mine, [organization(id, f"event_1_{id}", 1) for id in ("org_a", "org_b")])
         before = deadlocks(mine)
-        with writing(stranger) as tx:
+        with write_transaction(stranger) as tx:
             lock(tx, "org_b")
             drained = do.submit(drain, mine, Policy())
             eventually(lambda: waiting_backends(mine) == 1, 10)
@@ -215,12 +215,12 @@ def waiting_backends(engine: Engine) -> int:
 def waits(engine: Engine) -> list[str]:
     """The kind of lock that each connection to this database waits for, of those that wait."""
     waiting = "SELECT wait_event FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return list(tx.execute(text(waiting)).scalars())
 
 
 def deadlocks(engine: Engine) -> int:
     """How many there were in this database."""
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         counted = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
         return int(tx.execute(counted).scalar_one())

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, func, select, update
 
-from models.database import open_engine, reading, write
+from models.database import open_engine, read_transaction, write
 from models.tables import Join, JoinState, Membership, Mirror
-from models.types import db_in
+from models.types import db_now_plus
 from tests.integration.batches import pending
 from tests.integration.processes import QUICK, Commands, Valkey, eventually
 from tests.integration.stories import store
 from tests.sandbox import Knobs, Sandbox, World
 from tests.support import SECRET, rows
 from tests.use_cases.resyncs import settings_of
-from worker.provision import SEND_SECONDS
+from worker.provisioning import SEND_SECONDS
 
 pytestmark = pytest.mark.long
 
@@ -55,7 +55,7 @@ def engine(
 
 
 def joined(engine: Engine) -> int:
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         done = select(func.count()).select_from(Join).where(Join.state == JoinState.JOINED)
         return tx.execute(done).scalar_one()
 
@@ -122,7 +122,7 @@ def test_each_right_person_gets_exactly_one_membership_and_no_one_else_any(
             lane.kill()
         worker.kill()
         # As if the time had passed after which a join that was taken up is taken up again.
-        write(engine, lambda tx: tx.execute(update(Join).values(due_at=db_in(-1))))
+        write(engine, lambda tx: tx.execute(update(Join).values(due_at=db_now_plus(-1))))
         worker = commands.start("worker")
     sandbox.deliveries.drain(60)
     eventually(lambda: not pending(engine) and joined(engine) >= SIGN_UPS and not still_open(engine), 120)

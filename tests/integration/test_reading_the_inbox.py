@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from models.database import open_engine, writing
+from models.database import open_engine, write_transaction
 from tests.benchmarks.history import fill_inbox
 from tests.integration.stories import store, user
 from tests.support import JSON
 from worker.inbox.drain import Policy, drain
 from worker.inbox.store import backlog, needs_drain
-from worker.repair.catch_up import settle
+from worker.repair.catch_up import update_complete_to
 
 DONE = 20_000
 FEW = 200
@@ -49,11 +49,16 @@ def waiting(turn: int) -> list[JSON]:
 
 @pytest.mark.parametrize(
     "look",
-    [backlog, settle, lambda engine: needs_drain(engine, older_than=0.0), lambda engine: drain(engine, Policy())],
+    [
+        backlog,
+        update_complete_to,
+        lambda engine: needs_drain(engine, older_than=0.0),
+        lambda engine: drain(engine, Policy()),
+    ],
     ids=["backlog", "settling", "sweep", "drain"],
 )
 def test_what_is_done_is_not_read(large: Engine, read: list[int], look: Callable[[Engine], object]) -> None:
-    with writing(large) as tx:
+    with write_transaction(large) as tx:
         tx.execute(text("UPDATE mirror SET inbox_at = now()"))
     for turn in range(PREPARED_AFTER):
         store(large, waiting(turn))

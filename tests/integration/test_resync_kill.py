@@ -11,16 +11,16 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine, func, select
 
-from models.database import open_engine, reading
+from models.database import open_engine, read_transaction
 from models.tables import Kind, Listing, Mirror, Run
 from tests.integration.processes import Commands, Valkey, eventually
 from tests.sandbox import Sandbox, populate
 from tests.support import differences, rows
-from tests.use_cases.resyncs import CLIENT_ID, directory_of, expire_lease, live, resync
+from tests.use_cases.resyncs import CLIENT_ID, client_of, expire_lease, live, resync
 from webhooks.receive import COMMIT_SECONDS
+from worker.bootstrap import MAX_CONNECTIONS
 from worker.inbox.store import Delivery, accept_webhooks
-from worker.repair.resync import AT_ONCE
-from worker.wiring import MOST_CONNECTIONS
+from worker.repair.resync.resync import AT_ONCE
 
 pytestmark = pytest.mark.long
 
@@ -42,7 +42,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 def listed(engine: Engine) -> int:
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return tx.execute(select(func.count()).where(Listing.state != "open")).scalar_one()
 
 
@@ -80,11 +80,11 @@ def test_kill_9_of_the_worker_in_mid_resync(
 def test_the_door_of_an_sqlite_mirror_does_not_wait_for_a_resync(
     make_database: Callable[[str], str], redis_url: str
 ) -> None:
-    engine = open_engine(make_database("sqlite"), pool_size=MOST_CONNECTIONS)
+    engine = open_engine(make_database("sqlite"), pool_size=MAX_CONNECTIONS)
     with (
         Sandbox(seed=6) as sandbox,
         Redis.from_url(redis_url) as redis,
-        closing(directory_of(sandbox, redis)) as workos,
+        closing(client_of(sandbox, redis)) as workos,
     ):
         populate(sandbox.world, organizations=60, members=40)
         over = threading.Event()
@@ -98,11 +98,11 @@ def test_the_door_of_an_sqlite_mirror_does_not_wait_for_a_resync(
                 if over.wait(0.02):
                     return
 
-        door = threading.Thread(target=knock)
-        door.start()
+        endpoint = threading.Thread(target=knock)
+        endpoint.start()
         resync(engine, workos)
         over.set()
-        door.join()
+        endpoint.join()
     engine.dispose()
     # The machine may pause for once; who stands in line behind one page at a time does not wait long again and again.
     assert len(waits) > 20 and quantiles(waits, n=20)[-1] < 0.5 and max(waits) < COMMIT_SECONDS, sorted(waits)[-5:]

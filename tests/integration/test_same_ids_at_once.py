@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, func, select
 
-from models.database import reading
+from models.database import read_transaction
 from models.tables import Change, Event
 from tests.integration.batches import pending
 from tests.integration.processes import Commands, Valkey, ask, eventually, piece
@@ -32,7 +32,7 @@ def test_two_processes_posting_the_same_1000_ids_make_1000_rows_each_applied_onc
     worker = commands.start("worker", "--processes", "1")
     eventually(lambda: pending(engine) == 0, 20)
     assert statuses(engine) == {"done": 1000}
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         assert tx.execute(select(func.sum(Event.deliveries))).scalar_one() == 2000
         assert tx.execute(select(func.count()).select_from(Change)).scalar_one() == 1000
     written_once(engine)

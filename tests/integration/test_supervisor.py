@@ -13,7 +13,7 @@ from tests.integration.processes import QUICK, Commands, eventually
 from tests.integration.stories import new_users, store
 from tests.sandbox import Sandbox
 from tests.use_cases.resyncs import settings_of
-from worker.signals.counters import ACCEPTED_TO_APPLIED, counted
+from worker.metrics import ACCEPTED_TO_APPLIED, counted
 
 pytestmark = pytest.mark.long
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.decision.decide import DATE_STEP, Doubt, Outcome, State, Version, decide, doubt
+from worker.decision.decide import DATE_STEP, ConfirmationReason, Outcome, State, Version, decide, needs_confirmation
 
 NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
 
@@ -144,20 +144,20 @@ def read_at(seconds: int, *, updated: int = 0, name: str = "a", gone: bool = Fal
 @pytest.mark.parametrize(
     ("current", "incoming", "left"),
     [
-        (read_at(5), at(0, 5, name="b"), Doubt.SAME_SECOND),
+        (read_at(5), at(0, 5, name="b"), ConfirmationReason.SAME_SECOND),
         (read_at(5), at(0, 5, name="a"), None),  # what was read already is what it tells
         (read_at(5), at(0, 4, name="b"), None),  # before that second: it was seen
         (read_at(5), at(0, 7, name="b"), None),  # after it: it wins
         (at(0, 6, "e1"), at(0, 5, "e0", name="b"), None),  # two events are in order
-        (read_at(5, gone=True), at(0, 9, name="b"), Doubt.UNDER_TOMBSTONE),
+        (read_at(5, gone=True), at(0, 9, name="b"), ConfirmationReason.UNDER_TOMBSTONE),
         (at(0, 5, deleted=True), at(0, 9, "e2", name="b"), None),
         (None, at(0, 5), None),
     ],
 )
 def test_what_a_decision_about_an_event_leaves_in_doubt(
-    current: State | None, incoming: State, left: Doubt | None
+    current: State | None, incoming: State, left: ConfirmationReason | None
 ) -> None:
-    assert doubt(current, incoming, decide(current, incoming)[1]) is left
+    assert needs_confirmation(current, incoming, decide(current, incoming)[1]) is left
 
 
 @given(states, states, st.sampled_from([datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]))
@@ -166,4 +166,4 @@ def test_no_time_is_too_early_or_too_late_to_tell(current: State, incoming: Stat
     version = replace(current.version, event_at=edge, event_id="")
     current = replace(current, version=version)
     for one, other in ((current, incoming), (incoming, current)):
-        assert doubt(one, other, decide(one, other)[1]) in {None, *Doubt}
+        assert needs_confirmation(one, other, decide(one, other)[1]) in {None, *ConfirmationReason}

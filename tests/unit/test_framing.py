@@ -8,7 +8,7 @@ from gunicorn.http import RequestParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from webhooks.framing import CONTINUE, FREE_FRAMING, MOST_HEAD, Incoming, RefusedRequestError
+from webhooks.server.request_reader import CONTINUE, FREE_FRAMING, MAX_HEAD, RefusedRequestError, RequestReader
 
 MOST = 4096
 names = st.sampled_from(["X-Long", "WorkOS-Signature", "X-Content-Length", "X-Transfer-Encoding"])
@@ -46,7 +46,7 @@ def pieces(data: bytes, cuts: Iterable[int]) -> list[bytes]:
 @given(request=requests(), cuts=st.lists(st.integers(0, 10_000), max_size=8), more=st.binary(max_size=20))
 @settings(deadline=None)
 def test_a_request_is_whole_with_its_last_byte_and_not_before(request: bytes, cuts: list[int], more: bytes) -> None:
-    incoming = Incoming(MOST)
+    incoming = RequestReader(MOST)
     *first, last = pieces(request, cuts)
     assert [incoming.add(piece) for piece in first] == [False] * len(first)
     assert incoming.add(last + more)
@@ -59,13 +59,13 @@ def test_a_request_is_whole_with_its_last_byte_and_not_before(request: bytes, cu
     assert [field for field in handed_on.headers if field[0] != "CONTENT-LENGTH"] == kept
     assert incoming.rest == more
     for length in range(len(request)):
-        assert not Incoming(MOST).add(request[:length])
+        assert not RequestReader(MOST).add(request[:length])
 
 
 @given(st.binary(max_size=300), st.integers(1, 5))
 @settings(deadline=None)
 def test_nothing_that_is_sent_breaks_it(garbage: bytes, step: int) -> None:
-    incoming = Incoming(MOST)
+    incoming = RequestReader(MOST)
     for at in range(0, len(garbage), step):
         try:
             if incoming.add(garbage[at : at + step]):
@@ -83,19 +83,19 @@ def test_nothing_that_is_sent_breaks_it(garbage: bytes, step: int) -> None:
         (head([("Transfer-Encoding", "chunked")]) + b"\r\n" + b"80\r\n%s\r\n" % (b"x" * 128) * 33, "413"),
         (head([("Transfer-Encoding", "chunked")]) + b"\r\n" + b"1\r\nx\r\n" * FREE_FRAMING, "400"),
         (head([("Transfer-Encoding", "chunked")]) + b"\r\n1;" + b"x" * 2000, "400"),
-        (head([("Transfer-Encoding", "chunked")]) + b"\r\n0\r\nX: " + b"x" * (MOST_HEAD + 10), "431"),
-        (head([]) + b"X: " + b"x" * MOST_HEAD, "431"),
+        (head([("Transfer-Encoding", "chunked")]) + b"\r\n0\r\nX: " + b"x" * (MAX_HEAD + 10), "431"),
+        (head([]) + b"X: " + b"x" * MAX_HEAD, "431"),
     ],
 )
 def test_what_is_too_large_is_refused_before_it_is_whole(sent: bytes, status: str) -> None:
     with pytest.raises(RefusedRequestError) as refused:
-        Incoming(MOST).add(sent)
+        RequestReader(MOST).add(sent)
     assert refused.value.status.startswith(f"{status} ")
 
 
 @pytest.mark.parametrize("framing", [("Content-Length", "5"), ("Transfer-Encoding", "chunked")])
 def test_who_asks_is_told_to_go_on_once(framing: tuple[str, str]) -> None:
-    incoming = Incoming(MOST)
+    incoming = RequestReader(MOST)
     assert not incoming.add(head([framing, ("Expect", "100-continue")]) + b"\r\n")
     assert incoming.reply == CONTINUE
     assert not incoming.add(b"5")
@@ -105,5 +105,5 @@ def test_who_asks_is_told_to_go_on_once(framing: tuple[str, str]) -> None:
 @pytest.mark.parametrize("size", ["-5", "x", "", "0x5", "+5", "5_0", " 5", "5 ", "5 ann@acme.example", "5\n", "\uff15"])
 def test_a_size_that_is_no_hexadecimal_number_is_refused(size: str) -> None:
     with pytest.raises(RefusedRequestError) as refused:
-        Incoming(MOST).add(head([("Transfer-Encoding", "chunked")]) + f"\r\n{size}\r\nabcde\r\n".encode())
+        RequestReader(MOST).add(head([("Transfer-Encoding", "chunked")]) + f"\r\n{size}\r\nabcde\r\n".encode())
     assert refused.value.status == "400 Bad Request"

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.access import normal_domain
+from models.access import normalize_domain
 from models.tables import CONTENT, Kind
 from tests.support import JSON, made, sample
 from worker.decision.decide import State, Version
 from worker.decision.handlers import HANDLERS, read_event
+from worker.decision.payload import MAX_EMAIL, MAX_TEXT, Snapshot, clean, is_id, parse_json, parse_time
 from worker.decision.roles import DEFAULT_ROLE_MAP, local_role
-from worker.decision.snapshots import MAX_EMAIL, MAX_TEXT, Snapshot, clean, is_id, parse_json, parse_time
 from worker.errors import PayloadError
 
 ACTED_ON = sorted(HANDLERS)
@@ -234,7 +234,7 @@ def test_only_true_itself_is_true(value: object) -> None:
     ],
 )
 def test_domains_are_compared_in_one_form(domain: str | None, normal: str | None) -> None:
-    assert normal_domain(domain) == normal
+    assert normalize_domain(domain) == normal
 
 
 def test_versions_come_from_the_object_and_for_roles_from_the_event() -> None:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from worker.looking.health import PROBLEMS, WARNINGS
+from worker.reports.health import PROBLEMS, WARNINGS
 
 DOCS = Path(__file__).parents[2] / "docs"
 ALERTS = re.findall(r"^ +- alert: (\w+)$", (DOCS / "deploy" / "alerts.yml").read_text(), re.MULTILINE)

@@ -15,36 +15,36 @@ from structlog.testing import capture_logs
 
 from models.database import open_engine
 from tests.sandbox import Sandbox
-from tests.use_cases.resyncs import directory_of
+from tests.use_cases.resyncs import client_of
 from webhooks.app import create_app
-from worker.directory import client as directories
-from worker.directory.client import Directory
+from worker.bootstrap import MAX_CONNECTIONS, Services
 from worker.settings import Settings
-from worker.wiring import MOST_CONNECTIONS, Wiring
+from worker.workos_api import client as workos_clients
+from worker.workos_api.client import WorkOSClient
 
 
 @pytest.fixture
-def local(make_database: Callable[[str], str], build_wiring: Callable[..., Wiring]) -> Callable[..., Wiring]:
+def local(make_database: Callable[[str], str], build_test_services: Callable[..., Services]) -> Callable[..., Services]:
     """As `make_wiring`."""
-    return partial(build_wiring, database_url=make_database("sqlite"))
+    return partial(build_test_services, database_url=make_database("sqlite"))
 
 
 @pytest.fixture
-def local_wiring(local: Callable[..., Wiring]) -> Wiring:
+def local_services(local: Callable[..., Services]) -> Services:
     """As `wiring`."""
     return local()
 
 
 @pytest.fixture
-def local_door(local_wiring: Wiring) -> FlaskClient:
+def local_endpoint(local_services: Services) -> FlaskClient:
     """As `door`."""
-    return create_app(local_wiring).test_client()
+    return create_app(local_services).test_client()
 
 
 @pytest.fixture
-def local_engine(local_wiring: Wiring) -> Engine:
+def local_engine(local_services: Services) -> Engine:
     """As `engine`."""
-    return local_wiring.engine
+    return local_services.engine
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def logs_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two tries of a call to WorkOS: where the sandbox fails, a test need not wait as long as a worker does."""
-    monkeypatch.setattr(directories, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(workos_clients, "FIRST_WAIT_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -88,9 +88,9 @@ def redis(redis_url: str) -> Iterator[Redis]:
 
 
 @pytest.fixture
-def directory(sandbox: Sandbox, redis: Redis) -> Iterator[Directory]:
+def workos(sandbox: Sandbox, redis: Redis) -> Iterator[WorkOSClient]:
     """The sandbox as the worker sees it."""
-    made = directory_of(sandbox, redis)
+    made = client_of(sandbox, redis)
     yield made
     made.close()
 
@@ -98,7 +98,7 @@ def directory(sandbox: Sandbox, redis: Redis) -> Iterator[Directory]:
 @pytest.fixture
 def one_engine(make_database: Callable[[str], str]) -> Iterator[Engine]:
     """An engine with the connections of a worker on an SQLite file."""
-    engine = open_engine(make_database("sqlite"), pool_size=MOST_CONNECTIONS)
+    engine = open_engine(make_database("sqlite"), pool_size=MAX_CONNECTIONS)
     yield engine
     engine.dispose()
 
@@ -106,7 +106,7 @@ def one_engine(make_database: Callable[[str], str]) -> Iterator[Engine]:
 @pytest.fixture
 def both_engines(db_url: str) -> Iterator[Engine]:
     """As `engine`, with the connections of a worker."""
-    engine = open_engine(db_url, pool_size=MOST_CONNECTIONS)
+    engine = open_engine(db_url, pool_size=MAX_CONNECTIONS)
     yield engine
     engine.dispose()
 

@@ -17,19 +17,19 @@ from models.tables import CONTENT, TABLES, Change, Drift, Event, EventStatus, Ki
 from models.views import workspace_members
 from tests.sandbox import Sandbox, WorldError, play
 from tests.support import JSON, accept, apply_all, differences, rows, sign
-from tests.use_cases.resyncs import Between, Clock, directory_of, empty, go_on, make_reads_due, run_row
+from tests.use_cases.resyncs import Between, Clock, client_of, empty, go_on, make_reads_due, run_row
 from worker.decision.roles import DEFAULT_ROLE_MAP
-from worker.directory.client import UnreadableError
 from worker.inbox.drain import Policy
 from worker.mirror import role_map
 from worker.mirror.erasure import forget
+from worker.queue.doorbell import Doorbell
 from worker.repair import replay as replays
-from worker.repair.catch_up import catch_up, settle
+from worker.repair.catch_up import catch_up, update_complete_to
 from worker.repair.reads import work_due
 from worker.repair.replay import Selection
-from worker.repair.resync import start
-from worker.repair.runs import BusyError, lease
-from worker.signals.doorbell import Doorbell
+from worker.repair.resync.resync import start
+from worker.runs import BusyError, lease
+from worker.workos_api.client import WorkOSUnavailableError
 
 LAG = timedelta(seconds=5)
 PLACES = st.integers(0, 40)
@@ -68,15 +68,15 @@ class DeathError(BaseException):
 class History(RuleBasedStateMachine):
     """Life at WorkOS, its webhooks on their way, and a system that takes, misses, repairs and replays."""
 
-    def __init__(self, engine: Engine, door: FlaskClient, redis: Redis) -> None:
+    def __init__(self, engine: Engine, endpoint: FlaskClient, redis: Redis) -> None:
         super().__init__()
-        self.engine, self.door, self.bell, self.clock = engine, door, Doorbell(redis, "drain"), Clock()
+        self.engine, self.door, self.bell, self.clock = engine, endpoint, Doorbell(redis, "drain"), Clock()
         empty(engine, self.clock)
         self.sandbox = Sandbox(clock=self.clock).start()
         self.world = self.sandbox.world
         self.on_the_way: list[JSON] = []
         self.world.subscribe(self.on_the_way.append)
-        self.directory = Between(directory_of(self.sandbox, redis), self._answered)
+        self.workos = Between(client_of(self.sandbox, redis), self._answered)
         self.soon: list[tuple[int, Callable[[], None]]] = []
         self.all_told = True
         self.change_ids: list[int] = []
@@ -178,32 +178,32 @@ class History(RuleBasedStateMachine):
 
     @rule()
     def catches_up(self) -> None:
-        with suppress(UnreadableError, DeathError):
-            catch_up(self.engine, self.directory, lag=LAG)
+        with suppress(WorkOSUnavailableError, DeathError):
+            catch_up(self.engine, self.workos, lag=LAG)
 
     @rule()
     def notes_how_far_it_is_right(self) -> None:
-        settle(self.engine)
+        update_complete_to(self.engine)
 
     @rule(pages=st.integers(0, 12))
     def resyncs_a_little(self, pages: int) -> None:
         until = self.sandbox.calls.total() + pages
         with suppress(BusyError, DeathError):
             run_id = start(self.engine, "test")
-            go_on(self.engine, self.directory, run_id, lambda: self.sandbox.calls.total() >= until)
+            go_on(self.engine, self.workos, run_id, lambda: self.sandbox.calls.total() >= until)
 
     @rule(place=PLACES)
     def resyncs_one_workspace(self, place: int) -> None:
         if ids := list(self.world.organizations):
             with suppress(BusyError, DeathError):
                 run_id = start(self.engine, "test", organization_id=ids[place % len(ids)])
-                go_on(self.engine, self.directory, run_id)
+                go_on(self.engine, self.workos, run_id)
 
     @rule()
     def reads_what_is_in_doubt(self) -> None:
         make_reads_due(self.engine)
         with suppress(DeathError):
-            work_due(self.engine, self.directory, lambda: False)
+            work_due(self.engine, self.workos, lambda: False)
 
     @rule(places=SOME)
     def replays(self, places: list[int]) -> None:
@@ -277,7 +277,7 @@ class History(RuleBasedStateMachine):
             if sys.exc_info()[0] is None:
                 self._ends()
         finally:
-            self.directory.close()
+            self.workos.close()
             self.sandbox.stop()
 
     def _ends(self) -> None:
@@ -287,7 +287,7 @@ class History(RuleBasedStateMachine):
         self.another_role_map_comes_into_force({})
         for _ in range(2):
             self.clock.goes_on(seconds=60)
-            catch_up(self.engine, self.directory, lag=LAG)
+            catch_up(self.engine, self.workos, lag=LAG)
             apply_all(self.engine)
             self.holds()
         stored = {row["id"] for row in rows(self.engine, Event)}
@@ -299,7 +299,7 @@ class History(RuleBasedStateMachine):
         run_id = self._finishes_a_resync()
         if any(row["action"] == "withheld" and row["run_id"] == run_id for row in rows(self.engine, Drift)):
             # In so small a mirror a few deletions are many: an operator approves them.
-            assert go_on(self.engine, self.directory, start(self.engine, "test", approves=run_id))
+            assert go_on(self.engine, self.workos, start(self.engine, "test", approves=run_id))
         self.reads_what_is_in_doubt()
         self._is_equal()
         assert {row["status"] for row in rows(self.engine, Event)} <= {EventStatus.DONE}
@@ -310,7 +310,7 @@ class History(RuleBasedStateMachine):
     def _finishes_a_resync(self) -> str:
         """Go on with the full run that was left off, if there is one, else a new one, to its end."""
         run_id = start(self.engine, "test")
-        assert go_on(self.engine, self.directory, run_id)
+        assert go_on(self.engine, self.workos, run_id)
         assert (ended := run_row(self.engine, run_id))["status"] == RunStatus.DONE, ended["error"]
         return run_id
 

@@ -8,19 +8,19 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, select, update
 
 from models.access import AutoJoin, auto_join_for
-from models.database import reading, session, write
+from models.database import read_transaction, session, write
 from models.tables import Join, JoinSearch, Mirror
-from models.types import db_in
+from models.types import db_now_plus
 from tests.integration.stories import delivered
 from tests.sandbox import Sandbox, World
 from tests.support import JSON, apply_all, rows
 from tests.use_cases.resyncs import Clock
-from worker.directory.client import Directory
 from worker.inbox.store import accept_from_api
-from worker.mirror import admission
-from worker.provision import provision
-from worker.repair.catch_up import catch_up, settle
-from worker.signals.doorbell import Doorbell
+from worker.mirror import auto_join_policy
+from worker.provisioning import provision
+from worker.queue.doorbell import Doorbell
+from worker.repair.catch_up import catch_up, update_complete_to
+from worker.workos_api.client import WorkOSClient
 
 LAG = timedelta(seconds=3)
 """As long as the sandbox holds its newest events back, and more."""
@@ -28,12 +28,12 @@ LAG = timedelta(seconds=3)
 
 def put_in_force(engine: Engine, mode: str = "provision", *, existing: bool = False, legacy: bool = True) -> None:
     """As a worker does at its start."""
-    admission.adopt(engine, mode, existing=existing, legacy=legacy)
+    auto_join_policy.adopt(engine, mode, existing=existing, legacy=legacy)
 
 
 def is_filled(engine: Engine) -> None:
     """As if a first resync and catch-up had ended on an environment that was empty."""
-    filled = {"backfill_from": db_in(-86_400), "backfilled_at": db_in(0), "last_resync_at": db_in(0)}
+    filled = {"backfill_from": db_now_plus(-86_400), "backfilled_at": db_now_plus(0), "last_resync_at": db_now_plus(0)}
     write(engine, lambda tx: tx.execute(update(Mirror).values(filled)))
 
 
@@ -70,7 +70,7 @@ class Stage:
     engine: Engine
     sandbox: Sandbox
     clock: Clock
-    directory: Directory
+    workos: WorkOSClient
     redis: Redis
 
     @property
@@ -84,14 +84,14 @@ class Stage:
     def time_passes(self) -> None:
         """So much that the events API shows all that happened, and it is read and applied."""
         self.clock.goes_on(seconds=10)
-        catch_up(self.engine, self.directory, lag=LAG)
+        catch_up(self.engine, self.workos, lag=LAG)
         apply_all(self.engine)
-        settle(self.engine)
+        update_complete_to(self.engine)
 
     def works(self) -> None:
         """One round of the provisioning worker, with everything due."""
-        write(self.engine, lambda tx: tx.execute(update(Join).values(due_at=db_in(-1))))
-        provision(self.engine, self.directory, LAG, Doorbell(self.redis, "drain"))
+        write(self.engine, lambda tx: tx.execute(update(Join).values(due_at=db_now_plus(-1))))
+        provision(self.engine, self.workos, LAG, Doorbell(self.redis, "drain"))
 
     def settles(self, most: int = 20) -> None:
         """Rounds until no join is open, time passing in between; and what they made arrives."""
@@ -113,7 +113,7 @@ def join_of(engine: Engine, user_id: str) -> JSON:
 
 def joins_of(engine: Engine) -> dict[str, str]:
     """User → state of their join."""
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return {row.user_id: row.state for row in tx.execute(select(Join.user_id, Join.state))}
 
 

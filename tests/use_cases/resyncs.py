@@ -9,17 +9,17 @@ from typing import Any
 from redis import Redis
 from sqlalchemy import Connection, Engine, delete, func, select, update
 
-from models.database import reading, write
+from models.database import read_transaction, write
 from models.tables import TABLES, Base, Change, Drift, Kind, Mirror, Read, Role, Run
-from models.types import db_in
+from models.types import db_now_plus
 from tests.integration.stories import store
 from tests.sandbox import Sandbox, World
 from tests.support import JSON, apply_all, rows
-from worker.directory.bucket import Buckets
-from worker.directory.client import Directory, Found, Page, open_directory
 from worker.repair.environment import MARGIN
-from worker.repair.resync import Resync, start
-from worker.repair.runs import lease
+from worker.repair.resync.resync import Resync, start
+from worker.runs import lease
+from worker.workos_api.bucket import Buckets
+from worker.workos_api.client import Page, ReadResult, WorkOSClient, open_client
 
 CLIENT_ID = "client_sandbox"
 UNLIMITED = 1000.0
@@ -40,10 +40,10 @@ class Clock:
         self.now += timedelta(**by)
 
 
-class Between(Directory):
+class Between(WorkOSClient):
     """WorkOS, with something happening after it has answered and before anyone has used the answer."""
 
-    def __init__(self, inner: Directory, happens: Callable[[str], object]) -> None:
+    def __init__(self, inner: WorkOSClient, happens: Callable[[str], object]) -> None:
         super().__init__(inner._sdk, inner._buckets, inner._count)
         self._happens = happens
 
@@ -57,16 +57,16 @@ class Between(Directory):
         self._happens("/".join(path))
         return page
 
-    def _get(self, kind: str, path: tuple[str, ...], key: str = "id") -> Found:
+    def _get(self, kind: str, path: tuple[str, ...], key: str = "id") -> ReadResult:
         found = super()._get(kind, path, key)
         self._happens("/".join(path))
         return found
 
 
-def directory_of(sandbox: Sandbox, redis: Redis, *, key: str | None = None, timeout: float = 10.0) -> Directory:
+def client_of(sandbox: Sandbox, redis: Redis, *, key: str | None = None, timeout: float = 10.0) -> WorkOSClient:
     """The sandbox as the worker sees it, without waiting for the rate limits."""
     buckets = Buckets(redis, UNLIMITED)
-    return open_directory(key or sandbox.api_key, CLIENT_ID, sandbox.base_url, buckets, timeout_seconds=timeout)
+    return open_client(key or sandbox.api_key, CLIENT_ID, sandbox.base_url, buckets, timeout_seconds=timeout)
 
 
 def settings_of(sandbox: Sandbox) -> dict[str, str]:
@@ -78,18 +78,18 @@ def settings_of(sandbox: Sandbox) -> dict[str, str]:
     }
 
 
-def resync(engine: Engine, directory: Directory, **scope: Any) -> str:
+def resync(engine: Engine, workos: WorkOSClient, **scope: Any) -> str:
     """One resync from beginning to end; returns its id."""
     run_id = start(engine, "test", **scope)
-    assert go_on(engine, directory, run_id)
+    assert go_on(engine, workos, run_id)
     return run_id
 
 
-def go_on(engine: Engine, directory: Directory, run_id: str, stopping: Callable[[], bool] = lambda: False) -> bool:
+def go_on(engine: Engine, workos: WorkOSClient, run_id: str, stopping: Callable[[], bool] = lambda: False) -> bool:
     """Work on a run as one worker does; whether it is over."""
     with lease(engine, run_id) as held:
         assert held is not None
-        return Resync(engine, directory, held, stopping).work()
+        return Resync(engine, workos, held, stopping).work()
 
 
 def empty(engine: Engine, clock: Clock) -> None:
@@ -107,12 +107,12 @@ def empty(engine: Engine, clock: Clock) -> None:
 
 def expire_lease(engine: Engine, run_id: str) -> None:
     """As if the worker of a run had not been heard of for long."""
-    write(engine, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_in(-1))))
+    write(engine, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_now_plus(-1))))
 
 
 def make_reads_due(engine: Engine) -> None:
     """As if a minute had passed for what waits to be read."""
-    write(engine, lambda tx: tx.execute(update(Read).values(due_at=db_in(-1))))
+    write(engine, lambda tx: tx.execute(update(Read).values(due_at=db_now_plus(-1))))
 
 
 def deliver(engine: Engine, events: Iterable[JSON]) -> None:
@@ -137,7 +137,7 @@ def found(engine: Engine, run_id: str) -> dict[tuple[str, str], tuple[str, str]]
 
 
 def changes(engine: Engine) -> int:
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return tx.execute(select(func.count()).select_from(Change)).scalar_one()
 
 
@@ -185,9 +185,9 @@ def quietly(world: World, act: Callable[[], Any]) -> None:
         act()
 
 
-def mirror_of(engine: Engine, sandbox: Sandbox, directory: Directory, workspaces: int) -> dict[Kind, set[str]]:
+def mirror_of(engine: Engine, sandbox: Sandbox, workos: WorkOSClient, workspaces: int) -> dict[Kind, set[str]]:
     """Workspaces of two members, mirrored by events and a resync; returns what is in force."""
     small_life(sandbox.world, workspaces, 2)
     catch_up_with(engine, sandbox.world)
-    resync(engine, directory)
+    resync(engine, workos)
     return live(engine)

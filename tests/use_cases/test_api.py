@@ -15,46 +15,46 @@ from werkzeug.test import TestResponse
 
 from models.database import write
 from models.tables import Change, Drift
-from models.types import db_in
+from models.types import db_now_plus
 from tests.support import JSON, accept, apply_all, made
 from tests.use_cases.resyncs import changes as number_of_changes
-from webhooks.api.following import MOST_SNAPSHOTS, SNAPSHOT_SECONDS
+from webhooks.api.changes import MOST_SNAPSHOTS, SNAPSHOT_SECONDS
 from webhooks.app import create_app
-from worker.mirror import feed
+from worker.bootstrap import Services
+from worker.mirror import change_feed
 from worker.mirror.retention import Periods, retain
 from worker.repair import replay as replays
-from worker.repair import resync
-from worker.wiring import Wiring
+from worker.repair.resync import resync
 
 TOKEN = "reader-token-0123456789"
 ORG = made("organization.created")["data"]["id"]
 
 
 @pytest.fixture
-def wiring(make_wiring: Callable[..., Wiring]) -> Wiring:
-    return make_wiring(api_tokens=f"product:{TOKEN},reports:another-token-0123")
+def services(make_services: Callable[..., Services]) -> Services:
+    return make_services(api_tokens=f"product:{TOKEN},reports:another-token-0123")
 
 
 @pytest.fixture
-def engine(wiring: Wiring) -> Engine:
-    return wiring.engine
+def engine(services: Services) -> Engine:
+    return services.engine
 
 
 def ask(
-    door: FlaskClient, path: str, token: str | None = TOKEN, *, buffered: bool = True, **query: Any
+    endpoint: FlaskClient, path: str, token: str | None = TOKEN, *, buffered: bool = True, **query: Any
 ) -> TestResponse:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    return door.get(f"/api/v1/{path}", headers=headers, query_string=query, buffered=buffered)
+    return endpoint.get(f"/api/v1/{path}", headers=headers, query_string=query, buffered=buffered)
 
 
-def answer(door: FlaskClient, path: str, **query: Any) -> Any:
-    response = ask(door, path, **query)
+def answer(endpoint: FlaskClient, path: str, **query: Any) -> Any:
+    response = ask(endpoint, path, **query)
     assert response.status_code == 200, response.get_data(as_text=True)
     return response.json
 
 
 @pytest.fixture
-def story(door: FlaskClient, engine: Engine) -> JSON:
+def story(endpoint: FlaskClient, engine: Engine) -> JSON:
     """A workspace with an admin and a domain that joins, one more workspace, and a failed event."""
     admin = {"slug": "admin"}
     events = {
@@ -65,37 +65,37 @@ def story(door: FlaskClient, engine: Engine) -> JSON:
         "domain": made("organization_domain.verified", domain="acme.example", state="verified"),
         "failed": made("user.updated") | {"data": {"id": None}},
     }
-    accept(door, *events.values())
+    accept(endpoint, *events.values())
     apply_all(engine)
     return events
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong", TOKEN + "x", TOKEN[:-1], "product", "ü"])
-def test_without_a_right_token_nothing_is_told(local: Callable[..., Wiring], token: str | None) -> None:
-    door = create_app(local(api_tokens=f"product:{TOKEN}")).test_client()
-    document = door.get("/api/v1/openapi.json").json
+def test_without_a_right_token_nothing_is_told(local: Callable[..., Services], token: str | None) -> None:
+    endpoint = create_app(local(api_tokens=f"product:{TOKEN}")).test_client()
+    document = endpoint.get("/api/v1/openapi.json").json
     assert document is not None
     for path in document["paths"]:
-        response = ask(door, path.removeprefix("/api/v1/"), token)
+        response = ask(endpoint, path.removeprefix("/api/v1/"), token)
         assert (response.status_code, response.headers["WWW-Authenticate"]) == (401, "Bearer"), path
         assert response.json == {"error": "a bearer token of API_TOKENS is needed"}
 
 
-def test_without_tokens_there_is_no_api(local_door: FlaskClient) -> None:
-    assert ask(local_door, "status").status_code == 404
+def test_without_tokens_there_is_no_api(local_endpoint: FlaskClient) -> None:
+    assert ask(local_endpoint, "status").status_code == 404
 
 
-def test_it_only_reads(door: FlaskClient, story: JSON) -> None:
+def test_it_only_reads(endpoint: FlaskClient, story: JSON) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     for path in ("members", "events", "replays", "changes"):
         for method in ("POST", "PUT", "PATCH", "DELETE"):
-            assert door.open(f"/api/v1/{path}", method=method, headers=headers).status_code == 405
+            assert endpoint.open(f"/api/v1/{path}", method=method, headers=headers).status_code == 405
 
 
 def test_every_token_is_compared_whichever_is_right(
-    monkeypatch: pytest.MonkeyPatch, local: Callable[..., Wiring]
+    monkeypatch: pytest.MonkeyPatch, local: Callable[..., Services]
 ) -> None:
-    door = create_app(local(api_tokens="a:first-token,b:second-token,c:third-token")).test_client()
+    endpoint = create_app(local(api_tokens="a:first-token,b:second-token,c:third-token")).test_client()
     compared: list[bytes] = []
     real = hmac.compare_digest
 
@@ -106,55 +106,57 @@ def test_every_token_is_compared_whichever_is_right(
     monkeypatch.setattr(hmac, "compare_digest", noted)
     for token, status in (("first-token", 503), ("third-token", 503), ("no-token", 401)):
         compared.clear()
-        assert ask(door, "status", token).status_code == status
+        assert ask(endpoint, "status", token).status_code == status
         assert len(compared) == 3
 
 
-def test_the_mirror_is_shown(door: FlaskClient, story: JSON) -> None:
-    assert [row["name"] for row in answer(door, "workspaces")["items"]] == ["Acme", "Other"]
-    assert answer(door, f"workspaces/{ORG}")["state"] == "active"
-    (member,) = answer(door, "members", organization_id=ORG)["items"]
+def test_the_mirror_is_shown(endpoint: FlaskClient, story: JSON) -> None:
+    assert [row["name"] for row in answer(endpoint, "workspaces")["items"]] == ["Acme", "Other"]
+    assert answer(endpoint, f"workspaces/{ORG}")["state"] == "active"
+    (member,) = answer(endpoint, "members", organization_id=ORG)["items"]
     assert (member["email"], member["role"]) == ("ann@acme.example", "admin")
-    assert answer(door, "members", email="ann@acme.example")["items"] == [member]
-    assert answer(door, "members", user_id="user_nobody")["items"] == []
-    (domain,) = answer(door, "domains", organization_id=ORG)["items"]
+    assert answer(endpoint, "members", email="ann@acme.example")["items"] == [member]
+    assert answer(endpoint, "members", user_id="user_nobody")["items"] == []
+    (domain,) = answer(endpoint, "domains", organization_id=ORG)["items"]
     assert domain["auto_join"] and domain["why"]
     joined = {"organization_id": ORG, "default_role": "member"}
-    assert answer(door, "auto-join", email="new@ACME.example")["auto_join"] == joined
-    assert answer(door, "auto-join", email="new@elsewhere.example")["auto_join"] is None
-    assert ask(door, "workspaces/org_nobody").status_code == 404
+    assert answer(endpoint, "auto-join", email="new@ACME.example")["auto_join"] == joined
+    assert answer(endpoint, "auto-join", email="new@elsewhere.example")["auto_join"] is None
+    assert ask(endpoint, "workspaces/org_nobody").status_code == 404
 
 
-def test_listings_page_through_everything_once(door: FlaskClient, engine: Engine) -> None:
-    accept(door, *(made("organization.created", id=f"org_{n}") for n in range(7)))
+def test_listings_page_through_everything_once(endpoint: FlaskClient, engine: Engine) -> None:
+    accept(endpoint, *(made("organization.created", id=f"org_{n}") for n in range(7)))
     apply_all(engine)
     for path, key in (("workspaces", "organization_id"), ("events", "id")):
         found, after = [], None
         for _ in range(9):
-            page = answer(door, path, limit=2, **({"after": after} if after else {}))
+            page = answer(endpoint, path, limit=2, **({"after": after} if after else {}))
             found += [row[key] for row in page["items"]]
             if (after := page["next"]) is None:
                 break
         assert len(found) == len(set(found)) == 7
 
 
-def test_events_replays_and_resyncs_are_shown(door: FlaskClient, engine: Engine, story: JSON) -> None:
-    assert [row["id"] for row in answer(door, "events", status="failed")["items"]] == [story["failed"]["id"]]
-    event = answer(door, f"events/{story['user']['id']}")
+def test_events_replays_and_resyncs_are_shown(endpoint: FlaskClient, engine: Engine, story: JSON) -> None:
+    assert [row["id"] for row in answer(endpoint, "events", status="failed")["items"]] == [story["failed"]["id"]]
+    event = answer(endpoint, f"events/{story['user']['id']}")
     assert event["outcome"] == "applied" and event["body"]["id"] == story["user"]["id"] and len(event["changes"]) == 1
     replay_id = replays.start(engine, replays.Selection(failed=True), "ann", "a try")
-    assert [row["id"] for row in answer(door, "replays")["items"]] == [replay_id]
-    assert answer(door, f"replays/{replay_id}")["reason"] == "a try"
+    assert [row["id"] for row in answer(endpoint, "replays")["items"]] == [replay_id]
+    assert answer(endpoint, f"replays/{replay_id}")["reason"] == "a try"
     resync_id = resync.start(engine, "ann")
     row = {"run_id": resync_id, "kind": "user", "object_id": "user_1", "finding": "extra", "action": "withheld"}
     write(engine, lambda tx: tx.execute(insert(Drift).values(row)))
-    shown = answer(door, f"resyncs/{resync_id}")
+    shown = answer(endpoint, f"resyncs/{resync_id}")
     assert (shown["findings"], shown["withheld"]) == ({"extra": 1}, 1)
-    assert ask(door, f"replays/{resync_id}").status_code == 404
+    assert ask(endpoint, f"replays/{resync_id}").status_code == 404
 
 
-def test_status_is_503_with_the_reasons_until_the_mirror_can_be_trusted(door: FlaskClient, wiring: Wiring) -> None:
-    response = ask(door, "status")
+def test_status_is_503_with_the_reasons_until_the_mirror_can_be_trusted(
+    endpoint: FlaskClient, services: Services
+) -> None:
+    response = ask(endpoint, "status")
     assert response.status_code == 503 and response.json is not None
     assert any("not filled yet" in reason for reason in response.json["reasons"])
 
@@ -171,16 +173,18 @@ def test_status_is_503_with_the_reasons_until_the_mirror_can_be_trusted(door: Fl
         ("auto-join", {}, "email"),
     ],
 )
-def test_a_wrong_parameter_is_named(door: FlaskClient, path: str, query: JSON, names: str) -> None:
-    response = ask(door, path, **query)
+def test_a_wrong_parameter_is_named(endpoint: FlaskClient, path: str, query: JSON, names: str) -> None:
+    response = ask(endpoint, path, **query)
     assert response.status_code == 400 and response.json is not None
     assert names in response.json["error"]
 
 
 @pytest.mark.parametrize("path", ["status", "members", "changes", "snapshot", "events/event_1"])
-def test_with_the_database_away_the_answer_is_503(build_wiring: Callable[..., Wiring], path: str) -> None:
-    door = create_app(build_wiring(database_url="sqlite:////proc/nowhere/all.db", api_tokens=TOKEN)).test_client()
-    response = ask(door, path)
+def test_with_the_database_away_the_answer_is_503(build_test_services: Callable[..., Services], path: str) -> None:
+    endpoint = create_app(
+        build_test_services(database_url="sqlite:////proc/nowhere/all.db", api_tokens=TOKEN)
+    ).test_client()
+    response = ask(endpoint, path)
     assert response.status_code == 503 and int(response.headers["Retry-After"]) > 0
     assert response.json == {"error": "the database does not answer; ask again"}
 
@@ -189,41 +193,41 @@ def test_with_the_database_away_the_answer_is_503(build_wiring: Callable[..., Wi
 
 
 def test_a_follower_who_begins_with_a_snapshot_has_every_change_once(
-    door: FlaskClient, engine: Engine, story: JSON
+    endpoint: FlaskClient, engine: Engine, story: JSON
 ) -> None:
-    snapshot = answer(door, "snapshot")
+    snapshot = answer(endpoint, "snapshot")
     assert [row["email"] for row in snapshot["workspace_members"]] == ["ann@acme.example"]
     assert {row["organization_id"] for row in snapshot["workspaces"]} == {ORG, "org_other"}
     assert [row["domain"] for row in snapshot["auto_join_domains"]] == ["acme.example"]
     after = snapshot["changes_after"]
     assert after == number_of_changes(engine)
-    assert answer(door, "changes", after=after) == {"items": [], "next": after}
-    accept(door, made("user.deleted", 9))
+    assert answer(endpoint, "changes", after=after) == {"items": [], "next": after}
+    accept(endpoint, made("user.deleted", 9))
     apply_all(engine)
-    page = answer(door, "changes", after=after)
+    page = answer(endpoint, "changes", after=after)
     assert [(row["kind"], row["after"]["state"]) for row in page["items"]] == [("user", "deleted")]
-    assert answer(door, "changes", after=page["next"])["items"] == []
-    first = answer(door, "changes", limit=2)
+    assert answer(endpoint, "changes", after=page["next"])["items"] == []
+    first = answer(endpoint, "changes", limit=2)
     assert len(first["items"]) == 2 and first["next"] == first["items"][-1]["id"]
 
 
-def test_an_empty_mirror_has_a_snapshot_too(door: FlaskClient) -> None:
+def test_an_empty_mirror_has_a_snapshot_too(endpoint: FlaskClient) -> None:
     views = ("workspaces", "workspace_members", "auto_join_domains", "sign_in_methods")
-    assert answer(door, "snapshot") == {"changes_after": 0, **{view: [] for view in views}}
+    assert answer(endpoint, "snapshot") == {"changes_after": 0, **{view: [] for view in views}}
 
 
-def test_who_waits_gets_the_change_when_it_is_made(wiring: Wiring, door: FlaskClient, engine: Engine) -> None:
+def test_who_waits_gets_the_change_when_it_is_made(services: Services, endpoint: FlaskClient, engine: Engine) -> None:
     def change() -> None:
-        accept(create_app(wiring).test_client(), made("organization.created"))
+        accept(create_app(services).test_client(), made("organization.created"))
         apply_all(engine)
 
     threading.Timer(0.5, change).start()
     began = time.monotonic()
-    page = answer(door, "changes", wait=20)
+    page = answer(endpoint, "changes", wait=20)
     assert [row["kind"] for row in page["items"]] == ["organization"] and time.monotonic() - began < 10
 
 
-def test_who_waits_holds_no_more_than_a_share_of_the_threads(local: Callable[..., Wiring]) -> None:
+def test_who_waits_holds_no_more_than_a_share_of_the_threads(local: Callable[..., Services]) -> None:
     """One of four threads may wait; the next caller is answered at once."""
     app = create_app(local(api_tokens=TOKEN, web_threads=4))
     first = threading.Thread(target=lambda: ask(app.test_client(), "changes", wait=3))
@@ -238,74 +242,76 @@ def test_who_waits_holds_no_more_than_a_share_of_the_threads(local: Callable[...
     assert min(times) < 0.5 and time.monotonic() - began >= 3.0
 
 
-def test_a_cursor_older_than_retention_gets_410_with_the_remedy(door: FlaskClient, engine: Engine, story: JSON) -> None:
+def test_a_cursor_older_than_retention_gets_410_with_the_remedy(
+    endpoint: FlaskClient, engine: Engine, story: JSON
+) -> None:
     before = number_of_changes(engine)
-    write(engine, lambda tx: tx.execute(update(Change).where(Change.id <= 2).values(at=db_in(-400 * 86400.0))))
+    write(engine, lambda tx: tx.execute(update(Change).where(Change.id <= 2).values(at=db_now_plus(-400 * 86400.0))))
     retain(engine, Periods())
-    response = ask(door, "changes", after=1)
+    response = ask(endpoint, "changes", after=1)
     assert response.status_code == 410 and response.json is not None
     assert "snapshot" in response.json["error"]
-    assert [row["id"] for row in answer(door, "changes", after=2)["items"]] == list(range(3, before + 1))
+    assert [row["id"] for row in answer(endpoint, "changes", after=2)["items"]] == list(range(3, before + 1))
     # All of them dropped: the snapshot's id still goes on.
-    write(engine, lambda tx: tx.execute(update(Change).values(at=db_in(-400 * 86400.0))))
+    write(engine, lambda tx: tx.execute(update(Change).values(at=db_now_plus(-400 * 86400.0))))
     retain(engine, Periods())
-    assert answer(door, "snapshot")["changes_after"] == before
-    assert answer(door, "changes", after=before)["items"] == []
+    assert answer(endpoint, "snapshot")["changes_after"] == before
+    assert answer(endpoint, "changes", after=before)["items"] == []
 
 
-def test_a_cursor_from_another_history_gets_410_too(door: FlaskClient, story: JSON, engine: Engine) -> None:
+def test_a_cursor_from_another_history_gets_410_too(endpoint: FlaskClient, story: JSON, engine: Engine) -> None:
     """After a backup is restored a follower may be ahead; nothing it asks for would ever come."""
-    assert ask(door, "changes", after=number_of_changes(engine) + 1).status_code == 410
+    assert ask(endpoint, "changes", after=number_of_changes(engine) + 1).status_code == 410
 
 
 @pytest.fixture
-def large(door: FlaskClient, engine: Engine) -> None:
+def large(endpoint: FlaskClient, engine: Engine) -> None:
     """A mirror whose snapshot is sent in several pieces."""
-    accept(door, *(made("organization.created", id=f"org_{n}", name="x" * 9_000) for n in range(40)))
+    accept(endpoint, *(made("organization.created", id=f"org_{n}", name="x" * 9_000) for n in range(40)))
     apply_all(engine)
 
 
 @pytest.mark.usefixtures("large")
-def test_snapshots_at_once_are_bounded(door: FlaskClient) -> None:
-    being_read = [ask(door, "snapshot", buffered=False) for _ in range(MOST_SNAPSHOTS)]
+def test_snapshots_at_once_are_bounded(endpoint: FlaskClient) -> None:
+    being_read = [ask(endpoint, "snapshot", buffered=False) for _ in range(MOST_SNAPSHOTS)]
     assert [response.status_code for response in being_read] == [200] * MOST_SNAPSHOTS
-    refused = ask(door, "snapshot")
+    refused = ask(endpoint, "snapshot")
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5")
-    assert ask(door, "members").status_code == 200
+    assert ask(endpoint, "members").status_code == 200
     being_read[0].get_data()
     being_read[1].close()
-    again = [ask(door, "snapshot") for _ in range(MOST_SNAPSHOTS + 1)]
+    again = [ask(endpoint, "snapshot") for _ in range(MOST_SNAPSHOTS + 1)]
     assert [response.status_code for response in again] == [200] * (MOST_SNAPSHOTS + 1)
 
 
 @pytest.mark.usefixtures("large")
-def test_a_reader_of_a_snapshot_who_takes_too_long_is_cut_off(door: FlaskClient) -> None:
+def test_a_reader_of_a_snapshot_who_takes_too_long_is_cut_off(endpoint: FlaskClient) -> None:
     with freeze_time() as clock:
-        slow = ask(door, "snapshot", buffered=False)
+        slow = ask(endpoint, "snapshot", buffered=False)
         parts = slow.iter_encoded()
         next(parts)
         clock.tick(SNAPSHOT_SECONDS + 1)
         with pytest.raises(ConnectionResetError):
             list(parts)
     for _ in range(MOST_SNAPSHOTS + 1):  # its place is free, though it was never closed
-        assert ask(door, "snapshot").status_code == 200
+        assert ask(endpoint, "snapshot").status_code == 200
 
 
-def test_a_snapshot_is_of_one_moment(door: FlaskClient, engine: Engine, story: JSON) -> None:
+def test_a_snapshot_is_of_one_moment(endpoint: FlaskClient, engine: Engine, story: JSON) -> None:
     """What is committed while it is read is not in it, and comes as a change after it."""
-    parts = feed.snapshot(engine)
+    parts = change_feed.snapshot(engine)
     _, after = next(parts)
-    accept(door, made("organization.created", id="org_late"))
+    accept(endpoint, made("organization.created", id="org_late"))
     apply_all(engine)
     shown = {row["organization_id"] for name, row in parts if name == "workspaces" and not isinstance(row, int)}
     assert "org_late" not in shown
-    assert [row["object_id"] for row in answer(door, "changes", after=after)["items"]] == ["org_late"]
+    assert [row["object_id"] for row in answer(endpoint, "changes", after=after)["items"]] == ["org_late"]
 
 
-def test_the_document_names_every_route(door: FlaskClient, wiring: Wiring) -> None:
-    document = ask(door, "openapi.json", token=None).json
+def test_the_document_names_every_route(endpoint: FlaskClient, services: Services) -> None:
+    document = ask(endpoint, "openapi.json", token=None).json
     assert document is not None
-    every = (rule.rule.replace("<path:", "<") for rule in door.application.url_map.iter_rules())
+    every = (rule.rule.replace("<path:", "<") for rule in endpoint.application.url_map.iter_rules())
     rules = {rule for rule in every if rule.startswith("/api/")}
     paths = {path.replace("{", "<").replace("}", ">") for path in document["paths"]}
     assert paths == rules - {"/api/v1/openapi.json"}

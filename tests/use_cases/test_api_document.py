@@ -12,9 +12,9 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.support import accept, apply_all, made, serving
 from webhooks.app import create_app
+from worker.bootstrap import Services
 from worker.repair import replay as replays
-from worker.repair import resync
-from worker.wiring import Wiring
+from worker.repair.resync import resync
 
 pytestmark = pytest.mark.long
 
@@ -26,18 +26,18 @@ MEANT = {
 
 
 @pytest.fixture
-def document(local: Callable[..., Wiring]) -> Iterator[Any]:
+def document(local: Callable[..., Services]) -> Iterator[Any]:
     """The document of a running server that has something to show."""
-    wiring = local(api_tokens=TOKEN)
-    app = create_app(wiring)
-    door = app.test_client()
-    accept(door, made("organization.created"), made("user.created"), made("organization_membership.created"))
-    accept(door, made("organization_domain.verified", state="verified"), made("user.updated") | {"data": None})
-    apply_all(wiring.engine)
-    replays.start(wiring.engine, replays.Selection(failed=True), "ann", None)
-    resync.start(wiring.engine, "ann")
+    services = local(api_tokens=TOKEN)
+    app = create_app(services)
+    endpoint = app.test_client()
+    accept(endpoint, made("organization.created"), made("user.created"), made("organization_membership.created"))
+    accept(endpoint, made("organization_domain.verified", state="verified"), made("user.updated") | {"data": None})
+    apply_all(services.engine)
+    replays.start(services.engine, replays.Selection(failed=True), "ann", None)
+    resync.start(services.engine, "ann")
     with serving(app) as url:
-        told = door.get("/api/v1/openapi.json").json
+        told = endpoint.get("/api/v1/openapi.json").json
         assert told is not None
         del told["security"]  # that a token is needed is shown elsewhere: here every call has one
         schema = schemathesis.openapi.from_dict(told)

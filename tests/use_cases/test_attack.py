@@ -22,9 +22,9 @@ from models.tables import Event
 from tests.support import accept, apply_all, made, mirrored, post, rows, sign, statuses
 from tests.use_cases.test_ops import TOKEN, form_token, sign_in
 from webhooks.app import create_app
+from worker.bootstrap import Services
 from worker.cli import main
 from worker.logs import configure
-from worker.wiring import Wiring
 
 DOOR = "/webhooks/workos"
 READER = "a-token-that-only-reads"
@@ -43,26 +43,26 @@ QUOTES = (
     "')) OR 1=1 --",
 )
 
-MakeWiring = Callable[..., Wiring]
+MakeWiring = Callable[..., Services]
 
 
 # Replayed deliveries
 
 
 def test_an_old_delivery_is_refused_and_a_young_one_changes_nothing(
-    local_door: FlaskClient, local_engine: Engine
+    local_endpoint: FlaskClient, local_engine: Engine
 ) -> None:
     events = [made("organization.created"), made("user.created"), made("organization_membership.created")]
-    accept(local_door, *events)
+    accept(local_endpoint, *events)
     apply_all(local_engine)
     before = mirrored(local_engine)
     bodies = [json.dumps(event).encode() for event in events]
     with freeze_time("2026-03-01 12:00:00"):
         captured = [(body, {"WorkOS-Signature": sign(body)}) for body in bodies]
-        again = [local_door.post(DOOR, data=body, headers=headers) for body, headers in captured]
+        again = [local_endpoint.post(DOOR, data=body, headers=headers) for body, headers in captured]
     assert [answer.get_json() for answer in again] == [{"status": "duplicate"}] * 3
     with freeze_time("2026-03-01 12:03:01"):
-        late = [local_door.post(DOOR, data=body, headers=headers) for body, headers in captured]
+        late = [local_endpoint.post(DOOR, data=body, headers=headers) for body, headers in captured]
     assert [answer.status_code for answer in late] == [401] * 3
     apply_all(local_engine)
     assert mirrored(local_engine) == before and statuses(local_engine) == {"done": 3}
@@ -101,15 +101,15 @@ def test_an_old_delivery_is_refused_and_a_young_one_changes_nothing(
     ],
 )
 def test_no_trick_with_the_path_opens_the_door_without_its_token(local: MakeWiring, path: str) -> None:
-    door = create_app(local(webhook_path_token="s3cret")).test_client()
-    answer = post(door, made("user.created"), path=DOOR + path)
+    endpoint = create_app(local(webhook_path_token="s3cret")).test_client()
+    answer = post(endpoint, made("user.created"), path=DOOR + path)
     # 308 leads to the plain form of the path, where the token is asked for as anywhere.
     assert answer.status_code == (400 if "%00" in path else 404) or (answer.status_code == 308 and "s3cret" in path)
 
 
 def test_the_token_may_be_encoded(local: MakeWiring) -> None:
-    door = create_app(local(webhook_path_token="s3cret")).test_client()
-    assert post(door, made("user.created"), path=f"{DOOR}/%73%33%63ret").status_code == 200
+    endpoint = create_app(local(webhook_path_token="s3cret")).test_client()
+    assert post(endpoint, made("user.created"), path=f"{DOOR}/%73%33%63ret").status_code == 200
 
 
 # Log lines
@@ -139,13 +139,13 @@ def test_headers_and_paths_of_strangers_write_no_line_of_their_own(
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     configure("console")
-    door = create_app(local(ops_tokens=f"ann:{TOKEN}")).test_client()
-    sign_in(door)
+    endpoint = create_app(local(ops_tokens=f"ann:{TOKEN}")).test_client()
+    sign_in(endpoint)
     stream.truncate(0)
     for header in ("User-Agent", "WorkOS-Signature", "X-Forwarded-For", "X-Request-Id", "Referer"):
-        door.post(DOOR, data=b"{}", headers={header: "x\x1b[31m\x85forged"})
-    door.post("/ops/events/x%1b[31m/replay", data={})
-    door.get("/ops/%0d%0aforged%1b[31m")
+        endpoint.post(DOOR, data=b"{}", headers={header: "x\x1b[31m\x85forged"})
+    endpoint.post("/ops/events/x%1b[31m/replay", data={})
+    endpoint.get("/ops/%0d%0aforged%1b[31m")
     lines = stream.getvalue().lstrip("\0").splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d\S* \S* ?\[", line) for line in lines), lines
     assert sum("webhook_refused" in line or "forged_post_refused" in line for line in lines) == 6
@@ -156,16 +156,16 @@ def test_headers_and_paths_of_strangers_write_no_line_of_their_own(
 
 
 @pytest.fixture
-def wiring(make_wiring: MakeWiring) -> Wiring:
-    return make_wiring(ops_tokens=f"ann:{TOKEN}", api_tokens=READER)
+def services(make_services: MakeWiring) -> Services:
+    return make_services(ops_tokens=f"ann:{TOKEN}", api_tokens=READER)
 
 
 @pytest.fixture
-def filled(door: FlaskClient, engine: Engine) -> Engine:
-    accept(door, made("organization.created", name="Acme"), made("user.created", email="ann@acme.example"))
-    accept(door, made("organization_membership.created", status="active"), made("user.updated", id=None))
+def filled(endpoint: FlaskClient, engine: Engine) -> Engine:
+    accept(endpoint, made("organization.created", name="Acme"), made("user.created", email="ann@acme.example"))
+    accept(endpoint, made("organization_membership.created", status="active"), made("user.updated", id=None))
     apply_all(engine)
-    sign_in(door)
+    sign_in(endpoint)
     return engine
 
 
@@ -178,21 +178,21 @@ PAGES = {
 
 @pytest.mark.parametrize("said", QUOTES)
 def test_quotes_and_wildcards_are_words_like_any(
-    door: FlaskClient, filled: Engine, set_environment: Callable[..., None], said: str
+    endpoint: FlaskClient, filled: Engine, set_environment: Callable[..., None], said: str
 ) -> None:
     for page, names in PAGES.items():
         for name in names:
-            answer = door.get(f"/ops/{page}", query_string={name: said})
+            answer = endpoint.get(f"/ops/{page}", query_string={name: said})
             assert answer.status_code == (400 if "\0" in said else 200), (page, name)
             shown = answer.get_data(as_text=True).count("<tr><td")
             assert shown == 0 or name == "after" or _shows_none(answer.get_data(as_text=True)), (page, name)
-    assert door.get("/ops/explain", query_string={"name": said}).status_code in {400, 404}
+    assert endpoint.get("/ops/explain", query_string={"name": said}).status_code in {400, 404}
     bearer = {"Authorization": f"Bearer {READER}"}
-    for rule in door.application.url_map.iter_rules():
+    for rule in endpoint.application.url_map.iter_rules():
         if rule.rule.startswith("/api/v1/") and "snapshot" not in rule.rule:
             names = ("organization_id", "user_id", "email", "type", "status", "after", "limit", "state")
             for name in names:
-                answer = door.get(f"/api/v1/{rule.rule.split('/')[3]}", query_string={name: said}, headers=bearer)
+                answer = endpoint.get(f"/api/v1/{rule.rule.split('/')[3]}", query_string={name: said}, headers=bearer)
                 assert answer.status_code in {200, 400, 404, 503}, (rule.rule, name)
     if "\0" not in said:  # no argument of a command can hold it
         set_environment(DATABASE_URL=filled.url.render_as_string(hide_password=False))
@@ -234,13 +234,13 @@ def test_secrets_are_compared_in_constant_time_only() -> None:
 
 
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE"])
-def test_other_methods_change_nothing(door: FlaskClient, filled: Engine, method: str) -> None:
+def test_other_methods_change_nothing(endpoint: FlaskClient, filled: Engine, method: str) -> None:
     before = rows(filled, Event), mirrored(filled)
-    token = form_token(door.get("/ops/failures"))
-    for rule in door.application.url_map.iter_rules():
+    token = form_token(endpoint.get("/ops/failures"))
+    for rule in endpoint.application.url_map.iter_rules():
         url = rule.rule.replace("<path:", "<")
         for part in ("organization_id", "event_id", "run_id", "user_id", "name", "fingerprint", "token", "filename"):
             url = url.replace(f"<{part}>", "x")
-        answer = door.open(url, method=method, data={"csrf_token": token, "why": "x"})
+        answer = endpoint.open(url, method=method, data={"csrf_token": token, "why": "x"})
         assert answer.status_code < 500 or answer.status_code == 503
     assert (rows(filled, Event), mirrored(filled)) == before

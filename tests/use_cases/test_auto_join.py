@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from models.access import auto_join_for
-from models.database import open_engine, reading, session, write
+from models.database import open_engine, read_transaction, session, write
 from models.tables import TABLES, AutoJoin, Change, Domain, Membership, Mirror
 from models.views import auto_join_domains
 from tests.support import JSON, access, joins, made, rows
 from tests.use_cases.joining import put_in_force, tell
 from worker.errors import ConfigurationError
-from worker.looking.explain import explain
-from worker.looking.standing import accesses, domain_states
-from worker.mirror import admission
+from worker.mirror import auto_join_policy
+from worker.reports.access import access_of, domain_states
+from worker.reports.explain import explain
 
 ANN, ORG, RIVAL = "user_ann", "org_acme", "org_rival"
 EMAIL, NEW = "ann@acme.example", "new@acme.example"
@@ -229,8 +229,8 @@ def answered(engine: Engine, email: str) -> str | None:
 
 def reasons(engine: Engine) -> set[str]:
     """Why everything is as it is."""
-    with reading(engine) as tx:
-        return {row["why"] for row in (*accesses(tx, Membership.id != ""), *domain_states(tx, Domain.id != ""))}
+    with read_transaction(engine) as tx:
+        return {row["why"] for row in (*access_of(tx, Membership.id != ""), *domain_states(tx, Domain.id != ""))}
 
 
 def test_the_table_has_a_name_for_each_row() -> None:
@@ -416,24 +416,24 @@ def test_switched_off_nobody_joins_and_the_reason_is_told(engine: Engine) -> Non
     put_in_force(engine, "off")
     assert answered(engine, NEW) is None and reasons(engine) == {"AUTO_JOIN is off"}
     put_in_force(engine, "mirror")
-    admission.set_workspace(engine, ORG, "ann", "contractors share the domain", auto_join=False)
+    auto_join_policy.set_workspace(engine, ORG, "ann", "contractors share the domain", auto_join=False)
     assert answered(engine, NEW) is None and reasons(engine) == {"switched off by ann: contractors share the domain"}
-    admission.set_workspace(engine, ORG, "ann", "over", auto_join=True, default_role="admin")
+    auto_join_policy.set_workspace(engine, ORG, "ann", "over", auto_join=True, default_role="admin")
     with session(engine) as opened:
         assert auto_join_for(opened, NEW) == (ORG, "admin")
 
 
 def test_settings_of_no_workspace_or_of_nothing_are_refused(engine: Engine) -> None:
     with pytest.raises(ConfigurationError, match="knows no workspace org_none"):
-        admission.set_workspace(engine, "org_none", "ann", "why", auto_join=True)
+        auto_join_policy.set_workspace(engine, "org_none", "ann", "why", auto_join=True)
     with pytest.raises(ConfigurationError, match="say what to change"):
-        admission.set_workspace(engine, ORG, "ann", "why")
+        auto_join_policy.set_workspace(engine, ORG, "ann", "why")
 
 
 def test_changes_of_a_workspaces_settings_are_a_chain(engine: Engine) -> None:
     tell(engine, ON)
     for auto_join, why in [(False, "a"), (False, "b"), (False, "b"), (True, "b")]:
-        admission.set_workspace(engine, ORG, "ann", why, auto_join=auto_join)
+        auto_join_policy.set_workspace(engine, ORG, "ann", why, auto_join=auto_join)
     noted = [row for row in rows(engine, Change) if row["kind"] == "workspace_settings"]
     assert [row["after"]["why"] for row in noted] == ["a", "b", "b"]
     assert [row["before"] for row in noted[1:]] == [row["after"] for row in noted[:-1]]
@@ -444,8 +444,8 @@ def test_changes_of_a_workspaces_settings_are_a_chain(engine: Engine) -> None:
 
 def test_a_workspace_without_an_admin_is_reported(engine: Engine) -> None:
     tell(engine, [*BOTH, member(role="admin")])
-    assert admission.without_admin(engine) == []
+    assert auto_join_policy.without_admin(engine) == []
     tell(engine, [member("updated", 2)])
-    assert [(row["organization_id"], row["members"]) for row in admission.without_admin(engine)] == [(ORG, 1)]
-    admission.take_stock(engine)
+    assert [(row["organization_id"], row["members"]) for row in auto_join_policy.without_admin(engine)] == [(ORG, 1)]
+    auto_join_policy.refresh_counts(engine)
     assert rows(engine, Mirror)[0]["without_admin"] == 1

@@ -22,16 +22,16 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, select
 from structlog.typing import EventDict
 
-from models.database import reading
+from models.database import read_transaction
 from models.tables import Batch, Event, EventStatus
 from tests.support import SECRET, apply_all, made, outcomes, post, rows
 from tests.use_cases.bad_input import CANARIES, DEEP, TEXTS, Posted, event_of, posts, with_field
 from tests.use_cases.test_ops import TOKEN, sign_in
 from webhooks.app import create_app
+from worker.bootstrap import Services
 from worker.cli import main
 from worker.inbox.drain import Policy
 from worker.logs import configure
-from worker.wiring import Wiring
 
 EXAMPLES = int(os.environ.get("BAD_INPUT_EXAMPLES", "20"))
 FAILED_FOR_ITS_PAYLOAD = re.compile(r"(body|data|created_at)[\w.]*: is ")
@@ -39,8 +39,8 @@ QUIET = "quiet-token-of-the-api"
 
 
 @pytest.fixture
-def wiring(make_wiring: Callable[..., Wiring]) -> Wiring:
-    return make_wiring(ops_tokens=f"ann:{TOKEN}", api_tokens=QUIET)
+def services(make_services: Callable[..., Services]) -> Services:
+    return make_services(ops_tokens=f"ann:{TOKEN}", api_tokens=QUIET)
 
 
 @pytest.fixture
@@ -82,21 +82,21 @@ def check_logs(told: dict[str, io.StringIO]) -> None:
 
 def what_became(engine: Engine) -> dict[str, Any]:
     columns = (Event.id, Event.status, Event.attempts, Event.error)
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return {row.id: row for row in tx.execute(select(*columns).where(Event.status != EventStatus.DONE))}
 
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_whatever_is_posted_is_refused_or_decided_and_harms_no_one_else(
-    door: FlaskClient, engine: Engine, told: dict[str, io.StringIO]
+    endpoint: FlaskClient, engine: Engine, told: dict[str, io.StringIO]
 ) -> None:
     @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(bad=st.lists(posts, min_size=1, max_size=8))
     def holds(bad: list[Posted]) -> None:
         innocent = made("user.updated", id=f"user_innocent_{next(numbers)}")
         for body, headers in [*bad, Posted(json.dumps(innocent).encode(), {})]:
-            answer = post(door, body, **headers)
+            answer = post(endpoint, body, **headers)
             assert answer.status_code in {200, 400, 401, 413}, answer.get_data(as_text=True)
         apply_all(engine, Policy(first_backoff=600))
         assert outcomes(engine, innocent) == ["applied"]
@@ -123,8 +123,8 @@ ODD = [
 def test_operators_can_look_at_whatever_was_taken(
     local_door_of_ann: FlaskClient, local_engine: Engine, body: bytes, set_environment: Callable[..., None]
 ) -> None:
-    door = local_door_of_ann
-    if post(door, body).status_code != 200:
+    endpoint = local_door_of_ann
+    if post(endpoint, body).status_code != 200:
         assert rows(local_engine, Event) == []
         return
     apply_all(local_engine)
@@ -145,9 +145,9 @@ def test_operators_can_look_at_whatever_was_taken(
             if "--json" in arguments and result.stdout:
                 json.loads(result.stdout, parse_constant=refused)
     for path in (f"/ops/events/{event['id']}", "/ops/events", f"/ops/explain?name={event['id']}", "/ops/failures"):
-        assert door.get(path).status_code in {200, 404}, path
+        assert endpoint.get(path).status_code in {200, 404}, path
     for path in (f"/api/v1/events/{event['id']}", "/api/v1/events", "/api/v1/changes", "/api/v1/snapshot"):
-        answer = door.get(path, headers={"Authorization": f"Bearer {QUIET}"})
+        answer = endpoint.get(path, headers={"Authorization": f"Bearer {QUIET}"})
         assert answer.status_code == 200, path
         json.loads(answer.get_data(), parse_constant=refused)
 
@@ -157,12 +157,12 @@ def refused(word: str) -> None:
 
 
 @pytest.fixture
-def local_wiring(local: Callable[..., Wiring]) -> Wiring:
+def local_services(local: Callable[..., Services]) -> Services:
     return local(ops_tokens=f"ann:{TOKEN}", api_tokens=QUIET)
 
 
 @pytest.fixture
-def local_door_of_ann(local_wiring: Wiring) -> FlaskClient:
-    door = create_app(local_wiring).test_client()
-    assert sign_in(door).status_code == 302
-    return door
+def local_door_of_ann(local_services: Services) -> FlaskClient:
+    endpoint = create_app(local_services).test_client()
+    assert sign_in(endpoint).status_code == 302
+    return endpoint

@@ -12,20 +12,20 @@ from flask.testing import FlaskClient
 from redis import Redis
 from sqlalchemy import Engine, select, update
 
-from models.database import reading, write
+from models.database import read_transaction, write
 from models.tables import Change, Event, EventStatus, Mirror, Run, RunStatus, Task
-from models.types import db_in
+from models.types import db_now_plus
 from tests.sandbox import Sandbox
 from tests.support import JSON, accept, apply_all, differences, rows
-from tests.use_cases.resyncs import CLIENT_ID, Clock, deliver, directory_of, settings_of
+from tests.use_cases.resyncs import CLIENT_ID, Clock, client_of, deliver, settings_of
 from worker.cli import main
-from worker.directory.client import Directory, UnreadableError
-from worker.repair.catch_up import LAG, catch_up, gaps, settle
+from worker.queue.doorbell import DRAIN, Doorbell
+from worker.repair.catch_up import LAG, catch_up, gaps, update_complete_to
 from worker.repair.environment import bind
-from worker.repair.runs import create
 from worker.repair.work import Repair
+from worker.runs import create
 from worker.settings import Settings
-from worker.signals.doorbell import DRAIN, Doorbell
+from worker.workos_api.client import WorkOSClient, WorkOSUnavailableError
 
 PATIENCE = 600.0
 EVENTS = "/events"
@@ -44,8 +44,8 @@ def sandbox(clock: Clock) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def directory(sandbox: Sandbox, redis: Redis) -> Iterator[Directory]:
-    made = directory_of(sandbox, redis)
+def workos(sandbox: Sandbox, redis: Redis) -> Iterator[WorkOSClient]:
+    made = client_of(sandbox, redis)
     yield made
     made.close()
 
@@ -59,8 +59,8 @@ def settings(**given: Any) -> Settings:
     return Settings(_env_file=None, workos_api_key="sk_test", workos_client_id=CLIENT_ID, **given)
 
 
-def begin(engine: Engine, directory: Directory) -> None:
-    bind(engine, directory, settings())
+def begin(engine: Engine, workos: WorkOSClient) -> None:
+    bind(engine, workos, settings())
 
 
 def mirror(engine: Engine) -> JSON:
@@ -83,26 +83,26 @@ def stored(engine: Engine) -> set[str]:
 def age_what_the_api_brought(engine: Engine, seconds: float) -> None:
     """As if the events API alone had brought it so long ago."""
     brought = update(Event).where(Event.api_at.is_not(None), Event.webhook_at.is_(None))
-    write(engine, lambda tx: tx.execute(brought.values(api_at=db_in(-seconds))))
+    write(engine, lambda tx: tx.execute(brought.values(api_at=db_now_plus(-seconds))))
 
 
 @pytest.mark.parametrize(("number", "seed"), [(700, 1), pytest.param(5000, 2, marks=pytest.mark.long)])
 def test_what_webhooks_lost_comes_by_the_events_api_and_is_a_gap_after_the_patience(
-    engine: Engine, door: FlaskClient, sandbox: Sandbox, clock: Clock, directory: Directory, number: int, seed: int
+    engine: Engine, endpoint: FlaskClient, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, number: int, seed: int
 ) -> None:
-    begin(engine, directory)
+    begin(engine, workos)
     sandbox.play(number, seed=seed)
     random = Random(seed)
     events = sandbox.world.events
     deleted = ("organization.deleted", "user.deleted", "organization_membership.deleted")
     last = [next(e for e in reversed(events) if e["event"] == type) for type in deleted]
     lost = [event for event in events if event in last or random.random() < 0.05]
-    accept(door, *(event for event in events if event not in lost))
+    accept(endpoint, *(event for event in events if event not in lost))
     apply_all(engine)
     assert differences(engine, sandbox.world.truth()) != []
 
     clock.goes_on(seconds=90)
-    report = catch_up(engine, directory)
+    report = catch_up(engine, workos)
     assert report == (len(events), len(lost), clock.now - LAG, False)
     apply_all(engine)
     assert differences(engine, sandbox.world.truth()) == []
@@ -116,16 +116,16 @@ def test_what_webhooks_lost_comes_by_the_events_api_and_is_a_gap_after_the_patie
 
 
 def test_a_slow_webhook_is_no_gap_and_one_after_the_patience_is_late(
-    engine: Engine, door: FlaskClient, sandbox: Sandbox, clock: Clock, directory: Directory
+    engine: Engine, endpoint: FlaskClient, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(engine, directory)
+    begin(engine, workos)
     slow, late, lost = users(sandbox, clock, 3)
     clock.goes_on(seconds=90)
-    assert catch_up(engine, directory).new == 3
+    assert catch_up(engine, workos).new == 3
     age_what_the_api_brought(engine, PATIENCE - 30)
-    accept(door, slow)
+    accept(endpoint, slow)
     age_what_the_api_brought(engine, PATIENCE + 30)
-    accept(door, late)
+    accept(endpoint, late)
     assert gaps(engine, PATIENCE) == (1, 1)
     apply_all(engine)
     assert differences(engine, sandbox.world.truth()) == []
@@ -133,14 +133,14 @@ def test_a_slow_webhook_is_no_gap_and_one_after_the_patience_is_late(
 
 
 def test_what_the_api_returns_again_is_counted_once_and_changes_nothing(
-    engine: Engine, door: FlaskClient, sandbox: Sandbox, clock: Clock, directory: Directory
+    engine: Engine, endpoint: FlaskClient, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(engine, directory)
+    begin(engine, workos)
     events = users(sandbox, clock, 3)
-    accept(door, *events[:2])
+    accept(endpoint, *events[:2])
     clock.goes_on(seconds=5)
     for _ in range(3):  # within the lag: the window is read each time
-        assert catch_up(engine, directory).returned == 3
+        assert catch_up(engine, workos).returned == 3
         apply_all(engine)
     assert sorted(row["deliveries"] for row in rows(engine, Event)) == [1, 2, 2]
     assert len(rows(engine, Change)) == 3
@@ -152,7 +152,7 @@ def test_what_the_api_returns_again_is_counted_once_and_changes_nothing(
 
 def covered(engine: Engine, sandbox: Sandbox) -> bool:
     """Whether all that stands in WorkOS's log up to the cursor is in the inbox."""
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         cursor = tx.execute(select(Mirror.cursor)).scalar_one()
         have = set(tx.execute(select(Event.id)).scalars())
     log = [event["id"] for event in sandbox.world.events]
@@ -177,28 +177,28 @@ def hide(sandbox: Sandbox, place: int) -> Callable[[], None]:
 
 
 def test_the_cursor_never_passes_an_event_held_back(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(one_engine, directory)
+    begin(one_engine, workos)
     events = users(sandbox, clock, 5, seconds=1)
     show = hide(sandbox, 2)
     for _ in range(3):
         clock.goes_on(seconds=10)
-        assert catch_up(one_engine, directory).returned == 4
+        assert catch_up(one_engine, workos).returned == 4
     show()
     clock.goes_on(seconds=10)
-    assert catch_up(one_engine, directory).new == 1
+    assert catch_up(one_engine, workos).new == 1
     assert stored(one_engine) == {event["id"] for event in events}
     clock.goes_on(seconds=60)
-    catch_up(one_engine, directory)
+    catch_up(one_engine, workos)
     assert mirror(one_engine)["cursor"] == events[-1]["id"]
-    assert catch_up(one_engine, directory).returned == 0
+    assert catch_up(one_engine, workos).returned == 0
 
 
 def test_nor_does_it_while_many_pages_take_longer_than_the_lag(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(one_engine, directory)
+    begin(one_engine, workos)
     users(sandbox, clock, 250)
     show = hide(sandbox, 50)
     clock.goes_on(seconds=30)
@@ -208,75 +208,75 @@ def test_nor_does_it_while_many_pages_take_longer_than_the_lag(
             clock.goes_on(seconds=45)
 
     sandbox.on_request = slowly
-    assert catch_up(one_engine, directory).returned == 249
+    assert catch_up(one_engine, workos).returned == 249
     sandbox.on_request = None
     show()
     assert covered(one_engine, sandbox)
     assert mirror(one_engine)["inbox_to"] < sandbox.world.now() - timedelta(seconds=150)
-    assert catch_up(one_engine, directory).new == 1
+    assert catch_up(one_engine, workos).new == 1
     assert covered(one_engine, sandbox)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_is_held_back_for_less_than_the_lag_nothing_is_lost(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, seed: int
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, seed: int
 ) -> None:
-    begin(one_engine, directory)
+    begin(one_engine, workos)
     random = Random(seed)
     for _ in range(25):
         users(sandbox, clock, random.randrange(8), seconds=random.uniform(0, 3))
         clock.goes_on(seconds=random.uniform(0, 30))
         sandbox.knobs.hold_back = random.uniform(0, 55)
-        catch_up(one_engine, directory)
+        catch_up(one_engine, workos)
         assert covered(one_engine, sandbox)
     clock.goes_on(seconds=60)
-    catch_up(one_engine, directory)
+    catch_up(one_engine, workos)
     assert stored(one_engine) == {event["id"] for event in sandbox.world.events}
 
 
 def test_webhooks_never_move_the_cursor(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(one_engine, directory)
+    begin(one_engine, workos)
     users(sandbox, clock, 3)
     clock.goes_on(seconds=90)
-    catch_up(one_engine, directory)
+    catch_up(one_engine, workos)
     before = mirror(one_engine)
     lost, *brought = users(sandbox, clock, 4)
     clock.goes_on(seconds=90)
     deliver(one_engine, brought)
     after = mirror(one_engine)
     assert (after["cursor"], after["cursor_at"]) == (before["cursor"], before["cursor_at"])
-    assert catch_up(one_engine, directory).new == 1
+    assert catch_up(one_engine, workos).new == 1
     assert lost["id"] in stored(one_engine)
 
 
 def test_each_page_and_its_cursor_are_one(
-    both_engines: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+    both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(both_engines, directory)
+    begin(both_engines, workos)
     users(sandbox, clock, 350, seconds=0.1)
     clock.goes_on(seconds=90)
     seen: list[tuple[int, bool]] = []
     sandbox.on_request = lambda *_: seen.append((len(stored(both_engines)), covered(both_engines, sandbox)))
-    catch_up(both_engines, directory)
+    catch_up(both_engines, workos)
     assert seen == [(0, True), (0, True), (100, True), (200, True), (300, True)]
     assert mirror(both_engines)["cursor"] == sandbox.world.events[-1]["id"]
 
 
 def test_after_a_failure_between_pages_the_next_one_goes_on(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(one_engine, directory)
+    begin(one_engine, workos)
     users(sandbox, clock, 450)
     clock.goes_on(seconds=90)
     sandbox.faults.fail(EVENTS, page=3, status=400)
-    with pytest.raises(UnreadableError):
-        catch_up(one_engine, directory)
+    with pytest.raises(WorkOSUnavailableError):
+        catch_up(one_engine, workos)
     assert len(stored(one_engine)) == 200 and covered(one_engine, sandbox)
     assert mirror(one_engine)["inbox_to"] is None
     calls = sandbox.calls["GET", EVENTS]
-    assert catch_up(one_engine, directory).new == 250
+    assert catch_up(one_engine, workos).new == 250
     assert sandbox.calls["GET", EVENTS] - calls == 3
     apply_all(one_engine)
     assert differences(one_engine, sandbox.world.truth()) == []
@@ -287,27 +287,27 @@ def test_a_lost_cursor_loses_and_repeats_nothing(
     one_engine: Engine,
     sandbox: Sandbox,
     clock: Clock,
-    directory: Directory,
+    workos: WorkOSClient,
     answer: Any,
     returned: int,
     lost: list[str],
     logs: list[Any],
 ) -> None:
-    begin(one_engine, directory)
+    begin(one_engine, workos)
     users(sandbox, clock, 150, seconds=1)
     clock.goes_on(seconds=90)
-    catch_up(one_engine, directory)
+    catch_up(one_engine, workos)
     apply_all(one_engine)
-    settle(one_engine)
+    update_complete_to(one_engine)
     clock.goes_on(days=1)
-    catch_up(one_engine, directory)
+    catch_up(one_engine, workos)
     new = users(sandbox, clock, 5, seconds=1)
     clock.goes_on(seconds=90)
     changes = len(rows(one_engine, Change))
     write(one_engine, lambda tx: tx.execute(update(Mirror).values(cursor="event_0UNKNOWN")))
     sandbox.knobs.unknown_after = answer
 
-    report = catch_up(one_engine, directory)
+    report = catch_up(one_engine, workos)
     assert (report.returned, report.new, report.missed) == (returned, 5, False)
     assert [line["cursor"] for line in logs if line["event"] == "cursor_lost"] == lost
     apply_all(one_engine)
@@ -317,30 +317,30 @@ def test_a_lost_cursor_loses_and_repeats_nothing(
 
 
 def test_a_quiet_year_loses_nothing_though_the_cursor_expires(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, logs: list[Any]
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, logs: list[Any]
 ) -> None:
-    begin(one_engine, directory)
+    begin(one_engine, workos)
     users(sandbox, clock, 2)
     for _ in range(13):
         clock.goes_on(days=30)
         apply_all(one_engine)
-        assert not catch_up(one_engine, directory).missed
+        assert not catch_up(one_engine, workos).missed
     users(sandbox, clock, 2)
     clock.goes_on(seconds=90)
-    report = catch_up(one_engine, directory)
+    report = catch_up(one_engine, workos)
     assert (report.new, report.missed) == (2, False)
     assert not [line for line in logs if line["event"] == "events_missed"]
 
 
 def test_after_forty_days_away_all_comes(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(one_engine, directory)
+    begin(one_engine, workos)
     for days in (1, 34, 5):
         clock.goes_on(days=days)
         users(sandbox, clock, 2)
     clock.goes_on(seconds=90)
-    assert catch_up(one_engine, directory).new == 6
+    assert catch_up(one_engine, workos).new == 6
     assert mirror(one_engine)["cursor"] == sandbox.world.events[-1]["id"]
 
 
@@ -349,7 +349,7 @@ def test_after_a_hundred_days_away_it_says_so_and_a_resync_finds_the_rest(
     one_engine: Engine,
     sandbox: Sandbox,
     clock: Clock,
-    directory: Directory,
+    workos: WorkOSClient,
     bell: Doorbell,
     logs: list[Any],
     answer: Any,
@@ -358,7 +358,7 @@ def test_after_a_hundred_days_away_it_says_so_and_a_resync_finds_the_rest(
 
     def work() -> None:
         for _ in range(3):
-            Repair(one_engine, directory, settings(), bell).all()
+            Repair(one_engine, workos, settings(), bell).all()
             apply_all(one_engine)
 
     work()
@@ -367,7 +367,7 @@ def test_after_a_hundred_days_away_it_says_so_and_a_resync_finds_the_rest(
     clock.goes_on(days=100)
     users(sandbox, clock, 2)
     clock.goes_on(seconds=90)
-    report = catch_up(one_engine, directory)
+    report = catch_up(one_engine, workos)
     assert (report.new, report.missed) == (2, True)
     [line] = [line for line in logs if line["event"] == "events_missed"]
     assert "resync" in line["remedy"]
@@ -380,18 +380,18 @@ def test_after_a_hundred_days_away_it_says_so_and_a_resync_finds_the_rest(
 
 
 def test_that_events_are_missing_is_said_after_a_failure_too(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(one_engine, directory)
+    begin(one_engine, workos)
     users(sandbox, clock, 1)
     clock.goes_on(days=100)
     users(sandbox, clock, 150)
     clock.goes_on(seconds=90)
     sandbox.faults.fail(EVENTS, page=2, status=400)
-    with pytest.raises(UnreadableError):
-        catch_up(one_engine, directory)
+    with pytest.raises(WorkOSUnavailableError):
+        catch_up(one_engine, workos)
     assert mirror(one_engine)["cursor"] is not None
-    assert catch_up(one_engine, directory).missed
+    assert catch_up(one_engine, workos).missed
 
 
 @pytest.mark.parametrize(
@@ -407,16 +407,16 @@ def test_what_cannot_be_an_event_is_reported_and_the_others_are_stored(
     one_engine: Engine,
     sandbox: Sandbox,
     clock: Clock,
-    directory: Directory,
+    workos: WorkOSClient,
     logs: list[Any],
     change: Callable[[JSON], Any],
     reported: JSON,
 ) -> None:
-    begin(one_engine, directory)
+    begin(one_engine, workos)
     users(sandbox, clock, 3)
     clock.goes_on(seconds=90)
     sandbox.faults.odd(EVENTS, item=1, change=change)
-    assert catch_up(one_engine, directory).new == 2
+    assert catch_up(one_engine, workos).new == 2
     [line] = [line for line in logs if line["event"] == "event_unusable"]
     assert line.items() >= reported.items()
     assert "acme.example" not in str(line)
@@ -424,28 +424,28 @@ def test_what_cannot_be_an_event_is_reported_and_the_others_are_stored(
 
 @pytest.mark.parametrize("metadata", [None, {"after": 7}, {"after": "event_0UNKNOWN"}])
 def test_a_page_is_stored_though_the_next_one_cannot_be_asked_for(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, metadata: Any
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, metadata: Any
 ) -> None:
-    begin(one_engine, directory)
+    begin(one_engine, workos)
     users(sandbox, clock, 3)
     clock.goes_on(seconds=90)
     write(one_engine, lambda tx: tx.execute(update(Mirror).values(cursor="event_0UNKNOWN")))
     sandbox.knobs.unknown_after = "beginning"
     sandbox.faults.spoil(EVENTS, list_metadata=metadata)
-    with pytest.raises(UnreadableError, match="cursor"):
-        catch_up(one_engine, directory)
+    with pytest.raises(WorkOSUnavailableError, match="cursor"):
+        catch_up(one_engine, workos)
     assert len(stored(one_engine)) == 3
     assert mirror(one_engine)["inbox_to"] is None
 
 
 def test_an_event_without_a_usable_time_is_stored(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(one_engine, directory)
+    begin(one_engine, workos)
     events = users(sandbox, clock, 3)
     clock.goes_on(seconds=90)
     sandbox.faults.odd(EVENTS, item=2, change=lambda event: event | {"created_at": "soon"})
-    assert catch_up(one_engine, directory).new == 3
+    assert catch_up(one_engine, workos).new == 3
     assert mirror(one_engine)["cursor"] == events[1]["id"]
 
 
@@ -453,18 +453,18 @@ def test_an_event_without_a_usable_time_is_stored(
 
 
 def test_an_event_type_that_workos_refuses_is_left_out_and_reported(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, logs: list[Any]
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, logs: list[Any]
 ) -> None:
-    begin(one_engine, directory)
+    begin(one_engine, workos)
     users(sandbox, clock, 1)
     clock.goes_on(seconds=90)
-    catch_up(one_engine, directory)
+    catch_up(one_engine, workos)
     before = mirror(one_engine)
     new = users(sandbox, clock, 150)
     clock.goes_on(seconds=90)
     sandbox.faults.fail(EVENTS, query="user.updated", status=400, times=None)
-    with pytest.raises(UnreadableError, match=r"user\.updated .*A fault injected by the test"):
-        catch_up(one_engine, directory)
+    with pytest.raises(WorkOSUnavailableError, match=r"user\.updated .*A fault injected by the test"):
+        catch_up(one_engine, workos)
     assert {event["id"] for event in new} < stored(one_engine)
     assert mirror(one_engine)["inbox_to"] == before["inbox_to"]  # events of that type may be missing
     [line] = [line for line in logs if line["event"] == "event_types_refused"]
@@ -473,18 +473,18 @@ def test_an_event_type_that_workos_refuses_is_left_out_and_reported(
 
     sandbox.faults.clear()
     apply_all(one_engine)
-    settle(one_engine)
-    catch_up(one_engine, directory)
+    update_complete_to(one_engine)
+    catch_up(one_engine, workos)
     assert mirror(one_engine)["inbox_to"] == clock.now - LAG
 
 
 def test_a_run_names_the_event_type_that_workos_refuses(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, bell: Doorbell
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
-    begin(one_engine, directory)
+    begin(one_engine, workos)
     sandbox.faults.fail(EVENTS, query="user.updated", status=400, times=None)
     run_id = write(one_engine, lambda tx: create(tx, Task.CATCH_UP, "clock"))
-    assert Repair(one_engine, directory, settings(), bell).one(run_id)
+    assert Repair(one_engine, workos, settings(), bell).one(run_id)
     [row] = rows(one_engine, Run)
     assert row["status"] == RunStatus.FAILED
     assert "user.updated" in row["error"] and "A fault injected by the test" in row["error"]
@@ -495,10 +495,10 @@ def test_a_run_names_the_event_type_that_workos_refuses(
 
 @pytest.mark.parametrize("place", ["appended", "inserted"])
 def test_an_event_that_workos_shows_late_is_stored(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, place: str
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, place: str
 ) -> None:
     sandbox.knobs.update({"late_events": place})
-    begin(one_engine, directory)
+    begin(one_engine, workos)
     began = clock.now
     users(sandbox, clock, 1)
     late: list[JSON] = []
@@ -510,18 +510,18 @@ def test_an_event_that_workos_shows_late_is_stored(
             clock.goes_on(seconds=10)
             users(sandbox, clock, 1)
         clock.now = began + timedelta(seconds=seconds)
-        catch_up(one_engine, directory)
+        catch_up(one_engine, workos)
         apply_all(one_engine)
-        settle(one_engine)
+        update_complete_to(one_engine)
     assert late[0]["id"] in stored(one_engine)
     assert differences(one_engine, sandbox.world.truth()) == []
     assert mirror(one_engine)["complete_to"] == clock.now - LAG
 
 
 def test_reading_again_for_late_events_happens_once_in_ten_minutes(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(one_engine, directory)
+    begin(one_engine, workos)
     starts: list[str] = []
 
     def note(_method: str, path: str, query: Any) -> None:
@@ -531,9 +531,9 @@ def test_reading_again_for_late_events_happens_once_in_ten_minutes(
     for _ in range(50):
         users(sandbox, clock, 1)
         clock.goes_on(seconds=100)
-        catch_up(one_engine, directory)
+        catch_up(one_engine, workos)
         apply_all(one_engine)
-        settle(one_engine)
+        update_complete_to(one_engine)
         sandbox.on_request = note
     assert 8 <= len(starts) <= 9
     assert {row["deliveries"] for row in rows(one_engine, Event)} == {1}
@@ -543,63 +543,63 @@ def test_reading_again_for_late_events_happens_once_in_ten_minutes(
 
 
 def test_the_mirror_is_complete_only_to_what_is_applied(
-    both_engines: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, bell: Doorbell
+    both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
 ) -> None:
-    begin(both_engines, directory)
+    begin(both_engines, workos)
     users(sandbox, clock, 3)
     clock.goes_on(seconds=90)
-    catch_up(both_engines, directory)
+    catch_up(both_engines, workos)
     assert mirror(both_engines)["complete_to"] is None
     at = clock.now - LAG
     clock.goes_on(seconds=300)
-    catch_up(both_engines, directory)  # does not put off what waits
+    catch_up(both_engines, workos)  # does not put off what waits
     assert mirror(both_engines)["complete_to"] is None
     apply_all(both_engines)
-    catch_up(both_engines, directory)
+    catch_up(both_engines, workos)
     assert mirror(both_engines)["complete_to"] in (at, clock.now - LAG)
-    catch_up(both_engines, directory)
+    catch_up(both_engines, workos)
     assert mirror(both_engines)["complete_to"] == clock.now - LAG
 
 
 def due(engine: Engine, event_id: str, seconds: float) -> None:
     """Let drains leave an event alone for so many seconds, as after an attempt that failed."""
-    write(engine, lambda tx: tx.execute(update(Event).where(Event.id == event_id).values(due_at=db_in(seconds))))
+    write(engine, lambda tx: tx.execute(update(Event).where(Event.id == event_id).values(due_at=db_now_plus(seconds))))
 
 
 def test_a_late_event_holds_it_up_though_an_older_catch_up_waits(
-    both_engines: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+    both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(both_engines, directory)
+    begin(both_engines, workos)
     users(sandbox, clock, 1)
     late = users(sandbox, clock, 1)
     sandbox.knobs.lateness[late[0]["id"]] = 200
     clock.goes_on(seconds=90)
-    catch_up(both_engines, directory)
+    catch_up(both_engines, workos)
     at = clock.now - LAG
     clock.goes_on(seconds=150)
-    catch_up(both_engines, directory)
+    catch_up(both_engines, workos)
     due(both_engines, late[0]["id"], 3600)
     apply_all(both_engines)
     assert {row["id"] for row in rows(both_engines, Event) if row["status"] == EventStatus.PENDING} == {late[0]["id"]}
-    settle(both_engines)
+    update_complete_to(both_engines)
     assert mirror(both_engines)["complete_to"] is None
     due(both_engines, late[0]["id"], 0)
     apply_all(both_engines)
-    settle(both_engines)
+    update_complete_to(both_engines)
     assert mirror(both_engines)["complete_to"] == at
 
 
 def test_an_event_that_failed_does_not_hold_it_up(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(one_engine, directory)
+    begin(one_engine, workos)
     [event] = users(sandbox, clock, 1)
     event["data"] = {**event["data"], "updated_at": None}
     clock.goes_on(seconds=90)
-    catch_up(one_engine, directory)
+    catch_up(one_engine, workos)
     apply_all(one_engine)
     assert {row["status"] for row in rows(one_engine, Event)} == {EventStatus.FAILED}
-    catch_up(one_engine, directory)
+    catch_up(one_engine, workos)
     assert mirror(one_engine)["complete_to"] is not None
 
 

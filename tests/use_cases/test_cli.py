@@ -17,8 +17,8 @@ from models.types import db_now
 from tests.integration.catalog import drop_schema
 from tests.support import JSON, accept, apply_all, commands, made, sample
 from worker.cli import main
-from worker.repair.resync import start
-from worker.repair.runs import create
+from worker.repair.resync.resync import start
+from worker.runs import create
 
 ORG = sample("organization.created")["data"]["id"]
 USER = sample("user.created")["data"]["id"]
@@ -46,7 +46,7 @@ def report(*arguments: str, exit_code: int = 0) -> Any:
 
 
 @pytest.fixture
-def story(door: FlaskClient, engine: Engine) -> JSON:
+def story(endpoint: FlaskClient, engine: Engine) -> JSON:
     """A workspace with one admin, and one event that failed; returns the events by what they are for."""
     admin = {"slug": "admin"}
     events = {
@@ -55,7 +55,7 @@ def story(door: FlaskClient, engine: Engine) -> JSON:
         "membership": made("organization_membership.updated", role=admin, roles=[admin]),
         "failed": made("user.updated", id=None),
     }
-    accept(door, *events.values())
+    accept(endpoint, *events.values())
     apply_all(engine)
     return events
 
@@ -177,17 +177,17 @@ def test_an_unknown_workspace_ends_with_1() -> None:
 
 
 @pytest.mark.parametrize("name", ["[bold]Acme[/bold]", "Acme [/] Rockets", "[/nonsense]", "Acme :smile: [red]"])
-def test_names_are_shown_as_they_are(door: FlaskClient, engine: Engine, name: str) -> None:
+def test_names_are_shown_as_they_are(endpoint: FlaskClient, engine: Engine, name: str) -> None:
     event = made("organization.created", name=name)
-    accept(door, event, made("user.created", email=f"{name}@acme.example"), made("organization_membership.updated"))
+    accept(endpoint, event, made("user.created", email=f"{name}@acme.example"), made("organization_membership.updated"))
     apply_all(engine)
     table = run("members", ORG).stdout
     assert f"{name} (active)" in table and f"{name}@acme.example" in table
     assert f'"name": "{name}"' in run("events", "show", event["id"]).stdout
 
 
-def test_names_cannot_steer_the_terminal(door: FlaskClient, engine: Engine) -> None:
-    accept(door, made("organization.created", name="Acme\x1b[2J\x1b]0;owned\x07"))
+def test_names_cannot_steer_the_terminal(endpoint: FlaskClient, engine: Engine) -> None:
+    accept(endpoint, made("organization.created", name="Acme\x1b[2J\x1b]0;owned\x07"))
     apply_all(engine)
     assert "\x1b" not in run("members", ORG).stdout
 
@@ -225,13 +225,14 @@ def test_status_says_that_the_mirror_was_never_filled_unless_that_is_under_way(
     assert any("never filled" in problem for problem in problems)
 
 
-def test_status_names_roles_that_no_mapping_names(door: FlaskClient, engine: Engine) -> None:
+def test_status_names_roles_that_no_mapping_names(endpoint: FlaskClient, engine: Engine) -> None:
     roles = {"admin": 1, "owner": 2}
     for slug, number in roles.items():
         for place in range(number):
             role, id = {"slug": slug}, f"om_{slug}_{place}"
             accept(
-                door, made("organization_membership.created", event_id=f"event_{id}", id=id, role=role, roles=[role])
+                endpoint,
+                made("organization_membership.created", event_id=f"event_{id}", id=id, role=role, roles=[role]),
             )
     apply_all(engine)
     assert report("status", exit_code=1)["unmapped_roles"] == ["owner: 2 memberships"]

@@ -21,16 +21,16 @@ from tests.use_cases.resyncs import (
     resync,
     small_life,
 )
-from worker.directory.client import Directory, RefusedKeyError
 from worker.repair.reads import work_due
-from worker.repair.resync import start
+from worker.repair.resync.resync import start
+from worker.workos_api.client import InvalidApiKeyError, WorkOSClient
 
 FAR = "2091-01-01T00:00:00.000Z"
 
 
-def read_all(engine: Engine, directory: Directory) -> int:
+def read_all(engine: Engine, workos: WorkOSClient) -> int:
     make_reads_due(engine)
-    return work_due(engine, directory, lambda: False)
+    return work_due(engine, workos, lambda: False)
 
 
 def waiting(engine: Engine) -> set[tuple[str, str, str]]:
@@ -50,7 +50,7 @@ def member(one_engine: Engine, sandbox: Sandbox) -> JSON:
 
 
 def test_a_wrongly_future_version_heals(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, member: JSON
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:
     world = sandbox.world
     wrong = {**member, "status": "inactive", "updated_at": FAR}
@@ -59,7 +59,7 @@ def test_a_wrongly_future_version_heals(
         [{"id": "event_far", "event": "organization_membership.updated", "created_at": FAR, "data": wrong}],
     )
     assert access(one_engine) == set()
-    reported = found(one_engine, resync(one_engine, directory))
+    reported = found(one_engine, resync(one_engine, workos))
     assert reported["membership", member["id"]] == ("different", "repaired")
     assert differences(one_engine, world.truth()) == []
     world.update_membership(member["id"], role="admin")  # and what comes next is not stale
@@ -69,12 +69,12 @@ def test_a_wrongly_future_version_heals(
 
 @pytest.mark.parametrize("gone", ["membership", "user", "organization", "organization_domain"])
 def test_a_resyncs_tombstone_is_lifted_if_the_object_is_there_after_all(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, gone: str
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, gone: str
 ) -> None:
     world = sandbox.world
     small_life(world, 3, 3)
     catch_up_with(one_engine, world)
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     tables: dict[str, JSON] = {
         "membership": world.memberships,
         "user": world.users,
@@ -94,7 +94,7 @@ def test_a_resyncs_tombstone_is_lifted_if_the_object_is_there_after_all(
         sandbox.faults.odd(path, query=query, change=lambda item: list(tables[gone].values())[1])
     else:
         sandbox.faults.odd("/organizations$", change=lambda item: {**item, "domains": []})
-    reported = found(one_engine, resync(one_engine, directory))
+    reported = found(one_engine, resync(one_engine, workos))
     assert reported[kind, one["id"]] == ("extra", "repaired")
     assert one["id"] not in live(one_engine)[kind]
     sandbox.faults.clear()
@@ -106,40 +106,40 @@ def test_a_resyncs_tombstone_is_lifted_if_the_object_is_there_after_all(
     deliver(one_engine, [event])
     assert outcomes(one_engine, event) == ["tombstoned"]
     assert {(kind, id) for kind, id, _ in waiting(one_engine)} == {(kind, one["id"])}
-    assert read_all(one_engine, directory) == 1
+    assert read_all(one_engine, workos) == 1
     assert waiting(one_engine) == set()
     assert differences(one_engine, world.truth()) == []
 
 
 def test_a_resync_too_lifts_its_own_tombstone(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, member: JSON
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:
     world = sandbox.world
     kept = world.memberships[member["id"]]
     quietly(world, lambda: world.delete_membership(member["id"]))
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     assert access(one_engine) == set()
     world.memberships[member["id"]] = kept
     world.link(kept["organization_id"], "organization_membership", kept["id"])
-    assert found(one_engine, resync(one_engine, directory)) == {("membership", kept["id"]): ("missing", "repaired")}
+    assert found(one_engine, resync(one_engine, workos)) == {("membership", kept["id"]): ("missing", "repaired")}
     assert differences(one_engine, world.truth()) == []
 
 
 @pytest.mark.parametrize("by", ["resync", "event"])
 def test_a_delete_event_is_never_undone_and_an_id_that_workos_shows_all_the_same_is_an_anomaly(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, member: JSON, by: str
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON, by: str
 ) -> None:
     world = sandbox.world
     kept = world.memberships[member["id"]]
     world.delete_membership(member["id"])
     if by == "resync":  # found by a resync first, told by the event later
-        resync(one_engine, directory)
+        resync(one_engine, workos)
     deliver(one_engine, world.events[-1:])
     world.memberships[member["id"]] = kept
     world.link(kept["organization_id"], "organization_membership", kept["id"])
     before = changes(one_engine)
     for _ in range(2):
-        reported = found(one_engine, resync(one_engine, directory))
+        reported = found(one_engine, resync(one_engine, workos))
         assert reported["membership", kept["id"]] == ("anomaly", "reported")
     deliver(
         one_engine,
@@ -159,7 +159,7 @@ def test_a_delete_event_is_never_undone_and_an_id_that_workos_shows_all_the_same
 
 
 def test_a_role_under_a_resyncs_tombstone_is_asked_for_and_not_brought_back_by_an_old_event(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
     world.create_role("billing")
@@ -168,14 +168,14 @@ def test_a_role_under_a_resyncs_tombstone_is_asked_for_and_not_brought_back_by_a
     assert late
     told = world.events[-1]
     quietly(world, lambda: world.delete_role("billing"))
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     deliver(one_engine, [told])
     assert "billing" not in live(one_engine)[Kind.ROLE]
-    assert read_all(one_engine, directory) == 1
+    assert read_all(one_engine, workos) == 1
     assert "billing" not in live(one_engine)[Kind.ROLE]
     world.create_role("billing")
     deliver(one_engine, world.events[-1:])
-    assert read_all(one_engine, directory) == 1
+    assert read_all(one_engine, workos) == 1
     assert "billing" in live(one_engine)[Kind.ROLE]
 
 
@@ -183,19 +183,19 @@ def test_a_role_under_a_resyncs_tombstone_is_asked_for_and_not_brought_back_by_a
 
 
 def test_a_parent_that_stays_missing_for_a_minute_is_fetched(
-    both_engines: Engine, sandbox: Sandbox, directory: Directory
+    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
     small_life(world, 1, 1)
     sandbox.calls.clear()
     deliver(both_engines, [event_of(world, "organization_membership.created")])
-    assert work_due(both_engines, directory, lambda: False) == 0 and sandbox.calls.total() == 0  # not yet
+    assert work_due(both_engines, workos, lambda: False) == 0 and sandbox.calls.total() == 0  # not yet
     assert {(kind, reason) for kind, _, reason in waiting(both_engines)} == {
         ("organization", "parent missing"),
         ("user", "parent missing"),
     }
     assert access(both_engines) == set()
-    assert read_all(both_engines, directory) == 2
+    assert read_all(both_engines, workos) == 2
     assert sandbox.calls.total() == 2
     assert len(access(both_engines)) == 1
     asking = event_of(world, "organization_membership.created")["id"]
@@ -203,7 +203,7 @@ def test_a_parent_that_stays_missing_for_a_minute_is_fetched(
 
 
 def test_a_parent_that_arrived_meanwhile_costs_no_call(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
     small_life(world, 1, 1)
@@ -211,20 +211,20 @@ def test_a_parent_that_arrived_meanwhile_costs_no_call(
     catch_up_with_rest = [e for e in world.events if e["event"] != "organization_membership.created"]
     deliver(one_engine, catch_up_with_rest)
     sandbox.calls.clear()
-    read_all(one_engine, directory)
+    read_all(one_engine, workos)
     assert waiting(one_engine) == set() and sandbox.calls.total() == 0
     assert differences(one_engine, world.truth()) == []
 
 
 def test_a_parent_that_workos_does_not_know_either_is_asked_for_once(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
     small_life(world, 1, 1)
     event = event_of(world, "organization_membership.created")
     quietly(world, lambda: world.delete_user(next(iter(world.users))))
     deliver(one_engine, [event])
-    read_all(one_engine, directory)
+    read_all(one_engine, workos)
     assert waiting(one_engine) == set() and rows(one_engine, User) == []
     assert access(one_engine) == set()
 
@@ -235,7 +235,7 @@ def test_a_parent_that_workos_does_not_know_either_is_asked_for_once(
 @pytest.mark.parametrize("how", ["events", "silently", "silently_same_version"])
 @pytest.mark.parametrize("own", [True, False])
 def test_after_a_role_is_deleted_the_memberships_that_had_it_are_read_again(
-    both_engines: Engine, sandbox: Sandbox, directory: Directory, how: Any, own: bool
+    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient, how: Any, own: bool
 ) -> None:
     world = sandbox.world
     small_life(world, 2, 3)
@@ -250,7 +250,7 @@ def test_after_a_role_is_deleted_the_memberships_that_had_it_are_read_again(
     world.delete_role("billing", organization_id=company if own else None)
     deliver(both_engines, world.events[known:])
     sandbox.calls.clear()
-    read_all(both_engines, directory)
+    read_all(both_engines, workos)
     assert sandbox.calls.total() == (0 if how == "events" else 2)
     assert differences(both_engines, world.truth()) == []
 
@@ -260,34 +260,34 @@ def test_after_a_role_is_deleted_the_memberships_that_had_it_are_read_again(
 
 @pytest.mark.parametrize("status", [429, 400])
 def test_what_cannot_be_read_now_is_tried_again_later(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, status: int, logs: list[Any]
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, status: int, logs: list[Any]
 ) -> None:
     world = sandbox.world
     small_life(world, 1, 1)
     deliver(one_engine, [event_of(world, "organization_membership.created")])
     sandbox.faults.fail("/organizations/", status=status, times=None, retry_after=0)
-    assert read_all(one_engine, directory) == 1  # the user
+    assert read_all(one_engine, workos) == 1  # the user
     [row] = rows(one_engine, Read)
     assert (row["attempts"], row["kind"]) == (1, "organization") and str(status) in row["error"]
-    assert work_due(one_engine, directory, lambda: False) == 0  # not at once
+    assert work_due(one_engine, workos, lambda: False) == 0  # not at once
     assert any(line["event"] == "read_failed" and line["again_in_seconds"] == 5 for line in logs)
     sandbox.faults.clear()
-    assert read_all(one_engine, directory) == 1
+    assert read_all(one_engine, workos) == 1
     assert len(access(one_engine)) == 1
 
 
-def test_a_refused_key_leaves_what_is_to_be_read(one_engine: Engine, sandbox: Sandbox, directory: Directory) -> None:
+def test_a_refused_key_leaves_what_is_to_be_read(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     world = sandbox.world
     small_life(world, 1, 1)
     deliver(one_engine, [event_of(world, "organization_membership.created")])
     sandbox.faults.fail(status=401, times=None)
-    with pytest.raises(RefusedKeyError):
-        read_all(one_engine, directory)
+    with pytest.raises(InvalidApiKeyError):
+        read_all(one_engine, workos)
     assert len(rows(one_engine, Read)) == 2
 
 
 def test_an_odd_object_read_by_id_is_used_for_nothing(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, member: JSON
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:
     world = sandbox.world
     wrong = {**world.users[member["user_id"]], "last_name": "Wrong", "updated_at": FAR}
@@ -301,12 +301,12 @@ def test_an_odd_object_read_by_id_is_used_for_nothing(
             world.users[member["user_id"]] = {**right, "id": "user_other"}
 
     sandbox.on_request = odd
-    reported = found(one_engine, resync(one_engine, directory))
+    reported = found(one_engine, resync(one_engine, workos))
     assert reported["user", member["user_id"]] == ("odd", "reported") and odd_once
     assert "user_other" not in live(one_engine)[Kind.USER]
     sandbox.on_request = None
     world.users[member["user_id"]] = right
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     assert differences(one_engine, world.truth()) == []
 
 
@@ -315,7 +315,7 @@ def test_an_odd_object_read_by_id_is_used_for_nothing(
 
 @pytest.mark.parametrize("times", [1, 3])
 def test_an_object_that_changes_between_read_and_write_is_read_again(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, member: JSON, times: int
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON, times: int
 ) -> None:
     world = sandbox.world
     user = member["user_id"]
@@ -329,13 +329,13 @@ def test_an_object_that_changes_between_read_and_write_is_read_again(
 
     sandbox.on_request = meddle
     sandbox.calls.clear()
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     assert sandbox.calls["GET", "/user_management/users/{id}"] == times + 1
     assert differences(one_engine, world.truth()) == []
 
 
 def test_an_object_that_never_stands_still_is_reported_and_holds_nothing_up(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, member: JSON
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:
     world = sandbox.world
     user = member["user_id"]
@@ -350,7 +350,7 @@ def test_an_object_that_never_stands_still_is_reported_and_holds_nothing_up(
     sandbox.on_request = meddle
     run_id = start(one_engine, "test")
     for _ in range(3):
-        if go_on(one_engine, directory, run_id):
+        if go_on(one_engine, workos, run_id):
             break
     assert found(one_engine, run_id)["user", user] == ("odd", "reported")
     sandbox.on_request = None

@@ -14,8 +14,8 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from tests.use_cases.histories import History
-from worker.directory import client as directory
-from worker.repair import resync
+from worker.repair.resync import resync
+from worker.workos_api import client as workos
 
 pytestmark = pytest.mark.long
 
@@ -28,8 +28,8 @@ SETTINGS = settings(
 
 @pytest.mark.timeout(0)
 def test_every_history_ends_equal_to_workos(
-    both_engines: Engine, door: FlaskClient, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    both_engines: Engine, endpoint: FlaskClient, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resync, "AT_ONCE", 1)  # so that a history is always the same
-    monkeypatch.setattr(directory, "PAGE", 5)  # so that so small a world has pages
-    run_state_machine_as_test(lambda: History(both_engines, door, redis), settings=SETTINGS)  # type: ignore[arg-type]
+    monkeypatch.setattr(workos, "PAGE", 5)  # so that so small a world has pages
+    run_state_machine_as_test(lambda: History(both_engines, endpoint, redis), settings=SETTINGS)  # type: ignore[arg-type]

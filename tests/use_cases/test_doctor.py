@@ -18,19 +18,19 @@ from sqlalchemy import Engine, create_engine, insert, update
 
 from models.database import open_engine, write
 from models.tables import Event, Mirror, Run, Tick
-from models.types import db_in, db_now
+from models.types import db_now, db_now_plus
 from tests.integration.catalog import drop_schema
 from tests.sandbox import Sandbox
 from tests.support import SECRET, accept, made, sign
 from tests.use_cases.resyncs import CLIENT_ID, settings_of
 from webhooks.app import create_app
+from worker.bootstrap import build_services
 from worker.cli import main
 from worker.decision.handlers import SUBSCRIBED
-from worker.processes.clock import CLOCK_TICK, beat
+from worker.processes.clock import CLOCK_TICK, heartbeat
 from worker.processes.jobs import make_worker
+from worker.queue.doorbell import DRAIN, REPAIR, Doorbell
 from worker.settings import load_settings
-from worker.signals.doorbell import DRAIN, REPAIR, Doorbell
-from worker.wiring import wire
 
 URL = "https://sync.acme.example/webhooks/workos"
 
@@ -72,17 +72,17 @@ def healthy(engine: Engine, redis_url: str, sandbox: Sandbox) -> Iterator[Sandbo
     run("register", URL)
     row = {"id": "run1", "task": "resync", "requested_by": "clock", "status": "done", "finished_at": db_now()}
     write(engine, lambda tx: tx.execute(insert(Run).values(row)))
-    filled = {"backfill_from": db_in(-9000), "backfilled_at": db_now(), "last_resync_at": db_now()}
+    filled = {"backfill_from": db_now_plus(-9000), "backfilled_at": db_now(), "last_resync_at": db_now()}
     bound = filled | {"complete_to": db_now(), "client_id": CLIENT_ID}
     write(engine, lambda tx: tx.execute(update(Mirror).values(bound)))
-    beat(engine)
+    heartbeat(engine)
     settings = load_settings()
-    wiring = wire(settings, redis_url, door=True)
-    accept(create_app(wiring).test_client(), made("organization.created"))
+    services = build_services(settings, redis_url, endpoint=True)
+    accept(create_app(services).test_client(), made("organization.created"))
     write(engine, lambda tx: tx.execute(update(Event).values(status="done")))
     with ExitStack() as ended:
-        ended.callback(wiring.engine.dispose)
-        ended.callback(wiring.counters.close)
+        ended.callback(services.engine.dispose)
+        ended.callback(services.counters.close)
         for lane in (DRAIN, REPAIR):
             worker = make_worker(ended.enter_context(Redis.from_url(redis_url)), lane, {})
             worker.register_birth()  # type: ignore[no-untyped-call]  # RQ has no types for it
@@ -140,11 +140,11 @@ def endpoint(**values: Any) -> Callable[..., None]:
 
 
 def refuse_for_time(healthy: Sandbox, engine: Engine, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    wiring = wire(load_settings(), load_settings().redis_url or "", door=True)
+    services = build_services(load_settings(), load_settings().redis_url or "", endpoint=True)
     header = {"WorkOS-Signature": sign(b"{}", at=1_000_000_000)}
-    assert create_app(wiring).test_client().post("/webhooks/workos", data=b"{}", headers=header).status_code == 401
-    wiring.counters.close()
-    wiring.engine.dispose()
+    assert create_app(services).test_client().post("/webhooks/workos", data=b"{}", headers=header).status_code == 401
+    services.counters.close()
+    services.engine.dispose()
 
 
 def no_workers(healthy: Sandbox, engine: Engine, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,12 +187,12 @@ FAULTS: dict[str, tuple[Callable[..., object], str, str]] = {
     "deliveries too late": (refuse_for_time, "deliveries refused for their time", "clock"),
     "no workers": (no_workers, "workers, drain", "workos-sync worker"),
     "no clock": (
-        statement(lambda: update(Tick).where(Tick.name == CLOCK_TICK).values(at=db_in(-300))),
+        statement(lambda: update(Tick).where(Tick.name == CLOCK_TICK).values(at=db_now_plus(-300))),
         "clock",
         "workos-sync clock",
     ),
     "resyncs stopped": (
-        statement(lambda: update(Run).values(created_at=db_in(-99 * 3600), finished_at=db_in(-98 * 3600))),
+        statement(lambda: update(Run).values(created_at=db_now_plus(-99 * 3600), finished_at=db_now_plus(-98 * 3600))),
         "last resync",
         "workos-sync resync",
     ),
@@ -234,9 +234,17 @@ def test_a_wrong_clock_is_named(healthy: Sandbox) -> None:
 
 
 def test_webhooks_that_stopped_are_named(healthy: Sandbox, engine: Engine) -> None:
-    write(engine, lambda tx: tx.execute(update(Event).values(webhook_at=db_in(-7200), received_at=db_in(-7200))))
+    write(
+        engine,
+        lambda tx: tx.execute(update(Event).values(webhook_at=db_now_plus(-7200), received_at=db_now_plus(-7200))),
+    )
     rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api"} for n in range(3)]
-    times = {"api_at": db_in(-3600), "occurred_at": db_in(-3700), "received_at": db_in(-3600), "status": "done"}
+    times = {
+        "api_at": db_now_plus(-3600),
+        "occurred_at": db_now_plus(-3700),
+        "received_at": db_now_plus(-3600),
+        "status": "done",
+    }
     write(engine, lambda tx: tx.execute(insert(Event).values(times), rows))
     assert "reachable" in wrong()["last webhook"]["remedy"]
 

@@ -10,20 +10,20 @@ from sqlalchemy import Engine, insert, update
 
 from models.database import write
 from models.tables import Base, Change, Event, EventStatus, User
-from models.types import db_in
+from models.types import db_now_plus
 from tests.sandbox import Sandbox
 from tests.support import JSON, apply_all, event_row, made, rows, sample
 from tests.use_cases.histories import broken_chains
 from tests.use_cases.resyncs import deliver, report, resync
 from worker.cli import main
 from worker.decision.handlers import HANDLERS
-from worker.directory.client import Directory
 from worker.inbox.store import Delivery
-from worker.looking import reports
 from worker.mirror import erasure
 from worker.mirror.erasure import forget
 from worker.mirror.retention import Periods, retain
 from worker.repair.replay import Selection, dismiss, plan
+from worker.reports import listings
+from worker.workos_api.client import WorkOSClient
 
 USER = sample("user.deleted")["data"]["id"]
 EMAIL = sample("user.deleted")["data"]["email"]
@@ -160,7 +160,7 @@ def test_payloads_of_types_that_are_not_acted_on_are_kept_until_they_are_process
     assert [(row["status"], row["outcome"]) for row in rows(engine, Event) if row["body"] is None] == [
         ("done", "ignored")
     ] * 2
-    shown = reports.show_event(engine, session["id"])
+    shown = listings.show_event(engine, session["id"])
     assert shown is not None and shown["body"] is None
     assert plan(engine, Selection(type="session.created")) == (0, 0, {}, 0)
     assert plan(engine, Selection(ids=(session["id"],))) == (1, 1, {}, 0)
@@ -220,7 +220,7 @@ def test_an_erasure_that_was_interrupted_starts_over_and_ends_the_same(
 
 
 def test_retention_leaves_off_within_an_erasure_and_goes_on_later(deleted: Engine) -> None:
-    write(deleted, lambda tx: tx.execute(update(User).values(touched_at=db_in(-31 * 24 * 3600.0))))
+    write(deleted, lambda tx: tx.execute(update(User).values(touched_at=db_now_plus(-31 * 24 * 3600.0))))
     asked = iter([False, True])
     assert erasure.erase_deleted(deleted, Periods().persons, lambda: next(asked)) == 0
     assert retain(deleted, Periods())["persons"] == 1
@@ -255,7 +255,7 @@ def test_the_error_of_a_failed_event_quotes_nothing(engine: Engine, monkeypatch:
 
 
 def test_a_dry_run_that_finds_an_erased_person_at_workos_does_not_write_them_down(
-    engine: Engine, sandbox: Sandbox, directory: Directory
+    engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
     user = world.create_user(EMAIL, first_name="Ada", last_name="Hopper")
@@ -264,9 +264,9 @@ def test_a_dry_run_that_finds_an_erased_person_at_workos_does_not_write_them_dow
     shown = world.users[user["id"]]
     with world.silently():
         world.delete_user(user["id"])
-    resync(engine, directory)
+    resync(engine, workos)
     forget(engine, user["id"], "ann")
     world.users[user["id"]] = shown
-    found = report(engine, resync(engine, directory, dry_run=True))
+    found = report(engine, resync(engine, workos, dry_run=True))
     assert [(row["object_id"], row["finding"]) for row in found if row["kind"] == "user"] == [(user["id"], "missing")]
     assert personal(engine) == []

@@ -14,9 +14,9 @@ from sqlalchemy import Engine
 from tests.support import JSON, made, serving
 from tests.use_cases.joining import tell
 from webhooks.app import create_app
+from worker.bootstrap import Services
 from worker.hooks import follow, operate
 from worker.hooks.targets import WebTarget
-from worker.wiring import Wiring
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example-host" / "app.py"
 SECRET = "whsec_" + "c2VjcmV0" * 4
@@ -35,21 +35,21 @@ def example() -> ModuleType:
 
 
 @pytest.fixture
-def wiring(local: Callable[..., Wiring]) -> Wiring:
+def services(local: Callable[..., Services]) -> Services:
     return local(api_tokens=TOKEN)
 
 
 @pytest.fixture
-def engine(wiring: Wiring) -> Engine:
-    return wiring.engine
+def engine(services: Services) -> Engine:
+    return services.engine
 
 
 @pytest.fixture(params=["sql", "http"])
-def host(request: pytest.FixtureRequest, example: ModuleType, wiring: Wiring) -> Iterator[Flask]:
+def host(request: pytest.FixtureRequest, example: ModuleType, services: Services) -> Iterator[Flask]:
     """The host, reading the mirror in one of the two ways."""
-    with serving(create_app(wiring)) as url:
+    with serving(create_app(services)) as url:
         made = {
-            "sql": lambda: example.SqlMirror(wiring.settings.database_url),
+            "sql": lambda: example.SqlMirror(services.settings.database_url),
             "http": lambda: example.HttpMirror(url, TOKEN),
         }[request.param]()
         yield example.create_app(made, SECRET)

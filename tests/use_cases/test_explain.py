@@ -11,14 +11,14 @@ from models.database import write
 from models.tables import PublicDomain
 from tests.sandbox import Sandbox
 from tests.support import JSON, apply_all, joins, made, rows
-from tests.use_cases.resyncs import Clock, deliver, directory_of, quietly, resync
-from worker.directory.client import Directory
-from worker.looking.explain import explain
+from tests.use_cases.resyncs import Clock, client_of, deliver, quietly, resync
 from worker.mirror.erasure import forget
+from worker.queue.doorbell import DRAIN, Doorbell
 from worker.repair import replay as replays
 from worker.repair.replay import Selection
-from worker.repair.runs import lease
-from worker.signals.doorbell import DRAIN, Doorbell
+from worker.reports.explain import explain
+from worker.runs import lease
+from worker.workos_api.client import WorkOSClient
 
 
 def told(engine: Engine, name: str) -> JSON:
@@ -35,9 +35,9 @@ def steps(engine: Engine, name: str, *names: str) -> list[tuple[Any, ...]]:
 def clocked(redis: Redis) -> Any:
     clock = Clock()
     with Sandbox(seed=7, clock=clock) as sandbox:
-        directory = directory_of(sandbox, redis)
-        yield clock, sandbox, directory
-        directory.close()
+        workos = client_of(sandbox, redis)
+        yield clock, sandbox, workos
+        workos.close()
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ def replayed(one_engine: Engine, redis: Redis) -> Any:
 
 
 def test_every_step_of_a_membership_is_told_with_its_reason(
-    both_engines: Engine, clocked: tuple[Clock, Sandbox, Directory]
+    both_engines: Engine, clocked: tuple[Clock, Sandbox, WorkOSClient]
 ) -> None:
-    clock, sandbox, directory = clocked
+    clock, sandbox, workos = clocked
     world, engine = sandbox.world, both_engines
     acme, ann = world.create_organization("Acme"), world.create_user("ann@acme.example")
     member = world.create_membership(acme["id"], ann["id"], role="member")
@@ -75,7 +75,7 @@ def test_every_step_of_a_membership_is_told_with_its_reason(
     deliver(engine, [late])
     clock.goes_on(minutes=1)
     quietly(world, lambda: world.reactivate_membership(member["id"]))
-    run_id = resync(engine, directory)
+    run_id = resync(engine, workos)
 
     timeline = told(engine, member["id"])["timeline"]
     assert [(step["what"], step["by"], step["outcome"]) for step in timeline] == [

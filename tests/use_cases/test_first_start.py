@@ -16,28 +16,28 @@ from sqlalchemy import event as hooks
 
 from models.database import write
 from models.tables import Change, Event, Mirror, Run, RunStatus, Task, Tick
-from models.types import db_in
+from models.types import db_now_plus
 from models.views import mirror_status
 from tests.integration.stories import store
 from tests.sandbox import Knobs, Sandbox, populate
 from tests.sandbox.world import World
 from tests.support import JSON, apply_all, differences, rows
-from tests.use_cases.resyncs import CLIENT_ID, Clock, deliver, directory_of, settings_of, small_life
+from tests.use_cases.resyncs import CLIENT_ID, Clock, client_of, deliver, settings_of, small_life
 from worker.cli import main
 from worker.decision.handlers import SUBSCRIBED
-from worker.decision.snapshots import parse_time
-from worker.directory.client import Directory, UnreadableError
+from worker.decision.payload import parse_time
 from worker.errors import ConfigurationError
 from worker.inbox.drain import Policy, drain
-from worker.processes.clock import Duty
+from worker.processes.clock import PeriodicTask
 from worker.processes.clock import run as run_clock
-from worker.repair.catch_up import catch_up, settle
+from worker.queue.doorbell import DRAIN, REPAIR, Doorbell
+from worker.repair.catch_up import catch_up, update_complete_to
 from worker.repair.environment import bind
-from worker.repair.resync import start
+from worker.repair.resync.resync import start
 from worker.repair.schedule import needs_repair, schedule, watch
 from worker.repair.work import Repair
 from worker.settings import Settings
-from worker.signals.doorbell import DRAIN, REPAIR, Doorbell
+from worker.workos_api.client import WorkOSClient, WorkOSUnavailableError
 
 OTHER_KEY = "sk_test_other"
 
@@ -136,16 +136,16 @@ def test_a_first_start_on_a_full_environment_under_live_events_is_never_wrong(
     knobs = Knobs(hold_back=5)
     with (
         Sandbox(seed=seed, knobs=knobs, clock=clock) as sandbox,
-        closing(directory_of(sandbox, redis)) as directory,
+        closing(client_of(sandbox, redis)) as workos,
     ):
         life = LiveEnvironment(engine, sandbox, clock, seed)
-        bind(engine, directory, chosen)
+        bind(engine, workos, chosen)
         life.look()
-        catch_up(engine, directory, lag=lag)
+        catch_up(engine, workos, lag=lag)
         life.look()
         for _ in range(40):
             schedule(engine, chosen)
-            Repair(engine, directory, chosen, bell).all()
+            Repair(engine, workos, chosen, bell).all()
             life.look()
             apply_all(engine)
             watch(engine, bell)
@@ -158,30 +158,30 @@ def test_a_first_start_on_a_full_environment_under_live_events_is_never_wrong(
         # And when the world stands still, all of it arrives.
         sandbox.on_request = None
         clock.goes_on(seconds=30)
-        catch_up(engine, directory)
+        catch_up(engine, workos)
         apply_all(engine)
         assert differences(engine, sandbox.world.truth()) == []
 
 
 def test_a_catch_up_before_the_first_resync_makes_nothing_current(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, bell: Doorbell
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     with sandbox.world.silently():
         small_life(sandbox.world)
-    bind(one_engine, directory, settings())
-    catch_up(one_engine, directory)
+    bind(one_engine, workos, settings())
+    catch_up(one_engine, workos)
     watch(one_engine, bell)
     assert status(one_engine)["state"] == "backfilling"
     assert status(one_engine)["complete_to"] is not None
 
 
 def test_an_empty_environment_is_current_after_the_first_resync_and_catch_up(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, bell: Doorbell
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
-    bind(one_engine, directory, settings())
+    bind(one_engine, workos, settings())
     assert status(one_engine)["state"] == "backfilling"
-    Repair(one_engine, directory, settings(), bell).all()
-    Repair(one_engine, directory, settings(), bell).all()
+    Repair(one_engine, workos, settings(), bell).all()
+    Repair(one_engine, workos, settings(), bell).all()
     told = status(one_engine)
     assert told["state"] == "current"
     assert told["last_resync"] is not None and told["complete_to"] is not None
@@ -189,14 +189,14 @@ def test_an_empty_environment_is_current_after_the_first_resync_and_catch_up(
 
 
 def test_a_catch_up_that_the_clock_wanted_first_does_not_put_the_first_start_off(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, bell: Doorbell
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     small_life(sandbox.world)
-    bind(one_engine, directory, settings())
+    bind(one_engine, workos, settings())
     schedule(one_engine, settings())
     assert len(runs(one_engine, Task.CATCH_UP)) == 1
     for _ in range(2):
-        Repair(one_engine, directory, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).all()
         apply_all(one_engine)
         watch(one_engine, bell)
     assert status(one_engine)["state"] == "current"
@@ -204,13 +204,13 @@ def test_a_catch_up_that_the_clock_wanted_first_does_not_put_the_first_start_off
 
 
 def test_pending_events_hold_the_first_start_up_and_new_ones_do_not(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, bell: Doorbell
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     sandbox.knobs.hold_back = 0
-    bind(one_engine, directory, settings())
+    bind(one_engine, workos, settings())
     small_life(sandbox.world)
     for _ in range(3):
-        Repair(one_engine, directory, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).all()
         watch(one_engine, bell)
         assert status(one_engine)["state"] == "backfilling"
     waiting = [row["id"] for row in rows(one_engine, Event)]
@@ -223,29 +223,29 @@ def test_pending_events_hold_the_first_start_up_and_new_ones_do_not(
 
 
 def test_the_first_resync_is_the_only_one_of_its_day(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, bell: Doorbell
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
-    bind(one_engine, directory, settings())
+    bind(one_engine, workos, settings())
     for _ in range(3):
         schedule(one_engine, settings())
-        Repair(one_engine, directory, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).all()
     assert len(runs(one_engine, Task.RESYNC)) == 1
-    done = update(Mirror).values(last_resync_at=db_in(-24 * 3600 - 1))
+    done = update(Mirror).values(last_resync_at=db_now_plus(-24 * 3600 - 1))
     write(one_engine, lambda tx: tx.execute(done))
     schedule(one_engine, settings())
     assert [run["requested_by"] for run in runs(one_engine, Task.RESYNC)] == ["first start", "clock"]
 
 
 def test_a_release_that_acts_on_further_types_resyncs_once(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, bell: Doorbell
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
-    bind(one_engine, directory, settings())
-    Repair(one_engine, directory, settings(), bell).all()
+    bind(one_engine, workos, settings())
+    Repair(one_engine, workos, settings(), bell).all()
     known = [type for type in SUBSCRIBED if not type.startswith("role.")]
     write(one_engine, lambda tx: tx.execute(update(Mirror).values(event_types=known)))
     sandbox.world.create_role("billing")
     for _ in range(2):
-        Repair(one_engine, directory, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).all()
     assert [run["requested_by"] for run in runs(one_engine, Task.RESYNC)] == ["first start", "new release"]
     assert mirror(one_engine)["event_types"] == SUBSCRIBED
 
@@ -279,12 +279,12 @@ def two_environments(redis: Redis) -> Any:
 @pytest.fixture
 def bound(two_environments: Sandbox, redis: Redis, one_engine: Engine, bell: Doorbell) -> Engine:
     """A database that belongs to the first environment."""
-    directory = directory_of(two_environments, redis)
+    workos = client_of(two_environments, redis)
     for _ in range(2):
-        Repair(one_engine, directory, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).all()
         apply_all(one_engine)  # what catch-up brought, if WorkOS no longer holds it back
-    settle(one_engine)
-    directory.close()
+    update_complete_to(one_engine)
+    workos.close()
     assert status(one_engine)["state"] == "current"
     return one_engine
 
@@ -357,9 +357,9 @@ def test_organizations_that_are_gone_are_not_another_environment(
         world.delete_organization(id)
     if gone == "told":
         deliver(bound, world.events[first:])
-    directory = directory_of(two_environments, redis)
-    bind(bound, directory, settings())
-    directory.close()
+    workos = client_of(two_environments, redis)
+    bind(bound, workos, settings())
+    workos.close()
 
 
 def test_with_no_organization_left_another_environments_people_give_it_away(
@@ -367,34 +367,34 @@ def test_with_no_organization_left_another_environments_people_give_it_away(
 ) -> None:
     for id in list(two_environments.world.organizations):
         two_environments.world.delete_organization(id)
-    foreign = directory_of(two_environments, redis, key=OTHER_KEY)
+    foreign = client_of(two_environments, redis, key=OTHER_KEY)
     with closing(foreign), pytest.raises(ConfigurationError, match="sees none of the organizations"):
         bind(bound, foreign, settings())
 
 
 def test_a_first_resync_that_failed_is_not_begun_again_at_once(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, bell: Doorbell
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     sandbox.faults.fail("/user_management/users$", status=400, times=None)
     for _ in range(3):
-        Repair(one_engine, directory, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).all()
     [failed] = runs(one_engine, Task.RESYNC)
     assert failed["status"] == RunStatus.FAILED and status(one_engine)["state"] == "backfilling"
     sandbox.faults.clear()
-    write(one_engine, lambda tx: tx.execute(update(Run).values(finished_at=db_in(-61))))
+    write(one_engine, lambda tx: tx.execute(update(Run).values(finished_at=db_now_plus(-61))))
     for _ in range(2):
-        Repair(one_engine, directory, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).all()
         apply_all(one_engine)
         watch(one_engine, bell)
     assert status(one_engine)["state"] == "current"
 
 
 def test_two_that_bind_at_once_to_different_environments_do_not_both(
-    both_engines: Engine, directory: Directory
+    both_engines: Engine, workos: WorkOSClient
 ) -> None:
     def attempt(client_id: str) -> bool:
         try:
-            bind(both_engines, directory, settings(workos_client_id=client_id))
+            bind(both_engines, workos, settings(workos_client_id=client_id))
         except ConfigurationError:
             return False
         return True
@@ -406,13 +406,13 @@ def test_two_that_bind_at_once_to_different_environments_do_not_both(
 
 
 def test_with_workos_away_drains_go_on(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, bell: Doorbell
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     sandbox.faults.fail(status=422, times=None)  # no answer to what was asked, and no use in asking again
     small_life(sandbox.world)
     schedule(one_engine, settings())
-    with pytest.raises(UnreadableError):
-        Repair(one_engine, directory, settings(), bell).all()
+    with pytest.raises(WorkOSUnavailableError):
+        Repair(one_engine, workos, settings(), bell).all()
     assert {run["task"]: run["status"] for run in rows(one_engine, Run)} == {
         Task.RETENTION: RunStatus.DONE,
         Task.RESYNC: RunStatus.RUNNING,
@@ -422,7 +422,7 @@ def test_with_workos_away_drains_go_on(
     assert differences(one_engine, sandbox.world.truth()) == []
     sandbox.faults.clear()
     for _ in range(2):
-        Repair(one_engine, directory, settings(), bell).all()
+        Repair(one_engine, workos, settings(), bell).all()
         apply_all(one_engine)
         watch(one_engine, bell)
     assert status(one_engine)["state"] == "current"
@@ -453,7 +453,7 @@ def finish_all(engine: Engine) -> None:
 
 def age_ticks(engine: Engine, seconds: float) -> None:
     """As if the clock had last looked so long ago, by the database's clock."""
-    write(engine, lambda tx: tx.execute(update(Tick).values(at=db_in(-seconds))))
+    write(engine, lambda tx: tx.execute(update(Tick).values(at=db_now_plus(-seconds))))
 
 
 def test_a_tick_that_meets_a_run_under_way_comes_when_that_is_over(one_engine: Engine) -> None:
@@ -472,10 +472,10 @@ def test_the_watch_rings_for_runs_that_nobody_works_on(one_engine: Engine, repai
     assert repair_bell.waiting() == 0
     run_id = start(one_engine, "operator")
     lease = update(Run).where(Run.id == run_id)
-    write(one_engine, lambda tx: tx.execute(lease.values(leased_until=db_in(30))))
+    write(one_engine, lambda tx: tx.execute(lease.values(leased_until=db_now_plus(30))))
     watch(one_engine, repair_bell)
     assert repair_bell.waiting() == 0  # somebody has it
-    write(one_engine, lambda tx: tx.execute(lease.values(leased_until=db_in(-1))))
+    write(one_engine, lambda tx: tx.execute(lease.values(leased_until=db_now_plus(-1))))
     assert needs_repair(one_engine)
     for _ in range(3):
         watch(one_engine, repair_bell)
@@ -486,14 +486,14 @@ def test_a_duty_that_fails_keeps_no_other_from_running(logs: list[Any]) -> None:
     stop, ran = threading.Event(), []
 
     def fail() -> None:
-        raise UnreadableError
+        raise WorkOSUnavailableError
 
     def go_on() -> None:
         ran.append(1)
         if len(ran) == 3:
             stop.set()
 
-    run_clock([Duty("bad", 0.01, fail), Duty("good", 0.01, go_on)], stop)
+    run_clock([PeriodicTask("bad", 0.01, fail), PeriodicTask("good", 0.01, go_on)], stop)
     assert len(ran) == 3
     assert {line["duty"] for line in logs if line["event"] == "duty_failed"} == {"bad"}
 
@@ -501,8 +501,8 @@ def test_a_duty_that_fails_keeps_no_other_from_running(logs: list[Any]) -> None:
 @pytest.mark.long
 def test_catch_ups_and_drains_beside_each_other_do_not_hold_each_other_up(both_engines: Engine, redis: Redis) -> None:
     clock = Clock()
-    with Sandbox(seed=7, clock=clock) as sandbox, closing(directory_of(sandbox, redis)) as directory:
-        bind(both_engines, directory, settings())
+    with Sandbox(seed=7, clock=clock) as sandbox, closing(client_of(sandbox, redis)) as workos:
+        bind(both_engines, workos, settings())
         sandbox.play(1000, seed=4)
         events = sandbox.world.events
         clock.goes_on(seconds=90)
@@ -511,7 +511,7 @@ def test_catch_ups_and_drains_beside_each_other_do_not_hold_each_other_up(both_e
         hooks.listen(both_engines, "handle_error", lambda context: errors.append(str(context.original_exception)))
         with ThreadPoolExecutor() as pool:
             drains = [pool.submit(drain, both_engines, Policy(batch_size=20)) for _ in range(2)]
-            readers = [pool.submit(catch_up, both_engines, directory) for _ in range(2)]
+            readers = [pool.submit(catch_up, both_engines, workos) for _ in range(2)]
             assert [each.result() for each in drains] == [True, True]
             assert sum(each.result().new for each in readers) == len(events[::5])
         apply_all(both_engines)

@@ -23,13 +23,13 @@ from tests.use_cases.resyncs import (
     quietly,
     small_life,
 )
-from worker.directory.client import Directory, NotThereError, RefusedKeyError, UnreadableError
-from worker.mirror.doubts import ask
+from worker.mirror.read_requests import request_reads
 from worker.repair.catch_up import catch_up
 from worker.repair.environment import require_same_environment
 from worker.repair.reads import work_due
-from worker.repair.resync import start
+from worker.repair.resync.resync import start
 from worker.settings import Settings
+from worker.workos_api.client import InvalidApiKeyError, NotFoundError, WorkOSClient, WorkOSUnavailableError
 
 HTML = b"<!doctype html><title>404 Not Found</title>"
 NESTED = b'{"a":' * 5000 + b"1" + b"}" * 5000
@@ -106,12 +106,12 @@ def one_of_each(engine: Engine, sandbox: Sandbox) -> dict[str, tuple[Kind, str]]
     }
 
 
-def read(engine: Engine, directory: Directory, *objects: tuple[Kind, str]) -> int:
+def read(engine: Engine, workos: WorkOSClient, *objects: tuple[Kind, str]) -> int:
     """A confirmed read of each; how many were settled."""
     for kind, id in objects:
-        write(engine, partial(ask, kind=kind, ids=[id], reason="a test", run_id=""))
+        write(engine, partial(request_reads, kind=kind, ids=[id], reason="a test", run_id=""))
     make_reads_due(engine)
-    return work_due(engine, directory, lambda: False)
+    return work_due(engine, workos, lambda: False)
 
 
 def by_id(objects: dict[str, tuple[Kind, str]]) -> str:
@@ -121,23 +121,23 @@ def by_id(objects: dict[str, tuple[Kind, str]]) -> str:
 
 @every_answer
 def test_an_answer_without_the_object_deletes_none_of_any_kind(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, status: int, body: bytes
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, status: int, body: bytes
 ) -> None:
     objects = one_of_each(one_engine, sandbox)
     before, known = live(one_engine), changes(one_engine)
     sandbox.faults.answer(by_id(objects), body, status=status)
-    assert read(one_engine, directory, *objects.values()) == 0
+    assert read(one_engine, workos, *objects.values()) == 0
     assert live(one_engine) == before and changes(one_engine) == known
     left = {(row["kind"], row["object_id"]): row for row in rows(one_engine, Read)}
     for what, place in objects.items():
         assert left[place]["attempts"] == 1 and left[place]["error"], what
     sandbox.faults.clear()
-    assert read(one_engine, directory) == len(objects)
+    assert read(one_engine, workos) == len(objects)
     assert live(one_engine) == before and changes(one_engine) == known
 
 
 def test_an_object_of_another_kind_is_not_the_one_that_was_asked_for(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     objects = one_of_each(one_engine, sandbox)
     before = live(one_engine)
@@ -145,12 +145,12 @@ def test_an_object_of_another_kind_is_not_the_one_that_was_asked_for(
         slug = id.rpartition("/")[2]
         other = {"object": "directory", "id": id, "slug": slug, "updated_at": "2091-01-01T00:00:00Z"}
         sandbox.faults.answer(f".*/{slug}$", json.dumps(other).encode())
-    assert read(one_engine, directory, *objects.values()) == 0
+    assert read(one_engine, workos, *objects.values()) == 0
     assert live(one_engine) == before
 
 
 def test_a_role_of_no_known_type_is_neither_there_nor_gone(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     objects = one_of_each(one_engine, sandbox)
     own, common = objects["organization's role"], objects["role"]
@@ -159,20 +159,20 @@ def test_a_role_of_no_known_type_is_neither_there_nor_gone(
     sandbox.faults.answer(
         ".*/roles/billing$", json.dumps(role | {"slug": "billing", "type": "OrganizationRole"}).encode()
     )
-    assert read(one_engine, directory, own, common) == 0
+    assert read(one_engine, workos, own, common) == 0
     sandbox.faults.clear()
     sandbox.faults.answer(".*/roles/editor$", json.dumps(role | {"type": "EnvironmentRole"}).encode())
-    assert read(one_engine, directory) == 2
+    assert read(one_engine, workos) == 2
     assert live(one_engine)[Kind.ROLE] & {own[1], common[1]} == {common[1]}, "the organization has none of its own"
 
 
 @pytest.mark.parametrize("body", OWN_404.values(), ids=OWN_404)
 def test_workoss_own_404_is_a_deletion_of_every_kind(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, body: JSON
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, body: JSON
 ) -> None:
     objects = one_of_each(one_engine, sandbox)
     sandbox.faults.answer(by_id(objects), json.dumps(body).encode(), status=404)
-    assert read(one_engine, directory, *objects.values()) == len(objects)
+    assert read(one_engine, workos, *objects.values()) == len(objects)
     for kind, id in objects.values():
         [row] = [row for row in rows(one_engine, TABLES[kind]) if row["id"] == id]
         assert row["deleted_by"] == "resync", kind
@@ -182,63 +182,63 @@ def test_workoss_own_404_is_a_deletion_of_every_kind(
     "name", ["200 html", "200 nothing", "200 another id", "204", "302", "404 html", "403 html", "500 list"]
 )
 def test_a_resync_does_not_delete_by_it_ends_and_reports_the_object(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, name: str
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, name: str
 ) -> None:
     status, body = ANSWERS[name]
-    before = mirror_of(one_engine, sandbox, directory, 2)
+    before = mirror_of(one_engine, sandbox, workos, 2)
     gone = next(iter(sandbox.world.memberships))
     quietly(sandbox.world, lambda: sandbox.world.delete_membership(gone))
     sandbox.faults.answer(f".*/{gone}$", body, status=status)
     run_id = start(one_engine, "test")
-    assert go_on(one_engine, directory, run_id)
+    assert go_on(one_engine, workos, run_id)
     assert live(one_engine) == before
     assert found(one_engine, run_id) == {("membership", gone): ("odd", "reported")}
 
 
 @pytest.mark.parametrize("status", [200, 404])
 def test_a_listing_that_is_none_says_nothing_about_its_organization(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, status: int
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, status: int
 ) -> None:
-    before = mirror_of(one_engine, sandbox, directory, 2)
+    before = mirror_of(one_engine, sandbox, workos, 2)
     org = next(iter(sandbox.world.organizations))
     sandbox.faults.answer(MEMBERSHIPS, HTML, status=status, query=f"organization_id={org}")
     run_id = start(one_engine, "test")
-    assert go_on(one_engine, directory, run_id)
+    assert go_on(one_engine, workos, run_id)
     assert live(one_engine) == before and found(one_engine, run_id) == {("organization", org): ("odd", "reported")}
     assert sandbox.calls["GET", "/organizations/{id}"] == 0
 
 
-def test_a_cursor_is_not_lost_by_a_foreign_404(one_engine: Engine, sandbox: Sandbox, directory: Directory) -> None:
+def test_a_cursor_is_not_lost_by_a_foreign_404(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     small_life(sandbox.world, 1, 1)
-    catch_up(one_engine, directory)
+    catch_up(one_engine, workos)
     sandbox.faults.answer("/events", HTML, status=404)
-    with pytest.raises(UnreadableError) as caught:
-        catch_up(one_engine, directory)
-    assert not isinstance(caught.value, NotThereError)
+    with pytest.raises(WorkOSUnavailableError) as caught:
+        catch_up(one_engine, workos)
+    assert not isinstance(caught.value, NotFoundError)
 
 
 @pytest.mark.parametrize(("status", "body"), [(200, HTML), (200, b"{}"), (404, HTML), (302, b"")])
 def test_a_key_is_not_taken_for_this_environments_because_of_what_is_no_answer(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, status: int, body: bytes
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, status: int, body: bytes
 ) -> None:
-    mirror_of(one_engine, sandbox, directory, 2)
+    mirror_of(one_engine, sandbox, workos, 2)
     sandbox.faults.answer(".*", body, status=status)
     settings = Settings(workos_api_key=sandbox.api_key, workos_client_id=CLIENT_ID)
-    with pytest.raises(UnreadableError):
-        require_same_environment(one_engine, directory, settings)
+    with pytest.raises(WorkOSUnavailableError):
+        require_same_environment(one_engine, workos, settings)
 
 
 def test_one_organization_that_cannot_be_read_does_not_keep_a_worker_from_starting(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
-    mirror_of(one_engine, sandbox, directory, 2)
+    mirror_of(one_engine, sandbox, workos, 2)
     sandbox.faults.answer(f"/organizations/{min(sandbox.world.organizations)}$", HTML)
     settings = Settings(workos_api_key=sandbox.api_key, workos_client_id=CLIENT_ID)
-    require_same_environment(one_engine, directory, settings)
+    require_same_environment(one_engine, workos, settings)
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_workoss_own_refusal_is_one_of_the_key(sandbox: Sandbox, directory: Directory, status: int) -> None:
+def test_workoss_own_refusal_is_one_of_the_key(sandbox: Sandbox, workos: WorkOSClient, status: int) -> None:
     sandbox.faults.answer(".*", b'{"message":"Unauthorized"}', status=status)
-    with pytest.raises(RefusedKeyError):
-        directory.now()
+    with pytest.raises(InvalidApiKeyError):
+        workos.now()

@@ -8,20 +8,20 @@ from sqlalchemy import Engine, update
 
 from models.database import write
 from models.tables import Change, Hook, HookDelivery, Mirror
-from models.types import db_in
+from models.types import db_now_plus
 from tests.sandbox import Sandbox
 from tests.support import JSON, access, made, rows
 from tests.use_cases.hosting import SECRET, Web
 from tests.use_cases.joining import is_filled, tell
 from tests.use_cases.resyncs import quietly, resync, small_life
-from worker.directory.client import Directory
+from worker.bootstrap import Services
 from worker.errors import ConfigurationError
 from worker.hooks import follow as hooks
 from worker.hooks import operate, targets
 from worker.hooks.targets import HookError, WebTarget
-from worker.looking.health import look
+from worker.reports.health import check_health
 from worker.settings import Settings, load_settings
-from worker.wiring import Wiring
+from worker.workos_api.client import WorkOSClient
 
 
 class Host:
@@ -62,7 +62,7 @@ def follow(one_engine: Engine, host: Host) -> Callable[..., bool]:
 
 def due(engine: Engine) -> None:
     """As if all waiting had passed."""
-    write(engine, lambda tx: tx.execute(update(HookDelivery).values(due_at=db_in(-1))))
+    write(engine, lambda tx: tx.execute(update(HookDelivery).values(due_at=db_now_plus(-1))))
 
 
 def person(id: str, at: int = 0, **data: Any) -> JSON:
@@ -165,7 +165,7 @@ def test_killed_between_telling_and_noting_it_tells_again(
     monkeypatch.undo()
     follow()
     assert len(host.told) == 1, "another holds the lease"
-    write(one_engine, lambda tx: tx.execute(update(Hook).values(leased_until=db_in(-1))))
+    write(one_engine, lambda tx: tx.execute(update(Hook).values(leased_until=db_now_plus(-1))))
     follow()
     assert host.ids() == ids_of(one_engine) * 2
 
@@ -183,18 +183,18 @@ def test_a_process_that_lost_its_lease_notes_nothing(one_engine: Engine) -> None
 
 
 def test_of_the_first_backfill_nothing_is_told_and_of_a_later_repair_everything(
-    one_engine: Engine, host: Host, follow: Callable[..., bool], sandbox: Sandbox, directory: Directory
+    one_engine: Engine, host: Host, follow: Callable[..., bool], sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     small_life(sandbox.world, 2, 2)
     tell(one_engine, [person("user_signed_up_meanwhile")])
-    first = resync(one_engine, directory)
+    first = resync(one_engine, workos)
     assert not [row for row in rows(one_engine, Change) if row["cause_id"] != first and row["cause"] == "resync"]
     follow()
     assert [message["data"]["object_id"] for message in host.told] == ["user_signed_up_meanwhile"]
     is_filled(one_engine)
     lost = next(iter(sandbox.world.memberships))
     quietly(sandbox.world, lambda: sandbox.world.delete_membership(lost))
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     follow()
     found = [m for m in host.told if m["data"]["object_id"] == lost]
     assert [(m["type"], m["data"]["cause"]) for m in found] == [("membership.deleted", "resync")]
@@ -220,7 +220,7 @@ def test_a_hook_that_retention_overtook_says_so_and_goes_on(
     write(one_engine, lambda tx: tx.execute(update(Mirror).values(changes_dropped_to=dropped)))
     follow()
     assert [message["data"]["object_id"] for message in host.told] == ["user_1", "user_3"]
-    (row,) = operate.standing(one_engine)
+    (row,) = operate.hook_status(one_engine)
     assert row["error"] == f"changes up to {dropped} are no longer kept" and row["behind"] == 0
 
 
@@ -329,9 +329,9 @@ def test_a_python_function_in_hooks_is_reported_and_not_called(monkeypatch: pyte
     assert given.python_hooks == ["old"]
 
 
-def test_health_warns_about_a_python_function_in_hooks(local: Callable[..., Wiring]) -> None:
-    wiring = local(hooks="old=my_app:changed")
-    health = look(wiring.engine, wiring.redis, wiring.settings)
+def test_health_warns_about_a_python_function_in_hooks(local: Callable[..., Services]) -> None:
+    services = local(hooks="old=my_app:changed")
+    health = check_health(services.engine, services.redis, services.settings)
     assert [problem.text for problem in health.warnings if problem.name == "hook_unsupported"] == [
         "HOOKS: old is a Python function and is not called: give it an https:// URL"
     ]

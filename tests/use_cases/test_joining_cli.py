@@ -16,9 +16,9 @@ from tests.support import JSON, made, rows
 from tests.use_cases.hosting import SECRET
 from tests.use_cases.joining import answer, put_in_force, tell
 from webhooks.app import create_app
+from worker.bootstrap import Services
 from worker.cli import main
-from worker.mirror import admission
-from worker.wiring import Wiring
+from worker.mirror import auto_join_policy
 
 ORG = made("organization.created")["data"]["id"]
 ANN = made("user.created")["data"]["id"]
@@ -141,10 +141,10 @@ def test_hooks_are_listed_told_again_and_given_up(failed_hook: Engine) -> None:
 
 
 @pytest.fixture
-def ann(engine: Engine, build_wiring: Callable[..., Wiring], db_url: str) -> FlaskClient:
+def ann(engine: Engine, build_test_services: Callable[..., Services], db_url: str) -> FlaskClient:
     """A browser that is signed in."""
     given = {"ops_tokens": f"ann:{TOKEN}", "hooks": "sessions=https://host/hook", "hook_secrets": f"sessions:{SECRET}"}
-    browser = create_app(build_wiring(database_url=db_url, **given)).test_client()
+    browser = create_app(build_test_services(database_url=db_url, **given)).test_client()
     page = browser.get("/ops/sign-in").get_data(as_text=True)
     browser.post("/ops/sign-in", data={"token": TOKEN, "csrf_token": token_of(page)})
     return browser
@@ -167,7 +167,7 @@ def press(browser: FlaskClient, page: str, action: str, **form: str) -> str:
 def test_the_page_of_auto_join_shows_who_is_missing_and_what_is_off(ann: FlaskClient, engine: Engine) -> None:
     html = ann.get("/ops/auto-join").get_data(as_text=True)
     assert "ann@acme.example" in html and "gone@acme.example" not in html
-    admission.set_workspace(engine, ORG, "bob", "contractors", auto_join=False)
+    auto_join_policy.set_workspace(engine, ORG, "bob", "contractors", auto_join=False)
     assert "switched off by bob: contractors" in ann.get("/ops/auto-join").get_data(as_text=True)
 
 

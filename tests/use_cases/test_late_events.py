@@ -22,11 +22,11 @@ from models.tables import Event, EventStatus, Mirror
 from tests.sandbox import Sandbox
 from tests.support import JSON, accept, apply_all, differences, rows
 from tests.use_cases.histories import DeathError
-from tests.use_cases.resyncs import Between, Clock, directory_of, empty
-from worker.directory import client
-from worker.directory.client import UnreadableError
+from tests.use_cases.resyncs import Between, Clock, client_of, empty
 from worker.inbox.drain import Policy
-from worker.repair.catch_up import catch_up, settle
+from worker.repair.catch_up import catch_up, update_complete_to
+from worker.workos_api import client
+from worker.workos_api.client import WorkOSUnavailableError
 
 EXAMPLES = int(os.environ.get("LATE_EVENTS_EXAMPLES", "20"))
 SETTINGS = settings(max_examples=EXAMPLES, stateful_step_count=30, deadline=None, suppress_health_check=[*HealthCheck])
@@ -37,13 +37,13 @@ LATEST_SECONDS = 3600
 class Lateness(RuleBasedStateMachine):
     """Users come and go; the events API shows each event after a delay, or fails; catch-ups overlap or die."""
 
-    def __init__(self, engine: Engine, door: FlaskClient, redis: Redis) -> None:
+    def __init__(self, engine: Engine, endpoint: FlaskClient, redis: Redis) -> None:
         super().__init__()
-        self.engine, self.door, self.clock = engine, door, Clock()
+        self.engine, self.door, self.clock = engine, endpoint, Clock()
         empty(engine, self.clock)
         self.sandbox = Sandbox(clock=self.clock).start()
         self.world = self.sandbox.world
-        self.directory = Between(directory_of(self.sandbox, redis), self._answered)
+        self.workos = Between(client_of(self.sandbox, redis), self._answered)
         self.planned: list[tuple[int, Any]] = []
         self.shown: dict[datetime, set[str]] = {}
         """By the time that a catch-up may claim: the events that the API showed when it began."""
@@ -75,7 +75,7 @@ class Lateness(RuleBasedStateMachine):
             self.clock.goes_on(seconds=300)
             self.catches_up()
             self.drains(500)
-            settle(self.engine)
+            update_complete_to(self.engine)
             self.complete_to_waits_for_what_was_shown()
 
     @rule(place=st.integers(0, 20))
@@ -104,8 +104,8 @@ class Lateness(RuleBasedStateMachine):
         now = self.clock.now
         if self.sandbox.knobs.late_events == "appended":
             self.shown[now - LAG] = self._shown()
-        with suppress(UnreadableError, DeathError):
-            catch_up(self.engine, self.directory, lag=LAG)
+        with suppress(WorkOSUnavailableError, DeathError):
+            catch_up(self.engine, self.workos, lag=LAG)
 
     @rule(batch=st.sampled_from([1, 500]))
     def drains(self, batch: int) -> None:
@@ -113,7 +113,7 @@ class Lateness(RuleBasedStateMachine):
 
     @rule()
     def notes_how_far_it_is_complete(self) -> None:
-        settle(self.engine)
+        update_complete_to(self.engine)
 
     @invariant()
     def complete_to_waits_for_what_was_shown(self) -> None:
@@ -134,7 +134,7 @@ class Lateness(RuleBasedStateMachine):
             if sys.exc_info()[0] is None:
                 self._ends()
         finally:
-            self.directory.close()
+            self.workos.close()
             self.sandbox.stop()
 
     def _ends(self) -> None:
@@ -172,7 +172,7 @@ class Lateness(RuleBasedStateMachine):
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_events_that_become_readable_late_are_all_applied_in_the_end(
-    both_engines: Engine, door: FlaskClient, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    both_engines: Engine, endpoint: FlaskClient, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "PAGE", 5)  # so that so small a world has pages
-    run_state_machine_as_test(lambda: Lateness(both_engines, door, redis), settings=SETTINGS)  # type: ignore[arg-type]
+    run_state_machine_as_test(lambda: Lateness(both_engines, endpoint, redis), settings=SETTINGS)  # type: ignore[arg-type]

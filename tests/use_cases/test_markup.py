@@ -11,11 +11,11 @@ from sqlalchemy import Connection, event, insert, update
 
 from models.database import write
 from models.tables import Drift, Event, Hook, HookDelivery, Join, Run
-from models.types import db_in, db_now
+from models.types import db_now, db_now_plus
 from tests.support import JSON, accept, apply_all, made
 from tests.use_cases.test_ops import TOKEN, sign_in
 from webhooks.app import create_app
-from worker.wiring import Wiring
+from worker.bootstrap import Services
 
 EVIL = (
     """zqx"'><script>zqx()</script><img src=zqx onerror=zqx()><a href=javascript:zqx>{{7919*7907}}{%zqx%}</textarea>"""
@@ -89,7 +89,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def wiring(local: Callable[..., Wiring]) -> Wiring:
+def services(local: Callable[..., Services]) -> Services:
     key = {"workos_api_key": "sk_test", "workos_client_id": "client_test"}
     return local(
         ops_tokens=f"ann:{TOKEN}", hooks="told=https://host.example/hooks", hook_secrets=f"told:{SECRET}", **key
@@ -100,9 +100,9 @@ SECRET = "whsec_" + "c2VjcmV0" * 4
 
 
 @pytest.fixture
-def world(wiring: Wiring) -> JSON:
+def world(services: Services) -> JSON:
     """A bit of everything, evil in every word."""
-    door = create_app(wiring).test_client()
+    endpoint = create_app(services).test_client()
     organization, user = f"org{EVIL_ID}", f"user{EVIL_ID}"
     parents: JSON = {"organization_id": organization, "user_id": user}
     evil_role = {"slug": EVIL}
@@ -133,9 +133,9 @@ def world(wiring: Wiring) -> JSON:
         made("user.updated", event_id=f"event_failed{EVIL_ID}") | {"data": {"id": None, "email": EVIL}},
         made("user.updated", event_id="event_failed") | {"event": EVIL_ID, "data": {EVIL: EVIL}},
     ]
-    accept(door, *events)
-    apply_all(wiring.engine)
-    write(wiring.engine, lambda tx: _records(tx, organization, user))
+    accept(endpoint, *events)
+    apply_all(services.engine)
+    write(services.engine, lambda tx: _records(tx, organization, user))
     return {"organization": organization}
 
 
@@ -144,7 +144,7 @@ def _records(tx: Connection, organization: str, user: str) -> None:
     for task, status in (("resync", "done"), ("replay", "failed"), ("catch_up", "failed")):
         selection = {"type": EVIL, "why": EVIL} if task == "replay" else None
         row = told | {"id": f"run_{task}", "task": task, "status": status, "selection": selection}
-        tx.execute(insert(Run).values(**row, finished_at=db_in(-60)))
+        tx.execute(insert(Run).values(**row, finished_at=db_now_plus(-60)))
     found = {
         "run_id": "run_resync",
         "organization_id": organization,
@@ -163,14 +163,14 @@ def _records(tx: Connection, organization: str, user: str) -> None:
     tx.execute(update(Event).where(Event.status == "failed", Event.id == "event_failed").values(error=EVIL))
 
 
-def crawl(door: FlaskClient) -> tuple[dict[str, str], set[str]]:
+def crawl(endpoint: FlaskClient) -> tuple[dict[str, str], set[str]]:
     """All pages that links lead to, and where their forms go."""
     seen: dict[str, str] = {}
     forms: set[str] = set()
     wanted = {"/ops/", "/ops/sign-in"}
     while wanted:
         url = wanted.pop()
-        answer = door.get(url)
+        answer = endpoint.get(url)
         assert answer.status_code in {200, 404}, (url, answer.status_code)
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"], url
         seen[url] = answer.get_data(as_text=True)
@@ -183,33 +183,33 @@ def crawl(door: FlaskClient) -> tuple[dict[str, str], set[str]]:
     return seen, forms
 
 
-def test_no_word_of_others_becomes_markup_on_any_page(wiring: Wiring, world: JSON) -> None:
-    door = create_app(wiring).test_client()
-    sign_in(door)
-    pages, forms = crawl(door)
+def test_no_word_of_others_becomes_markup_on_any_page(services: Services, world: JSON) -> None:
+    endpoint = create_app(services).test_client()
+    sign_in(endpoint)
+    pages, forms = crawl(endpoint)
     assert [url for url, html in pages.items() if COMPUTED in html] == []
     shown = {url for url, html in pages.items() if "zqx" in html}
-    adapter = door.application.url_map.bind("localhost")
+    adapter = endpoint.application.url_map.bind("localhost")
     endpoints = {adapter.match(urlsplit(url).path)[0] for url in shown}
-    rules = door.application.url_map.iter_rules()
+    rules = endpoint.application.url_map.iter_rules()
     every = {rule.endpoint for rule in rules if rule.rule.startswith("/ops/") and "GET" in (rule.methods or ())}
     assert every - endpoints <= {"ops.static", "ops.sign_in"}, "an attack was shown on each page"
     assert len(forms) >= 8
 
 
-def test_looking_changes_nothing(wiring: Wiring, world: JSON) -> None:
-    door = create_app(wiring).test_client()
-    sign_in(door)
+def test_looking_changes_nothing(services: Services, world: JSON) -> None:
+    endpoint = create_app(services).test_client()
+    sign_in(endpoint)
     statements: list[str] = []
-    _note_writes(wiring, statements)
-    pages, forms = crawl(door)
+    _note_writes(services, statements)
+    pages, forms = crawl(endpoint)
     for url in forms - {"/ops/sign-in"}:
-        assert door.get(url).status_code in {404, 405}, url
+        assert endpoint.get(url).status_code in {404, 405}, url
     assert len(pages) > 20 and statements == []
 
 
-def _note_writes(wiring: Wiring, statements: list[str]) -> None:
-    @event.listens_for(wiring.engine, "before_cursor_execute")
+def _note_writes(services: Services, statements: list[str]) -> None:
+    @event.listens_for(services.engine, "before_cursor_execute")
     def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if not statement.lstrip().upper().startswith(("SELECT", "PRAGMA", "BEGIN", "WITH")):
             statements.append(statement)

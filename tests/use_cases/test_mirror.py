@@ -8,8 +8,8 @@ from flask.testing import FlaskClient
 from sqlalchemy import Engine, inspect, update
 from sqlalchemy.orm import Session
 
-from models.access import AutoJoin, Place, auto_join_for, role_of, workspaces_of
-from models.database import writing
+from models.access import AutoJoin, WorkspaceAccess, auto_join_for, role_of, workspaces_of
+from models.database import write_transaction
 from models.tables import TABLES, Change, Event, EventStatus, Kind
 from models.views import auto_join_domains as auto_join_view
 from models.views import mirror_status, workspace_members, workspaces
@@ -124,21 +124,21 @@ EFFECTS: dict[str, tuple[Kind, JSON] | None] = {
 """What each sample does to an empty mirror: the one row it leaves (these columns of it), or None for none."""
 
 
-def take(door: FlaskClient, engine: Engine, *events: JSON) -> None:
+def take(endpoint: FlaskClient, engine: Engine, *events: JSON) -> None:
     """Deliver and apply `events` one after the other, each in a drain of its own."""
     for event in events:
-        accept(door, event)
+        accept(endpoint, event)
         apply_all(engine)
 
 
-def grant(door: FlaskClient, engine: Engine, **membership: Any) -> None:
+def grant(endpoint: FlaskClient, engine: Engine, **membership: Any) -> None:
     """A workspace with one active member."""
     events = (
         made("organization.created"),
         made("user.created"),
         made("organization_membership.updated", **membership),
     )
-    accept(door, *events)
+    accept(endpoint, *events)
     apply_all(engine)
 
 
@@ -149,9 +149,9 @@ def test_every_type_acted_on_has_a_sample_and_every_sample_an_expectation() -> N
 
 
 @pytest.mark.parametrize("type", SAMPLES)
-def test_effect_of_one_event(local_door: FlaskClient, local_engine: Engine, type: str) -> None:
+def test_effect_of_one_event(local_endpoint: FlaskClient, local_engine: Engine, type: str) -> None:
     event = sample(type)
-    take(local_door, local_engine, event)
+    take(local_endpoint, local_engine, event)
     row = event_row(local_engine, event["id"])
     effect = EFFECTS[type]
     assert (row["status"], row["outcome"]) == ("done", "applied" if effect else "ignored")
@@ -168,11 +168,11 @@ def test_effect_of_one_event(local_door: FlaskClient, local_engine: Engine, type
     assert row["organization_id"] == (ORG if kind is Kind.ORGANIZATION else only.get("organization_id"))
 
 
-def test_the_story_of_all_samples_as_readers_see_it(door: FlaskClient, engine: Engine) -> None:
+def test_the_story_of_all_samples_as_readers_see_it(endpoint: FlaskClient, engine: Engine) -> None:
     told = sorted(map(sample, SAMPLES), key=lambda event: str(event["created_at"]))
     seen: list[tuple[Any, ...]] = []
     for event in told:
-        take(door, engine, event)
+        take(endpoint, engine, event)
         now = (access(engine), joins(engine))
         if not seen or seen[-1][1:] != now:
             seen.append((event["event"], *now))
@@ -194,29 +194,31 @@ class TestDeletes:
     """A delete is for good, whatever its time and whenever it comes."""
 
     def test_with_the_same_updated_at_as_the_last_live_one(
-        self, local_door: FlaskClient, local_engine: Engine, type: str, id: str
+        self, local_endpoint: FlaskClient, local_engine: Engine, type: str, id: str
     ) -> None:
-        take(local_door, local_engine, made(f"{type}.updated", 5), made(f"{type}.deleted", 9, updated_at=minute(5)))
+        take(local_endpoint, local_engine, made(f"{type}.updated", 5), made(f"{type}.deleted", 9, updated_at=minute(5)))
         assert self.stored(local_engine)["deleted_by"] == "event"
 
-    def test_before_the_create(self, local_door: FlaskClient, local_engine: Engine, type: str, id: str) -> None:
+    def test_before_the_create(self, local_endpoint: FlaskClient, local_engine: Engine, type: str, id: str) -> None:
         deleted, created = made(f"{type}.deleted", 5), made(f"{type}.created", 1)
-        take(local_door, local_engine, deleted, created)
+        take(local_endpoint, local_engine, deleted, created)
         assert outcomes(local_engine, deleted, created) == ["applied", "tombstoned"]
         assert event_row(local_engine, created["id"])["decided_by"] == deleted["id"]
         assert self.stored(local_engine)["deleted_by"] == "event"
 
     def test_and_a_later_update_does_not_bring_it_back(
-        self, local_door: FlaskClient, local_engine: Engine, type: str, id: str
+        self, local_endpoint: FlaskClient, local_engine: Engine, type: str, id: str
     ) -> None:
         late = made(f"{type}.updated", 99)
-        take(local_door, local_engine, made(f"{type}.created"), made(f"{type}.deleted", 5), late)
+        take(local_endpoint, local_engine, made(f"{type}.created"), made(f"{type}.deleted", 5), late)
         assert outcomes(local_engine, late) == ["tombstoned"]
         assert self.stored(local_engine)["deleted_by"] == "event"
 
-    def test_with_nothing_but_an_id(self, local_door: FlaskClient, local_engine: Engine, type: str, id: str) -> None:
+    def test_with_nothing_but_an_id(
+        self, local_endpoint: FlaskClient, local_engine: Engine, type: str, id: str
+    ) -> None:
         bare = {"id": "event_bare", "event": f"{type}.deleted", "data": {"id": id}}
-        take(local_door, local_engine, made(f"{type}.created"), bare)
+        take(local_endpoint, local_engine, made(f"{type}.created"), bare)
         assert self.stored(local_engine)["deleted_by"] == "event"
 
     def stored(self, engine: Engine) -> JSON:
@@ -225,11 +227,11 @@ class TestDeletes:
 
 
 def test_a_late_delete_of_the_old_membership_leaves_the_invited_again_in(
-    local_door: FlaskClient, local_engine: Engine
+    local_endpoint: FlaskClient, local_engine: Engine
 ) -> None:
-    grant(local_door, local_engine, id="om_old")
+    grant(local_endpoint, local_engine, id="om_old")
     take(
-        local_door,
+        local_endpoint,
         local_engine,
         made("organization_membership.updated", 10, id="om_new", created_at=minute(9)),
         made("organization_membership.deleted", 11, id="om_old"),
@@ -238,53 +240,53 @@ def test_a_late_delete_of_the_old_membership_leaves_the_invited_again_in(
     assert [row["membership_id"] for row in rows(local_engine, workspace_members)] == ["om_new"]
 
 
-def test_of_several_active_memberships_the_newest_counts(door: FlaskClient, engine: Engine) -> None:
-    grant(door, engine, id="om_1", created_at=minute(1))
+def test_of_several_active_memberships_the_newest_counts(endpoint: FlaskClient, engine: Engine) -> None:
+    grant(endpoint, engine, id="om_1", created_at=minute(1))
     newer = made("organization_membership.created", 2, id="om_0", created_at=minute(2), status="active")
     newer["data"]["role"] = newer["data"]["roles"][0] = {"slug": "admin"}
-    take(door, engine, newer)
+    take(endpoint, engine, newer)
     assert access(engine) == {(ORG, USER, "admin")}
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
 def test_a_member_is_complete_when_the_last_of_three_events_is_here(
-    local_door: FlaskClient, local_engine: Engine, order: tuple[int, ...]
+    local_endpoint: FlaskClient, local_engine: Engine, order: tuple[int, ...]
 ) -> None:
     events = made("organization_membership.updated"), made("organization.created"), made("user.created")
     first, second, last = (events[place] for place in order)
-    take(local_door, local_engine, first, second)
+    take(local_endpoint, local_engine, first, second)
     assert access(local_engine) == set()
-    take(local_door, local_engine, last)
+    take(local_endpoint, local_engine, last)
     assert access(local_engine) == MEMBER
 
 
 def test_a_deleted_workspace_hides_members_and_domains_without_their_own_deletes(
-    door: FlaskClient, engine: Engine
+    endpoint: FlaskClient, engine: Engine
 ) -> None:
-    grant(door, engine)
-    take(door, engine, made("organization_domain.verified"))
+    grant(endpoint, engine)
+    take(endpoint, engine, made("organization_domain.verified"))
     assert (access(engine), joins(engine)) == (MEMBER, ACME)
-    take(door, engine, made("organization.deleted", 5))
+    take(endpoint, engine, made("organization.deleted", 5))
     assert (access(engine), joins(engine)) == (set(), set())
 
 
-def test_a_deleted_user_is_in_no_workspace(door: FlaskClient, engine: Engine) -> None:
-    grant(door, engine)
-    take(door, engine, made("user.deleted", 5))
+def test_a_deleted_user_is_in_no_workspace(endpoint: FlaskClient, engine: Engine) -> None:
+    grant(endpoint, engine)
+    take(endpoint, engine, made("user.deleted", 5))
     assert access(engine) == set()
 
 
-def test_only_the_status_active_gives_access(door: FlaskClient, engine: Engine) -> None:
-    grant(door, engine)
+def test_only_the_status_active_gives_access(endpoint: FlaskClient, engine: Engine) -> None:
+    grant(endpoint, engine)
     for at, status in enumerate(["pending", "inactive", "suspended", "Active", "", None, 1, ["active"]]):
-        take(door, engine, made("organization_membership.updated", 2 * at + 1, status=status))
+        take(endpoint, engine, made("organization_membership.updated", 2 * at + 1, status=status))
         assert access(engine) == set(), status
-        take(door, engine, made("organization_membership.updated", 2 * at + 2))
+        take(endpoint, engine, made("organization_membership.updated", 2 * at + 2))
         assert access(engine) == MEMBER
 
 
-def test_an_unknown_role_is_a_member_and_its_slug_is_kept(door: FlaskClient, engine: Engine) -> None:
-    grant(door, engine, role={"slug": "owner"}, roles=[{"slug": "owner"}])
+def test_an_unknown_role_is_a_member_and_its_slug_is_kept(endpoint: FlaskClient, engine: Engine) -> None:
+    grant(endpoint, engine, role={"slug": "owner"}, roles=[{"slug": "owner"}])
     [row] = rows(engine, workspace_members)
     assert (row["role"], row["workos_role"]) == ("member", "owner")
 
@@ -294,12 +296,12 @@ RIVAL: JSON = {"id": "domain_2", "organization_id": "org_2"}
 
 
 @pytest.fixture
-def rivals(door: FlaskClient, engine: Engine) -> None:
+def rivals(endpoint: FlaskClient, engine: Engine) -> None:
     """Two workspaces that hold one domain verified."""
-    accept(door, made("organization.created"), made("organization.created", id="org_2"), VERIFIED)
+    accept(endpoint, made("organization.created"), made("organization.created", id="org_2"), VERIFIED)
     apply_all(engine)
     assert joins(engine) == ACME
-    take(door, engine, made("organization_domain.verified", 1, **RIVAL, domain="ACME.Example."))
+    take(endpoint, engine, made("organization_domain.verified", 1, **RIVAL, domain="ACME.Example."))
     assert joins(engine) == set()
 
 
@@ -316,59 +318,67 @@ def rivals(door: FlaskClient, engine: Engine) -> None:
     ids=["failed", "pending again", "unknown state", "deleted", "workspace deleted"],
 )
 def test_two_workspaces_with_one_domain_auto_join_nobody_until_it_is_one(
-    door: FlaskClient, engine: Engine, end: JSON
+    endpoint: FlaskClient, engine: Engine, end: JSON
 ) -> None:
-    take(door, engine, end)
+    take(endpoint, engine, end)
     assert joins(engine) == ACME
 
 
-def test_a_rival_workspace_that_is_not_known_yet_stops_auto_join_too(door: FlaskClient, engine: Engine) -> None:
-    accept(door, made("organization.created"), VERIFIED, made("organization_domain.verified", 1, **RIVAL))
+def test_a_rival_workspace_that_is_not_known_yet_stops_auto_join_too(endpoint: FlaskClient, engine: Engine) -> None:
+    accept(endpoint, made("organization.created"), VERIFIED, made("organization_domain.verified", 1, **RIVAL))
     apply_all(engine)
     assert joins(engine) == set()
-    take(door, engine, made("organization.deleted", 5, id="org_2"))
+    take(endpoint, engine, made("organization.deleted", 5, id="org_2"))
     assert joins(engine) == ACME
 
 
-def test_only_verified_domains_auto_join(door: FlaskClient, engine: Engine) -> None:
-    take(door, engine, made("organization.created"))
+def test_only_verified_domains_auto_join(endpoint: FlaskClient, engine: Engine) -> None:
+    take(endpoint, engine, made("organization.created"))
     for at, state in enumerate(["pending", "failed", "unverified", "Verified", "brand_new", None, ["verified"]]):
-        take(door, engine, made("organization_domain.updated", 2 * at, state=state))
+        take(endpoint, engine, made("organization_domain.updated", 2 * at, state=state))
         assert joins(engine) == set(), state
         verified = "legacy_verified" if at % 2 else "verified"
-        take(door, engine, made("organization_domain.updated", 2 * at + 1, state=verified))
+        take(endpoint, engine, made("organization_domain.updated", 2 * at + 1, state=verified))
         assert joins(engine) == ACME
 
 
-def test_a_domain_verified_twice_in_one_workspace_auto_joins_once(door: FlaskClient, engine: Engine) -> None:
+def test_a_domain_verified_twice_in_one_workspace_auto_joins_once(endpoint: FlaskClient, engine: Engine) -> None:
     second = made("organization_domain.verified", 1, id="domain_2", created_at=minute(-9))
-    accept(door, made("organization.created"), VERIFIED, second)
+    accept(endpoint, made("organization.created"), VERIFIED, second)
     apply_all(engine)
     assert [row["since"] for row in rows(engine, auto_join_view)] == [
         datetime.fromisoformat(VERIFIED["data"]["created_at"])
     ]
 
 
-def test_a_list_of_domains_inside_a_workspace_changes_no_domain(local_door: FlaskClient, local_engine: Engine) -> None:
-    take(local_door, local_engine, made("organization.created"), VERIFIED, made("organization.updated", 9, domains=[]))
+def test_a_list_of_domains_inside_a_workspace_changes_no_domain(
+    local_endpoint: FlaskClient, local_engine: Engine
+) -> None:
+    take(
+        local_endpoint,
+        local_engine,
+        made("organization.created"),
+        VERIFIED,
+        made("organization.updated", 9, domains=[]),
+    )
     assert joins(local_engine) == ACME
 
 
 @pytest.mark.parametrize("type", ["role", "organization_role"])
-def test_a_role_can_be_deleted_and_made_again(local_door: FlaskClient, local_engine: Engine, type: str) -> None:
+def test_a_role_can_be_deleted_and_made_again(local_endpoint: FlaskClient, local_engine: Engine, type: str) -> None:
     created, deleted, again = made(f"{type}.created", 1), made(f"{type}.deleted", 2), made(f"{type}.created", 3)
-    take(local_door, local_engine, again, deleted, created)
+    take(local_endpoint, local_engine, again, deleted, created)
     assert outcomes(local_engine, again, deleted, created) == ["applied", "stale", "stale"]
-    take(local_door, local_engine, gone := made(f"{type}.deleted", 4), made(f"{type}.updated", 3))
+    take(local_endpoint, local_engine, gone := made(f"{type}.deleted", 4), made(f"{type}.updated", 3))
     assert outcomes(local_engine, gone) == ["applied"]
     assert [row["deleted_by"] for row in rows(local_engine, TABLES[Kind.ROLE])] == ["event"]
 
 
 def test_the_same_slug_in_two_workspaces_and_the_environment_is_three_roles(
-    local_door: FlaskClient, local_engine: Engine
+    local_endpoint: FlaskClient, local_engine: Engine
 ) -> None:
     accept(
-        local_door,
+        local_endpoint,
         made("role.created", slug="x"),
         made("organization_role.created", slug="x"),
         made("organization_role.created", slug="x", organization_id="org_2"),
@@ -377,11 +387,11 @@ def test_the_same_slug_in_two_workspaces_and_the_environment_is_three_roles(
     assert {row["id"] for row in rows(local_engine, TABLES[Kind.ROLE])} == {"x", f"{ORG}/x", "org_2/x"}
 
 
-def test_times_without_a_zone_are_utc_and_order_with_the_others(door: FlaskClient, engine: Engine) -> None:
+def test_times_without_a_zone_are_utc_and_order_with_the_others(endpoint: FlaskClient, engine: Engine) -> None:
     naive = made("user.updated", email="naive@acme.example", updated_at="2025-07-01 12:05:00.093")
     naive["created_at"] = "2025-07-01 12:05:00.093"
     older, newer = made("user.updated", 5), made("user.updated", 6, email="newer@acme.example")
-    take(door, engine, naive, older, newer)
+    take(endpoint, engine, naive, older, newer)
     assert outcomes(engine, naive, older, newer) == ["applied", "stale", "applied"]
     assert rows(engine, TABLES[Kind.USER])[0]["email"] == "newer@acme.example"
 
@@ -403,14 +413,14 @@ def history() -> list[JSON]:
 
 
 @pytest.mark.parametrize("redo", ["deliver again", "replay"])
-def test_what_is_applied_changes_nothing_a_second_time(door: FlaskClient, engine: Engine, redo: str) -> None:
+def test_what_is_applied_changes_nothing_a_second_time(endpoint: FlaskClient, engine: Engine, redo: str) -> None:
     events = history()
-    take(door, engine, *events)
+    take(endpoint, engine, *events)
     before = mirrored(engine), rows(engine, Change)
     if redo == "deliver again":
-        assert {post(door, event).get_json()["status"] for event in events} == {"duplicate"}
+        assert {post(endpoint, event).get_json()["status"] for event in events} == {"duplicate"}
     else:
-        with writing(engine) as tx:
+        with write_transaction(engine) as tx:
             tx.execute(update(Event).values(status=EventStatus.PENDING))
     apply_all(engine)
     assert (mirrored(engine), rows(engine, Change)) == before
@@ -420,20 +430,20 @@ def test_what_is_applied_changes_nothing_a_second_time(door: FlaskClient, engine
     )
 
 
-def test_outcomes_of_a_history(door: FlaskClient, engine: Engine) -> None:
+def test_outcomes_of_a_history(endpoint: FlaskClient, engine: Engine) -> None:
     events = history()
-    take(door, engine, *events)
+    take(endpoint, engine, *events)
     assert outcomes(engine, *events) == [
         *("applied", "applied", "applied", "stale", "unchanged"),
         *("applied", "applied", "tombstoned", "applied", "ignored"),
     ]
 
 
-def test_only_what_changed_leaves_a_change_with_its_cause(door: FlaskClient, engine: Engine) -> None:
+def test_only_what_changed_leaves_a_change_with_its_cause(endpoint: FlaskClient, engine: Engine) -> None:
     created, renamed = made("organization.created", 1, name="A"), made("organization.updated", 3, name="B")
     unchanged, stale = made("organization.updated", 4, name="B"), made("organization.updated", 2, name="C")
     deleted, late = made("organization.deleted", 5, name="B"), made("organization.updated", 9, name="D")
-    take(door, engine, created, renamed, unchanged, stale, deleted, late)
+    take(endpoint, engine, created, renamed, unchanged, stale, deleted, late)
     changes = rows(engine, Change)
     told = [(row["before"] and row["before"]["name"], row["after"]["name"]) for row in changes]
     assert told == [(None, "A"), ("A", "B"), ("B", "B")]
@@ -445,8 +455,13 @@ def test_only_what_changed_leaves_a_change_with_its_cause(door: FlaskClient, eng
     assert [row["id"] for row in changes] == sorted({row["id"] for row in changes})
 
 
-def test_a_change_shows_the_whole_content_before_and_after(local_door: FlaskClient, local_engine: Engine) -> None:
-    take(local_door, local_engine, made("organization_membership.created"), made("organization_membership.updated", 1))
+def test_a_change_shows_the_whole_content_before_and_after(local_endpoint: FlaskClient, local_engine: Engine) -> None:
+    take(
+        local_endpoint,
+        local_engine,
+        made("organization_membership.created"),
+        made("organization_membership.updated", 1),
+    )
     content = {
         "state": "active",
         "created_at": "2025-06-25T19:43:28.845000+00:00",
@@ -463,9 +478,9 @@ def test_a_change_shows_the_whole_content_before_and_after(local_door: FlaskClie
     assert (change["object_id"], change["organization_id"]) == (MEMBERSHIP, ORG)
 
 
-def test_events_of_one_batch_leave_a_change_each(local_door: FlaskClient, local_engine: Engine) -> None:
+def test_events_of_one_batch_leave_a_change_each(local_endpoint: FlaskClient, local_engine: Engine) -> None:
     events = [made("user.updated", at, email=f"{at}@acme.example", event_id=f"event_{at}") for at in (1, 2, 3)]
-    accept(local_door, *events)
+    accept(local_endpoint, *events)
     apply_all(local_engine)
     assert [(row["before"] or {}).get("email") for row in rows(local_engine, Change)] == [
         None,
@@ -492,9 +507,9 @@ def test_columns_that_other_programs_rely_on(engine: Engine, name: str) -> None:
     assert tuple(column["name"] for column in inspect(engine).get_columns(name)) == FACES[name]
 
 
-def test_views_tell_times_as_instants_in_utc(door: FlaskClient, engine: Engine) -> None:
-    grant(door, engine, created_at="2025-07-01T14:00:00.5+02:00")
-    take(door, engine, made("organization_domain.verified", created_at="2025-07-01 12:00:00"))
+def test_views_tell_times_as_instants_in_utc(endpoint: FlaskClient, engine: Engine) -> None:
+    grant(endpoint, engine, created_at="2025-07-01T14:00:00.5+02:00")
+    take(endpoint, engine, made("organization_domain.verified", created_at="2025-07-01 12:00:00"))
     half_past = NOON.replace(microsecond=500_000)
     assert rows(engine, workspace_members)[0]["since"] == half_past
     assert rows(engine, auto_join_view)[0]["since"] == NOON
@@ -514,21 +529,24 @@ def session(engine: Engine) -> Any:
         yield session
 
 
-def test_a_host_asks_who_may_enter(door: FlaskClient, engine: Engine, session: Session) -> None:
+def test_a_host_asks_who_may_enter(endpoint: FlaskClient, engine: Engine, session: Session) -> None:
     assert role_of(session, USER, ORG) is None
     session.rollback()
-    grant(door, engine, role={"slug": "admin"})
-    accept(door, made("organization.created", id="org_2", name="A first"))
-    accept(door, made("organization_membership.updated", id="om_2", organization_id="org_2"))
+    grant(endpoint, engine, role={"slug": "admin"})
+    accept(endpoint, made("organization.created", id="org_2", name="A first"))
+    accept(endpoint, made("organization_membership.updated", id="om_2", organization_id="org_2"))
     apply_all(engine)
     assert (role_of(session, USER, ORG), role_of(session, USER, "org_2")) == ("admin", "member")
     assert role_of(session, "user_x", ORG) is None
-    assert workspaces_of(session, USER) == [Place("org_2", "A first", "member"), Place(ORG, "Acme Rockets", "admin")]
+    assert workspaces_of(session, USER) == [
+        WorkspaceAccess("org_2", "A first", "member"),
+        WorkspaceAccess(ORG, "Acme Rockets", "admin"),
+    ]
     assert workspaces_of(session, "user_x") == []
 
 
-def test_a_host_asks_where_someone_joins(door: FlaskClient, engine: Engine, session: Session) -> None:
-    accept(door, made("organization.created"), made("organization_domain.verified"))
+def test_a_host_asks_where_someone_joins(endpoint: FlaskClient, engine: Engine, session: Session) -> None:
+    accept(endpoint, made("organization.created"), made("organization_domain.verified"))
     apply_all(engine)
     inside = ["new@acme.example", "New@ACME.Example", '"odd@local"@acme.example']
     outside = ["new@sub.acme.example", "new@acme.example.evil.example", "new@evilacme.example", "acme.example"]
@@ -546,7 +564,7 @@ TEXTS = {
 }
 
 
-def test_any_text_can_be_stored(door: FlaskClient, engine: Engine) -> None:
+def test_any_text_can_be_stored(endpoint: FlaskClient, engine: Engine) -> None:
     odd = "nul \0, half \ud800, all \U0001f600"
     events = [
         made(type, **JSON(id=f"{type}-{field}-{text is odd}", slug=field) | {field: text})
@@ -554,6 +572,6 @@ def test_any_text_can_be_stored(door: FlaskClient, engine: Engine) -> None:
         for field in fields
         for text in (odd, LONG)
     ]
-    accept(door, *events)
+    accept(endpoint, *events)
     apply_all(engine)
     assert {event["id"]: row["error"] for event in events if (row := event_row(engine, event["id"]))["error"]} == {}

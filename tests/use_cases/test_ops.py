@@ -11,13 +11,13 @@ from freezegun import freeze_time
 from sqlalchemy import Engine, func, insert, select, update
 from werkzeug.test import TestResponse
 
-from models.database import reading, write
+from models.database import read_transaction, write
 from models.tables import Drift, Event, Run
-from models.types import db_in
+from models.types import db_now_plus
 from tests.support import JSON, accept, apply_all, made
 from webhooks.app import create_app
-from worker.signals.doorbell import REPAIR, Doorbell
-from worker.wiring import Wiring
+from worker.bootstrap import Services
+from worker.queue.doorbell import REPAIR, Doorbell
 
 TOKEN = "ann-signs-in-with-this-token"
 ORG = made("organization.created")["data"]["id"]
@@ -27,18 +27,18 @@ PAGES = ("", "events", "failures", "workspaces", "people", "auto-join", "hooks",
 
 
 @pytest.fixture
-def wiring(local: Callable[..., Wiring]) -> Wiring:
+def services(local: Callable[..., Services]) -> Services:
     key = {"workos_api_key": "sk_test", "workos_client_id": "client_test"}
     return local(ops_tokens=f"ann:{TOKEN},bob:another-token-of-bob-s", **key)
 
 
 @pytest.fixture
-def engine(wiring: Wiring) -> Engine:
-    return wiring.engine
+def engine(services: Services) -> Engine:
+    return services.engine
 
 
 @pytest.fixture
-def story(door: FlaskClient, engine: Engine) -> JSON:
+def story(endpoint: FlaskClient, engine: Engine) -> JSON:
     """A workspace with a member and a domain, and a failed event; every name is an attack."""
     events = {
         "organization": made("organization.created", name=EVIL),
@@ -47,7 +47,7 @@ def story(door: FlaskClient, engine: Engine) -> JSON:
         "domain": made("organization_domain.created", domain=EVIL, state="failed"),
         "failed": made("user.updated") | {"data": {"id": None, "email": EVIL}},
     }
-    accept(door, *events.values())
+    accept(endpoint, *events.values())
     apply_all(engine)
     return events
 
@@ -58,16 +58,16 @@ def form_token(answer: TestResponse) -> str:
     return found[1]
 
 
-def sign_in(door: FlaskClient, token: str = TOKEN, **form: str) -> TestResponse:
-    page = door.get("/ops/sign-in")
-    return door.post("/ops/sign-in", data={"token": token, "csrf_token": form_token(page), **form})
+def sign_in(endpoint: FlaskClient, token: str = TOKEN, **form: str) -> TestResponse:
+    page = endpoint.get("/ops/sign-in")
+    return endpoint.post("/ops/sign-in", data={"token": token, "csrf_token": form_token(page), **form})
 
 
 @pytest.fixture
-def ann(door: FlaskClient) -> FlaskClient:
+def ann(endpoint: FlaskClient) -> FlaskClient:
     """A browser that is signed in."""
-    assert sign_in(door).status_code == 302
-    return door
+    assert sign_in(endpoint).status_code == 302
+    return endpoint
 
 
 def press(browser: FlaskClient, page: str, action: str, **form: str) -> TestResponse:
@@ -78,12 +78,12 @@ def press(browser: FlaskClient, page: str, action: str, **form: str) -> TestResp
 
 
 def runs(engine: Engine) -> int:
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return tx.execute(select(func.count()).select_from(Run)).scalar_one()
 
 
 def status(engine: Engine, event: JSON) -> str:
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return tx.execute(select(Event.status).where(Event.id == event["id"])).scalar_one()
 
 
@@ -91,31 +91,31 @@ def status(engine: Engine, event: JSON) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_without_signing_in_no_page_is_shown(door: FlaskClient, story: JSON, page: str) -> None:
-    answer = door.get(f"/ops/{page}")
+def test_without_signing_in_no_page_is_shown(endpoint: FlaskClient, story: JSON, page: str) -> None:
+    answer = endpoint.get(f"/ops/{page}")
     assert answer.status_code == 401 and "acme" not in answer.get_data(as_text=True)
 
 
 @pytest.mark.parametrize("token", ["", "wrong", TOKEN[:-1], TOKEN + "x", "ann", f"ann:{TOKEN}", "ü"])
-def test_a_wrong_token_does_not_sign_in(door: FlaskClient, token: str) -> None:
-    assert sign_in(door, token).status_code == 401
-    assert door.get("/ops/").status_code == 401
+def test_a_wrong_token_does_not_sign_in(endpoint: FlaskClient, token: str) -> None:
+    assert sign_in(endpoint, token).status_code == 401
+    assert endpoint.get("/ops/").status_code == 401
 
 
-def test_without_tokens_there_are_no_pages_and_the_log_says_so(local: Callable[..., Wiring], logs: list[Any]) -> None:
-    door = create_app(local()).test_client()
-    assert door.get("/ops/").status_code == 404
+def test_without_tokens_there_are_no_pages_and_the_log_says_so(local: Callable[..., Services], logs: list[Any]) -> None:
+    endpoint = create_app(local()).test_client()
+    assert endpoint.get("/ops/").status_code == 404
     assert {line["event"]: line["why"] for line in logs if line["event"].endswith("_off")} == {
         "ops_off": "OPS_TOKENS is not set",
         "api_off": "API_TOKENS is not set",
     }
 
 
-def test_the_cookie_is_for_these_pages_and_no_script(door: FlaskClient) -> None:
-    cookie = sign_in(door).headers["Set-Cookie"]
+def test_the_cookie_is_for_these_pages_and_no_script(endpoint: FlaskClient) -> None:
+    cookie = sign_in(endpoint).headers["Set-Cookie"]
     assert all(part in cookie for part in ("HttpOnly", "SameSite=Strict", "Path=/ops", "Expires=")), cookie
     assert "Secure" not in cookie and TOKEN not in cookie
-    secure = door.get("/ops/sign-in", base_url="https://sync.acme.example").headers["Set-Cookie"]
+    secure = endpoint.get("/ops/sign-in", base_url="https://sync.acme.example").headers["Set-Cookie"]
     assert "Secure" in secure
 
 
@@ -136,19 +136,19 @@ def test_no_page_asks_for_anything_from_elsewhere(ann: FlaskClient, story: JSON)
 
 
 def test_a_session_ends_after_twelve_hours_and_with_its_tokens(
-    wiring: Wiring, build_wiring: Callable[..., Wiring]
+    services: Services, build_test_services: Callable[..., Services]
 ) -> None:
     with freeze_time("2026-03-01 12:00"):
-        door = create_app(wiring).test_client()
-        sign_in(door)
-        assert door.get("/ops/").status_code == 200
+        endpoint = create_app(services).test_client()
+        sign_in(endpoint)
+        assert endpoint.get("/ops/").status_code == 200
     with freeze_time("2026-03-02 00:01"):
-        assert door.get("/ops/").status_code == 401
-    door = create_app(wiring).test_client()
-    sign_in(door)
-    cookie = door.get_cookie("workos_sync_ops", path="/ops")
+        assert endpoint.get("/ops/").status_code == 401
+    endpoint = create_app(services).test_client()
+    sign_in(endpoint)
+    cookie = endpoint.get_cookie("workos_sync_ops", path="/ops")
     assert cookie is not None
-    changed = build_wiring(database_url=wiring.settings.database_url, ops_tokens="bob:another-token-of-bob-s")
+    changed = build_test_services(database_url=services.settings.database_url, ops_tokens="bob:another-token-of-bob-s")
     other = create_app(changed).test_client()
     other.set_cookie("workos_sync_ops", cookie.value, path="/ops")
     assert other.get("/ops/").status_code == 401
@@ -157,13 +157,13 @@ def test_a_session_ends_after_twelve_hours_and_with_its_tokens(
 @pytest.mark.parametrize(
     "wanted", ["https://evil.example", "//evil.example", "/ops//evil.example", "/elsewhere", "/ops/\\x"]
 )
-def test_signing_in_leads_only_to_our_own_pages(door: FlaskClient, wanted: str) -> None:
-    assert sign_in(door, next=wanted).headers["Location"] == "/ops/"
+def test_signing_in_leads_only_to_our_own_pages(endpoint: FlaskClient, wanted: str) -> None:
+    assert sign_in(endpoint, next=wanted).headers["Location"] == "/ops/"
 
 
-def test_signing_in_leads_to_the_page_that_was_asked_for(door: FlaskClient) -> None:
-    assert 'value="/ops/events"' in door.get("/ops/events").get_data(as_text=True)
-    assert sign_in(door, next="/ops/events").headers["Location"] == "/ops/events"
+def test_signing_in_leads_to_the_page_that_was_asked_for(endpoint: FlaskClient) -> None:
+    assert 'value="/ops/events"' in endpoint.get("/ops/events").get_data(as_text=True)
+    assert sign_in(endpoint, next="/ops/events").headers["Location"] == "/ops/events"
 
 
 def test_signing_out_ends_the_session(ann: FlaskClient) -> None:
@@ -194,7 +194,7 @@ POSTS = (
 @pytest.fixture
 def withheld(engine: Engine) -> str:
     """A run that withholds the deletion of the workspace."""
-    run = {"id": "run1", "task": "resync", "requested_by": "clock", "status": "done", "finished_at": db_in(-60)}
+    run = {"id": "run1", "task": "resync", "requested_by": "clock", "status": "done", "finished_at": db_now_plus(-60)}
     row = {"run_id": "run1", "kind": "organization", "object_id": ORG, "finding": "extra", "action": "withheld"}
     write(engine, lambda tx: [tx.execute(insert(Run).values(run)), tx.execute(insert(Drift).values(row))])
     return "run1"
@@ -202,39 +202,39 @@ def withheld(engine: Engine) -> str:
 
 @pytest.mark.parametrize("path", POSTS)
 def test_a_post_without_session_or_from_elsewhere_changes_nothing(
-    door: FlaskClient, engine: Engine, story: JSON, withheld: str, path: str
+    endpoint: FlaskClient, engine: Engine, story: JSON, withheld: str, path: str
 ) -> None:
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         fingerprint = tx.execute(select(Event.fingerprint).where(Event.id == story["failed"]["id"])).scalar_one()
     url = f"/ops/{path.format(failed=story['failed']['id'], fingerprint=fingerprint)}"
-    assert door.post(url, data={"why": "x"}).status_code == 401
-    assert sign_in(door).status_code == 302
-    assert door.post(url, data={"why": "x"}).status_code == 403
-    assert door.post(url, data={"why": "x", "csrf_token": "forged"}).status_code == 403
-    stranger = door.application.test_client()
+    assert endpoint.post(url, data={"why": "x"}).status_code == 401
+    assert sign_in(endpoint).status_code == 302
+    assert endpoint.post(url, data={"why": "x"}).status_code == 403
+    assert endpoint.post(url, data={"why": "x", "csrf_token": "forged"}).status_code == 403
+    stranger = endpoint.application.test_client()
     foreign = form_token(stranger.get("/ops/sign-in"))
-    assert door.post(url, data={"why": "x", "csrf_token": foreign}).status_code == 403
+    assert endpoint.post(url, data={"why": "x", "csrf_token": foreign}).status_code == 403
     assert runs(engine) == 1 and status(engine, story["failed"]) == "failed"
-    assert door.get("/ops/").status_code == 200, "still signed in"
+    assert endpoint.get("/ops/").status_code == 200, "still signed in"
 
 
-def test_signing_in_needs_a_form_of_ours(door: FlaskClient) -> None:
-    assert door.post("/ops/sign-in", data={"token": TOKEN}).status_code == 403
-    assert door.get("/ops/").status_code == 401
+def test_signing_in_needs_a_form_of_ours(endpoint: FlaskClient) -> None:
+    assert endpoint.post("/ops/sign-in", data={"token": TOKEN}).status_code == 403
+    assert endpoint.get("/ops/").status_code == 401
 
 
 # What operators do
 
 
 def test_what_failed_is_replayed_by_name_and_with_a_reason(
-    ann: FlaskClient, engine: Engine, wiring: Wiring, story: JSON
+    ann: FlaskClient, engine: Engine, services: Services, story: JSON
 ) -> None:
     failed = story["failed"]["id"]
     answer = press(ann, f"events/{failed}", f"events/{failed}/replay", why="after the fix")
     assert answer.status_code == 302
     shown = ann.get(answer.headers["Location"]).get_data(as_text=True)
     assert "by ann" in shown and "after the fix" in shown and "0 of 1" in shown
-    assert Doorbell(wiring.redis, REPAIR).waiting() == 1
+    assert Doorbell(services.redis, REPAIR).waiting() == 1
     again = ann.get("/ops/failures")
     assert "Replay all" in again.get_data(as_text=True)
     fingerprint = re.search(r"failures/(\w+)/replay", again.get_data(as_text=True))
@@ -259,29 +259,29 @@ def test_resyncs_and_approvals_are_asked_for_by_name(
     assert "1 deletions are withheld" in page and "&lt;script&gt;" in page
     assert press(ann, "runs/run1", "runs/run1/approve").status_code == 302
     assert "Approved in" in ann.get("/ops/runs/run1").get_data(as_text=True)
-    write(engine, lambda tx: tx.execute(update(Run).values(status="done", finished_at=db_in(0))))
+    write(engine, lambda tx: tx.execute(update(Run).values(status="done", finished_at=db_now_plus(0))))
     assert press(ann, f"workspaces/{ORG}", f"workspaces/{ORG}/resync").status_code == 302
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         asked = tx.execute(select(Run.requested_by, Run.organization_id).where(Run.id != "run1")).all()
     assert sorted((who, organization or "") for who, organization in asked) == [("ann", ""), ("ann", ORG)]
 
 
-def test_without_a_key_no_resync_is_begun_that_would_wait_for_ever(local: Callable[..., Wiring]) -> None:
-    wiring = local(ops_tokens=f"ann:{TOKEN}")
-    ann = create_app(wiring).test_client()
+def test_without_a_key_no_resync_is_begun_that_would_wait_for_ever(local: Callable[..., Services]) -> None:
+    services = local(ops_tokens=f"ann:{TOKEN}")
+    ann = create_app(services).test_client()
     sign_in(ann)
     token = form_token(ann.get("/ops/"))
     for path in ("resync", f"workspaces/{ORG}/resync", "runs/run1/approve"):
         answer = ann.post(f"/ops/{path}", data={"csrf_token": token})
         assert answer.status_code == 409 and "WORKOS_API_KEY" in answer.get_data(as_text=True)
-    assert runs(wiring.engine) == 0
+    assert runs(services.engine) == 0
 
 
 @pytest.mark.parametrize("page", ["", "events", "workspaces", "runs"])
-def test_with_the_database_away_a_page_says_so(build_wiring: Callable[..., Wiring], page: str) -> None:
-    door = create_app(build_wiring(database_url=NOWHERE, ops_tokens=f"ann:{TOKEN}")).test_client()
-    sign_in(door)
-    answer = door.get(f"/ops/{page}")
+def test_with_the_database_away_a_page_says_so(build_test_services: Callable[..., Services], page: str) -> None:
+    endpoint = create_app(build_test_services(database_url=NOWHERE, ops_tokens=f"ann:{TOKEN}")).test_client()
+    sign_in(endpoint)
+    answer = endpoint.get(f"/ops/{page}")
     assert answer.status_code == 503 and "The database does not answer" in answer.get_data(as_text=True)
 
 

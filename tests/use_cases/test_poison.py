@@ -11,9 +11,9 @@ from flask.testing import FlaskClient
 from rq.timeouts import JobTimeoutException
 from sqlalchemy import Connection, Engine, insert, select, text, update
 
-from models.database import open_engine, reading, writing
+from models.database import open_engine, read_transaction, write_transaction
 from models.tables import Batch, Event, EventStatus, User
-from models.types import db_in, db_now
+from models.types import db_now, db_now_plus
 from tests.support import JSON, accept, event_row, made, rows, statuses
 from worker.decision.handlers import HANDLERS
 from worker.inbox.drain import ORPHAN_AFTER_SECONDS, Policy, drain
@@ -55,17 +55,17 @@ def attempts(engine: Engine) -> dict[str, int]:
 
 
 def make_due(engine: Engine) -> None:
-    with writing(engine) as tx:
-        tx.execute(update(Event).values(due_at=db_in(-1.0)))
+    with write_transaction(engine) as tx:
+        tx.execute(update(Event).values(due_at=db_now_plus(-1.0)))
 
 
 @pytest.mark.parametrize("bad", [0, 3, 7])
 def test_a_poison_event_is_found_by_halves_and_alone_pays(
-    door: FlaskClient, engine: Engine, poison: Poison, logs: list[Any], bad: int
+    endpoint: FlaskClient, engine: Engine, poison: Poison, logs: list[Any], bad: int
 ) -> None:
     poison(ValueError("a bug"))
     events = users(8, bad)
-    accept(door, *events)
+    accept(endpoint, *events)
     assert drain(engine, Policy(first_backoff=600))
     assert applied(engine) == {event["data"]["id"] for event in events} - {BAD}
     assert attempts(engine) == {events[bad]["id"]: 1}
@@ -73,25 +73,25 @@ def test_a_poison_event_is_found_by_halves_and_alone_pays(
     assert rows(engine, Batch) == []
 
 
-def test_two_poison_events_are_both_found(door: FlaskClient, engine: Engine, poison: Poison) -> None:
+def test_two_poison_events_are_both_found(endpoint: FlaskClient, engine: Engine, poison: Poison) -> None:
     poison(ValueError("a bug"))
     events = users(8, 2) + users(3, 1)
-    accept(door, *events)
+    accept(endpoint, *events)
     assert drain(engine, Policy(first_backoff=600))
     assert attempts(engine) == {event["id"]: 1 for event in events if event["data"]["id"] == BAD}
     assert statuses(engine) == {"pending": 2, "done": 9}
 
 
 def test_each_failed_attempt_waits_twice_as_long_and_the_last_sets_aside(
-    door: FlaskClient, engine: Engine, poison: Poison
+    endpoint: FlaskClient, engine: Engine, poison: Poison
 ) -> None:
     poison(ValueError("a bug"))
     [event] = users(1, 0)
-    accept(door, event)
+    accept(endpoint, event)
     waits = []
     for attempt in (1, 2, 3):
         make_due(engine)
-        with reading(engine) as tx:
+        with read_transaction(engine) as tx:
             before = tx.execute(select(db_now())).scalar_one()
         assert drain(engine, Policy(max_attempts=4, first_backoff=600))
         row = event_row(engine, event["id"])
@@ -108,12 +108,12 @@ def test_each_failed_attempt_waits_twice_as_long_and_the_last_sets_aside(
 
 
 def test_once_it_is_applied_nothing_of_its_error_stands(
-    door: FlaskClient, engine: Engine, poison: Poison, monkeypatch: pytest.MonkeyPatch
+    endpoint: FlaskClient, engine: Engine, poison: Poison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sound = HANDLERS["user.updated"]
     poison(ValueError("a bug"))
     [event] = users(1, 0)
-    accept(door, event)
+    accept(endpoint, event)
     assert drain(engine, Policy(first_backoff=600))
     assert event_row(engine, event["id"])["traceback"]
     monkeypatch.setitem(HANDLERS, "user.updated", sound)
@@ -123,21 +123,21 @@ def test_once_it_is_applied_nothing_of_its_error_stands(
     assert [row[name] for name in ("status", "error", "fingerprint", "traceback")] == ["done", None, None, None]
 
 
-def test_an_event_is_not_tried_before_it_is_due(door: FlaskClient, engine: Engine, poison: Poison) -> None:
+def test_an_event_is_not_tried_before_it_is_due(endpoint: FlaskClient, engine: Engine, poison: Poison) -> None:
     poison(ValueError("a bug"))
-    accept(door, *users(1, 0))
+    accept(endpoint, *users(1, 0))
     for _ in range(3):
         assert drain(engine, Policy(first_backoff=600))
     assert list(attempts(engine).values()) == [1]
 
 
 def test_an_event_whose_cause_has_passed_is_applied_and_its_error_struck_out(
-    door: FlaskClient, engine: Engine, monkeypatch: pytest.MonkeyPatch, poison: Poison
+    endpoint: FlaskClient, engine: Engine, monkeypatch: pytest.MonkeyPatch, poison: Poison
 ) -> None:
     handler = HANDLERS["user.updated"]
     poison(ValueError("a bug"))
     [event] = users(1, 0)
-    accept(door, event)
+    accept(endpoint, event)
     assert drain(engine, Policy())
     monkeypatch.setitem(HANDLERS, "user.updated", handler)
     make_due(engine)
@@ -146,10 +146,12 @@ def test_an_event_whose_cause_has_passed_is_applied_and_its_error_struck_out(
     assert (row["status"], row["outcome"], row["error"]) == ("done", "applied", None)
 
 
-def test_a_payload_error_fails_at_once_without_splitting(door: FlaskClient, engine: Engine, logs: list[Any]) -> None:
+def test_a_payload_error_fails_at_once_without_splitting(
+    endpoint: FlaskClient, engine: Engine, logs: list[Any]
+) -> None:
     events = users(4)
     del events[2]["data"]["updated_at"]
-    accept(door, *events)
+    accept(endpoint, *events)
     assert drain(engine, Policy())
     assert statuses(engine) == {"done": 3, "failed": 1}
     assert event_row(engine, events[2]["id"])["error"] == "data.updated_at: is missing"
@@ -158,10 +160,10 @@ def test_a_payload_error_fails_at_once_without_splitting(door: FlaskClient, engi
 
 
 def test_a_job_that_runs_out_of_time_sets_its_batch_aside_and_ends(
-    door: FlaskClient, engine: Engine, poison: Poison
+    endpoint: FlaskClient, engine: Engine, poison: Poison
 ) -> None:
     poison(JobTimeoutException("too long"))
-    accept(door, *users(4, 1))
+    accept(endpoint, *users(4, 1))
     with pytest.raises(JobTimeoutException):
         drain(engine, Policy())
     assert [len(row["event_ids"]) for row in rows(engine, Batch)] == [2, 2]
@@ -170,25 +172,27 @@ def test_a_job_that_runs_out_of_time_sets_its_batch_aside_and_ends(
 
 def orphan(engine: Engine, events: list[JSON], age: float) -> None:
     """Leave the batch of a drain that was killed `age` seconds ago."""
-    with writing(engine) as tx:
+    with write_transaction(engine) as tx:
         ids = [event["id"] for event in events]
-        tx.execute(insert(Batch).values(id="orphan", event_ids=ids, started_at=db_in(-age)))
+        tx.execute(insert(Batch).values(id="orphan", event_ids=ids, started_at=db_now_plus(-age)))
 
 
 def test_the_batch_of_a_killed_drain_runs_in_halves_and_blames_nobody(
-    door: FlaskClient, engine: Engine, logs: list[Any]
+    endpoint: FlaskClient, engine: Engine, logs: list[Any]
 ) -> None:
     events = users(8)
-    accept(door, *events)
+    accept(endpoint, *events)
     orphan(engine, events, 60)
     assert drain(engine, Policy())
     assert [line["events"] for line in logs if line["event"] == "batch_applied"] == [4, 4]
     assert (statuses(engine), attempts(engine), rows(engine, Batch)) == ({"done": 8}, {}, [])
 
 
-def test_an_event_that_was_alone_when_its_drain_was_killed_spends_an_attempt(door: FlaskClient, engine: Engine) -> None:
+def test_an_event_that_was_alone_when_its_drain_was_killed_spends_an_attempt(
+    endpoint: FlaskClient, engine: Engine
+) -> None:
     events = users(2)
-    accept(door, *events)
+    accept(endpoint, *events)
     orphan(engine, events[:1], 60)
     assert drain(engine, Policy(first_backoff=600))
     assert attempts(engine) == {events[0]["id"]: 1}
@@ -197,9 +201,9 @@ def test_an_event_that_was_alone_when_its_drain_was_killed_spends_an_attempt(doo
     assert applied(engine) == {"user_1"}
 
 
-def test_an_event_that_kills_every_drain_is_set_aside_in_the_end(door: FlaskClient, engine: Engine) -> None:
+def test_an_event_that_kills_every_drain_is_set_aside_in_the_end(endpoint: FlaskClient, engine: Engine) -> None:
     [event] = users(1)
-    accept(door, event)
+    accept(endpoint, event)
     for _ in range(3):
         make_due(engine)
         orphan(engine, [event], 60)
@@ -207,26 +211,26 @@ def test_an_event_that_kills_every_drain_is_set_aside_in_the_end(door: FlaskClie
     assert event_row(engine, event["id"])["status"] == "failed"
 
 
-def test_a_batch_that_was_just_started_is_left_to_its_drain(door: FlaskClient, engine: Engine) -> None:
+def test_a_batch_that_was_just_started_is_left_to_its_drain(endpoint: FlaskClient, engine: Engine) -> None:
     events = users(3)
-    accept(door, *events)
+    accept(endpoint, *events)
     orphan(engine, events[:2], ORPHAN_AFTER_SECONDS - 5)
     assert drain(engine, Policy())
     assert applied(engine) == {"user_2"}
     assert [row["id"] for row in rows(engine, Batch)] == ["orphan"]
 
 
-def test_an_event_done_meanwhile_is_not_blamed(door: FlaskClient, engine: Engine) -> None:
+def test_an_event_done_meanwhile_is_not_blamed(endpoint: FlaskClient, engine: Engine) -> None:
     events = users(1)
-    accept(door, *events)
+    accept(endpoint, *events)
     assert drain(engine, Policy())
     orphan(engine, events, 60)
     assert drain(engine, Policy())
     assert (statuses(engine), attempts(engine)) == ({"done": 1}, {})
 
 
-def test_a_drain_stops_when_its_time_is_up(door: FlaskClient, engine: Engine) -> None:
-    accept(door, *users(1))
+def test_a_drain_stops_when_its_time_is_up(endpoint: FlaskClient, engine: Engine) -> None:
+    accept(endpoint, *users(1))
     assert not drain(engine, Policy(seconds=0))
     assert statuses(engine) == {"pending": 1}
 
@@ -255,21 +259,21 @@ class TestPostgresql:
             other.rollback()
 
     def test_the_batch_of_a_living_drain_is_not_taken_for_an_orphan(
-        self, door: FlaskClient, engine: Engine, other: Connection
+        self, endpoint: FlaskClient, engine: Engine, other: Connection
     ) -> None:
         events = users(2)
-        accept(door, *events)
+        accept(endpoint, *events)
         orphan(engine, events, 60)
         other.execute(select(Batch.id).with_for_update())
         assert drain(engine, Policy())
         assert applied(engine) == set()
 
     def test_a_deadlock_is_tried_again_and_costs_no_attempt(
-        self, door: FlaskClient, engine: Engine, other: Connection
+        self, endpoint: FlaskClient, engine: Engine, other: Connection
     ) -> None:
-        accept(door, *users(2))
+        accept(endpoint, *users(2))
         assert drain(engine, Policy())
-        accept(door, *(made("user.updated", 5, id=f"user_{n}") for n in range(2)))
+        accept(endpoint, *(made("user.updated", 5, id=f"user_{n}") for n in range(2)))
         lock = select(User.id).with_for_update()
         other.execute(lock.where(User.id == "user_1"))
         drainer = Thread(target=drain, args=(engine, Policy()))
@@ -283,30 +287,30 @@ class TestPostgresql:
     @pytest.mark.parametrize("count", [1, 2])
     def test_events_whose_rows_stay_locked_for_long_spend_no_attempt(
         self,
-        door: FlaskClient,
+        endpoint: FlaskClient,
         db_url: str,
         engine: Engine,
         other: Connection,
         count: int,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        accept(door, *users(count))
+        accept(endpoint, *users(count))
         assert drain(engine, Policy())
         later = [made("user.updated", 5, id=f"user_{n}") for n in range(count)]
-        accept(door, *later)
+        accept(endpoint, *later)
         other.execute(select(User.id).with_for_update())
         impatient = open_engine(db_url, lock_timeout_ms=1)
         assert drain(impatient, Policy()), "what is locked is left for later"
         impatient.dispose()
         other.rollback()
-        with writing(engine) as tx:  # some time later
-            tx.execute(update(Event).values(due_at=db_in(-1.0)).where(Event.status == EventStatus.PENDING))
+        with write_transaction(engine) as tx:  # some time later
+            tx.execute(update(Event).values(due_at=db_now_plus(-1.0)).where(Event.status == EventStatus.PENDING))
         assert drain(engine, Policy())
         assert (statuses(engine), attempts(engine)) == ({"done": 2 * count}, {})
 
 
 def _waiting(engine: Engine) -> int:
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         waiting = (
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         )

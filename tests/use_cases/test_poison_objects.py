@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text, update
 
 from models.database import write
 from models.tables import Event, Hook, HookDelivery, Kind, Read, RunStatus, Task
-from models.types import db_in
+from models.types import db_now_plus
 from tests.sandbox import Sandbox
 from tests.support import JSON, access, differences, made, rows
 from tests.use_cases.hosting import FunctionTarget
@@ -42,16 +42,16 @@ from tests.use_cases.resyncs import (
     settings_of,
     small_life,
 )
-from worker.directory.client import Directory, Page, UnreadableError
 from worker.hooks import follow as hooks
-from worker.looking.explain import explain
-from worker.looking.health import look
-from worker.mirror.doubts import ask
+from worker.mirror.read_requests import request_reads
+from worker.queue.doorbell import Doorbell
 from worker.repair.reads import work_due
-from worker.repair.resync import start
-from worker.repair.runs import create
+from worker.repair.resync.resync import start
 from worker.repair.work import Repair
-from worker.signals.doorbell import Doorbell
+from worker.reports.explain import explain
+from worker.reports.health import check_health
+from worker.runs import create
+from worker.workos_api.client import Page, WorkOSClient, WorkOSUnavailableError
 
 NO_IDS = [".", "..", "../users", "org_1/../org_2", "a/b", "/", "a\0", "a\nb", "\x1b[31m", "é", "𐀀", "\ud800", "x" * 256]
 no_id = pytest.mark.parametrize("value", NO_IDS, ids=ascii)
@@ -84,13 +84,13 @@ def healed(engine: Engine, table: str) -> None:
         write(engine, lambda tx: tx.execute(text(f"DROP TRIGGER {verb}_{table}")))  # noqa: B023 - called now
 
 
-def read_due(engine: Engine, directory: Directory) -> int:
+def read_due(engine: Engine, workos: WorkOSClient) -> int:
     make_reads_due(engine)
-    return work_due(engine, directory, lambda: False)
+    return work_due(engine, workos, lambda: False)
 
 
 def asked_for(engine: Engine, kind: Kind, *ids: str, run_id: str = "") -> None:
-    write(engine, partial(ask, kind=kind, ids=ids, reason="a test", run_id=run_id))
+    write(engine, partial(request_reads, kind=kind, ids=ids, reason="a test", run_id=run_id))
 
 
 # Ids
@@ -114,7 +114,7 @@ REFERENCES = [
 
 @no_id
 def test_an_event_that_names_what_is_no_id_fails_alone(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, value: str
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, value: str
 ) -> None:
     small_life(sandbox.world, 1, 1)
     created = [event for event in sandbox.world.events if event["event"] == "organization_membership.created"]
@@ -130,35 +130,35 @@ def test_an_event_that_names_what_is_no_id_fails_alone(
         assert row["error"] == f"data.{name}: is not an id", (type, name)
     assert live(one_engine) == before | {Kind.MEMBERSHIP: {created[0]["data"]["id"]}}
     assert {row["kind"] for row in rows(one_engine, Read)} == {"organization", "user"}
-    assert read_due(one_engine, directory) == 2
+    assert read_due(one_engine, workos) == 2
     assert len(access(one_engine)) == 1
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     assert differences(one_engine, sandbox.world.truth()) == []
 
 
 @no_id
 def test_a_listed_object_without_an_id_is_reported_and_the_rest_is_used(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, value: str
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, value: str
 ) -> None:
     small_life(sandbox.world, 1, 3)
     sandbox.faults.odd(MEMBERSHIPS, item=0, change=lambda item: {**item, "user_id": value})
     sandbox.faults.odd("/authorization/roles", item=0, change=lambda item: {**item, "slug": value})
     sandbox.faults.odd("/user_management/users", item=0, change=lambda item: {**item, "id": value})
-    reported = found(one_engine, resync(one_engine, directory))
+    reported = found(one_engine, resync(one_engine, workos))
     assert sum(finding == "odd" for finding, _ in reported.values()) == 3
     assert len(live(one_engine)[Kind.MEMBERSHIP]) == 2
     assert differences(one_engine, sandbox.world.truth()) != []
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     assert differences(one_engine, sandbox.world.truth()) == []
 
 
 def test_a_role_slug_that_no_index_holds_stops_nothing_and_grants_nothing(
-    both_engines: Engine, sandbox: Sandbox, directory: Directory
+    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     small_life(sandbox.world, 1, 2)
     long = "".join(f"{number:x}" for number in range(3000))
     sandbox.faults.odd(MEMBERSHIPS, item=0, change=lambda item: {**item, "role": {"slug": long}, "roles": []})
-    resync(both_engines, directory)
+    resync(both_engines, workos)
     deliver(both_engines, [made("organization_membership.created", role={"slug": long}, roles=[])])
     assert {row["status"] for row in rows(both_engines, Event)} == {"done"}
     assert sorted(role for _, _, role in access(both_engines)) == ["member", "member"]
@@ -176,111 +176,114 @@ CALLS = {
     "memberships": lambda workos, id: workos.memberships(id, id),
     "to create": lambda workos, id: workos.create_membership(id, id, id),
     "to deactivate": lambda workos, id: workos.deactivate_membership(id),
-    "to change an endpoint": lambda workos, id: workos.amend_webhook_endpoint(id, [id]),
+    "to change an endpoint": lambda workos, id: workos.update_webhook_endpoint(id, [id]),
 }
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_whatever_the_library_makes_of_a_call_callers_see_our_errors(
-    sandbox: Sandbox, directory: Directory, call: Any
+    sandbox: Sandbox, workos: WorkOSClient, call: Any
 ) -> None:
     for id in ("", ".", "..", "\ud800", "x" * 100_000):
         answered = None
         try:
-            answered = call(directory, id)
-        except UnreadableError as error:
+            answered = call(workos, id)
+        except WorkOSUnavailableError as error:
             answered = error
-        assert isinstance(answered, UnreadableError | Page), ascii(id[:9])
+        assert isinstance(answered, WorkOSUnavailableError | Page), ascii(id[:9])
 
 
-def test_what_cannot_even_be_asked_for_is_not_asked_again_at_once(sandbox: Sandbox, directory: Directory) -> None:
-    with pytest.raises(UnreadableError, match="ValueError"):
-        directory.user("..")
-    assert directory.calls.total == 1 and sandbox.calls.total() == 0
+def test_what_cannot_even_be_asked_for_is_not_asked_again_at_once(sandbox: Sandbox, workos: WorkOSClient) -> None:
+    with pytest.raises(WorkOSUnavailableError, match="ValueError"):
+        workos.user("..")
+    assert workos.calls.total == 1 and sandbox.calls.total() == 0
 
 
 # Confirmed reads
 
 
 def test_a_read_that_can_never_succeed_is_counted_and_put_off_and_starves_no_other(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, logs: list[Any]
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, logs: list[Any]
 ) -> None:
     small_life(sandbox.world, 1, 1)
     user = next(iter(sandbox.world.users))
     asked_for(one_engine, Kind.USER, "..", user)
     asked_for(one_engine, Kind.ROLE, "org_1/..", "..")
-    assert read_due(one_engine, directory) == 1
+    assert read_due(one_engine, workos) == 1
     assert user in live(one_engine)[Kind.USER]
     left = {row["object_id"]: row for row in rows(one_engine, Read)}
     assert left.keys() == {"..", "org_1/.."} and {row["attempts"] for row in left.values()} == {1}
-    assert work_due(one_engine, directory, lambda: False) == 0, "not at once"
+    assert work_due(one_engine, workos, lambda: False) == 0, "not at once"
     assert len([line for line in logs if line["event"] == "read_failed"]) == len(rows(one_engine, Read)) == 3
 
 
 def test_an_object_that_the_database_refuses_starves_no_other_read(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, logs: list[Any]
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, logs: list[Any]
 ) -> None:
     small_life(sandbox.world, 1, 3)
     users = list(sandbox.world.users)
     poisoned(one_engine, "users", f"NEW.id = '{users[0]}'")
     asked_for(one_engine, Kind.USER, *users)
-    assert read_due(one_engine, directory) == 2
+    assert read_due(one_engine, workos) == 2
     [left] = rows(one_engine, Read)
     assert (left["object_id"], left["attempts"]) == (users[0], 1)
     assert left["error"].startswith("IntegrityError at ") and "poison" not in left["error"]
     assert [line["id"] for line in logs if line["event"] == "read_failed"] == [users[0]]
     healed(one_engine, "users")
-    assert read_due(one_engine, directory) == 1
+    assert read_due(one_engine, workos) == 1
     assert live(one_engine)[Kind.USER] == set(users)
 
 
 def test_a_kind_that_the_key_may_not_see_starves_no_other(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     small_life(sandbox.world, 1, 1)
     user = next(iter(sandbox.world.users))
     sandbox.faults.fail("/connections", status=403, times=None)
     asked_for(one_engine, Kind.CONNECTION, "conn_1")
     asked_for(one_engine, Kind.USER, user)
-    assert read_due(one_engine, directory) == 1
+    assert read_due(one_engine, workos) == 1
     [left] = rows(one_engine, Read)
     assert (left["object_id"], left["attempts"]) == ("conn_1", 1) and "403" in left["error"]
 
 
 def test_what_cannot_be_read_again_and_again_is_a_warning_and_explained(
-    local: Any, sandbox: Sandbox, directory: Directory
+    local: Any, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
-    wiring = local(**settings_of(sandbox))
-    asked_for(wiring.engine, Kind.USER, "user_1/x")
+    services = local(**settings_of(sandbox))
+    asked_for(services.engine, Kind.USER, "user_1/x")
     for _ in range(5):
-        assert "unread_objects" not in warnings(wiring)
-        read_due(wiring.engine, directory)
+        assert "unread_objects" not in warnings(services)
+        read_due(services.engine, workos)
     sandbox.faults.fail("/user_management/users/", status=400, times=None)
-    asked_for(wiring.engine, Kind.USER, "user_2")
+    asked_for(services.engine, Kind.USER, "user_2")
     for _ in range(5):
-        read_due(wiring.engine, directory)
-    assert "1 object" in warnings(wiring)["unread_objects"] and "user_2" in warnings(wiring)["unread_objects"]
-    explained = explain(wiring.engine, "user_2")
+        read_due(services.engine, workos)
+    assert "1 object" in warnings(services)["unread_objects"] and "user_2" in warnings(services)["unread_objects"]
+    explained = explain(services.engine, "user_2")
     assert explained is not None
     assert "attempt 5 failed" in explained["timeline"][-1]["why"] and "400" in explained["timeline"][-1]["why"]
 
 
-def warnings(wiring: Any) -> dict[str, str]:
-    return {problem.name: problem.text for problem in look(wiring.engine, wiring.redis, wiring.settings).warnings}
+def warnings(services: Any) -> dict[str, str]:
+    return {
+        problem.name: problem.text
+        for problem in check_health(services.engine, services.redis, services.settings).warnings
+    }
 
 
 # Resyncs
 
 
 def test_a_resync_ends_though_it_asks_for_what_is_no_id(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
-    mirror_of(one_engine, sandbox, directory, 2)
+    mirror_of(one_engine, sandbox, workos, 2)
     gone = next(iter(sandbox.world.memberships))
     quietly(sandbox.world, lambda: sandbox.world.delete_membership(gone))
     run_id = start(one_engine, "test")
     asked_for(one_engine, Kind.USER, "..", run_id=run_id)
-    assert go_on(one_engine, directory, run_id)
+    assert go_on(one_engine, workos, run_id)
     assert found(one_engine, run_id) == {
         ("user", ".."): ("odd", "reported"),
         ("membership", gone): ("extra", "repaired"),
@@ -289,10 +292,10 @@ def test_a_resync_ends_though_it_asks_for_what_is_no_id(
 
 @pytest.mark.parametrize("table", ["users", "organizations", "memberships", "domains"])
 def test_a_listed_object_that_the_database_refuses_is_reported_and_its_page_is_used(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, table: str
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, table: str
 ) -> None:
     world = sandbox.world
-    mirror_of(one_engine, sandbox, directory, 3)
+    mirror_of(one_engine, sandbox, workos, 3)
     known = live(one_engine)
     kind = Kind(table.removesuffix("s"))
     tables: dict[str, JSON] = {
@@ -308,14 +311,14 @@ def test_a_listed_object_that_the_database_refuses_is_reported_and_its_page_is_u
         world.delete_membership(gone)
     poisoned(one_engine, table, f"NEW.id = '{poison}'")
     run_id = start(one_engine, "test")
-    assert go_on(one_engine, directory, run_id)
+    assert go_on(one_engine, workos, run_id)
     assert run_row(one_engine, run_id)["status"] == RunStatus.DONE
     assert found(one_engine, run_id)[kind, poison] == ("odd", "reported")
     for each in Kind:
         assert live(one_engine)[each] == ids(world)[each] - {poison} | known[each] - {gone}, each
     assert bad in live(one_engine)[Kind.MEMBERSHIP]
     healed(one_engine, table)
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     assert differences(one_engine, world.truth()) == []
 
 
@@ -338,11 +341,11 @@ def ids(world: Any) -> dict[Kind, set[str]]:
 
 
 def test_a_run_that_fails_unexpectedly_ends_as_failed_and_stops_no_other_work(
-    local: Any, sandbox: Sandbox, directory: Directory, redis: Redis, logs: list[Any]
+    local: Any, sandbox: Sandbox, workos: WorkOSClient, redis: Redis, logs: list[Any]
 ) -> None:
-    wiring = local(**settings_of(sandbox))
-    engine = wiring.engine
-    mirror_of(engine, sandbox, directory, 2)
+    services = local(**settings_of(sandbox))
+    engine = services.engine
+    mirror_of(engine, sandbox, workos, 2)
     is_filled(engine)
     user = next(iter(sandbox.world.users))
     poisoned(engine, "runs", "NEW.phase = 'delete'")
@@ -350,7 +353,7 @@ def test_a_run_that_fails_unexpectedly_ends_as_failed_and_stops_no_other_work(
     catching_up = write(engine, lambda tx: create(tx, Task.CATCH_UP, "test"))
     asked_for(engine, Kind.USER, user)
     make_reads_due(engine)
-    Repair(engine, directory, wiring.settings, Doorbell(redis, "drain")).all()
+    Repair(engine, workos, services.settings, Doorbell(redis, "drain")).all()
     failed = run_row(engine, run_id)
     assert failed["status"] == RunStatus.FAILED and failed["error"].startswith("IntegrityError at ")
     assert run_row(engine, catching_up)["status"] == RunStatus.DONE
@@ -359,28 +362,28 @@ def test_a_run_that_fails_unexpectedly_ends_as_failed_and_stops_no_other_work(
 
 
 def test_a_key_that_may_not_read_events_does_not_keep_objects_from_being_read(
-    local: Any, sandbox: Sandbox, directory: Directory, redis: Redis
+    local: Any, sandbox: Sandbox, workos: WorkOSClient, redis: Redis
 ) -> None:
-    wiring = local(**settings_of(sandbox))
-    mirror_of(wiring.engine, sandbox, directory, 1)
-    is_filled(wiring.engine)
+    services = local(**settings_of(sandbox))
+    mirror_of(services.engine, sandbox, workos, 1)
+    is_filled(services.engine)
     sandbox.faults.fail("/events", status=403, times=None)
-    run_id = write(wiring.engine, lambda tx: create(tx, Task.CATCH_UP, "test"))
-    asked_for(wiring.engine, Kind.USER, next(iter(sandbox.world.users)))
-    make_reads_due(wiring.engine)
-    Repair(wiring.engine, directory, wiring.settings, Doorbell(redis, "drain")).all()
-    assert run_row(wiring.engine, run_id)["status"] == RunStatus.FAILED
-    assert rows(wiring.engine, Read) == []
+    run_id = write(services.engine, lambda tx: create(tx, Task.CATCH_UP, "test"))
+    asked_for(services.engine, Kind.USER, next(iter(sandbox.world.users)))
+    make_reads_due(services.engine)
+    Repair(services.engine, workos, services.settings, Doorbell(redis, "drain")).all()
+    assert run_row(services.engine, run_id)["status"] == RunStatus.FAILED
+    assert rows(services.engine, Read) == []
 
 
 # Provisioning
 
 
 @pytest.fixture
-def stage(one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, redis: Redis) -> Stage:
+def stage(one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, redis: Redis) -> Stage:
     put_in_force(one_engine)
     is_filled(one_engine)
-    return Stage(one_engine, sandbox, clock, directory, redis)
+    return Stage(one_engine, sandbox, clock, workos, redis)
 
 
 def test_a_join_that_the_database_refuses_stops_no_other(stage: Stage) -> None:
@@ -469,7 +472,7 @@ def test_an_error_that_cannot_be_told_is_counted_like_any_other(one_engine: Engi
     tell(one_engine, [made("user.created", id=id, email=f"{id}@acme.example") for id in ("user_1", "user_2")])
     for _ in range(2):
         hooks.follow(one_engine, {"host": FunctionTarget(host)}, 2)
-        write(one_engine, lambda tx: tx.execute(update(HookDelivery).values(due_at=db_in(-1))))
+        write(one_engine, lambda tx: tx.execute(update(HookDelivery).values(due_at=db_now_plus(-1))))
     assert told == ["user_2"]
     [row] = rows(one_engine, HookDelivery)
     assert (row["status"], row["attempts"]) == ("failed", 2) and "UnspeakableError" in row["error"]

@@ -35,12 +35,12 @@ from tests.use_cases.joining import (
     tell,
 )
 from tests.use_cases.resyncs import CLIENT_ID, Between, Clock, resync
-from worker.directory.bucket import Buckets
-from worker.directory.client import Directory, UnreadableError, open_directory
 from worker.errors import ConfigurationError
-from worker.mirror import admission, erasure, retention
-from worker.repair.catch_up import settle
+from worker.mirror import auto_join_policy, erasure, retention
+from worker.repair.catch_up import update_complete_to
 from worker.repair.replay import dismiss
+from worker.workos_api.bucket import Buckets
+from worker.workos_api.client import WorkOSClient, WorkOSUnavailableError, open_client
 
 MEMBERSHIPS = "/user_management/organization_memberships"
 
@@ -59,18 +59,18 @@ def sandbox(clock: Clock) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def stage(one_engine: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, redis: Redis) -> Stage:
+def stage(one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, redis: Redis) -> Stage:
     put_in_force(one_engine)
     is_filled(one_engine)
-    return Stage(one_engine, sandbox, clock, directory, redis)
+    return Stage(one_engine, sandbox, clock, workos, redis)
 
 
 @pytest.fixture
-def both_stages(both_engines: Engine, sandbox: Sandbox, clock: Clock, directory: Directory, redis: Redis) -> Stage:
+def both_stages(both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, redis: Redis) -> Stage:
     """As `stage`, on either database."""
     put_in_force(both_engines)
     is_filled(both_engines)
-    return Stage(both_engines, sandbox, clock, directory, redis)
+    return Stage(both_engines, sandbox, clock, workos, redis)
 
 
 def test_a_sign_up_on_a_verified_domain_becomes_a_member(stage: Stage) -> None:
@@ -119,7 +119,7 @@ def test_whoever_waits_has_the_events_read_as_soon_as_they_can_tell(stage: Stage
     stage.hears()
     for _ in range(4):
         stage.works()
-        settle(stage.engine)
+        update_complete_to(stage.engine)
         stage.clock.goes_on(seconds=2)
     assert members_at_workos(stage.world) == {(org, user): ["active"]}
 
@@ -289,7 +289,7 @@ def test_other_modes_create_nothing(stage: Stage, mode: str) -> None:
     stage.settles()
     assert members_at_workos(stage.world) == {} and joins_of(stage.engine) == {}
     assert (answer(stage.engine, "new@acme.example") is None) == (mode == "off")
-    missing = admission.missing(stage.engine, 10)
+    missing = auto_join_policy.missing_members(stage.engine, 10)
     assert [(row["user_id"], row["organization_id"]) for row in missing] == ([(user, org)] if mode == "mirror" else [])
 
 
@@ -321,7 +321,7 @@ def test_what_a_first_resync_finds_is_no_sign_up(stage: Stage) -> None:
     sign_up(stage.world)
     stage.clock.goes_on(days=2)
     write(stage.engine, lambda tx: tx.execute(update(Mirror).values(backfill_from=stage.clock())))
-    resync(stage.engine, stage.directory)
+    resync(stage.engine, stage.workos)
     stage.works()
     assert joins_of(stage.engine) == {} and members_at_workos(stage.world) == {}
 
@@ -341,11 +341,13 @@ def test_a_workspace_has_a_switch_and_a_default_role_of_its_own(stage: Stage) ->
     world = stage.world
     org = company(world)
     stage.settles()
-    admission.set_workspace(stage.engine, org, "ann", "a contractor's domain", auto_join=False, default_role="admin")
+    auto_join_policy.set_workspace(
+        stage.engine, org, "ann", "a contractor's domain", auto_join=False, default_role="admin"
+    )
     first = sign_up(world, "first@acme.example")
     stage.settles()
     assert joins_of(stage.engine) == {} and answer(stage.engine, "first@acme.example") is None
-    admission.set_workspace(stage.engine, org, "bob", "agreed with them", auto_join=True)
+    auto_join_policy.set_workspace(stage.engine, org, "bob", "agreed with them", auto_join=True)
     second = sign_up(world, "second@acme.example")
     stage.settles()
     assert members_at_workos(world) == {(org, second): ["active"]}
@@ -355,7 +357,7 @@ def test_a_workspace_has_a_switch_and_a_default_role_of_its_own(stage: Stage) ->
         ("operator", "ann", "a contractor's domain"),
         ("operator", "bob", "agreed with them"),
     ]
-    assert [row["user_id"] for row in admission.missing(stage.engine, 10)] == [first]
+    assert [row["user_id"] for row in auto_join_policy.missing_members(stage.engine, 10)] == [first]
 
 
 @pytest.mark.parametrize("how", REMOVALS)
@@ -367,7 +369,7 @@ def test_an_operator_lifts_a_block_and_a_later_removal_blocks_anew(stage: Stage,
     REMOVALS[how](world, next(iter(world.memberships)))
     stage.settles()
     assert "active" not in members_at_workos(world).get((org, user), [])
-    assert admission.lift(stage.engine, org, user, "ann", "hired again") == [how]
+    assert auto_join_policy.unblock(stage.engine, org, user, "ann", "hired again") == [how]
     stage.settles()
     assert members_at_workos(world) == {(org, user): ["active"]}
     REMOVALS[how](world, next(iter(world.memberships)))
@@ -385,7 +387,7 @@ def test_what_is_not_blocked_cannot_be_lifted(stage: Stage) -> None:
     user = sign_up(stage.world)
     stage.settles()
     with pytest.raises(ConfigurationError, match="nothing keeps"):
-        admission.lift(stage.engine, org, user, "ann", "why not")
+        auto_join_policy.unblock(stage.engine, org, user, "ann", "why not")
 
 
 def test_an_operator_keeps_someone_out(stage: Stage) -> None:
@@ -393,12 +395,12 @@ def test_an_operator_keeps_someone_out(stage: Stage) -> None:
     org = company(world)
     user = world.create_user("ann@acme.example", email_verified=False)["id"]
     stage.settles()
-    admission.block(stage.engine, org, user, "bob", "a test account")
+    auto_join_policy.block(stage.engine, org, user, "bob", "a test account")
     world.update_user(user, email_verified=True)
     stage.settles()
     assert members_at_workos(world) == {}
     assert join_of(stage.engine, user)["reason"] == "by bob: a test account"
-    assert answer(stage.engine, "ann@acme.example") is None and admission.missing(stage.engine, 10) == []
+    assert answer(stage.engine, "ann@acme.example") is None and auto_join_policy.missing_members(stage.engine, 10) == []
 
 
 def test_nothing_is_asked_of_workos_within_a_transaction(stage: Stage) -> None:
@@ -483,10 +485,10 @@ def test_a_process_that_is_stopped_between_look_and_create_does_not_create(stage
                 comes_and_goes(stage, org, user)
                 frozen.tick(60)
 
-        directory, stage.directory = stage.directory, Between(stage.directory, stop)
+        workos, stage.workos = stage.workos, Between(stage.workos, stop)
         stage.works()
     assert posts(stage.sandbox) == 0
-    stage.directory = directory
+    stage.workos = workos
     stage.settles()
     assert posts(stage.sandbox) == 0 and join_of(stage.engine, user)["reason"] == "removed"
 
@@ -499,9 +501,9 @@ def test_a_create_that_waits_too_long_for_the_rate_limits_is_not_sent(stage: Sta
             frozen.tick(60)
 
         slow = Buckets(stage.redis, 0.01, wait)
-        stage.directory = open_directory(stage.sandbox.api_key, CLIENT_ID, stage.sandbox.base_url, slow)
+        stage.workos = open_client(stage.sandbox.api_key, CLIENT_ID, stage.sandbox.base_url, slow)
         stage.works()
-        stage.directory.close()
+        stage.workos.close()
     assert posts(stage.sandbox) == 0 and members_at_workos(stage.world) == {}
     assert "too late" in join_of(stage.engine, user)["error"] and org
 
@@ -564,7 +566,7 @@ def is_kept_out(stage: Stage, org: str, user: str) -> None:
     assert joins_of(stage.engine).get(user) != "pending"
     assert user in {row["user_id"] for row in rows(stage.engine, auto_join_blocks) if row["organization_id"] == org}
     assert answer(stage.engine, stage.world.users[user]["email"]) is None
-    assert user not in {row["user_id"] for row in admission.missing(stage.engine, 10)}
+    assert user not in {row["user_id"] for row in auto_join_policy.missing_members(stage.engine, 10)}
 
 
 def test_a_removed_person_who_is_deleted_and_created_again_is_kept_out(stage: Stage) -> None:
@@ -604,7 +606,7 @@ def test_a_block_by_address_outlives_the_address(stage: Stage) -> None:
     assert not [value for value in kept if "ann@acme.example" in str(value)]
     again = sign_up(stage.world)
     is_kept_out(stage, org, again)
-    admission.lift(stage.engine, org, again, "bob", "hired again")
+    auto_join_policy.unblock(stage.engine, org, again, "bob", "hired again")
     stage.settles()
     assert members_at_workos(stage.world) == {(org, again): ["active"]}
     retention.retain(stage.engine, retention.Periods())
@@ -737,7 +739,7 @@ class Life:
 
     def works(self, _who: str) -> None:
         self.by_worker = True
-        with suppress(UnreadableError):
+        with suppress(WorkOSUnavailableError):
             self.stage.works()
         self.by_worker = False
         self.stage.sandbox.faults.clear()
@@ -766,10 +768,10 @@ class Life:
                 self.passes(60)
                 self.by_worker = True
 
-        directory = self.stage.directory
-        self.stage.directory = Between(directory, stop)
+        workos = self.stage.workos
+        self.stage.workos = Between(workos, stop)
         self.works(who)
-        self.stage.directory = directory
+        self.stage.workos = workos
 
     def works_and_wakes_an_inactive_one(self, who: str) -> None:
         """Neither mirror nor look shows that someone was deactivated long ago, and the create's answer is lost."""

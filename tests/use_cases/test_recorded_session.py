@@ -18,8 +18,8 @@ from tests.support import (
     statuses,
 )
 from webhooks.app import create_app
+from worker.bootstrap import Services
 from worker.inbox.drain import Policy
-from worker.wiring import Wiring
 
 RECORDED_AT = "2026-11-23T03:07:47Z"
 
@@ -42,9 +42,9 @@ def shuffled(seed: int) -> Callable[[list[JSON]], list[JSON]]:
     return order
 
 
-def deliver(door: FlaskClient, deliveries: list[JSON]) -> None:
+def deliver(endpoint: FlaskClient, deliveries: list[JSON]) -> None:
     for delivery in deliveries:
-        answer = door.post(
+        answer = endpoint.post(
             "/webhooks/workos",
             data=delivery["body"].encode(),
             headers={"WorkOS-Signature": delivery["signature"]},
@@ -54,30 +54,30 @@ def deliver(door: FlaskClient, deliveries: list[JSON]) -> None:
 
 @pytest.mark.parametrize("order", [in_arrival_order, reversed_order, *map(shuffled, range(3))])
 def test_any_order_ends_equal_to_workos(
-    make_wiring: Callable[..., Wiring], order: Callable[[list[JSON]], list[JSON]]
+    make_services: Callable[..., Services], order: Callable[[list[JSON]], list[JSON]]
 ) -> None:
-    wiring = make_wiring(workos_webhook_secrets=session_secret())
-    door = create_app(wiring).test_client()
+    services = make_services(workos_webhook_secrets=session_secret())
+    endpoint = create_app(services).test_client()
     deliveries = order(session_deliveries())
     with freeze_time(RECORDED_AT):
         # In three parts with drains between, so that rows are decided against stored ones and not only in one batch.
         third = len(deliveries) // 3 + 1
         for start in range(0, len(deliveries), third):
-            deliver(door, deliveries[start : start + third])
-            apply_all(wiring.engine, Policy(batch_size=100))
-    assert statuses(wiring.engine) == {"done": 602}
-    assert differences(wiring.engine, session_truth()) == []
+            deliver(endpoint, deliveries[start : start + third])
+            apply_all(services.engine, Policy(batch_size=100))
+    assert statuses(services.engine) == {"done": 602}
+    assert differences(services.engine, session_truth()) == []
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_two_orders_end_in_the_same_rows_to_the_last_column(
-    make_database: Callable[[str], str], build_wiring: Callable[..., Wiring], kind: str
+    make_database: Callable[[str], str], build_test_services: Callable[..., Services], kind: str
 ) -> None:
     ends = []
     for order in (in_arrival_order, reversed_order):
-        wiring = build_wiring(database_url=make_database(kind), workos_webhook_secrets=session_secret())
+        services = build_test_services(database_url=make_database(kind), workos_webhook_secrets=session_secret())
         with freeze_time(RECORDED_AT):
-            deliver(create_app(wiring).test_client(), order(session_deliveries()))
-        apply_all(wiring.engine)
-        ends.append(mirrored(wiring.engine))
+            deliver(create_app(services).test_client(), order(session_deliveries()))
+        apply_all(services.engine)
+        ends.append(mirrored(services.engine))
     assert ends[0] == ends[1]

@@ -8,19 +8,19 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine, func, select, update
 
-from models.database import reading, write
+from models.database import read_transaction, write
 from models.tables import Change, Event, RunStatus, User
-from models.types import db_in
+from models.types import db_now_plus
 from tests.integration.stories import store
 from tests.support import JSON, apply_all, made, mirrored, rows, statuses
 from worker.decision.handlers import HANDLERS
 from worker.errors import ConfigurationError, fingerprint
-from worker.looking import reports
 from worker.mirror.role_map import adopt
+from worker.queue.doorbell import DRAIN, Doorbell
 from worker.repair import replay as replays
 from worker.repair.replay import AlreadyReplayedError, Selection
-from worker.repair.runs import BusyError, LeaseLostError, lease
-from worker.signals.doorbell import DRAIN, Doorbell
+from worker.reports import listings
+from worker.runs import BusyError, LeaseLostError, lease
 
 FAST = 1e6
 
@@ -61,7 +61,7 @@ def fail_all(engine: Engine, told: list[JSON]) -> None:
     """Let events fail to their last attempt."""
     store(engine, told)
     while statuses(engine).get("pending"):
-        write(engine, lambda tx: tx.execute(update(Event).values(due_at=db_in(-1), attempts=9)))
+        write(engine, lambda tx: tx.execute(update(Event).values(due_at=db_now_plus(-1), attempts=9)))
         apply_all(engine)
     assert statuses(engine) == {"failed": len(told)}
 
@@ -75,7 +75,7 @@ def run(engine: Engine, bell: Doorbell, selection: Selection, **given: Any) -> s
 
 
 def changes(engine: Engine) -> int:
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return tx.execute(select(func.count()).select_from(Change)).scalar_one()
 
 
@@ -93,7 +93,7 @@ def test_after_a_fix_one_command_replays_all_of_a_kind_and_each_is_applied_once(
     # On SQLite each of the halves that blame waits for the door.
     number = 500 if both_engines.dialect.name == "postgresql" else 160
     fail_all(both_engines, events(number))
-    kinds = reports.failures(both_engines)
+    kinds = listings.failures(both_engines)
     assert [kind["events"] for kind in kinds] == [number // 2] * 2
     assert {kind["type"] for kind in kinds} == {"user.created", "user.updated"}
     first, second = (Selection(fingerprint=kind["fingerprint"]) for kind in kinds)
@@ -105,7 +105,7 @@ def test_after_a_fix_one_command_replays_all_of_a_kind_and_each_is_applied_once(
     asked = iter(range(100))
     with lease(both_engines, run_id) as held:  # stopped half-way
         assert held is not None and not replays.replay(both_engines, held, bell, FAST, lambda: next(asked) >= 1)
-    half = reports.run(both_engines, run_id)
+    half = listings.run(both_engines, run_id)
     assert half is not None and (half["done"], half["total"], half["status"]) == (50, number // 2, "running")
     assert bell.waiting() == 1
     apply_all(both_engines)
@@ -118,7 +118,7 @@ def test_after_a_fix_one_command_replays_all_of_a_kind_and_each_is_applied_once(
     apply_all(both_engines)
     assert statuses(both_engines) == {"done": number} and changes(both_engines) == number
     assert {row["replays"] for row in rows(both_engines, Event)} == {1}
-    assert reports.failures(both_engines) == []
+    assert listings.failures(both_engines) == []
 
 
 def test_what_fails_again_has_a_fresh_budget_and_can_be_replayed_again(
@@ -214,7 +214,7 @@ def test_events_whose_payload_is_gone_are_counted_and_left(one_engine: Engine, b
     apply_all(one_engine)
     write(one_engine, lambda tx: tx.execute(update(Event).where(Event.id < "event_0003").values(body=None)))
     assert replays.plan(one_engine, Selection(type="user.created")) == (2, 2, {}, 0)
-    ended = reports.run(one_engine, run(one_engine, bell, Selection(type="user.updated")))
+    ended = listings.run(one_engine, run(one_engine, bell, Selection(type="user.updated")))
     assert ended is not None and (ended["done"], ended["skipped"]) == (1, 1)
     assert statuses(one_engine) == {"done": 3, "pending": 1}
 
@@ -232,7 +232,7 @@ def test_one_at_a_time_and_cancelled_it_stops(one_engine: Engine, bell: Doorbell
         assert replays.cancel(one_engine, run_id, "bob") and not replays.cancel(one_engine, run_id, "bob")
         with pytest.raises(LeaseLostError):
             replays.replay(one_engine, held, bell, FAST)
-    ended = reports.run(one_engine, run_id)
+    ended = listings.run(one_engine, run_id)
     assert ended is not None
     assert (ended["status"], ended["done"], ended["error"]) == (RunStatus.CANCELLED, 50, "cancelled by bob")
     apply_all(one_engine)

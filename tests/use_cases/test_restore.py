@@ -21,7 +21,7 @@ from tests.integration.batches import let_time_pass
 from tests.integration.processes import eventually
 from tests.sandbox import Sandbox, play
 from tests.support import apply_all, differences, rows, statuses
-from tests.use_cases.resyncs import Clock, deliver, directory_of
+from tests.use_cases.resyncs import Clock, client_of, deliver
 from worker.repair.catch_up import catch_up
 
 LAG = timedelta(seconds=5)
@@ -34,7 +34,7 @@ def test_a_copy_of_the_running_mirror_an_hour_later_ends_equal_by_catch_up(
     make_database: Callable[[str], str], redis: Redis, kind: str, *, sent_again: bool
 ) -> None:
     clock, running, copied = Clock(), make_database(kind), make_database(kind)
-    with Sandbox(clock=clock) as sandbox, closing(directory_of(sandbox, redis)) as directory:
+    with Sandbox(clock=clock) as sandbox, closing(client_of(sandbox, redis)) as workos:
         world, engine = sandbox.world, open_engine(running)
         write(engine, lambda tx: tx.execute(update(Mirror).values(cursor_at=clock())))
 
@@ -45,7 +45,7 @@ def test_a_copy_of_the_running_mirror_an_hour_later_ends_equal_by_catch_up(
 
         live(0)
         clock.goes_on(minutes=1)
-        catch_up(engine, directory, lag=LAG)
+        catch_up(engine, workos, lag=LAG)
         with going_on(live):
             copy_of(running, copied)
         of_the_hour = len(world.events)
@@ -62,7 +62,7 @@ def test_a_copy_of_the_running_mirror_an_hour_later_ends_equal_by_catch_up(
         if sent_again:
             deliver(restored, world.events[: of_the_hour - 1 : -2])  # half of it, backwards; of the rest nothing
         clock.goes_on(minutes=1)
-        catch_up(restored, directory, lag=LAG)
+        catch_up(restored, workos, lag=LAG)
         apply_all(restored)
         assert statuses(restored) == {"done": len(world.events)}
         assert differences(restored, world.truth()) == []

@@ -27,10 +27,10 @@ from tests.use_cases.resyncs import (
     run_row,
     small_life,
 )
-from worker.decision.snapshots import parse_time
-from worker.directory.client import Directory
-from worker.repair.resync import start
-from worker.repair.runs import BusyError
+from worker.decision.payload import parse_time
+from worker.repair.resync.resync import start
+from worker.runs import BusyError
+from worker.workos_api.client import WorkOSClient
 
 Content = dict[Kind, Callable[[JSON], Any]]
 CONTENT: Content = {
@@ -86,7 +86,7 @@ def same_version(world: World) -> None:
 
 @pytest.mark.parametrize("seed", [2])
 def test_after_one_resync_the_mirror_is_equal_and_each_drift_is_named(
-    both_engines: Engine, sandbox: Sandbox, directory: Directory, seed: int
+    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient, seed: int
 ) -> None:
     engine, world = both_engines, sandbox.world
     sandbox.play(5000, seed=seed)
@@ -100,7 +100,7 @@ def test_after_one_resync_the_mirror_is_equal_and_each_drift_is_named(
     assert set(expected.values()) == {"missing", "extra", "stale", "different"}
     assert differences(engine, world.truth()) != []
 
-    run_id = resync(engine, directory)
+    run_id = resync(engine, workos)
     assert differences(engine, world.truth()) == []
     reported = found(engine, run_id)
     assert {key: finding for key, (finding, _) in reported.items() if key[0] != "role"} == expected
@@ -110,13 +110,13 @@ def test_after_one_resync_the_mirror_is_equal_and_each_drift_is_named(
     assert not rows(engine, Seen) and not rows(engine, Listing)
 
     before = changes(engine)
-    assert found(engine, resync(engine, directory)) == {}
-    assert found(engine, resync(engine, directory, dry_run=True)) == {}
+    assert found(engine, resync(engine, workos)) == {}
+    assert found(engine, resync(engine, workos, dry_run=True)) == {}
     assert changes(engine) == before
 
 
 def test_the_report_shows_each_field_here_and_at_workos(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
     small_life(world, 1, 1)
@@ -124,7 +124,7 @@ def test_the_report_shows_each_field_here_and_at_workos(
     [organization], [user] = world.organizations, world.users
     quietly(world, lambda: world.update_organization(organization, name="Renamed"))
     same_version(world)
-    new = resync(one_engine, directory)
+    new = resync(one_engine, workos)
     rows_of = {row["kind"]: row for row in report(one_engine, new) if row["kind"] != "role"}
     assert rows_of["organization"]["fields"] == {"name": ["Company 0", "Renamed"]}
     assert rows_of["organization"]["organization_id"] == organization
@@ -134,7 +134,7 @@ def test_the_report_shows_each_field_here_and_at_workos(
 
 
 def test_a_dry_run_reports_the_same_and_changes_nothing(
-    both_engines: Engine, sandbox: Sandbox, directory: Directory
+    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     engine, world = both_engines, sandbox.world
     sandbox.play(400)
@@ -142,25 +142,25 @@ def test_a_dry_run_reports_the_same_and_changes_nothing(
     deliver(engine, events[:-120])
     same_version(world)
     before = {kind: rows(engine, table) for kind, table in TABLES.items()}, changes(engine), rows(engine, Mirror)
-    reported = found(engine, resync(engine, directory, dry_run=True))
+    reported = found(engine, resync(engine, workos, dry_run=True))
     assert {action for _, action in reported.values()} == {"reported"}
     assert before == (
         {kind: rows(engine, table) for kind, table in TABLES.items()},
         changes(engine),
         rows(engine, Mirror),
     )
-    repaired = found(engine, resync(engine, directory))
+    repaired = found(engine, resync(engine, workos))
     assert {key: finding for key, (finding, _) in repaired.items()} == {
         key: finding for key, (finding, _) in reported.items()
     }
 
 
 def test_an_empty_mirror_is_filled_and_an_event_that_comes_later_does_not_undo_it(
-    both_engines: Engine, sandbox: Sandbox, directory: Directory
+    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
     sandbox.play(400)
-    resync(both_engines, directory)
+    resync(both_engines, workos)
     assert differences(both_engines, world.truth()) == []
     catch_up_with(both_engines, world)
     assert differences(both_engines, world.truth()) == []
@@ -168,17 +168,17 @@ def test_an_empty_mirror_is_filled_and_an_event_that_comes_later_does_not_undo_i
 
 
 def test_equal_content_at_a_higher_version_is_no_drift_and_an_event_between_the_two_does_not_win(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
     small_life(world, 1, 1)
     catch_up_with(one_engine, world)
     [organization] = world.organizations
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     late = {**world.organizations[organization], "name": "Between", "updated_at": "2031-01-01T00:00:00.000Z"}
     world.organizations[organization] = {**late, "name": "Company 0", "updated_at": "2031-01-01T00:00:01.000Z"}
     before = changes(one_engine)
-    assert found(one_engine, resync(one_engine, directory)) == {}
+    assert found(one_engine, resync(one_engine, workos)) == {}
     assert changes(one_engine) == before
     event = {"id": "event_between", "event": "organization.updated", "created_at": late["updated_at"], "data": late}
     deliver(one_engine, [event])
@@ -187,13 +187,13 @@ def test_equal_content_at_a_higher_version_is_no_drift_and_an_event_between_the_
 
 @pytest.mark.parametrize(("organizations", "members", "users"), [(3, 2, None), (101, 1, 40), (2, 101, None)])
 def test_a_clean_resync_makes_no_more_calls_than_workos_needs(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, organizations: int, members: int, users: int | None
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, organizations: int, members: int, users: int | None
 ) -> None:
     populate(sandbox.world, organizations=organizations, members=members, users=users)
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     assert differences(one_engine, sandbox.world.truth()) == []
     sandbox.calls.clear()
-    run_id = resync(one_engine, directory)
+    run_id = resync(one_engine, workos)
     people = users or organizations * members
     # One more each for the roles and the connections.
     least = -(-organizations // 100) + organizations * -(-members // 100) + -(-people // 100) + 1 + 1
@@ -202,7 +202,7 @@ def test_a_clean_resync_makes_no_more_calls_than_workos_needs(
 
 
 def test_organizations_with_roles_of_their_own_take_one_call_more_each(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
     small_life(world, 4, 1)
@@ -213,17 +213,17 @@ def test_organizations_with_roles_of_their_own_take_one_call_more_each(
     membership = world.children(unknown, "organization_membership")[0]
     world.update_membership(membership, role="support")
     deliver(one_engine, world.events[-1:])
-    run_id = resync(one_engine, directory)
+    run_id = resync(one_engine, workos)
     assert sandbox.calls["GET", "/authorization/organizations/{id}/roles"] == 2
     assert found(one_engine, run_id)["role", f"{unknown}/support"] == ("missing", "repaired")
     assert live(one_engine)[Kind.ROLE] == {"admin", "member", f"{known}/billing", f"{unknown}/support"}
     quietly(world, lambda: world.delete_role("billing", organization_id=known))
-    run_id = resync(one_engine, directory)
+    run_id = resync(one_engine, workos)
     assert found(one_engine, run_id) == {("role", f"{known}/billing"): ("extra", "repaired")}
 
 
 def test_an_own_role_that_is_gone_is_not_mistaken_for_the_environments_of_the_same_slug(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
     small_life(world, 1, 1)
@@ -231,14 +231,14 @@ def test_an_own_role_that_is_gone_is_not_mistaken_for_the_environments_of_the_sa
     world.create_role("billing")
     world.create_role("billing", organization_id=organization, name="Own")
     catch_up_with(one_engine, world)
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     own = world.roles[organization, "billing"]
     world.roles[organization, "billing"] = {**own, "name": "At the same version"}
-    assert found(one_engine, resync(one_engine, directory)) == {
+    assert found(one_engine, resync(one_engine, workos)) == {
         ("role", f"{organization}/billing"): ("different", "repaired")
     }
     quietly(world, lambda: world.delete_role("billing", organization_id=organization))
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     assert live(one_engine)[Kind.ROLE] == {"admin", "member", "billing"}
 
 
@@ -246,7 +246,7 @@ def test_an_own_role_that_is_gone_is_not_mistaken_for_the_environments_of_the_sa
 
 
 def test_one_workspace_is_repaired_and_the_others_are_left_alone(
-    both_engines: Engine, sandbox: Sandbox, directory: Directory
+    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     engine, world = both_engines, sandbox.world
     small_life(world, 3, 3)
@@ -265,7 +265,7 @@ def test_one_workspace_is_repaired_and_the_others_are_left_alone(
     quietly(world, lambda: drift(mine))
     quietly(world, lambda: drift(other))
     sandbox.calls.clear()
-    run_id = resync(engine, directory, organization_id=mine)
+    run_id = resync(engine, workos, organization_id=mine)
     assert sandbox.calls.total() == 3 + 2 + 1  # a read of each that was not listed, and of the person unknown here
     assert all(other not in line or "newcomer" in line for line in differences(engine, world.truth()) if mine in line)
     assert {row["organization_id"] for row in report(engine, run_id)} <= {mine, None}
@@ -277,12 +277,12 @@ def test_one_workspace_is_repaired_and_the_others_are_left_alone(
         "stale",
         "stale",
     ]
-    resync(engine, directory)
+    resync(engine, workos)
     assert differences(engine, world.truth()) == []
 
 
 def test_one_workspace_that_is_gone_is_marked_deleted_and_its_members_cost_no_calls(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
     small_life(world, 4, 6)
@@ -290,19 +290,19 @@ def test_one_workspace_that_is_gone_is_marked_deleted_and_its_members_cost_no_ca
     gone = next(iter(world.organizations))
     quietly(world, lambda: world.delete_organization(gone))
     sandbox.calls.clear()
-    run_id = resync(one_engine, directory, organization_id=gone)
+    run_id = resync(one_engine, workos, organization_id=gone)
     assert found(one_engine, run_id) == {("organization", gone): ("extra", "repaired")}
     assert sandbox.calls.total() == 4
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     assert differences(one_engine, world.truth()) == []
 
 
 @pytest.mark.parametrize("one", [True, False], ids=["one workspace", "everything"])
 def test_connections_that_no_event_told_of_are_found(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, one: bool
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, one: bool
 ) -> None:
     world = sandbox.world
-    mirror_of(one_engine, sandbox, directory, 2)
+    mirror_of(one_engine, sandbox, workos, 2)
     org = next(iter(world.organizations))
     with world.silently():
         made, off = (world.create_connection(org, name)["id"] for name in ("Okta", "Entra"))
@@ -310,11 +310,11 @@ def test_connections_that_no_event_told_of_are_found(
             world.activate_connection(id)
         world.deactivate_connection(off)
     scope = {"organization_id": org} if one else {}
-    run_id = resync(one_engine, directory, **scope)
+    run_id = resync(one_engine, workos, **scope)
     assert found(one_engine, run_id) == {("connection", id): ("missing", "repaired") for id in (made, off)}
     assert [row["connection_id"] for row in rows(one_engine, sign_in_methods)] == [made]
     quietly(world, lambda: (world.delete_connection(made), world.activate_connection(off)))
-    run_id = resync(one_engine, directory, **scope)
+    run_id = resync(one_engine, workos, **scope)
     assert {finding for finding, _ in found(one_engine, run_id).values()} == {"extra", "stale"}
     assert [row["connection_id"] for row in rows(one_engine, sign_in_methods)] == [off]
     assert differences(one_engine, world.truth()) == []
@@ -324,7 +324,7 @@ def test_connections_that_no_event_told_of_are_found(
 
 
 def test_a_second_full_run_is_refused_and_one_that_was_left_is_gone_on_with(
-    both_engines: Engine, sandbox: Sandbox, directory: Directory
+    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     engine = both_engines
     small_life(sandbox.world, 2, 2)
@@ -339,21 +339,21 @@ def test_a_second_full_run_is_refused_and_one_that_was_left_is_gone_on_with(
             busy.append(run_id)
 
     sandbox.on_request = second
-    assert go_on(engine, directory, run_id, stopping=lambda: len(busy) == 3) is False
+    assert go_on(engine, workos, run_id, stopping=lambda: len(busy) == 3) is False
     assert start(engine, "other") == run_id
     with pytest.raises(BusyError):
         start(engine, "other", dry_run=True)
-    one = resync(engine, directory, organization_id=next(iter(sandbox.world.organizations)))
+    one = resync(engine, workos, organization_id=next(iter(sandbox.world.organizations)))
     assert one != run_id
-    assert go_on(engine, directory, run_id)
+    assert go_on(engine, workos, run_id)
     assert differences(engine, sandbox.world.truth()) == []
 
 
 def test_drained_events_and_resyncs_share_one_order_of_changes(
-    both_engines: Engine, sandbox: Sandbox, directory: Directory
+    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     small_life(sandbox.world, 2, 2)
-    run_id = resync(both_engines, directory)
+    run_id = resync(both_engines, workos)
     apply_all(both_engines)
     causes = {(row["cause"], row["cause_id"]) for row in _changes(both_engines)}
     assert causes == {("resync", run_id)}
@@ -366,12 +366,12 @@ def _changes(engine: Engine) -> list[JSON]:
 
 
 def test_a_domain_first_seen_by_a_resync_has_every_column_in_its_changes(
-    engine: Engine, sandbox: Sandbox, directory: Directory
+    engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
     with world.silently():
         [domain] = world.create_organization("Acme", domains=[("acme.example", "failed")])["domains"]
-    resync(engine, directory)  # the API never tells why a domain failed
+    resync(engine, workos)  # the API never tells why a domain failed
     world.verify_domain(domain["id"])
     deliver(engine, world.events)
     told = [row for row in rows(engine, Change) if row["object_id"] == domain["id"]]

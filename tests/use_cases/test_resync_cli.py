@@ -12,7 +12,7 @@ from sqlalchemy import Engine, update
 
 from models.database import open_engine, write
 from models.tables import TABLES, Event, Kind, Mirror, Run
-from models.types import db_in
+from models.types import db_now_plus
 from tests.sandbox import Sandbox
 from tests.support import differences, rows
 from tests.use_cases.resyncs import (
@@ -28,8 +28,8 @@ from tests.use_cases.resyncs import (
     small_life,
 )
 from worker.cli import main
-from worker.repair.resync import start
-from worker.repair.runs import followed
+from worker.repair.resync.resync import start
+from worker.runs import wait_for_run
 
 
 @pytest.fixture
@@ -239,26 +239,26 @@ def test_interrupted_in_the_middle_it_says_so_and_the_same_command_goes_on(equal
 
 def test_a_second_run_beside_one_under_way_is_refused(equal: Engine) -> None:
     run_id = start(equal, "another")
-    write(equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_in(30))))
+    write(equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_now_plus(30))))
     assert refused() == f"workos-sync: a resync is under way already: run {run_id}"
     assert refused("--dry-run") == f"workos-sync: a resync is under way already: run {run_id}"
 
 
 def test_a_run_that_a_worker_took_first_is_followed_to_its_end(equal: Engine, sandbox: Sandbox) -> None:
     run_id = start(equal, "test")
-    write(equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_in(30))))
+    write(equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_now_plus(30))))
     ended = threading.Timer(
         0.3, lambda: write(equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(status="done")))
     )
     ended.start()
     stop = threading.Event()
-    assert followed(equal, run_id, stop.wait)
+    assert wait_for_run(equal, run_id, stop.wait)
     ended.join()
     other = start(equal, "test")
-    assert not followed(equal, other, stop.wait)  # nobody has it
-    write(equal, lambda tx: tx.execute(update(Run).where(Run.id == other).values(leased_until=db_in(30))))
+    assert not wait_for_run(equal, other, stop.wait)  # nobody has it
+    write(equal, lambda tx: tx.execute(update(Run).where(Run.id == other).values(leased_until=db_now_plus(30))))
     stop.set()
-    assert not followed(equal, other, stop.wait)
+    assert not wait_for_run(equal, other, stop.wait)
 
 
 def test_withheld_deletions_are_said_and_carried_out_on_approval(equal: Engine, sandbox: Sandbox) -> None:

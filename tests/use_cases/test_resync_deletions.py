@@ -21,19 +21,19 @@ from tests.use_cases.resyncs import (
     resync,
     run_row,
 )
-from worker.directory.client import Directory
 from worker.errors import ConfigurationError
-from worker.repair.resync import start
+from worker.repair.resync.resync import start
+from worker.workos_api.client import WorkOSClient
 
 
 @pytest.mark.parametrize("workspaces", [1, 2, 3])
 @pytest.mark.parametrize("path", [ORGANIZATIONS, USERS, MEMBERSHIPS])
 def test_an_empty_listing_deletes_nothing(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, path: str, workspaces: int, logs: list[Any]
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, path: str, workspaces: int, logs: list[Any]
 ) -> None:
-    before = mirror_of(one_engine, sandbox, directory, workspaces)
+    before = mirror_of(one_engine, sandbox, workos, workspaces)
     sandbox.faults.empty(path, times=None)
-    run_id = resync(one_engine, directory)
+    run_id = resync(one_engine, workos)
     assert live(one_engine) == before
     # What exists is found by its id; so even a listing that lies cannot hurt. Nor is the id asked for if all is gone.
     withheld = {key for key, (_, action) in found(one_engine, run_id).items() if action == "withheld"}
@@ -43,23 +43,23 @@ def test_an_empty_listing_deletes_nothing(
         [line] = [line for line in logs if line["event"] == "deletions_withheld"]
         assert (line["why"], line["log_level"], line["number"]) == ("the listing was empty", "error", len(before[kind]))
     sandbox.faults.clear()
-    assert found(one_engine, resync(one_engine, directory)) == {}
+    assert found(one_engine, resync(one_engine, workos)) == {}
 
 
 @pytest.mark.parametrize("workspaces", [1, 2, 3])
 def test_even_an_environment_that_is_really_empty_needs_approval(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, workspaces: int
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, workspaces: int
 ) -> None:
-    before = mirror_of(one_engine, sandbox, directory, workspaces)
+    before = mirror_of(one_engine, sandbox, workos, workspaces)
     world = sandbox.world
     with world.silently():
         for id in list(world.organizations):
             world.delete_organization(id)
         for id in list(world.users):
             world.delete_user(id)
-    run_id = resync(one_engine, directory)
+    run_id = resync(one_engine, workos)
     assert live(one_engine) == before
-    resync(one_engine, directory, approves=run_id)
+    resync(one_engine, workos, approves=run_id)
     left = live(one_engine)
     assert left[Kind.ORGANIZATION] == left[Kind.USER] == set()
     assert differences(one_engine, world.truth()) == []
@@ -68,16 +68,16 @@ def test_even_an_environment_that_is_really_empty_needs_approval(
 # The ceiling
 
 
-def gone_users(engine: Engine, sandbox: Sandbox, directory: Directory, number: int, of: int) -> str:
+def gone_users(engine: Engine, sandbox: Sandbox, workos: WorkOSClient, number: int, of: int) -> str:
     world = sandbox.world
     with world.silently():
         for place in range(of):
             world.create_user(f"person{place}@people.example")
-    resync(engine, directory)
+    resync(engine, workos)
     with world.silently():
         for user_id in list(world.users)[:number]:
             world.delete_user(user_id)
-    return resync(engine, directory)
+    return resync(engine, workos)
 
 
 @pytest.mark.parametrize(
@@ -85,59 +85,59 @@ def gone_users(engine: Engine, sandbox: Sandbox, directory: Directory, number: i
     [(20, 30, False), (21, 421, False), (21, 419, True), (2, 2, True), (3, 3, True), (2, 3, False), (1, 2, False)],
 )
 def test_above_the_ceiling_deletions_are_withheld(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, number: int, of: int, withheld: bool
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, number: int, of: int, withheld: bool
 ) -> None:
-    run_id = gone_users(one_engine, sandbox, directory, number, of)
+    run_id = gone_users(one_engine, sandbox, workos, number, of)
     actions = [action for _, action in found(one_engine, run_id).values()]
     assert actions == [("withheld" if withheld else "repaired")] * number
     assert len(live(one_engine)[Kind.USER]) == (of if withheld else of - number)
 
 
 def test_an_approval_carries_out_that_list_and_reads_each_again_first(
-    both_engines: Engine, sandbox: Sandbox, directory: Directory
+    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     engine, world = both_engines, sandbox.world
     users: list[JSON] = []
     with world.silently():
         users += [world.create_user(f"person{place}@people.example") for place in range(60)]
-    resync(engine, directory)
+    resync(engine, workos)
     with world.silently():
         for user in users[:30]:
             world.delete_user(user["id"])
-    run_id = resync(engine, directory)
+    run_id = resync(engine, workos)
     back = users[4]
     world.users[back["id"]] = back  # it was a mistake, on WorkOS's side
     later = users[40]
     quietly(world, lambda: world.delete_user(later["id"]))  # not on that list
 
-    approved = resync(engine, directory, approves=run_id)
+    approved = resync(engine, workos, approves=run_id)
     assert set(found(engine, approved)) == {("user", user["id"]) for user in users[:30] if user != back}
     assert live(engine)[Kind.USER] == set(world.users) | {later["id"]}
     assert rows(engine, Mirror)[0]["last_resync_at"] is not None
     before = changes(engine)
-    assert found(engine, resync(engine, directory, approves=run_id)) == {}
+    assert found(engine, resync(engine, workos, approves=run_id)) == {}
     assert changes(engine) == before
 
 
 @pytest.mark.parametrize("run_id", ["nonsense", "clean"])
-def test_there_is_nothing_to_approve(one_engine: Engine, sandbox: Sandbox, directory: Directory, run_id: str) -> None:
-    clean = resync(one_engine, directory)
+def test_there_is_nothing_to_approve(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, run_id: str) -> None:
+    clean = resync(one_engine, workos)
     with pytest.raises(ConfigurationError, match="withheld no deletions"):
         start(one_engine, "test", approves=clean if run_id == "clean" else run_id)
-    resync(one_engine, directory)  # and nothing is left under way
+    resync(one_engine, workos)  # and nothing is left under way
 
 
 def test_a_list_too_long_for_one_statement_is_withheld_too(
-    both_engines: Engine, sandbox: Sandbox, directory: Directory
+    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
-    run_id = gone_users(both_engines, sandbox, directory, 2250, 2250)
+    run_id = gone_users(both_engines, sandbox, workos, 2250, 2250)
     assert len(report(both_engines, run_id)) == 2250
     assert run_row(both_engines, start(both_engines, "test", approves=run_id))["phase"] == "read"
     assert len(rows(both_engines, Read)) == 2250
 
 
 def test_what_was_in_a_deleted_workspace_or_of_a_deleted_person_does_not_count(
-    both_engines: Engine, sandbox: Sandbox, directory: Directory
+    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     engine, world = both_engines, sandbox.world
     with world.silently():
@@ -150,11 +150,11 @@ def test_what_was_in_a_deleted_workspace_or_of_a_deleted_person_does_not_count(
     with world.silently():
         for organization in list(world.organizations)[1:]:
             world.create_membership(organization, busy)
-    resync(engine, directory)
+    resync(engine, workos)
     quietly(world, lambda: world.delete_organization(next(iter(world.organizations))))
     quietly(world, lambda: world.delete_user(busy))
     sandbox.calls.clear()
-    run_id = resync(engine, directory)
+    run_id = resync(engine, workos)
     assert {kind for kind, _ in found(engine, run_id)} == {"organization", "user"}
     assert sandbox.calls["GET", "/user_management/organization_memberships/{id}"] == 0
     assert sandbox.calls["GET", "/organization_domains/{id}"] == 0

@@ -18,8 +18,8 @@ from tests.use_cases.resyncs import (
     USERS,
     away_after,
     catch_up_with,
+    client_of,
     comes_back,
-    directory_of,
     found,
     go_on,
     live,
@@ -30,15 +30,15 @@ from tests.use_cases.resyncs import (
     run_row,
     small_life,
 )
-from worker.directory.client import Directory, RefusedKeyError
-from worker.repair.resync import start
+from worker.repair.resync.resync import start
+from worker.workos_api.client import InvalidApiKeyError, WorkOSClient
 
 
-def mirror_of_102(engine: Engine, sandbox: Sandbox, directory: Directory) -> tuple[dict[Kind, set[str]], list[str]]:
+def mirror_of_102(engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> tuple[dict[Kind, set[str]], list[str]]:
     """A mirror whose listings take two pages; on the second of each something is gone at WorkOS."""
     world = sandbox.world
     populate(world, organizations=102, members=1)
-    resync(engine, directory)
+    resync(engine, workos)
     before, gone = live(engine), [list(world.organizations)[101], list(world.users)[101]]
     quietly(world, lambda: (world.delete_organization(gone[0]), world.delete_user(gone[1])))
     return before, gone
@@ -46,38 +46,38 @@ def mirror_of_102(engine: Engine, sandbox: Sandbox, directory: Directory) -> tup
 
 @pytest.mark.parametrize(("path", "status"), [(ORGANIZATIONS, 500), (USERS, 400)])
 def test_a_listing_that_always_breaks_off_deletes_nothing_ends_the_run_and_blocks_no_later_one(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, path: str, status: int, logs: list[Any]
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, path: str, status: int, logs: list[Any]
 ) -> None:
-    before, gone = mirror_of_102(one_engine, sandbox, directory)
+    before, gone = mirror_of_102(one_engine, sandbox, workos)
     sandbox.faults.truncate(path, 2, status=status)
     run_id = start(one_engine, "test")
-    assert go_on(one_engine, directory, run_id)
+    assert go_on(one_engine, workos, run_id)
     assert live(one_engine) == before
     ended = run_row(one_engine, run_id)
     assert ended["status"] == RunStatus.FAILED and path[:-1] in ended["error"] and str(status) in ended["error"]
     assert any(line["event"] == "resync_failed" and str(status) in line["error"] for line in logs)
     assert not rows(one_engine, Seen) and not rows(one_engine, Listing) and not rows(one_engine, Read)
     sandbox.faults.clear()
-    run_id = resync(one_engine, directory)
+    run_id = resync(one_engine, workos)
     assert set(found(one_engine, run_id)) == {("organization", gone[0]), ("user", gone[1])}
     assert differences(one_engine, sandbox.world.truth()) == []
 
 
 @pytest.mark.parametrize("away", [500, 400, 0])
 def test_with_workos_away_in_the_middle_a_run_deletes_nothing_and_goes_on_where_it_stopped(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, away: int, logs: list[Any]
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, away: int, logs: list[Any]
 ) -> None:
-    before, gone = mirror_of_102(one_engine, sandbox, directory)
+    before, gone = mirror_of_102(one_engine, sandbox, workos)
     away_after(sandbox, 60, away)
     run_id = start(one_engine, "test")
-    assert not go_on(one_engine, directory, run_id)
+    assert not go_on(one_engine, workos, run_id)
     assert live(one_engine) == before
     assert run_row(one_engine, run_id)["status"] == RunStatus.RUNNING and run_row(one_engine, run_id)["error"]
     assert any(line["event"] == "resync_interrupted" for line in logs)
     assert not any(row["attempts"] for row in rows(one_engine, Listing)), "WorkOS was away: no listing is to blame"
     comes_back(sandbox)
     sandbox.calls.clear()
-    assert go_on(one_engine, directory, run_id)
+    assert go_on(one_engine, workos, run_id)
     assert sandbox.calls.total() < 101 + 12 - 40
     assert set(found(one_engine, run_id)) == {("organization", gone[0]), ("user", gone[1])}
     assert run_row(one_engine, run_id)["error"] is None
@@ -85,44 +85,44 @@ def test_with_workos_away_in_the_middle_a_run_deletes_nothing_and_goes_on_where_
 
 
 def test_one_workspace_that_cannot_be_listed_is_reported_and_holds_up_no_other(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
-    before = mirror_of(one_engine, sandbox, directory, 12)
+    before = mirror_of(one_engine, sandbox, workos, 12)
     world = sandbox.world
     bad, good = list(world.organizations)[:2]
     hidden, gone = (world.children(id, "organization_membership")[0] for id in (bad, good))
     quietly(world, lambda: (world.delete_membership(hidden), world.delete_membership(gone)))
     sandbox.faults.fail(MEMBERSHIPS, query=f"organization_id={bad}", status=422, times=None)
-    run_id = resync(one_engine, directory)
+    run_id = resync(one_engine, workos)
     assert run_row(one_engine, run_id)["status"] == RunStatus.DONE
     assert found(one_engine, run_id)["membership", gone] == ("extra", "repaired")
     [odd] = [row for row in report(one_engine, run_id) if row["finding"] == "odd"]
     assert odd["object_id"] == bad and "422" in next(iter(odd["fields"])) and odd["action"] == "reported"
     assert live(one_engine)[Kind.MEMBERSHIP] == before[Kind.MEMBERSHIP] - {gone}
     sandbox.faults.clear()
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     assert differences(one_engine, world.truth()) == []
 
 
 @pytest.mark.parametrize("status", [403, 422, 500])
 def test_a_key_that_may_not_see_connections_is_reported_and_the_rest_is_repaired(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, status: int
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, status: int
 ) -> None:
     world = sandbox.world
-    mirror_of(one_engine, sandbox, directory, 3)
+    mirror_of(one_engine, sandbox, workos, 3)
     connection = world.create_connection(next(iter(world.organizations)), "Okta")["id"]
     world.activate_connection(connection)
     tell(one_engine, world.events)
     gone = next(iter(world.memberships))
     quietly(world, lambda: (world.delete_connection(connection), world.delete_membership(gone)))
     sandbox.faults.fail("/connections", status=status, times=None)
-    run_id = resync(one_engine, directory)
+    run_id = resync(one_engine, workos)
     assert run_row(one_engine, run_id)["status"] == RunStatus.DONE
     assert found(one_engine, run_id)["membership", gone] == ("extra", "repaired")
     assert found(one_engine, run_id)["connection", "all of them"] == ("odd", "reported")
     assert live(one_engine)[Kind.CONNECTION] == {connection}, "nothing is known of it"
     sandbox.faults.clear()
-    run_id = resync(one_engine, directory)
+    run_id = resync(one_engine, workos)
     assert found(one_engine, run_id) == {("connection", connection): ("extra", "repaired")}
     assert differences(one_engine, world.truth()) == []
 
@@ -130,48 +130,48 @@ def test_a_key_that_may_not_see_connections_is_reported_and_the_rest_is_repaired
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("path", ["/", "/user_management/users/user_", "/organizations$"])
 def test_a_refused_key_ends_the_run_and_deletes_nothing(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, status: int, path: str
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, status: int, path: str
 ) -> None:
-    before = mirror_of(one_engine, sandbox, directory, 3)
+    before = mirror_of(one_engine, sandbox, workos, 3)
     world = sandbox.world
     quietly(world, lambda: world.delete_user(next(iter(world.users))))
     sandbox.faults.fail(path, status=status, times=None)
     run_id = start(one_engine, "test")
-    with pytest.raises(RefusedKeyError, match=f"WORKOS_API_KEY: WorkOS refuses the key .{status}."):
-        go_on(one_engine, directory, run_id)
+    with pytest.raises(InvalidApiKeyError, match=f"WORKOS_API_KEY: WorkOS refuses the key .{status}."):
+        go_on(one_engine, workos, run_id)
     assert live(one_engine) == before
     assert run_row(one_engine, run_id)["status"] == RunStatus.FAILED
     assert str(status) in run_row(one_engine, run_id)["error"]
     assert not rows(one_engine, Seen) and not rows(one_engine, Read)
     sandbox.faults.clear()
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     assert differences(one_engine, world.truth()) == []
 
 
 @pytest.mark.parametrize("status", [429, 500, 503, 0])
-def test_what_passes_is_waited_for(one_engine: Engine, sandbox: Sandbox, directory: Directory, status: int) -> None:
-    mirror_of(one_engine, sandbox, directory, 3)
+def test_what_passes_is_waited_for(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, status: int) -> None:
+    mirror_of(one_engine, sandbox, workos, 3)
     world = sandbox.world
     gone = next(iter(world.users))
     quietly(world, lambda: world.delete_user(gone))
     sandbox.faults.fail(f"/user_management/users/{gone}", status=status, times=2, retry_after=0)
     sandbox.faults.fail("/organizations$", status=status, times=1, retry_after=0)
-    run_id = resync(one_engine, directory)
+    run_id = resync(one_engine, workos)
     assert found(one_engine, run_id) == {("user", gone): ("extra", "repaired")}
 
 
 @pytest.mark.parametrize("status", [500, 400])
 def test_an_object_that_cannot_be_read_is_not_deleted_and_is_reported_in_the_end(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, status: int
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, status: int
 ) -> None:
-    before = mirror_of(one_engine, sandbox, directory, 3)
+    before = mirror_of(one_engine, sandbox, workos, 3)
     world = sandbox.world
     gone = next(iter(world.users))
     quietly(world, lambda: world.delete_user(gone))
     sandbox.faults.fail(f"/user_management/users/{gone}", status=status, times=None, retry_after=0)
     run_id = start(one_engine, "test")
     tries = 0
-    while not go_on(one_engine, directory, run_id):
+    while not go_on(one_engine, workos, run_id):
         tries += 1
         assert tries < 5
     assert live(one_engine) == before
@@ -180,33 +180,33 @@ def test_an_object_that_cannot_be_read_is_not_deleted_and_is_reported_in_the_end
 
 @pytest.mark.parametrize("path", ["/user_management/users/", "/user_management/users$", "/user_management/org"])
 def test_a_rate_limit_that_others_used_up_is_waited_for(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, path: str
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, path: str
 ) -> None:
-    before = mirror_of(one_engine, sandbox, directory, 3)
+    before = mirror_of(one_engine, sandbox, workos, 3)
     gone = next(iter(sandbox.world.users))
     quietly(sandbox.world, lambda: sandbox.world.delete_user(gone))
     sandbox.faults.fail(path, status=429, times=None, retry_after=0)
     run_id = start(one_engine, "test")
     for _ in range(4):
-        assert not go_on(one_engine, directory, run_id)
+        assert not go_on(one_engine, workos, run_id)
     assert live(one_engine) == before
     assert "429" in run_row(one_engine, run_id)["error"] and run_row(one_engine, run_id)["status"] == RunStatus.RUNNING
     sandbox.faults.clear()
-    assert go_on(one_engine, directory, run_id)
+    assert go_on(one_engine, workos, run_id)
     assert found(one_engine, run_id) == {("user", gone): ("extra", "repaired")}
 
 
 def test_an_answer_that_never_comes_deletes_nothing(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = mirror_of(one_engine, sandbox, directory, 2)
+    before = mirror_of(one_engine, sandbox, workos, 2)
     sandbox.knobs.latency = 0.5
     run_id = start(one_engine, "test")
-    with closing(directory_of(sandbox, redis, timeout=0.02)) as impatient:
+    with closing(client_of(sandbox, redis, timeout=0.02)) as impatient:
         assert not go_on(one_engine, impatient, run_id)
     assert "Timeout" in run_row(one_engine, run_id)["error"]
     sandbox.knobs.latency = 0.0
-    assert go_on(one_engine, directory, run_id)
+    assert go_on(one_engine, workos, run_id)
     assert live(one_engine) == before
 
 
@@ -215,9 +215,9 @@ def test_another_environments_key_deletes_nothing_even_if_nobody_looked_first(on
     other = sandbox.add_environment("sk_other")
     small_life(other.world, 30, 1)
     with sandbox:
-        with closing(directory_of(sandbox, redis)) as mine:
+        with closing(client_of(sandbox, redis)) as mine:
             before = mirror_of(one_engine, sandbox, mine, 3)
-        with closing(directory_of(sandbox, redis, key="sk_other")) as foreign:
+        with closing(client_of(sandbox, redis, key="sk_other")) as foreign:
             run_id = resync(one_engine, foreign)
         after = live(one_engine)
         assert all(after[kind] >= before[kind] for kind in (Kind.ORGANIZATION, Kind.USER, Kind.MEMBERSHIP, Kind.DOMAIN))
@@ -238,12 +238,12 @@ PAGES = {"organization": ORGANIZATIONS, "user": USERS, "membership": MEMBERSHIPS
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 @pytest.mark.parametrize("kind", PAGES)
 def test_an_odd_item_is_reported_and_the_rest_of_the_page_is_used(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, kind: str, odd: JSON, logs: list[Any]
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, kind: str, odd: JSON, logs: list[Any]
 ) -> None:
     world = sandbox.world
     small_life(world, 1, 5)
     catch_up_with(one_engine, world)
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     before = live(one_engine)
     first = next(iter({"organization": world.organizations, "user": world.users}.get(kind, world.memberships)))
     newcomer = world.create_user("newcomer@company.example")
@@ -253,7 +253,7 @@ def test_an_odd_item_is_reported_and_the_rest_of_the_page_is_used(
 
     sandbox.faults.odd(PAGES[kind], times=None, **odd)
     sandbox.calls.clear()
-    run_id = resync(one_engine, directory)
+    run_id = resync(one_engine, workos)
     reported = found(one_engine, run_id)
     [(odd_kind, odd_id)] = [key for key, (finding, _) in reported.items() if finding == "odd"]
     assert odd_kind == kind and (odd_id == first or odd_id.startswith("without id: 0 of "))
@@ -264,18 +264,18 @@ def test_an_odd_item_is_reported_and_the_rest_of_the_page_is_used(
         assert newcomer["id"] in live(one_engine)[Kind.USER]
         assert ("membership", world.children(newcomer["id"], "organization_membership")[0]) in reported
     sandbox.faults.clear()
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     assert differences(one_engine, world.truth()) == []
 
 
 @pytest.mark.parametrize("page", [1, 2])
 @pytest.mark.parametrize("path", [USERS, MEMBERSHIPS])
 def test_after_an_odd_item_on_any_page_nothing_of_that_listing_is_deleted(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, path: str, page: int
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, path: str, page: int
 ) -> None:
     world = sandbox.world
     populate(world, organizations=1, members=201)
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     kind = Kind.USER if path == USERS else Kind.MEMBERSHIP
     table: JSON = world.users if path == USERS else world.memberships
     gone = list(table)[5], list(table)[150]
@@ -283,45 +283,45 @@ def test_after_an_odd_item_on_any_page_nothing_of_that_listing_is_deleted(
     for id in gone:
         quietly(world, partial(delete, id))
     sandbox.faults.odd(path, item=9, change=lambda item: {**item, "id": None}, page=page, times=1)
-    run_id = resync(one_engine, directory)
+    run_id = resync(one_engine, workos)
     [(id, reported)] = [(id, value) for (of, id), value in found(one_engine, run_id).items() if of == kind]
     assert id.startswith("without id: 9 of ") and reported == ("odd", "reported")
     assert set(gone) <= live(one_engine)[kind]
-    run_id = resync(one_engine, directory)
+    run_id = resync(one_engine, workos)
     assert set(found(one_engine, run_id)) == {(kind.value, id) for id in gone}
 
 
-def test_each_item_without_id_is_reported(one_engine: Engine, sandbox: Sandbox, directory: Directory) -> None:
+def test_each_item_without_id_is_reported(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     populate(sandbox.world, organizations=1, members=150)
     sandbox.faults.odd(USERS, item=3, missing="id", page=1)
     sandbox.faults.odd(USERS, item=3, missing="id", page=2)
     sandbox.faults.odd(MEMBERSHIPS, item=4, missing="id", page=2)
-    odd = [row for row in report(one_engine, resync(one_engine, directory)) if row["finding"] == "odd"]
+    odd = [row for row in report(one_engine, resync(one_engine, workos)) if row["finding"] == "odd"]
     assert sorted(row["kind"] for row in odd) == ["membership", "user", "user"]
 
 
 @pytest.mark.parametrize("domains", [None, "none", {}, [None], [{"id": "org_domain_1"}]])
 def test_odd_domains_of_an_organization_delete_none(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, domains: Any
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, domains: Any
 ) -> None:
-    before = mirror_of(one_engine, sandbox, directory, 3)
+    before = mirror_of(one_engine, sandbox, workos, 3)
     sandbox.calls.clear()
     sandbox.faults.odd(ORGANIZATIONS, change=lambda item: {**item, "domains": domains})
-    run_id = resync(one_engine, directory)
+    run_id = resync(one_engine, workos)
     assert live(one_engine) == before
     assert {finding for finding, _ in found(one_engine, run_id).values()} == {"odd"}
     assert sandbox.calls["GET", "/organization_domains/{id}"] == 0
 
 
 def test_an_answer_that_is_no_listing_is_asked_for_again(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, logs: list[Any]
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, logs: list[Any]
 ) -> None:
-    before = mirror_of(one_engine, sandbox, directory, 2)
+    before = mirror_of(one_engine, sandbox, workos, 2)
     sandbox.knobs.latency = 0.0
     quietly(sandbox.world, lambda: sandbox.world.delete_user(next(iter(sandbox.world.users))))
     sandbox.faults.fail(USERS, status=204, times=1)  # no body at all
     run_id = start(one_engine, "test")
-    assert go_on(one_engine, directory, run_id)
+    assert go_on(one_engine, workos, run_id)
     assert any(line["event"] == "listing_failed" and "answered no object" in line["error"] for line in logs)
     assert len(live(one_engine)[Kind.USER]) == len(before[Kind.USER]) - 1
     assert differences(one_engine, sandbox.world.truth()) == []

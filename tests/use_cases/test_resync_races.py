@@ -23,8 +23,8 @@ from tests.use_cases.resyncs import (
     Clock,
     catch_up_with,
     changes,
+    client_of,
     deliver,
-    directory_of,
     expire_lease,
     found,
     go_on,
@@ -34,14 +34,14 @@ from tests.use_cases.resyncs import (
     resync,
     small_life,
 )
-from worker.directory.bucket import Buckets
-from worker.directory.client import Directory, open_directory
-from worker.repair import resync as resync_module
-from worker.repair import runs
+from worker import runs
+from worker.bootstrap import MAX_CONNECTIONS
 from worker.repair.reads import work_due
-from worker.repair.resync import Resync, start
-from worker.repair.runs import LeaseLostError, lease
-from worker.wiring import MOST_CONNECTIONS
+from worker.repair.resync import resync as resync_module
+from worker.repair.resync.resync import Resync, start
+from worker.runs import LeaseLostError, lease
+from worker.workos_api.bucket import Buckets
+from worker.workos_api.client import WorkOSClient, open_client
 
 SEEDS = range(4)
 
@@ -93,7 +93,7 @@ def before_and_after(
     sandbox: Sandbox, redis: Redis, happens: Callable[[str], object], after: Callable[[str], object] | None = None
 ) -> Between:
     sandbox.on_request = lambda _method, path, _query: happens(path)
-    return Between(directory_of(sandbox, redis), after or happens)
+    return Between(client_of(sandbox, redis), after or happens)
 
 
 @pytest.fixture
@@ -161,8 +161,8 @@ def test_two_thousand_webhooks_while_two_thousand_workspaces_are_listed(
             late = random.random() < 0.2  # and what is late comes after what follows it
             deliver(engine, [] if late else [told.pop() for _ in range(len(told))])
 
-    engine = open_engine(make_database("postgresql"), pool_size=MOST_CONNECTIONS)
-    with closing(Between(directory_of(sandbox, redis), happens)) as between:
+    engine = open_engine(make_database("postgresql"), pool_size=MAX_CONNECTIONS)
+    with closing(Between(client_of(sandbox, redis), happens)) as between:
         resync(engine, between)
     assert len(world.events) >= 2000
     deliver(engine, told)
@@ -174,7 +174,7 @@ def test_two_thousand_webhooks_while_two_thousand_workspaces_are_listed(
 @pytest.mark.parametrize("seed", [4])
 @pytest.mark.usefixtures("one_at_a_time")
 def test_what_is_lost_during_a_resync_is_found_by_the_next(
-    one_engine: Engine, sandbox: Sandbox, redis: Redis, directory: Directory, seed: int
+    one_engine: Engine, sandbox: Sandbox, redis: Redis, workos: WorkOSClient, seed: int
 ) -> None:
     lived_in(one_engine, sandbox, seed, lost=0.1)
     life = Life(one_engine, sandbox.world, seed, loss=0.3)
@@ -182,9 +182,9 @@ def test_what_is_lost_during_a_resync_is_found_by_the_next(
         resync(one_engine, between)
     sandbox.on_request = None
     life.settle()
-    resync(one_engine, directory)
+    resync(one_engine, workos)
     assert differences(one_engine, sandbox.world.truth()) == []
-    assert found(one_engine, resync(one_engine, directory)) == {}
+    assert found(one_engine, resync(one_engine, workos)) == {}
 
 
 # One object, one moment
@@ -221,7 +221,7 @@ def test_one_event_between_one_answer_and_its_use(
                 act(world)
             deliver(one_engine, world.events[known:])
 
-    with closing(Between(directory_of(sandbox, redis), happens)) as between:
+    with closing(Between(client_of(sandbox, redis), happens)) as between:
         resync(one_engine, between)
     assert next(calls) > place or place > 6
     assert differences(one_engine, world.truth()) == []
@@ -231,15 +231,15 @@ def test_one_event_between_one_answer_and_its_use(
 def test_what_is_in_doubt_is_read_though_it_was_asked_for_while_it_was_missing_and_arrived_since(
     both_engines: Engine, redis: Redis
 ) -> None:
-    with Sandbox(clock=Clock()) as sandbox, closing(directory_of(sandbox, redis)) as directory:
+    with Sandbox(clock=Clock()) as sandbox, closing(client_of(sandbox, redis)) as workos:
         acme = sandbox.world.create_organization("Acme")
         sandbox.world.create_membership(acme["id"], sandbox.world.create_user("ann@acme.example")["id"])
         deliver(both_engines, [event for event in sandbox.world.events if event["event"] != "organization.created"])
-        resync(both_engines, directory)
+        resync(both_engines, workos)
         sandbox.world.update_organization(acme["id"], name="Acme Rockets")
         deliver(both_engines, sandbox.world.events[-1:])
         make_reads_due(both_engines)
-        work_due(both_engines, directory, lambda: False)
+        work_due(both_engines, workos, lambda: False)
         assert differences(both_engines, sandbox.world.truth()) == []
         assert rows(both_engines, Read) == []
 
@@ -248,12 +248,12 @@ def test_an_event_of_the_second_in_which_a_listing_was_read_is_settled_by_anothe
     both_engines: Engine, redis: Redis
 ) -> None:
     """WorkOS tells the time of a reading in whole seconds: which of the two came first only it knows."""
-    with Sandbox(clock=Clock()) as sandbox, closing(directory_of(sandbox, redis)) as directory:
+    with Sandbox(clock=Clock()) as sandbox, closing(client_of(sandbox, redis)) as workos:
         acme = sandbox.world.create_organization("Acme")
-        resync(both_engines, directory)
+        resync(both_engines, workos)
         sandbox.world.update_organization(acme["id"], name="Acme Rockets")
         deliver(both_engines, sandbox.world.events)
-        work_due(both_engines, directory, lambda: False)
+        work_due(both_engines, workos, lambda: False)
         assert differences(both_engines, sandbox.world.truth()) == []
         assert rows(both_engines, Read) == []
 
@@ -282,8 +282,8 @@ def test_dead_at_any_call_the_next_worker_goes_on_and_repeats_at_most_the_pages_
     monkeypatch.setattr(resync_module, "AT_ONCE", at_once)
     world = sandbox.world
     populate(world, organizations=2, members=110)
-    with closing(directory_of(sandbox, redis)) as directory:
-        resync(one_engine, directory)
+    with closing(client_of(sandbox, redis)) as workos:
+        resync(one_engine, workos)
         with world.silently():
             for user in list(world.users)[:5]:
                 world.delete_user(user)
@@ -292,10 +292,10 @@ def test_dead_at_any_call_the_next_worker_goes_on_and_repeats_at_most_the_pages_
             run_id = start(one_engine, "test", dry_run=True)
             sandbox.calls.clear()
             with pytest.raises(DiedError):
-                go_on(one_engine, Between(directory, die_at(call)), run_id)
+                go_on(one_engine, Between(workos, die_at(call)), run_id)
             expire_lease(one_engine, run_id)
             assert start(one_engine, "test", dry_run=True) == run_id
-            assert go_on(one_engine, directory, run_id)
+            assert go_on(one_engine, workos, run_id)
             assert needed < sandbox.calls.total() <= needed + at_once
             assert len(found(one_engine, run_id)) == 5
 
@@ -305,12 +305,12 @@ def more_calls_than(sandbox: Sandbox, number: int) -> bool:
 
 
 def test_stopped_between_two_pages_a_run_repeats_nothing(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     populate(sandbox.world, organizations=3, members=110)
     run_id = start(one_engine, "test")
     stops = 0
-    while not go_on(one_engine, directory, run_id, partial(more_calls_than, sandbox, sandbox.calls.total())):
+    while not go_on(one_engine, workos, run_id, partial(more_calls_than, sandbox, sandbox.calls.total())):
         stops += 1
         assert stops < 50
     assert stops > 1
@@ -324,7 +324,7 @@ def test_stopped_between_two_pages_a_run_repeats_nothing(
 
 
 @pytest.fixture
-def frozen_and_successor(both_engines: Engine, directory: Directory) -> Callable[[str], list[type[BaseException]]]:
+def frozen_and_successor(both_engines: Engine, workos: WorkOSClient) -> Callable[[str], list[type[BaseException]]]:
     """Freezes a worker between an answer and its use, lets a successor do the run, and wakes the frozen one."""
 
     def play_out(where: str) -> list[type[BaseException]]:
@@ -337,7 +337,7 @@ def frozen_and_successor(both_engines: Engine, directory: Directory) -> Callable
                 assert wake.wait(30)
 
         run_id = start(both_engines, "test")
-        between = Between(directory, freeze)
+        between = Between(workos, freeze)
 
         def work() -> None:
             with lease(both_engines, run_id) as held:
@@ -351,7 +351,7 @@ def frozen_and_successor(both_engines: Engine, directory: Directory) -> Callable
         first.start()
         assert frozen.wait(30)
         expire_lease(both_engines, run_id)
-        assert go_on(both_engines, directory, run_id)
+        assert go_on(both_engines, workos, run_id)
         before = mirrored(both_engines), changes(both_engines), rows(both_engines, Run), rows(both_engines, Listing)
         wake.set()
         first.join(30)
@@ -391,45 +391,45 @@ def test_a_worker_that_lost_its_run_in_mid_read_writes_nothing(
 
 
 def test_the_heartbeat_keeps_the_lease_of_a_busy_run(
-    both_engines: Engine, sandbox: Sandbox, directory: Directory, monkeypatch: pytest.MonkeyPatch
+    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(runs, "LEASE_SECONDS", 0.6)
     populate(sandbox.world, organizations=120, members=2)
     sandbox.knobs.latency = 0.03
-    resync(both_engines, directory)  # lasts longer than the lease
+    resync(both_engines, workos)  # lasts longer than the lease
     assert {row["fence"] for row in rows(both_engines, Run)} == {1}
 
 
 def test_redis_away_leaves_the_run_for_later(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory, tmp_path: Any
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, tmp_path: Any
 ) -> None:
     small_life(sandbox.world, 1, 1)
     run_id = start(one_engine, "test")
     with Redis.from_url(f"unix://{tmp_path}/none.sock") as away:
-        lost = open_directory(sandbox.api_key, CLIENT_ID, sandbox.base_url, Buckets(away, 1.0))
+        lost = open_client(sandbox.api_key, CLIENT_ID, sandbox.base_url, Buckets(away, 1.0))
         with closing(lost), pytest.raises(RedisError):
             go_on(one_engine, lost, run_id)
-    assert go_on(one_engine, directory, run_id)
+    assert go_on(one_engine, workos, run_id)
     assert differences(one_engine, sandbox.world.truth()) == []
 
 
 def test_a_cursor_that_workos_forgot_while_no_one_worked_starts_its_listing_anew(
-    one_engine: Engine, sandbox: Sandbox, directory: Directory
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     populate(sandbox.world, organizations=1, members=250)
     run_id = start(one_engine, "test")
     sandbox.faults.truncate("/user_management/users$", 3, status=422)
     sandbox.faults.fail("/organizations$", query=r"limit=1\b", status=422, times=None)  # WorkOS seems to be away
-    assert not go_on(one_engine, directory, run_id)
+    assert not go_on(one_engine, workos, run_id)
     sandbox.faults.clear()
     sandbox.faults.fail("/user_management/users$", status=400, times=1)
-    assert go_on(one_engine, directory, run_id)
+    assert go_on(one_engine, workos, run_id)
     assert differences(one_engine, sandbox.world.truth()) == []
 
 
-def test_a_run_that_ended_cannot_be_worked_on(one_engine: Engine, directory: Directory) -> None:
-    run_id = resync(one_engine, directory)
+def test_a_run_that_ended_cannot_be_worked_on(one_engine: Engine, workos: WorkOSClient) -> None:
+    run_id = resync(one_engine, workos)
     with lease(one_engine, run_id) as held:
         assert held is None
     write(one_engine, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=None)))

@@ -12,22 +12,22 @@ from sqlalchemy import Engine, insert, update
 
 from models.database import write
 from models.tables import Change, Drift, Event, EventStatus, Run, RunStatus, Seen, Task, User
-from models.types import db_in
+from models.types import db_now_plus
 from tests.integration.stories import store
 from tests.sandbox import Sandbox
 from tests.support import JSON, apply_all, made, mirrored, outcomes, rows, sample
-from tests.use_cases.resyncs import CLIENT_ID, Clock, deliver, directory_of, resync
+from tests.use_cases.resyncs import CLIENT_ID, Clock, client_of, deliver, resync
 from worker.cli import main
-from worker.directory.client import Directory
 from worker.mirror.erasure import forget
 from worker.mirror.retention import BATCH, Periods, retain
+from worker.queue.doorbell import DRAIN, Doorbell
 from worker.repair.catch_up import catch_up
 from worker.repair.environment import bind
 from worker.repair.replay import dismiss
-from worker.repair.runs import create
 from worker.repair.work import Repair
+from worker.runs import create
 from worker.settings import Settings, load_settings
-from worker.signals.doorbell import DRAIN, Doorbell
+from worker.workos_api.client import WorkOSClient
 
 DAY = 24 * 3600.0
 USER = sample("user.deleted")["data"]["id"]
@@ -37,7 +37,7 @@ PERSONAL = ("email", "first_name", "last_name")
 
 def age(engine: Engine, table: type[Any], days: float, *columns: str) -> None:
     """As if `columns` of all rows had been written so many days ago."""
-    write(engine, lambda tx: tx.execute(update(table).values({name: db_in(-days * DAY) for name in columns})))
+    write(engine, lambda tx: tx.execute(update(table).values({name: db_now_plus(-days * DAY) for name in columns})))
 
 
 def age_events(engine: Engine, days: float) -> None:
@@ -117,8 +117,8 @@ def test_changes_and_reports_are_kept_for_a_year(engine: Engine) -> None:
     def put(tx: Any) -> None:
         tx.execute(insert(Run), [{"id": id, "status": "done", **finished} for id in ("old", "new")])
         tx.execute(insert(Run).values(id="open", **finished))
-        tx.execute(update(Run).where(Run.id == "old").values(finished_at=db_in(-366 * DAY)))
-        tx.execute(update(Run).where(Run.id == "new").values(finished_at=db_in(-364 * DAY)))
+        tx.execute(update(Run).where(Run.id == "old").values(finished_at=db_now_plus(-366 * DAY)))
+        tx.execute(update(Run).where(Run.id == "new").values(finished_at=db_now_plus(-364 * DAY)))
         drift = {"kind": "user", "finding": "missing", "action": "repaired"}
         objects = [
             {"run_id": run, "object_id": f"user_{n}", **drift} for run in ("old", "new") for n in range(BATCH + 1)
@@ -251,25 +251,25 @@ def test_nothing_that_comes_late_brings_anything_back(gone: Engine) -> None:
 def test_nor_does_the_events_api(engine: Engine, redis: Redis) -> None:
     clock = Clock()
     with Sandbox(seed=7, clock=clock) as sandbox:
-        directory = directory_of(sandbox, redis)
-        bind(engine, directory, Settings(_env_file=None, workos_api_key="k", workos_client_id=CLIENT_ID))
+        workos = client_of(sandbox, redis)
+        bind(engine, workos, Settings(_env_file=None, workos_api_key="k", workos_client_id=CLIENT_ID))
         user = sandbox.world.create_user("ann@acme.example", first_name="Ann", last_name="Abe")
         sandbox.world.delete_user(user["id"])
         first, last = sandbox.world.events
         deliver(engine, [last])
         forget(engine, user["id"], "alice")
         clock.goes_on(minutes=5)
-        assert catch_up(engine, directory).new == 1  # the creation, which no webhook had brought
+        assert catch_up(engine, workos).new == 1  # the creation, which no webhook had brought
         apply_all(engine)
         assert outcomes(engine, first) == ["tombstoned"]
         retain(engine, Periods())
         assert personal(engine, "ann@acme.example") == []
         assert set(bodies(engine).values()) == {None}
-        directory.close()
+        workos.close()
 
 
 def test_a_user_that_only_a_resync_found_gone_is_forgotten_too_and_may_come_back(
-    engine: Engine, sandbox: Sandbox, directory: Directory
+    engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
     user, other = (world.create_user(f"{name}@acme.example") for name in ("ann", "bob"))
@@ -277,12 +277,12 @@ def test_a_user_that_only_a_resync_found_gone_is_forgotten_too_and_may_come_back
     kept = world.users[user["id"]]
     with world.silently():
         world.delete_user(user["id"])
-    resync(engine, directory)
+    resync(engine, workos)
     assert user_row(engine, user["id"])["deleted_by"] == "resync"
     forget(engine, user["id"], "alice")
     assert personal(engine, "ann@acme.example") == []
     world.users[user["id"]] = kept  # as never documented; a confirmed read outranks what a resync found
-    resync(engine, directory)
+    resync(engine, workos)
     row = user_row(engine, user["id"])
     assert (row["deleted_by"], row["erased"], row["email"]) == (None, False, "ann@acme.example")
     assert user_row(engine, other["id"])["email"] == "bob@acme.example"

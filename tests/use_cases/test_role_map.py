@@ -6,7 +6,7 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import Engine, select
 
-from models.database import reading, write
+from models.database import read_transaction, write
 from models.tables import Change, Membership, Mirror
 from tests.support import accept, access, apply_all, made, mirrored, rows, sample
 from worker.mirror import role_map
@@ -18,13 +18,13 @@ OWNERS = DEFAULT | {"owner": "admin"}
 
 
 @pytest.fixture
-def owners(door: FlaskClient, engine: Engine) -> None:
+def owners(endpoint: FlaskClient, engine: Engine) -> None:
     """A workspace with five owners and a member."""
-    accept(door, made("organization.created"))
+    accept(endpoint, made("organization.created"))
     for n in range(6):
         slug = {"slug": "owner" if n < 5 else "member"}
         accept(
-            door,
+            endpoint,
             made("user.created", id=f"user_{n}"),
             made("organization_membership.updated", id=f"om_{n}", user_id=f"user_{n}", role=slug, roles=[slug]),
         )
@@ -90,17 +90,17 @@ def test_another_map_during_an_interrupted_change_starts_over(engine: Engine, mo
     assert access(engine) == members()
 
 
-def test_events_applied_after_a_change_use_the_new_map(door: FlaskClient, engine: Engine) -> None:
+def test_events_applied_after_a_change_use_the_new_map(endpoint: FlaskClient, engine: Engine) -> None:
     adopt(engine, OWNERS)
     owner = {"slug": "owner"}
-    accept(door, made("organization_membership.updated", 5, id="om_5", user_id="user_5", role=owner, roles=[owner]))
+    accept(endpoint, made("organization_membership.updated", 5, id="om_5", user_id="user_5", role=owner, roles=[owner]))
     apply_all(engine)
     assert access(engine) == members(0, 1, 2, 3, 4, 5)
 
 
-def test_a_change_gives_no_membership_a_new_version(door: FlaskClient, engine: Engine) -> None:
+def test_a_change_gives_no_membership_a_new_version(endpoint: FlaskClient, engine: Engine) -> None:
     def versions() -> list[Any]:
-        with reading(engine) as tx:
+        with read_transaction(engine) as tx:
             query = select(Membership.updated_at, Membership.event_at, Membership.event_id).order_by(Membership.id)
             return [tuple(row) for row in tx.execute(query)]
 

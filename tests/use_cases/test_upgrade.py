@@ -11,16 +11,16 @@ from redis import Redis
 from sqlalchemy import JSON as JSON_TYPE
 from sqlalchemy import Boolean, DateTime, Engine, MetaData, Table, delete, insert
 
-from models.database import writing
+from models.database import write_transaction
 from models.migrate import upgrade
 from models.tables import Batch, Event, Join, Run, RunStatus, Task
 from tests.integration.batches import count, let_time_pass
 from tests.integration.catalog import drop_schema
 from tests.support import JSON, NOON, apply_all, differences, mirrored, rows, statuses
 from tests.use_cases.resyncs import deliver
+from worker.queue.doorbell import Doorbell
 from worker.repair.work import Repair
 from worker.settings import Settings
-from worker.signals.doorbell import Doorbell
 
 RELEASE_1_0_0: JSON = json.loads((Path(__file__).parent.parent / "release_1_0_0" / "data.json").read_text())
 """`tables`: the rows of a database that release 1.0.0 filled from the sandbox. `events`: what WorkOS sent afterwards.
@@ -34,7 +34,7 @@ def upgraded(engine: Engine) -> Engine:
     drop_schema(engine)
     upgrade(engine, "0010")
     metadata = MetaData()
-    with writing(engine) as tx:
+    with write_transaction(engine) as tx:
         metadata.reflect(tx)
         tx.execute(delete(metadata.tables["mirror"]))
         for name, stored in STORED.items():
@@ -70,7 +70,7 @@ def test_every_row_is_kept(upgraded: Engine) -> None:
 
 def test_pending_events_and_half_done_batches_are_applied_and_the_mirror_converges(upgraded: Engine) -> None:
     waiting = [row["id"] for row in rows(upgraded, Event) if row["status"] == "pending"]
-    with writing(upgraded) as tx:  # one half is left over, one belongs to a drain that died
+    with write_transaction(upgraded) as tx:  # one half is left over, one belongs to a drain that died
         tx.execute(insert(Batch).values(id="left", event_ids=waiting[::2]))
         tx.execute(insert(Batch).values(id="orphan", event_ids=waiting[1::2], started_at=NOON))
     let_time_pass(upgraded)

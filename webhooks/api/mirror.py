@@ -8,7 +8,7 @@ from models.access import auto_join_for
 from models.database import session
 from webhooks.api import schemas
 from webhooks.api.answers import answers, as_json, one, page
-from worker.looking import reports
+from worker.reports import listings
 
 
 def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
@@ -18,35 +18,35 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
     @spec.validate(resp=answers(schemas.Workspaces), tags=["mirror"])
     def list_workspaces(query: schemas.WorkspaceQuery) -> Response:
         """List workspaces, by id."""
-        rows = reports.list_workspaces(engine, state=query.state, after=query.after, limit=query.limit)
+        rows = listings.list_workspaces(engine, state=query.state, after=query.after, limit=query.limit)
         return page(schemas.Workspaces, rows, query.limit, "organization_id")
 
     @routes.get("/workspaces/<path:organization_id>")
     @spec.validate(resp=answers(schemas.Workspace, HTTP_404=schemas.Error), tags=["mirror"])
     def show_workspace(organization_id: str) -> Response:
         """Show one workspace, live or deleted."""
-        return one(schemas.Workspace, reports.workspace(engine, organization_id))
+        return one(schemas.Workspace, listings.workspace(engine, organization_id))
 
     @routes.get("/members")
     @spec.validate(resp=answers(schemas.Members), tags=["mirror"])
     def list_members(query: schemas.MemberQuery) -> Response:
         """List who has access now: to one workspace, of one person, or everybody; by membership id."""
         filters = query.model_dump(include={"organization_id", "user_id", "email"}, exclude_none=True)
-        rows = reports.list_access(engine, filters, after=query.after, limit=query.limit)
+        rows = listings.list_access(engine, filters, after=query.after, limit=query.limit)
         return page(schemas.Members, rows, query.limit, "membership_id")
 
     @routes.get("/domains")
     @spec.validate(resp=answers(schemas.Domains), tags=["mirror"])
     def list_domains(query: schemas.DomainQuery) -> Response:
         """List the domains that workspaces claim: whether they auto-join, and why or why not; by id."""
-        rows = reports.list_domains(engine, query.organization_id, after=query.after, limit=query.limit)
+        rows = listings.list_domains(engine, query.organization_id, after=query.after, limit=query.limit)
         return page(schemas.Domains, rows, query.limit, "id")
 
     @routes.get("/sign-in-methods")
     @spec.validate(resp=answers(schemas.SignInMethods), tags=["mirror"])
     def list_sign_in_methods(query: schemas.SignInQuery) -> Response:
         """List single sign-on that works now, of a workspace or of all; a workspace without any has it off."""
-        rows = reports.list_sign_in(engine, query.organization_id, after=query.after, limit=query.limit)
+        rows = listings.list_sign_in(engine, query.organization_id, after=query.after, limit=query.limit)
         return page(schemas.SignInMethods, rows, query.limit, "connection_id")
 
     @routes.get("/auto-join")

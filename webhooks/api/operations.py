@@ -7,8 +7,8 @@ from sqlalchemy import Engine
 from models.tables import Task
 from webhooks.api import schemas
 from webhooks.api.answers import answers, one, page
-from worker.looking import reports
 from worker.repair.replay import results
+from worker.reports import listings
 
 
 def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
@@ -18,38 +18,38 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
     @spec.validate(resp=answers(schemas.Events), tags=["operations"])
     def list_events(query: schemas.EventQuery) -> Response:
         """List inbox rows, newest first."""
-        rows = reports.list_events(engine, **query.model_dump())
+        rows = listings.list_events(engine, **query.model_dump())
         return page(schemas.Events, rows, query.limit, "id")
 
     @routes.get("/events/<path:event_id>")
     @spec.validate(resp=answers(schemas.WholeEvent, HTTP_404=schemas.Error), tags=["operations"])
     def show_event(event_id: str) -> Response:
         """Show one event: payload, outcome, attempts, and what it changed."""
-        return one(schemas.WholeEvent, reports.show_event(engine, event_id))
+        return one(schemas.WholeEvent, listings.show_event(engine, event_id))
 
     @routes.get("/replays")
     @spec.validate(resp=answers(schemas.Replays), tags=["operations"])
     def list_replays(query: schemas.Paging) -> Response:
         """List replays, newest first."""
-        rows = reports.list_runs(engine, query.limit, task=Task.REPLAY, after=query.after)
+        rows = listings.list_runs(engine, query.limit, task=Task.REPLAY, after=query.after)
         return page(schemas.Replays, rows, query.limit, "id")
 
     @routes.get("/replays/<run_id>")
     @spec.validate(resp=answers(schemas.WholeReplay, HTTP_404=schemas.Error), tags=["operations"])
     def show_replay(run_id: str) -> Response:
         """Show a replay, and what has become of its events by now."""
-        row = reports.run(engine, run_id, task=Task.REPLAY)
+        row = listings.run(engine, run_id, task=Task.REPLAY)
         return one(schemas.WholeReplay, row and {**row, "results": results(engine, run_id)})
 
     @routes.get("/resyncs")
     @spec.validate(resp=answers(schemas.Resyncs), tags=["operations"])
     def list_resyncs(query: schemas.Paging) -> Response:
         """List resyncs, newest first."""
-        rows = reports.list_runs(engine, query.limit, task=Task.RESYNC, after=query.after)
+        rows = listings.list_runs(engine, query.limit, task=Task.RESYNC, after=query.after)
         return page(schemas.Resyncs, rows, query.limit, "id")
 
     @routes.get("/resyncs/<run_id>")
     @spec.validate(resp=answers(schemas.WholeResync, HTTP_404=schemas.Error), tags=["operations"])
     def show_resync(run_id: str) -> Response:
         """Show a resync and how much it found different."""
-        return one(schemas.WholeResync, reports.run(engine, run_id, task=Task.RESYNC))
+        return one(schemas.WholeResync, listings.run(engine, run_id, task=Task.RESYNC))

@@ -9,24 +9,24 @@ from pydantic import ValidationError
 from spectree import SpecTree
 from spectree.models import SecureType, SecurityScheme, SecuritySchemeData
 
-from webhooks.api import following, mirror, operations, schemas
+from webhooks.api import changes, mirror, operations, schemas
 from webhooks.api.answers import answers, as_json
-from webhooks.tokens import name_of
-from worker.looking.health import as_report, look
-from worker.wiring import Wiring
+from webhooks.auth import token_name
+from worker.bootstrap import Services
+from worker.reports.health import as_report, check_health
 
 
-def blueprint(wiring: Wiring, app: Flask) -> Blueprint:
+def blueprint(services: Services, app: Flask) -> Blueprint:
     """Return the API; `app` is asked for its routes when the OpenAPI document is first read."""
     routes = Blueprint("api", __name__, url_prefix="/api/v1")
     spec = _spec()
-    engine = wiring.engine
-    tokens = wiring.settings.api_tokens
+    engine = services.engine
+    tokens = services.settings.api_tokens
 
     @routes.before_request
     def require_token() -> FlaskResponse | None:
         kind, _, token = request.headers.get("Authorization", "").partition(" ")
-        if request.endpoint == "api.openapi" or (name_of(token.strip(), tokens) and kind.lower() == "bearer"):
+        if request.endpoint == "api.openapi" or (token_name(token.strip(), tokens) and kind.lower() == "bearer"):
             return None
         answer = make_response(jsonify(error="a bearer token of API_TOKENS is needed"), 401)
         answer.headers["WWW-Authenticate"] = "Bearer"
@@ -40,13 +40,13 @@ def blueprint(wiring: Wiring, app: Flask) -> Blueprint:
     @spec.validate(resp=answers(schemas.Status, HTTP_503=schemas.Status), tags=["status"])
     def status() -> FlaskResponse:
         """Say whether the mirror can be trusted: 200 if so, 503 with the reasons if not."""
-        health = look(engine, wiring.redis, wiring.settings)
+        health = check_health(engine, services.redis, services.settings)
         report = as_report(health) | {"trusted": health.trusted, "reasons": health.reasons}
         return as_json(schemas.Status(**report), 200 if health.trusted else 503)
 
     mirror.add(routes, spec, engine)
     operations.add(routes, spec, engine)
-    following.add(routes, spec, engine, most_threads=max(1, wiring.settings.web_threads // 4))
+    changes.add(routes, spec, engine, most_threads=max(1, services.settings.web_threads // 4))
     spec.app = app
     return routes
 

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MOST = 500
-LONGEST_WAIT = 25
-BIGGEST_ID = 2**63 - 1
+MAX_ITEMS = 500
+MAX_WAIT = 25
+MAX_CHANGE_ID = 2**63 - 1
 
 Id = Annotated[str, Field(min_length=1, max_length=255, pattern="^[ -~]+$")]
 """A WorkOS id: printable ASCII."""
@@ -25,7 +25,7 @@ class Paging(Query):
     """A page of a listing."""
 
     after: Annotated[Id | None, Field(description="`next` of the page before.")] = None
-    limit: Annotated[int, Field(ge=1, le=MOST)] = 100
+    limit: Annotated[int, Field(ge=1, le=MAX_ITEMS)] = 100
 
 
 class WorkspaceQuery(Paging):
@@ -71,9 +71,9 @@ class EventQuery(Paging):
 class ChangesQuery(Query):
     """Where to go on, and how long to wait for something new."""
 
-    after: Annotated[int, Field(ge=0, le=BIGGEST_ID, description="The highest id seen; 0 at the beginning.")] = 0
-    limit: Annotated[int, Field(ge=1, le=MOST)] = 100
-    wait: Annotated[int, Field(ge=0, le=LONGEST_WAIT, description="Seconds to wait for a change.")] = 0
+    after: Annotated[int, Field(ge=0, le=MAX_CHANGE_ID, description="The highest id seen; 0 at the beginning.")] = 0
+    limit: Annotated[int, Field(ge=1, le=MAX_ITEMS)] = 100
+    wait: Annotated[int, Field(ge=0, le=MAX_WAIT, description="Seconds to wait for a change.")] = 0
 
 
 class Error(BaseModel):

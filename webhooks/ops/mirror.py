@@ -4,48 +4,48 @@ from flask import Blueprint, abort, flash, redirect, render_template, request, s
 from sqlalchemy import Engine, select
 from werkzeug import Response
 
-from models.database import reading
+from models.database import read_transaction
 from models.tables import User
 from webhooks.ops.overview import require_repairs
-from worker.looking import explain, reports
-from worker.mirror.admission import workspace_settings
-from worker.repair.resync import start
-from worker.wiring import Wiring
+from worker.bootstrap import Services
+from worker.mirror.auto_join_policy import workspace_settings
+from worker.repair.resync.resync import start
+from worker.reports import explain, listings
 
 PAGE = 50
 
 
-def add(routes: Blueprint, wiring: Wiring) -> None:
+def add(routes: Blueprint, services: Services) -> None:
     """Add them to `routes`."""
-    engine = wiring.engine
+    engine = services.engine
 
     @routes.get("/workspaces")
     def workspaces() -> str:
         name = request.args.get("name", "").strip() or None
-        rows = reports.list_workspaces(engine, name=name, after=request.args.get("after"), limit=PAGE + 1)
+        rows = listings.list_workspaces(engine, name=name, after=request.args.get("after"), limit=PAGE + 1)
         more = rows[PAGE - 1]["organization_id"] if len(rows) > PAGE else None
         return render_template("ops/workspaces.html", rows=rows[:PAGE], name=name or "", more=more)
 
     @routes.get("/workspaces/<path:organization_id>")
     def workspace(organization_id: str) -> str:
-        found = reports.list_members(engine, organization_id)
+        found = listings.list_members(engine, organization_id)
         if found is None:
             abort(404, "The mirror knows no such workspace.")
-        domains = reports.list_domains(engine, organization_id, limit=PAGE)
+        domains = listings.list_domains(engine, organization_id, limit=PAGE)
         told = {
             "domains": domains,
-            "sign_in": reports.list_sign_in(engine, organization_id, limit=PAGE),
-            "changes": reports.recent_changes(engine, organization_id, PAGE),
+            "sign_in": listings.list_sign_in(engine, organization_id, limit=PAGE),
+            "changes": listings.recent_changes(engine, organization_id, PAGE),
         }
-        with reading(engine) as tx:
+        with read_transaction(engine) as tx:
             own = workspace_settings(tx, organization_id)
         return render_template("ops/workspace.html", workspace=found, own=own, **told)
 
     @routes.post("/workspaces/<path:organization_id>/resync")
     def resync_workspace(organization_id: str) -> Response:
-        require_repairs(wiring)
+        require_repairs(services)
         run_id = start(engine, session["name"], organization_id=organization_id)
-        wiring.repair_bell.ring()
+        services.repair_bell.ring()
         flash("The resync is asked for; a worker begins at once.", "good")
         return redirect(url_for("ops.run", run_id=run_id))
 
@@ -67,5 +67,5 @@ def _people(engine: Engine, part: str) -> list[dict[str, object]]:
     query = select(User.id, User.email, User.deleted_by, User.updated_at).order_by(User.email, User.id).limit(PAGE)
     if part:
         query = query.where(User.email.icontains(part, autoescape=True))
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return [dict(row) for row in tx.execute(query).mappings()]

@@ -7,13 +7,13 @@ from flask import Blueprint, flash, redirect, render_template, session, url_for
 from sqlalchemy import Engine, func, literal_column, select
 from werkzeug import Response
 
-from models.database import reading
+from models.database import read_transaction
 from models.tables import Event
 from models.types import db_now
+from worker.bootstrap import Services
 from worker.errors import ConfigurationError
-from worker.looking.health import look
-from worker.repair.resync import start
-from worker.wiring import Wiring
+from worker.repair.resync.resync import start
+from worker.reports.health import check_health
 
 DAY = timedelta(days=1)
 STEP_MINUTES = 5
@@ -28,27 +28,27 @@ class Bar(NamedTuple):
     per_minute: float
 
 
-def add(routes: Blueprint, wiring: Wiring) -> None:
+def add(routes: Blueprint, services: Services) -> None:
     """Add it to `routes`."""
 
     @routes.get("/")
     def overview() -> str:
-        health = look(wiring.engine, wiring.redis, wiring.settings)
-        bars = arrivals(wiring.engine)
+        health = check_health(services.engine, services.redis, services.settings)
+        bars = arrivals(services.engine)
         return render_template("ops/overview.html", health=health, bars=bars, most=max(bar.per_minute for bar in bars))
 
     @routes.post("/resync")
     def resync() -> Response:
-        require_repairs(wiring)
-        run_id = start(wiring.engine, session["name"])
-        wiring.repair_bell.ring()
+        require_repairs(services)
+        run_id = start(services.engine, session["name"])
+        services.repair_bell.ring()
         flash("The resync is asked for; a worker begins at once.", "good")
         return redirect(url_for("ops.run", run_id=run_id))
 
 
-def require_repairs(wiring: Wiring) -> None:
+def require_repairs(services: Services) -> None:
     """Check that a worker can ask WorkOS, or a run would wait for ever; raises `ConfigurationError`."""
-    if not wiring.settings.repairs:
+    if not services.settings.repairs:
         raise ConfigurationError("WORKOS_API_KEY is not set, so no worker can ask WorkOS.")
 
 
@@ -60,7 +60,7 @@ def arrivals(engine: Engine) -> list[Bar]:
         if engine.dialect.name == "postgresql"
         else func.substr(Event.received_at, 1, 16)
     )
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         now: datetime = tx.execute(select(db_now())).scalar_one()
         counted = select(minute, func.count()).where(Event.received_at > now - DAY).group_by(minute)
         found = {_instant(at): number for at, number in tx.execute(counted)}

@@ -8,18 +8,18 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 
-from webhooks.ops import entry, inbox, joining, mirror, overview, runs
+from webhooks.ops import auto_join, inbox, mirror, overview, runs, sign_in
 from webhooks.receive import type_name
+from worker.bootstrap import Services
 from worker.errors import ConfigurationError
-from worker.mirror.feed import as_json
-from worker.wiring import Wiring
+from worker.mirror.change_feed import as_json
 
 log = structlog.get_logger()
 
 
-def install(app: Flask, wiring: Wiring) -> None:
+def install(app: Flask, services: Services) -> None:
     """Add the pages to `app`."""
-    forms = entry.prepare(app, wiring.settings)
+    forms = sign_in.prepare(app, services.settings)
     routes = Blueprint(
         "ops",
         __name__,
@@ -28,9 +28,9 @@ def install(app: Flask, wiring: Wiring) -> None:
         static_folder="static",
         static_url_path="/static",
     )
-    entry.add(routes, wiring.settings, forms)
-    for pages in (overview, inbox, mirror, joining, runs):
-        pages.add(routes, wiring)
+    sign_in.add(routes, services.settings, forms)
+    for pages in (overview, inbox, mirror, auto_join, runs):
+        pages.add(routes, services)
 
     @routes.errorhandler(HTTPException)
     def failed(error: HTTPException) -> tuple[str, int]:

@@ -8,18 +8,18 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
 
 from worker.cli.shared import fail
-from worker.directory.client import UnreadableError
 from worker.errors import ConfigurationError
-from worker.private import keep_files_private
+from worker.private_files import keep_files_private
+from worker.workos_api.client import WorkOSUnavailableError
 
 PLACES = {
     **dict.fromkeys(["web", "worker", "clock", "demo"], "serve"),
     **dict.fromkeys(["migrate", "doctor", "register"], "setup"),
     **dict.fromkeys(["resync", "catch-up", "runs", "forget"], "repair"),
     **dict.fromkeys(["events", "replay"], "inbox"),
-    **dict.fromkeys(["explain", "members", "workspaces", "status"], "look"),
-    "auto-join": "joining",
-    "hooks": "hooking",
+    **dict.fromkeys(["explain", "members", "workspaces", "status"], "reports"),
+    "auto-join": "auto_join",
+    "hooks": "hooks",
 }
 """Command → its module here, loaded when the command is run: who starts a worker need not wait for the others."""
 
@@ -44,7 +44,7 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except ConfigurationError as error:
             fail(str(error))
-        except UnreadableError as error:
+        except WorkOSUnavailableError as error:
             fail(f"WorkOS did not answer: {error}")
         except RedisError as error:
             fail(f"REDIS_URL: Redis failed: {type(error).__name__}")

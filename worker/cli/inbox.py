@@ -9,6 +9,7 @@ from rich.table import Table
 from sqlalchemy import Engine
 
 from models.tables import EventStatus
+from worker.bootstrap import build_services
 from worker.cli.shared import (
     TIMES,
     as_table,
@@ -24,16 +25,15 @@ from worker.cli.shared import (
     until_stopped,
 )
 from worker.logs import configure
-from worker.looking import reports
-from worker.looking.progress import progress
-from worker.mirror import feed
+from worker.mirror import change_feed
 from worker.processes.embedded import redis_server
 from worker.repair import replay as replays
 from worker.repair.catch_up import REMEDY
-from worker.repair.runs import followed
 from worker.repair.work import Repair
+from worker.reports import listings
+from worker.reports.progress import progress
+from worker.runs import wait_for_run
 from worker.settings import load_settings
-from worker.wiring import wire
 
 
 @click.group()
@@ -49,7 +49,7 @@ def events() -> None:
 @json_option
 def events_list(status: str | None, type: str | None, organization: str | None, limit: int, as_json: bool) -> None:
     """List the newest events: what became of each, and why."""
-    rows = reports.list_events(migrated_engine(), status=status, type=type, organization_id=organization, limit=limit)
+    rows = listings.list_events(migrated_engine(), status=status, type=type, organization_id=organization, limit=limit)
     columns = ("received_at", "id", "type", "status", "outcome", "object_id", "deliveries", "attempts", "error")
     say_rows(columns, rows, as_json=as_json)
 
@@ -59,13 +59,13 @@ def events_list(status: str | None, type: str | None, organization: str | None, 
 @json_option
 def events_show(event_id: str, as_json: bool) -> None:
     """Show one event: payload, outcome, attempts, and what it changed."""
-    event = known(reports.show_event(migrated_engine(), event_id), f"no event {event_id} was ever received")
+    event = known(listings.show_event(migrated_engine(), event_id), f"no event {event_id} was ever received")
     if as_json:
-        click.echo(feed.as_json(event))
+        click.echo(change_feed.as_json(event))
         return
     table = Table(show_header=False)
     for name, value in event.items():
-        table.add_row(name, cell(feed.as_json(value) if isinstance(value, (dict, list)) else value))
+        table.add_row(name, cell(change_feed.as_json(value) if isinstance(value, (dict, list)) else value))
     show(table)
 
 
@@ -73,9 +73,9 @@ def events_show(event_id: str, as_json: bool) -> None:
 @json_option
 def events_failures(as_json: bool) -> None:
     """Group the failed events by the fingerprint of their error: one replay mends all of a kind."""
-    rows = reports.failures(migrated_engine())
+    rows = listings.failures(migrated_engine())
     if as_json:
-        click.echo(feed.as_json(rows))
+        click.echo(change_feed.as_json(rows))
     elif rows:
         show(as_table(("fingerprint", "events", "type", "first", "last", "example", "error"), rows))
     else:
@@ -120,16 +120,20 @@ def replay_command(why: str | None, again: bool, dry_run: bool, as_json: bool, *
         say(replays.plan(engine, selection)._asdict(), as_json=as_json)
         return
     run_id = replays.start(engine, selection, operator(), why, again=again)
-    with redis_server(settings) as redis, closing(wire(settings, redis.url)) as wiring, until_stopped() as stop:
-        work = Repair(engine, None, settings, wiring.bell, stop.is_set)
+    with (
+        redis_server(settings) as redis,
+        closing(build_services(settings, redis.url)) as services,
+        until_stopped() as stop,
+    ):
+        work = Repair(engine, None, settings, services.bell, stop.is_set)
         with progress(engine, run_id):
-            over = work.one(run_id) or followed(engine, run_id, stop.wait)
+            over = work.one(run_id) or wait_for_run(engine, run_id, stop.wait)
     say(replayed(engine, run_id), as_json=as_json)
     sys.exit(0 if over else 1)
 
 
 def replayed(engine: Engine, run_id: str) -> dict[str, Any]:
     """Return what a replay has come to by now."""
-    row = reports.run(engine, run_id) or {}
+    row = listings.run(engine, run_id) or {}
     kept = {name: row.get(name) for name in ("id", "status", "requested_by", "reason", "total", "done", "skipped")}
     return kept | {"results": replays.results(engine, run_id), "remedy": REMEDY if row.get("skipped") else None}

@@ -26,20 +26,20 @@ from worker.cli.shared import (
     show,
     until_stopped,
 )
-from worker.directory.client import Directory
 from worker.logs import configure
-from worker.looking import reports
-from worker.looking.progress import progress
-from worker.mirror import feed
+from worker.mirror import change_feed
 from worker.mirror.erasure import forget
 from worker.repair import replay as replays
 from worker.repair.catch_up import REMEDY, catch_up, catch_up_since
-from worker.repair.resync import start
-from worker.repair.runs import followed
+from worker.repair.resync.resync import start
 from worker.repair.work import Repair
+from worker.reports import listings
+from worker.reports.progress import progress
+from worker.runs import wait_for_run
 from worker.settings import load_settings
+from worker.workos_api.client import WorkOSClient
 
-MOST_SHOWN = 200
+MAX_SHOWN = 200
 """Rows of a drift report in a terminal."""
 
 
@@ -54,17 +54,17 @@ def resync(organization: str | None, dry_run: bool, approve: str | None, as_json
         raise click.UsageError("--approve carries out a run's list: it goes with no other option")
     settings = load_settings("workos_api_key", "workos_client_id")
     configure(settings.log_format)
-    with reaching_workos(settings, bound=not dry_run) as (wiring, directory), until_stopped() as stop:
-        if organization and not _known(wiring.engine, directory, organization):
+    with reaching_workos(settings, bound=not dry_run) as (services, workos), until_stopped() as stop:
+        if organization and not _known(services.engine, workos, organization):
             fail(f"WorkOS knows no organization {organization}")
         who = operator()
-        run_id = start(wiring.engine, who, organization_id=organization, dry_run=dry_run, approves=approve)
-        with progress(wiring.engine, run_id):
-            over = Repair(wiring.engine, directory, settings, wiring.bell, stop.is_set).one(run_id) or followed(
-                wiring.engine, run_id, stop.wait
+        run_id = start(services.engine, who, organization_id=organization, dry_run=dry_run, approves=approve)
+        with progress(services.engine, run_id):
+            over = Repair(services.engine, workos, settings, services.bell, stop.is_set).one(run_id) or wait_for_run(
+                services.engine, run_id, stop.wait
             )
-        ended = known(reports.run(wiring.engine, run_id), f"run {run_id} is gone")
-        _report(wiring.engine, ended, as_json=as_json)
+        ended = known(listings.run(services.engine, run_id), f"run {run_id} is gone")
+        _report(services.engine, ended, as_json=as_json)
     if not over:
         click.echo(f"workos-sync: run {run_id} was interrupted; a worker goes on with it, or this command", err=True)
     if ended["error"]:
@@ -73,18 +73,18 @@ def resync(organization: str | None, dry_run: bool, approve: str | None, as_json
     sys.exit(1 if drifted or not over or ended["error"] or ended["withheld"] else 0)
 
 
-def _known(engine: Engine, directory: Directory, organization_id: str) -> bool:
+def _known(engine: Engine, workos: WorkOSClient, organization_id: str) -> bool:
     """Whether WorkOS knows an organization; or the mirror shows it live, so that there is something to repair."""
-    if directory.organization(organization_id).item is not None:
+    if workos.organization(organization_id).item is not None:
         return True
-    here = reports.list_members(engine, organization_id)
+    here = listings.list_members(engine, organization_id)
     return here is not None and here["state"] == "active"
 
 
 def _report(engine: Engine, run_row: dict[str, Any], *, as_json: bool) -> None:
     run_id = run_row["id"]
     if as_json:
-        for piece in reports.run_as_json(engine, run_row):
+        for piece in listings.run_as_json(engine, run_row):
             click.echo(piece, nl=False)
         return
     if run_row["task"] == Task.REPLAY:
@@ -93,10 +93,10 @@ def _report(engine: Engine, run_row: dict[str, Any], *, as_json: bool) -> None:
     if run_row["task"] != Task.RESYNC:
         say({name: run_row[name] for name in ("id", "task", "status", "requested_by", "finished_at")}, as_json=False)
         return
-    drifts = list(reports.drift(engine, run_id, MOST_SHOWN + 1))
+    drifts = list(listings.drift(engine, run_id, MAX_SHOWN + 1))
     if drifts:
-        show(as_table(("kind", "object_id", "organization_id", "finding", "fields", "action"), drifts[:MOST_SHOWN]))
-    if len(drifts) > MOST_SHOWN:
+        show(as_table(("kind", "object_id", "organization_id", "finding", "fields", "action"), drifts[:MAX_SHOWN]))
+    if len(drifts) > MAX_SHOWN:
         click.echo(f"... and more; all of it: workos-sync runs show {run_id} --json")
     found = ", ".join(f"{number} {finding}" for finding, number in run_row["findings"].items()) or "no drift"
     click.echo(f"run {run_id}: {found}; {run_row['calls']} calls")
@@ -115,7 +115,7 @@ def runs() -> None:
 @json_option
 def runs_list(limit: int, as_json: bool) -> None:
     """List the newest runs."""
-    rows = reports.list_runs(migrated_engine(), limit)
+    rows = listings.list_runs(migrated_engine(), limit)
     columns = ("created_at", "id", "task", "status", "phase", "requested_by", "finished_at", "calls", "error")
     say_rows(columns, rows, as_json=as_json)
 
@@ -126,7 +126,7 @@ def runs_list(limit: int, as_json: bool) -> None:
 def runs_show(run_id: str, as_json: bool) -> None:
     """Show what a resync found different and did about it, or what became of a replay's events."""
     engine = migrated_engine()
-    row = known(reports.run(engine, run_id), f"there is no run {run_id}")
+    row = known(listings.run(engine, run_id), f"there is no run {run_id}")
     _report(engine, row, as_json=as_json)
     if row["error"]:
         click.echo(f"workos-sync: {row['error']}", err=True)
@@ -150,17 +150,17 @@ def catch_up_command(since: datetime | None, as_json: bool) -> None:
     settings = load_settings("workos_api_key", "workos_client_id")
     configure(settings.log_format)
     lag = timedelta(seconds=settings.catch_up_lag_seconds)
-    with reaching_workos(settings) as (wiring, directory):
+    with reaching_workos(settings) as (services, workos):
         since = in_utc(since)
         try:
             if since is None:
-                report = catch_up(wiring.engine, directory, lag=lag)
+                report = catch_up(services.engine, workos, lag=lag)
             else:
-                report = catch_up_since(wiring.engine, directory, since, lag)
+                report = catch_up_since(services.engine, workos, since, lag)
         finally:  # what was read before a failure is stored
-            wiring.bell.ring()
+            services.bell.ring()
     if as_json:
-        click.echo(feed.as_json(report._asdict()))
+        click.echo(change_feed.as_json(report._asdict()))
     else:
         complete = cell(report.complete_to)
         click.echo(f"{report.returned} events read, {report.new} of them new; complete to {complete}")
@@ -190,7 +190,7 @@ def forget_command(user: str, as_json: bool) -> None:
     if live:
         click.echo(err=True)
     if as_json:
-        click.echo(feed.as_json({"user": user, **asdict(done)}))
+        click.echo(change_feed.as_json({"user": user, **asdict(done)}))
         return
     click.echo(f"{user} is forgotten")
     click.echo(

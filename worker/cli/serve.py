@@ -16,22 +16,22 @@ from sqlalchemy import Engine
 
 from models.database import write
 from models.public_domains import refresh
-from worker import provision
+from worker import provisioning
+from worker.bootstrap import build_services, require_migrated
 from worker.cli.shared import open_database, until_stopped
-from worker.directory.client import UnreadableError
 from worker.errors import ConfigurationError
 from worker.hooks import follow
 from worker.logs import configure
-from worker.mirror import admission, role_map
+from worker.mirror import auto_join_policy, role_map
 from worker.processes import lane
-from worker.processes.clock import Duty, beat, run, sweep
+from worker.processes.clock import PeriodicTask, heartbeat, run, sweep
 from worker.processes.embedded import redis_server
 from worker.processes.supervisor import supervise
+from worker.queue.doorbell import DRAIN, Doorbell
 from worker.repair.environment import bind, connect
 from worker.repair.schedule import schedule, watch
 from worker.settings import Settings, load_settings
-from worker.signals.doorbell import DRAIN, Doorbell
-from worker.wiring import require_migrated, wire
+from worker.workos_api.client import WorkOSUnavailableError
 
 log = structlog.get_logger()
 
@@ -71,7 +71,7 @@ def _gunicorn(settings: Settings) -> list[str]:
     options = {
         "--bind": f"0.0.0.0:{settings.port}",
         "--workers": settings.web_processes,
-        "--worker-class": "webhooks.patient.PatientWorker",
+        "--worker-class": "webhooks.server.buffering.BufferingWorker",
         "--threads": settings.web_threads,
         "--worker-connections": 500,  # each may hold a body: this bounds the memory of a process
         "--timeout": 30,
@@ -96,7 +96,7 @@ def worker(processes: int | None) -> None:
         _bind_if_reachable(engine, settings, redis.url)
         role_map.adopt(engine, settings.role_map)
         existing, legacy = settings.auto_join_existing, settings.auto_join_legacy_verified
-        admission.adopt(engine, settings.auto_join, existing=existing, legacy=legacy)
+        auto_join_policy.adopt(engine, settings.auto_join, existing=existing, legacy=legacy)
         write(engine, refresh)
         engine.dispose()
         supervise([partial(lane.work, name, settings, redis.url) for name in lanes], stop)
@@ -109,11 +109,11 @@ def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> No
         return
     try:
         with (
-            closing(wire(settings, redis_url)) as wiring,
-            closing(connect(settings, wiring.redis, wiring.counters)) as directory,
+            closing(build_services(settings, redis_url)) as services,
+            closing(connect(settings, services.redis, services.counters)) as workos,
         ):
-            bind(engine, directory, settings)
-    except (UnreadableError, RedisError) as error:
+            bind(engine, workos, settings)
+    except (WorkOSUnavailableError, RedisError) as error:
         log.warning("environment_not_checked", error=type(error).__name__)
 
 
@@ -122,33 +122,41 @@ def clock() -> None:
     """Do what is due: ring for events and runs that no one works on, start resync, catch-up and retention."""
     settings = load_settings()
     configure(settings.log_format)
-    with redis_server(settings) as redis, closing(wire(settings, redis.url)) as wiring, until_stopped() as stop:
-        require_migrated(wiring.engine)
-        _bind_if_reachable(wiring.engine, settings, redis.url)
+    with (
+        redis_server(settings) as redis,
+        closing(build_services(settings, redis.url)) as services,
+        until_stopped() as stop,
+    ):
+        require_migrated(services.engine)
+        _bind_if_reachable(services.engine, settings, redis.url)
         duties = [
-            Duty("redis", settings.sweep_seconds, redis.ensure),
-            Duty("beat", settings.sweep_seconds, lambda: beat(wiring.engine)),
-            Duty("sweep", settings.sweep_seconds, lambda: sweep(wiring.engine, wiring.bell)),
-            Duty("schedule", settings.repair_seconds, lambda: schedule(wiring.engine, settings)),
-            Duty("watch", settings.repair_seconds, lambda: watch(wiring.engine, wiring.repair_bell)),
-            Duty("stock", STOCK_SECONDS, lambda: admission.take_stock(wiring.engine)),
+            PeriodicTask("redis", settings.sweep_seconds, redis.ensure),
+            PeriodicTask("beat", settings.sweep_seconds, lambda: heartbeat(services.engine)),
+            PeriodicTask("sweep", settings.sweep_seconds, lambda: sweep(services.engine, services.bell)),
+            PeriodicTask("schedule", settings.repair_seconds, lambda: schedule(services.engine, settings)),
+            PeriodicTask("watch", settings.repair_seconds, lambda: watch(services.engine, services.repair_bell)),
+            PeriodicTask("stock", STOCK_SECONDS, lambda: auto_join_policy.refresh_counts(services.engine)),
         ]
         if settings.auto_join == "provision":
-            duties.append(_ringing("joins", wiring.provision_bell, lambda: provision.waiting(wiring.engine), settings))
+            duties.append(
+                _ringing("joins", services.provision_bell, lambda: provisioning.waiting(services.engine), settings)
+            )
         if settings.http_hooks:
             told = settings.http_hooks
-            duties.append(_ringing("hooks", wiring.hooks_bell, lambda: follow.behind(wiring.engine, told), settings))
+            duties.append(
+                _ringing("hooks", services.hooks_bell, lambda: follow.behind(services.engine, told), settings)
+            )
         run(duties, stop)
 
 
-def _ringing(name: str, bell: Doorbell, waiting: Callable[[], bool], settings: Settings) -> Duty:
+def _ringing(name: str, bell: Doorbell, waiting: Callable[[], bool], settings: Settings) -> PeriodicTask:
     """Return the duty to ring for what waits and was not rung for."""
 
     def look() -> None:
         if not bell.waiting() and waiting():
             bell.ring()
 
-    return Duty(name, settings.repair_seconds, look)
+    return PeriodicTask(name, settings.repair_seconds, look)
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})

@@ -10,18 +10,18 @@ import click
 from models.database import open_engine
 from models.migrate import upgrade
 from models.revisions import newest_revision
+from worker.bootstrap import endpoint_redis
 from worker.cli.shared import as_table, fail, json_option, open_database, operator, show
 from worker.decision.handlers import SUBSCRIBED
-from worker.directory.client import Directory, QueryRefusedError
 from worker.errors import ConfigurationError
 from worker.logs import configure
-from worker.looking.doctor import Check, Level, examine, registered, types_off
-from worker.mirror import feed
+from worker.metrics import Counters
+from worker.mirror import change_feed
 from worker.processes.embedded import redis_server, redis_url
 from worker.repair.environment import connect
+from worker.reports.doctor import Check, Level, compare_event_types, list_endpoints, run_checks
 from worker.settings import load_settings
-from worker.signals.counters import Counters
-from worker.wiring import door_redis
+from worker.workos_api.client import BadRequestError, WorkOSClient
 
 SAME_URL = "WorkOS refused it: does it take each URL once? Then add something to it, such as ?secret=2"
 ROTATION = """\
@@ -50,12 +50,12 @@ def doctor(as_json: bool) -> None:
     settings = load_settings()
     configure(settings.log_format)
     engine = open_engine(settings.database_url)
-    redis = door_redis(redis_url(settings))
+    redis = endpoint_redis(redis_url(settings))
     opens = (lambda: connect(settings, redis, Counters(redis))) if settings.repairs else None
-    checks = list(examine(engine, redis, settings, opens))
+    checks = list(run_checks(engine, redis, settings, opens))
     engine.dispose()
     if as_json:
-        click.echo(feed.as_json([check._asdict() for check in checks]))
+        click.echo(change_feed.as_json([check._asdict() for check in checks]))
     else:
         show(as_table(Check._fields, [check._asdict() for check in checks]))
     sys.exit(1 if any(check.level is Level.FAILURE for check in checks) else 0)
@@ -73,34 +73,34 @@ def register(url: str, rotate: bool) -> None:
         fail(f"{url}: WorkOS sends to https only")
     with (
         redis_server(settings) as server,
-        closing(Counters(redis := door_redis(server.url))) as counters,
-        closing(connect(settings, redis, counters)) as directory,
+        closing(Counters(redis := endpoint_redis(server.url))) as counters,
+        closing(connect(settings, redis, counters)) as workos,
     ):
         try:
-            _register(directory, url, rotate=rotate)
-        except QueryRefusedError as error:
+            _register(workos, url, rotate=rotate)
+        except BadRequestError as error:
             fail(f"{error}. {SAME_URL}")
 
 
-def _register(directory: Directory, url: str, *, rotate: bool) -> None:
-    there = [row for row in registered(directory) if row.get("endpoint_url") == url]
+def _register(workos: WorkOSClient, url: str, *, rotate: bool) -> None:
+    there = [row for row in list_endpoints(workos) if row.get("endpoint_url") == url]
     if there and not rotate:
         for row in there:
-            _amend(directory, row)
+            _amend(workos, row)
         return
-    made = directory.create_webhook_endpoint(url, SUBSCRIBED)
+    made = workos.create_webhook_endpoint(url, SUBSCRIBED)
     click.echo(f"endpoint {made['id']} gets {len(SUBSCRIBED)} event types; registered by {operator()}")
     click.echo(f"its secret, shown only now: {made['secret']}")
     click.echo(ROTATION if there else "set WORKOS_WEBHOOK_SECRETS to it, and start web")
 
 
-def _amend(directory: Directory, endpoint: dict[str, Any]) -> None:
-    missing, extra = types_off(endpoint)
+def _amend(workos: WorkOSClient, endpoint: dict[str, Any]) -> None:
+    missing, extra = compare_event_types(endpoint)
     disabled = endpoint.get("status") != "enabled"
     if not missing and not extra and not disabled:
         click.echo(f"endpoint {endpoint['id']} is right already; for another secret: --rotate")
         return
-    directory.amend_webhook_endpoint(endpoint["id"], SUBSCRIBED)
+    workos.update_webhook_endpoint(endpoint["id"], SUBSCRIBED)
     done = [
         *(["enabled"] if disabled else []),
         *(f"added {type}" for type in missing),

@@ -16,12 +16,12 @@ from rich.text import Text
 from sqlalchemy import Engine
 
 from models.database import open_engine
-from worker.directory.client import Directory
-from worker.mirror import feed
+from worker.bootstrap import Services, build_services, require_migrated
+from worker.mirror import change_feed
 from worker.processes.embedded import redis_server
 from worker.repair.environment import bind, connect, require_same_environment
 from worker.settings import Settings, load_settings
-from worker.wiring import Wiring, require_migrated, wire
+from worker.workos_api.client import WorkOSClient
 
 T = TypeVar("T")
 
@@ -72,16 +72,16 @@ def migrated_engine() -> Engine:
 
 
 @contextmanager
-def reaching_workos(settings: Settings, *, bound: bool = True) -> Iterator[tuple[Wiring, Directory]]:
+def reaching_workos(settings: Settings, *, bound: bool = True) -> Iterator[tuple[Services, WorkOSClient]]:
     """Yield the parts of a process that asks WorkOS's API, once it is known to be the right environment.
 
     `bound`: whether a database that is not bound to any environment yet is bound to this one.
     """
-    with redis_server(settings) as redis, closing(wire(settings, redis.url)) as wiring:
-        require_migrated(wiring.engine)
-        with closing(connect(settings, wiring.redis, wiring.counters)) as directory:
-            (bind if bound else require_same_environment)(wiring.engine, directory, settings)
-            yield wiring, directory
+    with redis_server(settings) as redis, closing(build_services(settings, redis.url)) as services:
+        require_migrated(services.engine)
+        with closing(connect(settings, services.redis, services.counters)) as workos:
+            (bind if bound else require_same_environment)(services.engine, workos, settings)
+            yield services, workos
 
 
 def in_utc(time: datetime | None) -> datetime | None:
@@ -115,7 +115,7 @@ def as_table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Table:
 def say(report: dict[str, Any], *, as_json: bool) -> None:
     """Print a report: a line each name and value, or JSON."""
     if as_json:
-        click.echo(feed.as_json(report))
+        click.echo(change_feed.as_json(report))
         return
     table = Table(show_header=False)
     for name, value in report.items():
@@ -127,6 +127,6 @@ def say(report: dict[str, Any], *, as_json: bool) -> None:
 def say_rows(columns: tuple[str, ...], rows: list[dict[str, Any]], *, as_json: bool) -> None:
     """Print rows: these columns of them as a table, or all as JSON."""
     if as_json:
-        click.echo(feed.as_json(rows))
+        click.echo(change_feed.as_json(rows))
     else:
         show(as_table(columns, rows))

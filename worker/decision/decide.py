@@ -75,14 +75,14 @@ def decide(current: State | None, incoming: State, *, terminal: bool = True) -> 
     return incoming, Outcome.APPLIED
 
 
-class Doubt(StrEnum):
+class ConfirmationReason(StrEnum):
     """Why only a confirmed read can tell what is true after an event."""
 
     UNDER_TOMBSTONE = "event under a resync's tombstone"
     SAME_SECOND = "event of the second in which the API was read"
 
 
-def doubt(current: State | None, incoming: State, outcome: Outcome) -> Doubt | None:
+def needs_confirmation(current: State | None, incoming: State, outcome: Outcome) -> ConfirmationReason | None:
     """Return what the decision about an event leaves in doubt, if anything.
 
     A resync found the object gone; or the stored state was read from the API in the second of the event, and whether
@@ -91,10 +91,10 @@ def doubt(current: State | None, incoming: State, outcome: Outcome) -> Doubt | N
     if current is None:
         return None
     if outcome is Outcome.TOMBSTONED and current.by_resync:
-        return Doubt.UNDER_TOMBSTONE
+        return ConfirmationReason.UNDER_TOMBSTONE
     if outcome is Outcome.STALE and not current.version.event_id and not _same(current, incoming):
         before_the_end = current.version.event_at - incoming.version.event_at
-        return Doubt.SAME_SECOND if before_the_end <= DATE_STEP else None
+        return ConfirmationReason.SAME_SECOND if before_the_end <= DATE_STEP else None
     return None
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 from datetime import datetime
 
 from models.tables import Kind
-from worker.decision import snapshots
+from worker.decision import payload
 from worker.decision.decide import DATE_STEP
-from worker.decision.snapshots import Envelope, Fields, Snapshot, live, parse_json, role_at, tombstone
+from worker.decision.payload import Envelope, Fields, Snapshot, live, parse_json, role_at, tombstone
 from worker.errors import PayloadError
 
 RoleMap = Mapping[str, str]
@@ -15,41 +15,41 @@ Handler = Callable[[Fields, Envelope, RoleMap], Snapshot]
 
 
 def _organization(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot:
-    return live(Kind.ORGANIZATION, data, snapshots.organization(data), envelope)
+    return live(Kind.ORGANIZATION, data, payload.organization(data), envelope)
 
 
 def _organization_deleted(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot:
-    return tombstone(Kind.ORGANIZATION, data, snapshots.organization(data), envelope)
+    return tombstone(Kind.ORGANIZATION, data, payload.organization(data), envelope)
 
 
 def _user(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot:
-    return live(Kind.USER, data, snapshots.user(data), envelope)
+    return live(Kind.USER, data, payload.user(data), envelope)
 
 
 def _user_deleted(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot:
-    return tombstone(Kind.USER, data, snapshots.user(data), envelope)
+    return tombstone(Kind.USER, data, payload.user(data), envelope)
 
 
 def _membership(data: Fields, envelope: Envelope, roles: RoleMap) -> Snapshot:
-    return live(Kind.MEMBERSHIP, data, snapshots.membership(data, roles), envelope)
+    return live(Kind.MEMBERSHIP, data, payload.membership(data, roles), envelope)
 
 
 def _membership_deleted(data: Fields, envelope: Envelope, roles: RoleMap) -> Snapshot:
-    return tombstone(Kind.MEMBERSHIP, data, snapshots.membership(data, roles, strict=False), envelope)
+    return tombstone(Kind.MEMBERSHIP, data, payload.membership(data, roles, strict=False), envelope)
 
 
 def _domain(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot:
-    return live(Kind.DOMAIN, data, snapshots.domain(data), envelope)
+    return live(Kind.DOMAIN, data, payload.domain(data), envelope)
 
 
 def _domain_deleted(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot:
-    return tombstone(Kind.DOMAIN, data, snapshots.domain(data, strict=False), envelope)
+    return tombstone(Kind.DOMAIN, data, payload.domain(data, strict=False), envelope)
 
 
 def _domain_failed(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot:
     # The only domain event that nests its object (docs/workos.md, Organizations and domains).
     nested = data.nested("organization_domain")
-    content = snapshots.domain(nested) | {"verification": "failed", "reason": data.text("reason")}
+    content = payload.domain(nested) | {"verification": "failed", "reason": data.text("reason")}
     return live(Kind.DOMAIN, nested, content, envelope)
 
 
@@ -62,15 +62,15 @@ def _role_deleted(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot
 
 
 def _connection(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot:
-    return live(Kind.CONNECTION, data, snapshots.connection(data), envelope)
+    return live(Kind.CONNECTION, data, payload.connection(data), envelope)
 
 
 def _connection_deleted(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot:
-    return tombstone(Kind.CONNECTION, data, snapshots.connection(data), envelope)
+    return tombstone(Kind.CONNECTION, data, payload.connection(data), envelope)
 
 
 def _domain_read(data: Fields, envelope: Envelope, _roles: RoleMap) -> Snapshot:
-    content = snapshots.domain(data)
+    content = payload.domain(data)
     if content["verification"] == "failed":
         del content["reason"]  # only the event tells it
     return live(Kind.DOMAIN, data, content, envelope)
@@ -156,6 +156,6 @@ def read_event(event_id: str, type: str, body: bytes, roles: RoleMap) -> tuple[E
         raise PayloadError("body", "is not JSON") from error
     if not isinstance(event, dict):
         raise PayloadError("body", "is not an object")
-    envelope = Envelope(event_id, snapshots.parse_time(event.get("created_at")))
+    envelope = Envelope(event_id, payload.parse_time(event.get("created_at")))
     handler = HANDLERS.get(type)
     return envelope, handler(Fields(event.get("data"), "data"), envelope, roles) if handler else None

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from models.access import normal_address
-from worker.decision.snapshots import parse_json
+from models.access import normalize_address
+from worker.decision.payload import parse_json
 
 ID = re.compile(r"[A-Za-z0-9_-]+")
 ADDRESS = re.compile(r"[^\s<>()\[\]\\\",;:=&?/|]+@[^\s<>()\[\]\\\",;:=&?/|'!*#%]+")
@@ -24,7 +24,7 @@ class Mentions(NamedTuple):
 
 def comparable(email: str) -> str:
     """Return an e-mail address as it is compared: two spellings of one address give the same text."""
-    address = normal_address(email)
+    address = normalize_address(email)
     return address.normalized if address else email.strip().lower()
 
 

@@ -17,13 +17,13 @@ from sqlalchemy import Connection, Engine, delete, exists, insert, or_, select, 
 from sqlalchemy.orm import aliased
 
 from models.bulk import dialect_insert
-from models.database import can_pass, reading, write
+from models.database import is_transient, read_transaction, write
 from models.tables import Change, Hook, HookDelivery, Mirror, Run, Task
-from models.types import db_in, db_now
-from worker.decision.snapshots import clean
+from models.types import db_now, db_now_plus
+from worker.decision.payload import clean
 from worker.errors import stack_of, unexpected
 from worker.hooks.targets import Row, Target, message
-from worker.mirror.feed import CursorGoneError, newest, require_kept
+from worker.mirror.change_feed import CursorGoneError, newest, require_kept
 
 log = structlog.get_logger()
 
@@ -35,13 +35,13 @@ STEP_SECONDS = 30.0
 ROUND_SECONDS = 20.0
 """A hook that is far behind lets the others go on after so long."""
 FIRST_BACKOFF_SECONDS = 5.0
-LONGEST_BACKOFF_SECONDS = 3600.0
-MOST_TRACEBACK = 8_000
+MAX_BACKOFF_SECONDS = 3600.0
+MAX_TRACEBACK = 8_000
 
 
 def behind(engine: Engine, names: Iterable[str]) -> bool:
     """Whether a hook has changes to be told of, or one that is due once more."""
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         known = {row.name: row.cursor for row in tx.execute(select(Hook.name, Hook.cursor).where(Hook.name.in_(names)))}
         last = newest(tx)
         due = exists().where(
@@ -73,7 +73,7 @@ def _follow_or_log(engine: Engine, name: str, target: Target, attempts: int, sto
     except JobTimeoutException:
         raise
     except Exception as error:
-        if can_pass(error):
+        if is_transient(error):
             raise  # the database is away, and no hook is to blame
         log.warning("hook_not_followed", hook=name, error=unexpected(error), stack=stack_of(error))
         return True
@@ -111,7 +111,11 @@ def _add(tx: Connection, name: str) -> None:
 
 def _lease(tx: Connection, name: str) -> int | None:
     free = or_(Hook.leased_until.is_(None), Hook.leased_until < db_now())
-    taken = update(Hook).where(Hook.name == name, free).values(fence=Hook.fence + 1, leased_until=db_in(LEASE_SECONDS))
+    taken = (
+        update(Hook)
+        .where(Hook.name == name, free)
+        .values(fence=Hook.fence + 1, leased_until=db_now_plus(LEASE_SECONDS))
+    )
     return tx.execute(taken.returning(Hook.fence)).scalar_one_or_none()
 
 
@@ -143,7 +147,7 @@ class Follower:
         if again:
             results = self._tell(again)
             self._write(lambda tx: self._note_again(tx, again, results))
-        with reading(self._engine) as tx:
+        with read_transaction(self._engine) as tx:
             cursor = tx.execute(select(Hook.cursor).where(Hook.name == self._name)).scalar_one()
             try:
                 require_kept(tx, cursor)
@@ -165,7 +169,7 @@ class Follower:
     def _write(self, step: Callable[[Connection], None]) -> None:
         def fenced(tx: Connection) -> None:
             ours = update(Hook).where(Hook.name == self._name, Hook.fence == self._fence)
-            kept = tx.execute(ours.values(leased_until=db_in(LEASE_SECONDS)).returning(Hook.name)).one_or_none()
+            kept = tx.execute(ours.values(leased_until=db_now_plus(LEASE_SECONDS)).returning(Hook.name)).one_or_none()
             if kept is None:
                 raise _LeaseLostError
             step(tx)
@@ -190,7 +194,7 @@ class Follower:
             .order_by(Change.id)
             .limit(STEP)
         )
-        with reading(self._engine) as tx:
+        with read_transaction(self._engine) as tx:
             return [dict(row) for row in tx.execute(query).mappings()]
 
     def _standing(self, tx: Connection, rows: Sequence[Row]) -> set[tuple[str, str]]:
@@ -272,9 +276,9 @@ class Follower:
         tx.execute(update(Hook).where(Hook.name == self._name).values(cursor=cursor))
 
     def _failure(self, attempts: int, error: BaseException) -> dict[str, Any]:
-        wait = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(attempts - 1, 20), LONGEST_BACKOFF_SECONDS)
-        trace = "".join(traceback.format_exception(error))[-MOST_TRACEBACK:]
-        values = {"attempts": attempts, "error": _said(error), "traceback": clean(trace), "due_at": db_in(wait)}
+        wait = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(attempts - 1, 20), MAX_BACKOFF_SECONDS)
+        trace = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
+        values = {"attempts": attempts, "error": _said(error), "traceback": clean(trace), "due_at": db_now_plus(wait)}
         return values | {"status": "failed" if attempts >= self._attempts else "pending"}
 
     def _count(self, tx: Connection, number: int) -> None:

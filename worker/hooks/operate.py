@@ -6,19 +6,19 @@ from typing import Any
 import structlog
 from sqlalchemy import ColumnElement, Engine, delete, func, select, update
 
-from models.database import reading, write
+from models.database import read_transaction, write
 from models.tables import Change, Hook, HookDelivery
 from models.types import db_now
 
 log = structlog.get_logger()
 
 
-def standing(engine: Engine, names: Iterable[str] = ()) -> list[dict[str, Any]]:
+def hook_status(engine: Engine, names: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Return how each hook stands, and those of `names` that never ran: how far behind, what waits and failed."""
     of_status = select(HookDelivery.hook, HookDelivery.status, func.count()).group_by(
         HookDelivery.hook, HookDelivery.status
     )
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         counts = {(hook, status): number for hook, status, number in tx.execute(of_status)}
         rows: dict[str, Mapping[str, Any]] = {
             row["name"]: dict(row) for row in tx.execute(select(Hook.__table__)).mappings()
@@ -51,7 +51,7 @@ def deliveries(
     for column, value in ((HookDelivery.hook, hook), (HookDelivery.status, status)):
         if value is not None:
             query = query.where(column == value)
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return [dict(row) for row in tx.execute(query).mappings()]
 
 

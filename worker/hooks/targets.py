@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import httpx2
 from standardwebhooks.webhooks import Webhook
 
-from worker.mirror.feed import as_json
+from worker.mirror.change_feed import as_json
 from worker.settings import Settings
 
 AT_ONCE = 8

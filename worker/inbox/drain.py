@@ -16,16 +16,16 @@ from rq.timeouts import JobTimeoutException
 from sqlalchemy import ColumnElement, Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
-from models.bulk import among, update_rows
-from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, can_pass, write
+from models.bulk import is_any_of, update_rows
+from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, is_transient, write
 from models.tables import Batch, Event, EventStatus, Kind, Mirror, User
-from models.types import constant, db_in, db_now
+from models.types import db_now, db_now_plus, inline_literal
 from worker.decision.decide import Outcome
 from worker.decision.handlers import read_event
-from worker.decision.snapshots import Snapshot, clean
-from worker.errors import DiedAloneError, PayloadError, fingerprint, stack_of
+from worker.decision.payload import Snapshot, clean
+from worker.errors import PayloadError, WorkerCrashedError, fingerprint, stack_of
 from worker.mirror.apply import Arrival, apply, note_changes, organization_of
-from worker.mirror.doubts import ask_after
+from worker.mirror.read_requests import request_reads_for
 
 log = structlog.get_logger()
 
@@ -34,7 +34,7 @@ ORPHAN_AFTER_SECONDS = 15.0
 PARTITIONS = 4
 """Of a backlog on PostgreSQL: so many drains work beside each other without waiting for each other's rows."""
 
-UNFAILED = {"error": None, "fingerprint": None, "traceback": None}
+NO_ERROR = {"error": None, "fingerprint": None, "traceback": None}
 """What stands of an error on an event that did not fail, or is to be tried anew."""
 
 
@@ -54,7 +54,7 @@ class Policy:
         return float(min(self.first_backoff * 2.0 ** min(attempts - 1, 60), self.longest_backoff))
 
 
-class Work(NamedTuple):
+class ClaimedBatch(NamedTuple):
     """A batch as written down. `last`: nothing else was due when it was taken."""
 
     id: str
@@ -77,7 +77,7 @@ def drain(engine: Engine, policy: Policy, applied: Callable[[list[float]], None]
     """
     ends = time.monotonic() + policy.seconds
     while time.monotonic() < ends:
-        batch = write(engine, lambda tx: _take(tx, policy))
+        batch = write(engine, lambda tx: _claim_batch(tx, policy))
         if batch is None:
             return True
         ages = _work(engine, policy, batch)
@@ -89,18 +89,18 @@ def drain(engine: Engine, policy: Policy, applied: Callable[[list[float]], None]
     return False
 
 
-def _work(engine: Engine, policy: Policy, batch: Work) -> list[float] | None:
+def _work(engine: Engine, policy: Policy, batch: ClaimedBatch) -> list[float] | None:
     """Apply a batch, and return as `_apply_batch`; None if it could not be applied."""
     try:
         ages, since = write(engine, lambda tx: (_apply_batch(tx, policy, batch), time.monotonic()))
     except Exception as error:
-        if can_pass(error):
+        if is_transient(error):
             # Locks held for long are nobody's fault. With the database away this fails too, and the batch waits.
-            write(engine, lambda tx: _give_back(tx, policy, batch))
+            write(engine, lambda tx: _requeue_locked(tx, policy, batch))
             return None
         # A poison event may raise anything: it is noted on its row.
         failure = error
-        write(engine, lambda tx: _set_aside(tx, policy, batch, failure))
+        write(engine, lambda tx: _requeue_failed(tx, policy, batch, failure))
         if isinstance(error, JobTimeoutException):
             raise
         return None
@@ -108,34 +108,38 @@ def _work(engine: Engine, policy: Policy, batch: Work) -> list[float] | None:
     return [age + commit for age in ages]
 
 
-def _take(tx: Connection, policy: Policy) -> Work | None:
+def _claim_batch(tx: Connection, policy: Policy) -> ClaimedBatch | None:
     """Choose what to do next and write it down: a half of an unfinished batch first, else what is pending and due."""
     advisory_lock(tx, CLAIM_LOCK)
-    standing = _standing(tx)
+    standing = _open_batches(tx)
     if any(batch.orphaned for batch in standing):
-        _split_orphans(tx, policy)
-        standing = _standing(tx)
+        _requeue_orphans(tx, policy)
+        standing = _open_batches(tx)
     left = [batch for batch in standing if batch.started_at is None]
     if left:
         tx.execute(update(Batch).where(Batch.id == left[0].id).values(started_at=db_now()))
-        return Work(left[0].id, left[0].event_ids)
+        return ClaimedBatch(left[0].id, left[0].event_ids)
     taken = {event_id for batch in standing for event_id in batch.event_ids}
     size, partitions = policy.batch_size, PARTITIONS
     if tx.dialect.name == "sqlite":
         size, partitions = min(size, SQLITE_BATCH), 1  # it has one writer: drains have nothing to divide
     due = (
         select(Event.id, Event.partition_key)
-        .where(Event.status == constant(EventStatus.PENDING), Event.due_at <= db_now())
+        .where(Event.status == inline_literal(EventStatus.PENDING), Event.due_at <= db_now())
         .order_by(Event.due_at, Event.id)
         .limit(size * partitions + len(taken))
     )
     known = [(id, key % partitions) for id, key in tx.execute(due).all()]
     free = [(id, partition) for id, partition in known if id not in taken]
-    chosen = _choose(free, {partition for id, partition in known if id in taken}, size)
-    return Work(_write_down(tx, chosen, started=True), chosen, len(chosen) == len(free) < size) if chosen else None
+    chosen = _choose_events(free, {partition for id, partition in known if id in taken}, size)
+    return (
+        ClaimedBatch(_insert_batch(tx, chosen, started=True), chosen, len(chosen) == len(free) < size)
+        if chosen
+        else None
+    )
 
 
-def _choose(free: Sequence[tuple[str, int]], busy: Collection[int], size: int) -> list[str]:
+def _choose_events(free: Sequence[tuple[str, int]], busy: Collection[int], size: int) -> list[str]:
     """Return which of the free events, each with its partition, one drain takes: all, if they fit into a batch.
 
     If not, it takes those of a partition that no other drain is busy with, so that neither waits for the other's rows.
@@ -147,55 +151,55 @@ def _choose(free: Sequence[tuple[str, int]], busy: Collection[int], size: int) -
     return [id for id, partition in free if partition == mine][:size]
 
 
-def _standing(tx: Connection) -> Sequence[Any]:
-    orphaned = Batch.started_at < db_in(-ORPHAN_AFTER_SECONDS)
+def _open_batches(tx: Connection) -> Sequence[Any]:
+    orphaned = Batch.started_at < db_now_plus(-ORPHAN_AFTER_SECONDS)
     return tx.execute(select(Batch.id, Batch.event_ids, Batch.started_at, orphaned.label("orphaned"))).all()
 
 
-def _write_down(tx: Connection, event_ids: Sequence[str], *, started: bool) -> str:
+def _insert_batch(tx: Connection, event_ids: Sequence[str], *, started: bool) -> str:
     id = uuid.uuid4().hex
     tx.execute(insert(Batch).values(id=id, event_ids=list(event_ids), started_at=db_now() if started else None))
     return id
 
 
-def _split_orphans(tx: Connection, policy: Policy) -> None:
+def _requeue_orphans(tx: Connection, policy: Policy) -> None:
     # A living drain holds the lock on its batch's row while it works.
     orphans = (
         select(Batch.id, Batch.event_ids)
-        .where(Batch.started_at < db_in(-ORPHAN_AFTER_SECONDS))
+        .where(Batch.started_at < db_now_plus(-ORPHAN_AFTER_SECONDS))
         .with_for_update(skip_locked=True)
     )
     for id, event_ids in tx.execute(orphans).all():
         log.warning("batch_unfinished", batch=id, events=len(event_ids))
         tx.execute(delete(Batch).where(Batch.id == id))
-        _split_or_blame(tx, policy, Work(id, event_ids), DiedAloneError())
+        _bisect(tx, policy, ClaimedBatch(id, event_ids), WorkerCrashedError())
 
 
-def _set_aside(tx: Connection, policy: Policy, batch: Work, error: Exception) -> None:
-    if _strike_out(tx, batch):
+def _requeue_failed(tx: Connection, policy: Policy, batch: ClaimedBatch, error: Exception) -> None:
+    if _delete_batch(tx, batch):
         log.warning("batch_failed", batch=batch.id, events=len(batch.event_ids), error=type(error).__name__)
-        _split_or_blame(tx, policy, batch, error)
+        _bisect(tx, policy, batch, error)
 
 
-def _give_back(tx: Connection, policy: Policy, batch: Work) -> None:
+def _requeue_locked(tx: Connection, policy: Policy, batch: ClaimedBatch) -> None:
     """Leave a batch that met locks for later: in halves, so that one locked row holds up only its own events."""
-    if not _strike_out(tx, batch):
+    if not _delete_batch(tx, batch):
         return
     log.warning("batch_given_back", batch=batch.id, events=len(batch.event_ids))
     if len(batch.event_ids) > 1:
-        _write_down_halves(tx, batch)
+        _insert_halves(tx, batch)
     else:
-        later = {"due_at": db_in(policy.first_backoff)}
+        later = {"due_at": db_now_plus(policy.first_backoff)}
         tx.execute(update(Event).where(Event.id == batch.event_ids[0]).values(later))
 
 
-def _write_down_halves(tx: Connection, batch: Work) -> None:
+def _insert_halves(tx: Connection, batch: ClaimedBatch) -> None:
     middle = len(batch.event_ids) // 2
     for half in (batch.event_ids[:middle], batch.event_ids[middle:]):
-        _write_down(tx, half, started=False)
+        _insert_batch(tx, half, started=False)
 
 
-def _strike_out(tx: Connection, batch: Work) -> bool:
+def _delete_batch(tx: Connection, batch: ClaimedBatch) -> bool:
     """Strike out the batch, which locks it until the commit; False if another drain took it over meanwhile.
 
     That happens to a drain that was stopped for long.
@@ -203,10 +207,10 @@ def _strike_out(tx: Connection, batch: Work) -> bool:
     return tx.execute(delete(Batch).where(Batch.id == batch.id)).rowcount == 1
 
 
-def _split_or_blame(tx: Connection, policy: Policy, batch: Work, error: Exception) -> None:
+def _bisect(tx: Connection, policy: Policy, batch: ClaimedBatch, error: Exception) -> None:
     """Go on with a batch that was struck out and not applied."""
     if len(batch.event_ids) > 1:
-        _write_down_halves(tx, batch)
+        _insert_halves(tx, batch)
         return
     alone = (Event.id == batch.event_ids[0]) & (Event.status == EventStatus.PENDING)
     attempts = tx.execute(select(Event.attempts).where(alone).with_for_update()).scalar_one_or_none()
@@ -221,7 +225,7 @@ def _failed_attempt(policy: Policy, attempts: int, error: Exception) -> dict[str
     values["traceback"] = None if isinstance(error, PayloadError) else stack_of(error)
     if isinstance(error, PayloadError) or attempts >= policy.max_attempts:
         return {**values, "status": EventStatus.FAILED, "processed_at": db_now()}
-    return {**values, "due_at": db_in(policy.backoff(attempts))}
+    return {**values, "due_at": db_now_plus(policy.backoff(attempts))}
 
 
 def describe(error: Exception) -> str:
@@ -232,13 +236,13 @@ def describe(error: Exception) -> str:
     return clean(f"{type(error).__name__}: {message}".splitlines()[0])[:1000]
 
 
-def _apply_batch(tx: Connection, policy: Policy, batch: Work) -> list[float]:
+def _apply_batch(tx: Connection, policy: Policy, batch: ClaimedBatch) -> list[float]:
     """Apply the events of a batch, note what became of each, and strike out the batch, all in `tx`.
 
     Returns how long ago each was accepted, in seconds.
     """
     began = time.monotonic()
-    if not _strike_out(tx, batch):
+    if not _delete_batch(tx, batch):
         log.info("batch_taken_over", batch=batch.id)
         return []
     done, failed, changes, ages, unkept = decide_events(tx, batch.event_ids, Event.status == EventStatus.PENDING)
@@ -246,7 +250,7 @@ def _apply_batch(tx: Connection, policy: Policy, batch: Work) -> list[float]:
         values = _failed_attempt(policy, event.attempts + 1, error)
         tx.execute(update(Event).where(Event.id == event.id).values(values))
         log.warning("event_failed", event_id=event.id, type=event.type, field=error.field)
-    _note_done(tx, done, unkept)
+    _mark_done(tx, done, unkept)
     note_changes(tx, changes)
     log.info("batch_applied", batch=batch.id, events=len(done), changes=len(changes))
     return [age + time.monotonic() - began for age in ages]
@@ -277,7 +281,7 @@ def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool
     # Shared: a new role map waits for the batches that read the old one.
     roles, now = tx.execute(select(Mirror.role_map, db_now()).with_for_update(read=True)).one()
     told = (Event.id, Event.type, Event.body, Event.attempts, Event.received_at, Event.replays)
-    query = select(*told).where(among(tx, Event.id, ids), *which)
+    query = select(*told).where(is_any_of(tx, Event.id, ids), *which)
     done: list[dict[str, Any]] = []
     failed: list[tuple[Any, PayloadError]] = []
     arrivals: list[Arrival] = []
@@ -289,13 +293,13 @@ def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool
             failed.append((event, error))
             continue
         row = {"id": event.id, "occurred_at": envelope.created_at, "outcome": Outcome.IGNORED, "decided_by": None}
-        done.append(row | _about(snapshot))
+        done.append(row | _subject_columns(snapshot))
         if not event.replays:
             ages.append((now - event.received_at).total_seconds())
         if snapshot is not None:
             arrivals.append(Arrival(snapshot, "event", event.id))
     decisions, changes = apply(tx, arrivals)
-    ask_after(tx, arrivals, decisions)
+    request_reads_for(tx, arrivals, decisions)
     against = dict(zip((arrival.cause_id for arrival in arrivals), decisions, strict=True))
     for row in done:
         if decision := against.get(row["id"]):
@@ -310,7 +314,7 @@ def _of_erased(tx: Connection, arrivals: Sequence[Arrival]) -> set[str]:
     users = {arrival.cause_id: user for arrival in arrivals if (user := _user_of(arrival.snapshot))}
     if not users:
         return set()
-    found = tx.execute(select(User.id).where(among(tx, User.id, set(users.values())), User.erased))
+    found = tx.execute(select(User.id).where(is_any_of(tx, User.id, set(users.values())), User.erased))
     erased = set(found.scalars())
     return {event_id for event_id, user in users.items() if user in erased}
 
@@ -321,7 +325,7 @@ def _user_of(snapshot: Snapshot) -> str | None:
     return snapshot.state.content.get("user_id")
 
 
-def _about(snapshot: Snapshot | None) -> dict[str, str | None]:
+def _subject_columns(snapshot: Snapshot | None) -> dict[str, str | None]:
     """Return what the inbox row says its event was about."""
     if snapshot is None:
         return {"kind": None, "object_id": None, "organization_id": None}
@@ -329,7 +333,7 @@ def _about(snapshot: Snapshot | None) -> dict[str, str | None]:
     return {"kind": snapshot.kind, "object_id": snapshot.id, "organization_id": organization_id}
 
 
-def _note_done(tx: Connection, done: list[dict[str, Any]], unkept: Collection[str]) -> None:
-    noted: dict[str, Any] = {**UNFAILED, "status": EventStatus.DONE, "processed_at": db_now()}
+def _mark_done(tx: Connection, done: list[dict[str, Any]], unkept: Collection[str]) -> None:
+    noted: dict[str, Any] = {**NO_ERROR, "status": EventStatus.DONE, "processed_at": db_now()}
     update_rows(tx, Event, [row for row in done if row["id"] not in unkept], **noted)
     update_rows(tx, Event, [row for row in done if row["id"] in unkept], **noted, body=None)

@@ -10,13 +10,13 @@ from zlib import crc32
 from sqlalchemy import Connection, Engine, Executable, Select, exists, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from models.database import reading, writing
+from models.database import read_transaction, write_transaction
 from models.tables import Batch, Event, EventStatus
-from models.types import constant, db_in, db_now
-from worker.decision.snapshots import is_id
+from models.types import db_now, db_now_plus, inline_literal
+from worker.decision.payload import is_id
 from worker.errors import PayloadError
 
-MOST_COUNTED = 10_000
+MAX_COUNTED = 10_000
 PARTITION_KEYS = 256
 
 
@@ -58,7 +58,7 @@ def accept_webhooks(engine: Engine, deliveries: Sequence[Delivery]) -> list[bool
     Raises:
         sqlalchemy.exc.DBAPIError: nothing was committed.
     """
-    with writing(engine) as tx:
+    with write_transaction(engine) as tx:
         return _accept_webhooks(tx, deliveries)
 
 
@@ -134,12 +134,12 @@ def backlog(engine: Engine) -> Backlog:
     """Return what waits in the inbox now."""
 
     def number(status: EventStatus) -> Select[int]:
-        some = select(Event.id).where(Event.status == constant(status)).limit(MOST_COUNTED)
+        some = select(Event.id).where(Event.status == inline_literal(status)).limit(MAX_COUNTED)
         return select(func.count()).select_from(some.subquery())
 
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         oldest, now = tx.execute(
-            select(func.min(Event.received_at), db_now()).where(Event.status == constant(EventStatus.PENDING))
+            select(func.min(Event.received_at), db_now()).where(Event.status == inline_literal(EventStatus.PENDING))
         ).one()
         count = tx.execute(number(EventStatus.PENDING)).scalar_one()
         failures = tx.execute(number(EventStatus.FAILED)).scalar_one()
@@ -148,7 +148,7 @@ def backlog(engine: Engine) -> Backlog:
 
 def needs_drain(engine: Engine, *, older_than: float) -> bool:
     """Whether something waits that no drain took within `older_than` seconds, half-done batches included."""
-    due = exists().where(Event.status == constant(EventStatus.PENDING), Event.due_at < db_in(-older_than))
-    waiting = exists().where((Batch.started_at.is_(None)) | (Batch.started_at < db_in(-older_than)))
-    with reading(engine) as tx:
+    due = exists().where(Event.status == inline_literal(EventStatus.PENDING), Event.due_at < db_now_plus(-older_than))
+    waiting = exists().where((Batch.started_at.is_(None)) | (Batch.started_at < db_now_plus(-older_than)))
+    with read_transaction(engine) as tx:
         return bool(tx.execute(select(due | waiting)).scalar_one())

@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
 
-from models.access import normal_address
-from models.bulk import among, insert_new, insert_rows, update_rows
+from models.access import normalize_address
+from models.bulk import insert_new, insert_rows, is_any_of, update_rows
 from models.database import CHANGES_LOCK, advisory_lock
 from models.tables import CONTENT, TABLES, Change, Kind, UserAddress
 from models.types import db_now
-from worker.decision.decide import Doubt, Outcome, State, Version, decide, doubt, shown
-from worker.decision.snapshots import Snapshot
-from worker.mirror.auto_join import consequences
+from worker.decision.decide import ConfirmationReason, Outcome, State, Version, decide, needs_confirmation, shown
+from worker.decision.payload import Snapshot
+from worker.mirror.auto_join import auto_join_changes
 
 
 class Arrival(NamedTuple):
@@ -31,7 +31,7 @@ class Decision(NamedTuple):
 
     outcome: Outcome
     against: str | None
-    doubt: Doubt | None
+    needs_confirmation: ConfirmationReason | None
 
 
 def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], list[dict[str, Any]]]:
@@ -54,7 +54,7 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
             current = kept.get(id, stored[id])
             state, outcome = decide(current, arrival.snapshot.state, terminal=kind is not Kind.ROLE)
             against = current.version.event_id if current else None
-            doubtful = doubt(current, arrival.snapshot.state, outcome)
+            doubtful = needs_confirmation(current, arrival.snapshot.state, outcome)
             decisions[place] = Decision(outcome, against, doubtful)
             if not state.erased:
                 passed.append((id, arrival.snapshot.state))
@@ -74,7 +74,7 @@ def note_changes(tx: Connection, changes: Sequence[dict[str, Any]]) -> None:
     """
     if changes:
         advisory_lock(tx, CHANGES_LOCK)
-        insert_rows(tx, Change, [*changes, *consequences(tx, changes)])
+        insert_rows(tx, Change, [*changes, *auto_join_changes(tx, changes)])
 
 
 def append_changes(tx: Connection, changes: Sequence[dict[str, Any]]) -> None:
@@ -118,14 +118,14 @@ def lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State
     """
     table = TABLES[kind].__table__
     insert_new(tx, TABLES[kind], [{"id": id} for id in ids])
-    found = tx.execute(select(table).where(among(tx, table.c.id, ids)).order_by(table.c.id).with_for_update()).all()
+    found = tx.execute(select(table).where(is_any_of(tx, table.c.id, ids)).order_by(table.c.id).with_for_update()).all()
     return {row.id: _state(kind, row) for row in found}
 
 
 def stored_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State]:
     """Return the states of those of `ids` that were ever seen, without locking them."""
     table = TABLES[kind].__table__
-    rows = tx.execute(select(table).where(among(tx, table.c.id, ids))).all()
+    rows = tx.execute(select(table).where(is_any_of(tx, table.c.id, ids))).all()
     found = ((row.id, _state(kind, row)) for row in rows)
     return {id: state for id, state in found if state is not None}
 
@@ -158,7 +158,7 @@ def save_rows(
 
 def _note_addresses(tx: Connection, users: Iterable[tuple[str, State]]) -> None:
     """Note the addresses of users; those that they had before stay."""
-    found = {(id, address.hash) for id, state in users if (address := normal_address(state.content.get("email")))}
+    found = {(id, address.hash) for id, state in users if (address := normalize_address(state.content.get("email")))}
     insert_new(tx, UserAddress, [{"user_id": id, "email_hash": digest} for id, digest in sorted(found)])
 
 
@@ -177,7 +177,7 @@ def _columns(kind: Kind, id: str, state: State) -> dict[str, Any]:
 
 
 def _derived(state: State) -> dict[str, Any]:
-    address = normal_address(state.content.get("email"))
+    address = normalize_address(state.content.get("email"))
     return {
         "email_normalized": address.normalized if address else None,
         "email_domain": address.domain if address else None,

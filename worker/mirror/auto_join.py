@@ -2,7 +2,7 @@
 
 A domain's state is derived from its own row, its workspace and its rivals; each change of it leaves a row in `changes`.
 The view `auto_join_domains` decides by itself who joins where: the states are its history, never its source. In mode
-`provision` the same changes say who is to be made a member; `worker.provision` does it, in no transaction.
+`provision` the same changes say who is to be made a member; `worker.provisioning` does it, in no transaction.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, insert, or_, select
 
-from models.bulk import among, dialect_insert, insert_rows
+from models.bulk import dialect_insert, insert_rows, is_any_of
 from models.tables import (
     CONTENT,
     AutoJoin,
@@ -56,14 +56,14 @@ class Claim:
         return verified and not self.deleted and not self.workspace_deleted
 
 
-class Standing(NamedTuple):
+class AutoJoinStatus(NamedTuple):
     """A domain's auto-join state and, where there is one, its reason."""
 
     state: AutoJoinState
     reason: str | None
 
 
-def standing(claim: Claim, rivals: Iterable[str], *, legacy: bool) -> Standing:
+def auto_join_status(claim: Claim, rivals: Iterable[str], *, legacy: bool) -> AutoJoinStatus:
     """Return where a domain stands.
 
     Args:
@@ -73,33 +73,33 @@ def standing(claim: Claim, rivals: Iterable[str], *, legacy: bool) -> Standing:
     """
     gone = "domain" if claim.deleted else "workspace" if claim.workspace_deleted else None
     if gone:
-        return Standing(AutoJoinState.REVOKED, f"the {gone} is deleted")
+        return AutoJoinStatus(AutoJoinState.REVOKED, f"the {gone} is deleted")
     if claim.verification == "failed":
-        return Standing(AutoJoinState.FAILED, claim.reason)
+        return AutoJoinStatus(AutoJoinState.FAILED, claim.reason)
     if not claim.holds(legacy=legacy):
-        return Standing(AutoJoinState.PENDING, f"not verified: {claim.verification or 'WorkOS says no state'}")
+        return AutoJoinStatus(AutoJoinState.PENDING, f"not verified: {claim.verification or 'WorkOS says no state'}")
     if not claim.workspace_known:
-        return Standing(AutoJoinState.PENDING, "the workspace is not known here yet")
+        return AutoJoinStatus(AutoJoinState.PENDING, "the workspace is not known here yet")
     if others := sorted(rivals):
-        return Standing(AutoJoinState.CONFLICTED, f"verified by {', '.join(others)} too")
-    return Standing(AutoJoinState.VERIFIED, None)
+        return AutoJoinStatus(AutoJoinState.CONFLICTED, f"verified by {', '.join(others)} too")
+    return AutoJoinStatus(AutoJoinState.VERIFIED, None)
 
 
-def standings(claims: Sequence[Claim], *, legacy: bool) -> dict[str, Standing]:
+def auto_join_statuses(claims: Sequence[Claim], *, legacy: bool) -> dict[str, AutoJoinStatus]:
     """Return the standing of each of `claims`, by domain id; every claim to the same domain must be among them."""
     holders: dict[str | None, set[str]] = {}
     for claim in claims:
         if claim.domain and claim.organization_id and claim.holds(legacy=legacy):
             holders.setdefault(claim.domain, set()).add(claim.organization_id)
     return {
-        claim.domain_id: standing(
+        claim.domain_id: auto_join_status(
             claim, holders.get(claim.domain, set()) - {claim.organization_id or ""}, legacy=legacy
         )
         for claim in claims
     }
 
 
-def consequences(tx: Connection, changes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def auto_join_changes(tx: Connection, changes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Note what changes of the mirror mean for auto-join.
 
     A change of a domain gets the state it led to, in its `before` and `after`; a domain whose state changed for another
@@ -110,15 +110,17 @@ def consequences(tx: Connection, changes: Sequence[Mapping[str, Any]]) -> list[d
         the further rows that `changes` gets.
     """
     domains = {row["object_id"]: row for row in changes if row["kind"] == Kind.DOMAIN}
-    workspaces = {row["object_id"]: row for row in changes if row["kind"] == Kind.ORGANIZATION and _turned(row)}
+    workspaces = {
+        row["object_id"]: row for row in changes if row["kind"] == Kind.ORGANIZATION and _created_or_deleted(row)
+    }
     people = {row["object_id"]: row for row in changes if row["kind"] == Kind.USER and _newly_verified(row)}
     if not (domains or workspaces or people):
         return []
     mirror = tx.execute(select(Mirror.__table__)).one()
     told: list[dict[str, Any]] = []
     if domains or workspaces:
-        turns = _note_standings(tx, _causes_of_claims(tx, domains, workspaces), legacy=mirror.legacy_verified)
-        told = _tell(turns, changes)
+        turns = _record_statuses(tx, _causes_of_claims(tx, domains, workspaces), legacy=mirror.legacy_verified)
+        told = _record_changes(turns, changes)
         if mirror.auto_join == "provision":
             _search(tx, [turn for turn in turns if turn.begins], mirror)
     if mirror.auto_join == "provision":
@@ -129,7 +131,7 @@ def consequences(tx: Connection, changes: Sequence[Mapping[str, Any]]) -> list[d
 def recheck(tx: Connection, domain_ids: Sequence[str], cause: Cause) -> list[dict[str, Any]]:
     """Work out the states of domains anew, and return the rows that `changes` gets; the caller holds its lock."""
     legacy = tx.execute(select(Mirror.legacy_verified)).scalar_one()
-    return _tell(_note_standings(tx, dict.fromkeys(domain_ids, cause), legacy=legacy), [])
+    return _record_changes(_record_statuses(tx, dict.fromkeys(domain_ids, cause), legacy=legacy), [])
 
 
 def search(tx: Connection, organization_id: str, cause: Cause) -> None:
@@ -179,7 +181,7 @@ def add_joins(tx: Connection, which: ColumnElement[bool], cause: Cause) -> int:
     return len(rows)
 
 
-def _turned(row: Mapping[str, Any]) -> bool:
+def _created_or_deleted(row: Mapping[str, Any]) -> bool:
     """Whether a workspace came or went."""
     return row["before"] is None or row["before"]["state"] != row["after"]["state"]
 
@@ -216,14 +218,14 @@ def _causes_of_claims(
     }
     causes = {id: _cause(row) for id, row in domains.items()}
     owned = select(Domain.id, Domain.normalized, Domain.organization_id).where(
-        among(tx, Domain.organization_id, workspaces)
+        is_any_of(tx, Domain.organization_id, workspaces)
     )
     for id, name, owner in tx.execute(owned):
         cause = _cause(workspaces[str(owner)])
         causes.setdefault(id, cause)
         if name:
             names.setdefault(name, cause)
-    for id, name in tx.execute(select(Domain.id, Domain.normalized).where(among(tx, Domain.normalized, names))):
+    for id, name in tx.execute(select(Domain.id, Domain.normalized).where(is_any_of(tx, Domain.normalized, names))):
         causes.setdefault(id, names[name])
     return causes
 
@@ -231,7 +233,7 @@ def _causes_of_claims(
 def claims(tx: Connection, ids: Iterable[str]) -> list[Claim]:
     """Return the claims with these domain ids, and every other claim to the same domains."""
     mine = list(ids)
-    named = tx.execute(select(Domain.normalized).where(among(tx, Domain.id, mine))).scalars().all()
+    named = tx.execute(select(Domain.normalized).where(is_any_of(tx, Domain.id, mine))).scalars().all()
     names = {name for name in named if name is not None}
     found = (
         select(
@@ -240,7 +242,7 @@ def claims(tx: Connection, ids: Iterable[str]) -> list[Claim]:
             Organization.revision.label("workspace_revision"),
         )
         .outerjoin(Organization, Organization.id == Domain.organization_id)
-        .where(or_(among(tx, Domain.id, mine), among(tx, Domain.normalized, names)), Domain.revision > 0)
+        .where(or_(is_any_of(tx, Domain.id, mine), is_any_of(tx, Domain.normalized, names)), Domain.revision > 0)
         .order_by(Domain.id)
     )
     return [_claim(row) for row in tx.execute(found).mappings().all()]
@@ -261,12 +263,12 @@ def _claim(row: RowMapping) -> Claim:
     )
 
 
-class Turn(NamedTuple):
+class Transition(NamedTuple):
     """A claim, where it stood when that was last noted, where it stands now, and what may have changed it."""
 
     claim: Claim
-    before: Standing | None
-    now: Standing
+    before: AutoJoinStatus | None
+    now: AutoJoinStatus
     cause: Cause
 
     @property
@@ -276,31 +278,31 @@ class Turn(NamedTuple):
         return self.now.state is AutoJoinState.VERIFIED and was is not AutoJoinState.VERIFIED
 
 
-def _note_standings(tx: Connection, causes: Mapping[str, Cause], *, legacy: bool) -> list[Turn]:
+def _record_statuses(tx: Connection, causes: Mapping[str, Cause], *, legacy: bool) -> list[Transition]:
     """Work out where domains stand, and every other claim to them, and note what changed."""
     if not causes:
         return []
     found = claims(tx, causes)
-    now = standings(found, legacy=legacy)
-    query = select(AutoJoin.__table__).where(among(tx, AutoJoin.domain_id, now))
+    now = auto_join_statuses(found, legacy=legacy)
+    query = select(AutoJoin.__table__).where(is_any_of(tx, AutoJoin.domain_id, now))
     noted = {row.domain_id: row for row in tx.execute(query).all()}
     any_cause = next(iter(causes.values()))
     turns = []
     stale: list[dict[str, Any]] = []
     for claim in found:
-        row, standing = noted.get(claim.domain_id), now[claim.domain_id]
-        before = Standing(AutoJoinState(row.state), row.reason) if row else None
-        turns.append(Turn(claim, before, standing, causes.get(claim.domain_id, any_cause)))
-        if before != standing or row is None or row.domain != claim.domain:
+        row, auto_join_status = noted.get(claim.domain_id), now[claim.domain_id]
+        before = AutoJoinStatus(AutoJoinState(row.state), row.reason) if row else None
+        turns.append(Transition(claim, before, auto_join_status, causes.get(claim.domain_id, any_cause)))
+        if before != auto_join_status or row is None or row.domain != claim.domain:
             place = {"domain": claim.domain, "organization_id": claim.organization_id}
-            stale.append({"domain_id": claim.domain_id, **place, **standing._asdict()})
+            stale.append({"domain_id": claim.domain_id, **place, **auto_join_status._asdict()})
     if stale:
-        tx.execute(delete(AutoJoin).where(among(tx, AutoJoin.domain_id, (row["domain_id"] for row in stale))))
+        tx.execute(delete(AutoJoin).where(is_any_of(tx, AutoJoin.domain_id, (row["domain_id"] for row in stale))))
         insert_rows(tx, AutoJoin, stale)
     return turns
 
 
-def _tell(turns: Sequence[Turn], changes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _record_changes(turns: Sequence[Transition], changes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Write the states into the changes of their domains, and return a row for each that changed without one."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for change in changes:
@@ -329,19 +331,19 @@ def _tell(turns: Sequence[Turn], changes: Sequence[Mapping[str, Any]]) -> list[d
     return further
 
 
-def _shown(standing: Standing | None) -> dict[str, str | None]:
+def _shown(auto_join_status: AutoJoinStatus | None) -> dict[str, str | None]:
     return {
-        "auto_join": standing.state.value if standing else None,
-        "auto_join_reason": standing.reason if standing else None,
+        "auto_join": auto_join_status.state.value if auto_join_status else None,
+        "auto_join_reason": auto_join_status.reason if auto_join_status else None,
     }
 
 
-def _search(tx: Connection, verified: Sequence[Turn], mirror: Any) -> None:
+def _search(tx: Connection, verified: Sequence[Transition], mirror: Any) -> None:
     """Have the users of domains that began to auto-join looked for: of those who signed up before, only if set so."""
     ids = [turn.claim.domain_id for turn in verified]
     times = {
         row.id: row.updated_at
-        for row in tx.execute(select(Domain.id, Domain.updated_at).where(among(tx, Domain.id, ids)))
+        for row in tx.execute(select(Domain.id, Domain.updated_at).where(is_any_of(tx, Domain.id, ids)))
     }
     for turn in verified:
         claim = turn.claim
@@ -366,4 +368,4 @@ def _add_joins(tx: Connection, people: Mapping[str, Cause]) -> None:
     for id, cause in people.items():
         by_cause.setdefault(cause, []).append(id)
     for cause, ids in by_cause.items():
-        add_joins(tx, among(tx, User.id, ids), cause)
+        add_joins(tx, is_any_of(tx, User.id, ids), cause)

@@ -11,8 +11,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, delete, exists, func, or_, select, update
 
-from models.bulk import among
-from models.database import reading, write
+from models.bulk import is_any_of
+from models.database import read_transaction, write
 from models.tables import (
     PERSONAL,
     Change,
@@ -25,10 +25,10 @@ from models.tables import (
     User,
     UserAddress,
 )
-from models.types import constant, db_in, db_now
+from models.types import db_now, db_now_plus, inline_literal
 from models.views import auto_join_blocks
 from worker.decision.mentions import comparable, mentions
-from worker.decision.snapshots import is_id, parse_json
+from worker.decision.payload import is_id, parse_json
 from worker.errors import ConfigurationError
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows
 
@@ -72,7 +72,7 @@ def forget(engine: Engine, user_id: str, who: str, searched: Callable[[int], Non
     Raises:
         ConfigurationError: the user is unknown, or still lives in WorkOS, which would only send the data again.
     """
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         row = tx.execute(select(User.deleted_by).where(User.id == user_id)).one_or_none()
     if row is None:
         raise ConfigurationError(f"the mirror knows no user {user_id}")
@@ -89,11 +89,11 @@ def erase_deleted(engine: Engine, period: timedelta, stopping: Callable[[], bool
         period: how long the data of deleted users is kept.
         stopping: says whether to leave off; who is not erased by then is the next time.
     """
-    ago = db_in(-period.total_seconds())
+    ago = db_now_plus(-period.total_seconds())
     due = select(User.id).where(User.deleted_by.is_not(None), ~User.erased, User.touched_at < ago).limit(MAX_PERSONS)
     total = 0
     while not stopping():
-        with reading(engine) as tx:
+        with read_transaction(engine) as tx:
             ids = list(tx.execute(due).scalars())
         if not ids:
             break
@@ -143,7 +143,7 @@ class _StoppedError(Exception):
 
 
 def _erase(engine: Engine, user_ids: Sequence[str], cause: Cause, searched: Callable[[int], None]) -> Erased:
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         began = tx.execute(select(db_now())).scalar_one()
         addresses = frozenset(map(comparable, _known_addresses(tx, user_ids)))
     search = _Search(engine, frozenset(user_ids), addresses)
@@ -156,8 +156,8 @@ def _erase(engine: Engine, user_ids: Sequence[str], cause: Cause, searched: Call
         erased.hook_errors += hook_errors
     # What came meanwhile. What comes from now on, and what still waits, the drain blanks by itself.
     search.blank(lambda _: None, (Event.received_at >= began) | Event.id.in_(search.left))
-    waiting = select(func.count()).where(Event.id.in_(search.left), Event.status == constant(EventStatus.PENDING))
-    with reading(engine) as tx:
+    waiting = select(func.count()).where(Event.id.in_(search.left), Event.status == inline_literal(EventStatus.PENDING))
+    with read_transaction(engine) as tx:
         erased.pending = tx.execute(waiting).scalar_one()
     erased.payloads, erased.failed_payloads, erased.unparsed = search.blanked, search.failed, len(search.unparsed)
     return erased
@@ -165,14 +165,14 @@ def _erase(engine: Engine, user_ids: Sequence[str], cause: Cause, searched: Call
 
 def _known_addresses(tx: Connection, user_ids: Sequence[str]) -> Iterator[str]:
     """Yield every address that these users are known to have, or to have had."""
-    yield from filter(None, tx.execute(select(User.email).where(among(tx, User.id, user_ids))).scalars())
+    yield from filter(None, tx.execute(select(User.email).where(is_any_of(tx, User.id, user_ids))).scalars())
     changes = select(Change.before, Change.after).where(Change.kind == Kind.USER)
-    for row in tx.execute(changes.where(among(tx, Change.object_id, user_ids))):
+    for row in tx.execute(changes.where(is_any_of(tx, Change.object_id, user_ids))):
         yield from (shown["email"] for shown in row if shown and shown.get("email"))
-    drift = select(Drift.fields).where(Drift.kind == Kind.USER, among(tx, Drift.object_id, user_ids))
+    drift = select(Drift.fields).where(Drift.kind == Kind.USER, is_any_of(tx, Drift.object_id, user_ids))
     for fields in tx.execute(drift).scalars():
         yield from filter(None, (fields or {}).get("email") or ())
-    events = select(Event.body).where(Event.kind == Kind.USER, among(tx, Event.object_id, user_ids))
+    events = select(Event.body).where(Event.kind == Kind.USER, is_any_of(tx, Event.object_id, user_ids))
     for body in tx.execute(events.where(Event.body.is_not(None))).scalars():
         if isinstance(email := parse_json(body or b"")["data"].get("email"), str):  # it was decided: all of it is there
             yield email
@@ -213,7 +213,7 @@ class _Search:
 
     def _page(self, after: str, *which: ColumnElement[bool]) -> Sequence[Any]:
         kept = select(Event.id, Event.body).where(Event.id > after, Event.body.is_not(None), *which)
-        with reading(self._engine) as tx:
+        with read_transaction(self._engine) as tx:
             return tx.execute(kept.order_by(Event.id).limit(STEP)).all()
 
     def _is_named(self, event_id: str, body: bytes) -> bool:
@@ -227,7 +227,7 @@ class _Search:
 def _blank(tx: Connection, event_ids: Collection[str]) -> dict[str, str]:
     """Blank the payloads of those of these events that are not pending; return their ids and statuses."""
     chosen = select(Event.id, Event.status, Event.error, Event.traceback).where(
-        among(tx, Event.id, event_ids), Event.status != EventStatus.PENDING, Event.body.is_not(None)
+        is_any_of(tx, Event.id, event_ids), Event.status != EventStatus.PENDING, Event.body.is_not(None)
     )
     found = tx.execute(chosen.order_by(Event.id).with_for_update()).all()
     for row in found:
@@ -241,7 +241,7 @@ def _erased_among(tx: Connection, words: Iterable[str]) -> set[str]:
     """Return which of these words are ids of erased users."""
     ids = sorted(word for word in words if is_id(word))
     steps = (ids[first : first + MAX_WORDS] for first in range(0, len(ids), MAX_WORDS))
-    queries = (select(User.id).where(User.erased, among(tx, User.id, step)) for step in steps)
+    queries = (select(User.id).where(User.erased, is_any_of(tx, User.id, step)) for step in steps)
     return {id for query in queries for id in tx.execute(query).scalars()}
 
 

@@ -28,7 +28,7 @@ from models.tables import (
     Seen,
     UserAddress,
 )
-from models.types import db_in
+from models.types import db_now_plus
 from worker.decision.decide import Outcome
 from worker.mirror.erasure import about_erased, blank_undecided, erase_deleted, needless_addresses
 
@@ -93,7 +93,7 @@ OF_RUNS: tuple[type[Listing | Read | Seen], ...] = (Listing, Read, Seen)
 
 
 def _ago(period: timedelta) -> Any:
-    return db_in(-period.total_seconds())
+    return db_now_plus(-period.total_seconds())
 
 
 def _until_none(engine: Engine, step: Callable[[Connection], int], stopping: Callable[[], bool]) -> int:

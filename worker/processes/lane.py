@@ -14,18 +14,18 @@ from redis.exceptions import RedisError
 from rq import SimpleWorker
 from rq.exceptions import StopRequested
 
-from worker import provision
-from worker.directory.client import UnreadableError
+from worker import provisioning
+from worker.bootstrap import Services, build_services
 from worker.errors import ConfigurationError
 from worker.hooks import follow, targets
 from worker.inbox.drain import drain
+from worker.metrics import ACCEPTED_TO_APPLIED
 from worker.processes.jobs import answered, make_worker
+from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
 from worker.repair.environment import connect, require_same_environment
 from worker.repair.work import Repair
 from worker.settings import Settings
-from worker.signals.counters import ACCEPTED_TO_APPLIED
-from worker.signals.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
-from worker.wiring import Wiring, wire
+from worker.workos_api.client import WorkOSUnavailableError
 
 log = structlog.get_logger()
 
@@ -33,12 +33,12 @@ log = structlog.get_logger()
 def work(lane: str, settings: Settings, redis_url: str) -> None:
     """Work on `lane` until stopped, or until Redis is away (the supervisor starts another)."""
     structlog.contextvars.bind_contextvars(lane=lane)
-    with closing(wire(settings, redis_url)) as wiring:
+    with closing(build_services(settings, redis_url)) as services:
         stopping = threading.Event()
-        function = _function(lane, wiring, stopping)
+        function = _function(lane, services, stopping)
         log.info("worker_started", pid=os.getpid())
         try:
-            worker = make_worker(wiring.redis, lane, {lane: function})
+            worker = make_worker(services.redis, lane, {lane: function})
             _tell_of_stop(worker, stopping)
             worker.work(logging_level="WARNING")
         except StopRequested:
@@ -48,55 +48,55 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
             sys.exit(1)
 
 
-def _function(lane: str, wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:
+def _function(lane: str, services: Services, stopping: threading.Event) -> Callable[[], None]:
     makers = {DRAIN: _drain, REPAIR: _repair, PROVISION: _provision, HOOKS: _hooks}
     if lane not in makers:
         raise ValueError(f"there is no lane {lane}")
-    return makers[lane](wiring, stopping)
+    return makers[lane](services, stopping)
 
 
-def _drain(wiring: Wiring, _stopping: threading.Event) -> Callable[[], None]:
-    settings, policy = wiring.settings, wiring.settings.policy()
-    observe = partial(wiring.counters.observe, ACCEPTED_TO_APPLIED)
+def _drain(services: Services, _stopping: threading.Event) -> Callable[[], None]:
+    settings, policy = services.settings, services.settings.policy()
+    observe = partial(services.counters.observe, ACCEPTED_TO_APPLIED)
 
     def run() -> None:
-        if not drain(wiring.engine, policy, observe):
-            wiring.bell.ring()
+        if not drain(services.engine, policy, observe):
+            services.bell.ring()
         # At once; what a resync changed, the clock rings for.
         if settings.http_hooks:
-            wiring.hooks_bell.ring()
-        if settings.auto_join == "provision" and provision.waiting(wiring.engine):
-            wiring.provision_bell.ring()
+            services.hooks_bell.ring()
+        if settings.auto_join == "provision" and provisioning.waiting(services.engine):
+            services.provision_bell.ring()
 
-    return answered(run, wiring.bell)
-
-
-def _repair(wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:
-    settings = wiring.settings
-    directory = connect(settings, wiring.redis, wiring.counters) if settings.repairs else None
-    step = Repair(wiring.engine, directory, settings, wiring.bell, stopping.is_set).all
-    return answered(_reaching(step), wiring.repair_bell)
+    return answered(run, services.bell)
 
 
-def _provision(wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:
-    directory, lag = connect(wiring.settings, wiring.redis, wiring.counters), wiring.settings.catch_up_lag_seconds
+def _repair(services: Services, stopping: threading.Event) -> Callable[[], None]:
+    settings = services.settings
+    workos = connect(settings, services.redis, services.counters) if settings.repairs else None
+    step = Repair(services.engine, workos, settings, services.bell, stopping.is_set).all
+    return answered(_reaching(step), services.repair_bell)
+
+
+def _provision(services: Services, stopping: threading.Event) -> Callable[[], None]:
+    workos, lag = connect(services.settings, services.redis, services.counters), services.settings.catch_up_lag_seconds
 
     def run() -> None:
-        require_same_environment(wiring.engine, directory, wiring.settings)
-        while provision.provision(wiring.engine, directory, timedelta(seconds=lag), wiring.bell, stopping.is_set):
+        require_same_environment(services.engine, workos, services.settings)
+        while provisioning.provision(services.engine, workos, timedelta(seconds=lag), services.bell, stopping.is_set):
             pass
 
-    return answered(_reaching(run), wiring.provision_bell)
+    return answered(_reaching(run), services.provision_bell)
 
 
-def _hooks(wiring: Wiring, stopping: threading.Event) -> Callable[[], None]:
-    called = targets.targets(wiring.settings)
+def _hooks(services: Services, stopping: threading.Event) -> Callable[[], None]:
+    called = targets.targets(services.settings)
 
     def run() -> None:
-        if not follow.follow(wiring.engine, called, wiring.settings.hook_attempts, stopping.is_set):
-            wiring.hooks_bell.ring()
+        if not follow.follow(services.engine, called, services.settings.hook_attempts, stopping.is_set):
+            services.hooks_bell.ring()
 
-    return answered(run, wiring.hooks_bell)
+    return answered(run, services.hooks_bell)
 
 
 def _reaching(step: Callable[[], object]) -> Callable[[], None]:
@@ -105,7 +105,7 @@ def _reaching(step: Callable[[], object]) -> Callable[[], None]:
     def run() -> None:
         try:
             step()
-        except (ConfigurationError, UnreadableError) as error:
+        except (ConfigurationError, WorkOSUnavailableError) as error:
             log.warning("repair_stopped", why=str(error))
 
     return run

@@ -18,7 +18,7 @@ import structlog
 log = structlog.get_logger()
 
 QUICK_DEATH_SECONDS = 30.0
-LONGEST_PAUSE_SECONDS = 15.0
+MAX_PAUSE_SECONDS = 15.0
 GRACE_SECONDS = 30.0
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
@@ -61,7 +61,7 @@ class Child:
         now = time.monotonic()
         if self.process is not None and (code := self.process.exitcode) is not None:
             quick = now - self._started_at < QUICK_DEATH_SECONDS
-            self._pause = min(max(0.5, self._pause * 2), LONGEST_PAUSE_SECONDS) if quick else 0.0
+            self._pause = min(max(0.5, self._pause * 2), MAX_PAUSE_SECONDS) if quick else 0.0
             self._start_at = now + self._pause
             log.warning("process_ended", pid=self.process.pid, code=code, again_in_seconds=self._pause)
             self.process = None

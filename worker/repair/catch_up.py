@@ -21,15 +21,15 @@ from typing import NamedTuple
 import structlog
 from sqlalchemy import Connection, Engine, and_, exists, func, or_, select, update
 
-from models.database import reading, write
+from models.database import read_transaction, write
 from models.tables import Event, EventStatus, Mirror
-from models.types import constant, db_in, db_now, db_plus
-from worker.decision.snapshots import is_id, parse_time
-from worker.directory.client import Directory, Page
+from models.types import db_now, db_now_plus, db_plus, inline_literal
+from worker.decision.payload import is_id, parse_time
 from worker.errors import ConfigurationError, PayloadError
 from worker.inbox.store import Delivery, accept_from_api
 from worker.repair.event_log import MARGIN, OLDEST, CursorLostError, EventLog
-from worker.repair.runs import Lease
+from worker.runs import Lease
+from worker.workos_api.client import Page, WorkOSClient
 
 log = structlog.get_logger()
 
@@ -77,7 +77,7 @@ class Place:
         return max(at for at in (time - LATEST, now - OLDEST + MARGIN, self.began) if at is not None)
 
 
-def catch_up(engine: Engine, directory: Directory, held: Lease | None = None, lag: timedelta = LAG) -> Report:
+def catch_up(engine: Engine, workos: WorkOSClient, held: Lease | None = None, lag: timedelta = LAG) -> Report:
     """Read on from the cursor to the newest event that the API shows.
 
     Without a cursor, or if WorkOS refuses it, reads from two hours before the time that was read to.
@@ -87,11 +87,11 @@ def catch_up(engine: Engine, directory: Directory, held: Lease | None = None, la
             not noted as complete.
         LeaseLostError: another worker took over.
     """
-    now = directory.now()
+    now = workos.now()
     # One for all pages: a page that is read later shows later events, but not what an earlier page had not yet.
     settled = now - lag
     place = _place(engine, settled)
-    events = EventLog(directory, now)
+    events = EventLog(workos, now)
     returned = new = 0
     for page in _unread(events, place, now):
         new += write(engine, lambda tx: _take(tx, page, held, settled))  # noqa: B023 - called now
@@ -99,7 +99,7 @@ def catch_up(engine: Engine, directory: Directory, held: Lease | None = None, la
     late = _reread(engine, events, place, now, settled)
     events.require_all_types()
     write(engine, lambda tx: _complete(tx, settled, held))
-    settle(engine)
+    update_complete_to(engine)
     log.info("caught_up", returned=returned, new=new, late=late)
     complete = place.inbox_to or place.began or place.read_to  # the cursor may be past what one that failed has missed
     missed = complete < now - OLDEST
@@ -108,19 +108,19 @@ def catch_up(engine: Engine, directory: Directory, held: Lease | None = None, la
     return Report(returned + late, new + late, settled, missed)
 
 
-def catch_up_since(engine: Engine, directory: Directory, since: datetime, lag: timedelta = LAG) -> Report:
+def catch_up_since(engine: Engine, workos: WorkOSClient, since: datetime, lag: timedelta = LAG) -> Report:
     """Read all events since a time (aware), in chunks of 30 days; leaves the cursor where it is.
 
     Raises:
         ConfigurationError: it is longer ago than the API keeps events, or still to come.
         UnreadableError: as `catch_up`.
     """
-    now = directory.now()
+    now = workos.now()
     if since < now - OLDEST:
         raise ConfigurationError(f"--since {since:%Y-%m-%d}: {REMEDY}")
     if since > now:
         raise ConfigurationError(f"--since {since:%Y-%m-%d %H:%M:%S}: it is {now:%Y-%m-%d %H:%M:%S} (UTC) at WorkOS")
-    events = EventLog(directory, now)
+    events = EventLog(workos, now)
     returned = new = 0
     for page in events.since(since):
         new += write(engine, lambda tx: _store(tx, _readable(page)))  # noqa: B023 - called now
@@ -134,7 +134,7 @@ def catch_up_since(engine: Engine, directory: Directory, since: datetime, lag: t
 
 def _place(engine: Engine, otherwise: datetime) -> Place:
     columns = (Mirror.cursor, Mirror.cursor_at, Mirror.inbox_to, Mirror.backfill_from)
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         cursor, cursor_at, inbox_to, began = tx.execute(select(*columns)).one()
     # The cursor does not move while nothing happens, and grows too old for WorkOS; what was read since is known.
     return Place(cursor, max((at for at in (cursor_at, inbox_to) if at), default=otherwise), inbox_to, began)
@@ -210,7 +210,7 @@ def _store(tx: Connection, events: Sequence[Stored]) -> int:
 def _unknown(engine: Engine, events: list[Stored]) -> list[Stored]:
     """Return the events that the API has not returned before: a query, where storing them again would take locks."""
     ids = [delivery.id for _, delivery in events]
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         known = set(tx.execute(select(Event.id).where(Event.id.in_(ids), Event.api_at.is_not(None))).scalars())
     return [event for event in events if event[1].id not in known]
 
@@ -253,7 +253,7 @@ def _complete(tx: Connection, complete_to: datetime, held: Lease | None) -> None
     tx.execute(update(Mirror).where(forward, free).values(inbox_to=complete_to, inbox_at=db_now()))
 
 
-def settle(engine: Engine) -> None:
+def update_complete_to(engine: Engine) -> None:
     """Move `complete_to` to where the inbox was found complete, once that is applied, or set aside as failed.
 
     That is everything received by then, and every event from before that time which the API showed since: a late one
@@ -261,10 +261,10 @@ def settle(engine: Engine) -> None:
     """
     received = Event.received_at <= Mirror.inbox_at
     shown_since = and_(Event.api_at >= Mirror.inbox_at, Event.occurred_at <= Mirror.inbox_to)
-    waiting = exists().where(Event.status == constant(EventStatus.PENDING), or_(received, shown_since))
+    waiting = exists().where(Event.status == inline_literal(EventStatus.PENDING), or_(received, shown_since))
     applied = (Mirror.inbox_at.is_not(None), ~waiting)
     first = (Mirror.backfilled_at.is_(None), Mirror.last_resync_at <= Mirror.inbox_at)
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         if tx.execute(select(Mirror.id).where(*applied)).one_or_none() is None:
             return
 
@@ -279,8 +279,8 @@ def settle(engine: Engine) -> None:
 
 def gaps(engine: Engine, patience_seconds: float) -> tuple[int, int]:
     """Return how many events no webhook brought within the patience (gaps), and how many it brought after (late)."""
-    gap = (Event.webhook_at.is_(None), Event.api_at < db_in(-patience_seconds))
+    gap = (Event.webhook_at.is_(None), Event.api_at < db_now_plus(-patience_seconds))
     late = (Event.webhook_at > Event.api_at, Event.webhook_at > db_plus(Event.api_at, patience_seconds))
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         count = select(func.count()).select_from(Event)
         return tx.execute(count.where(*gap)).scalar_one(), tx.execute(count.where(*late)).scalar_one()

@@ -5,29 +5,29 @@ from datetime import datetime, timedelta
 from redis import Redis
 from sqlalchemy import Connection, Engine, select, update
 
-from models.database import reading, write
+from models.database import read_transaction, write
 from models.tables import TABLES, Kind, Mirror, Organization
 from worker.decision.handlers import SUBSCRIBED
-from worker.directory.bucket import Buckets
-from worker.directory.client import Directory, UnreadableError, open_directory
 from worker.errors import ConfigurationError
+from worker.metrics import Counters
 from worker.settings import Settings
-from worker.signals.counters import Counters
+from worker.workos_api.bucket import Buckets
+from worker.workos_api.client import WorkOSClient, WorkOSUnavailableError, open_client
 
 MARGIN = timedelta(minutes=5)
 """The first catch-up begins so long before the first resync: an event may be older than when it can be read."""
 
 
-def connect(settings: Settings, redis: Redis, counters: Counters) -> Directory:
+def connect(settings: Settings, redis: Redis, counters: Counters) -> WorkOSClient:
     """Return WorkOS as the settings name it; they hold an API key and a client id. Its calls are counted."""
     if settings.workos_api_key is None or settings.workos_client_id is None:
         raise ConfigurationError("WORKOS_API_KEY and WORKOS_CLIENT_ID are not set")
     buckets = Buckets(redis, settings.workos_rate_share)
     key, client_id = settings.workos_api_key.get_secret_value(), settings.workos_client_id
-    return open_directory(key, client_id, settings.workos_base_url, buckets, counters.add)
+    return open_client(key, client_id, settings.workos_base_url, buckets, counters.add)
 
 
-def bind(engine: Engine, directory: Directory, settings: Settings) -> None:
+def bind(engine: Engine, workos: WorkOSClient, settings: Settings) -> None:
     """Bind the database to its WorkOS environment on the first start; refuse another one's later.
 
     A database mirrors one environment (docs/guarantees.md, Repair).
@@ -35,17 +35,17 @@ def bind(engine: Engine, directory: Directory, settings: Settings) -> None:
     Raises:
         ConfigurationError, RefusedKeyError, UnreadableError: as `require_same_environment`.
     """
-    require_same_environment(engine, directory, settings)
-    with reading(engine) as tx:
+    require_same_environment(engine, workos, settings)
+    with read_transaction(engine) as tx:
         bound, began = tx.execute(select(Mirror.client_id, Mirror.backfill_from)).one()
     if began is not None:
         _require_same(bound, settings.workos_client_id or "")  # another process may have bound it since
         return
-    client_id, started = settings.workos_client_id or "", directory.now() - MARGIN
+    client_id, started = settings.workos_client_id or "", workos.now() - MARGIN
     write(engine, lambda tx: _bind(tx, client_id, started))
 
 
-def require_same_environment(engine: Engine, directory: Directory, settings: Settings) -> None:
+def require_same_environment(engine: Engine, workos: WorkOSClient, settings: Settings) -> None:
     """Check that the settings name the environment that this database mirrors, if it mirrors one.
 
     Raises:
@@ -53,35 +53,35 @@ def require_same_environment(engine: Engine, directory: Directory, settings: Set
         RefusedKeyError: WorkOS refuses the key.
         UnreadableError: WorkOS does not answer.
     """
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         bound, known = tx.execute(select(Mirror.client_id, Mirror.known_organizations)).one()
     _require_same(bound, settings.workos_client_id or "")
-    if known and not _sees(engine, directory, known):
+    if known and not _sees(engine, workos, known):
         raise ConfigurationError(
             "WORKOS_API_KEY: it sees none of the organizations known here; is it another environment's?"
         )
 
 
-def _sees(engine: Engine, directory: Directory, known: list[str]) -> bool:
+def _sees(engine: Engine, workos: WorkOSClient, known: list[str]) -> bool:
     """Whether a key sees anything of this mirror: ids are unique over all environments."""
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         # Those that are gone are 404 in every environment.
         living = select(Organization.id).where(Organization.id.in_(known), Organization.deleted_by.is_(None))
         ids = sorted(tx.execute(living).scalars())
-    unread: UnreadableError | None = None
+    unread: WorkOSUnavailableError | None = None
     for id in ids:
         try:
-            if directory.organization(id).item is not None:
+            if workos.organization(id).item is not None:
                 return True
-        except UnreadableError as error:
-            directory.now()  # raises with WorkOS away: then the others need not be tried
+        except WorkOSUnavailableError as error:
+            workos.now()  # raises with WorkOS away: then the others need not be tried
             unread = error
     if not ids:
         return True
     # All of them deleted, and no event told? Then others, or their people, are still there.
-    for kind, list_page in ((Kind.ORGANIZATION, directory.organizations), (Kind.USER, directory.users)):
+    for kind, list_page in ((Kind.ORGANIZATION, workos.organizations), (Kind.USER, workos.users)):
         listed = [item.get("id") for item in list_page(None).items if isinstance(item, dict)]
-        with reading(engine) as tx:
+        with read_transaction(engine) as tx:
             if tx.execute(select(TABLES[kind].id).where(TABLES[kind].id.in_(listed)).limit(1)).one_or_none():
                 return True
     if unread is not None:

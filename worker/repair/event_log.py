@@ -6,7 +6,14 @@ from datetime import datetime, timedelta
 import structlog
 
 from worker.decision.handlers import SUBSCRIBED
-from worker.directory.client import Directory, LastPageError, NotThereError, Page, QueryRefusedError, UnreadableError
+from worker.workos_api.client import (
+    BadRequestError,
+    LastPageError,
+    NotFoundError,
+    Page,
+    WorkOSClient,
+    WorkOSUnavailableError,
+)
 
 log = structlog.get_logger()
 
@@ -26,7 +33,7 @@ class CursorLostError(Exception):
     """WorkOS refuses the cursor."""
 
 
-class EventTypesRefusedError(UnreadableError):
+class EventTypesRefusedError(WorkOSUnavailableError):
     """WorkOS refuses some event types by name. The events of all other types were read."""
 
 
@@ -36,12 +43,12 @@ class EventLog:
     One name that WorkOS does not know makes it refuse the whole query (400). That name is left out from then on.
 
     Args:
-        directory: WorkOS.
+        workos: WorkOS.
         now: WorkOS's time, aware.
     """
 
-    def __init__(self, directory: Directory, now: datetime) -> None:
-        self._directory = directory
+    def __init__(self, workos: WorkOSClient, now: datetime) -> None:
+        self._workos = workos
         self._now = now
         self._types: Sequence[str] = SUBSCRIBED
         self._refused: dict[str, str] = {}
@@ -55,7 +62,7 @@ class EventLog:
         """
         try:
             page = self._page(after=cursor)
-        except (QueryRefusedError, NotThereError) as error:
+        except (BadRequestError, NotFoundError) as error:
             raise CursorLostError from error
         yield from self._pages(page)
 
@@ -89,10 +96,10 @@ class EventLog:
 
     def _page(self, *, after: str | None = None, start: datetime | None = None, end: datetime | None = None) -> _Answer:
         try:
-            return self._directory.events(self._types, after=after, start=start, end=end), None
+            return self._workos.events(self._types, after=after, start=start, end=end), None
         except LastPageError as error:
             return error.page, error
-        except QueryRefusedError:
+        except BadRequestError:
             if not self._leave_out_refused():
                 raise
             return self._page(after=after, start=start, end=end)
@@ -112,7 +119,7 @@ class EventLog:
     def _refusal(self, *types: str) -> str | None:
         """Return WorkOS's message if it refuses to list these types; None if it lists them."""
         try:
-            self._directory.events(types, start=self._now - MARGIN)
-        except QueryRefusedError as error:
+            self._workos.events(types, start=self._now - MARGIN)
+        except BadRequestError as error:
             return str(error)
         return None

@@ -14,22 +14,22 @@ from redis.exceptions import RedisError
 from rq.timeouts import JobTimeoutException
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, delete, or_, select, update
 
-from models.database import reading, write
+from models.database import read_transaction, write
 from models.tables import TABLES, Kind, Mirror, Read
-from models.types import db_in, db_now
+from models.types import db_now, db_now_plus
 from worker.decision.decide import Finding, State, confirm
 from worker.decision.handlers import RoleMap, read_object
-from worker.directory.client import Directory, Found, RefusedKeyError, UnreadableError
 from worker.errors import PayloadError, unexpected
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows
-from worker.mirror.doubts import PARENT_MISSING
+from worker.mirror.read_requests import PARENT_MISSING
+from worker.workos_api.client import InvalidApiKeyError, ReadResult, WorkOSClient, WorkOSUnavailableError
 
 log = structlog.get_logger()
 
-MOST_RACES = 10
+MAX_RACES = 10
 """An object that changes between read and write so often is left for later."""
 FIRST_BACKOFF_SECONDS = 5.0
-LONGEST_BACKOFF_SECONDS = 3600.0
+MAX_BACKOFF_SECONDS = 3600.0
 STEP = 100
 
 
@@ -42,22 +42,22 @@ class Result:
     after: State | None
 
 
-def fetch(directory: Directory, kind: Kind, id: str) -> Found:
+def fetch(workos: WorkOSClient, kind: Kind, id: str) -> ReadResult:
     """Read one object from WorkOS."""
-    by_id: dict[Kind, Callable[[str], Found]] = {
-        Kind.ORGANIZATION: directory.organization,
-        Kind.USER: directory.user,
-        Kind.MEMBERSHIP: directory.membership,
-        Kind.DOMAIN: directory.domain,
-        Kind.ROLE: directory.role,
-        Kind.CONNECTION: directory.connection,
+    by_id: dict[Kind, Callable[[str], ReadResult]] = {
+        Kind.ORGANIZATION: workos.organization,
+        Kind.USER: workos.user,
+        Kind.MEMBERSHIP: workos.membership,
+        Kind.DOMAIN: workos.domain,
+        Kind.ROLE: workos.role,
+        Kind.CONNECTION: workos.connection,
     }
     return by_id[kind](id)
 
 
 def confirmed_read(
     engine: Engine,
-    directory: Directory,
+    workos: WorkOSClient,
     kind: Kind,
     id: str,
     cause: tuple[str, str],
@@ -69,7 +69,7 @@ def confirmed_read(
 
     Args:
         engine: the database.
-        directory: WorkOS.
+        workos: WorkOS.
         kind: what to read.
         id: which.
         cause: `cause` and `cause_id` of the row in `changes`.
@@ -81,21 +81,21 @@ def confirmed_read(
         RefusedKeyError: WorkOS refuses the key.
         PayloadError: WorkOS shows an object that cannot be used.
     """
-    for _ in range(MOST_RACES):
+    for _ in range(MAX_RACES):
         revision = _revision(engine, kind, id)
-        found = fetch(directory, kind, id)
+        found = fetch(workos, kind, id)
         result = write(
             engine,
             lambda tx: _set(tx, kind, id, revision, found, cause, then, dry_run=dry_run),  # noqa: B023 - called now
         )
         if result is not None:
             return result
-    raise UnreadableError(f"{kind} {id} changes faster than it can be read")
+    raise WorkOSUnavailableError(f"{kind} {id} changes faster than it can be read")
 
 
 def _revision(engine: Engine, kind: Kind, id: str) -> int:
     table = TABLES[kind]
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return tx.execute(select(table.revision).where(table.id == id)).scalar_one_or_none() or 0
 
 
@@ -104,7 +104,7 @@ def _set(
     kind: Kind,
     id: str,
     revision: int,
-    found: Found,
+    found: ReadResult,
     cause: tuple[str, str],
     then: Callable[[Connection, Result], None],
     *,
@@ -142,7 +142,7 @@ def _state(kind: Kind, id: str, item: dict[str, Any], read_at: datetime, roles: 
     return snapshot.state
 
 
-def work_due(engine: Engine, directory: Directory, stopping: Callable[[], bool]) -> int:
+def work_due(engine: Engine, workos: WorkOSClient, stopping: Callable[[], bool]) -> int:
     """Read what events asked for and is due; return how many were settled.
 
     What cannot be read now, whatever the reason, is tried again later; the others go on.
@@ -157,17 +157,17 @@ def work_due(engine: Engine, directory: Directory, stopping: Callable[[], bool])
         for read in wanted:
             if stopping():
                 break
-            settled += _settle(engine, directory, read)
+            settled += _read(engine, workos, read)
     return settled
 
 
 def _due(engine: Engine) -> Sequence[RowMapping]:
     due = select(Read.__table__).where(Read.run_id == "", Read.due_at <= db_now())
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return tx.execute(due.order_by(Read.due_at).limit(STEP)).mappings().all()
 
 
-def _settle(engine: Engine, directory: Directory, read: RowMapping) -> bool:
+def _read(engine: Engine, workos: WorkOSClient, read: RowMapping) -> bool:
     kind, id, reason = Kind(read["kind"]), read["object_id"], read["reason"]
     # Of this reason: an event may ask for another one meanwhile.
     here = (Read.run_id == "", Read.kind == kind, Read.object_id == id, Read.reason == reason)
@@ -179,13 +179,13 @@ def _settle(engine: Engine, directory: Directory, read: RowMapping) -> bool:
         if reason == PARENT_MISSING and _arrived(engine, kind, id):
             write(engine, done)
             return True
-        result = confirmed_read(engine, directory, kind, id, ("event", read["event_id"] or reason), done)
+        result = confirmed_read(engine, workos, kind, id, ("event", read["event_id"] or reason), done)
     except (JobTimeoutException, RedisError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever one object meets, the others go on
-        if isinstance(error, RefusedKeyError):
-            directory.now()  # raises too, unless it is only this kind that the key may not see
-        known = isinstance(error, UnreadableError | PayloadError | RefusedKeyError)
+        if isinstance(error, InvalidApiKeyError):
+            workos.now()  # raises too, unless it is only this kind that the key may not see
+        known = isinstance(error, WorkOSUnavailableError | PayloadError | InvalidApiKeyError)
         problem = str(error) if known else unexpected(error)
         wait = write(engine, lambda tx: _later(tx, here, problem))
         log.warning("read_failed", kind=kind, id=id, problem=problem, again_in_seconds=wait)
@@ -197,13 +197,13 @@ def _settle(engine: Engine, directory: Directory, read: RowMapping) -> bool:
 def _arrived(engine: Engine, kind: Kind, id: str) -> bool:
     table = TABLES[kind]
     settled = or_(table.deleted_by.is_(None), table.deleted_by != "resync")
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return tx.execute(select(table.id).where(table.id == id, settled)).one_or_none() is not None
 
 
 def _later(tx: Connection, here: tuple[ColumnElement[bool], ...], problem: str) -> float:
     """Count an attempt that failed and put the next one off; return by how many seconds."""
     attempts = tx.execute(select(Read.attempts).where(*here)).scalar_one_or_none() or 0
-    wait = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(attempts, 20), LONGEST_BACKOFF_SECONDS)
-    tx.execute(update(Read).where(*here).values(attempts=attempts + 1, error=problem, due_at=db_in(wait)))
+    wait = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(attempts, 20), MAX_BACKOFF_SECONDS)
+    tx.execute(update(Read).where(*here).values(attempts=attempts + 1, error=problem, due_at=db_now_plus(wait)))
     return wait

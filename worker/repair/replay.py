@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, case, func, or_, select, update
 
-from models.database import reading, turn, write
+from models.database import read_transaction, sqlite_write_lock, write
 from models.tables import Event, EventStatus, Run, RunStatus, Task
-from models.types import constant, db_now
+from models.types import db_now, inline_literal
 from worker.decision.decide import Outcome
 from worker.errors import ConfigurationError
-from worker.inbox.drain import UNFAILED, decide_events
-from worker.repair.runs import Lease, create, finish
-from worker.signals.doorbell import Doorbell
+from worker.inbox.drain import NO_ERROR, decide_events
+from worker.queue.doorbell import Doorbell
+from worker.runs import Lease, create, finish
 
 log = structlog.get_logger()
 
@@ -64,7 +64,7 @@ class Selection:
 
     def conditions(self) -> list[ColumnElement[bool]]:
         """Return the selection as conditions on the inbox. What is pending is decided soon in any case."""
-        failed = Event.status == constant(EventStatus.FAILED)
+        failed = Event.status == inline_literal(EventStatus.FAILED)
         found: list[ColumnElement[bool]] = []
         if self.ids:  # which may name dismissed ones too
             found += [Event.id.in_(self.ids), Event.status != EventStatus.PENDING]
@@ -99,7 +99,7 @@ class Plan(NamedTuple):
 def count(engine: Engine, selection: Selection) -> tuple[int, int]:
     """Return how many events a selection names, and how many of them have no payload any more."""
     counted = select(func.count(), func.count().filter(Event.body.is_(None))).where(*selection.conditions())
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         number, gone = tx.execute(counted).one()
         return number, gone
 
@@ -113,10 +113,10 @@ def plan(engine: Engine, selection: Selection) -> Plan:
     outcomes: Counter[str] = Counter()
     changes = 0
     ordered = (Event.object_id.nulls_last(), Event.id)
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         ids = list(tx.execute(select(Event.id).where(*selection.conditions()).order_by(*ordered)).scalars())
     for first in range(0, len(ids), PLAN_STEP):
-        with turn(engine), engine.connect() as tx, tx.begin() as taken_back:
+        with sqlite_write_lock(engine), engine.connect() as tx, tx.begin() as taken_back:
             decided = decide_events(tx, ids[first : first + PLAN_STEP], Event.body.is_not(None))
             taken_back.rollback()
         outcomes.update(row["outcome"] for row in decided.done)
@@ -195,7 +195,7 @@ def _step(tx: Connection, held: Lease) -> int | None:
         log.info("replayed", run=run.id, events=run.done, skipped=run.skipped)
         return None
     usable = [id for id, has_body in found if has_body]
-    fresh: dict[str, Any] = {**UNFAILED, "status": EventStatus.PENDING, "attempts": 0, "due_at": db_now()}
+    fresh: dict[str, Any] = {**NO_ERROR, "status": EventStatus.PENDING, "attempts": 0, "due_at": db_now()}
     fresh |= {"replay_id": run.id, "replays": Event.replays + 1, "dismissed_by": None, "dismissed_why": None}
     tx.execute(update(Event).where(Event.id.in_(usable)).values(fresh))
     gone = len(found) - len(usable)
@@ -208,7 +208,7 @@ def results(engine: Engine, run_id: str) -> dict[str, int]:
     """Return what has become by now of the events a run replayed: outcome, or status, to number."""
     become = case((Event.status == EventStatus.DONE, Event.outcome), else_=Event.status)
     shown = select(become, func.count()).where(Event.replay_id == run_id).group_by(become)
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return {str(word): number for word, number in tx.execute(shown)}
 
 

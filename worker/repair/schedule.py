@@ -4,15 +4,15 @@ import structlog
 from sqlalchemy import Connection, Engine, exists, select, update
 
 from models.bulk import dialect_insert
-from models.database import reading, write
+from models.database import read_transaction, write
 from models.tables import Mirror, Read, Run, RunStatus, Task, Tick
-from models.types import db_in, db_now
+from models.types import db_now, db_now_plus
 from worker.decision.handlers import SUBSCRIBED
-from worker.repair.catch_up import settle
-from worker.repair.resync import begin
-from worker.repair.runs import BusyError, create
+from worker.queue.doorbell import Doorbell
+from worker.repair.catch_up import update_complete_to
+from worker.repair.resync.resync import begin
+from worker.runs import BusyError, create
 from worker.settings import Settings
-from worker.signals.doorbell import Doorbell
 
 log = structlog.get_logger()
 
@@ -25,7 +25,7 @@ def claim(tx: Connection, name: str, every_seconds: float) -> bool:
     first = dialect_insert(tx, Tick).values(name=name, at=db_now()).on_conflict_do_nothing().returning(Tick.name)
     if tx.execute(first).one_or_none() is not None:
         return True
-    due = (Tick.name == name) & (Tick.at <= db_in(-every_seconds))
+    due = (Tick.name == name) & (Tick.at <= db_now_plus(-every_seconds))
     moved = update(Tick).where(due).values(at=db_now()).returning(Tick.name)
     return tx.execute(moved).one_or_none() is not None
 
@@ -36,7 +36,7 @@ def begin_due(tx: Connection) -> None:
     if mirror.backfill_from is None:
         return
     if mirror.last_resync_at is None:
-        failed = (Run.task == Task.RESYNC, Run.status == RunStatus.FAILED, Run.finished_at > db_in(-PAUSE))
+        failed = (Run.task == Task.RESYNC, Run.status == RunStatus.FAILED, Run.finished_at > db_now_plus(-PAUSE))
         if not tx.execute(select(exists().where(*failed))).scalar_one():
             begin_unless_busy(tx, "first start")
     elif (new := set(SUBSCRIBED).difference(mirror.event_types or ())) and begin_unless_busy(tx, "new release"):
@@ -70,7 +70,7 @@ def schedule(engine: Engine, settings: Settings) -> None:
 def _schedule(tx: Connection, task: Task, every_seconds: float) -> None:
     if task is Task.RESYNC:
         # One that an operator or the first start asked for counts too.
-        recent = select(Mirror.id).where(Mirror.last_resync_at > db_in(-every_seconds))
+        recent = select(Mirror.id).where(Mirror.last_resync_at > db_now_plus(-every_seconds))
         if tx.execute(recent).one_or_none() is None and claim(tx, task, every_seconds):
             begin(tx, "clock")
     elif claim(tx, task, every_seconds):
@@ -79,7 +79,7 @@ def _schedule(tx: Connection, task: Task, every_seconds: float) -> None:
 
 def watch(engine: Engine, bell: Doorbell) -> None:
     """Ring for runs and reads that nobody works on, and note how far the mirror is right by now."""
-    settle(engine)
+    update_complete_to(engine)
     if needs_repair(engine) and not bell.waiting():
         bell.ring()
 
@@ -88,5 +88,5 @@ def needs_repair(engine: Engine) -> bool:
     """Whether a run waits for a worker, or a read is due."""
     unheld = exists().where(Run.status == RunStatus.RUNNING, Run.leased_until.is_(None) | (Run.leased_until < db_now()))
     due = exists().where(Read.run_id == "", Read.due_at <= db_now())
-    with reading(engine) as tx:
+    with read_transaction(engine) as tx:
         return bool(tx.execute(select(unheld | due)).scalar_one())

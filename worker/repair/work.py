@@ -9,21 +9,22 @@ from redis.exceptions import RedisError
 from rq.timeouts import JobTimeoutException
 from sqlalchemy import Connection, Engine, select
 
-from models.database import can_pass, reading, write
+from models.database import is_transient, read_transaction, write
 from models.tables import Mirror, Run, RunStatus, Task
-from worker.directory.client import Directory, RefusedKeyError, UnreadableError
+from worker import runs
 from worker.errors import ConfigurationError, stack_of, unexpected
-from worker.mirror import admission
+from worker.mirror import auto_join_policy
 from worker.mirror.retention import retain
-from worker.repair import reads, runs
+from worker.queue.doorbell import Doorbell
+from worker.repair import reads
 from worker.repair.catch_up import catch_up
 from worker.repair.environment import bind
 from worker.repair.replay import replay
-from worker.repair.resync import Resync
-from worker.repair.runs import BusyError, Lease, LeaseLostError, create, finish
+from worker.repair.resync.resync import Resync
 from worker.repair.schedule import begin_due, begin_unless_busy
+from worker.runs import BusyError, Lease, LeaseLostError, create, finish
 from worker.settings import Settings
-from worker.signals.doorbell import Doorbell
+from worker.workos_api.client import InvalidApiKeyError, WorkOSClient, WorkOSUnavailableError
 
 log = structlog.get_logger()
 
@@ -34,14 +35,14 @@ class Repair:
 
     Args:
         engine: the database.
-        directory: WorkOS; None: only what does without it is done.
+        workos: WorkOS; None: only what does without it is done.
         settings: as loaded.
         bell: rung when a catch-up has filled the inbox.
         stopping: says whether to leave off.
     """
 
     engine: Engine
-    directory: Directory | None
+    workos: WorkOSClient | None
     settings: Settings
     bell: Doorbell
     stopping: Callable[[], bool] = lambda: False
@@ -54,15 +55,15 @@ class Repair:
             UnreadableError: WorkOS does not answer.
         """
         self._each(Task.RETENTION, Task.REPLAY)  # first, so that they do not wait for WorkOS
-        if self.directory is None:
+        if self.workos is None:
             return
-        bind(self.engine, self.directory, self.settings)
+        bind(self.engine, self.workos, self.settings)
         write(self.engine, begin_due)
         self._each()
-        reads.work_due(self.engine, self.directory, self.stopping)
+        reads.work_due(self.engine, self.workos, self.stopping)
 
     def _each(self, *tasks: Task) -> None:
-        for run_id in runs.free(self.engine, *tasks):
+        for run_id in runs.unheld_runs(self.engine, *tasks):
             if not self.stopping():
                 self.one(run_id)
 
@@ -79,10 +80,10 @@ class Repair:
             except LeaseLostError:
                 log.warning("lease_lost", run=run_id)
                 return False
-            except (ConfigurationError, UnreadableError, RedisError, JobTimeoutException):
+            except (ConfigurationError, WorkOSUnavailableError, RedisError, JobTimeoutException):
                 raise
             except Exception as error:
-                if can_pass(error):
+                if is_transient(error):
                     raise  # the database is away: the run goes on once it is back
                 problem = unexpected(error)
                 log.warning("run_failed", run=run_id, error=problem, stack=stack_of(error))
@@ -90,15 +91,15 @@ class Repair:
                 return True
 
     def _work(self, held: Lease) -> bool:
-        with reading(self.engine) as tx:
+        with read_transaction(self.engine) as tx:
             task = tx.execute(select(Run.task).where(Run.id == held.run_id)).scalar_one()
         if task == Task.RETENTION:
             return self._retain(held)
         if task == Task.REPLAY:
             return replay(self.engine, held, self.bell, self.settings.replay_per_second, self.stopping)
-        if self.directory is None:
+        if self.workos is None:
             return False
-        return self._catch_up(held, self.directory) if task == Task.CATCH_UP else self._resync(held, self.directory)
+        return self._catch_up(held, self.workos) if task == Task.CATCH_UP else self._resync(held, self.workos)
 
     def _retain(self, held: Lease) -> bool:
         def leaving() -> bool:
@@ -110,10 +111,10 @@ class Repair:
         self._finish(held)
         return True
 
-    def _catch_up(self, held: Lease, directory: Directory) -> bool:
+    def _catch_up(self, held: Lease, workos: WorkOSClient) -> bool:
         try:
-            report = catch_up(self.engine, directory, held, timedelta(seconds=self.settings.catch_up_lag_seconds))
-        except (UnreadableError, RefusedKeyError) as error:
+            report = catch_up(self.engine, workos, held, timedelta(seconds=self.settings.catch_up_lag_seconds))
+        except (WorkOSUnavailableError, InvalidApiKeyError) as error:
             log.warning("catch_up_failed", run=held.run_id, error=str(error))
             self._finish(held, str(error))
             return True
@@ -124,10 +125,10 @@ class Repair:
         self._finish(held)
         return True
 
-    def _resync(self, held: Lease, directory: Directory) -> bool:
-        over = Resync(self.engine, directory, held, self.stopping).work()
+    def _resync(self, held: Lease, workos: WorkOSClient) -> bool:
+        over = Resync(self.engine, workos, held, self.stopping).work()
         if over:
-            admission.take_stock(self.engine)
+            auto_join_policy.refresh_counts(self.engine)
             write(self.engine, _catch_up_if_first)
         return over
 

@@ -1,0 +1,29 @@
+"""A process that ends while a sender goes on: `python -m tests.integration.stopping_server DATABASE_URL REDIS_URL`."""
+
+import sys
+import threading
+
+from tests.integration.stories import encoded, new_users
+from tests.support import SECRET, post
+from webhooks.app import create_app
+from worker.bootstrap import build_services
+from worker.logs import configure
+from worker.settings import Settings
+
+
+def main(database_url: str, redis_url: str) -> None:
+    """Deliver events from a thread that outlives the main one; print how each is answered."""
+    configure("console")  # to stderr: stdout is for the answers
+    settings = Settings(_env_file=None, database_url=database_url, workos_webhook_secrets=SECRET)
+    endpoint = create_app(build_services(settings, redis_url, endpoint=True)).test_client()
+
+    def deliver() -> None:
+        threading.main_thread().join()
+        for event in new_users(5):
+            print(post(endpoint, encoded(event)).status_code, flush=True)
+
+    threading.Thread(target=deliver).start()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

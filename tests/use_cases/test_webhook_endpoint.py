@@ -1,0 +1,510 @@
+"""The door: what a delivery is answered, and what is kept of it."""
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from flask.testing import FlaskClient
+from freezegun import freeze_time
+from sqlalchemy import Engine
+
+from models.database import write_transaction
+from models.tables import TABLES, Event, Kind
+from tests.integration.catalog import drop_schema
+from tests.support import SECRET, accept, apply_all, event_row, made, outcomes, post, rows, sample, sign, statuses
+from tests.use_cases.test_ops import sign_in
+from webhooks.app import create_app
+from webhooks.wsgi import application
+from worker.bootstrap import ENDPOINT_CONNECTIONS, Services
+from worker.errors import ConfigurationError
+
+DOOR = "/webhooks/workos"
+READER = "reader-token-0123456789"
+OPERATOR = "ann-signs-in-with-this-token"
+WORKOS_ADDRESS = "3.217.146.166"
+NOW = 1_750_880_000.0
+NOW_AS_TEXT = datetime.fromtimestamp(NOW, UTC).isoformat()
+BODY = json.dumps(sample("organization.created")).encode()
+
+MakeWiring = Callable[..., Services]
+
+
+def test_a_new_event_is_accepted_and_one_that_is_known_is_a_duplicate(endpoint: FlaskClient, engine: Engine) -> None:
+    event = sample("user.created")
+    assert (post(endpoint, event).status_code, post(endpoint, event).get_json()) == (200, {"status": "duplicate"})
+    assert post(endpoint, made("user.created")).get_json() == {"status": "accepted"}
+    row = event_row(engine, event["id"])
+    assert (row["deliveries"], row["status"], row["source"], row["type"]) == (2, "pending", "webhook", "user.created")
+
+
+def test_the_raw_bytes_are_kept(endpoint: FlaskClient, engine: Engine) -> None:
+    body = b'{ "id":"event_raw",\n "event":"user.created", "data":{"name":"\xc3\xa9\\u00e9"}, "z":1, "a":2 }\n'
+    assert post(endpoint, body).status_code == 200
+    assert event_row(engine, "event_raw")["body"] == body
+
+
+GOOD = sign(BODY, at=NOW)
+MAC = GOOD.rpartition("v1=")[2]
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        pytest.param(None, "missing", id="no header"),
+        pytest.param("", "missing", id="empty"),
+        pytest.param("garbled", "mismatch", id="no parts"),
+        pytest.param(f"v1={MAC}", "mismatch", id="no time"),
+        pytest.param(f"t={round(NOW * 1000)}", "mismatch", id="no MAC"),
+        pytest.param(f"t={round(NOW * 1000)}, v1=", "mismatch", id="empty MAC"),
+        pytest.param(f"t={round(NOW * 1000)},v1={MAC}", "mismatch", id="no blank between the parts"),
+        pytest.param(f"{GOOD}, v1={MAC}", "mismatch", id="a part too many"),
+        pytest.param(f"t=, v1={MAC}", "mismatch", id="empty time"),
+        pytest.param(f"t=soon, v1={MAC}", "mismatch", id="time is a word"),
+        pytest.param(f"t={'9' * 400}, v1={MAC}", "mismatch", id="time is huge"),
+        pytest.param(f"t={round(NOW * 1000)}, v1={'0' * 64}", "mismatch", id="wrong MAC"),
+        pytest.param(f"t={round(NOW * 1000)}, v1=\xe9{MAC[1:]}", "mismatch", id="not ASCII"),
+        pytest.param(f"t={round(NOW * 1000) + 1}, v1={MAC}", "mismatch", id="time is not the one signed"),
+        pytest.param(sign(BODY, "another secret", NOW), "mismatch", id="another secret"),
+        pytest.param(sign(BODY, "", NOW), "mismatch", id="signed with an empty secret"),
+        pytest.param(sign(BODY + b" ", at=NOW), "mismatch", id="other bytes"),
+        pytest.param(sign(BODY, at=NOW / 1000), "time", id="seconds in place of milliseconds"),
+        pytest.param(sign(BODY, at=NOW - 181), "time", id="expired"),
+        pytest.param(sign(BODY, at=NOW + 181), "time", id="from the future"),
+    ],
+)
+def test_a_signature_that_does_not_hold_is_refused(
+    local_endpoint: FlaskClient, local_services: Services, logs: list[Any], header: str | None, reason: str
+) -> None:
+    with freeze_time(NOW_AS_TEXT):
+        answer = local_endpoint.post(DOOR, data=BODY, headers={} if header is None else {"WorkOS-Signature": header})
+    assert (answer.status_code, answer.get_json()) == (401, {"error": f"signature refused: {reason}"})
+    assert logs == [{"event": "webhook_refused", "reason": reason, "log_level": "warning"}]
+    assert rows(local_services.engine, Event) == []
+
+
+@pytest.mark.parametrize("at", [NOW - 179, NOW + 179])
+def test_a_signature_within_the_tolerance_holds(local_endpoint: FlaskClient, at: float) -> None:
+    with freeze_time(NOW_AS_TEXT):
+        assert local_endpoint.post(DOOR, data=BODY, headers={"WorkOS-Signature": sign(BODY, at=at)}).status_code == 200
+
+
+def test_the_tolerance_is_a_setting(local: MakeWiring) -> None:
+    endpoint = create_app(local(webhook_tolerance_seconds=4000)).test_client()
+    with freeze_time(NOW_AS_TEXT):
+        assert (
+            endpoint.post(DOOR, data=BODY, headers={"WorkOS-Signature": sign(BODY, at=NOW - 3600)}).status_code == 200
+        )
+        assert (
+            endpoint.post(DOOR, data=BODY, headers={"WorkOS-Signature": sign(BODY, at=NOW - 4001)}).status_code == 401
+        )
+
+
+def test_during_a_rotation_each_secret_opens_and_both_deliveries_are_one_event(
+    make_services: MakeWiring, engine: Engine
+) -> None:
+    endpoint = create_app(make_services(workos_webhook_secrets="old, new")).test_client()
+    answers = [
+        endpoint.post(DOOR, data=BODY, headers={"WorkOS-Signature": sign(BODY, secret)})
+        for secret in ("new", "old", "oldest")
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200, 401]
+    assert [row["deliveries"] for row in rows(engine, Event)] == [2]
+
+
+def test_json_printed_again_does_not_verify(local_endpoint: FlaskClient) -> None:
+    body = b'{"id":"event_1","event":"user.created","data":{}}'
+    again = json.dumps(json.loads(body)).encode()
+    assert local_endpoint.post(DOOR, data=again, headers={"WorkOS-Signature": sign(body)}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"not JSON",
+        b"[" * 100_000,
+        b"null",
+        b'["event_1"]',
+        b'"event_1"',
+        b'{"event": "user.created", "data": {}}',
+        b'{"id": "event_1", "data": {}}',
+        b'{"id": "", "event": "user.created"}',
+        b'{"id": 7, "event": "user.created"}',
+        b'{"id": null, "event": "user.created"}',
+        b'{"id": "event_1", "event": ["user.created"]}',
+        b'{"id": "event_1", "event": ""}',
+        b'{"id": "event_\\u0000", "event": "user.created"}',
+        b'{"id": "event_\\ud800", "event": "user.created"}',
+        '{"id": "event_é", "event": "user.created"}'.encode(),
+        b'{"id": "' + b"e" * 256 + b'", "event": "user.created"}',
+        b'{"id": "event_1", "event": "' + b"t" * 256 + b'"}',
+    ],
+)
+def test_what_is_no_event_is_malformed_however_well_signed(
+    local_endpoint: FlaskClient, local_services: Services, body: bytes
+) -> None:
+    answer = post(local_endpoint, body)
+    assert answer.status_code == 400
+    assert answer.get_json()["error"].startswith("the ")
+    assert rows(local_services.engine, Event) == []
+
+
+def test_signed_bytes_that_are_no_text_are_refused(local_endpoint: FlaskClient) -> None:
+    assert post(local_endpoint, b"\xff\xfe\xff").status_code == 401
+
+
+def test_an_unsigned_empty_body_is_refused_for_its_signature(local_endpoint: FlaskClient) -> None:
+    assert local_endpoint.post(DOOR).status_code == 401
+
+
+class Unread:
+    """A request body that must not be read."""
+
+    def read(self, *_: object) -> bytes:
+        raise AssertionError("the body was read")
+
+    readline = readlines = __iter__ = read
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_unread(local: MakeWiring) -> None:
+    endpoint = create_app(local(webhook_max_bytes=2048)).test_client()
+    answer = endpoint.post(DOOR, environ_overrides={"wsgi.input": Unread(), "CONTENT_LENGTH": "2049"})
+    assert (answer.status_code, answer.content_type) == (413, "application/json")
+
+
+@pytest.mark.parametrize(("size", "status"), [(2047, 200), (2048, 200), (2049, 413), (100_000, 413)])
+def test_a_body_without_length_is_read_no_further_than_the_limit(local: MakeWiring, size: int, status: int) -> None:
+    body = BODY.ljust(size)
+    stream = BytesIO(body)
+    # As gunicorn hands over a chunked body.
+    chunked = {"wsgi.input": stream, "wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
+    endpoint = create_app(local(webhook_max_bytes=2048)).test_client()
+    answer = endpoint.post(DOOR, environ_overrides=chunked, headers={"WorkOS-Signature": sign(body)})
+    assert answer.status_code == status
+    assert stream.tell() <= 2049
+
+
+def test_a_body_of_exactly_the_limit_is_taken(local: MakeWiring) -> None:
+    body = BODY.ljust(2048)
+    assert post(create_app(local(webhook_max_bytes=2048)).test_client(), body).status_code == 200
+
+
+def test_another_method_is_told_which_one_works(local_endpoint: FlaskClient) -> None:
+    answer = local_endpoint.get(DOOR)
+    assert answer.status_code == 405
+    assert "POST" in answer.headers["Allow"]
+
+
+@pytest.mark.parametrize("path", ["/", "/webhooks", "/webhooks/workos/", "/webhooks/workos/x", "/webhooks/workos/x/y"])
+def test_another_path_is_not_found(local_endpoint: FlaskClient, path: str) -> None:
+    answer = post(local_endpoint, sample("user.created"), path=path)
+    assert (answer.status_code, answer.content_type) == (404, "application/json")
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/s3cret", 200), ("", 404), ("/", 404), ("/s3cre", 404), ("/s3cretx", 404), ("/S3CRET", 404), ("/é", 404)],
+)
+def test_with_a_path_token_only_the_path_with_it_is_the_door(local: MakeWiring, path: str, status: int) -> None:
+    endpoint = create_app(local(webhook_path_token="s3cret")).test_client()
+    assert post(endpoint, sample("user.created"), path=DOOR + path).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("hops", "peer", "forwarded", "status"),
+    [
+        pytest.param(0, WORKOS_ADDRESS, None, 200, id="the address itself"),
+        pytest.param(0, "203.0.113.7", None, 403, id="a stranger"),
+        pytest.param(0, "203.0.113.7", WORKOS_ADDRESS, 403, id="a stranger who forges the header"),
+        pytest.param(0, "", None, 403, id="no address, as on a socket"),
+        pytest.param(1, "10.0.0.1", WORKOS_ADDRESS, 200, id="through the proxy"),
+        pytest.param(1, "10.0.0.1", "203.0.113.7", 403, id="a stranger through the proxy"),
+        pytest.param(1, "10.0.0.1", f"{WORKOS_ADDRESS}, 203.0.113.7", 403, id="a forged entry before the proxy's own"),
+        pytest.param(1, "10.0.0.1", f"203.0.113.7, {WORKOS_ADDRESS}", 200, id="the proxy's own entry counts"),
+        pytest.param(2, "10.0.0.1", f"{WORKOS_ADDRESS}, 10.0.0.2", 200, id="through two proxies"),
+        pytest.param(2, "10.0.0.1", WORKOS_ADDRESS, 403, id="one proxy of two"),
+        pytest.param(1, "10.0.0.1", "unknown", 403, id="no address in the header"),
+    ],
+)
+def test_only_allowed_addresses_are_heard(
+    local: MakeWiring, hops: int, peer: str, forwarded: str | None, status: int
+) -> None:
+    services = local(webhook_allowed_ips=f"{WORKOS_ADDRESS}, 198.51.100.0/24", trusted_proxy_hops=hops)
+    headers = {"WorkOS-Signature": sign(BODY)} | ({"X-Forwarded-For": forwarded} if forwarded else {})
+    answer = (
+        create_app(services)
+        .test_client()
+        .post(DOOR, data=BODY, headers=headers, environ_overrides={"REMOTE_ADDR": peer})
+    )
+    assert answer.status_code == status
+
+
+def test_without_an_allow_list_every_address_is_heard(local_endpoint: FlaskClient) -> None:
+    assert post(local_endpoint, sample("user.created")).status_code == 200
+
+
+@pytest.mark.parametrize("type", ["dsync.activated", "something.new"])
+def test_a_type_nobody_acts_on_is_kept_and_ignored(endpoint: FlaskClient, engine: Engine, type: str) -> None:
+    event = sample("dsync.activated") | {"event": type}
+    accept(endpoint, event)
+    apply_all(engine)
+    row = event_row(engine, event["id"])
+    assert (row["status"], row["outcome"], row["type"]) == ("done", "ignored", type)
+    assert all(rows(engine, table) == [] for table in TABLES.values())
+
+
+def test_data_that_cannot_be_used_is_accepted_kept_and_set_aside_with_its_field_named(
+    endpoint: FlaskClient, engine: Engine
+) -> None:
+    event = made("organization_membership.created", user_id=None)
+    accept(endpoint, event)
+    apply_all(engine)
+    row = event_row(engine, event["id"])
+    assert (row["status"], row["attempts"], row["error"]) == ("failed", 1, "data.user_id: is missing")
+    assert json.loads(row["body"]) == event
+
+
+def away(tmp_path: Path) -> dict[str, str]:
+    """Databases that cannot be written to, by what is wrong with them."""
+    corrupt = tmp_path / "corrupt.db"
+    corrupt.write_bytes(b"this is not a database, whatever its name says" * 100)
+    return {
+        "corrupt": f"sqlite:///{corrupt}",
+        "unwritable": f"sqlite:///file:{tmp_path}/none.db?mode=ro&uri=true",
+        "unmigrated": f"sqlite:///{tmp_path}/empty.db",
+        "unreachable": "postgresql://nobody@127.0.0.1:1/none",
+    }
+
+
+@pytest.mark.parametrize("how", ["corrupt", "unwritable", "unmigrated", "unreachable"])
+def test_with_the_database_away_workos_is_asked_to_send_again(
+    build_test_services: MakeWiring, tmp_path: Path, logs: list[Any], how: str
+) -> None:
+    endpoint = create_app(build_test_services(database_url=away(tmp_path)[how])).test_client()
+    logs.clear()
+    answer = post(endpoint, sample("user.created"))
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) > 0
+    assert [entry["event"] for entry in logs] == ["webhook_not_stored"]
+
+
+def test_a_process_that_starts_while_the_database_is_away_asks_workos_to_send_again(
+    set_environment: Callable[..., None], tmp_path: Path, logs_as_before: None
+) -> None:
+    set_environment(DATABASE_URL=away(tmp_path)["unreachable"], WORKOS_WEBHOOK_SECRETS=SECRET)
+    endpoint = application().test_client()
+    assert post(endpoint, sample("user.created")).status_code == 503
+    assert endpoint.get("/readyz").status_code == 503
+
+
+NO_REDIS = ["redis://127.0.0.1:1/0", "unix:///nowhere/valkey.sock"]
+
+
+@pytest.mark.parametrize("redis_away", NO_REDIS)
+def test_with_redis_away_events_are_taken_within_a_second_and_applied_later(
+    make_services: MakeWiring, engine: Engine, redis_away: str
+) -> None:
+    endpoint = create_app(make_services(redis_url=redis_away)).test_client()
+    events = [made("organization.created", id=f"org_{n}") for n in range(3)]
+    started = time.monotonic()
+    accept(endpoint, *events)
+    assert time.monotonic() - started < 1
+    apply_all(engine)
+    assert outcomes(engine, *events) == ["applied"] * 3
+
+
+def test_an_accepted_event_rings_once_for_all_that_wait(services: Services) -> None:
+    endpoint = create_app(services).test_client()
+    assert services.bell.waiting() == 0
+    accept(endpoint, made("user.created"), made("user.updated"))
+    assert services.bell.waiting() == 1
+
+
+def test_a_refused_delivery_rings_for_nobody(local_services: Services) -> None:
+    create_app(local_services).test_client().post(DOOR, data=BODY)
+    assert local_services.bell.waiting() == 0
+
+
+def test_no_log_line_holds_what_is_secret_or_personal(
+    make_services: MakeWiring, engine: Engine, logs: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    endpoint = create_app(make_services(webhook_path_token="path-token-1", redis_url=NO_REDIS[0])).test_client()
+    path = f"{DOOR}/path-token-1"
+    story = [
+        made("user.created", email="ada@private.example", first_name="Adelaide"),
+        made("user.created", id=None, email="eve@private.example"),  # cannot be parsed
+        made("user.updated", 1, email="ada@other.example", first_name="Adelaide"),
+        made("organization_domain.verified", domain="private.example"),
+    ]
+    for event in story:
+        assert post(endpoint, event, path=path).status_code == 200
+    refused = endpoint.post(path, data=BODY, headers={"WorkOS-Signature": sign(BODY, "whsec_wrong")})
+    assert refused.status_code == 401
+    assert post(endpoint, b"[]", path=path).status_code == 400
+    apply_all(engine)
+    assert statuses(engine) == {"done": 3, "failed": 1}
+    told = json.dumps(logs, default=str) + caplog.text
+    assert {"webhook_accepted", "webhook_refused", "webhook_malformed", "batch_applied", "event_failed"} <= {
+        entry["event"] for entry in logs
+    }
+    secrets = (SECRET, "path-token-1", "whsec_wrong", sign(BODY, "whsec_wrong").rpartition("v1=")[2])
+    assert [word for word in ("ada@", "eve@", "private.example", "Adelaide", "v1=", *secrets) if word in told] == []
+
+
+def test_log_lines_of_a_delivery_name_the_event_and_its_workspace(local_endpoint: FlaskClient, logs: list[Any]) -> None:
+    event = sample("organization_membership.created")
+    accept(local_endpoint, event)
+    [line] = [entry for entry in logs if entry["event"] == "webhook_accepted"]
+    about = event["id"], event["event"], event["data"]["organization_id"]
+    assert (line["event_id"], line["type"], line["organization_id"]) == about
+    assert structlog.contextvars.get_contextvars() == {}
+
+
+def test_without_a_secret_there_is_no_door(local: MakeWiring) -> None:
+    with pytest.raises(ConfigurationError, match="WORKOS_WEBHOOK_SECRETS"):
+        create_app(local(workos_webhook_secrets=""))
+
+
+def test_healthz_says_the_process_lives_even_with_everything_away(build_test_services: MakeWiring) -> None:
+    services = build_test_services(database_url="postgresql://nobody@127.0.0.1:1/none", redis_url=NO_REDIS[0])
+    assert create_app(services).test_client().get("/healthz").get_json() == {"status": "alive"}
+
+
+def test_readyz_says_what_waits(endpoint: FlaskClient) -> None:
+    accept(endpoint, made("user.created"))
+    answer = endpoint.get("/readyz")
+    assert answer.status_code == 200
+    body = answer.get_json()
+    assert body.pop("oldest_pending_seconds") >= 0
+    warnings = body.pop("warnings")
+    assert body == {"status": "ready", "pending": 1, "failed": 0, "trusted": False}
+    assert "no worker is running: start workos-sync worker" in warnings
+
+
+def test_readyz_warns_of_redis_away_and_stays_ready(local: MakeWiring) -> None:
+    answer = create_app(local(redis_url=NO_REDIS[0])).test_client().get("/readyz")
+    assert answer.status_code == 200
+    assert any("Redis does not answer" in warning for warning in answer.get_json()["warnings"])
+
+
+@pytest.mark.parametrize("how", ["corrupt", "unwritable", "unmigrated", "unreachable"])
+def test_readyz_says_no_with_the_database_away(build_test_services: MakeWiring, tmp_path: Path, how: str) -> None:
+    answer = create_app(build_test_services(database_url=away(tmp_path)[how])).test_client().get("/readyz")
+    assert (answer.status_code, answer.get_json()["status"]) == (503, "not ready")
+
+
+def test_readyz_stays_ready_though_its_warnings_cannot_be_had(endpoint: FlaskClient, engine: Engine) -> None:
+    with write_transaction(engine) as tx:
+        tx.exec_driver_sql("DROP TABLE hook_deliveries")
+    answer = endpoint.get("/readyz")
+    assert (answer.status_code, answer.get_json()) == (200, {"status": "ready", "warnings": None})
+
+
+def test_readyz_says_no_with_migrations_missing(endpoint: FlaskClient, engine: Engine) -> None:
+    drop_schema(engine)
+    answer = endpoint.get("/readyz")
+    assert answer.status_code == 503
+    assert "not migrated" in answer.get_json()["reason"]
+
+
+def test_a_delivery_that_was_stored_before_the_worker_stopped_is_applied_by_the_next_one(
+    endpoint: FlaskClient, engine: Engine
+) -> None:
+    event = made("organization.created")
+    accept(endpoint, event)
+    assert rows(engine, TABLES[Kind.ORGANIZATION]) == []
+    apply_all(engine)
+    assert outcomes(engine, event) == ["applied"]
+
+
+BROKEN_DOOR = """
+import sys
+from dataclasses import replace
+from tests.support import SECRET, made, post
+from webhooks.app import create_app
+from webhooks.wsgi import application
+from worker.logs import configure
+from worker.settings import Settings
+from worker.bootstrap import wire
+
+configure(sys.argv[1])
+settings = Settings(_env_file=None, database_url="sqlite://", workos_webhook_secrets=SECRET)
+parts = wire(settings, "unix:///nowhere")
+broken = create_app(replace(parts, inbox_engine=None)).test_client()
+sys.exit(post(broken, made("user.created", email="ann@hidden.example")).status_code != 500)
+"""
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_an_unexpected_error_prints_no_secret_and_no_payload(log_format: str) -> None:
+    # In a process of its own: logging is configured once in each.
+    ended = subprocess.run([sys.executable, "-c", BROKEN_DOOR, log_format], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "AttributeError" in ended.stderr
+    assert SECRET not in ended.stderr and "ann@hidden" not in ended.stderr and "v1=" not in ended.stderr
+
+
+def test_a_database_that_is_read_only_is_not_ready(
+    build_test_services: Callable[..., Services], make_database: Callable[[str], str]
+) -> None:
+    read_only = make_database("postgresql") + "&options=-c%20default_transaction_read_only=on"
+    endpoint = create_app(build_test_services(database_url=read_only)).test_client()
+    answer = endpoint.get("/readyz")
+    assert (answer.status_code, answer.get_json()["status"]) == (503, "not ready")
+    answer = post(endpoint, made("user.created"))
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+
+
+def test_readers_that_hold_every_connection_get_503_and_deliveries_are_taken(
+    build_test_services: MakeWiring, make_database: Callable[[str], str], logs: list[Any]
+) -> None:
+    services = build_test_services(
+        database_url=make_database("postgresql"), api_tokens=READER, ops_tokens=f"ann:{OPERATOR}"
+    )
+    endpoint = create_app(services).test_client()
+    sign_in(endpoint, OPERATOR)
+    with ExitStack() as held:
+        for _ in range(ENDPOINT_CONNECTIONS):
+            held.enter_context(services.engine.connect())
+        assert post(endpoint, made("user.created")).status_code == 200
+        answer = endpoint.get("/readyz")
+        assert (answer.status_code, answer.get_json()) == (200, {"status": "ready", "warnings": None})
+        logs.clear()
+        bearer = {"Authorization": f"Bearer {READER}"}
+        answers = [
+            endpoint.get(path, headers=bearer) for path in ("/ops/", "/api/v1/members", "/api/v1/snapshot", "/metrics")
+        ]
+    assert [answer.status_code for answer in answers] == [503] * 4
+    assert [answer.headers.get("Retry-After") for answer in answers[1:]] == ["5"] * 3
+    assert [(line["event"], line["error"]) for line in logs] == [("database_away", "TimeoutError")] * 4
+    assert endpoint.get("/api/v1/members", headers=bearer).status_code == 200
+
+
+@pytest.mark.parametrize("failing", ["/webhooks/workos/path-token-1", "/ops/sign-in"])
+def test_an_unexpected_error_is_logged_without_the_path_and_its_message(
+    local: MakeWiring, caplog: pytest.LogCaptureFixture, logs: list[Any], failing: str
+) -> None:
+    app = create_app(local(webhook_path_token="path-token-1", ops_tokens=f"ann:{OPERATOR}"))
+
+    @app.before_request
+    def fail() -> None:
+        raise KeyError("ann@acme.example")
+
+    logs.clear()
+    assert app.test_client().get(failing).status_code == 500
+    [line] = logs
+    assert (line["event"], line["error"]) == ("request_failed", "KeyError")
+    assert any("test_door.py" in place for place in line["places"])
+    told = json.dumps(line, default=str) + caplog.text
+    assert "ann@" not in told and "path-token" not in told

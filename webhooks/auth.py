@@ -1,0 +1,15 @@
+"""Named tokens: who is it that asks? Compared in constant time."""
+
+import hmac
+from collections.abc import Mapping
+
+from pydantic import SecretStr
+
+
+def token_name(token: str, known: Mapping[str, SecretStr]) -> str | None:
+    """Return the name of a token; None if nobody has it. Takes as long whichever it is, or none."""
+    found = None
+    for name, secret in known.items():
+        if hmac.compare_digest(token.encode("utf-8", "replace"), secret.get_secret_value().encode()):
+            found = name
+    return found

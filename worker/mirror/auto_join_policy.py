@@ -1,0 +1,256 @@
+"""Who may join by domain, as settings and operators decide it: the mode, a workspace's switch, a person's block."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection, Engine, and_, delete, exists, func, insert, or_, select, update
+
+from models.bulk import dialect_insert
+from models.database import CHANGES_LOCK, advisory_lock, read_transaction, write
+from models.tables import (
+    JOIN,
+    WORKSPACE_SETTINGS,
+    Domain,
+    Join,
+    JoinState,
+    Membership,
+    Mirror,
+    Organization,
+    UnblockedMembership,
+    User,
+    WorkspaceSettings,
+)
+from models.types import db_now
+from models.views import auto_join_blocks, auto_join_domains, workspace_members
+from worker.errors import ConfigurationError
+from worker.mirror.apply import append_changes, note_changes
+from worker.mirror.auto_join import add_joins, recheck, search
+from worker.mirror.identity import same_person
+
+log = structlog.get_logger()
+
+STEP = 500
+"""Domains whose state is worked out anew in one transaction."""
+SHUT = (JoinState.BLOCKED, JoinState.UNDONE)
+
+
+def adopt(engine: Engine, mode: str, *, existing: bool, legacy: bool) -> None:
+    """Put the settings in force for every writer, and work out anew the states that they change.
+
+    Goes on where an earlier call was interrupted. Each state that changes leaves a row of `changes`, cause `settings`.
+
+    Args:
+        engine: the database.
+        mode: `off`, `mirror` or `provision`.
+        existing: whether those who signed up before a domain was verified join too.
+        legacy: whether `legacy_verified` counts as verified.
+    """
+    write(
+        engine, lambda tx: _publish(tx, {"auto_join": mode, "auto_join_existing": existing, "legacy_verified": legacy})
+    )
+    while write(engine, _recheck_step):
+        pass
+
+
+def _publish(tx: Connection, wanted: dict[str, Any]) -> None:
+    current = tx.execute(select(Mirror.__table__).with_for_update()).mappings().one()
+    if changed := {name: value for name, value in wanted.items() if current[name] != value}:
+        log.info("auto_join_settings", **wanted)
+        tx.execute(update(Mirror).values(changed | ({"recheck_after": ""} if "legacy_verified" in changed else {})))
+
+
+def _recheck_step(tx: Connection) -> bool:
+    after = tx.execute(select(Mirror.recheck_after).with_for_update()).scalar_one()
+    if after is None:
+        return False
+    ids = list(tx.execute(select(Domain.id).where(Domain.id > after).order_by(Domain.id).limit(STEP)).scalars())
+    tx.execute(update(Mirror).values(recheck_after=ids[-1] if ids else None))
+    advisory_lock(tx, CHANGES_LOCK)
+    append_changes(tx, recheck(tx, ids, ("settings", "AUTO_JOIN")))
+    return bool(ids)
+
+
+def set_workspace(
+    engine: Engine,
+    organization_id: str,
+    who: str,
+    why: str,
+    *,
+    auto_join: bool | None = None,
+    default_role: str | None = None,
+) -> dict[str, Any]:
+    """Change a workspace's own settings; None leaves one as it is. Returns them.
+
+    Args:
+        engine: the database.
+        organization_id: the workspace.
+        who: the operator.
+        why: their reason.
+        auto_join: whether people join by domain.
+        default_role: the local role of those who do.
+
+    Raises:
+        ConfigurationError: there is no such workspace, or nothing is asked for.
+    """
+    given = {"auto_join": auto_join, "default_role": default_role}
+    wanted = {name: value for name, value in given.items() if value is not None}
+    if not wanted:
+        raise ConfigurationError("say what to change: the switch, the default role, or both")
+    return write(engine, lambda tx: _set_workspace(tx, organization_id, who, why, wanted))
+
+
+def _set_workspace(tx: Connection, organization_id: str, who: str, why: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    if tx.execute(select(Organization.id).where(Organization.id == organization_id)).one_or_none() is None:
+        raise ConfigurationError(f"the mirror knows no workspace {organization_id}")
+    mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()  # one operator at a time
+    before = workspace_settings(tx, organization_id)
+    after = before | wanted
+    row = {"organization_id": organization_id, **after, "who": who, "why": why}
+    own = select(WorkspaceSettings.why).where(WorkspaceSettings.organization_id == organization_id)
+    before_why = tx.execute(own).scalar_one_or_none()
+    tx.execute(delete(WorkspaceSettings).where(WorkspaceSettings.organization_id == organization_id))
+    tx.execute(insert(WorkspaceSettings).values(row))
+    if after["auto_join"] and not before["auto_join"] and mirror.auto_join == "provision" and mirror.auto_join_existing:
+        search(tx, organization_id, ("operator", who))
+    changed = before | {"why": before_why}, after | {"why": why}
+    if changed[0] != changed[1]:
+        note_changes(tx, [_change_row(WORKSPACE_SETTINGS, organization_id, organization_id, *changed, who)])
+    return after
+
+
+def workspace_settings(tx: Connection, organization_id: str) -> dict[str, Any]:
+    """Return a workspace's own settings: whether people join by domain, and with which local role."""
+    own = select(WorkspaceSettings.auto_join, WorkspaceSettings.default_role)
+    row = tx.execute(own.where(WorkspaceSettings.organization_id == organization_id)).one_or_none()
+    return {
+        "auto_join": row is None or row.auto_join is not False,
+        "default_role": (row.default_role if row else None) or "member",
+    }
+
+
+def unblock(engine: Engine, organization_id: str, user_id: str, who: str, why: str) -> list[str]:
+    """Let someone join by domain again who was removed, deactivated, invited or blocked; return what was lifted.
+
+    Whatever kept out someone with the same address is lifted too.
+    In mode `provision` they are made a member if their address still makes them one. A later removal blocks anew.
+
+    Raises:
+        ConfigurationError: nothing keeps them out.
+    """
+    return write(engine, lambda tx: _unblock(tx, organization_id, user_id, who, why))
+
+
+def _unblock(tx: Connection, organization_id: str, user_id: str, who: str, why: str) -> list[str]:
+    provisions = tx.execute(select(Mirror.auto_join).with_for_update()).scalar_one() == "provision"
+    view = auto_join_blocks.c
+    here = (view.organization_id == organization_id, view.user_id == user_id)
+    reasons = sorted(set(tx.execute(select(view.reason).where(*here)).scalars()))
+    if not reasons:
+        raise ConfigurationError(f"nothing keeps {user_id} from joining {organization_id} by domain")
+    # The block may be that of another user id with the same address.
+    people = same_person(tx, user_id)
+    inactive = or_(Membership.deleted_by.is_not(None), Membership.status.is_(None), Membership.status != "active")
+    mine = (Membership.organization_id == organization_id, Membership.user_id.in_(people), inactive)
+    for id in tx.execute(select(Membership.id).where(*mine)).scalars().all():
+        tx.execute(
+            dialect_insert(tx, UnblockedMembership).values(membership_id=id, who=who, why=why).on_conflict_do_nothing()
+        )
+    theirs = or_(Join.user_id == user_id, and_(Join.user_id.in_(people), Join.state.in_(SHUT)))
+    tx.execute(delete(Join).where(Join.organization_id == organization_id, theirs))
+    if provisions:
+        add_joins(tx, User.id == user_id, ("operator", who))
+    before, after = {"state": "blocked", "reasons": reasons}, {"state": "lifted", "why": why}
+    note_changes(tx, [_change_row(JOIN, user_id, organization_id, before, after, who)])
+    return reasons
+
+
+def block(engine: Engine, organization_id: str, user_id: str, who: str, why: str) -> None:
+    """Keep someone from joining a workspace by domain until it is lifted; a membership they have stays.
+
+    Raises:
+        ConfigurationError: the mirror knows no such workspace or person.
+    """
+    write(engine, lambda tx: _block(tx, organization_id, user_id, who, why))
+
+
+def _block(tx: Connection, organization_id: str, user_id: str, who: str, why: str) -> None:
+    for table, id, what in ((Organization, organization_id, "workspace"), (User, user_id, "person")):
+        if tx.execute(select(table.id).where(table.id == id)).one_or_none() is None:
+            raise ConfigurationError(f"the mirror knows no {what} {id}")
+    values = {"state": JoinState.BLOCKED, "reason": f"by {who}: {why}", "cause": "operator", "cause_id": who}
+    row = dialect_insert(tx, Join).values(
+        organization_id=organization_id, user_id=user_id, settled_at=db_now(), **values
+    )
+    key = [Join.organization_id, Join.user_id]
+    tx.execute(row.on_conflict_do_update(index_elements=key, set_=values | {"settled_at": db_now()}))
+    note_changes(tx, [_change_row(JOIN, user_id, organization_id, None, {"state": "blocked", "why": why}, who)])
+
+
+def _change_row(kind: str, id: str, organization_id: str, before: Any, after: Any, who: str) -> dict[str, Any]:
+    row = {"kind": kind, "object_id": id, "organization_id": organization_id, "before": before, "after": after}
+    return {**row, "cause": "operator", "cause_id": who}
+
+
+def missing_members(engine: Engine, limit: int, organization_id: str | None = None) -> list[dict[str, Any]]:
+    """Return people who should be in a workspace by their domain and are not, though nothing keeps them out."""
+    query = _missing()
+    if organization_id is not None:
+        query = query.where(auto_join_domains.c.organization_id == organization_id)
+    with read_transaction(engine) as tx:
+        return [dict(row) for row in tx.execute(query.order_by(User.email_domain, User.id).limit(limit)).mappings()]
+
+
+def _missing() -> Any:
+    domain, member, block = auto_join_domains.c, workspace_members.c, auto_join_blocks.c
+    inside = exists().where(member.organization_id == domain.organization_id, member.user_id == User.id)
+    kept_out = exists().where(block.organization_id == domain.organization_id, block.user_id == User.id)
+    return (
+        select(User.id.label("user_id"), User.email, domain.domain, domain.organization_id, domain.default_role)
+        .join(domain.domain.table, domain.domain == User.email_domain)
+        .where(User.deleted_by.is_(None), User.email_verified.is_(True), ~inside, ~kept_out)
+    )
+
+
+def without_admin(engine: Engine, limit: int | None = None) -> list[dict[str, Any]]:
+    """Return the workspaces that have members and no admin."""
+    with read_transaction(engine) as tx:
+        return [dict(row) for row in tx.execute(_without_admin().limit(limit)).mappings()]
+
+
+def _without_admin() -> Any:
+    member = workspace_members.c
+    admins = func.count().filter(member.role == "admin")
+    shown = (member.organization_id, member.workspace_name)
+    return select(*shown, func.count().label("members")).group_by(*shown).having(admins == 0).order_by(*shown)
+
+
+def refresh_counts(engine: Engine) -> None:
+    """Count who is missing and which workspaces have no admin: too long a look for every scrape of the metrics."""
+    with read_transaction(engine) as tx:
+        counts = [
+            tx.execute(select(func.count()).select_from(query.subquery())).scalar_one()
+            for query in (_missing(), _without_admin())
+        ]
+    write(engine, lambda tx: _note_stock(tx, counts))
+
+
+def _note_stock(tx: Connection, counts: Sequence[int]) -> None:
+    tx.execute(update(Mirror).values(missing_joins=counts[0], without_admin=counts[1]))
+
+
+def joins(
+    engine: Engine,
+    *,
+    state: str | None = None,
+    organization_id: str | None = None,
+    limit: int = 50,
+) -> list[dict[str, Any]]:
+    """Return the joins that match the filters given, newest first, with the person's e-mail address."""
+    query = select(Join.__table__, User.email).outerjoin(User, User.id == Join.user_id)
+    for column, value in ((Join.state, state), (Join.organization_id, organization_id)):
+        if value is not None:
+            query = query.where(column == value)
+    with read_transaction(engine) as tx:
+        newest = query.order_by(Join.created_at.desc(), Join.organization_id, Join.user_id).limit(limit)
+        return [dict(row) for row in tx.execute(newest).mappings()]

@@ -1,0 +1,1 @@
+"""Full resyncs: list what WorkOS has, repair the mirror, confirm every deletion."""

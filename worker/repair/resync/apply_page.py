@@ -1,0 +1,154 @@
+"""Pages of a resync's listings into the mirror: what a listing may settle, and reads for what it may not."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import structlog
+from sqlalchemy import Connection, select
+
+from models.bulk import insert_new
+from models.database import is_transient
+from models.tables import Kind, Mirror, Seen
+from worker.decision.decide import Finding, State, compare_listed, completed, is_newer
+from worker.decision.handlers import RoleMap, read_object
+from worker.decision.payload import Snapshot, is_id
+from worker.errors import PayloadError, unexpected
+from worker.mirror.apply import change, lock_rows, note_changes, save_rows, stored_rows
+from worker.mirror.read_requests import request_reads
+from worker.repair.resync import drift, listings
+from worker.repair.resync.listings import Key, Name
+from worker.runs import Lease
+from worker.workos_api.client import Page
+
+log = structlog.get_logger()
+
+CAUSE = "resync"
+
+
+class ListedPage(NamedTuple):
+    """A page of a listing, which began at a time of the database's clock."""
+
+    key: Key
+    page: Page
+    began: datetime
+
+
+def apply_pages(tx: Connection, held: Lease, pages: Sequence[ListedPage], *, dry_run: bool) -> None:
+    """Use pages: repair what a listing may settle, ask for reads of what it may not, note how far they got.
+
+    Raises:
+        LeaseLostError: another worker has the run now.
+    """
+    held.check(tx)
+    run_id = held.run_id
+    roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
+    read = [(listed, *_read_page(listed.key, listed.page, roles)) for listed in pages]
+    changes: list[dict[str, Any]] = []
+    odd = [row for _, _, rows in read for row in rows]
+    refused: set[tuple[Kind, str]] = set()
+    for kind in Kind:
+        if states := {item.id: item.state for _, items, _ in read for item in items if item.kind is kind}:
+            made, failures = _merge_or_report(tx, run_id, kind, states, dry_run=dry_run)
+            changes += made
+            odd += failures
+            refused |= {(kind, row["object_id"]) for row in failures}
+    for (key, page, began), items, rows in read:
+        if number := len(rows) + sum((item.kind, item.id) in refused for item in items):
+            log.warning("odd_items", run=run_id, listing=key.name, number=number)
+        listings.record_page(tx, run_id, key, page.after, began, odd=number > 0)
+        if key.name is Name.ORGANIZATIONS:
+            listings.add(tx, run_id, Name.MEMBERSHIPS, [item.id for item in items if item.kind is Kind.ORGANIZATION])
+    drift.record(tx, run_id, odd)
+    note_changes(tx, changes)
+
+
+def _merge_or_report(
+    tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *, dry_run: bool
+) -> tuple[list[dict[str, Any]], list[drift.Row]]:
+    """Merge objects together, or each by itself if one of them fails.
+
+    Returns:
+        Rows for `changes`, and a row of drift for each object that fails even by itself.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: the database's moment is bad.
+    """
+    try:
+        with tx.begin_nested():
+            return _merge(tx, run_id, kind, listed, dry_run=dry_run), []
+    except Exception as error:
+        if is_transient(error):
+            raise
+        if len(listed) == 1:
+            (id,) = listed
+            return [], [drift.invalid(kind, id, unexpected(error))]
+    alone = [_merge_or_report(tx, run_id, kind, {id: listed[id]}, dry_run=dry_run) for id in sorted(listed)]
+    return [row for changes, _ in alone for row in changes], [row for _, odd in alone for row in odd]
+
+
+def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *, dry_run: bool) -> list[dict[str, Any]]:
+    ids = sorted(listed)
+    insert_new(tx, Seen, [{"run_id": run_id, "kind": kind, "object_id": id} for id in ids])
+    stored = stored_rows(tx, kind, ids) if dry_run else lock_rows(tx, kind, ids)
+    findings = {id: compare_listed(stored.get(id), listed[id]) for id in ids}
+    request_reads(tx, kind, [id for id, finding in findings.items() if finding is None], "differs", run_id)
+    settled = {id: f for id, f in findings.items() if f not in (None, Finding.NONE)}
+    kept = {id: completed(stored.get(id), listed[id]) for id in settled}
+    action = "reported" if dry_run else "repaired"
+    different = [drift.difference(kind, id, f, stored.get(id), kept[id], action) for id, f in settled.items()]
+    drift.record(tx, run_id, different)
+    if dry_run:
+        return []
+    # The same content at a higher version: else an event between the two would win.
+    same = {id: completed(stored[id], listed[id]) for id in ids if findings[id] is Finding.NONE}
+    raised = {id: state for id, state in same.items() if is_newer(stored[id], state)}
+    save_rows(tx, kind, kept | raised)
+    return [change(kind, id, stored[id], state, CAUSE, run_id) for id, state in kept.items()]
+
+
+def _read_page(key: Key, page: Page, roles: RoleMap) -> tuple[list[Snapshot], list[drift.Row]]:
+    """Return the objects of a page that can be used, and a row of drift for each that cannot."""
+    snapshots: list[Snapshot] = []
+    odd: list[drift.Row] = []
+    for place, (kind, item) in enumerate(_objects(key, page.items)):
+        id = _id_of(item) or f"without id: {place} of {'/'.join(filter(None, (*key, page.after)))}"
+        try:
+            snapshots.append(read_object(kind, item, page.read_at, roles))
+        except PayloadError as error:
+            odd.append(drift.invalid(kind, id, error.field))
+        except Exception as error:  # noqa: BLE001 - one item must not fail its page
+            odd.append(drift.invalid(kind, id, unexpected(error)))
+        if kind is Kind.ORGANIZATION and isinstance(item, dict) and not isinstance(item.get("domains"), list):
+            odd.append(drift.invalid(kind, id, "organization.domains"))
+    return snapshots, odd
+
+
+def _id_of(item: Any) -> str | None:
+    id = item.get("id") if isinstance(item, dict) else None
+    return id if isinstance(id, str) and is_id(id) else None
+
+
+_KINDS = {
+    Name.USERS: Kind.USER,
+    Name.MEMBERSHIPS: Kind.MEMBERSHIP,
+    Name.CONNECTIONS: Kind.CONNECTION,
+    Name.ROLES: Kind.ROLE,
+}
+
+
+def _objects(key: Key, items: list[Any]) -> Iterator[tuple[Kind, Any]]:
+    for item in items:
+        match key.name:
+            case Name.ORGANIZATIONS | Name.ORGANIZATION:
+                yield Kind.ORGANIZATION, item
+                domains = item.get("domains") if isinstance(item, dict) else None
+                for domain in domains if isinstance(domains, list) else ():
+                    yield Kind.DOMAIN, domain
+            case Name.ORGANIZATION_ROLES:
+                # The environment's are listed among them.
+                type = item.get("type") if isinstance(item, dict) else None
+                if type != "EnvironmentRole":
+                    yield Kind.ROLE, {**item, "organization_id": key.parent} if type == "OrganizationRole" else None
+            case name:
+                yield _KINDS[name], item

@@ -1,0 +1,312 @@
+"""doctor: looks at everything an installation needs, one line each, with the remedy where something is wrong."""
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from redis import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import Engine, select
+from sqlalchemy.exc import DBAPIError
+
+from models.database import read_transaction
+from models.revisions import current_revision, newest_revision, outdated
+from models.types import db_now
+from worker.decision.handlers import SUBSCRIBED
+from worker.errors import ConfigurationError
+from worker.metrics import noted
+from worker.queue.doorbell import DRAIN, LISTEN_SECONDS, Doorbell
+from worker.redis_client import require_writable, what_is_wrong
+from worker.repair.environment import require_same_environment
+from worker.reports.health import Health, Problem, check_health
+from worker.settings import Settings
+from worker.workos_api.client import InvalidApiKeyError, WorkOSClient, WorkOSUnavailableError
+
+WEBHOOK_PATH = "/webhooks/workos"
+DAY_SECONDS = 24 * 3600.0
+SKEW_SECONDS = 5.0
+SHORT_TOKEN = 20
+MAX_ENDPOINT_PAGES = 20
+"""Pages of WorkOS's list of endpoints."""
+
+
+class Level(StrEnum):
+    """How a check came out."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILURE = "failure"
+
+
+class Check(NamedTuple):
+    """One line of the doctor's: what it looked at, how it is, what it saw, and what to do."""
+
+    name: str
+    level: Level
+    saw: str
+    remedy: str = ""
+
+
+def ok(name: str, saw: str) -> Check:
+    """Return that all is well."""
+    return Check(name, Level.OK, saw)
+
+
+def warning(name: str, saw: str, remedy: str) -> Check:
+    """Return that something could be better."""
+    return Check(name, Level.WARNING, saw, remedy)
+
+
+def failure(name: str, saw: str, remedy: str) -> Check:
+    """Return that something is wrong."""
+    return Check(name, Level.FAILURE, saw, remedy)
+
+
+def run_checks(
+    engine: Engine, redis: Redis, settings: Settings, connect: Callable[[], WorkOSClient] | None
+) -> Iterator[Check]:
+    """Yield all checks, as they are made; the mirror is not changed.
+
+    Args:
+        engine: the database.
+        redis: with a short time-out.
+        settings: as loaded.
+        connect: opens WorkOS; None without a key.
+    """
+    database = list(_database(engine))
+    yield from database
+    yield from _redis(redis)
+    yield from _secrets(settings)
+    yield from _tokens(settings)
+    stands = all(check.level is not Level.FAILURE for check in database)
+    yield from _workos(engine, settings, connect if stands else None)
+    yield from _refused(redis)
+    if stands:
+        health = check_health(engine, redis, settings)
+        yield from _work(health)
+        if health.lanes[0].workers:
+            yield from _doorbell(redis)
+
+
+def _database(engine: Engine) -> Iterator[Check]:
+    shown = engine.url.render_as_string(hide_password=True)
+    try:
+        with read_transaction(engine) as tx:
+            now: datetime = tx.execute(select(db_now())).scalar_one()
+        old, revision = outdated(engine), current_revision(engine)
+    except DBAPIError as error:
+        yield failure("database", f"{shown}: {type(error.orig).__name__}", "start it, or set DATABASE_URL")
+        return
+    if engine.dialect.name == "sqlite":
+        yield warning("database", shown, "SQLite is for trying it out; in production set DATABASE_URL to PostgreSQL")
+    else:
+        yield ok("database", shown)
+    if old:
+        yield failure("migrations", f"at revision {revision or 'none'}", "run: workos-sync migrate")
+        return
+    yield ok("migrations", f"at revision {revision}; this code needs {newest_revision()}")
+    yield _skew("clock of the database", now)
+
+
+def _skew(name: str, there: datetime) -> Check:
+    """Compare a clock with this machine's: signatures are judged by the latter."""
+    skew = abs((datetime.now(UTC) - there).total_seconds())
+    if skew > SKEW_SECONDS:
+        return failure(name, f"differs from this machine's by {skew:.0f} s", "run NTP on both machines")
+    return ok(name, f"within {SKEW_SECONDS:.0f} s of this machine's")
+
+
+def _redis(redis: Redis) -> Iterator[Check]:
+    try:
+        require_writable(redis)
+        server: dict[str, Any] = redis.info("server")
+        settings: dict[str | None, str | None] = redis.config_get("appendonly", "save", "maxmemory-policy")
+    except RedisError as error:
+        yield failure("redis", *what_is_wrong(error))
+        return
+    version = server.get("valkey_version") or server.get("redis_version") or "?"
+    yield ok("redis", f"{'Valkey' if 'valkey_version' in server else 'Redis'} {version}")
+    if settings.get("appendonly") == "yes" or settings.get("save"):
+        yield ok("redis persistence", "on")
+    else:
+        yield warning("redis persistence", "off: a restart forgets jobs; the sweep finds them", "set appendonly yes")
+    policy = settings.get("maxmemory-policy") or "?"
+    if policy == "noeviction":
+        yield ok("redis eviction", policy)
+    else:
+        yield failure("redis eviction", f"{policy}: jobs may vanish", "set maxmemory-policy noeviction")
+
+
+def _secrets(settings: Settings) -> Iterator[Check]:
+    number = len(settings.workos_webhook_secrets)
+    if number:
+        yield ok("webhook secret", "one" if number == 1 else f"{number}, as during a rotation")
+    else:
+        remedy = "set WORKOS_WEBHOOK_SECRETS; workos-sync register URL prints one"
+        yield failure("webhook secret", "not set: no delivery can be verified", remedy)
+
+
+def _tokens(settings: Settings) -> Iterator[Check]:
+    for name, tokens, off in (
+        ("OPS_TOKENS", settings.ops_tokens, "the pages under /ops are off"),
+        ("API_TOKENS", settings.api_tokens, "the API under /api/v1 is off"),
+    ):
+        short = [who for who, token in tokens.items() if len(token.get_secret_value()) < SHORT_TOKEN]
+        if not tokens:
+            yield warning(name, f"not set: {off}", f"set {name} to name:token, such as: openssl rand -hex 24")
+        elif short:
+            yield warning(name, f"short: {', '.join(short)}", "use at least 20 characters: openssl rand -hex 24")
+        else:
+            yield ok(name, ", ".join(tokens))
+
+
+def _workos(engine: Engine, settings: Settings, connect: Callable[[], WorkOSClient] | None) -> Iterator[Check]:
+    if not settings.repairs:
+        remedy = "set WORKOS_API_KEY and WORKOS_CLIENT_ID"
+        yield failure("WorkOS key", "not set: nothing repairs what webhooks miss", remedy)
+        return
+    if connect is None:
+        yield warning("WorkOS key", "not tried", "mend the database first")
+        return
+    workos = connect()
+    try:
+        now = workos.now()
+        yield ok("WorkOS key", "WorkOS takes it")
+        require_same_environment(engine, workos, settings)
+        yield ok("WorkOS environment", f"{settings.workos_client_id}, as this database")
+        yield _skew("clock of WorkOS", now)
+        yield from _endpoints(workos, settings)
+    except InvalidApiKeyError as error:
+        yield failure("WorkOS key", str(error), "set WORKOS_API_KEY to a living key of this environment")
+    except ConfigurationError as error:
+        yield failure("WorkOS environment", str(error), "set the key and client id of the environment it mirrors")
+    except (WorkOSUnavailableError, RedisError) as error:
+        yield failure("WorkOS", f"does not answer: {error}", "check the network and WORKOS_BASE_URL")
+    finally:
+        workos.close()
+
+
+def _endpoints(workos: WorkOSClient, settings: Settings) -> Iterator[Check]:
+    name = "webhook endpoint"
+    token = settings.webhook_path_token
+    path = f"{WEBHOOK_PATH}/{token.get_secret_value()}" if token else WEBHOOK_PATH
+    ours = [row for row in list_endpoints(workos) if urlsplit(str(row.get("endpoint_url"))).path == path]
+    if not ours:
+        shown = f"{WEBHOOK_PATH}/<WEBHOOK_PATH_TOKEN>" if token else WEBHOOK_PATH
+        yield failure(name, f"none ends in {shown}", f"run: workos-sync register https://YOUR-HOST{shown}")
+        return
+    living = [row for row in ours if row.get("status") == "enabled"]
+    if not living:
+        yield failure(name, "disabled: WorkOS sends nothing", "run: workos-sync register with its URL")
+    for row in living:
+        missing, extra = compare_event_types(row)
+        where = urlsplit(str(row["endpoint_url"])).netloc
+        if missing:
+            saw = f"{where} does not get {', '.join(missing)}"
+            yield failure(name, saw, "run: workos-sync register with its URL")
+        elif extra:
+            saw = f"{where} gets types that nothing needs: {', '.join(extra)}"
+            yield warning(name, saw, "run: workos-sync register with its URL")
+        else:
+            yield ok(name, f"{where}, enabled, with exactly the needed {len(SUBSCRIBED)} types")
+
+
+def list_endpoints(workos: WorkOSClient) -> list[dict[str, Any]]:
+    """Return the webhook endpoints of the environment."""
+    found: list[dict[str, Any]] = []
+    after: str | None = None
+    for _ in range(MAX_ENDPOINT_PAGES):
+        page = workos.webhook_endpoints(after)
+        found += [row for row in page.items if isinstance(row, dict)]
+        if (after := page.after) is None:
+            break
+    return found
+
+
+def compare_event_types(endpoint: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Return the event types that an endpoint should get and does not, and those that it gets for nothing.
+
+    One that names none gets all of them (WorkOS's emulator; whether the service does is open).
+    """
+    wanted = set(endpoint.get("events") or ())
+    if not wanted:
+        return [], ["all others"]
+    return sorted(set(SUBSCRIBED) - wanted), sorted(wanted - set(SUBSCRIBED))
+
+
+def _refused(redis: Redis) -> Iterator[Check]:
+    name = "deliveries refused for their time"
+    try:
+        times = {key.labels: at for key, at in noted(redis).items() if key.name == "refused"}
+    except RedisError:
+        return  # said already
+    last = times.get(("time",))
+    if last is not None and time.time() - last < DAY_SECONDS:
+        when = datetime.fromtimestamp(last, UTC)
+        remedy = "check this machine's clock; repeats after an outage pass with a larger WEBHOOK_TOLERANCE_SECONDS, or"
+        yield failure(name, f"the last at {when:%Y-%m-%d %H:%M:%S} UTC", f"{remedy} come by catch-up")
+    else:
+        yield ok(name, "none in the last day")
+
+
+def _doorbell(redis: Redis) -> Iterator[Check]:
+    """Ring and listen: workers may be registered here and listen at another Redis, or hang."""
+    name = "doorbell"
+    try:
+        seconds = Doorbell(redis, DRAIN).listen()
+    except RedisError as error:
+        yield failure(name, *what_is_wrong(error))
+        return
+    if seconds is None:
+        saw = f"no worker answered within {LISTEN_SECONDS:.0f} s"
+        yield failure(name, saw, "restart worker; web, worker and clock need the same REDIS_URL")
+    else:
+        yield ok(name, f"a worker answered within {max(seconds, 0.1):.1f} s")
+
+
+def _work(health: Health) -> Iterator[Check]:
+    for lane in health.lanes:
+        if lane.workers:
+            yield ok(f"workers, {lane.name}", f"{len(lane.workers)} ({', '.join(sorted(set(lane.workers)))})")
+        elif lane.workers is not None:
+            yield failure(f"workers, {lane.name}", "none", "start workos-sync worker")
+    yield _clock(health)
+    yield _last_webhook(health)
+    yield _last_resync(health)
+    told = {"redis_away", "no_worker", "no_clock", "silent", "resync_failed", "resync_late", "never_filled"}
+    for problem in health.problems:
+        if problem.name not in told:
+            yield _of_problem(problem.name.replace("_", " "), problem)
+
+
+def _of_problem(name: str, problem: Problem) -> Check:
+    saw, _, remedy = problem.text.partition(": ")
+    return failure(name, saw, remedy)
+
+
+def _clock(health: Health) -> Check:
+    wrong = [problem for problem in health.problems if problem.name == "no_clock"]
+    return _of_problem("clock", wrong[0]) if wrong else ok("clock", "alive")
+
+
+def _last_webhook(health: Health) -> Check:
+    at = health.last_webhook_at
+    said = f"{at:%Y-%m-%d %H:%M:%S} UTC" if at else "none yet"
+    if health.silent_seconds is not None:
+        saw = f"{said}, while the events API had news"
+        return failure("last webhook", saw, "is the endpoint reachable from outside? Look at its log in WorkOS")
+    if at is None:
+        return warning("last webhook", said, "change something in WorkOS, and look again")
+    return ok("last webhook", said)
+
+
+def _last_resync(health: Health) -> Check:
+    wrong = [problem for problem in health.problems if problem.name in ("resync_failed", "resync_late")]
+    if wrong:
+        return failure("last resync", wrong[0].text, "workos-sync runs list; workos-sync resync")
+    if health.resync is None:
+        return warning("last resync", "none yet", "clock and worker begin one by themselves; or: workos-sync resync")
+    return ok("last resync", f"{health.resync.status}, {timedelta(seconds=round(health.resync.age_seconds))} ago")

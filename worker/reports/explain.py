@@ -1,0 +1,304 @@
+"""Why a row is as it is: all that touched an object, in order, each with its reason."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, and_, select, tuple_
+
+from models.database import read_transaction
+from models.tables import (
+    JOIN,
+    TABLES,
+    WORKSPACE_SETTINGS,
+    Change,
+    Domain,
+    Drift,
+    Event,
+    EventStatus,
+    Join,
+    Kind,
+    Membership,
+    Read,
+    Run,
+    User,
+)
+from worker.decision.decide import Outcome
+from worker.reports.access import access_of, domain_states
+
+MAX_STEPS = 500
+"""Of each source; what is older is left out, and said to be."""
+
+AUTO_JOIN = {"auto_join", "auto_join_reason"}
+"""Fields of a domain that another object may change."""
+
+Row = RowMapping
+EVENT_COLUMNS = tuple(column for column in Event.__table__.columns if column.name != "body")
+
+
+class Object(NamedTuple):
+    """One mirrored object."""
+
+    kind: Kind
+    id: str
+
+
+def explain(engine: Engine, name: str) -> dict[str, Any] | None:
+    """Return what is known of an object or person and why; None if nothing is.
+
+    Args:
+        engine: the database.
+        name: an id of WorkOS (of an event: what it was about), or a person's e-mail address as it is now.
+
+    Returns:
+        `objects`, `access` (of a person or membership), `auto_join` (of a domain or workspace), `joins` (of a person:
+        what AUTO_JOIN=provision made of them), `timeline` in the order in which things happened here, and `truncated`.
+        Times are aware, in UTC.
+    """
+    with read_transaction(engine) as tx:
+        named = _named(tx, name)
+        if not named:
+            return None
+        found = _with_related(tx, named)
+        timeline, truncated = _timeline(tx, found)
+        memberships = [id for kind, id in found if kind is Kind.MEMBERSHIP]
+        domains = [id for kind, id in found if kind is Kind.DOMAIN]
+        return {
+            "objects": [_shown(tx, one) for one in named],
+            "access": access_of(tx, Membership.id.in_(memberships)) if memberships else [],
+            "auto_join": domain_states(tx, Domain.id.in_(domains)) if domains else [],
+            "joins": _joins(tx, [id for kind, id in found if kind is Kind.USER]),
+            "timeline": timeline,
+            "truncated": truncated,
+        }
+
+
+def _named(tx: Connection, name: str) -> list[Object]:
+    if "@" in name:
+        users = select(User.id).where(User.email.in_({name, name.lower()})).order_by(User.id)
+        return [Object(Kind.USER, id) for id in tx.execute(users).scalars()]
+    mirrored = [
+        Object(kind, name)
+        for kind, table in TABLES.items()
+        if tx.execute(select(table.id).where(table.id == name)).one_or_none()
+    ]
+    asked_for = select(Read.kind).where(Read.object_id == name).distinct()
+    found = mirrored or [Object(Kind(kind), name) for kind in tx.execute(asked_for).scalars()]
+    if found:
+        return found
+    event = tx.execute(select(Event.kind, Event.object_id).where(Event.id == name)).one_or_none()
+    return [Object(Kind(event.kind), event.object_id)] if event and event.kind else []
+
+
+def _with_related(tx: Connection, named: Iterable[Object]) -> list[Object]:
+    """Return the objects and what decides about them: a person's memberships, a workspace's domains."""
+    found: dict[Object, None] = {}
+    for one in named:
+        found[one] = None
+        related = {
+            Kind.USER: (Kind.MEMBERSHIP, select(Membership.id).where(Membership.user_id == one.id)),
+            Kind.ORGANIZATION: (Kind.DOMAIN, select(Domain.id).where(Domain.organization_id == one.id)),
+        }
+        if one.kind in related:
+            kind, query = related[one.kind]
+            found |= dict.fromkeys(Object(kind, id) for id in tx.execute(query.limit(MAX_STEPS)).scalars())
+    return list(found)
+
+
+def _joins(tx: Connection, users: Sequence[str]) -> list[dict[str, Any]]:
+    found = select(Join.__table__).where(Join.user_id.in_(users)).order_by(Join.created_at)
+    return [dict(row) for row in tx.execute(found).mappings()] if users else []
+
+
+def _shown(tx: Connection, one: Object) -> dict[str, Any]:
+    row = tx.execute(select(TABLES[one.kind].__table__).where(TABLES[one.kind].id == one.id)).mappings()
+    return {"kind": one.kind.value, **(row.one_or_none() or {"id": one.id})}
+
+
+# The timeline
+
+
+def _timeline(tx: Connection, objects: Sequence[Object]) -> tuple[list[dict[str, Any]], bool]:
+    here = [place for one in objects for place in _places(one)]
+    ids = [one.id for one in objects]
+
+    def about(table: type[Event | Change | Drift | Read]) -> ColumnElement[bool]:
+        # The ids for the index, and the kinds because a role may be named as anything.
+        return and_(table.object_id.in_(ids), tuple_(table.kind, table.object_id).in_(here))
+
+    events = _newest(tx, select(*EVENT_COLUMNS), Event.received_at, about(Event))
+    changes = _newest(tx, select(Change.__table__), Change.id, about(Change))
+    of_run = select(Drift.__table__, Run.created_at.label("at"), Run.dry_run).join(Run, Run.id == Drift.run_id)
+    drift = _newest(tx, of_run, Run.created_at, about(Drift))
+    reads = _newest(tx, select(Read.__table__), Read.due_at, about(Read))
+    winners = _winners(tx, events)
+    steps = []
+    told: set[int] = set()
+    for event in events:
+        mine = [row for row in changes if _brought(event, row)]
+        told |= {row["id"] for row in mine}
+        steps.append(_event_step(event, mine, winners))
+    found = {(row["run_id"], row["kind"], row["object_id"]): row for row in drift}
+    steps += [_change_step(row, found) for row in changes if row["id"] not in told]
+    steps += [_drift_step(row) for row in drift if row["action"] != "repaired"]
+    steps += [_read_step(row) for row in reads]
+    steps.sort(key=lambda step: (step["at"], step["occurred_at"] or step["at"]))
+    return steps, max(len(events), len(changes)) >= MAX_STEPS
+
+
+def _places(one: Object) -> list[tuple[str, str]]:
+    """Return where an object's history stands: under its own kind, and under that of what is decided about it."""
+    further = {Kind.USER: JOIN, Kind.ORGANIZATION: WORKSPACE_SETTINGS}
+    return [(one.kind, one.id)] + ([(further[one.kind], one.id)] if one.kind in further else [])
+
+
+def _newest(tx: Connection, query: Any, order: Any, which: Any) -> Sequence[RowMapping]:
+    return tx.execute(query.where(which).order_by(order.desc()).limit(MAX_STEPS)).mappings().all()[::-1]
+
+
+def _winners(tx: Connection, events: Iterable[Row]) -> dict[str, Row]:
+    ids = {event["decided_by"] for event in events if event["decided_by"]}
+    found = tx.execute(select(Event.id, Event.type, Event.occurred_at).where(Event.id.in_(ids))).mappings()
+    return {row["id"]: row for row in found}
+
+
+def _brought(event: Row, change: Row) -> bool:
+    """Whether a change was made when the event was decided, and not by a read that it asked for."""
+    same = (change["kind"], change["object_id"]) == (event["kind"], event["object_id"])
+    by_it = change["cause"] == "event" and change["cause_id"] == event["id"]
+    return same and by_it and bool(event["outcome"] != Outcome.TOMBSTONED or event["replays"])
+
+
+def _event_step(event: Row, changes: Sequence[Row], winners: Mapping[str, Row]) -> dict[str, Any]:
+    decided = event["status"] == EventStatus.DONE
+    return {
+        "at": event["processed_at"] if decided else event["received_at"],
+        "occurred_at": event["occurred_at"],
+        "arrived_at": event["received_at"],
+        "kind": event["kind"],
+        "object_id": event["object_id"],
+        "what": event["type"],
+        "by": event["id"],
+        "outcome": event["outcome"] if decided else event["status"],
+        "why": _why(event, changes, winners),
+        "fields": _fields(changes),
+        "source": event["source"],
+        "deliveries": event["deliveries"],
+        "attempts": event["attempts"],
+        "replays": event["replays"],
+    }
+
+
+def _why(event: Row, changes: Sequence[Row], winners: Mapping[str, Row]) -> str:
+    match event["status"]:
+        case EventStatus.PENDING:
+            tried = f"; attempt {event['attempts']} failed: {event['error']}" if event["error"] else ""
+            return f"waits to be decided{tried}"
+        case EventStatus.FAILED:
+            return f"set aside after {event['attempts']} attempts: {event['error']}"
+        case EventStatus.DISMISSED:
+            return f"dismissed by {event['dismissed_by']}: {event['dismissed_why']} (it had failed: {event['error']})"
+    said = _outcome(event, changes, winners)
+    if not event["replays"]:
+        return said
+    again = f"; replayed {event['replays']} times, last by run {event['replay_id']}"
+    before = "; it had changed this when it was first decided" if changes and event["outcome"] != "applied" else ""
+    return said + again + before
+
+
+def _outcome(event: Row, changes: Sequence[Row], winners: Mapping[str, Row]) -> str:
+    match event["outcome"]:
+        case Outcome.APPLIED:
+            return _applied(changes)
+        case Outcome.UNCHANGED:
+            return "the mirror had this content already"
+        case Outcome.STALE:
+            return f"older than what is here, which {_winner(event, winners)} brought"
+        case Outcome.TOMBSTONED if event["decided_by"]:
+            return f"deleted for good: {_winner(event, winners)} says so, and nothing undoes a delete"
+        case Outcome.TOMBSTONED:
+            return "a resync had found it gone, so WorkOS was asked for it by id"
+    return "no state is kept of events of this type"
+
+
+def _winner(event: Row, winners: Mapping[str, Row]) -> str:
+    if not event["decided_by"]:
+        return "a reading of WorkOS's API"
+    winner = winners.get(event["decided_by"])
+    if winner is None:
+        return f"event {event['decided_by']}"
+    return f"{winner['type']} {winner['id']} of {winner['occurred_at']:%Y-%m-%d %H:%M:%S.%f}"[:-3]
+
+
+def _applied(changes: Sequence[Row]) -> str:
+    if not changes:
+        return "newer than what was here (the change itself is no longer kept)"
+    first, last = changes[0], changes[-1]
+    if last["after"]["state"] == "deleted":
+        return "deleted for good"
+    if first["before"] is None:
+        return "new here"
+    return f"newer than what was here: changed {', '.join(sorted(_fields(changes)))}"
+
+
+def _fields(changes: Sequence[Row]) -> dict[str, list[Any]]:
+    """Return field → `[before, after]`."""
+    if not changes:
+        return {}
+    before, after = changes[0]["before"] or {}, changes[-1]["after"]
+    return {f: [before.get(f), after.get(f)] for f in after if before.get(f) != after.get(f)}
+
+
+FINDINGS = {
+    "missing": "was missing here",
+    "extra": "WorkOS no longer has it (404)",
+    "stale": "was older here than WorkOS shows it",
+    "different": "differed from what WorkOS shows",
+    "anomaly": "WorkOS shows it, though a delete event removed it",
+    "odd": "WorkOS shows it with a field that cannot be used",
+}
+
+
+def _change_step(change: Row, drift: Mapping[tuple[str, str, str], Row]) -> dict[str, Any]:
+    step = _step(change["at"], change, "applied", _fields([change]))
+    cause, cause_id = change["cause"], change["cause_id"]
+    if step["fields"] and step["fields"].keys() <= AUTO_JOIN:
+        state, reason = change["after"]["auto_join"], change["after"]["auto_join_reason"]
+        return step | {"what": "auto-join", "by": cause_id, "why": f"{state}: {reason}" if reason else state}
+    if change["kind"] in (JOIN, WORKSPACE_SETTINGS):
+        return step | {"what": cause, "by": cause_id, "why": change["after"]["why"]}
+    if cause == "resync":
+        found = drift.get((cause_id, change["kind"], change["object_id"]))
+        return step | {
+            "what": "resync",
+            "by": cause_id,
+            "outcome": "repaired",
+            "why": FINDINGS.get(found["finding"], found["finding"]) if found else "differed from what WorkOS shows",
+        }
+    if cause == "event":
+        return step | {"what": "confirmed read", "by": cause_id, "why": "an event left it in doubt: WorkOS was asked"}
+    reasons = {"settings": f"the setting {cause_id} asks for it", "operator": f"{cause_id} asked for it"}
+    return step | {"what": cause, "by": cause_id, "why": reasons.get(cause, cause)}
+
+
+def _drift_step(row: Row) -> dict[str, Any]:
+    reasons = {"withheld": "its deletion waits for approval", "reported": "only reported"}
+    finding = FINDINGS.get(row["finding"], row["finding"])
+    why = f"{finding}: {reasons[row['action']]}{' (dry run)' if row['dry_run'] else ''}"
+    step = _step(row["at"], row, row["action"], row["fields"] or {})
+    return step | {"what": "resync", "by": row["run_id"], "why": why}
+
+
+def _read_step(read: Row) -> dict[str, Any]:
+    step = _step(read["due_at"], read, "pending", {})
+    asked_by = read["run_id"] or read["event_id"]
+    failed = f"; attempt {read['attempts']} failed: {read['error']}" if read["error"] else ""
+    return step | {
+        "what": "confirmed read",
+        "by": asked_by,
+        "why": f"WorkOS is to be asked for it by id then: {read['reason']}{failed}",
+    }
+
+
+def _step(at: Any, row: Row, outcome: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    about = {"kind": row["kind"], "object_id": row["object_id"]}
+    return {"at": at, "occurred_at": None, "arrived_at": None, **about, "outcome": outcome, "fields": dict(fields)}
