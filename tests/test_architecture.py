@@ -12,10 +12,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("models", "worker", "webhooks")
 WORKER = (
-    *("errors", "logs", "private", "group_commit"),
-    *("decision", "mirror", "inbox", "signals", "settings"),
-    *("directory", "repair", "provision", "hooks"),
-    *("wiring", "processes", "looking", "cli"),
+    *("errors", "logs", "private_files", "group_commit", "metrics", "redis_client"),
+    *("decision", "queue", "runs", "mirror", "inbox", "settings"),
+    *("workos_api", "repair", "provisioning", "hooks"),
+    *("bootstrap", "processes", "reports", "cli"),
 )
 """The parts of the worker, from the ground up."""
 

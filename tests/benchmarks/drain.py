@@ -9,9 +9,9 @@ from tests.benchmarks import limits
 from tests.benchmarks.baseline import jobs_per_second
 from tests.benchmarks.runner import BASELINE, LIMIT, OURS, Mark, Row, Sample
 from tests.benchmarks.servers import Bench
-from tests.integration.stories import store
-from tests.sandbox import World, play
 from tests.support import JSON, statuses
+from tests.support.sandbox import World, play
+from tests.support.stories import store
 from worker.inbox.drain import Policy, drain
 
 RATE = "events/s"

@@ -13,8 +13,8 @@ from tests.benchmarks.drain import RATE
 from tests.benchmarks.history import fill_inbox, settle
 from tests.benchmarks.runner import LIMIT, OURS, Mark, Row, Sample
 from tests.benchmarks.servers import Bench
-from tests.integration.stories import store
 from tests.support import JSON, made
+from tests.support.stories import store
 from worker.inbox.drain import Policy, drain
 from worker.inbox.store import backlog
 

@@ -14,8 +14,8 @@ from models.tables import Run
 from tests.benchmarks.runner import LIMIT, OURS, Mark, Row, Sample
 from tests.benchmarks.sandboxed import workos
 from tests.benchmarks.servers import Bench
-from tests.sandbox.server import API_KEY
-from tests.use_cases.resyncs import CLIENT_ID, UNLIMITED, resync
+from tests.support.resync import CLIENT_ID, UNLIMITED, resync
+from tests.support.sandbox.server import API_KEY
 from worker.workos_api.bucket import Buckets
 from worker.workos_api.client import open_client
 

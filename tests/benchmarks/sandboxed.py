@@ -11,11 +11,11 @@ from sqlalchemy import select
 from models.database import read_transaction
 from models.tables import Run, Task
 from tests.benchmarks.servers import START_SECONDS, Bench
-from tests.sandbox.server import API_KEY
-from tests.stack.machine import answers, call, free_ports
-from tests.stack.processes import StackError
 from tests.support import JSON, differences
-from tests.use_cases.resyncs import CLIENT_ID
+from tests.support.resync import CLIENT_ID
+from tests.support.sandbox.server import API_KEY
+from tests.support.stack.machine import answers, call, free_ports
+from tests.support.stack.processes import StackError
 
 LOOK_EVERY_SECONDS = 0.05
 
@@ -35,7 +35,7 @@ def workos(bench: Bench, organizations: int, members: int, knobs: JSON) -> Itera
     port = free_ports(1)[0]
     url = f"http://127.0.0.1:{port}"
     with bench.running(
-        "sandbox", ["-m", "tests.sandbox", "--port", str(port)], bench.environment("sqlite://")
+        "sandbox", ["-m", "tests.support.sandbox", "--port", str(port)], bench.environment("sqlite://")
     ) as process:
         process.wait_until(lambda: answers(f"{url}/sandbox/progress"), START_SECONDS)
         call("POST", f"{url}/sandbox/populate", {"organizations": organizations, "members": members}, seconds=600)

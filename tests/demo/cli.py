@@ -13,10 +13,10 @@ from models.database import open_engine
 from models.tables import EventStatus
 from models.views import workspace_members
 from tests.demo import play, report, show
-from tests.stack.machine import call, short_folder
-from tests.stack.processes import Interrupted, Interruptions, StackError
-from tests.stack.stack import Database, Stack
 from tests.support import differences, rows
+from tests.support.stack.machine import call, short_folder
+from tests.support.stack.processes import Interrupted, Interruptions, StackError
+from tests.support.stack.stack import Database, Stack
 
 PIPED_WIDTH = 120
 OFTEN = {"CATCH_UP_SECONDS": "2", "CATCH_UP_LAG_SECONDS": "3", "REPAIR_SECONDS": "0.5"}

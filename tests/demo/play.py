@@ -11,9 +11,9 @@ from models.database import read_transaction
 from models.tables import Event, EventStatus, Read, Task
 from models.types import db_now
 from models.views import mirror_status
-from tests.stack.machine import JSON, call
-from tests.stack.processes import StackError
-from tests.stack.stack import Stack
+from tests.support.stack.machine import JSON, call
+from tests.support.stack.processes import StackError
+from tests.support.stack.stack import Stack
 from worker.decision.handlers import SUBSCRIBED
 from worker.reports import listings
 

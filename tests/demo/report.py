@@ -10,8 +10,8 @@ from sqlalchemy import Engine
 from models.tables import Domain
 from models.views import auto_join_domains, workspace_members, workspaces
 from tests.demo.play import Resynced, Sample, count_by
-from tests.stack.machine import JSON
 from tests.support import rows
+from tests.support.stack.machine import JSON
 
 WORKSPACES_SHOWN = 30
 MEMBERS_OF = 3

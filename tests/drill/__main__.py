@@ -20,9 +20,9 @@ from tests.drill.follower import Follower
 from tests.drill.injector import Injector
 from tests.drill.installation import Installation
 from tests.drill.judge import Verdict, judge
-from tests.integration.processes import eventually
-from tests.stack.machine import JSON, call, short_folder
-from tests.stack.processes import Interrupted, Interruptions, StackError
+from tests.support.processes import eventually
+from tests.support.stack.machine import JSON, call, short_folder
+from tests.support.stack.processes import Interrupted, Interruptions, StackError
 from worker.reports import listings
 
 SHORT = {"events": 1200, "seconds": 60.0}

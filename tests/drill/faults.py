@@ -18,8 +18,8 @@ from models.types import db_now
 from tests.drill.clock.sitecustomize import LOOK_EVERY_SECONDS
 from tests.drill.installation import COMMANDS, STOP_SECONDS, Installation
 from tests.drill.proxy import Proxy
-from tests.integration.batches import held_before_commit
-from tests.integration.processes import eventually, suppress_gone
+from tests.support.inbox import held_before_commit
+from tests.support.processes import eventually, suppress_gone
 
 SKEWS = (-3600, -600, -120, -30, 30, 120, 600, 3600)
 WAIT_SECONDS = 10.0

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from tests.drill.faults import Fault, Field, all_faults
 from tests.drill.installation import Installation
-from tests.stack.processes import StackError
+from tests.support.stack.processes import StackError
 
 log = structlog.get_logger()
 

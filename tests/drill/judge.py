@@ -10,9 +10,9 @@ from models.tables import Change, Event, EventStatus
 from tests.demo.play import Sample
 from tests.drill.follower import Follower
 from tests.drill.installation import Installation
-from tests.integration.batches import count
-from tests.stack.machine import JSON, call
 from tests.support import differences
+from tests.support.inbox import count
+from tests.support.stack.machine import JSON, call
 from worker.decision.decide import Outcome
 from worker.reports import listings
 

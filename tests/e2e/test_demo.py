@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.stack.machine import environment
+from tests.support.stack.machine import environment
 
 pytestmark = pytest.mark.long
 

@@ -13,8 +13,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.integration.processes import environment, eventually, listens
-from tests.stack.machine import ROOT, free_ports
+from tests.support.processes import environment, eventually, listens
+from tests.support.stack.machine import ROOT, free_ports
 
 pytestmark = pytest.mark.long
 

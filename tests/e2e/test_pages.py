@@ -17,11 +17,11 @@ from sqlalchemy import Engine, select, update
 from models.database import open_engine, read_transaction, write
 from models.tables import Event
 from models.views import mirror_status, workspaces
-from tests.integration.alarms import firing
-from tests.integration.processes import Commands, Valkey, eventually
-from tests.sandbox import Knobs, Sandbox, populate
 from tests.support import JSON, rows, sign
-from tests.use_cases.resyncs import quietly
+from tests.support.processes import Commands, Valkey, eventually
+from tests.support.promtool import firing
+from tests.support.resync import quietly
+from tests.support.sandbox import Knobs, Sandbox, populate
 
 CHROMIUM = shutil.which("chromium")
 TOKEN = "ann-signs-in-with-this-token"

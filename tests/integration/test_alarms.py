@@ -15,8 +15,8 @@ from sqlalchemy import Engine, insert, update
 from models.database import write
 from models.tables import Change, Drift, Event, Hook, HookDelivery, Join, Mirror, Read, Run, Tick
 from models.types import db_now, db_now_plus
-from tests.integration.alarms import RULES, firing
 from tests.support import accept, apply_all, made, sign
+from tests.support.promtool import RULES, firing
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.processes.clock import CLOCK_TICK, heartbeat

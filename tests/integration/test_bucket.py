@@ -8,9 +8,9 @@ from contextlib import closing
 import pytest
 from redis import Redis
 
-from tests.integration.processes import Valkey
-from tests.sandbox import Sandbox
-from tests.use_cases.resyncs import client_of
+from tests.support.processes import Valkey
+from tests.support.resync import client_of
+from tests.support.sandbox import Sandbox
 from worker.workos_api.bucket import ALL, USER_READS, Buckets, Limit
 from worker.workos_api.client import WorkOSClient, open_client
 

@@ -19,11 +19,11 @@ from sqlalchemy import Engine
 
 from models.database import open_engine
 from models.revisions import current_revision, newest_revision
-from tests.integration.batches import count, pending
-from tests.integration.processes import Command, Commands, Valkey, eventually
-from tests.integration.stories import encoded, user, written_once
-from tests.stack.machine import ROOT
 from tests.support import sign, statuses
+from tests.support.inbox import count, pending
+from tests.support.processes import Command, Commands, Valkey, eventually
+from tests.support.stack.machine import ROOT
+from tests.support.stories import encoded, user, written_once
 
 pytestmark = pytest.mark.long
 

@@ -19,10 +19,10 @@ from rq.serializers import JSONSerializer
 from sqlalchemy import Engine
 
 from models.tables import Event
-from tests.integration.batches import count, let_time_pass
-from tests.integration.processes import Valkey
-from tests.integration.stories import new_users, written_once
 from tests.support import accept, statuses
+from tests.support.inbox import count, let_time_pass
+from tests.support.processes import Valkey
+from tests.support.stories import new_users, written_once
 from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
 from worker.inbox.drain import Policy, drain

@@ -12,8 +12,8 @@ import pytest
 
 from tests.drill.faults import all_faults
 from tests.drill.proxy import Proxy
-from tests.integration.processes import Valkey, eventually
-from tests.stack.machine import ROOT
+from tests.support.processes import Valkey, eventually
+from tests.support.stack.machine import ROOT
 
 pytestmark = pytest.mark.long
 

@@ -6,12 +6,12 @@ from rq import SimpleWorker
 from sqlalchemy import Engine
 
 from models.database import open_engine
-from tests.integration.batches import pending
-from tests.integration.processes import Commands, eventually, working_in
-from tests.integration.stories import new_users, store
-from tests.sandbox import Sandbox
 from tests.support import statuses
-from tests.use_cases.resyncs import settings_of
+from tests.support.inbox import pending
+from tests.support.processes import Commands, eventually, working_in
+from tests.support.resync import settings_of
+from tests.support.sandbox import Sandbox
+from tests.support.stories import new_users, store
 
 pytestmark = pytest.mark.long
 

@@ -11,10 +11,10 @@ import pytest
 from redis import Redis
 
 from models.database import open_engine
-from tests.integration.processes import Commands, Valkey, eventually
-from tests.integration.stories import encoded, new_users
-from tests.stack.machine import free_ports
 from tests.support import JSON, sign, statuses
+from tests.support.processes import Commands, Valkey, eventually
+from tests.support.stack.machine import free_ports
+from tests.support.stories import encoded, new_users
 from worker.redis_client import NotPrimaryError, open_redis
 
 

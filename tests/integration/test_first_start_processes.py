@@ -9,11 +9,11 @@ from sqlalchemy import Engine, select
 from models.database import open_engine, read_transaction
 from models.tables import Event, Mirror
 from models.views import mirror_status
-from tests.integration.batches import count, pending
-from tests.integration.processes import Commands, Valkey, eventually
-from tests.integration.stories import store
-from tests.sandbox import Knobs, Sandbox, populate
 from tests.support import apply_all, differences, rows
+from tests.support.inbox import count, pending
+from tests.support.processes import Commands, Valkey, eventually
+from tests.support.sandbox import Knobs, Sandbox, populate
+from tests.support.stories import store
 
 pytestmark = pytest.mark.long
 

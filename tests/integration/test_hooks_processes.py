@@ -8,12 +8,12 @@ from sqlalchemy import Engine, update
 from models.database import open_engine, write
 from models.tables import Hook, Mirror
 from models.types import db_now_plus
-from tests.integration.processes import QUICK, Commands, Valkey, eventually
-from tests.integration.stories import store
-from tests.sandbox import Knobs, Sandbox, populate
 from tests.support import rows
-from tests.use_cases.hosting import SECRET, Web
-from tests.use_cases.resyncs import quietly, settings_of
+from tests.support.hooks import SECRET, Web
+from tests.support.processes import QUICK, Commands, Valkey, eventually
+from tests.support.resync import quietly, settings_of
+from tests.support.sandbox import Knobs, Sandbox, populate
+from tests.support.stories import store
 
 pytestmark = pytest.mark.long
 

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from tests.integration.batches import count
-from tests.integration.processes import Command, Commands, eventually
-from tests.integration.stories import encoded, new_users, organization, store
 from tests.support import apply_all, sign
+from tests.support.inbox import count
+from tests.support.processes import Command, Commands, eventually
+from tests.support.stories import encoded, new_users, organization, store
 
 pytestmark = pytest.mark.long
 

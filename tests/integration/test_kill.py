@@ -8,10 +8,10 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from models.tables import Event
-from tests.integration.batches import count, held_in_mid_batch, let_time_pass, pending
-from tests.integration.processes import Commands, Valkey, alive, eventually
-from tests.integration.stories import company_life, delivered, mirror_of, store, written_once
 from tests.support import JSON, differences, mirrored, statuses
+from tests.support.inbox import count, held_in_mid_batch, let_time_pass, pending
+from tests.support.processes import Commands, Valkey, alive, eventually
+from tests.support.stories import company_life, delivered, mirror_of, store, written_once
 from worker.bootstrap import endpoint_redis
 from worker.inbox.store import accept_webhooks
 from worker.queue.doorbell import DRAIN, Doorbell

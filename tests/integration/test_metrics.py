@@ -11,8 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
-from tests.integration.processes import Commands, Valkey, eventually
 from tests.support import made, sign
+from tests.support.processes import Commands, Valkey, eventually
 from worker.metrics import ACCEPTED_TO_APPLIED, Counters, Name, counted, noted
 
 pytestmark = pytest.mark.long

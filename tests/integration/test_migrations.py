@@ -14,12 +14,13 @@ from models.database import read_transaction, write_transaction
 from models.migrate import upgrade
 from models.revisions import current_revision, known_revisions, newest_revision, outdated
 from models.tables import Base
-from tests.integration.catalog import catalog, drop_schema
-from tests.integration.processes import Commands
-from tests.integration.stories import new_users, store
+from tests import support
 from tests.support import apply_all, statuses
+from tests.support.catalog import catalog, drop_schema
+from tests.support.processes import Commands
+from tests.support.stories import new_users, store
 
-RELEASE_1_0_0 = Path(__file__).parent.parent / "release_1_0_0"
+RELEASE_1_0_0 = Path(support.__file__).parent / "release_1_0_0"
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import pytest
 from sqlalchemy import Engine
 
 from models.tables import Batch, Event
-from tests.integration.batches import count, let_time_pass, pending
-from tests.integration.processes import ask, piece
-from tests.integration.stories import new_users, store, written_once
 from tests.support import event_row, rows, statuses
+from tests.support.inbox import count, let_time_pass, pending
+from tests.support.processes import ask, piece
+from tests.support.stories import new_users, store, written_once
 
 pytestmark = pytest.mark.long
 
@@ -17,7 +17,7 @@ def test_an_event_that_kills_the_process_is_found_alone_and_set_aside(db_url: st
     poison = story[70]["id"]
     store(engine, story)
     done_at_death: list[int] = []
-    with piece("deadly_drains", db_url, poison, 3) as drains:
+    with piece("deadly_drain", db_url, poison, 3) as drains:
         while pending(engine):
             code = int(ask(drains, "drain"))
             assert code in {0, 137} and len(done_at_death) < 12

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from models.database import open_engine
-from tests.integration.batches import pending
-from tests.integration.processes import Commands, eventually
-from tests.integration.stories import new_users, store
+from tests.support.inbox import pending
+from tests.support.processes import Commands, eventually
+from tests.support.stories import new_users, store
 
 pytestmark = pytest.mark.long
 

@@ -11,12 +11,12 @@ from sqlalchemy import Engine, func, select, update
 from models.database import open_engine, read_transaction, write
 from models.tables import Join, JoinState, Membership, Mirror
 from models.types import db_now_plus
-from tests.integration.batches import pending
-from tests.integration.processes import QUICK, Commands, Valkey, eventually
-from tests.integration.stories import store
-from tests.sandbox import Knobs, Sandbox, World
 from tests.support import SECRET, rows
-from tests.use_cases.resyncs import settings_of
+from tests.support.inbox import pending
+from tests.support.processes import QUICK, Commands, Valkey, eventually
+from tests.support.resync import settings_of
+from tests.support.sandbox import Knobs, Sandbox, World
+from tests.support.stories import store
 from worker.provisioning import SEND_SECONDS
 
 pytestmark = pytest.mark.long

@@ -7,8 +7,8 @@ from sqlalchemy import Connection, Engine, event, text
 
 from models.database import open_engine, write_transaction
 from tests.benchmarks.history import fill_inbox
-from tests.integration.stories import store, user
 from tests.support import JSON
+from tests.support.stories import store, user
 from worker.inbox.drain import Policy, drain
 from worker.inbox.store import backlog, needs_drain
 from worker.repair.catch_up import update_complete_to

@@ -13,10 +13,10 @@ from sqlalchemy import Engine, update
 
 from models.database import write
 from models.tables import Change, Event, Run, RunStatus
-from tests.integration.processes import Commands, Valkey, environment, eventually
-from tests.integration.stories import store
 from tests.support import JSON, made, rows, statuses
-from tests.use_cases.resyncs import expire_lease
+from tests.support.processes import Commands, Valkey, environment, eventually
+from tests.support.resync import expire_lease
+from tests.support.stories import store
 
 pytestmark = pytest.mark.long
 

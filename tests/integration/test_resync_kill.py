@@ -13,10 +13,10 @@ from sqlalchemy import Engine, func, select
 
 from models.database import open_engine, read_transaction
 from models.tables import Kind, Listing, Mirror, Run
-from tests.integration.processes import Commands, Valkey, eventually
-from tests.sandbox import Sandbox, populate
 from tests.support import differences, rows
-from tests.use_cases.resyncs import CLIENT_ID, client_of, expire_lease, live, resync
+from tests.support.processes import Commands, Valkey, eventually
+from tests.support.resync import CLIENT_ID, client_of, expire_lease, live, resync
+from tests.support.sandbox import Sandbox, populate
 from webhooks.receive import COMMIT_SECONDS
 from worker.bootstrap import MAX_CONNECTIONS
 from worker.inbox.store import Delivery, accept_webhooks

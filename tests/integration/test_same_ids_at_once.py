@@ -8,10 +8,10 @@ from sqlalchemy import Engine, func, select
 
 from models.database import read_transaction
 from models.tables import Change, Event
-from tests.integration.batches import pending
-from tests.integration.processes import Commands, Valkey, ask, eventually, piece
-from tests.integration.stories import encoded, new_users, written_once
 from tests.support import sign, statuses
+from tests.support.inbox import pending
+from tests.support.processes import Commands, Valkey, ask, eventually, piece
+from tests.support.stories import encoded, new_users, written_once
 
 pytestmark = pytest.mark.long
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.integration.processes import Commands, command_line, eventually
+from tests.support.processes import Commands, command_line, eventually
 
 pytestmark = pytest.mark.long
 

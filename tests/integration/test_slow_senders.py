@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.processes import Commands
-from tests.integration.stories import encoded, new_users
 from tests.support import sign
+from tests.support.processes import Commands
+from tests.support.stories import encoded, new_users
 
 pytestmark = pytest.mark.long
 

@@ -9,10 +9,10 @@ from rq import SimpleWorker
 
 from models.database import open_engine
 from models.tables import Batch, Event, Tick
-from tests.integration.batches import count, held_in_mid_batch, let_time_pass, pending
-from tests.integration.processes import Commands, Valkey, alive, eventually
-from tests.integration.stories import new_users, store, written_once
 from tests.support import rows, statuses
+from tests.support.inbox import count, held_in_mid_batch, let_time_pass, pending
+from tests.support.processes import Commands, Valkey, alive, eventually
+from tests.support.stories import new_users, store, written_once
 
 pytestmark = pytest.mark.long
 

@@ -8,11 +8,11 @@ from redis import Redis
 
 from models.database import open_engine
 from models.tables import Event, EventStatus
-from tests.integration.batches import count
-from tests.integration.processes import QUICK, Commands, eventually
-from tests.integration.stories import new_users, store
-from tests.sandbox import Sandbox
-from tests.use_cases.resyncs import settings_of
+from tests.support.inbox import count
+from tests.support.processes import QUICK, Commands, eventually
+from tests.support.resync import settings_of
+from tests.support.sandbox import Sandbox
+from tests.support.stories import new_users, store
 from worker.metrics import ACCEPTED_TO_APPLIED, counted
 
 pytestmark = pytest.mark.long

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests.benchmarks.two_hosts import why_not
-from tests.stack.machine import ROOT
+from tests.support.stack.machine import ROOT
 
 pytestmark = pytest.mark.long
 

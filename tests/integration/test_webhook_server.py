@@ -8,10 +8,10 @@ from contextlib import ExitStack, closing
 import pytest
 from sqlalchemy import Engine
 
-from tests.integration.batches import count
-from tests.integration.processes import Commands, eventually, piece
-from tests.integration.stories import encoded, new_users, user
 from tests.support import sign
+from tests.support.inbox import count
+from tests.support.processes import Commands, eventually, piece
+from tests.support.stories import encoded, new_users, user
 
 pytestmark = pytest.mark.long
 
@@ -120,6 +120,6 @@ def leaves(connection: http.client.HTTPConnection) -> bool:
 
 
 def test_a_delivery_that_meets_the_end_of_its_process_is_taken_or_to_be_sent_again(db_url: str, redis_url: str) -> None:
-    with piece("ending_door", db_url, redis_url) as ending:
+    with piece("stopping_server", db_url, redis_url) as ending:
         answers = ending.communicate()[0].split()
     assert len(answers) == 5 and set(answers) <= {"200", "503"}

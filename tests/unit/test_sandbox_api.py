@@ -27,10 +27,11 @@ from workos.events.models.event_schema import EventSchemaUnknown
 from workos.organization_membership import RoleMultiple, RoleSingle
 from workos.organizations.models import OrganizationDomainData
 
-from tests.sandbox import Knobs, Sandbox, World, WorldError, play, populate
+from tests.support import EVENTS
+from tests.support.sandbox import Knobs, Sandbox, World, WorldError, play, populate
 
 STATUSES = ["active", "inactive", "pending"]
-EVENT_FILES = sorted((Path(__file__).parent.parent / "events").glob("*.json"))
+EVENT_FILES = sorted((EVENTS).glob("*.json"))
 
 
 class Clock:

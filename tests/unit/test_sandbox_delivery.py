@@ -19,7 +19,7 @@ from freezegun import freeze_time
 from workos import WorkOSClient
 from workos.events.models import EventSchema
 
-from tests.sandbox import Sandbox
+from tests.support.sandbox import Sandbox
 
 SECRET = "whsec_of_the_test"
 ROOT = Path(__file__).parents[2]
@@ -239,10 +239,10 @@ def test_a_taken_port_is_told(sandbox: Sandbox) -> None:
 
 
 class Process:
-    """`python -m tests.sandbox`, and calls of its control endpoints."""
+    """`python -m tests.support.sandbox`, and calls of its control endpoints."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-m", "tests.sandbox", "--port", "0", "--seed", "7", "--hold-back", "0"]
+        command = [sys.executable, "-m", "tests.support.sandbox", "--port", "0", "--seed", "7", "--hold-back", "0"]
         self.child = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
         )

@@ -14,8 +14,8 @@ from sqlalchemy import Engine
 from structlog.testing import capture_logs
 
 from models.database import open_engine
-from tests.sandbox import Sandbox
-from tests.use_cases.resyncs import client_of
+from tests.support.resync import client_of
+from tests.support.sandbox import Sandbox
 from webhooks.app import create_app
 from worker.bootstrap import MAX_CONNECTIONS, Services
 from worker.settings import Settings

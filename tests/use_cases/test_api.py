@@ -17,7 +17,7 @@ from models.database import write
 from models.tables import Change, Drift
 from models.types import db_now_plus
 from tests.support import JSON, accept, apply_all, made
-from tests.use_cases.resyncs import changes as number_of_changes
+from tests.support.resync import changes as number_of_changes
 from webhooks.api.changes import MOST_SNAPSHOTS, SNAPSHOT_SECONDS
 from webhooks.app import create_app
 from worker.bootstrap import Services

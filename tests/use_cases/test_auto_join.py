@@ -15,7 +15,7 @@ from models.database import open_engine, read_transaction, session, write
 from models.tables import TABLES, AutoJoin, Change, Domain, Membership, Mirror
 from models.views import auto_join_domains
 from tests.support import JSON, access, joins, made, rows
-from tests.use_cases.joining import put_in_force, tell
+from tests.support.auto_join import put_in_force, tell
 from worker.errors import ConfigurationError
 from worker.mirror import auto_join_policy
 from worker.reports.access import access_of, domain_states

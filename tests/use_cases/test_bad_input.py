@@ -25,7 +25,7 @@ from structlog.typing import EventDict
 from models.database import read_transaction
 from models.tables import Batch, Event, EventStatus
 from tests.support import SECRET, apply_all, made, outcomes, post, rows
-from tests.use_cases.bad_input import CANARIES, DEEP, TEXTS, Posted, event_of, posts, with_field
+from tests.support.bad_input import CANARIES, DEEP, TEXTS, Posted, event_of, posts, with_field
 from tests.use_cases.test_ops import TOKEN, sign_in
 from webhooks.app import create_app
 from worker.bootstrap import Services

@@ -15,9 +15,9 @@ from sqlalchemy import Engine, select, update
 from models.database import read_transaction, write
 from models.tables import Change, Event, EventStatus, Mirror, Run, RunStatus, Task
 from models.types import db_now_plus
-from tests.sandbox import Sandbox
 from tests.support import JSON, accept, apply_all, differences, rows
-from tests.use_cases.resyncs import CLIENT_ID, Clock, client_of, deliver, settings_of
+from tests.support.resync import CLIENT_ID, Clock, client_of, deliver, settings_of
+from tests.support.sandbox import Sandbox
 from worker.cli import main
 from worker.queue.doorbell import DRAIN, Doorbell
 from worker.repair.catch_up import LAG, catch_up, gaps, update_complete_to

@@ -14,8 +14,8 @@ from models.database import write
 from models.revisions import current_revision, newest_revision
 from models.tables import Drift, Run, Task
 from models.types import db_now
-from tests.integration.catalog import drop_schema
 from tests.support import JSON, accept, apply_all, commands, made, sample
+from tests.support.catalog import drop_schema
 from worker.cli import main
 from worker.repair.resync.resync import start
 from worker.runs import create

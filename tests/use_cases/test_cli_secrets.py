@@ -6,8 +6,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.sandbox import Sandbox
 from tests.support import commands
+from tests.support.sandbox import Sandbox
 from worker.cli import main
 
 PASSWORD = "unheard-of-password"

@@ -7,9 +7,8 @@ import pytest
 from sqlalchemy import Engine
 
 from models.tables import Change, Kind, Membership, Read, User
-from tests.sandbox import Sandbox, World
 from tests.support import JSON, access, differences, outcomes, rows
-from tests.use_cases.resyncs import (
+from tests.support.resync import (
     catch_up_with,
     changes,
     deliver,
@@ -21,6 +20,7 @@ from tests.use_cases.resyncs import (
     resync,
     small_life,
 )
+from tests.support.sandbox import Sandbox, World
 from worker.repair.reads import work_due
 from worker.repair.resync.resync import start
 from worker.workos_api.client import InvalidApiKeyError, WorkOSClient

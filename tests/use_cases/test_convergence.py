@@ -13,7 +13,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from redis import Redis
 from sqlalchemy import Engine
 
-from tests.use_cases.histories import History
+from tests.support.histories import History
 from worker.repair.resync import resync
 from worker.workos_api import client as workos
 

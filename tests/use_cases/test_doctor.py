@@ -19,10 +19,10 @@ from sqlalchemy import Engine, create_engine, insert, update
 from models.database import open_engine, write
 from models.tables import Event, Mirror, Run, Tick
 from models.types import db_now, db_now_plus
-from tests.integration.catalog import drop_schema
-from tests.sandbox import Sandbox
 from tests.support import SECRET, accept, made, sign
-from tests.use_cases.resyncs import CLIENT_ID, settings_of
+from tests.support.catalog import drop_schema
+from tests.support.resync import CLIENT_ID, settings_of
+from tests.support.sandbox import Sandbox
 from webhooks.app import create_app
 from worker.bootstrap import build_services
 from worker.cli import main

@@ -11,10 +11,10 @@ from sqlalchemy import Engine, insert, update
 from models.database import write
 from models.tables import Base, Change, Event, EventStatus, User
 from models.types import db_now_plus
-from tests.sandbox import Sandbox
 from tests.support import JSON, apply_all, event_row, made, rows, sample
-from tests.use_cases.histories import broken_chains
-from tests.use_cases.resyncs import deliver, report, resync
+from tests.support.histories import broken_chains
+from tests.support.resync import deliver, report, resync
+from tests.support.sandbox import Sandbox
 from worker.cli import main
 from worker.decision.handlers import HANDLERS
 from worker.inbox.store import Delivery

@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import Engine
 
 from tests.support import JSON, made, serving
-from tests.use_cases.joining import tell
+from tests.support.auto_join import tell
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.hooks import follow, operate

@@ -9,9 +9,9 @@ from sqlalchemy import Engine
 from models import public_domains
 from models.database import write
 from models.tables import PublicDomain
-from tests.sandbox import Sandbox
 from tests.support import JSON, apply_all, joins, made, rows
-from tests.use_cases.resyncs import Clock, client_of, deliver, quietly, resync
+from tests.support.resync import Clock, client_of, deliver, quietly, resync
+from tests.support.sandbox import Sandbox
 from worker.mirror.erasure import forget
 from worker.queue.doorbell import DRAIN, Doorbell
 from worker.repair import replay as replays

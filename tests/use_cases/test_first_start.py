@@ -18,11 +18,11 @@ from models.database import write
 from models.tables import Change, Event, Mirror, Run, RunStatus, Task, Tick
 from models.types import db_now_plus
 from models.views import mirror_status
-from tests.integration.stories import store
-from tests.sandbox import Knobs, Sandbox, populate
-from tests.sandbox.world import World
 from tests.support import JSON, apply_all, differences, rows
-from tests.use_cases.resyncs import CLIENT_ID, Clock, client_of, deliver, settings_of, small_life
+from tests.support.resync import CLIENT_ID, Clock, client_of, deliver, settings_of, small_life
+from tests.support.sandbox import Knobs, Sandbox, populate
+from tests.support.sandbox.world import World
+from tests.support.stories import store
 from worker.cli import main
 from worker.decision.handlers import SUBSCRIBED
 from worker.decision.payload import parse_time

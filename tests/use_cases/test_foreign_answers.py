@@ -8,9 +8,8 @@ from sqlalchemy import Engine
 
 from models.database import write
 from models.tables import TABLES, Kind, Read
-from tests.sandbox import Sandbox
 from tests.support import JSON, rows
-from tests.use_cases.resyncs import (
+from tests.support.resync import (
     CLIENT_ID,
     MEMBERSHIPS,
     catch_up_with,
@@ -23,6 +22,7 @@ from tests.use_cases.resyncs import (
     quietly,
     small_life,
 )
+from tests.support.sandbox import Sandbox
 from worker.mirror.read_requests import request_reads
 from worker.repair.catch_up import catch_up
 from worker.repair.environment import require_same_environment

@@ -9,11 +9,11 @@ from sqlalchemy import Engine, update
 from models.database import write
 from models.tables import Change, Hook, HookDelivery, Mirror
 from models.types import db_now_plus
-from tests.sandbox import Sandbox
 from tests.support import JSON, access, made, rows
-from tests.use_cases.hosting import SECRET, Web
-from tests.use_cases.joining import is_filled, tell
-from tests.use_cases.resyncs import quietly, resync, small_life
+from tests.support.auto_join import is_filled, tell
+from tests.support.hooks import SECRET, Web
+from tests.support.resync import quietly, resync, small_life
+from tests.support.sandbox import Sandbox
 from worker.bootstrap import Services
 from worker.errors import ConfigurationError
 from worker.hooks import follow as hooks

@@ -13,8 +13,8 @@ from sqlalchemy import Engine, insert
 from models.database import write
 from models.tables import Change, Hook, HookDelivery, Join
 from tests.support import JSON, made, rows
-from tests.use_cases.hosting import SECRET
-from tests.use_cases.joining import answer, put_in_force, tell
+from tests.support.auto_join import answer, put_in_force, tell
+from tests.support.hooks import SECRET
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.cli import main

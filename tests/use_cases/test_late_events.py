@@ -19,10 +19,10 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from models.tables import Event, EventStatus, Mirror
-from tests.sandbox import Sandbox
 from tests.support import JSON, accept, apply_all, differences, rows
-from tests.use_cases.histories import DeathError
-from tests.use_cases.resyncs import Between, Clock, client_of, empty
+from tests.support.histories import DeathError
+from tests.support.resync import Between, Clock, client_of, empty
+from tests.support.sandbox import Sandbox
 from worker.inbox.drain import Policy
 from worker.repair.catch_up import catch_up, update_complete_to
 from worker.workos_api import client

@@ -13,10 +13,8 @@ from sqlalchemy import Engine, text, update
 from models.database import write
 from models.tables import Event, Hook, HookDelivery, Kind, Read, RunStatus, Task
 from models.types import db_now_plus
-from tests.sandbox import Sandbox
 from tests.support import JSON, access, differences, made, rows
-from tests.use_cases.hosting import FunctionTarget
-from tests.use_cases.joining import (
+from tests.support.auto_join import (
     Stage,
     company,
     is_filled,
@@ -27,7 +25,8 @@ from tests.use_cases.joining import (
     sign_up,
     tell,
 )
-from tests.use_cases.resyncs import (
+from tests.support.hooks import FunctionTarget
+from tests.support.resync import (
     MEMBERSHIPS,
     Clock,
     deliver,
@@ -42,6 +41,7 @@ from tests.use_cases.resyncs import (
     settings_of,
     small_life,
 )
+from tests.support.sandbox import Sandbox
 from worker.hooks import follow as hooks
 from worker.mirror.read_requests import request_reads
 from worker.queue.doorbell import Doorbell

@@ -18,9 +18,8 @@ from sqlalchemy import Engine, insert, update
 from models.database import write
 from models.tables import Base, Change, Event, Join, Mirror, UserAddress
 from models.views import auto_join_blocks
-from tests.sandbox import Sandbox
 from tests.support import JSON, rows
-from tests.use_cases.joining import (
+from tests.support.auto_join import (
     LAG,
     Stage,
     answer,
@@ -34,7 +33,8 @@ from tests.use_cases.joining import (
     sign_up,
     tell,
 )
-from tests.use_cases.resyncs import CLIENT_ID, Between, Clock, resync
+from tests.support.resync import CLIENT_ID, Between, Clock, resync
+from tests.support.sandbox import Sandbox
 from worker.errors import ConfigurationError
 from worker.mirror import auto_join_policy, erasure, retention
 from worker.repair.catch_up import update_complete_to

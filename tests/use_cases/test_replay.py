@@ -11,8 +11,8 @@ from sqlalchemy import Engine, func, select, update
 from models.database import read_transaction, write
 from models.tables import Change, Event, RunStatus, User
 from models.types import db_now_plus
-from tests.integration.stories import store
 from tests.support import JSON, apply_all, made, mirrored, rows, statuses
+from tests.support.stories import store
 from worker.decision.handlers import HANDLERS
 from worker.errors import ConfigurationError, fingerprint
 from worker.mirror.role_map import adopt

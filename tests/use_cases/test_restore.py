@@ -17,11 +17,11 @@ from sqlalchemy import update
 
 from models.database import database_url, open_engine, write
 from models.tables import Change, Mirror
-from tests.integration.batches import let_time_pass
-from tests.integration.processes import eventually
-from tests.sandbox import Sandbox, play
 from tests.support import apply_all, differences, rows, statuses
-from tests.use_cases.resyncs import Clock, client_of, deliver
+from tests.support.inbox import let_time_pass
+from tests.support.processes import eventually
+from tests.support.resync import Clock, client_of, deliver
+from tests.support.sandbox import Sandbox, play
 from worker.repair.catch_up import catch_up
 
 LAG = timedelta(seconds=5)

@@ -9,10 +9,9 @@ from sqlalchemy import Engine
 
 from models.tables import TABLES, Change, Kind, Listing, Mirror, RunStatus, Seen
 from models.views import sign_in_methods
-from tests.sandbox import Sandbox, World, populate
 from tests.support import JSON, apply_all, differences, rows
-from tests.use_cases.histories import broken_chains
-from tests.use_cases.resyncs import (
+from tests.support.histories import broken_chains
+from tests.support.resync import (
     catch_up_with,
     changes,
     deliver,
@@ -27,6 +26,7 @@ from tests.use_cases.resyncs import (
     run_row,
     small_life,
 )
+from tests.support.sandbox import Sandbox, World, populate
 from worker.decision.payload import parse_time
 from worker.repair.resync.resync import start
 from worker.runs import BusyError

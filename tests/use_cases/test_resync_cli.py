@@ -13,9 +13,8 @@ from sqlalchemy import Engine, update
 from models.database import open_engine, write
 from models.tables import TABLES, Event, Kind, Mirror, Run
 from models.types import db_now_plus
-from tests.sandbox import Sandbox
 from tests.support import differences, rows
-from tests.use_cases.resyncs import (
+from tests.support.resync import (
     CLIENT_ID,
     away_after,
     catch_up_with,
@@ -27,6 +26,7 @@ from tests.use_cases.resyncs import (
     settings_of,
     small_life,
 )
+from tests.support.sandbox import Sandbox
 from worker.cli import main
 from worker.repair.resync.resync import start
 from worker.runs import wait_for_run

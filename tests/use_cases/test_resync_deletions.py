@@ -6,9 +6,8 @@ import pytest
 from sqlalchemy import Engine
 
 from models.tables import Kind, Mirror, Read
-from tests.sandbox import Sandbox
 from tests.support import JSON, differences, rows
-from tests.use_cases.resyncs import (
+from tests.support.resync import (
     MEMBERSHIPS,
     ORGANIZATIONS,
     USERS,
@@ -21,6 +20,7 @@ from tests.use_cases.resyncs import (
     resync,
     run_row,
 )
+from tests.support.sandbox import Sandbox
 from worker.errors import ConfigurationError
 from worker.repair.resync.resync import start
 from worker.workos_api.client import WorkOSClient

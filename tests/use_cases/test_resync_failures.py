@@ -9,10 +9,9 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from models.tables import Kind, Listing, Read, RunStatus, Seen
-from tests.sandbox import Sandbox, populate
 from tests.support import JSON, differences, rows
-from tests.use_cases.joining import tell
-from tests.use_cases.resyncs import (
+from tests.support.auto_join import tell
+from tests.support.resync import (
     MEMBERSHIPS,
     ORGANIZATIONS,
     USERS,
@@ -30,6 +29,7 @@ from tests.use_cases.resyncs import (
     run_row,
     small_life,
 )
+from tests.support.sandbox import Sandbox, populate
 from worker.repair.resync.resync import start
 from worker.workos_api.client import InvalidApiKeyError, WorkOSClient
 

@@ -15,9 +15,8 @@ from sqlalchemy import Engine, update
 
 from models.database import open_engine, write
 from models.tables import Event, Listing, Read, Run
-from tests.sandbox import Sandbox, World, WorldError, play, populate
 from tests.support import JSON, differences, mirrored, rows
-from tests.use_cases.resyncs import (
+from tests.support.resync import (
     CLIENT_ID,
     Between,
     Clock,
@@ -34,6 +33,7 @@ from tests.use_cases.resyncs import (
     resync,
     small_life,
 )
+from tests.support.sandbox import Sandbox, World, WorldError, play, populate
 from worker import runs
 from worker.bootstrap import MAX_CONNECTIONS
 from worker.repair.reads import work_due

@@ -13,10 +13,10 @@ from sqlalchemy import Engine, insert, update
 from models.database import write
 from models.tables import Change, Drift, Event, EventStatus, Run, RunStatus, Seen, Task, User
 from models.types import db_now_plus
-from tests.integration.stories import store
-from tests.sandbox import Sandbox
 from tests.support import JSON, apply_all, made, mirrored, outcomes, rows, sample
-from tests.use_cases.resyncs import CLIENT_ID, Clock, client_of, deliver, resync
+from tests.support.resync import CLIENT_ID, Clock, client_of, deliver, resync
+from tests.support.sandbox import Sandbox
+from tests.support.stories import store
 from worker.cli import main
 from worker.mirror.erasure import forget
 from worker.mirror.retention import BATCH, Periods, retain

@@ -14,15 +14,16 @@ from sqlalchemy import Boolean, DateTime, Engine, MetaData, Table, delete, inser
 from models.database import write_transaction
 from models.migrate import upgrade
 from models.tables import Batch, Event, Join, Run, RunStatus, Task
-from tests.integration.batches import count, let_time_pass
-from tests.integration.catalog import drop_schema
+from tests import support
 from tests.support import JSON, NOON, apply_all, differences, mirrored, rows, statuses
-from tests.use_cases.resyncs import deliver
+from tests.support.catalog import drop_schema
+from tests.support.inbox import count, let_time_pass
+from tests.support.resync import deliver
 from worker.queue.doorbell import Doorbell
 from worker.repair.work import Repair
 from worker.settings import Settings
 
-RELEASE_1_0_0: JSON = json.loads((Path(__file__).parent.parent / "release_1_0_0" / "data.json").read_text())
+RELEASE_1_0_0: JSON = json.loads((Path(support.__file__).parent / "release_1_0_0" / "data.json").read_text())
 """`tables`: the rows of a database that release 1.0.0 filled from the sandbox. `events`: what WorkOS sent afterwards.
 `truth`: what WorkOS then lists."""
 STORED: dict[str, list[JSON]] = RELEASE_1_0_0["tables"]

@@ -20,8 +20,8 @@ from sqlalchemy import Engine
 
 from models.database import write_transaction
 from models.tables import TABLES, Event, Kind
-from tests.integration.catalog import drop_schema
 from tests.support import SECRET, accept, apply_all, event_row, made, outcomes, post, rows, sample, sign, statuses
+from tests.support.catalog import drop_schema
 from tests.use_cases.test_ops import sign_in
 from webhooks.app import create_app
 from webhooks.wsgi import application

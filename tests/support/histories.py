@@ -15,9 +15,9 @@ from sqlalchemy import Engine
 
 from models.tables import CONTENT, TABLES, Change, Drift, Event, EventStatus, Kind, RunStatus, User
 from models.views import workspace_members
-from tests.sandbox import Sandbox, WorldError, play
 from tests.support import JSON, accept, apply_all, differences, rows, sign
-from tests.use_cases.resyncs import Between, Clock, client_of, empty, go_on, make_reads_due, run_row
+from tests.support.resync import Between, Clock, client_of, empty, go_on, make_reads_due, run_row
+from tests.support.sandbox import Sandbox, WorldError, play
 from worker.decision.roles import DEFAULT_ROLE_MAP
 from worker.inbox.drain import Policy
 from worker.mirror import role_map

@@ -12,10 +12,10 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from tests.stack.processes import StackError
+from tests.support.stack.processes import StackError
 from worker.settings import Settings
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LONGEST_FOLDER = 80
 """Of a path of about 100 characters that the name of a Unix socket may have."""
 

@@ -1,4 +1,4 @@
-"""`python -m tests.sandbox`: a sandbox process. Prints one line of JSON when ready; SIGTERM ends it."""
+"""`python -m tests.support.sandbox`: a sandbox process. Prints one line of JSON when ready; SIGTERM ends it."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from .server import API_KEY, Sandbox
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
-    parser = argparse.ArgumentParser(prog="python -m tests.sandbox", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.support.sandbox", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
     parser.add_argument("--seed", type=int, default=0, help="of all random choices")
     parser.add_argument("--api-key", default=API_KEY, help="the key the API asks for")

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, func, select, text, up
 from models.database import CHANGES_LOCK, advisory_lock, read_transaction, write_transaction
 from models.tables import Batch, Event, EventStatus
 from models.types import db_now_plus
-from tests.integration.processes import Command, eventually, suppress_gone
+from tests.support.processes import Command, eventually, suppress_gone
 
 
 def count(engine: Engine, *conditions: ColumnElement[bool]) -> int:

@@ -12,9 +12,9 @@ from sqlalchemy import Connection, Engine, delete, func, select, update
 from models.database import read_transaction, write
 from models.tables import TABLES, Base, Change, Drift, Kind, Mirror, Read, Role, Run
 from models.types import db_now_plus
-from tests.integration.stories import store
-from tests.sandbox import Sandbox, World
 from tests.support import JSON, apply_all, rows
+from tests.support.sandbox import Sandbox, World
+from tests.support.stories import store
 from worker.repair.environment import MARGIN
 from worker.repair.resync.resync import Resync, start
 from worker.runs import lease

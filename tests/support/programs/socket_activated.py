@@ -1,4 +1,4 @@
-"""As systemd starts a service whose socket it holds: `python -m tests.integration.activated FD COMMAND...`."""
+"""Starts a command with open sockets, as systemd does. Arguments: FD COMMAND..."""
 
 import os
 import sys

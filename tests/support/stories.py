@@ -8,8 +8,8 @@ from sqlalchemy import Engine, insert
 
 from models.database import open_engine, write_transaction
 from models.tables import Change, Event
-from tests.sandbox import World, play
 from tests.support import JSON, apply_all, mirrored, rows
+from tests.support.sandbox import World, play
 from worker.inbox.store import Delivery
 
 Mirrored = dict[Any, list[JSON]]
