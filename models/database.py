@@ -4,7 +4,7 @@ import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import orjson
 from sqlalchemy import ColumnElement, Connection, Engine, create_engine, delete, event, select, text, tuple_
@@ -16,6 +16,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_afte
 
 from models.private_files import close_to_others
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 LOCK_TIMEOUT_MS = 5_000
@@ -218,15 +219,20 @@ def delete_some(tx: Connection, table: type[Any], *which: ColumnElement[bool], m
     return tx.execute(delete(table).where(tuple_(*key).in_(select(*key).where(*which).limit(most)))).rowcount
 
 
-def write(engine: Engine, step: Callable[[Connection], R]) -> R:
-    """Run `step` in one transaction and return what it returns; again, while only the database's moment was bad.
+def in_transaction(
+    engine: Engine, step: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs
+) -> R:
+    """Run `step(tx, *args, **kwargs)` in one transaction and return its result.
+
+    The transaction is tried again, up to six times within four seconds, while its failures are transient: a lost
+    connection, a deadlock, a lock time-out.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: the last try's, after six of them or four seconds.
+        sqlalchemy.exc.DBAPIError: the failure of the last try.
     """
 
     def transaction() -> R:
         with write_transaction(engine) as tx:
-            return step(tx)
+            return step(tx, *args, **kwargs)
 
     return _RETRY.copy()(transaction)

@@ -22,7 +22,7 @@ import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import ColumnElement, Connection, Engine, Select, Update, delete, exists, select, update
 
-from models.database import read_transaction, write
+from models.database import in_transaction, read_transaction
 from models.tables import Event, EventStatus, Join, JoinSearch, JoinState, Membership, Mirror, UnblockedMembership, User
 from models.types import db_now, db_now_plus, inline_literal
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
@@ -127,7 +127,7 @@ def _here(row: Row) -> tuple[ColumnElement[bool], ...]:
 
 def _search(engine: Engine) -> bool:
     """Look through some users of a domain that began to auto-join; False if there is none such."""
-    return write(engine, _search_step)
+    return in_transaction(engine, _search_step)
 
 
 def _search_step(tx: Connection) -> bool:
@@ -154,7 +154,7 @@ def _search_step(tx: Connection) -> bool:
 
 def _take(engine: Engine) -> list[Row]:
     """Take joins that are due, so that no other worker does."""
-    return write(engine, _take_step)
+    return in_transaction(engine, _take_step)
 
 
 def _take_step(tx: Connection) -> list[Row]:
@@ -187,10 +187,10 @@ def _ask_for_events(engine: Engine, workos: WorkOSClient, lag: timedelta, bell: 
         oldest = tx.execute(ahead.where(known).order_by(Join.complete_from).limit(1)).scalar_one_or_none()
     if oldest is not None and workos.now() - lag >= oldest:
         report = catch_up(engine, workos, lag=lag)
-        write(engine, lambda tx: tx.execute(_due_with_the_events()))
+        in_transaction(engine, lambda tx: tx.execute(_due_with_the_events()))
         bell.ring()
         if report.missed:
-            write(engine, lambda tx: begin_unless_busy(tx, "missed events"))
+            in_transaction(engine, begin_unless_busy, "missed events")
 
 
 def _due_with_the_events() -> Update:
@@ -325,7 +325,7 @@ def _join(engine: Engine, workos: WorkOSClient, lag: timedelta, row: Row, verdic
                 str(found.get("status")), "of no known status"
             )
             return _close_join(engine, row, JoinState.BLOCKED, f"{reason} in WorkOS", membership_id=found["id"])
-    verdict = write(engine, lambda tx: _attempt(tx, row, lag, look.read_at))
+    verdict = in_transaction(engine, _attempt, row, lag, look.read_at)
     if not verdict.go:
         return _follow(engine, workos, row, verdict)
     made = workos.create_membership(row["organization_id"], row["user_id"], verdict.role, deadline)
@@ -406,7 +406,7 @@ def _close_join(
 
 def _note(engine: Engine, row: Row, values: dict[str, Any]) -> bool:
     """Write to a join that is still open and ours; False if an operator or another worker has it now."""
-    return write(engine, lambda tx: tx.execute(_ours(row).values(values)).rowcount > 0)
+    return in_transaction(engine, lambda tx: tx.execute(_ours(row).values(values)).rowcount > 0)
 
 
 def _ours(row: Row) -> Update:

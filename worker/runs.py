@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, Engine, false, func, insert, or_, select, update
 
-from models.database import read_transaction, write
+from models.database import in_transaction, read_transaction
 from models.tables import Mirror, Run, RunStatus, Task
 from models.types import db_now, db_now_plus
 from worker.errors import ConfigurationError
@@ -36,7 +36,7 @@ def unfinished_run(tx: Connection, task: Task, **scope: Any) -> str | None:
     return tx.execute(query).scalars().first()
 
 
-def create(tx: Connection, task: Task, requested_by: str, **values: Any) -> str:
+def create(tx: Connection, /, task: Task, requested_by: str, **values: Any) -> str:
     """Insert a run and return its id.
 
     Raises:
@@ -93,7 +93,7 @@ class Lease:
 @contextmanager
 def lease(engine: Engine, run_id: str) -> Iterator[Lease | None]:
     """Yield the lease of a run and keep it alive; None if another worker holds it or the run is over."""
-    held = write(engine, lambda tx: _take(tx, run_id))
+    held = in_transaction(engine, _take, run_id)
     if held is None:
         yield None
         return
@@ -105,7 +105,7 @@ def lease(engine: Engine, run_id: str) -> Iterator[Lease | None]:
     finally:
         over.set()
         heart.join()
-        write(engine, lambda tx: _release(tx, held))
+        in_transaction(engine, _release, held)
 
 
 def _take(tx: Connection, run_id: str) -> Lease | None:
@@ -132,7 +132,7 @@ def _release(tx: Connection, held: Lease) -> None:
 def _beat(engine: Engine, held: Lease, over: threading.Event) -> None:
     while not over.wait(HEARTBEAT_SECONDS):
         try:
-            kept = write(engine, lambda tx: _extend(tx, held))
+            kept = in_transaction(engine, _extend, held)
         except Exception as error:  # noqa: BLE001 - the lease then runs out by itself, which is what should happen
             log.warning("heartbeat_failed", run=held.run_id, error=type(error).__name__)
             continue

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from sqlalchemy import Engine, select, update
 
-from models.database import open_engine, read_transaction, write
+from models.database import in_transaction, open_engine, read_transaction
 from models.tables import Event
 from models.views import mirror_status, workspaces
 from tests.support import JSON, rows, sign
@@ -153,7 +153,7 @@ def test_a_failed_event_is_found_understood_and_replayed(
     expect(page.get_by_text("data.id: is missing")).to_be_visible()
     pictures(page, "event")
     # The fix: what had spoilt the payload is mended.
-    write(engine, lambda tx: tx.execute(update(Event).where(Event.id == broken["id"]).values(body=whole)))
+    in_transaction(engine, lambda tx: tx.execute(update(Event).where(Event.id == broken["id"]).values(body=whole)))
     page.get_by_placeholder("Why?").first.fill("the cause is mended")
     page.get_by_role("button", name="Replay").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("Replay")

@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from redis import Redis
 from sqlalchemy import Engine, insert, update
 
-from models.database import write
+from models.database import in_transaction
 from models.tables import Change, Drift, Event, Hook, HookDelivery, Join, Mirror, Read, Run, Tick
 from models.types import db_now, db_now_plus
 from tests.support import accept, apply_all, made, sign
@@ -38,9 +38,9 @@ def services(
     services = build_test_services(database_url=make_database("sqlite"), **given)
     engine = services.engine
     run = {"id": "run1", "task": "resync", "requested_by": "clock", "status": "done", "finished_at": db_now()}
-    write(engine, lambda tx: tx.execute(insert(Run).values(run)))
+    in_transaction(engine, lambda tx: tx.execute(insert(Run).values(run)))
     filled = {"backfill_from": db_now_plus(-9000), "backfilled_at": db_now(), "last_resync_at": db_now()}
-    write(engine, lambda tx: tx.execute(update(Mirror).values(filled | {"complete_to": db_now()})))
+    in_transaction(engine, lambda tx: tx.execute(update(Mirror).values(filled | {"complete_to": db_now()})))
     heartbeat(engine)
     with ExitStack() as ended:
         for lane in (DRAIN, REPAIR):
@@ -56,7 +56,7 @@ def endpoint(services: Services) -> FlaskClient:
 
 
 def change(engine: Engine, statement: Any) -> None:
-    write(engine, lambda tx: tx.execute(statement))
+    in_transaction(engine, lambda tx: tx.execute(statement))
 
 
 def failed(services: Services, endpoint: FlaskClient) -> None:
@@ -80,7 +80,7 @@ def silent(services: Services, endpoint: FlaskClient) -> None:
         "received_at": db_now_plus(-3600),
         "status": "done",
     }
-    write(services.engine, lambda tx: tx.execute(insert(Event).values(times), rows))
+    in_transaction(services.engine, lambda tx: tx.execute(insert(Event).values(times), rows))
 
 
 def refused(number: int, **how: Any) -> Callable[[Services, FlaskClient], None]:
@@ -96,14 +96,14 @@ def gaps(services: Services, _door: FlaskClient, number: int = 12) -> None:
     rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api"} for n in range(number)]
     # From before the last webhook: single ones were lost, and others came.
     times = {"api_at": db_now_plus(-3600), "occurred_at": db_now_plus(-9999999), "status": "done"}
-    write(services.engine, lambda tx: tx.execute(insert(Event).values(times), rows))
+    in_transaction(services.engine, lambda tx: tx.execute(insert(Event).values(times), rows))
 
 
 def drifted(number: int, finding: str, action: str) -> Callable[[Services, FlaskClient], None]:
     def seed(services: Services, _door: FlaskClient) -> None:
         row = {"run_id": "run1", "kind": "user", "finding": finding, "action": action}
         many = [row | {"object_id": f"user_{n}"} for n in range(number)]
-        write(services.engine, lambda tx: tx.execute(insert(Drift), many))
+        in_transaction(services.engine, lambda tx: tx.execute(insert(Drift), many))
 
     return seed
 
@@ -131,7 +131,7 @@ def limited(services: Services, _door: FlaskClient) -> None:
 
 def behind(services: Services, _door: FlaskClient) -> None:
     row = {"kind": "user", "object_id": "user_1", "after": {}, "cause": "event", "cause_id": "event_1"}
-    write(services.engine, lambda tx: tx.execute(insert(Change), [row] * 1001))
+    in_transaction(services.engine, lambda tx: tx.execute(insert(Change), [row] * 1001))
     change(services.engine, insert(Hook).values(name="sessions", cursor=0))
 
 

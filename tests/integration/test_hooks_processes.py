@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy import Engine, update
 
-from models.database import open_engine, write
+from models.database import in_transaction, open_engine
 from models.tables import Hook, Mirror
 from models.types import db_now_plus
 from tests.support import rows
@@ -63,7 +63,9 @@ def test_a_host_hears_of_every_change_though_the_lane_is_killed(
     store(engine, [sandbox.world.events[-1]])
     eventually(lambda: person in {message["data"]["object_id"] for message in host.took}, 20)
     worker.lane("hooks").kill()
-    write(engine, lambda tx: tx.execute(update(Hook).values(leased_until=db_now_plus(-1))))  # its lease runs out
+    in_transaction(
+        engine, lambda tx: tx.execute(update(Hook).values(leased_until=db_now_plus(-1)))
+    )  # its lease runs out
     lost = next(iter(sandbox.world.memberships))
     quietly(sandbox.world, lambda: sandbox.world.delete_membership(lost))
     assert commands.start("resync").process.wait(60) == 0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, func, select, update
 
-from models.database import open_engine, read_transaction, write
+from models.database import in_transaction, open_engine, read_transaction
 from models.tables import Join, JoinState, Membership, Mirror
 from models.types import db_now_plus
 from tests.support import SECRET, rows
@@ -122,7 +122,7 @@ def test_each_right_person_gets_exactly_one_membership_and_no_one_else_any(
             lane.kill()
         worker.kill()
         # As if the time had passed after which a join that was taken up is taken up again.
-        write(engine, lambda tx: tx.execute(update(Join).values(due_at=db_now_plus(-1))))
+        in_transaction(engine, lambda tx: tx.execute(update(Join).values(due_at=db_now_plus(-1))))
         worker = commands.start("worker")
     sandbox.deliveries.drain(60)
     eventually(lambda: not pending(engine) and joined(engine) >= SIGN_UPS and not still_open(engine), 120)

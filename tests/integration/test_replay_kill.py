@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, update
 
-from models.database import write
+from models.database import in_transaction
 from models.tables import Change, Event, Run, RunStatus
 from tests.support import JSON, made, rows, statuses
 from tests.support.processes import Commands, Valkey, environment, eventually
@@ -77,7 +77,7 @@ def test_two_kinds_of_error_are_mended_by_two_replays_one_of_them_killed(
         for id, body in bodies.items():
             tx.execute(update(Event).where(Event.id == id).values(body=body))
 
-    write(engine, fix)
+    in_transaction(engine, fix)
 
     first = commands.start("replay", "--fingerprint", kinds[0]["fingerprint"], "--why", "fixed in 1.1")
     run = eventually(lambda: half_way(engine), 30)

@@ -8,7 +8,7 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, select, update
 
 from models.access import AutoJoin, auto_join_for
-from models.database import read_transaction, session, write
+from models.database import in_transaction, read_transaction, session
 from models.tables import Join, JoinSearch, Mirror
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, rows
@@ -34,7 +34,7 @@ def put_in_force(engine: Engine, mode: str = "provision", *, existing: bool = Fa
 def is_filled(engine: Engine) -> None:
     """As if a first resync and catch-up had ended on an environment that was empty."""
     filled = {"backfill_from": db_now_plus(-86_400), "backfilled_at": db_now_plus(0), "last_resync_at": db_now_plus(0)}
-    write(engine, lambda tx: tx.execute(update(Mirror).values(filled)))
+    in_transaction(engine, lambda tx: tx.execute(update(Mirror).values(filled)))
 
 
 def company(world: World, domain: str = "acme.example", state: str = "verified") -> str:
@@ -54,7 +54,7 @@ def tell(engine: Engine, events: Iterable[JSON]) -> None:
         for event in list(events):
             accept_from_api(tx, delivered(event))
 
-    write(engine, take)
+    in_transaction(engine, take)
     apply_all(engine)
 
 
@@ -90,7 +90,7 @@ class Stage:
 
     def works(self) -> None:
         """One round of the provisioning worker, with everything due."""
-        write(self.engine, lambda tx: tx.execute(update(Join).values(due_at=db_now_plus(-1))))
+        in_transaction(self.engine, lambda tx: tx.execute(update(Join).values(due_at=db_now_plus(-1))))
         provision(self.engine, self.workos, LAG, Doorbell(self.redis, "drain"))
 
     def settles(self, most: int = 20) -> None:

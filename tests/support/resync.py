@@ -9,7 +9,7 @@ from typing import Any
 from redis import Redis
 from sqlalchemy import Connection, Engine, delete, func, select, update
 
-from models.database import read_transaction, write
+from models.database import in_transaction, read_transaction
 from models.tables import TABLES, Base, Change, Drift, Kind, Mirror, Read, Role, Run
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, rows
@@ -102,17 +102,19 @@ def empty(engine: Engine, clock: Clock) -> None:
         nothing = ("cursor", "cursor_at", "inbox_to", "inbox_at", "complete_to", "backfilled_at", "last_resync_at")
         tx.execute(update(Mirror).values(dict.fromkeys(nothing) | {"cursor_at": clock() - MARGIN}))  # as binding does
 
-    write(engine, drop_all)
+    in_transaction(engine, drop_all)
 
 
 def expire_lease(engine: Engine, run_id: str) -> None:
     """As if the worker of a run had not been heard of for long."""
-    write(engine, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_now_plus(-1))))
+    in_transaction(
+        engine, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_now_plus(-1)))
+    )
 
 
 def make_reads_due(engine: Engine) -> None:
     """As if a minute had passed for what waits to be read."""
-    write(engine, lambda tx: tx.execute(update(Read).values(due_at=db_now_plus(-1))))
+    in_transaction(engine, lambda tx: tx.execute(update(Read).values(due_at=db_now_plus(-1))))
 
 
 def deliver(engine: Engine, events: Iterable[JSON]) -> None:

@@ -13,7 +13,7 @@ from freezegun import freeze_time
 from sqlalchemy import Engine, insert, update
 from werkzeug.test import TestResponse
 
-from models.database import write
+from models.database import in_transaction
 from models.tables import Change, Drift
 from models.types import db_now_plus
 from tests.support import JSON, accept, apply_all, made
@@ -147,7 +147,7 @@ def test_events_replays_and_resyncs_are_shown(endpoint: FlaskClient, engine: Eng
     assert answer(endpoint, f"replays/{replay_id}")["reason"] == "a try"
     resync_id = resync.start(engine, "ann")
     row = {"run_id": resync_id, "kind": "user", "object_id": "user_1", "finding": "extra", "action": "withheld"}
-    write(engine, lambda tx: tx.execute(insert(Drift).values(row)))
+    in_transaction(engine, lambda tx: tx.execute(insert(Drift).values(row)))
     shown = answer(endpoint, f"resyncs/{resync_id}")
     assert (shown["findings"], shown["withheld"]) == ({"extra": 1}, 1)
     assert ask(endpoint, f"replays/{resync_id}").status_code == 404
@@ -246,14 +246,16 @@ def test_a_cursor_older_than_retention_gets_410_with_the_remedy(
     endpoint: FlaskClient, engine: Engine, story: JSON
 ) -> None:
     before = number_of_changes(engine)
-    write(engine, lambda tx: tx.execute(update(Change).where(Change.id <= 2).values(at=db_now_plus(-400 * 86400.0))))
+    in_transaction(
+        engine, lambda tx: tx.execute(update(Change).where(Change.id <= 2).values(at=db_now_plus(-400 * 86400.0)))
+    )
     retain(engine, Periods())
     response = ask(endpoint, "changes", after=1)
     assert response.status_code == 410 and response.json is not None
     assert "snapshot" in response.json["error"]
     assert [row["id"] for row in answer(endpoint, "changes", after=2)["items"]] == list(range(3, before + 1))
     # All of them dropped: the snapshot's id still goes on.
-    write(engine, lambda tx: tx.execute(update(Change).values(at=db_now_plus(-400 * 86400.0))))
+    in_transaction(engine, lambda tx: tx.execute(update(Change).values(at=db_now_plus(-400 * 86400.0))))
     retain(engine, Periods())
     assert answer(endpoint, "snapshot")["changes_after"] == before
     assert answer(endpoint, "changes", after=before)["items"] == []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from models.access import auto_join_for
-from models.database import open_engine, read_transaction, session, write
+from models.database import in_transaction, open_engine, read_transaction, session
 from models.tables import TABLES, AutoJoin, Change, Domain, Membership, Mirror
 from models.views import auto_join_domains
 from tests.support import JSON, access, joins, made, rows
@@ -264,7 +264,7 @@ def test_postgresql_answers_the_same(make_database: Any) -> None:
         for event in row.events:
             tell(engine, [event])
         ends_as(engine, row)
-        write(
+        in_transaction(
             engine,
             lambda tx: tx.execute(text(f"TRUNCATE events, {', '.join(t.__tablename__ for t in TABLES.values())}")),
         )

@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from redis import Redis
 from sqlalchemy import Engine, select, update
 
-from models.database import read_transaction, write
+from models.database import in_transaction, read_transaction
 from models.tables import Change, Event, EventStatus, Mirror, Run, RunStatus, Task
 from models.types import db_now_plus
 from tests.support import JSON, accept, apply_all, differences, rows
@@ -83,7 +83,7 @@ def stored(engine: Engine) -> set[str]:
 def age_what_the_api_brought(engine: Engine, seconds: float) -> None:
     """As if the events API alone had brought it so long ago."""
     brought = update(Event).where(Event.api_at.is_not(None), Event.webhook_at.is_(None))
-    write(engine, lambda tx: tx.execute(brought.values(api_at=db_now_plus(-seconds))))
+    in_transaction(engine, lambda tx: tx.execute(brought.values(api_at=db_now_plus(-seconds))))
 
 
 @pytest.mark.parametrize(("number", "seed"), [(700, 1), pytest.param(5000, 2, marks=pytest.mark.long)])
@@ -304,7 +304,7 @@ def test_a_lost_cursor_loses_and_repeats_nothing(
     new = users(sandbox, clock, 5, seconds=1)
     clock.goes_on(seconds=90)
     changes = len(rows(one_engine, Change))
-    write(one_engine, lambda tx: tx.execute(update(Mirror).values(cursor="event_0UNKNOWN")))
+    in_transaction(one_engine, lambda tx: tx.execute(update(Mirror).values(cursor="event_0UNKNOWN")))
     sandbox.knobs.unknown_after = answer
 
     report = catch_up(one_engine, workos)
@@ -373,7 +373,7 @@ def test_after_a_hundred_days_away_it_says_so_and_a_resync_finds_the_rest(
     assert "resync" in line["remedy"]
 
     clock.goes_on(days=100)
-    write(one_engine, lambda tx: create(tx, Task.CATCH_UP, "clock"))
+    in_transaction(one_engine, create, Task.CATCH_UP, "clock")
     work()
     assert differences(one_engine, sandbox.world.truth()) == []
     assert "missed events" in {run["requested_by"] for run in rows(one_engine, Run)}
@@ -429,7 +429,7 @@ def test_a_page_is_stored_though_the_next_one_cannot_be_asked_for(
     begin(one_engine, workos)
     users(sandbox, clock, 3)
     clock.goes_on(seconds=90)
-    write(one_engine, lambda tx: tx.execute(update(Mirror).values(cursor="event_0UNKNOWN")))
+    in_transaction(one_engine, lambda tx: tx.execute(update(Mirror).values(cursor="event_0UNKNOWN")))
     sandbox.knobs.unknown_after = "beginning"
     sandbox.faults.spoil(EVENTS, list_metadata=metadata)
     with pytest.raises(WorkOSUnavailableError, match="cursor"):
@@ -483,7 +483,7 @@ def test_a_run_names_the_event_type_that_workos_refuses(
 ) -> None:
     begin(one_engine, workos)
     sandbox.faults.fail(EVENTS, query="user.updated", status=400, times=None)
-    run_id = write(one_engine, lambda tx: create(tx, Task.CATCH_UP, "clock"))
+    run_id = in_transaction(one_engine, create, Task.CATCH_UP, "clock")
     assert Repair(one_engine, workos, settings(), bell).one(run_id)
     [row] = rows(one_engine, Run)
     assert row["status"] == RunStatus.FAILED
@@ -563,7 +563,9 @@ def test_the_mirror_is_complete_only_to_what_is_applied(
 
 def due(engine: Engine, event_id: str, seconds: float) -> None:
     """Let drains leave an event alone for so many seconds, as after an attempt that failed."""
-    write(engine, lambda tx: tx.execute(update(Event).where(Event.id == event_id).values(due_at=db_now_plus(seconds))))
+    in_transaction(
+        engine, lambda tx: tx.execute(update(Event).where(Event.id == event_id).values(due_at=db_now_plus(seconds)))
+    )
 
 
 def test_a_late_event_holds_it_up_though_an_older_catch_up_waits(

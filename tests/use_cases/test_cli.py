@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from flask.testing import FlaskClient
 from sqlalchemy import Engine, insert, update
 
-from models.database import write
+from models.database import in_transaction
 from models.revisions import current_revision, newest_revision
 from models.tables import Drift, Run, Task
 from models.types import db_now
@@ -219,7 +219,7 @@ def test_status_says_that_the_mirror_was_never_filled_unless_that_is_under_way(
     assert shown["runs"] == [f"resync {run_id}, list, of ann"]
     assert not any("never filled" in problem for problem in shown["problems"])
     ended = {"status": "failed", "finished_at": db_now(), "error": "/organizations: 500"}
-    write(engine, lambda tx: tx.execute(update(Run).values(ended)))
+    in_transaction(engine, lambda tx: tx.execute(update(Run).values(ended)))
     problems = report("status", exit_code=1)["problems"]
     assert f"resync {run_id} failed: /organizations: 500" in problems
     assert any("never filled" in problem for problem in problems)
@@ -275,7 +275,7 @@ def test_runs_and_what_one_found(engine: Engine) -> None:
         }
         for number in range(250)
     ]
-    write(engine, lambda tx: tx.execute(insert(Drift), drifts))
+    in_transaction(engine, lambda tx: tx.execute(insert(Drift), drifts))
     assert [row["id"] for row in report("runs", "list")] == [run_id]
     assert run_id in run("runs", "list").stdout
     text = run("runs", "show", run_id).stdout
@@ -287,7 +287,7 @@ def test_runs_and_what_one_found(engine: Engine) -> None:
 
 
 def test_a_run_that_compares_nothing_is_not_said_to_have_found_no_drift(engine: Engine) -> None:
-    run_id = write(engine, lambda tx: create(tx, Task.CATCH_UP, "ann"))
+    run_id = in_transaction(engine, create, Task.CATCH_UP, "ann")
     shown = run("runs", "show", run_id).stdout
     assert "catch_up" in shown and "running" in shown and "drift" not in shown
     [row] = report("runs", "list")

@@ -16,7 +16,7 @@ from redis import Redis
 from rq.job import JobStatus
 from sqlalchemy import Engine, create_engine, insert, update
 
-from models.database import open_engine, write
+from models.database import in_transaction, open_engine
 from models.tables import Event, Mirror, Run, Tick
 from models.types import db_now, db_now_plus
 from tests.support import SECRET, accept, made, sign
@@ -71,15 +71,15 @@ def healthy(engine: Engine, redis_url: str, sandbox: Sandbox) -> Iterator[Sandbo
     """An installation that has all it needs."""
     run("register", URL)
     row = {"id": "run1", "task": "resync", "requested_by": "clock", "status": "done", "finished_at": db_now()}
-    write(engine, lambda tx: tx.execute(insert(Run).values(row)))
+    in_transaction(engine, lambda tx: tx.execute(insert(Run).values(row)))
     filled = {"backfill_from": db_now_plus(-9000), "backfilled_at": db_now(), "last_resync_at": db_now()}
     bound = filled | {"complete_to": db_now(), "client_id": CLIENT_ID}
-    write(engine, lambda tx: tx.execute(update(Mirror).values(bound)))
+    in_transaction(engine, lambda tx: tx.execute(update(Mirror).values(bound)))
     heartbeat(engine)
     settings = load_settings()
     services = build_services(settings, redis_url, endpoint=True)
     accept(create_app(services).test_client(), made("organization.created"))
-    write(engine, lambda tx: tx.execute(update(Event).values(status="done")))
+    in_transaction(engine, lambda tx: tx.execute(update(Event).values(status="done")))
     with ExitStack() as ended:
         ended.callback(services.engine.dispose)
         ended.callback(services.counters.close)
@@ -127,7 +127,7 @@ def setting(name: str, value: str) -> Callable[..., None]:
 
 
 def statement(make: Callable[[], Any]) -> Callable[..., object]:
-    return lambda healthy, engine, redis, monkeypatch: write(engine, lambda tx: tx.execute(make()))
+    return lambda healthy, engine, redis, monkeypatch: in_transaction(engine, lambda tx: tx.execute(make()))
 
 
 def endpoint(**values: Any) -> Callable[..., None]:
@@ -156,7 +156,7 @@ def gone(healthy: Sandbox, *_: object) -> None:
 
 
 def another_environment(healthy: Sandbox, engine: Engine, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(engine, lambda tx: tx.execute(update(Mirror).values(client_id="client_other")))
+    in_transaction(engine, lambda tx: tx.execute(update(Mirror).values(client_id="client_other")))
 
 
 FAULTS: dict[str, tuple[Callable[..., object], str, str]] = {
@@ -234,7 +234,7 @@ def test_a_wrong_clock_is_named(healthy: Sandbox) -> None:
 
 
 def test_webhooks_that_stopped_are_named(healthy: Sandbox, engine: Engine) -> None:
-    write(
+    in_transaction(
         engine,
         lambda tx: tx.execute(update(Event).values(webhook_at=db_now_plus(-7200), received_at=db_now_plus(-7200))),
     )
@@ -245,7 +245,7 @@ def test_webhooks_that_stopped_are_named(healthy: Sandbox, engine: Engine) -> No
         "received_at": db_now_plus(-3600),
         "status": "done",
     }
-    write(engine, lambda tx: tx.execute(insert(Event).values(times), rows))
+    in_transaction(engine, lambda tx: tx.execute(insert(Event).values(times), rows))
     assert "reachable" in wrong()["last webhook"]["remedy"]
 
 

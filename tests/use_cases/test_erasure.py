@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import Engine, insert, update
 
-from models.database import write
+from models.database import in_transaction
 from models.tables import Base, Change, Event, EventStatus, User
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, event_row, made, rows, sample
@@ -41,7 +41,7 @@ def ignored(type: str, **data: Any) -> JSON:
 def put(engine: Engine, *bodies: bytes) -> None:
     """Put events as they were received, byte by byte, into the inbox."""
     values = [{**Delivery.of(json.loads(body), body)._asdict(), "source": "webhook"} for body in bodies]
-    write(engine, lambda tx: tx.execute(insert(Event), values))
+    in_transaction(engine, lambda tx: tx.execute(insert(Event), values))
 
 
 def personal(engine: Engine) -> list[str]:
@@ -121,7 +121,7 @@ def test_forget_says_what_it_blanked_and_what_it_could_not_reach(
     waits = [made("user.updated", 9), nested(9)]
     put(deleted, *(json.dumps(event).encode() for event in waits))
     cut = {"id": "event_cut", "type": "user.updated", "body": b'{"id": "event_cut"', "status": EventStatus.FAILED}
-    write(deleted, lambda tx: tx.execute(insert(Event).values(**cut, source="webhook")))
+    in_transaction(deleted, lambda tx: tx.execute(insert(Event).values(**cut, source="webhook")))
     result = command(USER, "--json")
     assert result.exit_code == 0 and json.loads(result.stdout) == {
         "user": USER,
@@ -144,7 +144,7 @@ def test_forget_says_what_it_blanked_and_what_it_could_not_reach(
 def test_a_payload_cut_short_is_searched_as_text(deleted: Engine) -> None:
     body = json.dumps({"id": "event_cut", "email": EMAIL}).replace("@", r"\u0040").encode()[:-1]
     cut = {"id": "event_cut", "type": "user.updated", "body": body, "status": EventStatus.FAILED}
-    write(deleted, lambda tx: tx.execute(insert(Event).values(**cut, source="webhook")))
+    in_transaction(deleted, lambda tx: tx.execute(insert(Event).values(**cut, source="webhook")))
     assert forget(deleted, USER, "ann").unparsed == 0
     assert event_row(deleted, "event_cut")["body"] is None
 
@@ -169,7 +169,7 @@ def test_payloads_of_types_that_are_not_acted_on_are_kept_until_they_are_process
 def test_retention_blanks_those_that_an_earlier_release_kept(engine: Engine) -> None:
     session = ignored("session.created", user_id=USER)
     deliver(engine, [session, made("organization.created")])
-    write(engine, lambda tx: tx.execute(update(Event).where(Event.id == session["id"]).values(body=b"{}")))
+    in_transaction(engine, lambda tx: tx.execute(update(Event).where(Event.id == session["id"]).values(body=b"{}")))
     assert retain(engine, Periods())["payloads"] == 1 and not kept(engine, session)
 
 
@@ -194,7 +194,7 @@ def test_a_membership_that_an_earlier_release_kept_is_blanked_by_retention(delet
     forget(deleted, USER, "ann")
     late = nested(9)
     deliver(deleted, [late])
-    write(
+    in_transaction(
         deleted,
         lambda tx: tx.execute(update(Event).where(Event.id == late["id"]).values(body=json.dumps(late).encode())),
     )
@@ -220,7 +220,7 @@ def test_an_erasure_that_was_interrupted_starts_over_and_ends_the_same(
 
 
 def test_retention_leaves_off_within_an_erasure_and_goes_on_later(deleted: Engine) -> None:
-    write(deleted, lambda tx: tx.execute(update(User).values(touched_at=db_now_plus(-31 * 24 * 3600.0))))
+    in_transaction(deleted, lambda tx: tx.execute(update(User).values(touched_at=db_now_plus(-31 * 24 * 3600.0))))
     asked = iter([False, True])
     assert erasure.erase_deleted(deleted, Periods().persons, lambda: next(asked)) == 0
     assert retain(deleted, Periods())["persons"] == 1
@@ -246,7 +246,7 @@ def test_the_error_of_a_failed_event_quotes_nothing(engine: Engine, monkeypatch:
     monkeypatch.setitem(HANDLERS, "user.updated", fails)
     put(engine, json.dumps(made("user.updated", 1)).encode())
     pending = Event.status == EventStatus.PENDING
-    write(engine, lambda tx: tx.execute(update(Event).where(pending).values(attempts=9)))
+    in_transaction(engine, lambda tx: tx.execute(update(Event).where(pending).values(attempts=9)))
     apply_all(engine)
     assert EMAIL in {row["error"] for row in rows(engine, Event) if row["error"]}.pop()
     forget(engine, USER, "ann")

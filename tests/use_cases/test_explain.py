@@ -7,7 +7,7 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from models import public_domains
-from models.database import write
+from models.database import in_transaction
 from models.tables import PublicDomain
 from tests.support import JSON, apply_all, joins, made, rows
 from tests.support.resync import Clock, client_of, deliver, quietly, resync
@@ -175,9 +175,9 @@ def test_the_list_of_public_mail_providers_follows_its_package(
     one_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(public_domains, "whitelist", {"Gmail.com", "new-mail.example", "no domain"})
-    assert write(one_engine, public_domains.refresh) > 1000
+    assert in_transaction(one_engine, public_domains.refresh) > 1000
     assert {row["domain"] for row in rows(one_engine, PublicDomain)} == {"gmail.com", "new-mail.example"}
-    assert write(one_engine, public_domains.refresh) == 0
+    assert in_transaction(one_engine, public_domains.refresh) == 0
 
 
 def test_what_was_never_seen_is_unknown(one_engine: Engine) -> None:

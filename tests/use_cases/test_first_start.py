@@ -14,7 +14,7 @@ from redis import Redis
 from sqlalchemy import Engine, update
 from sqlalchemy import event as hooks
 
-from models.database import write
+from models.database import in_transaction
 from models.tables import Change, Event, Mirror, Run, RunStatus, Task, Tick
 from models.types import db_now_plus
 from models.views import mirror_status
@@ -231,7 +231,7 @@ def test_the_first_resync_is_the_only_one_of_its_day(
         Repair(one_engine, workos, settings(), bell).all()
     assert len(runs(one_engine, Task.RESYNC)) == 1
     done = update(Mirror).values(last_resync_at=db_now_plus(-24 * 3600 - 1))
-    write(one_engine, lambda tx: tx.execute(done))
+    in_transaction(one_engine, lambda tx: tx.execute(done))
     schedule(one_engine, settings())
     assert [run["requested_by"] for run in runs(one_engine, Task.RESYNC)] == ["first start", "clock"]
 
@@ -242,7 +242,7 @@ def test_a_release_that_acts_on_further_types_resyncs_once(
     bind(one_engine, workos, settings())
     Repair(one_engine, workos, settings(), bell).all()
     known = [type for type in SUBSCRIBED if not type.startswith("role.")]
-    write(one_engine, lambda tx: tx.execute(update(Mirror).values(event_types=known)))
+    in_transaction(one_engine, lambda tx: tx.execute(update(Mirror).values(event_types=known)))
     sandbox.world.create_role("billing")
     for _ in range(2):
         Repair(one_engine, workos, settings(), bell).all()
@@ -381,7 +381,7 @@ def test_a_first_resync_that_failed_is_not_begun_again_at_once(
     [failed] = runs(one_engine, Task.RESYNC)
     assert failed["status"] == RunStatus.FAILED and status(one_engine)["state"] == "backfilling"
     sandbox.faults.clear()
-    write(one_engine, lambda tx: tx.execute(update(Run).values(finished_at=db_now_plus(-61))))
+    in_transaction(one_engine, lambda tx: tx.execute(update(Run).values(finished_at=db_now_plus(-61))))
     for _ in range(2):
         Repair(one_engine, workos, settings(), bell).all()
         apply_all(one_engine)
@@ -448,12 +448,12 @@ def test_two_clocks_by_mistake_do_no_harm(both_engines: Engine) -> None:
 
 
 def finish_all(engine: Engine) -> None:
-    write(engine, lambda tx: tx.execute(update(Run).values(status=RunStatus.DONE)))
+    in_transaction(engine, lambda tx: tx.execute(update(Run).values(status=RunStatus.DONE)))
 
 
 def age_ticks(engine: Engine, seconds: float) -> None:
     """As if the clock had last looked so long ago, by the database's clock."""
-    write(engine, lambda tx: tx.execute(update(Tick).values(at=db_now_plus(-seconds))))
+    in_transaction(engine, lambda tx: tx.execute(update(Tick).values(at=db_now_plus(-seconds))))
 
 
 def test_a_tick_that_meets_a_run_under_way_comes_when_that_is_over(one_engine: Engine) -> None:
@@ -472,10 +472,10 @@ def test_the_watch_rings_for_runs_that_nobody_works_on(one_engine: Engine, repai
     assert repair_bell.waiting() == 0
     run_id = start(one_engine, "operator")
     lease = update(Run).where(Run.id == run_id)
-    write(one_engine, lambda tx: tx.execute(lease.values(leased_until=db_now_plus(30))))
+    in_transaction(one_engine, lambda tx: tx.execute(lease.values(leased_until=db_now_plus(30))))
     watch(one_engine, repair_bell)
     assert repair_bell.waiting() == 0  # somebody has it
-    write(one_engine, lambda tx: tx.execute(lease.values(leased_until=db_now_plus(-1))))
+    in_transaction(one_engine, lambda tx: tx.execute(lease.values(leased_until=db_now_plus(-1))))
     assert needs_repair(one_engine)
     for _ in range(3):
         watch(one_engine, repair_bell)

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 from sqlalchemy import Engine
 
-from models.database import write
+from models.database import in_transaction
 from models.tables import TABLES, Kind, Read
 from tests.support import JSON, rows
 from tests.support.resync import (
@@ -109,7 +109,7 @@ def one_of_each(engine: Engine, sandbox: Sandbox) -> dict[str, tuple[Kind, str]]
 def read(engine: Engine, workos: WorkOSClient, *objects: tuple[Kind, str]) -> int:
     """A confirmed read of each; how many were settled."""
     for kind, id in objects:
-        write(engine, partial(request_reads, kind=kind, ids=[id], reason="a test", run_id=""))
+        in_transaction(engine, partial(request_reads, kind=kind, ids=[id], reason="a test", run_id=""))
     make_reads_due(engine)
     return work_due(engine, workos, lambda: False)
 

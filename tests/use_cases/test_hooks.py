@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, update
 
-from models.database import write
+from models.database import in_transaction
 from models.tables import Change, Hook, HookDelivery, Mirror
 from models.types import db_now_plus
 from tests.support import JSON, access, made, rows
@@ -62,7 +62,7 @@ def follow(one_engine: Engine, host: Host) -> Callable[..., bool]:
 
 def due(engine: Engine) -> None:
     """As if all waiting had passed."""
-    write(engine, lambda tx: tx.execute(update(HookDelivery).values(due_at=db_now_plus(-1))))
+    in_transaction(engine, lambda tx: tx.execute(update(HookDelivery).values(due_at=db_now_plus(-1))))
 
 
 def person(id: str, at: int = 0, **data: Any) -> JSON:
@@ -165,7 +165,7 @@ def test_killed_between_telling_and_noting_it_tells_again(
     monkeypatch.undo()
     follow()
     assert len(host.told) == 1, "another holds the lease"
-    write(one_engine, lambda tx: tx.execute(update(Hook).values(leased_until=db_now_plus(-1))))
+    in_transaction(one_engine, lambda tx: tx.execute(update(Hook).values(leased_until=db_now_plus(-1))))
     follow()
     assert host.ids() == ids_of(one_engine) * 2
 
@@ -176,7 +176,7 @@ def test_a_process_that_lost_its_lease_notes_nothing(one_engine: Engine) -> None
     class Slow(Host):
         def __call__(self, message: JSON) -> None:
             super().__call__(message)
-            write(one_engine, lambda tx: tx.execute(update(Hook).values(fence=Hook.fence + 1)))
+            in_transaction(one_engine, lambda tx: tx.execute(update(Hook).values(fence=Hook.fence + 1)))
 
     assert hooks.follow(one_engine, {"host": Slow()}, 3)
     assert rows(one_engine, Hook)[0]["cursor"] == 0
@@ -216,8 +216,8 @@ def test_a_hook_that_retention_overtook_says_so_and_goes_on(
     follow()
     tell(one_engine, [person("user_2"), person("user_3")])
     dropped = ids_of(one_engine)[1]
-    write(one_engine, lambda tx: tx.execute(Change.__table__.delete().where(Change.id == dropped)))  # type: ignore[attr-defined]
-    write(one_engine, lambda tx: tx.execute(update(Mirror).values(changes_dropped_to=dropped)))
+    in_transaction(one_engine, lambda tx: tx.execute(Change.__table__.delete().where(Change.id == dropped)))  # type: ignore[attr-defined]
+    in_transaction(one_engine, lambda tx: tx.execute(update(Mirror).values(changes_dropped_to=dropped)))
     follow()
     assert [message["data"]["object_id"] for message in host.told] == ["user_1", "user_3"]
     (row,) = operate.hook_status(one_engine)

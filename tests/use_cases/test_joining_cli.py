@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from flask.testing import FlaskClient
 from sqlalchemy import Engine, insert
 
-from models.database import write
+from models.database import in_transaction
 from models.tables import Change, Hook, HookDelivery, Join
 from tests.support import JSON, made, rows
 from tests.support.auto_join import answer, put_in_force, tell
@@ -58,8 +58,10 @@ def failed_hook(engine: Engine) -> Engine:
     told = {"kind": "user", "object_id": ANN, "status": "failed", "attempts": 12}
     why = {"error": "RuntimeError: <b>away</b>", "traceback": "Traceback <script>alert(1)</script>"}
     first = rows(engine, Change)[0]["id"]
-    write(engine, lambda tx: tx.execute(insert(Hook).values(name="sessions", cursor=999)))
-    write(engine, lambda tx: tx.execute(insert(HookDelivery).values(hook="sessions", change_id=first, **told, **why)))
+    in_transaction(engine, lambda tx: tx.execute(insert(Hook).values(name="sessions", cursor=999)))
+    in_transaction(
+        engine, lambda tx: tx.execute(insert(HookDelivery).values(hook="sessions", change_id=first, **told, **why))
+    )
     return engine
 
 

@@ -9,7 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import Connection, event, insert, update
 
-from models.database import write
+from models.database import in_transaction
 from models.tables import Drift, Event, Hook, HookDelivery, Join, Run
 from models.types import db_now, db_now_plus
 from tests.support import JSON, accept, apply_all, made
@@ -135,7 +135,7 @@ def world(services: Services) -> JSON:
     ]
     accept(endpoint, *events)
     apply_all(services.engine)
-    write(services.engine, lambda tx: _records(tx, organization, user))
+    in_transaction(services.engine, _records, organization, user)
     return {"organization": organization}
 
 

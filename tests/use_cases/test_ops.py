@@ -11,7 +11,7 @@ from freezegun import freeze_time
 from sqlalchemy import Engine, func, insert, select, update
 from werkzeug.test import TestResponse
 
-from models.database import read_transaction, write
+from models.database import in_transaction, read_transaction
 from models.tables import Drift, Event, Run
 from models.types import db_now_plus
 from tests.support import JSON, accept, apply_all, made
@@ -196,7 +196,7 @@ def withheld(engine: Engine) -> str:
     """A run that withholds the deletion of the workspace."""
     run = {"id": "run1", "task": "resync", "requested_by": "clock", "status": "done", "finished_at": db_now_plus(-60)}
     row = {"run_id": "run1", "kind": "organization", "object_id": ORG, "finding": "extra", "action": "withheld"}
-    write(engine, lambda tx: [tx.execute(insert(Run).values(run)), tx.execute(insert(Drift).values(row))])
+    in_transaction(engine, lambda tx: [tx.execute(insert(Run).values(run)), tx.execute(insert(Drift).values(row))])
     return "run1"
 
 
@@ -259,7 +259,7 @@ def test_resyncs_and_approvals_are_asked_for_by_name(
     assert "1 deletions are withheld" in page and "&lt;script&gt;" in page
     assert press(ann, "runs/run1", "runs/run1/approve").status_code == 302
     assert "Approved in" in ann.get("/ops/runs/run1").get_data(as_text=True)
-    write(engine, lambda tx: tx.execute(update(Run).values(status="done", finished_at=db_now_plus(0))))
+    in_transaction(engine, lambda tx: tx.execute(update(Run).values(status="done", finished_at=db_now_plus(0))))
     assert press(ann, f"workspaces/{ORG}", f"workspaces/{ORG}/resync").status_code == 302
     with read_transaction(engine) as tx:
         asked = tx.execute(select(Run.requested_by, Run.organization_id).where(Run.id != "run1")).all()

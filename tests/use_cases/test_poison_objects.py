@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine, text, update
 
-from models.database import write
+from models.database import in_transaction
 from models.tables import Event, Hook, HookDelivery, Kind, Read, RunStatus, Task
 from models.types import db_now_plus
 from tests.support import JSON, access, differences, made, rows
@@ -76,12 +76,12 @@ def poisoned(engine: Engine, table: str, when: str) -> None:
     for verb in ("INSERT", "UPDATE"):
         statement = f"CREATE TRIGGER {verb}_{table} BEFORE {verb} ON {table} WHEN {when}"
         statement += " BEGIN SELECT RAISE(ABORT, 'poison'); END"
-        write(engine, lambda tx: tx.execute(text(statement)))  # noqa: B023 - called now
+        in_transaction(engine, lambda tx: tx.execute(text(statement)))  # noqa: B023 - called now
 
 
 def healed(engine: Engine, table: str) -> None:
     for verb in ("INSERT", "UPDATE"):
-        write(engine, lambda tx: tx.execute(text(f"DROP TRIGGER {verb}_{table}")))  # noqa: B023 - called now
+        in_transaction(engine, lambda tx: tx.execute(text(f"DROP TRIGGER {verb}_{table}")))  # noqa: B023 - called now
 
 
 def read_due(engine: Engine, workos: WorkOSClient) -> int:
@@ -90,7 +90,7 @@ def read_due(engine: Engine, workos: WorkOSClient) -> int:
 
 
 def asked_for(engine: Engine, kind: Kind, *ids: str, run_id: str = "") -> None:
-    write(engine, partial(request_reads, kind=kind, ids=ids, reason="a test", run_id=run_id))
+    in_transaction(engine, partial(request_reads, kind=kind, ids=ids, reason="a test", run_id=run_id))
 
 
 # Ids
@@ -350,7 +350,7 @@ def test_a_run_that_fails_unexpectedly_ends_as_failed_and_stops_no_other_work(
     user = next(iter(sandbox.world.users))
     poisoned(engine, "runs", "NEW.phase = 'delete'")
     run_id = start(engine, "test")
-    catching_up = write(engine, lambda tx: create(tx, Task.CATCH_UP, "test"))
+    catching_up = in_transaction(engine, create, Task.CATCH_UP, "test")
     asked_for(engine, Kind.USER, user)
     make_reads_due(engine)
     Repair(engine, workos, services.settings, Doorbell(redis, "drain")).all()
@@ -368,7 +368,7 @@ def test_a_key_that_may_not_read_events_does_not_keep_objects_from_being_read(
     mirror_of(services.engine, sandbox, workos, 1)
     is_filled(services.engine)
     sandbox.faults.fail("/events", status=403, times=None)
-    run_id = write(services.engine, lambda tx: create(tx, Task.CATCH_UP, "test"))
+    run_id = in_transaction(services.engine, create, Task.CATCH_UP, "test")
     asked_for(services.engine, Kind.USER, next(iter(sandbox.world.users)))
     make_reads_due(services.engine)
     Repair(services.engine, workos, services.settings, Doorbell(redis, "drain")).all()
@@ -472,7 +472,7 @@ def test_an_error_that_cannot_be_told_is_counted_like_any_other(one_engine: Engi
     tell(one_engine, [made("user.created", id=id, email=f"{id}@acme.example") for id in ("user_1", "user_2")])
     for _ in range(2):
         hooks.follow(one_engine, {"host": FunctionTarget(host)}, 2)
-        write(one_engine, lambda tx: tx.execute(update(HookDelivery).values(due_at=db_now_plus(-1))))
+        in_transaction(one_engine, lambda tx: tx.execute(update(HookDelivery).values(due_at=db_now_plus(-1))))
     assert told == ["user_2"]
     [row] = rows(one_engine, HookDelivery)
     assert (row["status"], row["attempts"]) == ("failed", 2) and "UnspeakableError" in row["error"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from redis import Redis
 from sqlalchemy import Engine, insert, update
 
-from models.database import write
+from models.database import in_transaction
 from models.tables import Base, Change, Event, Join, Mirror, UserAddress
 from models.views import auto_join_blocks
 from tests.support import JSON, rows
@@ -273,7 +273,7 @@ def test_a_failed_event_about_a_membership_whose_payload_was_erased_holds_everyb
     company(stage.world)
     user = sign_up(stage.world)
     gone = {"id": "event_gone", "type": "organization_membership.deleted", "status": "failed", "source": "webhook"}
-    write(stage.engine, lambda tx: tx.execute(insert(Event).values(gone)))
+    in_transaction(stage.engine, lambda tx: tx.execute(insert(Event).values(gone)))
     stage.settles()
     assert joins_of(stage.engine) == {user: "pending"}
     assert dismiss(stage.engine, ["event_gone"], "ann", "the person is deleted") == 1
@@ -316,11 +316,11 @@ def test_those_who_were_there_before_join_only_if_set_so(stage: Stage, existing:
 
 
 def test_what_a_first_resync_finds_is_no_sign_up(stage: Stage) -> None:
-    write(stage.engine, lambda tx: tx.execute(update(Mirror).values(backfilled_at=None)))
+    in_transaction(stage.engine, lambda tx: tx.execute(update(Mirror).values(backfilled_at=None)))
     company(stage.world)
     sign_up(stage.world)
     stage.clock.goes_on(days=2)
-    write(stage.engine, lambda tx: tx.execute(update(Mirror).values(backfill_from=stage.clock())))
+    in_transaction(stage.engine, lambda tx: tx.execute(update(Mirror).values(backfill_from=stage.clock())))
     resync(stage.engine, stage.workos)
     stage.works()
     assert joins_of(stage.engine) == {} and members_at_workos(stage.world) == {}

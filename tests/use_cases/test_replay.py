@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine, func, select, update
 
-from models.database import read_transaction, write
+from models.database import in_transaction, read_transaction
 from models.tables import Change, Event, RunStatus, User
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, made, mirrored, rows, statuses
@@ -61,7 +61,7 @@ def fail_all(engine: Engine, told: list[JSON]) -> None:
     """Let events fail to their last attempt."""
     store(engine, told)
     while statuses(engine).get("pending"):
-        write(engine, lambda tx: tx.execute(update(Event).values(due_at=db_now_plus(-1), attempts=9)))
+        in_transaction(engine, lambda tx: tx.execute(update(Event).values(due_at=db_now_plus(-1), attempts=9)))
         apply_all(engine)
     assert statuses(engine) == {"failed": len(told)}
 
@@ -129,7 +129,7 @@ def test_what_fails_again_has_a_fresh_budget_and_can_be_replayed_again(
         run(one_engine, bell, Selection(failed=True))
         apply_all(one_engine)
         assert {row["attempts"] for row in rows(one_engine, Event)} == {1}
-        write(one_engine, lambda tx: tx.execute(update(Event).values(status="failed")))
+        in_transaction(one_engine, lambda tx: tx.execute(update(Event).values(status="failed")))
     bug()
     run(one_engine, bell, Selection(failed=True))
     apply_all(one_engine)
@@ -176,7 +176,7 @@ def test_a_replay_after_a_new_role_map_changes_no_deleted_membership(one_engine:
 def test_a_replay_is_recognised_though_some_payloads_are_gone(one_engine: Engine, bell: Doorbell) -> None:
     store(one_engine, [made("user.created"), made("user.updated", 1, event_id="event_gone"), made("dsync.activated")])
     apply_all(one_engine)
-    write(one_engine, lambda tx: tx.execute(update(Event).where(Event.id == "event_gone").values(body=None)))
+    in_transaction(one_engine, lambda tx: tx.execute(update(Event).where(Event.id == "event_gone").values(body=None)))
     whole = Selection(since=datetime(2020, 1, 1, tzinfo=UTC))
     assert replays.plan(one_engine, whole) == (2, 1, {"stale": 1}, 0)
     run(one_engine, bell, whole)
@@ -212,7 +212,7 @@ def test_only_what_was_selected(one_engine: Engine, bell: Doorbell, selection: S
 def test_events_whose_payload_is_gone_are_counted_and_left(one_engine: Engine, bell: Doorbell) -> None:
     store(one_engine, events(4))
     apply_all(one_engine)
-    write(one_engine, lambda tx: tx.execute(update(Event).where(Event.id < "event_0003").values(body=None)))
+    in_transaction(one_engine, lambda tx: tx.execute(update(Event).where(Event.id < "event_0003").values(body=None)))
     assert replays.plan(one_engine, Selection(type="user.created")) == (2, 2, {}, 0)
     ended = listings.run(one_engine, run(one_engine, bell, Selection(type="user.updated")))
     assert ended is not None and (ended["done"], ended["skipped"]) == (1, 1)

@@ -15,7 +15,7 @@ import pytest
 from redis import Redis
 from sqlalchemy import update
 
-from models.database import database_url, open_engine, write
+from models.database import database_url, in_transaction, open_engine
 from models.tables import Change, Mirror
 from tests.support import apply_all, differences, rows, statuses
 from tests.support.inbox import let_time_pass
@@ -36,7 +36,7 @@ def test_a_copy_of_the_running_mirror_an_hour_later_ends_equal_by_catch_up(
     clock, running, copied = Clock(), make_database(kind), make_database(kind)
     with Sandbox(clock=clock) as sandbox, closing(client_of(sandbox, redis)) as workos:
         world, engine = sandbox.world, open_engine(running)
-        write(engine, lambda tx: tx.execute(update(Mirror).values(cursor_at=clock())))
+        in_transaction(engine, lambda tx: tx.execute(update(Mirror).values(cursor_at=clock())))
 
         def live(seed: int) -> None:
             known = len(world.events)

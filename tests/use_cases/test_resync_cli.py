@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import Engine, update
 
-from models.database import open_engine, write
+from models.database import in_transaction, open_engine
 from models.tables import TABLES, Event, Kind, Mirror, Run
 from models.types import db_now_plus
 from tests.support import differences, rows
@@ -239,16 +239,21 @@ def test_interrupted_in_the_middle_it_says_so_and_the_same_command_goes_on(equal
 
 def test_a_second_run_beside_one_under_way_is_refused(equal: Engine) -> None:
     run_id = start(equal, "another")
-    write(equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_now_plus(30))))
+    in_transaction(
+        equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_now_plus(30)))
+    )
     assert refused() == f"workos-sync: a resync is under way already: run {run_id}"
     assert refused("--dry-run") == f"workos-sync: a resync is under way already: run {run_id}"
 
 
 def test_a_run_that_a_worker_took_first_is_followed_to_its_end(equal: Engine, sandbox: Sandbox) -> None:
     run_id = start(equal, "test")
-    write(equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_now_plus(30))))
+    in_transaction(
+        equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_now_plus(30)))
+    )
     ended = threading.Timer(
-        0.3, lambda: write(equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(status="done")))
+        0.3,
+        lambda: in_transaction(equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(status="done"))),
     )
     ended.start()
     stop = threading.Event()
@@ -256,7 +261,9 @@ def test_a_run_that_a_worker_took_first_is_followed_to_its_end(equal: Engine, sa
     ended.join()
     other = start(equal, "test")
     assert not wait_for_run(equal, other, stop.wait)  # nobody has it
-    write(equal, lambda tx: tx.execute(update(Run).where(Run.id == other).values(leased_until=db_now_plus(30))))
+    in_transaction(
+        equal, lambda tx: tx.execute(update(Run).where(Run.id == other).values(leased_until=db_now_plus(30)))
+    )
     stop.set()
     assert not wait_for_run(equal, other, stop.wait)
 

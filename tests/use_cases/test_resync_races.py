@@ -13,7 +13,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import Engine, update
 
-from models.database import open_engine, write
+from models.database import in_transaction, open_engine
 from models.tables import Event, Listing, Read, Run
 from tests.support import JSON, differences, mirrored, rows
 from tests.support.resync import (
@@ -432,6 +432,6 @@ def test_a_run_that_ended_cannot_be_worked_on(one_engine: Engine, workos: WorkOS
     run_id = resync(one_engine, workos)
     with lease(one_engine, run_id) as held:
         assert held is None
-    write(one_engine, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=None)))
+    in_transaction(one_engine, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=None)))
     with lease(one_engine, run_id) as held:
         assert held is None

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from redis import Redis
 from sqlalchemy import Engine, insert, update
 
-from models.database import write
+from models.database import in_transaction
 from models.tables import Change, Drift, Event, EventStatus, Run, RunStatus, Seen, Task, User
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, made, mirrored, outcomes, rows, sample
@@ -37,7 +37,9 @@ PERSONAL = ("email", "first_name", "last_name")
 
 def age(engine: Engine, table: type[Any], days: float, *columns: str) -> None:
     """As if `columns` of all rows had been written so many days ago."""
-    write(engine, lambda tx: tx.execute(update(table).values({name: db_now_plus(-days * DAY) for name in columns})))
+    in_transaction(
+        engine, lambda tx: tx.execute(update(table).values({name: db_now_plus(-days * DAY) for name in columns}))
+    )
 
 
 def age_events(engine: Engine, days: float) -> None:
@@ -126,7 +128,7 @@ def test_changes_and_reports_are_kept_for_a_year(engine: Engine) -> None:
         tx.execute(insert(Drift), objects)
         tx.execute(insert(Seen).values(run_id="old", kind="user", object_id="user_1"))
 
-    write(engine, put)
+    in_transaction(engine, put)
     age(engine, Change, 364, "at")
     assert retain(engine, Periods())["changes"] == 0
     assert {row["id"] for row in rows(engine, Run)} == {"new", "open"}
@@ -168,7 +170,7 @@ def test_a_retention_that_was_stopped_goes_on_later(one_engine: Engine, redis: R
     store(one_engine, [made("role.updated")])
     apply_all(one_engine)
     age_events(one_engine, 31)
-    write(one_engine, lambda tx: create(tx, Task.RETENTION, "clock"))
+    in_transaction(one_engine, create, Task.RETENTION, "clock")
     chosen, bell, told = Settings(_env_file=None), Doorbell(redis, DRAIN), iter([False])
     Repair(one_engine, None, chosen, bell, lambda: next(told, True)).all()
     assert [run["status"] for run in rows(one_engine, Run)] == [RunStatus.RUNNING]
@@ -200,7 +202,7 @@ def gone(engine: Engine) -> Engine:
     deliver(engine, told)
     drift = {"kind": "user", "object_id": USER, "finding": "stale", "action": "repaired"}
     fields = {"email": [EMAIL, "married@acme.example"]}
-    write(engine, lambda tx: tx.execute(insert(Drift).values(run_id="r", fields=fields, **drift)))
+    in_transaction(engine, lambda tx: tx.execute(insert(Drift).values(run_id="r", fields=fields, **drift)))
     assert set(personal(engine, EMAIL, "married@acme.example")) == {"events", "users", "changes", "drift"}
     return engine
 

@@ -6,7 +6,7 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import Engine, select
 
-from models.database import read_transaction, write
+from models.database import in_transaction, read_transaction
 from models.tables import Change, Membership, Mirror
 from tests.support import accept, access, apply_all, made, mirrored, rows, sample
 from worker.mirror import role_map
@@ -70,12 +70,12 @@ def test_an_interrupted_change_goes_on_where_it_stopped(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     monkeypatch.setattr(role_map, "STEP", 2)
-    write(engine, lambda tx: role_map._publish(tx, OWNERS))
+    in_transaction(engine, role_map._publish, OWNERS)
     for _ in range(steps):
-        write(engine, role_map._remap_step)
+        in_transaction(engine, role_map._remap_step)
     assert access(engine) == members(*range(2 * steps))
     [place] = [row["remap_after"] for row in rows(engine, Mirror)]
-    write(engine, lambda tx: role_map._publish(tx, OWNERS))
+    in_transaction(engine, role_map._publish, OWNERS)
     assert [row["remap_after"] for row in rows(engine, Mirror)] == [place]
     assert adopt(engine, OWNERS) == 5 - 2 * steps
     assert access(engine) == members(0, 1, 2, 3, 4)
@@ -84,8 +84,8 @@ def test_an_interrupted_change_goes_on_where_it_stopped(
 
 def test_another_map_during_an_interrupted_change_starts_over(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(role_map, "STEP", 2)
-    write(engine, lambda tx: role_map._publish(tx, OWNERS))
-    write(engine, role_map._remap_step)
+    in_transaction(engine, role_map._publish, OWNERS)
+    in_transaction(engine, role_map._remap_step)
     assert adopt(engine, DEFAULT) == 2
     assert access(engine) == members()
 

@@ -14,7 +14,7 @@ import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import Engine
 
-from models.database import write
+from models.database import in_transaction
 from models.public_domains import refresh
 from worker import provisioning
 from worker.bootstrap import build_services, require_migrated
@@ -97,7 +97,7 @@ def worker(processes: int | None) -> None:
         role_map.adopt(engine, settings.role_map)
         existing, legacy = settings.auto_join_existing, settings.auto_join_legacy_verified
         auto_join_policy.adopt(engine, settings.auto_join, existing=existing, legacy=legacy)
-        write(engine, refresh)
+        in_transaction(engine, refresh)
         engine.dispose()
         supervise([partial(lane.work, name, settings, redis.url) for name in lanes], stop)
 

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import structlog
 from rq.timeouts import JobTimeoutException
@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, delete, exists, insert, or_, select, 
 from sqlalchemy.orm import aliased
 
 from models.bulk import dialect_insert
-from models.database import is_transient, read_transaction, write
+from models.database import in_transaction, is_transient, read_transaction
 from models.tables import Change, Hook, HookDelivery, Mirror, Run, Task
 from models.types import db_now, db_now_plus
 from worker.decision.payload import clean
@@ -26,6 +26,8 @@ from worker.hooks.targets import Row, Target, message
 from worker.mirror.change_feed import CursorGoneError, newest, require_kept
 
 log = structlog.get_logger()
+
+P = ParamSpec("P")
 
 STEP = 100
 """Changes taken on in one transaction: a crash tells them once more."""
@@ -80,8 +82,8 @@ def _follow_or_log(engine: Engine, name: str, target: Target, attempts: int, sto
 
 
 def _follow_one(engine: Engine, name: str, target: Target, attempts: int, stopping: Callable[[], bool]) -> bool:
-    write(engine, lambda tx: _add(tx, name))
-    fence = write(engine, lambda tx: _lease(tx, name))
+    in_transaction(engine, _add, name)
+    fence = in_transaction(engine, _lease, name)
     if fence is None:
         return True  # another process has it
     follower = Follower(engine, name, target, attempts, fence)
@@ -93,7 +95,7 @@ def _follow_one(engine: Engine, name: str, target: Target, attempts: int, stoppi
     except _LeaseLostError:
         log.warning("hook_lease_lost", hook=name)
         return True
-    write(engine, lambda tx: _release(tx, name, fence))
+    in_transaction(engine, _release, name, fence)
     return not more
 
 
@@ -146,7 +148,7 @@ class Follower:
         again = self._due()
         if again:
             results = self._tell(again)
-            self._write(lambda tx: self._note_again(tx, again, results))
+            self._write(self._note_again, again, results)
         with read_transaction(self._engine) as tx:
             cursor = tx.execute(select(Hook.cursor).where(Hook.name == self._name)).scalar_one()
             try:
@@ -154,7 +156,7 @@ class Follower:
                 fresh = _next_changes(tx, cursor)
             except CursorGoneError as error:
                 problem, place = str(error), _new_place(tx)
-                self._write(lambda tx: self._jump(tx, place, problem))
+                self._write(self._jump, place, problem)
                 return True
             skipped = _found_by_first_resync(tx, fresh)
             standing = self._standing(tx, fresh)
@@ -163,18 +165,18 @@ class Follower:
         wanted = [row for row in fresh if row["id"] not in skipped]
         free = [row for row in wanted if _object(row) not in standing]
         results = self._tell(free)
-        self._write(lambda tx: self._note_fresh(tx, fresh[-1]["id"], wanted, results))
+        self._write(self._note_fresh, fresh[-1]["id"], wanted, results)
         return True
 
-    def _write(self, step: Callable[[Connection], None]) -> None:
+    def _write(self, step: Callable[Concatenate[Connection, P], None], *args: P.args, **kwargs: P.kwargs) -> None:
         def fenced(tx: Connection) -> None:
             ours = update(Hook).where(Hook.name == self._name, Hook.fence == self._fence)
             kept = tx.execute(ours.values(leased_until=db_now_plus(LEASE_SECONDS)).returning(Hook.name)).one_or_none()
             if kept is None:
                 raise _LeaseLostError
-            step(tx)
+            step(tx, *args, **kwargs)
 
-        write(self._engine, fenced)
+        in_transaction(self._engine, fenced)
 
     def _due(self) -> list[Row]:
         """Return the changes to be told of once more: of each object the first that waits, if it is due."""

@@ -6,7 +6,7 @@ from typing import Any
 import structlog
 from sqlalchemy import ColumnElement, Engine, delete, func, select, update
 
-from models.database import read_transaction, write
+from models.database import in_transaction, read_transaction
 from models.tables import Change, Hook, HookDelivery
 from models.types import db_now
 
@@ -59,7 +59,7 @@ def replay(engine: Engine, hook: str, change_id: int | None, who: str) -> int:
     """Have a hook told again of what it failed at, all of it or one change; return how many."""
     values = {"status": "pending", "attempts": 0, "due_at": db_now()}
     again = update(HookDelivery).where(*_failed(hook, change_id)).values(values)
-    number = write(engine, lambda tx: tx.execute(again).rowcount)
+    number = in_transaction(engine, lambda tx: tx.execute(again).rowcount)
     log.info("hook_replayed", hook=hook, number=number, who=who)
     return number
 
@@ -67,7 +67,7 @@ def replay(engine: Engine, hook: str, change_id: int | None, who: str) -> int:
 def dismiss(engine: Engine, hook: str, change_id: int | None, who: str) -> int:
     """Give up what a hook failed at, all of it or one change; return how many."""
     gone = delete(HookDelivery).where(*_failed(hook, change_id))
-    number = write(engine, lambda tx: tx.execute(gone).rowcount)
+    number = in_transaction(engine, lambda tx: tx.execute(gone).rowcount)
     log.info("hook_dismissed", hook=hook, number=number, who=who)
     return number
 

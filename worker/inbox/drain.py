@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, delete, insert, select
 from sqlalchemy.exc import DBAPIError
 
 from models.bulk import is_any_of, update_rows
-from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, is_transient, write
+from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, in_transaction, is_transient
 from models.tables import Batch, Event, EventStatus, Kind, Mirror, User
 from models.types import db_now, db_now_plus, inline_literal
 from worker.decision.decide import Outcome
@@ -77,7 +77,7 @@ def drain(engine: Engine, policy: Policy, applied: Callable[[list[float]], None]
     """
     ends = time.monotonic() + policy.seconds
     while time.monotonic() < ends:
-        batch = write(engine, lambda tx: _claim_batch(tx, policy))
+        batch = in_transaction(engine, _claim_batch, policy)
         if batch is None:
             return True
         ages = _work(engine, policy, batch)
@@ -92,15 +92,15 @@ def drain(engine: Engine, policy: Policy, applied: Callable[[list[float]], None]
 def _work(engine: Engine, policy: Policy, batch: ClaimedBatch) -> list[float] | None:
     """Apply a batch, and return as `_apply_batch`; None if it could not be applied."""
     try:
-        ages, since = write(engine, lambda tx: (_apply_batch(tx, policy, batch), time.monotonic()))
+        ages, since = in_transaction(engine, lambda tx: (_apply_batch(tx, policy, batch), time.monotonic()))
     except Exception as error:
         if is_transient(error):
             # Locks held for long are nobody's fault. With the database away this fails too, and the batch waits.
-            write(engine, lambda tx: _requeue_locked(tx, policy, batch))
+            in_transaction(engine, _requeue_locked, policy, batch)
             return None
         # A poison event may raise anything: it is noted on its row.
         failure = error
-        write(engine, lambda tx: _requeue_failed(tx, policy, batch, failure))
+        in_transaction(engine, _requeue_failed, policy, batch, failure)
         if isinstance(error, JobTimeoutException):
             raise
         return None

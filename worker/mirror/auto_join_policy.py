@@ -7,7 +7,7 @@ import structlog
 from sqlalchemy import Connection, Engine, and_, delete, exists, func, insert, or_, select, update
 
 from models.bulk import dialect_insert
-from models.database import CHANGES_LOCK, advisory_lock, read_transaction, write
+from models.database import CHANGES_LOCK, advisory_lock, in_transaction, read_transaction
 from models.tables import (
     JOIN,
     WORKSPACE_SETTINGS,
@@ -46,10 +46,8 @@ def adopt(engine: Engine, mode: str, *, existing: bool, legacy: bool) -> None:
         existing: whether those who signed up before a domain was verified join too.
         legacy: whether `legacy_verified` counts as verified.
     """
-    write(
-        engine, lambda tx: _publish(tx, {"auto_join": mode, "auto_join_existing": existing, "legacy_verified": legacy})
-    )
-    while write(engine, _recheck_step):
+    in_transaction(engine, _publish, {"auto_join": mode, "auto_join_existing": existing, "legacy_verified": legacy})
+    while in_transaction(engine, _recheck_step):
         pass
 
 
@@ -97,7 +95,7 @@ def set_workspace(
     wanted = {name: value for name, value in given.items() if value is not None}
     if not wanted:
         raise ConfigurationError("say what to change: the switch, the default role, or both")
-    return write(engine, lambda tx: _set_workspace(tx, organization_id, who, why, wanted))
+    return in_transaction(engine, _set_workspace, organization_id, who, why, wanted)
 
 
 def _set_workspace(tx: Connection, organization_id: str, who: str, why: str, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +136,7 @@ def unblock(engine: Engine, organization_id: str, user_id: str, who: str, why: s
     Raises:
         ConfigurationError: nothing keeps them out.
     """
-    return write(engine, lambda tx: _unblock(tx, organization_id, user_id, who, why))
+    return in_transaction(engine, _unblock, organization_id, user_id, who, why)
 
 
 def _unblock(tx: Connection, organization_id: str, user_id: str, who: str, why: str) -> list[str]:
@@ -171,7 +169,7 @@ def block(engine: Engine, organization_id: str, user_id: str, who: str, why: str
     Raises:
         ConfigurationError: the mirror knows no such workspace or person.
     """
-    write(engine, lambda tx: _block(tx, organization_id, user_id, who, why))
+    in_transaction(engine, _block, organization_id, user_id, who, why)
 
 
 def _block(tx: Connection, organization_id: str, user_id: str, who: str, why: str) -> None:
@@ -232,7 +230,7 @@ def refresh_counts(engine: Engine) -> None:
             tx.execute(select(func.count()).select_from(query.subquery())).scalar_one()
             for query in (_missing(), _without_admin())
         ]
-    write(engine, lambda tx: _note_stock(tx, counts))
+    in_transaction(engine, _note_stock, counts)
 
 
 def _note_stock(tx: Connection, counts: Sequence[int]) -> None:

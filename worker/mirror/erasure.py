@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, delete, exists, func, or_, select, update
 
 from models.bulk import is_any_of
-from models.database import read_transaction, write
+from models.database import in_transaction, read_transaction
 from models.tables import (
     PERSONAL,
     Change,
@@ -150,7 +150,7 @@ def _erase(engine: Engine, user_ids: Sequence[str], cause: Cause, searched: Call
     search.blank(searched)
     erased = Erased()
     for id in user_ids:
-        changes, drift, hook_errors = write(engine, lambda tx: _erase_user(tx, id, cause))  # noqa: B023 - called now
+        changes, drift, hook_errors = in_transaction(engine, _erase_user, id, cause)
         erased.changes += changes
         erased.drift += drift
         erased.hook_errors += hook_errors
@@ -203,7 +203,7 @@ class _Search:
         after, number = "", 0
         while found := self._page(after, *which):
             named = [row.id for row in found if self._is_named(row.id, row.body)]
-            statuses = write(self._engine, lambda tx: _blank(tx, named)) if named else {}  # noqa: B023 - called now
+            statuses = in_transaction(self._engine, _blank, named) if named else {}
             self.blanked += len(statuses)
             self.failed += sum(status == EventStatus.FAILED for status in statuses.values())
             self.left = self.left.union(named).difference(statuses)

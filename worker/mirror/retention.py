@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, delete, select, update
 
-from models.database import delete_some, write
+from models.database import delete_some, in_transaction
 from models.tables import (
     Change,
     Drift,
@@ -99,7 +99,7 @@ def _ago(period: timedelta) -> Any:
 def _until_none(engine: Engine, step: Callable[[Connection], int], stopping: Callable[[], bool]) -> int:
     total = 0
     while not stopping():
-        number = write(engine, step)
+        number = in_transaction(engine, step)
         if not number:
             break
         total += number

@@ -6,7 +6,7 @@ from dataclasses import replace
 import structlog
 from sqlalchemy import Connection, Engine, select, update
 
-from models.database import write
+from models.database import in_transaction
 from models.tables import Kind, Membership, Mirror
 from worker.decision.decide import State
 from worker.decision.roles import local_role
@@ -23,9 +23,9 @@ def adopt(engine: Engine, role_map: Mapping[str, str]) -> int:
 
     Goes on where an earlier call was interrupted. Each leaves a row of `changes`, cause `settings`.
     """
-    write(engine, lambda tx: _publish(tx, role_map))
+    in_transaction(engine, _publish, role_map)
     changed = 0
-    while (step := write(engine, _remap_step)) is not None:
+    while (step := in_transaction(engine, _remap_step)) is not None:
         changed += step
     if changed:
         log.info("members_remapped", changed=changed)

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from models.database import write
+from models.database import in_transaction
 from worker.inbox.store import needs_drain
 from worker.queue.doorbell import Doorbell
 from worker.repair.schedule import claim
@@ -51,7 +51,7 @@ def sweep(engine: Engine, bell: Doorbell) -> bool:
 
 def heartbeat(engine: Engine) -> None:
     """Leave a sign of life, by the database's clock."""
-    write(engine, lambda tx: claim(tx, CLOCK_TICK, 0.0))
+    in_transaction(engine, claim, CLOCK_TICK, 0.0)
 
 
 def run(duties: list[PeriodicTask], stop: threading.Event) -> None:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import structlog
 from sqlalchemy import Connection, Engine, and_, exists, func, or_, select, update
 
-from models.database import read_transaction, write
+from models.database import in_transaction, read_transaction
 from models.tables import Event, EventStatus, Mirror
 from models.types import db_now, db_now_plus, db_plus, inline_literal
 from worker.decision.payload import is_id, parse_time
@@ -94,11 +94,11 @@ def catch_up(engine: Engine, workos: WorkOSClient, held: Lease | None = None, la
     events = EventLog(workos, now)
     returned = new = 0
     for page in _unread(events, place, now):
-        new += write(engine, lambda tx: _take(tx, page, held, settled))  # noqa: B023 - called now
+        new += in_transaction(engine, _take, page, held, settled)
         returned += len(page.items)
     late = _reread(engine, events, place, now, settled)
     events.require_all_types()
-    write(engine, lambda tx: _complete(tx, settled, held))
+    in_transaction(engine, _complete, settled, held)
     update_complete_to(engine)
     log.info("caught_up", returned=returned, new=new, late=late)
     complete = place.inbox_to or place.began or place.read_to  # the cursor may be past what one that failed has missed
@@ -123,7 +123,7 @@ def catch_up_since(engine: Engine, workos: WorkOSClient, since: datetime, lag: t
     events = EventLog(workos, now)
     returned = new = 0
     for page in events.since(since):
-        new += write(engine, lambda tx: _store(tx, _readable(page)))  # noqa: B023 - called now
+        new += in_transaction(engine, _store, _readable(page))
         returned += len(page.items)
     events.require_all_types()
     return Report(returned, new, now - lag)
@@ -162,7 +162,7 @@ def _reread(engine: Engine, events: EventLog, place: Place, now: datetime, settl
     late = 0
     for page in events.since(place.since(_ten_minutes(place.inbox_to), now)):
         if unknown := _unknown(engine, _readable(page)):
-            late += write(engine, lambda tx: _store(tx, unknown))
+            late += in_transaction(engine, _store, unknown)
     if late:
         log.warning("late_events", number=late)
     return late
@@ -274,7 +274,7 @@ def update_complete_to(engine: Engine) -> None:
         tx.execute(update(Mirror).where(*applied, *first).values(backfilled_at=db_now()))
         tx.execute(update(Mirror).where(*applied).values(complete_to=Mirror.inbox_to, inbox_at=None))
 
-    write(engine, note)
+    in_transaction(engine, note)
 
 
 def gaps(engine: Engine, patience_seconds: float) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from redis import Redis
 from sqlalchemy import Connection, Engine, select, update
 
-from models.database import read_transaction, write
+from models.database import in_transaction, read_transaction
 from models.tables import TABLES, Kind, Mirror, Organization
 from worker.decision.handlers import SUBSCRIBED
 from worker.errors import ConfigurationError
@@ -42,7 +42,7 @@ def bind(engine: Engine, workos: WorkOSClient, settings: Settings) -> None:
         _require_same(bound, settings.workos_client_id or "")  # another process may have bound it since
         return
     client_id, started = settings.workos_client_id or "", workos.now() - MARGIN
-    write(engine, lambda tx: _bind(tx, client_id, started))
+    in_transaction(engine, _bind, client_id, started)
 
 
 def require_same_environment(engine: Engine, workos: WorkOSClient, settings: Settings) -> None:

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from rq.timeouts import JobTimeoutException
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, delete, or_, select, update
 
-from models.database import read_transaction, write
+from models.database import in_transaction, read_transaction
 from models.tables import TABLES, Kind, Mirror, Read
 from models.types import db_now, db_now_plus
 from worker.decision.decide import Finding, State, confirm
@@ -84,9 +84,16 @@ def confirmed_read(
     for _ in range(MAX_RACES):
         revision = _revision(engine, kind, id)
         found = fetch(workos, kind, id)
-        result = write(
+        result = in_transaction(
             engine,
-            lambda tx: _set(tx, kind, id, revision, found, cause, then, dry_run=dry_run),  # noqa: B023 - called now
+            _set,
+            kind,
+            id,
+            revision,
+            found,
+            cause,
+            then,
+            dry_run=dry_run,
         )
         if result is not None:
             return result
@@ -177,7 +184,7 @@ def _read(engine: Engine, workos: WorkOSClient, read: RowMapping) -> bool:
 
     try:
         if reason == PARENT_MISSING and _arrived(engine, kind, id):
-            write(engine, done)
+            in_transaction(engine, done)
             return True
         result = confirmed_read(engine, workos, kind, id, ("event", read["event_id"] or reason), done)
     except (JobTimeoutException, RedisError):
@@ -187,7 +194,7 @@ def _read(engine: Engine, workos: WorkOSClient, read: RowMapping) -> bool:
             workos.now()  # raises too, unless it is only this kind that the key may not see
         known = isinstance(error, WorkOSUnavailableError | PayloadError | InvalidApiKeyError)
         problem = str(error) if known else unexpected(error)
-        wait = write(engine, lambda tx: _later(tx, here, problem))
+        wait = in_transaction(engine, _later, here, problem)
         log.warning("read_failed", kind=kind, id=id, problem=problem, again_in_seconds=wait)
         return False
     log.info("read", kind=kind, id=id, reason=reason, found=result.finding)

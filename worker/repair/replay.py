@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, case, func, or_, select, update
 
-from models.database import read_transaction, sqlite_write_lock, write
+from models.database import in_transaction, read_transaction, sqlite_write_lock
 from models.tables import Event, EventStatus, Run, RunStatus, Task
 from models.types import db_now, inline_literal
 from worker.decision.decide import Outcome
@@ -156,7 +156,7 @@ def start(engine: Engine, selection: Selection, who: str, why: str | None, *, ag
         shown = selection.as_json()
         return create(tx, Task.REPLAY, who, selection=shown, reason=why, total=total)
 
-    return write(engine, made)
+    return in_transaction(engine, made)
 
 
 def _same_before(tx: Connection, selection: Selection) -> Any:
@@ -174,7 +174,7 @@ def replay(
         LeaseLostError: another worker has it now, or it was cancelled.
     """
     while not stopping():
-        number = write(engine, lambda tx: _step(tx, held))
+        number = in_transaction(engine, _step, held)
         if number is None:
             return True
         bell.ring()
@@ -216,11 +216,11 @@ def dismiss(engine: Engine, ids: Sequence[str], who: str, why: str) -> int:
     """Note that failed events need not be applied, by whom and why; return how many of `ids` were failed."""
     which = update(Event).where(Event.id.in_(ids), Event.status == EventStatus.FAILED)
     values = {"status": EventStatus.DISMISSED, "dismissed_by": who, "dismissed_why": why}
-    return write(engine, lambda tx: tx.execute(which.values(values)).rowcount)
+    return in_transaction(engine, lambda tx: tx.execute(which.values(values)).rowcount)
 
 
 def cancel(engine: Engine, run_id: str, who: str) -> bool:
     """Stop a replay where it is; False if it is none, or over. What it put back to pending is decided all the same."""
     running = (Run.id == run_id, Run.task == Task.REPLAY, Run.status == RunStatus.RUNNING)
     values = {"status": RunStatus.CANCELLED, "finished_at": db_now(), "error": f"cancelled by {who}"}
-    return write(engine, lambda tx: tx.execute(update(Run).where(*running).values(values)).rowcount == 1)
+    return in_transaction(engine, lambda tx: tx.execute(update(Run).where(*running).values(values)).rowcount == 1)

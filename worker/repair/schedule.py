@@ -4,7 +4,7 @@ import structlog
 from sqlalchemy import Connection, Engine, exists, select, update
 
 from models.bulk import dialect_insert
-from models.database import read_transaction, write
+from models.database import in_transaction, read_transaction
 from models.tables import Mirror, Read, Run, RunStatus, Task, Tick
 from models.types import db_now, db_now_plus
 from worker.decision.handlers import SUBSCRIBED
@@ -58,11 +58,11 @@ def schedule(engine: Engine, settings: Settings) -> None:
     """Create the runs that are due. Tick and run are one transaction: two clocks, or a missed tick, do no harm."""
     duties = {Task.RETENTION: settings.retention_seconds}
     if settings.repairs:
-        write(engine, begin_due)
+        in_transaction(engine, begin_due)
         duties |= {Task.RESYNC: settings.resync_seconds, Task.CATCH_UP: settings.catch_up_seconds}
     for task, every in duties.items():
         try:
-            write(engine, lambda tx: _schedule(tx, task, every))  # noqa: B023 - called now
+            in_transaction(engine, _schedule, task, every)
         except BusyError:
             log.info("still_under_way", task=task)
 

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 from rq.timeouts import JobTimeoutException
 from sqlalchemy import Connection, Engine, select
 
-from models.database import is_transient, read_transaction, write
+from models.database import in_transaction, is_transient, read_transaction
 from models.tables import Mirror, Run, RunStatus, Task
 from worker import runs
 from worker.errors import ConfigurationError, stack_of, unexpected
@@ -58,7 +58,7 @@ class Repair:
         if self.workos is None:
             return
         bind(self.engine, self.workos, self.settings)
-        write(self.engine, begin_due)
+        in_transaction(self.engine, begin_due)
         self._each()
         reads.work_due(self.engine, self.workos, self.stopping)
 
@@ -121,7 +121,7 @@ class Repair:
         finally:
             self.bell.ring()
         if report.missed:
-            write(self.engine, lambda tx: begin_unless_busy(tx, "missed events"))
+            in_transaction(self.engine, begin_unless_busy, "missed events")
         self._finish(held)
         return True
 
@@ -129,12 +129,12 @@ class Repair:
         over = Resync(self.engine, workos, held, self.stopping).work()
         if over:
             auto_join_policy.refresh_counts(self.engine)
-            write(self.engine, _catch_up_if_first)
+            in_transaction(self.engine, _catch_up_if_first)
         return over
 
     def _finish(self, held: Lease, problem: str | None = None) -> None:
         status = RunStatus.FAILED if problem else RunStatus.DONE
-        write(self.engine, lambda tx: finish(tx, held, status, problem))
+        in_transaction(self.engine, finish, held, status, problem)
 
 
 def _catch_up_if_first(tx: Connection) -> None:

@@ -9,13 +9,13 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import Connection, Engine, delete, select, update
 
-from models.database import delete_some, is_transient, read_transaction, write
+from models.database import delete_some, in_transaction, is_transient, read_transaction
 from models.tables import Kind, Listing, Mirror, Read, Run, RunStatus, Seen, Task
 from models.types import db_now
 from worker.decision.decide import Finding
@@ -52,6 +52,7 @@ STEP = 5_000
 SOME = 5
 """Organizations remembered, to know this environment's key by."""
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -87,7 +88,7 @@ def start(
             tx, requested_by, organization_id, dry_run=dry_run, approves=approves
         )
 
-    return write(engine, made)
+    return in_transaction(engine, made)
 
 
 def begin(
@@ -145,23 +146,23 @@ class Resync:
             phases = {"list": self._list_all, "delete": self._choose_deletions, "read": self._read_all}
             while (phase := self._phase()) != "over":
                 if not phases[phase]():
-                    self._write(lambda tx: self._leave(tx, None))
+                    self._write(self._leave, None)
                     return False
             self._write(self._finish_well)
         except InvalidApiKeyError as error:
             message = str(error)
-            self._write(lambda tx: self._finish(tx, RunStatus.FAILED, message))
+            self._write(self._finish, RunStatus.FAILED, message)
             self._clear()
             raise
         except ListingFailedError as error:
             message = str(error)
             log.warning("resync_failed", run=self._held.run_id, error=message)
-            self._write(lambda tx: self._finish(tx, RunStatus.FAILED, message))
+            self._write(self._finish, RunStatus.FAILED, message)
         except WorkOSUnavailableError as error:
             # Left as it is: the lease ends, and the next worker goes on from here.
             message = str(error)
             log.warning("resync_interrupted", run=self._held.run_id, error=message)
-            self._write(lambda tx: self._leave(tx, message))
+            self._write(self._leave, message)
             return False
         self._clear()
         return True
@@ -170,7 +171,7 @@ class Resync:
         """Drop what only the run needed; in small steps, for the door. What is left by a crash falls to retention."""
         for table in (Seen, Listing, Read):
             mine = table.run_id == self._held.run_id
-            while self._write(lambda tx: delete_some(tx, table, mine, most=STEP)):  # noqa: B023 - called now
+            while self._write(delete_some, table, mine, most=STEP):
                 pass
 
     def _leave(self, tx: Connection, error: str | None) -> None:
@@ -197,7 +198,7 @@ class Resync:
             self._write(self._open_role_listings)
             if not self._in_parallel(self._open_listings, list_one):
                 return False
-        self._write(lambda tx: self._move_on(tx, "delete"))
+        self._write(self._move_on, "delete")
         return True
 
     def _open_listings(self, limit: int) -> list[Open]:
@@ -227,10 +228,10 @@ class Resync:
 
     def _not_listed(self, key: Key, error: WorkOSUnavailableError) -> None:
         if key.parent and isinstance(error, NotFoundError):
-            self._write(lambda tx: self._parent_is_gone(tx, key))
+            self._write(self._parent_is_gone, key)
             return
         self._require_there(error)
-        self._write(lambda tx: self._listing_failed(tx, key, str(error)))
+        self._write(self._listing_failed, key, str(error))
 
     def _require_there(self, error: WorkOSUnavailableError) -> None:
         """Raise if not only one thing cannot be read: with WorkOS away, or a rate limit used up, the run waits."""
@@ -256,7 +257,7 @@ class Resync:
         request_reads(tx, Kind.ORGANIZATION, [key.parent], "its listing answered 404", self._held.run_id)
 
     def _take_together(self, pages: Sequence[ListedPage]) -> list[None]:
-        self._write(lambda tx: apply_pages(tx, self._held, pages, dry_run=self._run.dry_run))
+        self._write(apply_pages, self._held, pages, dry_run=self._run.dry_run)
         return [None] * len(pages)
 
     def _open_role_listings(self, tx: Connection) -> None:
@@ -296,7 +297,7 @@ class Resync:
     def _read_all(self) -> bool:
         if not self._in_parallel(self._open_reads, self._read_one):
             return False
-        self._write(lambda tx: self._move_on(tx, "over"))
+        self._write(self._move_on, "over")
         return True
 
     def _open_reads(self, limit: int) -> list[tuple[Kind, str]]:
@@ -322,18 +323,18 @@ class Resync:
             confirmed_read(self._engine, self._workos, kind, id, cause, settle, dry_run=dry_run)
         except PayloadError as error:
             field = error.field
-            self._write(lambda tx: self._set_aside(tx, kind, id, field))
+            self._write(self._set_aside, kind, id, field)
         except WorkOSUnavailableError as error:
             problem = str(error)
             self._require_there(error)
-            self._write(lambda tx: self._read_failed(tx, kind, id, problem))
+            self._write(self._read_failed, kind, id, problem)
         except (LeaseLostError, InvalidApiKeyError, RedisError):
             raise
         except Exception as error:
             if is_transient(error):
                 raise  # the database is away, and no object is to blame
             problem = unexpected(error)
-            self._write(lambda tx: self._read_failed(tx, kind, id, problem))
+            self._write(self._read_failed, kind, id, problem)
 
     def _read_failed(self, tx: Connection, kind: Kind, id: str, problem: str) -> None:
         self._held.check(tx)
@@ -353,8 +354,8 @@ class Resync:
 
     # the whole
 
-    def _write(self, step: Callable[[Connection], T]) -> T:
-        return write(self._engine, step)
+    def _write(self, step: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return in_transaction(self._engine, step, *args, **kwargs)
 
     def _leaving(self) -> bool:
         return self._stopping() or self._held.lost.is_set() or self._broken.is_set()
