@@ -47,13 +47,12 @@ def _tokens(raw: Any) -> Any:
 
 
 def _hooks(raw: Any) -> Any:
-    """Read `name=https://...,name=package.module:function`."""
+    """Read `name=https://...`, comma-separated. `HOOKS` may still name Python functions: see `python_hooks`."""
     if not isinstance(raw, str):
         return raw
     pairs = [(name.strip(), target.strip()) for name, _, target in (entry.partition("=") for entry in _entries(raw))]
-    web = ("https://", "http://")
-    if wrong := [name or target for name, target in pairs if not name or not (target.startswith(web) or ":" in target)]:
-        raise ValueError(f"has {', '.join(wrong)} without a target; write name=https://... or name=module:function")
+    if wrong := [name or target for name, target in pairs if not name or ":" not in target]:
+        raise ValueError(f"has {', '.join(wrong)} without a URL; write name=https://...")
     if len(dict(pairs)) < len(pairs):
         raise ValueError("has the same name twice; each has one of its own")
     return dict(pairs)
@@ -163,8 +162,18 @@ class Settings(BaseSettings):
             DRAIN,
             REPAIR,
             *((PROVISION,) if self.auto_join == "provision" else ()),
-            *((HOOKS,) if self.hooks else ()),
+            *((HOOKS,) if self.http_hooks else ()),
         )
+
+    @property
+    def http_hooks(self) -> dict[str, str]:
+        """The URL of each hook that is called, by hook name."""
+        return {name: url for name, url in self.hooks.items() if url.startswith(("https://", "http://"))}
+
+    @property
+    def python_hooks(self) -> list[str]:
+        """Names of hooks that are Python functions. Release 2.0 removed them: they are reported and not called."""
+        return sorted(self.hooks.keys() - self.http_hooks.keys())
 
     def periods(self) -> Periods:
         """Return how long things are kept."""
@@ -225,11 +234,11 @@ def _other_half(settings: Settings) -> tuple[str, ...]:
 def _without_secret(settings: Settings) -> list[str]:
     """Return what is wrong with the secrets of the hooks: each that is called over HTTP signs with its own."""
     problems = []
-    for name, target in settings.hooks.items():
+    for name in settings.http_hooks:
         secret = settings.hook_secrets.get(name)
-        if target.startswith("http") and secret is None:
+        if secret is None:
             problems.append(f"HOOK_SECRETS names no secret for the hook {name}; write {name}:whsec_...")
-        elif secret is not None and not _usable(secret.get_secret_value()):
+        elif not _usable(secret.get_secret_value()):
             problems.append(f"HOOK_SECRETS of {name} is no secret; write whsec_ and 24 to 64 bytes in base64")
     if unknown := sorted(settings.hook_secrets.keys() - settings.hooks.keys()):
         problems.append(f"HOOK_SECRETS names hooks that HOOKS does not: {', '.join(unknown)}")

@@ -1,13 +1,9 @@
 """Host hooks: told of every change at least once, in order for each object, whatever fails meanwhile."""
 
-import sys
-import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 from sqlalchemy import Engine, update
 
 from models.database import write
@@ -22,12 +18,16 @@ from worker.directory.client import Directory
 from worker.errors import ConfigurationError
 from worker.hooks import follow as hooks
 from worker.hooks import operate, targets
-from worker.hooks.targets import PythonTarget, WebTarget
+from worker.hooks.targets import HookError, WebTarget
+from worker.looking.health import look
 from worker.settings import Settings, load_settings
+from worker.wiring import Wiring
 
 
 class Host:
-    """A host's function: keeps what it is told, and raises for the objects it is set to fail at."""
+    """A host that a hook calls: keeps what it is sent, and raises for the objects it is set to fail at."""
+
+    at_once = 1
 
     def __init__(self) -> None:
         self.told: list[JSON] = []
@@ -35,8 +35,11 @@ class Host:
 
     def __call__(self, message: JSON) -> None:
         if message["data"]["object_id"] in self.fails:
-            raise RuntimeError("the session store is away")
+            raise HookError("answered 503")
         self.told.append(message)
+
+    def close(self) -> None:
+        pass
 
     def ids(self) -> list[int]:
         return [message["data"]["id"] for message in self.told]
@@ -52,7 +55,7 @@ def follow(one_engine: Engine, host: Host) -> Callable[..., bool]:
     """Have the hook told of what it was not told yet."""
 
     def run(attempts: int = 3, **other: Any) -> bool:
-        return hooks.follow(one_engine, {"host": PythonTarget(host, 5.0)} | other, attempts)
+        return hooks.follow(one_engine, {"host": host} | other, attempts)
 
     return run
 
@@ -118,7 +121,7 @@ def test_after_its_attempts_it_is_set_aside_with_its_traceback_and_later_ones_go
     first, second = ids_of(one_engine)
     assert waiting(one_engine) == {first: "failed", second: "pending"}
     listed = operate.deliveries(one_engine, status="failed")
-    assert [row["error"] for row in listed] == ["RuntimeError: the session store is away"]
+    assert [row["error"] for row in listed] == ["HookError: answered 503"]
     assert "in __call__" in listed[0]["traceback"] and listed[0]["attempts"] == 2
     host.fails = set()
     follow()
@@ -141,7 +144,7 @@ def test_each_hook_has_a_cursor_of_its_own(one_engine: Engine, host: Host, follo
     other = Host()
     other.fails = {"user_1"}
     tell(one_engine, [person("user_1"), person("user_2")])
-    follow(other=PythonTarget(other, 5.0))
+    follow(other=other)
     assert host.ids() == ids_of(one_engine) and other.ids() == ids_of(one_engine, "user_2")
 
 
@@ -167,14 +170,15 @@ def test_killed_between_telling_and_noting_it_tells_again(
     assert host.ids() == ids_of(one_engine) * 2
 
 
-def test_a_process_that_lost_its_lease_notes_nothing(one_engine: Engine, host: Host) -> None:
+def test_a_process_that_lost_its_lease_notes_nothing(one_engine: Engine) -> None:
     tell(one_engine, [person("user_1")])
 
-    def slow(message: JSON) -> None:
-        host(message)
-        write(one_engine, lambda tx: tx.execute(update(Hook).values(fence=Hook.fence + 1)))
+    class Slow(Host):
+        def __call__(self, message: JSON) -> None:
+            super().__call__(message)
+            write(one_engine, lambda tx: tx.execute(update(Hook).values(fence=Hook.fence + 1)))
 
-    assert hooks.follow(one_engine, {"host": PythonTarget(slow, 5.0)}, 3)
+    assert hooks.follow(one_engine, {"host": Slow()}, 3)
     assert rows(one_engine, Hook)[0]["cursor"] == 0
 
 
@@ -220,23 +224,6 @@ def test_a_hook_that_retention_overtook_says_so_and_goes_on(
     assert row["error"] == f"changes up to {dropped} are no longer kept" and row["behind"] == 0
 
 
-def test_a_function_that_hangs_is_ended(one_engine: Engine) -> None:
-    tell(one_engine, [person("user_1")])
-    hooks.follow(one_engine, {"host": PythonTarget(lambda _: threading.Event().wait(60), 1.0)}, 3)
-    (row,) = rows(one_engine, HookDelivery)
-    assert "HookTimeoutError" in row["error"]
-
-
-def test_a_function_that_wants_to_end_the_process_only_fails(one_engine: Engine) -> None:
-    tell(one_engine, [person("user_1")])
-
-    def leave(_: JSON) -> None:
-        raise SystemExit(3)
-
-    hooks.follow(one_engine, {"host": PythonTarget(leave, 5.0)}, 3)
-    assert [row["error"] for row in rows(one_engine, HookDelivery)] == ["SystemExit: 3"]
-
-
 def test_many_changes_come_in_steps(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
     tell(one_engine, [person(f"user_{n % 40}", n) for n in range(350)])
     assert follow()
@@ -256,13 +243,6 @@ def test_a_slow_hook_takes_the_rest_in_the_next_step_and_in_order(
     for n in range(3):
         mine = [m["data"]["id"] for m in host.told if m["data"]["object_id"] == f"user_{n}"]
         assert mine == ids_of(one_engine, f"user_{n}")
-
-
-def test_a_function_beside_the_command_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "my_host_app.py").write_text("def changed(message):\n    pass\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [part for part in sys.path if part])
-    assert list(targets.targets(loaded(monkeypatch, HOOKS="audit=my_host_app:changed"))) == ["audit"]
 
 
 # Over HTTP
@@ -327,8 +307,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"HOOKS": "sessions"}, "HOOKS has sessions without a target"),
-        ({"HOOKS": "a=json:dumps,a=json:loads"}, "HOOKS has the same name twice"),
+        ({"HOOKS": "sessions"}, "HOOKS has sessions without a URL"),
+        ({"HOOKS": "a=https://host/1,a=https://host/2"}, "HOOKS has the same name twice"),
         ({"HOOKS": "a=https://host/path"}, "HOOK_SECRETS names no secret for the hook a"),
         ({"HOOKS": "a=https://host/path", "HOOK_SECRETS": "a:short"}, "HOOK_SECRETS of a is no secret"),
         ({"HOOK_SECRETS": f"a:{SECRET}"}, "HOOK_SECRETS names hooks that HOOKS does not: a"),
@@ -342,22 +322,17 @@ def test_wrong_settings_are_named(monkeypatch: pytest.MonkeyPatch, given: dict[s
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("place", "said"),
-    [
-        ("no.such.module:f", "cannot be loaded: ModuleNotFoundError"),
-        ("json:no_such", "cannot be loaded: AttributeError"),
-        ("json:__name__", "is no function"),
-    ],
-)
-def test_a_function_that_is_not_there_is_named_at_the_start(
-    monkeypatch: pytest.MonkeyPatch, place: str, said: str
-) -> None:
-    with pytest.raises(ConfigurationError, match=said):
-        targets.targets(loaded(monkeypatch, HOOKS=f"a={place}"))
-
-
-def test_targets_follow_the_settings(monkeypatch: pytest.MonkeyPatch, redis: Redis) -> None:
-    given = loaded(monkeypatch, HOOKS="a=json:dumps, web=https://host/path", HOOK_SECRETS=f"web:{SECRET}")
+def test_a_python_function_in_hooks_is_reported_and_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = loaded(monkeypatch, HOOKS="old=my_app:changed, web=https://host/path", HOOK_SECRETS=f"web:{SECRET}")
     with targets.opened(given) as found:
-        assert {name: type(target) for name, target in found.items()} == {"a": PythonTarget, "web": WebTarget}
+        assert list(found) == ["web"]
+    assert given.python_hooks == ["old"]
+
+
+def test_health_warns_about_a_python_function_in_hooks(local: Callable[..., Wiring]) -> None:
+    wiring = local(hooks="old=my_app:changed")
+    health = look(wiring.engine, wiring.redis, wiring.settings)
+    assert [problem.text for problem in health.warnings if problem.name == "hook_unsupported"] == [
+        "HOOKS: old is a Python function and is not called: give it an https:// URL"
+    ]
+    assert [lane.name for lane in health.lanes] == ["drain", "repair"]

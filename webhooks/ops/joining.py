@@ -58,7 +58,7 @@ def add(routes: Blueprint, wiring: Wiring) -> None:
 
     @routes.get("/hooks")
     def hooks_page() -> str:
-        standing = operate.standing(engine, wiring.settings.hooks)
+        standing = operate.standing(engine, wiring.settings.http_hooks)
         waiting = operate.deliveries(engine, limit=PAGE)
         return render_template("ops/hooks.html", hooks=standing, deliveries=waiting)
 

@@ -20,9 +20,9 @@ from worker import provision
 from worker.cli.shared import open_database, until_stopped
 from worker.directory.client import UnreadableError
 from worker.errors import ConfigurationError
-from worker.hooks import follow, targets
+from worker.hooks import follow
 from worker.logs import configure
-from worker.mirror import addresses, admission, role_map
+from worker.mirror import admission, role_map
 from worker.processes import lane
 from worker.processes.clock import Duty, beat, run, sweep
 from worker.processes.embedded import redis_server
@@ -91,7 +91,6 @@ def worker(processes: int | None) -> None:
     configure(settings.log_format)
     engine = open_database(settings)
     require_migrated(engine)
-    _require_hooks(settings)
     lanes = [DRAIN] * (settings.worker_processes - 1) + list(settings.lanes)
     with redis_server(settings) as redis, until_stopped() as stop:
         _bind_if_reachable(engine, settings, redis.url)
@@ -101,12 +100,6 @@ def worker(processes: int | None) -> None:
         write(engine, refresh)
         engine.dispose()
         supervise([partial(lane.work, name, settings, redis.url) for name in lanes], stop)
-
-
-def _require_hooks(settings: Settings) -> None:
-    """Refuse to start with a hook that cannot be called."""
-    with targets.opened(settings):
-        pass
 
 
 def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> None:
@@ -138,13 +131,12 @@ def clock() -> None:
             Duty("sweep", settings.sweep_seconds, lambda: sweep(wiring.engine, wiring.bell)),
             Duty("schedule", settings.repair_seconds, lambda: schedule(wiring.engine, settings)),
             Duty("watch", settings.repair_seconds, lambda: watch(wiring.engine, wiring.repair_bell)),
-            Duty("addresses", STOCK_SECONDS, lambda: addresses.mend(wiring.engine)),
             Duty("stock", STOCK_SECONDS, lambda: admission.take_stock(wiring.engine)),
         ]
         if settings.auto_join == "provision":
             duties.append(_ringing("joins", wiring.provision_bell, lambda: provision.waiting(wiring.engine), settings))
-        if settings.hooks:
-            told = settings.hooks
+        if settings.http_hooks:
+            told = settings.http_hooks
             duties.append(_ringing("hooks", wiring.hooks_bell, lambda: follow.behind(wiring.engine, told), settings))
         run(duties, stop)
 

@@ -1,19 +1,14 @@
-"""What hooks call: addresses, as Standard Webhooks says, and Python functions; and what they are told."""
+"""What hooks call, as Standard Webhooks says, and the message they send."""
 
-import importlib
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Protocol
 
 import httpx2
-from rq.timeouts import BaseTimeoutException, UnixSignalDeathPenalty
 from standardwebhooks.webhooks import Webhook
 
-from worker.errors import ConfigurationError
 from worker.mirror.feed import as_json
 from worker.settings import Settings
 
@@ -25,10 +20,6 @@ Row = Mapping[str, Any]
 
 class HookError(Exception):
     """A hook did not take a change."""
-
-
-class HookTimeoutError(BaseTimeoutException):
-    """A Python hook took too long."""
 
 
 class Target(Protocol):
@@ -80,46 +71,12 @@ class WebTarget:
         self._http.close()
 
 
-class PythonTarget:
-    """A function that is called with the message, in the main thread, for so many seconds at most."""
-
-    at_once = 1
-
-    def __init__(self, function: Callable[[dict[str, Any]], object], seconds: float) -> None:
-        self._function = function
-        self._seconds = max(1, round(seconds))
-
-    def __call__(self, message: dict[str, Any]) -> None:
-        """Raise whatever the function raises, and `HookTimeoutError` if it takes too long."""
-        with UnixSignalDeathPenalty(self._seconds, HookTimeoutError):  # type: ignore[no-untyped-call]  # RQ has none
-            self._function(message)
-
-    def close(self) -> None:
-        """Hold nothing."""
-
-
 def targets(settings: Settings) -> dict[str, Target]:
-    """Return what each hook of the settings calls, by its name.
-
-    Raises:
-        ConfigurationError: a function cannot be found.
-    """
-    return {name: _target(name, place, settings) for name, place in settings.hooks.items()}
-
-
-def _target(name: str, place: str, settings: Settings) -> Target:
-    if place.startswith(("http://", "https://")):
-        return WebTarget(place, settings.hook_secrets[name].get_secret_value(), settings.hook_seconds)
-    module, _, function = place.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # as gunicorn does: the host's code is where the command is started
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:
-        raise ConfigurationError(f"HOOKS: {name}: {place} cannot be loaded: {type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise ConfigurationError(f"HOOKS: {name}: {place} is no function")
-    return PythonTarget(found, settings.hook_seconds)
+    """Return the target of each hook in the settings, by hook name."""
+    return {
+        name: WebTarget(url, settings.hook_secrets[name].get_secret_value(), settings.hook_seconds)
+        for name, url in settings.http_hooks.items()
+    }
 
 
 def message(row: Row) -> dict[str, Any]:

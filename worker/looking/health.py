@@ -1,6 +1,6 @@
 """How things stand: what an operator, an alarm or a product must know before it trusts the mirror."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -55,7 +55,7 @@ PROBLEMS = (
     *("never_filled", "resync_failed", "resync_late", "withheld_deletions", "silent"),
 )
 """The names of all problems, for metrics and alarms."""
-WARNINGS = ("hook_failed", "hook_missed", "join_undone", "join_failed")
+WARNINGS = ("hook_failed", "hook_missed", "hook_unsupported", "join_undone", "join_failed")
 """The names of all warnings: something is to be done, and the mirror is right all the same."""
 
 
@@ -151,7 +151,7 @@ def look(engine: Engine, redis: Redis, settings: Settings) -> Health:
     waiting = backlog(engine)
     missed, late = gaps(engine, settings.gap_seconds)
     lanes = [_lane(redis, name) for name in settings.lanes]
-    followers = hooks_standing(engine, settings.hooks)
+    followers = hooks_standing(engine, settings.http_hooks)
     with reading(engine) as tx:
         mirror = dict(tx.execute(select(mirror_status)).mappings().one())
         now: datetime = tx.execute(select(db_now())).scalar_one()
@@ -191,7 +191,7 @@ def look(engine: Engine, redis: Redis, settings: Settings) -> Health:
     health.problems.extend(
         [*_inbox_problems(waiting, lanes), *_repair_problems(health, settings), *_clock_problems(health)]
     )
-    health.warnings.extend(_warnings(health))
+    health.warnings.extend(_warnings(health, settings.python_hooks))
     return health
 
 
@@ -361,8 +361,11 @@ def _repair_problems(health: Health, settings: Settings) -> list[Problem]:
     return problems
 
 
-def _warnings(health: Health) -> list[Problem]:
-    warnings = []
+def _warnings(health: Health, python_hooks: Sequence[str]) -> list[Problem]:
+    warnings = [
+        Problem("hook_unsupported", f"HOOKS: {name} is a Python function and is not called: give it an https:// URL")
+        for name in python_hooks
+    ]
     for hook in health.hooks:
         if hook["failed"]:
             text = (

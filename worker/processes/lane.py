@@ -63,7 +63,7 @@ def _drain(wiring: Wiring, _stopping: threading.Event) -> Callable[[], None]:
         if not drain(wiring.engine, policy, observe):
             wiring.bell.ring()
         # At once; what a resync changed, the clock rings for.
-        if settings.hooks:
+        if settings.http_hooks:
             wiring.hooks_bell.ring()
         if settings.auto_join == "provision" and provision.waiting(wiring.engine):
             wiring.provision_bell.ring()
