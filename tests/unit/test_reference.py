@@ -12,9 +12,9 @@ from flask import Flask
 from models.tables import Base
 from models.views import metadata as views
 from webhooks.app import create_app
+from worker.bootstrap import build_services
 from worker.cli import main
 from worker.settings import Settings
-from worker.wiring import wire
 
 TEXT = (Path(__file__).parents[2] / "docs" / "reference.md").read_text()
 RENAMED = {"lift": "unblock"}
@@ -91,7 +91,7 @@ def app(tmp_path: Path) -> Iterator[Flask]:
         ops_tokens="ann:token-1",
         api_tokens="token-2",
     )
-    parts = wire(settings, "redis://localhost:1/0", door=True)
+    parts = build_services(settings, "redis://localhost:1/0", endpoint=True)
     yield create_app(parts)
     parts.close()
 
