@@ -1,6 +1,7 @@
 """An object that nothing can be done with stops only itself: it is counted, put off, reported; the rest goes on."""
 
 import json
+import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -174,7 +175,7 @@ CALLS = {
     "a role": lambda workos, id: workos.role(f"org_1/{id}"),
     "roles": lambda workos, id: workos.organization_roles(id),
     "memberships": lambda workos, id: workos.memberships(id, id),
-    "to create": lambda workos, id: workos.create_membership(id, id, id),
+    "to create": lambda workos, id: workos.create_membership(id, id, id, math.inf),
     "to deactivate": lambda workos, id: workos.deactivate_membership(id),
     "to change an endpoint": lambda workos, id: workos.update_webhook_endpoint(id, [id]),
 }

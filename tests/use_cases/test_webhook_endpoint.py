@@ -436,11 +436,11 @@ from webhooks.app import create_app
 from webhooks.wsgi import application
 from worker.logs import configure
 from worker.settings import Settings
-from worker.bootstrap import wire
+from worker.bootstrap import build_services
 
 configure(sys.argv[1])
 settings = Settings(_env_file=None, database_url="sqlite://", workos_webhook_secrets=SECRET)
-parts = wire(settings, "unix:///nowhere")
+parts = build_services(settings, "unix:///nowhere")
 broken = create_app(replace(parts, inbox_engine=None)).test_client()
 sys.exit(post(broken, made("user.created", email="ann@hidden.example")).status_code != 500)
 """
@@ -505,6 +505,6 @@ def test_an_unexpected_error_is_logged_without_the_path_and_its_message(
     assert app.test_client().get(failing).status_code == 500
     [line] = logs
     assert (line["event"], line["error"]) == ("request_failed", "KeyError")
-    assert any("test_door.py" in place for place in line["places"])
+    assert any("test_webhook_endpoint.py" in place for place in line["places"])
     told = json.dumps(line, default=str) + caplog.text
     assert "ann@" not in told and "path-token" not in told
