@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint check drill bench bench-large soak audit lock clean
+.PHONY: help demo test test-all lint check mutation drill bench bench-large soak audit lock clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -38,6 +38,9 @@ lint: $(VENV)/installed  ## Check style and types
 	$(BIN)/mypy
 
 check: lint test-all  ## What a change must pass
+
+mutation: $(VENV)/installed  ## Break the decision, the auto-join rules and the views: tests must notice (ARGS=views)
+	$(BIN)/python -m tests.mutation $(ARGS)
 
 bench: $(VENV)/installed  ## Measure beside a limit and a baseline; ARGS='--rows drain --rounds 5'
 	$(BIN)/python -W ignore -m tests.benchmarks $(ARGS)

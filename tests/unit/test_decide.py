@@ -9,7 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.decision.decide import DATE_STEP, ConfirmationReason, Outcome, State, Version, decide, needs_confirmation
+from worker.decision.decide import (
+    DATE_STEP,
+    ConfirmationReason,
+    Finding,
+    Outcome,
+    State,
+    Version,
+    compare_listed,
+    completed,
+    confirm,
+    decide,
+    is_newer,
+    needs_confirmation,
+    shown,
+)
 
 NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
 
@@ -167,3 +181,100 @@ def test_no_time_is_too_early_or_too_late_to_tell(current: State, incoming: Stat
     current = replace(current, version=version)
     for one, other in ((current, incoming), (incoming, current)):
         assert needs_confirmation(one, other, decide(one, other)[1]) in {None, *ConfirmationReason}
+
+
+def gone(updated: int, *, by_resync: bool = False, erased: bool = False) -> State:
+    return replace(at(updated, deleted=True), by_resync=by_resync, erased=erased)
+
+
+@pytest.mark.parametrize(
+    ("current", "incoming", "terminal", "outcome"),
+    [
+        (gone(5, by_resync=True), at(9, name="b"), True, Outcome.TOMBSTONED),
+        (gone(5, by_resync=True), at(9, name="b"), False, Outcome.TOMBSTONED),
+        (gone(5, by_resync=True), gone(1), True, Outcome.UNCHANGED),
+        (gone(5, erased=True), gone(9), True, Outcome.TOMBSTONED),
+        (gone(5), gone(1, erased=True), True, Outcome.UNCHANGED),
+    ],
+)
+def test_a_resyncs_tombstone_yields_to_a_delete_event_and_that_to_an_erasure(
+    current: State, incoming: State, terminal: bool, outcome: Outcome
+) -> None:
+    kept, found = decide(current, incoming, terminal=terminal)
+    assert found is outcome
+    assert kept is (current if outcome is Outcome.TOMBSTONED else incoming)
+
+
+def test_an_event_in_doubt_came_within_a_second_before_the_end_of_the_reading() -> None:
+    reading = read_at(5)
+    end = reading.version.event_at
+    for age, left in ((DATE_STEP, ConfirmationReason.SAME_SECOND), (DATE_STEP + timedelta(microseconds=1), None)):
+        event = at(0, name="b")
+        event = replace(event, version=replace(event.version, event_at=end - age))
+        assert needs_confirmation(reading, event, decide(reading, event)[1]) is left
+
+
+@pytest.mark.parametrize(
+    ("current", "listed", "finding"),
+    [
+        (None, at(1), Finding.MISSING),
+        (at(1, deleted=True), at(5), None),
+        (gone(1, by_resync=True), at(5), None),
+        (at(1), at(1), Finding.NONE),
+        (at(5), at(1), Finding.NONE),
+        (at(1), at(2, name="b"), Finding.STALE),
+        (at(2), at(2, 9, "e9", name="b"), None),
+        (at(2), at(1, name="b"), None),
+    ],
+)
+def test_a_listing_settles_only_what_is_missing_or_strictly_newer(
+    current: State | None, listed: State, finding: Finding | None
+) -> None:
+    assert compare_listed(current, listed) is finding
+
+
+def test_a_listed_object_is_newer_by_its_own_time_alone() -> None:
+    assert [is_newer(at(2), at(updated, 9, "e9")) for updated in (1, 2, 3)] == [False, False, True]
+    assert is_newer(None, at(9)) is False
+
+
+def explained(name: str) -> State:
+    """As `at(1)`, with a field that the API never shows."""
+    return replace(at(1), content={"name": name, "reason": "expired"})
+
+
+def test_what_the_api_never_shows_is_kept() -> None:
+    assert completed(None, at(2)) == at(2)
+    assert completed(explained("a"), at(2, name="b")) == replace(at(2), content={"name": "b", "reason": "expired"})
+    assert compare_listed(explained("a"), at(2)) is Finding.NONE
+    assert confirm(explained("a"), at(2)) == (replace(at(2), content={"name": "a", "reason": "expired"}), Finding.NONE)
+
+
+@pytest.mark.parametrize(
+    ("current", "read", "kept", "finding"),
+    [
+        (None, None, None, Finding.NONE),
+        (gone(1), None, gone(1), Finding.NONE),
+        (gone(1, by_resync=True), None, gone(1, by_resync=True), Finding.NONE),
+        (at(1), None, gone(1, by_resync=True), Finding.EXTRA),
+        (None, at(1), at(1), Finding.MISSING),
+        (gone(1), at(5), gone(1), Finding.ANOMALY),
+        (gone(9, by_resync=True), at(5), at(5), Finding.MISSING),
+        (at(9), at(5), at(5), Finding.NONE),
+        (at(9), at(5, name="b"), at(5, name="b"), Finding.DIFFERENT),
+    ],
+)
+def test_a_confirmed_read_outranks_versions_and_a_resyncs_tombstone_but_no_delete_event(
+    current: State | None, read: State | None, kept: State | None, finding: Finding
+) -> None:
+    assert confirm(current, read) == (kept, finding)
+
+
+def test_a_confirmed_read_brings_back_what_can_be_made_again() -> None:
+    assert confirm(gone(1), at(5), terminal=False) == (at(5), Finding.MISSING)
+
+
+@pytest.mark.parametrize(("deleted", "state"), [(True, "deleted"), (False, "active")])
+def test_content_is_shown_with_its_state_and_times_as_text(deleted: bool, state: str) -> None:
+    told = shown({"name": "a", "created_at": NOON, "reason": None}, deleted=deleted)
+    assert told == {"state": state, "name": "a", "created_at": "2025-07-01T12:00:00+00:00", "reason": None}

@@ -3,19 +3,20 @@
 import itertools
 import json
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, delete, text, update
 
 from models.access import auto_join_for
 from models.database import in_transaction, open_engine, read_transaction, session
-from models.tables import TABLES, AutoJoin, Change, Domain, Membership, Mirror
+from models.tables import TABLES, AutoJoin, Change, Domain, Join, JoinSearch, JoinState, Membership, Mirror
 from models.views import auto_join_domains
-from tests.support import JSON, access, joins, made, rows
-from tests.support.auto_join import put_in_force, tell
+from tests.support import JSON, NOON, access, joins, made, rows
+from tests.support.auto_join import is_filled, join_of, joins_of, put_in_force, tell
 from worker.errors import ConfigurationError
 from worker.mirror import auto_join_policy
 from worker.reports.access import access_of, domain_states
@@ -392,6 +393,254 @@ def make_empty(make_database: Any, request: pytest.FixtureRequest) -> Any:
         return engine
 
     return make
+
+
+# Who is to be made a member
+
+
+@pytest.fixture
+def provisioning(one_engine: Engine) -> Engine:
+    """A filled mirror in mode `provision` with a verified domain; nobody is still to be looked for."""
+    tell(one_engine, ON)
+    put_in_force(one_engine)
+    is_filled(one_engine)
+    return one_engine
+
+
+def searches(engine: Engine) -> list[tuple[Any, ...]]:
+    names = ("organization_id", "domain", "created_after", "cause", "cause_id")
+    return sorted(tuple(row[name] for name in names) for row in rows(engine, JoinSearch))
+
+
+def settled(engine: Engine, state: JoinState) -> None:
+    """As the worker leaves a join that it is done with."""
+    done = {
+        "due_at": NOON,
+        "state": state,
+        "reason": "gone",
+        "error": "404",
+        "attempts": 3,
+        "settled_at": NOON,
+        "complete_from": NOON,
+    }
+    in_transaction(engine, lambda tx: tx.execute(update(Join).values(done)))
+
+
+def test_a_verified_address_on_the_domain_is_to_be_made_a_member(provisioning: Engine) -> None:
+    unverified, signed_up, elsewhere = (
+        user(id="user_bob", email="bob@acme.example", email_verified=False),
+        user(email="Ann@ACME.example"),
+        user(id="user_cat", email="cat@elsewhere.example"),
+    )
+    tell(provisioning, [unverified, signed_up, elsewhere])
+    [join] = rows(provisioning, Join)
+    assert (join["organization_id"], join["user_id"], join["domain"]) == (ORG, ANN, "acme.example")
+    assert (join["state"], join["cause"], join["cause_id"]) == ("pending", "event", signed_up["id"])
+    verified = user("updated", 1, id="user_bob", email="bob@acme.example")
+    moved = user("updated", 1, id="user_cat", email="cat@acme.example")
+    tell(provisioning, [verified, moved])
+    assert joins_of(provisioning) == dict.fromkeys((ANN, "user_bob", "user_cat"), "pending")
+    assert join_of(provisioning, "user_bob")["cause_id"] == verified["id"]
+    assert join_of(provisioning, "user_cat")["cause_id"] == moved["id"]
+
+
+@pytest.mark.parametrize(
+    ("state", "event", "after"),
+    [
+        (JoinState.DROPPED, user("updated", 2, first_name="Annabel"), "dropped"),
+        (JoinState.DROPPED, user("updated", 2, email_verified=False), "dropped"),
+        (JoinState.DROPPED, user("deleted", 2, email="ann.b@acme.example"), "dropped"),
+        (JoinState.DROPPED, user("updated", 2, email="ann.b@acme.example"), "pending"),
+        (JoinState.FAILED, user("updated", 2, email="ann.b@acme.example"), "pending"),
+        (JoinState.BLOCKED, user("updated", 2, email="ann.b@acme.example"), "blocked"),
+        (JoinState.UNDONE, user("updated", 2, email="ann.b@acme.example"), "undone"),
+    ],
+)
+def test_only_a_newly_verified_address_makes_a_dropped_or_failed_join_pending_again(
+    provisioning: Engine, state: JoinState, event: JSON, after: str
+) -> None:
+    tell(provisioning, [user()])
+    settled(provisioning, state)
+    tell(provisioning, [event])
+    [join] = rows(provisioning, Join)
+    assert join["state"] == after
+    names = ("reason", "error", "attempts", "settled_at", "complete_from", "cause_id")
+    if after == "pending":
+        assert tuple(join[name] for name in names) == (None, None, 0, None, None, event["id"])
+        assert join["due_at"] > NOON
+    else:
+        assert tuple(join[name] for name in names)[:5] == ("gone", "404", 3, NOON, NOON)
+
+
+@pytest.mark.parametrize("mode", ["mirror", "off"])
+def test_in_other_modes_nobody_is_to_be_made_a_member(one_engine: Engine, mode: str) -> None:
+    put_in_force(one_engine, mode)
+    tell(one_engine, [*ON, user()])
+    assert rows(one_engine, Join) == [] and rows(one_engine, JoinSearch) == []
+
+
+def test_when_a_domain_begins_to_auto_join_its_people_are_looked_for(provisioning: Engine) -> None:
+    assert searches(provisioning) == []
+    late = domain(at=5, id="org_domain_2", domain="late.example")
+    failing = domain("created", 5, id="org_domain_3", domain="failing.example")
+    tell(provisioning, [late, failing, domain(at=5, id="org_domain_0", domain="not a domain")])
+    backfill_from = rows(provisioning, Mirror)[0]["backfill_from"]
+    verified_at = NOON + timedelta(minutes=5)
+    assert searches(provisioning) == [(ORG, "late.example", max(verified_at, backfill_from), "event", late["id"])]
+
+
+def test_without_the_setting_only_those_are_looked_for_who_came_after_the_verification(provisioning: Engine) -> None:
+    in_transaction(provisioning, lambda tx: tx.execute(update(Mirror).values(backfill_from=None)))
+    tell(provisioning, [event := domain(at=5, id="org_domain_2", domain="late.example")])
+    assert searches(provisioning) == [(ORG, "late.example", NOON + timedelta(minutes=5), "event", event["id"])]
+
+
+@pytest.mark.parametrize("filled", [True, False])
+def test_with_the_setting_everybody_is_looked_for_once_the_mirror_is_filled(one_engine: Engine, filled: bool) -> None:
+    put_in_force(one_engine, existing=True)
+    if filled:
+        is_filled(one_engine)
+    tell(one_engine, ON)
+    [(*_, created_after, _, cause_id)] = searches(one_engine)
+    assert (created_after is None) is filled
+    assert cause_id == ON[1]["id"]
+
+
+def test_a_search_for_everybody_stays_one(provisioning: Engine) -> None:
+    put_in_force(provisioning, existing=True)
+    tell(provisioning, [domain("deleted", 2), domain(at=3, id="org_domain_2")])
+    put_in_force(provisioning, existing=False)
+    again = domain(at=5, id="org_domain_3")
+    tell(provisioning, [domain("deleted", 4, "org_domain_2"), again])
+    assert searches(provisioning) == [(ORG, "acme.example", None, "event", again["id"])]
+
+
+def test_a_search_leaves_those_of_other_domains_and_workspaces_alone(provisioning: Engine) -> None:
+    put_in_force(provisioning, existing=True)
+    tell(provisioning, [domain("deleted", 2), domain(at=3, id="org_domain_2")])
+    put_in_force(provisioning, existing=False)
+    tell(provisioning, [domain(at=4, id="org_domain_3", domain="late.example")])
+    tell(provisioning, [domain("deleted", 5, "org_domain_2"), org(id=RIVAL)])
+    tell(provisioning, [domain(at=6, id="org_domain_4", organization_id=RIVAL)])
+    assert [(owner, name, after is None) for owner, name, after, *_ in searches(provisioning)] == [
+        (ORG, "acme.example", True),
+        (ORG, "late.example", False),
+        (RIVAL, "acme.example", False),
+    ]
+
+
+def test_an_event_about_a_sign_up_counts_before_the_mirror_is_filled(one_engine: Engine) -> None:
+    put_in_force(one_engine)
+    tell(one_engine, [*ON, user()])
+    assert joins_of(one_engine) == {ANN: "pending"}
+
+
+def test_a_domain_that_stays_verified_begins_no_search(provisioning: Engine) -> None:
+    tell(provisioning, [domain("updated", 2, domain="ACME.example")])
+    assert history(provisioning, "org_domain_1")[-1] == ("verified", None, "event")
+    assert len(history(provisioning, "org_domain_1")) == 2 and searches(provisioning) == []
+
+
+def test_a_conflict_that_ends_begins_a_search_for_the_one_who_is_left(provisioning: Engine) -> None:
+    rival = {"id": "org_domain_2", "organization_id": RIVAL}
+    tell(provisioning, [domain(at=2, **rival)])
+    assert searches(provisioning) == []
+    tell(provisioning, [end := domain("deleted", 3, **rival)])
+    assert [(owner, name, cause) for owner, name, _, _, cause in searches(provisioning)] == [
+        (ORG, "acme.example", end["id"])
+    ]
+
+
+def test_a_workspace_switched_on_has_its_people_looked_for(provisioning: Engine) -> None:
+    put_in_force(provisioning, existing=True)
+    other = {"id": "org_domain_2", "organization_id": RIVAL, "domain": "rival.example"}
+    tell(provisioning, [org(id=RIVAL), domain(at=2, **other)])
+    in_transaction(provisioning, lambda tx: tx.execute(delete(JoinSearch)))
+    auto_join_policy.set_workspace(provisioning, ORG, "ann", "wait", auto_join=False)
+    assert searches(provisioning) == []
+    auto_join_policy.set_workspace(provisioning, ORG, "ann", "go", auto_join=True)
+    assert searches(provisioning) == [(ORG, "acme.example", None, "operator", "ann")]
+
+
+def test_a_lifted_block_makes_one_join_and_of_that_person_alone(provisioning: Engine) -> None:
+    tell(provisioning, [user(), user(id="user_bob", email="bob@acme.example")])
+    in_transaction(provisioning, lambda tx: tx.execute(delete(Join)))
+    auto_join_policy.block(provisioning, ORG, ANN, "ann", "why")
+    auto_join_policy.unblock(provisioning, ORG, ANN, "eve", "over")
+    [join] = rows(provisioning, Join)
+    assert (join["user_id"], join["state"], join["cause"], join["cause_id"]) == (ANN, "pending", "operator", "eve")
+
+
+def test_nobody_deleted_or_unverified_joins_by_a_lifted_block(provisioning: Engine) -> None:
+    bob: JSON = {"id": "user_bob", "email": "bob@acme.example"}
+    tell(provisioning, [user(email_verified=False), user(**bob)])
+    for id in (ANN, "user_bob"):
+        auto_join_policy.block(provisioning, ORG, id, "ann", "why")
+    tell(provisioning, [user("deleted", 2, **bob)])
+    for id in (ANN, "user_bob"):
+        auto_join_policy.unblock(provisioning, ORG, id, "eve", "over")
+    assert rows(provisioning, Join) == []
+
+
+def test_events_of_one_batch_each_show_the_state_they_led_to(one_engine: Engine) -> None:
+    rival = {"id": "org_domain_2", "organization_id": RIVAL}
+    batch = [org(), org(id=RIVAL), domain("created"), domain(at=2), domain(at=1, **rival), org("deleted", 3, RIVAL)]
+    tell(one_engine, batch)
+    assert history(one_engine, "org_domain_1")[-1] == ("verified", None, "event")
+    assert history(one_engine, "org_domain_2")[-1] == ("revoked", "the workspace is deleted", "event")
+    assert states(one_engine) == {"org_domain_1": "verified", "org_domain_2": "revoked"}
+    noted = {
+        (row["domain_id"], row["domain"], row["organization_id"], row["reason"]) for row in rows(one_engine, AutoJoin)
+    }
+    assert noted == {
+        ("org_domain_1", "acme.example", ORG, None),
+        ("org_domain_2", "acme.example", RIVAL, "the workspace is deleted"),
+    }
+
+
+def test_a_domain_that_changes_its_name_frees_the_old_one(one_engine: Engine) -> None:
+    rival = {"id": "org_domain_2", "organization_id": RIVAL}
+    tell(one_engine, [*ON, org(id=RIVAL), domain(at=1, **rival)])
+    renamed = domain("updated", 2, **rival, domain="rival.example", state="verified")
+    tell(one_engine, [renamed])
+    assert joins(one_engine) == {("acme.example", ORG), ("rival.example", RIVAL)}
+    assert states(one_engine) == {"org_domain_1": "verified", "org_domain_2": "verified"}
+    assert {row["domain"] for row in rows(one_engine, AutoJoin)} == {"acme.example", "rival.example"}
+    change = rows(one_engine, Change)[-1]
+    assert (change["object_id"], change["organization_id"], change["cause_id"]) == ("org_domain_1", ORG, renamed["id"])
+    assert (change["before"]["auto_join"], change["after"]["auto_join"]) == ("conflicted", "verified")
+    assert change["before"]["auto_join_reason"] == "verified by org_rival too"
+    same = set(change["after"]) - {"auto_join", "auto_join_reason"}
+    assert {name: change["before"][name] for name in same} == {name: change["after"][name] for name in same}
+    assert change["after"]["state"] == "active" and change["after"]["domain"] == "acme.example"
+
+
+def test_a_renamed_domain_that_stays_verified_is_noted_by_its_new_name(one_engine: Engine) -> None:
+    tell(one_engine, [*ON, domain("updated", 2, domain="new.example")])
+    tell(one_engine, [domain("updated", 3, domain="newer.example")])
+    assert [(row["domain"], row["state"]) for row in rows(one_engine, AutoJoin)] == [("newer.example", "verified")]
+
+
+def test_the_end_of_a_rivals_workspace_is_the_cause_of_the_new_state(one_engine: Engine) -> None:
+    tell(one_engine, [*ON, org(id=RIVAL), domain(at=1, id="org_domain_2", organization_id=RIVAL)])
+    unrelated = domain("created", 2, id="org_domain_3", domain="else.example")
+    tell(one_engine, [unrelated, end := org("deleted", 2, RIVAL)])
+    assert history(one_engine, "org_domain_1")[-1] == ("verified", None, "event")
+    last = [row for row in rows(one_engine, Change) if row["object_id"] == "org_domain_1"][-1]
+    assert last["cause_id"] == end["id"]
+
+
+def test_several_rivals_are_named_in_order(one_engine: Engine) -> None:
+    rivals = [domain(at=1, id=f"org_domain_{owner}", organization_id=owner) for owner in ("org_z", "org_b")]
+    tell(one_engine, [*ON, *rivals])
+    assert history(one_engine, "org_domain_1")[-1] == ("conflicted", "verified by org_b, org_z too", "event")
+
+
+def test_a_workspace_that_is_renamed_changes_no_domain(one_engine: Engine) -> None:
+    tell(one_engine, ON)
+    tell(one_engine, [made("organization.updated", 3, id=ORG, name="Renamed", domains=[])])
+    assert history(one_engine, "org_domain_1") == [("verified", None, "event")]
+    assert [row["kind"] for row in rows(one_engine, Change)][-1] == "organization"
 
 
 # Settings and switches

@@ -1,0 +1,208 @@
+"""The views other programs read: one population for each, in which every condition decides about somebody."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, insert
+
+from models.database import in_transaction
+from models.tables import Join, JoinState
+from models.views import (
+    auto_join_blocks,
+    auto_join_domains,
+    mirror_status,
+    sign_in_methods,
+    workspace_members,
+    workspaces,
+)
+from tests.support import JSON, made, minute, rows
+from tests.support.auto_join import is_filled, put_in_force, tell
+from worker.mirror import auto_join_policy
+
+ACME, OTHER, GONE, UNKNOWN = "org_acme", "org_other", "org_gone", "org_unknown"
+
+
+def org(id: str) -> JSON:
+    return made("organization.created", id=id, name=f"The {id}", external_id=None)
+
+
+def user(name: str) -> JSON:
+    return made("user.created", id=f"user_{name}", email=f"{name.upper()}@acme.example", email_verified=True)
+
+
+def member(id: str, name: str, at: int = 0, *, where: str = ACME, verb: str = "created", **data: Any) -> JSON:
+    place = {"organization_id": where, "user_id": f"user_{name}", "created_at": minute(at)}
+    role = {"slug": data.pop("role", "member")}
+    given = {"status": "active", "role": role, "roles": [role], **place, **data}
+    return made(f"organization_membership.{verb}", at, id=id, **given)
+
+
+def domain(name: str, where: str = ACME, state: str = "verified", at: int = 0, verb: str = "created") -> JSON:
+    id = f"org_domain_{name}_{where}_{at}"
+    place = {"organization_id": where, "created_at": minute(at)}
+    return made(f"organization_domain.{verb}", at, id=id, domain=name, state=state, **place)
+
+
+def connection(id: str, where: str = ACME, verb: str = "activated", state: str = "active") -> JSON:
+    return made(f"connection.{verb}", id=id, organization_id=where, state=state, name=f"The {id}")
+
+
+@pytest.fixture
+def places(engine: Engine) -> Engine:
+    """Two live workspaces and a deleted one; the fourth is not known yet."""
+    tell(engine, [org(ACME), org(OTHER), org(GONE), made("organization.deleted", 1, id=GONE)])
+    return engine
+
+
+def test_workspaces_are_active_or_deleted(places: Engine) -> None:
+    found = {row["organization_id"]: row["state"] for row in rows(places, workspaces)}
+    assert found == {ACME: "active", OTHER: "active", GONE: "deleted"}
+
+
+def test_the_status_is_current_once_the_mirror_is_filled(engine: Engine) -> None:
+    assert [row["state"] for row in rows(engine, mirror_status)] == ["backfilling"]
+    is_filled(engine)
+    assert [row["state"] for row in rows(engine, mirror_status)] == ["current"]
+
+
+def test_sign_in_methods_are_active_connections_of_live_workspaces(places: Engine) -> None:
+    tell(
+        places,
+        [
+            connection("conn_works"),
+            connection("conn_inactive", verb="deactivated", state="inactive"),
+            connection("conn_deleted", verb="deleted"),
+            connection("conn_gone", GONE),
+            connection("conn_unknown", UNKNOWN),
+        ],
+    )
+    found = rows(places, sign_in_methods)
+    assert [(row["organization_id"], row["connection_id"], row["name"]) for row in found] == [
+        (ACME, "conn_works", "The conn_works")
+    ]
+
+
+def test_members_are_live_people_whose_newest_active_membership_is_in_a_live_workspace(places: Engine) -> None:
+    known = ("ann", "bob", "cat", "dan", "eve", "fay", "gil", "hal", "ivy", "gone")
+    tell(places, [*map(user, known), made("user.deleted", 1, id="user_gone")])
+    tell(
+        places,
+        [
+            member("om_ann", "ann"),
+            member("om_ann_too", "ann", 9, where=OTHER),
+            member("om_bob", "bob", status="pending"),
+            member("om_cat", "cat", verb="deleted"),
+            member("om_dan", "dan", where=GONE),
+            member("om_eve", "eve", where=UNKNOWN),
+            member("om_gone", "gone"),
+            member("om_nobody", "nobody"),
+            member("om_fay_1", "fay", 1, role="admin"),
+            member("om_fay_0", "fay", 2),
+            member("om_gil_1", "gil", 1, role="admin"),
+            member("om_gil_2", "gil", 2, status="pending"),
+            member("om_hal_1", "hal", 1, role="owner"),
+            member("om_hal_2", "hal", 2, verb="deleted"),
+            member("om_ivy_1", "ivy", 1),
+            member("om_ivy_2", "ivy", 1),
+        ],
+    )
+    names = ("organization_id", "workspace_name", "email", "role", "workos_role", "status", "membership_id")
+    assert sorted(tuple(row[name] for name in names) for row in rows(places, workspace_members)) == [
+        (ACME, f"The {ACME}", "ANN@acme.example", "member", "member", "active", "om_ann"),
+        (ACME, f"The {ACME}", "FAY@acme.example", "member", "member", "active", "om_fay_0"),
+        (ACME, f"The {ACME}", "GIL@acme.example", "admin", "admin", "active", "om_gil_1"),
+        (ACME, f"The {ACME}", "HAL@acme.example", "member", "owner", "active", "om_hal_1"),
+        (ACME, f"The {ACME}", "IVY@acme.example", "member", "member", "active", "om_ivy_2"),
+        (OTHER, f"The {OTHER}", "ANN@acme.example", "member", "member", "active", "om_ann_too"),
+    ]
+
+
+def joined(engine: Engine) -> dict[str, tuple[str, str]]:
+    """Domain → its workspace and the role of those who join."""
+    found = rows(engine, auto_join_domains)
+    by_domain = {row["domain"]: (row["organization_id"], row["default_role"]) for row in found}
+    assert len(by_domain) == len(found), "one workspace for each domain"
+    return by_domain
+
+
+def test_domains_auto_join_where_exactly_one_live_workspace_holds_them_verified(places: Engine) -> None:
+    tell(places, [org("org_off"), org("org_admins")])
+    tell(
+        places,
+        [
+            domain("verified.example"),
+            domain("twice.example", at=1),
+            domain("twice.example", at=2),
+            domain("legacy.example", state="legacy_verified"),
+            domain("pending.example", state="pending"),
+            domain("deleted.example", verb="deleted"),
+            domain("gone.example", GONE),
+            domain("unknown.example", UNKNOWN),
+            domain("gmail.com"),
+            domain("no domain name"),
+            domain("off.example", "org_off"),
+            domain("admins.example", "org_admins"),
+            # Rivals that count, and rivals that do not.
+            *(domain("rival.example"), domain("rival.example", OTHER)),
+            *(domain("rival-unknown.example"), domain("rival-unknown.example", UNKNOWN)),
+            *(domain("rival-legacy.example"), domain("rival-legacy.example", OTHER, "legacy_verified")),
+            *(domain("rival-gone.example"), domain("rival-gone.example", GONE)),
+            *(domain("rival-deleted.example"), domain("rival-deleted.example", OTHER, verb="deleted")),
+            *(domain("rival-pending.example"), domain("rival-pending.example", OTHER, "pending")),
+        ],
+    )
+    auto_join_policy.set_workspace(places, "org_off", "ann", "shared", auto_join=False)
+    auto_join_policy.set_workspace(places, "org_admins", "ann", "small", default_role="admin")
+    alone = ("verified", "twice", "rival-gone", "rival-deleted", "rival-pending")
+    expected = {f"{name}.example": (ACME, "member") for name in alone}
+    expected["admins.example"] = ("org_admins", "admin")
+    assert joined(places) == expected | {"legacy.example": (ACME, "member")}
+    put_in_force(places, "mirror", legacy=False)
+    assert joined(places) == expected | {"rival-legacy.example": (ACME, "member")}
+    put_in_force(places, "off")
+    assert joined(places) == {}
+
+
+def test_kept_out_is_who_left_or_never_came_and_whom_an_operator_or_worker_blocked(places: Engine) -> None:
+    known = ("ann", "bob", "cat", "dan", "eve", "fay", "gil", "hal", "ivy", "jon", "kim", "lea")
+    tell(places, map(user, known))
+    tell(
+        places,
+        [
+            member("om_ann", "ann"),
+            member("om_bob", "bob", verb="deleted"),
+            member("om_bob_other", "bob", 9, where=OTHER),
+            member("om_cat", "cat", status="inactive"),
+            member("om_dan", "dan", status="pending"),
+            member("om_eve", "eve", status=None),
+            member("om_fay", "fay", status="dormant"),
+            member("om_gil", "gil", verb="deleted", status="inactive"),
+            *(member("om_hal_1", "hal", 1, verb="deleted"), member("om_hal_2", "hal", 2)),
+            *(member("om_ivy_1", "ivy", 1, verb="deleted"), member("om_ivy_2", "ivy", 2, status="pending")),
+            member("om_jon", "jon", verb="deleted"),
+            member("om_nobody", "nobody", verb="deleted"),
+        ],
+    )
+    auto_join_policy.unblock(places, ACME, "user_jon", "ann", "a mistake")
+    auto_join_policy.block(places, ACME, "user_kim", "ann", "a competitor")
+    cause = {"organization_id": ACME, "cause": "event", "cause_id": "event_1"}
+    joins: list[JSON] = [
+        {"user_id": "user_stranger", "state": JoinState.UNDONE, "reason": "deactivated again", **cause},
+        {"user_id": "user_lea", "state": JoinState.PENDING, "reason": None, **cause},
+    ]
+    in_transaction(places, lambda tx: tx.execute(insert(Join), joins))
+    found = rows(places, auto_join_blocks)
+    assert {row["organization_id"] for row in found} == {ACME}
+    assert sorted((row["user_id"], row["email_normalized"], row["reason"]) for row in found) == [
+        ("user_bob", "bob@acme.example", "removed"),
+        ("user_cat", "cat@acme.example", "deactivated"),
+        ("user_dan", "dan@acme.example", "invited"),
+        ("user_eve", "eve@acme.example", "of no known status"),
+        ("user_fay", "fay@acme.example", "of no known status"),
+        ("user_gil", "gil@acme.example", "removed"),
+        ("user_ivy", "ivy@acme.example", "invited"),
+        ("user_ivy", "ivy@acme.example", "removed"),
+        ("user_kim", "kim@acme.example", "by ann: a competitor"),
+        ("user_nobody", None, "removed"),
+        ("user_stranger", None, "deactivated again"),
+    ]
