@@ -202,7 +202,7 @@ def test_a_resyncs_tombstone_yields_to_a_delete_event_and_that_to_an_erasure(
 ) -> None:
     kept, found = decide(current, incoming, terminal=terminal)
     assert found is outcome
-    assert kept is (current if outcome is Outcome.TOMBSTONED else incoming)
+    assert kept == (current if outcome is Outcome.TOMBSTONED else incoming)
 
 
 def test_an_event_in_doubt_came_within_a_second_before_the_end_of_the_reading() -> None:
