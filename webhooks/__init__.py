@@ -1,4 +1,4 @@
-"""The door: answers WorkOS's webhook deliveries and health checks. Imports worker and models."""
+"""The HTTP side: the webhook endpoint, health checks, metrics, JSON API and operators' pages."""
 
 from webhooks.app import create_app
 

@@ -1,4 +1,4 @@
-"""Health: whether the process lives, and whether it can commit an event."""
+"""Health checks: whether the process is alive, and whether it can commit an event."""
 
 import threading
 
@@ -13,9 +13,9 @@ from worker.reports.health import check_health
 
 
 def blueprint(services: Services) -> Blueprint:
-    """Return `/healthz` and `/readyz`."""
+    """Return the routes `/healthz` and `/readyz`."""
     routes = Blueprint("health", __name__)
-    probing = threading.Lock()  # one at a time: the other connection of the inbox commits deliveries
+    probing = threading.Lock()  # At most one: the inbox's other connection commits deliveries.
 
     @routes.get("/healthz")
     def healthz() -> Response:
@@ -23,17 +23,17 @@ def blueprint(services: Services) -> Blueprint:
 
     @routes.get("/readyz")
     def readyz() -> Response | tuple[Response, int]:
-        """Ready means that an event can be committed. The rest are warnings: Redis away must not close the door."""
+        """Return 200 if an event can be committed; everything else is a warning, as deliveries need no Redis."""
         try:
             with probing:
                 if outdated(services.inbox_engine):
                     return jsonify(status="not ready", reason="the database is not migrated"), 503
                 probe(services.inbox_engine)
         except (DBAPIError, PoolTimeoutError):
-            return jsonify(status="not ready", reason="the database takes no events"), 503
+            return jsonify(status="not ready", reason="the database accepts no events"), 503
         try:
             health = check_health(services.engine, services.redis, services.settings)
-        except (DBAPIError, PoolTimeoutError):  # too slow, say: no reason to turn deliveries away
+        except (DBAPIError, PoolTimeoutError):  # Perhaps too slow. Deliveries can still be committed.
             return jsonify(status="ready", warnings=None)
         shown = {name: getattr(health, name) for name in ("pending", "failed", "oldest_pending_seconds", "trusted")}
         return jsonify(status="ready", **shown, warnings=health.reasons)

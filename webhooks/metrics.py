@@ -1,6 +1,6 @@
-"""GET /metrics, for Prometheus: counts of all processes from Redis, and how things stand from the database.
+"""GET /metrics for Prometheus.
 
-Any web process answers for all: none of it is kept in the process that is asked.
+Counters come from Redis and gauges from the database, so every web process returns the same metrics.
 """
 
 import math
@@ -22,12 +22,12 @@ from worker.reports.health import PROBLEMS, WARNINGS, Health, check_health
 
 ALL = (*PROBLEMS, *WARNINGS)
 COUNTERS = {
-    "received": ("webhooks_received", "Webhooks that were well signed.", ("outcome", "type")),
-    "refused": ("webhooks_refused", "Deliveries refused before they were read.", ("reason",)),
-    "workos_calls": ("workos_calls", "Calls to WorkOS's API.", ()),
-    "workos_limited": ("workos_limited", "Calls that WorkOS answered with 429.", ()),
+    "received": ("webhooks_received", "Deliveries with a valid signature.", ("outcome", "type")),
+    "refused": ("webhooks_refused", "Deliveries rejected by address or signature.", ("reason",)),
+    "workos_calls": ("workos_calls", "Calls to the WorkOS API.", ()),
+    "workos_limited": ("workos_limited", "Calls to the WorkOS API that were answered with 429.", ()),
 }
-FROM_THE_START: dict[str, list[tuple[str, ...]]] = {
+INITIAL_LABELS: dict[str, list[tuple[str, ...]]] = {
     "received": [
         (outcome, type) for outcome in ("accepted", "duplicate", "not_stored") for type in (*HANDLERS, "other")
     ],
@@ -35,18 +35,18 @@ FROM_THE_START: dict[str, list[tuple[str, ...]]] = {
     "workos_calls": [()],
     "workos_limited": [()],
 }
-"""Shown as 0 until they happen: Prometheus sees no increase in a series that begins above 0."""
+"""Series that start at 0: Prometheus sees no increase when a series first appears with a value above 0."""
 TIMES = {
     "secret_used": (
         "webhook_secret_used_timestamp_seconds",
-        "When a secret (by its place in WORKOS_WEBHOOK_SECRETS) last verified a delivery.",
+        "When the secret at this position in WORKOS_WEBHOOK_SECRETS last verified a delivery.",
         ("place",),
     ),
 }
 
 
 def blueprint(services: Services) -> Blueprint:
-    """Return `/metrics`."""
+    """Return the route `/metrics`."""
     routes = Blueprint("metrics", __name__)
     registry = CollectorRegistry()
     registry.register(_Metrics(services))
@@ -60,28 +60,28 @@ def blueprint(services: Services) -> Blueprint:
 
 
 class _Metrics(Collector):
-    """Reads all metrics anew each time."""
+    """Reads all metrics on each scrape."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
 
     def describe(self) -> Iterable[Metric]:
-        """Return nothing: what there is depends on what happened."""
+        """Return nothing, because the set of metrics depends on the data."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what can be read now; Redis or the database away is itself a metric."""
-        yield from self._counts()
+        """Yield all metrics. If Redis or the database is unavailable, yield only its `up` metric."""
+        yield from self._counters()
         try:
             health = check_health(self._services.engine, self._services.redis, self._services.settings)
         except DBAPIError:
-            yield gauge("database_up", "Whether the database answers.", 0)
+            yield gauge("database_up", "1 if the database is available.", 0)
             return
-        yield gauge("database_up", "Whether the database answers.", 1)
+        yield gauge("database_up", "1 if the database is available.", 1)
         yield from health_metrics(health)
 
-    def _counts(self) -> Iterator[Metric]:
-        up = GaugeMetricFamily("workos_sync_redis_up", "Whether Redis answers and takes writes.")
+    def _counters(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("workos_sync_redis_up", "1 if Redis is available and writable.")
         try:
             require_writable(self._services.redis)
             counts, times = counted(self._services.redis), noted(self._services.redis)
@@ -93,29 +93,29 @@ class _Metrics(Collector):
         yield up
         for key, (name, text, labels) in COUNTERS.items():
             counter = CounterMetricFamily(f"workos_sync_{name}", text, labels=labels)
-            for values, number in sorted((dict.fromkeys(FROM_THE_START[key], 0.0) | _of(counts, key)).items()):
+            for values, number in sorted((dict.fromkeys(INITIAL_LABELS[key], 0.0) | _by_labels(counts, key)).items()):
                 counter.add_metric(values, number)
             yield counter
         for key, (name, text, labels) in TIMES.items():
             last = GaugeMetricFamily(f"workos_sync_{name}", text, labels=labels)
-            for values, at in sorted(_of(times, key).items()):
+            for values, at in sorted(_by_labels(times, key).items()):
                 last.add_metric(values, at)
             yield last
         yield _histogram(counts)
 
 
-def _of(found: dict[Name, float], name: str) -> dict[tuple[str, ...], float]:
-    return {key.labels: value for key, value in found.items() if key.name == name}
+def _by_labels(values: dict[Name, float], name: str) -> dict[tuple[str, ...], float]:
+    return {key.labels: value for key, value in values.items() if key.name == name}
 
 
 def _histogram(counts: dict[Name, float]) -> HistogramMetricFamily:
-    """Return the histogram, its buckets cumulative as Prometheus wants them."""
-    text = "Seconds from the commit of an event in the inbox to the commit of what it changed."
+    """Return the histogram, with cumulative buckets."""
+    text = "Seconds from storing an event to applying it, commit to commit."
     family = HistogramMetricFamily("workos_sync_accepted_to_applied_seconds", text)
     buckets, total = [], 0.0
-    for end in (*map(str, BUCKETS), MORE):
-        total += counts.get(Name(f"{ACCEPTED_TO_APPLIED}_bucket", (end,)), 0.0)
-        buckets.append((end, total))
+    for upper in (*map(str, BUCKETS), MORE):
+        total += counts.get(Name(f"{ACCEPTED_TO_APPLIED}_bucket", (upper,)), 0.0)
+        buckets.append((upper, total))
     family.add_metric((), buckets, counts.get(Name(f"{ACCEPTED_TO_APPLIED}_sum"), 0.0))
     return family
 
@@ -126,7 +126,14 @@ def gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
 
 
 def labelled(name: str, text: str, labels: Iterable[str], values: Iterable[tuple[Iterable[str], float]]) -> Metric:
-    """Return a gauge with labels: label values and value of each series."""
+    """Return a gauge with labels.
+
+    Args:
+        name: without the prefix `workos_sync_`.
+        text: the help text.
+        labels: label names.
+        values: label values and value of each series.
+    """
     family = GaugeMetricFamily(f"workos_sync_{name}", text, labels=tuple(labels))
     for names, value in values:
         family.add_metric(tuple(names), value)
@@ -134,61 +141,61 @@ def labelled(name: str, text: str, labels: Iterable[str], values: Iterable[tuple
 
 
 def health_metrics(health: Health) -> Iterator[Metric]:
-    """Yield how things stand, as gauges."""
+    """Yield `health` as gauges."""
     found = {problem.name for problem in (*health.problems, *health.warnings)}
-    yield gauge("trusted", "1 if the mirror is known to be right.", health.trusted)
+    yield gauge("trusted", "1 if the mirror is trustworthy.", health.trusted)
     yield gauge("backfilling", "1 until the first resync and catch-up are done.", health.mirror["state"] != "current")
     yield labelled(
         "problem",
-        "1 for what status calls a problem or a warning.",
+        "1 if status reports this problem or warning.",
         ("name",),
         (((name,), name in found) for name in ALL),
     )
-    yield gauge("events_pending", "Events that wait to be applied (counted to 10,000).", health.pending)
-    yield gauge("oldest_pending_seconds", "Age of the oldest of them.", health.oldest_pending_seconds)
-    yield gauge("events_failed", "Events set aside as failed (counted to 10,000).", health.failed)
+    yield gauge("events_pending", "Events waiting to be applied, up to 10,000.", health.pending)
+    yield gauge("oldest_pending_seconds", "Age of the oldest pending event.", health.oldest_pending_seconds)
+    yield gauge("events_failed", "Failed events, up to 10,000.", health.failed)
     failed = (((name,), number) for name, number in health.failed_by_fingerprint.items())
-    yield labelled("events_failed_by_error", "Failed events by fingerprint of the error.", ("fingerprint",), failed)
-    yield gauge("gaps", "Events that only the events API brought.", health.gaps)
+    yield labelled("events_failed_by_error", "Failed events by fingerprint of their error.", ("fingerprint",), failed)
+    yield gauge("gaps", "Events that came only from the events API, without a webhook.", health.gaps)
     yield gauge("late_webhooks", "Events whose webhook came long after the events API had them.", health.late)
-    yield gauge("silent_seconds", "How long no webhook came while one should have; else 0.", health.silent_seconds or 0)
-    yield gauge("auto_join_conflicts", "Domains that several live workspaces hold verified.", health.conflicts)
+    yield gauge("silent_seconds", "Time since the last webhook if one is overdue, else 0.", health.silent_seconds or 0)
+    yield gauge("auto_join_conflicts", "Domains verified for several live workspaces.", health.conflicts)
     roles = (((slug,), number) for slug, number in health.unmapped_roles.items())
-    yield labelled("unmapped_roles", "Live memberships whose role slug no ROLE_MAP names.", ("slug",), roles)
-    yield from _of_joining(health)
-    yield from _of_resync(health)
-    yield from _of_work(health)
+    yield labelled("unmapped_roles", "Memberships whose role slug is not in ROLE_MAP.", ("slug",), roles)
+    yield from _auto_join_metrics(health)
+    yield from _resync_metrics(health)
+    yield from _worker_metrics(health)
 
 
-def _of_joining(health: Health) -> Iterator[Metric]:
+def _auto_join_metrics(health: Health) -> Iterator[Metric]:
     states = (((state,), number) for state, number in sorted(health.domains.items()))
     yield labelled("domains", "Domains by auto-join state.", ("state",), states)
     joins = (((state.value,), health.joins.get(state, 0)) for state in JoinState)
-    yield labelled("joins", "People made, or to be made, members by their domain.", ("state",), joins)
-    yield gauge("missing_joins", "People who should be in a workspace by domain and are not.", health.missing_joins)
-    yield gauge("workspaces_without_admin", "Workspaces with members and no admin.", health.without_admin)
-    for name, text in (("behind", "Changes a hook was not told of yet."), ("failed", "Changes a hook failed at.")):
-        told = (((hook["hook"],), hook[name] or 0) for hook in health.hooks)
-        yield labelled(f"hook_{name}", text, ("hook",), told)
+    yield labelled("joins", "Joins by domain, by state.", ("state",), joins)
+    yield gauge("missing_joins", "People who should be members by domain and are not.", health.missing_joins)
+    yield gauge("workspaces_without_admin", "Workspaces with members but no admin.", health.without_admin)
+    for name, text in (("behind", "Changes not yet delivered to a hook."), ("failed", "Failed deliveries of a hook.")):
+        values = (((hook["hook"],), hook[name] or 0) for hook in health.hooks)
+        yield labelled(f"hook_{name}", text, ("hook",), values)
 
 
-def _of_resync(health: Health) -> Iterator[Metric]:
+def _resync_metrics(health: Health) -> Iterator[Metric]:
     last = health.resync
     if last is None:
         return
-    yield gauge("resync_seconds", "Duration of the last full resync that ended.", last.seconds)
-    yield gauge("resync_age_seconds", "How long ago it ended.", last.age_seconds)
+    yield gauge("resync_seconds", "Duration of the last full resync that finished.", last.seconds)
+    yield gauge("resync_age_seconds", "Time since the last full resync finished.", last.age_seconds)
     drift = (((kind, finding), number) for (kind, finding), number in last.drift.items())
-    yield labelled("drift", "What it found different.", ("kind", "finding"), drift)
-    yield gauge("withheld_deletions", "Deletions it withheld and nobody has approved.", last.withheld)
+    yield labelled("drift", "Differences found by the last full resync.", ("kind", "finding"), drift)
+    yield gauge("withheld_deletions", "Deletions withheld by the last full resync and not approved.", last.withheld)
 
 
-def _of_work(health: Health) -> Iterator[Metric]:
+def _worker_metrics(health: Health) -> Iterator[Metric]:
     age = math.inf if health.clock_age_seconds is None else health.clock_age_seconds
-    yield gauge("clock_age_seconds", "How long ago a clock gave a sign of life; +Inf: never.", age)
+    yield gauge("clock_age_seconds", "Time since the last heartbeat of a clock; +Inf if there was none.", age)
     known = [lane for lane in health.lanes if lane.workers is not None and lane.queued is not None]
     workers = (((lane.name,), len(lane.workers or ())) for lane in known)
-    yield labelled("workers", "Worker processes of a lane.", ("lane",), workers)
+    yield labelled("workers", "Worker processes by lane.", ("lane",), workers)
     yield labelled(
-        "queued_jobs", "Jobs queued in a lane.", ("lane",), (((lane.name,), lane.queued or 0) for lane in known)
+        "queued_jobs", "Queued jobs by lane.", ("lane",), (((lane.name,), lane.queued or 0) for lane in known)
     )

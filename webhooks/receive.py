@@ -1,4 +1,4 @@
-"""POST /webhooks/workos: verify, store, commit, ring, answer."""
+"""POST /webhooks/workos: verify a delivery, commit its event, wake a worker, respond."""
 
 import hmac
 from functools import partial
@@ -21,29 +21,28 @@ log = structlog.get_logger()
 
 RETRY_AFTER_SECONDS = 5
 COMMIT_SECONDS = 7.0
-"""Longer than any wait for a lock; a database that takes longer is away."""
+"""Longer than the lock time-out. A database that takes longer counts as unavailable."""
 MAX_EVENTS_PER_COMMIT = 100
-"""Deliveries in one commit."""
 
 Network = IPv4Network | IPv6Network
 
 
 def blueprint(services: Services) -> Blueprint:
-    """Return the route that takes deliveries."""
+    """Return the webhook endpoint."""
     settings, counters = services.settings, services.counters
     secrets = [secret.get_secret_value() for secret in settings.workos_webhook_secrets]
     allowed = [ip_network(network) for network in settings.webhook_allowed_ips]
     path_token = settings.webhook_path_token.get_secret_value().encode() if settings.webhook_path_token else None
-    # In a thread of its own: a frozen database cannot hold an answer back, and many deliveries share one commit.
+    # Commits in its own thread: a frozen database cannot delay a response, and concurrent deliveries share a commit.
     commit = GroupCommit(partial(_commit, services), MAX_EVENTS_PER_COMMIT)
     routes = Blueprint("receive", __name__)
 
     @routes.before_request
-    def refuse_strangers() -> None:
+    def check_size_and_sender() -> None:
         if (request.content_length or 0) > settings.webhook_max_bytes:
             abort(413)
-        if allowed and not _from(allowed, request.remote_addr):
-            log.warning("webhook_refused", reason="address")
+        if allowed and not _is_allowed(request.remote_addr, allowed):
+            log.warning("address_rejected")
             counters.add("refused", "address")
             abort(403)
 
@@ -54,88 +53,92 @@ def blueprint(services: Services) -> Blueprint:
             abort(404)
         body = request.get_data(cache=False)
         if len(body) > settings.webhook_max_bytes:
-            abort(413)  # sent in chunks: no length told its size before
+            abort(413)  # Sent in chunks, so its size was not known before.
         try:
-            place = verify(body, request.headers.get("WorkOS-Signature"), secrets, settings.webhook_tolerance_seconds)
-        except InvalidSignatureError as refused:
-            log.warning("webhook_refused", reason=refused.reason)
-            counters.add("refused", refused.reason)
-            counters.note_time("refused", refused.reason)
-            return jsonify(error=f"signature refused: {refused.reason}"), 401
-        counters.note_time("secret_used", str(place + 1))
-        posted = _posted(body)
+            header = request.headers.get("WorkOS-Signature")
+            position = verify(body, header, secrets, settings.webhook_tolerance_seconds)
+        except InvalidSignatureError as error:
+            log.warning("signature_rejected", reason=error.reason)
+            counters.add("refused", error.reason)
+            counters.note_time("refused", error.reason)
+            return jsonify(error=f"invalid signature: {error.reason}"), 401
+        counters.note_time("secret_used", str(position + 1))
+        posted = _parse(body)
         try:
             new = commit(posted, seconds=COMMIT_SECONDS)
         except (SQLAlchemyError, TimeoutError) as error:
-            # Too late for this answer, it may yet be committed: then the next delivery is a duplicate.
-            posted.log().warning("webhook_not_stored", error=type_name(error))
-            counters.add("received", "not_stored", posted.shown_type)
-            answer = jsonify(error="the event could not be stored; send it again")
-            answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-            return answer, 503
+            # The commit may still succeed. The next delivery is then a duplicate.
+            posted.log().warning("webhook_store_failed", error=type_name(error))
+            counters.add("received", "not_stored", posted.metric_type)
+            response = jsonify(error="the event could not be stored; retry later")
+            response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+            return response, 503
         return jsonify(status="accepted" if new else "duplicate")
 
     return routes
 
 
 class Posted(NamedTuple):
-    """A delivery that is well signed, and the workspace it is about, for log lines."""
+    """A delivery with a valid signature, and the workspace it is about, for logs."""
 
     delivery: Delivery
     organization_id: str | None
 
     @property
-    def shown_type(self) -> str:
-        """The event's type as metrics show it: what anyone may send makes no new series."""
+    def metric_type(self) -> str:
+        """The event's type as a label value: `other` for unknown types, so that senders cannot add series."""
         return self.delivery.type if self.delivery.type in HANDLERS else "other"
 
     def log(self) -> Any:
-        """Return the logger with what the delivery is about."""
+        """Return a logger bound to the event's id, type and workspace."""
         return log.bind(event_id=self.delivery.id, type=self.delivery.type, organization_id=self.organization_id)
 
 
-def _commit(services: Services, together: list[Posted]) -> list[bool]:
-    """Commit deliveries, ring, and tell of them: in one thread, for many that write to one log wait for each other."""
-    news = accept_webhooks(services.inbox_engine, [posted.delivery for posted in together])
+def _commit(services: Services, group: list[Posted]) -> list[bool]:
+    """Commit deliveries, wake a worker, and return whether each event is new.
+
+    Also logs them: threads that write to one log would wait for each other.
+    """
+    are_new = accept_webhooks(services.inbox_engine, [posted.delivery for posted in group])
     services.bell.ring()
-    for posted, new in zip(together, news, strict=True):
+    for posted, new in zip(group, are_new, strict=True):
         posted.log().info("webhook_accepted", new=new)
-        services.counters.add("received", "accepted" if new else "duplicate", posted.shown_type)
-    return news
+        services.counters.add("received", "accepted" if new else "duplicate", posted.metric_type)
+    return are_new
 
 
 def type_name(error: Exception) -> str:
-    """Return what kind of error it is, without what it says."""
+    """Return the class name of an error; of a database error, the driver's. Messages may quote personal data."""
     return (getattr(error, "orig", None) or error).__class__.__name__
 
 
-def _from(allowed: list[Network], address: str | None) -> bool:
+def _is_allowed(address: str | None, allowed: list[Network]) -> bool:
     try:
-        caller = ip_address(address or "")
+        sender = ip_address(address or "")
     except ValueError:
         return False
-    return any(caller in network for network in allowed)
+    return any(sender in network for network in allowed)
 
 
-def _posted(body: bytes) -> Posted:
-    """Return what was posted; answers 400 for what is not an event."""
+def _parse(body: bytes) -> Posted:
+    """Return the delivery in a request body; respond with 400 if it is not an event."""
     try:
         event = parse_json(body)
     except (ValueError, RecursionError):
-        _malformed("the body is not JSON")
+        _reject("the body is not JSON")
     try:
         return Posted(Delivery.of(event, body), _organization_id(event))
     except PayloadError as error:
-        _malformed(f"the body is no event: {error}")
+        _reject(f"the body is not an event: {error}")
 
 
-def _malformed(why: str) -> NoReturn:
-    log.warning("webhook_malformed", reason=why)
-    abort(400, why)
+def _reject(reason: str) -> NoReturn:
+    log.warning("payload_rejected", reason=reason)
+    abort(400, reason)
 
 
 def _organization_id(event: dict[str, Any]) -> str | None:
-    """Return the workspace an event is about, for log lines."""
+    """Return the id of the workspace an event is about, for logs."""
     data = event.get("data")
     if not isinstance(data, dict):
         return None

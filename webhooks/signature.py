@@ -1,4 +1,4 @@
-"""Whether a delivery is WorkOS's own: its signature over the raw bytes, by any of the configured secrets."""
+"""Verifies the signature of a delivery with the configured secrets."""
 
 from collections.abc import Sequence
 
@@ -6,35 +6,35 @@ from workos.webhooks import Webhooks
 
 
 class InvalidSignatureError(Exception):
-    """The signature does not hold. `reason` is one of a few words, fit for a metric."""
+    """The signature is invalid. `reason` is `missing`, `time` or `mismatch`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
-# Verification needs no client: it uses none of its connection.
+# `verify_header` does not use its client, so None takes the place of `self`.
 _verify_header = Webhooks.verify_header
 
 
 def verify(body: bytes, header: str | None, secrets: Sequence[str], tolerance_seconds: int) -> int:
-    """Return the place in `secrets` of the one that signed `body`.
+    """Return the index in `secrets` of the secret that signed `body`.
 
-    The MAC is over the raw bytes as received (WorkOS, "Sync data with webhooks"); `t` counts milliseconds.
+    The MAC covers the raw bytes as received. The header's timestamp is in milliseconds.
 
     Args:
         body: the raw request body.
-        header: the `WorkOS-Signature` header; None if there was none.
-        secrets: the endpoint's secrets, during a rotation several.
-        tolerance_seconds: how far the signature's time may be from now, either way.
+        header: the `WorkOS-Signature` header; None if absent.
+        secrets: the endpoint's secrets; several during a rotation.
+        tolerance_seconds: maximum difference between the timestamp and now, in either direction.
 
     Raises:
-        RefusedError: `missing`, `time` or `mismatch`.
+        InvalidSignatureError: no secret matches, or the timestamp is outside the tolerance.
     """
     if not header:
         raise InvalidSignatureError("missing")
     reason = "mismatch"
-    for place, secret in enumerate(secrets):
+    for index, secret in enumerate(secrets):
         try:
             _verify_header(
                 None,  # type: ignore[arg-type]  # see _verify_header
@@ -43,9 +43,9 @@ def verify(body: bytes, header: str | None, secrets: Sequence[str], tolerance_se
                 secret=secret,
                 tolerance=tolerance_seconds,
             )
-        except Exception as error:  # noqa: BLE001 - the SDK raises what int(), decode() and hmac raise; all mean no
+        except Exception as error:  # noqa: BLE001 - the SDK raises whatever int(), decode() and hmac raise
             if str(error) == "Timestamp outside the tolerance zone":
                 reason = "time"
         else:
-            return place
+            return index
     raise InvalidSignatureError(reason)

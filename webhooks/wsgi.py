@@ -1,4 +1,4 @@
-"""What gunicorn serves: the application of one process, built from the environment."""
+"""The WSGI entry point: builds the application of one gunicorn process from the environment."""
 
 from flask import Flask
 
@@ -11,9 +11,12 @@ from worker.settings import load_settings
 
 
 def application() -> Flask:
-    """Return the application; raises `ConfigurationError` as `create_app`.
+    """Return the application.
 
-    The database is not asked: a process that starts while it is away answers 503, and `readyz` says why.
+    Does not connect to the database. While the database is unavailable, requests get 503 and `/readyz` says why.
+
+    Raises:
+        ConfigurationError: a setting is invalid, or no webhook secret is set.
     """
     keep_files_private()
     settings = load_settings("workos_webhook_secrets")

@@ -1,4 +1,4 @@
-"""An operator at three in the morning, with a browser: finds what failed and why, mends it, and approves deletions.
+"""An operator in a browser finds a failed event and its cause, fixes it, and approves deletions.
 
 Real commands, a real PostgreSQL and Valkey, a sandbox WorkOS, and Debian's Chromium.
 """
@@ -102,12 +102,12 @@ def send(site: str, event: JSON) -> None:
 
 def sign_in(page: Page, site: str) -> None:
     page.goto(f"{site}/ops/")
-    page.get_by_label("Your token").fill("a-wrong-token")
+    page.get_by_label("Token").fill("a-wrong-token")
     page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_role("status")).to_contain_text("none of the tokens")
-    page.get_by_label("Your token").fill(TOKEN)
+    expect(page.get_by_role("status")).to_contain_text("Invalid token")
+    page.get_by_label("Token").fill(TOKEN)
     page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_role("heading", level=1)).to_contain_text("The mirror")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Mirror is")
 
 
 def pictures(page: Page, name: str) -> None:
@@ -144,7 +144,7 @@ def test_a_failed_event_is_found_understood_and_replayed(
     eventually(lambda: _status(engine, broken["id"]) == "failed", 30)
 
     sign_in(page, site)
-    expect(page.get_by_role("heading", level=1)).to_have_text("The mirror cannot be trusted now")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Mirror is not trustworthy")
     expect(page.get_by_text("1 event failed")).to_be_visible()
     pictures(page, "overview")
     page.get_by_role("link", name="Failures").click()
@@ -152,9 +152,9 @@ def test_a_failed_event_is_found_understood_and_replayed(
     page.get_by_role("link", name="data.id").click()
     expect(page.get_by_text("data.id: is missing")).to_be_visible()
     pictures(page, "event")
-    # The fix: what had spoilt the payload is mended.
+    # The fix: restore the payload.
     in_transaction(engine, lambda tx: tx.execute(update(Event).where(Event.id == broken["id"]).values(body=whole)))
-    page.get_by_placeholder("Why?").first.fill("the cause is mended")
+    page.get_by_placeholder("Reason").first.fill("the cause is fixed")
     page.get_by_role("button", name="Replay").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("Replay")
     expect(page.locator("h1 .badge")).to_have_text("done")
@@ -197,16 +197,16 @@ def look_round(page: Page, site: str, organization_id: str) -> None:
 def look_at_auto_join(page: Page, site: str, organization_id: str) -> None:
     """Switch it off for a workspace, with a reason, and see it say so."""
     page.goto(f"{site}/ops/workspaces/{organization_id}")
-    page.get_by_label("Join by domain").select_option("off")
-    page.get_by_placeholder("Why?").fill("contractors share the domain")
-    page.get_by_role("button", name="Change").click()
+    page.get_by_label("Auto-join").select_option("off")
+    page.get_by_placeholder("Reason").fill("contractors share the domain")
+    page.get_by_role("button", name="Save").click()
     expect(page.get_by_role("cell", name="switched off by ann: contractors share the domain")).to_be_visible()
     pictures(page, "workspace-switched-off")
     page.get_by_role("link", name="Auto-join").click()
     expect(page.get_by_role("link", name="acme.example", exact=True)).to_be_visible()
     pictures(page, "auto-join")
     page.get_by_role("link", name="Hooks").click()
-    expect(page.get_by_text("HOOKS names none.")).to_be_visible()
+    expect(page.get_by_text("No hooks are configured (HOOKS).")).to_be_visible()
     pictures(page, "hooks")
 
 
@@ -217,18 +217,18 @@ def test_withheld_deletions_are_looked_at_and_approved(page: Page, site: str, en
     for organization_id in gone:
         quietly(world, lambda: world.delete_organization(organization_id))  # noqa: B023 - called now
     sign_in(page, site)
-    page.get_by_role("button", name="Resync everything now").click()
+    page.get_by_role("button", name="Start full resync").click()
     expect(page.locator("h1 .badge")).to_have_text("done")
     expect(page.get_by_text("25 deletions are withheld")).to_be_visible()
     expect(page.get_by_text(world_names[0])).to_be_visible()
     assert _live(engine, gone) == 25
     pictures(page, "withheld")
-    page.get_by_role("button", name="Approve these 25 deletions").click()
+    page.get_by_role("button", name="Approve 25 deletions").click()
     expect(page.locator("h1 .badge")).to_have_text("done")
     expect(page.get_by_text("by ann")).to_be_visible()
     assert _live(engine, gone) == 0
     page.goto(f"{site}/ops/")
-    expect(page.get_by_role("heading", level=1)).to_have_text("The mirror is right")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Mirror is trustworthy")
     pictures(page, "overview-right")
     page.get_by_role("link", name="Workspaces").click()
     pictures(page, "workspaces")

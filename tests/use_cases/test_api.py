@@ -18,7 +18,7 @@ from models.tables import Change, Drift
 from models.types import db_now_plus
 from tests.support import JSON, accept, apply_all, made
 from tests.support.resync import changes as number_of_changes
-from webhooks.api.changes import MOST_SNAPSHOTS, SNAPSHOT_SECONDS
+from webhooks.api.changes import MAX_SNAPSHOTS, SNAPSHOT_SECONDS
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.mirror import change_feed
@@ -78,7 +78,7 @@ def test_without_a_right_token_nothing_is_told(local: Callable[..., Services], t
     for path in document["paths"]:
         response = ask(endpoint, path.removeprefix("/api/v1/"), token)
         assert (response.status_code, response.headers["WWW-Authenticate"]) == (401, "Bearer"), path
-        assert response.json == {"error": "a bearer token of API_TOKENS is needed"}
+        assert response.json == {"error": "missing or invalid bearer token (see API_TOKENS)"}
 
 
 def test_without_tokens_there_is_no_api(local_endpoint: FlaskClient) -> None:
@@ -186,7 +186,7 @@ def test_with_the_database_away_the_answer_is_503(build_test_services: Callable[
     ).test_client()
     response = ask(endpoint, path)
     assert response.status_code == 503 and int(response.headers["Retry-After"]) > 0
-    assert response.json == {"error": "the database does not answer; ask again"}
+    assert response.json == {"error": "the database is unavailable; retry later"}
 
 
 # The feed
@@ -275,15 +275,15 @@ def large(endpoint: FlaskClient, engine: Engine) -> None:
 
 @pytest.mark.usefixtures("large")
 def test_snapshots_at_once_are_bounded(endpoint: FlaskClient) -> None:
-    being_read = [ask(endpoint, "snapshot", buffered=False) for _ in range(MOST_SNAPSHOTS)]
-    assert [response.status_code for response in being_read] == [200] * MOST_SNAPSHOTS
+    being_read = [ask(endpoint, "snapshot", buffered=False) for _ in range(MAX_SNAPSHOTS)]
+    assert [response.status_code for response in being_read] == [200] * MAX_SNAPSHOTS
     refused = ask(endpoint, "snapshot")
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5")
     assert ask(endpoint, "members").status_code == 200
     being_read[0].get_data()
     being_read[1].close()
-    again = [ask(endpoint, "snapshot") for _ in range(MOST_SNAPSHOTS + 1)]
-    assert [response.status_code for response in again] == [200] * (MOST_SNAPSHOTS + 1)
+    again = [ask(endpoint, "snapshot") for _ in range(MAX_SNAPSHOTS + 1)]
+    assert [response.status_code for response in again] == [200] * (MAX_SNAPSHOTS + 1)
 
 
 @pytest.mark.usefixtures("large")
@@ -295,7 +295,7 @@ def test_a_reader_of_a_snapshot_who_takes_too_long_is_cut_off(endpoint: FlaskCli
         clock.tick(SNAPSHOT_SECONDS + 1)
         with pytest.raises(ConnectionResetError):
             list(parts)
-    for _ in range(MOST_SNAPSHOTS + 1):  # its place is free, though it was never closed
+    for _ in range(MAX_SNAPSHOTS + 1):  # its place is free, though it was never closed
         assert ask(endpoint, "snapshot").status_code == 200
 
 

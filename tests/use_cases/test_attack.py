@@ -148,7 +148,7 @@ def test_headers_and_paths_of_strangers_write_no_line_of_their_own(
     endpoint.get("/ops/%0d%0aforged%1b[31m")
     lines = stream.getvalue().lstrip("\0").splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d\S* \S* ?\[", line) for line in lines), lines
-    assert sum("webhook_refused" in line or "forged_post_refused" in line for line in lines) == 6
+    assert sum("signature_rejected" in line or "csrf_rejected" in line for line in lines) == 6
     assert "\x1b" not in stream.getvalue()
 
 
@@ -241,6 +241,6 @@ def test_other_methods_change_nothing(endpoint: FlaskClient, filled: Engine, met
         url = rule.rule.replace("<path:", "<")
         for part in ("organization_id", "event_id", "run_id", "user_id", "name", "fingerprint", "token", "filename"):
             url = url.replace(f"<{part}>", "x")
-        answer = endpoint.open(url, method=method, data={"csrf_token": token, "why": "x"})
+        answer = endpoint.open(url, method=method, data={"csrf_token": token, "reason": "x"})
         assert answer.status_code < 500 or answer.status_code == 503
     assert (rows(filled, Event), mirrored(filled)) == before

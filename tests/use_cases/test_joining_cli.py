@@ -175,10 +175,10 @@ def test_the_page_of_auto_join_shows_who_is_missing_and_what_is_off(ann: FlaskCl
 
 def test_the_switch_is_set_on_the_workspace_s_page_by_name_and_with_a_reason(ann: FlaskClient, engine: Engine) -> None:
     action = f"workspaces/{ORG}/auto-join"
-    assert "Say why" in press(ann, f"workspaces/{ORG}", action, switch="off", role="member", why=" ")
+    assert "Enter a reason" in press(ann, f"workspaces/{ORG}", action, switch="off", role="member", reason=" ")
     assert answer(engine, "new@acme.example") is not None
-    shown = press(ann, f"workspaces/{ORG}", action, switch="off", role="admin", why="contractors")
-    assert "Done." in shown and "switched off by ann: contractors" in shown
+    shown = press(ann, f"workspaces/{ORG}", action, switch="off", role="admin", reason="contractors")
+    assert "Saved." in shown and "switched off by ann: contractors" in shown
     assert answer(engine, "new@acme.example") is None
 
 
@@ -186,10 +186,10 @@ def test_blocks_are_lifted_and_laid_on_the_page(ann: FlaskClient, engine: Engine
     put_in_force(engine, "provision")
     tell(engine, [made("user.created", id="user_bob", email="bob@acme.example", email_verified=True)])
     assert [row["state"] for row in rows(engine, Join)] == ["pending"]
-    shown = press(ann, "auto-join", f"workspaces/{ORG}/people/user_bob/block", why="a test account")
+    shown = press(ann, "auto-join", f"workspaces/{ORG}/people/user_bob/block", reason="a test account")
     assert "by ann: a test account" in shown
-    assert "Done." in press(ann, "auto-join", f"workspaces/{ORG}/people/user_bob/lift", why="it is not")
-    assert "Not done: nothing keeps" in press(ann, "auto-join", f"workspaces/{ORG}/people/user_bob/lift", why="x")
+    assert "Saved." in press(ann, "auto-join", f"workspaces/{ORG}/people/user_bob/lift", reason="it is not")
+    assert "Failed: nothing keeps" in press(ann, "auto-join", f"workspaces/{ORG}/people/user_bob/lift", reason="x")
 
 
 def test_hooks_are_told_again_on_the_page_and_their_tracebacks_are_no_markup(
@@ -197,5 +197,5 @@ def test_hooks_are_told_again_on_the_page_and_their_tracebacks_are_no_markup(
 ) -> None:
     html = ann.get("/ops/hooks").get_data(as_text=True)
     assert "RuntimeError" in html and "<script>alert" not in html and "<b>away" not in html
-    assert "1 put back." in press(ann, "hooks", "hooks/sessions/replay")
+    assert "1 delivery queued for retry." in press(ann, "hooks", "hooks/sessions/replay")
     assert rows(failed_hook, HookDelivery)[0]["status"] == "pending"

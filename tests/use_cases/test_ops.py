@@ -105,9 +105,9 @@ def test_a_wrong_token_does_not_sign_in(endpoint: FlaskClient, token: str) -> No
 def test_without_tokens_there_are_no_pages_and_the_log_says_so(local: Callable[..., Services], logs: list[Any]) -> None:
     endpoint = create_app(local()).test_client()
     assert endpoint.get("/ops/").status_code == 404
-    assert {line["event"]: line["why"] for line in logs if line["event"].endswith("_off")} == {
-        "ops_off": "OPS_TOKENS is not set",
-        "api_off": "API_TOKENS is not set",
+    assert {line["event"]: line["reason"] for line in logs if line["event"].endswith("_disabled")} == {
+        "ops_disabled": "OPS_TOKENS is not set",
+        "api_disabled": "API_TOKENS is not set",
     }
 
 
@@ -207,13 +207,13 @@ def test_a_post_without_session_or_from_elsewhere_changes_nothing(
     with read_transaction(engine) as tx:
         fingerprint = tx.execute(select(Event.fingerprint).where(Event.id == story["failed"]["id"])).scalar_one()
     url = f"/ops/{path.format(failed=story['failed']['id'], fingerprint=fingerprint)}"
-    assert endpoint.post(url, data={"why": "x"}).status_code == 401
+    assert endpoint.post(url, data={"reason": "x"}).status_code == 401
     assert sign_in(endpoint).status_code == 302
-    assert endpoint.post(url, data={"why": "x"}).status_code == 403
-    assert endpoint.post(url, data={"why": "x", "csrf_token": "forged"}).status_code == 403
+    assert endpoint.post(url, data={"reason": "x"}).status_code == 403
+    assert endpoint.post(url, data={"reason": "x", "csrf_token": "forged"}).status_code == 403
     stranger = endpoint.application.test_client()
     foreign = form_token(stranger.get("/ops/sign-in"))
-    assert endpoint.post(url, data={"why": "x", "csrf_token": foreign}).status_code == 403
+    assert endpoint.post(url, data={"reason": "x", "csrf_token": foreign}).status_code == 403
     assert runs(engine) == 1 and status(engine, story["failed"]) == "failed"
     assert endpoint.get("/ops/").status_code == 200, "still signed in"
 
@@ -230,7 +230,7 @@ def test_what_failed_is_replayed_by_name_and_with_a_reason(
     ann: FlaskClient, engine: Engine, services: Services, story: JSON
 ) -> None:
     failed = story["failed"]["id"]
-    answer = press(ann, f"events/{failed}", f"events/{failed}/replay", why="after the fix")
+    answer = press(ann, f"events/{failed}", f"events/{failed}/replay", reason="after the fix")
     assert answer.status_code == 302
     shown = ann.get(answer.headers["Location"]).get_data(as_text=True)
     assert "by ann" in shown and "after the fix" in shown and "0 of 1" in shown
@@ -245,9 +245,9 @@ def test_what_failed_is_replayed_by_name_and_with_a_reason(
 
 def test_dismissing_needs_a_reason(ann: FlaskClient, engine: Engine, story: JSON) -> None:
     failed = story["failed"]["id"]
-    press(ann, f"events/{failed}", f"events/{failed}/dismiss", why=" ")
+    press(ann, f"events/{failed}", f"events/{failed}/dismiss", reason=" ")
     assert status(engine, story["failed"]) == "failed"
-    press(ann, f"events/{failed}", f"events/{failed}/dismiss", why="a test event")
+    press(ann, f"events/{failed}", f"events/{failed}/dismiss", reason="a test event")
     assert status(engine, story["failed"]) == "dismissed"
     assert "Dismissed by ann: a test event" in ann.get(f"/ops/events/{failed}").get_data(as_text=True)
 
@@ -256,7 +256,7 @@ def test_resyncs_and_approvals_are_asked_for_by_name(
     ann: FlaskClient, engine: Engine, story: JSON, withheld: str
 ) -> None:
     page = ann.get("/ops/runs/run1").get_data(as_text=True)
-    assert "1 deletions are withheld" in page and "&lt;script&gt;" in page
+    assert "1 deletion is withheld" in page and "&lt;script&gt;" in page
     assert press(ann, "runs/run1", "runs/run1/approve").status_code == 302
     assert "Approved in" in ann.get("/ops/runs/run1").get_data(as_text=True)
     in_transaction(engine, lambda tx: tx.execute(update(Run).values(status="done", finished_at=db_now_plus(0))))
@@ -282,7 +282,7 @@ def test_with_the_database_away_a_page_says_so(build_test_services: Callable[...
     endpoint = create_app(build_test_services(database_url=NOWHERE, ops_tokens=f"ann:{TOKEN}")).test_client()
     sign_in(endpoint)
     answer = endpoint.get(f"/ops/{page}")
-    assert answer.status_code == 503 and "The database does not answer" in answer.get_data(as_text=True)
+    assert answer.status_code == 503 and "Database unavailable" in answer.get_data(as_text=True)
 
 
 def test_nothing_a_customer_wrote_becomes_markup(ann: FlaskClient, story: JSON) -> None:

@@ -87,8 +87,8 @@ def test_a_signature_that_does_not_hold_is_refused(
 ) -> None:
     with freeze_time(NOW_AS_TEXT):
         answer = local_endpoint.post(DOOR, data=BODY, headers={} if header is None else {"WorkOS-Signature": header})
-    assert (answer.status_code, answer.get_json()) == (401, {"error": f"signature refused: {reason}"})
-    assert logs == [{"event": "webhook_refused", "reason": reason, "log_level": "warning"}]
+    assert (answer.status_code, answer.get_json()) == (401, {"error": f"invalid signature: {reason}"})
+    assert logs == [{"event": "signature_rejected", "reason": reason, "log_level": "warning"}]
     assert rows(local_services.engine, Event) == []
 
 
@@ -295,7 +295,7 @@ def test_with_the_database_away_workos_is_asked_to_send_again(
     answer = post(endpoint, sample("user.created"))
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) > 0
-    assert [entry["event"] for entry in logs] == ["webhook_not_stored"]
+    assert [entry["event"] for entry in logs] == ["webhook_store_failed"]
 
 
 def test_a_process_that_starts_while_the_database_is_away_asks_workos_to_send_again(
@@ -355,7 +355,7 @@ def test_no_log_line_holds_what_is_secret_or_personal(
     apply_all(engine)
     assert statuses(engine) == {"done": 3, "failed": 1}
     told = json.dumps(logs, default=str) + caplog.text
-    assert {"webhook_accepted", "webhook_refused", "webhook_malformed", "batch_applied", "event_failed"} <= {
+    assert {"webhook_accepted", "signature_rejected", "payload_rejected", "batch_applied", "event_failed"} <= {
         entry["event"] for entry in logs
     }
     secrets = (SECRET, "path-token-1", "whsec_wrong", sign(BODY, "whsec_wrong").rpartition("v1=")[2])
@@ -487,7 +487,7 @@ def test_readers_that_hold_every_connection_get_503_and_deliveries_are_taken(
         ]
     assert [answer.status_code for answer in answers] == [503] * 4
     assert [answer.headers.get("Retry-After") for answer in answers[1:]] == ["5"] * 3
-    assert [(line["event"], line["error"]) for line in logs] == [("database_away", "TimeoutError")] * 4
+    assert [(line["event"], line["error"]) for line in logs] == [("database_unavailable", "TimeoutError")] * 4
     assert endpoint.get("/api/v1/members", headers=bearer).status_code == 200
 
 

@@ -1,4 +1,4 @@
-"""The JSON API under /api/v1, for the product and its tools. Reads only; a bearer token of API_TOKENS."""
+"""The read-only JSON API under /api/v1. Requires a bearer token from API_TOKENS."""
 
 from webhooks.api.routes import blueprint
 

@@ -1,4 +1,4 @@
-"""How the API answers."""
+"""Builds API responses and declares them for the OpenAPI document."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,22 +12,38 @@ from webhooks.api import schemas
 
 
 def answers(model: type[BaseModel], **others: type[BaseModel]) -> Response:
-    """Return what the OpenAPI document says of a route's answers."""
+    """Return the responses of a route for the OpenAPI document.
+
+    Args:
+        model: body of the 200 response.
+        others: body of each further response, by name such as `HTTP_404`. 401 is always included.
+    """
     return Response(HTTP_200=model, HTTP_401=schemas.Error, **others)
 
 
 def as_json(model: BaseModel, status: int = 200) -> FlaskResponse:
-    """Return a model as an answer."""
+    """Return a model as a JSON response."""
     return FlaskResponse(model.model_dump_json(), status, content_type="application/json")
 
 
 def one(model: type[BaseModel], row: Mapping[str, Any] | None) -> FlaskResponse:
-    """Return a row as an answer; 404 if there is none."""
+    """Return a row as a JSON response.
+
+    Raises:
+        NotFound: `row` is None.
+    """
     if row is None:
-        abort(404, "there is no such thing here")
+        abort(404, "not found")
     return as_json(model(**row))
 
 
 def page(model: type[BaseModel], rows: Sequence[Mapping[str, Any]], limit: int, key: str) -> FlaskResponse:
-    """Return rows as a page; `key` names the field that the next one goes on from."""
+    """Return rows as a page of a listing.
+
+    Args:
+        model: the page's model, with `items` and `next`.
+        rows: the items, at most `limit`.
+        limit: page size. A full page has a `next`; a shorter page is the last.
+        key: field of the last row that becomes `next`.
+    """
     return as_json(model.model_validate({"items": rows, "next": rows[-1][key] if len(rows) == limit else None}))

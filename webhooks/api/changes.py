@@ -1,4 +1,4 @@
-"""The routes for a product that follows the mirror."""
+"""API routes for following the mirror: the changes feed and the snapshot."""
 
 import errno
 import json
@@ -22,33 +22,41 @@ from worker.mirror.change_feed import CursorGoneError
 
 log = structlog.get_logger()
 
-MOST_SNAPSHOTS = 2
-"""At once in a process: each holds a thread and a database connection while it is read."""
+MAX_SNAPSHOTS = 2
+"""Concurrent snapshots per process. Each holds a thread and a database connection while it is read."""
 SNAPSHOT_SECONDS = 600.0
 RETRY_SNAPSHOT_SECONDS = 5
-PIECE = 65_536
-TAKE_A_SNAPSHOT = "take /api/v1/snapshot and go on from its changes_after"
+CHUNK_CHARS = 65_536
+FETCH_A_SNAPSHOT = "fetch /api/v1/snapshot and continue from its changes_after"
 
 
-def add(routes: Blueprint, spec: SpecTree, engine: Engine, most_threads: int) -> None:
-    """Add them to `routes`; callers that wait hold at most `most_threads` threads of this process at once."""
-    # Deliveries need threads too.
-    waiting = threading.BoundedSemaphore(most_threads)
-    snapshots = threading.BoundedSemaphore(min(most_threads, MOST_SNAPSHOTS))
+def add(routes: Blueprint, spec: SpecTree, engine: Engine, max_threads: int) -> None:
+    """Add the routes to `routes`.
+
+    Args:
+        routes: the API's blueprint.
+        spec: the OpenAPI document.
+        engine: the database.
+        max_threads: how many threads of this process long polls may hold at a time; deliveries need the rest.
+    """
+    waiting = threading.BoundedSemaphore(max_threads)
+    snapshots = threading.BoundedSemaphore(min(max_threads, MAX_SNAPSHOTS))
 
     @routes.get("/changes")
     @spec.validate(resp=answers(schemas.Changes, HTTP_410=schemas.Error), tags=["feed"])
     def changes(query: schemas.ChangesQuery) -> Response:
-        """Follow the mirror: the changes after an id, in commit order; waits for one if asked to.
+        """List the changes after an id, in commit order.
 
-        410: changes after that id are no longer all kept; take a snapshot and go on from there. Where too many wait
-        already, the answer comes at once, and may be empty.
+        With `wait`, the response is delayed until there is a change or the time is up. While too many clients wait,
+        `wait` is ignored and the response may be empty.
+
+        410: some changes after that id have been pruned. Fetch a snapshot and continue from its `changes_after`.
         """
         may_wait = bool(query.wait) and waiting.acquire(blocking=False)
         try:
             found = change_feed.changes_after(engine, query.after, query.limit, query.wait if may_wait else 0.0)
         except CursorGoneError as error:
-            return as_json(schemas.Error(error=f"{error}: {TAKE_A_SNAPSHOT}"), 410)
+            return as_json(schemas.Error(error=f"{error}: {FETCH_A_SNAPSHOT}"), 410)
         finally:
             if may_wait:
                 waiting.release()
@@ -58,69 +66,65 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine, most_threads: int) ->
     @routes.get("/snapshot")
     @spec.validate(resp=answers(schemas.Snapshot, HTTP_429=schemas.Error), tags=["feed"], skip_validation=True)
     def snapshot() -> tuple[Iterator[str], int, dict[str, str]]:
-        """Return the whole state as of one moment, and the id from which the changes go on.
+        """Return the whole state at one moment, and the change id to continue from.
 
-        429: too many snapshots are being read; try again. A reader that takes more than ten minutes is cut off.
+        429: too many concurrent snapshots; retry later. The connection is closed after ten minutes.
         """
         parts = _bounded(engine, snapshots)
-        _, after = next(parts)  # before the answer begins, for it may fail
+        _, after = next(parts)  # Before the response starts, because this may raise.
 
         @after_this_request
-        def close_with(answer: Response) -> Response:
-            answer.call_on_close(parts.close)
-            return answer
+        def close_with(response: Response) -> Response:
+            response.call_on_close(parts.close)
+            return response
 
-        # Not a Response: spectree would read one to its end, all of it in memory.
-        return _pieces(_streamed(after, parts)), 200, {"Content-Type": "application/json"}
+        # Not a Response: spectree would read the whole body into memory.
+        return _in_chunks(_stream_json(after, parts)), 200, {"Content-Type": "application/json"}
 
 
 def _bounded(engine: Engine, slots: threading.BoundedSemaphore) -> Generator[tuple[str, Any], None, None]:
-    """Yield the parts of a snapshot while holding one of `slots`, for a bounded time.
+    """Yield the parts of a snapshot while holding one of `slots`, for at most `SNAPSHOT_SECONDS`.
 
     Raises:
-        TooManyRequests: none of `slots` is free.
-        ConnectionResetError: the reader took too long; the server ends the connection.
+        TooManyRequests: no slot is free.
+        ConnectionResetError: the client read too slowly. The server closes the connection.
     """
     if not slots.acquire(blocking=False):
-        raise TooManyRequests("too many snapshots are being read", retry_after=RETRY_SNAPSHOT_SECONDS)
-    ends = time.monotonic() + SNAPSHOT_SECONDS
+        raise TooManyRequests("too many concurrent snapshots; retry later", retry_after=RETRY_SNAPSHOT_SECONDS)
+    deadline = time.monotonic() + SNAPSHOT_SECONDS
     try:
         with closing(change_feed.snapshot(engine)) as parts:
             for part in parts:
                 yield part
-                if time.monotonic() > ends:
-                    log.warning("snapshot_cut_off", seconds=SNAPSHOT_SECONDS)
-                    raise ConnectionResetError(errno.ECONNRESET, "the reader took too long")
+                if time.monotonic() > deadline:
+                    log.warning("snapshot_aborted", seconds=SNAPSHOT_SECONDS)
+                    raise ConnectionResetError(errno.ECONNRESET, "the client read too slowly")
     finally:
         slots.release()
 
 
-def _streamed(after: Any, parts: Iterator[tuple[str, Any]]) -> Iterator[str]:
-    """Yield a snapshot as one JSON document, piece by piece, every list there even if it is empty."""
+def _stream_json(after: Any, parts: Iterator[tuple[str, Any]]) -> Iterator[str]:
+    """Yield a snapshot as one JSON document. It contains every list, even an empty one."""
     yield f'{{"changes_after": {after}'
     name, row = next(parts, (None, None))
     for view in change_feed.SNAPSHOT:
         yield f',\n"{view.name}": ['
-        before = "\n"
+        separator = "\n"
         while name == view.name:
-            yield before + json.dumps(dict(row or {}), default=_time)
-            before = ",\n"
+            yield separator + json.dumps(dict(row or {}), default=datetime.isoformat)
+            separator = ",\n"
             name, row = next(parts, (None, None))
         yield "]"
     yield "}\n"
 
 
-def _pieces(texts: Iterator[str]) -> Iterator[str]:
-    """Join texts to pieces worth sending: each of them takes the server a call of its own."""
-    piece, size = [], 0
+def _in_chunks(texts: Iterator[str]) -> Iterator[str]:
+    """Join short texts into larger chunks, because the server makes one call to send each."""
+    chunk, size = [], 0
     for text in texts:
-        piece.append(text)
+        chunk.append(text)
         size += len(text)
-        if size >= PIECE:
-            yield "".join(piece)
-            piece, size = [], 0
-    yield "".join(piece)
-
-
-def _time(value: datetime) -> str:
-    return value.isoformat()
+        if size >= CHUNK_CHARS:
+            yield "".join(chunk)
+            chunk, size = [], 0
+    yield "".join(chunk)

@@ -1,4 +1,4 @@
-"""The routes that show the mirror."""
+"""API routes that read the mirror."""
 
 from flask import Blueprint, Response
 from spectree import SpecTree
@@ -12,25 +12,25 @@ from worker.reports import listings
 
 
 def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
-    """Add them to `routes`."""
+    """Add the routes to `routes`, and their descriptions to `spec`."""
 
     @routes.get("/workspaces")
     @spec.validate(resp=answers(schemas.Workspaces), tags=["mirror"])
     def list_workspaces(query: schemas.WorkspaceQuery) -> Response:
-        """List workspaces, by id."""
+        """List workspaces, ordered by id."""
         rows = listings.list_workspaces(engine, state=query.state, after=query.after, limit=query.limit)
         return page(schemas.Workspaces, rows, query.limit, "organization_id")
 
     @routes.get("/workspaces/<path:organization_id>")
     @spec.validate(resp=answers(schemas.Workspace, HTTP_404=schemas.Error), tags=["mirror"])
     def show_workspace(organization_id: str) -> Response:
-        """Show one workspace, live or deleted."""
+        """Return one workspace, active or deleted."""
         return one(schemas.Workspace, listings.workspace(engine, organization_id))
 
     @routes.get("/members")
     @spec.validate(resp=answers(schemas.Members), tags=["mirror"])
     def list_members(query: schemas.MemberQuery) -> Response:
-        """List who has access now: to one workspace, of one person, or everybody; by membership id."""
+        """List the members who have access now, ordered by membership id. All filters must match."""
         filters = query.model_dump(include={"organization_id", "user_id", "email"}, exclude_none=True)
         rows = listings.list_access(engine, filters, after=query.after, limit=query.limit)
         return page(schemas.Members, rows, query.limit, "membership_id")
@@ -38,21 +38,21 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
     @routes.get("/domains")
     @spec.validate(resp=answers(schemas.Domains), tags=["mirror"])
     def list_domains(query: schemas.DomainQuery) -> Response:
-        """List the domains that workspaces claim: whether they auto-join, and why or why not; by id."""
+        """List the domains of workspaces, ordered by id: whether each auto-joins, and why."""
         rows = listings.list_domains(engine, query.organization_id, after=query.after, limit=query.limit)
         return page(schemas.Domains, rows, query.limit, "id")
 
     @routes.get("/sign-in-methods")
     @spec.validate(resp=answers(schemas.SignInMethods), tags=["mirror"])
     def list_sign_in_methods(query: schemas.SignInQuery) -> Response:
-        """List single sign-on that works now, of a workspace or of all; a workspace without any has it off."""
+        """List active single sign-on connections, ordered by connection id. A workspace without one has no SSO."""
         rows = listings.list_sign_in(engine, query.organization_id, after=query.after, limit=query.limit)
         return page(schemas.SignInMethods, rows, query.limit, "connection_id")
 
     @routes.get("/auto-join")
     @spec.validate(resp=answers(schemas.AutoJoin), tags=["mirror"])
     def auto_join(query: schemas.AutoJoinQuery) -> Response:
-        """Return the workspace that a person with this verified e-mail address joins."""
+        """Return the workspace that a person with this verified e-mail address joins by domain."""
         with session(engine) as open_session:
             found = auto_join_for(open_session, query.email)
         return as_json(schemas.AutoJoin(auto_join=schemas.Join(**found._asdict()) if found else None))

@@ -1,4 +1,4 @@
-"""The routes that show the inbox, and the long works."""
+"""API routes that read the inbox and runs."""
 
 from flask import Blueprint, Response
 from spectree import SpecTree
@@ -12,19 +12,19 @@ from worker.reports import listings
 
 
 def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
-    """Add them to `routes`."""
+    """Add the routes to `routes`, and their descriptions to `spec`."""
 
     @routes.get("/events")
     @spec.validate(resp=answers(schemas.Events), tags=["operations"])
     def list_events(query: schemas.EventQuery) -> Response:
-        """List inbox rows, newest first."""
+        """List events in the inbox, newest first."""
         rows = listings.list_events(engine, **query.model_dump())
         return page(schemas.Events, rows, query.limit, "id")
 
     @routes.get("/events/<path:event_id>")
     @spec.validate(resp=answers(schemas.WholeEvent, HTTP_404=schemas.Error), tags=["operations"])
     def show_event(event_id: str) -> Response:
-        """Show one event: payload, outcome, attempts, and what it changed."""
+        """Return one event with its payload, outcome, attempts and changes."""
         return one(schemas.WholeEvent, listings.show_event(engine, event_id))
 
     @routes.get("/replays")
@@ -37,7 +37,7 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
     @routes.get("/replays/<run_id>")
     @spec.validate(resp=answers(schemas.WholeReplay, HTTP_404=schemas.Error), tags=["operations"])
     def show_replay(run_id: str) -> Response:
-        """Show a replay, and what has become of its events by now."""
+        """Return a replay, and the current status of its events."""
         row = listings.run(engine, run_id, task=Task.REPLAY)
         return one(schemas.WholeReplay, row and {**row, "results": results(engine, run_id)})
 
@@ -51,5 +51,5 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
     @routes.get("/resyncs/<run_id>")
     @spec.validate(resp=answers(schemas.WholeResync, HTTP_404=schemas.Error), tags=["operations"])
     def show_resync(run_id: str) -> Response:
-        """Show a resync and how much it found different."""
+        """Return a resync, with the number of differences it found."""
         return one(schemas.WholeResync, listings.run(engine, run_id, task=Task.RESYNC))

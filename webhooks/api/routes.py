@@ -1,4 +1,4 @@
-"""The API as a whole: who may ask, and the OpenAPI document."""
+"""The API's blueprint: authentication, status and the OpenAPI document."""
 
 import json
 from typing import Any
@@ -17,7 +17,13 @@ from worker.reports.health import as_report, check_health
 
 
 def blueprint(services: Services, app: Flask) -> Blueprint:
-    """Return the API; `app` is asked for its routes when the OpenAPI document is first read."""
+    """Return the API as a blueprint.
+
+    Args:
+        services: the process's services.
+        app: the application the blueprint will be registered on. The OpenAPI document lists its routes when it is
+            first requested.
+    """
     routes = Blueprint("api", __name__, url_prefix="/api/v1")
     spec = _spec()
     engine = services.engine
@@ -25,12 +31,12 @@ def blueprint(services: Services, app: Flask) -> Blueprint:
 
     @routes.before_request
     def require_token() -> FlaskResponse | None:
-        kind, _, token = request.headers.get("Authorization", "").partition(" ")
-        if request.endpoint == "api.openapi" or (token_name(token.strip(), tokens) and kind.lower() == "bearer"):
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if request.endpoint == "api.openapi" or (token_name(token.strip(), tokens) and scheme.lower() == "bearer"):
             return None
-        answer = make_response(jsonify(error="a bearer token of API_TOKENS is needed"), 401)
-        answer.headers["WWW-Authenticate"] = "Bearer"
-        return answer
+        response = make_response(jsonify(error="missing or invalid bearer token (see API_TOKENS)"), 401)
+        response.headers["WWW-Authenticate"] = "Bearer"
+        return response
 
     @routes.get("/openapi.json")
     def openapi() -> FlaskResponse:
@@ -39,14 +45,14 @@ def blueprint(services: Services, app: Flask) -> Blueprint:
     @routes.get("/status")
     @spec.validate(resp=answers(schemas.Status, HTTP_503=schemas.Status), tags=["status"])
     def status() -> FlaskResponse:
-        """Say whether the mirror can be trusted: 200 if so, 503 with the reasons if not."""
+        """Return the state of the mirror: 200 if it is trustworthy, 503 with the reasons if not."""
         health = check_health(engine, services.redis, services.settings)
         report = as_report(health) | {"trusted": health.trusted, "reasons": health.reasons}
         return as_json(schemas.Status(**report), 200 if health.trusted else 503)
 
     mirror.add(routes, spec, engine)
     operations.add(routes, spec, engine)
-    changes.add(routes, spec, engine, most_threads=max(1, services.settings.web_threads // 4))
+    changes.add(routes, spec, engine, max_threads=max(1, services.settings.web_threads // 4))
     spec.app = app
     return routes
 
@@ -56,11 +62,11 @@ def _spec() -> SpecTree:
         "flask",
         title="workos-sync",
         version="1",
-        description="The mirror of WorkOS for the product that it serves. Reads only.",
-        page_templates={},  # they would load scripts from elsewhere
+        description="Read-only access to the mirror of WorkOS.",
+        page_templates={},  # They load scripts from other hosts.
         annotations=True,
         mode="strict",
-        before=_refuse,
+        before=_describe_invalid_parameters,
         validation_error_status=400,
         validation_error_model=schemas.Error,
         security_schemes=[SecurityScheme(name="token", data=SecuritySchemeData(type=SecureType.HTTP, scheme="bearer"))],
@@ -68,11 +74,13 @@ def _spec() -> SpecTree:
     )
 
 
-def _refuse(_request: Request, response: Any, error: Any, _instance: object, _adapter: object) -> None:
-    """Say which parameter is wrong in the words of every other error."""
+def _describe_invalid_parameters(
+    _request: Request, response: Any, error: Any, _instance: object, _adapter: object
+) -> None:
+    """Replace spectree's response to invalid parameters with an `Error` that names each of them."""
     if error is None:
         return
-    wrong: ValidationError = error
-    problems = wrong.errors(include_input=False, include_url=False, include_context=False)
-    said = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems)
-    response.set_data(json.dumps({"error": said}))
+    invalid: ValidationError = error
+    problems = invalid.errors(include_input=False, include_url=False, include_context=False)
+    text = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems)
+    response.set_data(json.dumps({"error": text}))

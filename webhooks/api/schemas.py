@@ -1,4 +1,4 @@
-"""What the API takes and answers. Times are ISO 8601 in UTC, ids are WorkOS's own, opaque."""
+"""Query parameters and responses of the API. Times are ISO 8601 in UTC; ids are WorkOS's, and opaque."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -16,26 +16,26 @@ Json = dict[str, Any]
 
 
 class Query(BaseModel):
-    """Query parameters: unknown ones are refused, for a misspelled filter must not return everything."""
+    """Query parameters. Unknown ones are rejected, because a misspelled filter must not return everything."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Paging(Query):
-    """A page of a listing."""
+    """Pagination parameters."""
 
-    after: Annotated[Id | None, Field(description="`next` of the page before.")] = None
+    after: Annotated[Id | None, Field(description="`next` of the previous page.")] = None
     limit: Annotated[int, Field(ge=1, le=MAX_ITEMS)] = 100
 
 
 class WorkspaceQuery(Paging):
-    """Which workspaces."""
+    """Filters for workspaces."""
 
     state: Literal["active", "deleted"] | None = None
 
 
 class MemberQuery(Paging):
-    """Which members: of a workspace, or the workspaces of a person."""
+    """Filters for members: by workspace, by person, or both."""
 
     organization_id: Id | None = None
     user_id: Id | None = None
@@ -43,25 +43,25 @@ class MemberQuery(Paging):
 
 
 class DomainQuery(Paging):
-    """Which domains."""
+    """Filters for domains."""
 
     organization_id: Id | None = None
 
 
 class SignInQuery(Paging):
-    """Whose sign-in methods."""
+    """Filters for sign-in methods."""
 
     organization_id: Id | None = None
 
 
 class AutoJoinQuery(Query):
-    """Whose auto-join. The caller vouches that the address is verified."""
+    """The e-mail address to check. The caller must have verified it."""
 
     email: Text
 
 
 class EventQuery(Paging):
-    """Which events, newest first."""
+    """Filters for events."""
 
     status: Literal["pending", "done", "failed", "dismissed"] | None = None
     type: Id | None = None
@@ -69,21 +69,21 @@ class EventQuery(Paging):
 
 
 class ChangesQuery(Query):
-    """Where to go on, and how long to wait for something new."""
+    """The cursor of the feed, and how long to wait for a change."""
 
-    after: Annotated[int, Field(ge=0, le=MAX_CHANGE_ID, description="The highest id seen; 0 at the beginning.")] = 0
+    after: Annotated[int, Field(ge=0, le=MAX_CHANGE_ID, description="The highest id seen; 0 to start.")] = 0
     limit: Annotated[int, Field(ge=1, le=MAX_ITEMS)] = 100
-    wait: Annotated[int, Field(ge=0, le=MAX_WAIT, description="Seconds to wait for a change.")] = 0
+    wait: Annotated[int, Field(ge=0, le=MAX_WAIT, description="Seconds to wait for a change if there is none yet.")] = 0
 
 
 class Error(BaseModel):
-    """What was wrong, and the remedy."""
+    """An error message for developers."""
 
     error: str
 
 
 class Mirror(BaseModel):
-    """As of when the mirror is right."""
+    """How up to date the mirror is."""
 
     state: str
     complete_to: datetime | None
@@ -91,7 +91,7 @@ class Mirror(BaseModel):
 
 
 class Status(BaseModel):
-    """Whether the mirror can be trusted, and if not why not."""
+    """Whether the mirror is trustworthy, and the reasons if it is not."""
 
     trusted: bool
     reasons: list[str]
@@ -136,7 +136,7 @@ class Member(BaseModel):
 
 
 class Domain(BaseModel):
-    """A domain of a workspace: whether people on it join by themselves, and why or why not."""
+    """A domain of a workspace: whether people with an address on it join automatically, and why."""
 
     id: str
     domain: str | None
@@ -148,7 +148,7 @@ class Domain(BaseModel):
 
 
 class SignInMethod(BaseModel):
-    """A way to sign in to a workspace with single sign-on that works now."""
+    """An active single sign-on connection of a workspace."""
 
     organization_id: str
     connection_id: str
@@ -158,7 +158,7 @@ class SignInMethod(BaseModel):
 
 
 class JoinRule(BaseModel):
-    """A domain on which people join a workspace by themselves."""
+    """A domain whose people join a workspace automatically."""
 
     domain: str
     organization_id: str
@@ -167,20 +167,20 @@ class JoinRule(BaseModel):
 
 
 class Join(BaseModel):
-    """The workspace that somebody joins."""
+    """The workspace to join, and the role in it."""
 
     organization_id: str
     default_role: str
 
 
 class AutoJoin(BaseModel):
-    """The workspace that a person with this verified address joins; null: none."""
+    """The workspace that a person with this verified address joins; null if none."""
 
     auto_join: Join | None
 
 
 class Event(BaseModel):
-    """An inbox row."""
+    """An event in the inbox."""
 
     id: str
     type: str
@@ -195,7 +195,7 @@ class Event(BaseModel):
 
 
 class WholeEvent(Event):
-    """An inbox row with its payload and what it changed."""
+    """An event with its payload and the changes it caused."""
 
     source: str
     occurred_at: datetime | None
@@ -212,7 +212,7 @@ class WholeEvent(Event):
 
 
 class Change(BaseModel):
-    """A change of the mirror, and its cause."""
+    """A change to the mirror, and its cause."""
 
     id: int
     at: datetime
@@ -237,7 +237,7 @@ class Run(BaseModel):
 
 
 class Replay(Run):
-    """A replay: how many events it names, has put back, and had to skip because their payload is gone."""
+    """A replay: how many events it selects, has requeued, and has skipped because their payload is gone."""
 
     selection: Json | None
     reason: str | None
@@ -247,7 +247,7 @@ class Replay(Run):
 
 
 class WholeReplay(Replay):
-    """A replay and what has become of its events by now."""
+    """A replay, and its events by current status."""
 
     results: dict[str, int]
 
@@ -263,38 +263,38 @@ class Resync(Run):
 
 
 class WholeResync(Resync):
-    """A resync, what it found and how many deletions it withholds."""
+    """A resync, the differences it found, and the number of deletions it withholds."""
 
     findings: dict[str, int]
     withheld: int
 
 
 class Page(BaseModel):
-    """A page; `next` is the `after` of the next one, null at the end."""
+    """A page. Pass `next` as `after` to get the next page; null on the last page."""
 
     next: str | None
 
 
 class Workspaces(Page):
-    """A page of workspaces, by id."""
+    """A page of workspaces, ordered by id."""
 
     items: list[Workspace]
 
 
 class Members(Page):
-    """A page of members, by membership id."""
+    """A page of members, ordered by membership id."""
 
     items: list[Member]
 
 
 class Domains(Page):
-    """A page of domains, by id."""
+    """A page of domains, ordered by id."""
 
     items: list[Domain]
 
 
 class SignInMethods(Page):
-    """A page of sign-in methods, by connection id."""
+    """A page of sign-in methods, ordered by connection id."""
 
     items: list[SignInMethod]
 
@@ -318,14 +318,14 @@ class Resyncs(Page):
 
 
 class Changes(BaseModel):
-    """Changes in commit order; go on with `next` as `after`."""
+    """Changes in commit order. Pass `next` as `after` to continue."""
 
     items: list[Change]
     next: int
 
 
 class Snapshot(BaseModel):
-    """The whole state as of one moment; go on with the changes after `changes_after`."""
+    """The whole state at one moment. Continue with the changes after `changes_after`."""
 
     changes_after: int
     workspaces: list[Workspace]

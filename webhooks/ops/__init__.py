@@ -1,4 +1,4 @@
-"""The operators' pages under /ops: what stands where, why, and the buttons that mend it safely."""
+"""The operators' pages under /ops: the state of the mirror, its causes, and buttons for safe repairs."""
 
 from webhooks.ops.routes import install
 

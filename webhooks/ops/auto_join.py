@@ -1,4 +1,4 @@
-"""Pages of auto-join and hooks: who waits, who is kept out, what a hook failed at, and what operators decide."""
+"""Pages of auto-join and hooks: joins, blocks, failed deliveries and operators' decisions."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ PAGE = 50
 
 
 def add(routes: Blueprint, services: Services) -> None:
-    """Add them to `routes`."""
+    """Add the pages to `routes`."""
     engine = services.engine
 
     @routes.get("/auto-join")
@@ -32,63 +32,63 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.post("/workspaces/<path:organization_id>/auto-join")
     def set_auto_join(organization_id: str) -> Response:
-        given = {"on": True, "off": False}.get(request.form.get("switch", ""))
+        switch = {"on": True, "off": False}.get(request.form.get("switch", ""))
         role = request.form.get("role")
-        wanted = role if role in LOCAL_ROLES else None
-        return _decided(
-            lambda why: auto_join_policy.set_workspace(
-                engine, organization_id, session["name"], why, auto_join=given, default_role=wanted
+        default_role = role if role in LOCAL_ROLES else None
+        return _apply(
+            lambda reason: auto_join_policy.set_workspace(
+                engine, organization_id, session["name"], reason, auto_join=switch, default_role=default_role
             ),
             url_for("ops.workspace", organization_id=organization_id),
         )
 
     @routes.post("/workspaces/<path:organization_id>/people/<user_id>/lift")
     def lift(organization_id: str, user_id: str) -> Response:
-        return _decided(
-            lambda why: auto_join_policy.unblock(engine, organization_id, user_id, session["name"], why),
+        return _apply(
+            lambda reason: auto_join_policy.unblock(engine, organization_id, user_id, session["name"], reason),
             url_for("ops.auto_join"),
         )
 
     @routes.post("/workspaces/<path:organization_id>/people/<user_id>/block")
     def block(organization_id: str, user_id: str) -> Response:
-        return _decided(
-            lambda why: auto_join_policy.block(engine, organization_id, user_id, session["name"], why),
+        return _apply(
+            lambda reason: auto_join_policy.block(engine, organization_id, user_id, session["name"], reason),
             url_for("ops.auto_join"),
         )
 
     @routes.get("/hooks")
     def hooks_page() -> str:
-        standing = operate.hook_status(engine, services.settings.http_hooks)
-        waiting = operate.deliveries(engine, limit=PAGE)
-        return render_template("ops/hooks.html", hooks=standing, deliveries=waiting)
+        hooks = operate.hook_status(engine, services.settings.http_hooks)
+        deliveries = operate.deliveries(engine, limit=PAGE)
+        return render_template("ops/hooks.html", hooks=hooks, deliveries=deliveries)
 
     @routes.post("/hooks/<name>/replay")
     def replay_hook(name: str) -> Response:
         number = operate.replay(engine, name, request.form.get("change", type=int), session["name"])
         services.hooks_bell.ring()
-        return _told(number, "put back")
+        return _report(number, "queued for retry")
 
     @routes.post("/hooks/<name>/dismiss")
     def dismiss_hook(name: str) -> Response:
         number = operate.dismiss(engine, name, request.form.get("change", type=int), session["name"])
-        return _told(number, "dismissed")
+        return _report(number, "dismissed")
 
 
-def _decided(decide: Callable[[str], object], back: str) -> Response:
-    """Do what an operator decided, if they say why; return to a page."""
-    why = request.form.get("why", "").strip()
-    if not why:
-        flash("Say why: it is kept with what is decided.", "bad")
+def _apply(decision: Callable[[str], object], back: str) -> Response:
+    """Call `decision` with the reason from the form, if there is one; redirect to `back` with the result."""
+    reason = request.form.get("reason", "").strip()
+    if not reason:
+        flash("Enter a reason. It is recorded with the decision.", "bad")
         return redirect(back)
     try:
-        decide(why)
+        decision(reason)
     except ConfigurationError as error:
-        flash(f"Not done: {error}.", "bad")
+        flash(f"Failed: {error}.", "bad")
     else:
-        flash("Done.", "good")
+        flash("Saved.", "good")
     return redirect(back)
 
 
-def _told(number: int, what: str) -> Response:
-    flash(f"{number} {what}.", "good" if number else "bad")
+def _report(number: int, action: str) -> Response:
+    flash(f"{number} {'delivery' if number == 1 else 'deliveries'} {action}.", "good" if number else "bad")
     return redirect(url_for("ops.hooks_page"))

@@ -1,4 +1,4 @@
-"""Pages of the inbox: events, what became of each, and the failed ones by their error."""
+"""Pages of the inbox: events with their outcomes, and failed events by error."""
 
 from flask import Blueprint, abort, flash, redirect, render_template, request, session, url_for
 from werkzeug import Response
@@ -15,22 +15,22 @@ PAGE = 50
 
 
 def add(routes: Blueprint, services: Services) -> None:
-    """Add them to `routes`."""
+    """Add the pages to `routes`."""
     engine = services.engine
 
     @routes.get("/events")
     def events() -> str:
-        given = {name: value for name in FILTERS if (value := request.args.get(name, "").strip())}
-        rows = listings.list_events(engine, **given, after=request.args.get("after"), limit=PAGE + 1)
+        filters = {name: value for name in FILTERS if (value := request.args.get(name, "").strip())}
+        rows = listings.list_events(engine, **filters, after=request.args.get("after"), limit=PAGE + 1)
         older = rows[PAGE - 1]["id"] if len(rows) > PAGE else None
-        known = {"statuses": list(EventStatus), "types": sorted(HANDLERS)}
-        return render_template("ops/events.html", rows=rows[:PAGE], given=given, older=older, **known)
+        choices = {"statuses": list(EventStatus), "types": sorted(HANDLERS)}
+        return render_template("ops/events.html", rows=rows[:PAGE], filters=filters, older=older, **choices)
 
     @routes.get("/events/<path:event_id>")
     def event(event_id: str) -> str:
         found = listings.show_event(engine, event_id)
         if found is None:
-            abort(404, "No such event was ever received.")
+            abort(404, "There is no event with this id.")
         return render_template("ops/event.html", event=found)
 
     @routes.post("/events/<path:event_id>/replay")
@@ -39,13 +39,13 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.post("/events/<path:event_id>/dismiss")
     def dismiss_event(event_id: str) -> Response:
-        why = request.form.get("why", "").strip()
-        if not why:
-            flash("Say why: it is kept with the event.", "bad")
-        elif replay.dismiss(engine, [event_id], session["name"], why):
-            flash("Dismissed.", "good")
+        reason = request.form.get("reason", "").strip()
+        if not reason:
+            flash("Enter a reason. It is recorded with the event.", "bad")
+        elif replay.dismiss(engine, [event_id], session["name"], reason):
+            flash("Event dismissed.", "good")
         else:
-            flash("Only a failed event can be dismissed.", "bad")
+            flash("Only failed events can be dismissed.", "bad")
         return redirect(url_for("ops.event", event_id=event_id))
 
     @routes.get("/failures")
@@ -58,7 +58,7 @@ def add(routes: Blueprint, services: Services) -> None:
 
 
 def _replay(services: Services, selection: Selection, *, again: bool = False) -> Response:
-    why = request.form.get("why", "").strip() or None
-    run_id = replay.start(services.engine, selection, session["name"], why, again=again)
+    reason = request.form.get("reason", "").strip() or None
+    run_id = replay.start(services.engine, selection, session["name"], reason, again=again)
     services.repair_bell.ring()
     return redirect(url_for("ops.run", run_id=run_id))

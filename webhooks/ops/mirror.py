@@ -1,4 +1,4 @@
-"""Pages of the mirror: workspaces, people, and why anything is as it is."""
+"""Pages of the mirror: workspaces, people, and explanations of their state."""
 
 from flask import Blueprint, abort, flash, redirect, render_template, request, session, url_for
 from sqlalchemy import Engine, select
@@ -16,7 +16,7 @@ PAGE = 50
 
 
 def add(routes: Blueprint, services: Services) -> None:
-    """Add them to `routes`."""
+    """Add the pages to `routes`."""
     engine = services.engine
 
     @routes.get("/workspaces")
@@ -30,42 +30,44 @@ def add(routes: Blueprint, services: Services) -> None:
     def workspace(organization_id: str) -> str:
         found = listings.list_members(engine, organization_id)
         if found is None:
-            abort(404, "The mirror knows no such workspace.")
-        domains = listings.list_domains(engine, organization_id, limit=PAGE)
-        told = {
-            "domains": domains,
-            "sign_in": listings.list_sign_in(engine, organization_id, limit=PAGE),
-            "changes": listings.recent_changes(engine, organization_id, PAGE),
-        }
+            abort(404, "There is no workspace with this id.")
         with read_transaction(engine) as tx:
-            own = workspace_settings(tx, organization_id)
-        return render_template("ops/workspace.html", workspace=found, own=own, **told)
+            settings = workspace_settings(tx, organization_id)
+        return render_template(
+            "ops/workspace.html",
+            workspace=found,
+            settings=settings,
+            domains=listings.list_domains(engine, organization_id, limit=PAGE),
+            sign_in=listings.list_sign_in(engine, organization_id, limit=PAGE),
+            changes=listings.recent_changes(engine, organization_id, PAGE),
+        )
 
     @routes.post("/workspaces/<path:organization_id>/resync")
     def resync_workspace(organization_id: str) -> Response:
         require_repairs(services)
         run_id = start(engine, session["name"], organization_id=organization_id)
         services.repair_bell.ring()
-        flash("The resync is asked for; a worker begins at once.", "good")
+        flash("Resync requested. A worker starts it at once.", "good")
         return redirect(url_for("ops.run", run_id=run_id))
 
     @routes.get("/people")
     def people() -> str:
-        part = request.args.get("email", "").strip()
-        return render_template("ops/people.html", rows=_people(engine, part), email=part)
+        email = request.args.get("email", "").strip()
+        return render_template("ops/people.html", rows=_people(engine, email), email=email)
 
     @routes.get("/explain")
-    def why() -> str:
+    def explain_page() -> str:
         name = request.args.get("name", "").strip()
         found = explain.explain(engine, name) if name else None
         if name and found is None:
-            abort(404, f"Nothing is known of {name}.")
+            abort(404, f"Nothing is known about {name}.")
         return render_template("ops/explain.html", name=name, found=found)
 
 
-def _people(engine: Engine, part: str) -> list[dict[str, object]]:
+def _people(engine: Engine, email_part: str) -> list[dict[str, object]]:
+    """Return people whose e-mail address contains `email_part`; everybody if it is empty."""
     query = select(User.id, User.email, User.deleted_by, User.updated_at).order_by(User.email, User.id).limit(PAGE)
-    if part:
-        query = query.where(User.email.icontains(part, autoescape=True))
+    if email_part:
+        query = query.where(User.email.icontains(email_part, autoescape=True))
     with read_transaction(engine) as tx:
         return [dict(row) for row in tx.execute(query).mappings()]

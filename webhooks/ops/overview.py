@@ -1,4 +1,4 @@
-"""The first page: is the mirror right, and if not, what is wrong."""
+"""The overview page: whether the mirror is trustworthy, and the reasons if it is not."""
 
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -16,45 +16,49 @@ from worker.repair.resync.resync import start
 from worker.reports.health import check_health
 
 DAY = timedelta(days=1)
-STEP_MINUTES = 5
+BAR_MINUTES = 5
 EPOCH = "timestamptz '2000-01-01T00:00Z'"
-STEPS = int(DAY / timedelta(minutes=STEP_MINUTES))
+BARS = int(DAY / timedelta(minutes=BAR_MINUTES))
 
 
 class Bar(NamedTuple):
-    """Some minutes of the chart: when they began, and events a minute in them."""
+    """A bar of the chart: its start time, and its events per minute."""
 
     at: datetime
     per_minute: float
 
 
 def add(routes: Blueprint, services: Services) -> None:
-    """Add it to `routes`."""
+    """Add the page to `routes`."""
 
     @routes.get("/")
     def overview() -> str:
         health = check_health(services.engine, services.redis, services.settings)
         bars = arrivals(services.engine)
-        return render_template("ops/overview.html", health=health, bars=bars, most=max(bar.per_minute for bar in bars))
+        return render_template("ops/overview.html", health=health, bars=bars, peak=max(bar.per_minute for bar in bars))
 
     @routes.post("/resync")
     def resync() -> Response:
         require_repairs(services)
         run_id = start(services.engine, session["name"])
         services.repair_bell.ring()
-        flash("The resync is asked for; a worker begins at once.", "good")
+        flash("Resync requested. A worker starts it at once.", "good")
         return redirect(url_for("ops.run", run_id=run_id))
 
 
 def require_repairs(services: Services) -> None:
-    """Check that a worker can ask WorkOS, or a run would wait for ever; raises `ConfigurationError`."""
+    """Check that workers can call WorkOS; otherwise a run would wait forever.
+
+    Raises:
+        ConfigurationError: there is no API key.
+    """
     if not services.settings.repairs:
-        raise ConfigurationError("WORKOS_API_KEY is not set, so no worker can ask WorkOS.")
+        raise ConfigurationError("WORKOS_API_KEY is not set, so workers cannot call WorkOS.")
 
 
 def arrivals(engine: Engine) -> list[Bar]:
-    """Return how many events came, minute by minute, over the last day, a few minutes to a bar, oldest first."""
-    # Arithmetic on PostgreSQL, text down to the minute on SQLite: there may be many.
+    """Return the events received in the last 24 hours as one bar per `BAR_MINUTES`, oldest first. Times are in UTC."""
+    # The database truncates to minutes, because there may be many events.
     minute = (
         func.date_bin(literal_column("interval '1 minute'"), Event.received_at, literal_column(EPOCH))
         if engine.dialect.name == "postgresql"
@@ -62,16 +66,16 @@ def arrivals(engine: Engine) -> list[Bar]:
     )
     with read_transaction(engine) as tx:
         now: datetime = tx.execute(select(db_now())).scalar_one()
-        counted = select(minute, func.count()).where(Event.received_at > now - DAY).group_by(minute)
-        found = {_instant(at): number for at, number in tx.execute(counted)}
-    begins = now.replace(second=0, microsecond=0) - DAY + timedelta(minutes=1)
+        query = select(minute, func.count()).where(Event.received_at > now - DAY).group_by(minute)
+        counts = {_as_datetime(at): number for at, number in tx.execute(query)}
+    start = now.replace(second=0, microsecond=0) - DAY + timedelta(minutes=1)
     bars = []
-    for step in range(STEPS):
-        at = begins + timedelta(minutes=step * STEP_MINUTES)
-        minutes = (at + timedelta(minutes=n) for n in range(STEP_MINUTES))
-        bars.append(Bar(at, sum(found.get(minute, 0) for minute in minutes) / STEP_MINUTES))
+    for step in range(BARS):
+        at = start + timedelta(minutes=step * BAR_MINUTES)
+        minutes = (at + timedelta(minutes=n) for n in range(BAR_MINUTES))
+        bars.append(Bar(at, sum(counts.get(minute, 0) for minute in minutes) / BAR_MINUTES))
     return bars
 
 
-def _instant(minute: datetime | str) -> datetime:
+def _as_datetime(minute: datetime | str) -> datetime:
     return minute if isinstance(minute, datetime) else datetime.fromisoformat(f"{minute}+00:00")

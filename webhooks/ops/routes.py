@@ -1,4 +1,4 @@
-"""The pages, and how values look in them."""
+"""The blueprint of the pages, their error pages and template filters."""
 
 from datetime import datetime
 
@@ -18,8 +18,8 @@ log = structlog.get_logger()
 
 
 def install(app: Flask, services: Services) -> None:
-    """Add the pages to `app`."""
-    forms = sign_in.prepare(app, services.settings)
+    """Register the pages on `app`."""
+    csrf = sign_in.prepare(app, services.settings)
     routes = Blueprint(
         "ops",
         __name__,
@@ -28,42 +28,42 @@ def install(app: Flask, services: Services) -> None:
         static_folder="static",
         static_url_path="/static",
     )
-    sign_in.add(routes, services.settings, forms)
+    sign_in.add(routes, services.settings, csrf)
     for pages in (overview, inbox, mirror, auto_join, runs):
         pages.add(routes, services)
 
     @routes.errorhandler(HTTPException)
     def failed(error: HTTPException) -> tuple[str, int]:
-        return render_template("ops/error.html", title=error.name, said=error.description), error.code or 500
+        return render_template("ops/error.html", title=error.name, message=error.description), error.code or 500
 
     @routes.errorhandler(ConfigurationError)
     def refused(error: ConfigurationError) -> tuple[str, int]:
-        return render_template("ops/error.html", title="Not done", said=str(error)), 409
+        return render_template("ops/error.html", title="Request failed", message=str(error)), 409
 
     @routes.errorhandler(DBAPIError)
     @routes.errorhandler(PoolTimeoutError)
-    def away(error: SQLAlchemyError) -> tuple[str, int]:
-        log.warning("database_away", error=type_name(error))
-        said = "The database does not answer. Deliveries that cannot be stored are refused, and WorkOS repeats them."
-        return render_template("ops/error.html", title="Database away", said=said), 503
+    def database_unavailable(error: SQLAlchemyError) -> tuple[str, int]:
+        log.warning("database_unavailable", error=type_name(error))
+        message = "Deliveries get 503 until the database is back. WorkOS retries them."
+        return render_template("ops/error.html", title="Database unavailable", message=message), 503
 
     @routes.context_processor
-    def who() -> dict[str, str | None]:
-        return {"who": session.get("name")}
+    def add_operator() -> dict[str, str | None]:
+        return {"operator": session.get("name")}
 
-    routes.add_app_template_filter(_when, "when")
-    routes.add_app_template_filter(_span, "span")
+    routes.add_app_template_filter(_format_time, "format_time")
+    routes.add_app_template_filter(_format_duration, "format_duration")
     routes.add_app_template_filter(as_json, "as_json")
     app.register_blueprint(routes)
 
 
-def _when(value: datetime | None) -> str:
-    """Return a time as people read it, in UTC."""
+def _format_time(value: datetime | None) -> str:
+    """Return a time in UTC, such as `2026-03-01 12:00:00`; empty for None."""
     return f"{value:%Y-%m-%d %H:%M:%S}" if value else ""
 
 
-def _span(seconds: float | None) -> str:
-    """Return a duration in its two largest units."""
+def _format_duration(seconds: float | None) -> str:
+    """Return a duration in its two largest units, such as `2 h 5 min`; empty for None."""
     if seconds is None:
         return ""
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))

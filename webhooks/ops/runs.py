@@ -1,4 +1,4 @@
-"""Pages of long works: resyncs with their drift and withheld deletions, replays with their progress."""
+"""Pages of runs: resyncs with their drift and withheld deletions, replays with their progress."""
 
 from itertools import islice
 
@@ -18,7 +18,7 @@ MAX_DRIFT = 200
 
 
 def add(routes: Blueprint, services: Services) -> None:
-    """Add them to `routes`."""
+    """Add the pages to `routes`."""
     engine = services.engine
 
     @routes.get("/runs")
@@ -29,34 +29,30 @@ def add(routes: Blueprint, services: Services) -> None:
     def run(run_id: str) -> str:
         found = listings.run(engine, run_id)
         if found is None:
-            abort(404, "There is no such run.")
+            abort(404, "There is no run with this id.")
         drift = list(islice(listings.drift(engine, run_id), MAX_DRIFT + 1))
-        results = replay.results(engine, run_id) if found["task"] == Task.REPLAY else {}
-        told = {
-            "progress": how_far(engine, run_id),
-            "results": results,
-            "approved_by": listings.approval(engine, run_id),
-        }
         return render_template(
             "ops/run.html",
             run=found,
             drift=listings.labelled(engine, drift[:MAX_DRIFT]),
             more=len(drift) > MAX_DRIFT,
-            **told,
+            progress=how_far(engine, run_id),
+            results=replay.results(engine, run_id) if found["task"] == Task.REPLAY else {},
+            approved_by=listings.approval(engine, run_id),
         )
 
     @routes.post("/runs/<run_id>/approve")
     def approve(run_id: str) -> Response:
         require_repairs(services)
-        approving = start(engine, session["name"], approves=run_id)
+        approval_id = start(engine, session["name"], approves=run_id)
         services.repair_bell.ring()
-        flash("Approved; each is asked for by id once more before it is deleted.", "good")
-        return redirect(url_for("ops.run", run_id=approving))
+        flash("Approved. Each object is read again before it is deleted.", "good")
+        return redirect(url_for("ops.run", run_id=approval_id))
 
     @routes.post("/runs/<run_id>/cancel")
     def cancel(run_id: str) -> Response:
         if replay.cancel(engine, run_id, session["name"]):
-            flash("Cancelled; what was put back is decided all the same.", "good")
+            flash("Replay cancelled. Events that were already requeued are still processed.", "good")
         else:
-            flash("It is no replay under way.", "bad")
+            flash("This run is not a replay in progress.", "bad")
         return redirect(url_for("ops.run", run_id=run_id))

@@ -1,4 +1,4 @@
-"""Who may enter the pages: sign-in with a named token of OPS_TOKENS, forged posts refused, nothing from elsewhere."""
+"""Sign-in with a token from OPS_TOKENS, CSRF protection, and security headers."""
 
 import hashlib
 import hmac
@@ -17,7 +17,7 @@ from worker.settings import Settings
 
 log = structlog.get_logger()
 
-SIGNED_IN_FOR = timedelta(hours=12)
+SESSION_LIFETIME = timedelta(hours=12)
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'"
@@ -25,47 +25,47 @@ POLICY = (
 
 
 class _Sessions(SecureCookieSessionInterface):
-    """Cookies for https only, wherever the page was asked for by https."""
+    """Session cookies that are `Secure` if the request came over HTTPS."""
 
     def get_cookie_secure(self, _app: Flask) -> bool:
-        """Return whether the cookie is marked so."""
+        """Return whether to set the `Secure` attribute."""
         return request.is_secure
 
 
 def prepare(app: Flask, settings: Settings) -> CSRFProtect:
-    """Set `app` up for sessions and forms; returns what refuses forged posts.
+    """Configure sessions and CSRF protection on `app`; return the protection.
 
-    The key that signs the cookies is made of the tokens: every process has the same, and a changed token signs
-    everybody out.
+    The key that signs cookies is derived from the tokens. All processes share it, and changing a token signs everybody
+    out.
     """
     tokens = sorted((name, token.get_secret_value()) for name, token in settings.ops_tokens.items())
     app.secret_key = hmac.digest(b"workos-sync ops session", repr(tokens).encode(), hashlib.sha256)
     app.session_interface = _Sessions()
-    app.permanent_session_lifetime = SIGNED_IN_FOR
+    app.permanent_session_lifetime = SESSION_LIFETIME
     app.config.update(
         SESSION_COOKIE_NAME="workos_sync_ops",
         SESSION_COOKIE_PATH="/ops",
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Strict",
-        WTF_CSRF_CHECK_DEFAULT=False,  # WorkOS's deliveries are signed instead
-        WTF_CSRF_TIME_LIMIT=None,  # as long as the session
+        WTF_CSRF_CHECK_DEFAULT=False,  # Only for the pages: deliveries are signed.
+        WTF_CSRF_TIME_LIMIT=None,  # As long as the session.
     )
     return CSRFProtect(app)
 
 
-def add(routes: Blueprint, settings: Settings, forms: CSRFProtect) -> None:
-    """Guard all of `routes`, and add sign-in and sign-out."""
-    open_to_all = {f"{routes.name}.sign_in", f"{routes.name}.static"}
+def add(routes: Blueprint, settings: Settings, csrf: CSRFProtect) -> None:
+    """Require sign-in and CSRF tokens on all of `routes`; add the pages for sign-in and sign-out."""
+    public = {f"{routes.name}.sign_in", f"{routes.name}.static"}
 
     @routes.before_request
-    def guard() -> AnyResponse | tuple[str, int] | None:
-        if request.endpoint not in open_to_all and session.get("name") not in settings.ops_tokens:
+    def authenticate() -> AnyResponse | tuple[str, int] | None:
+        if request.endpoint not in public and session.get("name") not in settings.ops_tokens:
             return render_template("ops/sign_in.html", next=request.path), 401
-        forms.protect()
+        csrf.protect()
         return None
 
     @routes.after_request
-    def harden(response: Response) -> Response:
+    def add_security_headers(response: Response) -> Response:
         response.headers["Content-Security-Policy"] = POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "same-origin"
@@ -75,9 +75,9 @@ def add(routes: Blueprint, settings: Settings, forms: CSRFProtect) -> None:
 
     @routes.errorhandler(CSRFError)
     def forged(error: Any) -> tuple[str, int]:
-        log.warning("forged_post_refused", endpoint=request.endpoint)
+        log.warning("csrf_rejected", endpoint=request.endpoint)
         return render_template(
-            "ops/error.html", title="Refused", said="The form is not from this page, or too old."
+            "ops/error.html", title="Form expired", message="The form's security token is missing or has expired. Reload the page and try again."
         ), 403
 
     @routes.route("/sign-in", methods=["GET", "POST"])
@@ -86,14 +86,14 @@ def add(routes: Blueprint, settings: Settings, forms: CSRFProtect) -> None:
             return render_template("ops/sign_in.html", next="")
         name = token_name(request.form.get("token", "").strip(), settings.ops_tokens)
         if name is None:
-            log.warning("sign_in_refused", address=request.remote_addr)
-            flash("This is none of the tokens of OPS_TOKENS.", "bad")
+            log.warning("sign_in_failed", address=request.remote_addr)
+            flash("Invalid token. Valid tokens are in OPS_TOKENS.", "bad")
             return render_template("ops/sign_in.html", next=request.form.get("next", "")), 401
         session.clear()
         session.permanent = True
         session["name"] = name
-        log.info("signed_in", who=name)
-        return redirect(_within(routes, request.form.get("next", "")))
+        log.info("sign_in_succeeded", who=name)
+        return redirect(_redirect_target(routes, request.form.get("next", "")))
 
     @routes.post("/sign-out")
     def sign_out() -> AnyResponse:
@@ -101,7 +101,7 @@ def add(routes: Blueprint, settings: Settings, forms: CSRFProtect) -> None:
         return redirect(url_for(f"{routes.name}.sign_in"))
 
 
-def _within(routes: Blueprint, path: str) -> str:
-    """Return where to go after signing in: a page of ours, whatever the form says."""
+def _redirect_target(routes: Blueprint, path: str) -> str:
+    """Return `path` if it is one of these pages, else the overview (no open redirects)."""
     home = url_for(f"{routes.name}.overview")
     return path if path.startswith(home) and "//" not in path and "\\" not in path else home

@@ -1,1 +1,1 @@
-"""The HTTP server: requests are buffered until they are complete, so a slow sender never holds a thread."""
+"""The HTTP server: buffers each request until it is complete, so that a slow sender never holds a thread."""

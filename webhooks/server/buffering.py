@@ -1,7 +1,8 @@
-"""gunicorn's threaded worker, mended: no sender holds a thread, or the loop, however slowly it sends or reads.
+"""A gunicorn threaded worker that slow clients cannot block.
 
-gunicorn gives a connection to a thread as soon as it is accepted, and the thread waits for the sender: a few senders
-that drip bytes keep the door shut. Here the loop gathers each request, and a thread gets it when it is whole.
+gunicorn hands a connection to a thread as soon as it is accepted, and the thread waits for the client. A few slow
+clients then occupy every thread. This worker buffers each request in its event loop and hands only complete requests to
+threads.
 """
 
 import errno
@@ -30,163 +31,164 @@ from worker.logs import places
 log = structlog.get_logger()
 
 REQUEST_SECONDS = 10.0
-"""From the first byte to the last, or from connecting."""
-LEAVING_SECONDS = 2.0
-"""How long a connection that was answered may stay to take the answer."""
+"""Time limit for receiving a request, counted from connecting or, on a reused connection, from its first byte."""
+CLOSING_SECONDS = 2.0
+"""How long the client may take to close its side after the response."""
 SEND_SECONDS = 5
-"""How long a thread waits for a sender that does not read its answer."""
-PIECE = 65_536
-ACCEPTS_AT_ONCE = 16
-"""Few, so that the other processes get their share."""
+"""How long a thread waits for a client that does not read its response."""
+RECV_BYTES = 65_536
+MAX_ACCEPTS = 16
+"""Connections accepted per turn of the loop. Low, so that other processes get their share."""
 MAX_DISCARDED = 1_048_576
-TRUST_NOBODY = {"forwarded_allow_ips": "", "forwarder_headers": "", "secure_scheme_headers": {}}
-"""gunicorn's settings for proxies. By default it believes this machine, and whoever comes through a Unix socket."""
+"""Bytes discarded from a client that still sends after the response."""
+NO_TRUSTED_PROXIES = {"forwarded_allow_ips": "", "forwarder_headers": "", "secure_scheme_headers": {}}
+"""gunicorn's proxy settings. By default it trusts headers from localhost and from Unix sockets."""
 
 
-class _Gathered(Unreader):  # type: ignore[misc]  # gunicorn ships no types
-    """The head of a request. A thread that reads more than that takes the request for another than it is."""
+class _HeadBuffer(Unreader):  # type: ignore[misc]  # gunicorn ships no types
+    """Holds the head of a request. Reading beyond it means that gunicorn parsed the head differently than we did."""
 
     def chunk(self, size_hint: int | None = None) -> bytes:  # noqa: ARG002 - gunicorn's own signature
-        raise ConnectionResetError(errno.ECONNRESET, "the request is not whole")
+        raise ConnectionResetError(errno.ECONNRESET, "the request is incomplete")
 
 
 class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
-    """Gathers requests in its loop. Who takes too long is dropped; where there are too many, the oldest is."""
+    """Buffers requests in its event loop. Slow connections are closed, and the oldest ones when there are too many."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for name, nobody in TRUST_NOBODY.items():
-            self.cfg.set(name, nobody)
-        self.leaving: deque[Any] = deque()
+        for name, value in NO_TRUSTED_PROXIES.items():
+            self.cfg.set(name, value)
+        self.closing_conns: deque[Any] = deque()
         self.pending_conns: deque[Any] = deque()
 
     def accept(self, listener: socket.socket) -> None:
-        """Accept several at each turn of the loop: gunicorn's one at a time waits long beside those who send much."""
-        for _ in range(ACCEPTS_AT_ONCE):
+        """Accept several connections per turn of the loop. gunicorn accepts one, which is slow while others send."""
+        for _ in range(MAX_ACCEPTS):
             before = self.nr_conns
             super().accept(listener)
             if not before < self.nr_conns < self.worker_connections:
                 return
 
     def enqueue_req(self, conn: Any) -> None:
-        """Take the next request of a connection: a new one, one that was kept, or one with more in its buffer."""
+        """Start receiving the next request of a connection, which may be new, kept alive, or hold buffered bytes."""
         conn.sock.setblocking(False)
         if conn.parser is None:
             conn.parser = RequestParser(self.cfg, (), conn.client)
-            conn.parser.unreader = _Gathered()
+            conn.parser.unreader = _HeadBuffer()
             conn.data_ready = True
             conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
         conn.incoming = RequestReader(self.wsgi.config["MAX_CONTENT_LENGTH"])
-        then = self._gather(conn, conn.parser.unreader.take_buffered())
-        if then is not None:
-            then(conn)
+        action = self._receive(conn, conn.parser.unreader.take_buffered())
+        if action is not None:
+            action(conn)
             return
-        self._await(conn, self.pending_conns, REQUEST_SECONDS, self.on_pending_socket_readable)
+        self._wait(conn, self.pending_conns, REQUEST_SECONDS, self.on_pending_socket_readable)
 
     def on_pending_socket_readable(self, conn: Any, client: socket.socket) -> None:
-        """Take what came; give the request to a thread if it is whole."""
-        then = self._gather(conn)
-        if then is not None:
+        """Receive what has arrived; hand the request to a thread if it is complete."""
+        action = self._receive(conn)
+        if action is not None:
             self.poller.unregister(client)
             self.pending_conns.remove(conn)
-            then(conn)
+            action(conn)
 
     def handle_request(self, req: Any, conn: Any) -> Any:
-        """Answer a request whose head was parsed, in a thread."""
-        req.body = BytesIO(conn.incoming.body)  # gunicorn's reader copies what is left at each read
+        """Handle a request in a thread, after its head was parsed."""
+        req.body = BytesIO(conn.incoming.body)  # gunicorn's own reader copies the remaining bytes on each read.
         conn.parser.unreader.unread(conn.incoming.rest)
         return super().handle_request(req, conn)
 
     def handle_error(self, req: Any, client: socket.socket, _addr: Any, exc: Exception) -> None:
-        """Answer and log what could not be parsed (then there is no `req`) or what failed, quoting nothing of it."""
+        """Log an error and respond, without quoting the request. `req` is None if the request could not be parsed."""
         if req is None:
             large = isinstance(exc, LimitRequestLine | LimitRequestHeaders)
-            _refuse(client, HEAD_TOO_LARGE if large else BAD_REQUEST, "head")
+            _reject(client, HEAD_TOO_LARGE if large else BAD_REQUEST, "head")
         else:
             log.error("request_failed", error=type(exc).__name__, places=places(exc))
-            _tell(client, "500 Internal Server Error")
+            _send_error(client, "500 Internal Server Error")
 
     def finish_request(self, conn: Any, fs: "Future[Any]") -> None:
-        """Keep a connection for its next request, or see it off."""
+        """Keep the connection alive for its next request, or close it."""
         if fs.cancelled() or fs.exception() or not fs.result():
-            self._see_off(conn)
+            self._close_gracefully(conn)
         else:
             super().finish_request(conn, fs)
 
     def murder_pending(self) -> None:
-        """Drop who took too long, and where there are too many connections the oldest of the largest crowd."""
+        """Close connections past their time limit; at the connection limit, the oldest one of the largest group."""
         now = time.monotonic()
-        for conns in (self.leaving, self.pending_conns):
+        for conns in (self.closing_conns, self.pending_conns):
             while conns and conns[0].timeout <= now:
-                self._end(conns)
+                self._time_out(conns)
         if self.nr_conns >= self.worker_connections:
-            crowd = max(self.pending_conns, self.leaving, self.keepalived_conns, key=len)
-            if crowd:
-                self._end(crowd)
+            largest = max(self.pending_conns, self.closing_conns, self.keepalived_conns, key=len)
+            if largest:
+                self._time_out(largest)
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """Do, at the end of the process, for who has not begun to send as for who was kept: wait a little, not long."""
+        """At shutdown, apply the deadline of idle keep-alive connections to clients that have not started to send."""
         super()._cap_keepalive(deadline)
         for conn in self.pending_conns:
-            if not conn.incoming.began:
+            if not conn.incoming.started:
                 conn.timeout = min(conn.timeout, deadline)
         self.pending_conns = deque(sorted(self.pending_conns, key=lambda conn: conn.timeout))
 
-    def _gather(self, conn: Any, data: bytes = b"") -> Callable[[Any], None] | None:
-        """Return what to do with the connection now; None: wait for more."""
+    def _receive(self, conn: Any, data: bytes = b"") -> Callable[[Any], None] | None:
+        """Receive bytes; return what to do with the connection next, or None to wait for more."""
         try:
-            came = data or conn.sock.recv(PIECE)
-            if not came:
+            received = data or conn.sock.recv(RECV_BYTES)
+            if not received:
                 return self._drop
-            if conn.incoming.add(came):
+            if conn.incoming.add(received):
                 conn.parser.unreader.unread(conn.incoming.head)
-                return super().enqueue_req if _takes_answers(conn.sock) else self._drop
+                return super().enqueue_req if _can_send(conn.sock) else self._drop
             if conn.incoming.reply:
                 conn.sock.send(conn.incoming.reply)
         except RefusedRequestError as error:
-            return partial(self._refuse, error=error)
+            return partial(self._reject, error=error)
         except BlockingIOError:
             return None
         except OSError:
             return self._drop
         return None
 
-    def _await(self, conn: Any, conns: "deque[Any]", seconds: float, readable: Callable[[Any, Any], None]) -> None:
+    def _wait(self, conn: Any, conns: "deque[Any]", seconds: float, readable: Callable[[Any, Any], None]) -> None:
         conn.timeout = time.monotonic() + seconds
         conns.append(conn)
         self.poller.register(conn.sock, selectors.EVENT_READ, partial(readable, conn))
 
-    def _refuse(self, conn: Any, error: RefusedRequestError) -> None:
-        _refuse(conn.sock, error.status, error.reason)
-        self._see_off(conn)
+    def _reject(self, conn: Any, error: RefusedRequestError) -> None:
+        _reject(conn.sock, error.status, error.reason)
+        self._close_gracefully(conn)
 
-    def _see_off(self, conn: Any) -> None:
-        """Close a connection once the other side has: closed at once, it might lose the answer (RFC 9112, 9.6)."""
+    def _close_gracefully(self, conn: Any) -> None:
+        """Close a connection after the client has. Closing at once could lose the response (RFC 9112, section 9.6)."""
         try:
             conn.sock.setblocking(False)
             conn.sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._drop(conn)
         else:
-            conn.thrown_away = 0
-            self._await(conn, self.leaving, LEAVING_SECONDS, self._throw_away)
+            conn.discarded = 0
+            self._wait(conn, self.closing_conns, CLOSING_SECONDS, self._discard)
 
-    def _throw_away(self, conn: Any, client: socket.socket) -> None:
+    def _discard(self, conn: Any, client: socket.socket) -> None:
         try:
-            came = len(client.recv(PIECE))
+            received = len(client.recv(RECV_BYTES))
         except OSError:
-            came = 0
-        conn.thrown_away += came
-        if not came or conn.thrown_away > MAX_DISCARDED:
+            received = 0
+        conn.discarded += received
+        if not received or conn.discarded > MAX_DISCARDED:
             self.poller.unregister(client)
-            self.leaving.remove(conn)
+            self.closing_conns.remove(conn)
             self._drop(conn)
 
-    def _end(self, conns: "deque[Any]") -> None:
+    def _time_out(self, conns: "deque[Any]") -> None:
         conn = conns.popleft()
         self.poller.unregister(conn.sock)
-        if conns is self.pending_conns and conn.incoming.began:
-            _tell(conn.sock, "408 Request Timeout")
+        if conns is self.pending_conns and conn.incoming.started:
+            _send_error(conn.sock, "408 Request Timeout")
         self._drop(conn)
 
     def _drop(self, conn: Any) -> None:
@@ -194,20 +196,20 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
         conn.close()
 
 
-def _takes_answers(sock: socket.socket) -> bool:
-    """Whether an answer can be sent without waiting: not to who sends requests and reads no answers."""
+def _can_send(sock: socket.socket) -> bool:
+    """Return whether a response can be sent without blocking. It cannot if the client reads no responses."""
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
     return bool(poll.poll(0))
 
 
-def _refuse(sock: socket.socket, status: str, reason: str) -> None:
-    log.warning("request_refused", status=int(status[:3]), reason=reason)
-    _tell(sock, status)
+def _reject(sock: socket.socket, status: str, reason: str) -> None:
+    log.warning("request_rejected", status=int(status[:3]), reason=reason)
+    _send_error(sock, status)
 
 
-def _tell(sock: socket.socket, status: str) -> None:
+def _send_error(sock: socket.socket, status: str) -> None:
     body = b'{"error": "%s"}\n' % status.partition(" ")[2].lower().encode()
-    told = (f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(body)}", "Connection: close")
+    head = (f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(body)}", "Connection: close")
     with suppress(OSError):
-        sock.send("\r\n".join((*told, "", "")).encode() + body)
+        sock.send("\r\n".join((*head, "", "")).encode() + body)

@@ -1,6 +1,7 @@
-"""Reads one request as it comes in: the part of HTTP/1.1 that says where it ends (RFC 9112), read strictly.
+"""Finds the end of an HTTP/1.1 request while it arrives (RFC 9112).
 
-What could be read in two ways is refused, so that a proxy in front never takes the request for another.
+Parsing is strict: an ambiguous request is rejected, because a proxy in front might read it differently (request
+smuggling).
 """
 
 import re
@@ -10,7 +11,7 @@ MAX_HEAD = 65_536
 MAX_CHUNK_LINE = 1_024
 FREE_FRAMING = 4_096
 DATA_PER_FRAMING = 8
-"""Beyond `FREE_FRAMING` bytes, chunks carry at least this many bytes of data for each byte of framing."""
+"""After `FREE_FRAMING` bytes of framing, each further one must come with this many bytes of chunk data."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 BAD_REQUEST = "400 Bad Request"
@@ -26,110 +27,110 @@ _LENGTH = re.compile(rb"\d{1,18}")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t -~\x80-\xff]*)?\r\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
-Reading = Generator[bytes, None, None]
-"""Yields while more must come, each time with what to tell the sender."""
-Searching = Generator[bytes, None, int]
-"""As `Reading`; returns a place in the data."""
+Steps = Generator[bytes, None, None]
+"""Yields whenever more data is needed. Each value is sent to the client."""
+Search = Generator[bytes, None, int]
+"""Like `Steps`, and returns an index into the data."""
 
 
 class RefusedRequestError(Exception):
-    """The request is malformed or too large. `status` is the answer's status line, without version."""
+    """The request is malformed or too large. `status` is the status line of the response, without the version."""
 
     def __init__(self, status: str, reason: str) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
-        """A constant, without anything of the request."""
+        """A constant; quotes nothing from the request."""
 
 
 class RequestReader:
-    """One request as it comes in; takes time linear in its bytes.
+    """Reads one request piece by piece, in time linear in its length.
 
     Args:
-        most: a body of this many bytes is too large.
+        limit: a body of this many bytes or more is too large.
 
-    Once the request is whole, `head` is its head, always with `Content-Length` in place of `Transfer-Encoding`; `body`
-    is its body, chunks joined and trailers dropped; `rest` is what came after it.
+    When the request is complete, `head` is its head, with `Content-Length` in place of `Transfer-Encoding`; `body` is
+    its body, with chunks joined and trailers dropped; `rest` is the data after it.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, limit: int) -> None:
         self.head = b""
         self.body = bytearray()
         self.rest = b""
-        self.began = False
-        """Whether any of it has come."""
+        self.started = False
+        """Whether any data has arrived."""
         self._data = bytearray()
-        self._most = most
-        self._reading = self._read()
-        self.reply = next(self._reading)
+        self._limit = limit
+        self._steps = self._read()
+        self.reply = next(self._steps)
 
     def add(self, data: bytes) -> bool:
-        """Take what came; return whether the request is whole. `reply` is what to tell the sender meanwhile.
+        """Add received data; return whether the request is complete. If not, send `reply` to the client.
 
         Raises:
-            RefusedRequestError: malformed or too large; raised as soon as that is known.
+            RefusedRequestError: the request is malformed or too large. Raised as early as possible.
         """
-        self.began = True
+        self.started = True
         self._data += data
         try:
-            self.reply = next(self._reading)
+            self.reply = next(self._steps)
         except StopIteration:
             return True
         return False
 
-    def _read(self) -> Reading:
+    def _read(self) -> Steps:
         yield b""
-        begin = yield from self._blank_line(0)
-        head = bytes(self._data[:begin])
-        told = _HEAD.fullmatch(head, 0, begin - 2)
-        if told is None:
+        head_end = yield from self._blank_line(0)
+        head = bytes(self._data[:head_end])
+        match = _HEAD.fullmatch(head, 0, head_end - 2)
+        if match is None:
             raise RefusedRequestError(BAD_REQUEST, "head")
-        newer = told[1] == b"1"
-        length = self._length(head, newer=newer)
-        if length != 0 and newer and len(self._data) == begin and _EXPECTS.search(head):
+        is_1_1 = match[1] == b"1"
+        length = self._length(head, is_1_1=is_1_1)
+        if length != 0 and is_1_1 and len(self._data) == head_end and _EXPECTS.search(head):
             yield CONTINUE
         if length is None:
-            end = yield from self._chunks(begin)
+            end = yield from self._chunks(head_end)
         else:
-            end = begin + length
+            end = head_end + length
             while len(self._data) < end:
                 yield b""
-            self.body = self._data[begin:end]
+            self.body = self._data[head_end:end]
         self.head = _FRAMING.sub(b"\r\nContent-Length: %d" % len(self.body), head)
         self.rest = bytes(self._data[end:])
         self._data.clear()
 
-    def _length(self, head: bytes, *, newer: bool) -> int | None:
-        """Return the length of the body; None if it comes in chunks."""
+    def _length(self, head: bytes, *, is_1_1: bool) -> int | None:
+        """Return the length of the body; None if it is chunked."""
         match [(name.lower(), value.strip(b" \t").lower()) for name, value in _FRAMING.findall(head)]:
             case []:
                 return 0
             case [(b"content-length", value)] if _LENGTH.fullmatch(value):
-                if int(value) >= self._most:
+                if int(value) >= self._limit:
                     raise RefusedRequestError(TOO_LARGE, "body")
                 return int(value)
-            case [(b"transfer-encoding", b"chunked")] if newer:
+            case [(b"transfer-encoding", b"chunked")] if is_1_1:
                 return None
             case _:
                 raise RefusedRequestError(BAD_REQUEST, "length")
 
-    def _chunks(self, at: int) -> Searching:
-        """Join the chunks from `at`; return the place after them."""
+    def _chunks(self, start: int) -> Search:
+        """Join the chunks that begin at `start`; return the index after the last."""
         framing = 0
         while True:
-            while (line := self._data.find(b"\n", at, at + MAX_CHUNK_LINE) + 1) == 0:
-                if len(self._data) >= at + MAX_CHUNK_LINE:
+            while (line := self._data.find(b"\n", start, start + MAX_CHUNK_LINE) + 1) == 0:
+                if len(self._data) >= start + MAX_CHUNK_LINE:
                     raise RefusedRequestError(BAD_REQUEST, "chunk size")
                 yield b""
-            size = _CHUNK_LINE.fullmatch(self._data, at, line)
+            size = _CHUNK_LINE.fullmatch(self._data, start, line)
             if size is None:
                 raise RefusedRequestError(BAD_REQUEST, "chunk size")
             length = int(size[1], 16)
             if length == 0:
                 return (yield from self._trailers(line))
-            if len(self.body) + length >= self._most:
+            if len(self.body) + length >= self._limit:
                 raise RefusedRequestError(TOO_LARGE, "body")
-            framing += line - at + 2
+            framing += line - start + 2
             if framing > FREE_FRAMING + (len(self.body) + length) // DATA_PER_FRAMING:
                 raise RefusedRequestError(BAD_REQUEST, "tiny chunks")
             end = line + length
@@ -138,22 +139,22 @@ class RequestReader:
                     raise RefusedRequestError(BAD_REQUEST, "chunk end")
                 yield b""
             self.body += self._data[line:end]
-            at = end + 2
+            start = end + 2
 
-    def _trailers(self, begin: int) -> Searching:
-        end = yield from self._blank_line(begin - 2)
-        if not _TRAILERS.fullmatch(self._data, begin, end - 2):
+    def _trailers(self, start: int) -> Search:
+        end = yield from self._blank_line(start - 2)
+        if not _TRAILERS.fullmatch(self._data, start, end - 2):
             raise RefusedRequestError(BAD_REQUEST, "trailers")
         return end
 
-    def _blank_line(self, start: int) -> Searching:
-        """Wait for two line ends in a row at `start` or later; return the place after them."""
-        looked = start
-        while (found := self._data.find(b"\r\n\r\n", looked)) < 0:
-            if _BARE_LF.search(self._data, looked):
+    def _blank_line(self, start: int) -> Search:
+        """Wait for an empty line at `start` or later; return the index after it."""
+        searched = start
+        while (found := self._data.find(b"\r\n\r\n", searched)) < 0:
+            if _BARE_LF.search(self._data, searched):
                 raise RefusedRequestError(BAD_REQUEST, "line end")
             if len(self._data) - start > MAX_HEAD:
                 raise RefusedRequestError(HEAD_TOO_LARGE, "head")
-            looked = max(start, len(self._data) - 3)
+            searched = max(start, len(self._data) - 3)
             yield b""
         return found + 4

@@ -1,24 +1,24 @@
-// A page that shows work in progress is fetched again, and its main part swapped, until it says that all is done.
+// Refreshes the main part of pages with `data-live` (milliseconds), until the page no longer has it.
 "use strict";
 
-function live() {
+function refresh() {
   const main = document.querySelector("main[data-live]");
   if (!main) return;
   setTimeout(async () => {
     const typing = main.contains(document.activeElement) && document.activeElement.matches("input, select");
     if (!typing && !document.hidden) {
       try {
-        const answer = await fetch(location.href, { credentials: "same-origin" });
-        if (answer.ok) {
-          const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+        const response = await fetch(location.href, { credentials: "same-origin" });
+        if (response.ok) {
+          const page = new DOMParser().parseFromString(await response.text(), "text/html");
           main.replaceWith(page.querySelector("main"));
         }
       } catch {
-        // The server is away for a moment: tried again.
+        // The server is unreachable. Try again next time.
       }
     }
-    live();
+    refresh();
   }, Number(main.dataset.live));
 }
 
-live();
+refresh();
