@@ -76,9 +76,8 @@ def add(routes: Blueprint, settings: Settings, csrf: CSRFProtect) -> None:
     @routes.errorhandler(CSRFError)
     def forged(error: Any) -> tuple[str, int]:
         log.warning("csrf_rejected", endpoint=request.endpoint)
-        return render_template(
-            "ops/error.html", title="Form expired", message="The form's security token is missing or has expired. Reload the page and try again."
-        ), 403
+        message = "The form's security token is missing or has expired. Reload the page and try again."
+        return render_template("ops/error.html", title="Form expired", message=message), 403
 
     @routes.route("/sign-in", methods=["GET", "POST"])
     def sign_in() -> AnyResponse | str | tuple[str, int]:
