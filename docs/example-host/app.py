@@ -1,7 +1,7 @@
-"""A host of workos-sync in a few lines: who is signed in may enter their workspaces, and only those.
+"""A minimal product that uses workos-sync: signed-in users can enter their own workspaces and no others.
 
-It shares no code with workos-sync: it reads the mirror over SQL (any language can) or over HTTP, and hears of changes
-by a hook. Its own sign-in is left out: `POST /sign-in` believes whoever asks, as no real one may.
+It shares no code with workos-sync. It reads the mirror over SQL or HTTP, and receives changes by a hook.
+Authentication is left out: `POST /sign-in` accepts any user id, which a real product must not do.
 """
 
 import hashlib
@@ -17,20 +17,20 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 
 class Mirror(Protocol):
-    """What a host asks the mirror."""
+    """What the product reads from the mirror."""
 
     def workspaces_of(self, user_id: str) -> list[dict[str, Any]]:
-        """The workspaces that a user may enter, with their role in each."""
+        """Return the workspaces that a user may enter, with the user's role in each."""
 
     def auto_join_for(self, email: str) -> dict[str, Any] | None:
-        """The workspace that someone with this verified address joins."""
+        """Return the workspace that a person with this verified address joins; None if none."""
 
 
-def normal(email: str) -> tuple[str, str] | None:
-    """An address as the mirror compares it, and its domain: lower case, IDNA, no trailing dot. None: it is none.
+def normalize(email: str) -> tuple[str, str] | None:
+    """Return an address in the form that the mirror compares, and its domain; None if it is not an address.
 
-    IDNA as UTS 46 says, non-transitional. Python's own codec "idna" follows an older rule, by which straße.de is
-    strasse.de: it would name the workspace of somebody else.
+    Both are in lower case; the domain is encoded with IDNA (UTS 46, non-transitional) and has no trailing dot. Do not
+    use Python's codec "idna": it follows an older rule that turns straße.de into strasse.de, which is another domain.
     """
     local, _, host = email.rpartition("@")
     try:
@@ -41,12 +41,12 @@ def normal(email: str) -> tuple[str, str] | None:
 
 
 def hash_of(address: str) -> str:
-    """An address, as `normal` returns it, as the mirror keeps it: it may no longer keep the address itself."""
+    """Return the hash of a normalized address. The mirror keeps it even after it has erased the address."""
     return hashlib.sha256(f"workos-sync:{address}".encode()).hexdigest()
 
 
 class SqlMirror:
-    """The mirror's views, in the database that workos-sync keeps. Give it a role that may only read them."""
+    """Reads the views in workos-sync's database. Use a database role that can only read the views."""
 
     def __init__(self, url: str) -> None:
         self._engine = create_engine(url)
@@ -60,24 +60,24 @@ class SqlMirror:
             return [dict(row) for row in connection.execute(text(query), {"user_id": user_id}).mappings()]
 
     def auto_join_for(self, email: str) -> dict[str, Any] | None:
-        """Return the workspace that a verified address joins; not one that its owner was removed from."""
+        """Return the workspace that a verified address joins, unless its owner is blocked or was removed from it."""
         query = """
             SELECT d.organization_id, d.default_role FROM auto_join_domains AS d
             WHERE d.domain = :domain AND NOT EXISTS (
                 SELECT 1 FROM auto_join_blocks AS b
                 WHERE b.organization_id = d.organization_id AND b.email_hash = :hash)
         """
-        found = normal(email)
-        if found is None:
+        normalized = normalize(email)
+        if normalized is None:
             return None
-        address, domain = found
+        address, domain = normalized
         with self._engine.connect() as connection:
             row = connection.execute(text(query), {"domain": domain, "hash": hash_of(address)}).mappings().one_or_none()
             return dict(row) if row else None
 
 
 class HttpMirror:
-    """The mirror's API, with a token of API_TOKENS."""
+    """Reads the JSON API with a token from API_TOKENS."""
 
     def __init__(self, url: str, token: str) -> None:
         self._url = f"{url}/api/v1"
@@ -85,12 +85,12 @@ class HttpMirror:
         self._http.headers["Authorization"] = f"Bearer {token}"
 
     def _get(self, path: str, **params: str) -> Any:
-        answer = self._http.get(f"{self._url}/{path}", params=params, timeout=5)
-        answer.raise_for_status()
-        return answer.json()
+        response = self._http.get(f"{self._url}/{path}", params=params, timeout=5)
+        response.raise_for_status()
+        return response.json()
 
     def _all(self, path: str, **params: str) -> list[dict[str, Any]]:
-        """Return all items of a listing: `next` of a page is `after` of the following one, null at the end."""
+        """Return all items of a listing. `next` of one page is `after` of the following page; null on the last page."""
         page = self._get(path, **params)
         items: list[dict[str, Any]] = page["items"]
         while page["next"] is not None:
@@ -100,9 +100,9 @@ class HttpMirror:
 
     def workspaces_of(self, user_id: str) -> list[dict[str, Any]]:
         """Return the workspaces that a user may enter."""
-        told = ("organization_id", "workspace_name", "role")
-        places = [{name: item[name] for name in told} for item in self._all("members", user_id=user_id)]
-        return sorted(places, key=lambda place: str(place["workspace_name"]))
+        columns = ("organization_id", "workspace_name", "role")
+        found = [{name: item[name] for name in columns} for item in self._all("members", user_id=user_id)]
+        return sorted(found, key=lambda workspace: str(workspace["workspace_name"]))
 
     def auto_join_for(self, email: str) -> dict[str, Any] | None:
         """Return the workspace that a verified address joins."""
@@ -111,54 +111,63 @@ class HttpMirror:
 
 
 def create_app(mirror: Mirror, hook_secret: str) -> Flask:  # noqa: C901 - one file, to be read from top to bottom
-    """Return the host."""
+    """Return the product's Flask application.
+
+    Args:
+        mirror: where to read workspaces and roles.
+        hook_secret: the hook's secret in HOOK_SECRETS.
+    """
     app = Flask(__name__)
     app.secret_key = os.urandom(32)
-    ended: Counter[tuple[str, str]] = Counter()  # a real host keeps it in its own database
+    ended: Counter[tuple[str, str]] = Counter()  # A real product stores this in its database.
 
-    def times(user_id: str, organization_id: str) -> int:
-        """Tell how often such sessions were ended: a person's, those in a workspace, a person's in a workspace."""
+    def generation(user_id: str, organization_id: str) -> int:
+        """Return a number that increases when sessions of this user, this workspace, or both are ended."""
         return ended[user_id, ""] + ended["", organization_id] + ended[user_id, organization_id]
 
     def enter(user_id: str, organization_id: str) -> None:
-        session.update(user_id=user_id, organization_id=organization_id, ended=times(user_id, organization_id))
+        session.update(
+            user_id=user_id, organization_id=organization_id, generation=generation(user_id, organization_id)
+        )
 
-    def places() -> dict[str, dict[str, Any]]:
-        """Ask anew for every request: what was true at sign-in may not be now."""
-        if "user_id" not in session or session["ended"] != times(session["user_id"], session["organization_id"]):
+    def workspaces() -> dict[str, dict[str, Any]]:
+        """Return the workspaces that the user may enter now, by id. Call it on every request; access can end."""
+        if "user_id" not in session:
             abort(401)
-        return {place["organization_id"]: place for place in mirror.workspaces_of(session["user_id"])}
+        if session["generation"] != generation(session["user_id"], session["organization_id"]):
+            abort(401)
+        return {workspace["organization_id"]: workspace for workspace in mirror.workspaces_of(session["user_id"])}
 
     @app.post("/sign-in")
     def sign_in() -> Response:
         enter(request.form["user_id"], "")
-        return jsonify(list(places().values()))
+        return jsonify(list(workspaces().values()))
 
     @app.post("/switch/<organization_id>")
     def switch(organization_id: str) -> Response:
         """Enter another workspace."""
-        place = places().get(organization_id) or abort(403)
+        workspace = workspaces().get(organization_id) or abort(403)
         enter(session["user_id"], organization_id)
-        return jsonify(place)
+        return jsonify(workspace)
 
     @app.get("/keys")
     def keys() -> Response:
-        """For admins of the workspace that was entered."""
-        place = places().get(session["organization_id"]) or abort(403)
-        if place["role"] != "admin":
+        """Return the API keys of the current workspace; for admins only."""
+        workspace = workspaces().get(session["organization_id"]) or abort(403)
+        if workspace["role"] != "admin":
             abort(403)
-        return jsonify(organization_id=place["organization_id"], keys=["sk_1"])
+        return jsonify(organization_id=workspace["organization_id"], keys=["sk_1"])
 
     @app.post("/sign-up")
     def sign_up() -> Response:
-        """After the address was verified, and never before. With AUTO_JOIN=provision the membership makes itself."""
+        """Call this only after the address is verified. With AUTO_JOIN=provision, workos-sync adds the membership."""
         return jsonify(mirror.auto_join_for(request.form["email"]))
 
     @app.post("/hooks/workos-sync")
     def changed() -> tuple[str, int]:
-        """Access may have ended: end the sessions of whom it concerns, if they may no longer enter.
+        """End the sessions of people whose access has ended.
 
-        A hook is a hint that may come twice and late, so the mirror is asked how things stand now.
+        A hook may be late or repeated, so the current state is read from the mirror.
         """
         try:
             message = Webhook(hook_secret).verify(request.get_data(), dict(request.headers))
@@ -167,7 +176,7 @@ def create_app(mirror: Mirror, hook_secret: str) -> Flask:  # noqa: C901 - one f
         data = message["data"]
         if data["kind"] == "membership":
             user_id, organization_id = data["after"]["user_id"], data["organization_id"]
-            if all(place["organization_id"] != organization_id for place in mirror.workspaces_of(user_id)):
+            if all(row["organization_id"] != organization_id for row in mirror.workspaces_of(user_id)):
                 ended[user_id, organization_id] += 1
         elif message["type"] == "user.deleted":
             ended[data["object_id"], ""] += 1
@@ -179,7 +188,7 @@ def create_app(mirror: Mirror, hook_secret: str) -> Flask:  # noqa: C901 - one f
 
 
 def main() -> Flask:
-    """Return the host as its settings say: `flask --app app:main run`."""
+    """Return the application, configured from the environment: `flask --app app:main run`."""
     if url := os.environ.get("MIRROR_DATABASE_URL"):
         return create_app(SqlMirror(url), os.environ["HOOK_SECRET"])
     return create_app(HttpMirror(os.environ["MIRROR_URL"], os.environ["MIRROR_TOKEN"]), os.environ["HOOK_SECRET"])

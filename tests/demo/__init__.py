@@ -1,4 +1,4 @@
-"""`workos-sync demo`: the whole thing as real processes against a sandbox WorkOS, and a verdict at the end."""
+"""`workos-sync demo`: runs all processes against a sandbox WorkOS, and compares the mirror with it at the end."""
 
 from .cli import command
 

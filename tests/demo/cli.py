@@ -1,4 +1,4 @@
-"""The command: start everything, play, compare, say how it went, and leave nothing behind."""
+"""The command: start all processes, play events, compare, report, and clean up."""
 
 import shutil
 import sys
@@ -19,13 +19,13 @@ from tests.support.stack.processes import Interrupted, Interruptions, StackError
 from tests.support.stack.stack import Database, Stack
 
 PIPED_WIDTH = 120
-OFTEN = {"CATCH_UP_SECONDS": "2", "CATCH_UP_LAG_SECONDS": "3", "REPAIR_SECONDS": "0.5"}
-"""What is done every few minutes elsewhere, for those who watch."""
+SHORT_INTERVALS = {"CATCH_UP_SECONDS": "2", "CATCH_UP_LAG_SECONDS": "3", "REPAIR_SECONDS": "0.5"}
+"""In production these run every few minutes."""
 
 
 @dataclass(frozen=True)
-class Wish:
-    """The options."""
+class Options:
+    """The command-line options."""
 
     events: int
     companies: int
@@ -35,27 +35,33 @@ class Wish:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--events", type=click.IntRange(1), default=3000, show_default=True, help="How many to play, about.")
-@click.option("--companies", type=click.IntRange(1), default=24, show_default=True, help="How many live, about.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of all random choices.")
+@click.option(
+    "--events", type=click.IntRange(1), default=3000, show_default=True, help="Approximate number of events to play."
+)
+@click.option(
+    "--companies", type=click.IntRange(1), default=24, show_default=True, help="Approximate number of companies."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random choices.")
 @click.option("--database", type=click.Choice(["sqlite", "postgres"]), default="sqlite", show_default=True)
-@click.option("--keep", is_flag=True, help="Leave it running until Ctrl-C, and its folder after that.")
+@click.option("--keep", is_flag=True, help="Keep running until Ctrl-C, and keep the folder afterwards.")
 def command(events: int, companies: int, seed: int, database: Database, keep: bool) -> None:
-    """Show it working, end to end, with real processes and a sandbox WorkOS.
+    """Run workos-sync end to end, with real processes and a sandbox WorkOS.
 
-    Sends events doubled, out of order, some with wrong signatures and some not at all, changes a few things that no
-    event tells of, then compares the mirror with the sandbox, object by object. Exit code 0 only if they are equal.
+    Webhooks are duplicated, reordered, forged and lost; some objects change without an event. At the end, every object
+    in the mirror is compared with the sandbox. The exit code is 0 only if they are equal.
     """
-    sys.exit(_run(Wish(events, companies, seed, database, keep)))
+    sys.exit(_run(Options(events, companies, seed, database, keep)))
 
 
-def _run(wish: Wish) -> int:
+def _run(options: Options) -> int:
     interruptions = Interruptions()
     interruptions.install()
     folder = short_folder()
-    stack = Stack(folder, database=wish.database, seed=wish.seed, settings=OFTEN, hold=interruptions.held)
+    stack = Stack(
+        folder, database=options.database, seed=options.seed, settings=SHORT_INTERVALS, hold=interruptions.held
+    )
     try:
-        return _demo(stack, wish)
+        return _demo(stack, options)
     except StackError as error:
         click.echo(f"\nworkos-sync demo: {error}", err=True)
         return 1
@@ -65,11 +71,11 @@ def _run(wish: Wish) -> int:
     finally:
         interruptions.cleaning_up()
         stack.stop()
-        if not wish.keep:
+        if not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _demo(stack: Stack, wish: Wish) -> int:
+def _demo(stack: Stack, options: Options) -> int:
     console, began = Console(), time.monotonic()
     if not console.is_terminal:
         console.width = PIPED_WIDTH
@@ -77,25 +83,25 @@ def _demo(stack: Stack, wish: Wish) -> int:
     engine = open_engine(stack.database_url)
     try:
         console.print(
-            f"\nPlaying {wish.events:,} events of {wish.companies} companies: "
-            "some twice, some late, some never, some with wrong signatures",
+            f"\nPlaying {options.events:,} events of {options.companies} companies: "
+            "some duplicated, reordered or lost, and some with wrong signatures",
             highlight=False,
         )
-        play.begin(stack, events=wish.events, companies=wish.companies, seed=wish.seed)
-        last = show.follow(console, play.watch(stack, engine), wish.events)
-        console.print("\nChanging a few things that no event tells of; workos-sync resync", highlight=False)
+        play.begin(stack, events=options.events, companies=options.companies, seed=options.seed)
+        last = show.follow(console, play.watch(stack, engine), options.events)
+        console.print("\nChanging a few objects without events, then running workos-sync resync", highlight=False)
         resynced = play.resync(stack, engine)
         verdict, good = _judge(console, stack, engine, last, resynced, began)
-        if wish.keep:
-            _say_where(console, stack, engine)
+        if options.keep:
+            _print_addresses(console, stack, engine)
         print(verdict, flush=True)
-        return _keep(stack, good=good) if wish.keep else int(not good)
+        return _keep(stack, good=good) if options.keep else int(not good)
     finally:
         engine.dispose()
 
 
 def _start(console: Console, stack: Stack) -> None:
-    console.print("Starting real processes, all on this machine", highlight=False)
+    console.print("Starting all processes on this machine", highlight=False)
     for text, start in stack.steps():
         console.print(f"  {text:<58}", end="", highlight=False)
         began = time.monotonic()
@@ -106,7 +112,7 @@ def _start(console: Console, stack: Stack) -> None:
 def _judge(
     console: Console, stack: Stack, engine: Engine, last: play.Sample, resynced: play.Resynced, began: float
 ) -> tuple[str, bool]:
-    """Compare and print; return the last line and whether all is well."""
+    """Compare the mirror with the sandbox and print reports; return the verdict and whether it is good."""
     truth = call("GET", f"{stack.sandbox_url}/sandbox/truth")
     found = differences(engine, truth)
     faults = play.faults(last, resynced)
@@ -117,22 +123,22 @@ def _judge(
     if last.inbox.get(EventStatus.FAILED):
         console.print(stack.processes["worker"].tail(), markup=False, highlight=False, soft_wrap=True)
     if found:
-        return "; ".join([f"mirror differs from WorkOS in {len(found)} places", *faults]), False
+        return "; ".join([f"mirror differs from WorkOS: {len(found)} differences", *faults]), False
     if faults:
         return "mirror equals WorkOS, but: " + "; ".join(faults), False
     return report.verdict(truth), True
 
 
-def _say_where(console: Console, stack: Stack, engine: Engine) -> None:
-    """Print where everything is, and commands to paste."""
+def _print_addresses(console: Console, stack: Stack, engine: Engine) -> None:
+    """Print the addresses of all processes, and commands to try."""
     names = (
         *("DATABASE_URL", "REDIS_URL", "WORKOS_API_KEY", "WORKOS_CLIENT_ID", "WORKOS_BASE_URL"),
         *("WORKOS_WEBHOOK_SECRETS", "OPS_TOKENS", "API_TOKENS"),
     )
     settings = "export " + " ".join(f"{name}='{stack.settings[name]}'" for name in names)
     members = rows(engine, workspace_members)
-    peopled, emails = [row["organization_id"] for row in members], [row["email"] for row in members]
-    places = {
+    organizations, emails = [row["organization_id"] for row in members], [row["email"] for row in members]
+    addresses = {
         "pages": f"{stack.web_url}/ops/ (token {stack.token})",
         "webhooks": stack.webhook_url,
         "database": stack.database_url,
@@ -145,25 +151,25 @@ def _say_where(console: Console, stack: Stack, engine: Engine) -> None:
         "workos-sync status",
         "workos-sync events list --limit 10",
         "workos-sync resync --dry-run",
-        *(f"workos-sync members {organization}" for organization in peopled[:1]),
+        *(f"workos-sync members {organization}" for organization in organizations[:1]),
         *(f"workos-sync explain {email}" for email in emails[:1]),
         "workos-sync doctor",
         f"curl -H 'Authorization: Bearer {stack.token}' {stack.web_url}/api/v1/status",
         f"curl -X POST {stack.sandbox_url}/sandbox/play -d '{{\"events\": 500}}'",
     ]
-    lines = ["Left running until Ctrl-C:", *(f"  {name:<9} {place}" for name, place in places.items())]
+    lines = ["Running until Ctrl-C:", *(f"  {name:<9} {address}" for name, address in addresses.items())]
     lines += ["Try in another terminal:", *(f"  {example}" for example in examples), ""]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _keep(stack: Stack, *, good: bool) -> int:
-    """Wait for Ctrl-C, as long as everything runs."""
-    click.echo("(still running; Ctrl-C stops everything)", err=True)
+    """Wait for Ctrl-C; fail if a process ends."""
+    click.echo("(running; press Ctrl-C to stop)", err=True)
     try:
         while True:
             stack.require_running()
             time.sleep(1)
     except Interrupted:
-        click.echo(f"\nstopping; {stack.folder} stays", err=True)
+        click.echo(f"\nstopping; {stack.folder} is kept", err=True)
         return int(not good)

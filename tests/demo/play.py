@@ -1,4 +1,4 @@
-"""Plays the life of the companies against the stack and watches until all of it has arrived in the mirror."""
+"""Plays events against the stack and waits until the mirror has all of them."""
 
 import time
 from collections.abc import Iterator
@@ -26,47 +26,50 @@ KNOBS: JSON = {
     "keep_alive": True,
     "concurrency": 8,
 }
-PATIENCE_SECONDS = 60.0
-"""How long nothing may move. Not a limit of the whole: a busy machine is slow, but it is not wrong."""
-LOOK_EVERY_SECONDS = 0.2
+STALL_SECONDS = 60.0
+"""Fail after this long without progress. There is no limit on the total, because a busy machine is slow."""
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Sample:
-    """How far things were at one moment: `workos` are the sandbox's counters, `inbox` counts events by status."""
+    """Progress at one moment: `workos` has the sandbox's counters, `inbox` the number of events by status."""
 
     seconds: float
     workos: JSON
     inbox: dict[str, int]
     caught_up: int
-    """Events that the events API brought, and no webhook."""
+    """Events that came only from the events API."""
     mirror: str
     """`backfilling` or `current`."""
     reads: int
-    """Objects that an event leaves in doubt, to be read by id now."""
+    """Objects that are due for a confirmed read."""
 
     @property
     def sent(self) -> int:
-        """Deliveries made, forged ones too."""
+        """Deliveries sent, including forged ones."""
         return int(self.workos["sent"] + self.workos["forged"])
 
     @property
     def applied(self) -> int:
-        """Events that the worker is done with."""
+        """Events that have been processed."""
         return self.inbox.get(EventStatus.DONE, 0)
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is under way any more."""
+        """Whether all events have arrived and all work is finished."""
         sending = self.workos["playing"] or self.workos["pending"]
-        coming = sum(self.inbox.values()) < self.workos["generated"] or self.inbox.get(EventStatus.PENDING, 0)
-        return not (sending or coming or self.reads) and self.mirror == "current"
+        arriving = sum(self.inbox.values()) < self.workos["generated"] or self.inbox.get(EventStatus.PENDING, 0)
+        return not (sending or arriving or self.reads) and self.mirror == "current"
 
 
 def begin(stack: Stack, *, knobs: JSON = KNOBS, **life: Any) -> None:
-    """Set the sandbox's knobs, register our endpoint as in the dashboard, and let the companies live.
+    """Set the sandbox's knobs, register the endpoint, and start to play.
 
-    `life`: events, companies, seed, and rate in events a second if not as fast as possible.
+    Args:
+        stack: the running processes.
+        knobs: rates of duplicates, losses and so on.
+        life: `events`, `companies`, `seed`, and `rate` in events per second (default: as fast as possible).
     """
     url = f"{stack.sandbox_url}/sandbox"
     call("PUT", f"{url}/knobs", knobs)
@@ -75,30 +78,30 @@ def begin(stack: Stack, *, knobs: JSON = KNOBS, **life: Any) -> None:
     call("POST", f"{url}/play", life)
 
 
-def watch(stack: Stack, engine: Engine, patience: float = PATIENCE_SECONDS) -> Iterator[Sample]:
-    """Yield samples until all is settled; the last one is.
+def watch(stack: Stack, engine: Engine, stall_seconds: float = STALL_SECONDS) -> Iterator[Sample]:
+    """Yield samples until one is settled; that is the last one.
 
     Raises:
-        StackError: a process ended, or nothing moved for long; says what is missing.
+        StackError: a process ended, or there was no progress for `stall_seconds`.
     """
     started = moved = time.monotonic()
     before: tuple[int, int, str, int] | None = None
     while True:
         stack.require_running()
-        sample = _look(stack, engine, started)
+        sample = _sample(stack, engine, started)
         yield sample
         if sample.settled:
             return
         if before != (now := (sample.sent, sample.applied, sample.mirror, sample.reads)):
             before, moved = now, time.monotonic()
-        if time.monotonic() - moved > patience:
+        if time.monotonic() - moved > stall_seconds:
             logs = "\n".join(stack.processes[name].tail() for name in ("web", "worker"))
-            raise StackError(f"nothing moved for {patience:.0f} s: {_missing(sample)}\n{logs}")
-        time.sleep(LOOK_EVERY_SECONDS)
+            raise StackError(f"no progress for {stall_seconds:.0f} s: {_missing(sample)}\n{logs}")
+        time.sleep(POLL_SECONDS)
 
 
-def _look(stack: Stack, engine: Engine, started: float) -> Sample:
-    # In this order: what was acknowledged before the first look is in the inbox at the second.
+def _sample(stack: Stack, engine: Engine, started: float) -> Sample:
+    # In this order: events acknowledged before the first query are in the inbox at the second.
     workos = call("GET", f"{stack.sandbox_url}/sandbox/progress")
     inbox = count_by(engine, "status")
     with read_transaction(engine) as tx:
@@ -109,21 +112,21 @@ def _look(stack: Stack, engine: Engine, started: float) -> Sample:
 
 
 def count_by(engine: Engine, column: str) -> dict[str, int]:
-    """Return how many events of the inbox there are by each value of a column."""
+    """Return the number of events in the inbox by value of a column."""
     by = Event.__table__.c[column]
     with read_transaction(engine) as tx:
         return {str(value): number for value, number in tx.execute(select(by, func.count()).group_by(by).order_by(by))}
 
 
 class Resynced(NamedTuple):
-    """How many things were changed that no event told of, and what the resync found: kind of drift to number."""
+    """Number of objects changed without an event, and what the resync found (finding → number)."""
 
     changed: int
     found: dict[str, int]
 
 
 def resync(stack: Stack, engine: Engine) -> Resynced:
-    """Change a few things that only a resync can find, and run one as an operator would."""
+    """Change a few objects without events, and run `workos-sync resync`."""
     changed = _change_silently(stack)
     stack.run("resync")
     newest = next(run for run in listings.list_runs(engine) if run["task"] == Task.RESYNC)
@@ -152,14 +155,14 @@ def _change_silently(stack: Stack) -> int:
 def _missing(sample: Sample) -> str:
     workos, inbox = sample.workos, sample.inbox
     return (
-        f"{workos['generated'] - sum(inbox.values())} of {workos['generated']} events have not come, "
-        f"{workos['pending']} deliveries wait, {inbox.get(EventStatus.PENDING, 0)} events in the inbox are not applied "
+        f"{workos['generated'] - sum(inbox.values())} of {workos['generated']} events have not arrived, "
+        f"{workos['pending']} deliveries are waiting, {inbox.get(EventStatus.PENDING, 0)} events are not applied, "
         f"and the mirror is {sample.mirror}"
     )
 
 
 def faults(sample: Sample, resynced: Resynced) -> list[str]:
-    """Return what is wrong with a settled run, apart from the mirror."""
+    """Return what went wrong in a settled run, apart from differences in the mirror."""
     workos, inbox = sample.workos, sample.inbox
     stored = sum(inbox.values())
     wrong = {
@@ -171,10 +174,10 @@ def faults(sample: Sample, resynced: Resynced) -> list[str]:
         f"{workos['acknowledged']} events were acknowledged and {workos['lost']} lost, of {workos['generated']}": (
             workos["generated"] - workos["acknowledged"] - workos["lost"]
         ),
-        f"catch-up brought {sample.caught_up} events, {workos['lost']} webhooks were lost": (
+        f"catch-up fetched {sample.caught_up} events, but {workos['lost']} webhooks were lost": (
             sample.caught_up - workos["lost"]
         ),
-        f"the inbox holds {stored} events, WorkOS made {workos['generated']}": stored - workos["generated"],
+        f"the inbox has {stored} events, but WorkOS generated {workos['generated']}": stored - workos["generated"],
     }
     found = sum(resynced.found.values())
     wrong[f"the resync found {found} of {resynced.changed} silent changes"] = resynced.changed - found

@@ -1,4 +1,4 @@
-"""Live progress: bars in a terminal, a line every two seconds anywhere else."""
+"""Live progress: bars in a terminal, otherwise a line every two seconds."""
 
 from collections.abc import Iterable
 
@@ -7,23 +7,23 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from tests.demo.play import Sample
 
-PLAIN_EVERY_SECONDS = 2.0
+LINE_SECONDS = 2.0
 
 
 def follow(console: Console, samples: Iterable[Sample], events: int) -> Sample:
-    """Show `samples` as they come; return the last one."""
+    """Show `samples` as they arrive; return the last one."""
     return _bars(console, samples, events) if console.is_terminal else _lines(console, samples)
 
 
 def _lines(console: Console, samples: Iterable[Sample]) -> Sample:
-    said, last = -PLAIN_EVERY_SECONDS, None
+    printed, last = -LINE_SECONDS, None
     for last in samples:
-        if last.settled or last.seconds - said >= PLAIN_EVERY_SECONDS:
-            said = last.seconds
+        if last.settled or last.seconds - printed >= LINE_SECONDS:
+            printed = last.seconds
             workos = last.workos
             console.print(
                 f"  {last.seconds:4.1f} s  sent {last.sent:,}  acknowledged {workos['acknowledged']:,}  "
-                f"forged and refused {workos['forged_refused']:,}  applied {last.applied:,} ({_rate(last)})",
+                f"forged and rejected {workos['forged_refused']:,}  applied {last.applied:,} ({_rate(last)})",
                 soft_wrap=True,
                 highlight=False,
             )
@@ -42,7 +42,7 @@ def _bars(console: Console, samples: Iterable[Sample], events: int) -> Sample:
     with Progress(*columns, console=console, auto_refresh=False) as progress:
         bars = {
             name: progress.add_task(name, total=events, note="")
-            for name in ("sent", "acknowledged", "forged and refused", "applied")
+            for name in ("sent", "acknowledged", "forged and rejected", "applied")
         }
         for last in samples:
             _update(progress, bars, last, events)
@@ -55,8 +55,8 @@ def _update(progress: Progress, bars: dict[str, TaskID], sample: Sample, events:
     expected = max(events, workos["generated"])
     state = {
         "sent": (sample.sent, max(expected, sample.sent + workos["pending"]), "deliveries"),
-        "acknowledged": (workos["acknowledged"], expected, "events, each counted once"),
-        "forged and refused": (workos["forged_refused"], workos["forged"], "deliveries with a wrong signature"),
+        "acknowledged": (workos["acknowledged"], expected, "events"),
+        "forged and rejected": (workos["forged_refused"], workos["forged"], "deliveries with a wrong signature"),
         "applied": (sample.applied, expected, f"events, {_rate(sample)}"),
     }
     for name, (done, total, note) in state.items():
