@@ -63,7 +63,7 @@ def living(processes: set[psutil.Process]) -> list[str]:
 
 
 def number_of(name: str, output: str) -> int:
-    """What the table of the run says."""
+    """Return a figure from the table of the run."""
     found = re.search(rf"│ +{name} +│ ([0-9]+) ", output)
     assert found, output
     return int(found[1])
@@ -75,7 +75,7 @@ def test_the_mirror_equals_workos(folder: Path, database: str) -> None:
     output, _ = demo.communicate()
     assert demo.returncode == 0, output
     assert VERDICT.fullmatch(output.splitlines()[-1]), output
-    lost, caught_up = number_of("webhooks lost", output), number_of("brought by catch-up", output)
+    lost, caught_up = number_of("webhooks lost", output), number_of("fetched by catch-up", output)
     assert lost == caught_up > 0 and "1 extra, 1 missing, 3 stale" in output, output
     assert not list(folder.glob("workos-sync-*"))
 

@@ -109,22 +109,22 @@ class Stack:
     # Starting
 
     def steps(self) -> list[tuple[str, Callable[[], None]]]:
-        """Return what it takes to start everything, in order, each with a few words for people.
+        """Return the start-up steps in order, as a description and a function.
 
-        Commands that do not wait for each other start together: most of their time is Python's imports.
+        Commands that do not depend on each other start together, because most of the time is spent on Python's imports.
         """
-        databases = {"sqlite": "SQLite, a file", "postgres": "PostgreSQL, embedded"}
+        databases = {"sqlite": "SQLite", "postgres": "embedded PostgreSQL"}
         return [
-            ("Valkey: the doorbell between web and worker", self.start_valkey),
-            (f"database: {databases[self.database]}; workos-sync migrate", self.start_database),
-            ("sandbox: a WorkOS of our own", self.start_sandbox),
-            ("workos-sync web: gunicorn takes the deliveries", self._start_web_and_more),
-            (f"workos-sync worker: {self.settings['WORKER_PROCESSES']} processes apply them", self.start_worker),
-            ("workos-sync clock: rings again for what was missed", self.start_clock),
+            ("Valkey", self.start_valkey),
+            (f"{databases[self.database]}, workos-sync migrate", self.start_database),
+            ("sandbox WorkOS", self.start_sandbox),
+            ("workos-sync web: receives webhooks", self._start_web_and_more),
+            (f"workos-sync worker: {self.settings['WORKER_PROCESSES']} processes apply events", self.start_worker),
+            ("workos-sync clock: schedules sweeps, catch-up and resyncs", self.start_clock),
         ]
 
     def start(self) -> Self:
-        """Start everything."""
+        """Start all processes."""
         for _, step in self.steps():
             step()
         return self
