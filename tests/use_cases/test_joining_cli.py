@@ -182,14 +182,14 @@ def test_the_switch_is_set_on_the_workspace_s_page_by_name_and_with_a_reason(ann
     assert answer(engine, "new@acme.example") is None
 
 
-def test_blocks_are_lifted_and_laid_on_the_page(ann: FlaskClient, engine: Engine) -> None:
+def test_people_are_blocked_and_unblocked_on_the_page(ann: FlaskClient, engine: Engine) -> None:
     put_in_force(engine, "provision")
     tell(engine, [made("user.created", id="user_bob", email="bob@acme.example", email_verified=True)])
     assert [row["state"] for row in rows(engine, Join)] == ["pending"]
     shown = press(ann, "auto-join", f"workspaces/{ORG}/people/user_bob/block", reason="a test account")
     assert "by ann: a test account" in shown
-    assert "Saved." in press(ann, "auto-join", f"workspaces/{ORG}/people/user_bob/lift", reason="it is not")
-    assert "Failed: nothing keeps" in press(ann, "auto-join", f"workspaces/{ORG}/people/user_bob/lift", reason="x")
+    assert "Saved." in press(ann, "auto-join", f"workspaces/{ORG}/people/user_bob/unblock", reason="it is not")
+    assert "Failed: nothing keeps" in press(ann, "auto-join", f"workspaces/{ORG}/people/user_bob/unblock", reason="x")
 
 
 def test_hooks_are_told_again_on_the_page_and_their_tracebacks_are_no_markup(

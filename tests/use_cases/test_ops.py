@@ -181,7 +181,7 @@ POSTS = (
     "failures/{fingerprint}/replay",
     f"workspaces/{ORG}/resync",
     f"workspaces/{ORG}/auto-join",
-    f"workspaces/{ORG}/people/user_1/lift",
+    f"workspaces/{ORG}/people/user_1/unblock",
     f"workspaces/{ORG}/people/user_1/block",
     "hooks/sessions/replay",
     "hooks/sessions/dismiss",

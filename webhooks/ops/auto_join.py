@@ -42,8 +42,8 @@ def add(routes: Blueprint, services: Services) -> None:
             url_for("ops.workspace", organization_id=organization_id),
         )
 
-    @routes.post("/workspaces/<path:organization_id>/people/<user_id>/lift")
-    def lift(organization_id: str, user_id: str) -> Response:
+    @routes.post("/workspaces/<path:organization_id>/people/<user_id>/unblock")
+    def unblock(organization_id: str, user_id: str) -> Response:
         return _apply(
             lambda reason: auto_join_policy.unblock(engine, organization_id, user_id, session["name"], reason),
             url_for("ops.auto_join"),
