@@ -1,19 +1,127 @@
-"""What can go wrong, by name."""
+"""Every error of this program, under one root, and how errors are described without quoting values.
+
+What an error means for a command's exit code is on its class: 1 for everything but wrong usage or configuration.
+"""
 
 import hashlib
 import re
 import traceback
+from datetime import datetime
 from pathlib import PurePath
+from typing import ClassVar
 
 MAX_FRAMES = 20
 
 
-class PayloadError(Exception):
-    """An event's data cannot be used. Trying again cannot help, so its event is set aside at once."""
+class WorkosSyncError(Exception):
+    """The root of all errors of this program."""
+
+    exit_code: ClassVar[int] = 1
+    """What a command ends with: 1 if something is wrong or could not be done, 2 for wrong usage or configuration."""
+
+
+# What operators and callers get to see
+
+
+class ConfigurationError(WorkosSyncError):
+    """Settings, options or what the program needs around it are wrong; the message names what, and the remedy."""
+
+    exit_code = 2
+
+
+class OperatorError(WorkosSyncError):
+    """What was asked for cannot be done; the message names the object and why."""
+
+
+class UnknownIdError(OperatorError):
+    """There is no object with this id."""
+
+
+class BusyError(OperatorError):
+    """Another run of the same kind is in progress."""
+
+
+class AlreadyReplayedError(OperatorError):
+    """The same events were replayed before, and none has failed since."""
+
+
+class CursorGoneError(OperatorError):
+    """The changes after this id have been pruned, or never existed here."""
+
+
+# WorkOS
+
+
+class WorkOSUnavailableError(WorkosSyncError):
+    """WorkOS did not answer, or not with what was asked for, or the call could not even be made.
+
+    Says nothing about any object.
+    """
+
+
+class BadRequestError(WorkOSUnavailableError):
+    """WorkOS answered 400, 409 or 422: it rejects the parameters, such as a cursor that it no longer knows."""
+
+
+class RateLimitedError(WorkOSUnavailableError):
+    """WorkOS answered 429 to every try: a rate limit is used up, by others too."""
+
+
+class DeadlinePassedError(WorkOSUnavailableError):
+    """A write was not sent: its deadline had passed when its turn came."""
+
+
+class NotFoundError(WorkOSUnavailableError):
+    """WorkOS's own 404: the object of the call does not exist. `read_at` is WorkOS's time, in UTC."""
+
+    def __init__(self, message: str, read_at: datetime) -> None:
+        super().__init__(message)
+        self.read_at = read_at
+
+
+class EventTypesRefusedError(WorkOSUnavailableError):
+    """WorkOS rejects some event types by name. The events of all other types were read."""
+
+
+class InvalidApiKeyError(ConfigurationError):
+    """WorkOS rejects the API key."""
+
+
+class CursorLostError(WorkosSyncError):
+    """WorkOS rejects the cursor of the events API."""
+
+
+class ListingFailedError(WorkosSyncError):
+    """A listing that a resync needs cannot be read, though WorkOS answers other calls."""
+
+
+# Events, runs and hooks
+
+
+class PayloadError(WorkosSyncError):
+    """An event's data cannot be used. A retry cannot help, so the event fails at once."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
         self.field = field
+
+
+class WorkerCrashedError(WorkosSyncError):
+    """The process ended while an event was alone in its transaction."""
+
+    def __init__(self) -> None:
+        super().__init__("the process ended while it applied this event")
+
+
+class LeaseLostError(WorkosSyncError):
+    """Another worker has taken the run over; this one may write nothing more."""
+
+
+class HookError(WorkosSyncError):
+    """A hook did not accept a change."""
+
+
+# Descriptions
 
 
 def fingerprint(error: BaseException) -> str:
@@ -34,14 +142,3 @@ def unexpected(error: BaseException) -> str:
     """Return an error that no code foresaw in one line: its class and where it was raised, and never a value."""
     place = (stack_of(error) or "an unknown place").splitlines()[-1]
     return f"{type(error).__name__} at {place}"
-
-
-class ConfigurationError(Exception):
-    """Settings or surroundings are wrong; the message names what and the remedy."""
-
-
-class WorkerCrashedError(Exception):
-    """The process ended while an event was alone in its transaction."""
-
-    def __init__(self) -> None:
-        super().__init__("the process ended while it applied this event")

@@ -28,19 +28,13 @@ from models.types import db_now, db_now_plus, inline_literal
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.decision.payload import parse_time
 from worker.decision.roles import slug_for
-from worker.errors import unexpected
+from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, WorkOSUnavailableError, unexpected
 from worker.mirror.auto_join import add_joins
 from worker.mirror.identity import same_person
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import catch_up, update_complete_to
 from worker.repair.schedule import begin_unless_busy
-from worker.workos_api.client import (
-    BadRequestError,
-    InvalidApiKeyError,
-    NotFoundError,
-    WorkOSClient,
-    WorkOSUnavailableError,
-)
+from worker.workos_api.client import WorkOSClient
 
 log = structlog.get_logger()
 
@@ -98,8 +92,8 @@ def provision(
         stopping: says whether to leave off.
 
     Raises:
-        RefusedKeyError: WorkOS refuses the key.
-        UnreadableError: WorkOS does not answer.
+        InvalidApiKeyError: WorkOS refuses the key.
+        WorkOSUnavailableError: WorkOS does not answer.
     """
     while not stopping() and _search(engine):
         pass

@@ -12,21 +12,13 @@ from sqlalchemy import Connection, Engine, false, func, insert, or_, select, upd
 from models.database import in_transaction, read_transaction
 from models.tables import Mirror, Run, RunStatus, Task
 from models.types import db_now, db_now_plus
-from worker.errors import ConfigurationError
+from worker.errors import BusyError, LeaseLostError
 
 log = structlog.get_logger()
 
 LEASE_SECONDS = 30.0
 HEARTBEAT_SECONDS = 5.0
 FOLLOW_SECONDS = 0.25
-
-
-class BusyError(ConfigurationError):
-    """Another run of the same kind is under way."""
-
-
-class LeaseLostError(Exception):
-    """Another worker took the run over; this one may write nothing more."""
 
 
 def unfinished_run(tx: Connection, task: Task, **scope: Any) -> str | None:

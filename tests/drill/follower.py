@@ -6,7 +6,8 @@ import time
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from worker.mirror.change_feed import CursorGoneError, changes_after
+from worker.errors import CursorGoneError
+from worker.mirror.change_feed import changes_after
 
 LOOK_EVERY_SECONDS = 0.05
 MOST = 500

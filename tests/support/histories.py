@@ -19,6 +19,7 @@ from tests.support import JSON, accept, apply_all, differences, rows, sign
 from tests.support.resync import Between, Clock, client_of, empty, go_on, make_reads_due, run_row
 from tests.support.sandbox import Sandbox, WorldError, play
 from worker.decision.roles import DEFAULT_ROLE_MAP
+from worker.errors import BusyError, WorkOSUnavailableError
 from worker.inbox.drain import Policy
 from worker.mirror import role_map
 from worker.mirror.erasure import forget
@@ -28,8 +29,7 @@ from worker.repair.catch_up import catch_up, update_complete_to
 from worker.repair.reads import work_due
 from worker.repair.replay import Selection
 from worker.repair.resync.resync import start
-from worker.runs import BusyError, lease
-from worker.workos_api.client import WorkOSUnavailableError
+from worker.runs import lease
 
 LAG = timedelta(seconds=5)
 PLACES = st.integers(0, 40)

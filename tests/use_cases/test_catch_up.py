@@ -19,13 +19,14 @@ from tests.support import JSON, accept, apply_all, differences, rows
 from tests.support.resync import CLIENT_ID, Clock, client_of, deliver, settings_of
 from tests.support.sandbox import Sandbox
 from worker.cli import main
+from worker.errors import WorkOSUnavailableError
 from worker.queue.doorbell import DRAIN, Doorbell
 from worker.repair.catch_up import LAG, catch_up, gaps, update_complete_to
 from worker.repair.environment import bind
 from worker.repair.work import Repair
 from worker.runs import create
 from worker.settings import Settings
-from worker.workos_api.client import WorkOSClient, WorkOSUnavailableError
+from worker.workos_api.client import WorkOSClient
 
 PATIENCE = 600.0
 EVENTS = "/events"

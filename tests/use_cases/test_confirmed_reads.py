@@ -21,9 +21,10 @@ from tests.support.resync import (
     small_life,
 )
 from tests.support.sandbox import Sandbox, World
+from worker.errors import InvalidApiKeyError
 from worker.repair.reads import work_due
 from worker.repair.resync.resync import start
-from worker.workos_api.client import InvalidApiKeyError, WorkOSClient
+from worker.workos_api.client import WorkOSClient
 
 FAR = "2091-01-01T00:00:00.000Z"
 

@@ -26,7 +26,7 @@ from tests.support.stories import store
 from worker.cli import main
 from worker.decision.handlers import SUBSCRIBED
 from worker.decision.payload import parse_time
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, WorkOSUnavailableError
 from worker.inbox.drain import Policy, drain
 from worker.processes.clock import PeriodicTask
 from worker.processes.clock import run as run_clock
@@ -37,7 +37,7 @@ from worker.repair.resync.resync import start
 from worker.repair.schedule import needs_repair, schedule, watch
 from worker.repair.work import Repair
 from worker.settings import Settings
-from worker.workos_api.client import WorkOSClient, WorkOSUnavailableError
+from worker.workos_api.client import WorkOSClient
 
 OTHER_KEY = "sk_test_other"
 

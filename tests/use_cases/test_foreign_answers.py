@@ -23,13 +23,14 @@ from tests.support.resync import (
     small_life,
 )
 from tests.support.sandbox import Sandbox
+from worker.errors import InvalidApiKeyError, NotFoundError, WorkOSUnavailableError
 from worker.mirror.read_requests import request_reads
 from worker.repair.catch_up import catch_up
 from worker.repair.environment import require_same_environment
 from worker.repair.reads import work_due
 from worker.repair.resync.resync import start
 from worker.settings import Settings
-from worker.workos_api.client import InvalidApiKeyError, NotFoundError, WorkOSClient, WorkOSUnavailableError
+from worker.workos_api.client import WorkOSClient
 
 HTML = b"<!doctype html><title>404 Not Found</title>"
 NESTED = b'{"a":' * 5000 + b"1" + b"}" * 5000

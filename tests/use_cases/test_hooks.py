@@ -15,10 +15,10 @@ from tests.support.hooks import SECRET, Web
 from tests.support.resync import quietly, resync, small_life
 from tests.support.sandbox import Sandbox
 from worker.bootstrap import Services
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, HookError
 from worker.hooks import follow as hooks
 from worker.hooks import operate, targets
-from worker.hooks.targets import HookError, WebTarget
+from worker.hooks.targets import WebTarget
 from worker.reports.health import check_health
 from worker.settings import Settings, load_settings
 from worker.workos_api.client import WorkOSClient

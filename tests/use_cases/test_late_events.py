@@ -23,10 +23,10 @@ from tests.support import JSON, accept, apply_all, differences, rows
 from tests.support.histories import DeathError
 from tests.support.resync import Between, Clock, client_of, empty
 from tests.support.sandbox import Sandbox
+from worker.errors import WorkOSUnavailableError
 from worker.inbox.drain import Policy
 from worker.repair.catch_up import catch_up, update_complete_to
 from worker.workos_api import client
-from worker.workos_api.client import WorkOSUnavailableError
 
 EXAMPLES = int(os.environ.get("LATE_EVENTS_EXAMPLES", "20"))
 SETTINGS = settings(max_examples=EXAMPLES, stateful_step_count=30, deadline=None, suppress_health_check=[*HealthCheck])

@@ -43,6 +43,7 @@ from tests.support.resync import (
     small_life,
 )
 from tests.support.sandbox import Sandbox
+from worker.errors import WorkOSUnavailableError
 from worker.hooks import follow as hooks
 from worker.mirror.read_requests import request_reads
 from worker.queue.doorbell import Doorbell
@@ -52,7 +53,7 @@ from worker.repair.work import Repair
 from worker.reports.explain import explain
 from worker.reports.health import check_health
 from worker.runs import create
-from worker.workos_api.client import Page, WorkOSClient, WorkOSUnavailableError
+from worker.workos_api.client import Page, WorkOSClient
 
 NO_IDS = [".", "..", "../users", "org_1/../org_2", "a/b", "/", "a\0", "a\nb", "\x1b[31m", "é", "𐀀", "\ud800", "x" * 256]
 no_id = pytest.mark.parametrize("value", NO_IDS, ids=ascii)

@@ -35,12 +35,12 @@ from tests.support.auto_join import (
 )
 from tests.support.resync import CLIENT_ID, Between, Clock, resync
 from tests.support.sandbox import Sandbox
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, WorkOSUnavailableError
 from worker.mirror import auto_join_policy, erasure, retention
 from worker.repair.catch_up import update_complete_to
 from worker.repair.replay import dismiss
 from worker.workos_api.bucket import Buckets
-from worker.workos_api.client import WorkOSClient, WorkOSUnavailableError, open_client
+from worker.workos_api.client import WorkOSClient, open_client
 
 MEMBERSHIPS = "/user_management/organization_memberships"
 

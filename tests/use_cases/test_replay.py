@@ -14,13 +14,13 @@ from models.types import db_now_plus
 from tests.support import JSON, apply_all, made, mirrored, rows, statuses
 from tests.support.stories import store
 from worker.decision.handlers import HANDLERS
-from worker.errors import ConfigurationError, fingerprint
+from worker.errors import AlreadyReplayedError, BusyError, ConfigurationError, LeaseLostError, fingerprint
 from worker.mirror.role_map import adopt
 from worker.queue.doorbell import DRAIN, Doorbell
 from worker.repair import replay as replays
-from worker.repair.replay import AlreadyReplayedError, Selection
+from worker.repair.replay import Selection
 from worker.reports import listings
-from worker.runs import BusyError, LeaseLostError, lease
+from worker.runs import lease
 
 FAST = 1e6
 

@@ -28,8 +28,8 @@ from tests.support.resync import (
 )
 from tests.support.sandbox import Sandbox, World, populate
 from worker.decision.payload import parse_time
+from worker.errors import BusyError
 from worker.repair.resync.resync import start
-from worker.runs import BusyError
 from worker.workos_api.client import WorkOSClient
 
 Content = dict[Kind, Callable[[JSON], Any]]

@@ -30,8 +30,9 @@ from tests.support.resync import (
     small_life,
 )
 from tests.support.sandbox import Sandbox, populate
+from worker.errors import InvalidApiKeyError
 from worker.repair.resync.resync import start
-from worker.workos_api.client import InvalidApiKeyError, WorkOSClient
+from worker.workos_api.client import WorkOSClient
 
 
 def mirror_of_102(engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> tuple[dict[Kind, set[str]], list[str]]:

@@ -36,10 +36,11 @@ from tests.support.resync import (
 from tests.support.sandbox import Sandbox, World, WorldError, play, populate
 from worker import runs
 from worker.bootstrap import MAX_CONNECTIONS
+from worker.errors import LeaseLostError
 from worker.repair.reads import work_due
 from worker.repair.resync import resync as resync_module
 from worker.repair.resync.resync import Resync, start
-from worker.runs import LeaseLostError, lease
+from worker.runs import lease
 from worker.workos_api.bucket import Buckets
 from worker.workos_api.client import WorkOSClient, open_client
 

@@ -17,8 +17,8 @@ from werkzeug.exceptions import TooManyRequests
 
 from webhooks.api import schemas
 from webhooks.api.answers import answers, as_json
+from worker.errors import CursorGoneError
 from worker.mirror import change_feed
-from worker.mirror.change_feed import CursorGoneError
 
 log = structlog.get_logger()
 

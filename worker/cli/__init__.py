@@ -8,9 +8,8 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
 
 from worker.cli.shared import fail
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, WorkOSUnavailableError
 from worker.private_files import keep_files_private
-from worker.workos_api.client import WorkOSUnavailableError
 
 PLACES = {
     **dict.fromkeys(["web", "worker", "clock", "demo"], "serve"),

@@ -19,7 +19,7 @@ from models.public_domains import refresh
 from worker import provisioning
 from worker.bootstrap import build_services, require_migrated
 from worker.cli.shared import open_database, until_stopped
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, WorkOSUnavailableError
 from worker.hooks import follow
 from worker.logs import configure
 from worker.mirror import auto_join_policy, role_map
@@ -31,7 +31,6 @@ from worker.queue.doorbell import DRAIN, Doorbell
 from worker.repair.environment import bind, connect
 from worker.repair.schedule import schedule, watch
 from worker.settings import Settings, load_settings
-from worker.workos_api.client import WorkOSUnavailableError
 
 log = structlog.get_logger()
 

@@ -13,7 +13,7 @@ from models.revisions import newest_revision
 from worker.bootstrap import endpoint_redis
 from worker.cli.shared import as_table, fail, json_option, open_database, operator, show
 from worker.decision.handlers import SUBSCRIBED
-from worker.errors import ConfigurationError
+from worker.errors import BadRequestError, ConfigurationError
 from worker.logs import configure
 from worker.metrics import Counters
 from worker.mirror import change_feed
@@ -21,7 +21,7 @@ from worker.processes.embedded import redis_server, redis_url
 from worker.repair.environment import connect
 from worker.reports.doctor import Check, Level, compare_event_types, list_endpoints, run_checks
 from worker.settings import load_settings
-from worker.workos_api.client import BadRequestError, WorkOSClient
+from worker.workos_api.client import WorkOSClient
 
 SAME_URL = "WorkOS refused it: does it take each URL once? Then add something to it, such as ?secret=2"
 ROTATION = """\

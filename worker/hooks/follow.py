@@ -21,9 +21,9 @@ from models.database import in_transaction, is_transient, read_transaction
 from models.tables import Change, Hook, HookDelivery, Mirror, Run, Task
 from models.types import db_now, db_now_plus
 from worker.decision.payload import clean
-from worker.errors import stack_of, unexpected
+from worker.errors import CursorGoneError, stack_of, unexpected
 from worker.hooks.targets import Row, Target, message
-from worker.mirror.change_feed import CursorGoneError, newest, require_kept
+from worker.mirror.change_feed import newest, require_kept
 
 log = structlog.get_logger()
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import httpx2
 from standardwebhooks.webhooks import Webhook
 
+from worker.errors import HookError
 from worker.mirror.change_feed import as_json
 from worker.settings import Settings
 
@@ -16,10 +17,6 @@ AT_ONCE = 8
 """HTTP calls of one hook in flight, of different objects."""
 
 Row = Mapping[str, Any]
-
-
-class HookError(Exception):
-    """A hook did not take a change."""
 
 
 class Target(Protocol):

@@ -11,15 +11,12 @@ from sqlalchemy import Connection, Engine, RowMapping, func, select
 from models.database import read_transaction
 from models.tables import Change, Mirror
 from models.views import auto_join_domains, sign_in_methods, workspace_members, workspaces
+from worker.errors import CursorGoneError
 
 POLL_SECONDS = 0.25
 STEP = 500
 SNAPSHOT = (workspaces, workspace_members, auto_join_domains, sign_in_methods)
 """The views in a snapshot, in this order."""
-
-
-class CursorGoneError(Exception):
-    """The changes after this id are no longer all kept, or were never made here."""
 
 
 def as_json(value: Any) -> str:

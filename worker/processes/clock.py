@@ -11,10 +11,10 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from models.database import in_transaction
+from worker.errors import WorkOSUnavailableError
 from worker.inbox.store import needs_drain
 from worker.queue.doorbell import Doorbell
 from worker.repair.schedule import claim
-from worker.workos_api.client import WorkOSUnavailableError
 
 log = structlog.get_logger()
 

@@ -16,7 +16,7 @@ from rq.exceptions import StopRequested
 
 from worker import provisioning
 from worker.bootstrap import Services, build_services
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, WorkOSUnavailableError
 from worker.hooks import follow, targets
 from worker.inbox.drain import drain
 from worker.metrics import ACCEPTED_TO_APPLIED
@@ -25,7 +25,6 @@ from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
 from worker.repair.environment import connect, require_same_environment
 from worker.repair.work import Repair
 from worker.settings import Settings
-from worker.workos_api.client import WorkOSUnavailableError
 
 log = structlog.get_logger()
 

@@ -25,9 +25,9 @@ from models.database import in_transaction, read_transaction
 from models.tables import Event, EventStatus, Mirror
 from models.types import db_now, db_now_plus, db_plus, inline_literal
 from worker.decision.payload import is_id, parse_time
-from worker.errors import ConfigurationError, PayloadError
+from worker.errors import ConfigurationError, CursorLostError, PayloadError
 from worker.inbox.store import Delivery, accept_from_api
-from worker.repair.event_log import MARGIN, OLDEST, CursorLostError, EventLog
+from worker.repair.event_log import MARGIN, OLDEST, EventLog
 from worker.runs import Lease
 from worker.workos_api.client import Page, WorkOSClient
 
@@ -83,8 +83,8 @@ def catch_up(engine: Engine, workos: WorkOSClient, held: Lease | None = None, la
     Without a cursor, or if WorkOS refuses it, reads from two hours before the time that was read to.
 
     Raises:
-        UnreadableError: WorkOS did not answer, or refuses some event types; what it returned is kept, and the inbox is
-            not noted as complete.
+        WorkOSUnavailableError: WorkOS did not answer, or rejects some event types. What it returned is kept, and the
+            inbox is not noted as complete.
         LeaseLostError: another worker took over.
     """
     now = workos.now()
@@ -113,7 +113,7 @@ def catch_up_since(engine: Engine, workos: WorkOSClient, since: datetime, lag: t
 
     Raises:
         ConfigurationError: it is longer ago than the API keeps events, or still to come.
-        UnreadableError: as `catch_up`.
+        WorkOSUnavailableError: as `catch_up`.
     """
     now = workos.now()
     if since < now - OLDEST:

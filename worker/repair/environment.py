@@ -8,11 +8,11 @@ from sqlalchemy import Connection, Engine, select, update
 from models.database import in_transaction, read_transaction
 from models.tables import TABLES, Kind, Mirror, Organization
 from worker.decision.handlers import SUBSCRIBED
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, WorkOSUnavailableError
 from worker.metrics import Counters
 from worker.settings import Settings
 from worker.workos_api.bucket import Buckets
-from worker.workos_api.client import WorkOSClient, WorkOSUnavailableError, open_client
+from worker.workos_api.client import WorkOSClient, open_client
 
 MARGIN = timedelta(minutes=5)
 """The first catch-up begins so long before the first resync: an event may be older than when it can be read."""
@@ -33,7 +33,7 @@ def bind(engine: Engine, workos: WorkOSClient, settings: Settings) -> None:
     A database mirrors one environment (docs/guarantees.md, Repair).
 
     Raises:
-        ConfigurationError, RefusedKeyError, UnreadableError: as `require_same_environment`.
+        ConfigurationError, InvalidApiKeyError, WorkOSUnavailableError: as `require_same_environment`.
     """
     require_same_environment(engine, workos, settings)
     with read_transaction(engine) as tx:
@@ -50,8 +50,8 @@ def require_same_environment(engine: Engine, workos: WorkOSClient, settings: Set
 
     Raises:
         ConfigurationError: the client id is another's, or the key sees nothing that is known here.
-        RefusedKeyError: WorkOS refuses the key.
-        UnreadableError: WorkOS does not answer.
+        InvalidApiKeyError: WorkOS refuses the key.
+        WorkOSUnavailableError: WorkOS does not answer.
     """
     with read_transaction(engine) as tx:
         bound, known = tx.execute(select(Mirror.client_id, Mirror.known_organizations)).one()

@@ -6,14 +6,13 @@ from datetime import datetime, timedelta
 import structlog
 
 from worker.decision.handlers import SUBSCRIBED
-from worker.workos_api.client import (
+from worker.errors import (
     BadRequestError,
-    LastPageError,
+    CursorLostError,
+    EventTypesRefusedError,
     NotFoundError,
-    Page,
-    WorkOSClient,
-    WorkOSUnavailableError,
 )
+from worker.workos_api.client import LastPageError, Page, WorkOSClient
 
 log = structlog.get_logger()
 
@@ -27,14 +26,6 @@ MARGIN = timedelta(minutes=10)
 
 _Answer = tuple[Page, LastPageError | None]
 """A page, and the error to raise once it is stored."""
-
-
-class CursorLostError(Exception):
-    """WorkOS refuses the cursor."""
-
-
-class EventTypesRefusedError(WorkOSUnavailableError):
-    """WorkOS refuses some event types by name. The events of all other types were read."""
 
 
 class EventLog:
@@ -58,7 +49,7 @@ class EventLog:
 
         Raises:
             CursorLostError: WorkOS refuses the cursor; nothing was yielded.
-            UnreadableError: WorkOS did not answer.
+            WorkOSUnavailableError: WorkOS did not answer.
         """
         try:
             page = self._page(after=cursor)
@@ -70,7 +61,7 @@ class EventLog:
         """Yield the pages since a time, in chunks as long as WorkOS takes in one query; the last one is open.
 
         Raises:
-            UnreadableError: WorkOS did not answer.
+            WorkOSUnavailableError: WorkOS did not answer.
         """
         more = True
         while more:

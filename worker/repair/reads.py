@@ -19,10 +19,10 @@ from models.tables import TABLES, Kind, Mirror, Read
 from models.types import db_now, db_now_plus
 from worker.decision.decide import Finding, State, confirm
 from worker.decision.handlers import RoleMap, read_object
-from worker.errors import PayloadError, unexpected
+from worker.errors import InvalidApiKeyError, PayloadError, WorkOSUnavailableError, unexpected
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows
 from worker.mirror.read_requests import PARENT_MISSING
-from worker.workos_api.client import InvalidApiKeyError, ReadResult, WorkOSClient, WorkOSUnavailableError
+from worker.workos_api.client import ReadResult, WorkOSClient
 
 log = structlog.get_logger()
 
@@ -77,8 +77,8 @@ def confirmed_read(
         dry_run: the mirror is not to be changed.
 
     Raises:
-        UnreadableError: WorkOS did not answer, or the object changes too fast.
-        RefusedKeyError: WorkOS refuses the key.
+        WorkOSUnavailableError: WorkOS did not answer, or the object changes too fast.
+        InvalidApiKeyError: WorkOS refuses the key.
         PayloadError: WorkOS shows an object that cannot be used.
     """
     for _ in range(MAX_RACES):
@@ -155,7 +155,7 @@ def work_due(engine: Engine, workos: WorkOSClient, stopping: Callable[[], bool])
     What cannot be read now, whatever the reason, is tried again later; the others go on.
 
     Raises:
-        RefusedKeyError: WorkOS refuses the key.
+        InvalidApiKeyError: WorkOS refuses the key.
         redis.exceptions.RedisError: Redis, which keeps the rate limits, is away.
         sqlalchemy.exc.DBAPIError: the database is away.
     """

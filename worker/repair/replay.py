@@ -18,7 +18,7 @@ from models.database import in_transaction, read_transaction, sqlite_write_lock
 from models.tables import Event, EventStatus, Run, RunStatus, Task
 from models.types import db_now, inline_literal
 from worker.decision.decide import Outcome
-from worker.errors import ConfigurationError
+from worker.errors import AlreadyReplayedError, OperatorError
 from worker.inbox.drain import NO_ERROR, decide_events
 from worker.queue.doorbell import Doorbell
 from worker.runs import Lease, create, finish
@@ -30,10 +30,6 @@ STEP = 50
 PLAN_STEP = 200
 LOOKED_BACK = 100
 """Replays among which the same one is looked for."""
-
-
-class AlreadyReplayedError(ConfigurationError):
-    """The same events were replayed before, and none has failed since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +141,7 @@ def start(engine: Engine, selection: Selection, who: str, why: str | None, *, ag
         fits = selection.conditions()
         total = tx.execute(select(func.count()).select_from(Event).where(*fits)).scalar_one()
         if not total:
-            raise ConfigurationError("no event fits; look with: workos-sync events list")
+            raise OperatorError("no event fits; look with: workos-sync events list")
         last = _same_before(tx, selection)
         if last is not None and not again:
             fresh = or_(Event.replay_id.is_(None), Event.replay_id != last.id, Event.status == EventStatus.FAILED)

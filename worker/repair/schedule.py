@@ -8,10 +8,11 @@ from models.database import in_transaction, read_transaction
 from models.tables import Mirror, Read, Run, RunStatus, Task, Tick
 from models.types import db_now, db_now_plus
 from worker.decision.handlers import SUBSCRIBED
+from worker.errors import BusyError
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import update_complete_to
 from worker.repair.resync.resync import begin
-from worker.runs import BusyError, create
+from worker.runs import create
 from worker.settings import Settings
 
 log = structlog.get_logger()

@@ -12,7 +12,15 @@ from sqlalchemy import Connection, Engine, select
 from models.database import in_transaction, is_transient, read_transaction
 from models.tables import Mirror, Run, RunStatus, Task
 from worker import runs
-from worker.errors import ConfigurationError, stack_of, unexpected
+from worker.errors import (
+    BusyError,
+    ConfigurationError,
+    InvalidApiKeyError,
+    LeaseLostError,
+    WorkOSUnavailableError,
+    stack_of,
+    unexpected,
+)
 from worker.mirror import auto_join_policy
 from worker.mirror.retention import retain
 from worker.queue.doorbell import Doorbell
@@ -22,9 +30,9 @@ from worker.repair.environment import bind
 from worker.repair.replay import replay
 from worker.repair.resync.resync import Resync
 from worker.repair.schedule import begin_due, begin_unless_busy
-from worker.runs import BusyError, Lease, LeaseLostError, create, finish
+from worker.runs import Lease, create, finish
 from worker.settings import Settings
-from worker.workos_api.client import InvalidApiKeyError, WorkOSClient, WorkOSUnavailableError
+from worker.workos_api.client import WorkOSClient
 
 log = structlog.get_logger()
 
@@ -52,7 +60,7 @@ class Repair:
 
         Raises:
             ConfigurationError: WorkOS is another environment, or refuses the key.
-            UnreadableError: WorkOS does not answer.
+            WorkOSUnavailableError: WorkOS does not answer.
         """
         self._each(Task.RETENTION, Task.REPLAY)  # first, so that they do not wait for WorkOS
         if self.workos is None:

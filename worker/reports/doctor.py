@@ -16,14 +16,14 @@ from models.database import read_transaction
 from models.revisions import current_revision, newest_revision, outdated
 from models.types import db_now
 from worker.decision.handlers import SUBSCRIBED
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, InvalidApiKeyError, WorkOSUnavailableError
 from worker.metrics import noted
 from worker.queue.doorbell import DRAIN, LISTEN_SECONDS, Doorbell
 from worker.redis_client import require_writable, what_is_wrong
 from worker.repair.environment import require_same_environment
 from worker.reports.health import Health, Problem, check_health
 from worker.settings import Settings
-from worker.workos_api.client import InvalidApiKeyError, WorkOSClient, WorkOSUnavailableError
+from worker.workos_api.client import WorkOSClient
 
 WEBHOOK_PATH = "/webhooks/workos"
 DAY_SECONDS = 24 * 3600.0

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from worker.decision.payload import clean
-from worker.errors import ConfigurationError
+from worker.errors import (
+    BadRequestError,
+    DeadlinePassedError,
+    InvalidApiKeyError,
+    NotFoundError,
+    RateLimitedError,
+    WorkOSUnavailableError,
+)
 from worker.workos_api.bucket import ALL, USER_READS, USER_WRITES, Buckets
 from worker.workos_api.calls import Answer, CallError, Json
 
@@ -43,33 +50,6 @@ class ReadResult(NamedTuple):
     read_at: datetime
 
 
-class WorkOSUnavailableError(Exception):
-    """WorkOS did not answer, or not with what was asked for, or the call could not even be made.
-
-    Says nothing about any object.
-    """
-
-
-class BadRequestError(WorkOSUnavailableError):
-    """WorkOS answered 400, 409 or 422: it does not take these parameters, such as a cursor that it has forgotten."""
-
-
-class RateLimitedError(WorkOSUnavailableError):
-    """WorkOS answered 429 to the last: a rate limit is used up, by others too."""
-
-
-class DeadlinePassedError(WorkOSUnavailableError):
-    """A write was not sent: its deadline had passed when its turn came."""
-
-
-class NotFoundError(WorkOSUnavailableError):
-    """WorkOS's own 404: what the call is about is not there. `read_at` is WorkOS's time, in UTC."""
-
-    def __init__(self, message: str, read_at: datetime) -> None:
-        super().__init__(message)
-        self.read_at = read_at
-
-
 class LastPageError(WorkOSUnavailableError):
     """WorkOS listed `page`, but nothing by which the next page could be asked for."""
 
@@ -86,17 +66,13 @@ ERRORS: dict[int, type[WorkOSUnavailableError]] = {
 }
 
 
-class InvalidApiKeyError(ConfigurationError):
-    """WorkOS refuses the API key."""
-
-
 class WorkOSClient:
     """WorkOS: reads of everything, and writes of webhook endpoints and, for those who join by domain, memberships.
 
-    Each call waits for a token of the rate limits. Unless a method says otherwise it raises `RefusedKeyError` (WorkOS's
-    own 401 or 403), `LimitedError` (429), `NotThereError` (WorkOS's own 404 to a listing or a write), `UnreadableError`
-    (anything else, whatever the SDK raised, after a few tries if it can pass), and redis-py's `RedisError` where the
-    rate limits' Redis is away.
+    Each call waits for a token of the rate limits. Unless a method says otherwise, it raises `InvalidApiKeyError`
+    (WorkOS's own 401 or 403), `BadRequestError` (400, 409, 422), `RateLimitedError` (429), `NotFoundError` (WorkOS's
+    own 404 to a listing or a write), `WorkOSUnavailableError` (anything else, after a few tries if they can help), and
+    redis-py's `RedisError` if the Redis of the rate limits does not answer.
 
     Args:
         sdk: makes the calls, each once, so that every call takes a token.
@@ -216,10 +192,10 @@ class WorkOSClient:
 
         Raises:
             TooLateError: the deadline has passed; nothing was sent.
-            QueryRefusedError: WorkOS refuses it; one may be there already.
-            NotThereError: there is no such organization, user or role.
-            LimitedError: a rate limit is used up; nothing was done.
-            UnreadableError: it may have been done, or not.
+            BadRequestError: WorkOS refuses it; one may be there already.
+            NotFoundError: there is no such organization, user or role.
+            RateLimitedError: a rate limit is used up; nothing was done.
+            WorkOSUnavailableError: it may have been done, or not.
         """
         whose = {"organization_id": organization_id, "user_id": user_id}
         path = ("user_management", "organization_memberships")
@@ -238,7 +214,7 @@ class WorkOSClient:
         """Create a webhook endpoint and return it: the only time that WorkOS shows its secret.
 
         Raises:
-            QueryRefusedError: WorkOS does not take the URL, or has it already.
+            BadRequestError: WorkOS does not take the URL, or has it already.
         """
         return self._send("post", ("webhook_endpoints",), {"endpoint_url": url, "events": list(types)})
 
@@ -365,7 +341,7 @@ def _can_pass(error: BaseException) -> bool:
 
 
 def _require(what: str, item: object, wanted: Json) -> Json:
-    """Return an object of WorkOS's if it has these fields; raises `UnreadableError` if it is another or none."""
+    """Return an object of WorkOS's if it has these fields; raises `WorkOSUnavailableError` if it is another or none."""
     if isinstance(item, dict) and all(item.get(name) == value for name, value in wanted.items()):
         return item
     raise WorkOSUnavailableError(f"{what}: WorkOS answered with something else than was asked for")

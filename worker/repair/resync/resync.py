@@ -19,7 +19,17 @@ from models.database import delete_some, in_transaction, is_transient, read_tran
 from models.tables import Kind, Listing, Mirror, Read, Run, RunStatus, Seen, Task
 from models.types import db_now
 from worker.decision.decide import Finding
-from worker.errors import PayloadError, unexpected
+from worker.errors import (
+    BadRequestError,
+    InvalidApiKeyError,
+    LeaseLostError,
+    ListingFailedError,
+    NotFoundError,
+    PayloadError,
+    RateLimitedError,
+    WorkOSUnavailableError,
+    unexpected,
+)
 from worker.group_commit import GroupCommit
 from worker.mirror.apply import stored_rows
 from worker.mirror.read_requests import request_reads
@@ -28,15 +38,8 @@ from worker.repair.resync import deletions, drift, listings
 from worker.repair.resync.apply_page import CAUSE, ListedPage, apply_pages
 from worker.repair.resync.listings import Key, Name, Open
 from worker.repair.resync.parallel import in_parallel
-from worker.runs import Lease, LeaseLostError, create, finish, unfinished_run
-from worker.workos_api.client import (
-    BadRequestError,
-    InvalidApiKeyError,
-    NotFoundError,
-    RateLimitedError,
-    WorkOSClient,
-    WorkOSUnavailableError,
-)
+from worker.runs import Lease, create, finish, unfinished_run
+from worker.workos_api.client import WorkOSClient
 
 log = structlog.get_logger()
 
@@ -54,10 +57,6 @@ SOME = 5
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class ListingFailedError(Exception):
-    """A listing without which a resync makes no sense cannot be read, though WorkOS answers otherwise."""
 
 
 def start(
@@ -140,7 +139,7 @@ class Resync:
 
         Raises:
             LeaseLostError: another worker has it now.
-            RefusedKeyError: WorkOS refuses the key; the run is noted as failed.
+            InvalidApiKeyError: WorkOS refuses the key; the run is noted as failed.
         """
         try:
             phases = {"list": self._list_all, "delete": self._choose_deletions, "read": self._read_all}
