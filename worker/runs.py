@@ -32,14 +32,14 @@ def create(tx: Connection, /, task: Task, requested_by: str, **values: Any) -> s
     """Insert a run and return its id.
 
     Raises:
-        BusyError: one of this task is under way, of the same workspace or also of everything.
+        BusyError: one of this task is in progress, of the same workspace or also of everything.
     """
     tx.execute(select(Mirror.id).with_for_update())  # one creator at a time
     scope = values.get("organization_id")
     running = select(Run.id).where(Run.task == task, Run.status == RunStatus.RUNNING)
     running = running.where(Run.organization_id == scope if scope else Run.organization_id.is_(None))
     if (other := tx.execute(running).scalars().first()) is not None:
-        raise BusyError(f"a {task.replace('_', '-')} is under way already: run {other}")
+        raise BusyError(f"a {task.replace('_', '-')} is already in progress: run {other}")
     id = uuid.uuid4().hex[:12]
     tx.execute(insert(Run).values({"id": id, "task": task, "requested_by": requested_by, "phase": "", **values}))
     return id

@@ -17,7 +17,7 @@ from models.tables import TABLES, AutoJoin, Change, Domain, Join, JoinSearch, Jo
 from models.views import auto_join_domains
 from tests.support import JSON, NOON, access, joins, made, rows
 from tests.support.auto_join import is_filled, join_of, joins_of, put_in_force, tell
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, UnknownIdError
 from worker.mirror import auto_join_policy
 from worker.reports.access import access_of, domain_states
 from worker.reports.explain import explain
@@ -673,9 +673,9 @@ def test_switched_off_nobody_joins_and_the_reason_is_told(engine: Engine) -> Non
 
 
 def test_settings_of_no_workspace_or_of_nothing_are_refused(engine: Engine) -> None:
-    with pytest.raises(ConfigurationError, match="knows no workspace org_none"):
+    with pytest.raises(UnknownIdError, match="has no workspace org_none"):
         auto_join_policy.set_workspace(engine, "org_none", "ann", "why", auto_join=True)
-    with pytest.raises(ConfigurationError, match="say what to change"):
+    with pytest.raises(ConfigurationError, match="nothing to change"):
         auto_join_policy.set_workspace(engine, ORG, "ann", "why")
 
 

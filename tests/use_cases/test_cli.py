@@ -255,8 +255,8 @@ def test_failed_events_are_grouped_replayed_and_dismissed(story: JSON, engine: E
     assert "have not failed" in run("events", "dismiss", failed, "--why", "nobody", exit_code=1).stderr
     assert "no event has failed" in run("events", "failures").stdout
     assert report("events", "show", failed)["dismissed_why"] == "nobody"
-    assert "no event fits" in run("replay", "--failed", exit_code=2).stderr
-    assert "is no replay under way" in run("runs", "cancel", replayed["id"], exit_code=1).stderr
+    assert "no event matches" in run("replay", "--failed", exit_code=1).stderr
+    assert "is not a replay in progress" in run("runs", "cancel", replayed["id"], exit_code=1).stderr
 
 
 def test_a_replay_of_nothing_in_particular_is_refused(story: JSON) -> None:

@@ -2,10 +2,7 @@
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,13 +10,12 @@ import pytest
 from click.testing import CliRunner, Result
 from freezegun import freeze_time
 from redis import Redis
-from rq.job import JobStatus
 from sqlalchemy import Engine, create_engine, insert, update
 
 from models.database import in_transaction, open_engine
 from models.tables import Event, Mirror, Run, Tick
 from models.types import db_now, db_now_plus
-from tests.support import SECRET, accept, made, sign
+from tests.support import SECRET, accept, fake_workers, made, sign
 from tests.support.catalog import drop_schema
 from tests.support.resync import CLIENT_ID, settings_of
 from tests.support.sandbox import Sandbox
@@ -28,8 +24,7 @@ from worker.bootstrap import build_services
 from worker.cli import main
 from worker.decision.handlers import SUBSCRIBED
 from worker.processes.clock import CLOCK_TICK, heartbeat
-from worker.processes.jobs import make_worker
-from worker.queue.doorbell import DRAIN, REPAIR, Doorbell
+from worker.queue.doorbell import DRAIN, REPAIR
 from worker.settings import load_settings
 
 URL = "https://sync.acme.example/webhooks/workos"
@@ -80,34 +75,16 @@ def healthy(engine: Engine, redis_url: str, sandbox: Sandbox) -> Iterator[Sandbo
     services = build_services(settings, redis_url, endpoint=True)
     accept(create_app(services).test_client(), made("organization.created"))
     in_transaction(engine, lambda tx: tx.execute(update(Event).values(status="done")))
-    with ExitStack() as ended:
-        ended.callback(services.engine.dispose)
-        ended.callback(services.counters.close)
-        for lane in (DRAIN, REPAIR):
-            worker = make_worker(ended.enter_context(Redis.from_url(redis_url)), lane, {})
-            worker.register_birth()  # type: ignore[no-untyped-call]  # RQ has no types for it
-            ended.callback(worker.register_death)
+    services.close()
+    with fake_workers.registered(redis_url):
         yield sandbox
 
 
 @pytest.fixture
 def answering(healthy: Sandbox, redis_url: str) -> Iterator[None]:
     """A worker of the lane `drain` that begins what is queued there."""
-    ended = threading.Event()
-
-    def answer() -> None:
-        with Redis.from_url(redis_url) as redis:
-            queue = Doorbell(redis, DRAIN).queue
-            while not ended.wait(0.01):
-                for job in queue.jobs:
-                    queue.remove(job)
-                    job.set_status(JobStatus.STARTED)
-
-    with ThreadPoolExecutor() as do:
-        answering = do.submit(answer)
+    with fake_workers.answering(redis_url):
         yield
-        ended.set()
-        answering.result()
 
 
 def test_a_healthy_installation_has_no_failure(answering: None) -> None:
@@ -307,5 +284,5 @@ def test_what_is_no_https_address_is_refused(url: str, sandbox: Sandbox) -> None
 
 def test_what_workos_refuses_is_one_line(sandbox: Sandbox) -> None:
     sandbox.faults.fail(status=422, path="/webhook_endpoints", times=None)
-    said = run("register", URL, exit_code=2).stderr
+    said = run("register", URL, exit_code=1).stderr
     assert said.count("\n") == 1 and "422" in said

@@ -15,7 +15,7 @@ from tests.support.hooks import SECRET, Web
 from tests.support.resync import quietly, resync, small_life
 from tests.support.sandbox import Sandbox
 from worker.bootstrap import Services
-from worker.errors import ConfigurationError, HookError
+from worker.errors import ConfigurationError, HookError, OperatorError, UnknownIdError
 from worker.hooks import follow as hooks
 from worker.hooks import operate, targets
 from worker.hooks.targets import WebTarget
@@ -135,7 +135,10 @@ def test_what_failed_can_be_given_up(one_engine: Engine, host: Host, follow: Cal
     host.fails = {"user_1"}
     tell(one_engine, [person("user_1")])
     follow(attempts=1)
-    assert operate.dismiss(one_engine, "host", 999, "ann") == 0
+    with pytest.raises(OperatorError, match="no failed delivery of change 999"):
+        operate.dismiss(one_engine, "host", 999, "ann")
+    with pytest.raises(UnknownIdError, match="no hook other"):
+        operate.replay(one_engine, "other", None, "ann", names=["host"])
     assert operate.dismiss(one_engine, "host", None, "ann") == 1
     assert waiting(one_engine) == {} and operate.replay(one_engine, "host", None, "ann") == 0
 

@@ -35,7 +35,7 @@ from tests.support.auto_join import (
 )
 from tests.support.resync import CLIENT_ID, Between, Clock, resync
 from tests.support.sandbox import Sandbox
-from worker.errors import ConfigurationError, WorkOSUnavailableError
+from worker.errors import OperatorError, WorkOSUnavailableError
 from worker.mirror import auto_join_policy, erasure, retention
 from worker.repair.catch_up import update_complete_to
 from worker.repair.replay import dismiss
@@ -386,7 +386,7 @@ def test_what_is_not_blocked_cannot_be_lifted(stage: Stage) -> None:
     org = company(stage.world)
     user = sign_up(stage.world)
     stage.settles()
-    with pytest.raises(ConfigurationError, match="nothing keeps"):
+    with pytest.raises(OperatorError, match="nothing blocks"):
         auto_join_policy.unblock(stage.engine, org, user, "ann", "why not")
 
 

@@ -14,7 +14,7 @@ from models.types import db_now_plus
 from tests.support import JSON, apply_all, made, mirrored, rows, statuses
 from tests.support.stories import store
 from worker.decision.handlers import HANDLERS
-from worker.errors import AlreadyReplayedError, BusyError, ConfigurationError, LeaseLostError, fingerprint
+from worker.errors import AlreadyReplayedError, BusyError, LeaseLostError, OperatorError, fingerprint
 from worker.mirror.role_map import adopt
 from worker.queue.doorbell import DRAIN, Doorbell
 from worker.repair import replay as replays
@@ -134,7 +134,7 @@ def test_what_fails_again_has_a_fresh_budget_and_can_be_replayed_again(
     run(one_engine, bell, Selection(failed=True))
     apply_all(one_engine)
     assert statuses(one_engine) == {"done": 4}
-    with pytest.raises(ConfigurationError, match="no event fits"):
+    with pytest.raises(OperatorError, match="no event matches"):
         run(one_engine, bell, Selection(failed=True))
 
 
@@ -150,7 +150,7 @@ def test_a_replay_of_everything_changes_nothing_and_its_like_is_recognised(
     run_id = run(both_engines, bell, whole)
     apply_all(both_engines)
     assert (mirrored(both_engines), changes(both_engines)) == (before, noted)
-    with pytest.raises(AlreadyReplayedError, match=f"run {run_id} of ann replayed the same"):
+    with pytest.raises(AlreadyReplayedError, match=f"run {run_id} by ann replayed the same"):
         run(both_engines, bell, whole)
     assert run(both_engines, bell, whole, again=True) != run_id
     apply_all(both_engines)
@@ -202,7 +202,7 @@ def test_only_what_was_selected(one_engine: Engine, bell: Doorbell, selection: S
     assert Selection.from_json(selection.as_json()) == selection
     assert replays.count(one_engine, selection) == (len(chosen), 0)
     if not chosen:
-        with pytest.raises(ConfigurationError, match="no event fits"):
+        with pytest.raises(OperatorError, match="no event matches"):
             run(one_engine, bell, selection)
         return
     run(one_engine, bell, selection)

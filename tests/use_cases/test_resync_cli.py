@@ -73,9 +73,9 @@ def run(*arguments: str, exit_code: int = 0) -> Result:
     return result
 
 
-def refused(*arguments: str) -> str:
+def refused(*arguments: str, exit_code: int = 2) -> str:
     """The one line of a refusal."""
-    result = run(*arguments, exit_code=2)
+    result = run(*arguments, exit_code=exit_code)
     lines = [line for line in result.stderr.splitlines() if line.startswith("workos-sync: ")]
     assert len(lines) == 1 and result.stdout == "", result.output
     return lines[0]
@@ -140,7 +140,7 @@ def test_one_workspace_takes_a_second_or_two(equal: Engine, sandbox: Sandbox) ->
 @pytest.mark.parametrize("unknown", ["org_unknown", "../users", "user_1?x=y"])
 def test_an_organization_that_workos_does_not_know_is_said_so(equal: Engine, unknown: str) -> None:
     before = everything(equal)
-    assert refused("--organization", unknown) == f"workos-sync: WorkOS knows no organization {unknown}"
+    assert refused("--organization", unknown, exit_code=1) == f"workos-sync: WorkOS has no organization {unknown}"
     assert everything(equal) == before
 
 
@@ -150,7 +150,7 @@ def test_a_workspace_that_is_gone_at_workos_and_live_here_is_repaired(equal: Eng
     quietly(world, lambda: world.delete_organization(organization))
     assert "1 extra" in run("--organization", organization).stdout
     assert differences(equal, world.truth()) == []
-    assert "knows no organization" in refused("--organization", organization)
+    assert "has no organization" in refused("--organization", organization, exit_code=1)
 
 
 @pytest.mark.parametrize("missing", [["WORKOS_API_KEY"], ["WORKOS_CLIENT_ID"], ["WORKOS_API_KEY", "WORKOS_CLIENT_ID"]])
@@ -222,7 +222,7 @@ def test_an_environment_that_was_emptied_is_not_mistaken_for_another(equal: Engi
 def test_workos_away_is_one_line(equal: Engine, sandbox: Sandbox) -> None:
     before = everything(equal)
     sandbox.faults.fail(status=503, times=None)
-    assert refused().startswith("workos-sync: WorkOS did not answer: ")
+    assert refused(exit_code=1).startswith("workos-sync: WorkOS did not answer as expected: ")
     assert everything(equal) == before
 
 
@@ -242,8 +242,8 @@ def test_a_second_run_beside_one_under_way_is_refused(equal: Engine) -> None:
     in_transaction(
         equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_now_plus(30)))
     )
-    assert refused() == f"workos-sync: a resync is under way already: run {run_id}"
-    assert refused("--dry-run") == f"workos-sync: a resync is under way already: run {run_id}"
+    assert refused(exit_code=1) == f"workos-sync: a resync is already in progress: run {run_id}"
+    assert refused("--dry-run", exit_code=1) == f"workos-sync: a resync is already in progress: run {run_id}"
 
 
 def test_a_run_that_a_worker_took_first_is_followed_to_its_end(equal: Engine, sandbox: Sandbox) -> None:
@@ -287,7 +287,7 @@ def test_withheld_deletions_are_said_and_carried_out_on_approval(equal: Engine, 
 
 
 def test_approving_what_withheld_nothing_is_refused(equal: Engine) -> None:
-    assert "withheld no deletions" in refused("--approve", "nonsense")
+    assert refused("--approve", "nonsense", exit_code=1) == "workos-sync: there is no run nonsense"
     run("--approve", "nonsense", "--dry-run", exit_code=2)
     run("--approve", "nonsense", "--organization", "org_1", exit_code=2)
 

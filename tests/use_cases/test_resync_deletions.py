@@ -21,7 +21,7 @@ from tests.support.resync import (
     run_row,
 )
 from tests.support.sandbox import Sandbox
-from worker.errors import ConfigurationError
+from worker.errors import OperatorError
 from worker.repair.resync.resync import start
 from worker.workos_api.client import WorkOSClient
 
@@ -119,10 +119,12 @@ def test_an_approval_carries_out_that_list_and_reads_each_again_first(
     assert changes(engine) == before
 
 
-@pytest.mark.parametrize("run_id", ["nonsense", "clean"])
-def test_there_is_nothing_to_approve(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, run_id: str) -> None:
+@pytest.mark.parametrize(("run_id", "message"), [("nonsense", "there is no run"), ("clean", "withheld no deletions")])
+def test_there_is_nothing_to_approve(
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, run_id: str, message: str
+) -> None:
     clean = resync(one_engine, workos)
-    with pytest.raises(ConfigurationError, match="withheld no deletions"):
+    with pytest.raises(OperatorError, match=message):
         start(one_engine, "test", approves=clean if run_id == "clean" else run_id)
     resync(one_engine, workos)  # and nothing is left under way
 

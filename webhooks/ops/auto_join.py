@@ -7,7 +7,7 @@ from werkzeug import Response
 
 from worker.bootstrap import Services
 from worker.decision.roles import LOCAL_ROLES
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, OperatorError
 from worker.hooks import operate
 from worker.mirror import auto_join_policy
 from worker.reports import listings
@@ -17,7 +17,7 @@ PAGE = 50
 
 def add(routes: Blueprint, services: Services) -> None:
     """Add the pages to `routes`."""
-    engine = services.engine
+    engine, names = services.engine, services.settings.hooks
 
     @routes.get("/auto-join")
     def auto_join() -> str:
@@ -64,13 +64,13 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.post("/hooks/<name>/replay")
     def replay_hook(name: str) -> Response:
-        number = operate.replay(engine, name, request.form.get("change", type=int), session["name"])
+        number = operate.replay(engine, name, request.form.get("change", type=int), session["name"], names)
         services.hooks_bell.ring()
         return _report(number, "queued for retry")
 
     @routes.post("/hooks/<name>/dismiss")
     def dismiss_hook(name: str) -> Response:
-        number = operate.dismiss(engine, name, request.form.get("change", type=int), session["name"])
+        number = operate.dismiss(engine, name, request.form.get("change", type=int), session["name"], names)
         return _report(number, "dismissed")
 
 
@@ -82,7 +82,7 @@ def _apply(decision: Callable[[str], object], back: str) -> Response:
         return redirect(back)
     try:
         decision(reason)
-    except ConfigurationError as error:
+    except (ConfigurationError, OperatorError) as error:
         flash(f"Failed: {error}.", "bad")
     else:
         flash("Saved.", "good")

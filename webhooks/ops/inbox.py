@@ -4,6 +4,7 @@ from flask import Blueprint, abort, flash, redirect, render_template, request, s
 from werkzeug import Response
 
 from models.tables import EventStatus
+from webhooks.ops.start_run import start_run
 from worker.bootstrap import Services
 from worker.decision.handlers import HANDLERS
 from worker.repair import replay
@@ -59,6 +60,6 @@ def add(routes: Blueprint, services: Services) -> None:
 
 def _replay(services: Services, selection: Selection, *, again: bool = False) -> Response:
     reason = request.form.get("reason", "").strip() or None
-    run_id = replay.start(services.engine, selection, session["name"], reason, again=again)
-    services.repair_bell.ring()
-    return redirect(url_for("ops.run", run_id=run_id))
+    return start_run(
+        services, lambda who: replay.start(services.engine, selection, who, reason, again=again), "Replay started."
+    )

@@ -1,15 +1,14 @@
 """Pages of the mirror: workspaces, people, and explanations of their state."""
 
-from flask import Blueprint, abort, flash, redirect, render_template, request, session, url_for
+from flask import Blueprint, abort, render_template, request
 from sqlalchemy import Engine, select
 from werkzeug import Response
 
 from models.database import read_transaction
 from models.tables import User
-from webhooks.ops.overview import require_repairs
+from webhooks.ops.start_run import start_resync
 from worker.bootstrap import Services
 from worker.mirror.auto_join_policy import workspace_settings
-from worker.repair.resync.resync import start
 from worker.reports import explain, listings
 
 PAGE = 50
@@ -44,11 +43,7 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.post("/workspaces/<path:organization_id>/resync")
     def resync_workspace(organization_id: str) -> Response:
-        require_repairs(services)
-        run_id = start(engine, session["name"], organization_id=organization_id)
-        services.repair_bell.ring()
-        flash("Resync requested. A worker starts it at once.", "good")
-        return redirect(url_for("ops.run", run_id=run_id))
+        return start_resync(services, organization_id=organization_id)
 
     @routes.get("/people")
     def people() -> str:

@@ -3,16 +3,15 @@
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from flask import Blueprint, flash, redirect, render_template, session, url_for
+from flask import Blueprint, render_template
 from sqlalchemy import Engine, func, literal_column, select
 from werkzeug import Response
 
 from models.database import read_transaction
 from models.tables import Event
 from models.types import db_now
+from webhooks.ops.start_run import start_resync
 from worker.bootstrap import Services
-from worker.errors import ConfigurationError
-from worker.repair.resync.resync import start
 from worker.reports.health import check_health
 
 DAY = timedelta(days=1)
@@ -39,21 +38,7 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.post("/resync")
     def resync() -> Response:
-        require_repairs(services)
-        run_id = start(services.engine, session["name"])
-        services.repair_bell.ring()
-        flash("Resync requested. A worker starts it at once.", "good")
-        return redirect(url_for("ops.run", run_id=run_id))
-
-
-def require_repairs(services: Services) -> None:
-    """Check that workers can call WorkOS; otherwise a run would wait forever.
-
-    Raises:
-        ConfigurationError: there is no API key.
-    """
-    if not services.settings.repairs:
-        raise ConfigurationError("WORKOS_API_KEY is not set, so workers cannot call WorkOS.")
+        return start_resync(services)
 
 
 def arrivals(engine: Engine) -> list[Bar]:

@@ -1,6 +1,7 @@
 """The blueprint of the pages, their error pages and template filters."""
 
 from datetime import datetime
+from http import HTTPStatus
 
 import structlog
 from flask import Blueprint, Flask, render_template, session
@@ -11,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 from webhooks.ops import auto_join, inbox, mirror, overview, runs, sign_in
 from webhooks.receive import type_name
 from worker.bootstrap import Services
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, OperatorError, UnknownIdError, WorkosSyncError
 from worker.mirror.change_feed import as_json
 
 log = structlog.get_logger()
@@ -37,8 +38,10 @@ def install(app: Flask, services: Services) -> None:
         return render_template("ops/error.html", title=error.name, message=error.description), error.code or 500
 
     @routes.errorhandler(ConfigurationError)
-    def refused(error: ConfigurationError) -> tuple[str, int]:
-        return render_template("ops/error.html", title="Request failed", message=str(error)), 409
+    @routes.errorhandler(OperatorError)
+    def refused(error: WorkosSyncError) -> tuple[str, int]:
+        status = HTTPStatus.NOT_FOUND if isinstance(error, UnknownIdError) else HTTPStatus.CONFLICT
+        return render_template("ops/error.html", title="Request failed", message=str(error)), status
 
     @routes.errorhandler(DBAPIError)
     @routes.errorhandler(PoolTimeoutError)

@@ -6,10 +6,9 @@ from flask import Blueprint, abort, flash, redirect, render_template, session, u
 from werkzeug import Response
 
 from models.tables import Task
-from webhooks.ops.overview import require_repairs
+from webhooks.ops.start_run import start_resync
 from worker.bootstrap import Services
 from worker.repair import replay
-from worker.repair.resync.resync import start
 from worker.reports import listings
 from worker.reports.progress import how_far
 
@@ -43,11 +42,8 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.post("/runs/<run_id>/approve")
     def approve(run_id: str) -> Response:
-        require_repairs(services)
-        approval_id = start(engine, session["name"], approves=run_id)
-        services.repair_bell.ring()
-        flash("Approved. Each object is read again before it is deleted.", "good")
-        return redirect(url_for("ops.run", run_id=approval_id))
+        message = "Approved. Each object is read from WorkOS again before it is deleted."
+        return start_resync(services, message, approves=run_id)
 
     @routes.post("/runs/<run_id>/cancel")
     def cancel(run_id: str) -> Response:

@@ -1,4 +1,11 @@
-"""The command line: `workos-sync …`. Exit code 0: all is well, 1: something is wrong, 2: usage or configuration."""
+"""The command line: `workos-sync …`.
+
+| exit code | meaning |
+|---|---|
+| 0 | all is well |
+| 1 | something is wrong or could not be done: a finding, an unknown id, a run in progress, WorkOS does not answer |
+| 2 | wrong usage or configuration: options, settings, a database or Redis that cannot be used |
+"""
 
 from importlib import import_module
 from typing import Any
@@ -8,8 +15,9 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
 
 from worker.cli.shared import fail
-from worker.errors import ConfigurationError, WorkOSUnavailableError
+from worker.errors import ConfigurationError, WorkosSyncError, WorkOSUnavailableError
 from worker.private_files import keep_files_private
+from worker.redis_client import what_is_wrong
 
 PLACES = {
     **dict.fromkeys(["web", "worker", "clock", "demo"], "serve"),
@@ -24,7 +32,7 @@ PLACES = {
 
 
 class Commands(click.Group):
-    """A group whose commands end wrong configuration and a database away with one line and exit code 2."""
+    """A group whose commands report an error in one line, with the exit code of the table above."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the names of all commands."""
@@ -41,14 +49,16 @@ class Commands(click.Group):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except ConfigurationError as error:
-            fail(str(error))
         except WorkOSUnavailableError as error:
-            fail(f"WorkOS did not answer: {error}")
+            fail(f"WorkOS did not answer as expected: {error}; check the network, or try again later", error.exit_code)
+        except WorkosSyncError as error:
+            fail(str(error), error.exit_code)
         except RedisError as error:
-            fail(f"REDIS_URL: Redis failed: {type(error).__name__}")
+            saw, remedy = what_is_wrong(error)
+            fail(f"REDIS_URL: Redis {saw}; {remedy}", ConfigurationError.exit_code)
         except DBAPIError as error:
-            fail(f"DATABASE_URL: the database failed: {error.orig.__class__.__name__}")
+            saw = f"the database failed: {type(error.orig).__name__}"
+            fail(f"DATABASE_URL: {saw}; start it, or correct the URL", ConfigurationError.exit_code)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

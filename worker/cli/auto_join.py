@@ -3,15 +3,24 @@
 import sys
 
 import click
+from sqlalchemy import Engine
 
 from models.tables import JoinState
-from worker.cli.shared import json_option, migrated_engine, operator, say, say_rows
+from worker.cli.shared import json_option, known, migrated_engine, operator, say, say_rows
 from worker.decision.roles import LOCAL_ROLES
 from worker.mirror import auto_join_policy
 from worker.reports import listings
 
 reason_option = click.option("--reason", required=True, help="Kept with what is decided.")
 limit_option = click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+
+
+def _engine(organization: str | None) -> Engine:
+    """Return the engine of a migrated database; raises `UnknownIdError` if it lacks the workspace that is named."""
+    engine = migrated_engine()
+    if organization is not None:
+        known(listings.workspace(engine, organization), f"the mirror has no workspace {organization}")
+    return engine
 
 
 @click.group("auto-join")
@@ -26,7 +35,7 @@ def auto_join() -> None:
 @json_option
 def domains(organization: str | None, off: bool, limit: int, as_json: bool) -> None:
     """List domains: their state, whether people join by them now, and if not, why not."""
-    rows = listings.list_domains(migrated_engine(), organization, off=off, limit=limit)
+    rows = listings.list_domains(_engine(organization), organization, off=off, limit=limit)
     say_rows(("domain", "organization_id", "state", "auto_join", "why"), rows, as_json=as_json)
 
 
@@ -36,7 +45,7 @@ def domains(organization: str | None, off: bool, limit: int, as_json: bool) -> N
 @json_option
 def missing(organization: str | None, limit: int, as_json: bool) -> None:
     """List people who should be in a workspace by their domain and are not; exit code 1 if there are any."""
-    rows = auto_join_policy.missing_members(migrated_engine(), limit, organization)
+    rows = auto_join_policy.missing_members(_engine(organization), limit, organization)
     say_rows(("email", "user_id", "domain", "organization_id", "default_role"), rows, as_json=as_json)
     sys.exit(1 if rows else 0)
 
@@ -48,7 +57,7 @@ def missing(organization: str | None, limit: int, as_json: bool) -> None:
 @json_option
 def joins(state: str | None, organization: str | None, limit: int, as_json: bool) -> None:
     """List who was, is to be or may not be made a member by AUTO_JOIN=provision, and why."""
-    rows = auto_join_policy.joins(migrated_engine(), state=state, organization_id=organization, limit=limit)
+    rows = auto_join_policy.joins(_engine(organization), state=state, organization_id=organization, limit=limit)
     columns = ("created_at", "email", "user_id", "organization_id", "state", "reason", "cause_id", "attempts", "error")
     say_rows(columns, rows, as_json=as_json)
 

@@ -34,7 +34,10 @@ def hooks_list(as_json: bool) -> None:
 @json_option
 def hooks_failed(hook: str | None, limit: int, as_json: bool) -> None:
     """List the changes that a hook failed at, with its tracebacks; exit code 1 if there are any."""
-    rows = operate.deliveries(migrated_engine(), hook=hook, status="failed", limit=limit)
+    engine = migrated_engine()
+    if hook is not None:
+        operate.require_hook(engine, hook, load_settings().hooks)
+    rows = operate.deliveries(engine, hook=hook, status="failed", limit=limit)
     say_rows(("hook", "change_id", "kind", "object_id", "attempts", "traceback"), rows, as_json=as_json)
     sys.exit(1 if rows else 0)
 
@@ -44,8 +47,10 @@ def hooks_failed(hook: str | None, limit: int, as_json: bool) -> None:
 @change_option
 def hooks_replay(hook: str, change_id: int | None) -> None:
     """Tell a hook again of what it failed at."""
-    configure(load_settings().log_format)
-    _done(operate.replay(migrated_engine(), hook, change_id, operator()), "put back")
+    settings = load_settings()
+    configure(settings.log_format)
+    number = operate.replay(migrated_engine(), hook, change_id, operator(), settings.hooks)
+    click.echo(f"{number} put back")
 
 
 @hooks.command("dismiss")
@@ -53,10 +58,7 @@ def hooks_replay(hook: str, change_id: int | None) -> None:
 @change_option
 def hooks_dismiss(hook: str, change_id: int | None) -> None:
     """Give up what a hook failed at."""
-    configure(load_settings().log_format)
-    _done(operate.dismiss(migrated_engine(), hook, change_id, operator()), "dismissed")
-
-
-def _done(number: int, what: str) -> None:
-    click.echo(f"{number} {what}")
-    sys.exit(0 if number else 1)
+    settings = load_settings()
+    configure(settings.log_format)
+    number = operate.dismiss(migrated_engine(), hook, change_id, operator(), settings.hooks)
+    click.echo(f"{number} dismissed")

@@ -24,6 +24,7 @@ from worker.cli.shared import (
     show,
     until_stopped,
 )
+from worker.errors import OperatorError
 from worker.logs import configure
 from worker.mirror import change_feed
 from worker.processes.embedded import redis_server
@@ -59,7 +60,7 @@ def events_list(status: str | None, type: str | None, organization: str | None, 
 @json_option
 def events_show(event_id: str, as_json: bool) -> None:
     """Show one event: payload, outcome, attempts, and what it changed."""
-    event = known(listings.show_event(migrated_engine(), event_id), f"no event {event_id} was ever received")
+    event = known(listings.show_event(migrated_engine(), event_id), f"there is no event {event_id}")
     if as_json:
         click.echo(change_feed.as_json(event))
         return
@@ -91,8 +92,7 @@ def events_dismiss(event_ids: tuple[str, ...], why: str) -> None:
     number = replays.dismiss(migrated_engine(), event_ids, operator(), why)
     click.echo(f"{number} dismissed")
     if number < len(set(event_ids)):
-        click.echo(f"workos-sync: {len(set(event_ids)) - number} of them have not failed, or are unknown", err=True)
-        sys.exit(1)
+        raise OperatorError(f"{len(set(event_ids)) - number} of them have not failed, or are unknown")
 
 
 @click.command("replay")

@@ -14,7 +14,6 @@ from worker.cli.shared import (
     TIMES,
     as_table,
     cell,
-    fail,
     in_utc,
     json_option,
     known,
@@ -26,6 +25,7 @@ from worker.cli.shared import (
     show,
     until_stopped,
 )
+from worker.errors import OperatorError, UnknownIdError
 from worker.logs import configure
 from worker.mirror import change_feed
 from worker.mirror.erasure import forget
@@ -56,7 +56,7 @@ def resync(organization: str | None, dry_run: bool, approve: str | None, as_json
     configure(settings.log_format)
     with reaching_workos(settings, bound=not dry_run) as (services, workos), until_stopped() as stop:
         if organization and not _known(services.engine, workos, organization):
-            fail(f"WorkOS knows no organization {organization}")
+            raise UnknownIdError(f"WorkOS has no organization {organization}")
         who = operator()
         run_id = start(services.engine, who, organization_id=organization, dry_run=dry_run, approves=approve)
         with progress(services.engine, run_id):
@@ -136,9 +136,10 @@ def runs_show(run_id: str, as_json: bool) -> None:
 @click.argument("run_id", metavar="RUN")
 def runs_cancel(run_id: str) -> None:
     """Stop a replay where it is."""
-    if not replays.cancel(migrated_engine(), run_id, operator()):
-        click.echo(f"workos-sync: {run_id} is no replay under way", err=True)
-        sys.exit(1)
+    engine = migrated_engine()
+    if not replays.cancel(engine, run_id, operator()):
+        known(listings.run(engine, run_id), f"there is no run {run_id}")
+        raise OperatorError(f"run {run_id} is not a replay in progress")
     click.echo(f"{run_id} is cancelled")
 
 
@@ -165,8 +166,7 @@ def catch_up_command(since: datetime | None, as_json: bool) -> None:
         complete = cell(report.complete_to)
         click.echo(f"{report.returned} events read, {report.new} of them new; complete to {complete}")
     if report.missed:
-        click.echo(f"workos-sync: events are missing since the last catch-up: {REMEDY}", err=True)
-        sys.exit(1)
+        raise OperatorError(f"events are missing since the last catch-up: {REMEDY}")
 
 
 NOT_REACHED = "not reached: backups, what hooks and followers copied, reasons that operators wrote"

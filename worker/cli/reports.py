@@ -23,7 +23,7 @@ from worker.settings import load_settings
 def members(organization: str, as_json: bool) -> None:
     """List who has access to a workspace now, with which role."""
     workspace = known(
-        listings.list_members(migrated_engine(), organization), f"the mirror knows no organization {organization}"
+        listings.list_members(migrated_engine(), organization), f"the mirror has no workspace {organization}"
     )
     if as_json:
         click.echo(change_feed.as_json(workspace))

@@ -11,9 +11,9 @@ from models.database import open_engine
 from models.migrate import upgrade
 from models.revisions import newest_revision
 from worker.bootstrap import endpoint_redis
-from worker.cli.shared import as_table, fail, json_option, open_database, operator, show
+from worker.cli.shared import as_table, json_option, open_database, operator, show
 from worker.decision.handlers import SUBSCRIBED
-from worker.errors import BadRequestError, ConfigurationError
+from worker.errors import BadRequestError, ConfigurationError, OperatorError
 from worker.logs import configure
 from worker.metrics import Counters
 from worker.mirror import change_feed
@@ -23,7 +23,7 @@ from worker.reports.doctor import Check, Level, compare_event_types, list_endpoi
 from worker.settings import load_settings
 from worker.workos_api.client import WorkOSClient
 
-SAME_URL = "WorkOS refused it: does it take each URL once? Then add something to it, such as ?secret=2"
+SAME_URL = "WorkOS rejected the endpoint. If it has this URL already, add something to it, such as ?secret=2"
 ROTATION = """\
 Until the old endpoint is gone every event comes twice, signed with either secret; that does no harm.
 1. Add the secret to WORKOS_WEBHOOK_SECRETS, after the old one and a comma, and restart web.
@@ -40,7 +40,7 @@ def migrate() -> None:
         upgrade(open_database(settings))
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
-    click.echo(f"the database stands at revision {newest_revision()}")
+    click.echo(f"the database is at revision {newest_revision()}")
 
 
 @click.command()
@@ -70,7 +70,7 @@ def register(url: str, rotate: bool) -> None:
     configure(settings.log_format)
     parts = urlsplit(url)
     if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1"):
-        fail(f"{url}: WorkOS sends to https only")
+        raise ConfigurationError(f"{url}: WorkOS sends webhooks to https URLs only")
     with (
         redis_server(settings) as server,
         closing(Counters(redis := endpoint_redis(server.url))) as counters,
@@ -79,7 +79,7 @@ def register(url: str, rotate: bool) -> None:
         try:
             _register(workos, url, rotate=rotate)
         except BadRequestError as error:
-            fail(f"{error}. {SAME_URL}")
+            raise OperatorError(f"{error}. {SAME_URL}") from error
 
 
 def _register(workos: WorkOSClient, url: str, *, rotate: bool) -> None:

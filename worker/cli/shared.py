@@ -1,6 +1,7 @@
 """What the commands share: settings and parts, how they fail, how they print."""
 
 import getpass
+import os
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from sqlalchemy import Engine
 
 from models.database import open_engine
 from worker.bootstrap import Services, build_services, require_migrated
+from worker.errors import UnknownIdError
 from worker.mirror import change_feed
 from worker.processes.embedded import redis_server
 from worker.repair.environment import bind, connect, require_same_environment
@@ -30,21 +32,23 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 
 def operator() -> str:
-    """Return who uses the command line: the login name."""
-    return getpass.getuser()
+    """Return who uses the command line: the login name, or `uid 12345` for a user without one, as in containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # KeyError until Python 3.12
+        return f"uid {os.getuid()}"
 
 
-def fail(message: str) -> NoReturn:
-    """End with one line and exit code 2."""
+def fail(message: str, exit_code: int) -> NoReturn:
+    """Print one line to stderr and exit: 1 if something could not be done, 2 for wrong usage or configuration."""
     click.echo(f"workos-sync: {message}", err=True)
-    sys.exit(2)
+    sys.exit(exit_code)
 
 
 def known(found: T | None, otherwise: str) -> T:
-    """Return what was found; ends with one line and exit code 1 if that is nothing."""
+    """Return `found`; raises `UnknownIdError`, with `otherwise` as its message, if it is None."""
     if found is None:
-        click.echo(f"workos-sync: {otherwise}", err=True)
-        sys.exit(1)
+        raise UnknownIdError(otherwise)
     return found
 
 

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Engine, delete, func, select, update
+from sqlalchemy import ColumnElement, Delete, Engine, Update, delete, func, select, update
 
 from models.database import in_transaction, read_transaction
 from models.tables import Change, Hook, HookDelivery
 from models.types import db_now
+from worker.errors import OperatorError, UnknownIdError
 
 log = structlog.get_logger()
 
@@ -55,20 +56,52 @@ def deliveries(
         return [dict(row) for row in tx.execute(query).mappings()]
 
 
-def replay(engine: Engine, hook: str, change_id: int | None, who: str) -> int:
-    """Have a hook told again of what it failed at, all of it or one change; return how many."""
+def require_hook(engine: Engine, hook: str, names: Iterable[str]) -> None:
+    """Check that a hook exists: it is one of `names`, those in the settings, or ran before.
+
+    Raises:
+        UnknownIdError: it does not.
+    """
+    with read_transaction(engine) as tx:
+        ran = tx.execute(select(Hook.name).where(Hook.name == hook)).one_or_none() is not None
+    if not ran and hook not in names:
+        raise UnknownIdError(f"there is no hook {hook}; to see all, run: workos-sync hooks list")
+
+
+def replay(engine: Engine, hook: str, change_id: int | None, who: str, names: Iterable[str] = ()) -> int:
+    """Retry the failed deliveries of a hook; return how many there are, which may be 0.
+
+    Args:
+        engine: the database.
+        hook: the hook's name.
+        change_id: only the delivery of this change.
+        who: the operator.
+        names: the hooks in the settings.
+
+    Raises:
+        UnknownIdError: there is no such hook.
+        OperatorError: it has no failed delivery of the change.
+    """
     values = {"status": "pending", "attempts": 0, "due_at": db_now()}
     again = update(HookDelivery).where(*_failed(hook, change_id)).values(values)
-    number = in_transaction(engine, lambda tx: tx.execute(again).rowcount)
+    number = _decide(engine, again, hook, change_id, names)
     log.info("hook_replayed", hook=hook, number=number, who=who)
     return number
 
 
-def dismiss(engine: Engine, hook: str, change_id: int | None, who: str) -> int:
-    """Give up what a hook failed at, all of it or one change; return how many."""
+def dismiss(engine: Engine, hook: str, change_id: int | None, who: str, names: Iterable[str] = ()) -> int:
+    """Discard the failed deliveries of a hook; arguments, result and errors as of `replay`."""
     gone = delete(HookDelivery).where(*_failed(hook, change_id))
-    number = in_transaction(engine, lambda tx: tx.execute(gone).rowcount)
+    number = _decide(engine, gone, hook, change_id, names)
     log.info("hook_dismissed", hook=hook, number=number, who=who)
+    return number
+
+
+def _decide(engine: Engine, step: Update | Delete, hook: str, change_id: int | None, names: Iterable[str]) -> int:
+    require_hook(engine, hook, names)
+    number: int = in_transaction(engine, lambda tx: tx.execute(step).rowcount)
+    if change_id is not None and not number:
+        raise OperatorError(f"hook {hook} has no failed delivery of change {change_id}")
     return number
 
 

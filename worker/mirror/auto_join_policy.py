@@ -23,7 +23,7 @@ from models.tables import (
 )
 from models.types import db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, OperatorError, UnknownIdError
 from worker.mirror.apply import append_changes, note_changes
 from worker.mirror.auto_join import add_joins, recheck, search
 from worker.mirror.identity import same_person
@@ -89,18 +89,18 @@ def set_workspace(
         default_role: the local role of those who do.
 
     Raises:
-        ConfigurationError: there is no such workspace, or nothing is asked for.
+        ConfigurationError: neither a switch nor a role was given.
+        UnknownIdError: the mirror has no such workspace.
     """
     given = {"auto_join": auto_join, "default_role": default_role}
     wanted = {name: value for name, value in given.items() if value is not None}
     if not wanted:
-        raise ConfigurationError("say what to change: the switch, the default role, or both")
+        raise ConfigurationError("nothing to change: give the switch, the default role, or both")
     return in_transaction(engine, _set_workspace, organization_id, who, why, wanted)
 
 
 def _set_workspace(tx: Connection, organization_id: str, who: str, why: str, wanted: dict[str, Any]) -> dict[str, Any]:
-    if tx.execute(select(Organization.id).where(Organization.id == organization_id)).one_or_none() is None:
-        raise ConfigurationError(f"the mirror knows no workspace {organization_id}")
+    _require(tx, Organization, "workspace", organization_id)
     mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()  # one operator at a time
     before = workspace_settings(tx, organization_id)
     after = before | wanted
@@ -134,7 +134,8 @@ def unblock(engine: Engine, organization_id: str, user_id: str, who: str, why: s
     In mode `provision` they are made a member if their address still makes them one. A later removal blocks anew.
 
     Raises:
-        ConfigurationError: nothing keeps them out.
+        UnknownIdError: the mirror has no such workspace or person.
+        OperatorError: nothing blocks them.
     """
     return in_transaction(engine, _unblock, organization_id, user_id, who, why)
 
@@ -145,7 +146,9 @@ def _unblock(tx: Connection, organization_id: str, user_id: str, who: str, why: 
     here = (view.organization_id == organization_id, view.user_id == user_id)
     reasons = sorted(set(tx.execute(select(view.reason).where(*here)).scalars()))
     if not reasons:
-        raise ConfigurationError(f"nothing keeps {user_id} from joining {organization_id} by domain")
+        _require(tx, Organization, "workspace", organization_id)
+        _require(tx, User, "person", user_id)
+        raise OperatorError(f"nothing blocks {user_id} from joining {organization_id} by domain")
     # The block may be that of another user id with the same address.
     people = same_person(tx, user_id)
     inactive = or_(Membership.deleted_by.is_not(None), Membership.status.is_(None), Membership.status != "active")
@@ -167,15 +170,14 @@ def block(engine: Engine, organization_id: str, user_id: str, who: str, why: str
     """Keep someone from joining a workspace by domain until it is lifted; a membership they have stays.
 
     Raises:
-        ConfigurationError: the mirror knows no such workspace or person.
+        UnknownIdError: the mirror has no such workspace or person.
     """
     in_transaction(engine, _block, organization_id, user_id, who, why)
 
 
 def _block(tx: Connection, organization_id: str, user_id: str, who: str, why: str) -> None:
-    for table, id, what in ((Organization, organization_id, "workspace"), (User, user_id, "person")):
-        if tx.execute(select(table.id).where(table.id == id)).one_or_none() is None:
-            raise ConfigurationError(f"the mirror knows no {what} {id}")
+    _require(tx, Organization, "workspace", organization_id)
+    _require(tx, User, "person", user_id)
     values = {"state": JoinState.BLOCKED, "reason": f"by {who}: {why}", "cause": "operator", "cause_id": who}
     row = dialect_insert(tx, Join).values(
         organization_id=organization_id, user_id=user_id, settled_at=db_now(), **values
@@ -183,6 +185,11 @@ def _block(tx: Connection, organization_id: str, user_id: str, who: str, why: st
     key = [Join.organization_id, Join.user_id]
     tx.execute(row.on_conflict_do_update(index_elements=key, set_=values | {"settled_at": db_now()}))
     note_changes(tx, [_change_row(JOIN, user_id, organization_id, None, {"state": "blocked", "why": why}, who)])
+
+
+def _require(tx: Connection, table: type[Organization | User], what: str, id: str) -> None:
+    if tx.execute(select(table.id).where(table.id == id)).one_or_none() is None:
+        raise UnknownIdError(f"the mirror has no {what} {id}")
 
 
 def _change_row(kind: str, id: str, organization_id: str, before: Any, after: Any, who: str) -> dict[str, Any]:

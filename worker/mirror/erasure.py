@@ -29,7 +29,7 @@ from models.types import db_now, db_now_plus, inline_literal
 from models.views import auto_join_blocks
 from worker.decision.mentions import comparable, mentions
 from worker.decision.payload import is_id, parse_json
-from worker.errors import ConfigurationError
+from worker.errors import OperatorError, UnknownIdError
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows
 
 STEP = 500
@@ -70,14 +70,15 @@ def forget(engine: Engine, user_id: str, who: str, searched: Callable[[int], Non
         searched: called now and then with the number of payloads searched so far.
 
     Raises:
-        ConfigurationError: the user is unknown, or still lives in WorkOS, which would only send the data again.
+        UnknownIdError: the mirror has no such user.
+        OperatorError: the user still exists in WorkOS, which would only send the data again.
     """
     with read_transaction(engine) as tx:
         row = tx.execute(select(User.deleted_by).where(User.id == user_id)).one_or_none()
     if row is None:
-        raise ConfigurationError(f"the mirror knows no user {user_id}")
+        raise UnknownIdError(f"the mirror has no user {user_id}")
     if row.deleted_by is None:
-        raise ConfigurationError(f"user {user_id} lives in WorkOS; delete it there first, or its data comes again")
+        raise OperatorError(f"user {user_id} still exists in WorkOS; delete it there first, or its data comes back")
     return _erase(engine, [user_id], ("operator", who), searched)
 
 

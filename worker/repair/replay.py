@@ -132,22 +132,22 @@ def start(engine: Engine, selection: Selection, who: str, why: str | None, *, ag
         again: even if the same was replayed before and nothing has failed since.
 
     Raises:
-        BusyError: another one is under way.
+        BusyError: another replay is in progress.
         AlreadyReplayedError: see `again`.
-        ConfigurationError: no event fits.
+        OperatorError: no event matches.
     """
 
     def made(tx: Connection) -> str:
         fits = selection.conditions()
         total = tx.execute(select(func.count()).select_from(Event).where(*fits)).scalar_one()
         if not total:
-            raise OperatorError("no event fits; look with: workos-sync events list")
+            raise OperatorError("no event matches; to see them, run: workos-sync events list")
         last = _same_before(tx, selection)
         if last is not None and not again:
             fresh = or_(Event.replay_id.is_(None), Event.replay_id != last.id, Event.status == EventStatus.FAILED)
             if tx.execute(select(Event.id).where(*fits, Event.body.is_not(None), fresh).limit(1)).first() is None:
                 raise AlreadyReplayedError(
-                    f"run {last.id} of {last.requested_by} replayed the same; once more: --again"
+                    f"run {last.id} by {last.requested_by} replayed the same events; to replay them again, add --again"
                 )
         shown = selection.as_json()
         return create(tx, Task.REPLAY, who, selection=shown, reason=why, total=total)

@@ -10,10 +10,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, exists, func, select, text
 
-from models.tables import TABLES, Domain, Drift, Kind, Listing, Membership, Organization, Role, Seen, User
+from models.tables import TABLES, Domain, Drift, Kind, Listing, Membership, Organization, Role, Run, Seen, User
 from models.tables import Connection as SignIn
 from worker.decision.decide import Finding
-from worker.errors import ConfigurationError
+from worker.errors import OperatorError, UnknownIdError
 from worker.mirror.read_requests import request_reads
 from worker.repair.resync.listings import Name
 
@@ -69,12 +69,15 @@ def approve(tx: Connection, run_id: str, approved: str) -> None:
     """Have `run_id` read, and delete if gone, what the run `approved` withheld.
 
     Raises:
-        ConfigurationError: that run withheld nothing.
+        UnknownIdError: there is no such run.
+        OperatorError: that run withheld nothing.
     """
     withheld = (Drift.run_id == approved, Drift.action == "withheld")
     query = select(Drift.object_id).where(*withheld)
     if tx.execute(query.limit(1)).first() is None:
-        raise ConfigurationError(f"run {approved} withheld no deletions")
+        if tx.execute(select(Run.id).where(Run.id == approved)).one_or_none() is None:
+            raise UnknownIdError(f"there is no run {approved}")
+        raise OperatorError(f"run {approved} withheld no deletions")
     for kind in Kind:
         for ids in _batches(tx, select(Drift.object_id).where(*withheld, Drift.kind == kind), Drift.object_id):
             request_reads(tx, kind, ids, f"approved deletion of run {approved}", run_id)

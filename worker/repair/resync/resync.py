@@ -77,8 +77,9 @@ def start(
         approves: the run whose withheld deletions are to be carried out, and nothing else.
 
     Raises:
-        BusyError: another one is under way.
-        ConfigurationError: there is no such run, or it withheld nothing.
+        BusyError: another resync is in progress.
+        UnknownIdError: there is no such run.
+        OperatorError: it withheld nothing.
     """
     scope = {"organization_id": organization_id, "dry_run": dry_run, "approves": approves}
 

@@ -1,0 +1,45 @@
+"""Workers as Redis shows them, without the processes: for what only looks whether some are there."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+from redis import Redis
+from rq.job import JobStatus
+
+from worker.processes.jobs import make_worker
+from worker.queue.doorbell import DRAIN, REPAIR, Doorbell
+
+
+@contextmanager
+def registered(redis_url: str, *lanes: str) -> Iterator[None]:
+    """Register one worker for each of these lanes, and of those that every installation has."""
+    with ExitStack() as ended:
+        for lane in (DRAIN, REPAIR, *lanes):
+            worker = make_worker(ended.enter_context(Redis.from_url(redis_url)), lane, {})
+            worker.register_birth()  # type: ignore[no-untyped-call]  # RQ has no types for it
+            ended.callback(worker.register_death)
+        yield
+
+
+@contextmanager
+def answering(redis_url: str) -> Iterator[None]:
+    """Start every job that is queued in the lane `drain`, as a worker there would."""
+    ended = threading.Event()
+
+    def answer() -> None:
+        with Redis.from_url(redis_url) as redis:
+            queue = Doorbell(redis, DRAIN).queue
+            while not ended.wait(0.01):
+                for job in queue.jobs:
+                    queue.remove(job)
+                    job.set_status(JobStatus.STARTED)
+
+    with ThreadPoolExecutor() as do:
+        answers = do.submit(answer)
+        try:
+            yield
+        finally:
+            ended.set()
+            answers.result()

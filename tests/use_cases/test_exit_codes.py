@@ -1,0 +1,378 @@
+"""Exit codes of every command: 0 all is well, 1 something is wrong or could not be done, 2 usage or configuration."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import Engine, insert, update
+
+from models.database import in_transaction, open_engine
+from models.tables import Event, EventStatus, Hook, HookDelivery, Run, RunStatus, Task
+from models.types import db_now, db_now_plus
+from tests.support import commands, fake_workers, made, rows
+from tests.support.auto_join import tell
+from tests.support.catalog import drop_schema
+from tests.support.hooks import SECRET as HOOK_SECRET
+from tests.support.resync import settings_of
+from tests.support.sandbox import Sandbox
+from worker.cli import main
+from worker.processes.clock import heartbeat
+from worker.queue.doorbell import HOOKS
+from worker.repair.resync.resync import start
+from worker.runs import create
+from worker.settings import load_settings
+
+URL = "https://sync.acme.example/webhooks/workos"
+
+
+class Installation(NamedTuple):
+    """A mirror equal to WorkOS, in which nothing is wrong, and what there is to name in it."""
+
+    engine: Engine
+    sandbox: Sandbox
+    organization: str
+    user: str
+    """A member of the organization."""
+    gone: str
+    """A deleted user."""
+    event: str
+    """An event that was applied."""
+    run: str
+    """A resync that ended well."""
+
+
+Prepare = Callable[[Installation], object]
+"""What happens to an installation before the command; what it returns is ignored."""
+
+
+class Case(NamedTuple):
+    """A command line, in which `{user}` and the like stand for what the installation holds, and its exit code."""
+
+    exit_code: int
+    line: str
+    prepare: Prepare | None = None
+
+
+def an_event_failed(it: Installation) -> None:
+    tell(it.engine, [made("user.updated", event_id="event_failed", id=None)])
+
+
+def someone_is_missing(it: Installation) -> None:
+    tell(it.engine, [made("user.created", id="user_missing", email="missing@acme.example", email_verified=True)])
+
+
+def someone_is_blocked(it: Installation) -> None:
+    someone_is_missing(it)
+    assert run("auto-join", "block", it.organization, "user_missing", "--reason", "x").exit_code == 0
+
+
+def the_admin_left(it: Installation) -> None:
+    it.sandbox.world.update_membership(next(iter(it.sandbox.world.memberships)), role="member")
+    tell(it.engine, it.sandbox.world.events)
+
+
+def a_hook_is_well(it: Installation) -> None:
+    in_transaction(it.engine, lambda tx: tx.execute(insert(Hook).values(name="sessions", cursor=10**6)))
+
+
+def a_hook_failed(it: Installation) -> None:
+    a_hook_is_well(it)
+    failed = {"hook": "sessions", "change_id": 1, "kind": "user", "object_id": it.user, "status": "failed"}
+    in_transaction(it.engine, lambda tx: tx.execute(insert(HookDelivery).values(failed | {"attempts": 12})))
+
+
+def a_replay_is_in_progress(it: Installation) -> None:
+    run_id = in_transaction(it.engine, create, Task.REPLAY, "ann", selection={"failed": True}, total=1)
+    in_transaction(it.engine, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(id="run_replay")))
+
+
+def a_resync_is_in_progress(it: Installation) -> None:
+    run_id = start(it.engine, "ann")
+    leased = update(Run).where(Run.id == run_id).values(leased_until=db_now_plus(600))
+    in_transaction(it.engine, lambda tx: tx.execute(leased))
+
+
+def workos_is_away(it: Installation) -> None:
+    it.sandbox.faults.fail(status=503, times=None)
+
+
+def workos_refuses_the_endpoint(it: Installation) -> None:
+    it.sandbox.faults.fail(status=422, path="/webhook_endpoints", times=None)
+
+
+def workos_has_more(it: Installation) -> None:
+    with it.sandbox.world.silently():
+        it.sandbox.world.create_user("untold@acme.example")
+
+
+def replayed_before(it: Installation) -> None:
+    ended = {"status": RunStatus.DONE, "finished_at": db_now()}
+    assert run("replay", "--id", it.event).exit_code == 0
+    in_transaction(it.engine, lambda tx: tx.execute(update(Run).where(Run.task == Task.REPLAY).values(ended)))
+    in_transaction(it.engine, lambda tx: tx.execute(update(Event).values(status=EventStatus.DONE)))
+
+
+CASES = {
+    "auto-join block": [
+        Case(0, "{organization} {user} --reason x"),
+        Case(1, "org_none {user} --reason x"),
+        Case(1, "{organization} user_none --reason x"),
+        Case(2, "{organization} {user}"),
+    ],
+    "auto-join domains": [Case(0, ""), Case(1, "--organization org_none"), Case(2, "--limit 0")],
+    "auto-join joins": [Case(0, ""), Case(1, "--organization org_none"), Case(2, "--state nonsense")],
+    "auto-join lift": [
+        Case(0, "{organization} user_missing --reason x", someone_is_blocked),
+        Case(1, "{organization} {user} --reason x"),
+        Case(1, "{organization} user_none --reason x"),
+        Case(2, "{organization} {user}"),
+    ],
+    "auto-join missing": [
+        Case(0, ""),
+        Case(1, "", someone_is_missing),
+        Case(1, "--organization org_none"),
+        Case(2, "--limit 0"),
+    ],
+    "auto-join set": [
+        Case(0, "{organization} --off --reason x"),
+        Case(1, "org_none --off --reason x"),
+        Case(2, "{organization} --reason x"),
+        Case(2, "{organization} --role king --reason x"),
+    ],
+    "catch-up": [
+        Case(0, ""),
+        Case(1, "", workos_is_away),
+        Case(2, "--since 2001-01-01"),
+        Case(2, "--since 2999-01-01"),
+        Case(2, "--since yesterday"),
+    ],
+    "clock": [Case(2, "--nonsense")],
+    "demo": [Case(2, "--nonsense")],
+    "doctor": [Case(0, ""), Case(1, "", workos_is_away), Case(2, "--nonsense")],
+    "events dismiss": [
+        Case(0, "event_failed --why x", an_event_failed),
+        Case(1, "{event} --why x"),
+        Case(1, "event_none --why x"),
+        Case(2, "{event}"),
+    ],
+    "events failures": [Case(0, ""), Case(1, "", an_event_failed), Case(2, "--nonsense")],
+    "events list": [Case(0, ""), Case(2, "--status nonsense")],
+    "events show": [Case(0, "{event}"), Case(1, "event_none"), Case(2, "")],
+    "explain": [Case(0, "{user}"), Case(1, "user_none"), Case(2, "")],
+    "forget": [Case(0, "{gone}"), Case(1, "user_none"), Case(1, "{user}"), Case(2, "")],
+    "hooks dismiss": [
+        Case(0, "sessions", a_hook_failed),
+        Case(0, "sessions --change 1", a_hook_failed),
+        Case(0, "sessions"),
+        Case(1, "sessions --change 1", a_hook_is_well),
+        Case(1, "nonsense"),
+        Case(2, "sessions --change nonsense"),
+    ],
+    "hooks failed": [
+        Case(0, ""),
+        Case(0, "sessions"),
+        Case(1, "sessions", a_hook_failed),
+        Case(1, "nonsense"),
+        Case(2, "--limit 0"),
+    ],
+    "hooks list": [Case(0, ""), Case(1, "", a_hook_failed), Case(2, "--nonsense")],
+    "hooks replay": [
+        Case(0, "sessions", a_hook_failed),
+        Case(0, "sessions --change 1", a_hook_failed),
+        Case(0, "sessions"),
+        Case(1, "sessions --change 1", a_hook_is_well),
+        Case(1, "nonsense"),
+        Case(2, ""),
+    ],
+    "members": [Case(0, "{organization}"), Case(1, "org_none"), Case(2, "")],
+    "migrate": [Case(0, ""), Case(2, "--nonsense")],
+    "register": [
+        Case(0, URL),
+        Case(1, URL, workos_is_away),
+        Case(1, URL, workos_refuses_the_endpoint),
+        Case(2, "http://sync.acme.example/webhooks/workos"),
+    ],
+    "replay": [
+        Case(0, "--id {event}"),
+        Case(1, "--id event_none"),
+        Case(1, "--failed"),
+        Case(1, "--id {event}", a_replay_is_in_progress),
+        Case(1, "--id {event}", replayed_before),
+        Case(2, ""),
+    ],
+    "resync": [
+        Case(0, ""),
+        Case(0, "--organization {organization}"),
+        Case(0, "--dry-run"),
+        Case(1, "--dry-run", workos_has_more),
+        Case(1, "--organization org_none"),
+        Case(1, "--approve nonsense"),
+        Case(1, "--approve {run}"),
+        Case(1, "", a_resync_is_in_progress),
+        Case(1, "", workos_is_away),
+        Case(2, "--approve {run} --dry-run"),
+    ],
+    "runs cancel": [
+        Case(0, "run_replay", a_replay_is_in_progress),
+        Case(1, "{run}"),
+        Case(1, "nonsense"),
+        Case(2, ""),
+    ],
+    "runs list": [Case(0, ""), Case(2, "--limit 0")],
+    "runs show": [Case(0, "{run}"), Case(1, "nonsense"), Case(2, "")],
+    "status": [Case(0, ""), Case(1, "", an_event_failed), Case(2, "--nonsense")],
+    "web": [Case(2, "--port 70000")],
+    "worker": [Case(2, "--processes 0")],
+    "workspaces": [
+        Case(0, ""),
+        Case(0, "--without-admin"),
+        Case(1, "--without-admin", the_admin_left),
+        Case(2, "--limit 0"),
+    ],
+}
+ENDLESS = {"web", "worker", "clock"}
+"""They end only when asked to, with 0: see tests/integration/test_stop.py."""
+LISTS = {"events list", "runs list"}
+"""Nothing that they may find is wrong."""
+PATHS = [" ".join(path) for path, command in commands(main) if not hasattr(command, "commands") and path != ()]
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(
+    set_environment: Callable[..., None],
+    make_database: Callable[[str], str],
+    sandbox: Sandbox,
+    logs_as_before: None,
+) -> None:
+    set_environment(
+        DATABASE_URL=make_database("sqlite"),
+        WORKOS_WEBHOOK_SECRETS="secret",
+        WORKOS_RATE_SHARE="1",
+        HOOKS="sessions=https://host/hook",
+        HOOK_SECRETS=f"sessions:{HOOK_SECRET}",
+        **settings_of(sandbox),
+    )
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = open_engine(load_settings().database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def installation(engine: Engine, redis_url: str, sandbox: Sandbox) -> Iterator[Installation]:
+    world = sandbox.world
+    organization = world.create_organization("Acme", domains=[("acme.example", "verified")])["id"]
+    user, gone = (world.create_user(f"{name}@people.example")["id"] for name in ("ann", "gone"))
+    world.create_membership(organization, user, role="admin")
+    world.delete_user(gone)
+    assert run("register", URL).exit_code == 0
+    tell(engine, world.events)
+    in_transaction(engine, lambda tx: tx.execute(update(Event).values(webhook_at=db_now())))
+    assert run("resync").exit_code == 0
+    assert run("catch-up").exit_code == 0
+    (resync,) = (row["id"] for row in rows(engine, Run) if row["task"] == Task.RESYNC)
+    heartbeat(engine)
+    with fake_workers.registered(redis_url, HOOKS), fake_workers.answering(redis_url):
+        yield Installation(engine, sandbox, organization, user, gone, world.events[0]["id"], resync)
+
+
+def test_every_command_has_its_exit_codes_here() -> None:
+    assert sorted(CASES) == sorted(PATHS)
+    codes = {path: {case.exit_code for case in cases} for path, cases in CASES.items()}
+    assert {path for path in CASES if 0 not in codes[path]} == {*ENDLESS, "demo"}
+    assert {path for path in CASES if 1 not in codes[path]} == {*ENDLESS, *LISTS, "demo", "migrate"}
+    assert all(2 in found for found in codes.values())
+
+
+def cases(*exit_codes: int) -> list[Any]:
+    return [
+        pytest.param(path, case, id=f"{path} {case.line} {case.prepare.__name__ if case.prepare else ''}".strip())
+        for path, cases in CASES.items()
+        for case in cases
+        if case.exit_code in exit_codes
+    ]
+
+
+@pytest.mark.parametrize(("path", "case"), cases(0, 1))
+def test_what_is_well_is_0_and_what_is_wrong_or_impossible_1(installation: Installation, path: str, case: Case) -> None:
+    if case.prepare is not None:
+        case.prepare(installation)
+    ended = run(*path.split(), *case.line.format(**installation._asdict()).split())
+    assert ended.exit_code == case.exit_code, (ended.output, ended.exception)
+    assert isinstance(ended.exception, SystemExit | None) and "Traceback" not in ended.stderr
+
+
+def whole(path: str, line: str | None = None) -> list[str]:
+    """A command with arguments that are well-formed, or with these, and some id where one is named."""
+    if line is None:
+        line = next((case.line for case in CASES[path] if case.exit_code == 0), "")
+    return [*path.split(), *re.sub(r"{(\w+)}", r"\1_1", line).split()]
+
+
+@pytest.mark.parametrize(("path", "case"), cases(2))
+def test_wrong_usage_is_2(path: str, case: Case) -> None:
+    ended = run(*whole(path, case.line))
+    assert ended.exit_code == 2, (ended.output, ended.exception)
+    assert ended.stderr.splitlines()[-1].startswith(("workos-sync: ", "Error: "))
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path != "demo"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PORT", "high"), ("DATABASE_URL", "postgresql://nobody:hunter2@127.0.0.1:1/none")],
+)
+def test_wrong_configuration_is_2_for_every_command(
+    monkeypatch: pytest.MonkeyPatch, path: str, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    ended = run(*whole(path))
+    if name == "DATABASE_URL" and path in ("register", "doctor"):
+        assert ended.exit_code == (1 if path == "doctor" else 0), "doctor reports it, and register asks WorkOS only"
+        return
+    assert ended.exit_code == 2, (ended.output, ended.exception)
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("workos-sync: ") and name in line and "hunter2" not in line
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path not in ("demo", "doctor", "register", "migrate")])
+def test_an_unmigrated_database_is_2_for_every_command_that_reads_it(engine: Engine, path: str) -> None:
+    drop_schema(engine)
+    ended = run(*whole(path))
+    assert ended.exit_code == 2, (ended.output, ended.exception)
+    assert ended.stderr == "workos-sync: the database is not migrated; run: workos-sync migrate\n"
+
+
+@pytest.mark.parametrize("line", ["resync", "catch-up", f"register {URL}"])
+def test_a_redis_that_does_not_answer_is_2(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    ended = run(*line.split())
+    assert ended.exit_code == 2, (ended.output, ended.exception)
+    assert ended.stderr.splitlines()[-1].startswith("workos-sync: REDIS_URL: ")
+
+
+@pytest.mark.parametrize("line", ["resync", "catch-up", f"register {URL}"])
+def test_a_key_that_workos_rejects_is_2(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    monkeypatch.setenv("WORKOS_API_KEY", "sk_test_nobody")
+    ended = run(*line.split())
+    assert ended.exit_code == 2, (ended.output, ended.exception)
+    (said,) = ended.stderr.splitlines()
+    assert said.startswith("workos-sync: WORKOS_API_KEY") and "sk_test" not in said
+
+
+def test_a_user_without_a_name_can_decide_too(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)  # which no passwd entry names, as in many containers
+    ended = run("auto-join", "set", installation.organization, "--off", "--reason", "x")
+    assert ended.exit_code == 0, (ended.output, ended.exception)
+    assert "uid 54321" in run("explain", installation.organization).stdout
