@@ -5,19 +5,33 @@ import re
 import sys
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
 
+from worker import errors
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("models", "worker", "webhooks")
-WORKER = (
-    *("errors", "logs", "private_files", "group_commit", "metrics", "redis_client"),
-    *("decision", "queue", "runs", "mirror", "inbox", "settings"),
-    *("workos_api", "repair", "provisioning", "hooks"),
-    *("bootstrap", "processes", "reports", "cli"),
-)
-"""The parts of the worker, from the ground up."""
+LAYERS: list[set[str]] = [
+    {"models", *(f"worker.{name}" for name in ("errors", "group_commit", "logs", "metrics", "redis_client"))},
+    {"worker.decision", "worker.private_files", "worker.queue", "worker.runs"},
+    {"worker.kinds", "worker.settings", "worker.workos_api"},
+    {"worker.mirror"},
+    {"worker.hooks", "worker.inbox", "worker.provisioning"},
+    {"worker.bootstrap", "worker.repair"},
+    {"worker.processes", "worker.reports"},
+    {"worker.cli", "webhooks"},
+]
+"""The parts of the product, from the bottom up. A part imports only itself and parts of lower layers."""
+LAYER_OF = {part: number for number, parts in enumerate(LAYERS, start=1) for part in parts}
+SUITES = tuple(f"tests.{name}" for name in ("benchmarks", "demo", "drill", "e2e", "integration", "unit", "use_cases"))
+ERRORS_ELSEWHERE = {
+    "worker.redis_client.NotPrimaryError",  # RQ and redis-py treat it as redis-py's own
+    "worker.workos_api.calls.CallError",  # stays within its package
+    "worker.workos_api.client.LastPageError",  # carries a `Page` of that module
+}
 
 
 def name_of(path: Path) -> str:
@@ -36,11 +50,18 @@ def tree(module: str) -> ast.Module:
 def imports(module: str) -> Iterator[str]:
     """Every name that `module` imports, dotted, in functions and under `TYPE_CHECKING` too."""
     for node in ast.walk(tree(module)):
+        assert not isinstance(node, ast.ImportFrom) or node.level == 0, f"{module} imports relatively"
+    return imported(tree(module), module)
+
+
+def imported(parsed: ast.Module, package: str) -> Iterator[str]:
+    """Every name that a module of `package` imports; relative ones are resolved."""
+    for node in ast.walk(parsed):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module} imports relatively"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            source = resolve_name("." * node.level + (node.module or ""), package)
+            yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
 def importers(*names: str) -> set[str]:
@@ -66,18 +87,65 @@ def test_imports_point_down(package: str, above: tuple[str, ...]) -> None:
     assert {module for module in importers(*above) if module.split(".")[0] == package} == set()
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("worker.")])
-def test_each_part_of_the_worker_stands_on_those_below_it(module: str) -> None:
-    place = WORKER.index(module.split(".")[1])
-    below = {name for name in neighbours(module) if name.startswith("worker.")}
-    assert {name for name in below if WORKER.index(name.split(".")[1]) > place} == set()
+def part_of(module: str) -> str:
+    """The part that a module belongs to: `models`, `webhooks`, or a module or package of the worker."""
+    return ".".join(module.split(".")[: 2 if module.startswith("worker.") else 1])
+
+
+def drawn() -> str:
+    """The layers that there are, from the top down, one line each."""
+    parts = {part_of(module) for module in MODULES}
+    lines = [f"{n}  {' · '.join(sorted(layer & parts))}" for n, layer in enumerate(LAYERS, start=1)]
+    return "\n".join(reversed(lines))
+
+
+def test_imports_go_down_the_layers() -> None:
+    print(f"\n{drawn()}")
+    modules = set(MODULES) - {"worker"}
+    assert {module for module in modules if part_of(module) not in LAYER_OF} == set(), "of no layer"
+    assert sum(map(len, LAYERS)) == len(LAYER_OF), "a part in two layers"
+    assert len(LAYERS) <= 8
+    wrong = [
+        f"{module} ({LAYER_OF[part_of(module)]}) imports {found} ({LAYER_OF[part_of(found)]})"
+        for module in sorted(modules)
+        for found in sorted(neighbours(module) - {"worker"})
+        if part_of(found) != part_of(module) and LAYER_OF[part_of(found)] >= LAYER_OF[part_of(module)]
+    ]
+    assert wrong == [], "\n".join([*wrong, drawn()])
+
+
+def test_support_for_tests_imports_no_suite() -> None:
+    helpers = sorted((ROOT / "tests" / "support").rglob("*.py"))
+    assert len(helpers) > 10
+    wrong = {
+        (str(path.relative_to(ROOT)), found)
+        for path in helpers
+        for found in imported(ast.parse(path.read_text()), ".".join(path.parent.relative_to(ROOT).parts))
+        if f"{found}.".startswith(tuple(f"{suite}." for suite in SUITES))
+    }
+    assert wrong == set()
+
+
+def test_errors_are_in_one_file_under_one_root() -> None:
+    elsewhere = {
+        f"{module}.{node.name}"
+        for module in MODULES
+        if module != "worker.errors"
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+        if any(ast.unparse(base).endswith(("Error", "Exception")) for base in node.bases)
+    }
+    assert elsewhere == ERRORS_ELSEWHERE
+    found = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    assert len(found) > 20
+    assert [error for error in found if not issubclass(error, errors.WorkosSyncError)] == []
 
 
 def test_no_product_module_imports_tests() -> None:
     assert importers("tests") == set()
 
 
-def test_no_two_modules_import_each_other_round_any_corner() -> None:
+def test_there_is_no_cycle_of_imports() -> None:
     reachable = {module: neighbours(module) for module in MODULES}
     for _ in MODULES:
         reachable = {m: found.union(*(reachable[other] for other in found)) for m, found in reachable.items()}

@@ -9,11 +9,11 @@ import structlog
 from flask import Blueprint, Response, abort, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
 
-from webhooks.signature import InvalidSignatureError, verify
+from webhooks.signature import verify
 from worker.bootstrap import Services
 from worker.decision.handlers import HANDLERS
 from worker.decision.payload import is_id, parse_json
-from worker.errors import PayloadError
+from worker.errors import InvalidSignatureError, PayloadError
 from worker.group_commit import GroupCommit
 from worker.inbox.store import Delivery, accept_webhooks
 

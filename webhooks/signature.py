@@ -4,14 +4,7 @@ from collections.abc import Sequence
 
 from workos.webhooks import Webhooks
 
-
-class InvalidSignatureError(Exception):
-    """The signature is invalid. `reason` is `missing`, `time` or `mismatch`."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
+from worker.errors import InvalidSignatureError
 
 # `verify_header` does not use its client, so None takes the place of `self`.
 _verify_header = Webhooks.verify_header

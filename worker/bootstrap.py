@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 from models.database import open_engine
 from models.revisions import outdated
 from worker.errors import ConfigurationError
+from worker.inbox.drain import Policy
 from worker.metrics import Counters
 from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR, Doorbell
 from worker.redis_client import open_redis
@@ -23,6 +24,8 @@ INBOX_CONNECTIONS = 2
 """One commits deliveries, for all threads; the other tells `/readyz` whether that can be done."""
 ENDPOINT_POOL_SECONDS = 2.0
 """A thread that waits longer for a connection is missing for deliveries."""
+JOB_SECONDS = 2.0
+"""How long a job drains before it rings for the next one: a process that is asked to stop ends its job first."""
 REPAIR_JOB_SECONDS = 24 * 3600
 """A resync may take hours: its lease says whether it lives, not RQ."""
 LONG_JOB_SECONDS = 1800
@@ -87,6 +90,22 @@ def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False
         hooks_bell=Doorbell(redis, HOOKS, LONG_JOB_SECONDS),
         counters=Counters(redis),
     )
+
+
+def lanes_of(settings: Settings) -> tuple[str, ...]:
+    """Return the lanes of work that the settings ask for; each needs at least one process."""
+    return (
+        DRAIN,
+        REPAIR,
+        *((PROVISION,) if settings.auto_join == "provision" else ()),
+        *((HOOKS,) if settings.http_hooks else ()),
+    )
+
+
+def drain_policy(settings: Settings) -> Policy:
+    """Return how the settings ask drains to work."""
+    first_backoff = settings.first_backoff_seconds
+    return Policy(settings.batch_size, settings.max_attempts, first_backoff, seconds=JOB_SECONDS)
 
 
 def endpoint_redis(url: str) -> Redis:

@@ -121,6 +121,27 @@ class HookError(WorkosSyncError):
     """A hook did not accept a change."""
 
 
+# Requests
+
+
+class InvalidSignatureError(WorkosSyncError):
+    """The signature of a delivery does not hold. `reason` is one of a few words, fit for a metric."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class RefusedRequestError(WorkosSyncError):
+    """A request is malformed or too large. `status` is the answer's status line, without version."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        """A constant, without anything of the request."""
+
+
 # Descriptions
 
 

@@ -32,8 +32,6 @@ from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, Wo
 from worker.mirror.auto_join import add_joins
 from worker.mirror.identity import same_person
 from worker.queue.doorbell import Doorbell
-from worker.repair.catch_up import catch_up, update_complete_to
-from worker.repair.schedule import begin_unless_busy
 from worker.workos_api.client import WorkOSClient
 
 log = structlog.get_logger()
@@ -79,8 +77,26 @@ def waiting(engine: Engine) -> bool:
         return bool(tx.execute(select(exists().where(*_due()) | exists(select(JoinSearch.domain)))).scalar_one())
 
 
+@dataclass(frozen=True, slots=True)
+class CatchUp:
+    """What provisioning needs from the repair of the mirror.
+
+    Attributes:
+        read: reads the events API into the inbox; starts a resync if events are missing there.
+        update_complete_to: notes up to when everything in the inbox is applied.
+    """
+
+    read: Callable[[], object]
+    update_complete_to: Callable[[], object]
+
+
 def provision(
-    engine: Engine, workos: WorkOSClient, lag: timedelta, bell: Doorbell, stopping: Callable[[], bool] = lambda: False
+    engine: Engine,
+    workos: WorkOSClient,
+    lag: timedelta,
+    bell: Doorbell,
+    catch_up: CatchUp,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> int:
     """Work on what is due, once; return how many joins were settled.
 
@@ -89,6 +105,7 @@ def provision(
         workos: WorkOS.
         lag: how long WorkOS may hold its newest events back.
         bell: rung when events were read that wait to be applied.
+        catch_up: how the inbox is filled.
         stopping: says whether to leave off.
 
     Raises:
@@ -97,7 +114,7 @@ def provision(
     """
     while not stopping() and _search(engine):
         pass
-    update_complete_to(engine)
+    catch_up.update_complete_to()
     rows = _take(engine)
     if not rows or stopping():
         return 0
@@ -107,7 +124,7 @@ def provision(
             _stamp(engine, row, now)
     with ThreadPoolExecutor(AT_ONCE, "provision") as pool:
         settled = sum(pool.map(lambda row: not stopping() and _work(engine, workos, lag, row), rows))
-    _ask_for_events(engine, workos, lag, bell)
+    _ask_for_events(engine, workos, lag, bell, catch_up)
     return settled
 
 
@@ -170,7 +187,7 @@ def _stamp(engine: Engine, row: Row, now: datetime) -> None:
         _note(engine, row, {"complete_from": now + timedelta(seconds=1)})
 
 
-def _ask_for_events(engine: Engine, workos: WorkOSClient, lag: timedelta, bell: Doorbell) -> None:
+def _ask_for_events(engine: Engine, workos: WorkOSClient, lag: timedelta, bell: Doorbell, catch_up: CatchUp) -> None:
     """Read the events API when it can show all that a join waits for: the clock's next catch-up may be minutes away."""
     inbox_to = select(Mirror.inbox_to).scalar_subquery()
     ahead = select(Join.complete_from).where(
@@ -180,11 +197,9 @@ def _ask_for_events(engine: Engine, workos: WorkOSClient, lag: timedelta, bell: 
         known = Join.complete_from.is_not(None)
         oldest = tx.execute(ahead.where(known).order_by(Join.complete_from).limit(1)).scalar_one_or_none()
     if oldest is not None and workos.now() - lag >= oldest:
-        report = catch_up(engine, workos, lag=lag)
+        catch_up.read()
         in_transaction(engine, lambda tx: tx.execute(_due_with_the_events()))
         bell.ring()
-        if report.missed:
-            in_transaction(engine, begin_unless_busy, "missed events")
 
 
 def _due_with_the_events() -> Update:

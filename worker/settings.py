@@ -2,7 +2,6 @@
 
 import base64
 import ipaddress
-from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
@@ -12,12 +11,6 @@ from redis.connection import parse_url
 from models.database import database_url
 from worker.decision.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
 from worker.errors import ConfigurationError
-from worker.inbox.drain import Policy
-from worker.mirror.retention import Periods
-from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
-
-JOB_SECONDS = 2.0
-"""How long a job drains before it rings for the next one: a process that is asked to stop ends its job first."""
 
 SHORTEST_SECRET, LONGEST_SECRET = 24, 64
 """Bytes of a hook's secret (Standard Webhooks, Symmetric signatures)."""
@@ -156,16 +149,6 @@ class Settings(BaseSettings):
         return bool(self.workos_api_key and self.workos_client_id)
 
     @property
-    def lanes(self) -> tuple[str, ...]:
-        """The lanes of work that these settings ask for, each of at least one process."""
-        return (
-            DRAIN,
-            REPAIR,
-            *((PROVISION,) if self.auto_join == "provision" else ()),
-            *((HOOKS,) if self.http_hooks else ()),
-        )
-
-    @property
     def http_hooks(self) -> dict[str, str]:
         """The URL of each hook that is called, by hook name."""
         return {name: url for name, url in self.hooks.items() if url.startswith(("https://", "http://"))}
@@ -174,16 +157,6 @@ class Settings(BaseSettings):
     def python_hooks(self) -> list[str]:
         """Names of hooks that are Python functions. Release 2.0 removed them: they are reported and not called."""
         return sorted(self.hooks.keys() - self.http_hooks.keys())
-
-    def periods(self) -> Periods:
-        """Return how long things are kept."""
-        payloads, events = timedelta(days=self.keep_payloads_days), timedelta(days=self.keep_events_days)
-        changes, persons = timedelta(days=self.keep_changes_days), timedelta(days=self.erase_after_days)
-        return Periods(payloads, events, changes, persons)
-
-    def policy(self) -> Policy:
-        """Return how drains work."""
-        return Policy(self.batch_size, self.max_attempts, self.first_backoff_seconds, seconds=JOB_SECONDS)
 
 
 REMEDIES = {

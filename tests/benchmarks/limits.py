@@ -12,7 +12,8 @@ from sqlalchemy import FromClause, Table, make_url
 from models.tables import TABLES, AutoJoin, Change, Event
 from tests.benchmarks.servers import SQLITE
 from tests.support import SECRET
-from webhooks.signature import InvalidSignatureError, verify
+from webhooks.signature import verify
+from worker.errors import InvalidSignatureError
 
 DECIDED = ("status", "outcome", "decided_by", "processed_at", "occurred_at", "kind", "object_id", "organization_id")
 """What a drain writes on the rows of the inbox."""

@@ -19,9 +19,10 @@ from tests.support import accept, apply_all, made, sign
 from tests.support.promtool import RULES, firing
 from webhooks.app import create_app
 from worker.bootstrap import Services
-from worker.processes.clock import CLOCK_TICK, heartbeat
+from worker.processes.clock import heartbeat
 from worker.processes.jobs import make_worker
 from worker.queue.doorbell import DRAIN, REPAIR
+from worker.repair.schedule import CLOCK_TICK
 
 pytestmark = pytest.mark.long  # each asks promtool
 needs_promtool = pytest.mark.skipif(

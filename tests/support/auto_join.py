@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 from redis import Redis
 from sqlalchemy import Connection, Engine, select, update
@@ -17,9 +18,10 @@ from tests.support.sandbox import Sandbox, World
 from tests.support.stories import delivered
 from worker.inbox.store import accept_from_api
 from worker.mirror import auto_join_policy
-from worker.provisioning import provision
+from worker.provisioning import CatchUp, provision
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import catch_up, update_complete_to
+from worker.repair.work import catch_up_or_resync
 from worker.workos_api.client import WorkOSClient
 
 LAG = timedelta(seconds=3)
@@ -91,7 +93,11 @@ class Stage:
     def works(self) -> None:
         """One round of the provisioning worker, with everything due."""
         in_transaction(self.engine, lambda tx: tx.execute(update(Join).values(due_at=db_now_plus(-1))))
-        provision(self.engine, self.workos, LAG, Doorbell(self.redis, "drain"))
+        catch_up = CatchUp(
+            read=partial(catch_up_or_resync, self.engine, self.workos, lag=LAG),
+            update_complete_to=partial(update_complete_to, self.engine),
+        )
+        provision(self.engine, self.workos, LAG, Doorbell(self.redis, "drain"), catch_up)
 
     def settles(self, most: int = 20) -> None:
         """Rounds until no join is open, time passing in between; and what they made arrives."""

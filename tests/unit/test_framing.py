@@ -8,7 +8,8 @@ from gunicorn.http import RequestParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from webhooks.server.request_reader import CONTINUE, FREE_FRAMING, MAX_HEAD, RefusedRequestError, RequestReader
+from webhooks.server.request_reader import CONTINUE, FREE_FRAMING, MAX_HEAD, RequestReader
+from worker.errors import RefusedRequestError
 
 MOST = 4096
 names = st.sampled_from(["X-Long", "WorkOS-Signature", "X-Content-Length", "X-Transfer-Encoding"])

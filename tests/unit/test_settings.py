@@ -7,6 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from models.database import database_url
+from worker.bootstrap import drain_policy
 from worker.errors import ConfigurationError
 from worker.settings import Settings, load_settings
 
@@ -135,7 +136,7 @@ def test_settings_come_from_the_file_env_and_the_environment_goes_before(monkeyp
 
 
 def test_the_policy_follows_the_settings() -> None:
-    policy = Settings(_env_file=None, batch_size=3, max_attempts=4, first_backoff_seconds=5).policy()
+    policy = drain_policy(Settings(_env_file=None, batch_size=3, max_attempts=4, first_backoff_seconds=5))
     assert (policy.batch_size, policy.max_attempts, policy.first_backoff) == (3, 4, 5)
 
 

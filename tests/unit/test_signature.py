@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from workos.webhooks import Webhooks
 
 from tests.support import sign
-from webhooks.signature import InvalidSignatureError, verify
+from webhooks.signature import verify
+from worker.errors import InvalidSignatureError
 
 NOW_MS = 1_750_880_000_000
 NOW = NOW_MS / 1000

@@ -23,8 +23,9 @@ from webhooks.app import create_app
 from worker.bootstrap import build_services
 from worker.cli import main
 from worker.decision.handlers import SUBSCRIBED
-from worker.processes.clock import CLOCK_TICK, heartbeat
+from worker.processes.clock import heartbeat
 from worker.queue.doorbell import DRAIN, REPAIR
+from worker.repair.schedule import CLOCK_TICK
 from worker.settings import load_settings
 
 URL = "https://sync.acme.example/webhooks/workos"

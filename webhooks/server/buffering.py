@@ -25,7 +25,8 @@ from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine
 from gunicorn.http.unreader import Unreader
 from gunicorn.workers.gthread import ThreadWorker
 
-from webhooks.server.request_reader import BAD_REQUEST, HEAD_TOO_LARGE, RefusedRequestError, RequestReader
+from webhooks.server.request_reader import BAD_REQUEST, HEAD_TOO_LARGE, RequestReader
+from worker.errors import RefusedRequestError
 from worker.logs import places
 
 log = structlog.get_logger()

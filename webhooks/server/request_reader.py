@@ -7,6 +7,8 @@ smuggling).
 import re
 from collections.abc import Generator
 
+from worker.errors import RefusedRequestError
+
 MAX_HEAD = 65_536
 MAX_CHUNK_LINE = 1_024
 FREE_FRAMING = 4_096
@@ -31,16 +33,6 @@ Steps = Generator[bytes, None, None]
 """Yields whenever more data is needed. Each value is sent to the client."""
 Search = Generator[bytes, None, int]
 """Like `Steps`, and returns an index into the data."""
-
-
-class RefusedRequestError(Exception):
-    """The request is malformed or too large. `status` is the status line of the response, without the version."""
-
-    def __init__(self, status: str, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.reason = reason
-        """A constant; quotes nothing from the request."""
 
 
 class RequestReader:

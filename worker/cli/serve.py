@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from models.database import in_transaction
 from models.public_domains import refresh
 from worker import provisioning
-from worker.bootstrap import build_services, require_migrated
+from worker.bootstrap import build_services, lanes_of, require_migrated
 from worker.cli.shared import open_database, until_stopped
 from worker.errors import ConfigurationError, WorkOSUnavailableError
 from worker.hooks import follow
@@ -90,7 +90,7 @@ def worker(processes: int | None) -> None:
     configure(settings.log_format)
     engine = open_database(settings)
     require_migrated(engine)
-    lanes = [DRAIN] * (settings.worker_processes - 1) + list(settings.lanes)
+    lanes = [DRAIN] * (settings.worker_processes - 1) + list(lanes_of(settings))
     with redis_server(settings) as redis, until_stopped() as stop:
         _bind_if_reachable(engine, settings, redis.url)
         role_map.adopt(engine, settings.role_map)

@@ -29,7 +29,7 @@ from models.types import db_now, db_now_plus, inline_literal
 from models.views import auto_join_blocks
 from worker.decision.mentions import comparable, mentions
 from worker.decision.payload import is_id, parse_json
-from worker.errors import OperatorError, UnknownIdError
+from worker.errors import OperatorError, UnknownIdError, WorkosSyncError
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows
 
 STEP = 500
@@ -139,7 +139,7 @@ def blank_undecided(tx: Connection) -> int:
     return len(_blank(tx, [id for id, named in words.items() if not named.isdisjoint(erased)]))
 
 
-class _StoppedError(Exception):
+class _StoppedError(WorkosSyncError):
     pass
 
 

@@ -14,15 +14,12 @@ from models.database import in_transaction
 from worker.errors import WorkOSUnavailableError
 from worker.inbox.store import needs_drain
 from worker.queue.doorbell import Doorbell
-from worker.repair.schedule import claim
+from worker.repair.schedule import CLOCK_TICK, claim
 
 log = structlog.get_logger()
 
 SWEEP_OLDER_THAN_SECONDS = 2.0
 """What waited so long was announced by no doorbell, or its drain is gone."""
-
-
-CLOCK_TICK = "clock"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,15 +15,16 @@ from rq import SimpleWorker
 from rq.exceptions import StopRequested
 
 from worker import provisioning
-from worker.bootstrap import Services, build_services
+from worker.bootstrap import Services, build_services, drain_policy
 from worker.errors import ConfigurationError, WorkOSUnavailableError
 from worker.hooks import follow, targets
 from worker.inbox.drain import drain
 from worker.metrics import ACCEPTED_TO_APPLIED
 from worker.processes.jobs import answered, make_worker
 from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
+from worker.repair.catch_up import update_complete_to
 from worker.repair.environment import connect, require_same_environment
-from worker.repair.work import Repair
+from worker.repair.work import Repair, catch_up_or_resync
 from worker.settings import Settings
 
 log = structlog.get_logger()
@@ -55,7 +56,7 @@ def _function(lane: str, services: Services, stopping: threading.Event) -> Calla
 
 
 def _drain(services: Services, _stopping: threading.Event) -> Callable[[], None]:
-    settings, policy = services.settings, services.settings.policy()
+    settings, policy = services.settings, drain_policy(services.settings)
     observe = partial(services.counters.observe, ACCEPTED_TO_APPLIED)
 
     def run() -> None:
@@ -78,11 +79,17 @@ def _repair(services: Services, stopping: threading.Event) -> Callable[[], None]
 
 
 def _provision(services: Services, stopping: threading.Event) -> Callable[[], None]:
-    workos, lag = connect(services.settings, services.redis, services.counters), services.settings.catch_up_lag_seconds
+    engine, settings, bell = services.engine, services.settings, services.bell
+    workos = connect(settings, services.redis, services.counters)
+    lag = timedelta(seconds=settings.catch_up_lag_seconds)
+    catch_up = provisioning.CatchUp(
+        read=partial(catch_up_or_resync, engine, workos, lag=lag),
+        update_complete_to=partial(update_complete_to, engine),
+    )
 
     def run() -> None:
-        require_same_environment(services.engine, workos, services.settings)
-        while provisioning.provision(services.engine, workos, timedelta(seconds=lag), services.bell, stopping.is_set):
+        require_same_environment(engine, workos, settings)
+        while provisioning.provision(engine, workos, lag, bell, catch_up, stopping.is_set):
             pass
 
     return answered(_reaching(run), services.provision_bell)

@@ -17,6 +17,8 @@ from worker.settings import Settings
 
 log = structlog.get_logger()
 
+CLOCK_TICK = "clock"
+"""The name of the tick by which the clock shows that it runs."""
 PAUSE = 60.0
 """Seconds between a first resync that failed and the next."""
 

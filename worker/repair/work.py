@@ -22,10 +22,10 @@ from worker.errors import (
     unexpected,
 )
 from worker.mirror import auto_join_policy
-from worker.mirror.retention import retain
+from worker.mirror.retention import Periods, retain
 from worker.queue.doorbell import Doorbell
 from worker.repair import reads
-from worker.repair.catch_up import catch_up
+from worker.repair.catch_up import LAG, catch_up
 from worker.repair.environment import bind
 from worker.repair.replay import replay
 from worker.repair.resync.resync import Resync
@@ -113,7 +113,7 @@ class Repair:
         def leaving() -> bool:
             return self.stopping() or held.lost.is_set()
 
-        retain(self.engine, self.settings.periods(), leaving)
+        retain(self.engine, _periods(self.settings), leaving)
         if leaving():
             return False
         self._finish(held)
@@ -121,15 +121,13 @@ class Repair:
 
     def _catch_up(self, held: Lease, workos: WorkOSClient) -> bool:
         try:
-            report = catch_up(self.engine, workos, held, timedelta(seconds=self.settings.catch_up_lag_seconds))
+            catch_up_or_resync(self.engine, workos, held, timedelta(seconds=self.settings.catch_up_lag_seconds))
         except (WorkOSUnavailableError, InvalidApiKeyError) as error:
             log.warning("catch_up_failed", run=held.run_id, error=str(error))
             self._finish(held, str(error))
             return True
         finally:
             self.bell.ring()
-        if report.missed:
-            in_transaction(self.engine, begin_unless_busy, "missed events")
         self._finish(held)
         return True
 
@@ -143,6 +141,24 @@ class Repair:
     def _finish(self, held: Lease, problem: str | None = None) -> None:
         status = RunStatus.FAILED if problem else RunStatus.DONE
         in_transaction(self.engine, finish, held, status, problem)
+
+
+def catch_up_or_resync(engine: Engine, workos: WorkOSClient, held: Lease | None = None, lag: timedelta = LAG) -> None:
+    """Catch up, and start a resync if the events API no longer has all events since the last time.
+
+    Arguments and errors are those of `worker.repair.catch_up.catch_up`.
+    """
+    if catch_up(engine, workos, held, lag).missed:
+        in_transaction(engine, begin_unless_busy, "missed events")
+
+
+def _periods(settings: Settings) -> Periods:
+    return Periods(
+        payloads=timedelta(days=settings.keep_payloads_days),
+        events=timedelta(days=settings.keep_events_days),
+        changes=timedelta(days=settings.keep_changes_days),
+        persons=timedelta(days=settings.erase_after_days),
+    )
 
 
 def _catch_up_if_first(tx: Connection) -> None:

@@ -31,12 +31,13 @@ from models.tables import (
 )
 from models.types import db_now, inline_literal
 from models.views import mirror_status
+from worker.bootstrap import lanes_of
 from worker.hooks.operate import hook_status as hooks_standing
 from worker.inbox.store import MAX_COUNTED, Backlog, backlog
-from worker.processes.clock import CLOCK_TICK
 from worker.queue.doorbell import queue_name
 from worker.redis_client import require_writable, what_is_wrong
 from worker.repair.catch_up import gaps
+from worker.repair.schedule import CLOCK_TICK
 from worker.settings import Settings
 
 OVERDUE_SECONDS = 60.0
@@ -158,7 +159,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
     """
     waiting = backlog(engine)
     missed, late = gaps(engine, settings.gap_seconds)
-    lanes, redis_error = _lanes(redis, settings.lanes)
+    lanes, redis_error = _lanes(redis, lanes_of(settings))
     followers = hooks_standing(engine, settings.http_hooks)
     with read_transaction(engine) as tx:
         mirror = dict(tx.execute(select(mirror_status)).mappings().one())

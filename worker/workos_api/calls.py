@@ -5,6 +5,8 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
+from worker.errors import WorkosSyncError
+
 Json = dict[str, Any]
 NOT_FOUND = re.compile(r"(?!route|page|path|url|cannot)\w.* not found\b", re.IGNORECASE)
 """`Organization not found: 'org_123'.` (docs/workos.md, Listings, reads and their errors)."""
@@ -17,7 +19,7 @@ class Answer(NamedTuple):
     read_at: datetime
 
 
-class CallError(Exception):
+class CallError(WorkosSyncError):
     """A call failed, or its answer is no JSON object.
 
     Attributes:
