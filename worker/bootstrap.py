@@ -114,7 +114,7 @@ def endpoint_redis(url: str) -> Redis:
 
 
 def require_migrated(engine: Engine) -> None:
-    """Check that the database stands at the revision this code needs.
+    """Check that the database is at the revision this code needs.
 
     Raises:
         ConfigurationError: it does not, or cannot be reached; the message names the remedy.
@@ -123,4 +123,5 @@ def require_migrated(engine: Engine) -> None:
         if outdated(engine):
             raise ConfigurationError("the database is not migrated; run: workos-sync migrate")
     except DBAPIError as error:
-        raise ConfigurationError(f"DATABASE_URL cannot be reached: {type(error.orig).__name__}") from error
+        saw = f"the database cannot be reached: {type(error.orig).__name__}"
+        raise ConfigurationError(f"DATABASE_URL: {saw}; start it, or correct the URL") from error

@@ -32,5 +32,5 @@ def start_resync(services: Services, message: str = "Resync started.", **scope: 
         ConfigurationError: no worker can call WorkOS, so the run would wait forever.
     """
     if not services.settings.repairs:
-        raise ConfigurationError("WORKOS_API_KEY is not set, so no worker can call WorkOS.")
+        raise ConfigurationError("WORKOS_API_KEY is not set, so no worker can call WorkOS; set it and WORKOS_CLIENT_ID")
     return start_run(services, lambda who: resync.start(services.engine, who, **scope), message)

@@ -92,7 +92,7 @@ def events_dismiss(event_ids: tuple[str, ...], why: str) -> None:
     number = replays.dismiss(migrated_engine(), event_ids, operator(), why)
     click.echo(f"{number} dismissed")
     if number < len(set(event_ids)):
-        raise OperatorError(f"{len(set(event_ids)) - number} of them have not failed, or are unknown")
+        raise OperatorError(f"{len(set(event_ids)) - number} of these events have not failed, or are unknown")
 
 
 @click.command("replay")

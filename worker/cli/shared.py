@@ -69,7 +69,7 @@ def open_database(settings: Settings) -> Engine:
 
 
 def migrated_engine() -> Engine:
-    """Return an engine of a database that stands at the newest revision; raises `ConfigurationError` otherwise."""
+    """Return an engine of a database at the newest revision; raises `ConfigurationError` otherwise."""
     engine = open_database(load_settings())
     require_migrated(engine)
     return engine
