@@ -9,12 +9,13 @@ from sqlalchemy import Engine
 from models.database import MIGRATION_LOCK, advisory_lock, write_transaction
 from models.public_domains import refresh
 from models.revisions import current_revision, known_revisions
+from models.views import update_views
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
     """Migrate the database to `revision` in one transaction; other processes that migrate wait.
 
-    Migrating to the newest revision also updates the list of public mail domains.
+    Migrating to the newest revision also updates the views (`models.views`) and the list of public mail domains.
 
     Raises:
         ValueError: this code cannot migrate the database, because it is at a revision from before release 1.0.0 or at
@@ -32,4 +33,5 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
         config.attributes["connection"] = tx
         command.upgrade(config, revision)
         if revision == "head":
+            update_views(tx)
             refresh(tx)

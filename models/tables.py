@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import BigInteger, Index, Integer, LargeBinary, MetaData, SmallInteger, Text, false, text, true
+from sqlalchemy import BigInteger, Index, Integer, LargeBinary, MetaData, SmallInteger, Text, false, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from models.types import JsonValue, UtcDateTime, db_now
@@ -137,7 +137,7 @@ class Mirrored:
     event_at: Mapped[datetime | None]
     event_id: Mapped[str | None]
     deleted_by: Mapped[str | None]
-    """None: live. `event`: a tombstone for good. `resync`: a tombstone that a confirmed read may lift."""
+    """None: live. `event`: a tombstone for good. `resync`: a tombstone that a confirmed read may undo."""
     revision: Mapped[int] = mapped_column(server_default="0")
     """Counts writes. 0 is a key that was locked in this transaction before its first content."""
     touched_at: Mapped[datetime | None]
@@ -316,7 +316,7 @@ class JoinState(StrEnum):
     FAILED = "failed"
     """WorkOS refuses it."""
     BLOCKED = "blocked"
-    """Removed, deactivated or invited: until an operator lifts it."""
+    """Removed, deactivated or invited: until an operator unblocks the person."""
     UNDONE = "undone"
     """As blocked; the create had activated what was inactive, and it was deactivated again."""
 
@@ -357,7 +357,7 @@ class Join(Base):
 class UnblockedMembership(Base):
     """A membership that no longer keeps its person from joining by domain, because an operator said so."""
 
-    __tablename__ = "lifted_blocks"
+    __tablename__ = "unblocked_memberships"
 
     membership_id: Mapped[str] = mapped_column(primary_key=True)
     who: Mapped[str]
@@ -459,10 +459,6 @@ class Mirror(Base):
     """`off`, `mirror` or `provision`: as in force for every writer."""
     auto_join_existing: Mapped[bool] = mapped_column(server_default=false())
     """Whether those who signed up before a domain was verified join too."""
-    legacy_verified: Mapped[bool] = mapped_column(server_default=true())
-    """Whether WorkOS's `legacy_verified` counts as verified."""
-    recheck_after: Mapped[str | None]
-    """Not None while auto-join states are worked out anew: the last domain id done (`''` at the start)."""
     missing_joins: Mapped[int] = mapped_column(server_default="0")
     """How many people should be in a workspace by their domain and are not, when that was last counted."""
     without_admin: Mapped[int] = mapped_column(server_default="0")
@@ -586,8 +582,8 @@ class Listing(Base):
     after: Mapped[str | None]
     """The cursor of the next page."""
     state: Mapped[str] = mapped_column(server_default="open")
-    """`open`; `complete` with every item used; `partial` if one was odd, the parent gone, or it cannot be read."""
-    odd: Mapped[bool] = mapped_column(server_default=false())
+    """`open`; `complete` with every item used; `partial` if one was invalid, the parent gone, or it cannot be read."""
+    invalid: Mapped[bool] = mapped_column(server_default=false())
     """Whether an item could not be used: then what was not listed may be that item."""
     began_at: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(server_default="0")
@@ -614,11 +610,11 @@ class Drift(Base):
     object_id: Mapped[str] = mapped_column(primary_key=True, index=True)
     organization_id: Mapped[str | None]
     finding: Mapped[str]
-    """`missing`, `extra`, `stale`, `different`, `anomaly`, `odd`."""
+    """`missing`, `extra`, `stale`, `different`, `anomaly`, `invalid`."""
     fields: Mapped[dict[str, Any] | None]
     """Field → `[here, WorkOS]`."""
     action: Mapped[str]
-    """`repaired`, `reported` (dry run, anomaly, odd), `withheld`."""
+    """`repaired`, `reported` (dry run, anomaly, invalid), `withheld`."""
 
 
 TABLES: dict[Kind, type[Organization | User | Membership | Domain | Role | Connection]] = {

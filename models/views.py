@@ -1,15 +1,52 @@
-"""The views other programs may read, as selectable tables. Migrations hold their definitions."""
+"""The views that other programs may read: their columns and their SQL. `models.migrate` brings a database up to date.
 
-from sqlalchemy import Column, MetaData, Table, Text
+Columns are only ever added, at the end. The SQL must run on SQLite and PostgreSQL. `NOT MATERIALIZED` lets both push
+the reader's conditions into a named query, so that they find rows by an index.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Column, Connection, MetaData, Table, Text, inspect, text
 
 from models.types import UtcDateTime
 
 metadata = MetaData()
 """Apart from the tables' metadata, so that nothing tries to create these as tables."""
 
-workspace_members = Table(
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A view: what a statement selects from, and the query it is made of."""
+
+    table: Table
+    query: str
+
+
+VIEWS: dict[str, View] = {}
+"""Every view by its name, in the order in which they are created."""
+
+
+def _view(name: str, query: str, *columns: Column[object]) -> Table:
+    VIEWS[name] = View(Table(name, metadata, *columns), query.strip())
+    return VIEWS[name].table
+
+
+workspace_members = _view(
     "workspace_members",
-    metadata,
+    """
+SELECT membership.organization_id, workspace.name AS workspace_name, membership.user_id, person.email, membership.role,
+       membership.workos_role, membership.status, membership.id AS membership_id, membership.created_at AS since
+FROM memberships AS membership
+JOIN organizations AS workspace ON workspace.id = membership.organization_id AND workspace.deleted_by IS NULL
+JOIN users AS person ON person.id = membership.user_id AND person.deleted_by IS NULL
+WHERE membership.deleted_by IS NULL AND membership.status = 'active'
+  -- Of several active memberships of a person in a workspace, the newest counts.
+  AND NOT EXISTS (
+    SELECT 1 FROM memberships AS newer
+    WHERE newer.organization_id = membership.organization_id AND newer.user_id = membership.user_id
+      AND newer.deleted_by IS NULL AND newer.status = 'active'
+      AND (newer.created_at, newer.id) > (membership.created_at, membership.id))
+""",
     Column("organization_id", Text),
     Column("workspace_name", Text),
     Column("user_id", Text),
@@ -22,19 +59,128 @@ workspace_members = Table(
 )
 """People who have access now: live workspace, active membership, live user; one row per workspace and user."""
 
-auto_join_domains = Table(
+workspaces = _view(
+    "workspaces",
+    """
+SELECT id AS organization_id, name, external_id,
+       CASE WHEN deleted_by IS NULL THEN 'active' ELSE 'deleted' END AS state, created_at, updated_at
+FROM organizations
+""",
+    Column("organization_id", Text),
+    Column("name", Text),
+    Column("external_id", Text),
+    Column("state", Text),
+    Column("created_at", UtcDateTime),
+    Column("updated_at", UtcDateTime),
+)
+"""All workspaces; `state` is `active` or `deleted`."""
+
+mirror_status = _view(
+    "mirror_status",
+    """
+SELECT CASE WHEN backfilled_at IS NULL THEN 'backfilling' ELSE 'current' END AS state,
+       complete_to, last_resync_at AS last_resync
+FROM mirror
+""",
+    Column("state", Text),
+    Column("complete_to", UtcDateTime),
+    Column("last_resync", UtcDateTime),
+)
+"""One row: `backfilling` until a full resync and catch-up are done, then `current`."""
+
+auto_join_domains = _view(
     "auto_join_domains",
-    metadata,
+    """
+WITH
+-- Domains that a workspace holds verified. A workspace that is not known here yet holds its domains too.
+holder AS NOT MATERIALIZED (
+    SELECT claim.normalized AS domain, claim.organization_id, claim.created_at
+    FROM domains AS claim
+    LEFT JOIN organizations AS workspace ON workspace.id = claim.organization_id
+    WHERE claim.deleted_by IS NULL AND claim.verification IN ('verified', 'legacy_verified')
+      AND workspace.deleted_by IS NULL
+)
+SELECT holder.domain, holder.organization_id, COALESCE(own.default_role, 'member') AS default_role,
+       MIN(holder.created_at) AS since
+FROM holder
+JOIN mirror ON mirror.auto_join <> 'off'
+JOIN organizations AS workspace ON workspace.id = holder.organization_id
+LEFT JOIN workspace_settings AS own ON own.organization_id = holder.organization_id
+WHERE holder.domain IS NOT NULL
+  AND COALESCE(own.auto_join, TRUE)
+  AND NOT EXISTS (SELECT 1 FROM public_domains AS provider WHERE provider.domain = holder.domain)
+  -- In conflict: another workspace holds it too.
+  AND NOT EXISTS (
+    SELECT 1 FROM holder AS rival
+    WHERE rival.domain = holder.domain AND rival.organization_id <> holder.organization_id)
+GROUP BY holder.domain, holder.organization_id, own.default_role
+""",
     Column("domain", Text),
     Column("organization_id", Text),
     Column("default_role", Text),
     Column("since", UtcDateTime),
 )
-"""Domains that auto-join now: verified, on one live workspace only."""
+"""Domains that auto-join now: verified, by one live workspace only, of no public mail provider, not switched off."""
 
-auto_join_blocks = Table(
+auto_join_blocks = _view(
     "auto_join_blocks",
-    metadata,
+    """
+WITH
+-- By person, from memberships: whoever was removed, deactivated or invited, or has a status that is not known here.
+former_member AS NOT MATERIALIZED (
+    SELECT membership.organization_id, membership.user_id,
+           CASE WHEN membership.deleted_by IS NOT NULL THEN 'removed'
+                WHEN membership.status = 'inactive' THEN 'deactivated'
+                WHEN membership.status = 'pending' THEN 'invited'
+                ELSE 'of no known status' END AS reason
+    FROM memberships AS membership
+    LEFT JOIN users AS person ON person.id = membership.user_id
+    WHERE (membership.deleted_by IS NOT NULL OR membership.status IS NULL OR membership.status <> 'active')
+      -- An operator unblocked it.
+      AND NOT EXISTS (SELECT 1 FROM unblocked_memberships AS unblocked WHERE unblocked.membership_id = membership.id)
+      -- The person is active by another membership.
+      AND NOT EXISTS (
+        SELECT 1 FROM memberships AS active
+        WHERE active.organization_id = membership.organization_id AND active.user_id = membership.user_id
+          AND active.deleted_by IS NULL AND active.status = 'active')
+      -- WorkOS deletes the memberships of a user that it deletes: an active one that went after its user was removed by
+      -- nobody.
+      AND (person.deleted_by IS NULL
+           OR NOT (membership.deleted_by = 'event' AND membership.status = 'active' AND person.deleted_by = 'event'
+                   AND (membership.event_at > person.event_at
+                        OR (membership.event_at = person.event_at AND membership.event_id > person.event_id))))
+),
+-- By person, from joins: whom an operator or the provisioning worker blocked.
+blocked_join AS NOT MATERIALIZED (
+    SELECT organization_id, user_id, reason FROM joins WHERE state IN ('blocked', 'undone')
+),
+-- By address: every address of each other user who ever had one of the addresses of the user `same_as`.
+namesake AS NOT MATERIALIZED (
+    SELECT own.user_id AS same_as, every.user_id, every.email_hash, person.email_normalized
+    FROM user_addresses AS own
+    JOIN user_addresses AS shared ON shared.email_hash = own.email_hash
+    JOIN user_addresses AS every ON every.user_id = shared.user_id
+    JOIN users AS person ON person.id = every.user_id
+    WHERE every.user_id <> own.user_id
+)
+SELECT blocked.organization_id, blocked.user_id, person.email_normalized, blocked.reason, address.email_hash
+FROM former_member AS blocked
+LEFT JOIN users AS person ON person.id = blocked.user_id
+LEFT JOIN user_addresses AS address ON address.user_id = blocked.user_id
+UNION ALL
+SELECT blocked.organization_id, blocked.user_id, person.email_normalized, blocked.reason, address.email_hash
+FROM blocked_join AS blocked
+LEFT JOIN users AS person ON person.id = blocked.user_id
+LEFT JOIN user_addresses AS address ON address.user_id = blocked.user_id
+UNION ALL
+SELECT blocked.organization_id, namesake.user_id, namesake.email_normalized, blocked.reason, namesake.email_hash
+FROM former_member AS blocked
+JOIN namesake ON namesake.same_as = blocked.user_id
+UNION ALL
+SELECT blocked.organization_id, namesake.user_id, namesake.email_normalized, blocked.reason, namesake.email_hash
+FROM blocked_join AS blocked
+JOIN namesake ON namesake.same_as = blocked.user_id
+""",
     Column("organization_id", Text),
     Column("user_id", Text),
     Column("email_normalized", Text),
@@ -48,9 +194,15 @@ addresses. Ask by `user_id`, or for an address by `email_hash` (`models.access.A
 as an active member was not removed. Rows may repeat.
 """
 
-sign_in_methods = Table(
+sign_in_methods = _view(
     "sign_in_methods",
-    metadata,
+    """
+SELECT connection.organization_id, connection.id AS connection_id, connection.connection_type, connection.name,
+       connection.created_at AS since
+FROM connections AS connection
+JOIN organizations AS workspace ON workspace.id = connection.organization_id AND workspace.deleted_by IS NULL
+WHERE connection.deleted_by IS NULL AND connection.status = 'active'
+""",
     Column("organization_id", Text),
     Column("connection_id", Text),
     Column("connection_type", Text),
@@ -59,23 +211,36 @@ sign_in_methods = Table(
 )
 """Single sign-on that works now: one row an active connection; a workspace without a row has it off."""
 
-workspaces = Table(
-    "workspaces",
-    metadata,
-    Column("organization_id", Text),
-    Column("name", Text),
-    Column("external_id", Text),
-    Column("state", Text),
-    Column("created_at", UtcDateTime),
-    Column("updated_at", UtcDateTime),
-)
-"""All workspaces; `state` is `active` or `deleted`."""
 
-mirror_status = Table(
-    "mirror_status",
-    metadata,
-    Column("state", Text),
-    Column("complete_to", UtcDateTime),
-    Column("last_resync", UtcDateTime),
-)
-"""One row: `backfilling` until a full resync and catch-up are done, then `current`."""
+def update_views(tx: Connection) -> list[str]:
+    """Create the views that are missing, replace those whose SQL has changed, and return the names of these.
+
+    A view that has not changed is not touched. On PostgreSQL a view keeps the privileges that were granted on it.
+    """
+    update = _update_on_postgresql if tx.dialect.name == "postgresql" else _update_on_sqlite
+    existing = set(inspect(tx).get_view_names())
+    return [name for name, view in VIEWS.items() if update(tx, name, view.query, exists=name in existing)]
+
+
+def _update_on_postgresql(tx: Connection, name: str, query: str, *, exists: bool) -> bool:
+    if exists:
+        # PostgreSQL stores a view parsed: only another view shows whether it is the same.
+        tx.exec_driver_sql(f"CREATE VIEW {name}_new AS {query}")
+        same = "SELECT pg_get_viewdef(CAST(:old AS regclass)) = pg_get_viewdef(CAST(:new AS regclass))"
+        is_same = tx.execute(text(same), {"old": name, "new": f"{name}_new"}).scalar_one()
+        tx.exec_driver_sql(f"DROP VIEW {name}_new")
+        if is_same:
+            return False
+    tx.exec_driver_sql(f"CREATE OR REPLACE VIEW {name} AS {query}")  # keeps privileges
+    return True
+
+
+def _update_on_sqlite(tx: Connection, name: str, query: str, *, exists: bool) -> bool:
+    statement = f"CREATE VIEW {name} AS {query}"
+    if exists:
+        stored = text("SELECT sql FROM sqlite_master WHERE type = 'view' AND name = :name")
+        if tx.execute(stored, {"name": name}).scalar_one() == statement:
+            return False
+        tx.exec_driver_sql(f"DROP VIEW {name}")
+    tx.exec_driver_sql(statement)
+    return True

@@ -65,7 +65,7 @@ class Verdict:
     membership_id: str | None = None
     """In the state `undo`: what is to be deactivated."""
     role: str = ""
-    lifted: frozenset[str] = frozenset()
+    unblocked: frozenset[str] = frozenset()
 
 
 WAIT = Verdict(go=False)
@@ -237,8 +237,8 @@ def _follow(engine: Engine, workos: WorkOSClient, row: Row, verdict: Verdict) ->
 def _judge(tx: Connection, row: Row) -> Verdict:
     """Return what the mirror says of a join."""
     mirror = tx.execute(select(Mirror.__table__)).one()
-    lifted = _lifted(tx, row)
-    if (known := _known_of(tx, row, mirror, lifted)) is not None:
+    unblocked = _unblocked(tx, row)
+    if (known := _known_of(tx, row, mirror, unblocked)) is not None:
         return known
     role = tx.execute(_role_for(row)).scalar_one_or_none()
     if role is None:
@@ -247,13 +247,13 @@ def _judge(tx: Connection, row: Row) -> Verdict:
     slug = slug_for(role, mirror.role_map)
     if slug is None:
         return Verdict(go=False, state=JoinState.FAILED, reason=f"ROLE_MAP maps no role of WorkOS to {role}")
-    return Verdict(go=True, role=slug, lifted=lifted)
+    return Verdict(go=True, role=slug, unblocked=unblocked)
 
 
-def _known_of(tx: Connection, row: Row, mirror: Any, lifted: frozenset[str]) -> Verdict | None:
+def _known_of(tx: Connection, row: Row, mirror: Any, unblocked: frozenset[str]) -> Verdict | None:
     """Return the verdict on someone who is in already or is kept out, or of whom not all is known."""
     membership = _membership_of(tx, row)
-    if membership is not None and _was_inactive(row, membership.membership_id, membership.created_at, lifted):
+    if membership is not None and _was_inactive(row, membership.membership_id, membership.created_at, unblocked):
         return Verdict(go=False, state=JoinState.UNDO, membership_id=membership.membership_id)
     off = mirror.auto_join != "provision"
     if off and row["attempted_at"] is None:
@@ -275,7 +275,7 @@ def _membership_of(tx: Connection, row: Row) -> Any:
     return tx.execute(query.where(*inside)).one_or_none()
 
 
-def _lifted(tx: Connection, row: Row) -> frozenset[str]:
+def _unblocked(tx: Connection, row: Row) -> frozenset[str]:
     """Return the ids of the memberships of a person in the workspace that an operator unblocked."""
     theirs = (Membership.organization_id == row["organization_id"], Membership.user_id == row["user_id"])
     query = select(UnblockedMembership.membership_id).join(
@@ -291,11 +291,11 @@ def _kept_out(tx: Connection, row: Row) -> str | None:
     return tx.execute(query.limit(1)).scalar_one_or_none()
 
 
-def _was_inactive(row: Row, id: Any, created_at: datetime | None, lifted: frozenset[str]) -> bool:
+def _was_inactive(row: Row, id: Any, created_at: datetime | None, unblocked: frozenset[str]) -> bool:
     """Whether an active membership is older than the attempt that is not answered yet, which must have activated it."""
     attempted_at = row["attempted_at"]
     older = attempted_at is not None and (created_at is None or created_at < attempted_at)
-    return older and id not in lifted
+    return older and id not in unblocked
 
 
 def _role_for(row: Row) -> Select[str]:
@@ -328,8 +328,8 @@ def _join(engine: Engine, workos: WorkOSClient, lag: timedelta, row: Row, verdic
         if not isinstance(found, dict) or not isinstance(found.get("id"), str):
             raise WorkOSUnavailableError("a membership without an id")
         if found.get("status") == "active":
-            return _found_active(engine, workos, row, found, verdict.lifted)
-        if found["id"] not in verdict.lifted:
+            return _found_active(engine, workos, row, found, verdict.unblocked)
+        if found["id"] not in verdict.unblocked:
             reason = {"inactive": "deactivated", "pending": "invited"}.get(
                 str(found.get("status")), "of no known status"
             )
@@ -338,7 +338,7 @@ def _join(engine: Engine, workos: WorkOSClient, lag: timedelta, row: Row, verdic
     if not verdict.go:
         return _follow(engine, workos, row, verdict)
     made = workos.create_membership(row["organization_id"], row["user_id"], verdict.role, deadline)
-    return _found_active(engine, workos, row | {"attempted_at": look.read_at}, made, verdict.lifted)
+    return _found_active(engine, workos, row | {"attempted_at": look.read_at}, made, verdict.unblocked)
 
 
 def _attempt(tx: Connection, row: Row, lag: timedelta, looked_at: datetime) -> Verdict:
@@ -357,11 +357,11 @@ def _attempt(tx: Connection, row: Row, lag: timedelta, looked_at: datetime) -> V
 
 
 def _found_active(
-    engine: Engine, workos: WorkOSClient, row: Row, membership: dict[str, Any], lifted: frozenset[str]
+    engine: Engine, workos: WorkOSClient, row: Row, membership: dict[str, Any], unblocked: frozenset[str]
 ) -> bool:
     """Settle a join whose person is an active member; undo it if our create activated what was inactive."""
     id = membership.get("id")
-    if _was_inactive(row, id, parse_time(membership.get("created_at")), lifted):
+    if _was_inactive(row, id, parse_time(membership.get("created_at")), unblocked):
         return _begin_undo(engine, workos, row, id)
     log.info("joined", organization_id=row["organization_id"], user_id=row["user_id"], membership_id=id)
     return _close_join(engine, row, JoinState.JOINED, None, membership_id=id)

@@ -134,7 +134,6 @@ class Settings(BaseSettings):
     max_attempts: Annotated[int, Field(ge=1)] = 10
     auto_join: Literal["off", "mirror", "provision"] = "mirror"
     auto_join_existing: bool = False
-    auto_join_legacy_verified: bool = True
     hooks: Annotated[dict[str, str], NoDecode, BeforeValidator(_hooks)] = {}
     hook_secrets: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_tokens)] = {}
     hook_seconds: Annotated[float, Field(gt=0, le=60)] = 10.0

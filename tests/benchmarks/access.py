@@ -48,10 +48,10 @@ FILL = {
     "joins": "(organization_id, user_id, state, cause, cause_id) SELECT 'org_' || n, 'user_' || (n * {each}), "
     "CASE WHEN n % 10 = 0 THEN 'blocked' ELSE 'joined' END, 'event', 'event_' || n",
     "user_addresses": "(user_id, email_hash) SELECT 'user_' || n, 'hash_' || n",
-    "lifted_blocks": "(membership_id, who, why) SELECT 'om_gone_' || n, 'ann', 'why'",
+    "unblocked_memberships": "(membership_id, who, why) SELECT 'om_gone_' || n, 'ann', 'why'",
     "workspace_settings": "(organization_id, auto_join, who, why) SELECT 'org_' || n, n % 10 <> 0, 'ann', 'why'",
 }
-"""Table → what is inserted for each number n. A tenth of the workspaces have settings, joins and lifted blocks."""
+"""Table → what is inserted for each number n. A tenth of the workspaces have settings, joins and unblocked ones."""
 
 
 def fill(engine: Engine, members: int) -> None:

@@ -28,9 +28,9 @@ LAG = timedelta(seconds=3)
 """As long as the sandbox holds its newest events back, and more."""
 
 
-def put_in_force(engine: Engine, mode: str = "provision", *, existing: bool = False, legacy: bool = True) -> None:
+def put_in_force(engine: Engine, mode: str = "provision", *, existing: bool = False) -> None:
     """As a worker does at its start."""
-    auto_join_policy.adopt(engine, mode, existing=existing, legacy=legacy)
+    auto_join_policy.adopt(engine, mode, existing=existing)
 
 
 def is_filled(engine: Engine) -> None:

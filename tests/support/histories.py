@@ -13,7 +13,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from redis import Redis
 from sqlalchemy import Engine
 
-from models.tables import CONTENT, TABLES, Change, Drift, Event, EventStatus, Kind, RunStatus, User
+from models.tables import (
+    CONTENT,
+    JOIN,
+    TABLES,
+    WORKSPACE_SETTINGS,
+    Change,
+    Drift,
+    Event,
+    EventStatus,
+    Kind,
+    RunStatus,
+    User,
+)
 from models.views import workspace_members
 from tests.support import JSON, accept, apply_all, differences, rows, sign
 from tests.support.resync import Between, Clock, client_of, empty, go_on, make_reads_due, run_row
@@ -41,18 +53,20 @@ LISTS = ("/organizations", "/user_management/", "/events")
 COLUMNS: dict[str, set[str]] = {kind: {"state", *CONTENT[kind]} for kind in Kind}
 COLUMNS[Kind.USER] |= {"erased"}
 COLUMNS[Kind.DOMAIN] |= {"auto_join", "auto_join_reason"}
+COLUMNS |= {JOIN: {"state", "reasons", "why"}, WORKSPACE_SETTINGS: {"auto_join", "default_role", "why"}}
 
 
 def broken_chains(changes: list[JSON]) -> list[str]:
     """What is wrong with rows of `changes`: a column missing, no difference, or another `before` than was `after`."""
     wrong: list[str] = []
-    last: dict[tuple[str, str], JSON] = {}
+    last: dict[tuple[str, ...], JSON] = {}
     erased = {row["object_id"] for row in changes if row["after"].get("erased")}
     for row in sorted(changes, key=lambda row: row["id"]):
-        key, before, after = (row["kind"], row["object_id"]), row["before"], row["after"]
+        place = (row["organization_id"],) if row["kind"] == JOIN else ()
+        key, before, after = (row["kind"], row["object_id"], *place), row["before"], row["after"]
         name = f"change {row['id']} of {row['kind']} {row['object_id']}"
-        odd = [shown.keys() ^ COLUMNS[row["kind"]] for shown in (before, after) if shown]
-        wrong += [f"{name}: columns {columns}" for columns in odd if columns]
+        wrong_columns = [shown.keys() ^ COLUMNS[row["kind"]] for shown in (before, after) if shown]
+        wrong += [f"{name}: columns {columns}" for columns in wrong_columns if columns]
         if key in last and last[key] != before:
             wrong.append(f"{name}: {last[key]} before, not {before}")
         if before == after and row["object_id"] not in erased:

@@ -646,20 +646,6 @@ def test_a_workspace_that_is_renamed_changes_no_domain(one_engine: Engine) -> No
 # Settings and switches
 
 
-@pytest.mark.parametrize("legacy", [True, False])
-def test_whether_legacy_verified_counts_is_a_setting_and_a_change_of_it_stands_in_changes(
-    engine: Engine, legacy: bool
-) -> None:
-    tell(engine, [org(), domain("created", state="legacy_verified")])
-    put_in_force(engine, "mirror", legacy=legacy)
-    assert answered(engine, NEW) == (ORG if legacy else None)
-    assert agrees(engine)
-    if not legacy:
-        assert history(engine, "org_domain_1")[-1] == ("pending", "not verified: legacy_verified", "settings")
-        put_in_force(engine, "mirror", legacy=True)
-        assert answered(engine, NEW) == ORG and history(engine, "org_domain_1")[-1] == ("verified", None, "settings")
-
-
 def test_switched_off_nobody_joins_and_the_reason_is_told(engine: Engine) -> None:
     tell(engine, ON)
     put_in_force(engine, "off")

@@ -303,7 +303,7 @@ def test_an_odd_object_read_by_id_is_used_for_nothing(
 
     sandbox.on_request = odd
     reported = found(one_engine, resync(one_engine, workos))
-    assert reported["user", member["user_id"]] == ("odd", "reported") and odd_once
+    assert reported["user", member["user_id"]] == ("invalid", "reported") and odd_once
     assert "user_other" not in live(one_engine)[Kind.USER]
     sandbox.on_request = None
     world.users[member["user_id"]] = right
@@ -353,6 +353,6 @@ def test_an_object_that_never_stands_still_is_reported_and_holds_nothing_up(
     for _ in range(3):
         if go_on(one_engine, workos, run_id):
             break
-    assert found(one_engine, run_id)["user", user] == ("odd", "reported")
+    assert found(one_engine, run_id)["user", user] == ("invalid", "reported")
     sandbox.on_request = None
     assert differences(one_engine, world.truth()) == []

@@ -193,7 +193,7 @@ def test_a_resync_does_not_delete_by_it_ends_and_reports_the_object(
     run_id = start(one_engine, "test")
     assert go_on(one_engine, workos, run_id)
     assert live(one_engine) == before
-    assert found(one_engine, run_id) == {("membership", gone): ("odd", "reported")}
+    assert found(one_engine, run_id) == {("membership", gone): ("invalid", "reported")}
 
 
 @pytest.mark.parametrize("status", [200, 404])
@@ -205,7 +205,7 @@ def test_a_listing_that_is_none_says_nothing_about_its_organization(
     sandbox.faults.answer(MEMBERSHIPS, HTML, status=status, query=f"organization_id={org}")
     run_id = start(one_engine, "test")
     assert go_on(one_engine, workos, run_id)
-    assert live(one_engine) == before and found(one_engine, run_id) == {("organization", org): ("odd", "reported")}
+    assert live(one_engine) == before and found(one_engine, run_id) == {("organization", org): ("invalid", "reported")}
     assert sandbox.calls["GET", "/organizations/{id}"] == 0
 
 

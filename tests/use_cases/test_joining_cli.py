@@ -105,11 +105,11 @@ def test_the_switch_and_the_default_role_are_set_with_a_reason(engine: Engine) -
     assert "contractors" in run("explain", ORG).stdout
 
 
-def test_a_block_is_lifted_and_laid_with_a_reason(engine: Engine) -> None:
+def test_a_person_is_unblocked_and_blocked_with_a_reason(engine: Engine) -> None:
     assert answer(engine, "gone@acme.example") is None
-    assert run("auto-join", "lift", ORG, "user_gone", "--reason", "hired again").stdout == "lifted: removed\n"
+    assert run("auto-join", "unblock", ORG, "user_gone", "--reason", "hired again").stdout == "unblocked: removed\n"
     assert answer(engine, "gone@acme.example") == (ORG, "member")
-    run("auto-join", "lift", ORG, "user_gone", "--reason", "twice", exit_code=1)
+    run("auto-join", "unblock", ORG, "user_gone", "--reason", "twice", exit_code=1)
     run("auto-join", "block", ORG, ANN, "--reason", "a test account")
     assert answer(engine, "ann@acme.example") is None
     (row,) = report("auto-join", "joins", "--state", "blocked")

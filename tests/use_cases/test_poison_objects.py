@@ -147,7 +147,7 @@ def test_a_listed_object_without_an_id_is_reported_and_the_rest_is_used(
     sandbox.faults.odd("/authorization/roles", item=0, change=lambda item: {**item, "slug": value})
     sandbox.faults.odd("/user_management/users", item=0, change=lambda item: {**item, "id": value})
     reported = found(one_engine, resync(one_engine, workos))
-    assert sum(finding == "odd" for finding, _ in reported.values()) == 3
+    assert sum(finding == "invalid" for finding, _ in reported.values()) == 3
     assert len(live(one_engine)[Kind.MEMBERSHIP]) == 2
     assert differences(one_engine, sandbox.world.truth()) != []
     resync(one_engine, workos)
@@ -287,7 +287,7 @@ def test_a_resync_ends_though_it_asks_for_what_is_no_id(
     asked_for(one_engine, Kind.USER, "..", run_id=run_id)
     assert go_on(one_engine, workos, run_id)
     assert found(one_engine, run_id) == {
-        ("user", ".."): ("odd", "reported"),
+        ("user", ".."): ("invalid", "reported"),
         ("membership", gone): ("extra", "repaired"),
     }
 
@@ -315,7 +315,7 @@ def test_a_listed_object_that_the_database_refuses_is_reported_and_its_page_is_u
     run_id = start(one_engine, "test")
     assert go_on(one_engine, workos, run_id)
     assert run_row(one_engine, run_id)["status"] == RunStatus.DONE
-    assert found(one_engine, run_id)[kind, poison] == ("odd", "reported")
+    assert found(one_engine, run_id)[kind, poison] == ("invalid", "reported")
     for each in Kind:
         assert live(one_engine)[each] == ids(world)[each] - {poison} | known[each] - {gone}, each
     assert bad in live(one_engine)[Kind.MEMBERSHIP]

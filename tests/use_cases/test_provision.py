@@ -361,7 +361,7 @@ def test_a_workspace_has_a_switch_and_a_default_role_of_its_own(stage: Stage) ->
 
 
 @pytest.mark.parametrize("how", REMOVALS)
-def test_an_operator_lifts_a_block_and_a_later_removal_blocks_anew(stage: Stage, how: str) -> None:
+def test_an_operator_unblocks_someone_and_a_later_removal_blocks_again(stage: Stage, how: str) -> None:
     world = stage.world
     org = company(world)
     user = sign_up(world)
@@ -379,10 +379,11 @@ def test_an_operator_lifts_a_block_and_a_later_removal_blocks_anew(stage: Stage,
     stage.settles()
     assert members_at_workos(world) == left
     noted = [row for row in rows(stage.engine, Change) if row["kind"] == "join"]
-    assert [(row["cause_id"], row["after"]) for row in noted] == [("ann", {"state": "lifted", "why": "hired again"})]
+    after = {"state": "unblocked", "reasons": [how], "why": "hired again"}
+    assert [(row["cause_id"], row["after"]) for row in noted] == [("ann", after)]
 
 
-def test_what_is_not_blocked_cannot_be_lifted(stage: Stage) -> None:
+def test_what_is_not_blocked_cannot_be_unblocked(stage: Stage) -> None:
     org = company(stage.world)
     user = sign_up(stage.world)
     stage.settles()

@@ -295,4 +295,4 @@ def test_approving_what_withheld_nothing_is_refused(equal: Engine) -> None:
 def test_odd_items_are_in_the_report(equal: Engine, sandbox: Sandbox) -> None:
     sandbox.faults.odd("/user_management/users$", missing="updated_at")
     shown = json.loads(run("--json").stdout)
-    assert [(row["finding"], row["fields"]) for row in shown["drift"]] == [("odd", {"user.updated_at": None})]
+    assert [(row["finding"], row["fields"]) for row in shown["drift"]] == [("invalid", {"user.updated_at": None})]

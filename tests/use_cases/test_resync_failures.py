@@ -97,7 +97,7 @@ def test_one_workspace_that_cannot_be_listed_is_reported_and_holds_up_no_other(
     run_id = resync(one_engine, workos)
     assert run_row(one_engine, run_id)["status"] == RunStatus.DONE
     assert found(one_engine, run_id)["membership", gone] == ("extra", "repaired")
-    [odd] = [row for row in report(one_engine, run_id) if row["finding"] == "odd"]
+    [odd] = [row for row in report(one_engine, run_id) if row["finding"] == "invalid"]
     assert odd["object_id"] == bad and "422" in next(iter(odd["fields"])) and odd["action"] == "reported"
     assert live(one_engine)[Kind.MEMBERSHIP] == before[Kind.MEMBERSHIP] - {gone}
     sandbox.faults.clear()
@@ -120,7 +120,7 @@ def test_a_key_that_may_not_see_connections_is_reported_and_the_rest_is_repaired
     run_id = resync(one_engine, workos)
     assert run_row(one_engine, run_id)["status"] == RunStatus.DONE
     assert found(one_engine, run_id)["membership", gone] == ("extra", "repaired")
-    assert found(one_engine, run_id)["connection", "all of them"] == ("odd", "reported")
+    assert found(one_engine, run_id)["connection", "all of them"] == ("invalid", "reported")
     assert live(one_engine)[Kind.CONNECTION] == {connection}, "nothing is known of it"
     sandbox.faults.clear()
     run_id = resync(one_engine, workos)
@@ -176,7 +176,7 @@ def test_an_object_that_cannot_be_read_is_not_deleted_and_is_reported_in_the_end
         tries += 1
         assert tries < 5
     assert live(one_engine) == before
-    assert found(one_engine, run_id) == {("user", gone): ("odd", "reported")}
+    assert found(one_engine, run_id) == {("user", gone): ("invalid", "reported")}
 
 
 @pytest.mark.parametrize("path", ["/user_management/users/", "/user_management/users$", "/user_management/org"])
@@ -256,7 +256,7 @@ def test_an_odd_item_is_reported_and_the_rest_of_the_page_is_used(
     sandbox.calls.clear()
     run_id = resync(one_engine, workos)
     reported = found(one_engine, run_id)
-    [(odd_kind, odd_id)] = [key for key, (finding, _) in reported.items() if finding == "odd"]
+    [(odd_kind, odd_id)] = [key for key, (finding, _) in reported.items() if finding == "invalid"]
     assert odd_kind == kind and (odd_id == first or odd_id.startswith("without id: 0 of "))
     assert any(line["event"] == "odd_items" and line["number"] == 1 for line in logs)
     assert all(before[each] - {gone} <= live(one_engine)[each] for each in Kind)  # the odd one is still here
@@ -286,7 +286,7 @@ def test_after_an_odd_item_on_any_page_nothing_of_that_listing_is_deleted(
     sandbox.faults.odd(path, item=9, change=lambda item: {**item, "id": None}, page=page, times=1)
     run_id = resync(one_engine, workos)
     [(id, reported)] = [(id, value) for (of, id), value in found(one_engine, run_id).items() if of == kind]
-    assert id.startswith("without id: 9 of ") and reported == ("odd", "reported")
+    assert id.startswith("without id: 9 of ") and reported == ("invalid", "reported")
     assert set(gone) <= live(one_engine)[kind]
     run_id = resync(one_engine, workos)
     assert set(found(one_engine, run_id)) == {(kind.value, id) for id in gone}
@@ -297,7 +297,7 @@ def test_each_item_without_id_is_reported(one_engine: Engine, sandbox: Sandbox, 
     sandbox.faults.odd(USERS, item=3, missing="id", page=1)
     sandbox.faults.odd(USERS, item=3, missing="id", page=2)
     sandbox.faults.odd(MEMBERSHIPS, item=4, missing="id", page=2)
-    odd = [row for row in report(one_engine, resync(one_engine, workos)) if row["finding"] == "odd"]
+    odd = [row for row in report(one_engine, resync(one_engine, workos)) if row["finding"] == "invalid"]
     assert sorted(row["kind"] for row in odd) == ["membership", "user", "user"]
 
 
@@ -310,7 +310,7 @@ def test_odd_domains_of_an_organization_delete_none(
     sandbox.faults.odd(ORGANIZATIONS, change=lambda item: {**item, "domains": domains})
     run_id = resync(one_engine, workos)
     assert live(one_engine) == before
-    assert {finding for finding, _ in found(one_engine, run_id).values()} == {"odd"}
+    assert {finding for finding, _ in found(one_engine, run_id).values()} == {"invalid"}
     assert sandbox.calls["GET", "/organization_domains/{id}"] == 0
 
 

@@ -80,10 +80,10 @@ def set_workspace(organization: str, switch: bool | None, role: str | None, reas
 @click.argument("organization")
 @click.argument("user")
 @reason_option
-def lift(organization: str, user: str, reason: str) -> None:
+def unblock(organization: str, user: str, reason: str) -> None:
     """Let someone join by domain again who was removed, deactivated, invited or blocked."""
-    lifted = auto_join_policy.unblock(migrated_engine(), organization, user, operator(), reason)
-    click.echo(f"lifted: {', '.join(lifted)}")
+    reasons = auto_join_policy.unblock(migrated_engine(), organization, user, operator(), reason)
+    click.echo(f"unblocked: {', '.join(reasons)}")
 
 
 @auto_join.command()

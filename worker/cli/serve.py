@@ -94,8 +94,7 @@ def worker(processes: int | None) -> None:
     with redis_server(settings) as redis, until_stopped() as stop:
         _bind_if_reachable(engine, settings, redis.url)
         role_map.adopt(engine, settings.role_map)
-        existing, legacy = settings.auto_join_existing, settings.auto_join_legacy_verified
-        auto_join_policy.adopt(engine, settings.auto_join, existing=existing, legacy=legacy)
+        auto_join_policy.adopt(engine, settings.auto_join, existing=settings.auto_join_existing)
         in_transaction(engine, refresh)
         engine.dispose()
         supervise([partial(lane.work, name, settings, redis.url) for name in lanes], stop)

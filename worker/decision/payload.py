@@ -1,4 +1,4 @@
-"""From WorkOS's JSON to states. Lenient: what is not needed may be missing, odd or new; what is needed is named."""
+"""From WorkOS's JSON to states. Lenient: what is not needed may be missing, invalid or new; what is needed is named."""
 
 import json
 from collections.abc import Mapping
@@ -254,7 +254,7 @@ def live(kind: Kind, data: Fields, content: dict[str, Any], envelope: Envelope) 
 
 
 def tombstone(kind: Kind, data: Fields, content: dict[str, Any], envelope: Envelope) -> Snapshot:
-    """Return a deleted object. Needs nothing but its id: a delete must not be lost for an odd field."""
+    """Return a deleted object. Needs nothing but its id: a delete must not be lost for an invalid field."""
     updated_at = data.optional_time("updated_at") or EPOCH
     version = Version(updated_at, envelope.created_at or EPOCH, envelope.id)
     content["created_at"] = data.optional_time("created_at") or updated_at

@@ -77,13 +77,6 @@ def note_changes(tx: Connection, changes: Sequence[dict[str, Any]]) -> None:
         insert_rows(tx, Change, [*changes, *auto_join_changes(tx, changes)])
 
 
-def append_changes(tx: Connection, changes: Sequence[dict[str, Any]]) -> None:
-    """Write rows of `changes` and nothing else; otherwise as `note_changes`."""
-    if changes:
-        advisory_lock(tx, CHANGES_LOCK)
-        insert_rows(tx, Change, changes)
-
-
 def show(kind: Kind, state: State) -> dict[str, Any]:
     """Return `state` as `changes` shows it: every column of its kind, and `state`; times as ISO 8601 text in UTC.
 

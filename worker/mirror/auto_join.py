@@ -30,7 +30,9 @@ from models.views import auto_join_domains
 from worker.decision.decide import shown
 
 REVIVED = (JoinState.DROPPED, JoinState.FAILED)
-"""Joins that a new cause makes pending again; what is blocked stays so until an operator lifts it."""
+"""Joins that a new cause makes pending again; what is blocked stays so until an operator unblocks the person."""
+
+VERIFIED = ("verified", "legacy_verified")
 
 Cause = tuple[str, str]
 
@@ -50,10 +52,10 @@ class Claim:
     shown: Mapping[str, Any]
     """The domain as `changes` shows it."""
 
-    def holds(self, *, legacy: bool) -> bool:
+    @property
+    def holds(self) -> bool:
         """Whether it is verified, by a workspace that is not known to be gone: one that is not known yet is a rival."""
-        verified = self.verification == "verified" or (legacy and self.verification == "legacy_verified")
-        return verified and not self.deleted and not self.workspace_deleted
+        return self.verification in VERIFIED and not self.deleted and not self.workspace_deleted
 
 
 class AutoJoinStatus(NamedTuple):
@@ -63,20 +65,19 @@ class AutoJoinStatus(NamedTuple):
     reason: str | None
 
 
-def auto_join_status(claim: Claim, rivals: Iterable[str], *, legacy: bool) -> AutoJoinStatus:
+def auto_join_status(claim: Claim, rivals: Iterable[str]) -> AutoJoinStatus:
     """Return where a domain stands.
 
     Args:
         claim: the domain.
         rivals: the ids of the other workspaces that hold it verified.
-        legacy: whether `legacy_verified` counts as verified.
     """
     gone = "domain" if claim.deleted else "workspace" if claim.workspace_deleted else None
     if gone:
         return AutoJoinStatus(AutoJoinState.REVOKED, f"the {gone} is deleted")
     if claim.verification == "failed":
         return AutoJoinStatus(AutoJoinState.FAILED, claim.reason)
-    if not claim.holds(legacy=legacy):
+    if not claim.holds:
         return AutoJoinStatus(AutoJoinState.PENDING, f"not verified: {claim.verification or 'WorkOS says no state'}")
     if not claim.workspace_known:
         return AutoJoinStatus(AutoJoinState.PENDING, "the workspace is not known here yet")
@@ -85,16 +86,14 @@ def auto_join_status(claim: Claim, rivals: Iterable[str], *, legacy: bool) -> Au
     return AutoJoinStatus(AutoJoinState.VERIFIED, None)
 
 
-def auto_join_statuses(claims: Sequence[Claim], *, legacy: bool) -> dict[str, AutoJoinStatus]:
+def auto_join_statuses(claims: Sequence[Claim]) -> dict[str, AutoJoinStatus]:
     """Return the standing of each of `claims`, by domain id; every claim to the same domain must be among them."""
     holders: dict[str | None, set[str]] = {}
     for claim in claims:
-        if claim.domain and claim.organization_id and claim.holds(legacy=legacy):
+        if claim.domain and claim.organization_id and claim.holds:
             holders.setdefault(claim.domain, set()).add(claim.organization_id)
     return {
-        claim.domain_id: auto_join_status(
-            claim, holders.get(claim.domain, set()) - {claim.organization_id or ""}, legacy=legacy
-        )
+        claim.domain_id: auto_join_status(claim, holders.get(claim.domain, set()) - {claim.organization_id or ""})
         for claim in claims
     }
 
@@ -119,19 +118,13 @@ def auto_join_changes(tx: Connection, changes: Sequence[Mapping[str, Any]]) -> l
     mirror = tx.execute(select(Mirror.__table__)).one()
     told: list[dict[str, Any]] = []
     if domains or workspaces:
-        turns = _record_statuses(tx, _causes_of_claims(tx, domains, workspaces), legacy=mirror.legacy_verified)
+        turns = _record_statuses(tx, _causes_of_claims(tx, domains, workspaces))
         told = _record_changes(turns, changes)
         if mirror.auto_join == "provision":
             _search(tx, [turn for turn in turns if turn.begins], mirror)
     if mirror.auto_join == "provision":
         _add_joins(tx, {id: _cause(row) for id, row in people.items() if _counts(row, mirror)})
     return told
-
-
-def recheck(tx: Connection, domain_ids: Sequence[str], cause: Cause) -> list[dict[str, Any]]:
-    """Work out the states of domains anew, and return the rows that `changes` gets; the caller holds its lock."""
-    legacy = tx.execute(select(Mirror.legacy_verified)).scalar_one()
-    return _record_changes(_record_statuses(tx, dict.fromkeys(domain_ids, cause), legacy=legacy), [])
 
 
 def search(tx: Connection, organization_id: str, cause: Cause) -> None:
@@ -278,12 +271,12 @@ class Transition(NamedTuple):
         return self.now.state is AutoJoinState.VERIFIED and was is not AutoJoinState.VERIFIED
 
 
-def _record_statuses(tx: Connection, causes: Mapping[str, Cause], *, legacy: bool) -> list[Transition]:
+def _record_statuses(tx: Connection, causes: Mapping[str, Cause]) -> list[Transition]:
     """Work out where domains stand, and every other claim to them, and note what changed."""
     if not causes:
         return []
     found = claims(tx, causes)
-    now = auto_join_statuses(found, legacy=legacy)
+    now = auto_join_statuses(found)
     query = select(AutoJoin.__table__).where(is_any_of(tx, AutoJoin.domain_id, now))
     noted = {row.domain_id: row for row in tx.execute(query).all()}
     any_cause = next(iter(causes.values()))

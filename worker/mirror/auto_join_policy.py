@@ -11,7 +11,7 @@ from models.database import CHANGES_LOCK, advisory_lock, in_transaction, read_tr
 from models.tables import (
     JOIN,
     WORKSPACE_SETTINGS,
-    Domain,
+    Change,
     Join,
     JoinState,
     Membership,
@@ -24,49 +24,31 @@ from models.tables import (
 from models.types import db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.errors import ConfigurationError, OperatorError, UnknownIdError
-from worker.mirror.apply import append_changes, note_changes
-from worker.mirror.auto_join import add_joins, recheck, search
+from worker.mirror.apply import note_changes
+from worker.mirror.auto_join import add_joins, search
 from worker.mirror.identity import same_person
 
 log = structlog.get_logger()
 
-STEP = 500
-"""Domains whose state is worked out anew in one transaction."""
 SHUT = (JoinState.BLOCKED, JoinState.UNDONE)
 
 
-def adopt(engine: Engine, mode: str, *, existing: bool, legacy: bool) -> None:
-    """Put the settings in force for every writer, and work out anew the states that they change.
-
-    Goes on where an earlier call was interrupted. Each state that changes leaves a row of `changes`, cause `settings`.
+def adopt(engine: Engine, mode: str, *, existing: bool) -> None:
+    """Put the settings in force for every writer.
 
     Args:
         engine: the database.
         mode: `off`, `mirror` or `provision`.
         existing: whether those who signed up before a domain was verified join too.
-        legacy: whether `legacy_verified` counts as verified.
     """
-    in_transaction(engine, _publish, {"auto_join": mode, "auto_join_existing": existing, "legacy_verified": legacy})
-    while in_transaction(engine, _recheck_step):
-        pass
+    in_transaction(engine, _publish, {"auto_join": mode, "auto_join_existing": existing})
 
 
 def _publish(tx: Connection, wanted: dict[str, Any]) -> None:
     current = tx.execute(select(Mirror.__table__).with_for_update()).mappings().one()
     if changed := {name: value for name, value in wanted.items() if current[name] != value}:
         log.info("auto_join_settings", **wanted)
-        tx.execute(update(Mirror).values(changed | ({"recheck_after": ""} if "legacy_verified" in changed else {})))
-
-
-def _recheck_step(tx: Connection) -> bool:
-    after = tx.execute(select(Mirror.recheck_after).with_for_update()).scalar_one()
-    if after is None:
-        return False
-    ids = list(tx.execute(select(Domain.id).where(Domain.id > after).order_by(Domain.id).limit(STEP)).scalars())
-    tx.execute(update(Mirror).values(recheck_after=ids[-1] if ids else None))
-    advisory_lock(tx, CHANGES_LOCK)
-    append_changes(tx, recheck(tx, ids, ("settings", "AUTO_JOIN")))
-    return bool(ids)
+        tx.execute(update(Mirror).values(changed))
 
 
 def set_workspace(
@@ -128,10 +110,13 @@ def workspace_settings(tx: Connection, organization_id: str) -> dict[str, Any]:
 
 
 def unblock(engine: Engine, organization_id: str, user_id: str, who: str, why: str) -> list[str]:
-    """Let someone join by domain again who was removed, deactivated, invited or blocked; return what was lifted.
+    """Let someone join by domain again who was removed, deactivated, invited or blocked.
 
-    Whatever kept out someone with the same address is lifted too.
-    In mode `provision` they are made a member if their address still makes them one. A later removal blocks anew.
+    Whatever kept out someone with the same address no longer counts either.
+    In mode `provision` they are made a member if their address still makes them one. A later removal blocks them again.
+
+    Returns:
+        what kept them out, sorted: reasons as in the view `auto_join_blocks`.
 
     Raises:
         UnknownIdError: the mirror has no such workspace or person.
@@ -161,13 +146,12 @@ def _unblock(tx: Connection, organization_id: str, user_id: str, who: str, why: 
     tx.execute(delete(Join).where(Join.organization_id == organization_id, theirs))
     if provisions:
         add_joins(tx, User.id == user_id, ("operator", who))
-    before, after = {"state": "blocked", "reasons": reasons}, {"state": "lifted", "why": why}
-    note_changes(tx, [_change_row(JOIN, user_id, organization_id, before, after, who)])
+    _note_decision(tx, organization_id, user_id, {"state": "unblocked", "reasons": reasons, "why": why}, who)
     return reasons
 
 
 def block(engine: Engine, organization_id: str, user_id: str, who: str, why: str) -> None:
-    """Keep someone from joining a workspace by domain until it is lifted; a membership they have stays.
+    """Keep someone from joining a workspace by domain until they are unblocked; a membership they have stays.
 
     Raises:
         UnknownIdError: the mirror has no such workspace or person.
@@ -184,7 +168,17 @@ def _block(tx: Connection, organization_id: str, user_id: str, who: str, why: st
     )
     key = [Join.organization_id, Join.user_id]
     tx.execute(row.on_conflict_do_update(index_elements=key, set_=values | {"settled_at": db_now()}))
-    note_changes(tx, [_change_row(JOIN, user_id, organization_id, None, {"state": "blocked", "why": why}, who)])
+    _note_decision(tx, organization_id, user_id, {"state": "blocked", "reasons": [values["reason"]], "why": why}, who)
+
+
+def _note_decision(tx: Connection, organization_id: str, user_id: str, after: dict[str, Any], who: str) -> None:
+    """Note what an operator decided about a person and a workspace, as the next link of their chain in `changes`."""
+    advisory_lock(tx, CHANGES_LOCK)  # before the look at the last link
+    chain = (Change.kind == JOIN, Change.object_id == user_id, Change.organization_id == organization_id)
+    last = select(Change.after).where(*chain).order_by(Change.id.desc()).limit(1)
+    before = tx.execute(last).scalar_one_or_none()
+    if before != after:
+        note_changes(tx, [_change_row(JOIN, user_id, organization_id, before, after, who)])
 
 
 def _require(tx: Connection, table: type[Organization | User], what: str, id: str) -> None:

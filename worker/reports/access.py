@@ -107,7 +107,7 @@ def domain_states(tx: Connection, *which: Any) -> list[dict[str, Any]]:
     mirror = tx.execute(select(Mirror.__table__)).one()
     mine = set(tx.execute(select(Domain.id).where(*which)).scalars())
     found = auto_join.claims(tx, mine)
-    now = auto_join.auto_join_statuses(found, legacy=mirror.legacy_verified)
+    now = auto_join.auto_join_statuses(found)
     view = auto_join_domains.c
     named = {claim.domain for claim in found}
     joining = {

@@ -254,7 +254,7 @@ FINDINGS = {
     "stale": "was older here than WorkOS shows it",
     "different": "differed from what WorkOS shows",
     "anomaly": "WorkOS shows it, though a delete event removed it",
-    "odd": "WorkOS shows it with a field that cannot be used",
+    "invalid": "WorkOS shows it with a field that cannot be used",
 }
 
 

@@ -300,8 +300,8 @@ def _conflicts() -> Select[int]:
 
 
 def _domains(tx: Connection) -> dict[str, int]:
-    odd = select(func.count()).where(AutoJoin.domain.is_(None), AutoJoin.state != AutoJoinState.REVOKED)
-    return _counted(tx, AutoJoin.state, AutoJoinState) | {"invalid": tx.execute(odd).scalar_one()}
+    invalid = select(func.count()).where(AutoJoin.domain.is_(None), AutoJoin.state != AutoJoinState.REVOKED)
+    return _counted(tx, AutoJoin.state, AutoJoinState) | {"invalid": tx.execute(invalid).scalar_one()}
 
 
 def _unread() -> Select[str, str]:

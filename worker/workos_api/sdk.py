@@ -18,7 +18,7 @@ SUCCESS = range(200, 300)
 
 
 class Sdk:
-    """Takes raw JSON through the SDK, so that one odd item cannot fail a page. Its own retries are off.
+    """Takes raw JSON through the SDK, so that one invalid item cannot fail a page. Its own retries are off.
 
     Args:
         api_key: the environment's secret key.

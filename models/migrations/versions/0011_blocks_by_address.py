@@ -1,4 +1,7 @@
-"""Blocks by address: a person who was removed is kept out under another user id or a former address too."""
+"""Blocks by address: a person who was removed is kept out under another user id or a former address too.
+
+The view `auto_join_blocks` reads the new table once `models.migrate` has updated the views.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,59 +16,6 @@ branch_labels = None
 depends_on = None
 
 STEP = 5_000
-REMOVED = """CASE WHEN m.deleted_by IS NOT NULL THEN 'removed' WHEN m.status = 'inactive' THEN 'deactivated'
-                    WHEN m.status = 'pending' THEN 'invited' ELSE 'of no known status' END"""
-# A membership keeps its person out unless an operator unblocked it, or the person is active by another one.
-COUNTS = """(m.deleted_by IS NOT NULL OR m.status IS NULL OR m.status <> 'active')
-          AND NOT EXISTS (SELECT 1 FROM lifted_blocks AS l WHERE l.membership_id = m.id)
-          AND NOT EXISTS (
-            SELECT 1 FROM memberships AS n
-            WHERE n.organization_id = m.organization_id AND n.user_id = m.user_id
-              AND n.deleted_by IS NULL AND n.status = 'active')"""
-# WorkOS deletes the memberships of a user it deletes: an active one that went after its user was removed by nobody.
-WENT_ALONG = """(m.deleted_by = 'event' AND m.status = 'active' AND u.deleted_by = 'event'
-            AND (m.event_at > u.event_at OR (m.event_at = u.event_at AND m.event_id > u.event_id)))"""
-# `o` are the addresses of the person who was removed, `b` whoever had one of them, `c` all addresses of that one.
-OTHERS = """JOIN user_addresses AS b ON b.email_hash = o.email_hash
-        JOIN user_addresses AS c ON c.user_id = b.user_id
-        JOIN users AS v ON v.id = c.user_id"""
-BLOCKS = f"""
-        SELECT m.organization_id, m.user_id, u.email_normalized, {REMOVED} AS reason, o.email_hash
-        FROM memberships AS m
-        LEFT JOIN users AS u ON u.id = m.user_id
-        LEFT JOIN user_addresses AS o ON o.user_id = m.user_id
-        WHERE {COUNTS} AND (u.deleted_by IS NULL OR NOT {WENT_ALONG})
-        UNION ALL
-        SELECT m.organization_id, c.user_id, v.email_normalized, {REMOVED} AS reason, c.email_hash
-        FROM memberships AS m
-        JOIN users AS u ON u.id = m.user_id
-        JOIN user_addresses AS o ON o.user_id = m.user_id
-        {OTHERS}
-        WHERE c.user_id <> m.user_id AND {COUNTS} AND (u.deleted_by IS NULL OR NOT {WENT_ALONG})
-        UNION ALL
-        SELECT j.organization_id, j.user_id, u.email_normalized, j.reason, o.email_hash
-        FROM joins AS j
-        LEFT JOIN users AS u ON u.id = j.user_id
-        LEFT JOIN user_addresses AS o ON o.user_id = j.user_id
-        WHERE j.state IN ('blocked', 'undone')
-        UNION ALL
-        SELECT j.organization_id, c.user_id, v.email_normalized, j.reason, c.email_hash
-        FROM joins AS j
-        JOIN user_addresses AS o ON o.user_id = j.user_id
-        {OTHERS}
-        WHERE c.user_id <> j.user_id AND j.state IN ('blocked', 'undone')
-"""  # noqa: S608 - text of this file
-BEFORE = f"""
-        SELECT m.organization_id, m.user_id, u.email_normalized, {REMOVED} AS reason
-        FROM memberships AS m
-        LEFT JOIN users AS u ON u.id = m.user_id
-        WHERE {COUNTS}
-        UNION ALL
-        SELECT j.organization_id, j.user_id, u.email_normalized, j.reason
-        FROM joins AS j
-        LEFT JOIN users AS u ON u.id = j.user_id
-        WHERE j.state IN ('blocked', 'undone')
-"""  # noqa: S608 - text of this file
 
 
 def upgrade() -> None:
@@ -75,17 +25,6 @@ def upgrade() -> None:
         sa.Column("email_hash", sa.Text(), nullable=False, primary_key=True, index=True),
     )
     _fill()
-    _replace(BLOCKS)
-
-
-def downgrade() -> None:
-    _replace(BEFORE)
-    op.drop_table("user_addresses")
-
-
-def _replace(query: str) -> None:
-    op.execute("DROP VIEW auto_join_blocks")
-    op.execute(f"CREATE VIEW auto_join_blocks AS {query}")
 
 
 def _fill() -> None:

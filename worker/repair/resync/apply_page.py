@@ -45,21 +45,21 @@ def apply_pages(tx: Connection, held: Lease, pages: Sequence[ListedPage], *, dry
     roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
     read = [(listed, *_read_page(listed.key, listed.page, roles)) for listed in pages]
     changes: list[dict[str, Any]] = []
-    odd = [row for _, _, rows in read for row in rows]
+    invalid = [row for _, _, rows in read for row in rows]
     refused: set[tuple[Kind, str]] = set()
     for kind in Kind:
         if states := {item.id: item.state for _, items, _ in read for item in items if item.kind is kind}:
             made, failures = _merge_or_report(tx, run_id, kind, states, dry_run=dry_run)
             changes += made
-            odd += failures
+            invalid += failures
             refused |= {(kind, row["object_id"]) for row in failures}
     for (key, page, began), items, rows in read:
         if number := len(rows) + sum((item.kind, item.id) in refused for item in items):
-            log.warning("odd_items", run=run_id, listing=key.name, number=number)
-        listings.record_page(tx, run_id, key, page.after, began, odd=number > 0)
+            log.warning("invalid_items", run=run_id, listing=key.name, number=number)
+        listings.record_page(tx, run_id, key, page.after, began, invalid=number > 0)
         if key.name is Name.ORGANIZATIONS:
             listings.add(tx, run_id, Name.MEMBERSHIPS, [item.id for item in items if item.kind is Kind.ORGANIZATION])
-    drift.record(tx, run_id, odd)
+    drift.record(tx, run_id, invalid)
     note_changes(tx, changes)
 
 
@@ -84,7 +84,7 @@ def _merge_or_report(
             (id,) = listed
             return [], [drift.invalid(kind, id, unexpected(error))]
     alone = [_merge_or_report(tx, run_id, kind, {id: listed[id]}, dry_run=dry_run) for id in sorted(listed)]
-    return [row for changes, _ in alone for row in changes], [row for _, odd in alone for row in odd]
+    return [row for changes, _ in alone for row in changes], [row for _, rows in alone for row in rows]
 
 
 def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *, dry_run: bool) -> list[dict[str, Any]]:
@@ -110,18 +110,18 @@ def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *,
 def _read_page(key: Key, page: Page, roles: RoleMap) -> tuple[list[Snapshot], list[drift.Row]]:
     """Return the objects of a page that can be used, and a row of drift for each that cannot."""
     snapshots: list[Snapshot] = []
-    odd: list[drift.Row] = []
+    invalid: list[drift.Row] = []
     for place, (kind, item) in enumerate(_objects(key, page.items)):
         id = _id_of(item) or f"without id: {place} of {'/'.join(filter(None, (*key, page.after)))}"
         try:
             snapshots.append(read_object(kind, item, page.read_at, roles))
         except PayloadError as error:
-            odd.append(drift.invalid(kind, id, error.field))
+            invalid.append(drift.invalid(kind, id, error.field))
         except Exception as error:  # noqa: BLE001 - one item must not fail its page
-            odd.append(drift.invalid(kind, id, unexpected(error)))
+            invalid.append(drift.invalid(kind, id, unexpected(error)))
         if kind is Kind.ORGANIZATION and isinstance(item, dict) and not isinstance(item.get("domains"), list):
-            odd.append(drift.invalid(kind, id, "organization.domains"))
-    return snapshots, odd
+            invalid.append(drift.invalid(kind, id, "organization.domains"))
+    return snapshots, invalid
 
 
 def _id_of(item: Any) -> str | None:

@@ -26,7 +26,7 @@ def difference(kind: Kind, id: str, finding: Finding, here: State | None, there:
 
 def invalid(kind: Kind, id: str, field: str) -> Row:
     """Return that an object which WorkOS shows cannot be used, or not be read, and why."""
-    row = {"kind": kind, "object_id": id, "organization_id": None, "finding": "odd"}
+    row = {"kind": kind, "object_id": id, "organization_id": None, "finding": "invalid"}
     return {**row, "fields": {field: None}, "action": "reported"}
 
 

@@ -76,11 +76,11 @@ def open_listings(tx: Connection, run_id: str, limit: int) -> list[Open]:
     return [Open(Key(Name(name), parent), after, at) for name, parent, after, at in tx.execute(query)]
 
 
-def record_page(tx: Connection, run_id: str, key: Key, after: str | None, began: datetime, *, odd: bool) -> None:
+def record_page(tx: Connection, run_id: str, key: Key, after: str | None, began: datetime, *, invalid: bool) -> None:
     """Note that a page was used, up to the cursor `after`; None: it was the last."""
-    ever_odd = Listing.odd | odd
-    state = case((ever_odd, "partial"), else_="complete") if after is None else "open"
-    values = {"after": after, "state": state, "odd": ever_odd, "began_at": began}
+    any_invalid = Listing.invalid | invalid
+    state = case((any_invalid, "partial"), else_="complete") if after is None else "open"
+    values = {"after": after, "state": state, "invalid": any_invalid, "began_at": began}
     tx.execute(update(Listing).where(*_here(run_id, key)).values(values))
 
 

@@ -312,9 +312,9 @@ class Resync:
         def settle(tx: Connection, result: Result) -> None:
             self._settled(tx, kind, id)
             if result.finding is not Finding.NONE:
-                odd = result.finding is Finding.ANOMALY or self._run.dry_run
+                only_reported = result.finding is Finding.ANOMALY or self._run.dry_run
                 shown = result.after if result.finding is not Finding.EXTRA else None
-                action = "reported" if odd else "repaired"
+                action = "reported" if only_reported else "repaired"
                 row = drift.difference(kind, id, result.finding, result.before, shown, action)
                 drift.record(tx, self._held.run_id, [row])
 
