@@ -10,14 +10,15 @@ from sqlalchemy import Connection, Engine, select, update
 
 from models.access import AutoJoin, auto_join_for
 from models.database import in_transaction, read_transaction, session
-from models.tables import Join, JoinSearch, Mirror
+from models.tables import AutoJoin as AutoJoinRow
+from models.tables import Domain, Join, JoinSearch, Mirror
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, rows
 from tests.support.resync import Clock
 from tests.support.sandbox import Sandbox, World
 from tests.support.stories import delivered
 from worker.inbox.store import accept_from_api
-from worker.mirror import auto_join_policy
+from worker.mirror import auto_join, auto_join_policy
 from worker.provisioning import CatchUp, provision
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import catch_up, update_complete_to
@@ -136,3 +137,11 @@ def members_at_workos(world: World) -> dict[tuple[str, str], list[str]]:
         key = (membership["organization_id"], membership["user_id"])
         found.setdefault(key, []).append(membership["status"])
     return found
+
+
+def outdated_states(engine: Engine) -> list[str]:
+    """The ids of domains whose auto-join state is not noted, or is noted otherwise than it is."""
+    with read_transaction(engine) as tx:
+        found = auto_join.claims(tx, tx.execute(select(Domain.id)).scalars())
+        noted = {row.domain_id: (row.state, row.reason) for row in tx.execute(select(AutoJoinRow.__table__))}
+    return [id for id, now in auto_join.auto_join_statuses(found).items() if noted.get(id) != now]

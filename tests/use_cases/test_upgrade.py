@@ -9,16 +9,32 @@ from typing import Any
 import pytest
 from redis import Redis
 from sqlalchemy import JSON as JSON_TYPE
-from sqlalchemy import Boolean, DateTime, Engine, MetaData, Table, delete, insert
+from sqlalchemy import Boolean, DateTime, Engine, MetaData, Table, delete, insert, text
 
-from models.database import write_transaction
+from models.database import read_transaction, write_transaction
 from models.migrate import upgrade
-from models.tables import Batch, Event, Join, Run, RunStatus, Task
+from models.tables import (
+    Batch,
+    Change,
+    Drift,
+    Event,
+    Join,
+    Listing,
+    Organization,
+    Run,
+    RunStatus,
+    Task,
+    UnblockedMembership,
+    WorkspaceSettings,
+)
 from tests import support
-from tests.support import JSON, NOON, apply_all, differences, mirrored, rows, statuses
+from tests.support import JSON, NOON, apply_all, differences, joins, made, mirrored, rows, statuses
+from tests.support.auto_join import outdated_states
 from tests.support.catalog import drop_schema
+from tests.support.histories import broken_chains
 from tests.support.inbox import count, let_time_pass
 from tests.support.resync import deliver
+from worker.mirror import auto_join_policy
 from worker.queue.doorbell import Doorbell
 from worker.repair.work import Repair
 from worker.settings import Settings
@@ -29,9 +45,24 @@ RELEASE_1_0_0: JSON = json.loads((Path(support.__file__).parent / "release_1_0_0
 STORED: dict[str, list[JSON]] = RELEASE_1_0_0["tables"]
 
 
+ANN, ACME = "user_01M8H588KADXN185Z4PF0QDRP1", "org_01M8H588K9DXN12QG2VVTFHH4A"
+LABS = "org_01M8H588K9DXN13BTJABKPN099"
+OLD_DECISIONS: list[JSON] = [
+    {"before": None, "after": {"state": "blocked", "why": "a test account"}, "cause_id": "bob"},
+    {
+        "before": {"state": "blocked", "reasons": ["by bob: a test account"]},
+        "after": {"state": "lifted", "why": "it is not"},
+        "cause_id": "ann",
+    },
+]
+"""What release 1.0.0 noted when an operator blocked Ann in Acme, and another unblocked her."""
+
+JOINED = "SELECT domain, organization_id FROM auto_join_domains"
+
+
 @pytest.fixture
-def upgraded(engine: Engine) -> Engine:
-    """A database with the rows of release 1.0.0, migrated to this release."""
+def filled(engine: Engine) -> Engine:
+    """A database with the rows of release 1.0.0, still at its revision."""
     drop_schema(engine)
     upgrade(engine, "0010")
     metadata = MetaData()
@@ -44,8 +75,18 @@ def upgraded(engine: Engine) -> Engine:
                 tx.execute(insert(table).values({column: _value(table, column, row[column]) for column in row}))
         if engine.dialect.name == "postgresql":
             tx.exec_driver_sql("SELECT setval('changes_id_seq', (SELECT max(id) FROM changes))")
-    upgrade(engine)
+        about = {"kind": "join", "object_id": ANN, "organization_id": ACME, "cause": "operator"}
+        for decision in OLD_DECISIONS:
+            tx.execute(insert(metadata.tables["changes"]).values(about | decision))
+        tx.execute(insert(metadata.tables["lifted_blocks"]).values(membership_id="om_1", who="ann", why="it is not"))
     return engine
+
+
+@pytest.fixture
+def upgraded(filled: Engine) -> Engine:
+    """The same, migrated to this release."""
+    upgrade(filled)
+    return filled
 
 
 def _value(table: Table, column: str, value: Any) -> Any:
@@ -77,13 +118,11 @@ def test_pending_events_and_half_done_batches_are_applied_and_the_mirror_converg
     let_time_pass(upgraded)
     deliver(upgraded, RELEASE_1_0_0["events"])
     assert statuses(upgraded) == {"done": len(STORED["events"]) - 1 + len(RELEASE_1_0_0["events"]), "failed": 1}
-    # Release 1.0.0 ran with AUTO_JOIN_LEGACY_VERIFIED=false: these domains did not join anyone, and still do not.
-    legacy = [
-        line
-        for line in differences(upgraded, RELEASE_1_0_0["truth"])
-        if "legacy.example" in line or "old.example" in line
-    ]
-    assert differences(upgraded, RELEASE_1_0_0["truth"]) == legacy
+    # Release 1.0.0 ran with AUTO_JOIN_LEGACY_VERIFIED=false: auto-join is off in the workspaces with such domains.
+    off = ("legacy.example", "old.example", "new.example")
+    different = differences(upgraded, RELEASE_1_0_0["truth"])
+    assert len(different) == len(off) and all(any(name in line for name in off) for line in different)
+    assert outdated_states(upgraded) == []
 
 
 def test_an_open_replay_and_an_open_retention_are_finished(upgraded: Engine, redis: Redis) -> None:
@@ -92,3 +131,68 @@ def test_an_open_replay_and_an_open_retention_are_finished(upgraded: Engine, red
     ended = {row["task"]: row["status"] for row in rows(upgraded, Run) if row["task"] in (Task.REPLAY, Task.RETENTION)}
     assert ended == {Task.REPLAY: RunStatus.DONE, Task.RETENTION: RunStatus.DONE}
     assert count(upgraded, Event.replays == 1) == next(r["total"] for r in rows(upgraded, Run) if r["task"] == "replay")
+
+
+def broken(engine: Engine) -> list[str]:
+    """What is wrong with the changes of what this release rewrites or adds to; users have a further column since."""
+    return broken_chains([row for row in rows(engine, Change) if row["kind"] != "user"])
+
+
+def test_where_legacy_verified_did_not_count_auto_join_is_off_and_nobody_gets_more_access(
+    filled: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with read_transaction(filled) as tx:
+        joined = {tuple(row) for row in tx.execute(text(JOINED))}
+    upgrade(filled)
+    off = {row["organization_id"]: row for row in rows(filled, WorkspaceSettings) if row["who"] == "settings"}
+    names = {row["id"]: row["name"] for row in rows(filled, Organization)}
+    assert {names[id] for id in off} == {"Legacy Ltd", "Both Ltd", "Hooli"}
+    assert all(row["auto_join"] is False and "AUTO_JOIN_LEGACY_VERIFIED" in row["why"] for row in off.values())
+    assert "auto-join is now off for 3 workspaces" in capsys.readouterr().out
+    assert joins(filled) < joined and outdated_states(filled) == []
+    noted = [row for row in rows(filled, Change) if row["cause_id"] == "AUTO_JOIN_LEGACY_VERIFIED"]
+    settings = {row["object_id"]: row for row in noted if row["kind"] == "workspace_settings"}
+    assert settings.keys() == off.keys() and {row["cause"] for row in noted} == {"settings"}
+    for id, row in settings.items():
+        assert row["before"] == {"auto_join": True, "default_role": "member", "why": None}
+        assert row["after"] == {"auto_join": False, "default_role": "member", "why": off[id]["why"]}
+    assert {row["after"]["auto_join"] for row in noted if row["kind"] == "domain"} == {"verified"}
+    assert broken(filled) == []
+
+
+def test_where_legacy_verified_counted_nothing_changes(filled: Engine) -> None:
+    with write_transaction(filled) as tx:
+        tx.execute(text("UPDATE mirror SET legacy_verified = TRUE"))
+        joined = {tuple(row) for row in tx.execute(text(JOINED))}
+    upgrade(filled)
+    assert joins(filled) == joined and "legacy.example" in {domain for domain, _ in joined}
+    assert [row["organization_id"] for row in rows(filled, WorkspaceSettings)] == [LABS]
+
+
+def test_a_workspace_of_a_legacy_domain_that_is_not_known_yet_is_switched_off_too(filled: Engine) -> None:
+    with write_transaction(filled) as tx:
+        tx.execute(
+            text(
+                "INSERT INTO domains (id, organization_id, domain, normalized, verification, revision)"
+                " VALUES ('org_domain_early', 'org_early', 'early.example', 'early.example', 'legacy_verified', 1)"
+            )
+        )
+    upgrade(filled)
+    deliver(filled, [made("organization.created", event_id="event_early", id="org_early", name="Early", domains=[])])
+    assert "early.example" not in {domain for domain, _ in joins(filled)}
+    assert broken(filled) == []
+
+
+def test_stored_words_are_those_of_this_release(upgraded: Engine) -> None:
+    assert {row["finding"] for row in rows(upgraded, Drift)} >= {"invalid", "missing"}
+    assert "odd" not in {row["finding"] for row in rows(upgraded, Drift)}
+    assert [row["name"] for row in rows(upgraded, Listing) if row["invalid"]] == ["users"]
+    assert [(row["membership_id"], row["why"]) for row in rows(upgraded, UnblockedMembership)] == [
+        ("om_1", "it is not")
+    ]
+    blocked = {"state": "blocked", "reasons": ["by bob: a test account"], "why": "a test account"}
+    unblocked = {"state": "unblocked", "reasons": ["by bob: a test account"], "why": "it is not"}
+    noted = [(row["before"], row["after"]) for row in rows(upgraded, Change) if row["kind"] == "join"]
+    assert noted == [(None, blocked), (blocked, unblocked)]
+    auto_join_policy.block(upgraded, ACME, ANN, "bob", "it is")
+    assert broken(upgraded) == []
