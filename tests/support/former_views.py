@@ -1,7 +1,8 @@
 """The SQL of views as it was before it was rewritten to be read: the new says the same of the same rows."""
 
 BLOCKS = """
-SELECT m.organization_id, m.user_id, u.email_normalized, CASE WHEN m.deleted_by IS NOT NULL THEN 'removed' WHEN m.status = 'inactive' THEN 'deactivated'
+SELECT m.organization_id, m.user_id, u.email_normalized,
+       CASE WHEN m.deleted_by IS NOT NULL THEN 'removed' WHEN m.status = 'inactive' THEN 'deactivated'
             WHEN m.status = 'pending' THEN 'invited' ELSE 'of no known status' END AS reason, o.email_hash
 FROM memberships AS m
 LEFT JOIN users AS u ON u.id = m.user_id
@@ -11,10 +12,12 @@ WHERE (m.deleted_by IS NOT NULL OR m.status IS NULL OR m.status <> 'active')
   AND NOT EXISTS (
     SELECT 1 FROM memberships AS n
     WHERE n.organization_id = m.organization_id AND n.user_id = m.user_id
-      AND n.deleted_by IS NULL AND n.status = 'active') AND (u.deleted_by IS NULL OR NOT (m.deleted_by = 'event' AND m.status = 'active' AND u.deleted_by = 'event'
+      AND n.deleted_by IS NULL AND n.status = 'active')
+  AND (u.deleted_by IS NULL OR NOT (m.deleted_by = 'event' AND m.status = 'active' AND u.deleted_by = 'event'
     AND (m.event_at > u.event_at OR (m.event_at = u.event_at AND m.event_id > u.event_id))))
 UNION ALL
-SELECT m.organization_id, c.user_id, v.email_normalized, CASE WHEN m.deleted_by IS NOT NULL THEN 'removed' WHEN m.status = 'inactive' THEN 'deactivated'
+SELECT m.organization_id, c.user_id, v.email_normalized,
+       CASE WHEN m.deleted_by IS NOT NULL THEN 'removed' WHEN m.status = 'inactive' THEN 'deactivated'
             WHEN m.status = 'pending' THEN 'invited' ELSE 'of no known status' END AS reason, c.email_hash
 FROM memberships AS m
 JOIN users AS u ON u.id = m.user_id
@@ -27,7 +30,8 @@ WHERE c.user_id <> m.user_id AND (m.deleted_by IS NOT NULL OR m.status IS NULL O
   AND NOT EXISTS (
     SELECT 1 FROM memberships AS n
     WHERE n.organization_id = m.organization_id AND n.user_id = m.user_id
-      AND n.deleted_by IS NULL AND n.status = 'active') AND (u.deleted_by IS NULL OR NOT (m.deleted_by = 'event' AND m.status = 'active' AND u.deleted_by = 'event'
+      AND n.deleted_by IS NULL AND n.status = 'active')
+  AND (u.deleted_by IS NULL OR NOT (m.deleted_by = 'event' AND m.status = 'active' AND u.deleted_by = 'event'
     AND (m.event_at > u.event_at OR (m.event_at = u.event_at AND m.event_id > u.event_id))))
 UNION ALL
 SELECT j.organization_id, j.user_id, u.email_normalized, j.reason, o.email_hash
