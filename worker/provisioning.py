@@ -29,7 +29,7 @@ from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.decision.payload import parse_time
 from worker.decision.roles import slug_for
 from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, WorkOSUnavailableError, unexpected
-from worker.mirror.auto_join import add_joins
+from worker.mirror.auto_join import add_joins, eligible, is_missing
 from worker.mirror.identity import same_person
 from worker.queue.doorbell import Doorbell
 from worker.workos_api.client import WorkOSClient
@@ -153,9 +153,7 @@ def _search_step(tx: Connection) -> bool:
         return True
     which: ColumnElement[bool] = User.id.in_(ids)
     # Those who are in already, or are kept out, would only be looked at in vain.
-    view, block = workspace_members.c, auto_join_blocks.c
-    which &= ~exists().where(view.organization_id == found.organization_id, view.user_id == User.id)
-    which &= ~exists().where(block.organization_id == found.organization_id, block.user_id == User.id)
+    which &= is_missing(found.organization_id)
     if found.created_after is not None:
         which &= User.created_at >= found.created_after
     add_joins(tx, which, (found.cause, found.cause_id))
@@ -301,9 +299,8 @@ def _was_inactive(row: Row, id: Any, created_at: datetime | None, unblocked: fro
 def _role_for(row: Row) -> Select[str]:
     """Return a query for the role that someone gets by their verified domain; no row if it lets them in no longer."""
     view = auto_join_domains.c
-    verified = (User.id == row["user_id"], User.deleted_by.is_(None), User.email_verified.is_(True))
-    on_domain = select(view.default_role).join(User, User.email_domain == view.domain)
-    return on_domain.where(view.organization_id == row["organization_id"], *verified)
+    here = eligible().where(view.organization_id == row["organization_id"], User.id == row["user_id"])
+    return here.with_only_columns(view.default_role)
 
 
 def _all_known(tx: Connection, row: Row, complete_to: datetime | None) -> bool:
@@ -330,6 +327,7 @@ def _join(engine: Engine, workos: WorkOSClient, lag: timedelta, row: Row, verdic
         if found.get("status") == "active":
             return _found_active(engine, workos, row, found, verdict.unblocked)
         if found["id"] not in verdict.unblocked:
+            # As the view `auto_join_blocks` says it, of what WorkOS shows and the mirror may not have yet.
             reason = {"inactive": "deactivated", "pending": "invited"}.get(
                 str(found.get("status")), "of no known status"
             )

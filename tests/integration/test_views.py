@@ -1,33 +1,19 @@
 """The views: `migrate` brings them up to date, keeps what was granted on them, and they say what they said before."""
 
-import itertools
 import random
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, delete, insert, inspect, text
+from sqlalchemy import Engine, create_engine, inspect, text
 
 from models import views
 from models.database import database_url, open_engine, read_transaction, write_transaction
 from models.migrate import upgrade
-from models.tables import (
-    Base,
-    Domain,
-    Join,
-    Membership,
-    Organization,
-    PublicDomain,
-    UnblockedMembership,
-    User,
-    UserAddress,
-    WorkspaceSettings,
-)
 from models.views import VIEWS, update_views
-from tests.support import JSON
 from tests.support.catalog import drop_schema
 from tests.support.former_views import BLOCKS, DOMAINS
+from tests.support.random_rows import put_random_rows
 
 SEED = 7
 SIZES = {"user": 40, "org": 8, "domain": 10}
@@ -102,55 +88,6 @@ def test_a_role_that_may_only_read_the_views_may_still_read_them_after_migrate(
 # The SQL of release 1.0.0 and of the revision that added addresses, against today's, over random rows.
 
 
-def random_rows(dice: random.Random) -> dict[type[Base], list[JSON]]:
-    """Few workspaces, people and addresses, so that they meet; every column that the views look at varies."""
-    people, workspaces, names = ([f"{what}_{n}" for n in range(number)] for what, number in SIZES.items())
-    known = people[:-3]  # of some there are only memberships and joins yet
-
-    def some(*values: object) -> Any:
-        return dice.choice(values)
-
-    def at() -> datetime | None:
-        return dice.choice([None, *(datetime(2026, 1, 1, hour, tzinfo=UTC) for hour in range(4))])
-
-    def mirrored(id: str) -> JSON:
-        version = {"event_at": at(), "event_id": f"event_{dice.randrange(5)}", "created_at": at()}
-        return {"id": id, "deleted_by": some(None, None, "event", "resync"), **version}
-
-    def membership(n: int) -> JSON:
-        status = some(None, "active", "active", "inactive", "pending", "dormant")
-        place = {"organization_id": some(*workspaces), "user_id": some(None, *people)}
-        return mirrored(f"om_{n}") | place | {"status": status}
-
-    def domain(n: int) -> JSON:
-        place = {"organization_id": some(None, *workspaces), "normalized": some(None, *names)}
-        return mirrored(f"domain_{n}") | place | {"verification": some(None, "verified", "legacy_verified", "failed")}
-
-    def join(organization_id: str, user_id: str) -> JSON:
-        place = {"organization_id": organization_id, "user_id": user_id}
-        state = some("pending", "blocked", "undone", "joined")
-        return place | {"state": state, "reason": "by ann", "cause": "event", "cause_id": "event_1"}
-
-    def own(organization_id: str) -> JSON:
-        switches = {"auto_join": some(None, True, False), "default_role": some(None, "admin")}
-        return {"organization_id": organization_id, **switches, "who": "ann", "why": "why"}
-
-    unblocked = {"who": "ann", "why": "why"}
-    return {
-        Organization: [mirrored(id) for id in workspaces[:-1]],
-        User: [mirrored(id) | {"email_normalized": some(None, id)} for id in known],
-        UserAddress: [
-            {"user_id": id, "email_hash": f"hash_{n}"} for id in known for n in range(30) if dice.random() < 0.05
-        ],
-        Membership: [membership(n) for n in range(200)],
-        UnblockedMembership: [{"membership_id": f"om_{n}", **unblocked} for n in range(200) if dice.random() < 0.1],
-        Join: [join(*pair) for pair in itertools.product(workspaces, people) if dice.random() < 0.08],
-        Domain: [domain(n) for n in range(40)],
-        WorkspaceSettings: [own(id) for id in workspaces[:4]],
-        PublicDomain: [{"domain": names[0]}],
-    }
-
-
 @pytest.mark.parametrize(("name", "former"), [("auto_join_blocks", BLOCKS), ("auto_join_domains", DOMAINS)])
 def test_a_rewritten_view_says_what_its_former_sql_says(engine: Engine, name: str, former: str) -> None:
     dice = random.Random(SEED)
@@ -158,9 +95,7 @@ def test_a_rewritten_view_says_what_its_former_sql_says(engine: Engine, name: st
     seen = 0
     for _ in range(20):
         with write_transaction(engine) as tx:
-            for table, given in random_rows(dice).items():
-                tx.execute(delete(table))
-                tx.execute(insert(table), given)
+            put_random_rows(tx, dice)
             queries = (view.select(), text(former).columns(*view.columns))
             now, before = (sorted(map(repr, tx.execute(query))) for query in queries)
         assert now == before

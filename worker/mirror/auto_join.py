@@ -1,15 +1,17 @@
 """Auto-join: what changes of the mirror mean for it, worked out in the transaction that makes them.
 
-A domain's state is derived from its own row, its workspace and its rivals; each change of it leaves a row in `changes`.
-The view `auto_join_domains` decides by itself who joins where: the states are its history, never its source. In mode
-`provision` the same changes say who is to be made a member; `worker.provisioning` does it, in no transaction.
+The views decide: `auto_join_domains` by which domain people join where, `auto_join_blocks` who is kept out (their SQL:
+`models.views`). A domain's state is derived from its own row, its workspace and its rivals. It repeats the rule of
+`auto_join_domains`, because it also says why a domain does not auto-join, and each change of it leaves a row in
+`changes`; tests/use_cases/test_access_rules.py holds both to the same answer. In mode `provision` the same changes say
+who is to be made a member; `worker.provisioning` does it, in no transaction.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, delete, exists, insert, or_, select
 
 from models.bulk import dialect_insert, insert_rows, is_any_of
 from models.tables import (
@@ -26,7 +28,7 @@ from models.tables import (
     User,
 )
 from models.types import db_now
-from models.views import auto_join_domains
+from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.decision.decide import shown
 
 REVIVED = (JoinState.DROPPED, JoinState.FAILED)
@@ -134,23 +136,38 @@ def search(tx: Connection, organization_id: str, cause: Cause) -> None:
         _add_search(tx, organization_id, domain, None, cause)
 
 
+def eligible() -> Select[Any]:
+    """Return the query of people with a verified address on an auto-join domain, members and blocked people too.
+
+    Its columns are `organization_id`, `user_id`, `email`, `domain` and `default_role`.
+    """
+    view = auto_join_domains.c
+    return (
+        select(view.organization_id, User.id.label("user_id"), User.email, view.domain, view.default_role)
+        .join(User, User.email_domain == view.domain)
+        .where(User.deleted_by.is_(None), User.email_verified.is_(True))
+    )
+
+
+def is_missing(organization_id: Any) -> ColumnElement[bool]:
+    """Return the condition that a user is not in a workspace, and that nothing keeps them out of it."""
+    member, block = workspace_members.c, auto_join_blocks.c
+    inside = exists().where(member.organization_id == organization_id, member.user_id == User.id)
+    kept_out = exists().where(block.organization_id == organization_id, block.user_id == User.id)
+    return ~inside & ~kept_out
+
+
 def add_joins(tx: Connection, which: ColumnElement[bool], cause: Cause) -> int:
     """Make the join of every user whom `which` names, of a verified address on an auto-join domain; return how many."""
-    view = auto_join_domains.c
-    chosen = (
-        select(view.organization_id, User.id, view.domain)
-        .join(User, User.email_domain == view.domain)
-        .where(User.deleted_by.is_(None), User.email_verified.is_(True), which)
-    )
     rows = [
         {
-            "organization_id": organization_id,
-            "user_id": user_id,
-            "domain": domain,
+            "organization_id": found.organization_id,
+            "user_id": found.user_id,
+            "domain": found.domain,
             "cause": cause[0],
             "cause_id": cause[1],
         }
-        for organization_id, user_id, domain in tx.execute(chosen)
+        for found in tx.execute(eligible().where(which))
     ]
     if rows:
         statement = dialect_insert(tx, Join)

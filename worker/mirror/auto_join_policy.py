@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Engine, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, and_, delete, func, insert, or_, select, update
 
 from models.bulk import dialect_insert
 from models.database import CHANGES_LOCK, advisory_lock, in_transaction, read_transaction
@@ -25,7 +25,7 @@ from models.types import db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.errors import ConfigurationError, OperatorError, UnknownIdError
 from worker.mirror.apply import note_changes
-from worker.mirror.auto_join import add_joins, search
+from worker.mirror.auto_join import add_joins, eligible, is_missing, search
 from worker.mirror.identity import same_person
 
 log = structlog.get_logger()
@@ -201,14 +201,7 @@ def missing_members(engine: Engine, limit: int, organization_id: str | None = No
 
 
 def _missing() -> Any:
-    domain, member, block = auto_join_domains.c, workspace_members.c, auto_join_blocks.c
-    inside = exists().where(member.organization_id == domain.organization_id, member.user_id == User.id)
-    kept_out = exists().where(block.organization_id == domain.organization_id, block.user_id == User.id)
-    return (
-        select(User.id.label("user_id"), User.email, domain.domain, domain.organization_id, domain.default_role)
-        .join(domain.domain.table, domain.domain == User.email_domain)
-        .where(User.deleted_by.is_(None), User.email_verified.is_(True), ~inside, ~kept_out)
-    )
+    return eligible().where(is_missing(auto_join_domains.c.organization_id))
 
 
 def without_admin(engine: Engine, limit: int | None = None) -> list[dict[str, Any]]:

@@ -70,6 +70,7 @@ def access_of(tx: Connection, *which: Any) -> list[dict[str, Any]]:
 
 
 def _why_not(row: Row) -> str:
+    """Return which condition of the view `workspace_members` a membership does not meet."""
     gone = {"event": "deleted in WorkOS", "resync": "a resync found it gone"}
     reasons = {
         f"the membership: {gone.get(row['deleted_by'])}": row["deleted_by"],

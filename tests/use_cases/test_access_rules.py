@@ -1,0 +1,59 @@
+"""Who has access, who auto-joins and who is kept out is decided by the views: whatever else says it must agree."""
+
+import random
+
+import pytest
+from sqlalchemy import Engine, select
+
+from models.database import in_transaction, read_transaction, write_transaction
+from models.tables import Domain, Membership
+from models.views import auto_join_blocks
+from tests.support import access, joins, rows
+from tests.support.random_rows import put_random_rows
+from worker.mirror import auto_join_policy
+from worker.mirror.auto_join_policy import workspace_settings
+from worker.reports.access import access_of, domain_states
+
+NEWER = "a newer membership of the same person in this workspace counts"
+
+
+@pytest.fixture(params=range(5))
+def mirror(engine: Engine, request: pytest.FixtureRequest) -> Engine:
+    """A mirror with random rows."""
+    in_transaction(engine, put_random_rows, random.Random(request.param))
+    return engine
+
+
+def test_the_state_of_a_domain_agrees_with_who_joins_by_it(mirror: Engine) -> None:
+    with read_transaction(mirror) as tx:
+        states = domain_states(tx, Domain.id != "")
+        settings = {owner: workspace_settings(tx, owner) for _, owner in joins(mirror)}
+    names = {row["id"]: row["normalized"] for row in rows(mirror, Domain)}
+    on = {(names[row["id"]], row["organization_id"]) for row in states if row["auto_join"]}
+    assert on == joins(mirror) != set()
+    assert {row["state"] for row in states if row["auto_join"]} == {"verified"}
+    assert "not now" not in {row["why"] for row in states}, "each has a reason"
+    assert all(shown["auto_join"] for shown in settings.values())
+
+
+def test_why_a_membership_gives_no_access_agrees_with_who_has_access(mirror: Engine) -> None:
+    with read_transaction(mirror) as tx:
+        found = access_of(tx, Membership.user_id.is_not(None))
+    entered = {(row["organization_id"], row["user_id"], row["role"]) for row in found if row["access"]}
+    assert entered == access(mirror) != set()
+    places = {place[:2] for place in entered}
+    assert all((row["organization_id"], row["user_id"]) in places for row in found if row["why"] == NEWER)
+
+
+def test_whoever_is_unblocked_is_kept_out_by_nothing(mirror: Engine) -> None:
+    view = auto_join_blocks.c
+    blocked = {(row["organization_id"], row["user_id"]) for row in rows(mirror, auto_join_blocks) if row["user_id"]}
+    assert blocked
+    for place in sorted(blocked):
+        with read_transaction(mirror) as tx:
+            here = select(view.reason).where(view.organization_id == place[0], view.user_id == place[1])
+            reasons = sorted(set(tx.execute(here).scalars()))
+        if reasons:  # not unblocked with someone of the same address before
+            assert auto_join_policy.unblock(mirror, *place, "ann", "why") == reasons
+        with write_transaction(mirror) as tx:
+            assert tx.execute(here).all() == []
