@@ -45,8 +45,8 @@ mutation: $(VENV)/installed  ## Break the decision, the auto-join rules and the 
 bench: $(VENV)/installed  ## Measure beside a limit and a baseline; ARGS='--rows drain --rounds 5'
 	$(BIN)/python -W ignore -m tests.benchmarks $(ARGS)
 
-bench-large: $(VENV)/installed  ## Growth and queries with tables of many gigabytes
-	$(BIN)/python -W ignore -m tests.benchmarks --large --rows growth,queries $(ARGS)
+bench-large: $(VENV)/installed  ## Growth, queries and the upgrade with tables of many gigabytes
+	$(BIN)/python -W ignore -m tests.benchmarks --large --rows growth,queries,upgrade $(ARGS)
 
 soak: $(VENV)/installed  ## Half of the capacity for 30 minutes, then a burst: nothing may grow (ARGS="--minutes 1")
 	$(BIN)/python -m tests.benchmarks.soak $(ARGS)

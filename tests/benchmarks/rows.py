@@ -15,6 +15,7 @@ from tests.benchmarks import (
     spike,
     start,
     two_workers,
+    upgrade,
 )
 from tests.benchmarks.runner import Row
 from tests.benchmarks.servers import Bench
@@ -32,5 +33,6 @@ ROWS: Mapping[str, Callable[[Bench], Iterator[Row]]] = {
     "memory": memory.rows,
     "queries": queries.rows,
     "start": start.rows,
+    "upgrade": upgrade.rows,
 }
 """Name → what yields its rows, and keeps what they need for as long as they are measured."""

@@ -21,7 +21,7 @@ from models.tables import (
 )
 from tests.support import JSON
 
-SIZES = {"user": 40, "org": 8, "domain": 25}
+SIZES = {"user": 40, "org": 8, "domain": 40}
 
 
 def put_random_rows(tx: Connection, dice: random.Random) -> None:
@@ -74,7 +74,7 @@ def random_rows(dice: random.Random) -> dict[type[Base], list[JSON]]:
         Membership: [membership(n) for n in range(200)],
         UnblockedMembership: [{"membership_id": f"om_{n}", **unblocked} for n in range(200) if dice.random() < 0.1],
         Join: [join(*pair) for pair in itertools.product(workspaces, people) if dice.random() < 0.08],
-        Domain: [domain(n) for n in range(40)],
+        Domain: [domain(n) for n in range(100)],
         WorkspaceSettings: [own(id) for id in workspaces[:4]],
         PublicDomain: [{"domain": names[0]}],
     }
