@@ -1,6 +1,7 @@
 """The views: `migrate` brings them up to date, keeps what was granted on them, and they say what they said before."""
 
 import random
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,9 +11,11 @@ from sqlalchemy import Engine, create_engine, inspect, text
 from models import views
 from models.database import database_url, open_engine, read_transaction, write_transaction
 from models.migrate import upgrade
+from models.revisions import current_revision, newest_revision
 from models.views import VIEWS, update_views
 from tests.support.catalog import drop_schema
 from tests.support.former_views import BLOCKS, DOMAINS
+from tests.support.processes import eventually
 from tests.support.random_rows import put_random_rows
 
 SEED = 7
@@ -83,6 +86,24 @@ def test_a_role_that_may_only_read_the_views_may_still_read_them_after_migrate(
             tx.execute(text(f"DROP OWNED BY {READER}"))
         with postgres_server.connect() as connection:
             connection.execute(text(f"DROP ROLE {READER}"))
+
+
+WAITS_FOR_MIRROR = """
+    SELECT EXISTS (SELECT 1 FROM pg_locks AS held JOIN pg_database AS of ON of.oid = held.database
+                   WHERE of.datname = :database AND held.relation = CAST('mirror' AS regclass) AND NOT held.granted)"""
+
+
+def test_migrate_waits_for_a_transaction_and_lets_it_pass_even_if_it_goes_on_to_read_a_view(at_1_0_0: Engine) -> None:
+    migrating = threading.Thread(target=upgrade, args=(at_1_0_0,), daemon=True)
+    with at_1_0_0.connect() as reader:
+        reader.execute(text("SELECT * FROM mirror")).all()
+        migrating.start()
+        with at_1_0_0.connect().execution_options(isolation_level="AUTOCOMMIT") as watcher:
+            of_this = {"database": at_1_0_0.url.database}
+            eventually(lambda: watcher.execute(text(WAITS_FOR_MIRROR), of_this).scalar_one(), 60)
+        assert reader.execute(text("SELECT * FROM auto_join_domains")).all() == []
+    migrating.join(60)
+    assert not migrating.is_alive() and current_revision(at_1_0_0) == newest_revision()
 
 
 # The SQL of release 1.0.0 and of the revision that added addresses, against today's, over random rows.

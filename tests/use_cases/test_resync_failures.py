@@ -258,7 +258,7 @@ def test_an_odd_item_is_reported_and_the_rest_of_the_page_is_used(
     reported = found(one_engine, run_id)
     [(odd_kind, odd_id)] = [key for key, (finding, _) in reported.items() if finding == "invalid"]
     assert odd_kind == kind and (odd_id == first or odd_id.startswith("without id: 0 of "))
-    assert any(line["event"] == "odd_items" and line["number"] == 1 for line in logs)
+    assert any(line["event"] == "invalid_items" and line["number"] == 1 for line in logs)
     assert all(before[each] - {gone} <= live(one_engine)[each] for each in Kind)  # the odd one is still here
     if kind != "organization":  # whose members cannot be listed without its id
         assert ("membership", gone) in reported if kind == "user" else gone in live(one_engine)[Kind.MEMBERSHIP]
