@@ -35,7 +35,11 @@ class Kind(StrEnum):
 
 
 JOIN = "join"
-"""The kind, in `changes`, of what an operator decided about a person and auto-join; its object is the person."""
+"""The kind, in `changes`, of what an operator decided about a person and auto-join into a workspace.
+
+Its object is the person, and its rows are a chain for each person and workspace: `state` (`blocked` or `unblocked`),
+`reasons` (what keeps them out, or kept them out until now) and `why`.
+"""
 WORKSPACE_SETTINGS = "workspace_settings"
 """The kind, in `changes`, of a workspace's own settings; its object is the workspace."""
 

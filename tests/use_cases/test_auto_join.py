@@ -17,6 +17,7 @@ from models.tables import TABLES, AutoJoin, Change, Domain, Join, JoinSearch, Jo
 from models.views import auto_join_domains
 from tests.support import JSON, NOON, access, joins, made, rows
 from tests.support.auto_join import is_filled, join_of, joins_of, put_in_force, tell
+from tests.support.histories import broken_chains
 from worker.errors import ConfigurationError, UnknownIdError
 from worker.mirror import auto_join_policy
 from worker.reports.access import access_of, domain_states
@@ -675,6 +676,25 @@ def test_changes_of_a_workspaces_settings_are_a_chain(engine: Engine) -> None:
     assert {frozenset(shown) for row in noted for shown in (row["before"], row["after"])} == {
         frozenset({"auto_join", "default_role", "why"})
     }
+
+
+def test_what_operators_decide_about_a_person_is_a_chain_for_each_workspace(engine: Engine) -> None:
+    tell(engine, [*IN, org(id=RIVAL), member("deleted", 2)])
+    auto_join_policy.unblock(engine, ORG, ANN, "bob", "hired again")
+    auto_join_policy.block(engine, RIVAL, ANN, "bob", "a")
+    for why in ("a", "a", "b"):
+        auto_join_policy.block(engine, ORG, ANN, "bob", why)
+    auto_join_policy.unblock(engine, ORG, ANN, "ann", "over")
+    noted = [row for row in rows(engine, Change) if row["kind"] == "join"]
+    assert [(row["organization_id"], row["after"]["state"], row["after"]["reasons"]) for row in noted] == [
+        (ORG, "unblocked", ["removed"]),
+        (RIVAL, "blocked", ["by bob: a"]),
+        (ORG, "blocked", ["by bob: a"]),
+        (ORG, "blocked", ["by bob: b"]),
+        (ORG, "unblocked", ["by bob: b"]),
+    ]
+    assert [row["before"] is None for row in noted] == [True, True, False, False, False]
+    assert broken_chains(noted) == []
 
 
 def test_a_workspace_without_an_admin_is_reported(engine: Engine) -> None:
