@@ -17,7 +17,7 @@ from worker.reports.access import access_of, domain_states
 NEWER = "a newer membership of the same person in this workspace counts"
 
 
-@pytest.fixture(params=range(5))
+@pytest.fixture(params=range(3))
 def mirror(engine: Engine, request: pytest.FixtureRequest) -> Engine:
     """A mirror with random rows."""
     in_transaction(engine, put_random_rows, random.Random(request.param))
