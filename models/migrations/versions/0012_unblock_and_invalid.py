@@ -1,8 +1,8 @@
 """`legacy_verified` domains count without a setting; `lift` is called `unblock`, and `odd` is called `invalid`.
 
-What scans a large table comes first and takes no lock that others wait for. Then come the locks, together, and only
-steps that take milliseconds. The revision leaves the views that it is about empty: `models.migrate` updates them in the
-same transaction.
+Scans of large tables come first: they take no lock that others wait for. Then come the locks, all together, and only
+steps that take milliseconds. The revision leaves the views empty; `models.migrate` updates them in the same
+transaction.
 """
 
 import time
@@ -30,10 +30,13 @@ CHANGES_LOCK = 0x776F_0002
 LOCK_MS = 500
 """Less than PostgreSQL's deadlock_timeout: this waits for others, and nobody is cancelled because of it."""
 MAX_LOCK_TRIES = 120
-EMPTY_VIEWS = {
-    "auto_join_domains": "domain text, organization_id text, default_role text, since timestamptz",
-    "auto_join_blocks": "organization_id text, user_id text, email_normalized text, reason text",
-}
+VIEWS = (
+    *("workspace_members", "workspaces", "mirror_status"),
+    *("auto_join_domains", "auto_join_blocks", "sign_in_methods"),
+)
+COLUMNS = """
+    SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
+    WHERE attrelid = CAST(:view AS regclass) AND attnum > 0 ORDER BY attnum"""
 WHY = "AUTO_JOIN_LEGACY_VERIFIED was false: its legacy_verified domains let nobody join"
 
 Row = sa.RowMapping
@@ -67,19 +70,18 @@ def upgrade() -> None:
 def _take_locks(tx: sa.Connection) -> None:
     """Empty the views and lock what changes, all or nothing: whoever waits for another lock in between is let pass."""
     if tx.dialect.name != "postgresql":
-        for name in EMPTY_VIEWS:
-            op.execute(f"DROP VIEW {name}")
+        for view in VIEWS:
+            op.execute(f"DROP VIEW {view}")
         return
     timeout = tx.exec_driver_sql("SHOW lock_timeout").scalar_one()
     for left in reversed(range(MAX_LOCK_TRIES)):
         try:
             with tx.begin_nested():
                 tx.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_MS}")
-                for name, columns in EMPTY_VIEWS.items():
-                    names = columns.split(", ")
-                    nothing = ", ".join("CAST(NULL AS {1}) AS {0}".format(*column.split()) for column in names)
-                    # Not dropped, which would lose what was granted on it.
-                    tx.exec_driver_sql(f"CREATE OR REPLACE VIEW {name} AS SELECT {nothing} WHERE false")
+                for view in VIEWS:  # not dropped, which would lose what was granted on them
+                    columns = tx.execute(sa.text(COLUMNS), {"view": view})
+                    nothing = ", ".join(f"CAST(NULL AS {type}) AS {name}" for name, type in columns)
+                    tx.exec_driver_sql(f"CREATE OR REPLACE VIEW {view} AS SELECT {nothing} WHERE false")
                 tx.exec_driver_sql("LOCK TABLE mirror, listings, lifted_blocks")
                 tx.execute(sa.select(sa.func.pg_advisory_xact_lock(CHANGES_LOCK)))
                 tx.exec_driver_sql(f"SET LOCAL lock_timeout = '{timeout}'")
