@@ -563,7 +563,7 @@ def test_a_workspace_switched_on_has_its_people_looked_for(provisioning: Engine)
     assert searches(provisioning) == [(ORG, "acme.example", None, "operator", "ann")]
 
 
-def test_a_lifted_block_makes_one_join_and_of_that_person_alone(provisioning: Engine) -> None:
+def test_unblocking_creates_one_join_of_that_person_alone(provisioning: Engine) -> None:
     tell(provisioning, [user(), user(id="user_bob", email="bob@acme.example")])
     in_transaction(provisioning, lambda tx: tx.execute(delete(Join)))
     auto_join_policy.block(provisioning, ORG, ANN, "ann", "why")
@@ -572,7 +572,7 @@ def test_a_lifted_block_makes_one_join_and_of_that_person_alone(provisioning: En
     assert (join["user_id"], join["state"], join["cause"], join["cause_id"]) == (ANN, "pending", "operator", "eve")
 
 
-def test_nobody_deleted_or_unverified_joins_by_a_lifted_block(provisioning: Engine) -> None:
+def test_unblocking_creates_no_join_of_a_deleted_or_unverified_person(provisioning: Engine) -> None:
     bob: JSON = {"id": "user_bob", "email": "bob@acme.example"}
     tell(provisioning, [user(email_verified=False), user(**bob)])
     for id in (ANN, "user_bob"):

@@ -124,7 +124,7 @@ CASES = {
     ],
     "auto-join domains": [Case(0, ""), Case(1, "--organization org_none"), Case(2, "--limit 0")],
     "auto-join joins": [Case(0, ""), Case(1, "--organization org_none"), Case(2, "--state nonsense")],
-    "auto-join lift": [
+    "auto-join unblock": [
         Case(0, "{organization} user_missing --reason x", someone_is_blocked),
         Case(1, "{organization} {user} --reason x"),
         Case(1, "{organization} user_none --reason x"),

@@ -157,8 +157,6 @@ def test_domains_auto_join_where_exactly_one_live_workspace_holds_them_verified(
     expected = {f"{name}.example": (ACME, "member") for name in alone}
     expected["admins.example"] = ("org_admins", "admin")
     assert joined(places) == expected | {"legacy.example": (ACME, "member")}
-    put_in_force(places, "mirror", legacy=False)
-    assert joined(places) == expected | {"rival-legacy.example": (ACME, "member")}
     put_in_force(places, "off")
     assert joined(places) == {}
 
