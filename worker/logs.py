@@ -1,4 +1,4 @@
-"""Logs: events with a constant name and fields. JSON for machines, columns for a terminal."""
+"""Structured logs: events with a constant name and fields, as JSON or, on a terminal, as columns."""
 
 import logging
 import sys
@@ -8,7 +8,7 @@ from typing import Literal
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-# No e-mail, secret, signature or payload belongs into a log; these are the names they would come under.
+# Logs must not contain e-mail addresses, secrets, signatures or payloads. Fields with these names are withheld.
 FORBIDDEN = frozenset({"email", "secret", "signature", "payload", "body", "data", "password", "token", "url"})
 
 
@@ -16,24 +16,25 @@ def _drop_forbidden(_logger: WrappedLogger, _method: str, fields: EventDict) -> 
     return {name: "withheld" if name in FORBIDDEN else value for name, value in fields.items()}
 
 
-def _on_one_line(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
-    """Spell out what breaks a line or steers a terminal: others choose ids and paths. JSON does so by itself."""
-    return {name: _spelled_out(value) if isinstance(value, str) else value for name, value in fields.items()}
+def _escape_control(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
+    """Escape line breaks and control characters, which ids and paths may contain. JSON escapes them anyway."""
+    return {name: _escaped(value) if isinstance(value, str) else value for name, value in fields.items()}
 
 
-def _spelled_out(value: str) -> str:
+def _escaped(value: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
 
 
 def places(error: BaseException) -> list[str]:
-    """Return where in the code an error was raised, outermost first, without its message: that may quote a payload."""
+    """Return the stack of an error, outermost call first, without its message, which may quote a payload."""
     return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in extract_tb(error.__traceback__)]
 
 
 def configure(log_format: Literal["json", "console"] | None) -> None:
-    """Send every log line of this process, those of libraries included, to standard error in one format.
+    """Send all log lines of this process, including those of libraries, to standard error in one format.
 
-    None: columns on a terminal, JSON elsewhere.
+    Args:
+        log_format: None means `console` on a terminal and `json` elsewhere.
     """
     log_format = log_format or ("console" if sys.stderr.isatty() else "json")
     shared: list[Processor] = [
@@ -42,24 +43,24 @@ def configure(log_format: Literal["json", "console"] | None) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _drop_forbidden,
     ]
-    # Tracebacks without the values of variables: those would be secrets and payloads.
-    plain = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    # Tracebacks without the values of variables, which may be secrets and payloads.
+    tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     renderer: list[Processor] = (
-        [structlog.processors.ExceptionRenderer(plain), structlog.processors.JSONRenderer()]
+        [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
         if log_format == "json"
         else [
-            _on_one_line,
+            _escape_control,
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
             ),
         ]
     )
-    # Ours do not pass through the standard library: that made a line cost as much as the rest of a delivery.
+    # Our lines bypass the standard library: with it, one line costs as much as the rest of a delivery.
     structlog.configure(
         processors=[*shared, *renderer],
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        cache_logger_on_first_use=False,  # a process may be configured again, as tests do
+        cache_logger_on_first_use=False,  # tests configure a process more than once
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -71,6 +72,6 @@ def configure(log_format: Literal["json", "console"] | None) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)
-    # Their lines at level INFO name jobs, connections and calls one by one; ours say what happened.
+    # At level INFO these libraries log every job, connection and call.
     for noisy in ("rq.worker", "alembic.runtime.migration", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -59,10 +59,10 @@ def what_is_wrong(error: RedisError) -> tuple[str, str]:
     if isinstance(error, NotPrimaryError):
         return f"is not the primary: it answers {error.code}", "point REDIS_URL to the primary; events are kept"
     if isinstance(error, ResponseError):
-        return f"takes no writes: {error}", "look at its log; events are kept"
+        return f"refuses writes: {error}", "see its log; events are kept"
     return (
         f"does not answer: {type(error).__name__}",
-        "start it, or check REDIS_URL (the embedded one: start clock); events are kept",
+        "start it, or correct REDIS_URL (start clock for the embedded Valkey); events are kept",
     )
 
 

@@ -39,7 +39,7 @@ def create(tx: Connection, /, task: Task, requested_by: str, **values: Any) -> s
     running = select(Run.id).where(Run.task == task, Run.status == RunStatus.RUNNING)
     running = running.where(Run.organization_id == scope if scope else Run.organization_id.is_(None))
     if (other := tx.execute(running).scalars().first()) is not None:
-        raise BusyError(f"a {task.replace('_', '-')} is already in progress: run {other}")
+        raise BusyError(f"a {task.replace('_', '-')} is already running: run {other}")
     id = uuid.uuid4().hex[:12]
     tx.execute(insert(Run).values({"id": id, "task": task, "requested_by": requested_by, "phase": "", **values}))
     return id

@@ -1,4 +1,4 @@
-"""Settings: read from the environment and `.env` once, checked together, every problem named at once."""
+"""Settings, read from the environment and `.env`. All are checked together, and all problems are reported at once."""
 
 import base64
 import ipaddress
@@ -13,7 +13,7 @@ from worker.decision.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
 from worker.errors import ConfigurationError
 
 SHORTEST_SECRET, LONGEST_SECRET = 24, 64
-"""Bytes of a hook's secret (Standard Webhooks, Symmetric signatures)."""
+"""Bytes of a hook's secret (Standard Webhooks, section Symmetric signatures)."""
 DEFAULT_DATABASE_URL = "sqlite:///.workos-sync/mirror.db"
 
 
@@ -27,32 +27,32 @@ def _entries(raw: Any) -> Any:
 
 
 def _tokens(raw: Any) -> Any:
-    """Read `name:token,...`."""
+    """Parse `name:token,...`."""
     if not isinstance(raw, str):
         return raw
     pairs = [(name.strip(), token.strip()) for name, _, token in (entry.partition(":") for entry in _entries(raw))]
     if not all(name and token for name, token in pairs):
-        raise ValueError("has an entry without a name or a token; write name:token")
+        raise ValueError("has an entry without a name or token; write name:token")
     for place, what in enumerate(("name", "token")):
         if len({pair[place] for pair in pairs}) < len(pairs):
-            raise ValueError(f"has the same {what} twice; each has one of its own")
+            raise ValueError(f"has the same {what} twice; each entry needs its own {what}")
     return dict(pairs)
 
 
 def _hooks(raw: Any) -> Any:
-    """Read `name=https://...`, comma-separated. `HOOKS` may still name Python functions: see `python_hooks`."""
+    """Parse `name=https://...,...`. `HOOKS` may still name Python functions: see `python_hooks`."""
     if not isinstance(raw, str):
         return raw
     pairs = [(name.strip(), target.strip()) for name, _, target in (entry.partition("=") for entry in _entries(raw))]
     if wrong := [name or target for name, target in pairs if not name or ":" not in target]:
-        raise ValueError(f"has {', '.join(wrong)} without a URL; write name=https://...")
+        raise ValueError(f"has no URL for {', '.join(wrong)}; write name=https://...")
     if len(dict(pairs)) < len(pairs):
-        raise ValueError("has the same name twice; each has one of its own")
+        raise ValueError("has the same name twice; each hook needs its own name")
     return dict(pairs)
 
 
 def _api_tokens(raw: Any) -> Any:
-    """Read tokens, of which one may be without a name: it is called `token`."""
+    """Parse tokens. One may omit its name and gets the name `token`."""
     if not isinstance(raw, str):
         return raw
     return _tokens(",".join(entry if ":" in entry else f"token:{entry}" for entry in _entries(raw)))
@@ -65,7 +65,7 @@ def _role_map(raw: Any) -> Any:
     if wrong := [slug for slug, _, role in pairs if not slug or role not in LOCAL_ROLES]:
         known = " or ".join(sorted(LOCAL_ROLES))
         raise ValueError(
-            f"maps {', '.join(wrong) or 'nothing'} to no local role; write slug=role, where role is {known}"
+            f"does not map {', '.join(wrong) or 'a slug'} to a local role; write slug=role, where role is {known}"
         )
     slugs = [slug.strip() for slug, _, _ in pairs]
     if twice := sorted({slug for slug in slugs if slugs.count(slug) > 1}):
@@ -82,7 +82,7 @@ def _redis(raw: str) -> str:
     try:
         parse_url(raw)  # type: ignore[no-untyped-call]  # redis-py has no types for it
     except ValueError:
-        # Its own message may quote a password.
+        # The original message may quote a password.
         raise ValueError("is not a Redis URL; write redis://host:6379/0, rediss://... or unix:///path") from None
     return raw
 
@@ -95,7 +95,7 @@ Commas = BeforeValidator(_entries)
 
 
 class Settings(BaseSettings):
-    """All settings; the README's table says what each does. Secrets never show in its text form."""
+    """All settings; the documentation describes each. Secrets are not part of `repr` or `str`."""
 
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", hide_input_in_errors=True, frozen=True)
 
@@ -144,24 +144,24 @@ class Settings(BaseSettings):
 
     @property
     def repairs(self) -> bool:
-        """Whether WorkOS's API can be asked, so that the mirror repairs itself."""
+        """Whether the WorkOS API can be called, as catch-up, resync and confirmed reads need."""
         return bool(self.workos_api_key and self.workos_client_id)
 
     @property
     def http_hooks(self) -> dict[str, str]:
-        """The URL of each hook that is called, by hook name."""
+        """The URLs of the hooks, by name."""
         return {name: url for name, url in self.hooks.items() if url.startswith(("https://", "http://"))}
 
     @property
     def python_hooks(self) -> list[str]:
-        """Names of hooks that are Python functions. Release 2.0 removed them: they are reported and not called."""
+        """Names of hooks that are Python functions. Release 2.0 no longer calls them, and reports them as a warning."""
         return sorted(self.hooks.keys() - self.http_hooks.keys())
 
 
 REMEDIES = {
-    "workos_api_key": "the secret key of the WorkOS environment, from its dashboard",
-    "workos_client_id": "the client id of the same environment",
-    "workos_webhook_secrets": "the signing secret of the webhook endpoint in the WorkOS dashboard; several with commas",
+    "workos_api_key": "use the API key of the WorkOS environment, from its dashboard",
+    "workos_client_id": "use the client id of the same WorkOS environment",
+    "workos_webhook_secrets": "use the webhook endpoint's signing secret; separate several with commas",
 }
 
 
@@ -169,11 +169,11 @@ def load_settings(*required: str, **given: Any) -> Settings:
     """Return the settings.
 
     Args:
-        required: names of settings that must be there.
-        given: values that go before the environment (command-line options).
+        required: names of settings that must be set.
+        given: values that override the environment (command-line options).
 
     Raises:
-        ConfigurationError: names every wrong and every missing setting, without their values.
+        ConfigurationError: some settings are invalid or missing. The message names all of them, without their values.
     """
     given = {name: value for name, value in given.items() if value is not None}
     problems: list[str] = []
@@ -185,7 +185,7 @@ def load_settings(*required: str, **given: Any) -> Settings:
             name = str(problem["loc"][0])
             problems.append(f"{name.upper()} {problem['msg'].removeprefix('Value error, ')}")
             wrong[name] = Settings.model_fields[name].default
-        settings = Settings(**given | wrong)  # the others may be missing: all are named at once
+        settings = Settings(**given | wrong)  # so that missing settings are reported too
     problems += _without_secret(settings) if not {"hooks", "hook_secrets"} & wrong.keys() else []
     problems += [
         f"{name.upper()} is not set: {REMEDIES[name]}"
@@ -198,27 +198,27 @@ def load_settings(*required: str, **given: Any) -> Settings:
 
 
 def _other_half(settings: Settings) -> tuple[str, ...]:
-    """Return what it takes to ask WorkOS's API, if any of it is set: half of it is a mistake, not a wish."""
+    """Return the settings that calls to the WorkOS API need, if one of them is set or provisioning needs them."""
     halves = settings.workos_api_key or settings.workos_client_id or settings.auto_join == "provision"
     return ("workos_api_key", "workos_client_id") if halves else ()
 
 
 def _without_secret(settings: Settings) -> list[str]:
-    """Return what is wrong with the secrets of the hooks: each that is called over HTTP signs with its own."""
+    """Return the problems with the secrets of the hooks. Each HTTP hook needs its own secret to sign with."""
     problems = []
     for name in settings.http_hooks:
         secret = settings.hook_secrets.get(name)
         if secret is None:
-            problems.append(f"HOOK_SECRETS names no secret for the hook {name}; write {name}:whsec_...")
+            problems.append(f"HOOK_SECRETS has no secret for the hook {name}; write {name}:whsec_...")
         elif not _usable(secret.get_secret_value()):
-            problems.append(f"HOOK_SECRETS of {name} is no secret; write whsec_ and 24 to 64 bytes in base64")
+            problems.append(f"HOOK_SECRETS has an invalid secret for {name}; write whsec_ and 24 to 64 bytes in base64")
     if unknown := sorted(settings.hook_secrets.keys() - settings.hooks.keys()):
-        problems.append(f"HOOK_SECRETS names hooks that HOOKS does not: {', '.join(unknown)}")
+        problems.append(f"HOOK_SECRETS names hooks that are not in HOOKS: {', '.join(unknown)}")
     return problems
 
 
 def _usable(secret: str) -> bool:
-    """Whether a secret is one of Standard Webhooks: 24 to 64 bytes in base64, after `whsec_`."""
+    """Return whether a secret is valid in Standard Webhooks: `whsec_`, then 24 to 64 bytes in base64."""
     raw = secret.removeprefix("whsec_")
     try:
         return SHORTEST_SECRET <= len(base64.b64decode(raw + "=" * (-len(raw) % 4), validate=True)) <= LONGEST_SECRET

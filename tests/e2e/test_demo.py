@@ -1,4 +1,4 @@
-"""The demo as people run it: a command with an exit code, a last line, and nothing left behind."""
+"""The demo: exit code, last line, and no process or folder left behind."""
 
 import os
 import re
@@ -24,7 +24,7 @@ VERDICT = re.compile(r"mirror equals WorkOS: [1-9]\d* workspaces, [1-9]\d* membe
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Where the demo makes its own folder. Not tmp_path: that is too long for a Unix socket below it."""
+    """The folder for the demo's own folder. tmp_path is too long for a Unix socket below it."""
     made = Path(tempfile.mkdtemp(prefix="wos-"))
     yield made
     shutil.rmtree(made)
@@ -43,7 +43,7 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
 
 
 def family(folder: Path, pid: int) -> set[psutil.Process]:
-    """The process, all below it, and whatever has its folder on its command line (PostgreSQL leaves the family)."""
+    """The process, its descendants, and processes with its folder on the command line (PostgreSQL detaches itself)."""
     roots = {psutil.Process(pid)}
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -53,7 +53,7 @@ def family(folder: Path, pid: int) -> set[psutil.Process]:
 
 
 def living(processes: set[psutil.Process]) -> list[str]:
-    """Those that still run. Zombies have ended: in a container there may be nobody to take note of orphans."""
+    """The processes that still run. Zombies count as ended: in a container, nobody may reap orphans."""
     found = []
     for process in processes:
         with suppress(psutil.NoSuchProcess):
@@ -63,14 +63,14 @@ def living(processes: set[psutil.Process]) -> list[str]:
 
 
 def number_of(name: str, output: str) -> int:
-    """Return a figure from the table of the run."""
+    """A number in the table of the run."""
     found = re.search(rf"│ +{name} +│ ([0-9]+) ", output)
     assert found, output
     return int(found[1])
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
-def test_the_mirror_equals_workos(folder: Path, database: str) -> None:
+def test_demo_ends_with_a_mirror_equal_to_workos(folder: Path, database: str) -> None:
     demo = start(folder, "--events", "200", "--companies", "6", "--database", database)
     output, _ = demo.communicate()
     assert demo.returncode == 0, output
@@ -80,7 +80,7 @@ def test_the_mirror_equals_workos(folder: Path, database: str) -> None:
     assert not list(folder.glob("workos-sync-*"))
 
 
-def test_ctrl_c_leaves_no_process_behind(folder: Path) -> None:
+def test_ctrl_c_stops_every_process(folder: Path) -> None:
     demo = start(folder, "--events", "100000", "--database", "postgres")
     assert demo.stdout is not None
     assert any(" applied " in line for line in demo.stdout), "it ended before it played"

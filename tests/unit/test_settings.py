@@ -1,4 +1,4 @@
-"""Settings: every problem named at once, no secret ever shown."""
+"""Settings: all problems are named at once, and no secret is printed."""
 
 import re
 from pathlib import Path
@@ -33,13 +33,13 @@ def named(problem: str) -> set[str]:
     return {name.upper() for name in Settings.model_fields if re.search(rf"\b{name.upper()}\b", problem)}
 
 
-def test_nothing_needs_to_be_set_but_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_webhook_secret_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().port == 8000
     problem = problems(monkeypatch, "workos_webhook_secrets")
     assert problem.startswith("WORKOS_WEBHOOK_SECRETS is not set: ")
 
 
-def test_all_problems_are_named_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_invalid_settings_are_named_together(monkeypatch: pytest.MonkeyPatch) -> None:
     found = problems(
         monkeypatch,
         PORT="high",
@@ -54,29 +54,29 @@ def test_all_problems_are_named_together(monkeypatch: pytest.MonkeyPatch) -> Non
     }
 
 
-def test_what_is_missing_is_named_beside_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_and_invalid_settings_are_named_together(monkeypatch: pytest.MonkeyPatch) -> None:
     found = problems(monkeypatch, "workos_webhook_secrets", PORT="high")
     assert named(found) == {"PORT", "WORKOS_WEBHOOK_SECRETS"}
 
 
 @pytest.mark.parametrize("secrets", ["", " ", ",", "a,,b", "a,", ",a", " , "])
-def test_an_empty_secret_is_refused(monkeypatch: pytest.MonkeyPatch, secrets: str) -> None:
+def test_empty_webhook_secret_is_refused(monkeypatch: pytest.MonkeyPatch, secrets: str) -> None:
     problem = problems(monkeypatch, "workos_webhook_secrets", WORKOS_WEBHOOK_SECRETS=secrets)
     assert problem.startswith("WORKOS_WEBHOOK_SECRETS ")
 
 
-def test_several_secrets_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_webhook_secrets_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", "one, two ")
     assert load_settings().workos_webhook_secrets == (SecretStr("one"), SecretStr("two"))
 
 
 @pytest.mark.parametrize("role_map", ["owner", "owner=", "=admin", "owner=king", "owner=admin,viewer", "owner:admin"])
-def test_a_role_map_that_maps_to_nothing_is_refused(monkeypatch: pytest.MonkeyPatch, role_map: str) -> None:
+def test_invalid_role_map_is_refused(monkeypatch: pytest.MonkeyPatch, role_map: str) -> None:
     problem = problems(monkeypatch, ROLE_MAP=role_map)
     assert problem.startswith("ROLE_MAP ") and "admin or member" in problem
 
 
-def test_a_role_map_adds_to_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_role_map_is_added_to_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROLE_MAP", "owner=admin, viewer=member")
     assert load_settings().role_map == {"admin": "admin", "member": "member", "owner": "admin", "viewer": "member"}
 
@@ -91,7 +91,7 @@ def test_a_role_map_adds_to_the_default(monkeypatch: pytest.MonkeyPatch) -> None
         "postgresql://user:p@ss:hunter2@host/name",
     ],
 )
-def test_a_bad_database_url_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_message_for_an_invalid_database_url_has_no_password(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     problem = problems(monkeypatch, DATABASE_URL=url)
     assert problem.startswith("DATABASE_URL ")
     assert "hunter2" not in problem
@@ -106,11 +106,11 @@ def test_a_bad_database_url_is_named_without_its_password(monkeypatch: pytest.Mo
         ("sqlite:///x.db", "sqlite"),
     ],
 )
-def test_a_database_url_gets_the_driver_that_is_installed(raw: str, driver: str) -> None:
+def test_database_url_gets_the_installed_driver(raw: str, driver: str) -> None:
     assert database_url(raw).drivername == driver
 
 
-def test_no_secret_shows_in_the_text_of_settings() -> None:
+def test_repr_of_settings_has_no_secret() -> None:
     settings = Settings(
         _env_file=None,
         database_url="postgresql://user:hunter1@host/name",
@@ -121,13 +121,13 @@ def test_no_secret_shows_in_the_text_of_settings() -> None:
     assert "hunter" not in f"{settings!r} {settings}"
 
 
-def test_a_wrong_value_does_not_show_in_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_for_an_invalid_value_does_not_quote_it(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = problems(monkeypatch, PORT="hunter1", MAX_ATTEMPTS="hunter2", LOG_FORMAT="hunter3", SWEEP_SECONDS="hunter4")
     assert named(wrong) == {"PORT", "MAX_ATTEMPTS", "LOG_FORMAT", "SWEEP_SECONDS"}
     assert "hunter" not in wrong
 
 
-def test_settings_come_from_the_file_env_and_the_environment_goes_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_overrides_the_env_file_and_options_override_both(monkeypatch: pytest.MonkeyPatch) -> None:
     Path(".env").write_text("PORT=1111\nBATCH_SIZE=7\n")
     monkeypatch.setenv("PORT", "2222")
     settings = load_settings()
@@ -135,12 +135,12 @@ def test_settings_come_from_the_file_env_and_the_environment_goes_before(monkeyp
     assert load_settings(port=3333).port == 3333
 
 
-def test_the_policy_follows_the_settings() -> None:
+def test_drain_policy_comes_from_the_settings() -> None:
     policy = drain_policy(Settings(_env_file=None, batch_size=3, max_attempts=4, first_backoff_seconds=5))
     assert (policy.batch_size, policy.max_attempts, policy.first_backoff) == (3, 4, 5)
 
 
-def test_tokens_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_parsed_with_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPS_TOKENS", "ann: with:colons ,bob:other")
     monkeypatch.setenv("API_TOKENS", "nameless")
     settings = load_settings()
@@ -154,17 +154,17 @@ def test_tokens_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "tokens", ["nameless", "ann:", ":secret-1", "ann:secret-1,ann:secret-2", "a:secret-1,b:secret-1", "a:x,,b:y"]
 )
-def test_wrong_tokens_are_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, tokens: str) -> None:
+def test_invalid_tokens_are_refused_and_not_quoted(monkeypatch: pytest.MonkeyPatch, tokens: str) -> None:
     problem = problems(monkeypatch, OPS_TOKENS=tokens)
     assert named(problem) == {"OPS_TOKENS"} and "secret-" not in problem
 
 
-def test_no_token_shows_in_the_text_of_settings() -> None:
+def test_repr_of_settings_has_no_token() -> None:
     text = repr(Settings(_env_file=None, ops_tokens="ann:secret-1", api_tokens="secret-2"))
     assert "secret-" not in text and "ann" in text
 
 
-def test_a_role_mapped_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_role_mapped_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROLE_MAP", "owner=member,owner=admin")
     with pytest.raises(ConfigurationError, match="ROLE_MAP maps owner twice"):
         load_settings()

@@ -1,4 +1,4 @@
-"""Who may enter and who joins: histories of events, and what the access contract answers after each."""
+"""Who has access and who joins by domain: histories of events, and the answers of the access contract after each."""
 
 import itertools
 import json
@@ -61,7 +61,7 @@ def failed(at: int, id: str = "org_domain_1", reason: str = "domain_verification
 
 
 class Row(NamedTuple):
-    """A history, and what the contract answers after it: Ann's role, who joins by domain, and why."""
+    """A history, and the answers after it: Ann's role, the workspace that `email` joins by domain, and one reason."""
 
     name: str
     events: Sequence[JSON]
@@ -74,17 +74,17 @@ class Row(NamedTuple):
 BOTH = [org(), user()]
 IN = [*BOTH, member()]
 ON = [org(), domain()]
-ACTIVE = "an active membership of a live person in a live workspace"
-ONLY = "verified, by this workspace only"
+ACTIVE = "active membership; neither the person nor the workspace is deleted"
+ONLY = "verified by this workspace only"
 TABLE = [
-    # Who is in.
+    # Who has access.
     Row("member", IN, "member", None, ACTIVE),
     Row("admin", [*BOTH, member(role="admin")], "admin", None, ACTIVE),
     Row("unknown role", [*BOTH, member(role="owner")], "member", None, ACTIVE),
     Row("no role", [*BOTH, member(roles=[""])], "member", None, ACTIVE),
     Row("highest of several roles", [*BOTH, member(roles=["member", "admin", "billing"])], "admin", None, ACTIVE),
     Row("made admin", [*IN, member("updated", 2, role="admin")], "admin", None, ACTIVE),
-    Row("made admin, told late", [*BOTH, member("updated", 2, role="admin"), member()], "admin", None, ACTIVE),
+    Row("made admin, created event late", [*BOTH, member("updated", 2, role="admin"), member()], "admin", None, ACTIVE),
     Row("invited", [*BOTH, member(status="pending")], None, None, "the membership is pending"),
     Row("accepted", [*BOTH, member(status="pending"), member("updated", 2)], "member", None, ACTIVE),
     Row("deactivated", [*IN, member("updated", 2, status="inactive")], None, None, "the membership is inactive"),
@@ -95,11 +95,15 @@ TABLE = [
         None,
         ACTIVE,
     ),
-    Row("status nobody knows", [*BOTH, member(status="dormant")], None, None, "the membership is dormant"),
-    Row("no status", [*BOTH, member(status=None)], None, None, "the membership is of no known status"),
-    Row("removed", [*IN, member("deleted", 2)], None, None, "the membership: deleted in WorkOS"),
+    Row("unknown status", [*BOTH, member(status="dormant")], None, None, "the membership is dormant"),
+    Row("no status", [*BOTH, member(status=None)], None, None, "the membership has no status"),
+    Row("removed", [*IN, member("deleted", 2)], None, None, "the membership was deleted in WorkOS"),
     Row(
-        "removed, told first", [*BOTH, member("deleted", 2), member()], None, None, "the membership: deleted in WorkOS"
+        "removed, delete event first",
+        [*BOTH, member("deleted", 2), member()],
+        None,
+        None,
+        "the membership was deleted in WorkOS",
     ),
     Row("removed and invited again", [*IN, member("deleted", 2), member(at=3, id="om_2")], "member", None, ACTIVE),
     Row("old id removed late", [*IN, member(at=3, id="om_2"), member("deleted", 2)], "member", None, ACTIVE),
@@ -108,20 +112,20 @@ TABLE = [
         [*BOTH, member(role="admin"), member(at=3, id="om_2")],
         "member",
         None,
-        "a newer membership of the same person in this workspace counts",
+        "a newer membership of the same person in this workspace takes precedence",
     ),
-    Row("user deleted", [*IN, user("deleted", 2)], None, None, "the person: deleted in WorkOS"),
+    Row("user deleted", [*IN, user("deleted", 2)], None, None, "the person was deleted in WorkOS"),
     Row(
-        "user deleted, told first",
+        "user deleted, delete event first",
         [org(), user("deleted", 2), user(), member()],
         None,
         None,
-        "the person: deleted in WorkOS",
+        "the person was deleted in WorkOS",
     ),
-    Row("workspace deleted", [*IN, org("deleted", 2)], None, None, "the workspace: deleted in WorkOS"),
-    Row("workspace not known yet", [user(), member()], None, None, "the workspace is not known here yet"),
-    Row("person not known yet", [org(), member()], None, None, "the person is not known here yet"),
-    Row("parents told last", [member(), user(), org()], "member", None, ACTIVE),
+    Row("workspace deleted", [*IN, org("deleted", 2)], None, None, "the workspace was deleted in WorkOS"),
+    Row("workspace not in the mirror yet", [user(), member()], None, None, "the workspace is not in the mirror yet"),
+    Row("person not in the mirror yet", [org(), member()], None, None, "the person is not in the mirror yet"),
+    Row("parents last", [member(), user(), org()], "member", None, ACTIVE),
     # Who joins by domain.
     Row("verified", ON, None, ORG, ONLY),
     Row("created verified", [org(), domain("created", state="verified")], None, ORG, ONLY),
@@ -129,25 +133,31 @@ TABLE = [
     Row("legacy verified", [org(), domain("created", state="legacy_verified")], None, ORG, ONLY),
     Row("pending", [org(), domain("created")], None, None, "not verified: pending"),
     Row("unverified", [org(), domain("created", state="unverified")], None, None, "not verified: unverified"),
-    Row("state nobody knows", [org(), domain("created", state="vouched")], None, None, "not verified: vouched"),
-    Row("no state", [org(), domain("created", state=None)], None, None, "not verified: WorkOS says no state"),
+    Row("unknown state", [org(), domain("created", state="vouched")], None, None, "not verified: vouched"),
+    Row("no state", [org(), domain("created", state=None)], None, None, "not verified: WorkOS sent no state"),
     Row(
         "failed", [org(), domain("created"), failed(2)], None, None, "not verified: domain_verification_period_expired"
     ),
     Row(
-        "failed, for another has it",
+        "failed, verified by another workspace",
         [org(), failed(2, reason="domain_verified_by_other_organization")],
         None,
         None,
         "not verified: domain_verified_by_other_organization",
     ),
     Row("failed, then verified", [org(), failed(2), domain(at=3)], None, ORG, ONLY),
-    Row("verified, told before it failed", [org(), domain(at=3), failed(2)], None, ORG, ONLY),
+    Row("verified, failed event late", [org(), domain(at=3), failed(2)], None, ORG, ONLY),
     Row("domain deleted", [*ON, domain("deleted", 2)], None, None, "the domain is deleted"),
-    Row("domain deleted, told first", [org(), domain("deleted", 2), domain()], None, None, "the domain is deleted"),
+    Row(
+        "domain deleted, delete first",
+        [org(), domain("deleted", 2), domain()],
+        None,
+        None,
+        "the domain is deleted",
+    ),
     Row("made again after a delete", [*ON, domain("deleted", 2), domain(at=3, id="org_domain_2")], None, ORG, ONLY),
     Row("its workspace deleted", [*ON, org("deleted", 2)], None, None, "the workspace is deleted"),
-    Row("its workspace not known yet", [domain()], None, None, "the workspace is not known here yet"),
+    Row("its workspace not in the mirror yet", [domain()], None, None, "the workspace is not in the mirror yet"),
     Row("upper case", [org(), domain(domain="ACME.Example")], None, ORG, ONLY),
     Row("trailing dot", [org(), domain(domain="acme.example.")], None, ORG, ONLY),
     Row("trailing dot in the address", ON, None, ORG, ONLY, "new@Acme.Example."),
@@ -155,14 +165,14 @@ TABLE = [
     Row("it is a subdomain", [org(), domain(domain="mail.acme.example")], None, None, ONLY),
     Row("letters beyond ASCII", [org(), domain(domain="bücher.example")], None, ORG, ONLY, "new@BÜCHER.example"),
     Row("the same in IDNA", [org(), domain(domain="bücher.example")], None, ORG, ONLY, "new@xn--bcher-kva.example"),
-    Row("no domain name", [org(), domain(domain="not a domain")], None, None, "it is no domain name"),
-    Row("one label", [org(), domain(domain="localhost")], None, None, "it is no domain name", "new@localhost"),
+    Row("not a domain name", [org(), domain(domain="not a domain")], None, None, "not a valid domain name"),
+    Row("one label", [org(), domain(domain="localhost")], None, None, "not a valid domain name", "new@localhost"),
     Row(
         "public provider",
         [org(), domain(domain="gmail.com")],
         None,
         None,
-        "a public mail provider: its domain is nobody's own",
+        "domain of a public mail provider",
         "new@gmail.com",
     ),
     Row("two claims of one workspace", [*ON, domain(id="org_domain_2")], None, ORG, ONLY),
@@ -171,24 +181,24 @@ TABLE = [
         [*ON, org(id=RIVAL), domain(id="org_domain_2", organization_id=RIVAL)],
         None,
         None,
-        "in conflict: verified by org_rival too",
+        "in conflict: also verified by org_rival",
     ),
     Row(
-        "in conflict with one that is not known yet",
+        "in conflict with a workspace not in the mirror yet",
         [*ON, domain(id="org_domain_2", organization_id=RIVAL)],
         None,
         None,
-        "in conflict: verified by org_rival too",
+        "in conflict: also verified by org_rival",
     ),
     Row(
-        "the rival let go",
+        "the rival deleted its domain",
         [*ON, org(id=RIVAL), domain(id="org_domain_2", organization_id=RIVAL), domain("deleted", 2, "org_domain_2")],
         None,
         ORG,
         ONLY,
     ),
     Row(
-        "the rival's workspace is gone",
+        "the rival's workspace deleted",
         [*ON, org(id=RIVAL), domain(id="org_domain_2", organization_id=RIVAL), org("deleted", 2, RIVAL)],
         None,
         ORG,
@@ -201,7 +211,7 @@ TABLE = [
         ORG,
         ONLY,
     ),
-    # Both: who was in, and left.
+    # Both: people who had access and lost it.
     Row("removed, same address", [*IN, domain(), member("deleted", 2)], None, None, ONLY, EMAIL),
     Row(
         "removed, the address in capitals", [*IN, domain(), member("deleted", 2)], None, None, ONLY, "ANN@acme.example"
@@ -218,7 +228,12 @@ TABLE = [
         EMAIL,
     ),
     Row(
-        "removed, told first, same address", [*BOTH, domain(), member("deleted", 2), member()], None, None, ONLY, EMAIL
+        "removed, delete first, same address",
+        [*BOTH, domain(), member("deleted", 2), member()],
+        None,
+        None,
+        ONLY,
+        EMAIL,
     ),
 ]
 
@@ -230,37 +245,37 @@ def answered(engine: Engine, email: str) -> str | None:
 
 
 def reasons(engine: Engine) -> set[str]:
-    """Why everything is as it is."""
+    """The reasons of all memberships and domains."""
     with read_transaction(engine) as tx:
         return {row["why"] for row in (*access_of(tx, Membership.id != ""), *domain_states(tx, Domain.id != ""))}
 
 
-def test_the_table_has_a_name_for_each_row() -> None:
+def test_row_names_are_unique() -> None:
     assert len({row.name for row in TABLE}) == len(TABLE) >= 40
 
 
 def ends_as(engine: Engine, row: Row) -> None:
-    """Check what a row's history ended in."""
+    """Check the access after a row's history."""
     assert {role for _, who, role in access(engine) if who == ANN} == ({row.role} if row.role else set())
     assert answered(engine, row.email) == row.joins
     assert row.why in reasons(engine)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
-def test_a_history_ends_in_this_access(one_engine: Engine, row: Row) -> None:
+def test_history_in_order_ends_in_the_expected_access(one_engine: Engine, row: Row) -> None:
     for event in row.events:
         tell(one_engine, [event])
     ends_as(one_engine, row)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
-def test_told_the_other_way_round_it_ends_in_the_same_access(one_engine: Engine, row: Row) -> None:
+def test_reversed_history_ends_in_the_expected_access(one_engine: Engine, row: Row) -> None:
     tell(one_engine, reversed(row.events))
     ends_as(one_engine, row)
 
 
-def test_postgresql_answers_the_same(make_database: Any) -> None:
-    """All histories one after the other in one database, emptied between two: to make one for each takes long."""
+def test_histories_end_in_the_expected_access_on_postgresql(make_database: Any) -> None:
+    """All histories use one database, which is emptied after each: creating one for each takes too long."""
     engine = open_engine(make_database("postgresql"))
     for row in TABLE:
         for event in row.events:
@@ -283,13 +298,13 @@ def states(engine: Engine) -> dict[str, str]:
 def history(engine: Engine, id: str) -> list[tuple[str, str | None, str]]:
     """State, reason and cause of each step of a domain's auto-join."""
     found = [row for row in rows(engine, Change) if row["kind"] == "domain" and row["object_id"] == id]
-    told = [(row["after"]["auto_join"], row["after"]["auto_join_reason"], row["cause"]) for row in found]
+    steps = [(row["after"]["auto_join"], row["after"]["auto_join_reason"], row["cause"]) for row in found]
     was = [(row["before"] or {}).get("auto_join") for row in found]
-    assert was[1:] == [state for state, _, _ in told][:-1], "each begins where the one before it ended"
-    return told
+    assert was[1:] == [state for state, _, _ in steps][:-1], "each step starts from the state before it"
+    return steps
 
 
-def test_every_state_of_a_domain_stands_in_changes_with_its_cause(engine: Engine) -> None:
+def test_every_state_of_a_domain_is_in_changes_with_its_cause(engine: Engine) -> None:
     rival = {"id": "org_domain_2", "organization_id": RIVAL}
     lived = [
         *(org(), org(id=RIVAL), domain("created"), failed(1), domain(at=2)),
@@ -301,7 +316,7 @@ def test_every_state_of_a_domain_stands_in_changes_with_its_cause(engine: Engine
         ("pending", "not verified: pending", "event"),
         ("failed", "domain_verification_period_expired", "event"),
         ("verified", None, "event"),
-        ("conflicted", "verified by org_rival too", "event"),
+        ("conflicted", "also verified by org_rival", "event"),
         ("verified", None, "event"),
         ("revoked", "the workspace is deleted", "event"),
     ]
@@ -309,21 +324,21 @@ def test_every_state_of_a_domain_stands_in_changes_with_its_cause(engine: Engine
     conflicts = [row for row in rows(engine, Change) if row["after"].get("auto_join") == "conflicted"]
     conflict = next(row for row in conflicts if row["object_id"] == "org_domain_1")
     assert conflict["cause_id"] == lived[5]["id"] and conflict["organization_id"] == ORG
-    told = explain(engine, "org_domain_1")
-    assert told is not None
-    steps = [step["why"] for step in told["timeline"] if step["what"] == "auto-join"]
-    assert steps == ["conflicted: verified by org_rival too", "verified", "revoked: the workspace is deleted"]
+    explained = explain(engine, "org_domain_1")
+    assert explained is not None
+    steps = [step["why"] for step in explained["timeline"] if step["what"] == "auto-join"]
+    assert steps == ["conflicted: also verified by org_rival", "verified", "revoked: the workspace is deleted"]
 
 
 def agrees(engine: Engine) -> bool:
-    """Whether the states that were noted are those that the view decides by."""
+    """Whether the recorded states agree with the view."""
     joined = {(row["domain"], row["organization_id"]) for row in rows(engine, auto_join_domains)}
-    noted = {
+    recorded = {
         (row["domain"], row["organization_id"])
         for row in rows(engine, AutoJoin)
         if row["state"] == "verified" and row["domain"]
     }
-    return joined == {place for place in noted if place[0] != "gmail.com"}
+    return joined == {place for place in recorded if place[0] != "gmail.com"}
 
 
 FIGHT = {
@@ -336,15 +351,15 @@ FIGHT = {
 
 
 @pytest.mark.long
-def test_two_workspaces_fighting_over_a_domain_never_make_a_wrong_join(make_database: Any) -> None:
-    """In every order of verify, fail and delete; each order with ids of its own in one database."""
+def test_conflicting_claims_in_every_order_never_allow_a_wrong_join(make_database: Any) -> None:
+    """Every order of verify, fail and delete, each with its own ids in one database."""
     engine = open_engine(make_database("postgresql"))
     tried = 0
     for number, order in enumerate(itertools.permutations(FIGHT)):
-        told = json.dumps([FIGHT[name] for name in order])
+        history = json.dumps([FIGHT[name] for name in order])
         for old in ("org_domain_1", "org_domain_2", "acme.example"):
-            told = told.replace(old, f"n{number}-{old}")
-        events = json.loads(told)
+            history = history.replace(old, f"n{number}-{old}")
+        events = json.loads(history)
         tell(engine, [org(), org(id=RIVAL)])
         done: set[str] = set()
         for name, event in zip(order, events, strict=True):
@@ -364,9 +379,7 @@ def test_two_workspaces_fighting_over_a_domain_never_make_a_wrong_join(make_data
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_no_order_shows_access_that_the_order_of_events_would_not_end_with(
-    make_empty: Any, data: st.DataObject
-) -> None:
+def test_any_order_of_events_ends_in_the_same_access(make_empty: Any, data: st.DataObject) -> None:
     history = [
         event for row in data.draw(st.lists(st.sampled_from(TABLE), min_size=1, max_size=4)) for event in row.events
     ]
@@ -647,7 +660,7 @@ def test_a_workspace_that_is_renamed_changes_no_domain(one_engine: Engine) -> No
 # Settings and switches
 
 
-def test_switched_off_nobody_joins_and_the_reason_is_told(engine: Engine) -> None:
+def test_switched_off_domains_do_not_auto_join_and_have_a_reason(engine: Engine) -> None:
     tell(engine, ON)
     put_in_force(engine, "off")
     assert answered(engine, NEW) is None and reasons(engine) == {"AUTO_JOIN is off"}
@@ -666,7 +679,7 @@ def test_settings_of_no_workspace_or_of_nothing_are_refused(engine: Engine) -> N
         auto_join_policy.set_workspace(engine, ORG, "ann", "why")
 
 
-def test_changes_of_a_workspaces_settings_are_a_chain(engine: Engine) -> None:
+def test_changes_of_workspace_settings_form_a_chain(engine: Engine) -> None:
     tell(engine, ON)
     for auto_join, why in [(False, "a"), (False, "b"), (False, "b"), (True, "b")]:
         auto_join_policy.set_workspace(engine, ORG, "ann", why, auto_join=auto_join)

@@ -418,7 +418,7 @@ def test_what_cannot_be_an_event_is_reported_and_the_others_are_stored(
     clock.goes_on(seconds=90)
     sandbox.faults.odd(EVENTS, item=1, change=change)
     assert catch_up(one_engine, workos).new == 2
-    [line] = [line for line in logs if line["event"] == "event_unusable"]
+    [line] = [line for line in logs if line["event"] == "event_invalid"]
     assert line.items() >= reported.items()
     assert "acme.example" not in str(line)
 
@@ -651,7 +651,7 @@ def test_catch_up_since_reads_chunks_of_thirty_days(
     apply_all(engine)
     assert differences(engine, sandbox.world.truth()) == []
     text = run("--since", since).stdout
-    assert text.startswith("109 events read, 0 of them new; complete to 2026-05-20 ")
+    assert text.startswith("109 events read, 0 of them new; complete up to 2026-05-20 ")
 
 
 @pytest.mark.usefixtures("surroundings", "old_events")

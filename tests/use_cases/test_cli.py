@@ -1,4 +1,4 @@
-"""The command line: what operators type, read and get back as exit code."""
+"""The command line: input, output and exit codes."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ def _surroundings(set_environment: Callable[..., None], db_url: str) -> None:
 
 @pytest.fixture
 def db_url(make_database: Any) -> str:
-    """SQLite: that the reports' queries work on both kinds is shown by one test that asks for `engine` of each."""
+    """SQLite. `TestPostgresql` runs the same queries on PostgreSQL."""
     return str(make_database("sqlite"))
 
 
@@ -47,7 +47,7 @@ def report(*arguments: str, exit_code: int = 0) -> Any:
 
 @pytest.fixture
 def story(endpoint: FlaskClient, engine: Engine) -> JSON:
-    """A workspace with one admin, and one event that failed; returns the events by what they are for."""
+    """A workspace with one admin, and one failed event; returns the events by name."""
     admin = {"slug": "admin"}
     events = {
         "organization": made("organization.created"),
@@ -60,9 +60,9 @@ def story(endpoint: FlaskClient, engine: Engine) -> JSON:
     return events
 
 
-# `demo` hands its arguments, --help too, to the demo itself.
+# `demo` passes its arguments, --help included, to the demo itself.
 @pytest.mark.parametrize("path", [path for path, _ in commands(main) if path not in ((), ("demo",))], ids=" ".join)
-def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
+def test_help_of_every_command_has_a_description(path: tuple[str, ...]) -> None:
     text = run(*path, "--help").stdout
     explanation = text.split("\n\n")[1].strip()
     assert explanation[0].isupper() and len(explanation.split()) >= 4
@@ -71,11 +71,11 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "arguments", [["nonsense"], ["members"], ["events", "show"], ["events", "list", "--limit", "0"], ["status", "-x"]]
 )
-def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
+def test_wrong_usage_exits_2(arguments: list[str]) -> None:
     run(*arguments, exit_code=2)
 
 
-def test_wrong_configuration_ends_with_2_and_names_all_of_it_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_settings_exit_2_and_are_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "high")
     monkeypatch.setenv("ROLE_MAP", "owner=king")
     result = run("status", exit_code=2)
@@ -85,7 +85,7 @@ def test_wrong_configuration_ends_with_2_and_names_all_of_it_in_one_line(monkeyp
 
 
 @pytest.mark.parametrize("secrets", ["", "a,,b"])
-def test_the_door_does_not_open_with_an_empty_secret(monkeypatch: pytest.MonkeyPatch, secrets: str) -> None:
+def test_web_refuses_an_empty_secret(monkeypatch: pytest.MonkeyPatch, secrets: str) -> None:
     monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", secrets)
     assert "WORKOS_WEBHOOK_SECRETS" in run("web", exit_code=2).stderr
 
@@ -94,7 +94,7 @@ REPORTS = [["status"], ["events", "list"], ["events", "show", "event_1"], ["memb
 
 
 @pytest.mark.parametrize("arguments", [*REPORTS, ["worker"], ["clock"], ["web"]], ids=" ".join)
-def test_an_unmigrated_database_ends_with_2_and_the_remedy(
+def test_unmigrated_database_exits_2_with_the_remedy(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", "secret")
@@ -104,7 +104,7 @@ def test_an_unmigrated_database_ends_with_2_and_the_remedy(
 
 @pytest.mark.parametrize("url", ["postgresql://nobody:hunter2@127.0.0.1:1/none", "sqlite:////dev/null/x.db"])
 @pytest.mark.parametrize("arguments", [*REPORTS, ["migrate"]], ids=" ".join)
-def test_a_database_away_ends_with_2_and_one_line(
+def test_unavailable_database_exits_2_with_one_line(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], url: str
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", url)
@@ -112,7 +112,7 @@ def test_a_database_away_ends_with_2_and_one_line(
     assert "DATABASE_URL" in line and "hunter2" not in line
 
 
-def test_migrate_brings_an_empty_database_to_the_newest_revision_also_twice(engine: Engine) -> None:
+def test_migrate_upgrades_an_empty_database_and_is_idempotent(engine: Engine) -> None:
     drop_schema(engine)
     assert current_revision(engine) is None
     for _ in range(2):
@@ -120,7 +120,7 @@ def test_migrate_brings_an_empty_database_to_the_newest_revision_also_twice(engi
     assert current_revision(engine) == newest_revision()
 
 
-def test_events_are_listed_newest_first(story: JSON) -> None:
+def test_events_list_is_sorted_newest_first(story: JSON) -> None:
     rows = report("events", "list")
     assert {row["id"] for row in rows} == {event["id"] for event in story.values()}
     assert [row["received_at"] for row in rows] == sorted((row["received_at"] for row in rows), reverse=True)
@@ -139,16 +139,16 @@ def test_events_are_listed_newest_first(story: JSON) -> None:
         (["--organization", "org_x"], set()),
     ],
 )
-def test_events_are_filtered(story: JSON, filters: list[str], found: set[str]) -> None:
+def test_events_list_filters(story: JSON, filters: list[str], found: set[str]) -> None:
     assert {row["id"] for row in report("events", "list", *filters)} == {story[name]["id"] for name in found}
 
 
-def test_the_table_of_events_says_why_one_failed(story: JSON) -> None:
+def test_events_list_shows_the_error_of_a_failed_event(story: JSON) -> None:
     lines = run("events", "list").stdout
     assert "data.id: is missing" in lines and story["failed"]["id"] in lines
 
 
-def test_an_event_is_shown_with_its_payload_and_what_it_changed(story: JSON) -> None:
+def test_events_show_has_payload_and_changes(story: JSON) -> None:
     shown = report("events", "show", story["user"]["id"])
     assert shown["body"] == story["user"]
     assert (shown["status"], shown["outcome"], shown["object_id"]) == ("done", "applied", USER)
@@ -158,11 +158,11 @@ def test_an_event_is_shown_with_its_payload_and_what_it_changed(story: JSON) -> 
     assert story["user"]["data"]["email"] in run("events", "show", story["user"]["id"]).stdout
 
 
-def test_an_unknown_event_ends_with_1() -> None:
+def test_events_show_of_an_unknown_event_exits_1() -> None:
     assert "event_x" in run("events", "show", "event_x", exit_code=1).stderr
 
 
-def test_members_of_a_workspace(story: JSON) -> None:
+def test_members_lists_people_with_roles(story: JSON) -> None:
     shown = report("members", ORG)
     assert (shown["name"], shown["state"]) == ("Acme Rockets", "active")
     assert [(m["user_id"], m["role"], m["email"]) for m in shown["members"]] == [
@@ -172,12 +172,12 @@ def test_members_of_a_workspace(story: JSON) -> None:
     assert "Acme Rockets" in table and "ada.hopper@acme.example" in table
 
 
-def test_an_unknown_workspace_ends_with_1() -> None:
+def test_members_of_an_unknown_workspace_exits_1() -> None:
     assert "org_x" in run("members", "org_x", exit_code=1).stderr
 
 
 @pytest.mark.parametrize("name", ["[bold]Acme[/bold]", "Acme [/] Rockets", "[/nonsense]", "Acme :smile: [red]"])
-def test_names_are_shown_as_they_are(endpoint: FlaskClient, engine: Engine, name: str) -> None:
+def test_markup_in_names_is_printed_literally(endpoint: FlaskClient, engine: Engine, name: str) -> None:
     event = made("organization.created", name=name)
     accept(endpoint, event, made("user.created", email=f"{name}@acme.example"), made("organization_membership.updated"))
     apply_all(engine)
@@ -186,28 +186,28 @@ def test_names_are_shown_as_they_are(endpoint: FlaskClient, engine: Engine, name
     assert f'"name": "{name}"' in run("events", "show", event["id"]).stdout
 
 
-def test_names_cannot_steer_the_terminal(endpoint: FlaskClient, engine: Engine) -> None:
+def test_control_characters_in_names_are_not_printed(endpoint: FlaskClient, engine: Engine) -> None:
     accept(endpoint, made("organization.created", name="Acme\x1b[2J\x1b]0;owned\x07"))
     apply_all(engine)
     assert "\x1b" not in run("members", ORG).stdout
 
 
-def test_status_says_what_is_wrong_and_ends_with_1(story: JSON) -> None:
+def test_status_with_problems_lists_them_and_exits_1(story: JSON) -> None:
     shown = report("status", exit_code=1)
     assert (shown["pending"], shown["failed"], shown["workers"]) == (0, 1, 0)
     assert shown["mirror"]["state"] == "backfilling"
     wrong = {problem.split(":")[0] for problem in shown["problems"]}
-    assert wrong == {"no worker is running", "no clock has ever run", "1 event failed"}
+    assert wrong == {"no worker is running", "the clock has never run", "1 event failed"}
     assert "no worker is running" in run("status", exit_code=1).stdout
 
 
-def test_status_says_that_redis_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_reports_an_unavailable_redis(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
     shown = report("status", exit_code=1)
     assert shown["workers"] is None and "Redis does not answer" in shown["problems"][0]
 
 
-def test_status_says_that_the_mirror_was_never_filled_unless_that_is_under_way(
+def test_status_reports_an_unfilled_mirror_unless_a_resync_is_running(
     monkeypatch: pytest.MonkeyPatch, engine: Engine
 ) -> None:
     assert report("status", exit_code=1)["repair"].startswith("off")
@@ -216,7 +216,7 @@ def test_status_says_that_the_mirror_was_never_filled_unless_that_is_under_way(
     assert any("never filled" in problem for problem in report("status", exit_code=1)["problems"])
     run_id = start(engine, "ann")
     shown = report("status", exit_code=1)
-    assert shown["runs"] == [f"resync {run_id}, list, of ann"]
+    assert shown["runs"] == [f"resync {run_id}, list, requested by ann"]
     assert not any("never filled" in problem for problem in shown["problems"])
     ended = {"status": "failed", "finished_at": db_now(), "error": "/organizations: 500"}
     in_transaction(engine, lambda tx: tx.execute(update(Run).values(ended)))
@@ -225,7 +225,7 @@ def test_status_says_that_the_mirror_was_never_filled_unless_that_is_under_way(
     assert any("never filled" in problem for problem in problems)
 
 
-def test_status_names_roles_that_no_mapping_names(endpoint: FlaskClient, engine: Engine) -> None:
+def test_status_names_unmapped_roles(endpoint: FlaskClient, engine: Engine) -> None:
     roles = {"admin": 1, "owner": 2}
     for slug, number in roles.items():
         for place in range(number):
@@ -252,18 +252,18 @@ def test_failed_events_are_grouped_replayed_and_dismissed(story: JSON, engine: E
     assert report("runs", "show", replayed["id"])["task"] == "replay"
     assert "1 failed" in run("runs", "show", replayed["id"]).stdout
     assert "1 dismissed" in run("events", "dismiss", failed, "--why", "nobody").stdout
-    assert "have not failed" in run("events", "dismiss", failed, "--why", "nobody", exit_code=1).stderr
-    assert "no event has failed" in run("events", "failures").stdout
+    assert "did not fail" in run("events", "dismiss", failed, "--why", "nobody", exit_code=1).stderr
+    assert "there are no failed events" in run("events", "failures").stdout
     assert report("events", "show", failed)["dismissed_why"] == "nobody"
     assert "no event matches" in run("replay", "--failed", exit_code=1).stderr
     assert "is not a replay in progress" in run("runs", "cancel", replayed["id"], exit_code=1).stderr
 
 
-def test_a_replay_of_nothing_in_particular_is_refused(story: JSON) -> None:
-    assert "name the events" in run("replay", exit_code=2).stderr
+def test_replay_without_a_selection_is_refused(story: JSON) -> None:
+    assert "select the events" in run("replay", exit_code=2).stderr
 
 
-def test_runs_and_what_one_found(engine: Engine) -> None:
+def test_runs_list_and_show(engine: Engine) -> None:
     run_id = start(engine, "ann")
     drifts = [
         {
@@ -286,22 +286,22 @@ def test_runs_and_what_one_found(engine: Engine) -> None:
     assert "there is no run nonsense" in run("runs", "show", "nonsense", exit_code=1).stderr
 
 
-def test_a_run_that_compares_nothing_is_not_said_to_have_found_no_drift(engine: Engine) -> None:
+def test_runs_show_of_a_catch_up_does_not_mention_drift(engine: Engine) -> None:
     run_id = in_transaction(engine, create, Task.CATCH_UP, "ann")
     shown = run("runs", "show", run_id).stdout
     assert "catch_up" in shown and "running" in shown and "drift" not in shown
     [row] = report("runs", "list")
     assert row["phase"] == ""
-    assert report("status", exit_code=1)["runs"] == [f"catch_up {run_id}, of ann"]
+    assert report("status", exit_code=1)["runs"] == [f"catch_up {run_id}, requested by ann"]
 
 
-def test_the_demo_outside_a_checkout_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_outside_a_checkout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tests", None)
     assert "checkout" in run("demo", exit_code=2).stderr
 
 
 class TestPostgresql:
-    """The same reports from the other kind of database."""
+    """The same reports on PostgreSQL."""
 
     @pytest.fixture
     def db_url(self, make_database: Any) -> str:

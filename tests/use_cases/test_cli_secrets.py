@@ -1,4 +1,4 @@
-"""No command prints a secret: not in its help, not in what it shows, not when it fails."""
+"""No command prints a secret: neither in its help, nor in its output, nor in error messages."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ WORDS = ("unheard", "dW5oZWFyZC")
 
 
 def shows(command: click.Command) -> bool:
-    """Whether it prints a table or JSON, and needs to be told nothing."""
+    """Whether a command prints a report and has no required argument."""
     names = {parameter.name for parameter in command.params}
     return "as_json" in names and not any(parameter.required for parameter in command.params)
 
@@ -37,7 +37,7 @@ def run(*arguments: str) -> Result:
 
 
 @pytest.mark.usefixtures("logs_as_before")
-def test_no_help_and_no_output_shows_a_secret(
+def test_help_and_output_contain_no_secret(
     make_database: Callable[[str], str], redis_url: str, set_environment: Callable[..., None], sandbox: Sandbox
 ) -> None:
     url = make_database("postgresql").replace("://postgres@", f"://postgres:{PASSWORD}@")
@@ -67,7 +67,7 @@ def test_no_help_and_no_output_shows_a_secret(
     ids=lambda settings: next(iter(settings)),
 )
 @pytest.mark.parametrize("command", [["status"], ["doctor", "--json"], ["resync"]])
-def test_who_fails_shows_no_secret_either(
+def test_error_messages_contain_no_secret(
     make_database: Callable[[str], str],
     redis_url: str,
     set_environment: Callable[..., None],

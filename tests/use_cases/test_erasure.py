@@ -137,8 +137,8 @@ def test_forget_says_what_it_blanked_and_what_it_could_not_reach(
     apply_all(deleted)
     assert [kept(deleted, event) for event in waits] == [False, False]
     shown = command(USER).stdout
-    assert f"{USER} is forgotten" in shown and "blanked: 0 payloads, 0 changes" in shown
-    assert "1 payloads are not JSON" in shown and "not reached: backups" in shown
+    assert f"{USER} is erased" in shown and "blanked: 0 payloads, 0 changes" in shown
+    assert "1 payloads are not JSON" in shown and "not erased: backups" in shown
 
 
 def test_a_payload_cut_short_is_searched_as_text(deleted: Engine) -> None:
@@ -206,7 +206,7 @@ def test_a_membership_that_an_earlier_release_kept_is_blanked_by_retention(delet
 def test_an_erasure_that_was_interrupted_starts_over_and_ends_the_same(
     deleted: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(erasure, "STEP", 2)
+    monkeypatch.setattr(erasure, "BATCH", 2)
 
     def dies(number: int) -> None:
         if number >= 6:

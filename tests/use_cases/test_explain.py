@@ -1,4 +1,4 @@
-"""Explain: an operator sees every step that made a row what it is, and why a person may or may not enter."""
+"""Explain: every step that made a row what it is, and why a person has access or not."""
 
 from typing import Any
 
@@ -21,14 +21,14 @@ from worker.runs import lease
 from worker.workos_api.client import WorkOSClient
 
 
-def told(engine: Engine, name: str) -> JSON:
+def explained(engine: Engine, name: str) -> JSON:
     found = explain(engine, name)
     assert found is not None
     return found
 
 
 def steps(engine: Engine, name: str, *names: str) -> list[tuple[Any, ...]]:
-    return [tuple(step[n] for n in ("what", "outcome", *names)) for step in told(engine, name)["timeline"]]
+    return [tuple(step[n] for n in ("what", "outcome", *names)) for step in explained(engine, name)["timeline"]]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def replayed(one_engine: Engine, redis: Redis) -> Any:
     return run
 
 
-def test_every_step_of_a_membership_is_told_with_its_reason(
+def test_timeline_of_a_membership_has_every_step_with_its_reason(
     both_engines: Engine, clocked: tuple[Clock, Sandbox, WorkOSClient]
 ) -> None:
     clock, sandbox, workos = clocked
@@ -77,7 +77,7 @@ def test_every_step_of_a_membership_is_told_with_its_reason(
     quietly(world, lambda: world.reactivate_membership(member["id"]))
     run_id = resync(engine, workos)
 
-    timeline = told(engine, member["id"])["timeline"]
+    timeline = explained(engine, member["id"])["timeline"]
     assert [(step["what"], step["by"], step["outcome"]) for step in timeline] == [
         ("organization_membership.created", created, "applied"),
         ("organization_membership.updated", admin["id"], "applied"),
@@ -86,77 +86,77 @@ def test_every_step_of_a_membership_is_told_with_its_reason(
         ("resync", run_id, "repaired"),
     ]
     whys = [step["why"] for step in timeline]
-    assert whys[0] == "new here"
-    assert whys[1] == "newer than what was here: changed role, workos_role, workos_roles"
+    assert whys[0] == "new in the mirror"
+    assert whys[1] == "newer than the previous state: changed role, workos_role, workos_roles"
     assert timeline[1]["fields"]["role"] == ["member", "admin"]
     assert timeline[2]["fields"]["status"] == ["active", "inactive"]
-    assert deactivated["id"] in whys[3] and "older than what is here" in whys[3] and timeline[3]["fields"] == {}
-    assert whys[4] == "was older here than WorkOS shows it" and timeline[4]["fields"]["status"][1] == "active"
+    assert deactivated["id"] in whys[3] and "older than the current state" in whys[3] and timeline[3]["fields"] == {}
+    assert whys[4] == "was older in the mirror than in WorkOS" and timeline[4]["fields"]["status"][1] == "active"
     assert all(step["arrived_at"] and step["occurred_at"] for step in timeline[:4])
 
-    (access,) = told(engine, "ann@acme.example")["access"]
+    (access,) = explained(engine, "ann@acme.example")["access"]
     assert access["access"] and access["workspace_name"] == "Acme" and access["cause"] == f"resync {run_id}"
-    assert {step["object_id"] for step in told(engine, ann["id"])["timeline"]} == {ann["id"], member["id"]}
-    assert told(engine, "Ann@acme.example".lower())["objects"][0]["id"] == ann["id"]
-    assert told(engine, admin["id"])["objects"][0]["id"] == member["id"]
+    assert {step["object_id"] for step in explained(engine, ann["id"])["timeline"]} == {ann["id"], member["id"]}
+    assert explained(engine, "Ann@acme.example".lower())["objects"][0]["id"] == ann["id"]
+    assert explained(engine, admin["id"])["objects"][0]["id"] == member["id"]
 
 
 @pytest.mark.parametrize(
     ("end", "why"),
     [
-        (made("organization_membership.deleted", 9), "the membership: deleted in WorkOS"),
-        (made("organization.deleted", 9), "the workspace: deleted in WorkOS"),
-        (made("user.deleted", 9), "the person: deleted in WorkOS"),
+        (made("organization_membership.deleted", 9), "the membership was deleted in WorkOS"),
+        (made("organization.deleted", 9), "the workspace was deleted in WorkOS"),
+        (made("user.deleted", 9), "the person was deleted in WorkOS"),
         (made("organization_membership.updated", 9, status="inactive"), "the membership is inactive"),
         (made("organization_membership.updated", 9, status="pending"), "the membership is pending"),
     ],
 )
-def test_who_may_not_enter_is_told_why(one_engine: Engine, end: JSON, why: str) -> None:
+def test_person_without_access_has_a_reason(one_engine: Engine, end: JSON, why: str) -> None:
     membership = made("organization_membership.created", status="active")
     deliver(one_engine, [made("organization.created"), made("user.created"), membership])
-    assert told(one_engine, membership["data"]["user_id"])["access"][0]["access"]
+    assert explained(one_engine, membership["data"]["user_id"])["access"][0]["access"]
     deliver(one_engine, [end])
-    (access,) = told(one_engine, membership["data"]["user_id"])["access"]
+    (access,) = explained(one_engine, membership["data"]["user_id"])["access"]
     assert (access["access"], access["role"], access["why"]) == (False, None, why)
 
 
-def test_of_two_memberships_of_one_person_the_older_says_so(one_engine: Engine) -> None:
+def test_older_of_two_memberships_gives_no_access(one_engine: Engine) -> None:
     old = made("organization_membership.created", status="active", created_at="2025-01-01T00:00:00Z")
     new = made("organization_membership.created", id="om_newer", status="active", created_at="2025-06-01T00:00:00Z")
     deliver(one_engine, [made("organization.created"), made("user.created"), old, new])
-    access = {row["membership_id"]: row for row in told(one_engine, old["data"]["user_id"])["access"]}
+    access = {row["membership_id"]: row for row in explained(one_engine, old["data"]["user_id"])["access"]}
     assert access["om_newer"]["access"] and not access[old["data"]["id"]]["access"]
     assert "a newer membership" in access[old["data"]["id"]]["why"]
 
 
-def test_what_failed_was_dismissed_waits_or_was_replayed_says_so(one_engine: Engine, replayed: Any) -> None:
+def test_event_after_a_delete_is_tombstoned_and_a_replay_is_shown(one_engine: Engine, replayed: Any) -> None:
     user = made("user.created")
     deliver(one_engine, [user, made("user.updated", 1, email="new@acme.example"), made("user.deleted", 2)])
     deliver(one_engine, [made("user.updated", 3, email="ghost@acme.example")])
     assert [outcome for _, outcome in steps(one_engine, user["data"]["id"])] == ["applied"] * 3 + ["tombstoned"]
-    assert "nothing undoes a delete" in told(one_engine, user["data"]["id"])["timeline"][-1]["why"]
+    assert "deletes are final" in explained(one_engine, user["data"]["id"])["timeline"][-1]["why"]
     replayed(Selection(ids=(user["id"],)))
-    first = next(s for s in told(one_engine, user["data"]["id"])["timeline"] if s["by"] == user["id"])
-    assert first["outcome"] == "tombstoned" and "replayed 1 times" in first["why"]
+    first = next(s for s in explained(one_engine, user["data"]["id"])["timeline"] if s["by"] == user["id"])
+    assert first["outcome"] == "tombstoned" and "replayed once" in first["why"]
     forget(one_engine, user["data"]["id"], "ann")
-    assert steps(one_engine, user["data"]["id"], "why")[-1] == ("operator", "applied", "ann asked for it")
+    assert steps(one_engine, user["data"]["id"], "why")[-1] == ("operator", "applied", "requested by ann")
 
 
-def test_a_domain_says_why_it_does_not_join(one_engine: Engine) -> None:
+def test_domain_that_does_not_auto_join_has_a_reason(one_engine: Engine) -> None:
     deliver(one_engine, [made("organization.created"), made("organization.created", id="org_rival", name="Rival")])
     first = made("organization_domain.created", state="pending", domain="acme.example")
     deliver(one_engine, [first])
     name = first["data"]["id"]
-    assert told(one_engine, name)["auto_join"][0]["why"] == "not verified: pending"
+    assert explained(one_engine, name)["auto_join"][0]["why"] == "not verified: pending"
     deliver(one_engine, [made("organization_domain.verified", 1, state="verified", domain="acme.example")])
-    assert told(one_engine, name)["auto_join"][0]["auto_join"] is True
+    assert explained(one_engine, name)["auto_join"][0]["auto_join"] is True
     rival = {"id": "org_domain_rival", "organization_id": "org_rival", "domain": "ACME.example", "state": "verified"}
     deliver(one_engine, [made("organization_domain.created", 2, **rival)])
-    (state,) = told(one_engine, name)["auto_join"]
-    assert not state["auto_join"] and state["why"] == "in conflict: verified by org_rival too"
+    (state,) = explained(one_engine, name)["auto_join"]
+    assert not state["auto_join"] and state["why"] == "in conflict: also verified by org_rival"
 
 
-def test_a_public_mail_provider_never_joins_whoever_verified_it(both_engines: Engine) -> None:
+def test_public_mail_provider_never_auto_joins(both_engines: Engine) -> None:
     names = ("gmail.com", "GoogleMail.com", "outlook.com", "yahoo.co.uk", "acme.example")
     workspace = made("organization.created")
     owner = workspace["data"]["id"]
@@ -166,20 +166,18 @@ def test_a_public_mail_provider_never_joins_whoever_verified_it(both_engines: En
     ]
     deliver(both_engines, [workspace, *events])
     assert joins(both_engines) == {("acme.example", owner)}
-    states = {row["domain"]: (row["auto_join"], row["why"]) for row in told(both_engines, owner)["auto_join"]}
+    states = {row["domain"]: (row["auto_join"], row["why"]) for row in explained(both_engines, owner)["auto_join"]}
     assert states.pop("acme.example")[0]
-    assert set(states.values()) == {(False, "a public mail provider: its domain is nobody's own")}
+    assert set(states.values()) == {(False, "domain of a public mail provider")}
 
 
-def test_the_list_of_public_mail_providers_follows_its_package(
-    one_engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_public_mail_providers_are_copied_from_the_package(one_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(public_domains, "whitelist", {"Gmail.com", "new-mail.example", "no domain"})
     assert in_transaction(one_engine, public_domains.refresh) > 1000
     assert {row["domain"] for row in rows(one_engine, PublicDomain)} == {"gmail.com", "new-mail.example"}
     assert in_transaction(one_engine, public_domains.refresh) == 0
 
 
-def test_what_was_never_seen_is_unknown(one_engine: Engine) -> None:
+def test_unknown_id_or_address_returns_none(one_engine: Engine) -> None:
     assert explain(one_engine, "om_nobody") is None
     assert explain(one_engine, "nobody@acme.example") is None

@@ -316,7 +316,10 @@ COMMANDS = [
 ]
 WRONG = {
     "another client id": ({"WORKOS_CLIENT_ID": "client_other"}, f"WORKOS_CLIENT_ID: this database mirrors {CLIENT_ID}"),
-    "another environment's key": ({"WORKOS_API_KEY": OTHER_KEY}, "WORKOS_API_KEY: it sees none of the organizations"),
+    "another environment's key": (
+        {"WORKOS_API_KEY": OTHER_KEY},
+        "WORKOS_API_KEY: the key sees none of",
+    ),
     "a refused key": ({"WORKOS_API_KEY": "sk_test_nobody"}, "WORKOS_API_KEY: WorkOS refuses the key"),
     "no key": ({"WORKOS_API_KEY": ""}, "WORKOS_API_KEY is not set"),
     "no client id": ({"WORKOS_CLIENT_ID": ""}, "WORKOS_CLIENT_ID is not set"),

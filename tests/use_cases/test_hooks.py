@@ -224,7 +224,7 @@ def test_a_hook_that_retention_overtook_says_so_and_goes_on(
     follow()
     assert [message["data"]["object_id"] for message in host.told] == ["user_1", "user_3"]
     (row,) = operate.hook_status(one_engine)
-    assert row["error"] == f"changes up to {dropped} are no longer kept" and row["behind"] == 0
+    assert row["error"] == f"changes up to {dropped} have been pruned" and row["behind"] == 0
 
 
 def test_many_changes_come_in_steps(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
@@ -310,11 +310,11 @@ def loaded(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"HOOKS": "sessions"}, "HOOKS has sessions without a URL"),
+        ({"HOOKS": "sessions"}, "HOOKS has no URL for sessions"),
         ({"HOOKS": "a=https://host/1,a=https://host/2"}, "HOOKS has the same name twice"),
-        ({"HOOKS": "a=https://host/path"}, "HOOK_SECRETS names no secret for the hook a"),
-        ({"HOOKS": "a=https://host/path", "HOOK_SECRETS": "a:short"}, "HOOK_SECRETS of a is no secret"),
-        ({"HOOK_SECRETS": f"a:{SECRET}"}, "HOOK_SECRETS names hooks that HOOKS does not: a"),
+        ({"HOOKS": "a=https://host/path"}, "HOOK_SECRETS has no secret for the hook a"),
+        ({"HOOKS": "a=https://host/path", "HOOK_SECRETS": "a:short"}, "HOOK_SECRETS has an invalid secret for a"),
+        ({"HOOK_SECRETS": f"a:{SECRET}"}, "HOOK_SECRETS names hooks that are not in HOOKS: a"),
         ({"AUTO_JOIN": "provision"}, "WORKOS_API_KEY is not set"),
         ({"AUTO_JOIN": "yes"}, "AUTO_JOIN Input should be 'off', 'mirror' or 'provision'"),
     ],
@@ -336,6 +336,6 @@ def test_health_warns_about_a_python_function_in_hooks(local: Callable[..., Serv
     services = local(hooks="old=my_app:changed")
     health = check_health(services.engine, services.redis, services.settings)
     assert [problem.text for problem in health.warnings if problem.name == "hook_unsupported"] == [
-        "HOOKS: old is a Python function and is not called: give it an https:// URL"
+        "the hook old is a Python function and is not called: give it an https:// URL"
     ]
     assert [lane.name for lane in health.lanes] == ["drain", "repair"]

@@ -1,4 +1,4 @@
-"""What operators type about auto-join and hooks, and what the pages let them press."""
+"""Auto-join and hooks on the command line and on the pages."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def _surroundings(set_environment: Callable[..., None], db_url: str, logs_as_bef
 
 @pytest.fixture
 def engine(engine: Engine) -> Engine:
-    """A workspace with a verified domain, a person on it who is not in, and one who was removed."""
+    """A workspace with a verified domain, a person on it who is not a member, and one who was removed."""
     gone: JSON = {"id": "om_gone", "user_id": "user_gone"}
     tell(engine, [made("organization.created", name="Acme")])
     tell(engine, [made("organization_domain.verified", domain="acme.example", state="verified")])
@@ -55,12 +55,12 @@ def engine(engine: Engine) -> Engine:
 
 @pytest.fixture
 def failed_hook(engine: Engine) -> Engine:
-    told = {"kind": "user", "object_id": ANN, "status": "failed", "attempts": 12}
+    delivery = {"kind": "user", "object_id": ANN, "status": "failed", "attempts": 12}
     why = {"error": "RuntimeError: <b>away</b>", "traceback": "Traceback <script>alert(1)</script>"}
     first = rows(engine, Change)[0]["id"]
     in_transaction(engine, lambda tx: tx.execute(insert(Hook).values(name="sessions", cursor=999)))
     in_transaction(
-        engine, lambda tx: tx.execute(insert(HookDelivery).values(hook="sessions", change_id=first, **told, **why))
+        engine, lambda tx: tx.execute(insert(HookDelivery).values(hook="sessions", change_id=first, **delivery, **why))
     )
     return engine
 
@@ -75,21 +75,21 @@ def report(*arguments: str, exit_code: int = 0) -> Any:
     return json.loads(run(*arguments, "--json", exit_code=exit_code).stdout)
 
 
-def test_domains_with_their_state_and_reason(engine: Engine) -> None:
+def test_domains_are_listed_with_state_and_reason(engine: Engine) -> None:
     (row,) = report("auto-join", "domains")
     assert (row["domain"], row["state"], row["auto_join"]) == ("acme.example", "verified", True)
     assert "acme.example" in run("auto-join", "domains", "--organization", ORG).stdout
     assert report("auto-join", "domains", "--off") == []
 
 
-def test_who_is_missing_is_listed_and_a_finding(engine: Engine) -> None:
+def test_missing_people_are_listed_with_exit_code_1(engine: Engine) -> None:
     (row,) = report("auto-join", "missing", exit_code=1)
     assert (row["user_id"], row["organization_id"]) == (ANN, ORG), "and not the one who was removed"
     tell(engine, [made("organization_membership.created", id="om_2", user_id=ANN, status="active")])
     assert report("auto-join", "missing") == []
 
 
-def test_the_switch_and_the_default_role_are_set_with_a_reason(engine: Engine) -> None:
+def test_set_changes_switch_and_role_and_records_the_reason(engine: Engine) -> None:
     run("auto-join", "set", ORG, "--off", exit_code=2)
     assert report("auto-join", "set", ORG, "--off", "--reason", "contractors") == {
         "auto_join": False,
@@ -101,11 +101,11 @@ def test_the_switch_and_the_default_role_are_set_with_a_reason(engine: Engine) -
     wrong = run("auto-join", "set", ORG, "--role", "king", "--reason", "x", exit_code=2)
     assert "Invalid value for '--role'" in wrong.output
     nothing = run("auto-join", "set", ORG, "--reason", "x", exit_code=2)
-    assert nothing.stderr == "workos-sync: nothing to change: give the switch, the default role, or both\n"
+    assert nothing.stderr == "workos-sync: nothing to change: give the switch, the role, or both\n"
     assert "contractors" in run("explain", ORG).stdout
 
 
-def test_a_person_is_unblocked_and_blocked_with_a_reason(engine: Engine) -> None:
+def test_block_and_unblock_record_the_reason(engine: Engine) -> None:
     assert answer(engine, "gone@acme.example") is None
     assert run("auto-join", "unblock", ORG, "user_gone", "--reason", "hired again").stdout == "unblocked: removed\n"
     assert answer(engine, "gone@acme.example") == (ORG, "member")
@@ -119,23 +119,23 @@ def test_a_person_is_unblocked_and_blocked_with_a_reason(engine: Engine) -> None
     assert unknown.stderr == "workos-sync: the mirror has no person user_none\n"
 
 
-def test_workspaces_are_listed_and_those_without_an_admin_are_a_finding(engine: Engine) -> None:
+def test_workspaces_without_an_admin_exit_1(engine: Engine) -> None:
     assert [row["name"] for row in report("workspaces", "--name", "acm")] == ["Acme"]
     assert report("workspaces", "--without-admin") == [], "nobody is in it"
     tell(engine, [made("organization_membership.created", id="om_2", user_id=ANN, status="active")])
     assert [row["organization_id"] for row in report("workspaces", "--without-admin", exit_code=1)] == [ORG]
 
 
-def test_hooks_are_listed_told_again_and_given_up(failed_hook: Engine) -> None:
+def test_failed_hook_deliveries_are_listed_and_retried(failed_hook: Engine) -> None:
     (row,) = report("hooks", "list", exit_code=1)
     assert (row["hook"], row["configured"], row["failed"]) == ("sessions", True, 1)
     (listed,) = report("hooks", "failed", exit_code=1)
     assert "Traceback" in listed["traceback"]
     status = report("status", exit_code=1)
     assert any("workos-sync hooks failed sessions" in line for line in status["warnings"])
-    assert run("hooks", "replay", "sessions").stdout == "1 put back\n"
+    assert run("hooks", "replay", "sessions").stdout == "1 queued for retry\n"
     assert report("hooks", "list")[0]["waiting"] == 1
-    assert run("hooks", "replay", "sessions").stdout == "0 put back\n"
+    assert run("hooks", "replay", "sessions").stdout == "0 queued for retry\n"
     assert "no failed delivery of change 1" in run("hooks", "dismiss", "sessions", "--change", "1", exit_code=1).stderr
     assert "there is no hook session;" in run("hooks", "replay", "session", exit_code=1).stderr
 
@@ -167,14 +167,14 @@ def press(browser: FlaskClient, page: str, action: str, **form: str) -> str:
     return done.get_data(as_text=True)
 
 
-def test_the_page_of_auto_join_shows_who_is_missing_and_what_is_off(ann: FlaskClient, engine: Engine) -> None:
+def test_auto_join_page_shows_missing_people_and_switched_off_workspaces(ann: FlaskClient, engine: Engine) -> None:
     html = ann.get("/ops/auto-join").get_data(as_text=True)
     assert "ann@acme.example" in html and "gone@acme.example" not in html
     auto_join_policy.set_workspace(engine, ORG, "bob", "contractors", auto_join=False)
     assert "switched off by bob: contractors" in ann.get("/ops/auto-join").get_data(as_text=True)
 
 
-def test_the_switch_is_set_on_the_workspace_s_page_by_name_and_with_a_reason(ann: FlaskClient, engine: Engine) -> None:
+def test_workspace_page_sets_the_switch_and_requires_a_reason(ann: FlaskClient, engine: Engine) -> None:
     action = f"workspaces/{ORG}/auto-join"
     assert "Enter a reason" in press(ann, f"workspaces/{ORG}", action, switch="off", role="member", reason=" ")
     assert answer(engine, "new@acme.example") is not None
@@ -183,7 +183,7 @@ def test_the_switch_is_set_on_the_workspace_s_page_by_name_and_with_a_reason(ann
     assert answer(engine, "new@acme.example") is None
 
 
-def test_people_are_blocked_and_unblocked_on_the_page(ann: FlaskClient, engine: Engine) -> None:
+def test_auto_join_page_blocks_and_unblocks(ann: FlaskClient, engine: Engine) -> None:
     put_in_force(engine, "provision")
     tell(engine, [made("user.created", id="user_bob", email="bob@acme.example", email_verified=True)])
     assert [row["state"] for row in rows(engine, Join)] == ["pending"]
@@ -193,9 +193,7 @@ def test_people_are_blocked_and_unblocked_on_the_page(ann: FlaskClient, engine: 
     assert "Failed: nothing blocks" in press(ann, "auto-join", f"workspaces/{ORG}/people/user_bob/unblock", reason="x")
 
 
-def test_hooks_are_told_again_on_the_page_and_their_tracebacks_are_no_markup(
-    failed_hook: Engine, ann: FlaskClient
-) -> None:
+def test_hooks_page_retries_deliveries_and_escapes_tracebacks(failed_hook: Engine, ann: FlaskClient) -> None:
     html = ann.get("/ops/hooks").get_data(as_text=True)
     assert "RuntimeError" in html and "<script>alert" not in html and "<b>away" not in html
     assert "1 delivery queued for retry." in press(ann, "hooks", "hooks/sessions/replay")

@@ -240,7 +240,7 @@ def test_what_failed_is_replayed_by_name_and_with_a_reason(
     fingerprint = re.search(r"failures/(\w+)/replay", again.get_data(as_text=True))
     assert fingerprint
     busy = press(ann, "failures", f"failures/{fingerprint[1]}/replay")
-    assert busy.status_code == 409 and "already in progress" in busy.get_data(as_text=True)
+    assert busy.status_code == 409 and "already running" in busy.get_data(as_text=True)
 
 
 def test_dismissing_needs_a_reason(ann: FlaskClient, engine: Engine, story: JSON) -> None:

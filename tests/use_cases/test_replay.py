@@ -150,7 +150,7 @@ def test_a_replay_of_everything_changes_nothing_and_its_like_is_recognised(
     run_id = run(both_engines, bell, whole)
     apply_all(both_engines)
     assert (mirrored(both_engines), changes(both_engines)) == (before, noted)
-    with pytest.raises(AlreadyReplayedError, match=f"run {run_id} by ann replayed the same"):
+    with pytest.raises(AlreadyReplayedError, match=f"run {run_id} of ann replayed the same selection"):
         run(both_engines, bell, whole)
     assert run(both_engines, bell, whole, again=True) != run_id
     apply_all(both_engines)

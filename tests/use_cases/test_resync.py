@@ -334,7 +334,7 @@ def test_a_second_full_run_is_refused_and_one_that_was_left_is_gone_on_with(
     def second(_method: str, _path: str, _query: object) -> None:
         sandbox.on_request = None
         for scope in ({}, {"dry_run": True}, {"approves": "any"}):
-            with pytest.raises(BusyError, match=f"a resync is already in progress: run {run_id}"):
+            with pytest.raises(BusyError, match=f"a resync is already running: run {run_id}"):
                 start(engine, "other", **scope)
             busy.append(run_id)
 

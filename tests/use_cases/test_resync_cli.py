@@ -1,4 +1,4 @@
-"""`workos-sync resync`: what an operator types, reads and gets back as exit code."""
+"""`workos-sync resync`: input, output and exit codes."""
 
 import json
 import threading
@@ -74,7 +74,7 @@ def run(*arguments: str, exit_code: int = 0) -> Result:
 
 
 def refused(*arguments: str, exit_code: int = 2) -> str:
-    """The one line of a refusal."""
+    """The one line printed by a refused command."""
     result = run(*arguments, exit_code=exit_code)
     lines = [line for line in result.stderr.splitlines() if line.startswith("workos-sync: ")]
     assert len(lines) == 1 and result.stdout == "", result.output
@@ -85,16 +85,16 @@ def everything(engine: Engine) -> Any:
     return live(engine), changes(engine), {kind: rows(engine, table) for kind, table in TABLES.items()}
 
 
-def test_the_first_resync_fills_the_mirror_and_says_what_it_did(mirror: Engine, sandbox: Sandbox) -> None:
+def test_first_resync_fills_the_mirror_and_prints_a_summary(mirror: Engine, sandbox: Sandbox) -> None:
     result = run()
     assert differences(mirror, sandbox.world.truth()) == []
-    assert "20 missing; 7 calls" in result.stdout, result.stdout  # 3 workspaces, 3 domains, 6 users, 6 members, 2 roles
-    assert run().stdout.endswith("no drift; 7 calls\n")
+    assert "20 missing; 7 API calls" in result.stdout, (
+        result.stdout
+    )  # 3 workspaces, 3 domains, 6 users, 6 members, 2 roles
+    assert run().stdout.endswith("no drift; 7 API calls\n")
 
 
-def test_a_dry_run_of_a_clean_mirror_reports_nothing_and_one_with_drift_exits_with_1(
-    equal: Engine, sandbox: Sandbox
-) -> None:
+def test_dry_run_changes_nothing_and_exits_1_if_there_is_drift(equal: Engine, sandbox: Sandbox) -> None:
     world = sandbox.world
     assert "no drift" in run("--dry-run").stdout
     assert json.loads(run("--dry-run", "--json").stdout)["drift"] == []
@@ -118,16 +118,14 @@ def test_a_dry_run_of_a_clean_mirror_reports_nothing_and_one_with_drift_exits_wi
     assert "no drift" in run("--dry-run").stdout
 
 
-def test_a_dry_run_on_a_mirror_that_was_never_started_binds_and_begins_nothing(
-    mirror: Engine, sandbox: Sandbox
-) -> None:
+def test_dry_run_on_a_new_database_does_not_bind_it(mirror: Engine, sandbox: Sandbox) -> None:
     before = rows(mirror, Mirror)
     assert "20 missing" in run("--dry-run", exit_code=1).stdout
     assert rows(mirror, Mirror) == before and before[0]["client_id"] is None
     assert [(row["dry_run"], row["status"]) for row in rows(mirror, Run)] == [(True, "done")]
 
 
-def test_one_workspace_takes_a_second_or_two(equal: Engine, sandbox: Sandbox) -> None:
+def test_resync_of_one_workspace_takes_less_than_two_seconds(equal: Engine, sandbox: Sandbox) -> None:
     world = sandbox.world
     organization = next(iter(world.organizations))
     quietly(world, lambda: world.update_organization(organization, name="Renamed"))
@@ -138,13 +136,13 @@ def test_one_workspace_takes_a_second_or_two(equal: Engine, sandbox: Sandbox) ->
 
 
 @pytest.mark.parametrize("unknown", ["org_unknown", "../users", "user_1?x=y"])
-def test_an_organization_that_workos_does_not_know_is_said_so(equal: Engine, unknown: str) -> None:
+def test_resync_of_an_unknown_organization_is_refused(equal: Engine, unknown: str) -> None:
     before = everything(equal)
     assert refused("--organization", unknown, exit_code=1) == f"workos-sync: WorkOS has no organization {unknown}"
     assert everything(equal) == before
 
 
-def test_a_workspace_that_is_gone_at_workos_and_live_here_is_repaired(equal: Engine, sandbox: Sandbox) -> None:
+def test_resync_of_a_workspace_deleted_at_workos_repairs_it(equal: Engine, sandbox: Sandbox) -> None:
     world = sandbox.world
     organization = next(iter(world.organizations))
     quietly(world, lambda: world.delete_organization(organization))
@@ -154,14 +152,14 @@ def test_a_workspace_that_is_gone_at_workos_and_live_here_is_repaired(equal: Eng
 
 
 @pytest.mark.parametrize("missing", [["WORKOS_API_KEY"], ["WORKOS_CLIENT_ID"], ["WORKOS_API_KEY", "WORKOS_CLIENT_ID"]])
-def test_missing_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch, missing: list[str]) -> None:
+def test_missing_settings_are_all_named(monkeypatch: pytest.MonkeyPatch, missing: list[str]) -> None:
     for name in missing:
         monkeypatch.delenv(name)
     line = refused()
     assert all(f"{name} is not set" in line for name in missing)
 
 
-def test_a_wrong_key_is_one_line(equal: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_api_key_prints_one_line(equal: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     before = everything(equal), rows(equal, Run), rows(equal, Mirror)
     monkeypatch.setenv("WORKOS_API_KEY", "sk_wrong_secret")
     line = refused()
@@ -176,7 +174,7 @@ def test_another_environments_key_is_refused_before_anything_is_written(
     before = everything(equal), rows(equal, Run), rows(equal, Mirror)
     monkeypatch.setenv("WORKOS_API_KEY", "sk_other")
     for arguments in ([], ["--dry-run"], ["--organization", "org_1"]):
-        assert "it sees none of the organizations known here" in refused(*arguments)
+        assert "the key sees none of the organizations in this database" in refused(*arguments)
     assert (everything(equal), rows(equal, Run), rows(equal, Mirror)) == before
 
 
@@ -199,7 +197,7 @@ def test_another_environments_key_is_refused_on_a_mirror_of_two_and_of_one(
     run()
     before = everything(equal)
     monkeypatch.setenv("WORKOS_API_KEY", "sk_other")
-    assert "it sees none of the organizations known here" in refused()
+    assert "the key sees none of the organizations in this database" in refused()
     assert everything(equal) == before
 
 
@@ -208,7 +206,7 @@ def catch_up_with_new(engine: Engine, sandbox: Sandbox) -> None:
     deliver(engine, (event for event in sandbox.world.events if event["id"] not in known))
 
 
-def test_an_environment_that_was_emptied_is_not_mistaken_for_another(equal: Engine, sandbox: Sandbox) -> None:
+def test_emptied_environment_is_not_mistaken_for_another(equal: Engine, sandbox: Sandbox) -> None:
     for organization in list(sandbox.world.organizations):
         sandbox.world.delete_organization(organization)
     catch_up_with_new(equal, sandbox)
@@ -219,14 +217,14 @@ def test_an_environment_that_was_emptied_is_not_mistaken_for_another(equal: Engi
     assert len(live(equal)[Kind.ORGANIZATION]) == 1
 
 
-def test_workos_away_is_one_line(equal: Engine, sandbox: Sandbox) -> None:
+def test_unavailable_workos_prints_one_line(equal: Engine, sandbox: Sandbox) -> None:
     before = everything(equal)
     sandbox.faults.fail(status=503, times=None)
     assert refused(exit_code=1).startswith("workos-sync: WorkOS did not answer as expected: ")
     assert everything(equal) == before
 
 
-def test_interrupted_in_the_middle_it_says_so_and_the_same_command_goes_on(equal: Engine, sandbox: Sandbox) -> None:
+def test_interrupted_resync_is_resumed_by_the_same_command(equal: Engine, sandbox: Sandbox) -> None:
     away_after(sandbox, 3, 400)
     result = run(exit_code=1)
     assert "was interrupted" in result.stderr and "400" in result.stderr
@@ -237,16 +235,16 @@ def test_interrupted_in_the_middle_it_says_so_and_the_same_command_goes_on(equal
     assert "no drift" in again.stdout
 
 
-def test_a_second_run_beside_one_under_way_is_refused(equal: Engine) -> None:
+def test_second_resync_while_one_is_running_is_refused(equal: Engine) -> None:
     run_id = start(equal, "another")
     in_transaction(
         equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_now_plus(30)))
     )
-    assert refused(exit_code=1) == f"workos-sync: a resync is already in progress: run {run_id}"
-    assert refused("--dry-run", exit_code=1) == f"workos-sync: a resync is already in progress: run {run_id}"
+    assert refused(exit_code=1) == f"workos-sync: a resync is already running: run {run_id}"
+    assert refused("--dry-run", exit_code=1) == f"workos-sync: a resync is already running: run {run_id}"
 
 
-def test_a_run_that_a_worker_took_first_is_followed_to_its_end(equal: Engine, sandbox: Sandbox) -> None:
+def test_wait_for_run_waits_until_another_worker_finishes_it(equal: Engine, sandbox: Sandbox) -> None:
     run_id = start(equal, "test")
     in_transaction(
         equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_now_plus(30)))
@@ -260,7 +258,7 @@ def test_a_run_that_a_worker_took_first_is_followed_to_its_end(equal: Engine, sa
     assert wait_for_run(equal, run_id, stop.wait)
     ended.join()
     other = start(equal, "test")
-    assert not wait_for_run(equal, other, stop.wait)  # nobody has it
+    assert not wait_for_run(equal, other, stop.wait)  # no worker holds it
     in_transaction(
         equal, lambda tx: tx.execute(update(Run).where(Run.id == other).values(leased_until=db_now_plus(30)))
     )
@@ -268,7 +266,7 @@ def test_a_run_that_a_worker_took_first_is_followed_to_its_end(equal: Engine, sa
     assert not wait_for_run(equal, other, stop.wait)
 
 
-def test_withheld_deletions_are_said_and_carried_out_on_approval(equal: Engine, sandbox: Sandbox) -> None:
+def test_withheld_deletions_are_reported_and_carried_out_on_approval(equal: Engine, sandbox: Sandbox) -> None:
     world = sandbox.world
     with world.silently():
         for user in list(world.users):
@@ -276,7 +274,7 @@ def test_withheld_deletions_are_said_and_carried_out_on_approval(equal: Engine, 
         world.create_user("left@people.example")
     result = run(exit_code=1)
     [run_id] = {row["id"] for row in rows(equal, Run) if f"run {row['id']}" in result.stdout}
-    assert "6 deletions are withheld" in result.stderr and f"workos-sync resync --approve {run_id}" in result.stderr
+    assert "6 deletions withheld" in result.stderr and f"workos-sync resync --approve {run_id}" in result.stderr
     assert len(live(equal)[Kind.USER]) == 7
     status = CliRunner().invoke(main, ["status", "--json"])
     assert any(f"--approve {run_id}" in problem for problem in json.loads(status.stdout)["problems"])
@@ -286,13 +284,13 @@ def test_withheld_deletions_are_said_and_carried_out_on_approval(equal: Engine, 
     assert not any("--approve" in problem for problem in json.loads(status.stdout)["problems"])
 
 
-def test_approving_what_withheld_nothing_is_refused(equal: Engine) -> None:
+def test_approving_a_run_without_withheld_deletions_is_refused(equal: Engine) -> None:
     assert refused("--approve", "nonsense", exit_code=1) == "workos-sync: there is no run nonsense"
     run("--approve", "nonsense", "--dry-run", exit_code=2)
     run("--approve", "nonsense", "--organization", "org_1", exit_code=2)
 
 
-def test_odd_items_are_in_the_report(equal: Engine, sandbox: Sandbox) -> None:
+def test_invalid_items_are_in_the_report(equal: Engine, sandbox: Sandbox) -> None:
     sandbox.faults.odd("/user_management/users$", missing="updated_at")
     shown = json.loads(run("--json").stdout)
     assert [(row["finding"], row["fields"]) for row in shown["drift"]] == [("invalid", {"user.updated_at": None})]

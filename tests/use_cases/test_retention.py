@@ -305,7 +305,7 @@ def command(set_environment: Callable[..., None], db_url: str) -> Callable[..., 
 
 def test_forget_does_it_at_once(gone: Engine, command: Callable[..., Result]) -> None:
     result = command(USER)
-    assert result.exit_code == 0 and f"{USER} is forgotten" in result.stdout.splitlines()
+    assert result.exit_code == 0 and f"{USER} is erased" in result.stdout.splitlines()
     assert personal(gone, EMAIL, "married@acme.example") == []
     assert the_neighbour_is_left_alone(gone)
     assert rows(gone, Change)[-1]["cause"] == "operator"
@@ -314,7 +314,7 @@ def test_forget_does_it_at_once(gone: Engine, command: Callable[..., Result]) ->
 
 @pytest.mark.parametrize(
     ("user", "said"),
-    [("user_neighbour", "still exists in WorkOS"), ("user_nobody", "has no user"), ("", "has no user")],
+    [("user_neighbour", "is not deleted"), ("user_nobody", "no user"), ("", "no user")],
 )
 def test_forget_refuses_who_lives_or_is_unknown(
     gone: Engine, command: Callable[..., Result], user: str, said: str

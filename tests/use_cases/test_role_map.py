@@ -69,13 +69,13 @@ def test_a_map_taken_back_restores_what_was(engine: Engine) -> None:
 def test_an_interrupted_change_goes_on_where_it_stopped(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    monkeypatch.setattr(role_map, "STEP", 2)
-    in_transaction(engine, role_map._publish, OWNERS)
+    monkeypatch.setattr(role_map, "BATCH", 2)
+    in_transaction(engine, role_map._store, OWNERS)
     for _ in range(steps):
-        in_transaction(engine, role_map._remap_step)
+        in_transaction(engine, role_map._remap_batch)
     assert access(engine) == members(*range(2 * steps))
     [place] = [row["remap_after"] for row in rows(engine, Mirror)]
-    in_transaction(engine, role_map._publish, OWNERS)
+    in_transaction(engine, role_map._store, OWNERS)
     assert [row["remap_after"] for row in rows(engine, Mirror)] == [place]
     assert adopt(engine, OWNERS) == 5 - 2 * steps
     assert access(engine) == members(0, 1, 2, 3, 4)
@@ -83,9 +83,9 @@ def test_an_interrupted_change_goes_on_where_it_stopped(
 
 
 def test_another_map_during_an_interrupted_change_starts_over(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(role_map, "STEP", 2)
-    in_transaction(engine, role_map._publish, OWNERS)
-    in_transaction(engine, role_map._remap_step)
+    monkeypatch.setattr(role_map, "BATCH", 2)
+    in_transaction(engine, role_map._store, OWNERS)
+    in_transaction(engine, role_map._remap_batch)
     assert adopt(engine, DEFAULT) == 2
     assert access(engine) == members()
 

@@ -1,10 +1,6 @@
-"""The command line: `workos-sync …`.
+"""The command line, `workos-sync`.
 
-| exit code | meaning |
-|---|---|
-| 0 | all is well |
-| 1 | something is wrong or could not be done: a finding, an unknown id, a run in progress, WorkOS does not answer |
-| 2 | wrong usage or configuration: options, settings, a database or Redis that cannot be used |
+Exit codes: 0, all is well; 1, something is wrong or could not be done; 2, wrong usage or configuration.
 """
 
 from importlib import import_module
@@ -19,7 +15,7 @@ from worker.errors import ConfigurationError, WorkosSyncError, WorkOSUnavailable
 from worker.private_files import keep_files_private
 from worker.redis_client import what_is_wrong
 
-PLACES = {
+MODULES = {
     **dict.fromkeys(["web", "worker", "clock", "demo"], "serve"),
     **dict.fromkeys(["migrate", "doctor", "register"], "setup"),
     **dict.fromkeys(["resync", "catch-up", "runs", "forget"], "repair"),
@@ -28,21 +24,24 @@ PLACES = {
     "auto-join": "auto_join",
     "hooks": "hooks",
 }
-"""Command → its module here, loaded when the command is run: who starts a worker need not wait for the others."""
+"""Command name → module in this package. A module is imported only when its command runs, to keep start-up fast."""
 
 
 class Commands(click.Group):
-    """A group whose commands report an error in one line, with the exit code of the table above."""
+    """A group that turns expected errors into one line on standard error and exit code 2.
+
+    Expected are a wrong configuration, and an unavailable WorkOS, Redis or database.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the names of all commands."""
-        return sorted(PLACES)
+        return sorted(MODULES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        """Return a command by name, if there is such a one."""
-        if cmd_name not in PLACES:
+        """Return the command with this name; None if there is none."""
+        if cmd_name not in MODULES:
             return None
-        module = import_module(f"worker.cli.{PLACES[cmd_name]}")
+        module = import_module(f"worker.cli.{MODULES[cmd_name]}")
         return next(c for c in vars(module).values() if isinstance(c, click.Command) and c.name == cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -64,8 +63,8 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="workos-sync")
 def main() -> None:
-    """Keep a product's own database equal to WorkOS: workspaces, members, roles and auto-join domains.
+    """Mirror WorkOS organizations, memberships, roles and domains into your own database.
 
-    Settings come from the environment and from `.env`; the README lists them.
+    Settings are read from environment variables and from `.env`; the documentation lists them.
     """
     keep_files_private()

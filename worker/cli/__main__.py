@@ -1,4 +1,4 @@
-"""`python -m worker.cli`, as `workos-sync`."""
+"""Makes `python -m worker.cli` the same as `workos-sync`."""
 
 from worker.cli import main
 

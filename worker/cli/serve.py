@@ -1,4 +1,4 @@
-"""The processes: web, worker and clock, and beside them demo."""
+"""`workos-sync web`, `worker`, `clock` and `demo`."""
 
 import importlib.util
 import os
@@ -34,17 +34,17 @@ from worker.settings import Settings, load_settings
 
 log = structlog.get_logger()
 
-STOCK_SECONDS = 300.0
-"""Between two counts of who is missing and which workspaces have no admin."""
+COUNTS_SECONDS = 300.0
+"""Interval at which missing members and workspaces without an admin are counted, in seconds."""
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(0, 65535), help="Instead of the setting PORT.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on. Overrides PORT.")
 def web(port: int | None) -> None:
-    """Take webhook deliveries: serve POST /webhooks/workos and the health checks with gunicorn."""
+    """Receive webhooks; serve pages, API, metrics and health checks."""
     settings = load_settings("workos_webhook_secrets", port=port)
     require_migrated(open_database(settings))
-    if not (settings.listen_fds and settings.redis_url):  # gunicorn takes the socket that systemd holds open
+    if not (settings.listen_fds and settings.redis_url):  # otherwise gunicorn uses the socket opened by systemd
         _require_free(settings.port)
     if settings.redis_url:
         os.execv(sys.executable, _gunicorn(settings))  # noqa: S606 - our own command, as this process
@@ -61,9 +61,9 @@ def _require_free(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("0.0.0.0", port))  # noqa: S104 - the door faces the network, as a container or proxy needs
+            probe.bind(("0.0.0.0", port))  # noqa: S104 - reachable from the network, as containers and proxies need
         except OSError as error:
-            raise ConfigurationError(f"PORT {port} cannot be used: {error.strerror}; choose another") from error
+            raise ConfigurationError(f"PORT {port} cannot be used: {error.strerror}; choose another port") from error
 
 
 def _gunicorn(settings: Settings) -> list[str]:
@@ -72,10 +72,10 @@ def _gunicorn(settings: Settings) -> list[str]:
         "--workers": settings.web_processes,
         "--worker-class": "webhooks.server.buffering.BufferingWorker",
         "--threads": settings.web_threads,
-        "--worker-connections": 500,  # each may hold a body: this bounds the memory of a process
+        "--worker-connections": 500,  # each may hold a body, so this bounds the memory of a process
         "--timeout": 30,
         "--graceful-timeout": 20,
-        "--keep-alive": 75,  # longer than a load balancer's 60 s, so that it never meets a connection just closed
+        "--keep-alive": 75,  # longer than a load balancer's 60 s, so that it never reuses a connection being closed
         "--log-level": "warning",
     }
     arguments = [str(part) for option in options.items() for part in option]
@@ -83,9 +83,12 @@ def _gunicorn(settings: Settings) -> list[str]:
 
 
 @click.command()
-@click.option("--processes", type=click.IntRange(1), help="Instead of the setting WORKER_PROCESSES.")
+@click.option("--processes", type=click.IntRange(1), help="Processes that apply events. Overrides WORKER_PROCESSES.")
 def worker(processes: int | None) -> None:
-    """Apply events: run worker processes; one that dies is started again."""
+    """Apply events and do the long-running jobs.
+
+    Restarts a worker process that dies.
+    """
     settings = load_settings(worker_processes=processes)
     configure(settings.log_format)
     engine = open_database(settings)
@@ -101,9 +104,13 @@ def worker(processes: int | None) -> None:
 
 
 def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> None:
-    """Refuse another WorkOS environment before anything is written; without WorkOS the rest goes on meanwhile."""
+    """Bind the database to its WorkOS environment, before anything is written. Skipped while WorkOS is unavailable.
+
+    Raises:
+        ConfigurationError: the settings name another environment than the one this database mirrors.
+    """
     if not settings.repairs:
-        log.warning("repair_off", why="WORKOS_API_KEY is not set: nothing repairs what webhooks miss")
+        log.warning("repair_disabled", why="WORKOS_API_KEY is not set: lost webhooks are not recovered")
         return
     try:
         with (
@@ -115,9 +122,9 @@ def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> No
         log.warning("environment_not_checked", error=type(error).__name__)
 
 
-@click.command()
+@click.command(short_help="Run the scheduler (sweep, resync, catch-up, retention).")
 def clock() -> None:
-    """Do what is due: ring for events and runs that no one works on, start resync, catch-up and retention."""
+    """Run the scheduler: sweep the inbox; start resyncs, catch-ups and retention."""
     settings = load_settings()
     configure(settings.log_format)
     with (
@@ -127,41 +134,41 @@ def clock() -> None:
     ):
         require_migrated(services.engine)
         _bind_if_reachable(services.engine, settings, redis.url)
-        duties = [
+        tasks = [
             PeriodicTask("redis", settings.sweep_seconds, redis.ensure),
-            PeriodicTask("beat", settings.sweep_seconds, lambda: heartbeat(services.engine)),
+            PeriodicTask("heartbeat", settings.sweep_seconds, lambda: heartbeat(services.engine)),
             PeriodicTask("sweep", settings.sweep_seconds, lambda: sweep(services.engine, services.bell)),
             PeriodicTask("schedule", settings.repair_seconds, lambda: schedule(services.engine, settings)),
             PeriodicTask("watch", settings.repair_seconds, lambda: watch(services.engine, services.repair_bell)),
-            PeriodicTask("stock", STOCK_SECONDS, lambda: auto_join_policy.refresh_counts(services.engine)),
+            PeriodicTask("counts", COUNTS_SECONDS, lambda: auto_join_policy.refresh_counts(services.engine)),
         ]
         if settings.auto_join == "provision":
-            duties.append(
-                _ringing("joins", services.provision_bell, lambda: provisioning.waiting(services.engine), settings)
+            tasks.append(
+                _wake_up("joins", services.provision_bell, lambda: provisioning.waiting(services.engine), settings)
             )
         if settings.http_hooks:
-            told = settings.http_hooks
-            duties.append(
-                _ringing("hooks", services.hooks_bell, lambda: follow.behind(services.engine, told), settings)
+            hooks = settings.http_hooks
+            tasks.append(
+                _wake_up("hooks", services.hooks_bell, lambda: follow.behind(services.engine, hooks), settings)
             )
-        run(duties, stop)
+        run(tasks, stop)
 
 
-def _ringing(name: str, bell: Doorbell, waiting: Callable[[], bool], settings: Settings) -> PeriodicTask:
-    """Return the duty to ring for what waits and was not rung for."""
+def _wake_up(name: str, bell: Doorbell, waiting: Callable[[], bool], settings: Settings) -> PeriodicTask:
+    """Return a task that rings `bell` for waiting work that no ring announced."""
 
-    def look() -> None:
+    def ring_if_waiting() -> None:
         if not bell.waiting() and waiting():
             bell.ring()
 
-    return PeriodicTask(name, settings.repair_seconds, look)
+    return PeriodicTask(name, settings.repair_seconds, ring_if_waiting)
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def demo(arguments: tuple[str, ...]) -> None:
-    """Show it working end to end against a sandbox WorkOS (from a checkout)."""
+    """Run an end-to-end demo against a sandbox of WorkOS. Requires a checkout."""
     if importlib.util.find_spec("tests") is None or importlib.util.find_spec("tests.demo") is None:
-        raise ConfigurationError("the demo is part of the checkout, not of the installed package: run make demo there")
+        raise ConfigurationError("the demo is not part of the installed package; run make demo in a checkout")
     command: Callable[..., None] = importlib.import_module("tests.demo").command
     command(list(arguments), prog_name="workos-sync demo")

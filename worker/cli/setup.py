@@ -1,4 +1,4 @@
-"""Setting up: the database, the webhook endpoint at WorkOS, and whether an installation has all it needs."""
+"""`workos-sync migrate`, `doctor` and `register`."""
 
 import sys
 from contextlib import closing
@@ -11,7 +11,7 @@ from models.database import open_engine
 from models.migrate import upgrade
 from models.revisions import newest_revision
 from worker.bootstrap import endpoint_redis
-from worker.cli.shared import as_table, json_option, open_database, operator, show
+from worker.cli.shared import as_table, json_option, open_database, operator, print_table
 from worker.decision.handlers import SUBSCRIBED
 from worker.errors import BadRequestError, ConfigurationError, OperatorError
 from worker.logs import configure
@@ -23,18 +23,19 @@ from worker.reports.doctor import Check, Level, compare_event_types, list_endpoi
 from worker.settings import load_settings
 from worker.workos_api.client import WorkOSClient
 
-SAME_URL = "WorkOS rejected the endpoint. If it has this URL already, add something to it, such as ?secret=2"
+SAME_URL = "If WorkOS accepts each URL only once, make this one different, for example with ?secret=2"
 ROTATION = """\
-Until the old endpoint is gone every event comes twice, signed with either secret; that does no harm.
-1. Add the secret to WORKOS_WEBHOOK_SECRETS, after the old one and a comma, and restart web.
-2. When deliveries with it arrive (workos_sync_webhook_secret_used_timestamp_seconds{place="2"} moves on), delete the
-   old endpoint in the WorkOS dashboard.
-3. Take the old secret out of WORKOS_WEBHOOK_SECRETS, and restart web."""
+Until you delete the old endpoint, WorkOS sends every event to both. Each event is applied once.
+1. Append a comma and the new secret to WORKOS_WEBHOOK_SECRETS, and restart web.
+2. Wait for deliveries signed with the new secret: the metric
+   workos_sync_webhook_secret_used_timestamp_seconds{place="2"} increases. Then delete the old endpoint in the WorkOS
+   dashboard.
+3. Remove the old secret from WORKOS_WEBHOOK_SECRETS, and restart web."""
 
 
 @click.command()
 def migrate() -> None:
-    """Bring the database to the newest revision. Safe to run at any time, also twice at once."""
+    """Upgrade the database to the newest revision. Safe to run at any time, even twice at once."""
     settings = load_settings()
     try:
         upgrade(open_database(settings))
@@ -46,26 +47,32 @@ def migrate() -> None:
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Look at everything that this installation needs; exit code 1 if something is wrong."""
+    """Check everything this installation needs.
+
+    Each check is ok, a warning or a failure with its remedy. Exit code 1 if there is a failure.
+    """
     settings = load_settings()
     configure(settings.log_format)
     engine = open_engine(settings.database_url)
     redis = endpoint_redis(redis_url(settings))
-    opens = (lambda: connect(settings, redis, Counters(redis))) if settings.repairs else None
-    checks = list(run_checks(engine, redis, settings, opens))
+    connect_workos = (lambda: connect(settings, redis, Counters(redis))) if settings.repairs else None
+    checks = list(run_checks(engine, redis, settings, connect_workos))
     engine.dispose()
     if as_json:
         click.echo(change_feed.as_json([check._asdict() for check in checks]))
     else:
-        show(as_table(Check._fields, [check._asdict() for check in checks]))
+        print_table(as_table(Check._fields, [check._asdict() for check in checks]))
     sys.exit(1 if any(check.level is Level.FAILURE for check in checks) else 0)
 
 
 @click.command()
 @click.argument("url")
-@click.option("--rotate", is_flag=True, help="Add a second endpoint with a secret of its own, though there is one.")
+@click.option("--rotate", is_flag=True, help="Create a second endpoint with a new secret; print how to switch to it.")
 def register(url: str, rotate: bool) -> None:
-    """Have WorkOS send webhooks to URL: exactly the needed event types."""
+    """Create or correct the webhook endpoint at WorkOS.
+
+    WorkOS sends webhooks of exactly the needed event types to URL, for example https://your-host/webhooks/workos.
+    """
     settings = load_settings("workos_api_key", "workos_client_id")
     configure(settings.log_format)
     parts = urlsplit(url)
@@ -83,27 +90,27 @@ def register(url: str, rotate: bool) -> None:
 
 
 def _register(workos: WorkOSClient, url: str, *, rotate: bool) -> None:
-    there = [row for row in list_endpoints(workos) if row.get("endpoint_url") == url]
-    if there and not rotate:
-        for row in there:
-            _amend(workos, row)
+    existing = [row for row in list_endpoints(workos) if row.get("endpoint_url") == url]
+    if existing and not rotate:
+        for row in existing:
+            _update(workos, row)
         return
-    made = workos.create_webhook_endpoint(url, SUBSCRIBED)
-    click.echo(f"endpoint {made['id']} gets {len(SUBSCRIBED)} event types; registered by {operator()}")
-    click.echo(f"its secret, shown only now: {made['secret']}")
-    click.echo(ROTATION if there else "set WORKOS_WEBHOOK_SECRETS to it, and start web")
+    created = workos.create_webhook_endpoint(url, SUBSCRIBED)
+    click.echo(f"created endpoint {created['id']} with {len(SUBSCRIBED)} event types; requested by {operator()}")
+    click.echo(f"signing secret, shown only once: {created['secret']}")
+    click.echo(ROTATION if existing else "Set WORKOS_WEBHOOK_SECRETS to the secret, and start web.")
 
 
-def _amend(workos: WorkOSClient, endpoint: dict[str, Any]) -> None:
+def _update(workos: WorkOSClient, endpoint: dict[str, Any]) -> None:
     missing, extra = compare_event_types(endpoint)
     disabled = endpoint.get("status") != "enabled"
     if not missing and not extra and not disabled:
-        click.echo(f"endpoint {endpoint['id']} is right already; for another secret: --rotate")
+        click.echo(f"endpoint {endpoint['id']} is already correct. To get a new secret, use --rotate.")
         return
     workos.update_webhook_endpoint(endpoint["id"], SUBSCRIBED)
-    done = [
+    changes = [
         *(["enabled"] if disabled else []),
         *(f"added {type}" for type in missing),
-        *(f"took away {type}" for type in extra),
+        *(f"removed {type}" for type in extra),
     ]
-    click.echo(f"endpoint {endpoint['id']}: {', '.join(done)}; its secret stays as it is")
+    click.echo(f"endpoint {endpoint['id']}: {', '.join(changes)}; the secret is unchanged")

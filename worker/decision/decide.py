@@ -1,8 +1,8 @@
-"""The one place that decides whether incoming state wins. Pure: no clock, no database, no settings.
+"""The only place that decides whether an incoming state wins. Pure: no clock, database or settings.
 
-Folding states with `decide` is commutative, associative and idempotent: it takes the greatest of them, where a
-tombstone is greater than any live state of the same id, and otherwise the higher version is greater. Why a
-tombstone and not the newer one: a `*.deleted` payload carries the `updated_at` of the last live one (docs/workos.md).
+Folding states with `decide` is commutative, associative and idempotent, because it keeps their maximum. A tombstone is
+greater than any live state of the same id; otherwise the higher version is greater. Versions alone cannot order a
+tombstone, because a `*.deleted` payload has the `updated_at` of the last live state (docs/workos.md).
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from enum import StrEnum
 from typing import Any
 
 DERIVED = frozenset({"role", "workos_role", "normalized"})
-"""Content that is worked out here (by ROLE_MAP, by normalization) from what WorkOS sent."""
+"""Columns that this system derives from what WorkOS sent (by ROLE_MAP or normalization)."""
 DATE_STEP = timedelta(seconds=1)
-"""WorkOS tells the time of a reading in whole seconds: its version carries the end of that second."""
+"""The resolution of the `Date` header of WorkOS's answers. A state read from the API gets the end of that second."""
 
 
 class Outcome(StrEnum):
@@ -29,7 +29,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Version:
-    """Orders the states of one object: WorkOS's `updated_at`, then the event's time, then its id. Times are UTC."""
+    """Orders the states of one object by `updated_at`, then the event's time, then the event's id. Times are in UTC."""
 
     updated_at: datetime
     event_at: datetime
@@ -38,30 +38,30 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """All that is known of one object at one version, stored or incoming."""
+    """The state of one object at one version, stored or incoming."""
 
     version: Version
     deleted: bool
     content: Mapping[str, Any]
     by_resync: bool = False
-    """Of a tombstone: made because WorkOS's API did not know the id, not by a delete event."""
+    """For a tombstone: whether it comes from a 404 of the API and not from a delete event."""
     erased: bool = False
-    """Of a tombstone: what was personal in it is gone, and no event may bring it back."""
+    """For a tombstone: whether its personal data has been blanked, so that no event may restore it."""
 
     @property
     def finality(self) -> int:
-        """0 live, 1 a resync's tombstone, 2 a delete event's, 3 an erased one: which no other outranks."""
+        """The rank of a state: 0 live, 1 tombstone of a resync, 2 tombstone of a delete event, 3 erased tombstone."""
         return 0 if not self.deleted else 3 if self.erased else 1 if self.by_resync else 2
 
 
 def decide(current: State | None, incoming: State, *, terminal: bool = True) -> tuple[State, Outcome]:
-    """Return the state to keep and what became of `incoming`.
+    """Return the state to keep, and the outcome for `incoming`.
 
     Args:
         current: the stored state; None if the id was never seen.
-        incoming: the state an event brings.
-        terminal: whether a delete is for good. True for every id of WorkOS; False for roles, which have only a slug
-            and can be made again.
+        incoming: the state from an event.
+        terminal: whether deletes are final. True for objects with a WorkOS id; False for roles, which are identified by
+            a slug and can be created again.
     """
     if current is None:
         return incoming, Outcome.APPLIED
@@ -70,23 +70,28 @@ def decide(current: State | None, incoming: State, *, terminal: bool = True) -> 
     if incoming.version < current.version and not (terminal and incoming.finality > current.finality):
         return current, Outcome.STALE
     if _same(current, incoming):
-        # The content as it is stored: what is derived may differ, and a row of `changes` would have to say so.
+        # Keep the stored content: derived columns may differ, and a difference would require a row in `changes`.
         return replace(incoming, content=current.content), Outcome.UNCHANGED
     return incoming, Outcome.APPLIED
 
 
 class ConfirmationReason(StrEnum):
-    """Why only a confirmed read can tell what is true after an event."""
+    """Why an event requires a confirmed read."""
 
-    UNDER_TOMBSTONE = "event under a resync's tombstone"
-    SAME_SECOND = "event of the second in which the API was read"
+    UNDER_TOMBSTONE = "event for an object that a resync found deleted"
+    SAME_SECOND = "event in the second in which the API was read"
 
 
 def needs_confirmation(current: State | None, incoming: State, outcome: Outcome) -> ConfirmationReason | None:
-    """Return what the decision about an event leaves in doubt, if anything.
+    """Return why the decision about an event requires a confirmed read; None if it does not.
 
-    A resync found the object gone; or the stored state was read from the API in the second of the event, and whether
-    before or after it only another reading tells.
+    Either a resync found the object deleted, or the stored state was read from the API in the second of the event, so
+    that only another read shows which came first.
+
+    Args:
+        current: the stored state before the decision.
+        incoming: the state from the event.
+        outcome: what `decide` returned for the two.
     """
     if current is None:
         return None
@@ -99,13 +104,13 @@ def needs_confirmation(current: State | None, incoming: State, outcome: Outcome)
 
 
 def shown(content: Mapping[str, Any], *, deleted: bool) -> dict[str, Any]:
-    """Return content as `changes` shows it: with its `state`, times as ISO 8601 text in UTC."""
-    told = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in content.items()}
-    return {"state": "deleted" if deleted else "active", **told}
+    """Return content as `changes` contains it: with `state`, and times as ISO 8601 text in UTC."""
+    values = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in content.items()}
+    return {"state": "deleted" if deleted else "active", **values}
 
 
 class Finding(StrEnum):
-    """How the mirror stood to what WorkOS's API shows: the kinds of drift, and none."""
+    """How an object in the mirror differs from WorkOS's API: the kinds of drift, and none."""
 
     NONE = "none"
     MISSING = "missing"
@@ -113,14 +118,14 @@ class Finding(StrEnum):
     STALE = "stale"
     DIFFERENT = "different"
     ANOMALY = "anomaly"
-    """WorkOS shows an id that a delete event removed."""
+    """The API returns an id that a delete event removed."""
 
 
 def compare_listed(current: State | None, listed: State) -> Finding | None:
-    """Return how the mirror stands to an object of a listing; None if only a confirmed read can tell.
+    """Compare the mirror with an object of a listing; return None if a confirmed read must decide.
 
-    A listing may be older than what was applied since. So it settles only what is missing and what is strictly older
-    here; it neither revives nor wins a tie.
+    A listing may be older than an event applied since. So a listing decides only about objects that are missing or
+    strictly older in the mirror. It never restores a deleted object, and never wins a tie.
     """
     if current is None:
         return Finding.MISSING
@@ -132,24 +137,24 @@ def compare_listed(current: State | None, listed: State) -> Finding | None:
 
 
 def is_newer(current: State | None, listed: State) -> bool:
-    """Whether an object of a listing is strictly newer than the stored one: by WorkOS's own `updated_at` alone."""
+    """Return whether an object of a listing is strictly newer than the stored one, by `updated_at` alone."""
     return current is not None and listed.version.updated_at > current.version.updated_at
 
 
 def completed(current: State | None, read: State) -> State:
-    """Return `read` with what the API never tells (why a domain failed) taken from `current`."""
+    """Return `read`, with columns that the API does not return (why a domain failed) taken from `current`."""
     return replace(read, content={**current.content, **read.content}) if current is not None else read
 
 
 def confirm(current: State | None, read: State | None, *, terminal: bool = True) -> tuple[State | None, Finding]:
-    """Return the state to keep after a confirmed read, and what the read found.
+    """Return the state to keep after a confirmed read, and the finding.
 
-    A confirmed read outranks versions, so that a wrongly future `updated_at` heals, and a resync's tombstone; never
-    a delete event.
+    A confirmed read outranks versions, so that a wrong `updated_at` in the future is corrected, and tombstones of a
+    resync. It never outranks a delete event.
 
     Args:
-        current: the stored state, unchanged since before the read; None if the id was never seen.
-        read: what WorkOS answered for this id; None for its 404.
+        current: the stored state, which has not changed since the read began; None if the id was never seen.
+        read: the object that WorkOS returned for this id; None for a 404.
         terminal: as for `decide`.
     """
     if read is None:
@@ -167,7 +172,7 @@ def confirm(current: State | None, read: State | None, *, terminal: bool = True)
 
 
 def _same(one: State, other: State) -> bool:
-    """Whether two states say the same. Of deleted objects only what WorkOS sent counts: nobody derives it again."""
+    """Return whether two states are equal. Derived columns of deleted objects are ignored: they are never updated."""
     if one.deleted != other.deleted:
         return False
     return one.content == other.content or (one.deleted and _sent(one.content) == _sent(other.content))

@@ -1,4 +1,4 @@
-"""Which people a stored payload mentions: the ids and the e-mail addresses in it. Pure."""
+"""Finds the ids and e-mail addresses that a stored payload contains, for erasure. Pure."""
 
 import re
 from collections.abc import Iterator
@@ -14,25 +14,30 @@ ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\/")
 
 
 class Mentions(NamedTuple):
-    """What a payload mentions: `words`, among them every id, and `addresses`, as `comparable` returns them."""
+    """What a payload contains.
+
+    Attributes:
+        words: a superset of all ids.
+        addresses: e-mail addresses, as returned by `comparable`.
+        is_json: False if the payload could not be parsed and was searched as text.
+    """
 
     words: frozenset[str]
     addresses: frozenset[str]
     is_json: bool
-    """False if the payload could not be parsed and was searched as text."""
 
 
 def comparable(email: str) -> str:
-    """Return an e-mail address as it is compared: two spellings of one address give the same text."""
+    """Return an e-mail address in the form in which two spellings of one address are equal."""
     address = normalize_address(email)
     return address.normalized if address else email.strip().lower()
 
 
 def mentions(body: bytes) -> Mentions:
-    """Return what a payload mentions, in whatever way its JSON is escaped.
+    """Return the words and addresses in a payload, however its JSON is escaped.
 
     Args:
-        body: the raw bytes of an event. Bytes that are no JSON are searched as UTF-8 text.
+        body: the raw bytes of an event. Bytes that are not JSON are searched as UTF-8 text.
     """
     try:
         texts, is_json = set(_texts(parse_json(body))), True
@@ -43,16 +48,16 @@ def mentions(body: bytes) -> Mentions:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield every string of a JSON value, names of fields included, however deep it is nested."""
-    left = [value]
-    while left:
-        match left.pop():
+    """Yield every string in a JSON value, field names included, at any depth."""
+    stack = [value]
+    while stack:
+        match stack.pop():
             case str(text):
                 yield text
             case dict(fields):
-                left += [*fields, *fields.values()]
+                stack += [*fields, *fields.values()]
             case list(items):
-                left += items
+                stack += items
 
 
 def _addresses(text: str) -> Iterator[str]:

@@ -1,17 +1,22 @@
-"""WorkOS role slugs to local roles: least privilege for what is not known."""
+"""Maps WorkOS role slugs to local roles. An unknown slug maps to the least privileged role."""
 
 from collections.abc import Iterable, Mapping
 
 LOCAL_ROLES = ("member", "admin")
-"""Lowest privilege first."""
+"""Sorted from least to most privileged."""
 
 DEFAULT_ROLE_MAP: dict[str, str] = {role: role for role in LOCAL_ROLES}
 
 
 def local_role(slugs: Iterable[str], role_map: Mapping[str, str]) -> tuple[str | None, str]:
-    """Return the deciding slug and the local role: the highest that any of `slugs` maps to.
+    """Return the most privileged local role that any of the slugs maps to, preceded by that slug.
 
-    An unmapped slug counts as the least privilege. Without slugs the slug is None.
+    Args:
+        slugs: the WorkOS roles of a membership. An unmapped slug maps to the least privileged role.
+        role_map: WorkOS role slug to local role.
+
+    Returns:
+        the slug (None if there are no slugs) and the local role.
     """
     return max(
         ((slug, role_map.get(slug, LOCAL_ROLES[0])) for slug in sorted(slugs)),
@@ -21,6 +26,9 @@ def local_role(slugs: Iterable[str], role_map: Mapping[str, str]) -> tuple[str |
 
 
 def slug_for(role: str, role_map: Mapping[str, str]) -> str | None:
-    """Return the WorkOS role slug that stands for a local role: its own name if that maps to it; None without any."""
+    """Return the WorkOS role slug to use for a local role; None if no slug maps to it.
+
+    The slug with the name of the role is preferred, then the first in alphabetical order.
+    """
     slugs = sorted(slug for slug, mapped in role_map.items() if mapped == role)
     return role if role in slugs else next(iter(slugs), None)

@@ -1,1 +1,1 @@
-"""The mirror: how states get into it, what they mean for auto-join, and how long things are kept."""
+"""The mirror: applying states, what they mean for auto-join, the change feed, retention and erasure."""

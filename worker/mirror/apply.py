@@ -1,4 +1,4 @@
-"""Snapshots into the mirror: lock the rows, fold, save, note the changes. One caller's transaction, any snapshots."""
+"""Applies snapshots to the mirror, in the caller's transaction: lock the rows, decide, save, record the changes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from worker.mirror.auto_join import auto_join_changes
 
 
 class Arrival(NamedTuple):
-    """A snapshot and why it is here: `cause` is `event`, `resync`, `operator` or `settings`; `cause_id` says which."""
+    """A snapshot and its cause: `event`, `resync`, `operator` or `settings`. `cause_id` says which one."""
 
     snapshot: Snapshot
     cause: str
@@ -24,9 +24,12 @@ class Arrival(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What became of an arrival, and the event id of the version that the row carried against it.
+    """The decision about an arrival.
 
-    `doubt`: why only a confirmed read can tell, if so.
+    Attributes:
+        outcome: what became of it.
+        against: the event id of the stored version it was compared with; None if there was none.
+        needs_confirmation: why a confirmed read is needed; None if it is not.
     """
 
     outcome: Outcome
@@ -35,42 +38,45 @@ class Decision(NamedTuple):
 
 
 def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], list[dict[str, Any]]]:
-    """Decide each of `arrivals` in turn and write the mirror; return the decisions in the same order, and the changes.
+    """Decide each arrival in turn and write the mirror.
 
-    Locks rows kind by kind, sorted by id, so that two callers wait for each other in one order only. The caller hands
-    the changes to `note_changes` as its last step and commits.
+    Rows are locked kind by kind, sorted by id, so that concurrent callers do not deadlock. The caller passes the
+    changes to `note_changes` as its last step, and commits.
+
+    Returns:
+        the decisions, in the order of `arrivals`, and the rows of `changes`.
     """
     decisions: dict[int, Decision] = {}
     changes: list[dict[str, Any]] = []
     for kind in Kind:
-        mine = [(place, arrival) for place, arrival in enumerate(arrivals) if arrival.snapshot.kind is kind]
-        if not mine:
+        of_kind = [(place, arrival) for place, arrival in enumerate(arrivals) if arrival.snapshot.kind is kind]
+        if not of_kind:
             continue
-        stored = lock_rows(tx, kind, sorted({arrival.snapshot.id for _, arrival in mine}))
-        kept: dict[str, State] = {}
-        passed: list[tuple[str, State]] = []
-        for place, arrival in mine:
+        stored = lock_rows(tx, kind, sorted({arrival.snapshot.id for _, arrival in of_kind}))
+        updated: dict[str, State] = {}
+        seen: list[tuple[str, State]] = []
+        for place, arrival in of_kind:
             id = arrival.snapshot.id
-            current = kept.get(id, stored[id])
+            current = updated.get(id, stored[id])
             state, outcome = decide(current, arrival.snapshot.state, terminal=kind is not Kind.ROLE)
             against = current.version.event_id if current else None
-            doubtful = needs_confirmation(current, arrival.snapshot.state, outcome)
-            decisions[place] = Decision(outcome, against, doubtful)
+            reason = needs_confirmation(current, arrival.snapshot.state, outcome)
+            decisions[place] = Decision(outcome, against, reason)
             if not state.erased:
-                passed.append((id, arrival.snapshot.state))
-            if state is not current or doubtful:  # the latter too is a new revision: a read under way came before it
-                kept[id] = state
+                seen.append((id, arrival.snapshot.state))
+            if state is not current or reason:  # a new revision in both cases: it makes a concurrent read repeat
+                updated[id] = state
             if outcome is Outcome.APPLIED:
                 changes.append(change(kind, id, current, state, arrival.cause, arrival.cause_id))
-        save_rows(tx, kind, kept, passed)
+        save_rows(tx, kind, updated, seen)
     return [decisions[place] for place in range(len(arrivals))], changes
 
 
 def note_changes(tx: Connection, changes: Sequence[dict[str, Any]]) -> None:
-    """Write rows of `changes`, and those of what they mean for auto-join. Must be the last step before commit.
+    """Write rows of `changes`, with the rows that auto-join derives from them. Must be the last step before commit.
 
-    Their ids are drawn under one lock that is held to the commit, so that whoever has seen n never later finds a
-    smaller one: followers miss none (docs/guarantees.md, Order and equality).
+    The ids are assigned under one lock that is held until the commit. So a follower that has seen id n never finds a
+    smaller id later, and misses no change (docs/guarantees.md, Order and equality).
     """
     if changes:
         advisory_lock(tx, CHANGES_LOCK)
@@ -78,16 +84,16 @@ def note_changes(tx: Connection, changes: Sequence[dict[str, Any]]) -> None:
 
 
 def show(kind: Kind, state: State) -> dict[str, Any]:
-    """Return `state` as `changes` shows it: every column of its kind, and `state`; times as ISO 8601 text in UTC.
+    """Return a state as `before` and `after` of `changes` contain it.
 
-    A user has `erased` too.
+    It has every column of the kind, `state`, and for users `erased`. Times are ISO 8601 text in UTC.
     """
     content = {name: state.content.get(name) for name in CONTENT[kind]}
     return shown(content, deleted=state.deleted) | ({"erased": state.erased} if kind is Kind.USER else {})
 
 
 def change(kind: Kind, id: str, before: State | None, after: State, cause: str, cause_id: str) -> dict[str, Any]:
-    """Return a row for `note_changes`."""
+    """Return a row for `note_changes`; `before` is None for an object never seen."""
     return {
         "kind": kind.value,
         "object_id": id,
@@ -100,14 +106,19 @@ def change(kind: Kind, id: str, before: State | None, after: State, cause: str, 
 
 
 def organization_of(kind: Kind, id: str, state: State) -> str | None:
-    """Return the workspace an object belongs to, if any."""
+    """Return the id of the workspace that an object belongs to; None if it belongs to none."""
     return id if kind is Kind.ORGANIZATION else state.content.get("organization_id")
 
 
 def lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State | None]:
-    """Lock the rows of `ids` (sorted) and return their states, None for an id never seen.
+    """Lock rows and return their states by id; None for an id never seen.
 
-    Keys never seen are inserted first, so that they can be locked; the caller gives each a state before it commits.
+    An id never seen gets a row first, so that it can be locked. The caller must save a state for it before the commit.
+
+    Args:
+        tx: a transaction.
+        kind: of the objects.
+        ids: sorted.
     """
     table = TABLES[kind].__table__
     insert_new(tx, TABLES[kind], [{"id": id} for id in ids])
@@ -116,7 +127,7 @@ def lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State
 
 
 def stored_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State]:
-    """Return the states of those of `ids` that were ever seen, without locking them."""
+    """Return the states of `ids` without locking them; ids never seen are omitted."""
     table = TABLES[kind].__table__
     rows = tx.execute(select(table).where(is_any_of(tx, table.c.id, ids))).all()
     found = ((row.id, _state(kind, row)) for row in rows)
@@ -136,21 +147,19 @@ def _state(kind: Kind, row: Any) -> State | None:
     )
 
 
-def save_rows(
-    tx: Connection, kind: Kind, states: Mapping[str, State], passed: Sequence[tuple[str, State]] = ()
-) -> None:
-    """Write `states` over their locked rows, one revision higher.
+def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Sequence[tuple[str, State]] = ()) -> None:
+    """Save `states` to their locked rows and increment the revisions.
 
-    Of users the addresses are noted too, also those of the states in `passed`, which are not written.
+    For users, also records every address: those of `states`, and those of `seen`, which need not have won.
     """
     rows = [_columns(kind, id, state) for id, state in states.items()]
     update_rows(tx, TABLES[kind], rows, revision=TABLES[kind].revision + 1, touched_at=db_now())
     if kind is Kind.USER:
-        _note_addresses(tx, [*states.items(), *passed])
+        _record_addresses(tx, [*states.items(), *seen])
 
 
-def _note_addresses(tx: Connection, users: Iterable[tuple[str, State]]) -> None:
-    """Note the addresses of users; those that they had before stay."""
+def _record_addresses(tx: Connection, users: Iterable[tuple[str, State]]) -> None:
+    """Record the hashed addresses of users, in addition to those they had before."""
     found = {(id, address.hash) for id, state in users if (address := normalize_address(state.content.get("email")))}
     insert_new(tx, UserAddress, [{"user_id": id, "email_hash": digest} for id, digest in sorted(found)])
 
@@ -163,13 +172,13 @@ def _columns(kind: Kind, id: str, state: State) -> dict[str, Any]:
         "event_id": state.version.event_id,
         "deleted_by": ("resync" if state.by_resync else "event") if state.deleted else None,
         "erased": state.erased,
-        # What the API never tells (why a domain failed) is unknown for an object first seen there.
+        # A column that the API does not return (why a domain failed) is None for an object first seen there.
         **{name: state.content.get(name) for name in CONTENT[kind]},
-        **(_derived(state) if kind is Kind.USER else {}),
+        **(_derived_columns(state) if kind is Kind.USER else {}),
     }
 
 
-def _derived(state: State) -> dict[str, Any]:
+def _derived_columns(state: State) -> dict[str, Any]:
     address = normalize_address(state.content.get("email"))
     return {
         "email_normalized": address.normalized if address else None,

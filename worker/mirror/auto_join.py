@@ -1,4 +1,4 @@
-"""Auto-join: what changes of the mirror mean for it, worked out in the transaction that makes them.
+"""Auto-join: derives, in the transaction that changes the mirror, what the changes mean for auto-join.
 
 The views decide: `auto_join_domains` by which domain people join where, `auto_join_blocks` who is kept out (their SQL:
 `models.views`). A domain's state is derived from its own row, its workspace and its rivals. It repeats the rule of
@@ -41,7 +41,7 @@ Cause = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A domain as a workspace claims it: what its state depends on."""
+    """A workspace's claim to a domain: everything that its auto-join state depends on."""
 
     domain_id: str
     domain: str | None
@@ -52,7 +52,7 @@ class Claim:
     workspace_deleted: bool
     workspace_known: bool
     shown: Mapping[str, Any]
-    """The domain as `changes` shows it."""
+    """The domain as `changes` contains it."""
 
     @property
     def holds(self) -> bool:
@@ -61,7 +61,7 @@ class Claim:
 
 
 class AutoJoinStatus(NamedTuple):
-    """A domain's auto-join state and, where there is one, its reason."""
+    """A domain's auto-join state, and the reason if there is one."""
 
     state: AutoJoinState
     reason: str | None
@@ -74,17 +74,17 @@ def auto_join_status(claim: Claim, rivals: Iterable[str]) -> AutoJoinStatus:
         claim: the domain.
         rivals: the ids of the other workspaces that hold it verified.
     """
-    gone = "domain" if claim.deleted else "workspace" if claim.workspace_deleted else None
-    if gone:
-        return AutoJoinStatus(AutoJoinState.REVOKED, f"the {gone} is deleted")
+    deleted = "domain" if claim.deleted else "workspace" if claim.workspace_deleted else None
+    if deleted:
+        return AutoJoinStatus(AutoJoinState.REVOKED, f"the {deleted} is deleted")
     if claim.verification == "failed":
         return AutoJoinStatus(AutoJoinState.FAILED, claim.reason)
     if not claim.holds:
         return AutoJoinStatus(AutoJoinState.PENDING, f"not verified: {claim.verification or 'WorkOS says no state'}")
     if not claim.workspace_known:
-        return AutoJoinStatus(AutoJoinState.PENDING, "the workspace is not known here yet")
+        return AutoJoinStatus(AutoJoinState.PENDING, "the workspace is not in the mirror yet")
     if others := sorted(rivals):
-        return AutoJoinStatus(AutoJoinState.CONFLICTED, f"verified by {', '.join(others)} too")
+        return AutoJoinStatus(AutoJoinState.CONFLICTED, f"also verified by {', '.join(others)}")
     return AutoJoinStatus(AutoJoinState.VERIFIED, None)
 
 
@@ -101,14 +101,14 @@ def auto_join_statuses(claims: Sequence[Claim]) -> dict[str, AutoJoinStatus]:
 
 
 def auto_join_changes(tx: Connection, changes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Note what changes of the mirror mean for auto-join.
+    """Record what changes of the mirror mean for auto-join.
 
-    A change of a domain gets the state it led to, in its `before` and `after`; a domain whose state changed for another
-    reason (a rival, its workspace) gets a row of its own. The caller holds the lock of `changes`, so that of two who
-    verify one domain the second sees the first.
+    A change of a domain gets the auto-join state in its `before` and `after`. A domain whose state changed for another
+    reason (its workspace or a rival) gets a row of its own. The caller holds the lock of `changes`, so that of two
+    transactions that verify the same domain, the second sees the first.
 
     Returns:
-        the further rows that `changes` gets.
+        additional rows for `changes`.
     """
     domains = {row["object_id"]: row for row in changes if row["kind"] == Kind.DOMAIN}
     workspaces = {
@@ -118,19 +118,19 @@ def auto_join_changes(tx: Connection, changes: Sequence[Mapping[str, Any]]) -> l
     if not (domains or workspaces or people):
         return []
     mirror = tx.execute(select(Mirror.__table__)).one()
-    told: list[dict[str, Any]] = []
+    further: list[dict[str, Any]] = []
     if domains or workspaces:
-        turns = _record_statuses(tx, _causes_of_claims(tx, domains, workspaces))
-        told = _record_changes(turns, changes)
+        transitions = _record_statuses(tx, _causes_of_claims(tx, domains, workspaces))
+        further = _record_changes(transitions, changes)
         if mirror.auto_join == "provision":
-            _search(tx, [turn for turn in turns if turn.begins], mirror)
+            _search(tx, [transition for transition in transitions if transition.begins], mirror)
     if mirror.auto_join == "provision":
-        _add_joins(tx, {id: _cause(row) for id, row in people.items() if _counts(row, mirror)})
-    return told
+        _add_joins(tx, {id: _cause(row) for id, row in people.items() if _is_sign_up(row, mirror)})
+    return further
 
 
 def search(tx: Connection, organization_id: str, cause: Cause) -> None:
-    """Have everybody looked for who is on a workspace's auto-join domains."""
+    """Request a search for all people with an address on one of a workspace's auto-join domains."""
     view = auto_join_domains.c
     for domain in tx.execute(select(view.domain).where(view.organization_id == organization_id)).scalars():
         _add_search(tx, organization_id, domain, None, cause)
@@ -171,14 +171,14 @@ def add_joins(tx: Connection, which: ColumnElement[bool], cause: Cause) -> int:
     ]
     if rows:
         statement = dialect_insert(tx, Join)
-        given = statement.excluded
-        again = {
+        new = statement.excluded
+        pending_again = {
             "state": JoinState.PENDING,
-            "domain": given.domain,
+            "domain": new.domain,
             "reason": None,
             "error": None,
-            "cause": given.cause,
-            "cause_id": given.cause_id,
+            "cause": new.cause,
+            "cause_id": new.cause_id,
             "due_at": db_now(),
             "settled_at": None,
             "complete_from": None,
@@ -186,29 +186,29 @@ def add_joins(tx: Connection, which: ColumnElement[bool], cause: Cause) -> int:
             "attempted_at": None,
         }
         key = [Join.organization_id, Join.user_id]
-        revived = or_(*(Join.state == state for state in REVIVED))  # IN does not go with many rows at once
-        tx.execute(statement.on_conflict_do_update(index_elements=key, set_=again, where=revived), rows)
+        revived = or_(*(Join.state == state for state in REVIVED))  # IN cannot be used with many rows
+        tx.execute(statement.on_conflict_do_update(index_elements=key, set_=pending_again, where=revived), rows)
     return len(rows)
 
 
 def _created_or_deleted(row: Mapping[str, Any]) -> bool:
-    """Whether a workspace came or went."""
+    """Return whether a change created, deleted or restored a workspace."""
     return row["before"] is None or row["before"]["state"] != row["after"]["state"]
 
 
 def _newly_verified(row: Mapping[str, Any]) -> bool:
-    """Whether a person now has a verified address that was not, or was another, before."""
+    """Return whether a change gave a person a verified address that they did not have before."""
     before, after = row["before"] or {}, row["after"]
-    told = ("state", "email", "email_verified")
+    compared = ("state", "email", "email_verified")
     return bool(
         after["state"] == "active"
         and after["email_verified"]
-        and [before.get(name) for name in told] != [after[name] for name in told]
+        and [before.get(name) for name in compared] != [after[name] for name in compared]
     )
 
 
-def _counts(row: Mapping[str, Any], mirror: Any) -> bool:
-    """Whether a change tells of a sign-up: an event does; what a first resync finds was there before."""
+def _is_sign_up(row: Mapping[str, Any], mirror: Any) -> bool:
+    """Return whether a change may be a sign-up. People found by the first resync signed up earlier."""
     return bool(row["cause"] == "event" or mirror.backfilled_at is not None)
 
 
@@ -219,7 +219,7 @@ def _cause(row: Mapping[str, Any]) -> Cause:
 def _causes_of_claims(
     tx: Connection, domains: Mapping[str, Mapping[str, Any]], workspaces: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Cause]:
-    """Return the ids of all domains whose state may have changed, each with what changed it."""
+    """Return the ids of all domains whose state may have changed, each with the cause."""
     names = {
         shown["normalized"]: _cause(row)
         for row in domains.values()
@@ -241,10 +241,10 @@ def _causes_of_claims(
 
 
 def claims(tx: Connection, ids: Iterable[str]) -> list[Claim]:
-    """Return the claims with these domain ids, and every other claim to the same domains."""
-    mine = list(ids)
-    named = tx.execute(select(Domain.normalized).where(is_any_of(tx, Domain.id, mine))).scalars().all()
-    names = {name for name in named if name is not None}
+    """Return the claims with these domain ids, and all other claims to the same domains, sorted by domain id."""
+    selected = list(ids)
+    normalized = tx.execute(select(Domain.normalized).where(is_any_of(tx, Domain.id, selected))).scalars().all()
+    names = {name for name in normalized if name is not None}
     found = (
         select(
             Domain.__table__,
@@ -252,7 +252,7 @@ def claims(tx: Connection, ids: Iterable[str]) -> list[Claim]:
             Organization.revision.label("workspace_revision"),
         )
         .outerjoin(Organization, Organization.id == Domain.organization_id)
-        .where(or_(is_any_of(tx, Domain.id, mine), is_any_of(tx, Domain.normalized, names)), Domain.revision > 0)
+        .where(or_(is_any_of(tx, Domain.id, selected), is_any_of(tx, Domain.normalized, names)), Domain.revision > 0)
         .order_by(Domain.id)
     )
     return [_claim(row) for row in tx.execute(found).mappings().all()]
@@ -274,7 +274,7 @@ def _claim(row: RowMapping) -> Claim:
 
 
 class Transition(NamedTuple):
-    """A claim, where it stood when that was last noted, where it stands now, and what may have changed it."""
+    """A claim with its last recorded status, its status now, and what may have changed it."""
 
     claim: Claim
     before: AutoJoinStatus | None
@@ -283,9 +283,9 @@ class Transition(NamedTuple):
 
     @property
     def begins(self) -> bool:
-        """Whether it has just become verified."""
-        was = self.before.state if self.before else None
-        return self.now.state is AutoJoinState.VERIFIED and was is not AutoJoinState.VERIFIED
+        """Whether the domain has just become verified."""
+        before = self.before.state if self.before else None
+        return self.now.state is AutoJoinState.VERIFIED and before is not AutoJoinState.VERIFIED
 
 
 def _record_statuses(tx: Connection, causes: Mapping[str, Cause]) -> list[Transition]:
@@ -295,81 +295,85 @@ def _record_statuses(tx: Connection, causes: Mapping[str, Cause]) -> list[Transi
     found = claims(tx, causes)
     now = auto_join_statuses(found)
     query = select(AutoJoin.__table__).where(is_any_of(tx, AutoJoin.domain_id, now))
-    noted = {row.domain_id: row for row in tx.execute(query).all()}
+    recorded = {row.domain_id: row for row in tx.execute(query).all()}
     any_cause = next(iter(causes.values()))
-    turns = []
-    stale: list[dict[str, Any]] = []
+    transitions = []
+    outdated: list[dict[str, Any]] = []
     for claim in found:
-        row, auto_join_status = noted.get(claim.domain_id), now[claim.domain_id]
+        row, status = recorded.get(claim.domain_id), now[claim.domain_id]
         before = AutoJoinStatus(AutoJoinState(row.state), row.reason) if row else None
-        turns.append(Transition(claim, before, auto_join_status, causes.get(claim.domain_id, any_cause)))
-        if before != auto_join_status or row is None or row.domain != claim.domain:
+        transitions.append(Transition(claim, before, status, causes.get(claim.domain_id, any_cause)))
+        if before != status or row is None or row.domain != claim.domain:
             place = {"domain": claim.domain, "organization_id": claim.organization_id}
-            stale.append({"domain_id": claim.domain_id, **place, **auto_join_status._asdict()})
-    if stale:
-        tx.execute(delete(AutoJoin).where(is_any_of(tx, AutoJoin.domain_id, (row["domain_id"] for row in stale))))
-        insert_rows(tx, AutoJoin, stale)
-    return turns
+            outdated.append({"domain_id": claim.domain_id, **place, **status._asdict()})
+    if outdated:
+        tx.execute(delete(AutoJoin).where(is_any_of(tx, AutoJoin.domain_id, (row["domain_id"] for row in outdated))))
+        insert_rows(tx, AutoJoin, outdated)
+    return transitions
 
 
-def _record_changes(turns: Sequence[Transition], changes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Write the states into the changes of their domains, and return a row for each that changed without one."""
+def _record_changes(transitions: Sequence[Transition], changes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Add the states to the changes of their domains; return a row for each state that changed without one."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for change in changes:
         if change["kind"] == Kind.DOMAIN:
             rows.setdefault(change["object_id"], []).append(change)
     further = []
-    for turn in turns:
-        before, now = _shown(turn.before), _shown(turn.now)
-        mine = rows.get(turn.claim.domain_id, [])
-        for change in mine:
+    for transition in transitions:
+        claim = transition.claim
+        before, now = _columns(transition.before), _columns(transition.now)
+        own = rows.get(claim.domain_id, [])
+        for change in own:
             if change["before"] is not None:
                 change["before"].update(before)
-            change["after"].update(now if change is mine[-1] else before)
-        if not mine and turn.before != turn.now:
+            change["after"].update(now if change is own[-1] else before)
+        if not own and transition.before != transition.now:
             further.append(
                 {
                     "kind": Kind.DOMAIN.value,
-                    "object_id": turn.claim.domain_id,
-                    "organization_id": turn.claim.organization_id,
-                    "before": {**turn.claim.shown, **before},
-                    "after": {**turn.claim.shown, **now},
-                    "cause": turn.cause[0],
-                    "cause_id": turn.cause[1],
+                    "object_id": claim.domain_id,
+                    "organization_id": claim.organization_id,
+                    "before": {**claim.shown, **before},
+                    "after": {**claim.shown, **now},
+                    "cause": transition.cause[0],
+                    "cause_id": transition.cause[1],
                 }
             )
     return further
 
 
-def _shown(auto_join_status: AutoJoinStatus | None) -> dict[str, str | None]:
+def _columns(status: AutoJoinStatus | None) -> dict[str, str | None]:
     return {
-        "auto_join": auto_join_status.state.value if auto_join_status else None,
-        "auto_join_reason": auto_join_status.reason if auto_join_status else None,
+        "auto_join": status.state.value if status else None,
+        "auto_join_reason": status.reason if status else None,
     }
 
 
 def _search(tx: Connection, verified: Sequence[Transition], mirror: Any) -> None:
-    """Have the users of domains that began to auto-join looked for: of those who signed up before, only if set so."""
-    ids = [turn.claim.domain_id for turn in verified]
+    """Request searches for the people of domains that have begun to auto-join.
+
+    Without AUTO_JOIN_EXISTING a search covers only people who signed up after the domain was verified.
+    """
+    ids = [transition.claim.domain_id for transition in verified]
     times = {
         row.id: row.updated_at
         for row in tx.execute(select(Domain.id, Domain.updated_at).where(is_any_of(tx, Domain.id, ids)))
     }
-    for turn in verified:
-        claim = turn.claim
+    for transition in verified:
+        claim = transition.claim
         if claim.domain is None or claim.organization_id is None:
             continue
         everybody = mirror.auto_join_existing and mirror.backfilled_at is not None
-        # An event about a sign-up may come before the one that verified the domain.
+        # The event of a sign-up may arrive before the event that verified the domain.
         after = None if everybody else max(filter(None, (times[claim.domain_id], mirror.backfill_from)))
-        _add_search(tx, claim.organization_id, claim.domain, after, turn.cause)
+        _add_search(tx, claim.organization_id, claim.domain, after, transition.cause)
 
 
 def _add_search(tx: Connection, organization_id: str, domain: str, created_after: Any, cause: Cause) -> None:
-    here = and_(JoinSearch.organization_id == organization_id, JoinSearch.domain == domain)
-    under_way = tx.execute(delete(JoinSearch).where(here).returning(JoinSearch.created_after)).one_or_none()
+    same = and_(JoinSearch.organization_id == organization_id, JoinSearch.domain == domain)
+    running = tx.execute(delete(JoinSearch).where(same).returning(JoinSearch.created_after)).one_or_none()
     row = {"organization_id": organization_id, "domain": domain, "cause": cause[0], "cause_id": cause[1]}
-    everybody = under_way is not None and under_way.created_after is None
+    everybody = running is not None and running.created_after is None
     tx.execute(insert(JoinSearch).values(created_after=None if everybody else created_after, **row))
 
 

@@ -1,4 +1,4 @@
-"""Who may join by domain, as settings and operators decide it: the mode, a workspace's switch, a person's block."""
+"""Who may join by domain, as decided by settings and operators: mode, workspace switches, blocks on persons."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,21 +33,25 @@ log = structlog.get_logger()
 SHUT = (JoinState.BLOCKED, JoinState.UNDONE)
 
 
+BLOCKING = (JoinState.BLOCKED, JoinState.UNDONE)
+"""States of joins that keep a person out."""
+
+
 def adopt(engine: Engine, mode: str, *, existing: bool) -> None:
-    """Put the settings in force for every writer.
+    """Store the settings, so that all processes use the same ones.
 
     Args:
         engine: the database.
         mode: `off`, `mirror` or `provision`.
-        existing: whether those who signed up before a domain was verified join too.
+        existing: whether people who signed up before a domain was verified join too.
     """
-    in_transaction(engine, _publish, {"auto_join": mode, "auto_join_existing": existing})
+    in_transaction(engine, _store, {"auto_join": mode, "auto_join_existing": existing})
 
 
-def _publish(tx: Connection, wanted: dict[str, Any]) -> None:
+def _store(tx: Connection, wanted: dict[str, Any]) -> None:
     current = tx.execute(select(Mirror.__table__).with_for_update()).mappings().one()
     if changed := {name: value for name, value in wanted.items() if current[name] != value}:
-        log.info("auto_join_settings", **wanted)
+        log.info("auto_join_settings_changed", **wanted)
         tx.execute(update(Mirror).values(changed))
 
 
@@ -60,15 +64,15 @@ def set_workspace(
     auto_join: bool | None = None,
     default_role: str | None = None,
 ) -> dict[str, Any]:
-    """Change a workspace's own settings; None leaves one as it is. Returns them.
+    """Change a workspace's auto-join settings, and return all of them.
 
     Args:
         engine: the database.
         organization_id: the workspace.
         who: the operator.
-        why: their reason.
-        auto_join: whether people join by domain.
-        default_role: the local role of those who do.
+        why: the operator's reason, recorded in `changes`.
+        auto_join: whether people join by domain; None leaves it unchanged.
+        default_role: the local role of people who join; None leaves it unchanged.
 
     Raises:
         ConfigurationError: neither a switch nor a role was given.
@@ -77,7 +81,7 @@ def set_workspace(
     given = {"auto_join": auto_join, "default_role": default_role}
     wanted = {name: value for name, value in given.items() if value is not None}
     if not wanted:
-        raise ConfigurationError("nothing to change: give the switch, the default role, or both")
+        raise ConfigurationError("nothing to change: give the switch, the role, or both")
     return in_transaction(engine, _set_workspace, organization_id, who, why, wanted)
 
 
@@ -100,7 +104,7 @@ def _set_workspace(tx: Connection, organization_id: str, who: str, why: str, wan
 
 
 def workspace_settings(tx: Connection, organization_id: str) -> dict[str, Any]:
-    """Return a workspace's own settings: whether people join by domain, and with which local role."""
+    """Return a workspace's settings: `auto_join` (whether people join by domain) and `default_role` (a local role)."""
     own = select(WorkspaceSettings.auto_join, WorkspaceSettings.default_role)
     row = tx.execute(own.where(WorkspaceSettings.organization_id == organization_id)).one_or_none()
     return {
@@ -137,13 +141,13 @@ def _unblock(tx: Connection, organization_id: str, user_id: str, who: str, why: 
     # The block may be that of another user id with the same address.
     people = same_person(tx, user_id)
     inactive = or_(Membership.deleted_by.is_not(None), Membership.status.is_(None), Membership.status != "active")
-    mine = (Membership.organization_id == organization_id, Membership.user_id.in_(people), inactive)
-    for id in tx.execute(select(Membership.id).where(*mine)).scalars().all():
+    blocking = (Membership.organization_id == organization_id, Membership.user_id.in_(people), inactive)
+    for id in tx.execute(select(Membership.id).where(*blocking)).scalars().all():
         tx.execute(
             dialect_insert(tx, UnblockedMembership).values(membership_id=id, who=who, why=why).on_conflict_do_nothing()
         )
-    theirs = or_(Join.user_id == user_id, and_(Join.user_id.in_(people), Join.state.in_(SHUT)))
-    tx.execute(delete(Join).where(Join.organization_id == organization_id, theirs))
+    joins = or_(Join.user_id == user_id, and_(Join.user_id.in_(people), Join.state.in_(BLOCKING)))
+    tx.execute(delete(Join).where(Join.organization_id == organization_id, joins))
     if provisions:
         add_joins(tx, User.id == user_id, ("operator", who))
     _note_decision(tx, organization_id, user_id, {"state": "unblocked", "reasons": reasons, "why": why}, who)
@@ -192,7 +196,7 @@ def _change_row(kind: str, id: str, organization_id: str, before: Any, after: An
 
 
 def missing_members(engine: Engine, limit: int, organization_id: str | None = None) -> list[dict[str, Any]]:
-    """Return people who should be in a workspace by their domain and are not, though nothing keeps them out."""
+    """Return people who should have joined a workspace by domain: nothing keeps them out, and they are not members."""
     query = _missing()
     if organization_id is not None:
         query = query.where(auto_join_domains.c.organization_id == organization_id)
@@ -205,7 +209,7 @@ def _missing() -> Any:
 
 
 def without_admin(engine: Engine, limit: int | None = None) -> list[dict[str, Any]]:
-    """Return the workspaces that have members and no admin."""
+    """Return the workspaces that have members but no admin, at most `limit`."""
     with read_transaction(engine) as tx:
         return [dict(row) for row in tx.execute(_without_admin().limit(limit)).mappings()]
 
@@ -218,16 +222,19 @@ def _without_admin() -> Any:
 
 
 def refresh_counts(engine: Engine) -> None:
-    """Count who is missing and which workspaces have no admin: too long a look for every scrape of the metrics."""
+    """Store the numbers of missing members and of workspaces without an admin.
+
+    The queries are too slow to run at every scrape of the metrics.
+    """
     with read_transaction(engine) as tx:
         counts = [
             tx.execute(select(func.count()).select_from(query.subquery())).scalar_one()
             for query in (_missing(), _without_admin())
         ]
-    in_transaction(engine, _note_stock, counts)
+    in_transaction(engine, _store_counts, counts)
 
 
-def _note_stock(tx: Connection, counts: Sequence[int]) -> None:
+def _store_counts(tx: Connection, counts: Sequence[int]) -> None:
     tx.execute(update(Mirror).values(missing_joins=counts[0], without_admin=counts[1]))
 
 
@@ -238,7 +245,7 @@ def joins(
     organization_id: str | None = None,
     limit: int = 50,
 ) -> list[dict[str, Any]]:
-    """Return the joins that match the filters given, newest first, with the person's e-mail address."""
+    """Return the joins that match all given filters, newest first, with the person's e-mail address."""
     query = select(Join.__table__, User.email).outerjoin(User, User.id == Join.user_id)
     for column, value in ((Join.state, state), (Join.organization_id, organization_id)):
         if value is not None:

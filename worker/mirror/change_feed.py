@@ -1,4 +1,4 @@
-"""The mirror for products that follow it: the changes after an id in commit order, and a snapshot to begin with."""
+"""The change feed for products: the changes after an id in commit order, and a snapshot to start from."""
 
 import json
 import time
@@ -14,29 +14,30 @@ from models.views import auto_join_domains, sign_in_methods, workspace_members, 
 from worker.errors import CursorGoneError
 
 POLL_SECONDS = 0.25
-STEP = 500
+FETCH_SIZE = 500
 SNAPSHOT = (workspaces, workspace_members, auto_join_domains, sign_in_methods)
-"""The views in a snapshot, in this order."""
+"""The views in a snapshot, in the order of the rows."""
 
 
 def as_json(value: Any) -> str:
-    """Return a value as indented JSON, times as ISO 8601 text in UTC."""
+    """Return a value as indented JSON, with times as ISO 8601 text in UTC."""
     return json.dumps(value, indent=2, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v))
 
 
 def changes_after(engine: Engine, after: int, limit: int, wait_seconds: float = 0.0) -> list[dict[str, Any]]:
-    """Return the changes with a higher id than `after`, lowest first, at most `limit`.
+    """Return changes with an id greater than `after`, in ascending order.
 
-    Ids come in commit order, so whoever goes on from the highest id it saw misses nothing (docs/guarantees.md).
+    Ids are assigned in commit order, so a caller that continues from the highest id it has seen misses nothing
+    (docs/guarantees.md).
 
     Args:
         engine: the database.
         after: the highest id that the caller has seen; 0 for none.
-        limit: the most to return.
-        wait_seconds: how long to wait for one if there is none yet.
+        limit: maximum number of rows.
+        wait_seconds: how long to wait for the first change if there is none yet.
 
     Raises:
-        CursorGoneError: take a snapshot and go on from there.
+        CursorGoneError: some changes after the id are gone; the caller must fetch a snapshot.
     """
     ends = time.monotonic() + wait_seconds
     while True:
@@ -51,29 +52,30 @@ def changes_after(engine: Engine, after: int, limit: int, wait_seconds: float = 
 
 
 def require_kept(tx: Connection, after: int) -> None:
-    """Raise `CursorGoneError` unless every change with a higher id than `after` is still here."""
+    """Raise `CursorGoneError` unless all changes with an id greater than `after` are still kept."""
     dropped = tx.execute(select(Mirror.changes_dropped_to)).scalar_one()
     if after < dropped:
-        raise CursorGoneError(f"changes up to {dropped} are no longer kept")
+        raise CursorGoneError(f"changes up to {dropped} have been pruned")
     if after > max(dropped, newest(tx)):
-        raise CursorGoneError(f"there was never a change {after} here: was the database restored from a backup?")
+        raise CursorGoneError(f"change {after} does not exist yet: was the database restored from a backup?")
 
 
 def newest(tx: Connection) -> int:
-    """Return the highest id of a change that is kept; 0 if there is none."""
+    """Return the highest id of `changes`; 0 if there are none."""
     return tx.execute(select(func.max(Change.id))).scalar_one() or 0
 
 
 def snapshot(engine: Engine) -> Generator[tuple[str, int | RowMapping], None, None]:
-    """Yield the whole state as of one moment: `("changes_after", id)`, then rows by the name of their view.
+    """Yield the whole state at one moment: first `("changes_after", id)`, then each row with the name of its view.
 
-    One transaction with one view of the database: whoever applies it and goes on with the changes after the id has
-    every change exactly once.
+    All rows come from one transaction. A caller that continues with the changes after `id` gets each exactly once.
     """
     with read_transaction(engine) as tx:
         dropped = tx.execute(select(Mirror.changes_dropped_to)).scalar_one()
         yield "changes_after", max(dropped, newest(tx))
         for view in SNAPSHOT:
-            with tx.execute(select(view), execution_options={"yield_per": STEP}) as rows:  # a reader may leave
+            with tx.execute(
+                select(view), execution_options={"yield_per": FETCH_SIZE}
+            ) as rows:  # a reader may stop early
                 for row in rows.mappings():
                     yield view.name, row

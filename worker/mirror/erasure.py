@@ -1,7 +1,7 @@
-"""Erasure: a deleted user's e-mail address and name are blanked in the mirror, `changes`, drift and stored payloads.
+"""Erasure: blanks a deleted user's e-mail address and name in the mirror, `changes`, drift and stored payloads.
 
-Payloads go first, in small transactions, and the user last: only the user and their history say which addresses to
-search for. So an erasure that was interrupted starts over and ends the same.
+Payloads are blanked first, in small transactions, and the user last: the addresses to search for come from the user and
+their history. So an interrupted erasure can start again with the same result.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -32,11 +32,11 @@ from worker.decision.payload import is_id, parse_json
 from worker.errors import OperatorError, UnknownIdError, WorkosSyncError
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows
 
-STEP = 500
-"""Payloads searched in one read, and blanked in one transaction."""
-MAX_PERSONS = 100
-"""People erased together: the inbox is searched once for all of them."""
-MAX_WORDS = 5_000
+BATCH = 500
+"""Payloads searched by one query, and blanked in one transaction."""
+MAX_USERS = 100
+"""Users erased together: one search of the inbox covers all of them."""
+MAX_VALUES = 5_000
 """Values in one statement."""
 
 Cause = tuple[str, str]
@@ -44,30 +44,30 @@ Cause = tuple[str, str]
 
 @dataclass(slots=True)
 class Erased:
-    """What an erasure blanked, and what it could not: numbers of rows."""
+    """What an erasure blanked, and what it could not blank, as numbers of rows."""
 
     payloads: int = 0
     failed_payloads: int = 0
-    """Of `payloads`, those of events that had failed: these can no longer be replayed."""
+    """The part of `payloads` that belongs to failed events, which can no longer be replayed."""
     changes: int = 0
     drift: int = 0
     hook_errors: int = 0
     pending: int = 0
-    """Events that name the person and are still to be decided; their payloads are left."""
+    """Pending events that name the person. Their payloads are kept until they are processed."""
     unparsed: int = 0
-    """Payloads that are no JSON: they were searched as text, in which an address may be spelled in another way."""
+    """Payloads that are not JSON. They were searched as text, where an unusual spelling of an address is missed."""
 
 
 def forget(engine: Engine, user_id: str, who: str, searched: Callable[[int], None] = lambda _: None) -> Erased:
-    """Blank a deleted user's e-mail and name everywhere in the database, at once. Idempotent.
+    """Blank a deleted user's e-mail address and name everywhere in the database, now. Idempotent.
 
-    Of a user who is erased already, payloads that came since and name the id are blanked.
+    For a user who is already erased, blanks the payloads that arrived since and contain the user's id.
 
     Args:
         engine: the database.
         user_id: the user.
         who: the operator.
-        searched: called now and then with the number of payloads searched so far.
+        searched: called after each batch with the number of payloads searched so far.
 
     Raises:
         UnknownIdError: the mirror has no such user.
@@ -87,11 +87,11 @@ def erase_deleted(engine: Engine, period: timedelta, stopping: Callable[[], bool
 
     Args:
         engine: the database.
-        period: how long the data of deleted users is kept.
-        stopping: says whether to leave off; who is not erased by then is the next time.
+        period: how long to keep the data of deleted users.
+        stopping: returns whether to stop early. The next call erases the remaining users.
     """
     ago = db_now_plus(-period.total_seconds())
-    due = select(User.id).where(User.deleted_by.is_not(None), ~User.erased, User.touched_at < ago).limit(MAX_PERSONS)
+    due = select(User.id).where(User.deleted_by.is_not(None), ~User.erased, User.touched_at < ago).limit(MAX_USERS)
     total = 0
     while not stopping():
         with read_transaction(engine) as tx:
@@ -112,25 +112,25 @@ def erase_deleted(engine: Engine, period: timedelta, stopping: Callable[[], bool
 
 
 def about_erased() -> ColumnElement[bool]:
-    """Return the condition that a decided event is about an erased user, or a membership of one."""
+    """Return the condition that a processed event is about an erased user or one of their memberships."""
     users = select(User.id).where(User.erased)
-    theirs = select(Membership.id).where(Membership.user_id.in_(users))
+    memberships = select(Membership.id).where(Membership.user_id.in_(users))
     return or_(
         (Event.kind == Kind.USER) & Event.object_id.in_(users),
-        (Event.kind == Kind.MEMBERSHIP) & Event.object_id.in_(theirs),
+        (Event.kind == Kind.MEMBERSHIP) & Event.object_id.in_(memberships),
     )
 
 
 def needless_addresses() -> tuple[ColumnElement[bool], ...]:
-    """Return the conditions for hashed addresses of erased users whom nothing keeps out of a workspace."""
+    """Return the conditions for hashed addresses of erased users that no block of auto-join needs any more."""
     erased = select(User.id).where(User.erased)
     return UserAddress.user_id.in_(erased), ~exists().where(auto_join_blocks.c.user_id == UserAddress.user_id)
 
 
 def blank_undecided(tx: Connection) -> int:
-    """Blank the payloads of failed and dismissed events that name the id of an erased user; return how many.
+    """Blank the payloads of failed and dismissed events that contain the id of an erased user; return how many.
 
-    Such an event came after the erasure. What it is about was never understood, so its payload is searched.
+    Such events arrived after the erasure. They could not be parsed, so their payloads are searched as a whole.
     """
     undecided = Event.status.in_((EventStatus.FAILED, EventStatus.DISMISSED))
     found = tx.execute(select(Event.id, Event.body).where(undecided, Event.body.is_not(None)))
@@ -155,17 +155,17 @@ def _erase(engine: Engine, user_ids: Sequence[str], cause: Cause, searched: Call
         erased.changes += changes
         erased.drift += drift
         erased.hook_errors += hook_errors
-    # What came meanwhile. What comes from now on, and what still waits, the drain blanks by itself.
+    # Events that arrived meanwhile. The drain blanks those that arrive later or are still pending.
     search.blank(lambda _: None, (Event.received_at >= began) | Event.id.in_(search.left))
-    waiting = select(func.count()).where(Event.id.in_(search.left), Event.status == inline_literal(EventStatus.PENDING))
+    pending = select(func.count()).where(Event.id.in_(search.left), Event.status == inline_literal(EventStatus.PENDING))
     with read_transaction(engine) as tx:
-        erased.pending = tx.execute(waiting).scalar_one()
+        erased.pending = tx.execute(pending).scalar_one()
     erased.payloads, erased.failed_payloads, erased.unparsed = search.blanked, search.failed, len(search.unparsed)
     return erased
 
 
 def _known_addresses(tx: Connection, user_ids: Sequence[str]) -> Iterator[str]:
-    """Yield every address that these users are known to have, or to have had."""
+    """Yield every address that these users have or had, as far as the database knows."""
     yield from filter(None, tx.execute(select(User.email).where(is_any_of(tx, User.id, user_ids))).scalars())
     changes = select(Change.before, Change.after).where(Change.kind == Kind.USER)
     for row in tx.execute(changes.where(is_any_of(tx, Change.object_id, user_ids))):
@@ -175,17 +175,17 @@ def _known_addresses(tx: Connection, user_ids: Sequence[str]) -> Iterator[str]:
         yield from filter(None, (fields or {}).get("email") or ())
     events = select(Event.body).where(Event.kind == Kind.USER, is_any_of(tx, Event.object_id, user_ids))
     for body in tx.execute(events.where(Event.body.is_not(None))).scalars():
-        if isinstance(email := parse_json(body or b"")["data"].get("email"), str):  # it was decided: all of it is there
+        if isinstance(email := parse_json(body or b"")["data"].get("email"), str):  # it was applied, so it has `data`
             yield email
 
 
 class _Search:
-    """Searches payloads for people, and blanks those that name one.
+    """Searches payloads for users, and blanks the payloads that mention one.
 
     Args:
         engine: the database.
-        ids: of the people.
-        addresses: of the people, `comparable`.
+        ids: of the users.
+        addresses: of the users, as returned by `comparable`.
     """
 
     def __init__(self, engine: Engine, ids: frozenset[str], addresses: frozenset[str]) -> None:
@@ -193,13 +193,13 @@ class _Search:
         self.blanked = 0
         self.failed = 0
         self.left: set[str] = set()
-        """Events that name one and were pending."""
+        """Ids of pending events that mention one of the users."""
         self.unparsed: set[str] = set()
 
     def blank(self, searched: Callable[[int], None], *which: ColumnElement[bool]) -> None:
-        """Search the payloads of all events, or of those that fulfil `which`.
+        """Search the payloads of all events that match `which`.
 
-        After each step `searched` is called with the number of payloads searched so far.
+        `searched` is called after each batch with the number of payloads searched so far.
         """
         after, number = "", 0
         while found := self._page(after, *which):
@@ -215,7 +215,7 @@ class _Search:
     def _page(self, after: str, *which: ColumnElement[bool]) -> Sequence[Any]:
         kept = select(Event.id, Event.body).where(Event.id > after, Event.body.is_not(None), *which)
         with read_transaction(self._engine) as tx:
-            return tx.execute(kept.order_by(Event.id).limit(STEP)).all()
+            return tx.execute(kept.order_by(Event.id).limit(BATCH)).all()
 
     def _is_named(self, event_id: str, body: bytes) -> bool:
         found = mentions(body)
@@ -226,30 +226,30 @@ class _Search:
 
 
 def _blank(tx: Connection, event_ids: Collection[str]) -> dict[str, str]:
-    """Blank the payloads of those of these events that are not pending; return their ids and statuses."""
+    """Blank the payloads of these events unless they are pending; return the ids and statuses of the blanked ones."""
     chosen = select(Event.id, Event.status, Event.error, Event.traceback).where(
         is_any_of(tx, Event.id, event_ids), Event.status != EventStatus.PENDING, Event.body.is_not(None)
     )
     found = tx.execute(chosen.order_by(Event.id).with_for_update()).all()
     for row in found:
-        quotes = row.error and row.traceback  # an exception of the code: its message may quote the payload
+        quotes = row.error and row.traceback  # the message of an unexpected exception may quote the payload
         error = row.error.partition(":")[0] if quotes else row.error
         tx.execute(update(Event).where(Event.id == row.id).values(body=None, error=error))
     return {row.id: row.status for row in found}
 
 
 def _erased_among(tx: Connection, words: Iterable[str]) -> set[str]:
-    """Return which of these words are ids of erased users."""
+    """Return the words that are ids of erased users."""
     ids = sorted(word for word in words if is_id(word))
-    steps = (ids[first : first + MAX_WORDS] for first in range(0, len(ids), MAX_WORDS))
-    queries = (select(User.id).where(User.erased, is_any_of(tx, User.id, step)) for step in steps)
+    parts = (ids[first : first + MAX_VALUES] for first in range(0, len(ids), MAX_VALUES))
+    queries = (select(User.id).where(User.erased, is_any_of(tx, User.id, part)) for part in parts)
     return {id for query in queries for id in tx.execute(query).scalars()}
 
 
 def _erase_user(tx: Connection, user_id: str, cause: Cause) -> tuple[int, int, int]:
-    """Blank a user in the mirror and all that was noted of them; return how many changes, drift rows, hook errors.
+    """Blank a user in the mirror, `changes`, drift and hook errors; return the numbers of the last three.
 
-    Nothing happens to a user who lives again, or is erased already.
+    Does nothing if the user is not deleted, or already erased.
     """
     state = lock_rows(tx, Kind.USER, [user_id])[user_id]
     if state is None or not state.deleted or state.erased:
@@ -258,20 +258,20 @@ def _erase_user(tx: Connection, user_id: str, cause: Cause) -> tuple[int, int, i
     after = replace(before, erased=True)
     save_rows(tx, Kind.USER, {user_id: after})
     tx.execute(delete(UserAddress).where(UserAddress.user_id == user_id, *needless_addresses()))
-    mine = (Change.kind == Kind.USER, Change.object_id == user_id)
-    changes = tx.execute(select(Change.id, Change.before, Change.after).where(*mine)).all()
+    history = (Change.kind == Kind.USER, Change.object_id == user_id)
+    changes = tx.execute(select(Change.id, Change.before, Change.after).where(*history)).all()
     for id, *shown in changes:
         values = dict(zip(("before", "after"), map(_blanked, shown), strict=True))
         tx.execute(update(Change).where(Change.id == id).values(values))
     drift = update(Drift).where(Drift.kind == Kind.USER, Drift.object_id == user_id, Drift.fields.is_not(None))
     drift_rows = tx.execute(drift.values(fields=None)).rowcount
-    # What a hook's error or traceback quotes is the host's.
+    # A hook's error and traceback come from the receiver and may quote anything.
     memberships = select(Membership.id).where(Membership.user_id == user_id)
-    told = or_(
+    deliveries = or_(
         (HookDelivery.kind == Kind.USER) & (HookDelivery.object_id == user_id),
         (HookDelivery.kind == Kind.MEMBERSHIP) & HookDelivery.object_id.in_(memberships),
     )
-    errors = update(HookDelivery).where(told, HookDelivery.error.is_not(None)).values(error=None, traceback=None)
+    errors = update(HookDelivery).where(deliveries, HookDelivery.error.is_not(None)).values(error=None, traceback=None)
     hook_errors = tx.execute(errors).rowcount
     note_changes(tx, [change(Kind.USER, user_id, before, after, *cause)])
     return len(changes), drift_rows, hook_errors

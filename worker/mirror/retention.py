@@ -1,6 +1,6 @@
-"""Retention: what is kept how long. Small batches, each a transaction.
+"""Retention: deletes or blanks old rows in small batches, each in its own transaction.
 
-Kept for ever: tombstones, and failed events until an operator deals with them.
+Tombstones are never deleted. Failed events are kept until an operator replays or dismisses them.
 """
 
 from collections.abc import Callable
@@ -39,57 +39,57 @@ BATCH = 500
 
 @dataclass(frozen=True, slots=True)
 class Periods:
-    """How long things are kept.
+    """How long data is kept.
 
-    Event ids outlive the events API's 90 days, so that nothing it returns again is taken for new.
+    Events are kept longer than the 90 days of the events API, so that an event it returns again is known.
     """
 
     payloads: timedelta = timedelta(days=30)
     events: timedelta = timedelta(days=100)
     changes: timedelta = timedelta(days=365)
     persons: timedelta = timedelta(days=30)
-    """E-mail and name of a deleted user."""
+    """E-mail address and name of a deleted user."""
 
 
 def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lambda: False) -> dict[str, int]:
-    """Drop what is older than its period; return how many of each were dropped.
+    """Delete or blank data that is older than its period; return the number of rows of each kind.
 
     Args:
         engine: the database.
-        periods: how long things are kept.
-        stopping: says whether to leave off between two batches.
+        periods: how long data is kept.
+        stopping: returns whether to stop early; asked between batches.
     """
     done = Event.status.in_((EventStatus.DONE, EventStatus.DISMISSED))
     ignored = (Event.status == EventStatus.DONE) & (Event.outcome == Outcome.IGNORED)
     ended_run = select(Run.id).where(Run.status != RunStatus.RUNNING)
     old_run = select(Run.id).where(Run.status != RunStatus.RUNNING, Run.finished_at < _ago(periods.changes))
     steps: dict[str, Callable[[Connection], int]] = {
-        # The drain keeps no payload of an ignored type; earlier releases did.
+        # The drain blanks the payloads of ignored types, but earlier releases kept them.
         "payloads": lambda tx: _blank_payloads(tx, done, (Event.processed_at < _ago(periods.payloads)) | ignored),
-        # Of those that came after their person was erased, what the drain could not know.
+        # Events that arrived after their user was erased, and that the drain could not recognize.
         "erased_payloads": lambda tx: _blank_payloads(tx, done, about_erased()),
         "erased_failures": blank_undecided,
-        "events": _dropper(Event, done, Event.last_delivered_at < _ago(periods.events)),
-        "changes": lambda tx: _drop_changes(tx, Change.at < _ago(periods.changes)),
-        "joins": _dropper(Join, Join.state.in_(OVER), Join.settled_at < _ago(periods.changes)),
-        "hook_deliveries": _dropper(
+        "events": _deleter(Event, done, Event.last_delivered_at < _ago(periods.events)),
+        "changes": lambda tx: _delete_changes(tx, Change.at < _ago(periods.changes)),
+        "joins": _deleter(Join, Join.state.in_(FINISHED), Join.settled_at < _ago(periods.changes)),
+        "hook_deliveries": _deleter(
             HookDelivery, HookDelivery.change_id <= select(Mirror.changes_dropped_to).scalar_subquery()
         ),
-        **{f"run_{table.__tablename__}": _dropper(table, table.run_id.in_(ended_run)) for table in OF_RUNS},
-        "drift": _dropper(Drift, Drift.run_id.in_(old_run)),
-        "runs": _dropper(Run, Run.id.in_(old_run)),
-        "user_addresses": _dropper(UserAddress, *needless_addresses()),
+        **{f"run_{table.__tablename__}": _deleter(table, table.run_id.in_(ended_run)) for table in RUN_TABLES},
+        "drift": _deleter(Drift, Drift.run_id.in_(old_run)),
+        "runs": _deleter(Run, Run.id.in_(old_run)),
+        "user_addresses": _deleter(UserAddress, *needless_addresses()),
     }
-    dropped = {name: _until_none(engine, step, stopping) for name, step in steps.items()}
-    dropped["persons"] = erase_deleted(engine, periods.persons, stopping)
-    log.info("retention", **dropped)
-    return dropped
+    counts = {name: _until_none(engine, step, stopping) for name, step in steps.items()}
+    counts["persons"] = erase_deleted(engine, periods.persons, stopping)
+    log.info("retention_finished", **counts)
+    return counts
 
 
-OVER = (JoinState.JOINED, JoinState.DROPPED)
-"""Joins that nothing is left to be said of; a block is kept for ever."""
-OF_RUNS: tuple[type[Listing | Read | Seen], ...] = (Listing, Read, Seen)
-"""What only a run in work needs: left of one that ended only if its worker died then."""
+FINISHED = (JoinState.JOINED, JoinState.DROPPED)
+"""States of joins that may be deleted. Blocks are kept."""
+RUN_TABLES: tuple[type[Listing | Read | Seen], ...] = (Listing, Read, Seen)
+"""Tables that only a running run needs. Rows of a finished run remain only if its worker crashed at the end."""
 
 
 def _ago(period: timedelta) -> Any:
@@ -107,19 +107,19 @@ def _until_none(engine: Engine, step: Callable[[Connection], int], stopping: Cal
 
 
 def _blank_payloads(tx: Connection, *which: ColumnElement[bool]) -> int:
-    some = select(Event.id).where(Event.body.is_not(None), *which).limit(BATCH)
-    return tx.execute(update(Event).where(Event.id.in_(some)).values(body=None)).rowcount
+    batch = select(Event.id).where(Event.body.is_not(None), *which).limit(BATCH)
+    return tx.execute(update(Event).where(Event.id.in_(batch)).values(body=None)).rowcount
 
 
-def _dropper(table: type[Any], *which: ColumnElement[bool]) -> Callable[[Connection], int]:
+def _deleter(table: type[Any], *which: ColumnElement[bool]) -> Callable[[Connection], int]:
     return lambda tx: delete_some(tx, table, *which, most=BATCH)
 
 
-def _drop_changes(tx: Connection, old: ColumnElement[bool]) -> int:
-    """Drop changes, and note how far, so that a follower who is not that far is told what it missed."""
+def _delete_changes(tx: Connection, old: ColumnElement[bool]) -> int:
+    """Delete changes and record the highest deleted id, so that followers that had not read it learn of the gap."""
     ids = list(tx.execute(select(Change.id).where(old).order_by(Change.id).limit(BATCH)).scalars())
     if ids:
         tx.execute(delete(Change).where(Change.id.in_(ids)))
-        further = update(Mirror).where(Mirror.changes_dropped_to < ids[-1])
-        tx.execute(further.values(changes_dropped_to=ids[-1]))
+        advance = update(Mirror).where(Mirror.changes_dropped_to < ids[-1])
+        tx.execute(advance.values(changes_dropped_to=ids[-1]))
     return len(ids)

@@ -1,4 +1,7 @@
-"""The role map in force. It stands in the database, so that all writers use one; a change re-maps the memberships."""
+"""The role map in force, stored in the database so that all processes use the same one.
+
+A change of it re-maps the memberships.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,37 +17,41 @@ from worker.mirror.apply import change, lock_rows, note_changes, save_rows
 
 log = structlog.get_logger()
 
-STEP = 500
+BATCH = 500
 """Memberships re-mapped in one transaction."""
 
 
 def adopt(engine: Engine, role_map: Mapping[str, str]) -> int:
-    """Put `role_map` in force and re-map every membership it changes; return how many changed.
+    """Store the role map and re-map every membership that it affects; return how many changed.
 
-    Goes on where an earlier call was interrupted. Each leaves a row of `changes`, cause `settings`.
+    Resumes where an earlier call was interrupted. Each change adds a row to `changes` with cause `settings`.
+
+    Args:
+        engine: the database.
+        role_map: WorkOS role slug to local role.
     """
-    in_transaction(engine, _publish, role_map)
+    in_transaction(engine, _store, role_map)
     changed = 0
-    while (step := in_transaction(engine, _remap_step)) is not None:
-        changed += step
+    while (number := in_transaction(engine, _remap_batch)) is not None:
+        changed += number
     if changed:
-        log.info("members_remapped", changed=changed)
+        log.info("memberships_remapped", changed=changed)
     return changed
 
 
-def _publish(tx: Connection, role_map: Mapping[str, str]) -> None:
-    # Waits for the batches that read the old map, so that none of them writes after the re-mapping began.
+def _store(tx: Connection, role_map: Mapping[str, str]) -> None:
+    # The lock waits for batches that have read the old map, so that none of them writes after re-mapping has begun.
     current = tx.execute(select(Mirror.role_map).with_for_update()).scalar_one()
     if current != dict(role_map):
         tx.execute(update(Mirror).values(role_map=dict(role_map), remap_after=""))
 
 
-def _remap_step(tx: Connection) -> int | None:
-    """Re-map the next memberships by id; return how many changed, None when all are done."""
+def _remap_batch(tx: Connection) -> int | None:
+    """Re-map the next memberships in order of id; return how many changed, or None if there are no more."""
     role_map, after = tx.execute(select(Mirror.role_map, Mirror.remap_after).with_for_update()).one()
     if after is None:
         return None
-    page = select(Membership.id).where(Membership.id > after).order_by(Membership.id).limit(STEP)
+    page = select(Membership.id).where(Membership.id > after).order_by(Membership.id).limit(BATCH)
     ids = list(tx.execute(page).scalars())
     found = lock_rows(tx, Kind.MEMBERSHIP, ids) if ids else {}
     stored = {id: state for id, state in found.items() if state and not state.deleted}

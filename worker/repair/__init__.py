@@ -1,1 +1,1 @@
-"""What webhooks missed, or a fix makes worth another look: catch-up, resync, confirmed reads, replay, under leases."""
+"""Repair: catch-up, resync, confirmed reads and replays, as runs under leases, and their schedule."""

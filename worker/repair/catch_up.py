@@ -1,15 +1,13 @@
-"""Catch-up: read the events API into the inbox, so that an event whose webhook was lost is applied too.
-
-Four steps, in this order:
+"""Catch-up: reads the events API into the inbox, so that events whose webhooks were lost are applied too.
 
 1. Read the pages after the cursor, or since a time (`event_log`).
-2. Store every event of every page. Known ids are dropped by the inbox; nothing else is.
-3. Move the cursor, with each page, to the newest event that is older than the lag. WorkOS holds its newest events back
-   from ascending reads for a few seconds, so the lagging window is read again each time.
-4. Note how far the inbox is complete. `settle` makes that `complete_to` once everything is applied.
+2. Store every event of every page. The inbox ignores known ids; nothing else is discarded.
+3. Move the cursor, with each page, to its newest event that is older than the lag. WorkOS withholds its newest events
+   from ascending reads for a few seconds, so each catch-up reads the lag again.
+4. Record up to when the inbox is complete. `update_complete_to` makes that `complete_to` once everything is applied.
 
-WorkOS can show events hours late, at the end of its listing or at their own time, before the cursor. So every ten
-minutes step 1 also reads the last two hours again. These pages never move the cursor.
+WorkOS can return events hours late, either at the end of its list or at their own time, before the cursor
+(docs/workos.md). So every ten minutes step 1 also reads the last two hours again. These pages do not move the cursor.
 """
 
 import json
@@ -35,19 +33,22 @@ log = structlog.get_logger()
 
 LAG = timedelta(seconds=60)
 LATEST = timedelta(hours=2)
-"""How late the events API may show an event, at most, so that catch-up still finds it."""
+"""Longest delay of an event in the events API with which catch-up still finds it."""
 REREAD_EVERY = timedelta(minutes=10)
 REMEDY = "WorkOS keeps events for 90 days; run: workos-sync resync"
 
 Stored = tuple[datetime | None, Delivery]
-"""An event and when it happened (UTC); None if it has no usable time."""
+"""The time of an event (UTC; None if it has no valid time), and the event."""
 
 
 class Report(NamedTuple):
-    """What a catch-up did: events read, those that were new to the inbox, up to when it is complete (UTC).
+    """The result of a catch-up.
 
-    `returned` counts an event that was read again for late ones only if it was new.
-    `missed`: the API no longer had all that happened since the last one; only a resync finds that.
+    Attributes:
+        returned: events read. Events of the last two hours that were read again count only if they were new.
+        new: events that were not in the inbox.
+        complete_to: the inbox is complete up to this time (UTC).
+        missed: whether some events had expired at WorkOS since the last catch-up. A resync repairs their effects.
     """
 
     returned: int
@@ -58,13 +59,13 @@ class Report(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """How far catch-up has read.
+    """How far catch-up has read. All times are aware, in UTC.
 
     Attributes:
-        cursor: the event to read on after, if there is one.
-        read_to: everything that the events API showed up to here is in the inbox, but for what it showed late.
-        inbox_to: up to here the inbox was found complete; None before the first catch-up has ended.
-        began: nothing before this is needed: the first resync covers it.
+        cursor: the id of the event to continue after; None if there is none.
+        read_to: every event up to this time is in the inbox, except those that WorkOS returned late.
+        inbox_to: the inbox was complete up to this time; None before the first catch-up has finished.
+        began: events before this time are not needed, because the first resync covers them; None if not bound.
     """
 
     cursor: str | None
@@ -73,22 +74,28 @@ class Place:
     began: datetime | None
 
     def since(self, time: datetime, now: datetime) -> datetime:
-        """Return where to start reading so that events before `time` that were shown late are found."""
+        """Return the time to read from, so that late events from before `time` are found."""
         return max(at for at in (time - LATEST, now - OLDEST + MARGIN, self.began) if at is not None)
 
 
 def catch_up(engine: Engine, workos: WorkOSClient, held: Lease | None = None, lag: timedelta = LAG) -> Report:
-    """Read on from the cursor to the newest event that the API shows.
+    """Read from the cursor to the newest event of the events API.
 
-    Without a cursor, or if WorkOS refuses it, reads from two hours before the time that was read to.
+    Without a cursor, or if WorkOS refuses it, start two hours before the time up to which events were read.
+
+    Args:
+        engine: the database.
+        workos: a client of the environment that the database mirrors.
+        held: the lease of the run, if it is one.
+        lag: the age from which events count as complete.
 
     Raises:
-        WorkOSUnavailableError: WorkOS did not answer, or rejects some event types. What it returned is kept, and the
-            inbox is not noted as complete.
-        LeaseLostError: another worker took over.
+        WorkOSUnavailableError: WorkOS did not answer, or refuses some event types. Events that it returned are stored,
+            but the inbox does not count as complete.
+        LeaseLostError: another worker took over the run.
     """
     now = workos.now()
-    # One for all pages: a page that is read later shows later events, but not what an earlier page had not yet.
+    # The same for all pages: a later page has later events, but not those that an earlier page did not have yet.
     settled = now - lag
     place = _place(engine, settled)
     events = EventLog(workos, now)
@@ -96,12 +103,13 @@ def catch_up(engine: Engine, workos: WorkOSClient, held: Lease | None = None, la
     for page in _unread(events, place, now):
         new += in_transaction(engine, _take, page, held, settled)
         returned += len(page.items)
-    late = _reread(engine, events, place, now, settled)
+    late = _read_again(engine, events, place, now, settled)
     events.require_all_types()
     in_transaction(engine, _complete, settled, held)
     update_complete_to(engine)
-    log.info("caught_up", returned=returned, new=new, late=late)
-    complete = place.inbox_to or place.began or place.read_to  # the cursor may be past what one that failed has missed
+    log.info("catch_up_finished", returned=returned, new=new, late=late)
+    # Not the cursor: a catch-up that failed may have moved it past events that are missing.
+    complete = place.inbox_to or place.began or place.read_to
     missed = complete < now - OLDEST
     if missed:
         log.error("events_missed", after=complete.isoformat(), remedy=REMEDY)
@@ -109,21 +117,23 @@ def catch_up(engine: Engine, workos: WorkOSClient, held: Lease | None = None, la
 
 
 def catch_up_since(engine: Engine, workos: WorkOSClient, since: datetime, lag: timedelta = LAG) -> Report:
-    """Read all events since a time (aware), in chunks of 30 days; leaves the cursor where it is.
+    """Read all events since a time (aware). The cursor does not move.
 
     Raises:
-        ConfigurationError: it is longer ago than the API keeps events, or still to come.
-        WorkOSUnavailableError: as `catch_up`.
+        ConfigurationError: the time is more than 90 days ago, or in the future.
+        WorkOSUnavailableError: as for `catch_up`.
     """
     now = workos.now()
     if since < now - OLDEST:
         raise ConfigurationError(f"--since {since:%Y-%m-%d}: {REMEDY}")
     if since > now:
-        raise ConfigurationError(f"--since {since:%Y-%m-%d %H:%M:%S}: it is {now:%Y-%m-%d %H:%M:%S} (UTC) at WorkOS")
+        raise ConfigurationError(
+            f"--since {since:%Y-%m-%d %H:%M:%S} is in the future: at WorkOS it is {now:%Y-%m-%d %H:%M:%S}"
+        )
     events = EventLog(workos, now)
     returned = new = 0
     for page in events.since(since):
-        new += in_transaction(engine, _store, _readable(page))
+        new += in_transaction(engine, _store, _valid_events(page))
         returned += len(page.items)
     events.require_all_types()
     return Report(returned, new, now - lag)
@@ -132,16 +142,16 @@ def catch_up_since(engine: Engine, workos: WorkOSClient, since: datetime, lag: t
 # Reading
 
 
-def _place(engine: Engine, otherwise: datetime) -> Place:
+def _place(engine: Engine, default: datetime) -> Place:
     columns = (Mirror.cursor, Mirror.cursor_at, Mirror.inbox_to, Mirror.backfill_from)
     with read_transaction(engine) as tx:
         cursor, cursor_at, inbox_to, began = tx.execute(select(*columns)).one()
-    # The cursor does not move while nothing happens, and grows too old for WorkOS; what was read since is known.
-    return Place(cursor, max((at for at in (cursor_at, inbox_to) if at), default=otherwise), inbox_to, began)
+    # Without new events the cursor does not move and becomes too old for WorkOS. `inbox_to` still advances.
+    return Place(cursor, max((at for at in (cursor_at, inbox_to) if at), default=default), inbox_to, began)
 
 
 def _unread(events: EventLog, place: Place, now: datetime) -> Iterator[Page]:
-    """Yield the pages after the cursor, to the last one: if WorkOS answers from the beginning, that is all it has."""
+    """Yield the pages after the cursor; without a usable cursor, those since the time up to which events were read."""
     if place.cursor is not None:
         try:
             yield from events.after(place.cursor)
@@ -152,45 +162,46 @@ def _unread(events: EventLog, place: Place, now: datetime) -> Iterator[Page]:
     yield from events.since(place.since(place.read_to, now))
 
 
-def _reread(engine: Engine, events: EventLog, place: Place, now: datetime, settled: datetime) -> int:
-    """Read the last two hours again, once in each ten minutes, and store what is new; return how many were.
+def _read_again(engine: Engine, events: EventLog, place: Place, now: datetime, settled: datetime) -> int:
+    """Read the last two hours again and store new events; return how many were new.
 
-    `inbox_to` tells when that was done: the first catch-up to complete within ten minutes of the clock does it.
+    Done once per ten minutes: by the first catch-up that finishes after a full ten minutes of the clock, as `inbox_to`
+    shows.
     """
     if place.inbox_to is None or _ten_minutes(place.inbox_to) == _ten_minutes(settled):
         return 0
     late = 0
     for page in events.since(place.since(_ten_minutes(place.inbox_to), now)):
-        if unknown := _unknown(engine, _readable(page)):
+        if unknown := _unknown(engine, _valid_events(page)):
             late += in_transaction(engine, _store, unknown)
     if late:
-        log.warning("late_events", number=late)
+        log.warning("late_events_found", number=late)
     return late
 
 
 def _ten_minutes(time: datetime) -> datetime:
-    """Return the start of the ten minutes of the clock that a time is in."""
+    """Return a time rounded down to a full ten minutes."""
     return time - (time - datetime.fromtimestamp(0, time.tzinfo)) % REREAD_EVERY
 
 
 # Storing
 
 
-def _readable(page: Page) -> list[Stored]:
-    """Return the events of a page. One without an id or a type cannot be a row: it is reported."""
-    readable: list[Stored] = []
+def _valid_events(page: Page) -> list[Stored]:
+    """Return the events of a page. One without a valid id or type is logged and skipped."""
+    valid: list[Stored] = []
     for item in page.items:
         try:
             delivery = Delivery.of(item, json.dumps(item).encode())
         except PayloadError as error:
-            log.warning("event_unusable", error=str(error), **_described(item))
+            log.warning("event_invalid", error=str(error), **_described(item))
         else:
-            readable.append((parse_time(item.get("created_at")), delivery))
-    return readable
+            valid.append((parse_time(item.get("created_at")), delivery))
+    return valid
 
 
 def _described(item: object) -> dict[str, str | None]:
-    """Return what may be logged of an unusable event: its id, type and time, as far as each is one."""
+    """Return what may be logged about an invalid event: its id, type and time, each only if it is valid."""
     if not isinstance(item, dict):
         return {"found": type(item).__name__}
     id, kind = (
@@ -202,13 +213,13 @@ def _described(item: object) -> dict[str, str | None]:
 
 def _store(tx: Connection, events: Sequence[Stored]) -> int:
     """Store events; return how many are new."""
-    # In one order, so that two catch-ups wait for each other in one order only.
+    # Sorted, so that two catch-ups do not deadlock.
     in_order = sorted(events, key=lambda event: event[1])
     return sum(accept_from_api(tx, delivery, occurred_at) for occurred_at, delivery in in_order)
 
 
 def _unknown(engine: Engine, events: list[Stored]) -> list[Stored]:
-    """Return the events that the API has not returned before: a query, where storing them again would take locks."""
+    """Return the events that the API has not returned before. Unlike storing them again, the query takes no locks."""
     ids = [delivery.id for _, delivery in events]
     with read_transaction(engine) as tx:
         known = set(tx.execute(select(Event.id).where(Event.id.in_(ids), Event.api_at.is_not(None))).scalars())
@@ -222,19 +233,19 @@ def _take(tx: Connection, page: Page, held: Lease | None, settled: datetime) -> 
     """Store a page and move the cursor; return how many events are new."""
     if held is not None:
         held.check(tx)
-    # First of all, as a drain does, which holds it before it locks events: so neither waits for the other.
+    # Lock this row first: a drain also locks it before events, so that the two do not deadlock.
     tx.execute(select(Mirror.id).with_for_update())
-    events = _readable(page)
+    events = _valid_events(page)
     new = _store(tx, events)
     _move_cursor(tx, events, settled)
     return new
 
 
 def _move_cursor(tx: Connection, events: list[Stored], settled: datetime) -> None:
-    """Move the cursor forward, to the newest of some events from before `settled`."""
-    passed = [(at, delivery.id) for at, delivery in events if at and at < settled]
-    if passed:
-        at, id = max(passed)
+    """Move the cursor forward to the newest event from before `settled`."""
+    settled_events = [(at, delivery.id) for at, delivery in events if at and at < settled]
+    if settled_events:
+        at, id = max(settled_events)
         forward = or_(Mirror.cursor_at.is_(None), Mirror.cursor_at <= at)
         tx.execute(update(Mirror).where(forward).values(cursor=id, cursor_at=at))
 
@@ -243,21 +254,21 @@ def _move_cursor(tx: Connection, events: list[Stored], settled: datetime) -> Non
 
 
 def _complete(tx: Connection, complete_to: datetime, held: Lease | None) -> None:
-    """Note that the inbox is complete up to a time; what is in it now is still to be applied (see `settle`)."""
+    """Record that the inbox is complete up to a time. Its events must still be applied: see `update_complete_to`."""
     if held is not None:
         held.check(tx)
     forward = or_(Mirror.inbox_to.is_(None), Mirror.inbox_to < complete_to)
-    # One that waits stays as it is, or events that keep coming would put it off for ever; but one from before the
-    # first resync does not end the backfill.
-    free = or_(Mirror.inbox_at.is_(None), Mirror.inbox_at < Mirror.last_resync_at)
-    tx.execute(update(Mirror).where(forward, free).values(inbox_to=complete_to, inbox_at=db_now()))
+    # A recorded time is kept until it is reached; replacing it with each catch-up could postpone it forever. But a time
+    # from before the first resync cannot end the backfill, so it is replaced.
+    replaceable = or_(Mirror.inbox_at.is_(None), Mirror.inbox_at < Mirror.last_resync_at)
+    tx.execute(update(Mirror).where(forward, replaceable).values(inbox_to=complete_to, inbox_at=db_now()))
 
 
 def update_complete_to(engine: Engine) -> None:
-    """Move `complete_to` to where the inbox was found complete, once that is applied, or set aside as failed.
+    """Set `complete_to` to the time up to which the inbox was complete, once all of those events are processed.
 
-    That is everything received by then, and every event from before that time which the API showed since: a late one
-    holds it up too. The first time after a full resync this ends the backfill.
+    These are all events received by then, and all events from before that time that the API returned since, late ones
+    too. The first time after the first full resync, this ends the backfill.
     """
     received = Event.received_at <= Mirror.inbox_at
     shown_since = and_(Event.api_at >= Mirror.inbox_at, Event.occurred_at <= Mirror.inbox_to)
@@ -268,19 +279,23 @@ def update_complete_to(engine: Engine) -> None:
         if tx.execute(select(Mirror.id).where(*applied)).one_or_none() is None:
             return
 
-    def note(tx: Connection) -> None:
-        # The lock comes first: an update that had to wait for it would look at the new row and at events of before.
+    def advance(tx: Connection) -> None:
+        # Lock first: an update that waited for the lock would see the new row but the old events.
         tx.execute(select(Mirror.id).with_for_update())
         tx.execute(update(Mirror).where(*applied, *first).values(backfilled_at=db_now()))
         tx.execute(update(Mirror).where(*applied).values(complete_to=Mirror.inbox_to, inbox_at=None))
 
-    in_transaction(engine, note)
+    in_transaction(engine, advance)
 
 
-def gaps(engine: Engine, patience_seconds: float) -> tuple[int, int]:
-    """Return how many events no webhook brought within the patience (gaps), and how many it brought after (late)."""
-    gap = (Event.webhook_at.is_(None), Event.api_at < db_now_plus(-patience_seconds))
-    late = (Event.webhook_at > Event.api_at, Event.webhook_at > db_plus(Event.api_at, patience_seconds))
+def gaps(engine: Engine, gap_seconds: float) -> tuple[int, int]:
+    """Return the numbers of gaps and of late webhooks.
+
+    A gap is an event that the events API returned more than `gap_seconds` ago and that no webhook has delivered. A
+    webhook is late if it arrived more than `gap_seconds` after that.
+    """
+    gap = (Event.webhook_at.is_(None), Event.api_at < db_now_plus(-gap_seconds))
+    late = (Event.webhook_at > Event.api_at, Event.webhook_at > db_plus(Event.api_at, gap_seconds))
     with read_transaction(engine) as tx:
         count = select(func.count()).select_from(Event)
         return tx.execute(count.where(*gap)).scalar_one(), tx.execute(count.where(*late)).scalar_one()

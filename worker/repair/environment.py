@@ -1,4 +1,4 @@
-"""The WorkOS environment that a database mirrors: bound on the first start, and refused if it is another's later."""
+"""The WorkOS environment that a database mirrors: bound on the first start; any other is refused later."""
 
 from datetime import datetime, timedelta
 
@@ -15,11 +15,15 @@ from worker.workos_api.bucket import Buckets
 from worker.workos_api.client import WorkOSClient, open_client
 
 MARGIN = timedelta(minutes=5)
-"""The first catch-up begins so long before the first resync: an event may be older than when it can be read."""
+"""The first catch-up starts this long before the first resync, because the events API returns events with a delay."""
 
 
 def connect(settings: Settings, redis: Redis, counters: Counters) -> WorkOSClient:
-    """Return WorkOS as the settings name it; they hold an API key and a client id. Its calls are counted."""
+    """Return a WorkOS client for the settings. Its calls are counted.
+
+    Raises:
+        ConfigurationError: the API key or the client id is not set.
+    """
     if settings.workos_api_key is None or settings.workos_client_id is None:
         raise ConfigurationError("WORKOS_API_KEY and WORKOS_CLIENT_ID are not set")
     buckets = Buckets(redis, settings.workos_rate_share)
@@ -28,29 +32,29 @@ def connect(settings: Settings, redis: Redis, counters: Counters) -> WorkOSClien
 
 
 def bind(engine: Engine, workos: WorkOSClient, settings: Settings) -> None:
-    """Bind the database to its WorkOS environment on the first start; refuse another one's later.
+    """Bind the database to its WorkOS environment on the first start; refuse any other later.
 
     A database mirrors one environment (docs/guarantees.md, Repair).
 
     Raises:
-        ConfigurationError, InvalidApiKeyError, WorkOSUnavailableError: as `require_same_environment`.
+        ConfigurationError, InvalidApiKeyError, WorkOSUnavailableError: as for `require_same_environment`.
     """
     require_same_environment(engine, workos, settings)
     with read_transaction(engine) as tx:
         bound, began = tx.execute(select(Mirror.client_id, Mirror.backfill_from)).one()
     if began is not None:
-        _require_same(bound, settings.workos_client_id or "")  # another process may have bound it since
+        _require_same(bound, settings.workos_client_id or "")  # another process may have bound it meanwhile
         return
     client_id, started = settings.workos_client_id or "", workos.now() - MARGIN
     in_transaction(engine, _bind, client_id, started)
 
 
 def require_same_environment(engine: Engine, workos: WorkOSClient, settings: Settings) -> None:
-    """Check that the settings name the environment that this database mirrors, if it mirrors one.
+    """Check that the settings name the environment that this database mirrors. A new database mirrors none yet.
 
     Raises:
-        ConfigurationError: the client id is another's, or the key sees nothing that is known here.
-        InvalidApiKeyError: WorkOS refuses the key.
+        ConfigurationError: the client id differs, or the API key sees none of the mirrored objects.
+        InvalidApiKeyError: WorkOS refuses the API key.
         WorkOSUnavailableError: WorkOS does not answer.
     """
     with read_transaction(engine) as tx:
@@ -58,27 +62,27 @@ def require_same_environment(engine: Engine, workos: WorkOSClient, settings: Set
     _require_same(bound, settings.workos_client_id or "")
     if known and not _sees(engine, workos, known):
         raise ConfigurationError(
-            "WORKOS_API_KEY: it sees none of the organizations known here; is it another environment's?"
+            "WORKOS_API_KEY: the key sees none of the organizations in this database; is it for another environment?"
         )
 
 
 def _sees(engine: Engine, workos: WorkOSClient, known: list[str]) -> bool:
-    """Whether a key sees anything of this mirror: ids are unique over all environments."""
+    """Return whether the API key sees any mirrored object. Ids are unique across environments."""
     with read_transaction(engine) as tx:
-        # Those that are gone are 404 in every environment.
-        living = select(Organization.id).where(Organization.id.in_(known), Organization.deleted_by.is_(None))
-        ids = sorted(tx.execute(living).scalars())
+        # Deleted organizations are 404 in every environment.
+        existing = select(Organization.id).where(Organization.id.in_(known), Organization.deleted_by.is_(None))
+        ids = sorted(tx.execute(existing).scalars())
     unread: WorkOSUnavailableError | None = None
     for id in ids:
         try:
             if workos.organization(id).item is not None:
                 return True
         except WorkOSUnavailableError as error:
-            workos.now()  # raises with WorkOS away: then the others need not be tried
+            workos.now()  # raises if WorkOS is unavailable; then the others need not be tried
             unread = error
     if not ids:
         return True
-    # All of them deleted, and no event told? Then others, or their people, are still there.
+    # All 404: they may have been deleted without an event. Then other organizations or users still exist.
     for kind, list_page in ((Kind.ORGANIZATION, workos.organizations), (Kind.USER, workos.users)):
         listed = [item.get("id") for item in list_page(None).items if isinstance(item, dict)]
         with read_transaction(engine) as tx:
@@ -97,7 +101,10 @@ def _require_same(bound: str | None, client_id: str) -> None:
 
 
 def _bind(tx: Connection, client_id: str, started: datetime) -> None:
-    """On an empty mirror "nobody has access" would be a lie: note the time from which to catch up after the resync."""
+    """Bind the database, and record the time from which to catch up after the first resync.
+
+    Until both have finished, an empty mirror does not mean that nobody has access.
+    """
     mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()
     _require_same(mirror.client_id, client_id)
     if mirror.backfill_from is None:

@@ -1,4 +1,4 @@
-"""WorkOS's log of events, page by page: after a cursor, or since a time. Nothing here judges what a page holds."""
+"""Reads the WorkOS events API page by page, after a cursor or since a time. The events are not interpreted here."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
@@ -17,25 +17,25 @@ from worker.workos_api.client import LastPageError, Page, WorkOSClient
 log = structlog.get_logger()
 
 CHUNK = timedelta(days=30)
-"""The longest range WorkOS takes in one query."""
+"""The longest time range that WorkOS accepts in one query (docs/workos.md)."""
 OLDEST = timedelta(days=90)
-"""WorkOS keeps events no longer."""
+"""WorkOS keeps events for this long (docs/workos.md)."""
 MARGIN = timedelta(minutes=10)
-"""A range that starts at the very edge would be over it when WorkOS reads it."""
+"""Distance from the oldest event: a range that starts exactly there is too old when WorkOS evaluates it."""
 
 
 _Answer = tuple[Page, LastPageError | None]
-"""A page, and the error to raise once it is stored."""
+"""A page, and an error to raise after the page is stored."""
 
 
 class EventLog:
-    """Reads events of the types that this code acts on, oldest first.
+    """Reads the events of all mirrored types, oldest first.
 
-    One name that WorkOS does not know makes it refuse the whole query (400). That name is left out from then on.
+    WorkOS refuses a query (400) if it does not know one of the event types. That type is then left out.
 
     Args:
-        workos: WorkOS.
-        now: WorkOS's time, aware.
+        workos: the client.
+        now: the current time by WorkOS's clock, aware.
     """
 
     def __init__(self, workos: WorkOSClient, now: datetime) -> None:
@@ -58,7 +58,7 @@ class EventLog:
         yield from self._pages(page)
 
     def since(self, start: datetime) -> Iterator[Page]:
-        """Yield the pages since a time, in chunks as long as WorkOS takes in one query; the last one is open.
+        """Yield the pages since a time, in chunks of the longest range that WorkOS accepts. The last chunk has no end.
 
         Raises:
             WorkOSUnavailableError: WorkOS did not answer.
@@ -71,10 +71,10 @@ class EventLog:
             start += CHUNK
 
     def require_all_types(self) -> None:
-        """Raise `EventTypesRefusedError` if event types were left out, with WorkOS's message for each."""
+        """Raise `EventTypesRefusedError`, with WorkOS's message for each type, if event types were left out."""
         if self._refused:
             refused = "; ".join(f"{type} ({why})" for type, why in self._refused.items())
-            raise EventTypesRefusedError(f"event types that it refuses: {refused}; all others were read")
+            raise EventTypesRefusedError(f"event types refused: {refused}; events of all other types were read")
 
     def _pages(self, first: _Answer, end: datetime | None = None) -> Iterator[Page]:
         page, error = first
@@ -83,7 +83,7 @@ class EventLog:
             page, error = self._page(after=page.after, end=end)
             yield page
         if error is not None:
-            raise error  # now that the page is stored
+            raise error  # the caller has stored the page
 
     def _page(self, *, after: str | None = None, start: datetime | None = None, end: datetime | None = None) -> _Answer:
         try:
@@ -96,9 +96,9 @@ class EventLog:
             return self._page(after=after, start=start, end=end)
 
     def _leave_out_refused(self) -> bool:
-        """Ask for each type alone and leave out those that WorkOS refuses; return whether some were, and not all."""
+        """Query each type alone and leave out refused ones; return whether some, but not all, were refused."""
         if self._refusal(*self._types) is None:
-            return False  # the names are fine: it refuses something else of the query
+            return False  # not because of the types
         refused = {type: why for type in self._types if (why := self._refusal(type)) is not None}
         if not refused or len(refused) == len(self._types):
             return False
@@ -108,7 +108,7 @@ class EventLog:
         return True
 
     def _refusal(self, *types: str) -> str | None:
-        """Return WorkOS's message if it refuses to list these types; None if it lists them."""
+        """Return WorkOS's message if it refuses these types; None if it accepts them."""
         try:
             self._workos.events(types, start=self._now - MARGIN)
         except BadRequestError as error:

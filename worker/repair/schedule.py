@@ -1,4 +1,4 @@
-"""What is due: runs by the schedule, the first resync, and runs and reads that nobody works on."""
+"""The schedule: creates due runs and the first resync, and wakes workers for runs and reads that wait."""
 
 import structlog
 from sqlalchemy import Connection, Engine, exists, select, update
@@ -19,12 +19,16 @@ log = structlog.get_logger()
 
 CLOCK_TICK = "clock"
 """The name of the tick by which the clock shows that it runs."""
-PAUSE = 60.0
-"""Seconds between a first resync that failed and the next."""
+RETRY_AFTER = 60.0
+"""Seconds between a failed first resync and the next."""
 
 
 def claim(tx: Connection, name: str, every_seconds: float) -> bool:
-    """Take the duty `name` if it is due, by the database's clock; False: it is not, or another clock has taken it."""
+    """Claim the task `name` if it is due by the database's clock.
+
+    Returns:
+        whether it was due; False also if another clock process has claimed it.
+    """
     first = dialect_insert(tx, Tick).values(name=name, at=db_now()).on_conflict_do_nothing().returning(Tick.name)
     if tx.execute(first).one_or_none() is not None:
         return True
@@ -34,22 +38,26 @@ def claim(tx: Connection, name: str, every_seconds: float) -> bool:
 
 
 def begin_due(tx: Connection) -> None:
-    """Begin the resync that a first start, or a release that acts on further event types, asks for."""
+    """Begin the resync that is needed on the first start, or after an upgrade that mirrors more event types."""
     mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()
     if mirror.backfill_from is None:
         return
     if mirror.last_resync_at is None:
-        failed = (Run.task == Task.RESYNC, Run.status == RunStatus.FAILED, Run.finished_at > db_now_plus(-PAUSE))
+        failed = (
+            Run.task == Task.RESYNC,
+            Run.status == RunStatus.FAILED,
+            Run.finished_at > db_now_plus(-RETRY_AFTER),
+        )
         if not tx.execute(select(exists().where(*failed))).scalar_one():
             begin_unless_busy(tx, "first start")
     elif (new := set(SUBSCRIBED).difference(mirror.event_types or ())) and begin_unless_busy(tx, "new release"):
-        # Events of these types were ignored until now: what they told is found by listing.
+        # Events of these types were ignored until now. The resync finds what they changed.
         log.info("new_event_types", types=sorted(new))
         tx.execute(update(Mirror).values(event_types=SUBSCRIBED))
 
 
 def begin_unless_busy(tx: Connection, requested_by: str) -> bool:
-    """Begin a full resync unless one is under way; return whether it was begun."""
+    """Begin a full resync unless one is running; return whether it was begun."""
     try:
         begin(tx, requested_by)
     except BusyError:
@@ -58,21 +66,24 @@ def begin_unless_busy(tx: Connection, requested_by: str) -> bool:
 
 
 def schedule(engine: Engine, settings: Settings) -> None:
-    """Create the runs that are due. Tick and run are one transaction: two clocks, or a missed tick, do no harm."""
-    duties = {Task.RETENTION: settings.retention_seconds}
+    """Create the runs that are due.
+
+    Each tick is claimed in the transaction that creates its run, so that a second clock or a crash does no harm.
+    """
+    intervals = {Task.RETENTION: settings.retention_seconds}
     if settings.repairs:
         in_transaction(engine, begin_due)
-        duties |= {Task.RESYNC: settings.resync_seconds, Task.CATCH_UP: settings.catch_up_seconds}
-    for task, every in duties.items():
+        intervals |= {Task.RESYNC: settings.resync_seconds, Task.CATCH_UP: settings.catch_up_seconds}
+    for task, every in intervals.items():
         try:
             in_transaction(engine, _schedule, task, every)
         except BusyError:
-            log.info("still_under_way", task=task)
+            log.info("run_already_running", task=task)
 
 
 def _schedule(tx: Connection, task: Task, every_seconds: float) -> None:
     if task is Task.RESYNC:
-        # One that an operator or the first start asked for counts too.
+        # A resync requested by an operator or by the first start counts too.
         recent = select(Mirror.id).where(Mirror.last_resync_at > db_now_plus(-every_seconds))
         if tx.execute(recent).one_or_none() is None and claim(tx, task, every_seconds):
             begin(tx, "clock")
@@ -81,14 +92,14 @@ def _schedule(tx: Connection, task: Task, every_seconds: float) -> None:
 
 
 def watch(engine: Engine, bell: Doorbell) -> None:
-    """Ring for runs and reads that nobody works on, and note how far the mirror is right by now."""
+    """Wake a worker if a run or read waits for one, and update `complete_to`."""
     update_complete_to(engine)
     if needs_repair(engine) and not bell.waiting():
         bell.ring()
 
 
 def needs_repair(engine: Engine) -> bool:
-    """Whether a run waits for a worker, or a read is due."""
+    """Return whether a run waits for a worker, or a read requested by an event is due."""
     unheld = exists().where(Run.status == RunStatus.RUNNING, Run.leased_until.is_(None) | (Run.leased_until < db_now()))
     due = exists().where(Read.run_id == "", Read.due_at <= db_now())
     with read_transaction(engine) as tx:

@@ -1,4 +1,4 @@
-"""The lane that repairs: resyncs, catch-ups, replays, retention and confirmed reads, each under its run's lease."""
+"""The lane `repair`: works on runs (resyncs, catch-ups, replays, retention), each under its lease, and on reads."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,14 +39,14 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """The work on runs and reads.
+    """Works on runs and reads.
 
     Args:
         engine: the database.
-        workos: WorkOS; None: only what does without it is done.
-        settings: as loaded.
-        bell: rung when a catch-up has filled the inbox.
-        stopping: says whether to leave off.
+        workos: the client; None without an API key: then only retention and replays are done.
+        settings: the loaded settings.
+        bell: wakes the drain, after a catch-up and during a replay.
+        stopping: returns whether to stop early.
     """
 
     engine: Engine
@@ -56,13 +56,14 @@ class Repair:
     stopping: Callable[[], bool] = lambda: False
 
     def all(self) -> None:
-        """Work on every run that nobody holds, then on the reads that are due.
+        """Work on every run that no worker holds, then on the reads that are due.
 
         Raises:
-            ConfigurationError: WorkOS is another environment, or refuses the key.
+            ConfigurationError: the settings name another environment.
+            InvalidApiKeyError: WorkOS refuses the API key.
             WorkOSUnavailableError: WorkOS does not answer.
         """
-        self._each(Task.RETENTION, Task.REPLAY)  # first, so that they do not wait for WorkOS
+        self._each(Task.RETENTION, Task.REPLAY)  # first: they do not need WorkOS
         if self.workos is None:
             return
         bind(self.engine, self.workos, self.settings)
@@ -76,9 +77,13 @@ class Repair:
                 self.one(run_id)
 
     def one(self, run_id: str) -> bool:
-        """Work on one run; return whether it is over. False: another has it, or it is left for later.
+        """Work on one run; return whether it has ended. False: another worker holds it, or it resumes later.
 
-        A run that fails for a reason that no code foresaw is over, as failed: it would fail again, and others wait.
+        An unexpected error ends the run as failed: it would fail again, and other runs wait.
+
+        Raises:
+            ConfigurationError, WorkOSUnavailableError, redis.exceptions.RedisError, sqlalchemy.exc.DBAPIError: the run
+                resumes once the cause is gone.
         """
         with runs.lease(self.engine, run_id) as held:
             if held is None:
@@ -92,7 +97,7 @@ class Repair:
                 raise
             except Exception as error:
                 if is_transient(error):
-                    raise  # the database is away: the run goes on once it is back
+                    raise  # the database is unavailable: the run resumes later
                 problem = unexpected(error)
                 log.warning("run_failed", run=run_id, error=problem, stack=stack_of(error))
                 self._finish(held, problem)
@@ -110,11 +115,11 @@ class Repair:
         return self._catch_up(held, self.workos) if task == Task.CATCH_UP else self._resync(held, self.workos)
 
     def _retain(self, held: Lease) -> bool:
-        def leaving() -> bool:
+        def should_stop() -> bool:
             return self.stopping() or held.lost.is_set()
 
-        retain(self.engine, _periods(self.settings), leaving)
-        if leaving():
+        retain(self.engine, _periods(self.settings), should_stop)
+        if should_stop():
             return False
         self._finish(held)
         return True
@@ -132,11 +137,11 @@ class Repair:
         return True
 
     def _resync(self, held: Lease, workos: WorkOSClient) -> bool:
-        over = Resync(self.engine, workos, held, self.stopping).work()
-        if over:
+        ended = Resync(self.engine, workos, held, self.stopping).work()
+        if ended:
             auto_join_policy.refresh_counts(self.engine)
             in_transaction(self.engine, _catch_up_if_first)
-        return over
+        return ended
 
     def _finish(self, held: Lease, problem: str | None = None) -> None:
         status = RunStatus.FAILED if problem else RunStatus.DONE
@@ -162,9 +167,9 @@ def _periods(settings: Settings) -> Periods:
 
 
 def _catch_up_if_first(tx: Connection) -> None:
-    first = select(Mirror.id).where(Mirror.backfilled_at.is_(None), Mirror.last_resync_at.is_not(None))
-    if tx.execute(first).one_or_none() is not None:
+    backfilling = select(Mirror.id).where(Mirror.backfilled_at.is_(None), Mirror.last_resync_at.is_not(None))
+    if tx.execute(backfilling).one_or_none() is not None:
         try:
             create(tx, Task.CATCH_UP, "first start")
         except BusyError:
-            log.info("catch_up_under_way")
+            log.info("catch_up_already_running")

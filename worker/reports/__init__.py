@@ -1,1 +1,1 @@
-"""What operators and programs are shown: reports, explain, health, doctor."""
+"""Reports for operators and programs: health, doctor, explain and listings."""

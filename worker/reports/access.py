@@ -1,4 +1,4 @@
-"""How people and domains stand: who may enter which workspace, which domains auto-join, and if not, why not."""
+"""Who has access to which workspace, and which domains auto-join, each with the reason."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,13 +21,22 @@ from models.views import auto_join_domains, workspace_members
 from worker.mirror import auto_join
 
 MAX_CHANGES = 500
-"""Of a membership, looked through for its cause."""
+"""Maximum number of a membership's changes searched for the cause of its access and role."""
 
 Row = RowMapping
 
 
 def access_of(tx: Connection, *which: Any) -> list[dict[str, Any]]:
-    """Return, of memberships, whether they give access now, and if not why not; since when, and by which cause."""
+    """Return a row for each membership: whether it gives access now, the reason, since when and the cause.
+
+    Args:
+        tx: a transaction.
+        which: conditions on `Membership`.
+
+    Returns:
+        rows sorted by workspace name and membership id. `since` and `role_since` are aware (UTC) and, like `cause` and
+        `role_cause`, None if the change is no longer kept. `role` is None without access.
+    """
     joined = (
         select(
             *(Membership.id, Membership.organization_id, Membership.user_id, Membership.status, Membership.role),
@@ -43,11 +52,11 @@ def access_of(tx: Connection, *which: Any) -> list[dict[str, Any]]:
         .where(*which)
         .order_by(Organization.name, Membership.id)
     )
-    found = tx.execute(joined).mappings().all()
-    entered = set(
+    memberships = tx.execute(joined).mappings().all()
+    with_access = set(
         tx.execute(
             select(workspace_members.c.membership_id).where(
-                workspace_members.c.user_id.in_({row["user_id"] for row in found})
+                workspace_members.c.user_id.in_({row["user_id"] for row in memberships})
             )
         ).scalars()
     )
@@ -57,45 +66,46 @@ def access_of(tx: Connection, *which: Any) -> list[dict[str, Any]]:
             "workspace_name": row["name"],
             "membership_id": row["id"],
             "user_id": row["user_id"],
-            "access": row["id"] in entered,
-            "role": row["role"] if row["id"] in entered else None,
+            "access": row["id"] in with_access,
+            "role": row["role"] if row["id"] in with_access else None,
             "workos_role": row["workos_role"],
-            "why": "an active membership of a live person in a live workspace"
-            if row["id"] in entered
+            "why": "active membership; neither the person nor the workspace is deleted"
+            if row["id"] in with_access
             else _why_not(row),
             **_causes(tx, row["id"]),
         }
-        for row in found
+        for row in memberships
     ]
 
 
 def _why_not(row: Row) -> str:
     """Return which condition of the view `workspace_members` a membership does not meet."""
-    gone = {"event": "deleted in WorkOS", "resync": "a resync found it gone"}
+    deleted = {"event": "was deleted in WorkOS", "resync": "no longer exists in WorkOS (found by a resync)"}
+    status = f"is {row['status']}" if row["status"] else "has no status"
     reasons = {
-        f"the membership: {gone.get(row['deleted_by'])}": row["deleted_by"],
-        f"the person: {gone.get(row['user_deleted_by'])}": row["user_deleted_by"],
-        f"the workspace: {gone.get(row['organization_deleted_by'])}": row["organization_deleted_by"],
-        f"the membership is {row['status'] or 'of no known status'}": row["status"] != "active",
-        "the person is not known here yet": not row["user_known"],
-        "the workspace is not known here yet": not row["organization_known"],
+        f"the membership {deleted.get(row['deleted_by'])}": row["deleted_by"],
+        f"the person {deleted.get(row['user_deleted_by'])}": row["user_deleted_by"],
+        f"the workspace {deleted.get(row['organization_deleted_by'])}": row["organization_deleted_by"],
+        f"the membership {status}": row["status"] != "active",
+        "the person is not in the mirror yet": not row["user_known"],
+        "the workspace is not in the mirror yet": not row["organization_known"],
     }
-    newer = "a newer membership of the same person in this workspace counts"
-    return next((reason for reason, holds in reasons.items() if holds), newer)
+    newer = "a newer membership of the same person in this workspace takes precedence"
+    return next((reason for reason, applies in reasons.items() if applies), newer)
 
 
 def _causes(tx: Connection, membership_id: str) -> dict[str, Any]:
-    """Return when and by what a membership last became active, or ceased to be, and last got its role."""
-    mine = (Change.kind == Kind.MEMBERSHIP, Change.object_id == membership_id)
-    newest_first = select(Change.__table__).where(*mine).order_by(Change.id.desc()).limit(MAX_CHANGES)
+    """Return when and why a membership last became active or inactive, and last got its role."""
+    about = (Change.kind == Kind.MEMBERSHIP, Change.object_id == membership_id)
+    newest_first = select(Change.__table__).where(*about).order_by(Change.id.desc()).limit(MAX_CHANGES)
     changes = tx.execute(newest_first).mappings().all()
-    turned = next((row for row in changes if _active(row["before"]) != _active(row["after"])), None)
-    ranked = next((row for row in changes if (row["before"] or {}).get("role") != row["after"]["role"]), None)
+    status_change = next((row for row in changes if _active(row["before"]) != _active(row["after"])), None)
+    role_change = next((row for row in changes if (row["before"] or {}).get("role") != row["after"]["role"]), None)
     return {
-        "since": turned["at"] if turned else None,
-        "cause": f"{turned['cause']} {turned['cause_id']}" if turned else None,
-        "role_since": ranked["at"] if ranked else None,
-        "role_cause": f"{ranked['cause']} {ranked['cause_id']}" if ranked else None,
+        "since": status_change["at"] if status_change else None,
+        "cause": f"{status_change['cause']} {status_change['cause_id']}" if status_change else None,
+        "role_since": role_change["at"] if role_change else None,
+        "role_cause": f"{role_change['cause']} {role_change['cause_id']}" if role_change else None,
     }
 
 
@@ -104,26 +114,34 @@ def _active(shown: Mapping[str, Any] | None) -> bool:
 
 
 def domain_states(tx: Connection, *which: Any) -> list[dict[str, Any]]:
-    """Return domains with their auto-join state, whether people join by them now, and if not why not."""
+    """Return a row for each domain: its auto-join state, whether people join by it now, and the reason.
+
+    Args:
+        tx: a transaction.
+        which: conditions on `Domain`.
+
+    Returns:
+        rows sorted by domain name and id.
+    """
     mirror = tx.execute(select(Mirror.__table__)).one()
-    mine = set(tx.execute(select(Domain.id).where(*which)).scalars())
-    found = auto_join.claims(tx, mine)
-    now = auto_join.auto_join_statuses(found)
+    selected = set(tx.execute(select(Domain.id).where(*which)).scalars())
+    found = auto_join.claims(tx, selected)
+    statuses = auto_join.auto_join_statuses(found)
     view = auto_join_domains.c
-    named = {claim.domain for claim in found}
+    claimed = {claim.domain for claim in found}
     joining = {
         (domain, owner)
-        for domain, owner in tx.execute(select(view.domain, view.organization_id).where(view.domain.in_(named)))
+        for domain, owner in tx.execute(select(view.domain, view.organization_id).where(view.domain.in_(claimed)))
     }
-    told = select(Domain.id, Domain.domain).where(Domain.id.in_(mine))
-    names = {row.id: row.domain for row in tx.execute(told)}
+    spelled = select(Domain.id, Domain.domain).where(Domain.id.in_(selected))
+    names = {row.id: row.domain for row in tx.execute(spelled)}
     states = []
     for claim in found:
-        if claim.domain_id not in mine:
+        if claim.domain_id not in selected:
             continue
-        state, reason = now[claim.domain_id]
+        state, reason = statuses[claim.domain_id]
         on = state is AutoJoinState.VERIFIED and (claim.domain, claim.organization_id) in joining
-        why = "verified, by this workspace only" if on else WORDS[state].format(reason or "") or _off(tx, claim, mirror)
+        why_not = WHY_NOT[state].format(reason or "") or _off(tx, claim, mirror)
         states.append(
             {
                 "id": claim.domain_id,
@@ -132,30 +150,30 @@ def domain_states(tx: Connection, *which: Any) -> list[dict[str, Any]]:
                 "verification": claim.verification,
                 "state": state.value,
                 "auto_join": on,
-                "why": why,
+                "why": "verified by this workspace only" if on else why_not,
             }
         )
     return sorted(states, key=lambda row: (str(row["domain"]), str(row["id"])))
 
 
-WORDS = {
+WHY_NOT = {
     AutoJoinState.PENDING: "{}",
     AutoJoinState.VERIFIED: "",
     AutoJoinState.FAILED: "not verified: {}",
     AutoJoinState.CONFLICTED: "in conflict: {}",
     AutoJoinState.REVOKED: "{}",
 }
-"""Why a domain in each state does not auto-join; of a verified one it takes a look."""
+"""Why a domain in each state does not auto-join. Empty for a verified one: `_off` finds the reason."""
 
 
 def _off(tx: Connection, claim: auto_join.Claim, mirror: Any) -> str:
-    """Return why nobody joins by a domain although it is verified by one live workspace only."""
+    """Return why nobody joins by a domain that exactly one workspace has verified."""
     reasons = {
-        "it is no domain name": claim.domain is None,
-        "a public mail provider: its domain is nobody's own": _is_public(tx, claim.domain),
+        "not a valid domain name": claim.domain is None,
+        "domain of a public mail provider": _is_public(tx, claim.domain),
         "AUTO_JOIN is off": mirror.auto_join == "off",
     }
-    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    reason = next((reason for reason, applies in reasons.items() if applies), None)
     return reason or _switched_off(tx, claim.organization_id or "")
 
 
@@ -163,7 +181,7 @@ def _switched_off(tx: Connection, organization_id: str) -> str:
     row = tx.execute(
         select(WorkspaceSettings.who, WorkspaceSettings.why).where(WorkspaceSettings.organization_id == organization_id)
     ).one_or_none()
-    return f"switched off by {row.who}: {row.why}" if row else "not now"
+    return f"switched off by {row.who}: {row.why}" if row else "not in effect yet"
 
 
 def _is_public(tx: Connection, domain: str | None) -> bool:

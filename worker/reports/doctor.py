@@ -1,4 +1,4 @@
-"""doctor: looks at everything an installation needs, one line each, with the remedy where something is wrong."""
+"""doctor: checks everything an installation needs. Each check is one row, with a remedy if something is wrong."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -28,13 +28,13 @@ from worker.workos_api.client import WorkOSClient
 WEBHOOK_PATH = "/webhooks/workos"
 DAY_SECONDS = 24 * 3600.0
 SKEW_SECONDS = 5.0
-SHORT_TOKEN = 20
+MIN_TOKEN_LENGTH = 20
 MAX_ENDPOINT_PAGES = 20
-"""Pages of WorkOS's list of endpoints."""
+"""Maximum number of pages read of WorkOS's list of endpoints."""
 
 
 class Level(StrEnum):
-    """How a check came out."""
+    """The result of a check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -42,7 +42,7 @@ class Level(StrEnum):
 
 
 class Check(NamedTuple):
-    """One line of the doctor's: what it looked at, how it is, what it saw, and what to do."""
+    """One row of the report: what was checked, the result, what was found, and the remedy."""
 
     name: str
     level: Level
@@ -51,40 +51,40 @@ class Check(NamedTuple):
 
 
 def ok(name: str, saw: str) -> Check:
-    """Return that all is well."""
+    """Return a passed check."""
     return Check(name, Level.OK, saw)
 
 
 def warning(name: str, saw: str, remedy: str) -> Check:
-    """Return that something could be better."""
+    """Return a warning: the installation works, but something should be changed."""
     return Check(name, Level.WARNING, saw, remedy)
 
 
 def failure(name: str, saw: str, remedy: str) -> Check:
-    """Return that something is wrong."""
+    """Return a failed check."""
     return Check(name, Level.FAILURE, saw, remedy)
 
 
 def run_checks(
     engine: Engine, redis: Redis, settings: Settings, connect: Callable[[], WorkOSClient] | None
 ) -> Iterator[Check]:
-    """Yield all checks, as they are made; the mirror is not changed.
+    """Run all checks, and yield each when it is done. Nothing is changed in the mirror.
 
     Args:
         engine: the database.
-        redis: with a short time-out.
-        settings: as loaded.
-        connect: opens WorkOS; None without a key.
+        redis: a client with a short timeout.
+        settings: the loaded settings.
+        connect: opens a WorkOS client; None if no API key is set.
     """
     database = list(_database(engine))
     yield from database
     yield from _redis(redis)
     yield from _secrets(settings)
     yield from _tokens(settings)
-    stands = all(check.level is not Level.FAILURE for check in database)
-    yield from _workos(engine, settings, connect if stands else None)
-    yield from _refused(redis)
-    if stands:
+    database_ok = all(check.level is not Level.FAILURE for check in database)
+    yield from _workos(engine, settings, connect if database_ok else None)
+    yield from _timestamps(redis)
+    if database_ok:
         health = check_health(engine, redis, settings)
         yield from _work(health)
         if health.lanes[0].workers:
@@ -98,10 +98,10 @@ def _database(engine: Engine) -> Iterator[Check]:
             now: datetime = tx.execute(select(db_now())).scalar_one()
         old, revision = outdated(engine), current_revision(engine)
     except DBAPIError as error:
-        yield failure("database", f"{shown}: {type(error.orig).__name__}", "start it, or set DATABASE_URL")
+        yield failure("database", f"{shown}: {type(error.orig).__name__}", "start it, or correct DATABASE_URL")
         return
     if engine.dialect.name == "sqlite":
-        yield warning("database", shown, "SQLite is for trying it out; in production set DATABASE_URL to PostgreSQL")
+        yield warning("database", shown, "SQLite is for evaluation only; in production, set DATABASE_URL to PostgreSQL")
     else:
         yield ok("database", shown)
     if old:
@@ -112,11 +112,11 @@ def _database(engine: Engine) -> Iterator[Check]:
 
 
 def _skew(name: str, there: datetime) -> Check:
-    """Compare a clock with this machine's: signatures are judged by the latter."""
+    """Compare a clock with this machine's, which decides whether a signature is too old."""
     skew = abs((datetime.now(UTC) - there).total_seconds())
     if skew > SKEW_SECONDS:
-        return failure(name, f"differs from this machine's by {skew:.0f} s", "run NTP on both machines")
-    return ok(name, f"within {SKEW_SECONDS:.0f} s of this machine's")
+        return failure(name, f"differs from this machine's clock by {skew:.0f} s", "run NTP on both machines")
+    return ok(name, f"within {SKEW_SECONDS:.0f} s of this machine's clock")
 
 
 def _redis(redis: Redis) -> Iterator[Check]:
@@ -132,33 +132,34 @@ def _redis(redis: Redis) -> Iterator[Check]:
     if settings.get("appendonly") == "yes" or settings.get("save"):
         yield ok("redis persistence", "on")
     else:
-        yield warning("redis persistence", "off: a restart forgets jobs; the sweep finds them", "set appendonly yes")
+        yield warning("redis persistence", "off: jobs lost in a restart wait for the sweep", "set appendonly yes")
     policy = settings.get("maxmemory-policy") or "?"
     if policy == "noeviction":
         yield ok("redis eviction", policy)
     else:
-        yield failure("redis eviction", f"{policy}: jobs may vanish", "set maxmemory-policy noeviction")
+        yield failure("redis eviction", f"{policy}: jobs may be evicted", "set maxmemory-policy noeviction")
 
 
 def _secrets(settings: Settings) -> Iterator[Check]:
     number = len(settings.workos_webhook_secrets)
     if number:
-        yield ok("webhook secret", "one" if number == 1 else f"{number}, as during a rotation")
+        yield ok("webhook secret", "1 set" if number == 1 else f"{number} set, as during a rotation")
     else:
-        remedy = "set WORKOS_WEBHOOK_SECRETS; workos-sync register URL prints one"
-        yield failure("webhook secret", "not set: no delivery can be verified", remedy)
+        remedy = "set WORKOS_WEBHOOK_SECRETS; workos-sync register URL prints a secret"
+        yield failure("webhook secret", "not set: no webhook can be verified", remedy)
 
 
 def _tokens(settings: Settings) -> Iterator[Check]:
     for name, tokens, off in (
-        ("OPS_TOKENS", settings.ops_tokens, "the pages under /ops are off"),
-        ("API_TOKENS", settings.api_tokens, "the API under /api/v1 is off"),
+        ("OPS_TOKENS", settings.ops_tokens, "the pages under /ops are disabled"),
+        ("API_TOKENS", settings.api_tokens, "the API under /api/v1 is disabled"),
     ):
-        short = [who for who, token in tokens.items() if len(token.get_secret_value()) < SHORT_TOKEN]
+        short = [who for who, token in tokens.items() if len(token.get_secret_value()) < MIN_TOKEN_LENGTH]
         if not tokens:
-            yield warning(name, f"not set: {off}", f"set {name} to name:token, such as: openssl rand -hex 24")
+            yield warning(name, f"not set: {off}", f"set {name} to name:token; to make a token: openssl rand -hex 24")
         elif short:
-            yield warning(name, f"short: {', '.join(short)}", "use at least 20 characters: openssl rand -hex 24")
+            remedy = f"use at least {MIN_TOKEN_LENGTH} characters, for example: openssl rand -hex 24"
+            yield warning(name, f"too short: {', '.join(short)}", remedy)
         else:
             yield ok(name, ", ".join(tokens))
 
@@ -166,23 +167,24 @@ def _tokens(settings: Settings) -> Iterator[Check]:
 def _workos(engine: Engine, settings: Settings, connect: Callable[[], WorkOSClient] | None) -> Iterator[Check]:
     if not settings.repairs:
         remedy = "set WORKOS_API_KEY and WORKOS_CLIENT_ID"
-        yield failure("WorkOS key", "not set: nothing repairs what webhooks miss", remedy)
+        yield failure("WorkOS key", "not set: lost webhooks are not recovered", remedy)
         return
     if connect is None:
-        yield warning("WorkOS key", "not tried", "mend the database first")
+        yield warning("WorkOS key", "not checked", "fix the database first")
         return
     workos = connect()
     try:
         now = workos.now()
-        yield ok("WorkOS key", "WorkOS takes it")
+        yield ok("WorkOS key", "accepted by WorkOS")
         require_same_environment(engine, workos, settings)
-        yield ok("WorkOS environment", f"{settings.workos_client_id}, as this database")
+        yield ok("WorkOS environment", f"{settings.workos_client_id}, the one this database mirrors")
         yield _skew("clock of WorkOS", now)
         yield from _endpoints(workos, settings)
     except InvalidApiKeyError as error:
-        yield failure("WorkOS key", str(error), "set WORKOS_API_KEY to a living key of this environment")
+        yield failure("WorkOS key", str(error), "set WORKOS_API_KEY to a valid key of this environment")
     except ConfigurationError as error:
-        yield failure("WorkOS environment", str(error), "set the key and client id of the environment it mirrors")
+        remedy = "set the API key and client id of the environment that this database mirrors"
+        yield failure("WorkOS environment", str(error), remedy)
     except (WorkOSUnavailableError, RedisError) as error:
         yield failure("WorkOS", f"does not answer: {error}", "check the network and WORKOS_BASE_URL")
     finally:
@@ -196,26 +198,26 @@ def _endpoints(workos: WorkOSClient, settings: Settings) -> Iterator[Check]:
     ours = [row for row in list_endpoints(workos) if urlsplit(str(row.get("endpoint_url"))).path == path]
     if not ours:
         shown = f"{WEBHOOK_PATH}/<WEBHOOK_PATH_TOKEN>" if token else WEBHOOK_PATH
-        yield failure(name, f"none ends in {shown}", f"run: workos-sync register https://YOUR-HOST{shown}")
+        yield failure(name, f"no endpoint URL ends in {shown}", f"run: workos-sync register https://YOUR-HOST{shown}")
         return
-    living = [row for row in ours if row.get("status") == "enabled"]
-    if not living:
-        yield failure(name, "disabled: WorkOS sends nothing", "run: workos-sync register with its URL")
-    for row in living:
+    enabled = [row for row in ours if row.get("status") == "enabled"]
+    if not enabled:
+        yield failure(name, "disabled: WorkOS sends no webhooks", "run workos-sync register with the endpoint's URL")
+    for row in enabled:
         missing, extra = compare_event_types(row)
         where = urlsplit(str(row["endpoint_url"])).netloc
         if missing:
-            saw = f"{where} does not get {', '.join(missing)}"
-            yield failure(name, saw, "run: workos-sync register with its URL")
+            saw = f"{where} is not subscribed to {', '.join(missing)}"
+            yield failure(name, saw, "run workos-sync register with the endpoint's URL")
         elif extra:
-            saw = f"{where} gets types that nothing needs: {', '.join(extra)}"
-            yield warning(name, saw, "run: workos-sync register with its URL")
+            saw = f"{where} is subscribed to event types that are not needed: {', '.join(extra)}"
+            yield warning(name, saw, "run workos-sync register with the endpoint's URL")
         else:
-            yield ok(name, f"{where}, enabled, with exactly the needed {len(SUBSCRIBED)} types")
+            yield ok(name, f"{where}, enabled, with exactly the {len(SUBSCRIBED)} event types needed")
 
 
 def list_endpoints(workos: WorkOSClient) -> list[dict[str, Any]]:
-    """Return the webhook endpoints of the environment."""
+    """Return the webhook endpoints of the WorkOS environment, as WorkOS describes them."""
     found: list[dict[str, Any]] = []
     after: str | None = None
     for _ in range(MAX_ENDPOINT_PAGES):
@@ -227,33 +229,34 @@ def list_endpoints(workos: WorkOSClient) -> list[dict[str, Any]]:
 
 
 def compare_event_types(endpoint: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Return the event types that an endpoint should get and does not, and those that it gets for nothing.
+    """Return the event types that an endpoint lacks, and those it has without need.
 
-    One that names none gets all of them (WorkOS's emulator; whether the service does is open).
+    An endpoint without a list of event types receives all of them. WorkOS's emulator does so; the service itself is not
+    documented (docs/workos.md).
     """
-    wanted = set(endpoint.get("events") or ())
-    if not wanted:
+    subscribed = set(endpoint.get("events") or ())
+    if not subscribed:
         return [], ["all others"]
-    return sorted(set(SUBSCRIBED) - wanted), sorted(wanted - set(SUBSCRIBED))
+    return sorted(set(SUBSCRIBED) - subscribed), sorted(subscribed - set(SUBSCRIBED))
 
 
-def _refused(redis: Redis) -> Iterator[Check]:
-    name = "deliveries refused for their time"
+def _timestamps(redis: Redis) -> Iterator[Check]:
+    name = "signature timestamps"
     try:
         times = {key.labels: at for key, at in noted(redis).items() if key.name == "refused"}
     except RedisError:
-        return  # said already
+        return  # reported by the check of Redis
     last = times.get(("time",))
     if last is not None and time.time() - last < DAY_SECONDS:
         when = datetime.fromtimestamp(last, UTC)
-        remedy = "check this machine's clock; repeats after an outage pass with a larger WEBHOOK_TOLERANCE_SECONDS, or"
-        yield failure(name, f"the last at {when:%Y-%m-%d %H:%M:%S} UTC", f"{remedy} come by catch-up")
+        remedy = "check this machine's clock, or raise WEBHOOK_TOLERANCE_SECONDS; catch-up fetches the events"
+        yield failure(name, f"last refused at {when:%Y-%m-%d %H:%M:%S} UTC", remedy)
     else:
-        yield ok(name, "none in the last day")
+        yield ok(name, "none refused in the last 24 hours")
 
 
 def _doorbell(redis: Redis) -> Iterator[Check]:
-    """Ring and listen: workers may be registered here and listen at another Redis, or hang."""
+    """Ring and wait for an answer: a registered worker may hang, or listen to another Redis."""
     name = "doorbell"
     try:
         seconds = Doorbell(redis, DRAIN).listen()
@@ -262,7 +265,7 @@ def _doorbell(redis: Redis) -> Iterator[Check]:
         return
     if seconds is None:
         saw = f"no worker answered within {LISTEN_SECONDS:.0f} s"
-        yield failure(name, saw, "restart worker; web, worker and clock need the same REDIS_URL")
+        yield failure(name, saw, "restart worker; web, worker and clock must use the same REDIS_URL")
     else:
         yield ok(name, f"a worker answered within {max(seconds, 0.1):.1f} s")
 
@@ -272,13 +275,13 @@ def _work(health: Health) -> Iterator[Check]:
         if lane.workers:
             yield ok(f"workers, {lane.name}", f"{len(lane.workers)} ({', '.join(sorted(set(lane.workers)))})")
         elif lane.workers is not None:
-            yield failure(f"workers, {lane.name}", "none", "start workos-sync worker")
+            yield failure(f"workers, {lane.name}", "none running", "start workos-sync worker")
     yield _clock(health)
     yield _last_webhook(health)
     yield _last_resync(health)
-    told = {"redis_away", "no_worker", "no_clock", "silent", "resync_failed", "resync_late", "never_filled"}
+    reported = {"redis_away", "no_worker", "no_clock", "silent", "resync_failed", "resync_late", "never_filled"}
     for problem in health.problems:
-        if problem.name not in told:
+        if problem.name not in reported:
             yield _of_problem(problem.name.replace("_", " "), problem)
 
 
@@ -289,24 +292,24 @@ def _of_problem(name: str, problem: Problem) -> Check:
 
 def _clock(health: Health) -> Check:
     wrong = [problem for problem in health.problems if problem.name == "no_clock"]
-    return _of_problem("clock", wrong[0]) if wrong else ok("clock", "alive")
+    return _of_problem("clock", wrong[0]) if wrong else ok("clock", "running")
 
 
 def _last_webhook(health: Health) -> Check:
     at = health.last_webhook_at
-    said = f"{at:%Y-%m-%d %H:%M:%S} UTC" if at else "none yet"
+    last = f"{at:%Y-%m-%d %H:%M:%S} UTC" if at else "none yet"
     if health.silent_seconds is not None:
-        saw = f"{said}, while the events API had news"
-        return failure("last webhook", saw, "is the endpoint reachable from outside? Look at its log in WorkOS")
+        saw = f"{last}, although the events API has newer events"
+        return failure("last webhook", saw, "is the endpoint reachable from the internet? See its log in WorkOS")
     if at is None:
-        return warning("last webhook", said, "change something in WorkOS, and look again")
-    return ok("last webhook", said)
+        return warning("last webhook", last, "change something in WorkOS, then run doctor again")
+    return ok("last webhook", last)
 
 
 def _last_resync(health: Health) -> Check:
     wrong = [problem for problem in health.problems if problem.name in ("resync_failed", "resync_late")]
     if wrong:
-        return failure("last resync", wrong[0].text, "workos-sync runs list; workos-sync resync")
+        return failure("last resync", wrong[0].text, "see workos-sync runs list; to start one now: workos-sync resync")
     if health.resync is None:
-        return warning("last resync", "none yet", "clock and worker begin one by themselves; or: workos-sync resync")
+        return warning("last resync", "none yet", "start clock and worker, or run: workos-sync resync")
     return ok("last resync", f"{health.resync.status}, {timedelta(seconds=round(health.resync.age_seconds))} ago")

@@ -1,4 +1,4 @@
-"""Why a row is as it is: all that touched an object, in order, each with its reason."""
+"""Why a row is as it is: everything that affected an object, in order, each step with its reason."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,10 +26,10 @@ from worker.decision.decide import Outcome
 from worker.reports.access import access_of, domain_states
 
 MAX_STEPS = 500
-"""Of each source; what is older is left out, and said to be."""
+"""Maximum number of steps from each source. Older ones are omitted, and the report says so."""
 
-AUTO_JOIN = {"auto_join", "auto_join_reason"}
-"""Fields of a domain that another object may change."""
+AUTO_JOIN_FIELDS = {"auto_join", "auto_join_reason"}
+"""Fields of a domain that change with other objects: its workspace, or another workspace's domain."""
 
 Row = RowMapping
 EVENT_COLUMNS = tuple(column for column in Event.__table__.columns if column.name != "body")
@@ -43,27 +43,27 @@ class Object(NamedTuple):
 
 
 def explain(engine: Engine, name: str) -> dict[str, Any] | None:
-    """Return what is known of an object or person and why; None if nothing is.
+    """Return an object or a person with everything that affected it; None if the mirror has no trace of it.
 
     Args:
         engine: the database.
-        name: an id of WorkOS (of an event: what it was about), or a person's e-mail address as it is now.
+        name: a WorkOS id, or a person's current e-mail address. The id of an event means the object it is about.
 
     Returns:
         `objects`, `access` (of a person or membership), `auto_join` (of a domain or workspace), `joins` (of a person:
-        what AUTO_JOIN=provision made of them), `timeline` in the order in which things happened here, and `truncated`.
-        Times are aware, in UTC.
+        what AUTO_JOIN=provision did), `timeline` in the order of processing, and `truncated`: whether older steps are
+        omitted. Times are aware, in UTC.
     """
     with read_transaction(engine) as tx:
-        named = _named(tx, name)
-        if not named:
+        objects = _find(tx, name)
+        if not objects:
             return None
-        found = _with_related(tx, named)
+        found = _with_related(tx, objects)
         timeline, truncated = _timeline(tx, found)
         memberships = [id for kind, id in found if kind is Kind.MEMBERSHIP]
         domains = [id for kind, id in found if kind is Kind.DOMAIN]
         return {
-            "objects": [_shown(tx, one) for one in named],
+            "objects": [_row(tx, one) for one in objects],
             "access": access_of(tx, Membership.id.in_(memberships)) if memberships else [],
             "auto_join": domain_states(tx, Domain.id.in_(domains)) if domains else [],
             "joins": _joins(tx, [id for kind, id in found if kind is Kind.USER]),
@@ -72,7 +72,7 @@ def explain(engine: Engine, name: str) -> dict[str, Any] | None:
         }
 
 
-def _named(tx: Connection, name: str) -> list[Object]:
+def _find(tx: Connection, name: str) -> list[Object]:
     if "@" in name:
         users = select(User.id).where(User.email.in_({name, name.lower()})).order_by(User.id)
         return [Object(Kind.USER, id) for id in tx.execute(users).scalars()]
@@ -81,18 +81,18 @@ def _named(tx: Connection, name: str) -> list[Object]:
         for kind, table in TABLES.items()
         if tx.execute(select(table.id).where(table.id == name)).one_or_none()
     ]
-    asked_for = select(Read.kind).where(Read.object_id == name).distinct()
-    found = mirrored or [Object(Kind(kind), name) for kind in tx.execute(asked_for).scalars()]
+    to_be_read = select(Read.kind).where(Read.object_id == name).distinct()
+    found = mirrored or [Object(Kind(kind), name) for kind in tx.execute(to_be_read).scalars()]
     if found:
         return found
     event = tx.execute(select(Event.kind, Event.object_id).where(Event.id == name)).one_or_none()
     return [Object(Kind(event.kind), event.object_id)] if event and event.kind else []
 
 
-def _with_related(tx: Connection, named: Iterable[Object]) -> list[Object]:
-    """Return the objects and what decides about them: a person's memberships, a workspace's domains."""
+def _with_related(tx: Connection, objects: Iterable[Object]) -> list[Object]:
+    """Return `objects` with those that decide about them: a person's memberships, a workspace's domains."""
     found: dict[Object, None] = {}
-    for one in named:
+    for one in objects:
         found[one] = None
         related = {
             Kind.USER: (Kind.MEMBERSHIP, select(Membership.id).where(Membership.user_id == one.id)),
@@ -109,7 +109,7 @@ def _joins(tx: Connection, users: Sequence[str]) -> list[dict[str, Any]]:
     return [dict(row) for row in tx.execute(found).mappings()] if users else []
 
 
-def _shown(tx: Connection, one: Object) -> dict[str, Any]:
+def _row(tx: Connection, one: Object) -> dict[str, Any]:
     row = tx.execute(select(TABLES[one.kind].__table__).where(TABLES[one.kind].id == one.id)).mappings()
     return {"kind": one.kind.value, **(row.one_or_none() or {"id": one.id})}
 
@@ -118,12 +118,12 @@ def _shown(tx: Connection, one: Object) -> dict[str, Any]:
 
 
 def _timeline(tx: Connection, objects: Sequence[Object]) -> tuple[list[dict[str, Any]], bool]:
-    here = [place for one in objects for place in _places(one)]
+    subjects = [subject for one in objects for subject in _subjects(one)]
     ids = [one.id for one in objects]
 
     def about(table: type[Event | Change | Drift | Read]) -> ColumnElement[bool]:
-        # The ids for the index, and the kinds because a role may be named as anything.
-        return and_(table.object_id.in_(ids), tuple_(table.kind, table.object_id).in_(here))
+        # The ids use the index. The kinds are needed because a role slug may equal any id.
+        return and_(table.object_id.in_(ids), tuple_(table.kind, table.object_id).in_(subjects))
 
     events = _newest(tx, select(*EVENT_COLUMNS), Event.received_at, about(Event))
     changes = _newest(tx, select(Change.__table__), Change.id, about(Change))
@@ -132,21 +132,24 @@ def _timeline(tx: Connection, objects: Sequence[Object]) -> tuple[list[dict[str,
     reads = _newest(tx, select(Read.__table__), Read.due_at, about(Read))
     winners = _winners(tx, events)
     steps = []
-    told: set[int] = set()
+    explained: set[int] = set()
     for event in events:
-        mine = [row for row in changes if _brought(event, row)]
-        told |= {row["id"] for row in mine}
-        steps.append(_event_step(event, mine, winners))
+        caused = [row for row in changes if _caused(event, row)]
+        explained |= {row["id"] for row in caused}
+        steps.append(_event_step(event, caused, winners))
     found = {(row["run_id"], row["kind"], row["object_id"]): row for row in drift}
-    steps += [_change_step(row, found) for row in changes if row["id"] not in told]
+    steps += [_change_step(row, found) for row in changes if row["id"] not in explained]
     steps += [_drift_step(row) for row in drift if row["action"] != "repaired"]
     steps += [_read_step(row) for row in reads]
     steps.sort(key=lambda step: (step["at"], step["occurred_at"] or step["at"]))
     return steps, max(len(events), len(changes)) >= MAX_STEPS
 
 
-def _places(one: Object) -> list[tuple[str, str]]:
-    """Return where an object's history stands: under its own kind, and under that of what is decided about it."""
+def _subjects(one: Object) -> list[tuple[str, str]]:
+    """Return the (kind, id) pairs under which the history of an object is recorded.
+
+    Operators' decisions about a person or a workspace have a kind of their own.
+    """
     further = {Kind.USER: JOIN, Kind.ORGANIZATION: WORKSPACE_SETTINGS}
     return [(one.kind, one.id)] + ([(further[one.kind], one.id)] if one.kind in further else [])
 
@@ -161,8 +164,8 @@ def _winners(tx: Connection, events: Iterable[Row]) -> dict[str, Row]:
     return {row["id"]: row for row in found}
 
 
-def _brought(event: Row, change: Row) -> bool:
-    """Whether a change was made when the event was decided, and not by a read that it asked for."""
+def _caused(event: Row, change: Row) -> bool:
+    """Return whether an event made a change itself. A confirmed read requested by the event has the same cause."""
     same = (change["kind"], change["object_id"]) == (event["kind"], event["object_id"])
     by_it = change["cause"] == "event" and change["cause_id"] == event["id"]
     return same and by_it and bool(event["outcome"] != Outcome.TOMBSTONED or event["replays"])
@@ -192,17 +195,18 @@ def _why(event: Row, changes: Sequence[Row], winners: Mapping[str, Row]) -> str:
     match event["status"]:
         case EventStatus.PENDING:
             tried = f"; attempt {event['attempts']} failed: {event['error']}" if event["error"] else ""
-            return f"waits to be decided{tried}"
+            return f"waiting to be processed{tried}"
         case EventStatus.FAILED:
-            return f"set aside after {event['attempts']} attempts: {event['error']}"
+            return f"failed after {event['attempts']} attempts: {event['error']}"
         case EventStatus.DISMISSED:
-            return f"dismissed by {event['dismissed_by']}: {event['dismissed_why']} (it had failed: {event['error']})"
-    said = _outcome(event, changes, winners)
+            return f"dismissed by {event['dismissed_by']}: {event['dismissed_why']} (error: {event['error']})"
+    outcome = _outcome(event, changes, winners)
     if not event["replays"]:
-        return said
-    again = f"; replayed {event['replays']} times, last by run {event['replay_id']}"
-    before = "; it had changed this when it was first decided" if changes and event["outcome"] != "applied" else ""
-    return said + again + before
+        return outcome
+    times = "once" if event["replays"] == 1 else f"{event['replays']} times"
+    replayed = f"; replayed {times}, last by run {event['replay_id']}"
+    first = "; it made this change when it was first processed" if changes and event["outcome"] != "applied" else ""
+    return outcome + replayed + first
 
 
 def _outcome(event: Row, changes: Sequence[Row], winners: Mapping[str, Row]) -> str:
@@ -210,38 +214,38 @@ def _outcome(event: Row, changes: Sequence[Row], winners: Mapping[str, Row]) -> 
         case Outcome.APPLIED:
             return _applied(changes)
         case Outcome.UNCHANGED:
-            return "the mirror had this content already"
+            return "the mirror already had this content"
         case Outcome.STALE:
-            return f"older than what is here, which {_winner(event, winners)} brought"
+            return f"older than the current state, which came from {_winner(event, winners)}"
         case Outcome.TOMBSTONED if event["decided_by"]:
-            return f"deleted for good: {_winner(event, winners)} says so, and nothing undoes a delete"
+            return f"permanently deleted by {_winner(event, winners)}; deletes are final"
         case Outcome.TOMBSTONED:
-            return "a resync had found it gone, so WorkOS was asked for it by id"
-    return "no state is kept of events of this type"
+            return "a resync had found it deleted, so a confirmed read was requested"
+    return "events of this type are not mirrored"
 
 
 def _winner(event: Row, winners: Mapping[str, Row]) -> str:
     if not event["decided_by"]:
-        return "a reading of WorkOS's API"
+        return "a read of the WorkOS API"
     winner = winners.get(event["decided_by"])
     if winner is None:
         return f"event {event['decided_by']}"
-    return f"{winner['type']} {winner['id']} of {winner['occurred_at']:%Y-%m-%d %H:%M:%S.%f}"[:-3]
+    return f"{winner['type']} {winner['id']} at {winner['occurred_at']:%Y-%m-%d %H:%M:%S.%f}"[:-3]
 
 
 def _applied(changes: Sequence[Row]) -> str:
     if not changes:
-        return "newer than what was here (the change itself is no longer kept)"
+        return "newer than the previous state (the change itself has been pruned)"
     first, last = changes[0], changes[-1]
     if last["after"]["state"] == "deleted":
-        return "deleted for good"
+        return "permanently deleted"
     if first["before"] is None:
-        return "new here"
-    return f"newer than what was here: changed {', '.join(sorted(_fields(changes)))}"
+        return "new in the mirror"
+    return f"newer than the previous state: changed {', '.join(sorted(_fields(changes)))}"
 
 
 def _fields(changes: Sequence[Row]) -> dict[str, list[Any]]:
-    """Return field → `[before, after]`."""
+    """Return the fields that `changes` changed in total, each with `[before, after]`."""
     if not changes:
         return {}
     before, after = changes[0]["before"] or {}, changes[-1]["after"]
@@ -249,19 +253,19 @@ def _fields(changes: Sequence[Row]) -> dict[str, list[Any]]:
 
 
 FINDINGS = {
-    "missing": "was missing here",
-    "extra": "WorkOS no longer has it (404)",
-    "stale": "was older here than WorkOS shows it",
-    "different": "differed from what WorkOS shows",
-    "anomaly": "WorkOS shows it, though a delete event removed it",
-    "invalid": "WorkOS shows it with a field that cannot be used",
+    "missing": "was missing in the mirror",
+    "extra": "no longer exists in WorkOS (404)",
+    "stale": "was older in the mirror than in WorkOS",
+    "different": "differed from WorkOS",
+    "anomaly": "exists in WorkOS although a delete event removed it",
+    "odd": "has an invalid field in WorkOS",
 }
 
 
 def _change_step(change: Row, drift: Mapping[tuple[str, str, str], Row]) -> dict[str, Any]:
     step = _step(change["at"], change, "applied", _fields([change]))
     cause, cause_id = change["cause"], change["cause_id"]
-    if step["fields"] and step["fields"].keys() <= AUTO_JOIN:
+    if step["fields"] and step["fields"].keys() <= AUTO_JOIN_FIELDS:
         state, reason = change["after"]["auto_join"], change["after"]["auto_join_reason"]
         return step | {"what": "auto-join", "by": cause_id, "why": f"{state}: {reason}" if reason else state}
     if change["kind"] in (JOIN, WORKSPACE_SETTINGS):
@@ -272,33 +276,37 @@ def _change_step(change: Row, drift: Mapping[tuple[str, str, str], Row]) -> dict
             "what": "resync",
             "by": cause_id,
             "outcome": "repaired",
-            "why": FINDINGS.get(found["finding"], found["finding"]) if found else "differed from what WorkOS shows",
+            "why": FINDINGS.get(found["finding"], found["finding"]) if found else FINDINGS["different"],
         }
     if cause == "event":
-        return step | {"what": "confirmed read", "by": cause_id, "why": "an event left it in doubt: WorkOS was asked"}
-    reasons = {"settings": f"the setting {cause_id} asks for it", "operator": f"{cause_id} asked for it"}
+        return step | {
+            "what": "confirmed read",
+            "by": cause_id,
+            "why": "an event left the state uncertain",
+        }
+    reasons = {"settings": f"changed by the setting {cause_id}", "operator": f"requested by {cause_id}"}
     return step | {"what": cause, "by": cause_id, "why": reasons.get(cause, cause)}
 
 
 def _drift_step(row: Row) -> dict[str, Any]:
-    reasons = {"withheld": "its deletion waits for approval", "reported": "only reported"}
+    actions = {"withheld": "deletion waits for approval", "reported": "reported, not repaired"}
     finding = FINDINGS.get(row["finding"], row["finding"])
-    why = f"{finding}: {reasons[row['action']]}{' (dry run)' if row['dry_run'] else ''}"
+    why = f"{finding}: {actions[row['action']]}{' (dry run)' if row['dry_run'] else ''}"
     step = _step(row["at"], row, row["action"], row["fields"] or {})
     return step | {"what": "resync", "by": row["run_id"], "why": why}
 
 
 def _read_step(read: Row) -> dict[str, Any]:
     step = _step(read["due_at"], read, "pending", {})
-    asked_by = read["run_id"] or read["event_id"]
+    requested_by = read["run_id"] or read["event_id"]
     failed = f"; attempt {read['attempts']} failed: {read['error']}" if read["error"] else ""
     return step | {
         "what": "confirmed read",
-        "by": asked_by,
-        "why": f"WorkOS is to be asked for it by id then: {read['reason']}{failed}",
+        "by": requested_by,
+        "why": f"will be read from WorkOS at this time: {read['reason']}{failed}",
     }
 
 
 def _step(at: Any, row: Row, outcome: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    about = {"kind": row["kind"], "object_id": row["object_id"]}
-    return {"at": at, "occurred_at": None, "arrived_at": None, **about, "outcome": outcome, "fields": dict(fields)}
+    subject = {"kind": row["kind"], "object_id": row["object_id"]}
+    return {"at": at, "occurred_at": None, "arrived_at": None, **subject, "outcome": outcome, "fields": dict(fields)}

@@ -1,4 +1,7 @@
-"""How things stand: what an operator, an alarm or a product must know before it trusts the mirror."""
+"""Health of the installation: whether the mirror can be trusted, and what is wrong.
+
+`status`, `doctor`, the pages, the API, metrics and alerts all read `check_health`, so that they never disagree.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +35,7 @@ from models.tables import (
 from models.types import db_now, inline_literal
 from models.views import mirror_status
 from worker.bootstrap import lanes_of
-from worker.hooks.operate import hook_status as hooks_standing
+from worker.hooks.operate import hook_status
 from worker.inbox.store import MAX_COUNTED, Backlog, backlog
 from worker.queue.doorbell import queue_name
 from worker.redis_client import require_writable, what_is_wrong
@@ -41,32 +44,32 @@ from worker.repair.schedule import CLOCK_TICK
 from worker.settings import Settings
 
 OVERDUE_SECONDS = 60.0
-"""A healthy mirror applies an event within seconds."""
+"""A pending event older than this is a problem: a healthy installation applies events within seconds."""
 CLOCK_SECONDS = 60.0
-"""A clock that lives says so every few seconds."""
+"""A heartbeat of the clock older than this is a problem: a running clock writes one every few seconds."""
 LATE_RESYNC = 2.0
-"""A resync this many times its period ago is late."""
-PAUSES = 100
-"""Webhooks looked at for the usual pause between two."""
+"""The last full resync is late if it is older than this many times `RESYNC_SECONDS`."""
+RECENT_WEBHOOKS = 100
+"""Webhooks from which the usual pause between two is computed."""
 MAX_USUAL_PAUSE = timedelta(days=1)
 MANY_READS = 5
-"""A confirmed read that failed this many times, over some three minutes, does not fail by chance."""
+"""A confirmed read is reported after this many failures, which take about three minutes."""
 MIN_MISSED = 3
-"""So many events that only the events API brought, in a row, are no accident."""
+"""Events that only the events API returned, since the last webhook, before webhooks count as stopped."""
 
 
 PROBLEMS = (
     *("redis_away", "no_worker", "no_clock", "failed_events", "overdue"),
     *("never_filled", "resync_failed", "resync_late", "withheld_deletions", "silent"),
 )
-"""The names of all problems, for metrics and alarms."""
+"""The names of all problems, for metrics and alerts. The mirror cannot be trusted while there is one."""
 WARNINGS = ("hook_failed", "hook_missed", "hook_unsupported", "join_undone", "join_failed", "unread_objects")
-"""The names of all warnings: something is to be done, and the mirror is right all the same."""
+"""The names of all warnings: an operator must act, but the mirror can be trusted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One lane of work: jobs queued, and its workers' states. `queued` and `workers` are None with Redis away."""
+    """A lane: its queued jobs and the states of its workers. Both are None if Redis is unavailable."""
 
     name: str
     queued: int | None
@@ -74,7 +77,7 @@ class Lane:
 
 
 class Problem(NamedTuple):
-    """Something wrong: a short name for machines, and what it is and its remedy for people."""
+    """A problem or warning: a name for machines, and for people a text of the form `problem: remedy`."""
 
     name: str
     text: str
@@ -82,7 +85,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Resync:
-    """The last full resync that ended."""
+    """The last full resync that finished or failed."""
 
     id: str
     status: str
@@ -90,14 +93,14 @@ class Resync:
     seconds: float
     age_seconds: float
     drift: dict[tuple[str, str], int]
-    """(kind, finding) → number."""
+    """Number of differences by kind and finding."""
     withheld: int
-    """Deletions that nobody has approved yet."""
+    """Deletions that wait for approval."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """All of it, as of one look. Times are aware and in UTC, durations in seconds, None where nothing is known."""
+    """The health at one moment. Times are aware, in UTC; durations are in seconds; None means unknown."""
 
     mirror: dict[str, Any]
     pending: int
@@ -107,24 +110,24 @@ class Health:
     gaps: int
     late: int
     silent_seconds: float | None
-    """How long no webhook came, if that is longer than usual while the events API had news."""
+    """Time since the last webhook, if webhooks have stopped: see `_silent_seconds`. None otherwise."""
     last_webhook_at: datetime | None
     webhook_age_seconds: float | None
     unmapped_roles: dict[str, int]
     conflicts: int
-    """Domains that two live workspaces hold verified."""
+    """Domains that more than one workspace has verified."""
     domains: dict[str, int]
-    """Auto-join state → number of domains; `invalid`: those live ones that are no domain names."""
+    """Number of domains by auto-join state. `invalid`: existing domains that are not valid domain names."""
     joins: dict[str, int]
-    """State → number of people made, or to be made, members by their domain."""
+    """Number of joins by state."""
     missing_joins: int
-    """People who should be in a workspace by their domain and are not, as last counted."""
+    """People who should have joined a workspace by domain but are not members, as last counted."""
     without_admin: int
-    """Workspaces that have members and no admin, as last counted."""
+    """Workspaces that have members but no admin, as last counted."""
     unread: int
-    """Objects that an event left in doubt and that could not be read from WorkOS after several tries."""
+    """Objects whose confirmed read, requested by an event, failed `MANY_READS` times or more."""
     first_unread: str | None
-    """One of them, with its kind."""
+    """Kind and id of one of them."""
     hooks: list[dict[str, Any]]
     repairs: bool
     resync: Resync | None
@@ -136,31 +139,31 @@ class Health:
 
     @property
     def trusted(self) -> bool:
-        """Whether the mirror is known to be right."""
+        """Whether the mirror can be trusted: it is filled, and there is no problem."""
         return self.mirror["state"] == "current" and not self.problems
 
     @property
     def reasons(self) -> list[str]:
-        """Return why it is not trusted; empty if it is."""
-        backfilling = "the mirror is not filled yet: a full resync and a catch-up must end first"
+        """Why the mirror cannot be trusted; empty if it can."""
+        backfilling = "the mirror is not filled yet: the first resync and catch-up have not finished"
         return [backfilling] * (self.mirror["state"] != "current") + [problem.text for problem in self.problems]
 
 
 def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
-    """Return how things stand.
+    """Return the health of the installation.
 
     Args:
         engine: the database.
-        redis: with a short time-out; away is a finding, not an error.
-        settings: as loaded.
+        redis: a client with a short timeout. An unavailable Redis is reported as a problem.
+        settings: the loaded settings.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: the database is away.
+        sqlalchemy.exc.DBAPIError: the database is unavailable.
     """
-    waiting = backlog(engine)
-    missed, late = gaps(engine, settings.gap_seconds)
+    inbox = backlog(engine)
+    gap_count, late_count = gaps(engine, settings.gap_seconds)
     lanes, redis_error = _lanes(redis, lanes_of(settings))
-    followers = hooks_standing(engine, settings.http_hooks)
+    hooks = hook_status(engine, settings.http_hooks)
     with read_transaction(engine) as tx:
         mirror = dict(tx.execute(select(mirror_status)).mappings().one())
         now: datetime = tx.execute(select(db_now())).scalar_one()
@@ -169,17 +172,17 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
         clock_at = tx.execute(select(Tick.at).where(Tick.name == CLOCK_TICK)).scalar_one_or_none()
         resync = _last_resync(tx, now)
         unread = tx.execute(_unread()).all()
-        stock = tx.execute(select(Mirror.missing_joins, Mirror.without_admin)).one()
+        counts = tx.execute(select(Mirror.missing_joins, Mirror.without_admin)).one()
         running = select(Run.__table__).where(Run.status == RunStatus.RUNNING).order_by(Run.created_at)
         runs = [dict(run) for run in tx.execute(running).mappings()]
         health = Health(
             mirror=mirror,
-            pending=waiting.pending,
-            oldest_pending_seconds=round(waiting.oldest_seconds, 3),
-            failed=waiting.failed,
-            failed_by_fingerprint=_fingerprints(tx) if waiting.failed else {},
-            gaps=missed,
-            late=late,
+            pending=inbox.pending,
+            oldest_pending_seconds=round(inbox.oldest_seconds, 3),
+            failed=inbox.failed,
+            failed_by_fingerprint=_fingerprints(tx) if inbox.failed else {},
+            gaps=gap_count,
+            late=late_count,
             silent_seconds=silent,
             last_webhook_at=last_webhook,
             webhook_age_seconds=(now - last_webhook).total_seconds() if last_webhook else None,
@@ -187,11 +190,11 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             conflicts=tx.execute(_conflicts()).scalar_one(),
             domains=_domains(tx),
             joins=_counted(tx, Join.state, JoinState),
-            missing_joins=stock.missing_joins,
-            without_admin=stock.without_admin,
+            missing_joins=counts.missing_joins,
+            without_admin=counts.without_admin,
             unread=len(unread),
             first_unread=f"{unread[0].kind} {unread[0].object_id}" if unread else None,
-            hooks=followers,
+            hooks=hooks,
             repairs=settings.repairs,
             resync=resync,
             runs=runs,
@@ -201,14 +204,14 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             warnings=[],
         )
     health.problems.extend(
-        [*_inbox_problems(waiting, lanes, redis_error), *_repair_problems(health, settings), *_clock_problems(health)]
+        [*_inbox_problems(inbox, lanes, redis_error), *_repair_problems(health, settings), *_clock_problems(health)]
     )
     health.warnings.extend(_warnings(health, settings.python_hooks))
     return health
 
 
 def as_report(health: Health) -> dict[str, Any]:
-    """Return what `status` shows: numbers, and words for an operator."""
+    """Return the report of `status`: numbers, and texts for an operator."""
     shown = {name: getattr(health, name) for name in ("mirror", "pending", "oldest_pending_seconds", "failed", "gaps")}
     workers = health.lanes[0].workers
     return shown | {
@@ -230,13 +233,13 @@ def as_report(health: Health) -> dict[str, Any]:
 
 
 def describe_run(run: Mapping[str, Any]) -> str:
-    """Return a run under way in a few words."""
+    """Describe a run in progress in one line: task, id, progress, and who requested it."""
     progress = f"{run['done']} of {run['total']}" if run["total"] is not None else run["phase"]
-    return ", ".join(filter(None, (f"{run['task']} {run['id']}", progress, f"of {run['requested_by']}")))
+    return ", ".join(filter(None, (f"{run['task']} {run['id']}", progress, f"requested by {run['requested_by']}")))
 
 
 def _lanes(redis: Redis, names: Iterable[str]) -> tuple[list[Lane], RedisError | None]:
-    """Return the lanes, and why nothing is known of them: a Redis that does not take a write wakes nobody."""
+    """Return the lanes, and the error of a Redis that is unavailable or refuses writes: it cannot wake workers."""
     try:
         require_writable(redis)
         return [_lane(redis, name) for name in names], None
@@ -250,16 +253,20 @@ def _lane(redis: Redis, name: str) -> Lane:
     return Lane(name, queue.count, workers)
 
 
-def _silent_seconds(tx: Connection, now: datetime, last_webhook: datetime | None, patience: float) -> float | None:
-    """Return how long no webhook came; None if that is usual, or nothing happened that one should have told of."""
+def _silent_seconds(tx: Connection, now: datetime, last_webhook: datetime | None, gap_seconds: float) -> float | None:
+    """Return the time since the last webhook if webhooks have stopped; None otherwise.
+
+    They have stopped if the events API returned at least `MIN_MISSED` newer events without a webhook, and the pause is
+    longer than both `gap_seconds` and the usual pause.
+    """
     since = last_webhook or select(Mirror.backfill_from).scalar_subquery()
     only_api = (Event.webhook_at.is_(None), Event.api_at > since, Event.occurred_at > since)
-    told = select(Event.api_at).where(*only_api).order_by(Event.api_at).limit(MIN_MISSED)
-    missed = list(tx.execute(told).scalars())
+    query = select(Event.api_at).where(*only_api).order_by(Event.api_at).limit(MIN_MISSED)
+    missed = list(tx.execute(query).scalars())
     if len(missed) < MIN_MISSED or missed[0] is None:
         return None
     silent = (now - (last_webhook or missed[0])).total_seconds()
-    return round(silent, 1) if silent > max(patience, _usual_pause(tx)) else None
+    return round(silent, 1) if silent > max(gap_seconds, _usual_pause(tx)) else None
 
 
 def _webhooks() -> Select[datetime | None]:
@@ -267,8 +274,8 @@ def _webhooks() -> Select[datetime | None]:
 
 
 def _usual_pause(tx: Connection) -> float:
-    """Return the longest pause between the last webhooks, at most a day, in seconds."""
-    times = sorted(at for at in tx.execute(_webhooks().limit(PAUSES)).scalars() if at)
+    """Return the longest pause between recent webhooks in seconds, at most a day."""
+    times = sorted(at for at in tx.execute(_webhooks().limit(RECENT_WEBHOOKS)).scalars() if at)
     pauses = [later - earlier for earlier, later in pairwise(times)]
     return min(max(pauses, default=timedelta()), MAX_USUAL_PAUSE).total_seconds()
 
@@ -279,10 +286,10 @@ def _fingerprints(tx: Connection) -> dict[str, int]:
 
 
 def _unmapped(tx: Connection) -> dict[str, int]:
-    """Return the role slugs that no ROLE_MAP names, and so count as `member`, with their live memberships."""
+    """Return the role slugs that ROLE_MAP does not map, and which therefore count as `member`, with their members."""
     known = tx.execute(select(Mirror.role_map)).scalar_one()
     slug, live = Membership.workos_role, Membership.deleted_by.is_(None)
-    # From one slug to the next by the index: the memberships of those that are mapped are never counted.
+    # A recursive query steps from slug to slug by the index, so that memberships with mapped roles are never scanned.
     used = select(func.min(slug).label("slug")).where(live).cte(recursive=True)
     following = select(func.min(slug)).where(live, slug > used.c.slug).scalar_subquery()
     used = used.union_all(select(following).where(used.c.slug.is_not(None)))
@@ -295,7 +302,7 @@ def _unmapped(tx: Connection) -> dict[str, int]:
 
 
 def _conflicts() -> Select[int]:
-    """Return a query of how many domain names more than one live workspace holds verified."""
+    """Return a query for the number of domain names that more than one workspace has verified."""
     return select(func.count(AutoJoin.domain.distinct())).where(AutoJoin.state == AutoJoinState.CONFLICTED)
 
 
@@ -310,7 +317,7 @@ def _unread() -> Select[str, str]:
 
 
 def _counted(tx: Connection, column: SQLColumnExpression[str], values: Iterable[str]) -> dict[str, int]:
-    """Return how many rows hold each value, counted to 10,000; those that none holds are left out."""
+    """Return the number of rows with each value, at most 10,000 each; values without a row are omitted."""
     found = {}
     for value in values:
         some = select(literal(1)).where(column == value).limit(MAX_COUNTED).subquery()
@@ -342,18 +349,18 @@ def _last_resync(tx: Connection, now: datetime) -> Resync | None:
     )
 
 
-def _inbox_problems(waiting: Backlog, lanes: list[Lane], redis_error: RedisError | None) -> list[Problem]:
+def _inbox_problems(inbox: Backlog, lanes: list[Lane], redis_error: RedisError | None) -> list[Problem]:
     problems = []
-    unmanned = [lane.name for lane in lanes if not lane.workers]
+    without_worker = [lane.name for lane in lanes if not lane.workers]
     if redis_error is not None:
         problems.append(Problem("redis_away", f"Redis {'; '.join(what_is_wrong(redis_error))}"))
-    elif unmanned:
-        on = "" if len(unmanned) == len(lanes) else f" on {', '.join(unmanned)}"
+    elif without_worker:
+        on = "" if len(without_worker) == len(lanes) else f" on {', '.join(without_worker)}"
         problems.append(Problem("no_worker", f"no worker is running{on}: start workos-sync worker"))
-    if waiting.failed:
-        problems.append(Problem("failed_events", f"{_events(waiting.failed)} failed: workos-sync events failures"))
-    if waiting.oldest_seconds > OVERDUE_SECONDS:
-        overdue = f"the oldest pending event waits for {waiting.oldest_seconds:.0f} s: check worker and clock"
+    if inbox.failed:
+        problems.append(Problem("failed_events", f"{_events(inbox.failed)} failed: run workos-sync events failures"))
+    if inbox.oldest_seconds > OVERDUE_SECONDS:
+        overdue = f"the oldest pending event has waited for {inbox.oldest_seconds:.0f} s: check worker and clock"
         problems.append(Problem("overdue", overdue))
     return problems
 
@@ -372,48 +379,50 @@ def _repair_problems(health: Health, settings: Settings) -> list[Problem]:
         problems.append(Problem("resync_failed", f"resync {resync.id} failed: {resync.error}"))
     if resync and resync.withheld:
         approve = f"workos-sync resync --approve {resync.id}"
-        text = f"resync {resync.id} withholds deletions: look at them, then: {approve}"
+        text = f"resync {resync.id} withholds deletions: review them, then run {approve}"
         problems.append(Problem("withheld_deletions", text))
     if resync and resync.age_seconds > LATE_RESYNC * settings.resync_seconds:
-        late = f"the last full resync ended {resync.age_seconds / 3600:.0f} h ago: check clock and worker"
+        late = f"the last full resync finished {resync.age_seconds / 3600:.0f} h ago: check clock and worker"
         problems.append(Problem("resync_late", late))
     if health.silent_seconds is not None:
-        silent = f"no webhook came for {health.silent_seconds:.0f} s, while the events API had news: is the endpoint"
-        problems.append(Problem("silent", f"{silent} registered, enabled and reachable? workos-sync doctor"))
+        silent = f"no webhook for {health.silent_seconds:.0f} s, although the events API has newer events"
+        problems.append(Problem("silent", f"{silent}: run workos-sync doctor; is the endpoint reachable?"))
     return problems
 
 
 def _warnings(health: Health, python_hooks: Sequence[str]) -> list[Problem]:
     warnings = [
-        Problem("hook_unsupported", f"HOOKS: {name} is a Python function and is not called: give it an https:// URL")
+        Problem(
+            "hook_unsupported",
+            f"the hook {name} is a Python function and is not called: give it an https:// URL",
+        )
         for name in python_hooks
     ]
     for hook in health.hooks:
         if hook["failed"]:
-            text = (
-                f"the hook {hook['hook']} failed at {hook['failed']} changes: workos-sync hooks failed {hook['hook']}"
-            )
+            failed = "1 delivery" if hook["failed"] == 1 else f"{hook['failed']} deliveries"
+            text = f"{failed} to the hook {hook['hook']} failed: run workos-sync hooks failed {hook['hook']}"
             warnings.append(Problem("hook_failed", text))
         if hook["error"]:
             warnings.append(Problem("hook_missed", f"the hook {hook['hook']} missed changes: {hook['error']}"))
-    words = {
-        JoinState.UNDONE: ("join_undone", "people were deactivated again whom a join had activated"),
-        JoinState.FAILED: ("join_failed", "people could not be made members by their domain"),
+    joins = {
+        JoinState.UNDONE: ("join_undone", "joins were undone because they had reactivated an inactive membership"),
+        JoinState.FAILED: ("join_failed", "joins failed"),
     }
     if health.unread:
         objects = "1 object" if health.unread == 1 else f"{health.unread} objects"
-        text = f"{objects} cannot be read from WorkOS, such as {health.first_unread}: workos-sync explain with its id"
+        text = f"{objects} cannot be read from WorkOS, such as {health.first_unread}: run workos-sync explain ID"
         warnings.append(Problem("unread_objects", text))
-    for state, (name, text) in words.items():
+    for state, (name, text) in joins.items():
         if number := health.joins.get(state):
-            warnings.append(Problem(name, f"{number} {text}: workos-sync auto-join joins --state {state}"))
+            warnings.append(Problem(name, f"{number} {text}: run workos-sync auto-join joins --state {state}"))
     return warnings
 
 
 def _clock_problems(health: Health) -> list[Problem]:
     age = health.clock_age_seconds
     if age is None:
-        return [Problem("no_clock", "no clock has ever run: start workos-sync clock")]
+        return [Problem("no_clock", "the clock has never run: start workos-sync clock")]
     if age > CLOCK_SECONDS:
-        return [Problem("no_clock", f"no clock has run for {age:.0f} s: start workos-sync clock")]
+        return [Problem("no_clock", f"the clock has not run for {age:.0f} s: start workos-sync clock")]
     return []

@@ -1,4 +1,4 @@
-"""What operators read: events, runs, members. Times are aware and in UTC."""
+"""Listings of events, workspaces, access, domains and runs. Times are aware, in UTC."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,12 +30,12 @@ from models.views import auto_join_domains, sign_in_methods, workspace_members, 
 from worker.mirror.change_feed import as_json
 from worker.reports.access import domain_states
 
-STEP = 500
-"""Rows of a report read at once."""
-MAX_LEVELS = 100
-"""Of a payload that is shown as JSON; readers and writers of JSON give up at some 200 to 1,000."""
+FETCH_SIZE = 500
+"""Rows of a report fetched at once."""
+MAX_DEPTH = 100
+"""Nesting of a payload returned as JSON. JSON parsers fail at a depth of about 200 to 1,000."""
 
-LISTED = (
+LISTED_COLUMNS = (
     Event.id,
     Event.type,
     Event.status,
@@ -59,8 +59,18 @@ def list_events(
     after: str | None = None,
     limit: int = 50,
 ) -> list[dict[str, Any]]:
-    """Return the newest events that match all the filters given, newest first; those older than `after`, an id."""
-    query = select(*LISTED).order_by(Event.received_at.desc(), Event.id.desc()).limit(limit)
+    """Return events that match all given filters, newest first, without their payloads.
+
+    Args:
+        engine: the database.
+        status: an `EventStatus`; an unknown one matches nothing.
+        type: such as `user.deleted`.
+        organization_id: the workspace.
+        fingerprint: of the error of failed events.
+        after: the id of the last event of the previous page.
+        limit: maximum number of rows.
+    """
+    query = select(*LISTED_COLUMNS).order_by(Event.received_at.desc(), Event.id.desc()).limit(limit)
     if after is not None:
         query = query.where(_before(Event.received_at, Event.id, after))
     if status is not None:
@@ -74,13 +84,13 @@ def list_events(
 
 
 def _before(at: Any, id: Any, last: str) -> ColumnElement[bool]:
-    """Whether a row comes after the row `last` in a listing of the newest."""
-    then = select(at).where(id == last).scalar_subquery()
-    return or_(at < then, and_(at == then, id < last))
+    """Return the condition that a row follows the row with id `last` in a listing sorted newest first."""
+    last_at = select(at).where(id == last).scalar_subquery()
+    return or_(at < last_at, and_(at == last_at, id < last))
 
 
 def failures(engine: Engine) -> list[dict[str, Any]]:
-    """Return the failed events by the fingerprint of their error, most first, with an example of each."""
+    """Return failed events grouped by the fingerprint of their error, the largest group first, each with an example."""
     number = func.count()
     shown = (Event.fingerprint, number.label("events"), func.min(Event.type).label("type"))
     times = (func.min(Event.received_at).label("first"), func.max(Event.received_at).label("last"))
@@ -92,7 +102,7 @@ def failures(engine: Engine) -> list[dict[str, Any]]:
 
 
 def show_event(engine: Engine, event_id: str) -> dict[str, Any] | None:
-    """Return all that is known of one event, its payload and what it changed; None if the id is unknown."""
+    """Return one event with its payload and changes; None if the id is unknown."""
     with read_transaction(engine) as tx:
         row = tx.execute(select(Event.__table__).where(Event.id == event_id)).mappings().one_or_none()
         if row is None:
@@ -113,17 +123,17 @@ def _payload(row: RowMapping) -> Any:
         json.dumps(payload, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         payload = None
-    # As text where not every reader would take it: infinite numbers, halves of characters, nesting without end.
-    return row["body"].decode("utf-8", "replace") if payload is None or _deeper(payload, MAX_LEVELS) else payload
+    # Returned as text if strict JSON parsers would fail: NaN or infinity, lone surrogates, deep nesting.
+    return row["body"].decode("utf-8", "replace") if payload is None or _is_deeper(payload, MAX_DEPTH) else payload
 
 
-def _deeper(value: Any, levels: int) -> bool:
+def _is_deeper(value: Any, depth: int) -> bool:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return bool(inner) and (levels == 0 or any(_deeper(each, levels - 1) for each in inner))
+    return bool(inner) and (depth == 0 or any(_is_deeper(each, depth - 1) for each in inner))
 
 
 def workspace(engine: Engine, organization_id: str) -> dict[str, Any] | None:
-    """Return a workspace, live or deleted; None if it is unknown."""
+    """Return a workspace, which may be deleted; None if the id is unknown."""
     with read_transaction(engine) as tx:
         row = tx.execute(select(workspaces).where(workspaces.c.organization_id == organization_id)).mappings()
         found = row.one_or_none()
@@ -133,7 +143,15 @@ def workspace(engine: Engine, organization_id: str) -> dict[str, Any] | None:
 def list_workspaces(
     engine: Engine, *, state: str | None = None, name: str | None = None, after: str | None = None, limit: int = 50
 ) -> list[dict[str, Any]]:
-    """Return workspaces by id: in this state, with this in the name, and those after an id, if given."""
+    """Return workspaces sorted by id.
+
+    Args:
+        engine: the database.
+        state: `active` or `deleted`; None for both.
+        name: text that the name contains, in upper or lower case.
+        after: the id of the last workspace of the previous page.
+        limit: maximum number of rows.
+    """
     view = workspaces.c
     query = select(workspaces).order_by(view.organization_id).limit(limit)
     if state is not None:
@@ -149,13 +167,13 @@ def list_workspaces(
 def list_access(
     engine: Engine, filters: Mapping[str, str], *, after: str | None = None, limit: int = 50
 ) -> list[dict[str, Any]]:
-    """Return who has access now, by membership id.
+    """Return the memberships that give access now, sorted by id.
 
     Args:
         engine: the database.
-        filters: values of `organization_id`, `user_id` or `email`, all of which hold.
-        after: only those after this membership id.
-        limit: the most to return.
+        filters: required values of `organization_id`, `user_id` or `email`.
+        after: the membership id of the last row of the previous page.
+        limit: maximum number of rows.
     """
     view = workspace_members.c
     query = select(workspace_members).order_by(view.membership_id).limit(limit)
@@ -175,9 +193,14 @@ def list_domains(
     after: str | None = None,
     limit: int = 50,
 ) -> list[dict[str, Any]]:
-    """Return live domains by id, with whether they auto-join and why: of a workspace, and after an id, if given.
+    """Return domains that are not deleted, sorted by id, with their auto-join state and the reason.
 
-    `off`: only those by which nobody joins.
+    Args:
+        engine: the database.
+        organization_id: the workspace; None for all.
+        off: whether to return only domains that do not auto-join.
+        after: the id of the last domain of the previous page.
+        limit: maximum number of rows.
     """
     which: list[ColumnElement[bool]] = [Domain.deleted_by.is_(None)]
     if organization_id is not None:
@@ -196,7 +219,14 @@ def list_domains(
 def list_sign_in(
     engine: Engine, organization_id: str | None = None, *, after: str | None = None, limit: int = 50
 ) -> list[dict[str, Any]]:
-    """Return single sign-on that works now, by connection id: of a workspace, and after an id, if given."""
+    """Return active single sign-on connections, sorted by id.
+
+    Args:
+        engine: the database.
+        organization_id: the workspace; None for all.
+        after: the id of the last connection of the previous page.
+        limit: maximum number of rows.
+    """
     view = sign_in_methods.c
     query = select(sign_in_methods).order_by(view.connection_id).limit(limit)
     if organization_id is not None:
@@ -208,7 +238,7 @@ def list_sign_in(
 
 
 def list_members(engine: Engine, organization_id: str) -> dict[str, Any] | None:
-    """Return a workspace and the people who have access to it now; None if the workspace is unknown."""
+    """Return a workspace and its `members`, the people with access now; None if the workspace is unknown."""
     with read_transaction(engine) as tx:
         workspace = (
             tx.execute(select(workspaces).where(workspaces.c.organization_id == organization_id))
@@ -228,7 +258,14 @@ def list_members(engine: Engine, organization_id: str) -> dict[str, Any] | None:
 def list_runs(
     engine: Engine, limit: int = 50, *, task: Task | None = None, after: str | None = None
 ) -> list[dict[str, Any]]:
-    """Return the newest runs, newest first; of one task, if it is named; those older than `after`, an id."""
+    """Return runs, newest first.
+
+    Args:
+        engine: the database.
+        limit: maximum number of rows.
+        task: only runs of this task.
+        after: the id of the last run of the previous page.
+    """
     query = select(Run.__table__).order_by(Run.created_at.desc(), Run.id.desc()).limit(limit)
     if task is not None:
         query = query.where(Run.task == task)
@@ -239,7 +276,10 @@ def list_runs(
 
 
 def run(engine: Engine, run_id: str, *, task: Task | None = None) -> dict[str, Any] | None:
-    """Return a run with its findings counted and the number of deletions it withholds; None if there is none such."""
+    """Return a run with the number of its `findings` by kind and of its `withheld` deletions.
+
+    None if the id is unknown, or the run has another task than `task`.
+    """
     with read_transaction(engine) as tx:
         row = tx.execute(select(Run.__table__).where(Run.id == run_id)).mappings().one_or_none()
         if row is None or task not in (None, row["task"]):
@@ -250,11 +290,14 @@ def run(engine: Engine, run_id: str, *, task: Task | None = None) -> dict[str, A
         return {**row, "findings": findings, "withheld": tx.execute(held).scalar_one()}
 
 
-def drift(engine: Engine, run_id: str, most: int | None = None) -> Iterator[dict[str, Any]]:
-    """Yield what a run found different, by kind and id, `most` of it: a first resync finds the whole mirror missing."""
-    query = select(Drift.__table__).where(Drift.run_id == run_id).order_by(Drift.kind, Drift.object_id).limit(most)
+def drift(engine: Engine, run_id: str, limit: int | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the differences that a run found, sorted by kind and id, at most `limit`.
+
+    The rows are streamed: the first resync reports the whole mirror as missing.
+    """
+    query = select(Drift.__table__).where(Drift.run_id == run_id).order_by(Drift.kind, Drift.object_id).limit(limit)
     with read_transaction(engine) as tx:
-        for row in tx.execute(query, execution_options={"yield_per": STEP}).mappings():
+        for row in tx.execute(query, execution_options={"yield_per": FETCH_SIZE}).mappings():
             yield dict(row)
 
 
@@ -265,11 +308,11 @@ LABELS = {
     Kind.ROLE: Role.slug,
     Kind.CONNECTION: SignIn.name,
 }
-"""What people know an object by."""
+"""The column by which people recognize an object of each kind."""
 
 
 def labelled(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows of drift with `label`: what people know the object by, as far as the mirror knows."""
+    """Return rows of drift with a `label` by which people recognize the object; None if the mirror has none."""
     labels: dict[tuple[str, str], str | None] = {}
     with read_transaction(engine) as tx:
         for kind, label in LABELS.items():
@@ -281,7 +324,7 @@ def labelled(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict[str
 
 
 def approval(engine: Engine, run_id: str) -> dict[str, Any] | None:
-    """Return the run that carries out what a run withheld, if one was asked for."""
+    """Return the newest run that carries out the deletions a run withheld, unless it failed; None if there is none."""
     query = select(Run.__table__).where(Run.approves == run_id, Run.status != RunStatus.FAILED)
     with read_transaction(engine) as tx:
         row = tx.execute(query.order_by(Run.created_at.desc()).limit(1)).mappings().one_or_none()
@@ -296,10 +339,10 @@ def recent_changes(engine: Engine, organization_id: str, limit: int) -> list[dic
 
 
 def run_as_json(engine: Engine, run_row: dict[str, Any]) -> Iterator[str]:
-    """Yield a run of `run` and its `drift` as the pieces of one JSON document."""
+    """Yield a row of `run` with its `drift` as the parts of one JSON document."""
     yield as_json(run_row).removesuffix("\n}") + ',\n  "drift": ['
-    before = "\n"
+    separator = "\n"
     for row in drift(engine, run_row["id"]):
-        yield before + as_json(row)
-        before = ",\n"
+        yield separator + as_json(row)
+        separator = ",\n"
     yield "]\n}\n"
