@@ -623,7 +623,7 @@ def test_a_domain_that_changes_its_name_frees_the_old_one(one_engine: Engine) ->
     change = rows(one_engine, Change)[-1]
     assert (change["object_id"], change["organization_id"], change["cause_id"]) == ("org_domain_1", ORG, renamed["id"])
     assert (change["before"]["auto_join"], change["after"]["auto_join"]) == ("conflicted", "verified")
-    assert change["before"]["auto_join_reason"] == "verified by org_rival too"
+    assert change["before"]["auto_join_reason"] == "also verified by org_rival"
     same = set(change["after"]) - {"auto_join", "auto_join_reason"}
     assert {name: change["before"][name] for name in same} == {name: change["after"][name] for name in same}
     assert change["after"]["state"] == "active" and change["after"]["domain"] == "acme.example"
@@ -647,7 +647,7 @@ def test_the_end_of_a_rivals_workspace_is_the_cause_of_the_new_state(one_engine:
 def test_several_rivals_are_named_in_order(one_engine: Engine) -> None:
     rivals = [domain(at=1, id=f"org_domain_{owner}", organization_id=owner) for owner in ("org_z", "org_b")]
     tell(one_engine, [*ON, *rivals])
-    assert history(one_engine, "org_domain_1")[-1] == ("conflicted", "verified by org_b, org_z too", "event")
+    assert history(one_engine, "org_domain_1")[-1] == ("conflicted", "also verified by org_b, org_z", "event")
 
 
 def test_a_workspace_that_is_renamed_changes_no_domain(one_engine: Engine) -> None:

@@ -256,7 +256,7 @@ def test_failed_events_are_grouped_replayed_and_dismissed(story: JSON, engine: E
     assert "there are no failed events" in run("events", "failures").stdout
     assert report("events", "show", failed)["dismissed_why"] == "nobody"
     assert "no event matches" in run("replay", "--failed", exit_code=1).stderr
-    assert "is not a replay in progress" in run("runs", "cancel", replayed["id"], exit_code=1).stderr
+    assert "is not a running replay" in run("runs", "cancel", replayed["id"], exit_code=1).stderr
 
 
 def test_replay_without_a_selection_is_refused(story: JSON) -> None:

@@ -80,7 +80,7 @@ def auto_join_status(claim: Claim, rivals: Iterable[str]) -> AutoJoinStatus:
     if claim.verification == "failed":
         return AutoJoinStatus(AutoJoinState.FAILED, claim.reason)
     if not claim.holds:
-        return AutoJoinStatus(AutoJoinState.PENDING, f"not verified: {claim.verification or 'WorkOS says no state'}")
+        return AutoJoinStatus(AutoJoinState.PENDING, f"not verified: {claim.verification or 'WorkOS sent no state'}")
     if not claim.workspace_known:
         return AutoJoinStatus(AutoJoinState.PENDING, "the workspace is not in the mirror yet")
     if others := sorted(rivals):

@@ -30,8 +30,6 @@ from worker.mirror.identity import same_person
 
 log = structlog.get_logger()
 
-SHUT = (JoinState.BLOCKED, JoinState.UNDONE)
-
 
 BLOCKING = (JoinState.BLOCKED, JoinState.UNDONE)
 """States of joins that keep a person out."""
