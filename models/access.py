@@ -1,14 +1,13 @@
 """The read contract for Python hosts: who may enter which workspace, with which role."""
 
-import functools
-import hashlib
 from typing import NamedTuple
 
-import idna
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from models.views import auto_join_blocks, auto_join_domains, workspace_members
+from models.addresses import normalize_address
+from models.tables import Mirror
+from models.views import auto_join_blocks, auto_join_domains, member_permissions, workspace_members
 
 
 class WorkspaceAccess(NamedTuple):
@@ -44,6 +43,20 @@ def workspaces_of(session: Session, user_id: str) -> list[WorkspaceAccess]:
     return [WorkspaceAccess(*row) for row in rows]
 
 
+def permissions_of(session: Session, user_id: str, organization_id: str) -> list[str] | None:
+    """Return the slugs of the permissions that a user has in a workspace, sorted; empty for a user without access.
+
+    Returns None while the permissions are not known: until the first full resync that listed them has ended. Treat
+    that as no permission.
+    """
+    listed = session.execute(select(Mirror.listed_kinds)).scalar_one()
+    if "permission" not in (listed or ()):
+        return None
+    view = member_permissions.c
+    of_user = (view.organization_id == organization_id, view.user_id == user_id)
+    return list(session.execute(select(view.permission).where(*of_user).order_by(view.permission)).scalars())
+
+
 def auto_join_for(session: Session, email: str) -> AutoJoin | None:
     """Return the workspace that someone with the verified address `email` joins; None: none.
 
@@ -58,32 +71,3 @@ def auto_join_for(session: Session, email: str) -> AutoJoin | None:
     found = select(view.organization_id, view.default_role).where(view.domain == address.domain, ~blocked)
     row = session.execute(found).one_or_none()
     return AutoJoin(*row) if row else None
-
-
-class Address(NamedTuple):
-    """An e-mail address as addresses are compared: in lower case, its domain normalized."""
-
-    normalized: str
-    domain: str
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 of `workos-sync:` and the normalized address, in hex: what is kept of it after an erasure."""
-        return hashlib.sha256(f"workos-sync:{self.normalized}".encode()).hexdigest()
-
-
-def normalize_address(email: str | None) -> Address | None:
-    """Return `email` for comparison; None if it is no address."""
-    local, _, host = (email or "").rpartition("@")
-    domain = normalize_domain(host)
-    return Address(f"{local.lower()}@{domain}", domain) if local and domain else None
-
-
-@functools.lru_cache(maxsize=4096)
-def normalize_domain(domain: str | None) -> str | None:
-    """Return `domain` in lower case, IDNA (UTS 46), without trailing dot; None if it is no domain name."""
-    try:
-        name = idna.encode((domain or "").rstrip("."), uts46=True, transitional=False).decode("ascii").lower()
-    except (idna.IDNAError, UnicodeError):
-        return None
-    return name if "." in name else None

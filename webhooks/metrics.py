@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from models.tables import JoinState
 from worker.bootstrap import Services
-from worker.decision.handlers import HANDLERS
+from worker.kinds import READERS
 from worker.metrics import ACCEPTED_TO_APPLIED, BUCKETS, MORE, Name, counted, noted
 from worker.redis_client import require_writable
 from worker.reports.health import PROBLEMS, WARNINGS, Health, check_health
@@ -29,7 +29,7 @@ COUNTERS = {
 }
 INITIAL_LABELS: dict[str, list[tuple[str, ...]]] = {
     "received": [
-        (outcome, type) for outcome in ("accepted", "duplicate", "not_stored") for type in (*HANDLERS, "other")
+        (outcome, type) for outcome in ("accepted", "duplicate", "not_stored") for type in (*READERS, "other")
     ],
     "refused": [(reason,) for reason in ("address", "missing", "mismatch", "time")],
     "workos_calls": [()],

@@ -11,11 +11,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from webhooks.signature import verify
 from worker.bootstrap import Services
-from worker.decision.handlers import HANDLERS
 from worker.decision.payload import is_id, parse_json
 from worker.errors import InvalidSignatureError, PayloadError
 from worker.group_commit import GroupCommit
 from worker.inbox.store import Delivery, accept_webhooks
+from worker.kinds import READERS
 
 log = structlog.get_logger()
 
@@ -87,7 +87,7 @@ class Posted(NamedTuple):
     @property
     def metric_type(self) -> str:
         """The event's type as a label value: `other` for unknown types, so that senders cannot add series."""
-        return self.delivery.type if self.delivery.type in HANDLERS else "other"
+        return self.delivery.type if self.delivery.type in READERS else "other"
 
     def log(self) -> Any:
         """Return a logger bound to the event's id, type and workspace."""

@@ -23,12 +23,14 @@ from redis.exceptions import RedisError
 from sqlalchemy import ColumnElement, Connection, Engine, Select, Update, delete, exists, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Event, EventStatus, Join, JoinSearch, JoinState, Membership, Mirror, UnblockedMembership, User
+from models.tables import Event, EventStatus, Join, JoinSearch, JoinState, Mirror, UnblockedMembership
 from models.types import db_now, db_now_plus, inline_literal
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.decision.payload import parse_time
 from worker.decision.roles import slug_for
 from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, WorkOSUnavailableError, unexpected
+from worker.kinds.membership import Membership
+from worker.kinds.user import User
 from worker.mirror.auto_join import add_joins, eligible, is_missing
 from worker.mirror.identity import same_person
 from worker.queue.doorbell import Doorbell

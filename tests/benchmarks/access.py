@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from models.access import auto_join_for, role_of, workspaces_of
 from models.database import open_engine, session, write_transaction
 from models.migrate import upgrade
-from models.tables import Membership
+from worker.kinds.membership import Membership
 
 CALLS = 300
 PER_ORGANIZATION = 10
@@ -43,8 +43,11 @@ FILL = {
     f"'user' || n || '@' || {DOMAIN}, 'user' || n || '@' || {DOMAIN}, {DOMAIN}, TRUE, {LIVE}",
     "domains": f"(id, organization_id, domain, normalized, verification, {COMMON}) SELECT 'org_domain_' || n, "
     f"'org_' || n, 'd' || n || '.example', 'd' || n || '.example', 'verified', {LIVE}",
-    "memberships": f"(id, organization_id, user_id, status, workos_role, role, {COMMON}) SELECT 'om_' || n, "
-    f"'org_' || (n / {{each}}), 'user_' || n, 'active', 'member', 'member', {LIVE}",
+    "memberships": f"(id, organization_id, user_id, status, workos_roles, workos_role, role, {COMMON}) "
+    f"SELECT 'om_' || n, 'org_' || (n / {{each}}), 'user_' || n, 'active', '[\"member\"]', 'member', 'member', {LIVE}",
+    "roles": f"(id, slug, permissions, {COMMON}) SELECT CASE WHEN n = 0 THEN 'member' ELSE 'role_' || n END, "
+    f"'role', '[\"permission_0\"]', {LIVE}",
+    "permissions": f"(id, resource_type, {COMMON}) SELECT 'permission_' || n, 'organization', {LIVE}",
     "joins": "(organization_id, user_id, state, cause, cause_id) SELECT 'org_' || n, 'user_' || (n * {each}), "
     "CASE WHEN n % 10 = 0 THEN 'blocked' ELSE 'joined' END, 'event', 'event_' || n",
     "user_addresses": "(user_id, email_hash) SELECT 'user_' || n, 'hash_' || n",
@@ -63,6 +66,7 @@ def fill(engine: Engine, members: int) -> None:
             number = members if name in ("users", "memberships", "user_addresses") else members // PER_ORGANIZATION
             sql = f"INSERT INTO {name} {values} FROM ({SERIES[kind]}) AS t".format(now=now, each=PER_ORGANIZATION)
             tx.execute(text(sql), {"most": number})
+        tx.execute(text("UPDATE mirror SET listed_kinds = '[\"permission\"]'"))
         tx.execute(text("ANALYZE"))
 
 

@@ -8,7 +8,10 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from models.database import database_url
-from models.tables import Domain, Membership, Organization, User
+from worker.kinds.domain import Domain
+from worker.kinds.membership import Membership
+from worker.kinds.organization import Organization
+from worker.kinds.user import User
 
 MODELS: dict[str, type[Any]] = {
     "organization": Organization,

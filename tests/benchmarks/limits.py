@@ -3,17 +3,18 @@
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import psycopg
 from flask import Flask, Response, jsonify, request
 from sqlalchemy import FromClause, Table, make_url
 
-from models.tables import TABLES, AutoJoin, Change, Event
+from models.tables import AutoJoin, Change, Event
 from tests.benchmarks.servers import SQLITE
 from tests.support import SECRET
 from webhooks.signature import verify
 from worker.errors import InvalidSignatureError
+from worker.kinds import KINDS
 
 DECIDED = ("status", "outcome", "decided_by", "processed_at", "occurred_at", "kind", "object_id", "organization_id")
 """What a drain writes on the rows of the inbox."""
@@ -45,7 +46,7 @@ class Statement(NamedTuple):
 
 def finished(url: str) -> list[Statement]:
     """Return what writes the mirror, the inbox's outcomes and the changes as they stand in the database `url`."""
-    tables: list[Table] = [table.__table__ for table in (*TABLES.values(), AutoJoin)]  # type: ignore[misc]  # tables
+    tables = cast("list[Table]", [*(kind.table.__table__ for kind in KINDS.values()), AutoJoin.__table__])
     changes = [name for name in _names(Change.__table__) if name not in ("id", "at")]
     with _connected(url) as (connection, mark):
 

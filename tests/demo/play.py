@@ -14,7 +14,7 @@ from models.views import mirror_status
 from tests.support.stack.machine import JSON, call
 from tests.support.stack.processes import StackError
 from tests.support.stack.stack import Stack
-from worker.decision.handlers import SUBSCRIBED
+from worker.kinds import SUBSCRIBED
 from worker.reports import listings
 
 KNOBS: JSON = {

@@ -7,11 +7,11 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Engine
 
-from models.tables import Domain
 from models.views import auto_join_domains, workspace_members, workspaces
 from tests.demo.play import Resynced, Sample, count_by
 from tests.support import rows
 from tests.support.stack.machine import JSON
+from worker.kinds.domain import Domain
 
 WORKSPACES_SHOWN = 30
 MEMBERS_OF = 3

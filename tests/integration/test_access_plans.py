@@ -3,8 +3,10 @@
 import re
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
+from models.database import session
+from models.views import member_permissions
 from tests.benchmarks.access import calls_of, fill, plan
 
 MEMBERS = 20_000
@@ -29,3 +31,14 @@ def test_each_call_is_one_query_that_reads_no_table_whole(filled: Engine) -> Non
         lines = plan(filled, lambda opened: call(opened, MEMBERS // 2))  # noqa: B023 - called now
         assert any("index" in line.lower() for line in lines), (name, lines)
         assert scanned(lines) == set(), (name, lines)
+
+
+def test_the_permissions_of_a_member_are_found_without_reading_all_memberships_and_people(filled: Engine) -> None:
+    view = member_permissions.c
+    one = select(view.permission).where(view.organization_id == "org_7", view.user_id == "user_75")
+    lines = plan(filled, lambda opened: opened.execute(one).all())
+    assert scanned(lines) & {"membership", "memberships", "users", "person", "organizations", "workspace"} == set(), (
+        lines
+    )
+    with session(filled) as opened:
+        assert opened.execute(one).scalars().all() == ["permission_0"]

@@ -127,11 +127,11 @@ def test_every_try_takes_tokens_of_the_limits_it_counts_against(redis: Redis) ->
         buckets = Timed(redis)
         with closing(open_workos(sandbox, buckets)) as workos:
             sandbox.faults.fail("/organizations", status=429, times=2, retry_after=0)
-            workos.organizations(None)
+            workos.list_page(("organizations",))
             assert buckets.names == [ALL.name] * 3
             buckets.names.clear()
             sandbox.faults.fail("/user_management/users", status=429, times=1, retry_after=0)
-            workos.users(None)
+            workos.list_page(("user_management", "users"))
             assert buckets.names == [ALL.name, USER_READS.name] * 2
             assert workos.calls.total == sandbox.calls.total() == 5
 
@@ -139,10 +139,10 @@ def test_every_try_takes_tokens_of_the_limits_it_counts_against(redis: Redis) ->
 @pytest.mark.parametrize(("retry_after", "least", "most"), [(1, 1.0, 1.5), (0, 0.0, 0.2), (None, 0.25, 0.6)])
 def test_retry_after_is_honoured(redis: Redis, retry_after: int | None, least: float, most: float) -> None:
     with Sandbox() as sandbox, closing(open_workos(sandbox, Timed(redis))) as workos:
-        workos.roles()
+        workos.list_page(("authorization", "roles"), paged=False)
         sandbox.faults.fail("/organizations", status=429, times=1, retry_after=retry_after)
         began = time.monotonic()
-        workos.organizations(None)
+        workos.list_page(("organizations",))
         assert least <= time.monotonic() - began <= most
 
 
@@ -152,7 +152,7 @@ def test_a_sandbox_with_the_documented_limits_is_never_overrun(redis: Redis) -> 
         sandbox.knobs.user_reads_limit = (100, 1.0)
         workos = open_client(sandbox.api_key, "client_sandbox", sandbox.base_url, Buckets(redis, 1.0))
         with closing(workos):
-            call: Callable[[], object] = lambda: workos.users(None)  # noqa: E731
+            call: Callable[[], object] = lambda: workos.list_page(("user_management", "users"))  # noqa: E731
             threads = [threading.Thread(target=lambda: [call() for _ in range(30)]) for _ in range(6)]
             for thread in threads:
                 thread.start()
@@ -164,6 +164,6 @@ def test_a_sandbox_with_the_documented_limits_is_never_overrun(redis: Redis) -> 
 def test_a_valkey_that_is_flushed_in_mid_run_only_slows_down(valkey: Valkey) -> None:
     with Sandbox() as sandbox, valkey.client() as client, closing(client_of(sandbox, client)) as workos:
         for _ in range(3):
-            workos.roles()
+            workos.list_page(("authorization", "roles"), paged=False)
             valkey.flush()
     assert sandbox.calls.total() == 3

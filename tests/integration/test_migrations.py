@@ -9,7 +9,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 
 from models import migrate
-from models.access import normalize_address
+from models.addresses import normalize_address
 from models.database import read_transaction, write_transaction
 from models.migrate import upgrade
 from models.revisions import current_revision, known_revisions, newest_revision, outdated

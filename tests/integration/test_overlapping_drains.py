@@ -11,13 +11,14 @@ import pytest
 from sqlalchemy import Connection, Engine, event, func, select, text
 
 from models.database import CHANGES_LOCK, advisory_lock, open_engine, read_transaction, write_transaction
-from models.tables import Batch, Change, Event, Organization
+from models.tables import Batch, Change, Event
 from tests.support import JSON, mirrored, rows, statuses
 from tests.support.inbox import count, let_time_pass, pending
 from tests.support.processes import eventually
 from tests.support.stories import delivered, mirror_of, organization, store, user, written_once
 from worker.inbox.drain import Policy, drain
 from worker.inbox.store import accept_webhooks
+from worker.kinds.organization import Organization
 
 
 class Follower(threading.Thread):

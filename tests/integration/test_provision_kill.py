@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, func, select, update
 
 from models.database import in_transaction, open_engine, read_transaction
-from models.tables import Join, JoinState, Membership, Mirror
+from models.tables import Join, JoinState, Mirror
 from models.types import db_now_plus
 from tests.support import SECRET, rows
 from tests.support.inbox import pending
@@ -17,6 +17,7 @@ from tests.support.processes import QUICK, Commands, Valkey, eventually
 from tests.support.resync import settings_of
 from tests.support.sandbox import Knobs, Sandbox, World
 from tests.support.stories import store
+from worker.kinds.membership import Membership
 from worker.provisioning import SEND_SECONDS
 
 pytestmark = pytest.mark.long

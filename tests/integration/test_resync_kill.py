@@ -12,7 +12,7 @@ from redis import Redis
 from sqlalchemy import Engine, func, select
 
 from models.database import open_engine, read_transaction
-from models.tables import Kind, Listing, Mirror, Run
+from models.tables import Listing, Mirror, Run
 from tests.support import differences, rows
 from tests.support.processes import Commands, Valkey, eventually
 from tests.support.resync import CLIENT_ID, client_of, expire_lease, live, resync
@@ -70,7 +70,7 @@ def test_kill_9_of_the_worker_in_mid_resync(
     commands.start("worker")
     eventually(lambda: [row for row in rows(engine, Run) if row["task"] == "resync" and row["status"] == "done"], 40)
     assert differences(engine, sandbox.world.truth()) == []
-    assert len(live(engine)[Kind.ORGANIZATION]) == ORGANIZATIONS
+    assert len(live(engine)["organization"]) == ORGANIZATIONS
     memberships = sandbox.calls["GET", "/user_management/organization_memberships"]
     assert ORGANIZATIONS <= memberships <= ORGANIZATIONS + AT_ONCE  # a page for each call in flight
     assert rows(engine, Mirror)[0]["last_resync_at"] is not None

@@ -73,13 +73,14 @@ def test_a_role_that_may_only_read_the_views_may_still_read_them_after_migrate(
         connection.execute(text(f"CREATE ROLE {READER} LOGIN"))
     try:
         with write_transaction(at_1_0_0) as tx:
-            tx.execute(text(f"GRANT SELECT ON {', '.join(VIEWS)} TO {READER}"))
+            granted = inspect(tx).get_view_names()
+            tx.execute(text(f"GRANT SELECT ON {', '.join(granted)} TO {READER}"))
         upgrade(at_1_0_0)
         reader = create_engine(database_url(at_1_0_0.url.render_as_string(hide_password=False)))
         with reader.connect() as connection:
             connection.execute(text(f"SET ROLE {READER}"))
-            for view in VIEWS.values():
-                connection.execute(view.table.select()).all()
+            for name in granted:
+                connection.execute(VIEWS[name].table.select()).all()
         reader.dispose()
     finally:
         with write_transaction(at_1_0_0) as tx:
@@ -96,12 +97,13 @@ WAITS_FOR_MIRROR = """
 def test_migrate_waits_for_a_transaction_and_lets_it_pass_even_if_it_goes_on_to_read_views(at_1_0_0: Engine) -> None:
     migrating = threading.Thread(target=upgrade, args=(at_1_0_0,), daemon=True)
     with at_1_0_0.connect() as reader:
+        existing = inspect(reader).get_view_names()
         reader.execute(text("SELECT * FROM mirror")).all()
         migrating.start()
         with at_1_0_0.connect().execution_options(isolation_level="AUTOCOMMIT") as watcher:
             of_this = {"database": at_1_0_0.url.database}
             eventually(lambda: watcher.execute(text(WAITS_FOR_MIRROR), of_this).scalar_one(), 60)
-        for view in VIEWS:
+        for view in existing:
             reader.execute(text(f"TABLE {view}")).all()
     migrating.join(60)
     assert not migrating.is_alive() and current_revision(at_1_0_0) == newest_revision()

@@ -20,9 +20,14 @@ from werkzeug.serving import make_server
 from werkzeug.test import TestResponse
 
 from models.database import read_transaction
-from models.tables import TABLES, Event, EventStatus, Kind
+from models.tables import Event, EventStatus
 from models.views import auto_join_domains, workspace_members, workspaces
 from worker.inbox.drain import Policy, drain
+from worker.kinds import KINDS
+from worker.kinds.connection import Connection
+from worker.kinds.domain import Domain
+from worker.kinds.membership import Membership
+from worker.kinds.user import User
 
 SECRET = "whsec_test_0123456789abcdef"
 HERE = Path(__file__).parent
@@ -135,14 +140,14 @@ def rows(engine: Engine, source: Any) -> list[JSON]:
         return [dict(row) for row in tx.execute(select(getattr(source, "__table__", source))).mappings()]
 
 
-def mirrored(engine: Engine) -> dict[Kind, list[JSON]]:
+def mirrored(engine: Engine) -> dict[str, list[JSON]]:
     """The whole mirror, sorted by id, without what tells how often and when it was written, and not what."""
     return {
-        kind: sorted(
-            ({k: v for k, v in row.items() if k not in ("revision", "touched_at")} for row in rows(engine, table)),
+        name: sorted(
+            ({k: v for k, v in row.items() if k not in ("revision", "touched_at")} for row in rows(engine, kind.table)),
             key=lambda row: str(row["id"]),
         )
-        for kind, table in TABLES.items()
+        for name, kind in KINDS.items()
     }
 
 
@@ -157,13 +162,15 @@ def differences(engine: Engine, truth: JSON) -> list[str]:
     live = {row["organization_id"]: row for row in rows(engine, workspaces) if row["state"] == "active"}
     found = _compare("workspace", {o["id"]: o["name"] for o in truth["organizations"]}, _names(live))
     emails = {user["id"]: user["email"] for user in truth["users"]}
-    stored = {row["id"]: row for row in rows(engine, TABLES[Kind.USER]) if row["deleted_by"] is None}
+    stored = {row["id"]: row for row in rows(engine, User) if row["deleted_by"] is None}
     found += _compare("user", emails, {id: row["email"] for id, row in stored.items()})
     found += _compare("membership", _true_memberships(truth), _stored_memberships(engine, set(live), set(stored)))
     found += _compare("member", _true_members(truth, emails), _stored_members(engine))
     found += _compare("domain", _true_domains(truth), _stored_domains(engine, set(live)))
     if "connections" in truth:
         found += _compare("connection", _true_connections(truth), _stored_connections(engine, set(live)))
+    if "permissions" in truth:
+        found += _compare("permission", {p["slug"]: p["name"] for p in truth["permissions"]}, _permissions(engine))
     joins = {(row["domain"], row["organization_id"]): True for row in rows(engine, auto_join_domains)}
     return found + _compare("auto-join", _true_joins(truth), joins)
 
@@ -193,7 +200,7 @@ def _stored_memberships(engine: Engine, organizations: set[str], users: set[str]
     # The children of a deleted parent are gone with it, whether or not WorkOS said so one by one.
     return {
         m["id"]: (m["organization_id"], m["user_id"], m["workos_roles"], m["status"])
-        for m in rows(engine, TABLES[Kind.MEMBERSHIP])
+        for m in rows(engine, Membership)
         if m["deleted_by"] is None and m["organization_id"] in organizations and m["user_id"] in users
     }
 
@@ -224,7 +231,7 @@ def _true_domains(truth: JSON) -> dict[str, Any]:
 def _stored_domains(engine: Engine, organizations: set[str]) -> dict[str, Any]:
     return {
         d["id"]: (d["organization_id"], d["domain"], d["verification"])
-        for d in rows(engine, TABLES[Kind.DOMAIN])
+        for d in rows(engine, Domain)
         if d["deleted_by"] is None and d["organization_id"] in organizations
     }
 
@@ -236,9 +243,13 @@ def _true_connections(truth: JSON) -> dict[str, Any]:
 def _stored_connections(engine: Engine, organizations: set[str]) -> dict[str, Any]:
     return {
         c["id"]: (c["organization_id"], c["connection_type"], c["status"])
-        for c in rows(engine, TABLES[Kind.CONNECTION])
+        for c in rows(engine, Connection)
         if c["deleted_by"] is None and c["organization_id"] in organizations
     }
+
+
+def _permissions(engine: Engine) -> dict[str, Any]:
+    return {p["id"]: p["name"] for p in rows(engine, KINDS["permission"].table) if p["deleted_by"] is None}
 
 
 def _true_joins(truth: JSON) -> dict[Any, Any]:

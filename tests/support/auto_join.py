@@ -11,13 +11,14 @@ from sqlalchemy import Connection, Engine, select, update
 from models.access import AutoJoin, auto_join_for
 from models.database import in_transaction, read_transaction, session
 from models.tables import AutoJoin as AutoJoinRow
-from models.tables import Domain, Join, JoinSearch, Mirror
+from models.tables import Join, JoinSearch, Mirror
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, rows
 from tests.support.resync import Clock
 from tests.support.sandbox import Sandbox, World
 from tests.support.stories import delivered
 from worker.inbox.store import accept_from_api
+from worker.kinds.domain import Domain
 from worker.mirror import auto_join, auto_join_policy
 from worker.provisioning import CatchUp, provision
 from worker.queue.doorbell import Doorbell

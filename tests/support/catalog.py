@@ -47,8 +47,9 @@ def catalog(engine: Engine) -> list[str]:
 def drop_schema(engine: Engine) -> None:
     """Drop every table and view, so that the database was never migrated."""
     with write_transaction(engine) as tx:
+        cascade = "CASCADE" if tx.dialect.name == "postgresql" else ""
         for view in inspect(tx).get_view_names():
-            tx.execute(text(f"DROP VIEW {view}"))
+            tx.execute(text(f"DROP VIEW IF EXISTS {view} {cascade}"))
         metadata = MetaData()
         metadata.reflect(tx)
         metadata.drop_all(tx)

@@ -7,19 +7,12 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert
 
-from models.tables import (
-    Base,
-    Domain,
-    Join,
-    Membership,
-    Organization,
-    PublicDomain,
-    UnblockedMembership,
-    User,
-    UserAddress,
-    WorkspaceSettings,
-)
+from models.tables import Base, Join, PublicDomain, UnblockedMembership, UserAddress, WorkspaceSettings
 from tests.support import JSON
+from worker.kinds.domain import Domain
+from worker.kinds.membership import Membership
+from worker.kinds.organization import Organization
+from worker.kinds.user import User
 
 SIZES = {"user": 40, "org": 8, "domain": 40}
 

@@ -10,11 +10,13 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, delete, func, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import TABLES, Base, Change, Drift, Kind, Mirror, Read, Role, Run
+from models.tables import Base, Change, Drift, Mirror, Read, Run
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, rows
 from tests.support.sandbox import Sandbox, World
 from tests.support.stories import store
+from worker.kinds import KINDS
+from worker.kinds.role import Role
 from worker.repair.environment import MARGIN
 from worker.repair.resync.resync import Resync, start
 from worker.runs import lease
@@ -57,8 +59,8 @@ class Between(WorkOSClient):
         self._happens("/".join(path))
         return page
 
-    def _get(self, kind: str, path: tuple[str, ...], key: str = "id") -> ReadResult:
-        found = super()._get(kind, path, key)
+    def read(self, path: tuple[str, ...], kind: str, id_field: str = "id") -> ReadResult:
+        found = super().read(path, kind, id_field)
         self._happens("/".join(path))
         return found
 
@@ -99,7 +101,16 @@ def empty(engine: Engine, clock: Clock) -> None:
         for table in Base.metadata.sorted_tables:
             if table.name not in ("mirror", "public_domains"):
                 tx.execute(delete(table))
-        nothing = ("cursor", "cursor_at", "inbox_to", "inbox_at", "complete_to", "backfilled_at", "last_resync_at")
+        nothing = (
+            "cursor",
+            "cursor_at",
+            "inbox_to",
+            "inbox_at",
+            "complete_to",
+            "backfilled_at",
+            "last_resync_at",
+            "listed_kinds",
+        )
         tx.execute(update(Mirror).values(dict.fromkeys(nothing) | {"cursor_at": clock() - MARGIN}))  # as binding does
 
     in_transaction(engine, drop_all)
@@ -143,9 +154,11 @@ def changes(engine: Engine) -> int:
         return tx.execute(select(func.count()).select_from(Change)).scalar_one()
 
 
-def live(engine: Engine) -> dict[Kind, set[str]]:
+def live(engine: Engine) -> dict[str, set[str]]:
     """The ids that are live here."""
-    return {kind: {row["id"] for row in rows(engine, table) if not row["deleted_by"]} for kind, table in TABLES.items()}
+    return {
+        name: {row["id"] for row in rows(engine, kind.table) if not row["deleted_by"]} for name, kind in KINDS.items()
+    }
 
 
 def run_row(engine: Engine, run_id: str) -> JSON:
@@ -187,7 +200,7 @@ def quietly(world: World, act: Callable[[], Any]) -> None:
         act()
 
 
-def mirror_of(engine: Engine, sandbox: Sandbox, workos: WorkOSClient, workspaces: int) -> dict[Kind, set[str]]:
+def mirror_of(engine: Engine, sandbox: Sandbox, workos: WorkOSClient, workspaces: int) -> dict[str, set[str]]:
     """Workspaces of two members, mirrored by events and a resync; returns what is in force."""
     small_life(sandbox.world, workspaces, 2)
     catch_up_with(engine, sandbox.world)

@@ -372,7 +372,7 @@ def test_the_limits_of_events(sandbox: Sandbox, client: WorkOSClient, clock: Clo
 def test_the_sdk_parses_every_event_of_a_long_scenario() -> None:
     world = World(3)
     play(world, 3000, seed=11)
-    assert len(all_types(world)) == 23
+    assert len(all_types(world)) == 26
     for event in world.events:
         parsed = EventSchema.from_dict(event)
         assert not isinstance(parsed, EventSchemaUnknown)
@@ -496,6 +496,7 @@ def test_silent_changes_and_populate(clock: Clock) -> None:
         "users": 5,
         "memberships": 12,
         "roles": 2,
+        "permissions": 0,
         "connections": 0,
     }
     with world.silently():

@@ -6,10 +6,11 @@ import pytest
 from sqlalchemy import Engine, select
 
 from models.database import in_transaction, read_transaction, write_transaction
-from models.tables import Domain, Membership
 from models.views import auto_join_blocks
 from tests.support import access, joins, rows
 from tests.support.random_rows import put_random_rows
+from worker.kinds.domain import Domain
+from worker.kinds.membership import Membership
 from worker.mirror import auto_join_policy
 from worker.mirror.auto_join_policy import workspace_settings
 from worker.reports.access import access_of, domain_states

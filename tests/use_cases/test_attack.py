@@ -173,6 +173,7 @@ PAGES = {
     "events": ("status", "type", "organization_id", "fingerprint", "after"),
     "workspaces": ("name", "after"),
     "people": ("email",),
+    "permissions": ("after",),
 }
 
 

@@ -13,12 +13,15 @@ from sqlalchemy import Engine, delete, text, update
 
 from models.access import auto_join_for
 from models.database import in_transaction, open_engine, read_transaction, session
-from models.tables import TABLES, AutoJoin, Change, Domain, Join, JoinSearch, JoinState, Membership, Mirror
+from models.tables import AutoJoin, Change, Join, JoinSearch, JoinState, Mirror
 from models.views import auto_join_domains
 from tests.support import JSON, NOON, access, joins, made, rows
 from tests.support.auto_join import is_filled, join_of, joins_of, put_in_force, tell
 from tests.support.histories import broken_chains
 from worker.errors import ConfigurationError, UnknownIdError
+from worker.kinds import KINDS
+from worker.kinds.domain import Domain
+from worker.kinds.membership import Membership
 from worker.mirror import auto_join_policy
 from worker.reports.access import access_of, domain_states
 from worker.reports.explain import explain
@@ -283,7 +286,9 @@ def test_histories_end_in_the_expected_access_on_postgresql(make_database: Any) 
         ends_as(engine, row)
         in_transaction(
             engine,
-            lambda tx: tx.execute(text(f"TRUNCATE events, {', '.join(t.__tablename__ for t in TABLES.values())}")),
+            lambda tx: tx.execute(
+                text(f"TRUNCATE events, {', '.join(kind.table.__tablename__ for kind in KINDS.values())}")
+            ),
         )
     engine.dispose()
 

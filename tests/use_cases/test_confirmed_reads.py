@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from models.tables import Change, Kind, Membership, Read, User
+from models.tables import Change, Read
 from tests.support import JSON, access, differences, outcomes, rows
 from tests.support.resync import (
     catch_up_with,
@@ -22,6 +22,8 @@ from tests.support.resync import (
 )
 from tests.support.sandbox import Sandbox, World
 from worker.errors import InvalidApiKeyError
+from worker.kinds.membership import Membership
+from worker.kinds.user import User
 from worker.repair.reads import work_due
 from worker.repair.resync.resync import start
 from worker.workos_api.client import WorkOSClient
@@ -83,14 +85,14 @@ def test_a_resyncs_tombstone_is_lifted_if_the_object_is_there_after_all(
         "organization_domain": world.domains,
     }
     one = next(iter(tables[gone].values()))
-    kind = Kind(gone.removeprefix("organization_"))
-    paths = {Kind.ORGANIZATION: "/organizations", Kind.USER: "/user_management/users"}
+    kind = gone.removeprefix("organization_")
+    paths = {"organization": "/organizations", "user": "/user_management/users"}
     sandbox.faults.fail(f".*/{one['id']}", status=404, times=None)
     if kind in paths:
         second = list(tables[gone].values())[1]
-        shown = world.show_organization(second["id"]) if kind is Kind.ORGANIZATION else second
+        shown = world.show_organization(second["id"]) if kind == "organization" else second
         sandbox.faults.odd(f"{paths[kind]}$", change=lambda item: shown)
-    elif kind is Kind.MEMBERSHIP:
+    elif kind == "membership":
         path, query = "/user_management/organization_mem", f"organization_id={one['organization_id']}"
         sandbox.faults.odd(path, query=query, change=lambda item: list(tables[gone].values())[1])
     else:
@@ -171,13 +173,13 @@ def test_a_role_under_a_resyncs_tombstone_is_asked_for_and_not_brought_back_by_a
     quietly(world, lambda: world.delete_role("billing"))
     resync(one_engine, workos)
     deliver(one_engine, [told])
-    assert "billing" not in live(one_engine)[Kind.ROLE]
+    assert "billing" not in live(one_engine)["role"]
     assert read_all(one_engine, workos) == 1
-    assert "billing" not in live(one_engine)[Kind.ROLE]
+    assert "billing" not in live(one_engine)["role"]
     world.create_role("billing")
     deliver(one_engine, world.events[-1:])
     assert read_all(one_engine, workos) == 1
-    assert "billing" in live(one_engine)[Kind.ROLE]
+    assert "billing" in live(one_engine)["role"]
 
 
 # Parents
@@ -304,7 +306,7 @@ def test_an_odd_object_read_by_id_is_used_for_nothing(
     sandbox.on_request = odd
     reported = found(one_engine, resync(one_engine, workos))
     assert reported["user", member["user_id"]] == ("invalid", "reported") and odd_once
-    assert "user_other" not in live(one_engine)[Kind.USER]
+    assert "user_other" not in live(one_engine)["user"]
     sandbox.on_request = None
     world.users[member["user_id"]] = right
     resync(one_engine, workos)

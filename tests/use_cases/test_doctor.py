@@ -22,7 +22,7 @@ from tests.support.sandbox import Sandbox
 from webhooks.app import create_app
 from worker.bootstrap import build_services
 from worker.cli import main
-from worker.decision.handlers import SUBSCRIBED
+from worker.kinds import SUBSCRIBED
 from worker.processes.clock import heartbeat
 from worker.queue.doorbell import DRAIN, REPAIR
 from worker.repair.schedule import CLOCK_TICK

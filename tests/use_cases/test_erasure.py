@@ -9,15 +9,16 @@ from click.testing import CliRunner, Result
 from sqlalchemy import Engine, insert, update
 
 from models.database import in_transaction
-from models.tables import Base, Change, Event, EventStatus, User
+from models.tables import Base, Change, Event, EventStatus
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, event_row, made, rows, sample
 from tests.support.histories import broken_chains
 from tests.support.resync import deliver, report, resync
 from tests.support.sandbox import Sandbox
 from worker.cli import main
-from worker.decision.handlers import HANDLERS
 from worker.inbox.store import Delivery
+from worker.kinds import KINDS, READERS
+from worker.kinds.user import User
 from worker.mirror import erasure
 from worker.mirror.erasure import forget
 from worker.mirror.retention import Periods, retain
@@ -239,11 +240,11 @@ def test_the_erasure_is_one_change_whose_only_difference_is_erased(deleted: Engi
 
 
 def test_the_error_of_a_failed_event_quotes_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(data: Any, _envelope: Any, _roles: Any) -> Any:
+    def fails(_kind: Any, data: Any, _envelope: Any, _roles: Any) -> Any:
         raise ValueError(data.text("email"))
 
     deliver(engine, [made("user.deleted")])
-    monkeypatch.setitem(HANDLERS, "user.updated", fails)
+    monkeypatch.setitem(READERS, "user.updated", (KINDS["user"], fails))
     put(engine, json.dumps(made("user.updated", 1)).encode())
     pending = Event.status == EventStatus.PENDING
     in_transaction(engine, lambda tx: tx.execute(update(Event).where(pending).values(attempts=9)))

@@ -24,10 +24,10 @@ from tests.support.sandbox import Knobs, Sandbox, populate
 from tests.support.sandbox.world import World
 from tests.support.stories import store
 from worker.cli import main
-from worker.decision.handlers import SUBSCRIBED
 from worker.decision.payload import parse_time
 from worker.errors import ConfigurationError, WorkOSUnavailableError
 from worker.inbox.drain import Policy, drain
+from worker.kinds import SUBSCRIBED
 from worker.processes.clock import PeriodicTask
 from worker.processes.clock import run as run_clock
 from worker.queue.doorbell import DRAIN, REPAIR, Doorbell

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine
 
 from models.database import in_transaction
-from models.tables import TABLES, Kind, Read
+from models.tables import Read
 from tests.support import JSON, rows
 from tests.support.resync import (
     CLIENT_ID,
@@ -24,6 +24,7 @@ from tests.support.resync import (
 )
 from tests.support.sandbox import Sandbox
 from worker.errors import InvalidApiKeyError, NotFoundError, WorkOSUnavailableError
+from worker.kinds import KINDS
 from worker.mirror.read_requests import request_reads
 from worker.repair.catch_up import catch_up
 from worker.repair.environment import require_same_environment
@@ -86,36 +87,38 @@ OWN_404: dict[str, JSON] = {
 }
 
 
-def one_of_each(engine: Engine, sandbox: Sandbox) -> dict[str, tuple[Kind, str]]:
+def one_of_each(engine: Engine, sandbox: Sandbox) -> dict[str, tuple[str, str]]:
     """A mirror with an object of each kind, roles of both sorts: what it is → kind and id."""
     world = sandbox.world
     small_life(world, 1, 1)
     org = next(iter(world.organizations))
     world.create_role("billing")
     world.create_role("editor", organization_id=org)
+    world.create_permission("invoices:read")
     connection = world.create_connection(org, "Okta")["id"]
     world.activate_connection(connection)
     catch_up_with(engine, world)
     return {
-        "organization": (Kind.ORGANIZATION, org),
-        "user": (Kind.USER, next(iter(world.users))),
-        "membership": (Kind.MEMBERSHIP, next(iter(world.memberships))),
-        "domain": (Kind.DOMAIN, next(iter(world.domains))),
-        "role": (Kind.ROLE, "billing"),
-        "organization's role": (Kind.ROLE, f"{org}/editor"),
-        "connection": (Kind.CONNECTION, connection),
+        "organization": ("organization", org),
+        "user": ("user", next(iter(world.users))),
+        "membership": ("membership", next(iter(world.memberships))),
+        "domain": ("domain", next(iter(world.domains))),
+        "role": ("role", "billing"),
+        "organization's role": ("role", f"{org}/editor"),
+        "connection": ("connection", connection),
+        "permission": ("permission", "invoices:read"),
     }
 
 
-def read(engine: Engine, workos: WorkOSClient, *objects: tuple[Kind, str]) -> int:
+def read(engine: Engine, workos: WorkOSClient, *objects: tuple[str, str]) -> int:
     """A confirmed read of each; how many were settled."""
     for kind, id in objects:
-        in_transaction(engine, partial(request_reads, kind=kind, ids=[id], reason="a test", run_id=""))
+        in_transaction(engine, partial(request_reads, kind=KINDS[kind], ids=[id], reason="a test", run_id=""))
     make_reads_due(engine)
     return work_due(engine, workos, lambda: False)
 
 
-def by_id(objects: dict[str, tuple[Kind, str]]) -> str:
+def by_id(objects: dict[str, tuple[str, str]]) -> str:
     """A pattern of the paths at which these are read."""
     return f".*/({'|'.join(id.rpartition('/')[2] for _, id in objects.values())})$"
 
@@ -164,7 +167,7 @@ def test_a_role_of_no_known_type_is_neither_there_nor_gone(
     sandbox.faults.clear()
     sandbox.faults.answer(".*/roles/editor$", json.dumps(role | {"type": "EnvironmentRole"}).encode())
     assert read(one_engine, workos) == 2
-    assert live(one_engine)[Kind.ROLE] & {own[1], common[1]} == {common[1]}, "the organization has none of its own"
+    assert live(one_engine)["role"] & {own[1], common[1]} == {common[1]}, "the organization has none of its own"
 
 
 @pytest.mark.parametrize("body", OWN_404.values(), ids=OWN_404)
@@ -175,7 +178,7 @@ def test_workoss_own_404_is_a_deletion_of_every_kind(
     sandbox.faults.answer(by_id(objects), json.dumps(body).encode(), status=404)
     assert read(one_engine, workos, *objects.values()) == len(objects)
     for kind, id in objects.values():
-        [row] = [row for row in rows(one_engine, TABLES[kind]) if row["id"] == id]
+        [row] = [row for row in rows(one_engine, KINDS[kind].table) if row["id"] == id]
         assert row["deleted_by"] == "resync", kind
 
 

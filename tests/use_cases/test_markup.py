@@ -126,6 +126,7 @@ def world(services: Services) -> JSON:
             state="verified",
         ),
         made("organization_role.created", slug=EVIL_ID, organization_id=organization, name=EVIL, description=EVIL),
+        made("permission.created", slug=EVIL_ID, name=EVIL, description=EVIL, resource_type_slug=EVIL),
         made(
             "connection.activated", id=f"conn{EVIL_ID}", organization_id=organization, name=EVIL, connection_type=EVIL
         ),

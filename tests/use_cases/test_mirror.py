@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from models.access import AutoJoin, WorkspaceAccess, auto_join_for, role_of, workspaces_of
 from models.database import write_transaction
-from models.tables import TABLES, Change, Event, EventStatus, Kind
+from models.tables import Change, Event, EventStatus
 from models.views import auto_join_domains as auto_join_view
 from models.views import mirror_status, workspace_members, workspaces
 from tests.support import (
@@ -30,7 +30,9 @@ from tests.support import (
     rows,
     sample,
 )
-from worker.decision.handlers import HANDLERS
+from worker.kinds import READERS
+from worker.kinds.role import Role
+from worker.kinds.user import User
 
 ORG = sample("organization.created")["data"]["id"]
 USER = sample("user.created")["data"]["id"]
@@ -42,24 +44,24 @@ ACME = {("acme.example", ORG)}
 
 SAMPLES = sorted(path.stem for path in EVENTS.glob("*.json"))
 
-EFFECTS: dict[str, tuple[Kind, JSON] | None] = {
+EFFECTS: dict[str, tuple[str, JSON] | None] = {
     "organization.created": (
-        Kind.ORGANIZATION,
+        "organization",
         {"id": ORG, "name": "Acme Rockets", "external_id": "workspace_17", "deleted_by": None},
     ),
     "organization.updated": (
-        Kind.ORGANIZATION,
+        "organization",
         {"id": ORG, "name": "Acme Rockets International", "deleted_by": None},
     ),
-    "organization.deleted": (Kind.ORGANIZATION, {"id": ORG, "deleted_by": "event"}),
+    "organization.deleted": ("organization", {"id": ORG, "deleted_by": "event"}),
     "organization_domain.created": (
-        Kind.DOMAIN,
+        "domain",
         {"id": DOMAIN, "organization_id": ORG, "normalized": "acme.example", "verification": "pending"},
     ),
-    "organization_domain.updated": (Kind.DOMAIN, {"id": DOMAIN, "verification": "pending", "deleted_by": None}),
-    "organization_domain.verified": (Kind.DOMAIN, {"id": DOMAIN, "verification": "verified", "deleted_by": None}),
+    "organization_domain.updated": ("domain", {"id": DOMAIN, "verification": "pending", "deleted_by": None}),
+    "organization_domain.verified": ("domain", {"id": DOMAIN, "verification": "verified", "deleted_by": None}),
     "organization_domain.verification_failed": (
-        Kind.DOMAIN,
+        "domain",
         {
             "id": DOMAIN,
             "organization_id": ORG,
@@ -69,9 +71,9 @@ EFFECTS: dict[str, tuple[Kind, JSON] | None] = {
             "deleted_by": None,
         },
     ),
-    "organization_domain.deleted": (Kind.DOMAIN, {"id": DOMAIN, "deleted_by": "event"}),
+    "organization_domain.deleted": ("domain", {"id": DOMAIN, "deleted_by": "event"}),
     "organization_membership.created": (
-        Kind.MEMBERSHIP,
+        "membership",
         {
             "id": MEMBERSHIP,
             "organization_id": ORG,
@@ -84,12 +86,12 @@ EFFECTS: dict[str, tuple[Kind, JSON] | None] = {
         },
     ),
     "organization_membership.updated": (
-        Kind.MEMBERSHIP,
+        "membership",
         {"id": MEMBERSHIP, "status": "active", "deleted_by": None},
     ),
-    "organization_membership.deleted": (Kind.MEMBERSHIP, {"id": MEMBERSHIP, "deleted_by": "event"}),
+    "organization_membership.deleted": ("membership", {"id": MEMBERSHIP, "deleted_by": "event"}),
     "user.created": (
-        Kind.USER,
+        "user",
         {
             "id": USER,
             "email": "ada.hopper@acme.example",
@@ -99,26 +101,38 @@ EFFECTS: dict[str, tuple[Kind, JSON] | None] = {
             "deleted_by": None,
         },
     ),
-    "user.updated": (Kind.USER, {"id": USER, "email_verified": True, "deleted_by": None}),
-    "user.deleted": (Kind.USER, {"id": USER, "deleted_by": "event"}),
-    "role.created": (Kind.ROLE, {"id": "billing", "slug": "billing", "permissions": [], "organization_id": None}),
-    "role.updated": (Kind.ROLE, {"id": "billing", "permissions": ["invoices:read"], "deleted_by": None}),
-    "role.deleted": (Kind.ROLE, {"id": "billing", "deleted_by": "event"}),
+    "user.updated": ("user", {"id": USER, "email_verified": True, "deleted_by": None}),
+    "user.deleted": ("user", {"id": USER, "deleted_by": "event"}),
+    "role.created": ("role", {"id": "billing", "slug": "billing", "permissions": [], "organization_id": None}),
+    "role.updated": ("role", {"id": "billing", "permissions": ["invoices:read"], "deleted_by": None}),
+    "role.deleted": ("role", {"id": "billing", "deleted_by": "event"}),
+    "permission.created": (
+        "permission",
+        {
+            "id": "invoices:read",
+            "permission_id": "perm_01JYM8C2G4BH9C8V7S5Q3N1K0E",
+            "name": "Read invoices",
+            "system": False,
+            "resource_type": "organization",
+        },
+    ),
+    "permission.updated": ("permission", {"id": "invoices:read", "name": "See invoices", "deleted_by": None}),
+    "permission.deleted": ("permission", {"id": "invoices:read", "deleted_by": "event"}),
     "organization_role.created": (
-        Kind.ROLE,
+        "role",
         {"id": f"{ORG}/org-support", "slug": "org-support", "name": "Support", "organization_id": ORG},
     ),
     "organization_role.updated": (
-        Kind.ROLE,
+        "role",
         {"description": "Answers customers", "permissions": ["tickets:read", "tickets:write"], "deleted_by": None},
     ),
-    "organization_role.deleted": (Kind.ROLE, {"id": f"{ORG}/org-support", "deleted_by": "event"}),
+    "organization_role.deleted": ("role", {"id": f"{ORG}/org-support", "deleted_by": "event"}),
     "connection.activated": (
-        Kind.CONNECTION,
+        "connection",
         {"organization_id": ORG, "connection_type": "OktaSAML", "status": "active", "domains": ["acme.example"]},
     ),
-    "connection.deactivated": (Kind.CONNECTION, {"status": "inactive", "deleted_by": None}),
-    "connection.deleted": (Kind.CONNECTION, {"organization_id": ORG, "deleted_by": "event"}),
+    "connection.deactivated": ("connection", {"status": "inactive", "deleted_by": None}),
+    "connection.deleted": ("connection", {"organization_id": ORG, "deleted_by": "event"}),
     "dsync.activated": None,
 }
 """What each sample does to an empty mirror: the one row it leaves (these columns of it), or None for none."""
@@ -143,9 +157,9 @@ def grant(endpoint: FlaskClient, engine: Engine, **membership: Any) -> None:
 
 
 def test_every_type_acted_on_has_a_sample_and_every_sample_an_expectation() -> None:
-    assert set(HANDLERS) <= set(SAMPLES)
+    assert set(READERS) <= set(SAMPLES)
     assert set(SAMPLES) == set(EFFECTS)
-    assert {type for type, effect in EFFECTS.items() if effect} == set(HANDLERS)
+    assert {type for type, effect in EFFECTS.items() if effect} == set(READERS)
 
 
 @pytest.mark.parametrize("type", SAMPLES)
@@ -165,7 +179,7 @@ def test_effect_of_one_event(local_endpoint: FlaskClient, local_engine: Engine, 
     assert expected.items() <= only.items()
     assert (only["event_id"], only["event_at"]) == (event["id"], datetime.fromisoformat(event["created_at"]))
     assert (row["kind"], row["object_id"]) == (kind, only["id"])
-    assert row["organization_id"] == (ORG if kind is Kind.ORGANIZATION else only.get("organization_id"))
+    assert row["organization_id"] == (ORG if kind == "organization" else only.get("organization_id"))
 
 
 def test_the_story_of_all_samples_as_readers_see_it(endpoint: FlaskClient, engine: Engine) -> None:
@@ -371,7 +385,7 @@ def test_a_role_can_be_deleted_and_made_again(local_endpoint: FlaskClient, local
     assert outcomes(local_engine, again, deleted, created) == ["applied", "stale", "stale"]
     take(local_endpoint, local_engine, gone := made(f"{type}.deleted", 4), made(f"{type}.updated", 3))
     assert outcomes(local_engine, gone) == ["applied"]
-    assert [row["deleted_by"] for row in rows(local_engine, TABLES[Kind.ROLE])] == ["event"]
+    assert [row["deleted_by"] for row in rows(local_engine, Role)] == ["event"]
 
 
 def test_the_same_slug_in_two_workspaces_and_the_environment_is_three_roles(
@@ -384,7 +398,7 @@ def test_the_same_slug_in_two_workspaces_and_the_environment_is_three_roles(
         made("organization_role.created", slug="x", organization_id="org_2"),
     )
     apply_all(local_engine)
-    assert {row["id"] for row in rows(local_engine, TABLES[Kind.ROLE])} == {"x", f"{ORG}/x", "org_2/x"}
+    assert {row["id"] for row in rows(local_engine, Role)} == {"x", f"{ORG}/x", "org_2/x"}
 
 
 def test_times_without_a_zone_are_utc_and_order_with_the_others(endpoint: FlaskClient, engine: Engine) -> None:
@@ -393,7 +407,7 @@ def test_times_without_a_zone_are_utc_and_order_with_the_others(endpoint: FlaskC
     older, newer = made("user.updated", 5), made("user.updated", 6, email="newer@acme.example")
     take(endpoint, engine, naive, older, newer)
     assert outcomes(engine, naive, older, newer) == ["applied", "stale", "applied"]
-    assert rows(engine, TABLES[Kind.USER])[0]["email"] == "newer@acme.example"
+    assert rows(engine, User)[0]["email"] == "newer@acme.example"
 
 
 def history() -> list[JSON]:
@@ -487,7 +501,7 @@ def test_events_of_one_batch_leave_a_change_each(local_endpoint: FlaskClient, lo
         "1@acme.example",
         "2@acme.example",
     ]
-    assert [row["revision"] for row in rows(local_engine, TABLES[Kind.USER])] == [1]
+    assert [row["revision"] for row in rows(local_engine, User)] == [1]
 
 
 FACES = {

@@ -23,7 +23,7 @@ TOKEN = "ann-signs-in-with-this-token"
 ORG = made("organization.created")["data"]["id"]
 EVIL = "<script>alert(1)</script>\"'{{ 7*7 }}"
 NOWHERE = "sqlite:////proc/nowhere/all.db"
-PAGES = ("", "events", "failures", "workspaces", "people", "auto-join", "hooks", "explain", "runs")
+PAGES = ("", "events", "failures", "workspaces", "people", "permissions", "auto-join", "hooks", "explain", "runs")
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ from rq.timeouts import JobTimeoutException
 from sqlalchemy import Connection, Engine, insert, select, text, update
 
 from models.database import open_engine, read_transaction, write_transaction
-from models.tables import Batch, Event, EventStatus, User
+from models.tables import Batch, Event, EventStatus
 from models.types import db_now, db_now_plus
 from tests.support import JSON, accept, event_row, made, rows, statuses
-from worker.decision.handlers import HANDLERS
 from worker.inbox.drain import ORPHAN_AFTER_SECONDS, Policy, drain
+from worker.kinds import READERS
+from worker.kinds.user import User
 
 BAD = "user_bad"
 
@@ -28,15 +29,14 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
     """A bug: applying `user.updated` of one user raises."""
 
     def put(error: Exception) -> None:
-        handler = HANDLERS["user.updated"]
-        assert handler is not None
+        kind, reader = READERS["user.updated"]
 
-        def handle(data: Any, envelope: Any, roles: Any) -> Any:
+        def read(kind: Any, data: Any, envelope: Any, roles: Any) -> Any:
             if data.id("id") == BAD:
                 raise error
-            return handler(data, envelope, roles)
+            return reader(kind, data, envelope, roles)
 
-        monkeypatch.setitem(HANDLERS, "user.updated", handle)
+        monkeypatch.setitem(READERS, "user.updated", (kind, read))
 
     return put
 
@@ -110,13 +110,13 @@ def test_each_failed_attempt_waits_twice_as_long_and_the_last_sets_aside(
 def test_once_it_is_applied_nothing_of_its_error_stands(
     endpoint: FlaskClient, engine: Engine, poison: Poison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound = HANDLERS["user.updated"]
+    sound = READERS["user.updated"]
     poison(ValueError("a bug"))
     [event] = users(1, 0)
     accept(endpoint, event)
     assert drain(engine, Policy(first_backoff=600))
     assert event_row(engine, event["id"])["traceback"]
-    monkeypatch.setitem(HANDLERS, "user.updated", sound)
+    monkeypatch.setitem(READERS, "user.updated", sound)
     make_due(engine)
     assert drain(engine, Policy())
     row = event_row(engine, event["id"])
@@ -134,12 +134,12 @@ def test_an_event_is_not_tried_before_it_is_due(endpoint: FlaskClient, engine: E
 def test_an_event_whose_cause_has_passed_is_applied_and_its_error_struck_out(
     endpoint: FlaskClient, engine: Engine, monkeypatch: pytest.MonkeyPatch, poison: Poison
 ) -> None:
-    handler = HANDLERS["user.updated"]
+    handler = READERS["user.updated"]
     poison(ValueError("a bug"))
     [event] = users(1, 0)
     accept(endpoint, event)
     assert drain(engine, Policy())
-    monkeypatch.setitem(HANDLERS, "user.updated", handler)
+    monkeypatch.setitem(READERS, "user.updated", handler)
     make_due(engine)
     assert drain(engine, Policy())
     row = event_row(engine, event["id"])

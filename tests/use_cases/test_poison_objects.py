@@ -12,7 +12,7 @@ from redis import Redis
 from sqlalchemy import Engine, text, update
 
 from models.database import in_transaction
-from models.tables import Event, Hook, HookDelivery, Kind, Read, RunStatus, Task
+from models.tables import Event, Hook, HookDelivery, Read, RunStatus, Task
 from models.types import db_now_plus
 from tests.support import JSON, access, differences, made, rows
 from tests.support.auto_join import (
@@ -45,9 +45,11 @@ from tests.support.resync import (
 from tests.support.sandbox import Sandbox
 from worker.errors import WorkOSUnavailableError
 from worker.hooks import follow as hooks
+from worker.kinds import KINDS
 from worker.mirror.read_requests import request_reads
 from worker.queue.doorbell import Doorbell
-from worker.repair.reads import work_due
+from worker.repair.reads import fetch, work_due
+from worker.repair.resync.listings import Key
 from worker.repair.resync.resync import start
 from worker.repair.work import Repair
 from worker.reports.explain import explain
@@ -91,8 +93,8 @@ def read_due(engine: Engine, workos: WorkOSClient) -> int:
     return work_due(engine, workos, lambda: False)
 
 
-def asked_for(engine: Engine, kind: Kind, *ids: str, run_id: str = "") -> None:
-    in_transaction(engine, partial(request_reads, kind=kind, ids=ids, reason="a test", run_id=run_id))
+def asked_for(engine: Engine, kind: str, *ids: str, run_id: str = "") -> None:
+    in_transaction(engine, partial(request_reads, kind=KINDS[kind], ids=ids, reason="a test", run_id=run_id))
 
 
 # Ids
@@ -130,7 +132,7 @@ def test_an_event_that_names_what_is_no_id_fails_alone(
     ):
         assert (row["status"], row["attempts"]) == ("failed", 1), (type, name)
         assert row["error"] == f"data.{name}: is not an id", (type, name)
-    assert live(one_engine) == before | {Kind.MEMBERSHIP: {created[0]["data"]["id"]}}
+    assert live(one_engine) == before | {"membership": {created[0]["data"]["id"]}}
     assert {row["kind"] for row in rows(one_engine, Read)} == {"organization", "user"}
     assert read_due(one_engine, workos) == 2
     assert len(access(one_engine)) == 1
@@ -148,7 +150,7 @@ def test_a_listed_object_without_an_id_is_reported_and_the_rest_is_used(
     sandbox.faults.odd("/user_management/users", item=0, change=lambda item: {**item, "id": value})
     reported = found(one_engine, resync(one_engine, workos))
     assert sum(finding == "invalid" for finding, _ in reported.values()) == 3
-    assert len(live(one_engine)[Kind.MEMBERSHIP]) == 2
+    assert len(live(one_engine)["membership"]) == 2
     assert differences(one_engine, sandbox.world.truth()) != []
     resync(one_engine, workos)
     assert differences(one_engine, sandbox.world.truth()) == []
@@ -170,12 +172,12 @@ def test_a_role_slug_that_no_index_holds_stops_nothing_and_grants_nothing(
 
 
 CALLS = {
-    "a user": lambda workos, id: workos.user(id),
-    "an organization": lambda workos, id: workos.organization(id),
-    "a membership": lambda workos, id: workos.membership(id),
-    "a role": lambda workos, id: workos.role(f"org_1/{id}"),
-    "roles": lambda workos, id: workos.organization_roles(id),
-    "memberships": lambda workos, id: workos.memberships(id, id),
+    "a user": lambda workos, id: fetch(workos, KINDS["user"], id),
+    "an organization": lambda workos, id: fetch(workos, KINDS["organization"], id),
+    "a membership": lambda workos, id: fetch(workos, KINDS["membership"], id),
+    "a role": lambda workos, id: fetch(workos, KINDS["role"], f"org_1/{id}"),
+    "roles": lambda workos, id: Key("organization_roles", id).fetch(workos, None),
+    "memberships": lambda workos, id: Key("memberships", id).fetch(workos, id),
     "to create": lambda workos, id: workos.create_membership(id, id, id, math.inf),
     "to deactivate": lambda workos, id: workos.deactivate_membership(id),
     "to change an endpoint": lambda workos, id: workos.update_webhook_endpoint(id, [id]),
@@ -197,7 +199,7 @@ def test_whatever_the_library_makes_of_a_call_callers_see_our_errors(
 
 def test_what_cannot_even_be_asked_for_is_not_asked_again_at_once(sandbox: Sandbox, workos: WorkOSClient) -> None:
     with pytest.raises(WorkOSUnavailableError, match="ValueError"):
-        workos.user("..")
+        fetch(workos, KINDS["user"], "..")
     assert workos.calls.total == 1 and sandbox.calls.total() == 0
 
 
@@ -209,10 +211,10 @@ def test_a_read_that_can_never_succeed_is_counted_and_put_off_and_starves_no_oth
 ) -> None:
     small_life(sandbox.world, 1, 1)
     user = next(iter(sandbox.world.users))
-    asked_for(one_engine, Kind.USER, "..", user)
-    asked_for(one_engine, Kind.ROLE, "org_1/..", "..")
+    asked_for(one_engine, "user", "..", user)
+    asked_for(one_engine, "role", "org_1/..", "..")
     assert read_due(one_engine, workos) == 1
-    assert user in live(one_engine)[Kind.USER]
+    assert user in live(one_engine)["user"]
     left = {row["object_id"]: row for row in rows(one_engine, Read)}
     assert left.keys() == {"..", "org_1/.."} and {row["attempts"] for row in left.values()} == {1}
     assert work_due(one_engine, workos, lambda: False) == 0, "not at once"
@@ -225,7 +227,7 @@ def test_an_object_that_the_database_refuses_starves_no_other_read(
     small_life(sandbox.world, 1, 3)
     users = list(sandbox.world.users)
     poisoned(one_engine, "users", f"NEW.id = '{users[0]}'")
-    asked_for(one_engine, Kind.USER, *users)
+    asked_for(one_engine, "user", *users)
     assert read_due(one_engine, workos) == 2
     [left] = rows(one_engine, Read)
     assert (left["object_id"], left["attempts"]) == (users[0], 1)
@@ -233,7 +235,7 @@ def test_an_object_that_the_database_refuses_starves_no_other_read(
     assert [line["id"] for line in logs if line["event"] == "read_failed"] == [users[0]]
     healed(one_engine, "users")
     assert read_due(one_engine, workos) == 1
-    assert live(one_engine)[Kind.USER] == set(users)
+    assert live(one_engine)["user"] == set(users)
 
 
 def test_a_kind_that_the_key_may_not_see_starves_no_other(
@@ -242,8 +244,8 @@ def test_a_kind_that_the_key_may_not_see_starves_no_other(
     small_life(sandbox.world, 1, 1)
     user = next(iter(sandbox.world.users))
     sandbox.faults.fail("/connections", status=403, times=None)
-    asked_for(one_engine, Kind.CONNECTION, "conn_1")
-    asked_for(one_engine, Kind.USER, user)
+    asked_for(one_engine, "connection", "conn_1")
+    asked_for(one_engine, "user", user)
     assert read_due(one_engine, workos) == 1
     [left] = rows(one_engine, Read)
     assert (left["object_id"], left["attempts"]) == ("conn_1", 1) and "403" in left["error"]
@@ -253,12 +255,12 @@ def test_what_cannot_be_read_again_and_again_is_a_warning_and_explained(
     local: Any, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     services = local(**settings_of(sandbox))
-    asked_for(services.engine, Kind.USER, "user_1/x")
+    asked_for(services.engine, "user", "user_1/x")
     for _ in range(5):
         assert "unread_objects" not in warnings(services)
         read_due(services.engine, workos)
     sandbox.faults.fail("/user_management/users/", status=400, times=None)
-    asked_for(services.engine, Kind.USER, "user_2")
+    asked_for(services.engine, "user", "user_2")
     for _ in range(5):
         read_due(services.engine, workos)
     assert "1 object" in warnings(services)["unread_objects"] and "user_2" in warnings(services)["unread_objects"]
@@ -284,7 +286,7 @@ def test_a_resync_ends_though_it_asks_for_what_is_no_id(
     gone = next(iter(sandbox.world.memberships))
     quietly(sandbox.world, lambda: sandbox.world.delete_membership(gone))
     run_id = start(one_engine, "test")
-    asked_for(one_engine, Kind.USER, "..", run_id=run_id)
+    asked_for(one_engine, "user", "..", run_id=run_id)
     assert go_on(one_engine, workos, run_id)
     assert found(one_engine, run_id) == {
         ("user", ".."): ("invalid", "reported"),
@@ -299,7 +301,7 @@ def test_a_listed_object_that_the_database_refuses_is_reported_and_its_page_is_u
     world = sandbox.world
     mirror_of(one_engine, sandbox, workos, 3)
     known = live(one_engine)
-    kind = Kind(table.removesuffix("s"))
+    kind = table.removesuffix("s")
     tables: dict[str, JSON] = {
         "users": world.users,
         "organizations": world.organizations,
@@ -316,9 +318,9 @@ def test_a_listed_object_that_the_database_refuses_is_reported_and_its_page_is_u
     assert go_on(one_engine, workos, run_id)
     assert run_row(one_engine, run_id)["status"] == RunStatus.DONE
     assert found(one_engine, run_id)[kind, poison] == ("invalid", "reported")
-    for each in Kind:
+    for each in KINDS:
         assert live(one_engine)[each] == ids(world)[each] - {poison} | known[each] - {gone}, each
-    assert bad in live(one_engine)[Kind.MEMBERSHIP]
+    assert bad in live(one_engine)["membership"]
     healed(one_engine, table)
     resync(one_engine, workos)
     assert differences(one_engine, world.truth()) == []
@@ -330,15 +332,16 @@ def small_life_named(world: Any) -> None:
         world.create_membership(made["id"], world.create_user(f"{name}@new.example")["id"])
 
 
-def ids(world: Any) -> dict[Kind, set[str]]:
+def ids(world: Any) -> dict[str, set[str]]:
     roles = {"/".join(filter(None, key)) for key in world.roles}
     return {
-        Kind.ORGANIZATION: set(world.organizations),
-        Kind.USER: set(world.users),
-        Kind.MEMBERSHIP: set(world.memberships),
-        Kind.DOMAIN: set(world.domains),
-        Kind.ROLE: roles,
-        Kind.CONNECTION: set(world.connections),
+        "organization": set(world.organizations),
+        "user": set(world.users),
+        "membership": set(world.memberships),
+        "domain": set(world.domains),
+        "role": roles,
+        "connection": set(world.connections),
+        "permission": set(world.permissions),
     }
 
 
@@ -353,7 +356,7 @@ def test_a_run_that_fails_unexpectedly_ends_as_failed_and_stops_no_other_work(
     poisoned(engine, "runs", "NEW.phase = 'delete'")
     run_id = start(engine, "test")
     catching_up = in_transaction(engine, create, Task.CATCH_UP, "test")
-    asked_for(engine, Kind.USER, user)
+    asked_for(engine, "user", user)
     make_reads_due(engine)
     Repair(engine, workos, services.settings, Doorbell(redis, "drain")).all()
     failed = run_row(engine, run_id)
@@ -371,7 +374,7 @@ def test_a_key_that_may_not_read_events_does_not_keep_objects_from_being_read(
     is_filled(services.engine)
     sandbox.faults.fail("/events", status=403, times=None)
     run_id = in_transaction(services.engine, create, Task.CATCH_UP, "test")
-    asked_for(services.engine, Kind.USER, next(iter(sandbox.world.users)))
+    asked_for(services.engine, "user", next(iter(sandbox.world.users)))
     make_reads_due(services.engine)
     Repair(services.engine, workos, services.settings, Doorbell(redis, "drain")).all()
     assert run_row(services.engine, run_id)["status"] == RunStatus.FAILED

@@ -9,12 +9,13 @@ from redis import Redis
 from sqlalchemy import Engine, func, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Change, Event, RunStatus, User
+from models.tables import Change, Event, RunStatus
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, made, mirrored, rows, statuses
 from tests.support.stories import store
-from worker.decision.handlers import HANDLERS
 from worker.errors import AlreadyReplayedError, BusyError, LeaseLostError, OperatorError, fingerprint
+from worker.kinds import READERS
+from worker.kinds.user import User
 from worker.mirror.role_map import adopt
 from worker.queue.doorbell import DRAIN, Doorbell
 from worker.repair import replay as replays
@@ -33,21 +34,20 @@ def bell(redis: Redis) -> Doorbell:
 @pytest.fixture
 def bug(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """A release that fails on `user.updated` and `user.created` in two ways; calling it deploys the fix."""
-    whole = HANDLERS["user.updated"]
-    assert whole is not None
+    whole = READERS["user.updated"]
 
     def fails(error: type[Exception], text: str) -> Any:
-        def handle(data: Any, envelope: Any, roles: Any) -> Any:
+        def read(_kind: Any, data: Any, _envelope: Any, _roles: Any) -> Any:
             raise error(text.format(data.id("id")))
 
-        return handle
+        return whole[0], read
 
-    monkeypatch.setitem(HANDLERS, "user.updated", fails(KeyError, "no such field in {}"))
-    monkeypatch.setitem(HANDLERS, "user.created", fails(ValueError, "{} cannot be"))
+    monkeypatch.setitem(READERS, "user.updated", fails(KeyError, "no such field in {}"))
+    monkeypatch.setitem(READERS, "user.created", fails(ValueError, "{} cannot be"))
 
     def fix() -> None:
         for type in ("user.updated", "user.created"):
-            monkeypatch.setitem(HANDLERS, type, whole)
+            monkeypatch.setitem(READERS, type, whole)
 
     return fix
 

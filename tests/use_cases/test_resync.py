@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from models.tables import TABLES, Change, Kind, Listing, Mirror, RunStatus, Seen
+from models.tables import Change, Listing, Mirror, RunStatus, Seen
 from models.views import sign_in_methods
 from tests.support import JSON, apply_all, differences, rows
 from tests.support.histories import broken_chains
@@ -29,43 +29,47 @@ from tests.support.resync import (
 from tests.support.sandbox import Sandbox, World, populate
 from worker.decision.payload import parse_time
 from worker.errors import BusyError
+from worker.kinds import KINDS
+from worker.kinds.user import User
 from worker.repair.resync.resync import start
 from worker.workos_api.client import WorkOSClient
 
-Content = dict[Kind, Callable[[JSON], Any]]
+Content = dict[str, Callable[[JSON], Any]]
 CONTENT: Content = {
-    Kind.ORGANIZATION: lambda o: (o["name"], o["external_id"]),
-    Kind.USER: lambda u: (u["email"], u["email_verified"], u["first_name"], u["last_name"]),
-    Kind.MEMBERSHIP: lambda m: (m["status"], sorted({r["slug"] for r in m["roles"]})),
-    Kind.DOMAIN: lambda d: (d["domain"], d["state"]),
+    "organization": lambda o: (o["name"], o["external_id"]),
+    "user": lambda u: (u["email"], u["email_verified"], u["first_name"], u["last_name"]),
+    "membership": lambda m: (m["status"], sorted({r["slug"] for r in m["roles"]})),
+    "domain": lambda d: (d["domain"], d["state"]),
 }
+UNEXPECTED = {"role", "permission"}
+"""Kinds that `expected_drift` leaves out."""
 STORED: Content = {
     **CONTENT,
-    Kind.MEMBERSHIP: lambda m: (m["status"], m["workos_roles"]),
-    Kind.DOMAIN: lambda d: (d["domain"], d["verification"]),
+    "membership": lambda m: (m["status"], m["workos_roles"]),
+    "domain": lambda d: (d["domain"], d["verification"]),
 }
 
 
 def expected_drift(engine: Engine, truth: JSON) -> dict[tuple[str, str], str]:
-    """What a report must say, worked out from the two sides without the code under test; roles left out."""
+    """What a report must say, worked out from the two sides without the code under test, without `UNEXPECTED`."""
     domains = [domain for organization in truth["organizations"] for domain in organization["domains"]]
     kinds = {
-        Kind.ORGANIZATION: truth["organizations"],
-        Kind.USER: truth["users"],
-        Kind.MEMBERSHIP: truth["memberships"],
-        Kind.DOMAIN: domains,
+        "organization": truth["organizations"],
+        "user": truth["users"],
+        "membership": truth["memberships"],
+        "domain": domains,
     }
     there = {kind: {item["id"]: item for item in items} for kind, items in kinds.items()}
-    users = {row["id"] for row in rows(engine, TABLES[Kind.USER])}
+    users = {row["id"] for row in rows(engine, User)}
     drift: dict[tuple[str, str], str] = {}
     for kind, items in there.items():
-        here = {row["id"]: row for row in rows(engine, TABLES[kind])}
+        here = {row["id"]: row for row in rows(engine, KINDS[kind].table)}
         for id in here.keys() | items.keys():
             row, item = here.get(id), items.get(id)
             parents = (row or {}).get("organization_id"), (row or {}).get("user_id")
             # Hidden with its parent. A parent never known here hides nothing that a listing could not show.
-            orphan = (parents[0] and parents[0] not in there[Kind.ORGANIZATION]) or (
-                parents[1] and parents[1] not in there[Kind.USER] and parents[1] in users
+            orphan = (parents[0] and parents[0] not in there["organization"]) or (
+                parents[1] and parents[1] not in there["user"] and parents[1] in users
             )
             if item is None:
                 if row and not row["deleted_by"] and not orphan:
@@ -103,7 +107,7 @@ def test_after_one_resync_the_mirror_is_equal_and_each_drift_is_named(
     run_id = resync(engine, workos)
     assert differences(engine, world.truth()) == []
     reported = found(engine, run_id)
-    assert {key: finding for key, (finding, _) in reported.items() if key[0] != "role"} == expected
+    assert {key: finding for key, (finding, _) in reported.items() if key[0] not in UNEXPECTED} == expected
     assert {action for _, action in reported.values()} == {"repaired"}
     assert environment_roles(engine) == {slug for owner, slug in world.roles if owner is None}
     assert run_row(engine, run_id)["status"] == RunStatus.DONE
@@ -141,11 +145,11 @@ def test_a_dry_run_reports_the_same_and_changes_nothing(
     events = list(world.events)
     deliver(engine, events[:-120])
     same_version(world)
-    before = {kind: rows(engine, table) for kind, table in TABLES.items()}, changes(engine), rows(engine, Mirror)
+    before = {name: rows(engine, kind.table) for name, kind in KINDS.items()}, changes(engine), rows(engine, Mirror)
     reported = found(engine, resync(engine, workos, dry_run=True))
     assert {action for _, action in reported.values()} == {"reported"}
     assert before == (
-        {kind: rows(engine, table) for kind, table in TABLES.items()},
+        {name: rows(engine, kind.table) for name, kind in KINDS.items()},
         changes(engine),
         rows(engine, Mirror),
     )
@@ -195,8 +199,8 @@ def test_a_clean_resync_makes_no_more_calls_than_workos_needs(
     sandbox.calls.clear()
     run_id = resync(one_engine, workos)
     people = users or organizations * members
-    # One more each for the roles and the connections.
-    least = -(-organizations // 100) + organizations * -(-members // 100) + -(-people // 100) + 1 + 1
+    # One more each for the roles, the permissions and the connections.
+    least = -(-organizations // 100) + organizations * -(-members // 100) + -(-people // 100) + 1 + 1 + 1
     assert sandbox.calls.total() == least
     assert run_row(one_engine, run_id)["calls"] == least
 
@@ -216,7 +220,7 @@ def test_organizations_with_roles_of_their_own_take_one_call_more_each(
     run_id = resync(one_engine, workos)
     assert sandbox.calls["GET", "/authorization/organizations/{id}/roles"] == 2
     assert found(one_engine, run_id)["role", f"{unknown}/support"] == ("missing", "repaired")
-    assert live(one_engine)[Kind.ROLE] == {"admin", "member", f"{known}/billing", f"{unknown}/support"}
+    assert live(one_engine)["role"] == {"admin", "member", f"{known}/billing", f"{unknown}/support"}
     quietly(world, lambda: world.delete_role("billing", organization_id=known))
     run_id = resync(one_engine, workos)
     assert found(one_engine, run_id) == {("role", f"{known}/billing"): ("extra", "repaired")}
@@ -239,7 +243,7 @@ def test_an_own_role_that_is_gone_is_not_mistaken_for_the_environments_of_the_sa
     }
     quietly(world, lambda: world.delete_role("billing", organization_id=organization))
     resync(one_engine, workos)
-    assert live(one_engine)[Kind.ROLE] == {"admin", "member", "billing"}
+    assert live(one_engine)["role"] == {"admin", "member", "billing"}
 
 
 # One workspace

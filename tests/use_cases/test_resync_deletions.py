@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from models.tables import Kind, Mirror, Read
+from models.tables import Mirror, Read
 from tests.support import JSON, differences, rows
 from tests.support.resync import (
     MEMBERSHIPS,
@@ -38,7 +38,7 @@ def test_an_empty_listing_deletes_nothing(
     # What exists is found by its id; so even a listing that lies cannot hurt. Nor is the id asked for if all is gone.
     withheld = {key for key, (_, action) in found(one_engine, run_id).items() if action == "withheld"}
     if path != MEMBERSHIPS:
-        kind = Kind.ORGANIZATION if path == ORGANIZATIONS else Kind.USER
+        kind = "organization" if path == ORGANIZATIONS else "user"
         assert withheld == {(kind, id) for id in before[kind]}
         [line] = [line for line in logs if line["event"] == "deletions_withheld"]
         assert (line["why"], line["log_level"], line["number"]) == ("the listing was empty", "error", len(before[kind]))
@@ -61,7 +61,7 @@ def test_even_an_environment_that_is_really_empty_needs_approval(
     assert live(one_engine) == before
     resync(one_engine, workos, approves=run_id)
     left = live(one_engine)
-    assert left[Kind.ORGANIZATION] == left[Kind.USER] == set()
+    assert left["organization"] == left["user"] == set()
     assert differences(one_engine, world.truth()) == []
 
 
@@ -90,7 +90,7 @@ def test_above_the_ceiling_deletions_are_withheld(
     run_id = gone_users(one_engine, sandbox, workos, number, of)
     actions = [action for _, action in found(one_engine, run_id).values()]
     assert actions == [("withheld" if withheld else "repaired")] * number
-    assert len(live(one_engine)[Kind.USER]) == (of if withheld else of - number)
+    assert len(live(one_engine)["user"]) == (of if withheld else of - number)
 
 
 def test_an_approval_carries_out_that_list_and_reads_each_again_first(
@@ -112,7 +112,7 @@ def test_an_approval_carries_out_that_list_and_reads_each_again_first(
 
     approved = resync(engine, workos, approves=run_id)
     assert set(found(engine, approved)) == {("user", user["id"]) for user in users[:30] if user != back}
-    assert live(engine)[Kind.USER] == set(world.users) | {later["id"]}
+    assert live(engine)["user"] == set(world.users) | {later["id"]}
     assert rows(engine, Mirror)[0]["last_resync_at"] is not None
     before = changes(engine)
     assert found(engine, resync(engine, workos, approves=run_id)) == {}

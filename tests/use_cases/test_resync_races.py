@@ -37,6 +37,7 @@ from tests.support.sandbox import Sandbox, World, WorldError, play, populate
 from worker import runs
 from worker.bootstrap import MAX_CONNECTIONS
 from worker.errors import LeaseLostError
+from worker.kinds import KINDS
 from worker.repair.reads import work_due
 from worker.repair.resync import resync as resync_module
 from worker.repair.resync.resync import Resync, start
@@ -84,9 +85,8 @@ class Life:
 
 def revived(engine: Engine) -> set[str]:
     """What an event deleted for good and is live here all the same."""
-    told = {
-        row["object_id"] for row in rows(engine, Event) if row["type"].endswith(".deleted") and row["kind"] != "role"
-    }
+    deleted = (row for row in rows(engine, Event) if row["type"].endswith(".deleted"))
+    told = {row["object_id"] for row in deleted if KINDS[row["kind"]].delete_is_final}
     return told & set().union(*live(engine).values())
 
 
@@ -288,7 +288,8 @@ def test_dead_at_any_call_the_next_worker_goes_on_and_repeats_at_most_the_pages_
         with world.silently():
             for user in list(world.users)[:5]:
                 world.delete_user(user)
-        needed = 1 + 2 * 2 + 3 + 1 + 1 + 5  # organizations, memberships, users, roles, connections, and the five by id
+        # Organizations, memberships, users, roles, permissions, connections, and the five by id.
+        needed = 1 + 2 * 2 + 3 + 1 + 1 + 1 + 5
         for call in range(1, needed + 1, 1 if at_once == 1 else 5):
             run_id = start(one_engine, "test", dry_run=True)
             sandbox.calls.clear()
@@ -315,7 +316,7 @@ def test_stopped_between_two_pages_a_run_repeats_nothing(
         stops += 1
         assert stops < 50
     assert stops > 1
-    assert sandbox.calls.total() == 1 + 3 * 2 + 4 + 1 + 1
+    assert sandbox.calls.total() == 1 + 3 * 2 + 4 + 1 + 1 + 1
     [run] = [row for row in rows(one_engine, Run) if row["id"] == run_id]
     assert run["calls"] == sandbox.calls.total()
     assert differences(one_engine, sandbox.world.truth()) == []

@@ -11,13 +11,14 @@ from redis import Redis
 from sqlalchemy import Engine, insert, update
 
 from models.database import in_transaction
-from models.tables import Change, Drift, Event, EventStatus, Run, RunStatus, Seen, Task, User
+from models.tables import Change, Drift, Event, EventStatus, Run, RunStatus, Seen, Task
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, made, mirrored, outcomes, rows, sample
 from tests.support.resync import CLIENT_ID, Clock, client_of, deliver, resync
 from tests.support.sandbox import Sandbox
 from tests.support.stories import store
 from worker.cli import main
+from worker.kinds.user import User
 from worker.mirror.erasure import forget
 from worker.mirror.retention import BATCH, Periods, retain
 from worker.queue.doorbell import DRAIN, Doorbell

@@ -7,8 +7,9 @@ from flask.testing import FlaskClient
 from sqlalchemy import Engine, select
 
 from models.database import in_transaction, read_transaction
-from models.tables import Change, Membership, Mirror
+from models.tables import Change, Mirror
 from tests.support import accept, access, apply_all, made, mirrored, rows, sample
+from worker.kinds.membership import Membership
 from worker.mirror import role_map
 from worker.mirror.role_map import adopt
 

@@ -19,7 +19,7 @@ from freezegun import freeze_time
 from sqlalchemy import Engine
 
 from models.database import write_transaction
-from models.tables import TABLES, Event, Kind
+from models.tables import Event
 from tests.support import SECRET, accept, apply_all, event_row, made, outcomes, post, rows, sample, sign, statuses
 from tests.support.catalog import drop_schema
 from tests.use_cases.test_ops import sign_in
@@ -27,6 +27,8 @@ from webhooks.app import create_app
 from webhooks.wsgi import application
 from worker.bootstrap import ENDPOINT_CONNECTIONS, Services
 from worker.errors import ConfigurationError
+from worker.kinds import KINDS
+from worker.kinds.organization import Organization
 
 DOOR = "/webhooks/workos"
 READER = "reader-token-0123456789"
@@ -260,7 +262,7 @@ def test_a_type_nobody_acts_on_is_kept_and_ignored(endpoint: FlaskClient, engine
     apply_all(engine)
     row = event_row(engine, event["id"])
     assert (row["status"], row["outcome"], row["type"]) == ("done", "ignored", type)
-    assert all(rows(engine, table) == [] for table in TABLES.values())
+    assert all(rows(engine, kind.table) == [] for kind in KINDS.values())
 
 
 def test_data_that_cannot_be_used_is_accepted_kept_and_set_aside_with_its_field_named(
@@ -423,7 +425,7 @@ def test_a_delivery_that_was_stored_before_the_worker_stopped_is_applied_by_the_
 ) -> None:
     event = made("organization.created")
     accept(endpoint, event)
-    assert rows(engine, TABLES[Kind.ORGANIZATION]) == []
+    assert rows(engine, Organization) == []
     apply_all(engine)
     assert outcomes(engine, event) == ["applied"]
 

@@ -6,7 +6,7 @@ from werkzeug import Response
 from models.tables import EventStatus
 from webhooks.ops.start_run import start_run
 from worker.bootstrap import Services
-from worker.decision.handlers import HANDLERS
+from worker.kinds import SUBSCRIBED
 from worker.repair import replay
 from worker.repair.replay import Selection
 from worker.reports import listings
@@ -24,7 +24,7 @@ def add(routes: Blueprint, services: Services) -> None:
         filters = {name: value for name in FILTERS if (value := request.args.get(name, "").strip())}
         rows = listings.list_events(engine, **filters, after=request.args.get("after"), limit=PAGE + 1)
         older = rows[PAGE - 1]["id"] if len(rows) > PAGE else None
-        choices = {"statuses": list(EventStatus), "types": sorted(HANDLERS)}
+        choices = {"statuses": list(EventStatus), "types": SUBSCRIBED}
         return render_template("ops/events.html", rows=rows[:PAGE], filters=filters, older=older, **choices)
 
     @routes.get("/events/<path:event_id>")

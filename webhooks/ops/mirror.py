@@ -5,9 +5,9 @@ from sqlalchemy import Engine, select
 from werkzeug import Response
 
 from models.database import read_transaction
-from models.tables import User
 from webhooks.ops.start_run import start_resync
 from worker.bootstrap import Services
+from worker.kinds.user import User
 from worker.mirror.auto_join_policy import workspace_settings
 from worker.reports import explain, listings
 
@@ -49,6 +49,12 @@ def add(routes: Blueprint, services: Services) -> None:
     def people() -> str:
         email = request.args.get("email", "").strip()
         return render_template("ops/people.html", rows=_people(engine, email), email=email)
+
+    @routes.get("/permissions")
+    def permissions() -> str:
+        rows = listings.list_permissions(engine, after=request.args.get("after"), limit=PAGE + 1)
+        more = rows[PAGE - 1]["id"] if len(rows) > PAGE else None
+        return render_template("ops/permissions.html", rows=rows[:PAGE], more=more)
 
     @routes.get("/explain")
     def explain_page() -> str:

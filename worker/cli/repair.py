@@ -27,11 +27,13 @@ from worker.cli.shared import (
     until_stopped,
 )
 from worker.errors import OperatorError, UnknownIdError
+from worker.kinds.organization import ORGANIZATION
 from worker.logs import configure
 from worker.mirror import change_feed
 from worker.mirror.erasure import forget
 from worker.repair import replay as replays
 from worker.repair.catch_up import REMEDY, catch_up, catch_up_since
+from worker.repair.reads import fetch
 from worker.repair.resync.resync import start
 from worker.repair.work import Repair
 from worker.reports import listings
@@ -80,7 +82,7 @@ def resync(organization: str | None, dry_run: bool, approve: str | None, as_json
 
 def _exists(engine: Engine, workos: WorkOSClient, organization_id: str) -> bool:
     """Return whether WorkOS has an organization, or the mirror has it as active: then there is something to repair."""
-    if workos.organization(organization_id).item is not None:
+    if fetch(workos, ORGANIZATION, organization_id).item is not None:
         return True
     mirrored = listings.workspace(engine, organization_id)
     return mirrored is not None and mirrored["state"] == "active"

@@ -12,8 +12,8 @@ from models.migrate import upgrade
 from models.revisions import newest_revision
 from worker.bootstrap import endpoint_redis
 from worker.cli.shared import as_table, json_option, open_database, operator, print_table
-from worker.decision.handlers import SUBSCRIBED
 from worker.errors import BadRequestError, ConfigurationError, OperatorError
+from worker.kinds import SUBSCRIBED
 from worker.logs import configure
 from worker.metrics import Counters
 from worker.mirror import change_feed

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from models.access import normalize_address
+from models.addresses import normalize_address
 from worker.decision.payload import parse_json
 
 ID = re.compile(r"[A-Za-z0-9_-]+")

@@ -8,25 +8,12 @@ from typing import Any
 
 import orjson
 
-from models.access import normalize_domain
-from models.tables import Kind
-from worker.decision.decide import State, Version
-from worker.decision.roles import local_role
 from worker.errors import PayloadError
 
 MAX_ID = 255
 MAX_TEXT = 10_000
 MAX_EMAIL = 320
 EPOCH = datetime.fromtimestamp(0, UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """One object as one event or one read shows it."""
-
-    kind: Kind
-    id: str
-    state: State
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,109 +156,3 @@ def parse_time(value: object) -> datetime | None:
         return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
     except (ValueError, OverflowError):
         return None
-
-
-def organization(data: Fields) -> dict[str, Any]:
-    """Return the content of a workspace."""
-    return {"name": data.text("name"), "external_id": data.text("external_id")}
-
-
-def user(data: Fields) -> dict[str, Any]:
-    """Return the content of a user."""
-    return {
-        "email": data.email("email"),
-        "email_verified": data.flag("email_verified"),
-        "first_name": data.text("first_name"),
-        "last_name": data.text("last_name"),
-    }
-
-
-def membership(data: Fields, role_map: Mapping[str, str], *, strict: bool = True) -> dict[str, Any]:
-    """Return the content of a membership, its local role mapped by `role_map`. Not strict: parents may be missing."""
-    slugs = data.slugs()
-    workos_role, role = local_role(slugs, role_map)
-    return {
-        "organization_id": data.parent("organization_id", strict=strict),
-        "user_id": data.parent("user_id", strict=strict),
-        "status": data.text("status"),
-        "workos_roles": slugs,
-        "workos_role": workos_role,
-        "role": role,
-        "directory_managed": data.flag("directory_managed"),
-    }
-
-
-def domain(data: Fields, *, strict: bool = True) -> dict[str, Any]:
-    """Return the content of a domain. Not strict: its parent may be missing."""
-    name = data.text("domain")
-    return {
-        "organization_id": data.parent("organization_id", strict=strict),
-        "domain": name,
-        "normalized": normalize_domain(name),
-        "verification": data.text("state"),
-        "reason": None,
-    }
-
-
-def connection(data: Fields) -> dict[str, Any]:
-    """Return the content of a connection. Its workspace may be absent (docs/workos.md, Connections)."""
-    return {
-        "organization_id": data.optional_id("organization_id"),
-        "name": data.text("name"),
-        "connection_type": data.text("connection_type"),
-        "status": data.text("state"),
-        "domains": data.names("domains", "domain"),
-    }
-
-
-def role(data: Fields) -> dict[str, Any]:
-    """Return the content of a role.
-
-    Only an organization's own has name and description: `role.*` events carry none (docs/workos.md), so a mirror kept
-    by events could not keep them right.
-    """
-    # Unusable is not absent: an organization's role must not be taken for the environment's.
-    organization_id = data.id_if_given("organization_id")
-    return {
-        "organization_id": organization_id,
-        "slug": data.text("slug"),
-        "name": data.text("name") if organization_id else None,
-        "description": data.text("description") if organization_id else None,
-        "permissions": data.texts("permissions"),
-    }
-
-
-def live(kind: Kind, data: Fields, content: dict[str, Any], envelope: Envelope) -> Snapshot:
-    """Return `content` as a live object at the version its event gives.
-
-    Raises:
-        PayloadError: without id, `updated_at` or event time there is no version to order by.
-    """
-    updated_at = data.time("updated_at")
-    version = Version(updated_at, _event_time(envelope), envelope.id)
-    content["created_at"] = data.optional_time("created_at") or updated_at
-    return Snapshot(kind, data.id("id"), State(version, deleted=False, content=content))
-
-
-def tombstone(kind: Kind, data: Fields, content: dict[str, Any], envelope: Envelope) -> Snapshot:
-    """Return a deleted object. Needs nothing but its id: a delete must not be lost for an invalid field."""
-    updated_at = data.optional_time("updated_at") or EPOCH
-    version = Version(updated_at, envelope.created_at or EPOCH, envelope.id)
-    content["created_at"] = data.optional_time("created_at") or updated_at
-    return Snapshot(kind, data.id("id"), State(version, deleted=True, content=content))
-
-
-def role_at(data: Fields, envelope: Envelope, *, deleted: bool) -> Snapshot:
-    """Return a role, ordered by the event's own time alone: a slug can be deleted and made again (docs/workos.md)."""
-    event_at = _event_time(envelope)
-    content = role(data)
-    slug = data.id("slug")
-    key = f"{content['organization_id']}/{slug}" if content["organization_id"] else slug
-    content["created_at"] = data.optional_time("created_at") or event_at
-    return Snapshot(Kind.ROLE, key, State(Version(event_at, event_at, envelope.id), deleted, content))
-
-
-def _event_time(envelope: Envelope) -> datetime:
-    if envelope.created_at is None:
-        raise PayloadError("created_at", "is missing or not a time")
-    return envelope.created_at

@@ -18,13 +18,14 @@ from sqlalchemy.exc import DBAPIError
 
 from models.bulk import is_any_of, update_rows
 from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, in_transaction, is_transient
-from models.tables import Batch, Event, EventStatus, Kind, Mirror, User
+from models.tables import Batch, Event, EventStatus, Mirror
 from models.types import db_now, db_now_plus, inline_literal
 from worker.decision.decide import Outcome
-from worker.decision.handlers import read_event
-from worker.decision.payload import Snapshot, clean
+from worker.decision.payload import clean
 from worker.errors import PayloadError, WorkerCrashedError, fingerprint, stack_of
-from worker.mirror.apply import Arrival, apply, note_changes, organization_of
+from worker.kinds import Snapshot, read_event
+from worker.kinds.user import USER, User
+from worker.mirror.apply import Arrival, apply, note_changes
 from worker.mirror.read_requests import request_reads_for
 
 log = structlog.get_logger()
@@ -320,7 +321,7 @@ def _of_erased(tx: Connection, arrivals: Sequence[Arrival]) -> set[str]:
 
 
 def _user_of(snapshot: Snapshot) -> str | None:
-    if snapshot.kind is Kind.USER:
+    if snapshot.kind is USER:
         return snapshot.id
     return snapshot.state.content.get("user_id")
 
@@ -329,8 +330,8 @@ def _subject_columns(snapshot: Snapshot | None) -> dict[str, str | None]:
     """Return what the inbox row says its event was about."""
     if snapshot is None:
         return {"kind": None, "object_id": None, "organization_id": None}
-    organization_id = organization_of(snapshot.kind, snapshot.id, snapshot.state)
-    return {"kind": snapshot.kind, "object_id": snapshot.id, "organization_id": organization_id}
+    organization_id = snapshot.kind.organization_of(snapshot.id, snapshot.state.content)
+    return {"kind": snapshot.kind.name, "object_id": snapshot.id, "organization_id": organization_id}
 
 
 def _mark_done(tx: Connection, done: list[dict[str, Any]], unkept: Collection[str]) -> None:

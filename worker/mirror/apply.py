@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
 
-from models.access import normalize_address
+from models.addresses import normalize_address
 from models.bulk import insert_new, insert_rows, is_any_of, update_rows
 from models.database import CHANGES_LOCK, advisory_lock
-from models.tables import CONTENT, TABLES, Change, Kind, UserAddress
+from models.tables import Change, UserAddress
 from models.types import db_now
 from worker.decision.decide import ConfirmationReason, Outcome, State, Version, decide, needs_confirmation, shown
-from worker.decision.payload import Snapshot
+from worker.kinds import KINDS, Kind, Snapshot
+from worker.kinds.user import USER
 from worker.mirror.auto_join import auto_join_changes
 
 
@@ -48,7 +49,7 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
     """
     decisions: dict[int, Decision] = {}
     changes: list[dict[str, Any]] = []
-    for kind in Kind:
+    for kind in KINDS.values():
         of_kind = [(place, arrival) for place, arrival in enumerate(arrivals) if arrival.snapshot.kind is kind]
         if not of_kind:
             continue
@@ -58,7 +59,7 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
         for place, arrival in of_kind:
             id = arrival.snapshot.id
             current = updated.get(id, stored[id])
-            state, outcome = decide(current, arrival.snapshot.state, terminal=kind is not Kind.ROLE)
+            state, outcome = decide(current, arrival.snapshot.state, terminal=kind.delete_is_final)
             against = current.version.event_id if current else None
             reason = needs_confirmation(current, arrival.snapshot.state, outcome)
             decisions[place] = Decision(outcome, against, reason)
@@ -88,26 +89,21 @@ def show(kind: Kind, state: State) -> dict[str, Any]:
 
     It has every column of the kind, `state`, and for users `erased`. Times are ISO 8601 text in UTC.
     """
-    content = {name: state.content.get(name) for name in CONTENT[kind]}
-    return shown(content, deleted=state.deleted) | ({"erased": state.erased} if kind is Kind.USER else {})
+    content = {name: state.content.get(name) for name in kind.columns}
+    return shown(content, deleted=state.deleted) | ({"erased": state.erased} if kind is USER else {})
 
 
 def change(kind: Kind, id: str, before: State | None, after: State, cause: str, cause_id: str) -> dict[str, Any]:
     """Return a row for `note_changes`; `before` is None for an object never seen."""
     return {
-        "kind": kind.value,
+        "kind": kind.name,
         "object_id": id,
-        "organization_id": organization_of(kind, id, after),
+        "organization_id": kind.organization_of(id, after.content),
         "before": None if before is None else show(kind, before),
         "after": show(kind, after),
         "cause": cause,
         "cause_id": cause_id,
     }
-
-
-def organization_of(kind: Kind, id: str, state: State) -> str | None:
-    """Return the id of the workspace that an object belongs to; None if it belongs to none."""
-    return id if kind is Kind.ORGANIZATION else state.content.get("organization_id")
 
 
 def lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State | None]:
@@ -120,15 +116,15 @@ def lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State
         kind: of the objects.
         ids: sorted.
     """
-    table = TABLES[kind].__table__
-    insert_new(tx, TABLES[kind], [{"id": id} for id in ids])
+    table = kind.table.__table__
+    insert_new(tx, kind.table, [{"id": id} for id in ids])
     found = tx.execute(select(table).where(is_any_of(tx, table.c.id, ids)).order_by(table.c.id).with_for_update()).all()
     return {row.id: _state(kind, row) for row in found}
 
 
 def stored_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State]:
-    """Return the states of `ids` without locking them; ids never seen are omitted."""
-    table = TABLES[kind].__table__
+    """Return the states of those of `ids` that were ever seen, without locking them."""
+    table = kind.table.__table__
     rows = tx.execute(select(table).where(is_any_of(tx, table.c.id, ids))).all()
     found = ((row.id, _state(kind, row)) for row in rows)
     return {id: state for id, state in found if state is not None}
@@ -141,7 +137,7 @@ def _state(kind: Kind, row: Any) -> State | None:
     return State(
         Version(row.updated_at, row.event_at, row.event_id),
         deleted=row.deleted_by is not None,
-        content={name: columns[name] for name in CONTENT[kind]},
+        content={name: columns[name] for name in kind.columns},
         by_resync=row.deleted_by == "resync",
         erased=row.erased,
     )
@@ -153,8 +149,8 @@ def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Seq
     For users, also records every address: those of `states`, and those of `seen`, which need not have won.
     """
     rows = [_columns(kind, id, state) for id, state in states.items()]
-    update_rows(tx, TABLES[kind], rows, revision=TABLES[kind].revision + 1, touched_at=db_now())
-    if kind is Kind.USER:
+    update_rows(tx, kind.table, rows, revision=kind.table.revision + 1, touched_at=db_now())
+    if kind is USER:
         _record_addresses(tx, [*states.items(), *seen])
 
 
@@ -173,14 +169,6 @@ def _columns(kind: Kind, id: str, state: State) -> dict[str, Any]:
         "deleted_by": ("resync" if state.by_resync else "event") if state.deleted else None,
         "erased": state.erased,
         # A column that the API does not return (why a domain failed) is None for an object first seen there.
-        **{name: state.content.get(name) for name in CONTENT[kind]},
-        **(_derived_columns(state) if kind is Kind.USER else {}),
-    }
-
-
-def _derived_columns(state: State) -> dict[str, Any]:
-    address = normalize_address(state.content.get("email"))
-    return {
-        "email_normalized": address.normalized if address else None,
-        "email_domain": address.domain if address else None,
+        **{name: state.content.get(name) for name in kind.columns},
+        **kind.derive(state.content),
     }

@@ -14,22 +14,13 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, delete, exists, insert, or_, select
 
 from models.bulk import dialect_insert, insert_rows, is_any_of
-from models.tables import (
-    CONTENT,
-    AutoJoin,
-    AutoJoinState,
-    Domain,
-    Join,
-    JoinSearch,
-    JoinState,
-    Kind,
-    Mirror,
-    Organization,
-    User,
-)
+from models.tables import AutoJoin, AutoJoinState, Join, JoinSearch, JoinState, Mirror
 from models.types import db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.decision.decide import shown
+from worker.kinds.domain import DOMAIN, Domain
+from worker.kinds.organization import ORGANIZATION, Organization
+from worker.kinds.user import USER, User
 
 REVIVED = (JoinState.DROPPED, JoinState.FAILED)
 """Joins that a new cause makes pending again; what is blocked stays so until an operator unblocks the person."""
@@ -110,11 +101,11 @@ def auto_join_changes(tx: Connection, changes: Sequence[Mapping[str, Any]]) -> l
     Returns:
         additional rows for `changes`.
     """
-    domains = {row["object_id"]: row for row in changes if row["kind"] == Kind.DOMAIN}
+    domains = {row["object_id"]: row for row in changes if row["kind"] == DOMAIN.name}
     workspaces = {
-        row["object_id"]: row for row in changes if row["kind"] == Kind.ORGANIZATION and _created_or_deleted(row)
+        row["object_id"]: row for row in changes if row["kind"] == ORGANIZATION.name and _created_or_deleted(row)
     }
-    people = {row["object_id"]: row for row in changes if row["kind"] == Kind.USER and _newly_verified(row)}
+    people = {row["object_id"]: row for row in changes if row["kind"] == USER.name and _newly_verified(row)}
     if not (domains or workspaces or people):
         return []
     mirror = tx.execute(select(Mirror.__table__)).one()
@@ -269,7 +260,7 @@ def _claim(row: RowMapping) -> Claim:
         deleted=deleted,
         workspace_deleted=row["workspace_deleted_by"] is not None,
         workspace_known=row["workspace_revision"] is not None,
-        shown=shown({name: row[name] for name in CONTENT[Kind.DOMAIN]}, deleted=deleted),
+        shown=shown({name: row[name] for name in DOMAIN.columns}, deleted=deleted),
     )
 
 
@@ -316,7 +307,7 @@ def _record_changes(transitions: Sequence[Transition], changes: Sequence[Mapping
     """Add the states to the changes of their domains; return a row for each state that changed without one."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for change in changes:
-        if change["kind"] == Kind.DOMAIN:
+        if change["kind"] == DOMAIN.name:
             rows.setdefault(change["object_id"], []).append(change)
     further = []
     for transition in transitions:
@@ -330,7 +321,7 @@ def _record_changes(transitions: Sequence[Transition], changes: Sequence[Mapping
         if not own and transition.before != transition.now:
             further.append(
                 {
-                    "kind": Kind.DOMAIN.value,
+                    "kind": DOMAIN.name,
                     "object_id": claim.domain_id,
                     "organization_id": claim.organization_id,
                     "before": {**claim.shown, **before},

@@ -14,16 +14,16 @@ from models.tables import (
     Change,
     Join,
     JoinState,
-    Membership,
     Mirror,
-    Organization,
     UnblockedMembership,
-    User,
     WorkspaceSettings,
 )
 from models.types import db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.errors import ConfigurationError, OperatorError, UnknownIdError
+from worker.kinds.membership import Membership
+from worker.kinds.organization import Organization
+from worker.kinds.user import User
 from worker.mirror.apply import note_changes
 from worker.mirror.auto_join import add_joins, eligible, is_missing, search
 from worker.mirror.identity import same_person

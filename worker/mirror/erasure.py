@@ -13,23 +13,14 @@ from sqlalchemy import ColumnElement, Connection, Engine, delete, exists, func, 
 
 from models.bulk import is_any_of
 from models.database import in_transaction, read_transaction
-from models.tables import (
-    PERSONAL,
-    Change,
-    Drift,
-    Event,
-    EventStatus,
-    HookDelivery,
-    Kind,
-    Membership,
-    User,
-    UserAddress,
-)
+from models.tables import Change, Drift, Event, EventStatus, HookDelivery, UserAddress
 from models.types import db_now, db_now_plus, inline_literal
 from models.views import auto_join_blocks
 from worker.decision.mentions import comparable, mentions
 from worker.decision.payload import is_id, parse_json
 from worker.errors import OperatorError, UnknownIdError, WorkosSyncError
+from worker.kinds.membership import MEMBERSHIP, Membership
+from worker.kinds.user import PERSONAL, USER, User
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows
 
 BATCH = 500
@@ -116,8 +107,8 @@ def about_erased() -> ColumnElement[bool]:
     users = select(User.id).where(User.erased)
     memberships = select(Membership.id).where(Membership.user_id.in_(users))
     return or_(
-        (Event.kind == Kind.USER) & Event.object_id.in_(users),
-        (Event.kind == Kind.MEMBERSHIP) & Event.object_id.in_(memberships),
+        (Event.kind == USER.name) & Event.object_id.in_(users),
+        (Event.kind == MEMBERSHIP.name) & Event.object_id.in_(memberships),
     )
 
 
@@ -167,13 +158,13 @@ def _erase(engine: Engine, user_ids: Sequence[str], cause: Cause, searched: Call
 def _known_addresses(tx: Connection, user_ids: Sequence[str]) -> Iterator[str]:
     """Yield every address that these users have or had, as far as the database knows."""
     yield from filter(None, tx.execute(select(User.email).where(is_any_of(tx, User.id, user_ids))).scalars())
-    changes = select(Change.before, Change.after).where(Change.kind == Kind.USER)
+    changes = select(Change.before, Change.after).where(Change.kind == USER.name)
     for row in tx.execute(changes.where(is_any_of(tx, Change.object_id, user_ids))):
         yield from (shown["email"] for shown in row if shown and shown.get("email"))
-    drift = select(Drift.fields).where(Drift.kind == Kind.USER, is_any_of(tx, Drift.object_id, user_ids))
+    drift = select(Drift.fields).where(Drift.kind == USER.name, is_any_of(tx, Drift.object_id, user_ids))
     for fields in tx.execute(drift).scalars():
         yield from filter(None, (fields or {}).get("email") or ())
-    events = select(Event.body).where(Event.kind == Kind.USER, is_any_of(tx, Event.object_id, user_ids))
+    events = select(Event.body).where(Event.kind == USER.name, is_any_of(tx, Event.object_id, user_ids))
     for body in tx.execute(events.where(Event.body.is_not(None))).scalars():
         if isinstance(email := parse_json(body or b"")["data"].get("email"), str):  # it was applied, so it has `data`
             yield email
@@ -251,29 +242,29 @@ def _erase_user(tx: Connection, user_id: str, cause: Cause) -> tuple[int, int, i
 
     Does nothing if the user is not deleted, or already erased.
     """
-    state = lock_rows(tx, Kind.USER, [user_id])[user_id]
+    state = lock_rows(tx, USER, [user_id])[user_id]
     if state is None or not state.deleted or state.erased:
         return 0, 0, 0
     before = replace(state, content={**state.content, **dict.fromkeys(PERSONAL)})
     after = replace(before, erased=True)
-    save_rows(tx, Kind.USER, {user_id: after})
+    save_rows(tx, USER, {user_id: after})
     tx.execute(delete(UserAddress).where(UserAddress.user_id == user_id, *needless_addresses()))
-    history = (Change.kind == Kind.USER, Change.object_id == user_id)
+    history = (Change.kind == USER.name, Change.object_id == user_id)
     changes = tx.execute(select(Change.id, Change.before, Change.after).where(*history)).all()
     for id, *shown in changes:
         values = dict(zip(("before", "after"), map(_blanked, shown), strict=True))
         tx.execute(update(Change).where(Change.id == id).values(values))
-    drift = update(Drift).where(Drift.kind == Kind.USER, Drift.object_id == user_id, Drift.fields.is_not(None))
+    drift = update(Drift).where(Drift.kind == USER.name, Drift.object_id == user_id, Drift.fields.is_not(None))
     drift_rows = tx.execute(drift.values(fields=None)).rowcount
     # A hook's error and traceback come from the receiver and may quote anything.
     memberships = select(Membership.id).where(Membership.user_id == user_id)
     deliveries = or_(
-        (HookDelivery.kind == Kind.USER) & (HookDelivery.object_id == user_id),
-        (HookDelivery.kind == Kind.MEMBERSHIP) & HookDelivery.object_id.in_(memberships),
+        (HookDelivery.kind == USER.name) & (HookDelivery.object_id == user_id),
+        (HookDelivery.kind == MEMBERSHIP.name) & HookDelivery.object_id.in_(memberships),
     )
     errors = update(HookDelivery).where(deliveries, HookDelivery.error.is_not(None)).values(error=None, traceback=None)
     hook_errors = tx.execute(errors).rowcount
-    note_changes(tx, [change(Kind.USER, user_id, before, after, *cause)])
+    note_changes(tx, [change(USER, user_id, before, after, *cause)])
     return len(changes), drift_rows, hook_errors
 
 

@@ -12,9 +12,12 @@ from typing import Any
 from sqlalchemy import Connection, Text, cast, delete, select
 
 from models.bulk import insert_new, is_any_of
-from models.tables import TABLES, Kind, Membership, Read
+from models.tables import Read
 from models.types import db_now_plus
 from worker.decision.decide import ConfirmationReason, Outcome
+from worker.kinds import KINDS, Kind
+from worker.kinds.membership import MEMBERSHIP, Membership
+from worker.kinds.role import ROLE
 from worker.mirror.apply import Arrival, Decision
 
 PARENT_DELAY_SECONDS = 60.0
@@ -25,13 +28,14 @@ PARENT_MISSING = "parent missing"
 
 def request_reads(tx: Connection, kind: Kind, ids: Iterable[str], reason: str, run_id: str) -> None:
     """Request reads of objects for a resync. A read that the run has already requested is not repeated."""
-    _insert(tx, [{"kind": kind, "object_id": id, "reason": reason, "run_id": run_id} for id in sorted(set(ids))])
+    _insert(tx, [{"kind": kind.name, "object_id": id, "reason": reason, "run_id": run_id} for id in sorted(set(ids))])
 
 
 def _request_for_events(tx: Connection, kind: Kind, events: Mapping[str, str], reason: str, after: float = 0.0) -> None:
     """Request reads for events, `after` seconds from now. `events` maps the object id to the id of the event."""
     rows = [
-        {"kind": kind, "object_id": id, "reason": reason, "event_id": event} for id, event in sorted(events.items())
+        {"kind": kind.name, "object_id": id, "reason": reason, "event_id": event}
+        for id, event in sorted(events.items())
     ]
     _insert(tx, rows, after)
 
@@ -42,7 +46,12 @@ def _insert(tx: Connection, rows: list[dict[str, Any]], after: float = 0.0) -> N
 
 def _drop_parent_requests(tx: Connection, kind: Kind, ids: Iterable[str]) -> None:
     """Delete requests for missing parents: the arrival of the object ends them, and a new request must outlive it."""
-    missing = (Read.run_id == "", Read.kind == kind, is_any_of(tx, Read.object_id, ids), Read.reason == PARENT_MISSING)
+    missing = (
+        Read.run_id == "",
+        Read.kind == kind.name,
+        is_any_of(tx, Read.object_id, ids),
+        Read.reason == PARENT_MISSING,
+    )
     tx.execute(delete(Read).where(*missing))
 
 
@@ -59,26 +68,25 @@ def request_reads_for(tx: Connection, arrivals: Sequence[Arrival], decisions: Se
         decisions: of `arrivals`, in the same order.
     """
     unconfirmed: dict[tuple[Kind, ConfirmationReason], dict[str, str]] = {}
-    parents: dict[Kind, dict[str, str]] = {Kind.ORGANIZATION: {}, Kind.USER: {}}
+    parents: dict[Kind, dict[str, str]] = {kind: {} for kind in KINDS.values()}
     for (snapshot, _, event_id), decision in zip(arrivals, decisions, strict=True):
         content = snapshot.state.content
         if decision.needs_confirmation is not None:
             unconfirmed.setdefault((snapshot.kind, decision.needs_confirmation), {})[snapshot.id] = event_id
         if decision.outcome is not Outcome.APPLIED:
             continue
-        if snapshot.kind is Kind.ROLE and snapshot.state.deleted:
+        if snapshot.kind is ROLE and snapshot.state.deleted:
             _request_role_holders(tx, content["organization_id"], content["slug"], event_id)
-        if snapshot.kind in (Kind.MEMBERSHIP, Kind.DOMAIN) and not snapshot.state.deleted:
-            parents[Kind.ORGANIZATION].setdefault(content["organization_id"], event_id)
-            if snapshot.kind is Kind.MEMBERSHIP:
-                parents[Kind.USER].setdefault(content["user_id"], event_id)
+        if not snapshot.state.deleted:
+            for column, parent in snapshot.kind.parents.items():
+                parents[KINDS[parent]].setdefault(content[column], event_id)
     for (kind, reason), events in unconfirmed.items():
         _drop_parent_requests(tx, kind, events)
         _request_for_events(tx, kind, events, reason)
     for kind, events in parents.items():
         if not events:
             continue
-        known = set(tx.execute(select(TABLES[kind].id).where(is_any_of(tx, TABLES[kind].id, events))).scalars().all())
+        known = set(tx.execute(select(kind.table.id).where(is_any_of(tx, kind.table.id, events))).scalars().all())
         missing = {id: event_id for id, event_id in events.items() if id not in known}
         _request_for_events(tx, kind, missing, PARENT_MISSING, after=PARENT_DELAY_SECONDS)
 
@@ -89,4 +97,4 @@ def _request_role_holders(tx: Connection, organization_id: str | None, slug: str
     )
     if organization_id:
         holders = holders.where(Membership.organization_id == organization_id)
-    _request_for_events(tx, Kind.MEMBERSHIP, dict.fromkeys(tx.execute(holders).scalars(), event_id), ROLE_DELETED)
+    _request_for_events(tx, MEMBERSHIP, dict.fromkeys(tx.execute(holders).scalars(), event_id), ROLE_DELETED)

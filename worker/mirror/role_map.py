@@ -10,9 +10,10 @@ import structlog
 from sqlalchemy import Connection, Engine, select, update
 
 from models.database import in_transaction
-from models.tables import Kind, Membership, Mirror
+from models.tables import Mirror
 from worker.decision.decide import State
 from worker.decision.roles import local_role
+from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows
 
 log = structlog.get_logger()
@@ -53,15 +54,13 @@ def _remap_batch(tx: Connection) -> int | None:
         return None
     page = select(Membership.id).where(Membership.id > after).order_by(Membership.id).limit(BATCH)
     ids = list(tx.execute(page).scalars())
-    found = lock_rows(tx, Kind.MEMBERSHIP, ids) if ids else {}
+    found = lock_rows(tx, MEMBERSHIP, ids) if ids else {}
     stored = {id: state for id, state in found.items() if state and not state.deleted}
     mapped = {id: _mapped(state, role_map) for id, state in stored.items()}
     changed = {id: state for id, state in mapped.items() if state != stored[id]}
-    save_rows(tx, Kind.MEMBERSHIP, changed)
+    save_rows(tx, MEMBERSHIP, changed)
     tx.execute(update(Mirror).values(remap_after=ids[-1] if ids else None))
-    note_changes(
-        tx, [change(Kind.MEMBERSHIP, id, stored[id], new, "settings", "ROLE_MAP") for id, new in changed.items()]
-    )
+    note_changes(tx, [change(MEMBERSHIP, id, stored[id], new, "settings", "ROLE_MAP") for id, new in changed.items()])
     return len(changed)
 
 

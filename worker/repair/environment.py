@@ -6,10 +6,13 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import TABLES, Kind, Mirror, Organization
-from worker.decision.handlers import SUBSCRIBED
+from models.tables import Mirror
 from worker.errors import ConfigurationError, WorkOSUnavailableError
+from worker.kinds import SUBSCRIBED
+from worker.kinds.organization import ORGANIZATION, Organization
+from worker.kinds.user import USER
 from worker.metrics import Counters
+from worker.repair.reads import fetch
 from worker.settings import Settings
 from worker.workos_api.bucket import Buckets
 from worker.workos_api.client import WorkOSClient, open_client
@@ -75,18 +78,18 @@ def _sees(engine: Engine, workos: WorkOSClient, known: list[str]) -> bool:
     unread: WorkOSUnavailableError | None = None
     for id in ids:
         try:
-            if workos.organization(id).item is not None:
+            if fetch(workos, ORGANIZATION, id).item is not None:
                 return True
         except WorkOSUnavailableError as error:
             workos.now()  # raises if WorkOS is unavailable; then the others need not be tried
             unread = error
     if not ids:
         return True
-    # All 404: they may have been deleted without an event. Then other organizations or users still exist.
-    for kind, list_page in ((Kind.ORGANIZATION, workos.organizations), (Kind.USER, workos.users)):
-        listed = [item.get("id") for item in list_page(None).items if isinstance(item, dict)]
+    # All of them deleted, and no event told? Then others, or their people, are still there.
+    for kind, path in ((ORGANIZATION, ("organizations",)), (USER, ("user_management", "users"))):
+        listed = [item.get("id") for item in workos.list_page(path).items if isinstance(item, dict)]
         with read_transaction(engine) as tx:
-            if tx.execute(select(TABLES[kind].id).where(TABLES[kind].id.in_(listed)).limit(1)).one_or_none():
+            if tx.execute(select(kind.table.id).where(kind.table.id.in_(listed)).limit(1)).one_or_none():
                 return True
     if unread is not None:
         raise unread

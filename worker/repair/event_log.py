@@ -5,13 +5,13 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from worker.decision.handlers import SUBSCRIBED
 from worker.errors import (
     BadRequestError,
     CursorLostError,
     EventTypesRefusedError,
     NotFoundError,
 )
+from worker.kinds import SUBSCRIBED
 from worker.workos_api.client import LastPageError, Page, WorkOSClient
 
 log = structlog.get_logger()

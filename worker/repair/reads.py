@@ -15,11 +15,11 @@ from rq.timeouts import JobTimeoutException
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, delete, or_, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import TABLES, Kind, Mirror, Read
+from models.tables import Mirror, Read
 from models.types import db_now, db_now_plus
 from worker.decision.decide import Finding, State, confirm
-from worker.decision.handlers import RoleMap, read_object
 from worker.errors import InvalidApiKeyError, PayloadError, WorkOSUnavailableError, unexpected
+from worker.kinds import KINDS, Kind, RoleMap, read_object
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows
 from worker.mirror.read_requests import PARENT_MISSING
 from worker.workos_api.client import ReadResult, WorkOSClient
@@ -43,16 +43,14 @@ class Result:
 
 
 def fetch(workos: WorkOSClient, kind: Kind, id: str) -> ReadResult:
-    """Read one object from WorkOS."""
-    by_id: dict[Kind, Callable[[str], ReadResult]] = {
-        Kind.ORGANIZATION: workos.organization,
-        Kind.USER: workos.user,
-        Kind.MEMBERSHIP: workos.membership,
-        Kind.DOMAIN: workos.domain,
-        Kind.ROLE: workos.role,
-        Kind.CONNECTION: workos.connection,
-    }
-    return by_id[kind](id)
+    """Read one object from WorkOS by its key in the mirror."""
+    found = workos.read(kind.read_path(id), kind.object, kind.id_field)
+    if found.item is None:
+        return found
+    try:
+        return found._replace(item=kind.from_read(id, found.item))
+    except PayloadError as error:
+        raise WorkOSUnavailableError(f"{kind} {id}: WorkOS answered another {kind}") from error
 
 
 def confirmed_read(
@@ -101,7 +99,7 @@ def confirmed_read(
 
 
 def _revision(engine: Engine, kind: Kind, id: str) -> int:
-    table = TABLES[kind]
+    table = kind.table
     with read_transaction(engine) as tx:
         return tx.execute(select(table.revision).where(table.id == id)).scalar_one_or_none() or 0
 
@@ -119,18 +117,18 @@ def _set(
 ) -> Result | None:
     roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
     read = None if found.item is None else _state(kind, id, found.item, found.read_at, roles)
-    known = tx.execute(select(TABLES[kind].id).where(TABLES[kind].id == id)).one_or_none() is not None
+    known = tx.execute(select(kind.table.id).where(kind.table.id == id)).one_or_none() is not None
     if read is None and not known:
         result = Result(Finding.NONE, None, None)  # nothing here and nothing there
         then(tx, result)
         return result
     before = lock_rows(tx, kind, [id])[id]
-    now = tx.execute(select(TABLES[kind].revision).where(TABLES[kind].id == id)).scalar_one()
+    now = tx.execute(select(kind.table.revision).where(kind.table.id == id)).scalar_one()
     if now != revision:
         if now == 0:
-            tx.execute(delete(TABLES[kind]).where(TABLES[kind].id == id))
+            tx.execute(delete(kind.table).where(kind.table.id == id))
         return None
-    after, finding = confirm(before, read, terminal=kind is not Kind.ROLE)
+    after, finding = confirm(before, read, terminal=kind.delete_is_final)
     result = Result(finding, before, after)
     then(tx, result)
     if not dry_run and after is not None and after is not before:
@@ -138,7 +136,7 @@ def _set(
         if finding not in (Finding.NONE, Finding.ANOMALY):
             note_changes(tx, [change(kind, id, before, after, *cause)])
     elif before is None:
-        tx.execute(delete(TABLES[kind]).where(TABLES[kind].id == id))
+        tx.execute(delete(kind.table).where(kind.table.id == id))
     return result
 
 
@@ -175,9 +173,9 @@ def _due(engine: Engine) -> Sequence[RowMapping]:
 
 
 def _read(engine: Engine, workos: WorkOSClient, read: RowMapping) -> bool:
-    kind, id, reason = Kind(read["kind"]), read["object_id"], read["reason"]
+    kind, id, reason = KINDS[read["kind"]], read["object_id"], read["reason"]
     # Of this reason: an event may ask for another one meanwhile.
-    here = (Read.run_id == "", Read.kind == kind, Read.object_id == id, Read.reason == reason)
+    here = (Read.run_id == "", Read.kind == kind.name, Read.object_id == id, Read.reason == reason)
 
     def done(tx: Connection, _result: Result | None = None) -> None:
         tx.execute(delete(Read).where(*here))
@@ -195,14 +193,14 @@ def _read(engine: Engine, workos: WorkOSClient, read: RowMapping) -> bool:
         known = isinstance(error, WorkOSUnavailableError | PayloadError | InvalidApiKeyError)
         problem = str(error) if known else unexpected(error)
         wait = in_transaction(engine, _later, here, problem)
-        log.warning("read_failed", kind=kind, id=id, problem=problem, again_in_seconds=wait)
+        log.warning("read_failed", kind=kind.name, id=id, problem=problem, again_in_seconds=wait)
         return False
-    log.info("read", kind=kind, id=id, reason=reason, found=result.finding)
+    log.info("read", kind=kind.name, id=id, reason=reason, found=result.finding)
     return True
 
 
 def _arrived(engine: Engine, kind: Kind, id: str) -> bool:
-    table = TABLES[kind]
+    table = kind.table
     settled = or_(table.deleted_by.is_(None), table.deleted_by != "resync")
     with read_transaction(engine) as tx:
         return tx.execute(select(table.id).where(table.id == id, settled)).one_or_none() is not None

@@ -7,8 +7,8 @@ from models.bulk import dialect_insert
 from models.database import in_transaction, read_transaction
 from models.tables import Mirror, Read, Run, RunStatus, Task, Tick
 from models.types import db_now, db_now_plus
-from worker.decision.handlers import SUBSCRIBED
 from worker.errors import BusyError
+from worker.kinds import SUBSCRIBED
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import update_complete_to
 from worker.repair.resync.resync import begin

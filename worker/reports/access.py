@@ -5,19 +5,12 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, select
 
-from models.tables import (
-    AutoJoinState,
-    Change,
-    Domain,
-    Kind,
-    Membership,
-    Mirror,
-    Organization,
-    PublicDomain,
-    User,
-    WorkspaceSettings,
-)
+from models.tables import AutoJoinState, Change, Mirror, PublicDomain, WorkspaceSettings
 from models.views import auto_join_domains, workspace_members
+from worker.kinds.domain import Domain
+from worker.kinds.membership import MEMBERSHIP, Membership
+from worker.kinds.organization import Organization
+from worker.kinds.user import User
 from worker.mirror import auto_join
 
 MAX_CHANGES = 500
@@ -96,7 +89,7 @@ def _why_not(row: Row) -> str:
 
 def _causes(tx: Connection, membership_id: str) -> dict[str, Any]:
     """Return when and why a membership last became active or inactive, and last got its role."""
-    about = (Change.kind == Kind.MEMBERSHIP, Change.object_id == membership_id)
+    about = (Change.kind == MEMBERSHIP.name, Change.object_id == membership_id)
     newest_first = select(Change.__table__).where(*about).order_by(Change.id.desc()).limit(MAX_CHANGES)
     changes = tx.execute(newest_first).mappings().all()
     status_change = next((row for row in changes if _active(row["before"]) != _active(row["after"])), None)

@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError
 from models.database import read_transaction
 from models.revisions import current_revision, newest_revision, outdated
 from models.types import db_now
-from worker.decision.handlers import SUBSCRIBED
 from worker.errors import ConfigurationError, InvalidApiKeyError, WorkOSUnavailableError
+from worker.kinds import SUBSCRIBED
 from worker.metrics import noted
 from worker.queue.doorbell import DRAIN, LISTEN_SECONDS, Doorbell
 from worker.redis_client import require_writable, what_is_wrong

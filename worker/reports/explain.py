@@ -8,21 +8,21 @@ from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, and_, sele
 from models.database import read_transaction
 from models.tables import (
     JOIN,
-    TABLES,
     WORKSPACE_SETTINGS,
     Change,
-    Domain,
     Drift,
     Event,
     EventStatus,
     Join,
-    Kind,
-    Membership,
     Read,
     Run,
-    User,
 )
 from worker.decision.decide import Outcome
+from worker.kinds import KINDS, Kind
+from worker.kinds.domain import DOMAIN, Domain
+from worker.kinds.membership import MEMBERSHIP, Membership
+from worker.kinds.organization import ORGANIZATION
+from worker.kinds.user import USER, User
 from worker.reports.access import access_of, domain_states
 
 MAX_STEPS = 500
@@ -60,13 +60,13 @@ def explain(engine: Engine, name: str) -> dict[str, Any] | None:
             return None
         found = _with_related(tx, objects)
         timeline, truncated = _timeline(tx, found)
-        memberships = [id for kind, id in found if kind is Kind.MEMBERSHIP]
-        domains = [id for kind, id in found if kind is Kind.DOMAIN]
+        memberships = [id for kind, id in found if kind is MEMBERSHIP]
+        domains = [id for kind, id in found if kind is DOMAIN]
         return {
             "objects": [_row(tx, one) for one in objects],
             "access": access_of(tx, Membership.id.in_(memberships)) if memberships else [],
             "auto_join": domain_states(tx, Domain.id.in_(domains)) if domains else [],
-            "joins": _joins(tx, [id for kind, id in found if kind is Kind.USER]),
+            "joins": _joins(tx, [id for kind, id in found if kind is USER]),
             "timeline": timeline,
             "truncated": truncated,
         }
@@ -75,18 +75,18 @@ def explain(engine: Engine, name: str) -> dict[str, Any] | None:
 def _find(tx: Connection, name: str) -> list[Object]:
     if "@" in name:
         users = select(User.id).where(User.email.in_({name, name.lower()})).order_by(User.id)
-        return [Object(Kind.USER, id) for id in tx.execute(users).scalars()]
+        return [Object(USER, id) for id in tx.execute(users).scalars()]
     mirrored = [
         Object(kind, name)
-        for kind, table in TABLES.items()
-        if tx.execute(select(table.id).where(table.id == name)).one_or_none()
+        for kind in KINDS.values()
+        if tx.execute(select(kind.table.id).where(kind.table.id == name)).one_or_none()
     ]
     to_be_read = select(Read.kind).where(Read.object_id == name).distinct()
-    found = mirrored or [Object(Kind(kind), name) for kind in tx.execute(to_be_read).scalars()]
+    found = mirrored or [Object(KINDS[kind], name) for kind in tx.execute(to_be_read).scalars()]
     if found:
         return found
     event = tx.execute(select(Event.kind, Event.object_id).where(Event.id == name)).one_or_none()
-    return [Object(Kind(event.kind), event.object_id)] if event and event.kind else []
+    return [Object(KINDS[event.kind], event.object_id)] if event and event.kind else []
 
 
 def _with_related(tx: Connection, objects: Iterable[Object]) -> list[Object]:
@@ -95,8 +95,8 @@ def _with_related(tx: Connection, objects: Iterable[Object]) -> list[Object]:
     for one in objects:
         found[one] = None
         related = {
-            Kind.USER: (Kind.MEMBERSHIP, select(Membership.id).where(Membership.user_id == one.id)),
-            Kind.ORGANIZATION: (Kind.DOMAIN, select(Domain.id).where(Domain.organization_id == one.id)),
+            USER: (MEMBERSHIP, select(Membership.id).where(Membership.user_id == one.id)),
+            ORGANIZATION: (DOMAIN, select(Domain.id).where(Domain.organization_id == one.id)),
         }
         if one.kind in related:
             kind, query = related[one.kind]
@@ -110,8 +110,9 @@ def _joins(tx: Connection, users: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _row(tx: Connection, one: Object) -> dict[str, Any]:
-    row = tx.execute(select(TABLES[one.kind].__table__).where(TABLES[one.kind].id == one.id)).mappings()
-    return {"kind": one.kind.value, **(row.one_or_none() or {"id": one.id})}
+    table = one.kind.table
+    row = tx.execute(select(table.__table__).where(table.id == one.id)).mappings()
+    return {"kind": one.kind.name, **(row.one_or_none() or {"id": one.id})}
 
 
 # The timeline
@@ -150,8 +151,8 @@ def _subjects(one: Object) -> list[tuple[str, str]]:
 
     Operators' decisions about a person or a workspace have a kind of their own.
     """
-    further = {Kind.USER: JOIN, Kind.ORGANIZATION: WORKSPACE_SETTINGS}
-    return [(one.kind, one.id)] + ([(further[one.kind], one.id)] if one.kind in further else [])
+    further = {USER: JOIN, ORGANIZATION: WORKSPACE_SETTINGS}
+    return [(one.kind.name, one.id)] + ([(further[one.kind], one.id)] if one.kind in further else [])
 
 
 def _newest(tx: Connection, query: Any, order: Any, which: Any) -> Sequence[RowMapping]:

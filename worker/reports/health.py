@@ -24,7 +24,6 @@ from models.tables import (
     EventStatus,
     Join,
     JoinState,
-    Membership,
     Mirror,
     Read,
     Run,
@@ -37,6 +36,7 @@ from models.views import mirror_status
 from worker.bootstrap import lanes_of
 from worker.hooks.operate import hook_status
 from worker.inbox.store import MAX_COUNTED, Backlog, backlog
+from worker.kinds.membership import Membership
 from worker.queue.doorbell import queue_name
 from worker.redis_client import require_writable, what_is_wrong
 from worker.repair.catch_up import gaps

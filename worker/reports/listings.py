@@ -4,34 +4,23 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, RowMapping, and_, exists, false, func, or_, select
+from sqlalchemy import ColumnElement, Engine, RowMapping, Select, Text, and_, cast, exists, false, func, or_, select
 
 from models.database import read_transaction
-from models.tables import (
-    TABLES,
-    Change,
-    Domain,
-    Drift,
-    Event,
-    EventStatus,
-    Kind,
-    Organization,
-    Role,
-    Run,
-    RunStatus,
-    Task,
-    User,
-)
-from models.tables import (
-    Connection as SignIn,
-)
+from models.tables import Change, Drift, Event, EventStatus, Run, RunStatus, Task
 from models.types import inline_literal
 from models.views import auto_join_domains, sign_in_methods, workspace_members, workspaces
+from worker.kinds import KINDS
+from worker.kinds.domain import Domain
+from worker.kinds.permission import Permission
+from worker.kinds.role import Role
 from worker.mirror.change_feed import as_json
 from worker.reports.access import domain_states
 
 FETCH_SIZE = 500
 """Rows of a report fetched at once."""
+MAX_ROLES = 20
+"""Roles shown for a permission."""
 MAX_DEPTH = 100
 """Nesting of a payload returned as JSON. JSON parsers fail at a depth of about 200 to 1,000."""
 
@@ -255,6 +244,23 @@ def list_members(engine: Engine, organization_id: str) -> dict[str, Any] | None:
         return {**workspace, "members": [dict(member) for member in members]}
 
 
+def list_permissions(engine: Engine, *, after: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
+    """Return live permissions by slug, after a slug if given, each with `roles`: the ids of live roles that grant it.
+
+    Roles of the environment come first. Of many, `MAX_ROLES` are returned for each permission.
+    """
+    live = select(Permission.__table__).where(Permission.deleted_by.is_(None)).order_by(Permission.id).limit(limit)
+    with read_transaction(engine) as tx:
+        found = tx.execute(live.where(Permission.id > (after or ""))).mappings().all()
+        return [{**row, "roles": list(tx.execute(_roles_granting(row["id"])).scalars())} for row in found]
+
+
+def _roles_granting(slug: str) -> Select[str]:
+    grants = cast(Role.permissions, Text).contains(json.dumps(slug), autoescape=True)
+    in_order = (Role.organization_id.is_not(None), Role.id)
+    return select(Role.id).where(Role.deleted_by.is_(None), grants).order_by(*in_order).limit(MAX_ROLES)
+
+
 def list_runs(
     engine: Engine, limit: int = 50, *, task: Task | None = None, after: str | None = None
 ) -> list[dict[str, Any]]:
@@ -301,25 +307,15 @@ def drift(engine: Engine, run_id: str, limit: int | None = None) -> Iterator[dic
             yield dict(row)
 
 
-LABELS = {
-    Kind.ORGANIZATION: Organization.name,
-    Kind.USER: User.email,
-    Kind.DOMAIN: Domain.domain,
-    Kind.ROLE: Role.slug,
-    Kind.CONNECTION: SignIn.name,
-}
-"""The column by which people recognize an object of each kind."""
-
-
 def labelled(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return rows of drift with a `label` by which people recognize the object; None if the mirror has none."""
     labels: dict[tuple[str, str], str | None] = {}
     with read_transaction(engine) as tx:
-        for kind, label in LABELS.items():
-            table = TABLES[kind]
-            ids = [row["object_id"] for row in rows if row["kind"] == kind]
-            found = tx.execute(select(table.id, label).where(table.id.in_(ids))) if ids else ()
-            labels |= {(kind, id): shown for id, shown in found}
+        for name, kind in KINDS.items():
+            ids = [row["object_id"] for row in rows if row["kind"] == name]
+            if ids and kind.label is not None:
+                found = tx.execute(select(kind.table.id, kind.label).where(kind.table.id.in_(ids)))
+                labels |= {(name, id): label for id, label in found}
     return [{**row, "label": labels.get((row["kind"], row["object_id"]))} for row in rows]
 
 

@@ -87,25 +87,33 @@ class WorkOSClient:
         self.close = sdk.close
         self.calls = Counter()
 
-    def organizations(self, after: str | None) -> Page:
-        """List organizations with their domains, oldest first."""
-        return self._list(("organizations",), {}, after)
+    def list_page(
+        self, path: tuple[str, ...], params: Json | None = None, after: str | None = None, *, paged: bool = True
+    ) -> Page:
+        """List objects, oldest first.
 
-    def one_organization(self, id: str) -> Page:
-        """Read an organization with its domains, as a listing of one."""
-        found = self.organization(id)
-        if found.item is None:
-            raise NotFoundError(f"/organizations/{id}: 404", found.read_at)
-        return Page([found.item], None, found.read_at)
+        Args:
+            path: the segments of the path.
+            params: query parameters.
+            after: the cursor of the page; None for the first.
+            paged: False for a listing that WorkOS answers at once, without cursors.
+        """
+        return self._list(path, params or {}, after) if paged else self._whole(path)
 
-    def users(self, after: str | None) -> Page:
-        """List users, oldest first."""
-        return self._list(("user_management", "users"), {}, after)
+    def read(self, path: tuple[str, ...], kind: str, id_field: str = "id") -> ReadResult:
+        """Read one object.
 
-    def memberships(self, organization_id: str, after: str | None) -> Page:
-        """List an organization's memberships of every status, oldest first."""
-        filters = {"organization_id": organization_id, "statuses": "active,inactive,pending"}
-        return self._list(("user_management", "organization_memberships"), filters, after)
+        Args:
+            path: the segments of the path; the last one identifies the object.
+            kind: WorkOS's `object`; an answer that says it is another is unreadable.
+            id_field: the field that must be equal to the last segment.
+        """
+        try:
+            item, read_at = self._call(path, {})
+        except NotFoundError as error:
+            return ReadResult(None, error.read_at)
+        wanted = {id_field: path[-1]} | ({"object": kind} if "object" in item else {})
+        return ReadResult(_require(kind, item, wanted), read_at)
 
     def memberships_of(self, organization_id: str, user_id: str) -> Page:
         """List a person's memberships of every status in an organization: one at most."""
@@ -115,18 +123,6 @@ class WorkOSClient:
         for item in page.items:
             _require("organization_memberships", item, whose)
         return page
-
-    def connections(self, organization_id: str, after: str | None) -> Page:
-        """List connections, oldest first; of one organization, unless its id is empty."""
-        return self._list(("connections",), {"organization_id": organization_id} if organization_id else {}, after)
-
-    def roles(self) -> Page:
-        """List the environment's roles."""
-        return self._whole(("authorization", "roles"))
-
-    def organization_roles(self, organization_id: str) -> Page:
-        """List the roles of an organization, the environment's among them."""
-        return self._whole(("authorization", "organizations", organization_id, "roles"))
 
     def events(
         self,
@@ -143,43 +139,6 @@ class WorkOSClient:
         if end is not None:
             filters["range_end"] = _stamp(end)
         return self._list(("events",), filters, after)
-
-    def organization(self, id: str) -> ReadResult:
-        """Read an organization by id."""
-        return self._get("organization", ("organizations", id))
-
-    def user(self, id: str) -> ReadResult:
-        """Read a user by id."""
-        return self._get("user", ("user_management", "users", id))
-
-    def membership(self, id: str) -> ReadResult:
-        """Read a membership by id."""
-        return self._get("organization_membership", ("user_management", "organization_memberships", id))
-
-    def domain(self, id: str) -> ReadResult:
-        """Read a domain by id."""
-        return self._get("organization_domain", ("organization_domains", id))
-
-    def connection(self, id: str) -> ReadResult:
-        """Read a connection by id."""
-        return self._get("connection", ("connections", id))
-
-    def role(self, id: str) -> ReadResult:
-        """Read a role by `slug`, or `organization_id/slug`."""
-        organization_id, _, slug = id.rpartition("/")
-        owner = ("organizations", organization_id) if organization_id else ()
-        found = self._get("role", ("authorization", *owner, "roles", slug), key="slug")
-        if found.item is None:
-            return found
-        match found.item.get("type"), organization_id:
-            case "EnvironmentRole", "":
-                return found
-            case "EnvironmentRole", _:
-                # Without a role of its own, the organization shows the environment's role of that slug.
-                return found._replace(item=None)
-            case "OrganizationRole", owner_id if owner_id:
-                return found._replace(item={**found.item, "organization_id": owner_id})  # which the answer leaves out
-        raise WorkOSUnavailableError(f"role {id}: WorkOS answered another role")
 
     def create_membership(self, organization_id: str, user_id: str, role: str, deadline: float) -> Json:
         """Make a user a member and return the membership; an inactive one is activated (docs/workos.md, Memberships).
@@ -245,15 +204,6 @@ class WorkOSClient:
         if not isinstance(answer.body.get("data"), list):
             raise WorkOSUnavailableError(f"/{'/'.join(path)} answered no list")
         return answer
-
-    def _get(self, kind: str, path: tuple[str, ...], key: str = "id") -> ReadResult:
-        """Read the object that the last segment of `path` names by `key`; `kind` is WorkOS's `object`."""
-        try:
-            item, read_at = self._call(path, {})
-        except NotFoundError as error:
-            return ReadResult(None, error.read_at)
-        wanted = {key: path[-1]} | ({"object": kind} if "object" in item else {})
-        return ReadResult(_require(kind, item, wanted), read_at)
 
     def _call(self, path: tuple[str, ...], params: Json) -> Answer:
         """Read; raises as the class says."""

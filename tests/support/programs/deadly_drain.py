@@ -4,24 +4,23 @@ import os
 import sys
 
 from models.database import open_engine
-from worker.decision.handlers import HANDLERS, RoleMap
-from worker.decision.payload import Envelope, Fields, Snapshot
+from worker.decision.payload import Envelope, Fields
 from worker.inbox.drain import Policy, drain
+from worker.kinds import READERS, Kind, RoleMap, Snapshot
 from worker.logs import configure
 
 
 def drain_with_poison(url: str, poison: str, max_attempts: str) -> None:
     """For each line on stdin drain in a new process, in which the event `poison` is deadly; print how it ended."""
     configure("console")  # to stderr: stdout is for the answers
-    handler = HANDLERS["user.updated"]
-    assert handler is not None
+    kind, reader = READERS["user.updated"]
 
-    def deadly(data: Fields, envelope: Envelope, roles: RoleMap) -> Snapshot:
+    def deadly(kind: Kind, data: Fields, envelope: Envelope, roles: RoleMap) -> Snapshot:
         if envelope.id == poison:
             os._exit(137)
-        return handler(data, envelope, roles)
+        return reader(kind, data, envelope, roles)
 
-    HANDLERS["user.updated"] = deadly
+    READERS["user.updated"] = (kind, deadly)
     for _ in sys.stdin:
         if (child := os.fork()) == 0:
             drain(open_engine(url), Policy(batch_size=50, max_attempts=int(max_attempts)))

@@ -223,7 +223,7 @@ def _delete_membership(environment: Environment, call: Call) -> Reply:
     return 204, None
 
 
-# Roles, connections, events
+# Roles, permissions, connections, events
 
 
 def _list_roles(environment: Environment, call: Call) -> Reply:
@@ -236,6 +236,15 @@ def _get_role(environment: Environment, call: Call) -> Reply:
     if not shown:
         raise not_found("role", call.path["slug"])
     return 200, shown[-1]
+
+
+def _list_permissions(environment: Environment, call: Call) -> Reply:
+    permissions = environment.world.permissions
+    return 200, page(list(permissions), permissions.__getitem__, call.query)
+
+
+def _get_permission(environment: Environment, call: Call) -> Reply:
+    return 200, environment.world.find(environment.world.permissions, "permission", call.path["slug"])
 
 
 def _list_connections(environment: Environment, call: Call) -> Reply:
@@ -321,6 +330,8 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", "/authorization/roles/{slug}", _get_role),
     ("GET", "/authorization/organizations/{id}/roles", _list_roles),
     ("GET", "/authorization/organizations/{id}/roles/{slug}", _get_role),
+    ("GET", "/authorization/permissions", _list_permissions),
+    ("GET", "/authorization/permissions/{slug}", _get_permission),
     ("GET", "/connections", _list_connections),
     ("GET", "/connections/{id}", _get_connection),
     ("DELETE", "/connections/{id}", _delete_connection),

@@ -118,6 +118,33 @@ class Members(State):
                     self._take_role(membership_id, slug)
             return role
 
+    # Permissions
+
+    def create_permission(self, slug: str, *, name: str | None = None, resource_type: str = "organization") -> JSON:
+        """Make a permission. A deleted slug may be made again."""
+        with self.lock:
+            if slug in self.permissions:
+                raise invalid(f"Permission '{slug}' already exists.", "permission_slug_conflict", "slug", status=409)
+            named, id = name or slug.capitalize(), self.new_id("perm")
+            self.permissions[slug] = shapes.permission(id, slug, self.stamp(), name=named, resource_type=resource_type)
+            self.emit("permission.created", self.permissions[slug])
+            return self.permissions[slug]
+
+    def update_permission(self, slug: str, **values: Any) -> JSON:
+        """Change `name` or `description` of a permission."""
+        with self.lock:
+            self.permissions[slug] = self.changed(self.find(self.permissions, "permission", slug), **values)
+            self.emit("permission.updated", self.permissions[slug])
+            return self.permissions[slug]
+
+    def delete_permission(self, slug: str) -> JSON:
+        """Delete a permission; roles go on to list its slug."""
+        with self.lock:
+            gone = self.find(self.permissions, "permission", slug)
+            del self.permissions[slug]
+            self.emit("permission.deleted", gone)
+            return gone
+
     # Connections
 
     def create_connection(

@@ -38,6 +38,7 @@ class _Player:
         self.world = world
         self.companies = companies
         self.random = Random(f"{seed}-scenario")
+        self.permissions_random = Random(f"{seed}-permissions")
         self.made = 0
         self.operations: list[tuple[int, Callable[[], Any]]] = [
             (20, self.hire), (10, self.invite), (12, self.accept), (12, self.change_role),
@@ -219,16 +220,26 @@ class _Player:
                 self.world.verify_domain(claimed["id"])
 
     def edit_roles(self) -> None:
-        """Make, change or delete a custom role of the environment or of one organization."""
+        """Make, change or delete a custom role of the environment or of one organization, and its permission."""
         found = self.any_of(self.world.organizations)
         owner = found["id"] if found is not None and self.random.random() < 0.5 else None
         slug = self.random.choice(CUSTOM_ROLES)
+        self.edit_permission(f"{slug}:read")
         if (owner, slug) not in self.world.roles:
             self.world.create_role(slug, organization_id=owner)
         elif self.random.random() < 0.6:
             self.world.update_role(slug, organization_id=owner, permissions=[f"{slug}:read"])
         else:
             self.world.delete_role(slug, organization_id=owner)
+
+    def edit_permission(self, slug: str) -> None:
+        """Make, change or delete a permission."""
+        if slug not in self.world.permissions:
+            self.world.create_permission(slug)
+        elif self.permissions_random.random() < 0.6:
+            self.world.update_permission(slug, name=f"Read {self.permissions_random.randrange(100)}")
+        else:
+            self.world.delete_permission(slug)
 
     def connect(self) -> None:
         found = self.any_of(self.world.organizations)

@@ -139,6 +139,21 @@ def role_in_api(role: JSON) -> JSON:
     return {"object": "role", "type": kind, **shown}
 
 
+def permission(permission_id: str, slug: str, at: str, *, name: str, resource_type: str) -> JSON:
+    """A permission, the same in API and events."""
+    return {
+        "object": "permission",
+        "id": permission_id,
+        "slug": slug,
+        "name": name,
+        "description": None,
+        "system": False,
+        "resource_type_slug": resource_type,
+        "created_at": at,
+        "updated_at": at,
+    }
+
+
 def connection(
     connection_id: str, organization_id: str | None, at: str, *, name: str, kind: str, domains: Sequence[JSON]
 ) -> JSON:

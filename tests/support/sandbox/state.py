@@ -21,6 +21,7 @@ _NOT_FOUND = {
     "organization_membership": "Organization Membership",
     "connection": "Connection",
     "role": "Role",
+    "permission": "Permission",
     "webhook_endpoint": "Webhook Endpoint",
 }
 
@@ -68,6 +69,7 @@ class State:
         self.memberships: dict[str, JSON] = {}
         self.connections: dict[str, JSON] = {}
         self.roles: dict[RoleKey, JSON] = {}
+        self.permissions: dict[str, JSON] = {}  # by slug
         self.events: list[JSON] = []
         self.event_positions: dict[str, int] = {}
         self._of_parent: dict[tuple[str, str], dict[str, None]] = {}
@@ -191,5 +193,6 @@ class State:
                 "users": list(self.users.values()),
                 "memberships": [self.show_membership(object_id) for object_id in self.memberships],
                 "roles": list(self.roles.values()),
+                "permissions": list(self.permissions.values()),
                 "connections": list(self.connections.values()),
             }

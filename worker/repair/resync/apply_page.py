@@ -1,6 +1,6 @@
 """Pages of a resync's listings into the mirror: what a listing may settle, and reads for what it may not."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -9,15 +9,17 @@ from sqlalchemy import Connection, select
 
 from models.bulk import insert_new
 from models.database import is_transient
-from models.tables import Kind, Mirror, Seen
+from models.tables import Mirror, Seen
 from worker.decision.decide import Finding, State, compare_listed, completed, is_newer
-from worker.decision.handlers import RoleMap, read_object
-from worker.decision.payload import Snapshot, is_id
+from worker.decision.payload import is_id
 from worker.errors import PayloadError, unexpected
+from worker.kinds import KINDS, LISTINGS, Kind, RoleMap, Snapshot, read_object
+from worker.kinds.kind import Scope
+from worker.kinds.organization import ORGANIZATION
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows, stored_rows
 from worker.mirror.read_requests import request_reads
 from worker.repair.resync import drift, listings
-from worker.repair.resync.listings import Key, Name
+from worker.repair.resync.listings import Key
 from worker.runs import Lease
 from worker.workos_api.client import Page
 
@@ -47,7 +49,7 @@ def apply_pages(tx: Connection, held: Lease, pages: Sequence[ListedPage], *, dry
     changes: list[dict[str, Any]] = []
     invalid = [row for _, _, rows in read for row in rows]
     refused: set[tuple[Kind, str]] = set()
-    for kind in Kind:
+    for kind in KINDS.values():
         if states := {item.id: item.state for _, items, _ in read for item in items if item.kind is kind}:
             made, failures = _merge_or_report(tx, run_id, kind, states, dry_run=dry_run)
             changes += made
@@ -57,8 +59,10 @@ def apply_pages(tx: Connection, held: Lease, pages: Sequence[ListedPage], *, dry
         if number := len(rows) + sum((item.kind, item.id) in refused for item in items):
             log.warning("invalid_items", run=run_id, listing=key.name, number=number)
         listings.record_page(tx, run_id, key, page.after, began, invalid=number > 0)
-        if key.name is Name.ORGANIZATIONS:
-            listings.add(tx, run_id, Name.MEMBERSHIPS, [item.id for item in items if item.kind is Kind.ORGANIZATION])
+        if LISTINGS[key.name][1].full_resync is Scope.ONCE:
+            organizations = [item.id for item in items if item.kind is ORGANIZATION]
+            for name in listings.named(Scope.EACH_ORGANIZATION):
+                listings.add(tx, run_id, name, organizations)
     drift.record(tx, run_id, invalid)
     note_changes(tx, changes)
 
@@ -89,7 +93,7 @@ def _merge_or_report(
 
 def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *, dry_run: bool) -> list[dict[str, Any]]:
     ids = sorted(listed)
-    insert_new(tx, Seen, [{"run_id": run_id, "kind": kind, "object_id": id} for id in ids])
+    insert_new(tx, Seen, [{"run_id": run_id, "kind": kind.name, "object_id": id} for id in ids])
     stored = stored_rows(tx, kind, ids) if dry_run else lock_rows(tx, kind, ids)
     findings = {id: compare_listed(stored.get(id), listed[id]) for id in ids}
     request_reads(tx, kind, [id for id, finding in findings.items() if finding is None], "differs", run_id)
@@ -109,46 +113,27 @@ def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *,
 
 def _read_page(key: Key, page: Page, roles: RoleMap) -> tuple[list[Snapshot], list[drift.Row]]:
     """Return the objects of a page that can be used, and a row of drift for each that cannot."""
+    kind, listing = LISTINGS[key.name]
     snapshots: list[Snapshot] = []
     invalid: list[drift.Row] = []
-    for place, (kind, item) in enumerate(_objects(key, page.items)):
-        id = _id_of(item) or f"without id: {place} of {'/'.join(filter(None, (*key, page.after)))}"
+
+    def id_of(item: Any, place: int) -> str:
+        id = item.get("id") if isinstance(item, dict) else None
+        if isinstance(id, str) and is_id(id):
+            return id
+        return f"without id: {place} of {'/'.join(filter(None, (*key, page.after)))}"
+
+    for item in page.items:
+        place = len(snapshots) + len(invalid)
         try:
-            snapshots.append(read_object(kind, item, page.read_at, roles))
+            for name, shown in listing.objects(item, key.parent) if listing.objects else ((kind.name, item),):
+                id = id_of(shown, len(snapshots) + len(invalid))
+                try:
+                    snapshots.append(read_object(KINDS[name], shown, page.read_at, roles))
+                except PayloadError as error:
+                    invalid.append(drift.invalid(KINDS[name], id, error.field))
+                except Exception as error:  # noqa: BLE001 - one item must not fail its page
+                    invalid.append(drift.invalid(KINDS[name], id, unexpected(error)))
         except PayloadError as error:
-            invalid.append(drift.invalid(kind, id, error.field))
-        except Exception as error:  # noqa: BLE001 - one item must not fail its page
-            invalid.append(drift.invalid(kind, id, unexpected(error)))
-        if kind is Kind.ORGANIZATION and isinstance(item, dict) and not isinstance(item.get("domains"), list):
-            invalid.append(drift.invalid(kind, id, "organization.domains"))
+            invalid.append(drift.invalid(kind, id_of(item, place), error.field))
     return snapshots, invalid
-
-
-def _id_of(item: Any) -> str | None:
-    id = item.get("id") if isinstance(item, dict) else None
-    return id if isinstance(id, str) and is_id(id) else None
-
-
-_KINDS = {
-    Name.USERS: Kind.USER,
-    Name.MEMBERSHIPS: Kind.MEMBERSHIP,
-    Name.CONNECTIONS: Kind.CONNECTION,
-    Name.ROLES: Kind.ROLE,
-}
-
-
-def _objects(key: Key, items: list[Any]) -> Iterator[tuple[Kind, Any]]:
-    for item in items:
-        match key.name:
-            case Name.ORGANIZATIONS | Name.ORGANIZATION:
-                yield Kind.ORGANIZATION, item
-                domains = item.get("domains") if isinstance(item, dict) else None
-                for domain in domains if isinstance(domains, list) else ():
-                    yield Kind.DOMAIN, domain
-            case Name.ORGANIZATION_ROLES:
-                # The environment's are listed among them.
-                type = item.get("type") if isinstance(item, dict) else None
-                if type != "EnvironmentRole":
-                    yield Kind.ROLE, {**item, "organization_id": key.parent} if type == "OrganizationRole" else None
-            case name:
-                yield _KINDS[name], item

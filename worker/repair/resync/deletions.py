@@ -8,14 +8,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, exists, func, select, text
+from sqlalchemy import ColumnElement, Connection, Select, and_, exists, false, func, or_, select, text
 
-from models.tables import TABLES, Domain, Drift, Kind, Listing, Membership, Organization, Role, Run, Seen, User
-from models.tables import Connection as SignIn
+from models.tables import Drift, Listing, Run, Seen
 from worker.decision.decide import Finding
 from worker.errors import OperatorError, UnknownIdError
+from worker.kinds import KINDS, Kind
+from worker.kinds.kind import ShownBy
+from worker.kinds.membership import Membership
+from worker.kinds.organization import ORGANIZATION, Organization
+from worker.kinds.role import Role
+from worker.kinds.user import USER, User
 from worker.mirror.read_requests import request_reads
-from worker.repair.resync.listings import Name
 
 FEW = 20
 SHARE = 0.05
@@ -36,22 +40,23 @@ class Chosen:
 def prepare(tx: Connection) -> None:
     """Have PostgreSQL look at tables that a resync has just filled: without that it joins them row by row."""
     if tx.dialect.name == "postgresql":
-        names = [table.__tablename__ for table in (Listing, Seen, *TABLES.values())]
+        names = [Listing.__tablename__, Seen.__tablename__, *(kind.table.__tablename__ for kind in KINDS.values())]
         tx.execute(text(f"ANALYZE {', '.join(names)}"))
 
 
 def choose(tx: Connection, run_id: str) -> Iterator[Chosen]:
     """Yield what the run's complete listings did not show, of every kind that has any."""
-    for kind, query in _candidates(run_id).items():
+    for kind in KINDS.values():
+        query = _candidates(run_id, kind)
         number = tx.execute(select(func.count()).select_from(query.subquery())).scalar_one()
         if number:
-            batches = _batches(tx, query, TABLES[kind].id)
+            batches = _batches(tx, query, kind.table.id)
             yield Chosen(kind, number, _withheld(tx, run_id, kind, number), batches)
 
 
 def unknown_users(tx: Connection, run_id: str, organization_id: str | None) -> Iterator[list[str]]:
     """Yield, in batches, the users of live memberships that neither the mirror nor the run's listings know."""
-    unknown = ~exists().where(User.id == Membership.user_id) & _unseen(run_id, Kind.USER, Membership.user_id)
+    unknown = ~exists().where(User.id == Membership.user_id) & _unseen(run_id, USER, Membership.user_id)
     query = select(Membership.user_id).distinct().where(Membership.deleted_by.is_(None), unknown)
     if organization_id is not None:
         query = query.where(Membership.organization_id == organization_id)
@@ -78,8 +83,8 @@ def approve(tx: Connection, run_id: str, approved: str) -> None:
         if tx.execute(select(Run.id).where(Run.id == approved)).one_or_none() is None:
             raise UnknownIdError(f"there is no run {approved}")
         raise OperatorError(f"run {approved} withheld no deletions")
-    for kind in Kind:
-        for ids in _batches(tx, select(Drift.object_id).where(*withheld, Drift.kind == kind), Drift.object_id):
+    for kind in KINDS.values():
+        for ids in _batches(tx, select(Drift.object_id).where(*withheld, Drift.kind == kind.name), Drift.object_id):
             request_reads(tx, kind, ids, f"approved deletion of run {approved}", run_id)
 
 
@@ -90,19 +95,20 @@ def with_own_roles(tx: Connection, run_id: str) -> list[str]:
     unknown = select(Membership.organization_id).where(
         Membership.deleted_by.is_(None), Membership.workos_role.is_not(None), Membership.workos_role.not_in(known)
     )
-    listed = select(Seen.object_id).where(Seen.run_id == run_id, Seen.kind == Kind.ORGANIZATION)
+    listed = select(Seen.object_id).where(Seen.run_id == run_id, Seen.kind == ORGANIZATION.name)
     users = own.union(unknown).subquery()
     query = select(users.c.organization_id).where(users.c.organization_id.in_(listed))
     return sorted(id for id in tx.execute(query).scalars() if id)
 
 
 def _withheld(tx: Connection, run_id: str, kind: Kind, number: int) -> str | None:
-    table = TABLES[kind]
-    made = (Drift.run_id == run_id, Drift.kind == kind, Drift.finding == Finding.MISSING, Drift.action == "repaired")
+    table = kind.table
+    made = (Drift.kind == kind.name, Drift.finding == Finding.MISSING, Drift.action == "repaired")
     live = tx.execute(select(func.count()).select_from(table).where(table.deleted_by.is_(None))).scalar_one()
-    live -= tx.execute(select(func.count()).select_from(Drift).where(*made)).scalar_one()  # that were not here before
-    seen = select(Seen.object_id).where(Seen.run_id == run_id, Seen.kind == kind).limit(1)
-    if number == live and kind in (Kind.ORGANIZATION, Kind.USER) and tx.execute(seen).first() is None:
+    new = select(func.count()).select_from(Drift).where(Drift.run_id == run_id, *made)
+    live -= tx.execute(new).scalar_one()
+    seen = select(Seen.object_id).where(Seen.run_id == run_id, Seen.kind == kind.name).limit(1)
+    if number == live and kind in (ORGANIZATION, USER) and tx.execute(seen).first() is None:
         return "the listing was empty"
     if number == live and number >= ALL_OF:
         return f"all {number}"
@@ -111,58 +117,47 @@ def _withheld(tx: Connection, run_id: str, kind: Kind, number: int) -> str | Non
     return None
 
 
-def _candidates(run_id: str) -> dict[Kind, Select[str]]:
-    organizations = _listing(run_id, Name.ORGANIZATIONS, Name.ORGANIZATION)
-    users = _listing(run_id, Name.USERS)
-    gone_user = (
-        users.where(User.touched_at < Listing.began_at, _unseen(run_id, Kind.USER, User.id)).correlate(User).exists()
-    )
-    # The memberships of a user or organization that is gone follow it: they are hidden with it and do not count.
-    user_is_gone = exists().where(User.id == Membership.user_id, User.deleted_by.is_not(None) | gone_user)
-    members = _listing(run_id, Name.MEMBERSHIPS).where(Listing.parent == Membership.organization_id)
-    own_roles = _listing(run_id, Name.ORGANIZATION_ROLES).where(Listing.parent == Role.organization_id)
-    roles = _listing(run_id, Name.ROLES).where(Role.organization_id.is_(None))
-    connections = _listing(run_id, Name.CONNECTIONS)
-    one_owner = connections.where(Listing.parent == SignIn.organization_id)
-    connection_owner = SignIn.organization_id.is_(None) | _owner_lives(run_id, SignIn.organization_id)
-    full = _listing(run_id, Name.ORGANIZATIONS)
-    role_owner = Role.organization_id.is_(None) | _owner_lives(run_id, Role.organization_id)
-    return {
-        Kind.ORGANIZATION: _missing(run_id, Kind.ORGANIZATION, full),
-        Kind.USER: _missing(run_id, Kind.USER, users),
-        Kind.MEMBERSHIP: _missing(run_id, Kind.MEMBERSHIP, members).where(
-            _owner_lives(run_id, Membership.organization_id), ~user_is_gone
-        ),
-        Kind.DOMAIN: _missing(run_id, Kind.DOMAIN, organizations).where(_owner_lives(run_id, Domain.organization_id)),
-        Kind.ROLE: _missing(run_id, Kind.ROLE, roles, own_roles).where(role_owner),
-        Kind.CONNECTION: _missing(run_id, Kind.CONNECTION, connections.where(Listing.parent == ""), one_owner).where(
-            connection_owner
-        ),
-    }
+def _candidates(run_id: str, kind: Kind) -> Select[str]:
+    """Return the live objects of a kind that a listing should have shown and did not.
+
+    Without those whose parent is gone: they are hidden with it, and do not count.
+    """
+    query = select(kind.table.id).where(kind.table.deleted_by.is_(None), _missing(run_id, kind))
+    if (owner := kind.owner) is not None:
+        lives = _owner_lives(run_id, owner)
+        query = query.where(lives if owner.name in kind.parents else owner.is_(None) | lives)
+    for column, name in kind.parents.items():
+        if (parent := KINDS[name]) is not ORGANIZATION:
+            child = getattr(kind.table, column)
+            gone = parent.table.deleted_by.is_not(None) | _missing(run_id, parent)
+            query = query.where(~exists().where(parent.table.id == child, gone))
+    return query
+
+
+def _missing(run_id: str, kind: Kind) -> ColumnElement[bool]:
+    """Whether a complete listing of the run should have shown an object and no listing did.
+
+    What was written since the listing began may be newer than it, and is left alone.
+    """
+    shown = [_should_show(run_id, kind, by) for by in kind.shown_by]
+    return and_(or_(false(), *shown), _unseen(run_id, kind, kind.table.id))
+
+
+def _should_show(run_id: str, kind: Kind, by: ShownBy) -> ColumnElement[bool]:
+    complete = (Listing.run_id == run_id, Listing.name == by.listing, Listing.state == "complete")
+    parent = Listing.parent == ("" if by.parent is None else by.parent)
+    found = select(Listing.name).where(*complete, parent, kind.table.touched_at < Listing.began_at)
+    shown = found.correlate(kind.table).exists()
+    return shown if by.only is None else shown & by.only
 
 
 def _owner_lives(run_id: str, organization_id: Any) -> ColumnElement[bool]:
     """Whether an organization was listed and has not been deleted since: else what is in it follows it."""
-    listed = exists().where(Seen.run_id == run_id, Seen.kind == Kind.ORGANIZATION, Seen.object_id == organization_id)
+    listed = exists().where(Seen.run_id == run_id, Seen.kind == ORGANIZATION.name, Seen.object_id == organization_id)
     return listed & exists().where(Organization.id == organization_id, Organization.deleted_by.is_(None))
 
 
-def _listing(run_id: str, *names: Name) -> Select[str]:
-    return select(Listing.name).where(Listing.run_id == run_id, Listing.name.in_(names), Listing.state == "complete")
-
-
-def _missing(run_id: str, kind: Kind, *listings: Select[str]) -> Select[str]:
-    """Return the live objects of a kind that one of `listings` should have shown and did not.
-
-    What was written since the listing began may be newer than it, and is left alone.
-    """
-    table: Any = TABLES[kind]
-    shown = [q.where(table.touched_at < Listing.began_at).correlate(table).exists() for q in listings]
-    any_of = shown[0] if len(shown) == 1 else shown[0] | shown[1]
-    return select(table.id).where(table.deleted_by.is_(None), _unseen(run_id, kind, table.id), any_of)
-
-
 def _unseen(run_id: str, kind: Kind, id: Any) -> ColumnElement[bool]:
-    # Named, for in a query within a query SQLAlchemy would take the table of `id` anew.
-    seen = exists().where(Seen.run_id == run_id, Seen.kind == kind, Seen.object_id == id)
+    # Named, because in a query within a query SQLAlchemy would add the table of `id` again.
+    seen = exists().where(Seen.run_id == run_id, Seen.kind == kind.name, Seen.object_id == id)
     return ~seen.correlate_except(Seen)

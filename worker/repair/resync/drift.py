@@ -6,9 +6,11 @@ from typing import Any
 from sqlalchemy import Connection
 
 from models.bulk import insert_new
-from models.tables import PERSONAL, Drift, Kind
+from models.tables import Drift
 from worker.decision.decide import Finding, State
-from worker.mirror.apply import organization_of, show
+from worker.kinds import Kind
+from worker.kinds.user import PERSONAL
+from worker.mirror.apply import show
 
 Row = dict[str, Any]
 
@@ -19,14 +21,14 @@ def difference(kind: Kind, id: str, finding: Finding, here: State | None, there:
     left_out = PERSONAL if here and here.erased else ()  # WorkOS may still show someone who is erased here
     fields = {f: [ours.get(f), theirs.get(f)] for f in ours | theirs if ours.get(f) != theirs.get(f)}
     fields = {field: values for field, values in fields.items() if field not in left_out}
-    organization_id = next((organization_of(kind, id, state) for state in (there, here) if state), None)
-    row = {"kind": kind, "object_id": id, "organization_id": organization_id}
+    organization_id = next((kind.organization_of(id, state.content) for state in (there, here) if state), None)
+    row = {"kind": kind.name, "object_id": id, "organization_id": organization_id}
     return {**row, "finding": finding, "fields": fields if here and there else None, "action": action}
 
 
 def invalid(kind: Kind, id: str, field: str) -> Row:
     """Return that an object which WorkOS shows cannot be used, or not be read, and why."""
-    row = {"kind": kind, "object_id": id, "organization_id": None, "finding": "invalid"}
+    row = {"kind": kind.name, "object_id": id, "organization_id": None, "finding": "invalid"}
     return {**row, "fields": {field: None}, "action": "reported"}
 
 

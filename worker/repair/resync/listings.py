@@ -1,57 +1,43 @@
-"""The listings of a resync: which there are, how WorkOS is asked for each, and how far each of a run's got."""
+"""The listings of a resync: how WorkOS is asked for each, and how far each of a run's got."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, case, func, select, update
+from sqlalchemy import ColumnElement, Connection, case, func, or_, select, update
 
 from models.bulk import insert_new
 from models.tables import Listing
 from models.types import db_now
+from worker.errors import NotFoundError
+from worker.kinds import KINDS, LISTINGS
+from worker.kinds.kind import Scope
+from worker.repair.reads import fetch
 from worker.workos_api.client import Page, WorkOSClient
 
 
-class Name(StrEnum):
-    """What is listed: of the environment, or of one organization."""
-
-    ORGANIZATIONS = "organizations"
-    ORGANIZATION = "organization"
-    """One organization alone, read as a listing of it and its domains."""
-    USERS = "users"
-    ROLES = "roles"
-    MEMBERSHIPS = "memberships"
-    ORGANIZATION_ROLES = "organization_roles"
-    CONNECTIONS = "connections"
-    """Of the environment or of one organization. A resync makes sense without: a key may not be allowed to see them."""
-
-
-OF_EVERYTHING = (Name.ORGANIZATIONS, Name.USERS, Name.ROLES, Name.CONNECTIONS)
-"""What a full resync begins with; each listed organization adds its memberships, and its roles if it has any."""
-OF_ONE_WORKSPACE = (Name.ORGANIZATION, Name.MEMBERSHIPS, Name.CONNECTIONS)
-
-_FETCH: Mapping[Name, Callable[[WorkOSClient, str, str | None], Page]] = {
-    Name.ORGANIZATIONS: lambda workos, _, after: workos.organizations(after),
-    Name.ORGANIZATION: lambda workos, parent, _: workos.one_organization(parent),
-    Name.USERS: lambda workos, _, after: workos.users(after),
-    Name.ROLES: lambda workos, _parent, _after: workos.roles(),
-    Name.MEMBERSHIPS: lambda workos, parent, after: workos.memberships(parent, after),
-    Name.ORGANIZATION_ROLES: lambda workos, parent, _: workos.organization_roles(parent),
-    Name.CONNECTIONS: lambda workos, parent, after: workos.connections(parent, after),
-}
-
-
 class Key(NamedTuple):
-    """Which listing of a run. `parent`: the organization; empty for the environment's own."""
+    """Which listing of a run: its name in `worker.kinds.LISTINGS`, and the organization (empty: the environment)."""
 
-    name: Name
+    name: str
     parent: str
 
     def fetch(self, workos: WorkOSClient, after: str | None) -> Page:
-        """Return the page behind a cursor, the first for None; raises what `directory` raises."""
-        return _FETCH[self.name](workos, self.parent, after)
+        """Return the page behind a cursor, the first for None; raises what `WorkOSClient` raises."""
+        kind, listing = LISTINGS[self.name]
+        if listing.path is not None:
+            path = listing.path(self.parent)
+            return workos.list_page(path, listing.params(self.parent), after, paged=listing.paged)
+        found = fetch(workos, kind, self.parent)
+        if found.item is None:
+            raise NotFoundError(f"/{'/'.join(kind.read_path(self.parent))}: 404", found.read_at)
+        return Page([found.item], None, found.read_at)
+
+
+def named(scope: Scope) -> list[str]:
+    """Return the names of the listings that a full resync fetches that often."""
+    return [name for name, (_, listing) in LISTINGS.items() if listing.full_resync is scope]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +49,7 @@ class Open:
     began: datetime = field(compare=False)
 
 
-def add(tx: Connection, run_id: str, name: Name, parents: Iterable[str]) -> None:
+def add(tx: Connection, run_id: str, name: str, parents: Iterable[str]) -> None:
     """Add listings to a run; those it has already stay as they are."""
     insert_new(tx, Listing, [{"run_id": run_id, "name": name, "parent": parent} for parent in sorted(parents)])
 
@@ -73,7 +59,7 @@ def open_listings(tx: Connection, run_id: str, limit: int) -> list[Open]:
     began = func.coalesce(Listing.began_at, db_now())
     query = select(Listing.name, Listing.parent, Listing.after, began)
     query = query.where(Listing.run_id == run_id, Listing.state == "open").order_by(Listing.attempts).limit(limit)
-    return [Open(Key(Name(name), parent), after, at) for name, parent, after, at in tx.execute(query)]
+    return [Open(Key(name, parent), after, at) for name, parent, after, at in tx.execute(query)]
 
 
 def record_page(tx: Connection, run_id: str, key: Key, after: str | None, began: datetime, *, invalid: bool) -> None:
@@ -94,6 +80,16 @@ def record_failure(tx: Connection, run_id: str, key: Key) -> int:
     tries = update(Listing).where(*_here(run_id, key)).values(attempts=Listing.attempts + 1)
     made: int = tx.execute(tries.returning(Listing.attempts)).scalar_one()
     return made
+
+
+def listed_kinds(tx: Connection, run_id: str) -> set[str]:
+    """Return the names of the kinds of which the run has read the listing of the whole environment to the end."""
+    to_the_end = or_(Listing.state == "complete", Listing.invalid & Listing.after.is_(None))
+    query = select(Listing.name).where(Listing.run_id == run_id, Listing.parent == "", to_the_end)
+    names = set(tx.execute(query).scalars())
+    return {
+        kind.name for kind in KINDS.values() if any(by.parent is None and by.listing in names for by in kind.shown_by)
+    }
 
 
 def _here(run_id: str, key: Key) -> tuple[ColumnElement[bool], ...]:

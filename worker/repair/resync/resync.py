@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import Connection, Engine, delete, select, update
 
 from models.database import delete_some, in_transaction, is_transient, read_transaction
-from models.tables import Kind, Listing, Mirror, Read, Run, RunStatus, Seen, Task
+from models.tables import Listing, Mirror, Read, Run, RunStatus, Seen, Task
 from models.types import db_now
 from worker.decision.decide import Finding
 from worker.errors import (
@@ -31,12 +31,16 @@ from worker.errors import (
     unexpected,
 )
 from worker.group_commit import GroupCommit
+from worker.kinds import KINDS, LISTINGS, Kind
+from worker.kinds.kind import Scope
+from worker.kinds.organization import ORGANIZATION
+from worker.kinds.user import USER
 from worker.mirror.apply import stored_rows
 from worker.mirror.read_requests import request_reads
 from worker.repair.reads import Result, confirmed_read
 from worker.repair.resync import deletions, drift, listings
 from worker.repair.resync.apply_page import CAUSE, ListedPage, apply_pages
-from worker.repair.resync.listings import Key, Name, Open
+from worker.repair.resync.listings import Key, Open
 from worker.repair.resync.parallel import in_parallel
 from worker.runs import Lease, create, finish, unfinished_run
 from worker.workos_api.client import WorkOSClient
@@ -105,10 +109,11 @@ def begin(
     if approves is not None:
         deletions.approve(tx, run_id, approves)
     elif organization_id is not None:
-        for name in listings.OF_ONE_WORKSPACE:
-            listings.add(tx, run_id, name, [organization_id])
+        for name, (_, listing) in LISTINGS.items():
+            if listing.workspace_resync:
+                listings.add(tx, run_id, name, [organization_id])
     else:
-        for name in listings.OF_EVERYTHING:
+        for name in listings.named(Scope.ONCE):
             listings.add(tx, run_id, name, [""])
     return run_id
 
@@ -212,7 +217,7 @@ class Resync:
             try:
                 page = key.fetch(self._workos, after)
             except InvalidApiKeyError as error:
-                if key.name is not Name.CONNECTIONS:
+                if LISTINGS[key.name][1].required:
                     raise
                 self._not_listed(key, WorkOSUnavailableError(str(error)))
                 return
@@ -242,19 +247,20 @@ class Resync:
     def _listing_failed(self, tx: Connection, key: Key, problem: str) -> None:
         self._held.check(tx)
         name, parent = key
+        kind, listing = LISTINGS[name]
         log.warning("listing_failed", run=self._held.run_id, listing=name, parent=parent, error=problem)
         if listings.record_failure(tx, self._held.run_id, key) < MAX_TRIES:
             return
-        if not parent and name is not Name.CONNECTIONS:
+        if not parent and listing.required:
             raise ListingFailedError(problem)
         listings.give_up(tx, self._held.run_id, key)
-        whose = (Kind.ORGANIZATION, parent) if parent else (Kind.CONNECTION, "all of them")
+        whose = (ORGANIZATION, parent) if parent else (kind, "all of them")
         drift.record(tx, self._held.run_id, [drift.invalid(*whose, f"its {name}: {problem}")])
 
     def _parent_is_gone(self, tx: Connection, key: Key) -> None:
         self._held.check(tx)
         listings.give_up(tx, self._held.run_id, key)
-        request_reads(tx, Kind.ORGANIZATION, [key.parent], "its listing answered 404", self._held.run_id)
+        request_reads(tx, ORGANIZATION, [key.parent], "its listing answered 404", self._held.run_id)
 
     def _take_together(self, pages: Sequence[ListedPage]) -> list[None]:
         self._write(apply_pages, self._held, pages, dry_run=self._run.dry_run)
@@ -263,7 +269,8 @@ class Resync:
     def _open_role_listings(self, tx: Connection) -> None:
         if self._run.organization_id is None:
             with_roles = deletions.with_own_roles(tx, self._held.run_id)
-            listings.add(tx, self._held.run_id, Name.ORGANIZATION_ROLES, with_roles)
+            for name in listings.named(Scope.ORGANIZATIONS_WITH_ROLES):
+                listings.add(tx, self._held.run_id, name, with_roles)
 
     # delete
 
@@ -278,7 +285,7 @@ class Resync:
         for chosen in deletions.choose(tx, run_id):
             if chosen.withheld:
                 number, why = chosen.number, chosen.withheld
-                log.error("deletions_withheld", run=run_id, kind=chosen.kind, number=number, why=why)
+                log.error("deletions_withheld", run=run_id, kind=chosen.kind.name, number=number, why=why)
             for ids in chosen.batches:
                 if chosen.withheld:
                     states = stored_rows(tx, chosen.kind, ids).items()
@@ -289,7 +296,7 @@ class Resync:
                 else:
                     request_reads(tx, chosen.kind, ids, "was not listed", run_id)
         for ids in deletions.unknown_users(tx, run_id, self._run.organization_id):
-            request_reads(tx, Kind.USER, ids, "its membership was listed", run_id)
+            request_reads(tx, USER, ids, "its membership was listed", run_id)
         self._move_on(tx, "read")
 
     # read
@@ -304,7 +311,7 @@ class Resync:
         mine = select(Read.kind, Read.object_id).where(Read.run_id == self._held.run_id)
         query = mine.order_by(Read.attempts).limit(limit)  # what failed before comes last
         with read_transaction(self._engine) as tx:
-            return [(Kind(kind), id) for kind, id in tx.execute(query)]
+            return [(KINDS[kind], id) for kind, id in tx.execute(query)]
 
     def _read_one(self, wanted: tuple[Kind, str]) -> None:
         kind, id = wanted
@@ -338,8 +345,8 @@ class Resync:
 
     def _read_failed(self, tx: Connection, kind: Kind, id: str, problem: str) -> None:
         self._held.check(tx)
-        log.warning("read_failed", run=self._held.run_id, kind=kind, id=id, error=problem)
-        here = (Read.run_id == self._held.run_id, Read.kind == kind, Read.object_id == id)
+        log.warning("read_failed", run=self._held.run_id, kind=kind.name, id=id, error=problem)
+        here = (Read.run_id == self._held.run_id, Read.kind == kind.name, Read.object_id == id)
         tries = tx.execute(update(Read).where(*here).values(attempts=Read.attempts + 1).returning(Read.attempts))
         if tries.scalar_one() >= MAX_TRIES:
             self._set_aside(tx, kind, id, problem)
@@ -350,7 +357,7 @@ class Resync:
 
     def _settled(self, tx: Connection, kind: Kind, id: str) -> None:
         self._held.check(tx)
-        tx.execute(delete(Read).where(Read.run_id == self._held.run_id, Read.kind == kind, Read.object_id == id))
+        tx.execute(delete(Read).where(Read.run_id == self._held.run_id, Read.kind == kind.name, Read.object_id == id))
 
     # the whole
 
@@ -369,9 +376,12 @@ class Resync:
 
     def _finish_well(self, tx: Connection) -> None:
         if self._run.organization_id is None and not self._run.dry_run and self._run.approves is None:
-            seen = (Seen.run_id == self._held.run_id, Seen.kind == Kind.ORGANIZATION)
+            seen = (Seen.run_id == self._held.run_id, Seen.kind == ORGANIZATION.name)
             known = list(tx.execute(select(Seen.object_id).where(*seen).limit(SOME)).scalars())
-            tx.execute(update(Mirror).values(last_resync_at=db_now()))
+            listed = listings.listed_kinds(tx, self._held.run_id)
+            before = tx.execute(select(Mirror.listed_kinds).with_for_update()).scalar_one() or []
+            values = {"last_resync_at": db_now(), "listed_kinds": sorted({*before, *listed})}
+            tx.execute(update(Mirror).values(values))
             if known:  # an empty listing is no reason to forget
                 tx.execute(update(Mirror).values(known_organizations=known))
         self._finish(tx, RunStatus.DONE, None)

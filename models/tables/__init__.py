@@ -1,0 +1,53 @@
+"""The tables. Keys are WorkOS's own ids. No foreign keys between mirrored rows: children may come before parents.
+
+Each kind of mirrored object has its table in its own module of `worker.kinds`.
+"""
+
+from models.tables.auto_join import (
+    JOIN,
+    WORKSPACE_SETTINGS,
+    AutoJoin,
+    AutoJoinState,
+    Join,
+    JoinSearch,
+    JoinState,
+    UnblockedMembership,
+    WorkspaceSettings,
+)
+from models.tables.base import Base, index_where
+from models.tables.hooks import Hook, HookDelivery
+from models.tables.inbox import Batch, Event, EventStatus
+from models.tables.mirror import Change, Mirror, Mirrored, PublicDomain, UserAddress
+from models.tables.runs import Drift, Listing, Read, Run, RunStatus, Seen, Task, Tick
+
+__all__ = [
+    "JOIN",
+    "WORKSPACE_SETTINGS",
+    "AutoJoin",
+    "AutoJoinState",
+    "Base",
+    "Batch",
+    "Change",
+    "Drift",
+    "Event",
+    "EventStatus",
+    "Hook",
+    "HookDelivery",
+    "Join",
+    "JoinSearch",
+    "JoinState",
+    "Listing",
+    "Mirror",
+    "Mirrored",
+    "PublicDomain",
+    "Read",
+    "Run",
+    "RunStatus",
+    "Seen",
+    "Task",
+    "Tick",
+    "UnblockedMembership",
+    "UserAddress",
+    "WorkspaceSettings",
+    "index_where",
+]

@@ -1,0 +1,27 @@
+"""What all tables share."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Index, LargeBinary, MetaData, Text, text
+from sqlalchemy.orm import DeclarativeBase
+
+from models.types import JsonValue, UtcDateTime
+
+
+class Base(DeclarativeBase):
+    """All tables of workos-sync."""
+
+    metadata = MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"})
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own way to declare it
+        datetime: UtcDateTime(),
+        str: Text(),
+        bytes: LargeBinary(),
+        dict[str, Any]: JsonValue,
+        list[str]: JsonValue,
+    }
+
+
+def index_where(condition: str, name: str, *columns: str) -> Index:
+    """Return an index of the rows that meet a condition: the others are written without it, at no cost."""
+    return Index(name, *columns, postgresql_where=text(condition), sqlite_where=text(condition))

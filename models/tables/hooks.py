@@ -1,0 +1,47 @@
+"""Hooks of the host, and their deliveries."""
+
+from datetime import datetime
+
+from sqlalchemy import BigInteger, Index
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.tables.base import Base
+from models.types import db_now
+
+
+class Hook(Base):
+    """A follower of `changes` that belongs to the host, and how far it has followed."""
+
+    __tablename__ = "hooks"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    cursor: Mapped[int] = mapped_column(BigInteger())
+    """Every change up to this id was taken, or waits in `hook_deliveries`."""
+    leased_until: Mapped[datetime | None]
+    fence: Mapped[int] = mapped_column(server_default="0")
+    delivered: Mapped[int] = mapped_column(BigInteger(), server_default="0")
+    delivered_at: Mapped[datetime | None]
+    error: Mapped[str | None]
+    """Why changes were passed over, if any ever were."""
+
+
+class HookDelivery(Base):
+    """A change that a hook did not take at once, or that waits for an earlier one of the same object."""
+
+    __tablename__ = "hook_deliveries"
+
+    hook: Mapped[str] = mapped_column(primary_key=True)
+    change_id: Mapped[int] = mapped_column(BigInteger(), primary_key=True, autoincrement=False)
+    kind: Mapped[str]
+    object_id: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default="pending")
+    """`pending`, or `failed`: set aside until an operator replays it."""
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    due_at: Mapped[datetime] = mapped_column(server_default=db_now())
+    error: Mapped[str | None]
+    traceback: Mapped[str | None]
+
+    __table_args__ = (
+        Index("ix_hook_deliveries_hook_status", "hook", "status", "due_at"),
+        Index("ix_hook_deliveries_object", "hook", "kind", "object_id", "change_id"),
+    )

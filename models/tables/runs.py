@@ -1,0 +1,141 @@
+"""Long-running jobs, their listings, reads and findings."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Index, false
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.tables.base import Base
+from models.types import db_now
+
+
+class Read(Base):
+    """An object to be read from WorkOS by its id, because nothing that is known here can settle what it is."""
+
+    __tablename__ = "reads"
+
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    object_id: Mapped[str] = mapped_column(primary_key=True)
+    run_id: Mapped[str] = mapped_column(primary_key=True, server_default="")
+    """The resync that asks; empty if an event does."""
+    event_id: Mapped[str | None]
+    """The event that asks."""
+    reason: Mapped[str]
+    due_at: Mapped[datetime] = mapped_column(server_default=db_now(), index=True)
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    error: Mapped[str | None]
+
+
+class RunStatus(StrEnum):
+    """Where a run stands."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Task(StrEnum):
+    """What a run does."""
+
+    RESYNC = "resync"
+    CATCH_UP = "catch_up"
+    RETENTION = "retention"
+    REPLAY = "replay"
+
+
+class Run(Base):
+    """A long work: who asked for what, where it stands, and what it found."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    task: Mapped[str]
+    organization_id: Mapped[str | None]
+    """Only this workspace; None: everything."""
+    dry_run: Mapped[bool] = mapped_column(server_default=false())
+    approves: Mapped[str | None]
+    """The run whose withheld deletions this one carries out."""
+    selection: Mapped[dict[str, Any] | None]
+    """Of a replay: which events."""
+    reason: Mapped[str | None]
+    """Of a replay: why, as the operator said."""
+    after: Mapped[str | None]
+    """Of a replay: the last event id done."""
+    done: Mapped[int] = mapped_column(server_default="0")
+    total: Mapped[int | None]
+    skipped: Mapped[int] = mapped_column(server_default="0")
+    """Of a replay: events whose payload is no longer kept."""
+    requested_by: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default=RunStatus.RUNNING)
+    phase: Mapped[str] = mapped_column(server_default="list")
+    """Of a resync: `list` what WorkOS has, `delete` what it did not list, `read` what is in doubt, `over`. Others have
+    none: it is empty."""
+    created_at: Mapped[datetime] = mapped_column(server_default=db_now())
+    finished_at: Mapped[datetime | None]
+    leased_until: Mapped[datetime | None]
+    fence: Mapped[int] = mapped_column(server_default="0")
+    """Grows with each worker that takes the run over; one with an older number may write nothing."""
+    calls: Mapped[int] = mapped_column(server_default="0")
+    error: Mapped[str | None]
+
+    __table_args__ = (Index("ix_runs_created_at", "created_at"),)
+
+
+class Tick(Base):
+    """When the clock last started a duty: whoever moves it on has the duty, so two clocks do no harm."""
+
+    __tablename__ = "ticks"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+
+
+class Listing(Base):
+    """One listing of a resync and how far it got: of organizations, users, roles, or one organization's members."""
+
+    __tablename__ = "listings"
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    """The name of one of `worker.kinds.LISTINGS`."""
+    parent: Mapped[str] = mapped_column(primary_key=True)
+    """The organization; empty for the environment's own listings."""
+    after: Mapped[str | None]
+    """The cursor of the next page."""
+    state: Mapped[str] = mapped_column(server_default="open")
+    """`open`; `complete` with every item used; `partial` if one was invalid, the parent gone, or it cannot be read."""
+    invalid: Mapped[bool] = mapped_column(server_default=false())
+    """Whether an item could not be used: then what was not listed may be that item."""
+    began_at: Mapped[datetime | None]
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    """How often it failed while WorkOS answered otherwise."""
+
+
+class Seen(Base):
+    """What a resync's listings showed. Emptied when the run ends."""
+
+    __tablename__ = "seen"
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    object_id: Mapped[str] = mapped_column(primary_key=True)
+
+
+class Drift(Base):
+    """What a resync found different, and what was done about it."""
+
+    __tablename__ = "drift"
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    object_id: Mapped[str] = mapped_column(primary_key=True, index=True)
+    organization_id: Mapped[str | None]
+    finding: Mapped[str]
+    """`missing`, `extra`, `stale`, `different`, `anomaly`, `invalid`."""
+    fields: Mapped[dict[str, Any] | None]
+    """Field → `[here, WorkOS]`."""
+    action: Mapped[str]
+    """`repaired`, `reported` (dry run, anomaly, invalid), `withheld`."""

@@ -1,0 +1,69 @@
+"""Organization domains: a verified one lets people with an address on it join the workspace."""
+
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.addresses import normalize_domain
+from models.tables import Mirrored
+from worker.decision.payload import Envelope, Fields
+from worker.kinds.kind import Content, Kind, RoleMap, ShownBy, Snapshot, live, live_state, tombstone
+
+
+class Domain(Mirrored):
+    """A domain that a workspace claims."""
+
+    __tablename__ = "domains"
+
+    organization_id: Mapped[str | None] = mapped_column(index=True)
+    domain: Mapped[str | None]
+    """As WorkOS shows it."""
+    normalized: Mapped[str | None] = mapped_column(index=True)
+    """Lower case, IDNA (UTS 46), without a trailing dot, or None if it is not a domain name."""
+    verification: Mapped[str | None]
+    """WorkOS's `state`. `verified` and `legacy_verified` let people join."""
+    reason: Mapped[str | None]
+    """Why verification failed."""
+
+
+def _content(data: Fields, _roles: RoleMap, strict: bool) -> Content:
+    name = data.text("domain")
+    return {
+        "organization_id": data.parent("organization_id", strict=strict),
+        "domain": name,
+        "normalized": normalize_domain(name),
+        "verification": data.text("state"),
+        "reason": None,
+    }
+
+
+def _api_content(data: Fields, roles: RoleMap, strict: bool) -> Content:
+    content = _content(data, roles, strict)
+    if content["verification"] == "failed":
+        del content["reason"]  # only the event has it
+    return content
+
+
+def _verification_failed(kind: Kind, data: Fields, envelope: Envelope, roles: RoleMap) -> Snapshot:
+    # The only domain event that nests its object (docs/workos.md, Organizations and domains).
+    nested = data.nested("organization_domain")
+    content = _content(nested, roles, True) | {"verification": "failed", "reason": data.text("reason")}
+    return live_state(kind, nested, content, envelope)
+
+
+DOMAIN = Kind(
+    name="domain",
+    object="organization_domain",
+    table=Domain,
+    content=_content,
+    api_content=_api_content,
+    events={
+        "organization_domain.created": live,
+        "organization_domain.updated": live,
+        "organization_domain.verified": live,
+        "organization_domain.verification_failed": _verification_failed,
+        "organization_domain.deleted": tombstone,
+    },
+    read_path=lambda id: ("organization_domains", id),
+    shown_by=(ShownBy("organizations"), ShownBy("organization", parent=Domain.organization_id)),
+    label=Domain.domain,
+    parents={"organization_id": "organization"},
+)

@@ -1,0 +1,191 @@
+"""What one kind of WorkOS object is: its table, payload, event types, listings and parents."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement
+from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.sql.elements import KeyedColumnElement
+
+from models.tables import Mirrored
+from worker.decision.decide import State, Version
+from worker.decision.payload import EPOCH, Envelope, Fields
+from worker.errors import PayloadError
+
+Content = dict[str, Any]
+RoleMap = Mapping[str, str]
+"""WorkOS role slug → local role."""
+Path = tuple[str, ...]
+"""The segments of a path of WorkOS's API."""
+
+
+class Snapshot(NamedTuple):
+    """One object as a payload shows it."""
+
+    kind: "Kind"
+    id: str
+    state: State
+
+
+ContentReader = Callable[[Fields, RoleMap, bool], Content]
+"""Reads the content columns from a payload. The flag is False for deletes: then a parent id may be missing."""
+EventReader = Callable[["Kind", Fields, Envelope, RoleMap], Snapshot]
+"""Reads the `data` of one event type."""
+
+
+class Scope(StrEnum):
+    """How often a full resync fetches a listing."""
+
+    ONCE = "once"
+    EACH_ORGANIZATION = "each organization"
+    ORGANIZATIONS_WITH_ROLES = "organizations with roles of their own"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A listing of WorkOS's API.
+
+    Args:
+        name: stored in the table `listings`, so it must not change.
+        path: the path, given the organization id; the id is empty in a listing of the whole environment. None: the
+            object with that id is read, as a listing of one.
+        params: query parameters, given the organization id.
+        paged: whether WorkOS answers in pages.
+        full_resync: how often a full resync fetches it.
+        workspace_resync: whether the resync of one workspace fetches it.
+        required: whether a full resync fails when this listing fails.
+        objects: yields the objects in an item, each with the name of its kind, given the item and the organization id.
+            Raises `PayloadError` if the item lacks objects that it should show. None: each item is one object.
+    """
+
+    name: str
+    path: Callable[[str], Path] | None
+    params: Callable[[str], dict[str, Any]] = lambda _organization_id: {}
+    paged: bool = True
+    full_resync: Scope = Scope.ONCE
+    workspace_resync: bool = False
+    required: bool = True
+    objects: Callable[[Any, str], Iterable[tuple[str, Any]]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShownBy:
+    """A listing that shows every live object of a kind, so that an object it does not show may have been deleted.
+
+    Args:
+        listing: the listing's name.
+        parent: the column with the organization id, for the listings of one organization each; None for the listing
+            of the whole environment.
+        only: a condition on the rows that this listing shows.
+    """
+
+    listing: str
+    parent: InstrumentedAttribute[str | None] | None = None
+    only: ColumnElement[bool] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """One kind of WorkOS object.
+
+    Args:
+        name: stored in the columns `kind`, so it must not change.
+        object: WorkOS's `object`: what an answer to a read by id says it is.
+        table: the mirror table.
+        content: reads the content columns from a payload.
+        events: event type → how its `data` is read.
+        read_path: the path that reads one object by its key.
+        listings: the listings that fetch objects of this kind.
+        shown_by: the listings by which a resync finds deleted objects.
+        label: the column that names an object to people.
+        parents: column → name of the kind whose id it holds. A parent that stays missing is read.
+        id_field: the payload's field that identifies an object.
+        key: the key in the mirror, from that field's value and the content.
+        delete_is_final: False for an object that is identified by a slug and can be created again. Its states are
+            ordered by event time alone.
+        organization_of: the id of the workspace an object belongs to, from its key and content.
+        from_read: what a read by key shows: an item with the same fields as in events, or None if the object is gone.
+            Raises `PayloadError` if WorkOS answered with another object.
+        api_content: reads the content from the API, where the API omits what events carry.
+        derive: the columns that are computed from the content whenever a row is written.
+    """
+
+    name: str
+    object: str
+    table: type[Mirrored]
+    content: ContentReader
+    events: Mapping[str, EventReader]
+    read_path: Callable[[str], Path]
+    listings: tuple[Listing, ...] = ()
+    shown_by: tuple[ShownBy, ...] = ()
+    label: InstrumentedAttribute[Any] | None = None
+    parents: Mapping[str, str] = field(default_factory=dict)
+    id_field: str = "id"
+    key: Callable[[str, Content], str] = lambda id, _content: id
+    delete_is_final: bool = True
+    organization_of: Callable[[str, Mapping[str, Any]], str | None] = lambda _id, row: row.get("organization_id")
+    from_read: Callable[[str, dict[str, Any]], dict[str, Any] | None] = lambda _id, item: item
+    api_content: ContentReader | None = None
+    derive: Callable[[Mapping[str, Any]], Content] = lambda _content: {}
+
+    def __str__(self) -> str:
+        return self.name
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The content columns: what an incoming version may change."""
+        others = {*Mirrored.__annotations__, *self.derive({})}
+        return ("created_at", *(column.name for column in self.table.__table__.c if column.name not in others))
+
+    @property
+    def owner(self) -> KeyedColumnElement[Any] | None:
+        """The column with the id of the workspace that owns an object, if workspaces own objects of this kind."""
+        return self.table.__table__.c.get("organization_id")
+
+
+def live(kind: Kind, data: Fields, envelope: Envelope, roles: RoleMap) -> Snapshot:
+    """Read a live object.
+
+    Raises:
+        PayloadError: a field that is needed is missing or unusable; the message names it.
+    """
+    return live_state(kind, data, kind.content(data, roles, True), envelope)
+
+
+def live_state(kind: Kind, data: Fields, content: Content, envelope: Envelope) -> Snapshot:
+    """Return `content` as a live object at the version that its event gives; raises as `live`."""
+    event_at = _event_time(envelope)
+    updated_at = data.time("updated_at") if kind.delete_is_final else event_at
+    return _snapshot(kind, data, content, Version(updated_at, event_at, envelope.id), deleted=False)
+
+
+def tombstone(kind: Kind, data: Fields, envelope: Envelope, roles: RoleMap) -> Snapshot:
+    """Read a deleted object. Needs nothing but its id: a delete must not be lost because another field is unusable.
+
+    If the object can be created again, the event's time is needed too: it orders the two.
+
+    Raises:
+        PayloadError: the id or that time is missing or unusable.
+    """
+    if kind.delete_is_final:
+        updated_at, event_at = data.optional_time("updated_at") or EPOCH, envelope.created_at or EPOCH
+    else:
+        updated_at = event_at = _event_time(envelope)
+    content = kind.content(data, roles, False)
+    return _snapshot(kind, data, content, Version(updated_at, event_at, envelope.id), deleted=True)
+
+
+def _snapshot(kind: Kind, data: Fields, content: Content, version: Version, *, deleted: bool) -> Snapshot:
+    content["created_at"] = data.optional_time("created_at") or version.updated_at
+    return Snapshot(kind, kind.key(data.id(kind.id_field), content), State(version, deleted, content))
+
+
+def _event_time(envelope: Envelope) -> datetime:
+    if envelope.created_at is None:
+        raise PayloadError("created_at", "is missing or not a time")
+    return envelope.created_at

@@ -1,0 +1,74 @@
+"""Organization memberships: a person's place in a workspace, with a role."""
+
+from sqlalchemy import Index
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.tables import Mirrored, index_where
+from worker.decision.payload import Fields
+from worker.decision.roles import local_role
+from worker.kinds.kind import Content, Kind, Listing, RoleMap, Scope, ShownBy, live, tombstone
+
+
+class Membership(Mirrored):
+    """A person's place in a workspace."""
+
+    __tablename__ = "memberships"
+
+    organization_id: Mapped[str | None]
+    user_id: Mapped[str | None] = mapped_column(index=True)
+    status: Mapped[str | None]
+    """WorkOS's status. Only `active` gives access."""
+    workos_roles: Mapped[list[str] | None]
+    """All role slugs, sorted."""
+    workos_role: Mapped[str | None]
+    """The slug that `role` was mapped from."""
+    role: Mapped[str | None]
+    """The local role: `admin` or `member`."""
+    directory_managed: Mapped[bool | None]
+
+    __table_args__ = (
+        Index("ix_memberships_organization_id_user_id", "organization_id", "user_id"),
+        index_where("deleted_by IS NULL", "ix_memberships_workos_role", "workos_role"),
+    )
+
+
+def _content(data: Fields, roles: RoleMap, strict: bool) -> Content:
+    slugs = data.slugs()
+    workos_role, role = local_role(slugs, roles)
+    return {
+        "organization_id": data.parent("organization_id", strict=strict),
+        "user_id": data.parent("user_id", strict=strict),
+        "status": data.text("status"),
+        "workos_roles": slugs,
+        "workos_role": workos_role,
+        "role": role,
+        "directory_managed": data.flag("directory_managed"),
+    }
+
+
+MEMBERSHIP = Kind(
+    name="membership",
+    object="organization_membership",
+    table=Membership,
+    content=_content,
+    events={
+        "organization_membership.created": live,
+        "organization_membership.updated": live,
+        "organization_membership.deleted": tombstone,
+    },
+    read_path=lambda id: ("user_management", "organization_memberships", id),
+    listings=(
+        Listing(
+            "memberships",
+            lambda _: ("user_management", "organization_memberships"),
+            params=lambda organization_id: {
+                "organization_id": organization_id,
+                "statuses": "active,inactive,pending",  # without it WorkOS lists active ones only
+            },
+            full_resync=Scope.EACH_ORGANIZATION,
+            workspace_resync=True,
+        ),
+    ),
+    shown_by=(ShownBy("memberships", parent=Membership.organization_id),),
+    parents={"organization_id": "organization", "user_id": "user"},
+)

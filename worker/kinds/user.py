@@ -1,0 +1,64 @@
+"""Users: people, identified by their e-mail address."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Index
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.addresses import normalize_address
+from models.tables import Mirrored
+from worker.decision.payload import Fields
+from worker.kinds.kind import Content, Kind, Listing, RoleMap, ShownBy, live, tombstone
+
+
+class User(Mirrored):
+    """A person."""
+
+    __tablename__ = "users"
+
+    email: Mapped[str | None] = mapped_column(index=True)
+    email_verified: Mapped[bool | None]
+    first_name: Mapped[str | None]
+    last_name: Mapped[str | None]
+    email_normalized: Mapped[str | None] = mapped_column(index=True)
+    """Derived: the address in lower case with a normalized domain, or None if it is not an address."""
+    email_domain: Mapped[str | None]
+    """Derived: the domain of `email_normalized`."""
+
+    __table_args__ = (Index("ix_users_email_domain_id", "email_domain", "id"),)
+
+
+PERSONAL = ("email", "first_name", "last_name")
+"""The columns that erasure blanks."""
+
+
+def _content(data: Fields, _roles: RoleMap, _strict: bool) -> Content:
+    return {
+        "email": data.email("email"),
+        "email_verified": data.flag("email_verified"),
+        "first_name": data.text("first_name"),
+        "last_name": data.text("last_name"),
+    }
+
+
+def _derive(content: Mapping[str, Any]) -> Content:
+    address = normalize_address(content.get("email"))
+    return {
+        "email_normalized": address.normalized if address else None,
+        "email_domain": address.domain if address else None,
+    }
+
+
+USER = Kind(
+    name="user",
+    object="user",
+    table=User,
+    content=_content,
+    events={"user.created": live, "user.updated": live, "user.deleted": tombstone},
+    read_path=lambda id: ("user_management", "users", id),
+    listings=(Listing("users", lambda _: ("user_management", "users")),),
+    shown_by=(ShownBy("users"),),
+    label=User.email,
+    derive=_derive,
+)
