@@ -315,7 +315,7 @@ def test_forget_does_it_at_once(gone: Engine, command: Callable[..., Result]) ->
 
 @pytest.mark.parametrize(
     ("user", "said"),
-    [("user_neighbour", "is not deleted"), ("user_nobody", "no user"), ("", "no user")],
+    [("user_neighbour", "still exists in WorkOS"), ("user_nobody", "no user"), ("", "no user")],
 )
 def test_forget_refuses_who_lives_or_is_unknown(
     gone: Engine, command: Callable[..., Result], user: str, said: str

@@ -13,6 +13,7 @@ from worker.kinds.organization import ORGANIZATION, Organization
 from worker.kinds.user import USER
 from worker.metrics import Counters
 from worker.repair.reads import fetch
+from worker.repair.resync.listings import Key
 from worker.settings import Settings
 from worker.workos_api.bucket import Buckets
 from worker.workos_api.client import WorkOSClient, open_client
@@ -86,8 +87,9 @@ def _sees(engine: Engine, workos: WorkOSClient, known: list[str]) -> bool:
     if not ids:
         return True
     # All of them deleted, and no event told? Then others, or their people, are still there.
-    for kind, path in ((ORGANIZATION, ("organizations",)), (USER, ("user_management", "users"))):
-        listed = [item.get("id") for item in workos.list_page(path).items if isinstance(item, dict)]
+    for kind, name in ((ORGANIZATION, "organizations"), (USER, "users")):
+        page = Key(name, "").fetch(workos, None)
+        listed = [item.get("id") for item in page.items if isinstance(item, dict)]
         with read_transaction(engine) as tx:
             if tx.execute(select(kind.table.id).where(kind.table.id.in_(listed)).limit(1)).one_or_none():
                 return True
