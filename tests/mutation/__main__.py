@@ -27,7 +27,10 @@ class Target(NamedTuple):
 
 
 TARGETS = {
-    "decision": Target(["worker/decision/*"], ["tests/unit/test_decide.py", "tests/unit/test_handlers.py"]),
+    "decision": Target(
+        ["worker/decision/*", "worker/kinds/*"],
+        ["tests/unit/test_decide.py", "tests/unit/test_kinds.py", "tests/unit/test_snapshots.py"],
+    ),
     "auto_join": Target(["worker/mirror/auto_join.py"], ["tests/use_cases/test_auto_join.py"]),
 }
 VIEW_TESTS = ["tests/use_cases/test_views.py"]
