@@ -193,9 +193,9 @@ def _note_domain_states(tx: sa.Connection) -> None:
 def _state(claim: Row, holders: set[str]) -> tuple[str, str | None]:
     """Return the state of a verified domain, which these workspaces hold, and its reason."""
     if claim["workspace_revision"] is None:
-        return "pending", "the workspace is not known here yet"
+        return "pending", "the workspace is not in the mirror yet"
     rivals = sorted(holders - {claim["organization_id"]})
-    return ("conflicted", f"verified by {', '.join(rivals)} too") if rivals else ("verified", None)
+    return ("conflicted", f"also verified by {', '.join(rivals)}") if rivals else ("verified", None)
 
 
 def _shown(claim: Row) -> Shown:
