@@ -1,8 +1,8 @@
 """Many rows in one statement.
 
-PostgreSQL gets new rows by COPY, and others as one JSON parameter: a statement's text is then the same for any number
-of rows, and is parsed, planned and sent once. A row alone goes by its values, whose plan looks up its key; and so does
-every row on SQLite, which runs in this process.
+On PostgreSQL, new rows are sent by COPY and others as one JSON parameter: the text of the statement is then the same
+for any number of rows and is parsed and planned once. A single row is sent as parameters, with a plan that looks up its
+key. So is every row on SQLite, which runs in this process.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,20 +28,25 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.sql.selectable import TableValuedAlias
 
 from models.types import TextArray
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Mapping[str, object]]
+Table = type[DeclarativeBase]
 
 
-def is_any_of(tx: Connection, found: SQLColumnExpression[Any], values: Iterable[str]) -> ColumnElement[bool]:
+def is_any_of(
+    tx: Connection, found: SQLColumnExpression[str] | SQLColumnExpression[str | None], values: Iterable[str]
+) -> ColumnElement[bool]:
     """Return the condition that a text column is one of `values`."""
     given = list(values)
     return found == func.any(literal(given, TextArray())) if _on_postgresql(tx) else found.in_(given)
 
 
-def insert_rows(tx: Connection, table: type[Any], rows: Rows) -> None:
-    """Insert `rows`, which name the same columns, in this order: generated ids grow with it."""
+def insert_rows(tx: Connection, table: Table, rows: Rows) -> None:
+    """Insert `rows` in this order: generated ids ascend. All rows have the same columns."""
     if not rows:
         return
     if _by_values(tx, rows):
@@ -50,7 +55,7 @@ def insert_rows(tx: Connection, table: type[Any], rows: Rows) -> None:
         _copy(tx, table, rows)
 
 
-def _copy(tx: Connection, table: type[Any], rows: Rows) -> None:
+def _copy(tx: Connection, table: Table, rows: Rows) -> None:
     names = list(rows[0])
     statement = f"COPY {table.__tablename__} ({', '.join(names)}) FROM STDIN"
     driver: Any = tx.connection.driver_connection
@@ -63,19 +68,19 @@ def _copy(tx: Connection, table: type[Any], rows: Rows) -> None:
         raise DBAPIError.instance(statement, None, error, kind, hide_parameters=True) from error
 
 
-def _copied(value: Any) -> Any:
-    """Return a value as COPY takes it."""
+def _copied(value: object) -> object:
+    """Return a value as COPY expects it."""
     return orjson.dumps(value, default=_plain).decode() if isinstance(value, (dict, list)) else value
 
 
-def insert_new(tx: Connection, table: type[Any], rows: Rows, **same: Any) -> None:
-    """Insert, in this order, those of `rows` whose key is not there yet.
+def insert_new(tx: Connection, table: Table, rows: Rows, **same: object) -> None:
+    """Insert those of `rows` whose key does not exist yet, in this order.
 
     Args:
         tx: the caller's transaction.
         table: a mapped class.
-        rows: name the same columns.
-        same: expressions for further columns, the same for each row.
+        rows: all with the same columns.
+        same: values or expressions of further columns, the same for each row.
     """
     if not rows:
         return
@@ -90,31 +95,31 @@ def insert_new(tx: Connection, table: type[Any], rows: Rows, **same: Any) -> Non
     tx.execute(statement.from_select([*names, *same], chosen), _parameter(placed))
 
 
-def update_rows(tx: Connection, table: type[Any], rows: Rows, **same: Any) -> None:
-    """Write each of `rows` over the row with its `id`.
+def update_rows(tx: Connection, table: Table, rows: Rows, **same: object) -> None:
+    """Update, for each of `rows`, the row with its `id`.
 
     Args:
         tx: the caller's transaction.
-        table: has the primary key `id`.
-        rows: name the same columns, `id` among them; no id twice.
-        same: expressions for further columns, the same for each row.
+        table: a mapped class with the primary key `id`.
+        rows: all with the same columns, one of them `id`; no id twice.
+        same: values or expressions of further columns, the same for each row.
     """
     if not rows:
         return
     names = [name for name in rows[0] if name != "id"]
     if _by_values(tx, rows):
         renamed = [{f"new_{name}": value for name, value in row.items()} for row in rows]
-        values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
-        tx.execute(update(table).where(table.id == bindparam("new_id")).values(**values, **same), renamed)
+        values: dict[str, object] = {name: bindparam(f"new_{name}") for name in names}
+        tx.execute(update(table).where(table.__table__.c.id == bindparam("new_id")).values(**values, **same), renamed)
         return
     columns = table.__table__.c
     given = _given([columns[name] for name in ("id", *names)])
-    told = {name: given.c[name] for name in names}
-    tx.execute(update(table).where(table.id == given.c.id).values(**told, **same), _parameter(rows))
+    values_given = {name: given.c[name] for name in names}
+    tx.execute(update(table).where(table.__table__.c.id == given.c.id).values(**values_given, **same), _parameter(rows))
 
 
-def dialect_insert(tx: Connection, table: type[Any]) -> Any:
-    """Return an insert of `tx`'s dialect, which knows ON CONFLICT; the two dialects' inserts share no type."""
+def dialect_insert(tx: Connection, table: Table) -> Any:
+    """Return the insert of `tx`'s dialect, with ON CONFLICT. The two dialects' inserts have no common type."""
     return (postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert)(table)
 
 
@@ -126,18 +131,18 @@ def _by_values(tx: Connection, rows: Rows) -> bool:
     return len(rows) == 1 or not _on_postgresql(tx)
 
 
-def _given(columns: Iterable[Column[Any]]) -> Any:
+def _given(columns: Iterable[ColumnElement[Any]]) -> TableValuedAlias:
     """Return the parameter `rows` as a table with these columns."""
     typed = [column(found.name, found.type) for found in columns]
     parameter = cast(bindparam("rows", type_=Text()), postgresql.JSON)
     return func.json_to_recordset(parameter).table_valued(*typed).render_derived("given", with_types=True)
 
 
-def _parameter(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def _parameter(rows: Iterable[Mapping[str, object]]) -> dict[str, str]:
     return {"rows": orjson.dumps(list(rows), default=_plain).decode()}
 
 
 def _plain(value: object) -> str:
-    if isinstance(value, datetime):  # of a subclass, as tests freeze time with; orjson writes others by itself
+    if isinstance(value, datetime):  # a subclass, as when tests freeze time; orjson handles the class itself
         return value.isoformat()
     raise TypeError

@@ -4,14 +4,15 @@ import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import orjson
 from sqlalchemy import ColumnElement, Connection, Engine, create_engine, delete, event, select, text, tuple_
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Session
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from models.private_files import close_to_others
@@ -22,19 +23,19 @@ R = TypeVar("R")
 LOCK_TIMEOUT_MS = 5_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000
 RETRY_SECONDS = 4.0
-"""No new try after so long: with the longest wait for a lock it is well under what makes a batch an orphan."""
+"""No retry after this. With the longest wait for a lock it is well below the age at which a batch is an orphan."""
 SQLITE_BUSY_TIMEOUT_S = 5.0
 SQLITE_BATCH = 250
-"""Events in a batch on SQLite, so that the door never waits for a second."""
+"""Events in a batch on SQLite, so that the webhook endpoint never waits a second."""
 
 SQLITE_FILES = ("", "-wal", "-shm", "-journal", "-line", "-turn")
-"""Ends of the names of a database's files. SQLite gives its own the mode of the first."""
+"""Suffixes of a database's files. SQLite gives its own files the mode of the first."""
 
 KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 10_000}
-"""A server that vanished without a word is noticed within some ten seconds."""
+"""A server that vanishes silently is noticed within some ten seconds."""
 
 CLAIM_LOCK = 0x776F_0001
-"""PostgreSQL advisory lock: one drain at a time chooses what to take."""
+"""PostgreSQL advisory lock: one drain at a time chooses a batch."""
 CHANGES_LOCK = 0x776F_0002
 """PostgreSQL advisory lock: held from drawing ids of `changes` to commit."""
 MIGRATION_LOCK = 0x776F_0003
@@ -64,16 +65,15 @@ def database_url(raw: str) -> URL:
 def open_engine(
     raw_url: str, *, pool_size: int = 5, pool_timeout: float = 30.0, lock_timeout_ms: int = LOCK_TIMEOUT_MS
 ) -> Engine:
-    """Return an engine for `raw_url`; connects to nothing yet, but makes the folder of an SQLite file.
+    """Return an engine for `raw_url`; it does not connect yet, but creates the folder of an SQLite file.
 
-    Files of an SQLite database that this user owns are closed to all others.
-
-    Parameters never appear in error messages (they hold payloads).
+    Group and others lose all access to the files of an SQLite database that this user owns. Parameters of statements
+    never appear in error messages, because they contain payloads.
 
     Args:
         raw_url: as in the setting `DATABASE_URL`.
-        pool_size: upper bound on connections at a time (PostgreSQL).
-        pool_timeout: seconds to wait for one of them (PostgreSQL) before `sqlalchemy.exc.TimeoutError`.
+        pool_size: upper bound on connections (PostgreSQL).
+        pool_timeout: seconds to wait for a connection (PostgreSQL) before `sqlalchemy.exc.TimeoutError`.
         lock_timeout_ms: milliseconds to wait for a lock (PostgreSQL).
 
     Raises:
@@ -115,8 +115,8 @@ def _sqlite_file(url: URL) -> Path | None:
     return Path(str(url.database).removeprefix("file:"))
 
 
-def _sqlite_connect(dbapi_connection: Any, _record: object) -> None:
-    # The driver must not begin transactions by itself: a write that starts as a read cannot wait for its turn.
+def _sqlite_connect(dbapi_connection: DBAPIConnection, _record: object) -> None:
+    # The driver must not begin transactions: one that reads first and then writes cannot wait for another writer.
     dbapi_connection.isolation_level = None
     cursor = dbapi_connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
@@ -131,10 +131,10 @@ def _sqlite_begin(connection: Connection) -> None:
 
 @contextmanager
 def sqlite_write_lock(engine: Engine) -> Iterator[None]:
-    """On SQLite: wait for the turn to write, in line with every other writer. PostgreSQL needs none of this.
+    """On SQLite: queue for the write lock behind every other writer. On PostgreSQL: do nothing.
 
-    SQLite has one writer and no line: who waits looks again after up to 25 ms, and a loop of writers would always be
-    back before. Here, who waits for the turn stands at the head of a line, and who had it begins at the line's end.
+    SQLite has one writer and no queue: a writer that has to wait polls every 25 ms, and one that writes in a loop would
+    always be faster. Here, the next writer holds the lock of the queue's head, and all others wait behind it.
     """
     file = _sqlite_file(engine.url)
     with ExitStack() as held:
@@ -150,14 +150,14 @@ def sqlite_write_lock(engine: Engine) -> Iterator[None]:
 
 @contextmanager
 def write_transaction(engine: Engine) -> Iterator[Connection]:
-    """One transaction that may write; commits at the end, rolls back on any exception."""
+    """Yield one transaction that may write. It commits at the end and rolls back on any exception."""
     with sqlite_write_lock(engine), engine.begin() as tx:
         yield tx
 
 
 @contextmanager
 def read_transaction(engine: Engine) -> Iterator[Connection]:
-    """One transaction with one consistent view that only reads; waits for no writer."""
+    """Yield one read-only transaction with one consistent snapshot. It waits for no writer."""
     options = {"workos_sync_read": True, "isolation_level": "REPEATABLE READ"}
     if engine.dialect.name == "sqlite":
         del options["isolation_level"]
@@ -167,7 +167,7 @@ def read_transaction(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def session(engine: Engine) -> Iterator[Session]:
-    """A session in one transaction that only reads, for the read contract."""
+    """Yield a session in one read-only transaction, for `models.access`."""
     with read_transaction(engine) as tx, Session(bind=tx) as opened:
         yield opened
 
@@ -180,7 +180,7 @@ def advisory_lock(tx: Connection, key: int) -> None:
 
 PASSING_SQLSTATES = (
     "08",  # connection
-    "25006",  # read-only: a replica, or a fail-over under way
+    "25006",  # read-only: a replica, or a fail-over in progress
     "25P03",  # idle-in-transaction time-out
     "40",  # serialization failure, deadlock
     "53",  # disk, memory or connections are used up
@@ -188,11 +188,11 @@ PASSING_SQLSTATES = (
     "57",  # cancelled, stopping, crashed, starting
     "58",  # input and output
 )
-"""SQLSTATEs, or their classes, that say nothing about the statement (PostgreSQL, appendix A)."""
+"""SQLSTATEs, or their classes, of failures that are not the statement's fault (PostgreSQL, appendix A)."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the database's `error` says nothing about the statement: lost connection, deadlock, busy, time-out."""
+    """Return whether an error can pass: a lost connection, a deadlock, a busy database, a time-out."""
     if isinstance(error, PoolTimeoutError):
         return True
     if not isinstance(error, DBAPIError):
@@ -213,9 +213,9 @@ _RETRY = Retrying(
 )
 
 
-def delete_some(tx: Connection, table: type[Any], *which: ColumnElement[bool], most: int) -> int:
-    """Delete at most so many of the rows that fulfil all of `which`, and return how many: long deletes hold locks."""
-    key = table.__table__.primary_key.columns
+def delete_some(tx: Connection, table: type[DeclarativeBase], *which: ColumnElement[bool], most: int) -> int:
+    """Delete at most `most` rows that meet all conditions, and return how many. Long deletes would hold locks."""
+    key = tuple(table.__table__.primary_key)
     return tx.execute(delete(table).where(tuple_(*key).in_(select(*key).where(*which).limit(most)))).rowcount
 
 
@@ -224,11 +224,10 @@ def in_transaction(
 ) -> R:
     """Run `step(tx, *args, **kwargs)` in one transaction and return its result.
 
-    The transaction is tried again, up to six times within four seconds, while its failures are transient: a lost
-    connection, a deadlock, a lock time-out.
+    A transient failure (a lost connection, a deadlock, a lock time-out) is retried: up to six attempts in four seconds.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: the failure of the last try.
+        sqlalchemy.exc.DBAPIError: the failure of the last attempt.
     """
 
     def transaction() -> R:

@@ -1,4 +1,4 @@
-"""Files that only their owner can read or lock: they hold names and addresses."""
+"""Files that only their owner can read or lock: they contain names and addresses."""
 
 import stat
 from contextlib import suppress
@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def close_to_others(path: Path) -> None:
-    """Take all access from group and others if `path` is this user's; a missing path and a link are left alone."""
-    with suppress(OSError):  # it was removed meanwhile
+    """Remove all access of group and others if this user owns `path`. A missing path or a link is left alone."""
+    with suppress(OSError):  # it does not exist
         found = path.lstat()
         if not stat.S_ISLNK(found.st_mode) and found.st_uid == geteuid() and found.st_mode & 0o077:
             path.chmod(found.st_mode & stat.S_IRWXU)

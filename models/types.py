@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from enum import StrEnum
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import JSON, BindParameter, Dialect, Text, TypeDecorator, literal
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
@@ -11,12 +12,14 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
+E = TypeVar("E", bound=StrEnum)
+
 
 class UtcDateTime(TypeDecorator[datetime]):
     """An instant. Takes any aware datetime, returns it in UTC; a naive one raises `ValueError`.
 
-    PostgreSQL keeps `timestamptz`. SQLite keeps ISO 8601 text of fixed width with its offset, which sorts as time
-    does and tells other readers of the file the zone.
+    PostgreSQL stores `timestamptz`. SQLite stores ISO 8601 text of fixed width with its offset: it sorts by time, and
+    other readers of the file see the zone.
     """
 
     impl = Text
@@ -26,8 +29,8 @@ class UtcDateTime(TypeDecorator[datetime]):
         """Return the column type of `dialect`."""
         return dialect.type_descriptor(TIMESTAMP(timezone=True) if dialect.name == "postgresql" else Text())
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
-        """Return `value` as the driver of `dialect` takes it."""
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | str | None:
+        """Return `value` as the driver of `dialect` expects it."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -35,37 +38,69 @@ class UtcDateTime(TypeDecorator[datetime]):
         value = value.astimezone(UTC)
         return value if dialect.name == "postgresql" else value.isoformat(timespec="microseconds")
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        """Return what the driver of `dialect` gave, as an aware datetime in UTC."""
-        if value is None:
-            return None
-        return (value if dialect.name == "postgresql" else datetime.fromisoformat(value)).astimezone(UTC)
+    def process_result_value(self, value: datetime | str | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - SQLAlchemy's signature
+        """Return what the driver returned as an aware datetime in UTC."""
+        at = datetime.fromisoformat(value) if isinstance(value, str) else value
+        return None if at is None else at.astimezone(UTC)
 
+
+JsonObject = dict[str, Any]
+"""A JSON object in Python."""
+
+Record = dict[str, Any]
+"""A row of a table or a report, by column name: for what is only shown or written."""
 
 JsonValue = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 """JSON; `jsonb` on PostgreSQL. Python's None is SQL's NULL."""
 
 
 def inline_literal(value: str) -> BindParameter[str]:
-    """Return a text that is written into the statement, never sent beside it; only for words of our own.
+    """Return a text that is rendered into the statement instead of being sent as a parameter; for our own words only.
 
-    A statement that PostgreSQL has prepared finds rows by a partial index only if it says itself what the index is of.
+    PostgreSQL uses a partial index for a prepared statement only if the index's condition is in its text.
     """
     return literal(value, Text(), literal_execute=True)
 
 
+class EnumText(TypeDecorator[E]):
+    """A word of a `StrEnum`, kept as text.
+
+    Only words of the enum can be written: others raise `ValueError`. A word that this code does not know, written by a
+    newer release, is read as the plain string, so that a list with such a row can still be shown.
+
+    Args:
+        words: the enum.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, words: type[E]) -> None:
+        self.words = words
+        self._members = {member.value: member for member in words}
+        super().__init__()
+
+    def process_bind_param(self, value: E | str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's signature
+        """Return the text to write."""
+        return None if value is None else self.words(value).value
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> E | None:  # noqa: ARG002 - SQLAlchemy's signature
+        """Return the enum's member, or the text itself if the enum has no such member."""
+        return None if value is None else self._members.get(value, cast("E", value))
+
+
 class TextArray(UserDefinedType[list[str]]):
-    """A parameter for PostgreSQL's `text[]`, written as text: its driver takes a multiple of the time for a list."""
+    """A parameter of PostgreSQL's type `text[]`, sent as text: the driver's own conversion of lists is much slower."""
 
     cache_ok = True
     render_bind_cast = True
 
-    def get_col_spec(self, **_: Any) -> str:
+    def get_col_spec(self, **_: object) -> str:
         """Return the type's name."""
         return "TEXT[]"
 
     def bind_processor(self, dialect: Dialect) -> Callable[[list[str] | None], str]:  # noqa: ARG002 - SQLAlchemy's signature
-        """Return what writes a list as PostgreSQL reads it."""
+        """Return the function that writes a list as a PostgreSQL array literal."""
         return lambda given: "{" + ",".join(map(_quoted, given or ())) + "}"
 
 
@@ -74,19 +109,19 @@ def _quoted(value: str) -> str:
 
 
 class db_now(GenericFunction[datetime]):  # noqa: N801 - a SQL function, named as SQL functions are
-    """The database's own time: machinery is timed by it, so that no process's wrong clock can stall another."""
+    """The database's time. Leases and schedules use it, so that a wrong clock of one process cannot stall another."""
 
     type = UtcDateTime()
     inherit_cache = True
 
 
 @compiles(db_now, "postgresql")
-def _postgresql_now(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
+def _postgresql_now(element: db_now, compiler: SQLCompiler, **kw: object) -> str:
     return "now()"
 
 
 @compiles(db_now, "sqlite")
-def _sqlite_now(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
+def _sqlite_now(element: db_now, compiler: SQLCompiler, **kw: object) -> str:
     return "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')"
 
 
@@ -98,30 +133,30 @@ class db_now_plus(GenericFunction[datetime]):  # noqa: N801 - a SQL function, na
 
 
 @compiles(db_now_plus, "postgresql")
-def _postgresql_in(element: db_now_plus, compiler: SQLCompiler, **kw: Any) -> str:
+def _postgresql_in(element: db_now_plus, compiler: SQLCompiler, **kw: object) -> str:
     return f"now() + make_interval(secs => CAST({compiler.process(element.clauses, **kw)} AS double precision))"
 
 
 @compiles(db_now_plus, "sqlite")
-def _sqlite_in(element: db_now_plus, compiler: SQLCompiler, **kw: Any) -> str:
+def _sqlite_in(element: db_now_plus, compiler: SQLCompiler, **kw: object) -> str:
     seconds = compiler.process(element.clauses, **kw)
     return f"strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now', CAST({seconds} AS text) || ' seconds')"
 
 
 class db_plus(GenericFunction[datetime]):  # noqa: N801 - a SQL function, named as SQL functions are
-    """An instant of the database plus a number of seconds (float, may be negative)."""
+    """A stored instant plus a number of seconds (float, may be negative)."""
 
     type = UtcDateTime()
     inherit_cache = True
 
 
 @compiles(db_plus, "postgresql")
-def _postgresql_plus(element: db_plus, compiler: SQLCompiler, **kw: Any) -> str:
+def _postgresql_plus(element: db_plus, compiler: SQLCompiler, **kw: object) -> str:
     at, seconds = (compiler.process(clause, **kw) for clause in element.clauses)
     return f"{at} + make_interval(secs => CAST({seconds} AS double precision))"
 
 
 @compiles(db_plus, "sqlite")
-def _sqlite_plus(element: db_plus, compiler: SQLCompiler, **kw: Any) -> str:
+def _sqlite_plus(element: db_plus, compiler: SQLCompiler, **kw: object) -> str:
     at, seconds = (compiler.process(clause, **kw) for clause in element.clauses)
     return f"strftime('%Y-%m-%dT%H:%M:%f000+00:00', {at}, CAST({seconds} AS text) || ' seconds')"

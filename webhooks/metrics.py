@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from models.tables import JoinState
 from worker.bootstrap import Services
 from worker.kinds import READERS
-from worker.metrics import ACCEPTED_TO_APPLIED, BUCKETS, MORE, Name, counted, noted
+from worker.metrics import ACCEPTED_TO_APPLIED, BUCKETS, INFINITY, Name, counted, noted
 from worker.redis_client import require_writable
 from worker.reports.health import PROBLEMS, WARNINGS, Health, check_health
 
@@ -113,7 +113,7 @@ def _histogram(counts: dict[Name, float]) -> HistogramMetricFamily:
     text = "Seconds from storing an event to applying it, commit to commit."
     family = HistogramMetricFamily("workos_sync_accepted_to_applied_seconds", text)
     buckets, total = [], 0.0
-    for upper in (*map(str, BUCKETS), MORE):
+    for upper in (*map(str, BUCKETS), INFINITY):
         total += counts.get(Name(f"{ACCEPTED_TO_APPLIED}_bucket", (upper,)), 0.0)
         buckets.append((upper, total))
     family.add_metric((), buckets, counts.get(Name(f"{ACCEPTED_TO_APPLIED}_sum"), 0.0))

@@ -3,12 +3,13 @@
 import hmac
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import structlog
 from flask import Blueprint, Response, abort, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
 
+from models.types import JsonObject
 from webhooks.signature import verify
 from worker.bootstrap import Services
 from worker.decision.payload import is_id, parse_json
@@ -89,9 +90,12 @@ class Posted(NamedTuple):
         """The event's type as a label value: `other` for unknown types, so that senders cannot add series."""
         return self.delivery.type if self.delivery.type in READERS else "other"
 
-    def log(self) -> Any:
+    def log(self) -> structlog.typing.FilteringBoundLogger:
         """Return a logger bound to the event's id, type and workspace."""
-        return log.bind(event_id=self.delivery.id, type=self.delivery.type, organization_id=self.organization_id)
+        bound: structlog.typing.FilteringBoundLogger = log.bind(
+            event_id=self.delivery.id, type=self.delivery.type, organization_id=self.organization_id
+        )
+        return bound
 
 
 def _commit(services: Services, group: list[Posted]) -> list[bool]:
@@ -137,7 +141,7 @@ def _reject(reason: str) -> NoReturn:
     abort(400, reason)
 
 
-def _organization_id(event: dict[str, Any]) -> str | None:
+def _organization_id(event: JsonObject) -> str | None:
     """Return the id of the workspace an event is about, for logs."""
     data = event.get("data")
     if not isinstance(data, dict):

@@ -8,6 +8,7 @@ from sqlalchemy.exc import DBAPIError
 
 from models.database import open_engine
 from models.revisions import outdated
+from models.tables import AutoJoinMode
 from worker.errors import ConfigurationError
 from worker.inbox.drain import Policy
 from worker.metrics import Counters
@@ -97,7 +98,7 @@ def lanes_of(settings: Settings) -> tuple[str, ...]:
     return (
         DRAIN,
         REPAIR,
-        *((PROVISION,) if settings.auto_join == "provision" else ()),
+        *((PROVISION,) if settings.auto_join is AutoJoinMode.PROVISION else ()),
         *((HOOKS,) if settings.http_hooks else ()),
     )
 

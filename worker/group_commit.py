@@ -1,4 +1,4 @@
-"""Group commit: several threads' writes in one transaction, made by a thread of its own."""
+"""Group commit: the writes of several threads in one transaction, made by one writer thread."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ R = TypeVar("R")
 
 
 class _Waiting(Generic[T, R]):
-    """What a thread hands over, and a lock that is held until it is written: a `Future` took ten times as long."""
+    """An item to write, and a lock that is held until it is written; a `Future` takes ten times as long."""
 
     __slots__ = ("error", "item", "result", "size", "written")
 
@@ -24,11 +24,11 @@ class _Waiting(Generic[T, R]):
 
 
 class GroupCommit(Generic[T, R]):
-    """Writes what several threads hand over: all that came while it wrote, it writes together next.
+    """Writes the items of several threads: those that arrive during a write are written together next.
 
     Args:
         write: writes some items and returns a result for each, or fails for all of them.
-        most: so much, as the callers count, is written at once; but at least one item.
+        most: upper bound on the sum of the sizes written at once; one item is always written.
     """
 
     def __init__(self, write: Callable[[list[T]], Sequence[R]], most: int) -> None:
@@ -39,11 +39,16 @@ class GroupCommit(Generic[T, R]):
         self._thread.start()
 
     def __call__(self, item: T, size: int = 1, seconds: float = -1) -> R:
-        """Return the result of writing `item`, waiting so many seconds for it (below 0: for ever).
+        """Write `item` and return the result.
+
+        Args:
+            item: what to write.
+            size: its size, in the unit of `most`.
+            seconds: how long to wait; below 0 without end.
 
         Raises:
-            Exception: what its writing raised.
-            TimeoutError: it took longer than `seconds`. It may yet be written.
+            Exception: what `write` raised.
+            TimeoutError: it took longer than `seconds`. The item may still be written.
         """
         waiting = _Waiting[T, R](item, size)
         self._queue.put(waiting)
@@ -54,7 +59,7 @@ class GroupCommit(Generic[T, R]):
         return waiting.result
 
     def close(self) -> None:
-        """End the thread once all that was handed over is written."""
+        """Write what is waiting, then end the thread."""
         self._queue.put(None)
         self._thread.join()
 
@@ -66,7 +71,7 @@ class GroupCommit(Generic[T, R]):
             first = following or self._queue.get()
 
     def _group(self, first: _Waiting[T, R]) -> tuple[list[_Waiting[T, R]], _Waiting[T, R] | None]:
-        """Return what is written together with `first`, and what was taken from the queue and has no room."""
+        """Return the items to write together with `first`, and the next one if it had no room."""
         group, room = [first], self._most - first.size
         while True:
             try:

@@ -1,8 +1,8 @@
-"""Counts of all processes, kept in Redis: any process can show the whole, whichever of them was asked.
+"""Counters of all processes, kept in Redis, so that any process can show the totals.
 
-Each process adds up in memory and hands over once a second, so that counting costs a delivery nothing. Counters
-begin at nothing again when Redis is flushed, as after a restart; what a process that is killed had not handed over yet,
-a second's worth, is lost to them. Nothing but metrics rests on these.
+Each process counts in memory and adds its counts to Redis once a second, so that counting costs a delivery nothing.
+Counters start at zero again when Redis is flushed, as after a restart. A process that is killed loses its last second
+of counts. Nothing but metrics depends on them.
 """
 
 import atexit
@@ -19,29 +19,29 @@ from redis.exceptions import RedisError
 
 log = structlog.get_logger()
 
-HAND_OVER_SECONDS = 1.0
-LAST_SECONDS = 5.0
+FLUSH_SECONDS = 1.0
+CLOSE_SECONDS = 5.0
 COUNTS = "workos-sync:counts"
 TIMES = "workos-sync:times"
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 """Upper ends, in seconds, of the histogram of `accepted_to_applied`."""
-MORE = "+Inf"
+INFINITY = "+Inf"
 ACCEPTED_TO_APPLIED = "accepted_to_applied"
 
 
 class Name(NamedTuple):
-    """A counter: what it counts, and its label values in a fixed order."""
+    """A counter's name and its label values, in a fixed order."""
 
     name: str
     labels: tuple[str, ...] = ()
 
 
 class Counters:
-    """Adds up, and hands over to Redis from a thread of its own.
+    """Counts in memory, and adds the counts to Redis from a thread.
 
     Args:
-        redis: away, the counts wait in memory.
+        redis: while it is unavailable, the counts wait in memory.
     """
 
     def __init__(self, redis: Redis) -> None:
@@ -54,27 +54,27 @@ class Counters:
         self._thread: threading.Thread | None = None
 
     def add(self, name: str, *labels: str, number: float = 1.0) -> None:
-        """Count `number` more."""
+        """Add `number` to a counter."""
         with self._lock:
             key = Name(name, labels)
             self._counts[key] = self._counts.get(key, 0.0) + number
             self._start()
 
     def note_time(self, name: str, *labels: str) -> None:
-        """Note that something happened now (seconds since the epoch)."""
+        """Record that something happened now (seconds since the epoch)."""
         with self._lock:
             self._times[Name(name, labels)] = time.time()
             self._start()
 
     def observe(self, name: str, seconds: Iterable[float]) -> None:
-        """Count durations in a histogram: the bucket's upper end is the label, the sum is a counter of its own."""
+        """Count durations in a histogram: a bucket's upper end is its label, the sum is another counter."""
         for value in seconds:
             place = bisect_left(BUCKETS, value)
-            self.add(f"{name}_bucket", str(BUCKETS[place]) if place < len(BUCKETS) else MORE)
+            self.add(f"{name}_bucket", str(BUCKETS[place]) if place < len(BUCKETS) else INFINITY)
             self.add(f"{name}_sum", number=max(0.0, value))
 
     def hand_over(self) -> None:
-        """Add to Redis what was counted since the last time; with Redis away it is kept."""
+        """Add the counts since the last call to Redis; keep them while Redis is unavailable."""
         with self._lock:
             counts, times = self._counts, self._times
             self._counts, self._times = {}, {}
@@ -88,7 +88,7 @@ class Counters:
                     pipeline.hset(TIMES, json.dumps(key), str(at))
                 pipeline.execute()
         except RedisError as error:
-            if not self._away:  # said once, not every second
+            if not self._away:  # logged once, not every second
                 log.warning("counts_kept", error=type(error).__name__)
             self._away = True
             with self._lock:
@@ -99,22 +99,22 @@ class Counters:
             self._away = False
 
     def close(self) -> None:
-        """Hand over the rest; what is being handed over right now gets a moment to end, before Redis is closed."""
+        """Add the remaining counts to Redis, after a flush that is in progress."""
         self._closed.set()
         if self._thread is not None:
-            self._thread.join(LAST_SECONDS)
+            self._thread.join(CLOSE_SECONDS)
         self.hand_over()
         atexit.unregister(self.close)
 
     def _start(self) -> None:
-        """Start the thread with the first count: a process that forks before has none to lose."""
+        """Start the thread with the first count: a process that forks earlier has no thread to lose."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, daemon=True, name="counters")
             self._thread.start()
             atexit.register(self.close)
 
     def _run(self) -> None:
-        while not self._closed.wait(HAND_OVER_SECONDS):
+        while not self._closed.wait(FLUSH_SECONDS):
             self.hand_over()
 
 
@@ -124,7 +124,7 @@ def counted(redis: Redis) -> dict[Name, float]:
 
 
 def noted(redis: Redis) -> dict[Name, float]:
-    """Return when what was noted last happened, in seconds since the epoch; raises `redis.exceptions.RedisError`."""
+    """Return the times recorded by `note_time`, in seconds since the epoch; raises `redis.exceptions.RedisError`."""
     return _read(redis, TIMES)
 
 

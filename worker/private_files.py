@@ -1,4 +1,4 @@
-"""Where a start without settings keeps its files, and who may read what this process makes."""
+"""Where files are kept by default, and who may read the files this process creates."""
 
 import os
 from pathlib import Path
@@ -10,9 +10,9 @@ HOME = Path(".workos-sync")
 
 
 def keep_files_private() -> None:
-    """Let this process and its children make files, folders and sockets for their own user only, whatever the umask.
+    """Make this process and its children create files, folders and sockets for their own user only.
 
-    Those in `HOME` that an older release left open to others are closed. To be called first, before any file is made.
+    Files in `HOME` that an older release left open to others are closed. Call this first, before any file is created.
     """
     os.umask(0o077)
     for path in (HOME.resolve(), *HOME.rglob("*")):

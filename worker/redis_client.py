@@ -1,4 +1,4 @@
-"""The connection to Redis, the same for every process: after a fail-over, each of them finds the new primary."""
+"""The Redis client of every process: after a fail-over it finds the new primary."""
 
 import time
 from typing import Any
@@ -13,10 +13,10 @@ from redis.retry import Retry
 log = structlog.get_logger()
 
 NOT_PRIMARY = frozenset(("READONLY", "UNBLOCKED", "LOADING", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "MOVED"))
-"""Error codes of a server that refuses what the primary would do. Each of them means that nothing was done."""
+"""Error codes of a server that is not the primary. Each of them means that nothing was done."""
 DISCARDED = "Transaction discarded because of: "
 LOG_SECONDS = 10.0
-"""Between two log lines about the same: REDIS_URL may name a replica for hours."""
+"""Between two log lines about it: REDIS_URL may name a replica for hours."""
 PROBE = "workos-sync:probe"
 PROBE_MS = 1_000
 
@@ -24,7 +24,7 @@ PROBE_MS = 1_000
 class NotPrimaryError(ConnectionError):
     """The server is not the primary, or not yet; `code` is its answer, such as READONLY.
 
-    As a `ConnectionError`, RQ and redis-py treat it as what it is: the server is no longer there.
+    It is a `ConnectionError`, so that RQ and redis-py treat the primary as lost.
     """
 
     def __init__(self, code: str) -> None:
@@ -35,27 +35,27 @@ class NotPrimaryError(ConnectionError):
 def open_redis(url: str, **options: Any) -> Redis:
     """Return a client for `url`; connects to nothing yet.
 
-    A server that answers that it is not the primary has done nothing. All connections to it are closed, and the
-    command is tried once more, on a new connection, which resolves the host name again.
+    If a server answers that it is not the primary, all connections to it are closed, and the command is retried once on
+    a new connection, which resolves the host name again.
 
     Args:
         url: redis://, rediss:// or unix://.
         options: of `redis.ConnectionPool`, such as time-outs in seconds.
 
     Commands raise:
-        NotPrimaryError: the new connection led to such a server too.
+        NotPrimaryError: the new connection is to such a server too.
         redis.exceptions.RedisError: anything else.
     """
     return Redis.from_pool(_Pool.from_url(url, retry=Retry(NoBackoff(), 1, (NotPrimaryError,)), **options))
 
 
 def require_writable(redis: Redis) -> None:
-    """Write a key that expires within a second; raises `redis.exceptions.RedisError` if Redis does not take it."""
+    """Write a key that expires within a second; raises `redis.exceptions.RedisError` if Redis refuses."""
     redis.set(PROBE, 1, px=PROBE_MS)
 
 
 def what_is_wrong(error: RedisError) -> tuple[str, str]:
-    """Return what an operator sees of `error`, and the remedy."""
+    """Return a description of `error` for operators, and the remedy."""
     if isinstance(error, NotPrimaryError):
         return f"is not the primary: it answers {error.code}", "point REDIS_URL to the primary; events are kept"
     if isinstance(error, ResponseError):
@@ -67,7 +67,7 @@ def what_is_wrong(error: RedisError) -> tuple[str, str]:
 
 
 class _Pool(ConnectionPool):
-    """Closes all of its connections when one of them meets a server that is not the primary."""
+    """A pool that closes all its connections when a server answers that it is not the primary."""
 
     def __init__(self, connection_class: type[Connection] = Connection, **options: Any) -> None:
         super().__init__(connection_class=_checking(connection_class), **options)
@@ -80,7 +80,7 @@ class _Pool(ConnectionPool):
         return connection
 
     def leave(self, code: str) -> None:
-        """Close idle connections now, and those in use once they are given back."""
+        """Close idle connections now, and those in use when they are returned."""
         self.disconnect_free_connections()
         self.update_active_connections_for_reconnect()
         if time.monotonic() - self._logged_at >= LOG_SECONDS:
@@ -89,7 +89,7 @@ class _Pool(ConnectionPool):
 
 
 def _checking(kind: type[Connection]) -> type[Connection]:
-    """Return `kind` with its answers checked; every answer to every command is read in this one method."""
+    """Return a subclass of `kind` that checks every answer: redis-py reads all of them in this one method."""
 
     class Checking(kind):  # type: ignore[misc, valid-type]
         pool: _Pool
@@ -100,7 +100,7 @@ def _checking(kind: type[Connection]) -> type[Connection]:
             except (ResponseError, BusyLoadingError) as error:
                 code = error.status_code
                 if code not in NOT_PRIMARY:
-                    # An unknown code is part of the text; EXEC quotes the one that it failed for.
+                    # An unknown code is part of the text, and EXEC quotes the code of the command that failed.
                     code = str(error).removeprefix(DISCARDED).partition(" ")[0]
                 if code not in NOT_PRIMARY:
                     raise

@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis.connection import parse_url
 
 from models.database import database_url
+from models.tables import AutoJoinMode
 from worker.decision.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
 from worker.errors import ConfigurationError
 
@@ -17,20 +18,22 @@ SHORTEST_SECRET, LONGEST_SECRET = 24, 64
 DEFAULT_DATABASE_URL = "sqlite:///.workos-sync/mirror.db"
 
 
-def _entries(raw: Any) -> Any:
-    if not isinstance(raw, str):
-        return raw
+def _entries(raw: object) -> object:
+    return _split(raw) if isinstance(raw, str) else raw
+
+
+def _split(raw: str) -> list[str]:
     entries = [entry.strip() for entry in raw.split(",")] if raw.strip() else []
     if not all(entries):
         raise ValueError("has an empty entry")
     return entries
 
 
-def _tokens(raw: Any) -> Any:
+def _tokens(raw: object) -> object:
     """Parse `name:token,...`."""
     if not isinstance(raw, str):
         return raw
-    pairs = [(name.strip(), token.strip()) for name, _, token in (entry.partition(":") for entry in _entries(raw))]
+    pairs = [(name.strip(), token.strip()) for name, _, token in (entry.partition(":") for entry in _split(raw))]
     if not all(name and token for name, token in pairs):
         raise ValueError("has an entry without a name or token; write name:token")
     for place, what in enumerate(("name", "token")):
@@ -39,11 +42,11 @@ def _tokens(raw: Any) -> Any:
     return dict(pairs)
 
 
-def _hooks(raw: Any) -> Any:
+def _hooks(raw: object) -> object:
     """Parse `name=https://...,...`. `HOOKS` may still name Python functions: see `python_hooks`."""
     if not isinstance(raw, str):
         return raw
-    pairs = [(name.strip(), target.strip()) for name, _, target in (entry.partition("=") for entry in _entries(raw))]
+    pairs = [(name.strip(), target.strip()) for name, _, target in (entry.partition("=") for entry in _split(raw))]
     if wrong := [name or target for name, target in pairs if not name or ":" not in target]:
         raise ValueError(f"has no URL for {', '.join(wrong)}; write name=https://...")
     if len(dict(pairs)) < len(pairs):
@@ -51,17 +54,17 @@ def _hooks(raw: Any) -> Any:
     return dict(pairs)
 
 
-def _api_tokens(raw: Any) -> Any:
+def _api_tokens(raw: object) -> object:
     """Parse tokens. One may omit its name and gets the name `token`."""
     if not isinstance(raw, str):
         return raw
-    return _tokens(",".join(entry if ":" in entry else f"token:{entry}" for entry in _entries(raw)))
+    return _tokens(",".join(entry if ":" in entry else f"token:{entry}" for entry in _split(raw)))
 
 
-def _role_map(raw: Any) -> Any:
+def _role_map(raw: object) -> object:
     if not isinstance(raw, str):
         return raw
-    pairs = [entry.partition("=") for entry in _entries(raw)]
+    pairs = [entry.partition("=") for entry in _split(raw)]
     if wrong := [slug for slug, _, role in pairs if not slug or role not in LOCAL_ROLES]:
         known = " or ".join(sorted(LOCAL_ROLES))
         raise ValueError(
@@ -132,7 +135,7 @@ class Settings(BaseSettings):
     sweep_seconds: Annotated[float, Field(gt=0)] = 5.0
     batch_size: Annotated[int, Field(ge=1, le=5000)] = 1000
     max_attempts: Annotated[int, Field(ge=1)] = 10
-    auto_join: Literal["off", "mirror", "provision"] = "mirror"
+    auto_join: AutoJoinMode = AutoJoinMode.MIRROR
     auto_join_existing: bool = False
     hooks: Annotated[dict[str, str], NoDecode, BeforeValidator(_hooks)] = {}
     hook_secrets: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_tokens)] = {}
@@ -199,7 +202,7 @@ def load_settings(*required: str, **given: Any) -> Settings:
 
 def _other_half(settings: Settings) -> tuple[str, ...]:
     """Return the settings that calls to the WorkOS API need, if one of them is set or provisioning needs them."""
-    halves = settings.workos_api_key or settings.workos_client_id or settings.auto_join == "provision"
+    halves = settings.workos_api_key or settings.workos_client_id or settings.auto_join is AutoJoinMode.PROVISION
     return ("workos_api_key", "workos_client_id") if halves else ()
 
 

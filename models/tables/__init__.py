@@ -15,21 +15,27 @@ from models.tables.auto_join import (
     WorkspaceSettings,
 )
 from models.tables.base import Base, index_where
-from models.tables.hooks import Hook, HookDelivery
-from models.tables.inbox import Batch, Event, EventStatus
-from models.tables.mirror import Change, Mirror, Mirrored, PublicDomain, UserAddress
-from models.tables.runs import Drift, Listing, Read, Run, RunStatus, Seen, Task, Tick
+from models.tables.hooks import DeliveryStatus, Hook, HookDelivery
+from models.tables.inbox import Batch, Event, EventSource, EventStatus
+from models.tables.mirror import AutoJoinMode, Cause, Change, DeletedBy, Mirror, Mirrored, PublicDomain, UserAddress
+from models.tables.runs import Drift, DriftAction, Listing, ListingState, Phase, Read, Run, RunStatus, Seen, Task, Tick
 
 __all__ = [
     "JOIN",
     "WORKSPACE_SETTINGS",
     "AutoJoin",
+    "AutoJoinMode",
     "AutoJoinState",
     "Base",
     "Batch",
+    "Cause",
     "Change",
+    "DeletedBy",
+    "DeliveryStatus",
     "Drift",
+    "DriftAction",
     "Event",
+    "EventSource",
     "EventStatus",
     "Hook",
     "HookDelivery",
@@ -37,8 +43,10 @@ __all__ = [
     "JoinSearch",
     "JoinState",
     "Listing",
+    "ListingState",
     "Mirror",
     "Mirrored",
+    "Phase",
     "PublicDomain",
     "Read",
     "Run",

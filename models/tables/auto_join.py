@@ -7,7 +7,8 @@ from sqlalchemy import Index
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables.base import Base, index_where
-from models.types import db_now
+from models.tables.mirror import Cause
+from models.types import EnumText, db_now
 
 JOIN = "join"
 """The kind, in `changes`, of what an operator decided about a person and auto-join into a workspace.
@@ -42,7 +43,7 @@ class AutoJoin(Base):
     domain: Mapped[str | None]
     """Normalized."""
     organization_id: Mapped[str | None]
-    state: Mapped[str]
+    state: Mapped[AutoJoinState] = mapped_column(EnumText(AutoJoinState))
     reason: Mapped[str | None]
     since: Mapped[datetime] = mapped_column(server_default=db_now())
 
@@ -92,10 +93,9 @@ class Join(Base):
     organization_id: Mapped[str] = mapped_column(primary_key=True)
     user_id: Mapped[str] = mapped_column(primary_key=True, index=True)
     domain: Mapped[str | None]
-    state: Mapped[str] = mapped_column(server_default=JoinState.PENDING)
+    state: Mapped[JoinState] = mapped_column(EnumText(JoinState), server_default=JoinState.PENDING)
     reason: Mapped[str | None]
-    cause: Mapped[str]
-    """`event`, `resync`, `operator` or `settings`, as in `changes`."""
+    cause: Mapped[Cause] = mapped_column(EnumText(Cause))
     cause_id: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=db_now())
     due_at: Mapped[datetime] = mapped_column(server_default=db_now())
@@ -139,5 +139,5 @@ class JoinSearch(Base):
     """Only those who signed up after this; None: all."""
     after: Mapped[str] = mapped_column(server_default="")
     """The last user id looked at."""
-    cause: Mapped[str]
+    cause: Mapped[Cause] = mapped_column(EnumText(Cause))
     cause_id: Mapped[str]

@@ -1,12 +1,11 @@
 """What all tables share."""
 
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import Index, LargeBinary, MetaData, Text, text
 from sqlalchemy.orm import DeclarativeBase
 
-from models.types import JsonValue, UtcDateTime
+from models.types import JsonObject, JsonValue, UtcDateTime
 
 
 class Base(DeclarativeBase):
@@ -17,7 +16,7 @@ class Base(DeclarativeBase):
         datetime: UtcDateTime(),
         str: Text(),
         bytes: LargeBinary(),
-        dict[str, Any]: JsonValue,
+        JsonObject: JsonValue,
         list[str]: JsonValue,
     }
 

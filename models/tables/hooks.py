@@ -1,12 +1,13 @@
 """Hooks of the host, and their deliveries."""
 
 from datetime import datetime
+from enum import StrEnum
 
 from sqlalchemy import BigInteger, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables.base import Base
-from models.types import db_now
+from models.types import EnumText, db_now
 
 
 class Hook(Base):
@@ -25,6 +26,14 @@ class Hook(Base):
     """Why changes were passed over, if any ever were."""
 
 
+class DeliveryStatus(StrEnum):
+    """What becomes of a change that a hook did not accept."""
+
+    PENDING = "pending"
+    FAILED = "failed"
+    """No attempts are left: it waits until an operator replays or discards it."""
+
+
 class HookDelivery(Base):
     """A change that a hook did not take at once, or that waits for an earlier one of the same object."""
 
@@ -34,8 +43,7 @@ class HookDelivery(Base):
     change_id: Mapped[int] = mapped_column(BigInteger(), primary_key=True, autoincrement=False)
     kind: Mapped[str]
     object_id: Mapped[str]
-    status: Mapped[str] = mapped_column(server_default="pending")
-    """`pending`, or `failed`: set aside until an operator replays it."""
+    status: Mapped[DeliveryStatus] = mapped_column(EnumText(DeliveryStatus), server_default=DeliveryStatus.PENDING)
     attempts: Mapped[int] = mapped_column(server_default="0")
     due_at: Mapped[datetime] = mapped_column(server_default=db_now())
     error: Mapped[str | None]

@@ -6,8 +6,16 @@ from enum import StrEnum
 from sqlalchemy import Index, SmallInteger
 from sqlalchemy.orm import Mapped, mapped_column
 
+from models.outcomes import Outcome
 from models.tables.base import Base, index_where
-from models.types import db_now
+from models.types import EnumText, db_now
+
+
+class EventSource(StrEnum):
+    """How an event came first."""
+
+    WEBHOOK = "webhook"
+    EVENTS_API = "events_api"
 
 
 class EventStatus(StrEnum):
@@ -27,8 +35,8 @@ class Event(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     type: Mapped[str]
-    source: Mapped[str]
-    """The way it came first: `webhook` or `events_api`."""
+    source: Mapped[EventSource] = mapped_column(EnumText(EventSource))
+    """How it came first."""
     body: Mapped[bytes | None]
     """The raw bytes as received. None once retention, erasure or the outcome `ignored` blanked them."""
     received_at: Mapped[datetime] = mapped_column(server_default=db_now())
@@ -38,13 +46,13 @@ class Event(Base):
     """When a webhook brought it first; long after `api_at`: late, never: a gap."""
     api_at: Mapped[datetime | None] = mapped_column(index=True)
     """When the events API brought it first."""
-    status: Mapped[str] = mapped_column(server_default=EventStatus.PENDING)
+    status: Mapped[EventStatus] = mapped_column(EnumText(EventStatus), server_default=EventStatus.PENDING)
     due_at: Mapped[datetime] = mapped_column(server_default=db_now())
     """A pending event is not tried before this, by the database's clock."""
     partition_key: Mapped[int] = mapped_column(SmallInteger(), server_default="0")
     """Made from the object's id, so that drains at work at the same time can choose different objects."""
     attempts: Mapped[int] = mapped_column(server_default="0")
-    outcome: Mapped[str | None]
+    outcome: Mapped[Outcome | None] = mapped_column(EnumText(Outcome))
     decided_by: Mapped[str | None]
     """For stale and tombstoned: the event id of the version that won."""
     error: Mapped[str | None]

@@ -1,13 +1,31 @@
 """The mirror: the columns that all mirrored objects share, the changes, and the state of the mirror."""
 
 from datetime import datetime
-from typing import Any
+from enum import StrEnum
 
 from sqlalchemy import BigInteger, Index, Integer, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables.base import Base
-from models.types import db_now
+from models.types import EnumText, JsonObject, db_now
+
+
+class Cause(StrEnum):
+    """What made a change."""
+
+    EVENT = "event"
+    RESYNC = "resync"
+    OPERATOR = "operator"
+    SETTINGS = "settings"
+
+
+class DeletedBy(StrEnum):
+    """What deleted an object."""
+
+    EVENT = "event"
+    """A delete event: the tombstone is final."""
+    RESYNC = "resync"
+    """A resync: a confirmed read can bring the object back."""
 
 
 class Mirrored(Base):
@@ -21,8 +39,8 @@ class Mirrored(Base):
     """With `event_at` and `event_id` the version of the content, in this order (docs/decisions.md, Order)."""
     event_at: Mapped[datetime | None]
     event_id: Mapped[str | None]
-    deleted_by: Mapped[str | None]
-    """None: live. `event`: a tombstone for good. `resync`: a tombstone that a confirmed read may undo."""
+    deleted_by: Mapped[DeletedBy | None] = mapped_column(EnumText(DeletedBy))
+    """None: live."""
     revision: Mapped[int] = mapped_column(server_default="0")
     """Counts writes. 0 is a key that was locked in this transaction before its first content."""
     touched_at: Mapped[datetime | None]
@@ -64,12 +82,11 @@ class Change(Base):
     kind: Mapped[str]
     object_id: Mapped[str]
     organization_id: Mapped[str | None]
-    before: Mapped[dict[str, Any] | None]
+    before: Mapped[JsonObject | None]
     """The content and `state` before; None for a new object. Of a domain also `auto_join` and `auto_join_reason`, of a
     user `erased`."""
-    after: Mapped[dict[str, Any]]
-    cause: Mapped[str]
-    """`event`, `resync`, `operator` or `settings`."""
+    after: Mapped[JsonObject]
+    cause: Mapped[Cause] = mapped_column(EnumText(Cause))
     cause_id: Mapped[str]
 
     __table_args__ = (
@@ -79,18 +96,26 @@ class Change(Base):
     )
 
 
+class AutoJoinMode(StrEnum):
+    """The setting `AUTO_JOIN`: what happens with those whom a verified domain lets in."""
+
+    OFF = "off"
+    MIRROR = "mirror"
+    PROVISION = "provision"
+
+
 class Mirror(Base):
     """The single row (id 1) that says what this mirror is and how far it is right."""
 
     __tablename__ = "mirror"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    role_map: Mapped[dict[str, Any]]
+    role_map: Mapped[JsonObject]
     """WorkOS role slug → local role, as in force for every writer."""
     remap_after: Mapped[str | None]
     """Not None while memberships are being re-mapped: the last membership id done (`''` at the start)."""
-    auto_join: Mapped[str] = mapped_column(server_default="mirror")
-    """`off`, `mirror` or `provision`: as in force for every writer."""
+    auto_join: Mapped[AutoJoinMode] = mapped_column(EnumText(AutoJoinMode), server_default=AutoJoinMode.MIRROR)
+    """As in force for every writer."""
     auto_join_existing: Mapped[bool] = mapped_column(server_default=false())
     """Whether those who signed up before a domain was verified join too."""
     missing_joins: Mapped[int] = mapped_column(server_default="0")

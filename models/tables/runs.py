@@ -2,13 +2,13 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
 
 from sqlalchemy import Index, false
 from sqlalchemy.orm import Mapped, mapped_column
 
+from models.outcomes import Finding
 from models.tables.base import Base
-from models.types import db_now
+from models.types import EnumText, JsonObject, db_now
 
 
 class Read(Base):
@@ -46,19 +46,29 @@ class Task(StrEnum):
     REPLAY = "replay"
 
 
+class Phase(StrEnum):
+    """How far a resync has got. Other runs have no phases."""
+
+    NONE = ""
+    LIST = "list"
+    DELETE = "delete"
+    READ = "read"
+    OVER = "over"
+
+
 class Run(Base):
     """A long work: who asked for what, where it stands, and what it found."""
 
     __tablename__ = "runs"
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    task: Mapped[str]
+    task: Mapped[Task] = mapped_column(EnumText(Task))
     organization_id: Mapped[str | None]
     """Only this workspace; None: everything."""
     dry_run: Mapped[bool] = mapped_column(server_default=false())
     approves: Mapped[str | None]
     """The run whose withheld deletions this one carries out."""
-    selection: Mapped[dict[str, Any] | None]
+    selection: Mapped[JsonObject | None]
     """Of a replay: which events."""
     reason: Mapped[str | None]
     """Of a replay: why, as the operator said."""
@@ -69,10 +79,8 @@ class Run(Base):
     skipped: Mapped[int] = mapped_column(server_default="0")
     """Of a replay: events whose payload is no longer kept."""
     requested_by: Mapped[str]
-    status: Mapped[str] = mapped_column(server_default=RunStatus.RUNNING)
-    phase: Mapped[str] = mapped_column(server_default="list")
-    """Of a resync: `list` what WorkOS has, `delete` what it did not list, `read` what is in doubt, `over`. Others have
-    none: it is empty."""
+    status: Mapped[RunStatus] = mapped_column(EnumText(RunStatus), server_default=RunStatus.RUNNING)
+    phase: Mapped[Phase] = mapped_column(EnumText(Phase), server_default=Phase.LIST)
     created_at: Mapped[datetime] = mapped_column(server_default=db_now())
     finished_at: Mapped[datetime | None]
     leased_until: Mapped[datetime | None]
@@ -93,6 +101,16 @@ class Tick(Base):
     at: Mapped[datetime]
 
 
+class ListingState(StrEnum):
+    """How a listing ended, or that it has not."""
+
+    OPEN = "open"
+    COMPLETE = "complete"
+    """Every item was used."""
+    PARTIAL = "partial"
+    """An item was invalid, the parent is gone, or the listing cannot be read."""
+
+
 class Listing(Base):
     """One listing of a resync and how far it got: of organizations, users, roles, or one organization's members."""
 
@@ -105,8 +123,7 @@ class Listing(Base):
     """The organization; empty for the environment's own listings."""
     after: Mapped[str | None]
     """The cursor of the next page."""
-    state: Mapped[str] = mapped_column(server_default="open")
-    """`open`; `complete` with every item used; `partial` if one was invalid, the parent gone, or it cannot be read."""
+    state: Mapped[ListingState] = mapped_column(EnumText(ListingState), server_default=ListingState.OPEN)
     invalid: Mapped[bool] = mapped_column(server_default=false())
     """Whether an item could not be used: then what was not listed may be that item."""
     began_at: Mapped[datetime | None]
@@ -124,6 +141,16 @@ class Seen(Base):
     object_id: Mapped[str] = mapped_column(primary_key=True)
 
 
+class DriftAction(StrEnum):
+    """What a resync did about a difference."""
+
+    REPAIRED = "repaired"
+    REPORTED = "reported"
+    """Nothing: it was a dry run, or the difference cannot be repaired."""
+    WITHHELD = "withheld"
+    """A deletion that waits for an operator's approval."""
+
+
 class Drift(Base):
     """What a resync found different, and what was done about it."""
 
@@ -133,9 +160,7 @@ class Drift(Base):
     kind: Mapped[str] = mapped_column(primary_key=True)
     object_id: Mapped[str] = mapped_column(primary_key=True, index=True)
     organization_id: Mapped[str | None]
-    finding: Mapped[str]
-    """`missing`, `extra`, `stale`, `different`, `anomaly`, `invalid`."""
-    fields: Mapped[dict[str, Any] | None]
+    finding: Mapped[Finding] = mapped_column(EnumText(Finding))
+    fields: Mapped[JsonObject | None]
     """Field → `[here, WorkOS]`."""
-    action: Mapped[str]
-    """`repaired`, `reported` (dry run, anomaly, invalid), `withheld`."""
+    action: Mapped[DriftAction] = mapped_column(EnumText(DriftAction))

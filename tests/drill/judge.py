@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import ColumnElement, Engine, exists, func, select
 
 from models.database import read_transaction
+from models.outcomes import Outcome
 from models.tables import Change, Event, EventStatus
 from tests.demo.play import Sample
 from tests.drill.follower import Follower
@@ -13,7 +14,6 @@ from tests.drill.installation import Installation
 from tests.support import differences
 from tests.support.inbox import count
 from tests.support.stack.machine import JSON, call
-from worker.decision.decide import Outcome
 from worker.reports import listings
 
 MOST_NAMED = 5

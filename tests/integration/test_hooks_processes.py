@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine
 
-from models.database import in_transaction, open_engine
-from models.tables import Hook, Mirror
-from models.types import db_now_plus
+from models.database import open_engine
+from models.tables import Mirror
 from tests.support import rows
 from tests.support.hooks import SECRET, Web
 from tests.support.processes import QUICK, Commands, Valkey, eventually
@@ -62,10 +61,14 @@ def test_a_host_hears_of_every_change_though_the_lane_is_killed(
     person = sandbox.world.create_user("ann@acme.example")["id"]
     store(engine, [sandbox.world.events[-1]])
     eventually(lambda: person in {message["data"]["object_id"] for message in host.took}, 20)
+    host.open.clear()
+    second = sandbox.world.create_user("bob@acme.example")["id"]
+    store(engine, [sandbox.world.events[-1]])
+    eventually(lambda: host.asked > len(host.took), 20)  # it is in mid call, under its lease
     worker.lane("hooks").kill()
-    in_transaction(
-        engine, lambda tx: tx.execute(update(Hook).values(leased_until=db_now_plus(-1)))
-    )  # its lease runs out
+    host.open.set()
+    # Once from the process that is dead, and again from another.
+    eventually(lambda: [message["data"]["object_id"] for message in host.took].count(second) == 2, 15)
     lost = next(iter(sandbox.world.memberships))
     quietly(sandbox.world, lambda: sandbox.world.delete_membership(lost))
     assert commands.start("resync").process.wait(60) == 0

@@ -29,12 +29,15 @@ class FunctionTarget:
 
 
 class Web:
-    """A host that is called over HTTP: answers with what it is set to, keeps what it took."""
+    """A host that is called over HTTP: answers with what it is set to, while it is `open`; keeps what it took."""
 
     def __init__(self) -> None:
         self.answers: deque[int] = deque()
         self.took: list[JSON] = []
         self.tried = 0
+        self.asked = 0
+        self.open = threading.Event()
+        self.open.set()
         self._lock = threading.Lock()
         web = self
 
@@ -42,6 +45,8 @@ class Web:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 Webhook(SECRET).verify(body, dict(self.headers.items()))
+                web.asked += 1
+                web.open.wait(60)
                 with web._lock:
                     web.tried += 1
                     status = web.answers.popleft() if web.answers else 204

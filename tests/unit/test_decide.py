@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.outcomes import Finding, Outcome
 from worker.decision.decide import (
     DATE_STEP,
     ConfirmationReason,
-    Finding,
-    Outcome,
     State,
     Version,
     compare_listed,

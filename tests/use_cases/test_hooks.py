@@ -1,19 +1,23 @@
 """Host hooks: told of every change at least once, in order for each object, whatever fails meanwhile."""
 
+import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, select, update
 
-from models.database import in_transaction
-from models.tables import Change, Hook, HookDelivery, Mirror
-from models.types import db_now_plus
+from models.database import in_transaction, read_transaction
+from models.tables import Change, DeliveryStatus, Hook, HookDelivery, Mirror
+from models.types import db_now, db_now_plus
 from tests.support import JSON, access, made, rows
 from tests.support.auto_join import is_filled, tell
 from tests.support.hooks import SECRET, Web
+from tests.support.processes import eventually, piece
 from tests.support.resync import quietly, resync, small_life
 from tests.support.sandbox import Sandbox
+from worker import leases
 from worker.bootstrap import Services
 from worker.errors import ConfigurationError, HookError, OperatorError, UnknownIdError
 from worker.hooks import follow as hooks
@@ -120,7 +124,7 @@ def test_after_its_attempts_it_is_set_aside_with_its_traceback_and_later_ones_go
         due(one_engine)
     first, second = ids_of(one_engine)
     assert waiting(one_engine) == {first: "failed", second: "pending"}
-    listed = operate.deliveries(one_engine, status="failed")
+    listed = operate.deliveries(one_engine, status=DeliveryStatus.FAILED)
     assert [row["error"] for row in listed] == ["HookError: answered 503"]
     assert "in __call__" in listed[0]["traceback"] and listed[0]["attempts"] == 2
     host.fails = set()
@@ -151,26 +155,44 @@ def test_each_hook_has_a_cursor_of_its_own(one_engine: Engine, host: Host, follo
     assert host.ids() == ids_of(one_engine) and other.ids() == ids_of(one_engine, "user_2")
 
 
-def test_killed_between_telling_and_noting_it_tells_again(
-    one_engine: Engine, host: Host, follow: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+def seconds_leased(engine: Engine) -> float:
+    with read_transaction(engine) as tx:
+        until, now = tx.execute(select(Hook.leased_until, db_now())).one()
+    assert until is not None
+    return (until - now).total_seconds()
+
+
+def test_a_process_killed_in_mid_call_is_followed_by_another_soon_which_sends_the_change_again(
+    one_engine: Engine, host: Host, follow: Callable[..., bool]
 ) -> None:
     tell(one_engine, [person("user_1")])
-
-    class KilledError(BaseException):
-        pass
-
-    def die(*_: object) -> None:
-        raise KilledError
-
-    monkeypatch.setattr(hooks.Follower, "_note_fresh", die)
-    with pytest.raises(KilledError):
-        follow()
-    monkeypatch.undo()
+    with piece("deadly_hook", one_engine.url.render_as_string(hide_password=False), "host") as killed:
+        assert killed.wait(30) == -signal.SIGKILL
+    assert 0 < seconds_leased(one_engine) < 10, "with the clock's five seconds it stays below fifteen"
     follow()
-    assert len(host.told) == 1, "another holds the lease"
+    assert host.told == [], "it is still leased"
     in_transaction(one_engine, lambda tx: tx.execute(update(Hook).values(leased_until=db_now_plus(-1))))
     follow()
-    assert host.ids() == ids_of(one_engine) * 2
+    assert host.ids() == ids_of(one_engine)
+
+
+def test_a_slow_call_keeps_its_lease(one_engine: Engine, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.6)
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.05)
+    tell(one_engine, [person("user_1")])
+    (first,) = ids_of(one_engine)
+
+    class Slow(Host):
+        def __call__(self, message: JSON) -> None:
+            began = time.monotonic()
+            eventually(lambda: time.monotonic() - began > 0.6 and seconds_leased(one_engine) > 0, 30)
+            assert hooks.follow(one_engine, {"host": host}, 3), "another process finds nothing to do"
+            super().__call__(message)
+
+    slow = Slow()
+    assert hooks.follow(one_engine, {"host": slow}, 3)
+    assert (slow.ids(), host.told) == ([first], [])
+    assert rows(one_engine, Hook)[0]["leased_until"] is None, "released at once"
 
 
 def test_a_process_that_lost_its_lease_notes_nothing(one_engine: Engine) -> None:

@@ -159,7 +159,7 @@ def _records(tx: Connection, organization: str, user: str) -> None:
     tx.execute(insert(Hook).values(name="told", cursor=0, error=EVIL))
     failed = {"hook": "told", "kind": "organization", "object_id": organization, "status": "failed", "attempts": 3}
     tx.execute(insert(HookDelivery).values(**failed, change_id=1, due_at=db_now(), error=EVIL, traceback=EVIL))
-    joined: dict[str, Any] = {"state": "refused", "reason": EVIL, "cause": "event", "cause_id": EVIL_ID, "error": EVIL}
+    joined: dict[str, Any] = {"state": "failed", "reason": EVIL, "cause": "event", "cause_id": EVIL_ID, "error": EVIL}
     tx.execute(insert(Join).values(**joined, organization_id=organization, user_id=user, domain=EVIL))
     tx.execute(update(Event).where(Event.status == "failed", Event.id == "event_failed").values(error=EVIL))
 

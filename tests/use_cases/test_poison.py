@@ -235,13 +235,6 @@ def test_a_drain_stops_when_its_time_is_up(endpoint: FlaskClient, engine: Engine
     assert statuses(engine) == {"pending": 1}
 
 
-@pytest.mark.parametrize(
-    ("attempts", "seconds"), [(1, 1), (2, 2), (3, 4), (10, 512), (12, 2048), (13, 3600), (5000, 3600)]
-)
-def test_back_off_doubles_up_to_an_hour(attempts: int, seconds: float) -> None:
-    assert Policy().backoff(attempts) == seconds
-
-
 class TestPostgresql:
     """What only a database with row locks can do."""
 

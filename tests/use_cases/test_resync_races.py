@@ -34,7 +34,7 @@ from tests.support.resync import (
     small_life,
 )
 from tests.support.sandbox import Sandbox, World, WorldError, play, populate
-from worker import runs
+from worker import leases
 from worker.bootstrap import MAX_CONNECTIONS
 from worker.errors import LeaseLostError
 from worker.kinds import KINDS
@@ -395,8 +395,8 @@ def test_a_worker_that_lost_its_run_in_mid_read_writes_nothing(
 def test_the_heartbeat_keeps_the_lease_of_a_busy_run(
     both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.05)
-    monkeypatch.setattr(runs, "LEASE_SECONDS", 0.6)
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.6)
     populate(sandbox.world, organizations=120, members=2)
     sandbox.knobs.latency = 0.03
     resync(both_engines, workos)  # lasts longer than the lease

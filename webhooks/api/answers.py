@@ -1,13 +1,13 @@
 """Builds API responses and declares them for the OpenAPI document."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from flask import Response as FlaskResponse
 from flask import abort
 from pydantic import BaseModel
 from spectree import Response
 
+from models.types import Record
 from webhooks.api import schemas
 
 
@@ -26,7 +26,7 @@ def as_json(model: BaseModel, status: int = 200) -> FlaskResponse:
     return FlaskResponse(model.model_dump_json(), status, content_type="application/json")
 
 
-def one(model: type[BaseModel], row: Mapping[str, Any] | None) -> FlaskResponse:
+def one(model: type[BaseModel], row: Record | None) -> FlaskResponse:
     """Return a row as a JSON response.
 
     Raises:
@@ -37,7 +37,7 @@ def one(model: type[BaseModel], row: Mapping[str, Any] | None) -> FlaskResponse:
     return as_json(model(**row))
 
 
-def page(model: type[BaseModel], rows: Sequence[Mapping[str, Any]], limit: int, key: str) -> FlaskResponse:
+def page(model: type[BaseModel], rows: Sequence[Record], limit: int, key: str) -> FlaskResponse:
     """Return rows as a page of a listing.
 
     Args:

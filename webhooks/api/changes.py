@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 from flask import Blueprint, Response, after_this_request
 from spectree import SpecTree
-from sqlalchemy import Engine
+from sqlalchemy import Engine, RowMapping
 from werkzeug.exceptions import TooManyRequests
 
 from webhooks.api import schemas
@@ -82,7 +82,7 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine, max_threads: int) -> 
         return _in_chunks(_stream_json(after, parts)), 200, {"Content-Type": "application/json"}
 
 
-def _bounded(engine: Engine, slots: threading.BoundedSemaphore) -> Generator[tuple[str, Any], None, None]:
+def _bounded(engine: Engine, slots: threading.BoundedSemaphore) -> Generator[tuple[str, int | RowMapping], None, None]:
     """Yield the parts of a snapshot while holding one of `slots`, for at most `SNAPSHOT_SECONDS`.
 
     Raises:
@@ -103,7 +103,7 @@ def _bounded(engine: Engine, slots: threading.BoundedSemaphore) -> Generator[tup
         slots.release()
 
 
-def _stream_json(after: Any, parts: Iterator[tuple[str, Any]]) -> Iterator[str]:
+def _stream_json(after: object, parts: Iterator[tuple[str, Any]]) -> Iterator[str]:
     """Yield a snapshot as one JSON document. It contains every list, even an empty one."""
     yield f'{{"changes_after": {after}'
     name, row = next(parts, (None, None))

@@ -1,9 +1,8 @@
 """The API's blueprint: authentication, status and the OpenAPI document."""
 
 import json
-from typing import Any
 
-from flask import Blueprint, Flask, Request, jsonify, make_response, request
+from flask import Blueprint, Flask, Request, Response, jsonify, make_response, request
 from flask import Response as FlaskResponse
 from pydantic import ValidationError
 from spectree import SpecTree
@@ -75,12 +74,11 @@ def _spec() -> SpecTree:
 
 
 def _describe_invalid_parameters(
-    _request: Request, response: Any, error: Any, _instance: object, _adapter: object
+    _request: Request, response: Response, error: Exception | None, _instance: object, _adapter: object
 ) -> None:
     """Replace spectree's response to invalid parameters with an `Error` that names each of them."""
-    if error is None:
+    if not isinstance(error, ValidationError):
         return
-    invalid: ValidationError = error
-    problems = invalid.errors(include_input=False, include_url=False, include_context=False)
+    problems = error.errors(include_input=False, include_url=False, include_context=False)
     text = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems)
     response.set_data(json.dumps({"error": text}))

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.types import JsonObject
+
 MAX_ITEMS = 500
 MAX_WAIT = 25
 MAX_CHANGE_ID = 2**63 - 1
@@ -12,7 +14,7 @@ MAX_CHANGE_ID = 2**63 - 1
 Id = Annotated[str, Field(min_length=1, max_length=255, pattern="^[ -~]+$")]
 """A WorkOS id: printable ASCII."""
 Text = Annotated[str, Field(min_length=1, max_length=320, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Json = dict[str, Any]
+Json = JsonObject
 
 
 class Query(BaseModel):

@@ -3,7 +3,6 @@
 import hashlib
 import hmac
 from datetime import timedelta
-from typing import Any
 
 import structlog
 from flask import Blueprint, Flask, Response, flash, redirect, render_template, request, session, url_for
@@ -74,7 +73,7 @@ def add(routes: Blueprint, settings: Settings, csrf: CSRFProtect) -> None:
         return response
 
     @routes.errorhandler(CSRFError)
-    def forged(error: Any) -> tuple[str, int]:
+    def forged(error: Exception) -> tuple[str, int]:
         log.warning("csrf_rejected", endpoint=request.endpoint)
         message = "The form's security token is missing or has expired. Reload the page and try again."
         return render_template("ops/error.html", title="Form expired", message=message), 403

@@ -46,6 +46,10 @@ NO_TRUSTED_PROXIES = {"forwarded_allow_ips": "", "forwarder_headers": "", "secur
 """gunicorn's proxy settings. By default it trusts headers from localhost and from Unix sockets."""
 
 
+Conn = Any
+"""gunicorn's `TConn`: it ships no types."""
+
+
 class _HeadBuffer(Unreader):  # type: ignore[misc]  # gunicorn ships no types
     """Holds the head of a request. Reading beyond it means that gunicorn parsed the head differently than we did."""
 
@@ -56,12 +60,12 @@ class _HeadBuffer(Unreader):  # type: ignore[misc]  # gunicorn ships no types
 class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
     """Buffers requests in its event loop. Slow connections are closed, and the oldest ones when there are too many."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         for name, value in NO_TRUSTED_PROXIES.items():
             self.cfg.set(name, value)
-        self.closing_conns: deque[Any] = deque()
-        self.pending_conns: deque[Any] = deque()
+        self.closing_conns: deque[Conn] = deque()
+        self.pending_conns: deque[Conn] = deque()
 
     def accept(self, listener: socket.socket) -> None:
         """Accept several connections per turn of the loop. gunicorn accepts one, which is slow while others send."""
@@ -71,7 +75,7 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
             if not before < self.nr_conns < self.worker_connections:
                 return
 
-    def enqueue_req(self, conn: Any) -> None:
+    def enqueue_req(self, conn: Conn) -> None:
         """Start receiving the next request of a connection, which may be new, kept alive, or hold buffered bytes."""
         conn.sock.setblocking(False)
         if conn.parser is None:
@@ -86,7 +90,7 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
             return
         self._wait(conn, self.pending_conns, REQUEST_SECONDS, self.on_pending_socket_readable)
 
-    def on_pending_socket_readable(self, conn: Any, client: socket.socket) -> None:
+    def on_pending_socket_readable(self, conn: Conn, client: socket.socket) -> None:
         """Receive what has arrived; hand the request to a thread if it is complete."""
         action = self._receive(conn)
         if action is not None:
@@ -94,13 +98,13 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
             self.pending_conns.remove(conn)
             action(conn)
 
-    def handle_request(self, req: Any, conn: Any) -> Any:
+    def handle_request(self, req: Any, conn: Conn) -> object:
         """Handle a request in a thread, after its head was parsed."""
         req.body = BytesIO(conn.incoming.body)  # gunicorn's own reader copies the remaining bytes on each read.
         conn.parser.unreader.unread(conn.incoming.rest)
         return super().handle_request(req, conn)
 
-    def handle_error(self, req: Any, client: socket.socket, _addr: Any, exc: Exception) -> None:
+    def handle_error(self, req: object, client: socket.socket, _addr: object, exc: Exception) -> None:
         """Log an error and respond, without quoting the request. `req` is None if the request could not be parsed."""
         if req is None:
             large = isinstance(exc, LimitRequestLine | LimitRequestHeaders)
@@ -109,7 +113,7 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
             log.error("request_failed", error=type(exc).__name__, places=places(exc))
             _send_error(client, "500 Internal Server Error")
 
-    def finish_request(self, conn: Any, fs: "Future[Any]") -> None:
+    def finish_request(self, conn: Conn, fs: "Future[object]") -> None:
         """Keep the connection alive for its next request, or close it."""
         if fs.cancelled() or fs.exception() or not fs.result():
             self._close_gracefully(conn)
@@ -135,7 +139,7 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
                 conn.timeout = min(conn.timeout, deadline)
         self.pending_conns = deque(sorted(self.pending_conns, key=lambda conn: conn.timeout))
 
-    def _receive(self, conn: Any, data: bytes = b"") -> Callable[[Any], None] | None:
+    def _receive(self, conn: Conn, data: bytes = b"") -> Callable[[Conn], None] | None:
         """Receive bytes; return what to do with the connection next, or None to wait for more."""
         try:
             received = data or conn.sock.recv(RECV_BYTES)
@@ -154,16 +158,18 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
             return self._drop
         return None
 
-    def _wait(self, conn: Any, conns: "deque[Any]", seconds: float, readable: Callable[[Any, Any], None]) -> None:
+    def _wait(
+        self, conn: Conn, conns: "deque[Conn]", seconds: float, readable: Callable[[Conn, socket.socket], None]
+    ) -> None:
         conn.timeout = time.monotonic() + seconds
         conns.append(conn)
         self.poller.register(conn.sock, selectors.EVENT_READ, partial(readable, conn))
 
-    def _reject(self, conn: Any, error: RefusedRequestError) -> None:
+    def _reject(self, conn: Conn, error: RefusedRequestError) -> None:
         _reject(conn.sock, error.status, error.reason)
         self._close_gracefully(conn)
 
-    def _close_gracefully(self, conn: Any) -> None:
+    def _close_gracefully(self, conn: Conn) -> None:
         """Close a connection after the client has. Closing at once could lose the response (RFC 9112, section 9.6)."""
         try:
             conn.sock.setblocking(False)
@@ -174,7 +180,7 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
             conn.discarded = 0
             self._wait(conn, self.closing_conns, CLOSING_SECONDS, self._discard)
 
-    def _discard(self, conn: Any, client: socket.socket) -> None:
+    def _discard(self, conn: Conn, client: socket.socket) -> None:
         try:
             received = len(client.recv(RECV_BYTES))
         except OSError:
@@ -185,14 +191,14 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
             self.closing_conns.remove(conn)
             self._drop(conn)
 
-    def _time_out(self, conns: "deque[Any]") -> None:
+    def _time_out(self, conns: "deque[Conn]") -> None:
         conn = conns.popleft()
         self.poller.unregister(conn.sock)
         if conns is self.pending_conns and conn.incoming.started:
             _send_error(conn.sock, "408 Request Timeout")
         self._drop(conn)
 
-    def _drop(self, conn: Any) -> None:
+    def _drop(self, conn: Conn) -> None:
         self.nr_conns -= 1
         conn.close()
 

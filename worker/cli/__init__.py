@@ -4,7 +4,6 @@ Exit codes: 0, all is well; 1, something is wrong or could not be done; 2, wrong
 """
 
 from importlib import import_module
-from typing import Any
 
 import click
 from redis.exceptions import RedisError
@@ -44,7 +43,7 @@ class Commands(click.Group):
         module = import_module(f"worker.cli.{MODULES[cmd_name]}")
         return next(c for c in vars(module).values() if isinstance(c, click.Command) and c.name == cmd_name)
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         """Run the command."""
         try:
             return super().invoke(ctx)

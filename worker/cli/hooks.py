@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from models.tables import DeliveryStatus
 from worker.cli.shared import json_option, migrated_engine, operator, print_rows
 from worker.hooks import operate
 from worker.logs import configure
@@ -43,7 +44,7 @@ def hooks_failed(hook: str | None, limit: int, as_json: bool) -> None:
     engine = migrated_engine()
     if hook is not None:
         operate.require_hook(engine, hook, load_settings().hooks)
-    rows = operate.deliveries(engine, hook=hook, status="failed", limit=limit)
+    rows = operate.deliveries(engine, hook=hook, status=DeliveryStatus.FAILED, limit=limit)
     print_rows(("hook", "change_id", "kind", "object_id", "attempts", "traceback"), rows, as_json=as_json)
     sys.exit(1 if rows else 0)
 

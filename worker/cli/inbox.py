@@ -9,6 +9,7 @@ from rich.table import Table
 from sqlalchemy import Engine
 
 from models.tables import EventStatus
+from models.types import Record
 from worker.bootstrap import build_services
 from worker.cli.shared import (
     TIME,
@@ -144,7 +145,7 @@ def replay_command(why: str | None, again: bool, dry_run: bool, as_json: bool, *
     sys.exit(0 if over else 1)
 
 
-def replayed(engine: Engine, run_id: str) -> dict[str, Any]:
+def replayed(engine: Engine, run_id: str) -> Record:
     """Return a replay's status, progress and outcomes so far; `remedy` if it skipped events without a payload."""
     row = listings.run(engine, run_id) or {}
     kept = {name: row.get(name) for name in ("id", "status", "requested_by", "reason", "total", "done", "skipped")}

@@ -3,12 +3,12 @@
 import sys
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import Any
 
 import click
 from sqlalchemy import Engine
 
 from models.tables import Task
+from models.types import Record
 from worker.cli.inbox import replayed
 from worker.cli.shared import (
     TIME,
@@ -88,7 +88,7 @@ def _exists(engine: Engine, workos: WorkOSClient, organization_id: str) -> bool:
     return mirrored is not None and mirrored["state"] == "active"
 
 
-def _report(engine: Engine, run_row: dict[str, Any], *, as_json: bool) -> None:
+def _report(engine: Engine, run_row: Record, *, as_json: bool) -> None:
     run_id = run_row["id"]
     if as_json:
         for piece in listings.run_as_json(engine, run_row):

@@ -1,7 +1,6 @@
 """`workos-sync status`, `explain`, `members` and `workspaces`."""
 
 import sys
-from typing import Any
 
 import click
 from rich.table import Table
@@ -90,7 +89,7 @@ def explain_command(name: str, as_json: bool) -> None:
         click.echo("... older steps are not shown", err=True)
 
 
-def _changed(fields: dict[str, list[Any]]) -> str:
+def _changed(fields: dict[str, list[object]]) -> str:
     return "\n".join(f"{name}: {before} → {after}" for name, (before, after) in fields.items())
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 
 from models.database import in_transaction
 from models.public_domains import refresh
+from models.tables import AutoJoinMode
 from worker import provisioning
 from worker.bootstrap import build_services, lanes_of, require_migrated
 from worker.cli.shared import open_database, until_stopped
@@ -142,7 +143,7 @@ def clock() -> None:
             PeriodicTask("watch", settings.repair_seconds, lambda: watch(services.engine, services.repair_bell)),
             PeriodicTask("counts", COUNTS_SECONDS, lambda: auto_join_policy.refresh_counts(services.engine)),
         ]
-        if settings.auto_join == "provision":
+        if settings.auto_join is AutoJoinMode.PROVISION:
             tasks.append(
                 _wake_up("joins", services.provision_bell, lambda: provisioning.waiting(services.engine), settings)
             )

@@ -2,7 +2,6 @@
 
 import sys
 from contextlib import closing
-from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -10,6 +9,7 @@ import click
 from models.database import open_engine
 from models.migrate import upgrade
 from models.revisions import newest_revision
+from models.types import JsonObject
 from worker.bootstrap import endpoint_redis
 from worker.cli.shared import as_table, json_option, open_database, operator, print_table
 from worker.errors import BadRequestError, ConfigurationError, OperatorError
@@ -101,7 +101,7 @@ def _register(workos: WorkOSClient, url: str, *, rotate: bool) -> None:
     click.echo(ROTATION if existing else "Set WORKOS_WEBHOOK_SECRETS to the secret, and start web.")
 
 
-def _update(workos: WorkOSClient, endpoint: dict[str, Any]) -> None:
+def _update(workos: WorkOSClient, endpoint: JsonObject) -> None:
     missing, extra = compare_event_types(endpoint)
     disabled = endpoint.get("status") != "enabled"
     if not missing and not extra and not disabled:

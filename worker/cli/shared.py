@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import click
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.text import Text
 from sqlalchemy import Engine
 
 from models.database import open_engine
+from models.types import Record
 from worker.bootstrap import Services, build_services, require_migrated
 from worker.errors import UnknownIdError
 from worker.mirror import change_feed
@@ -137,7 +138,7 @@ def heading(name: str) -> str:
     return HEADINGS.get(name, name.replace("_", " "))
 
 
-def as_table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Table:
+def as_table(columns: tuple[str, ...], rows: list[Record]) -> Table:
     """Return a table with these columns of `rows`."""
     table = Table()
     for column in columns:
@@ -147,7 +148,7 @@ def as_table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def print_report(report: dict[str, Any], *, as_json: bool) -> None:
+def print_report(report: Record, *, as_json: bool) -> None:
     """Print a report as JSON, or as a table with a line for each name and value."""
     if as_json:
         click.echo(change_feed.as_json(report))
@@ -159,7 +160,7 @@ def print_report(report: dict[str, Any], *, as_json: bool) -> None:
     print_table(table)
 
 
-def print_rows(columns: tuple[str, ...], rows: list[dict[str, Any]], *, as_json: bool) -> None:
+def print_rows(columns: tuple[str, ...], rows: list[Record], *, as_json: bool) -> None:
     """Print rows as JSON with all columns, or as a table with these columns; `none` if there are no rows."""
     if as_json:
         click.echo(change_feed.as_json(rows))

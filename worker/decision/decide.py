@@ -11,20 +11,12 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+from models.outcomes import Finding, Outcome
+
 DERIVED = frozenset({"role", "workos_role", "normalized"})
 """Columns that this system derives from what WorkOS sent (by ROLE_MAP or normalization)."""
 DATE_STEP = timedelta(seconds=1)
 """The resolution of the `Date` header of WorkOS's answers. A state read from the API gets the end of that second."""
-
-
-class Outcome(StrEnum):
-    """What became of an incoming state."""
-
-    APPLIED = "applied"
-    UNCHANGED = "unchanged"
-    STALE = "stale"
-    TOMBSTONED = "tombstoned"
-    IGNORED = "ignored"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -107,18 +99,6 @@ def shown(content: Mapping[str, Any], *, deleted: bool) -> dict[str, Any]:
     """Return content as `changes` contains it: with `state`, and times as ISO 8601 text in UTC."""
     values = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in content.items()}
     return {"state": "deleted" if deleted else "active", **values}
-
-
-class Finding(StrEnum):
-    """How an object in the mirror differs from WorkOS's API: the kinds of drift, and none."""
-
-    NONE = "none"
-    MISSING = "missing"
-    EXTRA = "extra"
-    STALE = "stale"
-    DIFFERENT = "different"
-    ANOMALY = "anomaly"
-    """The API returns an id that a delete event removed."""
 
 
 def compare_listed(current: State | None, listed: State) -> Finding | None:

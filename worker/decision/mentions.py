@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from models.addresses import normalize_address
@@ -47,7 +47,7 @@ def mentions(body: bytes) -> Mentions:
     return Mentions(frozenset(words), frozenset(found for text in texts for found in _addresses(text)), is_json)
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     """Yield every string in a JSON value, field names included, at any depth."""
     stack = [value]
     while stack:

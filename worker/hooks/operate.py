@@ -1,29 +1,26 @@
-"""Hooks as operators see them: how they stand, what they failed at, telling it again, giving it up."""
+"""Hooks for operators: their status and failed deliveries, retrying and discarding those."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import structlog
 from sqlalchemy import ColumnElement, Delete, Engine, Update, delete, func, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Change, Hook, HookDelivery
-from models.types import db_now
+from models.tables import Change, DeliveryStatus, Hook, HookDelivery
+from models.types import Record, db_now
 from worker.errors import OperatorError, UnknownIdError
 
 log = structlog.get_logger()
 
 
-def hook_status(engine: Engine, names: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Return how each hook stands, and those of `names` that never ran: how far behind, what waits and failed."""
+def hook_status(engine: Engine, names: Iterable[str] = ()) -> list[Record]:
+    """Return the status of each hook, also of those of `names` that never ran: how far behind, pending and failed."""
     of_status = select(HookDelivery.hook, HookDelivery.status, func.count()).group_by(
         HookDelivery.hook, HookDelivery.status
     )
     with read_transaction(engine) as tx:
         counts = {(hook, status): number for hook, status, number in tx.execute(of_status)}
-        rows: dict[str, Mapping[str, Any]] = {
-            row["name"]: dict(row) for row in tx.execute(select(Hook.__table__)).mappings()
-        }
+        rows: dict[str, Record] = {row["name"]: dict(row) for row in tx.execute(select(Hook.__table__)).mappings()}
         report = []
         for name in sorted(rows.keys() | set(names)):
             row = rows.get(name, {})
@@ -34,8 +31,8 @@ def hook_status(engine: Engine, names: Iterable[str] = ()) -> list[dict[str, Any
                     "configured": name in names,
                     "cursor": row.get("cursor"),
                     "behind": tx.execute(ahead).scalar_one() if row else None,
-                    "waiting": counts.get((name, "pending"), 0),
-                    "failed": counts.get((name, "failed"), 0),
+                    "waiting": counts.get((name, DeliveryStatus.PENDING), 0),
+                    "failed": counts.get((name, DeliveryStatus.FAILED), 0),
                     "delivered": row.get("delivered", 0),
                     "delivered_at": row.get("delivered_at"),
                     "error": row.get("error"),
@@ -45,9 +42,9 @@ def hook_status(engine: Engine, names: Iterable[str] = ()) -> list[dict[str, Any
 
 
 def deliveries(
-    engine: Engine, *, hook: str | None = None, status: str | None = None, limit: int = 50
-) -> list[dict[str, Any]]:
-    """Return the changes that hooks have not taken, oldest first, with their errors and tracebacks."""
+    engine: Engine, *, hook: str | None = None, status: DeliveryStatus | None = None, limit: int = 50
+) -> list[Record]:
+    """Return the changes that hooks have not accepted, oldest first, with errors and tracebacks."""
     query = select(HookDelivery.__table__).order_by(HookDelivery.change_id, HookDelivery.hook).limit(limit)
     for column, value in ((HookDelivery.hook, hook), (HookDelivery.status, status)):
         if value is not None:
@@ -82,7 +79,7 @@ def replay(engine: Engine, hook: str, change_id: int | None, who: str, names: It
         UnknownIdError: there is no such hook.
         OperatorError: it has no failed delivery of the change.
     """
-    values = {"status": "pending", "attempts": 0, "due_at": db_now()}
+    values = {"status": DeliveryStatus.PENDING, "attempts": 0, "due_at": db_now()}
     again = update(HookDelivery).where(*_failed(hook, change_id)).values(values)
     number = _decide(engine, again, hook, change_id, names)
     log.info("hook_replayed", hook=hook, number=number, who=who)
@@ -107,4 +104,4 @@ def _decide(engine: Engine, step: Update | Delete, hook: str, change_id: int | N
 
 def _failed(hook: str, change_id: int | None) -> list[ColumnElement[bool]]:
     one = [] if change_id is None else [HookDelivery.change_id == change_id]
-    return [HookDelivery.hook == hook, HookDelivery.status == "failed", *one]
+    return [HookDelivery.hook == hook, HookDelivery.status == DeliveryStatus.FAILED, *one]

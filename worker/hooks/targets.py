@@ -1,43 +1,57 @@
-"""What hooks call, as Standard Webhooks says, and the message they send."""
+"""Targets of hooks: HTTP calls by the Standard Webhooks specification, and the message they send."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import httpx2
 from standardwebhooks.webhooks import Webhook
 
+from models.types import JsonObject
 from worker.errors import HookError
 from worker.mirror.change_feed import as_json
 from worker.settings import Settings
 
 AT_ONCE = 8
-"""HTTP calls of one hook in flight, of different objects."""
+"""Upper bound on one hook's HTTP calls in flight, each for another object."""
 
-Row = Mapping[str, Any]
+
+class ChangeToSend(NamedTuple):
+    """A row of `changes`, and how many attempts to send it to a hook have failed."""
+
+    id: int
+    at: datetime
+    kind: str
+    object_id: str
+    organization_id: str | None
+    before: JsonObject | None
+    after: JsonObject
+    cause: str
+    cause_id: str
+    attempts: int = 0
 
 
 class Target(Protocol):
-    """What a hook calls."""
+    """Where a hook's changes are sent. `at_once`: upper bound on calls at a time."""
 
     at_once: int
 
-    def __call__(self, message: dict[str, Any]) -> None:
-        """Tell it of a change; any exception means that it did not take it."""
+    def __call__(self, message: JsonObject) -> None:
+        """Send a change; any exception means that it was not accepted."""
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Close connections."""
 
 
 class WebTarget:
-    """An address that is called as Standard Webhooks says, with a signature of the body.
+    """A URL that is called with a signed body, as the Standard Webhooks specification says.
 
     Args:
-        url: the address.
-        secret: `whsec_…`.
-        seconds: how long to wait for an answer.
+        url: the URL.
+        secret: the signing secret, `whsec_…`.
+        seconds: time-out of a call.
     """
 
     at_once = AT_ONCE
@@ -47,8 +61,8 @@ class WebTarget:
         self._signer = Webhook(secret)
         self._http = httpx2.Client(timeout=seconds, follow_redirects=False)
 
-    def __call__(self, message: dict[str, Any]) -> None:
-        """Raise `HookError` unless the answer is 2xx."""
+    def __call__(self, message: JsonObject) -> None:
+        """Send a change; raise `HookError` unless the answer is 2xx."""
         body, id, now = json.dumps(message, separators=(",", ":")), f"change_{message['data']['id']}", datetime.now(UTC)
         headers = {
             "content-type": "application/json",
@@ -76,21 +90,22 @@ def targets(settings: Settings) -> dict[str, Target]:
     }
 
 
-def message(row: Row) -> dict[str, Any]:
-    """Return a change as hooks are told of it: `type`, `timestamp` and `data` (Standard Webhooks, Payload structure).
+def message(change: ChangeToSend) -> JsonObject:
+    """Return the message about a change: `type`, `timestamp` and `data` (Standard Webhooks, Payload structure).
 
-    `type` is the kind and what became of it: `membership.created`, `membership.updated`, `membership.deleted`.
+    `type` is the kind and what happened to it: `membership.created`, `membership.updated`, `membership.deleted`.
     """
-    deleted = (row["after"] or {}).get("state") == "deleted"
-    verb = "deleted" if deleted else "created" if row["before"] is None else "updated"
-    told = ("id", "at", "kind", "object_id", "organization_id", "before", "after", "cause", "cause_id")
-    data = json.loads(as_json({name: row[name] for name in told}))
-    return {"type": f"{row['kind']}.{verb}", "timestamp": data["at"], "data": data}
+    deleted = change.after.get("state") == "deleted"
+    verb = "deleted" if deleted else "created" if change.before is None else "updated"
+    columns = change._asdict()
+    del columns["attempts"]
+    data = json.loads(as_json(columns))
+    return {"type": f"{change.kind}.{verb}", "timestamp": data["at"], "data": data}
 
 
 @contextmanager
 def opened(settings: Settings) -> Iterator[dict[str, Target]]:
-    """Yield the targets of the settings; they are closed at the end."""
+    """Yield the targets of the settings, and close them at the end."""
     found = targets(settings)
     try:
         yield found

@@ -1,15 +1,16 @@
-"""Drain: apply what is pending, in batches, each in one transaction.
+"""Drain: apply pending events in batches, each in one transaction.
 
-A batch is written down and committed before it is tried, and struck out by the transaction that applies it. What is
-still written down after its drain is gone did not finish, and runs again in halves. So the one event that cannot be
-applied, or kills the process, ends up alone; only there does an event spend an attempt.
+Each batch is recorded and committed before it is attempted; the transaction that applies it deletes the record. A
+record that outlives its drain is of a batch that did not finish: it runs again in halves. So an event that cannot be
+applied, or that kills the process, ends up alone in its batch, and only there does it spend an attempt.
 """
 
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import NamedTuple
 
 import structlog
 from rq.timeouts import JobTimeoutException
@@ -18,30 +19,32 @@ from sqlalchemy.exc import DBAPIError
 
 from models.bulk import is_any_of, update_rows
 from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, in_transaction, is_transient
-from models.tables import Batch, Event, EventStatus, Mirror
-from models.types import db_now, db_now_plus, inline_literal
-from worker.decision.decide import Outcome
+from models.outcomes import Outcome
+from models.tables import Batch, Cause, Event, EventStatus, Mirror
+from models.types import Record, db_now, db_now_plus, inline_literal
+from worker.backoff import backoff
 from worker.decision.payload import clean
 from worker.errors import PayloadError, WorkerCrashedError, fingerprint, stack_of
 from worker.kinds import Snapshot, read_event
 from worker.kinds.user import USER, User
 from worker.mirror.apply import Arrival, apply, note_changes
+from worker.mirror.change_rows import ChangeRow
 from worker.mirror.read_requests import request_reads_for
 
 log = structlog.get_logger()
 
 ORPHAN_AFTER_SECONDS = 15.0
-"""A batch that was started longer ago and is locked by no one has lost its drain."""
+"""A batch that was started longer ago, and whose row nobody has locked, has lost its drain."""
 PARTITIONS = 4
-"""Of a backlog on PostgreSQL: so many drains work beside each other without waiting for each other's rows."""
+"""Parts of a backlog on PostgreSQL: upper bound on drains that do not wait for each other's rows."""
 
 NO_ERROR = {"error": None, "fingerprint": None, "traceback": None}
-"""What stands of an error on an event that did not fail, or is to be tried anew."""
+"""The error columns of an event that did not fail, or that is replayed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How a drain works: events in a batch, attempts of one event, first and longest back-off in seconds."""
+    """How a drain works: events in a batch, attempts per event, first and longest back-off in seconds."""
 
     batch_size: int = 1000
     max_attempts: int = 10
@@ -50,13 +53,9 @@ class Policy:
     seconds: float = 20.0
     """A drain stops after this long, so that its job ends well before RQ would end it."""
 
-    def backoff(self, attempts: int) -> float:
-        """Return the seconds to wait after `attempts` failed attempts."""
-        return float(min(self.first_backoff * 2.0 ** min(attempts - 1, 60), self.longest_backoff))
-
 
 class ClaimedBatch(NamedTuple):
-    """A batch as written down. `last`: nothing else was due when it was taken."""
+    """A batch as recorded. `last`: nothing else was due when it was claimed."""
 
     id: str
     event_ids: list[str]
@@ -64,17 +63,17 @@ class ClaimedBatch(NamedTuple):
 
 
 def drain(engine: Engine, policy: Policy, applied: Callable[[list[float]], None] = lambda _: None) -> bool:
-    """Apply pending events until none is due; return False if it stopped earlier, for its time was up.
+    """Apply pending events until none is due; return False if the time ran out before.
 
     Args:
         engine: the database.
-        policy: how it works.
-        applied: told, after each commit, how old the events in it were, in seconds since they were accepted; those that
-            are replayed are not counted.
+        policy: how to work.
+        applied: called after each commit with the ages of its events, in seconds since they were accepted. Replayed
+            events are left out.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: the database is away; the sweep will ring again.
-        rq.timeouts.JobTimeoutException: RQ ended the job; the batch in work was set aside.
+        sqlalchemy.exc.DBAPIError: the database is unavailable; the sweep will ring again.
+        rq.timeouts.JobTimeoutException: RQ ended the job; the batch was requeued.
     """
     ends = time.monotonic() + policy.seconds
     while time.monotonic() < ends:
@@ -83,23 +82,23 @@ def drain(engine: Engine, policy: Policy, applied: Callable[[list[float]], None]
             return True
         ages = _work(engine, policy, batch)
         if ages is None:
-            continue  # its halves, or what others left
+            continue  # with its halves, or another batch
         applied(ages)
         if batch.last:
-            return True  # whoever came since has rung
+            return True  # later events have rung the bell
     return False
 
 
 def _work(engine: Engine, policy: Policy, batch: ClaimedBatch) -> list[float] | None:
-    """Apply a batch, and return as `_apply_batch`; None if it could not be applied."""
+    """Apply a batch and return the ages of its events, in seconds; None if it could not be applied."""
     try:
         ages, since = in_transaction(engine, lambda tx: (_apply_batch(tx, policy, batch), time.monotonic()))
     except Exception as error:
         if is_transient(error):
-            # Locks held for long are nobody's fault. With the database away this fails too, and the batch waits.
+            # A lock that is held for long is no event's fault. Without a database this fails too, and the batch waits.
             in_transaction(engine, _requeue_locked, policy, batch)
             return None
-        # A poison event may raise anything: it is noted on its row.
+        # A poison event may raise anything: the error is recorded on its row.
         failure = error
         in_transaction(engine, _requeue_failed, policy, batch, failure)
         if isinstance(error, JobTimeoutException):
@@ -110,20 +109,20 @@ def _work(engine: Engine, policy: Policy, batch: ClaimedBatch) -> list[float] | 
 
 
 def _claim_batch(tx: Connection, policy: Policy) -> ClaimedBatch | None:
-    """Choose what to do next and write it down: a half of an unfinished batch first, else what is pending and due."""
+    """Choose and record the next batch: half of an unfinished one first, otherwise pending events that are due."""
     advisory_lock(tx, CLAIM_LOCK)
-    standing = _open_batches(tx)
-    if any(batch.orphaned for batch in standing):
+    open_batches = _open_batches(tx)
+    if any(batch.orphaned for batch in open_batches):
         _requeue_orphans(tx, policy)
-        standing = _open_batches(tx)
-    left = [batch for batch in standing if batch.started_at is None]
-    if left:
-        tx.execute(update(Batch).where(Batch.id == left[0].id).values(started_at=db_now()))
-        return ClaimedBatch(left[0].id, left[0].event_ids)
-    taken = {event_id for batch in standing for event_id in batch.event_ids}
+        open_batches = _open_batches(tx)
+    half = next((batch for batch in open_batches if batch.started_at is None), None)
+    if half is not None:
+        tx.execute(update(Batch).where(Batch.id == half.id).values(started_at=db_now()))
+        return ClaimedBatch(half.id, half.event_ids)
+    taken = {event_id for batch in open_batches for event_id in batch.event_ids}
     size, partitions = policy.batch_size, PARTITIONS
     if tx.dialect.name == "sqlite":
-        size, partitions = min(size, SQLITE_BATCH), 1  # it has one writer: drains have nothing to divide
+        size, partitions = min(size, SQLITE_BATCH), 1  # one writer: drains cannot divide the work
     due = (
         select(Event.id, Event.partition_key)
         .where(Event.status == inline_literal(EventStatus.PENDING), Event.due_at <= db_now())
@@ -133,28 +132,40 @@ def _claim_batch(tx: Connection, policy: Policy) -> ClaimedBatch | None:
     known = [(id, key % partitions) for id, key in tx.execute(due).all()]
     free = [(id, partition) for id, partition in known if id not in taken]
     chosen = _choose_events(free, {partition for id, partition in known if id in taken}, size)
-    return (
-        ClaimedBatch(_insert_batch(tx, chosen, started=True), chosen, len(chosen) == len(free) < size)
-        if chosen
-        else None
-    )
+    if not chosen:
+        return None
+    return ClaimedBatch(_insert_batch(tx, chosen, started=True), chosen, last=len(chosen) == len(free) < size)
 
 
 def _choose_events(free: Sequence[tuple[str, int]], busy: Collection[int], size: int) -> list[str]:
-    """Return which of the free events, each with its partition, one drain takes: all, if they fit into a batch.
+    """Return the ids of the events for one batch: all free ones, if they fit.
 
-    If not, it takes those of a partition that no other drain is busy with, so that neither waits for the other's rows.
-    Where there is no such partition, it may have to wait.
+    Otherwise they are of one partition, if possible one that no other drain works on, so that neither waits for the
+    other's rows.
+
+    Args:
+        free: ids and partitions of the events that no drain has claimed.
+        busy: partitions that other drains work on.
+        size: upper bound on events.
     """
     if len(free) <= size:
         return [id for id, _ in free]
-    mine = next((partition for _, partition in free if partition not in busy), free[0][1])
-    return [id for id, partition in free if partition == mine][:size]
+    chosen = next((partition for _, partition in free if partition not in busy), free[0][1])
+    return [id for id, partition in free if partition == chosen][:size]
 
 
-def _open_batches(tx: Connection) -> Sequence[Any]:
+class OpenBatch(NamedTuple):
+    """A batch that is not finished. `started_at` is None for a half that waits for a drain."""
+
+    id: str
+    event_ids: list[str]
+    started_at: datetime | None
+    orphaned: bool | None
+
+
+def _open_batches(tx: Connection) -> list[OpenBatch]:
     orphaned = Batch.started_at < db_now_plus(-ORPHAN_AFTER_SECONDS)
-    return tx.execute(select(Batch.id, Batch.event_ids, Batch.started_at, orphaned.label("orphaned"))).all()
+    return [OpenBatch(*row) for row in tx.execute(select(Batch.id, Batch.event_ids, Batch.started_at, orphaned))]
 
 
 def _insert_batch(tx: Connection, event_ids: Sequence[str], *, started: bool) -> str:
@@ -164,7 +175,7 @@ def _insert_batch(tx: Connection, event_ids: Sequence[str], *, started: bool) ->
 
 
 def _requeue_orphans(tx: Connection, policy: Policy) -> None:
-    # A living drain holds the lock on its batch's row while it works.
+    # A drain that is alive holds the lock on its batch's row while it works.
     orphans = (
         select(Batch.id, Batch.event_ids)
         .where(Batch.started_at < db_now_plus(-ORPHAN_AFTER_SECONDS))
@@ -183,7 +194,7 @@ def _requeue_failed(tx: Connection, policy: Policy, batch: ClaimedBatch, error: 
 
 
 def _requeue_locked(tx: Connection, policy: Policy, batch: ClaimedBatch) -> None:
-    """Leave a batch that met locks for later: in halves, so that one locked row holds up only its own events."""
+    """Requeue a batch that met locks, in halves, so that one locked row holds up only its own events."""
     if not _delete_batch(tx, batch):
         return
     log.warning("batch_given_back", batch=batch.id, events=len(batch.event_ids))
@@ -201,15 +212,15 @@ def _insert_halves(tx: Connection, batch: ClaimedBatch) -> None:
 
 
 def _delete_batch(tx: Connection, batch: ClaimedBatch) -> bool:
-    """Strike out the batch, which locks it until the commit; False if another drain took it over meanwhile.
+    """Delete the record, which locks it until the commit; False if another drain has taken the batch over.
 
-    That happens to a drain that was stopped for long.
+    That happens to a drain that was frozen for long.
     """
     return tx.execute(delete(Batch).where(Batch.id == batch.id)).rowcount == 1
 
 
 def _bisect(tx: Connection, policy: Policy, batch: ClaimedBatch, error: Exception) -> None:
-    """Go on with a batch that was struck out and not applied."""
+    """Requeue the halves of a failed batch, whose record is deleted; count an attempt of an event that was alone."""
     if len(batch.event_ids) > 1:
         _insert_halves(tx, batch)
         return
@@ -220,17 +231,17 @@ def _bisect(tx: Connection, policy: Policy, batch: ClaimedBatch, error: Exceptio
         log.warning("event_failed", event_id=batch.event_ids[0], attempts=attempts + 1, error=type(error).__name__)
 
 
-def _failed_attempt(policy: Policy, attempts: int, error: Exception) -> dict[str, Any]:
-    """Return what a failed attempt leaves on its event: tried again later, or set aside for an operator."""
-    values: dict[str, Any] = {"attempts": attempts, "error": describe(error), "fingerprint": fingerprint(error)}
+def _failed_attempt(policy: Policy, attempts: int, error: Exception) -> dict[str, object]:
+    """Return the columns of an event after a failed attempt: retried later, or failed until an operator decides."""
+    values: dict[str, object] = {"attempts": attempts, "error": describe(error), "fingerprint": fingerprint(error)}
     values["traceback"] = None if isinstance(error, PayloadError) else stack_of(error)
     if isinstance(error, PayloadError) or attempts >= policy.max_attempts:
         return {**values, "status": EventStatus.FAILED, "processed_at": db_now()}
-    return {**values, "due_at": db_now_plus(policy.backoff(attempts))}
+    return {**values, "due_at": db_now_plus(backoff(attempts, policy.first_backoff, policy.longest_backoff))}
 
 
 def describe(error: Exception) -> str:
-    """Return `error` as the inbox keeps it: one line without parameters of statements."""
+    """Return an error as the inbox keeps it: one line, without the parameters of statements."""
     if isinstance(error, PayloadError):
         return clean(str(error))
     message = str(error.orig) if isinstance(error, DBAPIError) else str(error)
@@ -238,9 +249,9 @@ def describe(error: Exception) -> str:
 
 
 def _apply_batch(tx: Connection, policy: Policy, batch: ClaimedBatch) -> list[float]:
-    """Apply the events of a batch, note what became of each, and strike out the batch, all in `tx`.
+    """Apply the events of a batch, record the outcome of each, and delete the batch, all in `tx`.
 
-    Returns how long ago each was accepted, in seconds.
+    Returns how long ago each event was accepted, in seconds.
     """
     began = time.monotonic()
     if not _delete_batch(tx, batch):
@@ -257,56 +268,72 @@ def _apply_batch(tx: Connection, policy: Policy, batch: ClaimedBatch) -> list[fl
     return [age + time.monotonic() - began for age in ages]
 
 
-class Decided(NamedTuple):
-    """What events come to: rows for the inbox, those that cannot be used and why, and rows for `changes`.
+class UndecidedEvent(NamedTuple):
+    """What of an inbox row is needed to decide its event."""
 
-    `ages`: how long ago those that are decided for the first time were accepted, in seconds.
-    `unkept`: the ids of those done whose payload is not kept, because it is of an ignored type or of an erased person.
+    id: str
+    type: str
+    body: bytes | None
+    attempts: int
+    received_at: datetime
+    replays: int
+
+
+class Decided(NamedTuple):
+    """What deciding events came to.
+
+    Attributes:
+        done: for each usable event, the columns of its inbox row.
+        failed: the unusable events, each with its error.
+        changes: rows for `changes`.
+        ages: how long ago events that are decided for the first time were accepted, in seconds.
+        unkept: ids of done events whose payload is not kept: their type is ignored, or the person is erased.
     """
 
-    done: list[dict[str, Any]]
-    failed: list[tuple[Any, PayloadError]]
-    changes: list[dict[str, Any]]
+    done: list[Record]
+    failed: list[tuple[UndecidedEvent, PayloadError]]
+    changes: list[ChangeRow]
     ages: list[float]
     unkept: set[str]
 
 
 def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool]) -> Decided:
-    """Lock events, decide them and write the mirror in `tx`; nothing is noted of them yet.
+    """Lock events, decide them and write the mirror in `tx`; the inbox is left to the caller.
 
     Args:
-        tx: the caller's transaction; rolled back, it was only a question.
-        ids: of the events.
+        tx: the caller's transaction; one that is rolled back only shows what would happen.
+        ids: the events.
         which: further conditions on them.
     """
-    # Shared: a new role map waits for the batches that read the old one.
+    # A shared lock: a new role map waits for the batches that use the old one.
     roles, now = tx.execute(select(Mirror.role_map, db_now()).with_for_update(read=True)).one()
-    told = (Event.id, Event.type, Event.body, Event.attempts, Event.received_at, Event.replays)
-    query = select(*told).where(is_any_of(tx, Event.id, ids), *which)
-    done: list[dict[str, Any]] = []
-    failed: list[tuple[Any, PayloadError]] = []
+    selected = (Event.__table__.c[name] for name in UndecidedEvent._fields)
+    query = select(*selected).where(is_any_of(tx, Event.id, ids), *which)
+    done: list[Record] = []
+    failed: list[tuple[UndecidedEvent, PayloadError]] = []
     arrivals: list[Arrival] = []
     ages: list[float] = []
-    for event in tx.execute(query.order_by(Event.id).with_for_update()).all():
+    for row in tx.execute(query.order_by(Event.id).with_for_update()).all():
+        event = UndecidedEvent(*row)
         try:
-            envelope, snapshot = read_event(event.id, event.type, event.body, roles)
+            envelope, snapshot = read_event(event.id, event.type, event.body or b"", roles)
         except PayloadError as error:
             failed.append((event, error))
             continue
-        row = {"id": event.id, "occurred_at": envelope.created_at, "outcome": Outcome.IGNORED, "decided_by": None}
-        done.append(row | _subject_columns(snapshot))
+        decided = {"id": event.id, "occurred_at": envelope.created_at, "outcome": Outcome.IGNORED, "decided_by": None}
+        done.append(decided | _subject_columns(snapshot))
         if not event.replays:
             ages.append((now - event.received_at).total_seconds())
         if snapshot is not None:
-            arrivals.append(Arrival(snapshot, "event", event.id))
+            arrivals.append(Arrival(snapshot, Cause.EVENT, event.id))
     decisions, changes = apply(tx, arrivals)
     request_reads_for(tx, arrivals, decisions)
-    against = dict(zip((arrival.cause_id for arrival in arrivals), decisions, strict=True))
-    for row in done:
-        if decision := against.get(row["id"]):
+    by_event = dict(zip((arrival.cause_id for arrival in arrivals), decisions, strict=True))
+    for columns in done:
+        if decision := by_event.get(columns["id"]):
             lost = decision.outcome in (Outcome.STALE, Outcome.TOMBSTONED)
-            row |= {"outcome": decision.outcome, "decided_by": decision.against if lost else None}
-    unkept = {row["id"] for row in done if row["outcome"] == Outcome.IGNORED} | _of_erased(tx, arrivals)
+            columns |= {"outcome": decision.outcome, "decided_by": decision.against if lost else None}
+    unkept = {columns["id"] for columns in done if columns["outcome"] == Outcome.IGNORED} | _of_erased(tx, arrivals)
     return Decided(done, failed, changes, ages, unkept)
 
 
@@ -327,14 +354,14 @@ def _user_of(snapshot: Snapshot) -> str | None:
 
 
 def _subject_columns(snapshot: Snapshot | None) -> dict[str, str | None]:
-    """Return what the inbox row says its event was about."""
+    """Return the columns of an inbox row that say what its event is about."""
     if snapshot is None:
         return {"kind": None, "object_id": None, "organization_id": None}
     organization_id = snapshot.kind.organization_of(snapshot.id, snapshot.state.content)
     return {"kind": snapshot.kind.name, "object_id": snapshot.id, "organization_id": organization_id}
 
 
-def _mark_done(tx: Connection, done: list[dict[str, Any]], unkept: Collection[str]) -> None:
-    noted: dict[str, Any] = {**NO_ERROR, "status": EventStatus.DONE, "processed_at": db_now()}
-    update_rows(tx, Event, [row for row in done if row["id"] not in unkept], **noted)
-    update_rows(tx, Event, [row for row in done if row["id"] in unkept], **noted, body=None)
+def _mark_done(tx: Connection, done: list[Record], unkept: Collection[str]) -> None:
+    columns: dict[str, object] = {**NO_ERROR, "status": EventStatus.DONE, "processed_at": db_now()}
+    update_rows(tx, Event, [row for row in done if row["id"] not in unkept], **columns)
+    update_rows(tx, Event, [row for row in done if row["id"] in unkept], **columns, body=None)

@@ -1,4 +1,4 @@
-"""The inbox: one row for every event id. What is committed here is never lost; Redis only says that it is here."""
+"""The inbox: one row for every event id. A committed event is never lost; Redis only wakes the workers."""
 
 import functools
 import uuid
@@ -11,8 +11,8 @@ from sqlalchemy import Connection, Engine, Executable, Select, exists, func, sel
 from sqlalchemy.dialects import postgresql, sqlite
 
 from models.database import read_transaction, write_transaction
-from models.tables import Batch, Event, EventStatus
-from models.types import db_now, db_now_plus, inline_literal
+from models.tables import Batch, Event, EventSource, EventStatus
+from models.types import JsonObject, db_now, db_now_plus, inline_literal
 from worker.decision.payload import is_id
 from worker.errors import PayloadError
 
@@ -21,20 +21,24 @@ PARTITION_KEYS = 256
 
 
 class Delivery(NamedTuple):
-    """An event as it came: WorkOS's id, its type, the raw bytes, and a number that all events of one object share."""
+    """An event as received: WorkOS's id, the type, the raw bytes, and a number that all events of one object share."""
 
     id: str
     type: str
     body: bytes
     partition_key: int
-    """Below `PARTITION_KEYS`. Only who works on an event depends on it, never what comes of it."""
+    """Below `PARTITION_KEYS`. It decides which drain applies an event, never the result."""
 
     @classmethod
-    def of(cls, event: Any, body: bytes) -> "Delivery":
-        """Return an event, with the bytes that it was read from.
+    def of(cls, event: object, body: bytes) -> "Delivery":
+        """Return the delivery of an event.
+
+        Args:
+            event: the parsed JSON.
+            body: the bytes it was parsed from.
 
         Raises:
-            PayloadError: it has no id or no type that can be a key; nothing else of it matters yet.
+            PayloadError: the id or the type is missing or cannot be a key; the rest is not looked at yet.
         """
         if not isinstance(event, dict):
             raise PayloadError("body", "is not an object")
@@ -44,7 +48,7 @@ class Delivery(NamedTuple):
         return cls(event["id"], event["event"], body, _partition_key(event))
 
 
-def _partition_key(event: Mapping[str, Any]) -> int:
+def _partition_key(event: JsonObject) -> int:
     data = event.get("data")
     id = data.get("id") if isinstance(data, Mapping) else None
     return crc32(id.encode(errors="replace")) % PARTITION_KEYS if isinstance(id, str) else 0
@@ -53,7 +57,7 @@ def _partition_key(event: Mapping[str, Any]) -> int:
 def accept_webhooks(engine: Engine, deliveries: Sequence[Delivery]) -> list[bool]:
     """Commit deliveries in one transaction and return, for each, whether its event is new.
 
-    An event that is known, or comes twice among them, only counts one more delivery.
+    For an event that is known, or that occurs twice in `deliveries`, only the number of its deliveries grows.
 
     Raises:
         sqlalchemy.exc.DBAPIError: nothing was committed.
@@ -64,44 +68,44 @@ def accept_webhooks(engine: Engine, deliveries: Sequence[Delivery]) -> list[bool
 
 def _accept_webhooks(tx: Connection, deliveries: Sequence[Delivery]) -> list[bool]:
     new = [False] * len(deliveries)
-    left = list(enumerate(deliveries))
-    while left:
-        # One statement meets each id once; in sorted order, so that two processes wait for each other in one order.
-        now = {delivery.id: (place, delivery) for place, delivery in reversed(left)}
-        rows = [{**now[id][1]._asdict(), "source": "webhook"} for id in sorted(now)]
-        for id, times in tx.execute(_accept(tx.dialect.name, "webhook"), rows):
-            new[now[id][0]] = times == 1
-        left = [(place, delivery) for place, delivery in left if now[delivery.id][0] != place]
+    remaining = list(enumerate(deliveries))
+    while remaining:
+        # A statement may contain each id once. Sorted, so that two processes cannot wait for each other in a circle.
+        first = {delivery.id: (place, delivery) for place, delivery in reversed(remaining)}
+        rows = [{**first[id][1]._asdict(), "source": EventSource.WEBHOOK} for id in sorted(first)]
+        for id, times in tx.execute(_accept(tx.dialect.name, EventSource.WEBHOOK), rows):
+            new[first[id][0]] = times == 1
+        remaining = [(place, delivery) for place, delivery in remaining if first[delivery.id][0] != place]
     return new
 
 
 def accept_from_api(tx: Connection, delivery: Delivery, occurred_at: datetime | None = None) -> bool:
-    """Store an event of the events API in the caller's transaction and return whether it is new.
+    """Store an event of the events API and return whether it is new.
 
     Args:
-        tx: the transaction.
+        tx: the caller's transaction.
         delivery: the event.
-        occurred_at: when it happened (aware); None if it does not say so.
+        occurred_at: when it happened (aware); None if the event does not say.
     """
-    row = {**delivery._asdict(), "source": "events_api", "occurred_at": occurred_at}
-    accepted = tx.execute(_accept(tx.dialect.name, "events_api"), row).one_or_none()
+    row = {**delivery._asdict(), "source": EventSource.EVENTS_API, "occurred_at": occurred_at}
+    accepted = tx.execute(_accept(tx.dialect.name, EventSource.EVENTS_API), row).one_or_none()
     return accepted is not None and accepted.deliveries == 1
 
 
 @functools.cache
-def _accept(dialect_name: str, source: str) -> Executable:
-    # Built once: building it took as long as running it.
+def _accept(dialect_name: str, source: EventSource) -> Executable:
+    # Cached: building the statement takes as long as running it.
     insert: Any = postgresql.insert if dialect_name == "postgresql" else sqlite.insert
-    first = Event.webhook_at if source == "webhook" else Event.api_at
+    first = Event.webhook_at if source is EventSource.WEBHOOK else Event.api_at
     again = {
         "deliveries": Event.deliveries + 1,
         "last_delivered_at": db_now(),
         first.key: func.coalesce(first, db_now()),
     }
-    # What the events API returns again, as it does each time for the newest, is no further delivery.
-    known = first.is_(None) if source == "events_api" else None
+    # The events API returns its newest events again and again: that is not another delivery.
+    known = first.is_(None) if source is EventSource.EVENTS_API else None
     new = insert(Event).values({first.key: db_now()})
-    if source == "events_api":
+    if source is EventSource.EVENTS_API:
         again["occurred_at"] = func.coalesce(Event.occurred_at, new.excluded.occurred_at)
     return (  # type: ignore[no-any-return]  # the two dialects' inserts share no type
         new.on_conflict_do_update(index_elements=[Event.id], set_=again, where=known).returning(
@@ -111,19 +115,19 @@ def _accept(dialect_name: str, source: str) -> Executable:
 
 
 def probe(engine: Engine) -> None:
-    """Store an event and take it back.
+    """Store an event and roll back.
 
     Raises:
         sqlalchemy.exc.DBAPIError: an event could not be committed now.
     """
-    event = {"id": f"probe_{uuid.uuid4().hex}", "type": "probe", "body": b"", "source": "probe"}
+    event = {"id": f"probe_{uuid.uuid4().hex}", "type": "probe", "body": b"", "source": EventSource.WEBHOOK}
     with engine.connect() as connection, connection.begin() as tx:
-        connection.execute(_accept(engine.dialect.name, "webhook"), event)
+        connection.execute(_accept(engine.dialect.name, EventSource.WEBHOOK), event)
         tx.rollback()
 
 
 class Backlog(NamedTuple):
-    """How much is waiting: counts up to 10,000. `oldest_seconds` is the age of the oldest pending event, or 0."""
+    """How much is waiting. Counts stop at 10,000. `oldest_seconds` is the age of the oldest pending event, or 0."""
 
     pending: int
     failed: int
@@ -131,7 +135,7 @@ class Backlog(NamedTuple):
 
 
 def backlog(engine: Engine) -> Backlog:
-    """Return what waits in the inbox now."""
+    """Return how much is waiting in the inbox now."""
 
     def number(status: EventStatus) -> Select[int]:
         some = select(Event.id).where(Event.status == inline_literal(status)).limit(MAX_COUNTED)
@@ -147,7 +151,7 @@ def backlog(engine: Engine) -> Backlog:
 
 
 def needs_drain(engine: Engine, *, older_than: float) -> bool:
-    """Whether something waits that no drain took within `older_than` seconds, half-done batches included."""
+    """Return whether an event or a batch has been waiting for a drain for more than `older_than` seconds."""
     due = exists().where(Event.status == inline_literal(EventStatus.PENDING), Event.due_at < db_now_plus(-older_than))
     waiting = exists().where((Batch.started_at.is_(None)) | (Batch.started_at < db_now_plus(-older_than)))
     with read_transaction(engine) as tx:

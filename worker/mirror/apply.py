@@ -1,26 +1,28 @@
 """Applies snapshots to the mirror, in the caller's transaction: lock the rows, decide, save, record the changes."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, RowMapping, select
 
 from models.addresses import normalize_address
 from models.bulk import insert_new, insert_rows, is_any_of, update_rows
 from models.database import CHANGES_LOCK, advisory_lock
-from models.tables import Change, UserAddress
-from models.types import db_now
-from worker.decision.decide import ConfirmationReason, Outcome, State, Version, decide, needs_confirmation, shown
+from models.outcomes import Outcome
+from models.tables import Cause, Change, DeletedBy, UserAddress
+from models.types import JsonObject, db_now
+from worker.decision.decide import ConfirmationReason, State, Version, decide, needs_confirmation, shown
 from worker.kinds import KINDS, Kind, Snapshot
 from worker.kinds.user import USER
 from worker.mirror.auto_join import auto_join_changes
+from worker.mirror.change_rows import ChangeRow
 
 
 class Arrival(NamedTuple):
     """A snapshot and its cause: `event`, `resync`, `operator` or `settings`. `cause_id` says which one."""
 
     snapshot: Snapshot
-    cause: str
+    cause: Cause
     cause_id: str
 
 
@@ -38,7 +40,7 @@ class Decision(NamedTuple):
     needs_confirmation: ConfirmationReason | None
 
 
-def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], list[dict[str, Any]]]:
+def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], list[ChangeRow]]:
     """Decide each arrival in turn and write the mirror.
 
     Rows are locked kind by kind, sorted by id, so that concurrent callers do not deadlock. The caller passes the
@@ -48,7 +50,7 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
         the decisions, in the order of `arrivals`, and the rows of `changes`.
     """
     decisions: dict[int, Decision] = {}
-    changes: list[dict[str, Any]] = []
+    changes: list[ChangeRow] = []
     for kind in KINDS.values():
         of_kind = [(place, arrival) for place, arrival in enumerate(arrivals) if arrival.snapshot.kind is kind]
         if not of_kind:
@@ -73,7 +75,7 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
     return [decisions[place] for place in range(len(arrivals))], changes
 
 
-def note_changes(tx: Connection, changes: Sequence[dict[str, Any]]) -> None:
+def note_changes(tx: Connection, changes: Sequence[ChangeRow]) -> None:
     """Write rows of `changes`, with the rows that auto-join derives from them. Must be the last step before commit.
 
     The ids are assigned under one lock that is held until the commit. So a follower that has seen id n never finds a
@@ -84,7 +86,7 @@ def note_changes(tx: Connection, changes: Sequence[dict[str, Any]]) -> None:
         insert_rows(tx, Change, [*changes, *auto_join_changes(tx, changes)])
 
 
-def show(kind: Kind, state: State) -> dict[str, Any]:
+def show(kind: Kind, state: State) -> JsonObject:
     """Return a state as `before` and `after` of `changes` contain it.
 
     It has every column of the kind, `state`, and for users `erased`. Times are ISO 8601 text in UTC.
@@ -93,7 +95,7 @@ def show(kind: Kind, state: State) -> dict[str, Any]:
     return shown(content, deleted=state.deleted) | ({"erased": state.erased} if kind is USER else {})
 
 
-def change(kind: Kind, id: str, before: State | None, after: State, cause: str, cause_id: str) -> dict[str, Any]:
+def change(kind: Kind, id: str, before: State | None, after: State, cause: Cause, cause_id: str) -> ChangeRow:
     """Return a row for `note_changes`; `before` is None for an object never seen."""
     return {
         "kind": kind.name,
@@ -118,28 +120,27 @@ def lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State
     """
     table = kind.table.__table__
     insert_new(tx, kind.table, [{"id": id} for id in ids])
-    found = tx.execute(select(table).where(is_any_of(tx, table.c.id, ids)).order_by(table.c.id).with_for_update()).all()
-    return {row.id: _state(kind, row) for row in found}
+    found = select(table).where(is_any_of(tx, table.c.id, ids)).order_by(table.c.id).with_for_update()
+    return {row["id"]: _state(kind, row) for row in tx.execute(found).mappings()}
 
 
 def stored_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State]:
     """Return the states of those of `ids` that were ever seen, without locking them."""
     table = kind.table.__table__
-    rows = tx.execute(select(table).where(is_any_of(tx, table.c.id, ids))).all()
-    found = ((row.id, _state(kind, row)) for row in rows)
+    rows = tx.execute(select(table).where(is_any_of(tx, table.c.id, ids))).mappings()
+    found = ((row["id"], _state(kind, row)) for row in rows)
     return {id: state for id, state in found if state is not None}
 
 
-def _state(kind: Kind, row: Any) -> State | None:
-    if row.revision == 0:
+def _state(kind: Kind, row: RowMapping) -> State | None:
+    if row["revision"] == 0:
         return None
-    columns = row._mapping  # noqa: SLF001 - SQLAlchemy's public name for it
     return State(
-        Version(row.updated_at, row.event_at, row.event_id),
-        deleted=row.deleted_by is not None,
-        content={name: columns[name] for name in kind.columns},
-        by_resync=row.deleted_by == "resync",
-        erased=row.erased,
+        Version(row["updated_at"], row["event_at"], row["event_id"]),
+        deleted=row["deleted_by"] is not None,
+        content={name: row[name] for name in kind.columns},
+        by_resync=row["deleted_by"] == DeletedBy.RESYNC,
+        erased=row["erased"],
     )
 
 
@@ -160,13 +161,13 @@ def _record_addresses(tx: Connection, users: Iterable[tuple[str, State]]) -> Non
     insert_new(tx, UserAddress, [{"user_id": id, "email_hash": digest} for id, digest in sorted(found)])
 
 
-def _columns(kind: Kind, id: str, state: State) -> dict[str, Any]:
+def _columns(kind: Kind, id: str, state: State) -> dict[str, object]:
     return {
         "id": id,
         "updated_at": state.version.updated_at,
         "event_at": state.version.event_at,
         "event_id": state.version.event_id,
-        "deleted_by": ("resync" if state.by_resync else "event") if state.deleted else None,
+        "deleted_by": (DeletedBy.RESYNC if state.by_resync else DeletedBy.EVENT) if state.deleted else None,
         "erased": state.erased,
         # A column that the API does not return (why a domain failed) is None for an object first seen there.
         **{name: state.content.get(name) for name in kind.columns},

@@ -9,25 +9,26 @@ who is to be made a member; `worker.provisioning` does it, in no transaction.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, delete, exists, insert, or_, select
+from sqlalchemy.orm import InstrumentedAttribute
 
 from models.bulk import dialect_insert, insert_rows, is_any_of
-from models.tables import AutoJoin, AutoJoinState, Join, JoinSearch, JoinState, Mirror
-from models.types import db_now
+from models.tables import AutoJoin, AutoJoinMode, AutoJoinState, Cause, Join, JoinSearch, JoinState, Mirror
+from models.types import JsonObject, db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.decision.decide import shown
 from worker.kinds.domain import DOMAIN, Domain
 from worker.kinds.organization import ORGANIZATION, Organization
 from worker.kinds.user import USER, User
+from worker.mirror.change_rows import CausedBy, ChangeRow
 
 REVIVED = (JoinState.DROPPED, JoinState.FAILED)
 """Joins that a new cause makes pending again; what is blocked stays so until an operator unblocks the person."""
 
 VERIFIED = ("verified", "legacy_verified")
-
-Cause = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +43,27 @@ class Claim:
     deleted: bool
     workspace_deleted: bool
     workspace_known: bool
-    shown: Mapping[str, Any]
+    shown: JsonObject
     """The domain as `changes` contains it."""
 
     @property
     def holds(self) -> bool:
         """Whether it is verified, by a workspace that is not known to be gone: one that is not known yet is a rival."""
         return self.verification in VERIFIED and not self.deleted and not self.workspace_deleted
+
+
+class JoinSettings(NamedTuple):
+    """What of the row of `mirror` decides who joins: see `models.tables.Mirror`."""
+
+    auto_join: AutoJoinMode
+    auto_join_existing: bool
+    backfill_from: datetime | None
+    backfilled_at: datetime | None
+
+    @classmethod
+    def read(cls, tx: Connection) -> "JoinSettings":
+        """Return what is in force now."""
+        return cls(*tx.execute(select(*(Mirror.__table__.c[name] for name in cls._fields))).one())
 
 
 class AutoJoinStatus(NamedTuple):
@@ -91,7 +106,7 @@ def auto_join_statuses(claims: Sequence[Claim]) -> dict[str, AutoJoinStatus]:
     }
 
 
-def auto_join_changes(tx: Connection, changes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def auto_join_changes(tx: Connection, changes: Sequence[ChangeRow]) -> list[ChangeRow]:
     """Record what changes of the mirror mean for auto-join.
 
     A change of a domain gets the auto-join state in its `before` and `after`. A domain whose state changed for another
@@ -108,26 +123,26 @@ def auto_join_changes(tx: Connection, changes: Sequence[Mapping[str, Any]]) -> l
     people = {row["object_id"]: row for row in changes if row["kind"] == USER.name and _newly_verified(row)}
     if not (domains or workspaces or people):
         return []
-    mirror = tx.execute(select(Mirror.__table__)).one()
-    further: list[dict[str, Any]] = []
+    mirror = JoinSettings.read(tx)
+    further: list[ChangeRow] = []
     if domains or workspaces:
         transitions = _record_statuses(tx, _causes_of_claims(tx, domains, workspaces))
         further = _record_changes(transitions, changes)
-        if mirror.auto_join == "provision":
+        if mirror.auto_join == AutoJoinMode.PROVISION:
             _search(tx, [transition for transition in transitions if transition.begins], mirror)
-    if mirror.auto_join == "provision":
+    if mirror.auto_join == AutoJoinMode.PROVISION:
         _add_joins(tx, {id: _cause(row) for id, row in people.items() if _is_sign_up(row, mirror)})
     return further
 
 
-def search(tx: Connection, organization_id: str, cause: Cause) -> None:
+def search(tx: Connection, organization_id: str, cause: CausedBy) -> None:
     """Request a search for all people with an address on one of a workspace's auto-join domains."""
     view = auto_join_domains.c
     for domain in tx.execute(select(view.domain).where(view.organization_id == organization_id)).scalars():
         _add_search(tx, organization_id, domain, None, cause)
 
 
-def eligible() -> Select[Any]:
+def eligible() -> Select[str, str, str | None, str, str]:
     """Return the query of people with a verified address on an auto-join domain, members and blocked people too.
 
     Its columns are `organization_id`, `user_id`, `email`, `domain` and `default_role`.
@@ -140,7 +155,7 @@ def eligible() -> Select[Any]:
     )
 
 
-def is_missing(organization_id: Any) -> ColumnElement[bool]:
+def is_missing(organization_id: ColumnElement[str] | InstrumentedAttribute[str]) -> ColumnElement[bool]:
     """Return the condition that a user is not in a workspace, and that nothing keeps them out of it."""
     member, block = workspace_members.c, auto_join_blocks.c
     inside = exists().where(member.organization_id == organization_id, member.user_id == User.id)
@@ -148,7 +163,7 @@ def is_missing(organization_id: Any) -> ColumnElement[bool]:
     return ~inside & ~kept_out
 
 
-def add_joins(tx: Connection, which: ColumnElement[bool], cause: Cause) -> int:
+def add_joins(tx: Connection, which: ColumnElement[bool], cause: CausedBy) -> int:
     """Make the join of every user whom `which` names, of a verified address on an auto-join domain; return how many."""
     rows = [
         {
@@ -182,12 +197,12 @@ def add_joins(tx: Connection, which: ColumnElement[bool], cause: Cause) -> int:
     return len(rows)
 
 
-def _created_or_deleted(row: Mapping[str, Any]) -> bool:
+def _created_or_deleted(row: ChangeRow) -> bool:
     """Return whether a change created, deleted or restored a workspace."""
     return row["before"] is None or row["before"]["state"] != row["after"]["state"]
 
 
-def _newly_verified(row: Mapping[str, Any]) -> bool:
+def _newly_verified(row: ChangeRow) -> bool:
     """Return whether a change gave a person a verified address that they did not have before."""
     before, after = row["before"] or {}, row["after"]
     compared = ("state", "email", "email_verified")
@@ -198,18 +213,18 @@ def _newly_verified(row: Mapping[str, Any]) -> bool:
     )
 
 
-def _is_sign_up(row: Mapping[str, Any], mirror: Any) -> bool:
+def _is_sign_up(row: ChangeRow, mirror: JoinSettings) -> bool:
     """Return whether a change may be a sign-up. People found by the first resync signed up earlier."""
-    return bool(row["cause"] == "event" or mirror.backfilled_at is not None)
+    return bool(row["cause"] == Cause.EVENT or mirror.backfilled_at is not None)
 
 
-def _cause(row: Mapping[str, Any]) -> Cause:
+def _cause(row: ChangeRow) -> CausedBy:
     return row["cause"], row["cause_id"]
 
 
 def _causes_of_claims(
-    tx: Connection, domains: Mapping[str, Mapping[str, Any]], workspaces: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Cause]:
+    tx: Connection, domains: Mapping[str, ChangeRow], workspaces: Mapping[str, ChangeRow]
+) -> dict[str, CausedBy]:
     """Return the ids of all domains whose state may have changed, each with the cause."""
     names = {
         shown["normalized"]: _cause(row)
@@ -270,7 +285,7 @@ class Transition(NamedTuple):
     claim: Claim
     before: AutoJoinStatus | None
     now: AutoJoinStatus
-    cause: Cause
+    cause: CausedBy
 
     @property
     def begins(self) -> bool:
@@ -279,7 +294,7 @@ class Transition(NamedTuple):
         return self.now.state is AutoJoinState.VERIFIED and before is not AutoJoinState.VERIFIED
 
 
-def _record_statuses(tx: Connection, causes: Mapping[str, Cause]) -> list[Transition]:
+def _record_statuses(tx: Connection, causes: Mapping[str, CausedBy]) -> list[Transition]:
     """Work out where domains stand, and every other claim to them, and note what changed."""
     if not causes:
         return []
@@ -289,7 +304,7 @@ def _record_statuses(tx: Connection, causes: Mapping[str, Cause]) -> list[Transi
     recorded = {row.domain_id: row for row in tx.execute(query).all()}
     any_cause = next(iter(causes.values()))
     transitions = []
-    outdated: list[dict[str, Any]] = []
+    outdated: list[dict[str, str | None]] = []
     for claim in found:
         row, status = recorded.get(claim.domain_id), now[claim.domain_id]
         before = AutoJoinStatus(AutoJoinState(row.state), row.reason) if row else None
@@ -298,18 +313,20 @@ def _record_statuses(tx: Connection, causes: Mapping[str, Cause]) -> list[Transi
             place = {"domain": claim.domain, "organization_id": claim.organization_id}
             outdated.append({"domain_id": claim.domain_id, **place, **status._asdict()})
     if outdated:
-        tx.execute(delete(AutoJoin).where(is_any_of(tx, AutoJoin.domain_id, (row["domain_id"] for row in outdated))))
+        tx.execute(
+            delete(AutoJoin).where(is_any_of(tx, AutoJoin.domain_id, (str(row["domain_id"]) for row in outdated)))
+        )
         insert_rows(tx, AutoJoin, outdated)
     return transitions
 
 
-def _record_changes(transitions: Sequence[Transition], changes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _record_changes(transitions: Sequence[Transition], changes: Sequence[ChangeRow]) -> list[ChangeRow]:
     """Add the states to the changes of their domains; return a row for each state that changed without one."""
-    rows: dict[str, list[Mapping[str, Any]]] = {}
+    rows: dict[str, list[ChangeRow]] = {}
     for change in changes:
         if change["kind"] == DOMAIN.name:
             rows.setdefault(change["object_id"], []).append(change)
-    further = []
+    further: list[ChangeRow] = []
     for transition in transitions:
         claim = transition.claim
         before, now = _columns(transition.before), _columns(transition.now)
@@ -340,7 +357,7 @@ def _columns(status: AutoJoinStatus | None) -> dict[str, str | None]:
     }
 
 
-def _search(tx: Connection, verified: Sequence[Transition], mirror: Any) -> None:
+def _search(tx: Connection, verified: Sequence[Transition], mirror: JoinSettings) -> None:
     """Request searches for the people of domains that have begun to auto-join.
 
     Without AUTO_JOIN_EXISTING a search covers only people who signed up after the domain was verified.
@@ -360,7 +377,9 @@ def _search(tx: Connection, verified: Sequence[Transition], mirror: Any) -> None
         _add_search(tx, claim.organization_id, claim.domain, after, transition.cause)
 
 
-def _add_search(tx: Connection, organization_id: str, domain: str, created_after: Any, cause: Cause) -> None:
+def _add_search(
+    tx: Connection, organization_id: str, domain: str, created_after: datetime | None, cause: CausedBy
+) -> None:
     same = and_(JoinSearch.organization_id == organization_id, JoinSearch.domain == domain)
     running = tx.execute(delete(JoinSearch).where(same).returning(JoinSearch.created_after)).one_or_none()
     row = {"organization_id": organization_id, "domain": domain, "cause": cause[0], "cause_id": cause[1]}
@@ -368,8 +387,8 @@ def _add_search(tx: Connection, organization_id: str, domain: str, created_after
     tx.execute(insert(JoinSearch).values(created_after=None if everybody else created_after, **row))
 
 
-def _add_joins(tx: Connection, people: Mapping[str, Cause]) -> None:
-    by_cause: dict[Cause, list[str]] = {}
+def _add_joins(tx: Connection, people: Mapping[str, CausedBy]) -> None:
+    by_cause: dict[CausedBy, list[str]] = {}
     for id, cause in people.items():
         by_cause.setdefault(cause, []).append(id)
     for cause, ids in by_cause.items():

@@ -1,16 +1,17 @@
 """Who may join by domain, as decided by settings and operators: mode, workspace switches, blocks on persons."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Engine, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, Select, and_, delete, func, insert, or_, select, update
 
 from models.bulk import dialect_insert
 from models.database import CHANGES_LOCK, advisory_lock, in_transaction, read_transaction
 from models.tables import (
     JOIN,
     WORKSPACE_SETTINGS,
+    AutoJoinMode,
+    Cause,
     Change,
     Join,
     JoinState,
@@ -18,7 +19,7 @@ from models.tables import (
     UnblockedMembership,
     WorkspaceSettings,
 )
-from models.types import db_now
+from models.types import JsonObject, Record, db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.errors import ConfigurationError, OperatorError, UnknownIdError
 from worker.kinds.membership import Membership
@@ -26,6 +27,7 @@ from worker.kinds.organization import Organization
 from worker.kinds.user import User
 from worker.mirror.apply import note_changes
 from worker.mirror.auto_join import add_joins, eligible, is_missing, search
+from worker.mirror.change_rows import ChangeRow
 from worker.mirror.identity import same_person
 
 log = structlog.get_logger()
@@ -46,7 +48,7 @@ def adopt(engine: Engine, mode: str, *, existing: bool) -> None:
     in_transaction(engine, _store, {"auto_join": mode, "auto_join_existing": existing})
 
 
-def _store(tx: Connection, wanted: dict[str, Any]) -> None:
+def _store(tx: Connection, wanted: dict[str, object]) -> None:
     current = tx.execute(select(Mirror.__table__).with_for_update()).mappings().one()
     if changed := {name: value for name, value in wanted.items() if current[name] != value}:
         log.info("auto_join_settings_changed", **wanted)
@@ -61,7 +63,7 @@ def set_workspace(
     *,
     auto_join: bool | None = None,
     default_role: str | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Change a workspace's auto-join settings, and return all of them.
 
     Args:
@@ -83,7 +85,7 @@ def set_workspace(
     return in_transaction(engine, _set_workspace, organization_id, who, why, wanted)
 
 
-def _set_workspace(tx: Connection, organization_id: str, who: str, why: str, wanted: dict[str, Any]) -> dict[str, Any]:
+def _set_workspace(tx: Connection, organization_id: str, who: str, why: str, wanted: JsonObject) -> JsonObject:
     _require(tx, Organization, "workspace", organization_id)
     mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()  # one operator at a time
     before = workspace_settings(tx, organization_id)
@@ -93,15 +95,20 @@ def _set_workspace(tx: Connection, organization_id: str, who: str, why: str, wan
     before_why = tx.execute(own).scalar_one_or_none()
     tx.execute(delete(WorkspaceSettings).where(WorkspaceSettings.organization_id == organization_id))
     tx.execute(insert(WorkspaceSettings).values(row))
-    if after["auto_join"] and not before["auto_join"] and mirror.auto_join == "provision" and mirror.auto_join_existing:
-        search(tx, organization_id, ("operator", who))
+    if (
+        after["auto_join"]
+        and not before["auto_join"]
+        and mirror.auto_join == AutoJoinMode.PROVISION
+        and mirror.auto_join_existing
+    ):
+        search(tx, organization_id, (Cause.OPERATOR, who))
     changed = before | {"why": before_why}, after | {"why": why}
     if changed[0] != changed[1]:
         note_changes(tx, [_change_row(WORKSPACE_SETTINGS, organization_id, organization_id, *changed, who)])
     return after
 
 
-def workspace_settings(tx: Connection, organization_id: str) -> dict[str, Any]:
+def workspace_settings(tx: Connection, organization_id: str) -> JsonObject:
     """Return a workspace's settings: `auto_join` (whether people join by domain) and `default_role` (a local role)."""
     own = select(WorkspaceSettings.auto_join, WorkspaceSettings.default_role)
     row = tx.execute(own.where(WorkspaceSettings.organization_id == organization_id)).one_or_none()
@@ -128,7 +135,7 @@ def unblock(engine: Engine, organization_id: str, user_id: str, who: str, why: s
 
 
 def _unblock(tx: Connection, organization_id: str, user_id: str, who: str, why: str) -> list[str]:
-    provisions = tx.execute(select(Mirror.auto_join).with_for_update()).scalar_one() == "provision"
+    provisions = tx.execute(select(Mirror.auto_join).with_for_update()).scalar_one() == AutoJoinMode.PROVISION
     view = auto_join_blocks.c
     here = (view.organization_id == organization_id, view.user_id == user_id)
     reasons = sorted(set(tx.execute(select(view.reason).where(*here)).scalars()))
@@ -147,7 +154,7 @@ def _unblock(tx: Connection, organization_id: str, user_id: str, who: str, why: 
     joins = or_(Join.user_id == user_id, and_(Join.user_id.in_(people), Join.state.in_(BLOCKING)))
     tx.execute(delete(Join).where(Join.organization_id == organization_id, joins))
     if provisions:
-        add_joins(tx, User.id == user_id, ("operator", who))
+        add_joins(tx, User.id == user_id, (Cause.OPERATOR, who))
     _note_decision(tx, organization_id, user_id, {"state": "unblocked", "reasons": reasons, "why": why}, who)
     return reasons
 
@@ -164,7 +171,7 @@ def block(engine: Engine, organization_id: str, user_id: str, who: str, why: str
 def _block(tx: Connection, organization_id: str, user_id: str, who: str, why: str) -> None:
     _require(tx, Organization, "workspace", organization_id)
     _require(tx, User, "person", user_id)
-    values = {"state": JoinState.BLOCKED, "reason": f"by {who}: {why}", "cause": "operator", "cause_id": who}
+    values = {"state": JoinState.BLOCKED, "reason": f"by {who}: {why}", "cause": Cause.OPERATOR, "cause_id": who}
     row = dialect_insert(tx, Join).values(
         organization_id=organization_id, user_id=user_id, settled_at=db_now(), **values
     )
@@ -173,7 +180,7 @@ def _block(tx: Connection, organization_id: str, user_id: str, who: str, why: st
     _note_decision(tx, organization_id, user_id, {"state": "blocked", "reasons": [values["reason"]], "why": why}, who)
 
 
-def _note_decision(tx: Connection, organization_id: str, user_id: str, after: dict[str, Any], who: str) -> None:
+def _note_decision(tx: Connection, organization_id: str, user_id: str, after: JsonObject, who: str) -> None:
     """Note what an operator decided about a person and a workspace, as the next link of their chain in `changes`."""
     advisory_lock(tx, CHANGES_LOCK)  # before the look at the last link
     chain = (Change.kind == JOIN, Change.object_id == user_id, Change.organization_id == organization_id)
@@ -188,12 +195,21 @@ def _require(tx: Connection, table: type[Organization | User], what: str, id: st
         raise UnknownIdError(f"the mirror has no {what} {id}")
 
 
-def _change_row(kind: str, id: str, organization_id: str, before: Any, after: Any, who: str) -> dict[str, Any]:
-    row = {"kind": kind, "object_id": id, "organization_id": organization_id, "before": before, "after": after}
-    return {**row, "cause": "operator", "cause_id": who}
+def _change_row(
+    kind: str, id: str, organization_id: str, before: JsonObject | None, after: JsonObject, who: str
+) -> ChangeRow:
+    return {
+        "kind": kind,
+        "object_id": id,
+        "organization_id": organization_id,
+        "before": before,
+        "after": after,
+        "cause": Cause.OPERATOR,
+        "cause_id": who,
+    }
 
 
-def missing_members(engine: Engine, limit: int, organization_id: str | None = None) -> list[dict[str, Any]]:
+def missing_members(engine: Engine, limit: int, organization_id: str | None = None) -> list[Record]:
     """Return people who should have joined a workspace by domain: nothing keeps them out, and they are not members."""
     query = _missing()
     if organization_id is not None:
@@ -202,17 +218,17 @@ def missing_members(engine: Engine, limit: int, organization_id: str | None = No
         return [dict(row) for row in tx.execute(query.order_by(User.email_domain, User.id).limit(limit)).mappings()]
 
 
-def _missing() -> Any:
+def _missing() -> Select[str, str, str | None, str, str]:
     return eligible().where(is_missing(auto_join_domains.c.organization_id))
 
 
-def without_admin(engine: Engine, limit: int | None = None) -> list[dict[str, Any]]:
+def without_admin(engine: Engine, limit: int | None = None) -> list[Record]:
     """Return the workspaces that have members but no admin, at most `limit`."""
     with read_transaction(engine) as tx:
         return [dict(row) for row in tx.execute(_without_admin().limit(limit)).mappings()]
 
 
-def _without_admin() -> Any:
+def _without_admin() -> Select[str, str | None, int]:
     member = workspace_members.c
     admins = func.count().filter(member.role == "admin")
     shown = (member.organization_id, member.workspace_name)
@@ -242,7 +258,7 @@ def joins(
     state: str | None = None,
     organization_id: str | None = None,
     limit: int = 50,
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Return the joins that match all given filters, newest first, with the person's e-mail address."""
     query = select(Join.__table__, User.email).outerjoin(User, User.id == Join.user_id)
     for column, value in ((Join.state, state), (Join.organization_id, organization_id)):

@@ -4,12 +4,12 @@ import json
 import time
 from collections.abc import Generator
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, func, select
 
 from models.database import read_transaction
 from models.tables import Change, Mirror
+from models.types import Record
 from models.views import auto_join_domains, sign_in_methods, workspace_members, workspaces
 from worker.errors import CursorGoneError
 
@@ -19,12 +19,12 @@ SNAPSHOT = (workspaces, workspace_members, auto_join_domains, sign_in_methods)
 """The views in a snapshot, in the order of the rows."""
 
 
-def as_json(value: Any) -> str:
+def as_json(value: object) -> str:
     """Return a value as indented JSON, with times as ISO 8601 text in UTC."""
     return json.dumps(value, indent=2, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v))
 
 
-def changes_after(engine: Engine, after: int, limit: int, wait_seconds: float = 0.0) -> list[dict[str, Any]]:
+def changes_after(engine: Engine, after: int, limit: int, wait_seconds: float = 0.0) -> list[Record]:
     """Return changes with an id greater than `after`, in ascending order.
 
     Ids are assigned in commit order, so a caller that continues from the highest id it has seen misses nothing

@@ -4,17 +4,16 @@ Payloads are blanked first, in small transactions, and the user last: the addres
 their history. So an interrupted erasure can start again with the same result.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, delete, exists, func, or_, select, update
 
 from models.bulk import is_any_of
 from models.database import in_transaction, read_transaction
-from models.tables import Change, Drift, Event, EventStatus, HookDelivery, UserAddress
-from models.types import db_now, db_now_plus, inline_literal
+from models.tables import Cause, Change, Drift, Event, EventStatus, HookDelivery, UserAddress
+from models.types import JsonObject, db_now, db_now_plus, inline_literal
 from models.views import auto_join_blocks
 from worker.decision.mentions import comparable, mentions
 from worker.decision.payload import is_id, parse_json
@@ -22,6 +21,7 @@ from worker.errors import OperatorError, UnknownIdError, WorkosSyncError
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.user import PERSONAL, USER, User
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows
+from worker.mirror.change_rows import CausedBy
 
 BATCH = 500
 """Payloads searched by one query, and blanked in one transaction."""
@@ -29,8 +29,6 @@ MAX_USERS = 100
 """Users erased together: one search of the inbox covers all of them."""
 MAX_VALUES = 5_000
 """Values in one statement."""
-
-Cause = tuple[str, str]
 
 
 @dataclass(slots=True)
@@ -70,7 +68,7 @@ def forget(engine: Engine, user_id: str, who: str, searched: Callable[[int], Non
         raise UnknownIdError(f"the mirror has no user {user_id}")
     if row.deleted_by is None:
         raise OperatorError(f"user {user_id} still exists in WorkOS; delete it there first, or its data comes back")
-    return _erase(engine, [user_id], ("operator", who), searched)
+    return _erase(engine, [user_id], (Cause.OPERATOR, who), searched)
 
 
 def erase_deleted(engine: Engine, period: timedelta, stopping: Callable[[], bool]) -> int:
@@ -95,7 +93,7 @@ def erase_deleted(engine: Engine, period: timedelta, stopping: Callable[[], bool
                 raise _StoppedError
 
         try:
-            _erase(engine, ids, ("settings", "ERASE_AFTER_DAYS"), searched)
+            _erase(engine, ids, (Cause.SETTINGS, "ERASE_AFTER_DAYS"), searched)
         except _StoppedError:
             break
         total += len(ids)
@@ -134,7 +132,7 @@ class _StoppedError(WorkosSyncError):
     pass
 
 
-def _erase(engine: Engine, user_ids: Sequence[str], cause: Cause, searched: Callable[[int], None]) -> Erased:
+def _erase(engine: Engine, user_ids: Sequence[str], cause: CausedBy, searched: Callable[[int], None]) -> Erased:
     with read_transaction(engine) as tx:
         began = tx.execute(select(db_now())).scalar_one()
         addresses = frozenset(map(comparable, _known_addresses(tx, user_ids)))
@@ -203,20 +201,20 @@ class _Search:
             number += len(found)
             searched(number)
 
-    def _page(self, after: str, *which: ColumnElement[bool]) -> Sequence[Any]:
+    def _page(self, after: str, *which: ColumnElement[bool]) -> Sequence[Row[str, bytes | None]]:
         kept = select(Event.id, Event.body).where(Event.id > after, Event.body.is_not(None), *which)
         with read_transaction(self._engine) as tx:
             return tx.execute(kept.order_by(Event.id).limit(BATCH)).all()
 
-    def _is_named(self, event_id: str, body: bytes) -> bool:
-        found = mentions(body)
+    def _is_named(self, event_id: str, body: bytes | None) -> bool:
+        found = mentions(body or b"")
         named = not (found.words.isdisjoint(self._ids) and found.addresses.isdisjoint(self._addresses))
         if not (found.is_json or named):
             self.unparsed.add(event_id)
         return named
 
 
-def _blank(tx: Connection, event_ids: Collection[str]) -> dict[str, str]:
+def _blank(tx: Connection, event_ids: Collection[str]) -> dict[str, EventStatus]:
     """Blank the payloads of these events unless they are pending; return the ids and statuses of the blanked ones."""
     chosen = select(Event.id, Event.status, Event.error, Event.traceback).where(
         is_any_of(tx, Event.id, event_ids), Event.status != EventStatus.PENDING, Event.body.is_not(None)
@@ -237,7 +235,7 @@ def _erased_among(tx: Connection, words: Iterable[str]) -> set[str]:
     return {id for query in queries for id in tx.execute(query).scalars()}
 
 
-def _erase_user(tx: Connection, user_id: str, cause: Cause) -> tuple[int, int, int]:
+def _erase_user(tx: Connection, user_id: str, cause: CausedBy) -> tuple[int, int, int]:
     """Blank a user in the mirror, `changes`, drift and hook errors; return the numbers of the last three.
 
     Does nothing if the user is not deleted, or already erased.
@@ -268,5 +266,5 @@ def _erase_user(tx: Connection, user_id: str, cause: Cause) -> tuple[int, int, i
     return len(changes), drift_rows, hook_errors
 
 
-def _blanked(shown: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _blanked(shown: JsonObject | None) -> JsonObject | None:
     return None if shown is None else {"erased": False, **shown, **dict.fromkeys(PERSONAL)}

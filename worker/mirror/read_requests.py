@@ -7,14 +7,14 @@ stays missing, or if it deletes a role. A resync requests a read for every diffe
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from sqlalchemy import Connection, Text, cast, delete, select
 
 from models.bulk import insert_new, is_any_of
+from models.outcomes import Outcome
 from models.tables import Read
 from models.types import db_now_plus
-from worker.decision.decide import ConfirmationReason, Outcome
+from worker.decision.decide import ConfirmationReason
 from worker.kinds import KINDS, Kind
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.role import ROLE
@@ -40,7 +40,7 @@ def _request_for_events(tx: Connection, kind: Kind, events: Mapping[str, str], r
     _insert(tx, rows, after)
 
 
-def _insert(tx: Connection, rows: list[dict[str, Any]], after: float = 0.0) -> None:
+def _insert(tx: Connection, rows: list[dict[str, str]], after: float = 0.0) -> None:
     insert_new(tx, Read, rows, due_at=db_now_plus(after))
 
 

@@ -5,14 +5,15 @@ Tombstones are never deleted. Failed events are kept until an operator replays o
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, delete, select, update
 
 from models.database import delete_some, in_transaction
+from models.outcomes import Outcome
 from models.tables import (
+    Base,
     Change,
     Drift,
     Event,
@@ -29,7 +30,6 @@ from models.tables import (
     UserAddress,
 )
 from models.types import db_now_plus
-from worker.decision.decide import Outcome
 from worker.mirror.erasure import about_erased, blank_undecided, erase_deleted, needless_addresses
 
 log = structlog.get_logger()
@@ -92,7 +92,7 @@ RUN_TABLES: tuple[type[Listing | Read | Seen], ...] = (Listing, Read, Seen)
 """Tables that only a running run needs. Rows of a finished run remain only if its worker crashed at the end."""
 
 
-def _ago(period: timedelta) -> Any:
+def _ago(period: timedelta) -> ColumnElement[datetime]:
     return db_now_plus(-period.total_seconds())
 
 
@@ -111,7 +111,7 @@ def _blank_payloads(tx: Connection, *which: ColumnElement[bool]) -> int:
     return tx.execute(update(Event).where(Event.id.in_(batch)).values(body=None)).rowcount
 
 
-def _deleter(table: type[Any], *which: ColumnElement[bool]) -> Callable[[Connection], int]:
+def _deleter(table: type[Base], *which: ColumnElement[bool]) -> Callable[[Connection], int]:
     return lambda tx: delete_some(tx, table, *which, most=BATCH)
 
 

@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy import Connection, Engine, select, update
 
 from models.database import in_transaction
-from models.tables import Mirror
+from models.tables import Cause, Mirror
 from worker.decision.decide import State
 from worker.decision.roles import local_role
 from worker.kinds.membership import MEMBERSHIP, Membership
@@ -60,7 +60,9 @@ def _remap_batch(tx: Connection) -> int | None:
     changed = {id: state for id, state in mapped.items() if state != stored[id]}
     save_rows(tx, MEMBERSHIP, changed)
     tx.execute(update(Mirror).values(remap_after=ids[-1] if ids else None))
-    note_changes(tx, [change(MEMBERSHIP, id, stored[id], new, "settings", "ROLE_MAP") for id, new in changed.items()])
+    note_changes(
+        tx, [change(MEMBERSHIP, id, stored[id], new, Cause.SETTINGS, "ROLE_MAP") for id, new in changed.items()]
+    )
     return len(changed)
 
 

@@ -1,1 +1,1 @@
-"""What runs: lanes of work and their supervisor, the clock, the embedded Valkey."""
+"""Processes: the lanes and their supervisor, the clock, the embedded Valkey."""

@@ -1,4 +1,4 @@
-"""The clock: one small loop that calls each duty when it is due. Two clocks by mistake do no harm."""
+"""The clock: one small loop that runs periodic tasks. Running two clocks by mistake does no harm."""
 
 import threading
 import time
@@ -19,12 +19,12 @@ from worker.repair.schedule import CLOCK_TICK, claim
 log = structlog.get_logger()
 
 SWEEP_OLDER_THAN_SECONDS = 2.0
-"""What waited so long was announced by no doorbell, or its drain is gone."""
+"""The ring for what has been waiting longer was lost, or its drain has died."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeriodicTask:
-    """Something to do every so many seconds."""
+    """A function to call every `every_seconds` seconds."""
 
     name: str
     every_seconds: float
@@ -32,13 +32,13 @@ class PeriodicTask:
 
 
 def sweep(engine: Engine, bell: Doorbell) -> bool:
-    """Ring for events that no doorbell announced; return whether it rang.
+    """Ring for events that are waiting without a job; return whether it rang.
 
     Raises:
-        redis.exceptions.RedisError: Redis is away.
-        sqlalchemy.exc.DBAPIError: the database is away.
+        redis.exceptions.RedisError: Redis is unavailable.
+        sqlalchemy.exc.DBAPIError: the database is unavailable.
     """
-    # A job in the queue will find everything: no second ring for the same backlog.
+    # A queued job will find everything.
     if bell.waiting() or not needs_drain(engine, older_than=SWEEP_OLDER_THAN_SECONDS):
         return False
     if rang := bell.ring():
@@ -47,25 +47,25 @@ def sweep(engine: Engine, bell: Doorbell) -> bool:
 
 
 def heartbeat(engine: Engine) -> None:
-    """Leave a sign of life, by the database's clock."""
+    """Record that the clock is alive, by the database's clock."""
     in_transaction(engine, claim, CLOCK_TICK, 0.0)
 
 
-def run(duties: list[PeriodicTask], stop: threading.Event) -> None:
-    """Call each of `duties` at its time until `stop` is set. A duty that was missed runs once, not many times."""
-    due = {duty.name: time.monotonic() for duty in duties}
+def run(tasks: list[PeriodicTask], stop: threading.Event) -> None:
+    """Run each task when it is due until `stop` is set. A task that is late runs once, however often it was missed."""
+    due = {task.name: time.monotonic() for task in tasks}
     while not stop.wait(max(0.0, min(due.values()) - time.monotonic())):
-        for duty in duties:
-            if due[duty.name] <= time.monotonic():
-                _attempt(duty)
-                due[duty.name] = time.monotonic() + duty.every_seconds
+        for task in tasks:
+            if due[task.name] <= time.monotonic():
+                _attempt(task)
+                due[task.name] = time.monotonic() + task.every_seconds
 
 
-def _attempt(duty: PeriodicTask) -> None:
+def _attempt(task: PeriodicTask) -> None:
     try:
-        duty.run()
+        task.run()
     except (DBAPIError, RedisError, WorkOSUnavailableError) as error:
-        log.warning("duty_failed", duty=duty.name, error=type(error).__name__)
+        log.warning("duty_failed", duty=task.name, error=type(error).__name__)
     except Exception:
-        # Not foreseen, so with its traceback; the other duties go on, and this one is tried again.
-        log.exception("duty_failed", duty=duty.name)
+        # Unexpected, so with its traceback. The other tasks go on, and this one runs again.
+        log.exception("duty_failed", duty=task.name)

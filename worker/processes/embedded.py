@@ -1,4 +1,4 @@
-"""The embedded Valkey, for a start without any server: the first command starts it, the others use it."""
+"""The embedded Valkey, for running without a Redis server: the first command starts it, the others use it."""
 
 import fcntl
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from worker.redis_client import NotPrimaryError, open_redis
 from worker.settings import Settings
 
 MAX_SOCKET_PATH = 103
-"""Characters: a socket's path has 104 bytes on macOS and 108 on Linux, one of them for its end."""
+"""Characters. A socket's path has room for 104 bytes on macOS and 108 on Linux, with a final zero byte."""
 
 
 def redis_url(settings: Settings) -> str:
@@ -23,7 +23,7 @@ def redis_url(settings: Settings) -> str:
 
 
 class RedisServer:
-    """The Redis to use: that of the setting, or an embedded server, started here unless another command has."""
+    """The Redis to use: that of the setting, or an embedded server, started here unless another command runs it."""
 
     def __init__(self, settings: Settings) -> None:
         self.url = redis_url(settings)
@@ -31,7 +31,7 @@ class RedisServer:
         self._server: ValkeyServer | None = None
 
     def ensure(self) -> None:
-        """Start the embedded server if it does not run, or no longer.
+        """Start the embedded server if it is not running.
 
         Raises:
             ConfigurationError: it cannot be started here.
@@ -48,7 +48,7 @@ class RedisServer:
 
 @contextmanager
 def redis_server(settings: Settings) -> Iterator[RedisServer]:
-    """Yield a Redis that runs, and stop it at the end if it was started here."""
+    """Yield a running Redis; stop it at the end if it was started here."""
     server = RedisServer(settings)
     server.ensure()
     try:
@@ -86,7 +86,7 @@ def _start_unless_running(home: Path, url: str) -> ValkeyServer | None:
 
 
 def _runs(url: str) -> bool:
-    """Whether a server holds the socket; one that loads its data, or is frozen, is waited for and not replaced."""
+    """Return whether a server holds the socket. One that is loading its data, or is frozen, is not replaced."""
     with open_redis(url, socket_timeout=1, socket_connect_timeout=1) as redis:
         try:
             return bool(redis.ping())

@@ -1,7 +1,6 @@
-"""RQ: the functions a worker runs, and a worker that runs no others."""
+"""RQ: a worker that runs only known functions."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from redis import Redis
 from redis.client import Pipeline
@@ -12,14 +11,14 @@ from rq.serializers import JSONSerializer
 from worker.queue.doorbell import Doorbell, queue_name
 
 WORKER_TTL_SECONDS = 30
-"""Short, so that an idle worker looks for abandoned jobs often enough."""
+"""Short, so that idle workers look for abandoned jobs often enough."""
 
 LONGEST_RECONNECT_SECONDS = 5.0
-"""Between two tries to reach Redis, for which RQ would wait up to a minute."""
+"""Upper bound on the pause before RQ tries to reach Redis again, which is a minute by default."""
 
 
 def answered(run: Callable[[], object], bell: Doorbell) -> Callable[[], None]:
-    """Return the function behind a lane: takes its bell's flag down, then does what there is to do."""
+    """Return the function of a lane's jobs: answer the bell, then run `run`."""
 
     def work() -> None:
         bell.answer()
@@ -29,7 +28,7 @@ def answered(run: Callable[[], object], bell: Doorbell) -> Callable[[], None]:
 
 
 class Worker(SimpleWorker):
-    """A worker that registers again where it is not known: Redis was flushed, or is another one after a fail-over."""
+    """A worker that registers again if Redis was flushed, or is another server after a fail-over."""
 
     max_connection_wait_time = LONGEST_RECONNECT_SECONDS
 
@@ -37,12 +36,12 @@ class Worker(SimpleWorker):
         """Extend the worker's registration by `timeout` seconds, or register again."""
         super().heartbeat(timeout, pipeline)
         if pipeline is None and not self.connection.sismember(self.redis_workers_keys, self.key):
-            self.connection.delete(self.key)  # what the heartbeat has just made, without the rest
+            self.connection.delete(self.key)  # incomplete: the heartbeat has just made it
             self.register_birth()  # type: ignore[no-untyped-call]  # RQ has no types for it
             self.set_state(self.get_state())
 
 
-def make_worker(redis: Redis, lane: str, functions: Mapping[str, Callable[[], Any]]) -> SimpleWorker:
+def make_worker(redis: Redis, lane: str, functions: Mapping[str, Callable[[], object]]) -> SimpleWorker:
     """Return a worker of one queue that runs only `functions`, whatever a job in Redis names.
 
     One queue, because RQ loses a job of a worker killed between several; JSON, because unpickling runs code
@@ -53,7 +52,7 @@ def make_worker(redis: Redis, lane: str, functions: Mapping[str, Callable[[], An
         """A job whose function is looked up among the known ones, never imported by name."""
 
         @property
-        def func(self) -> Callable[[], Any]:
+        def func(self) -> Callable[[], object]:
             """The function to run; raises `ValueError` for an unknown name."""
             if self.func_name is None or self.func_name not in functions:
                 raise ValueError("this worker does not know the function that the job names")

@@ -1,4 +1,4 @@
-"""One worker process, started and watched by `workos-sync worker`."""
+"""One worker process, started and supervised by `workos-sync worker`."""
 
 import os
 import sys
@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from rq import SimpleWorker
 from rq.exceptions import StopRequested
 
+from models.tables import AutoJoinMode
 from worker import provisioning
 from worker.bootstrap import Services, build_services, drain_policy
 from worker.errors import ConfigurationError, WorkOSUnavailableError
@@ -31,7 +32,7 @@ log = structlog.get_logger()
 
 
 def work(lane: str, settings: Settings, redis_url: str) -> None:
-    """Work on `lane` until stopped, or until Redis is away (the supervisor starts another)."""
+    """Run the jobs of `lane` until stopped; exit with 1 if Redis is lost, so that the supervisor starts another."""
     structlog.contextvars.bind_contextvars(lane=lane)
     with closing(build_services(settings, redis_url)) as services:
         stopping = threading.Event()
@@ -39,10 +40,10 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
         log.info("worker_started", pid=os.getpid())
         try:
             worker = make_worker(services.redis, lane, {lane: function})
-            _tell_of_stop(worker, stopping)
+            _stop_between_steps(worker, stopping)
             worker.work(logging_level="WARNING")
         except StopRequested:
-            log.info("worker_stopped")  # before it had begun
+            log.info("worker_stopped")  # before it had started
         except RedisError as error:
             log.warning("redis_lost", error=type(error).__name__)
             sys.exit(1)
@@ -62,10 +63,10 @@ def _drain(services: Services, _stopping: threading.Event) -> Callable[[], None]
     def run() -> None:
         if not drain(services.engine, policy, observe):
             services.bell.ring()
-        # At once; what a resync changed, the clock rings for.
+        # At once. For changes made by a resync, the clock rings.
         if settings.http_hooks:
             services.hooks_bell.ring()
-        if settings.auto_join == "provision" and provisioning.waiting(services.engine):
+        if settings.auto_join is AutoJoinMode.PROVISION and provisioning.waiting(services.engine):
             services.provision_bell.ring()
 
     return answered(run, services.bell)
@@ -75,7 +76,7 @@ def _repair(services: Services, stopping: threading.Event) -> Callable[[], None]
     settings = services.settings
     workos = connect(settings, services.redis, services.counters) if settings.repairs else None
     step = Repair(services.engine, workos, settings, services.bell, stopping.is_set).all
-    return answered(_reaching(step), services.repair_bell)
+    return answered(_until_unavailable(step), services.repair_bell)
 
 
 def _provision(services: Services, stopping: threading.Event) -> Callable[[], None]:
@@ -92,7 +93,7 @@ def _provision(services: Services, stopping: threading.Event) -> Callable[[], No
         while provisioning.provision(engine, workos, lag, bell, catch_up, stopping.is_set):
             pass
 
-    return answered(_reaching(run), services.provision_bell)
+    return answered(_until_unavailable(run), services.provision_bell)
 
 
 def _hooks(services: Services, stopping: threading.Event) -> Callable[[], None]:
@@ -105,8 +106,8 @@ def _hooks(services: Services, stopping: threading.Event) -> Callable[[], None]:
     return answered(run, services.hooks_bell)
 
 
-def _reaching(step: Callable[[], object]) -> Callable[[], None]:
-    """Return `step` as it goes on once WorkOS answers again: what is left to do stays, and the clock rings for it."""
+def _until_unavailable(step: Callable[[], object]) -> Callable[[], None]:
+    """Return `step` so that it ends quietly if WorkOS is unavailable: the clock rings for the rest of the work."""
 
     def run() -> None:
         try:
@@ -117,14 +118,14 @@ def _reaching(step: Callable[[], object]) -> Callable[[], None]:
     return run
 
 
-def _tell_of_stop(worker: SimpleWorker, stopping: threading.Event) -> None:
-    """Set `stopping` when the worker is asked to stop, so that a resync leaves off between two pages."""
+def _stop_between_steps(worker: SimpleWorker, stopping: threading.Event) -> None:
+    """Set `stopping` when the worker is asked to stop, so that a job ends between two steps."""
     stop_rq: Callable[[int, FrameType | None], None] = worker.request_stop
 
     def stop(number: int, frame: FrameType | None) -> None:
         stopping.set()
-        # What RQ raises into an idle worker may meet code that goes on after any exception: then this ends the worker.
-        worker._stop_requested = True  # noqa: SLF001 - RQ's own word for it, which its loop looks at
+        # The exception that RQ raises into an idle worker may be caught by code that continues after any exception.
+        worker._stop_requested = True  # noqa: SLF001 - RQ's loop reads it
         stop_rq(number, frame)
 
     worker.request_stop = stop  # type: ignore[method-assign]

@@ -1,6 +1,6 @@
-"""Keeps a number of child processes running: one that dies is started again, a stop reaches all of them.
+"""Keeps child processes running: one that dies is started again; a stop reaches all of them.
 
-They are forked, so that what takes a second to load is loaded once, and one that died is back at once.
+They are forked, so that modules are loaded once, and a child that died is back at once.
 """
 
 import gc
@@ -15,22 +15,25 @@ from multiprocessing.context import ForkProcess
 
 import structlog
 
+from worker.backoff import backoff
+
 log = structlog.get_logger()
 
 QUICK_DEATH_SECONDS = 30.0
+FIRST_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 15.0
 GRACE_SECONDS = 30.0
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Lifeline:
-    """A pipe that is never written to: its other end closes when the supervisor is gone, however it ended."""
+    """A pipe that is never written to: its other end closes when the supervisor ends, however that happens."""
 
     def __init__(self) -> None:
         self._held, self._kept = os.pipe()
 
     def watch(self) -> None:
-        """In a child: stop as on SIGTERM when the supervisor is gone."""
+        """In a child: stop as on SIGTERM once the supervisor has ended."""
         os.close(self._kept)
 
         def wait() -> None:
@@ -40,7 +43,7 @@ class Lifeline:
         threading.Thread(target=wait, daemon=True, name="end-with-parent").start()
 
     def close(self) -> None:
-        """In the supervisor: let go."""
+        """In the supervisor: close both ends."""
         os.close(self._held)
         os.close(self._kept)
 
@@ -51,19 +54,20 @@ class Child:
     def __init__(self, work: Callable[[], None], lifeline: Lifeline) -> None:
         self._work = work
         self._lifeline = lifeline
-        self._pause = 0.0
+        self._quick_deaths = 0
         self._start_at = 0.0
         self._started_at = 0.0
         self.process: ForkProcess | None = None
 
-    def tend(self) -> None:
-        """Start the process if it does not run and its pause is over. The pause doubles while it dies quickly."""
+    def check(self) -> None:
+        """Start the process if it is not running and its pause is over, which doubles while it keeps dying quickly."""
         now = time.monotonic()
         if self.process is not None and (code := self.process.exitcode) is not None:
             quick = now - self._started_at < QUICK_DEATH_SECONDS
-            self._pause = min(max(0.5, self._pause * 2), MAX_PAUSE_SECONDS) if quick else 0.0
-            self._start_at = now + self._pause
-            log.warning("process_ended", pid=self.process.pid, code=code, again_in_seconds=self._pause)
+            self._quick_deaths = self._quick_deaths + 1 if quick else 0
+            pause = backoff(self._quick_deaths, FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS) if quick else 0.0
+            self._start_at = now + pause
+            log.warning("process_ended", pid=self.process.pid, code=code, again_in_seconds=pause)
             self.process = None
         if self.process is None and now >= self._start_at:
             self._started_at = now
@@ -72,8 +76,8 @@ class Child:
                 self.process.start()
 
     def _run(self) -> None:
-        # A session of its own: Ctrl-C reaches the supervisor only, which asks the child to stop once (RQ takes a second
-        # signal for impatience).
+        # A new session: Ctrl-C reaches the supervisor only, which asks the child to stop once. RQ would take a second
+        # signal as a request to stop at once.
         os.setsid()
         for number in STOPPING:
             signal.signal(number, signal.SIG_DFL)
@@ -84,7 +88,7 @@ class Child:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Let a request to stop wait: between its fork and its own handlers a child would take it for the supervisor's."""
+    """Delay signals to stop: between the fork and its own handlers, a child would handle them as the supervisor."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
@@ -92,18 +96,18 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
-def supervise(works: Sequence[Callable[[], None]], stop: threading.Event) -> None:
-    """Run each of `works` in a process until `stop` is set, then end them: SIGTERM, and SIGKILL after 30 seconds.
+def supervise(jobs: Sequence[Callable[[], None]], stop: threading.Event) -> None:
+    """Run each of `jobs` in a process until `stop` is set, then end them: SIGTERM, and SIGKILL after 30 seconds.
 
-    To be called in a process without other threads, which a fork would break; its connections must be closed.
+    Call it in a process without other threads, which a fork would break, and with no open connections.
     """
-    gc.freeze()  # what is loaded stays: no child's collector goes through it, which would also copy its memory
+    gc.freeze()  # no child's collector visits loaded modules, which would copy their memory
     lifeline = Lifeline()
-    children = [Child(work, lifeline) for work in works]
+    children = [Child(job, lifeline) for job in jobs]
     try:
         while not stop.is_set():
             for child in children:
-                child.tend()
+                child.check()
             stop.wait(0.2)
     finally:
         running = [child.process for child in children if child.process is not None]

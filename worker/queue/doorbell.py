@@ -1,4 +1,4 @@
-"""The doorbell: tells RQ's workers, through Redis, that the inbox holds something. The sweep knows if it was missed."""
+"""The doorbell: wakes RQ's workers through Redis. If a ring is lost, the clock's sweep rings again."""
 
 import time
 
@@ -14,39 +14,39 @@ from worker.redis_client import NotPrimaryError
 log = structlog.get_logger()
 
 DRAIN = "drain"
-"""The lane that applies what is pending in the inbox."""
+"""The lane that applies pending events."""
 REPAIR = "repair"
-"""The lane that works on resyncs, catch-ups, replays, retention and confirmed reads."""
+"""The lane for resyncs, catch-ups, replays, retention and confirmed reads."""
 PROVISION = "provision"
-"""The lane that makes those members whom their verified domain lets in."""
+"""The lane that creates the memberships of people who join by their verified domain."""
 HOOKS = "hooks"
-"""The lane that tells the host of changes."""
+"""The lane that sends changes to the host's hooks."""
 
 FLAG_MS = 10_000
 JOB_TIMEOUT_SECONDS = 120
 KEEP_RESULT_SECONDS = 30
 KEEP_FAILURE_SECONDS = 24 * 3600
 LISTEN_SECONDS = 5.0
-"""A worker begins a job within this time, unless all of them are busy or listen elsewhere."""
-LOOK_SECONDS = 0.05
+"""A worker starts a job within this time, unless all of them are busy or use another Redis."""
+POLL_SECONDS = 0.05
 QUIET_SECONDS = 1.0
-"""After Redis did not answer, do not ask it again for so long: a frozen one must not slow every delivery."""
+"""After a failure, Redis is left alone for this long: a frozen Redis must not slow down every delivery."""
 
 
 def queue_name(lane: str) -> str:
-    """Return the name of a lane's queue in Redis, which others may use too."""
+    """Return the name of a lane's queue; its prefix keeps it apart from others in the same Redis."""
     return f"workos-sync:{lane}"
 
 
 class Doorbell:
     """Rings one lane: a flag that is set and a job that is enqueued in one atomic step, unless the flag is set.
 
-    Why nothing is missed: an event is committed before its ring looks at the flag. No flag, and a new job reads
-    later. A flag, and its job has not yet deleted it, which it does before it reads.
+    Why nothing is missed: an event is committed before its ring reads the flag. Without a flag, a new job reads the
+    inbox later. With a flag, a job is queued that has not deleted the flag yet: it does so before it reads the inbox.
 
     Args:
-        redis: at the door a client with short time-outs and no retries of its own, for deliveries wait for it.
-        lane: the queue's name and the name of the function that its job runs.
+        redis: the client. For the webhook endpoint it has short time-outs and no retries: deliveries wait for it.
+        lane: names the queue, and the function that its jobs run.
         timeout_seconds: RQ ends a job that takes longer.
     """
 
@@ -59,7 +59,7 @@ class Doorbell:
         self.queue = Queue(queue_name(lane), connection=redis, serializer=JSONSerializer)
 
     def ring(self) -> bool:
-        """Enqueue a job unless one is about to read anyway; return False if Redis did not take it."""
+        """Enqueue a job unless one is about to read anyway; return False if Redis failed."""
         if time.monotonic() < self._quiet_until:
             return False
         try:
@@ -74,11 +74,11 @@ class Doorbell:
         try:
             self._enqueue_unless_flagged()
         except NotPrimaryError:
-            self._enqueue_unless_flagged()  # on a new connection, as what is not watched does by itself
+            self._enqueue_unless_flagged()  # on a new connection; redis-py retries all but watched commands by itself
 
     def _enqueue_unless_flagged(self) -> None:
         if self._redis.exists(self._flag):
-            return  # as most times in a burst: asked alone, it takes one turn to Redis
+            return  # the usual case in a burst, answered in one round trip
         with self._redis.pipeline() as pipeline:
             pipeline.watch(self._flag)  # type: ignore[no-untyped-call]  # redis-py has no types for it
             if pipeline.exists(self._flag):
@@ -95,27 +95,27 @@ class Doorbell:
             try:
                 pipeline.execute()
             except WatchError as error:
-                # Another process rang in the same instant, or redis-py reports so what was lost while it watched.
+                # Another process rang at the same time; or the connection was lost, which redis-py reports in this way.
                 if isinstance(error.__context__, RedisError):
                     raise error.__context__ from None
 
     def answer(self) -> None:
-        """Take the flag down: the first act of the job, before it reads."""
+        """Delete the flag: the first thing a job does, before it reads."""
         self._redis.delete(self._flag)
 
     def listen(self, seconds: float = LISTEN_SECONDS) -> float | None:
-        """Enqueue a job of its own, and return after how many seconds a worker began it; None: none did in `seconds`.
+        """Enqueue a job and return after how many seconds a worker started it; None if none did within `seconds`.
 
         Raises `redis.exceptions.RedisError`.
         """
-        began = time.monotonic()
+        started = time.monotonic()
         job = self.queue.enqueue_call(self._lane, timeout=self._timeout, result_ttl=KEEP_RESULT_SECONDS)
         while job.get_status() == JobStatus.QUEUED:
-            if time.monotonic() - began > seconds:
+            if time.monotonic() - started > seconds:
                 job.delete()
                 return None
-            time.sleep(LOOK_SECONDS)
-        return time.monotonic() - began
+            time.sleep(POLL_SECONDS)
+        return time.monotonic() - started
 
     def waiting(self) -> int:
         """Return how many jobs are queued; raises `redis.exceptions.RedisError`."""

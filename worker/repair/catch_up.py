@@ -25,8 +25,8 @@ from models.types import db_now, db_now_plus, db_plus, inline_literal
 from worker.decision.payload import is_id, parse_time
 from worker.errors import ConfigurationError, CursorLostError, PayloadError
 from worker.inbox.store import Delivery, accept_from_api
+from worker.leases import Lease
 from worker.repair.event_log import MARGIN, OLDEST, EventLog
-from worker.runs import Lease
 from worker.workos_api.client import Page, WorkOSClient
 
 log = structlog.get_logger()

@@ -7,7 +7,6 @@ stays missing, a role that was deleted) or by a resync (whatever a listing canno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import structlog
 from redis.exceptions import RedisError
@@ -15,9 +14,11 @@ from rq.timeouts import JobTimeoutException
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, delete, or_, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Mirror, Read
-from models.types import db_now, db_now_plus
-from worker.decision.decide import Finding, State, confirm
+from models.outcomes import Finding
+from models.tables import Cause, DeletedBy, Mirror, Read
+from models.types import JsonObject, db_now, db_now_plus
+from worker.backoff import backoff
+from worker.decision.decide import State, confirm
 from worker.errors import InvalidApiKeyError, PayloadError, WorkOSUnavailableError, unexpected
 from worker.kinds import KINDS, Kind, RoleMap, read_object
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows
@@ -58,7 +59,7 @@ def confirmed_read(
     workos: WorkOSClient,
     kind: Kind,
     id: str,
-    cause: tuple[str, str],
+    cause: tuple[Cause, str],
     then: Callable[[Connection, Result], None],
     *,
     dry_run: bool = False,
@@ -110,7 +111,7 @@ def _set(
     id: str,
     revision: int,
     found: ReadResult,
-    cause: tuple[str, str],
+    cause: tuple[Cause, str],
     then: Callable[[Connection, Result], None],
     *,
     dry_run: bool,
@@ -140,7 +141,7 @@ def _set(
     return result
 
 
-def _state(kind: Kind, id: str, item: dict[str, Any], read_at: datetime, roles: RoleMap) -> State:
+def _state(kind: Kind, id: str, item: JsonObject, read_at: datetime, roles: RoleMap) -> State:
     snapshot = read_object(kind, item, read_at, roles)
     if snapshot.id != id:
         raise PayloadError("id", "is not the one that was asked for")
@@ -184,7 +185,7 @@ def _read(engine: Engine, workos: WorkOSClient, read: RowMapping) -> bool:
         if reason == PARENT_MISSING and _arrived(engine, kind, id):
             in_transaction(engine, done)
             return True
-        result = confirmed_read(engine, workos, kind, id, ("event", read["event_id"] or reason), done)
+        result = confirmed_read(engine, workos, kind, id, (Cause.EVENT, read["event_id"] or reason), done)
     except (JobTimeoutException, RedisError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever one object meets, the others go on
@@ -201,7 +202,7 @@ def _read(engine: Engine, workos: WorkOSClient, read: RowMapping) -> bool:
 
 def _arrived(engine: Engine, kind: Kind, id: str) -> bool:
     table = kind.table
-    settled = or_(table.deleted_by.is_(None), table.deleted_by != "resync")
+    settled = or_(table.deleted_by.is_(None), table.deleted_by != DeletedBy.RESYNC)
     with read_transaction(engine) as tx:
         return tx.execute(select(table.id).where(table.id == id, settled)).one_or_none() is not None
 
@@ -209,6 +210,6 @@ def _arrived(engine: Engine, kind: Kind, id: str) -> bool:
 def _later(tx: Connection, here: tuple[ColumnElement[bool], ...], problem: str) -> float:
     """Count an attempt that failed and put the next one off; return by how many seconds."""
     attempts = tx.execute(select(Read.attempts).where(*here)).scalar_one_or_none() or 0
-    wait = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(attempts, 20), MAX_BACKOFF_SECONDS)
+    wait = backoff(attempts + 1, FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS)
     tx.execute(update(Read).where(*here).values(attempts=attempts + 1, error=problem, due_at=db_now_plus(wait)))
     return wait

@@ -9,19 +9,20 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, case, func, or_, select, update
 
 from models.database import in_transaction, read_transaction, sqlite_write_lock
+from models.outcomes import Outcome
 from models.tables import Event, EventStatus, Run, RunStatus, Task
-from models.types import db_now, inline_literal
-from worker.decision.decide import Outcome
+from models.types import JsonObject, db_now, inline_literal
 from worker.errors import AlreadyReplayedError, OperatorError
 from worker.inbox.drain import NO_ERROR, decide_events
+from worker.leases import Lease
 from worker.queue.doorbell import Doorbell
-from worker.runs import Lease, create, finish
+from worker.runs import create, finish
 
 log = structlog.get_logger()
 
@@ -45,15 +46,15 @@ class Selection:
     until: datetime | None = None
     fingerprint: str | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """Return the given fields, with times as ISO 8601 text."""
         given = {name: value for name, value in asdict(self).items() if value}
         return {n: v.isoformat() if isinstance(v, datetime) else list(v) if n == "ids" else v for n, v in given.items()}
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> "Selection":
+    def from_json(cls, stored: JsonObject) -> "Selection":
         """Return the selection that `as_json` returned."""
-        values: dict[str, Any] = dict(stored)
+        values: JsonObject = dict(stored)
         for name in ("since", "until"):
             if name in values:
                 values[name] = datetime.fromisoformat(values[name])
@@ -163,10 +164,19 @@ def start(engine: Engine, selection: Selection, who: str, why: str | None, *, ag
     return in_transaction(engine, insert)
 
 
-def _same_before(tx: Connection, selection: Selection) -> Any:
+class EarlierReplay(NamedTuple):
+    """A replay that is done."""
+
+    id: str
+    requested_by: str
+    selection: JsonObject | None
+
+
+def _same_before(tx: Connection, selection: Selection) -> EarlierReplay | None:
     ended = (Run.task == Task.REPLAY, Run.status == RunStatus.DONE)
-    runs = tx.execute(select(Run.__table__).where(*ended).order_by(Run.finished_at.desc()).limit(RECENT_REPLAYS))
-    return next((run for run in runs if run.selection == selection.as_json()), None)
+    runs = select(Run.id, Run.requested_by, Run.selection).where(*ended)
+    newest = tx.execute(runs.order_by(Run.finished_at.desc()).limit(RECENT_REPLAYS))
+    return next((run for row in newest if (run := EarlierReplay(*row)).selection == selection.as_json()), None)
 
 
 def replay(
@@ -206,7 +216,7 @@ def _requeue_batch(tx: Connection, held: Lease) -> int | None:
         log.info("replay_finished", run=run.id, events=run.done, skipped=run.skipped)
         return None
     usable = [id for id, has_body in found if has_body]
-    reset: dict[str, Any] = {**NO_ERROR, "status": EventStatus.PENDING, "attempts": 0, "due_at": db_now()}
+    reset: dict[str, object] = {**NO_ERROR, "status": EventStatus.PENDING, "attempts": 0, "due_at": db_now()}
     reset |= {"replay_id": run.id, "replays": Event.replays + 1, "dismissed_by": None, "dismissed_why": None}
     tx.execute(update(Event).where(Event.id.in_(usable)).values(reset))
     skipped = len(found) - len(usable)

@@ -12,7 +12,7 @@ from worker.kinds import SUBSCRIBED
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import update_complete_to
 from worker.repair.resync.resync import begin
-from worker.runs import create
+from worker.runs import RUNS, create
 from worker.settings import Settings
 
 log = structlog.get_logger()
@@ -100,7 +100,7 @@ def watch(engine: Engine, bell: Doorbell) -> None:
 
 def needs_repair(engine: Engine) -> bool:
     """Return whether a run waits for a worker, or a read requested by an event is due."""
-    unheld = exists().where(Run.status == RunStatus.RUNNING, Run.leased_until.is_(None) | (Run.leased_until < db_now()))
+    unheld = exists().where(RUNS.is_free())
     due = exists().where(Read.run_id == "", Read.due_at <= db_now())
     with read_transaction(engine) as tx:
         return bool(tx.execute(select(unheld | due)).scalar_one())

@@ -21,6 +21,7 @@ from worker.errors import (
     stack_of,
     unexpected,
 )
+from worker.leases import Lease
 from worker.mirror import auto_join_policy
 from worker.mirror.retention import Periods, retain
 from worker.queue.doorbell import Doorbell
@@ -30,7 +31,7 @@ from worker.repair.environment import bind
 from worker.repair.replay import replay
 from worker.repair.resync.resync import Resync
 from worker.repair.schedule import begin_due, begin_unless_busy
-from worker.runs import Lease, create, finish
+from worker.runs import create, finish
 from worker.settings import Settings
 from worker.workos_api.client import WorkOSClient
 

@@ -1,11 +1,9 @@
 """Who has access to which workspace, and which domains auto-join, each with the reason."""
 
-from collections.abc import Mapping
-from typing import Any
+from sqlalchemy import ColumnElement, Connection, RowMapping, select
 
-from sqlalchemy import Connection, RowMapping, select
-
-from models.tables import AutoJoinState, Change, Mirror, PublicDomain, WorkspaceSettings
+from models.tables import AutoJoinMode, AutoJoinState, Change, DeletedBy, Mirror, PublicDomain, WorkspaceSettings
+from models.types import Record
 from models.views import auto_join_domains, workspace_members
 from worker.kinds.domain import Domain
 from worker.kinds.membership import MEMBERSHIP, Membership
@@ -19,7 +17,7 @@ MAX_CHANGES = 500
 Row = RowMapping
 
 
-def access_of(tx: Connection, *which: Any) -> list[dict[str, Any]]:
+def access_of(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
     """Return a row for each membership: whether it gives access now, the reason, since when and the cause.
 
     Args:
@@ -73,7 +71,10 @@ def access_of(tx: Connection, *which: Any) -> list[dict[str, Any]]:
 
 def _why_not(row: Row) -> str:
     """Return which condition of the view `workspace_members` a membership does not meet."""
-    deleted = {"event": "was deleted in WorkOS", "resync": "no longer exists in WorkOS (found by a resync)"}
+    deleted = {
+        DeletedBy.EVENT: "was deleted in WorkOS",
+        DeletedBy.RESYNC: "no longer exists in WorkOS (found by a resync)",
+    }
     status = f"is {row['status']}" if row["status"] else "has no status"
     reasons = {
         f"the membership {deleted.get(row['deleted_by'])}": row["deleted_by"],
@@ -87,7 +88,7 @@ def _why_not(row: Row) -> str:
     return next((reason for reason, applies in reasons.items() if applies), newer)
 
 
-def _causes(tx: Connection, membership_id: str) -> dict[str, Any]:
+def _causes(tx: Connection, membership_id: str) -> Record:
     """Return when and why a membership last became active or inactive, and last got its role."""
     about = (Change.kind == MEMBERSHIP.name, Change.object_id == membership_id)
     newest_first = select(Change.__table__).where(*about).order_by(Change.id.desc()).limit(MAX_CHANGES)
@@ -102,11 +103,11 @@ def _causes(tx: Connection, membership_id: str) -> dict[str, Any]:
     }
 
 
-def _active(shown: Mapping[str, Any] | None) -> bool:
+def _active(shown: Record | None) -> bool:
     return bool(shown) and (shown or {}).get("state") == "active" and (shown or {}).get("status") == "active"
 
 
-def domain_states(tx: Connection, *which: Any) -> list[dict[str, Any]]:
+def domain_states(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
     """Return a row for each domain: its auto-join state, whether people join by it now, and the reason.
 
     Args:
@@ -134,7 +135,7 @@ def domain_states(tx: Connection, *which: Any) -> list[dict[str, Any]]:
             continue
         state, reason = statuses[claim.domain_id]
         on = state is AutoJoinState.VERIFIED and (claim.domain, claim.organization_id) in joining
-        why_not = WHY_NOT[state].format(reason or "") or _off(tx, claim, mirror)
+        why_not = WHY_NOT[state].format(reason or "") or _off(tx, claim, mirror.auto_join)
         states.append(
             {
                 "id": claim.domain_id,
@@ -159,12 +160,12 @@ WHY_NOT = {
 """Why a domain in each state does not auto-join. Empty for a verified one: `_off` finds the reason."""
 
 
-def _off(tx: Connection, claim: auto_join.Claim, mirror: Any) -> str:
+def _off(tx: Connection, claim: auto_join.Claim, mode: AutoJoinMode) -> str:
     """Return why nobody joins by a domain that exactly one workspace has verified."""
     reasons = {
         "not a valid domain name": claim.domain is None,
         "domain of a public mail provider": _is_public(tx, claim.domain),
-        "AUTO_JOIN is off": mirror.auto_join == "off",
+        "AUTO_JOIN is off": mode == AutoJoinMode.OFF,
     }
     reason = next((reason for reason, applies in reasons.items() if applies), None)
     return reason or _switched_off(tx, claim.organization_id or "")

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from redis import Redis
@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from models.database import read_transaction
 from models.revisions import current_revision, newest_revision, outdated
-from models.types import db_now
+from models.types import JsonObject, db_now
 from worker.errors import ConfigurationError, InvalidApiKeyError, WorkOSUnavailableError
 from worker.kinds import SUBSCRIBED
 from worker.metrics import noted
@@ -122,7 +122,7 @@ def _skew(name: str, there: datetime) -> Check:
 def _redis(redis: Redis) -> Iterator[Check]:
     try:
         require_writable(redis)
-        server: dict[str, Any] = redis.info("server")
+        server: JsonObject = redis.info("server")
         settings: dict[str | None, str | None] = redis.config_get("appendonly", "save", "maxmemory-policy")
     except RedisError as error:
         yield failure("redis", *what_is_wrong(error))
@@ -216,9 +216,9 @@ def _endpoints(workos: WorkOSClient, settings: Settings) -> Iterator[Check]:
             yield ok(name, f"{where}, enabled, with exactly the {len(SUBSCRIBED)} event types needed")
 
 
-def list_endpoints(workos: WorkOSClient) -> list[dict[str, Any]]:
+def list_endpoints(workos: WorkOSClient) -> list[JsonObject]:
     """Return the webhook endpoints of the WorkOS environment, as WorkOS describes them."""
-    found: list[dict[str, Any]] = []
+    found: list[JsonObject] = []
     after: str | None = None
     for _ in range(MAX_ENDPOINT_PAGES):
         page = workos.webhook_endpoints(after)
@@ -228,7 +228,7 @@ def list_endpoints(workos: WorkOSClient) -> list[dict[str, Any]]:
     return found
 
 
-def compare_event_types(endpoint: dict[str, Any]) -> tuple[list[str], list[str]]:
+def compare_event_types(endpoint: JsonObject) -> tuple[list[str], list[str]]:
     """Return the event types that an endpoint lacks, and those it has without need.
 
     An endpoint without a list of event types receives all of them. WorkOS's emulator does so; the service itself is not

@@ -6,18 +6,20 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, and_, select, tuple_
 
 from models.database import read_transaction
+from models.outcomes import Finding, Outcome
 from models.tables import (
     JOIN,
     WORKSPACE_SETTINGS,
+    Cause,
     Change,
     Drift,
+    DriftAction,
     Event,
     EventStatus,
     Join,
     Read,
     Run,
 )
-from worker.decision.decide import Outcome
 from worker.kinds import KINDS, Kind
 from worker.kinds.domain import DOMAIN, Domain
 from worker.kinds.membership import MEMBERSHIP, Membership
@@ -140,7 +142,7 @@ def _timeline(tx: Connection, objects: Sequence[Object]) -> tuple[list[dict[str,
         steps.append(_event_step(event, caused, winners))
     found = {(row["run_id"], row["kind"], row["object_id"]): row for row in drift}
     steps += [_change_step(row, found) for row in changes if row["id"] not in explained]
-    steps += [_drift_step(row) for row in drift if row["action"] != "repaired"]
+    steps += [_drift_step(row) for row in drift if row["action"] != DriftAction.REPAIRED]
     steps += [_read_step(row) for row in reads]
     steps.sort(key=lambda step: (step["at"], step["occurred_at"] or step["at"]))
     return steps, max(len(events), len(changes)) >= MAX_STEPS
@@ -168,7 +170,7 @@ def _winners(tx: Connection, events: Iterable[Row]) -> dict[str, Row]:
 def _caused(event: Row, change: Row) -> bool:
     """Return whether an event made a change itself. A confirmed read requested by the event has the same cause."""
     same = (change["kind"], change["object_id"]) == (event["kind"], event["object_id"])
-    by_it = change["cause"] == "event" and change["cause_id"] == event["id"]
+    by_it = change["cause"] == Cause.EVENT and change["cause_id"] == event["id"]
     return same and by_it and bool(event["outcome"] != Outcome.TOMBSTONED or event["replays"])
 
 
@@ -206,7 +208,9 @@ def _why(event: Row, changes: Sequence[Row], winners: Mapping[str, Row]) -> str:
         return outcome
     times = "once" if event["replays"] == 1 else f"{event['replays']} times"
     replayed = f"; replayed {times}, last by run {event['replay_id']}"
-    first = "; it made this change when it was first processed" if changes and event["outcome"] != "applied" else ""
+    first = (
+        "; it made this change when it was first processed" if changes and event["outcome"] != Outcome.APPLIED else ""
+    )
     return outcome + replayed + first
 
 
@@ -254,43 +258,43 @@ def _fields(changes: Sequence[Row]) -> dict[str, list[Any]]:
 
 
 FINDINGS = {
-    "missing": "was missing in the mirror",
-    "extra": "no longer exists in WorkOS (404)",
-    "stale": "was older in the mirror than in WorkOS",
-    "different": "differed from WorkOS",
-    "anomaly": "exists in WorkOS although a delete event removed it",
-    "odd": "has an invalid field in WorkOS",
+    Finding.MISSING: "was missing in the mirror",
+    Finding.EXTRA: "no longer exists in WorkOS (404)",
+    Finding.STALE: "was older in the mirror than in WorkOS",
+    Finding.DIFFERENT: "differed from WorkOS",
+    Finding.ANOMALY: "exists in WorkOS although a delete event removed it",
+    Finding.INVALID: "has an invalid field in WorkOS",
 }
 
 
 def _change_step(change: Row, drift: Mapping[tuple[str, str, str], Row]) -> dict[str, Any]:
-    step = _step(change["at"], change, "applied", _fields([change]))
+    step = _step(change["at"], change, Outcome.APPLIED, _fields([change]))
     cause, cause_id = change["cause"], change["cause_id"]
     if step["fields"] and step["fields"].keys() <= AUTO_JOIN_FIELDS:
         state, reason = change["after"]["auto_join"], change["after"]["auto_join_reason"]
         return step | {"what": "auto-join", "by": cause_id, "why": f"{state}: {reason}" if reason else state}
     if change["kind"] in (JOIN, WORKSPACE_SETTINGS):
         return step | {"what": cause, "by": cause_id, "why": change["after"]["why"]}
-    if cause == "resync":
+    if cause == Cause.RESYNC:
         found = drift.get((cause_id, change["kind"], change["object_id"]))
         return step | {
             "what": "resync",
             "by": cause_id,
-            "outcome": "repaired",
-            "why": FINDINGS.get(found["finding"], found["finding"]) if found else FINDINGS["different"],
+            "outcome": DriftAction.REPAIRED,
+            "why": FINDINGS.get(found["finding"], found["finding"]) if found else FINDINGS[Finding.DIFFERENT],
         }
-    if cause == "event":
+    if cause == Cause.EVENT:
         return step | {
             "what": "confirmed read",
             "by": cause_id,
             "why": "an event left the state uncertain",
         }
-    reasons = {"settings": f"changed by the setting {cause_id}", "operator": f"requested by {cause_id}"}
+    reasons = {Cause.SETTINGS: f"changed by the setting {cause_id}", Cause.OPERATOR: f"requested by {cause_id}"}
     return step | {"what": cause, "by": cause_id, "why": reasons.get(cause, cause)}
 
 
 def _drift_step(row: Row) -> dict[str, Any]:
-    actions = {"withheld": "deletion waits for approval", "reported": "reported, not repaired"}
+    actions = {DriftAction.WITHHELD: "deletion waits for approval", DriftAction.REPORTED: "reported, not repaired"}
     finding = FINDINGS.get(row["finding"], row["finding"])
     why = f"{finding}: {actions[row['action']]}{' (dry run)' if row['dry_run'] else ''}"
     step = _step(row["at"], row, row["action"], row["fields"] or {})

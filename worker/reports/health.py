@@ -3,11 +3,11 @@
 `status`, `doctor`, the pages, the API, metrics and alerts all read `check_health`, so that they never disagree.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -20,6 +20,7 @@ from models.tables import (
     AutoJoin,
     AutoJoinState,
     Drift,
+    DriftAction,
     Event,
     EventStatus,
     Join,
@@ -31,7 +32,7 @@ from models.tables import (
     Task,
     Tick,
 )
-from models.types import db_now, inline_literal
+from models.types import Record, db_now, inline_literal
 from models.views import mirror_status
 from worker.bootstrap import lanes_of
 from worker.hooks.operate import hook_status
@@ -102,7 +103,7 @@ class Resync:
 class Health:
     """The health at one moment. Times are aware, in UTC; durations are in seconds; None means unknown."""
 
-    mirror: dict[str, Any]
+    mirror: Record
     pending: int
     oldest_pending_seconds: float
     failed: int
@@ -128,10 +129,10 @@ class Health:
     """Objects whose confirmed read, requested by an event, failed `MANY_READS` times or more."""
     first_unread: str | None
     """Kind and id of one of them."""
-    hooks: list[dict[str, Any]]
+    hooks: list[Record]
     repairs: bool
     resync: Resync | None
-    runs: list[dict[str, Any]]
+    runs: list[Record]
     clock_age_seconds: float | None
     lanes: list[Lane]
     problems: list[Problem]
@@ -210,7 +211,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
     return health
 
 
-def as_report(health: Health) -> dict[str, Any]:
+def as_report(health: Health) -> Record:
     """Return the report of `status`: numbers, and texts for an operator."""
     shown = {name: getattr(health, name) for name in ("mirror", "pending", "oldest_pending_seconds", "failed", "gaps")}
     workers = health.lanes[0].workers
@@ -232,7 +233,7 @@ def as_report(health: Health) -> dict[str, Any]:
     }
 
 
-def describe_run(run: Mapping[str, Any]) -> str:
+def describe_run(run: Record) -> str:
     """Describe a run in progress in one line: task, id, progress, and who requested it."""
     progress = f"{run['done']} of {run['total']}" if run["total"] is not None else run["phase"]
     return ", ".join(filter(None, (f"{run['task']} {run['id']}", progress, f"requested by {run['requested_by']}")))
@@ -335,7 +336,11 @@ def _last_resync(tx: Connection, now: datetime) -> Resync | None:
         return None
     approved = exists().where(*full, Run.status == RunStatus.DONE, Run.approves == last.id)
     of_kind = select(Drift.kind, Drift.finding, func.count()).where(Drift.run_id == last.id)
-    held = select(func.count()).select_from(Drift).where(Drift.run_id == last.id, Drift.action == "withheld", ~approved)
+    held = (
+        select(func.count())
+        .select_from(Drift)
+        .where(Drift.run_id == last.id, Drift.action == DriftAction.WITHHELD, ~approved)
+    )
     return Resync(
         id=last.id,
         status=last.status,

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from datetime import datetime
 
 from sqlalchemy import ColumnElement, Engine, RowMapping, Select, Text, and_, cast, exists, false, func, or_, select
+from sqlalchemy.orm import InstrumentedAttribute
 
 from models.database import read_transaction
-from models.tables import Change, Drift, Event, EventStatus, Run, RunStatus, Task
-from models.types import inline_literal
+from models.tables import Cause, Change, Drift, DriftAction, Event, EventStatus, Run, RunStatus, Task
+from models.types import Record, inline_literal
 from models.views import auto_join_domains, sign_in_methods, workspace_members, workspaces
 from worker.kinds import KINDS
 from worker.kinds.domain import Domain
@@ -47,7 +48,7 @@ def list_events(
     fingerprint: str | None = None,
     after: str | None = None,
     limit: int = 50,
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Return events that match all given filters, newest first, without their payloads.
 
     Args:
@@ -72,13 +73,13 @@ def list_events(
         return [dict(row) for row in tx.execute(query).mappings()]
 
 
-def _before(at: Any, id: Any, last: str) -> ColumnElement[bool]:
+def _before(at: InstrumentedAttribute[datetime], id: InstrumentedAttribute[str], last: str) -> ColumnElement[bool]:
     """Return the condition that a row follows the row with id `last` in a listing sorted newest first."""
     last_at = select(at).where(id == last).scalar_subquery()
     return or_(at < last_at, and_(at == last_at, id < last))
 
 
-def failures(engine: Engine) -> list[dict[str, Any]]:
+def failures(engine: Engine) -> list[Record]:
     """Return failed events grouped by the fingerprint of their error, the largest group first, each with an example."""
     number = func.count()
     shown = (Event.fingerprint, number.label("events"), func.min(Event.type).label("type"))
@@ -90,7 +91,7 @@ def failures(engine: Engine) -> list[dict[str, Any]]:
         return [dict(row) for row in found.mappings()]
 
 
-def show_event(engine: Engine, event_id: str) -> dict[str, Any] | None:
+def show_event(engine: Engine, event_id: str) -> Record | None:
     """Return one event with its payload and changes; None if the id is unknown."""
     with read_transaction(engine) as tx:
         row = tx.execute(select(Event.__table__).where(Event.id == event_id)).mappings().one_or_none()
@@ -98,13 +99,13 @@ def show_event(engine: Engine, event_id: str) -> dict[str, Any] | None:
             return None
         changes = tx.execute(
             select(Change.__table__)
-            .where(Change.object_id == row["object_id"], Change.cause == "event", Change.cause_id == event_id)
+            .where(Change.object_id == row["object_id"], Change.cause == Cause.EVENT, Change.cause_id == event_id)
             .order_by(Change.id)
         ).mappings()
         return {**row, "body": _payload(row), "changes": [dict(change) for change in changes]}
 
 
-def _payload(row: RowMapping) -> Any:
+def _payload(row: RowMapping) -> object:
     if row["body"] is None:
         return None
     try:
@@ -116,12 +117,12 @@ def _payload(row: RowMapping) -> Any:
     return row["body"].decode("utf-8", "replace") if payload is None or _is_deeper(payload, MAX_DEPTH) else payload
 
 
-def _is_deeper(value: Any, depth: int) -> bool:
+def _is_deeper(value: object, depth: int) -> bool:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return bool(inner) and (depth == 0 or any(_is_deeper(each, depth - 1) for each in inner))
 
 
-def workspace(engine: Engine, organization_id: str) -> dict[str, Any] | None:
+def workspace(engine: Engine, organization_id: str) -> Record | None:
     """Return a workspace, which may be deleted; None if the id is unknown."""
     with read_transaction(engine) as tx:
         row = tx.execute(select(workspaces).where(workspaces.c.organization_id == organization_id)).mappings()
@@ -131,7 +132,7 @@ def workspace(engine: Engine, organization_id: str) -> dict[str, Any] | None:
 
 def list_workspaces(
     engine: Engine, *, state: str | None = None, name: str | None = None, after: str | None = None, limit: int = 50
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Return workspaces sorted by id.
 
     Args:
@@ -155,7 +156,7 @@ def list_workspaces(
 
 def list_access(
     engine: Engine, filters: Mapping[str, str], *, after: str | None = None, limit: int = 50
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Return the memberships that give access now, sorted by id.
 
     Args:
@@ -181,7 +182,7 @@ def list_domains(
     off: bool = False,
     after: str | None = None,
     limit: int = 50,
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Return domains that are not deleted, sorted by id, with their auto-join state and the reason.
 
     Args:
@@ -207,7 +208,7 @@ def list_domains(
 
 def list_sign_in(
     engine: Engine, organization_id: str | None = None, *, after: str | None = None, limit: int = 50
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Return active single sign-on connections, sorted by id.
 
     Args:
@@ -226,7 +227,7 @@ def list_sign_in(
         return [dict(row) for row in tx.execute(query).mappings()]
 
 
-def list_members(engine: Engine, organization_id: str) -> dict[str, Any] | None:
+def list_members(engine: Engine, organization_id: str) -> Record | None:
     """Return a workspace and its `members`, the people with access now; None if the workspace is unknown."""
     with read_transaction(engine) as tx:
         workspace = (
@@ -244,7 +245,7 @@ def list_members(engine: Engine, organization_id: str) -> dict[str, Any] | None:
         return {**workspace, "members": [dict(member) for member in members]}
 
 
-def list_permissions(engine: Engine, *, after: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
+def list_permissions(engine: Engine, *, after: str | None = None, limit: int = 50) -> list[Record]:
     """Return live permissions by slug, after a slug if given, each with `roles`: the ids of live roles that grant it.
 
     Roles of the environment come first. Of many, `MAX_ROLES` are returned for each permission.
@@ -261,9 +262,7 @@ def _roles_granting(slug: str) -> Select[str]:
     return select(Role.id).where(Role.deleted_by.is_(None), grants).order_by(*in_order).limit(MAX_ROLES)
 
 
-def list_runs(
-    engine: Engine, limit: int = 50, *, task: Task | None = None, after: str | None = None
-) -> list[dict[str, Any]]:
+def list_runs(engine: Engine, limit: int = 50, *, task: Task | None = None, after: str | None = None) -> list[Record]:
     """Return runs, newest first.
 
     Args:
@@ -281,7 +280,7 @@ def list_runs(
         return [dict(row) for row in tx.execute(query).mappings()]
 
 
-def run(engine: Engine, run_id: str, *, task: Task | None = None) -> dict[str, Any] | None:
+def run(engine: Engine, run_id: str, *, task: Task | None = None) -> Record | None:
     """Return a run with the number of its `findings` by kind and of its `withheld` deletions.
 
     None if the id is unknown, or the run has another task than `task`.
@@ -291,12 +290,14 @@ def run(engine: Engine, run_id: str, *, task: Task | None = None) -> dict[str, A
         if row is None or task not in (None, row["task"]):
             return None
         counted = select(Drift.finding, func.count()).where(Drift.run_id == run_id).group_by(Drift.finding)
-        held = select(func.count()).select_from(Drift).where(Drift.run_id == run_id, Drift.action == "withheld")
+        held = (
+            select(func.count()).select_from(Drift).where(Drift.run_id == run_id, Drift.action == DriftAction.WITHHELD)
+        )
         findings = {str(finding): number for finding, number in tx.execute(counted)}
         return {**row, "findings": findings, "withheld": tx.execute(held).scalar_one()}
 
 
-def drift(engine: Engine, run_id: str, limit: int | None = None) -> Iterator[dict[str, Any]]:
+def drift(engine: Engine, run_id: str, limit: int | None = None) -> Iterator[Record]:
     """Yield the differences that a run found, sorted by kind and id, at most `limit`.
 
     The rows are streamed: the first resync reports the whole mirror as missing.
@@ -307,7 +308,7 @@ def drift(engine: Engine, run_id: str, limit: int | None = None) -> Iterator[dic
             yield dict(row)
 
 
-def labelled(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def labelled(engine: Engine, rows: Sequence[Record]) -> list[Record]:
     """Return rows of drift with a `label` by which people recognize the object; None if the mirror has none."""
     labels: dict[tuple[str, str], str | None] = {}
     with read_transaction(engine) as tx:
@@ -319,7 +320,7 @@ def labelled(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict[str
     return [{**row, "label": labels.get((row["kind"], row["object_id"]))} for row in rows]
 
 
-def approval(engine: Engine, run_id: str) -> dict[str, Any] | None:
+def approval(engine: Engine, run_id: str) -> Record | None:
     """Return the newest run that carries out the deletions a run withheld, unless it failed; None if there is none."""
     query = select(Run.__table__).where(Run.approves == run_id, Run.status != RunStatus.FAILED)
     with read_transaction(engine) as tx:
@@ -327,14 +328,14 @@ def approval(engine: Engine, run_id: str) -> dict[str, Any] | None:
         return dict(row) if row else None
 
 
-def recent_changes(engine: Engine, organization_id: str, limit: int) -> list[dict[str, Any]]:
+def recent_changes(engine: Engine, organization_id: str, limit: int) -> list[Record]:
     """Return the newest changes in a workspace, newest first."""
     query = select(Change.__table__).where(Change.organization_id == organization_id)
     with read_transaction(engine) as tx:
         return [dict(row) for row in tx.execute(query.order_by(Change.id.desc()).limit(limit)).mappings()]
 
 
-def run_as_json(engine: Engine, run_row: dict[str, Any]) -> Iterator[str]:
+def run_as_json(engine: Engine, run_row: Record) -> Iterator[str]:
     """Yield a row of `run` with its `drift` as the parts of one JSON document."""
     yield as_json(run_row).removesuffix("\n}") + ',\n  "drift": ['
     separator = "\n"

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sqlalchemy import Engine, func, select
 
 from models.database import read_transaction
-from models.tables import Listing, Read, Run
+from models.tables import Listing, ListingState, Read, Run
 
 REFRESH_SECONDS = 0.25
 
@@ -59,6 +59,6 @@ def how_far(engine: Engine, run_id: str) -> tuple[str, int, int]:
         if run.total is not None:
             return "replay", run.done + run.skipped, run.total
         total = tx.execute(listings).scalar_one()
-        unfinished = tx.execute(listings.where(Listing.state == "open")).scalar_one()
+        unfinished = tx.execute(listings.where(Listing.state == ListingState.OPEN)).scalar_one()
         reads = tx.execute(outstanding).scalar_one()
     return run.phase, total - unfinished, total + reads

@@ -3,11 +3,12 @@
 import re
 from datetime import datetime
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from models.types import JsonObject
 from worker.errors import WorkosSyncError
 
-Json = dict[str, Any]
+Json = JsonObject
 NOT_FOUND = re.compile(r"(?!route|page|path|url|cannot)\w.* not found\b", re.IGNORECASE)
 """`Organization not found: 'org_123'.` (docs/workos.md, Listings, reads and their errors)."""
 

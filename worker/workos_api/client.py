@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
+from worker.backoff import backoff
 from worker.decision.payload import clean
 from worker.errors import (
     BadRequestError,
@@ -306,8 +307,9 @@ def _wait(state: RetryCallState) -> float:
     """Return the seconds to wait: what WorkOS said, else doubling."""
     error = state.outcome.exception() if state.outcome else None
     said = error.retry_after if isinstance(error, CallError) else None
-    wait = FIRST_WAIT_SECONDS * 2.0 ** (state.attempt_number - 1) if said is None else said
-    return min(wait, MAX_WAIT_SECONDS)
+    if said is not None:
+        return min(said, MAX_WAIT_SECONDS)
+    return backoff(state.attempt_number, FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS)
 
 
 def _stamp(at: datetime) -> str:

@@ -5,7 +5,6 @@ The view `auto_join_blocks` reads the new table once `models.migrate` has update
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -34,7 +33,7 @@ def _fill() -> None:
         tx.execute(sa.insert(addresses), [{"user_id": id, "email_hash": _hash(email)} for id, email in rows])
 
 
-def _pages(tx: sa.Connection) -> Iterator[list[Any]]:
+def _pages(tx: sa.Connection) -> Iterator[list[sa.Row[str, str]]]:
     users = sa.table("users", sa.column("id"), sa.column("email_normalized"))
     page = sa.select(users.c.id, users.c.email_normalized).where(users.c.email_normalized.is_not(None))
     last = ""

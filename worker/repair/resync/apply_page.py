@@ -9,23 +9,25 @@ from sqlalchemy import Connection, select
 
 from models.bulk import insert_new
 from models.database import is_transient
-from models.tables import Mirror, Seen
-from worker.decision.decide import Finding, State, compare_listed, completed, is_newer
+from models.outcomes import Finding
+from models.tables import Cause, DriftAction, Mirror, Seen
+from worker.decision.decide import State, compare_listed, completed, is_newer
 from worker.decision.payload import is_id
 from worker.errors import PayloadError, unexpected
 from worker.kinds import KINDS, LISTINGS, Kind, RoleMap, Snapshot, read_object
 from worker.kinds.kind import Scope
 from worker.kinds.organization import ORGANIZATION
+from worker.leases import Lease
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows, stored_rows
+from worker.mirror.change_rows import ChangeRow
 from worker.mirror.read_requests import request_reads
 from worker.repair.resync import drift, listings
 from worker.repair.resync.listings import Key
-from worker.runs import Lease
 from worker.workos_api.client import Page
 
 log = structlog.get_logger()
 
-CAUSE = "resync"
+CAUSE = Cause.RESYNC
 
 
 class ListedPage(NamedTuple):
@@ -46,7 +48,7 @@ def apply_pages(tx: Connection, held: Lease, pages: Sequence[ListedPage], *, dry
     run_id = held.run_id
     roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
     read = [(listed, *_read_page(listed.key, listed.page, roles)) for listed in pages]
-    changes: list[dict[str, Any]] = []
+    changes: list[ChangeRow] = []
     invalid = [row for _, _, rows in read for row in rows]
     refused: set[tuple[Kind, str]] = set()
     for kind in KINDS.values():
@@ -69,7 +71,7 @@ def apply_pages(tx: Connection, held: Lease, pages: Sequence[ListedPage], *, dry
 
 def _merge_or_report(
     tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *, dry_run: bool
-) -> tuple[list[dict[str, Any]], list[drift.Row]]:
+) -> tuple[list[ChangeRow], list[drift.Row]]:
     """Merge objects together, or each by itself if one of them fails.
 
     Returns:
@@ -91,7 +93,7 @@ def _merge_or_report(
     return [row for changes, _ in alone for row in changes], [row for _, rows in alone for row in rows]
 
 
-def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *, dry_run: bool) -> list[dict[str, Any]]:
+def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *, dry_run: bool) -> list[ChangeRow]:
     ids = sorted(listed)
     insert_new(tx, Seen, [{"run_id": run_id, "kind": kind.name, "object_id": id} for id in ids])
     stored = stored_rows(tx, kind, ids) if dry_run else lock_rows(tx, kind, ids)
@@ -99,7 +101,7 @@ def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *,
     request_reads(tx, kind, [id for id, finding in findings.items() if finding is None], "differs", run_id)
     settled = {id: f for id, f in findings.items() if f not in (None, Finding.NONE)}
     kept = {id: completed(stored.get(id), listed[id]) for id in settled}
-    action = "reported" if dry_run else "repaired"
+    action = DriftAction.REPORTED if dry_run else DriftAction.REPAIRED
     different = [drift.difference(kind, id, f, stored.get(id), kept[id], action) for id, f in settled.items()]
     drift.record(tx, run_id, different)
     if dry_run:

@@ -10,8 +10,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, exists, false, func, or_, select, text
 
-from models.tables import Drift, Listing, Run, Seen
-from worker.decision.decide import Finding
+from models.outcomes import Finding
+from models.tables import Drift, DriftAction, Listing, ListingState, Run, Seen
 from worker.errors import OperatorError, UnknownIdError
 from worker.kinds import KINDS, Kind
 from worker.kinds.kind import ShownBy
@@ -77,7 +77,7 @@ def approve(tx: Connection, run_id: str, approved: str) -> None:
         UnknownIdError: there is no such run.
         OperatorError: that run withheld nothing.
     """
-    withheld = (Drift.run_id == approved, Drift.action == "withheld")
+    withheld = (Drift.run_id == approved, Drift.action == DriftAction.WITHHELD)
     query = select(Drift.object_id).where(*withheld)
     if tx.execute(query.limit(1)).first() is None:
         if tx.execute(select(Run.id).where(Run.id == approved)).one_or_none() is None:
@@ -103,7 +103,7 @@ def with_own_roles(tx: Connection, run_id: str) -> list[str]:
 
 def _withheld(tx: Connection, run_id: str, kind: Kind, number: int) -> str | None:
     table = kind.table
-    made = (Drift.kind == kind.name, Drift.finding == Finding.MISSING, Drift.action == "repaired")
+    made = (Drift.kind == kind.name, Drift.finding == Finding.MISSING, Drift.action == DriftAction.REPAIRED)
     live = tx.execute(select(func.count()).select_from(table).where(table.deleted_by.is_(None))).scalar_one()
     new = select(func.count()).select_from(Drift).where(Drift.run_id == run_id, *made)
     live -= tx.execute(new).scalar_one()
@@ -144,7 +144,7 @@ def _missing(run_id: str, kind: Kind) -> ColumnElement[bool]:
 
 
 def _should_show(run_id: str, kind: Kind, by: ShownBy) -> ColumnElement[bool]:
-    complete = (Listing.run_id == run_id, Listing.name == by.listing, Listing.state == "complete")
+    complete = (Listing.run_id == run_id, Listing.name == by.listing, Listing.state == ListingState.COMPLETE)
     parent = Listing.parent == ("" if by.parent is None else by.parent)
     found = select(Listing.name).where(*complete, parent, kind.table.touched_at < Listing.began_at)
     shown = found.correlate(kind.table).exists()

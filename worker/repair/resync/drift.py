@@ -6,8 +6,9 @@ from typing import Any
 from sqlalchemy import Connection
 
 from models.bulk import insert_new
-from models.tables import Drift
-from worker.decision.decide import Finding, State
+from models.outcomes import Finding
+from models.tables import Drift, DriftAction
+from worker.decision.decide import State
 from worker.kinds import Kind
 from worker.kinds.user import PERSONAL
 from worker.mirror.apply import show
@@ -15,8 +16,10 @@ from worker.mirror.apply import show
 Row = dict[str, Any]
 
 
-def difference(kind: Kind, id: str, finding: Finding, here: State | None, there: State | None, action: str) -> Row:
-    """Return what differs, field by field, `[here, WorkOS]`, and what was done: `repaired`, `reported`, `withheld`."""
+def difference(
+    kind: Kind, id: str, finding: Finding, here: State | None, there: State | None, action: DriftAction
+) -> Row:
+    """Return what differs, field by field, `[here, WorkOS]`, and what was done."""
     ours, theirs = (show(kind, here) if here else {}), (show(kind, there) if there else {})
     left_out = PERSONAL if here and here.erased else ()  # WorkOS may still show someone who is erased here
     fields = {f: [ours.get(f), theirs.get(f)] for f in ours | theirs if ours.get(f) != theirs.get(f)}
@@ -28,8 +31,8 @@ def difference(kind: Kind, id: str, finding: Finding, here: State | None, there:
 
 def invalid(kind: Kind, id: str, field: str) -> Row:
     """Return that an object which WorkOS shows cannot be used, or not be read, and why."""
-    row = {"kind": kind.name, "object_id": id, "organization_id": None, "finding": "invalid"}
-    return {**row, "fields": {field: None}, "action": "reported"}
+    row = {"kind": kind.name, "object_id": id, "organization_id": None, "finding": Finding.INVALID}
+    return {**row, "fields": {field: None}, "action": DriftAction.REPORTED}
 
 
 def record(tx: Connection, run_id: str, rows: Sequence[Row]) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Connection, case, func, or_, select, update
 
 from models.bulk import insert_new
-from models.tables import Listing
+from models.tables import Listing, ListingState
 from models.types import db_now
 from worker.errors import NotFoundError
 from worker.kinds import KINDS, LISTINGS
@@ -58,21 +58,26 @@ def open_listings(tx: Connection, run_id: str, limit: int) -> list[Open]:
     """Return so many of a run's listings that are not over, those that failed before last."""
     began = func.coalesce(Listing.began_at, db_now())
     query = select(Listing.name, Listing.parent, Listing.after, began)
-    query = query.where(Listing.run_id == run_id, Listing.state == "open").order_by(Listing.attempts).limit(limit)
+    query = (
+        query.where(Listing.run_id == run_id, Listing.state == ListingState.OPEN)
+        .order_by(Listing.attempts)
+        .limit(limit)
+    )
     return [Open(Key(name, parent), after, at) for name, parent, after, at in tx.execute(query)]
 
 
 def record_page(tx: Connection, run_id: str, key: Key, after: str | None, began: datetime, *, invalid: bool) -> None:
     """Note that a page was used, up to the cursor `after`; None: it was the last."""
     any_invalid = Listing.invalid | invalid
-    state = case((any_invalid, "partial"), else_="complete") if after is None else "open"
+    ended = case((any_invalid, ListingState.PARTIAL), else_=ListingState.COMPLETE)
+    state = ListingState.OPEN if after is not None else ended
     values = {"after": after, "state": state, "invalid": any_invalid, "began_at": began}
     tx.execute(update(Listing).where(*_here(run_id, key)).values(values))
 
 
 def give_up(tx: Connection, run_id: str, key: Key) -> None:
     """Note that the rest of a listing cannot be had: what it did not show is not thereby gone."""
-    tx.execute(update(Listing).where(*_here(run_id, key)).values(state="partial"))
+    tx.execute(update(Listing).where(*_here(run_id, key)).values(state=ListingState.PARTIAL))
 
 
 def record_failure(tx: Connection, run_id: str, key: Key) -> int:
@@ -84,7 +89,7 @@ def record_failure(tx: Connection, run_id: str, key: Key) -> int:
 
 def listed_kinds(tx: Connection, run_id: str) -> set[str]:
     """Return the names of the kinds of which the run has read the listing of the whole environment to the end."""
-    to_the_end = or_(Listing.state == "complete", Listing.invalid & Listing.after.is_(None))
+    to_the_end = or_(Listing.state == ListingState.COMPLETE, Listing.invalid & Listing.after.is_(None))
     query = select(Listing.name).where(Listing.run_id == run_id, Listing.parent == "", to_the_end)
     names = set(tx.execute(query).scalars())
     return {

@@ -16,9 +16,9 @@ from redis.exceptions import RedisError
 from sqlalchemy import Connection, Engine, delete, select, update
 
 from models.database import delete_some, in_transaction, is_transient, read_transaction
-from models.tables import Listing, Mirror, Read, Run, RunStatus, Seen, Task
+from models.outcomes import Finding
+from models.tables import DriftAction, Listing, Mirror, Phase, Read, Run, RunStatus, Seen, Task
 from models.types import db_now
-from worker.decision.decide import Finding
 from worker.errors import (
     BadRequestError,
     InvalidApiKeyError,
@@ -35,6 +35,7 @@ from worker.kinds import KINDS, LISTINGS, Kind
 from worker.kinds.kind import Scope
 from worker.kinds.organization import ORGANIZATION
 from worker.kinds.user import USER
+from worker.leases import Lease
 from worker.mirror.apply import stored_rows
 from worker.mirror.read_requests import request_reads
 from worker.repair.reads import Result, confirmed_read
@@ -42,7 +43,7 @@ from worker.repair.resync import deletions, drift, listings
 from worker.repair.resync.apply_page import CAUSE, ListedPage, apply_pages
 from worker.repair.resync.listings import Key, Open
 from worker.repair.resync.parallel import in_parallel
-from worker.runs import Lease, create, finish, unfinished_run
+from worker.runs import create, finish, unfinished_run
 from worker.workos_api.client import WorkOSClient
 
 log = structlog.get_logger()
@@ -105,7 +106,7 @@ def begin(
 ) -> str:
     """Create a resync in `tx`; as `start`."""
     scope = {"organization_id": organization_id, "dry_run": dry_run, "approves": approves}
-    run_id = create(tx, Task.RESYNC, requested_by, **scope, phase="list" if approves is None else "read")
+    run_id = create(tx, Task.RESYNC, requested_by, **scope, phase=Phase.LIST if approves is None else Phase.READ)
     if approves is not None:
         deletions.approve(tx, run_id, approves)
     elif organization_id is not None:
@@ -148,8 +149,8 @@ class Resync:
             InvalidApiKeyError: WorkOS refuses the key; the run is noted as failed.
         """
         try:
-            phases = {"list": self._list_all, "delete": self._choose_deletions, "read": self._read_all}
-            while (phase := self._phase()) != "over":
+            phases = {Phase.LIST: self._list_all, Phase.DELETE: self._choose_deletions, Phase.READ: self._read_all}
+            while (phase := self._phase()) != Phase.OVER:
                 if not phases[phase]():
                     self._write(self._leave, None)
                     return False
@@ -184,11 +185,11 @@ class Resync:
         calls = Run.calls + self._workos.calls.total - self._calls_before
         tx.execute(update(Run).where(Run.id == self._held.run_id).values(error=error, calls=calls))
 
-    def _phase(self) -> str:
+    def _phase(self) -> Phase:
         with read_transaction(self._engine) as tx:
             return tx.execute(select(Run.phase).where(Run.id == self._held.run_id)).scalar_one()
 
-    def _move_on(self, tx: Connection, phase: str) -> None:
+    def _move_on(self, tx: Connection, phase: Phase) -> None:
         self._held.check(tx)
         tx.execute(update(Run).where(Run.id == self._held.run_id).values(phase=phase))
 
@@ -203,7 +204,7 @@ class Resync:
             self._write(self._open_role_listings)
             if not self._in_parallel(self._open_listings, list_one):
                 return False
-        self._write(self._move_on, "delete")
+        self._write(self._move_on, Phase.DELETE)
         return True
 
     def _open_listings(self, limit: int) -> list[Open]:
@@ -290,21 +291,22 @@ class Resync:
                 if chosen.withheld:
                     states = stored_rows(tx, chosen.kind, ids).items()
                     extra = [
-                        drift.difference(chosen.kind, id, Finding.EXTRA, here, None, "withheld") for id, here in states
+                        drift.difference(chosen.kind, id, Finding.EXTRA, here, None, DriftAction.WITHHELD)
+                        for id, here in states
                     ]
                     drift.record(tx, run_id, extra)
                 else:
                     request_reads(tx, chosen.kind, ids, "was not listed", run_id)
         for ids in deletions.unknown_users(tx, run_id, self._run.organization_id):
             request_reads(tx, USER, ids, "its membership was listed", run_id)
-        self._move_on(tx, "read")
+        self._move_on(tx, Phase.READ)
 
     # read
 
     def _read_all(self) -> bool:
         if not self._in_parallel(self._open_reads, self._read_one):
             return False
-        self._write(self._move_on, "over")
+        self._write(self._move_on, Phase.OVER)
         return True
 
     def _open_reads(self, limit: int) -> list[tuple[Kind, str]]:
@@ -321,7 +323,7 @@ class Resync:
             if result.finding is not Finding.NONE:
                 only_reported = result.finding is Finding.ANOMALY or self._run.dry_run
                 shown = result.after if result.finding is not Finding.EXTRA else None
-                action = "reported" if only_reported else "repaired"
+                action = DriftAction.REPORTED if only_reported else DriftAction.REPAIRED
                 row = drift.difference(kind, id, result.finding, result.before, shown, action)
                 drift.record(tx, self._held.run_id, [row])
 

@@ -1,0 +1,21 @@
+"""Rows for the table `changes`, before they get an id."""
+
+from typing import TypedDict
+
+from models.tables import Cause
+from models.types import JsonObject
+
+CausedBy = tuple[Cause, str]
+"""The columns `cause` and `cause_id`: an event or run by its id, an operator or a setting by its name."""
+
+
+class ChangeRow(TypedDict):
+    """What happened to an object. `before` is None for a new one."""
+
+    kind: str
+    object_id: str
+    organization_id: str | None
+    before: JsonObject | None
+    after: JsonObject
+    cause: Cause
+    cause_id: str
