@@ -180,7 +180,7 @@ def look_round(page: Page, site: str, organization_id: str) -> None:
     expect(page.get_by_text("person0@acme.example")).to_be_visible()
     pictures(page, "workspace")
     page.get_by_role("link", name="person0@acme.example").click()
-    expect(page.get_by_text("an active membership of a live person")).to_be_visible()
+    expect(page.get_by_text("active membership; neither the person nor the workspace is deleted")).to_be_visible()
     pictures(page, "explain")
     look_at_auto_join(page, site, organization_id)
     page.get_by_role("link", name="People").click()

@@ -65,5 +65,5 @@ def test_register_counts_its_calls_before_the_server_that_it_started_ends(comman
         commands.settings |= settings_of(sandbox)
         register = commands.start("register", "http://127.0.0.1:8000/webhooks/workos")
         assert register.process.wait(60) == 0, register.output()
-    assert "its secret, shown only now: " in register.output()
+    assert "signing secret, shown only once: " in register.output()
     assert "counts_kept" not in register.output()

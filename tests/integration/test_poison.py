@@ -27,7 +27,7 @@ def test_an_event_that_kills_the_process_is_found_alone_and_set_aside(db_url: st
     assert statuses(engine) == {"done": 119, "failed": 1}
     row = event_row(engine, poison)
     assert (row["status"], row["attempts"]) == ("failed", 3)
-    assert row["error"] == "DiedAloneError: the process ended while it applied this event"
+    assert row["error"] == "WorkerCrashedError: the process ended while it applied this event"
     assert count(engine, Event.attempts > 0) == 1
     assert done_at_death[-2:] == [119, 119], "the others do not wait for the last attempts"
     assert rows(engine, Batch) == []

@@ -87,9 +87,10 @@ class Command:
         return [process for process in found if alive(process)]
 
     def lanes(self) -> list[psutil.Process]:
-        """The lane processes of `workos-sync worker`."""
-        own = command_line(psutil.Process(self.process.pid)) if self.process.poll() is None else []
-        return [process for process in self.family() if command_line(process) == own]
+        """The lane processes of `workos-sync worker`. RQ renames them, so they are known by what they log at start."""
+        started = [line for line in self.output().splitlines() if "worker_started" in line and line.endswith("}")]
+        pids = {json.loads(line)["pid"] for line in started}
+        return [process for process in self.family() if process.pid in pids]
 
     def lane(self, name: str) -> psutil.Process:
         """The newest lane process of that name, by what it said as it started."""
