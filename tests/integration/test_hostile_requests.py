@@ -46,6 +46,7 @@ def web(valkey_server: str, sqlite_template: Path) -> Iterator[tuple[Command, in
             WEB_PROCESSES=1,
             WEBHOOK_PATH_TOKEN=PATH_TOKEN,
             OPS_TOKENS="ann:ann-signs-in-with-this-token",
+            API_TOKENS="product:product-reads-with-this-token",  # without them, a warning may follow the start
         )
         commands.sweep_away()
 

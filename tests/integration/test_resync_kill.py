@@ -95,7 +95,7 @@ def test_the_door_of_an_sqlite_mirror_does_not_wait_for_a_resync(
                 began = time.monotonic()
                 accept_webhooks(engine, [Delivery(f"event_{number}", "user.created", b"{}", 0)])
                 waits.append(time.monotonic() - began)
-                if over.wait(0.02):
+                if over.wait(0.005):
                     return
 
         endpoint = threading.Thread(target=knock)

@@ -62,21 +62,27 @@ class ClaimedBatch(NamedTuple):
     last: bool = False
 
 
-def drain(engine: Engine, policy: Policy, applied: Callable[[list[float]], None] = lambda _: None) -> bool:
-    """Apply pending events until none is due; return False if the time ran out before.
+def drain(
+    engine: Engine,
+    policy: Policy,
+    applied: Callable[[list[float]], None] = lambda _: None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Apply pending events until none is due; return False if the time ran out or it was stopped before.
 
     Args:
         engine: the database.
         policy: how to work.
         applied: called after each commit with the ages of its events, in seconds since they were accepted. Replayed
             events are left out.
+        stopping: returns whether to stop between two batches.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the database is unavailable; the sweep will ring again.
         rq.timeouts.JobTimeoutException: RQ ended the job; the batch was requeued.
     """
     ends = time.monotonic() + policy.seconds
-    while time.monotonic() < ends:
+    while not stopping() and time.monotonic() < ends:
         batch = in_transaction(engine, _claim_batch, policy)
         if batch is None:
             return True

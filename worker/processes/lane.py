@@ -56,12 +56,12 @@ def _function(lane: str, services: Services, stopping: threading.Event) -> Calla
     return makers[lane](services, stopping)
 
 
-def _drain(services: Services, _stopping: threading.Event) -> Callable[[], None]:
+def _drain(services: Services, stopping: threading.Event) -> Callable[[], None]:
     settings, policy = services.settings, drain_policy(services.settings)
     observe = partial(services.counters.observe, ACCEPTED_TO_APPLIED)
 
     def run() -> None:
-        if not drain(services.engine, policy, observe):
+        if not drain(services.engine, policy, observe, stopping.is_set):
             services.bell.ring()
         # At once. For changes made by a resync, the clock rings.
         if settings.http_hooks:
