@@ -1,6 +1,6 @@
 """The views that other programs may read: their columns and their SQL. `models.migrate` brings a database up to date.
 
-Columns are only ever added, at the end. The SQL must run on SQLite and PostgreSQL; the words in braces stand for
+Columns are only ever added, at the end. The SQL must run on SQLite and PostgreSQL; the names in braces are replaced by
 functions that have other names on each (`FUNCTIONS`). `NOT MATERIALIZED` lets both push the reader's conditions into a
 named query, so that they find rows by an index.
 """
@@ -133,7 +133,7 @@ auto_join_blocks = _view(
     "auto_join_blocks",
     """
 WITH
--- By person, from memberships: whoever was removed, deactivated or invited, or has a status that is not known here.
+-- From memberships: people who were removed, deactivated or invited, or whose status is unknown here.
 former_member AS NOT MATERIALIZED (
     SELECT membership.organization_id, membership.user_id,
            CASE WHEN membership.deleted_by IS NOT NULL THEN 'removed'
@@ -157,7 +157,7 @@ former_member AS NOT MATERIALIZED (
                    AND (membership.event_at > person.event_at
                         OR (membership.event_at = person.event_at AND membership.event_id > person.event_id))))
 ),
--- By person, from joins: whom an operator or the provisioning worker blocked.
+-- From joins: people that an operator or the provisioning worker blocked.
 blocked_join AS NOT MATERIALIZED (
     SELECT organization_id, user_id, reason FROM joins WHERE state IN ('blocked', 'undone')
 ),
@@ -245,7 +245,7 @@ WHERE permission.deleted_by IS NULL AND permission.resource_type = 'organization
 """Permissions of the people in `workspace_members`: those of resource type `organization` that their roles grant.
 
 A role that `ROLE_MAP` does not name grants none. Empty until a full resync has listed permissions
-(`models.access.permissions_of` tells the difference).
+(`models.access.permissions_of` distinguishes them).
 """
 
 

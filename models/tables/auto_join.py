@@ -23,7 +23,7 @@ WORKSPACE_SETTINGS = "workspace_settings"
 
 
 class AutoJoinState(StrEnum):
-    """Where a domain stands on the way to auto-join."""
+    """The auto-join state of a domain."""
 
     PENDING = "pending"
     VERIFIED = "verified"

@@ -29,7 +29,7 @@ class DeletedBy(StrEnum):
 
 
 class Mirrored(Base):
-    """The columns every mirrored object has beside its content."""
+    """The columns that every mirrored object has in addition to its content."""
 
     __abstract__ = True
 
@@ -97,7 +97,7 @@ class Change(Base):
 
 
 class AutoJoinMode(StrEnum):
-    """The setting `AUTO_JOIN`: what happens with those whom a verified domain lets in."""
+    """The setting `AUTO_JOIN`: what happens when a user's address is on a verified domain."""
 
     OFF = "off"
     MIRROR = "mirror"
@@ -138,7 +138,7 @@ class Mirror(Base):
     inbox_at: Mapped[datetime | None]
     """When that was found, by the database's clock; None once all that was in the inbox then is applied."""
     complete_to: Mapped[datetime | None]
-    """Every event up to here is applied, or set aside as failed."""
+    """Every event up to this time is applied or has failed."""
     event_types: Mapped[list[str] | None]
     """The event types that the code acted on when it last looked."""
     last_resync_at: Mapped[datetime | None]

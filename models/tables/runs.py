@@ -93,7 +93,7 @@ class Run(Base):
 
 
 class Tick(Base):
-    """When the clock last started a duty: whoever moves it on has the duty, so two clocks do no harm."""
+    """When the clock last started a task. The clock that updates the row runs the task, so two clocks are safe."""
 
     __tablename__ = "ticks"
 

@@ -142,7 +142,7 @@ def test_each_right_person_gets_exactly_one_membership_and_no_one_else_any(
 def test_a_worker_that_is_stopped_after_its_look_creates_nothing_when_it_wakes(
     engine: Engine, sandbox: Sandbox, commands: Commands
 ) -> None:
-    """Nothing but the events API tells of the removal, and it is read only for joins."""
+    """Only the events API reports the removal, and it is read only for joins."""
     commands.settings |= {"CATCH_UP_SECONDS": "3600"}
     worker, _ = commands.start("worker"), commands.start("clock")
     eventually(lambda: rows(engine, Mirror)[0]["backfilled_at"], 60)

@@ -14,34 +14,17 @@ from hypothesis import strategies as st
 
 from models.addresses import normalize_domain
 from tests.support import JSON, made, sample
+from tests.support.snapshots import DELETES, ROLES, content, read, refused
 from worker.decision.decide import State, Version
 from worker.decision.payload import MAX_EMAIL, MAX_TEXT, clean, is_id, parse_json, parse_time
-from worker.decision.roles import DEFAULT_ROLE_MAP, local_role
+from worker.decision.roles import local_role
 from worker.errors import PayloadError
-from worker.kinds import KINDS, LISTINGS, READERS, SUBSCRIBED, Kind, Snapshot, read_event, read_object
+from worker.kinds import KINDS, LISTINGS, READERS, Kind, read_event, read_object
 from worker.kinds.kind import Scope
 
-ROLES = DEFAULT_ROLE_MAP | {"owner": "admin"}
-DELETES = [type for type in SUBSCRIBED if type.endswith(".deleted")]
 UNUSABLE: tuple[object, ...] = (None, 7, True, [], {}, "NEW_VALUE")
 READ_AT = datetime(2025, 7, 2, tzinfo=UTC)
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=str)
-
-
-def read(event: JSON) -> Snapshot:
-    _, snapshot = read_event(event["id"], event["event"], json.dumps(event).encode(), ROLES)
-    assert snapshot is not None
-    return snapshot
-
-
-def content(type: str, **data: Any) -> Any:
-    return read(made(type, **data)).state.content
-
-
-def refused(event: JSON) -> PayloadError:
-    with pytest.raises(PayloadError) as caught:
-        read(event)
-    return caught.value
 
 
 def live_types(kind: Kind) -> list[str]:

@@ -1,39 +1,20 @@
 """Whole snapshots: every column, key and version of an event or an API object, and every refusal, word for word."""
 
-import json
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
 from tests.support import JSON, made, sample
+from tests.support.snapshots import DELETES, ROLES, content, read, refused
 from worker.decision.decide import DATE_STEP, State, Version
 from worker.decision.payload import EPOCH, is_id, parse_time
-from worker.decision.roles import DEFAULT_ROLE_MAP, slug_for
+from worker.decision.roles import slug_for
 from worker.errors import PayloadError
 from worker.kinds import KINDS, SUBSCRIBED, Kind, Snapshot, read_event, read_object
 
-ROLES = DEFAULT_ROLE_MAP | {"owner": "admin"}
-DELETES = [type for type in SUBSCRIBED if type.endswith(".deleted")]
 LIVE = sorted(set(SUBSCRIBED) - set(DELETES) - {"organization_domain.verification_failed"})
-
-
-def read(event: JSON) -> Snapshot:
-    _, snapshot = read_event(event["id"], event["event"], json.dumps(event).encode(), ROLES)
-    assert snapshot is not None
-    return snapshot
-
-
-def content(type: str, **data: Any) -> Any:
-    return read(made(type, **data)).state.content
-
-
-def refused(event: JSON) -> PayloadError:
-    with pytest.raises(PayloadError) as caught:
-        read(event)
-    return caught.value
 
 
 def test_times_do_not_depend_on_the_machines_zone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +93,7 @@ CONTENTS: dict[str, tuple[Kind, str, JSON]] = {
         },
     ),
 }
-"""An event, and what the snapshot of it holds beside its times."""
+"""An event, and the content of its snapshot without its times."""
 CHANGED: dict[str, JSON] = {
     "organization_membership.created": {"directory_managed": True},
     "organization_domain.verified": {"domain": "ACME.example"},

@@ -25,25 +25,25 @@ from worker.workos_api.client import WorkOSClient
 
 @pytest.fixture
 def local(make_database: Callable[[str], str], build_test_services: Callable[..., Services]) -> Callable[..., Services]:
-    """As `make_wiring`."""
+    """As `build_test_services`, on SQLite."""
     return partial(build_test_services, database_url=make_database("sqlite"))
 
 
 @pytest.fixture
 def local_services(local: Callable[..., Services]) -> Services:
-    """As `wiring`."""
+    """As `services`, on SQLite."""
     return local()
 
 
 @pytest.fixture
 def local_endpoint(local_services: Services) -> FlaskClient:
-    """As `door`."""
+    """As `endpoint`, on SQLite."""
     return create_app(local_services).test_client()
 
 
 @pytest.fixture
 def local_engine(local_services: Services) -> Engine:
-    """As `engine`."""
+    """As `engine`, on SQLite."""
     return local_services.engine
 
 

@@ -75,7 +75,7 @@ def sandbox(clock: Clock) -> Iterator[Sandbox]:
 
 
 def poisoned(engine: Engine, table: str, when: str) -> None:
-    """Have the database refuse to write such rows, as it would one that no code foresaw."""
+    """Make the database refuse such rows, as a constraint that the code does not know would."""
     assert engine.dialect.name == "sqlite"
     for verb in ("INSERT", "UPDATE"):
         statement = f"CREATE TRIGGER {verb}_{table} BEFORE {verb} ON {table} WHEN {when}"

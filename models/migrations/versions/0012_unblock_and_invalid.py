@@ -57,7 +57,7 @@ def upgrade() -> None:
     )
     if not tx.exec_driver_sql("SELECT legacy_verified FROM mirror").scalar_one():
         number = _turn_auto_join_off(tx)
-        print(f"auto-join is now off for {number} workspaces: {WHY}")  # noqa: T201 - for whoever runs `migrate`
+        print(f"auto-join is now off for {number} workspaces: {WHY}")  # noqa: T201 - `migrate` shows it to the operator
     _note_domain_states(tx)
     op.rename_table("lifted_blocks", "unblocked_memberships")
     if tx.dialect.name == "postgresql":
@@ -68,7 +68,7 @@ def upgrade() -> None:
 
 
 def _take_locks(tx: sa.Connection) -> None:
-    """Empty the views and lock what changes, all or nothing: whoever waits for another lock in between is let pass."""
+    """Empty the views and take every lock. After a lock timeout, release all of them, let others pass, and retry."""
     if tx.dialect.name != "postgresql":
         for view in VIEWS:
             op.execute(f"DROP VIEW {view}")
