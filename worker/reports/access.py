@@ -1,6 +1,6 @@
 """Who has access to which workspace, and which domains auto-join, each with the reason."""
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, select
+from sqlalchemy import ColumnElement, Connection, select
 
 from models.tables import AutoJoinMode, AutoJoinState, Change, DeletedBy, Mirror, PublicDomain, WorkspaceSettings
 from models.types import Record
@@ -10,23 +10,29 @@ from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import Organization
 from worker.kinds.user import User
 from worker.mirror import auto_join
+from worker.reports.rows import all_rows
 
 MAX_CHANGES = 500
 """Maximum number of a membership's changes searched for the cause of its access and role."""
-
-Row = RowMapping
+DELETED = {
+    DeletedBy.EVENT: "was deleted in WorkOS",
+    DeletedBy.RESYNC: "no longer exists in WorkOS (found by a resync)",
+}
+WHY_NOT = {
+    AutoJoinState.PENDING: "{}",
+    AutoJoinState.VERIFIED: "",
+    AutoJoinState.FAILED: "not verified: {}",
+    AutoJoinState.CONFLICTED: "in conflict: {}",
+    AutoJoinState.REVOKED: "{}",
+}
+"""Why a domain in each state does not auto-join. Empty for a verified one: `_why_off` finds the reason."""
 
 
 def access_of(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
-    """Return a row for each membership: whether it gives access now, the reason, since when and the cause.
+    """Return a row for each membership that meets `which`: whether it gives access now, why, since when and the cause.
 
-    Args:
-        tx: a transaction.
-        which: conditions on `Membership`.
-
-    Returns:
-        rows sorted by workspace name and membership id. `since` and `role_since` are aware (UTC) and, like `cause` and
-        `role_cause`, None if the change is no longer kept. `role` is None without access.
+    The rows are sorted by workspace name and membership id. `role` is None without access. `since` and `role_since` are
+    aware, in UTC. Like `cause` and `role_cause`, they are None if the change has been pruned.
     """
     joined = (
         select(
@@ -43,14 +49,10 @@ def access_of(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
         .where(*which)
         .order_by(Organization.name, Membership.id)
     )
-    memberships = tx.execute(joined).mappings().all()
-    with_access = set(
-        tx.execute(
-            select(workspace_members.c.membership_id).where(
-                workspace_members.c.user_id.in_({row["user_id"] for row in memberships})
-            )
-        ).scalars()
-    )
+    memberships = all_rows(tx, joined)
+    view = workspace_members.c
+    of_users = select(view.membership_id).where(view.user_id.in_({row["user_id"] for row in memberships}))
+    with_access = set(tx.execute(of_users).scalars())
     return [
         {
             "organization_id": row["organization_id"],
@@ -69,73 +71,60 @@ def access_of(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
     ]
 
 
-def _why_not(row: Row) -> str:
+def _why_not(row: Record) -> str:
     """Return which condition of the view `workspace_members` a membership does not meet."""
-    deleted = {
-        DeletedBy.EVENT: "was deleted in WorkOS",
-        DeletedBy.RESYNC: "no longer exists in WorkOS (found by a resync)",
-    }
-    status = f"is {row['status']}" if row["status"] else "has no status"
-    reasons = {
-        f"the membership {deleted.get(row['deleted_by'])}": row["deleted_by"],
-        f"the person {deleted.get(row['user_deleted_by'])}": row["user_deleted_by"],
-        f"the workspace {deleted.get(row['organization_deleted_by'])}": row["organization_deleted_by"],
-        f"the membership {status}": row["status"] != "active",
-        "the person is not in the mirror yet": not row["user_known"],
-        "the workspace is not in the mirror yet": not row["organization_known"],
-    }
-    newer = "a newer membership of the same person in this workspace takes precedence"
-    return next((reason for reason, applies in reasons.items() if applies), newer)
+    for name, deleted_by in (
+        ("membership", row["deleted_by"]),
+        ("person", row["user_deleted_by"]),
+        ("workspace", row["organization_deleted_by"]),
+    ):
+        if deleted_by:
+            return f"the {name} {DELETED.get(deleted_by)}"
+    if row["status"] != "active":
+        return f"the membership is {row['status']}" if row["status"] else "the membership has no status"
+    if not row["user_known"]:
+        return "the person is not in the mirror yet"
+    if not row["organization_known"]:
+        return "the workspace is not in the mirror yet"
+    return "a newer membership of the same person in this workspace takes precedence"
 
 
 def _causes(tx: Connection, membership_id: str) -> Record:
     """Return when and why a membership last became active or inactive, and last got its role."""
     about = (Change.kind == MEMBERSHIP.name, Change.object_id == membership_id)
-    newest_first = select(Change.__table__).where(*about).order_by(Change.id.desc()).limit(MAX_CHANGES)
-    changes = tx.execute(newest_first).mappings().all()
-    status_change = next((row for row in changes if _active(row["before"]) != _active(row["after"])), None)
-    role_change = next((row for row in changes if (row["before"] or {}).get("role") != row["after"]["role"]), None)
-    return {
-        "since": status_change["at"] if status_change else None,
-        "cause": f"{status_change['cause']} {status_change['cause_id']}" if status_change else None,
-        "role_since": role_change["at"] if role_change else None,
-        "role_cause": f"{role_change['cause']} {role_change['cause_id']}" if role_change else None,
-    }
+    changes = all_rows(tx, select(Change.__table__).where(*about).order_by(Change.id.desc()).limit(MAX_CHANGES))
+    of_status = (row for row in changes if _active(row["before"]) != _active(row["after"]))
+    of_role = (row for row in changes if (row["before"] or {}).get("role") != row["after"]["role"])
+    found: Record = {}
+    for prefix, newest in (("", next(of_status, None)), ("role_", next(of_role, None))):
+        found[f"{prefix}since"] = newest["at"] if newest else None
+        found[f"{prefix}cause"] = f"{newest['cause']} {newest['cause_id']}" if newest else None
+    return found
 
 
-def _active(shown: Record | None) -> bool:
-    return bool(shown) and (shown or {}).get("state") == "active" and (shown or {}).get("status") == "active"
+def _active(content: Record | None) -> bool:
+    return content is not None and content.get("state") == "active" and content.get("status") == "active"
 
 
 def domain_states(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
-    """Return a row for each domain: its auto-join state, whether people join by it now, and the reason.
+    """Return a row for each domain that meets `which`: its auto-join state, whether people join by it now, and why.
 
-    Args:
-        tx: a transaction.
-        which: conditions on `Domain`.
-
-    Returns:
-        rows sorted by domain name and id.
+    The rows are sorted by domain name and id.
     """
-    mirror = tx.execute(select(Mirror.__table__)).one()
-    selected = set(tx.execute(select(Domain.id).where(*which)).scalars())
-    found = auto_join.claims(tx, selected)
+    mode = tx.execute(select(Mirror.auto_join)).scalar_one()
+    names = {row.id: row.domain for row in tx.execute(select(Domain.id, Domain.domain).where(*which))}
+    found = auto_join.claims(tx, names.keys())
     statuses = auto_join.auto_join_statuses(found)
     view = auto_join_domains.c
-    claimed = {claim.domain for claim in found}
-    joining = {
-        (domain, owner)
-        for domain, owner in tx.execute(select(view.domain, view.organization_id).where(view.domain.in_(claimed)))
-    }
-    spelled = select(Domain.id, Domain.domain).where(Domain.id.in_(selected))
-    names = {row.id: row.domain for row in tx.execute(spelled)}
+    claimed = view.domain.in_({claim.domain for claim in found})
+    joining = {(row.domain, row.organization_id) for row in tx.execute(select(auto_join_domains).where(claimed))}
     states = []
     for claim in found:
-        if claim.domain_id not in selected:
+        if claim.domain_id not in names:
             continue
         state, reason = statuses[claim.domain_id]
         on = state is AutoJoinState.VERIFIED and (claim.domain, claim.organization_id) in joining
-        why_not = WHY_NOT[state].format(reason or "") or _off(tx, claim, mirror.auto_join)
+        why_not = WHY_NOT[state].format(reason or "") or _why_off(tx, claim, mode)
         states.append(
             {
                 "id": claim.domain_id,
@@ -150,33 +139,14 @@ def domain_states(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
     return sorted(states, key=lambda row: (str(row["domain"]), str(row["id"])))
 
 
-WHY_NOT = {
-    AutoJoinState.PENDING: "{}",
-    AutoJoinState.VERIFIED: "",
-    AutoJoinState.FAILED: "not verified: {}",
-    AutoJoinState.CONFLICTED: "in conflict: {}",
-    AutoJoinState.REVOKED: "{}",
-}
-"""Why a domain in each state does not auto-join. Empty for a verified one: `_off` finds the reason."""
-
-
-def _off(tx: Connection, claim: auto_join.Claim, mode: AutoJoinMode) -> str:
+def _why_off(tx: Connection, claim: auto_join.Claim, mode: AutoJoinMode) -> str:
     """Return why nobody joins by a domain that exactly one workspace has verified."""
-    reasons = {
-        "not a valid domain name": claim.domain is None,
-        "domain of a public mail provider": _is_public(tx, claim.domain),
-        "AUTO_JOIN is off": mode == AutoJoinMode.OFF,
-    }
-    reason = next((reason for reason, applies in reasons.items() if applies), None)
-    return reason or _switched_off(tx, claim.organization_id or "")
-
-
-def _switched_off(tx: Connection, organization_id: str) -> str:
-    row = tx.execute(
-        select(WorkspaceSettings.who, WorkspaceSettings.why).where(WorkspaceSettings.organization_id == organization_id)
-    ).one_or_none()
+    if claim.domain is None:
+        return "not a valid domain name"
+    if tx.execute(select(PublicDomain.domain).where(PublicDomain.domain == claim.domain)).one_or_none():
+        return "domain of a public mail provider"
+    if mode == AutoJoinMode.OFF:
+        return "AUTO_JOIN is off"
+    settings = select(WorkspaceSettings.who, WorkspaceSettings.why)
+    row = tx.execute(settings.where(WorkspaceSettings.organization_id == claim.organization_id)).one_or_none()
     return f"switched off by {row.who}: {row.why}" if row else "not in effect yet"
-
-
-def _is_public(tx: Connection, domain: str | None) -> bool:
-    return tx.execute(select(PublicDomain.domain).where(PublicDomain.domain == domain)).one_or_none() is not None

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
@@ -17,11 +18,11 @@ from models.revisions import current_revision, newest_revision, outdated
 from models.types import JsonObject, db_now
 from worker.errors import ConfigurationError, InvalidApiKeyError, WorkOSUnavailableError
 from worker.kinds import SUBSCRIBED
-from worker.metrics import noted
+from worker.metrics import Name, noted
 from worker.queue.doorbell import DRAIN, LISTEN_SECONDS, Doorbell
 from worker.redis_client import require_writable, what_is_wrong
 from worker.repair.environment import require_same_environment
-from worker.reports.health import Health, Problem, check_health
+from worker.reports.health import Health, check_health
 from worker.settings import Settings
 from worker.workos_api.client import WorkOSClient
 
@@ -31,6 +32,8 @@ SKEW_SECONDS = 5.0
 MIN_TOKEN_LENGTH = 20
 MAX_ENDPOINT_PAGES = 20
 """Maximum number of pages read of WorkOS's list of endpoints."""
+CHECKED_APART = {"redis_away", "no_worker", "no_clock", "silent", "resync_failed", "resync_late", "never_filled"}
+"""Problems of `check_health` that other checks report."""
 
 
 class Level(StrEnum):
@@ -50,18 +53,15 @@ class Check(NamedTuple):
     remedy: str = ""
 
 
-def ok(name: str, saw: str) -> Check:
-    """Return a passed check."""
+def _ok(name: str, saw: str) -> Check:
     return Check(name, Level.OK, saw)
 
 
-def warning(name: str, saw: str, remedy: str) -> Check:
-    """Return a warning: the installation works, but something should be changed."""
+def _warning(name: str, saw: str, remedy: str) -> Check:
     return Check(name, Level.WARNING, saw, remedy)
 
 
-def failure(name: str, saw: str, remedy: str) -> Check:
-    """Return a failed check."""
+def _failure(name: str, saw: str, remedy: str) -> Check:
     return Check(name, Level.FAILURE, saw, remedy)
 
 
@@ -70,17 +70,12 @@ def run_checks(
 ) -> Iterator[Check]:
     """Run all checks, and yield each when it is done. Nothing is changed in the mirror.
 
-    Args:
-        engine: the database.
-        redis: a client with a short timeout.
-        settings: the loaded settings.
-        connect: opens a WorkOS client; None if no API key is set.
+    `redis` needs a short time-out. `connect` opens a WorkOS client; it is None if no API key is set.
     """
     database = list(_database(engine))
     yield from database
     yield from _redis(redis)
     yield from _secrets(settings)
-    yield from _tokens(settings)
     database_ok = all(check.level is not Level.FAILURE for check in database)
     yield from _workos(engine, settings, connect if database_ok else None)
     yield from _timestamps(redis)
@@ -88,7 +83,7 @@ def run_checks(
         health = check_health(engine, redis, settings)
         yield from _work(health)
         if health.lanes[0].workers:
-            yield from _doorbell(redis)
+            yield _doorbell(redis)
 
 
 def _database(engine: Engine) -> Iterator[Check]:
@@ -98,25 +93,26 @@ def _database(engine: Engine) -> Iterator[Check]:
             now: datetime = tx.execute(select(db_now())).scalar_one()
         old, revision = outdated(engine), current_revision(engine)
     except DBAPIError as error:
-        yield failure("database", f"{shown}: {type(error.orig).__name__}", "start it, or correct DATABASE_URL")
+        yield _failure("database", f"{shown}: {type(error.orig).__name__}", "start it, or correct DATABASE_URL")
         return
     if engine.dialect.name == "sqlite":
-        yield warning("database", shown, "SQLite is for evaluation only; in production, set DATABASE_URL to PostgreSQL")
+        remedy = "SQLite is for evaluation only; in production, set DATABASE_URL to PostgreSQL"
+        yield _warning("database", shown, remedy)
     else:
-        yield ok("database", shown)
+        yield _ok("database", shown)
     if old:
-        yield failure("migrations", f"at revision {revision or 'none'}", "run: workos-sync migrate")
-        return
-    yield ok("migrations", f"at revision {revision}; this code needs {newest_revision()}")
-    yield _skew("clock of the database", now)
+        yield _failure("migrations", f"at revision {revision or 'none'}", "run: workos-sync migrate")
+    else:
+        yield _ok("migrations", f"at revision {revision}; this code needs {newest_revision()}")
+        yield _skew("clock of the database", now)
 
 
 def _skew(name: str, there: datetime) -> Check:
     """Compare a clock with this machine's, which decides whether a signature is too old."""
     skew = abs((datetime.now(UTC) - there).total_seconds())
     if skew > SKEW_SECONDS:
-        return failure(name, f"differs from this machine's clock by {skew:.0f} s", "run NTP on both machines")
-    return ok(name, f"within {SKEW_SECONDS:.0f} s of this machine's clock")
+        return _failure(name, f"differs from this machine's clock by {skew:.0f} s", "run NTP on both machines")
+    return _ok(name, f"within {SKEW_SECONDS:.0f} s of this machine's clock")
 
 
 def _redis(redis: Redis) -> Iterator[Check]:
@@ -125,95 +121,88 @@ def _redis(redis: Redis) -> Iterator[Check]:
         server: JsonObject = redis.info("server")
         settings: dict[str | None, str | None] = redis.config_get("appendonly", "save", "maxmemory-policy")
     except RedisError as error:
-        yield failure("redis", *what_is_wrong(error))
+        yield _failure("redis", *what_is_wrong(error))
         return
     version = server.get("valkey_version") or server.get("redis_version") or "?"
-    yield ok("redis", f"{'Valkey' if 'valkey_version' in server else 'Redis'} {version}")
+    yield _ok("redis", f"{'Valkey' if 'valkey_version' in server else 'Redis'} {version}")
     if settings.get("appendonly") == "yes" or settings.get("save"):
-        yield ok("redis persistence", "on")
+        yield _ok("redis persistence", "on")
     else:
-        yield warning("redis persistence", "off: jobs lost in a restart wait for the sweep", "set appendonly yes")
+        yield _warning("redis persistence", "off: jobs lost in a restart wait for the sweep", "set appendonly yes")
     policy = settings.get("maxmemory-policy") or "?"
     if policy == "noeviction":
-        yield ok("redis eviction", policy)
+        yield _ok("redis eviction", policy)
     else:
-        yield failure("redis eviction", f"{policy}: jobs may be evicted", "set maxmemory-policy noeviction")
+        yield _failure("redis eviction", f"{policy}: jobs may be evicted", "set maxmemory-policy noeviction")
 
 
 def _secrets(settings: Settings) -> Iterator[Check]:
-    number = len(settings.workos_webhook_secrets)
+    name, number = "webhook secret", len(settings.workos_webhook_secrets)
     if number:
-        yield ok("webhook secret", "1 set" if number == 1 else f"{number} set, as during a rotation")
+        yield _ok(name, "1 set" if number == 1 else f"{number} set, as during a rotation")
     else:
         remedy = "set WORKOS_WEBHOOK_SECRETS; workos-sync register URL prints a secret"
-        yield failure("webhook secret", "not set: no webhook can be verified", remedy)
-
-
-def _tokens(settings: Settings) -> Iterator[Check]:
+        yield _failure(name, "not set: no webhook can be verified", remedy)
     for name, tokens, off in (
         ("OPS_TOKENS", settings.ops_tokens, "the pages under /ops are disabled"),
         ("API_TOKENS", settings.api_tokens, "the API under /api/v1 is disabled"),
     ):
         short = [who for who, token in tokens.items() if len(token.get_secret_value()) < MIN_TOKEN_LENGTH]
         if not tokens:
-            yield warning(name, f"not set: {off}", f"set {name} to name:token; to make a token: openssl rand -hex 24")
+            yield _warning(name, f"not set: {off}", f"set {name} to name:token; to make a token: openssl rand -hex 24")
         elif short:
             remedy = f"use at least {MIN_TOKEN_LENGTH} characters, for example: openssl rand -hex 24"
-            yield warning(name, f"too short: {', '.join(short)}", remedy)
+            yield _warning(name, f"too short: {', '.join(short)}", remedy)
         else:
-            yield ok(name, ", ".join(tokens))
+            yield _ok(name, ", ".join(tokens))
 
 
 def _workos(engine: Engine, settings: Settings, connect: Callable[[], WorkOSClient] | None) -> Iterator[Check]:
     if not settings.repairs:
         remedy = "set WORKOS_API_KEY and WORKOS_CLIENT_ID"
-        yield failure("WorkOS key", "not set: lost webhooks are not recovered", remedy)
+        yield _failure("WorkOS key", "not set: lost webhooks are not recovered", remedy)
         return
     if connect is None:
-        yield warning("WorkOS key", "not checked", "fix the database first")
+        yield _warning("WorkOS key", "not checked", "fix the database first")
         return
-    workos = connect()
     try:
-        now = workos.now()
-        yield ok("WorkOS key", "accepted by WorkOS")
-        require_same_environment(engine, workos, settings)
-        yield ok("WorkOS environment", f"{settings.workos_client_id}, the one this database mirrors")
-        yield _skew("clock of WorkOS", now)
-        yield from _endpoints(workos, settings)
+        with closing(connect()) as workos:
+            now = workos.now()
+            yield _ok("WorkOS key", "accepted by WorkOS")
+            require_same_environment(engine, workos, settings)
+            yield _ok("WorkOS environment", f"{settings.workos_client_id}, the one this database mirrors")
+            yield _skew("clock of WorkOS", now)
+            yield from _endpoints(workos, settings)
     except InvalidApiKeyError as error:
-        yield failure("WorkOS key", str(error), "set WORKOS_API_KEY to a valid key of this environment")
+        yield _failure("WorkOS key", str(error), "set WORKOS_API_KEY to a valid key of this environment")
     except ConfigurationError as error:
         remedy = "set the API key and client id of the environment that this database mirrors"
-        yield failure("WorkOS environment", str(error), remedy)
+        yield _failure("WorkOS environment", str(error), remedy)
     except (WorkOSUnavailableError, RedisError) as error:
-        yield failure("WorkOS", f"does not answer: {error}", "check the network and WORKOS_BASE_URL")
-    finally:
-        workos.close()
+        yield _failure("WorkOS", f"does not answer: {error}", "check the network and WORKOS_BASE_URL")
 
 
 def _endpoints(workos: WorkOSClient, settings: Settings) -> Iterator[Check]:
-    name = "webhook endpoint"
+    name, remedy = "webhook endpoint", "run workos-sync register with the endpoint's URL"
     token = settings.webhook_path_token
     path = f"{WEBHOOK_PATH}/{token.get_secret_value()}" if token else WEBHOOK_PATH
     ours = [row for row in list_endpoints(workos) if urlsplit(str(row.get("endpoint_url"))).path == path]
+    enabled = [row for row in ours if row.get("status") == "enabled"]
     if not ours:
         shown = f"{WEBHOOK_PATH}/<WEBHOOK_PATH_TOKEN>" if token else WEBHOOK_PATH
-        yield failure(name, f"no endpoint URL ends in {shown}", f"run: workos-sync register https://YOUR-HOST{shown}")
-        return
-    enabled = [row for row in ours if row.get("status") == "enabled"]
-    if not enabled:
-        yield failure(name, "disabled: WorkOS sends no webhooks", "run workos-sync register with the endpoint's URL")
+        yield _failure(name, f"no endpoint URL ends in {shown}", f"run: workos-sync register https://YOUR-HOST{shown}")
+    elif not enabled:
+        yield _failure(name, "disabled: WorkOS sends no webhooks", remedy)
     for row in enabled:
         missing, extra = compare_event_types(row)
-        where = urlsplit(str(row["endpoint_url"])).netloc
+        host = urlsplit(str(row["endpoint_url"])).netloc
         if missing:
-            saw = f"{where} is not subscribed to {', '.join(missing)}"
-            yield failure(name, saw, "run workos-sync register with the endpoint's URL")
+            yield _failure(name, f"{host} is not subscribed to {', '.join(missing)}", remedy)
         elif extra:
-            saw = f"{where} is subscribed to event types that are not needed: {', '.join(extra)}"
-            yield warning(name, saw, "run workos-sync register with the endpoint's URL")
+            saw = f"{host} is subscribed to event types that are not needed: {', '.join(extra)}"
+            yield _warning(name, saw, remedy)
         else:
-            yield ok(name, f"{where}, enabled, with exactly the {len(SUBSCRIBED)} event types needed")
+            yield _ok(name, f"{host}, enabled, with exactly the {len(SUBSCRIBED)} event types needed")
 
 
 def list_endpoints(workos: WorkOSClient) -> list[JsonObject]:
@@ -229,7 +218,7 @@ def list_endpoints(workos: WorkOSClient) -> list[JsonObject]:
 
 
 def compare_event_types(endpoint: JsonObject) -> tuple[list[str], list[str]]:
-    """Return the event types that an endpoint lacks, and those it has without need.
+    """Return the needed event types that an endpoint lacks, and the types that it has but does not need.
 
     An endpoint without a list of event types receives all of them. WorkOS's emulator does so; the service itself is not
     documented (docs/workos.md).
@@ -243,56 +232,47 @@ def compare_event_types(endpoint: JsonObject) -> tuple[list[str], list[str]]:
 def _timestamps(redis: Redis) -> Iterator[Check]:
     name = "signature timestamps"
     try:
-        times = {key.labels: at for key, at in noted(redis).items() if key.name == "refused"}
+        last = noted(redis).get(Name("refused", ("time",)), 0.0)
     except RedisError:
         return  # reported by the check of Redis
-    last = times.get(("time",))
-    if last is not None and time.time() - last < DAY_SECONDS:
+    if time.time() - last < DAY_SECONDS:
         when = datetime.fromtimestamp(last, UTC)
         remedy = "check this machine's clock, or raise WEBHOOK_TOLERANCE_SECONDS; catch-up fetches the events"
-        yield failure(name, f"last refused at {when:%Y-%m-%d %H:%M:%S} UTC", remedy)
+        yield _failure(name, f"last refused at {when:%Y-%m-%d %H:%M:%S} UTC", remedy)
     else:
-        yield ok(name, "none refused in the last 24 hours")
+        yield _ok(name, "none refused in the last 24 hours")
 
 
-def _doorbell(redis: Redis) -> Iterator[Check]:
+def _doorbell(redis: Redis) -> Check:
     """Ring and wait for an answer: a registered worker may hang, or listen to another Redis."""
-    name = "doorbell"
     try:
         seconds = Doorbell(redis, DRAIN).listen()
     except RedisError as error:
-        yield failure(name, *what_is_wrong(error))
-        return
-    if seconds is None:
-        saw = f"no worker answered within {LISTEN_SECONDS:.0f} s"
-        yield failure(name, saw, "restart worker; web, worker and clock must use the same REDIS_URL")
-    else:
-        yield ok(name, f"a worker answered within {max(seconds, 0.1):.1f} s")
+        return _failure("doorbell", *what_is_wrong(error))
+    if seconds is not None:
+        return _ok("doorbell", f"a worker answered within {max(seconds, 0.1):.1f} s")
+    remedy = "restart worker; web, worker and clock must use the same REDIS_URL"
+    return _failure("doorbell", f"no worker answered within {LISTEN_SECONDS:.0f} s", remedy)
 
 
 def _work(health: Health) -> Iterator[Check]:
     for lane in health.lanes:
         if lane.workers:
-            yield ok(f"workers, {lane.name}", f"{len(lane.workers)} ({', '.join(sorted(set(lane.workers)))})")
+            yield _ok(f"workers, {lane.name}", f"{len(lane.workers)} ({', '.join(sorted(set(lane.workers)))})")
         elif lane.workers is not None:
-            yield failure(f"workers, {lane.name}", "none running", "start workos-sync worker")
-    yield _clock(health)
+            yield _failure(f"workers, {lane.name}", "none running", "start workos-sync worker")
+    problems = {problem.name: problem.text for problem in health.problems}
+    yield _of_problem("clock", problems["no_clock"]) if "no_clock" in problems else _ok("clock", "running")
     yield _last_webhook(health)
-    yield _last_resync(health)
-    reported = {"redis_away", "no_worker", "no_clock", "silent", "resync_failed", "resync_late", "never_filled"}
-    for problem in health.problems:
-        if problem.name not in reported:
-            yield _of_problem(problem.name.replace("_", " "), problem)
+    yield _last_resync(health, problems.get("resync_failed") or problems.get("resync_late"))
+    for name, text in problems.items():
+        if name not in CHECKED_APART:
+            yield _of_problem(name.replace("_", " "), text)
 
 
-def _of_problem(name: str, problem: Problem) -> Check:
-    saw, _, remedy = problem.text.partition(": ")
-    return failure(name, saw, remedy)
-
-
-def _clock(health: Health) -> Check:
-    wrong = [problem for problem in health.problems if problem.name == "no_clock"]
-    return _of_problem("clock", wrong[0]) if wrong else ok("clock", "running")
+def _of_problem(name: str, text: str) -> Check:
+    saw, _, remedy = text.partition(": ")
+    return _failure(name, saw, remedy)
 
 
 def _last_webhook(health: Health) -> Check:
@@ -300,16 +280,15 @@ def _last_webhook(health: Health) -> Check:
     last = f"{at:%Y-%m-%d %H:%M:%S} UTC" if at else "none yet"
     if health.silent_seconds is not None:
         saw = f"{last}, although the events API has newer events"
-        return failure("last webhook", saw, "is the endpoint reachable from the internet? See its log in WorkOS")
+        return _failure("last webhook", saw, "is the endpoint reachable from the internet? See its log in WorkOS")
     if at is None:
-        return warning("last webhook", last, "change something in WorkOS, then run doctor again")
-    return ok("last webhook", last)
+        return _warning("last webhook", last, "change something in WorkOS, then run doctor again")
+    return _ok("last webhook", last)
 
 
-def _last_resync(health: Health) -> Check:
-    wrong = [problem for problem in health.problems if problem.name in ("resync_failed", "resync_late")]
-    if wrong:
-        return failure("last resync", wrong[0].text, "see workos-sync runs list; to start one now: workos-sync resync")
+def _last_resync(health: Health, problem: str | None) -> Check:
+    if problem:
+        return _failure("last resync", problem, "see workos-sync runs list; to start one now: workos-sync resync")
     if health.resync is None:
-        return warning("last resync", "none yet", "start clock and worker, or run: workos-sync resync")
-    return ok("last resync", f"{health.resync.status}, {timedelta(seconds=round(health.resync.age_seconds))} ago")
+        return _warning("last resync", "none yet", "start clock and worker, or run: workos-sync resync")
+    return _ok("last resync", f"{health.resync.status}, {timedelta(seconds=round(health.resync.age_seconds))} ago")

@@ -1,9 +1,10 @@
 """Why a row is as it is: everything that affected an object, in order, each step with its reason."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, and_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Engine, Select, SQLColumnExpression, and_, select, tuple_
 
 from models.database import read_transaction
 from models.outcomes import Finding, Outcome
@@ -20,21 +21,32 @@ from models.tables import (
     Read,
     Run,
 )
+from models.types import Record
 from worker.kinds import KINDS, Kind
 from worker.kinds.domain import DOMAIN, Domain
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import ORGANIZATION
 from worker.kinds.user import USER, User
 from worker.reports.access import access_of, domain_states
+from worker.reports.rows import all_rows, one_row
 
 MAX_STEPS = 500
 """Maximum number of steps from each source. Older ones are omitted, and the report says so."""
 
 AUTO_JOIN_FIELDS = {"auto_join", "auto_join_reason"}
 """Fields of a domain that change with other objects: its workspace, or another workspace's domain."""
-
-Row = RowMapping
+DECISIONS = {USER: JOIN, ORGANIZATION: WORKSPACE_SETTINGS}
+"""The kind under which `changes` records operators' decisions about a person or a workspace."""
 EVENT_COLUMNS = tuple(column for column in Event.__table__.columns if column.name != "body")
+FINDINGS = {
+    Finding.MISSING: "was missing in the mirror",
+    Finding.EXTRA: "no longer exists in WorkOS (404)",
+    Finding.STALE: "was older in the mirror than in WorkOS",
+    Finding.DIFFERENT: "differed from WorkOS",
+    Finding.ANOMALY: "exists in WorkOS although a delete event removed it",
+    Finding.INVALID: "has an invalid field in WorkOS",
+}
+UNREPAIRED = {DriftAction.WITHHELD: "deletion waits for approval", DriftAction.REPORTED: "reported, not repaired"}
 
 
 class Object(NamedTuple):
@@ -44,17 +56,14 @@ class Object(NamedTuple):
     id: str
 
 
-def explain(engine: Engine, name: str) -> dict[str, Any] | None:
+def explain(engine: Engine, name: str) -> Record | None:
     """Return an object or a person with everything that affected it; None if the mirror has no trace of it.
 
-    Args:
-        engine: the database.
-        name: a WorkOS id, or a person's current e-mail address. The id of an event means the object it is about.
+    `name` is a WorkOS id, or a person's current e-mail address. The id of an event means the object it is about.
 
-    Returns:
-        `objects`, `access` (of a person or membership), `auto_join` (of a domain or workspace), `joins` (of a person:
-        what AUTO_JOIN=provision did), `timeline` in the order of processing, and `truncated`: whether older steps are
-        omitted. Times are aware, in UTC.
+    The keys are `objects`, `access` (of a person or membership), `auto_join` (of a domain or workspace), `joins` (of a
+    person: what AUTO_JOIN=provision did), `timeline` in the order of processing, and `truncated`: whether older steps
+    are omitted. Times are aware, in UTC.
     """
     with read_transaction(engine) as tx:
         objects = _find(tx, name)
@@ -62,13 +71,13 @@ def explain(engine: Engine, name: str) -> dict[str, Any] | None:
             return None
         found = _with_related(tx, objects)
         timeline, truncated = _timeline(tx, found)
-        memberships = [id for kind, id in found if kind is MEMBERSHIP]
-        domains = [id for kind, id in found if kind is DOMAIN]
+        memberships, domains, users = ([id for kind, id in found if kind is k] for k in (MEMBERSHIP, DOMAIN, USER))
+        joins = select(Join.__table__).where(Join.user_id.in_(users)).order_by(Join.created_at)
         return {
             "objects": [_row(tx, one) for one in objects],
             "access": access_of(tx, Membership.id.in_(memberships)) if memberships else [],
             "auto_join": domain_states(tx, Domain.id.in_(domains)) if domains else [],
-            "joins": _joins(tx, [id for kind, id in found if kind is USER]),
+            "joins": all_rows(tx, joins) if users else [],
             "timeline": timeline,
             "truncated": truncated,
         }
@@ -106,33 +115,29 @@ def _with_related(tx: Connection, objects: Iterable[Object]) -> list[Object]:
     return list(found)
 
 
-def _joins(tx: Connection, users: Sequence[str]) -> list[dict[str, Any]]:
-    found = select(Join.__table__).where(Join.user_id.in_(users)).order_by(Join.created_at)
-    return [dict(row) for row in tx.execute(found).mappings()] if users else []
-
-
-def _row(tx: Connection, one: Object) -> dict[str, Any]:
-    table = one.kind.table
-    row = tx.execute(select(table.__table__).where(table.id == one.id)).mappings()
-    return {"kind": one.kind.name, **(row.one_or_none() or {"id": one.id})}
+def _row(tx: Connection, one: Object) -> Record:
+    row = one_row(tx, select(one.kind.table.__table__).where(one.kind.table.id == one.id))
+    return {"kind": one.kind.name, **(row or {"id": one.id})}
 
 
 # The timeline
 
 
-def _timeline(tx: Connection, objects: Sequence[Object]) -> tuple[list[dict[str, Any]], bool]:
-    subjects = [subject for one in objects for subject in _subjects(one)]
-    ids = [one.id for one in objects]
+def _timeline(tx: Connection, objects: Sequence[Object]) -> tuple[list[Record], bool]:
+    """Return the steps of these objects in the order of processing, and whether older ones are omitted."""
+    ids = [id for _, id in objects]
+    subjects = [(kind.name, id) for kind, id in objects]
+    subjects += [(DECISIONS[kind], id) for kind, id in objects if kind in DECISIONS]
 
     def about(table: type[Event | Change | Drift | Read]) -> ColumnElement[bool]:
         # The ids use the index. The kinds are needed because a role slug may equal any id.
         return and_(table.object_id.in_(ids), tuple_(table.kind, table.object_id).in_(subjects))
 
-    events = _newest(tx, select(*EVENT_COLUMNS), Event.received_at, about(Event))
-    changes = _newest(tx, select(Change.__table__), Change.id, about(Change))
+    events = _newest(tx, select(*EVENT_COLUMNS).where(about(Event)), Event.received_at)
+    changes = _newest(tx, select(Change.__table__).where(about(Change)), Change.id)
     of_run = select(Drift.__table__, Run.created_at.label("at"), Run.dry_run).join(Run, Run.id == Drift.run_id)
-    drift = _newest(tx, of_run, Run.created_at, about(Drift))
-    reads = _newest(tx, select(Read.__table__), Read.due_at, about(Read))
+    drift = _newest(tx, of_run.where(about(Drift)), Run.created_at)
+    reads = _newest(tx, select(Read.__table__).where(about(Read)), Read.due_at)
     winners = _winners(tx, events)
     steps = []
     explained: set[int] = set()
@@ -148,53 +153,37 @@ def _timeline(tx: Connection, objects: Sequence[Object]) -> tuple[list[dict[str,
     return steps, max(len(events), len(changes)) >= MAX_STEPS
 
 
-def _subjects(one: Object) -> list[tuple[str, str]]:
-    """Return the (kind, id) pairs under which the history of an object is recorded.
-
-    Operators' decisions about a person or a workspace have a kind of their own.
-    """
-    further = {USER: JOIN, ORGANIZATION: WORKSPACE_SETTINGS}
-    return [(one.kind.name, one.id)] + ([(further[one.kind], one.id)] if one.kind in further else [])
+def _newest(tx: Connection, query: Select[*tuple[object, ...]], order: SQLColumnExpression[object]) -> list[Record]:
+    """Return the newest `MAX_STEPS` rows of a query, oldest first."""
+    return all_rows(tx, query.order_by(order.desc()).limit(MAX_STEPS))[::-1]
 
 
-def _newest(tx: Connection, query: Any, order: Any, which: Any) -> Sequence[RowMapping]:
-    return tx.execute(query.where(which).order_by(order.desc()).limit(MAX_STEPS)).mappings().all()[::-1]
-
-
-def _winners(tx: Connection, events: Iterable[Row]) -> dict[str, Row]:
+def _winners(tx: Connection, events: Iterable[Record]) -> dict[str, Record]:
+    """Return the events, by id, that won over any of `events`."""
     ids = {event["decided_by"] for event in events if event["decided_by"]}
-    found = tx.execute(select(Event.id, Event.type, Event.occurred_at).where(Event.id.in_(ids))).mappings()
+    found = all_rows(tx, select(Event.id, Event.type, Event.occurred_at).where(Event.id.in_(ids)))
     return {row["id"]: row for row in found}
 
 
-def _caused(event: Row, change: Row) -> bool:
+def _caused(event: Record, change: Record) -> bool:
     """Return whether an event made a change itself. A confirmed read requested by the event has the same cause."""
     same = (change["kind"], change["object_id"]) == (event["kind"], event["object_id"])
     by_it = change["cause"] == Cause.EVENT and change["cause_id"] == event["id"]
     return same and by_it and bool(event["outcome"] != Outcome.TOMBSTONED or event["replays"])
 
 
-def _event_step(event: Row, changes: Sequence[Row], winners: Mapping[str, Row]) -> dict[str, Any]:
-    decided = event["status"] == EventStatus.DONE
-    return {
-        "at": event["processed_at"] if decided else event["received_at"],
-        "occurred_at": event["occurred_at"],
-        "arrived_at": event["received_at"],
-        "kind": event["kind"],
-        "object_id": event["object_id"],
-        "what": event["type"],
-        "by": event["id"],
-        "outcome": event["outcome"] if decided else event["status"],
-        "why": _why(event, changes, winners),
-        "fields": _fields(changes),
-        "source": event["source"],
-        "deliveries": event["deliveries"],
-        "attempts": event["attempts"],
-        "replays": event["replays"],
-    }
+def _event_step(event: Record, changes: Sequence[Record], winners: Mapping[str, Record]) -> Record:
+    if event["status"] == EventStatus.DONE:
+        at, outcome = event["processed_at"], event["outcome"]
+    else:
+        at, outcome = event["received_at"], event["status"]
+    why = _why(event, changes, winners)
+    step = _step(event, at, event["type"], event["id"], outcome, why, _fields(changes))
+    of_event = {name: event[name] for name in ("occurred_at", "source", "deliveries", "attempts", "replays")}
+    return step | of_event | {"arrived_at": event["received_at"]}
 
 
-def _why(event: Row, changes: Sequence[Row], winners: Mapping[str, Row]) -> str:
+def _why(event: Record, changes: Sequence[Record], winners: Mapping[str, Record]) -> str:
     match event["status"]:
         case EventStatus.PENDING:
             tried = f"; attempt {event['attempts']} failed: {event['error']}" if event["error"] else ""
@@ -207,14 +196,12 @@ def _why(event: Row, changes: Sequence[Row], winners: Mapping[str, Row]) -> str:
     if not event["replays"]:
         return outcome
     times = "once" if event["replays"] == 1 else f"{event['replays']} times"
-    replayed = f"; replayed {times}, last by run {event['replay_id']}"
-    first = (
-        "; it made this change when it was first processed" if changes and event["outcome"] != Outcome.APPLIED else ""
-    )
-    return outcome + replayed + first
+    replayed = f"{outcome}; replayed {times}, last by run {event['replay_id']}"
+    changed_at_first = changes and event["outcome"] != Outcome.APPLIED
+    return f"{replayed}; it made this change when it was first processed" if changed_at_first else replayed
 
 
-def _outcome(event: Row, changes: Sequence[Row], winners: Mapping[str, Row]) -> str:
+def _outcome(event: Record, changes: Sequence[Record], winners: Mapping[str, Record]) -> str:
     match event["outcome"]:
         case Outcome.APPLIED:
             return _applied(changes)
@@ -229,7 +216,7 @@ def _outcome(event: Row, changes: Sequence[Row], winners: Mapping[str, Row]) -> 
     return "events of this type are not mirrored"
 
 
-def _winner(event: Row, winners: Mapping[str, Row]) -> str:
+def _winner(event: Record, winners: Mapping[str, Record]) -> str:
     if not event["decided_by"]:
         return "a read of the WorkOS API"
     winner = winners.get(event["decided_by"])
@@ -238,7 +225,7 @@ def _winner(event: Row, winners: Mapping[str, Row]) -> str:
     return f"{winner['type']} {winner['id']} at {winner['occurred_at']:%Y-%m-%d %H:%M:%S.%f}"[:-3]
 
 
-def _applied(changes: Sequence[Row]) -> str:
+def _applied(changes: Sequence[Record]) -> str:
     if not changes:
         return "newer than the previous state (the change itself has been pruned)"
     first, last = changes[0], changes[-1]
@@ -249,7 +236,7 @@ def _applied(changes: Sequence[Row]) -> str:
     return f"newer than the previous state: changed {', '.join(sorted(_fields(changes)))}"
 
 
-def _fields(changes: Sequence[Row]) -> dict[str, list[Any]]:
+def _fields(changes: Sequence[Record]) -> dict[str, list[object]]:
     """Return the fields that `changes` changed in total, each with `[before, after]`."""
     if not changes:
         return {}
@@ -257,61 +244,43 @@ def _fields(changes: Sequence[Row]) -> dict[str, list[Any]]:
     return {f: [before.get(f), after.get(f)] for f in after if before.get(f) != after.get(f)}
 
 
-FINDINGS = {
-    Finding.MISSING: "was missing in the mirror",
-    Finding.EXTRA: "no longer exists in WorkOS (404)",
-    Finding.STALE: "was older in the mirror than in WorkOS",
-    Finding.DIFFERENT: "differed from WorkOS",
-    Finding.ANOMALY: "exists in WorkOS although a delete event removed it",
-    Finding.INVALID: "has an invalid field in WorkOS",
-}
-
-
-def _change_step(change: Row, drift: Mapping[tuple[str, str, str], Row]) -> dict[str, Any]:
-    step = _step(change["at"], change, Outcome.APPLIED, _fields([change]))
-    cause, cause_id = change["cause"], change["cause_id"]
-    if step["fields"] and step["fields"].keys() <= AUTO_JOIN_FIELDS:
+def _change_step(change: Record, drift: Mapping[tuple[str, str, str], Record]) -> Record:
+    fields = _fields([change])
+    what: str = change["cause"]
+    outcome: str = Outcome.APPLIED
+    if fields and fields.keys() <= AUTO_JOIN_FIELDS:
         state, reason = change["after"]["auto_join"], change["after"]["auto_join_reason"]
-        return step | {"what": "auto-join", "by": cause_id, "why": f"{state}: {reason}" if reason else state}
-    if change["kind"] in (JOIN, WORKSPACE_SETTINGS):
-        return step | {"what": cause, "by": cause_id, "why": change["after"]["why"]}
-    if cause == Cause.RESYNC:
-        found = drift.get((cause_id, change["kind"], change["object_id"]))
-        return step | {
-            "what": "resync",
-            "by": cause_id,
-            "outcome": DriftAction.REPAIRED,
-            "why": FINDINGS.get(found["finding"], found["finding"]) if found else FINDINGS[Finding.DIFFERENT],
-        }
-    if cause == Cause.EVENT:
-        return step | {
-            "what": "confirmed read",
-            "by": cause_id,
-            "why": "an event left the state uncertain",
-        }
-    reasons = {Cause.SETTINGS: f"changed by the setting {cause_id}", Cause.OPERATOR: f"requested by {cause_id}"}
-    return step | {"what": cause, "by": cause_id, "why": reasons.get(cause, cause)}
+        what, why = "auto-join", f"{state}: {reason}" if reason else state
+    elif change["kind"] in DECISIONS.values():
+        why = change["after"]["why"]
+    elif change["cause"] == Cause.RESYNC:
+        found = drift.get((change["cause_id"], change["kind"], change["object_id"]))
+        finding = found["finding"] if found else Finding.DIFFERENT
+        outcome, why = DriftAction.REPAIRED, FINDINGS.get(finding, finding)
+    elif change["cause"] == Cause.EVENT:
+        what, why = "confirmed read", "an event left the state uncertain"
+    elif change["cause"] == Cause.SETTINGS:
+        why = f"changed by the setting {change['cause_id']}"
+    else:
+        why = f"requested by {change['cause_id']}" if change["cause"] == Cause.OPERATOR else change["cause"]
+    return _step(change, change["at"], what, change["cause_id"], outcome, why, fields)
 
 
-def _drift_step(row: Row) -> dict[str, Any]:
-    actions = {DriftAction.WITHHELD: "deletion waits for approval", DriftAction.REPORTED: "reported, not repaired"}
+def _drift_step(row: Record) -> Record:
     finding = FINDINGS.get(row["finding"], row["finding"])
-    why = f"{finding}: {actions[row['action']]}{' (dry run)' if row['dry_run'] else ''}"
-    step = _step(row["at"], row, row["action"], row["fields"] or {})
-    return step | {"what": "resync", "by": row["run_id"], "why": why}
+    why = f"{finding}: {UNREPAIRED[row['action']]}{' (dry run)' if row['dry_run'] else ''}"
+    return _step(row, row["at"], "resync", row["run_id"], row["action"], why, row["fields"] or {})
 
 
-def _read_step(read: Row) -> dict[str, Any]:
-    step = _step(read["due_at"], read, "pending", {})
-    requested_by = read["run_id"] or read["event_id"]
+def _read_step(read: Record) -> Record:
     failed = f"; attempt {read['attempts']} failed: {read['error']}" if read["error"] else ""
-    return step | {
-        "what": "confirmed read",
-        "by": requested_by,
-        "why": f"will be read from WorkOS at this time: {read['reason']}{failed}",
-    }
+    why = f"will be read from WorkOS at this time: {read['reason']}{failed}"
+    return _step(read, read["due_at"], "confirmed read", read["run_id"] or read["event_id"], "pending", why, {})
 
 
-def _step(at: Any, row: Row, outcome: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    subject = {"kind": row["kind"], "object_id": row["object_id"]}
-    return {"at": at, "occurred_at": None, "arrived_at": None, **subject, "outcome": outcome, "fields": dict(fields)}
+def _step(
+    row: Record, at: datetime, what: str, by: str, outcome: str, why: str, fields: Mapping[str, object]
+) -> Record:
+    """Return a step that no event made; `row` names the object."""
+    step = {"at": at, "occurred_at": None, "arrived_at": None, "kind": row["kind"], "object_id": row["object_id"]}
+    return step | {"what": what, "by": by, "outcome": outcome, "why": why, "fields": fields}

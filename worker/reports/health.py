@@ -3,8 +3,8 @@
 `status`, `doctor`, the pages, the API, metrics and alerts all read `check_health`, so that they never disagree.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import NamedTuple
@@ -36,12 +36,13 @@ from models.types import Record, db_now, inline_literal
 from models.views import mirror_status
 from worker.bootstrap import lanes_of
 from worker.hooks.operate import hook_status
-from worker.inbox.store import MAX_COUNTED, Backlog, backlog
+from worker.inbox.store import MAX_COUNTED, backlog
 from worker.kinds.membership import Membership
 from worker.queue.doorbell import queue_name
 from worker.redis_client import require_writable, what_is_wrong
 from worker.repair.catch_up import gaps
 from worker.repair.schedule import CLOCK_TICK
+from worker.reports.rows import all_rows
 from worker.settings import Settings
 
 OVERDUE_SECONDS = 60.0
@@ -116,7 +117,7 @@ class Health:
     webhook_age_seconds: float | None
     unmapped_roles: dict[str, int]
     conflicts: int
-    """Domains that more than one workspace has verified."""
+    """Number of domain names that more than one workspace has verified."""
     domains: dict[str, int]
     """Number of domains by auto-join state. `invalid`: existing domains that are not valid domain names."""
     joins: dict[str, int]
@@ -135,8 +136,8 @@ class Health:
     runs: list[Record]
     clock_age_seconds: float | None
     lanes: list[Lane]
-    problems: list[Problem]
-    warnings: list[Problem]
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
 
     @property
     def trusted(self) -> bool:
@@ -151,71 +152,61 @@ class Health:
 
 
 def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
-    """Return the health of the installation.
+    """Return the health of the installation; raise `sqlalchemy.exc.DBAPIError` if the database is unavailable.
 
-    Args:
-        engine: the database.
-        redis: a client with a short timeout. An unavailable Redis is reported as a problem.
-        settings: the loaded settings.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database is unavailable.
+    `redis` needs a short time-out. An unavailable Redis is reported as a problem.
     """
     inbox = backlog(engine)
     gap_count, late_count = gaps(engine, settings.gap_seconds)
     lanes, redis_error = _lanes(redis, lanes_of(settings))
     hooks = hook_status(engine, settings.http_hooks)
     with read_transaction(engine) as tx:
-        mirror = dict(tx.execute(select(mirror_status)).mappings().one())
         now: datetime = tx.execute(select(db_now())).scalar_one()
+        mirror = tx.execute(select(Mirror.__table__)).one()
         last_webhook = tx.execute(_webhooks().limit(1)).scalar_one_or_none()
-        silent = _silent_seconds(tx, now, last_webhook, settings.gap_seconds) if settings.repairs else None
         clock_at = tx.execute(select(Tick.at).where(Tick.name == CLOCK_TICK)).scalar_one_or_none()
-        resync = _last_resync(tx, now)
         unread = tx.execute(_unread()).all()
-        counts = tx.execute(select(Mirror.missing_joins, Mirror.without_admin)).one()
         running = select(Run.__table__).where(Run.status == RunStatus.RUNNING).order_by(Run.created_at)
-        runs = [dict(run) for run in tx.execute(running).mappings()]
         health = Health(
-            mirror=mirror,
+            mirror=dict(tx.execute(select(mirror_status)).mappings().one()),
             pending=inbox.pending,
             oldest_pending_seconds=round(inbox.oldest_seconds, 3),
             failed=inbox.failed,
             failed_by_fingerprint=_fingerprints(tx) if inbox.failed else {},
             gaps=gap_count,
             late=late_count,
-            silent_seconds=silent,
+            silent_seconds=_silent_seconds(tx, now, last_webhook, settings.gap_seconds) if settings.repairs else None,
             last_webhook_at=last_webhook,
             webhook_age_seconds=(now - last_webhook).total_seconds() if last_webhook else None,
-            unmapped_roles=_unmapped(tx),
-            conflicts=tx.execute(_conflicts()).scalar_one(),
+            unmapped_roles=_unmapped(tx, mirror.role_map),
+            conflicts=_conflicts(tx),
             domains=_domains(tx),
             joins=_counted(tx, Join.state, JoinState),
-            missing_joins=counts.missing_joins,
-            without_admin=counts.without_admin,
+            missing_joins=mirror.missing_joins,
+            without_admin=mirror.without_admin,
             unread=len(unread),
             first_unread=f"{unread[0].kind} {unread[0].object_id}" if unread else None,
             hooks=hooks,
             repairs=settings.repairs,
-            resync=resync,
-            runs=runs,
+            resync=_last_resync(tx, now),
+            runs=all_rows(tx, running),
             clock_age_seconds=(now - clock_at).total_seconds() if clock_at else None,
             lanes=lanes,
-            problems=[],
-            warnings=[],
         )
-    health.problems.extend(
-        [*_inbox_problems(inbox, lanes, redis_error), *_repair_problems(health, settings), *_clock_problems(health)]
-    )
+    health.problems.extend(_problems(health, settings, redis_error))
     health.warnings.extend(_warnings(health, settings.python_hooks))
     return health
 
 
 def as_report(health: Health) -> Record:
     """Return the report of `status`: numbers, and texts for an operator."""
-    shown = {name: getattr(health, name) for name in ("mirror", "pending", "oldest_pending_seconds", "failed", "gaps")}
     workers = health.lanes[0].workers
-    return shown | {
+    return {
+        "mirror": health.mirror,
+        "pending": health.pending,
+        "oldest_pending_seconds": health.oldest_pending_seconds,
+        "failed": health.failed,
+        "gaps": health.gaps,
         "late": health.late,
         "silent_seconds": health.silent_seconds,
         "unmapped_roles": [f"{slug}: {number} memberships" for slug, number in health.unmapped_roles.items()],
@@ -286,25 +277,21 @@ def _fingerprints(tx: Connection) -> dict[str, int]:
     return {str(name): number for name, number in tx.execute(failed.group_by(Event.fingerprint))}
 
 
-def _unmapped(tx: Connection) -> dict[str, int]:
-    """Return the role slugs that ROLE_MAP does not map, and which therefore count as `member`, with their members."""
-    known = tx.execute(select(Mirror.role_map)).scalar_one()
+def _unmapped(tx: Connection, role_map: dict[str, str]) -> dict[str, int]:
+    """Return the role slugs that are not in `role_map`, and so count as `member`, with their number of memberships."""
     slug, live = Membership.workos_role, Membership.deleted_by.is_(None)
     # A recursive query steps from slug to slug by the index, so that memberships with mapped roles are never scanned.
     used = select(func.min(slug).label("slug")).where(live).cte(recursive=True)
     following = select(func.min(slug)).where(live, slug > used.c.slug).scalar_subquery()
     used = used.union_all(select(following).where(used.c.slug.is_not(None)))
     slugs = tx.execute(select(used.c.slug).where(used.c.slug.is_not(None))).scalars().all()
-    return {
-        name: tx.execute(select(func.count()).where(live, slug == name)).scalar_one()
-        for name in slugs
-        if name not in known
-    }
+    number = select(func.count()).where(live)
+    return {name: tx.execute(number.where(slug == name)).scalar_one() for name in slugs if name not in role_map}
 
 
-def _conflicts() -> Select[int]:
-    """Return a query for the number of domain names that more than one workspace has verified."""
-    return select(func.count(AutoJoin.domain.distinct())).where(AutoJoin.state == AutoJoinState.CONFLICTED)
+def _conflicts(tx: Connection) -> int:
+    conflicted = select(func.count(AutoJoin.domain.distinct())).where(AutoJoin.state == AutoJoinState.CONFLICTED)
+    return tx.execute(conflicted).scalar_one()
 
 
 def _domains(tx: Connection) -> dict[str, int]:
@@ -328,106 +315,86 @@ def _counted(tx: Connection, column: SQLColumnExpression[str], values: Iterable[
 
 def _last_resync(tx: Connection, now: datetime) -> Resync | None:
     full = (Run.task == Task.RESYNC, Run.organization_id.is_(None), ~Run.dry_run)
-    ended = (*full, Run.status != RunStatus.RUNNING, Run.approves.is_(None))
-    last = tx.execute(
-        select(Run.__table__).where(*ended).order_by(Run.finished_at.desc(), Run.id).limit(1)
-    ).one_or_none()
+    ended = select(Run.__table__).where(*full, Run.status != RunStatus.RUNNING, Run.approves.is_(None))
+    last = tx.execute(ended.order_by(Run.finished_at.desc(), Run.id).limit(1)).one_or_none()
     if last is None:
         return None
     approved = exists().where(*full, Run.status == RunStatus.DONE, Run.approves == last.id)
-    of_kind = select(Drift.kind, Drift.finding, func.count()).where(Drift.run_id == last.id)
-    held = (
-        select(func.count())
-        .select_from(Drift)
-        .where(Drift.run_id == last.id, Drift.action == DriftAction.WITHHELD, ~approved)
-    )
+    withheld = (Drift.run_id == last.id, Drift.action == DriftAction.WITHHELD, ~approved)
+    by_kind = select(Drift.kind, Drift.finding, func.count()).where(Drift.run_id == last.id)
+    counted = tx.execute(by_kind.group_by(Drift.kind, Drift.finding))
     return Resync(
         id=last.id,
         status=last.status,
         error=last.error,
         seconds=(last.finished_at - last.created_at).total_seconds(),
         age_seconds=(now - last.finished_at).total_seconds(),
-        drift={
-            (kind, finding): number for kind, finding, number in tx.execute(of_kind.group_by(Drift.kind, Drift.finding))
-        },
-        withheld=tx.execute(held).scalar_one(),
+        drift={(kind, finding): number for kind, finding, number in counted},
+        withheld=tx.execute(select(func.count(Drift.object_id)).where(*withheld)).scalar_one(),
     )
 
 
-def _inbox_problems(inbox: Backlog, lanes: list[Lane], redis_error: RedisError | None) -> list[Problem]:
-    problems = []
-    without_worker = [lane.name for lane in lanes if not lane.workers]
+def _problems(health: Health, settings: Settings, redis_error: RedisError | None) -> Iterator[Problem]:
+    idle = [lane.name for lane in health.lanes if not lane.workers]
     if redis_error is not None:
-        problems.append(Problem("redis_away", f"Redis {'; '.join(what_is_wrong(redis_error))}"))
-    elif without_worker:
-        on = "" if len(without_worker) == len(lanes) else f" on {', '.join(without_worker)}"
-        problems.append(Problem("no_worker", f"no worker is running{on}: start workos-sync worker"))
-    if inbox.failed:
-        problems.append(Problem("failed_events", f"{_events(inbox.failed)} failed: run workos-sync events failures"))
-    if inbox.oldest_seconds > OVERDUE_SECONDS:
-        overdue = f"the oldest pending event has waited for {inbox.oldest_seconds:.0f} s: check worker and clock"
-        problems.append(Problem("overdue", overdue))
-    return problems
-
-
-def _events(number: int) -> str:
-    return "1 event" if number == 1 else f"{number} events"
-
-
-def _repair_problems(health: Health, settings: Settings) -> list[Problem]:
-    if not settings.repairs:
-        return []
-    problems, resync = [], health.resync
-    if health.mirror["state"] == "backfilling" and not health.runs:
-        problems.append(Problem("never_filled", "the mirror was never filled: start workos-sync clock and worker"))
-    if resync and resync.status == RunStatus.FAILED:
-        problems.append(Problem("resync_failed", f"resync {resync.id} failed: {resync.error}"))
-    if resync and resync.withheld:
-        approve = f"workos-sync resync --approve {resync.id}"
-        text = f"resync {resync.id} withholds deletions: review them, then run {approve}"
-        problems.append(Problem("withheld_deletions", text))
-    if resync and resync.age_seconds > LATE_RESYNC * settings.resync_seconds:
-        late = f"the last full resync finished {resync.age_seconds / 3600:.0f} h ago: check clock and worker"
-        problems.append(Problem("resync_late", late))
-    if health.silent_seconds is not None:
-        silent = f"no webhook for {health.silent_seconds:.0f} s, although the events API has newer events"
-        problems.append(Problem("silent", f"{silent}: run workos-sync doctor; is the endpoint reachable?"))
-    return problems
-
-
-def _warnings(health: Health, python_hooks: Sequence[str]) -> list[Problem]:
-    warnings = [
-        Problem(
-            "hook_unsupported",
-            f"the hook {name} is a Python function and is not called: give it an https:// URL",
-        )
-        for name in python_hooks
-    ]
-    for hook in health.hooks:
-        if hook["failed"]:
-            failed = "1 delivery" if hook["failed"] == 1 else f"{hook['failed']} deliveries"
-            text = f"{failed} to the hook {hook['hook']} failed: run workos-sync hooks failed {hook['hook']}"
-            warnings.append(Problem("hook_failed", text))
-        if hook["error"]:
-            warnings.append(Problem("hook_missed", f"the hook {hook['hook']} missed changes: {hook['error']}"))
-    joins = {
-        JoinState.UNDONE: ("join_undone", "joins were undone because they had reactivated an inactive membership"),
-        JoinState.FAILED: ("join_failed", "joins failed"),
-    }
-    if health.unread:
-        objects = "1 object" if health.unread == 1 else f"{health.unread} objects"
-        text = f"{objects} cannot be read from WorkOS, such as {health.first_unread}: run workos-sync explain ID"
-        warnings.append(Problem("unread_objects", text))
-    for state, (name, text) in joins.items():
-        if number := health.joins.get(state):
-            warnings.append(Problem(name, f"{number} {text}: run workos-sync auto-join joins --state {state}"))
-    return warnings
-
-
-def _clock_problems(health: Health) -> list[Problem]:
+        yield Problem("redis_away", f"Redis {'; '.join(what_is_wrong(redis_error))}")
+    elif idle:
+        on = "" if len(idle) == len(health.lanes) else f" on {', '.join(idle)}"
+        yield Problem("no_worker", f"no worker is running{on}: start workos-sync worker")
+    if health.failed:
+        events = _number(health.failed, "event", "events")
+        yield Problem("failed_events", f"{events} failed: run workos-sync events failures")
+    if health.oldest_pending_seconds > OVERDUE_SECONDS:
+        waited = f"the oldest pending event has waited for {health.oldest_pending_seconds:.0f} s"
+        yield Problem("overdue", f"{waited}: check worker and clock")
+    if settings.repairs:
+        yield from _repair_problems(health, settings.resync_seconds)
     age = health.clock_age_seconds
     if age is None:
-        return [Problem("no_clock", "the clock has never run: start workos-sync clock")]
-    if age > CLOCK_SECONDS:
-        return [Problem("no_clock", f"the clock has not run for {age:.0f} s: start workos-sync clock")]
-    return []
+        yield Problem("no_clock", "the clock has never run: start workos-sync clock")
+    elif age > CLOCK_SECONDS:
+        yield Problem("no_clock", f"the clock has not run for {age:.0f} s: start workos-sync clock")
+
+
+def _repair_problems(health: Health, resync_seconds: float) -> Iterator[Problem]:
+    resync = health.resync
+    if health.mirror["state"] == "backfilling" and not health.runs:
+        yield Problem("never_filled", "the mirror was never filled: start workos-sync clock and worker")
+    if resync and resync.status == RunStatus.FAILED:
+        yield Problem("resync_failed", f"resync {resync.id} failed: {resync.error}")
+    if resync and resync.withheld:
+        approve = f"review them, then run workos-sync resync --approve {resync.id}"
+        yield Problem("withheld_deletions", f"resync {resync.id} withholds deletions: {approve}")
+    if resync and resync.age_seconds > LATE_RESYNC * resync_seconds:
+        hours = f"{resync.age_seconds / 3600:.0f} h"
+        yield Problem("resync_late", f"the last full resync finished {hours} ago: check clock and worker")
+    if health.silent_seconds is not None:
+        silent = f"no webhook for {health.silent_seconds:.0f} s, although the events API has newer events"
+        yield Problem("silent", f"{silent}: run workos-sync doctor; is the endpoint reachable?")
+
+
+def _warnings(health: Health, python_hooks: Iterable[str]) -> Iterator[Problem]:
+    for name in python_hooks:
+        text = f"the hook {name} is a Python function and is not called: give it an https:// URL"
+        yield Problem("hook_unsupported", text)
+    for hook in health.hooks:
+        name = hook["hook"]
+        if hook["failed"]:
+            failed = f"{_number(hook['failed'], 'delivery', 'deliveries')} to the hook {name} failed"
+            yield Problem("hook_failed", f"{failed}: run workos-sync hooks failed {name}")
+        if hook["error"]:
+            yield Problem("hook_missed", f"the hook {name} missed changes: {hook['error']}")
+    if health.unread:
+        unread = f"{_number(health.unread, 'object', 'objects')} cannot be read from WorkOS"
+        example = f"such as {health.first_unread}: run workos-sync explain ID"
+        yield Problem("unread_objects", f"{unread}, {example}")
+    for state, name, text in (
+        (JoinState.UNDONE, "join_undone", "joins were undone because they had reactivated an inactive membership"),
+        (JoinState.FAILED, "join_failed", "joins failed"),
+    ):
+        if number := health.joins.get(state):
+            yield Problem(name, f"{number} {text}: run workos-sync auto-join joins --state {state}")
+
+
+def _number(number: int, singular: str, plural: str) -> str:
+    return f"1 {singular}" if number == 1 else f"{number} {plural}"

@@ -1,10 +1,28 @@
-"""Listings of events, workspaces, access, domains and runs. Times are aware, in UTC."""
+"""Listings of events, workspaces, access, domains and runs, and the details of one event or run.
+
+A listing returns at most `limit` rows that match all given filters; a filter that is None matches everything. `after`
+is the id of the last row of the previous page. Times are aware, in UTC.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Engine, RowMapping, Select, Text, and_, cast, exists, false, func, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Engine,
+    Executable,
+    Select,
+    Table,
+    Text,
+    and_,
+    cast,
+    exists,
+    false,
+    func,
+    or_,
+    select,
+)
 from sqlalchemy.orm import InstrumentedAttribute
 
 from models.database import read_transaction
@@ -17,6 +35,7 @@ from worker.kinds.permission import Permission
 from worker.kinds.role import Role
 from worker.mirror.change_feed import as_json
 from worker.reports.access import domain_states
+from worker.reports.rows import all_rows, one_row
 
 FETCH_SIZE = 500
 """Rows of a report fetched at once."""
@@ -26,17 +45,37 @@ MAX_DEPTH = 100
 """Nesting of a payload returned as JSON. JSON parsers fail at a depth of about 200 to 1,000."""
 
 LISTED_COLUMNS = (
-    Event.id,
-    Event.type,
-    Event.status,
-    Event.outcome,
-    Event.object_id,
-    Event.organization_id,
-    Event.received_at,
-    Event.deliveries,
-    Event.attempts,
-    Event.error,
+    *(Event.id, Event.type, Event.status, Event.outcome, Event.object_id, Event.organization_id, Event.received_at),
+    *(Event.deliveries, Event.attempts, Event.error),
 )
+
+
+def _read(engine: Engine, query: Executable) -> list[Record]:
+    with read_transaction(engine) as tx:
+        return all_rows(tx, query)
+
+
+def _page(
+    engine: Engine,
+    view: Table,
+    key: str,
+    filters: Mapping[str, str | None],
+    after: str | None,
+    limit: int,
+    *conditions: ColumnElement[bool],
+) -> list[Record]:
+    """Return a page of a view, sorted by the column `key`."""
+    query = select(view).where(*conditions).order_by(view.c[key]).limit(limit)
+    if after is not None:
+        query = query.where(view.c[key] > after)
+    return _read(engine, query.filter_by(**_given(filters)))
+
+
+def _given(filters: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in filters.items() if value is not None}
+
+
+# Events
 
 
 def list_events(
@@ -49,28 +88,14 @@ def list_events(
     after: str | None = None,
     limit: int = 50,
 ) -> list[Record]:
-    """Return events that match all given filters, newest first, without their payloads.
-
-    Args:
-        engine: the database.
-        status: an `EventStatus`; an unknown one matches nothing.
-        type: such as `user.deleted`.
-        organization_id: the workspace.
-        fingerprint: of the error of failed events.
-        after: the id of the last event of the previous page.
-        limit: maximum number of rows.
-    """
+    """Return events, newest first, without their payloads. An unknown `status` matches nothing."""
     query = select(*LISTED_COLUMNS).order_by(Event.received_at.desc(), Event.id.desc()).limit(limit)
     if after is not None:
         query = query.where(_before(Event.received_at, Event.id, after))
     if status is not None:
         query = query.where(Event.status == inline_literal(status) if status in list(EventStatus) else false())
-    others = (Event.type, type), (Event.organization_id, organization_id), (Event.fingerprint, fingerprint)
-    for column, value in others:
-        if value is not None:
-            query = query.where(column == value)
-    with read_transaction(engine) as tx:
-        return [dict(row) for row in tx.execute(query).mappings()]
+    others = {"type": type, "organization_id": organization_id, "fingerprint": fingerprint}
+    return _read(engine, query.filter_by(**_given(others)))
 
 
 def _before(at: InstrumentedAttribute[datetime], id: InstrumentedAttribute[str], last: str) -> ColumnElement[bool]:
@@ -86,35 +111,30 @@ def failures(engine: Engine) -> list[Record]:
     times = (func.min(Event.received_at).label("first"), func.max(Event.received_at).label("last"))
     example = (func.min(Event.id).label("example"), func.min(Event.error).label("error"))
     failed = select(*shown, *times, *example).where(Event.status == inline_literal(EventStatus.FAILED))
-    with read_transaction(engine) as tx:
-        found = tx.execute(failed.group_by(Event.fingerprint).order_by(number.desc(), Event.fingerprint))
-        return [dict(row) for row in found.mappings()]
+    return _read(engine, failed.group_by(Event.fingerprint).order_by(number.desc(), Event.fingerprint))
 
 
 def show_event(engine: Engine, event_id: str) -> Record | None:
     """Return one event with its payload and changes; None if the id is unknown."""
     with read_transaction(engine) as tx:
-        row = tx.execute(select(Event.__table__).where(Event.id == event_id)).mappings().one_or_none()
-        if row is None:
+        event = one_row(tx, select(Event.__table__).where(Event.id == event_id))
+        if event is None:
             return None
-        changes = tx.execute(
-            select(Change.__table__)
-            .where(Change.object_id == row["object_id"], Change.cause == Cause.EVENT, Change.cause_id == event_id)
-            .order_by(Change.id)
-        ).mappings()
-        return {**row, "body": _payload(row), "changes": [dict(change) for change in changes]}
+        of_event = (Change.object_id == event["object_id"], Change.cause == Cause.EVENT, Change.cause_id == event_id)
+        changes = all_rows(tx, select(Change.__table__).where(*of_event).order_by(Change.id))
+    return event | {"body": _payload(event["body"]), "changes": changes}
 
 
-def _payload(row: RowMapping) -> object:
-    if row["body"] is None:
+def _payload(body: bytes | None) -> object:
+    """Return a payload, or its text if strict JSON parsers would fail: NaN, infinity, lone surrogates, deep nesting."""
+    if body is None:
         return None
     try:
-        payload = json.loads(row["body"])
+        payload = json.loads(body)
         json.dumps(payload, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         payload = None
-    # Returned as text if strict JSON parsers would fail: NaN or infinity, lone surrogates, deep nesting.
-    return row["body"].decode("utf-8", "replace") if payload is None or _is_deeper(payload, MAX_DEPTH) else payload
+    return body.decode("utf-8", "replace") if payload is None or _is_deeper(payload, MAX_DEPTH) else payload
 
 
 def _is_deeper(value: object, depth: int) -> bool:
@@ -122,57 +142,28 @@ def _is_deeper(value: object, depth: int) -> bool:
     return bool(inner) and (depth == 0 or any(_is_deeper(each, depth - 1) for each in inner))
 
 
+# The mirror
+
+
 def workspace(engine: Engine, organization_id: str) -> Record | None:
     """Return a workspace, which may be deleted; None if the id is unknown."""
     with read_transaction(engine) as tx:
-        row = tx.execute(select(workspaces).where(workspaces.c.organization_id == organization_id)).mappings()
-        found = row.one_or_none()
-        return dict(found) if found else None
+        return one_row(tx, select(workspaces).filter_by(organization_id=organization_id))
 
 
 def list_workspaces(
     engine: Engine, *, state: str | None = None, name: str | None = None, after: str | None = None, limit: int = 50
 ) -> list[Record]:
-    """Return workspaces sorted by id.
-
-    Args:
-        engine: the database.
-        state: `active` or `deleted`; None for both.
-        name: text that the name contains, in upper or lower case.
-        after: the id of the last workspace of the previous page.
-        limit: maximum number of rows.
-    """
-    view = workspaces.c
-    query = select(workspaces).order_by(view.organization_id).limit(limit)
-    if state is not None:
-        query = query.where(view.state == state)
-    if name is not None:
-        query = query.where(view.name.icontains(name, autoescape=True))
-    if after is not None:
-        query = query.where(view.organization_id > after)
-    with read_transaction(engine) as tx:
-        return [dict(row) for row in tx.execute(query).mappings()]
+    """Return workspaces sorted by id: in a state (`active` or `deleted`), or whose name contains a text in any case."""
+    named = [] if name is None else [workspaces.c.name.icontains(name, autoescape=True)]
+    return _page(engine, workspaces, "organization_id", {"state": state}, after, limit, *named)
 
 
 def list_access(
     engine: Engine, filters: Mapping[str, str], *, after: str | None = None, limit: int = 50
 ) -> list[Record]:
-    """Return the memberships that give access now, sorted by id.
-
-    Args:
-        engine: the database.
-        filters: required values of `organization_id`, `user_id` or `email`.
-        after: the membership id of the last row of the previous page.
-        limit: maximum number of rows.
-    """
-    view = workspace_members.c
-    query = select(workspace_members).order_by(view.membership_id).limit(limit)
-    for name, value in filters.items():
-        query = query.where(view[name] == value)
-    if after is not None:
-        query = query.where(view.membership_id > after)
-    with read_transaction(engine) as tx:
-        return [dict(row) for row in tx.execute(query).mappings()]
+    """Return the memberships that give access now, sorted by id, by `organization_id`, `user_id` or `email`."""
+    return _page(engine, workspace_members, "membership_id", filters, after, limit)
 
 
 def list_domains(
@@ -185,12 +176,7 @@ def list_domains(
 ) -> list[Record]:
     """Return domains that are not deleted, sorted by id, with their auto-join state and the reason.
 
-    Args:
-        engine: the database.
-        organization_id: the workspace; None for all.
-        off: whether to return only domains that do not auto-join.
-        after: the id of the last domain of the previous page.
-        limit: maximum number of rows.
+    With `off`, only domains that do not auto-join.
     """
     which: list[ColumnElement[bool]] = [Domain.deleted_by.is_(None)]
     if organization_id is not None:
@@ -209,51 +195,28 @@ def list_domains(
 def list_sign_in(
     engine: Engine, organization_id: str | None = None, *, after: str | None = None, limit: int = 50
 ) -> list[Record]:
-    """Return active single sign-on connections, sorted by id.
-
-    Args:
-        engine: the database.
-        organization_id: the workspace; None for all.
-        after: the id of the last connection of the previous page.
-        limit: maximum number of rows.
-    """
-    view = sign_in_methods.c
-    query = select(sign_in_methods).order_by(view.connection_id).limit(limit)
-    if organization_id is not None:
-        query = query.where(view.organization_id == organization_id)
-    if after is not None:
-        query = query.where(view.connection_id > after)
-    with read_transaction(engine) as tx:
-        return [dict(row) for row in tx.execute(query).mappings()]
+    """Return active single sign-on connections, sorted by id."""
+    return _page(engine, sign_in_methods, "connection_id", {"organization_id": organization_id}, after, limit)
 
 
 def list_members(engine: Engine, organization_id: str) -> Record | None:
     """Return a workspace and its `members`, the people with access now; None if the workspace is unknown."""
     with read_transaction(engine) as tx:
-        workspace = (
-            tx.execute(select(workspaces).where(workspaces.c.organization_id == organization_id))
-            .mappings()
-            .one_or_none()
-        )
-        if workspace is None:
-            return None
-        members = tx.execute(
-            select(workspace_members)
-            .where(workspace_members.c.organization_id == organization_id)
-            .order_by(workspace_members.c.email, workspace_members.c.user_id)
-        ).mappings()
-        return {**workspace, "members": [dict(member) for member in members]}
+        found = one_row(tx, select(workspaces).filter_by(organization_id=organization_id))
+        members = select(workspace_members).filter_by(organization_id=organization_id)
+        by_address = members.order_by(workspace_members.c.email, workspace_members.c.user_id)
+        return found and found | {"members": all_rows(tx, by_address)}
 
 
 def list_permissions(engine: Engine, *, after: str | None = None, limit: int = 50) -> list[Record]:
-    """Return live permissions by slug, after a slug if given, each with `roles`: the ids of live roles that grant it.
+    """Return live permissions, sorted by slug, each with `roles`: the ids of live roles that grant it.
 
-    Roles of the environment come first. Of many, `MAX_ROLES` are returned for each permission.
+    Roles of the environment come first. At most `MAX_ROLES` are returned for each permission.
     """
     live = select(Permission.__table__).where(Permission.deleted_by.is_(None)).order_by(Permission.id).limit(limit)
     with read_transaction(engine) as tx:
-        found = tx.execute(live.where(Permission.id > (after or ""))).mappings().all()
-        return [{**row, "roles": list(tx.execute(_roles_granting(row["id"])).scalars())} for row in found]
+        found = all_rows(tx, live.where(Permission.id > (after or "")))
+        return [row | {"roles": list(tx.execute(_roles_granting(row["id"])).scalars())} for row in found]
 
 
 def _roles_granting(slug: str) -> Select[str]:
@@ -262,22 +225,23 @@ def _roles_granting(slug: str) -> Select[str]:
     return select(Role.id).where(Role.deleted_by.is_(None), grants).order_by(*in_order).limit(MAX_ROLES)
 
 
-def list_runs(engine: Engine, limit: int = 50, *, task: Task | None = None, after: str | None = None) -> list[Record]:
-    """Return runs, newest first.
+def recent_changes(engine: Engine, organization_id: str, limit: int) -> list[Record]:
+    """Return the newest changes in a workspace, newest first."""
+    of_workspace = select(Change.__table__).where(Change.organization_id == organization_id)
+    return _read(engine, of_workspace.order_by(Change.id.desc()).limit(limit))
 
-    Args:
-        engine: the database.
-        limit: maximum number of rows.
-        task: only runs of this task.
-        after: the id of the last run of the previous page.
-    """
+
+# Runs
+
+
+def list_runs(engine: Engine, limit: int = 50, *, task: Task | None = None, after: str | None = None) -> list[Record]:
+    """Return runs, newest first."""
     query = select(Run.__table__).order_by(Run.created_at.desc(), Run.id.desc()).limit(limit)
     if task is not None:
         query = query.where(Run.task == task)
     if after is not None:
         query = query.where(_before(Run.created_at, Run.id, after))
-    with read_transaction(engine) as tx:
-        return [dict(row) for row in tx.execute(query).mappings()]
+    return _read(engine, query)
 
 
 def run(engine: Engine, run_id: str, *, task: Task | None = None) -> Record | None:
@@ -286,19 +250,17 @@ def run(engine: Engine, run_id: str, *, task: Task | None = None) -> Record | No
     None if the id is unknown, or the run has another task than `task`.
     """
     with read_transaction(engine) as tx:
-        row = tx.execute(select(Run.__table__).where(Run.id == run_id)).mappings().one_or_none()
+        row = one_row(tx, select(Run.__table__).where(Run.id == run_id))
         if row is None or task not in (None, row["task"]):
             return None
         counted = select(Drift.finding, func.count()).where(Drift.run_id == run_id).group_by(Drift.finding)
-        held = (
-            select(func.count()).select_from(Drift).where(Drift.run_id == run_id, Drift.action == DriftAction.WITHHELD)
-        )
         findings = {str(finding): number for finding, number in tx.execute(counted)}
-        return {**row, "findings": findings, "withheld": tx.execute(held).scalar_one()}
+        held = select(func.count()).where(Drift.run_id == run_id, Drift.action == DriftAction.WITHHELD)
+        return row | {"findings": findings, "withheld": tx.execute(held).scalar_one()}
 
 
 def drift(engine: Engine, run_id: str, limit: int | None = None) -> Iterator[Record]:
-    """Yield the differences that a run found, sorted by kind and id, at most `limit`.
+    """Yield the differences that a run found, sorted by kind and id.
 
     The rows are streamed: the first resync reports the whole mirror as missing.
     """
@@ -322,17 +284,9 @@ def labelled(engine: Engine, rows: Sequence[Record]) -> list[Record]:
 
 def approval(engine: Engine, run_id: str) -> Record | None:
     """Return the newest run that carries out the deletions a run withheld, unless it failed; None if there is none."""
-    query = select(Run.__table__).where(Run.approves == run_id, Run.status != RunStatus.FAILED)
+    approving = select(Run.__table__).where(Run.approves == run_id, Run.status != RunStatus.FAILED)
     with read_transaction(engine) as tx:
-        row = tx.execute(query.order_by(Run.created_at.desc()).limit(1)).mappings().one_or_none()
-        return dict(row) if row else None
-
-
-def recent_changes(engine: Engine, organization_id: str, limit: int) -> list[Record]:
-    """Return the newest changes in a workspace, newest first."""
-    query = select(Change.__table__).where(Change.organization_id == organization_id)
-    with read_transaction(engine) as tx:
-        return [dict(row) for row in tx.execute(query.order_by(Change.id.desc()).limit(limit)).mappings()]
+        return one_row(tx, approving.order_by(Run.created_at.desc()).limit(1))
 
 
 def run_as_json(engine: Engine, run_row: Record) -> Iterator[str]:
