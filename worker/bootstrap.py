@@ -1,4 +1,4 @@
-"""The composition root: what a process is made of, built once from its settings."""
+"""The composition root: builds the services of a process from its settings."""
 
 from dataclasses import dataclass
 
@@ -17,22 +17,22 @@ from worker.redis_client import open_redis
 from worker.settings import Settings
 
 ENDPOINT_REDIS_SECONDS = 0.25
-"""The door answers within a second, Redis frozen or not (docs/decisions.md, Work)."""
+"""The webhook endpoint answers within a second, even if Redis does not (docs/decisions.md, Work)."""
 ENDPOINT_LOCK_TIMEOUT_MS = 1_000
 ENDPOINT_CONNECTIONS = 6
 """For pages, API and metrics."""
 INBOX_CONNECTIONS = 2
-"""One commits deliveries, for all threads; the other tells `/readyz` whether that can be done."""
+"""One commits the deliveries of all threads; `/readyz` uses the other to check that this is possible."""
 ENDPOINT_POOL_SECONDS = 2.0
-"""A thread that waits longer for a connection is missing for deliveries."""
+"""Maximum wait for a connection. A thread that waits cannot accept deliveries."""
 JOB_SECONDS = 2.0
-"""How long a job drains before it rings for the next one: a process that is asked to stop ends its job first."""
+"""How long a drain runs before it rings for the next job. A process that is asked to stop ends its job first."""
 REPAIR_JOB_SECONDS = 24 * 3600
-"""A resync may take hours: its lease says whether it lives, not RQ."""
+"""A resync may take hours. Its lease, not RQ, decides whether it is alive."""
 LONG_JOB_SECONDS = 1800
-"""Joins wait for WorkOS's rate limits, hooks for the host: each of their steps has limits of its own."""
+"""Joins wait for WorkOS's rate limits, hooks for the host. Each of their steps has its own time limit."""
 MAX_CONNECTIONS = 12
-"""A resync has ten calls in flight, and its heartbeat; a drain uses one."""
+"""A resync makes ten calls at once and sends its heartbeat. A drain uses one connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Services:
     settings: Settings
     engine: Engine
     inbox_engine: Engine
-    """Stores deliveries: at the door with connections of its own, which no reader can hold; elsewhere as `engine`."""
+    """Stores deliveries. In the webhook server it has connections of its own, which no reader can hold."""
     redis: Redis
     bell: Doorbell
     repair_bell: Doorbell
@@ -51,7 +51,7 @@ class Services:
     counters: Counters
 
     def close(self) -> None:
-        """Hand over the last counts and close the connections."""
+        """Add the last counts to Redis and close the connections."""
         self.counters.close()
         self.redis.close()
         self.engine.dispose()
@@ -59,12 +59,10 @@ class Services:
 
 
 def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False) -> Services:
-    """Return the parts for one process; connects to nothing yet.
+    """Return the services of one process. Nothing connects yet.
 
-    Args:
-        settings: as loaded.
-        redis_url: the Redis to use (the setting, or that of the embedded server).
-        endpoint: whether deliveries are answered here, with short waits for Redis and locks.
+    `redis_url` is that of the settings or of the embedded server. A webhook `endpoint` waits only briefly for Redis and
+    locks.
     """
     if endpoint:
         engine, inbox_engine = (
@@ -94,32 +92,23 @@ def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False
 
 
 def lanes_of(settings: Settings) -> tuple[str, ...]:
-    """Return the lanes of work that the settings ask for; each needs at least one process."""
-    return (
-        DRAIN,
-        REPAIR,
-        *((PROVISION,) if settings.auto_join is AutoJoinMode.PROVISION else ()),
-        *((HOOKS,) if settings.http_hooks else ()),
-    )
+    """Return the lanes of work that the settings need; each needs at least one process."""
+    provision = (PROVISION,) if settings.auto_join is AutoJoinMode.PROVISION else ()
+    return (DRAIN, REPAIR, *provision, *((HOOKS,) if settings.http_hooks else ()))
 
 
 def drain_policy(settings: Settings) -> Policy:
-    """Return how the settings ask drains to work."""
-    first_backoff = settings.first_backoff_seconds
-    return Policy(settings.batch_size, settings.max_attempts, first_backoff, seconds=JOB_SECONDS)
+    """Return the batch size, attempts and times of drains."""
+    return Policy(settings.batch_size, settings.max_attempts, settings.first_backoff_seconds, seconds=JOB_SECONDS)
 
 
 def endpoint_redis(url: str) -> Redis:
-    """Return a client that gives up at once: a ring may be missed, a delivery must not wait."""
+    """Return a client with short time-outs: a missed ring does no harm, but a delivery must not wait."""
     return open_redis(url, socket_timeout=ENDPOINT_REDIS_SECONDS, socket_connect_timeout=ENDPOINT_REDIS_SECONDS)
 
 
 def require_migrated(engine: Engine) -> None:
-    """Check that the database is at the revision this code needs.
-
-    Raises:
-        ConfigurationError: it does not, or cannot be reached; the message names the remedy.
-    """
+    """Raise `ConfigurationError` if the database is not at the revision this code needs, or cannot be reached."""
     try:
         if outdated(engine):
             raise ConfigurationError("the database is not migrated; run: workos-sync migrate")

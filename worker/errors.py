@@ -1,7 +1,4 @@
-"""Every error of this program, under one root, and how errors are described without quoting values.
-
-What an error means for a command's exit code is on its class: 1 for everything but wrong usage or configuration.
-"""
+"""Every error of this program, under one root, and how errors are described without quoting values."""
 
 import hashlib
 import re
@@ -17,20 +14,17 @@ class WorkosSyncError(Exception):
     """The root of all errors of this program."""
 
     exit_code: ClassVar[int] = 1
-    """What a command ends with: 1 if something is wrong or could not be done, 2 for wrong usage or configuration."""
-
-
-# What operators and callers get to see
+    """The exit code of a command that raises it: 2 for wrong usage or configuration, 1 for everything else."""
 
 
 class ConfigurationError(WorkosSyncError):
-    """Settings, options or what the program needs around it are wrong; the message names what, and the remedy."""
+    """A setting, an option or the environment is wrong. The message names it, and the remedy."""
 
     exit_code = 2
 
 
 class OperatorError(WorkosSyncError):
-    """What was asked for cannot be done; the message names the object and why."""
+    """What an operator requested cannot be done. The message names the object and the reason."""
 
 
 class UnknownIdError(OperatorError):
@@ -49,14 +43,8 @@ class CursorGoneError(OperatorError):
     """The changes after this id have been pruned, or never existed here."""
 
 
-# WorkOS
-
-
 class WorkOSUnavailableError(WorkosSyncError):
-    """WorkOS did not answer, or not with what was asked for, or the call could not even be made.
-
-    Says nothing about any object.
-    """
+    """WorkOS did not answer as expected, or could not be called. This says nothing about any object."""
 
 
 class BadRequestError(WorkOSUnavailableError):
@@ -64,11 +52,11 @@ class BadRequestError(WorkOSUnavailableError):
 
 
 class RateLimitedError(WorkOSUnavailableError):
-    """WorkOS answered 429 to every try: a rate limit is used up, by others too."""
+    """WorkOS answered 429 to every attempt. Other programs share the rate limit."""
 
 
 class DeadlinePassedError(WorkOSUnavailableError):
-    """A write was not sent: its deadline had passed when its turn came."""
+    """A write was not sent, because its deadline passed while it waited for the rate limit."""
 
 
 class NotFoundError(WorkOSUnavailableError):
@@ -95,9 +83,6 @@ class ListingFailedError(WorkosSyncError):
     """A listing that a resync needs cannot be read, though WorkOS answers other calls."""
 
 
-# Events, runs and hooks
-
-
 class PayloadError(WorkosSyncError):
     """An event's data cannot be used. A retry cannot help, so the event fails at once."""
 
@@ -114,18 +99,15 @@ class WorkerCrashedError(WorkosSyncError):
 
 
 class LeaseLostError(WorkosSyncError):
-    """Another worker has taken the run over; this one may write nothing more."""
+    """Another worker has taken over the run. This one must write nothing more."""
 
 
 class HookError(WorkosSyncError):
     """A hook did not accept a change."""
 
 
-# Requests
-
-
 class InvalidSignatureError(WorkosSyncError):
-    """The signature of a delivery does not hold. `reason` is one of a few words, fit for a metric."""
+    """A delivery has no valid signature. `reason` is one of a few words, so that it can label a metric."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -133,33 +115,33 @@ class InvalidSignatureError(WorkosSyncError):
 
 
 class RefusedRequestError(WorkosSyncError):
-    """A request is malformed or too large. `status` is the answer's status line, without version."""
+    """A request is malformed or too large.
+
+    `status` is the status line to answer, without the HTTP version. `reason` is a constant that quotes nothing of the
+    request.
+    """
 
     def __init__(self, status: str, reason: str) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
-        """A constant, without anything of the request."""
-
-
-# Descriptions
 
 
 def fingerprint(error: BaseException) -> str:
-    """Return eight hex digits that errors of one cause share: the class and its message, without what varies in it."""
+    """Return eight hex digits that errors with the same cause share: a hash of class and message, without ids."""
     first_line = next(iter(str(error).splitlines()), "")
     shape = re.sub(r"'[^']*'|\"[^\"]*\"|[0-9a-f]{8,}|\w+_\w{8,}|\d+", "?", first_line)
     return hashlib.sha256(f"{type(error).__name__}: {shape}".encode()).hexdigest()[:8]
 
 
 def stack_of(error: BaseException) -> str | None:
-    """Return the frames an error came through, innermost last: a file, line and function each, and never a value."""
+    """Return the stack of an error, outermost call first: a file, line and function each, and never a value."""
     frames = traceback.extract_tb(error.__traceback__)[-MAX_FRAMES:]
     lines = (f"{'/'.join(PurePath(frame.filename).parts[-3:])}:{frame.lineno} in {frame.name}" for frame in frames)
     return "\n".join(lines) or None
 
 
 def unexpected(error: BaseException) -> str:
-    """Return an error that no code foresaw in one line: its class and where it was raised, and never a value."""
+    """Describe an unexpected error in one line: its class and where it was raised, and never a value."""
     place = (stack_of(error) or "an unknown place").splitlines()[-1]
     return f"{type(error).__name__} at {place}"

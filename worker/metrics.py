@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -38,16 +39,12 @@ class Name(NamedTuple):
 
 
 class Counters:
-    """Counts in memory, and adds the counts to Redis from a thread.
-
-    Args:
-        redis: while it is unavailable, the counts wait in memory.
-    """
+    """Counts in memory, and adds the counts to Redis from a thread. While Redis is unavailable, they wait in memory."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._lock = threading.Lock()
-        self._counts: dict[Name, float] = {}
+        self._counts = defaultdict[Name, float](float)
         self._times: dict[Name, float] = {}
         self._away = False
         self._closed = threading.Event()
@@ -56,8 +53,7 @@ class Counters:
     def add(self, name: str, *labels: str, number: float = 1.0) -> None:
         """Add `number` to a counter."""
         with self._lock:
-            key = Name(name, labels)
-            self._counts[key] = self._counts.get(key, 0.0) + number
+            self._counts[Name(name, labels)] += number
             self._start()
 
     def note_time(self, name: str, *labels: str) -> None:
@@ -77,7 +73,7 @@ class Counters:
         """Add the counts since the last call to Redis; keep them while Redis is unavailable."""
         with self._lock:
             counts, times = self._counts, self._times
-            self._counts, self._times = {}, {}
+            self._counts, self._times = defaultdict(float), {}
         if not counts and not times:
             return
         try:
@@ -87,16 +83,15 @@ class Counters:
                 for key, at in times.items():
                     pipeline.hset(TIMES, json.dumps(key), str(at))
                 pipeline.execute()
+            self._away = False
         except RedisError as error:
             if not self._away:  # logged once, not every second
                 log.warning("counts_kept", error=type(error).__name__)
             self._away = True
             with self._lock:
                 for key, number in counts.items():
-                    self._counts[key] = self._counts.get(key, 0.0) + number
+                    self._counts[key] += number
                 self._times = times | self._times
-        else:
-            self._away = False
 
     def close(self) -> None:
         """Add the remaining counts to Redis, after a flush that is in progress."""
@@ -129,9 +124,5 @@ def noted(redis: Redis) -> dict[Name, float]:
 
 
 def _read(redis: Redis, key: str) -> dict[Name, float]:
-    stored = redis.hgetall(key)
-    found = {}
-    for field, value in stored.items():
-        name, labels = json.loads(field)
-        found[Name(name, tuple(labels))] = float(value)
-    return found
+    stored = ((json.loads(field), float(value)) for field, value in redis.hgetall(key).items())
+    return {Name(name, tuple(labels)): value for (name, labels), value in stored}

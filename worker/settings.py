@@ -2,10 +2,11 @@
 
 import base64
 import ipaddress
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.connection import parse_url
 
 from models.database import database_url
@@ -18,8 +19,9 @@ SHORTEST_SECRET, LONGEST_SECRET = 24, 64
 DEFAULT_DATABASE_URL = "sqlite:///.workos-sync/mirror.db"
 
 
-def _entries(raw: object) -> object:
-    return _split(raw) if isinstance(raw, str) else raw
+def _parsed(parse: Callable[[str], object]) -> BeforeValidator:
+    """Return a validator that parses text; other values come from Python and stay as they are."""
+    return BeforeValidator(lambda raw: parse(raw) if isinstance(raw, str) else raw)
 
 
 def _split(raw: str) -> list[str]:
@@ -29,51 +31,45 @@ def _split(raw: str) -> list[str]:
     return entries
 
 
-def _tokens(raw: object) -> object:
+def _pairs(raw: str, separator: str, what: str = "name") -> dict[str, str]:
+    parts = [entry.partition(separator) for entry in _split(raw)]
+    pairs = {name.strip(): value.strip() for name, _, value in parts}
+    if len(pairs) < len(parts):
+        raise ValueError(f"has the same {what} twice; each entry needs its own {what}")
+    return pairs
+
+
+def _tokens(raw: str) -> dict[str, str]:
     """Parse `name:token,...`."""
-    if not isinstance(raw, str):
-        return raw
-    pairs = [(name.strip(), token.strip()) for name, _, token in (entry.partition(":") for entry in _split(raw))]
-    if not all(name and token for name, token in pairs):
+    tokens = _pairs(raw, ":")
+    if not all(name and token for name, token in tokens.items()):
         raise ValueError("has an entry without a name or token; write name:token")
-    for place, what in enumerate(("name", "token")):
-        if len({pair[place] for pair in pairs}) < len(pairs):
-            raise ValueError(f"has the same {what} twice; each entry needs its own {what}")
-    return dict(pairs)
+    if len(set(tokens.values())) < len(tokens):
+        raise ValueError("has the same token twice; each entry needs its own token")
+    return tokens
 
 
-def _hooks(raw: object) -> object:
-    """Parse `name=https://...,...`. `HOOKS` may still name Python functions: see `python_hooks`."""
-    if not isinstance(raw, str):
-        return raw
-    pairs = [(name.strip(), target.strip()) for name, _, target in (entry.partition("=") for entry in _split(raw))]
-    if wrong := [name or target for name, target in pairs if not name or ":" not in target]:
-        raise ValueError(f"has no URL for {', '.join(wrong)}; write name=https://...")
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("has the same name twice; each hook needs its own name")
-    return dict(pairs)
-
-
-def _api_tokens(raw: object) -> object:
+def _api_tokens(raw: str) -> dict[str, str]:
     """Parse tokens. One may omit its name and gets the name `token`."""
-    if not isinstance(raw, str):
-        return raw
     return _tokens(",".join(entry if ":" in entry else f"token:{entry}" for entry in _split(raw)))
 
 
-def _role_map(raw: object) -> object:
-    if not isinstance(raw, str):
-        return raw
-    pairs = [entry.partition("=") for entry in _split(raw)]
-    if wrong := [slug for slug, _, role in pairs if not slug or role not in LOCAL_ROLES]:
+def _hooks(raw: str) -> dict[str, str]:
+    """Parse `name=https://...,...`. `HOOKS` may still name Python functions: see `python_hooks`."""
+    hooks = _pairs(raw, "=")
+    if wrong := [name or target for name, target in hooks.items() if not name or ":" not in target]:
+        raise ValueError(f"has no URL for {', '.join(wrong)}; write name=https://...")
+    return hooks
+
+
+def _role_map(raw: str) -> dict[str, str]:
+    """Parse `slug=role,...`, and add it to the default map."""
+    roles = _pairs(raw, "=", "slug")
+    if wrong := [slug for slug, role in roles.items() if not slug or role not in LOCAL_ROLES]:
         known = " or ".join(sorted(LOCAL_ROLES))
-        raise ValueError(
-            f"does not map {', '.join(wrong) or 'a slug'} to a local role; write slug=role, where role is {known}"
-        )
-    slugs = [slug.strip() for slug, _, _ in pairs]
-    if twice := sorted({slug for slug in slugs if slugs.count(slug) > 1}):
-        raise ValueError(f"maps {', '.join(twice)} twice")
-    return DEFAULT_ROLE_MAP | {slug.strip(): role for slug, _, role in pairs}
+        slugs = ", ".join(filter(None, wrong)) or "a slug"
+        raise ValueError(f"does not map {slugs} to a local role; write slug=role, where role is {known}")
+    return DEFAULT_ROLE_MAP | roles
 
 
 def _database(raw: str) -> str:
@@ -94,26 +90,25 @@ def _address(raw: str) -> str:
     return str(ipaddress.ip_network(raw))
 
 
-Commas = BeforeValidator(_entries)
-
-
 class Settings(BaseSettings):
     """All settings; the documentation describes each. Secrets are not part of `repr` or `str`."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", hide_input_in_errors=True, frozen=True)
+    model_config = SettingsConfigDict(
+        env_file=".env", enable_decoding=False, extra="ignore", hide_input_in_errors=True, frozen=True
+    )
 
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     listen_fds: Annotated[int, Field(ge=0)] = 0
     database_url: Annotated[str, AfterValidator(_database), Field(repr=False)] = DEFAULT_DATABASE_URL
     redis_url: Annotated[Annotated[str, AfterValidator(_redis)] | None, Field(repr=False)] = None
-    workos_webhook_secrets: Annotated[tuple[SecretStr, ...], NoDecode, Commas] = ()
+    workos_webhook_secrets: Annotated[tuple[SecretStr, ...], _parsed(_split)] = ()
     webhook_tolerance_seconds: Annotated[int, Field(ge=1)] = 180
     webhook_max_bytes: Annotated[int, Field(ge=1024)] = 1024 * 1024
     webhook_path_token: SecretStr | None = None
-    webhook_allowed_ips: Annotated[tuple[Annotated[str, AfterValidator(_address)], ...], NoDecode, Commas] = ()
+    webhook_allowed_ips: Annotated[tuple[Annotated[str, AfterValidator(_address)], ...], _parsed(_split)] = ()
     trusted_proxy_hops: Annotated[int, Field(ge=0, le=10)] = 0
-    ops_tokens: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_tokens)] = {}
-    api_tokens: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_api_tokens)] = {}
+    ops_tokens: Annotated[dict[str, SecretStr], _parsed(_tokens)] = {}
+    api_tokens: Annotated[dict[str, SecretStr], _parsed(_api_tokens)] = {}
     workos_api_key: SecretStr | None = None
     workos_client_id: str | None = None
     workos_base_url: str | None = None
@@ -128,7 +123,7 @@ class Settings(BaseSettings):
     keep_changes_days: Annotated[int, Field(ge=1)] = 365
     erase_after_days: Annotated[int, Field(ge=0)] = 30
     repair_seconds: Annotated[float, Field(gt=0)] = 5.0
-    role_map: Annotated[dict[str, str], NoDecode, BeforeValidator(_role_map)] = DEFAULT_ROLE_MAP
+    role_map: Annotated[dict[str, str], _parsed(_role_map)] = DEFAULT_ROLE_MAP
     web_processes: Annotated[int, Field(ge=1)] = 2
     web_threads: Annotated[int, Field(ge=1)] = 32
     worker_processes: Annotated[int, Field(ge=1)] = 2
@@ -137,8 +132,8 @@ class Settings(BaseSettings):
     max_attempts: Annotated[int, Field(ge=1)] = 10
     auto_join: AutoJoinMode = AutoJoinMode.MIRROR
     auto_join_existing: bool = False
-    hooks: Annotated[dict[str, str], NoDecode, BeforeValidator(_hooks)] = {}
-    hook_secrets: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_tokens)] = {}
+    hooks: Annotated[dict[str, str], _parsed(_hooks)] = {}
+    hook_secrets: Annotated[dict[str, SecretStr], _parsed(_tokens)] = {}
     hook_seconds: Annotated[float, Field(gt=0, le=60)] = 10.0
     hook_attempts: Annotated[int, Field(ge=1)] = 12
     replay_per_second: Annotated[float, Field(gt=0)] = 200.0
@@ -168,28 +163,26 @@ REMEDIES = {
 }
 
 
-def load_settings(*required: str, **given: Any) -> Settings:
-    """Return the settings.
-
-    Args:
-        required: names of settings that must be set.
-        given: values that override the environment (command-line options).
+def load_settings(*required: str, **given: int | None) -> Settings:
+    """Return the settings, of which `required` must be set. Those `given` and not None override the environment.
 
     Raises:
         ConfigurationError: some settings are invalid or missing. The message names all of them, without their values.
     """
-    given = {name: value for name, value in given.items() if value is not None}
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     problems: list[str] = []
-    wrong: dict[str, Any] = {}
+    wrong: set[str] = set()
     try:
-        settings = Settings(**given)
+        settings = Settings(**values)
     except ValidationError as error:
         for problem in error.errors(include_input=False, include_url=False, include_context=False):
             name = str(problem["loc"][0])
             problems.append(f"{name.upper()} {problem['msg'].removeprefix('Value error, ')}")
-            wrong[name] = Settings.model_fields[name].default
-        settings = Settings(**given | wrong)  # so that missing settings are reported too
-    problems += _without_secret(settings) if not {"hooks", "hook_secrets"} & wrong.keys() else []
+            wrong.add(name)
+            values[name] = Settings.model_fields[name].default
+        settings = Settings(**values)  # so that missing settings are reported too
+    if not {"hooks", "hook_secrets"} & wrong:
+        problems += _without_secret(settings)
     problems += [
         f"{name.upper()} is not set: {REMEDIES[name]}"
         for name in dict.fromkeys([*required, *_other_half(settings)])

@@ -166,5 +166,5 @@ def test_repr_of_settings_has_no_token() -> None:
 
 def test_role_mapped_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROLE_MAP", "owner=member,owner=admin")
-    with pytest.raises(ConfigurationError, match="ROLE_MAP maps owner twice"):
+    with pytest.raises(ConfigurationError, match="ROLE_MAP has the same slug twice"):
         load_settings()
