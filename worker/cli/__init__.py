@@ -3,13 +3,14 @@
 Exit codes: 0, all is well; 1, something is wrong or could not be done; 2, wrong usage or configuration.
 """
 
+import sys
 from importlib import import_module
+from typing import NoReturn
 
 import click
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
 
-from worker.cli.shared import fail
 from worker.errors import ConfigurationError, WorkosSyncError, WorkOSUnavailableError
 from worker.private_files import keep_files_private
 from worker.redis_client import what_is_wrong
@@ -17,20 +18,18 @@ from worker.redis_client import what_is_wrong
 MODULES = {
     **dict.fromkeys(["web", "worker", "clock", "demo"], "serve"),
     **dict.fromkeys(["migrate", "doctor", "register"], "setup"),
-    **dict.fromkeys(["resync", "catch-up", "runs", "forget"], "repair"),
+    **dict.fromkeys(["resync", "catch-up", "forget"], "repair"),
     **dict.fromkeys(["events", "replay"], "inbox"),
     **dict.fromkeys(["explain", "members", "workspaces", "status"], "reports"),
     "auto-join": "auto_join",
     "hooks": "hooks",
+    "runs": "runs",
 }
 """Command name → module in this package. A module is imported only when its command runs, to keep start-up fast."""
 
 
 class Commands(click.Group):
-    """A group that turns expected errors into one line on standard error and exit code 2.
-
-    Expected are a wrong configuration, and an unavailable WorkOS, Redis or database.
-    """
+    """A group that turns every error of a command into one line on standard error and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the names of all commands."""
@@ -48,15 +47,15 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except WorkOSUnavailableError as error:
-            fail(f"WorkOS did not answer as expected: {error}; check the network, or try again later", error.exit_code)
+            _fail(f"WorkOS did not answer as expected: {error}; check the network, or try again later", error.exit_code)
         except WorkosSyncError as error:
-            fail(str(error), error.exit_code)
+            _fail(str(error), error.exit_code)
         except RedisError as error:
             saw, remedy = what_is_wrong(error)
-            fail(f"REDIS_URL: Redis {saw}; {remedy}", ConfigurationError.exit_code)
+            _fail(f"REDIS_URL: Redis {saw}; {remedy}", ConfigurationError.exit_code)
         except DBAPIError as error:
             saw = f"the database failed: {type(error.orig).__name__}"
-            fail(f"DATABASE_URL: {saw}; start it, or correct the URL", ConfigurationError.exit_code)
+            _fail(f"DATABASE_URL: {saw}; start it, or correct the URL", ConfigurationError.exit_code)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -67,3 +66,8 @@ def main() -> None:
     Settings are read from environment variables and from `.env`; the documentation lists them.
     """
     keep_files_private()
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    click.echo(f"workos-sync: {message}", err=True)
+    sys.exit(exit_code)

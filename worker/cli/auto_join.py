@@ -6,19 +6,18 @@ import click
 from sqlalchemy import Engine
 
 from models.tables import JoinState
-from worker.cli.shared import json_option, known, migrated_engine, operator, print_report, print_rows
+from worker.cli import options, output
+from worker.cli.shared import known, migrated_engine, operator
 from worker.decision.roles import LOCAL_ROLES
 from worker.mirror import auto_join_policy
 from worker.reports import listings
 
 reason_option = click.option("--reason", required=True, help="Reason, recorded with the change.")
-limit_option = click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Maximum number of rows."
-)
+organization_option = click.option("--organization", metavar="ID", help="Only this workspace.")
 
 
 def _engine(organization: str | None) -> Engine:
-    """Return the engine of a migrated database; raises `UnknownIdError` if it lacks the workspace that is named."""
+    """Return the engine of a migrated database; raise `UnknownIdError` if `organization` is given and not in it."""
     engine = migrated_engine()
     if organization is not None:
         known(listings.workspace(engine, organization), f"the mirror has no workspace {organization}")
@@ -31,20 +30,20 @@ def auto_join() -> None:
 
 
 @auto_join.command()
-@click.option("--organization", metavar="ID", help="Only this workspace.")
+@organization_option
 @click.option("--off", is_flag=True, help="Only domains that do not auto-join.")
-@limit_option
-@json_option
+@options.limit
+@options.as_json
 def domains(organization: str | None, off: bool, limit: int, as_json: bool) -> None:
     """List domains, and why people join by them or not."""
     rows = listings.list_domains(_engine(organization), organization, off=off, limit=limit)
-    print_rows(("domain", "organization_id", "state", "auto_join", "why"), rows, as_json=as_json)
+    output.rows(("domain", "organization_id", "state", "auto_join", "why"), rows, as_json=as_json)
 
 
 @auto_join.command()
-@click.option("--organization", metavar="ID", help="Only this workspace.")
-@limit_option
-@json_option
+@organization_option
+@options.limit
+@options.as_json
 def missing(organization: str | None, limit: int, as_json: bool) -> None:
     """List people who should have joined a workspace by domain.
 
@@ -52,23 +51,20 @@ def missing(organization: str | None, limit: int, as_json: bool) -> None:
     any.
     """
     rows = auto_join_policy.missing_members(_engine(organization), limit, organization)
-    print_rows(("email", "user_id", "domain", "organization_id", "default_role"), rows, as_json=as_json)
+    output.rows(("email", "user_id", "domain", "organization_id", "default_role"), rows, as_json=as_json)
     sys.exit(1 if rows else 0)
 
 
 @auto_join.command()
 @click.option("--state", type=click.Choice([state.value for state in JoinState]), help="Only joins in this state.")
-@click.option("--organization", metavar="ID", help="Only this workspace.")
-@limit_option
-@json_option
+@organization_option
+@options.limit
+@options.as_json
 def joins(state: str | None, organization: str | None, limit: int, as_json: bool) -> None:
-    """List the people handled by AUTO_JOIN=provision.
-
-    Shows who was added, will be added or may not be added, and why.
-    """
+    """List people that AUTO_JOIN=provision added, will add or may not add, and why."""
     rows = auto_join_policy.joins(_engine(organization), state=state, organization_id=organization, limit=limit)
     columns = ("created_at", "email", "user_id", "organization_id", "state", "reason", "cause_id", "attempts", "error")
-    print_rows(columns, rows, as_json=as_json)
+    output.rows(columns, rows, as_json=as_json)
 
 
 @auto_join.command("set")
@@ -76,16 +72,13 @@ def joins(state: str | None, organization: str | None, limit: int, as_json: bool
 @click.option("--on/--off", "switch", default=None, help="Whether people join the workspace by domain.")
 @click.option("--role", type=click.Choice(LOCAL_ROLES), help="Role of people who join by domain.")
 @reason_option
-@json_option
+@options.as_json
 def set_workspace(organization: str, switch: bool | None, role: str | None, reason: str, as_json: bool) -> None:
-    """Change a workspace's auto-join settings.
-
-    Turns auto-join on or off, or sets the role of people who join.
-    """
+    """Turn auto-join on or off for a workspace, or set the role of people who join."""
     after = auto_join_policy.set_workspace(
         migrated_engine(), organization, operator(), reason, auto_join=switch, default_role=role
     )
-    print_report(after, as_json=as_json)
+    output.report(after, as_json=as_json)
 
 
 @auto_join.command()

@@ -19,10 +19,9 @@ from models.public_domains import refresh
 from models.tables import AutoJoinMode
 from worker import provisioning
 from worker.bootstrap import build_services, lanes_of, require_migrated
-from worker.cli.shared import open_database, until_stopped
+from worker.cli.shared import logging_settings, open_database, until_stopped
 from worker.errors import ConfigurationError, WorkOSUnavailableError
 from worker.hooks import follow
-from worker.logs import configure
 from worker.mirror import auto_join_policy, role_map
 from worker.processes import lane
 from worker.processes.clock import PeriodicTask, heartbeat, run, sweep
@@ -90,8 +89,7 @@ def worker(processes: int | None) -> None:
 
     Restarts a worker process that dies.
     """
-    settings = load_settings(worker_processes=processes)
-    configure(settings.log_format)
+    settings = logging_settings(worker_processes=processes)
     engine = open_database(settings)
     require_migrated(engine)
     lanes = [DRAIN] * (settings.worker_processes - 1) + list(lanes_of(settings))
@@ -105,7 +103,7 @@ def worker(processes: int | None) -> None:
 
 
 def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> None:
-    """Bind the database to its WorkOS environment, before anything is written. Skipped while WorkOS is unavailable.
+    """Bind the database to its WorkOS environment, unless WorkOS is unavailable.
 
     Raises:
         ConfigurationError: the settings name another environment than the one this database mirrors.
@@ -126,43 +124,36 @@ def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> No
 @click.command(short_help="Run the scheduler (sweep, resync, catch-up, retention).")
 def clock() -> None:
     """Run the scheduler: sweep the inbox; start resyncs, catch-ups and retention."""
-    settings = load_settings()
-    configure(settings.log_format)
+    settings = logging_settings()
     with (
         redis_server(settings) as redis,
         closing(build_services(settings, redis.url)) as services,
         until_stopped() as stop,
     ):
-        require_migrated(services.engine)
-        _bind_if_reachable(services.engine, settings, redis.url)
+        engine = services.engine
+        require_migrated(engine)
+        _bind_if_reachable(engine, settings, redis.url)
         tasks = [
             PeriodicTask("redis", settings.sweep_seconds, redis.ensure),
-            PeriodicTask("heartbeat", settings.sweep_seconds, lambda: heartbeat(services.engine)),
-            PeriodicTask("sweep", settings.sweep_seconds, lambda: sweep(services.engine, services.bell)),
-            PeriodicTask("schedule", settings.repair_seconds, lambda: schedule(services.engine, settings)),
-            PeriodicTask("watch", settings.repair_seconds, lambda: watch(services.engine, services.repair_bell)),
-            PeriodicTask("counts", COUNTS_SECONDS, lambda: auto_join_policy.refresh_counts(services.engine)),
+            PeriodicTask("heartbeat", settings.sweep_seconds, partial(heartbeat, engine)),
+            PeriodicTask("sweep", settings.sweep_seconds, partial(sweep, engine, services.bell)),
+            PeriodicTask("schedule", settings.repair_seconds, partial(schedule, engine, settings)),
+            PeriodicTask("watch", settings.repair_seconds, partial(watch, engine, services.repair_bell)),
+            PeriodicTask("counts", COUNTS_SECONDS, partial(auto_join_policy.refresh_counts, engine)),
         ]
         if settings.auto_join is AutoJoinMode.PROVISION:
-            tasks.append(
-                _wake_up("joins", services.provision_bell, lambda: provisioning.waiting(services.engine), settings)
-            )
+            ring = partial(_ring_if_waiting, services.provision_bell, partial(provisioning.waiting, engine))
+            tasks.append(PeriodicTask("joins", settings.repair_seconds, ring))
         if settings.http_hooks:
-            hooks = settings.http_hooks
-            tasks.append(
-                _wake_up("hooks", services.hooks_bell, lambda: follow.behind(services.engine, hooks), settings)
-            )
+            ring = partial(_ring_if_waiting, services.hooks_bell, partial(follow.behind, engine, settings.http_hooks))
+            tasks.append(PeriodicTask("hooks", settings.repair_seconds, ring))
         run(tasks, stop)
 
 
-def _wake_up(name: str, bell: Doorbell, waiting: Callable[[], bool], settings: Settings) -> PeriodicTask:
-    """Return a task that rings `bell` for waiting work that no ring announced."""
-
-    def ring_if_waiting() -> None:
-        if not bell.waiting() and waiting():
-            bell.ring()
-
-    return PeriodicTask(name, settings.repair_seconds, ring_if_waiting)
+def _ring_if_waiting(bell: Doorbell, waiting: Callable[[], bool]) -> None:
+    """Ring for waiting work that no ring announced."""
+    if not bell.waiting() and waiting():
+        bell.ring()
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})

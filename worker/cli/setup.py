@@ -11,12 +11,11 @@ from models.migrate import upgrade
 from models.revisions import newest_revision
 from models.types import JsonObject
 from worker.bootstrap import endpoint_redis
-from worker.cli.shared import as_table, json_option, open_database, operator, print_table
+from worker.cli import options, output
+from worker.cli.shared import logging_settings, open_database, operator
 from worker.errors import BadRequestError, ConfigurationError, OperatorError
 from worker.kinds import SUBSCRIBED
-from worker.logs import configure
 from worker.metrics import Counters
-from worker.mirror import change_feed
 from worker.processes.embedded import redis_server, redis_url
 from worker.repair.environment import connect
 from worker.reports.doctor import Check, Level, compare_event_types, list_endpoints, run_checks
@@ -45,23 +44,19 @@ def migrate() -> None:
 
 
 @click.command()
-@json_option
+@options.as_json
 def doctor(as_json: bool) -> None:
     """Check everything this installation needs.
 
     Each check is ok, a warning or a failure with its remedy. Exit code 1 if there is a failure.
     """
-    settings = load_settings()
-    configure(settings.log_format)
+    settings = logging_settings()
     engine = open_engine(settings.database_url)
     redis = endpoint_redis(redis_url(settings))
     connect_workos = (lambda: connect(settings, redis, Counters(redis))) if settings.repairs else None
     checks = list(run_checks(engine, redis, settings, connect_workos))
     engine.dispose()
-    if as_json:
-        click.echo(change_feed.as_json([check._asdict() for check in checks]))
-    else:
-        print_table(as_table(Check._fields, [check._asdict() for check in checks]))
+    output.rows(Check._fields, [check._asdict() for check in checks], as_json=as_json)
     sys.exit(1 if any(check.level is Level.FAILURE for check in checks) else 0)
 
 
@@ -73,8 +68,7 @@ def register(url: str, rotate: bool) -> None:
 
     WorkOS sends webhooks of exactly the needed event types to URL, for example https://your-host/webhooks/workos.
     """
-    settings = load_settings("workos_api_key", "workos_client_id")
-    configure(settings.log_format)
+    settings = logging_settings("workos_api_key", "workos_client_id")
     parts = urlsplit(url)
     if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1"):
         raise ConfigurationError(f"{url}: WorkOS sends webhooks to https URLs only")
@@ -83,34 +77,30 @@ def register(url: str, rotate: bool) -> None:
         closing(Counters(redis := endpoint_redis(server.url))) as counters,
         closing(connect(settings, redis, counters)) as workos,
     ):
-        try:
-            _register(workos, url, rotate=rotate)
-        except BadRequestError as error:
-            raise OperatorError(f"{error}. {SAME_URL}") from error
+        existing = [row for row in list_endpoints(workos) if row.get("endpoint_url") == url]
+        if existing and not rotate:
+            for row in existing:
+                _correct(workos, row)
+        else:
+            _create(workos, url)
+            click.echo(ROTATION if existing else "Set WORKOS_WEBHOOK_SECRETS to the secret, and start web.")
 
 
-def _register(workos: WorkOSClient, url: str, *, rotate: bool) -> None:
-    existing = [row for row in list_endpoints(workos) if row.get("endpoint_url") == url]
-    if existing and not rotate:
-        for row in existing:
-            _update(workos, row)
-        return
-    created = workos.create_webhook_endpoint(url, SUBSCRIBED)
+def _create(workos: WorkOSClient, url: str) -> None:
+    try:
+        created = workos.create_webhook_endpoint(url, SUBSCRIBED)
+    except BadRequestError as error:
+        raise OperatorError(f"{error}. {SAME_URL}") from error
     click.echo(f"created endpoint {created['id']} with {len(SUBSCRIBED)} event types; requested by {operator()}")
     click.echo(f"signing secret, shown only once: {created['secret']}")
-    click.echo(ROTATION if existing else "Set WORKOS_WEBHOOK_SECRETS to the secret, and start web.")
 
 
-def _update(workos: WorkOSClient, endpoint: JsonObject) -> None:
+def _correct(workos: WorkOSClient, endpoint: JsonObject) -> None:
     missing, extra = compare_event_types(endpoint)
-    disabled = endpoint.get("status") != "enabled"
-    if not missing and not extra and not disabled:
+    changes = ["enabled"] if endpoint.get("status") != "enabled" else []
+    changes += [f"added {type}" for type in missing] + [f"removed {type}" for type in extra]
+    if changes:
+        workos.update_webhook_endpoint(endpoint["id"], SUBSCRIBED)
+        click.echo(f"endpoint {endpoint['id']}: {', '.join(changes)}; the secret is unchanged")
+    else:
         click.echo(f"endpoint {endpoint['id']} is already correct. To get a new secret, use --rotate.")
-        return
-    workos.update_webhook_endpoint(endpoint["id"], SUBSCRIBED)
-    changes = [
-        *(["enabled"] if disabled else []),
-        *(f"added {type}" for type in missing),
-        *(f"removed {type}" for type in extra),
-    ]
-    click.echo(f"endpoint {endpoint['id']}: {', '.join(changes)}; the secret is unchanged")

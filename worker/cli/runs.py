@@ -1,0 +1,100 @@
+"""`workos-sync runs`, and what the commands that start runs share: working on a run, and reporting it."""
+
+import click
+from sqlalchemy import Engine
+
+from models.tables import Task
+from models.types import Record
+from worker.bootstrap import Services
+from worker.cli import options, output
+from worker.cli.shared import known, migrated_engine, operator, until_stopped
+from worker.errors import OperatorError
+from worker.repair import replay as replays
+from worker.repair.catch_up import REMEDY
+from worker.repair.work import Repair
+from worker.reports import listings
+from worker.reports.progress import progress
+from worker.runs import wait_for_run
+from worker.workos_api.client import WorkOSClient
+
+MAX_TABLE_ROWS = 200
+"""Maximum number of rows of a drift report printed as a table. `--json` prints all."""
+
+
+def work_on_run(services: Services, workos: WorkOSClient | None, run_id: str) -> bool:
+    """Work on a run, or wait for the process that does; return False if Ctrl-C or SIGTERM came before its end."""
+    engine = services.engine
+    with until_stopped() as stop, progress(engine, run_id):
+        repair = Repair(engine, workos, services.settings, services.bell, stop.is_set)
+        return repair.one(run_id) or wait_for_run(engine, run_id, stop.wait)
+
+
+def replayed(engine: Engine, run_id: str) -> Record:
+    """Return a replay's status, progress and outcomes so far; `remedy` if it skipped events without a payload."""
+    row = listings.run(engine, run_id) or {}
+    kept = {name: row.get(name) for name in ("id", "status", "requested_by", "reason", "total", "done", "skipped")}
+    return kept | {"results": replays.results(engine, run_id), "remedy": REMEDY if row.get("skipped") else None}
+
+
+def print_run(engine: Engine, run: Record, *, as_json: bool) -> None:
+    """Print a row of `listings.run`: of a resync with its differences, of a replay with the outcomes of its events."""
+    if as_json:
+        for piece in listings.run_as_json(engine, run):
+            click.echo(piece, nl=False)
+    elif run["task"] == Task.RESYNC:
+        _print_resync(engine, run)
+    elif run["task"] == Task.REPLAY:
+        output.report(replayed(engine, run["id"]))
+    else:
+        shown = ("id", "task", "status", "requested_by", "finished_at")
+        output.report({name: run[name] for name in shown})
+    if run["error"]:
+        click.echo(f"workos-sync: {run['error']}", err=True)
+
+
+def _print_resync(engine: Engine, run: Record) -> None:
+    differences = list(listings.drift(engine, run["id"], MAX_TABLE_ROWS + 1))
+    if differences:
+        columns = ("kind", "object_id", "organization_id", "finding", "fields", "action")
+        output.table(columns, differences[:MAX_TABLE_ROWS])
+    if len(differences) > MAX_TABLE_ROWS:
+        click.echo(f"... and more. To see all: workos-sync runs show {run['id']} --json")
+    findings = ", ".join(f"{number} {finding}" for finding, number in run["findings"].items()) or "no drift"
+    click.echo(f"run {run['id']}: {findings}; {run['calls']} API calls")
+    if run["withheld"]:
+        approve = f"workos-sync resync --approve {run['id']}"
+        click.echo(f"{run['withheld']} deletions withheld. Review them, then run: {approve}", err=True)
+
+
+@click.group()
+def runs() -> None:
+    """Inspect resyncs, catch-ups, replays and retention runs; stop a replay."""
+
+
+@runs.command("list")
+@options.limit
+@options.as_json
+def runs_list(limit: int, as_json: bool) -> None:
+    """List the newest runs with their progress and who requested them."""
+    columns = ("created_at", "id", "task", "status", "phase", "requested_by", "finished_at", "calls", "error")
+    output.rows(columns, listings.list_runs(migrated_engine(), limit), as_json=as_json)
+
+
+@runs.command("show")
+@click.argument("run_id", metavar="RUN")
+@options.as_json
+def runs_show(run_id: str, as_json: bool) -> None:
+    """Show what a resync found and did, or the outcomes of a replay."""
+    engine = migrated_engine()
+    print_run(engine, known(listings.run(engine, run_id), f"there is no run {run_id}"), as_json=as_json)
+
+
+@runs.command("cancel")
+@click.argument("run_id", metavar="RUN")
+def runs_cancel(run_id: str) -> None:
+    """Stop a replay. Events that it has already made pending are still processed."""
+    engine = migrated_engine()
+    if not replays.cancel(engine, run_id, operator()):
+        known(listings.run(engine, run_id), f"there is no run {run_id}")
+        raise OperatorError(f"run {run_id} is not a running replay")
+    click.echo(f"{run_id} cancelled")
