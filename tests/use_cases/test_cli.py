@@ -1,5 +1,6 @@
 """The command line: input, output and exit codes."""
 
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -293,6 +294,28 @@ def test_runs_show_of_a_catch_up_does_not_mention_drift(engine: Engine) -> None:
     [row] = report("runs", "list")
     assert row["phase"] == ""
     assert report("status", exit_code=1)["runs"] == [f"catch_up {run_id}, requested by ann"]
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def list_events(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("worker.reports.listings.list_events", list_events)
+
+
+def test_unexpected_error_exits_1_with_one_line(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, ValueError("no such column\nsecond line"))
+    result = run("events", "list", exit_code=1)
+    assert isinstance(result.exception, SystemExit) and result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert line.startswith("workos-sync: events failed unexpectedly: ValueError: no such column; ")
+    assert line.endswith("run workos-sync --traceback events ...")
+    assert isinstance(run("--traceback", "events", "list", exit_code=1).exception, ValueError)
+
+
+def test_closed_pipe_ends_a_command_quietly(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    assert run("events", "list", exit_code=1).stderr == ""
 
 
 def test_demo_outside_a_checkout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,8 @@ class Commands(click.Group):
         """Run the command."""
         try:
             return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click's own; it also ends quietly when the reader of a pipe has gone
         except WorkOSUnavailableError as error:
             _fail(f"WorkOS did not answer as expected: {error}; check the network, or try again later", error.exit_code)
         except WorkosSyncError as error:
@@ -56,11 +58,18 @@ class Commands(click.Group):
         except DBAPIError as error:
             saw = f"the database failed: {type(error.orig).__name__}"
             _fail(f"DATABASE_URL: {saw}; start it, or correct the URL", ConfigurationError.exit_code)
+        except Exception as error:
+            if ctx.params["traceback"]:
+                raise
+            first_line = next(iter(str(error).splitlines()), "no message")
+            problem = f"{ctx.invoked_subcommand} failed unexpectedly: {type(error).__name__}: {first_line}"
+            _fail(f"{problem}; to see the traceback, run workos-sync --traceback {ctx.invoked_subcommand} ...", 1)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="workos-sync")
-def main() -> None:
+@click.option("--traceback", is_flag=True, help="Print the traceback of an unexpected error.")
+def main(traceback: bool) -> None:
     """Mirror WorkOS organizations, memberships, roles and domains into your own database.
 
     Settings are read from environment variables and from `.env`; the documentation lists them.
