@@ -91,7 +91,7 @@ def _address(raw: str) -> str:
 
 
 class Settings(BaseSettings):
-    """All settings; the documentation describes each. Secrets are not part of `repr` or `str`."""
+    """All settings. docs/reference.md describes each. `repr` and `str` contain no secrets."""
 
     model_config = SettingsConfigDict(
         env_file=".env", enable_decoding=False, extra="ignore", hide_input_in_errors=True, frozen=True
@@ -194,7 +194,7 @@ def load_settings(*required: str, **given: int | None) -> Settings:
 
 
 def _other_half(settings: Settings) -> tuple[str, ...]:
-    """Return the settings that calls to the WorkOS API need, if one of them is set or provisioning needs them."""
+    """Return both settings that calls to the WorkOS API need, if one of them is set or provisioning needs the API."""
     halves = settings.workos_api_key or settings.workos_client_id or settings.auto_join is AutoJoinMode.PROVISION
     return ("workos_api_key", "workos_client_id") if halves else ()
 

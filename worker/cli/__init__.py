@@ -72,7 +72,7 @@ class Commands(click.Group):
 def main(traceback: bool) -> None:
     """Mirror WorkOS organizations, memberships, roles and domains into your own database.
 
-    Settings are read from environment variables and from `.env`; the documentation lists them.
+    Settings are read from environment variables and from `.env`. docs/reference.md lists them.
     """
     keep_files_private()
 

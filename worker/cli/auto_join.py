@@ -35,7 +35,7 @@ def auto_join() -> None:
 @options.limit
 @options.as_json
 def domains(organization: str | None, off: bool, limit: int, as_json: bool) -> None:
-    """List domains, and why people join by them or not."""
+    """List domains, whether people auto-join by them, and why."""
     rows = listings.list_domains(_engine(organization), organization, off=off, limit=limit)
     output.rows(("domain", "organization_id", "state", "auto_join", "why"), rows, as_json=as_json)
 
@@ -47,8 +47,7 @@ def domains(organization: str | None, off: bool, limit: int, as_json: bool) -> N
 def missing(organization: str | None, limit: int, as_json: bool) -> None:
     """List people who should have joined a workspace by domain.
 
-    They have a verified address on its domain, are not members, and nothing keeps them out. Exit code 1 if there are
-    any.
+    They have a verified address in its domain, are not members, and are not kept out. Exit code 1 if there are any.
     """
     rows = auto_join_policy.missing_members(_engine(organization), limit, organization)
     output.rows(("email", "user_id", "domain", "organization_id", "default_role"), rows, as_json=as_json)

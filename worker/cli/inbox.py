@@ -55,9 +55,9 @@ def events_show(event_id: str, as_json: bool) -> None:
 @events.command("failures")
 @options.as_json
 def events_failures(as_json: bool) -> None:
-    """Group failed events by the fingerprint of their error.
+    """List failed events, grouped by error.
 
-    To retry a group: `workos-sync replay --fingerprint`. Exit code 1 if any event failed.
+    To retry a group, pass its fingerprint to `workos-sync replay --fingerprint`. Exit code 1 if any event failed.
     """
     rows = listings.failures(migrated_engine())
     columns = ("fingerprint", "events", "type", "first", "last", "example", "error")
@@ -71,7 +71,7 @@ def events_failures(as_json: bool) -> None:
 def events_dismiss(event_ids: tuple[str, ...], why: str) -> None:
     """Mark failed events as not needed.
 
-    Dismissed events are not retried, and no longer reported as a problem.
+    Dismissed events are neither retried nor reported as a problem.
     """
     number = replays.dismiss(migrated_engine(), event_ids, operator(), why)
     click.echo(f"{number} dismissed")
@@ -88,7 +88,9 @@ def events_dismiss(event_ids: tuple[str, ...], why: str) -> None:
 @options.time("--since", f"Only events received at or after {options.THIS_TIME}.")
 @options.time("--until", f"Only events received before {options.THIS_TIME}.")
 @click.option("--why", help="Reason, recorded with the run.")
-@click.option("--again", is_flag=True, help="Replay a selection again even if none of its events has failed since.")
+@click.option(
+    "--again", is_flag=True, help="Replay even if the same events were replayed before and none has failed since."
+)
 @click.option("--dry-run", is_flag=True, help="Change nothing; report how many events match and what would change.")
 @options.as_json
 def replay_command(why: str | None, again: bool, dry_run: bool, as_json: bool, **selected: Any) -> None:

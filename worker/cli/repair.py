@@ -19,6 +19,12 @@ from worker.repair.resync.resync import start
 from worker.reports import listings
 from worker.workos_api.client import WorkOSClient
 
+FAILED_PAYLOADS = (
+    "of these payloads belong to failed events, which can no longer be replayed. Run workos-sync resync, then dismiss "
+    "the events."
+)
+NOT_ERASED = "not erased: backups, copies made by hooks and followers, and the reasons that operators entered"
+
 
 @click.command()
 @click.option("--organization", metavar="ID", help="Only this workspace. Takes a second or two.")
@@ -61,9 +67,9 @@ def _exists(engine: Engine, workos: WorkOSClient, organization_id: str) -> bool:
 @options.time("--since", f"Read all events since {options.THIS_TIME}. At most 90 days ago.")
 @options.as_json
 def catch_up_command(since: datetime | None, as_json: bool) -> None:
-    """Read the events API into the inbox.
+    """Fetch events whose webhooks were lost.
 
-    Finds events whose webhooks were lost; the workers then apply them.
+    Reads the events API since the last catch-up, and stores what is new in the inbox. The workers then apply it.
     """
     settings = logging_settings("workos_api_key", "workos_client_id")
     lag = timedelta(seconds=settings.catch_up_lag_seconds)
@@ -82,9 +88,6 @@ def catch_up_command(since: datetime | None, as_json: bool) -> None:
         click.echo(f"{report.returned} events read, {report.new} of them new; complete up to {complete}")
     if report.missed:
         raise OperatorError(f"events have expired since the last catch-up: {REMEDY}")
-
-
-NOT_ERASED = "not erased: backups, copies made by hooks and followers, and the reasons that operators entered"
 
 
 @click.command("forget")
@@ -112,13 +115,11 @@ def forget_command(user: str, as_json: bool) -> None:
         f"blanked: {erased.payloads} payloads, {erased.changes} changes, {erased.drift} rows of resync reports, "
         f"{erased.hook_errors} hook errors"
     )
-    if erased.failed_payloads:
-        click.echo(
-            f"{erased.failed_payloads} of these payloads belong to failed events, which can no longer be replayed. "
-            "Run workos-sync resync, then dismiss the events."
-        )
-    if erased.pending:
-        click.echo(f"{erased.pending} pending events name the user. Run this command again once they are processed.")
-    if erased.unparsed:
-        click.echo(f"{erased.unparsed} payloads are not JSON and were searched as plain text")
+    for number, text in (
+        (erased.failed_payloads, FAILED_PAYLOADS),
+        (erased.pending, "pending events name the user. Run this command again once they are processed."),
+        (erased.unparsed, "payloads are not JSON and were searched as plain text"),
+    ):
+        if number:
+            click.echo(f"{number} {text}")
     click.echo(NOT_ERASED)

@@ -83,9 +83,11 @@ def _gunicorn(settings: Settings) -> list[str]:
 
 
 @click.command()
-@click.option("--processes", type=click.IntRange(1), help="Processes that apply events. Overrides WORKER_PROCESSES.")
+@click.option(
+    "--processes", type=click.IntRange(1), help="Number of processes that apply events. Overrides WORKER_PROCESSES."
+)
 def worker(processes: int | None) -> None:
-    """Apply events and do the long-running jobs.
+    """Apply events; work on resyncs, catch-ups, replays, retention, auto-joins and hooks.
 
     Restarts a worker process that dies.
     """
@@ -121,9 +123,12 @@ def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> No
         log.warning("environment_not_checked", error=type(error).__name__)
 
 
-@click.command(short_help="Run the scheduler (sweep, resync, catch-up, retention).")
+@click.command()
 def clock() -> None:
-    """Run the scheduler: sweep the inbox; start resyncs, catch-ups and retention."""
+    """Run the scheduler of resyncs, catch-ups and retention.
+
+    It also wakes workers for events that no job announces.
+    """
     settings = logging_settings()
     with (
         redis_server(settings) as redis,

@@ -34,7 +34,7 @@ Until you delete the old endpoint, WorkOS sends every event to both. Each event 
 
 @click.command()
 def migrate() -> None:
-    """Upgrade the database to the newest revision. Safe to run at any time, even twice at once."""
+    """Upgrade the database to the newest revision. Safe to run at any time, even by two hosts at once."""
     settings = load_settings()
     try:
         upgrade(open_database(settings))
@@ -48,7 +48,7 @@ def migrate() -> None:
 def doctor(as_json: bool) -> None:
     """Check everything this installation needs.
 
-    Each check is ok, a warning or a failure with its remedy. Exit code 1 if there is a failure.
+    Reports each check as ok, as a warning or as a failure, with the remedy. Exit code 1 if there is a failure.
     """
     settings = logging_settings()
     engine = open_engine(settings.database_url)
@@ -62,11 +62,13 @@ def doctor(as_json: bool) -> None:
 
 @click.command()
 @click.argument("url")
-@click.option("--rotate", is_flag=True, help="Create a second endpoint with a new secret; print how to switch to it.")
+@click.option(
+    "--rotate", is_flag=True, help="Create a second endpoint with a new secret, and print how to switch to it."
+)
 def register(url: str, rotate: bool) -> None:
     """Create or correct the webhook endpoint at WorkOS.
 
-    WorkOS sends webhooks of exactly the needed event types to URL, for example https://your-host/webhooks/workos.
+    WorkOS then sends the needed event types, and no others, to URL, for example https://your-host/webhooks/workos.
     """
     settings = logging_settings("workos_api_key", "workos_client_id")
     parts = urlsplit(url)

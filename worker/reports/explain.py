@@ -37,6 +37,8 @@ AUTO_JOIN_FIELDS = {"auto_join", "auto_join_reason"}
 """Fields of a domain that change with other objects: its workspace, or another workspace's domain."""
 DECISIONS = {USER: JOIN, ORGANIZATION: WORKSPACE_SETTINGS}
 """The kind under which `changes` records operators' decisions about a person or a workspace."""
+RELATED = {USER: (MEMBERSHIP, Membership.user_id), ORGANIZATION: (DOMAIN, Domain.organization_id)}
+"""The kind of object that decides about a person or a workspace, and its column with their id."""
 EVENT_COLUMNS = tuple(column for column in Event.__table__.columns if column.name != "body")
 FINDINGS = {
     Finding.MISSING: "was missing in the mirror",
@@ -100,19 +102,15 @@ def _find(tx: Connection, name: str) -> list[Object]:
     return [Object(KINDS[event.kind], event.object_id)] if event and event.kind else []
 
 
-def _with_related(tx: Connection, objects: Iterable[Object]) -> list[Object]:
+def _with_related(tx: Connection, objects: Sequence[Object]) -> list[Object]:
     """Return `objects` with those that decide about them: a person's memberships, a workspace's domains."""
-    found: dict[Object, None] = {}
+    found = list(objects)
     for one in objects:
-        found[one] = None
-        related = {
-            USER: (MEMBERSHIP, select(Membership.id).where(Membership.user_id == one.id)),
-            ORGANIZATION: (DOMAIN, select(Domain.id).where(Domain.organization_id == one.id)),
-        }
-        if one.kind in related:
-            kind, query = related[one.kind]
-            found |= dict.fromkeys(Object(kind, id) for id in tx.execute(query.limit(MAX_STEPS)).scalars())
-    return list(found)
+        if one.kind in RELATED:
+            kind, parent = RELATED[one.kind]
+            ids = tx.execute(select(kind.table.id).where(parent == one.id).limit(MAX_STEPS)).scalars()
+            found += [Object(kind, id) for id in ids]
+    return found
 
 
 def _row(tx: Connection, one: Object) -> Record:
@@ -166,7 +164,7 @@ def _winners(tx: Connection, events: Iterable[Record]) -> dict[str, Record]:
 
 
 def _caused(event: Record, change: Record) -> bool:
-    """Return whether an event made a change itself. A confirmed read requested by the event has the same cause."""
+    """Return whether an event itself made a change; a confirmed read that it requested has the same cause."""
     same = (change["kind"], change["object_id"]) == (event["kind"], event["object_id"])
     by_it = change["cause"] == Cause.EVENT and change["cause_id"] == event["id"]
     return same and by_it and bool(event["outcome"] != Outcome.TOMBSTONED or event["replays"])

@@ -52,12 +52,12 @@ CLOCK_SECONDS = 60.0
 LATE_RESYNC = 2.0
 """The last full resync is late if it is older than this many times `RESYNC_SECONDS`."""
 RECENT_WEBHOOKS = 100
-"""Webhooks from which the usual pause between two is computed."""
+"""Number of recent webhooks from which the usual pause between two is computed."""
 MAX_USUAL_PAUSE = timedelta(days=1)
 MANY_READS = 5
 """A confirmed read is reported after this many failures, which take about three minutes."""
 MIN_MISSED = 3
-"""Events that only the events API returned, since the last webhook, before webhooks count as stopped."""
+"""Webhooks count as stopped once the events API has returned this number of events that came without one."""
 
 
 PROBLEMS = (
@@ -123,11 +123,11 @@ class Health:
     joins: dict[str, int]
     """Number of joins by state."""
     missing_joins: int
-    """People who should have joined a workspace by domain but are not members, as last counted."""
+    """Number of people who should have joined a workspace by domain but are not members, as last counted."""
     without_admin: int
-    """Workspaces that have members but no admin, as last counted."""
+    """Number of workspaces that have members but no admin, as last counted."""
     unread: int
-    """Objects whose confirmed read, requested by an event, failed `MANY_READS` times or more."""
+    """Number of objects whose confirmed read, requested by an event, failed `MANY_READS` times or more."""
     first_unread: str | None
     """Kind and id of one of them."""
     hooks: list[Record]
@@ -217,15 +217,14 @@ def as_report(health: Health) -> Record:
         "workspaces_without_admin": health.without_admin,
         "hooks": [f"{row['hook']}: {row['behind']} behind, {row['failed']} failed" for row in health.hooks],
         "repair": "on" if health.repairs else "off: WORKOS_API_KEY is not set",
-        "runs": [describe_run(run) for run in health.runs],
+        "runs": [_describe_run(run) for run in health.runs],
         "workers": None if workers is None else len(workers),
         "problems": [problem.text for problem in health.problems],
         "warnings": [warning.text for warning in health.warnings],
     }
 
 
-def describe_run(run: Record) -> str:
-    """Describe a run in progress in one line: task, id, progress, and who requested it."""
+def _describe_run(run: Record) -> str:
     progress = f"{run['done']} of {run['total']}" if run["total"] is not None else run["phase"]
     return ", ".join(filter(None, (f"{run['task']} {run['id']}", progress, f"requested by {run['requested_by']}")))
 

@@ -167,12 +167,7 @@ def list_access(
 
 
 def list_domains(
-    engine: Engine,
-    organization_id: str | None = None,
-    *,
-    off: bool = False,
-    after: str | None = None,
-    limit: int = 50,
+    engine: Engine, organization_id: str | None = None, *, off: bool = False, after: str | None = None, limit: int = 50
 ) -> list[Record]:
     """Return domains that are not deleted, sorted by id, with their auto-join state and the reason.
 
