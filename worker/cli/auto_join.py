@@ -60,7 +60,10 @@ def missing(organization: str | None, limit: int, as_json: bool) -> None:
 @options.limit
 @options.as_json
 def joins(state: str | None, organization: str | None, limit: int, as_json: bool) -> None:
-    """List people that AUTO_JOIN=provision added, will add or may not add, and why."""
+    """List the people handled by AUTO_JOIN=provision.
+
+    Shows who was added, will be added or may not be added, and why.
+    """
     rows = auto_join_policy.joins(_engine(organization), state=state, organization_id=organization, limit=limit)
     columns = ("created_at", "email", "user_id", "organization_id", "state", "reason", "cause_id", "attempts", "error")
     output.rows(columns, rows, as_json=as_json)
@@ -73,7 +76,7 @@ def joins(state: str | None, organization: str | None, limit: int, as_json: bool
 @reason_option
 @options.as_json
 def set_workspace(organization: str, switch: bool | None, role: str | None, reason: str, as_json: bool) -> None:
-    """Turn auto-join on or off for a workspace, or set the role of people who join."""
+    """Turn auto-join on or off, or set the role of people who join."""
     after = auto_join_policy.set_workspace(
         migrated_engine(), organization, operator(), reason, auto_join=switch, default_role=role
     )

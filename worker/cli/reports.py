@@ -31,7 +31,9 @@ def members(organization: str, as_json: bool) -> None:
 
 @click.command()
 @click.option("--name", help="Only workspaces whose name contains this text.")
-@click.option("--without-admin", is_flag=True, help="Only those with members but no admin. Exit code 1 if any.")
+@click.option(
+    "--without-admin", is_flag=True, help="Only workspaces with members but no admin. Exit code 1 if there are any."
+)
 @options.limit
 @options.as_json
 def workspaces(name: str | None, without_admin: bool, limit: int, as_json: bool) -> None:

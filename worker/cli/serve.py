@@ -87,9 +87,9 @@ def _gunicorn(settings: Settings) -> list[str]:
     "--processes", type=click.IntRange(1), help="Number of processes that apply events. Overrides WORKER_PROCESSES."
 )
 def worker(processes: int | None) -> None:
-    """Apply events; work on resyncs, catch-ups, replays, retention, auto-joins and hooks.
+    """Apply events and work on long-running jobs.
 
-    Restarts a worker process that dies.
+    These are resyncs, catch-ups, replays, retention, auto-joins and hooks. A worker process that dies is restarted.
     """
     settings = logging_settings(worker_processes=processes)
     engine = open_database(settings)
