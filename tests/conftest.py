@@ -1,6 +1,5 @@
 """Servers and databases for all tests: a real Valkey, SQLite and PostgreSQL. Every test gets its own database."""
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -22,6 +21,7 @@ from models.database import database_url, open_engine
 from models.migrate import upgrade
 from tests.support import SECRET
 from tests.support.processes import Commands, Valkey
+from tests.support.scheduling import Turns, long_tests_first
 from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
 from worker.settings import Settings
@@ -30,15 +30,30 @@ ROOM = 2 << 30
 """Bytes that must be free in memory: more than all databases of one process take at a time."""
 
 
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests so that no worker is left with a long one at the end."""
+    if WORKERS > 1:
+        items[:] = long_tests_first(items, WORKERS)
+
+
+@pytest.fixture(scope="session")
+def turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Turns]:
+    """The turns of this worker; one folder for all workers."""
+    made = Turns(tmp_path_factory.getbasetemp().parent if WORKERS > 1 else tmp_path_factory.mktemp("turns"))
+    yield made
+    made.close()
+
+
 @pytest.fixture(autouse=True)
-def _undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A test that is marked `alone`, for it measures time, runs while no other process runs any."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        yield
-        return
-    with (tmp_path_factory.getbasetemp().parent / "running").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
-        yield
+def _undisturbed(request: pytest.FixtureRequest, turns: Turns) -> Iterator[None]:
+    """A test marked `alone`, because it measures time, runs while no other worker runs any."""
+    turns.begin(alone=request.node.get_closest_marker("alone") is not None)
+    yield
+    turns.end()
 
 
 @pytest.fixture(scope="session", autouse=True)
