@@ -124,9 +124,9 @@ def _strike(installation: Installation, engine: Engine, life: JSON, *, short: bo
 
 
 def _resync(installation: Installation, engine: Engine) -> JSON:
-    """Run a full resync, as an operator would, and return what became of it.
+    """Run a full resync, as an operator would, and return it.
 
-    What a fault left over is ended first: its lease may hold for half a minute more, and only one runs at a time.
+    Waits first for an interrupted one: its lease may hold for half a minute, and only one resync runs at a time.
     """
     eventually(lambda: not _resyncs(engine, RunStatus.RUNNING), RESYNC_SECONDS)
     installation.run("resync", seconds=RESYNC_SECONDS)

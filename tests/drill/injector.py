@@ -20,7 +20,7 @@ log = structlog.get_logger()
 HANDS = 2
 """Faults at the same time."""
 MOSTLY = 0.7
-"""How many of the faults strike what works; the others what may be down already."""
+"""The share of faults that wait until the installation is ready; the others may strike one that is down."""
 RECOVERY_SECONDS = 60.0
 MOST_PUT_OFF = 20
 PUT_OFF = (AssertionError, DBAPIError, RedisError, StackError, psutil.Error, OSError)

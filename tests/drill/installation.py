@@ -1,4 +1,4 @@
-"""The installation under the drill: a stack behind proxies and on clocks of its own, kept as by a process manager."""
+"""The installation under the drill: a stack behind proxies, with a clock for each command, restarted when it ends."""
 
 import os
 import signal
@@ -39,11 +39,11 @@ POLL_SECONDS = 0.3
 STOP_SECONDS = 30.0
 """What a process gets between being asked to stop and SIGKILL."""
 CLOCK = Path(__file__).parent / "clock"
-"""On PYTHONPATH it gives a process a clock of its own."""
+"""On PYTHONPATH it gives a process its own clock."""
 
 
 class Installation(Stack):
-    """PostgreSQL and Valkey behind proxies, the sandbox, and the three commands; whatever ends is started again."""
+    """PostgreSQL and Valkey behind proxies, the sandbox, and the three commands; processes that end are restarted."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         super().__init__(folder, database="postgres", seed=seed, settings=SETTINGS)
@@ -78,7 +78,7 @@ class Installation(Stack):
         self.settings["DATABASE_URL"] = f"postgresql://postgres@127.0.0.1:{port}/postgres"
 
     def keep(self) -> None:
-        """From here on start again whatever ends, a moment later."""
+        """From here on restart every process that ends."""
         for tend in (self._tend_commands, self._tend_valkey, self._tend_postgres):
             keeper = threading.Thread(target=self._keep, args=(tend,), name=tend.__name__, daemon=True)
             self._keepers.append(keeper)
@@ -156,7 +156,7 @@ class Installation(Stack):
     # Clocks
 
     def env_of(self, name: str) -> dict[str, str]:
-        """The environment of a process: each of the three commands is on a clock of its own."""
+        """The environment of a process: each of the three commands has its own clock."""
         env = self.env
         if name in COMMANDS:
             path = os.pathsep.join([str(CLOCK), env["PYTHONPATH"]])

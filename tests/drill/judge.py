@@ -27,7 +27,7 @@ class Verdict:
     wrong: list[str] = field(default_factory=list)
 
     def none_of(self, what: str, found: Iterable[object]) -> None:
-        """Count what must not be, and name some of it."""
+        """Count the items of `found`, which must be none, and name some of them."""
         listed = list(found)
         self.numbers[what] = len(listed)
         if listed:
@@ -35,7 +35,7 @@ class Verdict:
 
 
 def judge(installation: Installation, engine: Engine, last: Sample, follower: Follower, resynced: JSON) -> Verdict:
-    """Return what the drill came to, after the resync at its end; `resynced` is that run."""
+    """Return the verdict after the final resync, which is the run `resynced`."""
     workos = last.workos
     records: JSON = call("GET", f"{installation.sandbox_url}/sandbox/records")
     verdict = Verdict(
@@ -103,7 +103,7 @@ def _unrecorded(engine: Engine) -> set[str]:
 
 
 def _unfollowed(engine: Engine, follower: Follower) -> list[str]:
-    """Each row exactly once, in ascending order; one with an id below what was seen before would be missing."""
+    """The changes that the follower did not see exactly once and in ascending order."""
     with read_transaction(engine) as tx:
         there = list(tx.execute(select(Change.id).order_by(Change.id)).scalars())
     wrong = [str(id) for id in sorted(set(there) ^ set(follower.seen))]

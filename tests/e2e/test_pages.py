@@ -20,7 +20,7 @@ from models.views import mirror_status, workspaces
 from tests.support import JSON, rows, sign
 from tests.support.processes import Commands, Valkey, eventually
 from tests.support.promtool import firing
-from tests.support.resync import quietly
+from tests.support.resync import quietly, settings_of
 from tests.support.sandbox import Knobs, Sandbox, populate
 
 CHROMIUM = shutil.which("chromium")
@@ -52,12 +52,9 @@ def engine(make_database: Callable[[str], str]) -> Iterator[Engine]:
 @pytest.fixture
 def site(engine: Engine, sandbox: Sandbox, commands: Commands, valkey: Valkey) -> str:
     """The address of a running installation whose mirror is filled."""
-    commands.settings |= {
+    commands.settings |= settings_of(sandbox) | {
         "DATABASE_URL": engine.url.render_as_string(hide_password=False),
         "REDIS_URL": valkey.url,
-        "WORKOS_API_KEY": sandbox.api_key,
-        "WORKOS_CLIENT_ID": "client_sandbox",
-        "WORKOS_BASE_URL": sandbox.base_url,
         "WORKOS_RATE_SHARE": "1.0",
         "WORKER_PROCESSES": "1",
         "SWEEP_SECONDS": "0.5",

@@ -49,7 +49,7 @@ def test_no_wake_up_is_lost_when_rings_and_reads_overlap(redis_url: str) -> None
 
 
 class Inbox:
-    """A counter of what was committed, and how far the jobs of its lane have read it."""
+    """Counts commits, and how many of them the jobs of its lane have read."""
 
     def __init__(self, redis: Redis, lane: str, pauses: list[float]) -> None:
         self._bell = Doorbell(redis, lane)

@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +10,8 @@ import pytest
 from redis import Redis
 
 from models.database import open_engine
-from tests.support import JSON, sign, statuses
+from tests.support import JSON, statuses
+from tests.support.deliveries import deliver
 from tests.support.processes import Commands, Valkey, eventually
 from tests.support.stack.machine import free_ports
 from tests.support.stories import encoded, new_users
@@ -152,17 +152,17 @@ def test_after_a_failover_events_are_applied_without_a_restart(
     assert commands.start("migrate").process.wait(60) == 0
     (web, port), worker, clock = commands.web(), commands.start("worker"), commands.start("clock", SWEEP_SECONDS=0.5)
     engine = open_engine(url)
-    first, second, third = new_users(3)
+    first, second, third = map(encoded, new_users(3))
 
     def applied() -> int:
         return statuses(engine).get("done", 0)
 
     eventually(lambda: worker.output().count("worker_started") == 2, 60)
-    deliver(port, first)
+    assert deliver(port, first) == 200
     eventually(lambda: applied() == 1, 10)
 
     old.follow(new)  # the name is still the old one's
-    deliver(port, second)
+    assert deliver(port, second) == 200
     eventually(lambda: "doorbell_unheard" in clock.output(), 20)
     assert "sweep_rang" not in clock.output(), "it did not"
     assert "READONLY" in failures(commands)["redis"]["saw"]
@@ -170,20 +170,12 @@ def test_after_a_failover_events_are_applied_without_a_restart(
 
     name.point_to(new)
     eventually(lambda: applied() == 2, 15)
-    deliver(port, third)
+    assert deliver(port, third) == 200
     eventually(lambda: applied() == 3, 3)
     work = {"redis", "doorbell", "workers, drain", "workers, repair", "clock"}
     eventually(lambda: not work & failures(commands).keys(), 40)  # an idle worker registers again within 15 s
     assert [command.process.poll() for command in (web, worker, clock)] == [None] * 3
     engine.dispose()
-
-
-def deliver(port: int, event: JSON) -> None:
-    """Post an event as WorkOS does; it must be accepted."""
-    body = encoded(event)
-    url, headers = f"http://127.0.0.1:{port}/webhooks/workos", {"WorkOS-Signature": sign(body)}
-    with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=5) as answer:
-        assert answer.status == 200
 
 
 def failures(commands: Commands) -> dict[str, JSON]:

@@ -11,7 +11,8 @@ from models.tables import Event, Mirror
 from models.views import mirror_status
 from tests.support import apply_all, differences, rows
 from tests.support.inbox import count, pending
-from tests.support.processes import Commands, Valkey, eventually
+from tests.support.processes import QUICK, Commands, Valkey, eventually
+from tests.support.resync import settings_of
 from tests.support.sandbox import Knobs, Sandbox, populate
 from tests.support.stories import store
 
@@ -32,19 +33,8 @@ def engine(
 ) -> Iterator[Engine]:
     """A PostgreSQL that the commands use, with the sandbox as their WorkOS."""
     url = make_database("postgresql")
-    commands.settings |= {
-        "DATABASE_URL": url,
-        "REDIS_URL": valkey.url,
-        "WORKOS_API_KEY": sandbox.api_key,
-        "WORKOS_CLIENT_ID": "client_sandbox",
-        "WORKOS_BASE_URL": sandbox.base_url,
-        "WORKOS_RATE_SHARE": "1.0",
-        "WORKER_PROCESSES": "1",
-        "SWEEP_SECONDS": "0.5",
-        "REPAIR_SECONDS": "0.5",
-        "CATCH_UP_SECONDS": "1",
-        "CATCH_UP_LAG_SECONDS": "2",
-    }
+    ours = {"DATABASE_URL": url, "REDIS_URL": valkey.url, "CATCH_UP_LAG_SECONDS": "2"}
+    commands.settings |= QUICK | settings_of(sandbox) | ours
     opened = open_engine(url)
     yield opened
     opened.dispose()

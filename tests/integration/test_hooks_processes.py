@@ -37,16 +37,8 @@ def engine(
     make_database: Callable[[str], str], commands: Commands, sandbox: Sandbox, valkey: Valkey, host: Web
 ) -> Iterator[Engine]:
     url = make_database("postgresql")
-    commands.settings |= (
-        QUICK
-        | settings_of(sandbox)
-        | {
-            "DATABASE_URL": url,
-            "REDIS_URL": valkey.url,
-            "HOOKS": f"sessions={host.url}",
-            "HOOK_SECRETS": f"sessions:{SECRET}",
-        }
-    )
+    hooks = {"HOOKS": f"sessions={host.url}", "HOOK_SECRETS": f"sessions:{SECRET}"}
+    commands.settings |= QUICK | settings_of(sandbox) | {"DATABASE_URL": url, "REDIS_URL": valkey.url} | hooks
     opened = open_engine(url)
     yield opened
     opened.dispose()

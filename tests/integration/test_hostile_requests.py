@@ -1,6 +1,5 @@
 """Attacks on a running `workos-sync web` over plain sockets, independent of the HTTP server that it uses."""
 
-import http.client
 import selectors
 import shutil
 import socket
@@ -17,6 +16,7 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.support import apply_all, sign
+from tests.support.deliveries import deliver
 from tests.support.inbox import count
 from tests.support.processes import Command, Commands, eventually
 from tests.support.stories import encoded, new_users, organization, store
@@ -72,15 +72,6 @@ def read_all(client: socket.socket) -> bytes:
 
 def status(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0
-
-
-def deliver(port: int, body: bytes, path: str = ENDPOINT) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("POST", path, body, {"WorkOS-Signature": sign(body)})
-    answer = connection.getresponse()
-    answer.read()
-    connection.close()
-    return answer.status
 
 
 def p99(port: int, deliveries: int = DELIVERIES, path: str = ENDPOINT) -> float:
@@ -239,7 +230,7 @@ LINES = {
 
 @contextmanager
 def new_lines(command: Command) -> Iterator[Callable[[], list[str]]]:
-    """A function that returns what the command printed since."""
+    """A function that returns the lines that the command has printed since the start of the block."""
     already = len(command.output().splitlines())
     yield lambda: command.output().splitlines()[already:]
 

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 from tests.support import made, sign
+from tests.support.deliveries import deliver
 from tests.support.processes import Commands, Valkey, eventually
 from worker.metrics import ACCEPTED_TO_APPLIED, Counters, Name, counted, noted
 
@@ -35,26 +35,15 @@ def scrape(port: int) -> dict[str, float]:
         }
 
 
-def post(port: int, body: bytes, signature: str) -> int:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/webhooks/workos", body, {"WorkOS-Signature": signature, "Connection": "close"}
-    )
-    try:
-        with urllib.request.urlopen(request) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-
-
 def test_every_process_reports_the_counts_of_all(db_url: str, valkey: Valkey, commands: Commands) -> None:
     commands.settings |= {"DATABASE_URL": db_url, "REDIS_URL": valkey.url, "WEB_PROCESSES": 3}
     commands.start("worker")
     web, port = commands.web()
     bodies = [json.dumps(made("user.created", id=f"user_{n}")).encode() for n in range(NUMBER)]
     with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(lambda body: post(port, body, sign(body)), bodies)) == {200}
-        assert set(pool.map(lambda body: post(port, body, sign(body)), bodies[:20])) == {200}
-        assert set(pool.map(lambda body: post(port, body, sign(body, "another")), bodies[:30])) == {401}
+        assert set(pool.map(lambda body: deliver(port, body), bodies)) == {200}
+        assert set(pool.map(lambda body: deliver(port, body), bodies[:20])) == {200}
+        assert set(pool.map(lambda body: deliver(port, body, signature=sign(body, "another")), bodies[:30])) == {401}
     accepted = "workos_sync_webhooks_received_total[('outcome', 'accepted'), ('type', 'user.created')]"
     applied = "workos_sync_accepted_to_applied_seconds_count[]"
     eventually(lambda: (found := scrape(port))[accepted] == NUMBER and found[applied] == NUMBER, 20)

@@ -14,9 +14,10 @@ from tests.support.stories import new_users, store
 pytestmark = pytest.mark.long
 
 
-@pytest.fixture(params=[0o022, 0o000], ids=oct, autouse=True)
-def _umask(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = os.umask(request.param)
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """The umask that removes no permission: a file that is private here is private with every other one."""
+    before = os.umask(0)
     yield
     os.umask(before)
 

@@ -41,15 +41,8 @@ def engine(
 ) -> Iterator[Engine]:
     """A PostgreSQL that the commands use, with the sandbox as their WorkOS."""
     url = make_database("postgresql")
-    commands.settings |= (
-        QUICK
-        | settings_of(sandbox)
-        | {
-            "DATABASE_URL": url,
-            "REDIS_URL": valkey.url,
-            "AUTO_JOIN": "provision",
-        }
-    )
+    ours = {"DATABASE_URL": url, "REDIS_URL": valkey.url, "AUTO_JOIN": "provision"}
+    commands.settings |= QUICK | settings_of(sandbox) | ours
     opened = open_engine(url)
     yield opened
     opened.dispose()

@@ -15,7 +15,7 @@ from models.database import open_engine, read_transaction
 from models.tables import Listing, Mirror, Run
 from tests.support import differences, rows
 from tests.support.processes import Commands, Valkey, eventually
-from tests.support.resync import CLIENT_ID, client_of, expire_lease, live, resync
+from tests.support.resync import client_of, expire_lease, live, resync, settings_of
 from tests.support.sandbox import Sandbox, populate
 from webhooks.receive import COMMIT_SECONDS
 from worker.bootstrap import MAX_CONNECTIONS
@@ -49,15 +49,8 @@ def listed(engine: Engine) -> int:
 def test_kill_9_of_the_worker_in_mid_resync(
     db_url: str, engine: Engine, valkey: Valkey, commands: Commands, sandbox: Sandbox
 ) -> None:
-    commands.settings |= {
-        "DATABASE_URL": db_url,
-        "REDIS_URL": valkey.url,
-        "WORKOS_API_KEY": sandbox.api_key,
-        "WORKOS_CLIENT_ID": CLIENT_ID,
-        "WORKOS_BASE_URL": sandbox.base_url,
-        "WORKOS_RATE_SHARE": 1,
-        "REPAIR_SECONDS": 0.2,
-    }
+    ours = {"DATABASE_URL": db_url, "REDIS_URL": valkey.url, "WORKOS_RATE_SHARE": 1, "REPAIR_SECONDS": 0.2}
+    commands.settings |= settings_of(sandbox) | ours
     commands.start("clock")
     worker = commands.start("worker")
     eventually(lambda: listed(engine) >= 12, 40)

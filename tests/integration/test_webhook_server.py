@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 import pytest
 from sqlalchemy import Engine
 
-from tests.support import sign
+from tests.support.deliveries import deliver, deliver_on
 from tests.support.inbox import count
 from tests.support.processes import Commands, eventually, piece
 from tests.support.stories import encoded, new_users, user
@@ -23,16 +23,6 @@ def port(commands: Commands, redis_url: str, db_url: str) -> int:
     """The port of a `web` with one process of two threads (SQLite) or eight (PostgreSQL)."""
     settings = {"DATABASE_URL": db_url, "REDIS_URL": redis_url, "WEB_PROCESSES": 1, "WEBHOOK_MAX_BYTES": LIMIT}
     return commands.web(**settings)[1]
-
-
-def deliver(port: int, body: bytes, connection: http.client.HTTPConnection | None = None) -> int:
-    mine = connection or http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    mine.request("POST", "/webhooks/workos", body, {"WorkOS-Signature": sign(body)})
-    answer = mine.getresponse()
-    answer.read()
-    if connection is None:
-        mine.close()
-    return answer.status
 
 
 def head(length: str) -> bytes:
@@ -73,7 +63,7 @@ def test_large_bodies_keep_alive_and_slow_senders(port: int, engine: Engine) -> 
     connection.connect()
     assert connection.sock is not None
     address = connection.sock.getsockname()
-    assert [deliver(port, body, connection) for body in (first, second)] == [200, 200]
+    assert [deliver_on(connection, body) for body in (first, second)] == [200, 200]
     assert connection.sock.getsockname() == address, "one connection for both"
     connection.close()
 
@@ -106,11 +96,11 @@ def test_a_connection_opened_before_sigterm_is_still_answered(
     with closing(silent), closing(kept):
         silent.connect()
         assert (
-            deliver(port, encoded(user("user_1", "event_1", 0)), kept) == 200
+            deliver_on(kept, encoded(user("user_1", "event_1", 0))) == 200
         )  # so that the first connection is accepted too
         web.process.terminate()
         eventually(lambda: is_closing(kept), 10)
-        assert deliver(port, encoded(user("user_2", "event_2", 0)), silent) == 200
+        assert deliver_on(silent, encoded(user("user_2", "event_2", 0))) == 200
     web.process.wait(30)
 
 

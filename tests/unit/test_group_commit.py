@@ -1,4 +1,4 @@
-"""Group commit: who waits for the writer is written by it, each exactly once, and hears its result or its failure."""
+"""Group commit: each item is written exactly once, and its caller gets its result or its failure."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from worker.group_commit import GroupCommit
 
 
 class Writer:
-    """Notes what is written together; holds the first writing until it is let go."""
+    """Records the groups that are written; blocks the first write until `go_on` is set."""
 
     def __init__(self) -> None:
         self.groups: list[list[int]] = []

@@ -22,7 +22,7 @@ TOLERANCE = 180
 
 
 def stamped(stamp: object, body: bytes = BODY, secret: str = SECRETS[0]) -> str:
-    """A header with the right MAC for this very stamp, whatever it is."""
+    """A header with the right MAC for this stamp, even for an invalid stamp."""
     return f"t={stamp}, v1={hmac.new(secret.encode(), f'{stamp}.'.encode() + body, hashlib.sha256).hexdigest()}"
 
 

@@ -1,4 +1,4 @@
-"""Python imports this when it starts, from the folder that PYTHONPATH names: the process is on a clock of its own.
+"""Python imports this when it starts, from the folder that PYTHONPATH names: the process gets its own clock.
 
 The file that `WRONG_CLOCK` names holds the seconds that it is ahead, and is read every half second. Only the time of
 day is wrong, as after a bad NTP answer; the monotonic clock is right.
@@ -16,7 +16,7 @@ POLL_SECONDS = 0.5
 
 
 def follow(file: Path) -> None:
-    """Be as much ahead as the file says, for ever."""
+    """Keep the clock ahead by the seconds in the file."""
     ahead, travel = 0, None
     while True:
         wanted = int(file.read_text())
