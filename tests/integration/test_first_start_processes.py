@@ -1,18 +1,17 @@
 """The first start and later catch-ups, with real commands against a sandbox WorkOS."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine, select
 
-from models.database import open_engine, read_transaction
+from models.database import read_transaction
 from models.tables import Event, Mirror
 from models.views import mirror_status
 from tests.support import apply_all, differences, rows
 from tests.support.inbox import count, pending
-from tests.support.processes import QUICK, Commands, Valkey, eventually
-from tests.support.resync import settings_of
+from tests.support.processes import Commands, eventually
 from tests.support.sandbox import Knobs, Sandbox, populate
 from tests.support.stories import store
 
@@ -28,16 +27,9 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def engine(
-    make_database: Callable[[str], str], commands: Commands, sandbox: Sandbox, valkey: Valkey
-) -> Iterator[Engine]:
-    """A PostgreSQL that the commands use, with the sandbox as their WorkOS."""
-    url = make_database("postgresql")
-    ours = {"DATABASE_URL": url, "REDIS_URL": valkey.url, "CATCH_UP_LAG_SECONDS": "2"}
-    commands.settings |= QUICK | settings_of(sandbox) | ours
-    opened = open_engine(url)
-    yield opened
-    opened.dispose()
+def engine(commands_engine: Engine, commands: Commands) -> Engine:
+    commands.settings["CATCH_UP_LAG_SECONDS"] = "2"
+    return commands_engine
 
 
 def state(engine: Engine) -> str:

@@ -1,16 +1,15 @@
 """Hooks in a real worker report what an event changed, and a lost delete that only a resync found."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine
 
-from models.database import open_engine
 from models.tables import Mirror
 from tests.support import rows
 from tests.support.hooks import SECRET, Web
-from tests.support.processes import QUICK, Commands, Valkey, eventually
-from tests.support.resync import quietly, settings_of
+from tests.support.processes import Commands, eventually
+from tests.support.resync import quietly
 from tests.support.sandbox import Knobs, Sandbox, populate
 from tests.support.stories import store
 
@@ -33,15 +32,9 @@ def host() -> Iterator[Web]:
 
 
 @pytest.fixture
-def engine(
-    make_database: Callable[[str], str], commands: Commands, sandbox: Sandbox, valkey: Valkey, host: Web
-) -> Iterator[Engine]:
-    url = make_database("postgresql")
-    hooks = {"HOOKS": f"sessions={host.url}", "HOOK_SECRETS": f"sessions:{SECRET}"}
-    commands.settings |= QUICK | settings_of(sandbox) | {"DATABASE_URL": url, "REDIS_URL": valkey.url} | hooks
-    opened = open_engine(url)
-    yield opened
-    opened.dispose()
+def engine(commands_engine: Engine, commands: Commands, host: Web) -> Engine:
+    commands.settings |= {"HOOKS": f"sessions={host.url}", "HOOK_SECRETS": f"sessions:{SECRET}"}
+    return commands_engine
 
 
 def test_a_hook_reports_every_change_even_if_its_process_is_killed(

@@ -2,19 +2,18 @@
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, func, select, update
 
-from models.database import in_transaction, open_engine, read_transaction
+from models.database import in_transaction, read_transaction
 from models.tables import Join, JoinState, Mirror
 from models.types import db_now_plus
 from tests.support import SECRET, rows
 from tests.support.inbox import pending
-from tests.support.processes import QUICK, Commands, Valkey, eventually
-from tests.support.resync import settings_of
+from tests.support.processes import Commands, eventually
 from tests.support.sandbox import Knobs, Sandbox, World
 from tests.support.stories import store
 from worker.kinds.membership import Membership
@@ -36,16 +35,9 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def engine(
-    make_database: Callable[[str], str], commands: Commands, sandbox: Sandbox, valkey: Valkey
-) -> Iterator[Engine]:
-    """A PostgreSQL that the commands use, with the sandbox as their WorkOS."""
-    url = make_database("postgresql")
-    ours = {"DATABASE_URL": url, "REDIS_URL": valkey.url, "AUTO_JOIN": "provision"}
-    commands.settings |= QUICK | settings_of(sandbox) | ours
-    opened = open_engine(url)
-    yield opened
-    opened.dispose()
+def engine(commands_engine: Engine, commands: Commands) -> Engine:
+    commands.settings["AUTO_JOIN"] = "provision"
+    return commands_engine
 
 
 def joined(engine: Engine) -> int:

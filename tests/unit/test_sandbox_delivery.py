@@ -304,4 +304,4 @@ def test_the_sandbox_as_a_process(process: Process, receiver: Receiver) -> None:
     client.close()
     assert process.call("GET", "/sandbox/calls") == {"GET /organizations": 2}
     process.child.send_signal(signal.SIGTERM)
-    assert process.child.wait(5) == 0
+    assert process.child.wait(30) == 0
