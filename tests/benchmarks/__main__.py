@@ -8,7 +8,7 @@ from rich.console import Console
 
 from tests.benchmarks.deliveries import GENERATOR
 from tests.benchmarks.rows import ROWS
-from tests.benchmarks.runner import Standing, machine, measure, show, write_json
+from tests.benchmarks.runner import Result, machine, measure, show, write_json
 from tests.benchmarks.servers import quiet, servers
 
 
@@ -25,16 +25,16 @@ def main(rows: str, rounds: int, file: Path, *, tiny: bool, large: bool) -> None
     if unknown := [name for name in names if name not in ROWS]:
         raise click.BadParameter(f"{', '.join(unknown)}; there are {', '.join(ROWS)}")
     about = machine() | {"load generator": GENERATOR}
-    standings: list[Standing] = []
+    results: list[Result] = []
     with servers(tiny=tiny, large=large) as bench:
         for name in names:
             for row in ROWS[name](bench):
-                standings += measure(row, rounds, lambda line: click.echo(line, err=True))
-                write_json(file, standings, about)
+                results += measure(row, rounds, lambda line: click.echo(line, err=True))
+                write_json(file, results, about)
     console = Console(width=200, highlight=False)
-    show(standings, console)
+    show(results, console)
     console.print(", ".join(f"{name}: {value}" for name, value in about.items()))
-    sys.exit(int(any(one.reached is False for one in standings)))
+    sys.exit(int(any(one.reached is False for one in results)))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.access [--members 1000000] [--rounds 5]
 
 Prints, for SQLite and PostgreSQL, the median microseconds of a call in process and the plan of its query. Each round
-asks for other people, taken at random; the machine is shared, so look at the ratio to the limit: one row by its key
+asks for other people, taken at random; the machine is shared, so compare the ratio to the limit: one row by its key
 through the same session.
 """
 
@@ -58,7 +58,7 @@ FILL = {
 
 
 def fill(engine: Engine, members: int) -> None:
-    """Make a mirror of so many memberships, ten to a workspace, each workspace with a verified domain."""
+    """Create `members` memberships, ten to a workspace, each workspace with a verified domain."""
     kind = engine.dialect.name
     now = "now()" if kind == "postgresql" else "'2026-01-01T00:00:00.000000+00:00'"
     with write_transaction(engine) as tx:

@@ -36,7 +36,7 @@ def rows(bench: Bench) -> Iterator[Row]:
 
 
 def burst(number: int, organizations: int) -> list[JSON]:
-    """Return so many events about the same people; the organization of rank n has 1/n of the first one's (Zipf)."""
+    """Return `number` events about the same people; the organization of rank n has 1/n of the first one's (Zipf)."""
     dice = random.Random(organizations)
     names, weights = range(organizations), list(accumulate(1 / rank for rank in range(1, organizations + 1)))
     owners = dice.choices(names, cum_weights=weights, k=PEOPLE)

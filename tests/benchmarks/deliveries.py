@@ -28,7 +28,7 @@ Delivery = tuple[str, bytes]
 
 
 def signed(number: int) -> Iterator[Delivery]:
-    """Yield so many deliveries of new events, each signed as it is taken: where all take long, none is too old."""
+    """Yield `number` deliveries of new events, each signed when it is taken, so that none is too old."""
     mark, run = "event_of_bench", uuid.uuid4().hex
     body = json.dumps(made("organization_membership.created", event_id=mark, id=f"om_{mark}"))
     for place in range(number):
@@ -37,7 +37,7 @@ def signed(number: int) -> Iterator[Delivery]:
 
 
 def send_for(seconds: float, port: int, deliveries: Iterable[Delivery], connections: int) -> Sample:
-    """Send for so long, over keep-alive connections, and return what came of it."""
+    """Send for `seconds` over keep-alive connections, and return the figures."""
     return _wrk(WRK, seconds, port, deliveries, connections) if WRK else send(port, deliveries, connections, seconds)
 
 
@@ -103,7 +103,7 @@ class Line(asyncio.Protocol):
 
 
 def send(port: int, deliveries: Iterable[Delivery], connections: int, seconds: float = ALL_OF_THEM) -> Sample:
-    """Send each once, over keep-alive connections, for at most so long, and return what came of it."""
+    """Send each once over keep-alive connections, for at most `seconds`, and return the figures."""
     head = f"POST {PATH} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
     requests = (
         f"{head}Content-Length: {len(body)}\r\nWorkOS-Signature: {signature}\r\n\r\n".encode() + body

@@ -43,7 +43,7 @@ def rows(bench: Bench) -> Iterator[Row]:
 
 
 def story(number: int, companies: int) -> list[JSON]:
-    """Return so many events of the life of some companies."""
+    """Return `number` events of the life of some companies."""
     world, events = World(1), list[JSON]()
     world.subscribe(events.append)
     play(world, number, companies=companies, seed=1)
@@ -60,7 +60,7 @@ def filled(bench: Bench, kind: str, events: Sequence[JSON]) -> Iterator[str]:
 
 
 def drained(bench: Bench, url: str, number: int) -> float:
-    """Drain the inbox of `url`, which holds so many events, and return events a second."""
+    """Drain the inbox of `url`, which holds `number` events, and return events a second."""
     with bench.engine(url) as engine:
         began = time.perf_counter()
         assert drain(engine, Policy(seconds=3600))

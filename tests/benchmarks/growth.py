@@ -60,7 +60,7 @@ def _draining(bench: Bench, engine: Engine, mirror: int, inbox: int) -> Callable
 
 
 def updates(number: int, members: int) -> list[JSON]:
-    """Return events that change so many memberships of those that `access.fill` made, chosen at random, once each."""
+    """Return events that change `number` random memberships of those that `access.fill` made, once each."""
     turn = next(_turns)
     at, dice = 3_000_000 + turn, random.Random(turn)  # minutes: years after what `fill` made
     return [

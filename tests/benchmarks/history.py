@@ -1,4 +1,4 @@
-"""Inboxes with a past, made by SQL."""
+"""Large inboxes, made by SQL."""
 
 from sqlalchemy import Engine, text
 
@@ -30,7 +30,7 @@ BODY = {"postgresql": "repeat('x', 500)::bytea", "sqlite": "CAST(printf('%.500c'
 
 
 def fill_inbox(engine: Engine, number: int, members: int) -> None:
-    """Put so many events of the past, one a second, into the inbox: about the people that `access.fill` made."""
+    """Insert `number` past events, one a second, about the people that `access.fill` made."""
     kind = engine.dialect.name
     values = VALUES.format(body=BODY[kind], ago=AGO[kind], each=PER_ORGANIZATION)
     sql = f"INSERT INTO events ({COLUMNS}) SELECT {values} FROM ({SERIES[kind]}) AS t"  # noqa: S608 - our own words
@@ -40,7 +40,7 @@ def fill_inbox(engine: Engine, number: int, members: int) -> None:
 
 
 def settle(engine: Engine) -> None:
-    """Do what the database would do some time after so many writes: not while something is measured."""
+    """Run the maintenance that the database would otherwise start during a measurement."""
     if engine.dialect.name != SQLITE:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("VACUUM (ANALYZE)"))

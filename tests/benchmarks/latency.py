@@ -21,7 +21,7 @@ from tests.benchmarks.servers import START_SECONDS, Bench
 from tests.benchmarks.workers import listening, workers
 
 PER_SECOND = 100
-LOOK_EVERY_SECONDS = 0.001
+POLL_SECONDS = 0.001
 APPLIED_WITHIN_SECONDS = 60.0
 """After the last delivery."""
 P50, P99 = "p50 ms", "p99 ms"
@@ -75,27 +75,27 @@ def _id(body: bytes) -> str:
 
 
 def _follow(engine: Engine, last: int, number: int, seen: dict[str, float], over: threading.Event) -> None:
-    with _looking(engine) as look:
+    with _queries(engine) as run:
         while len(seen) < number and not over.is_set():
             newer = select(Change.id, Change.cause_id).where(Change.id > last).order_by(Change.id)
-            for last, cause_id in look(newer):  # noqa: B007, PLR1704 - the cursor moves with what was seen
+            for last, cause_id in run(newer):  # noqa: B007, PLR1704 - the cursor moves with what was seen
                 seen[cause_id] = time.perf_counter()
-            time.sleep(LOOK_EVERY_SECONDS)
+            time.sleep(POLL_SECONDS)
 
 
 @contextmanager
-def _looking(engine: Engine) -> Iterator[Callable[[Select[*tuple[Any, ...]]], Sequence[Any]]]:
-    """Yield what runs a query; on PostgreSQL as one statement, which takes little from those who are looked at."""
+def _queries(engine: Engine) -> Iterator[Callable[[Select[*tuple[Any, ...]]], Sequence[Any]]]:
+    """Yield what runs a query; on PostgreSQL as one statement, which costs the server least."""
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             yield lambda query: connection.execute(query).all()
         return
 
-    def look(query: Select[*tuple[Any, ...]]) -> Sequence[Any]:
+    def run(query: Select[*tuple[Any, ...]]) -> Sequence[Any]:
         with read_transaction(engine) as tx:
             return tx.execute(query).all()
 
-    yield look
+    yield run
 
 
 def _empty_jobs(bench: Bench, number: int) -> list[float]:

@@ -45,7 +45,7 @@ class Statement(NamedTuple):
 
 
 def finished(url: str) -> list[Statement]:
-    """Return what writes the mirror, the inbox's outcomes and the changes as they stand in the database `url`."""
+    """Return what writes the mirror, the inbox's outcomes and the changes as they are in the database `url`."""
     tables = cast("list[Table]", [*(kind.table.__table__ for kind in KINDS.values()), AutoJoin.__table__])
     changes = [name for name in _names(Change.__table__) if name not in ("id", "at")]
     with _connected(url) as (connection, mark):

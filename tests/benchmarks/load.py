@@ -1,4 +1,4 @@
-"""A load generator: signed deliveries to the door, as fast as it takes them or at a rate, each of them timed."""
+"""A load generator: signed and timed deliveries, as fast as they are accepted or at a rate."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ import aiohttp
 from tests.support import JSON, minute, sample, sign
 
 PEOPLE = 10_000
-"""So many users and memberships, and a tenth as many workspaces: what is sent after them updates them."""
+"""Users and memberships, with a tenth as many workspaces; later events update them."""
 PER_WORKSPACE = 10
 TYPES = ("organization.updated", "user.updated", "organization_membership.updated")
 TEMPLATES = [sample(type) for type in TYPES]
@@ -59,7 +59,7 @@ def send(
 ) -> Sent:
     """Send the events of these numbers, `rate` of them a second (None: as fast as they are taken).
 
-    At a rate the time to acknowledge counts from when an event was due, so that a door which stalls cannot hide it.
+    At a rate the time to acknowledge counts from when an event was due, so that an endpoint cannot hide a stall.
     """
 
     async def all_of_them() -> Sent:

@@ -1,4 +1,4 @@
-"""Memory: the most that a process ever had, after so much work and after ten times as much."""
+"""Memory: the peak of a process, after some work and after ten times as much."""
 
 from collections.abc import Callable, Iterator
 

@@ -1,4 +1,4 @@
-"""Measures contenders in turn, A B C A B C …, and tells how they stand to each other: machines are noisy."""
+"""Measures contenders in turn, A B C A B C …, and compares them as ratios, because machines are noisy."""
 
 import json
 import platform
@@ -64,8 +64,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How one mark stands: medians of the contenders, and median, least and most of the ratio over all rounds."""
+class Result:
+    """The result of one mark: medians of the contenders, and median, minimum and maximum of their ratio."""
 
     what: str
     figure: str
@@ -78,18 +78,18 @@ class Standing:
     reached: bool | None
 
 
-def measure(row: Row, rounds: int, say: Callable[[str], object]) -> list[Standing]:
-    """Run all contenders in turn, so many rounds, and return one standing for each mark."""
+def measure(row: Row, rounds: int, say: Callable[[str], object]) -> list[Result]:
+    """Run all contenders in turn, for `rounds` rounds, and return one result for each mark."""
     samples: dict[str, list[Sample]] = {name: [] for name in row.contenders}
     for number in range(min(rounds, row.most_rounds)):
         for name, run in row.contenders.items():
             samples[name].append(sample := run())
             figures = ", ".join(f"{figure} {value:,.5g}" for figure, value in sample.items())
             say(f"{row.what}, round {number + 1}, {name}: {figures}")
-    return [_standing(row.what, mark, samples) for mark in row.marks]
+    return [_result(row.what, mark, samples) for mark in row.marks]
 
 
-def _standing(what: str, mark: Mark, samples: Mapping[str, Sequence[Sample]]) -> Standing:
+def _result(what: str, mark: Mark, samples: Mapping[str, Sequence[Sample]]) -> Result:
     ours = [sample[mark.figure] for sample in samples[OURS]]
     under = [sample[mark.figure] for sample in samples[mark.over]] if mark.over else [1.0] * len(ours)
     ratios = [mine / other for mine, other in zip(ours, under, strict=True)]
@@ -100,13 +100,13 @@ def _standing(what: str, mark: Mark, samples: Mapping[str, Sequence[Sample]]) ->
     }
     ratio = statistics.median(ratios)
     reached = None if mark.least is None and mark.most is None else mark.holds(ratio)
-    return Standing(what, mark.figure, medians, ratio, min(ratios), max(ratios), len(ours), str(mark), reached)
+    return Result(what, mark.figure, medians, ratio, min(ratios), max(ratios), len(ours), str(mark), reached)
 
 
-def show(standings: Sequence[Standing], console: Console) -> None:
+def show(results: Sequence[Result], console: Console) -> None:
     """Print the table."""
     table = Table("what", "figure", OURS, LIMIT, BASELINE, "ratio", "spread", "rounds", "to reach", "reached")
-    for one in standings:
+    for one in results:
         columns = [f"{one.medians[name]:,.4g}" if name in one.medians else "-" for name in (OURS, LIMIT, BASELINE)]
         reached = {True: "yes", False: "NO", None: ""}[one.reached]
         spread = f"{one.least:,.3g} … {one.most:,.3g}"
@@ -114,9 +114,9 @@ def show(standings: Sequence[Standing], console: Console) -> None:
     console.print(table)
 
 
-def write_json(file: Path, standings: Sequence[Standing], about: Mapping[str, Any]) -> None:
-    """Write all standings and what they were measured on."""
-    file.write_text(json.dumps({**about, "rows": [asdict(one) for one in standings]}, indent=1) + "\n")
+def write_json(file: Path, results: Sequence[Result], about: Mapping[str, Any]) -> None:
+    """Write all results and what they were measured on."""
+    file.write_text(json.dumps({**about, "rows": [asdict(one) for one in results]}, indent=1) + "\n")
 
 
 def machine() -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Resynced:
 
 @contextmanager
 def workos(bench: Bench, organizations: int, members: int, knobs: JSON) -> Iterator[str]:
-    """Run a sandbox with so many organizations of so many members each; yields its address."""
+    """Run a sandbox with `organizations` of `members` each; yields its address."""
     port = free_ports(1)[0]
     url = f"http://127.0.0.1:{port}"
     with bench.running(
@@ -68,7 +68,7 @@ def resync(bench: Bench, database_url: str, workos_url: str) -> Resynced:
 
 
 def peak_megabytes(pid: int) -> float:
-    """Return the most memory that a living process ever had (0.0 if it is gone); Linux tells it."""
+    """Return the peak memory of a living process, from Linux (0.0 if it has ended)."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):

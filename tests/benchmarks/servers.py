@@ -147,7 +147,7 @@ def quiet() -> None:
 
 
 def on_server(url: str, statement: str) -> None:
-    """Run a statement that stands outside of transactions."""
+    """Run a statement outside of transactions."""
     engine = create_engine(database_url(url), isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text(statement))

@@ -1,9 +1,9 @@
-"""`python -m tests.benchmarks.soak`: half of what the machine can take, for long; then a burst.
+"""`python -m tests.benchmarks.soak`: half of the machine's capacity for a long time, then a burst.
 
 Starts a whole installation with PostgreSQL, measures its capacity (events that are accepted and applied in a second,
 as the slower of the two lets them through), and sends half of that for `--minutes`. The memory of each process, the
 age of the oldest event that waits, and Valkey's memory and keys must stay as they were. Then a burst comes as fast as
-the door takes it, and the lag must return to zero. The load generator runs on the same cores. Exit code 1 if
+the endpoint accepts it, and the lag must return to zero. The load generator runs on the same cores. Exit code 1 if
 something grew, was refused, or did not return.
 """
 
@@ -35,7 +35,7 @@ SHARE = 0.5
 WARM_UP_SECONDS = 75
 """Longer than RQ keeps what became of a job: its keys are as many as ever from then on."""
 MEGABYTE = 2**20
-LOOKS = 180
+SAMPLES = 180
 LONGEST_DRAIN_SECONDS = 900.0
 APPLIED = text(
     "SELECT percentile_cont(ARRAY[0.5, 0.99]) WITHIN GROUP (ORDER BY extract(epoch FROM processed_at - received_at)) "
@@ -66,17 +66,17 @@ class Soak:
         self._stack, self._engine, self._redis = stack, engine, redis
         self._sent = 0
         self._names: dict[int, str] = {}
-        self.looks: list[dict[str, float]] = []
+        self.samples: list[dict[str, float]] = []
 
-    def load(self, name: str, number: int, rate: float | None = None, *, look: bool = False) -> Phase:
-        """Send so many events, wait until all are applied, and return how it went. `look`: note how things stand."""
+    def load(self, name: str, number: int, rate: float | None = None, *, sample: bool = False) -> Phase:
+        """Send `number` events, wait until all are applied, and return the result. `sample`: record samples."""
         numbers = range(self._sent, self._sent + number)
         self._sent += number
         with ThreadPoolExecutor(1) as pool:
             sending = pool.submit(send, self._stack.webhook_url, self._stack.secret, numbers, name, rate=rate)
-            while look and not sending.done():
-                self.looks.append(self._look())
-                time.sleep(max(1.0, number / (rate or 1.0) / LOOKS))
+            while sample and not sending.done():
+                self.samples.append(self._sample())
+                time.sleep(max(1.0, number / (rate or 1.0) / SAMPLES))
             sent = sending.result()
         return self._phase(name, sent, self._drained())
 
@@ -97,7 +97,7 @@ class Soak:
             time.sleep(0.25)
         return time.monotonic() - began
 
-    def _look(self) -> dict[str, float]:
+    def _sample(self) -> dict[str, float]:
         found = {"lag s": backlog(self._engine).oldest_seconds}
         found["Valkey MB"] = self._redis.info("memory")["used_memory"] / MEGABYTE
         found["Valkey keys"] = float(self._redis.dbsize())
@@ -131,21 +131,21 @@ def main(minutes: float, measure: int, burst: int, file: Path | None) -> None:
             phases = [
                 capacity,
                 soak.load("warm-up", round(rate * WARM_UP_SECONDS), rate),
-                soak.load("soak", round(rate * minutes * 60), rate, look=True),
+                soak.load("soak", round(rate * minutes * 60), rate, sample=True),
                 soak.load("burst", burst),
             ]
             redis.close()
             engine.dispose()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    series = steady(soak.looks)
+    series = steady(soak.samples)
     _show(console, phases, series)
     load = os.getloadavg()
     console.print(f"load of the machine over the last 1, 5 and 15 minutes: {load}; {os.cpu_count()} cores")
     passed = all(one.flat for one in series) and not any(phase.refused for phase in phases)
     if file is not None:
         made = {"passed": passed, "rate": rate, "phases": [asdict(phase) for phase in phases]}
-        made |= {"series": [asdict(one) | {"flat": one.flat} for one in series], "looks": soak.looks, "load": load}
+        made |= {"series": [asdict(one) | {"flat": one.flat} for one in series], "samples": soak.samples, "load": load}
         file.write_text(json.dumps(made, indent=1))
     sys.exit(not passed)
 

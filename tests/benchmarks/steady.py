@@ -1,4 +1,4 @@
-"""Whether what was measured again and again stays as it was: the last third against the first."""
+"""Whether a measured series stays flat: compares its last third with its first."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from statistics import median
 
 SHARE = 0.1
 LEAST = {"MB": 4.0, "keys": 20.0, "s": 1.0}
-"""What is smaller than this, by unit, is no growth: caches fill, and a look may meet a batch in work."""
+"""Growth below this, by unit, does not count: caches fill, and a sample may be taken during a batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Steady:
-    """One series: its name (which ends with its unit), and its medians. `whole`: it was there at every look."""
+    """One series: its name (which ends with its unit), and its medians. `whole`: every sample has a value."""
 
     name: str
     first: float
@@ -29,18 +29,18 @@ class Steady:
         return self.whole and self.last <= self.most
 
 
-def steady(looks: Sequence[dict[str, float]]) -> list[Steady]:
-    """Return how each series of the looks (name → value, in order of time) went on.
+def steady(samples: Sequence[dict[str, float]]) -> list[Steady]:
+    """Return one series for each name of the samples (name → value, in order of time).
 
     Raises:
-        ValueError: there are too few looks to tell.
+        ValueError: there are fewer than three samples.
     """
-    if len(looks) < 3:
-        raise ValueError("at least three looks are needed")
-    names = dict.fromkeys(name for look in looks for name in look)
-    return [_one(name, [look[name] for look in looks if name in look], len(looks)) for name in names]
+    if len(samples) < 3:
+        raise ValueError("at least three samples are needed")
+    names = dict.fromkeys(name for sample in samples for name in sample)
+    return [_one(name, [sample[name] for sample in samples if name in sample], len(samples)) for name in names]
 
 
-def _one(name: str, values: list[float], looks: int) -> Steady:
+def _one(name: str, values: list[float], samples: int) -> Steady:
     third = -(-len(values) // 3)
-    return Steady(name, median(values[:third]), median(values[-third:]), whole=len(values) == looks)
+    return Steady(name, median(values[:third]), median(values[-third:]), whole=len(values) == samples)

@@ -72,7 +72,7 @@ class Host:
     worker: Process
 
     def applied(self) -> int:
-        """Return how many events it has applied, as its log tells."""
+        """Return how many events it has applied, according to its log."""
         lines = [json.loads(line) for line in self.worker.log.read_text().splitlines() if line.startswith("{")]
         return sum(line["events"] for line in lines if line["event"] == "batch_applied")
 
@@ -107,7 +107,7 @@ def _share(engine: Engine, bell: Doorbell, hosts: Sequence[Host], world: World) 
     a, b = hosts
 
     def part(name: str, first: int, until: Callable[[int, int], bool], then: Callable[[], None]) -> None:
-        """Feed so many events, then a few at a time until the hosts have applied enough, then wait for the rest."""
+        """Feed `first` events, then a few at a time until the hosts have applied enough, then wait for the rest."""
         before = a.applied(), b.applied()
         _feed(engine, world, first)
 

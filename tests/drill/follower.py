@@ -9,8 +9,8 @@ from sqlalchemy.exc import DBAPIError
 from worker.errors import CursorGoneError
 from worker.mirror.change_feed import changes_after
 
-LOOK_EVERY_SECONDS = 0.05
-MOST = 500
+POLL_SECONDS = 0.05
+PAGE_SIZE = 500
 
 
 class Follower:
@@ -25,20 +25,20 @@ class Follower:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look once more, then end."""
+        """Read a last time, then end."""
         self._over.set()
         self._thread.join()
 
     def _follow(self) -> None:
         while True:
             last = self._over.is_set()
-            if self._look() < MOST and last:
+            if self._read() < PAGE_SIZE and last:
                 return
-            time.sleep(LOOK_EVERY_SECONDS)
+            time.sleep(POLL_SECONDS)
 
-    def _look(self) -> int:
+    def _read(self) -> int:
         try:
-            found = changes_after(self._engine, self.seen[-1] if self.seen else 0, MOST)
+            found = changes_after(self._engine, self.seen[-1] if self.seen else 0, PAGE_SIZE)
         except DBAPIError:
             return 0  # the database is away
         except CursorGoneError as error:

@@ -1,4 +1,4 @@
-"""Strikes the installation with faults, again and again, several at a time, until told to stop."""
+"""Injects faults into the installation, two at a time, until it is stopped."""
 
 import threading
 import time
@@ -20,8 +20,8 @@ log = structlog.get_logger()
 HANDS = 2
 """Faults at the same time."""
 MOSTLY = 0.7
-"""How many of the faults strike what works; the others what may be down already."""
-STAND_UP_SECONDS = 60.0
+"""The share of faults that wait until the installation is ready; the others may strike one that is down."""
+RECOVERY_SECONDS = 60.0
 MOST_PUT_OFF = 20
 PUT_OFF = (AssertionError, DBAPIError, RedisError, StackError, psutil.Error, OSError)
 """What a fault raises that found nothing to strike, mostly because another one had just done so."""
@@ -55,13 +55,15 @@ class Injector:
     def require_striking(self) -> None:
         """Raise `StackError` if the drill itself is broken: a hand has ended, or a fault never gets to strike."""
         if not all(hand.is_alive() for hand in self._hands):
-            raise StackError("the drill itself is broken: who strikes has ended, see the traceback above")
+            raise StackError(
+                "the drill itself is broken: a thread that injects faults has ended, see the traceback above"
+            )
         for (kind, target), times in self._put_off.items():
             if times > MOST_PUT_OFF and not self.struck[kind, target]:
                 raise StackError(f"the drill itself is broken: {kind} {target} was put off {times} times")
 
     def stop(self) -> None:
-        """Let the faults under way end, and begin no more."""
+        """Wait for the faults in progress, and begin no more."""
         self._over.set()
         for hand in self._hands:
             hand.join()
@@ -70,7 +72,7 @@ class Injector:
         field = Field(self._installation, self._engine, random, self._usual)
         while not self._over.wait(random.uniform(*self._pause)):
             if random.random() < MOSTLY:
-                self._let_it_stand_up()
+                self._wait_until_ready()
             fault = self._draw()
             log.info("fault", kind=fault.kind, target=fault.target)
             try:
@@ -82,9 +84,9 @@ class Injector:
             with self._lock:
                 self.struck[fault.kind, fault.target] += 1
 
-    def _let_it_stand_up(self) -> None:
-        """Wait until the door is open again: on a slow machine nothing would ever work otherwise."""
-        ends = time.monotonic() + STAND_UP_SECONDS
+    def _wait_until_ready(self) -> None:
+        """Wait until the installation is ready again: on a slow machine it would never recover otherwise."""
+        ends = time.monotonic() + RECOVERY_SECONDS
         while time.monotonic() < ends and not self._over.wait(0.2):
             if self._installation.ready():
                 return

@@ -1,4 +1,4 @@
-"""The installation under the drill: a stack behind proxies and on clocks of its own, kept as by a process manager."""
+"""The installation under the drill: a stack behind proxies, with a clock for each command, restarted when it ends."""
 
 import os
 import signal
@@ -32,18 +32,18 @@ SETTINGS = {
     "BATCH_SIZE": "50",
     "WORKOS_RATE_SHARE": "1.0",
 }
-"""What is done every few minutes elsewhere, and small batches: so something is under way whenever a fault strikes."""
+"""Short intervals and small batches, so that some work is always in progress when a fault strikes."""
 UNSTARTED = (ValkeyServerError, psutil.Error, OSError)
 """What starting something raises that a fault strikes at that moment."""
-LOOK_EVERY_SECONDS = 0.3
+POLL_SECONDS = 0.3
 STOP_SECONDS = 30.0
 """What a process gets between being asked to stop and SIGKILL."""
 CLOCK = Path(__file__).parent / "clock"
-"""On PYTHONPATH it gives a process a clock of its own."""
+"""On PYTHONPATH it gives a process its own clock."""
 
 
 class Installation(Stack):
-    """PostgreSQL and Valkey behind proxies, the sandbox, and the three commands; whatever ends is started again."""
+    """PostgreSQL and Valkey behind proxies, the sandbox, and the three commands; processes that end are restarted."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         super().__init__(folder, database="postgres", seed=seed, settings=SETTINGS)
@@ -51,7 +51,7 @@ class Installation(Stack):
         self.restarts: Counter[str] = Counter()
         self.proxies: dict[str, Proxy] = {}
         self.direct_url = ""
-        """The database without the proxy, for those who look on."""
+        """The URL of the database without the proxy, for checks."""
         self._postgres: subprocess.Popen[bytes] | None = None
         self._over = threading.Event()
         self._deploying = threading.Lock()
@@ -78,18 +78,18 @@ class Installation(Stack):
         self.settings["DATABASE_URL"] = f"postgresql://postgres@127.0.0.1:{port}/postgres"
 
     def keep(self) -> None:
-        """From here on start again whatever ends, a moment later."""
+        """From here on restart every process that ends."""
         for tend in (self._tend_commands, self._tend_valkey, self._tend_postgres):
             keeper = threading.Thread(target=self._keep, args=(tend,), name=tend.__name__, daemon=True)
             self._keepers.append(keeper)
             keeper.start()
 
     def _keep(self, tend: Callable[[], None]) -> None:
-        while not self._over.wait(LOOK_EVERY_SECONDS):
+        while not self._over.wait(POLL_SECONDS):
             try:
                 tend()
             except UNSTARTED as error:  # a fault struck what was just starting; it is tried again
-                log.info("tended_in_vain", tend=tend.__name__, error=repr(error))
+                log.info("start_failed", tend=tend.__name__, error=repr(error))
 
     def _tend_commands(self) -> None:
         with self._deploying:
@@ -127,7 +127,7 @@ class Installation(Stack):
                 raise StackError(f"the drill itself is broken: {keeper.name} has ended, see its traceback above")
 
     def ready(self) -> bool:
-        """Whether the door, the database and Valkey work just now."""
+        """Whether web, the database and Valkey work now."""
         return answers(f"{self.web_url}/readyz")
 
     def require_ready(self, seconds: float) -> None:
@@ -137,7 +137,7 @@ class Installation(Stack):
             self.require_running()
             if time.monotonic() > ends:
                 raise StackError(f"not ready {seconds:.0f} s after the last fault\n{self.processes['web'].tail()}")
-            time.sleep(LOOK_EVERY_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
         """End everything, the keepers first."""
@@ -156,7 +156,7 @@ class Installation(Stack):
     # Clocks
 
     def env_of(self, name: str) -> dict[str, str]:
-        """The environment of a process: each of the three commands is on a clock of its own."""
+        """The environment of a process: each of the three commands has its own clock."""
         env = self.env
         if name in COMMANDS:
             path = os.pathsep.join([str(CLOCK), env["PYTHONPATH"]])
@@ -164,7 +164,7 @@ class Installation(Stack):
         return env
 
     def set_clock(self, command: str, seconds: int) -> None:
-        """Let a command and all its processes, running or not, be so much ahead of the time of day."""
+        """Set the clocks of a command's processes, running or not, ahead by `seconds`."""
         made = self._clock(command).with_suffix(".new")
         made.write_text(str(seconds))
         made.replace(self._clock(command))

@@ -1,4 +1,4 @@
-"""What a drill came to: numbers, and what of the promise did not hold."""
+"""The result of a drill: numbers, and the promises that did not hold."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from tests.support.inbox import count
 from tests.support.stack.machine import JSON, call
 from worker.reports import listings
 
-MOST_NAMED = 5
+MAX_NAMED = 5
 
 
 @dataclass
@@ -27,15 +27,15 @@ class Verdict:
     wrong: list[str] = field(default_factory=list)
 
     def none_of(self, what: str, found: Iterable[object]) -> None:
-        """Count what must not be, and name some of it."""
+        """Count the items of `found`, which must be none, and name some of them."""
         listed = list(found)
         self.numbers[what] = len(listed)
         if listed:
-            self.wrong.append(f"{what}: {len(listed)}, such as {', '.join(map(str, listed[:MOST_NAMED]))}")
+            self.wrong.append(f"{what}: {len(listed)}, such as {', '.join(map(str, listed[:MAX_NAMED]))}")
 
 
 def judge(installation: Installation, engine: Engine, last: Sample, follower: Follower, resynced: JSON) -> Verdict:
-    """Return what the drill came to, after the resync at its end; `resynced` is that run."""
+    """Return the verdict after the final resync, which is the run `resynced`."""
     workos = last.workos
     records: JSON = call("GET", f"{installation.sandbox_url}/sandbox/records")
     verdict = Verdict(
@@ -61,7 +61,7 @@ def judge(installation: Installation, engine: Engine, last: Sample, follower: Fo
     verdict.none_of("events lost", records.keys() - done)
     verdict.none_of("events that WorkOS never made", done - records.keys())
     verdict.none_of("applied twice", _doubled(engine))
-    verdict.none_of("applied without a row in changes", _untold(engine))
+    verdict.none_of("applied without a row in changes", _unrecorded(engine))
     verdict.none_of("set aside", _ids(engine, Event.status == EventStatus.FAILED))
     verdict.none_of("forged deliveries accepted", ["a forged one"] * workos["forged_accepted"])
     verdict.none_of("changes that the follower missed, or saw twice or late", _unfollowed(engine, follower))
@@ -97,13 +97,13 @@ def _doubled(engine: Engine) -> list[str]:
         return [f"{kind} {object_id} by {event_id}" for kind, object_id, event_id in tx.execute(twice)]
 
 
-def _untold(engine: Engine) -> set[str]:
-    told = exists().where(Change.cause == "event", Change.cause_id == Event.id)
-    return _ids(engine, Event.outcome == Outcome.APPLIED, ~told)
+def _unrecorded(engine: Engine) -> set[str]:
+    recorded = exists().where(Change.cause == "event", Change.cause_id == Event.id)
+    return _ids(engine, Event.outcome == Outcome.APPLIED, ~recorded)
 
 
 def _unfollowed(engine: Engine, follower: Follower) -> list[str]:
-    """Each row exactly once, in ascending order; one with an id below what was seen before would be missing."""
+    """The changes that the follower did not see exactly once and in ascending order."""
     with read_transaction(engine) as tx:
         there = list(tx.execute(select(Change.id).order_by(Change.id)).scalars())
     wrong = [str(id) for id in sorted(set(there) ^ set(follower.seen))]

@@ -35,9 +35,9 @@ class Proxy:
         self._do(self._reset())
 
     def refuse(self, seconds: float) -> None:
-        """Reset every connection, and each new one at once for so long.
+        """Reset every connection, and for `seconds` each new one at once.
 
-        It listens on: a port that is left could be taken by another.
+        It continues to listen, because another program could take the port.
         """
         self._refusing = True
         try:
@@ -47,7 +47,7 @@ class Proxy:
             self._refusing = False
 
     def swallow(self, seconds: float) -> None:
-        """Take what is sent, and new connections too, but pass nothing on for so long; then reset them all."""
+        """Accept data and connections for `seconds`, but pass nothing on; then reset them all."""
         self._flows.clear()
         try:
             time.sleep(seconds)

@@ -12,7 +12,7 @@ Faults = Counter[tuple[str, str]]
 
 
 def show(console: Console, faults: Faults, verdict: Verdict, notes: list[str]) -> None:
-    """Print faults by kind, then what became of the events, then what was not done and why."""
+    """Print the faults by kind, the numbers of the verdict, and notes."""
     kinds = Table("fault", "struck", "times", title="Faults", title_justify="left")
     for (kind, target), times in sorted(faults.items()):
         kinds.add_row(kind, target, f"{times:,}")

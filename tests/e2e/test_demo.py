@@ -53,7 +53,7 @@ def family(folder: Path, pid: int) -> set[psutil.Process]:
 
 
 def living(processes: set[psutil.Process]) -> list[str]:
-    """The processes that still run. Zombies count as ended: in a container, nobody may reap orphans."""
+    """The processes that still run. Zombies count as ended: in a container, orphans may not be reaped."""
     found = []
     for process in processes:
         with suppress(psutil.NoSuchProcess):

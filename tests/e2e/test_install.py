@@ -1,4 +1,4 @@
-"""Built, installed into an environment of its own and run from an empty folder: pages, migrations and all are there."""
+"""The built package, installed into its own environment, runs from an empty folder with its pages and migrations."""
 
 import re
 import subprocess
@@ -40,20 +40,20 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """An empty one, whose path leaves room for a socket's name."""
+    """An empty folder. Its path leaves room for the name of a socket."""
     with tempfile.TemporaryDirectory(prefix="wos-") as made:
         yield Path(made)
 
 
-def surroundings(**settings: object) -> dict[str, str]:
-    """What the program sees: nothing of the checkout."""
+def clean_environment(**settings: object) -> dict[str, str]:
+    """An environment without any path to the checkout."""
     seen = environment(WORKOS_WEBHOOK_SECRETS="whsec_test", OPS_TOKENS=f"ann:{TOKEN}", **settings)
     return {name: value for name, value in seen.items() if not name.startswith("PYTHON")}
 
 
 def run(program: Path, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [str(program), *arguments]
-    return subprocess.run(command, cwd=folder, env=surroundings(), capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False)
 
 
 @pytest.mark.timeout(300)
@@ -68,16 +68,16 @@ def test_the_installed_package_is_complete(program: Path, folder: Path) -> None:
     assert "database" in found.stdout
 
     [port] = free_ports(1)
-    with subprocess.Popen([program, "web"], cwd=folder, env=surroundings(PORT=port, WEB_PROCESSES=1)) as web:
+    with subprocess.Popen([program, "web"], cwd=folder, env=clean_environment(PORT=port, WEB_PROCESSES=1)) as web:
         try:
             eventually(lambda: listens(port) or web.poll() is not None, 60)
-            look_at_the_pages(f"http://127.0.0.1:{port}")
+            check_pages(f"http://127.0.0.1:{port}")
         finally:
             web.terminate()
     assert web.returncode == 0
 
 
-def look_at_the_pages(address: str) -> None:
+def check_pages(address: str) -> None:
     browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
 
     def get(path: str, form: dict[str, str] | None = None) -> str:
@@ -94,7 +94,7 @@ def look_at_the_pages(address: str) -> None:
     assert len(static) == 2 and all(map(get, static))
 
 
-def test_it_runs_from_the_installed_copy_and_not_from_the_checkout(program: Path, folder: Path) -> None:
+def test_modules_are_imported_from_the_installed_copy(program: Path, folder: Path) -> None:
     code = "import models.migrate, webhooks.app, worker.cli; print(models.migrate.__file__, webhooks.app.__file__)"
     command = [str(program.parent / "python"), "-c", code]
-    assert str(ROOT) not in subprocess.check_output(command, cwd=folder, env=surroundings(), text=True)
+    assert str(ROOT) not in subprocess.check_output(command, cwd=folder, env=clean_environment(), text=True)

@@ -20,18 +20,18 @@ from models.views import mirror_status, workspaces
 from tests.support import JSON, rows, sign
 from tests.support.processes import Commands, Valkey, eventually
 from tests.support.promtool import firing
-from tests.support.resync import quietly
+from tests.support.resync import quietly, settings_of
 from tests.support.sandbox import Knobs, Sandbox, populate
 
 CHROMIUM = shutil.which("chromium")
 TOKEN = "ann-signs-in-with-this-token"
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
-PATIENCE_MS = 30_000
+TIMEOUT_MS = 30_000
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not here (Debian: apt-get install chromium)"),
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)"),
 ]
 
 
@@ -52,12 +52,9 @@ def engine(make_database: Callable[[str], str]) -> Iterator[Engine]:
 @pytest.fixture
 def site(engine: Engine, sandbox: Sandbox, commands: Commands, valkey: Valkey) -> str:
     """The address of a running installation whose mirror is filled."""
-    commands.settings |= {
+    commands.settings |= settings_of(sandbox) | {
         "DATABASE_URL": engine.url.render_as_string(hide_password=False),
         "REDIS_URL": valkey.url,
-        "WORKOS_API_KEY": sandbox.api_key,
-        "WORKOS_CLIENT_ID": "client_sandbox",
-        "WORKOS_BASE_URL": sandbox.base_url,
         "WORKOS_RATE_SHARE": "1.0",
         "WORKER_PROCESSES": "1",
         "SWEEP_SECONDS": "0.5",
@@ -84,7 +81,7 @@ def page(browser: Browser) -> Iterator[Page]:
     """A page that fails the test if a script does, or if the policy blocks anything."""
     wrong: list[str] = []
     context = browser.new_context(viewport=DESKTOP)  # type: ignore[arg-type]  # a dict of the right shape
-    context.set_default_timeout(PATIENCE_MS)
+    context.set_default_timeout(TIMEOUT_MS)
     opened = context.new_page()
     opened.on("pageerror", lambda error: wrong.append(str(error)))
     opened.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
@@ -111,7 +108,7 @@ def sign_in(page: Page, site: str) -> None:
 
 
 def pictures(page: Page, name: str) -> None:
-    """Screenshots of the page as it is, on a desk and on a phone, light and dark, if a folder for them is named."""
+    """Check that the page fits a desktop and a phone; save light and dark screenshots if SCREENSHOTS is set."""
     folder = os.environ.get("SCREENSHOTS")
     page.wait_for_load_state()
     for width, view in (("desktop", DESKTOP), ("phone", PHONE)):
@@ -125,7 +122,7 @@ def pictures(page: Page, name: str) -> None:
     page.set_viewport_size(DESKTOP)  # type: ignore[arg-type]  # a dict of the right shape
 
 
-def test_a_failed_event_is_found_understood_and_replayed(
+def test_a_failed_event_is_found_and_replayed(
     page: Page, site: str, engine: Engine, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     world = sandbox.world
@@ -158,7 +155,7 @@ def test_a_failed_event_is_found_understood_and_replayed(
     page.get_by_role("button", name="Replay").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("Replay")
     expect(page.locator("h1 .badge")).to_have_text("done")
-    expect(page.locator("dd .badge.applied")).to_be_visible()  # by itself, without reloading
+    expect(page.locator("dd .badge.applied")).to_be_visible()  # without reloading
     expect(page.get_by_text("by ann")).to_be_visible()
     pictures(page, "replay")
     page.goto(f"{site}/ops/events/{broken['id']}")
@@ -167,12 +164,12 @@ def test_a_failed_event_is_found_understood_and_replayed(
     if shutil.which("promtool"):
         with urllib.request.urlopen(f"{site}/metrics") as answer:
             metrics = answer.read().decode()
-        assert firing(tmp_path, metrics, metrics) == set(), "no alarm while the mirror is right"
-    look_round(page, site, acme["id"])
+        assert firing(tmp_path, metrics, metrics) == set(), "no alert while the mirror is correct"
+    visit_other_pages(page, site, acme["id"])
 
 
-def look_round(page: Page, site: str, organization_id: str) -> None:
-    """The pages that only show; then sign out."""
+def visit_other_pages(page: Page, site: str, organization_id: str) -> None:
+    """Visit the pages that only show something; then sign out."""
     page.get_by_role("link", name="Events", exact=True).click()
     expect(page.locator("tbody tr").first).to_be_visible()
     pictures(page, "events")
@@ -182,7 +179,7 @@ def look_round(page: Page, site: str, organization_id: str) -> None:
     page.get_by_role("link", name="person0@acme.example").click()
     expect(page.get_by_text("active membership; neither the person nor the workspace is deleted")).to_be_visible()
     pictures(page, "explain")
-    look_at_auto_join(page, site, organization_id)
+    switch_auto_join_off(page, site, organization_id)
     page.get_by_role("link", name="People").click()
     page.get_by_label("E-mail").fill("person1@")
     page.get_by_role("button", name="Search").click()
@@ -194,8 +191,8 @@ def look_round(page: Page, site: str, organization_id: str) -> None:
     pictures(page, "sign-in")
 
 
-def look_at_auto_join(page: Page, site: str, organization_id: str) -> None:
-    """Switch it off for a workspace, with a reason, and see it say so."""
+def switch_auto_join_off(page: Page, site: str, organization_id: str) -> None:
+    """Switch auto-join off for a workspace, and see the reason on the page."""
     page.goto(f"{site}/ops/workspaces/{organization_id}")
     page.get_by_label("Auto-join").select_option("off")
     page.get_by_placeholder("Reason").fill("contractors share the domain")
@@ -210,7 +207,7 @@ def look_at_auto_join(page: Page, site: str, organization_id: str) -> None:
     pictures(page, "hooks")
 
 
-def test_withheld_deletions_are_looked_at_and_approved(page: Page, site: str, engine: Engine, sandbox: Sandbox) -> None:
+def test_withheld_deletions_are_shown_and_approved(page: Page, site: str, engine: Engine, sandbox: Sandbox) -> None:
     world = sandbox.world
     gone = list(world.organizations)[:25]
     world_names = [world.organizations[id]["name"] for id in gone]

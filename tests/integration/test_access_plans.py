@@ -1,4 +1,4 @@
-"""The access contract stays quick as the mirror grows: each call is one query, and reads each table by an index."""
+"""Access checks stay fast as the mirror grows: each call is one query that reads each table by an index."""
 
 import re
 
@@ -11,11 +11,11 @@ from tests.benchmarks.access import calls_of, fill, plan
 
 MEMBERS = 20_000
 SMALL = {"mirror", "w", "auto_join_domains", "auto_join_blocks"}
-"""The table of one row, as SQLite and PostgreSQL name it; and what SQLite calls the few rows that a view came to."""
+"""Names in a plan that are no large table: the one-row table `mirror`, and SQLite's names for a view's few rows."""
 
 
 def scanned(lines: list[str]) -> set[str]:
-    """The tables that a plan reads whole."""
+    """The tables that a plan scans from end to end."""
     found = (re.search(r"Seq Scan on (\w+)|^SCAN (\w+)", line.strip()) for line in lines)
     return {match[1] or match[2] for match in found if match} - SMALL
 
@@ -26,14 +26,14 @@ def filled(engine: Engine) -> Engine:
     return engine
 
 
-def test_each_call_is_one_query_that_reads_no_table_whole(filled: Engine) -> None:
+def test_each_access_call_is_one_query_without_a_table_scan(filled: Engine) -> None:
     for name, call in calls_of(MEMBERS).items():
         lines = plan(filled, lambda opened: call(opened, MEMBERS // 2))  # noqa: B023 - called now
         assert any("index" in line.lower() for line in lines), (name, lines)
         assert scanned(lines) == set(), (name, lines)
 
 
-def test_the_permissions_of_a_member_are_found_without_reading_all_memberships_and_people(filled: Engine) -> None:
+def test_permissions_of_one_member_are_found_without_a_table_scan(filled: Engine) -> None:
     view = member_permissions.c
     one = select(view.permission).where(view.organization_id == "org_7", view.user_id == "user_75")
     lines = plan(filled, lambda opened: opened.execute(one).all())

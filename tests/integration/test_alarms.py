@@ -1,4 +1,4 @@
-"""Every alert rule fires on its fault, none on a healthy system: promtool judges what /metrics really says."""
+"""Every alert rule fires on its fault and none on a healthy system. promtool evaluates the output of /metrics."""
 
 import re
 import shutil
@@ -24,9 +24,9 @@ from worker.processes.jobs import make_worker
 from worker.queue.doorbell import DRAIN, REPAIR
 from worker.repair.schedule import CLOCK_TICK
 
-pytestmark = pytest.mark.long  # each asks promtool
+pytestmark = pytest.mark.long  # each runs promtool
 needs_promtool = pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="promtool is not here (Debian: apt-get install prometheus)"
+    shutil.which("promtool") is None, reason="promtool is not installed (Debian: apt-get install prometheus)"
 )
 
 
@@ -56,7 +56,7 @@ def endpoint(services: Services) -> FlaskClient:
     return create_app(services).test_client()
 
 
-def change(engine: Engine, statement: Any) -> None:
+def execute(engine: Engine, statement: Any) -> None:
     in_transaction(engine, lambda tx: tx.execute(statement))
 
 
@@ -67,13 +67,13 @@ def failed(services: Services, endpoint: FlaskClient) -> None:
 
 def overdue(services: Services, endpoint: FlaskClient) -> None:
     accept(endpoint, made("user.created"))
-    change(services.engine, update(Event).values(received_at=db_now_plus(-300)))
+    execute(services.engine, update(Event).values(received_at=db_now_plus(-300)))
 
 
 def silent(services: Services, endpoint: FlaskClient) -> None:
     accept(endpoint, made("user.created"))
     apply_all(services.engine)
-    change(services.engine, update(Event).values(webhook_at=db_now_plus(-7200), received_at=db_now_plus(-7200)))
+    execute(services.engine, update(Event).values(webhook_at=db_now_plus(-7200), received_at=db_now_plus(-7200)))
     rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api"} for n in range(3)]
     times = {
         "api_at": db_now_plus(-3600),
@@ -85,15 +85,15 @@ def silent(services: Services, endpoint: FlaskClient) -> None:
 
 
 def refused(number: int, **how: Any) -> Callable[[Services, FlaskClient], None]:
-    def post_badly(services: Services, endpoint: FlaskClient) -> None:
+    def post_invalid(services: Services, endpoint: FlaskClient) -> None:
         for _ in range(number):
             header = {"WorkOS-Signature": sign(b"{}", **how)}
             assert endpoint.post("/webhooks/workos", data=b"{}", headers=header).status_code == 401
 
-    return post_badly
+    return post_invalid
 
 
-def gaps(services: Services, _door: FlaskClient, number: int = 12) -> None:
+def gaps(services: Services, _endpoint: FlaskClient, number: int = 12) -> None:
     rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api"} for n in range(number)]
     # From before the last webhook: single ones were lost, and others came.
     times = {"api_at": db_now_plus(-3600), "occurred_at": db_now_plus(-9999999), "status": "done"}
@@ -101,16 +101,16 @@ def gaps(services: Services, _door: FlaskClient, number: int = 12) -> None:
 
 
 def drifted(number: int, finding: str, action: str) -> Callable[[Services, FlaskClient], None]:
-    def seed(services: Services, _door: FlaskClient) -> None:
+    def seed(services: Services, _endpoint: FlaskClient) -> None:
         row = {"run_id": "run1", "kind": "user", "finding": finding, "action": action}
-        many = [row | {"object_id": f"user_{n}"} for n in range(number)]
-        in_transaction(services.engine, lambda tx: tx.execute(insert(Drift), many))
+        found = [row | {"object_id": f"user_{n}"} for n in range(number)]
+        in_transaction(services.engine, lambda tx: tx.execute(insert(Drift), found))
 
     return seed
 
 
 def on(statement: Callable[[], Any]) -> Callable[[Services, FlaskClient], None]:
-    return lambda services, _door: change(services.engine, statement())
+    return lambda services, _endpoint: execute(services.engine, statement())
 
 
 def conflict(services: Services, endpoint: FlaskClient) -> None:
@@ -126,23 +126,23 @@ def unmapped(services: Services, endpoint: FlaskClient) -> None:
     apply_all(services.engine)
 
 
-def limited(services: Services, _door: FlaskClient) -> None:
+def limited(services: Services, _endpoint: FlaskClient) -> None:
     services.counters.add("workos_limited", number=30)
 
 
-def behind(services: Services, _door: FlaskClient) -> None:
+def behind(services: Services, _endpoint: FlaskClient) -> None:
     row = {"kind": "user", "object_id": "user_1", "after": {}, "cause": "event", "cause_id": "event_1"}
     in_transaction(services.engine, lambda tx: tx.execute(insert(Change), [row] * 1001))
-    change(services.engine, insert(Hook).values(name="sessions", cursor=0))
+    execute(services.engine, insert(Hook).values(name="sessions", cursor=0))
 
 
-def hook_failed(services: Services, _door: FlaskClient) -> None:
-    change(services.engine, insert(Hook).values(name="sessions", cursor=1))
+def hook_failed(services: Services, _endpoint: FlaskClient) -> None:
+    execute(services.engine, insert(Hook).values(name="sessions", cursor=1))
     about = {"kind": "user", "object_id": "user_1", "status": "failed"}
-    change(services.engine, insert(HookDelivery).values(hook="sessions", change_id=1, **about))
+    execute(services.engine, insert(HookDelivery).values(hook="sessions", change_id=1, **about))
 
 
-def no_worker(services: Services, _door: FlaskClient) -> None:
+def no_worker(services: Services, _endpoint: FlaskClient) -> None:
     for key in services.redis.smembers(f"rq:workers:workos-sync:{DRAIN}"):
         services.redis.srem(f"rq:workers:workos-sync:{DRAIN}", key)
 
@@ -177,7 +177,7 @@ FAULTS: dict[str, Callable[[Services, FlaskClient], None]] = {
     ),
     "Backfilling": on(lambda: update(Mirror).values(backfilled_at=None)),
 }
-ELSEWHERE = {"Down", "DatabaseDown", "RedisDown"}
+TESTED_APART = {"Down", "DatabaseDown", "RedisDown"}
 
 
 def metrics(endpoint: FlaskClient) -> str:
@@ -187,7 +187,7 @@ def metrics(endpoint: FlaskClient) -> str:
 
 
 @needs_promtool
-def test_nothing_fires_while_all_is_well(endpoint: FlaskClient, services: Services, tmp_path: Path) -> None:
+def test_no_rule_fires_on_a_healthy_system(endpoint: FlaskClient, services: Services, tmp_path: Path) -> None:
     accept(endpoint, made("organization.created"), made("user.created"))
     apply_all(services.engine, None)
     assert firing(tmp_path, metrics(endpoint), metrics(endpoint)) == set()
@@ -195,7 +195,7 @@ def test_nothing_fires_while_all_is_well(endpoint: FlaskClient, services: Servic
 
 @needs_promtool
 @pytest.mark.parametrize("name", FAULTS)
-def test_each_rule_fires_on_its_fault_and_no_other_does(
+def test_a_fault_fires_its_rule_and_no_other(
     name: str, endpoint: FlaskClient, services: Services, tmp_path: Path
 ) -> None:
     before = metrics(endpoint)
@@ -205,44 +205,43 @@ def test_each_rule_fires_on_its_fault_and_no_other_does(
 
 
 @needs_promtool
-def test_gaps_that_close_raise_no_alarm(endpoint: FlaskClient, services: Services, tmp_path: Path) -> None:
+def test_gaps_that_close_fire_no_rule(endpoint: FlaskClient, services: Services, tmp_path: Path) -> None:
     gaps(services, endpoint, 40)
     before = metrics(endpoint)
-    change(services.engine, update(Event).where(Event.id < "event_3").values(webhook_at=db_now()))
+    execute(services.engine, update(Event).where(Event.id < "event_3").values(webhook_at=db_now()))
     after = metrics(endpoint)
     assert "workos_sync_gaps 40.0" in before and "workos_sync_gaps 17.0" in after
     assert firing(tmp_path, before, after) == set()
 
 
 @needs_promtool
-def test_each_server_away_has_its_rule(
+def test_an_unreachable_server_fires_its_rule(
     endpoint: FlaskClient, services: Services, build_test_services: Callable[..., Services], tmp_path: Path
 ) -> None:
-    well = metrics(endpoint)
-    assert firing(tmp_path, well, "", up=False) == {"WorkosSyncDown"}
-    away = build_test_services(database_url="sqlite:////proc/nowhere/all.db")
-    assert "WorkosSyncDatabaseDown" in firing(tmp_path, well, metrics(create_app(away).test_client()))
-    dumb = build_test_services(
+    healthy = metrics(endpoint)
+    assert firing(tmp_path, healthy, "", up=False) == {"WorkosSyncDown"}
+    without_database = build_test_services(database_url="sqlite:////proc/nowhere/all.db")
+    assert "WorkosSyncDatabaseDown" in firing(tmp_path, healthy, metrics(create_app(without_database).test_client()))
+    without_redis = build_test_services(
         database_url=services.settings.database_url,
         redis_url="unix:///nowhere.sock",
         workos_api_key="sk_test",
         workos_client_id="client_test",
     )
-    assert firing(tmp_path, well, metrics(create_app(dumb).test_client())) == {"WorkosSyncRedisDown"}
+    assert firing(tmp_path, healthy, metrics(create_app(without_redis).test_client())) == {"WorkosSyncRedisDown"}
 
 
-def test_every_rule_has_a_fault_here() -> None:
+def test_every_rule_is_tested() -> None:
     named = {line.split("WorkosSync")[1] for line in RULES.read_text().splitlines() if "- alert:" in line}
-    assert named == FAULTS.keys() | ELSEWHERE
+    assert named == FAULTS.keys() | TESTED_APART
 
 
-def test_rules_and_dashboard_ask_only_for_metrics_there_are(endpoint: FlaskClient, services: Services) -> None:
+def test_rules_and_dashboard_use_only_metrics_that_exist(endpoint: FlaskClient, services: Services) -> None:
     unmapped(services, endpoint)
     failed(services, endpoint)
     drifted(1, "extra", "withheld")(services, endpoint)
     behind(services, endpoint)
-    told = metrics(endpoint)
-    there = set(re.findall(r"^(workos_sync_\w+)", told, re.MULTILINE))
+    exported = set(re.findall(r"^(workos_sync_\w+)", metrics(endpoint), re.MULTILINE))
     for file in ("alerts.yml", "grafana.json"):
-        asked = set(re.findall(r"\bworkos_sync_\w+", (RULES.parent / file).read_text()))
-        assert asked and asked <= there, asked - there
+        used = set(re.findall(r"\bworkos_sync_\w+", (RULES.parent / file).read_text()))
+        assert used and used <= exported, used - exported

@@ -1,4 +1,4 @@
-"""The rate limits: one bucket for all workers, in a real Valkey."""
+"""Rate limits: one token bucket for all workers, in a real Valkey."""
 
 import threading
 import time
@@ -25,8 +25,8 @@ def redis(redis_url: str) -> Redis:
     return Redis.from_url(redis_url)
 
 
-def taken(redis: Redis, share: float, limits: tuple[Limit, ...], seconds: float, workers: int = 1) -> float:
-    """How many tokens a second so many workers get."""
+def tokens_per_second(redis: Redis, share: float, limits: tuple[Limit, ...], seconds: float, workers: int = 1) -> float:
+    """Tokens per second that `workers` threads get together, measured over `seconds`."""
     ends = time.monotonic() + seconds
     counts = [0] * workers
 
@@ -46,41 +46,41 @@ def taken(redis: Redis, share: float, limits: tuple[Limit, ...], seconds: float,
 
 
 @pytest.mark.parametrize(("share", "workers"), [(0.5, 1), (0.5, 6), (1.0, 6)])
-def test_all_workers_together_get_their_share_and_no_more(redis: Redis, share: float, workers: int) -> None:
-    rate = taken(redis, share, (FAST,), 1.0, workers)
+def test_all_workers_together_get_their_share_of_the_limit(redis: Redis, share: float, workers: int) -> None:
+    rate = tokens_per_second(redis, share, (FAST,), 1.0, workers)
     assert rate <= 100 * share * 1.02 + workers
     assert rate >= 100 * share * 0.8
 
 
-def test_the_smallest_of_several_limits_holds(redis: Redis) -> None:
-    assert 14 <= taken(redis, 1.0, (FAST, SLOW), 1.0, 3) <= 24
+def test_the_smallest_of_several_limits_applies(redis: Redis) -> None:
+    assert 14 <= tokens_per_second(redis, 1.0, (FAST, SLOW), 1.0, 3) <= 24
 
 
-class Watch:
-    """Notes the waits, and waits."""
+class Waits:
+    """A `sleep` that records how long it slept."""
 
     def __init__(self) -> None:
-        self.waits: list[float] = []
+        self.seconds: list[float] = []
 
     def sleep(self, seconds: float) -> None:
-        self.waits.append(seconds)
+        self.seconds.append(seconds)
         time.sleep(seconds)
 
 
 def test_a_new_or_flushed_bucket_starts_empty(redis: Redis) -> None:
-    watch = Watch()
-    buckets = Buckets(redis, 1.0, watch.sleep)
+    waits = Waits()
+    buckets = Buckets(redis, 1.0, waits.sleep)
     for _ in range(2):
         buckets.take(FAST)
-        assert watch.waits and 0.005 <= watch.waits[0] <= 0.011
+        assert waits.seconds and 0.005 <= waits.seconds[0] <= 0.011
         time.sleep(0.05)
-        watch.waits.clear()
-        buckets.take(FAST)  # from what has come in meanwhile
-        assert watch.waits == []
+        waits.seconds.clear()
+        buckets.take(FAST)  # from the tokens that were added in the meantime
+        assert waits.seconds == []
         redis.flushall()
 
 
-def test_after_a_pause_no_more_than_a_tenth_of_a_second_is_saved_up(redis: Redis) -> None:
+def test_a_pause_saves_up_tokens_of_at_most_a_tenth_of_a_second(redis: Redis) -> None:
     buckets = Buckets(redis, 1.0)
     buckets.take(FAST)
     time.sleep(0.4)
@@ -90,13 +90,13 @@ def test_after_a_pause_no_more_than_a_tenth_of_a_second_is_saved_up(redis: Redis
     assert time.monotonic() - began >= 0.08  # ten at once, ten more at their rate
 
 
-def test_a_rate_below_one_a_second_is_no_standstill(redis: Redis) -> None:
-    watch = Watch()
-    Buckets(redis, 0.1, watch.sleep).take(Limit("tiny", 40, 10))
-    assert 2.4 <= watch.waits[0] <= 2.51
+def test_a_rate_below_one_per_second_still_gives_tokens(redis: Redis) -> None:
+    waits = Waits()
+    Buckets(redis, 0.1, waits.sleep).take(Limit("tiny", 40, 10))
+    assert 2.4 <= waits.seconds[0] <= 2.51
 
 
-def test_a_clock_that_goes_back_gives_no_tokens_and_takes_none(redis: Redis) -> None:
+def test_a_clock_that_goes_back_does_not_block_the_bucket(redis: Redis) -> None:
     far = time.time() * 1000 + 3_600_000
     redis.hset("workos-sync:bucket:fast", mapping={"tokens": "3", "at": str(far)})
     buckets = Buckets(redis, 1.0)
@@ -106,8 +106,8 @@ def test_a_clock_that_goes_back_gives_no_tokens_and_takes_none(redis: Redis) -> 
     assert time.monotonic() - began < 1
 
 
-class Timed:
-    """Real buckets that note what was taken."""
+class RecordingBuckets:
+    """Real buckets that record the limits that were used."""
 
     def __init__(self, redis: Redis) -> None:
         self.names: list[str] = []
@@ -118,13 +118,13 @@ class Timed:
         self._inner.take(*limits)
 
 
-def open_workos(sandbox: Sandbox, buckets: Timed) -> WorkOSClient:
+def open_workos(sandbox: Sandbox, buckets: RecordingBuckets) -> WorkOSClient:
     return open_client(sandbox.api_key, "client_sandbox", sandbox.base_url, buckets)  # type: ignore[arg-type]
 
 
-def test_every_try_takes_tokens_of_the_limits_it_counts_against(redis: Redis) -> None:
+def test_each_attempt_takes_a_token_of_every_limit_that_applies(redis: Redis) -> None:
     with Sandbox() as sandbox:
-        buckets = Timed(redis)
+        buckets = RecordingBuckets(redis)
         with closing(open_workos(sandbox, buckets)) as workos:
             sandbox.faults.fail("/organizations", status=429, times=2, retry_after=0)
             workos.list_page(("organizations",))
@@ -138,7 +138,7 @@ def test_every_try_takes_tokens_of_the_limits_it_counts_against(redis: Redis) ->
 
 @pytest.mark.parametrize(("retry_after", "least", "most"), [(1, 1.0, 1.5), (0, 0.0, 0.2), (None, 0.25, 0.6)])
 def test_retry_after_is_honoured(redis: Redis, retry_after: int | None, least: float, most: float) -> None:
-    with Sandbox() as sandbox, closing(open_workos(sandbox, Timed(redis))) as workos:
+    with Sandbox() as sandbox, closing(open_workos(sandbox, RecordingBuckets(redis))) as workos:
         workos.list_page(("authorization", "roles"), paged=False)
         sandbox.faults.fail("/organizations", status=429, times=1, retry_after=retry_after)
         began = time.monotonic()
@@ -146,7 +146,7 @@ def test_retry_after_is_honoured(redis: Redis, retry_after: int | None, least: f
         assert least <= time.monotonic() - began <= most
 
 
-def test_a_sandbox_with_the_documented_limits_is_never_overrun(redis: Redis) -> None:
+def test_the_documented_limits_are_not_exceeded(redis: Redis) -> None:
     with Sandbox() as sandbox:
         sandbox.knobs.rate_limits = True
         sandbox.knobs.user_reads_limit = (100, 1.0)
@@ -158,10 +158,10 @@ def test_a_sandbox_with_the_documented_limits_is_never_overrun(redis: Redis) -> 
                 thread.start()
             for thread in threads:
                 thread.join()
-        assert sandbox.calls.total() <= 182  # next to none was refused
+        assert sandbox.calls.total() <= 182  # hardly any was refused
 
 
-def test_a_valkey_that_is_flushed_in_mid_run_only_slows_down(valkey: Valkey) -> None:
+def test_a_flushed_valkey_only_delays_calls(valkey: Valkey) -> None:
     with Sandbox() as sandbox, valkey.client() as client, closing(client_of(sandbox, client)) as workos:
         for _ in range(3):
             workos.list_page(("authorization", "roles"), paged=False)

@@ -1,4 +1,4 @@
-"""A deploy and its rollback while deliveries flow, as docs/deploy/README.md describes them for one machine.
+"""A deploy and its rollback while deliveries arrive, as docs/deploy/README.md describes them for one machine.
 
 The next release is this code with one more migration. The socket is held by this process, as systemd holds it.
 """
@@ -42,7 +42,7 @@ def upgrade() -> None:
 
 
 class Deliveries(threading.Thread):
-    """Posts one new user's event after the other, each on a connection of its own, until the block ends."""
+    """Posts events of new users one after the other, each on its own connection, until the block ends."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
@@ -61,15 +61,15 @@ class Deliveries(threading.Thread):
         try:
             connection.request("POST", "/webhooks/workos", body, {"WorkOS-Signature": sign(body)})
             answer = connection.getresponse()
-            told = answer.status, answer.read()
+            result = answer.status, answer.read()
         except OSError as error:
-            told = 0, repr(error).encode()
+            result = 0, repr(error).encode()
         connection.close()
-        self.accepted += told[0] == 200
-        self.refused += [told] * (told[0] != 200)
+        self.accepted += result[0] == 200
+        self.refused += [result] * (result[0] != 200)
 
-    def go_on(self, number: int = 30) -> None:
-        """Return once so many more were accepted."""
+    def wait_for(self, number: int = 30) -> None:
+        """Return once `number` more deliveries were accepted, or one was refused."""
         wanted = self.accepted + number
         eventually(lambda: self.refused or self.accepted >= wanted, 60)
 
@@ -85,19 +85,19 @@ class Deliveries(threading.Thread):
 
 
 class Installation:
-    """Web, worker and clock of one release after the other over one database and one socket."""
+    """Web, worker and clock over one database and one socket; `restart` changes the release."""
 
     def __init__(self, commands: Commands, engine: Engine, endpoint: socket.socket) -> None:
-        self._commands, self._engine, self._door = commands, engine, endpoint
+        self._commands, self._engine, self._socket = commands, engine, endpoint
         self._running: dict[str, Command] = {}
 
     def restart(self, release: Path) -> None:
-        """Each by SIGTERM, the door first: what comes meanwhile waits in the socket."""
+        """Stop each command by SIGTERM and start that of `release`, web first: new connections wait in the socket."""
         for name in ("web", "worker", "clock"):
             if name in self._running:
                 self._running[name].stop(40)
             code = {"PYTHONPATH": f"{release}:{ROOT}"}
-            start = partial(self._commands.activate, self._door) if name == "web" else self._commands.start
+            start = partial(self._commands.activate, self._socket) if name == "web" else self._commands.start
             self._running[name] = start(name, **code)
 
     def migrate(self, release: Path) -> Command:
@@ -106,8 +106,8 @@ class Installation:
         migrate.process.wait(60)
         return migrate
 
-    def applies(self, number: int = 30) -> None:
-        """Return once so many more events were applied."""
+    def wait_until_applied(self, number: int = 30) -> None:
+        """Return once `number` more events were applied."""
         wanted = self._applied() + number
         eventually(lambda: self._applied() >= wanted, 60)
 
@@ -140,7 +140,7 @@ def engine(url: str) -> Iterator[Engine]:
 
 
 @pytest.mark.timeout(400)
-def test_a_deploy_and_its_rollback_refuse_no_delivery_and_lose_none(
+def test_a_deploy_and_its_rollback_lose_no_delivery(
     url: str, engine: Engine, valkey: Valkey, commands: Commands, tmp_path: Path
 ) -> None:
     old, new = ROOT, next_release(tmp_path / "release")
@@ -150,13 +150,13 @@ def test_a_deploy_and_its_rollback_refuse_no_delivery_and_lose_none(
         installation = Installation(commands, engine, endpoint)
         installation.restart(old)
         with Deliveries(endpoint.getsockname()[1]) as deliveries:
-            deliveries.go_on()
+            deliveries.wait_for()
             assert installation.migrate(new).process.returncode == 0
             assert current_revision(engine) == NEXT
-            for release in (old, new, old):  # the old code goes on at the newer schema, and comes back to it
+            for release in (old, new, old):  # the old code runs on the newer schema before and after
                 installation.restart(release)
-                deliveries.go_on()
-                installation.applies()
+                deliveries.wait_for()
+                installation.wait_until_applied()
         assert deliveries.refused == []
         refusal = installation.migrate(old)
         assert refusal.process.returncode == 2 and "needs a newer release" in refusal.output()

@@ -1,4 +1,4 @@
-"""The doorbell: no wake-up is lost, Redis frozen or away costs no delivery, and workers run known functions only."""
+"""The doorbell: no wake-up is lost, no delivery waits for Redis, and workers run known functions only."""
 
 import json
 import pickle
@@ -32,12 +32,12 @@ from worker.queue.doorbell import DRAIN, Doorbell
 from worker.reports.health import check_health
 
 
-def test_no_wake_up_is_lost_however_rings_and_reads_meet(redis_url: str) -> None:
-    """Many short rounds: in each, everything that was committed before its ring must be read by some job."""
-    dice = random.Random(3)
+def test_no_wake_up_is_lost_when_rings_and_reads_overlap(redis_url: str) -> None:
+    """In each of many short rounds, some job must read everything that was committed before a ring."""
+    rng = random.Random(3)
     with Redis.from_url(redis_url) as redis, ThreadPoolExecutor() as do:
         for number in range(150):
-            inbox = Inbox(redis, f"lane{number}", [dice.random() / 2000 for _ in range(8)])
+            inbox = Inbox(redis, f"lane{number}", [rng.random() / 2000 for _ in range(8)])
             ringers = [do.submit(inbox.commit_and_ring, 4) for _ in range(2)]
             workers = [do.submit(inbox.work) for _ in range(2)]
             for ringer in ringers:
@@ -49,7 +49,7 @@ def test_no_wake_up_is_lost_however_rings_and_reads_meet(redis_url: str) -> None
 
 
 class Inbox:
-    """A counter of what was committed, and how far the jobs of its lane have read it."""
+    """Counts commits, and how many of them the jobs of its lane have read."""
 
     def __init__(self, redis: Redis, lane: str, pauses: list[float]) -> None:
         self._bell = Doorbell(redis, lane)
@@ -83,16 +83,16 @@ class Inbox:
 
 @pytest.fixture
 def work(services: Services) -> Callable[[], None]:
-    return lambda: work_off(services)
+    return lambda: run_queued_jobs(services)
 
 
-def work_off(services: Services) -> None:
+def run_queued_jobs(services: Services) -> None:
     """Run all queued jobs as a lane process does."""
     functions = {DRAIN: answered(lambda: drain(services.engine, Policy()), services.bell)}
     make_worker(services.redis, DRAIN, functions).work(burst=True)
 
 
-def test_an_expired_flag_makes_one_job_too_many_and_nothing_else(
+def test_an_expired_flag_only_queues_one_job_too_many(
     services: Services, endpoint: FlaskClient, work: Callable[[], None]
 ) -> None:
     first, second, third = new_users(3)
@@ -113,17 +113,17 @@ def on_own_valkey(make_services: Callable[..., Services], valkey: Valkey) -> Ser
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("trouble", ["frozen", "away", "flushed"])
-def test_redis_in_trouble_delays_no_delivery_and_the_sweep_makes_up_for_it(
+@pytest.mark.parametrize("trouble", ["frozen", "stopped", "flushed"])
+def test_a_redis_failure_delays_no_delivery_and_the_sweep_finds_the_events(
     on_own_valkey: Services, engine: Engine, valkey: Valkey, trouble: str
 ) -> None:
     endpoint = create_app(on_own_valkey).test_client()
     warm_up, *events = new_users(6)
     accept(endpoint, warm_up)
-    work_off(on_own_valkey)
+    run_queued_jobs(on_own_valkey)
     begin, end = {
         "frozen": (valkey.freeze, valkey.thaw),
-        "away": (valkey.kill, valkey.start),
+        "stopped": (valkey.kill, valkey.start),
         "flushed": (valkey.flush, valkey.flush),
     }[trouble]
     begin()
@@ -137,7 +137,7 @@ def test_redis_in_trouble_delays_no_delivery_and_the_sweep_makes_up_for_it(
     clock = build_services(on_own_valkey.settings, valkey.url)
     assert sweep(clock.engine, clock.bell) or trouble == "frozen"  # what was sent to a frozen one arrives when it thaws
     assert not sweep(clock.engine, clock.bell), "one job finds everything"
-    work_off(on_own_valkey)
+    run_queued_jobs(on_own_valkey)
     assert statuses(engine) == {"done": 6}
     clock.engine.dispose()
     clock.redis.close()
@@ -158,7 +158,7 @@ def listener() -> Iterator[socket.socket]:
         yield made
 
 
-def test_a_worker_runs_no_function_that_it_does_not_know_and_goes_on(
+def test_a_worker_skips_unknown_functions_and_continues(
     services: Services, endpoint: FlaskClient, tmp_path: Path, listener: socket.socket, work: Callable[[], None]
 ) -> None:
     trace = tmp_path / "trace"
@@ -184,9 +184,7 @@ def test_a_worker_runs_no_function_that_it_does_not_know_and_goes_on(
 
 
 @pytest.mark.parametrize("lost", ["rq:workers", "all"])
-def test_a_worker_that_redis_has_forgotten_registers_again_with_its_heartbeat(
-    services: Services, redis_url: str, lost: str
-) -> None:
+def test_a_heartbeat_registers_a_worker_that_redis_has_lost(services: Services, redis_url: str, lost: str) -> None:
     with Redis.from_url(redis_url) as redis:
         worker = make_worker(services.redis, DRAIN, {})
         worker.register_birth()  # type: ignore[no-untyped-call]  # RQ has no types for it

@@ -1,4 +1,4 @@
-"""The crash drill, a short one: every kind of fault at least once. `make drill` is the long one."""
+"""A short crash drill with every kind of fault at least once. `make drill` runs the long one."""
 
 import json
 import socket
@@ -29,18 +29,18 @@ MUST_BE_NONE = {
 
 
 @pytest.mark.timeout(1800)
-def test_no_kind_of_fault_loses_or_doubles_an_event_or_leaves_the_mirror_different(tmp_path: Path) -> None:
-    told = tmp_path / "drill.json"
-    drill = [sys.executable, "-m", "tests.drill", "--short", "--json", str(told)]
+def test_no_fault_loses_an_event_or_applies_it_twice(tmp_path: Path) -> None:
+    report = tmp_path / "drill.json"
+    drill = [sys.executable, "-m", "tests.drill", "--short", "--json", str(report)]
     run = subprocess.run(drill, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     assert run.returncode == 0, run.stdout
-    found = json.loads(told.read_text())
+    found = json.loads(report.read_text())
     assert found["faults"].keys() == {f"{fault.kind}: {fault.target}" for fault in all_faults()}
     assert {name: found["numbers"][name] for name in MUST_BE_NONE} == dict.fromkeys(MUST_BE_NONE, 0)
     assert found["numbers"]["events made by WorkOS"] == found["numbers"]["events applied"] > 1000
 
 
-def test_who_leaves_while_the_proxy_swallows_does_not_harm_who_comes_later(quick_folder: Path) -> None:
+def test_the_proxy_survives_clients_that_disconnect_while_it_swallows(quick_folder: Path) -> None:
     valkey = Valkey(quick_folder)
     valkey.start()
     proxy = Proxy(quick_folder / "v.sock")

@@ -26,7 +26,7 @@ def test_two_commands_in_one_folder_share_one_server(commands: Commands) -> None
     clock = commands.start("clock", SWEEP_SECONDS=0.2)
     engine: Engine = open_engine(f"sqlite:///{folder}/.workos-sync/mirror.db")
     store(engine, new_users(20))
-    eventually(lambda: pending(engine) == 0, 30)  # the clock rang, the worker heard it: they share one server
+    eventually(lambda: pending(engine) == 0, 30)  # the clock's wake-up reached the worker: both use one server
     assert statuses(engine) == {"done": 20}
     engine.dispose()
     with Redis(unix_socket_path=str(folder / ".workos-sync" / "valkey.sock")) as redis:
@@ -60,7 +60,7 @@ def test_the_clock_waits_for_a_frozen_server(commands: Commands) -> None:
     assert working_in(folder / ".workos-sync" / "valkey") == [server]
 
 
-def test_register_counts_its_calls_before_the_server_that_it_started_ends(commands: Commands) -> None:
+def test_register_stores_its_call_counts_before_its_server_stops(commands: Commands) -> None:
     with Sandbox(seed=7) as sandbox:
         commands.settings |= settings_of(sandbox)
         register = commands.start("register", "http://127.0.0.1:8000/webhooks/workos")

@@ -1,17 +1,17 @@
-"""The first start and the catch-ups after it, with real commands against a sandbox WorkOS."""
+"""The first start and later catch-ups, with real commands against a sandbox WorkOS."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine, select
 
-from models.database import open_engine, read_transaction
+from models.database import read_transaction
 from models.tables import Event, Mirror
 from models.views import mirror_status
 from tests.support import apply_all, differences, rows
 from tests.support.inbox import count, pending
-from tests.support.processes import Commands, Valkey, eventually
+from tests.support.processes import Commands, eventually
 from tests.support.sandbox import Knobs, Sandbox, populate
 from tests.support.stories import store
 
@@ -27,36 +27,16 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def engine(
-    make_database: Callable[[str], str], commands: Commands, sandbox: Sandbox, valkey: Valkey
-) -> Iterator[Engine]:
-    """A PostgreSQL that the commands use, with the sandbox as their WorkOS."""
-    url = make_database("postgresql")
-    commands.settings |= {
-        "DATABASE_URL": url,
-        "REDIS_URL": valkey.url,
-        "WORKOS_API_KEY": sandbox.api_key,
-        "WORKOS_CLIENT_ID": "client_sandbox",
-        "WORKOS_BASE_URL": sandbox.base_url,
-        "WORKOS_RATE_SHARE": "1.0",
-        "WORKER_PROCESSES": "1",
-        "SWEEP_SECONDS": "0.5",
-        "REPAIR_SECONDS": "0.5",
-        "CATCH_UP_SECONDS": "1",
-        "CATCH_UP_LAG_SECONDS": "2",
-    }
-    opened = open_engine(url)
-    yield opened
-    opened.dispose()
+def engine(commands_engine: Engine, commands: Commands) -> Engine:
+    commands.settings["CATCH_UP_LAG_SECONDS"] = "2"
+    return commands_engine
 
 
 def state(engine: Engine) -> str:
     return str(rows(engine, mirror_status)[0]["state"])
 
 
-def test_a_first_start_ends_right_though_workos_is_away_at_first(
-    engine: Engine, sandbox: Sandbox, commands: Commands
-) -> None:
+def test_a_first_start_waits_until_workos_is_reachable(engine: Engine, sandbox: Sandbox, commands: Commands) -> None:
     sandbox.faults.fail(status=503, times=None)
     worker, clock = commands.start("worker"), commands.start("clock")
     sandbox.world.create_user("early@acme.example")
@@ -67,7 +47,7 @@ def test_a_first_start_ends_right_though_workos_is_away_at_first(
     eventually(lambda: state(engine) == "current", 30)
     assert differences(engine, sandbox.world.truth()) == []
 
-    # From now on no webhook comes at all.
+    # From here on no webhook arrives.
     sandbox.play(60, companies=20)
     eventually(lambda: count(engine) == len(sandbox.world.events) and pending(engine) == 0, 30)
     assert differences(engine, sandbox.world.truth()) == []

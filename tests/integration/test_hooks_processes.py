@@ -1,16 +1,15 @@
-"""Hooks in a real worker: told at once of what an event changed, and of a lost delete that only a resync found."""
+"""Hooks in a real worker report what an event changed, and a lost delete that only a resync found."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine
 
-from models.database import open_engine
 from models.tables import Mirror
 from tests.support import rows
 from tests.support.hooks import SECRET, Web
-from tests.support.processes import QUICK, Commands, Valkey, eventually
-from tests.support.resync import quietly, settings_of
+from tests.support.processes import Commands, eventually
+from tests.support.resync import quietly
 from tests.support.sandbox import Knobs, Sandbox, populate
 from tests.support.stories import store
 
@@ -33,38 +32,24 @@ def host() -> Iterator[Web]:
 
 
 @pytest.fixture
-def engine(
-    make_database: Callable[[str], str], commands: Commands, sandbox: Sandbox, valkey: Valkey, host: Web
-) -> Iterator[Engine]:
-    url = make_database("postgresql")
-    commands.settings |= (
-        QUICK
-        | settings_of(sandbox)
-        | {
-            "DATABASE_URL": url,
-            "REDIS_URL": valkey.url,
-            "HOOKS": f"sessions={host.url}",
-            "HOOK_SECRETS": f"sessions:{SECRET}",
-        }
-    )
-    opened = open_engine(url)
-    yield opened
-    opened.dispose()
+def engine(commands_engine: Engine, commands: Commands, host: Web) -> Engine:
+    commands.settings |= {"HOOKS": f"sessions={host.url}", "HOOK_SECRETS": f"sessions:{SECRET}"}
+    return commands_engine
 
 
-def test_a_host_hears_of_every_change_though_the_lane_is_killed(
+def test_a_hook_reports_every_change_even_if_its_process_is_killed(
     engine: Engine, sandbox: Sandbox, commands: Commands, host: Web
 ) -> None:
     worker, _ = commands.start("worker"), commands.start("clock")
     eventually(lambda: rows(engine, Mirror)[0]["backfilled_at"], 60)
-    assert host.took == [], "nothing of the first backfill"
+    assert host.took == [], "the first backfill reports nothing"
     person = sandbox.world.create_user("ann@acme.example")["id"]
     store(engine, [sandbox.world.events[-1]])
     eventually(lambda: person in {message["data"]["object_id"] for message in host.took}, 20)
     host.open.clear()
     second = sandbox.world.create_user("bob@acme.example")["id"]
     store(engine, [sandbox.world.events[-1]])
-    eventually(lambda: host.asked > len(host.took), 20)  # it is in mid call, under its lease
+    eventually(lambda: host.asked > len(host.took), 20)  # the call is in progress, under its lease
     worker.lane("hooks").kill()
     host.open.set()
     # Once from the process that is dead, and again from another.
@@ -73,5 +58,5 @@ def test_a_host_hears_of_every_change_though_the_lane_is_killed(
     quietly(sandbox.world, lambda: sandbox.world.delete_membership(lost))
     assert commands.start("resync").process.wait(60) == 0
     eventually(lambda: lost in {message["data"]["object_id"] for message in host.took}, 40)
-    told = next(message for message in host.took if message["data"]["object_id"] == lost)
-    assert (told["type"], told["data"]["cause"]) == ("membership.deleted", "resync")
+    reported = next(message for message in host.took if message["data"]["object_id"] == lost)
+    assert (reported["type"], reported["data"]["cause"]) == ("membership.deleted", "resync")

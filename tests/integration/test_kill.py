@@ -1,4 +1,4 @@
-"""kill -9 and FLUSHALL at the worst instant: after a restart everything is applied, and nothing twice."""
+"""kill -9 and FLUSHALL in the middle of a batch: after a restart every event is applied once."""
 
 import threading
 from collections.abc import Callable
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.long
 
 
 class Feeder(threading.Thread):
-    """Takes events in as the door does, and again every third one, whatever happens to Redis meanwhile."""
+    """Stores events as the webhook endpoint does, every third one twice, while Redis fails."""
 
     def __init__(self, engine: Engine, redis: Redis, events: list[JSON]) -> None:
         super().__init__(daemon=True)
@@ -34,7 +34,7 @@ class Feeder(threading.Thread):
             bell.ring()
 
 
-def test_kill_9_of_workers_supervisor_and_valkey_in_mid_drain_loses_nothing_and_doubles_nothing(
+def test_kill_9_of_lanes_supervisor_and_valkey_loses_no_event(
     db_url: str, engine: Engine, valkey: Valkey, commands: Commands, make_database: Callable[[str], str]
 ) -> None:
     story, truth = company_life(2400)
@@ -45,11 +45,11 @@ def test_kill_9_of_workers_supervisor_and_valkey_in_mid_drain_loses_nothing_and_
     redis = endpoint_redis(valkey.url)
     feeder = Feeder(engine, redis, story[1::4])
 
-    with held_in_mid_batch(engine, worker, 30):  # the sweep rang: nobody else did
+    with held_in_mid_batch(engine, worker, 30):  # woken by the sweep: nothing else rings
         for lane in (lanes := worker.lanes()):
             lane.kill()
     feeder.start()
-    eventually(lambda: worker.lanes() and not set(worker.lanes()) & set(lanes), 20)  # started again
+    eventually(lambda: worker.lanes() and not set(worker.lanes()) & set(lanes), 20)  # restarted
 
     with held_in_mid_batch(engine, worker):
         valkey.flush()
@@ -62,7 +62,7 @@ def test_kill_9_of_workers_supervisor_and_valkey_in_mid_drain_loses_nothing_and_
     with held_in_mid_batch(engine, worker, 30):
         lanes = worker.lanes()
         worker.kill()
-    eventually(lambda: not any(map(alive, lanes)), 30)  # by themselves: their supervisor is gone
+    eventually(lambda: not any(map(alive, lanes)), 30)  # their supervisor is gone
 
     feeder.join()
     store(engine, story[3::4])

@@ -48,14 +48,14 @@ def test_two_processes_migrate_at_once(empty_url: str, engine: Engine, commands:
 
 
 @pytest.mark.usefixtures("empty_url")
-def test_revision_0010_makes_the_schema_of_release_1_0_0(engine: Engine) -> None:
+def test_revision_0010_creates_the_schema_of_release_1_0_0(engine: Engine) -> None:
     upgrade(engine, "0010")
     expected = (RELEASE_1_0_0 / f"{engine.dialect.name}.txt").read_text().splitlines()
     assert catalog(engine) == sorted(expected)
 
 
 @pytest.mark.usefixtures("empty_url")
-def test_migrations_make_what_the_tables_declare_and_run_twice_without_effect(engine: Engine) -> None:
+def test_migrations_create_the_declared_tables_and_are_idempotent(engine: Engine) -> None:
     upgrade(engine)
     made = catalog(engine)
     upgrade(engine)
@@ -77,7 +77,7 @@ def test_a_database_from_before_1_0_0_is_refused_with_the_remedy(engine: Engine)
 
 
 @pytest.mark.usefixtures("empty_url")
-def test_revision_0011_hashes_known_addresses_as_the_contract_does(engine: Engine) -> None:
+def test_revision_0011_hashes_addresses_as_the_code_does(engine: Engine) -> None:
     upgrade(engine, "0010")
     emails = {f"user_{number:05}": f"p{number}@acme.example" for number in range(5_001)}  # two pages
     add = text("INSERT INTO users (id, email_normalized) VALUES (:id, :email)")
@@ -91,7 +91,7 @@ def test_revision_0011_hashes_known_addresses_as_the_contract_does(engine: Engin
     assert {tuple(row) for row in stored} == hashed
 
 
-def test_a_database_of_a_newer_release_is_refused_by_migrate_and_used_by_running_processes(engine: Engine) -> None:
+def test_a_database_of_a_newer_release_is_refused_by_migrate_only(engine: Engine) -> None:
     at_revision(engine, "9999")
     assert not outdated(engine)
     with pytest.raises(ValueError, match=r"at revision 9999.* needs a newer release"):

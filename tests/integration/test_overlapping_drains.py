@@ -1,4 +1,4 @@
-"""Drains that overlap: followers of `changes` miss nothing, and no deadlock or lock time-out is an event's fault."""
+"""Overlapping drains: followers of `changes` miss nothing, and deadlocks and lock time-outs cost no attempt."""
 
 import random
 import threading
@@ -22,7 +22,7 @@ from worker.kinds.organization import Organization
 
 
 class Follower(threading.Thread):
-    """Reads `changes` behind the last id it has seen, as another program would, until told to end."""
+    """Follows `changes` by id, as another program would, until `end`."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(daemon=True)
@@ -31,7 +31,7 @@ class Follower(threading.Thread):
         self.seen: list[int] = [0]
 
     def run(self) -> None:
-        while not self._ended.wait(0.002):  # without a pause it would hold Python's lock, and the drains crawl
+        while not self._ended.wait(0.002):  # without a pause it would hold the GIL and slow down the drains
             self.read()
 
     def read(self) -> None:
@@ -75,8 +75,8 @@ class Pause:
     def _commit(self, connection: Connection) -> None:
         if self.reached.is_set():
             return
-        mine = select(func.count()).select_from(Change).where(Change.id > 0)
-        if connection.execute(mine).scalar_one():  # nobody else has written any yet
+        written = select(func.count()).select_from(Change).where(Change.id > 0)
+        if connection.execute(written).scalar_one():  # no other transaction has written any yet
             self.reached.set()
             assert self.over.wait(20)
 
@@ -87,7 +87,7 @@ def postgres(make_database: Callable[[str], str]) -> str:
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["other objects", "the same objects"])
-def test_a_drain_paused_between_insert_and_commit_hides_no_change_from_a_follower(postgres: str, overlap: bool) -> None:
+def test_a_drain_paused_before_its_commit_hides_no_change_from_followers(postgres: str, overlap: bool) -> None:
     first = [organization(f"org_{place:02}", f"event_1_{place:02}", 1) for place in range(20)]
     second = [organization(f"org_{place + (0 if overlap else 20):02}", f"event_2_{place:02}", 2) for place in range(20)]
     policy = Policy(batch_size=20)
@@ -116,7 +116,7 @@ def test_a_drain_paused_between_insert_and_commit_hides_no_change_from_a_followe
         written_once(quick)
 
 
-def test_two_drains_of_a_backlog_choose_different_objects(postgres: str) -> None:
+def test_two_drains_choose_different_objects(postgres: str) -> None:
     ids = [f"org_{place}" for place in range(8)]
     backlog = [organization(id, f"event_{version}_{id}", version) for version in range(5) for id in ids]
     about = {event["id"]: event["data"]["id"] for event in backlog}
@@ -127,7 +127,7 @@ def test_two_drains_of_a_backlog_choose_different_objects(postgres: str) -> None
         assert pause.reached.wait(10)
         try:
             other = do.submit(drain, quick, Policy(batch_size=10))
-            eventually(lambda: waits(quick) == ["advisory"], 10)  # for its turn to write `changes`, and for no row
+            eventually(lambda: waits(quick) == ["advisory"], 10)  # for the lock on `changes`, not for a row
             one, two = ({about[id] for id in batch["event_ids"]} for batch in rows(quick, Batch))
             assert one and two and not one & two
         finally:
@@ -137,32 +137,30 @@ def test_two_drains_of_a_backlog_choose_different_objects(postgres: str) -> None
         written_once(quick)
 
 
-def test_drains_that_cross_each_other_spend_no_attempts(
-    db_url: str, engine: Engine, make_database: Callable[[str], str]
-) -> None:
-    dice = random.Random(7)
+def test_competing_drains_spend_no_attempts(db_url: str, engine: Engine, make_database: Callable[[str], str]) -> None:
+    rng = random.Random(7)
     story = [
-        make(f"{make.__name__}_{dice.randrange(5)}", f"event_{place:04}", place)
+        make(f"{make.__name__}_{rng.randrange(5)}", f"event_{place:04}", place)
         for place in range(600)
-        for make in [dice.choice([user, organization])]
+        for make in [rng.choice([user, organization])]
     ]
-    dice.shuffle(story)
+    rng.shuffle(story)
     expected = mirror_of(story, make_database)
     store(engine, story[:450])
 
     def work(_number: int) -> None:
-        with opened(db_url) as mine:
-            while pending(mine):
-                drain(mine, Policy(batch_size=dice.choice([3, 7, 11])))
+        with opened(db_url) as own:
+            while pending(own):
+                drain(own, Policy(batch_size=rng.choice([3, 7, 11])))
 
     def deliver(events: list[JSON]) -> None:
-        with opened(db_url) as mine:
+        with opened(db_url) as own:
             for each in events:
-                accept_webhooks(mine, [delivered(each)])
+                accept_webhooks(own, [delivered(each)])
 
     with following(db_url) as follower, ThreadPoolExecutor() as do:
         list(do.map(lambda job: job(), [lambda: deliver(story[400:]), *[lambda: work(0)] * 4]))
-        work(0)  # what came after the last drain had ended
+        work(0)  # the events that arrived after the last drain
         seen = follower.end()
     assert statuses(engine) == {"done": 600} and count(engine, Event.attempts > 0) == 0
     assert mirrored(engine) == expected
@@ -170,7 +168,7 @@ def test_drains_that_cross_each_other_spend_no_attempts(
     written_once(engine)
 
 
-def test_a_lock_held_until_drains_give_up_costs_no_attempt(postgres: str) -> None:
+def test_a_lock_time_out_costs_no_attempt(postgres: str) -> None:
     with opened(postgres) as holder, opened(postgres, lock_timeout_ms=20) as other:
         store(other, [organization("org_1", "event_1", 1)])
         with write_transaction(holder) as tx:
@@ -182,22 +180,22 @@ def test_a_lock_held_until_drains_give_up_costs_no_attempt(postgres: str) -> Non
         assert rows(other, Batch) == []
 
 
-def test_a_deadlock_with_another_program_is_tried_again_and_spends_no_attempt(postgres: str) -> None:
-    with opened(postgres) as stranger, opened(postgres) as mine, ThreadPoolExecutor() as do:
-        store(mine, [organization(id, f"event_0_{id}", 0) for id in ("org_a", "org_b")])
-        assert drain(mine, Policy())
-        store(mine, [organization(id, f"event_1_{id}", 1) for id in ("org_a", "org_b")])
-        before = deadlocks(mine)
+def test_a_deadlock_with_another_program_costs_no_attempt(postgres: str) -> None:
+    with opened(postgres) as stranger, opened(postgres) as ours, ThreadPoolExecutor() as do:
+        store(ours, [organization(id, f"event_0_{id}", 0) for id in ("org_a", "org_b")])
+        assert drain(ours, Policy())
+        store(ours, [organization(id, f"event_1_{id}", 1) for id in ("org_a", "org_b")])
+        before = deadlocks(ours)
         with write_transaction(stranger) as tx:
             lock(tx, "org_b")
-            drained = do.submit(drain, mine, Policy())
-            eventually(lambda: waiting_backends(mine) == 1, 10)
-            tx.execute(text("SET LOCAL deadlock_timeout = '20s'"))  # so that it is the drain that has to give way
+            drained = do.submit(drain, ours, Policy())
+            eventually(lambda: waiting_backends(ours) == 1, 10)
+            tx.execute(text("SET LOCAL deadlock_timeout = '20s'"))  # so that PostgreSQL cancels the drain
             lock(tx, "org_a")
         assert drained.result(20)
-        eventually(lambda: deadlocks(mine) == before + 1, 5)
-        assert statuses(mine) == {"done": 4} and count(mine, Event.attempts > 0) == 0
-        written_once(mine)
+        eventually(lambda: deadlocks(ours) == before + 1, 5)
+        assert statuses(ours) == {"done": 4} and count(ours, Event.attempts > 0) == 0
+        written_once(ours)
 
 
 def lock(tx: Connection, id: str) -> None:
@@ -221,7 +219,7 @@ def waits(engine: Engine) -> list[str]:
 
 
 def deadlocks(engine: Engine) -> int:
-    """How many there were in this database."""
+    """How many deadlocks PostgreSQL has counted in this database."""
     with read_transaction(engine) as tx:
         counted = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
         return int(tx.execute(counted).scalar_one())

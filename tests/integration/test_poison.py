@@ -1,4 +1,4 @@
-"""An event that kills the process that applies it: found alone, set aside, and nobody else is blamed."""
+"""An event that kills the process that applies it is isolated and failed; no other event spends an attempt."""
 
 import pytest
 from sqlalchemy import Engine
@@ -12,7 +12,7 @@ from tests.support.stories import new_users, store, written_once
 pytestmark = pytest.mark.long
 
 
-def test_an_event_that_kills_the_process_is_found_alone_and_set_aside(db_url: str, engine: Engine) -> None:
+def test_an_event_that_kills_its_process_is_isolated_and_failed(db_url: str, engine: Engine) -> None:
     story = new_users(120)
     poison = story[70]["id"]
     store(engine, story)
@@ -23,7 +23,7 @@ def test_an_event_that_kills_the_process_is_found_alone_and_set_aside(db_url: st
             assert code in {0, 137} and len(done_at_death) < 12
             if code == 137:
                 done_at_death.append(statuses(engine).get("done", 0))
-            let_time_pass(engine)  # a lost drain is noticed, and the back-off is over
+            let_time_pass(engine)  # the dead drain is detected, and the back-off ends
     assert statuses(engine) == {"done": 119, "failed": 1}
     row = event_row(engine, poison)
     assert (row["status"], row["attempts"]) == ("failed", 3)

@@ -1,4 +1,4 @@
-"""Whatever the umask, and whatever an older release left: only the user who runs it reads files, sockets and locks."""
+"""Files, sockets and locks are readable by their owner only, with any umask and after an older release."""
 
 import os
 from collections.abc import Iterator
@@ -14,9 +14,10 @@ from tests.support.stories import new_users, store
 pytestmark = pytest.mark.long
 
 
-@pytest.fixture(params=[0o022, 0o000], ids=oct, autouse=True)
-def _umask(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = os.umask(request.param)
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """The umask that removes no permission: a file that is private here is private with every other one."""
+    before = os.umask(0)
     yield
     os.umask(before)
 
@@ -48,7 +49,7 @@ def test_a_start_without_settings(commands: Commands) -> None:
     assert open_to_others(*made) == []
 
 
-def test_a_start_where_an_older_release_left_its_files_open(commands: Commands) -> None:
+def test_a_start_with_readable_files_of_an_older_release(commands: Commands) -> None:
     home = commands.folder / ".workos-sync"
     (home / "valkey" / "appendonlydir").mkdir(parents=True)
     left = [home / name for name in ("mirror.db-line", "mirror.db-turn", "valkey.lock", "valkey/valkey.log")]
@@ -71,6 +72,6 @@ def test_an_sqlite_file_elsewhere(commands: Commands) -> None:
     run_all(commands, f"sqlite:///{folder}/all.db")
     others = {folder / "all.db.backup"}
     assert open_to_others(*set(folder.iterdir()) - others) == []
-    assert folder.stat().st_mode & 0o777 == 0o755, "what is not ours stays as it was"
+    assert folder.stat().st_mode & 0o777 == 0o755, "the user's own folder keeps its mode"
     assert open_to_others(*others) == ["all.db.backup 100644"]
     assert open_to_others(commands.folder / ".workos-sync") == []

@@ -1,4 +1,4 @@
-"""What waits in a large inbox is found without reading what is done, by prepared statements too."""
+"""Pending events of a large inbox are found without reading finished ones, by prepared statements too."""
 
 from collections.abc import Callable, Iterator
 
@@ -15,14 +15,14 @@ from worker.repair.catch_up import update_complete_to
 
 DONE = 20_000
 FEW = 200
-"""Rows read by one transaction: some for each event that waits, and those that failed."""
+"""Upper bound on the rows that one transaction reads: a few for each pending event, and the failed ones."""
 PREPARED_AFTER = 7
-"""Times that a statement is sent until psycopg prepares it; the plan that PostgreSQL then makes knows no parameter."""
+"""Executions until psycopg has prepared a statement; PostgreSQL then plans it without its parameters."""
 
 
 @pytest.fixture
 def large(make_database: Callable[[str], str]) -> Iterator[Engine]:
-    """An inbox with a past, on a server that plans a prepared statement once, as it does where that looks cheaper."""
+    """A large inbox, on a server that plans each prepared statement once."""
     url = make_database("postgresql")
     engine = open_engine(f"{url}{'&' if '?' in url else '?'}options=-c%20plan_cache_mode%3Dforce_generic_plan")
     fill_inbox(engine, DONE, 1_000)
@@ -48,7 +48,7 @@ def waiting(turn: int) -> list[JSON]:
 
 
 @pytest.mark.parametrize(
-    "look",
+    "step",
     [
         backlog,
         update_complete_to,
@@ -57,11 +57,11 @@ def waiting(turn: int) -> list[JSON]:
     ],
     ids=["backlog", "settling", "sweep", "drain"],
 )
-def test_what_is_done_is_not_read(large: Engine, read: list[int], look: Callable[[Engine], object]) -> None:
+def test_finished_events_are_not_read(large: Engine, read: list[int], step: Callable[[Engine], object]) -> None:
     with write_transaction(large) as tx:
         tx.execute(text("UPDATE mirror SET inbox_at = now()"))
     for turn in range(PREPARED_AFTER):
         store(large, waiting(turn))
         read.clear()
-        look(large)
+        step(large)
         assert read and max(read) < FEW, (turn, read)

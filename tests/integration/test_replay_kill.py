@@ -1,4 +1,4 @@
-"""A poison batch of two kinds of error, a fix, one replay for each kind; one of them killed half-way with -9."""
+"""Events that failed with two kinds of error, a fix, and a replay of each kind; one replay is killed with -9."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def db_url(make_database: Callable[[str], str]) -> str:
     return make_database("postgresql")
 
 
-def told(commands: Commands, folder: Path, *arguments: str) -> Any:
+def run_json(commands: Commands, folder: Path, *arguments: str) -> Any:
     """What a command prints as JSON."""
     done = subprocess.run(
         [sys.executable, "-m", "worker.cli", *arguments, "--json"],
@@ -49,12 +49,12 @@ def run_row(engine: Engine) -> JSON | None:
 
 
 def half_way(engine: Engine) -> JSON | None:
-    """The replay under way, once it has put back some of its events and not all."""
+    """The replay in progress, once it has requeued at least 50 events."""
     row = run_row(engine)
     return row if row and row["done"] >= 50 else None
 
 
-def test_two_kinds_of_error_are_mended_by_two_replays_one_of_them_killed(
+def test_a_killed_replay_continues_and_a_second_one_fixes_the_rest(
     db_url: str, engine: Engine, valkey: Valkey, commands: Commands, tmp_path: Path
 ) -> None:
     commands.settings |= {"DATABASE_URL": db_url, "REDIS_URL": valkey.url}
@@ -66,7 +66,7 @@ def test_two_kinds_of_error_are_mended_by_two_replays_one_of_them_killed(
     store(engine, [e | {"data": e["data"] | {fields[n % 2]: SPOILT[fields[n % 2]]}} for n, e in enumerate(whole)])
     eventually(lambda: statuses(engine) == {"failed": NUMBER}, 40)
 
-    kinds = told(commands, tmp_path, "events", "failures")
+    kinds = run_json(commands, tmp_path, "events", "failures")
     assert sorted((kind["error"], kind["events"]) for kind in kinds) == [
         ("data.id: is missing", NUMBER // 2),
         ("data.updated_at: is not a time", NUMBER // 2),
@@ -93,7 +93,7 @@ def test_two_kinds_of_error_are_mended_by_two_replays_one_of_them_killed(
     eventually(lambda: run_row(engine) is None and statuses(engine).get("failed") == NUMBER // 2, 40)
     eventually(lambda: "pending" not in statuses(engine), 40)
 
-    second = told(commands, tmp_path, "replay", "--fingerprint", kinds[1]["fingerprint"], "--why", "fixed in 1.1")
+    second = run_json(commands, tmp_path, "replay", "--fingerprint", kinds[1]["fingerprint"], "--why", "fixed in 1.1")
     assert (second["status"], second["done"], second["total"]) == ("done", NUMBER // 2, NUMBER // 2)
     eventually(lambda: statuses(engine) == {"done": NUMBER}, 40)
     ended = [row for row in rows(engine, Run) if row["task"] == "replay"]

@@ -1,4 +1,4 @@
-"""A resync in a real worker that is killed with -9, and beside a door that is busy."""
+"""A resync whose worker is killed with -9, and a resync beside a busy webhook endpoint."""
 
 import itertools
 import threading
@@ -15,7 +15,7 @@ from models.database import open_engine, read_transaction
 from models.tables import Listing, Mirror, Run
 from tests.support import differences, rows
 from tests.support.processes import Commands, Valkey, eventually
-from tests.support.resync import CLIENT_ID, client_of, expire_lease, live, resync
+from tests.support.resync import client_of, expire_lease, live, resync, settings_of
 from tests.support.sandbox import Sandbox, populate
 from webhooks.receive import COMMIT_SECONDS
 from worker.bootstrap import MAX_CONNECTIONS
@@ -29,7 +29,7 @@ ORGANIZATIONS = 60
 
 @pytest.fixture
 def db_url(make_database: Callable[[str], str]) -> str:
-    """PostgreSQL: where a dead worker may leave locks behind. The rest is shown on both in tests/use_cases."""
+    """PostgreSQL: a dead worker may leave locks there. tests/use_cases covers both databases."""
     return make_database("postgresql")
 
 
@@ -49,15 +49,8 @@ def listed(engine: Engine) -> int:
 def test_kill_9_of_the_worker_in_mid_resync(
     db_url: str, engine: Engine, valkey: Valkey, commands: Commands, sandbox: Sandbox
 ) -> None:
-    commands.settings |= {
-        "DATABASE_URL": db_url,
-        "REDIS_URL": valkey.url,
-        "WORKOS_API_KEY": sandbox.api_key,
-        "WORKOS_CLIENT_ID": CLIENT_ID,
-        "WORKOS_BASE_URL": sandbox.base_url,
-        "WORKOS_RATE_SHARE": 1,
-        "REPAIR_SECONDS": 0.2,
-    }
+    ours = {"DATABASE_URL": db_url, "REDIS_URL": valkey.url, "WORKOS_RATE_SHARE": 1, "REPAIR_SECONDS": 0.2}
+    commands.settings |= settings_of(sandbox) | ours
     commands.start("clock")
     worker = commands.start("worker")
     eventually(lambda: listed(engine) >= 12, 40)
@@ -72,12 +65,12 @@ def test_kill_9_of_the_worker_in_mid_resync(
     assert differences(engine, sandbox.world.truth()) == []
     assert len(live(engine)["organization"]) == ORGANIZATIONS
     memberships = sandbox.calls["GET", "/user_management/organization_memberships"]
-    assert ORGANIZATIONS <= memberships <= ORGANIZATIONS + AT_ONCE  # a page for each call in flight
+    assert ORGANIZATIONS <= memberships <= ORGANIZATIONS + AT_ONCE  # one page for each call in progress
     assert rows(engine, Mirror)[0]["last_resync_at"] is not None
 
 
 @pytest.mark.alone
-def test_the_door_of_an_sqlite_mirror_does_not_wait_for_a_resync(
+def test_deliveries_to_an_sqlite_mirror_do_not_wait_for_a_resync(
     make_database: Callable[[str], str], redis_url: str
 ) -> None:
     engine = open_engine(make_database("sqlite"), pool_size=MAX_CONNECTIONS)
@@ -90,7 +83,7 @@ def test_the_door_of_an_sqlite_mirror_does_not_wait_for_a_resync(
         over = threading.Event()
         waits: list[float] = []
 
-        def knock() -> None:
+        def deliver() -> None:
             for number in itertools.count():
                 began = time.monotonic()
                 accept_webhooks(engine, [Delivery(f"event_{number}", "user.created", b"{}", 0)])
@@ -98,11 +91,11 @@ def test_the_door_of_an_sqlite_mirror_does_not_wait_for_a_resync(
                 if over.wait(0.005):
                     return
 
-        endpoint = threading.Thread(target=knock)
+        endpoint = threading.Thread(target=deliver)
         endpoint.start()
         resync(engine, workos)
         over.set()
         endpoint.join()
     engine.dispose()
-    # The machine may pause for once; who stands in line behind one page at a time does not wait long again and again.
+    # The machine may pause once, but a delivery waits for one page at most.
     assert len(waits) > 20 and quantiles(waits, n=20)[-1] < 0.5 and max(waits) < COMMIT_SECONDS, sorted(waits)[-5:]

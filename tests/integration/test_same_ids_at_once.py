@@ -1,4 +1,4 @@
-"""The same events posted by two processes at the same time: one row each, and each applied once."""
+"""Two processes post the same events at the same time: each event gets one row and is applied once."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.support.stories import encoded, new_users, written_once
 pytestmark = pytest.mark.long
 
 
-def test_two_processes_posting_the_same_1000_ids_make_1000_rows_each_applied_once(
+def test_events_posted_by_two_processes_at_once_are_applied_once(
     db_url: str, engine: Engine, valkey: Valkey, commands: Commands, tmp_path: Path
 ) -> None:
     commands.settings |= {"DATABASE_URL": db_url, "REDIS_URL": valkey.url}

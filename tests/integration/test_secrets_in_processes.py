@@ -1,4 +1,4 @@
-"""Our processes show no secret to who lists processes, nor in what they print."""
+"""No secret appears in the command line or the output of our processes."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ SECRETS = {
 }
 
 
-def test_no_command_line_and_no_output_shows_a_secret(
+def test_no_secret_in_command_lines_or_output(
     commands: Commands, redis_url: str, make_database: Callable[[str], str]
 ) -> None:
     url = make_database("postgresql").replace("://postgres@", "://postgres:unheard-of-password@")

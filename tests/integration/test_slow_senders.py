@@ -1,6 +1,5 @@
-"""Senders that drip, stop, never read, or never leave, against the real door: others are answered meanwhile."""
+"""Senders that send slowly, stop, never read or never disconnect do not delay the others."""
 
-import http.client
 import itertools
 import shutil
 import socket
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import sign
+from tests.support.deliveries import deliver
 from tests.support.processes import Commands
 from tests.support.stories import encoded, new_users
 
@@ -21,18 +21,18 @@ pytestmark = pytest.mark.long
 
 SENDERS = 120
 QUICK = 8.0
-"""Seconds; without the mend it takes a minute and more, however fast the machine."""
-HEAD = b"POST /webhooks/workos HTTP/1.1\r\nHost: door\r\n"
+"""Seconds. Without buffering a delivery takes a minute and more, however fast the machine."""
+HEAD = b"POST /webhooks/workos HTTP/1.1\r\nHost: localhost\r\n"
 DRIPS: dict[str, bytes] = {
     "nothing": b"",
     "a head": HEAD + b"X-Slow: ",
     "a body": HEAD + b"Content-Length: 5000\r\n\r\n",
     "chunks": HEAD + b"Transfer-Encoding: chunked\r\n\r\n1388\r\n",
     "a chunk's size": HEAD + b"Transfer-Encoding: chunked\r\n\r\n",
-    "a second request": b"GET /healthz HTTP/1.1\r\nHost: door\r\n\r\nGET /healthz HTTP/1.1\r\nX-Slow: ",
+    "a second request": b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nX-Slow: ",
 }
 STAYS: dict[str, bytes] = {
-    "answered and kept": b"GET /healthz HTTP/1.1\r\nHost: door\r\n\r\n",
+    "answered and kept": b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "answered, and does not leave": b"GET /healthz HTTP/1.0\r\n\r\n",
     "refused, and does not leave": HEAD + b"Content-Length: 99999999999\r\n\r\n",
     "refused for a length beyond all numbers": HEAD + b"Content-Length: 9999999999999999999999\r\n\r\n",
@@ -42,7 +42,7 @@ STAYS: dict[str, bytes] = {
 
 @pytest.fixture(scope="module")
 def port(valkey_server: str, sqlite_template: Path) -> Iterator[int]:
-    """The port of a door with one process of two threads, the same for all: it must outlive every attack."""
+    """The port of one `web` process with two threads. It must survive every attack of this module."""
     with tempfile.TemporaryDirectory(prefix="wos-") as folder:
         shutil.copy(sqlite_template, f"{folder}/mirror.db")
         commands = Commands(Path(folder))
@@ -53,10 +53,10 @@ def port(valkey_server: str, sqlite_template: Path) -> Iterator[int]:
 
 @contextmanager
 def attack(port: int, start: bytes, drip: bytes) -> Iterator[None]:
-    """Hold `SENDERS` connections; each sends `start`, then `drip` again and again. A new one for each dropped."""
+    """Hold `SENDERS` connections; each sends `start`, then `drip` every 0.2 s. Closed connections are replaced."""
     stop = threading.Event()
 
-    def keep_on() -> None:
+    def hold() -> None:
         with ExitStack() as stack:
             senders = [stack.enter_context(connect(port)) for _ in range(SENDERS)]
             for sender in senders:
@@ -69,7 +69,7 @@ def attack(port: int, start: bytes, drip: bytes) -> Iterator[None]:
                         send(senders[place], start)
 
     ready = threading.Event()
-    thread = threading.Thread(target=keep_on, name="attack")
+    thread = threading.Thread(target=hold, name="attack")
     thread.start()
     try:
         assert ready.wait(30)
@@ -86,7 +86,7 @@ def connect(port: int) -> socket.socket:
 
 
 def send(sender: socket.socket, data: bytes) -> bool:
-    """Whether the other side still takes it."""
+    """Whether the server still accepts data."""
     try:
         sender.send(data)
     except BlockingIOError:
@@ -96,16 +96,8 @@ def send(sender: socket.socket, data: bytes) -> bool:
     return True
 
 
-def deliver(port: int, body: bytes) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("POST", "/webhooks/workos", body, {"WorkOS-Signature": sign(body)})
-    status = connection.getresponse().status
-    connection.close()
-    return status
-
-
 def slowest(port: int, deliveries: int) -> float:
-    """The seconds that the slowest of some honest deliveries took."""
+    """Send deliveries one after the other; return the seconds that the slowest took."""
     took = []
     for body in map(encoded, new_users(deliveries)):
         began = time.monotonic()
@@ -116,36 +108,36 @@ def slowest(port: int, deliveries: int) -> float:
 
 
 @pytest.mark.parametrize("how", [*DRIPS, *STAYS])
-def test_an_honest_delivery_is_answered_while_many_senders_hold_their_connections(port: int, how: str) -> None:
+def test_a_delivery_is_answered_while_many_senders_hold_connections(port: int, how: str) -> None:
     start = DRIPS.get(how, STAYS.get(how, b""))
     with attack(port, start, b"1" if how in DRIPS and how != "nothing" else b""):
         assert slowest(port, 3) < QUICK
 
 
-def test_senders_that_never_read_their_answers_hold_no_thread(port: int) -> None:
+def test_senders_that_never_read_their_answers_occupy_no_thread(port: int) -> None:
     with ExitStack() as stack:
         for _ in range(4):
             sender = stack.enter_context(socket.socket())
             sender.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sender.connect(("127.0.0.1", port))
             sender.setblocking(False)
-            send(sender, b"GET /metrics HTTP/1.1\r\nHost: door\r\n\r\n" * 1000)
+            send(sender, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000)
         assert slowest(port, 3) < 30
 
 
-def test_more_senders_than_there_are_places_do_not_close_the_door(port: int) -> None:
+def test_more_senders_than_connections_do_not_block_deliveries(port: int) -> None:
     with ExitStack() as stack:
         for _ in range(5):
             stack.enter_context(attack(port, DRIPS["a head"], b"1"))
         assert slowest(port, 3) < QUICK
 
 
-def test_who_takes_too_long_is_told_and_dropped(port: int) -> None:
+def test_a_sender_that_takes_too_long_gets_408(port: int) -> None:
     with ExitStack() as stack:
         senders = {how: stack.enter_context(socket.create_connection(("127.0.0.1", port), 30)) for how in DRIPS}
         for how, sender in senders.items():
             sender.sendall(DRIPS[how])
-        answers = {how: everything(sender) for how, sender in senders.items()}
+        answers = {how: read_all(sender) for how, sender in senders.items()}
     assert answers.pop("nothing") == b""
     assert answers.pop("a second request").count(b"HTTP/1.1 ") == 2
     assert {how: answer.split(b"\r\n")[0] for how, answer in answers.items()} == dict.fromkeys(
@@ -153,14 +145,14 @@ def test_who_takes_too_long_is_told_and_dropped(port: int) -> None:
     )
 
 
-def everything(sender: socket.socket) -> bytes:
+def read_all(sender: socket.socket) -> bytes:
     parts: list[bytes] = []
     with suppress(ConnectionResetError):
         parts.extend(itertools.takewhile(bool, iter(lambda: sender.recv(65536), None)))
     return b"".join(parts)
 
 
-def test_a_sender_that_waits_for_leave_to_send_its_body_gets_it(port: int) -> None:
+def test_expect_100_continue_is_answered(port: int) -> None:
     (body,) = map(encoded, new_users(1))
     with socket.create_connection(("127.0.0.1", port), timeout=10) as sender:
         head = f"Expect: 100-continue\r\nWorkOS-Signature: {sign(body)}\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -175,7 +167,7 @@ def test_a_sender_that_waits_for_leave_to_send_its_body_gets_it(port: int) -> No
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
-def test_a_delivery_in_pieces_and_chunks_is_taken(port: int, size: int) -> None:
+def test_a_delivery_in_pieces_and_chunks_is_accepted(port: int, size: int) -> None:
     (body,) = map(encoded, new_users(1))
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:50], body[50:])) + b"0\r\n\r\n"
     head = f"Transfer-Encoding: chunked\r\nWorkOS-Signature: {sign(body)}\r\n\r\n".encode()
@@ -187,7 +179,7 @@ def test_a_delivery_in_pieces_and_chunks_is_taken(port: int, size: int) -> None:
         assert sender.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_head_without_end_is_refused(port: int) -> None:
+def test_a_head_that_is_too_long_is_refused(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=10) as sender:
         sender.sendall(HEAD + b"X-Long: " + b"x" * 70_000)
         assert sender.recv(4096).startswith(b"HTTP/1.1 431 ")

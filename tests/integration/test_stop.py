@@ -17,7 +17,7 @@ from tests.support.stories import new_users, store, written_once
 pytestmark = pytest.mark.long
 
 
-def test_a_worker_stopped_in_mid_drain_ends_soon_and_what_it_left_is_taken_up_later(
+def test_a_worker_stopped_in_mid_drain_ends_soon_and_the_next_one_continues(
     make_database: Callable[[str], str], valkey: Valkey, commands: Commands
 ) -> None:
     db_url = make_database("postgresql")
@@ -30,13 +30,13 @@ def test_a_worker_stopped_in_mid_drain_ends_soon_and_what_it_left_is_taken_up_la
     with held_in_mid_batch(engine, worker, 30):
         lanes = worker.lanes()
         worker.process.terminate()
-        for lane in lanes:  # at once, and not when the supervisor gets to it: the drain goes on right after
+        for lane in lanes:  # directly, because the drain continues before the supervisor could do it
             lane.send_signal(signal.SIGTERM)
     assert worker.process.wait(10) == 0, worker.output()[-2000:]
     assert not any(map(alive, lanes))
     left = pending(engine)
-    assert left > 0, "a stop waits for the batch in work, not for the whole backlog"
-    assert rows(engine, Batch) == [], "the batch in work was finished"
+    assert left > 0, "a stop waits for the current batch, not for the whole backlog"
+    assert rows(engine, Batch) == [], "the current batch was finished"
     worker = commands.start("worker", "--processes", "1", BATCH_SIZE=500)
     eventually(lambda: pending(engine) == 0, 40)
     assert statuses(engine) == {"done": len(story)} and count(engine, Event.attempts > 0) == 0
@@ -46,7 +46,7 @@ def test_a_worker_stopped_in_mid_drain_ends_soon_and_what_it_left_is_taken_up_la
     worker.stop()
 
 
-def test_ctrl_c_reaches_all_processes_at_once_and_ends_them_well(
+def test_ctrl_c_ends_all_processes_with_code_0(
     valkey: Valkey, commands: Commands, make_database: Callable[[str], str]
 ) -> None:
     commands.settings |= {"DATABASE_URL": (url := make_database("sqlite")), "REDIS_URL": valkey.url}
@@ -54,7 +54,7 @@ def test_ctrl_c_reaches_all_processes_at_once_and_ends_them_well(
     clock, worker = commands.start("clock"), commands.start("worker", "--processes", "1")
     with valkey.client() as redis:
         eventually(lambda: SimpleWorker.all(connection=redis), 30)
-    eventually(lambda: rows(engine, Tick), 30)  # the clock's first sign of life
+    eventually(lambda: rows(engine, Tick), 30)  # the clock's first heartbeat
     engine.dispose()
     for command in (worker, clock):
         os.killpg(command.process.pid, signal.SIGINT)

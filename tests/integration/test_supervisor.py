@@ -1,4 +1,4 @@
-"""Lanes are forked: by a process without threads, again at once when one dies, and none forgets what it counted."""
+"""Lanes are forked by a process without threads, restarted when one dies, and store their counts at the end."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ from worker.metrics import ACCEPTED_TO_APPLIED, counted
 pytestmark = pytest.mark.long
 
 
-def test_lanes_come_from_a_process_without_threads_and_hand_over_their_counts_at_the_end(
+def test_lanes_are_restarted_and_store_their_counts_at_the_end(
     commands: Commands, redis_url: str, make_database: Callable[[str], str]
 ) -> None:
     url = make_database("sqlite")

@@ -1,4 +1,4 @@
-"""Two hosts share the work; one is cut off and comes back. In a network of their own."""
+"""Two hosts share the work; one is cut off and returns. They run in network namespaces."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.long
 
 
 @pytest.mark.timeout(600)
-def test_two_hosts_share_the_work_and_one_goes_on_while_the_other_is_cut_off() -> None:
+def test_one_host_continues_while_the_other_is_cut_off() -> None:
     if reason := why_not():
         pytest.skip(reason)
     command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.two_hosts"]

@@ -1,4 +1,4 @@
-"""The views: `migrate` brings them up to date, keeps what was granted on them, and they say what they said before."""
+"""The views: `migrate` brings them up to date, keeps grants on them, and their rows stay the same."""
 
 import random
 import threading
@@ -23,7 +23,7 @@ SIZES = {"user": 40, "org": 8, "domain": 10}
 READER = "host_reader"
 
 
-def test_the_database_has_the_views_and_columns_that_are_declared(engine: Engine) -> None:
+def test_the_database_has_the_declared_views_and_columns(engine: Engine) -> None:
     with read_transaction(engine) as tx:
         found = inspect(tx)
         assert set(found.get_view_names()) == set(VIEWS)
@@ -66,9 +66,7 @@ def at_1_0_0(make_database: Any) -> Iterator[Engine]:
     engine.dispose()
 
 
-def test_a_role_that_may_only_read_the_views_may_still_read_them_after_migrate(
-    at_1_0_0: Engine, postgres_server: Engine
-) -> None:
+def test_migrate_keeps_grants_on_views(at_1_0_0: Engine, postgres_server: Engine) -> None:
     with postgres_server.connect() as connection:
         connection.execute(text(f"CREATE ROLE {READER} LOGIN"))
     try:
@@ -94,7 +92,7 @@ WAITS_FOR_MIRROR = """
                    WHERE of.datname = :database AND held.relation = CAST('mirror' AS regclass) AND NOT held.granted)"""
 
 
-def test_migrate_waits_for_a_transaction_and_lets_it_pass_even_if_it_goes_on_to_read_views(at_1_0_0: Engine) -> None:
+def test_migrate_waits_for_a_transaction_that_reads_views(at_1_0_0: Engine) -> None:
     migrating = threading.Thread(target=upgrade, args=(at_1_0_0,), daemon=True)
     with at_1_0_0.connect() as reader:
         existing = inspect(reader).get_view_names()
@@ -113,7 +111,7 @@ def test_migrate_waits_for_a_transaction_and_lets_it_pass_even_if_it_goes_on_to_
 
 
 @pytest.mark.parametrize(("name", "former"), [("auto_join_blocks", BLOCKS), ("auto_join_domains", DOMAINS)])
-def test_a_rewritten_view_says_what_its_former_sql_says(engine: Engine, name: str, former: str) -> None:
+def test_a_rewritten_view_returns_the_rows_of_its_former_sql(engine: Engine, name: str, former: str) -> None:
     dice = random.Random(SEED)
     view = VIEWS[name].table
     seen = 0

@@ -1,4 +1,4 @@
-"""The door behind real gunicorn: large bodies, keep-alive, slow senders."""
+"""The webhook endpoint behind real gunicorn: large bodies, keep-alive, slow senders."""
 
 import http.client
 import socket
@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 import pytest
 from sqlalchemy import Engine
 
-from tests.support import sign
+from tests.support.deliveries import deliver, deliver_on
 from tests.support.inbox import count
 from tests.support.processes import Commands, eventually, piece
 from tests.support.stories import encoded, new_users, user
@@ -20,23 +20,14 @@ LIMIT = 4096
 
 @pytest.fixture
 def port(commands: Commands, redis_url: str, db_url: str) -> int:
-    """The port of a door with one process of two threads (SQLite) or eight (PostgreSQL)."""
+    """The port of a `web` with one process of two threads (SQLite) or eight (PostgreSQL)."""
     settings = {"DATABASE_URL": db_url, "REDIS_URL": redis_url, "WEB_PROCESSES": 1, "WEBHOOK_MAX_BYTES": LIMIT}
     return commands.web(**settings)[1]
 
 
-def deliver(port: int, body: bytes, connection: http.client.HTTPConnection | None = None) -> int:
-    mine = connection or http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    mine.request("POST", "/webhooks/workos", body, {"WorkOS-Signature": sign(body)})
-    answer = mine.getresponse()
-    answer.read()
-    if connection is None:
-        mine.close()
-    return answer.status
-
-
 def head(length: str) -> bytes:
-    return f"POST /webhooks/workos HTTP/1.1\r\nHost: door\r\n{length}\r\nWorkOS-Signature: t=1, v1=ab\r\n\r\n".encode()
+    fields = ("POST /webhooks/workos HTTP/1.1", "Host: localhost", length, "WorkOS-Signature: t=1, v1=ab")
+    return "\r\n".join((*fields, "", "")).encode()
 
 
 def answer_of(sender: socket.socket) -> bytes:
@@ -62,7 +53,7 @@ def test_large_bodies_keep_alive_and_slow_senders(port: int, engine: Engine) -> 
                 sent += 4096
         except (BrokenPipeError, ConnectionResetError):
             pass
-        assert sent < 20_000_000, "the door does not read on without end"
+        assert sent < 20_000_000, "the server stops reading"
 
     exact = b" " * (LIMIT - len(first)) + first
     assert deliver(port, exact) == 200
@@ -72,7 +63,7 @@ def test_large_bodies_keep_alive_and_slow_senders(port: int, engine: Engine) -> 
     connection.connect()
     assert connection.sock is not None
     address = connection.sock.getsockname()
-    assert [deliver(port, body, connection) for body in (first, second)] == [200, 200]
+    assert [deliver_on(connection, body) for body in (first, second)] == [200, 200]
     assert connection.sock.getsockname() == address, "one connection for both"
     connection.close()
 
@@ -82,7 +73,7 @@ def test_large_bodies_keep_alive_and_slow_senders(port: int, engine: Engine) -> 
     assert count(engine) == 3
 
 
-def test_senders_that_stop_in_the_middle_do_not_keep_the_door_shut(
+def test_senders_that_stop_in_the_middle_do_not_block_others(
     commands: Commands, redis_url: str, make_database: Callable[[str], str]
 ) -> None:
     settings = {"DATABASE_URL": make_database("sqlite"), "REDIS_URL": redis_url, "WEB_PROCESSES": 1, "WEB_THREADS": 2}
@@ -92,11 +83,11 @@ def test_senders_that_stop_in_the_middle_do_not_keep_the_door_shut(
         stuck = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(2)]
         for sender in stuck:
             sender.sendall(head(f"Content-Length: {len(story)}") + story[:10])
-        assert all(answer_of(sender).startswith(b"HTTP/1.1 408 ") for sender in stuck), "each is given up by itself"
+        assert all(answer_of(sender).startswith(b"HTTP/1.1 408 ") for sender in stuck), "each times out by itself"
     assert deliver(port, story) == 200
 
 
-def test_who_has_just_connected_when_the_door_is_stopped_is_still_answered(
+def test_a_connection_opened_before_sigterm_is_still_answered(
     commands: Commands, redis_url: str, make_database: Callable[[str], str]
 ) -> None:
     settings = {"DATABASE_URL": make_database("sqlite"), "REDIS_URL": redis_url, "WEB_PROCESSES": 1}
@@ -104,22 +95,24 @@ def test_who_has_just_connected_when_the_door_is_stopped_is_still_answered(
     silent, kept = (http.client.HTTPConnection("127.0.0.1", port, timeout=10) for _ in range(2))
     with closing(silent), closing(kept):
         silent.connect()
-        assert deliver(port, encoded(user("user_1", "event_1", 0)), kept) == 200  # so that the first is accepted too
+        assert (
+            deliver_on(kept, encoded(user("user_1", "event_1", 0))) == 200
+        )  # so that the first connection is accepted too
         web.process.terminate()
-        eventually(lambda: leaves(kept), 10)
-        assert deliver(port, encoded(user("user_2", "event_2", 0)), silent) == 200
+        eventually(lambda: is_closing(kept), 10)
+        assert deliver_on(silent, encoded(user("user_2", "event_2", 0))) == 200
     web.process.wait(30)
 
 
-def leaves(connection: http.client.HTTPConnection) -> bool:
-    """Whether the door, asked through this connection, is about to end."""
+def is_closing(connection: http.client.HTTPConnection) -> bool:
+    """Whether the server closes this connection after its next answer."""
     connection.request("GET", "/healthz")
     answer = connection.getresponse()
     answer.read()
     return answer.headers["Connection"] == "close"
 
 
-def test_a_delivery_that_meets_the_end_of_its_process_is_taken_or_to_be_sent_again(db_url: str, redis_url: str) -> None:
+def test_a_delivery_during_shutdown_gets_200_or_503(db_url: str, redis_url: str) -> None:
     with piece("stopping_server", db_url, redis_url) as ending:
         answers = ending.communicate()[0].split()
     assert len(answers) == 5 and set(answers) <= {"200", "503"}

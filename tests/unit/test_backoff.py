@@ -1,4 +1,4 @@
-"""The wait before the next attempt: never shorter than before, never longer than its maximum, whatever the number."""
+"""The wait before the next attempt never shrinks and never exceeds its maximum."""
 
 import pytest
 from hypothesis import given
@@ -18,12 +18,12 @@ def test_the_wait_never_shrinks_and_is_bounded(one: int, other: int, first: floa
 
 
 @given(SECONDS, SECONDS)
-def test_it_reaches_its_maximum(first: float, maximum: float) -> None:
+def test_the_wait_reaches_its_maximum(first: float, maximum: float) -> None:
     assert backoff(10**30, first, maximum) == maximum
 
 
 @pytest.mark.parametrize(
     ("attempts", "seconds"), [(0, 1.0), (1, 1.0), (2, 2.0), (3, 4.0), (12, 2048.0), (13, 3600.0), (10**9, 3600.0)]
 )
-def test_it_doubles(attempts: int, seconds: float) -> None:
+def test_the_wait_doubles(attempts: int, seconds: float) -> None:
     assert backoff(attempts, 1.0, 3600.0) == seconds

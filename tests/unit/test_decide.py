@@ -1,4 +1,4 @@
-"""The decision: whatever the order and however often, a history folds to one state."""
+"""The decision: a history folds to one state, in any order and with any duplicates."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -49,37 +49,37 @@ def fold(history: Iterable[State], *, terminal: bool = True) -> State:
 
 
 @st.composite
-def retellings(draw: st.DrawFn) -> tuple[list[State], list[State]]:
-    """A history, and the same in another order with repetitions."""
+def permuted_histories(draw: st.DrawFn) -> tuple[list[State], list[State]]:
+    """A history, and the same states in another order with duplicates."""
     history = draw(histories)
     repeated = draw(st.lists(st.sampled_from(history), max_size=6))
     return history, draw(st.permutations(history + repeated))
 
 
-@given(retellings(), st.booleans())
+@given(permuted_histories(), st.booleans())
 @settings(deadline=None, max_examples=300)
 def test_any_order_with_any_duplicates_folds_to_the_same_state(
-    told: tuple[list[State], list[State]], terminal: bool
+    histories: tuple[list[State], list[State]], terminal: bool
 ) -> None:
-    history, retold = told
-    assert fold(retold, terminal=terminal) == fold(history, terminal=terminal)
+    history, permuted = histories
+    assert fold(permuted, terminal=terminal) == fold(history, terminal=terminal)
 
 
 @given(histories)
 @settings(deadline=None)
-def test_a_delete_wins_over_all_that_is_live_and_else_the_highest_version_wins(history: list[State]) -> None:
+def test_a_delete_wins_over_every_live_state_else_the_highest_version(history: list[State]) -> None:
     assert fold(history) == max(history, key=lambda state: (state.deleted, state.version))
 
 
 @given(histories)
 @settings(deadline=None)
-def test_what_can_be_made_again_is_ordered_by_version_alone(history: list[State]) -> None:
+def test_objects_that_can_be_recreated_are_ordered_by_version_alone(history: list[State]) -> None:
     assert fold(history, terminal=False) == max(history, key=lambda state: state.version)
 
 
 @given(histories, histories, st.booleans())
 @settings(deadline=None)
-def test_two_halves_folded_apart_and_joined_are_the_whole(a: list[State], b: list[State], terminal: bool) -> None:
+def test_halves_folded_separately_give_the_same_state(a: list[State], b: list[State], terminal: bool) -> None:
     b = [replace(s, version=replace(s.version, event_id=f"b/{s.version.event_id}")) for s in b]
     joined = fold([fold(a, terminal=terminal), fold(b, terminal=terminal)], terminal=terminal)
     assert joined == fold(a + b, terminal=terminal)
@@ -87,7 +87,7 @@ def test_two_halves_folded_apart_and_joined_are_the_whole(a: list[State], b: lis
 
 @given(histories, states, st.booleans())
 @settings(deadline=None)
-def test_only_applied_changes_what_readers_see(history: list[State], incoming: State, terminal: bool) -> None:
+def test_only_the_outcome_applied_changes_visible_state(history: list[State], incoming: State, terminal: bool) -> None:
     before = fold(history, terminal=terminal)
     after, outcome = decide(before, incoming, terminal=terminal)
     seen = (before.deleted, before.content), (after.deleted, after.content)
@@ -130,7 +130,7 @@ def test_outcome_of_one_decision(current: State | None, incoming: State, outcome
         (at(1), at(1, event_id="e2", deleted=True), Outcome.APPLIED),
     ],
 )
-def test_outcome_where_a_delete_is_not_for_good(current: State, incoming: State, outcome: Outcome) -> None:
+def test_outcome_where_a_delete_is_not_final(current: State, incoming: State, outcome: Outcome) -> None:
     assert decide(current, incoming, terminal=False)[1] is outcome
 
 
@@ -144,12 +144,12 @@ def test_the_same_content_at_a_higher_version_raises_the_version() -> None:
     kept, outcome = decide(at(1), at(5, event_id="e5"))
     assert outcome is Outcome.UNCHANGED
     assert kept.version == at(5, event_id="e5").version
-    # Else this one, older than what was seen, would win:
+    # Otherwise this older state would win:
     assert decide(kept, at(3, event_id="e3", name="b"))[1] is Outcome.STALE
 
 
 def read_at(seconds: int, *, updated: int = 0, name: str = "a", gone: bool = False) -> State:
-    """As the API showed it in that second, or after a 404."""
+    """The state that the API showed in that second; with `gone`, a 404."""
     version = Version(NOON + timedelta(seconds=updated), NOON + timedelta(seconds=seconds) + DATE_STEP, "")
     return State(version, gone, {"name": name}, by_resync=gone)
 
@@ -158,8 +158,8 @@ def read_at(seconds: int, *, updated: int = 0, name: str = "a", gone: bool = Fal
     ("current", "incoming", "left"),
     [
         (read_at(5), at(0, 5, name="b"), ConfirmationReason.SAME_SECOND),
-        (read_at(5), at(0, 5, name="a"), None),  # what was read already is what it tells
-        (read_at(5), at(0, 4, name="b"), None),  # before that second: it was seen
+        (read_at(5), at(0, 5, name="a"), None),  # the read showed the same content
+        (read_at(5), at(0, 4, name="b"), None),  # before that second: the read includes it
         (read_at(5), at(0, 7, name="b"), None),  # after it: it wins
         (at(0, 6, "e1"), at(0, 5, "e0", name="b"), None),  # two events are in order
         (read_at(5, gone=True), at(0, 9, name="b"), ConfirmationReason.UNDER_TOMBSTONE),
@@ -167,7 +167,7 @@ def read_at(seconds: int, *, updated: int = 0, name: str = "a", gone: bool = Fal
         (None, at(0, 5), None),
     ],
 )
-def test_what_a_decision_about_an_event_leaves_in_doubt(
+def test_decisions_that_need_confirmation(
     current: State | None, incoming: State, left: ConfirmationReason | None
 ) -> None:
     assert needs_confirmation(current, incoming, decide(current, incoming)[1]) is left
@@ -175,7 +175,7 @@ def test_what_a_decision_about_an_event_leaves_in_doubt(
 
 @given(states, states, st.sampled_from([datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]))
 @settings(deadline=None)
-def test_no_time_is_too_early_or_too_late_to_tell(current: State, incoming: State, edge: datetime) -> None:
+def test_extreme_times_can_be_compared(current: State, incoming: State, edge: datetime) -> None:
     version = replace(current.version, event_at=edge, event_id="")
     current = replace(current, version=version)
     for one, other in ((current, incoming), (incoming, current)):
@@ -196,7 +196,7 @@ def gone(updated: int, *, by_resync: bool = False, erased: bool = False) -> Stat
         (gone(5), gone(1, erased=True), True, Outcome.UNCHANGED),
     ],
 )
-def test_a_resyncs_tombstone_yields_to_a_delete_event_and_that_to_an_erasure(
+def test_an_erasure_outranks_a_delete_event_which_outranks_a_resync(
     current: State, incoming: State, terminal: bool, outcome: Outcome
 ) -> None:
     kept, found = decide(current, incoming, terminal=terminal)
@@ -204,7 +204,7 @@ def test_a_resyncs_tombstone_yields_to_a_delete_event_and_that_to_an_erasure(
     assert kept == (current if outcome is Outcome.TOMBSTONED else incoming)
 
 
-def test_an_event_in_doubt_came_within_a_second_before_the_end_of_the_reading() -> None:
+def test_an_event_within_the_second_of_a_read_needs_confirmation() -> None:
     reading = read_at(5)
     end = reading.version.event_at
     for age, left in ((DATE_STEP, ConfirmationReason.SAME_SECOND), (DATE_STEP + timedelta(microseconds=1), None)):
@@ -237,16 +237,19 @@ def test_a_listed_object_is_newer_by_its_own_time_alone() -> None:
     assert is_newer(None, at(9)) is False
 
 
-def explained(name: str) -> State:
+def with_reason(name: str) -> State:
     """As `at(1)`, with a field that the API never shows."""
     return replace(at(1), content={"name": name, "reason": "expired"})
 
 
-def test_what_the_api_never_shows_is_kept() -> None:
+def test_fields_that_the_api_never_shows_are_kept() -> None:
     assert completed(None, at(2)) == at(2)
-    assert completed(explained("a"), at(2, name="b")) == replace(at(2), content={"name": "b", "reason": "expired"})
-    assert compare_listed(explained("a"), at(2)) is Finding.NONE
-    assert confirm(explained("a"), at(2)) == (replace(at(2), content={"name": "a", "reason": "expired"}), Finding.NONE)
+    assert completed(with_reason("a"), at(2, name="b")) == replace(at(2), content={"name": "b", "reason": "expired"})
+    assert compare_listed(with_reason("a"), at(2)) is Finding.NONE
+    assert confirm(with_reason("a"), at(2)) == (
+        replace(at(2), content={"name": "a", "reason": "expired"}),
+        Finding.NONE,
+    )
 
 
 @pytest.mark.parametrize(
@@ -269,11 +272,11 @@ def test_a_confirmed_read_outranks_versions_and_a_resyncs_tombstone_but_no_delet
     assert confirm(current, read) == (kept, finding)
 
 
-def test_a_confirmed_read_brings_back_what_can_be_made_again() -> None:
+def test_a_confirmed_read_revives_objects_that_can_be_recreated() -> None:
     assert confirm(gone(1), at(5), terminal=False) == (at(5), Finding.MISSING)
 
 
 @pytest.mark.parametrize(("deleted", "state"), [(True, "deleted"), (False, "active")])
 def test_content_is_shown_with_its_state_and_times_as_text(deleted: bool, state: str) -> None:
-    told = shown({"name": "a", "created_at": NOON, "reason": None}, deleted=deleted)
-    assert told == {"state": state, "name": "a", "created_at": "2025-07-01T12:00:00+00:00", "reason": None}
+    found = shown({"name": "a", "created_at": NOON, "reason": None}, deleted=deleted)
+    assert found == {"state": state, "name": "a", "created_at": "2025-07-01T12:00:00+00:00", "reason": None}

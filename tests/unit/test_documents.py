@@ -1,4 +1,4 @@
-"""Every link and path in the documents leads somewhere, and the index lists every page."""
+"""Every link and path in the documents exists, and the index lists every page."""
 
 import re
 from pathlib import Path
@@ -27,7 +27,7 @@ def links(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_exist(page: Path) -> None:
     broken = []
     for target in links(page):
         path, _, anchor = target.partition("#")
@@ -39,7 +39,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_paths_exist(page: Path) -> None:
-    """Code blocks included: a file of the quick start was once moved without it. A module may omit its suffix."""
+    """Paths in code blocks too. A module may omit its suffix."""
     named = re.findall(r"(?<![\w/.])((?:tests|worker|webhooks|models)/[\w./]*\w)", page.read_text())
     assert [path for path in named if not ((ROOT / path).exists() or (ROOT / f"{path}.py").exists())] == []
 

@@ -1,4 +1,4 @@
-"""Where a request ends: at the same byte for which gunicorn's own parser waits, however it comes in pieces."""
+"""A request ends at the same byte as for gunicorn's own parser, in any pieces."""
 
 from collections.abc import Iterable
 
@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from webhooks.server.request_reader import CONTINUE, FREE_FRAMING, MAX_HEAD, RequestReader
 from worker.errors import RefusedRequestError
 
-MOST = 4096
+MAX_BODY = 4096
 names = st.sampled_from(["X-Long", "WorkOS-Signature", "X-Content-Length", "X-Transfer-Encoding"])
 headers = st.dictionaries(names, st.text("abc, :=;10", max_size=30), max_size=4)
 
 
-def head(said: Iterable[tuple[str, str]]) -> bytes:
-    lines = "".join(f"{name}: {value.strip()}\r\n" for name, value in said)
+def head(fields: Iterable[tuple[str, str]]) -> bytes:
+    lines = "".join(f"{name}: {value.strip()}\r\n" for name, value in fields)
     return f"POST /webhooks/workos HTTP/1.1\r\n{lines}".encode()
 
 
@@ -46,8 +46,8 @@ def pieces(data: bytes, cuts: Iterable[int]) -> list[bytes]:
 
 @given(request=requests(), cuts=st.lists(st.integers(0, 10_000), max_size=8), more=st.binary(max_size=20))
 @settings(deadline=None)
-def test_a_request_is_whole_with_its_last_byte_and_not_before(request: bytes, cuts: list[int], more: bytes) -> None:
-    incoming = RequestReader(MOST)
+def test_a_request_is_complete_with_its_last_byte(request: bytes, cuts: list[int], more: bytes) -> None:
+    incoming = RequestReader(MAX_BODY)
     *first, last = pieces(request, cuts)
     assert [incoming.add(piece) for piece in first] == [False] * len(first)
     assert incoming.add(last + more)
@@ -60,13 +60,13 @@ def test_a_request_is_whole_with_its_last_byte_and_not_before(request: bytes, cu
     assert [field for field in handed_on.headers if field[0] != "CONTENT-LENGTH"] == kept
     assert incoming.rest == more
     for length in range(len(request)):
-        assert not RequestReader(MOST).add(request[:length])
+        assert not RequestReader(MAX_BODY).add(request[:length])
 
 
 @given(st.binary(max_size=300), st.integers(1, 5))
 @settings(deadline=None)
-def test_nothing_that_is_sent_breaks_it(garbage: bytes, step: int) -> None:
-    incoming = RequestReader(MOST)
+def test_random_bytes_are_refused_or_wait_for_more(garbage: bytes, step: int) -> None:
+    incoming = RequestReader(MAX_BODY)
     for at in range(0, len(garbage), step):
         try:
             if incoming.add(garbage[at : at + step]):
@@ -78,7 +78,7 @@ def test_nothing_that_is_sent_breaks_it(garbage: bytes, step: int) -> None:
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
-        (head([("Content-Length", str(MOST))]) + b"\r\n", "413"),
+        (head([("Content-Length", str(MAX_BODY))]) + b"\r\n", "413"),
         (head([("Content-Length", "9" * 17)]) + b"\r\n", "413"),
         (head([("Transfer-Encoding", "chunked")]) + b"\r\nffffffffffff\r\n", "413"),
         (head([("Transfer-Encoding", "chunked")]) + b"\r\n" + b"80\r\n%s\r\n" % (b"x" * 128) * 33, "413"),
@@ -88,15 +88,15 @@ def test_nothing_that_is_sent_breaks_it(garbage: bytes, step: int) -> None:
         (head([]) + b"X: " + b"x" * MAX_HEAD, "431"),
     ],
 )
-def test_what_is_too_large_is_refused_before_it_is_whole(sent: bytes, status: str) -> None:
+def test_a_request_that_is_too_large_is_refused_before_its_end(sent: bytes, status: str) -> None:
     with pytest.raises(RefusedRequestError) as refused:
-        RequestReader(MOST).add(sent)
+        RequestReader(MAX_BODY).add(sent)
     assert refused.value.status.startswith(f"{status} ")
 
 
 @pytest.mark.parametrize("framing", [("Content-Length", "5"), ("Transfer-Encoding", "chunked")])
-def test_who_asks_is_told_to_go_on_once(framing: tuple[str, str]) -> None:
-    incoming = RequestReader(MOST)
+def test_expect_100_continue_is_answered_once(framing: tuple[str, str]) -> None:
+    incoming = RequestReader(MAX_BODY)
     assert not incoming.add(head([framing, ("Expect", "100-continue")]) + b"\r\n")
     assert incoming.reply == CONTINUE
     assert not incoming.add(b"5")
@@ -104,7 +104,7 @@ def test_who_asks_is_told_to_go_on_once(framing: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("size", ["-5", "x", "", "0x5", "+5", "5_0", " 5", "5 ", "5 ann@acme.example", "5\n", "\uff15"])
-def test_a_size_that_is_no_hexadecimal_number_is_refused(size: str) -> None:
+def test_a_chunk_size_that_is_not_hexadecimal_is_refused(size: str) -> None:
     with pytest.raises(RefusedRequestError) as refused:
-        RequestReader(MOST).add(head([("Transfer-Encoding", "chunked")]) + f"\r\n{size}\r\nabcde\r\n".encode())
+        RequestReader(MAX_BODY).add(head([("Transfer-Encoding", "chunked")]) + f"\r\n{size}\r\nabcde\r\n".encode())
     assert refused.value.status == "400 Bad Request"

@@ -1,4 +1,4 @@
-"""Group commit: who waits for the writer is written by it, each exactly once, and hears its result or its failure."""
+"""Group commit: each item is written exactly once, and its caller gets its result or its failure."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from worker.group_commit import GroupCommit
 
 
 class Writer:
-    """Notes what is written together; holds the first writing until it is let go."""
+    """Records the groups that are written; blocks the first write until `go_on` is set."""
 
     def __init__(self) -> None:
         self.groups: list[list[int]] = []
@@ -40,7 +40,7 @@ def commit(writer: Writer) -> Iterator[GroupCommit[int, int]]:
 
 @pytest.fixture
 def hand_over(writer: Writer, commit: GroupCommit[int, int]) -> Iterator[Callable[..., list[int | BaseException]]]:
-    """Hands items over while the first of them is being written, and returns what each caller got."""
+    """A function that hands over items while the first is being written; returns the result of each call."""
 
     def all_of(*items: int, size: int = 1) -> list[int | BaseException]:
         calls = []
@@ -56,28 +56,26 @@ def hand_over(writer: Writer, commit: GroupCommit[int, int]) -> Iterator[Callabl
         yield all_of
 
 
-def test_what_comes_while_another_writes_is_written_together_and_in_order(
+def test_items_that_arrive_during_a_write_are_written_together_in_order(
     writer: Writer, hand_over: Callable[..., list[int]]
 ) -> None:
     assert hand_over(0, 1, 2, 3, 4, 5) == [0, 10, 20, 30, 40, 50]
     assert writer.groups == [[0], [1, 2, 3], [4, 5]]
 
 
-def test_what_is_larger_than_a_group_is_written_alone(writer: Writer, hand_over: Callable[..., list[int]]) -> None:
+def test_an_item_larger_than_a_group_is_written_alone(writer: Writer, hand_over: Callable[..., list[int]]) -> None:
     assert hand_over(1, 2, size=100) == [10, 20]
     assert writer.groups == [[1], [2]]
 
 
-def test_a_failure_reaches_all_whose_writing_it_was_and_no_one_else(
+def test_a_failed_write_fails_the_calls_of_its_group_only(
     writer: Writer, hand_over: Callable[..., list[int | BaseException]]
 ) -> None:
     assert [type(got) for got in hand_over(1, 2, 13, 3, 4)] == [int, RuntimeError, RuntimeError, RuntimeError, int]
     assert writer.groups == [[1], [2, 13, 3], [4]]
 
 
-def test_a_caller_waits_no_longer_than_it_says_and_its_item_is_written_all_the_same(
-    writer: Writer, commit: GroupCommit[int, int]
-) -> None:
+def test_a_caller_times_out_and_its_item_is_still_written(writer: Writer, commit: GroupCommit[int, int]) -> None:
     with pytest.raises(TimeoutError):
         commit(1, seconds=0.01)
     writer.go_on.set()

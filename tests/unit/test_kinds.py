@@ -1,6 +1,6 @@
-"""Kinds of objects: what each says about itself, and how payloads become snapshots.
+"""Kinds of objects: their declarations, and how payloads become snapshots.
 
-What is missing, unknown or new is accepted; what is needed and missing is named.
+Missing optional fields and unknown values are accepted. The error for a missing required field names the field.
 """
 
 import json
@@ -45,7 +45,7 @@ def test_parents_come_before_their_children() -> None:
 
 
 @each_kind
-def test_what_a_kind_says_fits_together(kind: Kind) -> None:
+def test_the_declarations_of_a_kind_are_consistent(kind: Kind) -> None:
     columns = kind.table.__table__.c
     assert set(kind.columns) | set(kind.derive({})) <= set(columns.keys())
     assert KINDS[kind.name] is kind and str(kind) == kind.name
@@ -56,7 +56,7 @@ def test_what_a_kind_says_fits_together(kind: Kind) -> None:
     assert len(kind.read_path("id_1")) > 1 and kind.read_path("id_1")[-1] == "id_1"
 
 
-def test_which_listings_a_resync_fetches() -> None:
+def test_listings_of_a_resync() -> None:
     scopes = {name: listing.full_resync for name, (_, listing) in LISTINGS.items()}
     assert scopes == {
         "organizations": Scope.ONCE,
@@ -74,11 +74,11 @@ def test_which_listings_a_resync_fetches() -> None:
     assert optional == {"connections", "permissions"}
 
 
-# What is needed
+# Required fields
 
 
 @each_kind
-def test_without_a_time_to_order_by_an_event_is_refused_by_name(kind: Kind) -> None:
+def test_an_event_without_a_time_is_refused_by_field(kind: Kind) -> None:
     for type in live_types(kind):
         for wrong in (None, "soon", 17, "9999-12-31T23:59:59-01:00"):
             assert refused(made(type) | {"created_at": wrong}).field == "created_at"
@@ -90,7 +90,7 @@ def test_without_a_time_to_order_by_an_event_is_refused_by_name(kind: Kind) -> N
 
 
 @each_kind
-def test_an_object_with_only_what_is_needed_is_accepted(kind: Kind) -> None:
+def test_an_object_with_only_the_required_fields_is_accepted(kind: Kind) -> None:
     for type in live_types(kind):
         event = made(type)
         data = object_in(event)
@@ -100,7 +100,7 @@ def test_an_object_with_only_what_is_needed_is_accepted(kind: Kind) -> None:
 
 
 @each_kind
-def test_unusable_values_where_nothing_is_needed_do_no_harm(kind: Kind) -> None:
+def test_unusable_values_in_optional_fields_grant_nothing(kind: Kind) -> None:
     for type in live_types(kind):
         for unusable in UNUSABLE:
             event = made(type)
@@ -115,7 +115,7 @@ def test_unusable_values_where_nothing_is_needed_do_no_harm(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("type", DELETES)
-def test_a_delete_needs_nothing_but_the_id_and_a_slug_also_needs_the_time(type: str) -> None:
+def test_a_delete_requires_only_the_id_and_for_slugs_the_time(type: str) -> None:
     kind, _ = READERS[type]
     bare: JSON = {"id": "event_1", "event": type, "data": {kind.id_field: "x"}}
     if not kind.delete_is_final:
@@ -126,7 +126,7 @@ def test_a_delete_needs_nothing_but_the_id_and_a_slug_also_needs_the_time(type: 
 
 
 @pytest.mark.parametrize("wrong", [None, "", 17, ["id"], "a" * 256, "é", "a\0", "a/b"])
-def test_without_a_usable_id_an_event_is_refused_by_name(wrong: object) -> None:
+def test_an_event_without_a_usable_id_is_refused_by_field(wrong: object) -> None:
     for type, (kind, _) in READERS.items():
         path = "data.organization_domain" if type.endswith("verification_failed") else "data"
         assert refused(made(type, **JSON({kind.id_field: wrong}))).field == f"{path}.{kind.id_field}"
@@ -140,12 +140,12 @@ def test_without_a_usable_id_an_event_is_refused_by_name(wrong: object) -> None:
         ("organization_domain.created", "organization_id"),
     ],
 )
-def test_a_child_names_its_parents(type: str, parent: str) -> None:
+def test_a_child_requires_the_ids_of_its_parents(type: str, parent: str) -> None:
     assert str(refused(made(type, **JSON({parent: None})))) == f"data.{parent}: is missing"
     assert str(refused(made(type, **JSON({parent: 7})))) == f"data.{parent}: is not a string"
 
 
-def test_an_organizations_role_is_never_taken_for_the_environments() -> None:
+def test_a_role_with_an_invalid_organization_is_refused() -> None:
     assert refused(made("organization_role.updated", organization_id=7)).field == "data.organization_id"
     assert refused(made("organization_role.deleted", organization_id="a/b")).field == "data.organization_id"
 
@@ -167,7 +167,7 @@ def test_an_event_of_another_type_has_no_snapshot() -> None:
     assert read_event("event_1", "dsync.activated", b'{"data": 7}', ROLES)[1] is None
 
 
-# What is made of it
+# Contents
 
 
 def test_versions_come_from_the_object_and_for_slugs_from_the_event() -> None:
@@ -219,19 +219,19 @@ def test_the_highest_of_several_roles_wins_and_an_unknown_one_grants_least() -> 
     assert local_role([], ROLES) == (None, "member")
 
 
-def test_only_true_itself_is_true() -> None:
+def test_only_json_true_is_true() -> None:
     assert content("user.created", email_verified=True)["email_verified"] is True
     for value in ("true", 1, "yes", None, [True]):
         assert content("user.created", email_verified=value)["email_verified"] is False
 
 
-def test_text_is_made_fit_for_every_database() -> None:
+def test_text_is_cleaned_for_every_database() -> None:
     assert clean("a\0b\ud800c") == "a\ufffdb?c"
     assert clean("x" * (MAX_TEXT + 1)) == "x" * MAX_TEXT
     assert content("user.created", first_name="\ud83d\ude00\0")["first_name"].encode()
 
 
-def test_an_address_longer_than_any_mailbox_is_none_and_not_another() -> None:
+def test_an_address_that_is_too_long_becomes_none() -> None:
     domain = "@acme.example"
     longest = "a" * (MAX_EMAIL - len(domain)) + domain
     assert content("user.created", email=longest)["email"] == longest
@@ -247,10 +247,10 @@ def test_derived_columns_of_a_user() -> None:
     assert derive({"email": "no address"}) == derive({}) == {"email_normalized": None, "email_domain": None}
 
 
-# What the API shows
+# Objects read from the API
 
 
-def test_an_object_that_was_read_has_the_version_of_the_read() -> None:
+def test_the_version_of_a_read_object_has_the_time_of_the_read() -> None:
     user = sample("user.updated")["data"]
     version = read_object(KINDS["user"], user, READ_AT, ROLES).state.version
     assert version == Version(datetime.fromisoformat(user["updated_at"]), READ_AT + timedelta(seconds=1), "")
@@ -274,7 +274,7 @@ def test_the_api_does_not_say_why_a_domain_failed() -> None:
         ("org_1/billing", "EnvironmentRole", None),
     ],
 )
-def test_what_a_read_of_a_role_shows(id: str, type: str, shown: JSON | None) -> None:
+def test_roles_as_shown_by_a_read(id: str, type: str, shown: JSON | None) -> None:
     item = {"slug": "billing", "type": type}
     assert KINDS["role"].from_read(id, item) == (None if shown is None else item | shown)
 
@@ -291,7 +291,7 @@ def listed(name: str, item: object, organization_id: str = "") -> list[tuple[str
     return list(objects(item, organization_id))
 
 
-def test_an_organization_is_listed_with_its_domains_and_refused_without() -> None:
+def test_an_organization_is_listed_with_its_domains() -> None:
     item = {"id": "org_1", "domains": [{"id": "d_1"}, None]}
     assert listed("organizations", item) == [("organization", item), ("domain", {"id": "d_1"}), ("domain", None)]
     assert listed("organization", None) == [("organization", None)]
@@ -300,7 +300,7 @@ def test_an_organization_is_listed_with_its_domains_and_refused_without() -> Non
             listed("organizations", {"id": "org_1", "domains": domains})
 
 
-def test_of_an_organizations_roles_its_own_are_listed() -> None:
+def test_only_an_organizations_own_roles_are_listed() -> None:
     own = {"slug": "editor", "type": "OrganizationRole"}
     assert listed("organization_roles", own, "org_1") == [("role", own | {"organization_id": "org_1"})]
     assert listed("organization_roles", own | {"type": "EnvironmentRole"}, "org_1") == []
@@ -330,9 +330,7 @@ nearly_right = st.builds(
 @each_kind
 @given(choice=st.data(), data=values | objects | nearly_right, created_at=values | instants, nest=st.booleans())
 @settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
-def test_whatever_the_data_an_event_is_read_or_refused(
-    kind: Kind, choice: Any, data: Any, created_at: Any, nest: bool
-) -> None:
+def test_any_data_is_read_or_refused(kind: Kind, choice: Any, data: Any, created_at: Any, nest: bool) -> None:
     type = choice.draw(st.sampled_from(sorted(kind.events)))
     if nest or type.endswith("verification_failed"):
         data = {"organization_domain": data, "reason": data}
@@ -399,7 +397,7 @@ def test_times_are_instants_in_utc_or_none(text: object, at: datetime | None) ->
         ("\ud800.example", None),
     ],
 )
-def test_domains_are_compared_in_one_form(domain: str | None, normal: str | None) -> None:
+def test_domains_are_normalized(domain: str | None, normal: str | None) -> None:
     assert normalize_domain(domain) == normal
 
 

@@ -1,4 +1,4 @@
-"""docs/operations.md: whoever is woken by an alarm finds what it means and what to do."""
+"""docs/operations.md explains every alert, problem and warning, and what to do about it."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ ALARMS = (DOCS / "operations.md").read_text().split("## Alarms\n")[1].split("\n#
 ENTRIES = ALARMS.split("\n### ")[1:]
 
 
-def test_each_alert_problem_and_warning_has_one_entry_and_no_entry_is_about_anything_else() -> None:
+def test_each_alert_problem_and_warning_has_exactly_one_entry() -> None:
     named = [name for entry in ENTRIES for name in re.findall(r"`(\w+)`", entry.splitlines()[2])]
     assert sorted(named) == sorted([*ALERTS, *PROBLEMS, *WARNINGS])
 
@@ -23,5 +23,5 @@ def test_each_entry_says_what_it_means_and_what_to_do() -> None:
 def test_each_entry_is_as_urgent_as_its_alert() -> None:
     rules = (DOCS / "deploy" / "alerts.yml").read_text().split("- alert: ")[1:]
     urgency = {rule.split()[0]: re.findall(r"severity: (\w+)", rule) for rule in rules}
-    said = {entry.splitlines()[2].split("`")[-2]: entry.splitlines()[2].split(" · ")[-1:] for entry in ENTRIES}
-    assert said == urgency
+    documented = {entry.splitlines()[2].split("`")[-2]: entry.splitlines()[2].split(" · ")[-1:] for entry in ENTRIES}
+    assert documented == urgency

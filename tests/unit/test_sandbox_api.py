@@ -1,4 +1,4 @@
-"""The sandbox's HTTP API, asked by the real WorkOS SDK over loopback."""
+"""The sandbox's HTTP API, called by the real WorkOS SDK over loopback."""
 
 import json
 import threading
@@ -100,7 +100,7 @@ def test_every_listing_pages_through_all_objects(
         assert ids(memberships) == expected(own)
 
 
-def test_pages_lead_backwards_too(sandbox: Sandbox, client: WorkOSClient) -> None:
+def test_pages_can_be_read_backwards(sandbox: Sandbox, client: WorkOSClient) -> None:
     made = [sandbox.world.create_organization(f"Company {n}")["id"] for n in range(5)]
     second = client.organizations.list_organizations(limit=2, order="asc", after=made[1])
     assert [o.id for o in second.data] == made[2:4]
@@ -219,7 +219,7 @@ def test_a_second_key_opens_another_environment() -> None:
         assert [o.id for o in sandbox.client().organizations.list_organizations().data] == [mine]
 
 
-def test_webhook_endpoints_tell_their_secret_once(sandbox: Sandbox, client: WorkOSClient) -> None:
+def test_webhook_endpoints_show_their_secret_once(sandbox: Sandbox, client: WorkOSClient) -> None:
     made = client.webhooks.create_webhook_endpoint(endpoint_url="http://127.0.0.1:9/x", events=["user.created"])
     assert made.secret.startswith("whsec_")
     listed = client.webhooks.list_webhook_endpoints().data
@@ -240,7 +240,7 @@ def test_rate_limits_answer_429_and_the_sdk_waits_for_them(sandbox: Sandbox) -> 
         impatient.user_management.list_users()
     assert limited.value.retry_after == 1
     impatient.organizations.list_organizations()  # another limit
-    sandbox.client(max_retries=1).user_management.list_users()  # waits for a second, as told, and succeeds
+    sandbox.client(max_retries=1).user_management.list_users()  # waits for a second, as Retry-After says, and succeeds
     sandbox.knobs.rate_limits = False
     sandbox.faults.fail("/organizations", status=429, retry_after=0, times=2)
     sandbox.client(max_retries=2).organizations.list_organizations()
@@ -267,7 +267,7 @@ def test_injected_faults(sandbox: Sandbox, client: WorkOSClient) -> None:
     assert len(client.organizations.list_organizations().data) == 5
 
 
-def test_a_lost_answer_leaves_its_effect(sandbox: Sandbox, client: WorkOSClient) -> None:
+def test_a_call_whose_answer_is_lost_takes_effect(sandbox: Sandbox, client: WorkOSClient) -> None:
     for status in (504, 0):
         sandbox.faults.fail("/organizations", method="POST", status=status, after_effect=True)
         with pytest.raises(WorkOSError):
@@ -338,7 +338,7 @@ def test_events_page_in_the_order_of_the_log(sandbox: Sandbox, client: WorkOSCli
     assert ids_of(some.auto_paging_iter()) == wanted
 
 
-def test_the_limits_of_events(sandbox: Sandbox, client: WorkOSClient, clock: Clock) -> None:
+def test_invalid_event_queries_are_refused(sandbox: Sandbox, client: WorkOSClient, clock: Clock) -> None:
     def count(**arguments: Any) -> int:
         page = client.events.list_events(events=["organization.created"], order="asc", **arguments)
         return len(page.data)
@@ -438,9 +438,9 @@ def test_a_new_organization_does_not_embed_its_domains() -> None:
     assert (second["event"], second["data"]["state"]) == ("organization_domain.created", "verified")
 
 
-def test_deleting_parents_tells_of_the_children_or_not() -> None:
-    for told, expected in ((True, 4), (False, 1)):
-        world = World(knobs=Knobs(children_deleted=told))
+def test_deleting_a_parent_emits_events_for_children_if_configured() -> None:
+    for reported, expected in ((True, 4), (False, 1)):
+        world = World(knobs=Knobs(children_deleted=reported))
         organization = world.create_organization("Acme", domains=[("acme.example", "pending")])["id"]
         for n in range(2):
             world.create_membership(organization, world.create_user(f"u{n}@acme.example")["id"])
@@ -451,10 +451,10 @@ def test_deleting_parents_tells_of_the_children_or_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "told", "moved"),
+    ("how", "updates", "moved"),
     [("events", 2, True), ("silently", 0, True), ("silently_same_version", 0, False)],
 )
-def test_deleting_a_role_moves_its_members(clock: Clock, how: Any, told: int, moved: bool) -> None:
+def test_deleting_a_role_moves_its_members(clock: Clock, how: Any, updates: int, moved: bool) -> None:
     world = World(0, clock, Knobs(role_deletion=how))
     organization = world.create_organization("Acme")["id"]
     world.create_role("billing")
@@ -463,14 +463,14 @@ def test_deleting_a_role_moves_its_members(clock: Clock, how: Any, told: int, mo
     two = world.create_membership(organization, users[1], roles=["admin", "billing"])
     clock.forward(seconds=1)
     world.delete_role("billing")
-    types = [event["event"] for event in world.events[-1 - told :]]
-    assert types == ["role.deleted"] + ["organization_membership.updated"] * told
+    types = [event["event"] for event in world.events[-1 - updates :]]
+    assert types == ["role.deleted"] + ["organization_membership.updated"] * updates
     now = [world.memberships[m["id"]] for m in (one, two)]
     assert [[role["slug"] for role in m["roles"]] for m in now] == [["member"], ["admin"]]
     assert (now[0]["updated_at"] > one["updated_at"]) is moved
 
 
-def test_what_is_refused() -> None:
+def test_invalid_operations_are_refused() -> None:
     world = World()
     organization, user = world.create_organization("Acme")["id"], world.create_user("ada@acme.example")["id"]
     pending = world.create_membership(organization, user, status="pending")["id"]

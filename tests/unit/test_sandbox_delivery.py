@@ -1,4 +1,4 @@
-"""The sandbox's webhooks, taken by a small receiver that checks them with the real SDK; and its process."""
+"""The sandbox's webhooks, verified with the real SDK by a small receiver; and the sandbox as a process."""
 
 import json
 import os
@@ -26,12 +26,12 @@ ROOT = Path(__file__).parents[2]
 
 
 class Receiver:
-    """Takes webhooks over HTTP: 401 unless well signed, else what `answer(event)` says (200)."""
+    """Receives webhooks over HTTP: 401 for a wrong signature, otherwise the status that `answer(event)` returns."""
 
     def __init__(self) -> None:
         self.client = WorkOSClient(api_key="sk_test", client_id="client_test")
         self.answer: Callable[[dict[str, Any]], int] = lambda event: 200
-        self.taken: list[dict[str, Any]] = []  # as they came, well signed or refused by `answer`
+        self.taken: list[dict[str, Any]] = []  # in order of arrival, including those that `answer` refused
         self.signatures: list[tuple[str, str]] = []  # (event id, header) of the same
         self.lock = threading.Lock()
         receiver = self
@@ -140,7 +140,7 @@ def test_reordering_stays_within_its_window(sandbox: Sandbox, receiver: Receiver
     assert max(arrived.index(id) - sent.index(id) for id in sent) <= 5
 
 
-def test_held_deliveries_go_out_by_themselves(sandbox: Sandbox, receiver: Receiver) -> None:
+def test_held_deliveries_are_sent_after_a_while(sandbox: Sandbox, receiver: Receiver) -> None:
     sandbox.knobs.reordering = 1.0
     sandbox.world.create_organization("Acme")
     sandbox.deliveries.wait_idle()
@@ -230,7 +230,7 @@ def test_webhooks_follow_a_frozen_time(sandbox: Sandbox, receiver: Receiver) -> 
     assert receiver.signatures[0][1].startswith("t=1777593600000, v1=")
 
 
-def test_a_taken_port_is_told(sandbox: Sandbox) -> None:
+def test_a_port_in_use_is_reported(sandbox: Sandbox) -> None:
     with pytest.raises(OSError, match="in use"):
         Sandbox(port=sandbox.port).start()
 
@@ -304,4 +304,4 @@ def test_the_sandbox_as_a_process(process: Process, receiver: Receiver) -> None:
     client.close()
     assert process.call("GET", "/sandbox/calls") == {"GET /organizations": 2}
     process.child.send_signal(signal.SIGTERM)
-    assert process.child.wait(5) == 0
+    assert process.child.wait(30) == 0

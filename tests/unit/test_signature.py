@@ -1,4 +1,4 @@
-"""Our verdict on a signature is WorkOS's SDK's wherever that gives one, and a refusal where it gives none."""
+"""We accept exactly the signatures that WorkOS's SDK accepts, and refuse those on which it crashes."""
 
 import hashlib
 import hmac
@@ -22,13 +22,13 @@ TOLERANCE = 180
 
 
 def stamped(stamp: object, body: bytes = BODY, secret: str = SECRETS[0]) -> str:
-    """A header with the right MAC for this very stamp, whatever it is."""
+    """A header with the right MAC for this stamp, even for an invalid stamp."""
     return f"t={stamp}, v1={hmac.new(secret.encode(), f'{stamp}.'.encode() + body, hashlib.sha256).hexdigest()}"
 
 
 @pytest.fixture(autouse=True)
 def _now(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Not freezegun: it looks through all modules for each example.
+    # Not freezegun: it searches all modules for each example.
     monkeypatch.setattr("workos.webhooks._resource.time", SimpleNamespace(time=lambda: NOW))
 
 
@@ -41,7 +41,7 @@ def ours(body: bytes, header: str | None, secrets: tuple[str, ...], tolerance: i
 
 
 def sdks(body: bytes, header: Any, secret: str, tolerance: int = TOLERANCE) -> bool:
-    """The SDK's verdict; what it raises besides `ValueError` is none, and counts as no."""
+    """The SDK's verdict; any exception counts as a refusal."""
     try:
         Webhooks.verify_header(
             None,  # type: ignore[arg-type]  # verification uses no client
@@ -112,19 +112,19 @@ def deliveries(draw: st.DrawFn) -> tuple[bytes, str, str]:
 
 @given(deliveries(), st.integers(0, 300))
 @settings(deadline=None, max_examples=300)
-def test_our_verdict_is_the_sdks(delivery: tuple[bytes, str, str], tolerance: int) -> None:
+def test_our_verdict_equals_the_sdks(delivery: tuple[bytes, str, str], tolerance: int) -> None:
     body, header, secret = delivery
     assert ours(body, header, (secret,), tolerance) is (bool(header) and sdks(body, header, secret, tolerance))
 
 
 @given(st.lists(secrets, min_size=1, max_size=4), secrets)
 @settings(deadline=None)
-def test_of_several_secrets_any_opens_and_no_other(known: list[str], used: str) -> None:
+def test_any_of_several_secrets_is_accepted(known: list[str], used: str) -> None:
     assert ours(BODY, stamped(NOW_MS, secret=used), tuple(known)) is (used in known)
 
 
-def test_what_the_sdk_has_no_word_for_is_refused() -> None:
+def test_signatures_that_crash_the_sdk_are_refused() -> None:
     for header in (stamped(NOW_MS)[:-1] + "\u00e9", "t=\ud800, v1=\ud800"):
         with pytest.raises(InvalidSignatureError):
             verify(BODY, header, SECRETS, TOLERANCE)
-    assert sign(BODY, SECRETS[0], NOW) == stamped(NOW_MS), "what all other tests sign with is WorkOS's form"
+    assert sign(BODY, SECRETS[0], NOW) == stamped(NOW_MS), "the other tests sign in WorkOS's form"

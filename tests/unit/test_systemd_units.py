@@ -1,4 +1,4 @@
-"""docs/deploy/systemd: units that systemd takes without a word, and that wait longer than the processes do."""
+"""docs/deploy/systemd: systemd accepts the units without a warning, and they wait long enough at a stop."""
 
 import os
 import re
@@ -15,8 +15,8 @@ ANALYZE = shutil.which("systemd-analyze")
 PROGRAM = "/opt/workos-sync/current/bin/workos-sync"
 
 
-@pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not here (Debian: systemd)")
-def test_systemd_has_nothing_to_say_against_the_units(tmp_path: Path) -> None:
+@pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed (Debian: systemd)")
+def test_systemd_accepts_the_units_without_a_warning(tmp_path: Path) -> None:
     shutil.copytree(UNITS, tmp_path, dirs_exist_ok=True)
     for unit in tmp_path.glob("*.service"):
         unit.write_text(unit.read_text().replace(PROGRAM, "/bin/true"))
@@ -31,8 +31,8 @@ def test_systemd_has_nothing_to_say_against_the_units(tmp_path: Path) -> None:
     assert len(units) == 5 and (verify.returncode, verify.stdout + verify.stderr) == (0, "")
 
 
-def test_systemd_kills_no_worker_that_still_ends_its_batch() -> None:
+def test_systemd_waits_until_a_worker_has_finished_its_batch() -> None:
     unit = (UNITS / "workos-sync-worker.service").read_text()
     patience = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     assert patience and int(patience[1]) > GRACE_SECONDS
-    assert "\nKillMode=mixed\n" in unit, "a second SIGTERM would break off what the first lets end"
+    assert "\nKillMode=mixed\n" in unit, "a second SIGTERM would interrupt the batch"

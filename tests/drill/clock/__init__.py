@@ -1,1 +1,1 @@
-"""A folder for PYTHONPATH: whatever Python starts with it there is on a clock of its own."""
+"""A folder for PYTHONPATH: it gives a Python process its own clock."""

@@ -1,7 +1,7 @@
-"""Python imports this when it starts, from the folder that PYTHONPATH names: the process is on a clock of its own.
+"""Python imports this when it starts, from the folder that PYTHONPATH names: the process gets its own clock.
 
-How many seconds it is ahead stands in the file that `WRONG_CLOCK` names, and is looked up every half second. Only the
-time of day is wrong, as after a bad NTP answer; what measures how long something takes is not.
+The file that `WRONG_CLOCK` names holds the seconds that it is ahead, and is read every half second. Only the time of
+day is wrong, as after a bad NTP answer; the monotonic clock is right.
 """
 
 import os
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import time_machine
 
-LOOK_EVERY_SECONDS = 0.5
+POLL_SECONDS = 0.5
 
 
 def follow(file: Path) -> None:
-    """Be as much ahead as the file says, for ever."""
+    """Keep the clock ahead by the seconds in the file."""
     ahead, travel = 0, None
     while True:
         wanted = int(file.read_text())
@@ -27,7 +27,7 @@ def follow(file: Path) -> None:
             if travel is not None:
                 travel.start()
             ahead = wanted
-        time.sleep(LOOK_EVERY_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def start() -> None:
