@@ -54,11 +54,10 @@ def prepare(app: Flask, settings: Settings) -> CSRFProtect:
 
 def add(routes: Blueprint, settings: Settings, csrf: CSRFProtect) -> None:
     """Require sign-in and CSRF tokens on all of `routes`; add the pages for sign-in and sign-out."""
-    public = {f"{routes.name}.sign_in", f"{routes.name}.static"}
 
     @routes.before_request
     def authenticate() -> AnyResponse | tuple[str, int] | None:
-        if request.endpoint not in public and session.get("name") not in settings.ops_tokens:
+        if request.endpoint not in {"ops.sign_in", "ops.static"} and session.get("name") not in settings.ops_tokens:
             return render_template("ops/sign_in.html", next=request.path), 401
         csrf.protect()
         return None
@@ -68,7 +67,7 @@ def add(routes: Blueprint, settings: Settings, csrf: CSRFProtect) -> None:
         response.headers["Content-Security-Policy"] = POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "same-origin"
-        if request.endpoint != f"{routes.name}.static":
+        if request.endpoint != "ops.static":
             response.headers["Cache-Control"] = "no-store"
         return response
 
@@ -91,15 +90,15 @@ def add(routes: Blueprint, settings: Settings, csrf: CSRFProtect) -> None:
         session.permanent = True
         session["name"] = name
         log.info("sign_in_succeeded", who=name)
-        return redirect(_redirect_target(routes, request.form.get("next", "")))
+        return redirect(_redirect_target(request.form.get("next", "")))
 
     @routes.post("/sign-out")
     def sign_out() -> AnyResponse:
         session.clear()
-        return redirect(url_for(f"{routes.name}.sign_in"))
+        return redirect(url_for("ops.sign_in"))
 
 
-def _redirect_target(routes: Blueprint, path: str) -> str:
+def _redirect_target(path: str) -> str:
     """Return `path` if it is one of these pages, else the overview (no open redirects)."""
-    home = url_for(f"{routes.name}.overview")
+    home = url_for("ops.overview")
     return path if path.startswith(home) and "//" not in path and "\\" not in path else home
