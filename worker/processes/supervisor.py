@@ -9,8 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkProcess
 
 import structlog
@@ -71,9 +70,13 @@ class Child:
             self.process = None
         if self.process is None and now >= self._start_at:
             self._started_at = now
-            with _signals_held():
-                self.process = multiprocessing.get_context("fork").Process(target=self._run)
+            self.process = multiprocessing.get_context("fork").Process(target=self._run)
+            # Until it has its own handlers, the child would handle signals as the supervisor does.
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+            try:
                 self.process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
     def _run(self) -> None:
         # A new session: Ctrl-C reaches the supervisor only, which asks the child to stop once. RQ would take a second
@@ -84,16 +87,6 @@ class Child:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         self._lifeline.watch()
         self._work()
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Delay signals to stop: between the fork and its own handlers, a child would handle them as the supervisor."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def supervise(jobs: Sequence[Callable[[], None]], stop: threading.Event) -> None:
