@@ -3,9 +3,10 @@
 Counters come from Redis and gauges from the database, so every web process returns the same metrics.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from flask import Blueprint, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -24,35 +25,24 @@ from worker.reports.health import PROBLEMS, WARNINGS, Health, check_health
 LabelValues = TypeVar("LabelValues", bound=str | tuple[str, ...])
 
 
-class Counter(NamedTuple):
-    """A counter's name in `worker.metrics`, and how it is shown."""
-
-    key: str
-    name: str
-    text: str
-    labels: tuple[str, ...] = ()
-    initial: tuple[tuple[str, ...], ...] = ((),)
-    """Label values of the series that start at 0: Prometheus sees no increase when a series first appears above 0."""
-
-
-COUNTERS = (
-    Counter(
-        "received",
+COUNTERS: dict[str, tuple[str, str, tuple[tuple[str, tuple[str, ...]], ...]]] = {
+    "received": (
         "webhooks_received",
         "Deliveries with a valid signature.",
-        ("outcome", "type"),
-        tuple((outcome, type) for outcome in ("accepted", "duplicate", "not_stored") for type in (*READERS, "other")),
+        (("outcome", ("accepted", "duplicate", "not_stored")), ("type", (*READERS, "other"))),
     ),
-    Counter(
-        "refused",
+    "refused": (
         "webhooks_refused",
         "Deliveries rejected by address or signature.",
-        ("reason",),
-        (("address",), ("missing",), ("mismatch",), ("time",)),
+        (("reason", ("address", "missing", "mismatch", "time")),),
     ),
-    Counter("workos_calls", "workos_calls", "Calls to the WorkOS API."),
-    Counter("workos_limited", "workos_limited", "Calls to the WorkOS API that were answered with 429."),
-)
+    "workos_calls": ("workos_calls", "Calls to the WorkOS API.", ()),
+    "workos_limited": ("workos_limited", "Calls to the WorkOS API that were answered with 429.", ()),
+}
+"""Name, help text, and labels with their values, of each counter of `worker.metrics`.
+
+The series of these values start at 0: Prometheus sees no increase when a series first appears above 0.
+"""
 
 
 def blueprint(services: Services) -> Blueprint:
@@ -101,9 +91,10 @@ class _Metrics(Collector):
 
 
 def _counter_metrics(counts: Mapping[Name, float], times: Mapping[Name, float]) -> Iterator[Metric]:
-    for key, name, text, labels, initial in COUNTERS:
-        counter = CounterMetricFamily(f"workos_sync_{name}", text, labels=labels)
-        series = dict.fromkeys(initial, 0.0) | {found.labels: n for found, n in counts.items() if found.name == key}
+    for key, (name, text, labels) in COUNTERS.items():
+        counter = CounterMetricFamily(f"workos_sync_{name}", text, labels=[label for label, _ in labels])
+        initial = dict.fromkeys(itertools.product(*(values for _, values in labels)), 0.0)
+        series = initial | {found.labels: number for found, number in counts.items() if found.name == key}
         for values, number in sorted(series.items()):
             counter.add_metric(values, number)
         yield counter

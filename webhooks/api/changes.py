@@ -22,7 +22,7 @@ from worker.mirror import change_feed
 log = structlog.get_logger()
 
 MAX_SNAPSHOTS = 2
-"""Concurrent snapshots per process. Each holds a thread and a database connection while it is read."""
+"""Concurrent snapshots per process. Each holds a thread and a database connection until it has been sent."""
 SNAPSHOT_SECONDS = 600.0
 RETRY_SNAPSHOT_SECONDS = 5
 CHUNK_CHARS = 65_536
@@ -41,10 +41,10 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine, max_threads: int) -> 
     def changes(query: schemas.ChangesQuery) -> Response:
         """List the changes after an id, in commit order.
 
-        With `wait`, the response is delayed until there is a change or the time is up. While too many clients wait,
-        `wait` is ignored and the response may be empty.
+        With `wait`, the response is delayed until there is a change or the time is up. If too many clients are
+        waiting, `wait` is ignored and the response may be empty.
 
-        410: some changes after that id have been pruned. Fetch a snapshot and continue from its `changes_after`.
+        410: some changes after the id have been pruned. Fetch a snapshot and continue from its `changes_after`.
         """
         may_wait = bool(query.wait) and waiting.acquire(blocking=False)
         try:
@@ -78,11 +78,11 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine, max_threads: int) -> 
 
 
 def _bounded(engine: Engine, slots: threading.BoundedSemaphore) -> Generator[tuple[str, int | RowMapping], None, None]:
-    """Yield the parts of a snapshot while holding one of `slots`, for at most `SNAPSHOT_SECONDS`.
+    """Yield the parts of a snapshot while holding one of `slots`.
 
     Raises:
         TooManyRequests: no slot is free.
-        ConnectionResetError: the client read too slowly. The server closes the connection.
+        ConnectionResetError: the client took longer than `SNAPSHOT_SECONDS`. The server closes the connection.
     """
     if not slots.acquire(blocking=False):
         raise TooManyRequests("too many concurrent snapshots; retry later", retry_after=RETRY_SNAPSHOT_SECONDS)

@@ -128,7 +128,7 @@ class Member(BaseModel):
 
 
 class Domain(BaseModel):
-    """A domain of a workspace: whether people with an address on it join automatically, and why."""
+    """A domain of a workspace: whether people with an e-mail address on it join automatically, and why."""
 
     id: str
     domain: str | None
@@ -227,7 +227,7 @@ class Run(BaseModel):
 
 
 class Replay(Run):
-    """A replay: how many events it selects, has requeued, and has skipped because their payload is gone."""
+    """A replay: the number of events selected, requeued, and skipped because their payload has been deleted."""
 
     selection: JsonObject | None
     reason: str | None

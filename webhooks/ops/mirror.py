@@ -64,7 +64,7 @@ def add(routes: Blueprint, services: Services) -> None:
 
 
 def _people(engine: Engine, email_part: str) -> list[dict[str, object]]:
-    """Return people whose e-mail address contains `email_part`; everybody if it is empty."""
+    """Return up to `PAGE` people whose e-mail address contains `email_part`."""
     query = select(User.id, User.email, User.deleted_by, User.updated_at).order_by(User.email, User.id).limit(PAGE)
     if email_part:
         query = query.where(User.email.icontains(email_part, autoescape=True))

@@ -1,6 +1,7 @@
 """What several pages share: pagination, the reason field of a form, and starting runs."""
 
 from collections.abc import Callable
+from functools import partial
 
 from flask import flash, redirect, request, session, url_for
 from werkzeug import Response
@@ -51,8 +52,5 @@ def start_resync(
     """
     if not services.settings.repairs:
         raise ConfigurationError("WORKOS_API_KEY is not set, so no worker can call WorkOS; set it and WORKOS_CLIENT_ID")
-    return start_run(
-        services,
-        lambda who: resync.start(services.engine, who, organization_id=organization_id, approves=approves),
-        message,
-    )
+    start = partial(resync.start, services.engine, organization_id=organization_id, approves=approves)
+    return start_run(services, start, message)

@@ -17,25 +17,25 @@ from worker.settings import Settings
 log = structlog.get_logger()
 
 SESSION_LIFETIME = timedelta(hours=12)
-POLICY = (
-    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; form-action 'self'; "
-    "frame-ancestors 'none'; base-uri 'none'"
-)
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+}
 
 
 class _Sessions(SecureCookieSessionInterface):
-    """Session cookies that are `Secure` if the request came over HTTPS."""
-
     def get_cookie_secure(self, _app: Flask) -> bool:
-        """Return whether to set the `Secure` attribute."""
+        """Return whether to set the cookie's `Secure` attribute: only if the request came over HTTPS."""
         return request.is_secure
 
 
 def prepare(app: Flask, settings: Settings) -> CSRFProtect:
     """Configure sessions and CSRF protection on `app`; return the protection.
 
-    The key that signs cookies is derived from the tokens. All processes share it, and changing a token signs everybody
-    out.
+    The key that signs cookies is derived from the tokens, so all processes share it, and a new token signs all
+    operators out.
     """
     tokens = sorted((name, token.get_secret_value()) for name, token in settings.ops_tokens.items())
     app.secret_key = hmac.digest(b"workos-sync ops session", repr(tokens).encode(), hashlib.sha256)
@@ -46,7 +46,7 @@ def prepare(app: Flask, settings: Settings) -> CSRFProtect:
         SESSION_COOKIE_PATH="/ops",
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Strict",
-        WTF_CSRF_CHECK_DEFAULT=False,  # Only for the pages: deliveries are signed.
+        WTF_CSRF_CHECK_DEFAULT=False,  # Only the pages need it.
         WTF_CSRF_TIME_LIMIT=None,  # As long as the session.
     )
     return CSRFProtect(app)
@@ -64,9 +64,7 @@ def add(routes: Blueprint, settings: Settings, csrf: CSRFProtect) -> None:
 
     @routes.after_request
     def add_security_headers(response: Response) -> Response:
-        response.headers["Content-Security-Policy"] = POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "same-origin"
+        response.headers.update(SECURITY_HEADERS)
         if request.endpoint != "ops.static":
             response.headers["Cache-Control"] = "no-store"
         return response
@@ -99,6 +97,6 @@ def add(routes: Blueprint, settings: Settings, csrf: CSRFProtect) -> None:
 
 
 def _redirect_target(path: str) -> str:
-    """Return `path` if it is one of these pages, else the overview (no open redirects)."""
+    """Return `path` if it is one of the pages, else the overview, to prevent open redirects."""
     home = url_for("ops.overview")
     return path if path.startswith(home) and "//" not in path and "\\" not in path else home

@@ -19,25 +19,20 @@ def hook_status(engine: Engine, names: Iterable[str] = ()) -> list[Record]:
     of_status = select(*group, func.count()).group_by(*group)
     with read_transaction(engine) as tx:
         counts = {(hook, status): number for hook, status, number in tx.execute(of_status)}
-        rows: dict[str, Record] = {row["name"]: dict(row) for row in tx.execute(select(Hook.__table__)).mappings()}
-        report = []
-        for name in sorted(rows.keys() | set(names)):
-            row = rows.get(name, {})
-            ahead = select(func.count()).select_from(Change).where(Change.id > row.get("cursor", 0))
-            report.append(
-                {
-                    "hook": name,
-                    "configured": name in names,
-                    "cursor": row.get("cursor"),
-                    "behind": tx.execute(ahead).scalar_one() if row else None,
-                    "waiting": counts.get((name, DeliveryStatus.PENDING), 0),
-                    "failed": counts.get((name, DeliveryStatus.FAILED), 0),
-                    "delivered": row.get("delivered", 0),
-                    "delivered_at": row.get("delivered_at"),
-                    "error": row.get("error"),
-                }
-            )
-        return report
+        ahead = select(func.count(Change.id)).where(Change.id > Hook.cursor).scalar_subquery()
+        columns = (Hook.cursor, ahead.label("behind"), Hook.delivered, Hook.delivered_at, Hook.error)
+        rows = {row["name"]: row for row in tx.execute(select(Hook.name, *columns)).mappings()}
+    never_ran = {"cursor": None, "behind": None, "delivered": 0, "delivered_at": None, "error": None}
+    return [
+        {
+            "hook": name,
+            "configured": name in names,
+            "waiting": counts.get((name, DeliveryStatus.PENDING), 0),
+            "failed": counts.get((name, DeliveryStatus.FAILED), 0),
+            **{column: rows.get(name, never_ran)[column] for column in never_ran},
+        }
+        for name in sorted(rows.keys() | set(names))
+    ]
 
 
 def deliveries(

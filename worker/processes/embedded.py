@@ -1,4 +1,4 @@
-"""The embedded Valkey, for running without a Redis server: the first command starts it, the others use it."""
+"""The embedded Valkey, for use without a Redis server. The first command starts it, and other commands share it."""
 
 import fcntl
 from collections.abc import Iterator
@@ -23,38 +23,30 @@ def redis_url(settings: Settings) -> str:
 
 
 class RedisServer:
-    """The Redis to use: that of the setting, or an embedded server, started here unless another command runs it."""
+    """The Redis in the settings, or the embedded server if there is none."""
 
     def __init__(self, settings: Settings) -> None:
         self.url = redis_url(settings)
+        self.started: ValkeyServer | None = None
         self._embedded = settings.redis_url is None
-        self._server: ValkeyServer | None = None
 
     def ensure(self) -> None:
-        """Start the embedded server if it is not running.
-
-        Raises:
-            ConfigurationError: it cannot be started here.
-        """
+        """Start the embedded server if it is needed and not running; raise `ConfigurationError` if that fails."""
         if self._embedded and not _runs(self.url):
             HOME.mkdir(exist_ok=True)
-            self._server = _start_unless_running(self.url) or self._server
-
-    def stop(self) -> None:
-        """Stop the embedded server if this process started it."""
-        if self._server is not None:
-            self._server.stop()
+            self.started = _start_unless_running(self.url) or self.started
 
 
 @contextmanager
 def redis_server(settings: Settings) -> Iterator[RedisServer]:
-    """Yield a running Redis; stop it at the end if it was started here."""
+    """Yield a running Redis. At the end, stop it if this process started it."""
     server = RedisServer(settings)
     server.ensure()
     try:
         yield server
     finally:
-        server.stop()
+        if server.started is not None:
+            server.started.stop()
 
 
 def _start_unless_running(url: str) -> ValkeyServer | None:
@@ -81,7 +73,7 @@ def _start_unless_running(url: str) -> ValkeyServer | None:
 
 
 def _runs(url: str) -> bool:
-    """Return whether a server holds the socket. One that is loading its data, or is frozen, is not replaced."""
+    """Return whether a server uses the socket, even if it is still loading its data or is frozen."""
     with open_redis(url, socket_timeout=1, socket_connect_timeout=1) as redis:
         try:
             return bool(redis.ping())

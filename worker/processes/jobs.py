@@ -1,4 +1,4 @@
-"""RQ: a worker that runs only known functions."""
+"""RQ workers that run only known functions."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,14 +11,14 @@ from rq.serializers import JSONSerializer
 from worker.queue.doorbell import Doorbell, queue_name
 
 WORKER_TTL_SECONDS = 30
-"""Short, so that idle workers look for abandoned jobs often enough."""
+"""Short, so that idle workers often look for abandoned jobs."""
 
 LONGEST_RECONNECT_SECONDS = 5.0
-"""Upper bound on the pause before RQ tries to reach Redis again, which is a minute by default."""
+"""Maximum pause before RQ reconnects to Redis. RQ's default is a minute."""
 
 
 def answered(run: Callable[[], object], bell: Doorbell) -> Callable[[], None]:
-    """Return the function of a lane's jobs: answer the bell, then run `run`."""
+    """Return a job function that answers the bell, then calls `run`."""
 
     def work() -> None:
         bell.answer()
@@ -28,7 +28,7 @@ def answered(run: Callable[[], object], bell: Doorbell) -> Callable[[], None]:
 
 
 class Worker(SimpleWorker):
-    """A worker that registers again if Redis was flushed, or is another server after a fail-over."""
+    """A worker that registers again after Redis was flushed or replaced by another server."""
 
     max_connection_wait_time = LONGEST_RECONNECT_SECONDS
 
@@ -36,20 +36,20 @@ class Worker(SimpleWorker):
         """Extend the worker's registration by `timeout` seconds, or register again."""
         super().heartbeat(timeout, pipeline)
         if pipeline is None and not self.connection.sismember(self.redis_workers_keys, self.key):
-            self.connection.delete(self.key)  # incomplete: the heartbeat has just made it
+            self.connection.delete(self.key)  # incomplete, because the heartbeat has just created it
             self.register_birth()  # type: ignore[no-untyped-call]  # RQ has no types for it
             self.set_state(self.get_state())
 
 
 def make_worker(redis: Redis, lane: str, functions: Mapping[str, Callable[[], object]]) -> SimpleWorker:
-    """Return a worker of one queue that runs only `functions`, whatever a job in Redis names.
+    """Return a worker of one queue. It runs only `functions`, whatever function a job in Redis names.
 
-    One queue, because RQ loses a job of a worker killed between several; JSON, because unpickling runs code
-    (docs/decisions.md, Work).
+    With several queues, RQ would lose a job if a worker is killed between them. The serializer is JSON because
+    unpickling can run any code (docs/decisions.md, Work).
     """
 
     class KnownJob(Job):
-        """A job whose function is looked up among the known ones, never imported by name."""
+        """A job whose function is looked up in `functions`, never imported by name."""
 
         @property
         def func(self) -> Callable[[], object]:

@@ -3,8 +3,8 @@
 import os
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import partial
 from types import FrameType
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 
 def work(lane: str, settings: Settings, redis_url: str) -> None:
-    """Run the jobs of `lane` until stopped; exit with 1 if Redis is lost, so that the supervisor starts another."""
+    """Run the jobs of `lane` until stopped. Exit with 1 if Redis is lost; the supervisor then starts a new process."""
     structlog.contextvars.bind_contextvars(lane=lane)
     with closing(build_services(settings, redis_url)) as services:
         stopping = threading.Event()
@@ -58,7 +58,7 @@ def _drain(services: Services, stopping: threading.Event) -> Callable[[], None]:
     def run() -> None:
         if not drain(services.engine, policy, observe, stopping.is_set):
             services.bell.ring()
-        # At once. For changes made by a resync, the clock rings.
+        # Only for speed: the clock rings too.
         if settings.http_hooks:
             services.hooks_bell.ring()
         if settings.auto_join is AutoJoinMode.PROVISION and provisioning.waiting(services.engine):
@@ -70,8 +70,8 @@ def _drain(services: Services, stopping: threading.Event) -> Callable[[], None]:
 def _repair(services: Services, stopping: threading.Event) -> Callable[[], None]:
     settings = services.settings
     workos = connect(settings, services.redis, services.counters) if settings.repairs else None
-    step = Repair(services.engine, workos, settings, services.bell, stopping.is_set).all
-    return answered(_until_unavailable(step), services.repair_bell)
+    repair = Repair(services.engine, workos, settings, services.bell, stopping.is_set)
+    return answered(_unavailable_logged()(repair.all), services.repair_bell)
 
 
 def _provision(services: Services, stopping: threading.Event) -> Callable[[], None]:
@@ -81,12 +81,13 @@ def _provision(services: Services, stopping: threading.Event) -> Callable[[], No
     read_events = partial(catch_up_or_resync, engine, workos, lag=lag)
     applied = partial(update_complete_to, engine)
 
+    @_unavailable_logged()
     def run() -> None:
         require_same_environment(engine, workos, settings)
         while provisioning.provision(engine, workos, lag, bell, read_events, applied, stopping.is_set):
             pass
 
-    return answered(_until_unavailable(run), services.provision_bell)
+    return answered(run, services.provision_bell)
 
 
 def _hooks(services: Services, stopping: threading.Event) -> Callable[[], None]:
@@ -99,25 +100,22 @@ def _hooks(services: Services, stopping: threading.Event) -> Callable[[], None]:
     return answered(run, services.hooks_bell)
 
 
-def _until_unavailable(step: Callable[[], object]) -> Callable[[], None]:
-    """Return `step` so that it ends quietly if WorkOS is unavailable: the clock rings for the rest of the work."""
-
-    def run() -> None:
-        try:
-            step()
-        except (ConfigurationError, WorkOSUnavailableError) as error:
-            log.warning("repair_stopped", why=str(error))
-
-    return run
+@contextmanager
+def _unavailable_logged() -> Iterator[None]:
+    """Log errors about WorkOS instead of raising them. The clock rings for the remaining work."""
+    try:
+        yield
+    except (ConfigurationError, WorkOSUnavailableError) as error:
+        log.warning("repair_stopped", why=str(error))
 
 
 def _stop_between_steps(worker: SimpleWorker, stopping: threading.Event) -> None:
-    """Set `stopping` when the worker is asked to stop, so that a job ends between two steps."""
+    """Set `stopping` when the worker is asked to stop, so that its job ends after the current step."""
     stop_rq: Callable[[int, FrameType | None], None] = worker.request_stop
 
     def stop(number: int, frame: FrameType | None) -> None:
         stopping.set()
-        # The exception that RQ raises into an idle worker may be caught by code that continues after any exception.
+        # RQ raises an exception into an idle worker, but code that continues after any exception may catch it.
         worker._stop_requested = True  # noqa: SLF001 - RQ's loop reads it
         stop_rq(number, frame)
 

@@ -1,6 +1,6 @@
-"""Keeps child processes running: one that dies is started again; a stop reaches all of them.
+"""Keeps child processes running, and stops them all when it is stopped.
 
-They are forked, so that modules are loaded once, and a child that died is back at once.
+Children are forked, so that modules are loaded only once and a child that died is replaced quickly.
 """
 
 import gc
@@ -26,13 +26,13 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Lifeline:
-    """A pipe that is never written to: its other end closes when the supervisor ends, however that happens."""
+    """A pipe that tells children when the supervisor ends, even by SIGKILL: its other end is then closed."""
 
     def __init__(self) -> None:
         self._held, self._kept = os.pipe()
 
     def watch(self) -> None:
-        """In a child: stop as on SIGTERM once the supervisor has ended."""
+        """In a child: send it SIGTERM when the supervisor has ended."""
         os.close(self._kept)
 
         def wait() -> None:
@@ -59,7 +59,7 @@ class Child:
         self.process: ForkProcess | None = None
 
     def check(self) -> None:
-        """Start the process if it is not running and its pause is over, which doubles while it keeps dying quickly."""
+        """Start the process if it is not running and its pause is over. The pause doubles if it keeps dying quickly."""
         now = time.monotonic()
         if self.process is not None and (code := self.process.exitcode) is not None:
             quick = now - self._started_at < QUICK_DEATH_SECONDS
@@ -79,8 +79,8 @@ class Child:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
     def _run(self) -> None:
-        # A new session: Ctrl-C reaches the supervisor only, which asks the child to stop once. RQ would take a second
-        # signal as a request to stop at once.
+        # A new session, so that Ctrl-C reaches only the supervisor, which then signals the child once. After a second
+        # signal, RQ would not finish the job.
         os.setsid()
         for number in STOPPING:
             signal.signal(number, signal.SIG_DFL)
@@ -90,11 +90,11 @@ class Child:
 
 
 def supervise(jobs: Sequence[Callable[[], None]], stop: threading.Event) -> None:
-    """Run each of `jobs` in a process until `stop` is set, then end them: SIGTERM, and SIGKILL after 30 seconds.
+    """Run each of `jobs` in a process until `stop` is set; then send SIGTERM, and SIGKILL after 30 seconds.
 
-    Call it in a process without other threads, which a fork would break, and with no open connections.
+    The calling process must have no other threads and no open connections, because a fork would break them.
     """
-    gc.freeze()  # no child's collector visits loaded modules, which would copy their memory
+    gc.freeze()  # keeps the memory of loaded modules shared: no child's garbage collector visits them
     lifeline = Lifeline()
     children = [Child(job, lifeline) for job in jobs]
     try:
