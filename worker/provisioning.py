@@ -1,14 +1,14 @@
 """Provisioning: create, through WorkOS's API, the memberships of people who join by their verified domain.
 
-WorkOS decides who is a member. Its answers can be lost, and a create activates a membership that was deactivated. So
-the person's memberships are listed right before each create, and the create is sent only if
+A create reactivates a membership that was deactivated, and its response can be lost. So the person's memberships are
+listed right before each create, and the create is sent only if
 
-- every event is applied that is older than the listing by the lag and `FRESH`: one of them may be a removal;
-- every event is applied up to `complete_from`, a time after the join was added and after the last call that failed;
+- all events are applied up to `lag` and `FRESH` before the listing, because one of them may be a removal;
+- all events are applied up to `complete_from`, a time after the join was added and after its last failed call;
 - no more than `SEND_SECONDS` have passed since before the listing.
 
 A join that fails or takes too long starts over with a new `complete_from`. Each attempt is recorded before its call, so
-that a process killed at any moment leaves nothing unknown. What remains possible: docs/guarantees.md, Not promised.
+that it is known even if the process is killed. What can still go wrong: docs/guarantees.md, Not promised.
 """
 
 import time
@@ -44,15 +44,15 @@ JOINS_PER_ROUND = 200
 USERS_PER_STEP = 200
 """Users of a domain that are searched in one transaction."""
 CLAIM_SECONDS = 60.0
-"""A join that was claimed longer ago and is still open has lost its worker."""
+"""If a join was claimed longer ago and is still open, its worker has died."""
 FRESH = timedelta(seconds=5)
-"""How long reading and applying the newest events may take."""
+"""Time allowed for reading and applying the newest events."""
 SEND_SECONDS = 5.0
-"""From before the listing to the create, by the monotonic clock."""
+"""Maximum time from before the listing to the create."""
 AGAIN_SECONDS = 2.0
 MAX_BACKOFF_SECONDS = 600.0
 MAX_ATTEMPTS = 8
-"""A join that WorkOS has refused this often is failed, and an operator decides."""
+"""After this many rejections by WorkOS, a join is failed, and an operator decides."""
 OPEN = (JoinState.PENDING, JoinState.UNDO)
 
 
@@ -66,7 +66,7 @@ class ClaimedJoin(NamedTuple):
     attempted_at: datetime | None
     membership_id: str | None
     claim: int
-    """Raised by each worker that claims the join; a worker with an older number writes nothing."""
+    """Incremented by each worker that claims the join. A worker with an older number cannot write."""
 
 
 class Verdict(NamedTuple):

@@ -36,7 +36,7 @@ CHANGES_PER_STEP = 100
 STEP_SECONDS = 30.0
 """Changes not sent by then wait for the next step, so that deliveries are recorded and the job ends in time."""
 ROUND_SECONDS = 20.0
-"""After this time, a hook that is far behind yields to the next hook."""
+"""A hook that is far behind then waits for the other hooks."""
 FIRST_BACKOFF_SECONDS = 5.0
 MAX_BACKOFF_SECONDS = 3600.0
 MAX_TRACEBACK = 8_000

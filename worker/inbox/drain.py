@@ -34,13 +34,13 @@ from worker.mirror.read_requests import request_reads_for
 log = structlog.get_logger()
 
 ORPHAN_AFTER_SECONDS = 15.0
-"""A batch that was started longer ago, and whose row nobody has locked, has lost its drain."""
+"""If a batch was started longer ago and nobody has locked its row, its drain has died."""
 PARTITIONS = 4
 """On PostgreSQL, up to this many drains work on a backlog without waiting for each other's rows."""
 MAX_BACKOFF_SECONDS = 3600.0
 
 NO_ERROR = {"error": None, "fingerprint": None, "traceback": None}
-"""The error columns of an event that did not fail, or that is replayed."""
+"""The error columns of an event that has not failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Policy:
 
 
 class ClaimedBatch(NamedTuple):
-    """A batch as recorded. `last`: nothing else was due when it was claimed."""
+    """A recorded batch. `last`: no other event was due when it was claimed."""
 
     id: str
     event_ids: list[str]
@@ -189,7 +189,7 @@ def _delete_batch(tx: Connection, batch: ClaimedBatch) -> bool:
 
 
 def _failed_attempt(policy: Policy, attempts: int, error: Exception) -> dict[str, object]:
-    """Return the columns of an event after a failed attempt: retried later, or failed until an operator decides."""
+    """Return the columns of an event after a failed attempt: it is retried later, or failed."""
     values: dict[str, object] = {"attempts": attempts, "error": _describe(error), "fingerprint": fingerprint(error)}
     values["traceback"] = None if isinstance(error, PayloadError) else stack_of(error)
     if isinstance(error, PayloadError) or attempts >= policy.max_attempts:
@@ -198,7 +198,7 @@ def _failed_attempt(policy: Policy, attempts: int, error: Exception) -> dict[str
 
 
 def _describe(error: Exception) -> str:
-    """Return an error as the inbox keeps it: one line, without the parameters of statements."""
+    """Return an error as one line, without the parameters of SQL statements."""
     if isinstance(error, PayloadError):
         return clean(str(error))
     message = str(error.orig) if isinstance(error, DBAPIError) else str(error)
@@ -259,7 +259,7 @@ def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool
 
     If the caller rolls `tx` back, the result shows what would happen.
     """
-    # A shared lock: a new role map waits for the batches that use the old one.
+    # A shared lock, so that a new role map waits for batches that use the old one.
     roles, now = tx.execute(select(Mirror.role_map, db_now()).with_for_update(read=True)).one()
     selected = (Event.__table__.c[name] for name in UndecidedEvent._fields)
     query = select(*selected).where(is_any_of(tx, Event.id, ids), *which)
@@ -303,7 +303,7 @@ def _of_erased(tx: Connection, arrivals: Sequence[Arrival]) -> set[str]:
 
 
 def _subject_columns(snapshot: Snapshot | None) -> dict[str, str | None]:
-    """Return the columns of an inbox row that say what its event is about."""
+    """Return the inbox columns that identify the object of an event."""
     if snapshot is None:
         return {"kind": None, "object_id": None, "organization_id": None}
     organization_id = snapshot.kind.organization_of(snapshot.id, snapshot.state.content)

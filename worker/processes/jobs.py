@@ -1,6 +1,8 @@
 """RQ workers that run only known functions."""
 
+import threading
 from collections.abc import Callable, Mapping
+from types import FrameType
 
 from redis import Redis
 from redis.client import Pipeline
@@ -31,6 +33,15 @@ class Worker(SimpleWorker):
     """A worker that registers again after Redis was flushed or replaced by another server."""
 
     max_connection_wait_time = LONGEST_RECONNECT_SECONDS
+    stopping: threading.Event
+    """Set when the worker is asked to stop, so that its job ends after the current step."""
+
+    def request_stop(self, signum: int | None, frame: FrameType | None) -> None:
+        """Stop after the current job."""
+        self.stopping.set()
+        # RQ raises an exception into an idle worker, but code that continues after any exception may catch it.
+        self._stop_requested = True
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]  # RQ has no types for it
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """Extend the worker's registration by `timeout` seconds, or register again."""
@@ -41,7 +52,9 @@ class Worker(SimpleWorker):
             self.set_state(self.get_state())
 
 
-def make_worker(redis: Redis, lane: str, functions: Mapping[str, Callable[[], object]]) -> SimpleWorker:
+def make_worker(
+    redis: Redis, lane: str, functions: Mapping[str, Callable[[], object]], stopping: threading.Event | None = None
+) -> Worker:
     """Return a worker of one queue. It runs only `functions`, whatever function a job in Redis names.
 
     With several queues, RQ would lose a job if a worker is killed between them. The serializer is JSON because
@@ -65,7 +78,7 @@ def make_worker(redis: Redis, lane: str, functions: Mapping[str, Callable[[], ob
             """Send nothing: a job in Redis must not name addresses for this process to call."""
 
     queue = Queue(queue_name(lane), connection=redis, serializer=JSONSerializer, job_class=KnownJob)
-    return Worker(
+    worker = Worker(
         [queue],
         connection=redis,
         job_class=KnownJob,
@@ -74,3 +87,5 @@ def make_worker(redis: Redis, lane: str, functions: Mapping[str, Callable[[], ob
         maintenance_interval=WORKER_TTL_SECONDS,
         log_job_description=False,
     )
+    worker.stopping = stopping or threading.Event()
+    return worker

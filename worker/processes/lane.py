@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import partial
-from types import FrameType
 
 import structlog
 from redis.exceptions import RedisError
-from rq import SimpleWorker
 from rq.exceptions import StopRequested
 
 from models.tables import AutoJoinMode
@@ -41,9 +39,7 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
         function = makers[lane](services, stopping)
         log.info("worker_started", pid=os.getpid())
         try:
-            worker = make_worker(services.redis, lane, {lane: function})
-            _stop_between_steps(worker, stopping)
-            worker.work(logging_level="WARNING")
+            make_worker(services.redis, lane, {lane: function}, stopping).work(logging_level="WARNING")
         except StopRequested:
             log.info("worker_stopped")  # before it had started
         except RedisError as error:
@@ -107,16 +103,3 @@ def _unavailable_logged() -> Iterator[None]:
         yield
     except (ConfigurationError, WorkOSUnavailableError) as error:
         log.warning("repair_stopped", why=str(error))
-
-
-def _stop_between_steps(worker: SimpleWorker, stopping: threading.Event) -> None:
-    """Set `stopping` when the worker is asked to stop, so that its job ends after the current step."""
-    stop_rq: Callable[[int, FrameType | None], None] = worker.request_stop
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopping.set()
-        # RQ raises an exception into an idle worker, but code that continues after any exception may catch it.
-        worker._stop_requested = True  # noqa: SLF001 - RQ's loop reads it
-        stop_rq(number, frame)
-
-    worker.request_stop = stop  # type: ignore[method-assign]
