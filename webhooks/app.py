@@ -9,7 +9,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from webhooks import api, health, metrics, ops, receive
+from webhooks import health, metrics, receive
+from webhooks.api import routes as api
+from webhooks.ops import routes as ops
 from worker.bootstrap import Services
 from worker.errors import ConfigurationError
 from worker.logs import places
