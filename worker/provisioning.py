@@ -391,7 +391,7 @@ class Provisioner:
             if isinstance(error, BadRequestError) and now.attempts >= MAX_ATTEMPTS:
                 return self._close_join(join, JoinState.FAILED, str(error))
         wait = backoff(now.attempts + 1, AGAIN_SECONDS, MAX_BACKOFF_SECONDS)
-        log.warning("join_later", error=str(error), again_in_seconds=wait)
+        log.warning("join_attempt_failed", error=str(error), again_in_seconds=wait)
         # What was known before the call is too old for a retry.
         self._write(join, {"error": str(error), "due_at": db_now_plus(wait), "complete_from": None})
         return False

@@ -64,7 +64,7 @@ def _attempt(task: PeriodicTask) -> None:
     try:
         task.run()
     except (DBAPIError, RedisError, WorkOSUnavailableError) as error:
-        log.warning("duty_failed", duty=task.name, error=type(error).__name__)
+        log.warning("task_failed", task=task.name, error=type(error).__name__)
     except Exception:
         # Unexpected, so with its traceback. All tasks continue.
-        log.exception("duty_failed", duty=task.name)
+        log.exception("task_failed", task=task.name)

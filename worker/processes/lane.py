@@ -102,4 +102,4 @@ def _unavailable_logged() -> Iterator[None]:
     try:
         yield
     except (ConfigurationError, WorkOSUnavailableError) as error:
-        log.warning("repair_stopped", why=str(error))
+        log.warning("work_postponed", reason=str(error))

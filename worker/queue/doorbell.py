@@ -69,7 +69,7 @@ class Doorbell:
                 self._enqueue_unless_flagged()  # on a new connection; redis-py itself does not retry watched commands
         except RedisError as error:
             self._quiet_until = time.monotonic() + QUIET_SECONDS
-            log.warning("doorbell_unheard", lane=self._lane, error=type(error).__name__)
+            log.warning("ring_failed", lane=self._lane, error=type(error).__name__)
             return False
         return True
 
