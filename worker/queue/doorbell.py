@@ -100,8 +100,8 @@ class Doorbell:
         """Delete the flag: the first thing a job does, before it reads."""
         self._redis.delete(self._flag)
 
-    def listen(self, seconds: float = LISTEN_SECONDS) -> float | None:
-        """Enqueue a job and return the seconds until a worker started it; None if none did within `seconds`.
+    def listen(self) -> float | None:
+        """Enqueue a job and return the seconds until a worker started it; None after `LISTEN_SECONDS`.
 
         Raises:
             redis.exceptions.RedisError: Redis is unavailable.
@@ -109,7 +109,7 @@ class Doorbell:
         started = time.monotonic()
         job = self.queue.enqueue_call(self._lane, timeout=self._timeout, result_ttl=KEEP_RESULT_SECONDS)
         while job.get_status() == JobStatus.QUEUED:
-            if time.monotonic() - started > seconds:
+            if time.monotonic() - started > LISTEN_SECONDS:
                 job.delete()
                 return None
             time.sleep(POLL_SECONDS)
