@@ -1,7 +1,6 @@
 """The Flask application."""
 
 from http import HTTPStatus
-from typing import Any
 
 import structlog
 from flask import Flask, Response, abort, jsonify, request
@@ -10,7 +9,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from webhooks import api, health, metrics, ops, receive
+from webhooks import health, metrics, receive
+from webhooks.api import routes as api
+from webhooks.ops import routes as ops
 from worker.bootstrap import Services
 from worker.errors import ConfigurationError
 from worker.logs import places
@@ -19,17 +20,15 @@ log = structlog.get_logger()
 
 
 class _Application(Flask):
-    def log_exception(self, exc_info: Any) -> None:
+    def log_exception(self, exc_info: tuple[object, BaseException | None, object]) -> None:
         """Log an unexpected error without its message or the path, which may contain secrets and personal data."""
-        error: BaseException = exc_info[1]
-        log.error("request_failed", error=type(error).__name__, places=places(error), endpoint=request.endpoint)
+        _, error, _ = exc_info
+        where = places(error) if error else None
+        log.error("request_failed", error=type(error).__name__, places=where, endpoint=request.endpoint)
 
 
 def create_app(services: Services) -> Flask:
     """Return the application.
-
-    Args:
-        services: the process's services; `webhooks.wsgi` builds them from the environment.
 
     Raises:
         ConfigurationError: no webhook secret is set, so no delivery could be verified.
@@ -41,8 +40,7 @@ def create_app(services: Services) -> Flask:
     app.url_map.merge_slashes = False
     # One byte more: Werkzeug silently truncates a body without Content-Length at this limit.
     app.config["MAX_CONTENT_LENGTH"] = settings.webhook_max_bytes + 1
-    if settings.trusted_proxy_hops:
-        hops = settings.trusted_proxy_hops
+    if hops := settings.trusted_proxy_hops:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
     app.before_request(_require_one_leading_slash)
     app.before_request(_reject_nul)

@@ -23,7 +23,7 @@ def blueprint(services: Services) -> Blueprint:
 
     @routes.get("/readyz")
     def readyz() -> Response | tuple[Response, int]:
-        """Return 200 if an event can be committed; everything else is a warning, as deliveries need no Redis."""
+        """Return 200 if an event can be committed. Other problems are warnings: deliveries do not need Redis."""
         try:
             with probing:
                 if outdated(services.inbox_engine):

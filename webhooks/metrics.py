@@ -3,8 +3,10 @@
 Counters come from Redis and gauges from the database, so every web process returns the same metrics.
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from flask import Blueprint, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -20,29 +22,27 @@ from worker.metrics import ACCEPTED_TO_APPLIED, BUCKETS, INFINITY, Name, counted
 from worker.redis_client import require_writable
 from worker.reports.health import PROBLEMS, WARNINGS, Health, check_health
 
-ALL = (*PROBLEMS, *WARNINGS)
-COUNTERS = {
-    "received": ("webhooks_received", "Deliveries with a valid signature.", ("outcome", "type")),
-    "refused": ("webhooks_refused", "Deliveries rejected by address or signature.", ("reason",)),
+LabelValues = TypeVar("LabelValues", bound=str | tuple[str, ...])
+
+
+COUNTERS: dict[str, tuple[str, str, tuple[tuple[str, tuple[str, ...]], ...]]] = {
+    "received": (
+        "webhooks_received",
+        "Deliveries with a valid signature.",
+        (("outcome", ("accepted", "duplicate", "not_stored")), ("type", (*READERS, "other"))),
+    ),
+    "refused": (
+        "webhooks_refused",
+        "Deliveries rejected by address or signature.",
+        (("reason", ("address", "missing", "mismatch", "time")),),
+    ),
     "workos_calls": ("workos_calls", "Calls to the WorkOS API.", ()),
     "workos_limited": ("workos_limited", "Calls to the WorkOS API that were answered with 429.", ()),
 }
-INITIAL_LABELS: dict[str, list[tuple[str, ...]]] = {
-    "received": [
-        (outcome, type) for outcome in ("accepted", "duplicate", "not_stored") for type in (*READERS, "other")
-    ],
-    "refused": [(reason,) for reason in ("address", "missing", "mismatch", "time")],
-    "workos_calls": [()],
-    "workos_limited": [()],
-}
-"""Series that start at 0: Prometheus sees no increase when a series first appears with a value above 0."""
-TIMES = {
-    "secret_used": (
-        "webhook_secret_used_timestamp_seconds",
-        "When the secret at this position in WORKOS_WEBHOOK_SECRETS last verified a delivery.",
-        ("place",),
-    ),
-}
+"""Name, help text, and labels with their values, of each counter of `worker.metrics`.
+
+The series of these values start at 0: Prometheus sees no increase when a series first appears above 0.
+"""
 
 
 def blueprint(services: Services) -> Blueprint:
@@ -71,131 +71,100 @@ class _Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics. If Redis or the database is unavailable, yield only its `up` metric."""
-        yield from self._counters()
-        try:
-            health = check_health(self._services.engine, self._services.redis, self._services.settings)
-        except DBAPIError:
-            yield gauge("database_up", "1 if the database is available.", 0)
-            return
-        yield gauge("database_up", "1 if the database is available.", 1)
-        yield from health_metrics(health)
-
-    def _counters(self) -> Iterator[Metric]:
-        up = GaugeMetricFamily("workos_sync_redis_up", "1 if Redis is available and writable.")
+        redis_up = "1 if Redis is available and writable."
         try:
             require_writable(self._services.redis)
             counts, times = counted(self._services.redis), noted(self._services.redis)
         except RedisError:
-            up.add_metric((), 0)
-            yield up
-            return
-        up.add_metric((), 1)
-        yield up
-        for key, (name, text, labels) in COUNTERS.items():
-            counter = CounterMetricFamily(f"workos_sync_{name}", text, labels=labels)
-            for values, number in sorted((dict.fromkeys(INITIAL_LABELS[key], 0.0) | _by_labels(counts, key)).items()):
-                counter.add_metric(values, number)
-            yield counter
-        for key, (name, text, labels) in TIMES.items():
-            last = GaugeMetricFamily(f"workos_sync_{name}", text, labels=labels)
-            for values, at in sorted(_by_labels(times, key).items()):
-                last.add_metric(values, at)
-            yield last
-        yield _histogram(counts)
+            yield _gauge("redis_up", redis_up, 0)
+        else:
+            yield _gauge("redis_up", redis_up, 1)
+            yield from _counter_metrics(counts, times)
+        database_up = "1 if the database is available."
+        try:
+            health = check_health(self._services.engine, self._services.redis, self._services.settings)
+        except DBAPIError:
+            yield _gauge("database_up", database_up, 0)
+        else:
+            yield _gauge("database_up", database_up, 1)
+            yield from _health_metrics(health)
 
 
-def _by_labels(values: dict[Name, float], name: str) -> dict[tuple[str, ...], float]:
-    return {key.labels: value for key, value in values.items() if key.name == name}
-
-
-def _histogram(counts: dict[Name, float]) -> HistogramMetricFamily:
-    """Return the histogram, with cumulative buckets."""
-    text = "Seconds from storing an event to applying it, commit to commit."
-    family = HistogramMetricFamily("workos_sync_accepted_to_applied_seconds", text)
+def _counter_metrics(counts: Mapping[Name, float], times: Mapping[Name, float]) -> Iterator[Metric]:
+    for key, (name, text, labels) in COUNTERS.items():
+        counter = CounterMetricFamily(f"workos_sync_{name}", text, labels=[label for label, _ in labels])
+        initial = dict.fromkeys(itertools.product(*(values for _, values in labels)), 0.0)
+        series = initial | {found.labels: number for found, number in counts.items() if found.name == key}
+        for values, number in sorted(series.items()):
+            counter.add_metric(values, number)
+        yield counter
+    yield _gauge(
+        "webhook_secret_used_timestamp_seconds",
+        "When the secret at this position in WORKOS_WEBHOOK_SECRETS last verified a delivery.",
+        {key.labels: at for key, at in sorted(times.items()) if key.name == "secret_used"},
+        "place",
+    )
+    histogram = HistogramMetricFamily(
+        "workos_sync_accepted_to_applied_seconds", "Seconds from storing an event to applying it, commit to commit."
+    )
     buckets, total = [], 0.0
     for upper in (*map(str, BUCKETS), INFINITY):
         total += counts.get(Name(f"{ACCEPTED_TO_APPLIED}_bucket", (upper,)), 0.0)
         buckets.append((upper, total))
-    family.add_metric((), buckets, counts.get(Name(f"{ACCEPTED_TO_APPLIED}_sum"), 0.0))
-    return family
+    histogram.add_metric((), buckets, counts.get(Name(f"{ACCEPTED_TO_APPLIED}_sum"), 0.0))
+    yield histogram
 
 
-def gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    """Return a gauge without labels."""
-    return GaugeMetricFamily(f"workos_sync_{name}", text, value=value)
-
-
-def labelled(name: str, text: str, labels: Iterable[str], values: Iterable[tuple[Iterable[str], float]]) -> Metric:
-    """Return a gauge with labels.
+def _gauge(name: str, text: str, value: float | Mapping[LabelValues, float], *labels: str) -> Metric:
+    """Return a gauge.
 
     Args:
         name: without the prefix `workos_sync_`.
         text: the help text.
+        value: with labels, the value of each series by its label value, or by a tuple if there are several labels.
         labels: label names.
-        values: label values and value of each series.
     """
-    family = GaugeMetricFamily(f"workos_sync_{name}", text, labels=tuple(labels))
-    for names, value in values:
-        family.add_metric(tuple(names), value)
+    family = GaugeMetricFamily(f"workos_sync_{name}", text, labels=labels)
+    if not isinstance(value, Mapping):
+        family.add_metric((), value)
+        return family
+    for key, number in value.items():
+        family.add_metric((key,) if isinstance(key, str) else key, number)
     return family
 
 
-def health_metrics(health: Health) -> Iterator[Metric]:
-    """Yield `health` as gauges."""
+def _health_metrics(health: Health) -> Iterator[Metric]:
     found = {problem.name for problem in (*health.problems, *health.warnings)}
-    yield gauge("trusted", "1 if the mirror is trustworthy.", health.trusted)
-    yield gauge("backfilling", "1 until the first resync and catch-up are done.", health.mirror["state"] != "current")
-    yield labelled(
-        "problem",
-        "1 if status reports this problem or warning.",
-        ("name",),
-        (((name,), name in found) for name in ALL),
-    )
-    yield gauge("events_pending", "Events waiting to be applied, up to 10,000.", health.pending)
-    yield gauge("oldest_pending_seconds", "Age of the oldest pending event.", health.oldest_pending_seconds)
-    yield gauge("events_failed", "Failed events, up to 10,000.", health.failed)
-    failed = (((name,), number) for name, number in health.failed_by_fingerprint.items())
-    yield labelled("events_failed_by_error", "Failed events by fingerprint of their error.", ("fingerprint",), failed)
-    yield gauge("gaps", "Events that came only from the events API, without a webhook.", health.gaps)
-    yield gauge("late_webhooks", "Events whose webhook came long after the events API had them.", health.late)
-    yield gauge("silent_seconds", "Time since the last webhook if one is overdue, else 0.", health.silent_seconds or 0)
-    yield gauge("auto_join_conflicts", "Domains verified for several live workspaces.", health.conflicts)
-    roles = (((slug,), number) for slug, number in health.unmapped_roles.items())
-    yield labelled("unmapped_roles", "Memberships whose role slug is not in ROLE_MAP.", ("slug",), roles)
-    yield from _auto_join_metrics(health)
-    yield from _resync_metrics(health)
-    yield from _worker_metrics(health)
-
-
-def _auto_join_metrics(health: Health) -> Iterator[Metric]:
-    states = (((state,), number) for state, number in sorted(health.domains.items()))
-    yield labelled("domains", "Domains by auto-join state.", ("state",), states)
-    joins = (((state.value,), health.joins.get(state, 0)) for state in JoinState)
-    yield labelled("joins", "Joins by domain, by state.", ("state",), joins)
-    yield gauge("missing_joins", "People who should be members by domain and are not.", health.missing_joins)
-    yield gauge("workspaces_without_admin", "Workspaces with members but no admin.", health.without_admin)
+    problems = {name: name in found for name in (*PROBLEMS, *WARNINGS)}
+    yield _gauge("trusted", "1 if the mirror is trustworthy.", health.trusted)
+    yield _gauge("backfilling", "1 until the first resync and catch-up are done.", health.mirror["state"] != "current")
+    yield _gauge("problem", "1 if status reports this problem or warning.", problems, "name")
+    yield _gauge("events_pending", "Events waiting to be applied, up to 10,000.", health.pending)
+    yield _gauge("oldest_pending_seconds", "Age of the oldest pending event.", health.oldest_pending_seconds)
+    yield _gauge("events_failed", "Failed events, up to 10,000.", health.failed)
+    failed = health.failed_by_fingerprint
+    yield _gauge("events_failed_by_error", "Failed events by fingerprint of their error.", failed, "fingerprint")
+    yield _gauge("gaps", "Events that came only from the events API, without a webhook.", health.gaps)
+    yield _gauge("late_webhooks", "Events whose webhook came long after the events API had them.", health.late)
+    yield _gauge("silent_seconds", "Time since the last webhook if one is overdue, else 0.", health.silent_seconds or 0)
+    yield _gauge("auto_join_conflicts", "Domains verified for several live workspaces.", health.conflicts)
+    unmapped = health.unmapped_roles
+    yield _gauge("unmapped_roles", "Memberships whose role slug is not in ROLE_MAP.", unmapped, "slug")
+    yield _gauge("domains", "Domains by auto-join state.", dict(sorted(health.domains.items())), "state")
+    joins = {state.value: health.joins.get(state, 0) for state in JoinState}
+    yield _gauge("joins", "Joins by domain, by state.", joins, "state")
+    yield _gauge("missing_joins", "People who should be members by domain and are not.", health.missing_joins)
+    yield _gauge("workspaces_without_admin", "Workspaces with members but no admin.", health.without_admin)
     for name, text in (("behind", "Changes not yet delivered to a hook."), ("failed", "Failed deliveries of a hook.")):
-        values = (((hook["hook"],), hook[name] or 0) for hook in health.hooks)
-        yield labelled(f"hook_{name}", text, ("hook",), values)
-
-
-def _resync_metrics(health: Health) -> Iterator[Metric]:
-    last = health.resync
-    if last is None:
-        return
-    yield gauge("resync_seconds", "Duration of the last full resync that finished.", last.seconds)
-    yield gauge("resync_age_seconds", "Time since the last full resync finished.", last.age_seconds)
-    drift = (((kind, finding), number) for (kind, finding), number in last.drift.items())
-    yield labelled("drift", "Differences found by the last full resync.", ("kind", "finding"), drift)
-    yield gauge("withheld_deletions", "Deletions withheld by the last full resync and not approved.", last.withheld)
-
-
-def _worker_metrics(health: Health) -> Iterator[Metric]:
+        yield _gauge(f"hook_{name}", text, {hook["hook"]: hook[name] or 0 for hook in health.hooks}, "hook")
+    if last := health.resync:
+        yield _gauge("resync_seconds", "Duration of the last full resync that finished.", last.seconds)
+        yield _gauge("resync_age_seconds", "Time since the last full resync finished.", last.age_seconds)
+        yield _gauge("drift", "Differences found by the last full resync.", last.drift, "kind", "finding")
+        yield _gauge("withheld_deletions", "Deletions withheld by the last full resync, not approved.", last.withheld)
     age = math.inf if health.clock_age_seconds is None else health.clock_age_seconds
-    yield gauge("clock_age_seconds", "Time since the last heartbeat of a clock; +Inf if there was none.", age)
-    known = [lane for lane in health.lanes if lane.workers is not None and lane.queued is not None]
-    workers = (((lane.name,), len(lane.workers or ())) for lane in known)
-    yield labelled("workers", "Worker processes by lane.", ("lane",), workers)
-    yield labelled(
-        "queued_jobs", "Queued jobs by lane.", ("lane",), (((lane.name,), lane.queued or 0) for lane in known)
-    )
+    yield _gauge("clock_age_seconds", "Time since the last heartbeat of a clock; +Inf if there was none.", age)
+    workers = {lane.name: len(lane.workers) for lane in health.lanes if lane.workers is not None}
+    queued = {lane.name: lane.queued for lane in health.lanes if lane.queued is not None}
+    yield _gauge("workers", "Worker processes by lane.", workers, "lane")
+    yield _gauge("queued_jobs", "Queued jobs by lane.", queued, "lane")

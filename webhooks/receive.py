@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 RETRY_AFTER_SECONDS = 5
 COMMIT_SECONDS = 7.0
-"""Longer than the lock time-out. A database that takes longer counts as unavailable."""
+"""Longer than the lock time-out. If a commit takes longer, the database counts as unavailable."""
 MAX_EVENTS_PER_COMMIT = 100
 
 Network = IPv4Network | IPv6Network
@@ -34,7 +34,7 @@ def blueprint(services: Services) -> Blueprint:
     secrets = [secret.get_secret_value() for secret in settings.workos_webhook_secrets]
     allowed = [ip_network(network) for network in settings.webhook_allowed_ips]
     path_token = settings.webhook_path_token.get_secret_value().encode() if settings.webhook_path_token else None
-    # Commits in its own thread: a frozen database cannot delay a response, and concurrent deliveries share a commit.
+    # Commits in a separate thread: concurrent deliveries share a commit, and a frozen database delays no response.
     commit = GroupCommit(partial(_commit, services), MAX_EVENTS_PER_COMMIT)
     routes = Blueprint("receive", __name__)
 
@@ -54,7 +54,7 @@ def blueprint(services: Services) -> Blueprint:
             abort(404)
         body = request.get_data(cache=False)
         if len(body) > settings.webhook_max_bytes:
-            abort(413)  # Sent in chunks, so its size was not known before.
+            abort(413)  # Sent in chunks, so its size was not known earlier.
         try:
             header = request.headers.get("WorkOS-Signature")
             position = verify(body, header, secrets, settings.webhook_tolerance_seconds)
@@ -69,7 +69,7 @@ def blueprint(services: Services) -> Blueprint:
             new = commit(posted, seconds=COMMIT_SECONDS)
         except (SQLAlchemyError, TimeoutError) as error:
             # The commit may still succeed. The next delivery is then a duplicate.
-            posted.log().warning("webhook_store_failed", error=type_name(error))
+            posted.log.warning("webhook_store_failed", error=type_name(error))
             counters.add("received", "not_stored", posted.metric_type)
             response = jsonify(error="the event could not be stored; retry later")
             response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
@@ -80,39 +80,32 @@ def blueprint(services: Services) -> Blueprint:
 
 
 class Posted(NamedTuple):
-    """A delivery with a valid signature, and the workspace it is about, for logs."""
+    """A delivery with a valid signature, and a logger bound to its event's id, type and workspace."""
 
     delivery: Delivery
-    organization_id: str | None
+    log: structlog.typing.FilteringBoundLogger
 
     @property
     def metric_type(self) -> str:
         """The event's type as a label value: `other` for unknown types, so that senders cannot add series."""
         return self.delivery.type if self.delivery.type in READERS else "other"
 
-    def log(self) -> structlog.typing.FilteringBoundLogger:
-        """Return a logger bound to the event's id, type and workspace."""
-        bound: structlog.typing.FilteringBoundLogger = log.bind(
-            event_id=self.delivery.id, type=self.delivery.type, organization_id=self.organization_id
-        )
-        return bound
-
 
 def _commit(services: Services, group: list[Posted]) -> list[bool]:
     """Commit deliveries, wake a worker, and return whether each event is new.
 
-    Also logs them: threads that write to one log would wait for each other.
+    Logs here, in one thread, because several threads would wait for each other to log.
     """
     are_new = accept_webhooks(services.inbox_engine, [posted.delivery for posted in group])
     services.bell.ring()
     for posted, new in zip(group, are_new, strict=True):
-        posted.log().info("webhook_accepted", new=new)
+        posted.log.info("webhook_accepted", new=new)
         services.counters.add("received", "accepted" if new else "duplicate", posted.metric_type)
     return are_new
 
 
 def type_name(error: Exception) -> str:
-    """Return the class name of an error; of a database error, the driver's. Messages may quote personal data."""
+    """Return the class name of an error, or of the driver's error in it. Messages may contain personal data."""
     return (getattr(error, "orig", None) or error).__class__.__name__
 
 
@@ -131,9 +124,11 @@ def _parse(body: bytes) -> Posted:
     except (ValueError, RecursionError):
         _reject("the body is not JSON")
     try:
-        return Posted(Delivery.of(event, body), _organization_id(event))
+        delivery = Delivery.of(event, body)
     except PayloadError as error:
         _reject(f"the body is not an event: {error}")
+    bound = log.bind(event_id=delivery.id, type=delivery.type, organization_id=_organization_id(event))
+    return Posted(delivery, bound)
 
 
 def _reject(reason: str) -> NoReturn:

@@ -13,13 +13,11 @@ _verify_header = Webhooks.verify_header
 def verify(body: bytes, header: str | None, secrets: Sequence[str], tolerance_seconds: int) -> int:
     """Return the index in `secrets` of the secret that signed `body`.
 
-    The MAC covers the raw bytes as received. The header's timestamp is in milliseconds.
-
     Args:
-        body: the raw request body.
+        body: the raw bytes as received.
         header: the `WorkOS-Signature` header; None if absent.
         secrets: the endpoint's secrets; several during a rotation.
-        tolerance_seconds: maximum difference between the timestamp and now, in either direction.
+        tolerance_seconds: maximum difference between the header's timestamp and now, in either direction.
 
     Raises:
         InvalidSignatureError: no secret matches, or the timestamp is outside the tolerance.

@@ -11,9 +11,7 @@ from worker.settings import load_settings
 
 
 def application() -> Flask:
-    """Return the application.
-
-    Does not connect to the database. While the database is unavailable, requests get 503 and `/readyz` says why.
+    """Return the application, without connecting to the database. While it is unavailable, requests get 503.
 
     Raises:
         ConfigurationError: a setting is invalid, or no webhook secret is set.

@@ -163,7 +163,7 @@ def test_after_a_failover_events_are_applied_without_a_restart(
 
     old.follow(new)  # the name is still the old one's
     assert deliver(port, second) == 200
-    eventually(lambda: "doorbell_unheard" in clock.output(), 20)
+    eventually(lambda: "ring_failed" in clock.output(), 20)
     assert "sweep_rang" not in clock.output(), "it did not"
     assert "READONLY" in failures(commands)["redis"]["saw"]
     assert applied() == 1

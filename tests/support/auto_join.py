@@ -20,7 +20,7 @@ from tests.support.stories import delivered
 from worker.inbox.store import accept_from_api
 from worker.kinds.domain import Domain
 from worker.mirror import auto_join, auto_join_policy
-from worker.provisioning import CatchUp, provision
+from worker.provisioning import provision
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import catch_up, update_complete_to
 from worker.repair.work import catch_up_or_resync
@@ -95,11 +95,9 @@ class Stage:
     def works(self) -> None:
         """One round of the provisioning worker, with everything due."""
         in_transaction(self.engine, lambda tx: tx.execute(update(Join).values(due_at=db_now_plus(-1))))
-        catch_up = CatchUp(
-            read=partial(catch_up_or_resync, self.engine, self.workos, lag=LAG),
-            update_complete_to=partial(update_complete_to, self.engine),
-        )
-        provision(self.engine, self.workos, LAG, Doorbell(self.redis, "drain"), catch_up)
+        read_events = partial(catch_up_or_resync, self.engine, self.workos, lag=LAG)
+        applied = partial(update_complete_to, self.engine)
+        provision(self.engine, self.workos, LAG, Doorbell(self.redis, "drain"), read_events, applied)
 
     def settles(self, most: int = 20) -> None:
         """Rounds until no join is open, time passing in between; and what they made arrives."""

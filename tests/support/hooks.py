@@ -24,9 +24,6 @@ class FunctionTarget:
     def __call__(self, message: JSON) -> None:
         self._function(message)
 
-    def close(self) -> None:
-        pass
-
 
 class Web:
     """A host that is called over HTTP: answers with what it is set to, while it is `open`; keeps what it took."""

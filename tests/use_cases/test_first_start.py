@@ -498,7 +498,7 @@ def test_a_duty_that_fails_keeps_no_other_from_running(logs: list[Any]) -> None:
 
     run_clock([PeriodicTask("bad", 0.01, fail), PeriodicTask("good", 0.01, go_on)], stop)
     assert len(ran) == 3
-    assert {line["duty"] for line in logs if line["event"] == "duty_failed"} == {"bad"}
+    assert {line["task"] for line in logs if line["event"] == "task_failed"} == {"bad"}
 
 
 @pytest.mark.long

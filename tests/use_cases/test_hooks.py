@@ -42,9 +42,6 @@ class Host:
             raise HookError("answered 503")
         self.told.append(message)
 
-    def close(self) -> None:
-        pass
-
     def ids(self) -> list[int]:
         return [message["data"]["id"] for message in self.told]
 
@@ -349,8 +346,9 @@ def test_wrong_settings_are_named(monkeypatch: pytest.MonkeyPatch, given: dict[s
 
 def test_a_python_function_in_hooks_is_reported_and_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
     given = loaded(monkeypatch, HOOKS="old=my_app:changed, web=https://host/path", HOOK_SECRETS=f"web:{SECRET}")
-    with targets.opened(given) as found:
-        assert list(found) == ["web"]
+    found = targets.targets(given)
+    found["web"].close()
+    assert list(found) == ["web"]
     assert given.python_hooks == ["old"]
 
 

@@ -1,5 +1,1 @@
 """The read-only JSON API under /api/v1. Requires a bearer token from API_TOKENS."""
-
-from webhooks.api.routes import blueprint
-
-__all__ = ["blueprint"]

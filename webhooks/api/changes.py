@@ -7,7 +7,6 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from datetime import datetime
-from typing import Any
 
 import structlog
 from flask import Blueprint, Response, after_this_request
@@ -23,21 +22,16 @@ from worker.mirror import change_feed
 log = structlog.get_logger()
 
 MAX_SNAPSHOTS = 2
-"""Concurrent snapshots per process. Each holds a thread and a database connection while it is read."""
+"""Concurrent snapshots per process. Each holds a thread and a database connection until it has been sent."""
 SNAPSHOT_SECONDS = 600.0
 RETRY_SNAPSHOT_SECONDS = 5
 CHUNK_CHARS = 65_536
-FETCH_A_SNAPSHOT = "fetch /api/v1/snapshot and continue from its changes_after"
 
 
 def add(routes: Blueprint, spec: SpecTree, engine: Engine, max_threads: int) -> None:
-    """Add the routes to `routes`.
+    """Add the routes to `routes`, and their descriptions to `spec`.
 
-    Args:
-        routes: the API's blueprint.
-        spec: the OpenAPI document.
-        engine: the database.
-        max_threads: how many threads of this process long polls may hold at a time; deliveries need the rest.
+    Long polls and snapshots may each hold up to `max_threads` threads of this process. Deliveries need the others.
     """
     waiting = threading.BoundedSemaphore(max_threads)
     snapshots = threading.BoundedSemaphore(min(max_threads, MAX_SNAPSHOTS))
@@ -47,16 +41,17 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine, max_threads: int) -> 
     def changes(query: schemas.ChangesQuery) -> Response:
         """List the changes after an id, in commit order.
 
-        With `wait`, the response is delayed until there is a change or the time is up. While too many clients wait,
-        `wait` is ignored and the response may be empty.
+        With `wait`, the response is delayed until there is a change or the time is up. If too many clients are
+        waiting, `wait` is ignored and the response may be empty.
 
-        410: some changes after that id have been pruned. Fetch a snapshot and continue from its `changes_after`.
+        410: some changes after the id have been pruned. Fetch a snapshot and continue from its `changes_after`.
         """
         may_wait = bool(query.wait) and waiting.acquire(blocking=False)
         try:
             found = change_feed.changes_after(engine, query.after, query.limit, query.wait if may_wait else 0.0)
         except CursorGoneError as error:
-            return as_json(schemas.Error(error=f"{error}: {FETCH_A_SNAPSHOT}"), 410)
+            advice = "fetch /api/v1/snapshot and continue from its changes_after"
+            return as_json(schemas.Error(error=f"{error}: {advice}"), 410)
         finally:
             if may_wait:
                 waiting.release()
@@ -83,11 +78,11 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine, max_threads: int) -> 
 
 
 def _bounded(engine: Engine, slots: threading.BoundedSemaphore) -> Generator[tuple[str, int | RowMapping], None, None]:
-    """Yield the parts of a snapshot while holding one of `slots`, for at most `SNAPSHOT_SECONDS`.
+    """Yield the parts of a snapshot while holding one of `slots`.
 
     Raises:
         TooManyRequests: no slot is free.
-        ConnectionResetError: the client read too slowly. The server closes the connection.
+        ConnectionResetError: the client took longer than `SNAPSHOT_SECONDS`. The server closes the connection.
     """
     if not slots.acquire(blocking=False):
         raise TooManyRequests("too many concurrent snapshots; retry later", retry_after=RETRY_SNAPSHOT_SECONDS)
@@ -103,7 +98,7 @@ def _bounded(engine: Engine, slots: threading.BoundedSemaphore) -> Generator[tup
         slots.release()
 
 
-def _stream_json(after: object, parts: Iterator[tuple[str, Any]]) -> Iterator[str]:
+def _stream_json(after: object, parts: Iterator[tuple[str, object]]) -> Iterator[str]:
     """Yield a snapshot as one JSON document. It contains every list, even an empty one."""
     yield f'{{"changes_after": {after}'
     name, row = next(parts, (None, None))
@@ -111,11 +106,15 @@ def _stream_json(after: object, parts: Iterator[tuple[str, Any]]) -> Iterator[st
         yield f',\n"{view.name}": ['
         separator = "\n"
         while name == view.name:
-            yield separator + json.dumps(dict(row or {}), default=datetime.isoformat)
+            yield separator + json.dumps(row, default=_to_json)
             separator = ",\n"
             name, row = next(parts, (None, None))
         yield "]"
     yield "}\n"
+
+
+def _to_json(value: RowMapping | datetime) -> object:
+    return value.isoformat() if isinstance(value, datetime) else dict(value)
 
 
 def _in_chunks(texts: Iterator[str]) -> Iterator[str]:

@@ -15,11 +15,11 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
     """Add the routes to `routes`, and their descriptions to `spec`."""
 
     @routes.get("/workspaces")
-    @spec.validate(resp=answers(schemas.Workspaces), tags=["mirror"])
+    @spec.validate(resp=answers(schemas.Page[schemas.Workspace]), tags=["mirror"])
     def list_workspaces(query: schemas.WorkspaceQuery) -> Response:
         """List workspaces, ordered by id."""
         rows = listings.list_workspaces(engine, state=query.state, after=query.after, limit=query.limit)
-        return page(schemas.Workspaces, rows, query.limit, "organization_id")
+        return page(schemas.Page[schemas.Workspace], rows, query.limit, "organization_id")
 
     @routes.get("/workspaces/<path:organization_id>")
     @spec.validate(resp=answers(schemas.Workspace, HTTP_404=schemas.Error), tags=["mirror"])
@@ -28,26 +28,26 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
         return one(schemas.Workspace, listings.workspace(engine, organization_id))
 
     @routes.get("/members")
-    @spec.validate(resp=answers(schemas.Members), tags=["mirror"])
+    @spec.validate(resp=answers(schemas.Page[schemas.Member]), tags=["mirror"])
     def list_members(query: schemas.MemberQuery) -> Response:
         """List the members who have access now, ordered by membership id. All filters must match."""
         filters = query.model_dump(include={"organization_id", "user_id", "email"}, exclude_none=True)
         rows = listings.list_access(engine, filters, after=query.after, limit=query.limit)
-        return page(schemas.Members, rows, query.limit, "membership_id")
+        return page(schemas.Page[schemas.Member], rows, query.limit, "membership_id")
 
     @routes.get("/domains")
-    @spec.validate(resp=answers(schemas.Domains), tags=["mirror"])
-    def list_domains(query: schemas.DomainQuery) -> Response:
+    @spec.validate(resp=answers(schemas.Page[schemas.Domain]), tags=["mirror"])
+    def list_domains(query: schemas.InWorkspace) -> Response:
         """List the domains of workspaces, ordered by id: whether each auto-joins, and why."""
         rows = listings.list_domains(engine, query.organization_id, after=query.after, limit=query.limit)
-        return page(schemas.Domains, rows, query.limit, "id")
+        return page(schemas.Page[schemas.Domain], rows, query.limit, "id")
 
     @routes.get("/sign-in-methods")
-    @spec.validate(resp=answers(schemas.SignInMethods), tags=["mirror"])
-    def list_sign_in_methods(query: schemas.SignInQuery) -> Response:
+    @spec.validate(resp=answers(schemas.Page[schemas.SignInMethod]), tags=["mirror"])
+    def list_sign_in_methods(query: schemas.InWorkspace) -> Response:
         """List active single sign-on connections, ordered by connection id. A workspace without one has no SSO."""
         rows = listings.list_sign_in(engine, query.organization_id, after=query.after, limit=query.limit)
-        return page(schemas.SignInMethods, rows, query.limit, "connection_id")
+        return page(schemas.Page[schemas.SignInMethod], rows, query.limit, "connection_id")
 
     @routes.get("/auto-join")
     @spec.validate(resp=answers(schemas.AutoJoin), tags=["mirror"])

@@ -15,11 +15,11 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
     """Add the routes to `routes`, and their descriptions to `spec`."""
 
     @routes.get("/events")
-    @spec.validate(resp=answers(schemas.Events), tags=["operations"])
+    @spec.validate(resp=answers(schemas.Page[schemas.Event]), tags=["operations"])
     def list_events(query: schemas.EventQuery) -> Response:
         """List events in the inbox, newest first."""
         rows = listings.list_events(engine, **query.model_dump())
-        return page(schemas.Events, rows, query.limit, "id")
+        return page(schemas.Page[schemas.Event], rows, query.limit, "id")
 
     @routes.get("/events/<path:event_id>")
     @spec.validate(resp=answers(schemas.WholeEvent, HTTP_404=schemas.Error), tags=["operations"])
@@ -28,11 +28,11 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
         return one(schemas.WholeEvent, listings.show_event(engine, event_id))
 
     @routes.get("/replays")
-    @spec.validate(resp=answers(schemas.Replays), tags=["operations"])
+    @spec.validate(resp=answers(schemas.Page[schemas.Replay]), tags=["operations"])
     def list_replays(query: schemas.Paging) -> Response:
         """List replays, newest first."""
         rows = listings.list_runs(engine, query.limit, task=Task.REPLAY, after=query.after)
-        return page(schemas.Replays, rows, query.limit, "id")
+        return page(schemas.Page[schemas.Replay], rows, query.limit, "id")
 
     @routes.get("/replays/<run_id>")
     @spec.validate(resp=answers(schemas.WholeReplay, HTTP_404=schemas.Error), tags=["operations"])
@@ -42,11 +42,11 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
         return one(schemas.WholeReplay, row and {**row, "results": results(engine, run_id)})
 
     @routes.get("/resyncs")
-    @spec.validate(resp=answers(schemas.Resyncs), tags=["operations"])
+    @spec.validate(resp=answers(schemas.Page[schemas.Resync]), tags=["operations"])
     def list_resyncs(query: schemas.Paging) -> Response:
         """List resyncs, newest first."""
         rows = listings.list_runs(engine, query.limit, task=Task.RESYNC, after=query.after)
-        return page(schemas.Resyncs, rows, query.limit, "id")
+        return page(schemas.Page[schemas.Resync], rows, query.limit, "id")
 
     @routes.get("/resyncs/<run_id>")
     @spec.validate(resp=answers(schemas.WholeResync, HTTP_404=schemas.Error), tags=["operations"])

@@ -3,7 +3,6 @@
 import json
 
 from flask import Blueprint, Flask, Request, Response, jsonify, make_response, request
-from flask import Response as FlaskResponse
 from pydantic import ValidationError
 from spectree import SpecTree
 from spectree.models import SecureType, SecurityScheme, SecuritySchemeData
@@ -16,34 +15,28 @@ from worker.reports.health import as_report, check_health
 
 
 def blueprint(services: Services, app: Flask) -> Blueprint:
-    """Return the API as a blueprint.
-
-    Args:
-        services: the process's services.
-        app: the application the blueprint will be registered on. The OpenAPI document lists its routes when it is
-            first requested.
-    """
+    """Return the API as a blueprint for `app`, whose routes the OpenAPI document lists when it is first requested."""
     routes = Blueprint("api", __name__, url_prefix="/api/v1")
     spec = _spec()
     engine = services.engine
-    tokens = services.settings.api_tokens
 
     @routes.before_request
-    def require_token() -> FlaskResponse | None:
+    def require_token() -> Response | None:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if request.endpoint == "api.openapi" or (token_name(token.strip(), tokens) and scheme.lower() == "bearer"):
+        known = token_name(token.strip(), services.settings.api_tokens)
+        if request.endpoint == "api.openapi" or (known and scheme.lower() == "bearer"):
             return None
         response = make_response(jsonify(error="missing or invalid bearer token (see API_TOKENS)"), 401)
         response.headers["WWW-Authenticate"] = "Bearer"
         return response
 
     @routes.get("/openapi.json")
-    def openapi() -> FlaskResponse:
+    def openapi() -> Response:
         return jsonify(spec.spec)
 
     @routes.get("/status")
     @spec.validate(resp=answers(schemas.Status, HTTP_503=schemas.Status), tags=["status"])
-    def status() -> FlaskResponse:
+    def status() -> Response:
         """Return the state of the mirror: 200 if it is trustworthy, 503 with the reasons if not."""
         health = check_health(engine, services.redis, services.settings)
         report = as_report(health) | {"trusted": health.trusted, "reasons": health.reasons}

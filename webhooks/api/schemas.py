@@ -1,20 +1,18 @@
 """Query parameters and responses of the API. Times are ISO 8601 in UTC; ids are WorkOS's, and opaque."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.types import JsonObject
 
-MAX_ITEMS = 500
-MAX_WAIT = 25
-MAX_CHANGE_ID = 2**63 - 1
+Item = TypeVar("Item", bound=BaseModel)
 
 Id = Annotated[str, Field(min_length=1, max_length=255, pattern="^[ -~]+$")]
 """A WorkOS id: printable ASCII."""
 Text = Annotated[str, Field(min_length=1, max_length=320, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Json = JsonObject
+Limit = Annotated[int, Field(ge=1, le=500)]
 
 
 class Query(BaseModel):
@@ -27,7 +25,7 @@ class Paging(Query):
     """Pagination parameters."""
 
     after: Annotated[Id | None, Field(description="`next` of the previous page.")] = None
-    limit: Annotated[int, Field(ge=1, le=MAX_ITEMS)] = 100
+    limit: Limit = 100
 
 
 class WorkspaceQuery(Paging):
@@ -36,24 +34,17 @@ class WorkspaceQuery(Paging):
     state: Literal["active", "deleted"] | None = None
 
 
-class MemberQuery(Paging):
+class InWorkspace(Paging):
+    """Pagination parameters, and a workspace to filter by."""
+
+    organization_id: Id | None = None
+
+
+class MemberQuery(InWorkspace):
     """Filters for members: by workspace, by person, or both."""
 
-    organization_id: Id | None = None
     user_id: Id | None = None
     email: Text | None = None
-
-
-class DomainQuery(Paging):
-    """Filters for domains."""
-
-    organization_id: Id | None = None
-
-
-class SignInQuery(Paging):
-    """Filters for sign-in methods."""
-
-    organization_id: Id | None = None
 
 
 class AutoJoinQuery(Query):
@@ -62,20 +53,19 @@ class AutoJoinQuery(Query):
     email: Text
 
 
-class EventQuery(Paging):
+class EventQuery(InWorkspace):
     """Filters for events."""
 
     status: Literal["pending", "done", "failed", "dismissed"] | None = None
     type: Id | None = None
-    organization_id: Id | None = None
 
 
 class ChangesQuery(Query):
     """The cursor of the feed, and how long to wait for a change."""
 
-    after: Annotated[int, Field(ge=0, le=MAX_CHANGE_ID, description="The highest id seen; 0 to start.")] = 0
-    limit: Annotated[int, Field(ge=1, le=MAX_ITEMS)] = 100
-    wait: Annotated[int, Field(ge=0, le=MAX_WAIT, description="Seconds to wait for a change if there is none yet.")] = 0
+    after: Annotated[int, Field(ge=0, le=2**63 - 1, description="The highest id seen; 0 to start.")] = 0
+    limit: Limit = 100
+    wait: Annotated[int, Field(ge=0, le=25, description="Seconds to wait for a change if there is none yet.")] = 0
 
 
 class Error(BaseModel):
@@ -138,7 +128,7 @@ class Member(BaseModel):
 
 
 class Domain(BaseModel):
-    """A domain of a workspace: whether people with an address on it join automatically, and why."""
+    """A domain of a workspace: whether people with an e-mail address on it join automatically, and why."""
 
     id: str
     domain: str | None
@@ -159,20 +149,18 @@ class SignInMethod(BaseModel):
     since: datetime | None
 
 
-class JoinRule(BaseModel):
-    """A domain whose people join a workspace automatically."""
-
-    domain: str
-    organization_id: str
-    default_role: str
-    since: datetime | None
-
-
 class Join(BaseModel):
     """The workspace to join, and the role in it."""
 
     organization_id: str
     default_role: str
+
+
+class JoinRule(Join):
+    """A domain whose people join a workspace automatically."""
+
+    domain: str
+    since: datetime | None
 
 
 class AutoJoin(BaseModel):
@@ -209,7 +197,7 @@ class WholeEvent(Event):
     replay_id: str | None
     dismissed_by: str | None
     dismissed_why: str | None
-    body: Any
+    body: object
     changes: list["Change"]
 
 
@@ -221,8 +209,8 @@ class Change(BaseModel):
     kind: str
     object_id: str
     organization_id: str | None
-    before: Json | None
-    after: Json
+    before: JsonObject | None
+    after: JsonObject
     cause: str
     cause_id: str
 
@@ -239,9 +227,9 @@ class Run(BaseModel):
 
 
 class Replay(Run):
-    """A replay: how many events it selects, has requeued, and has skipped because their payload is gone."""
+    """A replay: the number of events selected, requeued, and skipped because their payload has been deleted."""
 
-    selection: Json | None
+    selection: JsonObject | None
     reason: str | None
     total: int | None
     done: int
@@ -271,52 +259,16 @@ class WholeResync(Resync):
     withheld: int
 
 
-class Page(BaseModel):
+class Page(BaseModel, Generic[Item]):
     """A page. Pass `next` as `after` to get the next page; null on the last page."""
 
     next: str | None
+    items: list[Item]
 
-
-class Workspaces(Page):
-    """A page of workspaces, ordered by id."""
-
-    items: list[Workspace]
-
-
-class Members(Page):
-    """A page of members, ordered by membership id."""
-
-    items: list[Member]
-
-
-class Domains(Page):
-    """A page of domains, ordered by id."""
-
-    items: list[Domain]
-
-
-class SignInMethods(Page):
-    """A page of sign-in methods, ordered by connection id."""
-
-    items: list[SignInMethod]
-
-
-class Events(Page):
-    """A page of events, newest first."""
-
-    items: list[Event]
-
-
-class Replays(Page):
-    """A page of replays, newest first."""
-
-    items: list[Replay]
-
-
-class Resyncs(Page):
-    """A page of resyncs, newest first."""
-
-    items: list[Resync]
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[object, ...]) -> str:
+        """Return the name of a page in the OpenAPI document, such as `Workspaces`."""
+        return f"{getattr(params[0], '__name__', 'Item')}s"
 
 
 class Changes(BaseModel):

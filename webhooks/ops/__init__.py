@@ -1,5 +1,1 @@
 """The operators' pages under /ops: the state of the mirror, its causes, and buttons for safe repairs."""
-
-from webhooks.ops.routes import install
-
-__all__ = ["install"]

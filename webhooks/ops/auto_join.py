@@ -1,18 +1,18 @@
 """Pages of auto-join and hooks: joins, blocks, failed deliveries and operators' decisions."""
 
 from collections.abc import Callable
+from functools import partial
 
 from flask import Blueprint, flash, redirect, render_template, request, session, url_for
 from werkzeug import Response
 
+from webhooks.ops.shared import PAGE, entered_reason
 from worker.bootstrap import Services
 from worker.decision.roles import LOCAL_ROLES
 from worker.errors import ConfigurationError, OperatorError
 from worker.hooks import operate
 from worker.mirror import auto_join_policy
 from worker.reports import listings
-
-PAGE = 50
 
 
 def add(routes: Blueprint, services: Services) -> None:
@@ -32,29 +32,25 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.post("/workspaces/<path:organization_id>/auto-join")
     def set_auto_join(organization_id: str) -> Response:
-        switch = {"on": True, "off": False}.get(request.form.get("switch", ""))
         role = request.form.get("role")
-        default_role = role if role in LOCAL_ROLES else None
-        return _apply(
-            lambda reason: auto_join_policy.set_workspace(
-                engine, organization_id, session["name"], reason, auto_join=switch, default_role=default_role
-            ),
-            url_for("ops.workspace", organization_id=organization_id),
+        decision = partial(
+            auto_join_policy.set_workspace,
+            engine,
+            organization_id,
+            auto_join={"on": True, "off": False}.get(request.form.get("switch", "")),
+            default_role=role if role in LOCAL_ROLES else None,
         )
+        return _apply(decision, url_for("ops.workspace", organization_id=organization_id))
 
     @routes.post("/workspaces/<path:organization_id>/people/<user_id>/unblock")
     def unblock(organization_id: str, user_id: str) -> Response:
-        return _apply(
-            lambda reason: auto_join_policy.unblock(engine, organization_id, user_id, session["name"], reason),
-            url_for("ops.auto_join"),
-        )
+        decision = partial(auto_join_policy.unblock, engine, organization_id, user_id)
+        return _apply(decision, url_for("ops.auto_join"))
 
     @routes.post("/workspaces/<path:organization_id>/people/<user_id>/block")
     def block(organization_id: str, user_id: str) -> Response:
-        return _apply(
-            lambda reason: auto_join_policy.block(engine, organization_id, user_id, session["name"], reason),
-            url_for("ops.auto_join"),
-        )
+        decision = partial(auto_join_policy.block, engine, organization_id, user_id)
+        return _apply(decision, url_for("ops.auto_join"))
 
     @routes.get("/hooks")
     def hooks_page() -> str:
@@ -74,14 +70,14 @@ def add(routes: Blueprint, services: Services) -> None:
         return _report(number, "dismissed")
 
 
-def _apply(decision: Callable[[str], object], back: str) -> Response:
-    """Call `decision` with the reason from the form, if there is one; redirect to `back` with the result."""
-    reason = request.form.get("reason", "").strip()
-    if not reason:
+def _apply(decision: Callable[[str, str], object], back: str) -> Response:
+    """Call `decision` with the operator's name and reason, and redirect to `back` with the result."""
+    reason = entered_reason()
+    if reason is None:
         flash("Enter a reason. It is recorded with the decision.", "bad")
         return redirect(back)
     try:
-        decision(reason)
+        decision(session["name"], reason)
     except (ConfigurationError, OperatorError) as error:
         flash(f"Failed: {error}.", "bad")
     else:

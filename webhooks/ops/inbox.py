@@ -4,7 +4,7 @@ from flask import Blueprint, abort, flash, redirect, render_template, request, s
 from werkzeug import Response
 
 from models.tables import EventStatus
-from webhooks.ops.start_run import start_run
+from webhooks.ops.shared import PAGE, entered_reason, split_page, start_run
 from worker.bootstrap import Services
 from worker.kinds import SUBSCRIBED
 from worker.repair import replay
@@ -12,7 +12,6 @@ from worker.repair.replay import Selection
 from worker.reports import listings
 
 FILTERS = ("status", "type", "organization_id", "fingerprint")
-PAGE = 50
 
 
 def add(routes: Blueprint, services: Services) -> None:
@@ -22,10 +21,10 @@ def add(routes: Blueprint, services: Services) -> None:
     @routes.get("/events")
     def events() -> str:
         filters = {name: value for name in FILTERS if (value := request.args.get(name, "").strip())}
-        rows = listings.list_events(engine, **filters, after=request.args.get("after"), limit=PAGE + 1)
-        older = rows[PAGE - 1]["id"] if len(rows) > PAGE else None
+        found = listings.list_events(engine, **filters, after=request.args.get("after"), limit=PAGE + 1)
+        rows, older = split_page(found, "id")
         choices = {"statuses": list(EventStatus), "types": SUBSCRIBED}
-        return render_template("ops/events.html", rows=rows[:PAGE], filters=filters, older=older, **choices)
+        return render_template("ops/events.html", rows=rows, filters=filters, older=older, **choices)
 
     @routes.get("/events/<path:event_id>")
     def event(event_id: str) -> str:
@@ -40,8 +39,8 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.post("/events/<path:event_id>/dismiss")
     def dismiss_event(event_id: str) -> Response:
-        reason = request.form.get("reason", "").strip()
-        if not reason:
+        reason = entered_reason()
+        if reason is None:
             flash("Enter a reason. It is recorded with the event.", "bad")
         elif replay.dismiss(engine, [event_id], session["name"], reason):
             flash("Event dismissed.", "good")
@@ -59,7 +58,7 @@ def add(routes: Blueprint, services: Services) -> None:
 
 
 def _replay(services: Services, selection: Selection, *, again: bool = False) -> Response:
-    reason = request.form.get("reason", "").strip() or None
-    return start_run(
-        services, lambda who: replay.start(services.engine, selection, who, reason, again=again), "Replay started."
-    )
+    def start(who: str) -> str:
+        return replay.start(services.engine, selection, who, entered_reason(), again=again)
+
+    return start_run(services, start, "Replay started.")

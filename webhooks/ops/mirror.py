@@ -5,13 +5,11 @@ from sqlalchemy import Engine, select
 from werkzeug import Response
 
 from models.database import read_transaction
-from webhooks.ops.start_run import start_resync
+from webhooks.ops.shared import PAGE, split_page, start_resync
 from worker.bootstrap import Services
 from worker.kinds.user import User
 from worker.mirror.auto_join_policy import workspace_settings
 from worker.reports import explain, listings
-
-PAGE = 50
 
 
 def add(routes: Blueprint, services: Services) -> None:
@@ -21,9 +19,9 @@ def add(routes: Blueprint, services: Services) -> None:
     @routes.get("/workspaces")
     def workspaces() -> str:
         name = request.args.get("name", "").strip() or None
-        rows = listings.list_workspaces(engine, name=name, after=request.args.get("after"), limit=PAGE + 1)
-        more = rows[PAGE - 1]["organization_id"] if len(rows) > PAGE else None
-        return render_template("ops/workspaces.html", rows=rows[:PAGE], name=name or "", more=more)
+        found = listings.list_workspaces(engine, name=name, after=request.args.get("after"), limit=PAGE + 1)
+        rows, more = split_page(found, "organization_id")
+        return render_template("ops/workspaces.html", rows=rows, name=name or "", more=more)
 
     @routes.get("/workspaces/<path:organization_id>")
     def workspace(organization_id: str) -> str:
@@ -52,9 +50,9 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.get("/permissions")
     def permissions() -> str:
-        rows = listings.list_permissions(engine, after=request.args.get("after"), limit=PAGE + 1)
-        more = rows[PAGE - 1]["id"] if len(rows) > PAGE else None
-        return render_template("ops/permissions.html", rows=rows[:PAGE], more=more)
+        found = listings.list_permissions(engine, after=request.args.get("after"), limit=PAGE + 1)
+        rows, more = split_page(found, "id")
+        return render_template("ops/permissions.html", rows=rows, more=more)
 
     @routes.get("/explain")
     def explain_page() -> str:
@@ -66,7 +64,7 @@ def add(routes: Blueprint, services: Services) -> None:
 
 
 def _people(engine: Engine, email_part: str) -> list[dict[str, object]]:
-    """Return people whose e-mail address contains `email_part`; everybody if it is empty."""
+    """Return up to `PAGE` people whose e-mail address contains `email_part`."""
     query = select(User.id, User.email, User.deleted_by, User.updated_at).order_by(User.email, User.id).limit(PAGE)
     if email_part:
         query = query.where(User.email.icontains(email_part, autoescape=True))

@@ -1,23 +1,22 @@
 """The overview page: whether the mirror is trustworthy, and the reasons if it is not."""
 
+from collections import Counter
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from flask import Blueprint, render_template
-from sqlalchemy import Engine, func, literal_column, select
+from sqlalchemy import Engine, func, select
 from werkzeug import Response
 
 from models.database import read_transaction
 from models.tables import Event
 from models.types import db_now
-from webhooks.ops.start_run import start_resync
+from webhooks.ops.shared import start_resync
 from worker.bootstrap import Services
 from worker.reports.health import check_health
 
 DAY = timedelta(days=1)
-BAR_MINUTES = 5
-EPOCH = "timestamptz '2000-01-01T00:00Z'"
-BARS = int(DAY / timedelta(minutes=BAR_MINUTES))
+BAR = timedelta(minutes=5)
 
 
 class Bar(NamedTuple):
@@ -42,25 +41,17 @@ def add(routes: Blueprint, services: Services) -> None:
 
 
 def arrivals(engine: Engine) -> list[Bar]:
-    """Return the events received in the last 24 hours as one bar per `BAR_MINUTES`, oldest first. Times are in UTC."""
-    # The database truncates to minutes, because there may be many events.
-    minute = (
-        func.date_bin(literal_column("interval '1 minute'"), Event.received_at, literal_column(EPOCH))
-        if engine.dialect.name == "postgresql"
-        else func.substr(Event.received_at, 1, 16)
-    )
+    """Return the events received in the last 24 hours as bars of five minutes, oldest first. Times are in UTC."""
+    # The database counts by minute, because there may be many events.
+    on_postgresql = engine.dialect.name == "postgresql"
+    minute = func.date_trunc("minute", Event.received_at) if on_postgresql else func.substr(Event.received_at, 1, 16)
     with read_transaction(engine) as tx:
         now: datetime = tx.execute(select(db_now())).scalar_one()
-        query = select(minute, func.count()).where(Event.received_at > now - DAY).group_by(minute)
-        counts = {_as_datetime(at): number for at, number in tx.execute(query)}
-    start = now.replace(second=0, microsecond=0) - DAY + timedelta(minutes=1)
-    bars = []
-    for step in range(BARS):
-        at = start + timedelta(minutes=step * BAR_MINUTES)
-        minutes = (at + timedelta(minutes=n) for n in range(BAR_MINUTES))
-        bars.append(Bar(at, sum(counts.get(minute, 0) for minute in minutes) / BAR_MINUTES))
-    return bars
-
-
-def _as_datetime(minute: datetime | str) -> datetime:
-    return minute if isinstance(minute, datetime) else datetime.fromisoformat(f"{minute}+00:00")
+        start = now.replace(second=0, microsecond=0) - DAY + timedelta(minutes=1)
+        query = select(minute, func.count()).where(Event.received_at >= start).group_by(minute)
+        counts: Counter[int] = Counter()
+        for at, number in tx.execute(query):
+            received = at if isinstance(at, datetime) else datetime.fromisoformat(f"{at}+00:00")
+            counts[(received - start) // BAR] += number
+    minutes = BAR / timedelta(minutes=1)
+    return [Bar(start + place * BAR, counts[place] / minutes) for place in range(DAY // BAR)]

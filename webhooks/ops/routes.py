@@ -21,14 +21,7 @@ log = structlog.get_logger()
 def install(app: Flask, services: Services) -> None:
     """Register the pages on `app`."""
     csrf = sign_in.prepare(app, services.settings)
-    routes = Blueprint(
-        "ops",
-        __name__,
-        url_prefix="/ops",
-        template_folder="templates",
-        static_folder="static",
-        static_url_path="/static",
-    )
+    routes = Blueprint("ops", __name__, url_prefix="/ops", template_folder="templates", static_folder="static")
     sign_in.add(routes, services.settings, csrf)
     for pages in (overview, inbox, mirror, auto_join, runs):
         pages.add(routes, services)
@@ -69,9 +62,8 @@ def _format_duration(seconds: float | None) -> str:
     """Return a duration in its two largest units, such as `2 h 5 min`; empty for None."""
     if seconds is None:
         return ""
-    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
     parts = []
-    for name, size in units:
+    for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         number, seconds = divmod(seconds, size)
         if number:
             parts.append(f"{number:.0f} {name}")

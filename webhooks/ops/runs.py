@@ -6,13 +6,12 @@ from flask import Blueprint, abort, flash, redirect, render_template, session, u
 from werkzeug import Response
 
 from models.tables import Task
-from webhooks.ops.start_run import start_resync
+from webhooks.ops.shared import PAGE, start_resync
 from worker.bootstrap import Services
 from worker.repair import replay
 from worker.reports import listings
 from worker.reports.progress import how_far
 
-PAGE = 50
 MAX_DRIFT = 200
 
 

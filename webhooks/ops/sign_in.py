@@ -17,25 +17,25 @@ from worker.settings import Settings
 log = structlog.get_logger()
 
 SESSION_LIFETIME = timedelta(hours=12)
-POLICY = (
-    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; form-action 'self'; "
-    "frame-ancestors 'none'; base-uri 'none'"
-)
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+}
 
 
 class _Sessions(SecureCookieSessionInterface):
-    """Session cookies that are `Secure` if the request came over HTTPS."""
-
     def get_cookie_secure(self, _app: Flask) -> bool:
-        """Return whether to set the `Secure` attribute."""
+        """Return whether to set the cookie's `Secure` attribute: only if the request came over HTTPS."""
         return request.is_secure
 
 
 def prepare(app: Flask, settings: Settings) -> CSRFProtect:
     """Configure sessions and CSRF protection on `app`; return the protection.
 
-    The key that signs cookies is derived from the tokens. All processes share it, and changing a token signs everybody
-    out.
+    The key that signs cookies is derived from the tokens, so all processes share it, and a new token signs all
+    operators out.
     """
     tokens = sorted((name, token.get_secret_value()) for name, token in settings.ops_tokens.items())
     app.secret_key = hmac.digest(b"workos-sync ops session", repr(tokens).encode(), hashlib.sha256)
@@ -46,7 +46,7 @@ def prepare(app: Flask, settings: Settings) -> CSRFProtect:
         SESSION_COOKIE_PATH="/ops",
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Strict",
-        WTF_CSRF_CHECK_DEFAULT=False,  # Only for the pages: deliveries are signed.
+        WTF_CSRF_CHECK_DEFAULT=False,  # Only the pages need it.
         WTF_CSRF_TIME_LIMIT=None,  # As long as the session.
     )
     return CSRFProtect(app)
@@ -54,21 +54,18 @@ def prepare(app: Flask, settings: Settings) -> CSRFProtect:
 
 def add(routes: Blueprint, settings: Settings, csrf: CSRFProtect) -> None:
     """Require sign-in and CSRF tokens on all of `routes`; add the pages for sign-in and sign-out."""
-    public = {f"{routes.name}.sign_in", f"{routes.name}.static"}
 
     @routes.before_request
     def authenticate() -> AnyResponse | tuple[str, int] | None:
-        if request.endpoint not in public and session.get("name") not in settings.ops_tokens:
+        if request.endpoint not in {"ops.sign_in", "ops.static"} and session.get("name") not in settings.ops_tokens:
             return render_template("ops/sign_in.html", next=request.path), 401
         csrf.protect()
         return None
 
     @routes.after_request
     def add_security_headers(response: Response) -> Response:
-        response.headers["Content-Security-Policy"] = POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "same-origin"
-        if request.endpoint != f"{routes.name}.static":
+        response.headers.update(SECURITY_HEADERS)
+        if request.endpoint != "ops.static":
             response.headers["Cache-Control"] = "no-store"
         return response
 
@@ -91,15 +88,15 @@ def add(routes: Blueprint, settings: Settings, csrf: CSRFProtect) -> None:
         session.permanent = True
         session["name"] = name
         log.info("sign_in_succeeded", who=name)
-        return redirect(_redirect_target(routes, request.form.get("next", "")))
+        return redirect(_redirect_target(request.form.get("next", "")))
 
     @routes.post("/sign-out")
     def sign_out() -> AnyResponse:
         session.clear()
-        return redirect(url_for(f"{routes.name}.sign_in"))
+        return redirect(url_for("ops.sign_in"))
 
 
-def _redirect_target(routes: Blueprint, path: str) -> str:
-    """Return `path` if it is one of these pages, else the overview (no open redirects)."""
-    home = url_for(f"{routes.name}.overview")
+def _redirect_target(path: str) -> str:
+    """Return `path` if it is one of the pages, else the overview, to prevent open redirects."""
+    home = url_for("ops.overview")
     return path if path.startswith(home) and "//" not in path and "\\" not in path else home

@@ -1,1 +1,1 @@
-"""Telling the host of every change."""
+"""Sends every change to the product's hooks."""

@@ -1,15 +1,15 @@
-"""Hooks: each follows `changes` with its own cursor and sees every change at least once, in order for each object.
+"""Hooks: each follows `changes` with its own cursor and gets every change at least once, in order for each object.
 
-A change that a hook did not accept waits in `hook_deliveries` and is retried. After a number of attempts it is failed,
-and an operator decides. Later changes of the same object wait behind a pending one; those of other objects go on. The
-mirror does not know about hooks, so no hook can hold it up.
+A change that a hook did not accept is stored in `hook_deliveries` and retried. Later changes of the same object wait
+for it; changes of other objects do not. After `HOOK_ATTEMPTS` attempts the delivery is failed, and an operator decides.
 """
 
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Concatenate, ParamSpec
+from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from rq.timeouts import JobTimeoutException
@@ -29,22 +29,20 @@ from worker.mirror.change_feed import newest, require_kept
 
 log = structlog.get_logger()
 
-P = ParamSpec("P")
-
 HOOKS = LeasedTable(Hook.name, Hook.leased_until, Hook.fence)
 PENDING: ColumnElement[bool] = HookDelivery.status == DeliveryStatus.PENDING
 CHANGES_PER_STEP = 100
-"""A process that is killed sends the changes of its last step again."""
+"""After a crash, the changes of the last step are sent again."""
 STEP_SECONDS = 30.0
-"""Changes not sent by then wait for the next step, so that what was sent is recorded and the job ends in time."""
+"""Changes not sent by then wait for the next step, so that deliveries are recorded and the job ends in time."""
 ROUND_SECONDS = 20.0
-"""A hook that is far behind lets the next hook start after this long."""
+"""A hook that is far behind then waits for the other hooks."""
 FIRST_BACKOFF_SECONDS = 5.0
 MAX_BACKOFF_SECONDS = 3600.0
 MAX_TRACEBACK = 8_000
 
 Results = Mapping[int, BaseException | None]
-"""How sending each change ended, by its id: None if it was accepted. A change that was not sent is missing."""
+"""The error of each change that was sent, by its id; None if it was accepted."""
 
 
 def behind(engine: Engine, names: Iterable[str]) -> bool:
@@ -64,9 +62,9 @@ def follow(
 
     Args:
         engine: the database.
-        wanted: the target of each hook, by the hook's name.
-        attempts: a change is failed after this many.
-        stopping: returns whether to stop between two steps.
+        wanted: the target of each hook, by name.
+        attempts: attempts before a delivery is failed.
+        stopping: returns whether to stop; called between two steps.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the database is unavailable.
@@ -80,9 +78,9 @@ def _follow_one(engine: Engine, name: str, target: Target, attempts: int, stoppi
     in_transaction(engine, _add, name)
     with HOOKS.lease(engine, name) as lease:
         if lease is None:
-            return True  # another process follows for this hook
+            return True  # another process works for this hook
         try:
-            return _follow_leased(Follower(engine, lease, target, attempts), lease, stopping)
+            return Follower(engine, lease, target, attempts).run(stopping)
         except LeaseLostError:
             log.warning("hook_lease_lost", hook=name)
         except JobTimeoutException:
@@ -91,73 +89,70 @@ def _follow_one(engine: Engine, name: str, target: Target, attempts: int, stoppi
             if is_transient(error):
                 raise  # the database is unavailable, which is not the hook's fault
             log.warning("hook_not_followed", hook=name, error=unexpected(error), stack=stack_of(error))
-            lease.leave_to_expire()  # the next attempt would fail too: it may wait
+            lease.leave_to_expire()  # the next attempt would probably fail too
         return True
 
 
-def _follow_leased(follower: "Follower", lease: Lease, stopping: Callable[[], bool]) -> bool:
-    ends = time.monotonic() + ROUND_SECONDS
-    while not stopping() and not lease.lost.is_set() and time.monotonic() < ends:
-        if not follower.step():
-            return True
-    return False
-
-
 def _add(tx: Connection, name: str) -> None:
-    """Add a hook: it starts at the first change while the mirror is being filled, otherwise at the next one."""
+    """Add a hook if it is new. It starts with the next change; if the mirror is being filled, with the first."""
     if tx.execute(select(Hook.name).where(Hook.name == name)).one_or_none() is None:
         filled = tx.execute(select(Mirror.backfilled_at)).scalar_one() is not None
         row = dialect_insert(tx, Hook).values(name=name, cursor=newest(tx) if filled else 0)
         tx.execute(row.on_conflict_do_nothing())
 
 
+@dataclass(frozen=True, slots=True)
 class Follower:
-    """One process's work for one hook, under a lease.
+    """Sends changes to the hook whose lease it holds. A delivery is failed after `attempts` attempts."""
 
-    Args:
-        engine: the database.
-        lease: the lease of the hook.
-        target: where changes are sent.
-        attempts: a change is failed after this many.
-    """
+    engine: Engine
+    lease: Lease
+    target: Target
+    attempts: int
 
-    def __init__(self, engine: Engine, lease: Lease, target: Target, attempts: int) -> None:
-        self._engine = engine
-        self._lease = lease
-        self._name = lease.key
-        self._target = target
-        self._attempts = attempts
+    @property
+    def _name(self) -> str:
+        return self.lease.key
 
-    def step(self) -> bool:
+    def run(self, stopping: Callable[[], bool]) -> bool:
+        """Send changes until there are none; return False if there may be more."""
+        ends = time.monotonic() + ROUND_SECONDS
+        while not stopping() and not self.lease.lost.is_set() and time.monotonic() < ends:
+            if not self._step():
+                return True
+        return False
+
+    def _step(self) -> bool:
         """Send the retries that are due, then the next changes; return whether there may be more."""
         retries = self._due_retries()
         if retries:
-            results = self._send(retries)
-            self._write(self._record_retries, retries, results)
-        with read_transaction(self._engine) as tx:
+            self._write(partial(self._record_retries, changes=retries, results=self._send(retries)))
+        with read_transaction(self.engine) as tx:
             cursor = tx.execute(select(Hook.cursor).where(Hook.name == self._name)).scalar_one()
             try:
                 require_kept(tx, cursor)
             except CursorGoneError as error:
                 problem, pruned_to = str(error), tx.execute(select(Mirror.changes_dropped_to)).scalar_one()
-                self._write(self._skip_to, pruned_to, problem)
+                self._write(partial(self._skip_to, change_id=pruned_to, problem=problem))
                 return True
             changes = _next_changes(tx, cursor)
+            if not changes:
+                return bool(retries)
             backfilled = _made_by_first_resync(tx, changes)
             blocked = self._objects_with_pending(tx, changes)
-        if not changes:
-            return bool(retries)
         wanted = [change for change in changes if change.id not in backfilled]
-        results = self._send([change for change in wanted if _object(change) not in blocked])
-        self._write(self._record_new, changes[-1].id, wanted, results)
+        results = self._send([change for change in wanted if change.object_key not in blocked])
+        self._write(partial(self._record_new, cursor=changes[-1].id, wanted=wanted, results=results))
         return True
 
-    def _write(self, step: Callable[Concatenate[Connection, P], None], *args: P.args, **kwargs: P.kwargs) -> None:
-        def fenced(tx: Connection) -> None:
-            self._lease.check(tx)
-            step(tx, *args, **kwargs)
+    def _write(self, step: Callable[[Connection], None]) -> None:
+        """Run a step in a transaction; raise `LeaseLostError` if another process has taken over."""
 
-        in_transaction(self._engine, fenced)
+        def fenced(tx: Connection) -> None:
+            self.lease.check(tx)
+            step(tx)
+
+        in_transaction(self.engine, fenced)
 
     def _due_retries(self) -> list[ChangeToSend]:
         """Return, for each object, its first pending change if that is due."""
@@ -176,48 +171,43 @@ class Follower:
             .order_by(Change.id)
             .limit(CHANGES_PER_STEP)
         )
-        with read_transaction(self._engine) as tx:
+        with read_transaction(self.engine) as tx:
             return [ChangeToSend(**row) for row in tx.execute(query).mappings()]
 
     def _objects_with_pending(self, tx: Connection, changes: Sequence[ChangeToSend]) -> set[tuple[str, str]]:
-        """Return those objects of `changes` that have an earlier pending change."""
-        objects = {_object(change) for change in changes}
-        if not objects:
-            return set()
-        pair = tuple_(HookDelivery.kind, HookDelivery.object_id)
-        pending = select(HookDelivery.kind, HookDelivery.object_id).where(
-            HookDelivery.hook == self._name, PENDING, pair.in_(objects)
-        )
+        """Return the objects of `changes` that have an earlier pending change."""
+        columns = (HookDelivery.kind, HookDelivery.object_id)
+        objects = {change.object_key for change in changes}
+        pending = select(*columns).where(HookDelivery.hook == self._name, PENDING, tuple_(*columns).in_(objects))
         return {(kind, id) for kind, id in tx.execute(pending)}
 
     def _send(self, changes: Sequence[ChangeToSend]) -> Results:
         """Send changes, in order for each object."""
         ends = time.monotonic() + STEP_SECONDS
-        if self._target.at_once == 1:
+        if self.target.at_once == 1:
             return self._send_in_order(changes, ends)
         objects: dict[tuple[str, str], list[ChangeToSend]] = {}
         for change in changes:
-            objects.setdefault(_object(change), []).append(change)
-        with ThreadPoolExecutor(self._target.at_once, "hook") as pool:
+            objects.setdefault(change.object_key, []).append(change)
+        with ThreadPoolExecutor(self.target.at_once, "hook") as pool:
             groups = pool.map(lambda group: self._send_in_order(group, ends), objects.values())
             return {id: error for results in groups for id, error in results.items()}
 
     def _send_in_order(self, changes: Sequence[ChangeToSend], ends: float) -> Results:
-        """Send changes one by one until `ends`, in seconds of the monotonic clock; skip an object that has failed."""
+        """Send changes one by one until `ends` (monotonic time). After a failure, skip the object's later changes."""
         results: dict[int, BaseException | None] = {}
         failed: set[tuple[str, str]] = set()
         for change in changes:
             if time.monotonic() > ends:
                 break
-            if _object(change) in failed:
+            if change.object_key in failed:
                 continue
+            results[change.id] = None
             try:
-                self._target(message(change))
+                self.target(message(change))
             except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a target raises is recorded
                 results[change.id] = error
-                failed.add(_object(change))
-            else:
-                results[change.id] = None
+                failed.add(change.object_key)
         return results
 
     def _record_retries(self, tx: Connection, changes: Sequence[ChangeToSend], results: Results) -> None:
@@ -227,17 +217,14 @@ class Follower:
             delivery = (HookDelivery.hook == self._name, HookDelivery.change_id == change.id)
             if (error := results[change.id]) is None:
                 tx.execute(delete(HookDelivery).where(*delivery))
-                self._release_next(tx, change)
+                # The object's next change need not wait any longer.
+                same_object = (HookDelivery.kind == change.kind, HookDelivery.object_id == change.object_id)
+                behind_it = update(HookDelivery).where(HookDelivery.hook == self._name, PENDING, *same_object)
+                tx.execute(behind_it.values(due_at=db_now()))
             else:
                 failure = self._failure(change, change.attempts + 1, error)
                 tx.execute(update(HookDelivery).where(*delivery).values(failure))
         self._count_delivered(tx, sum(error is None for error in results.values()))
-
-    def _release_next(self, tx: Connection, change: ChangeToSend) -> None:
-        """Make the pending changes of the same object due at once."""
-        same = (HookDelivery.kind == change.kind, HookDelivery.object_id == change.object_id)
-        pending = update(HookDelivery).where(HookDelivery.hook == self._name, PENDING, *same)
-        tx.execute(pending.values(due_at=db_now()))
 
     def _record_new(self, tx: Connection, cursor: int, wanted: Sequence[ChangeToSend], results: Results) -> None:
         accepted = {id for id, error in results.items() if error is None}
@@ -254,7 +241,7 @@ class Follower:
         """Log a failed attempt and return the columns that record it."""
         log.warning("hook_failed", hook=self._name, change=change.id, attempts=attempts, error=type(error).__name__)
         return {
-            "status": DeliveryStatus.FAILED if attempts >= self._attempts else DeliveryStatus.PENDING,
+            "status": DeliveryStatus.FAILED if attempts >= self.attempts else DeliveryStatus.PENDING,
             "attempts": attempts,
             "error": _describe(error),
             "traceback": clean("".join(traceback.format_exception(error))[-MAX_TRACEBACK:]),
@@ -267,16 +254,12 @@ class Follower:
             tx.execute(update(Hook).where(Hook.name == self._name).values(values))
 
     def _skip_to(self, tx: Connection, change_id: int, problem: str) -> None:
-        log.error("hook_missed_changes", hook=self._name, error=problem, goes_on_after=change_id)
+        log.error("hook_missed_changes", hook=self._name, error=problem, continues_after=change_id)
         tx.execute(update(Hook).where(Hook.name == self._name).values(cursor=change_id, error=problem))
 
 
-def _object(change: ChangeToSend) -> tuple[str, str]:
-    return change.kind, change.object_id
-
-
 def _describe(error: BaseException) -> str:
-    """Return an error in one line; an error whose message cannot be made is described by its class."""
+    """Return an error in one line. If making its message fails, only its class is named."""
     try:
         text = f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001 - see above
@@ -290,7 +273,7 @@ def _next_changes(tx: Connection, cursor: int) -> list[ChangeToSend]:
 
 
 def _made_by_first_resync(tx: Connection, changes: Sequence[ChangeToSend]) -> set[int]:
-    """Return the ids of changes that filled the empty mirror: nothing had changed at WorkOS."""
+    """Return the ids of changes that filled the empty mirror. They are not sent: nothing had changed in WorkOS."""
     by_run = {change.id: change.cause_id for change in changes if change.cause == Cause.RESYNC}
     if not by_run:
         return set()

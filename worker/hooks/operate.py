@@ -1,4 +1,4 @@
-"""Hooks for operators: their status and failed deliveries, retrying and discarding those."""
+"""What operators do with hooks: see their status, and retry or discard failed deliveries."""
 
 from collections.abc import Iterable
 
@@ -14,37 +14,31 @@ log = structlog.get_logger()
 
 
 def hook_status(engine: Engine, names: Iterable[str] = ()) -> list[Record]:
-    """Return the status of each hook, also of those of `names` that never ran: how far behind, pending and failed."""
-    of_status = select(HookDelivery.hook, HookDelivery.status, func.count()).group_by(
-        HookDelivery.hook, HookDelivery.status
-    )
+    """Return the status of every hook that has run or is one of `names`, the configured hooks."""
+    group = (HookDelivery.hook, HookDelivery.status)
+    of_status = select(*group, func.count()).group_by(*group)
     with read_transaction(engine) as tx:
         counts = {(hook, status): number for hook, status, number in tx.execute(of_status)}
-        rows: dict[str, Record] = {row["name"]: dict(row) for row in tx.execute(select(Hook.__table__)).mappings()}
-        report = []
-        for name in sorted(rows.keys() | set(names)):
-            row = rows.get(name, {})
-            ahead = select(func.count()).select_from(Change).where(Change.id > row.get("cursor", 0))
-            report.append(
-                {
-                    "hook": name,
-                    "configured": name in names,
-                    "cursor": row.get("cursor"),
-                    "behind": tx.execute(ahead).scalar_one() if row else None,
-                    "waiting": counts.get((name, DeliveryStatus.PENDING), 0),
-                    "failed": counts.get((name, DeliveryStatus.FAILED), 0),
-                    "delivered": row.get("delivered", 0),
-                    "delivered_at": row.get("delivered_at"),
-                    "error": row.get("error"),
-                }
-            )
-        return report
+        ahead = select(func.count(Change.id)).where(Change.id > Hook.cursor).scalar_subquery()
+        columns = (Hook.cursor, ahead.label("behind"), Hook.delivered, Hook.delivered_at, Hook.error)
+        rows = {row["name"]: row for row in tx.execute(select(Hook.name, *columns)).mappings()}
+    never_ran = {"cursor": None, "behind": None, "delivered": 0, "delivered_at": None, "error": None}
+    return [
+        {
+            "hook": name,
+            "configured": name in names,
+            "waiting": counts.get((name, DeliveryStatus.PENDING), 0),
+            "failed": counts.get((name, DeliveryStatus.FAILED), 0),
+            **{column: rows.get(name, never_ran)[column] for column in never_ran},
+        }
+        for name in sorted(rows.keys() | set(names))
+    ]
 
 
 def deliveries(
     engine: Engine, *, hook: str | None = None, status: DeliveryStatus | None = None, limit: int = 50
 ) -> list[Record]:
-    """Return the changes that hooks have not accepted, oldest first, with errors and tracebacks."""
+    """Return the undelivered changes of one hook or all, oldest first, with errors and tracebacks."""
     query = select(HookDelivery.__table__).order_by(HookDelivery.change_id, HookDelivery.hook).limit(limit)
     for column, value in ((HookDelivery.hook, hook), (HookDelivery.status, status)):
         if value is not None:
@@ -54,11 +48,7 @@ def deliveries(
 
 
 def require_hook(engine: Engine, hook: str, names: Iterable[str]) -> None:
-    """Check that a hook exists: it is one of `names`, those in the settings, or ran before.
-
-    Raises:
-        UnknownIdError: it does not.
-    """
+    """Raise `UnknownIdError` unless a hook has run before or is one of `names`, the configured hooks."""
     with read_transaction(engine) as tx:
         ran = tx.execute(select(Hook.name).where(Hook.name == hook)).one_or_none() is not None
     if not ran and hook not in names:
@@ -66,18 +56,11 @@ def require_hook(engine: Engine, hook: str, names: Iterable[str]) -> None:
 
 
 def replay(engine: Engine, hook: str, change_id: int | None, who: str, names: Iterable[str] = ()) -> int:
-    """Retry the failed deliveries of a hook; return how many there are, which may be 0.
-
-    Args:
-        engine: the database.
-        hook: the hook's name.
-        change_id: only the delivery of this change.
-        who: the operator.
-        names: the hooks in the settings.
+    """Retry all failed deliveries of a hook, or only that of one change; return their number, which may be 0.
 
     Raises:
-        UnknownIdError: there is no such hook.
-        OperatorError: it has no failed delivery of the change.
+        UnknownIdError: the hook has never run and is not one of `names`, the configured hooks.
+        OperatorError: the hook has no failed delivery of the change.
     """
     values = {"status": DeliveryStatus.PENDING, "attempts": 0, "due_at": db_now()}
     again = update(HookDelivery).where(*_failed(hook, change_id)).values(values)
@@ -87,7 +70,7 @@ def replay(engine: Engine, hook: str, change_id: int | None, who: str, names: It
 
 
 def dismiss(engine: Engine, hook: str, change_id: int | None, who: str, names: Iterable[str] = ()) -> int:
-    """Discard the failed deliveries of a hook; arguments, result and errors as of `replay`."""
+    """Discard failed deliveries. Arguments, result and errors are those of `replay`."""
     gone = delete(HookDelivery).where(*_failed(hook, change_id))
     number = _decide(engine, gone, hook, change_id, names)
     log.info("hook_dismissed", hook=hook, number=number, who=who)

@@ -1,8 +1,6 @@
-"""Targets of hooks: HTTP calls by the Standard Webhooks specification, and the message they send."""
+"""Where hooks send changes: signed HTTP calls as in the Standard Webhooks specification."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
@@ -15,7 +13,7 @@ from worker.mirror.change_feed import as_json
 from worker.settings import Settings
 
 AT_ONCE = 8
-"""Upper bound on one hook's HTTP calls in flight, each for another object."""
+"""Maximum number of concurrent calls of a hook. Each is about another object."""
 
 
 class ChangeToSend(NamedTuple):
@@ -32,27 +30,23 @@ class ChangeToSend(NamedTuple):
     cause_id: str
     attempts: int = 0
 
+    @property
+    def object_key(self) -> tuple[str, str]:
+        """Kind and id of the object. Its changes are sent in order."""
+        return self.kind, self.object_id
+
 
 class Target(Protocol):
-    """Where a hook's changes are sent. `at_once`: upper bound on calls at a time."""
+    """Where a hook's changes are sent, with at most `at_once` concurrent calls."""
 
     at_once: int
 
     def __call__(self, message: JsonObject) -> None:
         """Send a change; any exception means that it was not accepted."""
 
-    def close(self) -> None:
-        """Close connections."""
-
 
 class WebTarget:
-    """A URL that is called with a signed body, as the Standard Webhooks specification says.
-
-    Args:
-        url: the URL.
-        secret: the signing secret, `whsec_…`.
-        seconds: time-out of a call.
-    """
+    """A URL, the secret `whsec_…` that signs the messages to it, and the time-out of a call in seconds."""
 
     at_once = AT_ONCE
 
@@ -82,7 +76,7 @@ class WebTarget:
         self._http.close()
 
 
-def targets(settings: Settings) -> dict[str, Target]:
+def targets(settings: Settings) -> dict[str, WebTarget]:
     """Return the target of each hook in the settings, by hook name."""
     return {
         name: WebTarget(url, settings.hook_secrets[name].get_secret_value(), settings.hook_seconds)
@@ -91,24 +85,10 @@ def targets(settings: Settings) -> dict[str, Target]:
 
 
 def message(change: ChangeToSend) -> JsonObject:
-    """Return the message about a change: `type`, `timestamp` and `data` (Standard Webhooks, Payload structure).
-
-    `type` is the kind and what happened to it: `membership.created`, `membership.updated`, `membership.deleted`.
-    """
+    """Return the message about a change: `type`, such as `membership.created`, `timestamp` and `data`."""
     deleted = change.after.get("state") == "deleted"
     verb = "deleted" if deleted else "created" if change.before is None else "updated"
     columns = change._asdict()
     del columns["attempts"]
     data = json.loads(as_json(columns))
     return {"type": f"{change.kind}.{verb}", "timestamp": data["at"], "data": data}
-
-
-@contextmanager
-def opened(settings: Settings) -> Iterator[dict[str, Target]]:
-    """Yield the targets of the settings, and close them at the end."""
-    found = targets(settings)
-    try:
-        yield found
-    finally:
-        for target in found.values():
-            target.close()

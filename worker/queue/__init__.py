@@ -1,1 +1,1 @@
-"""What processes tell each other through Redis: to look, and what they counted. Nothing that may not be lost."""
+"""Wakes worker processes through Redis, which may lose its data at any time."""

@@ -1,4 +1,4 @@
-"""The doorbell: wakes RQ's workers through Redis. If a ring is lost, the clock's sweep rings again."""
+"""The doorbell: wakes RQ's workers through Redis. If a ring is lost, the clock rings again."""
 
 import time
 
@@ -27,25 +27,25 @@ JOB_TIMEOUT_SECONDS = 120
 KEEP_RESULT_SECONDS = 30
 KEEP_FAILURE_SECONDS = 24 * 3600
 LISTEN_SECONDS = 5.0
-"""A worker starts a job within this time, unless all of them are busy or use another Redis."""
+"""A worker starts a job within this time, unless all workers are busy or use another Redis."""
 POLL_SECONDS = 0.05
 QUIET_SECONDS = 1.0
-"""After a failure, Redis is left alone for this long: a frozen Redis must not slow down every delivery."""
+"""Pause after a failure of Redis: a frozen Redis must not slow down every delivery."""
 
 
 def queue_name(lane: str) -> str:
-    """Return the name of a lane's queue; its prefix keeps it apart from others in the same Redis."""
+    """Return the name of a lane's queue. The prefix avoids conflicts with other users of the same Redis."""
     return f"workos-sync:{lane}"
 
 
 class Doorbell:
-    """Rings one lane: a flag that is set and a job that is enqueued in one atomic step, unless the flag is set.
+    """Wakes one lane. In one atomic step, `ring` sets a flag and enqueues a job, unless the flag is already set.
 
-    Why nothing is missed: an event is committed before its ring reads the flag. Without a flag, a new job reads the
-    inbox later. With a flag, a job is queued that has not deleted the flag yet: it does so before it reads the inbox.
+    No event is missed. Its ring comes after its commit. If the flag is not set, the ring's own job reads the inbox. If
+    it is set, a job is queued that has not deleted the flag yet, and a job reads the inbox after it deletes the flag.
 
     Args:
-        redis: the client. For the webhook endpoint it has short time-outs and no retries: deliveries wait for it.
+        redis: the client. The webhook endpoint's has short time-outs and no retries, because deliveries wait for it.
         lane: names the queue, and the function that its jobs run.
         timeout_seconds: RQ ends a job that takes longer.
     """
@@ -63,18 +63,15 @@ class Doorbell:
         if time.monotonic() < self._quiet_until:
             return False
         try:
-            self._ring()
+            try:
+                self._enqueue_unless_flagged()
+            except NotPrimaryError:
+                self._enqueue_unless_flagged()  # on a new connection; redis-py itself does not retry watched commands
         except RedisError as error:
             self._quiet_until = time.monotonic() + QUIET_SECONDS
-            log.warning("doorbell_unheard", lane=self._lane, error=type(error).__name__)
+            log.warning("ring_failed", lane=self._lane, error=type(error).__name__)
             return False
         return True
-
-    def _ring(self) -> None:
-        try:
-            self._enqueue_unless_flagged()
-        except NotPrimaryError:
-            self._enqueue_unless_flagged()  # on a new connection; redis-py retries all but watched commands by itself
 
     def _enqueue_unless_flagged(self) -> None:
         if self._redis.exists(self._flag):
@@ -95,7 +92,7 @@ class Doorbell:
             try:
                 pipeline.execute()
             except WatchError as error:
-                # Another process rang at the same time; or the connection was lost, which redis-py reports in this way.
+                # Another process rang at the same time, or redis-py reports a lost connection in this way.
                 if isinstance(error.__context__, RedisError):
                     raise error.__context__ from None
 
@@ -103,15 +100,16 @@ class Doorbell:
         """Delete the flag: the first thing a job does, before it reads."""
         self._redis.delete(self._flag)
 
-    def listen(self, seconds: float = LISTEN_SECONDS) -> float | None:
-        """Enqueue a job and return after how many seconds a worker started it; None if none did within `seconds`.
+    def listen(self) -> float | None:
+        """Enqueue a job and return the seconds until a worker started it; None after `LISTEN_SECONDS`.
 
-        Raises `redis.exceptions.RedisError`.
+        Raises:
+            redis.exceptions.RedisError: Redis is unavailable.
         """
         started = time.monotonic()
         job = self.queue.enqueue_call(self._lane, timeout=self._timeout, result_ttl=KEEP_RESULT_SECONDS)
         while job.get_status() == JobStatus.QUEUED:
-            if time.monotonic() - started > seconds:
+            if time.monotonic() - started > LISTEN_SECONDS:
                 job.delete()
                 return None
             time.sleep(POLL_SECONDS)

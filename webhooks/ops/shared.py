@@ -1,0 +1,56 @@
+"""What several pages share: pagination, the reason field of a form, and starting runs."""
+
+from collections.abc import Callable
+from functools import partial
+
+from flask import flash, redirect, request, session, url_for
+from werkzeug import Response
+
+from models.types import Record
+from worker.bootstrap import Services
+from worker.errors import ConfigurationError
+from worker.repair.resync import resync
+
+PAGE = 50
+"""Rows of a page."""
+
+
+def split_page(rows: list[Record], key: str) -> tuple[list[Record], str | None]:
+    """Return the first `PAGE` of `rows`, and the last one's `key`, with which the next page begins; None on the last.
+
+    `rows` has one row more than the page if there is a next page.
+    """
+    return rows[:PAGE], rows[PAGE - 1][key] if len(rows) > PAGE else None
+
+
+def entered_reason() -> str | None:
+    """Return the reason that the operator entered in the form; None if it is empty."""
+    return request.form.get("reason", "").strip() or None
+
+
+def start_run(services: Services, start: Callable[[str], str], message: str) -> Response:
+    """Create a run, wake a worker, and redirect to the run's page, which shows `message`.
+
+    `start` takes the operator's name and returns the run's id.
+    """
+    run_id = start(session["name"])
+    services.repair_bell.ring()
+    flash(message, "good")
+    return redirect(url_for("ops.run", run_id=run_id))
+
+
+def start_resync(
+    services: Services,
+    message: str = "Resync started.",
+    organization_id: str | None = None,
+    approves: str | None = None,
+) -> Response:
+    """Start a resync of everything, of a workspace, or of the deletions that the run `approves` withheld.
+
+    Raises:
+        ConfigurationError: no worker can call WorkOS, so the run would wait forever.
+    """
+    if not services.settings.repairs:
+        raise ConfigurationError("WORKOS_API_KEY is not set, so no worker can call WorkOS; set it and WORKOS_CLIENT_ID")
+    start = partial(resync.start, services.engine, organization_id=organization_id, approves=approves)
+    return start_run(services, start, message)
