@@ -12,8 +12,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from webhooks import api, health, metrics, ops, receive
 from worker.bootstrap import Services
-from worker.errors import ConfigurationError
-from worker.logs import places
+from worker.errors import ConfigurationError, stack_of
 
 log = structlog.get_logger()
 
@@ -22,7 +21,7 @@ class _Application(Flask):
     def log_exception(self, exc_info: Any) -> None:
         """Log an unexpected error without its message or the path, which may contain secrets and personal data."""
         error: BaseException = exc_info[1]
-        log.error("request_failed", error=type(error).__name__, places=places(error), endpoint=request.endpoint)
+        log.error("request_failed", error=type(error).__name__, stack=stack_of(error), endpoint=request.endpoint)
 
 
 def create_app(services: Services) -> Flask:
