@@ -13,8 +13,7 @@ from webhooks import health, metrics, receive
 from webhooks.api import routes as api
 from webhooks.ops import routes as ops
 from worker.bootstrap import Services
-from worker.errors import ConfigurationError
-from worker.logs import places
+from worker.errors import ConfigurationError, stack_of
 
 log = structlog.get_logger()
 
@@ -23,8 +22,8 @@ class _Application(Flask):
     def log_exception(self, exc_info: tuple[object, BaseException | None, object]) -> None:
         """Log an unexpected error without its message or the path, which may contain secrets and personal data."""
         _, error, _ = exc_info
-        where = places(error) if error else None
-        log.error("request_failed", error=type(error).__name__, places=where, endpoint=request.endpoint)
+        stack = stack_of(error) if error else None
+        log.error("request_failed", error=type(error).__name__, stack=stack, endpoint=request.endpoint)
 
 
 def create_app(services: Services) -> Flask:

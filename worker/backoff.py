@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt at something that failed."""
+"""Exponential back-off."""
 
 
 def backoff(attempts: int, first: float, maximum: float) -> float:

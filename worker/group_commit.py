@@ -1,7 +1,8 @@
-"""Group commit: the writes of several threads in one transaction, made by one writer thread."""
+"""Group commit: one thread writes the items of several threads, many in one transaction."""
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
@@ -9,26 +10,23 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+@dataclass(eq=False, slots=True)
 class _Waiting(Generic[T, R]):
-    """An item to write, and a lock that is held until it is written; a `Future` takes ten times as long."""
+    """An item to write. `written` is locked until it is written; a `Future` would take ten times as long."""
 
-    __slots__ = ("error", "item", "result", "size", "written")
-
-    def __init__(self, item: T, size: int) -> None:
-        self.item = item
-        self.size = size
-        self.result: R
-        self.error: BaseException | None = None
-        self.written = threading.Lock()
-        self.written.acquire()
+    item: T
+    size: int
+    result: R = field(init=False)
+    error: BaseException | None = None
+    written: threading.Lock = field(default_factory=threading.Lock)
 
 
 class GroupCommit(Generic[T, R]):
-    """Writes the items of several threads: those that arrive during a write are written together next.
+    """Writes the items of several threads. Items that arrive during a write are written together next.
 
     Args:
         write: writes some items and returns a result for each, or fails for all of them.
-        most: upper bound on the sum of the sizes written at once; one item is always written.
+        most: upper bound on the sum of the sizes written together. A larger item is written alone.
     """
 
     def __init__(self, write: Callable[[list[T]], Sequence[R]], most: int) -> None:
@@ -39,18 +37,14 @@ class GroupCommit(Generic[T, R]):
         self._thread.start()
 
     def __call__(self, item: T, size: int = 1, seconds: float = -1) -> R:
-        """Write `item` and return the result.
-
-        Args:
-            item: what to write.
-            size: its size, in the unit of `most`.
-            seconds: how long to wait; below 0 without end.
+        """Write `item`, whose size is in the unit of `most`, and return the result.
 
         Raises:
             Exception: what `write` raised.
-            TimeoutError: it took longer than `seconds`. The item may still be written.
+            TimeoutError: it took longer than `seconds` (below 0: no limit). The item may still be written.
         """
         waiting = _Waiting[T, R](item, size)
+        waiting.written.acquire()
         self._queue.put(waiting)
         if not waiting.written.acquire(timeout=seconds):
             raise TimeoutError
@@ -59,7 +53,7 @@ class GroupCommit(Generic[T, R]):
         return waiting.result
 
     def close(self) -> None:
-        """Write what is waiting, then end the thread."""
+        """Write the items that are waiting, then end the thread."""
         self._queue.put(None)
         self._thread.join()
 
@@ -71,7 +65,7 @@ class GroupCommit(Generic[T, R]):
             first = following or self._queue.get()
 
     def _group(self, first: _Waiting[T, R]) -> tuple[list[_Waiting[T, R]], _Waiting[T, R] | None]:
-        """Return the items to write together with `first`, and the next one if it had no room."""
+        """Return the items to write together with `first`, and the next item if it did not fit."""
         group, room = [first], self._most - first.size
         while True:
             try:
@@ -79,7 +73,7 @@ class GroupCommit(Generic[T, R]):
             except Empty:
                 return group, None
             if following is None:
-                self._queue.put(None)  # closed: after this group
+                self._queue.put(None)  # closed: the thread ends after this group
                 return group, None
             if following.size > room:
                 return group, following

@@ -1,55 +1,54 @@
 """Leases: one process at a time works on a row, and another takes over soon after that process has died.
 
-The holder of a lease extends it with a heartbeat. Each new holder gets a higher fencing number, which is checked in
-every transaction that writes: a process that was frozen and wakes up later writes nothing.
+The holder extends its lease with a heartbeat. Each new holder gets a higher fencing number, which is checked in every
+transaction that writes. So a process that was frozen and wakes up later writes nothing.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Concatenate, ParamSpec, TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Engine, Update, select, true, update
+from sqlalchemy import ColumnElement, Connection, Engine, null, select, true, update
 from sqlalchemy.orm import InstrumentedAttribute
 
 from models.database import in_transaction
 from models.types import db_now, db_now_plus
 from worker.errors import LeaseLostError
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 log = structlog.get_logger()
 
 LEASE_SECONDS = 8.0
-"""Together with the clock's period, which then rings, this stays below 15 seconds."""
+"""With the period of the clock, which then wakes another worker, this stays below 15 seconds."""
 HEARTBEAT_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class LeasedTable:
-    """The columns of a table whose rows can be leased.
-
-    Args:
-        key: the primary key.
-        leased_until: until when the row is leased, by the database's clock; null if nobody holds it.
-        fence: the fencing number, raised by each new holder.
-        open: which rows can be leased at all.
-    """
+    """The columns of a table whose rows can be leased: primary key, end of the lease, and fencing number."""
 
     key: InstrumentedAttribute[str]
     leased_until: InstrumentedAttribute[datetime | None]
+    """By the database's clock; null if nobody holds the row."""
     fence: InstrumentedAttribute[int]
     open: ColumnElement[bool] = field(default_factory=true)
+    """The condition that a row may be leased at all."""
 
     def is_free(self) -> ColumnElement[bool]:
-        """Return the condition that a row can be leased and nobody holds it."""
+        """Return the condition that a row may be leased and nobody holds it."""
         return self.open & (self.leased_until.is_(None) | (self.leased_until < db_now()))
 
     @contextmanager
     def lease(self, engine: Engine, key: str) -> Iterator["Lease | None"]:
-        """Yield the lease of a row and extend it until the end of the block, which releases it.
+        """Yield the lease of a row, extend it until the end of the block, and release it there.
 
-        Yields None if another process holds it, or if there is no such row.
+        Yields None if another process holds it, or if the row does not exist or may not be leased.
         """
         lease = in_transaction(engine, self._take, key)
         if lease is None:
@@ -66,14 +65,11 @@ class LeasedTable:
             in_transaction(engine, lease.release)
 
     def _take(self, tx: Connection, key: str) -> "Lease | None":
-        # Waits for transactions that are being written under the older number.
+        # Wait for transactions of the previous holder.
         tx.execute(select(self.key).where(self.key == key).with_for_update())
-        taken = (
-            update(self.key.class_)
-            .where(self.key == key, self.is_free())
-            .values({self.fence: self.fence + 1, self.leased_until: db_now_plus(LEASE_SECONDS)})
-        )
-        fence = tx.execute(taken.returning(self.fence)).scalar_one_or_none()
+        taken = update(self.key.class_).where(self.key == key, self.is_free())
+        values = {self.fence: self.fence + 1, self.leased_until: db_now_plus(LEASE_SECONDS)}
+        fence = tx.execute(taken.values(values).returning(self.fence)).scalar_one_or_none()
         return None if fence is None else Lease(self, key, fence)
 
 
@@ -94,42 +90,51 @@ class Lease:
 
     @property
     def run_id(self) -> str:
-        """The key, where the row is a run."""
+        """The key, for a lease of a run."""
         return self.key
 
     def check(self, tx: Connection) -> None:
-        """Hold the row to the end of `tx`; raises `LeaseLostError` if the lease is lost or the row is closed."""
-        # The weakest lock: it keeps a new holder out but not the heartbeat, which a stronger one would starve while
-        # many transactions follow each other.
+        """Keep the lease valid until the end of `tx`; raise `LeaseLostError` if it is lost or the row is closed."""
+        # The weakest lock. It excludes a new holder but not the heartbeat, which a stronger lock would starve when many
+        # transactions follow each other.
         row = select(self._table.key).where(self._held, self._table.open).with_for_update(read=True, key_share=True)
         if tx.execute(row).one_or_none() is None:
             self.lost.set()
             raise LeaseLostError(self.key)
 
+    def in_transaction(
+        self, engine: Engine, step: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Run `step` like `models.database.in_transaction`, after `check` in the same transaction."""
+
+        def checked(tx: Connection) -> R:
+            self.check(tx)
+            return step(tx, *args, **kwargs)
+
+        return in_transaction(engine, checked)
+
     def leave_to_expire(self) -> None:
-        """Do not release the lease at the end of the block: others wait until it expires."""
+        """Do not release the lease at the end of the block, so that others wait until it expires."""
         self._kept = True
 
     def release(self, tx: Connection) -> None:
         """Let another process take the row at once, unless `leave_to_expire` was called."""
         if not self._kept:
-            tx.execute(self._set(None))
+            self._set(tx, null())
 
     def keep(self, engine: Engine, ended: threading.Event) -> None:
         """Extend the lease until `ended` is set or the lease is lost."""
         while not ended.wait(HEARTBEAT_SECONDS):
             try:
-                held = in_transaction(engine, self._extend)
-            except Exception as error:  # noqa: BLE001 - the lease then expires by itself, which is what should happen
+                held = in_transaction(engine, self._set, db_now_plus(LEASE_SECONDS))
+            except Exception as error:  # noqa: BLE001 - without heartbeats the lease expires, as it should
                 log.warning("heartbeat_failed", key=self.key, error=type(error).__name__)
                 continue
             if not held:
                 self.lost.set()
                 return
 
-    def _extend(self, tx: Connection) -> bool:
-        return tx.execute(self._set(db_now_plus(LEASE_SECONDS))).rowcount == 1
-
-    def _set(self, until: ColumnElement[datetime] | None) -> Update:
-        table = self._table
-        return update(table.key.class_).where(self._held).values({table.leased_until: until})
+    def _set(self, tx: Connection, until: ColumnElement[datetime] | ColumnElement[None]) -> bool:
+        """Set the end of the lease; return False if the lease is lost."""
+        row = update(self._table.key.class_).where(self._held)
+        return tx.execute(row.values({self._table.leased_until: until})).rowcount == 1

@@ -1,4 +1,4 @@
-"""Where files are kept by default, and who may read the files this process creates."""
+"""The default folder for files, and their protection from other users."""
 
 import os
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 from models.private_files import close_to_others
 
 HOME = Path(".workos-sync")
-"""Below the working directory."""
+"""In the working directory."""
 
 
 def keep_files_private() -> None:
-    """Make this process and its children create files, folders and sockets for their own user only.
+    """Make the files that this process and its children create accessible only to their own user.
 
-    Files in `HOME` that an older release left open to others are closed. Call this first, before any file is created.
+    Also closes files in `HOME` that an older release left open to others. Call this before any file is created.
     """
     os.umask(0o077)
     for path in (HOME.resolve(), *HOME.rglob("*")):

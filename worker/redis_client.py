@@ -1,4 +1,4 @@
-"""The Redis client of every process: after a fail-over it finds the new primary."""
+"""The Redis client of every process. After a fail-over it finds the new primary."""
 
 import time
 from typing import Any
@@ -13,18 +13,18 @@ from redis.retry import Retry
 log = structlog.get_logger()
 
 NOT_PRIMARY = frozenset(("READONLY", "UNBLOCKED", "LOADING", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "MOVED"))
-"""Error codes of a server that is not the primary. Each of them means that nothing was done."""
+"""Error codes of a server that is not the primary. Each means that the command was not executed."""
 DISCARDED = "Transaction discarded because of: "
 LOG_SECONDS = 10.0
-"""Between two log lines about it: REDIS_URL may name a replica for hours."""
+"""Minimum time between two log lines `redis_not_primary`: REDIS_URL may name a replica for hours."""
 PROBE = "workos-sync:probe"
 PROBE_MS = 1_000
 
 
 class NotPrimaryError(ConnectionError):
-    """The server is not the primary, or not yet; `code` is its answer, such as READONLY.
+    """The server is not the primary. `code` is its error code, such as READONLY.
 
-    It is a `ConnectionError`, so that RQ and redis-py treat the primary as lost.
+    A `ConnectionError`, so that RQ and redis-py treat the connection as lost.
     """
 
     def __init__(self, code: str) -> None:
@@ -32,25 +32,18 @@ class NotPrimaryError(ConnectionError):
         self.code = code
 
 
-def open_redis(url: str, **options: Any) -> Redis:
-    """Return a client for `url`; connects to nothing yet.
+def open_redis(url: str, **timeouts: float) -> Redis:
+    """Return a client for a URL redis://, rediss:// or unix://; it does not connect yet.
 
     If a server answers that it is not the primary, all connections to it are closed, and the command is retried once on
-    a new connection, which resolves the host name again.
-
-    Args:
-        url: redis://, rediss:// or unix://.
-        options: of `redis.ConnectionPool`, such as time-outs in seconds.
-
-    Commands raise:
-        NotPrimaryError: the new connection is to such a server too.
-        redis.exceptions.RedisError: anything else.
+    a new connection, which resolves the host name again. If that server is not the primary either, the command raises
+    `NotPrimaryError`. `timeouts` are options of `redis.ConnectionPool`, in seconds.
     """
-    return Redis.from_pool(_Pool.from_url(url, retry=Retry(NoBackoff(), 1, (NotPrimaryError,)), **options))
+    return Redis.from_pool(_Pool.from_url(url, retry=Retry(NoBackoff(), 1, (NotPrimaryError,)), **timeouts))
 
 
 def require_writable(redis: Redis) -> None:
-    """Write a key that expires within a second; raises `redis.exceptions.RedisError` if Redis refuses."""
+    """Write a key that expires within a second; raise `redis.exceptions.RedisError` if Redis refuses it."""
     redis.set(PROBE, 1, px=PROBE_MS)
 
 
@@ -69,12 +62,14 @@ def what_is_wrong(error: RedisError) -> tuple[str, str]:
 class _Pool(ConnectionPool):
     """A pool that closes all its connections when a server answers that it is not the primary."""
 
+    _logged_at = -LOG_SECONDS
+
+    # `Any`: the options of redis-py have no common type.
     def __init__(self, connection_class: type[Connection] = Connection, **options: Any) -> None:
         super().__init__(connection_class=_checking(connection_class), **options)
-        self._logged_at = -LOG_SECONDS
 
     def make_connection(self) -> ConnectionInterface:
-        """Return a new connection that reports to this pool."""
+        """Return a new connection that knows this pool."""
         connection = super().make_connection()
         connection.pool = self  # type: ignore[attr-defined]
         return connection
@@ -89,18 +84,18 @@ class _Pool(ConnectionPool):
 
 
 def _checking(kind: type[Connection]) -> type[Connection]:
-    """Return a subclass of `kind` that checks every answer: redis-py reads all of them in this one method."""
+    """Return a subclass of `kind` that checks every answer. redis-py reads all answers in this one method."""
 
     class Checking(kind):  # type: ignore[misc, valid-type]
         pool: _Pool
 
-        def read_response(self, *args: Any, **options: Any) -> Any:
+        def read_response(self, *args: object, **options: object) -> object:
             try:
                 return super().read_response(*args, **options)
             except (ResponseError, BusyLoadingError) as error:
                 code = error.status_code
                 if code not in NOT_PRIMARY:
-                    # An unknown code is part of the text, and EXEC quotes the code of the command that failed.
+                    # redis-py leaves codes that it does not know in the text. EXEC quotes the failed command's code.
                     code = str(error).removeprefix(DISCARDED).partition(" ")[0]
                 if code not in NOT_PRIMARY:
                     raise

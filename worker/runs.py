@@ -1,8 +1,7 @@
-"""Runs: long-running jobs, one of a kind at a time, each under a lease and resumed where it stopped."""
+"""Runs: long-running jobs, one of a kind at a time. Each has a lease, and resumes where it stopped."""
 
 import uuid
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 from sqlalchemy import Connection, Engine, insert, select, update
 
@@ -15,30 +14,14 @@ from worker.leases import Lease, LeasedTable
 POLL_SECONDS = 0.25
 
 RUNS = LeasedTable(Run.id, Run.leased_until, Run.fence, open=Run.status == RunStatus.RUNNING)
+lease = RUNS.lease
 
 
-def unfinished_run(tx: Connection, task: Task, **scope: str | bool | None) -> str | None:
-    """Return the id of an unfinished run of exactly this scope that no worker holds; None if there is none."""
-    return tx.execute(select(Run.id).where(Run.task == task, RUNS.is_free()).filter_by(**scope)).scalars().first()
-
-
-def create(
-    tx: Connection,
-    /,
-    task: Task,
-    requested_by: str,
-    **values: str | bool | int | JsonObject | None,
-) -> str:
-    """Insert a run and return its id.
-
-    Args:
-        tx: the caller's transaction.
-        task: what the run does.
-        requested_by: the operator, or what started the run.
-        values: further columns of the run, such as `organization_id`: only this workspace.
+def create(tx: Connection, /, task: Task, requested_by: str, **values: str | bool | int | JsonObject | None) -> str:
+    """Insert a run and return its id. `values` are further columns, such as `organization_id`: only this workspace.
 
     Raises:
-        BusyError: a run of this task is in progress, for the same workspace or also for all.
+        BusyError: a run of this task is in progress for the same workspace, or for all if none is given.
     """
     tx.execute(select(Mirror.id).with_for_update())  # one creator at a time
     running = select(Run.id).where(Run.task == task, Run.status == RunStatus.RUNNING)
@@ -59,12 +42,9 @@ def unheld_runs(engine: Engine, *tasks: Task) -> list[str]:
 
 
 def wait_for_run(engine: Engine, run_id: str, stopping: Callable[[float], bool]) -> bool:
-    """Wait while another worker holds a run; return whether the run is over.
+    """Wait while another worker holds a run; return whether the run has ended.
 
-    Args:
-        engine: the database.
-        run_id: the run.
-        stopping: waits a number of seconds and returns whether to stop waiting.
+    `stopping` waits the given number of seconds and returns whether to stop waiting.
     """
     query = select(Run.status, RUNS.is_free()).where(Run.id == run_id)
     while True:
@@ -74,13 +54,8 @@ def wait_for_run(engine: Engine, run_id: str, stopping: Callable[[float], bool])
             return bool(status != RunStatus.RUNNING)
 
 
-def lease(engine: Engine, run_id: str) -> AbstractContextManager[Lease | None]:
-    """Lease a run for the length of a block; yields None if another worker holds it or it is over."""
-    return RUNS.lease(engine, run_id)
-
-
 def finish(tx: Connection, held: Lease, status: RunStatus, error: str | None = None) -> None:
-    """Record how a run ended; raises `LeaseLostError` if another worker holds it now."""
+    """Record how a run ended; raise `LeaseLostError` if another worker holds it now."""
     held.check(tx)
     ended = {"status": status, "finished_at": db_now(), "error": error}
     tx.execute(update(Run).where(Run.id == held.run_id).values(ended))

@@ -49,13 +49,10 @@ class Between(WorkOSClient):
         super().__init__(inner._sdk, inner._buckets, inner._count)
         self._happens = happens
 
-    def _list(self, path: tuple[str, ...], filters: JSON, after: str | None) -> Page:
-        page = super()._list(path, filters, after)
-        self._happens("/".join(path))
-        return page
-
-    def _whole(self, path: tuple[str, ...]) -> Page:
-        page = super()._whole(path)
+    def list_page(
+        self, path: tuple[str, ...], params: JSON | None = None, after: str | None = None, *, paged: bool = True
+    ) -> Page:
+        page = super().list_page(path, params, after, paged=paged)
         self._happens("/".join(path))
         return page
 

@@ -200,7 +200,7 @@ def test_only_what_was_selected(one_engine: Engine, bell: Doorbell, selection: S
     store(one_engine, events(4))
     apply_all(one_engine)
     assert Selection.from_json(selection.as_json()) == selection
-    assert replays.count(one_engine, selection) == (len(chosen), 0)
+    assert replays.plan(one_engine, selection)[:2] == (len(chosen), 0)
     if not chosen:
         with pytest.raises(OperatorError, match="no event matches"):
             run(one_engine, bell, selection)

@@ -26,8 +26,7 @@ from gunicorn.http.unreader import Unreader
 from gunicorn.workers.gthread import ThreadWorker
 
 from webhooks.server.request_reader import BAD_REQUEST, HEAD_TOO_LARGE, RequestReader
-from worker.errors import RefusedRequestError
-from worker.logs import places
+from worker.errors import RefusedRequestError, stack_of
 
 log = structlog.get_logger()
 
@@ -110,7 +109,7 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
             large = isinstance(exc, LimitRequestLine | LimitRequestHeaders)
             _reject(client, HEAD_TOO_LARGE if large else BAD_REQUEST, "head")
         else:
-            log.error("request_failed", error=type(exc).__name__, places=places(exc))
+            log.error("request_failed", error=type(exc).__name__, stack=stack_of(exc))
             _send_error(client, "500 Internal Server Error")
 
     def finish_request(self, conn: Conn, fs: "Future[object]") -> None:

@@ -1,18 +1,12 @@
 """Catch-up: reads the events API into the inbox, so that events whose webhooks were lost are applied too.
 
-1. Read the pages after the cursor, or since a time (`event_log`).
-2. Store every event of every page. The inbox ignores known ids; nothing else is discarded.
-3. Move the cursor, with each page, to its newest event that is older than the lag. WorkOS withholds its newest events
-   from ascending reads for a few seconds, so each catch-up reads the lag again.
-4. Record up to when the inbox is complete. `update_complete_to` makes that `complete_to` once everything is applied.
-
-WorkOS can return events hours late, either at the end of its list or at their own time, before the cursor
-(docs/workos.md). So every ten minutes step 1 also reads the last two hours again. These pages do not move the cursor.
+Each catch-up reads the pages after a cursor: the newest event that is older than the lag, because WorkOS withholds its
+newest events from ascending reads for a few seconds. WorkOS can also return events hours late, either at the end of its
+list or at their own time, before the cursor (docs/workos.md). So every ten minutes the last two hours are read again.
 """
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -42,36 +36,28 @@ Stored = tuple[datetime | None, Delivery]
 
 
 class Report(NamedTuple):
-    """The result of a catch-up.
-
-    Attributes:
-        returned: events read. Events of the last two hours that were read again count only if they were new.
-        new: events that were not in the inbox.
-        complete_to: the inbox is complete up to this time (UTC).
-        missed: whether some events had expired at WorkOS since the last catch-up. A resync repairs their effects.
-    """
+    """The result of a catch-up."""
 
     returned: int
+    """Events read. Events of the last two hours that were read again count only if they were new."""
     new: int
     complete_to: datetime
+    """The inbox is complete up to this time (UTC)."""
     missed: bool = False
+    """Whether some events had expired at WorkOS since the last catch-up. A resync repairs their effects."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """How far catch-up has read. All times are aware, in UTC.
-
-    Attributes:
-        cursor: the id of the event to continue after; None if there is none.
-        read_to: every event up to this time is in the inbox, except those that WorkOS returned late.
-        inbox_to: the inbox was complete up to this time; None before the first catch-up has finished.
-        began: events before this time are not needed, because the first resync covers them; None if not bound.
-    """
+class Place(NamedTuple):
+    """How far catch-up has read. All times are aware, in UTC."""
 
     cursor: str | None
+    """The id of the event to continue after."""
     read_to: datetime
+    """Every event up to this time is in the inbox, except those that WorkOS returned late."""
     inbox_to: datetime | None
+    """The inbox was complete up to this time; None before the first catch-up has finished."""
     began: datetime | None
+    """Earlier events are not needed, because the first resync covers them; None if the database is not bound."""
 
     def since(self, time: datetime, now: datetime) -> datetime:
         """Return the time to read from, so that late events from before `time` are found."""
@@ -79,31 +65,29 @@ class Place:
 
 
 def catch_up(engine: Engine, workos: WorkOSClient, held: Lease | None = None, lag: timedelta = LAG) -> Report:
-    """Read from the cursor to the newest event of the events API.
+    """Read from the cursor to the newest event of the events API. Events older than `lag` then count as complete.
 
     Without a cursor, or if WorkOS refuses it, start two hours before the time up to which events were read.
-
-    Args:
-        engine: the database.
-        workos: a client of the environment that the database mirrors.
-        held: the lease of the run, if it is one.
-        lag: the age from which events count as complete.
 
     Raises:
         WorkOSUnavailableError: WorkOS did not answer, or refuses some event types. Events that it returned are stored,
             but the inbox does not count as complete.
-        LeaseLostError: another worker took over the run.
+        LeaseLostError: another worker took over the run whose lease is `held`.
     """
     now = workos.now()
     # The same for all pages: a later page has later events, but not those that an earlier page did not have yet.
     settled = now - lag
     place = _place(engine, settled)
     events = EventLog(workos, now)
-    returned = new = 0
+    returned = new = late = 0
     for page in _unread(events, place, now):
         new += in_transaction(engine, _take, page, held, settled)
         returned += len(page.items)
-    late = _read_again(engine, events, place, now, settled)
+    # The first catch-up that finishes after a full ten minutes of the clock reads the last two hours again.
+    if place.inbox_to is not None and _ten_minutes(place.inbox_to) != _ten_minutes(settled):
+        _, late = _store_since(engine, events, place.since(_ten_minutes(place.inbox_to), now))
+        if late:
+            log.warning("late_events_found", number=late)
     events.require_all_types()
     in_transaction(engine, _complete, settled, held)
     update_complete_to(engine)
@@ -131,15 +115,9 @@ def catch_up_since(engine: Engine, workos: WorkOSClient, since: datetime, lag: t
             f"--since {since:%Y-%m-%d %H:%M:%S} is in the future: at WorkOS it is {now:%Y-%m-%d %H:%M:%S}"
         )
     events = EventLog(workos, now)
-    returned = new = 0
-    for page in events.since(since):
-        new += in_transaction(engine, _store, _valid_events(page))
-        returned += len(page.items)
+    returned, new = _store_since(engine, events, since)
     events.require_all_types()
     return Report(returned, new, now - lag)
-
-
-# Reading
 
 
 def _place(engine: Engine, default: datetime) -> Place:
@@ -152,31 +130,25 @@ def _place(engine: Engine, default: datetime) -> Place:
 
 def _unread(events: EventLog, place: Place, now: datetime) -> Iterator[Page]:
     """Yield the pages after the cursor; without a usable cursor, those since the time up to which events were read."""
+    since = place.since(place.read_to, now)
     if place.cursor is not None:
         try:
             yield from events.after(place.cursor)
         except CursorLostError:
-            log.warning("cursor_lost", cursor=place.cursor, reads_from=place.since(place.read_to, now).isoformat())
+            log.warning("cursor_lost", cursor=place.cursor, reads_from=since.isoformat())
         else:
             return
-    yield from events.since(place.since(place.read_to, now))
+    yield from events.since(since)
 
 
-def _read_again(engine: Engine, events: EventLog, place: Place, now: datetime, settled: datetime) -> int:
-    """Read the last two hours again and store new events; return how many were new.
-
-    Done once per ten minutes: by the first catch-up that finishes after a full ten minutes of the clock, as `inbox_to`
-    shows.
-    """
-    if place.inbox_to is None or _ten_minutes(place.inbox_to) == _ten_minutes(settled):
-        return 0
-    late = 0
-    for page in events.since(place.since(_ten_minutes(place.inbox_to), now)):
+def _store_since(engine: Engine, events: EventLog, start: datetime) -> tuple[int, int]:
+    """Store the events since a time; return how many were read, and how many of them are new."""
+    returned = new = 0
+    for page in events.since(start):
+        returned += len(page.items)
         if unknown := _unknown(engine, _valid_events(page)):
-            late += in_transaction(engine, _store, unknown)
-    if late:
-        log.warning("late_events_found", number=late)
-    return late
+            new += in_transaction(engine, _store, unknown)
+    return returned, new
 
 
 def _ten_minutes(time: datetime) -> datetime:
@@ -184,30 +156,25 @@ def _ten_minutes(time: datetime) -> datetime:
     return time - (time - datetime.fromtimestamp(0, time.tzinfo)) % REREAD_EVERY
 
 
-# Storing
-
-
 def _valid_events(page: Page) -> list[Stored]:
     """Return the events of a page. One without a valid id or type is logged and skipped."""
     valid: list[Stored] = []
     for item in page.items:
+        at = parse_time(item.get("created_at")) if isinstance(item, dict) else None
         try:
-            delivery = Delivery.of(item, json.dumps(item).encode())
+            valid.append((at, Delivery.of(item, json.dumps(item).encode())))
         except PayloadError as error:
-            log.warning("event_invalid", error=str(error), **_described(item))
-        else:
-            valid.append((parse_time(item.get("created_at")), delivery))
+            log.warning("event_invalid", error=str(error), **_described(item, at))
     return valid
 
 
-def _described(item: object) -> dict[str, str | None]:
+def _described(item: object, at: datetime | None) -> dict[str, str | None]:
     """Return what may be logged about an invalid event: its id, type and time, each only if it is valid."""
     if not isinstance(item, dict):
         return {"found": type(item).__name__}
     id, kind = (
         value if isinstance(value := item.get(name), str) and is_id(value) else None for name in ("id", "event")
     )
-    at = parse_time(item.get("created_at"))
     return {"id": id, "type": kind, "created_at": at.isoformat() if at else None}
 
 
@@ -226,31 +193,19 @@ def _unknown(engine: Engine, events: list[Stored]) -> list[Stored]:
     return [event for event in events if event[1].id not in known]
 
 
-# The cursor
-
-
 def _take(tx: Connection, page: Page, held: Lease | None, settled: datetime) -> int:
-    """Store a page and move the cursor; return how many events are new."""
+    """Store a page, move the cursor forward to its newest event from before `settled`, and count new events."""
     if held is not None:
         held.check(tx)
     # Lock this row first: a drain also locks it before events, so that the two do not deadlock.
     tx.execute(select(Mirror.id).with_for_update())
     events = _valid_events(page)
     new = _store(tx, events)
-    _move_cursor(tx, events, settled)
-    return new
-
-
-def _move_cursor(tx: Connection, events: list[Stored], settled: datetime) -> None:
-    """Move the cursor forward to the newest event from before `settled`."""
-    settled_events = [(at, delivery.id) for at, delivery in events if at and at < settled]
-    if settled_events:
+    if settled_events := [(at, delivery.id) for at, delivery in events if at and at < settled]:
         at, id = max(settled_events)
         forward = or_(Mirror.cursor_at.is_(None), Mirror.cursor_at <= at)
         tx.execute(update(Mirror).where(forward).values(cursor=id, cursor_at=at))
-
-
-# Completeness
+    return new
 
 
 def _complete(tx: Connection, complete_to: datetime, held: Lease | None) -> None:

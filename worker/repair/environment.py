@@ -38,19 +38,16 @@ def connect(settings: Settings, redis: Redis, counters: Counters) -> WorkOSClien
 def bind(engine: Engine, workos: WorkOSClient, settings: Settings) -> None:
     """Bind the database to its WorkOS environment on the first start; refuse any other later.
 
-    A database mirrors one environment (docs/guarantees.md, Repair).
-
-    Raises:
-        ConfigurationError, InvalidApiKeyError, WorkOSUnavailableError: as for `require_same_environment`.
+    Errors are those of `require_same_environment`.
     """
     require_same_environment(engine, workos, settings)
+    client_id = settings.workos_client_id or ""
     with read_transaction(engine) as tx:
         bound, began = tx.execute(select(Mirror.client_id, Mirror.backfill_from)).one()
-    if began is not None:
-        _require_same(bound, settings.workos_client_id or "")  # another process may have bound it meanwhile
-        return
-    client_id, started = settings.workos_client_id or "", workos.now() - MARGIN
-    in_transaction(engine, _bind, client_id, started)
+    if began is None:
+        in_transaction(engine, _bind, client_id, workos.now() - MARGIN)
+    else:
+        _require_same(bound, client_id)  # another process may have bound it meanwhile
 
 
 def require_same_environment(engine: Engine, workos: WorkOSClient, settings: Settings) -> None:
@@ -76,6 +73,8 @@ def _sees(engine: Engine, workos: WorkOSClient, known: list[str]) -> bool:
         # Deleted organizations are 404 in every environment.
         existing = select(Organization.id).where(Organization.id.in_(known), Organization.deleted_by.is_(None))
         ids = sorted(tx.execute(existing).scalars())
+    if not ids:
+        return True
     unread: WorkOSUnavailableError | None = None
     for id in ids:
         try:
@@ -84,9 +83,7 @@ def _sees(engine: Engine, workos: WorkOSClient, known: list[str]) -> bool:
         except WorkOSUnavailableError as error:
             workos.now()  # raises if WorkOS is unavailable; then the others need not be tried
             unread = error
-    if not ids:
-        return True
-    # All of them deleted, and no event told? Then others, or their people, are still there.
+    # Perhaps all were deleted, and the events are missing. Then other organizations, or users, still exist.
     for kind, name in ((ORGANIZATION, "organizations"), (USER, "users")):
         page = Key(name, "").fetch(workos, None)
         listed = [item.get("id") for item in page.items if isinstance(item, dict)]

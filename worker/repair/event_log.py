@@ -5,12 +5,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from worker.errors import (
-    BadRequestError,
-    CursorLostError,
-    EventTypesRefusedError,
-    NotFoundError,
-)
+from worker.errors import BadRequestError, CursorLostError, EventTypesRefusedError, NotFoundError
 from worker.kinds import SUBSCRIBED
 from worker.workos_api.client import LastPageError, Page, WorkOSClient
 
@@ -24,18 +19,10 @@ MARGIN = timedelta(minutes=10)
 """Distance from the oldest event: a range that starts exactly there is too old when WorkOS evaluates it."""
 
 
-_Answer = tuple[Page, LastPageError | None]
-"""A page, and an error to raise after the page is stored."""
-
-
 class EventLog:
-    """Reads the events of all mirrored types, oldest first.
+    """Reads the events of all mirrored types, oldest first. `now` is the current time by WorkOS's clock, aware.
 
     WorkOS refuses a query (400) if it does not know one of the event types. That type is then left out.
-
-    Args:
-        workos: the client.
-        now: the current time by WorkOS's clock, aware.
     """
 
     def __init__(self, workos: WorkOSClient, now: datetime) -> None:
@@ -49,26 +36,21 @@ class EventLog:
 
         Raises:
             CursorLostError: WorkOS refuses the cursor; nothing was yielded.
-            WorkOSUnavailableError: WorkOS did not answer.
         """
+        pages = self._pages(after=cursor)
         try:
-            page = self._page(after=cursor)
+            first = next(pages)
         except (BadRequestError, NotFoundError) as error:
             raise CursorLostError from error
-        yield from self._pages(page)
+        yield first
+        yield from pages
 
     def since(self, start: datetime) -> Iterator[Page]:
-        """Yield the pages since a time, in chunks of the longest range that WorkOS accepts. The last chunk has no end.
-
-        Raises:
-            WorkOSUnavailableError: WorkOS did not answer.
-        """
-        more = True
-        while more:
-            more = start + CHUNK < self._now
-            end = start + CHUNK if more else None
-            yield from self._pages(self._page(start=start, end=end), end)
-            start += CHUNK
+        """Yield the pages since a time, in ranges of at most `CHUNK`. The last range has no end."""
+        while (end := start + CHUNK) < self._now:
+            yield from self._pages(start=start, end=end)
+            start = end
+        yield from self._pages(start=start)
 
     def require_all_types(self) -> None:
         """Raise `EventTypesRefusedError`, with WorkOS's message for each type, if event types were left out."""
@@ -76,24 +58,25 @@ class EventLog:
             refused = "; ".join(f"{type} ({why})" for type, why in self._refused.items())
             raise EventTypesRefusedError(f"event types refused: {refused}; events of all other types were read")
 
-    def _pages(self, first: _Answer, end: datetime | None = None) -> Iterator[Page]:
-        page, error = first
-        yield page
-        while error is None and page.after is not None:
-            page, error = self._page(after=page.after, end=end)
+    def _pages(
+        self, *, after: str | None = None, start: datetime | None = None, end: datetime | None = None
+    ) -> Iterator[Page]:
+        while start is not None or after is not None:
+            try:
+                page = self._page(after, start, end)
+            except LastPageError as error:
+                yield error.page  # the caller stores it first
+                raise
             yield page
-        if error is not None:
-            raise error  # the caller has stored the page
+            after, start = page.after, None
 
-    def _page(self, *, after: str | None = None, start: datetime | None = None, end: datetime | None = None) -> _Answer:
+    def _page(self, after: str | None, start: datetime | None, end: datetime | None) -> Page:
         try:
-            return self._workos.events(self._types, after=after, start=start, end=end), None
-        except LastPageError as error:
-            return error.page, error
+            return self._workos.events(self._types, after=after, start=start, end=end)
         except BadRequestError:
             if not self._leave_out_refused():
                 raise
-            return self._page(after=after, start=start, end=end)
+            return self._page(after, start, end)
 
     def _leave_out_refused(self) -> bool:
         """Query each type alone and leave out refused ones; return whether some, but not all, were refused."""

@@ -1,12 +1,11 @@
-"""Confirmed reads: compare and set. Note the row's revision, GET the object by id, apply only if it is still the same.
+"""Confirmed reads: read one object from WorkOS by id, and write it only if the mirror's row has not changed meanwhile.
 
-What is in doubt waits in the table `reads`: asked for by an event (an id under a resync's tombstone, a parent that
-stays missing, a role that was deleted) or by a resync (whatever a listing cannot settle).
+The table `reads` holds the objects to read. A resync requests reads of objects that a listing cannot decide, and makes
+them itself. Events request others (`worker.mirror.read_requests`); `work_due` makes those.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable
+from typing import NamedTuple
 
 import structlog
 from redis.exceptions import RedisError
@@ -16,31 +15,33 @@ from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, delete, or
 from models.database import in_transaction, read_transaction
 from models.outcomes import Finding
 from models.tables import Cause, DeletedBy, Mirror, Read
-from models.types import JsonObject, db_now, db_now_plus
+from models.types import db_now, db_now_plus
 from worker.backoff import backoff
 from worker.decision.decide import State, confirm
 from worker.errors import InvalidApiKeyError, PayloadError, WorkOSUnavailableError, unexpected
-from worker.kinds import KINDS, Kind, RoleMap, read_object
+from worker.kinds import KINDS, Kind, read_object
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows
+from worker.mirror.change_rows import CausedBy
 from worker.mirror.read_requests import PARENT_MISSING
 from worker.workos_api.client import ReadResult, WorkOSClient
 
 log = structlog.get_logger()
 
 MAX_RACES = 10
-"""An object that changes between read and write so often is left for later."""
+"""Reads of one object, each overtaken by another change of its row, before the object is left for later."""
 FIRST_BACKOFF_SECONDS = 5.0
 MAX_BACKOFF_SECONDS = 3600.0
-STEP = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a confirmed read found, and what it changed: `before` is None for an object never seen."""
+class Result(NamedTuple):
+    """What a confirmed read found, and the states before and after it. None: an object never seen."""
 
     finding: Finding
     before: State | None
     after: State | None
+
+
+Then = Callable[[Connection, Result], None]
 
 
 def fetch(workos: WorkOSClient, kind: Kind, id: str) -> ReadResult:
@@ -51,76 +52,46 @@ def fetch(workos: WorkOSClient, kind: Kind, id: str) -> ReadResult:
     try:
         return found._replace(item=kind.from_read(id, found.item))
     except PayloadError as error:
-        raise WorkOSUnavailableError(f"{kind} {id}: WorkOS answered another {kind}") from error
+        raise WorkOSUnavailableError(f"{kind} {id}: WorkOS returned another {kind}") from error
 
 
 def confirmed_read(
-    engine: Engine,
-    workos: WorkOSClient,
-    kind: Kind,
-    id: str,
-    cause: tuple[Cause, str],
-    then: Callable[[Connection, Result], None],
-    *,
-    dry_run: bool = False,
+    engine: Engine, workos: WorkOSClient, kind: Kind, id: str, cause: CausedBy, then: Then, *, dry_run: bool = False
 ) -> Result:
-    """Read one object until no one wrote it between the read and the write, apply what WorkOS shows, return it.
+    """Read the object with the key `id` and write it to the mirror. If its row changed during the read, read again.
 
-    Args:
-        engine: the database.
-        workos: WorkOS.
-        kind: what to read.
-        id: which.
-        cause: `cause` and `cause_id` of the row in `changes`.
-        then: called in the transaction with what was found.
-        dry_run: the mirror is not to be changed.
+    `then` is called with the result, in the transaction that writes the object and its row of `changes`. A dry run does
+    not change the mirror.
 
     Raises:
-        WorkOSUnavailableError: WorkOS did not answer, or the object changes too fast.
-        InvalidApiKeyError: WorkOS refuses the key.
-        PayloadError: WorkOS shows an object that cannot be used.
+        WorkOSUnavailableError: WorkOS did not answer, or the object changes faster than it can be read.
+        InvalidApiKeyError: WorkOS refuses the API key.
+        PayloadError: the object that WorkOS returned is invalid.
     """
     for _ in range(MAX_RACES):
-        revision = _revision(engine, kind, id)
+        with read_transaction(engine) as tx:
+            revision = tx.execute(select(kind.table.revision).where(kind.table.id == id)).scalar_one_or_none() or 0
         found = fetch(workos, kind, id)
-        result = in_transaction(
-            engine,
-            _set,
-            kind,
-            id,
-            revision,
-            found,
-            cause,
-            then,
-            dry_run=dry_run,
-        )
+        result = in_transaction(engine, _write, kind, id, revision, found, cause, then, dry_run=dry_run)
         if result is not None:
             return result
     raise WorkOSUnavailableError(f"{kind} {id} changes faster than it can be read")
 
 
-def _revision(engine: Engine, kind: Kind, id: str) -> int:
-    table = kind.table
-    with read_transaction(engine) as tx:
-        return tx.execute(select(table.revision).where(table.id == id)).scalar_one_or_none() or 0
-
-
-def _set(
-    tx: Connection,
-    kind: Kind,
-    id: str,
-    revision: int,
-    found: ReadResult,
-    cause: tuple[Cause, str],
-    then: Callable[[Connection, Result], None],
-    *,
-    dry_run: bool,
+def _write(
+    tx: Connection, kind: Kind, id: str, revision: int, found: ReadResult, cause: CausedBy, then: Then, *, dry_run: bool
 ) -> Result | None:
+    """Write what was read; return None if the row is no longer at `revision`."""
     roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
-    read = None if found.item is None else _state(kind, id, found.item, found.read_at, roles)
+    read = None
+    if found.item is not None:
+        snapshot = read_object(kind, found.item, found.read_at, roles)
+        if snapshot.id != id:
+            raise PayloadError("id", "is not the requested id")
+        read = snapshot.state
     known = tx.execute(select(kind.table.id).where(kind.table.id == id)).one_or_none() is not None
     if read is None and not known:
-        result = Result(Finding.NONE, None, None)  # nothing here and nothing there
+        result = Result(Finding.NONE, None, None)  # neither WorkOS nor the mirror has it
         then(tx, result)
         return result
     before = lock_rows(tx, kind, [id])[id]
@@ -141,75 +112,66 @@ def _set(
     return result
 
 
-def _state(kind: Kind, id: str, item: JsonObject, read_at: datetime, roles: RoleMap) -> State:
-    snapshot = read_object(kind, item, read_at, roles)
-    if snapshot.id != id:
-        raise PayloadError("id", "is not the one that was asked for")
-    return snapshot.state
-
-
 def work_due(engine: Engine, workos: WorkOSClient, stopping: Callable[[], bool]) -> int:
-    """Read what events asked for and is due; return how many were settled.
+    """Make the due reads that events requested; return how many succeeded.
 
-    What cannot be read now, whatever the reason, is tried again later; the others go on.
+    A read that fails is retried later, whatever the reason, and the others continue.
 
     Raises:
-        InvalidApiKeyError: WorkOS refuses the key.
-        redis.exceptions.RedisError: Redis, which keeps the rate limits, is away.
-        sqlalchemy.exc.DBAPIError: the database is away.
+        InvalidApiKeyError: WorkOS refuses the API key.
+        redis.exceptions.RedisError: the Redis of the rate limits is unavailable.
+        sqlalchemy.exc.DBAPIError: the database is unavailable.
     """
-    settled = 0
-    while not stopping() and (wanted := _due(engine)):
-        for read in wanted:
-            if stopping():
-                break
-            settled += _read(engine, workos, read)
-    return settled
+    done = 0
+    while not stopping() and (read := _next_due(engine)):
+        done += _read(engine, workos, read)
+    return done
 
 
-def _due(engine: Engine) -> Sequence[RowMapping]:
+def _next_due(engine: Engine) -> RowMapping | None:
     due = select(Read.__table__).where(Read.run_id == "", Read.due_at <= db_now())
     with read_transaction(engine) as tx:
-        return tx.execute(due.order_by(Read.due_at).limit(STEP)).mappings().all()
+        return tx.execute(due.order_by(Read.due_at).limit(1)).mappings().first()
 
 
 def _read(engine: Engine, workos: WorkOSClient, read: RowMapping) -> bool:
     kind, id, reason = KINDS[read["kind"]], read["object_id"], read["reason"]
-    # Of this reason: an event may ask for another one meanwhile.
-    here = (Read.run_id == "", Read.kind == kind.name, Read.object_id == id, Read.reason == reason)
+    # Only with this reason: meanwhile an event may request the read for another reason.
+    request = (Read.run_id == "") & (Read.kind == kind.name) & (Read.object_id == id) & (Read.reason == reason)
 
-    def done(tx: Connection, _result: Result | None = None) -> None:
-        tx.execute(delete(Read).where(*here))
+    def remove_request(tx: Connection, _result: Result | None = None) -> None:
+        tx.execute(delete(Read).where(request))
 
     try:
-        if reason == PARENT_MISSING and _arrived(engine, kind, id):
-            in_transaction(engine, done)
+        if reason == PARENT_MISSING and _has_arrived(engine, kind, id):
+            in_transaction(engine, remove_request)
             return True
-        result = confirmed_read(engine, workos, kind, id, (Cause.EVENT, read["event_id"] or reason), done)
+        result = confirmed_read(engine, workos, kind, id, (Cause.EVENT, read["event_id"] or reason), remove_request)
     except (JobTimeoutException, RedisError):
         raise
-    except Exception as error:  # noqa: BLE001 - whatever one object meets, the others go on
+    except Exception as error:  # noqa: BLE001 - whatever one object raises, the others continue
         if isinstance(error, InvalidApiKeyError):
-            workos.now()  # raises too, unless it is only this kind that the key may not see
+            workos.now()  # raises too, unless the key only lacks the permission for this kind
         known = isinstance(error, WorkOSUnavailableError | PayloadError | InvalidApiKeyError)
         problem = str(error) if known else unexpected(error)
-        wait = in_transaction(engine, _later, here, problem)
+        wait = in_transaction(engine, _retry_later, request, problem)
         log.warning("read_failed", kind=kind.name, id=id, problem=problem, again_in_seconds=wait)
         return False
     log.info("read", kind=kind.name, id=id, reason=reason, found=result.finding)
     return True
 
 
-def _arrived(engine: Engine, kind: Kind, id: str) -> bool:
+def _has_arrived(engine: Engine, kind: Kind, id: str) -> bool:
+    """Return whether the mirror has the object, live or deleted by an event."""
     table = kind.table
     settled = or_(table.deleted_by.is_(None), table.deleted_by != DeletedBy.RESYNC)
     with read_transaction(engine) as tx:
         return tx.execute(select(table.id).where(table.id == id, settled)).one_or_none() is not None
 
 
-def _later(tx: Connection, here: tuple[ColumnElement[bool], ...], problem: str) -> float:
-    """Count an attempt that failed and put the next one off; return by how many seconds."""
-    attempts = tx.execute(select(Read.attempts).where(*here)).scalar_one_or_none() or 0
-    wait = backoff(attempts + 1, FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS)
-    tx.execute(update(Read).where(*here).values(attempts=attempts + 1, error=problem, due_at=db_now_plus(wait)))
+def _retry_later(tx: Connection, request: ColumnElement[bool], problem: str) -> float:
+    """Record a failed attempt and schedule the next; return the seconds until then."""
+    attempts = (tx.execute(select(Read.attempts).where(request)).scalar_one_or_none() or 0) + 1
+    wait = backoff(attempts, FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS)
+    tx.execute(update(Read).where(request).values(attempts=attempts, error=problem, due_at=db_now_plus(wait)))
     return wait

@@ -1,7 +1,7 @@
 """Replay: reprocesses stored events, after a fix or on suspicion. Idempotent, and safe at any time.
 
-A replay only makes events pending again, a few at a time, with their attempts reset. The drain then processes them, so
-that they go through the same decision and transactions as webhooks.
+A replay only makes events pending again, a few at a time, with their attempts reset. The drain then processes them like
+new ones.
 """
 
 import time
@@ -54,16 +54,18 @@ class Selection:
     @classmethod
     def from_json(cls, stored: JsonObject) -> "Selection":
         """Return the selection that `as_json` returned."""
-        values: JsonObject = dict(stored)
-        for name in ("since", "until"):
-            if name in values:
-                values[name] = datetime.fromisoformat(values[name])
-        return cls(**values | {"ids": tuple(values.get("ids", ()))})
+        times = {name: datetime.fromisoformat(stored[name]) for name in ("since", "until") if name in stored}
+        return cls(**stored | times | {"ids": tuple(stored.get("ids", ()))})
 
     def conditions(self) -> list[ColumnElement[bool]]:
         """Return the selection as conditions on `Event`. Pending events never match: they are processed soon anyway."""
+        equal = {
+            Event.type: self.type,
+            Event.organization_id: self.organization_id,
+            Event.fingerprint: self.fingerprint,
+        }
+        found = [column == value for column, value in equal.items() if value]
         failed = Event.status == inline_literal(EventStatus.FAILED)
-        found: list[ColumnElement[bool]] = []
         if self.ids:  # may include dismissed events
             found += [Event.id.in_(self.ids), Event.status != EventStatus.PENDING]
         if self.failed or self.fingerprint:
@@ -72,41 +74,24 @@ class Selection:
             # An ignored event without a payload would be ignored again.
             useful = or_(Event.body.is_not(None), Event.outcome != Outcome.IGNORED)
             found.append(or_(failed, (Event.status == EventStatus.DONE) & useful))
-        if self.type:
-            found.append(Event.type == self.type)
-        if self.organization_id:
-            found.append(Event.organization_id == self.organization_id)
         if self.since:
             found.append(Event.received_at >= self.since)
         if self.until:
             found.append(Event.received_at < self.until)
-        if self.fingerprint:
-            found.append(Event.fingerprint == self.fingerprint)
         return found
 
 
 class Plan(NamedTuple):
-    """What a replay would do.
-
-    Attributes:
-        events: events selected.
-        without_payload: those that cannot be replayed because their payload has been blanked.
-        outcomes: outcome, or `failed`, to number of events.
-        changes: rows that would be added to `changes`.
-    """
+    """What a replay would do."""
 
     events: int
+    """How many events are selected."""
     without_payload: int
+    """How many of them cannot be replayed because their payload has been blanked."""
     outcomes: dict[str, int]
+    """Outcome, or `failed`, to number of events."""
     changes: int
-
-
-def count(engine: Engine, selection: Selection) -> tuple[int, int]:
-    """Return how many events a selection matches, and how many of them no longer have a payload."""
-    counted = select(func.count(), func.count().filter(Event.body.is_(None))).where(*selection.conditions())
-    with read_transaction(engine) as tx:
-        number, gone = tx.execute(counted).one()
-        return number, gone
+    """How many rows would be added to `changes`."""
 
 
 def plan(engine: Engine, selection: Selection) -> Plan:
@@ -114,12 +99,12 @@ def plan(engine: Engine, selection: Selection) -> Plan:
 
     They are processed in batches that do not see each other's effects. Events of one object are usually in one batch.
     """
-    number, gone = count(engine, selection)
     outcomes: Counter[str] = Counter()
     changes = 0
-    ordered = (Event.object_id.nulls_last(), Event.id)
+    selected = select(Event.id, Event.body.is_(None).label("blanked")).where(*selection.conditions())
     with read_transaction(engine) as tx:
-        ids = list(tx.execute(select(Event.id).where(*selection.conditions()).order_by(*ordered)).scalars())
+        rows = tx.execute(selected.order_by(Event.object_id.nulls_last(), Event.id)).all()
+    ids = [row.id for row in rows]
     for first in range(0, len(ids), PLAN_BATCH):
         with sqlite_write_lock(engine), engine.connect() as tx, tx.begin() as transaction:
             decided = decide_events(tx, ids[first : first + PLAN_BATCH], Event.body.is_not(None))
@@ -127,18 +112,14 @@ def plan(engine: Engine, selection: Selection) -> Plan:
         outcomes.update(row["outcome"] for row in decided.done)
         outcomes["failed"] += len(decided.failed)
         changes += len(decided.changes)
-    return Plan(number, gone, {name: n for name, n in outcomes.items() if n}, changes)
+    blanked = sum(row.blanked for row in rows)
+    return Plan(len(rows), blanked, {name: number for name, number in outcomes.items() if number}, changes)
 
 
 def start(engine: Engine, selection: Selection, who: str, why: str | None, *, again: bool = False) -> str:
-    """Create a replay and return the id of its run.
+    """Create a replay and return the id of its run, which records the operator `who` and the reason `why`.
 
-    Args:
-        engine: the database.
-        selection: which events.
-        who: the operator.
-        why: the operator's reason, recorded with the run.
-        again: whether to repeat a selection that was replayed before and has not failed since.
+    With `again`, a selection that was replayed before, and of which no event has failed since, is replayed again.
 
     Raises:
         BusyError: another replay is running.
@@ -151,51 +132,33 @@ def start(engine: Engine, selection: Selection, who: str, why: str | None, *, ag
         total = tx.execute(select(func.count()).select_from(Event).where(*matches)).scalar_one()
         if not total:
             raise OperatorError("no event matches; see: workos-sync events list")
-        last = _same_before(tx, selection)
+        shown = selection.as_json()
+        ended = select(Run.__table__).where(Run.task == Task.REPLAY, Run.status == RunStatus.DONE)
+        recent = tx.execute(ended.order_by(Run.finished_at.desc()).limit(RECENT_REPLAYS))
+        last = next((run for run in recent if run.selection == shown), None)
         if last is not None and not again:
             changed = or_(Event.replay_id.is_(None), Event.replay_id != last.id, Event.status == EventStatus.FAILED)
             if tx.execute(select(Event.id).where(*matches, Event.body.is_not(None), changed).limit(1)).first() is None:
                 raise AlreadyReplayedError(
                     f"run {last.id} of {last.requested_by} replayed the same selection; to repeat it, use --again"
                 )
-        shown = selection.as_json()
         return create(tx, Task.REPLAY, who, selection=shown, reason=why, total=total)
 
     return in_transaction(engine, insert)
 
 
-class EarlierReplay(NamedTuple):
-    """A replay that is done."""
-
-    id: str
-    requested_by: str
-    selection: JsonObject | None
-
-
-def _same_before(tx: Connection, selection: Selection) -> EarlierReplay | None:
-    ended = (Run.task == Task.REPLAY, Run.status == RunStatus.DONE)
-    runs = select(Run.id, Run.requested_by, Run.selection).where(*ended)
-    newest = tx.execute(runs.order_by(Run.finished_at.desc()).limit(RECENT_REPLAYS))
-    return next((run for row in newest if (run := EarlierReplay(*row)).selection == selection.as_json()), None)
-
-
 def replay(
     engine: Engine, held: Lease, bell: Doorbell, per_second: float, stopping: Callable[[], bool] = lambda: False
 ) -> bool:
-    """Work on a replay until all its events are pending again; return False if it stopped before.
+    """Work on a replay until all its events are pending again; return False if `stopping` stopped it before.
 
-    Args:
-        engine: the database.
-        held: the lease of the run.
-        bell: rung after each batch.
-        per_second: maximum number of events per second.
-        stopping: returns whether to stop early; asked between batches.
+    Makes at most `per_second` events pending per second, and rings `bell` after each batch.
 
     Raises:
         LeaseLostError: another worker took over the run, or it was cancelled.
     """
     while not stopping():
-        number = in_transaction(engine, _requeue_batch, held)
+        number = held.in_transaction(engine, _requeue_batch, held)
         if number is None:
             return True
         bell.ring()
@@ -205,7 +168,6 @@ def replay(
 
 def _requeue_batch(tx: Connection, held: Lease) -> int | None:
     """Make the next events pending; return how many, or None if there are no more."""
-    held.check(tx)
     run = tx.execute(select(Run.__table__).where(Run.id == held.run_id)).one()
     # Events received after the replay was requested are not part of it.
     matches = [*Selection.from_json(run.selection).conditions(), Event.received_at <= run.created_at]

@@ -1,5 +1,7 @@
 """The schedule: creates due runs and the first resync, and wakes workers for runs and reads that wait."""
 
+from contextlib import suppress
+
 import structlog
 from sqlalchemy import Connection, Engine, exists, select, update
 
@@ -18,17 +20,13 @@ from worker.settings import Settings
 log = structlog.get_logger()
 
 CLOCK_TICK = "clock"
-"""The name of the tick by which the clock shows that it runs."""
-RETRY_AFTER = 60.0
-"""Seconds between a failed first resync and the next."""
+"""The tick that shows that the clock runs."""
+RETRY_SECONDS = 60.0
+"""Between a failed first resync and the next."""
 
 
 def claim(tx: Connection, name: str, every_seconds: float) -> bool:
-    """Claim the task `name` if it is due by the database's clock.
-
-    Returns:
-        whether it was due; False also if another clock process has claimed it.
-    """
+    """Claim a task if it is due by the database's clock; return False if it is not, or if another clock claimed it."""
     first = dialect_insert(tx, Tick).values(name=name, at=db_now()).on_conflict_do_nothing().returning(Tick.name)
     if tx.execute(first).one_or_none() is not None:
         return True
@@ -43,12 +41,9 @@ def begin_due(tx: Connection) -> None:
     if mirror.backfill_from is None:
         return
     if mirror.last_resync_at is None:
-        failed = (
-            Run.task == Task.RESYNC,
-            Run.status == RunStatus.FAILED,
-            Run.finished_at > db_now_plus(-RETRY_AFTER),
-        )
-        if not tx.execute(select(exists().where(*failed))).scalar_one():
+        failed = (Run.task == Task.RESYNC) & (Run.status == RunStatus.FAILED)
+        recently = Run.finished_at > db_now_plus(-RETRY_SECONDS)
+        if not tx.execute(select(exists().where(failed, recently))).scalar_one():
             begin_unless_busy(tx, "first start")
     elif (new := set(SUBSCRIBED).difference(mirror.event_types or ())) and begin_unless_busy(tx, "new release"):
         # Events of these types were ignored until now. The resync finds what they changed.
@@ -75,10 +70,8 @@ def schedule(engine: Engine, settings: Settings) -> None:
         in_transaction(engine, begin_due)
         intervals |= {Task.RESYNC: settings.resync_seconds, Task.CATCH_UP: settings.catch_up_seconds}
     for task, every in intervals.items():
-        try:
+        with suppress(BusyError):  # it is running
             in_transaction(engine, _schedule, task, every)
-        except BusyError:
-            log.info("run_already_running", task=task)
 
 
 def _schedule(tx: Connection, task: Task, every_seconds: float) -> None:

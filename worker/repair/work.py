@@ -1,6 +1,7 @@
-"""The lane `repair`: works on runs (resyncs, catch-ups, replays, retention), each under its lease, and on reads."""
+"""The work of the lane `repair`: runs (resyncs, catch-ups, replays, retention), each under its lease, and due reads."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -31,7 +32,6 @@ from worker.repair.environment import bind
 from worker.repair.replay import replay
 from worker.repair.resync.resync import Resync
 from worker.repair.schedule import begin_due, begin_unless_busy
-from worker.runs import create, finish
 from worker.settings import Settings
 from worker.workos_api.client import WorkOSClient
 
@@ -40,14 +40,9 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """Works on runs and reads.
+    """Works on runs and reads. Without a WorkOS client (no API key), only on retention and replays.
 
-    Args:
-        engine: the database.
-        workos: the client; None without an API key: then only retention and replays are done.
-        settings: the loaded settings.
-        bell: wakes the drain, after a catch-up and during a replay.
-        stopping: returns whether to stop early.
+    `bell` wakes the drain, after a catch-up and during a replay. `stopping` returns whether to stop early.
     """
 
     engine: Engine
@@ -98,11 +93,10 @@ class Repair:
                 raise
             except Exception as error:
                 if is_transient(error):
-                    raise  # the database is unavailable: the run resumes later
+                    raise  # the database is unavailable
                 problem = unexpected(error)
                 log.warning("run_failed", run=run_id, error=problem, stack=stack_of(error))
-                self._finish(held, problem)
-                return True
+                return self._end(held, problem)
 
     def _work(self, held: Lease) -> bool:
         with read_transaction(self.engine) as tx:
@@ -119,23 +113,25 @@ class Repair:
         def should_stop() -> bool:
             return self.stopping() or held.lost.is_set()
 
-        retain(self.engine, _periods(self.settings), should_stop)
-        if should_stop():
-            return False
-        self._finish(held)
-        return True
+        periods = Periods(
+            payloads=timedelta(days=self.settings.keep_payloads_days),
+            events=timedelta(days=self.settings.keep_events_days),
+            changes=timedelta(days=self.settings.keep_changes_days),
+            persons=timedelta(days=self.settings.erase_after_days),
+        )
+        retain(self.engine, periods, should_stop)
+        return not should_stop() and self._end(held)
 
     def _catch_up(self, held: Lease, workos: WorkOSClient) -> bool:
+        problem = None
         try:
             catch_up_or_resync(self.engine, workos, held, timedelta(seconds=self.settings.catch_up_lag_seconds))
         except (WorkOSUnavailableError, InvalidApiKeyError) as error:
-            log.warning("catch_up_failed", run=held.run_id, error=str(error))
-            self._finish(held, str(error))
-            return True
+            problem = str(error)
+            log.warning("catch_up_failed", run=held.run_id, error=problem)
         finally:
             self.bell.ring()
-        self._finish(held)
-        return True
+        return self._end(held, problem)
 
     def _resync(self, held: Lease, workos: WorkOSClient) -> bool:
         ended = Resync(self.engine, workos, held, self.stopping).work()
@@ -144,9 +140,10 @@ class Repair:
             in_transaction(self.engine, _catch_up_if_first)
         return ended
 
-    def _finish(self, held: Lease, problem: str | None = None) -> None:
-        status = RunStatus.FAILED if problem else RunStatus.DONE
-        in_transaction(self.engine, finish, held, status, problem)
+    def _end(self, held: Lease, problem: str | None = None) -> bool:
+        """Record the end of a run, as failed if there is a problem; return True."""
+        in_transaction(self.engine, runs.finish, held, RunStatus.FAILED if problem else RunStatus.DONE, problem)
+        return True
 
 
 def catch_up_or_resync(engine: Engine, workos: WorkOSClient, held: Lease | None = None, lag: timedelta = LAG) -> None:
@@ -158,19 +155,8 @@ def catch_up_or_resync(engine: Engine, workos: WorkOSClient, held: Lease | None 
         in_transaction(engine, begin_unless_busy, "missed events")
 
 
-def _periods(settings: Settings) -> Periods:
-    return Periods(
-        payloads=timedelta(days=settings.keep_payloads_days),
-        events=timedelta(days=settings.keep_events_days),
-        changes=timedelta(days=settings.keep_changes_days),
-        persons=timedelta(days=settings.erase_after_days),
-    )
-
-
 def _catch_up_if_first(tx: Connection) -> None:
     backfilling = select(Mirror.id).where(Mirror.backfilled_at.is_(None), Mirror.last_resync_at.is_not(None))
     if tx.execute(backfilling).one_or_none() is not None:
-        try:
-            create(tx, Task.CATCH_UP, "first start")
-        except BusyError:
-            log.info("catch_up_already_running")
+        with suppress(BusyError):
+            runs.create(tx, Task.CATCH_UP, "first start")

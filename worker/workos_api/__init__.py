@@ -1,1 +1,1 @@
-"""WorkOS's API: the only code that calls it, within its rate limits."""
+"""The WorkOS API. Only this package calls it, within the rate limits."""

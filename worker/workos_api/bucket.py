@@ -1,17 +1,17 @@
-"""One token bucket for all workers, in Redis: what this project may take of WorkOS's rate limits.
+"""The rate limits: token buckets in Redis, shared by all workers.
 
-The product's own sign-ins draw on the same limits, so a resync must leave most of them alone.
+The product's own sign-ins use the same limits of WorkOS, so workers take only a share of them.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from redis import Redis
 
-# KEYS: the buckets. ARGV: of each its tokens a second, and the most it holds. Takes a token of each, at once or in
-# advance, and answers the milliseconds until all of them are there: so those who wait go in the order they came.
-# A bucket that is not there (never used, or Redis was flushed) starts empty.
+# KEYS: the buckets. ARGV: for each bucket, its tokens per second and its capacity. Takes a token from each, in advance
+# if there is none, and returns the milliseconds until all of them are available. So callers go in the order in which
+# they came. A bucket that does not exist (never used, or Redis was flushed) starts empty.
 TAKE = """
 local clock = redis.call('TIME')
 local now, wait = clock[1] * 1000 + clock[2] / 1000, 0
@@ -28,9 +28,8 @@ return wait
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """A documented limit of WorkOS: so many calls in so many seconds."""
+class Limit(NamedTuple):
+    """A documented limit of WorkOS: `calls` in `seconds`."""
 
     name: str
     calls: int
@@ -43,13 +42,7 @@ USER_WRITES = Limit("user_writes", 500, 10)
 
 
 class Buckets:
-    """Takes tokens of WorkOS's documented limits, at a share of them.
-
-    Args:
-        redis: where all workers' buckets are.
-        share: of the documented limits, above 0 to 1.
-        sleep: waits a number of seconds.
-    """
+    """Takes tokens. `share` is the part of WorkOS's documented limits to use, above 0 and up to 1."""
 
     def __init__(self, redis: Redis, share: float, sleep: Callable[[float], None] = time.sleep) -> None:
         self._take = redis.register_script(TAKE)
@@ -57,9 +50,9 @@ class Buckets:
         self._sleep = sleep
 
     def take(self, *limits: Limit) -> None:
-        """Wait until a call is within each of `limits`; raises `redis.exceptions.RedisError` if Redis is away."""
+        """Wait until a call is within each of `limits`; raise `redis.exceptions.RedisError` if Redis is unavailable."""
         keys = [f"workos-sync:bucket:{limit.name}" for limit in limits]
         rates = [limit.calls / limit.seconds * self._share for limit in limits]
-        # Holds a tenth of a second at most: a burst after a pause must not meet a window that others filled.
+        # The capacity is a tenth of a second: a burst after a pause could exceed a window that other clients have used.
         if wait := self._take(keys=keys, args=[n for rate in rates for n in (rate, max(1.0, rate / 10))]):
             self._sleep(float(wait) / 1000)

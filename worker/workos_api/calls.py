@@ -1,6 +1,7 @@
-"""What a single call to WorkOS is, whoever makes it."""
+"""The answer of a single call to WorkOS, and its error."""
 
 import re
+from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
 from typing import NamedTuple
@@ -8,61 +9,52 @@ from typing import NamedTuple
 from models.types import JsonObject
 from worker.errors import WorkosSyncError
 
-Json = JsonObject
 NOT_FOUND = re.compile(r"(?!route|page|path|url|cannot)\w.* not found\b", re.IGNORECASE)
 """`Organization not found: 'org_123'.` (docs/workos.md, Listings, reads and their errors)."""
 
 
 class Answer(NamedTuple):
-    """The JSON object that WorkOS answered with, and its own time then, in UTC."""
+    """The JSON object that WorkOS answered with, and WorkOS's time of the answer, in UTC."""
 
-    body: Json
+    body: JsonObject
     read_at: datetime
 
 
+@dataclass(eq=False, repr=False)
 class CallError(WorkosSyncError):
-    """A call failed, or its answer is no JSON object.
+    """A call failed, or its answer is not a JSON object.
 
     Attributes:
-        name: the SDK's word for it, or the class of what the SDK raised.
+        name: the class of the error that the SDK raised, or what is wrong with the answer.
         status: the HTTP status; None if there was no answer.
         read_at: WorkOS's time, in UTC; ours if there was no answer.
-        retry_after: the seconds that WorkOS asks to wait for, if it said so.
-        body: the error as WorkOS describes it; empty unless the answer was a JSON object.
-        unanswered: the network failed, so that another try may help.
+        retry_after: the seconds to wait, if WorkOS sent `Retry-After`.
+        body: the JSON object of the answer; empty if there was none.
+        unanswered: whether a missing status means that the network failed, so that a retry may help.
     """
 
-    def __init__(
-        self,
-        name: str,
-        status: int | None,
-        read_at: datetime,
-        *,
-        retry_after: float | None = None,
-        body: Json | None = None,
-        unanswered: bool = False,
-    ) -> None:
-        super().__init__(f"{name} {status or ''}".rstrip())
-        self.name = name
-        self.status = status
-        self.read_at = read_at
-        self.retry_after = retry_after
-        self.body = body or {}
-        self.unanswered = unanswered
+    name: str
+    status: int | None
+    read_at: datetime
+    retry_after: float | None = None
+    body: JsonObject = field(default_factory=dict)
+    unanswered: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.status or ''}".rstrip()
 
     @property
     def can_pass(self) -> bool:
-        """Whether another try may help: the network failed, a limit is used up, or WorkOS is in trouble."""
-        status = self.status
-        if status is None:
+        """Whether a retry may help: the network failed, a rate limit is used up, or WorkOS has an outage."""
+        if self.status is None:
             return self.unanswered
-        return status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        return self.status == HTTPStatus.TOO_MANY_REQUESTS or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
     @property
     def is_gone(self) -> bool:
         """Whether this is WorkOS's own 404, which names what was not found.
 
-        A proxy's or gateway's, and WorkOS's own for an unknown route, says nothing about any object.
+        The 404 of a proxy or gateway, or of WorkOS for an unknown route, says nothing about any object.
         """
         message = self.body.get("message")
         named = isinstance(message, str) and NOT_FOUND.match(message) is not None
@@ -70,6 +62,6 @@ class CallError(WorkosSyncError):
 
     @property
     def is_refused_key(self) -> bool:
-        """Whether WorkOS itself, not a firewall on the way, refuses the API key."""
+        """Whether WorkOS itself, and not a firewall on the way, refuses the API key."""
         explained = isinstance(self.body.get("message"), str) or isinstance(self.body.get("error"), str)
         return self.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) and explained

@@ -1,6 +1,6 @@
-"""WorkOS's SDK: half a second and a thousand modules, for those who call WorkOS; the door loads it to verify.
+"""One call of the WorkOS API, made with WorkOS's SDK.
 
-No other module of the worker imports it.
+Loaded only by processes that call WorkOS, because importing the SDK takes half a second.
 """
 
 import threading
@@ -12,19 +12,16 @@ import httpx2
 import workos
 from rq.timeouts import BaseTimeoutException
 
-from worker.workos_api.calls import Answer, CallError, Json
+from models.types import JsonObject
+from worker.workos_api.calls import Answer, CallError
 
 SUCCESS = range(200, 300)
 
 
 class Sdk:
-    """Takes raw JSON through the SDK, so that one invalid item cannot fail a page. Its own retries are off.
+    """Calls WorkOS and returns raw JSON. The SDK's own retries are off, so that every call takes a token.
 
-    Args:
-        api_key: the environment's secret key.
-        client_id: the environment's client id.
-        base_url: where WorkOS is, if not at its usual place.
-        timeout_seconds: for one call.
+    Arguments are those of `worker.workos_api.client.open_client`.
     """
 
     def __init__(self, api_key: str, client_id: str, base_url: str | None, timeout_seconds: float) -> None:
@@ -34,48 +31,43 @@ class Sdk:
             api_key=api_key,
             client_id=client_id,
             base_url=base_url,
-            request_timeout=timeout_seconds,  # type: ignore[arg-type]  # it takes parts of a second too
-            max_retries=0,  # so that every call takes a token
+            request_timeout=timeout_seconds,  # type: ignore[arg-type]  # fractions of a second are accepted too
+            max_retries=0,
             http_client=self._http,
         )
+        self.close = self._http.close
 
-    def call(self, method: str, path: tuple[str, ...], params: Json | None, body: Json | None) -> Answer:
-        """Call WorkOS once.
+    def call(self, method: str, path: tuple[str, ...], sent: JsonObject) -> Answer:
+        """Make one call. `sent` are the query parameters of a `get`, and the body of any other method.
 
         Raises:
-            CallError: there was no 2xx answer that is a JSON object, or the SDK or a library under it raised anything.
-            rq.timeouts.BaseTimeoutException: RQ ended the job meanwhile.
+            CallError: there was no 2xx answer that is a JSON object, or the SDK or a library under it raised an error.
+            rq.timeouts.BaseTimeoutException: RQ's time limit for the job is over.
         """
         self._answers.forget()
+        params, body = (sent, None) if method == "get" else (None, sent)
         try:
             answer: object = self._client.request(method, path, params=params, body=body)
         except BaseTimeoutException:
             raise
-        except workos.WorkOSError as error:
-            status, wait = getattr(error, "status_code", None), getattr(error, "retry_after", None)
-            described = getattr(error, "response_json", None)
+        except Exception as error:
+            # Not always a `WorkOSError`: the SDK fails on some ids (`..`), and on some bodies of errors (a list).
+            wait, described = getattr(error, "retry_after", None), getattr(error, "response_json", None)
             raise CallError(
                 type(error).__name__,
-                status,
+                getattr(error, "status_code", self._answers.status),
                 self._answers.read_at(),
                 retry_after=float(wait) if isinstance(wait, int | float) else None,
-                body=described if isinstance(described, dict) else None,
-                unanswered=True,
+                body=described if isinstance(described, dict) else {},
+                unanswered=isinstance(error, workos.WorkOSError),
             ) from error
-        except Exception as error:
-            # The SDK refuses some ids (`..`) before it calls, and stumbles over some errors' bodies (a list).
-            raise CallError(type(error).__name__, self._answers.status, self._answers.read_at()) from error
         if not isinstance(answer, dict) or self._answers.status not in SUCCESS:
             raise CallError("answered no object", self._answers.status, self._answers.read_at())
         return Answer(answer, self._answers.read_at())
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
-
 
 class _LastAnswer(threading.local):
-    """The status and `Date` of this thread's last answer: WorkOS's clock, not ours, says how fresh a reading is."""
+    """The status and `Date` of this thread's last answer. Reads are dated by WorkOS's clock, not by ours."""
 
     status: int | None = None
     date: datetime | None = None
@@ -85,11 +77,11 @@ class _LastAnswer(threading.local):
         self.status = self.date = None
 
     def note(self, response: httpx2.Response) -> None:
-        """Note an answer; a `Date` that cannot be read counts as none."""
+        """Record an answer. An invalid `Date` counts as none."""
         self.status = response.status_code
         with suppress(ValueError, OverflowError):
             self.date = parsedate_to_datetime(response.headers.get("Date", "")).astimezone(UTC)
 
     def read_at(self) -> datetime:
-        """Return the time of the answer, or our own time without one, in UTC."""
+        """Return the `Date` of the answer in UTC; our own time if there is none."""
         return self.date or datetime.now(UTC)

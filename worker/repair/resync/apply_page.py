@@ -1,8 +1,6 @@
-"""Pages of a resync's listings into the mirror: what a listing may settle, and reads for what it may not."""
+"""Applies pages of listings: adds missing objects, updates older ones, requests reads of others that differ."""
 
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, NamedTuple
 
 import structlog
 from sqlalchemy import Connection, select
@@ -17,12 +15,12 @@ from worker.errors import PayloadError, unexpected
 from worker.kinds import KINDS, LISTINGS, Kind, RoleMap, Snapshot, read_object
 from worker.kinds.kind import Scope
 from worker.kinds.organization import ORGANIZATION
-from worker.leases import Lease
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows, stored_rows
 from worker.mirror.change_rows import ChangeRow
 from worker.mirror.read_requests import request_reads
 from worker.repair.resync import drift, listings
-from worker.repair.resync.listings import Key
+from worker.repair.resync.drift import Difference
+from worker.repair.resync.listings import Key, Open
 from worker.workos_api.client import Page
 
 log = structlog.get_logger()
@@ -30,37 +28,28 @@ log = structlog.get_logger()
 CAUSE = Cause.RESYNC
 
 
-class ListedPage(NamedTuple):
-    """A page of a listing, which began at a time of the database's clock."""
-
-    key: Key
-    page: Page
-    began: datetime
+ListedPage = tuple[Open, Page]
+"""A page, and the listing it belongs to."""
 
 
-def apply_pages(tx: Connection, held: Lease, pages: Sequence[ListedPage], *, dry_run: bool) -> None:
-    """Use pages: repair what a listing may settle, ask for reads of what it may not, note how far they got.
-
-    Raises:
-        LeaseLostError: another worker has the run now.
-    """
-    held.check(tx)
-    run_id = held.run_id
+def apply_pages(tx: Connection, run_id: str, pages: Sequence[ListedPage], *, dry_run: bool) -> None:
+    """Apply pages, and record the progress of their listings. A dry run only reports differences."""
     roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
-    read = [(listed, *_read_page(listed.key, listed.page, roles)) for listed in pages]
+    read = [(listing, page, *_read_page(listing.key, page, roles)) for listing, page in pages]
     changes: list[ChangeRow] = []
-    invalid = [row for _, _, rows in read for row in rows]
-    refused: set[tuple[Kind, str]] = set()
+    invalid = [row for _, _, _, rows in read for row in rows]
+    failed: set[tuple[Kind, str]] = set()
     for kind in KINDS.values():
-        if states := {item.id: item.state for _, items, _ in read for item in items if item.kind is kind}:
+        if states := {item.id: item.state for _, _, items, _ in read for item in items if item.kind is kind}:
             made, failures = _merge_or_report(tx, run_id, kind, states, dry_run=dry_run)
             changes += made
             invalid += failures
-            refused |= {(kind, row["object_id"]) for row in failures}
-    for (key, page, began), items, rows in read:
-        if number := len(rows) + sum((item.kind, item.id) in refused for item in items):
+            failed |= {(kind, row.object_id) for row in failures}
+    for listing, page, items, rows in read:
+        key = listing.key
+        if number := len(rows) + sum((item.kind, item.id) in failed for item in items):
             log.warning("invalid_items", run=run_id, listing=key.name, number=number)
-        listings.record_page(tx, run_id, key, page.after, began, invalid=number > 0)
+        listings.record_page(tx, run_id, key, page.after, listing.began, invalid=number > 0)
         if LISTINGS[key.name][1].full_resync is Scope.ONCE:
             organizations = [item.id for item in items if item.kind is ORGANIZATION]
             for name in listings.named(Scope.EACH_ORGANIZATION):
@@ -71,14 +60,11 @@ def apply_pages(tx: Connection, held: Lease, pages: Sequence[ListedPage], *, dry
 
 def _merge_or_report(
     tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *, dry_run: bool
-) -> tuple[list[ChangeRow], list[drift.Row]]:
-    """Merge objects together, or each by itself if one of them fails.
+) -> tuple[list[ChangeRow], list[Difference]]:
+    """Merge objects together; if that fails, merge each alone. Raise transient failures of the database.
 
     Returns:
-        Rows for `changes`, and a row of drift for each object that fails even by itself.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database's moment is bad.
+        rows for `changes`, and a difference to report for each object that fails alone.
     """
     try:
         with tx.begin_nested():
@@ -94,32 +80,33 @@ def _merge_or_report(
 
 
 def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *, dry_run: bool) -> list[ChangeRow]:
+    """Write missing and older objects, request reads of others that differ, and return rows for `changes`."""
     ids = sorted(listed)
     insert_new(tx, Seen, [{"run_id": run_id, "kind": kind.name, "object_id": id} for id in ids])
     stored = stored_rows(tx, kind, ids) if dry_run else lock_rows(tx, kind, ids)
     findings = {id: compare_listed(stored.get(id), listed[id]) for id in ids}
     request_reads(tx, kind, [id for id, finding in findings.items() if finding is None], "differs", run_id)
-    settled = {id: f for id, f in findings.items() if f not in (None, Finding.NONE)}
-    kept = {id: completed(stored.get(id), listed[id]) for id in settled}
+    decided = {id: finding for id, finding in findings.items() if finding not in (None, Finding.NONE)}
+    written = {id: completed(stored.get(id), listed[id]) for id in decided}
     action = DriftAction.REPORTED if dry_run else DriftAction.REPAIRED
-    different = [drift.difference(kind, id, f, stored.get(id), kept[id], action) for id, f in settled.items()]
-    drift.record(tx, run_id, different)
+    rows = [drift.difference(kind, id, found, stored.get(id), written[id], action) for id, found in decided.items()]
+    drift.record(tx, run_id, rows)
     if dry_run:
         return []
-    # The same content at a higher version: else an event between the two would win.
+    # Equal content at a higher version is saved too. Otherwise an event from between the two versions would win.
     same = {id: completed(stored[id], listed[id]) for id in ids if findings[id] is Finding.NONE}
     raised = {id: state for id, state in same.items() if is_newer(stored[id], state)}
-    save_rows(tx, kind, kept | raised)
-    return [change(kind, id, stored[id], state, CAUSE, run_id) for id, state in kept.items()]
+    save_rows(tx, kind, written | raised)
+    return [change(kind, id, stored[id], state, CAUSE, run_id) for id, state in written.items()]
 
 
-def _read_page(key: Key, page: Page, roles: RoleMap) -> tuple[list[Snapshot], list[drift.Row]]:
-    """Return the objects of a page that can be used, and a row of drift for each that cannot."""
+def _read_page(key: Key, page: Page, roles: RoleMap) -> tuple[list[Snapshot], list[Difference]]:
+    """Return the valid objects of a page, and a difference to report for each invalid one."""
     kind, listing = LISTINGS[key.name]
     snapshots: list[Snapshot] = []
-    invalid: list[drift.Row] = []
+    invalid: list[Difference] = []
 
-    def id_of(item: Any, place: int) -> str:
+    def id_of(item: object, place: int) -> str:
         id = item.get("id") if isinstance(item, dict) else None
         if isinstance(id, str) and is_id(id):
             return id

@@ -1,14 +1,15 @@
-"""Which objects a resync may delete: those that are live here and were missing from a complete listing.
+"""Finds objects that are missing in WorkOS: live in the mirror, but not shown by a complete listing.
 
-Each is still asked for by id before it is marked deleted. Above a ceiling they are withheld until an operator approves
-that run's list: a listing that failed quietly must not become a mass deletion.
+Each is then read by id, and deleted only if WorkOS answers 404. If too many are missing, the deletions of that kind are
+withheld until an operator approves them: a listing that fails unnoticed must not delete many objects.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, exists, false, func, or_, select, text
+import structlog
+from sqlalchemy import ColumnElement, Connection, Select, exists, false, func, or_, select, text
+from sqlalchemy.orm import InstrumentedAttribute
 
 from models.outcomes import Finding
 from models.tables import Drift, DriftAction, Listing, ListingState, Run, Seen
@@ -17,65 +18,65 @@ from worker.kinds import KINDS, Kind
 from worker.kinds.kind import ShownBy
 from worker.kinds.membership import Membership
 from worker.kinds.organization import ORGANIZATION, Organization
-from worker.kinds.role import Role
 from worker.kinds.user import USER, User
+from worker.mirror.apply import stored_rows
 from worker.mirror.read_requests import request_reads
+from worker.repair.resync import drift
 
+Id = InstrumentedAttribute[str] | InstrumentedAttribute[str | None]
+"""A column with ids."""
+
+log = structlog.get_logger()
+
+# Deletions of a kind are withheld if they are all objects (at least ALL_OF), or more than FEW and more than SHARE.
 FEW = 20
 SHARE = 0.05
 ALL_OF = 3
 STEP = 500
+"""Ids fetched at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """Objects of one kind that were not listed, in batches; `withheld` says why they must wait, if they must."""
-
-    kind: Kind
-    number: int
-    withheld: str | None
-    batches: Iterator[list[str]]
-
-
-def prepare(tx: Connection) -> None:
-    """Have PostgreSQL look at tables that a resync has just filled: without that it joins them row by row."""
+def update_statistics(tx: Connection) -> None:
+    """Analyze the tables that a resync has just filled: without statistics, PostgreSQL joins them row by row."""
     if tx.dialect.name == "postgresql":
         names = [Listing.__tablename__, Seen.__tablename__, *(kind.table.__tablename__ for kind in KINDS.values())]
         tx.execute(text(f"ANALYZE {', '.join(names)}"))
 
 
-def choose(tx: Connection, run_id: str) -> Iterator[Chosen]:
-    """Yield what the run's complete listings did not show, of every kind that has any."""
+def choose(tx: Connection, run_id: str) -> None:
+    """Request a confirmed read of each object that no listing showed, or withhold the deletions of its kind."""
     for kind in KINDS.values():
-        query = _candidates(run_id, kind)
-        number = tx.execute(select(func.count()).select_from(query.subquery())).scalar_one()
-        if number:
-            batches = _batches(tx, query, kind.table.id)
-            yield Chosen(kind, number, _withheld(tx, run_id, kind, number), batches)
+        missing = _missing_in_workos(run_id, kind)
+        number = tx.execute(select(func.count()).select_from(missing.subquery())).scalar_one()
+        if not number:
+            continue
+        if why := _why_withheld(tx, run_id, kind, number):
+            log.error("deletions_withheld", run=run_id, kind=kind.name, number=number, why=why)
+        for ids in _batches(tx, missing, kind.table.id):
+            if why:
+                withhold = partial(drift.difference, finding=Finding.EXTRA, there=None, action=DriftAction.WITHHELD)
+                states = stored_rows(tx, kind, ids).items()
+                drift.record(tx, run_id, [withhold(kind, id, here=state) for id, state in states])
+            else:
+                request_reads(tx, kind, ids, "was not listed", run_id)
 
 
-def unknown_users(tx: Connection, run_id: str, organization_id: str | None) -> Iterator[list[str]]:
-    """Yield, in batches, the users of live memberships that neither the mirror nor the run's listings know."""
-    unknown = ~exists().where(User.id == Membership.user_id) & _unseen(run_id, USER, Membership.user_id)
+def read_unknown_users(tx: Connection, run_id: str, organization_id: str | None) -> None:
+    """Request reads of the users of live memberships that neither the mirror nor the run's listings have."""
+    unknown = ~exists().where(User.id == Membership.user_id) & _not_seen(run_id, USER, Membership.user_id)
     query = select(Membership.user_id).distinct().where(Membership.deleted_by.is_(None), unknown)
     if organization_id is not None:
         query = query.where(Membership.organization_id == organization_id)
-    return _batches(tx, query, Membership.user_id)
-
-
-def _batches(tx: Connection, query: Select[Any], key: Any) -> Iterator[list[str]]:
-    last = ""
-    while ids := list(tx.execute(query.where(key > last).order_by(key).limit(STEP)).scalars()):
-        yield ids
-        last = ids[-1]
+    for ids in _batches(tx, query, Membership.user_id):
+        request_reads(tx, USER, ids, "its membership was listed", run_id)
 
 
 def approve(tx: Connection, run_id: str, approved: str) -> None:
-    """Have `run_id` read, and delete if gone, what the run `approved` withheld.
+    """Request, for `run_id`, a confirmed read of each object whose deletion the run `approved` withheld.
 
     Raises:
-        UnknownIdError: there is no such run.
-        OperatorError: that run withheld nothing.
+        UnknownIdError: the run `approved` does not exist.
+        OperatorError: it withheld nothing.
     """
     withheld = (Drift.run_id == approved, Drift.action == DriftAction.WITHHELD)
     query = select(Drift.object_id).where(*withheld)
@@ -84,24 +85,19 @@ def approve(tx: Connection, run_id: str, approved: str) -> None:
             raise UnknownIdError(f"there is no run {approved}")
         raise OperatorError(f"run {approved} withheld no deletions")
     for kind in KINDS.values():
-        for ids in _batches(tx, select(Drift.object_id).where(*withheld, Drift.kind == kind.name), Drift.object_id):
+        for ids in _batches(tx, query.where(Drift.kind == kind.name), Drift.object_id):
             request_reads(tx, kind, ids, f"approved deletion of run {approved}", run_id)
 
 
-def with_own_roles(tx: Connection, run_id: str) -> list[str]:
-    """Return the listed organizations that use roles of their own, as far as the mirror shows."""
-    own = select(Role.organization_id).where(Role.organization_id.is_not(None), Role.deleted_by.is_(None))
-    known = select(Role.slug).where(Role.organization_id.is_(None), Role.deleted_by.is_(None))
-    unknown = select(Membership.organization_id).where(
-        Membership.deleted_by.is_(None), Membership.workos_role.is_not(None), Membership.workos_role.not_in(known)
-    )
-    listed = select(Seen.object_id).where(Seen.run_id == run_id, Seen.kind == ORGANIZATION.name)
-    users = own.union(unknown).subquery()
-    query = select(users.c.organization_id).where(users.c.organization_id.in_(listed))
-    return sorted(id for id in tx.execute(query).scalars() if id)
+def _batches(tx: Connection, query: Select[str] | Select[str | None], key: Id) -> Iterator[list[str]]:
+    last = ""
+    while ids := [id for id in tx.execute(query.where(key > last).order_by(key).limit(STEP)).scalars() if id]:
+        yield ids
+        last = ids[-1]
 
 
-def _withheld(tx: Connection, run_id: str, kind: Kind, number: int) -> str | None:
+def _why_withheld(tx: Connection, run_id: str, kind: Kind, number: int) -> str | None:
+    """Return why the deletion of `number` objects must be approved; None if it need not."""
     table = kind.table
     made = (Drift.kind == kind.name, Drift.finding == Finding.MISSING, Drift.action == DriftAction.REPAIRED)
     live = tx.execute(select(func.count()).select_from(table).where(table.deleted_by.is_(None))).scalar_one()
@@ -117,30 +113,30 @@ def _withheld(tx: Connection, run_id: str, kind: Kind, number: int) -> str | Non
     return None
 
 
-def _candidates(run_id: str, kind: Kind) -> Select[str]:
-    """Return the live objects of a kind that a listing should have shown and did not.
+def _missing_in_workos(run_id: str, kind: Kind) -> Select[str]:
+    """Select the live objects of a kind that a listing should have shown and did not.
 
-    Without those whose parent is gone: they are hidden with it, and do not count.
+    Objects of a missing parent are left out: views hide them with it, and they do not count as deletions.
     """
-    query = select(kind.table.id).where(kind.table.deleted_by.is_(None), _missing(run_id, kind))
+    query = select(kind.table.id).where(kind.table.deleted_by.is_(None), _is_missing(run_id, kind))
     if (owner := kind.owner) is not None:
         lives = _owner_lives(run_id, owner)
         query = query.where(lives if owner.name in kind.parents else owner.is_(None) | lives)
     for column, name in kind.parents.items():
         if (parent := KINDS[name]) is not ORGANIZATION:
             child = getattr(kind.table, column)
-            gone = parent.table.deleted_by.is_not(None) | _missing(run_id, parent)
+            gone = parent.table.deleted_by.is_not(None) | _is_missing(run_id, parent)
             query = query.where(~exists().where(parent.table.id == child, gone))
     return query
 
 
-def _missing(run_id: str, kind: Kind) -> ColumnElement[bool]:
-    """Whether a complete listing of the run should have shown an object and no listing did.
+def _is_missing(run_id: str, kind: Kind) -> ColumnElement[bool]:
+    """Return the condition that a complete listing of the run should have shown an object, and none did.
 
-    What was written since the listing began may be newer than it, and is left alone.
+    An object written after its listing began may be newer than the listing, so it is not missing.
     """
     shown = [_should_show(run_id, kind, by) for by in kind.shown_by]
-    return and_(or_(false(), *shown), _unseen(run_id, kind, kind.table.id))
+    return or_(false(), *shown) & _not_seen(run_id, kind, kind.table.id)
 
 
 def _should_show(run_id: str, kind: Kind, by: ShownBy) -> ColumnElement[bool]:
@@ -151,13 +147,13 @@ def _should_show(run_id: str, kind: Kind, by: ShownBy) -> ColumnElement[bool]:
     return shown if by.only is None else shown & by.only
 
 
-def _owner_lives(run_id: str, organization_id: Any) -> ColumnElement[bool]:
-    """Whether an organization was listed and has not been deleted since: else what is in it follows it."""
+def _owner_lives(run_id: str, organization_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """Return the condition that an organization was listed, and has not been deleted since."""
     listed = exists().where(Seen.run_id == run_id, Seen.kind == ORGANIZATION.name, Seen.object_id == organization_id)
     return listed & exists().where(Organization.id == organization_id, Organization.deleted_by.is_(None))
 
 
-def _unseen(run_id: str, kind: Kind, id: Any) -> ColumnElement[bool]:
-    # Named, because in a query within a query SQLAlchemy would add the table of `id` again.
+def _not_seen(run_id: str, kind: Kind, id: Id) -> ColumnElement[bool]:
+    # `correlate_except`, because within another subquery SQLAlchemy would add the table of `id` to this one.
     seen = exists().where(Seen.run_id == run_id, Seen.kind == kind.name, Seen.object_id == id)
     return ~seen.correlate_except(Seen)

@@ -1,40 +1,49 @@
-"""Rows of a run's report: what it found different, and what was done about it."""
+"""The drift report of a run: each difference that it found, and what it did about it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 
 from models.bulk import insert_new
 from models.outcomes import Finding
 from models.tables import Drift, DriftAction
+from models.types import JsonObject
 from worker.decision.decide import State
 from worker.kinds import Kind
 from worker.kinds.user import PERSONAL
 from worker.mirror.apply import show
 
-Row = dict[str, Any]
+
+class Difference(NamedTuple):
+    """A row of the report."""
+
+    kind: str
+    object_id: str
+    organization_id: str | None
+    finding: Finding
+    fields: JsonObject | None
+    """Field → `[here, WorkOS]`."""
+    action: DriftAction
 
 
 def difference(
     kind: Kind, id: str, finding: Finding, here: State | None, there: State | None, action: DriftAction
-) -> Row:
-    """Return what differs, field by field, `[here, WorkOS]`, and what was done."""
+) -> Difference:
+    """Return the difference between the states of an object here and in WorkOS. None: it does not exist."""
     ours, theirs = (show(kind, here) if here else {}), (show(kind, there) if there else {})
-    left_out = PERSONAL if here and here.erased else ()  # WorkOS may still show someone who is erased here
-    fields = {f: [ours.get(f), theirs.get(f)] for f in ours | theirs if ours.get(f) != theirs.get(f)}
-    fields = {field: values for field, values in fields.items() if field not in left_out}
+    hidden = PERSONAL if here and here.erased else ()  # WorkOS may still show a person who is erased here
+    names = [name for name in ours | theirs if ours.get(name) != theirs.get(name) and name not in hidden]
+    fields = {name: [ours.get(name), theirs.get(name)] for name in names} if here and there else None
     organization_id = next((kind.organization_of(id, state.content) for state in (there, here) if state), None)
-    row = {"kind": kind.name, "object_id": id, "organization_id": organization_id}
-    return {**row, "finding": finding, "fields": fields if here and there else None, "action": action}
+    return Difference(kind.name, id, organization_id, finding, fields, action)
 
 
-def invalid(kind: Kind, id: str, field: str) -> Row:
-    """Return that an object which WorkOS shows cannot be used, or not be read, and why."""
-    row = {"kind": kind.name, "object_id": id, "organization_id": None, "finding": Finding.INVALID}
-    return {**row, "fields": {field: None}, "action": DriftAction.REPORTED}
+def invalid(kind: Kind, id: str, problem: str) -> Difference:
+    """Return the difference for an object of WorkOS that is invalid or cannot be read: the field, or the error."""
+    return Difference(kind.name, id, None, Finding.INVALID, {problem: None}, DriftAction.REPORTED)
 
 
-def record(tx: Connection, run_id: str, rows: Sequence[Row]) -> None:
-    """Write rows to the report of a run; of an object that stands there already, the first stays."""
-    insert_new(tx, Drift, [{"run_id": run_id, **row} for row in rows])
+def record(tx: Connection, run_id: str, differences: Sequence[Difference]) -> None:
+    """Add differences to the report of a run. The first difference of an object stays."""
+    insert_new(tx, Drift, [{"run_id": run_id, **difference._asdict()} for difference in differences])

@@ -1,30 +1,34 @@
-"""The listings of a resync: how WorkOS is asked for each, and how far each of a run's got."""
+"""The listings of a resync: how each is fetched from WorkOS, and how far each has got."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, case, func, or_, select, update
 
 from models.bulk import insert_new
-from models.tables import Listing, ListingState
+from models.database import read_transaction
+from models.tables import Listing, ListingState, Seen
 from models.types import db_now
 from worker.errors import NotFoundError
 from worker.kinds import KINDS, LISTINGS
 from worker.kinds.kind import Scope
+from worker.kinds.membership import Membership
+from worker.kinds.organization import ORGANIZATION
+from worker.kinds.role import Role
 from worker.repair.reads import fetch
 from worker.workos_api.client import Page, WorkOSClient
 
 
 class Key(NamedTuple):
-    """Which listing of a run: its name in `worker.kinds.LISTINGS`, and the organization (empty: the environment)."""
+    """A listing: its name in `worker.kinds.LISTINGS`, and the organization (empty: the whole environment)."""
 
     name: str
     parent: str
 
     def fetch(self, workos: WorkOSClient, after: str | None) -> Page:
-        """Return the page behind a cursor, the first for None; raises what `WorkOSClient` raises."""
+        """Return the page after a cursor (None: the first page); raise what `WorkOSClient` raises."""
         kind, listing = LISTINGS[self.name]
         if listing.path is not None:
             path = listing.path(self.parent)
@@ -35,60 +39,73 @@ class Key(NamedTuple):
         return Page([found.item], None, found.read_at)
 
 
-def named(scope: Scope) -> list[str]:
-    """Return the names of the listings that a full resync fetches that often."""
-    return [name for name, (_, listing) in LISTINGS.items() if listing.full_resync is scope]
-
-
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A listing to go on with: the cursor of its next page, and when it began, in UTC by the database's clock."""
+    """An unfinished listing: the cursor of its next page, and when it began, in UTC by the database's clock."""
 
     key: Key
     after: str | None = field(compare=False)
     began: datetime = field(compare=False)
 
 
+def named(scope: Scope) -> list[str]:
+    """Return the names of the listings with this scope in a full resync."""
+    return [name for name, (_, listing) in LISTINGS.items() if listing.full_resync is scope]
+
+
 def add(tx: Connection, run_id: str, name: str, parents: Iterable[str]) -> None:
-    """Add listings to a run; those it has already stay as they are."""
+    """Add listings to a run. Those that it already has do not change."""
     insert_new(tx, Listing, [{"run_id": run_id, "name": name, "parent": parent} for parent in sorted(parents)])
 
 
-def open_listings(tx: Connection, run_id: str, limit: int) -> list[Open]:
-    """Return so many of a run's listings that are not over, those that failed before last."""
+def add_role_listings(tx: Connection, run_id: str) -> None:
+    """Add the listings of roles for each listed organization that, as far as the mirror shows, has its own roles."""
+    own = select(Role.organization_id).where(Role.organization_id.is_not(None), Role.deleted_by.is_(None))
+    known = select(Role.slug).where(Role.organization_id.is_(None), Role.deleted_by.is_(None))
+    unknown = select(Membership.organization_id).where(
+        Membership.deleted_by.is_(None), Membership.workos_role.is_not(None), Membership.workos_role.not_in(known)
+    )
+    listed = select(Seen.object_id).where(Seen.run_id == run_id, Seen.kind == ORGANIZATION.name)
+    users = own.union(unknown).subquery()
+    query = select(users.c.organization_id).where(users.c.organization_id.in_(listed))
+    with_roles = list(tx.execute(query).scalars())
+    for name in named(Scope.ORGANIZATIONS_WITH_ROLES):
+        add(tx, run_id, name, with_roles)
+
+
+def open_listings(engine: Engine, run_id: str, limit: int) -> list[Open]:
+    """Return up to `limit` unfinished listings of a run. Those that have failed come last."""
     began = func.coalesce(Listing.began_at, db_now())
     query = select(Listing.name, Listing.parent, Listing.after, began)
-    query = (
-        query.where(Listing.run_id == run_id, Listing.state == ListingState.OPEN)
-        .order_by(Listing.attempts)
-        .limit(limit)
-    )
-    return [Open(Key(name, parent), after, at) for name, parent, after, at in tx.execute(query)]
+    query = query.where(Listing.run_id == run_id, Listing.state == ListingState.OPEN)
+    with read_transaction(engine) as tx:
+        rows = tx.execute(query.order_by(Listing.attempts).limit(limit))
+        return [Open(Key(name, parent), after, at) for name, parent, after, at in rows]
 
 
 def record_page(tx: Connection, run_id: str, key: Key, after: str | None, began: datetime, *, invalid: bool) -> None:
-    """Note that a page was used, up to the cursor `after`; None: it was the last."""
+    """Record that a page is applied, and the cursor of the next. None: it was the last page."""
     any_invalid = Listing.invalid | invalid
     ended = case((any_invalid, ListingState.PARTIAL), else_=ListingState.COMPLETE)
     state = ListingState.OPEN if after is not None else ended
     values = {"after": after, "state": state, "invalid": any_invalid, "began_at": began}
-    tx.execute(update(Listing).where(*_here(run_id, key)).values(values))
+    tx.execute(update(Listing).where(*_is(run_id, key)).values(values))
 
 
 def give_up(tx: Connection, run_id: str, key: Key) -> None:
-    """Note that the rest of a listing cannot be had: what it did not show is not thereby gone."""
-    tx.execute(update(Listing).where(*_here(run_id, key)).values(state=ListingState.PARTIAL))
+    """Close a listing as incomplete, so that objects which it did not show do not count as deleted."""
+    tx.execute(update(Listing).where(*_is(run_id, key)).values(state=ListingState.PARTIAL))
 
 
 def record_failure(tx: Connection, run_id: str, key: Key) -> int:
-    """Count one more try that failed, and return how many there were."""
-    tries = update(Listing).where(*_here(run_id, key)).values(attempts=Listing.attempts + 1)
-    made: int = tx.execute(tries.returning(Listing.attempts)).scalar_one()
-    return made
+    """Count a failed attempt, and return the number of failed attempts."""
+    failed = update(Listing).where(*_is(run_id, key)).values(attempts=Listing.attempts + 1)
+    attempts: int = tx.execute(failed.returning(Listing.attempts)).scalar_one()
+    return attempts
 
 
 def listed_kinds(tx: Connection, run_id: str) -> set[str]:
-    """Return the names of the kinds of which the run has read the listing of the whole environment to the end."""
+    """Return the names of the kinds whose listing of the whole environment the run has read to its end."""
     to_the_end = or_(Listing.state == ListingState.COMPLETE, Listing.invalid & Listing.after.is_(None))
     query = select(Listing.name).where(Listing.run_id == run_id, Listing.parent == "", to_the_end)
     names = set(tx.execute(query).scalars())
@@ -97,5 +114,5 @@ def listed_kinds(tx: Connection, run_id: str) -> set[str]:
     }
 
 
-def _here(run_id: str, key: Key) -> tuple[ColumnElement[bool], ...]:
+def _is(run_id: str, key: Key) -> tuple[ColumnElement[bool], ...]:
     return Listing.run_id == run_id, Listing.name == key.name, Listing.parent == key.parent

@@ -1,19 +1,21 @@
-"""Full resync: list what WorkOS has, repair what differs, delete only what a read by id says is gone.
+"""Runs a resync in three phases: list pages into the mirror, choose deletions, and make the confirmed reads.
 
-Three phases, each resumable: `list` pages into the mirror, `delete` chooses what was not listed, `read` settles every
-doubt with a confirmed read. What a page says and how far its listing got are committed in one transaction, under the
-run's fencing number: a crash repeats one page for each call in flight, and a frozen worker that wakes writes nothing.
+A crash in any phase loses nothing: each page is committed together with its listing's cursor, and a read is removed
+from the table `reads` in the transaction that writes the object.
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypedDict, TypeVar, Unpack
 
 import structlog
 from redis.exceptions import RedisError
-from sqlalchemy import Connection, Engine, delete, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, delete, select, update
 
 from models.database import delete_some, in_transaction, is_transient, read_transaction
 from models.outcomes import Finding
@@ -34,100 +36,82 @@ from worker.group_commit import GroupCommit
 from worker.kinds import KINDS, LISTINGS, Kind
 from worker.kinds.kind import Scope
 from worker.kinds.organization import ORGANIZATION
-from worker.kinds.user import USER
 from worker.leases import Lease
-from worker.mirror.apply import stored_rows
 from worker.mirror.read_requests import request_reads
 from worker.repair.reads import Result, confirmed_read
 from worker.repair.resync import deletions, drift, listings
 from worker.repair.resync.apply_page import CAUSE, ListedPage, apply_pages
 from worker.repair.resync.listings import Key, Open
-from worker.repair.resync.parallel import in_parallel
-from worker.runs import create, finish, unfinished_run
+from worker.runs import RUNS, create, finish
 from worker.workos_api.client import WorkOSClient
 
 log = structlog.get_logger()
 
 AT_ONCE = 10
-"""Calls in flight: enough for the documented limits at 50 ms of latency, and so few that the listing of users, which
-goes page by page, does not wait long behind the others for its next token."""
+"""Concurrent calls: enough to use the documented limits at a latency of 50 ms. With more, the listing of users, whose
+pages must be fetched one after another, would wait longer for each token of the rate limits."""
+AHEAD = 200
+"""Listings or reads fetched from the database in advance."""
 MAX_ITEMS_PER_COMMIT = 500
-"""Items of the pages written in one transaction, so that no one waits long for it."""
+"""Upper bound on the items written in one transaction, so that no other writer waits long."""
 MAX_TRIES = 3
-"""What cannot be read so often, while WorkOS answers otherwise, is reported and no longer holds the run up."""
+"""Failures of one listing or read, while WorkOS answers other calls, after which it is reported and skipped."""
 STEP = 5_000
 """Rows deleted in one transaction."""
-SOME = 5
-"""Organizations remembered, to know this environment's key by."""
+KNOWN_ORGANIZATIONS = 5
+"""Organizations recorded in the mirror, to recognize the environment of an API key."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def start(
-    engine: Engine,
-    requested_by: str,
-    *,
-    organization_id: str | None = None,
-    dry_run: bool = False,
-    approves: str | None = None,
-) -> str:
-    """Create a resync and return its id; one of the same scope that was left unfinished is gone on with instead.
+class Extent(TypedDict, total=False):
+    """What a resync does. By default, it compares and repairs everything."""
 
-    Args:
-        engine: the database.
-        requested_by: who asked: an operator's name, or the clock.
-        organization_id: only this workspace.
-        dry_run: only report.
-        approves: the run whose withheld deletions are to be carried out, and nothing else.
+    organization_id: str | None
+    """Compare only this workspace."""
+    dry_run: bool
+    """Only report differences."""
+    approves: str | None
+    """Only carry out the deletions that this run withheld."""
+
+
+def start(engine: Engine, requested_by: str, **extent: Unpack[Extent]) -> str:
+    """Create a resync and return its id. If one of the same extent is unfinished, it is resumed instead.
 
     Raises:
-        BusyError: another resync is in progress.
-        UnknownIdError: there is no such run.
-        OperatorError: it withheld nothing.
+        BusyError: another resync is running.
+        UnknownIdError: the run `approves` does not exist.
+        OperatorError: the run `approves` withheld nothing.
     """
-    scope = {"organization_id": organization_id, "dry_run": dry_run, "approves": approves}
 
-    def made(tx: Connection) -> str:
-        return unfinished_run(tx, Task.RESYNC, **scope) or begin(
-            tx, requested_by, organization_id, dry_run=dry_run, approves=approves
-        )
+    def resume_or_begin(tx: Connection) -> str:
+        same = {"organization_id": None, "dry_run": False, "approves": None} | extent
+        unfinished = select(Run.id).where(Run.task == Task.RESYNC, RUNS.is_free()).filter_by(**same)
+        return tx.execute(unfinished).scalars().first() or begin(tx, requested_by, **extent)
 
-    return in_transaction(engine, made)
+    return in_transaction(engine, resume_or_begin)
 
 
-def begin(
-    tx: Connection,
-    requested_by: str,
-    organization_id: str | None = None,
-    *,
-    dry_run: bool = False,
-    approves: str | None = None,
-) -> str:
-    """Create a resync in `tx`; as `start`."""
-    scope = {"organization_id": organization_id, "dry_run": dry_run, "approves": approves}
-    run_id = create(tx, Task.RESYNC, requested_by, **scope, phase=Phase.LIST if approves is None else Phase.READ)
+def begin(tx: Connection, requested_by: str, **extent: Unpack[Extent]) -> str:
+    """Create a resync with its first listings or reads, and return its id; errors are those of `start`."""
+    approves, organization_id = extent.get("approves"), extent.get("organization_id")
+    phase = Phase.LIST if approves is None else Phase.READ
+    run_id = create(tx, Task.RESYNC, requested_by, phase=phase, **extent)
     if approves is not None:
         deletions.approve(tx, run_id, approves)
-    elif organization_id is not None:
-        for name, (_, listing) in LISTINGS.items():
+        return run_id
+    for name, (_, listing) in LISTINGS.items():
+        if organization_id is not None:
             if listing.workspace_resync:
                 listings.add(tx, run_id, name, [organization_id])
-    else:
-        for name in listings.named(Scope.ONCE):
+        elif listing.full_resync is Scope.ONCE:
             listings.add(tx, run_id, name, [""])
     return run_id
 
 
 class Resync:
-    """One worker's work on one run.
-
-    Args:
-        engine: the database.
-        workos: WorkOS.
-        held: the lease of the run.
-        stopping: says whether to leave off between two pages.
-    """
+    """One worker's work on a run, under the lease `held`. `stopping` returns whether to stop between two calls."""
 
     def __init__(
         self, engine: Engine, workos: WorkOSClient, held: Lease, stopping: Callable[[], bool] = lambda: False
@@ -135,259 +119,229 @@ class Resync:
         self._engine = engine
         self._workos = workos
         self._held = held
+        self._run_id = held.run_id
         self._stopping = stopping
-        self._broken = threading.Event()
-        self._calls_before = workos.calls.total
+        self._failed = threading.Event()
+        self._calls_before = workos.calls
         with read_transaction(engine) as tx:
             self._run = tx.execute(select(Run.__table__).where(Run.id == held.run_id)).one()
 
     def work(self) -> bool:
-        """Go on with the run until it is over; False if it was left off for another worker.
+        """Work on the run until it ends; return False if it stopped before, so that a worker must resume it.
 
         Raises:
-            LeaseLostError: another worker has it now.
-            InvalidApiKeyError: WorkOS refuses the key; the run is noted as failed.
+            LeaseLostError: another worker took over the run.
+            InvalidApiKeyError: WorkOS refuses the API key; the run has failed.
         """
+        steps = {
+            Phase.LIST: (self._list_all, Phase.DELETE),
+            Phase.DELETE: (self._choose_deletions, Phase.READ),
+            Phase.READ: (self._read_all, Phase.OVER),
+        }
+        phase = self._run.phase
         try:
-            phases = {Phase.LIST: self._list_all, Phase.DELETE: self._choose_deletions, Phase.READ: self._read_all}
-            while (phase := self._phase()) != Phase.OVER:
-                if not phases[phase]():
-                    self._write(self._leave, None)
+            while phase != Phase.OVER:
+                step, following = steps[phase]
+                if not step():
+                    self._write(self._update_run, error=None)
                     return False
-            self._write(self._finish_well)
-        except InvalidApiKeyError as error:
-            message = str(error)
-            self._write(self._finish, RunStatus.FAILED, message)
-            self._clear()
-            raise
-        except ListingFailedError as error:
-            message = str(error)
-            log.warning("resync_failed", run=self._held.run_id, error=message)
-            self._write(self._finish, RunStatus.FAILED, message)
+                self._write(self._update_run, phase=following)
+                phase = following
+            self._write(self._succeed)
         except WorkOSUnavailableError as error:
-            # Left as it is: the lease ends, and the next worker goes on from here.
-            message = str(error)
-            log.warning("resync_interrupted", run=self._held.run_id, error=message)
-            self._write(self._leave, message)
+            log.warning("resync_interrupted", run=self._run_id, error=str(error))
+            self._write(self._update_run, error=str(error))
             return False
+        except (InvalidApiKeyError, ListingFailedError) as error:
+            log.warning("resync_failed", run=self._run_id, error=str(error))
+            self._write(self._finish, RunStatus.FAILED, str(error))
+            if isinstance(error, InvalidApiKeyError):
+                self._clear()
+                raise
         self._clear()
         return True
 
-    def _clear(self) -> None:
-        """Drop what only the run needed; in small steps, for the door. What is left by a crash falls to retention."""
-        for table in (Seen, Listing, Read):
-            mine = table.run_id == self._held.run_id
-            while self._write(delete_some, table, mine, most=STEP):
-                pass
-
-    def _leave(self, tx: Connection, error: str | None) -> None:
-        self._held.check(tx)
-        calls = Run.calls + self._workos.calls.total - self._calls_before
-        tx.execute(update(Run).where(Run.id == self._held.run_id).values(error=error, calls=calls))
-
-    def _phase(self) -> Phase:
-        with read_transaction(self._engine) as tx:
-            return tx.execute(select(Run.phase).where(Run.id == self._held.run_id)).scalar_one()
-
-    def _move_on(self, tx: Connection, phase: Phase) -> None:
-        self._held.check(tx)
-        tx.execute(update(Run).where(Run.id == self._held.run_id).values(phase=phase))
-
-    # list
+    # Phase 1: list
 
     def _list_all(self) -> bool:
-        """List everything; then, where organization roles are in use, those too."""
-        with closing(GroupCommit(self._take_together, MAX_ITEMS_PER_COMMIT)) as group:
-            list_one = partial(self._list_one, group)
-            if not self._in_parallel(self._open_listings, list_one):
+        """Apply every listing. Organizations with roles of their own are known, and their roles listed, at the end."""
+        with closing(GroupCommit(self._apply_pages, MAX_ITEMS_PER_COMMIT)) as commit:
+            list_one = partial(self._list_one, commit)
+            open_listings = partial(listings.open_listings, self._engine, self._run_id)
+            if not self._in_parallel(open_listings, list_one):
                 return False
-            self._write(self._open_role_listings)
-            if not self._in_parallel(self._open_listings, list_one):
-                return False
-        self._write(self._move_on, Phase.DELETE)
-        return True
+            if self._run.organization_id is None:
+                self._write(listings.add_role_listings, self._run_id)
+            return self._in_parallel(open_listings, list_one)
 
-    def _open_listings(self, limit: int) -> list[Open]:
-        with read_transaction(self._engine) as tx:
-            return listings.open_listings(tx, self._held.run_id, limit)
-
-    def _list_one(self, group: GroupCommit[ListedPage, None], listing: Open) -> None:
+    def _list_one(self, commit: GroupCommit[ListedPage, None], listing: Open) -> None:
+        """Fetch a listing from its cursor to the last page."""
         key, after = listing.key, listing.after
-        resumed = more = True
-        while more and not self._leaving():
+        while not self._should_stop():
             try:
                 page = key.fetch(self._workos, after)
-            except InvalidApiKeyError as error:
-                if LISTINGS[key.name][1].required:
-                    raise
-                self._not_listed(key, WorkOSUnavailableError(str(error)))
+            except (WorkOSUnavailableError, InvalidApiKeyError) as error:
+                if isinstance(error, BadRequestError) and after is not None and after == listing.after:
+                    log.warning("cursor_lost", run=self._run_id, listing=key.name)
+                    self._list_one(commit, replace(listing, after=None))
+                else:
+                    self._listing_failed(key, error)
                 return
-            except WorkOSUnavailableError as error:
-                if isinstance(error, BadRequestError) and resumed and after is not None:
-                    log.warning("cursor_lost", run=self._held.run_id, listing=key.name)
-                    after, resumed = None, False
-                    continue
-                self._not_listed(key, error)
+            commit((listing, page), len(page.items))
+            after = page.after
+            if after is None:
                 return
-            group(ListedPage(key, page, listing.began), len(page.items))
-            after, resumed, more = page.after, False, page.after is not None
 
-    def _not_listed(self, key: Key, error: WorkOSUnavailableError) -> None:
-        if key.parent and isinstance(error, NotFoundError):
-            self._write(self._parent_is_gone, key)
-            return
-        self._require_there(error)
-        self._write(self._listing_failed, key, str(error))
+    def _apply_pages(self, pages: Sequence[ListedPage]) -> list[None]:
+        self._write(apply_pages, self._run_id, pages, dry_run=self._run.dry_run)
+        return [None] * len(pages)
 
-    def _require_there(self, error: WorkOSUnavailableError) -> None:
-        """Raise if not only one thing cannot be read: with WorkOS away, or a rate limit used up, the run waits."""
-        if isinstance(error, RateLimitedError):
+    def _listing_failed(self, key: Key, error: WorkOSUnavailableError | InvalidApiKeyError) -> None:
+        if isinstance(error, InvalidApiKeyError) and LISTINGS[key.name][1].required:
             raise error
-        self._workos.now()
+        if key.parent and isinstance(error, NotFoundError):
+            self._write(request_reads, ORGANIZATION, [key.parent], "its listing answered 404", self._run_id)
+            self._write(listings.give_up, self._run_id, key)
+        else:
+            self._require_workos(error)
+            self._write(self._count_listing_failure, key, str(error))
 
-    def _listing_failed(self, tx: Connection, key: Key, problem: str) -> None:
-        self._held.check(tx)
+    def _count_listing_failure(self, tx: Connection, key: Key, problem: str) -> None:
+        """Retry a listing later; after the last try, skip it, or fail if the resync needs it."""
         name, parent = key
         kind, listing = LISTINGS[name]
-        log.warning("listing_failed", run=self._held.run_id, listing=name, parent=parent, error=problem)
-        if listings.record_failure(tx, self._held.run_id, key) < MAX_TRIES:
+        log.warning("listing_failed", run=self._run_id, listing=name, parent=parent, error=problem)
+        if listings.record_failure(tx, self._run_id, key) < MAX_TRIES:
             return
         if not parent and listing.required:
             raise ListingFailedError(problem)
-        listings.give_up(tx, self._held.run_id, key)
+        listings.give_up(tx, self._run_id, key)
         whose = (ORGANIZATION, parent) if parent else (kind, "all of them")
-        drift.record(tx, self._held.run_id, [drift.invalid(*whose, f"its {name}: {problem}")])
+        drift.record(tx, self._run_id, [drift.invalid(*whose, f"its {name}: {problem}")])
 
-    def _parent_is_gone(self, tx: Connection, key: Key) -> None:
-        self._held.check(tx)
-        listings.give_up(tx, self._held.run_id, key)
-        request_reads(tx, ORGANIZATION, [key.parent], "its listing answered 404", self._held.run_id)
-
-    def _take_together(self, pages: Sequence[ListedPage]) -> list[None]:
-        self._write(apply_pages, self._held, pages, dry_run=self._run.dry_run)
-        return [None] * len(pages)
-
-    def _open_role_listings(self, tx: Connection) -> None:
-        if self._run.organization_id is None:
-            with_roles = deletions.with_own_roles(tx, self._held.run_id)
-            for name in listings.named(Scope.ORGANIZATIONS_WITH_ROLES):
-                listings.add(tx, self._held.run_id, name, with_roles)
-
-    # delete
+    # Phase 2: choose deletions
 
     def _choose_deletions(self) -> bool:
-        self._write(deletions.prepare)
-        self._write(self._choose)
+        self._write(deletions.update_statistics)
+        self._write(deletions.choose, self._run_id)
+        self._write(deletions.read_unknown_users, self._run_id, self._run.organization_id)
         return True
 
-    def _choose(self, tx: Connection) -> None:
-        self._held.check(tx)
-        run_id = self._held.run_id
-        for chosen in deletions.choose(tx, run_id):
-            if chosen.withheld:
-                number, why = chosen.number, chosen.withheld
-                log.error("deletions_withheld", run=run_id, kind=chosen.kind.name, number=number, why=why)
-            for ids in chosen.batches:
-                if chosen.withheld:
-                    states = stored_rows(tx, chosen.kind, ids).items()
-                    extra = [
-                        drift.difference(chosen.kind, id, Finding.EXTRA, here, None, DriftAction.WITHHELD)
-                        for id, here in states
-                    ]
-                    drift.record(tx, run_id, extra)
-                else:
-                    request_reads(tx, chosen.kind, ids, "was not listed", run_id)
-        for ids in deletions.unknown_users(tx, run_id, self._run.organization_id):
-            request_reads(tx, USER, ids, "its membership was listed", run_id)
-        self._move_on(tx, Phase.READ)
-
-    # read
+    # Phase 3: read
 
     def _read_all(self) -> bool:
-        if not self._in_parallel(self._open_reads, self._read_one):
-            return False
-        self._write(self._move_on, Phase.OVER)
-        return True
+        return self._in_parallel(self._requested_reads, self._read_one)
 
-    def _open_reads(self, limit: int) -> list[tuple[Kind, str]]:
-        mine = select(Read.kind, Read.object_id).where(Read.run_id == self._held.run_id)
-        query = mine.order_by(Read.attempts).limit(limit)  # what failed before comes last
+    def _requested_reads(self, limit: int) -> list[tuple[Kind, str]]:
+        requests = select(Read.kind, Read.object_id).where(Read.run_id == self._run_id)
         with read_transaction(self._engine) as tx:
-            return [(KINDS[kind], id) for kind, id in tx.execute(query)]
+            # Reads that have failed come last.
+            return [(KINDS[kind], id) for kind, id in tx.execute(requests.order_by(Read.attempts).limit(limit))]
 
-    def _read_one(self, wanted: tuple[Kind, str]) -> None:
-        kind, id = wanted
+    def _read_one(self, request: tuple[Kind, str]) -> None:
+        kind, id = request
+        cause, dry_run = (CAUSE, self._run_id), self._run.dry_run
 
-        def settle(tx: Connection, result: Result) -> None:
-            self._settled(tx, kind, id)
+        def report(tx: Connection, result: Result) -> None:
+            self._held.check(tx)
+            tx.execute(delete(Read).where(self._request(kind, id)))
             if result.finding is not Finding.NONE:
-                only_reported = result.finding is Finding.ANOMALY or self._run.dry_run
-                shown = result.after if result.finding is not Finding.EXTRA else None
+                only_reported = result.finding is Finding.ANOMALY or dry_run
+                there = result.after if result.finding is not Finding.EXTRA else None
                 action = DriftAction.REPORTED if only_reported else DriftAction.REPAIRED
-                row = drift.difference(kind, id, result.finding, result.before, shown, action)
-                drift.record(tx, self._held.run_id, [row])
+                row = drift.difference(kind, id, result.finding, result.before, there, action)
+                drift.record(tx, self._run_id, [row])
 
-        cause, dry_run = (CAUSE, self._held.run_id), self._run.dry_run
         try:
-            confirmed_read(self._engine, self._workos, kind, id, cause, settle, dry_run=dry_run)
+            confirmed_read(self._engine, self._workos, kind, id, cause, report, dry_run=dry_run)
         except PayloadError as error:
-            field = error.field
-            self._write(self._set_aside, kind, id, field)
+            self._write(self._read_failed, kind, id, error.field, retry=False)
         except WorkOSUnavailableError as error:
-            problem = str(error)
-            self._require_there(error)
-            self._write(self._read_failed, kind, id, problem)
+            self._require_workos(error)
+            self._write(self._read_failed, kind, id, str(error))
         except (LeaseLostError, InvalidApiKeyError, RedisError):
             raise
         except Exception as error:
             if is_transient(error):
-                raise  # the database is away, and no object is to blame
-            problem = unexpected(error)
-            self._write(self._read_failed, kind, id, problem)
+                raise  # the database is unavailable; the object is not the cause
+            self._write(self._read_failed, kind, id, unexpected(error))
 
-    def _read_failed(self, tx: Connection, kind: Kind, id: str, problem: str) -> None:
-        self._held.check(tx)
-        log.warning("read_failed", run=self._held.run_id, kind=kind.name, id=id, error=problem)
-        here = (Read.run_id == self._held.run_id, Read.kind == kind.name, Read.object_id == id)
-        tries = tx.execute(update(Read).where(*here).values(attempts=Read.attempts + 1).returning(Read.attempts))
-        if tries.scalar_one() >= MAX_TRIES:
-            self._set_aside(tx, kind, id, problem)
+    def _read_failed(self, tx: Connection, kind: Kind, id: str, problem: str, *, retry: bool = True) -> None:
+        """Retry a read later; skip it after the last try, or if a retry cannot help."""
+        log.warning("read_failed", run=self._run_id, kind=kind.name, id=id, error=problem)
+        failed = update(Read).where(self._request(kind, id)).values(attempts=Read.attempts + 1)
+        attempts = tx.execute(failed.returning(Read.attempts)).scalar_one()
+        if attempts >= MAX_TRIES or not retry:
+            tx.execute(delete(Read).where(self._request(kind, id)))
+            drift.record(tx, self._run_id, [drift.invalid(kind, id, problem)])
 
-    def _set_aside(self, tx: Connection, kind: Kind, id: str, field: str) -> None:
-        self._settled(tx, kind, id)
-        drift.record(tx, self._held.run_id, [drift.invalid(kind, id, field)])
+    def _request(self, kind: Kind, id: str) -> ColumnElement[bool]:
+        return (Read.run_id == self._run_id) & (Read.kind == kind.name) & (Read.object_id == id)
 
-    def _settled(self, tx: Connection, kind: Kind, id: str) -> None:
-        self._held.check(tx)
-        tx.execute(delete(Read).where(Read.run_id == self._held.run_id, Read.kind == kind.name, Read.object_id == id))
-
-    # the whole
+    # All phases
 
     def _write(self, step: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return in_transaction(self._engine, step, *args, **kwargs)
+        return self._held.in_transaction(self._engine, step, *args, **kwargs)
 
-    def _leaving(self) -> bool:
-        return self._stopping() or self._held.lost.is_set() or self._broken.is_set()
+    def _should_stop(self) -> bool:
+        return self._stopping() or self._held.lost.is_set() or self._failed.is_set()
 
     def _in_parallel(self, source: Callable[[int], list[T]], work: Callable[[T], None]) -> bool:
-        if in_parallel(AT_ONCE, source, work, self._leaving, self._broken):
-            return True
+        """Call `work` with each item of `source`, in `AT_ONCE` threads; return False if it stopped before the end.
+
+        `source` returns up to the given number of items, and returns an item until its work is done. An error of `work`
+        stops the other threads and is raised here.
+        """
+        working: dict[Future[None], T] = {}
+        waiting: deque[T] = deque()
+        with ThreadPoolExecutor(AT_ONCE, "resync") as pool:
+            while not self._should_stop():
+                if not waiting:
+                    waiting.extend(item for item in source(AHEAD + len(working)) if item not in working.values())
+                while waiting and len(working) < AT_ONCE:
+                    item = waiting.popleft()
+                    working[pool.submit(work, item)] = item
+                if not working:
+                    return True
+                for future in wait(working, return_when=FIRST_COMPLETED).done:
+                    del working[future]
+                    if future.exception() is not None:
+                        self._failed.set()
+                    future.result()
         if self._held.lost.is_set():
-            raise LeaseLostError(self._held.run_id)
+            raise LeaseLostError(self._run_id)
         return False
 
-    def _finish_well(self, tx: Connection) -> None:
+    def _require_workos(self, error: WorkOSUnavailableError | InvalidApiKeyError) -> None:
+        """Raise unless WorkOS answers other calls: if it does not, or a rate limit is used up, the whole run waits."""
+        if isinstance(error, RateLimitedError):
+            raise error
+        self._workos.now()
+
+    def _update_run(self, tx: Connection, /, **values: str | None) -> None:
+        calls = self._run.calls + self._workos.calls - self._calls_before
+        tx.execute(update(Run).where(Run.id == self._run_id).values(calls=calls, **values))
+
+    def _succeed(self, tx: Connection) -> None:
         if self._run.organization_id is None and not self._run.dry_run and self._run.approves is None:
-            seen = (Seen.run_id == self._held.run_id, Seen.kind == ORGANIZATION.name)
-            known = list(tx.execute(select(Seen.object_id).where(*seen).limit(SOME)).scalars())
-            listed = listings.listed_kinds(tx, self._held.run_id)
-            before = tx.execute(select(Mirror.listed_kinds).with_for_update()).scalar_one() or []
-            values = {"last_resync_at": db_now(), "listed_kinds": sorted({*before, *listed})}
-            tx.execute(update(Mirror).values(values))
-            if known:  # an empty listing is no reason to forget
-                tx.execute(update(Mirror).values(known_organizations=known))
+            self._record_full_resync(tx)
         self._finish(tx, RunStatus.DONE, None)
 
+    def _record_full_resync(self, tx: Connection) -> None:
+        seen = (Seen.run_id == self._run_id, Seen.kind == ORGANIZATION.name)
+        known = list(tx.execute(select(Seen.object_id).where(*seen).limit(KNOWN_ORGANIZATIONS)).scalars())
+        before = tx.execute(select(Mirror.listed_kinds).with_for_update()).scalar_one() or []
+        listed = sorted({*before, *listings.listed_kinds(tx, self._run_id)})
+        tx.execute(update(Mirror).values(last_resync_at=db_now(), listed_kinds=listed))
+        if known:  # an empty listing does not replace known organizations
+            tx.execute(update(Mirror).values(known_organizations=known))
+
     def _finish(self, tx: Connection, status: RunStatus, error: str | None) -> None:
-        self._leave(tx, error)
+        self._update_run(tx)
         finish(tx, self._held, status, error)
+
+    def _clear(self) -> None:
+        """Delete the run's rows of progress, in small steps. After a crash, retention deletes them."""
+        for table in (Seen, Listing, Read):
+            while in_transaction(self._engine, delete_some, table, table.run_id == self._run_id, most=STEP):
+                pass
