@@ -1,4 +1,4 @@
-"""What all tables share."""
+"""The base class of all tables."""
 
 from datetime import datetime
 
@@ -22,5 +22,5 @@ class Base(DeclarativeBase):
 
 
 def index_where(condition: str, name: str, *columns: str) -> Index:
-    """Return an index of the rows that meet a condition: the others are written without it, at no cost."""
+    """Return a partial index: it contains only the rows that meet `condition`."""
     return Index(name, *columns, postgresql_where=text(condition), sqlite_where=text(condition))
