@@ -3,8 +3,9 @@
 from sqlalchemy.orm import Mapped
 
 from models.tables import Mirrored
+from models.types import JsonObject
 from worker.decision.payload import Fields
-from worker.kinds.kind import Content, Kind, Listing, RoleMap, ShownBy, live, tombstone
+from worker.kinds.kind import Kind, Listing, RoleMap, ShownBy, live, tombstone
 
 
 class Permission(Mirrored):
@@ -22,7 +23,7 @@ class Permission(Mirrored):
     """WorkOS's `resource_type_slug`. Only permissions of type `organization` apply to members of a workspace."""
 
 
-def _content(data: Fields, _roles: RoleMap, _strict: bool) -> Content:
+def _content(data: Fields, _roles: RoleMap, _strict: bool) -> JsonObject:
     return {
         "permission_id": data.optional_id("id"),
         "name": data.text("name"),
@@ -39,13 +40,8 @@ PERMISSION = Kind(
     content=_content,
     events={"permission.created": live, "permission.updated": live, "permission.deleted": tombstone},
     read_path=lambda slug: ("authorization", "permissions", slug),
-    listings=(
-        Listing(
-            "permissions",
-            lambda _: ("authorization", "permissions"),
-            required=False,  # an API key may lack the permission to list permissions
-        ),
-    ),
+    # An API key may lack the permission to list permissions.
+    listings=(Listing("permissions", lambda _: ("authorization", "permissions"), required=False),),
     shown_by=(ShownBy("permissions"),),
     label=Permission.name,
     id_field="slug",

@@ -26,9 +26,8 @@ from worker.kinds.membership import Membership
 from worker.kinds.organization import Organization
 from worker.kinds.user import User
 from worker.mirror.apply import note_changes
-from worker.mirror.auto_join import add_joins, eligible, is_missing, search
+from worker.mirror.auto_join import add_joins, eligible, is_missing, same_person, search
 from worker.mirror.change_rows import ChangeRow
-from worker.mirror.identity import same_person
 
 log = structlog.get_logger()
 

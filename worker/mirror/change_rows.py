@@ -10,7 +10,7 @@ CausedBy = tuple[Cause, str]
 
 
 class ChangeRow(TypedDict):
-    """What happened to an object. `before` is None for a new one."""
+    """A change of an object. `before` is None for a new object."""
 
     kind: str
     object_id: str
