@@ -156,6 +156,7 @@ namesake AS NOT MATERIALIZED (
     JOIN users AS person ON person.id = every.user_id
     WHERE every.user_id <> own.user_id
 )
+-- One query for each source: neither database uses its indexes if a named query unites the sources.
 SELECT blocked.organization_id, blocked.user_id, person.email_normalized, blocked.reason, address.email_hash
 FROM former_member AS blocked
 LEFT JOIN users AS person ON person.id = blocked.user_id
@@ -229,31 +230,28 @@ def update_views(tx: Connection) -> list[str]:
 
     Other views are not touched. On PostgreSQL a replaced view keeps its privileges.
     """
-    update = _update_on_postgresql if tx.dialect.name == "postgresql" else _update_on_sqlite
+    on_sqlite = tx.dialect.name == "sqlite"
     existing = set(inspect(tx).get_view_names())
-    queries = {name: view.query.format_map(FUNCTIONS[tx.dialect.name]) for name, view in VIEWS.items()}
-    return [name for name, query in queries.items() if update(tx, name, query, exists=name in existing)]
+    updated = []
+    for name, view in VIEWS.items():
+        query = view.query.format_map(FUNCTIONS[tx.dialect.name])
+        if name in existing and _is_current(tx, name, query):
+            continue
+        if name in existing and on_sqlite:
+            tx.exec_driver_sql(f"DROP VIEW {name}")
+        tx.exec_driver_sql(f"CREATE {'' if on_sqlite else 'OR REPLACE '}VIEW {name} AS {query}")
+        updated.append(name)
+    return updated
 
 
-def _update_on_postgresql(tx: Connection, name: str, query: str, *, exists: bool) -> bool:
-    if exists:
-        # PostgreSQL stores only the parsed query. To compare, create a second view from the new query.
-        tx.exec_driver_sql(f"CREATE VIEW {name}_new AS {query}")
-        same = "SELECT pg_get_viewdef(CAST(:old AS regclass)) = pg_get_viewdef(CAST(:new AS regclass))"
-        is_same = tx.execute(text(same), {"old": name, "new": f"{name}_new"}).scalar_one()
-        tx.exec_driver_sql(f"DROP VIEW {name}_new")
-        if is_same:
-            return False
-    tx.exec_driver_sql(f"CREATE OR REPLACE VIEW {name} AS {query}")
-    return True
-
-
-def _update_on_sqlite(tx: Connection, name: str, query: str, *, exists: bool) -> bool:
-    statement = f"CREATE VIEW {name} AS {query}"
-    if exists:
+def _is_current(tx: Connection, name: str, query: str) -> bool:
+    """Return whether a view has this query."""
+    if tx.dialect.name == "sqlite":
         stored = text("SELECT sql FROM sqlite_master WHERE type = 'view' AND name = :name")
-        if tx.execute(stored, {"name": name}).scalar_one() == statement:
-            return False
-        tx.exec_driver_sql(f"DROP VIEW {name}")
-    tx.exec_driver_sql(statement)
-    return True
+        return bool(tx.execute(stored, {"name": name}).scalar_one() == f"CREATE VIEW {name} AS {query}")
+    # PostgreSQL stores only the parsed query. To compare, create a second view from the new query.
+    tx.exec_driver_sql(f"CREATE VIEW {name}_new AS {query}")
+    same = "SELECT pg_get_viewdef(CAST(:old AS regclass)) = pg_get_viewdef(CAST(:new AS regclass))"
+    is_same: bool = tx.execute(text(same), {"old": name, "new": f"{name}_new"}).scalar_one()
+    tx.exec_driver_sql(f"DROP VIEW {name}_new")
+    return is_same

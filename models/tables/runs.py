@@ -71,7 +71,6 @@ class Run(Base):
     selection: Mapped[JsonObject | None]
     """For a replay: which events."""
     reason: Mapped[str | None]
-    """For a replay: the operator's reason."""
     after: Mapped[str | None]
     """For a replay: the last event id done."""
     done: Mapped[int] = mapped_column(server_default="0")

@@ -3,9 +3,7 @@
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables import Mirrored
-from models.types import JsonObject
-from worker.decision.payload import Fields
-from worker.kinds.kind import Kind, Listing, RoleMap, ShownBy, live, tombstone
+from worker.kinds.kind import Kind, Listing, ShownBy, live, tombstone
 
 
 class Connection(Mirrored):
@@ -22,21 +20,17 @@ class Connection(Mirrored):
     """Domain names, sorted."""
 
 
-def _content(data: Fields, _roles: RoleMap, _strict: bool) -> JsonObject:
-    return {
+CONNECTION = Kind(
+    name="connection",
+    object="connection",
+    table=Connection,
+    content=lambda data, _roles, _strict: {
         "organization_id": data.optional_id("organization_id"),  # may be absent (docs/workos.md, Connections)
         "name": data.text("name"),
         "connection_type": data.text("connection_type"),
         "status": data.text("state"),
         "domains": data.texts("domains", "domain"),
-    }
-
-
-CONNECTION = Kind(
-    name="connection",
-    object="connection",
-    table=Connection,
-    content=_content,
+    },
     events={"connection.activated": live, "connection.deactivated": live, "connection.deleted": tombstone},
     read_path=lambda id: ("connections", id),
     listings=(

@@ -5,10 +5,8 @@ from collections.abc import Iterator
 from sqlalchemy.orm import Mapped
 
 from models.tables import Mirrored
-from models.types import JsonObject
-from worker.decision.payload import Fields
 from worker.errors import PayloadError
-from worker.kinds.kind import Kind, Listing, RoleMap, Scope, ShownBy, live, tombstone
+from worker.kinds.kind import Kind, Listing, Scope, ShownBy, live, tombstone
 
 
 class Organization(Mirrored):
@@ -18,10 +16,6 @@ class Organization(Mirrored):
 
     name: Mapped[str | None]
     external_id: Mapped[str | None]
-
-
-def _content(data: Fields, _roles: RoleMap, _strict: bool) -> JsonObject:
-    return {"name": data.text("name"), "external_id": data.text("external_id")}
 
 
 def _with_domains(item: object, _parent: str) -> Iterator[tuple[str, object]]:
@@ -38,7 +32,7 @@ ORGANIZATION = Kind(
     name="organization",
     object="organization",
     table=Organization,
-    content=_content,
+    content=lambda data, _roles, _strict: {"name": data.text("name"), "external_id": data.text("external_id")},
     events={"organization.created": live, "organization.updated": live, "organization.deleted": tombstone},
     read_path=lambda id: ("organizations", id),
     listings=(

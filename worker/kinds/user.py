@@ -7,8 +7,7 @@ from models.addresses import normalize_address
 from models.tables import Mirrored
 from models.types import JsonObject
 from worker.decision.decide import Content
-from worker.decision.payload import Fields
-from worker.kinds.kind import Kind, Listing, RoleMap, ShownBy, live, tombstone
+from worker.kinds.kind import Kind, Listing, ShownBy, live, tombstone
 
 
 class User(Mirrored):
@@ -31,15 +30,6 @@ PERSONAL = ("email", "first_name", "last_name")
 """The columns that erasure blanks."""
 
 
-def _content(data: Fields, _roles: RoleMap, _strict: bool) -> JsonObject:
-    return {
-        "email": data.email("email"),
-        "email_verified": data.flag("email_verified"),
-        "first_name": data.text("first_name"),
-        "last_name": data.text("last_name"),
-    }
-
-
 def _derive(content: Content) -> JsonObject:
     normalized, domain = normalize_address(content.get("email")) or (None, None)
     return {"email_normalized": normalized, "email_domain": domain}
@@ -49,7 +39,12 @@ USER = Kind(
     name="user",
     object="user",
     table=User,
-    content=_content,
+    content=lambda data, _roles, _strict: {
+        "email": data.email("email"),
+        "email_verified": data.flag("email_verified"),
+        "first_name": data.text("first_name"),
+        "last_name": data.text("last_name"),
+    },
     events={"user.created": live, "user.updated": live, "user.deleted": tombstone},
     read_path=lambda id: ("user_management", "users", id),
     listings=(Listing("users", lambda _: ("user_management", "users")),),

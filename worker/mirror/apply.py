@@ -15,7 +15,7 @@ from worker.decision.decide import ConfirmationReason, State, Version, decide, n
 from worker.kinds import KINDS, Kind, Snapshot
 from worker.kinds.user import USER
 from worker.mirror.auto_join import auto_join_changes
-from worker.mirror.change_rows import ChangeRow
+from worker.mirror.change_rows import ChangeRow, change_row
 
 
 class Arrival(NamedTuple):
@@ -87,15 +87,9 @@ def show(kind: Kind, state: State) -> JsonObject:
 
 def change(kind: Kind, id: str, before: State | None, after: State, cause: Cause, cause_id: str) -> ChangeRow:
     """Return a row for `note_changes`; `before` is None for an object never seen."""
-    return {
-        "kind": kind.name,
-        "object_id": id,
-        "organization_id": kind.organization_of(id, after.content),
-        "before": None if before is None else show(kind, before),
-        "after": show(kind, after),
-        "cause": cause,
-        "cause_id": cause_id,
-    }
+    old = None if before is None else show(kind, before)
+    organization_id = kind.organization_of(id, after.content)
+    return change_row(kind.name, id, organization_id, old, show(kind, after), (cause, cause_id))
 
 
 def lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State | None]:

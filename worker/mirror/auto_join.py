@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, delete, exists, insert, literal, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, insert, literal, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from models.bulk import dialect_insert, insert_rows, is_any_of
@@ -21,7 +21,7 @@ from worker.decision.decide import shown
 from worker.kinds.domain import DOMAIN, Domain
 from worker.kinds.organization import ORGANIZATION, Organization
 from worker.kinds.user import USER, User
-from worker.mirror.change_rows import CausedBy, ChangeRow
+from worker.mirror.change_rows import CausedBy, ChangeRow, change_row
 
 REVIVED = (JoinState.DROPPED, JoinState.FAILED)
 """Joins that a new cause makes pending again. A block stays until an operator unblocks the person."""
@@ -31,22 +31,26 @@ VERIFIED = ("verified", "legacy_verified")
 class Claim(NamedTuple):
     """A workspace's claim to a domain: everything that its auto-join state depends on."""
 
-    domain_id: str
-    domain: str | None
+    id: str
+    created_at: datetime
+    updated_at: datetime
     organization_id: str | None
+    domain: str | None
+    normalized: str | None
     verification: str | None
     reason: str | None
-    updated_at: datetime
     deleted: bool
     workspace_deleted: bool
     workspace_known: bool
-    shown: JsonObject
-    """The domain as `changes` contains it."""
 
     @property
     def holds(self) -> bool:
         """Whether the workspace holds the domain verified. A workspace that is not known yet counts as a rival."""
         return self.verification in VERIFIED and not self.deleted and not self.workspace_deleted
+
+    def shown(self) -> JsonObject:
+        """Return the domain as `changes` contains it."""
+        return shown({name: getattr(self, name) for name in DOMAIN.columns}, deleted=self.deleted)
 
 
 class AutoJoinStatus(NamedTuple):
@@ -60,9 +64,9 @@ def auto_join_statuses(claims: Sequence[Claim]) -> dict[str, AutoJoinStatus]:
     """Return the status of each claim, by domain id. `claims` must include every claim to each of their domains."""
     holders: dict[str | None, set[str]] = {}
     for claim in claims:
-        if claim.domain and claim.organization_id and claim.holds:
-            holders.setdefault(claim.domain, set()).add(claim.organization_id)
-    return {claim.domain_id: _status(claim, holders.get(claim.domain, set())) for claim in claims}
+        if claim.normalized and claim.organization_id and claim.holds:
+            holders.setdefault(claim.normalized, set()).add(claim.organization_id)
+    return {claim.id: _status(claim, holders.get(claim.normalized, set())) for claim in claims}
 
 
 def _status(claim: Claim, holders: set[str]) -> AutoJoinStatus:
@@ -213,30 +217,18 @@ def claims(tx: Connection, ids: Iterable[str]) -> list[Claim]:
     """Return the claims with these domain ids, and all other claims to the same domains, sorted by domain id."""
     selected = is_any_of(tx, Domain.id, ids)
     names = filter(None, tx.execute(select(Domain.normalized).where(selected)).scalars())
-    workspace = Organization.deleted_by.label("workspace_deleted_by"), Organization.revision.label("workspace_revision")
     found = (
-        select(Domain.__table__, *workspace)
+        select(
+            *(Domain.__table__.c[name] for name in ("id", "updated_at", *DOMAIN.columns)),
+            Domain.deleted_by.is_not(None).label("deleted"),
+            Organization.deleted_by.is_not(None).label("workspace_deleted"),
+            Organization.id.is_not(None).label("workspace_known"),
+        )
         .outerjoin(Organization, Organization.id == Domain.organization_id)
         .where(or_(selected, is_any_of(tx, Domain.normalized, set(names))), Domain.revision > 0)
         .order_by(Domain.id)
     )
-    return [_claim(row) for row in tx.execute(found).mappings()]
-
-
-def _claim(row: RowMapping) -> Claim:
-    deleted = row["deleted_by"] is not None
-    return Claim(
-        row["id"],
-        row["normalized"],
-        row["organization_id"],
-        row["verification"],
-        row["reason"],
-        row["updated_at"],
-        deleted=deleted,
-        workspace_deleted=row["workspace_deleted_by"] is not None,
-        workspace_known=row["workspace_revision"] is not None,
-        shown=shown({name: row[name] for name in DOMAIN.columns}, deleted=deleted),
-    )
+    return [Claim(**row) for row in tx.execute(found).mappings()]
 
 
 class Transition(NamedTuple):
@@ -266,12 +258,12 @@ def _record_statuses(tx: Connection, causes: Mapping[str, CausedBy]) -> list[Tra
     transitions = []
     outdated: dict[str, dict[str, object]] = {}
     for claim in found:
-        id = claim.domain_id
+        id = claim.id
         row, status = recorded.get(id), now[id]
         before = AutoJoinStatus(AutoJoinState(row.state), row.reason) if row else None
         transitions.append(Transition(claim, before, status, causes.get(id, any_cause)))
-        if before != status or row is None or row.domain != claim.domain:
-            place = {"domain_id": id, "domain": claim.domain, "organization_id": claim.organization_id}
+        if before != status or row is None or row.domain != claim.normalized:
+            place = {"domain_id": id, "domain": claim.normalized, "organization_id": claim.organization_id}
             outdated[id] = {**place, **status._asdict()}
     if outdated:
         tx.execute(delete(AutoJoin).where(is_any_of(tx, AutoJoin.domain_id, outdated)))
@@ -286,25 +278,16 @@ def _record_changes(transitions: Sequence[Transition], changes: Sequence[ChangeR
         if change["kind"] == DOMAIN.name:
             rows.setdefault(change["object_id"], []).append(change)
     further: list[ChangeRow] = []
-    for claim, old, new, (cause, cause_id) in transitions:
+    for claim, old, new, cause in transitions:
         before, now = _columns(old), _columns(new)
-        own = rows.get(claim.domain_id, [])
+        own = rows.get(claim.id, [])
         for change in own:
             if change["before"] is not None:
                 change["before"].update(before)
             change["after"].update(now if change is own[-1] else before)
         if not own and old != new:
-            further.append(
-                {
-                    "kind": DOMAIN.name,
-                    "object_id": claim.domain_id,
-                    "organization_id": claim.organization_id,
-                    "before": {**claim.shown, **before},
-                    "after": {**claim.shown, **now},
-                    "cause": cause,
-                    "cause_id": cause_id,
-                }
-            )
+            row = (claim.id, claim.organization_id, claim.shown() | before, claim.shown() | now)
+            further.append(change_row(DOMAIN.name, *row, cause))
     return further
 
 
@@ -319,11 +302,11 @@ def _search(tx: Connection, verified: Sequence[Transition], backfill_from: datet
     Unless for `everybody`, a search covers only people who signed up after the domain was verified.
     """
     for claim, _, _, cause in verified:
-        if claim.domain is None or claim.organization_id is None:
+        if claim.normalized is None or claim.organization_id is None:
             continue
         # The event of a sign-up may arrive before the event that verified the domain.
         after = None if everybody else max(filter(None, (claim.updated_at, backfill_from)))
-        _add_search(tx, claim.organization_id, claim.domain, after, cause)
+        _add_search(tx, claim.organization_id, claim.normalized, after, cause)
 
 
 def _add_search(

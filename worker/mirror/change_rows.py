@@ -19,3 +19,23 @@ class ChangeRow(TypedDict):
     after: JsonObject
     cause: Cause
     cause_id: str
+
+
+def change_row(
+    kind: str,
+    object_id: str,
+    organization_id: str | None,
+    before: JsonObject | None,
+    after: JsonObject,
+    cause: CausedBy,
+) -> ChangeRow:
+    """Return a row for `worker.mirror.apply.note_changes`."""
+    return {
+        "kind": kind,
+        "object_id": object_id,
+        "organization_id": organization_id,
+        "before": before,
+        "after": after,
+        "cause": cause[0],
+        "cause_id": cause[1],
+    }

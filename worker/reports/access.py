@@ -122,24 +122,22 @@ def domain_states(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
     found = auto_join.claims(tx, selected)
     statuses = auto_join.auto_join_statuses(found)
     view = auto_join_domains.c
-    claimed = {claim.domain for claim in found}
+    claimed = {claim.normalized for claim in found}
     joining = {
         (domain, owner)
         for domain, owner in tx.execute(select(view.domain, view.organization_id).where(view.domain.in_(claimed)))
     }
-    spelled = select(Domain.id, Domain.domain).where(Domain.id.in_(selected))
-    names = {row.id: row.domain for row in tx.execute(spelled)}
     states = []
     for claim in found:
-        if claim.domain_id not in selected:
+        if claim.id not in selected:
             continue
-        state, reason = statuses[claim.domain_id]
-        on = state is AutoJoinState.VERIFIED and (claim.domain, claim.organization_id) in joining
+        state, reason = statuses[claim.id]
+        on = state is AutoJoinState.VERIFIED and (claim.normalized, claim.organization_id) in joining
         why_not = WHY_NOT[state].format(reason or "") or _off(tx, claim, mirror.auto_join)
         states.append(
             {
-                "id": claim.domain_id,
-                "domain": names[claim.domain_id],
+                "id": claim.id,
+                "domain": claim.domain,
                 "organization_id": claim.organization_id,
                 "verification": claim.verification,
                 "state": state.value,
@@ -163,8 +161,8 @@ WHY_NOT = {
 def _off(tx: Connection, claim: auto_join.Claim, mode: AutoJoinMode) -> str:
     """Return why nobody joins by a domain that exactly one workspace has verified."""
     reasons = {
-        "not a valid domain name": claim.domain is None,
-        "domain of a public mail provider": _is_public(tx, claim.domain),
+        "not a valid domain name": claim.normalized is None,
+        "domain of a public mail provider": _is_public(tx, claim.normalized),
         "AUTO_JOIN is off": mode == AutoJoinMode.OFF,
     }
     reason = next((reason for reason, applies in reasons.items() if applies), None)
