@@ -57,10 +57,6 @@ class Fields:
         """Return a WorkOS id, or None if it is missing; an unusable one is an error."""
         return None if self._value.get(name) is None else self.id(name)
 
-    def parent(self, name: str, *, strict: bool) -> str | None:
-        """Return the id of a parent, which is required if `strict`."""
-        return self.id(name) if strict else self.optional_id(name)
-
     def text(self, name: str) -> str | None:
         """Return text as `clean` does, or None."""
         value = self._value.get(name)

@@ -48,7 +48,7 @@ def read_object(kind: Kind, item: object, read_at: datetime, roles: RoleMap) -> 
     data = Fields(item, kind.name)
     # An object whose delete is not final is ordered by event time alone, so the time of its last update is used.
     at = read_at + DATE_STEP if kind.delete_is_final else data.time("updated_at")
-    return live_state(kind, data, (kind.api_content or kind.content)(data, roles, True), Envelope("", at))
+    return live_state(kind, data, (kind.api_content or kind.content)(data, roles), Envelope("", at))
 
 
 def read_event(event_id: str, type: str, body: bytes, roles: RoleMap) -> tuple[Envelope, Snapshot | None]:

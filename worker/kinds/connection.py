@@ -24,7 +24,7 @@ CONNECTION = Kind(
     name="connection",
     object="connection",
     table=Connection,
-    content=lambda data, _roles, _strict: {
+    content=lambda data, _roles: {
         "organization_id": data.optional_id("organization_id"),  # may be absent (docs/workos.md, Connections)
         "name": data.text("name"),
         "connection_type": data.text("connection_type"),

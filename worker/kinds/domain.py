@@ -24,10 +24,10 @@ class Domain(Mirrored):
     """Why verification failed."""
 
 
-def _content(data: Fields, _roles: RoleMap, strict: bool) -> JsonObject:
+def _content(data: Fields, _roles: RoleMap) -> JsonObject:
     name = data.text("domain")
     return {
-        "organization_id": data.parent("organization_id", strict=strict),
+        "organization_id": data.optional_id("organization_id"),
         "domain": name,
         "normalized": normalize_domain(name),
         "verification": data.text("state"),
@@ -35,8 +35,8 @@ def _content(data: Fields, _roles: RoleMap, strict: bool) -> JsonObject:
     }
 
 
-def _api_content(data: Fields, roles: RoleMap, strict: bool) -> JsonObject:
-    content = _content(data, roles, strict)
+def _api_content(data: Fields, roles: RoleMap) -> JsonObject:
+    content = _content(data, roles)
     if content["verification"] == "failed":
         del content["reason"]  # only the event has it
     return content
@@ -45,7 +45,7 @@ def _api_content(data: Fields, roles: RoleMap, strict: bool) -> JsonObject:
 def _verification_failed(kind: Kind, data: Fields, envelope: Envelope, roles: RoleMap) -> Snapshot:
     # The only domain event that nests its object (docs/workos.md, Organizations and domains).
     nested = data.nested("organization_domain")
-    content = _content(nested, roles, True) | {"verification": "failed", "reason": data.text("reason")}
+    content = _content(nested, roles) | {"verification": "failed", "reason": data.text("reason")}
     return live_state(kind, nested, content, envelope)
 
 

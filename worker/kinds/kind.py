@@ -33,8 +33,8 @@ class Snapshot(NamedTuple):
     state: State
 
 
-ContentReader = Callable[[Fields, RoleMap, bool], JsonObject]
-"""Reads the content columns from a payload. The flag is False for deletes, where a parent id may be missing."""
+ContentReader = Callable[[Fields, RoleMap], JsonObject]
+"""Reads the content columns from a payload."""
 EventReader = Callable[["Kind", Fields, Envelope, RoleMap], Snapshot]
 """Reads the `data` of one event type."""
 
@@ -99,7 +99,8 @@ class Kind:
         listings: the listings that fetch objects of this kind.
         shown_by: the listings by which a resync finds deleted objects.
         label: the column that names an object to people.
-        parents: column → name of the kind whose id it contains. A parent that stays missing is read.
+        parents: column → name of the kind whose id it contains. Live objects must have it. A parent that stays missing
+            is read.
         id_field: the payload's field that identifies an object.
         key: the key in the mirror, from that field's value and the content.
         delete_is_final: False for an object that is identified by a slug and can be created again. Its states are
@@ -146,11 +147,13 @@ class Kind:
 
 def live(kind: Kind, data: Fields, envelope: Envelope, roles: RoleMap) -> Snapshot:
     """Read a live object; raises `PayloadError` if a required field is missing or unusable."""
-    return live_state(kind, data, kind.content(data, roles, True), envelope)
+    return live_state(kind, data, kind.content(data, roles), envelope)
 
 
 def live_state(kind: Kind, data: Fields, content: JsonObject, envelope: Envelope) -> Snapshot:
     """Return `content` as a live object with the version of its event; raises as `live`."""
+    for column in kind.parents:
+        data.id(column)  # required of a live object
     event_at = _event_time(envelope)
     updated_at = data.time("updated_at") if kind.delete_is_final else event_at
     return _snapshot(kind, data, content, Version(updated_at, event_at, envelope.id), deleted=False)
@@ -166,8 +169,8 @@ def tombstone(kind: Kind, data: Fields, envelope: Envelope, roles: RoleMap) -> S
         updated_at, event_at = data.optional_time("updated_at") or EPOCH, envelope.created_at or EPOCH
     else:
         updated_at = event_at = _event_time(envelope)
-    content = kind.content(data, roles, False)
-    return _snapshot(kind, data, content, Version(updated_at, event_at, envelope.id), deleted=True)
+    version = Version(updated_at, event_at, envelope.id)
+    return _snapshot(kind, data, kind.content(data, roles), version, deleted=True)
 
 
 def _snapshot(kind: Kind, data: Fields, content: JsonObject, version: Version, *, deleted: bool) -> Snapshot:

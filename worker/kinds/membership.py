@@ -33,12 +33,12 @@ class Membership(Mirrored):
     )
 
 
-def _content(data: Fields, roles: RoleMap, strict: bool) -> JsonObject:
+def _content(data: Fields, roles: RoleMap) -> JsonObject:
     slugs = data.slugs()
     workos_role, role = local_role(slugs, roles)
     return {
-        "organization_id": data.parent("organization_id", strict=strict),
-        "user_id": data.parent("user_id", strict=strict),
+        "organization_id": data.optional_id("organization_id"),
+        "user_id": data.optional_id("user_id"),
         "status": data.text("status"),
         "workos_roles": slugs,
         "workos_role": workos_role,

@@ -25,7 +25,7 @@ PERMISSION = Kind(
     name="permission",
     object="permission",
     table=Permission,
-    content=lambda data, _roles, _strict: {
+    content=lambda data, _roles: {
         "permission_id": data.optional_id("id"),
         "name": data.text("name"),
         "description": data.text("description"),

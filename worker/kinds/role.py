@@ -24,7 +24,7 @@ class Role(Mirrored):
     permissions: Mapped[list[str] | None]
 
 
-def _content(data: Fields, _roles: RoleMap, _strict: bool) -> JsonObject:
+def _content(data: Fields, _roles: RoleMap) -> JsonObject:
     # Events of the environment's roles carry no name or description (docs/workos.md), so neither is stored.
     # A role with an unusable organization id must not be mistaken for a role of the environment.
     organization_id = data.id_if_given("organization_id")

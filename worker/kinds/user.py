@@ -39,7 +39,7 @@ USER = Kind(
     name="user",
     object="user",
     table=User,
-    content=lambda data, _roles, _strict: {
+    content=lambda data, _roles: {
         "email": data.email("email"),
         "email_verified": data.flag("email_verified"),
         "first_name": data.text("first_name"),

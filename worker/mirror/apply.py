@@ -15,7 +15,7 @@ from worker.decision.decide import ConfirmationReason, State, Version, decide, n
 from worker.kinds import KINDS, Kind, Snapshot
 from worker.kinds.user import USER
 from worker.mirror.auto_join import auto_join_changes
-from worker.mirror.change_rows import ChangeRow, change_row
+from worker.mirror.change_rows import ChangeRow
 
 
 class Arrival(NamedTuple):
@@ -76,7 +76,8 @@ def note_changes(tx: Connection, changes: Sequence[ChangeRow]) -> None:
     """
     if changes:
         advisory_lock(tx, CHANGES_LOCK)
-        insert_rows(tx, Change, [*changes, *auto_join_changes(tx, changes)])
+        rows = (*changes, *auto_join_changes(tx, changes))
+        insert_rows(tx, Change, [row._asdict() for row in rows])
 
 
 def show(kind: Kind, state: State) -> JsonObject:
@@ -89,7 +90,7 @@ def change(kind: Kind, id: str, before: State | None, after: State, cause: Cause
     """Return a row for `note_changes`; `before` is None for an object never seen."""
     old = None if before is None else show(kind, before)
     organization_id = kind.organization_of(id, after.content)
-    return change_row(kind.name, id, organization_id, old, show(kind, after), (cause, cause_id))
+    return ChangeRow(kind.name, id, organization_id, old, show(kind, after), cause, cause_id)
 
 
 def lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State | None]:

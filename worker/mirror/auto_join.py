@@ -21,7 +21,7 @@ from worker.decision.decide import shown
 from worker.kinds.domain import DOMAIN, Domain
 from worker.kinds.organization import ORGANIZATION, Organization
 from worker.kinds.user import USER, User
-from worker.mirror.change_rows import CausedBy, ChangeRow, change_row
+from worker.mirror.change_rows import CausedBy, ChangeRow
 
 REVIVED = (JoinState.DROPPED, JoinState.FAILED)
 """Joins that a new cause makes pending again. A block stays until an operator unblocks the person."""
@@ -90,11 +90,9 @@ def auto_join_changes(tx: Connection, changes: Sequence[ChangeRow]) -> list[Chan
     reason (its workspace or a rival) gets a row of its own. The caller holds the lock of `changes`, so that of two
     transactions that verify the same domain, the second sees the first.
     """
-    domains = {row["object_id"]: row for row in changes if row["kind"] == DOMAIN.name}
-    workspaces = {
-        row["object_id"]: row for row in changes if row["kind"] == ORGANIZATION.name and _created_or_deleted(row)
-    }
-    people = {row["object_id"]: row for row in changes if row["kind"] == USER.name and _newly_verified(row)}
+    domains = {row.object_id: row for row in changes if row.kind == DOMAIN.name}
+    workspaces = {row.object_id: row for row in changes if row.kind == ORGANIZATION.name and _created_or_deleted(row)}
+    people = {row.object_id: row for row in changes if row.kind == USER.name and _newly_verified(row)}
     if not (domains or workspaces or people):
         return []
     settings = select(Mirror.auto_join, Mirror.auto_join_existing, Mirror.backfill_from, Mirror.backfilled_at)
@@ -110,8 +108,8 @@ def auto_join_changes(tx: Connection, changes: Sequence[ChangeRow]) -> list[Chan
         by_cause: dict[CausedBy, list[str]] = {}
         for id, row in people.items():
             # People found by the first resync signed up earlier.
-            if row["cause"] == Cause.EVENT or backfilled_at is not None:
-                by_cause.setdefault(_cause(row), []).append(id)
+            if row.cause == Cause.EVENT or backfilled_at is not None:
+                by_cause.setdefault(row.caused_by, []).append(id)
         for cause, ids in by_cause.items():
             add_joins(tx, is_any_of(tx, User.id, ids), cause)
     return further
@@ -177,34 +175,30 @@ def add_joins(tx: Connection, which: ColumnElement[bool], cause: CausedBy) -> No
 
 def _created_or_deleted(row: ChangeRow) -> bool:
     """Return whether a change created, deleted or restored a workspace."""
-    return row["before"] is None or row["before"]["state"] != row["after"]["state"]
+    return row.before is None or row.before["state"] != row.after["state"]
 
 
 def _newly_verified(row: ChangeRow) -> bool:
     """Return whether a change gave a person a verified address that they did not have before."""
-    before, after = row["before"] or {}, row["after"]
+    before, after = row.before or {}, row.after
     changed = any(before.get(name) != after[name] for name in ("state", "email", "email_verified"))
     return changed and after["state"] == "active" and bool(after["email_verified"])
-
-
-def _cause(row: ChangeRow) -> CausedBy:
-    return row["cause"], row["cause_id"]
 
 
 def _causes_of_claims(
     tx: Connection, domains: Mapping[str, ChangeRow], workspaces: Mapping[str, ChangeRow]
 ) -> dict[str, CausedBy]:
     """Return the ids of all domains whose state may have changed, each with the cause."""
-    causes = {id: _cause(row) for id, row in domains.items()}
+    causes = {id: row.caused_by for id, row in domains.items()}
     names = {
-        shown["normalized"]: _cause(row)
+        shown["normalized"]: row.caused_by
         for row in domains.values()
-        for shown in (row["before"], row["after"])
+        for shown in (row.before, row.after)
         if shown and shown["normalized"]
     }
     claimed = select(Domain.id, Domain.normalized, Domain.organization_id)
     for id, name, owner in tx.execute(claimed.where(is_any_of(tx, Domain.organization_id, workspaces))):
-        cause = _cause(workspaces[str(owner)])
+        cause = workspaces[str(owner)].caused_by
         causes.setdefault(id, cause)
         if name:
             names.setdefault(name, cause)
@@ -275,19 +269,19 @@ def _record_changes(transitions: Sequence[Transition], changes: Sequence[ChangeR
     """Add the states to the changes of their domains; return a row for each state that changed without one."""
     rows: dict[str, list[ChangeRow]] = {}
     for change in changes:
-        if change["kind"] == DOMAIN.name:
-            rows.setdefault(change["object_id"], []).append(change)
+        if change.kind == DOMAIN.name:
+            rows.setdefault(change.object_id, []).append(change)
     further: list[ChangeRow] = []
     for claim, old, new, cause in transitions:
         before, now = _columns(old), _columns(new)
         own = rows.get(claim.id, [])
         for change in own:
-            if change["before"] is not None:
-                change["before"].update(before)
-            change["after"].update(now if change is own[-1] else before)
+            if change.before is not None:
+                change.before.update(before)
+            change.after.update(now if change is own[-1] else before)
         if not own and old != new:
             row = (claim.id, claim.organization_id, claim.shown() | before, claim.shown() | now)
-            further.append(change_row(DOMAIN.name, *row, cause))
+            further.append(ChangeRow(DOMAIN.name, *row, *cause))
     return further
 
 

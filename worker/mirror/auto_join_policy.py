@@ -21,7 +21,7 @@ from worker.kinds.organization import Organization
 from worker.kinds.user import User
 from worker.mirror.apply import note_changes
 from worker.mirror.auto_join import add_joins, eligible, is_missing, same_person, search
-from worker.mirror.change_rows import change_row
+from worker.mirror.change_rows import ChangeRow
 
 log = structlog.get_logger()
 
@@ -83,7 +83,8 @@ def _set_workspace(tx: Connection, organization_id: str, who: str, why: str, wan
         search(tx, organization_id, (Cause.OPERATOR, who))
     old, new = before | {"why": before_why}, after | {"why": why}
     if old != new:
-        _note_change(tx, tables.WORKSPACE_SETTINGS, organization_id, organization_id, old, new, who)
+        ids = organization_id, organization_id
+        note_changes(tx, [ChangeRow(tables.WORKSPACE_SETTINGS, *ids, old, new, Cause.OPERATOR, who)])
     return after
 
 
@@ -163,18 +164,12 @@ def _note_decision(tx: Connection, organization_id: str, user_id: str, after: Js
     last = select(Change.after).where(*same).order_by(Change.id.desc()).limit(1)
     before = tx.execute(last).scalar_one_or_none()
     if before != after:
-        _note_change(tx, tables.JOIN, user_id, organization_id, before, after, who)
+        note_changes(tx, [ChangeRow(tables.JOIN, user_id, organization_id, before, after, Cause.OPERATOR, who)])
 
 
 def _require(tx: Connection, table: type[Organization | User], what: str, id: str) -> None:
     if tx.execute(select(table.id).where(table.id == id)).one_or_none() is None:
         raise UnknownIdError(f"the mirror has no {what} {id}")
-
-
-def _note_change(
-    tx: Connection, kind: str, id: str, organization_id: str, before: JsonObject | None, after: JsonObject, who: str
-) -> None:
-    note_changes(tx, [change_row(kind, id, organization_id, before, after, (Cause.OPERATOR, who))])
 
 
 def missing_members(engine: Engine, limit: int, organization_id: str | None = None) -> list[Record]:

@@ -1,6 +1,6 @@
 """Rows for the table `changes`, before they get an id."""
 
-from typing import TypedDict
+from typing import NamedTuple
 
 from models.tables import Cause
 from models.types import JsonObject
@@ -9,7 +9,7 @@ CausedBy = tuple[Cause, str]
 """The columns `cause` and `cause_id`: an event or run by its id, an operator or a setting by its name."""
 
 
-class ChangeRow(TypedDict):
+class ChangeRow(NamedTuple):
     """A change of an object. `before` is None for a new object."""
 
     kind: str
@@ -20,22 +20,7 @@ class ChangeRow(TypedDict):
     cause: Cause
     cause_id: str
 
-
-def change_row(
-    kind: str,
-    object_id: str,
-    organization_id: str | None,
-    before: JsonObject | None,
-    after: JsonObject,
-    cause: CausedBy,
-) -> ChangeRow:
-    """Return a row for `worker.mirror.apply.note_changes`."""
-    return {
-        "kind": kind,
-        "object_id": object_id,
-        "organization_id": organization_id,
-        "before": before,
-        "after": after,
-        "cause": cause[0],
-        "cause_id": cause[1],
-    }
+    @property
+    def caused_by(self) -> CausedBy:
+        """The columns `cause` and `cause_id`."""
+        return self.cause, self.cause_id
