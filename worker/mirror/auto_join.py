@@ -102,8 +102,7 @@ def auto_join_changes(tx: Connection, changes: Sequence[ChangeRow]) -> list[Chan
         transitions = _record_statuses(tx, _causes_of_claims(tx, domains, workspaces))
         further = _record_changes(transitions, changes)
         if mode == AutoJoinMode.PROVISION:
-            verified = [transition for transition in transitions if transition.begins]
-            _search(tx, verified, backfill_from, everybody=existing and backfilled_at is not None)
+            _search(tx, transitions, backfill_from, everybody=existing and backfilled_at is not None)
     if mode == AutoJoinMode.PROVISION:
         by_cause: dict[CausedBy, list[str]] = {}
         for id, row in people.items():
@@ -233,12 +232,6 @@ class Transition(NamedTuple):
     now: AutoJoinStatus
     cause: CausedBy
 
-    @property
-    def begins(self) -> bool:
-        """Whether the domain has just become verified."""
-        verified = AutoJoinState.VERIFIED
-        return self.now.state is verified and (self.before is None or self.before.state is not verified)
-
 
 def _record_statuses(tx: Connection, causes: Mapping[str, CausedBy]) -> list[Transition]:
     """Derive and record the status of these domains and of every other claim to them."""
@@ -290,17 +283,19 @@ def _columns(status: AutoJoinStatus | None) -> dict[str, str | None]:
     return {"auto_join": state, "auto_join_reason": reason}
 
 
-def _search(tx: Connection, verified: Sequence[Transition], backfill_from: datetime | None, *, everybody: bool) -> None:
-    """Request searches for the people of domains that have begun to auto-join.
+def _search(
+    tx: Connection, transitions: Sequence[Transition], backfill_from: datetime | None, *, everybody: bool
+) -> None:
+    """Request searches for the people of domains that have just become verified.
 
     Unless for `everybody`, a search covers only people who signed up after the domain was verified.
     """
-    for claim, _, _, cause in verified:
-        if claim.normalized is None or claim.organization_id is None:
-            continue
-        # The event of a sign-up may arrive before the event that verified the domain.
-        after = None if everybody else max(filter(None, (claim.updated_at, backfill_from)))
-        _add_search(tx, claim.organization_id, claim.normalized, after, cause)
+    for claim, before, now, cause in transitions:
+        was_verified = before is not None and before.state is AutoJoinState.VERIFIED
+        if now.state is AutoJoinState.VERIFIED and not was_verified and claim.normalized and claim.organization_id:
+            # The event of a sign-up may arrive before the event that verified the domain.
+            after = None if everybody else max(filter(None, (claim.updated_at, backfill_from)))
+            _add_search(tx, claim.organization_id, claim.normalized, after, cause)
 
 
 def _add_search(

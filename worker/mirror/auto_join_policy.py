@@ -56,11 +56,8 @@ def set_workspace(
 ) -> JsonObject:
     """Change a workspace's settings, and return all of them as `workspace_settings` does.
 
-    None leaves a setting unchanged. `changes` records the operator and the reason.
-
-    Raises:
-        ConfigurationError: neither a switch nor a role was given.
-        UnknownIdError: the mirror has no such workspace.
+    None leaves a setting unchanged. `changes` records the operator and the reason. Raises `ConfigurationError` if no
+    setting is given, and `UnknownIdError` if the mirror has no such workspace.
     """
     given = {"auto_join": auto_join, "default_role": default_role}
     wanted = {name: value for name, value in given.items() if value is not None}
@@ -97,17 +94,13 @@ def workspace_settings(tx: Connection, organization_id: str) -> JsonObject:
 
 
 def unblock(engine: Engine, organization_id: str, user_id: str, who: str, why: str) -> list[str]:
-    """Let someone join by domain again who was removed, deactivated, invited or blocked; return what blocked them.
+    """Let someone join by domain again who was removed, deactivated, invited or blocked.
 
     This also lifts blocks that come from other users with the same address. In mode `provision` the person is made a
     member if their address still qualifies. A later removal blocks them again.
 
-    Returns:
-        the reasons, as in the view `auto_join_blocks`, sorted.
-
-    Raises:
-        UnknownIdError: the mirror has no such workspace or person.
-        OperatorError: nothing blocks them.
+    Returns the sorted reasons for the block, as in the view `auto_join_blocks`. Raises `OperatorError` if nothing
+    blocks the person, and `UnknownIdError` if the mirror has no such workspace or person.
     """
     return in_transaction(engine, _unblock, organization_id, user_id, who, why)
 
@@ -140,8 +133,7 @@ def _unblock(tx: Connection, organization_id: str, user_id: str, who: str, why: 
 def block(engine: Engine, organization_id: str, user_id: str, who: str, why: str) -> None:
     """Keep someone from joining a workspace by domain until they are unblocked. An existing membership stays.
 
-    Raises:
-        UnknownIdError: the mirror has no such workspace or person.
+    Raises `UnknownIdError` if the mirror has no such workspace or person.
     """
     in_transaction(engine, _block, organization_id, user_id, who, why)
 

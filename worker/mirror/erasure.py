@@ -51,11 +51,8 @@ def forget(engine: Engine, user_id: str, who: str, searched: Callable[[int], Non
     """Blank a deleted user's e-mail address and name everywhere in the database, now. Idempotent.
 
     For a user who is already erased, blanks the payloads that arrived since and contain the user's id. `searched` is
-    called after each batch with the number of payloads searched so far.
-
-    Raises:
-        UnknownIdError: the mirror has no such user.
-        OperatorError: the user still exists in WorkOS, which would only send the data again.
+    called after each batch with the number of payloads searched so far. Raises `UnknownIdError` if the mirror has no
+    such user, and `OperatorError` if the user still exists in WorkOS, which would send the data again.
     """
     with read_transaction(engine) as tx:
         row = tx.execute(select(User.deleted_by).where(User.id == user_id)).one_or_none()
