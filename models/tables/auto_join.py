@@ -8,7 +8,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables.base import Base, index_where
 from models.tables.mirror import Cause
-from models.types import EnumText, db_now
+from models.types import db_now
 
 JOIN = "join"
 """The `kind` of rows in `changes` that record an operator's decision to block or unblock a person in a workspace.
@@ -39,7 +39,7 @@ class AutoJoin(Base):
     domain_id: Mapped[str] = mapped_column(primary_key=True)
     domain: Mapped[str | None]
     organization_id: Mapped[str | None]
-    state: Mapped[AutoJoinState] = mapped_column(EnumText(AutoJoinState))
+    state: Mapped[AutoJoinState]
     reason: Mapped[str | None]
     since: Mapped[datetime] = mapped_column(server_default=db_now())
 
@@ -89,9 +89,9 @@ class Join(Base):
     organization_id: Mapped[str] = mapped_column(primary_key=True)
     user_id: Mapped[str] = mapped_column(primary_key=True, index=True)
     domain: Mapped[str | None]
-    state: Mapped[JoinState] = mapped_column(EnumText(JoinState), server_default=JoinState.PENDING)
+    state: Mapped[JoinState] = mapped_column(server_default=JoinState.PENDING)
     reason: Mapped[str | None]
-    cause: Mapped[Cause] = mapped_column(EnumText(Cause))
+    cause: Mapped[Cause]
     cause_id: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=db_now())
     due_at: Mapped[datetime] = mapped_column(server_default=db_now())
@@ -135,5 +135,5 @@ class JoinSearch(Base):
     """Only users who signed up after this time; None: all."""
     after: Mapped[str] = mapped_column(server_default="")
     """The id of the last user searched."""
-    cause: Mapped[Cause] = mapped_column(EnumText(Cause))
+    cause: Mapped[Cause]
     cause_id: Mapped[str]

@@ -1,11 +1,12 @@
 """The base class of all tables."""
 
 from datetime import datetime
+from enum import StrEnum
 
-from sqlalchemy import Index, LargeBinary, MetaData, Text, text
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy import Index, LargeBinary, MetaData, Text, event, text
+from sqlalchemy.orm import DeclarativeBase, TypeResolve
 
-from models.types import JsonObject, JsonValue, UtcDateTime
+from models.types import EnumText, JsonObject, JsonValue, UtcDateTime
 
 
 class Base(DeclarativeBase):
@@ -19,6 +20,13 @@ class Base(DeclarativeBase):
         JsonObject: JsonValue,
         list[str]: JsonValue,
     }
+
+
+@event.listens_for(Base, "resolve_type_annotation")
+def _enum_column(column: TypeResolve) -> EnumText[StrEnum] | None:
+    """Give columns of a `StrEnum` the type `EnumText`."""
+    found = column.resolved_type
+    return EnumText(found) if isinstance(found, type) and issubclass(found, StrEnum) else None
 
 
 def index_where(condition: str, name: str, *columns: str) -> Index:

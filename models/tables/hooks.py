@@ -7,7 +7,7 @@ from sqlalchemy import BigInteger, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables.base import Base
-from models.types import EnumText, db_now
+from models.types import db_now
 
 
 class Hook(Base):
@@ -43,7 +43,7 @@ class HookDelivery(Base):
     change_id: Mapped[int] = mapped_column(BigInteger(), primary_key=True, autoincrement=False)
     kind: Mapped[str]
     object_id: Mapped[str]
-    status: Mapped[DeliveryStatus] = mapped_column(EnumText(DeliveryStatus), server_default=DeliveryStatus.PENDING)
+    status: Mapped[DeliveryStatus] = mapped_column(server_default=DeliveryStatus.PENDING)
     attempts: Mapped[int] = mapped_column(server_default="0")
     due_at: Mapped[datetime] = mapped_column(server_default=db_now())
     error: Mapped[str | None]

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from models.outcomes import Outcome
 from models.tables.base import Base, index_where
-from models.types import EnumText, db_now
+from models.types import db_now
 
 
 class EventSource(StrEnum):
@@ -35,7 +35,7 @@ class Event(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     type: Mapped[str]
-    source: Mapped[EventSource] = mapped_column(EnumText(EventSource))
+    source: Mapped[EventSource]
     body: Mapped[bytes | None]
     """The raw bytes as received. None once retention, erasure or the outcome `ignored` blanked them."""
     received_at: Mapped[datetime] = mapped_column(server_default=db_now())
@@ -45,13 +45,13 @@ class Event(Base):
     """First delivery by webhook. None is a gap, and a time long after `api_at` is a late delivery."""
     api_at: Mapped[datetime | None] = mapped_column(index=True)
     """When the events API first returned it."""
-    status: Mapped[EventStatus] = mapped_column(EnumText(EventStatus), server_default=EventStatus.PENDING)
+    status: Mapped[EventStatus] = mapped_column(server_default=EventStatus.PENDING)
     due_at: Mapped[datetime] = mapped_column(server_default=db_now())
     """A pending event is not attempted before this time."""
     partition_key: Mapped[int] = mapped_column(SmallInteger(), server_default="0")
     """Derived from the object's id, so that concurrent drains choose different objects."""
     attempts: Mapped[int] = mapped_column(server_default="0")
-    outcome: Mapped[Outcome | None] = mapped_column(EnumText(Outcome))
+    outcome: Mapped[Outcome | None]
     decided_by: Mapped[str | None]
     """For stale and tombstoned: the event id of the version that won."""
     error: Mapped[str | None]

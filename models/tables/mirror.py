@@ -7,7 +7,7 @@ from sqlalchemy import BigInteger, Index, Integer, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables.base import Base
-from models.types import EnumText, JsonObject, db_now
+from models.types import JsonObject, db_now
 
 
 class Cause(StrEnum):
@@ -39,7 +39,7 @@ class Mirrored(Base):
     """With `event_at` and `event_id`: the version of the content, compared in this order (docs/decisions.md, Order)."""
     event_at: Mapped[datetime | None]
     event_id: Mapped[str | None]
-    deleted_by: Mapped[DeletedBy | None] = mapped_column(EnumText(DeletedBy))
+    deleted_by: Mapped[DeletedBy | None]
     """None for a live object."""
     revision: Mapped[int] = mapped_column(server_default="0")
     """Incremented by each write. 0 is a new row that was inserted only to be locked."""
@@ -86,7 +86,7 @@ class Change(Base):
     """The content and `state`; None for a new object. A domain also has `auto_join` and `auto_join_reason`, a user
     `erased`."""
     after: Mapped[JsonObject]
-    cause: Mapped[Cause] = mapped_column(EnumText(Cause))
+    cause: Mapped[Cause]
     cause_id: Mapped[str]
 
     __table_args__ = (
@@ -114,7 +114,7 @@ class Mirror(Base):
     """WorkOS role slug → local role. All processes use this map."""
     remap_after: Mapped[str | None]
     """The last membership re-mapped since `role_map` changed (`''` at the start); None when re-mapping is complete."""
-    auto_join: Mapped[AutoJoinMode] = mapped_column(EnumText(AutoJoinMode), server_default=AutoJoinMode.MIRROR)
+    auto_join: Mapped[AutoJoinMode] = mapped_column(server_default=AutoJoinMode.MIRROR)
     auto_join_existing: Mapped[bool] = mapped_column(server_default=false())
     """Whether people who signed up before their domain was verified join too."""
     missing_joins: Mapped[int] = mapped_column(server_default="0")

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from models.outcomes import Finding
 from models.tables.base import Base
-from models.types import EnumText, JsonObject, db_now
+from models.types import JsonObject, db_now
 
 
 class Read(Base):
@@ -62,7 +62,7 @@ class Run(Base):
     __tablename__ = "runs"
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    task: Mapped[Task] = mapped_column(EnumText(Task))
+    task: Mapped[Task]
     organization_id: Mapped[str | None]
     """Only this workspace; None: everything."""
     dry_run: Mapped[bool] = mapped_column(server_default=false())
@@ -78,8 +78,8 @@ class Run(Base):
     skipped: Mapped[int] = mapped_column(server_default="0")
     """For a replay: events whose payload is no longer kept."""
     requested_by: Mapped[str]
-    status: Mapped[RunStatus] = mapped_column(EnumText(RunStatus), server_default=RunStatus.RUNNING)
-    phase: Mapped[Phase] = mapped_column(EnumText(Phase), server_default=Phase.LIST)
+    status: Mapped[RunStatus] = mapped_column(server_default=RunStatus.RUNNING)
+    phase: Mapped[Phase] = mapped_column(server_default=Phase.LIST)
     created_at: Mapped[datetime] = mapped_column(server_default=db_now())
     finished_at: Mapped[datetime | None]
     leased_until: Mapped[datetime | None]
@@ -122,7 +122,7 @@ class Listing(Base):
     """The organization id; empty for a listing of the whole environment."""
     after: Mapped[str | None]
     """The cursor of the next page."""
-    state: Mapped[ListingState] = mapped_column(EnumText(ListingState), server_default=ListingState.OPEN)
+    state: Mapped[ListingState] = mapped_column(server_default=ListingState.OPEN)
     invalid: Mapped[bool] = mapped_column(server_default=false())
     """Whether an item was invalid. An object that was not listed may be that item."""
     began_at: Mapped[datetime | None]
@@ -159,7 +159,7 @@ class Drift(Base):
     kind: Mapped[str] = mapped_column(primary_key=True)
     object_id: Mapped[str] = mapped_column(primary_key=True, index=True)
     organization_id: Mapped[str | None]
-    finding: Mapped[Finding] = mapped_column(EnumText(Finding))
+    finding: Mapped[Finding]
     fields: Mapped[JsonObject | None]
     """Field → `[value in the mirror, value in WorkOS]`."""
-    action: Mapped[DriftAction] = mapped_column(EnumText(DriftAction))
+    action: Mapped[DriftAction]
