@@ -20,6 +20,7 @@ from models.private_files import close_to_others
 P = ParamSpec("P")
 R = TypeVar("R")
 
+DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 LOCK_TIMEOUT_MS = 5_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000
 RETRY_SECONDS = 4.0
@@ -47,13 +48,10 @@ def database_url(raw: str) -> URL:
     except (ArgumentError, ValueError):
         # The original message may quote a password that contains @ or :.
         raise ValueError("is not a database URL; write sqlite:///file.db or postgresql://user@host/name") from None
-    match url.get_backend_name():
-        case "sqlite":
-            return url.set(drivername="sqlite")
-        case "postgresql" | "postgres":
-            return url.set(drivername="postgresql+psycopg")
-        case other:
-            raise ValueError(f"names {other}; use sqlite or postgresql")
+    name = url.get_backend_name()
+    if name not in DRIVERS:
+        raise ValueError(f"names {name}; use sqlite or postgresql")
+    return url.set(drivername=DRIVERS[name])
 
 
 def open_engine(
