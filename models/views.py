@@ -1,6 +1,6 @@
-"""The views that other programs may read: their columns and their SQL. `models.migrate` brings a database up to date.
+"""The views that other programs read. They are the rules for access, auto-join (`auto_join_domains`) and blocks.
 
-`auto_join_domains` is the rule by which people join by domain. `auto_join_blocks` keeps a removed person out.
+`auto_join_blocks` is the rule that keeps a removed person out. `models.migrate` updates the views of a database.
 
 Columns are only ever added, at the end. The SQL must run on SQLite and PostgreSQL; the names in braces are replaced by
 functions that have other names on each (`FUNCTIONS`). `NOT MATERIALIZED` lets both push the reader's conditions into a

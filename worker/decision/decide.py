@@ -51,8 +51,8 @@ class State:
 def decide(current: State | None, incoming: State, *, terminal: bool = True) -> tuple[State, Outcome]:
     """Return the state to keep, and the outcome for `incoming`.
 
-    `current` is None if the id was never seen. `terminal` says whether a delete is final; it is not for an object that
-    is identified by a slug and can be created again.
+    `current` is None if the id was never seen. `terminal` is False for objects that are identified by a slug and can be
+    created again: their deletes are not final.
     """
     if current is None:
         return incoming, Outcome.APPLIED

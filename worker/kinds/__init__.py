@@ -1,6 +1,6 @@
-"""The kinds of WorkOS objects in the mirror: one module of this package each.
+"""The kinds of WorkOS objects in the mirror, each in one module with its event types.
 
-A new event type of a kind goes into the `events` of its module. To add a kind, add a module, a migration for its table,
+A new event type is a line in the `events` of its kind's module. A new kind needs a module, a migration for its table,
 and a recorded payload for each of its event types.
 """
 
