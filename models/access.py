@@ -1,4 +1,4 @@
-"""The read contract for Python hosts: who may enter which workspace, with which role."""
+"""The read contract for products in Python: who may enter which workspace, and with which role."""
 
 from typing import NamedTuple
 
@@ -26,14 +26,14 @@ class AutoJoin(NamedTuple):
 
 
 def role_of(session: Session, user_id: str, organization_id: str) -> str | None:
-    """Return the local role (`admin` or `member`) of a user in a workspace; None: no access."""
+    """Return the local role (`admin` or `member`) of a user in a workspace; None for no access."""
     view = workspace_members.c
     found = session.execute(select(view.role).where(view.organization_id == organization_id, view.user_id == user_id))
     return found.scalar_one_or_none()
 
 
 def workspaces_of(session: Session, user_id: str) -> list[WorkspaceAccess]:
-    """Return the workspaces a user may enter, by name."""
+    """Return the workspaces a user may enter, sorted by name."""
     view = workspace_members.c
     rows = session.execute(
         select(view.organization_id, view.workspace_name, view.role)
@@ -44,10 +44,9 @@ def workspaces_of(session: Session, user_id: str) -> list[WorkspaceAccess]:
 
 
 def permissions_of(session: Session, user_id: str, organization_id: str) -> list[str] | None:
-    """Return the slugs of the permissions that a user has in a workspace, sorted; empty for a user without access.
+    """Return the slugs of a user's permissions in a workspace, sorted; empty for a user without access.
 
-    Returns None while the permissions are not known: until the first full resync that listed them has ended. Treat
-    that as no permission.
+    None until a full resync has listed the permissions. Treat None as no permission.
     """
     listed = session.execute(select(Mirror.listed_kinds)).scalar_one()
     if "permission" not in (listed or ()):
@@ -58,10 +57,10 @@ def permissions_of(session: Session, user_id: str, organization_id: str) -> list
 
 
 def auto_join_for(session: Session, email: str) -> AutoJoin | None:
-    """Return the workspace that someone with the verified address `email` joins; None: none.
+    """Return the workspace that a person with the address `email` joins, or None.
 
-    None too if the address is or once was that of someone who was removed from that workspace, deactivated in it,
-    invited or blocked. The caller vouches that the address is verified: an unverified one must never get here.
+    None also if the address belongs, or once belonged, to someone who was removed from that workspace, deactivated in
+    it, invited to it or blocked. The caller must have verified the address.
     """
     address = normalize_address(email)
     if address is None:

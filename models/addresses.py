@@ -1,4 +1,4 @@
-"""How e-mail addresses and domain names are compared."""
+"""Normalizes e-mail addresses and domain names, so that they can be compared."""
 
 import functools
 import hashlib
@@ -8,19 +8,19 @@ import idna
 
 
 class Address(NamedTuple):
-    """An e-mail address as addresses are compared: in lower case, its domain normalized."""
+    """A normalized e-mail address: in lower case, with a normalized domain."""
 
     normalized: str
     domain: str
 
     @property
     def hash(self) -> str:
-        """SHA-256 of `workos-sync:` and the normalized address, in hex: what is kept of it after an erasure."""
+        """SHA-256 of `workos-sync:` and the normalized address, in hex. Only this is kept after an erasure."""
         return hashlib.sha256(f"workos-sync:{self.normalized}".encode()).hexdigest()
 
 
 def normalize_address(email: str | None) -> Address | None:
-    """Return `email` for comparison; None if it is no address."""
+    """Return the normalized address; None if `email` is not an address."""
     local, _, host = (email or "").rpartition("@")
     domain = normalize_domain(host)
     return Address(f"{local.lower()}@{domain}", domain) if local and domain else None
@@ -28,7 +28,7 @@ def normalize_address(email: str | None) -> Address | None:
 
 @functools.lru_cache(maxsize=4096)
 def normalize_domain(domain: str | None) -> str | None:
-    """Return `domain` in lower case, IDNA (UTS 46), without trailing dot; None if it is no domain name."""
+    """Return `domain` in lower case, IDNA (UTS 46), without a trailing dot; None if it is not a domain name."""
     try:
         name = idna.encode((domain or "").rstrip("."), uts46=True, transitional=False).decode("ascii").lower()
     except (idna.IDNAError, UnicodeError):

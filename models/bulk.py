@@ -1,8 +1,11 @@
-"""Many rows in one statement.
+"""Statements for many rows.
 
-On PostgreSQL, new rows are sent by COPY and others as one JSON parameter: the text of the statement is then the same
-for any number of rows and is parsed and planned once. A single row is sent as parameters, with a plan that looks up its
+On PostgreSQL, new rows are sent by COPY and other rows as one JSON parameter. The statement's text is then the same for
+any number of rows, and is parsed and planned once. A single row is sent as parameters, with a plan that looks up its
 key. So is every row on SQLite, which runs in this process.
+
+All rows of one call have the same columns. Keyword arguments are values or expressions of further columns, the same for
+each row.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,22 +13,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import (
-    Column,
-    ColumnElement,
-    Connection,
-    Integer,
-    SQLColumnExpression,
-    Text,
-    bindparam,
-    cast,
-    column,
-    func,
-    insert,
-    literal,
-    select,
-    update,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase
@@ -38,27 +26,25 @@ Table = type[DeclarativeBase]
 
 
 def is_any_of(
-    tx: Connection, found: SQLColumnExpression[str] | SQLColumnExpression[str | None], values: Iterable[str]
-) -> ColumnElement[bool]:
+    tx: sa.Connection, found: sa.SQLColumnExpression[str] | sa.SQLColumnExpression[str | None], values: Iterable[str]
+) -> sa.ColumnElement[bool]:
     """Return the condition that a text column is one of `values`."""
     given = list(values)
-    return found == func.any(literal(given, TextArray())) if _on_postgresql(tx) else found.in_(given)
+    return found == sa.func.any(sa.literal(given, TextArray())) if _on_postgresql(tx) else found.in_(given)
 
 
-def insert_rows(tx: Connection, table: Table, rows: Rows) -> None:
-    """Insert `rows` in this order: generated ids ascend. All rows have the same columns."""
-    if not rows:
-        return
+def insert_rows(tx: sa.Connection, table: Table, rows: Rows) -> None:
+    """Insert `rows` in this order, so that generated ids ascend."""
     if _by_values(tx, rows):
-        tx.execute(insert(table), list(rows))
-    else:
+        tx.execute(sa.insert(table), list(rows))
+    elif rows:
         _copy(tx, table, rows)
 
 
-def _copy(tx: Connection, table: Table, rows: Rows) -> None:
+def _copy(tx: sa.Connection, table: Table, rows: Rows) -> None:
     names = list(rows[0])
     statement = f"COPY {table.__tablename__} ({', '.join(names)}) FROM STDIN"
-    driver: Any = tx.connection.driver_connection
+    driver: Any = tx.connection.driver_connection  # psycopg's, which SQLite users need not import
     try:
         with driver.cursor() as cursor, cursor.copy(statement) as copy:
             for row in rows:
@@ -73,69 +59,50 @@ def _copied(value: object) -> object:
     return orjson.dumps(value, default=_plain).decode() if isinstance(value, (dict, list)) else value
 
 
-def insert_new(tx: Connection, table: Table, rows: Rows, **same: object) -> None:
-    """Insert those of `rows` whose key does not exist yet, in this order.
-
-    Args:
-        tx: the caller's transaction.
-        table: a mapped class.
-        rows: all with the same columns.
-        same: values or expressions of further columns, the same for each row.
-    """
-    if not rows:
-        return
+def insert_new(tx: sa.Connection, table: Table, rows: Rows, **same: object) -> None:
+    """Insert those of `rows` whose key does not exist yet, in this order."""
     statement = dialect_insert(tx, table).on_conflict_do_nothing()
     if _by_values(tx, rows):
         tx.execute(statement.values(**same), list(rows))
-        return
-    names, columns = list(rows[0]), table.__table__.c
-    given = _given([*(columns[name] for name in names), Column("place", Integer)])
-    chosen = select(*(given.c[name] for name in names), *same.values()).order_by(given.c.place)
-    placed = ({**row, "place": place} for place, row in enumerate(rows))
-    tx.execute(statement.from_select([*names, *same], chosen), _parameter(placed))
+    elif rows:
+        names, columns = list(rows[0]), table.__table__.c
+        given = _given([*(columns[name] for name in names), sa.Column("place", sa.Integer)])
+        chosen = sa.select(*(given.c[name] for name in names), *same.values()).order_by(given.c.place)
+        placed = ({**row, "place": place} for place, row in enumerate(rows))
+        tx.execute(statement.from_select([*names, *same], chosen), _parameter(placed))
 
 
-def update_rows(tx: Connection, table: Table, rows: Rows, **same: object) -> None:
-    """Update, for each of `rows`, the row with its `id`.
-
-    Args:
-        tx: the caller's transaction.
-        table: a mapped class with the primary key `id`.
-        rows: all with the same columns, one of them `id`; no id twice.
-        same: values or expressions of further columns, the same for each row.
-    """
-    if not rows:
-        return
-    names = [name for name in rows[0] if name != "id"]
+def update_rows(tx: sa.Connection, table: Table, rows: Rows, **same: object) -> None:
+    """Update, for each of `rows`, the row with its `id`, the primary key. No id may occur twice."""
+    columns = table.__table__.c
     if _by_values(tx, rows):
         renamed = [{f"new_{name}": value for name, value in row.items()} for row in rows]
-        values: dict[str, object] = {name: bindparam(f"new_{name}") for name in names}
-        tx.execute(update(table).where(table.__table__.c.id == bindparam("new_id")).values(**values, **same), renamed)
-        return
-    columns = table.__table__.c
-    given = _given([columns[name] for name in ("id", *names)])
-    values_given = {name: given.c[name] for name in names}
-    tx.execute(update(table).where(table.__table__.c.id == given.c.id).values(**values_given, **same), _parameter(rows))
+        new: dict[str, sa.BindParameter[object]] = {name: sa.bindparam(f"new_{name}") for name in rows[0]}
+        tx.execute(sa.update(table).where(columns.id == new.pop("id")).values(**new, **same), renamed)
+    elif rows:
+        given = _given([columns[name] for name in rows[0]])
+        values = {name: given.c[name] for name in rows[0] if name != "id"}
+        tx.execute(sa.update(table).where(columns.id == given.c.id).values(**values, **same), _parameter(rows))
 
 
-def dialect_insert(tx: Connection, table: Table) -> Any:
-    """Return the insert of `tx`'s dialect, with ON CONFLICT. The two dialects' inserts have no common type."""
-    return (postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert)(table)
+def dialect_insert(tx: sa.Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """Return the insert of `tx`'s dialect, with ON CONFLICT."""
+    return postgresql.insert(table) if _on_postgresql(tx) else sqlite.insert(table)
 
 
-def _on_postgresql(tx: Connection) -> bool:
+def _on_postgresql(tx: sa.Connection) -> bool:
     return tx.dialect.name == "postgresql"
 
 
-def _by_values(tx: Connection, rows: Rows) -> bool:
-    return len(rows) == 1 or not _on_postgresql(tx)
+def _by_values(tx: sa.Connection, rows: Rows) -> bool:
+    return len(rows) == 1 or (len(rows) > 1 and not _on_postgresql(tx))
 
 
-def _given(columns: Iterable[ColumnElement[Any]]) -> TableValuedAlias:
+def _given(columns: Iterable[sa.ColumnElement[Any]]) -> TableValuedAlias:
     """Return the parameter `rows` as a table with these columns."""
-    typed = [column(found.name, found.type) for found in columns]
-    parameter = cast(bindparam("rows", type_=Text()), postgresql.JSON)
-    return func.json_to_recordset(parameter).table_valued(*typed).render_derived("given", with_types=True)
+    typed = [sa.column(found.name, found.type) for found in columns]
+    parameter = sa.cast(sa.bindparam("rows", type_=sa.Text()), postgresql.JSON)
+    return sa.func.json_to_recordset(parameter).table_valued(*typed).render_derived("given", with_types=True)
 
 
 def _parameter(rows: Iterable[Mapping[str, object]]) -> dict[str, str]:

@@ -20,69 +20,55 @@ from models.private_files import close_to_others
 P = ParamSpec("P")
 R = TypeVar("R")
 
+DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 LOCK_TIMEOUT_MS = 5_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000
 RETRY_SECONDS = 4.0
-"""No retry after this. With the longest wait for a lock it is well below the age at which a batch is an orphan."""
+"""The last retry starts before this. Together with the lock time-out it is far below the age of an orphaned batch."""
 SQLITE_BUSY_TIMEOUT_S = 5.0
 SQLITE_BATCH = 250
 """Events in a batch on SQLite, so that the webhook endpoint never waits a second."""
-
 SQLITE_FILES = ("", "-wal", "-shm", "-journal", "-line", "-turn")
 """Suffixes of a database's files. SQLite gives its own files the mode of the first."""
-
 KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 10_000}
-"""A server that vanishes silently is noticed within some ten seconds."""
+"""libpq's settings by which a lost server is detected within about ten seconds."""
 
 CLAIM_LOCK = 0x776F_0001
 """PostgreSQL advisory lock: one drain at a time chooses a batch."""
 CHANGES_LOCK = 0x776F_0002
-"""PostgreSQL advisory lock: held from drawing ids of `changes` to commit."""
+"""PostgreSQL advisory lock: held from the assignment of ids in `changes` to the commit."""
 MIGRATION_LOCK = 0x776F_0003
 """PostgreSQL advisory lock: one migration at a time."""
 
 
 def database_url(raw: str) -> URL:
-    """Return `raw` as a URL with the driver this project uses.
-
-    Raises:
-        ValueError: not a URL, or neither SQLite nor PostgreSQL.
-    """
+    """Return `raw` as a URL with its driver; raises `ValueError` unless it is a URL of SQLite or PostgreSQL."""
     try:
         url = make_url(raw)
     except (ArgumentError, ValueError):
-        # Their messages may quote a password with @ or : in it.
+        # The original message may quote a password that contains @ or :.
         raise ValueError("is not a database URL; write sqlite:///file.db or postgresql://user@host/name") from None
-    match url.get_backend_name():
-        case "sqlite":
-            return url.set(drivername="sqlite")
-        case "postgresql" | "postgres":
-            return url.set(drivername="postgresql+psycopg")
-        case other:
-            raise ValueError(f"names {other}; use sqlite or postgresql")
+    name = url.get_backend_name()
+    if name not in DRIVERS:
+        raise ValueError(f"names {name}; use sqlite or postgresql")
+    return url.set(drivername=DRIVERS[name])
 
 
 def open_engine(
     raw_url: str, *, pool_size: int = 5, pool_timeout: float = 30.0, lock_timeout_ms: int = LOCK_TIMEOUT_MS
 ) -> Engine:
-    """Return an engine for `raw_url`; it does not connect yet, but creates the folder of an SQLite file.
+    """Return an engine for `raw_url`, without connecting; raises `ValueError` as `database_url`.
 
-    Group and others lose all access to the files of an SQLite database that this user owns. Parameters of statements
-    never appear in error messages, because they contain payloads.
+    For SQLite, creates the file's folder, and removes all access of group and others to the files of a database that
+    this user owns. Parameters of statements never appear in error messages, because they contain payloads.
 
-    Args:
-        raw_url: as in the setting `DATABASE_URL`.
-        pool_size: upper bound on connections (PostgreSQL).
-        pool_timeout: seconds to wait for a connection (PostgreSQL) before `sqlalchemy.exc.TimeoutError`.
-        lock_timeout_ms: milliseconds to wait for a lock (PostgreSQL).
-
-    Raises:
-        ValueError: as `database_url`.
+    The keyword arguments apply to PostgreSQL only. If no connection is free within `pool_timeout` seconds, a statement
+    raises `sqlalchemy.exc.TimeoutError`.
     """
     url = database_url(raw_url)
     if url.get_backend_name() == "sqlite":
         if file := _sqlite_file(url):
-            with suppress(OSError):  # connecting will say what is wrong
+            with suppress(OSError):  # connecting reports the problem
                 file.parent.mkdir(parents=True, exist_ok=True)
             for end in SQLITE_FILES:
                 close_to_others(Path(f"{file}{end}"))
@@ -109,14 +95,14 @@ def open_engine(
 
 
 def _sqlite_file(url: URL) -> Path | None:
-    """Return the file of an SQLite database, which may be named as a `file:` URI; None for any other database."""
+    """Return the file of an SQLite database, which may be given as a `file:` URI; None for any other database."""
     if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
         return None
     return Path(str(url.database).removeprefix("file:"))
 
 
 def _sqlite_connect(dbapi_connection: DBAPIConnection, _record: object) -> None:
-    # The driver must not begin transactions: one that reads first and then writes cannot wait for another writer.
+    # Otherwise the driver begins transactions that, if they read before they write, cannot wait for another writer.
     dbapi_connection.isolation_level = None
     cursor = dbapi_connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
@@ -125,21 +111,21 @@ def _sqlite_connect(dbapi_connection: DBAPIConnection, _record: object) -> None:
 
 
 def _sqlite_begin(connection: Connection) -> None:
-    reading_only = connection.get_execution_options().get("workos_sync_read", False)
-    connection.exec_driver_sql("BEGIN" if reading_only else "BEGIN IMMEDIATE")
+    read_only = connection.get_execution_options().get("workos_sync_read", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
 @contextmanager
 def sqlite_write_lock(engine: Engine) -> Iterator[None]:
-    """On SQLite: queue for the write lock behind every other writer. On PostgreSQL: do nothing.
+    """On SQLite, wait for the write lock in a queue. On PostgreSQL, do nothing.
 
-    SQLite has one writer and no queue: a writer that has to wait polls every 25 ms, and one that writes in a loop would
-    always be faster. Here, the next writer holds the lock of the queue's head, and all others wait behind it.
+    SQLite has one writer and no queue: a waiting writer polls every 25 ms, so a process that writes in a loop would
+    always be faster. Here the next writer holds the lock on `-line` until it gets the lock on `-turn`.
     """
     file = _sqlite_file(engine.url)
     with ExitStack() as held:
         if file is not None:
-            with suppress(OSError):  # writing will say what is wrong
+            with suppress(OSError):  # writing reports the problem
                 line = held.enter_context(Path(f"{file}-line").open("w"))
                 writer = held.enter_context(Path(f"{file}-turn").open("w"))
                 fcntl.flock(line, fcntl.LOCK_EX)
@@ -150,14 +136,14 @@ def sqlite_write_lock(engine: Engine) -> Iterator[None]:
 
 @contextmanager
 def write_transaction(engine: Engine) -> Iterator[Connection]:
-    """Yield one transaction that may write. It commits at the end and rolls back on any exception."""
+    """Yield a transaction that may write. It commits at the end and rolls back on any exception."""
     with sqlite_write_lock(engine), engine.begin() as tx:
         yield tx
 
 
 @contextmanager
 def read_transaction(engine: Engine) -> Iterator[Connection]:
-    """Yield one read-only transaction with one consistent snapshot. It waits for no writer."""
+    """Yield a read-only transaction with one consistent snapshot. It never waits for a writer."""
     options = {"workos_sync_read": True, "isolation_level": "REPEATABLE READ"}
     if engine.dialect.name == "sqlite":
         del options["isolation_level"]
@@ -167,18 +153,18 @@ def read_transaction(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def session(engine: Engine) -> Iterator[Session]:
-    """Yield a session in one read-only transaction, for `models.access`."""
+    """Yield a session in a read-only transaction, for `models.access`."""
     with read_transaction(engine) as tx, Session(bind=tx) as opened:
         yield opened
 
 
 def advisory_lock(tx: Connection, key: int) -> None:
-    """Take the lock `key` until the end of `tx`, waiting for it. SQLite has one writer and needs none."""
+    """Wait for the lock `key` and hold it until the end of `tx`. SQLite has a single writer and needs no such lock."""
     if tx.dialect.name == "postgresql":
         tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
 
-PASSING_SQLSTATES = (
+TRANSIENT_SQLSTATES = (
     "08",  # connection
     "25006",  # read-only: a replica, or a fail-over in progress
     "25P03",  # idle-in-transaction time-out
@@ -188,21 +174,19 @@ PASSING_SQLSTATES = (
     "57",  # cancelled, stopping, crashed, starting
     "58",  # input and output
 )
-"""SQLSTATEs, or their classes, of failures that are not the statement's fault (PostgreSQL, appendix A)."""
+"""SQLSTATEs, or their classes, of temporary failures (PostgreSQL, appendix A)."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether an error can pass: a lost connection, a deadlock, a busy database, a time-out."""
-    if isinstance(error, PoolTimeoutError):
-        return True
+    """Return whether an error is temporary: a lost connection, a deadlock, a busy database, a time-out."""
     if not isinstance(error, DBAPIError):
-        return False
+        return isinstance(error, PoolTimeoutError)
+    sqlstate: str | None = getattr(error.orig, "sqlstate", None)
     if error.connection_invalidated:
         return True
-    sqlstate: str | None = getattr(error.orig, "sqlstate", None)
-    if sqlstate is not None:
-        return sqlstate.startswith(PASSING_SQLSTATES)
-    return type(error.orig).__name__ in {"OperationalError", "InterfaceError"}
+    if sqlstate is None:
+        return type(error.orig).__name__ in {"OperationalError", "InterfaceError"}
+    return sqlstate.startswith(TRANSIENT_SQLSTATES)
 
 
 _RETRY = Retrying(
@@ -214,7 +198,7 @@ _RETRY = Retrying(
 
 
 def delete_some(tx: Connection, table: type[DeclarativeBase], *which: ColumnElement[bool], most: int) -> int:
-    """Delete at most `most` rows that meet all conditions, and return how many. Long deletes would hold locks."""
+    """Delete at most `most` rows that meet all conditions; return how many. A longer delete would hold locks."""
     key = tuple(table.__table__.primary_key)
     return tx.execute(delete(table).where(tuple_(*key).in_(select(*key).where(*which).limit(most)))).rowcount
 
@@ -224,10 +208,7 @@ def in_transaction(
 ) -> R:
     """Run `step(tx, *args, **kwargs)` in one transaction and return its result.
 
-    A transient failure (a lost connection, a deadlock, a lock time-out) is retried: up to six attempts in four seconds.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: the failure of the last attempt.
+    A transient failure is retried: up to six attempts in four seconds. The failure of the last attempt is raised.
     """
 
     def transaction() -> R:

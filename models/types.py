@@ -1,11 +1,11 @@
-"""Column types that behave alike on SQLite and PostgreSQL."""
+"""Column types and time functions that behave alike on SQLite and PostgreSQL."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import JSON, BindParameter, Dialect, Text, TypeDecorator, literal
+from sqlalchemy import JSON, BindParameter, ColumnElement, Dialect, Text, TypeDecorator, literal
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -13,6 +13,13 @@ from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
 E = TypeVar("E", bound=StrEnum)
+
+JsonObject = dict[str, Any]
+"""A JSON object in Python."""
+Record = dict[str, Any]
+"""A row of a table or a report, by column name: for what is only shown or written."""
+JsonValue = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+"""JSON; `jsonb` on PostgreSQL. Python's None is SQL's NULL."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -44,32 +51,11 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if at is None else at.astimezone(UTC)
 
 
-JsonObject = dict[str, Any]
-"""A JSON object in Python."""
-
-Record = dict[str, Any]
-"""A row of a table or a report, by column name: for what is only shown or written."""
-
-JsonValue = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-"""JSON; `jsonb` on PostgreSQL. Python's None is SQL's NULL."""
-
-
-def inline_literal(value: str) -> BindParameter[str]:
-    """Return a text that is rendered into the statement instead of being sent as a parameter; for our own words only.
-
-    PostgreSQL uses a partial index for a prepared statement only if the index's condition is in its text.
-    """
-    return literal(value, Text(), literal_execute=True)
-
-
 class EnumText(TypeDecorator[E]):
-    """A word of a `StrEnum`, kept as text.
+    """A member of a `StrEnum`, stored as text.
 
-    Only words of the enum can be written: others raise `ValueError`. A word that this code does not know, written by a
-    newer release, is read as the plain string, so that a list with such a row can still be shown.
-
-    Args:
-        words: the enum.
+    Writing any other text raises `ValueError`. Text that this release does not know, written by a newer one, is read as
+    a plain string, so that a list with such a row can still be shown.
     """
 
     impl = Text
@@ -108,11 +94,31 @@ def _quoted(value: str) -> str:
     return '"' + value.replace("\\", r"\\").replace('"', r"\"") + '"'
 
 
+def inline_literal(value: str) -> BindParameter[str]:
+    """Return a constant that is rendered into the statement's text. Never pass it outside input.
+
+    PostgreSQL uses a partial index for a prepared statement only if the index's condition is in the statement's text.
+    """
+    return literal(value, Text(), literal_execute=True)
+
+
 class db_now(GenericFunction[datetime]):  # noqa: N801 - a SQL function, named as SQL functions are
     """The database's time. Leases and schedules use it, so that a wrong clock of one process cannot stall another."""
 
     type = UtcDateTime()
     inherit_cache = True
+
+
+class db_plus(GenericFunction[datetime]):  # noqa: N801 - a SQL function, named as SQL functions are
+    """An instant plus a number of seconds (float, may be negative)."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+def db_now_plus(seconds: float) -> ColumnElement[datetime]:
+    """Return the database's time plus `seconds`, which may be negative."""
+    return db_plus(db_now(), seconds)
 
 
 @compiles(db_now, "postgresql")
@@ -123,31 +129,6 @@ def _postgresql_now(element: db_now, compiler: SQLCompiler, **kw: object) -> str
 @compiles(db_now, "sqlite")
 def _sqlite_now(element: db_now, compiler: SQLCompiler, **kw: object) -> str:
     return "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')"
-
-
-class db_now_plus(GenericFunction[datetime]):  # noqa: N801 - a SQL function, named as SQL functions are
-    """The database's time plus a number of seconds (float, may be negative)."""
-
-    type = UtcDateTime()
-    inherit_cache = True
-
-
-@compiles(db_now_plus, "postgresql")
-def _postgresql_in(element: db_now_plus, compiler: SQLCompiler, **kw: object) -> str:
-    return f"now() + make_interval(secs => CAST({compiler.process(element.clauses, **kw)} AS double precision))"
-
-
-@compiles(db_now_plus, "sqlite")
-def _sqlite_in(element: db_now_plus, compiler: SQLCompiler, **kw: object) -> str:
-    seconds = compiler.process(element.clauses, **kw)
-    return f"strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now', CAST({seconds} AS text) || ' seconds')"
-
-
-class db_plus(GenericFunction[datetime]):  # noqa: N801 - a SQL function, named as SQL functions are
-    """A stored instant plus a number of seconds (float, may be negative)."""
-
-    type = UtcDateTime()
-    inherit_cache = True
 
 
 @compiles(db_plus, "postgresql")

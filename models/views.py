@@ -1,45 +1,49 @@
-"""The views that other programs may read: their columns and their SQL. `models.migrate` brings a database up to date.
+"""The views that other programs read. They are the rules for access, auto-join (`auto_join_domains`) and blocks.
+
+`auto_join_blocks` is the rule that keeps a removed person out. `models.migrate` updates the views of a database.
 
 Columns are only ever added, at the end. The SQL must run on SQLite and PostgreSQL; the names in braces are replaced by
 functions that have other names on each (`FUNCTIONS`). `NOT MATERIALIZED` lets both push the reader's conditions into a
 named query, so that they find rows by an index.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import Column, Connection, MetaData, Table, Text, inspect, text
 
 from models.types import UtcDateTime
 
 metadata = MetaData()
-"""Apart from the tables' metadata, so that nothing tries to create these as tables."""
+"""Separate from the tables' metadata, so that nothing creates these as tables."""
 
 
-@dataclass(frozen=True, slots=True)
-class View:
-    """A view: what a statement selects from, and the query it is made of."""
+class View(NamedTuple):
+    """A view: the table to select from, and the query that defines it."""
 
     table: Table
     query: str
 
 
+TIMES = {"since", "created_at", "updated_at", "complete_to", "last_resync"}
+"""Columns that hold a time. All others hold text."""
 FUNCTIONS = {
     "sqlite": {"json_items": "json_each", "json_fields": "json_each"},
     "postgresql": {"json_items": "jsonb_array_elements_text", "json_fields": "jsonb_each"},
 }
 """Functions that return the items of a JSON list as rows (`value`), and the fields of a JSON object (`key`)."""
-
 VIEWS: dict[str, View] = {}
 """Every view by its name, in the order in which they are created."""
 
 
-def _view(name: str, query: str, *columns: Column[object]) -> Table:
-    VIEWS[name] = View(Table(name, metadata, *columns), query.strip())
+def _view(name: str, columns: str, query: str) -> Table:
+    typed = [Column(column, UtcDateTime if column in TIMES else Text) for column in columns.split()]
+    VIEWS[name] = View(Table(name, metadata, *typed), query.strip())
     return VIEWS[name].table
 
 
 workspace_members = _view(
     "workspace_members",
+    "organization_id workspace_name user_id email role workos_role status membership_id since",
     """
 SELECT membership.organization_id, workspace.name AS workspace_name, membership.user_id, person.email, membership.role,
        membership.workos_role, membership.status, membership.id AS membership_id, membership.created_at AS since
@@ -54,49 +58,34 @@ WHERE membership.deleted_by IS NULL AND membership.status = 'active'
       AND newer.deleted_by IS NULL AND newer.status = 'active'
       AND (newer.created_at, newer.id) > (membership.created_at, membership.id))
 """,
-    Column("organization_id", Text),
-    Column("workspace_name", Text),
-    Column("user_id", Text),
-    Column("email", Text),
-    Column("role", Text),
-    Column("workos_role", Text),
-    Column("status", Text),
-    Column("membership_id", Text),
-    Column("since", UtcDateTime),
 )
 """People who have access now: live workspace, active membership, live user; one row per workspace and user."""
 
 workspaces = _view(
     "workspaces",
+    "organization_id name external_id state created_at updated_at",
     """
 SELECT id AS organization_id, name, external_id,
        CASE WHEN deleted_by IS NULL THEN 'active' ELSE 'deleted' END AS state, created_at, updated_at
 FROM organizations
 """,
-    Column("organization_id", Text),
-    Column("name", Text),
-    Column("external_id", Text),
-    Column("state", Text),
-    Column("created_at", UtcDateTime),
-    Column("updated_at", UtcDateTime),
 )
 """All workspaces; `state` is `active` or `deleted`."""
 
 mirror_status = _view(
     "mirror_status",
+    "state complete_to last_resync",
     """
 SELECT CASE WHEN backfilled_at IS NULL THEN 'backfilling' ELSE 'current' END AS state,
        complete_to, last_resync_at AS last_resync
 FROM mirror
 """,
-    Column("state", Text),
-    Column("complete_to", UtcDateTime),
-    Column("last_resync", UtcDateTime),
 )
 """One row: `backfilling` until a full resync and catch-up are done, then `current`."""
 
 auto_join_domains = _view(
     "auto_join_domains",
+    "domain organization_id default_role since",
     """
 WITH
 -- Domains that a workspace holds verified. A workspace that is not known here yet holds its domains too.
@@ -122,15 +111,12 @@ WHERE holder.domain IS NOT NULL
     WHERE rival.domain = holder.domain AND rival.organization_id <> holder.organization_id)
 GROUP BY holder.domain, holder.organization_id, own.default_role
 """,
-    Column("domain", Text),
-    Column("organization_id", Text),
-    Column("default_role", Text),
-    Column("since", UtcDateTime),
 )
 """Domains that auto-join now: verified, by one live workspace only, of no public mail provider, not switched off."""
 
 auto_join_blocks = _view(
     "auto_join_blocks",
+    "organization_id user_id email_normalized reason email_hash",
     """
 WITH
 -- From memberships: people who were removed, deactivated or invited, or whose status is unknown here.
@@ -150,8 +136,8 @@ former_member AS NOT MATERIALIZED (
         SELECT 1 FROM memberships AS active
         WHERE active.organization_id = membership.organization_id AND active.user_id = membership.user_id
           AND active.deleted_by IS NULL AND active.status = 'active')
-      -- WorkOS deletes the memberships of a user that it deletes: an active one that went after its user was removed by
-      -- nobody.
+      -- WorkOS deletes the memberships of a deleted user. An active one that was deleted after its user does not block:
+      -- nobody removed the person.
       AND (person.deleted_by IS NULL
            OR NOT (membership.deleted_by = 'event' AND membership.status = 'active' AND person.deleted_by = 'event'
                    AND (membership.event_at > person.event_at
@@ -170,6 +156,7 @@ namesake AS NOT MATERIALIZED (
     JOIN users AS person ON person.id = every.user_id
     WHERE every.user_id <> own.user_id
 )
+-- One query for each source: neither database uses its indexes if a named query unites the sources.
 SELECT blocked.organization_id, blocked.user_id, person.email_normalized, blocked.reason, address.email_hash
 FROM former_member AS blocked
 LEFT JOIN users AS person ON person.id = blocked.user_id
@@ -188,21 +175,17 @@ SELECT blocked.organization_id, namesake.user_id, namesake.email_normalized, blo
 FROM blocked_join AS blocked
 JOIN namesake ON namesake.same_as = blocked.user_id
 """,
-    Column("organization_id", Text),
-    Column("user_id", Text),
-    Column("email_normalized", Text),
-    Column("reason", Text),
-    Column("email_hash", Text),
 )
-"""Who does not join a workspace by domain: removed, deactivated, invited, or blocked by an operator.
+"""People who do not join a workspace by domain: removed, deactivated, invited, or blocked by an operator.
 
-The one rule for the views, the API and the worker. It holds for the person and for everyone who ever had one of their
-addresses. Ask by `user_id`, or for an address by `email_hash` (`models.addresses.Address.hash`). A person who was
-deleted as an active member was not removed. Rows may repeat.
+The views, the API and the worker all use this rule. It covers the person and everyone who ever had one of their
+addresses. Look up a person by `user_id`, and an address by `email_hash` (`models.addresses.Address.hash`). A person who
+was deleted while an active member does not count as removed. Rows may repeat.
 """
 
 sign_in_methods = _view(
     "sign_in_methods",
+    "organization_id connection_id connection_type name since",
     """
 SELECT connection.organization_id, connection.id AS connection_id, connection.connection_type, connection.name,
        connection.created_at AS since
@@ -210,16 +193,12 @@ FROM connections AS connection
 JOIN organizations AS workspace ON workspace.id = connection.organization_id AND workspace.deleted_by IS NULL
 WHERE connection.deleted_by IS NULL AND connection.status = 'active'
 """,
-    Column("organization_id", Text),
-    Column("connection_id", Text),
-    Column("connection_type", Text),
-    Column("name", Text),
-    Column("since", UtcDateTime),
 )
-"""Single sign-on that works now: one row an active connection; a workspace without a row has it off."""
+"""Single sign-on that works now: one row for each active connection; none if a workspace does not use it."""
 
 member_permissions = _view(
     "member_permissions",
+    "organization_id user_id permission",
     """
 SELECT DISTINCT member.organization_id, member.user_id, permission.id AS permission
 FROM workspace_members AS member
@@ -238,9 +217,6 @@ WHERE permission.deleted_by IS NULL AND permission.resource_type = 'organization
   AND EXISTS (SELECT 1 FROM {json_fields}(mirror.role_map) AS mapped WHERE mapped.key = held.value)
   AND EXISTS (SELECT 1 FROM {json_items}(mirror.listed_kinds) AS listed WHERE listed.value = 'permission')
 """,
-    Column("organization_id", Text),
-    Column("user_id", Text),
-    Column("permission", Text),
 )
 """Permissions of the people in `workspace_members`: those of resource type `organization` that their roles grant.
 
@@ -250,35 +226,32 @@ A role that `ROLE_MAP` does not name grants none. Empty until a full resync has 
 
 
 def update_views(tx: Connection) -> list[str]:
-    """Create the views that are missing, replace those whose SQL has changed, and return the names of these.
+    """Create missing views and replace those whose SQL has changed; return the names of both.
 
-    A view that has not changed is not touched. On PostgreSQL a view keeps the privileges that were granted on it.
+    Other views are not touched. On PostgreSQL a replaced view keeps its privileges.
     """
-    update = _update_on_postgresql if tx.dialect.name == "postgresql" else _update_on_sqlite
+    on_sqlite = tx.dialect.name == "sqlite"
     existing = set(inspect(tx).get_view_names())
-    queries = {name: view.query.format_map(FUNCTIONS[tx.dialect.name]) for name, view in VIEWS.items()}
-    return [name for name, query in queries.items() if update(tx, name, query, exists=name in existing)]
+    updated = []
+    for name, view in VIEWS.items():
+        query = view.query.format_map(FUNCTIONS[tx.dialect.name])
+        if name in existing and _is_current(tx, name, query):
+            continue
+        if name in existing and on_sqlite:
+            tx.exec_driver_sql(f"DROP VIEW {name}")
+        tx.exec_driver_sql(f"CREATE {'' if on_sqlite else 'OR REPLACE '}VIEW {name} AS {query}")
+        updated.append(name)
+    return updated
 
 
-def _update_on_postgresql(tx: Connection, name: str, query: str, *, exists: bool) -> bool:
-    if exists:
-        # PostgreSQL stores a view parsed: only another view shows whether it is the same.
-        tx.exec_driver_sql(f"CREATE VIEW {name}_new AS {query}")
-        same = "SELECT pg_get_viewdef(CAST(:old AS regclass)) = pg_get_viewdef(CAST(:new AS regclass))"
-        is_same = tx.execute(text(same), {"old": name, "new": f"{name}_new"}).scalar_one()
-        tx.exec_driver_sql(f"DROP VIEW {name}_new")
-        if is_same:
-            return False
-    tx.exec_driver_sql(f"CREATE OR REPLACE VIEW {name} AS {query}")  # keeps privileges
-    return True
-
-
-def _update_on_sqlite(tx: Connection, name: str, query: str, *, exists: bool) -> bool:
-    statement = f"CREATE VIEW {name} AS {query}"
-    if exists:
+def _is_current(tx: Connection, name: str, query: str) -> bool:
+    """Return whether a view has this query."""
+    if tx.dialect.name == "sqlite":
         stored = text("SELECT sql FROM sqlite_master WHERE type = 'view' AND name = :name")
-        if tx.execute(stored, {"name": name}).scalar_one() == statement:
-            return False
-        tx.exec_driver_sql(f"DROP VIEW {name}")
-    tx.exec_driver_sql(statement)
-    return True
+        return bool(tx.execute(stored, {"name": name}).scalar_one() == f"CREATE VIEW {name} AS {query}")
+    # PostgreSQL stores only the parsed query. To compare, create a second view from the new query.
+    tx.exec_driver_sql(f"CREATE VIEW {name}_new AS {query}")
+    same = "SELECT pg_get_viewdef(CAST(:old AS regclass)) = pg_get_viewdef(CAST(:new AS regclass))"
+    is_same: bool = tx.execute(text(same), {"old": name, "new": f"{name}_new"}).scalar_one()
+    tx.exec_driver_sql(f"DROP VIEW {name}_new")
+    return is_same

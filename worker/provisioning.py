@@ -32,8 +32,7 @@ from worker.decision.roles import slug_for
 from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, WorkOSUnavailableError, unexpected
 from worker.kinds.membership import Membership
 from worker.kinds.user import User
-from worker.mirror.auto_join import add_joins, eligible, is_missing
-from worker.mirror.identity import same_person
+from worker.mirror.auto_join import add_joins, eligible, is_missing, same_person
 from worker.queue.doorbell import Doorbell
 from worker.workos_api.client import WorkOSClient
 

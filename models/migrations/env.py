@@ -1,12 +1,9 @@
-"""Alembic's entry: runs on the connection that `models.migrate` hands over, inside its transaction."""
+"""Alembic's entry point: runs on the connection of `models.migrate`, inside its transaction."""
 
 from alembic import context
 
 from models.tables import Base
 
-context.configure(
-    connection=context.config.attributes["connection"],
-    target_metadata=Base.metadata,
-    transactional_ddl=True,
-)
+connection = context.config.attributes["connection"]
+context.configure(connection, target_metadata=Base.metadata, transactional_ddl=True)
 context.run_migrations()

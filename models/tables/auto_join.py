@@ -8,18 +8,15 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables.base import Base, index_where
 from models.tables.mirror import Cause
-from models.types import EnumText, db_now
+from models.types import db_now
 
 JOIN = "join"
-"""The kind, in `changes`, of what an operator decided about a person and auto-join into a workspace.
+"""The `kind` of rows in `changes` that record an operator's decision to block or unblock a person in a workspace.
 
-Its object is the person, and its rows are a chain for each person and workspace: `state` (`blocked` or `unblocked`),
-`reasons` (what keeps them out, or kept them out until now) and `why`.
+The object is the person. `before` and `after` contain `state` (`blocked` or `unblocked`), `reasons` and `why`.
 """
-
-
 WORKSPACE_SETTINGS = "workspace_settings"
-"""The kind, in `changes`, of a workspace's own settings; its object is the workspace."""
+"""The `kind` of rows in `changes` about a workspace's own settings. The object is the workspace."""
 
 
 class AutoJoinState(StrEnum):
@@ -29,21 +26,20 @@ class AutoJoinState(StrEnum):
     VERIFIED = "verified"
     FAILED = "failed"
     CONFLICTED = "conflicted"
-    """Verified, and by another live workspace too: nobody joins either."""
+    """Another live workspace has verified it too: nobody joins either of them."""
     REVOKED = "revoked"
     """The domain or its workspace is deleted."""
 
 
 class AutoJoin(Base):
-    """A domain's auto-join state, as last noted in `changes`: the view `auto_join_domains` decides by itself."""
+    """The auto-join state of a domain that was last recorded in `changes`. The view `auto_join_domains` ignores it."""
 
     __tablename__ = "auto_joins"
 
     domain_id: Mapped[str] = mapped_column(primary_key=True)
     domain: Mapped[str | None]
-    """Normalized."""
     organization_id: Mapped[str | None]
-    state: Mapped[AutoJoinState] = mapped_column(EnumText(AutoJoinState))
+    state: Mapped[AutoJoinState]
     reason: Mapped[str | None]
     since: Mapped[datetime] = mapped_column(server_default=db_now())
 
@@ -54,60 +50,60 @@ class AutoJoin(Base):
 
 
 class WorkspaceSettings(Base):
-    """What operators decided about a workspace, who and why."""
+    """Auto-join settings of a workspace, and the operator who changed them last."""
 
     __tablename__ = "workspace_settings"
 
     organization_id: Mapped[str] = mapped_column(primary_key=True)
     auto_join: Mapped[bool | None]
-    """False: nobody joins by domain."""
+    """False: nobody joins by domain. None means True."""
     default_role: Mapped[str | None]
-    """The local role of those who join by domain."""
+    """The local role of people who join by domain. None means `member`."""
     who: Mapped[str]
     why: Mapped[str]
     at: Mapped[datetime] = mapped_column(server_default=db_now())
 
 
 class JoinState(StrEnum):
-    """Where a join stands."""
+    """The state of a join."""
 
     PENDING = "pending"
     UNDO = "undo"
-    """The create activated what was inactive: it is still to be deactivated again."""
+    """Creating the membership reactivated an inactive one, which must be deactivated again."""
     JOINED = "joined"
     DROPPED = "dropped"
-    """It was no longer right when its turn came; a new cause makes it pending again."""
+    """The person no longer qualified when the join was due. A new cause makes it pending again."""
     FAILED = "failed"
-    """WorkOS refuses it."""
+    """WorkOS refused it."""
     BLOCKED = "blocked"
-    """Removed, deactivated or invited: until an operator unblocks the person."""
+    """Removed, deactivated or invited. An operator can unblock the person."""
     UNDONE = "undone"
-    """As blocked; the create had activated what was inactive, and it was deactivated again."""
+    """As `BLOCKED`, after the reactivated membership was deactivated again."""
 
 
 class Join(Base):
-    """Someone to be made, or made, a member of the workspace that holds the domain of their verified e-mail address."""
+    """A person who joins, or joined, the workspace that holds the domain of their verified e-mail address."""
 
     __tablename__ = "joins"
 
     organization_id: Mapped[str] = mapped_column(primary_key=True)
     user_id: Mapped[str] = mapped_column(primary_key=True, index=True)
     domain: Mapped[str | None]
-    state: Mapped[JoinState] = mapped_column(EnumText(JoinState), server_default=JoinState.PENDING)
+    state: Mapped[JoinState] = mapped_column(server_default=JoinState.PENDING)
     reason: Mapped[str | None]
-    cause: Mapped[Cause] = mapped_column(EnumText(Cause))
+    cause: Mapped[Cause]
     cause_id: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=db_now())
     due_at: Mapped[datetime] = mapped_column(server_default=db_now())
     settled_at: Mapped[datetime | None]
     complete_from: Mapped[datetime | None]
-    """A time of WorkOS's clock after everything that was done about this join: nothing is created before all events
-    up to then are applied, for one of them may be a removal."""
+    """WorkOS's time after the last call about this join. Nothing is created before all events up to this time are
+    applied, because one of them may remove the person."""
     claim: Mapped[int] = mapped_column(server_default="0")
-    """Grows with each worker that takes it up; one with an older number may write nothing."""
+    """The fencing number: each worker that claims the join increments it, and may write only while it is unchanged."""
     attempts: Mapped[int] = mapped_column(server_default="0")
     attempted_at: Mapped[datetime | None]
-    """When WorkOS last showed no membership, before it was asked to create one; by its clock."""
+    """WorkOS's time when it last showed no membership, before the call that creates one."""
     membership_id: Mapped[str | None]
     error: Mapped[str | None]
 
@@ -118,7 +114,7 @@ class Join(Base):
 
 
 class UnblockedMembership(Base):
-    """A membership that no longer keeps its person from joining by domain, because an operator said so."""
+    """An inactive or deleted membership that no longer blocks its person, by decision of an operator."""
 
     __tablename__ = "unblocked_memberships"
 
@@ -129,15 +125,15 @@ class UnblockedMembership(Base):
 
 
 class JoinSearch(Base):
-    """A domain that began to auto-join: the users on it who are to join are still to be looked for."""
+    """A search for the users on a domain that has begun to auto-join."""
 
     __tablename__ = "join_searches"
 
     organization_id: Mapped[str] = mapped_column(primary_key=True)
     domain: Mapped[str] = mapped_column(primary_key=True)
     created_after: Mapped[datetime | None]
-    """Only those who signed up after this; None: all."""
+    """Only users who signed up after this time; None: all."""
     after: Mapped[str] = mapped_column(server_default="")
-    """The last user id looked at."""
-    cause: Mapped[Cause] = mapped_column(EnumText(Cause))
+    """The id of the last user searched."""
+    cause: Mapped[Cause]
     cause_id: Mapped[str]

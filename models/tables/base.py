@@ -1,11 +1,12 @@
-"""What all tables share."""
+"""The base class of all tables."""
 
 from datetime import datetime
+from enum import StrEnum
 
-from sqlalchemy import Index, LargeBinary, MetaData, Text, text
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy import Index, LargeBinary, MetaData, Text, event, text
+from sqlalchemy.orm import DeclarativeBase, TypeResolve
 
-from models.types import JsonObject, JsonValue, UtcDateTime
+from models.types import EnumText, JsonObject, JsonValue, UtcDateTime
 
 
 class Base(DeclarativeBase):
@@ -21,6 +22,13 @@ class Base(DeclarativeBase):
     }
 
 
+@event.listens_for(Base, "resolve_type_annotation")
+def _enum_column(column: TypeResolve) -> EnumText[StrEnum] | None:
+    """Give columns of a `StrEnum` the type `EnumText`."""
+    found = column.resolved_type
+    return EnumText(found) if isinstance(found, type) and issubclass(found, StrEnum) else None
+
+
 def index_where(condition: str, name: str, *columns: str) -> Index:
-    """Return an index of the rows that meet a condition: the others are written without it, at no cost."""
+    """Return a partial index: it contains only the rows that meet `condition`."""
     return Index(name, *columns, postgresql_where=text(condition), sqlite_where=text(condition))

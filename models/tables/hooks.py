@@ -1,4 +1,4 @@
-"""Hooks of the host, and their deliveries."""
+"""The product's hooks, and the deliveries they did not accept."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -7,35 +7,35 @@ from sqlalchemy import BigInteger, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables.base import Base
-from models.types import EnumText, db_now
+from models.types import db_now
 
 
 class Hook(Base):
-    """A follower of `changes` that belongs to the host, and how far it has followed."""
+    """A hook of the product, and how far it has read `changes`."""
 
     __tablename__ = "hooks"
 
     name: Mapped[str] = mapped_column(primary_key=True)
     cursor: Mapped[int] = mapped_column(BigInteger())
-    """Every change up to this id was taken, or waits in `hook_deliveries`."""
+    """Every change up to this id was delivered, or is in `hook_deliveries`."""
     leased_until: Mapped[datetime | None]
     fence: Mapped[int] = mapped_column(server_default="0")
     delivered: Mapped[int] = mapped_column(BigInteger(), server_default="0")
     delivered_at: Mapped[datetime | None]
     error: Mapped[str | None]
-    """Why changes were passed over, if any ever were."""
+    """Why changes were skipped, if any ever were."""
 
 
 class DeliveryStatus(StrEnum):
-    """What becomes of a change that a hook did not accept."""
+    """The state of a delivery that the hook did not accept."""
 
     PENDING = "pending"
     FAILED = "failed"
-    """No attempts are left: it waits until an operator replays or discards it."""
+    """No attempts are left. An operator can retry or dismiss it."""
 
 
 class HookDelivery(Base):
-    """A change that a hook did not take at once, or that waits for an earlier one of the same object."""
+    """A change that a hook did not accept at once, or that waits for an earlier change of the same object."""
 
     __tablename__ = "hook_deliveries"
 
@@ -43,7 +43,7 @@ class HookDelivery(Base):
     change_id: Mapped[int] = mapped_column(BigInteger(), primary_key=True, autoincrement=False)
     kind: Mapped[str]
     object_id: Mapped[str]
-    status: Mapped[DeliveryStatus] = mapped_column(EnumText(DeliveryStatus), server_default=DeliveryStatus.PENDING)
+    status: Mapped[DeliveryStatus] = mapped_column(server_default=DeliveryStatus.PENDING)
     attempts: Mapped[int] = mapped_column(server_default="0")
     due_at: Mapped[datetime] = mapped_column(server_default=db_now())
     error: Mapped[str | None]

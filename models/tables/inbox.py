@@ -8,61 +8,60 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from models.outcomes import Outcome
 from models.tables.base import Base, index_where
-from models.types import EnumText, db_now
+from models.types import db_now
 
 
 class EventSource(StrEnum):
-    """How an event came first."""
+    """How an event was first received."""
 
     WEBHOOK = "webhook"
     EVENTS_API = "events_api"
 
 
 class EventStatus(StrEnum):
-    """Where an inbox row stands."""
+    """The state of an event in the inbox."""
 
     PENDING = "pending"
     DONE = "done"
     FAILED = "failed"
     DISMISSED = "dismissed"
-    """Failed, and an operator said that it need not be applied."""
+    """Failed, and an operator decided not to apply it."""
 
 
 class Event(Base):
-    """The inbox: one row for every event id, whichever way and however often it came."""
+    """The inbox: one row for each event id, by whatever way and however often it is received."""
 
     __tablename__ = "events"
 
     id: Mapped[str] = mapped_column(primary_key=True)
     type: Mapped[str]
-    source: Mapped[EventSource] = mapped_column(EnumText(EventSource))
-    """How it came first."""
+    source: Mapped[EventSource]
     body: Mapped[bytes | None]
     """The raw bytes as received. None once retention, erasure or the outcome `ignored` blanked them."""
     received_at: Mapped[datetime] = mapped_column(server_default=db_now())
     deliveries: Mapped[int] = mapped_column(server_default="1")
     last_delivered_at: Mapped[datetime] = mapped_column(server_default=db_now())
     webhook_at: Mapped[datetime | None]
-    """When a webhook brought it first; long after `api_at`: late, never: a gap."""
+    """First delivery by webhook. None is a gap, and a time long after `api_at` is a late delivery."""
     api_at: Mapped[datetime | None] = mapped_column(index=True)
-    """When the events API brought it first."""
-    status: Mapped[EventStatus] = mapped_column(EnumText(EventStatus), server_default=EventStatus.PENDING)
+    """When the events API first returned it."""
+    status: Mapped[EventStatus] = mapped_column(server_default=EventStatus.PENDING)
     due_at: Mapped[datetime] = mapped_column(server_default=db_now())
-    """A pending event is not tried before this, by the database's clock."""
+    """A pending event is not attempted before this time."""
     partition_key: Mapped[int] = mapped_column(SmallInteger(), server_default="0")
-    """Made from the object's id, so that drains at work at the same time can choose different objects."""
+    """Derived from the object's id, so that concurrent drains choose different objects."""
     attempts: Mapped[int] = mapped_column(server_default="0")
-    outcome: Mapped[Outcome | None] = mapped_column(EnumText(Outcome))
+    outcome: Mapped[Outcome | None]
     decided_by: Mapped[str | None]
     """For stale and tombstoned: the event id of the version that won."""
     error: Mapped[str | None]
     fingerprint: Mapped[str | None]
-    """Of the error: events that failed for the same cause have the same."""
+    """A hash of the error that is equal for events with the same cause."""
     traceback: Mapped[str | None]
-    """Where the error was raised, without values; None where the payload itself was at fault."""
+    """Without values. None if the payload was at fault."""
     replays: Mapped[int] = mapped_column(server_default="0")
     replay_id: Mapped[str | None]
-    """The run that replayed it last."""
+    """The last run that replayed it."""
     dismissed_by: Mapped[str | None]
     dismissed_why: Mapped[str | None]
     processed_at: Mapped[datetime | None]
@@ -87,9 +86,9 @@ class Event(Base):
 
 
 class Batch(Base):
-    """What a drain set out to apply, committed before it starts and deleted in the transaction that does it.
+    """A batch of events, committed before it is attempted. The transaction that applies it deletes the row.
 
-    A row that outlives its drain names the suspects: they run again in halves, until one stands alone.
+    The events of a batch whose drain crashed run again in halves, until the event at fault is alone.
     """
 
     __tablename__ = "batches"
@@ -97,4 +96,4 @@ class Batch(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     event_ids: Mapped[list[str]]
     started_at: Mapped[datetime | None]
-    """None: half of an unfinished batch, waiting for a drain."""
+    """None: half of an unfinished batch that waits for a drain."""

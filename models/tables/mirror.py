@@ -1,4 +1,4 @@
-"""The mirror: the columns that all mirrored objects share, the changes, and the state of the mirror."""
+"""The columns that all mirrored objects share, the changes, and the state of the mirror."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -7,7 +7,7 @@ from sqlalchemy import BigInteger, Index, Integer, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables.base import Base
-from models.types import EnumText, JsonObject, db_now
+from models.types import JsonObject, db_now
 
 
 class Cause(StrEnum):
@@ -36,23 +36,23 @@ class Mirrored(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     created_at: Mapped[datetime | None]
     updated_at: Mapped[datetime | None]
-    """With `event_at` and `event_id` the version of the content, in this order (docs/decisions.md, Order)."""
+    """With `event_at` and `event_id`: the version of the content, compared in this order (docs/decisions.md, Order)."""
     event_at: Mapped[datetime | None]
     event_id: Mapped[str | None]
-    deleted_by: Mapped[DeletedBy | None] = mapped_column(EnumText(DeletedBy))
-    """None: live."""
+    deleted_by: Mapped[DeletedBy | None]
+    """None for a live object."""
     revision: Mapped[int] = mapped_column(server_default="0")
-    """Counts writes. 0 is a key that was locked in this transaction before its first content."""
+    """Incremented by each write. 0 is a new row that was inserted only to be locked."""
     touched_at: Mapped[datetime | None]
-    """When it was written last, by the database's clock."""
+    """When it was last written, by the database's clock."""
     erased: Mapped[bool] = mapped_column(server_default=false())
-    """Of a tombstone: what was personal in it is gone, and no event brings it back (`worker.mirror.erasure`)."""
+    """For a tombstone: its personal data is blanked, and no event restores it (`worker.mirror.erasure`)."""
 
 
 class UserAddress(Base):
-    """An e-mail address that a person has or once had, as a hash: it keeps a removed person out under another id.
+    """The hash of an e-mail address that a person has or once had. It keeps a removed person out under another id.
 
-    Of an erased person it is kept only while a block needs it.
+    For an erased person it is kept only while a block needs it.
     """
 
     __tablename__ = "user_addresses"
@@ -63,7 +63,7 @@ class UserAddress(Base):
 
 
 class PublicDomain(Base):
-    """A public mail provider's domain, as a package lists it: it never auto-joins."""
+    """A domain of a public mail provider. It never auto-joins."""
 
     __tablename__ = "public_domains"
 
@@ -71,7 +71,7 @@ class PublicDomain(Base):
 
 
 class Change(Base):
-    """What changed in the mirror, when and why, in commit order: who has seen n never later finds a smaller id."""
+    """A change of the mirror. Ids are in commit order: a reader that has seen n never later finds a smaller id."""
 
     __tablename__ = "changes"
 
@@ -83,10 +83,10 @@ class Change(Base):
     object_id: Mapped[str]
     organization_id: Mapped[str | None]
     before: Mapped[JsonObject | None]
-    """The content and `state` before; None for a new object. Of a domain also `auto_join` and `auto_join_reason`, of a
-    user `erased`."""
+    """The content and `state`; None for a new object. A domain also has `auto_join` and `auto_join_reason`, a user
+    `erased`."""
     after: Mapped[JsonObject]
-    cause: Mapped[Cause] = mapped_column(EnumText(Cause))
+    cause: Mapped[Cause]
     cause_id: Mapped[str]
 
     __table_args__ = (
@@ -105,44 +105,43 @@ class AutoJoinMode(StrEnum):
 
 
 class Mirror(Base):
-    """The single row (id 1) that says what this mirror is and how far it is right."""
+    """The single row (id 1) about the whole mirror."""
 
     __tablename__ = "mirror"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     role_map: Mapped[JsonObject]
-    """WorkOS role slug → local role, as in force for every writer."""
+    """WorkOS role slug → local role. All processes use this map."""
     remap_after: Mapped[str | None]
-    """Not None while memberships are being re-mapped: the last membership id done (`''` at the start)."""
-    auto_join: Mapped[AutoJoinMode] = mapped_column(EnumText(AutoJoinMode), server_default=AutoJoinMode.MIRROR)
-    """As in force for every writer."""
+    """The last membership re-mapped since `role_map` changed (`''` at the start); None when re-mapping is complete."""
+    auto_join: Mapped[AutoJoinMode] = mapped_column(server_default=AutoJoinMode.MIRROR)
     auto_join_existing: Mapped[bool] = mapped_column(server_default=false())
-    """Whether those who signed up before a domain was verified join too."""
+    """Whether people who signed up before their domain was verified join too."""
     missing_joins: Mapped[int] = mapped_column(server_default="0")
-    """How many people should be in a workspace by their domain and are not, when that was last counted."""
+    """The number of people who should have joined a workspace and have not, when last counted."""
     without_admin: Mapped[int] = mapped_column(server_default="0")
-    """How many workspaces have members and no admin, when that was last counted."""
+    """The number of workspaces that have members but no admin, when last counted."""
     client_id: Mapped[str | None]
     """The WorkOS environment this database is bound to."""
     known_organizations: Mapped[list[str] | None]
-    """Some organizations of that environment: a key that sees none of them is another's."""
+    """Some organizations of that environment. An API key that can read none of them belongs to another environment."""
     backfill_from: Mapped[datetime | None]
-    """When the first start began, by WorkOS's clock: catch-up goes on from there."""
+    """When the first start began, by WorkOS's clock. Catch-up continues from this time."""
     backfilled_at: Mapped[datetime | None]
     cursor: Mapped[str | None]
-    """The newest event id the events API returned that is older than its lag."""
+    """The newest event id from the events API that is older than the API's lag."""
     cursor_at: Mapped[datetime | None]
-    """That event's time, or the time to start from while there is no cursor."""
+    """The time of that event, or the time to start from while there is no cursor."""
     inbox_to: Mapped[datetime | None]
-    """Every event up to here that the events API showed by then is in the inbox."""
+    """Every event up to this time is in the inbox, as far as the events API had it at `inbox_at`."""
     inbox_at: Mapped[datetime | None]
-    """When that was found, by the database's clock; None once all that was in the inbox then is applied."""
+    """By the database's clock; None when all events that were in the inbox at that time are applied."""
     complete_to: Mapped[datetime | None]
-    """Every event up to this time is applied or has failed."""
+    """Every event up to this time is applied or failed."""
     event_types: Mapped[list[str] | None]
-    """The event types that the code acted on when it last looked."""
+    """The event types that the running release handles, as last recorded."""
     last_resync_at: Mapped[datetime | None]
     listed_kinds: Mapped[list[str] | None]
-    """The kinds of which a finished full resync has read the listing of the whole environment to the end."""
+    """The kinds whose environment-wide listing a full resync has read to the end."""
     changes_dropped_to: Mapped[int] = mapped_column(BigInteger(), server_default="0")
-    """Retention has dropped rows of `changes` up to this id: a follower who is not that far has missed some."""
+    """The highest id that retention deleted from `changes`. A reader with a lower cursor has missed changes."""

@@ -1,4 +1,4 @@
-"""Long-running jobs, their listings, reads and findings."""
+"""Long-running jobs, with their listings, reads and findings."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -8,20 +8,20 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from models.outcomes import Finding
 from models.tables.base import Base
-from models.types import EnumText, JsonObject, db_now
+from models.types import JsonObject, db_now
 
 
 class Read(Base):
-    """An object to be read from WorkOS by its id, because nothing that is known here can settle what it is."""
+    """A requested read of an object by id, because the data received so far cannot decide its state."""
 
     __tablename__ = "reads"
 
     kind: Mapped[str] = mapped_column(primary_key=True)
     object_id: Mapped[str] = mapped_column(primary_key=True)
     run_id: Mapped[str] = mapped_column(primary_key=True, server_default="")
-    """The resync that asks; empty if an event does."""
+    """The resync that requested it; empty if an event did."""
     event_id: Mapped[str | None]
-    """The event that asks."""
+    """The event that requested it."""
     reason: Mapped[str]
     due_at: Mapped[datetime] = mapped_column(server_default=db_now(), index=True)
     attempts: Mapped[int] = mapped_column(server_default="0")
@@ -29,7 +29,7 @@ class Read(Base):
 
 
 class RunStatus(StrEnum):
-    """Where a run stands."""
+    """The state of a run."""
 
     RUNNING = "running"
     DONE = "done"
@@ -47,7 +47,7 @@ class Task(StrEnum):
 
 
 class Phase(StrEnum):
-    """How far a resync has got. Other runs have no phases."""
+    """The phase of a resync. Other runs have no phases."""
 
     NONE = ""
     LIST = "list"
@@ -57,35 +57,34 @@ class Phase(StrEnum):
 
 
 class Run(Base):
-    """A long work: who asked for what, where it stands, and what it found."""
+    """A long-running job: what was requested, by whom, and how far it is."""
 
     __tablename__ = "runs"
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    task: Mapped[Task] = mapped_column(EnumText(Task))
+    task: Mapped[Task]
     organization_id: Mapped[str | None]
     """Only this workspace; None: everything."""
     dry_run: Mapped[bool] = mapped_column(server_default=false())
     approves: Mapped[str | None]
-    """The run whose withheld deletions this one carries out."""
+    """The run whose withheld deletions this run carries out."""
     selection: Mapped[JsonObject | None]
-    """Of a replay: which events."""
+    """For a replay: which events."""
     reason: Mapped[str | None]
-    """Of a replay: why, as the operator said."""
     after: Mapped[str | None]
-    """Of a replay: the last event id done."""
+    """For a replay: the last event id done."""
     done: Mapped[int] = mapped_column(server_default="0")
     total: Mapped[int | None]
     skipped: Mapped[int] = mapped_column(server_default="0")
-    """Of a replay: events whose payload is no longer kept."""
+    """For a replay: events whose payload is no longer kept."""
     requested_by: Mapped[str]
-    status: Mapped[RunStatus] = mapped_column(EnumText(RunStatus), server_default=RunStatus.RUNNING)
-    phase: Mapped[Phase] = mapped_column(EnumText(Phase), server_default=Phase.LIST)
+    status: Mapped[RunStatus] = mapped_column(server_default=RunStatus.RUNNING)
+    phase: Mapped[Phase] = mapped_column(server_default=Phase.LIST)
     created_at: Mapped[datetime] = mapped_column(server_default=db_now())
     finished_at: Mapped[datetime | None]
     leased_until: Mapped[datetime | None]
     fence: Mapped[int] = mapped_column(server_default="0")
-    """Grows with each worker that takes the run over; one with an older number may write nothing."""
+    """The fencing number: each worker that takes the lease increments it, and may write only while it is unchanged."""
     calls: Mapped[int] = mapped_column(server_default="0")
     error: Mapped[str | None]
 
@@ -93,7 +92,7 @@ class Run(Base):
 
 
 class Tick(Base):
-    """When the clock last started a task. The clock that updates the row runs the task, so two clocks are safe."""
+    """When a scheduled task was last started. The clock process that updates the row runs the task."""
 
     __tablename__ = "ticks"
 
@@ -102,17 +101,17 @@ class Tick(Base):
 
 
 class ListingState(StrEnum):
-    """How a listing ended, or that it has not."""
+    """The state of a listing."""
 
     OPEN = "open"
     COMPLETE = "complete"
-    """Every item was used."""
+    """Read to the end, and every item was valid."""
     PARTIAL = "partial"
     """An item was invalid, the parent is gone, or the listing cannot be read."""
 
 
 class Listing(Base):
-    """One listing of a resync and how far it got: of organizations, users, roles, or one organization's members."""
+    """A listing that a resync reads, and how far it is."""
 
     __tablename__ = "listings"
 
@@ -120,19 +119,19 @@ class Listing(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     """The name of one of `worker.kinds.LISTINGS`."""
     parent: Mapped[str] = mapped_column(primary_key=True)
-    """The organization; empty for the environment's own listings."""
+    """The organization id; empty for a listing of the whole environment."""
     after: Mapped[str | None]
     """The cursor of the next page."""
-    state: Mapped[ListingState] = mapped_column(EnumText(ListingState), server_default=ListingState.OPEN)
+    state: Mapped[ListingState] = mapped_column(server_default=ListingState.OPEN)
     invalid: Mapped[bool] = mapped_column(server_default=false())
-    """Whether an item could not be used: then what was not listed may be that item."""
+    """Whether an item was invalid. An object that was not listed may be that item."""
     began_at: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(server_default="0")
-    """How often it failed while WorkOS answered otherwise."""
+    """How often it failed while WorkOS answered other requests."""
 
 
 class Seen(Base):
-    """What a resync's listings showed. Emptied when the run ends."""
+    """An object that a listing of a resync returned. Deleted when the run ends."""
 
     __tablename__ = "seen"
 
@@ -142,17 +141,17 @@ class Seen(Base):
 
 
 class DriftAction(StrEnum):
-    """What a resync did about a difference."""
+    """What a resync did with a difference."""
 
     REPAIRED = "repaired"
     REPORTED = "reported"
-    """Nothing: it was a dry run, or the difference cannot be repaired."""
+    """Only reported: in a dry run, or because the difference cannot be repaired."""
     WITHHELD = "withheld"
     """A deletion that waits for an operator's approval."""
 
 
 class Drift(Base):
-    """What a resync found different, and what was done about it."""
+    """A difference that a resync found between the mirror and WorkOS."""
 
     __tablename__ = "drift"
 
@@ -160,7 +159,7 @@ class Drift(Base):
     kind: Mapped[str] = mapped_column(primary_key=True)
     object_id: Mapped[str] = mapped_column(primary_key=True, index=True)
     organization_id: Mapped[str | None]
-    finding: Mapped[Finding] = mapped_column(EnumText(Finding))
+    finding: Mapped[Finding]
     fields: Mapped[JsonObject | None]
-    """Field → `[here, WorkOS]`."""
-    action: Mapped[DriftAction] = mapped_column(EnumText(DriftAction))
+    """Field → `[value in the mirror, value in WorkOS]`."""
+    action: Mapped[DriftAction]

@@ -44,9 +44,7 @@ EQUIVALENT = {
     'return value[:MAX_TEXT].replace("\\0", "\\ufffd").encode("UTF-8", "replace").decode("utf-8")': "the same encoding",
     'return value[:MAX_TEXT].replace("\\0", "\\ufffd").encode("utf-8", "replace").decode("UTF-8")': "the same encoding",
     "if len(value) < MAX_TEXT and value.isascii() and value.isprintable():": "the slow path gives the same text",
-    'claim, holders.get(claim.domain, set()) - {claim.organization_id or "XXXX"}, legacy=legacy': (
-        "no holder has an empty id"
-    ),
+    'if rivals := sorted(holders - {claim.organization_id or "XXXX"}):': "no holder has an empty id",
 }
 """Mutants that change nothing anyone can see, each with the reason: a view and its change, or the changed line."""
 

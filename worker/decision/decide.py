@@ -13,6 +13,8 @@ from typing import Any
 
 from models.outcomes import Finding, Outcome
 
+Content = Mapping[str, Any]
+"""The columns of one object by name, as the kind's module in `worker.kinds` reads them from JSON."""
 DERIVED = frozenset({"role", "workos_role", "normalized"})
 """Columns that this system derives from what WorkOS sent (by ROLE_MAP or normalization)."""
 DATE_STEP = timedelta(seconds=1)
@@ -34,7 +36,7 @@ class State:
 
     version: Version
     deleted: bool
-    content: Mapping[str, Any]
+    content: Content
     by_resync: bool = False
     """For a tombstone: whether it comes from a 404 of the API and not from a delete event."""
     erased: bool = False
@@ -49,11 +51,8 @@ class State:
 def decide(current: State | None, incoming: State, *, terminal: bool = True) -> tuple[State, Outcome]:
     """Return the state to keep, and the outcome for `incoming`.
 
-    Args:
-        current: the stored state; None if the id was never seen.
-        incoming: the state from an event.
-        terminal: whether deletes are final. True for objects with a WorkOS id; False for roles, which are identified by
-            a slug and can be created again.
+    `current` is None if the id was never seen. `terminal` is False for objects that are identified by a slug and can be
+    created again: their deletes are not final.
     """
     if current is None:
         return incoming, Outcome.APPLIED
@@ -77,25 +76,21 @@ class ConfirmationReason(StrEnum):
 def needs_confirmation(current: State | None, incoming: State, outcome: Outcome) -> ConfirmationReason | None:
     """Return why the decision about an event requires a confirmed read; None if it does not.
 
-    Either a resync found the object deleted, or the stored state was read from the API in the second of the event, so
-    that only another read shows which came first.
-
-    Args:
-        current: the stored state before the decision.
-        incoming: the state from the event.
-        outcome: what `decide` returned for the two.
+    A read is required if a resync found the object deleted, or if the stored state was read from the API in the second
+    of the event: only another read shows which is newer. `outcome` is what `decide` returned for the two states.
     """
     if current is None:
         return None
     if outcome is Outcome.TOMBSTONED and current.by_resync:
         return ConfirmationReason.UNDER_TOMBSTONE
-    if outcome is Outcome.STALE and not current.version.event_id and not _same(current, incoming):
-        before_the_end = current.version.event_at - incoming.version.event_at
-        return ConfirmationReason.SAME_SECOND if before_the_end <= DATE_STEP else None
+    read_from_api = not current.version.event_id
+    if outcome is Outcome.STALE and read_from_api and not _same(current, incoming):
+        older_by = current.version.event_at - incoming.version.event_at
+        return ConfirmationReason.SAME_SECOND if older_by <= DATE_STEP else None
     return None
 
 
-def shown(content: Mapping[str, Any], *, deleted: bool) -> dict[str, Any]:
+def shown(content: Content, *, deleted: bool) -> dict[str, Any]:
     """Return content as `changes` contains it: with `state`, and times as ISO 8601 text in UTC."""
     values = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in content.items()}
     return {"state": "deleted" if deleted else "active", **values}
@@ -104,8 +99,8 @@ def shown(content: Mapping[str, Any], *, deleted: bool) -> dict[str, Any]:
 def compare_listed(current: State | None, listed: State) -> Finding | None:
     """Compare the mirror with an object of a listing; return None if a confirmed read must decide.
 
-    A listing may be older than an event applied since. So a listing decides only about objects that are missing or
-    strictly older in the mirror. It never restores a deleted object, and never wins a tie.
+    A listing may be older than an event applied since. So it decides only about objects that are missing or strictly
+    older in the mirror. It never restores a deleted object and never wins a tie.
     """
     if current is None:
         return Finding.MISSING
@@ -127,15 +122,10 @@ def completed(current: State | None, read: State) -> State:
 
 
 def confirm(current: State | None, read: State | None, *, terminal: bool = True) -> tuple[State | None, Finding]:
-    """Return the state to keep after a confirmed read, and the finding.
+    """Return the state to keep after a confirmed read, and the finding; `read` is None for a 404 of WorkOS.
 
-    A confirmed read outranks versions, so that a wrong `updated_at` in the future is corrected, and tombstones of a
-    resync. It never outranks a delete event.
-
-    Args:
-        current: the stored state, which has not changed since the read began; None if the id was never seen.
-        read: the object that WorkOS returned for this id; None for a 404.
-        terminal: as for `decide`.
+    A confirmed read outranks versions, which corrects a wrong `updated_at` in the future, and tombstones of a resync.
+    It never outranks a delete event. `current` must not have changed since the read began.
     """
     if read is None:
         if current is None or current.deleted:
@@ -158,5 +148,5 @@ def _same(one: State, other: State) -> bool:
     return one.content == other.content or (one.deleted and _sent(one.content) == _sent(other.content))
 
 
-def _sent(content: Mapping[str, Any]) -> dict[str, Any]:
+def _sent(content: Content) -> Content:
     return {name: value for name, value in content.items() if name not in DERIVED}

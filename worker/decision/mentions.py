@@ -14,31 +14,24 @@ ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\/")
 
 
 class Mentions(NamedTuple):
-    """What a payload contains.
-
-    Attributes:
-        words: a superset of all ids.
-        addresses: e-mail addresses, as returned by `comparable`.
-        is_json: False if the payload could not be parsed and was searched as text.
-    """
+    """The ids and addresses in a payload."""
 
     words: frozenset[str]
+    """A superset of all ids."""
     addresses: frozenset[str]
+    """As returned by `comparable`."""
     is_json: bool
+    """False if the payload could not be parsed and was searched as text."""
 
 
 def comparable(email: str) -> str:
-    """Return an e-mail address in the form in which two spellings of one address are equal."""
+    """Return a form of an e-mail address that is equal for all spellings of the address."""
     address = normalize_address(email)
     return address.normalized if address else email.strip().lower()
 
 
 def mentions(body: bytes) -> Mentions:
-    """Return the words and addresses in a payload, however its JSON is escaped.
-
-    Args:
-        body: the raw bytes of an event. Bytes that are not JSON are searched as UTF-8 text.
-    """
+    """Return the words and addresses in the raw bytes of an event, however its JSON is escaped."""
     try:
         texts, is_json = set(_texts(parse_json(body))), True
     except (ValueError, RecursionError):

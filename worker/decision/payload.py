@@ -1,10 +1,9 @@
-"""From WorkOS's JSON to states. Lenient: what is not needed may be missing, invalid or new; what is needed is named."""
+"""Reads WorkOS's JSON leniently: optional fields may be missing or invalid; an error names the required field."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -16,27 +15,21 @@ MAX_EMAIL = 320
 EPOCH = datetime.fromtimestamp(0, UTC)
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """An event without its data. Times are UTC."""
+class Envelope(NamedTuple):
+    """An event without its data. Times are in UTC."""
 
     id: str
-    """Empty for an object that was read by the API: no event tells that version."""
+    """Empty for an object that was read from the API."""
     created_at: datetime | None
 
 
 class Fields:
-    """Reads the fields of one JSON object; raises `PayloadError` with the field's path.
-
-    Args:
-        value: the JSON value that should be an object.
-        path: where it stood, for messages.
-    """
+    """Reads the fields of the JSON object `value`. Errors are `PayloadError`; `path` is the object's path in them."""
 
     def __init__(self, value: object, path: str) -> None:
         if not isinstance(value, Mapping):
             raise PayloadError(path, "is not an object")
-        self._value: Mapping[str, Any] = value
+        self._value: Mapping[str, object] = value
         self._path = path
 
     def _where(self, name: str) -> str:
@@ -47,7 +40,7 @@ class Fields:
         return Fields(self._value.get(name), self._where(name))
 
     def id(self, name: str) -> str:
-        """Return a WorkOS id: an opaque string, kept exactly."""
+        """Return a required WorkOS id, unchanged."""
         value = self._value.get(name)
         if not isinstance(value, str) or not value:
             raise PayloadError(self._where(name), "is missing" if value in (None, "") else "is not a string")
@@ -56,25 +49,21 @@ class Fields:
         return value
 
     def optional_id(self, name: str) -> str | None:
-        """Return a WorkOS id, or None if there is no usable one."""
+        """Return a WorkOS id, or None if it is missing or unusable."""
         value = self._value.get(name)
         return value if isinstance(value, str) and is_id(value) else None
 
     def id_if_given(self, name: str) -> str | None:
-        """Return a WorkOS id, or None if there is none; raises `PayloadError` for one that is unusable."""
+        """Return a WorkOS id, or None if it is missing; an unusable one is an error."""
         return None if self._value.get(name) is None else self.id(name)
 
-    def parent(self, name: str, *, strict: bool) -> str | None:
-        """Return the id of a parent: required if `strict`."""
-        return self.id(name) if strict else self.optional_id(name)
-
     def text(self, name: str) -> str | None:
-        """Return text that every database can hold, or None."""
+        """Return text as `clean` does, or None."""
         value = self._value.get(name)
         return clean(value) if isinstance(value, str) else None
 
     def email(self, name: str) -> str | None:
-        """Return an e-mail address, or None. What is longer than any mailbox is none, nor could an index hold it."""
+        """Return an e-mail address, or None. Text longer than any mailbox is ignored: an index could not hold it."""
         value = self.text(name)
         return value if value is not None and len(value) <= MAX_EMAIL else None
 
@@ -82,48 +71,42 @@ class Fields:
         """Return whether the value is exactly true: anything else grants nothing."""
         return self._value.get(name) is True
 
-    def texts(self, name: str) -> list[str]:
-        """Return the strings of a list, sorted, without duplicates; what is no string is left out."""
-        value = self._value.get(name)
-        return sorted({clean(item) for item in value if isinstance(item, str)}) if isinstance(value, list) else []
+    def texts(self, name: str, field: str | None = None) -> list[str]:
+        """Return the strings in a list, or in one field of its objects: sorted, without duplicates."""
+        items = self._list(name)
+        if field is not None:
+            items = [item.get(field) for item in items if isinstance(item, Mapping)]
+        return sorted({clean(item) for item in items if isinstance(item, str)})
 
-    def names(self, name: str, field: str) -> list[str]:
-        """Return one field of each object of a list, where it is a string: sorted, without duplicates."""
+    def slugs(self) -> list[str]:
+        """Return all role slugs of a membership, from `role` and `roles`, sorted."""
+        roles = [self._value.get("role"), *self._list("roles")]
+        slugs = (role.get("slug") if isinstance(role, Mapping) else role for role in roles)
+        # A longer text is not a slug, and an index could not hold it.
+        return sorted({clean(slug) for slug in slugs if isinstance(slug, str) and 0 < len(slug) <= MAX_ID})
+
+    def _list(self, name: str) -> list[object]:
         value = self._value.get(name)
-        found = (item.get(field) for item in value if isinstance(item, Mapping)) if isinstance(value, list) else ()
-        return sorted({clean(item) for item in found if isinstance(item, str)})
+        return value if isinstance(value, list) else []
 
     def time(self, name: str) -> datetime:
-        """Return an instant in UTC. WorkOS writes most with a zone; one without is UTC."""
-        value = self._value.get(name)
-        if value is None:
+        """Return a required instant in UTC."""
+        if self._value.get(name) is None:
             raise PayloadError(self._where(name), "is missing")
-        parsed = parse_time(value)
-        if parsed is None:
+        if (parsed := self.optional_time(name)) is None:
             raise PayloadError(self._where(name), "is not a time")
         return parsed
 
     def optional_time(self, name: str) -> datetime | None:
-        """Return an instant in UTC, or None if there is no usable one."""
+        """Return an instant in UTC, or None if it is missing or unusable."""
         return parse_time(self._value.get(name))
-
-    def slugs(self) -> list[str]:
-        """Return all role slugs of a membership, from `role` and `roles`, sorted."""
-        one, several = self._value.get("role"), self._value.get("roles")
-        found = [one, *(several if isinstance(several, list) else [])]
-        slugs = (item.get("slug") if isinstance(item, Mapping) else item for item in found)
-        # Longer than an id it is no slug, nor could an index hold it.
-        return sorted({clean(slug) for slug in slugs if isinstance(slug, str) and 0 < len(slug) <= MAX_ID})
 
 
 def parse_json(body: bytes) -> Any:
-    """Return the value of a JSON text, as Python's own parser reads it.
+    """Return the value of a JSON text; raises `ValueError` or `RecursionError` if it is not JSON.
 
-    Most texts are read by orjson, which is faster. What it refuses (another encoding, NaN, half a surrogate) is left to
-    the other. They differ in integers of more than 64 bits, and a little in how deep a text may be nested.
-
-    Raises:
-        ValueError, RecursionError: it is no JSON.
+    orjson is faster but refuses some texts that the standard library accepts: another encoding, NaN, lone surrogates.
+    The two differ in integers of more than 64 bits, and a little in how deep a text may be nested.
     """
     try:
         return orjson.loads(body)
@@ -132,23 +115,23 @@ def parse_json(body: bytes) -> Any:
 
 
 def is_id(value: str) -> bool:
-    """Whether `value` can be a key and a segment of a URL's path.
+    """Return whether `value` can be a key and a segment of a URL's path.
 
-    Printable ASCII, 1 to 255 characters, without `/`, and neither `.` nor `..`, which a URL takes for folders.
+    It must be printable ASCII, 1 to 255 characters, without `/`, and neither `.` nor `..`, which URLs treat as folders.
     """
     printable = value.isascii() and value.isprintable()
     return 0 < len(value) <= MAX_ID and printable and "/" not in value and value not in (".", "..")
 
 
 def clean(value: str) -> str:
-    """Return `value` as every database can hold it: no NUL, no lone surrogates, at most 10,000 characters."""
+    """Return `value` so that every database can store it: no NUL, no lone surrogates, at most 10,000 characters."""
     if len(value) <= MAX_TEXT and value.isascii() and value.isprintable():
-        return value  # as nearly all are
+        return value  # the common case, without the cost of encoding
     return value[:MAX_TEXT].replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
 def parse_time(value: object) -> datetime | None:
-    """Return the instant that ISO 8601 text names, in UTC, or None. Without a zone it is UTC (docs/workos.md)."""
+    """Return the instant of an ISO 8601 text in UTC, or None. Text without a zone is in UTC (docs/workos.md)."""
     if not isinstance(value, str):
         return None
     try:

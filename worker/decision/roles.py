@@ -4,19 +4,13 @@ from collections.abc import Iterable, Mapping
 
 LOCAL_ROLES = ("member", "admin")
 """Sorted from least to most privileged."""
-
 DEFAULT_ROLE_MAP: dict[str, str] = {role: role for role in LOCAL_ROLES}
 
 
 def local_role(slugs: Iterable[str], role_map: Mapping[str, str]) -> tuple[str | None, str]:
-    """Return the most privileged local role that any of the slugs maps to, preceded by that slug.
+    """Return the most privileged local role that the slugs of a membership map to, preceded by that slug.
 
-    Args:
-        slugs: the WorkOS roles of a membership. An unmapped slug maps to the least privileged role.
-        role_map: WorkOS role slug to local role.
-
-    Returns:
-        the slug (None if there are no slugs) and the local role.
+    Without slugs, the slug is None and the role the least privileged one.
     """
     return max(
         ((slug, role_map.get(slug, LOCAL_ROLES[0])) for slug in sorted(slugs)),

@@ -1,6 +1,7 @@
-"""The kinds of WorkOS objects in the mirror: one module of this package each.
+"""The kinds of WorkOS objects in the mirror, each in one module with its event types.
 
-To add a kind, add its module, a migration for its table, and a recorded payload for each of its event types.
+A new event type is a line in the `events` of its kind's module. A new kind needs a module, a migration for its table,
+and a recorded payload for each of its event types.
 """
 
 import importlib
@@ -28,9 +29,9 @@ KINDS: Mapping[str, Kind] = _load()
 READERS: dict[str, tuple[Kind, EventReader]] = {
     type: (kind, reader) for kind in KINDS.values() for type, reader in kind.events.items()
 }
-"""Event type → the kind it is about and how it is read. Events of other types are stored and ignored."""
+"""Event type → its kind, and the function that reads it. Events of other types are stored and ignored."""
 SUBSCRIBED = sorted(READERS)
-"""The event types that a webhook endpoint subscribes to and catch-up asks for."""
+"""The event types that the webhook endpoint subscribes to and that catch-up requests."""
 LISTINGS: Mapping[str, tuple[Kind, Listing]] = {
     listing.name: (kind, listing) for kind in KINDS.values() for listing in kind.listings
 }
@@ -38,39 +39,22 @@ LISTINGS: Mapping[str, tuple[Kind, Listing]] = {
 
 
 def read_object(kind: Kind, item: object, read_at: datetime, roles: RoleMap) -> Snapshot:
-    """Return the snapshot of an object as the API shows it.
+    """Return the snapshot of an object that the API returned; raises `PayloadError` if it cannot be used.
 
-    Its version is its own `updated_at`, then the time of the read: of two events in the same millisecond, the read
-    showed the later one. WorkOS gives that time in whole seconds, so the end of the second is used: the read also
-    showed events from the start of that second. If an event is stale by this alone, it needs a confirmed read
-    (`needs_confirmation`).
-
-    Args:
-        kind: the kind of the object.
-        item: the JSON value.
-        read_at: WorkOS's time of the read, in UTC.
-        roles: WorkOS role slug → local role.
-
-    Raises:
-        PayloadError: the object cannot be used; the message names the field.
+    Its version is its own `updated_at`, then the time of the read, because a read shows the later of two events in the
+    same millisecond. WorkOS gives `read_at` in whole seconds. The end of that second is used, because the read may
+    show any event in it. An event that is stale only because of this needs a confirmed read (`needs_confirmation`).
     """
     data = Fields(item, kind.name)
-    # An object without final deletes is ordered by event time alone: the read shows it as of its last update.
+    # An object whose delete is not final is ordered by event time alone, so the time of its last update is used.
     at = read_at + DATE_STEP if kind.delete_is_final else data.time("updated_at")
-    return live_state(kind, data, (kind.api_content or kind.content)(data, roles, True), Envelope("", at))
+    return live_state(kind, data, (kind.api_content or kind.content)(data, roles), Envelope("", at))
 
 
 def read_event(event_id: str, type: str, body: bytes, roles: RoleMap) -> tuple[Envelope, Snapshot | None]:
     """Return an event's envelope and the snapshot in it, or None for a type that is ignored.
 
-    Args:
-        event_id: the event's id, as the inbox stores it.
-        type: the event's type.
-        body: the raw bytes of the whole event.
-        roles: WorkOS role slug → local role.
-
-    Raises:
-        PayloadError: the data cannot be used; the message names the field.
+    `body` has the raw bytes of the whole event. Raises `PayloadError` if the event cannot be used.
     """
     try:
         event = parse_json(body)

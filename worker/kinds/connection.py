@@ -3,8 +3,7 @@
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables import Mirrored
-from worker.decision.payload import Fields
-from worker.kinds.kind import Content, Kind, Listing, RoleMap, ShownBy, live, tombstone
+from worker.kinds.kind import Kind, Listing, ShownBy, live, tombstone
 
 
 class Connection(Mirrored):
@@ -16,26 +15,22 @@ class Connection(Mirrored):
     name: Mapped[str | None]
     connection_type: Mapped[str | None]
     status: Mapped[str | None]
-    """WorkOS's `state`. People can sign in only with an `active` one."""
+    """WorkOS's `state`. People can sign in only if it is `active`."""
     domains: Mapped[list[str] | None]
     """Domain names, sorted."""
-
-
-def _content(data: Fields, _roles: RoleMap, _strict: bool) -> Content:
-    return {
-        "organization_id": data.optional_id("organization_id"),  # may be absent (docs/workos.md, Connections)
-        "name": data.text("name"),
-        "connection_type": data.text("connection_type"),
-        "status": data.text("state"),
-        "domains": data.names("domains", "domain"),
-    }
 
 
 CONNECTION = Kind(
     name="connection",
     object="connection",
     table=Connection,
-    content=_content,
+    content=lambda data, _roles: {
+        "organization_id": data.optional_id("organization_id"),  # may be absent (docs/workos.md, Connections)
+        "name": data.text("name"),
+        "connection_type": data.text("connection_type"),
+        "status": data.text("state"),
+        "domains": data.texts("domains", "domain"),
+    },
     events={"connection.activated": live, "connection.deactivated": live, "connection.deleted": tombstone},
     read_path=lambda id: ("connections", id),
     listings=(
@@ -47,9 +42,6 @@ CONNECTION = Kind(
             required=False,  # an API key may lack the permission to list connections
         ),
     ),
-    shown_by=(
-        ShownBy("connections"),
-        ShownBy("connections", parent=Connection.organization_id),
-    ),
+    shown_by=(ShownBy("connections"), ShownBy("connections", parent=Connection.organization_id)),
     label=Connection.name,
 )

@@ -4,8 +4,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from models.addresses import normalize_domain
 from models.tables import Mirrored
+from models.types import JsonObject
 from worker.decision.payload import Envelope, Fields
-from worker.kinds.kind import Content, Kind, RoleMap, ShownBy, Snapshot, live, live_state, tombstone
+from worker.kinds.kind import Kind, RoleMap, ShownBy, Snapshot, live, live_state, tombstone
 
 
 class Domain(Mirrored):
@@ -15,19 +16,18 @@ class Domain(Mirrored):
 
     organization_id: Mapped[str | None] = mapped_column(index=True)
     domain: Mapped[str | None]
-    """As WorkOS shows it."""
     normalized: Mapped[str | None] = mapped_column(index=True)
-    """Lower case, IDNA (UTS 46), without a trailing dot, or None if it is not a domain name."""
+    """`models.addresses.normalize_domain` of `domain`."""
     verification: Mapped[str | None]
     """WorkOS's `state`. `verified` and `legacy_verified` let people join."""
     reason: Mapped[str | None]
     """Why verification failed."""
 
 
-def _content(data: Fields, _roles: RoleMap, strict: bool) -> Content:
+def _content(data: Fields, _roles: RoleMap) -> JsonObject:
     name = data.text("domain")
     return {
-        "organization_id": data.parent("organization_id", strict=strict),
+        "organization_id": data.optional_id("organization_id"),
         "domain": name,
         "normalized": normalize_domain(name),
         "verification": data.text("state"),
@@ -35,8 +35,8 @@ def _content(data: Fields, _roles: RoleMap, strict: bool) -> Content:
     }
 
 
-def _api_content(data: Fields, roles: RoleMap, strict: bool) -> Content:
-    content = _content(data, roles, strict)
+def _api_content(data: Fields, roles: RoleMap) -> JsonObject:
+    content = _content(data, roles)
     if content["verification"] == "failed":
         del content["reason"]  # only the event has it
     return content
@@ -45,7 +45,7 @@ def _api_content(data: Fields, roles: RoleMap, strict: bool) -> Content:
 def _verification_failed(kind: Kind, data: Fields, envelope: Envelope, roles: RoleMap) -> Snapshot:
     # The only domain event that nests its object (docs/workos.md, Organizations and domains).
     nested = data.nested("organization_domain")
-    content = _content(nested, roles, True) | {"verification": "failed", "reason": data.text("reason")}
+    content = _content(nested, roles) | {"verification": "failed", "reason": data.text("reason")}
     return live_state(kind, nested, content, envelope)
 
 

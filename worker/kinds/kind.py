@@ -12,27 +12,29 @@ from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.elements import KeyedColumnElement
 
 from models.tables import Mirrored
-from worker.decision.decide import State, Version
+from models.types import JsonObject
+from worker.decision.decide import Content, State, Version
 from worker.decision.payload import EPOCH, Envelope, Fields
 from worker.errors import PayloadError
 
-Content = dict[str, Any]
 RoleMap = Mapping[str, str]
 """WorkOS role slug → local role."""
 Path = tuple[str, ...]
 """The segments of a path of WorkOS's API."""
+ObjectReader = Callable[[object, str], Iterable[tuple[str, object]]]
+"""Yields the objects in an item of a listing, given the item and the organization id: kind names and JSON objects."""
 
 
 class Snapshot(NamedTuple):
-    """One object as a payload shows it."""
+    """The state of one object in one payload."""
 
     kind: "Kind"
     id: str
     state: State
 
 
-ContentReader = Callable[[Fields, RoleMap, bool], Content]
-"""Reads the content columns from a payload. The flag is False for deletes: then a parent id may be missing."""
+ContentReader = Callable[[Fields, RoleMap], JsonObject]
+"""Reads the content columns from a payload."""
 EventReader = Callable[["Kind", Fields, Envelope, RoleMap], Snapshot]
 """Reads the `data` of one event type."""
 
@@ -52,41 +54,35 @@ class Listing:
 
     Args:
         name: stored in the table `listings`, so it must not change.
-        path: the path, given the organization id; the id is empty in a listing of the whole environment. None: the
+        path: the path, given the organization id, which is empty in a listing of the whole environment. None: the
             object with that id is read, as a listing of one.
         params: query parameters, given the organization id.
         paged: whether WorkOS answers in pages.
         full_resync: how often a full resync fetches it.
         workspace_resync: whether the resync of one workspace fetches it.
         required: whether a full resync fails when this listing fails.
-        objects: yields the objects in an item, each with the name of its kind, given the item and the organization id.
-            Raises `PayloadError` if the item lacks objects that it should show. None: each item is one object.
+        objects: raises `PayloadError` if an item lacks objects that it should show. None: each item is one object.
     """
 
     name: str
     path: Callable[[str], Path] | None
-    params: Callable[[str], dict[str, Any]] = lambda _organization_id: {}
+    params: Callable[[str], JsonObject] = lambda _organization_id: {}
     paged: bool = True
     full_resync: Scope = Scope.ONCE
     workspace_resync: bool = False
     required: bool = True
-    objects: Callable[[Any, str], Iterable[tuple[str, Any]]] | None = None
+    objects: ObjectReader | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ShownBy:
-    """A listing that shows every live object of a kind, so that an object it does not show may have been deleted.
-
-    Args:
-        listing: the listing's name.
-        parent: the column with the organization id, for the listings of one organization each; None for the listing
-            of the whole environment.
-        only: a condition on the rows that this listing shows.
-    """
+    """A listing that shows every live object of a kind. An object that it does not show may have been deleted."""
 
     listing: str
     parent: InstrumentedAttribute[str | None] | None = None
+    """The column with the organization id, if each organization has its own listing."""
     only: ColumnElement[bool] | None = None
+    """A condition on the rows that this listing shows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +91,7 @@ class Kind:
 
     Args:
         name: stored in the columns `kind`, so it must not change.
-        object: WorkOS's `object`: what an answer to a read by id says it is.
+        object: the value of `object` in WorkOS's answer to a read by id.
         table: the mirror table.
         content: reads the content columns from a payload.
         events: event type → how its `data` is read.
@@ -103,14 +99,15 @@ class Kind:
         listings: the listings that fetch objects of this kind.
         shown_by: the listings by which a resync finds deleted objects.
         label: the column that names an object to people.
-        parents: column → name of the kind whose id it holds. A parent that stays missing is read.
+        parents: column → name of the kind whose id it contains. Live objects must have it. A parent that stays missing
+            is read.
         id_field: the payload's field that identifies an object.
         key: the key in the mirror, from that field's value and the content.
         delete_is_final: False for an object that is identified by a slug and can be created again. Its states are
             ordered by event time alone.
         organization_of: the id of the workspace an object belongs to, from its key and content.
-        from_read: what a read by key shows: an item with the same fields as in events, or None if the object is gone.
-            Raises `PayloadError` if WorkOS answered with another object.
+        from_read: converts the answer to a read by key to an item with the fields of events, or None if the object is
+            gone. Raises `PayloadError` if WorkOS answered with another object.
         api_content: reads the content from the API, where the API omits what events carry.
         derive: the columns that are computed from the content whenever a row is written.
     """
@@ -128,59 +125,55 @@ class Kind:
     id_field: str = "id"
     key: Callable[[str, Content], str] = lambda id, _content: id
     delete_is_final: bool = True
-    organization_of: Callable[[str, Mapping[str, Any]], str | None] = lambda _id, row: row.get("organization_id")
-    from_read: Callable[[str, dict[str, Any]], dict[str, Any] | None] = lambda _id, item: item
+    organization_of: Callable[[str, Content], str | None] = lambda _id, content: content.get("organization_id")
+    from_read: Callable[[str, JsonObject], JsonObject | None] = lambda _id, item: item
     api_content: ContentReader | None = None
-    derive: Callable[[Mapping[str, Any]], Content] = lambda _content: {}
+    derive: Callable[[Content], Content] = lambda _content: {}
 
     def __str__(self) -> str:
         return self.name
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """The content columns: what an incoming version may change."""
+        """The content columns: those that an incoming version may change."""
         others = {*Mirrored.__annotations__, *self.derive({})}
         return ("created_at", *(column.name for column in self.table.__table__.c if column.name not in others))
 
     @property
-    def owner(self) -> KeyedColumnElement[Any] | None:
+    def owner(self) -> KeyedColumnElement[str | None] | None:
         """The column with the id of the workspace that owns an object, if workspaces own objects of this kind."""
         return self.table.__table__.c.get("organization_id")
 
 
 def live(kind: Kind, data: Fields, envelope: Envelope, roles: RoleMap) -> Snapshot:
-    """Read a live object.
-
-    Raises:
-        PayloadError: a field that is needed is missing or unusable; the message names it.
-    """
-    return live_state(kind, data, kind.content(data, roles, True), envelope)
+    """Read a live object; raises `PayloadError` if a required field is missing or unusable."""
+    return live_state(kind, data, kind.content(data, roles), envelope)
 
 
-def live_state(kind: Kind, data: Fields, content: Content, envelope: Envelope) -> Snapshot:
-    """Return `content` as a live object at the version that its event gives; raises as `live`."""
+def live_state(kind: Kind, data: Fields, content: JsonObject, envelope: Envelope) -> Snapshot:
+    """Return `content` as a live object with the version of its event; raises as `live`."""
+    for column in kind.parents:
+        data.id(column)  # required of a live object
     event_at = _event_time(envelope)
     updated_at = data.time("updated_at") if kind.delete_is_final else event_at
     return _snapshot(kind, data, content, Version(updated_at, event_at, envelope.id), deleted=False)
 
 
 def tombstone(kind: Kind, data: Fields, envelope: Envelope, roles: RoleMap) -> Snapshot:
-    """Read a deleted object. Needs nothing but its id: a delete must not be lost because another field is unusable.
+    """Read a deleted object; raises `PayloadError` if its id is unusable.
 
-    If the object can be created again, the event's time is needed too: it orders the two.
-
-    Raises:
-        PayloadError: the id or that time is missing or unusable.
+    Nothing else is required, so that no delete is lost; except that if the object can be created again, the event's
+    time is required to order the two.
     """
     if kind.delete_is_final:
         updated_at, event_at = data.optional_time("updated_at") or EPOCH, envelope.created_at or EPOCH
     else:
         updated_at = event_at = _event_time(envelope)
-    content = kind.content(data, roles, False)
-    return _snapshot(kind, data, content, Version(updated_at, event_at, envelope.id), deleted=True)
+    version = Version(updated_at, event_at, envelope.id)
+    return _snapshot(kind, data, kind.content(data, roles), version, deleted=True)
 
 
-def _snapshot(kind: Kind, data: Fields, content: Content, version: Version, *, deleted: bool) -> Snapshot:
+def _snapshot(kind: Kind, data: Fields, content: JsonObject, version: Version, *, deleted: bool) -> Snapshot:
     content["created_at"] = data.optional_time("created_at") or version.updated_at
     return Snapshot(kind, kind.key(data.id(kind.id_field), content), State(version, deleted, content))
 

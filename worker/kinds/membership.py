@@ -4,9 +4,10 @@ from sqlalchemy import Index
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables import Mirrored, index_where
+from models.types import JsonObject
 from worker.decision.payload import Fields
 from worker.decision.roles import local_role
-from worker.kinds.kind import Content, Kind, Listing, RoleMap, Scope, ShownBy, live, tombstone
+from worker.kinds.kind import Kind, Listing, RoleMap, Scope, ShownBy, live, tombstone
 
 
 class Membership(Mirrored):
@@ -32,12 +33,12 @@ class Membership(Mirrored):
     )
 
 
-def _content(data: Fields, roles: RoleMap, strict: bool) -> Content:
+def _content(data: Fields, roles: RoleMap) -> JsonObject:
     slugs = data.slugs()
     workos_role, role = local_role(slugs, roles)
     return {
-        "organization_id": data.parent("organization_id", strict=strict),
-        "user_id": data.parent("user_id", strict=strict),
+        "organization_id": data.optional_id("organization_id"),
+        "user_id": data.optional_id("user_id"),
         "status": data.text("status"),
         "workos_roles": slugs,
         "workos_role": workos_role,
@@ -61,10 +62,8 @@ MEMBERSHIP = Kind(
         Listing(
             "memberships",
             lambda _: ("user_management", "organization_memberships"),
-            params=lambda organization_id: {
-                "organization_id": organization_id,
-                "statuses": "active,inactive,pending",  # without it WorkOS lists active ones only
-            },
+            # Without `statuses`, WorkOS lists only active memberships.
+            params=lambda organization: {"organization_id": organization, "statuses": "active,inactive,pending"},
             full_resync=Scope.EACH_ORGANIZATION,
             workspace_resync=True,
         ),

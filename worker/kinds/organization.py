@@ -1,14 +1,12 @@
 """Organizations: the workspaces of the product."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from sqlalchemy.orm import Mapped
 
 from models.tables import Mirrored
-from worker.decision.payload import Fields
 from worker.errors import PayloadError
-from worker.kinds.kind import Content, Kind, Listing, RoleMap, Scope, ShownBy, live, tombstone
+from worker.kinds.kind import Kind, Listing, Scope, ShownBy, live, tombstone
 
 
 class Organization(Mirrored):
@@ -20,12 +18,8 @@ class Organization(Mirrored):
     external_id: Mapped[str | None]
 
 
-def _content(data: Fields, _roles: RoleMap, _strict: bool) -> Content:
-    return {"name": data.text("name"), "external_id": data.text("external_id")}
-
-
-def _with_domains(item: Any, _parent: str) -> Iterator[tuple[str, Any]]:
-    """Yield an organization and the domains in it: WorkOS has no listing of domains."""
+def _with_domains(item: object, _parent: str) -> Iterator[tuple[str, object]]:
+    """Yield an organization and its domains. WorkOS has no listing of domains."""
     yield "organization", item
     if isinstance(item, dict):
         domains = item.get("domains")
@@ -38,22 +32,12 @@ ORGANIZATION = Kind(
     name="organization",
     object="organization",
     table=Organization,
-    content=_content,
-    events={
-        "organization.created": live,
-        "organization.updated": live,
-        "organization.deleted": tombstone,
-    },
+    content=lambda data, _roles: {"name": data.text("name"), "external_id": data.text("external_id")},
+    events={"organization.created": live, "organization.updated": live, "organization.deleted": tombstone},
     read_path=lambda id: ("organizations", id),
     listings=(
         Listing("organizations", lambda _: ("organizations",), objects=_with_domains),
-        Listing(
-            "organization",
-            path=None,
-            full_resync=Scope.NEVER,
-            workspace_resync=True,
-            objects=_with_domains,
-        ),
+        Listing("organization", path=None, full_resync=Scope.NEVER, workspace_resync=True, objects=_with_domains),
     ),
     shown_by=(ShownBy("organizations"),),
     label=Organization.name,

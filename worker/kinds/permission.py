@@ -3,8 +3,7 @@
 from sqlalchemy.orm import Mapped
 
 from models.tables import Mirrored
-from worker.decision.payload import Fields
-from worker.kinds.kind import Content, Kind, Listing, RoleMap, ShownBy, live, tombstone
+from worker.kinds.kind import Kind, Listing, ShownBy, live, tombstone
 
 
 class Permission(Mirrored):
@@ -22,30 +21,21 @@ class Permission(Mirrored):
     """WorkOS's `resource_type_slug`. Only permissions of type `organization` apply to members of a workspace."""
 
 
-def _content(data: Fields, _roles: RoleMap, _strict: bool) -> Content:
-    return {
+PERMISSION = Kind(
+    name="permission",
+    object="permission",
+    table=Permission,
+    content=lambda data, _roles: {
         "permission_id": data.optional_id("id"),
         "name": data.text("name"),
         "description": data.text("description"),
         "system": data.flag("system"),
         "resource_type": data.text("resource_type_slug"),
-    }
-
-
-PERMISSION = Kind(
-    name="permission",
-    object="permission",
-    table=Permission,
-    content=_content,
+    },
     events={"permission.created": live, "permission.updated": live, "permission.deleted": tombstone},
     read_path=lambda slug: ("authorization", "permissions", slug),
-    listings=(
-        Listing(
-            "permissions",
-            lambda _: ("authorization", "permissions"),
-            required=False,  # an API key may lack the permission to list permissions
-        ),
-    ),
+    # An API key may lack the permission to list permissions.
+    listings=(Listing("permissions", lambda _: ("authorization", "permissions"), required=False),),
     shown_by=(ShownBy("permissions"),),
     label=Permission.name,
     id_field="slug",

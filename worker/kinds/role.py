@@ -1,14 +1,15 @@
 """Roles of the environment, and organizations' own roles. WorkOS identifies them by slug."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables import Mirrored
+from models.types import JsonObject
+from worker.decision.decide import Content
 from worker.decision.payload import Fields
 from worker.errors import PayloadError
-from worker.kinds.kind import Content, Kind, Listing, Path, RoleMap, Scope, ShownBy, live, tombstone
+from worker.kinds.kind import Kind, Listing, Path, RoleMap, Scope, ShownBy, live, tombstone
 
 
 class Role(Mirrored):
@@ -23,9 +24,9 @@ class Role(Mirrored):
     permissions: Mapped[list[str] | None]
 
 
-def _content(data: Fields, _roles: RoleMap, _strict: bool) -> Content:
-    # `role.*` events carry no name and description (docs/workos.md), so events could not keep them right.
-    # An unusable organization is not a missing one: its role must not be taken for the environment's.
+def _content(data: Fields, _roles: RoleMap) -> JsonObject:
+    # Events of the environment's roles carry no name or description (docs/workos.md), so neither is stored.
+    # A role with an unusable organization id must not be mistaken for a role of the environment.
     organization_id = data.id_if_given("organization_id")
     return {
         "organization_id": organization_id,
@@ -48,26 +49,26 @@ def _read_path(id: str) -> Path:
     return ("authorization", "organizations", organization_id, "roles", slug)
 
 
-def _from_read(id: str, item: dict[str, Any]) -> dict[str, Any] | None:
-    """Add the organization, which WorkOS leaves out; None if WorkOS answers with the environment's role instead.
+def _from_read(id: str, item: JsonObject) -> JsonObject | None:
+    """Add the organization id, which WorkOS omits.
 
-    It does that for an organization without a role of that slug.
+    For an organization that has no role of that slug, WorkOS answers with the environment's role; this returns None.
     """
-    match item.get("type"), id.rpartition("/")[0]:
-        case "EnvironmentRole", "":
-            return item
-        case "EnvironmentRole", _:
-            return None
-        case "OrganizationRole", organization_id if organization_id:
-            return {**item, "organization_id": organization_id}
-    raise PayloadError("role.type", "is not that of the role that was asked for")
+    organization_id = id.rpartition("/")[0]
+    if item.get("type") == "EnvironmentRole":
+        return None if organization_id else item
+    if item.get("type") == "OrganizationRole" and organization_id:
+        return {**item, "organization_id": organization_id}
+    raise PayloadError("role.type", "is not that of the requested role")
 
 
-def _own_roles(item: Any, organization_id: str) -> Iterator[tuple[str, Any]]:
-    """Yield an organization's own role; its listing shows the environment's roles too."""
+def _own_roles(item: object, organization_id: str) -> Iterator[tuple[str, object]]:
+    """Yield an organization's own role, and nothing for a role of the environment, which the listing shows too."""
     type = item.get("type") if isinstance(item, dict) else None
-    if type != "EnvironmentRole":
-        yield "role", {**item, "organization_id": organization_id} if type == "OrganizationRole" else None
+    if isinstance(item, dict) and type == "OrganizationRole":
+        yield "role", {**item, "organization_id": organization_id}
+    elif type != "EnvironmentRole":
+        yield "role", None
 
 
 ROLE = Kind(

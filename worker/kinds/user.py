@@ -1,15 +1,13 @@
 """Users: people, identified by their e-mail address."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from sqlalchemy import Index
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.addresses import normalize_address
 from models.tables import Mirrored
-from worker.decision.payload import Fields
-from worker.kinds.kind import Content, Kind, Listing, RoleMap, ShownBy, live, tombstone
+from models.types import JsonObject
+from worker.decision.decide import Content
+from worker.kinds.kind import Kind, Listing, ShownBy, live, tombstone
 
 
 class User(Mirrored):
@@ -22,9 +20,8 @@ class User(Mirrored):
     first_name: Mapped[str | None]
     last_name: Mapped[str | None]
     email_normalized: Mapped[str | None] = mapped_column(index=True)
-    """Derived: the address in lower case with a normalized domain, or None if it is not an address."""
+    """Derived from `email` by `models.addresses.normalize_address`, as is `email_domain`."""
     email_domain: Mapped[str | None]
-    """Derived: the domain of `email_normalized`."""
 
     __table_args__ = (Index("ix_users_email_domain_id", "email_domain", "id"),)
 
@@ -33,28 +30,21 @@ PERSONAL = ("email", "first_name", "last_name")
 """The columns that erasure blanks."""
 
 
-def _content(data: Fields, _roles: RoleMap, _strict: bool) -> Content:
-    return {
-        "email": data.email("email"),
-        "email_verified": data.flag("email_verified"),
-        "first_name": data.text("first_name"),
-        "last_name": data.text("last_name"),
-    }
-
-
-def _derive(content: Mapping[str, Any]) -> Content:
-    address = normalize_address(content.get("email"))
-    return {
-        "email_normalized": address.normalized if address else None,
-        "email_domain": address.domain if address else None,
-    }
+def _derive(content: Content) -> JsonObject:
+    normalized, domain = normalize_address(content.get("email")) or (None, None)
+    return {"email_normalized": normalized, "email_domain": domain}
 
 
 USER = Kind(
     name="user",
     object="user",
     table=User,
-    content=_content,
+    content=lambda data, _roles: {
+        "email": data.email("email"),
+        "email_verified": data.flag("email_verified"),
+        "first_name": data.text("first_name"),
+        "last_name": data.text("last_name"),
+    },
     events={"user.created": live, "user.updated": live, "user.deleted": tombstone},
     read_path=lambda id: ("user_management", "users", id),
     listings=(Listing("users", lambda _: ("user_management", "users")),),

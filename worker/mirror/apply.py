@@ -1,6 +1,6 @@
-"""Applies snapshots to the mirror, in the caller's transaction: lock the rows, decide, save, record the changes."""
+"""Applies snapshots to the mirror in the caller's transaction: locks the rows, decides, saves, records the changes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import Connection, RowMapping, select
@@ -19,7 +19,7 @@ from worker.mirror.change_rows import ChangeRow
 
 
 class Arrival(NamedTuple):
-    """A snapshot and its cause: `event`, `resync`, `operator` or `settings`. `cause_id` says which one."""
+    """A snapshot, and what caused it (`CausedBy`)."""
 
     snapshot: Snapshot
     cause: Cause
@@ -27,27 +27,20 @@ class Arrival(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The decision about an arrival.
-
-    Attributes:
-        outcome: what became of it.
-        against: the event id of the stored version it was compared with; None if there was none.
-        needs_confirmation: why a confirmed read is needed; None if it is not.
-    """
+    """The decision about an arrival."""
 
     outcome: Outcome
     against: str | None
+    """The event id of the stored version it was compared with; None if there was none."""
     needs_confirmation: ConfirmationReason | None
+    """Why a confirmed read is needed; None if it is not."""
 
 
 def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], list[ChangeRow]]:
-    """Decide each arrival in turn and write the mirror.
+    """Decide each arrival in turn and write the mirror; return the decisions, in this order, and the changes.
 
     Rows are locked kind by kind, sorted by id, so that concurrent callers do not deadlock. The caller passes the
     changes to `note_changes` as its last step, and commits.
-
-    Returns:
-        the decisions, in the order of `arrivals`, and the rows of `changes`.
     """
     decisions: dict[int, Decision] = {}
     changes: list[ChangeRow] = []
@@ -67,7 +60,7 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
             decisions[place] = Decision(outcome, against, reason)
             if not state.erased:
                 seen.append((id, arrival.snapshot.state))
-            if state is not current or reason:  # a new revision in both cases: it makes a concurrent read repeat
+            if state is not current or reason:  # a new revision makes a concurrent confirmed read repeat
                 updated[id] = state
             if outcome is Outcome.APPLIED:
                 changes.append(change(kind, id, current, state, arrival.cause, arrival.cause_id))
@@ -78,45 +71,32 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
 def note_changes(tx: Connection, changes: Sequence[ChangeRow]) -> None:
     """Write rows of `changes`, with the rows that auto-join derives from them. Must be the last step before commit.
 
-    The ids are assigned under one lock that is held until the commit. So a follower that has seen id n never finds a
-    smaller id later, and misses no change (docs/guarantees.md, Order and equality).
+    The ids are assigned under one lock, held until the commit. So a reader that has seen id n never finds a smaller id
+    later (docs/guarantees.md, Order and equality).
     """
     if changes:
         advisory_lock(tx, CHANGES_LOCK)
-        insert_rows(tx, Change, [*changes, *auto_join_changes(tx, changes)])
+        rows = (*changes, *auto_join_changes(tx, changes))
+        insert_rows(tx, Change, [row._asdict() for row in rows])
 
 
 def show(kind: Kind, state: State) -> JsonObject:
-    """Return a state as `before` and `after` of `changes` contain it.
-
-    It has every column of the kind, `state`, and for users `erased`. Times are ISO 8601 text in UTC.
-    """
+    """Return a state as `changes` contains it: all columns of the kind, `state`, and for users `erased`."""
     content = {name: state.content.get(name) for name in kind.columns}
     return shown(content, deleted=state.deleted) | ({"erased": state.erased} if kind is USER else {})
 
 
 def change(kind: Kind, id: str, before: State | None, after: State, cause: Cause, cause_id: str) -> ChangeRow:
     """Return a row for `note_changes`; `before` is None for an object never seen."""
-    return {
-        "kind": kind.name,
-        "object_id": id,
-        "organization_id": kind.organization_of(id, after.content),
-        "before": None if before is None else show(kind, before),
-        "after": show(kind, after),
-        "cause": cause,
-        "cause_id": cause_id,
-    }
+    old = None if before is None else show(kind, before)
+    organization_id = kind.organization_of(id, after.content)
+    return ChangeRow(kind.name, id, organization_id, old, show(kind, after), cause, cause_id)
 
 
 def lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State | None]:
-    """Lock rows and return their states by id; None for an id never seen.
+    """Lock the rows of `ids`, which must be sorted, and return their states by id; None for an id never seen.
 
-    An id never seen gets a row first, so that it can be locked. The caller must save a state for it before the commit.
-
-    Args:
-        tx: a transaction.
-        kind: of the objects.
-        ids: sorted.
+    Such an id gets a row, so that it can be locked. The caller must save a state for it before the commit.
     """
     table = kind.table.__table__
     insert_new(tx, kind.table, [{"id": id} for id in ids])
@@ -125,11 +105,10 @@ def lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State
 
 
 def stored_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State]:
-    """Return the states of those of `ids` that were ever seen, without locking them."""
+    """Return the states of `ids` without locking them; an id never seen is missing."""
     table = kind.table.__table__
     rows = tx.execute(select(table).where(is_any_of(tx, table.c.id, ids))).mappings()
-    found = ((row["id"], _state(kind, row)) for row in rows)
-    return {id: state for id, state in found if state is not None}
+    return {row["id"]: state for row in rows if (state := _state(kind, row)) is not None}
 
 
 def _state(kind: Kind, row: RowMapping) -> State | None:
@@ -147,18 +126,14 @@ def _state(kind: Kind, row: RowMapping) -> State | None:
 def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Sequence[tuple[str, State]] = ()) -> None:
     """Save `states` to their locked rows and increment the revisions.
 
-    For users, also records every address: those of `states`, and those of `seen`, which need not have won.
+    For users, also records the addresses in `states`, and those in `seen`, whose states need not have won.
     """
     rows = [_columns(kind, id, state) for id, state in states.items()]
     update_rows(tx, kind.table, rows, revision=kind.table.revision + 1, touched_at=db_now())
     if kind is USER:
-        _record_addresses(tx, [*states.items(), *seen])
-
-
-def _record_addresses(tx: Connection, users: Iterable[tuple[str, State]]) -> None:
-    """Record the hashed addresses of users, in addition to those they had before."""
-    found = {(id, address.hash) for id, state in users if (address := normalize_address(state.content.get("email")))}
-    insert_new(tx, UserAddress, [{"user_id": id, "email_hash": digest} for id, digest in sorted(found)])
+        emails = ((id, normalize_address(state.content.get("email"))) for id, state in (*states.items(), *seen))
+        hashes = {(id, address.hash) for id, address in emails if address}
+        insert_new(tx, UserAddress, [{"user_id": id, "email_hash": digest} for id, digest in sorted(hashes)])
 
 
 def _columns(kind: Kind, id: str, state: State) -> dict[str, object]:
@@ -169,7 +144,7 @@ def _columns(kind: Kind, id: str, state: State) -> dict[str, object]:
         "event_id": state.version.event_id,
         "deleted_by": (DeletedBy.RESYNC if state.by_resync else DeletedBy.EVENT) if state.deleted else None,
         "erased": state.erased,
-        # A column that the API does not return (why a domain failed) is None for an object first seen there.
+        # The API does not return every column, so one may be missing for an object that was first seen there.
         **{name: state.content.get(name) for name in kind.columns},
         **kind.derive(state.content),
     }

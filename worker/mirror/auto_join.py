@@ -1,22 +1,20 @@
-"""Auto-join: derives, in the transaction that changes the mirror, what the changes mean for auto-join.
+"""Auto-join: derives what changes of the mirror mean for auto-join, in the transaction that makes the changes.
 
-The views decide: `auto_join_domains` by which domain people join where, `auto_join_blocks` who is kept out (their SQL:
-`models.views`). A domain's state is derived from its own row, its workspace and its rivals. It repeats the rule of
-`auto_join_domains`, because it also says why a domain does not auto-join, and each change of it leaves a row in
-`changes`; tests/use_cases/test_access_rules.py holds both to the same answer. In mode `provision` the same changes say
-who is to be made a member; `worker.provisioning` does it, in no transaction.
+The views in `models.views` decide: `auto_join_domains` by which domain people join, `auto_join_blocks` who is kept out.
+This module repeats the rule of `auto_join_domains` to record in `changes` why a domain does not auto-join;
+tests/use_cases/test_access_rules.py compares the two. In mode `provision` it also records whom `worker.provisioning`
+must make a member.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, delete, exists, insert, or_, select
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, insert, literal, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from models.bulk import dialect_insert, insert_rows, is_any_of
-from models.tables import AutoJoin, AutoJoinMode, AutoJoinState, Cause, Join, JoinSearch, JoinState, Mirror
+from models.tables import AutoJoin, AutoJoinMode, AutoJoinState, Cause, Join, JoinSearch, JoinState, Mirror, UserAddress
 from models.types import JsonObject, db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.decision.decide import shown
@@ -26,44 +24,33 @@ from worker.kinds.user import USER, User
 from worker.mirror.change_rows import CausedBy, ChangeRow
 
 REVIVED = (JoinState.DROPPED, JoinState.FAILED)
-"""Joins that a new cause makes pending again; what is blocked stays so until an operator unblocks the person."""
-
+"""Joins that a new cause makes pending again. A block stays until an operator unblocks the person."""
 VERIFIED = ("verified", "legacy_verified")
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """A workspace's claim to a domain: everything that its auto-join state depends on."""
 
-    domain_id: str
-    domain: str | None
+    id: str
+    created_at: datetime
+    updated_at: datetime
     organization_id: str | None
+    domain: str | None
+    normalized: str | None
     verification: str | None
     reason: str | None
     deleted: bool
     workspace_deleted: bool
     workspace_known: bool
-    shown: JsonObject
-    """The domain as `changes` contains it."""
 
     @property
     def holds(self) -> bool:
-        """Whether it is verified, by a workspace that is not known to be gone: one that is not known yet is a rival."""
+        """Whether the workspace holds the domain verified. A workspace that is not known yet counts as a rival."""
         return self.verification in VERIFIED and not self.deleted and not self.workspace_deleted
 
-
-class JoinSettings(NamedTuple):
-    """What of the row of `mirror` decides who joins: see `models.tables.Mirror`."""
-
-    auto_join: AutoJoinMode
-    auto_join_existing: bool
-    backfill_from: datetime | None
-    backfilled_at: datetime | None
-
-    @classmethod
-    def read(cls, tx: Connection) -> "JoinSettings":
-        """Return what is in force now."""
-        return cls(*tx.execute(select(*(Mirror.__table__.c[name] for name in cls._fields))).one())
+    def shown(self) -> JsonObject:
+        """Return the domain as `changes` contains it."""
+        return shown({name: getattr(self, name) for name in DOMAIN.columns}, deleted=self.deleted)
 
 
 class AutoJoinStatus(NamedTuple):
@@ -73,65 +60,57 @@ class AutoJoinStatus(NamedTuple):
     reason: str | None
 
 
-def auto_join_status(claim: Claim, rivals: Iterable[str]) -> AutoJoinStatus:
-    """Return where a domain stands.
+def auto_join_statuses(claims: Sequence[Claim]) -> dict[str, AutoJoinStatus]:
+    """Return the status of each claim, by domain id. `claims` must include every claim to each of their domains."""
+    holders: dict[str | None, set[str]] = {}
+    for claim in claims:
+        if claim.normalized and claim.organization_id and claim.holds:
+            holders.setdefault(claim.normalized, set()).add(claim.organization_id)
+    return {claim.id: _status(claim, holders.get(claim.normalized, set())) for claim in claims}
 
-    Args:
-        claim: the domain.
-        rivals: the ids of the other workspaces that hold it verified.
-    """
-    deleted = "domain" if claim.deleted else "workspace" if claim.workspace_deleted else None
-    if deleted:
-        return AutoJoinStatus(AutoJoinState.REVOKED, f"the {deleted} is deleted")
+
+def _status(claim: Claim, holders: set[str]) -> AutoJoinStatus:
+    if claim.deleted or claim.workspace_deleted:
+        return AutoJoinStatus(AutoJoinState.REVOKED, f"the {'domain' if claim.deleted else 'workspace'} is deleted")
     if claim.verification == "failed":
         return AutoJoinStatus(AutoJoinState.FAILED, claim.reason)
     if not claim.holds:
         return AutoJoinStatus(AutoJoinState.PENDING, f"not verified: {claim.verification or 'WorkOS sent no state'}")
     if not claim.workspace_known:
         return AutoJoinStatus(AutoJoinState.PENDING, "the workspace is not in the mirror yet")
-    if others := sorted(rivals):
-        return AutoJoinStatus(AutoJoinState.CONFLICTED, f"also verified by {', '.join(others)}")
+    if rivals := sorted(holders - {claim.organization_id or ""}):
+        return AutoJoinStatus(AutoJoinState.CONFLICTED, f"also verified by {', '.join(rivals)}")
     return AutoJoinStatus(AutoJoinState.VERIFIED, None)
 
 
-def auto_join_statuses(claims: Sequence[Claim]) -> dict[str, AutoJoinStatus]:
-    """Return the standing of each of `claims`, by domain id; every claim to the same domain must be among them."""
-    holders: dict[str | None, set[str]] = {}
-    for claim in claims:
-        if claim.domain and claim.organization_id and claim.holds:
-            holders.setdefault(claim.domain, set()).add(claim.organization_id)
-    return {
-        claim.domain_id: auto_join_status(claim, holders.get(claim.domain, set()) - {claim.organization_id or ""})
-        for claim in claims
-    }
-
-
 def auto_join_changes(tx: Connection, changes: Sequence[ChangeRow]) -> list[ChangeRow]:
-    """Record what changes of the mirror mean for auto-join.
+    """Record what changes of the mirror mean for auto-join; return additional rows for `changes`.
 
     A change of a domain gets the auto-join state in its `before` and `after`. A domain whose state changed for another
     reason (its workspace or a rival) gets a row of its own. The caller holds the lock of `changes`, so that of two
     transactions that verify the same domain, the second sees the first.
-
-    Returns:
-        additional rows for `changes`.
     """
-    domains = {row["object_id"]: row for row in changes if row["kind"] == DOMAIN.name}
-    workspaces = {
-        row["object_id"]: row for row in changes if row["kind"] == ORGANIZATION.name and _created_or_deleted(row)
-    }
-    people = {row["object_id"]: row for row in changes if row["kind"] == USER.name and _newly_verified(row)}
+    domains = {row.object_id: row for row in changes if row.kind == DOMAIN.name}
+    workspaces = {row.object_id: row for row in changes if row.kind == ORGANIZATION.name and _created_or_deleted(row)}
+    people = {row.object_id: row for row in changes if row.kind == USER.name and _newly_verified(row)}
     if not (domains or workspaces or people):
         return []
-    mirror = JoinSettings.read(tx)
+    settings = select(Mirror.auto_join, Mirror.auto_join_existing, Mirror.backfill_from, Mirror.backfilled_at)
+    mode, existing, backfill_from, backfilled_at = tx.execute(settings).one()
     further: list[ChangeRow] = []
     if domains or workspaces:
         transitions = _record_statuses(tx, _causes_of_claims(tx, domains, workspaces))
         further = _record_changes(transitions, changes)
-        if mirror.auto_join == AutoJoinMode.PROVISION:
-            _search(tx, [transition for transition in transitions if transition.begins], mirror)
-    if mirror.auto_join == AutoJoinMode.PROVISION:
-        _add_joins(tx, {id: _cause(row) for id, row in people.items() if _is_sign_up(row, mirror)})
+        if mode == AutoJoinMode.PROVISION:
+            _search(tx, transitions, backfill_from, everybody=existing and backfilled_at is not None)
+    if mode == AutoJoinMode.PROVISION:
+        by_cause: dict[CausedBy, list[str]] = {}
+        for id, row in people.items():
+            # People found by the first resync signed up earlier.
+            if row.cause == Cause.EVENT or backfilled_at is not None:
+                by_cause.setdefault(row.caused_by, []).append(id)
+        for cause, ids in by_cause.items():
+            add_joins(tx, is_any_of(tx, User.id, ids), cause)
     return further
 
 
@@ -163,120 +142,86 @@ def is_missing(organization_id: ColumnElement[str] | InstrumentedAttribute[str])
     return ~inside & ~kept_out
 
 
-def add_joins(tx: Connection, which: ColumnElement[bool], cause: CausedBy) -> int:
-    """Make the join of every user whom `which` names, of a verified address on an auto-join domain; return how many."""
-    rows = [
-        {
-            "organization_id": found.organization_id,
-            "user_id": found.user_id,
-            "domain": found.domain,
-            "cause": cause[0],
-            "cause_id": cause[1],
-        }
-        for found in tx.execute(eligible().where(which))
-    ]
-    if rows:
-        statement = dialect_insert(tx, Join)
-        new = statement.excluded
-        pending_again = {
-            "state": JoinState.PENDING,
-            "domain": new.domain,
-            "reason": None,
-            "error": None,
-            "cause": new.cause,
-            "cause_id": new.cause_id,
-            "due_at": db_now(),
-            "settled_at": None,
-            "complete_from": None,
-            "attempts": 0,
-            "attempted_at": None,
-        }
-        key = [Join.organization_id, Join.user_id]
-        revived = or_(*(Join.state == state for state in REVIVED))  # IN cannot be used with many rows
-        tx.execute(statement.on_conflict_do_update(index_elements=key, set_=pending_again, where=revived), rows)
-    return len(rows)
+def same_person(tx: Connection, user_id: str) -> set[str]:
+    """Return the user ids of one person: `user_id`, and every user that ever had one of its addresses."""
+    own, shared = aliased(UserAddress), aliased(UserAddress)
+    others = select(shared.user_id).join(own, own.email_hash == shared.email_hash).where(own.user_id == user_id)
+    return {user_id, *tx.execute(others).scalars()}
+
+
+def add_joins(tx: Connection, which: ColumnElement[bool], cause: CausedBy) -> None:
+    """Add a join for each user that matches `which` and has a verified address on an auto-join domain."""
+    chosen = eligible().where(which).subquery().c
+    given = {
+        "organization_id": chosen.organization_id,
+        "user_id": chosen.user_id,
+        "domain": chosen.domain,
+        "cause": literal(cause[0], Join.cause.type),
+        "cause_id": literal(cause[1]),
+    }
+    statement = dialect_insert(tx, Join).from_select(list(given), select(*given.values()).where(chosen.user_id != ""))
+    new = statement.excluded
+    pending_again = {
+        "state": JoinState.PENDING,
+        **{name: new[name] for name in ("domain", "cause", "cause_id")},
+        **dict.fromkeys(("reason", "error", "settled_at", "complete_from", "attempted_at")),
+        "due_at": db_now(),
+        "attempts": 0,
+    }
+    key = [Join.organization_id, Join.user_id]
+    tx.execute(statement.on_conflict_do_update(index_elements=key, set_=pending_again, where=Join.state.in_(REVIVED)))
 
 
 def _created_or_deleted(row: ChangeRow) -> bool:
     """Return whether a change created, deleted or restored a workspace."""
-    return row["before"] is None or row["before"]["state"] != row["after"]["state"]
+    return row.before is None or row.before["state"] != row.after["state"]
 
 
 def _newly_verified(row: ChangeRow) -> bool:
     """Return whether a change gave a person a verified address that they did not have before."""
-    before, after = row["before"] or {}, row["after"]
-    compared = ("state", "email", "email_verified")
-    return bool(
-        after["state"] == "active"
-        and after["email_verified"]
-        and [before.get(name) for name in compared] != [after[name] for name in compared]
-    )
-
-
-def _is_sign_up(row: ChangeRow, mirror: JoinSettings) -> bool:
-    """Return whether a change may be a sign-up. People found by the first resync signed up earlier."""
-    return bool(row["cause"] == Cause.EVENT or mirror.backfilled_at is not None)
-
-
-def _cause(row: ChangeRow) -> CausedBy:
-    return row["cause"], row["cause_id"]
+    before, after = row.before or {}, row.after
+    changed = any(before.get(name) != after[name] for name in ("state", "email", "email_verified"))
+    return changed and after["state"] == "active" and bool(after["email_verified"])
 
 
 def _causes_of_claims(
     tx: Connection, domains: Mapping[str, ChangeRow], workspaces: Mapping[str, ChangeRow]
 ) -> dict[str, CausedBy]:
     """Return the ids of all domains whose state may have changed, each with the cause."""
+    causes = {id: row.caused_by for id, row in domains.items()}
     names = {
-        shown["normalized"]: _cause(row)
+        shown["normalized"]: row.caused_by
         for row in domains.values()
-        for shown in (row["before"], row["after"])
+        for shown in (row.before, row.after)
         if shown and shown["normalized"]
     }
-    causes = {id: _cause(row) for id, row in domains.items()}
-    owned = select(Domain.id, Domain.normalized, Domain.organization_id).where(
-        is_any_of(tx, Domain.organization_id, workspaces)
-    )
-    for id, name, owner in tx.execute(owned):
-        cause = _cause(workspaces[str(owner)])
+    claimed = select(Domain.id, Domain.normalized, Domain.organization_id)
+    for id, name, owner in tx.execute(claimed.where(is_any_of(tx, Domain.organization_id, workspaces))):
+        cause = workspaces[str(owner)].caused_by
         causes.setdefault(id, cause)
         if name:
             names.setdefault(name, cause)
-    for id, name in tx.execute(select(Domain.id, Domain.normalized).where(is_any_of(tx, Domain.normalized, names))):
-        causes.setdefault(id, names[name])
+    for id, name, _ in tx.execute(claimed.where(is_any_of(tx, Domain.normalized, names))):
+        causes.setdefault(id, names[str(name)])
     return causes
 
 
 def claims(tx: Connection, ids: Iterable[str]) -> list[Claim]:
     """Return the claims with these domain ids, and all other claims to the same domains, sorted by domain id."""
-    selected = list(ids)
-    normalized = tx.execute(select(Domain.normalized).where(is_any_of(tx, Domain.id, selected))).scalars().all()
-    names = {name for name in normalized if name is not None}
+    selected = is_any_of(tx, Domain.id, ids)
+    names = filter(None, tx.execute(select(Domain.normalized).where(selected)).scalars())
     found = (
         select(
-            Domain.__table__,
-            Organization.deleted_by.label("workspace_deleted_by"),
-            Organization.revision.label("workspace_revision"),
+            *(Domain.__table__.c[name] for name in ("id", "updated_at", *DOMAIN.columns)),
+            Domain.deleted_by.is_not(None).label("deleted"),
+            Organization.deleted_by.is_not(None).label("workspace_deleted"),
+            Organization.id.is_not(None).label("workspace_known"),
         )
         .outerjoin(Organization, Organization.id == Domain.organization_id)
-        .where(or_(is_any_of(tx, Domain.id, selected), is_any_of(tx, Domain.normalized, names)), Domain.revision > 0)
+        .where(or_(selected, is_any_of(tx, Domain.normalized, set(names))), Domain.revision > 0)
         .order_by(Domain.id)
     )
-    return [_claim(row) for row in tx.execute(found).mappings().all()]
-
-
-def _claim(row: RowMapping) -> Claim:
-    deleted = row["deleted_by"] is not None
-    return Claim(
-        row["id"],
-        row["normalized"],
-        row["organization_id"],
-        row["verification"],
-        row["reason"],
-        deleted=deleted,
-        workspace_deleted=row["workspace_deleted_by"] is not None,
-        workspace_known=row["workspace_revision"] is not None,
-        shown=shown({name: row[name] for name in DOMAIN.columns}, deleted=deleted),
-    )
+    return [Claim(**row) for row in tx.execute(found).mappings()]
 
 
 class Transition(NamedTuple):
@@ -287,36 +232,29 @@ class Transition(NamedTuple):
     now: AutoJoinStatus
     cause: CausedBy
 
-    @property
-    def begins(self) -> bool:
-        """Whether the domain has just become verified."""
-        before = self.before.state if self.before else None
-        return self.now.state is AutoJoinState.VERIFIED and before is not AutoJoinState.VERIFIED
-
 
 def _record_statuses(tx: Connection, causes: Mapping[str, CausedBy]) -> list[Transition]:
-    """Work out where domains stand, and every other claim to them, and note what changed."""
+    """Derive and record the status of these domains and of every other claim to them."""
     if not causes:
         return []
     found = claims(tx, causes)
     now = auto_join_statuses(found)
     query = select(AutoJoin.__table__).where(is_any_of(tx, AutoJoin.domain_id, now))
-    recorded = {row.domain_id: row for row in tx.execute(query).all()}
+    recorded = {row.domain_id: row for row in tx.execute(query)}
     any_cause = next(iter(causes.values()))
     transitions = []
-    outdated: list[dict[str, str | None]] = []
+    outdated: dict[str, dict[str, object]] = {}
     for claim in found:
-        row, status = recorded.get(claim.domain_id), now[claim.domain_id]
+        id = claim.id
+        row, status = recorded.get(id), now[id]
         before = AutoJoinStatus(AutoJoinState(row.state), row.reason) if row else None
-        transitions.append(Transition(claim, before, status, causes.get(claim.domain_id, any_cause)))
-        if before != status or row is None or row.domain != claim.domain:
-            place = {"domain": claim.domain, "organization_id": claim.organization_id}
-            outdated.append({"domain_id": claim.domain_id, **place, **status._asdict()})
+        transitions.append(Transition(claim, before, status, causes.get(id, any_cause)))
+        if before != status or row is None or row.domain != claim.normalized:
+            place = {"domain_id": id, "domain": claim.normalized, "organization_id": claim.organization_id}
+            outdated[id] = {**place, **status._asdict()}
     if outdated:
-        tx.execute(
-            delete(AutoJoin).where(is_any_of(tx, AutoJoin.domain_id, (str(row["domain_id"]) for row in outdated)))
-        )
-        insert_rows(tx, AutoJoin, outdated)
+        tx.execute(delete(AutoJoin).where(is_any_of(tx, AutoJoin.domain_id, outdated)))
+        insert_rows(tx, AutoJoin, list(outdated.values()))
     return transitions
 
 
@@ -324,57 +262,40 @@ def _record_changes(transitions: Sequence[Transition], changes: Sequence[ChangeR
     """Add the states to the changes of their domains; return a row for each state that changed without one."""
     rows: dict[str, list[ChangeRow]] = {}
     for change in changes:
-        if change["kind"] == DOMAIN.name:
-            rows.setdefault(change["object_id"], []).append(change)
+        if change.kind == DOMAIN.name:
+            rows.setdefault(change.object_id, []).append(change)
     further: list[ChangeRow] = []
-    for transition in transitions:
-        claim = transition.claim
-        before, now = _columns(transition.before), _columns(transition.now)
-        own = rows.get(claim.domain_id, [])
+    for claim, old, new, cause in transitions:
+        before, now = _columns(old), _columns(new)
+        own = rows.get(claim.id, [])
         for change in own:
-            if change["before"] is not None:
-                change["before"].update(before)
-            change["after"].update(now if change is own[-1] else before)
-        if not own and transition.before != transition.now:
-            further.append(
-                {
-                    "kind": DOMAIN.name,
-                    "object_id": claim.domain_id,
-                    "organization_id": claim.organization_id,
-                    "before": {**claim.shown, **before},
-                    "after": {**claim.shown, **now},
-                    "cause": transition.cause[0],
-                    "cause_id": transition.cause[1],
-                }
-            )
+            if change.before is not None:
+                change.before.update(before)
+            change.after.update(now if change is own[-1] else before)
+        if not own and old != new:
+            row = (claim.id, claim.organization_id, claim.shown() | before, claim.shown() | now)
+            further.append(ChangeRow(DOMAIN.name, *row, *cause))
     return further
 
 
 def _columns(status: AutoJoinStatus | None) -> dict[str, str | None]:
-    return {
-        "auto_join": status.state.value if status else None,
-        "auto_join_reason": status.reason if status else None,
-    }
+    state, reason = status or (None, None)
+    return {"auto_join": state, "auto_join_reason": reason}
 
 
-def _search(tx: Connection, verified: Sequence[Transition], mirror: JoinSettings) -> None:
-    """Request searches for the people of domains that have begun to auto-join.
+def _search(
+    tx: Connection, transitions: Sequence[Transition], backfill_from: datetime | None, *, everybody: bool
+) -> None:
+    """Request searches for the people of domains that have just become verified.
 
-    Without AUTO_JOIN_EXISTING a search covers only people who signed up after the domain was verified.
+    Unless for `everybody`, a search covers only people who signed up after the domain was verified.
     """
-    ids = [transition.claim.domain_id for transition in verified]
-    times = {
-        row.id: row.updated_at
-        for row in tx.execute(select(Domain.id, Domain.updated_at).where(is_any_of(tx, Domain.id, ids)))
-    }
-    for transition in verified:
-        claim = transition.claim
-        if claim.domain is None or claim.organization_id is None:
-            continue
-        everybody = mirror.auto_join_existing and mirror.backfilled_at is not None
-        # The event of a sign-up may arrive before the event that verified the domain.
-        after = None if everybody else max(filter(None, (times[claim.domain_id], mirror.backfill_from)))
-        _add_search(tx, claim.organization_id, claim.domain, after, transition.cause)
+    for claim, before, now, cause in transitions:
+        was_verified = before is not None and before.state is AutoJoinState.VERIFIED
+        if now.state is AutoJoinState.VERIFIED and not was_verified and claim.normalized and claim.organization_id:
+            # The event of a sign-up may arrive before the event that verified the domain.
+            after = None if everybody else max(filter(None, (claim.updated_at, backfill_from)))
+            _add_search(tx, claim.organization_id, claim.normalized, after, cause)
 
 
 def _add_search(
@@ -385,11 +306,3 @@ def _add_search(
     row = {"organization_id": organization_id, "domain": domain, "cause": cause[0], "cause_id": cause[1]}
     everybody = running is not None and running.created_after is None
     tx.execute(insert(JoinSearch).values(created_after=None if everybody else created_after, **row))
-
-
-def _add_joins(tx: Connection, people: Mapping[str, CausedBy]) -> None:
-    by_cause: dict[CausedBy, list[str]] = {}
-    for id, cause in people.items():
-        by_cause.setdefault(cause, []).append(id)
-    for cause, ids in by_cause.items():
-        add_joins(tx, is_any_of(tx, User.id, ids), cause)

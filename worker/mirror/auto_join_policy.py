@@ -1,24 +1,18 @@
-"""Who may join by domain, as decided by settings and operators: mode, workspace switches, blocks on persons."""
+"""Decisions of settings and operators about auto-join: the mode, workspaces' settings, blocks on persons.
 
-from collections.abc import Sequence
+The rule that keeps a removed person out is the view `auto_join_blocks` in `models.views`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 import structlog
 from sqlalchemy import Connection, Engine, Select, and_, delete, func, insert, or_, select, update
 
-from models.bulk import dialect_insert
+from models import tables
+from models.bulk import dialect_insert, insert_new
 from models.database import CHANGES_LOCK, advisory_lock, in_transaction, read_transaction
-from models.tables import (
-    JOIN,
-    WORKSPACE_SETTINGS,
-    AutoJoinMode,
-    Cause,
-    Change,
-    Join,
-    JoinState,
-    Mirror,
-    UnblockedMembership,
-    WorkspaceSettings,
-)
+from models.tables import AutoJoinMode, Cause, Change, Join, JoinState, Mirror, UnblockedMembership, WorkspaceSettings
 from models.types import JsonObject, Record, db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.errors import ConfigurationError, OperatorError, UnknownIdError
@@ -26,33 +20,29 @@ from worker.kinds.membership import Membership
 from worker.kinds.organization import Organization
 from worker.kinds.user import User
 from worker.mirror.apply import note_changes
-from worker.mirror.auto_join import add_joins, eligible, is_missing, search
+from worker.mirror.auto_join import add_joins, eligible, is_missing, same_person, search
 from worker.mirror.change_rows import ChangeRow
-from worker.mirror.identity import same_person
 
 log = structlog.get_logger()
-
 
 BLOCKING = (JoinState.BLOCKED, JoinState.UNDONE)
 """States of joins that keep a person out."""
 
 
 def adopt(engine: Engine, mode: str, *, existing: bool) -> None:
-    """Store the settings, so that all processes use the same ones.
-
-    Args:
-        engine: the database.
-        mode: `off`, `mirror` or `provision`.
-        existing: whether people who signed up before a domain was verified join too.
-    """
-    in_transaction(engine, _store, {"auto_join": mode, "auto_join_existing": existing})
+    """Store the settings `AUTO_JOIN` and `AUTO_JOIN_EXISTING`, so that all processes use the same ones."""
+    in_transaction(engine, _adopt, {"auto_join": mode, "auto_join_existing": existing})
 
 
-def _store(tx: Connection, wanted: dict[str, object]) -> None:
+def _adopt(tx: Connection, wanted: dict[str, object]) -> None:
     current = tx.execute(select(Mirror.__table__).with_for_update()).mappings().one()
     if changed := {name: value for name, value in wanted.items() if current[name] != value}:
         log.info("auto_join_settings_changed", **wanted)
-        tx.execute(update(Mirror).values(changed))
+        _store(tx, changed)
+
+
+def _store(tx: Connection, values: Mapping[str, object]) -> None:
+    tx.execute(update(Mirror).values(values))
 
 
 def set_workspace(
@@ -64,19 +54,10 @@ def set_workspace(
     auto_join: bool | None = None,
     default_role: str | None = None,
 ) -> JsonObject:
-    """Change a workspace's auto-join settings, and return all of them.
+    """Change a workspace's settings, and return all of them as `workspace_settings` does.
 
-    Args:
-        engine: the database.
-        organization_id: the workspace.
-        who: the operator.
-        why: the operator's reason, recorded in `changes`.
-        auto_join: whether people join by domain; None leaves it unchanged.
-        default_role: the local role of people who join; None leaves it unchanged.
-
-    Raises:
-        ConfigurationError: neither a switch nor a role was given.
-        UnknownIdError: the mirror has no such workspace.
+    None leaves a setting unchanged. `changes` records the operator and the reason. Raises `ConfigurationError` if no
+    setting is given, and `UnknownIdError` if the mirror has no such workspace.
     """
     given = {"auto_join": auto_join, "default_role": default_role}
     wanted = {name: value for name, value in given.items() if value is not None}
@@ -90,21 +71,17 @@ def _set_workspace(tx: Connection, organization_id: str, who: str, why: str, wan
     mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()  # one operator at a time
     before = workspace_settings(tx, organization_id)
     after = before | wanted
-    row = {"organization_id": organization_id, **after, "who": who, "why": why}
-    own = select(WorkspaceSettings.why).where(WorkspaceSettings.organization_id == organization_id)
-    before_why = tx.execute(own).scalar_one_or_none()
-    tx.execute(delete(WorkspaceSettings).where(WorkspaceSettings.organization_id == organization_id))
-    tx.execute(insert(WorkspaceSettings).values(row))
-    if (
-        after["auto_join"]
-        and not before["auto_join"]
-        and mirror.auto_join == AutoJoinMode.PROVISION
-        and mirror.auto_join_existing
-    ):
+    own = WorkspaceSettings.organization_id == organization_id
+    before_why = tx.execute(select(WorkspaceSettings.why).where(own)).scalar_one_or_none()
+    tx.execute(delete(WorkspaceSettings).where(own))
+    tx.execute(insert(WorkspaceSettings).values(organization_id=organization_id, **after, who=who, why=why))
+    switched_on = after["auto_join"] and not before["auto_join"]
+    if switched_on and mirror.auto_join == AutoJoinMode.PROVISION and mirror.auto_join_existing:
         search(tx, organization_id, (Cause.OPERATOR, who))
-    changed = before | {"why": before_why}, after | {"why": why}
-    if changed[0] != changed[1]:
-        note_changes(tx, [_change_row(WORKSPACE_SETTINGS, organization_id, organization_id, *changed, who)])
+    old, new = before | {"why": before_why}, after | {"why": why}
+    if old != new:
+        ids = organization_id, organization_id
+        note_changes(tx, [ChangeRow(tables.WORKSPACE_SETTINGS, *ids, old, new, Cause.OPERATOR, who)])
     return after
 
 
@@ -112,24 +89,18 @@ def workspace_settings(tx: Connection, organization_id: str) -> JsonObject:
     """Return a workspace's settings: `auto_join` (whether people join by domain) and `default_role` (a local role)."""
     own = select(WorkspaceSettings.auto_join, WorkspaceSettings.default_role)
     row = tx.execute(own.where(WorkspaceSettings.organization_id == organization_id)).one_or_none()
-    return {
-        "auto_join": row is None or row.auto_join is not False,
-        "default_role": (row.default_role if row else None) or "member",
-    }
+    auto_join, default_role = row or (None, None)
+    return {"auto_join": auto_join is not False, "default_role": default_role or "member"}
 
 
 def unblock(engine: Engine, organization_id: str, user_id: str, who: str, why: str) -> list[str]:
     """Let someone join by domain again who was removed, deactivated, invited or blocked.
 
-    Whatever kept out someone with the same address no longer counts either.
-    In mode `provision` they are made a member if their address still makes them one. A later removal blocks them again.
+    This also lifts blocks that come from other users with the same address. In mode `provision` the person is made a
+    member if their address still qualifies. A later removal blocks them again.
 
-    Returns:
-        what kept them out, sorted: reasons as in the view `auto_join_blocks`.
-
-    Raises:
-        UnknownIdError: the mirror has no such workspace or person.
-        OperatorError: nothing blocks them.
+    Returns the sorted reasons for the block, as in the view `auto_join_blocks`. Raises `OperatorError` if nothing
+    blocks the person, and `UnknownIdError` if the mirror has no such workspace or person.
     """
     return in_transaction(engine, _unblock, organization_id, user_id, who, why)
 
@@ -137,20 +108,20 @@ def unblock(engine: Engine, organization_id: str, user_id: str, who: str, why: s
 def _unblock(tx: Connection, organization_id: str, user_id: str, who: str, why: str) -> list[str]:
     provisions = tx.execute(select(Mirror.auto_join).with_for_update()).scalar_one() == AutoJoinMode.PROVISION
     view = auto_join_blocks.c
-    here = (view.organization_id == organization_id, view.user_id == user_id)
-    reasons = sorted(set(tx.execute(select(view.reason).where(*here)).scalars()))
+    blocks = select(view.reason).where(view.organization_id == organization_id, view.user_id == user_id)
+    reasons = sorted(set(tx.execute(blocks).scalars()))
     if not reasons:
         _require(tx, Organization, "workspace", organization_id)
         _require(tx, User, "person", user_id)
         raise OperatorError(f"nothing blocks {user_id} from joining {organization_id} by domain")
-    # The block may be that of another user id with the same address.
     people = same_person(tx, user_id)
     inactive = or_(Membership.deleted_by.is_not(None), Membership.status.is_(None), Membership.status != "active")
     blocking = (Membership.organization_id == organization_id, Membership.user_id.in_(people), inactive)
-    for id in tx.execute(select(Membership.id).where(*blocking)).scalars().all():
-        tx.execute(
-            dialect_insert(tx, UnblockedMembership).values(membership_id=id, who=who, why=why).on_conflict_do_nothing()
-        )
+    unblocked = [
+        {"membership_id": id, "who": who, "why": why}
+        for id in tx.execute(select(Membership.id).where(*blocking)).scalars()
+    ]
+    insert_new(tx, UnblockedMembership, unblocked)
     joins = or_(Join.user_id == user_id, and_(Join.user_id.in_(people), Join.state.in_(BLOCKING)))
     tx.execute(delete(Join).where(Join.organization_id == organization_id, joins))
     if provisions:
@@ -160,10 +131,9 @@ def _unblock(tx: Connection, organization_id: str, user_id: str, who: str, why: 
 
 
 def block(engine: Engine, organization_id: str, user_id: str, who: str, why: str) -> None:
-    """Keep someone from joining a workspace by domain until they are unblocked; a membership they have stays.
+    """Keep someone from joining a workspace by domain until they are unblocked. An existing membership stays.
 
-    Raises:
-        UnknownIdError: the mirror has no such workspace or person.
+    Raises `UnknownIdError` if the mirror has no such workspace or person.
     """
     in_transaction(engine, _block, organization_id, user_id, who, why)
 
@@ -171,23 +141,22 @@ def block(engine: Engine, organization_id: str, user_id: str, who: str, why: str
 def _block(tx: Connection, organization_id: str, user_id: str, who: str, why: str) -> None:
     _require(tx, Organization, "workspace", organization_id)
     _require(tx, User, "person", user_id)
-    values = {"state": JoinState.BLOCKED, "reason": f"by {who}: {why}", "cause": Cause.OPERATOR, "cause_id": who}
-    row = dialect_insert(tx, Join).values(
-        organization_id=organization_id, user_id=user_id, settled_at=db_now(), **values
-    )
-    key = [Join.organization_id, Join.user_id]
-    tx.execute(row.on_conflict_do_update(index_elements=key, set_=values | {"settled_at": db_now()}))
-    _note_decision(tx, organization_id, user_id, {"state": "blocked", "reasons": [values["reason"]], "why": why}, who)
+    reason = f"by {who}: {why}"
+    cause = {"cause": Cause.OPERATOR, "cause_id": who}
+    values = {"state": JoinState.BLOCKED, "reason": reason, "settled_at": db_now(), **cause}
+    row = dialect_insert(tx, Join).values(organization_id=organization_id, user_id=user_id, **values)
+    tx.execute(row.on_conflict_do_update(index_elements=[Join.organization_id, Join.user_id], set_=values))
+    _note_decision(tx, organization_id, user_id, {"state": "blocked", "reasons": [reason], "why": why}, who)
 
 
 def _note_decision(tx: Connection, organization_id: str, user_id: str, after: JsonObject, who: str) -> None:
-    """Note what an operator decided about a person and a workspace, as the next link of their chain in `changes`."""
-    advisory_lock(tx, CHANGES_LOCK)  # before the look at the last link
-    chain = (Change.kind == JOIN, Change.object_id == user_id, Change.organization_id == organization_id)
-    last = select(Change.after).where(*chain).order_by(Change.id.desc()).limit(1)
+    """Record an operator's decision about a person and a workspace; `before` is the previous decision about them."""
+    advisory_lock(tx, CHANGES_LOCK)  # before the previous decision is read
+    same = (Change.kind == tables.JOIN, Change.object_id == user_id, Change.organization_id == organization_id)
+    last = select(Change.after).where(*same).order_by(Change.id.desc()).limit(1)
     before = tx.execute(last).scalar_one_or_none()
     if before != after:
-        note_changes(tx, [_change_row(JOIN, user_id, organization_id, before, after, who)])
+        note_changes(tx, [ChangeRow(tables.JOIN, user_id, organization_id, before, after, Cause.OPERATOR, who)])
 
 
 def _require(tx: Connection, table: type[Organization | User], what: str, id: str) -> None:
@@ -195,27 +164,12 @@ def _require(tx: Connection, table: type[Organization | User], what: str, id: st
         raise UnknownIdError(f"the mirror has no {what} {id}")
 
 
-def _change_row(
-    kind: str, id: str, organization_id: str, before: JsonObject | None, after: JsonObject, who: str
-) -> ChangeRow:
-    return {
-        "kind": kind,
-        "object_id": id,
-        "organization_id": organization_id,
-        "before": before,
-        "after": after,
-        "cause": Cause.OPERATOR,
-        "cause_id": who,
-    }
-
-
 def missing_members(engine: Engine, limit: int, organization_id: str | None = None) -> list[Record]:
     """Return people who should have joined a workspace by domain: nothing keeps them out, and they are not members."""
     query = _missing()
     if organization_id is not None:
         query = query.where(auto_join_domains.c.organization_id == organization_id)
-    with read_transaction(engine) as tx:
-        return [dict(row) for row in tx.execute(query.order_by(User.email_domain, User.id).limit(limit)).mappings()]
+    return _records(engine, query.order_by(User.email_domain, User.id).limit(limit))
 
 
 def _missing() -> Select[str, str, str | None, str, str]:
@@ -224,8 +178,7 @@ def _missing() -> Select[str, str, str | None, str, str]:
 
 def without_admin(engine: Engine, limit: int | None = None) -> list[Record]:
     """Return the workspaces that have members but no admin, at most `limit`."""
-    with read_transaction(engine) as tx:
-        return [dict(row) for row in tx.execute(_without_admin().limit(limit)).mappings()]
+    return _records(engine, _without_admin().limit(limit))
 
 
 def _without_admin() -> Select[str, str | None, int]:
@@ -235,35 +188,30 @@ def _without_admin() -> Select[str, str | None, int]:
     return select(*shown, func.count().label("members")).group_by(*shown).having(admins == 0).order_by(*shown)
 
 
-def refresh_counts(engine: Engine) -> None:
-    """Store the numbers of missing members and of workspaces without an admin.
-
-    The queries are too slow to run at every scrape of the metrics.
-    """
-    with read_transaction(engine) as tx:
-        counts = [
-            tx.execute(select(func.count()).select_from(query.subquery())).scalar_one()
-            for query in (_missing(), _without_admin())
-        ]
-    in_transaction(engine, _store_counts, counts)
-
-
-def _store_counts(tx: Connection, counts: Sequence[int]) -> None:
-    tx.execute(update(Mirror).values(missing_joins=counts[0], without_admin=counts[1]))
-
-
 def joins(
-    engine: Engine,
-    *,
-    state: str | None = None,
-    organization_id: str | None = None,
-    limit: int = 50,
+    engine: Engine, *, state: str | None = None, organization_id: str | None = None, limit: int = 50
 ) -> list[Record]:
     """Return the joins that match all given filters, newest first, with the person's e-mail address."""
     query = select(Join.__table__, User.email).outerjoin(User, User.id == Join.user_id)
     for column, value in ((Join.state, state), (Join.organization_id, organization_id)):
         if value is not None:
             query = query.where(column == value)
+    return _records(engine, query.order_by(Join.created_at.desc(), Join.organization_id, Join.user_id).limit(limit))
+
+
+def _records(engine: Engine, query: Select[*tuple[Any, ...]]) -> list[Record]:
     with read_transaction(engine) as tx:
-        newest = query.order_by(Join.created_at.desc(), Join.organization_id, Join.user_id).limit(limit)
-        return [dict(row) for row in tx.execute(newest).mappings()]
+        return [dict(row) for row in tx.execute(query).mappings()]
+
+
+def refresh_counts(engine: Engine) -> None:
+    """Store the numbers of missing members and of workspaces without an admin.
+
+    The queries are too slow to run at every scrape of the metrics.
+    """
+    with read_transaction(engine) as tx:
+        missing_joins, without = (
+            tx.execute(select(func.count()).select_from(query.subquery())).scalar_one()
+            for query in (_missing(), _without_admin())
+        )
+    in_transaction(engine, _store, {"missing_joins": missing_joins, "without_admin": without})

@@ -25,19 +25,10 @@ def as_json(value: object) -> str:
 
 
 def changes_after(engine: Engine, after: int, limit: int, wait_seconds: float = 0.0) -> list[Record]:
-    """Return changes with an id greater than `after`, in ascending order.
+    """Return at most `limit` changes with an id greater than `after`, in ascending order; 0 is the start.
 
-    Ids are assigned in commit order, so a caller that continues from the highest id it has seen misses nothing
-    (docs/guarantees.md).
-
-    Args:
-        engine: the database.
-        after: the highest id that the caller has seen; 0 for none.
-        limit: maximum number of rows.
-        wait_seconds: how long to wait for the first change if there is none yet.
-
-    Raises:
-        CursorGoneError: some changes after the id are gone; the caller must fetch a snapshot.
+    Waits up to `wait_seconds` for the first one. Ids are in commit order, so a caller that continues from the highest
+    id it has seen misses nothing (docs/guarantees.md). Raises as `require_kept`.
     """
     ends = time.monotonic() + wait_seconds
     while True:
@@ -52,7 +43,7 @@ def changes_after(engine: Engine, after: int, limit: int, wait_seconds: float = 
 
 
 def require_kept(tx: Connection, after: int) -> None:
-    """Raise `CursorGoneError` unless all changes with an id greater than `after` are still kept."""
+    """Raise `CursorGoneError` if a change with an id greater than `after` is gone. Then only a snapshot is complete."""
     dropped = tx.execute(select(Mirror.changes_dropped_to)).scalar_one()
     if after < dropped:
         raise CursorGoneError(f"changes up to {dropped} have been pruned")
@@ -66,16 +57,14 @@ def newest(tx: Connection) -> int:
 
 
 def snapshot(engine: Engine) -> Generator[tuple[str, int | RowMapping], None, None]:
-    """Yield the whole state at one moment: first `("changes_after", id)`, then each row with the name of its view.
+    """Yield the state at one moment: first `("changes_after", id)`, then each row with the name of its view.
 
-    All rows come from one transaction. A caller that continues with the changes after `id` gets each exactly once.
+    A caller that continues with the changes after `id` gets each change exactly once.
     """
     with read_transaction(engine) as tx:
         dropped = tx.execute(select(Mirror.changes_dropped_to)).scalar_one()
         yield "changes_after", max(dropped, newest(tx))
         for view in SNAPSHOT:
-            with tx.execute(
-                select(view), execution_options={"yield_per": FETCH_SIZE}
-            ) as rows:  # a reader may stop early
-                for row in rows.mappings():
-                    yield view.name, row
+            options = {"yield_per": FETCH_SIZE}
+            with tx.execute(select(view), execution_options=options) as rows:  # closed if the reader stops early
+                yield from ((view.name, row) for row in rows.mappings())

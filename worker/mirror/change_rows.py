@@ -1,6 +1,6 @@
 """Rows for the table `changes`, before they get an id."""
 
-from typing import TypedDict
+from typing import NamedTuple
 
 from models.tables import Cause
 from models.types import JsonObject
@@ -9,8 +9,8 @@ CausedBy = tuple[Cause, str]
 """The columns `cause` and `cause_id`: an event or run by its id, an operator or a setting by its name."""
 
 
-class ChangeRow(TypedDict):
-    """What happened to an object. `before` is None for a new one."""
+class ChangeRow(NamedTuple):
+    """A change of an object. `before` is None for a new object."""
 
     kind: str
     object_id: str
@@ -19,3 +19,8 @@ class ChangeRow(TypedDict):
     after: JsonObject
     cause: Cause
     cause_id: str
+
+    @property
+    def caused_by(self) -> CausedBy:
+        """The columns `cause` and `cause_id`."""
+        return self.cause, self.cause_id

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, exists, func, or_, select, update
 
 from models.bulk import is_any_of
 from models.database import in_transaction, read_transaction
@@ -35,32 +35,24 @@ MAX_VALUES = 5_000
 class Erased:
     """What an erasure blanked, and what it could not blank, as numbers of rows."""
 
-    payloads: int = 0
-    failed_payloads: int = 0
+    payloads: int
+    failed_payloads: int
     """The part of `payloads` that belongs to failed events, which can no longer be replayed."""
-    changes: int = 0
-    drift: int = 0
-    hook_errors: int = 0
-    pending: int = 0
+    changes: int
+    drift: int
+    hook_errors: int
+    pending: int
     """Pending events that name the person. Their payloads are kept until they are processed."""
-    unparsed: int = 0
+    unparsed: int
     """Payloads that are not JSON. They were searched as text, where an unusual spelling of an address is missed."""
 
 
 def forget(engine: Engine, user_id: str, who: str, searched: Callable[[int], None] = lambda _: None) -> Erased:
     """Blank a deleted user's e-mail address and name everywhere in the database, now. Idempotent.
 
-    For a user who is already erased, blanks the payloads that arrived since and contain the user's id.
-
-    Args:
-        engine: the database.
-        user_id: the user.
-        who: the operator.
-        searched: called after each batch with the number of payloads searched so far.
-
-    Raises:
-        UnknownIdError: the mirror has no such user.
-        OperatorError: the user still exists in WorkOS, which would only send the data again.
+    For a user who is already erased, blanks the payloads that arrived since and contain the user's id. `searched` is
+    called after each batch with the number of payloads searched so far. Raises `UnknownIdError` if the mirror has no
+    such user, and `OperatorError` if the user still exists in WorkOS, which would send the data again.
     """
     with read_transaction(engine) as tx:
         row = tx.execute(select(User.deleted_by).where(User.id == user_id)).one_or_none()
@@ -74,26 +66,23 @@ def forget(engine: Engine, user_id: str, who: str, searched: Callable[[int], Non
 def erase_deleted(engine: Engine, period: timedelta, stopping: Callable[[], bool]) -> int:
     """Erase the users who were deleted longer ago than `period`; return how many.
 
-    Args:
-        engine: the database.
-        period: how long to keep the data of deleted users.
-        stopping: returns whether to stop early. The next call erases the remaining users.
+    If `stopping` returns True, the work ends early, and the next call erases the remaining users.
     """
     ago = db_now_plus(-period.total_seconds())
     due = select(User.id).where(User.deleted_by.is_not(None), ~User.erased, User.touched_at < ago).limit(MAX_USERS)
+
+    def stop_if_asked(_searched: int) -> None:
+        if stopping():
+            raise _StoppedError
+
     total = 0
     while not stopping():
         with read_transaction(engine) as tx:
             ids = list(tx.execute(due).scalars())
         if not ids:
             break
-
-        def searched(_: int) -> None:
-            if stopping():
-                raise _StoppedError
-
         try:
-            _erase(engine, ids, (Cause.SETTINGS, "ERASE_AFTER_DAYS"), searched)
+            _erase(engine, ids, (Cause.SETTINGS, "ERASE_AFTER_DAYS"), stop_if_asked)
         except _StoppedError:
             break
         total += len(ids)
@@ -102,12 +91,13 @@ def erase_deleted(engine: Engine, period: timedelta, stopping: Callable[[], bool
 
 def about_erased() -> ColumnElement[bool]:
     """Return the condition that a processed event is about an erased user or one of their memberships."""
-    users = select(User.id).where(User.erased)
+    return _about(Event, select(User.id).where(User.erased))
+
+
+def _about(row: type[Event | HookDelivery], users: Select[str] | list[str]) -> ColumnElement[bool]:
     memberships = select(Membership.id).where(Membership.user_id.in_(users))
-    return or_(
-        (Event.kind == USER.name) & Event.object_id.in_(users),
-        (Event.kind == MEMBERSHIP.name) & Event.object_id.in_(memberships),
-    )
+    of_users = (row.kind == USER.name) & row.object_id.in_(users)
+    return or_(of_users, (row.kind == MEMBERSHIP.name) & row.object_id.in_(memberships))
 
 
 def needless_addresses() -> tuple[ColumnElement[bool], ...]:
@@ -119,7 +109,7 @@ def needless_addresses() -> tuple[ColumnElement[bool], ...]:
 def blank_undecided(tx: Connection) -> int:
     """Blank the payloads of failed and dismissed events that contain the id of an erased user; return how many.
 
-    Such events arrived after the erasure. They could not be parsed, so their payloads are searched as a whole.
+    Such events arrived after the erasure. They name no object, so their whole payloads are searched.
     """
     undecided = Event.status.in_((EventStatus.FAILED, EventStatus.DISMISSED))
     found = tx.execute(select(Event.id, Event.body).where(undecided, Event.body.is_not(None)))
@@ -138,19 +128,22 @@ def _erase(engine: Engine, user_ids: Sequence[str], cause: CausedBy, searched: C
         addresses = frozenset(map(comparable, _known_addresses(tx, user_ids)))
     search = _Search(engine, frozenset(user_ids), addresses)
     search.blank(searched)
-    erased = Erased()
-    for id in user_ids:
-        changes, drift, hook_errors = in_transaction(engine, _erase_user, id, cause)
-        erased.changes += changes
-        erased.drift += drift
-        erased.hook_errors += hook_errors
+    numbers = [in_transaction(engine, _erase_user, id, cause) for id in user_ids]
     # Events that arrived meanwhile. The drain blanks those that arrive later or are still pending.
     search.blank(lambda _: None, (Event.received_at >= began) | Event.id.in_(search.left))
     pending = select(func.count()).where(Event.id.in_(search.left), Event.status == inline_literal(EventStatus.PENDING))
     with read_transaction(engine) as tx:
-        erased.pending = tx.execute(pending).scalar_one()
-    erased.payloads, erased.failed_payloads, erased.unparsed = search.blanked, search.failed, len(search.unparsed)
-    return erased
+        left = tx.execute(pending).scalar_one()
+    changes, drift, hook_errors = map(sum, zip(*numbers, strict=True))
+    return Erased(
+        payloads=len(search.blanked),
+        failed_payloads=list(search.blanked.values()).count(EventStatus.FAILED),
+        changes=changes,
+        drift=drift,
+        hook_errors=hook_errors,
+        pending=left,
+        unparsed=len(search.unparsed),
+    )
 
 
 def _known_addresses(tx: Connection, user_ids: Sequence[str]) -> Iterator[str]:
@@ -169,18 +162,11 @@ def _known_addresses(tx: Connection, user_ids: Sequence[str]) -> Iterator[str]:
 
 
 class _Search:
-    """Searches payloads for users, and blanks the payloads that mention one.
-
-    Args:
-        engine: the database.
-        ids: of the users.
-        addresses: of the users, as returned by `comparable`.
-    """
+    """Searches payloads for users, and blanks the payloads that mention one of the `ids` or `addresses`."""
 
     def __init__(self, engine: Engine, ids: frozenset[str], addresses: frozenset[str]) -> None:
         self._engine, self._ids, self._addresses = engine, ids, addresses
-        self.blanked = 0
-        self.failed = 0
+        self.blanked: dict[str, EventStatus] = {}
         self.left: set[str] = set()
         """Ids of pending events that mention one of the users."""
         self.unparsed: set[str] = set()
@@ -190,24 +176,23 @@ class _Search:
 
         `searched` is called after each batch with the number of payloads searched so far.
         """
+        kept = select(Event.id, Event.body).where(Event.body.is_not(None), *which).order_by(Event.id).limit(BATCH)
         after, number = "", 0
-        while found := self._page(after, *which):
-            named = [row.id for row in found if self._is_named(row.id, row.body)]
-            statuses = in_transaction(self._engine, _blank, named) if named else {}
-            self.blanked += len(statuses)
-            self.failed += sum(status == EventStatus.FAILED for status in statuses.values())
-            self.left = self.left.union(named).difference(statuses)
+        while True:
+            with read_transaction(self._engine) as tx:
+                found = tx.execute(kept.where(Event.id > after)).all()
+            if not found:
+                break
+            named = [row.id for row in found if self._is_named(row.id, row.body or b"")]
+            blanked = in_transaction(self._engine, _blank, named) if named else {}
+            self.blanked |= blanked
+            self.left = self.left.union(named).difference(blanked)
             after = found[-1].id
             number += len(found)
             searched(number)
 
-    def _page(self, after: str, *which: ColumnElement[bool]) -> Sequence[Row[str, bytes | None]]:
-        kept = select(Event.id, Event.body).where(Event.id > after, Event.body.is_not(None), *which)
-        with read_transaction(self._engine) as tx:
-            return tx.execute(kept.order_by(Event.id).limit(BATCH)).all()
-
-    def _is_named(self, event_id: str, body: bytes | None) -> bool:
-        found = mentions(body or b"")
+    def _is_named(self, event_id: str, body: bytes) -> bool:
+        found = mentions(body)
         named = not (found.words.isdisjoint(self._ids) and found.addresses.isdisjoint(self._addresses))
         if not (found.is_json or named):
             self.unparsed.add(event_id)
@@ -249,19 +234,14 @@ def _erase_user(tx: Connection, user_id: str, cause: CausedBy) -> tuple[int, int
     tx.execute(delete(UserAddress).where(UserAddress.user_id == user_id, *needless_addresses()))
     history = (Change.kind == USER.name, Change.object_id == user_id)
     changes = tx.execute(select(Change.id, Change.before, Change.after).where(*history)).all()
-    for id, *shown in changes:
-        values = dict(zip(("before", "after"), map(_blanked, shown), strict=True))
-        tx.execute(update(Change).where(Change.id == id).values(values))
+    for row in changes:
+        values = {"before": _blanked(row.before), "after": _blanked(row.after)}
+        tx.execute(update(Change).where(Change.id == row.id).values(values))
     drift = update(Drift).where(Drift.kind == USER.name, Drift.object_id == user_id, Drift.fields.is_not(None))
     drift_rows = tx.execute(drift.values(fields=None)).rowcount
     # A hook's error and traceback come from the receiver and may quote anything.
-    memberships = select(Membership.id).where(Membership.user_id == user_id)
-    deliveries = or_(
-        (HookDelivery.kind == USER.name) & (HookDelivery.object_id == user_id),
-        (HookDelivery.kind == MEMBERSHIP.name) & HookDelivery.object_id.in_(memberships),
-    )
-    errors = update(HookDelivery).where(deliveries, HookDelivery.error.is_not(None)).values(error=None, traceback=None)
-    hook_errors = tx.execute(errors).rowcount
+    errors = update(HookDelivery).where(_about(HookDelivery, [user_id]), HookDelivery.error.is_not(None))
+    hook_errors = tx.execute(errors.values(error=None, traceback=None)).rowcount
     note_changes(tx, [change(USER, user_id, before, after, *cause)])
     return len(changes), drift_rows, hook_errors
 

@@ -27,45 +27,23 @@ PARENT_MISSING = "parent missing"
 
 
 def request_reads(tx: Connection, kind: Kind, ids: Iterable[str], reason: str, run_id: str) -> None:
-    """Request reads of objects for a resync. A read that the run has already requested is not repeated."""
-    _insert(tx, [{"kind": kind.name, "object_id": id, "reason": reason, "run_id": run_id} for id in sorted(set(ids))])
+    """Request reads of objects for a resync, except those that the run has already requested."""
+    rows = [{"kind": kind.name, "object_id": id, "reason": reason, "run_id": run_id} for id in sorted(set(ids))]
+    insert_new(tx, Read, rows, due_at=db_now_plus(0))
 
 
 def _request_for_events(tx: Connection, kind: Kind, events: Mapping[str, str], reason: str, after: float = 0.0) -> None:
     """Request reads for events, `after` seconds from now. `events` maps the object id to the id of the event."""
-    rows = [
-        {"kind": kind.name, "object_id": id, "reason": reason, "event_id": event}
-        for id, event in sorted(events.items())
-    ]
-    _insert(tx, rows, after)
-
-
-def _insert(tx: Connection, rows: list[dict[str, str]], after: float = 0.0) -> None:
+    shared = {"kind": kind.name, "reason": reason}
+    rows = [{**shared, "object_id": id, "event_id": event} for id, event in sorted(events.items())]
     insert_new(tx, Read, rows, due_at=db_now_plus(after))
 
 
-def _drop_parent_requests(tx: Connection, kind: Kind, ids: Iterable[str]) -> None:
-    """Delete requests for missing parents: the arrival of the object ends them, and a new request must outlive it."""
-    missing = (
-        Read.run_id == "",
-        Read.kind == kind.name,
-        is_any_of(tx, Read.object_id, ids),
-        Read.reason == PARENT_MISSING,
-    )
-    tx.execute(delete(Read).where(*missing))
-
-
 def request_reads_for(tx: Connection, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
-    """Request the confirmed reads that applied events need.
+    """Request the confirmed reads that applied events need; `decisions` are those about `arrivals`, in the same order.
 
-    These are objects that a resync found deleted, objects that were read in the same second as the event, parents that
-    are still missing after a minute, and memberships that had a deleted role: whether WorkOS sends an event for each is
-    not known (docs/workos.md, What is not known).
-
-    Args:
-        tx: the transaction that applied the events.
-        arrivals: the events' snapshots.
-        decisions: of `arrivals`, in the same order.
+    The memberships that had a deleted role are read because it is not known whether WorkOS sends an event for each
+    (docs/workos.md, What is not known).
     """
     unconfirmed: dict[tuple[Kind, ConfirmationReason], dict[str, str]] = {}
     parents: dict[Kind, dict[str, str]] = {kind: {} for kind in KINDS.values()}
@@ -75,20 +53,21 @@ def request_reads_for(tx: Connection, arrivals: Sequence[Arrival], decisions: Se
             unconfirmed.setdefault((snapshot.kind, decision.needs_confirmation), {})[snapshot.id] = event_id
         if decision.outcome is not Outcome.APPLIED:
             continue
-        if snapshot.kind is ROLE and snapshot.state.deleted:
-            _request_role_holders(tx, content["organization_id"], content["slug"], event_id)
         if not snapshot.state.deleted:
             for column, parent in snapshot.kind.parents.items():
                 parents[KINDS[parent]].setdefault(content[column], event_id)
+        elif snapshot.kind is ROLE:
+            _request_role_holders(tx, content["organization_id"], content["slug"], event_id)
     for (kind, reason), events in unconfirmed.items():
-        _drop_parent_requests(tx, kind, events)
+        # The object has arrived, so it is no missing parent; that request would also replace the new one.
+        missing = (Read.run_id == "", Read.kind == kind.name, Read.reason == PARENT_MISSING)
+        tx.execute(delete(Read).where(*missing, is_any_of(tx, Read.object_id, events)))
         _request_for_events(tx, kind, events, reason)
     for kind, events in parents.items():
-        if not events:
-            continue
-        known = set(tx.execute(select(kind.table.id).where(is_any_of(tx, kind.table.id, events))).scalars().all())
-        missing = {id: event_id for id, event_id in events.items() if id not in known}
-        _request_for_events(tx, kind, missing, PARENT_MISSING, after=PARENT_DELAY_SECONDS)
+        if events:
+            known = set(tx.execute(select(kind.table.id).where(is_any_of(tx, kind.table.id, events))).scalars())
+            missing_parents = {id: event_id for id, event_id in events.items() if id not in known}
+            _request_for_events(tx, kind, missing_parents, PARENT_MISSING, PARENT_DELAY_SECONDS)
 
 
 def _request_role_holders(tx: Connection, organization_id: str | None, slug: str, event_id: str) -> None:

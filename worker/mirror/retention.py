@@ -10,31 +10,18 @@ from datetime import datetime, timedelta
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, delete, select, update
 
+from models import tables
 from models.database import delete_some, in_transaction
 from models.outcomes import Outcome
-from models.tables import (
-    Base,
-    Change,
-    Drift,
-    Event,
-    EventStatus,
-    HookDelivery,
-    Join,
-    JoinState,
-    Listing,
-    Mirror,
-    Read,
-    Run,
-    RunStatus,
-    Seen,
-    UserAddress,
-)
+from models.tables import Change, Event, EventStatus, Join, JoinState, Mirror, Run, RunStatus
 from models.types import db_now_plus
 from worker.mirror.erasure import about_erased, blank_undecided, erase_deleted, needless_addresses
 
 log = structlog.get_logger()
 
 BATCH = 500
+FINISHED = (JoinState.JOINED, JoinState.DROPPED)
+"""States of joins that may be deleted. Blocks are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,42 +41,37 @@ class Periods:
 def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lambda: False) -> dict[str, int]:
     """Delete or blank data that is older than its period; return the number of rows of each kind.
 
-    Args:
-        engine: the database.
-        periods: how long data is kept.
-        stopping: returns whether to stop early; asked between batches.
+    `stopping` is called between batches, and ends the work early if it returns True.
     """
     done = Event.status.in_((EventStatus.DONE, EventStatus.DISMISSED))
     ignored = (Event.status == EventStatus.DONE) & (Event.outcome == Outcome.IGNORED)
     ended_run = select(Run.id).where(Run.status != RunStatus.RUNNING)
-    old_run = select(Run.id).where(Run.status != RunStatus.RUNNING, Run.finished_at < _ago(periods.changes))
+    old_run = ended_run.where(Run.finished_at < _ago(periods.changes))
+    dropped_to = select(Mirror.changes_dropped_to).scalar_subquery()
+    # Only a running run needs these rows. Others remain if its worker crashed at the end.
+    of_ended_runs = {
+        f"run_{table.__tablename__}": _deleter(table, table.run_id.in_(ended_run))
+        for table in (tables.Listing, tables.Read, tables.Seen)
+    }
     steps: dict[str, Callable[[Connection], int]] = {
         # The drain blanks the payloads of ignored types, but earlier releases kept them.
-        "payloads": lambda tx: _blank_payloads(tx, done, (Event.processed_at < _ago(periods.payloads)) | ignored),
+        "payloads": _blanker(done, (Event.processed_at < _ago(periods.payloads)) | ignored),
         # Events that arrived after their user was erased, and that the drain could not recognize.
-        "erased_payloads": lambda tx: _blank_payloads(tx, done, about_erased()),
+        "erased_payloads": _blanker(done, about_erased()),
         "erased_failures": blank_undecided,
         "events": _deleter(Event, done, Event.last_delivered_at < _ago(periods.events)),
         "changes": lambda tx: _delete_changes(tx, Change.at < _ago(periods.changes)),
         "joins": _deleter(Join, Join.state.in_(FINISHED), Join.settled_at < _ago(periods.changes)),
-        "hook_deliveries": _deleter(
-            HookDelivery, HookDelivery.change_id <= select(Mirror.changes_dropped_to).scalar_subquery()
-        ),
-        **{f"run_{table.__tablename__}": _deleter(table, table.run_id.in_(ended_run)) for table in RUN_TABLES},
-        "drift": _deleter(Drift, Drift.run_id.in_(old_run)),
+        "hook_deliveries": _deleter(tables.HookDelivery, tables.HookDelivery.change_id <= dropped_to),
+        **of_ended_runs,
+        "drift": _deleter(tables.Drift, tables.Drift.run_id.in_(old_run)),
         "runs": _deleter(Run, Run.id.in_(old_run)),
-        "user_addresses": _deleter(UserAddress, *needless_addresses()),
+        "user_addresses": _deleter(tables.UserAddress, *needless_addresses()),
     }
     counts = {name: _until_none(engine, step, stopping) for name, step in steps.items()}
     counts["persons"] = erase_deleted(engine, periods.persons, stopping)
     log.info("retention_finished", **counts)
     return counts
-
-
-FINISHED = (JoinState.JOINED, JoinState.DROPPED)
-"""States of joins that may be deleted. Blocks are kept."""
-RUN_TABLES: tuple[type[Listing | Read | Seen], ...] = (Listing, Read, Seen)
-"""Tables that only a running run needs. Rows of a finished run remain only if its worker crashed at the end."""
 
 
 def _ago(period: timedelta) -> ColumnElement[datetime]:
@@ -98,25 +80,22 @@ def _ago(period: timedelta) -> ColumnElement[datetime]:
 
 def _until_none(engine: Engine, step: Callable[[Connection], int], stopping: Callable[[], bool]) -> int:
     total = 0
-    while not stopping():
-        number = in_transaction(engine, step)
-        if not number:
-            break
+    while not stopping() and (number := in_transaction(engine, step)):
         total += number
     return total
 
 
-def _blank_payloads(tx: Connection, *which: ColumnElement[bool]) -> int:
+def _blanker(*which: ColumnElement[bool]) -> Callable[[Connection], int]:
     batch = select(Event.id).where(Event.body.is_not(None), *which).limit(BATCH)
-    return tx.execute(update(Event).where(Event.id.in_(batch)).values(body=None)).rowcount
+    return lambda tx: tx.execute(update(Event).where(Event.id.in_(batch)).values(body=None)).rowcount
 
 
-def _deleter(table: type[Base], *which: ColumnElement[bool]) -> Callable[[Connection], int]:
+def _deleter(table: type[tables.Base], *which: ColumnElement[bool]) -> Callable[[Connection], int]:
     return lambda tx: delete_some(tx, table, *which, most=BATCH)
 
 
 def _delete_changes(tx: Connection, old: ColumnElement[bool]) -> int:
-    """Delete changes and record the highest deleted id, so that followers that had not read it learn of the gap."""
+    """Delete changes and record the highest deleted id, so that readers that have not read it learn of the gap."""
     ids = list(tx.execute(select(Change.id).where(old).order_by(Change.id).limit(BATCH)).scalars())
     if ids:
         tx.execute(delete(Change).where(Change.id.in_(ids)))

@@ -1,6 +1,6 @@
 """The role map in force, stored in the database so that all processes use the same one.
 
-A change of it re-maps the memberships.
+When it changes, the memberships are mapped again.
 """
 
 from collections.abc import Mapping
@@ -19,19 +19,15 @@ from worker.mirror.apply import change, lock_rows, note_changes, save_rows
 log = structlog.get_logger()
 
 BATCH = 500
-"""Memberships re-mapped in one transaction."""
+"""Memberships mapped in one transaction."""
 
 
 def adopt(engine: Engine, role_map: Mapping[str, str]) -> int:
-    """Store the role map and re-map every membership that it affects; return how many changed.
+    """Store the role map and map every affected membership again; return how many changed.
 
     Resumes where an earlier call was interrupted. Each change adds a row to `changes` with cause `settings`.
-
-    Args:
-        engine: the database.
-        role_map: WorkOS role slug to local role.
     """
-    in_transaction(engine, _store, role_map)
+    in_transaction(engine, _store, dict(role_map))
     changed = 0
     while (number := in_transaction(engine, _remap_batch)) is not None:
         changed += number
@@ -40,15 +36,15 @@ def adopt(engine: Engine, role_map: Mapping[str, str]) -> int:
     return changed
 
 
-def _store(tx: Connection, role_map: Mapping[str, str]) -> None:
+def _store(tx: Connection, role_map: dict[str, str]) -> None:
     # The lock waits for batches that have read the old map, so that none of them writes after re-mapping has begun.
     current = tx.execute(select(Mirror.role_map).with_for_update()).scalar_one()
-    if current != dict(role_map):
-        tx.execute(update(Mirror).values(role_map=dict(role_map), remap_after=""))
+    if current != role_map:
+        tx.execute(update(Mirror).values(role_map=role_map, remap_after=""))
 
 
 def _remap_batch(tx: Connection) -> int | None:
-    """Re-map the next memberships in order of id; return how many changed, or None if there are no more."""
+    """Map the next memberships in order of id; return how many changed, or None if there are no more."""
     role_map, after = tx.execute(select(Mirror.role_map, Mirror.remap_after).with_for_update()).one()
     if after is None:
         return None
@@ -60,9 +56,8 @@ def _remap_batch(tx: Connection) -> int | None:
     changed = {id: state for id, state in mapped.items() if state != stored[id]}
     save_rows(tx, MEMBERSHIP, changed)
     tx.execute(update(Mirror).values(remap_after=ids[-1] if ids else None))
-    note_changes(
-        tx, [change(MEMBERSHIP, id, stored[id], new, Cause.SETTINGS, "ROLE_MAP") for id, new in changed.items()]
-    )
+    cause = Cause.SETTINGS, "ROLE_MAP"
+    note_changes(tx, [change(MEMBERSHIP, id, stored[id], new, *cause) for id, new in changed.items()])
     return len(changed)
 
 

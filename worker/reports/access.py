@@ -112,23 +112,23 @@ def domain_states(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
     The rows are sorted by domain name and id.
     """
     mode = tx.execute(select(Mirror.auto_join)).scalar_one()
-    names = {row.id: row.domain for row in tx.execute(select(Domain.id, Domain.domain).where(*which))}
-    found = auto_join.claims(tx, names.keys())
+    selected = set(tx.execute(select(Domain.id).where(*which)).scalars())
+    found = auto_join.claims(tx, selected)
     statuses = auto_join.auto_join_statuses(found)
     view = auto_join_domains.c
-    claimed = view.domain.in_({claim.domain for claim in found})
+    claimed = view.domain.in_({claim.normalized for claim in found})
     joining = {(row.domain, row.organization_id) for row in tx.execute(select(auto_join_domains).where(claimed))}
     states = []
     for claim in found:
-        if claim.domain_id not in names:
+        if claim.id not in selected:
             continue
-        state, reason = statuses[claim.domain_id]
-        on = state is AutoJoinState.VERIFIED and (claim.domain, claim.organization_id) in joining
+        state, reason = statuses[claim.id]
+        on = state is AutoJoinState.VERIFIED and (claim.normalized, claim.organization_id) in joining
         why_not = WHY_NOT[state].format(reason or "") or _why_off(tx, claim, mode)
         states.append(
             {
-                "id": claim.domain_id,
-                "domain": names[claim.domain_id],
+                "id": claim.id,
+                "domain": claim.domain,
                 "organization_id": claim.organization_id,
                 "verification": claim.verification,
                 "state": state.value,
@@ -141,9 +141,9 @@ def domain_states(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
 
 def _why_off(tx: Connection, claim: auto_join.Claim, mode: AutoJoinMode) -> str:
     """Return why nobody joins by a domain that exactly one workspace has verified."""
-    if claim.domain is None:
+    if claim.normalized is None:
         return "not a valid domain name"
-    if tx.execute(select(PublicDomain.domain).where(PublicDomain.domain == claim.domain)).one_or_none():
+    if tx.execute(select(PublicDomain.domain).where(PublicDomain.domain == claim.normalized)).one_or_none():
         return "domain of a public mail provider"
     if mode == AutoJoinMode.OFF:
         return "AUTO_JOIN is off"
