@@ -1,8 +1,9 @@
 """What the tests of auto-join say: a mirror in a mode, sign-ups, and rounds of the provisioning worker."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from redis import Redis
@@ -14,7 +15,7 @@ from models.tables import AutoJoin as AutoJoinRow
 from models.tables import Join, JoinSearch, Mirror
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, rows
-from tests.support.resync import Clock
+from tests.support.resync import Clock, client_of
 from tests.support.sandbox import Sandbox, World
 from tests.support.stories import delivered
 from worker.inbox.store import accept_from_api
@@ -109,6 +110,17 @@ class Stage:
             self.time_passes()
             most -= 1
         self.hears()
+
+
+@contextmanager
+def provisioning_stage(engine: Engine, redis: Redis) -> Iterator[Stage]:
+    """A filled mirror in mode `provision`, and a sandbox WorkOS whose clock starts at the present second."""
+    put_in_force(engine)
+    is_filled(engine)
+    clock = Clock()
+    clock.now = datetime.now(UTC).replace(microsecond=0)
+    with Sandbox(seed=7, clock=clock) as sandbox, closing(client_of(sandbox, redis)) as workos:
+        yield Stage(engine, sandbox, clock, workos, redis)
 
 
 def open_joins(engine: Engine) -> int:

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from structlog.testing import capture_logs
 
 from models.database import open_engine
+from tests.support.auto_join import Stage, provisioning_stage
 from tests.support.resync import client_of
 from tests.support.sandbox import Sandbox
 from webhooks.app import create_app
@@ -109,6 +110,20 @@ def both_engines(db_url: str) -> Iterator[Engine]:
     engine = open_engine(db_url, pool_size=MAX_CONNECTIONS)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def stage(one_engine: Engine, redis: Redis) -> Iterator[Stage]:
+    """An SQLite mirror that creates memberships, with a sandbox WorkOS of its own."""
+    with provisioning_stage(one_engine, redis) as made:
+        yield made
+
+
+@pytest.fixture
+def both_stages(both_engines: Engine, redis: Redis) -> Iterator[Stage]:
+    """As `stage`, on both databases."""
+    with provisioning_stage(both_engines, redis) as made:
+        yield made
 
 
 @pytest.fixture

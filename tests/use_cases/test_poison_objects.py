@@ -2,8 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -22,14 +20,12 @@ from tests.support.auto_join import (
     join_of,
     joins_of,
     members_at_workos,
-    put_in_force,
     sign_up,
     tell,
 )
 from tests.support.hooks import FunctionTarget
 from tests.support.resync import (
     MEMBERSHIPS,
-    Clock,
     deliver,
     found,
     go_on,
@@ -59,19 +55,6 @@ from worker.workos_api.client import Page, WorkOSClient
 
 NO_IDS = [".", "..", "../users", "org_1/../org_2", "a/b", "/", "a\0", "a\nb", "\x1b[31m", "é", "𐀀", "\ud800", "x" * 256]
 no_id = pytest.mark.parametrize("value", NO_IDS, ids=ascii)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    clock = Clock()
-    clock.now = datetime.now(UTC).replace(microsecond=0)
-    return clock
-
-
-@pytest.fixture
-def sandbox(clock: Clock) -> Iterator[Sandbox]:
-    with Sandbox(seed=7, clock=clock) as running:
-        yield running
 
 
 def poisoned(engine: Engine, table: str, when: str) -> None:
@@ -382,13 +365,6 @@ def test_a_key_that_may_not_read_events_does_not_keep_objects_from_being_read(
 
 
 # Provisioning
-
-
-@pytest.fixture
-def stage(one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, redis: Redis) -> Stage:
-    put_in_force(one_engine)
-    is_filled(one_engine)
-    return Stage(one_engine, sandbox, clock, workos, redis)
 
 
 def test_a_join_that_the_database_refuses_stops_no_other(stage: Stage) -> None:

@@ -1,9 +1,8 @@
 """AUTO_JOIN=provision: whom WorkOS is asked to make a member, and whom never."""
 
 import os
-from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import permutations
 from random import Random
 from typing import Any, NamedTuple
@@ -12,8 +11,7 @@ import pytest
 from freezegun import freeze_time
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from redis import Redis
-from sqlalchemy import Engine, insert, update
+from sqlalchemy import insert, update
 
 from models.database import in_transaction
 from models.tables import Base, Change, Event, Join, Mirror, UserAddress
@@ -24,7 +22,6 @@ from tests.support.auto_join import (
     Stage,
     answer,
     company,
-    is_filled,
     join_of,
     joins_of,
     members_at_workos,
@@ -33,44 +30,15 @@ from tests.support.auto_join import (
     sign_up,
     tell,
 )
-from tests.support.resync import CLIENT_ID, Between, Clock, resync
-from tests.support.sandbox import Sandbox
+from tests.support.resync import CLIENT_ID, Between, resync
 from worker.errors import OperatorError, WorkOSUnavailableError
 from worker.mirror import auto_join_policy, erasure, retention
 from worker.repair.catch_up import update_complete_to
 from worker.repair.replay import dismiss
 from worker.workos_api.bucket import Buckets
-from worker.workos_api.client import WorkOSClient, open_client
+from worker.workos_api.client import open_client
 
 MEMBERSHIPS = "/user_management/organization_memberships"
-
-
-@pytest.fixture
-def clock() -> Clock:
-    clock = Clock()
-    clock.now = datetime.now(UTC).replace(microsecond=0)
-    return clock
-
-
-@pytest.fixture
-def sandbox(clock: Clock) -> Iterator[Sandbox]:
-    with Sandbox(seed=7, clock=clock) as running:
-        yield running
-
-
-@pytest.fixture
-def stage(one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, redis: Redis) -> Stage:
-    put_in_force(one_engine)
-    is_filled(one_engine)
-    return Stage(one_engine, sandbox, clock, workos, redis)
-
-
-@pytest.fixture
-def both_stages(both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, redis: Redis) -> Stage:
-    """As `stage`, on either database."""
-    put_in_force(both_engines)
-    is_filled(both_engines)
-    return Stage(both_engines, sandbox, clock, workos, redis)
 
 
 def test_a_sign_up_on_a_verified_domain_becomes_a_member(stage: Stage) -> None:
