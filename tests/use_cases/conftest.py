@@ -15,10 +15,11 @@ from structlog.testing import capture_logs
 
 from models.database import open_engine
 from tests.support.auto_join import Stage, provisioning_stage
-from tests.support.resync import client_of
+from tests.support.resync import Clock, client_of
 from tests.support.sandbox import Sandbox
 from webhooks.app import create_app
 from worker.bootstrap import MAX_CONNECTIONS, Services
+from worker.queue.doorbell import DRAIN, REPAIR, Doorbell
 from worker.settings import Settings
 from worker.workos_api import client as workos_clients
 from worker.workos_api.client import WorkOSClient
@@ -75,9 +76,16 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    """A running sandbox WorkOS."""
-    with Sandbox(seed=7) as running:
+def clock() -> Clock:
+    """The time of the sandbox WorkOS, which passes only when the test says so."""
+    return Clock()
+
+
+@pytest.fixture
+def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    """A running sandbox WorkOS; its time is `clock` if the test uses that fixture, and the present otherwise."""
+    clock = request.getfixturevalue("clock") if "clock" in request.fixturenames else None
+    with Sandbox(seed=7, clock=clock) as running:
         yield running
 
 
@@ -86,6 +94,18 @@ def redis(redis_url: str) -> Iterator[Redis]:
     """A client of an empty Valkey."""
     with Redis.from_url(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def bell(redis: Redis) -> Doorbell:
+    """The doorbell of the drains."""
+    return Doorbell(redis, DRAIN)
+
+
+@pytest.fixture
+def repair_bell(redis: Redis) -> Doorbell:
+    """The doorbell of the repairs."""
+    return Doorbell(redis, REPAIR)
 
 
 @pytest.fixture

@@ -1,22 +1,18 @@
 """The mirror: what each event does to it, and that it ends right in whatever order events come."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from sqlalchemy import Engine, inspect, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine
 
-from models.access import AutoJoin, WorkspaceAccess, auto_join_for, role_of, workspaces_of
-from models.database import write_transaction
-from models.tables import Change, Event, EventStatus
+from models.tables import Change
 from models.views import auto_join_domains as auto_join_view
-from models.views import mirror_status, workspace_members, workspaces
+from models.views import workspace_members, workspaces
 from tests.support import (
     EVENTS,
     JSON,
-    NOON,
     accept,
     access,
     apply_all,
@@ -26,21 +22,12 @@ from tests.support import (
     minute,
     mirrored,
     outcomes,
-    post,
     rows,
     sample,
 )
+from tests.support.mirror import ACME, DOMAIN, MEMBER, MEMBERSHIP, ORG, USER, grant, take
 from worker.kinds import READERS
 from worker.kinds.role import Role
-from worker.kinds.user import User
-
-ORG = sample("organization.created")["data"]["id"]
-USER = sample("user.created")["data"]["id"]
-MEMBERSHIP = sample("organization_membership.created")["data"]["id"]
-DOMAIN = sample("organization_domain.created")["data"]["id"]
-
-MEMBER = {(ORG, USER, "member")}
-ACME = {("acme.example", ORG)}
 
 SAMPLES = sorted(path.stem for path in EVENTS.glob("*.json"))
 
@@ -136,24 +123,6 @@ EFFECTS: dict[str, tuple[str, JSON] | None] = {
     "dsync.activated": None,
 }
 """What each sample does to an empty mirror: the one row it leaves (these columns of it), or None for none."""
-
-
-def take(endpoint: FlaskClient, engine: Engine, *events: JSON) -> None:
-    """Deliver and apply `events` one after the other, each in a drain of its own."""
-    for event in events:
-        accept(endpoint, event)
-        apply_all(engine)
-
-
-def grant(endpoint: FlaskClient, engine: Engine, **membership: Any) -> None:
-    """A workspace with one active member."""
-    events = (
-        made("organization.created"),
-        made("user.created"),
-        made("organization_membership.updated", **membership),
-    )
-    accept(endpoint, *events)
-    apply_all(engine)
 
 
 def test_every_type_acted_on_has_a_sample_and_every_sample_an_expectation() -> None:
@@ -399,193 +368,3 @@ def test_the_same_slug_in_two_workspaces_and_the_environment_is_three_roles(
     )
     apply_all(local_engine)
     assert {row["id"] for row in rows(local_engine, Role)} == {"x", f"{ORG}/x", "org_2/x"}
-
-
-def test_times_without_a_zone_are_utc_and_order_with_the_others(endpoint: FlaskClient, engine: Engine) -> None:
-    naive = made("user.updated", email="naive@acme.example", updated_at="2025-07-01 12:05:00.093")
-    naive["created_at"] = "2025-07-01 12:05:00.093"
-    older, newer = made("user.updated", 5), made("user.updated", 6, email="newer@acme.example")
-    take(endpoint, engine, naive, older, newer)
-    assert outcomes(engine, naive, older, newer) == ["applied", "stale", "applied"]
-    assert rows(engine, User)[0]["email"] == "newer@acme.example"
-
-
-def history() -> list[JSON]:
-    """A history with each outcome in it."""
-    return [
-        made("organization.created"),
-        made("user.created"),
-        made("user.updated", 3, email="three@acme.example"),
-        made("user.updated", 2, email="two@acme.example"),
-        made("user.updated", 4, email="three@acme.example", first_name="Ada", email_verified=True),
-        made("organization_membership.updated"),
-        made("organization_domain.deleted", 1),
-        made("organization_domain.verified", 2),
-        made("role.created", 2),
-        made("dsync.activated"),
-    ]
-
-
-@pytest.mark.parametrize("redo", ["deliver again", "replay"])
-def test_what_is_applied_changes_nothing_a_second_time(endpoint: FlaskClient, engine: Engine, redo: str) -> None:
-    events = history()
-    take(endpoint, engine, *events)
-    before = mirrored(engine), rows(engine, Change)
-    if redo == "deliver again":
-        assert {post(endpoint, event).get_json()["status"] for event in events} == {"duplicate"}
-    else:
-        with write_transaction(engine) as tx:
-            tx.execute(update(Event).values(status=EventStatus.PENDING))
-    apply_all(engine)
-    assert (mirrored(engine), rows(engine, Change)) == before
-    again = set(outcomes(engine, *events))
-    assert again == (
-        {"applied", "unchanged", "stale", "tombstoned", "ignored"} - ({"applied"} if redo == "replay" else set())
-    )
-
-
-def test_outcomes_of_a_history(endpoint: FlaskClient, engine: Engine) -> None:
-    events = history()
-    take(endpoint, engine, *events)
-    assert outcomes(engine, *events) == [
-        *("applied", "applied", "applied", "stale", "unchanged"),
-        *("applied", "applied", "tombstoned", "applied", "ignored"),
-    ]
-
-
-def test_only_what_changed_leaves_a_change_with_its_cause(endpoint: FlaskClient, engine: Engine) -> None:
-    created, renamed = made("organization.created", 1, name="A"), made("organization.updated", 3, name="B")
-    unchanged, stale = made("organization.updated", 4, name="B"), made("organization.updated", 2, name="C")
-    deleted, late = made("organization.deleted", 5, name="B"), made("organization.updated", 9, name="D")
-    take(endpoint, engine, created, renamed, unchanged, stale, deleted, late)
-    changes = rows(engine, Change)
-    told = [(row["before"] and row["before"]["name"], row["after"]["name"]) for row in changes]
-    assert told == [(None, "A"), ("A", "B"), ("B", "B")]
-    assert [row["after"]["state"] for row in changes] == ["active", "active", "deleted"]
-    assert [row["cause_id"] for row in changes] == [created["id"], renamed["id"], deleted["id"]]
-    assert {(row["cause"], row["kind"], row["object_id"], row["organization_id"]) for row in changes} == {
-        ("event", "organization", ORG, ORG)
-    }
-    assert [row["id"] for row in changes] == sorted({row["id"] for row in changes})
-
-
-def test_a_change_shows_the_whole_content_before_and_after(local_endpoint: FlaskClient, local_engine: Engine) -> None:
-    take(
-        local_endpoint,
-        local_engine,
-        made("organization_membership.created"),
-        made("organization_membership.updated", 1),
-    )
-    content = {
-        "state": "active",
-        "created_at": "2025-06-25T19:43:28.845000+00:00",
-        "organization_id": ORG,
-        "user_id": USER,
-        "workos_roles": ["member"],
-        "workos_role": "member",
-        "role": "member",
-        "directory_managed": False,
-    }
-    change = rows(local_engine, Change)[-1]
-    assert change["before"] == content | {"status": "pending"}
-    assert change["after"] == content | {"status": "active"}
-    assert (change["object_id"], change["organization_id"]) == (MEMBERSHIP, ORG)
-
-
-def test_events_of_one_batch_leave_a_change_each(local_endpoint: FlaskClient, local_engine: Engine) -> None:
-    events = [made("user.updated", at, email=f"{at}@acme.example", event_id=f"event_{at}") for at in (1, 2, 3)]
-    accept(local_endpoint, *events)
-    apply_all(local_engine)
-    assert [(row["before"] or {}).get("email") for row in rows(local_engine, Change)] == [
-        None,
-        "1@acme.example",
-        "2@acme.example",
-    ]
-    assert [row["revision"] for row in rows(local_engine, User)] == [1]
-
-
-FACES = {
-    "workspace_members": (
-        *("organization_id", "workspace_name", "user_id", "email", "role", "workos_role", "status"),
-        *("membership_id", "since"),
-    ),
-    "auto_join_domains": ("domain", "organization_id", "default_role", "since"),
-    "workspaces": ("organization_id", "name", "external_id", "state", "created_at", "updated_at"),
-    "changes": ("id", "at", "kind", "object_id", "organization_id", "before", "after", "cause", "cause_id"),
-    "mirror_status": ("state", "complete_to", "last_resync"),
-}
-
-
-@pytest.mark.parametrize("name", FACES)
-def test_columns_that_other_programs_rely_on(engine: Engine, name: str) -> None:
-    assert tuple(column["name"] for column in inspect(engine).get_columns(name)) == FACES[name]
-
-
-def test_views_tell_times_as_instants_in_utc(endpoint: FlaskClient, engine: Engine) -> None:
-    grant(endpoint, engine, created_at="2025-07-01T14:00:00.5+02:00")
-    take(endpoint, engine, made("organization_domain.verified", created_at="2025-07-01 12:00:00"))
-    half_past = NOON.replace(microsecond=500_000)
-    assert rows(engine, workspace_members)[0]["since"] == half_past
-    assert rows(engine, auto_join_view)[0]["since"] == NOON
-    [workspace] = rows(engine, workspaces)
-    told = [workspace["created_at"], workspace["updated_at"], rows(engine, Change)[0]["at"]]
-    told += [rows(engine, source)[0]["since"] for source in (workspace_members, auto_join_view)]
-    assert {time.tzinfo for time in told} == {UTC}
-
-
-def test_an_empty_mirror_says_that_it_is_being_filled(engine: Engine) -> None:
-    assert rows(engine, mirror_status) == [{"state": "backfilling", "complete_to": None, "last_resync": None}]
-
-
-@pytest.fixture
-def session(engine: Engine) -> Any:
-    with Session(engine) as session:
-        yield session
-
-
-def test_a_host_asks_who_may_enter(endpoint: FlaskClient, engine: Engine, session: Session) -> None:
-    assert role_of(session, USER, ORG) is None
-    session.rollback()
-    grant(endpoint, engine, role={"slug": "admin"})
-    accept(endpoint, made("organization.created", id="org_2", name="A first"))
-    accept(endpoint, made("organization_membership.updated", id="om_2", organization_id="org_2"))
-    apply_all(engine)
-    assert (role_of(session, USER, ORG), role_of(session, USER, "org_2")) == ("admin", "member")
-    assert role_of(session, "user_x", ORG) is None
-    assert workspaces_of(session, USER) == [
-        WorkspaceAccess("org_2", "A first", "member"),
-        WorkspaceAccess(ORG, "Acme Rockets", "admin"),
-    ]
-    assert workspaces_of(session, "user_x") == []
-
-
-def test_a_host_asks_where_someone_joins(endpoint: FlaskClient, engine: Engine, session: Session) -> None:
-    accept(endpoint, made("organization.created"), made("organization_domain.verified"))
-    apply_all(engine)
-    inside = ["new@acme.example", "New@ACME.Example", '"odd@local"@acme.example']
-    outside = ["new@sub.acme.example", "new@acme.example.evil.example", "new@evilacme.example", "acme.example"]
-    assert [auto_join_for(session, email) for email in inside] == [AutoJoin(ORG, "member")] * 3
-    assert [auto_join_for(session, email) for email in (*outside, "new@", "@", "")] == [None] * 7
-
-
-LONG = "".join(chr(0x4E00 + (n * 7919) % 20_000) for n in range(9_000))
-TEXTS = {
-    "user.created": ("email", "first_name"),
-    "organization.created": ("name", "external_id"),
-    "organization_domain.created": ("domain", "state"),
-    "organization_membership.created": ("status",),
-    "role.created": ("name",),
-}
-
-
-def test_any_text_can_be_stored(endpoint: FlaskClient, engine: Engine) -> None:
-    odd = "nul \0, half \ud800, all \U0001f600"
-    events = [
-        made(type, **JSON(id=f"{type}-{field}-{text is odd}", slug=field) | {field: text})
-        for type, fields in TEXTS.items()
-        for field in fields
-        for text in (odd, LONG)
-    ]
-    accept(endpoint, *events)
-    apply_all(engine)
-    assert {event["id"]: row["error"] for event in events if (row := event_row(engine, event["id"]))["error"]} == {}

@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from redis import Redis
 from sqlalchemy import Engine, func, select, update
 
 from models.database import in_transaction, read_transaction
@@ -17,18 +16,13 @@ from worker.errors import AlreadyReplayedError, BusyError, LeaseLostError, Opera
 from worker.kinds import READERS
 from worker.kinds.user import User
 from worker.mirror.role_map import adopt
-from worker.queue.doorbell import DRAIN, Doorbell
+from worker.queue.doorbell import Doorbell
 from worker.repair import replay as replays
 from worker.repair.replay import Selection
 from worker.reports import listings
 from worker.runs import lease
 
 FAST = 1e6
-
-
-@pytest.fixture
-def bell(redis: Redis) -> Doorbell:
-    return Doorbell(redis, DRAIN)
 
 
 @pytest.fixture

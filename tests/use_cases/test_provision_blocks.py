@@ -1,0 +1,249 @@
+"""A person who was removed or deactivated is not added again, under any id or address, until unblocked."""
+
+import pytest
+from sqlalchemy import insert
+
+from models.database import in_transaction
+from models.tables import Base, Change, Event, UserAddress
+from models.views import auto_join_blocks
+from tests.support import rows
+from tests.support.auto_join import (
+    Stage,
+    answer,
+    company,
+    join_of,
+    joins_of,
+    members_at_workos,
+    sign_up,
+    tell,
+)
+from worker.errors import OperatorError
+from worker.mirror import auto_join_policy, erasure, retention
+from worker.repair.replay import dismiss
+
+REMOVALS = {
+    "removed": lambda world, membership: world.delete_membership(membership),
+    "deactivated": lambda world, membership: world.deactivate_membership(membership),
+}
+
+
+@pytest.mark.parametrize("how", REMOVALS)
+@pytest.mark.parametrize("known", [True, False], ids=["told before", "told late"])
+def test_whoever_was_removed_or_deactivated_is_never_put_back(stage: Stage, how: str, known: bool) -> None:
+    world = stage.world
+    org = company(world)
+    user = world.create_user("ann@acme.example", email_verified=False)["id"]
+    membership = world.create_membership(org, user)["id"]
+    if known:
+        stage.hears()
+    REMOVALS[how](world, membership)
+    before = members_at_workos(world)
+    world.update_user(user, email_verified=True)
+    stage.settles()
+    assert members_at_workos(world) == before
+    assert (join_of(stage.engine, user)["state"], join_of(stage.engine, user)["reason"]) == ("blocked", how)
+    assert answer(stage.engine, "ann@acme.example") is None
+
+
+def test_a_failed_event_about_a_membership_holds_back_whom_it_names(stage: Stage) -> None:
+    world = stage.world
+    org = company(world)
+    user = sign_up(world)
+    membership = world.create_membership(org, user)["id"]
+    world.delete_membership(membership)
+    with world.lock:
+        for event in world.events:
+            if event["event"].startswith("organization_membership"):
+                event["data"] = {name: value for name, value in event["data"].items() if name != "id"}
+    stage.settles()
+    assert {row["status"] for row in rows(stage.engine, Event) if row["type"].startswith("organization_mem")} == {
+        "failed"
+    }
+    assert members_at_workos(world) == {} and joins_of(stage.engine) == {user: "pending"}
+
+
+def test_a_failed_event_about_a_membership_whose_payload_was_erased_holds_everybody_back(stage: Stage) -> None:
+    company(stage.world)
+    user = sign_up(stage.world)
+    gone = {"id": "event_gone", "type": "organization_membership.deleted", "status": "failed", "source": "webhook"}
+    in_transaction(stage.engine, lambda tx: tx.execute(insert(Event).values(gone)))
+    stage.settles()
+    assert joins_of(stage.engine) == {user: "pending"}
+    assert dismiss(stage.engine, ["event_gone"], "ann", "the person is deleted") == 1
+    stage.settles()
+    assert joins_of(stage.engine) == {user: "joined"}
+
+
+@pytest.mark.parametrize("how", REMOVALS)
+def test_an_operator_unblocks_someone_and_a_later_removal_blocks_again(stage: Stage, how: str) -> None:
+    world = stage.world
+    org = company(world)
+    user = sign_up(world)
+    stage.settles()
+    REMOVALS[how](world, next(iter(world.memberships)))
+    stage.settles()
+    assert "active" not in members_at_workos(world).get((org, user), [])
+    assert auto_join_policy.unblock(stage.engine, org, user, "ann", "hired again") == [how]
+    stage.settles()
+    assert members_at_workos(world) == {(org, user): ["active"]}
+    REMOVALS[how](world, next(iter(world.memberships)))
+    stage.settles()
+    left = members_at_workos(world)
+    world.update_user(user, email="ann2@acme.example")
+    stage.settles()
+    assert members_at_workos(world) == left
+    noted = [row for row in rows(stage.engine, Change) if row["kind"] == "join"]
+    after = {"state": "unblocked", "reasons": [how], "why": "hired again"}
+    assert [(row["cause_id"], row["after"]) for row in noted] == [("ann", after)]
+
+
+def test_what_is_not_blocked_cannot_be_unblocked(stage: Stage) -> None:
+    org = company(stage.world)
+    user = sign_up(stage.world)
+    stage.settles()
+    with pytest.raises(OperatorError, match="nothing blocks"):
+        auto_join_policy.unblock(stage.engine, org, user, "ann", "why not")
+
+
+def test_an_operator_keeps_someone_out(stage: Stage) -> None:
+    world = stage.world
+    org = company(world)
+    user = world.create_user("ann@acme.example", email_verified=False)["id"]
+    stage.settles()
+    auto_join_policy.block(stage.engine, org, user, "bob", "a test account")
+    world.update_user(user, email_verified=True)
+    stage.settles()
+    assert members_at_workos(world) == {}
+    assert join_of(stage.engine, user)["reason"] == "by bob: a test account"
+    assert answer(stage.engine, "ann@acme.example") is None and auto_join_policy.missing_members(stage.engine, 10) == []
+
+
+def test_a_world_that_empties_is_no_reason_to_put_anyone_back(stage: Stage) -> None:
+    world = stage.world
+    org = company(world)
+    users = [sign_up(world, f"person{n}@acme.example") for n in range(3)]
+    stage.settles()
+    for membership in list(world.memberships):
+        world.delete_membership(membership)
+    for user in users:
+        world.update_user(user, first_name="Ann")
+    stage.settles()
+    assert members_at_workos(world) == {}
+    assert [answer(stage.engine, f"person{n}@acme.example") for n in range(3)] == [None] * 3
+    assert answer(stage.engine, "new@acme.example") == (org, "member")
+
+
+# One person, several ids and addresses
+
+
+def was_removed(stage: Stage) -> tuple[str, str]:
+    """A person who joined and was removed; returns the workspace and the person."""
+    org, user = company(stage.world), sign_up(stage.world)
+    stage.settles()
+    stage.clock.goes_on(seconds=10)
+    stage.world.delete_membership(next(iter(stage.world.memberships)))
+    stage.clock.goes_on(seconds=10)
+    return org, user
+
+
+def is_kept_out(stage: Stage, org: str, user: str) -> None:
+    """The worker, the view, the contract and the list of who is missing say the same."""
+    stage.settles()
+    assert (org, user) not in members_at_workos(stage.world)
+    assert joins_of(stage.engine).get(user) != "pending"
+    assert user in {row["user_id"] for row in rows(stage.engine, auto_join_blocks) if row["organization_id"] == org}
+    assert answer(stage.engine, stage.world.users[user]["email"]) is None
+    assert user not in {row["user_id"] for row in auto_join_policy.missing_members(stage.engine, 10)}
+
+
+def test_a_removed_person_who_is_deleted_and_created_again_is_kept_out(stage: Stage) -> None:
+    org, user = was_removed(stage)
+    stage.world.delete_user(user)
+    is_kept_out(stage, org, sign_up(stage.world, "ANN@acme.example"))
+    assert answer(stage.engine, "new@acme.example") == (org, "member")
+
+
+def test_who_takes_the_former_address_of_a_removed_person_is_kept_out(stage: Stage) -> None:
+    org, user = was_removed(stage)
+    stage.world.update_user(user, email="ann@elsewhere.example")
+    is_kept_out(stage, org, sign_up(stage.world))
+    stage.world.update_user(user, email="ann2@acme.example")
+    is_kept_out(stage, org, user)
+
+
+def test_a_former_address_counts_even_if_its_event_is_told_after_a_later_one(stage: Stage) -> None:
+    org, user = was_removed(stage)
+    stage.world.update_user(user, email="ann2@acme.example")
+    stage.clock.goes_on(seconds=1)
+    stage.world.update_user(user, email="ann3@acme.example")
+    for event in reversed(stage.world.events):
+        tell(stage.engine, [event])
+    is_kept_out(stage, org, sign_up(stage.world, "ann2@acme.example"))
+
+
+def test_a_block_by_address_outlives_the_address(stage: Stage) -> None:
+    org, user = was_removed(stage)
+    stage.world.delete_user(user)
+    stage.hears()
+    erasure.forget(stage.engine, user, "ann")
+    assert answer(stage.engine, "ann@acme.example") is None
+    kept = [
+        value for table in Base.metadata.sorted_tables for row in rows(stage.engine, table) for value in row.values()
+    ]
+    assert not [value for value in kept if "ann@acme.example" in str(value)]
+    again = sign_up(stage.world)
+    is_kept_out(stage, org, again)
+    auto_join_policy.unblock(stage.engine, org, again, "bob", "hired again")
+    stage.settles()
+    assert members_at_workos(stage.world) == {(org, again): ["active"]}
+    retention.retain(stage.engine, retention.Periods())
+    assert {row["user_id"] for row in rows(stage.engine, UserAddress)} == {again}, "nothing needs it any longer"
+
+
+def test_of_an_erased_person_whom_nothing_keeps_out_no_address_is_kept(stage: Stage) -> None:
+    company(stage.world)
+    user = sign_up(stage.world, "ann@elsewhere.example")
+    stage.world.delete_user(user)
+    stage.hears()
+    erasure.forget(stage.engine, user, "ann")
+    stage.hears()
+    assert rows(stage.engine, UserAddress) == []
+
+
+@pytest.mark.parametrize("children_deleted", [True, False], ids=["told of the membership", "not told"])
+def test_who_was_deleted_as_an_active_member_was_not_removed(stage: Stage, children_deleted: bool) -> None:
+    stage.sandbox.knobs.children_deleted = children_deleted
+    org, user = company(stage.world), sign_up(stage.world)
+    stage.settles()
+    stage.clock.goes_on(seconds=10)
+    with stage.world.lock:
+        stage.world.delete_user(user)
+        if children_deleted:  # the person first, as WorkOS tells of an organization
+            *_, one, other = stage.world.events
+            gone = {event["event"]: event["data"] for event in (one, other)}
+            one.update(event="user.deleted", data=gone["user.deleted"])
+            other.update(event="organization_membership.deleted", data=gone["organization_membership.deleted"])
+    again = sign_up(stage.world)
+    stage.settles()
+    assert members_at_workos(stage.world) == {(org, again): ["active"]}
+
+
+def test_who_was_deactivated_and_then_deleted_is_kept_out(stage: Stage) -> None:
+    org, user = company(stage.world), sign_up(stage.world)
+    stage.settles()
+    stage.world.deactivate_membership(next(iter(stage.world.memberships)))
+    stage.clock.goes_on(seconds=10)
+    stage.world.delete_user(user)
+    is_kept_out(stage, org, sign_up(stage.world))
+
+
+def test_a_failed_event_about_a_membership_holds_back_others_with_the_address(stage: Stage) -> None:
+    org, user = company(stage.world), sign_up(stage.world)
+    stage.settles()
+    stage.clock.goes_on(seconds=10)
+    stage.world.delete_membership(next(iter(stage.world.memberships)))
+    del stage.world.events[-1]["data"]["id"]
+    stage.world.delete_user(user)
+    again = sign_up(stage.world)
+    stage.settles()
+    assert joins_of(stage.engine)[again] == "pending" and members_at_workos(stage.world) == {} and org
