@@ -47,7 +47,7 @@ def document(local: Callable[..., Services]) -> Iterator[Any]:
 
 # Not through schemathesis's own pytest plugin, which does not work with pytest 9.
 @pytest.mark.parametrize("mode", list(GenerationMode))
-def test_every_answer_is_as_the_document_says(document: Any, mode: GenerationMode) -> None:
+def test_every_response_matches_openapi_document(document: Any, mode: GenerationMode) -> None:
     tried: dict[str, int] = {}
     for operation in (result.ok() for result in document.get_all_operations()):
 

@@ -49,9 +49,7 @@ MakeWiring = Callable[..., Services]
 # Replayed deliveries
 
 
-def test_an_old_delivery_is_refused_and_a_young_one_changes_nothing(
-    local_endpoint: FlaskClient, local_engine: Engine
-) -> None:
+def test_replayed_delivery_is_refused_or_changes_nothing(local_endpoint: FlaskClient, local_engine: Engine) -> None:
     events = [made("organization.created"), made("user.created"), made("organization_membership.created")]
     accept(local_endpoint, *events)
     apply_all(local_engine)
@@ -100,14 +98,14 @@ def test_an_old_delivery_is_refused_and_a_young_one_changes_nothing(
         ),
     ],
 )
-def test_no_trick_with_the_path_opens_the_door_without_its_token(local: MakeWiring, path: str) -> None:
+def test_altered_path_is_refused(local: MakeWiring, path: str) -> None:
     endpoint = create_app(local(webhook_path_token="s3cret")).test_client()
     answer = post(endpoint, made("user.created"), path=DOOR + path)
     # 308 leads to the plain form of the path, where the token is asked for as anywhere.
     assert answer.status_code == (400 if "%00" in path else 404) or (answer.status_code == 308 and "s3cret" in path)
 
 
-def test_the_token_may_be_encoded(local: MakeWiring) -> None:
+def test_percent_encoded_path_token_is_accepted(local: MakeWiring) -> None:
     endpoint = create_app(local(webhook_path_token="s3cret")).test_client()
     assert post(endpoint, made("user.created"), path=f"{DOOR}/%73%33%63ret").status_code == 200
 
@@ -119,7 +117,7 @@ EVIL = 'x\r\n{"event": "forged"}\r\n2026-01-01 [info] forged\x1b[2J\x1b]0;title\
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_one_event_is_one_line_whatever_it_says(
+def test_log_entry_is_one_printable_line(
     log_format: Any, monkeypatch: pytest.MonkeyPatch, logs_as_before: None
 ) -> None:
     stream = io.StringIO()
@@ -133,7 +131,7 @@ def test_one_event_is_one_line_whatever_it_says(
     assert "event_1" in lines[0]
 
 
-def test_headers_and_paths_of_strangers_write_no_line_of_their_own(
+def test_headers_and_paths_cannot_forge_log_lines(
     local: MakeWiring, monkeypatch: pytest.MonkeyPatch, logs_as_before: None
 ) -> None:
     stream = io.StringIO()
@@ -178,7 +176,7 @@ PAGES = {
 
 
 @pytest.mark.parametrize("said", QUOTES)
-def test_quotes_and_wildcards_are_words_like_any(
+def test_quotes_and_wildcards_in_filters_are_literal(
     endpoint: FlaskClient, filled: Engine, set_environment: Callable[..., None], said: str
 ) -> None:
     for page, names in PAGES.items():
@@ -217,7 +215,7 @@ def _shows_none(html: str) -> bool:
 # Comparisons
 
 
-def test_secrets_are_compared_in_constant_time_only() -> None:
+def test_secrets_are_compared_in_constant_time() -> None:
     """No `==` between a value and what its name says is secret, anywhere in the door; `compare_digest` compares."""
     folder = Path(next(iter(webhooks.__path__)))
     compared = []
@@ -235,7 +233,7 @@ def test_secrets_are_compared_in_constant_time_only() -> None:
 
 
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE"])
-def test_other_methods_change_nothing(endpoint: FlaskClient, filled: Engine, method: str) -> None:
+def test_unexpected_methods_change_nothing(endpoint: FlaskClient, filled: Engine, method: str) -> None:
     before = rows(filled, Event), mirrored(filled)
     token = form_token(endpoint.get("/ops/failures"))
     for rule in endpoint.application.url_map.iter_rules():

@@ -212,7 +212,7 @@ TABLE = [
 ]
 
 
-def test_row_names_are_unique() -> None:
+def test_history_names_are_unique() -> None:
     assert len({row.name for row in TABLE}) == len(TABLE) >= 40
 
 
@@ -224,19 +224,19 @@ def ends_as(engine: Engine, row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
-def test_history_in_order_ends_in_the_expected_access(one_engine: Engine, row: Row) -> None:
+def test_history_ends_in_expected_access(one_engine: Engine, row: Row) -> None:
     for event in row.events:
         tell(one_engine, [event])
     ends_as(one_engine, row)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
-def test_reversed_history_ends_in_the_expected_access(one_engine: Engine, row: Row) -> None:
+def test_reversed_history_ends_in_expected_access(one_engine: Engine, row: Row) -> None:
     tell(one_engine, reversed(row.events))
     ends_as(one_engine, row)
 
 
-def test_histories_end_in_the_expected_access_on_postgresql(make_database: Any) -> None:
+def test_histories_end_in_expected_access_on_postgresql(make_database: Any) -> None:
     """All histories use one database, which is emptied after each: creating one for each takes too long."""
     engine = open_engine(make_database("postgresql"))
     for row in TABLE:
@@ -273,7 +273,7 @@ FIGHT = {
 
 
 @pytest.mark.long
-def test_conflicting_claims_in_every_order_never_allow_a_wrong_join(make_database: Any) -> None:
+def test_conflicting_claims_never_auto_join_in_any_order(make_database: Any) -> None:
     """Every order of verify, fail and delete, each with its own ids in one database."""
     engine = open_engine(make_database("postgresql"))
     tried = 0
@@ -301,7 +301,7 @@ def test_conflicting_claims_in_every_order_never_allow_a_wrong_join(make_databas
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_any_order_of_events_ends_in_the_same_access(make_empty: Any, data: st.DataObject) -> None:
+def test_shuffled_histories_end_in_same_access(make_empty: Any, data: st.DataObject) -> None:
     history = [
         event for row in data.draw(st.lists(st.sampled_from(TABLE), min_size=1, max_size=4)) for event in row.events
     ]

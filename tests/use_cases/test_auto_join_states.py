@@ -31,7 +31,7 @@ from worker.mirror import auto_join_policy
 from worker.reports.explain import explain
 
 
-def test_every_state_of_a_domain_is_in_changes_with_its_cause(engine: Engine) -> None:
+def test_every_domain_state_is_recorded_with_its_cause(engine: Engine) -> None:
     rival = {"id": "org_domain_2", "organization_id": RIVAL}
     lived = [
         *(org(), org(id=RIVAL), domain("created"), failed(1), domain(at=2)),
@@ -57,7 +57,7 @@ def test_every_state_of_a_domain_is_in_changes_with_its_cause(engine: Engine) ->
     assert steps == ["conflicted: also verified by org_rival", "verified", "revoked: the workspace is deleted"]
 
 
-def test_events_of_one_batch_each_show_the_state_they_led_to(one_engine: Engine) -> None:
+def test_each_event_of_a_batch_records_its_domain_state(one_engine: Engine) -> None:
     rival = {"id": "org_domain_2", "organization_id": RIVAL}
     batch = [org(), org(id=RIVAL), domain("created"), domain(at=2), domain(at=1, **rival), org("deleted", 3, RIVAL)]
     tell(one_engine, batch)
@@ -73,7 +73,7 @@ def test_events_of_one_batch_each_show_the_state_they_led_to(one_engine: Engine)
     }
 
 
-def test_a_domain_that_changes_its_name_frees_the_old_one(one_engine: Engine) -> None:
+def test_renamed_domain_frees_its_old_name(one_engine: Engine) -> None:
     rival = {"id": "org_domain_2", "organization_id": RIVAL}
     tell(one_engine, [*ON, org(id=RIVAL), domain(at=1, **rival)])
     renamed = domain("updated", 2, **rival, domain="rival.example", state="verified")
@@ -90,13 +90,13 @@ def test_a_domain_that_changes_its_name_frees_the_old_one(one_engine: Engine) ->
     assert change["after"]["state"] == "active" and change["after"]["domain"] == "acme.example"
 
 
-def test_a_renamed_domain_that_stays_verified_is_noted_by_its_new_name(one_engine: Engine) -> None:
+def test_renamed_verified_domain_is_recorded_by_new_name(one_engine: Engine) -> None:
     tell(one_engine, [*ON, domain("updated", 2, domain="new.example")])
     tell(one_engine, [domain("updated", 3, domain="newer.example")])
     assert [(row["domain"], row["state"]) for row in rows(one_engine, AutoJoin)] == [("newer.example", "verified")]
 
 
-def test_the_end_of_a_rivals_workspace_is_the_cause_of_the_new_state(one_engine: Engine) -> None:
+def test_deletion_of_rival_workspace_is_the_recorded_cause(one_engine: Engine) -> None:
     tell(one_engine, [*ON, org(id=RIVAL), domain(at=1, id="org_domain_2", organization_id=RIVAL)])
     unrelated = domain("created", 2, id="org_domain_3", domain="else.example")
     tell(one_engine, [unrelated, end := org("deleted", 2, RIVAL)])
@@ -105,13 +105,13 @@ def test_the_end_of_a_rivals_workspace_is_the_cause_of_the_new_state(one_engine:
     assert last["cause_id"] == end["id"]
 
 
-def test_several_rivals_are_named_in_order(one_engine: Engine) -> None:
+def test_rivals_are_named_in_order(one_engine: Engine) -> None:
     rivals = [domain(at=1, id=f"org_domain_{owner}", organization_id=owner) for owner in ("org_z", "org_b")]
     tell(one_engine, [*ON, *rivals])
     assert history(one_engine, "org_domain_1")[-1] == ("conflicted", "also verified by org_b, org_z", "event")
 
 
-def test_a_workspace_that_is_renamed_changes_no_domain(one_engine: Engine) -> None:
+def test_renaming_workspace_changes_no_domain(one_engine: Engine) -> None:
     tell(one_engine, ON)
     tell(one_engine, [made("organization.updated", 3, id=ORG, name="Renamed", domains=[])])
     assert history(one_engine, "org_domain_1") == [("verified", None, "event")]
@@ -121,7 +121,7 @@ def test_a_workspace_that_is_renamed_changes_no_domain(one_engine: Engine) -> No
 # Settings and switches
 
 
-def test_switched_off_domains_do_not_auto_join_and_have_a_reason(engine: Engine) -> None:
+def test_switched_off_domain_has_a_reason(engine: Engine) -> None:
     tell(engine, ON)
     put_in_force(engine, "off")
     assert answered(engine, NEW) is None and reasons(engine) == {"AUTO_JOIN is off"}
@@ -133,14 +133,14 @@ def test_switched_off_domains_do_not_auto_join_and_have_a_reason(engine: Engine)
         assert auto_join_for(opened, NEW) == (ORG, "admin")
 
 
-def test_settings_of_no_workspace_or_of_nothing_are_refused(engine: Engine) -> None:
+def test_settings_of_unknown_workspace_are_refused(engine: Engine) -> None:
     with pytest.raises(UnknownIdError, match="has no workspace org_none"):
         auto_join_policy.set_workspace(engine, "org_none", "ann", "why", auto_join=True)
     with pytest.raises(ConfigurationError, match="nothing to change"):
         auto_join_policy.set_workspace(engine, ORG, "ann", "why")
 
 
-def test_changes_of_workspace_settings_form_a_chain(engine: Engine) -> None:
+def test_workspace_settings_changes_form_a_chain(engine: Engine) -> None:
     tell(engine, ON)
     for auto_join, why in [(False, "a"), (False, "b"), (False, "b"), (True, "b")]:
         auto_join_policy.set_workspace(engine, ORG, "ann", why, auto_join=auto_join)
@@ -152,7 +152,7 @@ def test_changes_of_workspace_settings_form_a_chain(engine: Engine) -> None:
     }
 
 
-def test_what_operators_decide_about_a_person_is_a_chain_for_each_workspace(engine: Engine) -> None:
+def test_operator_decisions_form_a_chain_per_workspace(engine: Engine) -> None:
     tell(engine, [*IN, org(id=RIVAL), member("deleted", 2)])
     auto_join_policy.unblock(engine, ORG, ANN, "bob", "hired again")
     auto_join_policy.block(engine, RIVAL, ANN, "bob", "a")
@@ -171,7 +171,7 @@ def test_what_operators_decide_about_a_person_is_a_chain_for_each_workspace(engi
     assert broken_chains(noted) == []
 
 
-def test_a_workspace_without_an_admin_is_reported(engine: Engine) -> None:
+def test_workspace_without_admin_is_reported(engine: Engine) -> None:
     tell(engine, [*BOTH, member(role="admin")])
     assert auto_join_policy.without_admin(engine) == []
     tell(engine, [member("updated", 2)])

@@ -88,9 +88,7 @@ def what_became(engine: Engine) -> dict[str, Any]:
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
-def test_whatever_is_posted_is_refused_or_decided_and_harms_no_one_else(
-    endpoint: FlaskClient, engine: Engine, told: dict[str, io.StringIO]
-) -> None:
+def test_bad_bodies_fail_alone(endpoint: FlaskClient, engine: Engine, told: dict[str, io.StringIO]) -> None:
     @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(bad=st.lists(posts, min_size=1, max_size=8))
     def holds(bad: list[Posted]) -> None:
@@ -120,7 +118,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("body", ODD)
-def test_operators_can_look_at_whatever_was_taken(
+def test_pages_show_any_accepted_event(
     local_door_of_ann: FlaskClient, local_engine: Engine, body: bytes, set_environment: Callable[..., None]
 ) -> None:
     endpoint = local_door_of_ann

@@ -30,7 +30,7 @@ PATIENCE = 600.0
 
 
 @pytest.mark.parametrize(("number", "seed"), [(700, 1), pytest.param(5000, 2, marks=pytest.mark.long)])
-def test_what_webhooks_lost_comes_by_the_events_api_and_is_a_gap_after_the_patience(
+def test_lost_webhook_is_caught_up_and_counted_as_gap(
     engine: Engine, endpoint: FlaskClient, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, number: int, seed: int
 ) -> None:
     begin(engine, workos)
@@ -58,7 +58,7 @@ def test_what_webhooks_lost_comes_by_the_events_api_and_is_a_gap_after_the_patie
     assert gaps(engine, PATIENCE) == (len(lost), 0)
 
 
-def test_a_slow_webhook_is_no_gap_and_one_after_the_patience_is_late(
+def test_slow_webhook_is_late_but_not_a_gap(
     engine: Engine, endpoint: FlaskClient, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(engine, workos)
@@ -75,7 +75,7 @@ def test_a_slow_webhook_is_no_gap_and_one_after_the_patience_is_late(
     assert {row["id"] for row in rows(engine, Event) if row["webhook_at"] is None} == {lost["id"]}
 
 
-def test_what_the_api_returns_again_is_counted_once_and_changes_nothing(
+def test_event_read_again_changes_nothing(
     engine: Engine, endpoint: FlaskClient, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(engine, workos)
@@ -99,7 +99,7 @@ def test_what_the_api_returns_again_is_counted_once_and_changes_nothing(
         (lambda _: "nothing", {"error": "body: is not an object", "found": "str"}),
     ],
 )
-def test_what_cannot_be_an_event_is_reported_and_the_others_are_stored(
+def test_malformed_event_is_reported_and_others_are_stored(
     one_engine: Engine,
     sandbox: Sandbox,
     clock: Clock,
@@ -118,7 +118,7 @@ def test_what_cannot_be_an_event_is_reported_and_the_others_are_stored(
     assert "acme.example" not in str(line)
 
 
-def test_an_event_without_a_usable_time_is_stored(
+def test_event_without_usable_time_is_stored(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(one_engine, workos)
@@ -132,7 +132,7 @@ def test_an_event_without_a_usable_time_is_stored(
 # Event types that WorkOS does not know
 
 
-def test_an_event_type_that_workos_refuses_is_left_out_and_reported(
+def test_refused_event_type_is_left_out_and_reported(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, logs: list[Any]
 ) -> None:
     begin(one_engine, workos)
@@ -158,7 +158,7 @@ def test_an_event_type_that_workos_refuses_is_left_out_and_reported(
     assert mirror(one_engine)["inbox_to"] == clock.now - LAG
 
 
-def test_a_run_names_the_event_type_that_workos_refuses(
+def test_run_names_refused_event_type(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     begin(one_engine, workos)
@@ -174,7 +174,7 @@ def test_a_run_names_the_event_type_that_workos_refuses(
 
 
 @pytest.mark.parametrize("place", ["appended", "inserted"])
-def test_an_event_that_workos_shows_late_is_stored(
+def test_late_event_is_stored(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, place: str
 ) -> None:
     sandbox.knobs.update({"late_events": place})
@@ -198,7 +198,7 @@ def test_an_event_that_workos_shows_late_is_stored(
     assert mirror(one_engine)["complete_to"] == clock.now - LAG
 
 
-def test_reading_again_for_late_events_happens_once_in_ten_minutes(
+def test_late_events_are_searched_every_ten_minutes(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(one_engine, workos)
@@ -222,7 +222,7 @@ def test_reading_again_for_late_events_happens_once_in_ten_minutes(
 # How far the mirror is right
 
 
-def test_the_mirror_is_complete_only_to_what_is_applied(
+def test_complete_to_waits_for_pending_events(
     both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     begin(both_engines, workos)
@@ -241,7 +241,7 @@ def test_the_mirror_is_complete_only_to_what_is_applied(
     assert mirror(both_engines)["complete_to"] == clock.now - LAG
 
 
-def test_a_late_event_holds_it_up_though_an_older_catch_up_waits(
+def test_complete_to_waits_for_late_event(
     both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(both_engines, workos)
@@ -264,7 +264,7 @@ def test_a_late_event_holds_it_up_though_an_older_catch_up_waits(
     assert mirror(both_engines)["complete_to"] == at
 
 
-def test_an_event_that_failed_does_not_hold_it_up(
+def test_complete_to_does_not_wait_for_failed_event(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(one_engine, workos)
@@ -304,7 +304,7 @@ def old_events(sandbox: Sandbox, clock: Clock) -> list[JSON]:
 
 
 @pytest.mark.usefixtures("surroundings")
-def test_catch_up_since_reads_chunks_of_thirty_days(
+def test_catch_up_since_reads_in_thirty_day_ranges(
     engine: Engine, sandbox: Sandbox, clock: Clock, old_events: list[JSON]
 ) -> None:
     asked: list[tuple[str, str]] = []
@@ -327,7 +327,7 @@ def test_catch_up_since_reads_chunks_of_thirty_days(
 
 
 @pytest.mark.usefixtures("surroundings", "old_events")
-def test_catch_up_alone_reads_on(engine: Engine, sandbox: Sandbox, clock: Clock) -> None:
+def test_catch_up_without_since_continues(engine: Engine, sandbox: Sandbox, clock: Clock) -> None:
     assert "0 events read" in run().stdout
     users(sandbox, clock, 2)
     clock.goes_on(minutes=2)
@@ -346,7 +346,7 @@ def test_catch_up_alone_reads_on(engine: Engine, sandbox: Sandbox, clock: Clock)
         ("", "--since"),
     ],
 )
-def test_a_time_that_cannot_be_read_from_ends_with_2(make_database: Any, since: str, said: str) -> None:
+def test_unusable_since_exits_2(make_database: Any, since: str, said: str) -> None:
     result = run("--since", since, exit_code=2)
     assert said in result.stderr and result.stdout == ""
     assert len(result.stderr.splitlines()) <= 4

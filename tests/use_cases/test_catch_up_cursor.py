@@ -22,7 +22,7 @@ from worker.runs import create
 from worker.workos_api.client import WorkOSClient
 
 
-def test_the_cursor_never_passes_an_event_held_back(
+def test_cursor_does_not_pass_delayed_event(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(one_engine, workos)
@@ -41,7 +41,7 @@ def test_the_cursor_never_passes_an_event_held_back(
     assert catch_up(one_engine, workos).returned == 0
 
 
-def test_nor_does_it_while_many_pages_take_longer_than_the_lag(
+def test_cursor_does_not_pass_delayed_event_during_slow_read(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(one_engine, workos)
@@ -64,7 +64,7 @@ def test_nor_does_it_while_many_pages_take_longer_than_the_lag(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_is_held_back_for_less_than_the_lag_nothing_is_lost(
+def test_random_delays_below_the_lag_lose_nothing(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, seed: int
 ) -> None:
     begin(one_engine, workos)
@@ -80,7 +80,7 @@ def test_whatever_is_held_back_for_less_than_the_lag_nothing_is_lost(
     assert stored(one_engine) == {event["id"] for event in sandbox.world.events}
 
 
-def test_webhooks_never_move_the_cursor(
+def test_webhooks_do_not_move_the_cursor(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(one_engine, workos)
@@ -97,7 +97,7 @@ def test_webhooks_never_move_the_cursor(
     assert lost["id"] in stored(one_engine)
 
 
-def test_each_page_and_its_cursor_are_one(
+def test_page_and_cursor_are_committed_together(
     both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(both_engines, workos)
@@ -110,7 +110,7 @@ def test_each_page_and_its_cursor_are_one(
     assert mirror(both_engines)["cursor"] == sandbox.world.events[-1]["id"]
 
 
-def test_after_a_failure_between_pages_the_next_one_goes_on(
+def test_next_catch_up_resumes_after_failed_page(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(one_engine, workos)
@@ -129,7 +129,7 @@ def test_after_a_failure_between_pages_the_next_one_goes_on(
 
 
 @pytest.mark.parametrize(("answer", "returned", "lost"), [("error", 5, ["event_0UNKNOWN"]), ("beginning", 155, [])])
-def test_a_lost_cursor_loses_and_repeats_nothing(
+def test_expired_cursor_loses_and_repeats_nothing(
     one_engine: Engine,
     sandbox: Sandbox,
     clock: Clock,
@@ -162,7 +162,7 @@ def test_a_lost_cursor_loses_and_repeats_nothing(
     assert mirror(one_engine)["cursor"] == new[-1]["id"]
 
 
-def test_a_quiet_year_loses_nothing_though_the_cursor_expires(
+def test_quiet_year_loses_nothing(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, logs: list[Any]
 ) -> None:
     begin(one_engine, workos)
@@ -178,7 +178,7 @@ def test_a_quiet_year_loses_nothing_though_the_cursor_expires(
     assert not [line for line in logs if line["event"] == "events_missed"]
 
 
-def test_after_forty_days_away_all_comes(
+def test_forty_days_of_downtime_lose_nothing(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(one_engine, workos)
@@ -191,7 +191,7 @@ def test_after_forty_days_away_all_comes(
 
 
 @pytest.mark.parametrize("answer", ["error", "beginning"])
-def test_after_a_hundred_days_away_it_says_so_and_a_resync_finds_the_rest(
+def test_hundred_days_of_downtime_are_reported_and_resynced(
     one_engine: Engine,
     sandbox: Sandbox,
     clock: Clock,
@@ -225,7 +225,7 @@ def test_after_a_hundred_days_away_it_says_so_and_a_resync_finds_the_rest(
     assert "missed events" in {run["requested_by"] for run in rows(one_engine, Run)}
 
 
-def test_that_events_are_missing_is_said_after_a_failure_too(
+def test_missed_events_are_reported_after_a_failure(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(one_engine, workos)
@@ -241,7 +241,7 @@ def test_that_events_are_missing_is_said_after_a_failure_too(
 
 
 @pytest.mark.parametrize("metadata", [None, {"after": 7}, {"after": "event_0UNKNOWN"}])
-def test_a_page_is_stored_though_the_next_one_cannot_be_asked_for(
+def test_page_with_unusable_cursor_is_stored(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, metadata: Any
 ) -> None:
     begin(one_engine, workos)

@@ -20,7 +20,7 @@ from tests.support.mirror import MEMBERSHIP, ORG, USER, take
 from worker.kinds.user import User
 
 
-def test_times_without_a_zone_are_utc_and_order_with_the_others(endpoint: FlaskClient, engine: Engine) -> None:
+def test_times_without_zone_are_utc(endpoint: FlaskClient, engine: Engine) -> None:
     naive = made("user.updated", email="naive@acme.example", updated_at="2025-07-01 12:05:00.093")
     naive["created_at"] = "2025-07-01 12:05:00.093"
     older, newer = made("user.updated", 5), made("user.updated", 6, email="newer@acme.example")
@@ -46,7 +46,7 @@ def history() -> list[JSON]:
 
 
 @pytest.mark.parametrize("redo", ["deliver again", "replay"])
-def test_what_is_applied_changes_nothing_a_second_time(endpoint: FlaskClient, engine: Engine, redo: str) -> None:
+def test_repeated_events_change_nothing(endpoint: FlaskClient, engine: Engine, redo: str) -> None:
     events = history()
     take(endpoint, engine, *events)
     before = mirrored(engine), rows(engine, Change)
@@ -63,7 +63,7 @@ def test_what_is_applied_changes_nothing_a_second_time(endpoint: FlaskClient, en
     )
 
 
-def test_outcomes_of_a_history(endpoint: FlaskClient, engine: Engine) -> None:
+def test_each_event_has_its_outcome(endpoint: FlaskClient, engine: Engine) -> None:
     events = history()
     take(endpoint, engine, *events)
     assert outcomes(engine, *events) == [
@@ -72,7 +72,7 @@ def test_outcomes_of_a_history(endpoint: FlaskClient, engine: Engine) -> None:
     ]
 
 
-def test_only_what_changed_leaves_a_change_with_its_cause(endpoint: FlaskClient, engine: Engine) -> None:
+def test_only_differences_are_recorded_with_cause(endpoint: FlaskClient, engine: Engine) -> None:
     created, renamed = made("organization.created", 1, name="A"), made("organization.updated", 3, name="B")
     unchanged, stale = made("organization.updated", 4, name="B"), made("organization.updated", 2, name="C")
     deleted, late = made("organization.deleted", 5, name="B"), made("organization.updated", 9, name="D")
@@ -88,7 +88,7 @@ def test_only_what_changed_leaves_a_change_with_its_cause(endpoint: FlaskClient,
     assert [row["id"] for row in changes] == sorted({row["id"] for row in changes})
 
 
-def test_a_change_shows_the_whole_content_before_and_after(local_endpoint: FlaskClient, local_engine: Engine) -> None:
+def test_change_has_every_column_before_and_after(local_endpoint: FlaskClient, local_engine: Engine) -> None:
     take(
         local_endpoint,
         local_engine,
@@ -111,7 +111,7 @@ def test_a_change_shows_the_whole_content_before_and_after(local_endpoint: Flask
     assert (change["object_id"], change["organization_id"]) == (MEMBERSHIP, ORG)
 
 
-def test_events_of_one_batch_leave_a_change_each(local_endpoint: FlaskClient, local_engine: Engine) -> None:
+def test_each_event_of_a_batch_records_its_change(local_endpoint: FlaskClient, local_engine: Engine) -> None:
     events = [made("user.updated", at, email=f"{at}@acme.example", event_id=f"event_{at}") for at in (1, 2, 3)]
     accept(local_endpoint, *events)
     apply_all(local_engine)

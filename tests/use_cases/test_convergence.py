@@ -27,7 +27,7 @@ SETTINGS = settings(
 
 
 @pytest.mark.timeout(0)
-def test_every_history_ends_equal_to_workos(
+def test_every_history_converges(
     both_engines: Engine, endpoint: FlaskClient, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resync, "AT_ONCE", 1)  # so that a history is always the same

@@ -88,7 +88,7 @@ WRONG = {
 
 @pytest.mark.usefixtures("surroundings")
 @pytest.mark.parametrize(("environment", "said"), WRONG.values(), ids=WRONG)
-def test_another_environment_is_refused_before_anything_is_written(
+def test_another_environment_is_refused_before_writing(
     bound: Engine, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], said: str
 ) -> None:
     monkeypatch.setenv("ROLE_MAP", "owner=admin")
@@ -104,13 +104,13 @@ def test_another_environment_is_refused_before_anything_is_written(
 
 @pytest.mark.usefixtures("surroundings")
 @pytest.mark.parametrize("arguments", [["status"], ["events", "list"], ["members", "org_1"]], ids=" ".join)
-def test_half_of_a_key_is_refused_everywhere(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+def test_incomplete_credentials_are_refused(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     monkeypatch.delenv("WORKOS_CLIENT_ID")
     assert "WORKOS_CLIENT_ID is not set" in command(*arguments).stderr
 
 
 @pytest.mark.parametrize("gone", ["told", "all but one", "all, untold"])
-def test_organizations_that_are_gone_are_not_another_environment(
+def test_deleted_organizations_are_not_another_environment(
     bound: Engine, two_environments: Sandbox, redis: Redis, gone: str
 ) -> None:
     world = two_environments.world
@@ -125,9 +125,7 @@ def test_organizations_that_are_gone_are_not_another_environment(
     workos.close()
 
 
-def test_with_no_organization_left_another_environments_people_give_it_away(
-    bound: Engine, two_environments: Sandbox, redis: Redis
-) -> None:
+def test_another_environment_is_detected_by_its_users(bound: Engine, two_environments: Sandbox, redis: Redis) -> None:
     for id in list(two_environments.world.organizations):
         two_environments.world.delete_organization(id)
     foreign = client_of(two_environments, redis, key=OTHER_KEY)
@@ -135,9 +133,7 @@ def test_with_no_organization_left_another_environments_people_give_it_away(
         bind(bound, foreign, settings())
 
 
-def test_two_that_bind_at_once_to_different_environments_do_not_both(
-    both_engines: Engine, workos: WorkOSClient
-) -> None:
+def test_concurrent_binds_choose_one_environment(both_engines: Engine, workos: WorkOSClient) -> None:
     def attempt(client_id: str) -> bool:
         try:
             bind(both_engines, workos, settings(workos_client_id=client_id))

@@ -79,25 +79,25 @@ def gone(id: str, organization_id: str) -> JSON:
     return made("organization_membership.deleted", 5, id=id, organization_id=organization_id, user_id=ANN)
 
 
-def test_who_is_signed_in_enters_their_workspaces_and_no_other(ann: FlaskClient) -> None:
+def test_user_enters_only_own_workspaces(ann: FlaskClient) -> None:
     assert ann.post(f"/switch/{ORG}").status_code == 200
     assert ann.post("/switch/org_of_others").status_code == 403
 
 
-def test_only_an_admin_sees_what_admins_see(ann: FlaskClient) -> None:
+def test_only_admin_sees_admin_page(ann: FlaskClient) -> None:
     ann.post(f"/switch/{ORG}")
     assert ann.get("/keys").status_code == 403
     ann.post("/switch/org_2")
     assert ann.get("/keys").json == {"organization_id": "org_2", "keys": ["sk_1"]}
 
 
-def test_whoever_is_removed_is_out_with_the_next_request(ann: FlaskClient, engine: Engine) -> None:
+def test_removed_member_loses_access_at_next_request(ann: FlaskClient, engine: Engine) -> None:
     ann.post("/switch/org_2")
     tell(engine, [gone("om_2", "org_2")])
     assert ann.get("/keys").status_code == 403 and ann.post("/switch/org_2").status_code == 403
 
 
-def test_a_sign_up_is_told_its_workspace_and_one_who_was_removed_is_not(ann: FlaskClient, engine: Engine) -> None:
+def test_sign_up_joins_unless_removed(ann: FlaskClient, engine: Engine) -> None:
     tell(engine, [made("organization_domain.verified", domain="acme.example", state="verified")])
     joins = {"organization_id": ORG, "default_role": "member"}
     assert ann.post("/sign-up", data={"email": "New@ACME.example."}).json == joins
@@ -106,7 +106,7 @@ def test_a_sign_up_is_told_its_workspace_and_one_who_was_removed_is_not(ann: Fla
     assert ann.post("/sign-up", data={"email": "Ann@acme.example"}).json is None
 
 
-def test_a_sign_up_is_told_the_workspace_of_its_very_domain(ann: FlaskClient, engine: Engine) -> None:
+def test_sign_up_joins_only_exact_domain(ann: FlaskClient, engine: Engine) -> None:
     """By the older rule of Python's own codec straße.de would be strasse.de, another's domain."""
     for number, (name, owner) in enumerate({"strasse.de": ORG, "faß.example": "org_2"}.items()):
         claim = {"id": f"org_domain_{number}", "domain": name, "organization_id": owner, "state": "verified"}
@@ -117,7 +117,7 @@ def test_a_sign_up_is_told_the_workspace_of_its_very_domain(ann: FlaskClient, en
     assert {email: found and found["organization_id"] for email, found in told.items()} == joins
 
 
-def test_who_has_more_workspaces_than_a_page_holds_sees_them_all(host: Flask, engine: Engine) -> None:
+def test_all_workspaces_are_listed_across_pages(host: Flask, engine: Engine) -> None:
     ids = [f"org_{number:03}" for number in range(205)]
     tell(engine, [made("user.created"), *(made("organization.created", id=id, name=id) for id in ids)])
     tell(engine, [member(f"om_{id}", id, "member") for id in ids])
@@ -127,7 +127,7 @@ def test_who_has_more_workspaces_than_a_page_holds_sees_them_all(host: Flask, en
     assert client.post(f"/switch/{ids[-1]}").status_code == 200
 
 
-def test_a_hook_ends_the_sessions_of_who_was_removed(host: Flask, ann: FlaskClient, engine: Engine) -> None:
+def test_hook_ends_sessions_of_removed_member(host: Flask, ann: FlaskClient, engine: Engine) -> None:
     with serving(host) as url:
         target = WebTarget(f"{url}/hooks/workos-sync", SECRET, 5.0)
         assert follow.follow(engine, {"sessions": target}, 3)
@@ -141,7 +141,7 @@ def test_a_hook_ends_the_sessions_of_who_was_removed(host: Flask, ann: FlaskClie
 
 
 @pytest.mark.parametrize("deleted", ["organization", "user"])
-def test_a_hook_ends_the_sessions_in_a_deleted_workspace_and_of_a_deleted_person(
+def test_hook_ends_sessions_of_deleted_workspace_and_person(
     host: Flask, ann: FlaskClient, engine: Engine, deleted: str
 ) -> None:
     elsewhere = host.test_client()
@@ -159,5 +159,5 @@ def test_a_hook_ends_the_sessions_in_a_deleted_workspace_and_of_a_deleted_person
     assert elsewhere.post(f"/switch/{ORG}").status_code == (200 if deleted == "organization" else 401)
 
 
-def test_a_forged_hook_is_refused(host: Flask) -> None:
+def test_forged_hook_is_refused(host: Flask) -> None:
     assert host.test_client().post("/hooks/workos-sync", json={"type": "user.deleted"}).status_code == 401

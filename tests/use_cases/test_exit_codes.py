@@ -286,7 +286,7 @@ def installation(engine: Engine, redis_url: str, sandbox: Sandbox) -> Iterator[I
         yield Installation(engine, sandbox, organization, user, gone, world.events[0]["id"], resync)
 
 
-def test_every_command_has_its_exit_codes_here() -> None:
+def test_every_command_is_covered() -> None:
     assert sorted(CASES) == sorted(PATHS)
     codes = {path: {case.exit_code for case in cases} for path, cases in CASES.items()}
     assert {path for path in CASES if 0 not in codes[path]} == {*ENDLESS, "demo"}
@@ -304,7 +304,7 @@ def cases(*exit_codes: int) -> list[Any]:
 
 
 @pytest.mark.parametrize(("path", "case"), cases(0, 1))
-def test_what_is_well_is_0_and_what_is_wrong_or_impossible_1(installation: Installation, path: str, case: Case) -> None:
+def test_success_exits_0_and_problems_exit_1(installation: Installation, path: str, case: Case) -> None:
     if case.prepare is not None:
         case.prepare(installation)
     ended = run(*path.split(), *case.line.format(**installation._asdict()).split())
@@ -320,7 +320,7 @@ def whole(path: str, line: str | None = None) -> list[str]:
 
 
 @pytest.mark.parametrize(("path", "case"), cases(2))
-def test_wrong_usage_is_2(path: str, case: Case) -> None:
+def test_wrong_usage_exits_2(path: str, case: Case) -> None:
     ended = run(*whole(path, case.line))
     assert ended.exit_code == 2, (ended.output, ended.exception)
     assert ended.stderr.splitlines()[-1].startswith(("workos-sync: ", "Error: "))
@@ -331,9 +331,7 @@ def test_wrong_usage_is_2(path: str, case: Case) -> None:
     ("name", "value"),
     [("PORT", "high"), ("DATABASE_URL", "postgresql://nobody:hunter2@127.0.0.1:1/none")],
 )
-def test_wrong_configuration_is_2_for_every_command(
-    monkeypatch: pytest.MonkeyPatch, path: str, name: str, value: str
-) -> None:
+def test_invalid_configuration_exits_2(monkeypatch: pytest.MonkeyPatch, path: str, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     ended = run(*whole(path))
     if name == "DATABASE_URL" and path in ("register", "doctor"):
@@ -345,7 +343,7 @@ def test_wrong_configuration_is_2_for_every_command(
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if path not in ("demo", "doctor", "register", "migrate")])
-def test_an_unmigrated_database_is_2_for_every_command_that_reads_it(engine: Engine, path: str) -> None:
+def test_unmigrated_database_exits_2(engine: Engine, path: str) -> None:
     drop_schema(engine)
     ended = run(*whole(path))
     assert ended.exit_code == 2, (ended.output, ended.exception)
@@ -353,7 +351,7 @@ def test_an_unmigrated_database_is_2_for_every_command_that_reads_it(engine: Eng
 
 
 @pytest.mark.parametrize("line", ["resync", "catch-up", f"register {URL}"])
-def test_a_redis_that_does_not_answer_is_2(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+def test_unreachable_redis_exits_2(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
     ended = run(*line.split())
     assert ended.exit_code == 2, (ended.output, ended.exception)
@@ -361,7 +359,7 @@ def test_a_redis_that_does_not_answer_is_2(monkeypatch: pytest.MonkeyPatch, line
 
 
 @pytest.mark.parametrize("line", ["resync", "catch-up", f"register {URL}"])
-def test_a_key_that_workos_rejects_is_2(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+def test_rejected_api_key_exits_2(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     monkeypatch.setenv("WORKOS_API_KEY", "sk_test_nobody")
     ended = run(*line.split())
     assert ended.exit_code == 2, (ended.output, ended.exception)
@@ -369,7 +367,9 @@ def test_a_key_that_workos_rejects_is_2(monkeypatch: pytest.MonkeyPatch, line: s
     assert said.startswith("workos-sync: WORKOS_API_KEY") and "sk_test" not in said
 
 
-def test_a_user_without_a_name_can_decide_too(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operator_without_login_name_is_recorded_by_uid(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 54321)  # which no passwd entry names, as in many containers

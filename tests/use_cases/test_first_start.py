@@ -87,7 +87,7 @@ class LiveEnvironment:
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_first_start_on_a_full_environment_under_live_events_is_never_wrong(
+def test_first_start_under_live_events_is_never_wrong(
     both_engines: Engine, redis: Redis, bell: Doorbell, seed: int
 ) -> None:
     engine, clock, lag = both_engines, Clock(), timedelta(seconds=10)
@@ -122,7 +122,7 @@ def test_a_first_start_on_a_full_environment_under_live_events_is_never_wrong(
         assert differences(engine, sandbox.world.truth()) == []
 
 
-def test_a_catch_up_before_the_first_resync_makes_nothing_current(
+def test_catch_up_before_first_resync_keeps_backfilling(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     with sandbox.world.silently():
@@ -134,7 +134,7 @@ def test_a_catch_up_before_the_first_resync_makes_nothing_current(
     assert status(one_engine)["complete_to"] is not None
 
 
-def test_an_empty_environment_is_current_after_the_first_resync_and_catch_up(
+def test_empty_environment_is_current_after_resync_and_catch_up(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     bind(one_engine, workos, settings())
@@ -147,7 +147,7 @@ def test_an_empty_environment_is_current_after_the_first_resync_and_catch_up(
     assert [run["requested_by"] for run in rows(one_engine, Run)] == ["first start", "first start"]
 
 
-def test_a_catch_up_that_the_clock_wanted_first_does_not_put_the_first_start_off(
+def test_early_catch_up_does_not_delay_first_start(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     small_life(sandbox.world)
@@ -162,7 +162,7 @@ def test_a_catch_up_that_the_clock_wanted_first_does_not_put_the_first_start_off
     assert differences(one_engine, sandbox.world.truth()) == []
 
 
-def test_pending_events_hold_the_first_start_up_and_new_ones_do_not(
+def test_first_start_waits_for_earlier_events_only(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     sandbox.knobs.hold_back = 0
@@ -181,7 +181,7 @@ def test_pending_events_hold_the_first_start_up_and_new_ones_do_not(
     assert status(one_engine)["state"] == "current"
 
 
-def test_the_first_resync_is_the_only_one_of_its_day(
+def test_first_resync_counts_as_daily_resync(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     bind(one_engine, workos, settings())
@@ -195,7 +195,7 @@ def test_the_first_resync_is_the_only_one_of_its_day(
     assert [run["requested_by"] for run in runs(one_engine, Task.RESYNC)] == ["first start", "clock"]
 
 
-def test_a_release_that_acts_on_further_types_resyncs_once(
+def test_new_event_types_cause_one_resync(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     bind(one_engine, workos, settings())
@@ -209,7 +209,7 @@ def test_a_release_that_acts_on_further_types_resyncs_once(
     assert mirror(one_engine)["event_types"] == SUBSCRIBED
 
 
-def test_without_a_key_only_retention_is_done(one_engine: Engine, bell: Doorbell, repair_bell: Doorbell) -> None:
+def test_only_retention_runs_without_api_key(one_engine: Engine, bell: Doorbell, repair_bell: Doorbell) -> None:
     bare = Settings(_env_file=None)
     schedule(one_engine, bare)
     watch(one_engine, repair_bell)
@@ -222,7 +222,7 @@ def test_without_a_key_only_retention_is_done(one_engine: Engine, bell: Doorbell
     assert {run["status"] for run in runs(one_engine, Task.RESYNC)} == {RunStatus.RUNNING}
 
 
-def test_a_first_resync_that_failed_is_not_begun_again_at_once(
+def test_failed_first_resync_is_retried_after_a_minute(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     sandbox.faults.fail("/user_management/users$", status=400, times=None)
@@ -239,7 +239,7 @@ def test_a_first_resync_that_failed_is_not_begun_again_at_once(
     assert status(one_engine)["state"] == "current"
 
 
-def test_with_workos_away_drains_go_on(
+def test_drains_continue_while_workos_is_down(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     sandbox.faults.fail(status=422, times=None)  # no answer to what was asked, and no use in asking again

@@ -81,7 +81,7 @@ def ids_of(engine: Engine, object_id: str | None = None) -> list[int]:
     return [row["id"] for row in rows(engine, Change) if object_id in (None, row["object_id"])]
 
 
-def test_every_change_is_told_once_in_order(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+def test_changes_are_delivered_once_in_order(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
     tell(one_engine, [person("user_1"), person("user_2")])
     assert follow()
     tell(one_engine, [person("user_1", 2, first_name="Ann")])
@@ -93,7 +93,7 @@ def test_every_change_is_told_once_in_order(one_engine: Engine, host: Host, foll
     assert last["timestamp"] == last["data"]["at"] and last["data"]["cause"] == "event"
 
 
-def test_one_that_raises_is_tried_again_and_others_go_on(
+def test_failed_delivery_is_retried_and_others_continue(
     one_engine: Engine, host: Host, follow: Callable[..., bool]
 ) -> None:
     host.fails = {"user_1"}
@@ -114,9 +114,7 @@ def test_one_that_raises_is_tried_again_and_others_go_on(
     assert waiting(one_engine) == {}
 
 
-def test_after_its_attempts_it_is_set_aside_with_its_traceback_and_later_ones_go_on(
-    one_engine: Engine, host: Host, follow: Callable[..., bool]
-) -> None:
+def test_exhausted_delivery_fails_with_traceback(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
     host.fails = {"user_1"}
     tell(one_engine, [person("user_1"), person("user_1", 2, first_name="Ann")])
     for _ in range(2):
@@ -135,7 +133,7 @@ def test_after_its_attempts_it_is_set_aside_with_its_traceback_and_later_ones_go
     assert host.ids() == [second, first] and waiting(one_engine) == {}
 
 
-def test_what_failed_can_be_given_up(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+def test_failed_delivery_can_be_dismissed(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
     host.fails = {"user_1"}
     tell(one_engine, [person("user_1")])
     follow(attempts=1)
@@ -147,7 +145,7 @@ def test_what_failed_can_be_given_up(one_engine: Engine, host: Host, follow: Cal
     assert waiting(one_engine) == {} and operate.replay(one_engine, "host", None, "ann") == 0
 
 
-def test_each_hook_has_a_cursor_of_its_own(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+def test_each_hook_has_its_own_cursor(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
     other = Host()
     other.fails = {"user_1"}
     tell(one_engine, [person("user_1"), person("user_2")])
@@ -162,7 +160,7 @@ def seconds_leased(engine: Engine) -> float:
     return (until - now).total_seconds()
 
 
-def test_a_process_killed_in_mid_call_is_followed_by_another_soon_which_sends_the_change_again(
+def test_killed_process_is_replaced_and_change_is_sent_again(
     one_engine: Engine, host: Host, follow: Callable[..., bool]
 ) -> None:
     tell(one_engine, [person("user_1")])
@@ -176,7 +174,7 @@ def test_a_process_killed_in_mid_call_is_followed_by_another_soon_which_sends_th
     assert host.ids() == ids_of(one_engine)
 
 
-def test_a_slow_call_keeps_its_lease(one_engine: Engine, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_call_keeps_lease(one_engine: Engine, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "LEASE_SECONDS", 0.6)
     monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.05)
     tell(one_engine, [person("user_1")])
@@ -195,7 +193,7 @@ def test_a_slow_call_keeps_its_lease(one_engine: Engine, host: Host, monkeypatch
     assert rows(one_engine, Hook)[0]["leased_until"] is None, "released at once"
 
 
-def test_a_process_that_lost_its_lease_notes_nothing(one_engine: Engine) -> None:
+def test_process_without_lease_records_nothing(one_engine: Engine) -> None:
     tell(one_engine, [person("user_1")])
 
     class Slow(Host):
@@ -207,7 +205,7 @@ def test_a_process_that_lost_its_lease_notes_nothing(one_engine: Engine) -> None
     assert rows(one_engine, Hook)[0]["cursor"] == 0
 
 
-def test_of_the_first_backfill_nothing_is_told_and_of_a_later_repair_everything(
+def test_first_backfill_sends_nothing_and_later_repairs_do(
     one_engine: Engine, host: Host, follow: Callable[..., bool], sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     small_life(sandbox.world, 2, 2)
@@ -225,7 +223,7 @@ def test_of_the_first_backfill_nothing_is_told_and_of_a_later_repair_everything(
     assert [(m["type"], m["data"]["cause"]) for m in found] == [("membership.deleted", "resync")]
 
 
-def test_a_hook_that_comes_later_begins_then(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+def test_new_hook_starts_at_current_change(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
     is_filled(one_engine)
     tell(one_engine, [person("user_1")])
     follow()
@@ -234,7 +232,7 @@ def test_a_hook_that_comes_later_begins_then(one_engine: Engine, host: Host, fol
     assert [message["data"]["object_id"] for message in host.told] == ["user_2"]
 
 
-def test_a_hook_that_retention_overtook_says_so_and_goes_on(
+def test_hook_overtaken_by_retention_logs_and_continues(
     one_engine: Engine, host: Host, follow: Callable[..., bool]
 ) -> None:
     tell(one_engine, [person("user_1")])
@@ -249,13 +247,13 @@ def test_a_hook_that_retention_overtook_says_so_and_goes_on(
     assert row["error"] == f"changes up to {dropped} have been pruned" and row["behind"] == 0
 
 
-def test_many_changes_come_in_steps(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+def test_many_changes_are_sent_in_steps(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
     tell(one_engine, [person(f"user_{n % 40}", n) for n in range(350)])
     assert follow()
     assert host.ids() == ids_of(one_engine)
 
 
-def test_a_slow_hook_takes_the_rest_in_the_next_step_and_in_order(
+def test_slow_hook_continues_in_order(
     one_engine: Engine, host: Host, follow: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hooks, "STEP_SECONDS", 0.0)
@@ -288,9 +286,7 @@ def web_target(web: Web) -> Iterator[WebTarget]:
     target.close()
 
 
-def test_a_call_is_signed_as_standard_webhooks_says_and_its_id_is_the_change(
-    one_engine: Engine, web: Web, web_target: WebTarget
-) -> None:
+def test_call_is_signed_and_identified_by_change(one_engine: Engine, web: Web, web_target: WebTarget) -> None:
     tell(one_engine, [person(f"user_{n}") for n in range(30)])
     assert hooks.follow(one_engine, {"web": web_target}, 3)
     assert sorted(m["data"]["id"] for m in web.took) == ids_of(one_engine)
@@ -298,7 +294,7 @@ def test_a_call_is_signed_as_standard_webhooks_says_and_its_id_is_the_change(
 
 
 @pytest.mark.parametrize("status", [301, 400, 404, 410, 500, 503])
-def test_any_answer_but_2xx_is_a_failure_and_the_same_id_comes_again(
+def test_answer_other_than_2xx_is_retried_with_same_id(
     one_engine: Engine, web: Web, web_target: WebTarget, status: int
 ) -> None:
     tell(one_engine, [person("user_1"), person("user_1", 2, first_name="Ann")])
@@ -311,7 +307,7 @@ def test_any_answer_but_2xx_is_a_failure_and_the_same_id_comes_again(
     assert [m["data"]["id"] for m in web.took] == ids_of(one_engine)
 
 
-def test_nobody_at_the_address_is_a_failure_without_its_address_in_the_error(one_engine: Engine) -> None:
+def test_connection_error_hides_the_url(one_engine: Engine) -> None:
     tell(one_engine, [person("user_1")])
     target = WebTarget("http://127.0.0.1:1/secret-path", SECRET, 1.0)
     hooks.follow(one_engine, {"web": target}, 3)
@@ -341,7 +337,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
         ({"AUTO_JOIN": "yes"}, "AUTO_JOIN Input should be 'off', 'mirror' or 'provision'"),
     ],
 )
-def test_wrong_settings_are_named(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], said: str) -> None:
+def test_invalid_settings_are_named(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said) as caught:
         loaded(monkeypatch, **given)
     assert SECRET not in str(caught.value)

@@ -36,11 +36,11 @@ FACES = {
 
 
 @pytest.mark.parametrize("name", FACES)
-def test_columns_that_other_programs_rely_on(engine: Engine, name: str) -> None:
+def test_views_have_their_contract_columns(engine: Engine, name: str) -> None:
     assert tuple(column["name"] for column in inspect(engine).get_columns(name)) == FACES[name]
 
 
-def test_views_tell_times_as_instants_in_utc(endpoint: FlaskClient, engine: Engine) -> None:
+def test_views_return_times_in_utc(endpoint: FlaskClient, engine: Engine) -> None:
     grant(endpoint, engine, created_at="2025-07-01T14:00:00.5+02:00")
     take(endpoint, engine, made("organization_domain.verified", created_at="2025-07-01 12:00:00"))
     half_past = NOON.replace(microsecond=500_000)
@@ -52,7 +52,7 @@ def test_views_tell_times_as_instants_in_utc(endpoint: FlaskClient, engine: Engi
     assert {time.tzinfo for time in told} == {UTC}
 
 
-def test_an_empty_mirror_says_that_it_is_being_filled(engine: Engine) -> None:
+def test_empty_mirror_is_backfilling(engine: Engine) -> None:
     assert rows(engine, mirror_status) == [{"state": "backfilling", "complete_to": None, "last_resync": None}]
 
 
@@ -62,7 +62,7 @@ def session(engine: Engine) -> Any:
         yield session
 
 
-def test_a_host_asks_who_may_enter(endpoint: FlaskClient, engine: Engine, session: Session) -> None:
+def test_role_and_workspaces_of_a_user(endpoint: FlaskClient, engine: Engine, session: Session) -> None:
     assert role_of(session, USER, ORG) is None
     session.rollback()
     grant(endpoint, engine, role={"slug": "admin"})
@@ -78,7 +78,7 @@ def test_a_host_asks_who_may_enter(endpoint: FlaskClient, engine: Engine, sessio
     assert workspaces_of(session, "user_x") == []
 
 
-def test_a_host_asks_where_someone_joins(endpoint: FlaskClient, engine: Engine, session: Session) -> None:
+def test_auto_join_of_an_address(endpoint: FlaskClient, engine: Engine, session: Session) -> None:
     accept(endpoint, made("organization.created"), made("organization_domain.verified"))
     apply_all(engine)
     inside = ["new@acme.example", "New@ACME.Example", '"odd@local"@acme.example']

@@ -42,7 +42,7 @@ def settled(engine: Engine, state: JoinState) -> None:
     in_transaction(engine, lambda tx: tx.execute(update(Join).values(done)))
 
 
-def test_a_verified_address_on_the_domain_is_to_be_made_a_member(provisioning: Engine) -> None:
+def test_verified_address_on_domain_creates_join(provisioning: Engine) -> None:
     unverified, signed_up, elsewhere = (
         user(id="user_bob", email="bob@acme.example", email_verified=False),
         user(email="Ann@ACME.example"),
@@ -72,7 +72,7 @@ def test_a_verified_address_on_the_domain_is_to_be_made_a_member(provisioning: E
         (JoinState.UNDONE, user("updated", 2, email="ann.b@acme.example"), "undone"),
     ],
 )
-def test_only_a_newly_verified_address_makes_a_dropped_or_failed_join_pending_again(
+def test_only_new_address_reopens_dropped_or_failed_join(
     provisioning: Engine, state: JoinState, event: JSON, after: str
 ) -> None:
     tell(provisioning, [user()])
@@ -89,13 +89,13 @@ def test_only_a_newly_verified_address_makes_a_dropped_or_failed_join_pending_ag
 
 
 @pytest.mark.parametrize("mode", ["mirror", "off"])
-def test_in_other_modes_nobody_is_to_be_made_a_member(one_engine: Engine, mode: str) -> None:
+def test_other_modes_create_no_join(one_engine: Engine, mode: str) -> None:
     put_in_force(one_engine, mode)
     tell(one_engine, [*ON, user()])
     assert rows(one_engine, Join) == [] and rows(one_engine, JoinSearch) == []
 
 
-def test_when_a_domain_begins_to_auto_join_its_people_are_looked_for(provisioning: Engine) -> None:
+def test_newly_verified_domain_starts_search(provisioning: Engine) -> None:
     assert searches(provisioning) == []
     late = domain(at=5, id="org_domain_2", domain="late.example")
     failing = domain("created", 5, id="org_domain_3", domain="failing.example")
@@ -105,14 +105,14 @@ def test_when_a_domain_begins_to_auto_join_its_people_are_looked_for(provisionin
     assert searches(provisioning) == [(ORG, "late.example", max(verified_at, backfill_from), "event", late["id"])]
 
 
-def test_without_the_setting_only_those_are_looked_for_who_came_after_the_verification(provisioning: Engine) -> None:
+def test_search_covers_only_people_after_verification(provisioning: Engine) -> None:
     in_transaction(provisioning, lambda tx: tx.execute(update(Mirror).values(backfill_from=None)))
     tell(provisioning, [event := domain(at=5, id="org_domain_2", domain="late.example")])
     assert searches(provisioning) == [(ORG, "late.example", NOON + timedelta(minutes=5), "event", event["id"])]
 
 
 @pytest.mark.parametrize("filled", [True, False])
-def test_with_the_setting_everybody_is_looked_for_once_the_mirror_is_filled(one_engine: Engine, filled: bool) -> None:
+def test_search_covers_everybody_with_existing_setting(one_engine: Engine, filled: bool) -> None:
     put_in_force(one_engine, existing=True)
     if filled:
         is_filled(one_engine)
@@ -122,7 +122,7 @@ def test_with_the_setting_everybody_is_looked_for_once_the_mirror_is_filled(one_
     assert cause_id == ON[1]["id"]
 
 
-def test_a_search_for_everybody_stays_one(provisioning: Engine) -> None:
+def test_search_for_everybody_is_not_narrowed(provisioning: Engine) -> None:
     put_in_force(provisioning, existing=True)
     tell(provisioning, [domain("deleted", 2), domain(at=3, id="org_domain_2")])
     put_in_force(provisioning, existing=False)
@@ -131,7 +131,7 @@ def test_a_search_for_everybody_stays_one(provisioning: Engine) -> None:
     assert searches(provisioning) == [(ORG, "acme.example", None, "event", again["id"])]
 
 
-def test_a_search_leaves_those_of_other_domains_and_workspaces_alone(provisioning: Engine) -> None:
+def test_searches_are_separate_for_each_domain_and_workspace(provisioning: Engine) -> None:
     put_in_force(provisioning, existing=True)
     tell(provisioning, [domain("deleted", 2), domain(at=3, id="org_domain_2")])
     put_in_force(provisioning, existing=False)
@@ -145,19 +145,19 @@ def test_a_search_leaves_those_of_other_domains_and_workspaces_alone(provisionin
     ]
 
 
-def test_an_event_about_a_sign_up_counts_before_the_mirror_is_filled(one_engine: Engine) -> None:
+def test_sign_up_event_counts_before_mirror_is_filled(one_engine: Engine) -> None:
     put_in_force(one_engine)
     tell(one_engine, [*ON, user()])
     assert joins_of(one_engine) == {ANN: "pending"}
 
 
-def test_a_domain_that_stays_verified_begins_no_search(provisioning: Engine) -> None:
+def test_already_verified_domain_starts_no_search(provisioning: Engine) -> None:
     tell(provisioning, [domain("updated", 2, domain="ACME.example")])
     assert history(provisioning, "org_domain_1")[-1] == ("verified", None, "event")
     assert len(history(provisioning, "org_domain_1")) == 2 and searches(provisioning) == []
 
 
-def test_a_conflict_that_ends_begins_a_search_for_the_one_who_is_left(provisioning: Engine) -> None:
+def test_resolved_conflict_starts_search_for_remaining_workspace(provisioning: Engine) -> None:
     rival = {"id": "org_domain_2", "organization_id": RIVAL}
     tell(provisioning, [domain(at=2, **rival)])
     assert searches(provisioning) == []
@@ -167,7 +167,7 @@ def test_a_conflict_that_ends_begins_a_search_for_the_one_who_is_left(provisioni
     ]
 
 
-def test_a_workspace_switched_on_has_its_people_looked_for(provisioning: Engine) -> None:
+def test_switching_workspace_on_starts_search(provisioning: Engine) -> None:
     put_in_force(provisioning, existing=True)
     other = {"id": "org_domain_2", "organization_id": RIVAL, "domain": "rival.example"}
     tell(provisioning, [org(id=RIVAL), domain(at=2, **other)])
@@ -178,7 +178,7 @@ def test_a_workspace_switched_on_has_its_people_looked_for(provisioning: Engine)
     assert searches(provisioning) == [(ORG, "acme.example", None, "operator", "ann")]
 
 
-def test_unblocking_creates_one_join_of_that_person_alone(provisioning: Engine) -> None:
+def test_unblocking_creates_join_for_that_person_only(provisioning: Engine) -> None:
     tell(provisioning, [user(), user(id="user_bob", email="bob@acme.example")])
     in_transaction(provisioning, lambda tx: tx.execute(delete(Join)))
     auto_join_policy.block(provisioning, ORG, ANN, "ann", "why")
@@ -187,7 +187,7 @@ def test_unblocking_creates_one_join_of_that_person_alone(provisioning: Engine) 
     assert (join["user_id"], join["state"], join["cause"], join["cause_id"]) == (ANN, "pending", "operator", "eve")
 
 
-def test_unblocking_creates_no_join_of_a_deleted_or_unverified_person(provisioning: Engine) -> None:
+def test_unblocking_deleted_or_unverified_person_creates_no_join(provisioning: Engine) -> None:
     bob: JSON = {"id": "user_bob", "email": "bob@acme.example"}
     tell(provisioning, [user(email_verified=False), user(**bob)])
     for id in (ANN, "user_bob"):

@@ -171,7 +171,7 @@ class Lateness(RuleBasedStateMachine):
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
-def test_events_that_become_readable_late_are_all_applied_in_the_end(
+def test_every_late_event_is_applied(
     both_engines: Engine, endpoint: FlaskClient, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "PAGE", 5)  # so that so small a world has pages

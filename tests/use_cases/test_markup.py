@@ -184,7 +184,7 @@ def crawl(endpoint: FlaskClient) -> tuple[dict[str, str], set[str]]:
     return seen, forms
 
 
-def test_no_word_of_others_becomes_markup_on_any_page(services: Services, world: JSON) -> None:
+def test_no_external_text_becomes_markup(services: Services, world: JSON) -> None:
     endpoint = create_app(services).test_client()
     sign_in(endpoint)
     pages, forms = crawl(endpoint)
@@ -198,7 +198,7 @@ def test_no_word_of_others_becomes_markup_on_any_page(services: Services, world:
     assert len(forms) >= 8
 
 
-def test_looking_changes_nothing(services: Services, world: JSON) -> None:
+def test_reading_pages_changes_nothing(services: Services, world: JSON) -> None:
     endpoint = create_app(services).test_client()
     sign_in(endpoint)
     statements: list[str] = []

@@ -125,7 +125,7 @@ EFFECTS: dict[str, tuple[str, JSON] | None] = {
 """What each sample does to an empty mirror: the one row it leaves (these columns of it), or None for none."""
 
 
-def test_every_type_acted_on_has_a_sample_and_every_sample_an_expectation() -> None:
+def test_every_event_type_has_a_sample_and_an_effect() -> None:
     assert set(READERS) <= set(SAMPLES)
     assert set(SAMPLES) == set(EFFECTS)
     assert {type for type, effect in EFFECTS.items() if effect} == set(READERS)
@@ -151,7 +151,7 @@ def test_effect_of_one_event(local_endpoint: FlaskClient, local_engine: Engine, 
     assert row["organization_id"] == (ORG if kind == "organization" else only.get("organization_id"))
 
 
-def test_the_story_of_all_samples_as_readers_see_it(endpoint: FlaskClient, engine: Engine) -> None:
+def test_views_follow_the_recorded_samples(endpoint: FlaskClient, engine: Engine) -> None:
     told = sorted(map(sample, SAMPLES), key=lambda event: str(event["created_at"]))
     seen: list[tuple[Any, ...]] = []
     for event in told:
@@ -176,20 +176,22 @@ def test_the_story_of_all_samples_as_readers_see_it(endpoint: FlaskClient, engin
 class TestDeletes:
     """A delete is for good, whatever its time and whenever it comes."""
 
-    def test_with_the_same_updated_at_as_the_last_live_one(
+    def test_delete_with_equal_time_wins(
         self, local_endpoint: FlaskClient, local_engine: Engine, type: str, id: str
     ) -> None:
         take(local_endpoint, local_engine, made(f"{type}.updated", 5), made(f"{type}.deleted", 9, updated_at=minute(5)))
         assert self.stored(local_engine)["deleted_by"] == "event"
 
-    def test_before_the_create(self, local_endpoint: FlaskClient, local_engine: Engine, type: str, id: str) -> None:
+    def test_delete_before_create_wins(
+        self, local_endpoint: FlaskClient, local_engine: Engine, type: str, id: str
+    ) -> None:
         deleted, created = made(f"{type}.deleted", 5), made(f"{type}.created", 1)
         take(local_endpoint, local_engine, deleted, created)
         assert outcomes(local_engine, deleted, created) == ["applied", "tombstoned"]
         assert event_row(local_engine, created["id"])["decided_by"] == deleted["id"]
         assert self.stored(local_engine)["deleted_by"] == "event"
 
-    def test_and_a_later_update_does_not_bring_it_back(
+    def test_later_update_does_not_restore(
         self, local_endpoint: FlaskClient, local_engine: Engine, type: str, id: str
     ) -> None:
         late = made(f"{type}.updated", 99)
@@ -197,7 +199,7 @@ class TestDeletes:
         assert outcomes(local_engine, late) == ["tombstoned"]
         assert self.stored(local_engine)["deleted_by"] == "event"
 
-    def test_with_nothing_but_an_id(
+    def test_delete_with_only_an_id_wins(
         self, local_endpoint: FlaskClient, local_engine: Engine, type: str, id: str
     ) -> None:
         bare = {"id": "event_bare", "event": f"{type}.deleted", "data": {"id": id}}
@@ -209,9 +211,7 @@ class TestDeletes:
         return row
 
 
-def test_a_late_delete_of_the_old_membership_leaves_the_invited_again_in(
-    local_endpoint: FlaskClient, local_engine: Engine
-) -> None:
+def test_late_delete_of_old_membership_keeps_new_one(local_endpoint: FlaskClient, local_engine: Engine) -> None:
     grant(local_endpoint, local_engine, id="om_old")
     take(
         local_endpoint,
@@ -223,7 +223,7 @@ def test_a_late_delete_of_the_old_membership_leaves_the_invited_again_in(
     assert [row["membership_id"] for row in rows(local_engine, workspace_members)] == ["om_new"]
 
 
-def test_of_several_active_memberships_the_newest_counts(endpoint: FlaskClient, engine: Engine) -> None:
+def test_newest_active_membership_counts(endpoint: FlaskClient, engine: Engine) -> None:
     grant(endpoint, engine, id="om_1", created_at=minute(1))
     newer = made("organization_membership.created", 2, id="om_0", created_at=minute(2), status="active")
     newer["data"]["role"] = newer["data"]["roles"][0] = {"slug": "admin"}
@@ -232,7 +232,7 @@ def test_of_several_active_memberships_the_newest_counts(endpoint: FlaskClient, 
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
-def test_a_member_is_complete_when_the_last_of_three_events_is_here(
+def test_member_appears_with_last_of_three_events(
     local_endpoint: FlaskClient, local_engine: Engine, order: tuple[int, ...]
 ) -> None:
     events = made("organization_membership.updated"), made("organization.created"), made("user.created")
@@ -243,9 +243,7 @@ def test_a_member_is_complete_when_the_last_of_three_events_is_here(
     assert access(local_engine) == MEMBER
 
 
-def test_a_deleted_workspace_hides_members_and_domains_without_their_own_deletes(
-    endpoint: FlaskClient, engine: Engine
-) -> None:
+def test_deleted_workspace_hides_members_and_domains(endpoint: FlaskClient, engine: Engine) -> None:
     grant(endpoint, engine)
     take(endpoint, engine, made("organization_domain.verified"))
     assert (access(engine), joins(engine)) == (MEMBER, ACME)
@@ -253,13 +251,13 @@ def test_a_deleted_workspace_hides_members_and_domains_without_their_own_deletes
     assert (access(engine), joins(engine)) == (set(), set())
 
 
-def test_a_deleted_user_is_in_no_workspace(endpoint: FlaskClient, engine: Engine) -> None:
+def test_deleted_user_has_no_access(endpoint: FlaskClient, engine: Engine) -> None:
     grant(endpoint, engine)
     take(endpoint, engine, made("user.deleted", 5))
     assert access(engine) == set()
 
 
-def test_only_the_status_active_gives_access(endpoint: FlaskClient, engine: Engine) -> None:
+def test_only_active_status_gives_access(endpoint: FlaskClient, engine: Engine) -> None:
     grant(endpoint, engine)
     for at, status in enumerate(["pending", "inactive", "suspended", "Active", "", None, 1, ["active"]]):
         take(endpoint, engine, made("organization_membership.updated", 2 * at + 1, status=status))
@@ -268,7 +266,7 @@ def test_only_the_status_active_gives_access(endpoint: FlaskClient, engine: Engi
         assert access(engine) == MEMBER
 
 
-def test_an_unknown_role_is_a_member_and_its_slug_is_kept(endpoint: FlaskClient, engine: Engine) -> None:
+def test_unknown_role_becomes_member(endpoint: FlaskClient, engine: Engine) -> None:
     grant(endpoint, engine, role={"slug": "owner"}, roles=[{"slug": "owner"}])
     [row] = rows(engine, workspace_members)
     assert (row["role"], row["workos_role"]) == ("member", "owner")
@@ -300,14 +298,12 @@ def rivals(endpoint: FlaskClient, engine: Engine) -> None:
     ],
     ids=["failed", "pending again", "unknown state", "deleted", "workspace deleted"],
 )
-def test_two_workspaces_with_one_domain_auto_join_nobody_until_it_is_one(
-    endpoint: FlaskClient, engine: Engine, end: JSON
-) -> None:
+def test_contested_domain_auto_joins_nobody_until_resolved(endpoint: FlaskClient, engine: Engine, end: JSON) -> None:
     take(endpoint, engine, end)
     assert joins(engine) == ACME
 
 
-def test_a_rival_workspace_that_is_not_known_yet_stops_auto_join_too(endpoint: FlaskClient, engine: Engine) -> None:
+def test_unknown_rival_workspace_stops_auto_join(endpoint: FlaskClient, engine: Engine) -> None:
     accept(endpoint, made("organization.created"), VERIFIED, made("organization_domain.verified", 1, **RIVAL))
     apply_all(engine)
     assert joins(engine) == set()
@@ -325,7 +321,7 @@ def test_only_verified_domains_auto_join(endpoint: FlaskClient, engine: Engine) 
         assert joins(engine) == ACME
 
 
-def test_a_domain_verified_twice_in_one_workspace_auto_joins_once(endpoint: FlaskClient, engine: Engine) -> None:
+def test_domain_verified_twice_is_listed_once(endpoint: FlaskClient, engine: Engine) -> None:
     second = made("organization_domain.verified", 1, id="domain_2", created_at=minute(-9))
     accept(endpoint, made("organization.created"), VERIFIED, second)
     apply_all(engine)
@@ -334,9 +330,7 @@ def test_a_domain_verified_twice_in_one_workspace_auto_joins_once(endpoint: Flas
     ]
 
 
-def test_a_list_of_domains_inside_a_workspace_changes_no_domain(
-    local_endpoint: FlaskClient, local_engine: Engine
-) -> None:
+def test_organization_event_changes_no_domain(local_endpoint: FlaskClient, local_engine: Engine) -> None:
     take(
         local_endpoint,
         local_engine,
@@ -348,7 +342,7 @@ def test_a_list_of_domains_inside_a_workspace_changes_no_domain(
 
 
 @pytest.mark.parametrize("type", ["role", "organization_role"])
-def test_a_role_can_be_deleted_and_made_again(local_endpoint: FlaskClient, local_engine: Engine, type: str) -> None:
+def test_deleted_role_can_be_created_again(local_endpoint: FlaskClient, local_engine: Engine, type: str) -> None:
     created, deleted, again = made(f"{type}.created", 1), made(f"{type}.deleted", 2), made(f"{type}.created", 3)
     take(local_endpoint, local_engine, again, deleted, created)
     assert outcomes(local_engine, again, deleted, created) == ["applied", "stale", "stale"]
@@ -357,9 +351,7 @@ def test_a_role_can_be_deleted_and_made_again(local_endpoint: FlaskClient, local
     assert [row["deleted_by"] for row in rows(local_engine, Role)] == ["event"]
 
 
-def test_the_same_slug_in_two_workspaces_and_the_environment_is_three_roles(
-    local_endpoint: FlaskClient, local_engine: Engine
-) -> None:
+def test_same_slug_in_different_scopes_is_different_roles(local_endpoint: FlaskClient, local_engine: Engine) -> None:
     accept(
         local_endpoint,
         made("role.created", slug="x"),

@@ -48,7 +48,7 @@ def told(engine: Engine, world: World) -> None:
     deliver(engine, [event for event in world.events if event["id"] not in known])
 
 
-def test_a_member_has_the_permissions_that_the_roles_grant(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
+def test_member_has_permissions_of_roles(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
     assert answer(engine, member) == ["invoices:read"]
     assert rows(engine, member_permissions) == [
         {"organization_id": member["organization_id"], "user_id": member["user_id"], "permission": "invoices:read"}
@@ -61,9 +61,7 @@ def test_a_member_has_the_permissions_that_the_roles_grant(engine: Engine, sandb
     assert answer(engine, member) == []
 
 
-def test_several_roles_grant_together_and_each_permission_counts_once(
-    engine: Engine, sandbox: Sandbox, member: JSON
-) -> None:
+def test_roles_combine_their_permissions(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
     world = sandbox.world
     world.update_role("member", permissions=["invoices:read", "invoices:pay"])
     world.update_membership(member["id"], roles=["member", "billing"])
@@ -84,9 +82,7 @@ def test_only_people_with_access_have_permissions(engine: Engine, sandbox: Sandb
     assert rows(engine, member_permissions) == [] and answer(engine, member) == []
 
 
-def test_a_deleted_permission_a_deleted_role_and_an_unmapped_role_grant_nothing(
-    engine: Engine, sandbox: Sandbox, member: JSON
-) -> None:
+def test_deleted_or_unknown_role_or_permission_grants_nothing(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
     adopt(engine, {"admin": "admin", "member": "member"})
     assert answer(engine, member) == []
     adopt(engine, MAPPED)
@@ -108,9 +104,7 @@ def test_only_permissions_of_organizations_apply(engine: Engine, sandbox: Sandbo
     assert "projects:read" in live(engine)["permission"] and answer(engine, member) == []
 
 
-def test_an_organizations_own_role_comes_before_the_environments(
-    engine: Engine, sandbox: Sandbox, member: JSON
-) -> None:
+def test_organization_role_overrides_environment_role(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
     world, organization_id = sandbox.world, member["organization_id"]
     other = world.create_organization("Other")
     elsewhere = world.create_membership(other["id"], member["user_id"], role="billing")
@@ -126,7 +120,7 @@ def test_an_organizations_own_role_comes_before_the_environments(
     assert (answer(engine, member), answer(engine, elsewhere)) == (["invoices:read"], ["invoices:read"])
 
 
-def test_before_a_full_resync_has_listed_permissions_the_answer_is_not_known(
+def test_permissions_are_unknown_before_full_resync(
     engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:
     in_transaction(engine, lambda tx: tx.execute(update(Mirror).values(listed_kinds=None)))
@@ -147,7 +141,7 @@ def test_before_a_full_resync_has_listed_permissions_the_answer_is_not_known(
     assert answer(engine, member) == ["invoices:read"], "events keep what was listed once up to date"
 
 
-def test_a_permission_that_cannot_be_used_does_not_keep_the_others_unknown(
+def test_invalid_permission_keeps_others_known(
     engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:
     in_transaction(engine, lambda tx: tx.execute(update(Mirror).values(listed_kinds=None)))
@@ -160,7 +154,7 @@ def test_a_permission_that_cannot_be_used_does_not_keep_the_others_unknown(
     ]
 
 
-def test_a_resync_repairs_permissions(engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON) -> None:
+def test_resync_repairs_permissions(engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON) -> None:
     world = sandbox.world
 
     def unseen() -> None:
@@ -182,7 +176,7 @@ def test_a_resync_repairs_permissions(engine: Engine, sandbox: Sandbox, workos: 
     assert found(engine, resync(engine, workos)) == {}
 
 
-def test_a_slug_made_again_is_ordered_by_event_time(engine: Engine) -> None:
+def test_recreated_slug_is_ordered_by_event_time(engine: Engine) -> None:
     events = [
         made("permission.created", 1, id="perm_1"),
         made("permission.deleted", 2, id="perm_1"),
@@ -194,9 +188,7 @@ def test_a_slug_made_again_is_ordered_by_event_time(engine: Engine) -> None:
     assert [(row["permission_id"], row["deleted_by"]) for row in rows(engine, Permission)] == [("perm_2", None)]
 
 
-def test_a_permission_is_explained_and_listed_with_the_roles_that_grant_it(
-    engine: Engine, sandbox: Sandbox, member: JSON
-) -> None:
+def test_permission_is_explained_with_its_roles(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
     world, organization_id = sandbox.world, member["organization_id"]
     world.create_role("payer", organization_id=organization_id)
     world.update_role("payer", organization_id=organization_id, permissions=["invoices:read", "invoices:read:all"])

@@ -100,7 +100,7 @@ REFERENCES = [
 
 
 @no_id
-def test_an_event_that_names_what_is_no_id_fails_alone(
+def test_event_with_invalid_id_fails_alone(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, value: str
 ) -> None:
     small_life(sandbox.world, 1, 1)
@@ -124,7 +124,7 @@ def test_an_event_that_names_what_is_no_id_fails_alone(
 
 
 @no_id
-def test_a_listed_object_without_an_id_is_reported_and_the_rest_is_used(
+def test_listed_object_with_invalid_id_is_reported(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, value: str
 ) -> None:
     small_life(sandbox.world, 1, 3)
@@ -139,9 +139,7 @@ def test_a_listed_object_without_an_id_is_reported_and_the_rest_is_used(
     assert differences(one_engine, sandbox.world.truth()) == []
 
 
-def test_a_role_slug_that_no_index_holds_stops_nothing_and_grants_nothing(
-    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_oversized_role_slug_grants_nothing(both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     small_life(sandbox.world, 1, 2)
     long = "".join(f"{number:x}" for number in range(3000))
     sandbox.faults.odd(MEMBERSHIPS, item=0, change=lambda item: {**item, "role": {"slug": long}, "roles": []})
@@ -168,9 +166,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_whatever_the_library_makes_of_a_call_callers_see_our_errors(
-    sandbox: Sandbox, workos: WorkOSClient, call: Any
-) -> None:
+def test_sdk_exceptions_become_workos_errors(sandbox: Sandbox, workos: WorkOSClient, call: Any) -> None:
     for id in ("", ".", "..", "\ud800", "x" * 100_000):
         answered = None
         try:
@@ -180,7 +176,7 @@ def test_whatever_the_library_makes_of_a_call_callers_see_our_errors(
         assert isinstance(answered, WorkOSUnavailableError | Page), ascii(id[:9])
 
 
-def test_what_cannot_even_be_asked_for_is_not_asked_again_at_once(sandbox: Sandbox, workos: WorkOSClient) -> None:
+def test_invalid_request_is_not_retried(sandbox: Sandbox, workos: WorkOSClient) -> None:
     with pytest.raises(WorkOSUnavailableError, match="ValueError"):
         fetch(workos, KINDS["user"], "..")
     assert workos.calls.total == 1 and sandbox.calls.total() == 0
@@ -189,7 +185,7 @@ def test_what_cannot_even_be_asked_for_is_not_asked_again_at_once(sandbox: Sandb
 # Confirmed reads
 
 
-def test_a_read_that_can_never_succeed_is_counted_and_put_off_and_starves_no_other(
+def test_impossible_read_is_delayed_and_blocks_no_other(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, logs: list[Any]
 ) -> None:
     small_life(sandbox.world, 1, 1)
@@ -204,7 +200,7 @@ def test_a_read_that_can_never_succeed_is_counted_and_put_off_and_starves_no_oth
     assert len([line for line in logs if line["event"] == "read_failed"]) == len(rows(one_engine, Read)) == 3
 
 
-def test_an_object_that_the_database_refuses_starves_no_other_read(
+def test_object_refused_by_database_blocks_no_other_read(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, logs: list[Any]
 ) -> None:
     small_life(sandbox.world, 1, 3)
@@ -221,9 +217,7 @@ def test_an_object_that_the_database_refuses_starves_no_other_read(
     assert live(one_engine)["user"] == set(users)
 
 
-def test_a_kind_that_the_key_may_not_see_starves_no_other(
-    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_forbidden_kind_blocks_no_other_read(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     small_life(sandbox.world, 1, 1)
     user = next(iter(sandbox.world.users))
     sandbox.faults.fail("/connections", status=403, times=None)
@@ -234,9 +228,7 @@ def test_a_kind_that_the_key_may_not_see_starves_no_other(
     assert (left["object_id"], left["attempts"]) == ("conn_1", 1) and "403" in left["error"]
 
 
-def test_what_cannot_be_read_again_and_again_is_a_warning_and_explained(
-    local: Any, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_repeatedly_unreadable_object_is_a_warning(local: Any, sandbox: Sandbox, workos: WorkOSClient) -> None:
     services = local(**settings_of(sandbox))
     asked_for(services.engine, "user", "user_1/x")
     for _ in range(5):
@@ -262,9 +254,7 @@ def warnings(services: Any) -> dict[str, str]:
 # Resyncs
 
 
-def test_a_resync_ends_though_it_asks_for_what_is_no_id(
-    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_resync_finishes_despite_invalid_id(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     mirror_of(one_engine, sandbox, workos, 2)
     gone = next(iter(sandbox.world.memberships))
     quietly(sandbox.world, lambda: sandbox.world.delete_membership(gone))
@@ -278,7 +268,7 @@ def test_a_resync_ends_though_it_asks_for_what_is_no_id(
 
 
 @pytest.mark.parametrize("table", ["users", "organizations", "memberships", "domains"])
-def test_a_listed_object_that_the_database_refuses_is_reported_and_its_page_is_used(
+def test_listed_object_refused_by_database_is_reported(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, table: str
 ) -> None:
     world = sandbox.world
@@ -328,7 +318,7 @@ def ids(world: Any) -> dict[str, set[str]]:
     }
 
 
-def test_a_run_that_fails_unexpectedly_ends_as_failed_and_stops_no_other_work(
+def test_unexpected_failure_ends_only_that_run(
     local: Any, sandbox: Sandbox, workos: WorkOSClient, redis: Redis, logs: list[Any]
 ) -> None:
     services = local(**settings_of(sandbox))
@@ -349,7 +339,7 @@ def test_a_run_that_fails_unexpectedly_ends_as_failed_and_stops_no_other_work(
     assert any(line["event"] == "run_failed" and line["run"] == run_id for line in logs)
 
 
-def test_a_key_that_may_not_read_events_does_not_keep_objects_from_being_read(
+def test_reads_continue_when_events_are_forbidden(
     local: Any, sandbox: Sandbox, workos: WorkOSClient, redis: Redis
 ) -> None:
     services = local(**settings_of(sandbox))
@@ -367,7 +357,7 @@ def test_a_key_that_may_not_read_events_does_not_keep_objects_from_being_read(
 # Provisioning
 
 
-def test_a_join_that_the_database_refuses_stops_no_other(stage: Stage) -> None:
+def test_join_refused_by_database_blocks_no_other(stage: Stage) -> None:
     org = company(stage.world)
     users = [sign_up(stage.world, f"{name}@acme.example") for name in ("ann", "bob", "cid")]
     poisoned(stage.engine, "joins", f"NEW.user_id = '{users[0]}' AND NEW.state = 'joined'")
@@ -389,7 +379,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("body", FOREIGN.values(), ids=FOREIGN)
-def test_a_create_that_is_answered_with_something_else_may_or_may_not_have_been_done(stage: Stage, body: bytes) -> None:
+def test_unusable_answer_to_create_is_checked_before_retry(stage: Stage, body: bytes) -> None:
     org = company(stage.world)
     user = sign_up(stage.world)
     stage.sandbox.faults.answer("/user_management/organization_mem", body, method="POST", status=201, times=1)
@@ -404,7 +394,7 @@ def test_a_create_that_is_answered_with_something_else_may_or_may_not_have_been_
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_a_foreign_404_drops_no_join(stage: Stage, method: str) -> None:
+def test_foreign_404_drops_no_join(stage: Stage, method: str) -> None:
     company(stage.world)
     user = sign_up(stage.world)
     path = "/user_management/organization_mem"
@@ -419,7 +409,7 @@ def test_a_foreign_404_drops_no_join(stage: Stage, method: str) -> None:
     assert joins_of(stage.engine) == {user: "joined"}
 
 
-def test_someone_elses_memberships_say_nothing_about_a_person(stage: Stage) -> None:
+def test_memberships_of_another_user_are_not_used(stage: Stage) -> None:
     org = company(stage.world)
     other = stage.world.create_user("eve@elsewhere.example")["id"]
     stage.world.create_membership(org, other)
@@ -442,7 +432,7 @@ class UnspeakableError(Exception):
         raise RuntimeError("even its text cannot be had")
 
 
-def test_an_error_that_cannot_be_told_is_counted_like_any_other(one_engine: Engine) -> None:
+def test_unprintable_error_counts_as_failure(one_engine: Engine) -> None:
     told = []
 
     def host(message: JSON) -> None:
@@ -459,7 +449,7 @@ def test_an_error_that_cannot_be_told_is_counted_like_any_other(one_engine: Engi
     assert (row["status"], row["attempts"]) == ("failed", 2) and "UnspeakableError" in row["error"]
 
 
-def test_a_hook_that_cannot_be_followed_stops_no_other(one_engine: Engine, logs: list[Any]) -> None:
+def test_failing_hook_does_not_stop_others(one_engine: Engine, logs: list[Any]) -> None:
     told: list[JSON] = []
     tell(one_engine, [made("user.created", id="user_1", email="ann@acme.example")])
     poisoned(one_engine, "hooks", "NEW.name = 'bad' AND NEW.cursor > 0")

@@ -25,7 +25,7 @@ from worker.mirror import auto_join_policy
 from worker.repair.catch_up import update_complete_to
 
 
-def test_a_sign_up_on_a_verified_domain_becomes_a_member(stage: Stage) -> None:
+def test_sign_up_on_verified_domain_becomes_member(stage: Stage) -> None:
     org = company(stage.world)
     user = sign_up(stage.world)
     other = sign_up(stage.world, "bob@elsewhere.example")
@@ -36,7 +36,7 @@ def test_a_sign_up_on_a_verified_domain_becomes_a_member(stage: Stage) -> None:
     assert join_of(stage.engine, user)["membership_id"] in stage.world.memberships
 
 
-def test_an_address_that_is_verified_later_joins_then(stage: Stage) -> None:
+def test_address_verified_later_becomes_member(stage: Stage) -> None:
     org = company(stage.world)
     user = stage.world.create_user("ann@acme.example", email_verified=False)["id"]
     stage.settles()
@@ -46,7 +46,7 @@ def test_an_address_that_is_verified_later_joins_then(stage: Stage) -> None:
     assert members_at_workos(stage.world) == {(org, user): ["active"]}
 
 
-def test_a_change_to_an_address_on_the_domain_joins(stage: Stage) -> None:
+def test_changed_address_on_domain_becomes_member(stage: Stage) -> None:
     org = company(stage.world)
     user = sign_up(stage.world, "ann@elsewhere.example")
     stage.settles()
@@ -55,7 +55,7 @@ def test_a_change_to_an_address_on_the_domain_joins(stage: Stage) -> None:
     assert members_at_workos(stage.world) == {(org, user): ["active"]}
 
 
-def test_nothing_is_created_before_all_events_up_to_then_are_applied(stage: Stage) -> None:
+def test_nothing_is_created_before_earlier_events_are_applied(stage: Stage) -> None:
     company(stage.world)
     user = sign_up(stage.world)
     stage.hears()
@@ -65,7 +65,7 @@ def test_nothing_is_created_before_all_events_up_to_then_are_applied(stage: Stag
     assert {path for _, path in stage.sandbox.calls} == {"/organizations"}, "WorkOS's time is all that was asked for"
 
 
-def test_whoever_waits_has_the_events_read_as_soon_as_they_can_tell(stage: Stage) -> None:
+def test_waiting_join_requests_catch_up(stage: Stage) -> None:
     org = company(stage.world)
     user = sign_up(stage.world)
     stage.hears()
@@ -76,7 +76,7 @@ def test_whoever_waits_has_the_events_read_as_soon_as_they_can_tell(stage: Stage
     assert members_at_workos(stage.world) == {(org, user): ["active"]}
 
 
-def test_whoever_is_invited_is_left_to_accept(stage: Stage) -> None:
+def test_invited_person_is_not_added(stage: Stage) -> None:
     org = company(stage.world)
     user = sign_up(stage.world)
     stage.world.create_membership(org, user, status="pending")
@@ -86,7 +86,7 @@ def test_whoever_is_invited_is_left_to_accept(stage: Stage) -> None:
     assert answer(stage.engine, "ann@acme.example") is None
 
 
-def test_a_member_already_is_left_alone(stage: Stage) -> None:
+def test_existing_member_is_unchanged(stage: Stage) -> None:
     org = company(stage.world)
     user = sign_up(stage.world)
     stage.world.create_membership(org, user, role="admin")
@@ -96,7 +96,7 @@ def test_a_member_already_is_left_alone(stage: Stage) -> None:
     assert posts(stage.sandbox) == 0
 
 
-def test_a_person_or_workspace_that_is_gone_is_dropped(stage: Stage) -> None:
+def test_join_of_deleted_person_is_dropped(stage: Stage) -> None:
     company(stage.world)
     user = sign_up(stage.world)
     stage.hears()
@@ -117,7 +117,7 @@ def test_other_modes_create_nothing(stage: Stage, mode: str) -> None:
     assert [(row["user_id"], row["organization_id"]) for row in missing] == ([(user, org)] if mode == "mirror" else [])
 
 
-def test_a_mode_that_was_left_drops_what_waits(stage: Stage) -> None:
+def test_changing_mode_drops_pending_joins(stage: Stage) -> None:
     company(stage.world)
     user = sign_up(stage.world)
     stage.hears()
@@ -127,7 +127,7 @@ def test_a_mode_that_was_left_drops_what_waits(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("existing", [True, False])
-def test_those_who_were_there_before_join_only_if_set_so(stage: Stage, existing: bool) -> None:
+def test_existing_people_join_only_with_setting(stage: Stage, existing: bool) -> None:
     put_in_force(stage.engine, existing=existing)
     world = stage.world
     users = [sign_up(world, f"person{n}@acme.example") for n in range(5)]
@@ -139,7 +139,7 @@ def test_those_who_were_there_before_join_only_if_set_so(stage: Stage, existing:
     assert members_at_workos(world) == expected
 
 
-def test_what_a_first_resync_finds_is_no_sign_up(stage: Stage) -> None:
+def test_first_resync_creates_no_join(stage: Stage) -> None:
     in_transaction(stage.engine, lambda tx: tx.execute(update(Mirror).values(backfilled_at=None)))
     company(stage.world)
     sign_up(stage.world)
@@ -151,7 +151,7 @@ def test_what_a_first_resync_finds_is_no_sign_up(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("order", list(permutations(("organization", "organization_domain", "user"))), ids=", ".join)
-def test_in_whatever_order_workspace_domain_and_person_are_told_of(stage: Stage, order: tuple[str, ...]) -> None:
+def test_any_order_of_events_adds_the_person(stage: Stage, order: tuple[str, ...]) -> None:
     org = company(stage.world)
     user = sign_up(stage.world)
     for what in order:
@@ -161,7 +161,7 @@ def test_in_whatever_order_workspace_domain_and_person_are_told_of(stage: Stage,
     assert members_at_workos(stage.world) == {(org, user): ["active"]}
 
 
-def test_a_workspace_has_a_switch_and_a_default_role_of_its_own(stage: Stage) -> None:
+def test_workspace_switch_and_default_role_apply(stage: Stage) -> None:
     world = stage.world
     org = company(world)
     stage.settles()

@@ -29,7 +29,7 @@ REMOVALS = {
 
 @pytest.mark.parametrize("how", REMOVALS)
 @pytest.mark.parametrize("known", [True, False], ids=["told before", "told late"])
-def test_whoever_was_removed_or_deactivated_is_never_put_back(stage: Stage, how: str, known: bool) -> None:
+def test_removed_or_deactivated_member_is_not_added_again(stage: Stage, how: str, known: bool) -> None:
     world = stage.world
     org = company(world)
     user = world.create_user("ann@acme.example", email_verified=False)["id"]
@@ -45,7 +45,7 @@ def test_whoever_was_removed_or_deactivated_is_never_put_back(stage: Stage, how:
     assert answer(stage.engine, "ann@acme.example") is None
 
 
-def test_a_failed_event_about_a_membership_holds_back_whom_it_names(stage: Stage) -> None:
+def test_failed_membership_event_delays_its_person(stage: Stage) -> None:
     world = stage.world
     org = company(world)
     user = sign_up(world)
@@ -62,7 +62,7 @@ def test_a_failed_event_about_a_membership_holds_back_whom_it_names(stage: Stage
     assert members_at_workos(world) == {} and joins_of(stage.engine) == {user: "pending"}
 
 
-def test_a_failed_event_about_a_membership_whose_payload_was_erased_holds_everybody_back(stage: Stage) -> None:
+def test_failed_membership_event_without_payload_delays_everybody(stage: Stage) -> None:
     company(stage.world)
     user = sign_up(stage.world)
     gone = {"id": "event_gone", "type": "organization_membership.deleted", "status": "failed", "source": "webhook"}
@@ -75,7 +75,7 @@ def test_a_failed_event_about_a_membership_whose_payload_was_erased_holds_everyb
 
 
 @pytest.mark.parametrize("how", REMOVALS)
-def test_an_operator_unblocks_someone_and_a_later_removal_blocks_again(stage: Stage, how: str) -> None:
+def test_removal_after_unblock_blocks_again(stage: Stage, how: str) -> None:
     world = stage.world
     org = company(world)
     user = sign_up(world)
@@ -97,7 +97,7 @@ def test_an_operator_unblocks_someone_and_a_later_removal_blocks_again(stage: St
     assert [(row["cause_id"], row["after"]) for row in noted] == [("ann", after)]
 
 
-def test_what_is_not_blocked_cannot_be_unblocked(stage: Stage) -> None:
+def test_unblocking_requires_a_block(stage: Stage) -> None:
     org = company(stage.world)
     user = sign_up(stage.world)
     stage.settles()
@@ -105,7 +105,7 @@ def test_what_is_not_blocked_cannot_be_unblocked(stage: Stage) -> None:
         auto_join_policy.unblock(stage.engine, org, user, "ann", "why not")
 
 
-def test_an_operator_keeps_someone_out(stage: Stage) -> None:
+def test_operator_blocks_a_person(stage: Stage) -> None:
     world = stage.world
     org = company(world)
     user = world.create_user("ann@acme.example", email_verified=False)["id"]
@@ -118,7 +118,7 @@ def test_an_operator_keeps_someone_out(stage: Stage) -> None:
     assert answer(stage.engine, "ann@acme.example") is None and auto_join_policy.missing_members(stage.engine, 10) == []
 
 
-def test_a_world_that_empties_is_no_reason_to_put_anyone_back(stage: Stage) -> None:
+def test_removing_everybody_adds_nobody_again(stage: Stage) -> None:
     world = stage.world
     org = company(world)
     users = [sign_up(world, f"person{n}@acme.example") for n in range(3)]
@@ -156,14 +156,14 @@ def is_kept_out(stage: Stage, org: str, user: str) -> None:
     assert user not in {row["user_id"] for row in auto_join_policy.missing_members(stage.engine, 10)}
 
 
-def test_a_removed_person_who_is_deleted_and_created_again_is_kept_out(stage: Stage) -> None:
+def test_recreated_person_is_kept_out_after_removal(stage: Stage) -> None:
     org, user = was_removed(stage)
     stage.world.delete_user(user)
     is_kept_out(stage, org, sign_up(stage.world, "ANN@acme.example"))
     assert answer(stage.engine, "new@acme.example") == (org, "member")
 
 
-def test_who_takes_the_former_address_of_a_removed_person_is_kept_out(stage: Stage) -> None:
+def test_former_address_of_removed_person_is_kept_out(stage: Stage) -> None:
     org, user = was_removed(stage)
     stage.world.update_user(user, email="ann@elsewhere.example")
     is_kept_out(stage, org, sign_up(stage.world))
@@ -171,7 +171,7 @@ def test_who_takes_the_former_address_of_a_removed_person_is_kept_out(stage: Sta
     is_kept_out(stage, org, user)
 
 
-def test_a_former_address_counts_even_if_its_event_is_told_after_a_later_one(stage: Stage) -> None:
+def test_former_address_from_late_event_counts(stage: Stage) -> None:
     org, user = was_removed(stage)
     stage.world.update_user(user, email="ann2@acme.example")
     stage.clock.goes_on(seconds=1)
@@ -181,7 +181,7 @@ def test_a_former_address_counts_even_if_its_event_is_told_after_a_later_one(sta
     is_kept_out(stage, org, sign_up(stage.world, "ann2@acme.example"))
 
 
-def test_a_block_by_address_outlives_the_address(stage: Stage) -> None:
+def test_address_block_survives_erasure(stage: Stage) -> None:
     org, user = was_removed(stage)
     stage.world.delete_user(user)
     stage.hears()
@@ -200,7 +200,7 @@ def test_a_block_by_address_outlives_the_address(stage: Stage) -> None:
     assert {row["user_id"] for row in rows(stage.engine, UserAddress)} == {again}, "nothing needs it any longer"
 
 
-def test_of_an_erased_person_whom_nothing_keeps_out_no_address_is_kept(stage: Stage) -> None:
+def test_erased_person_without_block_keeps_no_address(stage: Stage) -> None:
     company(stage.world)
     user = sign_up(stage.world, "ann@elsewhere.example")
     stage.world.delete_user(user)
@@ -211,7 +211,7 @@ def test_of_an_erased_person_whom_nothing_keeps_out_no_address_is_kept(stage: St
 
 
 @pytest.mark.parametrize("children_deleted", [True, False], ids=["told of the membership", "not told"])
-def test_who_was_deleted_as_an_active_member_was_not_removed(stage: Stage, children_deleted: bool) -> None:
+def test_deletion_of_active_member_is_not_a_removal(stage: Stage, children_deleted: bool) -> None:
     stage.sandbox.knobs.children_deleted = children_deleted
     org, user = company(stage.world), sign_up(stage.world)
     stage.settles()
@@ -228,7 +228,7 @@ def test_who_was_deleted_as_an_active_member_was_not_removed(stage: Stage, child
     assert members_at_workos(stage.world) == {(org, again): ["active"]}
 
 
-def test_who_was_deactivated_and_then_deleted_is_kept_out(stage: Stage) -> None:
+def test_deactivated_then_deleted_person_is_kept_out(stage: Stage) -> None:
     org, user = company(stage.world), sign_up(stage.world)
     stage.settles()
     stage.world.deactivate_membership(next(iter(stage.world.memberships)))
@@ -237,7 +237,7 @@ def test_who_was_deactivated_and_then_deleted_is_kept_out(stage: Stage) -> None:
     is_kept_out(stage, org, sign_up(stage.world))
 
 
-def test_a_failed_event_about_a_membership_holds_back_others_with_the_address(stage: Stage) -> None:
+def test_failed_membership_event_delays_same_address(stage: Stage) -> None:
     org, user = company(stage.world), sign_up(stage.world)
     stage.settles()
     stage.clock.goes_on(seconds=10)

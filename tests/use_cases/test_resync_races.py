@@ -112,9 +112,7 @@ def lived_in(engine: Engine, sandbox: Sandbox, seed: int, *, lost: float) -> Non
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.usefixtures("one_at_a_time")
-def test_events_at_every_page_boundary_and_between_each_read_and_its_write(
-    one_engine: Engine, sandbox: Sandbox, redis: Redis, seed: int
-) -> None:
+def test_events_at_every_boundary_converge(one_engine: Engine, sandbox: Sandbox, redis: Redis, seed: int) -> None:
     lived_in(one_engine, sandbox, seed, lost=0.1)
     life = Life(one_engine, sandbox.world, seed)
     with closing(before_and_after(sandbox, redis, life.go_on)) as between:
@@ -127,7 +125,7 @@ def test_events_at_every_page_boundary_and_between_each_read_and_its_write(
 
 
 @pytest.mark.parametrize("seed", [1])
-def test_events_beside_several_calls_in_flight(both_engines: Engine, sandbox: Sandbox, redis: Redis, seed: int) -> None:
+def test_events_during_parallel_calls_converge(both_engines: Engine, sandbox: Sandbox, redis: Redis, seed: int) -> None:
     lived_in(both_engines, sandbox, seed, lost=0.1)
     life = Life(both_engines, sandbox.world, seed)
     with closing(before_and_after(sandbox, redis, life.go_on)) as between:
@@ -140,7 +138,7 @@ def test_events_beside_several_calls_in_flight(both_engines: Engine, sandbox: Sa
 
 @pytest.mark.long
 @pytest.mark.timeout(240)
-def test_two_thousand_webhooks_while_two_thousand_workspaces_are_listed(
+def test_webhooks_during_large_resync_converge(
     make_database: Callable[[str], str], sandbox: Sandbox, redis: Redis
 ) -> None:
     """As at a first start: the mirror is empty, and what is listed was changed, deleted or made meanwhile."""
@@ -174,7 +172,7 @@ def test_two_thousand_webhooks_while_two_thousand_workspaces_are_listed(
 
 @pytest.mark.parametrize("seed", [4])
 @pytest.mark.usefixtures("one_at_a_time")
-def test_what_is_lost_during_a_resync_is_found_by_the_next(
+def test_next_resync_finds_changes_lost_during_resync(
     one_engine: Engine, sandbox: Sandbox, redis: Redis, workos: WorkOSClient, seed: int
 ) -> None:
     lived_in(one_engine, sandbox, seed, lost=0.1)
@@ -203,7 +201,7 @@ ACTS: dict[str, Callable[[World], object]] = {
 @pytest.mark.parametrize("place", [0, 1, 4, 7])  # organizations, users or roles, memberships, a read by id
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
 @pytest.mark.usefixtures("one_at_a_time")
-def test_one_event_between_one_answer_and_its_use(
+def test_event_between_answer_and_write_wins(
     one_engine: Engine, sandbox: Sandbox, redis: Redis, act: Callable[[World], object], place: int
 ) -> None:
     world = sandbox.world
@@ -229,9 +227,7 @@ def test_one_event_between_one_answer_and_its_use(
     assert revived(one_engine) == set()
 
 
-def test_what_is_in_doubt_is_read_though_it_was_asked_for_while_it_was_missing_and_arrived_since(
-    both_engines: Engine, redis: Redis
-) -> None:
+def test_object_that_arrived_during_resync_is_still_read(both_engines: Engine, redis: Redis) -> None:
     with Sandbox(clock=Clock()) as sandbox, closing(client_of(sandbox, redis)) as workos:
         acme = sandbox.world.create_organization("Acme")
         sandbox.world.create_membership(acme["id"], sandbox.world.create_user("ann@acme.example")["id"])
@@ -245,9 +241,7 @@ def test_what_is_in_doubt_is_read_though_it_was_asked_for_while_it_was_missing_a
         assert rows(both_engines, Read) == []
 
 
-def test_an_event_of_the_second_in_which_a_listing_was_read_is_settled_by_another_reading(
-    both_engines: Engine, redis: Redis
-) -> None:
+def test_event_in_same_second_as_listing_is_read_again(both_engines: Engine, redis: Redis) -> None:
     """WorkOS tells the time of a reading in whole seconds: which of the two came first only it knows."""
     with Sandbox(clock=Clock()) as sandbox, closing(client_of(sandbox, redis)) as workos:
         acme = sandbox.world.create_organization("Acme")
@@ -277,7 +271,7 @@ def die_at(call: int) -> Callable[[str], None]:
 
 
 @pytest.mark.parametrize("at_once", [1, 8])
-def test_dead_at_any_call_the_next_worker_goes_on_and_repeats_at_most_the_pages_in_flight(
+def test_killed_resync_resumes_at_any_call(
     one_engine: Engine, sandbox: Sandbox, redis: Redis, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     monkeypatch.setattr(resync_module, "AT_ONCE", at_once)
@@ -306,9 +300,7 @@ def more_calls_than(sandbox: Sandbox, number: int) -> bool:
     return sandbox.calls.total() > number
 
 
-def test_stopped_between_two_pages_a_run_repeats_nothing(
-    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_stopped_resync_repeats_no_page(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     populate(sandbox.world, organizations=3, members=110)
     run_id = start(one_engine, "test")
     stops = 0
@@ -368,7 +360,7 @@ def frozen_and_successor(both_engines: Engine, workos: WorkOSClient) -> Callable
     "where",
     ["organizations", "user_management/users", "user_management/organization_memberships"],
 )
-def test_a_frozen_worker_that_wakes_beside_its_successor_writes_nothing(
+def test_frozen_worker_writes_nothing_after_losing_run(
     both_engines: Engine, sandbox: Sandbox, frozen_and_successor: Any, where: str
 ) -> None:
     world = sandbox.world
@@ -380,7 +372,7 @@ def test_a_frozen_worker_that_wakes_beside_its_successor_writes_nothing(
     assert differences(both_engines, world.truth()) == []
 
 
-def test_a_worker_that_lost_its_run_in_mid_read_writes_nothing(
+def test_worker_that_lost_its_run_during_read_writes_nothing(
     both_engines: Engine, sandbox: Sandbox, frozen_and_successor: Any
 ) -> None:
     world = sandbox.world
@@ -392,7 +384,7 @@ def test_a_worker_that_lost_its_run_in_mid_read_writes_nothing(
     assert differences(both_engines, world.truth()) == []
 
 
-def test_the_heartbeat_keeps_the_lease_of_a_busy_run(
+def test_heartbeat_keeps_lease(
     both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.05)
@@ -403,7 +395,7 @@ def test_the_heartbeat_keeps_the_lease_of_a_busy_run(
     assert {row["fence"] for row in rows(both_engines, Run)} == {1}
 
 
-def test_redis_away_leaves_the_run_for_later(
+def test_redis_outage_leaves_run_resumable(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, tmp_path: Any
 ) -> None:
     small_life(sandbox.world, 1, 1)
@@ -416,9 +408,7 @@ def test_redis_away_leaves_the_run_for_later(
     assert differences(one_engine, sandbox.world.truth()) == []
 
 
-def test_a_cursor_that_workos_forgot_while_no_one_worked_starts_its_listing_anew(
-    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_expired_listing_cursor_restarts_listing(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     populate(sandbox.world, organizations=1, members=250)
     run_id = start(one_engine, "test")
     sandbox.faults.truncate("/user_management/users$", 3, status=422)
@@ -430,7 +420,7 @@ def test_a_cursor_that_workos_forgot_while_no_one_worked_starts_its_listing_anew
     assert differences(one_engine, sandbox.world.truth()) == []
 
 
-def test_a_run_that_ended_cannot_be_worked_on(one_engine: Engine, workos: WorkOSClient) -> None:
+def test_finished_run_cannot_be_worked_on(one_engine: Engine, workos: WorkOSClient) -> None:
     run_id = resync(one_engine, workos)
     with lease(one_engine, run_id) as held:
         assert held is None

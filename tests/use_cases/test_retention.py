@@ -65,7 +65,7 @@ def personal(engine: Engine, *words: str) -> list[str]:
 # What is kept how long
 
 
-def test_payloads_go_after_thirty_days_ids_after_a_hundred(engine: Engine) -> None:
+def test_payloads_expire_after_30_days_and_rows_after_100(engine: Engine) -> None:
     events = [made("user.created"), made("user.updated", 1)]
     failed = made("user.updated", 2, id=None)
     deliver(engine, [*events, failed])
@@ -93,7 +93,7 @@ def test_payloads_go_after_thirty_days_ids_after_a_hundred(engine: Engine) -> No
     assert user_row(engine)["email"] == sample("user.updated")["data"]["email"]
 
 
-def test_dismissed_events_go_like_processed_ones(engine: Engine) -> None:
+def test_dismissed_events_expire_like_processed_ones(engine: Engine) -> None:
     deliver(engine, [made("user.updated", id=None)])
     [failed] = bodies(engine)
     age_events(engine, 30.1)
@@ -104,7 +104,7 @@ def test_dismissed_events_go_like_processed_ones(engine: Engine) -> None:
     assert retain(engine, Periods())["events"] == 1
 
 
-def test_what_waits_keeps_its_payload_however_old(engine: Engine) -> None:
+def test_pending_event_keeps_payload(engine: Engine) -> None:
     store(engine, [made("user.created")])
     age(engine, Event, 400, "received_at", "last_delivered_at")
     retain(engine, Periods())
@@ -113,7 +113,7 @@ def test_what_waits_keeps_its_payload_however_old(engine: Engine) -> None:
     assert user_row(engine)["email"]
 
 
-def test_changes_and_reports_are_kept_for_a_year(engine: Engine) -> None:
+def test_changes_and_reports_expire_after_a_year(engine: Engine) -> None:
     deliver(engine, [made("organization.created"), made("user.created")])
     finished = {"task": Task.RESYNC, "requested_by": "x"}
 
@@ -138,7 +138,7 @@ def test_changes_and_reports_are_kept_for_a_year(engine: Engine) -> None:
     assert retain(engine, Periods())["changes"] == 2
 
 
-def test_tombstones_are_kept_for_ever(engine: Engine) -> None:
+def test_tombstones_are_kept(engine: Engine) -> None:
     deleted = [made(f"{kind}.deleted") for kind in ("organization", "user", "organization_membership")]
     deliver(engine, deleted)
     for table in (Event, Change, User):
@@ -152,7 +152,7 @@ def test_tombstones_are_kept_for_ever(engine: Engine) -> None:
     assert all(row["deleted_by"] == "event" for found in mirrored(engine).values() for row in found)
 
 
-def test_it_works_in_small_batches_and_stops_when_told(one_engine: Engine) -> None:
+def test_retention_stops_between_batches(one_engine: Engine) -> None:
     store(one_engine, (made("role.updated") for _ in range(2 * BATCH + 10)))
     apply_all(one_engine)
     age_events(one_engine, 31)
@@ -167,7 +167,7 @@ def test_it_works_in_small_batches_and_stops_when_told(one_engine: Engine) -> No
     assert retain(one_engine, Periods())["payloads"] == BATCH + 10
 
 
-def test_a_retention_that_was_stopped_goes_on_later(one_engine: Engine, redis: Redis) -> None:
+def test_stopped_retention_resumes(one_engine: Engine, redis: Redis) -> None:
     store(one_engine, [made("role.updated")])
     apply_all(one_engine)
     age_events(one_engine, 31)
@@ -180,7 +180,7 @@ def test_a_retention_that_was_stopped_goes_on_later(one_engine: Engine, redis: R
     assert set(bodies(one_engine).values()) == {None}
 
 
-def test_ids_cannot_be_kept_for_less_than_the_events_api_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keep_events_days_has_a_minimum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEEP_EVENTS_DAYS", "99")
     with pytest.raises(Exception, match="KEEP_EVENTS_DAYS"):
         load_settings()
@@ -212,7 +212,7 @@ def the_neighbour_is_left_alone(engine: Engine) -> bool:
     return len(personal(engine, "neighbour@acme.example")) == 4  # two events, the user, the change
 
 
-def test_a_deleted_user_is_forgotten_after_thirty_days(gone: Engine) -> None:
+def test_deleted_user_is_erased_after_30_days(gone: Engine) -> None:
     age(gone, User, 29.9, "touched_at")
     assert retain(gone, Periods())["persons"] == 0
     age(gone, User, 30.1, "touched_at")
@@ -230,12 +230,12 @@ def test_a_deleted_user_is_forgotten_after_thirty_days(gone: Engine) -> None:
 
 
 @pytest.mark.parametrize("days", [0, 7])
-def test_how_long_is_a_setting(gone: Engine, days: int) -> None:
+def test_erase_after_days_is_configurable(gone: Engine, days: int) -> None:
     age(gone, User, days + 0.1, "touched_at")
     assert retain(gone, Periods(persons=timedelta(days=days)))["persons"] == 1
 
 
-def test_nothing_that_comes_late_brings_anything_back(gone: Engine) -> None:
+def test_late_events_restore_nothing(gone: Engine) -> None:
     forget(gone, USER, "alice")
     late = [
         made("user.deleted", 5, email="again@acme.example"),
@@ -251,7 +251,7 @@ def test_nothing_that_comes_late_brings_anything_back(gone: Engine) -> None:
     assert the_neighbour_is_left_alone(gone)
 
 
-def test_nor_does_the_events_api(engine: Engine, redis: Redis) -> None:
+def test_catch_up_restores_nothing(engine: Engine, redis: Redis) -> None:
     clock = Clock()
     with Sandbox(seed=7, clock=clock) as sandbox:
         workos = client_of(sandbox, redis)
@@ -271,7 +271,7 @@ def test_nor_does_the_events_api(engine: Engine, redis: Redis) -> None:
         workos.close()
 
 
-def test_a_user_that_only_a_resync_found_gone_is_forgotten_too_and_may_come_back(
+def test_user_deleted_by_resync_is_erased_and_can_return(
     engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
@@ -304,7 +304,7 @@ def command(set_environment: Callable[..., None], db_url: str) -> Callable[..., 
     return run
 
 
-def test_forget_does_it_at_once(gone: Engine, command: Callable[..., Result]) -> None:
+def test_forget_erases_at_once(gone: Engine, command: Callable[..., Result]) -> None:
     result = command(USER)
     assert result.exit_code == 0 and f"{USER} is erased" in result.stdout.splitlines()
     assert personal(gone, EMAIL, "married@acme.example") == []
@@ -317,7 +317,7 @@ def test_forget_does_it_at_once(gone: Engine, command: Callable[..., Result]) ->
     ("user", "said"),
     [("user_neighbour", "still exists in WorkOS"), ("user_nobody", "no user"), ("", "no user")],
 )
-def test_forget_refuses_who_lives_or_is_unknown(
+def test_forget_refuses_live_or_unknown_user(
     gone: Engine, command: Callable[..., Result], user: str, said: str
 ) -> None:
     before = rows(gone, User), rows(gone, Change)

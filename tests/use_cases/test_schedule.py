@@ -29,7 +29,7 @@ from worker.repair.resync.resync import start
 from worker.repair.schedule import needs_repair, schedule, watch
 
 
-def test_two_clocks_by_mistake_do_no_harm(both_engines: Engine) -> None:
+def test_two_clocks_create_each_run_once(both_engines: Engine) -> None:
     def due() -> int:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: schedule(both_engines, settings()), range(16)))
@@ -54,7 +54,7 @@ def age_ticks(engine: Engine, seconds: float) -> None:
     in_transaction(engine, lambda tx: tx.execute(update(Tick).values(at=db_now_plus(-seconds))))
 
 
-def test_a_tick_that_meets_a_run_under_way_comes_when_that_is_over(one_engine: Engine) -> None:
+def test_due_run_waits_for_unfinished_run(one_engine: Engine) -> None:
     schedule(one_engine, settings())
     age_ticks(one_engine, 24 * 3600)
     schedule(one_engine, settings())
@@ -65,7 +65,7 @@ def test_a_tick_that_meets_a_run_under_way_comes_when_that_is_over(one_engine: E
     assert len(rows(one_engine, Run)) == 6
 
 
-def test_the_watch_rings_for_runs_that_nobody_works_on(one_engine: Engine, repair_bell: Doorbell) -> None:
+def test_watch_rings_for_abandoned_runs(one_engine: Engine, repair_bell: Doorbell) -> None:
     watch(one_engine, repair_bell)
     assert repair_bell.waiting() == 0
     run_id = start(one_engine, "operator")
@@ -80,7 +80,7 @@ def test_the_watch_rings_for_runs_that_nobody_works_on(one_engine: Engine, repai
     assert repair_bell.waiting() == 1
 
 
-def test_a_duty_that_fails_keeps_no_other_from_running(logs: list[Any]) -> None:
+def test_failing_task_does_not_stop_others(logs: list[Any]) -> None:
     stop, ran = threading.Event(), []
 
     def fail() -> None:
@@ -97,7 +97,7 @@ def test_a_duty_that_fails_keeps_no_other_from_running(logs: list[Any]) -> None:
 
 
 @pytest.mark.long
-def test_catch_ups_and_drains_beside_each_other_do_not_hold_each_other_up(both_engines: Engine, redis: Redis) -> None:
+def test_concurrent_catch_ups_and_drains_do_not_deadlock(both_engines: Engine, redis: Redis) -> None:
     clock = Clock()
     with Sandbox(seed=7, clock=clock) as sandbox, closing(client_of(sandbox, redis)) as workos:
         bind(both_engines, workos, settings())

@@ -59,7 +59,7 @@ def test_workspaces_are_active_or_deleted(places: Engine) -> None:
     assert found == {ACME: "active", OTHER: "active", GONE: "deleted"}
 
 
-def test_the_status_is_current_once_the_mirror_is_filled(engine: Engine) -> None:
+def test_status_is_current_once_filled(engine: Engine) -> None:
     assert [row["state"] for row in rows(engine, mirror_status)] == ["backfilling"]
     is_filled(engine)
     assert [row["state"] for row in rows(engine, mirror_status)] == ["current"]
@@ -82,7 +82,7 @@ def test_sign_in_methods_are_active_connections_of_live_workspaces(places: Engin
     ]
 
 
-def test_members_are_live_people_whose_newest_active_membership_is_in_a_live_workspace(places: Engine) -> None:
+def test_members_view_shows_newest_active_memberships(places: Engine) -> None:
     known = ("ann", "bob", "cat", "dan", "eve", "fay", "gil", "hal", "ivy", "gone")
     tell(places, [*map(user, known), made("user.deleted", 1, id="user_gone")])
     tell(
@@ -125,7 +125,7 @@ def joined(engine: Engine) -> dict[str, tuple[str, str]]:
     return by_domain
 
 
-def test_domains_auto_join_where_exactly_one_live_workspace_holds_them_verified(places: Engine) -> None:
+def test_auto_join_domains_view_requires_one_verified_owner(places: Engine) -> None:
     tell(places, [org("org_off"), org("org_admins")])
     tell(
         places,
@@ -161,7 +161,7 @@ def test_domains_auto_join_where_exactly_one_live_workspace_holds_them_verified(
     assert joined(places) == {}
 
 
-def test_kept_out_is_who_left_or_never_came_and_whom_an_operator_or_worker_blocked(places: Engine) -> None:
+def test_auto_join_blocks_view_lists_removed_and_blocked_people(places: Engine) -> None:
     known = ("ann", "bob", "cat", "dan", "eve", "fay", "gil", "hal", "ivy", "jon", "kim", "lea")
     tell(places, map(user, known))
     tell(
