@@ -1,4 +1,4 @@
-"""Events of one person, one workspace and one domain, in the order the tests of auto-join need them."""
+"""Events of one person, one workspace and one domain, and the resulting auto-join states."""
 
 from typing import Any
 

@@ -27,11 +27,11 @@ def begin(engine: Engine, workos: WorkOSClient) -> None:
 
 
 def users(sandbox: Sandbox, clock: Clock, number: int, seconds: float = 0.0) -> list[JSON]:
-    """Helpers of the catch-up tests: users who sign up, and events that WorkOS holds back."""
+    """Create `number` users, `seconds` apart; returns their events."""
     first = len(sandbox.world.events)
     for place in range(number):
         sandbox.world.create_user(f"person{first + place}@acme.example")
-        clock.goes_on(seconds=seconds)
+        clock.advance(seconds=seconds)
     return sandbox.world.events[first:]
 
 
@@ -39,17 +39,14 @@ def stored(engine: Engine) -> set[str]:
     return {row["id"] for row in rows(engine, Event)}
 
 
-def age_what_the_api_brought(engine: Engine, seconds: float) -> None:
-    """Helpers of the catch-up tests: users who sign up, and events that WorkOS holds back."""
+def age_api_events(engine: Engine, seconds: float) -> None:
+    """Move the arrival of events that only the events API delivered `seconds` into the past."""
     brought = update(Event).where(Event.api_at.is_not(None), Event.webhook_at.is_(None))
     in_transaction(engine, lambda tx: tx.execute(brought.values(api_at=db_now_plus(-seconds))))
 
 
-# The cursor
-
-
 def covered(engine: Engine, sandbox: Sandbox) -> bool:
-    """Helpers of the catch-up tests: users who sign up, and events that WorkOS holds back."""
+    """Whether every event up to the cursor in WorkOS's log is in the inbox."""
     with read_transaction(engine) as tx:
         cursor = tx.execute(select(Mirror.cursor)).scalar_one()
         have = set(tx.execute(select(Event.id)).scalars())
@@ -58,7 +55,7 @@ def covered(engine: Engine, sandbox: Sandbox) -> bool:
 
 
 def hide(sandbox: Sandbox, place: int) -> Callable[[], None]:
-    """Helpers of the catch-up tests: users who sign up, and events that WorkOS holds back."""
+    """Hide one event of WorkOS's log while later ones are shown; returns a function that shows it in its place."""
     world = sandbox.world
     held = world.events.pop(place)
 
@@ -75,7 +72,7 @@ def hide(sandbox: Sandbox, place: int) -> Callable[[], None]:
 
 
 def due(engine: Engine, event_id: str, seconds: float) -> None:
-    """Helpers of the catch-up tests: users who sign up, and events that WorkOS holds back."""
+    """Make an event due in `seconds`, as after a failed attempt."""
     in_transaction(
         engine, lambda tx: tx.execute(update(Event).where(Event.id == event_id).values(due_at=db_now_plus(seconds)))
     )

@@ -23,14 +23,14 @@ ACME = {("acme.example", ORG)}
 
 
 def take(endpoint: FlaskClient, engine: Engine, *events: JSON) -> None:
-    """Deliver and apply `events` one after the other, each in a drain of its own."""
+    """Deliver and apply each event in a drain of its own."""
     for event in events:
         accept(endpoint, event)
         apply_all(engine)
 
 
 def grant(endpoint: FlaskClient, engine: Engine, **membership: Any) -> None:
-    """A workspace with one active member."""
+    """Deliver the events of a workspace with one active member."""
     events = (
         made("organization.created"),
         made("user.created"),

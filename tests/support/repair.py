@@ -1,4 +1,4 @@
-"""What the tests of the first start and of the clock share: settings, and what the mirror and its runs say."""
+"""Helpers for the repairs: settings, and the state of the mirror and its runs."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Parts over one SQLite file, for what does not depend on the kind of database: PostgreSQL takes its time."""
+"""Fixtures of the use cases. `local…` and `one_engine` use SQLite only, where the kind of database does not matter."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -51,14 +51,14 @@ def local_engine(local_services: Services) -> Engine:
 
 @pytest.fixture
 def logs() -> Iterator[list[Any]]:
-    """The log lines of the test, with what is bound to them."""
+    """The log entries of the test, with their bound context."""
     with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as captured:
         yield captured
 
 
 @pytest.fixture
 def logs_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a command does to the logs of its process ends with the test."""
+    """Restore the logging configuration after the test."""
     config, root, configure = structlog.get_config(), logging.getLogger(), structlog.configure
     handlers, level = root.handlers, root.level
     monkeypatch.setattr(
@@ -71,19 +71,19 @@ def logs_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two tries of a call to WorkOS: where the sandbox fails, a test need not wait as long as a worker does."""
+    """Shorten the first wait before a call to WorkOS is retried."""
     monkeypatch.setattr(workos_clients, "FIRST_WAIT_SECONDS", 0.01)
 
 
 @pytest.fixture
 def clock() -> Clock:
-    """The time of the sandbox WorkOS, which passes only when the test says so."""
+    """The sandbox's time, which advances only when the test advances it."""
     return Clock()
 
 
 @pytest.fixture
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    """A running sandbox WorkOS; its time is `clock` if the test uses that fixture, and the present otherwise."""
+    """A running sandbox WorkOS. Its time is `clock` if the test uses that fixture, else the present."""
     clock = request.getfixturevalue("clock") if "clock" in request.fixturenames else None
     with Sandbox(seed=7, clock=clock) as running:
         yield running
@@ -148,7 +148,7 @@ def both_stages(both_engines: Engine, redis: Redis) -> Iterator[Stage]:
 
 @pytest.fixture
 def set_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str) -> Callable[..., None]:
-    """A function that gives commands these settings, none of the machine's own, an empty folder and a wide terminal."""
+    """A function that sets the environment of commands, in an empty folder and without the machine's settings."""
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Who has access, who auto-joins and who is kept out is decided by the views: whatever else says it must agree."""
+"""The views decide who has access, auto-joins or is blocked. Python code that explains this must agree."""
 
 import random
 

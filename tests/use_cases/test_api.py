@@ -1,4 +1,4 @@
-"""The JSON API: what the product reads, who may, and a feed that misses nothing."""
+"""The JSON API: authentication, listings, the change feed and snapshots."""
 
 import hmac
 import json
@@ -55,7 +55,7 @@ def answer(endpoint: FlaskClient, path: str, **query: Any) -> Any:
 
 @pytest.fixture
 def story(endpoint: FlaskClient, engine: Engine) -> JSON:
-    """A workspace with an admin and a domain that joins, one more workspace, and a failed event."""
+    """A workspace with an admin and an auto-join domain, another workspace, and a failed event."""
     admin = {"slug": "admin"}
     events = {
         "organization": made("organization.created", name="Acme"),
@@ -254,7 +254,7 @@ def test_pruned_cursor_gets_410_with_remedy(endpoint: FlaskClient, engine: Engin
 
 
 def test_cursor_ahead_of_the_feed_gets_410(endpoint: FlaskClient, story: JSON, engine: Engine) -> None:
-    """After a backup is restored a follower may be ahead; nothing it asks for would ever come."""
+    """After a restore, a follower may be ahead of the feed and would wait forever."""
     assert ask(endpoint, "changes", after=number_of_changes(engine) + 1).status_code == 410
 
 
@@ -292,7 +292,7 @@ def test_slow_snapshot_reader_is_disconnected(endpoint: FlaskClient) -> None:
 
 
 def test_snapshot_is_consistent(endpoint: FlaskClient, engine: Engine, story: JSON) -> None:
-    """What is committed while it is read is not in it, and comes as a change after it."""
+    """A commit during the read is not in the snapshot, and follows as a change."""
     parts = change_feed.snapshot(engine)
     _, after = next(parts)
     accept(endpoint, made("organization.created", id="org_late"))

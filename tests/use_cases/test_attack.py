@@ -1,4 +1,4 @@
-"""Attacks on the door, the filters and the logs by whoever can reach them."""
+"""Attacks on the webhook endpoint, the filters and the logs."""
 
 import ast
 import io
@@ -26,7 +26,7 @@ from worker.bootstrap import Services
 from worker.cli import main
 from worker.logs import configure
 
-DOOR = "/webhooks/workos"
+WEBHOOK_PATH = "/webhooks/workos"
 READER = "a-token-that-only-reads"
 QUOTES = (
     "'",
@@ -43,7 +43,7 @@ QUOTES = (
     "')) OR 1=1 --",
 )
 
-MakeWiring = Callable[..., Services]
+MakeServices = Callable[..., Services]
 
 
 # Replayed deliveries
@@ -57,10 +57,10 @@ def test_replayed_delivery_is_refused_or_changes_nothing(local_endpoint: FlaskCl
     bodies = [json.dumps(event).encode() for event in events]
     with freeze_time("2026-03-01 12:00:00"):
         captured = [(body, {"WorkOS-Signature": sign(body)}) for body in bodies]
-        again = [local_endpoint.post(DOOR, data=body, headers=headers) for body, headers in captured]
+        again = [local_endpoint.post(WEBHOOK_PATH, data=body, headers=headers) for body, headers in captured]
     assert [answer.get_json() for answer in again] == [{"status": "duplicate"}] * 3
     with freeze_time("2026-03-01 12:03:01"):
-        late = [local_endpoint.post(DOOR, data=body, headers=headers) for body, headers in captured]
+        late = [local_endpoint.post(WEBHOOK_PATH, data=body, headers=headers) for body, headers in captured]
     assert [answer.status_code for answer in late] == [401] * 3
     apply_all(local_engine)
     assert mirrored(local_engine) == before and statuses(local_engine) == {"done": 3}
@@ -98,16 +98,16 @@ def test_replayed_delivery_is_refused_or_changes_nothing(local_endpoint: FlaskCl
         ),
     ],
 )
-def test_altered_path_is_refused(local: MakeWiring, path: str) -> None:
+def test_altered_path_is_refused(local: MakeServices, path: str) -> None:
     endpoint = create_app(local(webhook_path_token="s3cret")).test_client()
-    answer = post(endpoint, made("user.created"), path=DOOR + path)
+    answer = post(endpoint, made("user.created"), path=WEBHOOK_PATH + path)
     # 308 leads to the plain form of the path, where the token is asked for as anywhere.
     assert answer.status_code == (400 if "%00" in path else 404) or (answer.status_code == 308 and "s3cret" in path)
 
 
-def test_percent_encoded_path_token_is_accepted(local: MakeWiring) -> None:
+def test_percent_encoded_path_token_is_accepted(local: MakeServices) -> None:
     endpoint = create_app(local(webhook_path_token="s3cret")).test_client()
-    assert post(endpoint, made("user.created"), path=f"{DOOR}/%73%33%63ret").status_code == 200
+    assert post(endpoint, made("user.created"), path=f"{WEBHOOK_PATH}/%73%33%63ret").status_code == 200
 
 
 # Log lines
@@ -132,7 +132,7 @@ def test_log_entry_is_one_printable_line(
 
 
 def test_headers_and_paths_cannot_forge_log_lines(
-    local: MakeWiring, monkeypatch: pytest.MonkeyPatch, logs_as_before: None
+    local: MakeServices, monkeypatch: pytest.MonkeyPatch, logs_as_before: None
 ) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
@@ -141,7 +141,7 @@ def test_headers_and_paths_cannot_forge_log_lines(
     sign_in(endpoint)
     stream.truncate(0)
     for header in ("User-Agent", "WorkOS-Signature", "X-Forwarded-For", "X-Request-Id", "Referer"):
-        endpoint.post(DOOR, data=b"{}", headers={header: "x\x1b[31m\x85forged"})
+        endpoint.post(WEBHOOK_PATH, data=b"{}", headers={header: "x\x1b[31m\x85forged"})
     endpoint.post("/ops/events/x%1b[31m/replay", data={})
     endpoint.get("/ops/%0d%0aforged%1b[31m")
     lines = stream.getvalue().lstrip("\0").splitlines()
@@ -154,7 +154,7 @@ def test_headers_and_paths_cannot_forge_log_lines(
 
 
 @pytest.fixture
-def services(make_services: MakeWiring) -> Services:
+def services(make_services: MakeServices) -> Services:
     return make_services(ops_tokens=f"ann:{TOKEN}", api_tokens=READER)
 
 
@@ -216,7 +216,7 @@ def _shows_none(html: str) -> bool:
 
 
 def test_secrets_are_compared_in_constant_time() -> None:
-    """No `==` between a value and what its name says is secret, anywhere in the door; `compare_digest` compares."""
+    """No module compares a token, secret or signature with `==`; only `compare_digest` does."""
     folder = Path(next(iter(webhooks.__path__)))
     compared = []
     for path in folder.rglob("*.py"):

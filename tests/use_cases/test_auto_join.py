@@ -1,4 +1,4 @@
-"""Who has access and who joins by domain: histories of events, and the answers of the access contract after each."""
+"""Access and auto-join after histories of events, as the Python contract reports them."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from models.database import in_transaction, open_engine
 from models.tables import AutoJoin
 from models.views import auto_join_domains
 from tests.support import JSON, access, joins, rows
-from tests.support.auto_join import tell
+from tests.support.auto_join import apply_events
 from tests.support.auto_join_events import (
     ANN,
     BOTH,
@@ -38,7 +38,7 @@ from worker.kinds.membership import Membership
 
 
 class Row(NamedTuple):
-    """A history, and the answers after it: Ann's role, the workspace that `email` joins by domain, and one reason."""
+    """A history and its result: Ann's role, the workspace that `email` auto-joins, and one of the reasons."""
 
     name: str
     events: Sequence[JSON]
@@ -217,7 +217,7 @@ def test_history_names_are_unique() -> None:
 
 
 def ends_as(engine: Engine, row: Row) -> None:
-    """Check the access after a row's history."""
+    """Check the result after a row's history."""
     assert {role for _, who, role in access(engine) if who == ANN} == ({row.role} if row.role else set())
     assert answered(engine, row.email) == row.joins
     assert row.why in reasons(engine)
@@ -226,22 +226,22 @@ def ends_as(engine: Engine, row: Row) -> None:
 @pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
 def test_history_ends_in_expected_access(one_engine: Engine, row: Row) -> None:
     for event in row.events:
-        tell(one_engine, [event])
+        apply_events(one_engine, [event])
     ends_as(one_engine, row)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
 def test_reversed_history_ends_in_expected_access(one_engine: Engine, row: Row) -> None:
-    tell(one_engine, reversed(row.events))
+    apply_events(one_engine, reversed(row.events))
     ends_as(one_engine, row)
 
 
 def test_histories_end_in_expected_access_on_postgresql(make_database: Any) -> None:
-    """All histories use one database, which is emptied after each: creating one for each takes too long."""
+    """All histories use one database, which is emptied after each: creating 64 takes too long."""
     engine = open_engine(make_database("postgresql"))
     for row in TABLE:
         for event in row.events:
-            tell(engine, [event])
+            apply_events(engine, [event])
         ends_as(engine, row)
         in_transaction(
             engine,
@@ -274,7 +274,7 @@ FIGHT = {
 
 @pytest.mark.long
 def test_conflicting_claims_never_auto_join_in_any_order(make_database: Any) -> None:
-    """Every order of verify, fail and delete, each with its own ids in one database."""
+    """Every order of five events about one domain, each order with its own ids in one database."""
     engine = open_engine(make_database("postgresql"))
     tried = 0
     for number, order in enumerate(itertools.permutations(FIGHT)):
@@ -282,10 +282,10 @@ def test_conflicting_claims_never_auto_join_in_any_order(make_database: Any) -> 
         for old in ("org_domain_1", "org_domain_2", "acme.example"):
             history = history.replace(old, f"n{number}-{old}")
         events = json.loads(history)
-        tell(engine, [org(), org(id=RIVAL)])
+        apply_events(engine, [org(), org(id=RIVAL)])
         done: set[str] = set()
         for name, event in zip(order, events, strict=True):
-            tell(engine, [event | {"id": f"event_{number}_{name.replace(' ', '_')}"}])
+            apply_events(engine, [event | {"id": f"event_{number}_{name.replace(' ', '_')}"}])
             done.add(name)
             holds_acme = bool(done & {"acme verifies again"}) or done & {"acme verifies", "acme fails"} == {
                 "acme verifies"
@@ -306,11 +306,11 @@ def test_shuffled_histories_end_in_same_access(make_empty: Any, data: st.DataObj
         event for row in data.draw(st.lists(st.sampled_from(TABLE), min_size=1, max_size=4)) for event in row.events
     ]
     in_order, shuffled = make_empty(), make_empty()
-    tell(in_order, history)
+    apply_events(in_order, history)
     order = data.draw(st.permutations(history))
     cut = data.draw(st.integers(0, len(order)))
-    tell(shuffled, order[:cut])
-    tell(shuffled, order[cut:] + data.draw(st.lists(st.sampled_from(order), max_size=3)))
+    apply_events(shuffled, order[:cut])
+    apply_events(shuffled, order[cut:] + data.draw(st.lists(st.sampled_from(order), max_size=3)))
     assert access(shuffled) == access(in_order) and joins(shuffled) == joins(in_order)
     assert states(shuffled) == states(in_order) and agrees(shuffled)
     removed = {(row["organization_id"], row["user_id"]) for row in rows(shuffled, Membership) if row["deleted_by"]}

@@ -7,7 +7,7 @@ from models.access import auto_join_for
 from models.database import session
 from models.tables import AutoJoin, Change, Mirror
 from tests.support import joins, made, rows
-from tests.support.auto_join import put_in_force, tell
+from tests.support.auto_join import apply_events, set_auto_join
 from tests.support.auto_join_events import (
     ANN,
     BOTH,
@@ -38,7 +38,7 @@ def test_every_domain_state_is_recorded_with_its_cause(engine: Engine) -> None:
         *(domain(at=3, **rival), domain("deleted", 4, **rival), org("deleted", 5)),
     ]
     for event in lived:
-        tell(engine, [event])
+        apply_events(engine, [event])
     assert history(engine, "org_domain_1") == [
         ("pending", "not verified: pending", "event"),
         ("failed", "domain_verification_period_expired", "event"),
@@ -60,7 +60,7 @@ def test_every_domain_state_is_recorded_with_its_cause(engine: Engine) -> None:
 def test_each_event_of_a_batch_records_its_domain_state(one_engine: Engine) -> None:
     rival = {"id": "org_domain_2", "organization_id": RIVAL}
     batch = [org(), org(id=RIVAL), domain("created"), domain(at=2), domain(at=1, **rival), org("deleted", 3, RIVAL)]
-    tell(one_engine, batch)
+    apply_events(one_engine, batch)
     assert history(one_engine, "org_domain_1")[-1] == ("verified", None, "event")
     assert history(one_engine, "org_domain_2")[-1] == ("revoked", "the workspace is deleted", "event")
     assert states(one_engine) == {"org_domain_1": "verified", "org_domain_2": "revoked"}
@@ -75,9 +75,9 @@ def test_each_event_of_a_batch_records_its_domain_state(one_engine: Engine) -> N
 
 def test_renamed_domain_frees_its_old_name(one_engine: Engine) -> None:
     rival = {"id": "org_domain_2", "organization_id": RIVAL}
-    tell(one_engine, [*ON, org(id=RIVAL), domain(at=1, **rival)])
+    apply_events(one_engine, [*ON, org(id=RIVAL), domain(at=1, **rival)])
     renamed = domain("updated", 2, **rival, domain="rival.example", state="verified")
-    tell(one_engine, [renamed])
+    apply_events(one_engine, [renamed])
     assert joins(one_engine) == {("acme.example", ORG), ("rival.example", RIVAL)}
     assert states(one_engine) == {"org_domain_1": "verified", "org_domain_2": "verified"}
     assert {row["domain"] for row in rows(one_engine, AutoJoin)} == {"acme.example", "rival.example"}
@@ -91,15 +91,15 @@ def test_renamed_domain_frees_its_old_name(one_engine: Engine) -> None:
 
 
 def test_renamed_verified_domain_is_recorded_by_new_name(one_engine: Engine) -> None:
-    tell(one_engine, [*ON, domain("updated", 2, domain="new.example")])
-    tell(one_engine, [domain("updated", 3, domain="newer.example")])
+    apply_events(one_engine, [*ON, domain("updated", 2, domain="new.example")])
+    apply_events(one_engine, [domain("updated", 3, domain="newer.example")])
     assert [(row["domain"], row["state"]) for row in rows(one_engine, AutoJoin)] == [("newer.example", "verified")]
 
 
 def test_deletion_of_rival_workspace_is_the_recorded_cause(one_engine: Engine) -> None:
-    tell(one_engine, [*ON, org(id=RIVAL), domain(at=1, id="org_domain_2", organization_id=RIVAL)])
+    apply_events(one_engine, [*ON, org(id=RIVAL), domain(at=1, id="org_domain_2", organization_id=RIVAL)])
     unrelated = domain("created", 2, id="org_domain_3", domain="else.example")
-    tell(one_engine, [unrelated, end := org("deleted", 2, RIVAL)])
+    apply_events(one_engine, [unrelated, end := org("deleted", 2, RIVAL)])
     assert history(one_engine, "org_domain_1")[-1] == ("verified", None, "event")
     last = [row for row in rows(one_engine, Change) if row["object_id"] == "org_domain_1"][-1]
     assert last["cause_id"] == end["id"]
@@ -107,13 +107,13 @@ def test_deletion_of_rival_workspace_is_the_recorded_cause(one_engine: Engine) -
 
 def test_rivals_are_named_in_order(one_engine: Engine) -> None:
     rivals = [domain(at=1, id=f"org_domain_{owner}", organization_id=owner) for owner in ("org_z", "org_b")]
-    tell(one_engine, [*ON, *rivals])
+    apply_events(one_engine, [*ON, *rivals])
     assert history(one_engine, "org_domain_1")[-1] == ("conflicted", "also verified by org_b, org_z", "event")
 
 
 def test_renaming_workspace_changes_no_domain(one_engine: Engine) -> None:
-    tell(one_engine, ON)
-    tell(one_engine, [made("organization.updated", 3, id=ORG, name="Renamed", domains=[])])
+    apply_events(one_engine, ON)
+    apply_events(one_engine, [made("organization.updated", 3, id=ORG, name="Renamed", domains=[])])
     assert history(one_engine, "org_domain_1") == [("verified", None, "event")]
     assert [row["kind"] for row in rows(one_engine, Change)][-1] == "organization"
 
@@ -122,10 +122,10 @@ def test_renaming_workspace_changes_no_domain(one_engine: Engine) -> None:
 
 
 def test_switched_off_domain_has_a_reason(engine: Engine) -> None:
-    tell(engine, ON)
-    put_in_force(engine, "off")
+    apply_events(engine, ON)
+    set_auto_join(engine, "off")
     assert answered(engine, NEW) is None and reasons(engine) == {"AUTO_JOIN is off"}
-    put_in_force(engine, "mirror")
+    set_auto_join(engine, "mirror")
     auto_join_policy.set_workspace(engine, ORG, "ann", "contractors share the domain", auto_join=False)
     assert answered(engine, NEW) is None and reasons(engine) == {"switched off by ann: contractors share the domain"}
     auto_join_policy.set_workspace(engine, ORG, "ann", "over", auto_join=True, default_role="admin")
@@ -141,7 +141,7 @@ def test_settings_of_unknown_workspace_are_refused(engine: Engine) -> None:
 
 
 def test_workspace_settings_changes_form_a_chain(engine: Engine) -> None:
-    tell(engine, ON)
+    apply_events(engine, ON)
     for auto_join, why in [(False, "a"), (False, "b"), (False, "b"), (True, "b")]:
         auto_join_policy.set_workspace(engine, ORG, "ann", why, auto_join=auto_join)
     noted = [row for row in rows(engine, Change) if row["kind"] == "workspace_settings"]
@@ -153,7 +153,7 @@ def test_workspace_settings_changes_form_a_chain(engine: Engine) -> None:
 
 
 def test_operator_decisions_form_a_chain_per_workspace(engine: Engine) -> None:
-    tell(engine, [*IN, org(id=RIVAL), member("deleted", 2)])
+    apply_events(engine, [*IN, org(id=RIVAL), member("deleted", 2)])
     auto_join_policy.unblock(engine, ORG, ANN, "bob", "hired again")
     auto_join_policy.block(engine, RIVAL, ANN, "bob", "a")
     for why in ("a", "a", "b"):
@@ -172,9 +172,9 @@ def test_operator_decisions_form_a_chain_per_workspace(engine: Engine) -> None:
 
 
 def test_workspace_without_admin_is_reported(engine: Engine) -> None:
-    tell(engine, [*BOTH, member(role="admin")])
+    apply_events(engine, [*BOTH, member(role="admin")])
     assert auto_join_policy.without_admin(engine) == []
-    tell(engine, [member("updated", 2)])
+    apply_events(engine, [member("updated", 2)])
     assert [(row["organization_id"], row["members"]) for row in auto_join_policy.without_admin(engine)] == [(ORG, 1)]
     auto_join_policy.refresh_counts(engine)
     assert rows(engine, Mirror)[0]["without_admin"] == 1

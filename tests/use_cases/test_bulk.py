@@ -1,4 +1,4 @@
-"""Many rows at once are kept as they were given, whatever is in them, and what is refused is SQLAlchemy's error."""
+"""Bulk inserts store any content, and raise SQLAlchemy's error for a duplicate."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings

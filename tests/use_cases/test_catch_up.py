@@ -1,4 +1,4 @@
-"""Catch-up: what no webhook brought comes by the events API, once, whatever the API holds back or forgets."""
+"""Catch-up: events whose webhook was lost are read from the events API, once."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from models.database import in_transaction
 from models.tables import Change, Event, EventStatus, Run, RunStatus, Task
 from tests.support import JSON, accept, apply_all, differences, rows
-from tests.support.catch_up import EVENTS, age_what_the_api_brought, begin, due, settings, stored, users
+from tests.support.catch_up import EVENTS, age_api_events, begin, due, settings, stored, users
 from tests.support.repair import mirror
 from tests.support.resync import Clock, settings_of
 from tests.support.sandbox import Sandbox
@@ -44,7 +44,7 @@ def test_lost_webhook_is_caught_up_and_counted_as_gap(
     apply_all(engine)
     assert differences(engine, sandbox.world.truth()) != []
 
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     report = catch_up(engine, workos)
     assert report == (len(events), len(lost), clock.now - LAG, False)
     apply_all(engine)
@@ -52,9 +52,9 @@ def test_lost_webhook_is_caught_up_and_counted_as_gap(
     missing = {row["id"] for row in rows(engine, Event) if row["webhook_at"] is None}
     assert missing == {event["id"] for event in lost}
 
-    age_what_the_api_brought(engine, PATIENCE - 5)
+    age_api_events(engine, PATIENCE - 5)
     assert gaps(engine, PATIENCE) == (0, 0)
-    age_what_the_api_brought(engine, PATIENCE + 1)
+    age_api_events(engine, PATIENCE + 1)
     assert gaps(engine, PATIENCE) == (len(lost), 0)
 
 
@@ -63,11 +63,11 @@ def test_slow_webhook_is_late_but_not_a_gap(
 ) -> None:
     begin(engine, workos)
     slow, late, lost = users(sandbox, clock, 3)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     assert catch_up(engine, workos).new == 3
-    age_what_the_api_brought(engine, PATIENCE - 30)
+    age_api_events(engine, PATIENCE - 30)
     accept(endpoint, slow)
-    age_what_the_api_brought(engine, PATIENCE + 30)
+    age_api_events(engine, PATIENCE + 30)
     accept(endpoint, late)
     assert gaps(engine, PATIENCE) == (1, 1)
     apply_all(engine)
@@ -81,7 +81,7 @@ def test_event_read_again_changes_nothing(
     begin(engine, workos)
     events = users(sandbox, clock, 3)
     accept(endpoint, *events[:2])
-    clock.goes_on(seconds=5)
+    clock.advance(seconds=5)
     for _ in range(3):  # within the lag: the window is read each time
         assert catch_up(engine, workos).returned == 3
         apply_all(engine)
@@ -110,7 +110,7 @@ def test_malformed_event_is_reported_and_others_are_stored(
 ) -> None:
     begin(one_engine, workos)
     users(sandbox, clock, 3)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     sandbox.faults.odd(EVENTS, item=1, change=change)
     assert catch_up(one_engine, workos).new == 2
     [line] = [line for line in logs if line["event"] == "event_invalid"]
@@ -123,7 +123,7 @@ def test_event_without_usable_time_is_stored(
 ) -> None:
     begin(one_engine, workos)
     events = users(sandbox, clock, 3)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     sandbox.faults.odd(EVENTS, item=2, change=lambda event: event | {"created_at": "soon"})
     assert catch_up(one_engine, workos).new == 3
     assert mirror(one_engine)["cursor"] == events[1]["id"]
@@ -137,11 +137,11 @@ def test_refused_event_type_is_left_out_and_reported(
 ) -> None:
     begin(one_engine, workos)
     users(sandbox, clock, 1)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     catch_up(one_engine, workos)
     before = mirror(one_engine)
     new = users(sandbox, clock, 150)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     sandbox.faults.fail(EVENTS, query="user.updated", status=400, times=None)
     with pytest.raises(WorkOSUnavailableError, match=r"user\.updated .*A fault injected by the test"):
         catch_up(one_engine, workos)
@@ -187,7 +187,7 @@ def test_late_event_is_stored(
             clock.now = began + timedelta(seconds=475)
             late = users(sandbox, clock, 1)
             sandbox.knobs.lateness[late[0]["id"]] = 126
-            clock.goes_on(seconds=10)
+            clock.advance(seconds=10)
             users(sandbox, clock, 1)
         clock.now = began + timedelta(seconds=seconds)
         catch_up(one_engine, workos)
@@ -210,7 +210,7 @@ def test_late_events_are_searched_every_ten_minutes(
 
     for _ in range(50):
         users(sandbox, clock, 1)
-        clock.goes_on(seconds=100)
+        clock.advance(seconds=100)
         catch_up(one_engine, workos)
         apply_all(one_engine)
         update_complete_to(one_engine)
@@ -227,11 +227,11 @@ def test_complete_to_waits_for_pending_events(
 ) -> None:
     begin(both_engines, workos)
     users(sandbox, clock, 3)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     catch_up(both_engines, workos)
     assert mirror(both_engines)["complete_to"] is None
     at = clock.now - LAG
-    clock.goes_on(seconds=300)
+    clock.advance(seconds=300)
     catch_up(both_engines, workos)  # does not put off what waits
     assert mirror(both_engines)["complete_to"] is None
     apply_all(both_engines)
@@ -248,10 +248,10 @@ def test_complete_to_waits_for_late_event(
     users(sandbox, clock, 1)
     late = users(sandbox, clock, 1)
     sandbox.knobs.lateness[late[0]["id"]] = 200
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     catch_up(both_engines, workos)
     at = clock.now - LAG
-    clock.goes_on(seconds=150)
+    clock.advance(seconds=150)
     catch_up(both_engines, workos)
     due(both_engines, late[0]["id"], 3600)
     apply_all(both_engines)
@@ -270,7 +270,7 @@ def test_complete_to_does_not_wait_for_failed_event(
     begin(one_engine, workos)
     [event] = users(sandbox, clock, 1)
     event["data"] = {**event["data"], "updated_at": None}
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     catch_up(one_engine, workos)
     apply_all(one_engine)
     assert {row["status"] for row in rows(one_engine, Event)} == {EventStatus.FAILED}
@@ -297,9 +297,9 @@ def old_events(sandbox: Sandbox, clock: Clock) -> list[JSON]:
     """Events of the last 80 days, one every 10 days; the first 100 at once."""
     made = users(sandbox, clock, 101)
     for _ in range(8):
-        clock.goes_on(days=10)
+        clock.advance(days=10)
         made += users(sandbox, clock, 1)
-    clock.goes_on(hours=1)
+    clock.advance(hours=1)
     return made
 
 
@@ -330,7 +330,7 @@ def test_catch_up_since_reads_in_thirty_day_ranges(
 def test_catch_up_without_since_continues(engine: Engine, sandbox: Sandbox, clock: Clock) -> None:
     assert "0 events read" in run().stdout
     users(sandbox, clock, 2)
-    clock.goes_on(minutes=2)
+    clock.advance(minutes=2)
     assert "2 events read, 2 of them new" in run().stdout
     assert "0 events read" in run().stdout
 

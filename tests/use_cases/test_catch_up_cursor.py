@@ -1,4 +1,4 @@
-"""The cursor of catch-up: it never passes an event that was not stored, however WorkOS answers."""
+"""The cursor of catch-up never passes an event that has not been stored."""
 
 from datetime import timedelta
 from random import Random
@@ -29,13 +29,13 @@ def test_cursor_does_not_pass_delayed_event(
     events = users(sandbox, clock, 5, seconds=1)
     show = hide(sandbox, 2)
     for _ in range(3):
-        clock.goes_on(seconds=10)
+        clock.advance(seconds=10)
         assert catch_up(one_engine, workos).returned == 4
     show()
-    clock.goes_on(seconds=10)
+    clock.advance(seconds=10)
     assert catch_up(one_engine, workos).new == 1
     assert stored(one_engine) == {event["id"] for event in events}
-    clock.goes_on(seconds=60)
+    clock.advance(seconds=60)
     catch_up(one_engine, workos)
     assert mirror(one_engine)["cursor"] == events[-1]["id"]
     assert catch_up(one_engine, workos).returned == 0
@@ -47,11 +47,11 @@ def test_cursor_does_not_pass_delayed_event_during_slow_read(
     begin(one_engine, workos)
     users(sandbox, clock, 250)
     show = hide(sandbox, 50)
-    clock.goes_on(seconds=30)
+    clock.advance(seconds=30)
 
     def slowly(_method: str, path: str, _query: Any) -> None:
         if path == EVENTS:
-            clock.goes_on(seconds=45)
+            clock.advance(seconds=45)
 
     sandbox.on_request = slowly
     assert catch_up(one_engine, workos).returned == 249
@@ -71,11 +71,11 @@ def test_random_delays_below_the_lag_lose_nothing(
     random = Random(seed)
     for _ in range(25):
         users(sandbox, clock, random.randrange(8), seconds=random.uniform(0, 3))
-        clock.goes_on(seconds=random.uniform(0, 30))
+        clock.advance(seconds=random.uniform(0, 30))
         sandbox.knobs.hold_back = random.uniform(0, 55)
         catch_up(one_engine, workos)
         assert covered(one_engine, sandbox)
-    clock.goes_on(seconds=60)
+    clock.advance(seconds=60)
     catch_up(one_engine, workos)
     assert stored(one_engine) == {event["id"] for event in sandbox.world.events}
 
@@ -85,11 +85,11 @@ def test_webhooks_do_not_move_the_cursor(
 ) -> None:
     begin(one_engine, workos)
     users(sandbox, clock, 3)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     catch_up(one_engine, workos)
     before = mirror(one_engine)
     lost, *brought = users(sandbox, clock, 4)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     deliver(one_engine, brought)
     after = mirror(one_engine)
     assert (after["cursor"], after["cursor_at"]) == (before["cursor"], before["cursor_at"])
@@ -102,7 +102,7 @@ def test_page_and_cursor_are_committed_together(
 ) -> None:
     begin(both_engines, workos)
     users(sandbox, clock, 350, seconds=0.1)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     seen: list[tuple[int, bool]] = []
     sandbox.on_request = lambda *_: seen.append((len(stored(both_engines)), covered(both_engines, sandbox)))
     catch_up(both_engines, workos)
@@ -115,7 +115,7 @@ def test_next_catch_up_resumes_after_failed_page(
 ) -> None:
     begin(one_engine, workos)
     users(sandbox, clock, 450)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     sandbox.faults.fail(EVENTS, page=3, status=400)
     with pytest.raises(WorkOSUnavailableError):
         catch_up(one_engine, workos)
@@ -141,14 +141,14 @@ def test_expired_cursor_loses_and_repeats_nothing(
 ) -> None:
     begin(one_engine, workos)
     users(sandbox, clock, 150, seconds=1)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     catch_up(one_engine, workos)
     apply_all(one_engine)
     update_complete_to(one_engine)
-    clock.goes_on(days=1)
+    clock.advance(days=1)
     catch_up(one_engine, workos)
     new = users(sandbox, clock, 5, seconds=1)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     changes = len(rows(one_engine, Change))
     in_transaction(one_engine, lambda tx: tx.execute(update(Mirror).values(cursor="event_0UNKNOWN")))
     sandbox.knobs.unknown_after = answer
@@ -168,11 +168,11 @@ def test_quiet_year_loses_nothing(
     begin(one_engine, workos)
     users(sandbox, clock, 2)
     for _ in range(13):
-        clock.goes_on(days=30)
+        clock.advance(days=30)
         apply_all(one_engine)
         assert not catch_up(one_engine, workos).missed
     users(sandbox, clock, 2)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     report = catch_up(one_engine, workos)
     assert (report.new, report.missed) == (2, False)
     assert not [line for line in logs if line["event"] == "events_missed"]
@@ -183,9 +183,9 @@ def test_forty_days_of_downtime_lose_nothing(
 ) -> None:
     begin(one_engine, workos)
     for days in (1, 34, 5):
-        clock.goes_on(days=days)
+        clock.advance(days=days)
         users(sandbox, clock, 2)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     assert catch_up(one_engine, workos).new == 6
     assert mirror(one_engine)["cursor"] == sandbox.world.events[-1]["id"]
 
@@ -210,15 +210,15 @@ def test_hundred_days_of_downtime_are_reported_and_resynced(
     work()
     assert {run["requested_by"] for run in rows(one_engine, Run)} == {"first start"}
     users(sandbox, clock, 3)
-    clock.goes_on(days=100)
+    clock.advance(days=100)
     users(sandbox, clock, 2)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     report = catch_up(one_engine, workos)
     assert (report.new, report.missed) == (2, True)
     [line] = [line for line in logs if line["event"] == "events_missed"]
     assert "resync" in line["remedy"]
 
-    clock.goes_on(days=100)
+    clock.advance(days=100)
     in_transaction(one_engine, create, Task.CATCH_UP, "clock")
     work()
     assert differences(one_engine, sandbox.world.truth()) == []
@@ -230,9 +230,9 @@ def test_missed_events_are_reported_after_a_failure(
 ) -> None:
     begin(one_engine, workos)
     users(sandbox, clock, 1)
-    clock.goes_on(days=100)
+    clock.advance(days=100)
     users(sandbox, clock, 150)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     sandbox.faults.fail(EVENTS, page=2, status=400)
     with pytest.raises(WorkOSUnavailableError):
         catch_up(one_engine, workos)
@@ -246,7 +246,7 @@ def test_page_with_unusable_cursor_is_stored(
 ) -> None:
     begin(one_engine, workos)
     users(sandbox, clock, 3)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     in_transaction(one_engine, lambda tx: tx.execute(update(Mirror).values(cursor="event_0UNKNOWN")))
     sandbox.knobs.unknown_after = "beginning"
     sandbox.faults.spoil(EVENTS, list_metadata=metadata)

@@ -30,7 +30,7 @@ def test_times_without_zone_are_utc(endpoint: FlaskClient, engine: Engine) -> No
 
 
 def history() -> list[JSON]:
-    """A history with each outcome in it."""
+    """A history that contains every outcome."""
     return [
         made("organization.created"),
         made("user.created"),
@@ -78,8 +78,8 @@ def test_only_differences_are_recorded_with_cause(endpoint: FlaskClient, engine:
     deleted, late = made("organization.deleted", 5, name="B"), made("organization.updated", 9, name="D")
     take(endpoint, engine, created, renamed, unchanged, stale, deleted, late)
     changes = rows(engine, Change)
-    told = [(row["before"] and row["before"]["name"], row["after"]["name"]) for row in changes]
-    assert told == [(None, "A"), ("A", "B"), ("B", "B")]
+    names = [(row["before"] and row["before"]["name"], row["after"]["name"]) for row in changes]
+    assert names == [(None, "A"), ("A", "B"), ("B", "B")]
     assert [row["after"]["state"] for row in changes] == ["active", "active", "deleted"]
     assert [row["cause_id"] for row in changes] == [created["id"], renamed["id"], deleted["id"]]
     assert {(row["cause"], row["kind"], row["object_id"], row["organization_id"]) for row in changes} == {

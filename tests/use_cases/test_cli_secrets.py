@@ -1,4 +1,4 @@
-"""No command prints a secret: neither in its help, nor in its output, nor in error messages."""
+"""Help, output and error messages of the commands contain no secret."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What events leave in doubt is read by its id: under compare and set, above versions, never above a delete event."""
+"""Confirmed reads: an object that events leave in doubt is read by id. A delete event outranks the read."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +11,9 @@ from tests.support import JSON, access, differences, outcomes, rows
 from tests.support.resync import (
     catch_up_with,
     changes,
+    continue_run,
     deliver,
     found,
-    go_on,
     live,
     make_reads_due,
     quietly,
@@ -46,7 +46,7 @@ def event_of(world: World, type: str, number: int = -1) -> JSON:
 
 @pytest.fixture
 def member(one_engine: Engine, sandbox: Sandbox) -> JSON:
-    """The one membership of a mirror that is equal."""
+    """The only membership of a mirror that equals WorkOS."""
     small_life(sandbox.world, 1, 1)
     catch_up_with(one_engine, sandbox.world)
     return next(iter(sandbox.world.memberships.values()))
@@ -135,7 +135,7 @@ def test_deleted_id_in_listing_is_an_anomaly(
     world = sandbox.world
     kept = world.memberships[member["id"]]
     world.delete_membership(member["id"])
-    if by == "resync":  # found by a resync first, told by the event later
+    if by == "resync":  # found by a resync first, deleted by the event later
         resync(one_engine, workos)
     deliver(one_engine, world.events[-1:])
     world.memberships[member["id"]] = kept
@@ -158,7 +158,7 @@ def test_deleted_id_in_listing_is_an_anomaly(
     assert waiting(one_engine) == set()
     assert access(one_engine) == set()
     assert {row["deleted_by"] for row in rows(one_engine, Membership)} == {"event"}
-    assert changes(one_engine) - before <= 2  # the two roles that no event told of
+    assert changes(one_engine) - before <= 2  # the two roles, which have no events
 
 
 def test_old_event_does_not_restore_deleted_role(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
@@ -167,10 +167,10 @@ def test_old_event_does_not_restore_deleted_role(one_engine: Engine, sandbox: Sa
     catch_up_with(one_engine, world)
     late = world.update_role("billing", permissions=["late"])
     assert late
-    told = world.events[-1]
+    event = world.events[-1]
     quietly(world, lambda: world.delete_role("billing"))
     resync(one_engine, workos)
-    deliver(one_engine, [told])
+    deliver(one_engine, [event])
     assert "billing" not in live(one_engine)["role"]
     assert read_all(one_engine, workos) == 1
     assert "billing" not in live(one_engine)["role"]
@@ -345,7 +345,7 @@ def test_constantly_changing_object_is_reported(
     sandbox.on_request = meddle
     run_id = start(one_engine, "test")
     for _ in range(3):
-        if go_on(one_engine, workos, run_id):
+        if continue_run(one_engine, workos, run_id):
             break
     assert found(one_engine, run_id)["user", user] == ("invalid", "reported")
     sandbox.on_request = None

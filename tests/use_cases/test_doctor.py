@@ -1,4 +1,4 @@
-"""doctor and register: what an installation lacks, and how to fix it."""
+"""`doctor` and `register`: what an installation lacks, and how to fix it."""
 
 import json
 import re

@@ -38,7 +38,7 @@ def two_environments(redis: Redis) -> Any:
 
 @pytest.fixture
 def bound(two_environments: Sandbox, redis: Redis, one_engine: Engine, bell: Doorbell) -> Engine:
-    """A database that belongs to the first environment."""
+    """A database that is bound to the first environment."""
     workos = client_of(two_environments, redis)
     for _ in range(2):
         Repair(one_engine, workos, settings(), bell).all()
@@ -62,7 +62,7 @@ def command(*arguments: str, exit_code: int = 2) -> Result:
 
 
 def everything(engine: Engine) -> dict[str, list[JSON]]:
-    """The whole database."""
+    """The rows that a command could have written."""
     return {table.__tablename__: rows(engine, table) for table in (Mirror, Run, Tick, Event, Change)}
 
 
@@ -109,7 +109,7 @@ def test_incomplete_credentials_are_refused(monkeypatch: pytest.MonkeyPatch, arg
     assert "WORKOS_CLIENT_ID is not set" in command(*arguments).stderr
 
 
-@pytest.mark.parametrize("gone", ["told", "all but one", "all, untold"])
+@pytest.mark.parametrize("gone", ["with events", "all but one", "without events"])
 def test_deleted_organizations_are_not_another_environment(
     bound: Engine, two_environments: Sandbox, redis: Redis, gone: str
 ) -> None:
@@ -118,7 +118,7 @@ def test_deleted_organizations_are_not_another_environment(
     first = len(world.events)
     for id in chosen:
         world.delete_organization(id)
-    if gone == "told":
+    if gone == "with events":
         deliver(bound, world.events[first:])
     workos = client_of(two_environments, redis)
     bind(bound, workos, settings())

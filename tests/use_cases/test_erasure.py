@@ -1,4 +1,4 @@
-"""Erasing a person: every stored payload that names them goes, whatever became of its event and whenever it came."""
+"""Erasure blanks every stored payload that names the person, whatever its outcome and time."""
 
 import json
 from collections.abc import Callable
@@ -35,18 +35,18 @@ PERSON = {"id": USER, "email": EMAIL, "first_name": "Ada", "last_name": "Hopper"
 
 
 def ignored(type: str, **data: Any) -> JSON:
-    """An event of a type that is not acted on."""
+    """An event of an ignored type."""
     return made("dsync.activated") | {"event": type, "data": data}
 
 
 def put(engine: Engine, *bodies: bytes) -> None:
-    """Put events as they were received, byte by byte, into the inbox."""
+    """Put the bytes of events into the inbox as they were received."""
     values = [{**Delivery.of(json.loads(body), body)._asdict(), "source": "webhook"} for body in bodies]
     in_transaction(engine, lambda tx: tx.execute(insert(Event), values))
 
 
 def personal(engine: Engine) -> list[str]:
-    """The tables, of all there are, in which the person still stands: payloads are read, however they are escaped."""
+    """The tables that still contain the person. Payloads are decoded first, so escapes cannot hide a name."""
     found = []
     for table in Base.metadata.sorted_tables:
         for row in rows(engine, table):
@@ -78,7 +78,7 @@ def command(set_environment: Callable[..., None], db_url: str) -> Callable[..., 
 
 @pytest.fixture
 def neighbour(engine: Engine) -> JSON:
-    """An event of someone else, whose id begins as the person's does and whose address ends as theirs does."""
+    """Another person's event: the id starts like the person's id, and the address ends like theirs."""
     event = made("user.created", id=f"{USER}0", email=NEIGHBOUR, first_name="Jo", last_name="Hop")
     deliver(engine, [event])
     return event

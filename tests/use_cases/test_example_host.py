@@ -1,4 +1,4 @@
-"""The example host of the integration guide, over SQL and over HTTP: it lets in who may enter, and nobody else."""
+"""The example host of the integration guide admits members only, over SQL and over HTTP."""
 
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import Engine
 
 from tests.support import JSON, made, serving
-from tests.support.auto_join import tell
+from tests.support.auto_join import apply_events
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.hooks import follow, operate
@@ -46,7 +46,7 @@ def engine(services: Services) -> Engine:
 
 @pytest.fixture(params=["sql", "http"])
 def host(request: pytest.FixtureRequest, example: ModuleType, services: Services) -> Iterator[Flask]:
-    """The host, reading the mirror in one of the two ways."""
+    """The host, which reads the mirror over SQL or over HTTP."""
     with serving(create_app(services)) as url:
         made = {
             "sql": lambda: example.SqlMirror(services.settings.database_url),
@@ -58,12 +58,14 @@ def host(request: pytest.FixtureRequest, example: ModuleType, services: Services
 @pytest.fixture
 def ann(host: Flask, engine: Engine) -> FlaskClient:
     """Ann, who is a member of one workspace and admin of another."""
-    tell(engine, [made("organization.created", name="Acme"), made("organization.created", id="org_2", name="Bolt")])
-    tell(engine, [made("user.created", email="ann@acme.example", email_verified=True)])
-    tell(engine, [member("om_1", ORG, "member"), member("om_2", "org_2", "admin")])
+    apply_events(
+        engine, [made("organization.created", name="Acme"), made("organization.created", id="org_2", name="Bolt")]
+    )
+    apply_events(engine, [made("user.created", email="ann@acme.example", email_verified=True)])
+    apply_events(engine, [member("om_1", ORG, "member"), member("om_2", "org_2", "admin")])
     client = host.test_client()
-    told = client.post("/sign-in", data={"user_id": ANN}).get_json()
-    assert [(place["organization_id"], place["role"]) for place in told] == [(ORG, "member"), ("org_2", "admin")]
+    shown = client.post("/sign-in", data={"user_id": ANN}).get_json()
+    assert [(place["organization_id"], place["role"]) for place in shown] == [(ORG, "member"), ("org_2", "admin")]
     return client
 
 
@@ -93,37 +95,37 @@ def test_only_admin_sees_admin_page(ann: FlaskClient) -> None:
 
 def test_removed_member_loses_access_at_next_request(ann: FlaskClient, engine: Engine) -> None:
     ann.post("/switch/org_2")
-    tell(engine, [gone("om_2", "org_2")])
+    apply_events(engine, [gone("om_2", "org_2")])
     assert ann.get("/keys").status_code == 403 and ann.post("/switch/org_2").status_code == 403
 
 
 def test_sign_up_joins_unless_removed(ann: FlaskClient, engine: Engine) -> None:
-    tell(engine, [made("organization_domain.verified", domain="acme.example", state="verified")])
+    apply_events(engine, [made("organization_domain.verified", domain="acme.example", state="verified")])
     joins = {"organization_id": ORG, "default_role": "member"}
     assert ann.post("/sign-up", data={"email": "New@ACME.example."}).json == joins
     assert ann.post("/sign-up", data={"email": "new@elsewhere.example"}).json is None
-    tell(engine, [gone("om_1", ORG)])
+    apply_events(engine, [gone("om_1", ORG)])
     assert ann.post("/sign-up", data={"email": "Ann@acme.example"}).json is None
 
 
 def test_sign_up_joins_only_exact_domain(ann: FlaskClient, engine: Engine) -> None:
-    """By the older rule of Python's own codec straße.de would be strasse.de, another's domain."""
+    """Python's own IDNA codec maps straße.de to strasse.de, another owner's domain."""
     for number, (name, owner) in enumerate({"strasse.de": ORG, "faß.example": "org_2"}.items()):
         claim = {"id": f"org_domain_{number}", "domain": name, "organization_id": owner, "state": "verified"}
-        tell(engine, [made("organization_domain.verified", **claim)])
+        apply_events(engine, [made("organization_domain.verified", **claim)])
     joins = {"new@strasse.de": ORG, "new@straße.de": None, "new@Faß.example": "org_2", "new@fass.example": None}
     joins |= {"new@two..dots": None, "nobody": None}
-    told = {email: ann.post("/sign-up", data={"email": email}).json for email in joins}
-    assert {email: found and found["organization_id"] for email, found in told.items()} == joins
+    shown = {email: ann.post("/sign-up", data={"email": email}).json for email in joins}
+    assert {email: found and found["organization_id"] for email, found in shown.items()} == joins
 
 
 def test_all_workspaces_are_listed_across_pages(host: Flask, engine: Engine) -> None:
     ids = [f"org_{number:03}" for number in range(205)]
-    tell(engine, [made("user.created"), *(made("organization.created", id=id, name=id) for id in ids)])
-    tell(engine, [member(f"om_{id}", id, "member") for id in ids])
+    apply_events(engine, [made("user.created"), *(made("organization.created", id=id, name=id) for id in ids)])
+    apply_events(engine, [member(f"om_{id}", id, "member") for id in ids])
     client = host.test_client()
-    told = client.post("/sign-in", data={"user_id": ANN}).get_json()
-    assert [place["organization_id"] for place in told] == ids
+    shown = client.post("/sign-in", data={"user_id": ANN}).get_json()
+    assert [place["organization_id"] for place in shown] == ids
     assert client.post(f"/switch/{ids[-1]}").status_code == 200
 
 
@@ -132,7 +134,7 @@ def test_hook_ends_sessions_of_removed_member(host: Flask, ann: FlaskClient, eng
         target = WebTarget(f"{url}/hooks/workos-sync", SECRET, 5.0)
         assert follow.follow(engine, {"sessions": target}, 3)
         assert ann.post(f"/switch/{ORG}").status_code == 200
-        tell(engine, [gone("om_1", ORG)])
+        apply_events(engine, [gone("om_1", ORG)])
         assert follow.follow(engine, {"sessions": target}, 3)
         target.close()
     assert operate.deliveries(engine) == []
@@ -151,7 +153,7 @@ def test_hook_ends_sessions_of_deleted_workspace_and_person(
         target = WebTarget(f"{url}/hooks/workos-sync", SECRET, 5.0)
         assert follow.follow(engine, {"sessions": target}, 3)
         id = {"organization": "org_2", "user": ANN}[deleted]
-        tell(engine, [made(f"{deleted}.deleted", 5, id=id)])  # of its memberships no event tells
+        apply_events(engine, [made(f"{deleted}.deleted", 5, id=id)])  # of its memberships no event tells
         assert follow.follow(engine, {"sessions": target}, 3)
         target.close()
     assert operate.deliveries(engine) == []

@@ -1,4 +1,4 @@
-"""Exit codes of every command: 0 all is well, 1 something is wrong or could not be done, 2 usage or configuration."""
+"""Exit codes: 0 success, 1 a problem was found or the command failed, 2 wrong usage or configuration."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from models.database import in_transaction, open_engine
 from models.tables import Event, EventStatus, Hook, HookDelivery, Run, RunStatus, Task
 from models.types import db_now, db_now_plus
 from tests.support import commands, fake_workers, made, rows
-from tests.support.auto_join import tell
+from tests.support.auto_join import apply_events
 from tests.support.catalog import drop_schema
 from tests.support.hooks import SECRET as HOOK_SECRET
 from tests.support.resync import settings_of
@@ -29,7 +29,7 @@ URL = "https://sync.acme.example/webhooks/workos"
 
 
 class Installation(NamedTuple):
-    """A mirror equal to WorkOS, in which nothing is wrong, and what there is to name in it."""
+    """A healthy mirror that equals WorkOS, and the ids in it."""
 
     engine: Engine
     sandbox: Sandbox
@@ -41,15 +41,15 @@ class Installation(NamedTuple):
     event: str
     """An event that was applied."""
     run: str
-    """A resync that ended well."""
+    """A successful resync."""
 
 
 Prepare = Callable[[Installation], object]
-"""What happens to an installation before the command; what it returns is ignored."""
+"""Prepares an installation for a command; the result is ignored."""
 
 
 class Case(NamedTuple):
-    """A command line, in which `{user}` and the like stand for what the installation holds, and its exit code."""
+    """A command line and its exit code. `{user}` and other fields are replaced by ids of the installation."""
 
     exit_code: int
     line: str
@@ -57,11 +57,13 @@ class Case(NamedTuple):
 
 
 def an_event_failed(it: Installation) -> None:
-    tell(it.engine, [made("user.updated", event_id="event_failed", id=None)])
+    apply_events(it.engine, [made("user.updated", event_id="event_failed", id=None)])
 
 
 def someone_is_missing(it: Installation) -> None:
-    tell(it.engine, [made("user.created", id="user_missing", email="missing@acme.example", email_verified=True)])
+    apply_events(
+        it.engine, [made("user.created", id="user_missing", email="missing@acme.example", email_verified=True)]
+    )
 
 
 def someone_is_blocked(it: Installation) -> None:
@@ -71,7 +73,7 @@ def someone_is_blocked(it: Installation) -> None:
 
 def the_admin_left(it: Installation) -> None:
     it.sandbox.world.update_membership(next(iter(it.sandbox.world.memberships)), role="member")
-    tell(it.engine, it.sandbox.world.events)
+    apply_events(it.engine, it.sandbox.world.events)
 
 
 def a_hook_is_well(it: Installation) -> None:
@@ -234,9 +236,9 @@ CASES = {
     ],
 }
 ENDLESS = {"web", "worker", "clock"}
-"""They end only when asked to, with 0: see tests/integration/test_stop.py."""
+"""They run until they are stopped, and then exit 0: see tests/integration/test_stop.py."""
 LISTS = {"events list", "runs list"}
-"""Nothing that they may find is wrong."""
+"""They have no finding that counts as a problem."""
 PATHS = [" ".join(path) for path, command in commands(main) if not hasattr(command, "commands") and path != ()]
 
 
@@ -276,7 +278,7 @@ def installation(engine: Engine, redis_url: str, sandbox: Sandbox) -> Iterator[I
     world.create_membership(organization, user, role="admin")
     world.delete_user(gone)
     assert run("register", URL).exit_code == 0
-    tell(engine, world.events)
+    apply_events(engine, world.events)
     in_transaction(engine, lambda tx: tx.execute(update(Event).values(webhook_at=db_now())))
     assert run("resync").exit_code == 0
     assert run("catch-up").exit_code == 0
@@ -313,7 +315,7 @@ def test_success_exits_0_and_problems_exit_1(installation: Installation, path: s
 
 
 def whole(path: str, line: str | None = None) -> list[str]:
-    """A command with arguments that are well-formed, or with these, and some id where one is named."""
+    """Return a command with `line`, or with valid arguments, in which ids are made up."""
     if line is None:
         line = next((case.line for case in CASES[path] if case.exit_code == 0), "")
     return [*path.split(), *re.sub(r"{(\w+)}", r"\1_1", line).split()]

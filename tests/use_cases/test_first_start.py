@@ -1,4 +1,4 @@
-"""The first start, the environment a database belongs to, and the clock that keeps the repairs going."""
+"""The first start: the mirror is `backfilling` until a full resync and a catch-up have finished."""
 
 from contextlib import closing
 from datetime import timedelta
@@ -32,7 +32,7 @@ from worker.workos_api.client import WorkOSClient
 
 
 def recent(world: World, since: Any) -> set[str]:
-    """What the events of a world since a time are about: ids, and names of domains."""
+    """The ids and domain names in the events of a world since a time."""
     words: set[str] = set()
     for event in world.events:
         at = parse_time(event["created_at"])
@@ -43,27 +43,27 @@ def recent(world: World, since: Any) -> set[str]:
 
 
 def wrong(engine: Engine, world: World) -> list[str]:
-    """What of the mirror is wrong as of when it says it is right: what changed since then may be either way."""
+    """Differences from WorkOS, except for objects that changed after `complete_to`."""
     with world.lock:
-        told = status(engine)
-        found, touched = differences(engine, world.truth()), recent(world, told["complete_to"])
+        claimed = status(engine)
+        found, touched = differences(engine, world.truth()), recent(world, claimed["complete_to"])
     return [line for line in found if not any(word in line for word in touched)]
 
 
 class LiveEnvironment:
-    """A full environment where life goes on between any two calls: most webhooks come, some are lost."""
+    """A large environment that changes between any two API calls. Some webhooks are lost."""
 
     def __init__(self, engine: Engine, sandbox: Sandbox, clock: Clock, seed: int) -> None:
         self.states: list[str] = []
         self.problems: list[BaseException] = []
         self._engine, self._sandbox, self._clock, self._random = engine, sandbox, clock, Random(seed)
-        self._told: list[JSON] = []
+        self._undelivered: list[JSON] = []
         populate(sandbox.world, organizations=30, members=5, seed=seed)
-        sandbox.world.subscribe(self._told.append)
+        sandbox.world.subscribe(self._undelivered.append)
         sandbox.on_request = self._between_calls
 
     def look(self) -> None:
-        """What `mirror_status` says must be so."""
+        """Check that the mirror is right whenever `mirror_status` says so."""
         self.states.append(status(self._engine)["state"])
         if self.states[-1] == "current":
             assert wrong(self._engine, self._sandbox.world) == []
@@ -78,10 +78,10 @@ class LiveEnvironment:
 
     def _go_on(self) -> None:
         random, sandbox = self._random, self._sandbox
-        self._clock.goes_on(seconds=random.random())
+        self._clock.advance(seconds=random.random())
         sandbox.play(random.randrange(4), companies=30, seed=random.randrange(10**6))
         with sandbox.world.lock:
-            brought = [self._told.pop(0) for _ in range(random.randrange(len(self._told) + 1))]
+            brought = [self._undelivered.pop(0) for _ in range(random.randrange(len(self._undelivered) + 1))]
         deliver(self._engine, (event for event in brought if random.random() > 0.1))
 
 
@@ -116,7 +116,7 @@ def test_first_start_under_live_events_is_never_wrong(
         assert life.states == sorted(life.states), "it never goes back"
         # And when the world stands still, all of it arrives.
         sandbox.on_request = None
-        clock.goes_on(seconds=30)
+        clock.advance(seconds=30)
         catch_up(engine, workos)
         apply_all(engine)
         assert differences(engine, sandbox.world.truth()) == []
@@ -141,9 +141,9 @@ def test_empty_environment_is_current_after_resync_and_catch_up(
     assert status(one_engine)["state"] == "backfilling"
     Repair(one_engine, workos, settings(), bell).all()
     Repair(one_engine, workos, settings(), bell).all()
-    told = status(one_engine)
-    assert told["state"] == "current"
-    assert told["last_resync"] is not None and told["complete_to"] is not None
+    shown = status(one_engine)
+    assert shown["state"] == "current"
+    assert shown["last_resync"] is not None and shown["complete_to"] is not None
     assert [run["requested_by"] for run in rows(one_engine, Run)] == ["first start", "first start"]
 
 

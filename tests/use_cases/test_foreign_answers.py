@@ -14,8 +14,8 @@ from tests.support.resync import (
     MEMBERSHIPS,
     catch_up_with,
     changes,
+    continue_run,
     found,
-    go_on,
     live,
     make_reads_due,
     mirror_of,
@@ -88,7 +88,7 @@ OWN_404: dict[str, JSON] = {
 
 
 def one_of_each(engine: Engine, sandbox: Sandbox) -> dict[str, tuple[str, str]]:
-    """A mirror with an object of each kind, roles of both sorts: what it is → kind and id."""
+    """Fill a mirror with one object of each kind; returns name → (kind, id)."""
     world = sandbox.world
     small_life(world, 1, 1)
     org = next(iter(world.organizations))
@@ -111,7 +111,7 @@ def one_of_each(engine: Engine, sandbox: Sandbox) -> dict[str, tuple[str, str]]:
 
 
 def read(engine: Engine, workos: WorkOSClient, *objects: tuple[str, str]) -> int:
-    """A confirmed read of each; how many were settled."""
+    """Make a confirmed read of each object; returns the number of successful reads."""
     for kind, id in objects:
         in_transaction(engine, partial(request_reads, kind=KINDS[kind], ids=[id], reason="a test", run_id=""))
     make_reads_due(engine)
@@ -119,7 +119,7 @@ def read(engine: Engine, workos: WorkOSClient, *objects: tuple[str, str]) -> int
 
 
 def by_id(objects: dict[str, tuple[str, str]]) -> str:
-    """A pattern of the paths at which these are read."""
+    """A pattern for the paths at which these objects are read."""
     return f".*/({'|'.join(id.rpartition('/')[2] for _, id in objects.values())})$"
 
 
@@ -192,7 +192,7 @@ def test_resync_reports_object_with_foreign_404(
     quietly(sandbox.world, lambda: sandbox.world.delete_membership(gone))
     sandbox.faults.answer(f".*/{gone}$", body, status=status)
     run_id = start(one_engine, "test")
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before
     assert found(one_engine, run_id) == {("membership", gone): ("invalid", "reported")}
 
@@ -205,7 +205,7 @@ def test_foreign_404_of_listing_deletes_no_organization(
     org = next(iter(sandbox.world.organizations))
     sandbox.faults.answer(MEMBERSHIPS, HTML, status=status, query=f"organization_id={org}")
     run_id = start(one_engine, "test")
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before and found(one_engine, run_id) == {("organization", org): ("invalid", "reported")}
     assert sandbox.calls["GET", "/organizations/{id}"] == 0
 

@@ -47,9 +47,9 @@ def test_views_return_times_in_utc(endpoint: FlaskClient, engine: Engine) -> Non
     assert rows(engine, workspace_members)[0]["since"] == half_past
     assert rows(engine, auto_join_view)[0]["since"] == NOON
     [workspace] = rows(engine, workspaces)
-    told = [workspace["created_at"], workspace["updated_at"], rows(engine, Change)[0]["at"]]
-    told += [rows(engine, source)[0]["since"] for source in (workspace_members, auto_join_view)]
-    assert {time.tzinfo for time in told} == {UTC}
+    times = [workspace["created_at"], workspace["updated_at"], rows(engine, Change)[0]["at"]]
+    times += [rows(engine, source)[0]["since"] for source in (workspace_members, auto_join_view)]
+    assert {time.tzinfo for time in times} == {UTC}
 
 
 def test_empty_mirror_is_backfilling(engine: Engine) -> None:

@@ -1,7 +1,7 @@
-"""Events that the events API shows late, up to an hour: none is lost, and `complete_to` waits for what was shown.
+"""Events that the events API shows up to an hour late: none is lost, and `complete_to` waits for each that was shown.
 
-Where a late event appears is not documented, so both are tried: at the end of the listing, or at its time, before the
-cursor. `LATE_EVENTS_EXAMPLES=2000 pytest tests/use_cases/test_late_events.py` for a long run.
+WorkOS does not document where a late event appears. Both places are tried: the end of the listing, and its own time,
+before the cursor. `LATE_EVENTS_EXAMPLES=2000 pytest tests/use_cases/test_late_events.py` for a long run.
 """
 
 import os
@@ -39,14 +39,14 @@ class Lateness(RuleBasedStateMachine):
 
     def __init__(self, engine: Engine, endpoint: FlaskClient, redis: Redis) -> None:
         super().__init__()
-        self.engine, self.door, self.clock = engine, endpoint, Clock()
+        self.engine, self.endpoint, self.clock = engine, endpoint, Clock()
         empty(engine, self.clock)
         self.sandbox = Sandbox(clock=self.clock).start()
         self.world = self.sandbox.world
         self.workos = Between(client_of(self.sandbox, redis), self._answered)
         self.planned: list[tuple[int, Any]] = []
         self.shown: dict[datetime, set[str]] = {}
-        """By the time that a catch-up may claim: the events that the API showed when it began."""
+        """`complete_to` that a catch-up may reach → the events that the API showed when the catch-up began."""
         self.complete_to: datetime | None = None
 
     @initialize(late_events=st.sampled_from(["appended", "inserted"]))
@@ -67,12 +67,12 @@ class Lateness(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, 30, 125, 300, 300, 900, 8000]))
     def time_passes(self, seconds: int) -> None:
-        self.clock.goes_on(seconds=seconds)
+        self.clock.advance(seconds=seconds)
 
     @rule(times=st.integers(1, 4))
     def all_goes_its_way(self, times: int) -> None:
         for _ in range(times):
-            self.clock.goes_on(seconds=300)
+            self.clock.advance(seconds=300)
             self.catches_up()
             self.drains(500)
             update_complete_to(self.engine)
@@ -81,7 +81,7 @@ class Lateness(RuleBasedStateMachine):
     @rule(place=st.integers(0, 20))
     def a_webhook_arrives(self, place: int) -> None:
         if events := self.world.events:
-            accept(self.door, events[-1 - place % len(events)])
+            accept(self.endpoint, events[-1 - place % len(events)])
 
     @rule(status=st.sampled_from([0, 429, 503]), times=st.sampled_from([2, 7]), page=st.sampled_from([None, 1, 2]))
     def workos_fails(self, status: int, times: int, page: int | None) -> None:
@@ -94,7 +94,7 @@ class Lateness(RuleBasedStateMachine):
     @rule(answers=st.integers(1, 5), seconds=st.sampled_from([0, 20, 300]))
     def another_will_catch_up_meanwhile(self, answers: int, seconds: int) -> None:
         def meanwhile() -> None:
-            self.clock.goes_on(seconds=seconds)
+            self.clock.advance(seconds=seconds)
             self.catches_up()
 
         self.planned.append((answers, meanwhile))
@@ -140,7 +140,7 @@ class Lateness(RuleBasedStateMachine):
     def _ends(self) -> None:
         self.sandbox.faults.clear()
         self.planned.clear()
-        self.clock.goes_on(seconds=LATEST_SECONDS)
+        self.clock.advance(seconds=LATEST_SECONDS)
         self.all_goes_its_way(3)
         stored = {row["id"]: row["status"] for row in rows(self.engine, Event)}
         assert [event["id"] for event in self.world.events if event["id"] not in stored] == []

@@ -1,4 +1,4 @@
-"""The mirror: what each event does to it, and that it ends right in whatever order events come."""
+"""The effect of each event on the mirror, and who has access after several."""
 
 from datetime import datetime
 from typing import Any
@@ -122,7 +122,7 @@ EFFECTS: dict[str, tuple[str, JSON] | None] = {
     "connection.deleted": ("connection", {"organization_id": ORG, "deleted_by": "event"}),
     "dsync.activated": None,
 }
-"""What each sample does to an empty mirror: the one row it leaves (these columns of it), or None for none."""
+"""Sample → the one row it creates in an empty mirror (these columns), or None."""
 
 
 def test_every_event_type_has_a_sample_and_an_effect() -> None:
@@ -152,9 +152,9 @@ def test_effect_of_one_event(local_endpoint: FlaskClient, local_engine: Engine, 
 
 
 def test_views_follow_the_recorded_samples(endpoint: FlaskClient, engine: Engine) -> None:
-    told = sorted(map(sample, SAMPLES), key=lambda event: str(event["created_at"]))
+    events = sorted(map(sample, SAMPLES), key=lambda event: str(event["created_at"]))
     seen: list[tuple[Any, ...]] = []
-    for event in told:
+    for event in events:
         take(endpoint, engine, event)
         now = (access(engine), joins(engine))
         if not seen or seen[-1][1:] != now:
@@ -174,7 +174,7 @@ def test_views_follow_the_recorded_samples(endpoint: FlaskClient, engine: Engine
     [("organization", ORG), ("user", USER), ("organization_membership", MEMBERSHIP), ("organization_domain", DOMAIN)],
 )
 class TestDeletes:
-    """A delete is for good, whatever its time and whenever it comes."""
+    """A delete is final, whatever its time and order."""
 
     def test_delete_with_equal_time_wins(
         self, local_endpoint: FlaskClient, local_engine: Engine, type: str, id: str
@@ -278,7 +278,7 @@ RIVAL: JSON = {"id": "domain_2", "organization_id": "org_2"}
 
 @pytest.fixture
 def rivals(endpoint: FlaskClient, engine: Engine) -> None:
-    """Two workspaces that hold one domain verified."""
+    """Two workspaces that have verified the same domain."""
     accept(endpoint, made("organization.created"), made("organization.created", id="org_2"), VERIFIED)
     apply_all(engine)
     assert joins(engine) == ACME

@@ -1,4 +1,4 @@
-"""The operators' pages: who gets in, what a forged post does, and that nothing a customer wrote becomes markup."""
+"""The operators' pages: sign-in, forged posts, and escaping."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Permissions: mirrored by slug, granted by roles, and not known before a full resync has listed them."""
+"""Permissions are mirrored by slug, granted by roles, and unknown before a full resync has listed them."""
 
 import pytest
 from sqlalchemy import Engine, update
@@ -42,8 +42,8 @@ def answer(engine: Engine, membership: JSON) -> list[str] | None:
         return permissions_of(opened, membership["user_id"], membership["organization_id"])
 
 
-def told(engine: Engine, world: World) -> None:
-    """Deliver what a world has emitted since the last delivery."""
+def deliver_new_events(engine: Engine, world: World) -> None:
+    """Deliver the events that a world has emitted since the last call."""
     known = {row["id"] for row in rows(engine, Event)}
     deliver(engine, [event for event in world.events if event["id"] not in known])
 
@@ -54,10 +54,10 @@ def test_member_has_permissions_of_roles(engine: Engine, sandbox: Sandbox, membe
         {"organization_id": member["organization_id"], "user_id": member["user_id"], "permission": "invoices:read"}
     ]
     sandbox.world.update_role("billing", permissions=["invoices:read", "invoices:pay", "no:such"])
-    told(engine, sandbox.world)
+    deliver_new_events(engine, sandbox.world)
     assert answer(engine, member) == ["invoices:pay", "invoices:read"]
     sandbox.world.update_membership(member["id"], role="member")
-    told(engine, sandbox.world)
+    deliver_new_events(engine, sandbox.world)
     assert answer(engine, member) == []
 
 
@@ -65,20 +65,20 @@ def test_roles_combine_their_permissions(engine: Engine, sandbox: Sandbox, membe
     world = sandbox.world
     world.update_role("member", permissions=["invoices:read", "invoices:pay"])
     world.update_membership(member["id"], roles=["member", "billing"])
-    told(engine, world)
+    deliver_new_events(engine, world)
     assert [row["permission"] for row in rows(engine, member_permissions)].count("invoices:read") == 1
     assert answer(engine, member) == ["invoices:pay", "invoices:read"]
 
 
 def test_only_people_with_access_have_permissions(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
     sandbox.world.deactivate_membership(member["id"])
-    told(engine, sandbox.world)
+    deliver_new_events(engine, sandbox.world)
     assert rows(engine, member_permissions) == [] and answer(engine, member) == []
     sandbox.world.reactivate_membership(member["id"])
-    told(engine, sandbox.world)
+    deliver_new_events(engine, sandbox.world)
     assert answer(engine, member) == ["invoices:read"]
     sandbox.world.delete_user(member["user_id"])
-    told(engine, sandbox.world)
+    deliver_new_events(engine, sandbox.world)
     assert rows(engine, member_permissions) == [] and answer(engine, member) == []
 
 
@@ -88,10 +88,10 @@ def test_deleted_or_unknown_role_or_permission_grants_nothing(engine: Engine, sa
     adopt(engine, MAPPED)
     assert answer(engine, member) == ["invoices:read"]
     sandbox.world.delete_permission("invoices:read")
-    told(engine, sandbox.world)
+    deliver_new_events(engine, sandbox.world)
     assert answer(engine, member) == []
     sandbox.world.create_permission("invoices:read")
-    told(engine, sandbox.world)
+    deliver_new_events(engine, sandbox.world)
     assert answer(engine, member) == ["invoices:read"], "a slug can be made again"
     deliver(engine, [made("role.deleted", at=10**6, slug="billing")])
     assert answer(engine, member) == []
@@ -100,7 +100,7 @@ def test_deleted_or_unknown_role_or_permission_grants_nothing(engine: Engine, sa
 def test_only_permissions_of_organizations_apply(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
     sandbox.world.create_permission("projects:read", resource_type="project")
     sandbox.world.update_role("billing", permissions=["projects:read"])
-    told(engine, sandbox.world)
+    deliver_new_events(engine, sandbox.world)
     assert "projects:read" in live(engine)["permission"] and answer(engine, member) == []
 
 
@@ -110,13 +110,13 @@ def test_organization_role_overrides_environment_role(engine: Engine, sandbox: S
     elsewhere = world.create_membership(other["id"], member["user_id"], role="billing")
     world.create_role("billing", organization_id=organization_id)
     world.update_role("billing", organization_id=organization_id, permissions=["invoices:pay"])
-    told(engine, world)
+    deliver_new_events(engine, world)
     assert (answer(engine, member), answer(engine, elsewhere)) == (["invoices:pay"], ["invoices:read"])
     world.delete_role("billing", organization_id=organization_id)
     deliver(engine, [event for event in world.events if event["event"] == "organization_role.deleted"])
     assert answer(engine, member) == [], "the membership still names the role that was deleted"
     world.update_membership(member["id"], role="billing")
-    told(engine, world)
+    deliver_new_events(engine, world)
     assert (answer(engine, member), answer(engine, elsewhere)) == (["invoices:read"], ["invoices:read"])
 
 
@@ -192,7 +192,7 @@ def test_permission_is_explained_with_its_roles(engine: Engine, sandbox: Sandbox
     world, organization_id = sandbox.world, member["organization_id"]
     world.create_role("payer", organization_id=organization_id)
     world.update_role("payer", organization_id=organization_id, permissions=["invoices:read", "invoices:read:all"])
-    told(engine, world)
+    deliver_new_events(engine, world)
     granted = {row["id"]: row["roles"] for row in list_permissions(engine)}
     assert granted == {"invoices:read": ["billing", f"{organization_id}/payer"], "invoices:pay": []}
     assert [row["id"] for row in list_permissions(engine, after="invoices:pay")] == ["invoices:read"]

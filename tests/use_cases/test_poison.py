@@ -1,4 +1,4 @@
-"""Poison: an event that cannot be applied is found, alone pays for it, and stops nobody else."""
+"""An event that cannot be applied is isolated, and fails alone."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ def applied(engine: Engine) -> set[str]:
 
 
 def attempts(engine: Engine) -> dict[str, int]:
-    """What each event that spent any attempts spent."""
+    """Event id → attempts, for events with at least one."""
     return {row["id"]: row["attempts"] for row in rows(engine, Event) if row["attempts"]}
 
 
@@ -226,7 +226,7 @@ def test_drain_stops_at_its_time_limit(endpoint: FlaskClient, engine: Engine) ->
 
 
 class TestPostgresql:
-    """What only a database with row locks can do."""
+    """Behaviour that needs row locks."""
 
     @pytest.fixture
     def db_url(self, make_database: Callable[[str], str]) -> str:
@@ -234,7 +234,7 @@ class TestPostgresql:
 
     @pytest.fixture
     def other(self, engine: Engine) -> Iterator[Connection]:
-        """A second session, which never gives up first."""
+        """A second session, which PostgreSQL never chooses as the deadlock victim."""
         with engine.connect() as other:
             other.execute(text("SET deadlock_timeout = '20s'; SET lock_timeout = '20s'"))
             other.commit()

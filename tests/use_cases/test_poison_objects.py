@@ -1,4 +1,4 @@
-"""An object that nothing can be done with stops only itself: it is counted, put off, reported; the rest goes on."""
+"""An object that cannot be used is counted, delayed and reported, and blocks no other."""
 
 import json
 import math
@@ -15,20 +15,20 @@ from models.types import db_now_plus
 from tests.support import JSON, access, differences, made, rows
 from tests.support.auto_join import (
     Stage,
+    apply_events,
     company,
-    is_filled,
     join_of,
     joins_of,
+    mark_as_filled,
     members_at_workos,
     sign_up,
-    tell,
 )
 from tests.support.hooks import FunctionTarget
 from tests.support.resync import (
     MEMBERSHIPS,
+    continue_run,
     deliver,
     found,
-    go_on,
     live,
     make_reads_due,
     mirror_of,
@@ -58,7 +58,7 @@ no_id = pytest.mark.parametrize("value", NO_IDS, ids=ascii)
 
 
 def poisoned(engine: Engine, table: str, when: str) -> None:
-    """Make the database refuse such rows, as a constraint that the code does not know would."""
+    """Make the database refuse matching rows."""
     assert engine.dialect.name == "sqlite"
     for verb in ("INSERT", "UPDATE"):
         statement = f"CREATE TRIGGER {verb}_{table} BEFORE {verb} ON {table} WHEN {when}"
@@ -260,7 +260,7 @@ def test_resync_finishes_despite_invalid_id(one_engine: Engine, sandbox: Sandbox
     quietly(sandbox.world, lambda: sandbox.world.delete_membership(gone))
     run_id = start(one_engine, "test")
     asked_for(one_engine, "user", "..", run_id=run_id)
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert found(one_engine, run_id) == {
         ("user", ".."): ("invalid", "reported"),
         ("membership", gone): ("extra", "repaired"),
@@ -288,7 +288,7 @@ def test_listed_object_refused_by_database_is_reported(
         world.delete_membership(gone)
     poisoned(one_engine, table, f"NEW.id = '{poison}'")
     run_id = start(one_engine, "test")
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert run_row(one_engine, run_id)["status"] == RunStatus.DONE
     assert found(one_engine, run_id)[kind, poison] == ("invalid", "reported")
     for each in KINDS:
@@ -324,7 +324,7 @@ def test_unexpected_failure_ends_only_that_run(
     services = local(**settings_of(sandbox))
     engine = services.engine
     mirror_of(engine, sandbox, workos, 2)
-    is_filled(engine)
+    mark_as_filled(engine)
     user = next(iter(sandbox.world.users))
     poisoned(engine, "runs", "NEW.phase = 'delete'")
     run_id = start(engine, "test")
@@ -344,7 +344,7 @@ def test_reads_continue_when_events_are_forbidden(
 ) -> None:
     services = local(**settings_of(sandbox))
     mirror_of(services.engine, sandbox, workos, 1)
-    is_filled(services.engine)
+    mark_as_filled(services.engine)
     sandbox.faults.fail("/events", status=403, times=None)
     run_id = in_transaction(services.engine, create, Task.CATCH_UP, "test")
     asked_for(services.engine, "user", next(iter(sandbox.world.users)))
@@ -361,11 +361,11 @@ def test_join_refused_by_database_blocks_no_other(stage: Stage) -> None:
     org = company(stage.world)
     users = [sign_up(stage.world, f"{name}@acme.example") for name in ("ann", "bob", "cid")]
     poisoned(stage.engine, "joins", f"NEW.user_id = '{users[0]}' AND NEW.state = 'joined'")
-    stage.settles()
+    stage.settle()
     assert joins_of(stage.engine) == {users[0]: "pending", users[1]: "joined", users[2]: "joined"}
     assert join_of(stage.engine, users[0])["error"].startswith("IntegrityError at ")
     healed(stage.engine, "joins")
-    stage.settles()
+    stage.settle()
     assert set(joins_of(stage.engine).values()) == {"joined"}
     assert members_at_workos(stage.world) == {(org, user): ["active"] for user in users}
 
@@ -383,12 +383,12 @@ def test_unusable_answer_to_create_is_checked_before_retry(stage: Stage, body: b
     org = company(stage.world)
     user = sign_up(stage.world)
     stage.sandbox.faults.answer("/user_management/organization_mem", body, method="POST", status=201, times=1)
-    stage.hears()
+    stage.receive_events()
     for _ in range(2):
-        stage.time_passes()
-        stage.works()
+        stage.let_time_pass()
+        stage.run_worker()
     assert join_of(stage.engine, user)["state"] == "pending" and join_of(stage.engine, user)["attempts"] == 1
-    stage.settles()
+    stage.settle()
     assert join_of(stage.engine, user)["membership_id"] in stage.world.memberships
     assert members_at_workos(stage.world) == {(org, user): ["active"]}
 
@@ -399,13 +399,13 @@ def test_foreign_404_drops_no_join(stage: Stage, method: str) -> None:
     user = sign_up(stage.world)
     path = "/user_management/organization_mem"
     stage.sandbox.faults.answer(path, b"<!doctype html>", method=method, status=404)
-    stage.hears()
+    stage.receive_events()
     for _ in range(3):
-        stage.time_passes()
-        stage.works()
+        stage.let_time_pass()
+        stage.run_worker()
     assert joins_of(stage.engine) == {user: "pending"} and "404" in join_of(stage.engine, user)["error"]
     stage.sandbox.faults.clear()
-    stage.settles()
+    stage.settle()
     assert joins_of(stage.engine) == {user: "joined"}
 
 
@@ -417,10 +417,10 @@ def test_memberships_of_another_user_are_not_used(stage: Stage) -> None:
     shown = next(iter(stage.world.memberships.values()))
     body = b'{"object":"list","data":[%s],"list_metadata":{"after":null}}' % json.dumps(shown).encode()
     stage.sandbox.faults.answer(MEMBERSHIPS, body, query="user_id=")
-    stage.hears()
+    stage.receive_events()
     for _ in range(3):
-        stage.time_passes()
-        stage.works()
+        stage.let_time_pass()
+        stage.run_worker()
     assert joins_of(stage.engine) == {user: "pending"}
 
 
@@ -433,27 +433,27 @@ class UnspeakableError(Exception):
 
 
 def test_unprintable_error_counts_as_failure(one_engine: Engine) -> None:
-    told = []
+    received = []
 
     def host(message: JSON) -> None:
         if message["data"]["object_id"] == "user_1":
             raise UnspeakableError
-        told.append(message["data"]["object_id"])
+        received.append(message["data"]["object_id"])
 
-    tell(one_engine, [made("user.created", id=id, email=f"{id}@acme.example") for id in ("user_1", "user_2")])
+    apply_events(one_engine, [made("user.created", id=id, email=f"{id}@acme.example") for id in ("user_1", "user_2")])
     for _ in range(2):
         hooks.follow(one_engine, {"host": FunctionTarget(host)}, 2)
         in_transaction(one_engine, lambda tx: tx.execute(update(HookDelivery).values(due_at=db_now_plus(-1))))
-    assert told == ["user_2"]
+    assert received == ["user_2"]
     [row] = rows(one_engine, HookDelivery)
     assert (row["status"], row["attempts"]) == ("failed", 2) and "UnspeakableError" in row["error"]
 
 
 def test_failing_hook_does_not_stop_others(one_engine: Engine, logs: list[Any]) -> None:
-    told: list[JSON] = []
-    tell(one_engine, [made("user.created", id="user_1", email="ann@acme.example")])
+    received: list[JSON] = []
+    apply_events(one_engine, [made("user.created", id="user_1", email="ann@acme.example")])
     poisoned(one_engine, "hooks", "NEW.name = 'bad' AND NEW.cursor > 0")
-    hooks.follow(one_engine, {"bad": FunctionTarget(print), "good": FunctionTarget(told.append)}, 3)
-    assert len(told) == 1
+    hooks.follow(one_engine, {"bad": FunctionTarget(print), "good": FunctionTarget(received.append)}, 3)
+    assert len(received) == 1
     assert {row["name"]: row["cursor"] for row in rows(one_engine, Hook)} == {"bad": 0, "good": 1}
     assert [line["hook"] for line in logs if line["event"] == "hook_not_followed"] == ["bad"]

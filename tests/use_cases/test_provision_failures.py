@@ -7,13 +7,13 @@ from sqlalchemy import update
 from models.tables import Join
 from tests.support.auto_join import (
     Stage,
-    answer,
+    auto_join_answer,
     company,
+    create_calls,
     join_of,
     joins_of,
     members_at_workos,
-    posts,
-    put_in_force,
+    set_auto_join,
     sign_up,
 )
 from tests.support.resync import CLIENT_ID, MEMBERSHIPS, Between
@@ -26,9 +26,9 @@ def test_lost_answer_is_not_a_failure(stage: Stage, status: int) -> None:
     org = company(stage.world)
     user = sign_up(stage.world)
     stage.sandbox.faults.fail(MEMBERSHIPS, method="POST", status=status, after_effect=True)
-    stage.settles()
+    stage.settle()
     assert members_at_workos(stage.world) == {(org, user): ["active"]}
-    assert posts(stage.sandbox) == 1 and join_of(stage.engine, user)["state"] == "joined"
+    assert create_calls(stage.sandbox) == 1 and join_of(stage.engine, user)["state"] == "joined"
 
 
 def test_create_with_lost_answer_is_not_repeated_after_removal(stage: Stage) -> None:
@@ -36,18 +36,18 @@ def test_create_with_lost_answer_is_not_repeated_after_removal(stage: Stage) -> 
     org = company(world)
     user = sign_up(world)
     stage.sandbox.faults.fail(MEMBERSHIPS, method="POST", status=0, after_effect=True)
-    stage.hears()
-    stage.works()
-    stage.time_passes()
-    stage.works()
+    stage.receive_events()
+    stage.run_worker()
+    stage.let_time_pass()
+    stage.run_worker()
     assert members_at_workos(world) == {(org, user): ["active"]}
-    stage.clock.goes_on(seconds=1)
+    stage.clock.advance(seconds=1)
     world.delete_membership(next(iter(world.memberships)))
     for _ in range(3):
-        stage.works()  # no event of it has come yet
-    assert members_at_workos(world) == {} and posts(stage.sandbox) == 1
-    stage.settles()
-    assert members_at_workos(world) == {} and posts(stage.sandbox) == 1
+        stage.run_worker()  # no event of it has come yet
+    assert members_at_workos(world) == {} and create_calls(stage.sandbox) == 1
+    stage.settle()
+    assert members_at_workos(world) == {} and create_calls(stage.sandbox) == 1
     assert (join_of(stage.engine, user)["state"], join_of(stage.engine, user)["reason"]) == ("blocked", "removed")
 
 
@@ -56,9 +56,9 @@ def test_temporary_failure_is_retried(stage: Stage, status: int) -> None:
     org = company(stage.world)
     user = sign_up(stage.world)
     stage.sandbox.faults.fail(MEMBERSHIPS, method="POST", status=status, times=3)
-    stage.settles()
+    stage.settle()
     assert members_at_workos(stage.world) == {(org, user): ["active"]}
-    assert posts(stage.sandbox) == 4
+    assert create_calls(stage.sandbox) == 4
 
 
 def test_reactivated_membership_is_deactivated_again(stage: Stage) -> None:
@@ -68,7 +68,7 @@ def test_reactivated_membership_is_deactivated_again(stage: Stage) -> None:
     hidden: list[str] = []
 
     def appears(method: str, path: str, _query: object) -> None:
-        """What WorkOS's listing did not show, for a moment, is there when the create comes."""
+        """Create the membership that WorkOS's listing did not show yet."""
         if method == "POST" and path.endswith("organization_memberships") and not hidden:
             with world.silently():
                 membership = world.create_membership(org, user)
@@ -79,23 +79,23 @@ def test_reactivated_membership_is_deactivated_again(stage: Stage) -> None:
 
     stage.sandbox.on_request = appears
     stage.sandbox.faults.fail(".*/deactivate", method="PUT", status=503)
-    stage.settles()
+    stage.settle()
     assert members_at_workos(world) == {(org, user): ["inactive"]}
     assert join_of(stage.engine, user)["state"] == "undone"
-    assert answer(stage.engine, "ann@acme.example") is None
+    assert auto_join_answer(stage.engine, "ann@acme.example") is None
 
 
 def test_rejected_create_fails_with_reason(stage: Stage) -> None:
     company(stage.world)
     user = sign_up(stage.world)
     stage.sandbox.faults.fail(MEMBERSHIPS, method="POST", status=422, times=None)
-    stage.settles()
+    stage.settle()
     row = join_of(stage.engine, user)
     assert row["state"] == "failed" and "422" in row["reason"] and row["attempts"] == 8
 
 
 def test_workos_is_called_outside_transactions(stage: Stage) -> None:
-    """While WorkOS is asked, another connection writes: on SQLite any open writer would hold it up."""
+    """Another connection writes during the call. On SQLite, an open writer would block it."""
     company(stage.world)
     user = sign_up(stage.world)
     waits: list[bool] = []
@@ -107,7 +107,7 @@ def test_workos_is_called_outside_transactions(stage: Stage) -> None:
             waits.append(True)
 
     stage.sandbox.on_request = write_meanwhile
-    stage.settles()
+    stage.settle()
     assert joins_of(stage.engine) == {user: "joined"} and len(waits) == 2
 
 
@@ -115,41 +115,41 @@ def test_workos_is_called_outside_transactions(stage: Stage) -> None:
 
 
 def ready(stage: Stage) -> tuple[str, str]:
-    """A sign-up whose join may be made: all is known up to now. Returns the workspace and the person."""
+    """A sign-up whose join is ready to be made; returns workspace and person."""
     org, user = company(stage.world), sign_up(stage.world)
-    stage.hears()
-    stage.works()
-    stage.time_passes()
+    stage.receive_events()
+    stage.run_worker()
+    stage.let_time_pass()
     return org, user
 
 
 def comes_and_goes(stage: Stage, org: str, user: str) -> None:
-    """Someone is made a member and removed again, a minute before anything else happens; no webhook tells of it."""
+    """Add and remove a member without webhooks, then let a minute pass."""
     stage.world.delete_membership(stage.world.create_membership(org, user)["id"])
-    stage.clock.goes_on(seconds=60)
+    stage.clock.advance(seconds=60)
 
 
 @pytest.mark.parametrize("status", [429, 500, 0])
 def test_failed_check_discards_earlier_knowledge(stage: Stage, status: int) -> None:
     org, user = ready(stage)
     stage.sandbox.faults.fail(MEMBERSHIPS, method="GET", status=status, times=None)
-    stage.works()
+    stage.run_worker()
     assert join_of(stage.engine, user)["complete_from"] is None
     stage.sandbox.faults.clear()
     comes_and_goes(stage, org, user)
-    stage.works()
-    assert posts(stage.sandbox) == 0
-    stage.settles()
-    assert posts(stage.sandbox) == 0 and join_of(stage.engine, user)["reason"] == "removed"
+    stage.run_worker()
+    assert create_calls(stage.sandbox) == 0
+    stage.settle()
+    assert create_calls(stage.sandbox) == 0 and join_of(stage.engine, user)["reason"] == "removed"
 
 
 def test_late_join_rereads_events(stage: Stage) -> None:
     org, user = ready(stage)
     comes_and_goes(stage, org, user)
-    stage.works()
-    assert posts(stage.sandbox) == 0 and joins_of(stage.engine) == {user: "pending"}
-    stage.settles()
-    assert posts(stage.sandbox) == 0 and join_of(stage.engine, user)["reason"] == "removed"
+    stage.run_worker()
+    assert create_calls(stage.sandbox) == 0 and joins_of(stage.engine) == {user: "pending"}
+    stage.settle()
+    assert create_calls(stage.sandbox) == 0 and join_of(stage.engine, user)["reason"] == "removed"
 
 
 def test_pause_between_check_and_create_creates_nothing(stage: Stage) -> None:
@@ -162,11 +162,11 @@ def test_pause_between_check_and_create_creates_nothing(stage: Stage) -> None:
                 frozen.tick(60)
 
         workos, stage.workos = stage.workos, Between(stage.workos, stop)
-        stage.works()
-    assert posts(stage.sandbox) == 0
+        stage.run_worker()
+    assert create_calls(stage.sandbox) == 0
     stage.workos = workos
-    stage.settles()
-    assert posts(stage.sandbox) == 0 and join_of(stage.engine, user)["reason"] == "removed"
+    stage.settle()
+    assert create_calls(stage.sandbox) == 0 and join_of(stage.engine, user)["reason"] == "removed"
 
 
 def test_create_delayed_by_rate_limit_is_not_sent(stage: Stage) -> None:
@@ -178,9 +178,9 @@ def test_create_delayed_by_rate_limit_is_not_sent(stage: Stage) -> None:
 
         slow = Buckets(stage.redis, 0.01, wait)
         stage.workos = open_client(stage.sandbox.api_key, CLIENT_ID, stage.sandbox.base_url, slow)
-        stage.works()
+        stage.run_worker()
         stage.workos.close()
-    assert posts(stage.sandbox) == 0 and members_at_workos(stage.world) == {}
+    assert create_calls(stage.sandbox) == 0 and members_at_workos(stage.world) == {}
     assert "too late" in join_of(stage.engine, user)["error"] and org
 
 
@@ -188,7 +188,7 @@ def test_create_delayed_by_rate_limit_is_not_sent(stage: Stage) -> None:
 
 
 def wake(stage: Stage) -> tuple[str, str]:
-    """An inactive membership that neither mirror nor look shows; a create activates it and its answer is lost."""
+    """Let a create, whose answer is lost, activate an inactive membership that neither mirror nor listing shows."""
     org, user = ready(stage)
     with stage.world.silently():
         membership = stage.world.create_membership(org, user)["id"]
@@ -197,7 +197,7 @@ def wake(stage: Stage) -> tuple[str, str]:
         stage.world.memberships[membership] = {**stage.world.memberships[membership], **old}
     stage.sandbox.faults.empty(MEMBERSHIPS)
     stage.sandbox.faults.fail(MEMBERSHIPS, method="POST", status=0, after_effect=True)
-    stage.works()
+    stage.run_worker()
     assert members_at_workos(stage.world) == {(org, user): ["active"]}
     return org, user
 
@@ -206,17 +206,17 @@ def wake(stage: Stage) -> tuple[str, str]:
 def test_membership_activated_by_lost_create_is_deactivated(stage: Stage, found_by: str) -> None:
     org, user = wake(stage)
     if found_by == "the mirror":
-        stage.hears()
-    stage.works()
-    stage.settles()
+        stage.receive_events()
+    stage.run_worker()
+    stage.settle()
     assert members_at_workos(stage.world) == {(org, user): ["inactive"]}
     assert join_of(stage.engine, user)["state"] == "undone"
-    assert answer(stage.engine, "ann@acme.example") is None
+    assert auto_join_answer(stage.engine, "ann@acme.example") is None
 
 
 def test_activation_is_undone_after_mode_change(stage: Stage) -> None:
     org, user = wake(stage)
-    put_in_force(stage.engine, "mirror")
-    stage.settles()
+    set_auto_join(stage.engine, "mirror")
+    stage.settle()
     assert members_at_workos(stage.world) == {(org, user): ["inactive"]}
     assert join_of(stage.engine, user)["state"] == "undone"

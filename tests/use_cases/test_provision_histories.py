@@ -15,19 +15,19 @@ from tests.support import JSON
 from tests.support.auto_join import (
     LAG,
     Stage,
-    answer,
+    apply_events,
+    auto_join_answer,
     company,
-    tell,
 )
 from tests.support.resync import MEMBERSHIPS, Between
 from worker.errors import WorkOSUnavailableError
 
 WINDOW_SECONDS = LAG.total_seconds() + 12
-"""A removal younger than this, when the create is made, may be unknown here (docs/guarantees.md, Not promised)."""
+"""A removal younger than this may be unknown at the create (docs/guarantees.md, Not promised)."""
 
 
 class Step(NamedTuple):
-    """What happens, to which person, and how many seconds pass afterwards."""
+    """An action, the person it concerns, and the seconds that pass afterwards."""
 
     what: str
     who: int
@@ -35,7 +35,7 @@ class Step(NamedTuple):
 
 
 class Life:
-    """A company whose people come and go in WorkOS, while webhooks are lost, calls fail and the worker stops."""
+    """A company whose people come and go while webhooks are lost, calls fail and the worker stops."""
 
     STEPS = (
         *("works", "works_while_looks_fail", "works_while_creates_fail", "works_and_loses_the_answer"),
@@ -49,22 +49,22 @@ class Life:
         self.world.random = Random(0)  # so that a history is always the same
         self.time_passes("")  # the events API is read from here on
         self.host = f"d{len(self.world.organizations)}.example"
-        self.told_from = len(self.world.events)
+        self.events_from = len(self.world.events)
         self.org = company(self.world, self.host)
         self.addresses: dict[str, set[str]] = {}
-        """Person → every address they ever had."""
+        """Person → all current and former addresses."""
         self.out: dict[str, datetime] = {}
-        """Whom WorkOS's own users removed or deactivated and did not take back, and when."""
+        """Person → time of the removal or deactivation that has not been undone."""
         self.people = [self.created(f"p{number}@{self.host}", verified=number > 0) for number in range(3)]
         self.hidden: set[str] = set()
-        """Whom WorkOS had deactivated before, without a word."""
+        """People who were deactivated without an event."""
         self.wrong: list[str] = []
         self.by_worker = False
         self.world.subscribe(self.watch)
         self.time_passes("")  # whoever is verified is to join
 
     def watch(self, event: JSON) -> None:
-        """Note a membership that the worker created although a removal was old enough to be known."""
+        """Record a membership that the worker created although it could know of a removal."""
         data = event["data"]
         if not self.by_worker or event["event"] != "organization_membership.created":
             return
@@ -75,11 +75,11 @@ class Life:
                 self.out.pop(data["user_id"], None)  # within the window: not promised
 
     def barred(self, who: str) -> datetime | None:
-        """When the last removal of a person, or of someone who had one of their addresses, was made."""
+        """The time of the last removal of a person, or of anyone who shares an address with them."""
         return max((at for other, at in self.out.items() if self.same(who, other)), default=None)
 
     def same(self, one: str, other: str) -> bool:
-        """Whether two users had an address in common, or are one."""
+        """Whether two users are the same, or share an address."""
         return bool(self.addresses[one] & self.addresses[other])
 
     def happens(self, step: Step) -> None:
@@ -87,7 +87,7 @@ class Life:
         self.passes(step.seconds)
 
     def passes(self, seconds: float) -> None:
-        self.stage.clock.goes_on(seconds=seconds)
+        self.stage.clock.advance(seconds=seconds)
         self.frozen.tick(seconds)
 
     def created(self, email: str, *, verified: bool) -> str:
@@ -100,7 +100,7 @@ class Life:
     def works(self, _who: str) -> None:
         self.by_worker = True
         with suppress(WorkOSUnavailableError):
-            self.stage.works()
+            self.stage.run_worker()
         self.by_worker = False
         self.stage.sandbox.faults.clear()
 
@@ -119,7 +119,7 @@ class Life:
         self.works(who)
 
     def works_and_is_stopped(self, who: str) -> None:
-        """The process stops for a minute after the look; in its first second someone comes and goes."""
+        """The process pauses for a minute between check and create; meanwhile someone is added and removed."""
 
         def stop(path: str) -> None:
             if path.endswith("organization_memberships"):
@@ -134,7 +134,7 @@ class Life:
         self.stage.workos = workos
 
     def works_and_wakes_an_inactive_one(self, who: str) -> None:
-        """Neither mirror nor look shows that someone was deactivated long ago, and the create's answer is lost."""
+        """Neither mirror nor listing shows an old deactivation, and the answer to the create is lost."""
         if self.world.membership_of(self.org, who) is None:
             with self.world.silently():
                 membership = self.world.create_membership(self.org, who)["id"]
@@ -148,12 +148,12 @@ class Life:
     # The mirror
 
     def hears_some(self, _who: str) -> None:
-        events = self.world.events[self.told_from :]
-        tell(self.stage.engine, self.dice.sample(events, self.dice.randint(0, len(events))))
+        events = self.world.events[self.events_from :]
+        apply_events(self.stage.engine, self.dice.sample(events, self.dice.randint(0, len(events))))
 
     def time_passes(self, _who: str) -> None:
         self.frozen.tick(10)
-        self.stage.time_passes()
+        self.stage.let_time_pass()
 
     # WorkOS
 
@@ -188,7 +188,7 @@ class Life:
         self.world.update_user(who, first_name="Ann")
 
     def moves(self, who: str) -> None:
-        """Their address changes; someone else may get the old one."""
+        """The person's address changes, and a new person gets the old one."""
         email = f"p{len(self.addresses)}-moved@{self.host}"
         if email not in set().union(*self.addresses.values()):
             old = self.world.users[who]["email"]
@@ -197,11 +197,11 @@ class Life:
             self.people.append(self.created(old, verified=True))
 
     def is_deleted(self, who: str) -> None:
-        """Whose membership is told to be gone before the person is counts as removed: nothing tells it apart."""
+        """If the membership's delete event comes before the user's, the deletion counts as a removal."""
         mine = self.world.membership_of(self.org, who)
         gone = self.world.delete_user(who)
-        told = [event["event"] for event in self.world.events if event["data"]["id"] in (who, (mine or {}).get("id"))]
-        if mine and (mine["status"] != "active" or told[-1] == "user.deleted"):
+        types = [event["event"] for event in self.world.events if event["data"]["id"] in (who, (mine or {}).get("id"))]
+        if mine and (mine["status"] != "active" or types[-1] == "user.deleted"):
             self.out[who] = self.world.now()
         self.people.remove(who)
         self.people.append(self.created(f"p{len(self.addresses)}@{self.host}", verified=False))
@@ -212,7 +212,7 @@ class Life:
         self.people.append(self.created(self.vacant, verified=True))
 
     def inside(self) -> set[str]:
-        """The active members, at WorkOS."""
+        """The active members in WorkOS."""
         here = [m for m in self.world.memberships.values() if m["organization_id"] == self.org]
         return {m["user_id"] for m in here if m["status"] == "active"}
 
@@ -221,18 +221,18 @@ SECONDS = st.sampled_from([60, 0, 1])
 
 
 def histories(some: set[str]) -> st.SearchStrategy[list[Step]]:
-    """Histories of these steps, and of those without which nobody joins: of few kinds, they go deeper."""
+    """Histories of these steps and of the steps that every join needs. Few kinds of steps make deeper histories."""
     what = st.sampled_from([*sorted(some - {"works", "time_passes"}), "works", "time_passes", "works"])
     return st.lists(st.builds(Step, what, st.integers(0, 2), SECONDS), min_size=4, max_size=20)
 
 
 def history_of(*steps: str) -> list[Step]:
-    """These steps of one person, with a minute after whoever leaves."""
+    """These steps of one person, with a minute after each removal."""
     return [Step(what, 1, 60 if what in ("comes_and_goes", "is_removed") else 0) for what in steps]
 
 
 KNOWN = ("works", "time_passes")
-"""After these the person's join may be made."""
+"""After these steps, the person's join is ready."""
 LATE = history_of(*KNOWN, "comes_and_goes", "works")
 STOPPED = history_of(*KNOWN, "works_and_is_stopped")
 WOKEN = history_of(*KNOWN, "works_and_wakes_an_inactive_one")
@@ -258,7 +258,7 @@ def test_removed_person_is_never_added_again(both_stages: Stage, history: list[S
             assert not life.wrong
         life.by_worker = True
         for _ in range(2):
-            stage.settles()
+            stage.settle()
         assert not life.wrong
         assert not (life.out.keys() | life.hidden) & life.inside(), "and whoever was deactivated is so again"
         verified = {id for id in life.people if stage.world.users[id]["email_verified"]}
@@ -266,5 +266,5 @@ def test_removed_person_is_never_added_again(both_stages: Stage, history: list[S
         right = {id for id in verified - hidden if not life.barred(id)}
         assert right <= life.inside(), "and whoever is right is in"
         for id in life.people:
-            told = answer(stage.engine, stage.world.users[id]["email"])
-            assert told is None or not life.barred(id), "and the host is told the same"
+            offered = auto_join_answer(stage.engine, stage.world.users[id]["email"])
+            assert offered is None or not life.barred(id), "and the host gets the same answer"

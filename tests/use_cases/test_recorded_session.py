@@ -1,4 +1,4 @@
-"""602 deliveries recorded from WorkOS's own emulator, through the real door, in any order, end equal to its state."""
+"""602 deliveries recorded from WorkOS's emulator converge on its state in any order."""
 
 import random
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Replay: after a fix the failed events of one kind are decided again, and whatever is right stays as it is."""
+"""Replay: failed events are decided again after a fix, and correct rows stay unchanged."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -51,13 +51,13 @@ def events(number: int) -> list[JSON]:
     return [made(types[n % 2], event_id=f"event_{n:04}", id=f"user_{n:04}") for n in range(number)]
 
 
-def fail_all(engine: Engine, told: list[JSON]) -> None:
-    """Let events fail to their last attempt."""
-    store(engine, told)
+def fail_all(engine: Engine, events: list[JSON]) -> None:
+    """Deliver events and let them use up their attempts."""
+    store(engine, events)
     while statuses(engine).get("pending"):
         in_transaction(engine, lambda tx: tx.execute(update(Event).values(due_at=db_now_plus(-1), attempts=9)))
         apply_all(engine)
-    assert statuses(engine) == {"failed": len(told)}
+    assert statuses(engine) == {"failed": len(events)}
 
 
 def run(engine: Engine, bell: Doorbell, selection: Selection, **given: Any) -> str:
@@ -84,7 +84,7 @@ def test_errors_with_same_cause_share_fingerprint() -> None:
 def test_replay_by_fingerprint_applies_each_event_once(
     both_engines: Engine, bell: Doorbell, bug: Callable[[], None]
 ) -> None:
-    # On SQLite each of the halves that blame waits for the door.
+    # On SQLite, each half waits for the endpoint's writes.
     number = 500 if both_engines.dialect.name == "postgresql" else 160
     fail_all(both_engines, events(number))
     kinds = listings.failures(both_engines)
@@ -151,8 +151,10 @@ def test_replaying_everything_changes_nothing(both_engines: Engine, bell: Doorbe
 
 def test_replay_after_new_role_map_keeps_deleted_membership(one_engine: Engine, bell: Doorbell) -> None:
     editor = {"slug": "editor"}
-    told = [made(f"organization_membership.{what}", 1, role=editor, roles=[editor]) for what in ("created", "deleted")]
-    store(one_engine, told)
+    events = [
+        made(f"organization_membership.{what}", 1, role=editor, roles=[editor]) for what in ("created", "deleted")
+    ]
+    store(one_engine, events)
     apply_all(one_engine)
     adopt(one_engine, {"member": "member", "admin": "admin", "editor": "admin"})
     before, noted = mirrored(one_engine), changes(one_engine)

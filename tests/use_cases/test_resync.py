@@ -1,4 +1,4 @@
-"""A resync finds what webhooks missed, repairs it, and says what was different; it deletes only what is gone."""
+"""A resync finds, reports and repairs all drift, and deletes only objects that are gone."""
 
 from collections.abc import Callable
 from random import Random
@@ -14,10 +14,10 @@ from tests.support.histories import broken_chains
 from tests.support.resync import (
     catch_up_with,
     changes,
+    continue_run,
     deliver,
     environment_roles,
     found,
-    go_on,
     live,
     mirror_of,
     quietly,
@@ -51,7 +51,7 @@ STORED: Content = {
 
 
 def expected_drift(engine: Engine, truth: JSON) -> dict[tuple[str, str], str]:
-    """What a report must say, worked out from the two sides without the code under test, without `UNEXPECTED`."""
+    """The expected report, computed without the code under test."""
     domains = [domain for organization in truth["organizations"] for domain in organization["domains"]]
     kinds = {
         "organization": truth["organizations"],
@@ -83,7 +83,7 @@ def expected_drift(engine: Engine, truth: JSON) -> dict[tuple[str, str], str]:
 
 
 def same_version(world: World) -> None:
-    """Changes that nothing tells of, `updated_at` included."""
+    """Changes without an event or a new `updated_at`."""
     for user_id in list(world.users)[:2]:
         world.users[user_id] = {**world.users[user_id], "last_name": "Tie"}
 
@@ -335,13 +335,13 @@ def test_second_full_resync_is_refused_and_abandoned_one_resumes(
             busy.append(run_id)
 
     sandbox.on_request = second
-    assert go_on(engine, workos, run_id, stopping=lambda: len(busy) == 3) is False
+    assert continue_run(engine, workos, run_id, stopping=lambda: len(busy) == 3) is False
     assert start(engine, "other") == run_id
     with pytest.raises(BusyError):
         start(engine, "other", dry_run=True)
     one = resync(engine, workos, organization_id=next(iter(sandbox.world.organizations)))
     assert one != run_id
-    assert go_on(engine, workos, run_id)
+    assert continue_run(engine, workos, run_id)
     assert differences(engine, sandbox.world.truth()) == []
 
 
@@ -351,8 +351,8 @@ def test_events_and_resyncs_share_change_order(both_engines: Engine, sandbox: Sa
     apply_all(both_engines)
     causes = {(row["cause"], row["cause_id"]) for row in _changes(both_engines)}
     assert causes == {("resync", run_id)}
-    told = [row for row in _changes(both_engines) if (row["before"] or {}).get("state") != row["after"]["state"]]
-    assert all(row["before"] is None and row["after"]["state"] == "active" for row in told)
+    recorded = [row for row in _changes(both_engines) if (row["before"] or {}).get("state") != row["after"]["state"]]
+    assert all(row["before"] is None and row["after"]["state"] == "active" for row in recorded)
 
 
 def _changes(engine: Engine) -> list[JSON]:
@@ -368,5 +368,5 @@ def test_domain_found_by_resync_has_every_column_in_changes(
     resync(engine, workos)  # the API never tells why a domain failed
     world.verify_domain(domain["id"])
     deliver(engine, world.events)
-    told = [row for row in rows(engine, Change) if row["object_id"] == domain["id"]]
-    assert len(told) > 1 and broken_chains(told) == []
+    recorded = [row for row in rows(engine, Change) if row["object_id"] == domain["id"]]
+    assert len(recorded) > 1 and broken_chains(recorded) == []

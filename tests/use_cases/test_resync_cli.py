@@ -61,7 +61,7 @@ def mirror(db_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def equal(mirror: Engine, sandbox: Sandbox) -> Engine:
-    """A mirror that is bound and equal to the sandbox."""
+    """A mirror that is bound to the sandbox and equals it."""
     catch_up_with(mirror, sandbox.world)
     run()
     assert differences(mirror, sandbox.world.truth()) == []
@@ -75,7 +75,7 @@ def run(*arguments: str, exit_code: int = 0) -> Result:
 
 
 def refused(*arguments: str, exit_code: int = 2) -> str:
-    """The one line printed by a refused command."""
+    """The one line that a refused command prints."""
     result = run(*arguments, exit_code=exit_code)
     lines = [line for line in result.stderr.splitlines() if line.startswith("workos-sync: ")]
     assert len(lines) == 1 and result.stdout == "", result.output

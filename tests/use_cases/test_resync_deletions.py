@@ -1,4 +1,4 @@
-"""A resync deletes nothing that a listing merely left out, and much at once only when somebody approved it."""
+"""A resync confirms each deletion, and needs approval for many."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""WorkOS refuses, breaks off, is slow or answers oddly: a resync deletes nothing by it, and goes on where it can."""
+"""WorkOS refuses, disconnects, is slow or answers nonsense: a resync deletes nothing and continues where it can."""
 
 from contextlib import closing
 from functools import partial
@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 from models.tables import Listing, Read, RunStatus, Seen
 from tests.support import JSON, differences, rows
-from tests.support.auto_join import tell
+from tests.support.auto_join import apply_events
 from tests.support.resync import (
     MEMBERSHIPS,
     ORGANIZATIONS,
@@ -19,8 +19,8 @@ from tests.support.resync import (
     catch_up_with,
     client_of,
     comes_back,
+    continue_run,
     found,
-    go_on,
     live,
     mirror_of,
     quietly,
@@ -37,7 +37,7 @@ from worker.workos_api.client import WorkOSClient
 
 
 def mirror_of_102(engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> tuple[dict[str, set[str]], list[str]]:
-    """A mirror whose listings take two pages; on the second of each something is gone at WorkOS."""
+    """A mirror with listings of two pages. WorkOS deleted an object on the second page of each."""
     world = sandbox.world
     populate(world, organizations=102, members=1)
     resync(engine, workos)
@@ -53,7 +53,7 @@ def test_incomplete_listing_deletes_nothing_and_ends_run(
     before, gone = mirror_of_102(one_engine, sandbox, workos)
     sandbox.faults.truncate(path, 2, status=status)
     run_id = start(one_engine, "test")
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before
     ended = run_row(one_engine, run_id)
     assert ended["status"] == RunStatus.FAILED and path[:-1] in ended["error"] and str(status) in ended["error"]
@@ -72,14 +72,14 @@ def test_resync_resumes_after_workos_outage(
     before, gone = mirror_of_102(one_engine, sandbox, workos)
     away_after(sandbox, 60, away)
     run_id = start(one_engine, "test")
-    assert not go_on(one_engine, workos, run_id)
+    assert not continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before
     assert run_row(one_engine, run_id)["status"] == RunStatus.RUNNING and run_row(one_engine, run_id)["error"]
     assert any(line["event"] == "resync_interrupted" for line in logs)
     assert not any(row["attempts"] for row in rows(one_engine, Listing)), "WorkOS was away: no listing is to blame"
     comes_back(sandbox)
     sandbox.calls.clear()
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert sandbox.calls.total() < 101 + 12 - 40
     assert set(found(one_engine, run_id)) == {("organization", gone[0]), ("user", gone[1])}
     assert run_row(one_engine, run_id)["error"] is None
@@ -112,7 +112,7 @@ def test_forbidden_connections_are_reported(
     mirror_of(one_engine, sandbox, workos, 3)
     connection = world.create_connection(next(iter(world.organizations)), "Okta")["id"]
     world.activate_connection(connection)
-    tell(one_engine, world.events)
+    apply_events(one_engine, world.events)
     gone = next(iter(world.memberships))
     quietly(world, lambda: (world.delete_connection(connection), world.delete_membership(gone)))
     sandbox.faults.fail("/connections", status=status, times=None)
@@ -138,7 +138,7 @@ def test_rejected_key_ends_run_without_deletions(
     sandbox.faults.fail(path, status=status, times=None)
     run_id = start(one_engine, "test")
     with pytest.raises(InvalidApiKeyError, match=f"WORKOS_API_KEY: WorkOS refuses the key .{status}."):
-        go_on(one_engine, workos, run_id)
+        continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before
     assert run_row(one_engine, run_id)["status"] == RunStatus.FAILED
     assert str(status) in run_row(one_engine, run_id)["error"]
@@ -173,7 +173,7 @@ def test_unreadable_object_is_reported_and_not_deleted(
     sandbox.faults.fail(f"/user_management/users/{gone}", status=status, times=None, retry_after=0)
     run_id = start(one_engine, "test")
     tries = 0
-    while not go_on(one_engine, workos, run_id):
+    while not continue_run(one_engine, workos, run_id):
         tries += 1
         assert tries < 5
     assert live(one_engine) == before
@@ -181,18 +181,20 @@ def test_unreadable_object_is_reported_and_not_deleted(
 
 
 @pytest.mark.parametrize("path", ["/user_management/users/", "/user_management/users$", "/user_management/org"])
-def test_resync_waits_for_exhausted_rate_limit(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, path: str) -> None:
+def test_resync_waits_for_exhausted_rate_limit(
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, path: str
+) -> None:
     before = mirror_of(one_engine, sandbox, workos, 3)
     gone = next(iter(sandbox.world.users))
     quietly(sandbox.world, lambda: sandbox.world.delete_user(gone))
     sandbox.faults.fail(path, status=429, times=None, retry_after=0)
     run_id = start(one_engine, "test")
     for _ in range(4):
-        assert not go_on(one_engine, workos, run_id)
+        assert not continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before
     assert "429" in run_row(one_engine, run_id)["error"] and run_row(one_engine, run_id)["status"] == RunStatus.RUNNING
     sandbox.faults.clear()
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert found(one_engine, run_id) == {("user", gone): ("extra", "repaired")}
 
 
@@ -203,10 +205,10 @@ def test_timeout_deletes_nothing(
     sandbox.knobs.latency = 0.5
     run_id = start(one_engine, "test")
     with closing(client_of(sandbox, redis, timeout=0.02)) as impatient:
-        assert not go_on(one_engine, impatient, run_id)
+        assert not continue_run(one_engine, impatient, run_id)
     assert "Timeout" in run_row(one_engine, run_id)["error"]
     sandbox.knobs.latency = 0.0
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before
 
 
@@ -319,7 +321,7 @@ def test_malformed_listing_is_requested_again(
     quietly(sandbox.world, lambda: sandbox.world.delete_user(next(iter(sandbox.world.users))))
     sandbox.faults.fail(USERS, status=204, times=1)  # no body at all
     run_id = start(one_engine, "test")
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert any(line["event"] == "listing_failed" and "answered no object" in line["error"] for line in logs)
     assert len(live(one_engine)["user"]) == len(before["user"]) - 1
     assert differences(one_engine, sandbox.world.truth()) == []

@@ -1,4 +1,4 @@
-"""While a resync runs the world goes on, workers die, and frozen ones wake: nothing newer is lost, no one revived."""
+"""Events, crashes and frozen workers during a resync: newer state wins, and deleted objects stay deleted."""
 
 import threading
 from collections.abc import Callable
@@ -23,10 +23,10 @@ from tests.support.resync import (
     catch_up_with,
     changes,
     client_of,
+    continue_run,
     deliver,
     expire_lease,
     found,
-    go_on,
     live,
     make_reads_due,
     quietly,
@@ -49,7 +49,7 @@ SEEDS = range(4)
 
 
 class Life:
-    """What goes on in a world and reaches the inbox meanwhile. Some events come late, some never."""
+    """Random operations whose events reach the inbox. Some are late, some are lost."""
 
     def __init__(self, engine: Engine, world: World, seed: int, *, loss: float = 0.0) -> None:
         self._engine, self._world, self._loss = engine, world, loss
@@ -60,34 +60,34 @@ class Life:
         self._number = seed * 1_000_000
 
     def go_on(self, _what: str = "") -> None:
-        """A few operations; what they emit is delivered and applied, but for what comes late."""
+        """Do a few operations; apply their events, except for those that are late."""
         with self._lock:
             self._number += 1
             play(self._world, self._random.randint(1, 4), companies=4, seed=self._number)
-            told = self._told()
-            waiting = [event for event in told if self._random.random() < 0.3]
+            new = self._new_events()
+            waiting = [event for event in new if self._random.random() < 0.3]
             come = [event for event in self._late if self._random.random() < 0.3]
             self._late = [event for event in self._late if event not in come] + waiting
-            deliver(self._engine, [*(event for event in told if event not in waiting), *come])
+            deliver(self._engine, [*(event for event in new if event not in waiting), *come])
 
-    def _told(self) -> list[JSON]:
+    def _new_events(self) -> list[JSON]:
         with self._world.lock:
-            told = self._world.events[self._sent :]
+            new = self._world.events[self._sent :]
             self._sent = len(self._world.events)
-        return [event for event in told if self._random.random() >= self._loss]
+        return [event for event in new if self._random.random() >= self._loss]
 
     def settle(self) -> None:
-        """Deliver what was late."""
+        """Deliver the late events."""
         with self._lock:
-            deliver(self._engine, self._told() + self._late)
+            deliver(self._engine, self._new_events() + self._late)
             self._late = []
 
 
 def revived(engine: Engine) -> set[str]:
-    """What an event deleted for good and is live here all the same."""
+    """Objects that a final delete event deleted and that are still live here."""
     deleted = (row for row in rows(engine, Event) if row["type"].endswith(".deleted"))
-    told = {row["object_id"] for row in deleted if KINDS[row["kind"]].delete_is_final}
-    return told & set().union(*live(engine).values())
+    deleted_ids = {row["object_id"] for row in deleted if KINDS[row["kind"]].delete_is_final}
+    return deleted_ids & set().union(*live(engine).values())
 
 
 def before_and_after(
@@ -99,12 +99,12 @@ def before_and_after(
 
 @pytest.fixture
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One call in flight, so that a seed names one interleaving."""
+    """One call at a time, so that a seed reproduces the interleaving."""
     monkeypatch.setattr(resync_module, "AT_ONCE", 1)
 
 
 def lived_in(engine: Engine, sandbox: Sandbox, seed: int, *, lost: float) -> None:
-    """A mirror that missed some of what happened."""
+    """Fill a mirror that has missed the share `lost` of the events."""
     random = Random(seed)
     play(sandbox.world, 250, companies=4, seed=seed)
     deliver(engine, (event for event in sandbox.world.events if random.random() >= lost))
@@ -141,12 +141,12 @@ def test_events_during_parallel_calls_converge(both_engines: Engine, sandbox: Sa
 def test_webhooks_during_large_resync_converge(
     make_database: Callable[[str], str], sandbox: Sandbox, redis: Redis
 ) -> None:
-    """As at a first start: the mirror is empty, and what is listed was changed, deleted or made meanwhile."""
+    """As at a first start: the mirror is empty, and listed objects change during the resync."""
     world = sandbox.world
     populate(world, organizations=2000, members=1)
     calls, random = count(), Random(1)
-    told: list[JSON] = []
-    world.subscribe(told.append)
+    undelivered: list[JSON] = []
+    world.subscribe(undelivered.append)
     lock = threading.Lock()
 
     def happens(_what: str) -> None:
@@ -158,13 +158,13 @@ def test_webhooks_during_large_resync_converge(
             for table, delete in ((world.memberships, world.delete_membership), (world.users, world.delete_user)):
                 delete(random.choice(list(table)))
             late = random.random() < 0.2  # and what is late comes after what follows it
-            deliver(engine, [] if late else [told.pop() for _ in range(len(told))])
+            deliver(engine, [] if late else [undelivered.pop() for _ in range(len(undelivered))])
 
     engine = open_engine(make_database("postgresql"), pool_size=MAX_CONNECTIONS)
     with closing(Between(client_of(sandbox, redis), happens)) as between:
         resync(engine, between)
     assert len(world.events) >= 2000
-    deliver(engine, told)
+    deliver(engine, undelivered)
     assert differences(engine, world.truth()) == []
     assert revived(engine) == set()
     engine.dispose()
@@ -242,7 +242,7 @@ def test_object_that_arrived_during_resync_is_still_read(both_engines: Engine, r
 
 
 def test_event_in_same_second_as_listing_is_read_again(both_engines: Engine, redis: Redis) -> None:
-    """WorkOS tells the time of a reading in whole seconds: which of the two came first only it knows."""
+    """WorkOS reports the time of an answer in whole seconds, so the order is unknown within one second."""
     with Sandbox(clock=Clock()) as sandbox, closing(client_of(sandbox, redis)) as workos:
         acme = sandbox.world.create_organization("Acme")
         resync(both_engines, workos)
@@ -257,7 +257,7 @@ def test_event_in_same_second_as_listing_is_read_again(both_engines: Engine, red
 
 
 class DiedError(BaseException):
-    """As near to kill -9 as a process can come within itself."""
+    """Stands in for kill -9 within the test's process."""
 
 
 def die_at(call: int) -> Callable[[str], None]:
@@ -288,10 +288,10 @@ def test_killed_resync_resumes_at_any_call(
             run_id = start(one_engine, "test", dry_run=True)
             sandbox.calls.clear()
             with pytest.raises(DiedError):
-                go_on(one_engine, Between(workos, die_at(call)), run_id)
+                continue_run(one_engine, Between(workos, die_at(call)), run_id)
             expire_lease(one_engine, run_id)
             assert start(one_engine, "test", dry_run=True) == run_id
-            assert go_on(one_engine, workos, run_id)
+            assert continue_run(one_engine, workos, run_id)
             assert needed < sandbox.calls.total() <= needed + at_once
             assert len(found(one_engine, run_id)) == 5
 
@@ -304,7 +304,7 @@ def test_stopped_resync_repeats_no_page(one_engine: Engine, sandbox: Sandbox, wo
     populate(sandbox.world, organizations=3, members=110)
     run_id = start(one_engine, "test")
     stops = 0
-    while not go_on(one_engine, workos, run_id, partial(more_calls_than, sandbox, sandbox.calls.total())):
+    while not continue_run(one_engine, workos, run_id, partial(more_calls_than, sandbox, sandbox.calls.total())):
         stops += 1
         assert stops < 50
     assert stops > 1
@@ -319,7 +319,7 @@ def test_stopped_resync_repeats_no_page(one_engine: Engine, sandbox: Sandbox, wo
 
 @pytest.fixture
 def frozen_and_successor(both_engines: Engine, workos: WorkOSClient) -> Callable[[str], list[type[BaseException]]]:
-    """Freezes a worker between an answer and its use, lets a successor do the run, and wakes the frozen one."""
+    """A function that freezes a worker before it uses an answer, finishes the run elsewhere, and wakes it."""
 
     def play_out(where: str) -> list[type[BaseException]]:
         frozen, wake = threading.Event(), threading.Event()
@@ -345,7 +345,7 @@ def frozen_and_successor(both_engines: Engine, workos: WorkOSClient) -> Callable
         first.start()
         assert frozen.wait(30)
         expire_lease(both_engines, run_id)
-        assert go_on(both_engines, workos, run_id)
+        assert continue_run(both_engines, workos, run_id)
         before = mirrored(both_engines), changes(both_engines), rows(both_engines, Run), rows(both_engines, Listing)
         wake.set()
         first.join(30)
@@ -403,8 +403,8 @@ def test_redis_outage_leaves_run_resumable(
     with Redis.from_url(f"unix://{tmp_path}/none.sock") as away:
         lost = open_client(sandbox.api_key, CLIENT_ID, sandbox.base_url, Buckets(away, 1.0))
         with closing(lost), pytest.raises(RedisError):
-            go_on(one_engine, lost, run_id)
-    assert go_on(one_engine, workos, run_id)
+            continue_run(one_engine, lost, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert differences(one_engine, sandbox.world.truth()) == []
 
 
@@ -413,10 +413,10 @@ def test_expired_listing_cursor_restarts_listing(one_engine: Engine, sandbox: Sa
     run_id = start(one_engine, "test")
     sandbox.faults.truncate("/user_management/users$", 3, status=422)
     sandbox.faults.fail("/organizations$", query=r"limit=1\b", status=422, times=None)  # WorkOS seems to be away
-    assert not go_on(one_engine, workos, run_id)
+    assert not continue_run(one_engine, workos, run_id)
     sandbox.faults.clear()
     sandbox.faults.fail("/user_management/users$", status=400, times=1)
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert differences(one_engine, sandbox.world.truth()) == []
 
 

@@ -1,4 +1,4 @@
-"""What is kept how long, and how a person is forgotten."""
+"""Retention periods, and the erasure of deleted users."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +37,7 @@ PERSONAL = ("email", "first_name", "last_name")
 
 
 def age(engine: Engine, table: type[Any], days: float, *columns: str) -> None:
-    """As if `columns` of all rows had been written so many days ago."""
+    """Set `columns` of all rows to `days` days ago."""
     in_transaction(
         engine, lambda tx: tx.execute(update(table).values({name: db_now_plus(-days * DAY) for name in columns}))
     )
@@ -56,7 +56,7 @@ def user_row(engine: Engine, id: str = USER) -> JSON:
 
 
 def personal(engine: Engine, *words: str) -> list[str]:
-    """Where any of `words` still stands in the database."""
+    """The tables that still contain any of `words`."""
     tables = (Event, User, Change, Drift)
     stored = {table.__tablename__: [str(row) for row in rows(engine, table)] for table in tables}
     return [name for name, found in stored.items() for row in found if any(word in row for word in words)]
@@ -172,8 +172,8 @@ def test_stopped_retention_resumes(one_engine: Engine, redis: Redis) -> None:
     apply_all(one_engine)
     age_events(one_engine, 31)
     in_transaction(one_engine, create, Task.RETENTION, "clock")
-    chosen, bell, told = Settings(_env_file=None), Doorbell(redis, DRAIN), iter([False])
-    Repair(one_engine, None, chosen, bell, lambda: next(told, True)).all()
+    chosen, bell, answers = Settings(_env_file=None), Doorbell(redis, DRAIN), iter([False])
+    Repair(one_engine, None, chosen, bell, lambda: next(answers, True)).all()
     assert [run["status"] for run in rows(one_engine, Run)] == [RunStatus.RUNNING]
     Repair(one_engine, None, chosen, bell).all()
     assert [run["status"] for run in rows(one_engine, Run)] == [RunStatus.DONE]
@@ -191,8 +191,8 @@ def test_keep_events_days_has_a_minimum(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def gone(engine: Engine) -> Engine:
-    """A mirror whose user was renamed and deleted, with an event of theirs that failed, and a neighbour."""
-    told = [
+    """A mirror with a renamed, then deleted user, a failed event of theirs, and another user."""
+    events = [
         made("user.created"),
         made("user.updated", 1, email="married@acme.example"),
         made("user.updated", 2, updated_at=None),
@@ -200,7 +200,7 @@ def gone(engine: Engine) -> Engine:
         made("user.created", 0, id="user_neighbour", email="neighbour@acme.example"),
         made("user.updated", 1, id="user_neighbour", updated_at="odd", email="neighbour@acme.example"),
     ]
-    deliver(engine, told)
+    deliver(engine, events)
     drift = {"kind": "user", "object_id": USER, "finding": "stale", "action": "repaired"}
     fields = {"email": [EMAIL, "married@acme.example"]}
     in_transaction(engine, lambda tx: tx.execute(insert(Drift).values(run_id="r", fields=fields, **drift)))
@@ -223,8 +223,8 @@ def test_deleted_user_is_erased_after_30_days(gone: Engine) -> None:
     row = user_row(gone)
     assert [row[name] for name in PERSONAL] == [None, None, None]
     assert (row["deleted_by"], row["erased"]) == ("event", True)
-    told = rows(gone, Change)[changes:]
-    assert [(c["object_id"], c["cause"], c["cause_id"]) for c in told] == [(USER, "settings", "ERASE_AFTER_DAYS")]
+    recorded = rows(gone, Change)[changes:]
+    assert [(c["object_id"], c["cause"], c["cause_id"]) for c in recorded] == [(USER, "settings", "ERASE_AFTER_DAYS")]
     age(gone, User, 60, "touched_at")
     assert retain(gone, Periods())["persons"] == 0
 
@@ -261,7 +261,7 @@ def test_catch_up_restores_nothing(engine: Engine, redis: Redis) -> None:
         first, last = sandbox.world.events
         deliver(engine, [last])
         forget(engine, user["id"], "alice")
-        clock.goes_on(minutes=5)
+        clock.advance(minutes=5)
         assert catch_up(engine, workos).new == 1  # the creation, which no webhook had brought
         apply_all(engine)
         assert outcomes(engine, first) == ["tombstoned"]

@@ -1,4 +1,4 @@
-"""The role map: a change re-maps who is already there, whatever interrupts it, and all that comes after."""
+"""The role map: a change remaps existing members, even after an interruption, and applies to later events."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The clock: each task runs once when it is due, and one that fails stops no other."""
+"""The clock runs each task once when it is due. A failing task does not stop the others."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +50,7 @@ def finish_all(engine: Engine) -> None:
 
 
 def age_ticks(engine: Engine, seconds: float) -> None:
-    """As if the clock had last looked so long ago, by the database's clock."""
+    """Move the last tick of every task `seconds` into the past, by the database's clock."""
     in_transaction(engine, lambda tx: tx.execute(update(Tick).values(at=db_now_plus(-seconds))))
 
 
@@ -103,7 +103,7 @@ def test_concurrent_catch_ups_and_drains_do_not_deadlock(both_engines: Engine, r
         bind(both_engines, workos, settings())
         sandbox.play(1000, seed=4)
         events = sandbox.world.events
-        clock.goes_on(seconds=90)
+        clock.advance(seconds=90)
         store(both_engines, (each for place, each in enumerate(events) if place % 5))
         errors: list[str] = []
         hooks.listen(both_engines, "handle_error", lambda context: errors.append(str(context.original_exception)))

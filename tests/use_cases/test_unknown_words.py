@@ -1,4 +1,4 @@
-"""A word in the database that this release does not know: lists still show it, and nothing writes one."""
+"""Listings show a stored value that this release does not know; nothing writes one."""
 
 import json
 

@@ -55,7 +55,7 @@ OLD_DECISIONS: list[JSON] = [
         "cause_id": "ann",
     },
 ]
-"""What release 1.0.0 noted when an operator blocked Ann in Acme, and another unblocked her."""
+"""What release 1.0.0 recorded when one operator blocked Ann in Acme and another unblocked her."""
 
 JOINED = "SELECT domain, organization_id FROM auto_join_domains"
 
@@ -84,7 +84,7 @@ def filled(engine: Engine) -> Engine:
 
 @pytest.fixture
 def upgraded(filled: Engine) -> Engine:
-    """The same, migrated to this release."""
+    """The same database, migrated to this release."""
     upgrade(filled)
     return filled
 
@@ -134,7 +134,7 @@ def test_open_runs_finish_after_upgrade(upgraded: Engine, redis: Redis) -> None:
 
 
 def broken(engine: Engine) -> list[str]:
-    """What is wrong with the changes of what this release rewrites or adds to; users have a further column since."""
+    """Broken chains of changes, without users, which have a new column in this release."""
     return broken_chains([row for row in rows(engine, Change) if row["kind"] != "user"])
 
 

@@ -1,4 +1,4 @@
-"""The door: what a delivery is answered, and what is kept of it."""
+"""The webhook endpoint: how deliveries are answered and stored."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ from worker.errors import ConfigurationError
 from worker.kinds import KINDS
 from worker.kinds.organization import Organization
 
-DOOR = "/webhooks/workos"
+WEBHOOK_PATH = "/webhooks/workos"
 READER = "reader-token-0123456789"
 OPERATOR = "ann-signs-in-with-this-token"
 WORKOS_ADDRESS = "3.217.146.166"
@@ -38,7 +38,7 @@ NOW = 1_750_880_000.0
 NOW_AS_TEXT = datetime.fromtimestamp(NOW, UTC).isoformat()
 BODY = json.dumps(sample("organization.created")).encode()
 
-MakeWiring = Callable[..., Services]
+MakeServices = Callable[..., Services]
 
 
 def test_new_event_is_accepted_and_known_event_is_duplicate(endpoint: FlaskClient, engine: Engine) -> None:
@@ -88,7 +88,9 @@ def test_invalid_signature_is_refused(
     local_endpoint: FlaskClient, local_services: Services, logs: list[Any], header: str | None, reason: str
 ) -> None:
     with freeze_time(NOW_AS_TEXT):
-        answer = local_endpoint.post(DOOR, data=BODY, headers={} if header is None else {"WorkOS-Signature": header})
+        answer = local_endpoint.post(
+            WEBHOOK_PATH, data=BODY, headers={} if header is None else {"WorkOS-Signature": header}
+        )
     assert (answer.status_code, answer.get_json()) == (401, {"error": f"invalid signature: {reason}"})
     assert logs == [{"event": "signature_rejected", "reason": reason, "log_level": "warning"}]
     assert rows(local_services.engine, Event) == []
@@ -97,24 +99,29 @@ def test_invalid_signature_is_refused(
 @pytest.mark.parametrize("at", [NOW - 179, NOW + 179])
 def test_signature_within_tolerance_is_accepted(local_endpoint: FlaskClient, at: float) -> None:
     with freeze_time(NOW_AS_TEXT):
-        assert local_endpoint.post(DOOR, data=BODY, headers={"WorkOS-Signature": sign(BODY, at=at)}).status_code == 200
+        assert (
+            local_endpoint.post(WEBHOOK_PATH, data=BODY, headers={"WorkOS-Signature": sign(BODY, at=at)}).status_code
+            == 200
+        )
 
 
-def test_tolerance_is_configurable(local: MakeWiring) -> None:
+def test_tolerance_is_configurable(local: MakeServices) -> None:
     endpoint = create_app(local(webhook_tolerance_seconds=4000)).test_client()
     with freeze_time(NOW_AS_TEXT):
         assert (
-            endpoint.post(DOOR, data=BODY, headers={"WorkOS-Signature": sign(BODY, at=NOW - 3600)}).status_code == 200
+            endpoint.post(WEBHOOK_PATH, data=BODY, headers={"WorkOS-Signature": sign(BODY, at=NOW - 3600)}).status_code
+            == 200
         )
         assert (
-            endpoint.post(DOOR, data=BODY, headers={"WorkOS-Signature": sign(BODY, at=NOW - 4001)}).status_code == 401
+            endpoint.post(WEBHOOK_PATH, data=BODY, headers={"WorkOS-Signature": sign(BODY, at=NOW - 4001)}).status_code
+            == 401
         )
 
 
-def test_both_secrets_work_during_rotation(make_services: MakeWiring, engine: Engine) -> None:
+def test_both_secrets_work_during_rotation(make_services: MakeServices, engine: Engine) -> None:
     endpoint = create_app(make_services(workos_webhook_secrets="old, new")).test_client()
     answers = [
-        endpoint.post(DOOR, data=BODY, headers={"WorkOS-Signature": sign(BODY, secret)})
+        endpoint.post(WEBHOOK_PATH, data=BODY, headers={"WorkOS-Signature": sign(BODY, secret)})
         for secret in ("new", "old", "oldest")
     ]
     assert [answer.status_code for answer in answers] == [200, 200, 401]
@@ -124,7 +131,7 @@ def test_both_secrets_work_during_rotation(make_services: MakeWiring, engine: En
 def test_reserialized_json_does_not_verify(local_endpoint: FlaskClient) -> None:
     body = b'{"id":"event_1","event":"user.created","data":{}}'
     again = json.dumps(json.loads(body)).encode()
-    assert local_endpoint.post(DOOR, data=again, headers={"WorkOS-Signature": sign(body)}).status_code == 401
+    assert local_endpoint.post(WEBHOOK_PATH, data=again, headers={"WorkOS-Signature": sign(body)}).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -164,7 +171,7 @@ def test_signed_binary_is_refused(local_endpoint: FlaskClient) -> None:
 
 
 def test_unsigned_empty_body_is_refused(local_endpoint: FlaskClient) -> None:
-    assert local_endpoint.post(DOOR).status_code == 401
+    assert local_endpoint.post(WEBHOOK_PATH).status_code == 401
 
 
 class Unread:
@@ -176,31 +183,31 @@ class Unread:
     readline = readlines = __iter__ = read
 
 
-def test_oversized_content_length_is_refused_unread(local: MakeWiring) -> None:
+def test_oversized_content_length_is_refused_unread(local: MakeServices) -> None:
     endpoint = create_app(local(webhook_max_bytes=2048)).test_client()
-    answer = endpoint.post(DOOR, environ_overrides={"wsgi.input": Unread(), "CONTENT_LENGTH": "2049"})
+    answer = endpoint.post(WEBHOOK_PATH, environ_overrides={"wsgi.input": Unread(), "CONTENT_LENGTH": "2049"})
     assert (answer.status_code, answer.content_type) == (413, "application/json")
 
 
 @pytest.mark.parametrize(("size", "status"), [(2047, 200), (2048, 200), (2049, 413), (100_000, 413)])
-def test_chunked_body_is_read_up_to_the_limit(local: MakeWiring, size: int, status: int) -> None:
+def test_chunked_body_is_read_up_to_the_limit(local: MakeServices, size: int, status: int) -> None:
     body = BODY.ljust(size)
     stream = BytesIO(body)
     # As gunicorn hands over a chunked body.
     chunked = {"wsgi.input": stream, "wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
     endpoint = create_app(local(webhook_max_bytes=2048)).test_client()
-    answer = endpoint.post(DOOR, environ_overrides=chunked, headers={"WorkOS-Signature": sign(body)})
+    answer = endpoint.post(WEBHOOK_PATH, environ_overrides=chunked, headers={"WorkOS-Signature": sign(body)})
     assert answer.status_code == status
     assert stream.tell() <= 2049
 
 
-def test_body_of_exactly_the_limit_is_accepted(local: MakeWiring) -> None:
+def test_body_of_exactly_the_limit_is_accepted(local: MakeServices) -> None:
     body = BODY.ljust(2048)
     assert post(create_app(local(webhook_max_bytes=2048)).test_client(), body).status_code == 200
 
 
 def test_wrong_method_gets_405_with_allow(local_endpoint: FlaskClient) -> None:
-    answer = local_endpoint.get(DOOR)
+    answer = local_endpoint.get(WEBHOOK_PATH)
     assert answer.status_code == 405
     assert "POST" in answer.headers["Allow"]
 
@@ -215,9 +222,9 @@ def test_unknown_path_gets_404(local_endpoint: FlaskClient, path: str) -> None:
     ("path", "status"),
     [("/s3cret", 200), ("", 404), ("/", 404), ("/s3cre", 404), ("/s3cretx", 404), ("/S3CRET", 404), ("/é", 404)],
 )
-def test_path_token_is_required(local: MakeWiring, path: str, status: int) -> None:
+def test_path_token_is_required(local: MakeServices, path: str, status: int) -> None:
     endpoint = create_app(local(webhook_path_token="s3cret")).test_client()
-    assert post(endpoint, sample("user.created"), path=DOOR + path).status_code == status
+    assert post(endpoint, sample("user.created"), path=WEBHOOK_PATH + path).status_code == status
 
 
 @pytest.mark.parametrize(
@@ -237,14 +244,14 @@ def test_path_token_is_required(local: MakeWiring, path: str, status: int) -> No
     ],
 )
 def test_only_allowed_addresses_are_accepted(
-    local: MakeWiring, hops: int, peer: str, forwarded: str | None, status: int
+    local: MakeServices, hops: int, peer: str, forwarded: str | None, status: int
 ) -> None:
     services = local(webhook_allowed_ips=f"{WORKOS_ADDRESS}, 198.51.100.0/24", trusted_proxy_hops=hops)
     headers = {"WorkOS-Signature": sign(BODY)} | ({"X-Forwarded-For": forwarded} if forwarded else {})
     answer = (
         create_app(services)
         .test_client()
-        .post(DOOR, data=BODY, headers=headers, environ_overrides={"REMOTE_ADDR": peer})
+        .post(WEBHOOK_PATH, data=BODY, headers=headers, environ_overrides={"REMOTE_ADDR": peer})
     )
     assert answer.status_code == status
 
@@ -273,7 +280,7 @@ def test_unusable_data_fails_with_field_named(endpoint: FlaskClient, engine: Eng
 
 
 def away(tmp_path: Path) -> dict[str, str]:
-    """Databases that cannot be written to, by what is wrong with them."""
+    """Fault → URL of a database with that fault."""
     corrupt = tmp_path / "corrupt.db"
     corrupt.write_bytes(b"this is not a database, whatever its name says" * 100)
     return {
@@ -286,7 +293,7 @@ def away(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("how", ["corrupt", "unwritable", "unmigrated", "unreachable"])
 def test_unavailable_database_gets_503_with_retry_after(
-    build_test_services: MakeWiring, tmp_path: Path, logs: list[Any], how: str
+    build_test_services: MakeServices, tmp_path: Path, logs: list[Any], how: str
 ) -> None:
     endpoint = create_app(build_test_services(database_url=away(tmp_path)[how])).test_client()
     logs.clear()
@@ -309,7 +316,7 @@ NO_REDIS = ["redis://127.0.0.1:1/0", "unix:///nowhere/valkey.sock"]
 
 
 @pytest.mark.parametrize("redis_away", NO_REDIS)
-def test_events_are_accepted_without_redis(make_services: MakeWiring, engine: Engine, redis_away: str) -> None:
+def test_events_are_accepted_without_redis(make_services: MakeServices, engine: Engine, redis_away: str) -> None:
     endpoint = create_app(make_services(redis_url=redis_away)).test_client()
     events = [made("organization.created", id=f"org_{n}") for n in range(3)]
     started = time.monotonic()
@@ -327,16 +334,16 @@ def test_accepted_events_ring_once(services: Services) -> None:
 
 
 def test_refused_delivery_does_not_ring(local_services: Services) -> None:
-    create_app(local_services).test_client().post(DOOR, data=BODY)
+    create_app(local_services).test_client().post(WEBHOOK_PATH, data=BODY)
     assert local_services.bell.waiting() == 0
 
 
 def test_logs_contain_no_secret_or_personal_data(
-    make_services: MakeWiring, engine: Engine, logs: list[Any], caplog: pytest.LogCaptureFixture
+    make_services: MakeServices, engine: Engine, logs: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     endpoint = create_app(make_services(webhook_path_token="path-token-1", redis_url=NO_REDIS[0])).test_client()
-    path = f"{DOOR}/path-token-1"
+    path = f"{WEBHOOK_PATH}/path-token-1"
     story = [
         made("user.created", email="ada@private.example", first_name="Adelaide"),
         made("user.created", id=None, email="eve@private.example"),  # cannot be parsed
@@ -350,12 +357,12 @@ def test_logs_contain_no_secret_or_personal_data(
     assert post(endpoint, b"[]", path=path).status_code == 400
     apply_all(engine)
     assert statuses(engine) == {"done": 3, "failed": 1}
-    told = json.dumps(logs, default=str) + caplog.text
+    logged = json.dumps(logs, default=str) + caplog.text
     assert {"webhook_accepted", "signature_rejected", "payload_rejected", "batch_applied", "event_failed"} <= {
         entry["event"] for entry in logs
     }
     secrets = (SECRET, "path-token-1", "whsec_wrong", sign(BODY, "whsec_wrong").rpartition("v1=")[2])
-    assert [word for word in ("ada@", "eve@", "private.example", "Adelaide", "v1=", *secrets) if word in told] == []
+    assert [word for word in ("ada@", "eve@", "private.example", "Adelaide", "v1=", *secrets) if word in logged] == []
 
 
 def test_delivery_log_names_event_and_workspace(local_endpoint: FlaskClient, logs: list[Any]) -> None:
@@ -367,12 +374,12 @@ def test_delivery_log_names_event_and_workspace(local_endpoint: FlaskClient, log
     assert structlog.contextvars.get_contextvars() == {}
 
 
-def test_webhook_endpoint_requires_a_secret(local: MakeWiring) -> None:
+def test_webhook_endpoint_requires_a_secret(local: MakeServices) -> None:
     with pytest.raises(ConfigurationError, match="WORKOS_WEBHOOK_SECRETS"):
         create_app(local(workos_webhook_secrets=""))
 
 
-def test_healthz_is_200_without_database_and_redis(build_test_services: MakeWiring) -> None:
+def test_healthz_is_200_without_database_and_redis(build_test_services: MakeServices) -> None:
     services = build_test_services(database_url="postgresql://nobody@127.0.0.1:1/none", redis_url=NO_REDIS[0])
     assert create_app(services).test_client().get("/healthz").get_json() == {"status": "alive"}
 
@@ -388,14 +395,14 @@ def test_readyz_reports_backlog(endpoint: FlaskClient) -> None:
     assert "no worker is running: start workos-sync worker" in warnings
 
 
-def test_readyz_is_200_with_warning_without_redis(local: MakeWiring) -> None:
+def test_readyz_is_200_with_warning_without_redis(local: MakeServices) -> None:
     answer = create_app(local(redis_url=NO_REDIS[0])).test_client().get("/readyz")
     assert answer.status_code == 200
     assert any("Redis does not answer" in warning for warning in answer.get_json()["warnings"])
 
 
 @pytest.mark.parametrize("how", ["corrupt", "unwritable", "unmigrated", "unreachable"])
-def test_readyz_is_503_without_database(build_test_services: MakeWiring, tmp_path: Path, how: str) -> None:
+def test_readyz_is_503_without_database(build_test_services: MakeServices, tmp_path: Path, how: str) -> None:
     answer = create_app(build_test_services(database_url=away(tmp_path)[how])).test_client().get("/readyz")
     assert (answer.status_code, answer.get_json()["status"]) == (503, "not ready")
 
@@ -422,7 +429,7 @@ def test_stored_delivery_is_applied_by_next_worker(endpoint: FlaskClient, engine
     assert outcomes(engine, event) == ["applied"]
 
 
-BROKEN_DOOR = """
+BROKEN_ENDPOINT = """
 import sys
 from dataclasses import replace
 from tests.support import SECRET, made, post
@@ -443,7 +450,9 @@ sys.exit(post(broken, made("user.created", email="ann@hidden.example")).status_c
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_unexpected_error_logs_no_secret_or_payload(log_format: str) -> None:
     # In a process of its own: logging is configured once in each.
-    ended = subprocess.run([sys.executable, "-c", BROKEN_DOOR, log_format], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", BROKEN_ENDPOINT, log_format], capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     assert "AttributeError" in ended.stderr
     assert SECRET not in ended.stderr and "ann@hidden" not in ended.stderr and "v1=" not in ended.stderr
@@ -461,7 +470,7 @@ def test_read_only_database_is_not_ready(
 
 
 def test_exhausted_read_connections_do_not_stop_deliveries(
-    build_test_services: MakeWiring, make_database: Callable[[str], str], logs: list[Any]
+    build_test_services: MakeServices, make_database: Callable[[str], str], logs: list[Any]
 ) -> None:
     services = build_test_services(
         database_url=make_database("postgresql"), api_tokens=READER, ops_tokens=f"ann:{OPERATOR}"
@@ -487,7 +496,7 @@ def test_exhausted_read_connections_do_not_stop_deliveries(
 
 @pytest.mark.parametrize("failing", ["/webhooks/workos/path-token-1", "/ops/sign-in"])
 def test_unexpected_error_is_logged_without_path_and_message(
-    local: MakeWiring, caplog: pytest.LogCaptureFixture, logs: list[Any], failing: str
+    local: MakeServices, caplog: pytest.LogCaptureFixture, logs: list[Any], failing: str
 ) -> None:
     app = create_app(local(webhook_path_token="path-token-1", ops_tokens=f"ann:{OPERATOR}"))
 
@@ -500,5 +509,5 @@ def test_unexpected_error_is_logged_without_path_and_message(
     [line] = logs
     assert (line["event"], line["error"]) == ("request_failed", "KeyError")
     assert any("test_webhook_endpoint.py" in place for place in line["places"])
-    told = json.dumps(line, default=str) + caplog.text
-    assert "ann@" not in told and "path-token" not in told
+    logged = json.dumps(line, default=str) + caplog.text
+    assert "ann@" not in logged and "path-token" not in logged
