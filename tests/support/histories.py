@@ -70,19 +70,53 @@ class DeathError(BaseException):
     """A worker dies before it writes what it has read."""
 
 
-class History(RuleBasedStateMachine):
-    """Changes in WorkOS, webhooks in flight, and a system that receives, misses, repairs and replays."""
+class Simulation(RuleBasedStateMachine):
+    """A mirror and its sandbox WorkOS. Actions in `planned` happen after one of the next answers, before it is used."""
 
     def __init__(self, engine: Engine, endpoint: FlaskClient, redis: Redis) -> None:
         super().__init__()
-        self.engine, self.endpoint, self.bell, self.clock = engine, endpoint, Doorbell(redis, "drain"), Clock()
+        self.engine, self.endpoint, self.clock = engine, endpoint, Clock()
         empty(engine, self.clock)
         self.sandbox = Sandbox(clock=self.clock).start()
         self.world = self.sandbox.world
+        self.workos = Between(client_of(self.sandbox, redis), self._answered)
+        self.planned: list[tuple[int, Callable[[], None]]] = []
+        """Number of answers to wait for, and the action."""
+
+    @rule(answers=FEW)
+    def a_worker_will_die(self, answers: int) -> None:
+        self.planned.append((answers, self._dies))
+
+    def teardown(self) -> None:
+        try:
+            if sys.exc_info()[0] is None:
+                self._ends()
+        finally:
+            self.workos.close()
+            self.sandbox.stop()
+
+    def _ends(self) -> None:
+        """Let the system finish its work, and check that it converges."""
+        raise NotImplementedError
+
+    def _answered(self, _path: str) -> None:
+        due = [action for answers, action in self.planned if answers == 1]
+        self.planned = [(answers - 1, action) for answers, action in self.planned if answers > 1]
+        for action in due:
+            action()
+
+    def _dies(self) -> None:
+        raise DeathError
+
+
+class History(Simulation):
+    """Changes in WorkOS, webhooks in flight, and a system that receives, misses, repairs and replays."""
+
+    def __init__(self, engine: Engine, endpoint: FlaskClient, redis: Redis) -> None:
+        super().__init__(engine, endpoint, redis)
+        self.bell = Doorbell(redis, "drain")
         self.on_the_way: list[JSON] = []
         self.world.subscribe(self.on_the_way.append)
-        self.workos = Between(client_of(self.sandbox, redis), self._answered)
-        self.soon: list[tuple[int, Callable[[], None]]] = []
         self.has_all_events = True
         self.change_ids: list[int] = []
         self.tombstones: set[tuple[str, str]] = set()
@@ -234,11 +268,7 @@ class History(RuleBasedStateMachine):
 
     @rule(answers=FEW, seed=PLACES, events=FEW)
     def life_will_continue_with_events(self, answers: int, seed: int, events: int) -> None:
-        self.soon.append((answers, lambda: self._live_and_deliver(seed, events)))
-
-    @rule(answers=FEW)
-    def a_worker_will_die(self, answers: int) -> None:
-        self.soon.append((answers, self._dies))
+        self.planned.append((answers, lambda: self._live_and_deliver(seed, events)))
 
     # What holds after each step
 
@@ -277,18 +307,10 @@ class History(RuleBasedStateMachine):
 
     # The end
 
-    def teardown(self) -> None:
-        try:
-            if sys.exc_info()[0] is None:
-                self._ends()
-        finally:
-            self.workos.close()
-            self.sandbox.stop()
-
     def _ends(self) -> None:
         """Read and compare everything, as the clock eventually does."""
         self.sandbox.faults.clear()
-        self.soon.clear()
+        self.planned.clear()
         self.another_role_map_comes_into_force({})
         for _ in range(2):
             self.clock.advance(seconds=60)
@@ -328,18 +350,9 @@ class History(RuleBasedStateMachine):
     def _off_the_way(self, places: list[int]) -> list[JSON]:
         return [self.on_the_way.pop(place % len(self.on_the_way)) for place in places if self.on_the_way]
 
-    def _answered(self, _path: str) -> None:
-        due = [happens for answers, happens in self.soon if answers == 1]
-        self.soon = [(answers - 1, happens) for answers, happens in self.soon if answers > 1]
-        for happens in due:
-            happens()
-
     def _live_and_deliver(self, seed: int, events: int) -> None:
         self.life_goes_on(seed, events)
         for id, organization in list(self.world.organizations.items()):  # whichever was just read, it has changed
             self.world.update_organization(id, name=f"{organization['name'].split(' #')[0]} #{seed}")
         self.all_arrive()
         self.drains(500)
-
-    def _dies(self) -> None:
-        raise DeathError

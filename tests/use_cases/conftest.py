@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import structlog
+from click.testing import CliRunner, Result
 from flask.testing import FlaskClient
 from redis import Redis
 from sqlalchemy import Engine
@@ -19,8 +20,9 @@ from tests.support.resync import Clock, client_of
 from tests.support.sandbox import Sandbox
 from webhooks.app import create_app
 from worker.bootstrap import MAX_CONNECTIONS, Services
+from worker.cli import main
 from worker.queue.doorbell import DRAIN, REPAIR, Doorbell
-from worker.settings import Settings
+from worker.settings import Settings, load_settings
 from worker.workos_api import client as workos_clients
 from worker.workos_api.client import WorkOSClient
 
@@ -147,6 +149,14 @@ def both_stages(both_engines: Engine, redis: Redis) -> Iterator[Stage]:
 
 
 @pytest.fixture
+def configured_engine() -> Iterator[Engine]:
+    """An engine on the database that the environment names."""
+    engine = open_engine(load_settings().database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
 def set_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str) -> Callable[..., None]:
     """A function that sets the environment of commands, in an empty folder and without the machine's settings."""
     for name in Settings.model_fields:
@@ -158,3 +168,10 @@ def set_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: 
             monkeypatch.setenv(name, value)
 
     return put
+
+
+@pytest.fixture
+def run_forget(set_environment: Callable[..., None], db_url: str) -> Callable[..., Result]:
+    """A function that runs `workos-sync forget` on the test's database."""
+    set_environment(DATABASE_URL=db_url)
+    return lambda *arguments: CliRunner().invoke(main, ["forget", *arguments])

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from sqlalchemy import Engine, insert, update
 
 from models.database import in_transaction
@@ -15,7 +15,6 @@ from tests.support import JSON, apply_all, event_row, made, rows, sample
 from tests.support.histories import broken_chains
 from tests.support.resync import deliver, report, resync
 from tests.support.sandbox import Sandbox
-from worker.cli import main
 from worker.inbox.store import Delivery
 from worker.kinds import KINDS, READERS
 from worker.kinds.user import User
@@ -67,16 +66,6 @@ def nested(at: int) -> JSON:
 
 
 @pytest.fixture
-def command(set_environment: Callable[..., None], db_url: str) -> Callable[..., Result]:
-    set_environment(DATABASE_URL=db_url)
-
-    def run(*arguments: str) -> Result:
-        return CliRunner().invoke(main, ["forget", *arguments])
-
-    return run
-
-
-@pytest.fixture
 def neighbour(engine: Engine) -> JSON:
     """Another person's event: the id starts like the person's id, and the address ends like theirs."""
     event = made("user.created", id=f"{USER}0", email=NEIGHBOUR, first_name="Jo", last_name="Hop")
@@ -105,10 +94,10 @@ def deleted(engine: Engine, neighbour: JSON) -> Engine:
 
 
 def test_every_payload_naming_the_person_is_blanked(
-    deleted: Engine, command: Callable[..., Result], neighbour: JSON
+    deleted: Engine, run_forget: Callable[..., Result], neighbour: JSON
 ) -> None:
     assert set(personal(deleted)) >= {"events", "users", "changes"}
-    result = command(USER)
+    result = run_forget(USER)
     assert result.exit_code == 0, result.stderr
     assert personal(deleted) == []
     assert kept(deleted, neighbour)
@@ -116,12 +105,12 @@ def test_every_payload_naming_the_person_is_blanked(
     assert (row["email"], row["first_name"]) == (NEIGHBOUR, "Jo")
 
 
-def test_forget_reports_what_it_blanked_and_could_not_read(deleted: Engine, command: Callable[..., Result]) -> None:
+def test_forget_reports_what_it_blanked_and_could_not_read(deleted: Engine, run_forget: Callable[..., Result]) -> None:
     waits = [made("user.updated", 9), nested(9)]
     put(deleted, *(json.dumps(event).encode() for event in waits))
     cut = {"id": "event_cut", "type": "user.updated", "body": b'{"id": "event_cut"', "status": EventStatus.FAILED}
     in_transaction(deleted, lambda tx: tx.execute(insert(Event).values(**cut, source="webhook")))
-    result = command(USER, "--json")
+    result = run_forget(USER, "--json")
     assert result.exit_code == 0 and json.loads(result.stdout) == {
         "user": USER,
         "payloads": 10,
@@ -135,7 +124,7 @@ def test_forget_reports_what_it_blanked_and_could_not_read(deleted: Engine, comm
     assert [kept(deleted, event) for event in waits] == [True, True]
     apply_all(deleted)
     assert [kept(deleted, event) for event in waits] == [False, False]
-    shown = command(USER).stdout
+    shown = run_forget(USER).stdout
     assert f"{USER} is erased" in shown and "blanked: 0 payloads, 0 changes" in shown
     assert "1 payloads are not JSON" in shown and "not erased: backups" in shown
 

@@ -1,12 +1,10 @@
 """Auto-join and hooks on the command line and on the pages."""
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from flask.testing import FlaskClient
 from sqlalchemy import Engine, insert
 
@@ -14,10 +12,10 @@ from models.database import in_transaction
 from models.tables import Change, Hook, HookDelivery, Join
 from tests.support import JSON, made, rows
 from tests.support.auto_join import apply_events, auto_join_answer, set_auto_join
+from tests.support.cli import report, run
 from tests.support.hooks import SECRET
 from webhooks.app import create_app
 from worker.bootstrap import Services
-from worker.cli import main
 from worker.mirror import auto_join_policy
 
 ORG = made("organization.created")["data"]["id"]
@@ -63,16 +61,6 @@ def failed_hook(engine: Engine) -> Engine:
         engine, lambda tx: tx.execute(insert(HookDelivery).values(hook="sessions", change_id=first, **delivery, **why))
     )
     return engine
-
-
-def run(*arguments: str, exit_code: int = 0) -> Result:
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == exit_code, (result.output, result.exception)
-    return result
-
-
-def report(*arguments: str, exit_code: int = 0) -> Any:
-    return json.loads(run(*arguments, "--json", exit_code=exit_code).stdout)
 
 
 def test_domains_are_listed_with_state_and_reason(engine: Engine) -> None:

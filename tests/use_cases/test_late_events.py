@@ -5,24 +5,20 @@ before the cursor. `LATE_EVENTS_EXAMPLES=2000 pytest tests/use_cases/test_late_e
 """
 
 import os
-import sys
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, rule, run_state_machine_as_test
 from redis import Redis
 from sqlalchemy import Engine
 
 from models.tables import Event, EventStatus, Mirror
 from tests.support import JSON, accept, apply_all, differences, rows
-from tests.support.histories import DeathError
-from tests.support.resync import Between, Clock, client_of, empty
-from tests.support.sandbox import Sandbox
+from tests.support.histories import DeathError, Simulation
 from worker.errors import WorkOSUnavailableError
 from worker.inbox.drain import Policy
 from worker.repair.catch_up import catch_up, update_complete_to
@@ -34,17 +30,11 @@ LAG = timedelta(seconds=60)
 LATEST_SECONDS = 3600
 
 
-class Lateness(RuleBasedStateMachine):
+class Lateness(Simulation):
     """Users come and go; the events API shows each event after a delay, or fails; catch-ups overlap or die."""
 
     def __init__(self, engine: Engine, endpoint: FlaskClient, redis: Redis) -> None:
-        super().__init__()
-        self.engine, self.endpoint, self.clock = engine, endpoint, Clock()
-        empty(engine, self.clock)
-        self.sandbox = Sandbox(clock=self.clock).start()
-        self.world = self.sandbox.world
-        self.workos = Between(client_of(self.sandbox, redis), self._answered)
-        self.planned: list[tuple[int, Any]] = []
+        super().__init__(engine, endpoint, redis)
         self.shown: dict[datetime, set[str]] = {}
         """`complete_to` that a catch-up may reach → the events that the API showed when the catch-up began."""
         self.complete_to: datetime | None = None
@@ -87,10 +77,6 @@ class Lateness(RuleBasedStateMachine):
     def workos_fails(self, status: int, times: int, page: int | None) -> None:
         self.sandbox.faults.fail("/events", status=status, times=times, page=page)
 
-    @rule(answers=st.integers(1, 5))
-    def a_worker_will_die(self, answers: int) -> None:
-        self.planned.append((answers, self._dies))
-
     @rule(answers=st.integers(1, 5), seconds=st.sampled_from([0, 20, 300]))
     def another_will_catch_up_meanwhile(self, answers: int, seconds: int) -> None:
         def meanwhile() -> None:
@@ -129,14 +115,6 @@ class Lateness(RuleBasedStateMachine):
         waits = [id for id in past if id in shown and (id not in inbox or inbox[id]["status"] == EventStatus.PENDING)]
         assert waits == [], f"complete to {moved_to}"
 
-    def teardown(self) -> None:
-        try:
-            if sys.exc_info()[0] is None:
-                self._ends()
-        finally:
-            self.workos.close()
-            self.sandbox.stop()
-
     def _ends(self) -> None:
         self.sandbox.faults.clear()
         self.planned.clear()
@@ -158,15 +136,8 @@ class Lateness(RuleBasedStateMachine):
         return {event["id"] for event in self.world.events if is_shown(event)}
 
     def _answered(self, path: str) -> None:
-        if path != "events":
-            return
-        due = [happens for answers, happens in self.planned if answers == 1]
-        self.planned = [(answers - 1, happens) for answers, happens in self.planned if answers > 1]
-        for happens in due:
-            happens()
-
-    def _dies(self) -> None:
-        raise DeathError
+        if path == "events":
+            super()._answered(path)
 
 
 @pytest.mark.long

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from redis import Redis
 from sqlalchemy import Engine, insert, update
 
@@ -17,7 +17,6 @@ from tests.support import JSON, apply_all, made, mirrored, outcomes, rows, sampl
 from tests.support.resync import CLIENT_ID, Clock, client_of, deliver, resync
 from tests.support.sandbox import Sandbox
 from tests.support.stories import store
-from worker.cli import main
 from worker.kinds.user import User
 from worker.mirror.erasure import forget
 from worker.mirror.retention import BATCH, Periods, retain
@@ -294,23 +293,13 @@ def test_user_deleted_by_resync_is_erased_and_can_return(
 # The command
 
 
-@pytest.fixture
-def command(set_environment: Callable[..., None], db_url: str) -> Callable[..., Result]:
-    set_environment(DATABASE_URL=db_url)
-
-    def run(*arguments: str) -> Result:
-        return CliRunner().invoke(main, ["forget", *arguments])
-
-    return run
-
-
-def test_forget_erases_at_once(gone: Engine, command: Callable[..., Result]) -> None:
-    result = command(USER)
+def test_forget_erases_at_once(gone: Engine, run_forget: Callable[..., Result]) -> None:
+    result = run_forget(USER)
     assert result.exit_code == 0 and f"{USER} is erased" in result.stdout.splitlines()
     assert personal(gone, EMAIL, "married@acme.example") == []
     assert the_neighbour_is_left_alone(gone)
     assert rows(gone, Change)[-1]["cause"] == "operator"
-    assert command(USER).exit_code == 0
+    assert run_forget(USER).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -318,10 +307,10 @@ def test_forget_erases_at_once(gone: Engine, command: Callable[..., Result]) -> 
     [("user_neighbour", "still exists in WorkOS"), ("user_nobody", "no user"), ("", "no user")],
 )
 def test_forget_refuses_live_or_unknown_user(
-    gone: Engine, command: Callable[..., Result], user: str, said: str
+    gone: Engine, run_forget: Callable[..., Result], user: str, said: str
 ) -> None:
     before = rows(gone, User), rows(gone, Change)
-    result = command(user)
+    result = run_forget(user)
     assert result.exit_code == 1 and result.stdout == ""
     [line] = result.stderr.splitlines()
     assert said in line
