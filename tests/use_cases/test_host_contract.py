@@ -23,7 +23,7 @@ from tests.support import (
 )
 from tests.support.mirror import ORG, USER, grant, take
 
-FACES = {
+COLUMNS = {
     "workspace_members": (
         *("organization_id", "workspace_name", "user_id", "email", "role", "workos_role", "status"),
         *("membership_id", "since"),
@@ -35,9 +35,9 @@ FACES = {
 }
 
 
-@pytest.mark.parametrize("name", FACES)
-def test_views_have_their_contract_columns(engine: Engine, name: str) -> None:
-    assert tuple(column["name"] for column in inspect(engine).get_columns(name)) == FACES[name]
+def test_views_have_their_contract_columns(engine: Engine) -> None:
+    found = {name: tuple(column["name"] for column in inspect(engine).get_columns(name)) for name in COLUMNS}
+    assert found == COLUMNS
 
 
 def test_views_return_times_in_utc(endpoint: FlaskClient, engine: Engine) -> None:

@@ -126,7 +126,7 @@ def test_approval_requires_withheld_deletions(
     clean = resync(one_engine, workos)
     with pytest.raises(OperatorError, match=message):
         start(one_engine, "test", approves=clean if run_id == "clean" else run_id)
-    resync(one_engine, workos)  # and nothing is left under way
+    resync(one_engine, workos)  # and nothing is left in progress
 
 
 def test_very_long_list_is_withheld(both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
