@@ -59,7 +59,7 @@ def logs() -> Iterator[list[Any]]:
 
 
 @pytest.fixture
-def logs_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def restored_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Restore the logging configuration after the test."""
     config, root, configure = structlog.get_config(), logging.getLogger(), structlog.configure
     handlers, level = root.handlers, root.level

@@ -118,7 +118,7 @@ EVIL = 'x\r\n{"event": "forged"}\r\n2026-01-01 [info] forged\x1b[2J\x1b]0;title\
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_log_entry_is_one_printable_line(
-    log_format: Any, monkeypatch: pytest.MonkeyPatch, logs_as_before: None
+    log_format: Any, monkeypatch: pytest.MonkeyPatch, restored_logging: None
 ) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
@@ -132,7 +132,7 @@ def test_log_entry_is_one_printable_line(
 
 
 def test_headers_and_paths_cannot_forge_log_lines(
-    local: MakeServices, monkeypatch: pytest.MonkeyPatch, logs_as_before: None
+    local: MakeServices, monkeypatch: pytest.MonkeyPatch, restored_logging: None
 ) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)

@@ -216,7 +216,7 @@ def test_history_names_are_unique() -> None:
     assert len({row.name for row in TABLE}) == len(TABLE) >= 40
 
 
-def ends_as(engine: Engine, row: Row) -> None:
+def check_result(engine: Engine, row: Row) -> None:
     """Check the result after a row's history."""
     assert {role for _, who, role in access(engine) if who == ANN} == ({row.role} if row.role else set()), row.name
     assert answered(engine, row.email) == row.joins, row.name
@@ -227,13 +227,13 @@ def ends_as(engine: Engine, row: Row) -> None:
 def test_history_ends_in_expected_access(one_engine: Engine, row: Row) -> None:
     for event in row.events:
         apply_events(one_engine, [event])
-    ends_as(one_engine, row)
+    check_result(one_engine, row)
 
 
 def test_reversed_histories_end_in_expected_access(one_engine: Engine) -> None:
     for row in TABLE:
         apply_events(one_engine, reversed(row.events))
-        ends_as(one_engine, row)
+        check_result(one_engine, row)
         empty(one_engine, Clock())
 
 
@@ -243,7 +243,7 @@ def test_histories_end_in_expected_access_on_postgresql(make_database: Any) -> N
     for row in TABLE:
         for event in row.events:
             apply_events(engine, [event])
-        ends_as(engine, row)
+        check_result(engine, row)
         empty(engine, Clock())
     engine.dispose()
 

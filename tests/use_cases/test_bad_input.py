@@ -44,7 +44,7 @@ def services(make_services: Callable[..., Services]) -> Services:
 
 
 @pytest.fixture
-def log_output(monkeypatch: pytest.MonkeyPatch, logs_as_before: None) -> dict[str, io.StringIO]:
+def log_output(monkeypatch: pytest.MonkeyPatch, restored_logging: None) -> dict[str, io.StringIO]:
     """Everything that is logged, in both formats."""
     streams, handlers, ways = {}, [], []
     for log_format in ("json", "console"):

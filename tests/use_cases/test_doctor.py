@@ -35,7 +35,7 @@ def _surroundings(
     set_environment: Callable[..., None],
     make_database: Callable[[str], str],
     sandbox: Sandbox,
-    logs_as_before: None,
+    restored_logging: None,
 ) -> None:
     given = {"DATABASE_URL": make_database("sqlite"), "WORKOS_WEBHOOK_SECRETS": SECRET}
     tokens = {"OPS_TOKENS": "ann:" + "a" * 32, "API_TOKENS": "product:" + "b" * 32}

@@ -243,7 +243,7 @@ def _surroundings(
     set_environment: Callable[..., None],
     make_database: Callable[[str], str],
     sandbox: Sandbox,
-    logs_as_before: None,
+    restored_logging: None,
 ) -> None:
     set_environment(
         DATABASE_URL=make_database("sqlite"),

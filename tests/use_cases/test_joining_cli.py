@@ -29,7 +29,7 @@ def db_url(make_database: Any) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _surroundings(set_environment: Callable[..., None], db_url: str, logs_as_before: None) -> None:
+def _surroundings(set_environment: Callable[..., None], db_url: str, restored_logging: None) -> None:
     set_environment(
         DATABASE_URL=db_url,
         OPS_TOKENS=f"ann:{TOKEN}",

@@ -28,7 +28,7 @@ def searches(engine: Engine) -> list[tuple[Any, ...]]:
     return sorted(tuple(row[name] for name in names) for row in rows(engine, JoinSearch))
 
 
-def settled(engine: Engine, state: JoinState) -> None:
+def finish_joins(engine: Engine, state: JoinState) -> None:
     """Finish every join as the worker does."""
     done = {
         "due_at": NOON,
@@ -76,7 +76,7 @@ def test_only_new_address_reopens_dropped_or_failed_join(
     provisioning: Engine, state: JoinState, event: JSON, after: str
 ) -> None:
     apply_events(provisioning, [user()])
-    settled(provisioning, state)
+    finish_joins(provisioning, state)
     apply_events(provisioning, [event])
     [join] = rows(provisioning, Join)
     assert join["state"] == after

@@ -59,7 +59,7 @@ INVALID_IDS = [
 ]
 
 
-def poisoned(engine: Engine, table: str, when: str) -> None:
+def refuse_rows(engine: Engine, table: str, when: str) -> None:
     """Make the database refuse matching rows."""
     assert engine.dialect.name == "sqlite"
     for verb in ("INSERT", "UPDATE"):
@@ -68,7 +68,7 @@ def poisoned(engine: Engine, table: str, when: str) -> None:
         in_transaction(engine, lambda tx: tx.execute(text(statement)))  # noqa: B023 - called now
 
 
-def healed(engine: Engine, table: str) -> None:
+def accept_rows(engine: Engine, table: str) -> None:
     for verb in ("INSERT", "UPDATE"):
         in_transaction(engine, lambda tx: tx.execute(text(f"DROP TRIGGER {verb}_{table}")))  # noqa: B023 - called now
 
@@ -78,7 +78,7 @@ def read_due(engine: Engine, workos: WorkOSClient) -> int:
     return work_due(engine, workos, lambda: False)
 
 
-def asked_for(engine: Engine, kind: str, *ids: str, run_id: str = "") -> None:
+def request_read(engine: Engine, kind: str, *ids: str, run_id: str = "") -> None:
     in_transaction(engine, partial(request_reads, kind=KINDS[kind], ids=ids, reason="a test", run_id=run_id))
 
 
@@ -192,8 +192,8 @@ def test_impossible_read_is_delayed_and_blocks_no_other(
 ) -> None:
     small_life(sandbox.world, 1, 1)
     user = next(iter(sandbox.world.users))
-    asked_for(one_engine, "user", "..", user)
-    asked_for(one_engine, "role", "org_1/..", "..")
+    request_read(one_engine, "user", "..", user)
+    request_read(one_engine, "role", "org_1/..", "..")
     assert read_due(one_engine, workos) == 1
     assert user in live(one_engine)["user"]
     left = {row["object_id"]: row for row in rows(one_engine, Read)}
@@ -207,14 +207,14 @@ def test_object_refused_by_database_blocks_no_other_read(
 ) -> None:
     small_life(sandbox.world, 1, 3)
     users = list(sandbox.world.users)
-    poisoned(one_engine, "users", f"NEW.id = '{users[0]}'")
-    asked_for(one_engine, "user", *users)
+    refuse_rows(one_engine, "users", f"NEW.id = '{users[0]}'")
+    request_read(one_engine, "user", *users)
     assert read_due(one_engine, workos) == 2
     [left] = rows(one_engine, Read)
     assert (left["object_id"], left["attempts"]) == (users[0], 1)
     assert left["error"].startswith("IntegrityError at ") and "poison" not in left["error"]
     assert [line["id"] for line in logs if line["event"] == "read_failed"] == [users[0]]
-    healed(one_engine, "users")
+    accept_rows(one_engine, "users")
     assert read_due(one_engine, workos) == 1
     assert live(one_engine)["user"] == set(users)
 
@@ -223,8 +223,8 @@ def test_forbidden_kind_blocks_no_other_read(one_engine: Engine, sandbox: Sandbo
     small_life(sandbox.world, 1, 1)
     user = next(iter(sandbox.world.users))
     sandbox.faults.fail("/connections", status=403, times=None)
-    asked_for(one_engine, "connection", "conn_1")
-    asked_for(one_engine, "user", user)
+    request_read(one_engine, "connection", "conn_1")
+    request_read(one_engine, "user", user)
     assert read_due(one_engine, workos) == 1
     [left] = rows(one_engine, Read)
     assert (left["object_id"], left["attempts"]) == ("conn_1", 1) and "403" in left["error"]
@@ -232,12 +232,12 @@ def test_forbidden_kind_blocks_no_other_read(one_engine: Engine, sandbox: Sandbo
 
 def test_repeatedly_unreadable_object_is_a_warning(local: Any, sandbox: Sandbox, workos: WorkOSClient) -> None:
     services = local(**settings_of(sandbox))
-    asked_for(services.engine, "user", "user_1/x")
+    request_read(services.engine, "user", "user_1/x")
     for _ in range(5):
         assert "unread_objects" not in warnings(services)
         read_due(services.engine, workos)
     sandbox.faults.fail("/user_management/users/", status=400, times=None)
-    asked_for(services.engine, "user", "user_2")
+    request_read(services.engine, "user", "user_2")
     for _ in range(5):
         read_due(services.engine, workos)
     assert "1 object" in warnings(services)["unread_objects"] and "user_2" in warnings(services)["unread_objects"]
@@ -261,7 +261,7 @@ def test_resync_finishes_despite_invalid_id(one_engine: Engine, sandbox: Sandbox
     gone = next(iter(sandbox.world.memberships))
     quietly(sandbox.world, lambda: sandbox.world.delete_membership(gone))
     run_id = start(one_engine, "test")
-    asked_for(one_engine, "user", "..", run_id=run_id)
+    request_read(one_engine, "user", "..", run_id=run_id)
     assert continue_run(one_engine, workos, run_id)
     assert found(one_engine, run_id) == {
         ("user", ".."): ("invalid", "reported"),
@@ -288,7 +288,7 @@ def test_listed_object_refused_by_database_is_reported(
         small_life_named(world)
         poison = list(tables[table])[-1]
         world.delete_membership(gone)
-    poisoned(one_engine, table, f"NEW.id = '{poison}'")
+    refuse_rows(one_engine, table, f"NEW.id = '{poison}'")
     run_id = start(one_engine, "test")
     assert continue_run(one_engine, workos, run_id)
     assert run_row(one_engine, run_id)["status"] == RunStatus.DONE
@@ -296,7 +296,7 @@ def test_listed_object_refused_by_database_is_reported(
     for each in KINDS:
         assert live(one_engine)[each] == ids(world)[each] - {poison} | known[each] - {gone}, each
     assert bad in live(one_engine)["membership"]
-    healed(one_engine, table)
+    accept_rows(one_engine, table)
     resync(one_engine, workos)
     assert differences(one_engine, world.truth()) == []
 
@@ -328,10 +328,10 @@ def test_unexpected_failure_ends_only_that_run(
     mirror_of(engine, sandbox, workos, 2)
     mark_as_filled(engine)
     user = next(iter(sandbox.world.users))
-    poisoned(engine, "runs", "NEW.phase = 'delete'")
+    refuse_rows(engine, "runs", "NEW.phase = 'delete'")
     run_id = start(engine, "test")
     catching_up = in_transaction(engine, create, Task.CATCH_UP, "test")
-    asked_for(engine, "user", user)
+    request_read(engine, "user", user)
     make_reads_due(engine)
     Repair(engine, workos, services.settings, Doorbell(redis, "drain")).all()
     failed = run_row(engine, run_id)
@@ -349,7 +349,7 @@ def test_reads_continue_when_events_are_forbidden(
     mark_as_filled(services.engine)
     sandbox.faults.fail("/events", status=403, times=None)
     run_id = in_transaction(services.engine, create, Task.CATCH_UP, "test")
-    asked_for(services.engine, "user", next(iter(sandbox.world.users)))
+    request_read(services.engine, "user", next(iter(sandbox.world.users)))
     make_reads_due(services.engine)
     Repair(services.engine, workos, services.settings, Doorbell(redis, "drain")).all()
     assert run_row(services.engine, run_id)["status"] == RunStatus.FAILED
@@ -362,11 +362,11 @@ def test_reads_continue_when_events_are_forbidden(
 def test_join_refused_by_database_blocks_no_other(stage: Stage) -> None:
     org = company(stage.world)
     users = [sign_up(stage.world, f"{name}@acme.example") for name in ("ann", "bob", "cid")]
-    poisoned(stage.engine, "joins", f"NEW.user_id = '{users[0]}' AND NEW.state = 'joined'")
+    refuse_rows(stage.engine, "joins", f"NEW.user_id = '{users[0]}' AND NEW.state = 'joined'")
     stage.settle()
     assert joins_of(stage.engine) == {users[0]: "pending", users[1]: "joined", users[2]: "joined"}
     assert join_of(stage.engine, users[0])["error"].startswith("IntegrityError at ")
-    healed(stage.engine, "joins")
+    accept_rows(stage.engine, "joins")
     stage.settle()
     assert set(joins_of(stage.engine).values()) == {"joined"}
     assert members_at_workos(stage.world) == {(org, user): ["active"] for user in users}
@@ -454,7 +454,7 @@ def test_unprintable_error_counts_as_failure(one_engine: Engine) -> None:
 def test_failing_hook_does_not_stop_others(one_engine: Engine, logs: list[Any]) -> None:
     received: list[JSON] = []
     apply_events(one_engine, [made("user.created", id="user_1", email="ann@acme.example")])
-    poisoned(one_engine, "hooks", "NEW.name = 'bad' AND NEW.cursor > 0")
+    refuse_rows(one_engine, "hooks", "NEW.name = 'bad' AND NEW.cursor > 0")
     hooks.follow(one_engine, {"bad": FunctionTarget(print), "good": FunctionTarget(received.append)}, 3)
     assert len(received) == 1
     assert {row["name"]: row["cursor"] for row in rows(one_engine, Hook)} == {"bad": 0, "good": 1}

@@ -139,7 +139,7 @@ def test_removing_everybody_adds_nobody_again(stage: Stage) -> None:
 # One person, several ids and addresses
 
 
-def was_removed(stage: Stage) -> tuple[str, str]:
+def removed_person(stage: Stage) -> tuple[str, str]:
     """A person who joined and was removed; returns the workspace and the person."""
     org, user = company(stage.world), sign_up(stage.world)
     stage.settle()
@@ -149,7 +149,7 @@ def was_removed(stage: Stage) -> tuple[str, str]:
     return org, user
 
 
-def is_kept_out(stage: Stage, org: str, user: str) -> None:
+def check_kept_out(stage: Stage, org: str, user: str) -> None:
     """Check that nobody adds the person: worker, view, Python contract and list of missing members agree."""
     stage.settle()
     assert (org, user) not in members_at_workos(stage.world)
@@ -160,32 +160,32 @@ def is_kept_out(stage: Stage, org: str, user: str) -> None:
 
 
 def test_recreated_person_is_kept_out_after_removal(stage: Stage) -> None:
-    org, user = was_removed(stage)
+    org, user = removed_person(stage)
     stage.world.delete_user(user)
-    is_kept_out(stage, org, sign_up(stage.world, "ANN@acme.example"))
+    check_kept_out(stage, org, sign_up(stage.world, "ANN@acme.example"))
     assert auto_join_answer(stage.engine, "new@acme.example") == (org, "member")
 
 
 def test_former_address_of_removed_person_is_kept_out(stage: Stage) -> None:
-    org, user = was_removed(stage)
+    org, user = removed_person(stage)
     stage.world.update_user(user, email="ann@elsewhere.example")
-    is_kept_out(stage, org, sign_up(stage.world))
+    check_kept_out(stage, org, sign_up(stage.world))
     stage.world.update_user(user, email="ann2@acme.example")
-    is_kept_out(stage, org, user)
+    check_kept_out(stage, org, user)
 
 
 def test_former_address_from_late_event_counts(stage: Stage) -> None:
-    org, user = was_removed(stage)
+    org, user = removed_person(stage)
     stage.world.update_user(user, email="ann2@acme.example")
     stage.clock.advance(seconds=1)
     stage.world.update_user(user, email="ann3@acme.example")
     for event in reversed(stage.world.events):
         apply_events(stage.engine, [event])
-    is_kept_out(stage, org, sign_up(stage.world, "ann2@acme.example"))
+    check_kept_out(stage, org, sign_up(stage.world, "ann2@acme.example"))
 
 
 def test_address_block_survives_erasure(stage: Stage) -> None:
-    org, user = was_removed(stage)
+    org, user = removed_person(stage)
     stage.world.delete_user(user)
     stage.receive_events()
     erasure.forget(stage.engine, user, "ann")
@@ -195,7 +195,7 @@ def test_address_block_survives_erasure(stage: Stage) -> None:
     ]
     assert not [value for value in kept if "ann@acme.example" in str(value)]
     again = sign_up(stage.world)
-    is_kept_out(stage, org, again)
+    check_kept_out(stage, org, again)
     auto_join_policy.unblock(stage.engine, org, again, "bob", "hired again")
     stage.settle()
     assert members_at_workos(stage.world) == {(org, again): ["active"]}
@@ -237,7 +237,7 @@ def test_deactivated_then_deleted_person_is_kept_out(stage: Stage) -> None:
     stage.world.deactivate_membership(next(iter(stage.world.memberships)))
     stage.clock.advance(seconds=10)
     stage.world.delete_user(user)
-    is_kept_out(stage, org, sign_up(stage.world))
+    check_kept_out(stage, org, sign_up(stage.world))
 
 
 def test_failed_membership_event_delays_same_address(stage: Stage) -> None:

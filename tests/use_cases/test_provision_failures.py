@@ -114,7 +114,7 @@ def test_workos_is_called_outside_transactions(stage: Stage) -> None:
 # Fresh at the create
 
 
-def ready(stage: Stage) -> tuple[str, str]:
+def ready_join(stage: Stage) -> tuple[str, str]:
     """A sign-up whose join is ready to be made; returns workspace and person."""
     org, user = company(stage.world), sign_up(stage.world)
     stage.receive_events()
@@ -123,7 +123,7 @@ def ready(stage: Stage) -> tuple[str, str]:
     return org, user
 
 
-def comes_and_goes(stage: Stage, org: str, user: str) -> None:
+def add_and_remove(stage: Stage, org: str, user: str) -> None:
     """Add and remove a member without webhooks, then let a minute pass."""
     stage.world.delete_membership(stage.world.create_membership(org, user)["id"])
     stage.clock.advance(seconds=60)
@@ -131,12 +131,12 @@ def comes_and_goes(stage: Stage, org: str, user: str) -> None:
 
 @pytest.mark.parametrize("status", [429, 500, 0])
 def test_failed_check_discards_earlier_knowledge(stage: Stage, status: int) -> None:
-    org, user = ready(stage)
+    org, user = ready_join(stage)
     stage.sandbox.faults.fail(MEMBERSHIPS, method="GET", status=status, times=None)
     stage.run_worker()
     assert join_of(stage.engine, user)["complete_from"] is None
     stage.sandbox.faults.clear()
-    comes_and_goes(stage, org, user)
+    add_and_remove(stage, org, user)
     stage.run_worker()
     assert create_calls(stage.sandbox) == 0
     stage.settle()
@@ -144,8 +144,8 @@ def test_failed_check_discards_earlier_knowledge(stage: Stage, status: int) -> N
 
 
 def test_late_join_rereads_events(stage: Stage) -> None:
-    org, user = ready(stage)
-    comes_and_goes(stage, org, user)
+    org, user = ready_join(stage)
+    add_and_remove(stage, org, user)
     stage.run_worker()
     assert create_calls(stage.sandbox) == 0 and joins_of(stage.engine) == {user: "pending"}
     stage.settle()
@@ -153,12 +153,12 @@ def test_late_join_rereads_events(stage: Stage) -> None:
 
 
 def test_pause_between_check_and_create_creates_nothing(stage: Stage) -> None:
-    org, user = ready(stage)
+    org, user = ready_join(stage)
     with freeze_time() as frozen:
 
         def stop(path: str) -> None:
             if path.endswith("organization_memberships"):
-                comes_and_goes(stage, org, user)
+                add_and_remove(stage, org, user)
                 frozen.tick(60)
 
         workos, stage.workos = stage.workos, Between(stage.workos, stop)
@@ -170,7 +170,7 @@ def test_pause_between_check_and_create_creates_nothing(stage: Stage) -> None:
 
 
 def test_create_delayed_by_rate_limit_is_not_sent(stage: Stage) -> None:
-    org, user = ready(stage)
+    org, user = ready_join(stage)
     with freeze_time() as frozen:
 
         def wait(_seconds: float) -> None:
@@ -187,9 +187,9 @@ def test_create_delayed_by_rate_limit_is_not_sent(stage: Stage) -> None:
 # An inactive membership that a create activates
 
 
-def wake(stage: Stage) -> tuple[str, str]:
+def activate_with_lost_answer(stage: Stage) -> tuple[str, str]:
     """Let a create, whose answer is lost, activate an inactive membership that neither mirror nor listing shows."""
-    org, user = ready(stage)
+    org, user = ready_join(stage)
     with stage.world.silently():
         membership = stage.world.create_membership(org, user)["id"]
         stage.world.deactivate_membership(membership)
@@ -204,7 +204,7 @@ def wake(stage: Stage) -> tuple[str, str]:
 
 @pytest.mark.parametrize("found_by", ["the mirror", "the look"])
 def test_membership_activated_by_lost_create_is_deactivated(stage: Stage, found_by: str) -> None:
-    org, user = wake(stage)
+    org, user = activate_with_lost_answer(stage)
     if found_by == "the mirror":
         stage.receive_events()
     stage.run_worker()
@@ -215,7 +215,7 @@ def test_membership_activated_by_lost_create_is_deactivated(stage: Stage, found_
 
 
 def test_activation_is_undone_after_mode_change(stage: Stage) -> None:
-    org, user = wake(stage)
+    org, user = activate_with_lost_answer(stage)
     set_auto_join(stage.engine, "mirror")
     stage.settle()
     assert members_at_workos(stage.world) == {(org, user): ["inactive"]}

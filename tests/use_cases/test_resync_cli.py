@@ -48,7 +48,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture(autouse=True)
-def _surroundings(set_environment: Callable[..., None], db_url: str, sandbox: Sandbox, logs_as_before: None) -> None:
+def _surroundings(set_environment: Callable[..., None], db_url: str, sandbox: Sandbox, restored_logging: None) -> None:
     set_environment(DATABASE_URL=db_url, WORKOS_RATE_SHARE="1", **settings_of(sandbox))
 
 

@@ -304,7 +304,7 @@ def test_unavailable_database_gets_503_with_retry_after(
 
 
 def test_process_started_without_database_answers_503(
-    set_environment: Callable[..., None], tmp_path: Path, logs_as_before: None
+    set_environment: Callable[..., None], tmp_path: Path, restored_logging: None
 ) -> None:
     set_environment(DATABASE_URL=away(tmp_path)["unreachable"], WORKOS_WEBHOOK_SECRETS=SECRET)
     endpoint = application().test_client()
