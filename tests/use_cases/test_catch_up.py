@@ -219,7 +219,7 @@ def test_late_events_are_searched_every_ten_minutes(
     assert {row["deliveries"] for row in rows(one_engine, Event)} == {1}
 
 
-# How far the mirror is right
+# complete_to
 
 
 def test_complete_to_waits_for_pending_events(

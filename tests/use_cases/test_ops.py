@@ -87,7 +87,7 @@ def status(engine: Engine, event: JSON) -> str:
         return tx.execute(select(Event.status).where(Event.id == event["id"])).scalar_one()
 
 
-# Who gets in
+# Sign-in
 
 
 def test_pages_require_sign_in(endpoint: FlaskClient, story: JSON) -> None:
@@ -223,7 +223,7 @@ def test_sign_in_requires_own_form(endpoint: FlaskClient) -> None:
     assert endpoint.get("/ops/").status_code == 401
 
 
-# What operators do
+# Actions
 
 
 def test_replay_records_operator_and_reason(ann: FlaskClient, engine: Engine, services: Services, story: JSON) -> None:

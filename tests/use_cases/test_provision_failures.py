@@ -111,7 +111,7 @@ def test_workos_is_called_outside_transactions(stage: Stage) -> None:
     assert joins_of(stage.engine) == {user: "joined"} and len(waits) == 2
 
 
-# Fresh at the create
+# Events between the check and the create
 
 
 def ready_join(stage: Stage) -> tuple[str, str]:

@@ -61,7 +61,7 @@ def personal(engine: Engine, *words: str) -> list[str]:
     return [name for name, found in stored.items() for row in found if any(word in row for word in words)]
 
 
-# What is kept how long
+# Retention
 
 
 def test_payloads_expire_after_30_days_and_rows_after_100(engine: Engine) -> None:
@@ -185,7 +185,7 @@ def test_keep_events_days_has_a_minimum(monkeypatch: pytest.MonkeyPatch) -> None
         load_settings()
 
 
-# Forgetting
+# Erasure
 
 
 @pytest.fixture
