@@ -31,10 +31,13 @@ TARGETS = {
         ["worker/decision/*", "worker/kinds/*"],
         ["tests/unit/test_decide.py", "tests/unit/test_kinds.py", "tests/unit/test_snapshots.py"],
     ),
-    "auto_join": Target(["worker/mirror/auto_join.py"], ["tests/use_cases/test_auto_join.py"]),
+    "auto_join": Target(
+        ["worker/mirror/auto_join.py"],
+        [f"tests/use_cases/test_{name}.py" for name in ("auto_join", "auto_join_states", "joins")],
+    ),
 }
 VIEW_TESTS = ["tests/use_cases/test_views.py"]
-LEFT_OUT = "not postgresql and not no_order_shows"
+LEFT_OUT = "not postgresql and not shuffled and not in_any_order"
 """SQLite alone, for speed; and without random histories, which every survivor would wait for."""
 LEAST = 0.9
 EQUIVALENT = {

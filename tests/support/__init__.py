@@ -1,4 +1,4 @@
-"""What many tests say: sign and post events, drain the inbox, compare the mirror with WorkOS."""
+"""Helpers of many tests: sign and post events, drain the inbox, compare the mirror with WorkOS."""
 
 import hashlib
 import hmac
@@ -48,7 +48,7 @@ def sign(body: bytes, secret: str = SECRET, at: float | None = None) -> str:
 
 
 def post(endpoint: FlaskClient, event: JSON | bytes, path: str = "/webhooks/workos", **headers: str) -> TestResponse:
-    """Post an event, well signed with `SECRET`, as WorkOS does."""
+    """Post an event with a valid signature."""
     body = event if isinstance(event, bytes) else json.dumps(event).encode()
     return endpoint.post(path, data=body, headers={"WorkOS-Signature": sign(body), **headers})
 
@@ -68,14 +68,14 @@ def serving(app: Flask) -> Iterator[str]:
 
 
 def accept(endpoint: FlaskClient, *events: JSON) -> None:
-    """Post events that must be taken."""
+    """Post events; each must be accepted."""
     for event in events:
         answer = post(endpoint, event)
         assert answer.status_code == 200, answer.get_data(as_text=True)
 
 
 def apply_all(engine: Engine, policy: Policy | None = None) -> None:
-    """Drain the inbox as a worker does, in as many jobs as this machine takes for it."""
+    """Drain the inbox until it is empty."""
     while not drain(engine, policy or Policy()):
         pass
 
@@ -101,12 +101,12 @@ def sample(type: str) -> JSON:
 
 
 def minute(number: int) -> str:
-    """An instant as WorkOS writes it, `number` minutes after a fixed noon."""
+    """A time in WorkOS's format, `number` minutes after a fixed noon."""
     return (NOON + timedelta(minutes=number)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def made(type: str, at: int = 0, *, event_id: str | None = None, **data: Any) -> JSON:
-    """The sample event of one type with an id of its own, as of minute `at`, with `data` changed."""
+    """The sample event of one type with a new id, as of minute `at`, with `data` changed."""
     event = sample(type)
     event |= {"id": event_id or f"event_made_{next(_made):06d}", "created_at": minute(at)}
     target = event["data"].get("organization_domain", event["data"])
@@ -115,17 +115,17 @@ def made(type: str, at: int = 0, *, event_id: str | None = None, **data: Any) ->
 
 
 def access(engine: Engine) -> set[tuple[str, str, str]]:
-    """Who has access now: workspace, user, local role."""
+    """Current access as (workspace, user, local role)."""
     return {(row["organization_id"], row["user_id"], row["role"]) for row in rows(engine, workspace_members)}
 
 
 def joins(engine: Engine) -> set[tuple[str, str]]:
-    """Which domains auto-join now: domain, workspace."""
+    """Current auto-join domains as (domain, workspace)."""
     return {(row["domain"], row["organization_id"]) for row in rows(engine, auto_join_domains)}
 
 
 def outcomes(engine: Engine, *events: JSON) -> list[str | None]:
-    """What became of each of `events`."""
+    """The outcome of each event."""
     return [event_row(engine, event["id"])["outcome"] for event in events]
 
 
@@ -141,7 +141,7 @@ def rows(engine: Engine, source: Any) -> list[JSON]:
 
 
 def mirrored(engine: Engine) -> dict[str, list[JSON]]:
-    """The whole mirror, sorted by id, without what tells how often and when it was written, and not what."""
+    """The whole mirror, sorted by id, without `revision` and `touched_at`."""
     return {
         name: sorted(
             ({k: v for k, v in row.items() if k not in ("revision", "touched_at")} for row in rows(engine, kind.table)),
@@ -152,13 +152,13 @@ def mirrored(engine: Engine) -> dict[str, list[JSON]]:
 
 
 def statuses(engine: Engine) -> dict[str, int]:
-    """How many events stand at each status."""
+    """Status → number of events."""
     found = [row["status"] for row in rows(engine, Event)]
     return {status.value: found.count(status) for status in EventStatus if status in found}
 
 
 def differences(engine: Engine, truth: JSON) -> list[str]:
-    """What differs between the mirror and `truth` (what WorkOS lists), one line each; empty if they are equal."""
+    """Differences between the mirror and `truth` (WorkOS's listings), one line each; empty if they are equal."""
     live = {row["organization_id"]: row for row in rows(engine, workspaces) if row["state"] == "active"}
     found = _compare("workspace", {o["id"]: o["name"] for o in truth["organizations"]}, _names(live))
     emails = {user["id"]: user["email"] for user in truth["users"]}
@@ -192,7 +192,7 @@ def _true_memberships(truth: JSON) -> dict[str, Any]:
 
 
 def _slugs(membership: JSON) -> list[str]:
-    """All role slugs of a membership: which of them decides is ours to say (`workos_role`), not WorkOS's."""
+    """All role slugs of a membership. The mirror chooses `workos_role` from them."""
     return sorted({membership["role"]["slug"], *(role["slug"] for role in membership.get("roles") or [])})
 
 
@@ -262,7 +262,7 @@ def _true_joins(truth: JSON) -> dict[Any, Any]:
 
 
 def commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Every command of a command line, the groups among them, and the words that lead to it."""
+    """Every command and group of a command line, with the words that select it."""
     yield path, group
     for name in group.list_commands(context := click.Context(group)):
         command = group.get_command(context, name)

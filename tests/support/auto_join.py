@@ -1,8 +1,9 @@
-"""What the tests of auto-join say: a mirror in a mode, sign-ups, and rounds of the provisioning worker."""
+"""Helpers of the auto-join tests: modes, sign-ups, and rounds of the provisioning worker."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from redis import Redis
@@ -14,7 +15,7 @@ from models.tables import AutoJoin as AutoJoinRow
 from models.tables import Join, JoinSearch, Mirror
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, rows
-from tests.support.resync import Clock
+from tests.support.resync import Clock, client_of
 from tests.support.sandbox import Sandbox, World
 from tests.support.stories import delivered
 from worker.inbox.store import accept_from_api
@@ -27,32 +28,32 @@ from worker.repair.work import catch_up_or_resync
 from worker.workos_api.client import WorkOSClient
 
 LAG = timedelta(seconds=3)
-"""As long as the sandbox holds its newest events back, and more."""
+"""Longer than the sandbox delays its newest events."""
 
 
-def put_in_force(engine: Engine, mode: str = "provision", *, existing: bool = False) -> None:
-    """As a worker does at its start."""
+def set_auto_join(engine: Engine, mode: str = "provision", *, existing: bool = False) -> None:
+    """Put `AUTO_JOIN` in force, as a worker does at its start."""
     auto_join_policy.adopt(engine, mode, existing=existing)
 
 
-def is_filled(engine: Engine) -> None:
-    """As if a first resync and catch-up had ended on an environment that was empty."""
+def mark_as_filled(engine: Engine) -> None:
+    """Mark the mirror as filled, as after the first resync and catch-up."""
     filled = {"backfill_from": db_now_plus(-86_400), "backfilled_at": db_now_plus(0), "last_resync_at": db_now_plus(0)}
     in_transaction(engine, lambda tx: tx.execute(update(Mirror).values(filled)))
 
 
 def company(world: World, domain: str = "acme.example", state: str = "verified") -> str:
-    """A workspace that holds a domain; returns its id."""
+    """Create a workspace with a domain; returns its id."""
     return str(world.create_organization(domain, domains=[(domain, state)])["id"])
 
 
 def sign_up(world: World, email: str = "ann@acme.example") -> str:
-    """A user with a verified address; returns the id."""
+    """Create a user with a verified address; returns its id."""
     return str(world.create_user(email, email_verified=True)["id"])
 
 
-def tell(engine: Engine, events: Iterable[JSON]) -> None:
-    """Put events into the inbox, those that are there already too, and apply them."""
+def apply_events(engine: Engine, events: Iterable[JSON]) -> None:
+    """Put events into the inbox, known ones included, and apply them."""
 
     def take(tx: Connection) -> None:
         for event in list(events):
@@ -62,14 +63,14 @@ def tell(engine: Engine, events: Iterable[JSON]) -> None:
     apply_all(engine)
 
 
-def posts(sandbox: Sandbox) -> int:
-    """How many memberships were asked for."""
+def create_calls(sandbox: Sandbox) -> int:
+    """The number of calls that create a membership."""
     return sum(number for (method, _), number in sandbox.calls.items() if method == "POST")
 
 
 @dataclass
 class Stage:
-    """A mirror that provisions, and the WorkOS it asks, whose time stands still unless told."""
+    """A mirror that creates memberships, and its WorkOS, whose time advances only when the test advances it."""
 
     engine: Engine
     sandbox: Sandbox
@@ -81,32 +82,43 @@ class Stage:
     def world(self) -> World:
         return self.sandbox.world
 
-    def hears(self) -> None:
-        """All that WorkOS ever told of arrives."""
-        tell(self.engine, self.world.events)
+    def receive_events(self) -> None:
+        """Deliver and apply every event of WorkOS."""
+        apply_events(self.engine, self.world.events)
 
-    def time_passes(self) -> None:
-        """So much that the events API shows all that happened, and it is read and applied."""
-        self.clock.goes_on(seconds=10)
+    def let_time_pass(self) -> None:
+        """Wait until the events API shows everything; read and apply it."""
+        self.clock.advance(seconds=10)
         catch_up(self.engine, self.workos, lag=LAG)
         apply_all(self.engine)
         update_complete_to(self.engine)
 
-    def works(self) -> None:
-        """One round of the provisioning worker, with everything due."""
+    def run_worker(self) -> None:
+        """Run one round of the provisioning worker, with every join due."""
         in_transaction(self.engine, lambda tx: tx.execute(update(Join).values(due_at=db_now_plus(-1))))
         read_events = partial(catch_up_or_resync, self.engine, self.workos, lag=LAG)
         applied = partial(update_complete_to, self.engine)
         provision(self.engine, self.workos, LAG, Doorbell(self.redis, "drain"), read_events, applied)
 
-    def settles(self, most: int = 20) -> None:
-        """Rounds until no join is open, time passing in between; and what they made arrives."""
-        self.hears()
+    def settle(self, most: int = 20) -> None:
+        """Run rounds until no join is open, then deliver the events they caused."""
+        self.receive_events()
         while most and open_joins(self.engine) + len(rows(self.engine, JoinSearch)):
-            self.works()
-            self.time_passes()
+            self.run_worker()
+            self.let_time_pass()
             most -= 1
-        self.hears()
+        self.receive_events()
+
+
+@contextmanager
+def provisioning_stage(engine: Engine, redis: Redis) -> Iterator[Stage]:
+    """A filled mirror in mode `provision`, and a sandbox WorkOS whose clock starts at the present second."""
+    set_auto_join(engine)
+    mark_as_filled(engine)
+    clock = Clock()
+    clock.now = datetime.now(UTC).replace(microsecond=0)
+    with Sandbox(seed=7, clock=clock) as sandbox, closing(client_of(sandbox, redis)) as workos:
+        yield Stage(engine, sandbox, clock, workos, redis)
 
 
 def open_joins(engine: Engine) -> int:
@@ -118,13 +130,13 @@ def join_of(engine: Engine, user_id: str) -> JSON:
 
 
 def joins_of(engine: Engine) -> dict[str, str]:
-    """User → state of their join."""
+    """User → state of the join."""
     with read_transaction(engine) as tx:
         return {row.user_id: row.state for row in tx.execute(select(Join.user_id, Join.state))}
 
 
-def answer(engine: Engine, email: str) -> AutoJoin | None:
-    """What a host is told at a sign-up."""
+def auto_join_answer(engine: Engine, email: str) -> AutoJoin | None:
+    """The answer that a host gets at a sign-up."""
     with session(engine) as opened:
         return auto_join_for(opened, email)
 
@@ -139,7 +151,7 @@ def members_at_workos(world: World) -> dict[tuple[str, str], list[str]]:
 
 
 def outdated_states(engine: Engine) -> list[str]:
-    """The ids of domains whose auto-join state is not noted, or is noted otherwise than it is."""
+    """The ids of domains whose recorded auto-join state is missing or wrong."""
     with read_transaction(engine) as tx:
         found = auto_join.claims(tx, tx.execute(select(Domain.id)).scalars())
         noted = {row.domain_id: (row.state, row.reason) for row in tx.execute(select(AutoJoinRow.__table__))}

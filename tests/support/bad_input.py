@@ -1,4 +1,4 @@
-"""What a broken or hostile sender may say, well signed: any field, the event itself, its bytes, its headers."""
+"""Correctly signed bodies of a broken or hostile sender: any field, event, bytes and headers."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.support import EVENTS, JSON, sample
 
 TYPES = sorted(path.stem for path in EVENTS.glob("*.json"))
-CANARIES = ("canary-mail", "Canaria", "canary-told-nobody")
+CANARIES = ("canary-mail", "Canaria", "canary-secret")
 PERSONAL = {
     "email": "canary-mail@private.example",
     "first_name": "Canaria",
@@ -29,7 +29,7 @@ NUMBERS = [
 TEXTS = [
     *("", " ", "\0", "a\0b", "\ud800", "\udfff\ud800", "\r\nlevel=error", "\x1b[31mred", "\u202egnirts", "é", "𐀀"),
     *("null", "true", "{}", "<script>alert(1)</script>", "' OR 1=1 --", "%", "org_1/../org_2", "a" * 255, "a" * 256),
-    *("admin", "active", "verified", "canary-told-nobody \u00e9@private.example"),
+    *("admin", "active", "verified", "canary-secret \u00e9@private.example"),
 ]
 TIMES = [
     *("0000-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59.999999Z"),
@@ -55,7 +55,7 @@ values = st.one_of(
         max_leaves=6,
     ).map(json.dumps),
 )
-"""Any value, as the JSON or nearly JSON that says it."""
+"""Any value, as JSON or almost JSON."""
 
 _numbers = itertools.count()
 
@@ -68,7 +68,7 @@ class Posted(NamedTuple):
 
 
 def paths(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
-    """Where a field stands in an event, for each of them."""
+    """The path of every field of an event."""
     found = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, inner in found:
         yield (*path, name)
@@ -76,7 +76,7 @@ def paths(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
 
 
 def event_of(type: str) -> JSON:
-    """A good event of an id of its own, with canaries in place of what is personal."""
+    """A valid event with a new id, and canaries in its personal fields."""
     event = sample(type) | {"id": f"event_bad_{next(_numbers):07d}"}
     for path in list(paths(event["data"])):
         if path[-1] in PERSONAL and isinstance(at(event["data"], path[:-1]), dict):
@@ -91,7 +91,7 @@ def at(value: Any, path: tuple[Any, ...]) -> Any:
 
 
 def with_field(event: JSON, path: tuple[Any, ...], said: str | None) -> str:
-    """The event as JSON text, with `said` at `path` as it stands; None leaves the field out."""
+    """The event as JSON text, with the raw text `said` at `path`; None omits the field."""
     holder = at(event, path[:-1])
     if said is None:
         del holder[path[-1]]
@@ -107,7 +107,7 @@ def events(draw: st.DrawFn) -> JSON:
 
 @st.composite
 def odd_fields(draw: st.DrawFn) -> bytes:
-    """An event with one odd field."""
+    """An event with one invalid field."""
     event = draw(events())
     path = draw(st.sampled_from(sorted(paths(event), key=str)))
     said = draw(st.none() | values)
@@ -116,7 +116,7 @@ def odd_fields(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def doubled_fields(draw: st.DrawFn) -> bytes:
-    """An event that says a field twice."""
+    """An event with a duplicate field."""
     event = draw(events())
     name, said = draw(st.sampled_from(["id", "event", "data", "created_at", "email"])), draw(values)
     text = json.dumps(event)
@@ -125,7 +125,7 @@ def doubled_fields(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def odd_bytes(draw: st.DrawFn) -> bytes:
-    """The bytes of an event that are no plain UTF-8 JSON any more, or just so."""
+    """The bytes of an event that are not plain UTF-8 JSON, or only just."""
     text = json.dumps(draw(events()))
     body = text.encode()
     cut = draw(st.integers(0, len(body)))

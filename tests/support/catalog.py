@@ -1,4 +1,4 @@
-"""What a database's schema is, as lines of text that two databases can be compared by."""
+"""The schema of a database as lines of text, for comparison."""
 
 import re
 
@@ -45,7 +45,7 @@ def catalog(engine: Engine) -> list[str]:
 
 
 def drop_schema(engine: Engine) -> None:
-    """Drop every table and view, so that the database was never migrated."""
+    """Drop every table and view, as in a database that was never migrated."""
     with write_transaction(engine) as tx:
         cascade = "CASCADE" if tx.dialect.name == "postgresql" else ""
         for view in inspect(tx).get_view_names():

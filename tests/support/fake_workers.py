@@ -1,4 +1,4 @@
-"""Workers as Redis shows them, without the processes: for what only looks whether some are there."""
+"""Registered workers in Redis, without their processes."""
 
 import threading
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from worker.queue.doorbell import DRAIN, REPAIR, Doorbell
 
 @contextmanager
 def registered(redis_url: str, *lanes: str) -> Iterator[None]:
-    """Register one worker for each of these lanes, and of those that every installation has."""
+    """Register one worker for each of these lanes, and for the lanes of every installation."""
     with ExitStack() as ended:
         for lane in (DRAIN, REPAIR, *lanes):
             worker = make_worker(ended.enter_context(Redis.from_url(redis_url)), lane, {})

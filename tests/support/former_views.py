@@ -1,4 +1,4 @@
-"""The SQL of views as it was before it was rewritten to be read: the new says the same of the same rows."""
+"""The SQL of views of a former release: today's views must return the same rows."""
 
 BLOCKS = """
 SELECT m.organization_id, m.user_id, u.email_normalized,

@@ -1,4 +1,4 @@
-"""One system and the WorkOS it mirrors: what may happen to them in any order, and what must hold after each step."""
+"""A stateful test: a system and its WorkOS, what can happen in any order, and what must hold after each step."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from models.tables import JOIN, WORKSPACE_SETTINGS, Change, Drift, Event, EventStatus, RunStatus
 from models.views import workspace_members
 from tests.support import JSON, accept, apply_all, differences, rows, sign
-from tests.support.resync import Between, Clock, client_of, empty, go_on, make_reads_due, run_row
+from tests.support.resync import Between, Clock, client_of, continue_run, empty, make_reads_due, run_row
 from tests.support.sandbox import Sandbox, WorldError, play
 from worker.decision.roles import DEFAULT_ROLE_MAP
 from worker.errors import BusyError, WorkOSUnavailableError
@@ -48,7 +48,7 @@ COLUMNS |= {JOIN: {"state", "reasons", "why"}, WORKSPACE_SETTINGS: {"auto_join",
 
 
 def broken_chains(changes: list[JSON]) -> list[str]:
-    """What is wrong with rows of `changes`: a column missing, no difference, or another `before` than was `after`."""
+    """Faults in rows of `changes`: a missing column, no difference, or a `before` that is not the last `after`."""
     wrong: list[str] = []
     last: dict[tuple[str, ...], JSON] = {}
     erased = {row["object_id"] for row in changes if row["after"].get("erased")}
@@ -67,32 +67,66 @@ def broken_chains(changes: list[JSON]) -> list[str]:
 
 
 class DeathError(BaseException):
-    """A worker dies: what it had read it never writes."""
+    """A worker dies before it writes what it has read."""
 
 
-class History(RuleBasedStateMachine):
-    """Life at WorkOS, its webhooks on their way, and a system that takes, misses, repairs and replays."""
+class Simulation(RuleBasedStateMachine):
+    """A mirror and its sandbox WorkOS. Actions in `planned` happen after one of the next answers, before it is used."""
 
     def __init__(self, engine: Engine, endpoint: FlaskClient, redis: Redis) -> None:
         super().__init__()
-        self.engine, self.door, self.bell, self.clock = engine, endpoint, Doorbell(redis, "drain"), Clock()
+        self.engine, self.endpoint, self.clock = engine, endpoint, Clock()
         empty(engine, self.clock)
         self.sandbox = Sandbox(clock=self.clock).start()
         self.world = self.sandbox.world
+        self.workos = Between(client_of(self.sandbox, redis), self._answered)
+        self.planned: list[tuple[int, Callable[[], None]]] = []
+        """Number of answers to wait for, and the action."""
+
+    @rule(answers=FEW)
+    def a_worker_will_die(self, answers: int) -> None:
+        self.planned.append((answers, self._dies))
+
+    def teardown(self) -> None:
+        try:
+            if sys.exc_info()[0] is None:
+                self._ends()
+        finally:
+            self.workos.close()
+            self.sandbox.stop()
+
+    def _ends(self) -> None:
+        """Let the system finish its work, and check that it converges."""
+        raise NotImplementedError
+
+    def _answered(self, _path: str) -> None:
+        due = [action for answers, action in self.planned if answers == 1]
+        self.planned = [(answers - 1, action) for answers, action in self.planned if answers > 1]
+        for action in due:
+            action()
+
+    def _dies(self) -> None:
+        raise DeathError
+
+
+class History(Simulation):
+    """Changes in WorkOS, webhooks in flight, and a system that receives, misses, repairs and replays."""
+
+    def __init__(self, engine: Engine, endpoint: FlaskClient, redis: Redis) -> None:
+        super().__init__(engine, endpoint, redis)
+        self.bell = Doorbell(redis, "drain")
         self.on_the_way: list[JSON] = []
         self.world.subscribe(self.on_the_way.append)
-        self.workos = Between(client_of(self.sandbox, redis), self._answered)
-        self.soon: list[tuple[int, Callable[[], None]]] = []
-        self.all_told = True
+        self.has_all_events = True
         self.change_ids: list[int] = []
         self.tombstones: set[tuple[str, str]] = set()
 
     @initialize(
-        told=st.booleans(), children=st.booleans(), roles=st.sampled_from(["silently", "silently_same_version"])
+        all_events=st.booleans(), children=st.booleans(), roles=st.sampled_from(["silently", "silently_same_version"])
     )
-    def begins(self, *, told: bool, children: bool, roles: str) -> None:
-        self.all_told = told
-        self.sandbox.knobs.update({"children_deleted": children, "role_deletion": "events" if told else roles})
+    def begins(self, *, all_events: bool, children: bool, roles: str) -> None:
+        self.has_all_events = all_events
+        self.sandbox.knobs.update({"children_deleted": children, "role_deletion": "events" if all_events else roles})
 
     # WorkOS
 
@@ -100,9 +134,9 @@ class History(RuleBasedStateMachine):
     def life_goes_on(self, seed: int, events: int) -> None:
         play(self.world, events, companies=3, seed=seed)
 
-    @precondition(lambda self: not self.all_told)
+    @precondition(lambda self: not self.has_all_events)
     @rule(what=st.sampled_from(["membership", "user", "domain", "organization"]), place=PLACES)
-    def something_changes_that_no_event_tells(self, what: str, place: int) -> None:
+    def something_changes_without_event(self, what: str, place: int) -> None:
         with self.world.silently():
             if what != "organization":
                 self._deletes(what, place)
@@ -111,9 +145,9 @@ class History(RuleBasedStateMachine):
 
     @rule(what=st.sampled_from(["membership", "user", "organization"]), place=PLACES)
     def a_server_whose_clock_is_behind_deletes_something(self, what: str, place: int) -> None:
-        self.clock.goes_on(seconds=-2)
+        self.clock.advance(seconds=-2)
         self._deletes(what, place)
-        self.clock.goes_on(seconds=2)
+        self.clock.advance(seconds=2)
 
     @rule(slug=st.sampled_from(["billing", "viewer"]), place=PLACES, own=st.booleans(), ends=st.booleans())
     def a_role_is_given_or_deleted(self, slug: str, place: int, *, own: bool, ends: bool) -> None:
@@ -134,17 +168,17 @@ class History(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, 3, 30, 4000]))
     def time_passes(self, seconds: int) -> None:
-        self.clock.goes_on(seconds=seconds)
+        self.clock.advance(seconds=seconds)
 
     # Webhooks
 
     @rule(places=SOME)
     def some_arrive(self, places: list[int]) -> None:
-        accept(self.door, *self._off_the_way(places))
+        accept(self.endpoint, *self._off_the_way(places))
 
     @rule()
     def all_arrive(self) -> None:
-        accept(self.door, *self._off_the_way([0] * len(self.on_the_way)))
+        accept(self.endpoint, *self._off_the_way([0] * len(self.on_the_way)))
 
     @rule(places=SOME)
     def some_are_lost(self, places: list[int]) -> None:
@@ -155,24 +189,24 @@ class History(RuleBasedStateMachine):
         for event in self._off_the_way(places):
             body = json.dumps(event).encode()
             late = {"WorkOS-Signature": sign(body, at=time.time() - 3600)}
-            assert self.door.post("/webhooks/workos", data=body, headers=late).status_code == 401
+            assert self.endpoint.post("/webhooks/workos", data=body, headers=late).status_code == 401
 
     @rule(places=SOME)
     def some_arrive_again_or_late(self, places: list[int]) -> None:
         events = self.world.events
-        accept(self.door, *(events[-1 - place % len(events)] for place in places if events))
+        accept(self.endpoint, *(events[-1 - place % len(events)] for place in places if events))
 
     @rule(place=PLACES)
     def a_child_arrives_before_its_parents(self, place: int) -> None:
         children = [event for event in self.on_the_way if event["event"] == "organization_membership.created"]
         if children:
             self.on_the_way.remove(child := children[place % len(children)])
-            accept(self.door, child)
+            accept(self.endpoint, child)
 
     @rule()
     def deletions_overtake_the_rest(self) -> None:
         overtaking = [place for place, event in enumerate(self.on_the_way) if event["event"].endswith(".deleted")]
-        accept(self.door, *(self.on_the_way.pop(place) for place in reversed(overtaking)))
+        accept(self.endpoint, *(self.on_the_way.pop(place) for place in reversed(overtaking)))
         self.drains(500)
 
     # The system
@@ -187,7 +221,7 @@ class History(RuleBasedStateMachine):
             catch_up(self.engine, self.workos, lag=LAG)
 
     @rule()
-    def notes_how_far_it_is_right(self) -> None:
+    def updates_complete_to(self) -> None:
         update_complete_to(self.engine)
 
     @rule(pages=st.integers(0, 12))
@@ -195,14 +229,14 @@ class History(RuleBasedStateMachine):
         until = self.sandbox.calls.total() + pages
         with suppress(BusyError, DeathError):
             run_id = start(self.engine, "test")
-            go_on(self.engine, self.workos, run_id, lambda: self.sandbox.calls.total() >= until)
+            continue_run(self.engine, self.workos, run_id, lambda: self.sandbox.calls.total() >= until)
 
     @rule(place=PLACES)
     def resyncs_one_workspace(self, place: int) -> None:
         if ids := list(self.world.organizations):
             with suppress(BusyError, DeathError):
                 run_id = start(self.engine, "test", organization_id=ids[place % len(ids)])
-                go_on(self.engine, self.workos, run_id)
+                continue_run(self.engine, self.workos, run_id)
 
     @rule()
     def reads_what_is_in_doubt(self) -> None:
@@ -233,12 +267,8 @@ class History(RuleBasedStateMachine):
     # While a worker waits for WorkOS: after the n-th answer from now, and before anything is done with it
 
     @rule(answers=FEW, seed=PLACES, events=FEW)
-    def life_will_go_on_and_be_told(self, answers: int, seed: int, events: int) -> None:
-        self.soon.append((answers, lambda: self._lives_and_tells(seed, events)))
-
-    @rule(answers=FEW)
-    def a_worker_will_die(self, answers: int) -> None:
-        self.soon.append((answers, self._dies))
+    def life_will_continue_with_events(self, answers: int, seed: int, events: int) -> None:
+        self.planned.append((answers, lambda: self._live_and_deliver(seed, events)))
 
     # What holds after each step
 
@@ -277,34 +307,26 @@ class History(RuleBasedStateMachine):
 
     # The end
 
-    def teardown(self) -> None:
-        try:
-            if sys.exc_info()[0] is None:
-                self._ends()
-        finally:
-            self.workos.close()
-            self.sandbox.stop()
-
     def _ends(self) -> None:
-        """What the clock would do in the end: everything is read, and everything compared."""
+        """Read and compare everything, as the clock eventually does."""
         self.sandbox.faults.clear()
-        self.soon.clear()
+        self.planned.clear()
         self.another_role_map_comes_into_force({})
         for _ in range(2):
-            self.clock.goes_on(seconds=60)
+            self.clock.advance(seconds=60)
             catch_up(self.engine, self.workos, lag=LAG)
             apply_all(self.engine)
             self.holds()
         stored = {row["id"] for row in rows(self.engine, Event)}
         assert not (missed := [event["id"] for event in self.world.events if event["id"] not in stored]), missed
         self.reads_what_is_in_doubt()
-        if self.all_told:
+        if self.has_all_events:
             self._is_equal()  # without any resync
         self._finishes_a_resync()  # that was left off, and listed long ago
         run_id = self._finishes_a_resync()
         if any(row["action"] == "withheld" and row["run_id"] == run_id for row in rows(self.engine, Drift)):
             # In so small a mirror a few deletions are many: an operator approves them.
-            assert go_on(self.engine, self.workos, start(self.engine, "test", approves=run_id))
+            assert continue_run(self.engine, self.workos, start(self.engine, "test", approves=run_id))
         self.reads_what_is_in_doubt()
         self._is_equal()
         assert {row["status"] for row in rows(self.engine, Event)} <= {EventStatus.DONE}
@@ -313,9 +335,9 @@ class History(RuleBasedStateMachine):
         assert not (wrong := differences(self.engine, self.world.truth())), wrong
 
     def _finishes_a_resync(self) -> str:
-        """Go on with the full run that was left off, if there is one, else a new one, to its end."""
+        """Finish the interrupted full run, or else a new one; returns its id."""
         run_id = start(self.engine, "test")
-        assert go_on(self.engine, self.workos, run_id)
+        assert continue_run(self.engine, self.workos, run_id)
         assert (ended := run_row(self.engine, run_id))["status"] == RunStatus.DONE, ended["error"]
         return run_id
 
@@ -328,18 +350,9 @@ class History(RuleBasedStateMachine):
     def _off_the_way(self, places: list[int]) -> list[JSON]:
         return [self.on_the_way.pop(place % len(self.on_the_way)) for place in places if self.on_the_way]
 
-    def _answered(self, _path: str) -> None:
-        due = [happens for answers, happens in self.soon if answers == 1]
-        self.soon = [(answers - 1, happens) for answers, happens in self.soon if answers > 1]
-        for happens in due:
-            happens()
-
-    def _lives_and_tells(self, seed: int, events: int) -> None:
+    def _live_and_deliver(self, seed: int, events: int) -> None:
         self.life_goes_on(seed, events)
         for id, organization in list(self.world.organizations.items()):  # whichever was just read, it has changed
             self.world.update_organization(id, name=f"{organization['name'].split(' #')[0]} #{seed}")
         self.all_arrive()
         self.drains(500)
-
-    def _dies(self) -> None:
-        raise DeathError

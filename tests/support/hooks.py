@@ -26,7 +26,7 @@ class FunctionTarget:
 
 
 class Web:
-    """A host that is called over HTTP: answers with what it is set to, while it is `open`; keeps what it took."""
+    """A host that hooks call over HTTP. It answers with `answers` while it is `open`, and keeps the messages."""
 
     def __init__(self) -> None:
         self.answers: deque[int] = deque()

@@ -1,4 +1,4 @@
-"""The inbox under a running installation: what waits in it, time that passes for it, drains held in mid-batch."""
+"""The inbox of a running installation: its backlog, the passing of time, and drains stopped in mid-batch."""
 
 import signal
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.support.processes import Command, eventually, suppress_gone
 
 
 def count(engine: Engine, *conditions: ColumnElement[bool]) -> int:
-    """How many events meet the conditions."""
+    """The number of events that meet the conditions."""
     with read_transaction(engine) as tx:
         return tx.execute(select(func.count()).select_from(Event).where(*conditions)).scalar_one()
 
@@ -24,7 +24,7 @@ def pending(engine: Engine) -> int:
 
 
 def let_time_pass(engine: Engine, seconds: float = 3600.0) -> None:
-    """Age what waits by so much, as if nobody had looked for so long."""
+    """Make pending events and batches `seconds` older."""
     with write_transaction(engine) as tx:
         tx.execute(update(Batch).where(Batch.started_at.is_not(None)).values(started_at=db_now_plus(-seconds)))
         tx.execute(update(Event).where(Event.status == EventStatus.PENDING).values(due_at=db_now_plus(-seconds)))
@@ -32,7 +32,7 @@ def let_time_pass(engine: Engine, seconds: float = 3600.0) -> None:
 
 @contextmanager
 def held_in_mid_batch(engine: Engine, worker: Command, seconds: float = 20.0) -> Iterator[None]:
-    """Hold the drains of `worker`: when this yields, at least one has taken a batch and not committed it."""
+    """Stop the drains of `worker`; on entry, at least one has taken a batch and not committed it."""
     if engine.dialect.name == "postgresql":
         with held_before_commit(engine, seconds):
             yield
@@ -46,7 +46,7 @@ def held_in_mid_batch(engine: Engine, worker: Command, seconds: float = 20.0) ->
 
 @contextmanager
 def held_before_commit(engine: Engine, seconds: float) -> Iterator[None]:
-    """Hold whoever is about to draw ids of `changes` on PostgreSQL; when this yields, at least one waits."""
+    """Block drains on PostgreSQL before they assign ids of `changes`; on entry, at least one waits."""
     with write_transaction(engine) as tx:
         advisory_lock(tx, CHANGES_LOCK)
         eventually(lambda: _waits_for_changes_lock(tx), seconds)

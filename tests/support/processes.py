@@ -1,4 +1,4 @@
-"""Our commands as real processes, a Valkey to kill or freeze, and waiting for a condition instead of sleeping."""
+"""Commands as real processes, a Valkey that tests kill or freeze, and polling."""
 
 import json
 import os
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def eventually(condition: Callable[[], T], seconds: float) -> T:
-    """The first true value of `condition`, asked again and again; AssertionError after so many seconds."""
+    """Poll `condition`; return its first true value, or raise AssertionError after `seconds`."""
     ends = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < ends, f"not within {seconds} s; the last answer was {found!r}"
@@ -34,8 +34,10 @@ def eventually(condition: Callable[[], T], seconds: float) -> T:
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """What our commands see of this machine, and `settings`."""
-    compiled = Path(tempfile.gettempdir()) / "workos-sync-tests-bytecode"  # starting anew takes a third of the time
+    """The environment of a command: the machine's, without its own settings, and `settings`."""
+    compiled = (
+        Path(tempfile.gettempdir()) / "workos-sync-tests-bytecode"
+    )  # reused, so that a start takes a third of the time
     return machine.environment(compiled) | {name: str(value) for name, value in settings.items()}
 
 
@@ -48,16 +50,16 @@ QUICK: dict[str, object] = {
     "CATCH_UP_SECONDS": "1",
     "CATCH_UP_LAG_SECONDS": "1",
 }
-"""Settings of an installation that a test waits for."""
+"""Settings with short intervals, for tests that wait."""
 
 
 class Command:
-    """A `workos-sync …` command as a process, in a session of its own so that nothing of it can be left over."""
+    """A `workos-sync …` command as a process in its own session, so that nothing is left behind."""
 
     def __init__(
         self, *arguments: str, cwd: Path, settings: dict[str, object], listening: socket.socket | None = None
     ) -> None:
-        """Start it; with `listening`, a socket, as systemd does that holds it."""
+        """Start the command; `listening` is a socket that it inherits, as from systemd."""
         self.log = cwd / f"{arguments[0]}-{time.monotonic_ns()}.log"
         sockets = [] if listening is None else [listening.fileno()]
         activated = (
@@ -79,7 +81,7 @@ class Command:
         return self.log.read_text(errors="replace")
 
     def family(self) -> list[psutil.Process]:
-        """The processes under this one that live."""
+        """The running descendants."""
         try:
             found = psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
@@ -93,17 +95,17 @@ class Command:
         return [process for process in self.family() if process.pid in pids]
 
     def lane(self, name: str) -> psutil.Process:
-        """The newest lane process of that name, by what it said as it started."""
+        """The newest process of that lane, by its start message."""
         said = [json.loads(line) for line in self.output().splitlines() if "worker_started" in line]
         return psutil.Process([line["pid"] for line in said if line["lane"] == name][-1])
 
     def kill(self) -> None:
-        """End the process itself, and not those under it, as `kill -9` does."""
+        """Kill the process, but not its children, as `kill -9` does."""
         self.process.kill()
         self.process.wait()
 
     def stop(self, seconds: float = 10.0) -> None:
-        """SIGTERM: it must end by itself, in time, with code 0, and leave no process behind."""
+        """Send SIGTERM; the process must exit with 0 within `seconds` and leave no child behind."""
         family = self.family()
         self.process.terminate()
         try:
@@ -116,7 +118,7 @@ class Command:
         assert "Fatal Python error" not in self.output(), self.output()[-3000:]
 
     def sweep_away(self) -> None:
-        """End everything of this session, whatever happened before."""
+        """Kill everything in this session."""
         for process in self.family():
             with suppress_gone():
                 process.kill()
@@ -165,7 +167,7 @@ class Commands:
         return self._note(Command(*arguments, cwd=self.folder, settings=self.settings | settings))
 
     def activate(self, listening: socket.socket, *arguments: str, **settings: object) -> Command:
-        """As `start`, with a socket that this process holds, as systemd does."""
+        """Start a command that inherits a listening socket, as from systemd."""
         given = self.settings | settings
         return self._note(Command(*arguments, cwd=self.folder, settings=given, listening=listening))
 
@@ -195,7 +197,7 @@ def listens(port: int) -> bool:
 
 
 class Valkey:
-    """A Valkey of the test's own, to be killed, frozen and started again at the same address."""
+    """A Valkey that can be killed, frozen and started again at the same address."""
 
     def __init__(self, home: Path, port: int = 0) -> None:
         """Without a port it listens on its socket only."""
@@ -239,7 +241,7 @@ class Valkey:
 
 @contextmanager
 def piece(module: str, *arguments: object) -> Iterator["subprocess.Popen[str]"]:
-    """A module of this folder as a process to talk to; it is gone at the end."""
+    """Run a module of tests/support/programs as a process; it is killed at the end."""
     command = [sys.executable, "-m", f"tests.support.programs.{module}", *map(str, arguments)]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -251,7 +253,7 @@ def piece(module: str, *arguments: object) -> Iterator["subprocess.Popen[str]"]:
 
 
 def ask(process: "subprocess.Popen[str]", line: str) -> str:
-    """Send a line; returns the next line of the answer, or nothing if the process ended."""
+    """Send a line; returns the next line of output, or "" if the process has ended."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(f"{line}\n")
     process.stdin.flush()

@@ -1,4 +1,4 @@
-"""What of our alert rules fires, as Prometheus's own promtool judges what our /metrics says."""
+"""The alert rules that fire for given metrics, as Prometheus's promtool evaluates them."""
 
 import json
 import re
@@ -9,11 +9,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 RULES = Path(__file__).parents[2] / "docs" / "deploy" / "alerts.yml"
 MINUTES = 420
-"""How long things stay as they are: longer than any rule waits."""
+"""Minutes that the metrics stay unchanged: longer than any rule waits."""
 
 
 def _series(text: str) -> dict[str, float]:
-    """The series of an exposition, as Prometheus writes their names."""
+    """Series → value, with names as Prometheus writes them."""
     found = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -25,7 +25,7 @@ def _series(text: str) -> dict[str, float]:
 def firing(folder: Path, before: str, after: str, *, up: bool = True) -> set[str]:
     """The alerts that fire when /metrics said `before` for half an hour, and `after` for some time or for seven hours.
 
-    promtool tells whether an expectation holds: here it is that nothing fires, and its complaint names what did.
+    The test expects that nothing fires; promtool's complaint names the alerts that did.
     """
     earlier, later = _series(before), _series(after)
     series = [

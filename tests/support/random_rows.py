@@ -25,7 +25,7 @@ def put_random_rows(tx: Connection, dice: random.Random) -> None:
 
 
 def random_rows(dice: random.Random) -> dict[type[Base], list[JSON]]:
-    """Few workspaces, people and addresses, so that they meet; every column that the views look at varies."""
+    """Few workspaces, people and addresses, so that they collide; every column that the views read varies."""
     people, workspaces, names = ([f"{what}_{n}" for n in range(number)] for what, number in SIZES.items())
     known = people[:-3]  # of some there are only memberships and joins yet
 

@@ -1,4 +1,4 @@
-"""What the tests of resyncs say: run one, deliver what WorkOS emitted, read the report."""
+"""Helpers of the resync tests: run a resync, deliver events, read the report."""
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -30,7 +30,7 @@ ORGANIZATIONS, USERS, MEMBERSHIPS = "/organizations$", "/user_management/users$"
 
 
 class Clock:
-    """WorkOS's time, which stands still unless told."""
+    """WorkOS's time, which advances only when the test advances it."""
 
     def __init__(self) -> None:
         self.now = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -38,12 +38,12 @@ class Clock:
     def __call__(self) -> datetime:
         return self.now
 
-    def goes_on(self, **by: float) -> None:
+    def advance(self, **by: float) -> None:
         self.now += timedelta(**by)
 
 
 class Between(WorkOSClient):
-    """WorkOS, with something happening after it has answered and before anyone has used the answer."""
+    """A client of WorkOS that calls `happens` after each answer, before the answer is used."""
 
     def __init__(self, inner: WorkOSClient, happens: Callable[[str], object]) -> None:
         super().__init__(inner._sdk, inner._buckets, inner._count)
@@ -63,7 +63,7 @@ class Between(WorkOSClient):
 
 
 def client_of(sandbox: Sandbox, redis: Redis, *, key: str | None = None, timeout: float = 10.0) -> WorkOSClient:
-    """The sandbox as the worker sees it, without waiting for the rate limits."""
+    """The worker's client of the sandbox, without rate limits."""
     buckets = Buckets(redis, UNLIMITED)
     return open_client(key or sandbox.api_key, CLIENT_ID, sandbox.base_url, buckets, timeout_seconds=timeout)
 
@@ -78,21 +78,23 @@ def settings_of(sandbox: Sandbox) -> dict[str, str]:
 
 
 def resync(engine: Engine, workos: WorkOSClient, **scope: Any) -> str:
-    """One resync from beginning to end; returns its id."""
+    """Run a complete resync; returns its id."""
     run_id = start(engine, "test", **scope)
-    assert go_on(engine, workos, run_id)
+    assert continue_run(engine, workos, run_id)
     return run_id
 
 
-def go_on(engine: Engine, workos: WorkOSClient, run_id: str, stopping: Callable[[], bool] = lambda: False) -> bool:
-    """Work on a run as one worker does; whether it is over."""
+def continue_run(
+    engine: Engine, workos: WorkOSClient, run_id: str, stopping: Callable[[], bool] = lambda: False
+) -> bool:
+    """Work on a run as a worker does; returns whether it is finished."""
     with lease(engine, run_id) as held:
         assert held is not None
         return Resync(engine, workos, held, stopping).work()
 
 
 def empty(engine: Engine, clock: Clock) -> None:
-    """As a database that was only migrated and bound: to make one for each example takes long."""
+    """Empty a database until it is only migrated and bound; creating one for each example takes too long."""
 
     def drop_all(tx: Connection) -> None:
         for table in Base.metadata.sorted_tables:
@@ -114,14 +116,14 @@ def empty(engine: Engine, clock: Clock) -> None:
 
 
 def expire_lease(engine: Engine, run_id: str) -> None:
-    """As if the worker of a run had not been heard of for long."""
+    """Expire the lease of a run."""
     in_transaction(
         engine, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_now_plus(-1)))
     )
 
 
 def make_reads_due(engine: Engine) -> None:
-    """As if a minute had passed for what waits to be read."""
+    """Make every requested read due."""
     in_transaction(engine, lambda tx: tx.execute(update(Read).values(due_at=db_now_plus(-1))))
 
 
@@ -133,7 +135,7 @@ def deliver(engine: Engine, events: Iterable[JSON]) -> None:
 
 
 def catch_up_with(engine: Engine, world: World) -> None:
-    """Deliver all that a world ever emitted."""
+    """Deliver and apply every event of a world."""
     deliver(engine, world.events)
 
 
@@ -142,7 +144,7 @@ def report(engine: Engine, run_id: str) -> list[JSON]:
 
 
 def found(engine: Engine, run_id: str) -> dict[tuple[str, str], tuple[str, str]]:
-    """The report: (kind, id) → (finding, what was done)."""
+    """The report of a run: (kind, id) → (finding, action)."""
     return {(row["kind"], row["object_id"]): (row["finding"], row["action"]) for row in report(engine, run_id)}
 
 
@@ -152,7 +154,7 @@ def changes(engine: Engine) -> int:
 
 
 def live(engine: Engine) -> dict[str, set[str]]:
-    """The ids that are live here."""
+    """Kind → ids of live objects."""
     return {
         name: {row["id"] for row in rows(engine, kind.table) if not row["deleted_by"]} for name, kind in KINDS.items()
     }
@@ -167,7 +169,7 @@ def environment_roles(engine: Engine) -> set[str]:
 
 
 def small_life(world: World, companies: int = 3, people: int = 4) -> None:
-    """A few companies that have a verified domain and some people each."""
+    """Create companies with a verified domain and members."""
     for number in range(companies):
         made = world.create_organization(f"Company {number}", domains=[(f"company{number}.example", "verified")])
         for place in range(people):
@@ -176,7 +178,7 @@ def small_life(world: World, companies: int = 3, people: int = 4) -> None:
 
 
 def away_after(sandbox: Sandbox, calls: int, status: int) -> None:
-    """Let WorkOS answer so many more calls, and then nothing but `status` until `comes_back`."""
+    """Let WorkOS answer `calls` more calls, and then fail every call with `status` until `comes_back`."""
     answered = count(1)
 
     def leave(*_: object) -> None:
@@ -192,13 +194,13 @@ def comes_back(sandbox: Sandbox) -> None:
 
 
 def quietly(world: World, act: Callable[[], Any]) -> None:
-    """Do something in a world that no event tells of."""
+    """Do something in a world without events."""
     with world.silently(), suppress(KeyError):
         act()
 
 
 def mirror_of(engine: Engine, sandbox: Sandbox, workos: WorkOSClient, workspaces: int) -> dict[str, set[str]]:
-    """Workspaces of two members, mirrored by events and a resync; returns what is in force."""
+    """Mirror workspaces of two members by events and a resync; returns the live ids."""
     small_life(sandbox.world, workspaces, 2)
     catch_up_with(engine, sandbox.world)
     resync(engine, workos)

@@ -1,4 +1,4 @@
-"""Read made-up events as the product does."""
+"""Parse sample events as the worker does."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Events for these tests, and the mirror they must lead to."""
+"""Series of events, and the mirror they must lead to."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ Mirrored = dict[Any, list[JSON]]
 
 
 def company_life(events: int, seed: int = 0) -> tuple[list[JSON], JSON]:
-    """About so many events of a few companies' life, in order, and what WorkOS lists at the end."""
+    """About `events` events of a few companies, in order, and what WorkOS lists at the end."""
     world = World(seed)
     story: list[JSON] = []
     world.subscribe(story.append)
@@ -25,12 +25,12 @@ def company_life(events: int, seed: int = 0) -> tuple[list[JSON], JSON]:
 
 
 def new_users(number: int) -> list[JSON]:
-    """So many events, each of a user of its own."""
+    """`number` events, each of a different user."""
     return [user(f"user_{place:05}", f"event_user_{place:05}", 0) for place in range(number)]
 
 
 def user(id: str, event_id: str, version: int) -> JSON:
-    """An event of `id`; of several the one with the highest version wins."""
+    """An event of the user `id`; the event with the highest version wins."""
     return _event(
         event_id, "user.updated", version, {"object": "user", "id": id, "email": f"{id}.{version}@acme.example"}
     )
@@ -57,14 +57,14 @@ def delivered(event: JSON) -> Delivery:
 
 
 def store(engine: Engine, events: Iterable[JSON]) -> None:
-    """Put events into the inbox, all at once and without a ring."""
+    """Insert events into the inbox in one statement, without ringing the doorbell."""
     values = [{**delivered(event)._asdict(), "source": "webhook"} for event in events]
     with write_transaction(engine) as tx:
         tx.execute(insert(Event), values)
 
 
 def mirror_of(events: Iterable[JSON], make_database: Callable[[str], str]) -> Mirrored:
-    """The mirror that one undisturbed drain makes of `events`."""
+    """The mirror after one uninterrupted drain of `events`."""
     engine = open_engine(make_database("sqlite"))
     store(engine, events)
     apply_all(engine)
@@ -74,13 +74,13 @@ def mirror_of(events: Iterable[JSON], make_database: Callable[[str], str]) -> Mi
 
 
 def written_once(engine: Engine) -> None:
-    """Each event that was applied wrote its change, and wrote it once."""
+    """Check that each applied event wrote exactly one change."""
     applied = sorted(row["id"] for row in rows(engine, Event) if row["outcome"] == "applied")
-    told = [change["cause_id"] for change in rows(engine, Change) if not _only_auto_join(change)]
-    assert sorted(told) == applied
+    causes = [change["cause_id"] for change in rows(engine, Change) if not _only_auto_join(change)]
+    assert sorted(causes) == applied
 
 
 def _only_auto_join(change: JSON) -> bool:
-    """Whether it is about a domain whose state another object's event changed."""
+    """Whether only the auto-join state of a domain changed, because of another object's event."""
     before, after = change["before"] or {}, change["after"]
     return {name for name in after if before.get(name) != after[name]} <= {"auto_join", "auto_join_reason"}

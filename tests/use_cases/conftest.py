@@ -1,4 +1,4 @@
-"""Parts over one SQLite file, for what does not depend on the kind of database: PostgreSQL takes its time."""
+"""Fixtures of the use cases. `local…` and `one_engine` use SQLite only, where the kind of database does not matter."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -8,17 +8,21 @@ from typing import Any
 
 import pytest
 import structlog
+from click.testing import CliRunner, Result
 from flask.testing import FlaskClient
 from redis import Redis
 from sqlalchemy import Engine
 from structlog.testing import capture_logs
 
 from models.database import open_engine
-from tests.support.resync import client_of
+from tests.support.auto_join import Stage, provisioning_stage
+from tests.support.resync import Clock, client_of
 from tests.support.sandbox import Sandbox
 from webhooks.app import create_app
 from worker.bootstrap import MAX_CONNECTIONS, Services
-from worker.settings import Settings
+from worker.cli import main
+from worker.queue.doorbell import DRAIN, REPAIR, Doorbell
+from worker.settings import Settings, load_settings
 from worker.workos_api import client as workos_clients
 from worker.workos_api.client import WorkOSClient
 
@@ -49,14 +53,14 @@ def local_engine(local_services: Services) -> Engine:
 
 @pytest.fixture
 def logs() -> Iterator[list[Any]]:
-    """The log lines of the test, with what is bound to them."""
+    """The log entries of the test, with their bound context."""
     with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as captured:
         yield captured
 
 
 @pytest.fixture
-def logs_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a command does to the logs of its process ends with the test."""
+def restored_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Restore the logging configuration after the test."""
     config, root, configure = structlog.get_config(), logging.getLogger(), structlog.configure
     handlers, level = root.handlers, root.level
     monkeypatch.setattr(
@@ -69,14 +73,21 @@ def logs_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two tries of a call to WorkOS: where the sandbox fails, a test need not wait as long as a worker does."""
+    """Shorten the first wait before a call to WorkOS is retried."""
     monkeypatch.setattr(workos_clients, "FIRST_WAIT_SECONDS", 0.01)
 
 
 @pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    """A running sandbox WorkOS."""
-    with Sandbox(seed=7) as running:
+def clock() -> Clock:
+    """The sandbox's time, which advances only when the test advances it."""
+    return Clock()
+
+
+@pytest.fixture
+def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    """A running sandbox WorkOS. Its time is `clock` if the test uses that fixture, else the present."""
+    clock = request.getfixturevalue("clock") if "clock" in request.fixturenames else None
+    with Sandbox(seed=7, clock=clock) as running:
         yield running
 
 
@@ -85,6 +96,18 @@ def redis(redis_url: str) -> Iterator[Redis]:
     """A client of an empty Valkey."""
     with Redis.from_url(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def bell(redis: Redis) -> Doorbell:
+    """The doorbell of the drains."""
+    return Doorbell(redis, DRAIN)
+
+
+@pytest.fixture
+def repair_bell(redis: Redis) -> Doorbell:
+    """The doorbell of the repairs."""
+    return Doorbell(redis, REPAIR)
 
 
 @pytest.fixture
@@ -112,8 +135,30 @@ def both_engines(db_url: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
+def stage(one_engine: Engine, redis: Redis) -> Iterator[Stage]:
+    """An SQLite mirror that creates memberships, with a sandbox WorkOS of its own."""
+    with provisioning_stage(one_engine, redis) as made:
+        yield made
+
+
+@pytest.fixture
+def both_stages(both_engines: Engine, redis: Redis) -> Iterator[Stage]:
+    """As `stage`, on both databases."""
+    with provisioning_stage(both_engines, redis) as made:
+        yield made
+
+
+@pytest.fixture
+def configured_engine() -> Iterator[Engine]:
+    """An engine on the database that the environment names."""
+    engine = open_engine(load_settings().database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
 def set_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str) -> Callable[..., None]:
-    """A function that gives commands these settings, none of the machine's own, an empty folder and a wide terminal."""
+    """A function that sets the environment of commands, in an empty folder and without the machine's settings."""
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.chdir(tmp_path)
@@ -123,3 +168,10 @@ def set_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: 
             monkeypatch.setenv(name, value)
 
     return put
+
+
+@pytest.fixture
+def run_forget(set_environment: Callable[..., None], db_url: str) -> Callable[..., Result]:
+    """A function that runs `workos-sync forget` on the test's database."""
+    set_environment(DATABASE_URL=db_url)
+    return lambda *arguments: CliRunner().invoke(main, ["forget", *arguments])

@@ -1,4 +1,4 @@
-"""Who has access, who auto-joins and who is kept out is decided by the views: whatever else says it must agree."""
+"""The views decide who has access, auto-joins or is blocked. Python code that explains this must agree."""
 
 import random
 
@@ -25,7 +25,7 @@ def mirror(engine: Engine, request: pytest.FixtureRequest) -> Engine:
     return engine
 
 
-def test_the_state_of_a_domain_agrees_with_who_joins_by_it(mirror: Engine) -> None:
+def test_domain_state_agrees_with_auto_join_view(mirror: Engine) -> None:
     with read_transaction(mirror) as tx:
         states = domain_states(tx, Domain.id != "")
         settings = {owner: workspace_settings(tx, owner) for _, owner in joins(mirror)}
@@ -37,7 +37,7 @@ def test_the_state_of_a_domain_agrees_with_who_joins_by_it(mirror: Engine) -> No
     assert all(shown["auto_join"] for shown in settings.values())
 
 
-def test_why_a_membership_gives_no_access_agrees_with_who_has_access(mirror: Engine) -> None:
+def test_explained_access_agrees_with_members_view(mirror: Engine) -> None:
     with read_transaction(mirror) as tx:
         found = access_of(tx, Membership.user_id.is_not(None))
     entered = {(row["organization_id"], row["user_id"], row["role"]) for row in found if row["access"]}
@@ -46,7 +46,7 @@ def test_why_a_membership_gives_no_access_agrees_with_who_has_access(mirror: Eng
     assert all((row["organization_id"], row["user_id"]) in places for row in found if row["why"] == NEWER)
 
 
-def test_whoever_is_unblocked_is_kept_out_by_nothing(mirror: Engine) -> None:
+def test_unblocking_removes_every_block(mirror: Engine) -> None:
     view = auto_join_blocks.c
     blocked = {(row["organization_id"], row["user_id"]) for row in rows(mirror, auto_join_blocks) if row["user_id"]}
     assert blocked

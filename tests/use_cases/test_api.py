@@ -1,4 +1,4 @@
-"""The JSON API: what the product reads, who may, and a feed that misses nothing."""
+"""The JSON API: authentication, listings, the change feed and snapshots."""
 
 import hmac
 import json
@@ -55,7 +55,7 @@ def answer(endpoint: FlaskClient, path: str, **query: Any) -> Any:
 
 @pytest.fixture
 def story(endpoint: FlaskClient, engine: Engine) -> JSON:
-    """A workspace with an admin and a domain that joins, one more workspace, and a failed event."""
+    """A workspace with an admin and an auto-join domain, another workspace, and a failed event."""
     admin = {"slug": "admin"}
     events = {
         "organization": made("organization.created", name="Acme"),
@@ -71,7 +71,7 @@ def story(endpoint: FlaskClient, engine: Engine) -> JSON:
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong", TOKEN + "x", TOKEN[:-1], "product", "ü"])
-def test_without_a_right_token_nothing_is_told(local: Callable[..., Services], token: str | None) -> None:
+def test_missing_or_wrong_token_gets_401(local: Callable[..., Services], token: str | None) -> None:
     endpoint = create_app(local(api_tokens=f"product:{TOKEN}")).test_client()
     document = endpoint.get("/api/v1/openapi.json").json
     assert document is not None
@@ -81,20 +81,18 @@ def test_without_a_right_token_nothing_is_told(local: Callable[..., Services], t
         assert response.json == {"error": "missing or invalid bearer token (see API_TOKENS)"}
 
 
-def test_without_tokens_there_is_no_api(local_endpoint: FlaskClient) -> None:
+def test_api_is_404_without_configured_tokens(local_endpoint: FlaskClient) -> None:
     assert ask(local_endpoint, "status").status_code == 404
 
 
-def test_it_only_reads(endpoint: FlaskClient, story: JSON) -> None:
+def test_write_methods_get_405(endpoint: FlaskClient, story: JSON) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     for path in ("members", "events", "replays", "changes"):
         for method in ("POST", "PUT", "PATCH", "DELETE"):
             assert endpoint.open(f"/api/v1/{path}", method=method, headers=headers).status_code == 405
 
 
-def test_every_token_is_compared_whichever_is_right(
-    monkeypatch: pytest.MonkeyPatch, local: Callable[..., Services]
-) -> None:
+def test_every_token_is_compared(monkeypatch: pytest.MonkeyPatch, local: Callable[..., Services]) -> None:
     endpoint = create_app(local(api_tokens="a:first-token,b:second-token,c:third-token")).test_client()
     compared: list[bytes] = []
     real = hmac.compare_digest
@@ -110,7 +108,7 @@ def test_every_token_is_compared_whichever_is_right(
         assert len(compared) == 3
 
 
-def test_the_mirror_is_shown(endpoint: FlaskClient, story: JSON) -> None:
+def test_mirror_is_readable(endpoint: FlaskClient, story: JSON) -> None:
     assert [row["name"] for row in answer(endpoint, "workspaces")["items"]] == ["Acme", "Other"]
     assert answer(endpoint, f"workspaces/{ORG}")["state"] == "active"
     (member,) = answer(endpoint, "members", organization_id=ORG)["items"]
@@ -125,7 +123,7 @@ def test_the_mirror_is_shown(endpoint: FlaskClient, story: JSON) -> None:
     assert ask(endpoint, "workspaces/org_nobody").status_code == 404
 
 
-def test_listings_page_through_everything_once(endpoint: FlaskClient, engine: Engine) -> None:
+def test_paging_returns_every_row_once(endpoint: FlaskClient, engine: Engine) -> None:
     accept(endpoint, *(made("organization.created", id=f"org_{n}") for n in range(7)))
     apply_all(engine)
     for path, key in (("workspaces", "organization_id"), ("events", "id")):
@@ -138,7 +136,7 @@ def test_listings_page_through_everything_once(endpoint: FlaskClient, engine: En
         assert len(found) == len(set(found)) == 7
 
 
-def test_events_replays_and_resyncs_are_shown(endpoint: FlaskClient, engine: Engine, story: JSON) -> None:
+def test_events_replays_and_resyncs_are_readable(endpoint: FlaskClient, engine: Engine, story: JSON) -> None:
     assert [row["id"] for row in answer(endpoint, "events", status="failed")["items"]] == [story["failed"]["id"]]
     event = answer(endpoint, f"events/{story['user']['id']}")
     assert event["outcome"] == "applied" and event["body"]["id"] == story["user"]["id"] and len(event["changes"]) == 1
@@ -153,9 +151,7 @@ def test_events_replays_and_resyncs_are_shown(endpoint: FlaskClient, engine: Eng
     assert ask(endpoint, f"replays/{resync_id}").status_code == 404
 
 
-def test_status_is_503_with_the_reasons_until_the_mirror_can_be_trusted(
-    endpoint: FlaskClient, services: Services
-) -> None:
+def test_status_is_503_until_mirror_is_filled(endpoint: FlaskClient, services: Services) -> None:
     response = ask(endpoint, "status")
     assert response.status_code == 503 and response.json is not None
     assert any("not filled yet" in reason for reason in response.json["reasons"])
@@ -173,14 +169,14 @@ def test_status_is_503_with_the_reasons_until_the_mirror_can_be_trusted(
         ("auto-join", {}, "email"),
     ],
 )
-def test_a_wrong_parameter_is_named(endpoint: FlaskClient, path: str, query: JSON, names: str) -> None:
+def test_invalid_parameter_is_named(endpoint: FlaskClient, path: str, query: JSON, names: str) -> None:
     response = ask(endpoint, path, **query)
     assert response.status_code == 400 and response.json is not None
     assert names in response.json["error"]
 
 
 @pytest.mark.parametrize("path", ["status", "members", "changes", "snapshot", "events/event_1"])
-def test_with_the_database_away_the_answer_is_503(build_test_services: Callable[..., Services], path: str) -> None:
+def test_unavailable_database_gets_503(build_test_services: Callable[..., Services], path: str) -> None:
     endpoint = create_app(
         build_test_services(database_url="sqlite:////proc/nowhere/all.db", api_tokens=TOKEN)
     ).test_client()
@@ -192,9 +188,7 @@ def test_with_the_database_away_the_answer_is_503(build_test_services: Callable[
 # The feed
 
 
-def test_a_follower_who_begins_with_a_snapshot_has_every_change_once(
-    endpoint: FlaskClient, engine: Engine, story: JSON
-) -> None:
+def test_snapshot_and_feed_together_miss_no_change(endpoint: FlaskClient, engine: Engine, story: JSON) -> None:
     snapshot = answer(endpoint, "snapshot")
     assert [row["email"] for row in snapshot["workspace_members"]] == ["ann@acme.example"]
     assert {row["organization_id"] for row in snapshot["workspaces"]} == {ORG, "org_other"}
@@ -211,12 +205,12 @@ def test_a_follower_who_begins_with_a_snapshot_has_every_change_once(
     assert len(first["items"]) == 2 and first["next"] == first["items"][-1]["id"]
 
 
-def test_an_empty_mirror_has_a_snapshot_too(endpoint: FlaskClient) -> None:
+def test_empty_mirror_has_a_snapshot(endpoint: FlaskClient) -> None:
     views = ("workspaces", "workspace_members", "auto_join_domains", "sign_in_methods")
     assert answer(endpoint, "snapshot") == {"changes_after": 0, **{view: [] for view in views}}
 
 
-def test_who_waits_gets_the_change_when_it_is_made(services: Services, endpoint: FlaskClient, engine: Engine) -> None:
+def test_long_poll_returns_new_change(services: Services, endpoint: FlaskClient, engine: Engine) -> None:
     def change() -> None:
         accept(create_app(services).test_client(), made("organization.created"))
         apply_all(engine)
@@ -227,7 +221,7 @@ def test_who_waits_gets_the_change_when_it_is_made(services: Services, endpoint:
     assert [row["kind"] for row in page["items"]] == ["organization"] and time.monotonic() - began < 10
 
 
-def test_who_waits_holds_no_more_than_a_share_of_the_threads(local: Callable[..., Services]) -> None:
+def test_long_polls_leave_threads_for_others(local: Callable[..., Services]) -> None:
     """One of four threads may wait; the next caller is answered at once."""
     app = create_app(local(api_tokens=TOKEN, web_threads=4))
     first = threading.Thread(target=lambda: ask(app.test_client(), "changes", wait=3))
@@ -242,9 +236,7 @@ def test_who_waits_holds_no_more_than_a_share_of_the_threads(local: Callable[...
     assert min(times) < 0.5 and time.monotonic() - began >= 3.0
 
 
-def test_a_cursor_older_than_retention_gets_410_with_the_remedy(
-    endpoint: FlaskClient, engine: Engine, story: JSON
-) -> None:
+def test_pruned_cursor_gets_410_with_remedy(endpoint: FlaskClient, engine: Engine, story: JSON) -> None:
     before = number_of_changes(engine)
     in_transaction(
         engine, lambda tx: tx.execute(update(Change).where(Change.id <= 2).values(at=db_now_plus(-400 * 86400.0)))
@@ -261,8 +253,8 @@ def test_a_cursor_older_than_retention_gets_410_with_the_remedy(
     assert answer(endpoint, "changes", after=before)["items"] == []
 
 
-def test_a_cursor_from_another_history_gets_410_too(endpoint: FlaskClient, story: JSON, engine: Engine) -> None:
-    """After a backup is restored a follower may be ahead; nothing it asks for would ever come."""
+def test_cursor_ahead_of_the_feed_gets_410(endpoint: FlaskClient, story: JSON, engine: Engine) -> None:
+    """After a restore, a follower may be ahead of the feed and would wait forever."""
     assert ask(endpoint, "changes", after=number_of_changes(engine) + 1).status_code == 410
 
 
@@ -274,7 +266,7 @@ def large(endpoint: FlaskClient, engine: Engine) -> None:
 
 
 @pytest.mark.usefixtures("large")
-def test_snapshots_at_once_are_bounded(endpoint: FlaskClient) -> None:
+def test_concurrent_snapshots_are_limited(endpoint: FlaskClient) -> None:
     being_read = [ask(endpoint, "snapshot", buffered=False) for _ in range(MAX_SNAPSHOTS)]
     assert [response.status_code for response in being_read] == [200] * MAX_SNAPSHOTS
     refused = ask(endpoint, "snapshot")
@@ -287,7 +279,7 @@ def test_snapshots_at_once_are_bounded(endpoint: FlaskClient) -> None:
 
 
 @pytest.mark.usefixtures("large")
-def test_a_reader_of_a_snapshot_who_takes_too_long_is_cut_off(endpoint: FlaskClient) -> None:
+def test_slow_snapshot_reader_is_disconnected(endpoint: FlaskClient) -> None:
     with freeze_time() as clock:
         slow = ask(endpoint, "snapshot", buffered=False)
         parts = slow.iter_encoded()
@@ -299,8 +291,8 @@ def test_a_reader_of_a_snapshot_who_takes_too_long_is_cut_off(endpoint: FlaskCli
         assert ask(endpoint, "snapshot").status_code == 200
 
 
-def test_a_snapshot_is_of_one_moment(endpoint: FlaskClient, engine: Engine, story: JSON) -> None:
-    """What is committed while it is read is not in it, and comes as a change after it."""
+def test_snapshot_is_consistent(endpoint: FlaskClient, engine: Engine, story: JSON) -> None:
+    """A commit during the read is not in the snapshot, and follows as a change."""
     parts = change_feed.snapshot(engine)
     _, after = next(parts)
     accept(endpoint, made("organization.created", id="org_late"))
@@ -310,7 +302,7 @@ def test_a_snapshot_is_of_one_moment(endpoint: FlaskClient, engine: Engine, stor
     assert [row["object_id"] for row in answer(endpoint, "changes", after=after)["items"]] == ["org_late"]
 
 
-def test_the_document_names_every_route(endpoint: FlaskClient, services: Services) -> None:
+def test_openapi_document_lists_every_route(endpoint: FlaskClient, services: Services) -> None:
     document = ask(endpoint, "openapi.json", token=None).json
     assert document is not None
     every = (rule.rule.replace("<path:", "<") for rule in endpoint.application.url_map.iter_rules())

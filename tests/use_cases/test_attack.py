@@ -1,4 +1,4 @@
-"""Attacks on the door, the filters and the logs by whoever can reach them."""
+"""Attacks on the webhook endpoint, the filters and the logs."""
 
 import ast
 import io
@@ -26,7 +26,7 @@ from worker.bootstrap import Services
 from worker.cli import main
 from worker.logs import configure
 
-DOOR = "/webhooks/workos"
+WEBHOOK_PATH = "/webhooks/workos"
 READER = "a-token-that-only-reads"
 QUOTES = (
     "'",
@@ -43,15 +43,13 @@ QUOTES = (
     "')) OR 1=1 --",
 )
 
-MakeWiring = Callable[..., Services]
+MakeServices = Callable[..., Services]
 
 
 # Replayed deliveries
 
 
-def test_an_old_delivery_is_refused_and_a_young_one_changes_nothing(
-    local_endpoint: FlaskClient, local_engine: Engine
-) -> None:
+def test_replayed_delivery_is_refused_or_changes_nothing(local_endpoint: FlaskClient, local_engine: Engine) -> None:
     events = [made("organization.created"), made("user.created"), made("organization_membership.created")]
     accept(local_endpoint, *events)
     apply_all(local_engine)
@@ -59,10 +57,10 @@ def test_an_old_delivery_is_refused_and_a_young_one_changes_nothing(
     bodies = [json.dumps(event).encode() for event in events]
     with freeze_time("2026-03-01 12:00:00"):
         captured = [(body, {"WorkOS-Signature": sign(body)}) for body in bodies]
-        again = [local_endpoint.post(DOOR, data=body, headers=headers) for body, headers in captured]
+        again = [local_endpoint.post(WEBHOOK_PATH, data=body, headers=headers) for body, headers in captured]
     assert [answer.get_json() for answer in again] == [{"status": "duplicate"}] * 3
     with freeze_time("2026-03-01 12:03:01"):
-        late = [local_endpoint.post(DOOR, data=body, headers=headers) for body, headers in captured]
+        late = [local_endpoint.post(WEBHOOK_PATH, data=body, headers=headers) for body, headers in captured]
     assert [answer.status_code for answer in late] == [401] * 3
     apply_all(local_engine)
     assert mirrored(local_engine) == before and statuses(local_engine) == {"done": 3}
@@ -100,16 +98,16 @@ def test_an_old_delivery_is_refused_and_a_young_one_changes_nothing(
         ),
     ],
 )
-def test_no_trick_with_the_path_opens_the_door_without_its_token(local: MakeWiring, path: str) -> None:
+def test_altered_path_is_refused(local: MakeServices, path: str) -> None:
     endpoint = create_app(local(webhook_path_token="s3cret")).test_client()
-    answer = post(endpoint, made("user.created"), path=DOOR + path)
+    answer = post(endpoint, made("user.created"), path=WEBHOOK_PATH + path)
     # 308 leads to the plain form of the path, where the token is asked for as anywhere.
     assert answer.status_code == (400 if "%00" in path else 404) or (answer.status_code == 308 and "s3cret" in path)
 
 
-def test_the_token_may_be_encoded(local: MakeWiring) -> None:
+def test_percent_encoded_path_token_is_accepted(local: MakeServices) -> None:
     endpoint = create_app(local(webhook_path_token="s3cret")).test_client()
-    assert post(endpoint, made("user.created"), path=f"{DOOR}/%73%33%63ret").status_code == 200
+    assert post(endpoint, made("user.created"), path=f"{WEBHOOK_PATH}/%73%33%63ret").status_code == 200
 
 
 # Log lines
@@ -119,8 +117,8 @@ EVIL = 'x\r\n{"event": "forged"}\r\n2026-01-01 [info] forged\x1b[2J\x1b]0;title\
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_one_event_is_one_line_whatever_it_says(
-    log_format: Any, monkeypatch: pytest.MonkeyPatch, logs_as_before: None
+def test_log_entry_is_one_printable_line(
+    log_format: Any, monkeypatch: pytest.MonkeyPatch, restored_logging: None
 ) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
@@ -133,8 +131,8 @@ def test_one_event_is_one_line_whatever_it_says(
     assert "event_1" in lines[0]
 
 
-def test_headers_and_paths_of_strangers_write_no_line_of_their_own(
-    local: MakeWiring, monkeypatch: pytest.MonkeyPatch, logs_as_before: None
+def test_headers_and_paths_cannot_forge_log_lines(
+    local: MakeServices, monkeypatch: pytest.MonkeyPatch, restored_logging: None
 ) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
@@ -143,7 +141,7 @@ def test_headers_and_paths_of_strangers_write_no_line_of_their_own(
     sign_in(endpoint)
     stream.truncate(0)
     for header in ("User-Agent", "WorkOS-Signature", "X-Forwarded-For", "X-Request-Id", "Referer"):
-        endpoint.post(DOOR, data=b"{}", headers={header: "x\x1b[31m\x85forged"})
+        endpoint.post(WEBHOOK_PATH, data=b"{}", headers={header: "x\x1b[31m\x85forged"})
     endpoint.post("/ops/events/x%1b[31m/replay", data={})
     endpoint.get("/ops/%0d%0aforged%1b[31m")
     lines = stream.getvalue().lstrip("\0").splitlines()
@@ -156,7 +154,7 @@ def test_headers_and_paths_of_strangers_write_no_line_of_their_own(
 
 
 @pytest.fixture
-def services(make_services: MakeWiring) -> Services:
+def services(make_services: MakeServices) -> Services:
     return make_services(ops_tokens=f"ann:{TOKEN}", api_tokens=READER)
 
 
@@ -178,7 +176,7 @@ PAGES = {
 
 
 @pytest.mark.parametrize("said", QUOTES)
-def test_quotes_and_wildcards_are_words_like_any(
+def test_quotes_and_wildcards_in_filters_are_literal(
     endpoint: FlaskClient, filled: Engine, set_environment: Callable[..., None], said: str
 ) -> None:
     for page, names in PAGES.items():
@@ -217,8 +215,8 @@ def _shows_none(html: str) -> bool:
 # Comparisons
 
 
-def test_secrets_are_compared_in_constant_time_only() -> None:
-    """No `==` between a value and what its name says is secret, anywhere in the door; `compare_digest` compares."""
+def test_secrets_are_compared_in_constant_time() -> None:
+    """No module compares a token, secret or signature with `==`; only `compare_digest` does."""
     folder = Path(next(iter(webhooks.__path__)))
     compared = []
     for path in folder.rglob("*.py"):
@@ -235,7 +233,7 @@ def test_secrets_are_compared_in_constant_time_only() -> None:
 
 
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE"])
-def test_other_methods_change_nothing(endpoint: FlaskClient, filled: Engine, method: str) -> None:
+def test_unexpected_methods_change_nothing(endpoint: FlaskClient, filled: Engine, method: str) -> None:
     before = rows(filled, Event), mirrored(filled)
     token = form_token(endpoint.get("/ops/failures"))
     for rule in endpoint.application.url_map.iter_rules():

@@ -1,5 +1,5 @@
-"""Whatever is posted, however well signed: no 500, no event that is stuck, no log line that tells of people, and no one
-else in its batch is the worse for it. Operators can look at all of it.
+"""Correctly signed but bad bodies cause no 500, block no other event and leave no personal data in the logs. The pages
+can show all of them.
 
 `BAD_INPUT_EXAMPLES=3000 pytest tests/use_cases/test_bad_input.py` for a long run.
 """
@@ -44,8 +44,8 @@ def services(make_services: Callable[..., Services]) -> Services:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, logs_as_before: None) -> dict[str, io.StringIO]:
-    """All that is logged, in both formats."""
+def log_output(monkeypatch: pytest.MonkeyPatch, restored_logging: None) -> dict[str, io.StringIO]:
+    """Everything that is logged, in both formats."""
     streams, handlers, ways = {}, [], []
     for log_format in ("json", "console"):
         streams[log_format] = io.StringIO()
@@ -68,9 +68,9 @@ def told(monkeypatch: pytest.MonkeyPatch, logs_as_before: None) -> dict[str, io.
     return streams
 
 
-def check_logs(told: dict[str, io.StringIO]) -> None:
-    texts = {name: stream.getvalue() for name, stream in told.items()}
-    for stream in told.values():
+def check_logs(log_output: dict[str, io.StringIO]) -> None:
+    texts = {name: stream.getvalue() for name, stream in log_output.items()}
+    for stream in log_output.values():
         stream.truncate(0)
         stream.seek(0)
     lines = {name: text.splitlines() for name, text in texts.items()}
@@ -88,9 +88,7 @@ def what_became(engine: Engine) -> dict[str, Any]:
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
-def test_whatever_is_posted_is_refused_or_decided_and_harms_no_one_else(
-    endpoint: FlaskClient, engine: Engine, told: dict[str, io.StringIO]
-) -> None:
+def test_bad_bodies_fail_alone(endpoint: FlaskClient, engine: Engine, log_output: dict[str, io.StringIO]) -> None:
     @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(bad=st.lists(posts, min_size=1, max_size=8))
     def holds(bad: list[Posted]) -> None:
@@ -103,7 +101,7 @@ def test_whatever_is_posted_is_refused_or_decided_and_harms_no_one_else(
         for id, row in what_became(engine).items():
             assert (row.status, row.attempts) == ("failed", 1), (id, row)
             assert FAILED_FOR_ITS_PAYLOAD.match(row.error), (id, row)
-        check_logs(told)
+        check_logs(log_output)
 
     numbers = iter(range(10**9))
     holds()
@@ -120,7 +118,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("body", ODD)
-def test_operators_can_look_at_whatever_was_taken(
+def test_pages_show_any_accepted_event(
     local_door_of_ann: FlaskClient, local_engine: Engine, body: bytes, set_environment: Callable[..., None]
 ) -> None:
     endpoint = local_door_of_ann

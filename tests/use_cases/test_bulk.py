@@ -1,4 +1,4 @@
-"""Many rows at once are kept as they were given, whatever is in them, and what is refused is SQLAlchemy's error."""
+"""Bulk inserts store any content, and raise SQLAlchemy's error for a duplicate."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +17,7 @@ TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ids=st.lists(TEXTS, min_size=1, max_size=6, unique=True), content=TEXTS)
-def test_rows_are_kept_and_found_whatever_is_in_them(engine: Engine, ids: list[str], content: str) -> None:
+def test_rows_with_any_content_are_stored_and_found(engine: Engine, ids: list[str], content: str) -> None:
     same = {"kind": "user", "before": None, "after": {content: [content, None]}, "cause": "event", "cause_id": content}
     with write_transaction(engine) as tx:
         tx.execute(delete(Change))
@@ -29,7 +29,7 @@ def test_rows_are_kept_and_found_whatever_is_in_them(engine: Engine, ids: list[s
     assert sorted(found) == sorted(ids[1:])
 
 
-def test_a_row_that_is_there_already_is_refused_as_by_a_statement(engine: Engine) -> None:
+def test_duplicate_row_is_refused(engine: Engine) -> None:
     with pytest.raises(IntegrityError), write_transaction(engine) as tx:
         insert_rows(tx, PublicDomain, [{"domain": "twice.example"}] * 2)
     with write_transaction(engine) as tx:

@@ -1,7 +1,7 @@
-"""Catch-up: what no webhook brought comes by the events API, once, whatever the API holds back or forgets."""
+"""Catch-up: events whose webhook was lost are read from the events API, once."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from random import Random
 from typing import Any
@@ -9,86 +9,28 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from flask.testing import FlaskClient
-from redis import Redis
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine
 
-from models.database import in_transaction, read_transaction
-from models.tables import Change, Event, EventStatus, Mirror, Run, RunStatus, Task
-from models.types import db_now_plus
+from models.database import in_transaction
+from models.tables import Change, Event, EventStatus, Run, RunStatus, Task
 from tests.support import JSON, accept, apply_all, differences, rows
-from tests.support.resync import CLIENT_ID, Clock, client_of, deliver, settings_of
+from tests.support.catch_up import EVENTS, age_api_events, begin, due, settings, stored, users
+from tests.support.repair import mirror
+from tests.support.resync import Clock, settings_of
 from tests.support.sandbox import Sandbox
 from worker.cli import main
 from worker.errors import WorkOSUnavailableError
-from worker.queue.doorbell import DRAIN, Doorbell
+from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import LAG, catch_up, gaps, update_complete_to
-from worker.repair.environment import bind
 from worker.repair.work import Repair
 from worker.runs import create
-from worker.settings import Settings
 from worker.workos_api.client import WorkOSClient
 
 PATIENCE = 600.0
-EVENTS = "/events"
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def sandbox(clock: Clock) -> Iterator[Sandbox]:
-    """A sandbox WorkOS with a clock of its own."""
-    with Sandbox(seed=7, clock=clock) as running:
-        yield running
-
-
-@pytest.fixture
-def workos(sandbox: Sandbox, redis: Redis) -> Iterator[WorkOSClient]:
-    made = client_of(sandbox, redis)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def bell(redis: Redis) -> Doorbell:
-    return Doorbell(redis, DRAIN)
-
-
-def settings(**given: Any) -> Settings:
-    return Settings(_env_file=None, workos_api_key="sk_test", workos_client_id=CLIENT_ID, **given)
-
-
-def begin(engine: Engine, workos: WorkOSClient) -> None:
-    bind(engine, workos, settings())
-
-
-def mirror(engine: Engine) -> JSON:
-    return rows(engine, Mirror)[0]
-
-
-def users(sandbox: Sandbox, clock: Clock, number: int, seconds: float = 0.0) -> list[JSON]:
-    """Make so many users, so many seconds apart; returns their events."""
-    first = len(sandbox.world.events)
-    for place in range(number):
-        sandbox.world.create_user(f"person{first + place}@acme.example")
-        clock.goes_on(seconds=seconds)
-    return sandbox.world.events[first:]
-
-
-def stored(engine: Engine) -> set[str]:
-    return {row["id"] for row in rows(engine, Event)}
-
-
-def age_what_the_api_brought(engine: Engine, seconds: float) -> None:
-    """As if the events API alone had brought it so long ago."""
-    brought = update(Event).where(Event.api_at.is_not(None), Event.webhook_at.is_(None))
-    in_transaction(engine, lambda tx: tx.execute(brought.values(api_at=db_now_plus(-seconds))))
 
 
 @pytest.mark.parametrize(("number", "seed"), [(700, 1), pytest.param(5000, 2, marks=pytest.mark.long)])
-def test_what_webhooks_lost_comes_by_the_events_api_and_is_a_gap_after_the_patience(
+def test_lost_webhook_is_caught_up_and_counted_as_gap(
     engine: Engine, endpoint: FlaskClient, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, number: int, seed: int
 ) -> None:
     begin(engine, workos)
@@ -102,7 +44,7 @@ def test_what_webhooks_lost_comes_by_the_events_api_and_is_a_gap_after_the_patie
     apply_all(engine)
     assert differences(engine, sandbox.world.truth()) != []
 
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     report = catch_up(engine, workos)
     assert report == (len(events), len(lost), clock.now - LAG, False)
     apply_all(engine)
@@ -110,22 +52,22 @@ def test_what_webhooks_lost_comes_by_the_events_api_and_is_a_gap_after_the_patie
     missing = {row["id"] for row in rows(engine, Event) if row["webhook_at"] is None}
     assert missing == {event["id"] for event in lost}
 
-    age_what_the_api_brought(engine, PATIENCE - 5)
+    age_api_events(engine, PATIENCE - 5)
     assert gaps(engine, PATIENCE) == (0, 0)
-    age_what_the_api_brought(engine, PATIENCE + 1)
+    age_api_events(engine, PATIENCE + 1)
     assert gaps(engine, PATIENCE) == (len(lost), 0)
 
 
-def test_a_slow_webhook_is_no_gap_and_one_after_the_patience_is_late(
+def test_slow_webhook_is_late_but_not_a_gap(
     engine: Engine, endpoint: FlaskClient, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(engine, workos)
     slow, late, lost = users(sandbox, clock, 3)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     assert catch_up(engine, workos).new == 3
-    age_what_the_api_brought(engine, PATIENCE - 30)
+    age_api_events(engine, PATIENCE - 30)
     accept(endpoint, slow)
-    age_what_the_api_brought(engine, PATIENCE + 30)
+    age_api_events(engine, PATIENCE + 30)
     accept(endpoint, late)
     assert gaps(engine, PATIENCE) == (1, 1)
     apply_all(engine)
@@ -133,266 +75,19 @@ def test_a_slow_webhook_is_no_gap_and_one_after_the_patience_is_late(
     assert {row["id"] for row in rows(engine, Event) if row["webhook_at"] is None} == {lost["id"]}
 
 
-def test_what_the_api_returns_again_is_counted_once_and_changes_nothing(
+def test_event_read_again_changes_nothing(
     engine: Engine, endpoint: FlaskClient, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(engine, workos)
     events = users(sandbox, clock, 3)
     accept(endpoint, *events[:2])
-    clock.goes_on(seconds=5)
+    clock.advance(seconds=5)
     for _ in range(3):  # within the lag: the window is read each time
         assert catch_up(engine, workos).returned == 3
         apply_all(engine)
     assert sorted(row["deliveries"] for row in rows(engine, Event)) == [1, 2, 2]
     assert len(rows(engine, Change)) == 3
     assert mirror(engine)["cursor"] is None
-
-
-# The cursor
-
-
-def covered(engine: Engine, sandbox: Sandbox) -> bool:
-    """Whether all that stands in WorkOS's log up to the cursor is in the inbox."""
-    with read_transaction(engine) as tx:
-        cursor = tx.execute(select(Mirror.cursor)).scalar_one()
-        have = set(tx.execute(select(Event.id)).scalars())
-    log = [event["id"] for event in sandbox.world.events]
-    return cursor is None or set(log[: log.index(cursor) + 1]) <= have
-
-
-def hide(sandbox: Sandbox, place: int) -> Callable[[], None]:
-    """Hold one event of the log back, while later ones are shown; returns what shows it at its place."""
-    world = sandbox.world
-    held = world.events.pop(place)
-
-    def number() -> None:
-        world.event_positions = {event["id"]: place for place, event in enumerate(world.events)}
-
-    def show() -> None:
-        with world.lock:
-            world.events.insert(place, held)
-            number()
-
-    number()
-    return show
-
-
-def test_the_cursor_never_passes_an_event_held_back(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
-) -> None:
-    begin(one_engine, workos)
-    events = users(sandbox, clock, 5, seconds=1)
-    show = hide(sandbox, 2)
-    for _ in range(3):
-        clock.goes_on(seconds=10)
-        assert catch_up(one_engine, workos).returned == 4
-    show()
-    clock.goes_on(seconds=10)
-    assert catch_up(one_engine, workos).new == 1
-    assert stored(one_engine) == {event["id"] for event in events}
-    clock.goes_on(seconds=60)
-    catch_up(one_engine, workos)
-    assert mirror(one_engine)["cursor"] == events[-1]["id"]
-    assert catch_up(one_engine, workos).returned == 0
-
-
-def test_nor_does_it_while_many_pages_take_longer_than_the_lag(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
-) -> None:
-    begin(one_engine, workos)
-    users(sandbox, clock, 250)
-    show = hide(sandbox, 50)
-    clock.goes_on(seconds=30)
-
-    def slowly(_method: str, path: str, _query: Any) -> None:
-        if path == EVENTS:
-            clock.goes_on(seconds=45)
-
-    sandbox.on_request = slowly
-    assert catch_up(one_engine, workos).returned == 249
-    sandbox.on_request = None
-    show()
-    assert covered(one_engine, sandbox)
-    assert mirror(one_engine)["inbox_to"] < sandbox.world.now() - timedelta(seconds=150)
-    assert catch_up(one_engine, workos).new == 1
-    assert covered(one_engine, sandbox)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_whatever_is_held_back_for_less_than_the_lag_nothing_is_lost(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, seed: int
-) -> None:
-    begin(one_engine, workos)
-    random = Random(seed)
-    for _ in range(25):
-        users(sandbox, clock, random.randrange(8), seconds=random.uniform(0, 3))
-        clock.goes_on(seconds=random.uniform(0, 30))
-        sandbox.knobs.hold_back = random.uniform(0, 55)
-        catch_up(one_engine, workos)
-        assert covered(one_engine, sandbox)
-    clock.goes_on(seconds=60)
-    catch_up(one_engine, workos)
-    assert stored(one_engine) == {event["id"] for event in sandbox.world.events}
-
-
-def test_webhooks_never_move_the_cursor(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
-) -> None:
-    begin(one_engine, workos)
-    users(sandbox, clock, 3)
-    clock.goes_on(seconds=90)
-    catch_up(one_engine, workos)
-    before = mirror(one_engine)
-    lost, *brought = users(sandbox, clock, 4)
-    clock.goes_on(seconds=90)
-    deliver(one_engine, brought)
-    after = mirror(one_engine)
-    assert (after["cursor"], after["cursor_at"]) == (before["cursor"], before["cursor_at"])
-    assert catch_up(one_engine, workos).new == 1
-    assert lost["id"] in stored(one_engine)
-
-
-def test_each_page_and_its_cursor_are_one(
-    both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
-) -> None:
-    begin(both_engines, workos)
-    users(sandbox, clock, 350, seconds=0.1)
-    clock.goes_on(seconds=90)
-    seen: list[tuple[int, bool]] = []
-    sandbox.on_request = lambda *_: seen.append((len(stored(both_engines)), covered(both_engines, sandbox)))
-    catch_up(both_engines, workos)
-    assert seen == [(0, True), (0, True), (100, True), (200, True), (300, True)]
-    assert mirror(both_engines)["cursor"] == sandbox.world.events[-1]["id"]
-
-
-def test_after_a_failure_between_pages_the_next_one_goes_on(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
-) -> None:
-    begin(one_engine, workos)
-    users(sandbox, clock, 450)
-    clock.goes_on(seconds=90)
-    sandbox.faults.fail(EVENTS, page=3, status=400)
-    with pytest.raises(WorkOSUnavailableError):
-        catch_up(one_engine, workos)
-    assert len(stored(one_engine)) == 200 and covered(one_engine, sandbox)
-    assert mirror(one_engine)["inbox_to"] is None
-    calls = sandbox.calls["GET", EVENTS]
-    assert catch_up(one_engine, workos).new == 250
-    assert sandbox.calls["GET", EVENTS] - calls == 3
-    apply_all(one_engine)
-    assert differences(one_engine, sandbox.world.truth()) == []
-
-
-@pytest.mark.parametrize(("answer", "returned", "lost"), [("error", 5, ["event_0UNKNOWN"]), ("beginning", 155, [])])
-def test_a_lost_cursor_loses_and_repeats_nothing(
-    one_engine: Engine,
-    sandbox: Sandbox,
-    clock: Clock,
-    workos: WorkOSClient,
-    answer: Any,
-    returned: int,
-    lost: list[str],
-    logs: list[Any],
-) -> None:
-    begin(one_engine, workos)
-    users(sandbox, clock, 150, seconds=1)
-    clock.goes_on(seconds=90)
-    catch_up(one_engine, workos)
-    apply_all(one_engine)
-    update_complete_to(one_engine)
-    clock.goes_on(days=1)
-    catch_up(one_engine, workos)
-    new = users(sandbox, clock, 5, seconds=1)
-    clock.goes_on(seconds=90)
-    changes = len(rows(one_engine, Change))
-    in_transaction(one_engine, lambda tx: tx.execute(update(Mirror).values(cursor="event_0UNKNOWN")))
-    sandbox.knobs.unknown_after = answer
-
-    report = catch_up(one_engine, workos)
-    assert (report.returned, report.new, report.missed) == (returned, 5, False)
-    assert [line["cursor"] for line in logs if line["event"] == "cursor_lost"] == lost
-    apply_all(one_engine)
-    assert differences(one_engine, sandbox.world.truth()) == []
-    assert len(rows(one_engine, Change)) == changes + 5
-    assert mirror(one_engine)["cursor"] == new[-1]["id"]
-
-
-def test_a_quiet_year_loses_nothing_though_the_cursor_expires(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, logs: list[Any]
-) -> None:
-    begin(one_engine, workos)
-    users(sandbox, clock, 2)
-    for _ in range(13):
-        clock.goes_on(days=30)
-        apply_all(one_engine)
-        assert not catch_up(one_engine, workos).missed
-    users(sandbox, clock, 2)
-    clock.goes_on(seconds=90)
-    report = catch_up(one_engine, workos)
-    assert (report.new, report.missed) == (2, False)
-    assert not [line for line in logs if line["event"] == "events_missed"]
-
-
-def test_after_forty_days_away_all_comes(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
-) -> None:
-    begin(one_engine, workos)
-    for days in (1, 34, 5):
-        clock.goes_on(days=days)
-        users(sandbox, clock, 2)
-    clock.goes_on(seconds=90)
-    assert catch_up(one_engine, workos).new == 6
-    assert mirror(one_engine)["cursor"] == sandbox.world.events[-1]["id"]
-
-
-@pytest.mark.parametrize("answer", ["error", "beginning"])
-def test_after_a_hundred_days_away_it_says_so_and_a_resync_finds_the_rest(
-    one_engine: Engine,
-    sandbox: Sandbox,
-    clock: Clock,
-    workos: WorkOSClient,
-    bell: Doorbell,
-    logs: list[Any],
-    answer: Any,
-) -> None:
-    sandbox.knobs.unknown_after = answer
-
-    def work() -> None:
-        for _ in range(3):
-            Repair(one_engine, workos, settings(), bell).all()
-            apply_all(one_engine)
-
-    work()
-    assert {run["requested_by"] for run in rows(one_engine, Run)} == {"first start"}
-    users(sandbox, clock, 3)
-    clock.goes_on(days=100)
-    users(sandbox, clock, 2)
-    clock.goes_on(seconds=90)
-    report = catch_up(one_engine, workos)
-    assert (report.new, report.missed) == (2, True)
-    [line] = [line for line in logs if line["event"] == "events_missed"]
-    assert "resync" in line["remedy"]
-
-    clock.goes_on(days=100)
-    in_transaction(one_engine, create, Task.CATCH_UP, "clock")
-    work()
-    assert differences(one_engine, sandbox.world.truth()) == []
-    assert "missed events" in {run["requested_by"] for run in rows(one_engine, Run)}
-
-
-def test_that_events_are_missing_is_said_after_a_failure_too(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
-) -> None:
-    begin(one_engine, workos)
-    users(sandbox, clock, 1)
-    clock.goes_on(days=100)
-    users(sandbox, clock, 150)
-    clock.goes_on(seconds=90)
-    sandbox.faults.fail(EVENTS, page=2, status=400)
-    with pytest.raises(WorkOSUnavailableError):
-        catch_up(one_engine, workos)
-    assert mirror(one_engine)["cursor"] is not None
-    assert catch_up(one_engine, workos).missed
 
 
 @pytest.mark.parametrize(
@@ -404,7 +99,7 @@ def test_that_events_are_missing_is_said_after_a_failure_too(
         (lambda _: "nothing", {"error": "body: is not an object", "found": "str"}),
     ],
 )
-def test_what_cannot_be_an_event_is_reported_and_the_others_are_stored(
+def test_malformed_event_is_reported_and_others_are_stored(
     one_engine: Engine,
     sandbox: Sandbox,
     clock: Clock,
@@ -415,7 +110,7 @@ def test_what_cannot_be_an_event_is_reported_and_the_others_are_stored(
 ) -> None:
     begin(one_engine, workos)
     users(sandbox, clock, 3)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     sandbox.faults.odd(EVENTS, item=1, change=change)
     assert catch_up(one_engine, workos).new == 2
     [line] = [line for line in logs if line["event"] == "event_invalid"]
@@ -423,28 +118,12 @@ def test_what_cannot_be_an_event_is_reported_and_the_others_are_stored(
     assert "acme.example" not in str(line)
 
 
-@pytest.mark.parametrize("metadata", [None, {"after": 7}, {"after": "event_0UNKNOWN"}])
-def test_a_page_is_stored_though_the_next_one_cannot_be_asked_for(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, metadata: Any
-) -> None:
-    begin(one_engine, workos)
-    users(sandbox, clock, 3)
-    clock.goes_on(seconds=90)
-    in_transaction(one_engine, lambda tx: tx.execute(update(Mirror).values(cursor="event_0UNKNOWN")))
-    sandbox.knobs.unknown_after = "beginning"
-    sandbox.faults.spoil(EVENTS, list_metadata=metadata)
-    with pytest.raises(WorkOSUnavailableError, match="cursor"):
-        catch_up(one_engine, workos)
-    assert len(stored(one_engine)) == 3
-    assert mirror(one_engine)["inbox_to"] is None
-
-
-def test_an_event_without_a_usable_time_is_stored(
+def test_event_without_usable_time_is_stored(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(one_engine, workos)
     events = users(sandbox, clock, 3)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     sandbox.faults.odd(EVENTS, item=2, change=lambda event: event | {"created_at": "soon"})
     assert catch_up(one_engine, workos).new == 3
     assert mirror(one_engine)["cursor"] == events[1]["id"]
@@ -453,16 +132,16 @@ def test_an_event_without_a_usable_time_is_stored(
 # Event types that WorkOS does not know
 
 
-def test_an_event_type_that_workos_refuses_is_left_out_and_reported(
+def test_refused_event_type_is_left_out_and_reported(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, logs: list[Any]
 ) -> None:
     begin(one_engine, workos)
     users(sandbox, clock, 1)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     catch_up(one_engine, workos)
     before = mirror(one_engine)
     new = users(sandbox, clock, 150)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     sandbox.faults.fail(EVENTS, query="user.updated", status=400, times=None)
     with pytest.raises(WorkOSUnavailableError, match=r"user\.updated .*A fault injected by the test"):
         catch_up(one_engine, workos)
@@ -479,7 +158,7 @@ def test_an_event_type_that_workos_refuses_is_left_out_and_reported(
     assert mirror(one_engine)["inbox_to"] == clock.now - LAG
 
 
-def test_a_run_names_the_event_type_that_workos_refuses(
+def test_run_names_refused_event_type(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     begin(one_engine, workos)
@@ -495,7 +174,7 @@ def test_a_run_names_the_event_type_that_workos_refuses(
 
 
 @pytest.mark.parametrize("place", ["appended", "inserted"])
-def test_an_event_that_workos_shows_late_is_stored(
+def test_late_event_is_stored(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, place: str
 ) -> None:
     sandbox.knobs.update({"late_events": place})
@@ -508,7 +187,7 @@ def test_an_event_that_workos_shows_late_is_stored(
             clock.now = began + timedelta(seconds=475)
             late = users(sandbox, clock, 1)
             sandbox.knobs.lateness[late[0]["id"]] = 126
-            clock.goes_on(seconds=10)
+            clock.advance(seconds=10)
             users(sandbox, clock, 1)
         clock.now = began + timedelta(seconds=seconds)
         catch_up(one_engine, workos)
@@ -519,7 +198,7 @@ def test_an_event_that_workos_shows_late_is_stored(
     assert mirror(one_engine)["complete_to"] == clock.now - LAG
 
 
-def test_reading_again_for_late_events_happens_once_in_ten_minutes(
+def test_late_events_are_searched_every_ten_minutes(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(one_engine, workos)
@@ -531,7 +210,7 @@ def test_reading_again_for_late_events_happens_once_in_ten_minutes(
 
     for _ in range(50):
         users(sandbox, clock, 1)
-        clock.goes_on(seconds=100)
+        clock.advance(seconds=100)
         catch_up(one_engine, workos)
         apply_all(one_engine)
         update_complete_to(one_engine)
@@ -540,19 +219,19 @@ def test_reading_again_for_late_events_happens_once_in_ten_minutes(
     assert {row["deliveries"] for row in rows(one_engine, Event)} == {1}
 
 
-# How far the mirror is right
+# complete_to
 
 
-def test_the_mirror_is_complete_only_to_what_is_applied(
+def test_complete_to_waits_for_pending_events(
     both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
 ) -> None:
     begin(both_engines, workos)
     users(sandbox, clock, 3)
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     catch_up(both_engines, workos)
     assert mirror(both_engines)["complete_to"] is None
     at = clock.now - LAG
-    clock.goes_on(seconds=300)
+    clock.advance(seconds=300)
     catch_up(both_engines, workos)  # does not put off what waits
     assert mirror(both_engines)["complete_to"] is None
     apply_all(both_engines)
@@ -562,24 +241,17 @@ def test_the_mirror_is_complete_only_to_what_is_applied(
     assert mirror(both_engines)["complete_to"] == clock.now - LAG
 
 
-def due(engine: Engine, event_id: str, seconds: float) -> None:
-    """Let drains leave an event alone for so many seconds, as after an attempt that failed."""
-    in_transaction(
-        engine, lambda tx: tx.execute(update(Event).where(Event.id == event_id).values(due_at=db_now_plus(seconds)))
-    )
-
-
-def test_a_late_event_holds_it_up_though_an_older_catch_up_waits(
+def test_complete_to_waits_for_late_event(
     both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(both_engines, workos)
     users(sandbox, clock, 1)
     late = users(sandbox, clock, 1)
     sandbox.knobs.lateness[late[0]["id"]] = 200
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     catch_up(both_engines, workos)
     at = clock.now - LAG
-    clock.goes_on(seconds=150)
+    clock.advance(seconds=150)
     catch_up(both_engines, workos)
     due(both_engines, late[0]["id"], 3600)
     apply_all(both_engines)
@@ -592,13 +264,13 @@ def test_a_late_event_holds_it_up_though_an_older_catch_up_waits(
     assert mirror(both_engines)["complete_to"] == at
 
 
-def test_an_event_that_failed_does_not_hold_it_up(
+def test_complete_to_does_not_wait_for_failed_event(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(one_engine, workos)
     [event] = users(sandbox, clock, 1)
     event["data"] = {**event["data"], "updated_at": None}
-    clock.goes_on(seconds=90)
+    clock.advance(seconds=90)
     catch_up(one_engine, workos)
     apply_all(one_engine)
     assert {row["status"] for row in rows(one_engine, Event)} == {EventStatus.FAILED}
@@ -610,7 +282,7 @@ def test_an_event_that_failed_does_not_hold_it_up(
 
 
 @pytest.fixture
-def surroundings(set_environment: Callable[..., None], db_url: str, sandbox: Sandbox) -> None:
+def surroundings(set_environment: Callable[..., None], db_url: str, clock: Clock, sandbox: Sandbox) -> None:
     set_environment(DATABASE_URL=db_url, WORKOS_RATE_SHARE="1.0", **settings_of(sandbox))
 
 
@@ -625,14 +297,14 @@ def old_events(sandbox: Sandbox, clock: Clock) -> list[JSON]:
     """Events of the last 80 days, one every 10 days; the first 100 at once."""
     made = users(sandbox, clock, 101)
     for _ in range(8):
-        clock.goes_on(days=10)
+        clock.advance(days=10)
         made += users(sandbox, clock, 1)
-    clock.goes_on(hours=1)
+    clock.advance(hours=1)
     return made
 
 
 @pytest.mark.usefixtures("surroundings")
-def test_catch_up_since_reads_chunks_of_thirty_days(
+def test_catch_up_since_reads_in_thirty_day_ranges(
     engine: Engine, sandbox: Sandbox, clock: Clock, old_events: list[JSON]
 ) -> None:
     asked: list[tuple[str, str]] = []
@@ -655,10 +327,10 @@ def test_catch_up_since_reads_chunks_of_thirty_days(
 
 
 @pytest.mark.usefixtures("surroundings", "old_events")
-def test_catch_up_alone_reads_on(engine: Engine, sandbox: Sandbox, clock: Clock) -> None:
+def test_catch_up_without_since_continues(engine: Engine, sandbox: Sandbox, clock: Clock) -> None:
     assert "0 events read" in run().stdout
     users(sandbox, clock, 2)
-    clock.goes_on(minutes=2)
+    clock.advance(minutes=2)
     assert "2 events read, 2 of them new" in run().stdout
     assert "0 events read" in run().stdout
 
@@ -674,7 +346,7 @@ def test_catch_up_alone_reads_on(engine: Engine, sandbox: Sandbox, clock: Clock)
         ("", "--since"),
     ],
 )
-def test_a_time_that_cannot_be_read_from_ends_with_2(make_database: Any, since: str, said: str) -> None:
+def test_unusable_since_exits_2(make_database: Any, since: str, said: str) -> None:
     result = run("--since", since, exit_code=2)
     assert said in result.stderr and result.stdout == ""
     assert len(result.stderr.splitlines()) <= 4

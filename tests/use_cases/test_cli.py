@@ -1,13 +1,11 @@
 """The command line: input, output and exit codes."""
 
 import errno
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from flask.testing import FlaskClient
 from sqlalchemy import Engine, insert, update
 
@@ -17,6 +15,7 @@ from models.tables import Drift, Run, Task
 from models.types import db_now
 from tests.support import JSON, accept, apply_all, commands, made, sample
 from tests.support.catalog import drop_schema
+from tests.support.cli import report, run
 from worker.cli import main
 from worker.repair.resync.resync import start
 from worker.runs import create
@@ -34,16 +33,6 @@ def _surroundings(set_environment: Callable[..., None], db_url: str) -> None:
 def db_url(make_database: Any) -> str:
     """SQLite. `TestPostgresql` runs the same queries on PostgreSQL."""
     return str(make_database("sqlite"))
-
-
-def run(*arguments: str, exit_code: int = 0) -> Result:
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == exit_code, (result.output, result.exception)
-    return result
-
-
-def report(*arguments: str, exit_code: int = 0) -> Any:
-    return json.loads(run(*arguments, "--json", exit_code=exit_code).stdout)
 
 
 @pytest.fixture

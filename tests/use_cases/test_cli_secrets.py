@@ -1,4 +1,4 @@
-"""No command prints a secret: neither in its help, nor in its output, nor in error messages."""
+"""Help, output and error messages of the commands contain no secret."""
 
 from collections.abc import Callable
 
@@ -36,7 +36,7 @@ def run(*arguments: str) -> Result:
     return result
 
 
-@pytest.mark.usefixtures("logs_as_before")
+@pytest.mark.usefixtures("restored_logging")
 def test_help_and_output_contain_no_secret(
     make_database: Callable[[str], str], redis_url: str, set_environment: Callable[..., None], sandbox: Sandbox
 ) -> None:
@@ -52,7 +52,7 @@ def test_help_and_output_contain_no_secret(
     assert shown > 20
 
 
-@pytest.mark.usefixtures("logs_as_before")
+@pytest.mark.usefixtures("restored_logging")
 @pytest.mark.parametrize(
     "settings",
     [

@@ -1,4 +1,4 @@
-"""What events leave in doubt is read by its id: under compare and set, above versions, never above a delete event."""
+"""Confirmed reads: an object that events leave in doubt is read by id. A delete event outranks the read."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +11,9 @@ from tests.support import JSON, access, differences, outcomes, rows
 from tests.support.resync import (
     catch_up_with,
     changes,
+    continue_run,
     deliver,
     found,
-    go_on,
     live,
     make_reads_due,
     quietly,
@@ -46,13 +46,13 @@ def event_of(world: World, type: str, number: int = -1) -> JSON:
 
 @pytest.fixture
 def member(one_engine: Engine, sandbox: Sandbox) -> JSON:
-    """The one membership of a mirror that is equal."""
+    """The only membership of a mirror that equals WorkOS."""
     small_life(sandbox.world, 1, 1)
     catch_up_with(one_engine, sandbox.world)
     return next(iter(sandbox.world.memberships.values()))
 
 
-def test_a_wrongly_future_version_heals(
+def test_confirmed_read_repairs_future_version(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:
     world = sandbox.world
@@ -71,7 +71,7 @@ def test_a_wrongly_future_version_heals(
 
 
 @pytest.mark.parametrize("gone", ["membership", "user", "organization", "organization_domain"])
-def test_a_resyncs_tombstone_is_lifted_if_the_object_is_there_after_all(
+def test_resync_tombstone_is_undone_if_object_exists(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, gone: str
 ) -> None:
     world = sandbox.world
@@ -114,7 +114,7 @@ def test_a_resyncs_tombstone_is_lifted_if_the_object_is_there_after_all(
     assert differences(one_engine, world.truth()) == []
 
 
-def test_a_resync_too_lifts_its_own_tombstone(
+def test_next_resync_undoes_a_wrong_tombstone(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:
     world = sandbox.world
@@ -129,13 +129,13 @@ def test_a_resync_too_lifts_its_own_tombstone(
 
 
 @pytest.mark.parametrize("by", ["resync", "event"])
-def test_a_delete_event_is_never_undone_and_an_id_that_workos_shows_all_the_same_is_an_anomaly(
+def test_deleted_id_in_listing_is_an_anomaly(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON, by: str
 ) -> None:
     world = sandbox.world
     kept = world.memberships[member["id"]]
     world.delete_membership(member["id"])
-    if by == "resync":  # found by a resync first, told by the event later
+    if by == "resync":  # found by a resync first, deleted by the event later
         resync(one_engine, workos)
     deliver(one_engine, world.events[-1:])
     world.memberships[member["id"]] = kept
@@ -158,21 +158,19 @@ def test_a_delete_event_is_never_undone_and_an_id_that_workos_shows_all_the_same
     assert waiting(one_engine) == set()
     assert access(one_engine) == set()
     assert {row["deleted_by"] for row in rows(one_engine, Membership)} == {"event"}
-    assert changes(one_engine) - before <= 2  # the two roles that no event told of
+    assert changes(one_engine) - before <= 2  # the two roles, which have no events
 
 
-def test_a_role_under_a_resyncs_tombstone_is_asked_for_and_not_brought_back_by_an_old_event(
-    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_old_event_does_not_restore_deleted_role(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     world = sandbox.world
     world.create_role("billing")
     catch_up_with(one_engine, world)
     late = world.update_role("billing", permissions=["late"])
     assert late
-    told = world.events[-1]
+    event = world.events[-1]
     quietly(world, lambda: world.delete_role("billing"))
     resync(one_engine, workos)
-    deliver(one_engine, [told])
+    deliver(one_engine, [event])
     assert "billing" not in live(one_engine)["role"]
     assert read_all(one_engine, workos) == 1
     assert "billing" not in live(one_engine)["role"]
@@ -185,9 +183,7 @@ def test_a_role_under_a_resyncs_tombstone_is_asked_for_and_not_brought_back_by_a
 # Parents
 
 
-def test_a_parent_that_stays_missing_for_a_minute_is_fetched(
-    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_missing_parent_is_fetched_after_a_minute(both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     world = sandbox.world
     small_life(world, 1, 1)
     sandbox.calls.clear()
@@ -205,9 +201,7 @@ def test_a_parent_that_stays_missing_for_a_minute_is_fetched(
     assert {(row["cause"], row["cause_id"]) for row in rows(both_engines, Change)} == {("event", asking)}
 
 
-def test_a_parent_that_arrived_meanwhile_costs_no_call(
-    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_parent_that_arrived_needs_no_call(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     world = sandbox.world
     small_life(world, 1, 1)
     deliver(one_engine, [event_of(world, "organization_membership.created")])
@@ -219,9 +213,7 @@ def test_a_parent_that_arrived_meanwhile_costs_no_call(
     assert differences(one_engine, world.truth()) == []
 
 
-def test_a_parent_that_workos_does_not_know_either_is_asked_for_once(
-    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_unknown_parent_is_requested_once(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     world = sandbox.world
     small_life(world, 1, 1)
     event = event_of(world, "organization_membership.created")
@@ -237,7 +229,7 @@ def test_a_parent_that_workos_does_not_know_either_is_asked_for_once(
 
 @pytest.mark.parametrize("how", ["events", "silently", "silently_same_version"])
 @pytest.mark.parametrize("own", [True, False])
-def test_after_a_role_is_deleted_the_memberships_that_had_it_are_read_again(
+def test_role_deletion_rereads_its_memberships(
     both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient, how: Any, own: bool
 ) -> None:
     world = sandbox.world
@@ -262,7 +254,7 @@ def test_after_a_role_is_deleted_the_memberships_that_had_it_are_read_again(
 
 
 @pytest.mark.parametrize("status", [429, 400])
-def test_what_cannot_be_read_now_is_tried_again_later(
+def test_failed_read_is_retried_later(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, status: int, logs: list[Any]
 ) -> None:
     world = sandbox.world
@@ -279,7 +271,7 @@ def test_what_cannot_be_read_now_is_tried_again_later(
     assert len(access(one_engine)) == 1
 
 
-def test_a_refused_key_leaves_what_is_to_be_read(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
+def test_rejected_key_keeps_read_requests(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     world = sandbox.world
     small_life(world, 1, 1)
     deliver(one_engine, [event_of(world, "organization_membership.created")])
@@ -289,7 +281,7 @@ def test_a_refused_key_leaves_what_is_to_be_read(one_engine: Engine, sandbox: Sa
     assert len(rows(one_engine, Read)) == 2
 
 
-def test_an_odd_object_read_by_id_is_used_for_nothing(
+def test_malformed_object_is_not_applied(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:
     world = sandbox.world
@@ -317,7 +309,7 @@ def test_an_odd_object_read_by_id_is_used_for_nothing(
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_an_object_that_changes_between_read_and_write_is_read_again(
+def test_object_changed_during_read_is_read_again(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON, times: int
 ) -> None:
     world = sandbox.world
@@ -337,7 +329,7 @@ def test_an_object_that_changes_between_read_and_write_is_read_again(
     assert differences(one_engine, world.truth()) == []
 
 
-def test_an_object_that_never_stands_still_is_reported_and_holds_nothing_up(
+def test_constantly_changing_object_is_reported(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:
     world = sandbox.world
@@ -353,7 +345,7 @@ def test_an_object_that_never_stands_still_is_reported_and_holds_nothing_up(
     sandbox.on_request = meddle
     run_id = start(one_engine, "test")
     for _ in range(3):
-        if go_on(one_engine, workos, run_id):
+        if continue_run(one_engine, workos, run_id):
             break
     assert found(one_engine, run_id)["user", user] == ("invalid", "reported")
     sandbox.on_request = None

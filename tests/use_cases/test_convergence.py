@@ -1,7 +1,7 @@
-"""Whole histories of a system: whatever arrives, is lost, comes twice or late, and whatever repairs, it ends right.
+"""Random histories of lost, late and duplicate events, repairs and replays converge on WorkOS.
 
-`CONVERGENCE_EXAMPLES=2000 pytest tests/use_cases/test_convergence.py` for a long run. What fails is told as the
-shortest history that hypothesis finds.
+`CONVERGENCE_EXAMPLES=2000 pytest tests/use_cases/test_convergence.py` for a long run. Hypothesis reports a failure as
+the shortest history that it finds.
 """
 
 import os
@@ -27,7 +27,7 @@ SETTINGS = settings(
 
 
 @pytest.mark.timeout(0)
-def test_every_history_ends_equal_to_workos(
+def test_every_history_converges(
     both_engines: Engine, endpoint: FlaskClient, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resync, "AT_ONCE", 1)  # so that a history is always the same

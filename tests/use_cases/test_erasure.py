@@ -1,11 +1,11 @@
-"""Erasing a person: every stored payload that names them goes, whatever became of its event and whenever it came."""
+"""Erasure blanks every stored payload that names the person, whatever its outcome and time."""
 
 import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from sqlalchemy import Engine, insert, update
 
 from models.database import in_transaction
@@ -15,7 +15,6 @@ from tests.support import JSON, apply_all, event_row, made, rows, sample
 from tests.support.histories import broken_chains
 from tests.support.resync import deliver, report, resync
 from tests.support.sandbox import Sandbox
-from worker.cli import main
 from worker.inbox.store import Delivery
 from worker.kinds import KINDS, READERS
 from worker.kinds.user import User
@@ -35,18 +34,18 @@ PERSON = {"id": USER, "email": EMAIL, "first_name": "Ada", "last_name": "Hopper"
 
 
 def ignored(type: str, **data: Any) -> JSON:
-    """An event of a type that is not acted on."""
+    """An event of an ignored type."""
     return made("dsync.activated") | {"event": type, "data": data}
 
 
 def put(engine: Engine, *bodies: bytes) -> None:
-    """Put events as they were received, byte by byte, into the inbox."""
+    """Put the bytes of events into the inbox as they were received."""
     values = [{**Delivery.of(json.loads(body), body)._asdict(), "source": "webhook"} for body in bodies]
     in_transaction(engine, lambda tx: tx.execute(insert(Event), values))
 
 
 def personal(engine: Engine) -> list[str]:
-    """The tables, of all there are, in which the person still stands: payloads are read, however they are escaped."""
+    """The tables that still contain the person. Payloads are decoded first, so escapes cannot hide a name."""
     found = []
     for table in Base.metadata.sorted_tables:
         for row in rows(engine, table):
@@ -67,18 +66,8 @@ def nested(at: int) -> JSON:
 
 
 @pytest.fixture
-def command(set_environment: Callable[..., None], db_url: str) -> Callable[..., Result]:
-    set_environment(DATABASE_URL=db_url)
-
-    def run(*arguments: str) -> Result:
-        return CliRunner().invoke(main, ["forget", *arguments])
-
-    return run
-
-
-@pytest.fixture
 def neighbour(engine: Engine) -> JSON:
-    """An event of someone else, whose id begins as the person's does and whose address ends as theirs does."""
+    """Another person's event: the id starts like the person's id, and the address ends like theirs."""
     event = made("user.created", id=f"{USER}0", email=NEIGHBOUR, first_name="Jo", last_name="Hop")
     deliver(engine, [event])
     return event
@@ -104,11 +93,11 @@ def deleted(engine: Engine, neighbour: JSON) -> Engine:
     return engine
 
 
-def test_every_stored_payload_that_names_a_person_goes(
-    deleted: Engine, command: Callable[..., Result], neighbour: JSON
+def test_every_payload_naming_the_person_is_blanked(
+    deleted: Engine, run_forget: Callable[..., Result], neighbour: JSON
 ) -> None:
     assert set(personal(deleted)) >= {"events", "users", "changes"}
-    result = command(USER)
+    result = run_forget(USER)
     assert result.exit_code == 0, result.stderr
     assert personal(deleted) == []
     assert kept(deleted, neighbour)
@@ -116,14 +105,12 @@ def test_every_stored_payload_that_names_a_person_goes(
     assert (row["email"], row["first_name"]) == (NEIGHBOUR, "Jo")
 
 
-def test_forget_says_what_it_blanked_and_what_it_could_not_reach(
-    deleted: Engine, command: Callable[..., Result]
-) -> None:
+def test_forget_reports_what_it_blanked_and_could_not_read(deleted: Engine, run_forget: Callable[..., Result]) -> None:
     waits = [made("user.updated", 9), nested(9)]
     put(deleted, *(json.dumps(event).encode() for event in waits))
     cut = {"id": "event_cut", "type": "user.updated", "body": b'{"id": "event_cut"', "status": EventStatus.FAILED}
     in_transaction(deleted, lambda tx: tx.execute(insert(Event).values(**cut, source="webhook")))
-    result = command(USER, "--json")
+    result = run_forget(USER, "--json")
     assert result.exit_code == 0 and json.loads(result.stdout) == {
         "user": USER,
         "payloads": 10,
@@ -137,12 +124,12 @@ def test_forget_says_what_it_blanked_and_what_it_could_not_reach(
     assert [kept(deleted, event) for event in waits] == [True, True]
     apply_all(deleted)
     assert [kept(deleted, event) for event in waits] == [False, False]
-    shown = command(USER).stdout
+    shown = run_forget(USER).stdout
     assert f"{USER} is erased" in shown and "blanked: 0 payloads, 0 changes" in shown
     assert "1 payloads are not JSON" in shown and "not erased: backups" in shown
 
 
-def test_a_payload_cut_short_is_searched_as_text(deleted: Engine) -> None:
+def test_truncated_payload_is_searched_as_text(deleted: Engine) -> None:
     body = json.dumps({"id": "event_cut", "email": EMAIL}).replace("@", r"\u0040").encode()[:-1]
     cut = {"id": "event_cut", "type": "user.updated", "body": body, "status": EventStatus.FAILED}
     in_transaction(deleted, lambda tx: tx.execute(insert(Event).values(**cut, source="webhook")))
@@ -150,7 +137,7 @@ def test_a_payload_cut_short_is_searched_as_text(deleted: Engine) -> None:
     assert event_row(deleted, "event_cut")["body"] is None
 
 
-def test_payloads_of_types_that_are_not_acted_on_are_kept_until_they_are_processed(engine: Engine) -> None:
+def test_payload_of_ignored_type_is_kept_until_processed(engine: Engine) -> None:
     session = ignored("session.created", user_id=USER, ip_address="203.0.113.7")
     mail = ignored("authentication.magic_auth_failed", email=EMAIL, ip_address="203.0.113.7")
     acted_on = made("organization.created")
@@ -167,14 +154,14 @@ def test_payloads_of_types_that_are_not_acted_on_are_kept_until_they_are_process
     assert plan(engine, Selection(ids=(session["id"],))) == (1, 1, {}, 0)
 
 
-def test_retention_blanks_those_that_an_earlier_release_kept(engine: Engine) -> None:
+def test_retention_blanks_payloads_kept_by_earlier_release(engine: Engine) -> None:
     session = ignored("session.created", user_id=USER)
     deliver(engine, [session, made("organization.created")])
     in_transaction(engine, lambda tx: tx.execute(update(Event).where(Event.id == session["id"]).values(body=b"{}")))
     assert retain(engine, Periods())["payloads"] == 1 and not kept(engine, session)
 
 
-def test_what_comes_after_the_erasure_is_not_kept_and_brings_nothing_back(deleted: Engine) -> None:
+def test_later_events_restore_nothing(deleted: Engine) -> None:
     forget(deleted, USER, "ann")
     late = [made("user.updated", 9), made("user.deleted", 9), nested(9), ignored("session.revoked", user_id=USER)]
     broken = [made("user.updated", 9, updated_at=None), made("organization_membership.updated", 9, user_id=USER, id=7)]
@@ -191,7 +178,7 @@ def test_what_comes_after_the_erasure_is_not_kept_and_brings_nothing_back(delete
     assert personal(deleted) == []
 
 
-def test_a_membership_that_an_earlier_release_kept_is_blanked_by_retention(deleted: Engine) -> None:
+def test_retention_blanks_membership_kept_by_earlier_release(deleted: Engine) -> None:
     forget(deleted, USER, "ann")
     late = nested(9)
     deliver(deleted, [late])
@@ -204,9 +191,7 @@ def test_a_membership_that_an_earlier_release_kept_is_blanked_by_retention(delet
     assert personal(deleted) == []
 
 
-def test_an_erasure_that_was_interrupted_starts_over_and_ends_the_same(
-    deleted: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_erasure_starts_over(deleted: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(erasure, "BATCH", 2)
 
     def dies(number: int) -> None:
@@ -220,7 +205,7 @@ def test_an_erasure_that_was_interrupted_starts_over_and_ends_the_same(
     assert personal(deleted) == []
 
 
-def test_retention_leaves_off_within_an_erasure_and_goes_on_later(deleted: Engine) -> None:
+def test_retention_resumes_interrupted_erasure(deleted: Engine) -> None:
     in_transaction(deleted, lambda tx: tx.execute(update(User).values(touched_at=db_now_plus(-31 * 24 * 3600.0))))
     asked = iter([False, True])
     assert erasure.erase_deleted(deleted, Periods().persons, lambda: next(asked)) == 0
@@ -228,7 +213,7 @@ def test_retention_leaves_off_within_an_erasure_and_goes_on_later(deleted: Engin
     assert personal(deleted) == []
 
 
-def test_the_erasure_is_one_change_whose_only_difference_is_erased(deleted: Engine) -> None:
+def test_erasure_is_one_change(deleted: Engine) -> None:
     known = len(rows(deleted, Change))
     forget(deleted, USER, "ann")
     forget(deleted, USER, "ann")
@@ -239,7 +224,7 @@ def test_the_erasure_is_one_change_whose_only_difference_is_erased(deleted: Engi
     assert broken_chains(rows(deleted, Change)) == []
 
 
-def test_the_error_of_a_failed_event_quotes_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_failed_event_quotes_no_payload(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_kind: Any, data: Any, _envelope: Any, _roles: Any) -> Any:
         raise ValueError(data.text("email"))
 
@@ -255,9 +240,7 @@ def test_the_error_of_a_failed_event_quotes_nothing(engine: Engine, monkeypatch:
     assert [row["error"] for row in rows(engine, Event) if row["error"]] == ["ValueError"]
 
 
-def test_a_dry_run_that_finds_an_erased_person_at_workos_does_not_write_them_down(
-    engine: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_dry_run_records_no_erased_person(engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     world = sandbox.world
     user = world.create_user(EMAIL, first_name="Ada", last_name="Hopper")
     world.create_user("bob@acme.example")

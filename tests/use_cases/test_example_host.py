@@ -1,4 +1,4 @@
-"""The example host of the integration guide, over SQL and over HTTP: it lets in who may enter, and nobody else."""
+"""The example host of the integration guide admits members only, over SQL and over HTTP."""
 
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import Engine
 
 from tests.support import JSON, made, serving
-from tests.support.auto_join import tell
+from tests.support.auto_join import apply_events
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.hooks import follow, operate
@@ -46,7 +46,7 @@ def engine(services: Services) -> Engine:
 
 @pytest.fixture(params=["sql", "http"])
 def host(request: pytest.FixtureRequest, example: ModuleType, services: Services) -> Iterator[Flask]:
-    """The host, reading the mirror in one of the two ways."""
+    """The host, which reads the mirror over SQL or over HTTP."""
     with serving(create_app(services)) as url:
         made = {
             "sql": lambda: example.SqlMirror(services.settings.database_url),
@@ -58,12 +58,14 @@ def host(request: pytest.FixtureRequest, example: ModuleType, services: Services
 @pytest.fixture
 def ann(host: Flask, engine: Engine) -> FlaskClient:
     """Ann, who is a member of one workspace and admin of another."""
-    tell(engine, [made("organization.created", name="Acme"), made("organization.created", id="org_2", name="Bolt")])
-    tell(engine, [made("user.created", email="ann@acme.example", email_verified=True)])
-    tell(engine, [member("om_1", ORG, "member"), member("om_2", "org_2", "admin")])
+    apply_events(
+        engine, [made("organization.created", name="Acme"), made("organization.created", id="org_2", name="Bolt")]
+    )
+    apply_events(engine, [made("user.created", email="ann@acme.example", email_verified=True)])
+    apply_events(engine, [member("om_1", ORG, "member"), member("om_2", "org_2", "admin")])
     client = host.test_client()
-    told = client.post("/sign-in", data={"user_id": ANN}).get_json()
-    assert [(place["organization_id"], place["role"]) for place in told] == [(ORG, "member"), ("org_2", "admin")]
+    shown = client.post("/sign-in", data={"user_id": ANN}).get_json()
+    assert [(place["organization_id"], place["role"]) for place in shown] == [(ORG, "member"), ("org_2", "admin")]
     return client
 
 
@@ -79,60 +81,60 @@ def gone(id: str, organization_id: str) -> JSON:
     return made("organization_membership.deleted", 5, id=id, organization_id=organization_id, user_id=ANN)
 
 
-def test_who_is_signed_in_enters_their_workspaces_and_no_other(ann: FlaskClient) -> None:
+def test_user_enters_only_own_workspaces(ann: FlaskClient) -> None:
     assert ann.post(f"/switch/{ORG}").status_code == 200
     assert ann.post("/switch/org_of_others").status_code == 403
 
 
-def test_only_an_admin_sees_what_admins_see(ann: FlaskClient) -> None:
+def test_only_admin_sees_admin_page(ann: FlaskClient) -> None:
     ann.post(f"/switch/{ORG}")
     assert ann.get("/keys").status_code == 403
     ann.post("/switch/org_2")
     assert ann.get("/keys").json == {"organization_id": "org_2", "keys": ["sk_1"]}
 
 
-def test_whoever_is_removed_is_out_with_the_next_request(ann: FlaskClient, engine: Engine) -> None:
+def test_removed_member_loses_access_at_next_request(ann: FlaskClient, engine: Engine) -> None:
     ann.post("/switch/org_2")
-    tell(engine, [gone("om_2", "org_2")])
+    apply_events(engine, [gone("om_2", "org_2")])
     assert ann.get("/keys").status_code == 403 and ann.post("/switch/org_2").status_code == 403
 
 
-def test_a_sign_up_is_told_its_workspace_and_one_who_was_removed_is_not(ann: FlaskClient, engine: Engine) -> None:
-    tell(engine, [made("organization_domain.verified", domain="acme.example", state="verified")])
+def test_sign_up_joins_unless_removed(ann: FlaskClient, engine: Engine) -> None:
+    apply_events(engine, [made("organization_domain.verified", domain="acme.example", state="verified")])
     joins = {"organization_id": ORG, "default_role": "member"}
     assert ann.post("/sign-up", data={"email": "New@ACME.example."}).json == joins
     assert ann.post("/sign-up", data={"email": "new@elsewhere.example"}).json is None
-    tell(engine, [gone("om_1", ORG)])
+    apply_events(engine, [gone("om_1", ORG)])
     assert ann.post("/sign-up", data={"email": "Ann@acme.example"}).json is None
 
 
-def test_a_sign_up_is_told_the_workspace_of_its_very_domain(ann: FlaskClient, engine: Engine) -> None:
-    """By the older rule of Python's own codec straße.de would be strasse.de, another's domain."""
+def test_sign_up_joins_only_exact_domain(ann: FlaskClient, engine: Engine) -> None:
+    """Python's own IDNA codec maps straße.de to strasse.de, another owner's domain."""
     for number, (name, owner) in enumerate({"strasse.de": ORG, "faß.example": "org_2"}.items()):
         claim = {"id": f"org_domain_{number}", "domain": name, "organization_id": owner, "state": "verified"}
-        tell(engine, [made("organization_domain.verified", **claim)])
+        apply_events(engine, [made("organization_domain.verified", **claim)])
     joins = {"new@strasse.de": ORG, "new@straße.de": None, "new@Faß.example": "org_2", "new@fass.example": None}
     joins |= {"new@two..dots": None, "nobody": None}
-    told = {email: ann.post("/sign-up", data={"email": email}).json for email in joins}
-    assert {email: found and found["organization_id"] for email, found in told.items()} == joins
+    shown = {email: ann.post("/sign-up", data={"email": email}).json for email in joins}
+    assert {email: found and found["organization_id"] for email, found in shown.items()} == joins
 
 
-def test_who_has_more_workspaces_than_a_page_holds_sees_them_all(host: Flask, engine: Engine) -> None:
+def test_all_workspaces_are_listed_across_pages(host: Flask, engine: Engine) -> None:
     ids = [f"org_{number:03}" for number in range(205)]
-    tell(engine, [made("user.created"), *(made("organization.created", id=id, name=id) for id in ids)])
-    tell(engine, [member(f"om_{id}", id, "member") for id in ids])
+    apply_events(engine, [made("user.created"), *(made("organization.created", id=id, name=id) for id in ids)])
+    apply_events(engine, [member(f"om_{id}", id, "member") for id in ids])
     client = host.test_client()
-    told = client.post("/sign-in", data={"user_id": ANN}).get_json()
-    assert [place["organization_id"] for place in told] == ids
+    shown = client.post("/sign-in", data={"user_id": ANN}).get_json()
+    assert [place["organization_id"] for place in shown] == ids
     assert client.post(f"/switch/{ids[-1]}").status_code == 200
 
 
-def test_a_hook_ends_the_sessions_of_who_was_removed(host: Flask, ann: FlaskClient, engine: Engine) -> None:
+def test_hook_ends_sessions_of_removed_member(host: Flask, ann: FlaskClient, engine: Engine) -> None:
     with serving(host) as url:
         target = WebTarget(f"{url}/hooks/workos-sync", SECRET, 5.0)
         assert follow.follow(engine, {"sessions": target}, 3)
         assert ann.post(f"/switch/{ORG}").status_code == 200
-        tell(engine, [gone("om_1", ORG)])
+        apply_events(engine, [gone("om_1", ORG)])
         assert follow.follow(engine, {"sessions": target}, 3)
         target.close()
     assert operate.deliveries(engine) == []
@@ -141,7 +143,7 @@ def test_a_hook_ends_the_sessions_of_who_was_removed(host: Flask, ann: FlaskClie
 
 
 @pytest.mark.parametrize("deleted", ["organization", "user"])
-def test_a_hook_ends_the_sessions_in_a_deleted_workspace_and_of_a_deleted_person(
+def test_hook_ends_sessions_of_deleted_workspace_and_person(
     host: Flask, ann: FlaskClient, engine: Engine, deleted: str
 ) -> None:
     elsewhere = host.test_client()
@@ -151,7 +153,7 @@ def test_a_hook_ends_the_sessions_in_a_deleted_workspace_and_of_a_deleted_person
         target = WebTarget(f"{url}/hooks/workos-sync", SECRET, 5.0)
         assert follow.follow(engine, {"sessions": target}, 3)
         id = {"organization": "org_2", "user": ANN}[deleted]
-        tell(engine, [made(f"{deleted}.deleted", 5, id=id)])  # of its memberships no event tells
+        apply_events(engine, [made(f"{deleted}.deleted", 5, id=id)])  # of its memberships no event tells
         assert follow.follow(engine, {"sessions": target}, 3)
         target.close()
     assert operate.deliveries(engine) == []
@@ -159,5 +161,5 @@ def test_a_hook_ends_the_sessions_in_a_deleted_workspace_and_of_a_deleted_person
     assert elsewhere.post(f"/switch/{ORG}").status_code == (200 if deleted == "organization" else 401)
 
 
-def test_a_forged_hook_is_refused(host: Flask) -> None:
+def test_forged_hook_is_refused(host: Flask) -> None:
     assert host.test_client().post("/hooks/workos-sync", json={"type": "user.deleted"}).status_code == 401

@@ -1,4 +1,4 @@
-"""Explain: every step that made a row what it is, and why a person has access or not."""
+"""`explain`: every step that led to a row, and why a person has access or not."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def clocked(redis: Redis) -> Any:
 
 @pytest.fixture
 def replayed(one_engine: Engine, redis: Redis) -> Any:
-    """Replays a selection to its end."""
+    """A function that replays a selection completely."""
 
     def run(selection: Selection) -> None:
         with lease(one_engine, replays.start(one_engine, selection, "ann", None)) as held:
@@ -60,20 +60,20 @@ def test_timeline_of_a_membership_has_every_step_with_its_reason(
     world, engine = sandbox.world, both_engines
     acme, ann = world.create_organization("Acme"), world.create_user("ann@acme.example")
     member = world.create_membership(acme["id"], ann["id"], role="member")
-    clock.goes_on(minutes=1)
+    clock.advance(minutes=1)
     created = world.events[-1]["id"]
     deliver(engine, world.events)
     world.update_membership(member["id"], role="admin")
     admin = world.events[-1]
     deliver(engine, [admin])
-    clock.goes_on(minutes=1)
+    clock.advance(minutes=1)
     late = world.update_membership(member["id"], role="member") and world.events[-1]
-    clock.goes_on(minutes=1)
+    clock.advance(minutes=1)
     world.deactivate_membership(member["id"])
     deactivated = world.events[-1]
     deliver(engine, [deactivated])
     deliver(engine, [late])
-    clock.goes_on(minutes=1)
+    clock.advance(minutes=1)
     quietly(world, lambda: world.reactivate_membership(member["id"]))
     run_id = resync(engine, workos)
 

@@ -14,8 +14,8 @@ from tests.support.resync import (
     MEMBERSHIPS,
     catch_up_with,
     changes,
+    continue_run,
     found,
-    go_on,
     live,
     make_reads_due,
     mirror_of,
@@ -88,7 +88,7 @@ OWN_404: dict[str, JSON] = {
 
 
 def one_of_each(engine: Engine, sandbox: Sandbox) -> dict[str, tuple[str, str]]:
-    """A mirror with an object of each kind, roles of both sorts: what it is → kind and id."""
+    """Fill a mirror with one object of each kind; returns name → (kind, id)."""
     world = sandbox.world
     small_life(world, 1, 1)
     org = next(iter(world.organizations))
@@ -111,7 +111,7 @@ def one_of_each(engine: Engine, sandbox: Sandbox) -> dict[str, tuple[str, str]]:
 
 
 def read(engine: Engine, workos: WorkOSClient, *objects: tuple[str, str]) -> int:
-    """A confirmed read of each; how many were settled."""
+    """Make a confirmed read of each object; returns the number of successful reads."""
     for kind, id in objects:
         in_transaction(engine, partial(request_reads, kind=KINDS[kind], ids=[id], reason="a test", run_id=""))
     make_reads_due(engine)
@@ -119,12 +119,12 @@ def read(engine: Engine, workos: WorkOSClient, *objects: tuple[str, str]) -> int
 
 
 def by_id(objects: dict[str, tuple[str, str]]) -> str:
-    """A pattern of the paths at which these are read."""
+    """A pattern for the paths at which these objects are read."""
     return f".*/({'|'.join(id.rpartition('/')[2] for _, id in objects.values())})$"
 
 
 @every_answer
-def test_an_answer_without_the_object_deletes_none_of_any_kind(
+def test_unusable_answer_deletes_nothing(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, status: int, body: bytes
 ) -> None:
     objects = one_of_each(one_engine, sandbox)
@@ -140,9 +140,7 @@ def test_an_answer_without_the_object_deletes_none_of_any_kind(
     assert live(one_engine) == before and changes(one_engine) == known
 
 
-def test_an_object_of_another_kind_is_not_the_one_that_was_asked_for(
-    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_object_of_another_kind_is_not_used(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     objects = one_of_each(one_engine, sandbox)
     before = live(one_engine)
     for _, id in objects.values():
@@ -153,7 +151,7 @@ def test_an_object_of_another_kind_is_not_the_one_that_was_asked_for(
     assert live(one_engine) == before
 
 
-def test_a_role_of_no_known_type_is_neither_there_nor_gone(
+def test_role_of_unknown_type_is_neither_found_nor_deleted(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     objects = one_of_each(one_engine, sandbox)
@@ -171,7 +169,7 @@ def test_a_role_of_no_known_type_is_neither_there_nor_gone(
 
 
 @pytest.mark.parametrize("body", OWN_404.values(), ids=OWN_404)
-def test_workoss_own_404_is_a_deletion_of_every_kind(
+def test_workos_404_deletes_object_of_every_kind(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, body: JSON
 ) -> None:
     objects = one_of_each(one_engine, sandbox)
@@ -185,7 +183,7 @@ def test_workoss_own_404_is_a_deletion_of_every_kind(
 @pytest.mark.parametrize(
     "name", ["200 html", "200 nothing", "200 another id", "204", "302", "404 html", "403 html", "500 list"]
 )
-def test_a_resync_does_not_delete_by_it_ends_and_reports_the_object(
+def test_resync_reports_object_with_foreign_404(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, name: str
 ) -> None:
     status, body = ANSWERS[name]
@@ -194,25 +192,25 @@ def test_a_resync_does_not_delete_by_it_ends_and_reports_the_object(
     quietly(sandbox.world, lambda: sandbox.world.delete_membership(gone))
     sandbox.faults.answer(f".*/{gone}$", body, status=status)
     run_id = start(one_engine, "test")
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before
     assert found(one_engine, run_id) == {("membership", gone): ("invalid", "reported")}
 
 
 @pytest.mark.parametrize("status", [200, 404])
-def test_a_listing_that_is_none_says_nothing_about_its_organization(
+def test_foreign_404_of_listing_deletes_no_organization(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, status: int
 ) -> None:
     before = mirror_of(one_engine, sandbox, workos, 2)
     org = next(iter(sandbox.world.organizations))
     sandbox.faults.answer(MEMBERSHIPS, HTML, status=status, query=f"organization_id={org}")
     run_id = start(one_engine, "test")
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before and found(one_engine, run_id) == {("organization", org): ("invalid", "reported")}
     assert sandbox.calls["GET", "/organizations/{id}"] == 0
 
 
-def test_a_cursor_is_not_lost_by_a_foreign_404(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
+def test_foreign_404_keeps_the_cursor(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     small_life(sandbox.world, 1, 1)
     catch_up(one_engine, workos)
     sandbox.faults.answer("/events", HTML, status=404)
@@ -222,7 +220,7 @@ def test_a_cursor_is_not_lost_by_a_foreign_404(one_engine: Engine, sandbox: Sand
 
 
 @pytest.mark.parametrize(("status", "body"), [(200, HTML), (200, b"{}"), (404, HTML), (302, b"")])
-def test_a_key_is_not_taken_for_this_environments_because_of_what_is_no_answer(
+def test_foreign_answer_does_not_confirm_the_key(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, status: int, body: bytes
 ) -> None:
     mirror_of(one_engine, sandbox, workos, 2)
@@ -232,7 +230,7 @@ def test_a_key_is_not_taken_for_this_environments_because_of_what_is_no_answer(
         require_same_environment(one_engine, workos, settings)
 
 
-def test_one_organization_that_cannot_be_read_does_not_keep_a_worker_from_starting(
+def test_unreadable_organization_does_not_stop_worker_start(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     mirror_of(one_engine, sandbox, workos, 2)
@@ -242,7 +240,7 @@ def test_one_organization_that_cannot_be_read_does_not_keep_a_worker_from_starti
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_workoss_own_refusal_is_one_of_the_key(sandbox: Sandbox, workos: WorkOSClient, status: int) -> None:
+def test_workos_401_is_a_rejected_key(sandbox: Sandbox, workos: WorkOSClient, status: int) -> None:
     sandbox.faults.answer(".*", b'{"message":"Unauthorized"}', status=status)
     with pytest.raises(InvalidApiKeyError):
         workos.now()

@@ -1,4 +1,4 @@
-"""Host hooks: told of every change at least once, in order for each object, whatever fails meanwhile."""
+"""Hooks receive every change at least once, in order for each object."""
 
 import signal
 import time
@@ -12,7 +12,7 @@ from models.database import in_transaction, read_transaction
 from models.tables import Change, DeliveryStatus, Hook, HookDelivery, Mirror
 from models.types import db_now, db_now_plus
 from tests.support import JSON, access, made, rows
-from tests.support.auto_join import is_filled, tell
+from tests.support.auto_join import apply_events, mark_as_filled
 from tests.support.hooks import SECRET, Web
 from tests.support.processes import eventually, piece
 from tests.support.resync import quietly, resync, small_life
@@ -29,21 +29,21 @@ from worker.workos_api.client import WorkOSClient
 
 
 class Host:
-    """A host that a hook calls: keeps what it is sent, and raises for the objects it is set to fail at."""
+    """A host that a hook calls. It keeps the messages, and raises for the objects in `fails`."""
 
     at_once = 1
 
     def __init__(self) -> None:
-        self.told: list[JSON] = []
+        self.received: list[JSON] = []
         self.fails: set[str] = set()
 
     def __call__(self, message: JSON) -> None:
         if message["data"]["object_id"] in self.fails:
             raise HookError("answered 503")
-        self.told.append(message)
+        self.received.append(message)
 
     def ids(self) -> list[int]:
-        return [message["data"]["id"] for message in self.told]
+        return [message["data"]["id"] for message in self.received]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def host() -> Host:
 
 @pytest.fixture
 def follow(one_engine: Engine, host: Host) -> Callable[..., bool]:
-    """Have the hook told of what it was not told yet."""
+    """A function that delivers new changes to the hook."""
 
     def run(attempts: int = 3, **other: Any) -> bool:
         return hooks.follow(one_engine, {"host": host} | other, attempts)
@@ -62,7 +62,7 @@ def follow(one_engine: Engine, host: Host) -> Callable[..., bool]:
 
 
 def due(engine: Engine) -> None:
-    """As if all waiting had passed."""
+    """Make every delivery due."""
     in_transaction(engine, lambda tx: tx.execute(update(HookDelivery).values(due_at=db_now_plus(-1))))
 
 
@@ -78,44 +78,42 @@ def ids_of(engine: Engine, object_id: str | None = None) -> list[int]:
     return [row["id"] for row in rows(engine, Change) if object_id in (None, row["object_id"])]
 
 
-def test_every_change_is_told_once_in_order(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
-    tell(one_engine, [person("user_1"), person("user_2")])
+def test_changes_are_delivered_once_in_order(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+    apply_events(one_engine, [person("user_1"), person("user_2")])
     assert follow()
-    tell(one_engine, [person("user_1", 2, first_name="Ann")])
+    apply_events(one_engine, [person("user_1", 2, first_name="Ann")])
     assert follow() and follow()
     assert host.ids() == ids_of(one_engine)
-    assert [message["type"] for message in host.told] == ["user.created", "user.created", "user.updated"]
-    last = host.told[-1]
+    assert [message["type"] for message in host.received] == ["user.created", "user.created", "user.updated"]
+    last = host.received[-1]
     assert last["data"]["before"]["first_name"] != last["data"]["after"]["first_name"] == "Ann"
     assert last["timestamp"] == last["data"]["at"] and last["data"]["cause"] == "event"
 
 
-def test_one_that_raises_is_tried_again_and_others_go_on(
+def test_failed_delivery_is_retried_and_others_continue(
     one_engine: Engine, host: Host, follow: Callable[..., bool]
 ) -> None:
     host.fails = {"user_1"}
-    tell(one_engine, [person("user_1"), person("user_2")])
+    apply_events(one_engine, [person("user_1"), person("user_2")])
     follow()
     first, second = ids_of(one_engine)
-    tell(one_engine, [person("user_1", 2, first_name="Ann"), person("user_2", 2, first_name="Bob")])
+    apply_events(one_engine, [person("user_1", 2, first_name="Ann"), person("user_2", 2, first_name="Bob")])
     follow()
     assert host.ids() == [second, ids_of(one_engine, "user_2")[1]]
     assert waiting(one_engine) == dict.fromkeys(ids_of(one_engine, "user_1"), "pending")
     assert access(one_engine) == set() and len(rows(one_engine, Change)) == 4, "the mirror is not held up"
     host.fails = set()
     follow()
-    assert len(host.told) == 2, "the first try again is not due yet"
+    assert len(host.received) == 2, "the first try again is not due yet"
     due(one_engine)
     follow()
     assert host.ids()[2:] == ids_of(one_engine, "user_1") and first == host.ids()[2]
     assert waiting(one_engine) == {}
 
 
-def test_after_its_attempts_it_is_set_aside_with_its_traceback_and_later_ones_go_on(
-    one_engine: Engine, host: Host, follow: Callable[..., bool]
-) -> None:
+def test_exhausted_delivery_fails_with_traceback(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
     host.fails = {"user_1"}
-    tell(one_engine, [person("user_1"), person("user_1", 2, first_name="Ann")])
+    apply_events(one_engine, [person("user_1"), person("user_1", 2, first_name="Ann")])
     for _ in range(2):
         follow(attempts=2)
         due(one_engine)
@@ -132,9 +130,9 @@ def test_after_its_attempts_it_is_set_aside_with_its_traceback_and_later_ones_go
     assert host.ids() == [second, first] and waiting(one_engine) == {}
 
 
-def test_what_failed_can_be_given_up(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+def test_failed_delivery_can_be_dismissed(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
     host.fails = {"user_1"}
-    tell(one_engine, [person("user_1")])
+    apply_events(one_engine, [person("user_1")])
     follow(attempts=1)
     with pytest.raises(OperatorError, match="no failed delivery of change 999"):
         operate.dismiss(one_engine, "host", 999, "ann")
@@ -144,10 +142,10 @@ def test_what_failed_can_be_given_up(one_engine: Engine, host: Host, follow: Cal
     assert waiting(one_engine) == {} and operate.replay(one_engine, "host", None, "ann") == 0
 
 
-def test_each_hook_has_a_cursor_of_its_own(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+def test_each_hook_has_its_own_cursor(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
     other = Host()
     other.fails = {"user_1"}
-    tell(one_engine, [person("user_1"), person("user_2")])
+    apply_events(one_engine, [person("user_1"), person("user_2")])
     follow(other=other)
     assert host.ids() == ids_of(one_engine) and other.ids() == ids_of(one_engine, "user_2")
 
@@ -159,24 +157,24 @@ def seconds_leased(engine: Engine) -> float:
     return (until - now).total_seconds()
 
 
-def test_a_process_killed_in_mid_call_is_followed_by_another_soon_which_sends_the_change_again(
+def test_killed_process_is_replaced_and_change_is_sent_again(
     one_engine: Engine, host: Host, follow: Callable[..., bool]
 ) -> None:
-    tell(one_engine, [person("user_1")])
+    apply_events(one_engine, [person("user_1")])
     with piece("deadly_hook", one_engine.url.render_as_string(hide_password=False), "host") as killed:
         assert killed.wait(30) == -signal.SIGKILL
     assert 0 < seconds_leased(one_engine) < 10, "with the clock's five seconds it stays below fifteen"
     follow()
-    assert host.told == [], "it is still leased"
+    assert host.received == [], "it is still leased"
     in_transaction(one_engine, lambda tx: tx.execute(update(Hook).values(leased_until=db_now_plus(-1))))
     follow()
     assert host.ids() == ids_of(one_engine)
 
 
-def test_a_slow_call_keeps_its_lease(one_engine: Engine, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_call_keeps_lease(one_engine: Engine, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "LEASE_SECONDS", 0.6)
     monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.05)
-    tell(one_engine, [person("user_1")])
+    apply_events(one_engine, [person("user_1")])
     (first,) = ids_of(one_engine)
 
     class Slow(Host):
@@ -188,12 +186,12 @@ def test_a_slow_call_keeps_its_lease(one_engine: Engine, host: Host, monkeypatch
 
     slow = Slow()
     assert hooks.follow(one_engine, {"host": slow}, 3)
-    assert (slow.ids(), host.told) == ([first], [])
+    assert (slow.ids(), host.received) == ([first], [])
     assert rows(one_engine, Hook)[0]["leased_until"] is None, "released at once"
 
 
-def test_a_process_that_lost_its_lease_notes_nothing(one_engine: Engine) -> None:
-    tell(one_engine, [person("user_1")])
+def test_process_without_lease_records_nothing(one_engine: Engine) -> None:
+    apply_events(one_engine, [person("user_1")])
 
     class Slow(Host):
         def __call__(self, message: JSON) -> None:
@@ -204,66 +202,66 @@ def test_a_process_that_lost_its_lease_notes_nothing(one_engine: Engine) -> None
     assert rows(one_engine, Hook)[0]["cursor"] == 0
 
 
-def test_of_the_first_backfill_nothing_is_told_and_of_a_later_repair_everything(
+def test_first_backfill_sends_nothing_and_later_repairs_do(
     one_engine: Engine, host: Host, follow: Callable[..., bool], sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     small_life(sandbox.world, 2, 2)
-    tell(one_engine, [person("user_signed_up_meanwhile")])
+    apply_events(one_engine, [person("user_signed_up_meanwhile")])
     first = resync(one_engine, workos)
     assert not [row for row in rows(one_engine, Change) if row["cause_id"] != first and row["cause"] == "resync"]
     follow()
-    assert [message["data"]["object_id"] for message in host.told] == ["user_signed_up_meanwhile"]
-    is_filled(one_engine)
+    assert [message["data"]["object_id"] for message in host.received] == ["user_signed_up_meanwhile"]
+    mark_as_filled(one_engine)
     lost = next(iter(sandbox.world.memberships))
     quietly(sandbox.world, lambda: sandbox.world.delete_membership(lost))
     resync(one_engine, workos)
     follow()
-    found = [m for m in host.told if m["data"]["object_id"] == lost]
+    found = [m for m in host.received if m["data"]["object_id"] == lost]
     assert [(m["type"], m["data"]["cause"]) for m in found] == [("membership.deleted", "resync")]
 
 
-def test_a_hook_that_comes_later_begins_then(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
-    is_filled(one_engine)
-    tell(one_engine, [person("user_1")])
+def test_new_hook_starts_at_current_change(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+    mark_as_filled(one_engine)
+    apply_events(one_engine, [person("user_1")])
     follow()
-    tell(one_engine, [person("user_2")])
+    apply_events(one_engine, [person("user_2")])
     follow()
-    assert [message["data"]["object_id"] for message in host.told] == ["user_2"]
+    assert [message["data"]["object_id"] for message in host.received] == ["user_2"]
 
 
-def test_a_hook_that_retention_overtook_says_so_and_goes_on(
+def test_hook_overtaken_by_retention_logs_and_continues(
     one_engine: Engine, host: Host, follow: Callable[..., bool]
 ) -> None:
-    tell(one_engine, [person("user_1")])
+    apply_events(one_engine, [person("user_1")])
     follow()
-    tell(one_engine, [person("user_2"), person("user_3")])
+    apply_events(one_engine, [person("user_2"), person("user_3")])
     dropped = ids_of(one_engine)[1]
     in_transaction(one_engine, lambda tx: tx.execute(Change.__table__.delete().where(Change.id == dropped)))  # type: ignore[attr-defined]
     in_transaction(one_engine, lambda tx: tx.execute(update(Mirror).values(changes_dropped_to=dropped)))
     follow()
-    assert [message["data"]["object_id"] for message in host.told] == ["user_1", "user_3"]
+    assert [message["data"]["object_id"] for message in host.received] == ["user_1", "user_3"]
     (row,) = operate.hook_status(one_engine)
     assert row["error"] == f"changes up to {dropped} have been pruned" and row["behind"] == 0
 
 
-def test_many_changes_come_in_steps(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
-    tell(one_engine, [person(f"user_{n % 40}", n) for n in range(350)])
+def test_many_changes_are_sent_in_steps(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+    apply_events(one_engine, [person(f"user_{n % 40}", n) for n in range(350)])
     assert follow()
     assert host.ids() == ids_of(one_engine)
 
 
-def test_a_slow_hook_takes_the_rest_in_the_next_step_and_in_order(
+def test_slow_hook_continues_in_order(
     one_engine: Engine, host: Host, follow: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hooks, "STEP_SECONDS", 0.0)
     monkeypatch.setattr(hooks, "ROUND_SECONDS", 0.1)
-    tell(one_engine, [person(f"user_{n % 3}", n, first_name=f"v{n}") for n in range(9)])
-    while not host.told or waiting(one_engine):
+    apply_events(one_engine, [person(f"user_{n % 3}", n, first_name=f"v{n}") for n in range(9)])
+    while not host.received or waiting(one_engine):
         follow()
         monkeypatch.setattr(hooks, "STEP_SECONDS", 5.0)
     assert sorted(host.ids()) == ids_of(one_engine)
     for n in range(3):
-        mine = [m["data"]["id"] for m in host.told if m["data"]["object_id"] == f"user_{n}"]
+        mine = [m["data"]["id"] for m in host.received if m["data"]["object_id"] == f"user_{n}"]
         assert mine == ids_of(one_engine, f"user_{n}")
 
 
@@ -285,20 +283,18 @@ def web_target(web: Web) -> Iterator[WebTarget]:
     target.close()
 
 
-def test_a_call_is_signed_as_standard_webhooks_says_and_its_id_is_the_change(
-    one_engine: Engine, web: Web, web_target: WebTarget
-) -> None:
-    tell(one_engine, [person(f"user_{n}") for n in range(30)])
+def test_call_is_signed_and_identified_by_change(one_engine: Engine, web: Web, web_target: WebTarget) -> None:
+    apply_events(one_engine, [person(f"user_{n}") for n in range(30)])
     assert hooks.follow(one_engine, {"web": web_target}, 3)
     assert sorted(m["data"]["id"] for m in web.took) == ids_of(one_engine)
     assert {m["id"] for m in web.took} == {f"change_{id}" for id in ids_of(one_engine)}
 
 
 @pytest.mark.parametrize("status", [301, 400, 404, 410, 500, 503])
-def test_any_answer_but_2xx_is_a_failure_and_the_same_id_comes_again(
+def test_answer_other_than_2xx_is_retried_with_same_id(
     one_engine: Engine, web: Web, web_target: WebTarget, status: int
 ) -> None:
-    tell(one_engine, [person("user_1"), person("user_1", 2, first_name="Ann")])
+    apply_events(one_engine, [person("user_1"), person("user_1", 2, first_name="Ann")])
     web.answers.append(status)
     hooks.follow(one_engine, {"web": web_target}, 3)
     assert web.took == [] and web.tried == 1
@@ -308,8 +304,8 @@ def test_any_answer_but_2xx_is_a_failure_and_the_same_id_comes_again(
     assert [m["data"]["id"] for m in web.took] == ids_of(one_engine)
 
 
-def test_nobody_at_the_address_is_a_failure_without_its_address_in_the_error(one_engine: Engine) -> None:
-    tell(one_engine, [person("user_1")])
+def test_connection_error_hides_the_url(one_engine: Engine) -> None:
+    apply_events(one_engine, [person("user_1")])
     target = WebTarget("http://127.0.0.1:1/secret-path", SECRET, 1.0)
     hooks.follow(one_engine, {"web": target}, 3)
     target.close()
@@ -338,7 +334,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
         ({"AUTO_JOIN": "yes"}, "AUTO_JOIN Input should be 'off', 'mirror' or 'provision'"),
     ],
 )
-def test_wrong_settings_are_named(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], said: str) -> None:
+def test_invalid_settings_are_named(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said) as caught:
         loaded(monkeypatch, **given)
     assert SECRET not in str(caught.value)

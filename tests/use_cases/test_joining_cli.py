@@ -1,23 +1,21 @@
 """Auto-join and hooks on the command line and on the pages."""
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from flask.testing import FlaskClient
 from sqlalchemy import Engine, insert
 
 from models.database import in_transaction
 from models.tables import Change, Hook, HookDelivery, Join
 from tests.support import JSON, made, rows
-from tests.support.auto_join import answer, put_in_force, tell
+from tests.support.auto_join import apply_events, auto_join_answer, set_auto_join
+from tests.support.cli import report, run
 from tests.support.hooks import SECRET
 from webhooks.app import create_app
 from worker.bootstrap import Services
-from worker.cli import main
 from worker.mirror import auto_join_policy
 
 ORG = made("organization.created")["data"]["id"]
@@ -31,7 +29,7 @@ def db_url(make_database: Any) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _surroundings(set_environment: Callable[..., None], db_url: str, logs_as_before: None) -> None:
+def _surroundings(set_environment: Callable[..., None], db_url: str, restored_logging: None) -> None:
     set_environment(
         DATABASE_URL=db_url,
         OPS_TOKENS=f"ann:{TOKEN}",
@@ -42,14 +40,14 @@ def _surroundings(set_environment: Callable[..., None], db_url: str, logs_as_bef
 
 @pytest.fixture
 def engine(engine: Engine) -> Engine:
-    """A workspace with a verified domain, a person on it who is not a member, and one who was removed."""
+    """A workspace with a verified domain, a person on that domain who is not a member, and a removed one."""
     gone: JSON = {"id": "om_gone", "user_id": "user_gone"}
-    tell(engine, [made("organization.created", name="Acme")])
-    tell(engine, [made("organization_domain.verified", domain="acme.example", state="verified")])
-    tell(engine, [made("user.created", email="ann@acme.example", email_verified=True)])
-    tell(engine, [made("user.created", id="user_gone", email="gone@acme.example", email_verified=True)])
-    tell(engine, [made("organization_membership.created", status="active", **gone)])
-    tell(engine, [made("organization_membership.deleted", 5, **gone)])
+    apply_events(engine, [made("organization.created", name="Acme")])
+    apply_events(engine, [made("organization_domain.verified", domain="acme.example", state="verified")])
+    apply_events(engine, [made("user.created", email="ann@acme.example", email_verified=True)])
+    apply_events(engine, [made("user.created", id="user_gone", email="gone@acme.example", email_verified=True)])
+    apply_events(engine, [made("organization_membership.created", status="active", **gone)])
+    apply_events(engine, [made("organization_membership.deleted", 5, **gone)])
     return engine
 
 
@@ -65,16 +63,6 @@ def failed_hook(engine: Engine) -> Engine:
     return engine
 
 
-def run(*arguments: str, exit_code: int = 0) -> Result:
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == exit_code, (result.output, result.exception)
-    return result
-
-
-def report(*arguments: str, exit_code: int = 0) -> Any:
-    return json.loads(run(*arguments, "--json", exit_code=exit_code).stdout)
-
-
 def test_domains_are_listed_with_state_and_reason(engine: Engine) -> None:
     (row,) = report("auto-join", "domains")
     assert (row["domain"], row["state"], row["auto_join"]) == ("acme.example", "verified", True)
@@ -85,7 +73,7 @@ def test_domains_are_listed_with_state_and_reason(engine: Engine) -> None:
 def test_missing_people_are_listed_with_exit_code_1(engine: Engine) -> None:
     (row,) = report("auto-join", "missing", exit_code=1)
     assert (row["user_id"], row["organization_id"]) == (ANN, ORG), "and not the one who was removed"
-    tell(engine, [made("organization_membership.created", id="om_2", user_id=ANN, status="active")])
+    apply_events(engine, [made("organization_membership.created", id="om_2", user_id=ANN, status="active")])
     assert report("auto-join", "missing") == []
 
 
@@ -95,9 +83,9 @@ def test_set_changes_switch_and_role_and_records_the_reason(engine: Engine) -> N
         "auto_join": False,
         "default_role": "member",
     }
-    assert answer(engine, "new@acme.example") is None
+    assert auto_join_answer(engine, "new@acme.example") is None
     run("auto-join", "set", ORG, "--on", "--role", "admin", "--reason", "agreed")
-    assert answer(engine, "new@acme.example") == (ORG, "admin")
+    assert auto_join_answer(engine, "new@acme.example") == (ORG, "admin")
     wrong = run("auto-join", "set", ORG, "--role", "king", "--reason", "x", exit_code=2)
     assert "Invalid value for '--role'" in wrong.output
     nothing = run("auto-join", "set", ORG, "--reason", "x", exit_code=2)
@@ -106,12 +94,12 @@ def test_set_changes_switch_and_role_and_records_the_reason(engine: Engine) -> N
 
 
 def test_block_and_unblock_record_the_reason(engine: Engine) -> None:
-    assert answer(engine, "gone@acme.example") is None
+    assert auto_join_answer(engine, "gone@acme.example") is None
     assert run("auto-join", "unblock", ORG, "user_gone", "--reason", "hired again").stdout == "unblocked: removed\n"
-    assert answer(engine, "gone@acme.example") == (ORG, "member")
+    assert auto_join_answer(engine, "gone@acme.example") == (ORG, "member")
     run("auto-join", "unblock", ORG, "user_gone", "--reason", "twice", exit_code=1)
     run("auto-join", "block", ORG, ANN, "--reason", "a test account")
-    assert answer(engine, "ann@acme.example") is None
+    assert auto_join_answer(engine, "ann@acme.example") is None
     (row,) = report("auto-join", "joins", "--state", "blocked")
     assert row["user_id"] == ANN and row["reason"].endswith(": a test account")
     assert "a test account" in run("explain", "ann@acme.example").stdout
@@ -122,7 +110,7 @@ def test_block_and_unblock_record_the_reason(engine: Engine) -> None:
 def test_workspaces_without_an_admin_exit_1(engine: Engine) -> None:
     assert [row["name"] for row in report("workspaces", "--name", "acm")] == ["Acme"]
     assert report("workspaces", "--without-admin") == [], "nobody is in it"
-    tell(engine, [made("organization_membership.created", id="om_2", user_id=ANN, status="active")])
+    apply_events(engine, [made("organization_membership.created", id="om_2", user_id=ANN, status="active")])
     assert [row["organization_id"] for row in report("workspaces", "--without-admin", exit_code=1)] == [ORG]
 
 
@@ -177,15 +165,15 @@ def test_auto_join_page_shows_missing_people_and_switched_off_workspaces(ann: Fl
 def test_workspace_page_sets_the_switch_and_requires_a_reason(ann: FlaskClient, engine: Engine) -> None:
     action = f"workspaces/{ORG}/auto-join"
     assert "Enter a reason" in press(ann, f"workspaces/{ORG}", action, switch="off", role="member", reason=" ")
-    assert answer(engine, "new@acme.example") is not None
+    assert auto_join_answer(engine, "new@acme.example") is not None
     shown = press(ann, f"workspaces/{ORG}", action, switch="off", role="admin", reason="contractors")
     assert "Saved." in shown and "switched off by ann: contractors" in shown
-    assert answer(engine, "new@acme.example") is None
+    assert auto_join_answer(engine, "new@acme.example") is None
 
 
 def test_auto_join_page_blocks_and_unblocks(ann: FlaskClient, engine: Engine) -> None:
-    put_in_force(engine, "provision")
-    tell(engine, [made("user.created", id="user_bob", email="bob@acme.example", email_verified=True)])
+    set_auto_join(engine, "provision")
+    apply_events(engine, [made("user.created", id="user_bob", email="bob@acme.example", email_verified=True)])
     assert [row["state"] for row in rows(engine, Join)] == ["pending"]
     shown = press(ann, "auto-join", f"workspaces/{ORG}/people/user_bob/block", reason="a test account")
     assert "by ann: a test account" in shown

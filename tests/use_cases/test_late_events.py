@@ -1,28 +1,24 @@
-"""Events that the events API shows late, up to an hour: none is lost, and `complete_to` waits for what was shown.
+"""Events that the events API shows up to an hour late: none is lost, and `complete_to` waits for each that was shown.
 
-Where a late event appears is not documented, so both are tried: at the end of the listing, or at its time, before the
-cursor. `LATE_EVENTS_EXAMPLES=2000 pytest tests/use_cases/test_late_events.py` for a long run.
+WorkOS does not document where a late event appears. Both places are tried: the end of the listing, and its own time,
+before the cursor. `LATE_EVENTS_EXAMPLES=2000 pytest tests/use_cases/test_late_events.py` for a long run.
 """
 
 import os
-import sys
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, rule, run_state_machine_as_test
 from redis import Redis
 from sqlalchemy import Engine
 
 from models.tables import Event, EventStatus, Mirror
 from tests.support import JSON, accept, apply_all, differences, rows
-from tests.support.histories import DeathError
-from tests.support.resync import Between, Clock, client_of, empty
-from tests.support.sandbox import Sandbox
+from tests.support.histories import DeathError, Simulation
 from worker.errors import WorkOSUnavailableError
 from worker.inbox.drain import Policy
 from worker.repair.catch_up import catch_up, update_complete_to
@@ -34,19 +30,13 @@ LAG = timedelta(seconds=60)
 LATEST_SECONDS = 3600
 
 
-class Lateness(RuleBasedStateMachine):
+class Lateness(Simulation):
     """Users come and go; the events API shows each event after a delay, or fails; catch-ups overlap or die."""
 
     def __init__(self, engine: Engine, endpoint: FlaskClient, redis: Redis) -> None:
-        super().__init__()
-        self.engine, self.door, self.clock = engine, endpoint, Clock()
-        empty(engine, self.clock)
-        self.sandbox = Sandbox(clock=self.clock).start()
-        self.world = self.sandbox.world
-        self.workos = Between(client_of(self.sandbox, redis), self._answered)
-        self.planned: list[tuple[int, Any]] = []
+        super().__init__(engine, endpoint, redis)
         self.shown: dict[datetime, set[str]] = {}
-        """By the time that a catch-up may claim: the events that the API showed when it began."""
+        """`complete_to` that a catch-up may reach → the events that the API showed when the catch-up began."""
         self.complete_to: datetime | None = None
 
     @initialize(late_events=st.sampled_from(["appended", "inserted"]))
@@ -67,12 +57,12 @@ class Lateness(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, 30, 125, 300, 300, 900, 8000]))
     def time_passes(self, seconds: int) -> None:
-        self.clock.goes_on(seconds=seconds)
+        self.clock.advance(seconds=seconds)
 
     @rule(times=st.integers(1, 4))
     def all_goes_its_way(self, times: int) -> None:
         for _ in range(times):
-            self.clock.goes_on(seconds=300)
+            self.clock.advance(seconds=300)
             self.catches_up()
             self.drains(500)
             update_complete_to(self.engine)
@@ -81,20 +71,16 @@ class Lateness(RuleBasedStateMachine):
     @rule(place=st.integers(0, 20))
     def a_webhook_arrives(self, place: int) -> None:
         if events := self.world.events:
-            accept(self.door, events[-1 - place % len(events)])
+            accept(self.endpoint, events[-1 - place % len(events)])
 
     @rule(status=st.sampled_from([0, 429, 503]), times=st.sampled_from([2, 7]), page=st.sampled_from([None, 1, 2]))
     def workos_fails(self, status: int, times: int, page: int | None) -> None:
         self.sandbox.faults.fail("/events", status=status, times=times, page=page)
 
-    @rule(answers=st.integers(1, 5))
-    def a_worker_will_die(self, answers: int) -> None:
-        self.planned.append((answers, self._dies))
-
     @rule(answers=st.integers(1, 5), seconds=st.sampled_from([0, 20, 300]))
     def another_will_catch_up_meanwhile(self, answers: int, seconds: int) -> None:
         def meanwhile() -> None:
-            self.clock.goes_on(seconds=seconds)
+            self.clock.advance(seconds=seconds)
             self.catches_up()
 
         self.planned.append((answers, meanwhile))
@@ -129,18 +115,10 @@ class Lateness(RuleBasedStateMachine):
         waits = [id for id in past if id in shown and (id not in inbox or inbox[id]["status"] == EventStatus.PENDING)]
         assert waits == [], f"complete to {moved_to}"
 
-    def teardown(self) -> None:
-        try:
-            if sys.exc_info()[0] is None:
-                self._ends()
-        finally:
-            self.workos.close()
-            self.sandbox.stop()
-
     def _ends(self) -> None:
         self.sandbox.faults.clear()
         self.planned.clear()
-        self.clock.goes_on(seconds=LATEST_SECONDS)
+        self.clock.advance(seconds=LATEST_SECONDS)
         self.all_goes_its_way(3)
         stored = {row["id"]: row["status"] for row in rows(self.engine, Event)}
         assert [event["id"] for event in self.world.events if event["id"] not in stored] == []
@@ -158,20 +136,13 @@ class Lateness(RuleBasedStateMachine):
         return {event["id"] for event in self.world.events if is_shown(event)}
 
     def _answered(self, path: str) -> None:
-        if path != "events":
-            return
-        due = [happens for answers, happens in self.planned if answers == 1]
-        self.planned = [(answers - 1, happens) for answers, happens in self.planned if answers > 1]
-        for happens in due:
-            happens()
-
-    def _dies(self) -> None:
-        raise DeathError
+        if path == "events":
+            super()._answered(path)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
-def test_events_that_become_readable_late_are_all_applied_in_the_end(
+def test_every_late_event_is_applied(
     both_engines: Engine, endpoint: FlaskClient, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "PAGE", 5)  # so that so small a world has pages

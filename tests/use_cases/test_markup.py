@@ -1,4 +1,4 @@
-"""Every page under /ops, over a world in which each word that others choose is an attack: none becomes markup."""
+"""No text that other people choose becomes markup on a page under /ops."""
 
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -65,7 +65,7 @@ ELEMENTS = {
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: its elements, checked, and its links."""
+    """The elements and links that a browser would see in a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Page(HTMLParser):
 def services(local: Callable[..., Services]) -> Services:
     key = {"workos_api_key": "sk_test", "workos_client_id": "client_test"}
     return local(
-        ops_tokens=f"ann:{TOKEN}", hooks="told=https://host.example/hooks", hook_secrets=f"told:{SECRET}", **key
+        ops_tokens=f"ann:{TOKEN}", hooks="product=https://host.example/hooks", hook_secrets=f"product:{SECRET}", **key
     )
 
 
@@ -101,7 +101,7 @@ SECRET = "whsec_" + "c2VjcmV0" * 4
 
 @pytest.fixture
 def world(services: Services) -> JSON:
-    """A bit of everything, evil in every word."""
+    """Objects of every kind, with markup in every text."""
     endpoint = create_app(services).test_client()
     organization, user = f"org{EVIL_ID}", f"user{EVIL_ID}"
     parents: JSON = {"organization_id": organization, "user_id": user}
@@ -141,10 +141,10 @@ def world(services: Services) -> JSON:
 
 
 def _records(tx: Connection, organization: str, user: str) -> None:
-    told: dict[str, Any] = {"requested_by": EVIL, "reason": EVIL, "error": EVIL, "organization_id": organization}
+    common: dict[str, Any] = {"requested_by": EVIL, "reason": EVIL, "error": EVIL, "organization_id": organization}
     for task, status in (("resync", "done"), ("replay", "failed"), ("catch_up", "failed")):
         selection = {"type": EVIL, "why": EVIL} if task == "replay" else None
-        row = told | {"id": f"run_{task}", "task": task, "status": status, "selection": selection}
+        row = common | {"id": f"run_{task}", "task": task, "status": status, "selection": selection}
         tx.execute(insert(Run).values(**row, finished_at=db_now_plus(-60)))
     found = {
         "run_id": "run_resync",
@@ -156,8 +156,8 @@ def _records(tx: Connection, organization: str, user: str) -> None:
         tx.execute(
             insert(Drift).values(**found, kind="organization", object_id=f"{organization}{action}", action=action)
         )
-    tx.execute(insert(Hook).values(name="told", cursor=0, error=EVIL))
-    failed = {"hook": "told", "kind": "organization", "object_id": organization, "status": "failed", "attempts": 3}
+    tx.execute(insert(Hook).values(name="product", cursor=0, error=EVIL))
+    failed = {"hook": "product", "kind": "organization", "object_id": organization, "status": "failed", "attempts": 3}
     tx.execute(insert(HookDelivery).values(**failed, change_id=1, due_at=db_now(), error=EVIL, traceback=EVIL))
     joined: dict[str, Any] = {"state": "failed", "reason": EVIL, "cause": "event", "cause_id": EVIL_ID, "error": EVIL}
     tx.execute(insert(Join).values(**joined, organization_id=organization, user_id=user, domain=EVIL))
@@ -165,7 +165,7 @@ def _records(tx: Connection, organization: str, user: str) -> None:
 
 
 def crawl(endpoint: FlaskClient) -> tuple[dict[str, str], set[str]]:
-    """All pages that links lead to, and where their forms go."""
+    """Follow every link; returns the pages, and the targets of their forms."""
     seen: dict[str, str] = {}
     forms: set[str] = set()
     wanted = {"/ops/", "/ops/sign-in"}
@@ -184,7 +184,7 @@ def crawl(endpoint: FlaskClient) -> tuple[dict[str, str], set[str]]:
     return seen, forms
 
 
-def test_no_word_of_others_becomes_markup_on_any_page(services: Services, world: JSON) -> None:
+def test_no_external_text_becomes_markup(services: Services, world: JSON) -> None:
     endpoint = create_app(services).test_client()
     sign_in(endpoint)
     pages, forms = crawl(endpoint)
@@ -198,7 +198,7 @@ def test_no_word_of_others_becomes_markup_on_any_page(services: Services, world:
     assert len(forms) >= 8
 
 
-def test_looking_changes_nothing(services: Services, world: JSON) -> None:
+def test_reading_pages_changes_nothing(services: Services, world: JSON) -> None:
     endpoint = create_app(services).test_client()
     sign_in(endpoint)
     statements: list[str] = []

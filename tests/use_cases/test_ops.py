@@ -1,4 +1,4 @@
-"""The operators' pages: who gets in, what a forged post does, and that nothing a customer wrote becomes markup."""
+"""The operators' pages: sign-in, forged posts, and escaping."""
 
 import re
 from collections.abc import Callable
@@ -87,22 +87,22 @@ def status(engine: Engine, event: JSON) -> str:
         return tx.execute(select(Event.status).where(Event.id == event["id"])).scalar_one()
 
 
-# Who gets in
+# Sign-in
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_without_signing_in_no_page_is_shown(endpoint: FlaskClient, story: JSON, page: str) -> None:
-    answer = endpoint.get(f"/ops/{page}")
-    assert answer.status_code == 401 and "acme" not in answer.get_data(as_text=True)
+def test_pages_require_sign_in(endpoint: FlaskClient, story: JSON) -> None:
+    for page in PAGES:
+        answer = endpoint.get(f"/ops/{page}")
+        assert answer.status_code == 401 and "acme" not in answer.get_data(as_text=True), page
 
 
 @pytest.mark.parametrize("token", ["", "wrong", TOKEN[:-1], TOKEN + "x", "ann", f"ann:{TOKEN}", "ü"])
-def test_a_wrong_token_does_not_sign_in(endpoint: FlaskClient, token: str) -> None:
+def test_wrong_token_does_not_sign_in(endpoint: FlaskClient, token: str) -> None:
     assert sign_in(endpoint, token).status_code == 401
     assert endpoint.get("/ops/").status_code == 401
 
 
-def test_without_tokens_there_are_no_pages_and_the_log_says_so(local: Callable[..., Services], logs: list[Any]) -> None:
+def test_pages_are_404_without_configured_tokens(local: Callable[..., Services], logs: list[Any]) -> None:
     endpoint = create_app(local()).test_client()
     assert endpoint.get("/ops/").status_code == 404
     assert {line["event"]: line["reason"] for line in logs if line["event"].endswith("_disabled")} == {
@@ -111,7 +111,7 @@ def test_without_tokens_there_are_no_pages_and_the_log_says_so(local: Callable[.
     }
 
 
-def test_the_cookie_is_for_these_pages_and_no_script(endpoint: FlaskClient) -> None:
+def test_session_cookie_is_http_only_and_limited_to_pages(endpoint: FlaskClient) -> None:
     cookie = sign_in(endpoint).headers["Set-Cookie"]
     assert all(part in cookie for part in ("HttpOnly", "SameSite=Strict", "Path=/ops", "Expires=")), cookie
     assert "Secure" not in cookie and TOKEN not in cookie
@@ -119,7 +119,7 @@ def test_the_cookie_is_for_these_pages_and_no_script(endpoint: FlaskClient) -> N
     assert "Secure" in secure
 
 
-def test_every_page_has_a_strict_policy(ann: FlaskClient) -> None:
+def test_every_page_has_strict_content_security_policy(ann: FlaskClient) -> None:
     for page in (*PAGES, "sign-in", "no-such-page-of-a-run"):
         headers = ann.get(f"/ops/{page}").headers
         if page != "no-such-page-of-a-run":
@@ -128,14 +128,14 @@ def test_every_page_has_a_strict_policy(ann: FlaskClient) -> None:
             assert headers["Cache-Control"] == "no-store" and headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_no_page_asks_for_anything_from_elsewhere(ann: FlaskClient, story: JSON) -> None:
+def test_pages_load_nothing_from_other_hosts(ann: FlaskClient, story: JSON) -> None:
     for page in PAGES:
         html = ann.get(f"/ops/{page}").get_data(as_text=True)
         assert not re.search(r'(?:src|href|action)="(?:https?:)?//', html)
         assert not re.search(r"<script(?! src=\"/ops/static/)|style=|onclick=", html)
 
 
-def test_a_session_ends_after_twelve_hours_and_with_its_tokens(
+def test_session_ends_after_twelve_hours_or_token_change(
     services: Services, build_test_services: Callable[..., Services]
 ) -> None:
     with freeze_time("2026-03-01 12:00"):
@@ -157,16 +157,16 @@ def test_a_session_ends_after_twelve_hours_and_with_its_tokens(
 @pytest.mark.parametrize(
     "wanted", ["https://evil.example", "//evil.example", "/ops//evil.example", "/elsewhere", "/ops/\\x"]
 )
-def test_signing_in_leads_only_to_our_own_pages(endpoint: FlaskClient, wanted: str) -> None:
+def test_sign_in_redirects_only_to_own_pages(endpoint: FlaskClient, wanted: str) -> None:
     assert sign_in(endpoint, next=wanted).headers["Location"] == "/ops/"
 
 
-def test_signing_in_leads_to_the_page_that_was_asked_for(endpoint: FlaskClient) -> None:
+def test_sign_in_redirects_to_requested_page(endpoint: FlaskClient) -> None:
     assert 'value="/ops/events"' in endpoint.get("/ops/events").get_data(as_text=True)
     assert sign_in(endpoint, next="/ops/events").headers["Location"] == "/ops/events"
 
 
-def test_signing_out_ends_the_session(ann: FlaskClient) -> None:
+def test_sign_out_ends_session(ann: FlaskClient) -> None:
     assert press(ann, "", "sign-out").status_code == 302
     assert ann.get("/ops/").status_code == 401
 
@@ -200,35 +200,33 @@ def withheld(engine: Engine) -> str:
     return "run1"
 
 
-@pytest.mark.parametrize("path", POSTS)
-def test_a_post_without_session_or_from_elsewhere_changes_nothing(
-    endpoint: FlaskClient, engine: Engine, story: JSON, withheld: str, path: str
+def test_post_without_session_or_csrf_token_changes_nothing(
+    endpoint: FlaskClient, engine: Engine, story: JSON, withheld: str
 ) -> None:
     with read_transaction(engine) as tx:
         fingerprint = tx.execute(select(Event.fingerprint).where(Event.id == story["failed"]["id"])).scalar_one()
-    url = f"/ops/{path.format(failed=story['failed']['id'], fingerprint=fingerprint)}"
-    assert endpoint.post(url, data={"reason": "x"}).status_code == 401
+    urls = [f"/ops/{path.format(failed=story['failed']['id'], fingerprint=fingerprint)}" for path in POSTS]
+    for url in urls:
+        assert endpoint.post(url, data={"reason": "x"}).status_code == 401, url
     assert sign_in(endpoint).status_code == 302
-    assert endpoint.post(url, data={"reason": "x"}).status_code == 403
-    assert endpoint.post(url, data={"reason": "x", "csrf_token": "forged"}).status_code == 403
     stranger = endpoint.application.test_client()
     foreign = form_token(stranger.get("/ops/sign-in"))
-    assert endpoint.post(url, data={"reason": "x", "csrf_token": foreign}).status_code == 403
-    assert runs(engine) == 1 and status(engine, story["failed"]) == "failed"
-    assert endpoint.get("/ops/").status_code == 200, "still signed in"
+    for url in urls:
+        for form in ({}, {"csrf_token": "forged"}, {"csrf_token": foreign}):
+            assert endpoint.post(url, data={"reason": "x"} | form).status_code == 403, url
+        assert runs(engine) == 1 and status(engine, story["failed"]) == "failed", url
+        assert endpoint.get("/ops/").status_code == 200, f"{url}: still signed in"
 
 
-def test_signing_in_needs_a_form_of_ours(endpoint: FlaskClient) -> None:
+def test_sign_in_requires_own_form(endpoint: FlaskClient) -> None:
     assert endpoint.post("/ops/sign-in", data={"token": TOKEN}).status_code == 403
     assert endpoint.get("/ops/").status_code == 401
 
 
-# What operators do
+# Actions
 
 
-def test_what_failed_is_replayed_by_name_and_with_a_reason(
-    ann: FlaskClient, engine: Engine, services: Services, story: JSON
-) -> None:
+def test_replay_records_operator_and_reason(ann: FlaskClient, engine: Engine, services: Services, story: JSON) -> None:
     failed = story["failed"]["id"]
     answer = press(ann, f"events/{failed}", f"events/{failed}/replay", reason="after the fix")
     assert answer.status_code == 302
@@ -243,7 +241,7 @@ def test_what_failed_is_replayed_by_name_and_with_a_reason(
     assert busy.status_code == 409 and "already running" in busy.get_data(as_text=True)
 
 
-def test_dismissing_needs_a_reason(ann: FlaskClient, engine: Engine, story: JSON) -> None:
+def test_dismissing_requires_reason(ann: FlaskClient, engine: Engine, story: JSON) -> None:
     failed = story["failed"]["id"]
     press(ann, f"events/{failed}", f"events/{failed}/dismiss", reason=" ")
     assert status(engine, story["failed"]) == "failed"
@@ -252,9 +250,7 @@ def test_dismissing_needs_a_reason(ann: FlaskClient, engine: Engine, story: JSON
     assert "Dismissed by ann: a test event" in ann.get(f"/ops/events/{failed}").get_data(as_text=True)
 
 
-def test_resyncs_and_approvals_are_asked_for_by_name(
-    ann: FlaskClient, engine: Engine, story: JSON, withheld: str
-) -> None:
+def test_resync_and_approval_record_operator(ann: FlaskClient, engine: Engine, story: JSON, withheld: str) -> None:
     page = ann.get("/ops/runs/run1").get_data(as_text=True)
     assert "1 deletion is withheld" in page and "&lt;script&gt;" in page
     assert press(ann, "runs/run1", "runs/run1/approve").status_code == 302
@@ -266,7 +262,7 @@ def test_resyncs_and_approvals_are_asked_for_by_name(
     assert sorted((who, organization or "") for who, organization in asked) == [("ann", ""), ("ann", ORG)]
 
 
-def test_without_a_key_no_resync_is_begun_that_would_wait_for_ever(local: Callable[..., Services]) -> None:
+def test_no_resync_starts_without_api_key(local: Callable[..., Services]) -> None:
     services = local(ops_tokens=f"ann:{TOKEN}")
     ann = create_app(services).test_client()
     sign_in(ann)
@@ -278,14 +274,14 @@ def test_without_a_key_no_resync_is_begun_that_would_wait_for_ever(local: Callab
 
 
 @pytest.mark.parametrize("page", ["", "events", "workspaces", "runs"])
-def test_with_the_database_away_a_page_says_so(build_test_services: Callable[..., Services], page: str) -> None:
+def test_unavailable_database_is_shown_on_page(build_test_services: Callable[..., Services], page: str) -> None:
     endpoint = create_app(build_test_services(database_url=NOWHERE, ops_tokens=f"ann:{TOKEN}")).test_client()
     sign_in(endpoint)
     answer = endpoint.get(f"/ops/{page}")
     assert answer.status_code == 503 and "Database unavailable" in answer.get_data(as_text=True)
 
 
-def test_nothing_a_customer_wrote_becomes_markup(ann: FlaskClient, story: JSON) -> None:
+def test_customer_text_does_not_become_markup(ann: FlaskClient, story: JSON) -> None:
     ids = [f"events/{event['id']}" for event in story.values()]
     named = [f"explain?name={story[what]['data']['id']}" for what in ("organization", "user", "membership", "domain")]
     seen = 0
@@ -299,13 +295,13 @@ def test_nothing_a_customer_wrote_becomes_markup(ann: FlaskClient, story: JSON) 
 @pytest.mark.parametrize(
     "page", ["events/none", "workspaces/none", "runs/none", "explain?name=none", "events?after=none&status=%27;--"]
 )
-def test_what_is_not_there_is_said_on_a_page(ann: FlaskClient, page: str) -> None:
+def test_unknown_id_gets_404_page(ann: FlaskClient, page: str) -> None:
     answer = ann.get(f"/ops/{page}")
     assert answer.status_code == (200 if page.startswith("events?") else 404)
     assert answer.content_type.startswith("text/html")
 
 
-def test_events_page_and_filter(ann: FlaskClient, engine: Engine) -> None:
+def test_events_page_filters(ann: FlaskClient, engine: Engine) -> None:
     accept(ann, *(made("organization.created", event_id=f"event_{n:03}", id=f"org_{n}") for n in range(60)))
     first = ann.get("/ops/events").get_data(as_text=True)
     older = re.search(r'href="([^"]*after=[^"]*)"', first)

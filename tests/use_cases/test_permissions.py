@@ -1,4 +1,4 @@
-"""Permissions: mirrored by slug, granted by roles, and not known before a full resync has listed them."""
+"""Permissions are mirrored by slug, granted by roles, and unknown before a full resync has listed them."""
 
 import pytest
 from sqlalchemy import Engine, update
@@ -42,60 +42,56 @@ def answer(engine: Engine, membership: JSON) -> list[str] | None:
         return permissions_of(opened, membership["user_id"], membership["organization_id"])
 
 
-def told(engine: Engine, world: World) -> None:
-    """Deliver what a world has emitted since the last delivery."""
+def deliver_new_events(engine: Engine, world: World) -> None:
+    """Deliver the events that a world has emitted since the last call."""
     known = {row["id"] for row in rows(engine, Event)}
     deliver(engine, [event for event in world.events if event["id"] not in known])
 
 
-def test_a_member_has_the_permissions_that_the_roles_grant(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
+def test_member_has_permissions_of_roles(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
     assert answer(engine, member) == ["invoices:read"]
     assert rows(engine, member_permissions) == [
         {"organization_id": member["organization_id"], "user_id": member["user_id"], "permission": "invoices:read"}
     ]
     sandbox.world.update_role("billing", permissions=["invoices:read", "invoices:pay", "no:such"])
-    told(engine, sandbox.world)
+    deliver_new_events(engine, sandbox.world)
     assert answer(engine, member) == ["invoices:pay", "invoices:read"]
     sandbox.world.update_membership(member["id"], role="member")
-    told(engine, sandbox.world)
+    deliver_new_events(engine, sandbox.world)
     assert answer(engine, member) == []
 
 
-def test_several_roles_grant_together_and_each_permission_counts_once(
-    engine: Engine, sandbox: Sandbox, member: JSON
-) -> None:
+def test_roles_combine_their_permissions(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
     world = sandbox.world
     world.update_role("member", permissions=["invoices:read", "invoices:pay"])
     world.update_membership(member["id"], roles=["member", "billing"])
-    told(engine, world)
+    deliver_new_events(engine, world)
     assert [row["permission"] for row in rows(engine, member_permissions)].count("invoices:read") == 1
     assert answer(engine, member) == ["invoices:pay", "invoices:read"]
 
 
 def test_only_people_with_access_have_permissions(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
     sandbox.world.deactivate_membership(member["id"])
-    told(engine, sandbox.world)
+    deliver_new_events(engine, sandbox.world)
     assert rows(engine, member_permissions) == [] and answer(engine, member) == []
     sandbox.world.reactivate_membership(member["id"])
-    told(engine, sandbox.world)
+    deliver_new_events(engine, sandbox.world)
     assert answer(engine, member) == ["invoices:read"]
     sandbox.world.delete_user(member["user_id"])
-    told(engine, sandbox.world)
+    deliver_new_events(engine, sandbox.world)
     assert rows(engine, member_permissions) == [] and answer(engine, member) == []
 
 
-def test_a_deleted_permission_a_deleted_role_and_an_unmapped_role_grant_nothing(
-    engine: Engine, sandbox: Sandbox, member: JSON
-) -> None:
+def test_deleted_or_unknown_role_or_permission_grants_nothing(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
     adopt(engine, {"admin": "admin", "member": "member"})
     assert answer(engine, member) == []
     adopt(engine, MAPPED)
     assert answer(engine, member) == ["invoices:read"]
     sandbox.world.delete_permission("invoices:read")
-    told(engine, sandbox.world)
+    deliver_new_events(engine, sandbox.world)
     assert answer(engine, member) == []
     sandbox.world.create_permission("invoices:read")
-    told(engine, sandbox.world)
+    deliver_new_events(engine, sandbox.world)
     assert answer(engine, member) == ["invoices:read"], "a slug can be made again"
     deliver(engine, [made("role.deleted", at=10**6, slug="billing")])
     assert answer(engine, member) == []
@@ -104,29 +100,27 @@ def test_a_deleted_permission_a_deleted_role_and_an_unmapped_role_grant_nothing(
 def test_only_permissions_of_organizations_apply(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
     sandbox.world.create_permission("projects:read", resource_type="project")
     sandbox.world.update_role("billing", permissions=["projects:read"])
-    told(engine, sandbox.world)
+    deliver_new_events(engine, sandbox.world)
     assert "projects:read" in live(engine)["permission"] and answer(engine, member) == []
 
 
-def test_an_organizations_own_role_comes_before_the_environments(
-    engine: Engine, sandbox: Sandbox, member: JSON
-) -> None:
+def test_organization_role_overrides_environment_role(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
     world, organization_id = sandbox.world, member["organization_id"]
     other = world.create_organization("Other")
     elsewhere = world.create_membership(other["id"], member["user_id"], role="billing")
     world.create_role("billing", organization_id=organization_id)
     world.update_role("billing", organization_id=organization_id, permissions=["invoices:pay"])
-    told(engine, world)
+    deliver_new_events(engine, world)
     assert (answer(engine, member), answer(engine, elsewhere)) == (["invoices:pay"], ["invoices:read"])
     world.delete_role("billing", organization_id=organization_id)
     deliver(engine, [event for event in world.events if event["event"] == "organization_role.deleted"])
     assert answer(engine, member) == [], "the membership still names the role that was deleted"
     world.update_membership(member["id"], role="billing")
-    told(engine, world)
+    deliver_new_events(engine, world)
     assert (answer(engine, member), answer(engine, elsewhere)) == (["invoices:read"], ["invoices:read"])
 
 
-def test_before_a_full_resync_has_listed_permissions_the_answer_is_not_known(
+def test_permissions_are_unknown_before_full_resync(
     engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:
     in_transaction(engine, lambda tx: tx.execute(update(Mirror).values(listed_kinds=None)))
@@ -147,7 +141,7 @@ def test_before_a_full_resync_has_listed_permissions_the_answer_is_not_known(
     assert answer(engine, member) == ["invoices:read"], "events keep what was listed once up to date"
 
 
-def test_a_permission_that_cannot_be_used_does_not_keep_the_others_unknown(
+def test_invalid_permission_keeps_others_known(
     engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:
     in_transaction(engine, lambda tx: tx.execute(update(Mirror).values(listed_kinds=None)))
@@ -160,7 +154,7 @@ def test_a_permission_that_cannot_be_used_does_not_keep_the_others_unknown(
     ]
 
 
-def test_a_resync_repairs_permissions(engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON) -> None:
+def test_resync_repairs_permissions(engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON) -> None:
     world = sandbox.world
 
     def unseen() -> None:
@@ -182,7 +176,7 @@ def test_a_resync_repairs_permissions(engine: Engine, sandbox: Sandbox, workos: 
     assert found(engine, resync(engine, workos)) == {}
 
 
-def test_a_slug_made_again_is_ordered_by_event_time(engine: Engine) -> None:
+def test_recreated_slug_is_ordered_by_event_time(engine: Engine) -> None:
     events = [
         made("permission.created", 1, id="perm_1"),
         made("permission.deleted", 2, id="perm_1"),
@@ -194,13 +188,11 @@ def test_a_slug_made_again_is_ordered_by_event_time(engine: Engine) -> None:
     assert [(row["permission_id"], row["deleted_by"]) for row in rows(engine, Permission)] == [("perm_2", None)]
 
 
-def test_a_permission_is_explained_and_listed_with_the_roles_that_grant_it(
-    engine: Engine, sandbox: Sandbox, member: JSON
-) -> None:
+def test_permission_is_explained_with_its_roles(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
     world, organization_id = sandbox.world, member["organization_id"]
     world.create_role("payer", organization_id=organization_id)
     world.update_role("payer", organization_id=organization_id, permissions=["invoices:read", "invoices:read:all"])
-    told(engine, world)
+    deliver_new_events(engine, world)
     granted = {row["id"]: row["roles"] for row in list_permissions(engine)}
     assert granted == {"invoices:read": ["billing", f"{organization_id}/payer"], "invoices:pay": []}
     assert [row["id"] for row in list_permissions(engine, after="invoices:pay")] == ["invoices:read"]

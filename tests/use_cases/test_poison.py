@@ -1,4 +1,4 @@
-"""Poison: an event that cannot be applied is found, alone pays for it, and stops nobody else."""
+"""An event that cannot be applied is isolated, and fails alone."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ def applied(engine: Engine) -> set[str]:
 
 
 def attempts(engine: Engine) -> dict[str, int]:
-    """What each event that spent any attempts spent."""
+    """Event id → attempts, for events with at least one."""
     return {row["id"]: row["attempts"] for row in rows(engine, Event) if row["attempts"]}
 
 
@@ -60,7 +60,7 @@ def make_due(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("bad", [0, 3, 7])
-def test_a_poison_event_is_found_by_halves_and_alone_pays(
+def test_poison_event_is_isolated_by_bisection(
     endpoint: FlaskClient, engine: Engine, poison: Poison, logs: list[Any], bad: int
 ) -> None:
     poison(ValueError("a bug"))
@@ -73,7 +73,7 @@ def test_a_poison_event_is_found_by_halves_and_alone_pays(
     assert rows(engine, Batch) == []
 
 
-def test_two_poison_events_are_both_found(endpoint: FlaskClient, engine: Engine, poison: Poison) -> None:
+def test_two_poison_events_are_isolated(endpoint: FlaskClient, engine: Engine, poison: Poison) -> None:
     poison(ValueError("a bug"))
     events = users(8, 2) + users(3, 1)
     accept(endpoint, *events)
@@ -82,9 +82,7 @@ def test_two_poison_events_are_both_found(endpoint: FlaskClient, engine: Engine,
     assert statuses(engine) == {"pending": 2, "done": 9}
 
 
-def test_each_failed_attempt_waits_twice_as_long_and_the_last_sets_aside(
-    endpoint: FlaskClient, engine: Engine, poison: Poison
-) -> None:
+def test_retry_delay_doubles_until_failure(endpoint: FlaskClient, engine: Engine, poison: Poison) -> None:
     poison(ValueError("a bug"))
     [event] = users(1, 0)
     accept(endpoint, event)
@@ -107,7 +105,7 @@ def test_each_failed_attempt_waits_twice_as_long_and_the_last_sets_aside(
     assert "worker/inbox/drain.py" in row["traceback"] and "a bug" not in row["traceback"]
 
 
-def test_once_it_is_applied_nothing_of_its_error_stands(
+def test_success_clears_the_error(
     endpoint: FlaskClient, engine: Engine, poison: Poison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sound = READERS["user.updated"]
@@ -123,7 +121,7 @@ def test_once_it_is_applied_nothing_of_its_error_stands(
     assert [row[name] for name in ("status", "error", "fingerprint", "traceback")] == ["done", None, None, None]
 
 
-def test_an_event_is_not_tried_before_it_is_due(endpoint: FlaskClient, engine: Engine, poison: Poison) -> None:
+def test_event_is_not_retried_before_due(endpoint: FlaskClient, engine: Engine, poison: Poison) -> None:
     poison(ValueError("a bug"))
     accept(endpoint, *users(1, 0))
     for _ in range(3):
@@ -131,7 +129,7 @@ def test_an_event_is_not_tried_before_it_is_due(endpoint: FlaskClient, engine: E
     assert list(attempts(engine).values()) == [1]
 
 
-def test_an_event_whose_cause_has_passed_is_applied_and_its_error_struck_out(
+def test_temporary_failure_is_applied_and_error_cleared(
     endpoint: FlaskClient, engine: Engine, monkeypatch: pytest.MonkeyPatch, poison: Poison
 ) -> None:
     handler = READERS["user.updated"]
@@ -146,9 +144,7 @@ def test_an_event_whose_cause_has_passed_is_applied_and_its_error_struck_out(
     assert (row["status"], row["outcome"], row["error"]) == ("done", "applied", None)
 
 
-def test_a_payload_error_fails_at_once_without_splitting(
-    endpoint: FlaskClient, engine: Engine, logs: list[Any]
-) -> None:
+def test_payload_error_fails_without_bisection(endpoint: FlaskClient, engine: Engine, logs: list[Any]) -> None:
     events = users(4)
     del events[2]["data"]["updated_at"]
     accept(endpoint, *events)
@@ -159,9 +155,7 @@ def test_a_payload_error_fails_at_once_without_splitting(
     assert [line for line in logs if line["event"] == "batch_failed"] == []
 
 
-def test_a_job_that_runs_out_of_time_sets_its_batch_aside_and_ends(
-    endpoint: FlaskClient, engine: Engine, poison: Poison
-) -> None:
+def test_job_timeout_requeues_batch(endpoint: FlaskClient, engine: Engine, poison: Poison) -> None:
     poison(JobTimeoutException("too long"))
     accept(endpoint, *users(4, 1))
     with pytest.raises(JobTimeoutException):
@@ -177,9 +171,7 @@ def orphan(engine: Engine, events: list[JSON], age: float) -> None:
         tx.execute(insert(Batch).values(id="orphan", event_ids=ids, started_at=db_now_plus(-age)))
 
 
-def test_the_batch_of_a_killed_drain_runs_in_halves_and_blames_nobody(
-    endpoint: FlaskClient, engine: Engine, logs: list[Any]
-) -> None:
+def test_batch_of_killed_drain_is_halved_without_blame(endpoint: FlaskClient, engine: Engine, logs: list[Any]) -> None:
     events = users(8)
     accept(endpoint, *events)
     orphan(engine, events, 60)
@@ -188,9 +180,7 @@ def test_the_batch_of_a_killed_drain_runs_in_halves_and_blames_nobody(
     assert (statuses(engine), attempts(engine), rows(engine, Batch)) == ({"done": 8}, {}, [])
 
 
-def test_an_event_that_was_alone_when_its_drain_was_killed_spends_an_attempt(
-    endpoint: FlaskClient, engine: Engine
-) -> None:
+def test_event_alone_in_killed_drain_spends_attempt(endpoint: FlaskClient, engine: Engine) -> None:
     events = users(2)
     accept(endpoint, *events)
     orphan(engine, events[:1], 60)
@@ -201,7 +191,7 @@ def test_an_event_that_was_alone_when_its_drain_was_killed_spends_an_attempt(
     assert applied(engine) == {"user_1"}
 
 
-def test_an_event_that_kills_every_drain_is_set_aside_in_the_end(endpoint: FlaskClient, engine: Engine) -> None:
+def test_event_that_kills_every_drain_fails(endpoint: FlaskClient, engine: Engine) -> None:
     [event] = users(1)
     accept(endpoint, event)
     for _ in range(3):
@@ -211,7 +201,7 @@ def test_an_event_that_kills_every_drain_is_set_aside_in_the_end(endpoint: Flask
     assert event_row(engine, event["id"])["status"] == "failed"
 
 
-def test_a_batch_that_was_just_started_is_left_to_its_drain(endpoint: FlaskClient, engine: Engine) -> None:
+def test_fresh_batch_is_left_to_its_drain(endpoint: FlaskClient, engine: Engine) -> None:
     events = users(3)
     accept(endpoint, *events)
     orphan(engine, events[:2], ORPHAN_AFTER_SECONDS - 5)
@@ -220,7 +210,7 @@ def test_a_batch_that_was_just_started_is_left_to_its_drain(endpoint: FlaskClien
     assert [row["id"] for row in rows(engine, Batch)] == ["orphan"]
 
 
-def test_an_event_done_meanwhile_is_not_blamed(endpoint: FlaskClient, engine: Engine) -> None:
+def test_event_done_meanwhile_is_not_blamed(endpoint: FlaskClient, engine: Engine) -> None:
     events = users(1)
     accept(endpoint, *events)
     assert drain(engine, Policy())
@@ -229,14 +219,14 @@ def test_an_event_done_meanwhile_is_not_blamed(endpoint: FlaskClient, engine: En
     assert (statuses(engine), attempts(engine)) == ({"done": 1}, {})
 
 
-def test_a_drain_stops_when_its_time_is_up(endpoint: FlaskClient, engine: Engine) -> None:
+def test_drain_stops_at_its_time_limit(endpoint: FlaskClient, engine: Engine) -> None:
     accept(endpoint, *users(1))
     assert not drain(engine, Policy(seconds=0))
     assert statuses(engine) == {"pending": 1}
 
 
 class TestPostgresql:
-    """What only a database with row locks can do."""
+    """Behaviour that needs row locks."""
 
     @pytest.fixture
     def db_url(self, make_database: Callable[[str], str]) -> str:
@@ -244,14 +234,14 @@ class TestPostgresql:
 
     @pytest.fixture
     def other(self, engine: Engine) -> Iterator[Connection]:
-        """A second session, which never gives up first."""
+        """A second session, which PostgreSQL never chooses as the deadlock victim."""
         with engine.connect() as other:
             other.execute(text("SET deadlock_timeout = '20s'; SET lock_timeout = '20s'"))
             other.commit()
             yield other
             other.rollback()
 
-    def test_the_batch_of_a_living_drain_is_not_taken_for_an_orphan(
+    def test_batch_of_running_drain_is_not_an_orphan(
         self, endpoint: FlaskClient, engine: Engine, other: Connection
     ) -> None:
         events = users(2)
@@ -261,7 +251,7 @@ class TestPostgresql:
         assert drain(engine, Policy())
         assert applied(engine) == set()
 
-    def test_a_deadlock_is_tried_again_and_costs_no_attempt(
+    def test_deadlock_is_retried_without_attempt(
         self, endpoint: FlaskClient, engine: Engine, other: Connection
     ) -> None:
         accept(endpoint, *users(2))
@@ -278,7 +268,7 @@ class TestPostgresql:
         assert (statuses(engine), attempts(engine), rows(engine, Batch)) == ({"done": 4}, {}, [])
 
     @pytest.mark.parametrize("count", [1, 2])
-    def test_events_whose_rows_stay_locked_for_long_spend_no_attempt(
+    def test_lock_timeout_spends_no_attempt(
         self,
         endpoint: FlaskClient,
         db_url: str,

@@ -1,9 +1,7 @@
-"""An object that nothing can be done with stops only itself: it is counted, put off, reported; the rest goes on."""
+"""An object that cannot be used is counted, delayed and reported, and blocks no other."""
 
 import json
 import math
-from collections.abc import Iterator
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -17,22 +15,20 @@ from models.types import db_now_plus
 from tests.support import JSON, access, differences, made, rows
 from tests.support.auto_join import (
     Stage,
+    apply_events,
     company,
-    is_filled,
     join_of,
     joins_of,
+    mark_as_filled,
     members_at_workos,
-    put_in_force,
     sign_up,
-    tell,
 )
 from tests.support.hooks import FunctionTarget
 from tests.support.resync import (
     MEMBERSHIPS,
-    Clock,
+    continue_run,
     deliver,
     found,
-    go_on,
     live,
     make_reads_due,
     mirror_of,
@@ -57,25 +53,14 @@ from worker.reports.health import check_health
 from worker.runs import create
 from worker.workos_api.client import Page, WorkOSClient
 
-NO_IDS = [".", "..", "../users", "org_1/../org_2", "a/b", "/", "a\0", "a\nb", "\x1b[31m", "é", "𐀀", "\ud800", "x" * 256]
-no_id = pytest.mark.parametrize("value", NO_IDS, ids=ascii)
+INVALID_IDS = [
+    *(".", "..", "../users", "org_1/../org_2", "a/b", "/", "a\0", "a\nb", "\x1b[31m", "é", "𐀀", "\ud800"),
+    "x" * 256,
+]
 
 
-@pytest.fixture
-def clock() -> Clock:
-    clock = Clock()
-    clock.now = datetime.now(UTC).replace(microsecond=0)
-    return clock
-
-
-@pytest.fixture
-def sandbox(clock: Clock) -> Iterator[Sandbox]:
-    with Sandbox(seed=7, clock=clock) as running:
-        yield running
-
-
-def poisoned(engine: Engine, table: str, when: str) -> None:
-    """Make the database refuse such rows, as a constraint that the code does not know would."""
+def refuse_rows(engine: Engine, table: str, when: str) -> None:
+    """Make the database refuse matching rows."""
     assert engine.dialect.name == "sqlite"
     for verb in ("INSERT", "UPDATE"):
         statement = f"CREATE TRIGGER {verb}_{table} BEFORE {verb} ON {table} WHEN {when}"
@@ -83,7 +68,7 @@ def poisoned(engine: Engine, table: str, when: str) -> None:
         in_transaction(engine, lambda tx: tx.execute(text(statement)))  # noqa: B023 - called now
 
 
-def healed(engine: Engine, table: str) -> None:
+def accept_rows(engine: Engine, table: str) -> None:
     for verb in ("INSERT", "UPDATE"):
         in_transaction(engine, lambda tx: tx.execute(text(f"DROP TRIGGER {verb}_{table}")))  # noqa: B023 - called now
 
@@ -93,7 +78,7 @@ def read_due(engine: Engine, workos: WorkOSClient) -> int:
     return work_due(engine, workos, lambda: False)
 
 
-def asked_for(engine: Engine, kind: str, *ids: str, run_id: str = "") -> None:
+def request_read(engine: Engine, kind: str, *ids: str, run_id: str = "") -> None:
     in_transaction(engine, partial(request_reads, kind=KINDS[kind], ids=ids, reason="a test", run_id=run_id))
 
 
@@ -116,8 +101,8 @@ REFERENCES = [
 ]
 
 
-@no_id
-def test_an_event_that_names_what_is_no_id_fails_alone(
+@pytest.mark.parametrize("value", INVALID_IDS, ids=ascii)
+def test_event_with_invalid_id_fails_alone(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, value: str
 ) -> None:
     small_life(sandbox.world, 1, 1)
@@ -140,8 +125,8 @@ def test_an_event_that_names_what_is_no_id_fails_alone(
     assert differences(one_engine, sandbox.world.truth()) == []
 
 
-@no_id
-def test_a_listed_object_without_an_id_is_reported_and_the_rest_is_used(
+@pytest.mark.parametrize("value", ["..", "a\nb", "x" * 256], ids=ascii)
+def test_listed_object_with_invalid_id_is_reported(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, value: str
 ) -> None:
     small_life(sandbox.world, 1, 3)
@@ -156,9 +141,7 @@ def test_a_listed_object_without_an_id_is_reported_and_the_rest_is_used(
     assert differences(one_engine, sandbox.world.truth()) == []
 
 
-def test_a_role_slug_that_no_index_holds_stops_nothing_and_grants_nothing(
-    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_oversized_role_slug_grants_nothing(both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     small_life(sandbox.world, 1, 2)
     long = "".join(f"{number:x}" for number in range(3000))
     sandbox.faults.odd(MEMBERSHIPS, item=0, change=lambda item: {**item, "role": {"slug": long}, "roles": []})
@@ -185,9 +168,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_whatever_the_library_makes_of_a_call_callers_see_our_errors(
-    sandbox: Sandbox, workos: WorkOSClient, call: Any
-) -> None:
+def test_sdk_exceptions_become_workos_errors(sandbox: Sandbox, workos: WorkOSClient, call: Any) -> None:
     for id in ("", ".", "..", "\ud800", "x" * 100_000):
         answered = None
         try:
@@ -197,7 +178,7 @@ def test_whatever_the_library_makes_of_a_call_callers_see_our_errors(
         assert isinstance(answered, WorkOSUnavailableError | Page), ascii(id[:9])
 
 
-def test_what_cannot_even_be_asked_for_is_not_asked_again_at_once(sandbox: Sandbox, workos: WorkOSClient) -> None:
+def test_invalid_request_is_not_retried(sandbox: Sandbox, workos: WorkOSClient) -> None:
     with pytest.raises(WorkOSUnavailableError, match="ValueError"):
         fetch(workos, KINDS["user"], "..")
     assert workos.calls == 1 and sandbox.calls.total() == 0
@@ -206,13 +187,13 @@ def test_what_cannot_even_be_asked_for_is_not_asked_again_at_once(sandbox: Sandb
 # Confirmed reads
 
 
-def test_a_read_that_can_never_succeed_is_counted_and_put_off_and_starves_no_other(
+def test_impossible_read_is_delayed_and_blocks_no_other(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, logs: list[Any]
 ) -> None:
     small_life(sandbox.world, 1, 1)
     user = next(iter(sandbox.world.users))
-    asked_for(one_engine, "user", "..", user)
-    asked_for(one_engine, "role", "org_1/..", "..")
+    request_read(one_engine, "user", "..", user)
+    request_read(one_engine, "role", "org_1/..", "..")
     assert read_due(one_engine, workos) == 1
     assert user in live(one_engine)["user"]
     left = {row["object_id"]: row for row in rows(one_engine, Read)}
@@ -221,46 +202,42 @@ def test_a_read_that_can_never_succeed_is_counted_and_put_off_and_starves_no_oth
     assert len([line for line in logs if line["event"] == "read_failed"]) == len(rows(one_engine, Read)) == 3
 
 
-def test_an_object_that_the_database_refuses_starves_no_other_read(
+def test_object_refused_by_database_blocks_no_other_read(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, logs: list[Any]
 ) -> None:
     small_life(sandbox.world, 1, 3)
     users = list(sandbox.world.users)
-    poisoned(one_engine, "users", f"NEW.id = '{users[0]}'")
-    asked_for(one_engine, "user", *users)
+    refuse_rows(one_engine, "users", f"NEW.id = '{users[0]}'")
+    request_read(one_engine, "user", *users)
     assert read_due(one_engine, workos) == 2
     [left] = rows(one_engine, Read)
     assert (left["object_id"], left["attempts"]) == (users[0], 1)
     assert left["error"].startswith("IntegrityError at ") and "poison" not in left["error"]
     assert [line["id"] for line in logs if line["event"] == "read_failed"] == [users[0]]
-    healed(one_engine, "users")
+    accept_rows(one_engine, "users")
     assert read_due(one_engine, workos) == 1
     assert live(one_engine)["user"] == set(users)
 
 
-def test_a_kind_that_the_key_may_not_see_starves_no_other(
-    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_forbidden_kind_blocks_no_other_read(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     small_life(sandbox.world, 1, 1)
     user = next(iter(sandbox.world.users))
     sandbox.faults.fail("/connections", status=403, times=None)
-    asked_for(one_engine, "connection", "conn_1")
-    asked_for(one_engine, "user", user)
+    request_read(one_engine, "connection", "conn_1")
+    request_read(one_engine, "user", user)
     assert read_due(one_engine, workos) == 1
     [left] = rows(one_engine, Read)
     assert (left["object_id"], left["attempts"]) == ("conn_1", 1) and "403" in left["error"]
 
 
-def test_what_cannot_be_read_again_and_again_is_a_warning_and_explained(
-    local: Any, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_repeatedly_unreadable_object_is_a_warning(local: Any, sandbox: Sandbox, workos: WorkOSClient) -> None:
     services = local(**settings_of(sandbox))
-    asked_for(services.engine, "user", "user_1/x")
+    request_read(services.engine, "user", "user_1/x")
     for _ in range(5):
         assert "unread_objects" not in warnings(services)
         read_due(services.engine, workos)
     sandbox.faults.fail("/user_management/users/", status=400, times=None)
-    asked_for(services.engine, "user", "user_2")
+    request_read(services.engine, "user", "user_2")
     for _ in range(5):
         read_due(services.engine, workos)
     assert "1 object" in warnings(services)["unread_objects"] and "user_2" in warnings(services)["unread_objects"]
@@ -279,15 +256,13 @@ def warnings(services: Any) -> dict[str, str]:
 # Resyncs
 
 
-def test_a_resync_ends_though_it_asks_for_what_is_no_id(
-    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_resync_finishes_despite_invalid_id(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     mirror_of(one_engine, sandbox, workos, 2)
     gone = next(iter(sandbox.world.memberships))
     quietly(sandbox.world, lambda: sandbox.world.delete_membership(gone))
     run_id = start(one_engine, "test")
-    asked_for(one_engine, "user", "..", run_id=run_id)
-    assert go_on(one_engine, workos, run_id)
+    request_read(one_engine, "user", "..", run_id=run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert found(one_engine, run_id) == {
         ("user", ".."): ("invalid", "reported"),
         ("membership", gone): ("extra", "repaired"),
@@ -295,7 +270,7 @@ def test_a_resync_ends_though_it_asks_for_what_is_no_id(
 
 
 @pytest.mark.parametrize("table", ["users", "organizations", "memberships", "domains"])
-def test_a_listed_object_that_the_database_refuses_is_reported_and_its_page_is_used(
+def test_listed_object_refused_by_database_is_reported(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, table: str
 ) -> None:
     world = sandbox.world
@@ -313,15 +288,15 @@ def test_a_listed_object_that_the_database_refuses_is_reported_and_its_page_is_u
         small_life_named(world)
         poison = list(tables[table])[-1]
         world.delete_membership(gone)
-    poisoned(one_engine, table, f"NEW.id = '{poison}'")
+    refuse_rows(one_engine, table, f"NEW.id = '{poison}'")
     run_id = start(one_engine, "test")
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert run_row(one_engine, run_id)["status"] == RunStatus.DONE
     assert found(one_engine, run_id)[kind, poison] == ("invalid", "reported")
     for each in KINDS:
         assert live(one_engine)[each] == ids(world)[each] - {poison} | known[each] - {gone}, each
     assert bad in live(one_engine)["membership"]
-    healed(one_engine, table)
+    accept_rows(one_engine, table)
     resync(one_engine, workos)
     assert differences(one_engine, world.truth()) == []
 
@@ -345,18 +320,18 @@ def ids(world: Any) -> dict[str, set[str]]:
     }
 
 
-def test_a_run_that_fails_unexpectedly_ends_as_failed_and_stops_no_other_work(
+def test_unexpected_failure_ends_only_that_run(
     local: Any, sandbox: Sandbox, workos: WorkOSClient, redis: Redis, logs: list[Any]
 ) -> None:
     services = local(**settings_of(sandbox))
     engine = services.engine
     mirror_of(engine, sandbox, workos, 2)
-    is_filled(engine)
+    mark_as_filled(engine)
     user = next(iter(sandbox.world.users))
-    poisoned(engine, "runs", "NEW.phase = 'delete'")
+    refuse_rows(engine, "runs", "NEW.phase = 'delete'")
     run_id = start(engine, "test")
     catching_up = in_transaction(engine, create, Task.CATCH_UP, "test")
-    asked_for(engine, "user", user)
+    request_read(engine, "user", user)
     make_reads_due(engine)
     Repair(engine, workos, services.settings, Doorbell(redis, "drain")).all()
     failed = run_row(engine, run_id)
@@ -366,15 +341,15 @@ def test_a_run_that_fails_unexpectedly_ends_as_failed_and_stops_no_other_work(
     assert any(line["event"] == "run_failed" and line["run"] == run_id for line in logs)
 
 
-def test_a_key_that_may_not_read_events_does_not_keep_objects_from_being_read(
+def test_reads_continue_when_events_are_forbidden(
     local: Any, sandbox: Sandbox, workos: WorkOSClient, redis: Redis
 ) -> None:
     services = local(**settings_of(sandbox))
     mirror_of(services.engine, sandbox, workos, 1)
-    is_filled(services.engine)
+    mark_as_filled(services.engine)
     sandbox.faults.fail("/events", status=403, times=None)
     run_id = in_transaction(services.engine, create, Task.CATCH_UP, "test")
-    asked_for(services.engine, "user", next(iter(sandbox.world.users)))
+    request_read(services.engine, "user", next(iter(sandbox.world.users)))
     make_reads_due(services.engine)
     Repair(services.engine, workos, services.settings, Doorbell(redis, "drain")).all()
     assert run_row(services.engine, run_id)["status"] == RunStatus.FAILED
@@ -384,22 +359,15 @@ def test_a_key_that_may_not_read_events_does_not_keep_objects_from_being_read(
 # Provisioning
 
 
-@pytest.fixture
-def stage(one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, redis: Redis) -> Stage:
-    put_in_force(one_engine)
-    is_filled(one_engine)
-    return Stage(one_engine, sandbox, clock, workos, redis)
-
-
-def test_a_join_that_the_database_refuses_stops_no_other(stage: Stage) -> None:
+def test_join_refused_by_database_blocks_no_other(stage: Stage) -> None:
     org = company(stage.world)
     users = [sign_up(stage.world, f"{name}@acme.example") for name in ("ann", "bob", "cid")]
-    poisoned(stage.engine, "joins", f"NEW.user_id = '{users[0]}' AND NEW.state = 'joined'")
-    stage.settles()
+    refuse_rows(stage.engine, "joins", f"NEW.user_id = '{users[0]}' AND NEW.state = 'joined'")
+    stage.settle()
     assert joins_of(stage.engine) == {users[0]: "pending", users[1]: "joined", users[2]: "joined"}
     assert join_of(stage.engine, users[0])["error"].startswith("IntegrityError at ")
-    healed(stage.engine, "joins")
-    stage.settles()
+    accept_rows(stage.engine, "joins")
+    stage.settle()
     assert set(joins_of(stage.engine).values()) == {"joined"}
     assert members_at_workos(stage.world) == {(org, user): ["active"] for user in users}
 
@@ -413,37 +381,37 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("body", FOREIGN.values(), ids=FOREIGN)
-def test_a_create_that_is_answered_with_something_else_may_or_may_not_have_been_done(stage: Stage, body: bytes) -> None:
+def test_unusable_answer_to_create_is_checked_before_retry(stage: Stage, body: bytes) -> None:
     org = company(stage.world)
     user = sign_up(stage.world)
     stage.sandbox.faults.answer("/user_management/organization_mem", body, method="POST", status=201, times=1)
-    stage.hears()
+    stage.receive_events()
     for _ in range(2):
-        stage.time_passes()
-        stage.works()
+        stage.let_time_pass()
+        stage.run_worker()
     assert join_of(stage.engine, user)["state"] == "pending" and join_of(stage.engine, user)["attempts"] == 1
-    stage.settles()
+    stage.settle()
     assert join_of(stage.engine, user)["membership_id"] in stage.world.memberships
     assert members_at_workos(stage.world) == {(org, user): ["active"]}
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_a_foreign_404_drops_no_join(stage: Stage, method: str) -> None:
+def test_foreign_404_drops_no_join(stage: Stage, method: str) -> None:
     company(stage.world)
     user = sign_up(stage.world)
     path = "/user_management/organization_mem"
     stage.sandbox.faults.answer(path, b"<!doctype html>", method=method, status=404)
-    stage.hears()
+    stage.receive_events()
     for _ in range(3):
-        stage.time_passes()
-        stage.works()
+        stage.let_time_pass()
+        stage.run_worker()
     assert joins_of(stage.engine) == {user: "pending"} and "404" in join_of(stage.engine, user)["error"]
     stage.sandbox.faults.clear()
-    stage.settles()
+    stage.settle()
     assert joins_of(stage.engine) == {user: "joined"}
 
 
-def test_someone_elses_memberships_say_nothing_about_a_person(stage: Stage) -> None:
+def test_memberships_of_another_user_are_not_used(stage: Stage) -> None:
     org = company(stage.world)
     other = stage.world.create_user("eve@elsewhere.example")["id"]
     stage.world.create_membership(org, other)
@@ -451,10 +419,10 @@ def test_someone_elses_memberships_say_nothing_about_a_person(stage: Stage) -> N
     shown = next(iter(stage.world.memberships.values()))
     body = b'{"object":"list","data":[%s],"list_metadata":{"after":null}}' % json.dumps(shown).encode()
     stage.sandbox.faults.answer(MEMBERSHIPS, body, query="user_id=")
-    stage.hears()
+    stage.receive_events()
     for _ in range(3):
-        stage.time_passes()
-        stage.works()
+        stage.let_time_pass()
+        stage.run_worker()
     assert joins_of(stage.engine) == {user: "pending"}
 
 
@@ -466,28 +434,28 @@ class UnspeakableError(Exception):
         raise RuntimeError("even its text cannot be had")
 
 
-def test_an_error_that_cannot_be_told_is_counted_like_any_other(one_engine: Engine) -> None:
-    told = []
+def test_unprintable_error_counts_as_failure(one_engine: Engine) -> None:
+    received = []
 
     def host(message: JSON) -> None:
         if message["data"]["object_id"] == "user_1":
             raise UnspeakableError
-        told.append(message["data"]["object_id"])
+        received.append(message["data"]["object_id"])
 
-    tell(one_engine, [made("user.created", id=id, email=f"{id}@acme.example") for id in ("user_1", "user_2")])
+    apply_events(one_engine, [made("user.created", id=id, email=f"{id}@acme.example") for id in ("user_1", "user_2")])
     for _ in range(2):
         hooks.follow(one_engine, {"host": FunctionTarget(host)}, 2)
         in_transaction(one_engine, lambda tx: tx.execute(update(HookDelivery).values(due_at=db_now_plus(-1))))
-    assert told == ["user_2"]
+    assert received == ["user_2"]
     [row] = rows(one_engine, HookDelivery)
     assert (row["status"], row["attempts"]) == ("failed", 2) and "UnspeakableError" in row["error"]
 
 
-def test_a_hook_that_cannot_be_followed_stops_no_other(one_engine: Engine, logs: list[Any]) -> None:
-    told: list[JSON] = []
-    tell(one_engine, [made("user.created", id="user_1", email="ann@acme.example")])
-    poisoned(one_engine, "hooks", "NEW.name = 'bad' AND NEW.cursor > 0")
-    hooks.follow(one_engine, {"bad": FunctionTarget(print), "good": FunctionTarget(told.append)}, 3)
-    assert len(told) == 1
+def test_failing_hook_does_not_stop_others(one_engine: Engine, logs: list[Any]) -> None:
+    received: list[JSON] = []
+    apply_events(one_engine, [made("user.created", id="user_1", email="ann@acme.example")])
+    refuse_rows(one_engine, "hooks", "NEW.name = 'bad' AND NEW.cursor > 0")
+    hooks.follow(one_engine, {"bad": FunctionTarget(print), "good": FunctionTarget(received.append)}, 3)
+    assert len(received) == 1
     assert {row["name"]: row["cursor"] for row in rows(one_engine, Hook)} == {"bad": 0, "good": 1}
     assert [line["hook"] for line in logs if line["event"] == "hook_not_followed"] == ["bad"]

@@ -1,11 +1,10 @@
-"""Replay: after a fix the failed events of one kind are decided again, and whatever is right stays as it is."""
+"""Replay: failed events are decided again after a fix, and correct rows stay unchanged."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from redis import Redis
 from sqlalchemy import Engine, func, select, update
 
 from models.database import in_transaction, read_transaction
@@ -17,18 +16,13 @@ from worker.errors import AlreadyReplayedError, BusyError, LeaseLostError, Opera
 from worker.kinds import READERS
 from worker.kinds.user import User
 from worker.mirror.role_map import adopt
-from worker.queue.doorbell import DRAIN, Doorbell
+from worker.queue.doorbell import Doorbell
 from worker.repair import replay as replays
 from worker.repair.replay import Selection
 from worker.reports import listings
 from worker.runs import lease
 
 FAST = 1e6
-
-
-@pytest.fixture
-def bell(redis: Redis) -> Doorbell:
-    return Doorbell(redis, DRAIN)
 
 
 @pytest.fixture
@@ -57,13 +51,13 @@ def events(number: int) -> list[JSON]:
     return [made(types[n % 2], event_id=f"event_{n:04}", id=f"user_{n:04}") for n in range(number)]
 
 
-def fail_all(engine: Engine, told: list[JSON]) -> None:
-    """Let events fail to their last attempt."""
-    store(engine, told)
+def fail_all(engine: Engine, events: list[JSON]) -> None:
+    """Deliver events and let them use up their attempts."""
+    store(engine, events)
     while statuses(engine).get("pending"):
         in_transaction(engine, lambda tx: tx.execute(update(Event).values(due_at=db_now_plus(-1), attempts=9)))
         apply_all(engine)
-    assert statuses(engine) == {"failed": len(told)}
+    assert statuses(engine) == {"failed": len(events)}
 
 
 def run(engine: Engine, bell: Doorbell, selection: Selection, **given: Any) -> str:
@@ -79,7 +73,7 @@ def changes(engine: Engine) -> int:
         return tx.execute(select(func.count()).select_from(Change)).scalar_one()
 
 
-def test_errors_of_one_cause_share_a_fingerprint() -> None:
+def test_errors_with_same_cause_share_fingerprint() -> None:
     one, other = ValueError("user_01HXYZABCDEF has 3 of 'x'"), ValueError("user_01HXYZABCDEG has 14 of 'yy'")
     assert fingerprint(one) == fingerprint(other) != fingerprint(KeyError("user_01HXYZABCDEF has 3 of 'x'"))
     assert fingerprint(ValueError("")) != fingerprint(ValueError("another"))
@@ -87,10 +81,10 @@ def test_errors_of_one_cause_share_a_fingerprint() -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(240)
-def test_after_a_fix_one_command_replays_all_of_a_kind_and_each_is_applied_once(
+def test_replay_by_fingerprint_applies_each_event_once(
     both_engines: Engine, bell: Doorbell, bug: Callable[[], None]
 ) -> None:
-    # On SQLite each of the halves that blame waits for the door.
+    # On SQLite, each half waits for the endpoint's writes.
     number = 500 if both_engines.dialect.name == "postgresql" else 160
     fail_all(both_engines, events(number))
     kinds = listings.failures(both_engines)
@@ -121,9 +115,7 @@ def test_after_a_fix_one_command_replays_all_of_a_kind_and_each_is_applied_once(
     assert listings.failures(both_engines) == []
 
 
-def test_what_fails_again_has_a_fresh_budget_and_can_be_replayed_again(
-    one_engine: Engine, bell: Doorbell, bug: Callable[[], None]
-) -> None:
+def test_replayed_event_has_fresh_attempts(one_engine: Engine, bell: Doorbell, bug: Callable[[], None]) -> None:
     fail_all(one_engine, events(4))
     for _ in range(2):
         run(one_engine, bell, Selection(failed=True))
@@ -138,9 +130,7 @@ def test_what_fails_again_has_a_fresh_budget_and_can_be_replayed_again(
         run(one_engine, bell, Selection(failed=True))
 
 
-def test_a_replay_of_everything_changes_nothing_and_its_like_is_recognised(
-    both_engines: Engine, bell: Doorbell
-) -> None:
+def test_replaying_everything_changes_nothing(both_engines: Engine, bell: Doorbell) -> None:
     types = ("user.created", "organization.created", "organization_membership.created", "organization.deleted")
     store(both_engines, [made(type, at) for at, type in enumerate(types)])
     apply_all(both_engines)
@@ -159,10 +149,12 @@ def test_a_replay_of_everything_changes_nothing_and_its_like_is_recognised(
     run(both_engines, bell, whole)  # which it had not seen
 
 
-def test_a_replay_after_a_new_role_map_changes_no_deleted_membership(one_engine: Engine, bell: Doorbell) -> None:
+def test_replay_after_new_role_map_keeps_deleted_membership(one_engine: Engine, bell: Doorbell) -> None:
     editor = {"slug": "editor"}
-    told = [made(f"organization_membership.{what}", 1, role=editor, roles=[editor]) for what in ("created", "deleted")]
-    store(one_engine, told)
+    events = [
+        made(f"organization_membership.{what}", 1, role=editor, roles=[editor]) for what in ("created", "deleted")
+    ]
+    store(one_engine, events)
     apply_all(one_engine)
     adopt(one_engine, {"member": "member", "admin": "admin", "editor": "admin"})
     before, noted = mirrored(one_engine), changes(one_engine)
@@ -173,7 +165,7 @@ def test_a_replay_after_a_new_role_map_changes_no_deleted_membership(one_engine:
     assert (mirrored(one_engine), changes(one_engine)) == (before, noted)
 
 
-def test_a_replay_is_recognised_though_some_payloads_are_gone(one_engine: Engine, bell: Doorbell) -> None:
+def test_repeated_replay_is_refused_despite_pruned_payloads(one_engine: Engine, bell: Doorbell) -> None:
     store(one_engine, [made("user.created"), made("user.updated", 1, event_id="event_gone"), made("dsync.activated")])
     apply_all(one_engine)
     in_transaction(one_engine, lambda tx: tx.execute(update(Event).where(Event.id == "event_gone").values(body=None)))
@@ -196,7 +188,9 @@ def test_a_replay_is_recognised_though_some_payloads_are_gone(one_engine: Engine
         (Selection(since=datetime(2020, 1, 1, tzinfo=UTC), type="user.updated"), {1, 3}),
     ],
 )
-def test_only_what_was_selected(one_engine: Engine, bell: Doorbell, selection: Selection, chosen: set[int]) -> None:
+def test_replay_touches_only_selection(
+    one_engine: Engine, bell: Doorbell, selection: Selection, chosen: set[int]
+) -> None:
     store(one_engine, events(4))
     apply_all(one_engine)
     assert Selection.from_json(selection.as_json()) == selection
@@ -209,7 +203,7 @@ def test_only_what_was_selected(one_engine: Engine, bell: Doorbell, selection: S
     assert {row["id"] for row in rows(one_engine, Event) if row["replays"]} == {f"event_{n:04}" for n in chosen}
 
 
-def test_events_whose_payload_is_gone_are_counted_and_left(one_engine: Engine, bell: Doorbell) -> None:
+def test_replay_skips_pruned_payloads(one_engine: Engine, bell: Doorbell) -> None:
     store(one_engine, events(4))
     apply_all(one_engine)
     in_transaction(one_engine, lambda tx: tx.execute(update(Event).where(Event.id < "event_0003").values(body=None)))
@@ -219,7 +213,7 @@ def test_events_whose_payload_is_gone_are_counted_and_left(one_engine: Engine, b
     assert statuses(one_engine) == {"done": 3, "pending": 1}
 
 
-def test_one_at_a_time_and_cancelled_it_stops(one_engine: Engine, bell: Doorbell) -> None:
+def test_replay_is_exclusive_and_can_be_cancelled(one_engine: Engine, bell: Doorbell) -> None:
     store(one_engine, events(120))
     apply_all(one_engine)
     run_id = replays.start(one_engine, Selection(type="user.created"), "ann", None)
@@ -239,7 +233,7 @@ def test_one_at_a_time_and_cancelled_it_stops(one_engine: Engine, bell: Doorbell
     assert statuses(one_engine) == {"done": 120}
 
 
-def test_dismissed_events_are_no_failures_and_keep_who_and_why(
+def test_dismissed_event_records_operator_and_reason(
     one_engine: Engine, bell: Doorbell, bug: Callable[[], None]
 ) -> None:
     fail_all(one_engine, events(3))

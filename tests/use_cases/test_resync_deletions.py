@@ -1,4 +1,4 @@
-"""A resync deletes nothing that a listing merely left out, and much at once only when somebody approved it."""
+"""A resync confirms each deletion, and needs approval for many."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ from worker.workos_api.client import WorkOSClient
 
 @pytest.mark.parametrize("workspaces", [1, 2, 3])
 @pytest.mark.parametrize("path", [ORGANIZATIONS, USERS, MEMBERSHIPS])
-def test_an_empty_listing_deletes_nothing(
+def test_empty_listing_deletes_nothing(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, path: str, workspaces: int, logs: list[Any]
 ) -> None:
     before = mirror_of(one_engine, sandbox, workos, workspaces)
@@ -47,7 +47,7 @@ def test_an_empty_listing_deletes_nothing(
 
 
 @pytest.mark.parametrize("workspaces", [1, 2, 3])
-def test_even_an_environment_that_is_really_empty_needs_approval(
+def test_emptied_environment_needs_approval(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, workspaces: int
 ) -> None:
     before = mirror_of(one_engine, sandbox, workos, workspaces)
@@ -84,7 +84,7 @@ def gone_users(engine: Engine, sandbox: Sandbox, workos: WorkOSClient, number: i
     ("number", "of", "withheld"),
     [(20, 30, False), (21, 421, False), (21, 419, True), (2, 2, True), (3, 3, True), (2, 3, False), (1, 2, False)],
 )
-def test_above_the_ceiling_deletions_are_withheld(
+def test_deletions_above_ceiling_are_withheld(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, number: int, of: int, withheld: bool
 ) -> None:
     run_id = gone_users(one_engine, sandbox, workos, number, of)
@@ -93,7 +93,7 @@ def test_above_the_ceiling_deletions_are_withheld(
     assert len(live(one_engine)["user"]) == (of if withheld else of - number)
 
 
-def test_an_approval_carries_out_that_list_and_reads_each_again_first(
+def test_approval_deletes_listed_objects_after_reading_each(
     both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     engine, world = both_engines, sandbox.world
@@ -120,27 +120,23 @@ def test_an_approval_carries_out_that_list_and_reads_each_again_first(
 
 
 @pytest.mark.parametrize(("run_id", "message"), [("nonsense", "there is no run"), ("clean", "withheld no deletions")])
-def test_there_is_nothing_to_approve(
+def test_approval_requires_withheld_deletions(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, run_id: str, message: str
 ) -> None:
     clean = resync(one_engine, workos)
     with pytest.raises(OperatorError, match=message):
         start(one_engine, "test", approves=clean if run_id == "clean" else run_id)
-    resync(one_engine, workos)  # and nothing is left under way
+    resync(one_engine, workos)  # and nothing is left in progress
 
 
-def test_a_list_too_long_for_one_statement_is_withheld_too(
-    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_very_long_list_is_withheld(both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     run_id = gone_users(both_engines, sandbox, workos, 2250, 2250)
     assert len(report(both_engines, run_id)) == 2250
     assert run_row(both_engines, start(both_engines, "test", approves=run_id))["phase"] == "read"
     assert len(rows(both_engines, Read)) == 2250
 
 
-def test_what_was_in_a_deleted_workspace_or_of_a_deleted_person_does_not_count(
-    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_children_of_deleted_parents_do_not_count(both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     engine, world = both_engines, sandbox.world
     with world.silently():
         for number in range(8):

@@ -1,4 +1,4 @@
-"""WorkOS refuses, breaks off, is slow or answers oddly: a resync deletes nothing by it, and goes on where it can."""
+"""WorkOS refuses, disconnects, is slow or answers nonsense: a resync deletes nothing and continues where it can."""
 
 from contextlib import closing
 from functools import partial
@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 from models.tables import Listing, Read, RunStatus, Seen
 from tests.support import JSON, differences, rows
-from tests.support.auto_join import tell
+from tests.support.auto_join import apply_events
 from tests.support.resync import (
     MEMBERSHIPS,
     ORGANIZATIONS,
@@ -19,8 +19,8 @@ from tests.support.resync import (
     catch_up_with,
     client_of,
     comes_back,
+    continue_run,
     found,
-    go_on,
     live,
     mirror_of,
     quietly,
@@ -37,7 +37,7 @@ from worker.workos_api.client import WorkOSClient
 
 
 def mirror_of_102(engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> tuple[dict[str, set[str]], list[str]]:
-    """A mirror whose listings take two pages; on the second of each something is gone at WorkOS."""
+    """A mirror with listings of two pages. WorkOS deleted an object on the second page of each."""
     world = sandbox.world
     populate(world, organizations=102, members=1)
     resync(engine, workos)
@@ -47,13 +47,13 @@ def mirror_of_102(engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> tup
 
 
 @pytest.mark.parametrize(("path", "status"), [(ORGANIZATIONS, 500), (USERS, 400)])
-def test_a_listing_that_always_breaks_off_deletes_nothing_ends_the_run_and_blocks_no_later_one(
+def test_incomplete_listing_deletes_nothing_and_ends_run(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, path: str, status: int, logs: list[Any]
 ) -> None:
     before, gone = mirror_of_102(one_engine, sandbox, workos)
     sandbox.faults.truncate(path, 2, status=status)
     run_id = start(one_engine, "test")
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before
     ended = run_row(one_engine, run_id)
     assert ended["status"] == RunStatus.FAILED and path[:-1] in ended["error"] and str(status) in ended["error"]
@@ -66,29 +66,27 @@ def test_a_listing_that_always_breaks_off_deletes_nothing_ends_the_run_and_block
 
 
 @pytest.mark.parametrize("away", [500, 400, 0])
-def test_with_workos_away_in_the_middle_a_run_deletes_nothing_and_goes_on_where_it_stopped(
+def test_resync_resumes_after_workos_outage(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, away: int, logs: list[Any]
 ) -> None:
     before, gone = mirror_of_102(one_engine, sandbox, workos)
     away_after(sandbox, 60, away)
     run_id = start(one_engine, "test")
-    assert not go_on(one_engine, workos, run_id)
+    assert not continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before
     assert run_row(one_engine, run_id)["status"] == RunStatus.RUNNING and run_row(one_engine, run_id)["error"]
     assert any(line["event"] == "resync_interrupted" for line in logs)
     assert not any(row["attempts"] for row in rows(one_engine, Listing)), "WorkOS was away: no listing is to blame"
     comes_back(sandbox)
     sandbox.calls.clear()
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert sandbox.calls.total() < 101 + 12 - 40
     assert set(found(one_engine, run_id)) == {("organization", gone[0]), ("user", gone[1])}
     assert run_row(one_engine, run_id)["error"] is None
     assert differences(one_engine, sandbox.world.truth()) == []
 
 
-def test_one_workspace_that_cannot_be_listed_is_reported_and_holds_up_no_other(
-    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_unlistable_workspace_is_reported(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     before = mirror_of(one_engine, sandbox, workos, 12)
     world = sandbox.world
     bad, good = list(world.organizations)[:2]
@@ -107,14 +105,14 @@ def test_one_workspace_that_cannot_be_listed_is_reported_and_holds_up_no_other(
 
 
 @pytest.mark.parametrize("status", [403, 422, 500])
-def test_a_key_that_may_not_see_connections_is_reported_and_the_rest_is_repaired(
+def test_forbidden_connections_are_reported(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, status: int
 ) -> None:
     world = sandbox.world
     mirror_of(one_engine, sandbox, workos, 3)
     connection = world.create_connection(next(iter(world.organizations)), "Okta")["id"]
     world.activate_connection(connection)
-    tell(one_engine, world.events)
+    apply_events(one_engine, world.events)
     gone = next(iter(world.memberships))
     quietly(world, lambda: (world.delete_connection(connection), world.delete_membership(gone)))
     sandbox.faults.fail("/connections", status=status, times=None)
@@ -131,7 +129,7 @@ def test_a_key_that_may_not_see_connections_is_reported_and_the_rest_is_repaired
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("path", ["/", "/user_management/users/user_", "/organizations$"])
-def test_a_refused_key_ends_the_run_and_deletes_nothing(
+def test_rejected_key_ends_run_without_deletions(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, status: int, path: str
 ) -> None:
     before = mirror_of(one_engine, sandbox, workos, 3)
@@ -140,7 +138,7 @@ def test_a_refused_key_ends_the_run_and_deletes_nothing(
     sandbox.faults.fail(path, status=status, times=None)
     run_id = start(one_engine, "test")
     with pytest.raises(InvalidApiKeyError, match=f"WORKOS_API_KEY: WorkOS refuses the key .{status}."):
-        go_on(one_engine, workos, run_id)
+        continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before
     assert run_row(one_engine, run_id)["status"] == RunStatus.FAILED
     assert str(status) in run_row(one_engine, run_id)["error"]
@@ -151,7 +149,9 @@ def test_a_refused_key_ends_the_run_and_deletes_nothing(
 
 
 @pytest.mark.parametrize("status", [429, 500, 503, 0])
-def test_what_passes_is_waited_for(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, status: int) -> None:
+def test_temporary_failures_are_retried(
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, status: int
+) -> None:
     mirror_of(one_engine, sandbox, workos, 3)
     world = sandbox.world
     gone = next(iter(world.users))
@@ -163,7 +163,7 @@ def test_what_passes_is_waited_for(one_engine: Engine, sandbox: Sandbox, workos:
 
 
 @pytest.mark.parametrize("status", [500, 400])
-def test_an_object_that_cannot_be_read_is_not_deleted_and_is_reported_in_the_end(
+def test_unreadable_object_is_reported_and_not_deleted(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, status: int
 ) -> None:
     before = mirror_of(one_engine, sandbox, workos, 3)
@@ -173,7 +173,7 @@ def test_an_object_that_cannot_be_read_is_not_deleted_and_is_reported_in_the_end
     sandbox.faults.fail(f"/user_management/users/{gone}", status=status, times=None, retry_after=0)
     run_id = start(one_engine, "test")
     tries = 0
-    while not go_on(one_engine, workos, run_id):
+    while not continue_run(one_engine, workos, run_id):
         tries += 1
         assert tries < 5
     assert live(one_engine) == before
@@ -181,7 +181,7 @@ def test_an_object_that_cannot_be_read_is_not_deleted_and_is_reported_in_the_end
 
 
 @pytest.mark.parametrize("path", ["/user_management/users/", "/user_management/users$", "/user_management/org"])
-def test_a_rate_limit_that_others_used_up_is_waited_for(
+def test_resync_waits_for_exhausted_rate_limit(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, path: str
 ) -> None:
     before = mirror_of(one_engine, sandbox, workos, 3)
@@ -190,29 +190,29 @@ def test_a_rate_limit_that_others_used_up_is_waited_for(
     sandbox.faults.fail(path, status=429, times=None, retry_after=0)
     run_id = start(one_engine, "test")
     for _ in range(4):
-        assert not go_on(one_engine, workos, run_id)
+        assert not continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before
     assert "429" in run_row(one_engine, run_id)["error"] and run_row(one_engine, run_id)["status"] == RunStatus.RUNNING
     sandbox.faults.clear()
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert found(one_engine, run_id) == {("user", gone): ("extra", "repaired")}
 
 
-def test_an_answer_that_never_comes_deletes_nothing(
+def test_timeout_deletes_nothing(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = mirror_of(one_engine, sandbox, workos, 2)
     sandbox.knobs.latency = 0.5
     run_id = start(one_engine, "test")
     with closing(client_of(sandbox, redis, timeout=0.02)) as impatient:
-        assert not go_on(one_engine, impatient, run_id)
+        assert not continue_run(one_engine, impatient, run_id)
     assert "Timeout" in run_row(one_engine, run_id)["error"]
     sandbox.knobs.latency = 0.0
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before
 
 
-def test_another_environments_key_deletes_nothing_even_if_nobody_looked_first(one_engine: Engine, redis: Redis) -> None:
+def test_key_of_another_environment_deletes_nothing(one_engine: Engine, redis: Redis) -> None:
     sandbox = Sandbox(seed=3)
     other = sandbox.add_environment("sk_other")
     small_life(other.world, 30, 1)
@@ -239,7 +239,7 @@ PAGES = {"organization": ORGANIZATIONS, "user": USERS, "membership": MEMBERSHIPS
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 @pytest.mark.parametrize("kind", PAGES)
-def test_an_odd_item_is_reported_and_the_rest_of_the_page_is_used(
+def test_invalid_item_is_reported_and_rest_is_used(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, kind: str, odd: JSON, logs: list[Any]
 ) -> None:
     world = sandbox.world
@@ -272,7 +272,7 @@ def test_an_odd_item_is_reported_and_the_rest_of_the_page_is_used(
 
 @pytest.mark.parametrize("page", [1, 2])
 @pytest.mark.parametrize("path", [USERS, MEMBERSHIPS])
-def test_after_an_odd_item_on_any_page_nothing_of_that_listing_is_deleted(
+def test_listing_with_invalid_item_deletes_nothing(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, path: str, page: int
 ) -> None:
     world = sandbox.world
@@ -293,7 +293,7 @@ def test_after_an_odd_item_on_any_page_nothing_of_that_listing_is_deleted(
     assert set(found(one_engine, run_id)) == {(kind, id) for id in gone}
 
 
-def test_each_item_without_id_is_reported(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
+def test_every_item_without_id_is_reported(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     populate(sandbox.world, organizations=1, members=150)
     sandbox.faults.odd(USERS, item=3, missing="id", page=1)
     sandbox.faults.odd(USERS, item=3, missing="id", page=2)
@@ -303,9 +303,7 @@ def test_each_item_without_id_is_reported(one_engine: Engine, sandbox: Sandbox, 
 
 
 @pytest.mark.parametrize("domains", [None, "none", {}, [None], [{"id": "org_domain_1"}]])
-def test_odd_domains_of_an_organization_delete_none(
-    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, domains: Any
-) -> None:
+def test_invalid_domains_delete_none(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, domains: Any) -> None:
     before = mirror_of(one_engine, sandbox, workos, 3)
     sandbox.calls.clear()
     sandbox.faults.odd(ORGANIZATIONS, change=lambda item: {**item, "domains": domains})
@@ -315,7 +313,7 @@ def test_odd_domains_of_an_organization_delete_none(
     assert sandbox.calls["GET", "/organization_domains/{id}"] == 0
 
 
-def test_an_answer_that_is_no_listing_is_asked_for_again(
+def test_malformed_listing_is_requested_again(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, logs: list[Any]
 ) -> None:
     before = mirror_of(one_engine, sandbox, workos, 2)
@@ -323,7 +321,7 @@ def test_an_answer_that_is_no_listing_is_asked_for_again(
     quietly(sandbox.world, lambda: sandbox.world.delete_user(next(iter(sandbox.world.users))))
     sandbox.faults.fail(USERS, status=204, times=1)  # no body at all
     run_id = start(one_engine, "test")
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert any(line["event"] == "listing_failed" and "answered no object" in line["error"] for line in logs)
     assert len(live(one_engine)["user"]) == len(before["user"]) - 1
     assert differences(one_engine, sandbox.world.truth()) == []

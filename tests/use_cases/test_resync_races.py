@@ -1,4 +1,4 @@
-"""While a resync runs the world goes on, workers die, and frozen ones wake: nothing newer is lost, no one revived."""
+"""Events, crashes and frozen workers during a resync: newer state wins, and deleted objects stay deleted."""
 
 import threading
 from collections.abc import Callable
@@ -23,10 +23,10 @@ from tests.support.resync import (
     catch_up_with,
     changes,
     client_of,
+    continue_run,
     deliver,
     expire_lease,
     found,
-    go_on,
     live,
     make_reads_due,
     quietly,
@@ -49,7 +49,7 @@ SEEDS = range(4)
 
 
 class Life:
-    """What goes on in a world and reaches the inbox meanwhile. Some events come late, some never."""
+    """Random operations whose events reach the inbox. Some are late, some are lost."""
 
     def __init__(self, engine: Engine, world: World, seed: int, *, loss: float = 0.0) -> None:
         self._engine, self._world, self._loss = engine, world, loss
@@ -60,34 +60,34 @@ class Life:
         self._number = seed * 1_000_000
 
     def go_on(self, _what: str = "") -> None:
-        """A few operations; what they emit is delivered and applied, but for what comes late."""
+        """Do a few operations; apply their events, except for those that are late."""
         with self._lock:
             self._number += 1
             play(self._world, self._random.randint(1, 4), companies=4, seed=self._number)
-            told = self._told()
-            waiting = [event for event in told if self._random.random() < 0.3]
+            new = self._new_events()
+            waiting = [event for event in new if self._random.random() < 0.3]
             come = [event for event in self._late if self._random.random() < 0.3]
             self._late = [event for event in self._late if event not in come] + waiting
-            deliver(self._engine, [*(event for event in told if event not in waiting), *come])
+            deliver(self._engine, [*(event for event in new if event not in waiting), *come])
 
-    def _told(self) -> list[JSON]:
+    def _new_events(self) -> list[JSON]:
         with self._world.lock:
-            told = self._world.events[self._sent :]
+            new = self._world.events[self._sent :]
             self._sent = len(self._world.events)
-        return [event for event in told if self._random.random() >= self._loss]
+        return [event for event in new if self._random.random() >= self._loss]
 
     def settle(self) -> None:
-        """Deliver what was late."""
+        """Deliver the late events."""
         with self._lock:
-            deliver(self._engine, self._told() + self._late)
+            deliver(self._engine, self._new_events() + self._late)
             self._late = []
 
 
 def revived(engine: Engine) -> set[str]:
-    """What an event deleted for good and is live here all the same."""
+    """Objects that a final delete event deleted and that are still live here."""
     deleted = (row for row in rows(engine, Event) if row["type"].endswith(".deleted"))
-    told = {row["object_id"] for row in deleted if KINDS[row["kind"]].delete_is_final}
-    return told & set().union(*live(engine).values())
+    deleted_ids = {row["object_id"] for row in deleted if KINDS[row["kind"]].delete_is_final}
+    return deleted_ids & set().union(*live(engine).values())
 
 
 def before_and_after(
@@ -99,56 +99,50 @@ def before_and_after(
 
 @pytest.fixture
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One call in flight, so that a seed names one interleaving."""
+    """One call at a time, so that a seed reproduces the interleaving."""
     monkeypatch.setattr(resync_module, "AT_ONCE", 1)
 
 
 def lived_in(engine: Engine, sandbox: Sandbox, seed: int, *, lost: float) -> None:
-    """A mirror that missed some of what happened."""
+    """Fill a mirror that has missed the share `lost` of the events."""
     random = Random(seed)
     play(sandbox.world, 250, companies=4, seed=seed)
     deliver(engine, (event for event in sandbox.world.events if random.random() >= lost))
 
 
+def resync_during_events(engine: Engine, sandbox: Sandbox, redis: Redis, seed: int) -> None:
+    """Resync while events arrive before and after every call, then check that nothing is lost or outdated."""
+    lived_in(engine, sandbox, seed, lost=0.1)
+    life = Life(engine, sandbox.world, seed)
+    with closing(before_and_after(sandbox, redis, life.go_on)) as between:
+        resync(engine, between)
+    sandbox.on_request = None
+    life.settle()
+    assert differences(engine, sandbox.world.truth()) == []
+    assert revived(engine) == set()
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.usefixtures("one_at_a_time")
-def test_events_at_every_page_boundary_and_between_each_read_and_its_write(
-    one_engine: Engine, sandbox: Sandbox, redis: Redis, seed: int
-) -> None:
-    lived_in(one_engine, sandbox, seed, lost=0.1)
-    life = Life(one_engine, sandbox.world, seed)
-    with closing(before_and_after(sandbox, redis, life.go_on)) as between:
-        resync(one_engine, between)
-    sandbox.on_request = None
-    life.settle()
-    # All that happened since the resync began was delivered: nothing of it may be lost, nor anything older be left.
-    assert differences(one_engine, sandbox.world.truth()) == []
-    assert revived(one_engine) == set()
+def test_events_at_every_boundary_converge(one_engine: Engine, sandbox: Sandbox, redis: Redis, seed: int) -> None:
+    resync_during_events(one_engine, sandbox, redis, seed)
 
 
-@pytest.mark.parametrize("seed", [1])
-def test_events_beside_several_calls_in_flight(both_engines: Engine, sandbox: Sandbox, redis: Redis, seed: int) -> None:
-    lived_in(both_engines, sandbox, seed, lost=0.1)
-    life = Life(both_engines, sandbox.world, seed)
-    with closing(before_and_after(sandbox, redis, life.go_on)) as between:
-        resync(both_engines, between)
-    sandbox.on_request = None
-    life.settle()
-    assert differences(both_engines, sandbox.world.truth()) == []
-    assert revived(both_engines) == set()
+def test_events_during_parallel_calls_converge(both_engines: Engine, sandbox: Sandbox, redis: Redis) -> None:
+    resync_during_events(both_engines, sandbox, redis, seed=1)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(240)
-def test_two_thousand_webhooks_while_two_thousand_workspaces_are_listed(
+def test_webhooks_during_large_resync_converge(
     make_database: Callable[[str], str], sandbox: Sandbox, redis: Redis
 ) -> None:
-    """As at a first start: the mirror is empty, and what is listed was changed, deleted or made meanwhile."""
+    """As at a first start: the mirror is empty, and listed objects change during the resync."""
     world = sandbox.world
     populate(world, organizations=2000, members=1)
     calls, random = count(), Random(1)
-    told: list[JSON] = []
-    world.subscribe(told.append)
+    undelivered: list[JSON] = []
+    world.subscribe(undelivered.append)
     lock = threading.Lock()
 
     def happens(_what: str) -> None:
@@ -160,13 +154,13 @@ def test_two_thousand_webhooks_while_two_thousand_workspaces_are_listed(
             for table, delete in ((world.memberships, world.delete_membership), (world.users, world.delete_user)):
                 delete(random.choice(list(table)))
             late = random.random() < 0.2  # and what is late comes after what follows it
-            deliver(engine, [] if late else [told.pop() for _ in range(len(told))])
+            deliver(engine, [] if late else [undelivered.pop() for _ in range(len(undelivered))])
 
     engine = open_engine(make_database("postgresql"), pool_size=MAX_CONNECTIONS)
     with closing(Between(client_of(sandbox, redis), happens)) as between:
         resync(engine, between)
     assert len(world.events) >= 2000
-    deliver(engine, told)
+    deliver(engine, undelivered)
     assert differences(engine, world.truth()) == []
     assert revived(engine) == set()
     engine.dispose()
@@ -174,7 +168,7 @@ def test_two_thousand_webhooks_while_two_thousand_workspaces_are_listed(
 
 @pytest.mark.parametrize("seed", [4])
 @pytest.mark.usefixtures("one_at_a_time")
-def test_what_is_lost_during_a_resync_is_found_by_the_next(
+def test_next_resync_finds_changes_lost_during_resync(
     one_engine: Engine, sandbox: Sandbox, redis: Redis, workos: WorkOSClient, seed: int
 ) -> None:
     lived_in(one_engine, sandbox, seed, lost=0.1)
@@ -203,7 +197,7 @@ ACTS: dict[str, Callable[[World], object]] = {
 @pytest.mark.parametrize("place", [0, 1, 4, 7])  # organizations, users or roles, memberships, a read by id
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
 @pytest.mark.usefixtures("one_at_a_time")
-def test_one_event_between_one_answer_and_its_use(
+def test_event_between_answer_and_write_wins(
     one_engine: Engine, sandbox: Sandbox, redis: Redis, act: Callable[[World], object], place: int
 ) -> None:
     world = sandbox.world
@@ -229,9 +223,7 @@ def test_one_event_between_one_answer_and_its_use(
     assert revived(one_engine) == set()
 
 
-def test_what_is_in_doubt_is_read_though_it_was_asked_for_while_it_was_missing_and_arrived_since(
-    both_engines: Engine, redis: Redis
-) -> None:
+def test_object_that_arrived_during_resync_is_still_read(both_engines: Engine, redis: Redis) -> None:
     with Sandbox(clock=Clock()) as sandbox, closing(client_of(sandbox, redis)) as workos:
         acme = sandbox.world.create_organization("Acme")
         sandbox.world.create_membership(acme["id"], sandbox.world.create_user("ann@acme.example")["id"])
@@ -245,10 +237,8 @@ def test_what_is_in_doubt_is_read_though_it_was_asked_for_while_it_was_missing_a
         assert rows(both_engines, Read) == []
 
 
-def test_an_event_of_the_second_in_which_a_listing_was_read_is_settled_by_another_reading(
-    both_engines: Engine, redis: Redis
-) -> None:
-    """WorkOS tells the time of a reading in whole seconds: which of the two came first only it knows."""
+def test_event_in_same_second_as_listing_is_read_again(both_engines: Engine, redis: Redis) -> None:
+    """WorkOS reports the time of an answer in whole seconds, so the order is unknown within one second."""
     with Sandbox(clock=Clock()) as sandbox, closing(client_of(sandbox, redis)) as workos:
         acme = sandbox.world.create_organization("Acme")
         resync(both_engines, workos)
@@ -263,7 +253,7 @@ def test_an_event_of_the_second_in_which_a_listing_was_read_is_settled_by_anothe
 
 
 class DiedError(BaseException):
-    """As near to kill -9 as a process can come within itself."""
+    """Stands in for kill -9 within the test's process."""
 
 
 def die_at(call: int) -> Callable[[str], None]:
@@ -277,7 +267,7 @@ def die_at(call: int) -> Callable[[str], None]:
 
 
 @pytest.mark.parametrize("at_once", [1, 8])
-def test_dead_at_any_call_the_next_worker_goes_on_and_repeats_at_most_the_pages_in_flight(
+def test_killed_resync_resumes_at_any_call(
     one_engine: Engine, sandbox: Sandbox, redis: Redis, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     monkeypatch.setattr(resync_module, "AT_ONCE", at_once)
@@ -294,10 +284,10 @@ def test_dead_at_any_call_the_next_worker_goes_on_and_repeats_at_most_the_pages_
             run_id = start(one_engine, "test", dry_run=True)
             sandbox.calls.clear()
             with pytest.raises(DiedError):
-                go_on(one_engine, Between(workos, die_at(call)), run_id)
+                continue_run(one_engine, Between(workos, die_at(call)), run_id)
             expire_lease(one_engine, run_id)
             assert start(one_engine, "test", dry_run=True) == run_id
-            assert go_on(one_engine, workos, run_id)
+            assert continue_run(one_engine, workos, run_id)
             assert needed < sandbox.calls.total() <= needed + at_once
             assert len(found(one_engine, run_id)) == 5
 
@@ -306,13 +296,11 @@ def more_calls_than(sandbox: Sandbox, number: int) -> bool:
     return sandbox.calls.total() > number
 
 
-def test_stopped_between_two_pages_a_run_repeats_nothing(
-    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_stopped_resync_repeats_no_page(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     populate(sandbox.world, organizations=3, members=110)
     run_id = start(one_engine, "test")
     stops = 0
-    while not go_on(one_engine, workos, run_id, partial(more_calls_than, sandbox, sandbox.calls.total())):
+    while not continue_run(one_engine, workos, run_id, partial(more_calls_than, sandbox, sandbox.calls.total())):
         stops += 1
         assert stops < 50
     assert stops > 1
@@ -327,7 +315,7 @@ def test_stopped_between_two_pages_a_run_repeats_nothing(
 
 @pytest.fixture
 def frozen_and_successor(both_engines: Engine, workos: WorkOSClient) -> Callable[[str], list[type[BaseException]]]:
-    """Freezes a worker between an answer and its use, lets a successor do the run, and wakes the frozen one."""
+    """A function that freezes a worker before it uses an answer, finishes the run elsewhere, and wakes it."""
 
     def play_out(where: str) -> list[type[BaseException]]:
         frozen, wake = threading.Event(), threading.Event()
@@ -353,7 +341,7 @@ def frozen_and_successor(both_engines: Engine, workos: WorkOSClient) -> Callable
         first.start()
         assert frozen.wait(30)
         expire_lease(both_engines, run_id)
-        assert go_on(both_engines, workos, run_id)
+        assert continue_run(both_engines, workos, run_id)
         before = mirrored(both_engines), changes(both_engines), rows(both_engines, Run), rows(both_engines, Listing)
         wake.set()
         first.join(30)
@@ -368,7 +356,7 @@ def frozen_and_successor(both_engines: Engine, workos: WorkOSClient) -> Callable
     "where",
     ["organizations", "user_management/users", "user_management/organization_memberships"],
 )
-def test_a_frozen_worker_that_wakes_beside_its_successor_writes_nothing(
+def test_frozen_worker_writes_nothing_after_losing_run(
     both_engines: Engine, sandbox: Sandbox, frozen_and_successor: Any, where: str
 ) -> None:
     world = sandbox.world
@@ -380,7 +368,7 @@ def test_a_frozen_worker_that_wakes_beside_its_successor_writes_nothing(
     assert differences(both_engines, world.truth()) == []
 
 
-def test_a_worker_that_lost_its_run_in_mid_read_writes_nothing(
+def test_worker_that_lost_its_run_during_read_writes_nothing(
     both_engines: Engine, sandbox: Sandbox, frozen_and_successor: Any
 ) -> None:
     world = sandbox.world
@@ -392,7 +380,7 @@ def test_a_worker_that_lost_its_run_in_mid_read_writes_nothing(
     assert differences(both_engines, world.truth()) == []
 
 
-def test_the_heartbeat_keeps_the_lease_of_a_busy_run(
+def test_heartbeat_keeps_lease(
     both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.05)
@@ -403,7 +391,7 @@ def test_the_heartbeat_keeps_the_lease_of_a_busy_run(
     assert {row["fence"] for row in rows(both_engines, Run)} == {1}
 
 
-def test_redis_away_leaves_the_run_for_later(
+def test_redis_outage_leaves_run_resumable(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, tmp_path: Any
 ) -> None:
     small_life(sandbox.world, 1, 1)
@@ -411,26 +399,24 @@ def test_redis_away_leaves_the_run_for_later(
     with Redis.from_url(f"unix://{tmp_path}/none.sock") as away:
         lost = open_client(sandbox.api_key, CLIENT_ID, sandbox.base_url, Buckets(away, 1.0))
         with closing(lost), pytest.raises(RedisError):
-            go_on(one_engine, lost, run_id)
-    assert go_on(one_engine, workos, run_id)
+            continue_run(one_engine, lost, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert differences(one_engine, sandbox.world.truth()) == []
 
 
-def test_a_cursor_that_workos_forgot_while_no_one_worked_starts_its_listing_anew(
-    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
-) -> None:
+def test_expired_listing_cursor_restarts_listing(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     populate(sandbox.world, organizations=1, members=250)
     run_id = start(one_engine, "test")
     sandbox.faults.truncate("/user_management/users$", 3, status=422)
     sandbox.faults.fail("/organizations$", query=r"limit=1\b", status=422, times=None)  # WorkOS seems to be away
-    assert not go_on(one_engine, workos, run_id)
+    assert not continue_run(one_engine, workos, run_id)
     sandbox.faults.clear()
     sandbox.faults.fail("/user_management/users$", status=400, times=1)
-    assert go_on(one_engine, workos, run_id)
+    assert continue_run(one_engine, workos, run_id)
     assert differences(one_engine, sandbox.world.truth()) == []
 
 
-def test_a_run_that_ended_cannot_be_worked_on(one_engine: Engine, workos: WorkOSClient) -> None:
+def test_finished_run_cannot_be_worked_on(one_engine: Engine, workos: WorkOSClient) -> None:
     run_id = resync(one_engine, workos)
     with lease(one_engine, run_id) as held:
         assert held is None

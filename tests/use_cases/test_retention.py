@@ -1,4 +1,4 @@
-"""What is kept how long, and how a person is forgotten."""
+"""Retention periods, and the erasure of deleted users."""
 
 import json
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from redis import Redis
 from sqlalchemy import Engine, insert, update
 
@@ -17,7 +17,6 @@ from tests.support import JSON, apply_all, made, mirrored, outcomes, rows, sampl
 from tests.support.resync import CLIENT_ID, Clock, client_of, deliver, resync
 from tests.support.sandbox import Sandbox
 from tests.support.stories import store
-from worker.cli import main
 from worker.kinds.user import User
 from worker.mirror.erasure import forget
 from worker.mirror.retention import BATCH, Periods, retain
@@ -37,7 +36,7 @@ PERSONAL = ("email", "first_name", "last_name")
 
 
 def age(engine: Engine, table: type[Any], days: float, *columns: str) -> None:
-    """As if `columns` of all rows had been written so many days ago."""
+    """Set `columns` of all rows to `days` days ago."""
     in_transaction(
         engine, lambda tx: tx.execute(update(table).values({name: db_now_plus(-days * DAY) for name in columns}))
     )
@@ -56,16 +55,16 @@ def user_row(engine: Engine, id: str = USER) -> JSON:
 
 
 def personal(engine: Engine, *words: str) -> list[str]:
-    """Where any of `words` still stands in the database."""
+    """The tables that still contain any of `words`."""
     tables = (Event, User, Change, Drift)
     stored = {table.__tablename__: [str(row) for row in rows(engine, table)] for table in tables}
     return [name for name, found in stored.items() for row in found if any(word in row for word in words)]
 
 
-# What is kept how long
+# Retention
 
 
-def test_payloads_go_after_thirty_days_ids_after_a_hundred(engine: Engine) -> None:
+def test_payloads_expire_after_30_days_and_rows_after_100(engine: Engine) -> None:
     events = [made("user.created"), made("user.updated", 1)]
     failed = made("user.updated", 2, id=None)
     deliver(engine, [*events, failed])
@@ -93,7 +92,7 @@ def test_payloads_go_after_thirty_days_ids_after_a_hundred(engine: Engine) -> No
     assert user_row(engine)["email"] == sample("user.updated")["data"]["email"]
 
 
-def test_dismissed_events_go_like_processed_ones(engine: Engine) -> None:
+def test_dismissed_events_expire_like_processed_ones(engine: Engine) -> None:
     deliver(engine, [made("user.updated", id=None)])
     [failed] = bodies(engine)
     age_events(engine, 30.1)
@@ -104,7 +103,7 @@ def test_dismissed_events_go_like_processed_ones(engine: Engine) -> None:
     assert retain(engine, Periods())["events"] == 1
 
 
-def test_what_waits_keeps_its_payload_however_old(engine: Engine) -> None:
+def test_pending_event_keeps_payload(engine: Engine) -> None:
     store(engine, [made("user.created")])
     age(engine, Event, 400, "received_at", "last_delivered_at")
     retain(engine, Periods())
@@ -113,7 +112,7 @@ def test_what_waits_keeps_its_payload_however_old(engine: Engine) -> None:
     assert user_row(engine)["email"]
 
 
-def test_changes_and_reports_are_kept_for_a_year(engine: Engine) -> None:
+def test_changes_and_reports_expire_after_a_year(engine: Engine) -> None:
     deliver(engine, [made("organization.created"), made("user.created")])
     finished = {"task": Task.RESYNC, "requested_by": "x"}
 
@@ -138,7 +137,7 @@ def test_changes_and_reports_are_kept_for_a_year(engine: Engine) -> None:
     assert retain(engine, Periods())["changes"] == 2
 
 
-def test_tombstones_are_kept_for_ever(engine: Engine) -> None:
+def test_tombstones_are_kept(engine: Engine) -> None:
     deleted = [made(f"{kind}.deleted") for kind in ("organization", "user", "organization_membership")]
     deliver(engine, deleted)
     for table in (Event, Change, User):
@@ -152,7 +151,7 @@ def test_tombstones_are_kept_for_ever(engine: Engine) -> None:
     assert all(row["deleted_by"] == "event" for found in mirrored(engine).values() for row in found)
 
 
-def test_it_works_in_small_batches_and_stops_when_told(one_engine: Engine) -> None:
+def test_retention_stops_between_batches(one_engine: Engine) -> None:
     store(one_engine, (made("role.updated") for _ in range(2 * BATCH + 10)))
     apply_all(one_engine)
     age_events(one_engine, 31)
@@ -167,32 +166,32 @@ def test_it_works_in_small_batches_and_stops_when_told(one_engine: Engine) -> No
     assert retain(one_engine, Periods())["payloads"] == BATCH + 10
 
 
-def test_a_retention_that_was_stopped_goes_on_later(one_engine: Engine, redis: Redis) -> None:
+def test_stopped_retention_resumes(one_engine: Engine, redis: Redis) -> None:
     store(one_engine, [made("role.updated")])
     apply_all(one_engine)
     age_events(one_engine, 31)
     in_transaction(one_engine, create, Task.RETENTION, "clock")
-    chosen, bell, told = Settings(_env_file=None), Doorbell(redis, DRAIN), iter([False])
-    Repair(one_engine, None, chosen, bell, lambda: next(told, True)).all()
+    chosen, bell, answers = Settings(_env_file=None), Doorbell(redis, DRAIN), iter([False])
+    Repair(one_engine, None, chosen, bell, lambda: next(answers, True)).all()
     assert [run["status"] for run in rows(one_engine, Run)] == [RunStatus.RUNNING]
     Repair(one_engine, None, chosen, bell).all()
     assert [run["status"] for run in rows(one_engine, Run)] == [RunStatus.DONE]
     assert set(bodies(one_engine).values()) == {None}
 
 
-def test_ids_cannot_be_kept_for_less_than_the_events_api_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keep_events_days_has_a_minimum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEEP_EVENTS_DAYS", "99")
     with pytest.raises(Exception, match="KEEP_EVENTS_DAYS"):
         load_settings()
 
 
-# Forgetting
+# Erasure
 
 
 @pytest.fixture
 def gone(engine: Engine) -> Engine:
-    """A mirror whose user was renamed and deleted, with an event of theirs that failed, and a neighbour."""
-    told = [
+    """A mirror with a renamed, then deleted user, a failed event of theirs, and another user."""
+    events = [
         made("user.created"),
         made("user.updated", 1, email="married@acme.example"),
         made("user.updated", 2, updated_at=None),
@@ -200,7 +199,7 @@ def gone(engine: Engine) -> Engine:
         made("user.created", 0, id="user_neighbour", email="neighbour@acme.example"),
         made("user.updated", 1, id="user_neighbour", updated_at="odd", email="neighbour@acme.example"),
     ]
-    deliver(engine, told)
+    deliver(engine, events)
     drift = {"kind": "user", "object_id": USER, "finding": "stale", "action": "repaired"}
     fields = {"email": [EMAIL, "married@acme.example"]}
     in_transaction(engine, lambda tx: tx.execute(insert(Drift).values(run_id="r", fields=fields, **drift)))
@@ -212,7 +211,7 @@ def the_neighbour_is_left_alone(engine: Engine) -> bool:
     return len(personal(engine, "neighbour@acme.example")) == 4  # two events, the user, the change
 
 
-def test_a_deleted_user_is_forgotten_after_thirty_days(gone: Engine) -> None:
+def test_deleted_user_is_erased_after_30_days(gone: Engine) -> None:
     age(gone, User, 29.9, "touched_at")
     assert retain(gone, Periods())["persons"] == 0
     age(gone, User, 30.1, "touched_at")
@@ -223,19 +222,19 @@ def test_a_deleted_user_is_forgotten_after_thirty_days(gone: Engine) -> None:
     row = user_row(gone)
     assert [row[name] for name in PERSONAL] == [None, None, None]
     assert (row["deleted_by"], row["erased"]) == ("event", True)
-    told = rows(gone, Change)[changes:]
-    assert [(c["object_id"], c["cause"], c["cause_id"]) for c in told] == [(USER, "settings", "ERASE_AFTER_DAYS")]
+    recorded = rows(gone, Change)[changes:]
+    assert [(c["object_id"], c["cause"], c["cause_id"]) for c in recorded] == [(USER, "settings", "ERASE_AFTER_DAYS")]
     age(gone, User, 60, "touched_at")
     assert retain(gone, Periods())["persons"] == 0
 
 
 @pytest.mark.parametrize("days", [0, 7])
-def test_how_long_is_a_setting(gone: Engine, days: int) -> None:
+def test_erase_after_days_is_configurable(gone: Engine, days: int) -> None:
     age(gone, User, days + 0.1, "touched_at")
     assert retain(gone, Periods(persons=timedelta(days=days)))["persons"] == 1
 
 
-def test_nothing_that_comes_late_brings_anything_back(gone: Engine) -> None:
+def test_late_events_restore_nothing(gone: Engine) -> None:
     forget(gone, USER, "alice")
     late = [
         made("user.deleted", 5, email="again@acme.example"),
@@ -251,7 +250,7 @@ def test_nothing_that_comes_late_brings_anything_back(gone: Engine) -> None:
     assert the_neighbour_is_left_alone(gone)
 
 
-def test_nor_does_the_events_api(engine: Engine, redis: Redis) -> None:
+def test_catch_up_restores_nothing(engine: Engine, redis: Redis) -> None:
     clock = Clock()
     with Sandbox(seed=7, clock=clock) as sandbox:
         workos = client_of(sandbox, redis)
@@ -261,7 +260,7 @@ def test_nor_does_the_events_api(engine: Engine, redis: Redis) -> None:
         first, last = sandbox.world.events
         deliver(engine, [last])
         forget(engine, user["id"], "alice")
-        clock.goes_on(minutes=5)
+        clock.advance(minutes=5)
         assert catch_up(engine, workos).new == 1  # the creation, which no webhook had brought
         apply_all(engine)
         assert outcomes(engine, first) == ["tombstoned"]
@@ -271,7 +270,7 @@ def test_nor_does_the_events_api(engine: Engine, redis: Redis) -> None:
         workos.close()
 
 
-def test_a_user_that_only_a_resync_found_gone_is_forgotten_too_and_may_come_back(
+def test_user_deleted_by_resync_is_erased_and_can_return(
     engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     world = sandbox.world
@@ -294,34 +293,24 @@ def test_a_user_that_only_a_resync_found_gone_is_forgotten_too_and_may_come_back
 # The command
 
 
-@pytest.fixture
-def command(set_environment: Callable[..., None], db_url: str) -> Callable[..., Result]:
-    set_environment(DATABASE_URL=db_url)
-
-    def run(*arguments: str) -> Result:
-        return CliRunner().invoke(main, ["forget", *arguments])
-
-    return run
-
-
-def test_forget_does_it_at_once(gone: Engine, command: Callable[..., Result]) -> None:
-    result = command(USER)
+def test_forget_erases_at_once(gone: Engine, run_forget: Callable[..., Result]) -> None:
+    result = run_forget(USER)
     assert result.exit_code == 0 and f"{USER} is erased" in result.stdout.splitlines()
     assert personal(gone, EMAIL, "married@acme.example") == []
     assert the_neighbour_is_left_alone(gone)
     assert rows(gone, Change)[-1]["cause"] == "operator"
-    assert command(USER).exit_code == 0
+    assert run_forget(USER).exit_code == 0
 
 
 @pytest.mark.parametrize(
     ("user", "said"),
     [("user_neighbour", "still exists in WorkOS"), ("user_nobody", "no user"), ("", "no user")],
 )
-def test_forget_refuses_who_lives_or_is_unknown(
-    gone: Engine, command: Callable[..., Result], user: str, said: str
+def test_forget_refuses_live_or_unknown_user(
+    gone: Engine, run_forget: Callable[..., Result], user: str, said: str
 ) -> None:
     before = rows(gone, User), rows(gone, Change)
-    result = command(user)
+    result = run_forget(user)
     assert result.exit_code == 1 and result.stdout == ""
     [line] = result.stderr.splitlines()
     assert said in line

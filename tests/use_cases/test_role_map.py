@@ -1,4 +1,4 @@
-"""The role map: a change re-maps who is already there, whatever interrupts it, and all that comes after."""
+"""The role map: a change remaps existing members, even after an interruption, and applies to later events."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def members(*admins: int) -> set[tuple[str, str, str]]:
 pytestmark = pytest.mark.usefixtures("owners")
 
 
-def test_a_changed_map_re_maps_members_and_says_so(engine: Engine) -> None:
+def test_changed_role_map_updates_members_and_records_changes(engine: Engine) -> None:
     assert access(engine) == members()
     known = len(rows(engine, Change))
     assert adopt(engine, OWNERS) == 5
@@ -52,14 +52,14 @@ def test_a_changed_map_re_maps_members_and_says_so(engine: Engine) -> None:
     assert {row["organization_id"] for row in changes} == {ORG}
 
 
-def test_the_same_map_again_changes_nothing(engine: Engine) -> None:
+def test_same_role_map_changes_nothing(engine: Engine) -> None:
     adopt(engine, OWNERS)
     before = mirrored(engine), rows(engine, Change)
     assert adopt(engine, OWNERS) == 0
     assert (mirrored(engine), rows(engine, Change)) == before
 
 
-def test_a_map_taken_back_restores_what_was(engine: Engine) -> None:
+def test_reverted_role_map_restores_roles(engine: Engine) -> None:
     before = mirrored(engine)
     adopt(engine, OWNERS)
     assert adopt(engine, DEFAULT) == 5
@@ -67,9 +67,7 @@ def test_a_map_taken_back_restores_what_was(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
-def test_an_interrupted_change_goes_on_where_it_stopped(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, steps: int
-) -> None:
+def test_interrupted_remapping_resumes(engine: Engine, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(role_map, "BATCH", 2)
     in_transaction(engine, role_map._store, OWNERS)
     for _ in range(steps):
@@ -83,7 +81,7 @@ def test_an_interrupted_change_goes_on_where_it_stopped(
     assert len([row for row in rows(engine, Change) if row["cause"] == "settings"]) == 5
 
 
-def test_another_map_during_an_interrupted_change_starts_over(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_map_restarts_interrupted_remapping(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(role_map, "BATCH", 2)
     in_transaction(engine, role_map._store, OWNERS)
     in_transaction(engine, role_map._remap_batch)
@@ -91,7 +89,7 @@ def test_another_map_during_an_interrupted_change_starts_over(engine: Engine, mo
     assert access(engine) == members()
 
 
-def test_events_applied_after_a_change_use_the_new_map(endpoint: FlaskClient, engine: Engine) -> None:
+def test_later_events_use_new_map(endpoint: FlaskClient, engine: Engine) -> None:
     adopt(engine, OWNERS)
     owner = {"slug": "owner"}
     accept(endpoint, made("organization_membership.updated", 5, id="om_5", user_id="user_5", role=owner, roles=[owner]))
@@ -99,7 +97,7 @@ def test_events_applied_after_a_change_use_the_new_map(endpoint: FlaskClient, en
     assert access(engine) == members(0, 1, 2, 3, 4, 5)
 
 
-def test_a_change_gives_no_membership_a_new_version(endpoint: FlaskClient, engine: Engine) -> None:
+def test_remapping_changes_no_version(endpoint: FlaskClient, engine: Engine) -> None:
     def versions() -> list[Any]:
         with read_transaction(engine) as tx:
             query = select(Membership.updated_at, Membership.event_at, Membership.event_id).order_by(Membership.id)
@@ -110,6 +108,6 @@ def test_a_change_gives_no_membership_a_new_version(endpoint: FlaskClient, engin
     assert versions() == before
 
 
-def test_the_map_in_force_stands_in_the_database(engine: Engine) -> None:
+def test_active_map_is_stored(engine: Engine) -> None:
     adopt(engine, OWNERS)
     assert [(row["role_map"], row["remap_after"]) for row in rows(engine, Mirror)] == [(OWNERS, None)]

@@ -1,4 +1,4 @@
-"""A word in the database that this release does not know: lists still show it, and nothing writes one."""
+"""Listings show a stored value that this release does not know; nothing writes one."""
 
 import json
 
@@ -13,7 +13,7 @@ from worker.reports import listings
 from worker.runs import create
 
 
-def test_a_list_shows_it_as_it_is(both_engines: Engine) -> None:
+def test_unknown_value_is_listed_as_stored(both_engines: Engine) -> None:
     store(both_engines, new_users(2))
     in_transaction(both_engines, create, Task.CATCH_UP, "ann")
     in_transaction(both_engines, lambda tx: tx.execute(text("UPDATE events SET status = 'parked', outcome = 'merged'")))
@@ -25,13 +25,13 @@ def test_a_list_shows_it_as_it_is(both_engines: Engine) -> None:
     assert listings.list_events(both_engines, status="parked") == []
 
 
-def test_it_cannot_be_written(both_engines: Engine) -> None:
+def test_unknown_value_cannot_be_written(both_engines: Engine) -> None:
     store(both_engines, new_users(1))
     with pytest.raises(StatementError, match="'parked' is not a valid EventStatus"):
         in_transaction(both_engines, lambda tx: tx.execute(update(Event).values(status="parked")))
 
 
-def test_a_known_word_is_the_member_of_its_enum(both_engines: Engine) -> None:
+def test_known_value_is_read_as_enum(both_engines: Engine) -> None:
     store(both_engines, new_users(1))
     in_transaction(both_engines, create, Task.CATCH_UP, "ann")
     with read_transaction(both_engines) as tx:

@@ -55,7 +55,7 @@ OLD_DECISIONS: list[JSON] = [
         "cause_id": "ann",
     },
 ]
-"""What release 1.0.0 noted when an operator blocked Ann in Acme, and another unblocked her."""
+"""What release 1.0.0 recorded when one operator blocked Ann in Acme and another unblocked her."""
 
 JOINED = "SELECT domain, organization_id FROM auto_join_domains"
 
@@ -84,7 +84,7 @@ def filled(engine: Engine) -> Engine:
 
 @pytest.fixture
 def upgraded(filled: Engine) -> Engine:
-    """The same, migrated to this release."""
+    """The same database, migrated to this release."""
     upgrade(filled)
     return filled
 
@@ -101,7 +101,7 @@ def _value(table: Table, column: str, value: Any) -> Any:
     return bool(value) if isinstance(kind, Boolean) else datetime.fromisoformat(value)
 
 
-def test_every_row_is_kept(upgraded: Engine) -> None:
+def test_upgrade_keeps_every_row(upgraded: Engine) -> None:
     kept = {kind: {row["id"] for row in found} for kind, found in mirrored(upgraded).items()}
     for kind, ids in kept.items():
         assert ids == {row["id"] for row in STORED.get(f"{kind}s", [])}, kind
@@ -110,7 +110,7 @@ def test_every_row_is_kept(upgraded: Engine) -> None:
     assert [row["state"] for row in rows(upgraded, Join)] == [row["state"] for row in STORED["joins"]]
 
 
-def test_pending_events_and_half_done_batches_are_applied_and_the_mirror_converges(upgraded: Engine) -> None:
+def test_pending_work_is_applied_after_upgrade(upgraded: Engine) -> None:
     waiting = [row["id"] for row in rows(upgraded, Event) if row["status"] == "pending"]
     with write_transaction(upgraded) as tx:  # one half is left over, one belongs to a drain that died
         tx.execute(insert(Batch).values(id="left", event_ids=waiting[::2]))
@@ -125,7 +125,7 @@ def test_pending_events_and_half_done_batches_are_applied_and_the_mirror_converg
     assert outdated_states(upgraded) == []
 
 
-def test_an_open_replay_and_an_open_retention_are_finished(upgraded: Engine, redis: Redis) -> None:
+def test_open_runs_finish_after_upgrade(upgraded: Engine, redis: Redis) -> None:
     Repair(upgraded, None, Settings(_env_file=None), Doorbell(redis, "drain")).all()
     apply_all(upgraded)
     ended = {row["task"]: row["status"] for row in rows(upgraded, Run) if row["task"] in (Task.REPLAY, Task.RETENTION)}
@@ -134,13 +134,11 @@ def test_an_open_replay_and_an_open_retention_are_finished(upgraded: Engine, red
 
 
 def broken(engine: Engine) -> list[str]:
-    """What is wrong with the changes of what this release rewrites or adds to; users have a further column since."""
+    """Broken chains of changes, without users, which have a new column in this release."""
     return broken_chains([row for row in rows(engine, Change) if row["kind"] != "user"])
 
 
-def test_where_legacy_verified_did_not_count_auto_join_is_off_and_nobody_gets_more_access(
-    filled: Engine, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ignored_legacy_domains_are_switched_off(filled: Engine, capsys: pytest.CaptureFixture[str]) -> None:
     with read_transaction(filled) as tx:
         joined = {tuple(row) for row in tx.execute(text(JOINED))}
     upgrade(filled)
@@ -160,7 +158,7 @@ def test_where_legacy_verified_did_not_count_auto_join_is_off_and_nobody_gets_mo
     assert broken(filled) == []
 
 
-def test_where_legacy_verified_counted_nothing_changes(filled: Engine) -> None:
+def test_counted_legacy_domains_stay_on(filled: Engine) -> None:
     with write_transaction(filled) as tx:
         tx.execute(text("UPDATE mirror SET legacy_verified = TRUE"))
         joined = {tuple(row) for row in tx.execute(text(JOINED))}
@@ -169,7 +167,7 @@ def test_where_legacy_verified_counted_nothing_changes(filled: Engine) -> None:
     assert [row["organization_id"] for row in rows(filled, WorkspaceSettings)] == [LABS]
 
 
-def test_a_workspace_of_a_legacy_domain_that_is_not_known_yet_is_switched_off_too(filled: Engine) -> None:
+def test_legacy_domain_of_unknown_workspace_is_switched_off(filled: Engine) -> None:
     with write_transaction(filled) as tx:
         tx.execute(
             text(
@@ -183,7 +181,7 @@ def test_a_workspace_of_a_legacy_domain_that_is_not_known_yet_is_switched_off_to
     assert broken(filled) == []
 
 
-def test_stored_words_are_those_of_this_release(upgraded: Engine) -> None:
+def test_stored_values_are_converted(upgraded: Engine) -> None:
     assert {row["finding"] for row in rows(upgraded, Drift)} >= {"invalid", "missing"}
     assert "odd" not in {row["finding"] for row in rows(upgraded, Drift)}
     assert [row["name"] for row in rows(upgraded, Listing) if row["invalid"]] == ["users"]

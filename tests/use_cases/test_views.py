@@ -1,4 +1,4 @@
-"""The views other programs read: one population for each, in which every condition decides about somebody."""
+"""The public views: in each population, every condition decides about at least one row."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from models.views import (
     workspaces,
 )
 from tests.support import JSON, made, minute, rows
-from tests.support.auto_join import is_filled, put_in_force, tell
+from tests.support.auto_join import apply_events, mark_as_filled, set_auto_join
 from worker.mirror import auto_join_policy
 
 ACME, OTHER, GONE, UNKNOWN = "org_acme", "org_other", "org_gone", "org_unknown"
@@ -50,7 +50,7 @@ def connection(id: str, where: str = ACME, verb: str = "activated", state: str =
 @pytest.fixture
 def places(engine: Engine) -> Engine:
     """Two live workspaces and a deleted one; the fourth is not known yet."""
-    tell(engine, [org(ACME), org(OTHER), org(GONE), made("organization.deleted", 1, id=GONE)])
+    apply_events(engine, [org(ACME), org(OTHER), org(GONE), made("organization.deleted", 1, id=GONE)])
     return engine
 
 
@@ -59,14 +59,14 @@ def test_workspaces_are_active_or_deleted(places: Engine) -> None:
     assert found == {ACME: "active", OTHER: "active", GONE: "deleted"}
 
 
-def test_the_status_is_current_once_the_mirror_is_filled(engine: Engine) -> None:
+def test_status_is_current_once_filled(engine: Engine) -> None:
     assert [row["state"] for row in rows(engine, mirror_status)] == ["backfilling"]
-    is_filled(engine)
+    mark_as_filled(engine)
     assert [row["state"] for row in rows(engine, mirror_status)] == ["current"]
 
 
 def test_sign_in_methods_are_active_connections_of_live_workspaces(places: Engine) -> None:
-    tell(
+    apply_events(
         places,
         [
             connection("conn_works"),
@@ -82,10 +82,10 @@ def test_sign_in_methods_are_active_connections_of_live_workspaces(places: Engin
     ]
 
 
-def test_members_are_live_people_whose_newest_active_membership_is_in_a_live_workspace(places: Engine) -> None:
+def test_members_view_shows_newest_active_memberships(places: Engine) -> None:
     known = ("ann", "bob", "cat", "dan", "eve", "fay", "gil", "hal", "ivy", "gone")
-    tell(places, [*map(user, known), made("user.deleted", 1, id="user_gone")])
-    tell(
+    apply_events(places, [*map(user, known), made("user.deleted", 1, id="user_gone")])
+    apply_events(
         places,
         [
             member("om_ann", "ann"),
@@ -118,16 +118,16 @@ def test_members_are_live_people_whose_newest_active_membership_is_in_a_live_wor
 
 
 def joined(engine: Engine) -> dict[str, tuple[str, str]]:
-    """Domain → its workspace and the role of those who join."""
+    """Domain → workspace and default role."""
     found = rows(engine, auto_join_domains)
     by_domain = {row["domain"]: (row["organization_id"], row["default_role"]) for row in found}
     assert len(by_domain) == len(found), "one workspace for each domain"
     return by_domain
 
 
-def test_domains_auto_join_where_exactly_one_live_workspace_holds_them_verified(places: Engine) -> None:
-    tell(places, [org("org_off"), org("org_admins")])
-    tell(
+def test_auto_join_domains_view_requires_one_verified_owner(places: Engine) -> None:
+    apply_events(places, [org("org_off"), org("org_admins")])
+    apply_events(
         places,
         [
             domain("verified.example"),
@@ -157,14 +157,14 @@ def test_domains_auto_join_where_exactly_one_live_workspace_holds_them_verified(
     expected = {f"{name}.example": (ACME, "member") for name in alone}
     expected["admins.example"] = ("org_admins", "admin")
     assert joined(places) == expected | {"legacy.example": (ACME, "member")}
-    put_in_force(places, "off")
+    set_auto_join(places, "off")
     assert joined(places) == {}
 
 
-def test_kept_out_is_who_left_or_never_came_and_whom_an_operator_or_worker_blocked(places: Engine) -> None:
+def test_auto_join_blocks_view_lists_removed_and_blocked_people(places: Engine) -> None:
     known = ("ann", "bob", "cat", "dan", "eve", "fay", "gil", "hal", "ivy", "jon", "kim", "lea")
-    tell(places, map(user, known))
-    tell(
+    apply_events(places, map(user, known))
+    apply_events(
         places,
         [
             member("om_ann", "ann"),

@@ -1,4 +1,4 @@
-"""The door: what a delivery is answered, and what is kept of it."""
+"""The webhook endpoint: how deliveries are answered and stored."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ from worker.errors import ConfigurationError
 from worker.kinds import KINDS
 from worker.kinds.organization import Organization
 
-DOOR = "/webhooks/workos"
+WEBHOOK_PATH = "/webhooks/workos"
 READER = "reader-token-0123456789"
 OPERATOR = "ann-signs-in-with-this-token"
 WORKOS_ADDRESS = "3.217.146.166"
@@ -38,10 +38,10 @@ NOW = 1_750_880_000.0
 NOW_AS_TEXT = datetime.fromtimestamp(NOW, UTC).isoformat()
 BODY = json.dumps(sample("organization.created")).encode()
 
-MakeWiring = Callable[..., Services]
+MakeServices = Callable[..., Services]
 
 
-def test_a_new_event_is_accepted_and_one_that_is_known_is_a_duplicate(endpoint: FlaskClient, engine: Engine) -> None:
+def test_new_event_is_accepted_and_known_event_is_duplicate(endpoint: FlaskClient, engine: Engine) -> None:
     event = sample("user.created")
     assert (post(endpoint, event).status_code, post(endpoint, event).get_json()) == (200, {"status": "duplicate"})
     assert post(endpoint, made("user.created")).get_json() == {"status": "accepted"}
@@ -49,7 +49,7 @@ def test_a_new_event_is_accepted_and_one_that_is_known_is_a_duplicate(endpoint: 
     assert (row["deliveries"], row["status"], row["source"], row["type"]) == (2, "pending", "webhook", "user.created")
 
 
-def test_the_raw_bytes_are_kept(endpoint: FlaskClient, engine: Engine) -> None:
+def test_raw_bytes_are_stored(endpoint: FlaskClient, engine: Engine) -> None:
     body = b'{ "id":"event_raw",\n "event":"user.created", "data":{"name":"\xc3\xa9\\u00e9"}, "z":1, "a":2 }\n'
     assert post(endpoint, body).status_code == 200
     assert event_row(engine, "event_raw")["body"] == body
@@ -84,49 +84,54 @@ MAC = GOOD.rpartition("v1=")[2]
         pytest.param(sign(BODY, at=NOW + 181), "time", id="from the future"),
     ],
 )
-def test_a_signature_that_does_not_hold_is_refused(
+def test_invalid_signature_is_refused(
     local_endpoint: FlaskClient, local_services: Services, logs: list[Any], header: str | None, reason: str
 ) -> None:
     with freeze_time(NOW_AS_TEXT):
-        answer = local_endpoint.post(DOOR, data=BODY, headers={} if header is None else {"WorkOS-Signature": header})
+        answer = local_endpoint.post(
+            WEBHOOK_PATH, data=BODY, headers={} if header is None else {"WorkOS-Signature": header}
+        )
     assert (answer.status_code, answer.get_json()) == (401, {"error": f"invalid signature: {reason}"})
     assert logs == [{"event": "signature_rejected", "reason": reason, "log_level": "warning"}]
     assert rows(local_services.engine, Event) == []
 
 
 @pytest.mark.parametrize("at", [NOW - 179, NOW + 179])
-def test_a_signature_within_the_tolerance_holds(local_endpoint: FlaskClient, at: float) -> None:
+def test_signature_within_tolerance_is_accepted(local_endpoint: FlaskClient, at: float) -> None:
     with freeze_time(NOW_AS_TEXT):
-        assert local_endpoint.post(DOOR, data=BODY, headers={"WorkOS-Signature": sign(BODY, at=at)}).status_code == 200
+        assert (
+            local_endpoint.post(WEBHOOK_PATH, data=BODY, headers={"WorkOS-Signature": sign(BODY, at=at)}).status_code
+            == 200
+        )
 
 
-def test_the_tolerance_is_a_setting(local: MakeWiring) -> None:
+def test_tolerance_is_configurable(local: MakeServices) -> None:
     endpoint = create_app(local(webhook_tolerance_seconds=4000)).test_client()
     with freeze_time(NOW_AS_TEXT):
         assert (
-            endpoint.post(DOOR, data=BODY, headers={"WorkOS-Signature": sign(BODY, at=NOW - 3600)}).status_code == 200
+            endpoint.post(WEBHOOK_PATH, data=BODY, headers={"WorkOS-Signature": sign(BODY, at=NOW - 3600)}).status_code
+            == 200
         )
         assert (
-            endpoint.post(DOOR, data=BODY, headers={"WorkOS-Signature": sign(BODY, at=NOW - 4001)}).status_code == 401
+            endpoint.post(WEBHOOK_PATH, data=BODY, headers={"WorkOS-Signature": sign(BODY, at=NOW - 4001)}).status_code
+            == 401
         )
 
 
-def test_during_a_rotation_each_secret_opens_and_both_deliveries_are_one_event(
-    make_services: MakeWiring, engine: Engine
-) -> None:
+def test_both_secrets_work_during_rotation(make_services: MakeServices, engine: Engine) -> None:
     endpoint = create_app(make_services(workos_webhook_secrets="old, new")).test_client()
     answers = [
-        endpoint.post(DOOR, data=BODY, headers={"WorkOS-Signature": sign(BODY, secret)})
+        endpoint.post(WEBHOOK_PATH, data=BODY, headers={"WorkOS-Signature": sign(BODY, secret)})
         for secret in ("new", "old", "oldest")
     ]
     assert [answer.status_code for answer in answers] == [200, 200, 401]
     assert [row["deliveries"] for row in rows(engine, Event)] == [2]
 
 
-def test_json_printed_again_does_not_verify(local_endpoint: FlaskClient) -> None:
+def test_reserialized_json_does_not_verify(local_endpoint: FlaskClient) -> None:
     body = b'{"id":"event_1","event":"user.created","data":{}}'
     again = json.dumps(json.loads(body)).encode()
-    assert local_endpoint.post(DOOR, data=again, headers={"WorkOS-Signature": sign(body)}).status_code == 401
+    assert local_endpoint.post(WEBHOOK_PATH, data=again, headers={"WorkOS-Signature": sign(body)}).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -152,7 +157,7 @@ def test_json_printed_again_does_not_verify(local_endpoint: FlaskClient) -> None
         b'{"id": "event_1", "event": "' + b"t" * 256 + b'"}',
     ],
 )
-def test_what_is_no_event_is_malformed_however_well_signed(
+def test_signed_body_that_is_not_an_event_is_malformed(
     local_endpoint: FlaskClient, local_services: Services, body: bytes
 ) -> None:
     answer = post(local_endpoint, body)
@@ -161,12 +166,12 @@ def test_what_is_no_event_is_malformed_however_well_signed(
     assert rows(local_services.engine, Event) == []
 
 
-def test_signed_bytes_that_are_no_text_are_refused(local_endpoint: FlaskClient) -> None:
+def test_signed_binary_is_refused(local_endpoint: FlaskClient) -> None:
     assert post(local_endpoint, b"\xff\xfe\xff").status_code == 401
 
 
-def test_an_unsigned_empty_body_is_refused_for_its_signature(local_endpoint: FlaskClient) -> None:
-    assert local_endpoint.post(DOOR).status_code == 401
+def test_unsigned_empty_body_is_refused(local_endpoint: FlaskClient) -> None:
+    assert local_endpoint.post(WEBHOOK_PATH).status_code == 401
 
 
 class Unread:
@@ -178,37 +183,37 @@ class Unread:
     readline = readlines = __iter__ = read
 
 
-def test_a_body_that_says_it_is_too_large_is_refused_unread(local: MakeWiring) -> None:
+def test_oversized_content_length_is_refused_unread(local: MakeServices) -> None:
     endpoint = create_app(local(webhook_max_bytes=2048)).test_client()
-    answer = endpoint.post(DOOR, environ_overrides={"wsgi.input": Unread(), "CONTENT_LENGTH": "2049"})
+    answer = endpoint.post(WEBHOOK_PATH, environ_overrides={"wsgi.input": Unread(), "CONTENT_LENGTH": "2049"})
     assert (answer.status_code, answer.content_type) == (413, "application/json")
 
 
 @pytest.mark.parametrize(("size", "status"), [(2047, 200), (2048, 200), (2049, 413), (100_000, 413)])
-def test_a_body_without_length_is_read_no_further_than_the_limit(local: MakeWiring, size: int, status: int) -> None:
+def test_chunked_body_is_read_up_to_the_limit(local: MakeServices, size: int, status: int) -> None:
     body = BODY.ljust(size)
     stream = BytesIO(body)
     # As gunicorn hands over a chunked body.
     chunked = {"wsgi.input": stream, "wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
     endpoint = create_app(local(webhook_max_bytes=2048)).test_client()
-    answer = endpoint.post(DOOR, environ_overrides=chunked, headers={"WorkOS-Signature": sign(body)})
+    answer = endpoint.post(WEBHOOK_PATH, environ_overrides=chunked, headers={"WorkOS-Signature": sign(body)})
     assert answer.status_code == status
     assert stream.tell() <= 2049
 
 
-def test_a_body_of_exactly_the_limit_is_taken(local: MakeWiring) -> None:
+def test_body_of_exactly_the_limit_is_accepted(local: MakeServices) -> None:
     body = BODY.ljust(2048)
     assert post(create_app(local(webhook_max_bytes=2048)).test_client(), body).status_code == 200
 
 
-def test_another_method_is_told_which_one_works(local_endpoint: FlaskClient) -> None:
-    answer = local_endpoint.get(DOOR)
+def test_wrong_method_gets_405_with_allow(local_endpoint: FlaskClient) -> None:
+    answer = local_endpoint.get(WEBHOOK_PATH)
     assert answer.status_code == 405
     assert "POST" in answer.headers["Allow"]
 
 
 @pytest.mark.parametrize("path", ["/", "/webhooks", "/webhooks/workos/", "/webhooks/workos/x", "/webhooks/workos/x/y"])
-def test_another_path_is_not_found(local_endpoint: FlaskClient, path: str) -> None:
+def test_unknown_path_gets_404(local_endpoint: FlaskClient, path: str) -> None:
     answer = post(local_endpoint, sample("user.created"), path=path)
     assert (answer.status_code, answer.content_type) == (404, "application/json")
 
@@ -217,9 +222,9 @@ def test_another_path_is_not_found(local_endpoint: FlaskClient, path: str) -> No
     ("path", "status"),
     [("/s3cret", 200), ("", 404), ("/", 404), ("/s3cre", 404), ("/s3cretx", 404), ("/S3CRET", 404), ("/é", 404)],
 )
-def test_with_a_path_token_only_the_path_with_it_is_the_door(local: MakeWiring, path: str, status: int) -> None:
+def test_path_token_is_required(local: MakeServices, path: str, status: int) -> None:
     endpoint = create_app(local(webhook_path_token="s3cret")).test_client()
-    assert post(endpoint, sample("user.created"), path=DOOR + path).status_code == status
+    assert post(endpoint, sample("user.created"), path=WEBHOOK_PATH + path).status_code == status
 
 
 @pytest.mark.parametrize(
@@ -238,25 +243,25 @@ def test_with_a_path_token_only_the_path_with_it_is_the_door(local: MakeWiring, 
         pytest.param(1, "10.0.0.1", "unknown", 403, id="no address in the header"),
     ],
 )
-def test_only_allowed_addresses_are_heard(
-    local: MakeWiring, hops: int, peer: str, forwarded: str | None, status: int
+def test_only_allowed_addresses_are_accepted(
+    local: MakeServices, hops: int, peer: str, forwarded: str | None, status: int
 ) -> None:
     services = local(webhook_allowed_ips=f"{WORKOS_ADDRESS}, 198.51.100.0/24", trusted_proxy_hops=hops)
     headers = {"WorkOS-Signature": sign(BODY)} | ({"X-Forwarded-For": forwarded} if forwarded else {})
     answer = (
         create_app(services)
         .test_client()
-        .post(DOOR, data=BODY, headers=headers, environ_overrides={"REMOTE_ADDR": peer})
+        .post(WEBHOOK_PATH, data=BODY, headers=headers, environ_overrides={"REMOTE_ADDR": peer})
     )
     assert answer.status_code == status
 
 
-def test_without_an_allow_list_every_address_is_heard(local_endpoint: FlaskClient) -> None:
+def test_every_address_is_accepted_without_allow_list(local_endpoint: FlaskClient) -> None:
     assert post(local_endpoint, sample("user.created")).status_code == 200
 
 
 @pytest.mark.parametrize("type", ["dsync.activated", "something.new"])
-def test_a_type_nobody_acts_on_is_kept_and_ignored(endpoint: FlaskClient, engine: Engine, type: str) -> None:
+def test_unknown_event_type_is_stored_and_ignored(endpoint: FlaskClient, engine: Engine, type: str) -> None:
     event = sample("dsync.activated") | {"event": type}
     accept(endpoint, event)
     apply_all(engine)
@@ -265,9 +270,7 @@ def test_a_type_nobody_acts_on_is_kept_and_ignored(endpoint: FlaskClient, engine
     assert all(rows(engine, kind.table) == [] for kind in KINDS.values())
 
 
-def test_data_that_cannot_be_used_is_accepted_kept_and_set_aside_with_its_field_named(
-    endpoint: FlaskClient, engine: Engine
-) -> None:
+def test_unusable_data_fails_with_field_named(endpoint: FlaskClient, engine: Engine) -> None:
     event = made("organization_membership.created", user_id=None)
     accept(endpoint, event)
     apply_all(engine)
@@ -277,7 +280,7 @@ def test_data_that_cannot_be_used_is_accepted_kept_and_set_aside_with_its_field_
 
 
 def away(tmp_path: Path) -> dict[str, str]:
-    """Databases that cannot be written to, by what is wrong with them."""
+    """Fault → URL of a database with that fault."""
     corrupt = tmp_path / "corrupt.db"
     corrupt.write_bytes(b"this is not a database, whatever its name says" * 100)
     return {
@@ -289,8 +292,8 @@ def away(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("how", ["corrupt", "unwritable", "unmigrated", "unreachable"])
-def test_with_the_database_away_workos_is_asked_to_send_again(
-    build_test_services: MakeWiring, tmp_path: Path, logs: list[Any], how: str
+def test_unavailable_database_gets_503_with_retry_after(
+    build_test_services: MakeServices, tmp_path: Path, logs: list[Any], how: str
 ) -> None:
     endpoint = create_app(build_test_services(database_url=away(tmp_path)[how])).test_client()
     logs.clear()
@@ -300,8 +303,8 @@ def test_with_the_database_away_workos_is_asked_to_send_again(
     assert [entry["event"] for entry in logs] == ["webhook_store_failed"]
 
 
-def test_a_process_that_starts_while_the_database_is_away_asks_workos_to_send_again(
-    set_environment: Callable[..., None], tmp_path: Path, logs_as_before: None
+def test_process_started_without_database_answers_503(
+    set_environment: Callable[..., None], tmp_path: Path, restored_logging: None
 ) -> None:
     set_environment(DATABASE_URL=away(tmp_path)["unreachable"], WORKOS_WEBHOOK_SECRETS=SECRET)
     endpoint = application().test_client()
@@ -313,9 +316,7 @@ NO_REDIS = ["redis://127.0.0.1:1/0", "unix:///nowhere/valkey.sock"]
 
 
 @pytest.mark.parametrize("redis_away", NO_REDIS)
-def test_with_redis_away_events_are_taken_within_a_second_and_applied_later(
-    make_services: MakeWiring, engine: Engine, redis_away: str
-) -> None:
+def test_events_are_accepted_without_redis(make_services: MakeServices, engine: Engine, redis_away: str) -> None:
     endpoint = create_app(make_services(redis_url=redis_away)).test_client()
     events = [made("organization.created", id=f"org_{n}") for n in range(3)]
     started = time.monotonic()
@@ -325,24 +326,24 @@ def test_with_redis_away_events_are_taken_within_a_second_and_applied_later(
     assert outcomes(engine, *events) == ["applied"] * 3
 
 
-def test_an_accepted_event_rings_once_for_all_that_wait(services: Services) -> None:
+def test_accepted_events_ring_once(services: Services) -> None:
     endpoint = create_app(services).test_client()
     assert services.bell.waiting() == 0
     accept(endpoint, made("user.created"), made("user.updated"))
     assert services.bell.waiting() == 1
 
 
-def test_a_refused_delivery_rings_for_nobody(local_services: Services) -> None:
-    create_app(local_services).test_client().post(DOOR, data=BODY)
+def test_refused_delivery_does_not_ring(local_services: Services) -> None:
+    create_app(local_services).test_client().post(WEBHOOK_PATH, data=BODY)
     assert local_services.bell.waiting() == 0
 
 
-def test_no_log_line_holds_what_is_secret_or_personal(
-    make_services: MakeWiring, engine: Engine, logs: list[Any], caplog: pytest.LogCaptureFixture
+def test_logs_contain_no_secret_or_personal_data(
+    make_services: MakeServices, engine: Engine, logs: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     endpoint = create_app(make_services(webhook_path_token="path-token-1", redis_url=NO_REDIS[0])).test_client()
-    path = f"{DOOR}/path-token-1"
+    path = f"{WEBHOOK_PATH}/path-token-1"
     story = [
         made("user.created", email="ada@private.example", first_name="Adelaide"),
         made("user.created", id=None, email="eve@private.example"),  # cannot be parsed
@@ -356,15 +357,15 @@ def test_no_log_line_holds_what_is_secret_or_personal(
     assert post(endpoint, b"[]", path=path).status_code == 400
     apply_all(engine)
     assert statuses(engine) == {"done": 3, "failed": 1}
-    told = json.dumps(logs, default=str) + caplog.text
+    logged = json.dumps(logs, default=str) + caplog.text
     assert {"webhook_accepted", "signature_rejected", "payload_rejected", "batch_applied", "event_failed"} <= {
         entry["event"] for entry in logs
     }
     secrets = (SECRET, "path-token-1", "whsec_wrong", sign(BODY, "whsec_wrong").rpartition("v1=")[2])
-    assert [word for word in ("ada@", "eve@", "private.example", "Adelaide", "v1=", *secrets) if word in told] == []
+    assert [word for word in ("ada@", "eve@", "private.example", "Adelaide", "v1=", *secrets) if word in logged] == []
 
 
-def test_log_lines_of_a_delivery_name_the_event_and_its_workspace(local_endpoint: FlaskClient, logs: list[Any]) -> None:
+def test_delivery_log_names_event_and_workspace(local_endpoint: FlaskClient, logs: list[Any]) -> None:
     event = sample("organization_membership.created")
     accept(local_endpoint, event)
     [line] = [entry for entry in logs if entry["event"] == "webhook_accepted"]
@@ -373,17 +374,17 @@ def test_log_lines_of_a_delivery_name_the_event_and_its_workspace(local_endpoint
     assert structlog.contextvars.get_contextvars() == {}
 
 
-def test_without_a_secret_there_is_no_door(local: MakeWiring) -> None:
+def test_webhook_endpoint_requires_a_secret(local: MakeServices) -> None:
     with pytest.raises(ConfigurationError, match="WORKOS_WEBHOOK_SECRETS"):
         create_app(local(workos_webhook_secrets=""))
 
 
-def test_healthz_says_the_process_lives_even_with_everything_away(build_test_services: MakeWiring) -> None:
+def test_healthz_is_200_without_database_and_redis(build_test_services: MakeServices) -> None:
     services = build_test_services(database_url="postgresql://nobody@127.0.0.1:1/none", redis_url=NO_REDIS[0])
     assert create_app(services).test_client().get("/healthz").get_json() == {"status": "alive"}
 
 
-def test_readyz_says_what_waits(endpoint: FlaskClient) -> None:
+def test_readyz_reports_backlog(endpoint: FlaskClient) -> None:
     accept(endpoint, made("user.created"))
     answer = endpoint.get("/readyz")
     assert answer.status_code == 200
@@ -394,35 +395,33 @@ def test_readyz_says_what_waits(endpoint: FlaskClient) -> None:
     assert "no worker is running: start workos-sync worker" in warnings
 
 
-def test_readyz_warns_of_redis_away_and_stays_ready(local: MakeWiring) -> None:
+def test_readyz_is_200_with_warning_without_redis(local: MakeServices) -> None:
     answer = create_app(local(redis_url=NO_REDIS[0])).test_client().get("/readyz")
     assert answer.status_code == 200
     assert any("Redis does not answer" in warning for warning in answer.get_json()["warnings"])
 
 
 @pytest.mark.parametrize("how", ["corrupt", "unwritable", "unmigrated", "unreachable"])
-def test_readyz_says_no_with_the_database_away(build_test_services: MakeWiring, tmp_path: Path, how: str) -> None:
+def test_readyz_is_503_without_database(build_test_services: MakeServices, tmp_path: Path, how: str) -> None:
     answer = create_app(build_test_services(database_url=away(tmp_path)[how])).test_client().get("/readyz")
     assert (answer.status_code, answer.get_json()["status"]) == (503, "not ready")
 
 
-def test_readyz_stays_ready_though_its_warnings_cannot_be_had(endpoint: FlaskClient, engine: Engine) -> None:
+def test_readyz_is_200_if_warnings_fail(endpoint: FlaskClient, engine: Engine) -> None:
     with write_transaction(engine) as tx:
         tx.exec_driver_sql("DROP TABLE hook_deliveries")
     answer = endpoint.get("/readyz")
     assert (answer.status_code, answer.get_json()) == (200, {"status": "ready", "warnings": None})
 
 
-def test_readyz_says_no_with_migrations_missing(endpoint: FlaskClient, engine: Engine) -> None:
+def test_readyz_is_503_with_missing_migrations(endpoint: FlaskClient, engine: Engine) -> None:
     drop_schema(engine)
     answer = endpoint.get("/readyz")
     assert answer.status_code == 503
     assert "not migrated" in answer.get_json()["reason"]
 
 
-def test_a_delivery_that_was_stored_before_the_worker_stopped_is_applied_by_the_next_one(
-    endpoint: FlaskClient, engine: Engine
-) -> None:
+def test_stored_delivery_is_applied_by_next_worker(endpoint: FlaskClient, engine: Engine) -> None:
     event = made("organization.created")
     accept(endpoint, event)
     assert rows(engine, Organization) == []
@@ -430,7 +429,7 @@ def test_a_delivery_that_was_stored_before_the_worker_stopped_is_applied_by_the_
     assert outcomes(engine, event) == ["applied"]
 
 
-BROKEN_DOOR = """
+BROKEN_ENDPOINT = """
 import sys
 from dataclasses import replace
 from tests.support import SECRET, made, post
@@ -449,15 +448,17 @@ sys.exit(post(broken, made("user.created", email="ann@hidden.example")).status_c
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_an_unexpected_error_prints_no_secret_and_no_payload(log_format: str) -> None:
+def test_unexpected_error_logs_no_secret_or_payload(log_format: str) -> None:
     # In a process of its own: logging is configured once in each.
-    ended = subprocess.run([sys.executable, "-c", BROKEN_DOOR, log_format], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", BROKEN_ENDPOINT, log_format], capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     assert "AttributeError" in ended.stderr
     assert SECRET not in ended.stderr and "ann@hidden" not in ended.stderr and "v1=" not in ended.stderr
 
 
-def test_a_database_that_is_read_only_is_not_ready(
+def test_read_only_database_is_not_ready(
     build_test_services: Callable[..., Services], make_database: Callable[[str], str]
 ) -> None:
     read_only = make_database("postgresql") + "&options=-c%20default_transaction_read_only=on"
@@ -468,8 +469,8 @@ def test_a_database_that_is_read_only_is_not_ready(
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
 
 
-def test_readers_that_hold_every_connection_get_503_and_deliveries_are_taken(
-    build_test_services: MakeWiring, make_database: Callable[[str], str], logs: list[Any]
+def test_exhausted_read_connections_do_not_stop_deliveries(
+    build_test_services: MakeServices, make_database: Callable[[str], str], logs: list[Any]
 ) -> None:
     services = build_test_services(
         database_url=make_database("postgresql"), api_tokens=READER, ops_tokens=f"ann:{OPERATOR}"
@@ -494,8 +495,8 @@ def test_readers_that_hold_every_connection_get_503_and_deliveries_are_taken(
 
 
 @pytest.mark.parametrize("failing", ["/webhooks/workos/path-token-1", "/ops/sign-in"])
-def test_an_unexpected_error_is_logged_without_the_path_and_its_message(
-    local: MakeWiring, caplog: pytest.LogCaptureFixture, logs: list[Any], failing: str
+def test_unexpected_error_is_logged_without_path_and_message(
+    local: MakeServices, caplog: pytest.LogCaptureFixture, logs: list[Any], failing: str
 ) -> None:
     app = create_app(local(webhook_path_token="path-token-1", ops_tokens=f"ann:{OPERATOR}"))
 
@@ -508,5 +509,5 @@ def test_an_unexpected_error_is_logged_without_the_path_and_its_message(
     [line] = logs
     assert (line["event"], line["error"]) == ("request_failed", "KeyError")
     assert "test_webhook_endpoint.py" in line["stack"]
-    told = json.dumps(line, default=str) + caplog.text
-    assert "ann@" not in told and "path-token" not in told
+    logged = json.dumps(line, default=str) + caplog.text
+    assert "ann@" not in logged and "path-token" not in logged

@@ -344,7 +344,7 @@ ROUTES: list[tuple[str, str, Handler]] = [
 
 
 def answer(handler: Handler, environment: Environment, call: Call) -> Reply:
-    """Run one call against a world that stands still meanwhile; a refusal becomes its error answer."""
+    """Run one call while the world is locked; a refusal becomes an error response."""
     with environment.world.lock:
         try:
             return handler(environment, call)

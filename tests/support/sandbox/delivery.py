@@ -45,7 +45,7 @@ class Endpoint:
     updated_at: str = ""
 
     def as_json(self, *, with_secret: bool) -> JSON:
-        """The endpoint as the API shows it; the secret is told only once."""
+        """The endpoint as the API returns it; the secret is returned only at creation."""
         return {
             "object": "webhook_endpoint",
             "id": self.id,
@@ -83,7 +83,7 @@ class Counters:
     forged: int = 0
     forged_refused: int = 0  # answered 401
     forged_accepted: int = 0  # answered 2xx: must stay 0
-    pending: int = 0  # deliveries, forged ones too, that are waiting or under way
+    pending: int = 0  # deliveries, forged ones too, that are waiting or in progress
 
 
 @dataclass(eq=False)
@@ -94,7 +94,7 @@ class _Job:
     body: bytes
     endpoint: Endpoint
     delay: float = 0.0
-    hold: int = 0  # goes out after so many later deliveries
+    hold: int = 0  # number of later deliveries to wait for
     duplicate: bool = False
     forged: bool = False
     signature: str | None = None
@@ -150,7 +150,7 @@ class Deliveries:
         self.wait_idle(timeout)
 
     def send_again(self, event_id: str) -> None:
-        """Deliver a logged event once more to every endpoint, as a late retry would; never lost."""
+        """Deliver a logged event again to every endpoint, as a late retry would; it is never lost."""
         with self.world.lock:
             event = self.world.events[self.world.event_positions[event_id]]
         with self._changed:

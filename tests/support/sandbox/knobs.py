@@ -36,11 +36,11 @@ class Knobs:
     lose: Callable[[JSON], bool] | None = None  # an event for which this is true is never sent (not settable by JSON)
     duplicates: float = 0.0  # share of events sent twice
     reordering: float = 0.0  # share of deliveries held until later ones have passed
-    reorder_window: int = 10  # at most so many later deliveries pass a held one
+    reorder_window: int = 10  # upper bound on later deliveries that pass a held one
     flush_after: float = 0.05  # a held delivery goes out at the latest after this
     delay: tuple[float, float] = (0.0, 0.0)  # each first attempt waits for a time between these
     wrong_signatures: float = 0.0  # forged deliveries, as a share of events
-    concurrency: int = 8  # requests under way at the same time
+    concurrency: int = 8  # requests in progress at the same time
     keep_alive: bool = False  # use connections again: quicker, but a receiver that closes idle ones looks down
     timeout: float = 10.0  # one attempt
     retries: int = 6  # after the first attempt, on non-2xx or no answer
@@ -50,7 +50,7 @@ class Knobs:
     _listeners: list[Callable[[], None]] = field(default_factory=list, repr=False, compare=False)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set one knob and tell the listeners, so that e.g. un-pausing takes effect without polling."""
+        """Set one knob and notify the listeners, so that e.g. un-pausing takes effect at once."""
         super().__setattr__(name, value)
         for listener in getattr(self, "_listeners", ()):
             listener()

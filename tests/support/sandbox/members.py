@@ -45,7 +45,7 @@ class Members(State):
     def update_membership(
         self, membership_id: str, *, role: str | None = None, roles: Sequence[str] | None = None
     ) -> JSON:
-        """Give a member another role, or several roles (the first one also stands in `role`)."""
+        """Replace the roles of a member; the first one is also the field `role`."""
         with self.lock:
             organization_id = self.find(self.memberships, "organization_membership", membership_id)["organization_id"]
             slugs = list(roles) if roles else [role] if role else []
@@ -102,7 +102,7 @@ class Members(State):
             return self._set_role("updated", self.changed(self._role(organization_id, slug), **values))
 
     def delete_role(self, slug: str, *, organization_id: str | None = None) -> JSON:
-        """Delete a role and take it from its members; how that is told, see Knobs.role_deletion."""
+        """Delete a role and take it from its members; see Knobs.role_deletion for the events."""
         with self.lock:
             role = self._role(organization_id, slug)
             del self.roles[organization_id, slug]
@@ -155,7 +155,7 @@ class Members(State):
         connection_type: str = "OktaSAML",
         domains: Sequence[str] = (),
     ) -> JSON:
-        """Set up an SSO connection; it is told of only when it is activated."""
+        """Create an SSO connection; no event is emitted before it is activated."""
         with self.lock:
             self.find(self.organizations, "organization", organization_id)
             own = [{"object": "connection_domain", "id": self.new_id("conn_domain"), "domain": d} for d in domains]
@@ -247,7 +247,7 @@ class Members(State):
         else:
             self._set_membership(membership_id, **values)
 
-    # A deleted object is told of as it last was: its `updated_at` does not move.
+    # A delete event carries the last state: its `updated_at` does not change.
 
     def _drop_membership(self, membership_id: str) -> JSON:
         gone = self.find(self.memberships, "organization_membership", membership_id)

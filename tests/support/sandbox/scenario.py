@@ -168,7 +168,7 @@ class _Player:
             self.world.delete_user(found["id"])
 
     def rename(self) -> None:
-        """Only the end of the name changes, so that the company's mail domain can still be told from it."""
+        """Change only the end of the name, which the company's mail domain is derived from."""
         found = self.any_of(self.world.organizations)
         if found is not None:
             name = next((name for name, _ in COMPANIES if found["name"].startswith(name)), found["name"])
@@ -199,7 +199,7 @@ class _Player:
             self.world.fail_domain(found["id"], REASON_EXPIRED)
 
     def edit_domain(self) -> None:
-        """A state that is told by organization_domain.updated alone."""
+        """Set a state for which only organization_domain.updated is emitted."""
         found = self.any_of(self.world.domains)
         if found is not None:
             self.world.update_domain(found["id"], state=self.random.choice(["verified", "pending", "legacy_verified"]))

@@ -114,7 +114,7 @@ class Sandbox:
         try:
             loop.run_until_complete(self._open(runner))
             self._failure = None
-        except OSError as error:  # such as a port that is taken: told to the thread that waits in start()
+        except OSError as error:  # such as a port that is taken: reported to the thread that waits in start()
             self._failure = error
         finally:
             ready.set()
@@ -193,7 +193,7 @@ class Sandbox:
         self._player.start()
 
     def stop_playing(self) -> None:
-        """End playing after the operation under way."""
+        """Stop playing after the current operation."""
         self._stop_playing.set()
         if self._player is not None:
             self._player.join()

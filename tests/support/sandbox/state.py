@@ -115,7 +115,7 @@ class State:
                 self._silent -= 1
 
     def emit(self, kind: str, data: JSON) -> JSON | None:
-        """Log an event of `kind` carrying `data` and tell the listeners; None inside `silently()`."""
+        """Log an event of `kind` with `data` and notify the listeners; returns None inside `silently()`."""
         with self.lock:
             if self._silent:
                 return None

@@ -57,7 +57,7 @@ class World(Members):
             return shown
 
     def delete_organization(self, organization_id: str) -> JSON:
-        """Delete an organization and all in it; see Knobs.children_deleted for what is told of that."""
+        """Delete an organization and its contents; see Knobs.children_deleted for the events."""
         with self.lock:
             shown = self.show_organization(organization_id)
             gone = [
@@ -104,7 +104,7 @@ class World(Members):
             return self.domains[domain_id]
 
     def update_domain(self, domain_id: str, **values: Any) -> JSON:
-        """Change any field of a domain, e.g. `state`, told by organization_domain.updated only."""
+        """Change any field of a domain, e.g. `state`; emits organization_domain.updated only."""
         return self._set_domain(domain_id, "organization_domain.updated", **values)
 
     def delete_domain(self, domain_id: str) -> JSON:
@@ -173,10 +173,10 @@ class World(Members):
             raise invalid("This email is not available.", "email_not_available", "email", status=400)
 
     def _emit_deleted(self, kind: str, parent: JSON, children: list[tuple[str, JSON]]) -> None:
-        """Tell of a deleted parent somewhere among its children, or alone."""
-        told = [(kind, parent), *(children if self.knobs.children_deleted else [])]
-        self.random.shuffle(told)
-        for each, data in told:
+        """Emit the delete events of a parent and, if the knob says so, of its children in random order."""
+        deletes = [(kind, parent), *(children if self.knobs.children_deleted else [])]
+        self.random.shuffle(deletes)
+        for each, data in deletes:
             self.emit(each, data)
 
     def _set_domain(self, domain_id: str, kind: str, **values: Any) -> JSON:
@@ -185,7 +185,7 @@ class World(Members):
             self.emit(kind, self.domains[domain_id])
             return self.domains[domain_id]
 
-    # A deleted object is told of as it last was: its `updated_at` does not move.
+    # A delete event carries the last state: its `updated_at` does not change.
 
     def _drop_domain(self, domain_id: str) -> JSON:
         gone = self.find(self.domains, "organization_domain", domain_id)

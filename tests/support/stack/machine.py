@@ -72,7 +72,7 @@ def answers(url: str) -> bool:
 
 
 def free_ports(number: int) -> list[int]:
-    """Return so many ports, each another one, that nobody listens on."""
+    """Return `number` different free ports."""
     probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
     try:
         return [probe.getsockname()[1] for probe in probes]

@@ -147,7 +147,7 @@ def _should_show(run_id: str, kind: Kind, by: ShownBy) -> ColumnElement[bool]:
     return shown if by.only is None else shown & by.only
 
 
-def _owner_lives(run_id: str, organization_id: ColumnElement[str]) -> ColumnElement[bool]:
+def _owner_lives(run_id: str, organization_id: ColumnElement[str] | ColumnElement[str | None]) -> ColumnElement[bool]:
     """Return the condition that an organization was listed, and has not been deleted since."""
     listed = exists().where(Seen.run_id == run_id, Seen.kind == ORGANIZATION.name, Seen.object_id == organization_id)
     return listed & exists().where(Organization.id == organization_id, Organization.deleted_by.is_(None))
