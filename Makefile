@@ -23,15 +23,16 @@ demo: $(VENV)/installed  ## Show it working, end to end, on an embedded Valkey a
 drill: $(VENV)/installed  ## Inject hundreds of faults into real processes while 20,000 events flow (15 minutes)
 	@$(BIN)/python -m tests.drill $(ARGS)
 
-PYTEST = $(BIN)/python -m pytest --maxprocesses=4 --dist=worksteal
+# Some tests wait for processes: one worker more than there are cores.
+PYTEST = $(BIN)/python -m pytest --dist=worksteal --maxprocesses=4 \
+  --numprocesses=$$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 ))
 
 test: $(VENV)/installed  ## Run the tests but the long ones (2 minutes; SQLite, PostgreSQL and Valkey come with it)
-	$(PYTEST) --numprocesses=logical -m "not long" $(ARGS)
+	$(PYTEST) -m "not long" $(ARGS)
 	@echo "Left out: the tests marked long, with whole processes, a browser and random histories. make test-all runs them."
 
-# The long tests spend half of their time waiting for processes: one worker more than there are cores.
 test-all: $(VENV)/installed  ## Run all tests (8 minutes)
-	$(PYTEST) --numprocesses=$$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 )) $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: $(VENV)/installed  ## Check style and types
 	$(BIN)/ruff check .

@@ -208,7 +208,11 @@ class Valkey:
             data_dir=home / "data",
             persist=True,
             unix_socket_path=self._socket,
-            config={"appendonly": "yes", "maxmemory-policy": "noeviction"},
+            config={
+                "appendonly": "yes",
+                "maxmemory-policy": "noeviction",
+                "repl-diskless-sync-delay": "0",  # a primary waits 5 s for further replicas
+            },
         )
         self.url = f"unix://{self._socket}"
 

@@ -166,7 +166,12 @@ FAULTS: dict[str, tuple[Callable[..., object], str, str]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_has_a_remedy(
-    fault: str, healthy: Sandbox, configured_engine: Engine, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    fault: str,
+    healthy: Sandbox,
+    answering: None,
+    configured_engine: Engine,
+    redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seed, name, remedy = FAULTS[fault]
     seed(healthy, configured_engine, redis, monkeypatch)
@@ -174,7 +179,7 @@ def test_each_fault_has_a_remedy(
     assert name in found and remedy in found[name]["remedy"], found
 
 
-def test_redis_with_eviction_is_a_failure(healthy: Sandbox, redis: Redis) -> None:
+def test_redis_with_eviction_is_a_failure(healthy: Sandbox, answering: None, redis: Redis) -> None:
     redis.config_set("maxmemory-policy", "allkeys-lru")
     try:
         assert "noeviction" in wrong()["redis eviction"]["remedy"]
@@ -197,7 +202,7 @@ def test_wrong_clock_is_a_failure(healthy: Sandbox) -> None:
         assert "NTP" in wrong()["clock of the database"]["remedy"]
 
 
-def test_stopped_webhooks_are_a_failure(healthy: Sandbox, configured_engine: Engine) -> None:
+def test_stopped_webhooks_are_a_failure(healthy: Sandbox, answering: None, configured_engine: Engine) -> None:
     in_transaction(
         configured_engine,
         lambda tx: tx.execute(update(Event).values(webhook_at=db_now_plus(-7200), received_at=db_now_plus(-7200))),
@@ -222,7 +227,7 @@ def test_weak_tokens_are_a_warning(answering: None, monkeypatch: pytest.MonkeyPa
 
 
 def test_postgresql_is_ok(
-    healthy: Sandbox, make_database: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    healthy: Sandbox, answering: None, make_database: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = make_database("postgresql")
     monkeypatch.setenv("DATABASE_URL", url)
