@@ -176,7 +176,7 @@ def test_the_environment_is_read_in_one_place() -> None:
         and ast.unparse(node) != "request.environ"
     }
     assert readers == set()
-    assert importers("pydantic_settings") == {"worker.settings"}
+    assert importers("pydantic_settings") == {"worker.settings.sources"}
 
 
 def test_only_one_module_decides_whether_incoming_state_wins() -> None:

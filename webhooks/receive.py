@@ -2,13 +2,14 @@
 
 import hmac
 from functools import partial
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import NamedTuple, NoReturn
 
 import structlog
 from flask import Blueprint, Response, abort, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
 
+from models.ip_addresses import ip_of
 from models.types import JsonObject
 from webhooks.signature import verify
 from worker.bootstrap import Services
@@ -111,7 +112,7 @@ def type_name(error: Exception) -> str:
 
 def _is_allowed(address: str | None, allowed: list[Network]) -> bool:
     try:
-        sender = ip_address(address or "")
+        sender = ip_of(address or "")
     except ValueError:
         return False
     return any(sender in network for network in allowed)

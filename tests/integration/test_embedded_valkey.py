@@ -1,5 +1,9 @@
 """Without REDIS_URL: the first command starts a Valkey, the others in the same folder use it."""
 
+import shutil
+import tempfile
+from pathlib import Path
+
 import pytest
 from redis import Redis
 from rq import SimpleWorker
@@ -67,3 +71,28 @@ def test_register_stores_its_call_counts_before_its_server_stops(commands: Comma
         assert register.process.wait(60) == 0, register.output()
     assert "signing secret, shown only once: " in register.output()
     assert "counts_kept" not in register.output()
+
+
+@pytest.mark.parametrize("name", ["a b#c?d%41\u00e4", 'it\'s "x"\\\n'])
+def test_folder_of_any_name(name: str) -> None:
+    parent = Path(tempfile.mkdtemp(prefix="wos-"))  # a socket's path must be short
+    folder = parent / name
+    folder.mkdir()
+    commands = Commands(folder)
+    try:
+        assert commands.start("migrate").process.wait(30) == 0
+        for _ in range(2):  # the second start finds the first one's socket and data
+            worker = commands.start("worker", "--processes", "1")
+            eventually(lambda started=worker: started.output().count("worker_started") == 2, 30)
+            (server,) = working_in(folder / ".workos-sync" / "valkey")
+            with Redis(unix_socket_path=str(folder / ".workos-sync" / "valkey.sock")) as redis:
+                assert redis.ping() and redis.config_get("appendonly") == {"appendonly": "yes"}
+            status = commands.start("doctor", "--json")
+            status.process.wait(30)
+            assert "a worker answered within" in status.output(), "other commands find it"
+            worker.stop()
+            assert not server.is_running()
+        assert [path.name for path in parent.iterdir()] == [name], "no neighbour was made"
+    finally:
+        commands.sweep_away()
+        shutil.rmtree(parent)

@@ -12,7 +12,7 @@ SECRETS = {
     "WORKOS_WEBHOOK_SECRETS": "whsec_unheard_of",
     "OPS_TOKENS": "ann:unheard-of-token-of-ann",
     "API_TOKENS": "unheard-of-token-of-the-api",
-    "WEBHOOK_PATH_TOKEN": "unheard-of-path",
+    "WEBHOOK_PATH_TOKEN": "unheard-of-path-token",
 }
 
 

@@ -85,9 +85,9 @@ def app(tmp_path: Path) -> Iterator[Flask]:
     settings = Settings(
         _env_file=None,
         database_url=f"sqlite:///{tmp_path}/mirror.db",
-        workos_webhook_secrets="secret",
-        ops_tokens="ann:token-1",
-        api_tokens="token-2",
+        workos_webhook_secrets="secret-of-16-chars",
+        ops_tokens="ann:token-1-of-16-characters",
+        api_tokens="token-2-of-16-characters",
     )
     parts = build_services(settings, "redis://localhost:1/0", endpoint=True)
     yield create_app(parts)

@@ -1,7 +1,9 @@
 """Settings: all problems are named at once, and no secret is printed."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -9,7 +11,9 @@ from pydantic import SecretStr
 from models.database import database_url
 from worker.bootstrap import drain_policy
 from worker.errors import ConfigurationError
-from worker.settings import Settings, load_settings
+from worker.settings import RESTRICTIONS, SECRETS, Settings, bounds, load_settings, read_settings
+
+LONG = "0123456789abcdef"
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +40,7 @@ def named(problem: str) -> set[str]:
 def test_only_the_webhook_secret_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().port == 8000
     problem = problems(monkeypatch, "workos_webhook_secrets")
-    assert problem.startswith("WORKOS_WEBHOOK_SECRETS is not set: ")
+    assert problem.startswith("WORKOS_WEBHOOK_SECRETS is not set; ")
 
 
 def test_all_invalid_settings_are_named_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,11 +50,13 @@ def test_all_invalid_settings_are_named_together(monkeypatch: pytest.MonkeyPatch
         DATABASE_URL="mysql://host/name",
         ROLE_MAP="owner=king",
         WORKOS_WEBHOOK_SECRETS="a,,b",
+        ALLOW_PLAIN_HTTP="perhaps",
         WEBHOOK_ALLOWED_IPS="1.2.3.4,nowhere",
         MAX_ATTEMPTS="0",
     )
     assert named(found) == {
-        *("PORT", "DATABASE_URL", "ROLE_MAP", "WORKOS_WEBHOOK_SECRETS", "WEBHOOK_ALLOWED_IPS", "MAX_ATTEMPTS")
+        *("PORT", "DATABASE_URL", "ROLE_MAP", "WORKOS_WEBHOOK_SECRETS", "WEBHOOK_ALLOWED_IPS", "MAX_ATTEMPTS"),
+        "ALLOW_PLAIN_HTTP",
     }
 
 
@@ -66,8 +72,8 @@ def test_empty_webhook_secret_is_refused(monkeypatch: pytest.MonkeyPatch, secret
 
 
 def test_webhook_secrets_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", "one, two ")
-    assert load_settings().workos_webhook_secrets == (SecretStr("one"), SecretStr("two"))
+    monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", f"one{LONG}, two{LONG} ")
+    assert load_settings().workos_webhook_secrets == (SecretStr(f"one{LONG}"), SecretStr(f"two{LONG}"))
 
 
 @pytest.mark.parametrize("role_map", ["owner", "owner=", "=admin", "owner=king", "owner=admin,viewer", "owner:admin"])
@@ -84,7 +90,6 @@ def test_role_map_is_added_to_the_default(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     "url",
     [
-        "",
         "not a url",
         "mysql://root:hunter2@host/name",
         "postgresql://user:hunter2@host:port/name",
@@ -115,16 +120,19 @@ def test_repr_of_settings_has_no_secret() -> None:
         _env_file=None,
         database_url="postgresql://user:hunter1@host/name",
         redis_url="redis://:hunter2@host/0",
-        workos_webhook_secrets="hunter3,hunter4",
-        webhook_path_token="hunter5",
+        workos_webhook_secrets=f"hunter3{LONG},hunter4{LONG}",
+        webhook_path_token=f"hunter5{LONG}",
     )
     assert "hunter" not in f"{settings!r} {settings}"
 
 
-def test_message_for_an_invalid_value_does_not_quote_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = problems(monkeypatch, PORT="hunter1", MAX_ATTEMPTS="hunter2", LOG_FORMAT="hunter3", SWEEP_SECONDS="hunter4")
-    assert named(wrong) == {"PORT", "MAX_ATTEMPTS", "LOG_FORMAT", "SWEEP_SECONDS"}
-    assert "hunter" not in wrong
+def test_message_for_an_invalid_value_quotes_it_unless_it_is_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = problems(
+        monkeypatch, PORT="high", LOG_FORMAT="sk_test_hunter1", OPS_TOKENS="hunter2", SWEEP_SECONDS="9" * 99
+    )
+    assert "PORT is not a whole number from 0 to 65535; the default is 8000 (now 'high', from environment)" in wrong
+    assert named(wrong) == {"PORT", "LOG_FORMAT", "OPS_TOKENS", "SWEEP_SECONDS"}
+    assert "hunter" not in wrong and "9" * 61 not in wrong
 
 
 def test_environment_overrides_the_env_file_and_options_override_both(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,14 +149,14 @@ def test_drain_policy_comes_from_the_settings() -> None:
 
 
 def test_tokens_are_parsed_with_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPS_TOKENS", "ann: with:colons ,bob:other")
-    monkeypatch.setenv("API_TOKENS", "nameless")
+    monkeypatch.setenv("OPS_TOKENS", f"ann: with:colons{LONG} ,bob:other{LONG}")
+    monkeypatch.setenv("API_TOKENS", f"nameless{LONG}")
     settings = load_settings()
     assert {name: token.get_secret_value() for name, token in settings.ops_tokens.items()} == {
-        "ann": "with:colons",
-        "bob": "other",
+        "ann": f"with:colons{LONG}",
+        "bob": f"other{LONG}",
     }
-    assert settings.api_tokens == {"token": SecretStr("nameless")}
+    assert settings.api_tokens == {"token": SecretStr(f"nameless{LONG}")}
 
 
 @pytest.mark.parametrize(
@@ -160,7 +168,7 @@ def test_invalid_tokens_are_refused_and_not_quoted(monkeypatch: pytest.MonkeyPat
 
 
 def test_repr_of_settings_has_no_token() -> None:
-    text = repr(Settings(_env_file=None, ops_tokens="ann:secret-1", api_tokens="secret-2"))
+    text = repr(Settings(_env_file=None, ops_tokens=f"ann:secret-1-{LONG}", api_tokens=f"secret-2-{LONG}"))
     assert "secret-" not in text and "ann" in text
 
 
@@ -168,3 +176,252 @@ def test_role_mapped_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROLE_MAP", "owner=member,owner=admin")
     with pytest.raises(ConfigurationError, match="ROLE_MAP has the same slug twice"):
         load_settings()
+
+
+# Each setting, however it is spelled
+
+VALID = {
+    **dict.fromkeys(("port", "webhook_max_bytes"), "2000"),
+    **dict.fromkeys(("listen_fds", "trusted_proxy_hops", "max_attempts", "batch_size", "hook_attempts"), "3"),
+    **dict.fromkeys(("web_processes", "web_threads", "worker_processes", "webhook_tolerance_seconds"), "3"),
+    **dict.fromkeys(("keep_payloads_days", "keep_events_days", "keep_changes_days", "erase_after_days"), "101"),
+    **dict.fromkeys(("catch_up_seconds", "catch_up_lag_seconds", "gap_seconds", "resync_seconds"), "7.5"),
+    **dict.fromkeys(("retention_seconds", "repair_seconds", "sweep_seconds", "hook_seconds"), "7.5"),
+    **dict.fromkeys(("replay_per_second", "first_backoff_seconds"), "7.5"),
+    **dict.fromkeys(("allow_plain_http", "auto_join_existing"), "true"),
+    "workos_rate_share": "0.25",
+    "database_url": "postgresql://ann:hunter2@host/name",
+    "redis_url": "rediss://:hunter2@host:6380/1?socket_timeout=3",
+    "workos_webhook_secrets": f"whsec_{LONG}",
+    "webhook_path_token": f"path.{LONG}",
+    "webhook_allowed_ips": "3.217.146.166",
+    "ops_tokens": f"ann:{LONG}",
+    "api_tokens": LONG,
+    "workos_api_key": f"sk_test_{LONG}",
+    "workos_client_id": "client_01ABC",
+    "workos_base_url": "https://api.workos.com",
+    "role_map": "owner=admin",
+    "auto_join": "off",
+    "hooks": "crm=https://crm.example/hook",
+    "hook_secrets": "crm:whsec_" + "c2VjcmV0" * 4,
+    "log_format": "json",
+}
+"""A valid value of each setting that is not its default."""
+TOGETHER = {
+    **dict.fromkeys(("hooks", "hook_secrets"), ("hooks", "hook_secrets")),
+    **dict.fromkeys(("workos_api_key", "workos_client_id"), ("workos_api_key", "workos_client_id")),
+}
+"""Settings that are valid only together."""
+WRONG = {
+    "wrong scheme": "ftp://host.example/x",
+    "non-ASCII": "\u043a\u043b\u044e\u0447",
+    "absurd number": "1e400",
+    "great number": "999999999999",
+    "infinite": "inf",
+    "no number": "nan",
+    "in quotation marks": '"1"',
+    "not UTF-8": "1\udcff",
+}
+WORDS = {"1e400", "999999999999", "inf", "nan"}
+"""They may be a client id or a key."""
+
+
+def surroundings(name: str) -> dict[str, str]:
+    return {each: VALID[each] for each in TOGETHER.get(name, (name,))}
+
+
+def set_all(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name.upper(), value)
+
+
+def test_every_setting_has_an_example() -> None:
+    assert set(VALID) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_surrounding_space_is_removed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    given = surroundings(name)
+    set_all(monkeypatch, given)
+    expected = getattr(load_settings(), name)
+    assert expected != Settings.model_fields[name].default
+    for spelling in ("{}\n", "{}\r\n", " {} ", "\t{}", "\ufeff{}", "{}\u200b", "\u00a0{}"):
+        monkeypatch.setenv(name.upper(), spelling.format(given[name]))
+        assert getattr(load_settings(), name) == expected, ascii(spelling)
+
+
+@pytest.mark.parametrize("name", sorted(VALID.keys() - RESTRICTIONS))
+def test_blank_setting_counts_as_not_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    Path(".env").write_text(f"{name.upper()}=\n")
+    for blank in ("", " ", "\n"):
+        monkeypatch.setenv(name.upper(), blank)
+        reading = read_settings()
+        assert getattr(reading.settings, name) == Settings.model_fields[name].default
+        assert reading.problems == [] and name not in reading.origins
+
+
+@pytest.mark.parametrize("blank", ["", " \n"])
+def test_empty_restriction_is_refused(monkeypatch: pytest.MonkeyPatch, blank: str) -> None:
+    Path(".env").write_text(f"WEBHOOK_ALLOWED_IPS=\nWEBHOOK_PATH_TOKEN={LONG}\n")
+    found = problems(monkeypatch, WEBHOOK_PATH_TOKEN=blank)
+    assert named(found) == {"WEBHOOK_PATH_TOKEN", "WEBHOOK_ALLOWED_IPS"} and found.count("is set but empty") == 2
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_value_of_another_kind_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    set_all(monkeypatch, surroundings(name))
+    for kind, value in WRONG.items():
+        if name in {"workos_api_key", "workos_client_id"} and value in WORDS:
+            continue
+        monkeypatch.setenv(name.upper(), value)
+        reading = read_settings()
+        (problem,) = reading.problems
+        assert problem.setting == name.upper() and problem.remedy, kind
+        assert str(problem).isprintable() and "Input should" not in str(problem), kind
+        assert name not in SECRETS or value not in str(problem), kind
+        assert getattr(reading.settings, name) == Settings.model_fields[name].default, kind
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, field in Settings.model_fields.items() if field.annotation in {int, float}]
+)
+def test_every_number_has_bounds(name: str) -> None:
+    low, high = bounds(name)
+    assert 0 <= low <= Settings.model_fields[name].default <= high < 10**9
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "saw"),
+    [
+        ("WEBHOOK_PATH_TOKEN", f"{LONG}/x+g=", "may contain only"),
+        ("WEBHOOK_PATH_TOKEN", f"{LONG}?x", "may contain only"),
+        ("WEBHOOK_PATH_TOKEN", "s3cret", "too short"),
+        ("WORKOS_WEBHOOK_SECRETS", f"{LONG},short", "too short"),
+        ("OPS_TOKENS", f"bob:{LONG},ann:b", "too short"),
+        ("API_TOKENS", "c", "too short"),
+        ("API_TOKENS", f"a b {LONG}", "has a space"),
+        ("HOOKS", "..=https://host/x", "has a name"),
+        ("HOOKS", "crm=http://", "has no URL for crm"),
+        ("HOOKS", "crm=https://host:99999/x", "has no URL for crm"),
+        ("WORKOS_BASE_URL", "https://api.workos.com?x=1", "has a query"),
+        ("REDIS_URL", "redis://host/0?foo=1", "options that cannot be used: foo"),
+        ("REDIS_URL", "redis://host/0?decode_responses=True", "options that cannot be used: decode_responses"),
+        ("REDIS_URL", "rediss://host/0?ssl_nonsense=1", "an option that redis-py does not accept"),
+        ("REDIS_URL", "redis://host/0?socket_timeout=soon", "is not a Redis URL"),
+        ("DATABASE_URL", "sqlite:///x.db?foo=1", "options that SQLite does not know: foo"),
+        ("WEBHOOK_ALLOWED_IPS", "1.2.3.4/24", "has host bits set"),
+    ],
+)
+def test_further_invalid_values(monkeypatch: pytest.MonkeyPatch, name: str, value: str, saw: str) -> None:
+    found = problems(monkeypatch, **{name: value})
+    assert found.startswith(name) and saw in found and LONG not in found
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WORKOS_BASE_URL", "http://far.example"),
+        ("HOOKS", "crm=http://10.0.0.7/h"),
+        ("HOOKS", "crm=HTTP://far.example/h"),
+    ],
+)
+def test_plain_http_to_another_host_needs_a_setting(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv("HOOK_SECRETS", VALID["hook_secrets"] if name == "HOOKS" else "")
+    found = problems(monkeypatch, **{name: value})
+    assert named(found) == {name, "ALLOW_PLAIN_HTTP"}
+    monkeypatch.setenv("ALLOW_PLAIN_HTTP", "true")
+    reading = read_settings()
+    assert reading.problems == [] and [warning.setting for warning in reading.warnings] == [name]
+
+
+@pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1:1", "127.8.9.10", "[::1]:1", "sandbox.localhost"])
+def test_plain_http_to_this_machine_is_accepted(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("WORKOS_BASE_URL", f"http://{host}")
+    assert read_settings()[2:] == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("raw", "normal"),
+    [
+        ("::ffff:3.217.146.166", "3.217.146.166/32"),
+        ("::ffff:198.51.100.0/120", "198.51.100.0/24"),
+        ("[2001:DB8::1]", "2001:db8::1/128"),
+        (" 198.51.100.0/24 ", "198.51.100.0/24"),
+        ("::/0", "::/0"),
+    ],
+)
+def test_networks_have_one_spelling(monkeypatch: pytest.MonkeyPatch, raw: str, normal: str) -> None:
+    monkeypatch.setenv("WEBHOOK_ALLOWED_IPS", raw)
+    assert load_settings().webhook_allowed_ips == (normal,)
+
+
+# .env
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["PORT=1\n".encode("utf-16"), "PORT=1\n".encode("utf-16-le"), "OPS_TOKENS=\u00e9:x\n".encode("latin-1")],
+    ids=["UTF-16", "UTF-16 without a mark", "Latin-1"],
+)
+def test_env_file_that_is_not_utf8_is_named_with_all_other_problems(
+    monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    Path(".env").write_bytes(content)
+    found = problems(monkeypatch, "workos_webhook_secrets", PORT="high")
+    assert found.startswith(".env is not UTF-8, but perhaps UTF-16; save it as UTF-8") and str(Path.cwd()) in found
+    assert named(found) == {"PORT", "WORKOS_WEBHOOK_SECRETS"}
+
+
+def test_env_file_may_begin_with_a_byte_order_mark() -> None:
+    Path(".env").write_bytes("PORT=1111\r\n".encode("utf-8-sig"))
+    assert load_settings().port == 1111
+
+
+def test_origins(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("PORT=1111\nBATCH_SIZE=7\nWEB_THREADS=8\n")
+    monkeypatch.setenv("BATCH_SIZE", "9")
+    monkeypatch.setenv("WEB_THREADS", " ")
+    reading = read_settings(port=3333, worker_processes=None)
+    assert reading.origins == {"port": "option", "batch_size": "environment", "web_threads": ".env"}
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("OPS_TOKEN", "OPS_TOKENS"),
+        ("WORKOS_WEBHOOK_SECRET", "WORKOS_WEBHOOK_SECRETS"),
+        ("WEBHOOK_SECRET", "WORKOS_WEBHOOK_SECRETS"),
+        ("WEBHOOK_ALLOWED_IP", "WEBHOOK_ALLOWED_IPS"),
+        ("DATABASE_URI", "DATABASE_URL"),
+        ("HOOK", "HOOKS"),
+    ],
+)
+@pytest.mark.parametrize("put", [lambda m, n: m.setenv(n, "x"), lambda m, n: Path(".env").write_text(f"{n}=x\n")])
+def test_unknown_name_that_resembles_a_setting_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, name: str, ours: str, put: Callable[[Any, str], object]
+) -> None:
+    put(monkeypatch, name)
+    (warning,) = [each for each in read_settings().warnings if each.setting == name]
+    assert ours in warning.remedy
+
+
+@pytest.mark.parametrize(
+    "name", ["LISTEN_PID", "LISTEN_FDNAMES", "PGPORT", "PATH", "HOME", "LANG", "WORKOS_COOKIE_PASSWORD", "TZ", "SORT"]
+)
+def test_other_names_are_no_warning(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "x")
+    assert name not in {warning.setting for warning in read_settings().warnings}
+
+
+def test_rows_mask_every_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, VALID)
+    shown = {str(row["setting"]): row for row in read_settings().rows()}
+    assert set(shown) == {name.upper() for name in VALID}
+    assert LONG not in str(shown) and "hunter" not in str(shown) and "c2Vj" not in str(shown)
+    assert {row["origin"] for row in shown.values()} == {"environment"}
+    assert shown["WORKOS_API_KEY"]["value"] == "sk_test_\u2026(24 characters)"
+    assert shown["OPS_TOKENS"]["value"] == {"ann": "\u2026(16 characters)"}
+    assert shown["DATABASE_URL"]["value"] == "postgresql://ann:***@host/name"
+    assert shown["REDIS_URL"]["value"] == "rediss://:***@host:6380/1?socket_timeout=3"
+    assert shown["HOOKS"]["value"] == {"crm": "https://crm.example/\u2026"}
+    assert shown["PORT"]["value"] == 2000

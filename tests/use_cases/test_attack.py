@@ -78,35 +78,46 @@ def test_replayed_delivery_is_refused_or_changes_nothing(local_endpoint: FlaskCl
             "//",
             "/.",
             "/./",
-            "/../workos/s3cret",
-            "/x/../s3cret",
-            "/s3cret/",
-            "/s3cret//",
-            "//s3cret",
-            "/s3cret/.",
+            "/../workos/s3cret0123456789",
+            "/x/../s3cret0123456789",
+            "/s3cret0123456789/",
+            "/s3cret0123456789//",
+            "//s3cret0123456789",
+            "/s3cret0123456789/.",
         ),
-        *("/S3CRET", "/s3cret%00", "/s3cret%20", "/%20s3cret", "/s3cret;x", "/s3cret%2f", "/%2fs3cret", "/s3cret%0a"),
+        *(
+            "/S3CRET0123456789",
+            "/s3cret0123456789%00",
+            "/s3cret0123456789%20",
+            "/%20s3cret0123456789",
+            "/s3cret0123456789;x",
+            "/s3cret0123456789%2f",
+            "/%2fs3cret0123456789",
+            "/s3cret0123456789%0a",
+        ),
         *(
             "/%73%33cre",
-            "/s3cret\u0301",
+            "/s3cret0123456789\u0301",
             "/\uff53\uff13cret",
             "/*",
-            "/%2e%2e%2fworkos%2fs3cret",
+            "/%2e%2e%2fworkos%2fs3cret0123456789",
             "/None",
             "/%ff",
-            "?token=s3cret",
+            "?token=s3cret0123456789",
         ),
     ],
 )
 def test_altered_path_is_refused(local: MakeServices, path: str) -> None:
-    endpoint = create_app(local(webhook_path_token="s3cret")).test_client()
+    endpoint = create_app(local(webhook_path_token="s3cret0123456789")).test_client()
     answer = post(endpoint, made("user.created"), path=WEBHOOK_PATH + path)
     # 308 leads to the plain form of the path, where the token is asked for as anywhere.
-    assert answer.status_code == (400 if "%00" in path else 404) or (answer.status_code == 308 and "s3cret" in path)
+    assert answer.status_code == (400 if "%00" in path else 404) or (
+        answer.status_code == 308 and "s3cret0123456789" in path
+    )
 
 
 def test_percent_encoded_path_token_is_accepted(local: MakeServices) -> None:
-    endpoint = create_app(local(webhook_path_token="s3cret")).test_client()
+    endpoint = create_app(local(webhook_path_token="s3cret0123456789")).test_client()
     assert post(endpoint, made("user.created"), path=f"{WEBHOOK_PATH}/%73%33%63ret").status_code == 200
 
 

@@ -341,7 +341,7 @@ def test_catch_up_without_since_continues(engine: Engine, sandbox: Sandbox, cloc
     [
         ("2025-11-30", "resync"),
         ("2026-03-02", "it is 2026-03-01"),
-        ("yesterday", "--since"),
+        ("someday", "--since"),
         ("2026-13-01", "--since"),
         ("", "--since"),
     ],

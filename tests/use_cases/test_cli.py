@@ -13,7 +13,7 @@ from models.database import in_transaction
 from models.revisions import current_revision, newest_revision
 from models.tables import Drift, Run, Task
 from models.types import db_now
-from tests.support import JSON, accept, apply_all, commands, made, sample
+from tests.support import JSON, SECRET, accept, apply_all, commands, made, sample
 from tests.support.catalog import drop_schema
 from tests.support.cli import report, run
 from worker.cli import main
@@ -87,7 +87,7 @@ REPORTS = [["status"], ["events", "list"], ["events", "show", "event_1"], ["memb
 def test_unmigrated_database_exits_2_with_the_remedy(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
-    monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", "secret")
+    monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", SECRET)
     drop_schema(engine)
     assert "workos-sync migrate" in run(*arguments, exit_code=2).stderr
 

@@ -16,7 +16,7 @@ SECRETS = {
     "WORKOS_WEBHOOK_SECRETS": "whsec_unheard_of,whsec_unheard_before",
     "OPS_TOKENS": "ann:unheard-of-token-of-ann",
     "API_TOKENS": "reports:unheard-of-token-of-reports",
-    "WEBHOOK_PATH_TOKEN": "unheard-of-path",
+    "WEBHOOK_PATH_TOKEN": "unheard-of-path-token",
     "HOOKS": "host=http://127.0.0.1:9/hook",
     "HOOK_SECRETS": "host:whsec_dW5oZWFyZC1vZi11bmhlYXJkLW9mLXVuaGVhcmQ=",
 }

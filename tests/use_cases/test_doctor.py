@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from models.types import db_now, db_now_plus
 from tests.support import SECRET, accept, fake_workers, made, sign
 from tests.support.catalog import drop_schema
 from tests.support.cli import run
+from tests.support.hooks import SECRET as HOOK_SECRET
 from tests.support.resync import CLIENT_ID, settings_of
 from tests.support.sandbox import Sandbox
 from webhooks.app import create_app
@@ -218,12 +220,45 @@ def test_stopped_webhooks_are_a_failure(healthy: Sandbox, answering: None, confi
     assert "reachable" in wrong()["last webhook"]["remedy"]
 
 
-def test_weak_tokens_are_a_warning(answering: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPS_TOKENS", "ann:short")
+def test_missing_tokens_are_a_warning(answering: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("API_TOKENS")
     checks = {check["name"]: check for check in json.loads(run("doctor", "--json").stdout)}
-    assert checks["OPS_TOKENS"]["level"] == checks["API_TOKENS"]["level"] == "warning"
-    assert "short: ann" in checks["OPS_TOKENS"]["saw"]
+    assert checks["OPS_TOKENS"]["level"] == "ok" and checks["API_TOKENS"]["level"] == "warning"
+
+
+def test_invalid_settings_are_rows_beside_all_other_checks(healthy: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("HOOK_SECRETS", "crm:x"), ("OPS_TOKENS", "ann:short"), ("WORKOS_BASE_URL", "ftp://x")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OPS_TOKEN", "x")
+    rows = json.loads(run("doctor", "--json", exit_code=1).stdout)
+    checks = {row["name"]: row for row in rows}
+    assert len(checks) == len(rows), "each is reported once"
+    assert {"HOOK_SECRETS", "OPS_TOKENS", "WORKOS_BASE_URL"} <= {
+        row["name"] for row in rows if row["level"] == "failure"
+    }
+    assert all(checks[name]["remedy"] for name in ("HOOK_SECRETS", "OPS_TOKENS", "WORKOS_BASE_URL"))
+    assert checks["OPS_TOKEN"]["level"] == "warning" and "OPS_TOKENS" in checks["OPS_TOKEN"]["remedy"]
+    assert {"database", "redis", "webhook secret", "clock"} <= checks.keys()
+    assert "WorkOS key" not in checks, "WorkOS itself is not called with the key of a sandbox"
+
+
+@pytest.mark.parametrize(("name", "value"), [("DATABASE_URL", "mysql://h/n"), ("REDIS_URL", "redis://h?foo=1")])
+def test_nothing_is_checked_at_a_default_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    rows = json.loads(run("doctor", "--json", exit_code=1).stdout)
+    assert [row["name"] for row in rows] == [name, "other checks"] and name in rows[1]["remedy"]
+    assert not (tmp_path / ".workos-sync").exists()
+
+
+def test_unencrypted_hook_is_a_warning_if_allowed(answering: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOOKS", "crm=http://far.example/hook")
+    monkeypatch.setenv("HOOK_SECRETS", f"crm:{HOOK_SECRET}")
+    assert "ALLOW_PLAIN_HTTP" in wrong()["HOOKS"]["remedy"]
+    monkeypatch.setenv("ALLOW_PLAIN_HTTP", "true")
+    checks = {check["name"]: check for check in json.loads(run("doctor", "--json", exit_code=1).stdout)}
+    assert checks["HOOKS"]["level"] == "warning" and "crm" in checks["HOOKS"]["saw"]
 
 
 def test_postgresql_is_ok(

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, insert, update
 from models.database import in_transaction
 from models.tables import Event, EventStatus, Hook, HookDelivery, Run, RunStatus, Task
 from models.types import db_now, db_now_plus
-from tests.support import commands, fake_workers, made, rows
+from tests.support import SECRET, commands, fake_workers, made, rows
 from tests.support.auto_join import apply_events
 from tests.support.catalog import drop_schema
 from tests.support.hooks import SECRET as HOOK_SECRET
@@ -155,9 +155,10 @@ CASES = {
         Case(1, "", workos_is_away),
         Case(2, "--since 2001-01-01"),
         Case(2, "--since 2999-01-01"),
-        Case(2, "--since yesterday"),
+        Case(2, "--since someday"),
     ],
     "clock": [Case(2, "--nonsense")],
+    "config": [Case(0, ""), Case(2, "--nonsense")],
     "demo": [Case(2, "--nonsense")],
     "doctor": [Case(0, ""), Case(1, "", workos_is_away), Case(2, "--nonsense")],
     "events dismiss": [
@@ -247,7 +248,7 @@ def _surroundings(
 ) -> None:
     set_environment(
         DATABASE_URL=make_database("sqlite"),
-        WORKOS_WEBHOOK_SECRETS="secret",
+        WORKOS_WEBHOOK_SECRETS=SECRET,
         WORKOS_RATE_SHARE="1",
         HOOKS="sessions=https://host/hook",
         HOOK_SECRETS=f"sessions:{HOOK_SECRET}",
@@ -277,7 +278,7 @@ def test_every_command_is_covered() -> None:
     assert sorted(CASES) == sorted(PATHS)
     codes = {path: {case.exit_code for case in cases} for path, cases in CASES.items()}
     assert {path for path in CASES if 0 not in codes[path]} == {*ENDLESS, "demo"}
-    assert {path for path in CASES if 1 not in codes[path]} == {*ENDLESS, *LISTS, "demo", "migrate"}
+    assert {path for path in CASES if 1 not in codes[path]} == {*ENDLESS, *LISTS, "config", "demo", "migrate"}
     assert all(2 in found for found in codes.values())
 
 
@@ -332,8 +333,13 @@ def test_invalid_configuration_exits_2(monkeypatch: pytest.MonkeyPatch, path: st
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             ended = run(*whole(path))
-        if name == "DATABASE_URL" and path in ("register", "doctor"):
-            assert ended.exit_code == (1 if path == "doctor" else 0), "doctor reports it; register asks WorkOS only"
+        if path == "doctor":
+            assert ended.exit_code == 1 and name.removesuffix("_URL") in ended.stdout.upper(), (
+                "it reports what is wrong"
+            )
+            continue
+        if name == "DATABASE_URL" and path in ("register", "config"):
+            assert ended.exit_code == 0, "register asks WorkOS only; config asks nobody"
             continue
         assert ended.exit_code == 2, (name, ended.output, ended.exception)
         (line,) = ended.stderr.splitlines()
@@ -343,7 +349,7 @@ def test_invalid_configuration_exits_2(monkeypatch: pytest.MonkeyPatch, path: st
 def test_unmigrated_database_exits_2(configured_engine: Engine) -> None:
     drop_schema(configured_engine)
     for path in PATHS:
-        if path in ("demo", "doctor", "register", "migrate"):
+        if path in ("config", "demo", "doctor", "register", "migrate"):
             continue
         ended = run(*whole(path))
         assert ended.exit_code == 2, (path, ended.output, ended.exception)

@@ -331,7 +331,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
         ({"HOOKS": "a=https://host/path", "HOOK_SECRETS": "a:short"}, "HOOK_SECRETS has an invalid secret for a"),
         ({"HOOK_SECRETS": f"a:{SECRET}"}, "HOOK_SECRETS names hooks that are not in HOOKS: a"),
         ({"AUTO_JOIN": "provision"}, "WORKOS_API_KEY is not set"),
-        ({"AUTO_JOIN": "yes"}, "AUTO_JOIN Input should be 'off', 'mirror' or 'provision'"),
+        ({"AUTO_JOIN": "yes"}, "AUTO_JOIN is not 'off', 'mirror' or 'provision'"),
     ],
 )
 def test_invalid_settings_are_named(monkeypatch: pytest.MonkeyPatch, given: dict[str, str], said: str) -> None:

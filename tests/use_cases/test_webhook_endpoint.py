@@ -220,10 +220,18 @@ def test_unknown_path_gets_404(local_endpoint: FlaskClient, path: str) -> None:
 
 @pytest.mark.parametrize(
     ("path", "status"),
-    [("/s3cret", 200), ("", 404), ("/", 404), ("/s3cre", 404), ("/s3cretx", 404), ("/S3CRET", 404), ("/é", 404)],
+    [
+        ("/s3cret0123456789", 200),
+        ("", 404),
+        ("/", 404),
+        ("/s3cre", 404),
+        ("/s3cret0123456789x", 404),
+        ("/S3CRET0123456789", 404),
+        ("/é", 404),
+    ],
 )
 def test_path_token_is_required(local: MakeServices, path: str, status: int) -> None:
-    endpoint = create_app(local(webhook_path_token="s3cret")).test_client()
+    endpoint = create_app(local(webhook_path_token="s3cret0123456789")).test_client()
     assert post(endpoint, sample("user.created"), path=WEBHOOK_PATH + path).status_code == status
 
 
@@ -241,12 +249,23 @@ def test_path_token_is_required(local: MakeServices, path: str, status: int) -> 
         pytest.param(2, "10.0.0.1", f"{WORKOS_ADDRESS}, 10.0.0.2", 200, id="through two proxies"),
         pytest.param(2, "10.0.0.1", WORKOS_ADDRESS, 403, id="one proxy of two"),
         pytest.param(1, "10.0.0.1", "unknown", 403, id="no address in the header"),
+        pytest.param(1, "10.0.0.1", f"{WORKOS_ADDRESS}:51234", 200, id="with a port"),
+        pytest.param(1, "10.0.0.1", f"::ffff:{WORKOS_ADDRESS}", 200, id="mapped to IPv6"),
+        pytest.param(1, "10.0.0.1", f'"[::FFFF:{WORKOS_ADDRESS}]:443"', 200, id="mapped, with a port"),
+        pytest.param(0, f"::ffff:{WORKOS_ADDRESS}", None, 200, id="direct, on a socket for both versions"),
+        pytest.param(1, "10.0.0.1", "[2001:db8::1]:443", 200, id="IPv6 with a port"),
+        pytest.param(1, "10.0.0.1", "[2001:DB8:0:0::1]", 200, id="IPv6 in brackets"),
+        pytest.param(1, "10.0.0.1", "2001:db8::1%eth0", 200, id="IPv6 with a zone"),
+        pytest.param(1, "10.0.0.1", "2001:db8::2", 403, id="another IPv6 address"),
+        pytest.param(1, "10.0.0.1", "203.0.113.7:51234", 403, id="a stranger with a port"),
+        pytest.param(1, "10.0.0.1", f"{WORKOS_ADDRESS}:port", 403, id="no port"),
+        pytest.param(1, "10.0.0.1", f"{WORKOS_ADDRESS}%eth0", 403, id="a zone in IPv4"),
     ],
 )
 def test_only_allowed_addresses_are_accepted(
     local: MakeServices, hops: int, peer: str, forwarded: str | None, status: int
 ) -> None:
-    services = local(webhook_allowed_ips=f"{WORKOS_ADDRESS}, 198.51.100.0/24", trusted_proxy_hops=hops)
+    services = local(webhook_allowed_ips=f"{WORKOS_ADDRESS}, 198.51.100.0/24, 2001:db8::1", trusted_proxy_hops=hops)
     headers = {"WorkOS-Signature": sign(BODY)} | ({"X-Forwarded-For": forwarded} if forwarded else {})
     answer = (
         create_app(services)
@@ -342,8 +361,10 @@ def test_logs_contain_no_secret_or_personal_data(
     make_services: MakeServices, engine: Engine, logs: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    endpoint = create_app(make_services(webhook_path_token="path-token-1", redis_url=NO_REDIS[0])).test_client()
-    path = f"{WEBHOOK_PATH}/path-token-1"
+    endpoint = create_app(
+        make_services(webhook_path_token="path-token-0123456789", redis_url=NO_REDIS[0])
+    ).test_client()
+    path = f"{WEBHOOK_PATH}/path-token-0123456789"
     story = [
         made("user.created", email="ada@private.example", first_name="Adelaide"),
         made("user.created", id=None, email="eve@private.example"),  # cannot be parsed
@@ -361,7 +382,7 @@ def test_logs_contain_no_secret_or_personal_data(
     assert {"webhook_accepted", "signature_rejected", "payload_rejected", "batch_applied", "event_failed"} <= {
         entry["event"] for entry in logs
     }
-    secrets = (SECRET, "path-token-1", "whsec_wrong", sign(BODY, "whsec_wrong").rpartition("v1=")[2])
+    secrets = (SECRET, "path-token-0123456789", "whsec_wrong", sign(BODY, "whsec_wrong").rpartition("v1=")[2])
     assert [word for word in ("ada@", "eve@", "private.example", "Adelaide", "v1=", *secrets) if word in logged] == []
 
 
@@ -494,11 +515,11 @@ def test_exhausted_read_connections_do_not_stop_deliveries(
     assert endpoint.get("/api/v1/members", headers=bearer).status_code == 200
 
 
-@pytest.mark.parametrize("failing", ["/webhooks/workos/path-token-1", "/ops/sign-in"])
+@pytest.mark.parametrize("failing", ["/webhooks/workos/path-token-0123456789", "/ops/sign-in"])
 def test_unexpected_error_is_logged_without_path_and_message(
     local: MakeServices, caplog: pytest.LogCaptureFixture, logs: list[Any], failing: str
 ) -> None:
-    app = create_app(local(webhook_path_token="path-token-1", ops_tokens=f"ann:{OPERATOR}"))
+    app = create_app(local(webhook_path_token="path-token-0123456789", ops_tokens=f"ann:{OPERATOR}"))
 
     @app.before_request
     def fail() -> None:

@@ -3,6 +3,7 @@
 Exit codes: 0, all is well; 1, something is wrong or could not be done; 2, wrong usage or configuration.
 """
 
+import io
 import sys
 from importlib import import_module
 from typing import NoReturn
@@ -18,6 +19,7 @@ from worker.redis_client import what_is_wrong
 MODULES = {
     **dict.fromkeys(["web", "worker", "clock", "demo"], "serve"),
     **dict.fromkeys(["migrate", "doctor", "register"], "setup"),
+    "config": "config",
     **dict.fromkeys(["resync", "catch-up", "forget"], "repair"),
     **dict.fromkeys(["events", "replay"], "inbox"),
     **dict.fromkeys(["explain", "members", "workspaces", "status"], "reports"),
@@ -75,6 +77,14 @@ def main(traceback: bool) -> None:
     Settings are read from environment variables and from `.env`. docs/reference.md lists them.
     """
     keep_files_private()
+    _accept_all_characters()
+
+
+def _accept_all_characters() -> None:
+    """Print a replacement for each character that the encoding of standard output or error lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

@@ -1,15 +1,22 @@
 """Options that several commands have."""
 
+import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import click
 
 FC = TypeVar("FC", bound=Callable[..., object])
 
-THIS_TIME = "this time, such as 2026-01-31 or 2026-01-31T12:30:00 (UTC)"
-FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
+THIS_TIME = "this time, such as 2026-01-31T12:30Z, 2h, 3d or yesterday"
+FORMS = (
+    "write ISO 8601 such as 2026-01-31 or 2026-01-31T12:30:00.123Z, in UTC unless it has an offset; "
+    "an age such as 90s, 30m, 2h, 3d or 1w; or now, today or yesterday"
+)
+UNITS = {"s": "seconds", "m": "minutes", "min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+DAYS = {"today": 0, "yesterday": 1}
+"""Words for the midnight, in UTC, that many days ago."""
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 limit = click.option(
@@ -17,10 +24,36 @@ limit = click.option(
 )
 
 
+class Time(click.ParamType[datetime]):
+    """A time: ISO 8601, how long ago (`90s`, `30m`, `2h`, `3d`, `1w`), or `now`, `today` or `yesterday`.
+
+    The command gets it in UTC. A time without an offset is in UTC, and so are the days of `today` and `yesterday`.
+    """
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Return the time that `value` names, or reject it with the accepted forms."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            return _time(str(value).strip().lower())
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is not a time; {FORMS}", param, ctx)
+
+
+def _time(text: str) -> datetime:
+    now = datetime.now(UTC)
+    if text == "now":
+        return now
+    if text in DAYS:
+        return now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=DAYS[text])
+    if age := re.fullmatch(r"([0-9]+) ?(s|min|m|h|d|w)( ago)?", text):
+        return now - timedelta(**{UNITS[age[2]]: int(age[1])})
+    given = datetime.fromisoformat(text.upper())
+    return given.replace(tzinfo=given.tzinfo or UTC).astimezone(UTC)
+
+
 def time(name: str, text: str) -> Callable[[FC], FC]:
-    """Return an option for a time, which the command gets as an aware time. Without an offset it is in UTC."""
-
-    def in_utc(_context: click.Context, _option: click.Parameter, given: datetime | None) -> datetime | None:
-        return given.replace(tzinfo=given.tzinfo or UTC) if given else None
-
-    return click.option(name, type=click.DateTime(FORMATS), metavar="DATETIME", callback=in_utc, help=text)
+    """Return an option for a time, which the command gets in UTC."""
+    return click.option(name, type=Time(), metavar="TIME", help=text)

@@ -1,6 +1,7 @@
 """`workos-sync migrate`, `doctor` and `register`."""
 
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from urllib.parse import urlsplit
 
@@ -15,11 +16,13 @@ from worker.cli import options, output
 from worker.cli.shared import logging_settings, open_database, operator
 from worker.errors import BadRequestError, ConfigurationError, OperatorError
 from worker.kinds import SUBSCRIBED
+from worker.logs import configure
 from worker.metrics import Counters
+from worker.mirror import change_feed
 from worker.processes.embedded import redis_server, redis_url
 from worker.repair.environment import connect
-from worker.reports.doctor import Check, Level, compare_event_types, list_endpoints, run_checks
-from worker.settings import load_settings
+from worker.reports.doctor import Check, Level, check_settings, compare_event_types, list_endpoints, run_checks
+from worker.settings import Reading, load_settings, read_settings
 from worker.workos_api.client import WorkOSClient
 
 SAME_URL = "If WorkOS accepts each URL only once, make this one different, for example with ?secret=2"
@@ -30,6 +33,15 @@ Until you delete the old endpoint, WorkOS sends every event to both. Each event 
    workos_sync_webhook_secret_used_timestamp_seconds{place="2"} increases. Then delete the old endpoint in the WorkOS
    dashboard.
 3. Remove the old secret from WORKOS_WEBHOOK_SECRETS, and restart web."""
+NEEDED = {".env", "DATABASE_URL", "REDIS_URL"}
+"""While one of these is wrong, `doctor` knows of no database or Redis to check."""
+CHECKED_SETTINGS = {
+    "webhook secret": {"WORKOS_WEBHOOK_SECRETS"},
+    "OPS_TOKENS": {"OPS_TOKENS"},
+    "API_TOKENS": {"API_TOKENS"},
+    "WorkOS key": {"WORKOS_API_KEY", "WORKOS_CLIENT_ID", "WORKOS_BASE_URL"},
+}
+"""Checks of `doctor` that report whether settings are set."""
 
 
 @click.command()
@@ -50,14 +62,27 @@ def doctor(as_json: bool) -> None:
 
     Reports each check as ok, as a warning or as a failure, with the remedy. Exit code 1 if there is a failure.
     """
-    settings = logging_settings()
-    engine = open_engine(settings.database_url)
-    redis = endpoint_redis(redis_url(settings))
-    connect_workos = (lambda: connect(settings, redis, Counters(redis))) if settings.repairs else None
-    checks = list(run_checks(engine, redis, settings, connect_workos))
-    engine.dispose()
+    reading = read_settings()
+    configure(reading.settings.log_format)
+    checks = [*check_settings(reading), *_check_installation(reading)]
     output.rows(Check._fields, [check._asdict() for check in checks], as_json=as_json)
     sys.exit(1 if any(check.level is Level.FAILURE for check in checks) else 0)
+
+
+def _check_installation(reading: Reading) -> Iterator[Check]:
+    """Run the checks that the invalid settings allow, and leave out those that would call such a setting not set."""
+    settings, wrong = reading.settings, {problem.setting for problem in reading.problems}
+    if first := sorted(wrong & NEEDED):
+        yield Check("other checks", Level.WARNING, "not run", f"correct {' and '.join(first)} first")
+        return
+    engine = open_engine(settings.database_url)
+    redis = endpoint_redis(redis_url(settings))
+    callable_ = settings.repairs and not wrong & CHECKED_SETTINGS["WorkOS key"]
+    connect_workos = (lambda: connect(settings, redis, Counters(redis))) if callable_ else None
+    for check in run_checks(engine, redis, settings, connect_workos):
+        if not wrong & CHECKED_SETTINGS.get(check.name, set()):
+            yield check
+    engine.dispose()
 
 
 @click.command()
@@ -93,8 +118,9 @@ def _create(workos: WorkOSClient, url: str) -> None:
         created = workos.create_webhook_endpoint(url, SUBSCRIBED)
     except BadRequestError as error:
         raise OperatorError(f"{error}. {SAME_URL}") from error
-    click.echo(f"created endpoint {created['id']} with {len(SUBSCRIBED)} event types; requested by {operator()}")
-    click.echo(f"signing secret, shown only once: {created['secret']}")
+    click.echo(f"created endpoint {created.get('id')} with {len(SUBSCRIBED)} event types; requested by {operator()}")
+    # Under any other name, the secret is in the answer. WorkOS shows it only now.
+    click.echo(f"signing secret, shown only once: {created.get('secret') or change_feed.as_json(created)}")
 
 
 def _correct(workos: WorkOSClient, endpoint: JsonObject) -> None:

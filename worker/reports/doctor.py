@@ -23,13 +23,12 @@ from worker.queue.doorbell import DRAIN, LISTEN_SECONDS, Doorbell
 from worker.redis_client import require_writable, what_is_wrong
 from worker.repair.environment import require_same_environment
 from worker.reports.health import Health, check_health
-from worker.settings import Settings
+from worker.settings import Reading, Settings
 from worker.workos_api.client import WorkOSClient
 
 WEBHOOK_PATH = "/webhooks/workos"
 DAY_SECONDS = 24 * 3600.0
 SKEW_SECONDS = 5.0
-MIN_TOKEN_LENGTH = 20
 MAX_ENDPOINT_PAGES = 20
 """Maximum number of pages read of WorkOS's list of endpoints."""
 CHECKED_APART = {"redis_away", "no_worker", "no_clock", "silent", "resync_failed", "resync_late", "never_filled"}
@@ -84,6 +83,14 @@ def run_checks(
         yield from _work(health)
         if health.lanes[0].workers:
             yield _doorbell(redis)
+
+
+def check_settings(reading: Reading) -> Iterator[Check]:
+    """Yield a row for each setting that is invalid, and for each that may be a mistake."""
+    for problem in reading.problems:
+        yield _failure(*problem)
+    for warning in reading.warnings:
+        yield _warning(*warning)
 
 
 def _database(engine: Engine) -> Iterator[Check]:
@@ -147,12 +154,8 @@ def _secrets(settings: Settings) -> Iterator[Check]:
         ("OPS_TOKENS", settings.ops_tokens, "the pages under /ops are disabled"),
         ("API_TOKENS", settings.api_tokens, "the API under /api/v1 is disabled"),
     ):
-        short = [who for who, token in tokens.items() if len(token.get_secret_value()) < MIN_TOKEN_LENGTH]
         if not tokens:
             yield _warning(name, f"not set: {off}", f"set {name} to name:token; to make a token: openssl rand -hex 24")
-        elif short:
-            remedy = f"use at least {MIN_TOKEN_LENGTH} characters, for example: openssl rand -hex 24"
-            yield _warning(name, f"too short: {', '.join(short)}", remedy)
         else:
             yield _ok(name, ", ".join(tokens))
 

@@ -1,0 +1,38 @@
+"""`workos-sync config`."""
+
+import click
+
+from worker.cli import options, output
+from worker.errors import ConfigurationError
+from worker.settings import read_settings
+
+
+@click.command()
+@options.as_json
+def config(as_json: bool) -> None:
+    """Show all settings, where each comes from, and what is wrong with them.
+
+    Secrets are masked. Nothing connects. Exit code 2 if a setting is invalid; it is then shown with its default.
+    """
+    reading = read_settings()
+    rows = reading.rows()
+    problems, warnings = ([each._asdict() for each in found] for found in (reading.problems, reading.warnings))
+    if as_json:
+        output.json({"settings": rows, "problems": problems, "warnings": warnings})
+    else:
+        output.table(("setting", "value", "origin"), [row | {"value": _text(row["value"])} for row in rows])
+    for warning in reading.warnings:
+        click.echo(f"workos-sync: warning: {warning}", err=True)
+    if reading.problems:
+        raise ConfigurationError("; ".join(map(str, reading.problems)))
+
+
+def _text(value: object) -> str | None:
+    """Return a value as one would write it in `.env`, except for masked secrets."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={each}" for name, each in value.items()) or None
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or None
+    if isinstance(value, bool):
+        return str(value).lower()
+    return None if value is None else str(value)

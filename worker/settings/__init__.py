@@ -1,0 +1,296 @@
+"""Settings, read from the environment and `.env`. All are checked together, and all problems are reported at once."""
+
+from typing import Annotated, Literal, NamedTuple
+
+from annotated_types import Ge, Le
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
+
+from models.tables import AutoJoinMode
+from worker.decision.roles import DEFAULT_ROLE_MAP
+from worker.errors import ConfigurationError
+from worker.settings import masks, sources, values
+from worker.settings.sources import Given
+from worker.settings.values import parsed
+
+DEFAULT_DATABASE_URL = "sqlite:///.workos-sync/mirror.db"
+
+Interval = Annotated[float, Field(ge=0.01, le=86_400)]
+"""Seconds between two runs of a frequent task: at most a day."""
+LongInterval = Annotated[float, Field(ge=0.01, le=2_592_000)]
+"""Seconds between two runs of a rare task: at most 30 days."""
+Days = Annotated[int, Field(ge=1, le=36_500)]
+"""At most a century, so that the time so long ago exists."""
+Processes = Annotated[int, Field(ge=1, le=256)]
+Attempts = Annotated[int, Field(ge=1, le=1_000)]
+
+
+class Settings(BaseModel):
+    """All settings. docs/reference.md describes each. `repr` and `str` contain no secrets.
+
+    Reads nothing: `load_settings` reads the environment and `.env`.
+    """
+
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True, frozen=True, allow_inf_nan=False)
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    listen_fds: Annotated[int, Field(ge=0, le=1024)] = 0
+    database_url: Annotated[str, AfterValidator(values.database), Field(repr=False)] = DEFAULT_DATABASE_URL
+    redis_url: Annotated[Annotated[str, AfterValidator(values.redis)] | None, Field(repr=False)] = None
+    workos_webhook_secrets: Annotated[tuple[SecretStr, ...], parsed(values.webhook_secrets)] = ()
+    webhook_tolerance_seconds: Annotated[int, Field(ge=1, le=86_400)] = 180
+    webhook_max_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
+    webhook_path_token: Annotated[SecretStr | None, parsed(values.path_token)] = None
+    webhook_allowed_ips: Annotated[
+        tuple[Annotated[str, AfterValidator(values.network)], ...], parsed(values.split)
+    ] = ()
+    trusted_proxy_hops: Annotated[int, Field(ge=0, le=10)] = 0
+    ops_tokens: Annotated[dict[str, SecretStr], parsed(values.tokens)] = {}
+    api_tokens: Annotated[dict[str, SecretStr], parsed(values.api_tokens)] = {}
+    workos_api_key: Annotated[SecretStr | None, parsed(values.key)] = None
+    workos_client_id: Annotated[str | None, parsed(values.key)] = None
+    workos_base_url: Annotated[str | None, parsed(values.base_url)] = None
+    allow_plain_http: bool = False
+    workos_rate_share: Annotated[float, Field(ge=0.01, le=1)] = 0.5
+    catch_up_seconds: Interval = 300.0
+    catch_up_lag_seconds: Interval = 60.0
+    gap_seconds: Interval = 600.0
+    resync_seconds: LongInterval = 24 * 3600.0
+    retention_seconds: LongInterval = 24 * 3600.0
+    keep_payloads_days: Days = 30
+    keep_events_days: Annotated[int, Field(ge=100, le=36_500)] = 100
+    keep_changes_days: Days = 365
+    erase_after_days: Annotated[int, Field(ge=0, le=36_500)] = 30
+    repair_seconds: Interval = 5.0
+    role_map: Annotated[dict[str, str], parsed(values.role_map)] = DEFAULT_ROLE_MAP
+    web_processes: Processes = 2
+    web_threads: Annotated[int, Field(ge=1, le=1_000)] = 32
+    worker_processes: Processes = 2
+    sweep_seconds: Interval = 5.0
+    batch_size: Annotated[int, Field(ge=1, le=5000)] = 1000
+    max_attempts: Attempts = 10
+    auto_join: AutoJoinMode = AutoJoinMode.MIRROR
+    auto_join_existing: bool = False
+    hooks: Annotated[dict[str, str], parsed(values.hooks)] = {}
+    hook_secrets: Annotated[dict[str, SecretStr], parsed(values.named_secrets)] = {}
+    hook_seconds: Annotated[float, Field(ge=0.01, le=60)] = 10.0
+    hook_attempts: Attempts = 12
+    replay_per_second: Annotated[float, Field(ge=0.1, le=100_000)] = 200.0
+    first_backoff_seconds: Annotated[float, Field(ge=0.001, le=3_600)] = 1.0
+    log_format: Literal["json", "console"] | None = None
+
+    @property
+    def repairs(self) -> bool:
+        """Whether the WorkOS API can be called, as catch-up, resync and confirmed reads need."""
+        return bool(self.workos_api_key and self.workos_client_id)
+
+    @property
+    def http_hooks(self) -> dict[str, str]:
+        """The URLs of the hooks, by name."""
+        return {name: url for name, url in self.hooks.items() if url.startswith(("https://", "http://"))}
+
+    @property
+    def plain_http(self) -> dict[str, str]:
+        """The names of settings with an `http://` URL of another host, and what uses it."""
+        hooks = sorted(name for name, url in self.http_hooks.items() if values.is_plain_and_remote(url))
+        base = values.is_plain_and_remote(self.workos_base_url or "")
+        return ({"WORKOS_BASE_URL": "the API key"} if base else {}) | ({"HOOKS": ", ".join(hooks)} if hooks else {})
+
+    @property
+    def python_hooks(self) -> list[str]:
+        """Names of hooks that are Python functions. Release 2.0 no longer calls them, and reports them as a warning."""
+        return sorted(self.hooks.keys() - self.http_hooks.keys())
+
+
+FIELDS = Settings.model_fields
+SECRETS = frozenset(
+    ("workos_api_key", "workos_webhook_secrets", "webhook_path_token", "ops_tokens", "api_tokens", "hook_secrets")
+)
+RESTRICTIONS = {
+    "webhook_path_token": "set a token, or remove the setting to use /webhooks/workos",
+    "webhook_allowed_ips": "name networks, or remove the setting to allow all",
+}
+"""Settings that keep strangers out. If one is given but empty, its value was lost, so it does not count as not set."""
+REMEDIES = {
+    "workos_api_key": "use the API key of the WorkOS environment, from its dashboard",
+    "workos_client_id": "use the client id of the same WorkOS environment",
+    "workos_webhook_secrets": "use the webhook endpoint's signing secret; separate several with commas",
+}
+HTTPS = "use https://"
+
+
+class Problem(NamedTuple):
+    """What is wrong with a setting, and the remedy. `setting` is its name, or `.env`. No secret is quoted."""
+
+    setting: str
+    saw: str
+    remedy: str
+
+    def __str__(self) -> str:
+        """Return one line."""
+        return f"{self.setting} {self.saw}; {self.remedy}"
+
+
+class Reading(NamedTuple):
+    """The settings, where each was found, and what is wrong with them."""
+
+    settings: Settings
+    """Invalid settings have their defaults."""
+    origins: dict[str, str]
+    """`option`, `environment` or `.env`, by field. Other settings have their defaults."""
+    problems: list[Problem]
+    warnings: list[Problem]
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return a row for each setting: its name, value and origin. Secrets are masked."""
+        return [
+            {
+                "setting": name.upper(),
+                "value": masks.shown(name, getattr(self.settings, name)),
+                "origin": self.origins.get(name, "default"),
+            }
+            for name in FIELDS
+        ]
+
+
+def load_settings(*required: str, **given: int | None) -> Settings:
+    """Return the settings, of which `required` must be set. Those `given` and not None override the environment.
+
+    Raises:
+        ConfigurationError: some settings are invalid or missing. The message names all of them, and masks secrets.
+    """
+    reading = read_settings(*required, **given)
+    if reading.problems:
+        raise ConfigurationError("; ".join(map(str, reading.problems)))
+    return reading.settings
+
+
+def read_settings(*required: str, **given: int | None) -> Reading:
+    """Read and check all settings. `required` and `given` are those of `load_settings`. Nothing is raised."""
+    found, problems = _collect()
+    warnings = [
+        Problem(name.upper(), "is not a setting", f"did you mean {' or '.join(map(str.upper, ours))}?")
+        for name, ours in sources.lookalikes({*found}, {*FIELDS}).items()
+    ]
+    texts = {name: value for name, value in found.items() if name in FIELDS and value.text}
+    texts |= {name: Given(str(value), "option") for name, value in given.items() if value is not None}
+    problems += [
+        Problem(name.upper(), "is set but empty", remedy)
+        for name, remedy in RESTRICTIONS.items()
+        if name in found and not found[name].text
+    ]
+    settings, invalid = _validated(texts)
+    problems += invalid
+    wrong = {problem.setting.lower() for problem in problems}
+    problems += _contradictions(settings, wrong)
+    problems += [
+        Problem(name.upper(), "is not set", REMEDIES[name])
+        for name in dict.fromkeys([*required, *_other_half(settings)])
+        if name not in wrong and not getattr(settings, name)
+    ]
+    if settings.allow_plain_http:
+        warnings += [Problem(*problem[:2], HTTPS) for problem in _unencrypted(settings)]
+    return Reading(settings, {name: text.origin for name, text in texts.items()}, problems, warnings)
+
+
+def _collect() -> tuple[dict[str, Given], list[Problem]]:
+    """Return the environment and `.env`, which the environment overrides unless its value is blank."""
+    file: dict[str, Given] = {}
+    problems: list[Problem] = []
+    try:
+        file = sources.env_file()
+    except ValueError as error:
+        saw, _, remedy = str(error).partition("; ")
+        problems.append(Problem(".env", saw, f"{remedy} ({sources.ENV_FILE.resolve()})"))
+    environment = sources.environment()
+    return file | {n: value for n, value in environment.items() if value.text or n in RESTRICTIONS}, problems
+
+
+def _validated(texts: dict[str, Given]) -> tuple[Settings, list[Problem]]:
+    """Return the settings with their defaults instead of invalid values, and what is wrong with those."""
+    problems = [_problem(name.upper(), saw, value) for name, value in texts.items() if (saw := _spoiled(value.text))]
+    usable = {name: value.text for name, value in texts.items() if not _spoiled(value.text)}
+    try:
+        return Settings(**usable), problems
+    except ValidationError as error:
+        for found in error.errors(include_input=False, include_url=False):
+            name = str(found["loc"][0])
+            if usable.pop(name, None) is not None:  # one problem of each setting is enough
+                problems.append(_problem(name.upper(), _description(name, found), texts[name]))
+    return Settings(**usable), problems
+
+
+def _spoiled(text: str) -> str | None:
+    """Return what is wrong with the text of any setting, whatever it means."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "is not UTF-8; write it again"
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return "is in quotation marks; remove them"
+    return None
+
+
+def _description(name: str, found: ErrorDetails) -> str:
+    """Return the problem and the remedy of an invalid value, separated by a semicolon."""
+    field, context = FIELDS[name], found.get("ctx", {})
+    if found["type"] == "value_error":
+        return found["msg"].removeprefix("Value error, ")
+    if field.annotation in {int, float}:
+        low, high = bounds(name)
+        whole = "whole " if field.annotation is int else ""
+        return f"is not a {whole}number from {low} to {high}; the default is {field.default}"
+    if "expected" in context:
+        return f"is not {context['expected']}; write one of them"
+    return "is not true or false; write one of them"
+
+
+def bounds(name: str) -> tuple[float, float]:
+    """Return the lowest and highest value of a number."""
+    found = [limit for limit in FIELDS[name].metadata if isinstance(limit, Ge | Le)]
+    (low,), (high,) = ([getattr(limit, end) for limit in found if hasattr(limit, end)] for end in ("ge", "le"))
+    return low, high
+
+
+def _problem(setting: str, text: str, value: Given | None = None) -> Problem:
+    saw, _, remedy = text.partition("; ")
+    name = setting.lower()
+    shown = f" (now {masks.quoted(name, value.text, secret=name in SECRETS)}, from {value.origin})" if value else ""
+    return Problem(setting, saw, f"{remedy or 'correct it'}{shown}")
+
+
+def _other_half(settings: Settings) -> tuple[str, ...]:
+    """Return both settings that calls to the WorkOS API need, if one of them is set or provisioning needs the API."""
+    halves = settings.workos_api_key or settings.workos_client_id or settings.auto_join is AutoJoinMode.PROVISION
+    return ("workos_api_key", "workos_client_id") if halves else ()
+
+
+def _contradictions(settings: Settings, wrong: set[str]) -> list[Problem]:
+    """Return the problems of settings that are valid alone; those that name a setting in `wrong` are left out."""
+    problems = []
+    if not {"hooks", "hook_secrets"} & wrong:
+        problems += [_problem("HOOK_SECRETS", text) for text in _without_secret(settings)]
+    if not settings.allow_plain_http and "allow_plain_http" not in wrong:
+        problems += _unencrypted(settings)
+    return problems
+
+
+def _unencrypted(settings: Settings) -> list[Problem]:
+    """Return a problem for each setting that sends something to another host over http."""
+    remedy = f"{HTTPS}, or set ALLOW_PLAIN_HTTP=true"
+    return [
+        Problem(name, f"uses http:// to another host, so others can read and change what is sent ({what})", remedy)
+        for name, what in settings.plain_http.items()
+    ]
+
+
+def _without_secret(settings: Settings) -> list[str]:
+    """Return the problems with the secrets of the hooks. Each HTTP hook needs its own secret to sign with."""
+    problems = []
+    for name in settings.http_hooks:
+        secret = settings.hook_secrets.get(name)
+        if secret is None:
+            problems.append(f"has no secret for the hook {name}; write {name}:whsec_...")
+        elif not values.is_hook_secret(secret.get_secret_value()):
+            problems.append(f"has an invalid secret for {name}; write whsec_ and 24 to 64 bytes in base64")
+    if unknown := sorted(settings.hook_secrets.keys() - settings.hooks.keys()):
+        problems.append(f"names hooks that are not in HOOKS: {', '.join(unknown)}; add them to HOOKS, or remove them")
+    return problems

@@ -1,0 +1,63 @@
+"""How values are shown to people: secrets are replaced by their length."""
+
+import re
+from collections.abc import Mapping
+from enum import Enum
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import SecretStr
+
+URLS = frozenset(("database_url", "redis_url", "workos_base_url"))
+SECRET_OPTION = re.compile("pass|secret|token|key", re.IGNORECASE)
+MAX_SHOWN = 60
+"""Characters of an invalid value that a message quotes."""
+
+
+def masked(secret: str) -> str:
+    """Return a secret's length and public prefix, such as `sk_…(32 characters)`."""
+    prefix = re.match(r"sk_(test_|live_)?|whsec_", secret)
+    return f"{prefix[0] if prefix else ''}…({len(secret)} characters)"
+
+
+def masked_url(url: str) -> str:
+    """Return a URL without its password, and without options that may be secret."""
+    try:
+        parts = urlsplit(url)
+        options = parse_qsl(parts.query, keep_blank_values=True)
+    except ValueError:
+        return masked(url)
+    user, at, host = parts.netloc.rpartition("@")
+    name, colon, _ = user.partition(":")
+    shown = parts._replace(
+        netloc=f"{name}{':***' if colon else ''}{at}{host}",
+        query="&".join(f"{name}={'***' if SECRET_OPTION.search(name) else value}" for name, value in options),
+    )
+    return shown.geturl()
+
+
+def shown(name: str, value: object) -> object:
+    """Return a valid value of the setting `name` as JSON, in which no secret can be read."""
+    if isinstance(value, SecretStr):
+        return masked(value.get_secret_value())
+    if isinstance(value, tuple):
+        return [shown(name, each) for each in value]
+    if name == "hooks" and isinstance(value, dict):
+        return {hook: _origin(url) for hook, url in value.items()}
+    if isinstance(value, Mapping):
+        return {key: shown(name, each) for key, each in value.items()}
+    if name in URLS and isinstance(value, str):
+        return masked_url(value)
+    return value.value if isinstance(value, Enum) else value
+
+
+def _origin(url: str) -> str:
+    """Return the scheme and host of a hook's URL: its path may be what keeps strangers out."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/…" if parts.netloc else url
+
+
+def quoted(name: str, raw: str, *, secret: bool) -> str:
+    """Return an invalid value of the setting `name` for a message; only its length if it may hold a secret."""
+    if secret or name in {*URLS, "hooks"} or re.search(r"sk_|whsec_", raw):
+        return masked(raw)
+    return ascii(raw if len(raw) <= MAX_SHOWN else f"{raw[:MAX_SHOWN]}...")

@@ -1,0 +1,60 @@
+"""Where settings come from: the environment and `.env`. Values are stripped, and blank ones count as not set."""
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource
+
+ENV_FILE = Path(".env")
+INVISIBLE = "\ufeff\u200b"
+"""A byte order mark and a zero-width space, as copied from documents."""
+FOREIGN = frozenset(("listen_pid", "listen_fdnames", "pgport"))
+"""Names of systemd and libpq that resemble ours."""
+
+SHORT = 7
+"""Characters of a name that must be nearly equal to count as similar."""
+
+
+class Given(NamedTuple):
+    """The text of a setting, stripped, and its origin: `environment`, `.env` or `option`."""
+
+    text: str
+    origin: str
+
+
+def environment() -> dict[str, Given]:
+    """Return all environment variables by lower-case name."""
+    return _stripped(EnvSettingsSource(BaseSettings), "environment")
+
+
+def env_file() -> dict[str, Given]:
+    """Return what the file `.env` contains, by lower-case name; raise `ValueError` if it cannot be read."""
+    try:
+        if ENV_FILE.is_file() and "\0" in ENV_FILE.read_text("utf-8-sig"):
+            raise ValueError("is not UTF-8, but perhaps UTF-16; save it as UTF-8")
+        return _stripped(DotEnvSettingsSource(BaseSettings, ENV_FILE, "utf-8-sig"), ".env")
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8, but perhaps UTF-16; save it as UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}; make it readable, or remove it") from error
+
+
+def _stripped(source: EnvSettingsSource, origin: str) -> dict[str, Given]:
+    return {name: Given(_strip(text or ""), origin) for name, text in source.env_vars.items()}
+
+
+def _strip(text: str) -> str:
+    return re.sub(rf"^[\s{INVISIBLE}]+|[\s{INVISIBLE}]+$", "", text)
+
+
+def lookalikes(names: set[str], ours: set[str]) -> dict[str, list[str]]:
+    """Return the names that are not ours but look like ours, each with those that it resembles. All are lower case."""
+    found = {}
+    for name in sorted(names - ours - FOREIGN):
+        matches = get_close_matches(name, ours, cutoff=0.77)
+        # A short name resembles many others.
+        if near := [match for match in matches if len(match) > SHORT or get_close_matches(name, [match], cutoff=0.85)]:
+            found[name] = near
+    return found
