@@ -47,7 +47,7 @@ def folder() -> Iterator[Path]:
 
 def clean_environment(**settings: object) -> dict[str, str]:
     """An environment without any path to the checkout."""
-    seen = environment(WORKOS_WEBHOOK_SECRETS="whsec_test", OPS_TOKENS=f"ann:{TOKEN}", **settings)
+    seen = environment(WORKOS_WEBHOOK_SECRETS="whsec_test_0123456789", OPS_TOKENS=f"ann:{TOKEN}", **settings)
     return {name: value for name, value in seen.items() if not name.startswith("PYTHON")}
 
 

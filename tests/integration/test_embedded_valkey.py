@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from sqlalchemy import Engine
 from models.database import open_engine
 from tests.support import statuses
 from tests.support.inbox import pending
-from tests.support.processes import Commands, eventually, working_in
+from tests.support.processes import Command, Commands, eventually, working_in
 from tests.support.resync import settings_of
 from tests.support.sandbox import Sandbox
 from tests.support.stories import new_users, store
@@ -73,6 +74,10 @@ def test_register_stores_its_call_counts_before_its_server_stops(commands: Comma
     assert "counts_kept" not in register.output()
 
 
+def started(worker: Command, processes: int) -> bool:
+    return worker.output().count("worker_started") == processes
+
+
 @pytest.mark.parametrize("name", ["a b#c?d%41\u00e4", 'it\'s "x"\\\n'])
 def test_folder_of_any_name(name: str) -> None:
     parent = Path(tempfile.mkdtemp(prefix="wos-"))  # a socket's path must be short
@@ -83,7 +88,7 @@ def test_folder_of_any_name(name: str) -> None:
         assert commands.start("migrate").process.wait(30) == 0
         for _ in range(2):  # the second start finds the first one's socket and data
             worker = commands.start("worker", "--processes", "1")
-            eventually(lambda started=worker: started.output().count("worker_started") == 2, 30)
+            eventually(partial(started, worker, 2), 30)
             (server,) = working_in(folder / ".workos-sync" / "valkey")
             with Redis(unix_socket_path=str(folder / ".workos-sync" / "valkey.sock")) as redis:
                 assert redis.ping() and redis.config_get("appendonly") == {"appendonly": "yes"}

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from models.database import database_url
 from worker.bootstrap import drain_policy
 from worker.errors import ConfigurationError
-from worker.settings import RESTRICTIONS, SECRETS, Settings, bounds, load_settings, read_settings
+from worker.settings import RESTRICTIONS, SECRETS, Settings, bounds, load_settings, masks, read_settings
 
 LONG = "0123456789abcdef"
 
@@ -130,7 +130,7 @@ def test_message_for_an_invalid_value_quotes_it_unless_it_is_secret(monkeypatch:
     wrong = problems(
         monkeypatch, PORT="high", LOG_FORMAT="sk_test_hunter1", OPS_TOKENS="hunter2", SWEEP_SECONDS="9" * 99
     )
-    assert "PORT is not a whole number from 0 to 65535; the default is 8000 (now 'high', from environment)" in wrong
+    assert "PORT is not a whole number from 0 to 65535; the default is 8000 (now 'high', from the environment)" in wrong
     assert named(wrong) == {"PORT", "LOG_FORMAT", "OPS_TOKENS", "SWEEP_SECONDS"}
     assert "hunter" not in wrong and "9" * 61 not in wrong
 
@@ -423,5 +423,7 @@ def test_rows_mask_every_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown["OPS_TOKENS"]["value"] == {"ann": "\u2026(16 characters)"}
     assert shown["DATABASE_URL"]["value"] == "postgresql://ann:***@host/name"
     assert shown["REDIS_URL"]["value"] == "rediss://:***@host:6380/1?socket_timeout=3"
+    assert masks.masked_url("sqlite:////x/y.db?mode=ro") == "sqlite:////x/y.db?mode=ro"
+    assert masks.masked_url("postgresql://u:h/@nter@h/n?sslpassword=hunter") == "postgresql://u:***@h/n?sslpassword=***"
     assert shown["HOOKS"]["value"] == {"crm": "https://crm.example/\u2026"}
     assert shown["PORT"]["value"] == 2000

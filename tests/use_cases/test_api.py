@@ -93,7 +93,9 @@ def test_write_methods_get_405(endpoint: FlaskClient, story: JSON) -> None:
 
 
 def test_every_token_is_compared(monkeypatch: pytest.MonkeyPatch, local: Callable[..., Services]) -> None:
-    endpoint = create_app(local(api_tokens="a:first-token,b:second-token,c:third-token")).test_client()
+    endpoint = create_app(
+        local(api_tokens="a:first-token-of-api,b:second-token-of-api,c:third-token-of-api")
+    ).test_client()
     compared: list[bytes] = []
     real = hmac.compare_digest
 
@@ -102,7 +104,7 @@ def test_every_token_is_compared(monkeypatch: pytest.MonkeyPatch, local: Callabl
         return real(one, other)
 
     monkeypatch.setattr(hmac, "compare_digest", noted)
-    for token, status in (("first-token", 503), ("third-token", 503), ("no-token", 401)):
+    for token, status in (("first-token-of-api", 503), ("third-token-of-api", 503), ("no-token", 401)):
         compared.clear()
         assert ask(endpoint, "status", token).status_code == status
         assert len(compared) == 3

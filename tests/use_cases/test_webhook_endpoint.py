@@ -119,9 +119,11 @@ def test_tolerance_is_configurable(local: MakeServices) -> None:
 
 
 def test_both_secrets_work_during_rotation(make_services: MakeServices, engine: Engine) -> None:
-    endpoint = create_app(make_services(workos_webhook_secrets="old, new")).test_client()
+    endpoint = create_app(
+        make_services(workos_webhook_secrets=", ".join(each + SECRET for each in ("old", "new")))
+    ).test_client()
     answers = [
-        endpoint.post(WEBHOOK_PATH, data=BODY, headers={"WorkOS-Signature": sign(BODY, secret)})
+        endpoint.post(WEBHOOK_PATH, data=BODY, headers={"WorkOS-Signature": sign(BODY, secret + SECRET)})
         for secret in ("new", "old", "oldest")
     ]
     assert [answer.status_code for answer in answers] == [200, 200, 401]

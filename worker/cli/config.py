@@ -24,7 +24,7 @@ def config(as_json: bool) -> None:
     for warning in reading.warnings:
         click.echo(f"workos-sync: warning: {warning}", err=True)
     if reading.problems:
-        raise ConfigurationError("; ".join(map(str, reading.problems)))
+        raise ConfigurationError(reading.message)
 
 
 def _text(value: object) -> str | None:

@@ -94,7 +94,7 @@ class Settings(BaseModel):
         """The names of settings with an `http://` URL of another host, and what uses it."""
         hooks = sorted(name for name, url in self.http_hooks.items() if values.is_plain_and_remote(url))
         base = values.is_plain_and_remote(self.workos_base_url or "")
-        return ({"WORKOS_BASE_URL": "the API key"} if base else {}) | ({"HOOKS": ", ".join(hooks)} if hooks else {})
+        return ({"WORKOS_BASE_URL": "the WorkOS API"} if base else {}) | ({"HOOKS": ", ".join(hooks)} if hooks else {})
 
     @property
     def python_hooks(self) -> list[str]:
@@ -117,6 +117,8 @@ REMEDIES = {
     "workos_webhook_secrets": "use the webhook endpoint's signing secret; separate several with commas",
 }
 HTTPS = "use https://"
+ORIGINS = {"environment": "the environment", "option": "an option"}
+"""How a sentence names the origins of values; `.env` is named so."""
 
 
 class Problem(NamedTuple):
@@ -141,6 +143,11 @@ class Reading(NamedTuple):
     problems: list[Problem]
     warnings: list[Problem]
 
+    @property
+    def message(self) -> str:
+        """All problems in one line."""
+        return ". ".join(map(str, self.problems))
+
     def rows(self) -> list[dict[str, object]]:
         """Return a row for each setting: its name, value and origin. Secrets are masked."""
         return [
@@ -161,7 +168,7 @@ def load_settings(*required: str, **given: int | None) -> Settings:
     """
     reading = read_settings(*required, **given)
     if reading.problems:
-        raise ConfigurationError("; ".join(map(str, reading.problems)))
+        raise ConfigurationError(reading.message)
     return reading.settings
 
 
@@ -190,6 +197,8 @@ def read_settings(*required: str, **given: int | None) -> Reading:
     ]
     if settings.allow_plain_http:
         warnings += [Problem(*problem[:2], HTTPS) for problem in _unencrypted(settings)]
+    order = [".env", *map(str.upper, FIELDS)]
+    problems.sort(key=lambda problem: order.index(problem.setting))
     return Reading(settings, {name: text.origin for name, text in texts.items()}, problems, warnings)
 
 
@@ -237,7 +246,7 @@ def _description(name: str, found: ErrorDetails) -> str:
     if field.annotation in {int, float}:
         low, high = bounds(name)
         whole = "whole " if field.annotation is int else ""
-        return f"is not a {whole}number from {low} to {high}; the default is {field.default}"
+        return f"is not a {whole}number from {low} to {high}; the default is {str(field.default).removesuffix('.0')}"
     if "expected" in context:
         return f"is not {context['expected']}; write one of them"
     return "is not true or false; write one of them"
@@ -253,7 +262,8 @@ def bounds(name: str) -> tuple[float, float]:
 def _problem(setting: str, text: str, value: Given | None = None) -> Problem:
     saw, _, remedy = text.partition("; ")
     name = setting.lower()
-    shown = f" (now {masks.quoted(name, value.text, secret=name in SECRETS)}, from {value.origin})" if value else ""
+    quoted = masks.quoted(name, value.text, secret=name in SECRETS) if value else ""
+    shown = f" (now {quoted}, from {ORIGINS.get(value.origin, value.origin)})" if value else ""
     return Problem(setting, saw, f"{remedy or 'correct it'}{shown}")
 
 
@@ -277,7 +287,7 @@ def _unencrypted(settings: Settings) -> list[Problem]:
     """Return a problem for each setting that sends something to another host over http."""
     remedy = f"{HTTPS}, or set ALLOW_PLAIN_HTTP=true"
     return [
-        Problem(name, f"uses http:// to another host, so others can read and change what is sent ({what})", remedy)
+        Problem(name, f"uses http:// to another host for {what}: others can read and change what is sent", remedy)
         for name, what in settings.plain_http.items()
     ]
 

@@ -3,12 +3,11 @@
 import re
 from collections.abc import Mapping
 from enum import Enum
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 URLS = frozenset(("database_url", "redis_url", "workos_base_url"))
-SECRET_OPTION = re.compile("pass|secret|token|key", re.IGNORECASE)
 MAX_SHOWN = 60
 """Characters of an invalid value that a message quotes."""
 
@@ -21,18 +20,8 @@ def masked(secret: str) -> str:
 
 def masked_url(url: str) -> str:
     """Return a URL without its password, and without options that may be secret."""
-    try:
-        parts = urlsplit(url)
-        options = parse_qsl(parts.query, keep_blank_values=True)
-    except ValueError:
-        return masked(url)
-    user, at, host = parts.netloc.rpartition("@")
-    name, colon, _ = user.partition(":")
-    shown = parts._replace(
-        netloc=f"{name}{':***' if colon else ''}{at}{host}",
-        query="&".join(f"{name}={'***' if SECRET_OPTION.search(name) else value}" for name, value in options),
-    )
-    return shown.geturl()
+    bare = re.sub(r"(?<=://)([^:/@?#]*):.*@", r"\1:***@", url)  # a password may contain / and @
+    return re.sub(r"([?&][^=&]*(?:pass|secret|token|key)[^=&]*)=[^&]*", r"\1=***", bare, flags=re.IGNORECASE)
 
 
 def shown(name: str, value: object) -> object:
@@ -59,5 +48,5 @@ def _origin(url: str) -> str:
 def quoted(name: str, raw: str, *, secret: bool) -> str:
     """Return an invalid value of the setting `name` for a message; only its length if it may hold a secret."""
     if secret or name in {*URLS, "hooks"} or re.search(r"sk_|whsec_", raw):
-        return masked(raw)
+        return "1 character" if len(raw) == 1 else f"{len(raw)} characters"
     return ascii(raw if len(raw) <= MAX_SHOWN else f"{raw[:MAX_SHOWN]}...")
