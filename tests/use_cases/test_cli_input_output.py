@@ -165,3 +165,29 @@ def test_output_fits_every_encoding(surroundings: str, configured_engine: Engine
         shown = ended.stdout + ended.stderr
         assert b"Traceback" not in shown and b"Unicode" not in shown, shown
         assert ended.returncode == (1 if arguments[-1] == "org_\u65e5" else 0), shown
+
+
+def test_argument_that_is_no_text_is_refused_in_one_line(surroundings: str) -> None:
+    outer = environment(DATABASE_URL=surroundings)
+    ended = subprocess.run(
+        [sys.executable.encode(), b"-m", b"worker.cli", b"members", b"org_\xff"],
+        env=outer,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert ended.returncode == 2 and b"an argument is not valid text" in ended.stderr, ended.stderr
+
+
+def test_absurd_numbers_are_wrong_usage(surroundings: str) -> None:
+    for arguments in (["hooks", "replay", "crm", "--change", "9" * 20], ["worker", "--processes", "9" * 9]):
+        assert "9" * 9 in run(*arguments, exit_code=2).stderr
+
+
+def test_embedded_server_without_a_usable_folder_is_one_line(
+    surroundings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REDIS_URL")
+    (tmp_path / ".workos-sync").write_text("a file")
+    (line,) = run("worker", exit_code=2).stderr.splitlines()
+    assert line.startswith(f"workos-sync: {tmp_path}/.workos-sync cannot be used: ") and "REDIS_URL" in line

@@ -285,6 +285,13 @@ def test_register_creates_an_endpoint_and_prints_its_secret_once(sandbox: Sandbo
     assert len(sandbox.deliveries.endpoints) == 1
 
 
+def test_register_prints_the_secret_under_whatever_name(sandbox: Sandbox) -> None:
+    sandbox.faults.answer(
+        path="/webhook_endpoints", method="POST", status=201, body=b'{"signing_secret": "whsec_once"}'
+    )
+    assert "whsec_once" in run("register", URL).stdout
+
+
 def test_register_corrects_an_existing_endpoint(sandbox: Sandbox) -> None:
     run("register", URL)
     (registered,) = sandbox.deliveries.endpoints.values()

@@ -44,6 +44,12 @@ class Commands(click.Group):
         module = import_module(f"worker.cli.{MODULES[cmd_name]}")
         return next(c for c in vars(module).values() if isinstance(c, click.Command) and c.name == cmd_name)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse arguments that no database and no terminal could take."""
+        if any("\ud800" <= character <= "\udfff" for argument in args for character in argument):
+            raise click.UsageError("an argument is not valid text in this terminal's encoding (see LC_ALL)", ctx)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command."""
         try:

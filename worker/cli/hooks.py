@@ -10,7 +10,11 @@ from worker.cli.shared import logging_settings, migrated_engine, operator
 from worker.hooks import operate
 from worker.settings import load_settings
 
-change_option = click.option("--change", "change_id", type=int, metavar="ID", help="Only the delivery of this change.")
+MAX_ID = 2**63 - 1
+"""The largest id that a database can hold."""
+change_option = click.option(
+    "--change", "change_id", type=click.IntRange(1, MAX_ID), metavar="ID", help="Only the delivery of this change."
+)
 
 
 @click.group()

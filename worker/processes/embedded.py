@@ -38,8 +38,12 @@ class RedisServer:
     def ensure(self) -> None:
         """Start the embedded server if it is needed and not running; raise `ConfigurationError` if that fails."""
         if self._embedded and not _runs(self.url):
-            HOME.mkdir(exist_ok=True)
-            self.started = _start_unless_running(self.url) or self.started
+            try:
+                HOME.mkdir(exist_ok=True)
+                self.started = _start_unless_running(self.url) or self.started
+            except OSError as error:
+                problem = f"{HOME.resolve()} cannot be used: {error.strerror}"
+                raise ConfigurationError(f"{problem}; correct it, set REDIS_URL, or start elsewhere") from error
 
 
 @contextmanager

@@ -141,7 +141,17 @@ class Reading(NamedTuple):
     origins: dict[str, str]
     """`option`, `environment` or `.env`, by field. Other settings have their defaults."""
     problems: list[Problem]
-    warnings: list[Problem]
+    unknown: frozenset[str]
+    """Names in the environment and `.env` that are no settings, in lower case."""
+
+    @property
+    def warnings(self) -> list[Problem]:
+        """What may be a mistake: unknown names that resemble a setting, and messages that are not encrypted."""
+        alike = sources.lookalikes(self.unknown, FIELDS.keys())
+        return [
+            Problem(name.upper(), "is not a setting", f"did you mean {' or '.join(map(str.upper, ours))}?")
+            for name, ours in alike.items()
+        ] + [Problem(*problem[:2], HTTPS) for problem in _unencrypted(self.settings) if self.settings.allow_plain_http]
 
     @property
     def message(self) -> str:
@@ -175,10 +185,6 @@ def load_settings(*required: str, **given: int | None) -> Settings:
 def read_settings(*required: str, **given: int | None) -> Reading:
     """Read and check all settings. `required` and `given` are those of `load_settings`. Nothing is raised."""
     found, problems = _collect()
-    warnings = [
-        Problem(name.upper(), "is not a setting", f"did you mean {' or '.join(map(str.upper, ours))}?")
-        for name, ours in sources.lookalikes({*found}, {*FIELDS}).items()
-    ]
     texts = {name: value for name, value in found.items() if name in FIELDS and value.text}
     texts |= {name: Given(str(value), "option") for name, value in given.items() if value is not None}
     problems += [
@@ -195,11 +201,11 @@ def read_settings(*required: str, **given: int | None) -> Reading:
         for name in dict.fromkeys([*required, *_other_half(settings)])
         if name not in wrong and not getattr(settings, name)
     ]
-    if settings.allow_plain_http:
-        warnings += [Problem(*problem[:2], HTTPS) for problem in _unencrypted(settings)]
     order = [".env", *map(str.upper, FIELDS)]
     problems.sort(key=lambda problem: order.index(problem.setting))
-    return Reading(settings, {name: text.origin for name, text in texts.items()}, problems, warnings)
+    return Reading(
+        settings, {name: text.origin for name, text in texts.items()}, problems, frozenset(found.keys() - FIELDS.keys())
+    )
 
 
 def _collect() -> tuple[dict[str, Given], list[Problem]]:

@@ -1,6 +1,7 @@
 """Where settings come from: the environment and `.env`. Values are stripped, and blank ones count as not set."""
 
 import re
+from collections.abc import Set as AbstractSet
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
@@ -49,10 +50,10 @@ def _strip(text: str) -> str:
     return re.sub(rf"^[\s{INVISIBLE}]+|[\s{INVISIBLE}]+$", "", text)
 
 
-def lookalikes(names: set[str], ours: set[str]) -> dict[str, list[str]]:
-    """Return the names that are not ours but look like ours, each with those that it resembles. All are lower case."""
+def lookalikes(names: AbstractSet[str], ours: AbstractSet[str]) -> dict[str, list[str]]:
+    """Return those of the unknown `names` that resemble some of `ours`, with these. All are in lower case."""
     found = {}
-    for name in sorted(names - ours - FOREIGN):
+    for name in sorted(names - FOREIGN):
         matches = get_close_matches(name, ours, cutoff=0.77)
         # A short name resembles many others.
         if near := [match for match in matches if len(match) > SHORT or get_close_matches(name, [match], cutoff=0.85)]:
