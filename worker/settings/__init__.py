@@ -196,11 +196,8 @@ def read_settings(*required: str, **given: int | None) -> Reading:
     problems += invalid
     wrong = {problem.setting.lower() for problem in problems}
     problems += _contradictions(settings, wrong)
-    problems += [
-        Problem(name.upper(), "is not set", REMEDIES[name])
-        for name in dict.fromkeys([*required, *_other_half(settings)])
-        if name not in wrong and not getattr(settings, name)
-    ]
+    if ".env" not in wrong:  # otherwise it may set them
+        problems += _missing(settings, required, wrong)
     order = [".env", *map(str.upper, FIELDS)]
     problems.sort(key=lambda problem: order.index(problem.setting))
     return Reading(
@@ -271,6 +268,14 @@ def _problem(setting: str, text: str, value: Given | None = None) -> Problem:
     quoted = masks.quoted(name, value.text, secret=name in SECRETS) if value else ""
     shown = f" (now {quoted}, from {ORIGINS.get(value.origin, value.origin)})" if value else ""
     return Problem(setting, saw, f"{remedy or 'correct it'}{shown}")
+
+
+def _missing(settings: Settings, required: tuple[str, ...], wrong: set[str]) -> list[Problem]:
+    return [
+        Problem(name.upper(), "is not set", REMEDIES[name])
+        for name in dict.fromkeys([*required, *_other_half(settings)])
+        if name not in wrong and not getattr(settings, name)
+    ]
 
 
 def _other_half(settings: Settings) -> tuple[str, ...]:
