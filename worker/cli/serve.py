@@ -87,9 +87,9 @@ def _gunicorn(settings: Settings) -> list[str]:
     "--processes", type=click.IntRange(1), help="Number of processes that apply events. Overrides WORKER_PROCESSES."
 )
 def worker(processes: int | None) -> None:
-    """Apply events, run resyncs and other long-running jobs, and call hooks.
+    """Apply events, call hooks, and work on long-running jobs.
 
-    Also runs catch-ups, replays and retention, and adds people by domain. A worker process that dies is restarted.
+    Jobs are resyncs, catch-ups, replays, retention and adding people by domain. A process that dies is restarted.
     """
     settings = logging_settings(worker_processes=processes)
     engine = open_database(settings)
