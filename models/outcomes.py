@@ -18,7 +18,9 @@ class Finding(StrEnum):
 
     NONE = "none"
     MISSING = "missing"
+    """In WorkOS, not in the mirror."""
     EXTRA = "extra"
+    """In the mirror, not in WorkOS."""
     STALE = "stale"
     DIFFERENT = "different"
     ANOMALY = "anomaly"

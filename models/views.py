@@ -1,6 +1,7 @@
-"""The views that other programs read. They are the rules for access, auto-join (`auto_join_domains`) and blocks.
+"""The views that other programs read: the rules for access, auto-join, and keeping removed people out.
 
-`auto_join_blocks` is the rule that keeps a removed person out. `models.migrate` updates the views of a database.
+`workspace_members` decides access, `auto_join_domains` who joins by domain, and `auto_join_blocks` who stays out.
+`models.migrate` updates the views of a database.
 
 Columns are only ever added, at the end. The SQL must run on SQLite and PostgreSQL; the names in braces are replaced by
 functions that have other names on each (`FUNCTIONS`). `NOT MATERIALIZED` lets both push the reader's conditions into a
@@ -120,7 +121,7 @@ auto_join_blocks = _view(
     """
 WITH
 -- From memberships: people who were removed, deactivated or invited, or whose status is unknown here.
-former_member AS NOT MATERIALIZED (
+not_active AS NOT MATERIALIZED (
     SELECT membership.organization_id, membership.user_id,
            CASE WHEN membership.deleted_by IS NOT NULL THEN 'removed'
                 WHEN membership.status = 'inactive' THEN 'deactivated'
@@ -136,19 +137,18 @@ former_member AS NOT MATERIALIZED (
         SELECT 1 FROM memberships AS active
         WHERE active.organization_id = membership.organization_id AND active.user_id = membership.user_id
           AND active.deleted_by IS NULL AND active.status = 'active')
-      -- WorkOS deletes the memberships of a deleted user. An active one that was deleted after its user does not block:
-      -- nobody removed the person.
+      -- Deleting a user at WorkOS also deletes their memberships. If the user was deleted first, and the membership was
+      -- still active, nobody removed the person from the workspace, so it does not block.
       AND (person.deleted_by IS NULL
            OR NOT (membership.deleted_by = 'event' AND membership.status = 'active' AND person.deleted_by = 'event'
-                   AND (membership.event_at > person.event_at
-                        OR (membership.event_at = person.event_at AND membership.event_id > person.event_id))))
+                   AND (membership.event_at, membership.event_id) > (person.event_at, person.event_id)))
 ),
 -- From joins: people that an operator or the provisioning worker blocked.
 blocked_join AS NOT MATERIALIZED (
     SELECT organization_id, user_id, reason FROM joins WHERE state IN ('blocked', 'undone')
 ),
--- By address: every address of each other user who ever had one of the addresses of the user `same_as`.
-namesake AS NOT MATERIALIZED (
+-- By address: the other users who ever had an address of the user `same_as`, with all their addresses.
+shares_address AS NOT MATERIALIZED (
     SELECT own.user_id AS same_as, every.user_id, every.email_hash, person.email_normalized
     FROM user_addresses AS own
     JOIN user_addresses AS shared ON shared.email_hash = own.email_hash
@@ -158,7 +158,7 @@ namesake AS NOT MATERIALIZED (
 )
 -- One query for each source: neither database uses its indexes if a named query unites the sources.
 SELECT blocked.organization_id, blocked.user_id, person.email_normalized, blocked.reason, address.email_hash
-FROM former_member AS blocked
+FROM not_active AS blocked
 LEFT JOIN users AS person ON person.id = blocked.user_id
 LEFT JOIN user_addresses AS address ON address.user_id = blocked.user_id
 UNION ALL
@@ -167,13 +167,13 @@ FROM blocked_join AS blocked
 LEFT JOIN users AS person ON person.id = blocked.user_id
 LEFT JOIN user_addresses AS address ON address.user_id = blocked.user_id
 UNION ALL
-SELECT blocked.organization_id, namesake.user_id, namesake.email_normalized, blocked.reason, namesake.email_hash
-FROM former_member AS blocked
-JOIN namesake ON namesake.same_as = blocked.user_id
+SELECT blocked.organization_id, other.user_id, other.email_normalized, blocked.reason, other.email_hash
+FROM not_active AS blocked
+JOIN shares_address AS other ON other.same_as = blocked.user_id
 UNION ALL
-SELECT blocked.organization_id, namesake.user_id, namesake.email_normalized, blocked.reason, namesake.email_hash
+SELECT blocked.organization_id, other.user_id, other.email_normalized, blocked.reason, other.email_hash
 FROM blocked_join AS blocked
-JOIN namesake ON namesake.same_as = blocked.user_id
+JOIN shares_address AS other ON other.same_as = blocked.user_id
 """,
 )
 """People who do not join a workspace by domain: removed, deactivated, invited, or blocked by an operator.
@@ -194,7 +194,7 @@ JOIN organizations AS workspace ON workspace.id = connection.organization_id AND
 WHERE connection.deleted_by IS NULL AND connection.status = 'active'
 """,
 )
-"""Single sign-on that works now: one row for each active connection; none if a workspace does not use it."""
+"""SSO connections that work now: one row for each active connection; none if a workspace does not use SSO."""
 
 member_permissions = _view(
     "member_permissions",
@@ -207,8 +207,9 @@ JOIN mirror ON mirror.id = 1
 CROSS JOIN {json_items}(membership.workos_roles) AS held
 LEFT JOIN roles AS own ON own.id = member.organization_id || '/' || held.value
 LEFT JOIN roles AS common ON common.id = held.value AND common.deleted_by IS NULL
--- An organization's own role comes before the environment's role of the same slug. Once it is deleted, a membership
--- that was read or updated since has the environment's; an older one still names the deleted role, which grants none.
+-- An organization's own role comes before the environment's role with the same slug. If the organization deletes it,
+-- members fall back to the environment's role, but only once their membership has been read or updated again. Until
+-- then the slug still means the deleted role, which grants no permissions.
 CROSS JOIN {json_items}(
     CASE WHEN own.id IS NOT NULL AND own.deleted_by IS NULL THEN own.permissions
          WHEN own.id IS NULL OR own.event_at < membership.event_at THEN common.permissions END) AS granted
@@ -220,7 +221,7 @@ WHERE permission.deleted_by IS NULL AND permission.resource_type = 'organization
 )
 """Permissions of the people in `workspace_members`: those of resource type `organization` that their roles grant.
 
-A role that `ROLE_MAP` does not name grants none. Empty until a full resync has listed permissions
+A role that `ROLE_MAP` does not name grants no permissions. Empty until a full resync has listed permissions
 (`models.access.permissions_of` distinguishes them).
 """
 

@@ -16,7 +16,7 @@ from worker.bootstrap import Services
 from worker.decision.payload import is_id, parse_json
 from worker.errors import InvalidSignatureError, PayloadError
 from worker.group_commit import GroupCommit
-from worker.inbox.store import Delivery, accept_webhooks
+from worker.inbox.store import ReceivedEvent, accept_webhooks
 from worker.kinds import READERS
 
 log = structlog.get_logger()
@@ -83,7 +83,7 @@ def blueprint(services: Services) -> Blueprint:
 class Posted(NamedTuple):
     """A delivery with a valid signature, and a logger bound to its event's id, type and workspace."""
 
-    delivery: Delivery
+    delivery: ReceivedEvent
     log: structlog.typing.FilteringBoundLogger
 
     @property
@@ -125,7 +125,7 @@ def _parse(body: bytes) -> Posted:
     except (ValueError, RecursionError):
         _reject("the body is not JSON")
     try:
-        delivery = Delivery.of(event, body)
+        delivery = ReceivedEvent.of(event, body)
     except PayloadError as error:
         _reject(f"the body is not an event: {error}")
     bound = log.bind(event_id=delivery.id, type=delivery.type, organization_id=_organization_id(event))

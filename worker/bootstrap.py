@@ -10,7 +10,7 @@ from models.database import open_engine
 from models.revisions import outdated
 from models.tables import AutoJoinMode
 from worker.errors import ConfigurationError
-from worker.inbox.drain import Policy
+from worker.inbox.drain import DrainLimits
 from worker.metrics import Counters
 from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR, Doorbell
 from worker.redis_client import open_redis
@@ -97,9 +97,9 @@ def lanes_of(settings: Settings) -> tuple[str, ...]:
     return (DRAIN, REPAIR, *provision, *((HOOKS,) if settings.http_hooks else ()))
 
 
-def drain_policy(settings: Settings) -> Policy:
+def drain_limits(settings: Settings) -> DrainLimits:
     """Return the batch size, attempts and times of drains."""
-    return Policy(settings.batch_size, settings.max_attempts, settings.first_backoff_seconds, seconds=JOB_SECONDS)
+    return DrainLimits(settings.batch_size, settings.max_attempts, settings.first_backoff_seconds, JOB_SECONDS)
 
 
 def endpoint_redis(url: str) -> Redis:

@@ -25,7 +25,7 @@ R = TypeVar("R")
 log = structlog.get_logger()
 
 LEASE_SECONDS = 8.0
-"""With the period of the clock, which then wakes another worker, this stays below 15 seconds."""
+"""A dead process is replaced within 15 seconds: 8 until its lease expires, up to 5 until the clock wakes another."""
 HEARTBEAT_SECONDS = 2.0
 
 
@@ -55,7 +55,7 @@ class LeasedTable:
             yield None
             return
         ended = threading.Event()
-        heartbeat = threading.Thread(target=lease.keep, args=(engine, ended), daemon=True, name="lease")
+        heartbeat = threading.Thread(target=lease.heartbeat, args=(engine, ended), daemon=True, name="lease")
         heartbeat.start()
         try:
             yield lease
@@ -85,19 +85,14 @@ class Lease:
         self.key = key
         self.lost = threading.Event()
         self._table = table
-        self._held = (table.key == key) & (table.fence == fence)
-        self._kept = False
-
-    @property
-    def run_id(self) -> str:
-        """The key, for a lease of a run."""
-        return self.key
+        self._is_ours = (table.key == key) & (table.fence == fence)
+        self._left_to_expire = False
 
     def check(self, tx: Connection) -> None:
-        """Keep the lease valid until the end of `tx`; raise `LeaseLostError` if it is lost or the row is closed."""
+        """Raise `LeaseLostError` unless the lease is still ours and the row open; keep it so until the end of `tx`."""
         # The weakest lock. It excludes a new holder but not the heartbeat, which a stronger lock would starve when many
         # transactions follow each other.
-        row = select(self._table.key).where(self._held, self._table.open).with_for_update(read=True, key_share=True)
+        row = select(self._table.key).where(self._is_ours, self._table.open).with_for_update(read=True, key_share=True)
         if tx.execute(row).one_or_none() is None:
             self.lost.set()
             raise LeaseLostError(self.key)
@@ -115,26 +110,26 @@ class Lease:
 
     def leave_to_expire(self) -> None:
         """Do not release the lease at the end of the block, so that others wait until it expires."""
-        self._kept = True
+        self._left_to_expire = True
 
     def release(self, tx: Connection) -> None:
         """Let another process take the row at once, unless `leave_to_expire` was called."""
-        if not self._kept:
+        if not self._left_to_expire:
             self._set(tx, null())
 
-    def keep(self, engine: Engine, ended: threading.Event) -> None:
+    def heartbeat(self, engine: Engine, ended: threading.Event) -> None:
         """Extend the lease until `ended` is set or the lease is lost."""
         while not ended.wait(HEARTBEAT_SECONDS):
             try:
-                held = in_transaction(engine, self._set, db_now_plus(LEASE_SECONDS))
+                is_ours = in_transaction(engine, self._set, db_now_plus(LEASE_SECONDS))
             except Exception as error:  # noqa: BLE001 - without heartbeats the lease expires, as it should
                 log.warning("heartbeat_failed", key=self.key, error=type(error).__name__)
                 continue
-            if not held:
+            if not is_ours:
                 self.lost.set()
                 return
 
     def _set(self, tx: Connection, until: ColumnElement[datetime] | ColumnElement[None]) -> bool:
         """Set the end of the lease; return False if the lease is lost."""
-        row = update(self._table.key.class_).where(self._held)
+        row = update(self._table.key.class_).where(self._is_ours)
         return tx.execute(row.values({self._table.leased_until: until})).rowcount == 1

@@ -3,8 +3,9 @@
 A create reactivates a membership that was deactivated, and its response can be lost. So the person's memberships are
 listed right before each create, and the create is sent only if
 
-- all events are applied up to `lag` and `FRESH` before the listing, because one of them may be a removal;
-- all events are applied up to `complete_from`, a time after the join was added and after its last failed call;
+- every event older than `lag` + `APPLY_ALLOWANCE` at the time of the listing is applied, because it may be a removal;
+- every event up to the join's `complete_from` is applied: when it was claimed for the first time, or after its last
+  failed call;
 - no more than `SEND_SECONDS` have passed since before the listing.
 
 A join that fails or takes too long starts over with a new `complete_from`. Each attempt is recorded before its call, so
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import structlog
 from redis.exceptions import RedisError
@@ -24,12 +25,13 @@ from sqlalchemy import ColumnElement, Connection, Engine, Row, Update, delete, e
 
 from models.database import in_transaction, read_transaction
 from models.tables import AutoJoinMode, Event, EventStatus, Join, JoinSearch, JoinState, Mirror, UnblockedMembership
-from models.types import JsonObject, db_now, db_now_plus, inline_literal
+from models.types import db_now, db_now_plus, inline_literal
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.backoff import backoff
 from worker.decision.payload import parse_time
 from worker.decision.roles import slug_for
 from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, WorkOSUnavailableError, unexpected
+from worker.kinds import RoleMap
 from worker.kinds.membership import Membership
 from worker.kinds.user import User
 from worker.mirror.auto_join import add_joins, eligible, is_missing, same_person
@@ -38,17 +40,17 @@ from worker.workos_api.client import WorkOSClient
 
 log = structlog.get_logger()
 
-AT_ONCE = 8
+CONCURRENT_JOINS = 8
 JOINS_PER_ROUND = 200
 USERS_PER_STEP = 200
 """Users of a domain that are searched in one transaction."""
 CLAIM_SECONDS = 60.0
-"""If a join was claimed longer ago and is still open, its worker has died."""
-FRESH = timedelta(seconds=5)
-"""Time allowed for reading and applying the newest events."""
+"""A join claimed more than this many seconds ago, and still open, belongs to a dead worker."""
+APPLY_ALLOWANCE = timedelta(seconds=5)
+"""Time allowed for reading and applying the newest events that WorkOS shows."""
 SEND_SECONDS = 5.0
 """Maximum time from before the listing to the create."""
-AGAIN_SECONDS = 2.0
+RETRY_SECONDS = 2.0
 MAX_BACKOFF_SECONDS = 600.0
 MAX_ATTEMPTS = 8
 """After this many rejections by WorkOS, a join is failed, and an operator decides."""
@@ -68,21 +70,29 @@ class ClaimedJoin(NamedTuple):
     """Incremented by each worker that claims the join. A worker with an older number cannot write."""
 
 
-class Verdict(NamedTuple):
-    """What to do about a join: create a membership, close the join, or wait if there is neither a role nor a state."""
+class Create(NamedTuple):
+    """Create a membership with a role (a slug of WorkOS). An operator unblocked the memberships `unblocked` (ids)."""
 
-    state: JoinState | None = None
-    """The state to close the join in, or `undo`."""
-    reason: str | None = None
+    role: str
+    unblocked: frozenset[str]
+
+
+class Close(NamedTuple):
+    """Close the join in a state."""
+
+    state: JoinState
+    reason: str | None
     membership_id: str | None = None
-    """In the state `undo`: the membership to deactivate."""
-    role: str | None = None
-    """The slug of the WorkOS role with which to create the membership."""
-    unblocked: frozenset[str] = frozenset()
-    """Ids of the person's memberships in the workspace that an operator unblocked."""
 
 
-WAIT = Verdict()
+class Undo(NamedTuple):
+    """Deactivate a membership that our create reactivated."""
+
+    membership_id: str
+
+
+Verdict: TypeAlias = Create | Close | Undo | None
+"""What to do about a join. None: wait until more events are applied."""
 
 
 def waiting(engine: Engine) -> bool:
@@ -123,7 +133,7 @@ def provision(
         return 0
     provisioner = Provisioner(engine, workos, lag)
     provisioner.set_complete_from([join for join in joins if join.complete_from is None])
-    with ThreadPoolExecutor(AT_ONCE, "provision") as pool:
+    with ThreadPoolExecutor(CONCURRENT_JOINS, "provision") as pool:
         closed = sum(pool.map(lambda join: not stopping() and provisioner.work(join), joins))
     if provisioner.awaits_events():
         # The next catch-up may be minutes away.
@@ -178,48 +188,41 @@ def _claim_due(tx: Connection) -> list[ClaimedJoin]:
 
 def _make_due(tx: Connection) -> None:
     """Make joins due whose events are in the inbox, because those are fresh for a short time only."""
-    soon = (Join.due_at > db_now(), Join.due_at <= db_now_plus(AGAIN_SECONDS))
+    soon = (Join.due_at > db_now(), Join.due_at <= db_now_plus(RETRY_SECONDS))
     received = Join.complete_from <= select(Mirror.inbox_to).scalar_subquery()
     tx.execute(update(Join).where(Join.state == JoinState.PENDING, *soon, received).values(due_at=db_now()))
 
 
 def _judge(tx: Connection, join: ClaimedJoin) -> Verdict:
-    """Return what to do about a join, as the mirror shows it."""
+    """Return what to do about a join, going by the mirror."""
     columns = (Mirror.auto_join, Mirror.role_map, Mirror.complete_to, Mirror.backfilled_at)
     mode, role_map, complete_to, backfilled_at = tx.execute(select(*columns)).one()
-    unblocked = _unblocked(tx, join)
-    known = _verdict_without_create(tx, join, mode, complete_to if backfilled_at else None, unblocked)
-    if known is not None:
-        return known
+    switched_off = Close(JoinState.DROPPED, f"AUTO_JOIN is {mode}") if mode != AutoJoinMode.PROVISION else None
+    membership, unblocked = _membership_of(tx, join), _unblocked(tx, join)
+    if membership is not None and _we_reactivated(join, membership.id, membership.created_at, unblocked):
+        return Undo(membership.id)
+    if switched_off and join.attempted_at is None:
+        return switched_off
+    # Otherwise, even if AUTO_JOIN was turned off, first find out whether the attempt created a membership.
+    if not _is_up_to_date(tx, join, complete_to if backfilled_at else None):
+        return None
+    if membership is not None:
+        return Close(JoinState.JOINED, f"a member already: {membership.id}")
+    if (reason := _block_reason(tx, join)) is not None:
+        return Close(JoinState.BLOCKED, reason)
+    return switched_off or _judge_role(tx, join, role_map, unblocked)
+
+
+def _judge_role(tx: Connection, join: ClaimedJoin, role_map: RoleMap, unblocked: frozenset[str]) -> Create | Close:
+    """Return the create with the person's role, or why they do not qualify."""
     domain = auto_join_domains.c
     joining = eligible().where(domain.organization_id == join.organization_id, User.id == join.user_id)
     role = tx.execute(joining.with_only_columns(domain.default_role)).scalar_one_or_none()
     if role is None:
         reason = "the address is not verified, or its domain does not auto-join into this workspace"
-        return Verdict(JoinState.DROPPED, reason)
+        return Close(JoinState.DROPPED, reason)
     slug = slug_for(role, role_map)
-    if slug is None:
-        return Verdict(JoinState.FAILED, f"ROLE_MAP maps no role of WorkOS to {role}")
-    return Verdict(role=slug, unblocked=unblocked)
-
-
-def _verdict_without_create(
-    tx: Connection, join: ClaimedJoin, mode: AutoJoinMode, complete_to: datetime | None, unblocked: frozenset[str]
-) -> Verdict | None:
-    """Return the verdict on a member, on someone who is blocked, or while events are missing; otherwise None."""
-    membership = _membership_of(tx, join)
-    if membership is not None and _was_inactive(join, membership.id, membership.created_at, unblocked):
-        return Verdict(JoinState.UNDO, membership_id=membership.id)
-    switched_off = Verdict(JoinState.DROPPED, f"AUTO_JOIN is {mode}") if mode != AutoJoinMode.PROVISION else None
-    if switched_off and join.attempted_at is None:
-        return switched_off
-    if not _is_up_to_date(tx, join, complete_to):
-        return WAIT
-    if membership is not None:
-        return Verdict(JoinState.JOINED, f"a member already: {membership.id}")
-    if (reason := _block_reason(tx, join)) is not None:
-        return Verdict(JoinState.BLOCKED, reason)
-    return switched_off
+    return Create(slug, unblocked) if slug else Close(JoinState.FAILED, f"ROLE_MAP maps no role of WorkOS to {role}")
 
 
 def _membership_of(tx: Connection, join: ClaimedJoin) -> Row[str, datetime | None] | None:
@@ -242,8 +245,23 @@ def _block_reason(tx: Connection, join: ClaimedJoin) -> str | None:
     return tx.execute(query.limit(1)).scalar_one_or_none()
 
 
-def _was_inactive(join: ClaimedJoin, id: str, created_at: datetime | None, unblocked: frozenset[str]) -> bool:
-    """Return whether the unconfirmed attempt activated this membership, which is older than the attempt."""
+def _judge_membership(join: ClaimedJoin, found: object, unblocked: frozenset[str]) -> Close | Undo | None:
+    """Return what to do about a membership that WorkOS shows; None if it allows a create."""
+    if not isinstance(found, dict) or not isinstance(id := found.get("id"), str):
+        raise WorkOSUnavailableError("a membership without an id")
+    if found.get("status") != "active":
+        # The reasons of the view `auto_join_blocks`, for memberships that the mirror may not have yet.
+        reasons = {"inactive": "deactivated", "pending": "invited"}
+        reason = reasons.get(str(found.get("status")), "of no known status")
+        return None if id in unblocked else Close(JoinState.BLOCKED, f"{reason} in WorkOS", id)
+    if _we_reactivated(join, id, parse_time(found.get("created_at")), unblocked):
+        return Undo(id)
+    log.info("joined", organization_id=join.organization_id, user_id=join.user_id, membership_id=id)
+    return Close(JoinState.JOINED, None, id)
+
+
+def _we_reactivated(join: ClaimedJoin, id: str, created_at: datetime | None, unblocked: frozenset[str]) -> bool:
+    """Return whether our unconfirmed attempt activated a membership: it is older, so it was inactive before."""
     attempted_at = join.attempted_at
     older = attempted_at is not None and (created_at is None or created_at < attempted_at)
     return older and id not in unblocked
@@ -300,7 +318,9 @@ class Provisioner:
                 return self._undo(join)
             with read_transaction(self.engine) as tx:
                 verdict = _judge(tx, join)
-            return self._follow(join, verdict) if verdict.role is None else self._join(join, verdict)
+            if isinstance(verdict, Create):
+                verdict = self._create_if_allowed(join, verdict)
+            return self._follow(join, verdict)
         except WorkOSUnavailableError as error:
             return self._record_failure(join, error)
         except (InvalidApiKeyError, RedisError):
@@ -308,63 +328,46 @@ class Provisioner:
         except Exception as error:  # noqa: BLE001 - one join must not stop the others
             return self._record_failure(join, WorkOSUnavailableError(unexpected(error)))
 
-    def _follow(self, join: ClaimedJoin, verdict: Verdict) -> bool:
-        """Carry out a verdict that does not lead to a create."""
-        if verdict.state is None:
-            self._write(join, {"due_at": db_now_plus(AGAIN_SECONDS)})
-            return False
-        if verdict.state is JoinState.UNDO and verdict.membership_id:
-            return self._begin_undo(join, verdict.membership_id)
-        return self._close_join(join, verdict.state, verdict.reason)
-
-    def _join(self, join: ClaimedJoin, verdict: Verdict) -> bool:
+    def _create_if_allowed(self, join: ClaimedJoin, wanted: Create) -> Verdict:
+        """Create a membership if, after a listing, nothing speaks against it; return what to do next."""
         deadline = time.monotonic() + SEND_SECONDS
         listing = self.workos.memberships_of(join.organization_id, join.user_id)
         for found in listing.items:
-            if not isinstance(found, dict) or not isinstance(found.get("id"), str):
-                raise WorkOSUnavailableError("a membership without an id")
-            if found.get("status") == "active":
-                return self._found_active(join, found, verdict.unblocked)
-            if found["id"] not in verdict.unblocked:
-                # The reasons of the view `auto_join_blocks`, for memberships that the mirror may not have yet.
-                reasons = {"inactive": "deactivated", "pending": "invited"}
-                reason = reasons.get(str(found.get("status")), "of no known status")
-                return self._close_join(join, JoinState.BLOCKED, f"{reason} in WorkOS", membership_id=found["id"])
-        verdict = in_transaction(self.engine, self._attempt, join, listing.read_at)
-        if verdict.role is None:
-            return self._follow(join, verdict)
+            if (objection := _judge_membership(join, found, wanted.unblocked)) is not None:
+                return objection
+        verdict = in_transaction(self.engine, self._record_attempt, join, listing.read_at)
+        if not isinstance(verdict, Create):
+            return verdict
         created = self.workos.create_membership(join.organization_id, join.user_id, verdict.role, deadline)
-        return self._found_active(join._replace(attempted_at=listing.read_at), created, verdict.unblocked)
+        attempted = join._replace(attempted_at=listing.read_at)
+        return _judge_membership(attempted, created | {"status": "active"}, verdict.unblocked)
 
-    def _attempt(self, tx: Connection, join: ClaimedJoin, listed_at: datetime) -> Verdict:
+    def _record_attempt(self, tx: Connection, join: ClaimedJoin, listed_at: datetime) -> Verdict:
         """Judge again after the listing; record the attempt if a membership is to be created."""
         verdict = _judge(tx, join)
-        if verdict.role is None:
+        if not isinstance(verdict, Create):
             return verdict
         complete_from = listed_at - self.lag
-        if tx.execute(select(Mirror.id).where(Mirror.complete_to >= complete_from - FRESH)).one_or_none() is None:
-            # The events API shows everything up to then by now.
+        fresh = Mirror.complete_to >= complete_from - APPLY_ALLOWANCE
+        if tx.execute(select(Mirror.id).where(fresh)).one_or_none() is None:
+            # By now the events API shows everything up to `complete_from`.
             tx.execute(_update_claimed(join).values(complete_from=complete_from))
-            return WAIT
+            return None
         # Before the call: whatever its result, the next attempt starts over.
         attempt = {"attempted_at": listed_at, "complete_from": None, "due_at": db_now_plus(CLAIM_SECONDS)}
         still_claimed = tx.execute(_update_claimed(join).values(**attempt, attempts=Join.attempts + 1)).rowcount > 0
-        return verdict if still_claimed else WAIT
+        return verdict if still_claimed else None
 
-    def _found_active(self, join: ClaimedJoin, membership: JsonObject, unblocked: frozenset[str]) -> bool:
-        """Close a join whose person is an active member; undo it if our create activated an inactive membership."""
-        id = membership.get("id")
-        if not isinstance(id, str):
-            raise WorkOSUnavailableError("a membership without an id")
-        if _was_inactive(join, id, parse_time(membership.get("created_at")), unblocked):
-            return self._begin_undo(join, id)
-        log.info("joined", organization_id=join.organization_id, user_id=join.user_id, membership_id=id)
-        return self._close_join(join, JoinState.JOINED, None, membership_id=id)
-
-    def _begin_undo(self, join: ClaimedJoin, membership_id: str) -> bool:
-        if not self._write(join, {"state": JoinState.UNDO, "membership_id": membership_id}):
-            return False
-        return self._undo(join._replace(membership_id=membership_id))
+    def _follow(self, join: ClaimedJoin, verdict: Verdict) -> bool:
+        """Carry out a verdict other than `Create`; return whether the join is closed."""
+        match verdict:
+            case Close():
+                return self._close(join, verdict)
+            case Undo(membership_id):
+                undone = self._write(join, {"state": JoinState.UNDO, "membership_id": membership_id})
+                return undone and self._undo(join._replace(membership_id=membership_id))
+        self._write(join, {"due_at": db_now_plus(RETRY_SECONDS)})
+        return False
 
     def _undo(self, join: ClaimedJoin) -> bool:
         if join.membership_id is None:
@@ -375,7 +378,7 @@ class Provisioner:
             log.info("undo_not_needed", membership_id=join.membership_id)  # it no longer exists
         log.error("join_undone", organization_id=join.organization_id, user_id=join.user_id)
         reason = "inactive in WorkOS when the create activated it; inactive again"
-        return self._close_join(join, JoinState.UNDONE, reason)
+        return self._close(join, Close(JoinState.UNDONE, reason))
 
     def _record_failure(self, join: ClaimedJoin, error: WorkOSUnavailableError) -> bool:
         """Record a failed attempt, and retry it unless it can never succeed; return whether the join is closed."""
@@ -386,25 +389,23 @@ class Provisioner:
         if now.state != JoinState.UNDO:
             if isinstance(error, NotFoundError):
                 reason = "WorkOS does not know the person, the workspace or the role"
-                return self._close_join(join, JoinState.DROPPED, reason)
+                return self._close(join, Close(JoinState.DROPPED, reason))
             if isinstance(error, BadRequestError) and now.attempts >= MAX_ATTEMPTS:
-                return self._close_join(join, JoinState.FAILED, str(error))
-        wait = backoff(now.attempts + 1, AGAIN_SECONDS, MAX_BACKOFF_SECONDS)
+                return self._close(join, Close(JoinState.FAILED, str(error)))
+        wait = backoff(now.attempts + 1, RETRY_SECONDS, MAX_BACKOFF_SECONDS)
         log.warning("join_attempt_failed", error=str(error), again_in_seconds=wait)
         # What was known before the call is too old for a retry.
         self._write(join, {"error": str(error), "due_at": db_now_plus(wait), "complete_from": None})
         return False
 
-    def _close_join(
-        self, join: ClaimedJoin, state: JoinState, reason: str | None, *, membership_id: str | None = None
-    ) -> bool:
-        values = {"state": state, "reason": reason, "settled_at": db_now()}
-        if membership_id is not None:
-            values["membership_id"] = membership_id
-        if state is JoinState.JOINED:
+    def _close(self, join: ClaimedJoin, close: Close) -> bool:
+        """Close a join; return False if an operator or another worker has changed it."""
+        values = {"state": close.state, "reason": close.reason, "settled_at": db_now()}
+        if close.membership_id is not None:
+            values["membership_id"] = close.membership_id
+        if close.state is JoinState.JOINED:
             values["error"] = None
-        self._write(join, values)
-        return True
+        return self._write(join, values)
 
     def _write(self, join: ClaimedJoin, values: Mapping[str, object]) -> bool:
         """Update a join that is open and still claimed; False if an operator or another worker has changed it."""

@@ -54,8 +54,8 @@ def wait_for_run(engine: Engine, run_id: str, stopping: Callable[[float], bool])
             return bool(status != RunStatus.RUNNING)
 
 
-def finish(tx: Connection, held: Lease, status: RunStatus, error: str | None = None) -> None:
+def finish(tx: Connection, lease: Lease, status: RunStatus, error: str | None = None) -> None:
     """Record how a run ended; raise `LeaseLostError` if another worker holds it now."""
-    held.check(tx)
+    lease.check(tx)
     ended = {"status": status, "finished_at": db_now(), "error": error}
-    tx.execute(update(Run).where(Run.id == held.run_id).values(ended))
+    tx.execute(update(Run).where(Run.id == lease.key).values(ended))

@@ -97,8 +97,7 @@ class Join(Base):
     due_at: Mapped[datetime] = mapped_column(server_default=db_now())
     settled_at: Mapped[datetime | None]
     complete_from: Mapped[datetime | None]
-    """WorkOS's time after the last call about this join. Nothing is created before all events up to this time are
-    applied, because one of them may remove the person."""
+    """Create nothing until every event up to this time, by WorkOS's clock, is applied: it may remove the person."""
     claim: Mapped[int] = mapped_column(server_default="0")
     """The fencing number: each worker that claims the join increments it, and may write only while it is unchanged."""
     attempts: Mapped[int] = mapped_column(server_default="0")

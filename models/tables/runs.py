@@ -51,8 +51,10 @@ class Phase(StrEnum):
 
     NONE = ""
     LIST = "list"
-    DELETE = "delete"
-    READ = "read"
+    CHOOSE = "delete"
+    """Choose deletions, or withhold them."""
+    CONFIRM = "read"
+    """Make confirmed reads, which also carry out the deletions."""
     OVER = "over"
 
 

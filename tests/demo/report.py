@@ -19,6 +19,8 @@ MEMBERS_SHOWN = 5
 DOMAINS_SHOWN = 15
 DOMAINS_NAMED = 1
 DIFFERENCES_SHOWN = 20
+REPAIRS = {"missing": "added", "extra": "deleted", "stale": "updated", "different": "corrected"}
+"""Finding of a resync → what the resync did about it."""
 
 
 def show_mirror(console: Console, engine: Engine) -> None:
@@ -88,7 +90,7 @@ def show_run(console: Console, engine: Engine, sample: Sample, resynced: Resynce
         ("webhooks lost", f"{workos['lost']:,}"),
         ("  fetched by catch-up", f"{sample.caught_up:,}"),
         ("changes without an event", f"{resynced.changed:,}"),
-        ("  repaired by resync", ", ".join(f"{n} {finding}" for finding, n in resynced.found.items())),
+        ("  repaired by resync", ", ".join(f"{n} {REPAIRS[finding]}" for finding, n in resynced.found.items())),
         ("whole demo", f"{seconds:.1f} s"),
     ]
     table = _table("Run", "", "")

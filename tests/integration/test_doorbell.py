@@ -25,7 +25,7 @@ from tests.support.processes import Valkey
 from tests.support.stories import new_users, written_once
 from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
-from worker.inbox.drain import Policy, drain
+from worker.inbox.drain import DrainLimits, drain
 from worker.processes.clock import sweep
 from worker.processes.jobs import answered, make_worker
 from worker.queue.doorbell import DRAIN, Doorbell
@@ -88,7 +88,7 @@ def work(services: Services) -> Callable[[], None]:
 
 def run_queued_jobs(services: Services) -> None:
     """Run all queued jobs as a lane process does."""
-    functions = {DRAIN: answered(lambda: drain(services.engine, Policy()), services.bell)}
+    functions = {DRAIN: answered(lambda: drain(services.engine, DrainLimits()), services.bell)}
     make_worker(services.redis, DRAIN, functions).work(burst=True)
 
 

@@ -16,7 +16,7 @@ from tests.support import JSON, mirrored, rows, statuses
 from tests.support.inbox import count, let_time_pass, pending
 from tests.support.processes import eventually
 from tests.support.stories import delivered, mirror_of, organization, store, user, written_once
-from worker.inbox.drain import Policy, drain
+from worker.inbox.drain import DrainLimits, drain
 from worker.inbox.store import accept_webhooks
 from worker.kinds.organization import Organization
 
@@ -90,7 +90,7 @@ def postgres(make_database: Callable[[str], str]) -> str:
 def test_a_drain_paused_before_its_commit_hides_no_change_from_followers(postgres: str, overlap: bool) -> None:
     first = [organization(f"org_{place:02}", f"event_1_{place:02}", 1) for place in range(20)]
     second = [organization(f"org_{place + (0 if overlap else 20):02}", f"event_2_{place:02}", 2) for place in range(20)]
-    policy = Policy(batch_size=20)
+    limits = DrainLimits(batch_size=20)
     with (
         opened(postgres) as slow,
         opened(postgres) as quick,
@@ -99,11 +99,11 @@ def test_a_drain_paused_before_its_commit_hides_no_change_from_followers(postgre
     ):
         store(slow, first)
         pause = Pause(slow)
-        paused = do.submit(drain, slow, policy)
+        paused = do.submit(drain, slow, limits)
         assert pause.reached.wait(10)
         store(quick, second)
         try:
-            other = do.submit(drain, quick, policy)
+            other = do.submit(drain, quick, limits)
             eventually(lambda: started_batches(quick) == 2, 10)
             eventually(lambda: waiting_backends(quick) == 1, 10)  # the second drain waits for the first one's commit
             assert not other.done() and follower.seen == [0]
@@ -123,10 +123,10 @@ def test_two_drains_choose_different_objects(postgres: str) -> None:
     with opened(postgres) as slow, opened(postgres) as quick, ThreadPoolExecutor() as do:
         store(slow, backlog)
         pause = Pause(slow)
-        paused = do.submit(drain, slow, Policy(batch_size=10))
+        paused = do.submit(drain, slow, DrainLimits(batch_size=10))
         assert pause.reached.wait(10)
         try:
-            other = do.submit(drain, quick, Policy(batch_size=10))
+            other = do.submit(drain, quick, DrainLimits(batch_size=10))
             eventually(lambda: waits(quick) == ["advisory"], 10)  # for the lock on `changes`, not for a row
             one, two = ({about[id] for id in batch["event_ids"]} for batch in rows(quick, Batch))
             assert one and two and not one & two
@@ -151,7 +151,7 @@ def test_competing_drains_spend_no_attempts(db_url: str, engine: Engine, make_da
     def work(_number: int) -> None:
         with opened(db_url) as own:
             while pending(own):
-                drain(own, Policy(batch_size=rng.choice([3, 7, 11])))
+                drain(own, DrainLimits(batch_size=rng.choice([3, 7, 11])))
 
     def deliver(events: list[JSON]) -> None:
         with opened(db_url) as own:
@@ -173,9 +173,9 @@ def test_a_lock_time_out_costs_no_attempt(postgres: str) -> None:
         store(other, [organization("org_1", "event_1", 1)])
         with write_transaction(holder) as tx:
             advisory_lock(tx, CHANGES_LOCK)
-            assert drain(other, Policy())
+            assert drain(other, DrainLimits())
         let_time_pass(other)
-        assert drain(other, Policy())
+        assert drain(other, DrainLimits())
         assert statuses(other) == {"done": 1} and count(other, Event.attempts > 0) == 0
         assert rows(other, Batch) == []
 
@@ -183,12 +183,12 @@ def test_a_lock_time_out_costs_no_attempt(postgres: str) -> None:
 def test_a_deadlock_with_another_program_costs_no_attempt(postgres: str) -> None:
     with opened(postgres) as stranger, opened(postgres) as ours, ThreadPoolExecutor() as do:
         store(ours, [organization(id, f"event_0_{id}", 0) for id in ("org_a", "org_b")])
-        assert drain(ours, Policy())
+        assert drain(ours, DrainLimits())
         store(ours, [organization(id, f"event_1_{id}", 1) for id in ("org_a", "org_b")])
         before = deadlocks(ours)
         with write_transaction(stranger) as tx:
             lock(tx, "org_b")
-            drained = do.submit(drain, ours, Policy())
+            drained = do.submit(drain, ours, DrainLimits())
             eventually(lambda: waiting_backends(ours) == 1, 10)
             tx.execute(text("SET LOCAL deadlock_timeout = '20s'"))  # so that PostgreSQL cancels the drain
             lock(tx, "org_a")

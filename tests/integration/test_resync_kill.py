@@ -19,8 +19,8 @@ from tests.support.resync import client_of, expire_lease, live, resync, settings
 from tests.support.sandbox import Sandbox, populate
 from webhooks.receive import COMMIT_SECONDS
 from worker.bootstrap import MAX_CONNECTIONS
-from worker.inbox.store import Delivery, accept_webhooks
-from worker.repair.resync.resync import AT_ONCE
+from worker.inbox.store import ReceivedEvent, accept_webhooks
+from worker.repair.resync.resync import CONCURRENT_CALLS
 
 pytestmark = pytest.mark.long
 
@@ -65,7 +65,7 @@ def test_kill_9_of_the_worker_in_mid_resync(
     assert differences(engine, sandbox.world.truth()) == []
     assert len(live(engine)["organization"]) == ORGANIZATIONS
     memberships = sandbox.calls["GET", "/user_management/organization_memberships"]
-    assert ORGANIZATIONS <= memberships <= ORGANIZATIONS + AT_ONCE  # one page for each call in progress
+    assert ORGANIZATIONS <= memberships <= ORGANIZATIONS + CONCURRENT_CALLS  # one page for each call in progress
     assert rows(engine, Mirror)[0]["last_resync_at"] is not None
 
 
@@ -86,7 +86,7 @@ def test_deliveries_to_an_sqlite_mirror_do_not_wait_for_a_resync(
         def deliver() -> None:
             for number in itertools.count():
                 began = time.monotonic()
-                accept_webhooks(engine, [Delivery(f"event_{number}", "user.created", b"{}", 0)])
+                accept_webhooks(engine, [ReceivedEvent(f"event_{number}", "user.created", b"{}", 0)])
                 waits.append(time.monotonic() - began)
                 if over.wait(0.005):
                     return

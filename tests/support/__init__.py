@@ -22,7 +22,7 @@ from werkzeug.test import TestResponse
 from models.database import read_transaction
 from models.tables import Event, EventStatus
 from models.views import auto_join_domains, workspace_members, workspaces
-from worker.inbox.drain import Policy, drain
+from worker.inbox.drain import DrainLimits, drain
 from worker.kinds import KINDS
 from worker.kinds.connection import Connection
 from worker.kinds.domain import Domain
@@ -74,9 +74,9 @@ def accept(endpoint: FlaskClient, *events: JSON) -> None:
         assert answer.status_code == 200, answer.get_data(as_text=True)
 
 
-def apply_all(engine: Engine, policy: Policy | None = None) -> None:
+def apply_all(engine: Engine, limits: DrainLimits | None = None) -> None:
     """Drain the inbox until it is empty."""
-    while not drain(engine, policy or Policy()):
+    while not drain(engine, limits or DrainLimits()):
         pass
 
 

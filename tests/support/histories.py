@@ -20,7 +20,7 @@ from tests.support.resync import Between, Clock, client_of, continue_run, empty,
 from tests.support.sandbox import Sandbox, WorldError, play
 from worker.decision.roles import DEFAULT_ROLE_MAP
 from worker.errors import BusyError, WorkOSUnavailableError
-from worker.inbox.drain import Policy
+from worker.inbox.drain import DrainLimits
 from worker.kinds import KINDS
 from worker.kinds.user import User
 from worker.mirror import role_map
@@ -213,7 +213,7 @@ class History(Simulation):
 
     @rule(batch=st.sampled_from([1, 3, 500]))
     def drains(self, batch: int) -> None:
-        apply_all(self.engine, Policy(batch_size=batch))
+        apply_all(self.engine, DrainLimits(batch_size=batch))
 
     @rule()
     def catches_up(self) -> None:

@@ -10,7 +10,7 @@ from models.database import open_engine, write_transaction
 from models.tables import Change, Event
 from tests.support import JSON, apply_all, mirrored, rows
 from tests.support.sandbox import World, play
-from worker.inbox.store import Delivery
+from worker.inbox.store import ReceivedEvent
 
 Mirrored = dict[Any, list[JSON]]
 
@@ -52,8 +52,8 @@ def encoded(event: JSON) -> bytes:
     return json.dumps(event).encode()
 
 
-def delivered(event: JSON) -> Delivery:
-    return Delivery.of(event, encoded(event))
+def delivered(event: JSON) -> ReceivedEvent:
+    return ReceivedEvent.of(event, encoded(event))
 
 
 def store(engine: Engine, events: Iterable[JSON]) -> None:

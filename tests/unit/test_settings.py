@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from models.database import database_url
-from worker.bootstrap import drain_policy
+from worker.bootstrap import drain_limits
 from worker.errors import ConfigurationError
 from worker.settings import RESTRICTIONS, SECRETS, Settings, bounds, load_settings, masks, read_settings
 
@@ -143,9 +143,9 @@ def test_environment_overrides_the_env_file_and_options_override_both(monkeypatc
     assert load_settings(port=3333).port == 3333
 
 
-def test_drain_policy_comes_from_the_settings() -> None:
-    policy = drain_policy(Settings(_env_file=None, batch_size=3, max_attempts=4, first_backoff_seconds=5))
-    assert (policy.batch_size, policy.max_attempts, policy.first_backoff) == (3, 4, 5)
+def test_drain_limits_come_from_the_settings() -> None:
+    limits = drain_limits(Settings(_env_file=None, batch_size=3, max_attempts=4, first_backoff_seconds=5))
+    assert (limits.batch_size, limits.max_attempts, limits.first_backoff) == (3, 4, 5)
 
 
 def test_tokens_are_parsed_with_their_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from tests.use_cases.test_ops import TOKEN, sign_in
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.cli import main
-from worker.inbox.drain import Policy
+from worker.inbox.drain import DrainLimits
 from worker.logs import configure
 
 EXAMPLES = int(os.environ.get("BAD_INPUT_EXAMPLES", "20"))
@@ -96,7 +96,7 @@ def test_bad_bodies_fail_alone(endpoint: FlaskClient, engine: Engine, log_output
         for body, headers in [*bad, Posted(json.dumps(innocent).encode(), {})]:
             answer = post(endpoint, body, **headers)
             assert answer.status_code in {200, 400, 401, 413}, answer.get_data(as_text=True)
-        apply_all(engine, Policy(first_backoff=600))
+        apply_all(engine, DrainLimits(first_backoff=600))
         assert outcomes(engine, innocent) == ["applied"]
         for id, row in what_became(engine).items():
             assert (row.status, row.attempts) == ("failed", 1), (id, row)

@@ -323,7 +323,7 @@ def test_catch_up_since_reads_in_thirty_day_ranges(
     apply_all(engine)
     assert differences(engine, sandbox.world.truth()) == []
     text = run("--since", since).stdout
-    assert text.startswith("109 events read, 0 of them new; complete up to 2026-05-20 ")
+    assert text.startswith("109 events read, 0 new; all events up to 2026-05-20 ")
 
 
 @pytest.mark.usefixtures("surroundings", "old_events")
@@ -331,7 +331,7 @@ def test_catch_up_without_since_continues(engine: Engine, sandbox: Sandbox, cloc
     assert "0 events read" in run().stdout
     users(sandbox, clock, 2)
     clock.advance(minutes=2)
-    assert "2 events read, 2 of them new" in run().stdout
+    assert "2 events read, 2 new" in run().stdout
     assert "0 events read" in run().stdout
 
 

@@ -250,7 +250,7 @@ def test_failed_events_are_grouped_replayed_and_dismissed(story: JSON, engine: E
 
 
 def test_replay_without_a_selection_is_refused(story: JSON) -> None:
-    assert "select the events" in run("replay", exit_code=2).stderr
+    assert "select events" in run("replay", exit_code=2).stderr
 
 
 def test_runs_list_and_show(engine: Engine) -> None:

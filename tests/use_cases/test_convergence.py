@@ -30,6 +30,6 @@ SETTINGS = settings(
 def test_every_history_converges(
     both_engines: Engine, endpoint: FlaskClient, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resync, "AT_ONCE", 1)  # so that a history is always the same
+    monkeypatch.setattr(resync, "CONCURRENT_CALLS", 1)  # so that a history is always the same
     monkeypatch.setattr(workos, "PAGE", 5)  # so that so small a world has pages
     run_state_machine_as_test(lambda: History(both_engines, endpoint, redis), settings=SETTINGS)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from tests.support import JSON, apply_all, event_row, made, rows, sample
 from tests.support.histories import broken_chains
 from tests.support.resync import deliver, report, resync
 from tests.support.sandbox import Sandbox
-from worker.inbox.store import Delivery
+from worker.inbox.store import ReceivedEvent
 from worker.kinds import KINDS, READERS
 from worker.kinds.user import User
 from worker.mirror import erasure
@@ -40,7 +40,7 @@ def ignored(type: str, **data: Any) -> JSON:
 
 def put(engine: Engine, *bodies: bytes) -> None:
     """Put the bytes of events into the inbox as they were received."""
-    values = [{**Delivery.of(json.loads(body), body)._asdict(), "source": "webhook"} for body in bodies]
+    values = [{**ReceivedEvent.of(json.loads(body), body)._asdict(), "source": "webhook"} for body in bodies]
     in_transaction(engine, lambda tx: tx.execute(insert(Event), values))
 
 

@@ -20,7 +20,7 @@ from models.tables import Event, EventStatus, Mirror
 from tests.support import JSON, accept, apply_all, differences, rows
 from tests.support.histories import DeathError, Simulation
 from worker.errors import WorkOSUnavailableError
-from worker.inbox.drain import Policy
+from worker.inbox.drain import DrainLimits
 from worker.repair.catch_up import catch_up, update_complete_to
 from worker.workos_api import client
 
@@ -95,7 +95,7 @@ class Lateness(Simulation):
 
     @rule(batch=st.sampled_from([1, 500]))
     def drains(self, batch: int) -> None:
-        apply_all(self.engine, Policy(batch_size=batch))
+        apply_all(self.engine, DrainLimits(batch_size=batch))
 
     @rule()
     def notes_how_far_it_is_complete(self) -> None:

@@ -19,7 +19,7 @@ from tests.support import (
 )
 from webhooks.app import create_app
 from worker.bootstrap import Services
-from worker.inbox.drain import Policy
+from worker.inbox.drain import DrainLimits
 
 RECORDED_AT = "2026-11-23T03:07:47Z"
 
@@ -62,7 +62,7 @@ def test_any_order_converges(make_services: Callable[..., Services], order: Call
         third = len(deliveries) // 3 + 1
         for start in range(0, len(deliveries), third):
             deliver(endpoint, deliveries[start : start + third])
-            apply_all(services.engine, Policy(batch_size=100))
+            apply_all(services.engine, DrainLimits(batch_size=100))
     assert statuses(services.engine) == {"done": 602}
     assert differences(services.engine, session_truth()) == []
 

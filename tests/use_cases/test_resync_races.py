@@ -100,7 +100,7 @@ def before_and_after(
 @pytest.fixture
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """One call at a time, so that a seed reproduces the interleaving."""
-    monkeypatch.setattr(resync_module, "AT_ONCE", 1)
+    monkeypatch.setattr(resync_module, "CONCURRENT_CALLS", 1)
 
 
 def lived_in(engine: Engine, sandbox: Sandbox, seed: int, *, lost: float) -> None:
@@ -270,7 +270,7 @@ def die_at(call: int) -> Callable[[str], None]:
 def test_killed_resync_resumes_at_any_call(
     one_engine: Engine, sandbox: Sandbox, redis: Redis, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(resync_module, "AT_ONCE", at_once)
+    monkeypatch.setattr(resync_module, "CONCURRENT_CALLS", at_once)
     world = sandbox.world
     populate(world, organizations=2, members=110)
     with closing(client_of(sandbox, redis)) as workos:

@@ -70,7 +70,7 @@ def joins(state: str | None, organization: str | None, limit: int, as_json: bool
 
 
 @auto_join.command("set")
-@click.argument("organization")
+@click.argument("organization", metavar="ORGANIZATION_ID")
 @click.option("--on/--off", "switch", default=None, help="Whether people join the workspace by domain.")
 @click.option("--role", type=click.Choice(LOCAL_ROLES), help="Role of people who join by domain.")
 @reason_option
@@ -84,8 +84,8 @@ def set_workspace(organization: str, switch: bool | None, role: str | None, reas
 
 
 @auto_join.command()
-@click.argument("organization")
-@click.argument("user")
+@click.argument("organization", metavar="ORGANIZATION_ID")
+@click.argument("user", metavar="USER_ID")
 @reason_option
 def unblock(organization: str, user: str, reason: str) -> None:
     """Allow a person to join a workspace by domain again.
@@ -97,8 +97,8 @@ def unblock(organization: str, user: str, reason: str) -> None:
 
 
 @auto_join.command()
-@click.argument("organization")
-@click.argument("user")
+@click.argument("organization", metavar="ORGANIZATION_ID")
+@click.argument("user", metavar="USER_ID")
 @reason_option
 def block(organization: str, user: str, reason: str) -> None:
     """Prevent a person from joining a workspace by domain.

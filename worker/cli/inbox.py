@@ -98,9 +98,9 @@ def replay_command(why: str | None, again: bool, dry_run: bool, as_json: bool, *
 
     At least one option that selects events is required.
     """
-    selection = replays.Selection(**selected)  # of which the other options are the fields
+    selection = replays.Selection(**selected)  # the remaining options are its fields
     if not selection.as_json():
-        raise click.UsageError("select the events: --failed, --id, --fingerprint, --type, --organization or --since")
+        raise click.UsageError("select events: --failed, --id, --fingerprint, --type, --organization, --since, --until")
     settings = logging_settings()
     engine = migrated_engine()
     if dry_run:

@@ -28,15 +28,16 @@ NOT_ERASED = "not erased: backups, copies made by hooks and followers, and the r
 
 @click.command()
 @click.option("--organization", metavar="ID", help="Only this workspace. Takes a second or two.")
-@click.option("--dry-run", is_flag=True, help="Change nothing; report the differences. Exit code 1 if there are any.")
+@click.option("--dry-run", is_flag=True, help="Change nothing; report the differences.")
 @click.option(
-    "--approve", metavar="RUN", help="Carry out the deletions that this run withheld, after reading each object again."
+    "--approve", metavar="RUN", help="Carry out the deletions that RUN withheld, after reading each object again."
 )
 @options.as_json
 def resync(organization: str | None, dry_run: bool, approve: str | None, as_json: bool) -> None:
     """Compare the mirror with WorkOS and repair it.
 
-    Reports each difference.
+    Reports each difference. Exit code 1 if the resync failed, was interrupted or withheld deletions, or if --dry-run
+    found differences.
     """
     if approve and (organization or dry_run):
         raise click.UsageError("--approve cannot be combined with --organization or --dry-run")
@@ -69,7 +70,7 @@ def _exists(engine: Engine, workos: WorkOSClient, organization_id: str) -> bool:
 def catch_up_command(since: datetime | None, as_json: bool) -> None:
     """Fetch events whose webhooks were lost.
 
-    Reads the events API since the last catch-up, and stores what is new in the inbox. The workers then apply it.
+    Reads the events that WorkOS recorded since the last catch-up, and stores new ones in the inbox. Workers apply them.
     """
     settings = logging_settings("workos_api_key", "workos_client_id")
     lag = timedelta(seconds=settings.catch_up_lag_seconds)
@@ -84,14 +85,14 @@ def catch_up_command(since: datetime | None, as_json: bool) -> None:
     if as_json:
         output.json(report._asdict())
     else:
-        complete = output.cell(report.complete_to)
-        click.echo(f"{report.returned} events read, {report.new} of them new; complete up to {complete}")
+        received = output.cell(report.received_up_to)
+        click.echo(f"{report.returned} events read, {report.new} new; all events up to {received} are in the inbox")
     if report.missed:
         raise OperatorError(f"events have expired since the last catch-up: {REMEDY}")
 
 
 @click.command("forget")
-@click.argument("user")
+@click.argument("user", metavar="USER_ID")
 @options.as_json
 def forget_command(user: str, as_json: bool) -> None:
     """Erase a deleted user's e-mail address and name.

@@ -15,12 +15,12 @@ from worker.reports.health import as_report, check_health
 
 
 @click.command()
-@click.argument("organization")
+@click.argument("organization", metavar="ORGANIZATION_ID")
 @options.as_json
 def members(organization: str, as_json: bool) -> None:
     """List the people with access to a workspace, and their roles."""
     workspace = known(
-        listings.list_members(migrated_engine(), organization), f"there is no organization {organization} in the mirror"
+        listings.list_members(migrated_engine(), organization), f"the mirror has no workspace {organization}"
     )
     if as_json:
         output.json(workspace)
@@ -50,10 +50,9 @@ def workspaces(name: str | None, without_admin: bool, limit: int, as_json: bool)
 @click.argument("name", metavar="ID|EMAIL")
 @options.as_json
 def explain_command(name: str, as_json: bool) -> None:
-    """Explain why an object or a person is as it is.
+    """Show the history of an object or a person, with reasons.
 
-    Lists everything that affected it, in order, with reasons. For a person, also lists each workspace, whether they
-    have access to it, since when and why.
+    For a person, also lists each workspace, whether they have access to it, since when and why.
     """
     found = known(explain(migrated_engine(), name), f"there is no object, event or person {name} in the mirror")
     if as_json:

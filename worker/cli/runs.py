@@ -68,7 +68,7 @@ def _print_resync(engine: Engine, run: Record) -> None:
 
 @click.group()
 def runs() -> None:
-    """Inspect resyncs, catch-ups, replays and retention runs."""
+    """Inspect long-running jobs, and cancel replays."""
 
 
 @runs.command("list")

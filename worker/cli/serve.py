@@ -87,9 +87,9 @@ def _gunicorn(settings: Settings) -> list[str]:
     "--processes", type=click.IntRange(1), help="Number of processes that apply events. Overrides WORKER_PROCESSES."
 )
 def worker(processes: int | None) -> None:
-    """Apply events and work on long-running jobs.
+    """Apply events, call hooks, and work on long-running jobs.
 
-    These are resyncs, catch-ups, replays, retention, auto-joins and hooks. A worker process that dies is restarted.
+    Jobs are resyncs, catch-ups, replays, retention and adding people by domain. A process that dies is restarted.
     """
     settings = logging_settings(worker_processes=processes)
     engine = open_database(settings)
@@ -127,7 +127,7 @@ def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> No
 def clock() -> None:
     """Run the scheduler of resyncs, catch-ups and retention.
 
-    It also wakes workers for events that no job announces.
+    Also wakes workers for events whose wake-up was lost.
     """
     settings = logging_settings()
     with (
@@ -164,7 +164,7 @@ def _ring_if_waiting(bell: Doorbell, waiting: Callable[[], bool]) -> None:
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def demo(arguments: tuple[str, ...]) -> None:
-    """Run an end-to-end demo against a sandbox of WorkOS. Requires a checkout."""
+    """Run a demo on this machine against a simulated WorkOS. Requires a clone of the repository."""
     if importlib.util.find_spec("tests") is None or importlib.util.find_spec("tests.demo") is None:
         raise ConfigurationError("the demo is not part of the installed package; run make demo in a checkout")
     command: Callable[..., None] = importlib.import_module("tests.demo").command

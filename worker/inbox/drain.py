@@ -2,7 +2,8 @@
 
 Each batch is recorded and committed before it is attempted; the transaction that applies it deletes the record. If the
 transaction fails, or the process dies, the halves of the batch run separately. So an event that cannot be applied, or
-that kills the process, ends up alone in its batch. Only there does it spend an attempt.
+that kills the process, ends up alone in its batch, and spends an attempt there. One whose payload is unusable fails at
+once, in a batch of any size.
 """
 
 import time
@@ -25,16 +26,16 @@ from models.types import Record, db_now, db_now_plus, inline_literal
 from worker.backoff import backoff
 from worker.decision.payload import clean
 from worker.errors import PayloadError, WorkerCrashedError, fingerprint, stack_of
-from worker.kinds import Snapshot, read_event
+from worker.kinds import RoleMap, Snapshot, read_event
 from worker.kinds.user import USER, User
-from worker.mirror.apply import Arrival, apply, note_changes
+from worker.mirror.apply import Arrival, Decision, apply, note_changes
 from worker.mirror.change_rows import ChangeRow
 from worker.mirror.read_requests import request_reads_for
 
 log = structlog.get_logger()
 
 ORPHAN_AFTER_SECONDS = 15.0
-"""If a batch was started longer ago and nobody has locked its row, its drain has died."""
+"""A batch started more than this many seconds ago, whose row is not locked, belongs to a dead drain."""
 PARTITIONS = 4
 """On PostgreSQL, up to this many drains work on a backlog without waiting for each other's rows."""
 MAX_BACKOFF_SECONDS = 3600.0
@@ -44,13 +45,13 @@ NO_ERROR = {"error": None, "fingerprint": None, "traceback": None}
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """How a drain works. Times are in seconds."""
+class DrainLimits:
+    """What a drain may use. Times are in seconds."""
 
     batch_size: int = 1000
     max_attempts: int = 10
     first_backoff: float = 1.0
-    seconds: float = 20.0
+    max_seconds: float = 20.0
     """A drain stops after this time, so that its job ends well before RQ would end it."""
 
 
@@ -64,7 +65,7 @@ class ClaimedBatch(NamedTuple):
 
 def drain(
     engine: Engine,
-    policy: Policy,
+    limits: DrainLimits,
     applied: Callable[[list[float]], None] = lambda _: None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> bool:
@@ -72,7 +73,7 @@ def drain(
 
     Args:
         engine: the database.
-        policy: how to work.
+        limits: sizes, times and attempts.
         applied: called after each commit with the ages of its events in seconds, without replayed events.
         stopping: returns whether to stop; called between two batches.
 
@@ -80,51 +81,52 @@ def drain(
         sqlalchemy.exc.DBAPIError: the database is unavailable. The sweep will ring again.
         rq.timeouts.JobTimeoutException: RQ ended the job. The batch was requeued.
     """
-    ends = time.monotonic() + policy.seconds
+    ends = time.monotonic() + limits.max_seconds
     while not stopping() and time.monotonic() < ends:
-        batch = in_transaction(engine, _claim_batch, policy)
+        batch = in_transaction(engine, _claim_batch, limits)
         if batch is None:
             return True
         try:
-            ages, began = in_transaction(engine, _apply_batch, policy, batch)
+            accepted = in_transaction(engine, _apply_batch, limits, batch)
         except Exception as error:
             # An event may raise anything: the error is recorded on its row.
-            in_transaction(engine, _requeue, policy, batch, error)
+            in_transaction(engine, _requeue, limits, batch, error)
             if isinstance(error, JobTimeoutException):
                 raise
             continue
-        elapsed = time.monotonic() - began
-        applied([age + elapsed for age in ages])
+        now = time.monotonic()
+        applied([now - at for at in accepted])
         if batch.last:
             return True  # later events have rung the bell
     return False
 
 
-def _claim_batch(tx: Connection, policy: Policy) -> ClaimedBatch | None:
+def _claim_batch(tx: Connection, limits: DrainLimits) -> ClaimedBatch | None:
     """Choose and record the next batch: half of an unfinished one first, otherwise pending events that are due."""
     advisory_lock(tx, CLAIM_LOCK)
-    _requeue_orphans(tx, policy)
+    _requeue_orphans(tx, limits)
     open_batches = tx.execute(select(Batch.id, Batch.event_ids, Batch.started_at)).all()
     half = next((batch for batch in open_batches if batch.started_at is None), None)
     if half is not None:
         tx.execute(update(Batch).where(Batch.id == half.id).values(started_at=db_now()))
         return ClaimedBatch(half.id, half.event_ids)
     taken = {event_id for batch in open_batches for event_id in batch.event_ids}
-    size, partitions = policy.batch_size, PARTITIONS
+    size, partitions = limits.batch_size, PARTITIONS
     if tx.dialect.name == "sqlite":
         size, partitions = min(size, SQLITE_BATCH), 1  # one writer: drains cannot divide the work
     due = (
         select(Event.id, Event.partition_key)
         .where(Event.status == inline_literal(EventStatus.PENDING), Event.due_at <= db_now())
         .order_by(Event.due_at, Event.id)
-        .limit(size * partitions + len(taken))
+        .limit(size * partitions + len(taken))  # enough to fill one batch from any partition
     )
-    known = [(id, key % partitions) for id, key in tx.execute(due).all()]
-    free = [(id, partition) for id, partition in known if id not in taken]
-    chosen = _choose_events(free, {partition for id, partition in known if id in taken}, size)
+    due_events = [(id, key % partitions) for id, key in tx.execute(due).all()]
+    free = [(id, partition) for id, partition in due_events if id not in taken]
+    chosen = _choose_events(free, {partition for id, partition in due_events if id in taken}, size)
     if not chosen:
         return None
-    return ClaimedBatch(_insert_batch(tx, chosen, started=True), chosen, last=len(chosen) == len(free) < size)
+    nothing_left = len(chosen) == len(free) < size
+    return ClaimedBatch(_insert_batch(tx, chosen, started=True), chosen, last=nothing_left)
 
 
 def _choose_events(free: Sequence[tuple[str, int]], busy: Collection[int], size: int) -> list[str]:
@@ -145,7 +147,7 @@ def _insert_batch(tx: Connection, event_ids: Sequence[str], *, started: bool) ->
     return id
 
 
-def _requeue_orphans(tx: Connection, policy: Policy) -> None:
+def _requeue_orphans(tx: Connection, limits: DrainLimits) -> None:
     # A drain that is alive holds the lock on its batch's row while it works.
     orphans = (
         select(Batch.id, Batch.event_ids)
@@ -153,10 +155,10 @@ def _requeue_orphans(tx: Connection, policy: Policy) -> None:
         .with_for_update(skip_locked=True)
     )
     for id, event_ids in tx.execute(orphans).all():
-        _requeue(tx, policy, ClaimedBatch(id, event_ids), WorkerCrashedError())
+        _requeue(tx, limits, ClaimedBatch(id, event_ids), WorkerCrashedError())
 
 
-def _requeue(tx: Connection, policy: Policy, batch: ClaimedBatch, error: Exception) -> None:
+def _requeue(tx: Connection, limits: DrainLimits, batch: ClaimedBatch, error: Exception) -> None:
     """Requeue the halves of a batch that failed. An event that was alone spends an attempt.
 
     A transient error, such as a row that is locked for long, is not the event's fault and costs no attempt.
@@ -172,29 +174,26 @@ def _requeue(tx: Connection, policy: Policy, batch: ClaimedBatch, error: Excepti
         return
     alone = (Event.id == ids[0]) & (Event.status == EventStatus.PENDING)
     if is_transient(error):
-        tx.execute(update(Event).where(alone).values(due_at=db_now_plus(policy.first_backoff)))
+        tx.execute(update(Event).where(alone).values(due_at=db_now_plus(limits.first_backoff)))
         return
     attempts = tx.execute(select(Event.attempts).where(alone).with_for_update()).scalar_one_or_none()
     if attempts is not None:
-        tx.execute(update(Event).where(alone).values(_failed_attempt(policy, attempts + 1, error)))
+        tx.execute(update(Event).where(alone).values(_failed_attempt(limits, attempts + 1, error)))
         log.warning("event_failed", event_id=ids[0], attempts=attempts + 1, error=type(error).__name__)
 
 
 def _delete_batch(tx: Connection, batch: ClaimedBatch) -> bool:
-    """Delete the record, which locks it until the commit; return False if another drain has taken the batch over.
-
-    This happens if this process was frozen.
-    """
+    """Delete and lock the record; return False if another drain took the batch over while this process was frozen."""
     return tx.execute(delete(Batch).where(Batch.id == batch.id)).rowcount == 1
 
 
-def _failed_attempt(policy: Policy, attempts: int, error: Exception) -> dict[str, object]:
+def _failed_attempt(limits: DrainLimits, attempts: int, error: Exception) -> dict[str, object]:
     """Return the columns of an event after a failed attempt: it is retried later, or failed."""
     values: dict[str, object] = {"attempts": attempts, "error": _describe(error), "fingerprint": fingerprint(error)}
     values["traceback"] = None if isinstance(error, PayloadError) else stack_of(error)
-    if isinstance(error, PayloadError) or attempts >= policy.max_attempts:
+    if isinstance(error, PayloadError) or attempts >= limits.max_attempts:
         return {**values, "status": EventStatus.FAILED, "processed_at": db_now()}
-    return {**values, "due_at": db_now_plus(backoff(attempts, policy.first_backoff, MAX_BACKOFF_SECONDS))}
+    return {**values, "due_at": db_now_plus(backoff(attempts, limits.first_backoff, MAX_BACKOFF_SECONDS))}
 
 
 def _describe(error: Exception) -> str:
@@ -205,28 +204,30 @@ def _describe(error: Exception) -> str:
     return clean(f"{type(error).__name__}: {message}".splitlines()[0])[:1000]
 
 
-def _apply_batch(tx: Connection, policy: Policy, batch: ClaimedBatch) -> tuple[list[float], float]:
+def _apply_batch(tx: Connection, limits: DrainLimits, batch: ClaimedBatch) -> list[float]:
     """Apply the events of a batch, record the outcome of each, and delete the batch.
 
-    Returns the ages of the events in seconds, and the monotonic time at which they had these ages.
+    Returns the monotonic times at which its events were accepted, without replayed events.
     """
-    began = time.monotonic()
+    now = time.monotonic()  # in the transaction, which may be a retry
     if not _delete_batch(tx, batch):
         log.info("batch_taken_over", batch=batch.id)
-        return [], began
-    done, failed, changes, ages, unkept = decide_events(tx, batch.event_ids, Event.status == EventStatus.PENDING)
+        return []
+    done, failed, changes, ages, drop_payload = apply_events(tx, batch.event_ids, Event.status == EventStatus.PENDING)
     for event, error in failed:
-        values = _failed_attempt(policy, event.attempts + 1, error)
+        values = _failed_attempt(limits, event.attempts + 1, error)
         tx.execute(update(Event).where(Event.id == event.id).values(values))
         log.warning("event_failed", event_id=event.id, type=event.type, field=error.field)
-    _mark_done(tx, done, unkept)
+    columns: dict[str, object] = {**NO_ERROR, "status": EventStatus.DONE, "processed_at": db_now()}
+    update_rows(tx, Event, [row for row in done if row["id"] not in drop_payload], **columns)
+    update_rows(tx, Event, [row for row in done if row["id"] in drop_payload], **columns, body=None)
     note_changes(tx, changes)
     log.info("batch_applied", batch=batch.id, events=len(done), changes=len(changes))
-    return ages, began
+    return [now - age for age in ages]
 
 
-class UndecidedEvent(NamedTuple):
-    """The columns of the inbox that are needed to decide an event."""
+class InboxEvent(NamedTuple):
+    """The columns of the inbox that are needed to apply an event."""
 
     id: str
     type: str
@@ -236,59 +237,73 @@ class UndecidedEvent(NamedTuple):
     replays: int
 
 
-class Decided(NamedTuple):
-    """The results of deciding events.
+ParsedEvent = tuple[InboxEvent, datetime | None, Snapshot | None]
+"""An event with its time and its snapshot. No snapshot: its type is ignored."""
+FailedEvent = tuple[InboxEvent, PayloadError]
+
+
+class AppliedEvents(NamedTuple):
+    """The results of applying events.
 
     Attributes:
         done: for each usable event, new values of its columns in the inbox.
         failed: the unusable events, each with its error.
         changes: rows for `changes`.
         ages: seconds since each event was accepted, without replayed events.
-        unkept: ids of done events whose payload is not kept, because the type is ignored or the person is erased.
+        drop_payload: ids of done events whose payload is not kept: the type is ignored, or the person is erased.
     """
 
     done: list[Record]
-    failed: list[tuple[UndecidedEvent, PayloadError]]
+    failed: list[FailedEvent]
     changes: list[ChangeRow]
     ages: list[float]
-    unkept: set[str]
+    drop_payload: set[str]
 
 
-def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool]) -> Decided:
-    """Lock those of the events that meet the conditions `which`, decide them, and write the mirror, but not the inbox.
+def apply_events(tx: Connection, ids: Sequence[str], where: ColumnElement[bool]) -> AppliedEvents:
+    """Lock those of the events that meet the condition `where`, and apply them to the mirror. The inbox is not written.
 
     If the caller rolls `tx` back, the result shows what would happen.
     """
     # A shared lock, so that a new role map waits for batches that use the old one.
     roles, now = tx.execute(select(Mirror.role_map, db_now()).with_for_update(read=True)).one()
-    selected = (Event.__table__.c[name] for name in UndecidedEvent._fields)
-    query = select(*selected).where(is_any_of(tx, Event.id, ids), *which)
-    done: list[Record] = []
-    failed: list[tuple[UndecidedEvent, PayloadError]] = []
-    arrivals: list[Arrival] = []
-    ages: list[float] = []
-    for row in tx.execute(query.order_by(Event.id).with_for_update()).all():
-        event = UndecidedEvent(*row)
+    selected = (Event.__table__.c[name] for name in InboxEvent._fields)
+    query = select(*selected).where(is_any_of(tx, Event.id, ids), where).order_by(Event.id).with_for_update()
+    parsed, failed = _parse([InboxEvent(*row) for row in tx.execute(query)], roles)
+    arrivals = [Arrival(snapshot, Cause.EVENT, event.id) for event, _, snapshot in parsed if snapshot is not None]
+    decisions, changes = apply(tx, arrivals)
+    request_reads_for(tx, arrivals, decisions)
+    decided = dict(zip((arrival.cause_id for arrival in arrivals), decisions, strict=True))
+    done = [_done_columns(event.id, at, snapshot, decided.get(event.id)) for event, at, snapshot in parsed]
+    ages = [(now - event.received_at).total_seconds() for event, _, _ in parsed if not event.replays]
+    ignored = {columns["id"] for columns in done if columns["outcome"] == Outcome.IGNORED}
+    return AppliedEvents(done, failed, changes, ages, ignored | _of_erased(tx, arrivals))
+
+
+def _parse(events: Sequence[InboxEvent], roles: RoleMap) -> tuple[list[ParsedEvent], list[FailedEvent]]:
+    """Return the usable events, and the unusable ones."""
+    parsed: list[ParsedEvent] = []
+    failed: list[FailedEvent] = []
+    for event in events:
         try:
             envelope, snapshot = read_event(event.id, event.type, event.body or b"", roles)
         except PayloadError as error:
             failed.append((event, error))
-            continue
-        decided = {"id": event.id, "occurred_at": envelope.created_at, "outcome": Outcome.IGNORED, "decided_by": None}
-        done.append(decided | _subject_columns(snapshot))
-        if not event.replays:
-            ages.append((now - event.received_at).total_seconds())
-        if snapshot is not None:
-            arrivals.append(Arrival(snapshot, Cause.EVENT, event.id))
-    decisions, changes = apply(tx, arrivals)
-    request_reads_for(tx, arrivals, decisions)
-    by_event = dict(zip((arrival.cause_id for arrival in arrivals), decisions, strict=True))
-    for columns in done:
-        if decision := by_event.get(columns["id"]):
-            lost = decision.outcome in (Outcome.STALE, Outcome.TOMBSTONED)
-            columns |= {"outcome": decision.outcome, "decided_by": decision.against if lost else None}
-    unkept = {columns["id"] for columns in done if columns["outcome"] == Outcome.IGNORED} | _of_erased(tx, arrivals)
-    return Decided(done, failed, changes, ages, unkept)
+        else:
+            parsed.append((event, envelope.created_at, snapshot))
+    return parsed, failed
+
+
+def _done_columns(id: str, at: datetime | None, snapshot: Snapshot | None, decision: Decision | None) -> Record:
+    """Return the inbox columns of an event that is done. Without a snapshot and a decision it is ignored."""
+    columns: Record = {"id": id, "occurred_at": at, "outcome": Outcome.IGNORED}
+    columns |= dict.fromkeys(("decided_by", "kind", "object_id", "organization_id"))
+    if snapshot is not None and decision is not None:
+        lost = decision.outcome in (Outcome.STALE, Outcome.TOMBSTONED)
+        columns |= {"outcome": decision.outcome, "decided_by": decision.against if lost else None}
+        columns |= {"kind": snapshot.kind.name, "object_id": snapshot.id}
+        columns["organization_id"] = snapshot.kind.organization_of(snapshot.id, snapshot.state.content)
+    return columns
 
 
 def _of_erased(tx: Connection, arrivals: Sequence[Arrival]) -> set[str]:
@@ -300,17 +315,3 @@ def _of_erased(tx: Connection, arrivals: Sequence[Arrival]) -> set[str]:
     ids = set(filter(None, users.values()))
     erased = set(tx.execute(select(User.id).where(is_any_of(tx, User.id, ids), User.erased)).scalars()) if ids else ids
     return {event_id for event_id, user in users.items() if user in erased}
-
-
-def _subject_columns(snapshot: Snapshot | None) -> dict[str, str | None]:
-    """Return the inbox columns that identify the object of an event."""
-    if snapshot is None:
-        return {"kind": None, "object_id": None, "organization_id": None}
-    organization_id = snapshot.kind.organization_of(snapshot.id, snapshot.state.content)
-    return {"kind": snapshot.kind.name, "object_id": snapshot.id, "organization_id": organization_id}
-
-
-def _mark_done(tx: Connection, done: list[Record], unkept: Collection[str]) -> None:
-    columns: dict[str, object] = {**NO_ERROR, "status": EventStatus.DONE, "processed_at": db_now()}
-    update_rows(tx, Event, [row for row in done if row["id"] not in unkept], **columns)
-    update_rows(tx, Event, [row for row in done if row["id"] in unkept], **columns, body=None)

@@ -20,18 +20,20 @@ MAX_COUNTED = 10_000
 PARTITION_KEYS = 256
 
 
-class Delivery(NamedTuple):
-    """An event as received. `body` is the raw JSON."""
+class ReceivedEvent(NamedTuple):
+    """An event from a webhook or from the events API. `body` is the raw JSON."""
 
     id: str
     type: str
     body: bytes
     partition_key: int
     """The same for all events of an object, below `PARTITION_KEYS`. It decides only which drain applies the event."""
+    occurred_at: datetime | None = None
+    """Aware; None if it is not known yet."""
 
     @classmethod
-    def of(cls, event: object, body: bytes) -> "Delivery":
-        """Return the delivery of `event`, which was parsed from `body`.
+    def of(cls, event: object, body: bytes, occurred_at: datetime | None = None) -> "ReceivedEvent":
+        """Return the event that was parsed from `body`.
 
         Raises:
             PayloadError: the id or the type is missing or cannot be a key. The rest is not checked yet.
@@ -44,33 +46,33 @@ class Delivery(NamedTuple):
         data = event.get("data")
         object_id = data.get("id") if isinstance(data, dict) else None
         key = crc32(object_id.encode(errors="replace")) % PARTITION_KEYS if isinstance(object_id, str) else 0
-        return cls(event["id"], event["event"], body, key)
+        return cls(event["id"], event["event"], body, key, occurred_at)
 
 
-def accept_webhooks(engine: Engine, deliveries: Sequence[Delivery]) -> list[bool]:
-    """Commit deliveries in one transaction and return, for each, whether its event is new.
+def accept_webhooks(engine: Engine, events: Sequence[ReceivedEvent]) -> list[bool]:
+    """Commit events in one transaction and return, for each, whether it is new.
 
-    If an event is known, or occurs twice in `deliveries`, only its number of deliveries is incremented.
+    If an event is known, or occurs twice in `events`, only its number of deliveries is incremented.
 
     Raises:
         sqlalchemy.exc.DBAPIError: nothing was committed.
     """
-    new = [False] * len(deliveries)
-    remaining = list(enumerate(deliveries))
+    new = [False] * len(events)
+    remaining = list(enumerate(events))
     with write_transaction(engine) as tx:
         while remaining:
             # A statement may contain each id once. Sorted ids cannot deadlock with another process.
-            first = {delivery.id: (place, delivery) for place, delivery in reversed(remaining)}
+            first = {event.id: (place, event) for place, event in reversed(remaining)}
             rows = [{**first[id][1]._asdict(), "source": EventSource.WEBHOOK} for id in sorted(first)]
             for id, times in tx.execute(_accept(tx.dialect.name, EventSource.WEBHOOK), rows):
                 new[first[id][0]] = times == 1
-            remaining = [(place, delivery) for place, delivery in remaining if first[delivery.id][0] != place]
+            remaining = [(place, event) for place, event in remaining if first[event.id][0] != place]
     return new
 
 
-def accept_from_api(tx: Connection, delivery: Delivery, occurred_at: datetime | None = None) -> bool:
-    """Store an event of the events API, which occurred at `occurred_at` (aware) if known; return whether it is new."""
-    row = {**delivery._asdict(), "source": EventSource.EVENTS_API, "occurred_at": occurred_at}
+def accept_from_api(tx: Connection, event: ReceivedEvent) -> bool:
+    """Store an event of the events API; return whether it is new."""
+    row = {**event._asdict(), "source": EventSource.EVENTS_API}
     accepted = tx.execute(_accept(tx.dialect.name, EventSource.EVENTS_API), row).one_or_none()
     return accepted is not None and accepted.deliveries == 1
 

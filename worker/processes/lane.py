@@ -14,7 +14,7 @@ from rq.exceptions import StopRequested
 
 from models.tables import AutoJoinMode
 from worker import provisioning
-from worker.bootstrap import Services, build_services, drain_policy
+from worker.bootstrap import Services, build_services, drain_limits
 from worker.errors import ConfigurationError, WorkOSUnavailableError
 from worker.hooks.follow import follow
 from worker.hooks.targets import targets
@@ -48,11 +48,11 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
 
 
 def _drain(services: Services, stopping: threading.Event) -> Callable[[], None]:
-    settings, policy = services.settings, drain_policy(services.settings)
+    settings, limits = services.settings, drain_limits(services.settings)
     observe = partial(services.counters.observe, ACCEPTED_TO_APPLIED)
 
     def run() -> None:
-        if not drain(services.engine, policy, observe, stopping.is_set):
+        if not drain(services.engine, limits, observe, stopping.is_set):
             services.bell.ring()
         # Only for speed: the clock rings too.
         if settings.http_hooks:

@@ -18,21 +18,19 @@ from models.tables import Event, EventStatus, Mirror
 from models.types import db_now, db_now_plus, db_plus, inline_literal
 from worker.decision.payload import is_id, parse_time
 from worker.errors import ConfigurationError, CursorLostError, PayloadError
-from worker.inbox.store import Delivery, accept_from_api
+from worker.inbox.store import ReceivedEvent, accept_from_api
 from worker.leases import Lease
-from worker.repair.event_log import MARGIN, OLDEST, EventLog
+from worker.repair.event_log import EXPIRY_MARGIN, OLDEST, EventLog
 from worker.workos_api.client import Page, WorkOSClient
 
 log = structlog.get_logger()
 
 LAG = timedelta(seconds=60)
-LATEST = timedelta(hours=2)
-"""Longest delay of an event in the events API with which catch-up still finds it."""
+"""How long WorkOS may withhold its newest events."""
+MAX_EVENT_DELAY = timedelta(hours=2)
+"""Catch-up finds an event that the events API returns this late."""
 REREAD_EVERY = timedelta(minutes=10)
 REMEDY = "WorkOS keeps events for 90 days; run: workos-sync resync"
-
-Stored = tuple[datetime | None, Delivery]
-"""The time of an event (UTC; None if it has no valid time), and the event."""
 
 
 class Report(NamedTuple):
@@ -41,8 +39,8 @@ class Report(NamedTuple):
     returned: int
     """Events read. Events of the last two hours that were read again count only if they were new."""
     new: int
-    complete_to: datetime
-    """The inbox is complete up to this time (UTC)."""
+    received_up_to: datetime
+    """Every event up to this time (UTC) is in the inbox."""
     missed: bool = False
     """Whether some events had expired at WorkOS since the last catch-up. A resync repairs their effects."""
 
@@ -53,18 +51,19 @@ class Place(NamedTuple):
     cursor: str | None
     """The id of the event to continue after."""
     read_to: datetime
-    """Every event up to this time is in the inbox, except those that WorkOS returned late."""
+    """Where to resume without a cursor: the later of `cursor_at` and `inbox_to` (`models.tables.Mirror`)."""
     inbox_to: datetime | None
-    """The inbox was complete up to this time; None before the first catch-up has finished."""
-    began: datetime | None
+    """Every event up to this time is in the inbox; None before the first catch-up has finished."""
+    backfill_from: datetime | None
     """Earlier events are not needed, because the first resync covers them; None if the database is not bound."""
 
     def since(self, time: datetime, now: datetime) -> datetime:
-        """Return the time to read from, so that late events from before `time` are found."""
-        return max(at for at in (time - LATEST, now - OLDEST + MARGIN, self.began) if at is not None)
+        """Return the time to read from, to find the events since `time` and those that WorkOS returned late."""
+        oldest = now - OLDEST + EXPIRY_MARGIN
+        return max(at for at in (time - MAX_EVENT_DELAY, oldest, self.backfill_from) if at is not None)
 
 
-def catch_up(engine: Engine, workos: WorkOSClient, held: Lease | None = None, lag: timedelta = LAG) -> Report:
+def catch_up(engine: Engine, workos: WorkOSClient, lease: Lease | None = None, lag: timedelta = LAG) -> Report:
     """Read from the cursor to the newest event of the events API. Events older than `lag` then count as complete.
 
     Without a cursor, or if WorkOS refuses it, start two hours before the time up to which events were read.
@@ -72,31 +71,33 @@ def catch_up(engine: Engine, workos: WorkOSClient, held: Lease | None = None, la
     Raises:
         WorkOSUnavailableError: WorkOS did not answer, or refuses some event types. Events that it returned are stored,
             but the inbox does not count as complete.
-        LeaseLostError: another worker took over the run whose lease is `held`.
+        LeaseLostError: another worker took over the run of `lease`.
     """
     now = workos.now()
-    # The same for all pages: a later page has later events, but not those that an earlier page did not have yet.
+    # Computed once. Computing it for each page would move the cursor past events that WorkOS was still withholding when
+    # an earlier page was read.
     settled = now - lag
     place = _place(engine, settled)
+    write = lease.in_transaction if lease else in_transaction
     events = EventLog(workos, now)
     returned = new = late = 0
     for page in _unread(events, place, now):
-        new += in_transaction(engine, _take, page, held, settled)
+        new += write(engine, _store_and_advance, page, settled)
         returned += len(page.items)
-    # The first catch-up that finishes after a full ten minutes of the clock reads the last two hours again.
-    if place.inbox_to is not None and _ten_minutes(place.inbox_to) != _ten_minutes(settled):
-        _, late = _store_since(engine, events, place.since(_ten_minutes(place.inbox_to), now))
+    # Every ten minutes, read the last two hours again.
+    if place.inbox_to is not None and (mark := _last_mark(place.inbox_to)) != _last_mark(settled):
+        _, late = _store_since(engine, events, place.since(mark, now))
         if late:
             log.warning("late_events_found", number=late)
     events.require_all_types()
-    in_transaction(engine, _complete, settled, held)
+    write(engine, _set_inbox_to, settled)
     update_complete_to(engine)
     log.info("catch_up_finished", returned=returned, new=new, late=late)
-    # Not the cursor: a catch-up that failed may have moved it past events that are missing.
-    complete = place.inbox_to or place.began or place.read_to
-    missed = complete < now - OLDEST
+    # Not the cursor: a failed catch-up may have moved it past events that it did not store.
+    complete_before = place.inbox_to or place.backfill_from or place.read_to
+    missed = complete_before < now - OLDEST
     if missed:
-        log.error("events_missed", after=complete.isoformat(), remedy=REMEDY)
+        log.error("events_missed", after=complete_before.isoformat(), remedy=REMEDY)
     return Report(returned + late, new + late, settled, missed)
 
 
@@ -123,13 +124,13 @@ def catch_up_since(engine: Engine, workos: WorkOSClient, since: datetime, lag: t
 def _place(engine: Engine, default: datetime) -> Place:
     columns = (Mirror.cursor, Mirror.cursor_at, Mirror.inbox_to, Mirror.backfill_from)
     with read_transaction(engine) as tx:
-        cursor, cursor_at, inbox_to, began = tx.execute(select(*columns)).one()
+        cursor, cursor_at, inbox_to, backfill_from = tx.execute(select(*columns)).one()
     # Without new events the cursor does not move and becomes too old for WorkOS. `inbox_to` still advances.
-    return Place(cursor, max((at for at in (cursor_at, inbox_to) if at), default=default), inbox_to, began)
+    return Place(cursor, max((at for at in (cursor_at, inbox_to) if at), default=default), inbox_to, backfill_from)
 
 
 def _unread(events: EventLog, place: Place, now: datetime) -> Iterator[Page]:
-    """Yield the pages after the cursor; without a usable cursor, those since the time up to which events were read."""
+    """Yield the pages after the cursor; without a usable cursor, those since `Place.read_to`."""
     since = place.since(place.read_to, now)
     if place.cursor is not None:
         try:
@@ -151,18 +152,18 @@ def _store_since(engine: Engine, events: EventLog, start: datetime) -> tuple[int
     return returned, new
 
 
-def _ten_minutes(time: datetime) -> datetime:
-    """Return a time rounded down to a full ten minutes."""
+def _last_mark(time: datetime) -> datetime:
+    """Return a time rounded down to a full ten minutes of the clock."""
     return time - (time - datetime.fromtimestamp(0, time.tzinfo)) % REREAD_EVERY
 
 
-def _valid_events(page: Page) -> list[Stored]:
+def _valid_events(page: Page) -> list[ReceivedEvent]:
     """Return the events of a page. One without a valid id or type is logged and skipped."""
-    valid: list[Stored] = []
+    valid: list[ReceivedEvent] = []
     for item in page.items:
         at = parse_time(item.get("created_at")) if isinstance(item, dict) else None
         try:
-            valid.append((at, Delivery.of(item, json.dumps(item).encode())))
+            valid.append(ReceivedEvent.of(item, json.dumps(item).encode(), at))
         except PayloadError as error:
             log.warning("event_invalid", error=str(error), **_described(item, at))
     return valid
@@ -172,62 +173,58 @@ def _described(item: object, at: datetime | None) -> dict[str, str | None]:
     """Return what may be logged about an invalid event: its id, type and time, each only if it is valid."""
     if not isinstance(item, dict):
         return {"found": type(item).__name__}
-    id, kind = (
+    id, event_type = (
         value if isinstance(value := item.get(name), str) and is_id(value) else None for name in ("id", "event")
     )
-    return {"id": id, "type": kind, "created_at": at.isoformat() if at else None}
+    return {"id": id, "type": event_type, "created_at": at.isoformat() if at else None}
 
 
-def _store(tx: Connection, events: Sequence[Stored]) -> int:
+def _store(tx: Connection, events: Sequence[ReceivedEvent]) -> int:
     """Store events; return how many are new."""
     # Sorted, so that two catch-ups do not deadlock.
-    in_order = sorted(events, key=lambda event: event[1])
-    return sum(accept_from_api(tx, delivery, occurred_at) for occurred_at, delivery in in_order)
+    return sum(accept_from_api(tx, event) for event in sorted(events, key=lambda event: event.id))
 
 
-def _unknown(engine: Engine, events: list[Stored]) -> list[Stored]:
+def _unknown(engine: Engine, events: Sequence[ReceivedEvent]) -> list[ReceivedEvent]:
     """Return the events that the API has not returned before. Unlike storing them again, the query takes no locks."""
-    ids = [delivery.id for _, delivery in events]
+    ids = [event.id for event in events]
     with read_transaction(engine) as tx:
         known = set(tx.execute(select(Event.id).where(Event.id.in_(ids), Event.api_at.is_not(None))).scalars())
-    return [event for event in events if event[1].id not in known]
+    return [event for event in events if event.id not in known]
 
 
-def _take(tx: Connection, page: Page, held: Lease | None, settled: datetime) -> int:
-    """Store a page, move the cursor forward to its newest event from before `settled`, and count new events."""
-    if held is not None:
-        held.check(tx)
+def _store_and_advance(tx: Connection, page: Page, settled: datetime) -> int:
+    """Store a page, and move the cursor to its newest event from before `settled`; return how many events are new."""
     # Lock this row first: a drain also locks it before events, so that the two do not deadlock.
     tx.execute(select(Mirror.id).with_for_update())
     events = _valid_events(page)
     new = _store(tx, events)
-    if settled_events := [(at, delivery.id) for at, delivery in events if at and at < settled]:
-        at, id = max(settled_events)
+    times = [(event.occurred_at, event.id) for event in events if event.occurred_at and event.occurred_at < settled]
+    if times:
+        at, id = max(times)
         forward = or_(Mirror.cursor_at.is_(None), Mirror.cursor_at <= at)
         tx.execute(update(Mirror).where(forward).values(cursor=id, cursor_at=at))
     return new
 
 
-def _complete(tx: Connection, complete_to: datetime, held: Lease | None) -> None:
-    """Record that the inbox is complete up to a time. Its events must still be applied: see `update_complete_to`."""
-    if held is not None:
-        held.check(tx)
-    forward = or_(Mirror.inbox_to.is_(None), Mirror.inbox_to < complete_to)
-    # A recorded time is kept until it is reached; replacing it with each catch-up could postpone it forever. But a time
-    # from before the first resync cannot end the backfill, so it is replaced.
+def _set_inbox_to(tx: Connection, inbox_to: datetime) -> None:
+    """Record that every event up to a time is in the inbox. They may still be pending: see `update_complete_to`."""
+    forward = or_(Mirror.inbox_to.is_(None), Mirror.inbox_to < inbox_to)
+    # A recorded time stays until `complete_to` reaches it: if each catch-up replaced it, that might never happen. But a
+    # time from before the first resync cannot end the backfill, so it is replaced.
     replaceable = or_(Mirror.inbox_at.is_(None), Mirror.inbox_at < Mirror.last_resync_at)
-    tx.execute(update(Mirror).where(forward, replaceable).values(inbox_to=complete_to, inbox_at=db_now()))
+    tx.execute(update(Mirror).where(forward, replaceable).values(inbox_to=inbox_to, inbox_at=db_now()))
 
 
 def update_complete_to(engine: Engine) -> None:
-    """Set `complete_to` to the time up to which the inbox was complete, once all of those events are processed.
+    """Copy `inbox_to` to `complete_to` once no event up to `inbox_to` is pending.
 
-    These are all events received by then, and all events from before that time that the API returned since, late ones
-    too. The first time after the first full resync, this ends the backfill.
+    Two groups count: events received before `inbox_at`; and events from before `inbox_to` that the API returned later.
+    The first time after the first full resync, this ends the backfill.
     """
     received = Event.received_at <= Mirror.inbox_at
-    shown_since = and_(Event.api_at >= Mirror.inbox_at, Event.occurred_at <= Mirror.inbox_to)
-    waiting = exists().where(Event.status == inline_literal(EventStatus.PENDING), or_(received, shown_since))
+    returned_later = and_(Event.api_at >= Mirror.inbox_at, Event.occurred_at <= Mirror.inbox_to)
+    waiting = exists().where(Event.status == inline_literal(EventStatus.PENDING), or_(received, returned_later))
     applied = (Mirror.inbox_at.is_not(None), ~waiting)
     first = (Mirror.backfilled_at.is_(None), Mirror.last_resync_at <= Mirror.inbox_at)
     with read_transaction(engine) as tx:
@@ -244,10 +241,10 @@ def update_complete_to(engine: Engine) -> None:
 
 
 def gaps(engine: Engine, gap_seconds: float) -> tuple[int, int]:
-    """Return the numbers of gaps and of late webhooks.
+    """Return the number of lost webhooks (gaps), and the number of late ones.
 
-    A gap is an event that the events API returned more than `gap_seconds` ago and that no webhook has delivered. A
-    webhook is late if it arrived more than `gap_seconds` after that.
+    A webhook is lost if it has not arrived `gap_seconds` after the events API returned its event. It is late if it
+    arrived after that.
     """
     gap = (Event.webhook_at.is_(None), Event.api_at < db_now_plus(-gap_seconds))
     late = (Event.webhook_at > Event.api_at, Event.webhook_at > db_plus(Event.api_at, gap_seconds))

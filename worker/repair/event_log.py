@@ -15,8 +15,8 @@ CHUNK = timedelta(days=30)
 """The longest time range that WorkOS accepts in one query (docs/workos.md)."""
 OLDEST = timedelta(days=90)
 """WorkOS keeps events for this long (docs/workos.md)."""
-MARGIN = timedelta(minutes=10)
-"""Distance from the oldest event: a range that starts exactly there is too old when WorkOS evaluates it."""
+EXPIRY_MARGIN = timedelta(minutes=10)
+"""A range starts this long after the oldest event: one that starts there is too old when WorkOS evaluates it."""
 
 
 class EventLog:
@@ -93,7 +93,7 @@ class EventLog:
     def _refusal(self, *types: str) -> str | None:
         """Return WorkOS's message if it refuses these types; None if it accepts them."""
         try:
-            self._workos.events(types, start=self._now - MARGIN)
+            self._workos.events(types, start=self._now - EXPIRY_MARGIN)
         except BadRequestError as error:
             return str(error)
         return None

@@ -19,7 +19,7 @@ from models.outcomes import Outcome
 from models.tables import Event, EventStatus, Run, RunStatus, Task
 from models.types import JsonObject, db_now, inline_literal
 from worker.errors import AlreadyReplayedError, OperatorError
-from worker.inbox.drain import NO_ERROR, decide_events
+from worker.inbox.drain import NO_ERROR, apply_events
 from worker.leases import Lease
 from worker.queue.doorbell import Doorbell
 from worker.runs import create, finish
@@ -107,11 +107,11 @@ def plan(engine: Engine, selection: Selection) -> Plan:
     ids = [row.id for row in rows]
     for first in range(0, len(ids), PLAN_BATCH):
         with sqlite_write_lock(engine), engine.connect() as tx, tx.begin() as transaction:
-            decided = decide_events(tx, ids[first : first + PLAN_BATCH], Event.body.is_not(None))
+            applied = apply_events(tx, ids[first : first + PLAN_BATCH], Event.body.is_not(None))
             transaction.rollback()
-        outcomes.update(row["outcome"] for row in decided.done)
-        outcomes["failed"] += len(decided.failed)
-        changes += len(decided.changes)
+        outcomes.update(row["outcome"] for row in applied.done)
+        outcomes["failed"] += len(applied.failed)
+        changes += len(applied.changes)
     blanked = sum(row.blanked for row in rows)
     return Plan(len(rows), blanked, {name: number for name, number in outcomes.items() if number}, changes)
 
@@ -148,7 +148,7 @@ def start(engine: Engine, selection: Selection, who: str, why: str | None, *, ag
 
 
 def replay(
-    engine: Engine, held: Lease, bell: Doorbell, per_second: float, stopping: Callable[[], bool] = lambda: False
+    engine: Engine, lease: Lease, bell: Doorbell, per_second: float, stopping: Callable[[], bool] = lambda: False
 ) -> bool:
     """Work on a replay until all its events are pending again; return False if `stopping` stopped it before.
 
@@ -158,7 +158,7 @@ def replay(
         LeaseLostError: another worker took over the run, or it was cancelled.
     """
     while not stopping():
-        number = held.in_transaction(engine, _requeue_batch, held)
+        number = lease.in_transaction(engine, _requeue_batch, lease)
         if number is None:
             return True
         bell.ring()
@@ -166,15 +166,15 @@ def replay(
     return False
 
 
-def _requeue_batch(tx: Connection, held: Lease) -> int | None:
+def _requeue_batch(tx: Connection, lease: Lease) -> int | None:
     """Make the next events pending; return how many, or None if there are no more."""
-    run = tx.execute(select(Run.__table__).where(Run.id == held.run_id)).one()
+    run = tx.execute(select(Run.__table__).where(Run.id == lease.key)).one()
     # Events received after the replay was requested are not part of it.
     matches = [*Selection.from_json(run.selection).conditions(), Event.received_at <= run.created_at]
     some = select(Event.id, Event.body.is_not(None)).where(*matches, Event.id > (run.after or "")).order_by(Event.id)
     found = tx.execute(some.limit(BATCH).with_for_update()).all()
     if not found:
-        finish(tx, held, RunStatus.DONE)
+        finish(tx, lease, RunStatus.DONE)
         log.info("replay_finished", run=run.id, events=run.done, skipped=run.skipped)
         return None
     usable = [id for id, has_body in found if has_body]

@@ -81,11 +81,11 @@ class Repair:
             ConfigurationError, WorkOSUnavailableError, redis.exceptions.RedisError, sqlalchemy.exc.DBAPIError: the run
                 resumes once the cause is gone.
         """
-        with runs.lease(self.engine, run_id) as held:
-            if held is None:
+        with runs.lease(self.engine, run_id) as lease:
+            if lease is None:
                 return False
             try:
-                return self._work(held)
+                return self._work(lease)
             except LeaseLostError:
                 log.warning("lease_lost", run=run_id)
                 return False
@@ -96,22 +96,22 @@ class Repair:
                     raise  # the database is unavailable
                 problem = unexpected(error)
                 log.warning("run_failed", run=run_id, error=problem, stack=stack_of(error))
-                return self._end(held, problem)
+                return self._end(lease, problem)
 
-    def _work(self, held: Lease) -> bool:
+    def _work(self, lease: Lease) -> bool:
         with read_transaction(self.engine) as tx:
-            task = tx.execute(select(Run.task).where(Run.id == held.run_id)).scalar_one()
+            task = tx.execute(select(Run.task).where(Run.id == lease.key)).scalar_one()
         if task == Task.RETENTION:
-            return self._retain(held)
+            return self._retain(lease)
         if task == Task.REPLAY:
-            return replay(self.engine, held, self.bell, self.settings.replay_per_second, self.stopping)
+            return replay(self.engine, lease, self.bell, self.settings.replay_per_second, self.stopping)
         if self.workos is None:
             return False
-        return self._catch_up(held, self.workos) if task == Task.CATCH_UP else self._resync(held, self.workos)
+        return self._catch_up(lease, self.workos) if task == Task.CATCH_UP else self._resync(lease, self.workos)
 
-    def _retain(self, held: Lease) -> bool:
+    def _retain(self, lease: Lease) -> bool:
         def should_stop() -> bool:
-            return self.stopping() or held.lost.is_set()
+            return self.stopping() or lease.lost.is_set()
 
         periods = Periods(
             payloads=timedelta(days=self.settings.keep_payloads_days),
@@ -120,38 +120,38 @@ class Repair:
             persons=timedelta(days=self.settings.erase_after_days),
         )
         retain(self.engine, periods, should_stop)
-        return not should_stop() and self._end(held)
+        return not should_stop() and self._end(lease)
 
-    def _catch_up(self, held: Lease, workos: WorkOSClient) -> bool:
+    def _catch_up(self, lease: Lease, workos: WorkOSClient) -> bool:
         problem = None
         try:
-            catch_up_or_resync(self.engine, workos, held, timedelta(seconds=self.settings.catch_up_lag_seconds))
+            catch_up_or_resync(self.engine, workos, lease, timedelta(seconds=self.settings.catch_up_lag_seconds))
         except (WorkOSUnavailableError, InvalidApiKeyError) as error:
             problem = str(error)
-            log.warning("catch_up_failed", run=held.run_id, error=problem)
+            log.warning("catch_up_failed", run=lease.key, error=problem)
         finally:
             self.bell.ring()
-        return self._end(held, problem)
+        return self._end(lease, problem)
 
-    def _resync(self, held: Lease, workos: WorkOSClient) -> bool:
-        ended = Resync(self.engine, workos, held, self.stopping).work()
+    def _resync(self, lease: Lease, workos: WorkOSClient) -> bool:
+        ended = Resync(self.engine, workos, lease, self.stopping).work()
         if ended:
             auto_join_policy.refresh_counts(self.engine)
             in_transaction(self.engine, _catch_up_if_first)
         return ended
 
-    def _end(self, held: Lease, problem: str | None = None) -> bool:
+    def _end(self, lease: Lease, problem: str | None = None) -> bool:
         """Record the end of a run, as failed if there is a problem; return True."""
-        in_transaction(self.engine, runs.finish, held, RunStatus.FAILED if problem else RunStatus.DONE, problem)
+        in_transaction(self.engine, runs.finish, lease, RunStatus.FAILED if problem else RunStatus.DONE, problem)
         return True
 
 
-def catch_up_or_resync(engine: Engine, workos: WorkOSClient, held: Lease | None = None, lag: timedelta = LAG) -> None:
+def catch_up_or_resync(engine: Engine, workos: WorkOSClient, lease: Lease | None = None, lag: timedelta = LAG) -> None:
     """Catch up, and start a resync if the events API no longer has all events since the last time.
 
     Arguments and errors are those of `worker.repair.catch_up.catch_up`.
     """
-    if catch_up(engine, workos, held, lag).missed:
+    if catch_up(engine, workos, lease, lag).missed:
         in_transaction(engine, begin_unless_busy, "missed events")
 
 

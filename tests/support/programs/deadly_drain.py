@@ -5,7 +5,7 @@ import sys
 
 from models.database import open_engine
 from worker.decision.payload import Envelope, Fields
-from worker.inbox.drain import Policy, drain
+from worker.inbox.drain import DrainLimits, drain
 from worker.kinds import READERS, Kind, RoleMap, Snapshot
 from worker.logs import configure
 
@@ -23,7 +23,7 @@ def drain_with_poison(url: str, poison: str, max_attempts: str) -> None:
     READERS["user.updated"] = (kind, deadly)
     for _ in sys.stdin:
         if (child := os.fork()) == 0:
-            drain(open_engine(url), Policy(batch_size=50, max_attempts=int(max_attempts)))
+            drain(open_engine(url), DrainLimits(batch_size=50, max_attempts=int(max_attempts)))
             os._exit(0)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 

@@ -27,7 +27,6 @@ log = structlog.get_logger()
 
 CAUSE = Cause.RESYNC
 
-
 ListedPage = tuple[Open, Page]
 """A page, and the listing it belongs to."""
 
@@ -119,10 +118,9 @@ def _read_page(key: Key, page: Page, roles: RoleMap) -> tuple[list[Snapshot], li
                 id = id_of(shown, len(snapshots) + len(invalid))
                 try:
                     snapshots.append(read_object(KINDS[name], shown, page.read_at, roles))
-                except PayloadError as error:
-                    invalid.append(drift.invalid(KINDS[name], id, error.field))
                 except Exception as error:  # noqa: BLE001 - one item must not fail its page
-                    invalid.append(drift.invalid(KINDS[name], id, unexpected(error)))
+                    problem = error.field if isinstance(error, PayloadError) else unexpected(error)
+                    invalid.append(drift.invalid(KINDS[name], id, problem))
         except PayloadError as error:
             invalid.append(drift.invalid(kind, id_of(item, place), error.field))
     return snapshots, invalid

@@ -1,6 +1,6 @@
-"""Finds objects that are missing in WorkOS: live in the mirror, but not shown by a complete listing.
+"""Finds objects that WorkOS no longer lists: live in the mirror, but not shown by a complete listing.
 
-Each is then read by id, and deleted only if WorkOS answers 404. If too many are missing, the deletions of that kind are
+Each is then read by id, and deleted only if WorkOS answers 404. If there are too many of a kind, their deletions are
 withheld until an operator approves them: a listing that fails unnoticed must not delete many objects.
 """
 
@@ -32,8 +32,7 @@ log = structlog.get_logger()
 FEW = 20
 SHARE = 0.05
 ALL_OF = 3
-STEP = 500
-"""Ids fetched at once."""
+IDS_PER_QUERY = 500
 
 
 def update_statistics(tx: Connection) -> None:
@@ -46,13 +45,13 @@ def update_statistics(tx: Connection) -> None:
 def choose(tx: Connection, run_id: str) -> None:
     """Request a confirmed read of each object that no listing showed, or withhold the deletions of its kind."""
     for kind in KINDS.values():
-        missing = _missing_in_workos(run_id, kind)
-        number = tx.execute(select(func.count()).select_from(missing.subquery())).scalar_one()
+        unlisted = _unlisted(run_id, kind)
+        number = tx.execute(select(func.count()).select_from(unlisted.subquery())).scalar_one()
         if not number:
             continue
         if why := _why_withheld(tx, run_id, kind, number):
             log.error("deletions_withheld", run=run_id, kind=kind.name, number=number, why=why)
-        for ids in _batches(tx, missing, kind.table.id):
+        for ids in _batches(tx, unlisted, kind.table.id):
             if why:
                 withhold = partial(drift.difference, finding=Finding.EXTRA, there=None, action=DriftAction.WITHHELD)
                 states = stored_rows(tx, kind, ids).items()
@@ -91,7 +90,7 @@ def approve(tx: Connection, run_id: str, approved: str) -> None:
 
 def _batches(tx: Connection, query: Select[str] | Select[str | None], key: Id) -> Iterator[list[str]]:
     last = ""
-    while ids := [id for id in tx.execute(query.where(key > last).order_by(key).limit(STEP)).scalars() if id]:
+    while ids := [id for id in tx.execute(query.where(key > last).order_by(key).limit(IDS_PER_QUERY)).scalars() if id]:
         yield ids
         last = ids[-1]
 
@@ -113,27 +112,27 @@ def _why_withheld(tx: Connection, run_id: str, kind: Kind, number: int) -> str |
     return None
 
 
-def _missing_in_workos(run_id: str, kind: Kind) -> Select[str]:
+def _unlisted(run_id: str, kind: Kind) -> Select[str]:
     """Select the live objects of a kind that a listing should have shown and did not.
 
-    Objects of a missing parent are left out: views hide them with it, and they do not count as deletions.
+    Objects of an unlisted parent are left out: views hide them with it, and they do not count as deletions.
     """
-    query = select(kind.table.id).where(kind.table.deleted_by.is_(None), _is_missing(run_id, kind))
+    query = select(kind.table.id).where(kind.table.deleted_by.is_(None), _is_unlisted(run_id, kind))
     if (owner := kind.owner) is not None:
         lives = _owner_lives(run_id, owner)
         query = query.where(lives if owner.name in kind.parents else owner.is_(None) | lives)
     for column, name in kind.parents.items():
         if (parent := KINDS[name]) is not ORGANIZATION:
             child = getattr(kind.table, column)
-            gone = parent.table.deleted_by.is_not(None) | _is_missing(run_id, parent)
+            gone = parent.table.deleted_by.is_not(None) | _is_unlisted(run_id, parent)
             query = query.where(~exists().where(parent.table.id == child, gone))
     return query
 
 
-def _is_missing(run_id: str, kind: Kind) -> ColumnElement[bool]:
+def _is_unlisted(run_id: str, kind: Kind) -> ColumnElement[bool]:
     """Return the condition that a complete listing of the run should have shown an object, and none did.
 
-    An object written after its listing began may be newer than the listing, so it is not missing.
+    An object written after its listing began may be newer than the listing, so it does not count as unlisted.
     """
     shown = [_should_show(run_id, kind, by) for by in kind.shown_by]
     return or_(false(), *shown) & _not_seen(run_id, kind, kind.table.id)

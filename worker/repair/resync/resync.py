@@ -1,4 +1,4 @@
-"""Runs a resync in three phases: list pages into the mirror, choose deletions, and make the confirmed reads.
+"""Runs a resync in three phases: apply WorkOS's listings, choose deletions, and make the confirmed reads.
 
 A crash in any phase loses nothing: each page is committed together with its listing's cursor, and a read is removed
 from the table `reads` in the transaction that writes the object.
@@ -47,17 +47,16 @@ from worker.workos_api.client import WorkOSClient
 
 log = structlog.get_logger()
 
-AT_ONCE = 10
-"""Concurrent calls: enough to use the documented limits at a latency of 50 ms. With more, the listing of users, whose
+CONCURRENT_CALLS = 10
+"""Enough to use the documented limits at a latency of 50 ms. With more, the listing of users, whose
 pages must be fetched one after another, would wait longer for each token of the rate limits."""
-AHEAD = 200
+PREFETCH = 200
 """Listings or reads fetched from the database in advance."""
 MAX_ITEMS_PER_COMMIT = 500
 """Upper bound on the items written in one transaction, so that no other writer waits long."""
 MAX_TRIES = 3
 """Failures of one listing or read, while WorkOS answers other calls, after which it is reported and skipped."""
-STEP = 5_000
-"""Rows deleted in one transaction."""
+ROWS_PER_DELETE = 5_000
 KNOWN_ORGANIZATIONS = 5
 """Organizations recorded in the mirror, to recognize the environment of an API key."""
 
@@ -73,7 +72,7 @@ class Extent(TypedDict, total=False):
     dry_run: bool
     """Only report differences."""
     approves: str | None
-    """Only carry out the deletions that this run withheld."""
+    """Only carry out the deletions that the run with this id withheld."""
 
 
 def start(engine: Engine, requested_by: str, **extent: Unpack[Extent]) -> str:
@@ -96,7 +95,7 @@ def start(engine: Engine, requested_by: str, **extent: Unpack[Extent]) -> str:
 def begin(tx: Connection, requested_by: str, **extent: Unpack[Extent]) -> str:
     """Create a resync with its first listings or reads, and return its id; errors are those of `start`."""
     approves, organization_id = extent.get("approves"), extent.get("organization_id")
-    phase = Phase.LIST if approves is None else Phase.READ
+    phase = Phase.LIST if approves is None else Phase.CONFIRM
     run_id = create(tx, Task.RESYNC, requested_by, phase=phase, **extent)
     if approves is not None:
         deletions.approve(tx, run_id, approves)
@@ -111,20 +110,20 @@ def begin(tx: Connection, requested_by: str, **extent: Unpack[Extent]) -> str:
 
 
 class Resync:
-    """One worker's work on a run, under the lease `held`. `stopping` returns whether to stop between two calls."""
+    """One worker's work on a run, under its lease. `stopping` returns whether to stop between two calls."""
 
     def __init__(
-        self, engine: Engine, workos: WorkOSClient, held: Lease, stopping: Callable[[], bool] = lambda: False
+        self, engine: Engine, workos: WorkOSClient, lease: Lease, stopping: Callable[[], bool] = lambda: False
     ) -> None:
         self._engine = engine
         self._workos = workos
-        self._held = held
-        self._run_id = held.run_id
+        self._lease = lease
+        self._run_id = lease.key
         self._stopping = stopping
         self._failed = threading.Event()
         self._calls_before = workos.calls
         with read_transaction(engine) as tx:
-            self._run = tx.execute(select(Run.__table__).where(Run.id == held.run_id)).one()
+            self._run = tx.execute(select(Run.__table__).where(Run.id == lease.key)).one()
 
     def work(self) -> bool:
         """Work on the run until it ends; return False if it stopped before, so that a worker must resume it.
@@ -134,9 +133,9 @@ class Resync:
             InvalidApiKeyError: WorkOS refuses the API key; the run has failed.
         """
         steps = {
-            Phase.LIST: (self._list_all, Phase.DELETE),
-            Phase.DELETE: (self._choose_deletions, Phase.READ),
-            Phase.READ: (self._read_all, Phase.OVER),
+            Phase.LIST: (self._list_all, Phase.CHOOSE),
+            Phase.CHOOSE: (self._choose_deletions, Phase.CONFIRM),
+            Phase.CONFIRM: (self._read_all, Phase.OVER),
         }
         phase = self._run.phase
         try:
@@ -203,7 +202,7 @@ class Resync:
             self._write(request_reads, ORGANIZATION, [key.parent], "its listing answered 404", self._run_id)
             self._write(listings.give_up, self._run_id, key)
         else:
-            self._require_workos(error)
+            self._raise_if_workos_is_down(error)
             self._write(self._count_listing_failure, key, str(error))
 
     def _count_listing_failure(self, tx: Connection, key: Key, problem: str) -> None:
@@ -219,7 +218,7 @@ class Resync:
         whose = (ORGANIZATION, parent) if parent else (kind, "all of them")
         drift.record(tx, self._run_id, [drift.invalid(*whose, f"its {name}: {problem}")])
 
-    # Phase 2: choose deletions
+    # Phase 2: choose
 
     def _choose_deletions(self) -> bool:
         self._write(deletions.update_statistics)
@@ -227,7 +226,7 @@ class Resync:
         self._write(deletions.read_unknown_users, self._run_id, self._run.organization_id)
         return True
 
-    # Phase 3: read
+    # Phase 3: confirm
 
     def _read_all(self) -> bool:
         return self._in_parallel(self._requested_reads, self._read_one)
@@ -243,7 +242,7 @@ class Resync:
         cause, dry_run = (CAUSE, self._run_id), self._run.dry_run
 
         def report(tx: Connection, result: Result) -> None:
-            self._held.check(tx)
+            self._lease.check(tx)
             tx.execute(delete(Read).where(self._request(kind, id)))
             if result.finding is not Finding.NONE:
                 only_reported = result.finding is Finding.ANOMALY or dry_run
@@ -257,7 +256,7 @@ class Resync:
         except PayloadError as error:
             self._write(self._read_failed, kind, id, error.field, retry=False)
         except WorkOSUnavailableError as error:
-            self._require_workos(error)
+            self._raise_if_workos_is_down(error)
             self._write(self._read_failed, kind, id, str(error))
         except (LeaseLostError, InvalidApiKeyError, RedisError):
             raise
@@ -281,24 +280,24 @@ class Resync:
     # All phases
 
     def _write(self, step: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._held.in_transaction(self._engine, step, *args, **kwargs)
+        return self._lease.in_transaction(self._engine, step, *args, **kwargs)
 
     def _should_stop(self) -> bool:
-        return self._stopping() or self._held.lost.is_set() or self._failed.is_set()
+        return self._stopping() or self._lease.lost.is_set() or self._failed.is_set()
 
     def _in_parallel(self, source: Callable[[int], list[T]], work: Callable[[T], None]) -> bool:
-        """Call `work` with each item of `source`, in `AT_ONCE` threads; return False if it stopped before the end.
+        """Call `work` with each item of `source`, in several threads; return False if it stopped before the end.
 
-        `source` returns up to the given number of items, and returns an item until its work is done. An error of `work`
-        stops the other threads and is raised here.
+        `source(limit)` returns up to `limit` unfinished items. It keeps returning an item until `work` has finished it,
+        so items in progress are skipped here. An error of `work` stops the other threads and is raised here.
         """
         working: dict[Future[None], T] = {}
         waiting: deque[T] = deque()
-        with ThreadPoolExecutor(AT_ONCE, "resync") as pool:
+        with ThreadPoolExecutor(CONCURRENT_CALLS, "resync") as pool:
             while not self._should_stop():
                 if not waiting:
-                    waiting.extend(item for item in source(AHEAD + len(working)) if item not in working.values())
-                while waiting and len(working) < AT_ONCE:
+                    waiting.extend(item for item in source(PREFETCH + len(working)) if item not in working.values())
+                while waiting and len(working) < CONCURRENT_CALLS:
                     item = waiting.popleft()
                     working[pool.submit(work, item)] = item
                 if not working:
@@ -308,12 +307,15 @@ class Resync:
                     if future.exception() is not None:
                         self._failed.set()
                     future.result()
-        if self._held.lost.is_set():
+        if self._lease.lost.is_set():
             raise LeaseLostError(self._run_id)
         return False
 
-    def _require_workos(self, error: WorkOSUnavailableError | InvalidApiKeyError) -> None:
-        """Raise unless WorkOS answers other calls: if it does not, or a rate limit is used up, the whole run waits."""
+    def _raise_if_workos_is_down(self, error: WorkOSUnavailableError | InvalidApiKeyError) -> None:
+        """Return if WorkOS answers another call, so that only the object or listing of `error` is retried.
+
+        Raise if it does not, or if a rate limit is used up. Then the whole run waits.
+        """
         if isinstance(error, RateLimitedError):
             raise error
         self._workos.now()
@@ -338,10 +340,10 @@ class Resync:
 
     def _finish(self, tx: Connection, status: RunStatus, error: str | None) -> None:
         self._update_run(tx)
-        finish(tx, self._held, status, error)
+        finish(tx, self._lease, status, error)
 
     def _clear(self) -> None:
         """Delete the run's rows of progress, in small steps. After a crash, retention deletes them."""
         for table in (Seen, Listing, Read):
-            while in_transaction(self._engine, delete_some, table, table.run_id == self._run_id, most=STEP):
+            while in_transaction(self._engine, delete_some, table, table.run_id == self._run_id, most=ROWS_PER_DELETE):
                 pass
