@@ -285,8 +285,8 @@ def decide_events(tx: Connection, ids: Sequence[str], *which: ColumnElement[bool
     by_event = dict(zip((arrival.cause_id for arrival in arrivals), decisions, strict=True))
     for columns in done:
         if decision := by_event.get(columns["id"]):
-            lost = decision.outcome in (Outcome.STALE, Outcome.TOMBSTONED)
-            columns |= {"outcome": decision.outcome, "decided_by": decision.against if lost else None}
+            undecided = decision.outcome in (Outcome.STALE, Outcome.TOMBSTONED) or decision.needs_confirmation
+            columns |= {"outcome": decision.outcome, "decided_by": decision.against if undecided else None}
     unkept = {columns["id"] for columns in done if columns["outcome"] == Outcome.IGNORED} | _of_erased(tx, arrivals)
     return Decided(done, failed, changes, ages, unkept)
 
