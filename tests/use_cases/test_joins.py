@@ -179,18 +179,6 @@ def test_switching_workspace_on_starts_search(provisioning: Engine) -> None:
     assert searches(provisioning) == [(ORG, "acme.example", None, "operator", "ann")]
 
 
-def test_switching_workspace_on_covers_people_since_verification(provisioning: Engine) -> None:
-    in_transaction(provisioning, lambda tx: tx.execute(update(Mirror).values(backfill_from=None)))
-    apply_events(provisioning, [domain(at=7, id="org_domain_2", domain="late.example")])
-    in_transaction(provisioning, lambda tx: tx.execute(delete(JoinSearch)))
-    for switch in (False, True):
-        auto_join_policy.set_workspace(provisioning, ORG, "ann", "why", auto_join=switch)
-    assert searches(provisioning) == [
-        (ORG, "acme.example", NOON, "operator", "ann"),
-        (ORG, "late.example", NOON + timedelta(minutes=7), "operator", "ann"),
-    ]
-
-
 @pytest.mark.parametrize(
     ("before", "after", "cause", "everybody"),
     [
@@ -229,6 +217,14 @@ def test_a_setting_by_which_nobody_joins_searches_for_nobody(provisioning: Engin
     in_transaction(provisioning, lambda tx: tx.execute(delete(JoinSearch)))
     set_auto_join(provisioning, after[0], existing=after[1])
     assert searches(provisioning) == []
+
+
+def test_turning_auto_join_on_adds_nobody_who_signed_up_while_it_was_off(one_engine: Engine) -> None:
+    set_auto_join(one_engine, "off")
+    apply_events(one_engine, [*ON, user()])
+    mark_as_filled(one_engine)
+    set_auto_join(one_engine, "provision")
+    assert searches(one_engine) == []
 
 
 def test_unblocking_creates_join_for_that_person_only(provisioning: Engine) -> None:

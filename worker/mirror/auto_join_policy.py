@@ -32,7 +32,8 @@ BLOCKING = (JoinState.BLOCKED, JoinState.UNDONE)
 def adopt(tx: Connection, mode: str, *, existing: bool) -> None:
     """Store the settings `AUTO_JOIN` and `AUTO_JOIN_EXISTING`, so that all processes use the same ones.
 
-    If more people join than before, those who already signed up are searched for, in every workspace.
+    If more people join than before, those who have already signed up are searched for in every workspace: everybody
+    with `AUTO_JOIN_EXISTING`; without it, if the mode was `mirror`, those who signed up since the domain was verified.
     """
     wanted: dict[str, object] = {"auto_join": mode, "auto_join_existing": existing}
     current = tx.execute(select(Mirror.__table__).with_for_update()).mappings().one()
@@ -41,7 +42,7 @@ def adopt(tx: Connection, mode: str, *, existing: bool) -> None:
         return
     log.info("auto_join_settings_changed", **wanted)
     tx.execute(update(Mirror).values(wanted))
-    if mode == AutoJoinMode.PROVISION and ("auto_join" in changed or existing):
+    if mode == AutoJoinMode.PROVISION and (existing or current["auto_join"] == AutoJoinMode.MIRROR):
         search(tx, (Cause.SETTINGS, changed[0].upper()))
 
 
@@ -65,14 +66,15 @@ def set_workspace(
     if not wanted:
         raise ConfigurationError("nothing to change: give the switch, the role, or both")
     _require(tx, Organization, "workspace", organization_id)
-    mode = tx.execute(select(Mirror.auto_join).with_for_update()).scalar_one()  # one operator at a time
+    mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()  # one operator at a time
     before = workspace_settings(tx, organization_id)
     after = before | wanted
     own = WorkspaceSettings.organization_id == organization_id
     before_why = tx.execute(select(WorkspaceSettings.why).where(own)).scalar_one_or_none()
     tx.execute(delete(WorkspaceSettings).where(own))
     tx.execute(insert(WorkspaceSettings).values(organization_id=organization_id, **after, who=who, why=why))
-    if mode == AutoJoinMode.PROVISION and after["auto_join"] and not before["auto_join"]:
+    switched_on = after["auto_join"] and not before["auto_join"]
+    if switched_on and mirror.auto_join == AutoJoinMode.PROVISION and mirror.auto_join_existing:
         search(tx, (Cause.OPERATOR, who), auto_join_domains.c.organization_id == organization_id)
     old, new = before | {"why": before_why}, after | {"why": why}
     if old != new:
