@@ -1,6 +1,7 @@
 """Engines and transactions for SQLite and PostgreSQL."""
 
 import fcntl
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -216,3 +217,13 @@ def in_transaction(
             return step(tx, *args, **kwargs)
 
     return _RETRY.copy()(transaction)
+
+
+def transactional(step: Callable[Concatenate[Connection, P], R]) -> Callable[Concatenate[Engine, P], R]:
+    """Decorate `step(tx, ...)`: it takes an engine, and runs in a transaction of its own, as by `in_transaction`."""
+
+    @functools.wraps(step)
+    def run(engine: Engine, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return in_transaction(engine, step, *args, **kwargs)
+
+    return run

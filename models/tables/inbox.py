@@ -53,7 +53,7 @@ class Event(Base):
     attempts: Mapped[int] = mapped_column(server_default="0")
     outcome: Mapped[Outcome | None]
     decided_by: Mapped[str | None]
-    """For stale and tombstoned: the event id of the version that won."""
+    """The event id of the version that won over a stale or tombstoned event, or that an applied tie replaced."""
     error: Mapped[str | None]
     fingerprint: Mapped[str | None]
     """A hash of the error that is equal for events with the same cause."""

@@ -36,7 +36,7 @@ class Mirrored(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     created_at: Mapped[datetime | None]
     updated_at: Mapped[datetime | None]
-    """With `event_at` and `event_id`: the version of the content, compared in this order (docs/decisions.md, Order)."""
+    """With `event_at`: the version of the content (docs/decisions.md, Order). After a read, `event_id` is empty."""
     event_at: Mapped[datetime | None]
     event_id: Mapped[str | None]
     deleted_by: Mapped[DeletedBy | None]

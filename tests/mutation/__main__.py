@@ -41,7 +41,8 @@ LEFT_OUT = "not postgresql and not shuffled and not in_any_order"
 """SQLite alone, for speed; and without random histories, which every survivor would wait for."""
 LEAST = 0.9
 EQUIVALENT = {
-    "auto_join_blocks drop: NOT m.deleted_by IS NULL OR m.status IS NULL OR m.status <> 'active'": (
+    "auto_join_blocks drop: "
+    "NOT membership.deleted_by IS NULL OR membership.status IS NULL OR membership.status <> 'active'": (
         "an active membership is itself one of those that the NOT EXISTS below looks for"
     ),
     'return value[:MAX_TEXT].replace("\\0", "\\ufffd").encode("UTF-8", "replace").decode("utf-8")': "the same encoding",

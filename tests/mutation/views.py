@@ -64,7 +64,7 @@ def changes(node: exp.Expr) -> Iterator[tuple[str, exp.Expr]]:
         branches = node.args["ifs"]
         for branch in branches:
             rest = [other.copy() for other in branches if other is not branch]
-            default = node.args["default"].copy()
+            default = (node.args.get("default") or exp.null()).copy()
             yield f"drop branch {branch.this.sql()}", exp.Case(ifs=rest, default=default) if rest else default
             negated = [other.copy() for other in branches]
             negated[branches.index(branch)].set("this", exp.not_(branch.this.copy()))

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import timedelta
 
@@ -11,20 +11,24 @@ from flask.testing import FlaskClient
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from redis import Redis
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 
+from models.database import in_transaction
 from models.tables import JOIN, WORKSPACE_SETTINGS, Change, Drift, Event, EventStatus, RunStatus
+from models.types import db_now_plus
 from models.views import workspace_members
 from tests.support import JSON, accept, apply_all, differences, rows, sign
 from tests.support.resync import Between, Clock, client_of, continue_run, empty, make_reads_due, run_row
 from tests.support.sandbox import Sandbox, WorldError, play
-from worker.decision.roles import DEFAULT_ROLE_MAP
-from worker.errors import BusyError, WorkOSUnavailableError
+from worker.decision.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
+from worker.errors import BusyError, OperatorError, WorkOSUnavailableError
 from worker.inbox.drain import DrainLimits
 from worker.kinds import KINDS
-from worker.kinds.user import User
-from worker.mirror import role_map
+from worker.kinds.organization import Organization
+from worker.kinds.user import PERSONAL, USER, User
+from worker.mirror import auto_join_policy, role_map
 from worker.mirror.erasure import forget
+from worker.mirror.retention import Periods, retain
 from worker.queue.doorbell import Doorbell
 from worker.repair import replay as replays
 from worker.repair.catch_up import catch_up, update_complete_to
@@ -37,6 +41,7 @@ LAG = timedelta(seconds=5)
 PLACES = st.integers(0, 40)
 SOME = st.lists(PLACES, min_size=1, max_size=8)
 FEW = st.integers(1, 8)
+WHYS = st.sampled_from(["asked for", "a mistake"])
 LISTS = ("/organizations", "/user_management/", "/events")
 
 
@@ -47,8 +52,9 @@ COLUMNS["domain"] |= {"auto_join", "auto_join_reason"}
 COLUMNS |= {JOIN: {"state", "reasons", "why"}, WORKSPACE_SETTINGS: {"auto_join", "default_role", "why"}}
 
 
-def broken_chains(changes: list[JSON]) -> list[str]:
+def broken_chains(changes: Iterable[JSON]) -> list[str]:
     """Faults in rows of `changes`: a missing column, no difference, or a `before` that is not the last `after`."""
+    changes = list(changes)
     wrong: list[str] = []
     last: dict[tuple[str, ...], JSON] = {}
     erased = {row["object_id"] for row in changes if row["after"].get("erased")}
@@ -118,7 +124,8 @@ class History(Simulation):
         self.on_the_way: list[JSON] = []
         self.world.subscribe(self.on_the_way.append)
         self.has_all_events = True
-        self.change_ids: list[int] = []
+        self.followed: dict[int, JSON] = {}
+        """Every change that a follower has seen, by id: also those that retention has deleted since."""
         self.tombstones: set[tuple[str, str]] = set()
 
     @initialize(
@@ -126,7 +133,8 @@ class History(Simulation):
     )
     def begins(self, *, all_events: bool, children: bool, roles: str) -> None:
         self.has_all_events = all_events
-        self.sandbox.knobs.update({"children_deleted": children, "role_deletion": "events" if all_events else roles})
+        role_deletion = "events" if all_events else roles
+        self.sandbox.knobs.update({"ties": True, "children_deleted": children, "role_deletion": role_deletion})
 
     # WorkOS
 
@@ -262,7 +270,30 @@ class History(Simulation):
     @rule(place=PLACES)
     def a_deleted_user_is_forgotten(self, place: int) -> None:
         if deleted := [row["id"] for row in rows(self.engine, User) if row["deleted_by"] and not row["erased"]]:
-            forget(self.engine, deleted[place % len(deleted)], "test")
+            user_id = deleted[place % len(deleted)]
+            forget(self.engine, user_id, "test")
+            self._erases_at_the_follower(user_id)
+
+    @rule(number=st.integers(1, 60))
+    def retention_deletes_old_changes(self, number: int) -> None:
+        ids = sorted(row["id"] for row in rows(self.engine, Change))[:number]
+        old = update(Change).where(Change.id.in_(ids)).values(at=db_now_plus(-400 * 86_400.0))
+        in_transaction(self.engine, lambda tx: tx.execute(old))
+        retain(self.engine, Periods())
+
+    @rule(place=PLACES, act=st.sampled_from([auto_join_policy.block, auto_join_policy.unblock]), why=WHYS)
+    def an_operator_decides_about_a_person(self, place: int, act: Callable[..., object], why: str) -> None:
+        people, workspaces = rows(self.engine, User), rows(self.engine, Organization)
+        if people and workspaces:
+            workspace, person = workspaces[place % 2 % len(workspaces)], people[place % len(people)]
+            with suppress(OperatorError):
+                act(self.engine, workspace["id"], person["id"], "ann", why)
+
+    @rule(place=PLACES, role=st.sampled_from(LOCAL_ROLES), why=WHYS)
+    def an_operator_sets_up_a_workspace(self, place: int, role: str, why: str) -> None:
+        if workspaces := rows(self.engine, Organization):
+            id = workspaces[place % len(workspaces)]["id"]
+            auto_join_policy.set_workspace(self.engine, id, "ann", why, default_role=role)
 
     # While a worker waits for WorkOS: after the n-th answer from now, and before anything is done with it
 
@@ -277,8 +308,8 @@ class History(Simulation):
         self.no_one_has_access_whom_an_event_deleted()
         self.the_view_has_one_row_of_a_workspace_and_a_user()
         self.no_change_comes_behind_one_that_was_seen()
-        self.a_tombstone_stays()
         self.the_changes_of_an_object_are_a_chain()
+        self.a_tombstone_stays()
 
     def no_one_has_access_whom_an_event_deleted(self) -> None:
         deleted = [row for row in rows(self.engine, Event) if row["type"].endswith(".deleted")]
@@ -291,9 +322,10 @@ class History(Simulation):
         assert len(pairs) == len(set(pairs))
 
     def no_change_comes_behind_one_that_was_seen(self) -> None:
-        now = sorted(row["id"] for row in rows(self.engine, Change))
-        assert now[: len(self.change_ids)] == self.change_ids
-        self.change_ids = now
+        now = {row["id"]: row for row in rows(self.engine, Change)}
+        seen = max(self.followed, default=0)
+        assert not (behind := [id for id in now if id <= seen and id not in self.followed]), behind
+        self.followed |= now
 
     def a_tombstone_stays(self) -> None:
         now: set[tuple[str, str]] = set()
@@ -303,7 +335,7 @@ class History(Simulation):
         self.tombstones = now
 
     def the_changes_of_an_object_are_a_chain(self) -> None:
-        assert not (broken := broken_chains(rows(self.engine, Change))), broken
+        assert not (broken := broken_chains(self.followed.values())), broken
 
     # The end
 
@@ -342,6 +374,13 @@ class History(Simulation):
         return run_id
 
     # Inside
+
+    def _erases_at_the_follower(self, user_id: str) -> None:
+        """Blank the changes of a user that only the follower still has, as a product must."""
+        for row in self.followed.values():
+            if (row["kind"], row["object_id"]) == (USER.name, user_id):
+                for shown in filter(None, (row["before"], row["after"])):
+                    shown.update(dict.fromkeys(PERSONAL))
 
     def _deletes(self, what: str, place: int) -> None:
         if ids := list(getattr(self.world, f"{what}s")):

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import reduce
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from models.outcomes import Finding, Outcome
 from worker.decision.decide import (
     DATE_STEP,
     ConfirmationReason,
+    Content,
     State,
     Version,
     compare_listed,
@@ -23,78 +25,185 @@ from worker.decision.decide import (
     needs_confirmation,
     shown,
 )
+from worker.decision.roles import LOCAL_ROLES
+from worker.kinds import KINDS, Kind
 
 NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
 
 # Few instants and few contents, so that ties and equal contents are common.
-instants = st.integers(0, 3).map(lambda seconds: NOON + timedelta(seconds=seconds))
+instants = st.integers(0, 2).map(lambda seconds: NOON + timedelta(seconds=seconds))
 event_ids = st.text("abAB1_", min_size=1, max_size=3)
-states = st.builds(
-    State,
-    version=st.builds(Version, instants, instants, event_ids),
-    deleted=st.booleans(),
-    content=st.sampled_from([{"name": "a"}, {"name": "b"}]),
-)
-# One event id carries one state, so no two states of a history share it.
-histories = st.lists(states, min_size=1, max_size=8, unique_by=lambda state: state.version.event_id)
+CONTENTS: dict[str, list[Content]] = {
+    "organization": [{"name": "a"}, {"name": "b"}],
+    "user": [{"email": "a", "email_verified": flag, "first_name": name} for flag in (True, False) for name in "xy"],
+    "membership": [
+        {"status": status, "workos_roles": [role], "role": role, "directory_managed": flag}
+        for status in ("active", "inactive", "pending", None)
+        for role in LOCAL_ROLES
+        for flag in (True, False)
+    ],
+    "domain": [{"verification": state} for state in ("verified", "legacy_verified", "pending", "failed", None)],
+    "connection": [{"status": state, "name": name} for state in ("active", "inactive", None) for name in "xy"],
+    "role": [{"permissions": ["a"]}, {"permissions": ["a", "b"]}],
+    "permission": [{"name": "a"}, {"name": "b"}],
+}
+"""Contents of each kind of object, with what grants access and what does not."""
 
 
-def fold(history: Iterable[State], *, terminal: bool = True) -> State:
-    def step(current: State | None, incoming: State) -> State:
-        return decide(current, incoming, terminal=terminal)[0]
+def states_of(kind: Kind) -> st.SearchStrategy[State]:
+    version = st.builds(Version, instants, instants, event_ids)
+    return st.builds(State, version, st.booleans(), st.sampled_from(CONTENTS[kind.name]))
 
-    end = reduce(step, history, None)
+
+states = states_of(KINDS["organization"])
+
+
+class History(NamedTuple):
+    """The states of one object, in order of arrival."""
+
+    kind: Kind
+    states: list[State]
+
+
+kinds = st.sampled_from(sorted(KINDS.values(), key=str))
+
+
+def histories_of(kind: Kind) -> st.SearchStrategy[list[State]]:
+    # One event id carries one state, so no two states of a history share it.
+    return st.lists(states_of(kind), min_size=1, max_size=8, unique_by=lambda state: state.version.event_id)
+
+
+histories = kinds.flatmap(lambda kind: st.builds(History, st.just(kind), histories_of(kind)))
+
+
+def decided(kind: Kind, current: State | None, incoming: State) -> tuple[State, Outcome]:
+    return decide(current, incoming, terminal=kind.delete_is_final, tie_break=kind.tie_break)
+
+
+def fold(history: Iterable[State], kind: Kind = KINDS["organization"]) -> State:
+    end = reduce(lambda current, incoming: decided(kind, current, incoming)[0], history, None)
     assert end is not None
     return end
 
 
+def grants(kind: Kind, state: State) -> tuple[Any, ...]:
+    """What a live state grants, from least to most."""
+    content = state.content
+    match kind.name:
+        case "membership":
+            return content["status"] == "active", content["role"] == "admin"
+        case "domain":
+            return (content["verification"] in {"verified", "legacy_verified"},)
+        case "user":
+            return (content["email_verified"],)
+        case "connection":
+            return (content["status"] == "active",)
+    return ()
+
+
+def greatest(kind: Kind, history: list[State]) -> State:
+    """The state that must win: the newest, and of states with the same times the one that grants the least."""
+    deleted = [state for state in history if state.deleted]
+    left = deleted if deleted and kind.delete_is_final else history
+    newest = max((state.version.updated_at, state.version.event_at) for state in left)
+    left = [state for state in left if (state.version.updated_at, state.version.event_at) == newest]
+    if tied := [state for state in left if state.deleted]:
+        return max(tied, key=lambda state: state.version.event_id)
+    least = min(grants(kind, state) for state in left)
+    return max((state for state in left if grants(kind, state) == least), key=lambda state: state.version.event_id)
+
+
 @st.composite
-def permuted_histories(draw: st.DrawFn) -> tuple[list[State], list[State]]:
+def permuted_histories(draw: st.DrawFn) -> tuple[History, list[State]]:
     """A history, and the same states in another order with duplicates."""
     history = draw(histories)
-    repeated = draw(st.lists(st.sampled_from(history), max_size=6))
-    return history, draw(st.permutations(history + repeated))
+    repeated = draw(st.lists(st.sampled_from(history.states), max_size=6))
+    return history, draw(st.permutations(history.states + repeated))
 
 
-@given(permuted_histories(), st.booleans())
-@settings(deadline=None, max_examples=300)
-def test_any_order_with_any_duplicates_folds_to_the_same_state(
-    histories: tuple[list[State], list[State]], terminal: bool
-) -> None:
-    history, permuted = histories
-    assert fold(permuted, terminal=terminal) == fold(history, terminal=terminal)
-
-
-@given(histories)
-@settings(deadline=None)
-def test_a_delete_wins_over_every_live_state_else_the_highest_version(history: list[State]) -> None:
-    assert fold(history) == max(history, key=lambda state: (state.deleted, state.version))
+@given(permuted_histories())
+@settings(deadline=None, max_examples=500)
+def test_any_order_with_any_duplicates_folds_to_the_same_state(histories: tuple[History, list[State]]) -> None:
+    (kind, history), permuted = histories
+    assert fold(permuted, kind) == fold(history, kind)
 
 
 @given(histories)
-@settings(deadline=None)
-def test_objects_that_can_be_recreated_are_ordered_by_version_alone(history: list[State]) -> None:
-    assert fold(history, terminal=False) == max(history, key=lambda state: state.version)
+@settings(deadline=None, max_examples=500)
+def test_a_final_delete_or_the_newest_or_of_a_tie_the_least_access_wins(history: History) -> None:
+    assert fold(history.states, history.kind) == greatest(history.kind, history.states)
 
 
-@given(histories, histories, st.booleans())
+@given(histories, st.data())
 @settings(deadline=None)
-def test_halves_folded_separately_give_the_same_state(a: list[State], b: list[State], terminal: bool) -> None:
+def test_halves_folded_separately_give_the_same_state(history: History, data: st.DataObject) -> None:
+    kind, a = history
+    b = data.draw(histories_of(kind))
     b = [replace(s, version=replace(s.version, event_id=f"b/{s.version.event_id}")) for s in b]
-    joined = fold([fold(a, terminal=terminal), fold(b, terminal=terminal)], terminal=terminal)
-    assert joined == fold(a + b, terminal=terminal)
+    assert fold([fold(a, kind), fold(b, kind)], kind) == fold(a + b, kind)
 
 
-@given(histories, states, st.booleans())
+@given(histories, st.data())
 @settings(deadline=None)
-def test_only_the_outcome_applied_changes_visible_state(history: list[State], incoming: State, terminal: bool) -> None:
-    before = fold(history, terminal=terminal)
-    after, outcome = decide(before, incoming, terminal=terminal)
+def test_only_the_outcome_applied_changes_visible_state(history: History, data: st.DataObject) -> None:
+    kind, before = history.kind, fold(history.states, history.kind)
+    after, outcome = decided(kind, before, data.draw(states_of(kind)))
     seen = (before.deleted, before.content), (after.deleted, after.content)
     if outcome is not Outcome.APPLIED:
         assert seen[0] == seen[1]
     if outcome in {Outcome.STALE, Outcome.TOMBSTONED}:
         assert after is before
+
+
+@given(permuted_histories())
+@settings(deadline=None, max_examples=500)
+def test_a_tie_of_different_states_always_requires_a_confirmed_read(histories: tuple[History, list[State]]) -> None:
+    (kind, history), permuted = histories
+    current, reasons = None, set()
+    for incoming in permuted:
+        state, outcome = decided(kind, current, incoming)
+        reasons.add(needs_confirmation(current, incoming, outcome, terminal=kind.delete_is_final))
+        current = state
+    assert current is not None
+    rivals = [state for state in history if state.version.ties(current.version)]
+    different = any((state.deleted, state.content) != (current.deleted, current.content) for state in rivals)
+    if different and not (kind.delete_is_final and current.deleted):
+        assert ConfirmationReason.TIE in reasons
+
+
+MEMBER = {"status": "active", "role": "member"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept", "lost"),
+    [
+        ("membership", MEMBER, MEMBER | {"role": "admin"}),
+        ("membership", MEMBER | {"status": "inactive", "role": "admin"}, MEMBER),
+        ("membership", MEMBER | {"status": None}, MEMBER),
+        ("domain", {"verification": "failed"}, {"verification": "verified"}),
+        ("domain", {"verification": "pending"}, {"verification": "legacy_verified"}),
+        ("user", {"email_verified": False}, {"email_verified": True}),
+        ("connection", {"status": "inactive"}, {"status": "active"}),
+    ],
+)
+@pytest.mark.parametrize(("kept_id", "lost_id"), [("event_01K", "event_01Z"), ("event_01Z", "event_01K")])
+def test_a_tie_keeps_the_state_that_grants_less(
+    kind: str, kept: Content, lost: Content, kept_id: str, lost_id: str
+) -> None:
+    less, more = State(Version(NOON, NOON, kept_id), False, kept), State(Version(NOON, NOON, lost_id), False, lost)
+    for history in ([less, more], [more, less]):
+        assert fold(history, KINDS[kind]) == less
+        current, incoming = history
+        _, outcome = decided(KINDS[kind], current, incoming)
+        assert needs_confirmation(current, incoming, outcome) is ConfirmationReason.TIE
+
+
+def test_a_tie_keeps_what_was_read_before_what_an_event_says() -> None:
+    read = State(Version(NOON, NOON, ""), False, {"permissions": ["a"]})
+    event = State(Version(NOON, NOON, "event_1"), False, {"permissions": ["b"]})
+    kept, outcome = decided(KINDS["role"], read, event)
+    assert (kept, outcome) == (read, Outcome.STALE)
+    assert needs_confirmation(read, event, outcome, terminal=False) is ConfirmationReason.TIE
 
 
 def at(updated: int, event: int = 0, event_id: str = "e1", *, name: str = "a", deleted: bool = False) -> State:

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from worker.decision.mentions import comparable, mentions
+from models.addresses import comparable
+from worker.decision.mentions import mentions
 
 ANN = comparable("Ann@Acme.example")
 CID = comparable("cid@bücher.example")

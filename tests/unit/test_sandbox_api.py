@@ -424,7 +424,7 @@ def test_updated_at_never_decreases_and_stays_on_deletion() -> None:
 
 
 def test_updated_at_holds_when_the_clock_goes_back(clock: Clock) -> None:
-    world = World(0, clock)
+    world = World(0, clock, Knobs(ties=True))
     made = world.create_user("ada@acme.example")
     clock.forward(hours=-1)
     assert world.update_user(made["id"], last_name="Hopper")["updated_at"] == made["updated_at"]

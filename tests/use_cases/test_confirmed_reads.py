@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, delete, update
 
-from models.tables import Change, Read
-from tests.support import JSON, access, differences, outcomes, rows
+from models.database import in_transaction
+from models.tables import Change, Event, EventStatus, Read
+from tests.support import JSON, access, apply_all, differences, made, mirrored, outcomes, rows
 from tests.support.resync import (
     catch_up_with,
     changes,
@@ -22,10 +23,12 @@ from tests.support.resync import (
 )
 from tests.support.sandbox import Sandbox, World
 from worker.errors import InvalidApiKeyError
+from worker.kinds import KINDS
 from worker.kinds.membership import Membership
 from worker.kinds.user import User
 from worker.repair.reads import work_due
 from worker.repair.resync.resync import start
+from worker.reports.explain import explain
 from worker.workos_api.client import WorkOSClient
 
 FAR = "2091-01-01T00:00:00.000Z"
@@ -350,3 +353,75 @@ def test_constantly_changing_object_is_reported(
     assert found(one_engine, run_id)["user", user] == ("invalid", "reported")
     sandbox.on_request = None
     assert differences(one_engine, world.truth()) == []
+
+
+MEMBER = "organization_membership"
+
+
+def tied(kind: str, event_id: str, **data: Any) -> JSON:
+    """An event with the same two times as every other event made by this function."""
+    return made(f"{kind}.updated", 1, event_id=event_id, **data)
+
+
+ACTIVE: JSON = {"status": "active", "roles": []}
+
+
+@pytest.mark.parametrize(
+    ("kind", "column", "less", "more", "kept"),
+    [
+        (MEMBER, "role", ACTIVE | {"role": {"slug": "member"}}, ACTIVE | {"role": {"slug": "admin"}}, "member"),
+        (MEMBER, "status", ACTIVE | {"status": "inactive"}, ACTIVE, "inactive"),
+        ("organization_domain", "verification", {"state": "failed"}, {"state": "verified"}, "failed"),
+        ("user", "email_verified", {"email_verified": False}, {"email_verified": True}, False),
+    ],
+)
+@pytest.mark.parametrize("higher", ["more", "less"])
+@pytest.mark.parametrize("last", ["more", "less"])
+def test_events_at_the_same_time_keep_the_lesser_access_and_request_a_read(
+    one_engine: Engine, kind: str, column: str, less: JSON, more: JSON, kept: object, higher: str, last: str
+) -> None:
+    ids = {"more": "event_01K", "less": "event_01K", higher: "event_01Z"}
+    events = {"less": tied(kind, ids["less"], **less), "more": tied(kind, ids["more"], **more)}
+    for event in sorted(events, key=lambda name: name == last):
+        deliver(one_engine, [events[event]])
+    name = kind.removeprefix("organization_")
+    [row] = rows(one_engine, KINDS[name].table)
+    assert row[column] == kept
+    requested = {read for read in waiting(one_engine) if read[2] != "parent missing"}
+    assert requested == {(name, row["id"], "another state at the same time")}
+
+
+def test_a_read_settles_events_at_the_same_time(
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
+) -> None:
+    world = sandbox.world
+    truth = world.update_membership(member["id"], role="admin")
+    at = {"created_at": truth["updated_at"], "event": "organization_membership.updated"}
+    admin = at | {"id": "event_01K", "data": truth}
+    other = at | {"id": "event_01Z", "data": truth | {"role": {"slug": "member"}, "roles": [{"slug": "member"}]}}
+    deliver(one_engine, [admin, other])
+    assert {role for *_, role in access(one_engine)} == {"member"}
+    assert read_all(one_engine, workos) == 1
+    assert differences(one_engine, world.truth()) == [] and {role for *_, role in access(one_engine)} == {"admin"}
+    settled = mirrored(one_engine), changes(one_engine)
+    in_transaction(one_engine, lambda tx: tx.execute(update(Event).values(status=EventStatus.PENDING)))
+    apply_all(one_engine)  # a replay changes nothing
+    assert (mirrored(one_engine), changes(one_engine)) == settled
+
+
+def test_explain_names_a_tie(one_engine: Engine) -> None:
+    admin = tied(MEMBER, "event_01Z", role={"slug": "admin"}, roles=[])
+    member = tied(MEMBER, "event_01K", role={"slug": "member"}, roles=[])
+    for order in ((admin, member), (member, admin)):
+        for table in (Membership, Event, Change, Read):
+            in_transaction(one_engine, lambda tx, table: tx.execute(delete(table)), table)
+        for event in order:
+            deliver(one_engine, [event])
+        found = explain(one_engine, admin["data"]["id"])
+        assert found is not None
+        whys = {step["by"]: step["why"] for step in found["timeline"] if step["what"] == admin["event"]}
+        if order[0] is admin:
+            assert whys["event_01K"].startswith("kept over the previous state of the same time: changed role")
+        else:
+            assert whys["event_01Z"].startswith("not newer than the current state of the same time, which came from")
+        assert any(step["why"].endswith("another state at the same time") for step in found["timeline"])

@@ -17,9 +17,10 @@ from worker.mirror import auto_join_policy
 @pytest.fixture
 def provisioning(one_engine: Engine) -> Engine:
     """A filled mirror in mode `provision` with a verified domain and no open search."""
-    apply_events(one_engine, ON)
     set_auto_join(one_engine)
+    apply_events(one_engine, ON)
     mark_as_filled(one_engine)
+    in_transaction(one_engine, lambda tx: tx.execute(delete(JoinSearch)))
     return one_engine
 
 
@@ -176,6 +177,54 @@ def test_switching_workspace_on_starts_search(provisioning: Engine) -> None:
     assert searches(provisioning) == []
     auto_join_policy.set_workspace(provisioning, ORG, "ann", "go", auto_join=True)
     assert searches(provisioning) == [(ORG, "acme.example", None, "operator", "ann")]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "cause", "everybody"),
+    [
+        (("mirror", False), ("provision", True), "AUTO_JOIN", True),
+        (("mirror", True), ("provision", True), "AUTO_JOIN", True),
+        (("mirror", False), ("provision", False), "AUTO_JOIN", False),
+        (("off", False), ("provision", True), "AUTO_JOIN", True),
+        (("provision", False), ("provision", True), "AUTO_JOIN_EXISTING", True),
+    ],
+)
+def test_a_setting_by_which_more_people_join_searches_for_them(
+    both_engines: Engine, before: tuple[str, bool], after: tuple[str, bool], cause: str, everybody: bool
+) -> None:
+    set_auto_join(both_engines, before[0], existing=before[1])
+    mark_as_filled(both_engines)
+    in_transaction(both_engines, lambda tx: tx.execute(update(Mirror).values(backfill_from=None)))
+    other: JSON = {"organization_id": RIVAL, "domain": "rival.example"}
+    switched_off: JSON = {"organization_id": "org_off", "domain": "off.example"}
+    events = [org(id=RIVAL), domain(at=3, id="org_domain_2", **other)]
+    events += [org(id="org_off"), domain(at=3, id="org_domain_3", **switched_off), domain("created", id="org_domain_4")]
+    apply_events(both_engines, [*ON, user(), *events])
+    auto_join_policy.set_workspace(both_engines, "org_off", "ann", "why", auto_join=False)
+    in_transaction(both_engines, lambda tx: tx.execute(delete(JoinSearch)))
+    set_auto_join(both_engines, after[0], existing=after[1])
+    at = [None, None] if everybody else [NOON, NOON + timedelta(minutes=3)]
+    found = [(ORG, "acme.example", at[0], "settings", cause), (RIVAL, "rival.example", at[1], "settings", cause)]
+    assert searches(both_engines) == found
+    in_transaction(both_engines, lambda tx: tx.execute(delete(JoinSearch)))
+    set_auto_join(both_engines, after[0], existing=after[1])
+    assert searches(both_engines) == [], "the next start of a process changes nothing"
+
+
+@pytest.mark.parametrize("after", [("mirror", True), ("off", True), ("provision", False)])
+def test_a_setting_by_which_nobody_joins_searches_for_nobody(provisioning: Engine, after: tuple[str, bool]) -> None:
+    set_auto_join(provisioning, existing=True)
+    in_transaction(provisioning, lambda tx: tx.execute(delete(JoinSearch)))
+    set_auto_join(provisioning, after[0], existing=after[1])
+    assert searches(provisioning) == []
+
+
+def test_turning_auto_join_on_adds_nobody_who_signed_up_while_it_was_off(one_engine: Engine) -> None:
+    set_auto_join(one_engine, "off")
+    apply_events(one_engine, [*ON, user()])
+    mark_as_filled(one_engine)
+    set_auto_join(one_engine, "provision")
+    assert searches(one_engine) == []
 
 
 def test_unblocking_creates_join_for_that_person_only(provisioning: Engine) -> None:

@@ -1,5 +1,6 @@
 """602 deliveries recorded from WorkOS's emulator converge on its state in any order."""
 
+import json
 import random
 from collections.abc import Callable
 
@@ -7,16 +8,21 @@ import pytest
 from flask.testing import FlaskClient
 from freezegun import freeze_time
 
+from models.database import open_engine
+from models.tables import Change, Read
 from tests.support import (
     JSON,
     apply_all,
     differences,
     mirrored,
+    rows,
     session_deliveries,
     session_secret,
     session_truth,
     statuses,
 )
+from tests.support.histories import broken_chains
+from tests.support.stories import store
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.inbox.drain import DrainLimits
@@ -65,6 +71,39 @@ def test_any_order_converges(make_services: Callable[..., Services], order: Call
             apply_all(services.engine, DrainLimits(batch_size=100))
     assert statuses(services.engine) == {"done": 602}
     assert differences(services.engine, session_truth()) == []
+
+
+def with_ties() -> list[JSON]:
+    """The events of the recorded session, all in the same minute: most events about one object tie."""
+    events: dict[str, JSON] = {}
+    for delivery in session_deliveries():
+        event = json.loads(delivery["body"])
+        data = event["data"].get("organization_domain", event["data"])
+        event["created_at"] = f"{event['created_at'][:16]}:00.000Z"
+        if "updated_at" in data:
+            data["updated_at"] = event["created_at"]
+        events[event["id"]] = event
+    return list(events.values())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ties_end_in_the_same_rows_and_reads_in_any_order(make_database: Callable[[str], str], seed: int) -> None:
+    events = with_ties()
+    ends = []
+    for order in (events, events[::-1], random.Random(seed).sample(events, len(events))):
+        engine = open_engine(make_database("sqlite"))
+        third = len(order) // 3 + 1
+        for start in range(0, len(order), third):
+            store(engine, order[start : start + third])
+            apply_all(engine, DrainLimits(batch_size=100))
+        found = mirrored(engine)
+        live = {(kind, row["id"]) for kind, of_kind in found.items() for row in of_kind if row["deleted_by"] is None}
+        ties = {(row["kind"], row["object_id"]) for row in rows(engine, Read) if "same time" in row["reason"]}
+        ends.append((found, ties & live))
+        assert not (broken := broken_chains(rows(engine, Change))), broken
+        engine.dispose()
+    assert ends[0] == ends[1] == ends[2]
+    assert len(ends[0][1]) > 20
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])

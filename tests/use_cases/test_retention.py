@@ -18,6 +18,7 @@ from tests.support.resync import CLIENT_ID, Clock, client_of, deliver, resync
 from tests.support.sandbox import Sandbox
 from tests.support.stories import store
 from worker.kinds.user import User
+from worker.mirror import auto_join_policy
 from worker.mirror.erasure import forget
 from worker.mirror.retention import BATCH, Periods, retain
 from worker.queue.doorbell import DRAIN, Doorbell
@@ -135,6 +136,22 @@ def test_changes_and_reports_expire_after_a_year(engine: Engine) -> None:
     assert {row["run_id"] for row in rows(engine, Drift)} == {"new"} and not rows(engine, Seen)
     age(engine, Change, 366, "at")
     assert retain(engine, Periods())["changes"] == 2
+
+
+def test_the_last_decision_about_a_person_is_kept(engine: Engine) -> None:
+    deliver(engine, [made("organization.created"), made("user.created")])
+    organization_id = sample("organization.created")["data"]["id"]
+    person = (engine, organization_id, USER, "ann")
+    auto_join_policy.block(*person, "asked for")
+    auto_join_policy.unblock(*person, "a mistake")
+    age(engine, Change, 366, "at")
+    assert retain(engine, Periods())["changes"] == 3 and retain(engine, Periods())["changes"] == 0
+    [last] = rows(engine, Change)
+    auto_join_policy.block(*person, "after all")
+    assert rows(engine, Change)[-1]["before"] == last["after"]
+    age(engine, Change, 366, "at")
+    assert retain(engine, Periods())["changes"] == 1
+    assert [row["after"]["why"] for row in rows(engine, Change)] == ["after all"]
 
 
 def test_tombstones_are_kept(engine: Engine) -> None:

@@ -1,13 +1,11 @@
 """Pages of the mirror: workspaces, people, and explanations of their state."""
 
 from flask import Blueprint, abort, render_template, request
-from sqlalchemy import Engine, select
 from werkzeug import Response
 
 from models.database import read_transaction
 from webhooks.ops.shared import PAGE, split_page, start_resync
 from worker.bootstrap import Services
-from worker.kinds.user import User
 from worker.mirror.auto_join_policy import workspace_settings
 from worker.reports import explain, listings
 
@@ -46,7 +44,7 @@ def add(routes: Blueprint, services: Services) -> None:
     @routes.get("/people")
     def people() -> str:
         email = request.args.get("email", "").strip()
-        return render_template("ops/people.html", rows=_people(engine, email), email=email)
+        return render_template("ops/people.html", rows=listings.list_people(engine, email, PAGE), email=email)
 
     @routes.get("/permissions")
     def permissions() -> str:
@@ -61,12 +59,3 @@ def add(routes: Blueprint, services: Services) -> None:
         if name and found is None:
             abort(404, f"Nothing is known about {name}.")
         return render_template("ops/explain.html", name=name, found=found)
-
-
-def _people(engine: Engine, email_part: str) -> list[dict[str, object]]:
-    """Return up to `PAGE` people whose e-mail address contains `email_part`."""
-    query = select(User.id, User.email, User.deleted_by, User.updated_at).order_by(User.email, User.id).limit(PAGE)
-    if email_part:
-        query = query.where(User.email.icontains(email_part, autoescape=True))
-    with read_transaction(engine) as tx:
-        return [dict(row) for row in tx.execute(query).mappings()]

@@ -1,11 +1,12 @@
 """The only place that decides whether an incoming state wins. Pure: no clock, database or settings.
 
 Folding states with `decide` is commutative, associative and idempotent, because it keeps their maximum. A tombstone is
-greater than any live state of the same id; otherwise the higher version is greater. Versions alone cannot order a
-tombstone, because a `*.deleted` payload has the `updated_at` of the last live state (docs/workos.md).
+greater than any live state of the same id; otherwise the later state is greater. Times alone cannot order a tombstone,
+because a `*.deleted` payload has the `updated_at` of the last live state (docs/workos.md). Where the times of two
+different states are equal, nobody knows which is newer: the one that grants less access wins until a confirmed read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -15,19 +16,31 @@ from models.outcomes import Finding, Outcome
 
 Content = Mapping[str, Any]
 """The columns of one object by name, as the kind's module in `worker.kinds` reads them from JSON."""
+TieBreak = Callable[[Content], tuple[int, ...]]
+"""Ranks live contents for states whose times are equal: the greater grants less access, and wins."""
 DERIVED = frozenset({"role", "workos_role", "normalized"})
 """Columns that this system derives from what WorkOS sent (by ROLE_MAP or normalization)."""
 DATE_STEP = timedelta(seconds=1)
 """The resolution of the `Date` header of WorkOS's answers. A state read from the API gets the end of that second."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Version:
-    """Orders the states of one object by `updated_at`, then the event's time, then the event's id. Times are in UTC."""
+    """When an object was in a state, in UTC. States are ordered by `updated_at`, then by the event's time."""
 
     updated_at: datetime
     event_at: datetime
     event_id: str
+    """Empty for a state that was read from the API."""
+
+    @property
+    def times(self) -> tuple[datetime, datetime]:
+        """What orders states. Equal times of two events do not say which is newer."""
+        return self.updated_at, self.event_at
+
+    def ties(self, other: "Version") -> bool:
+        """Return whether this is the version of another event, with the same times."""
+        return self.times == other.times and self.event_id != other.event_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +61,14 @@ class State:
         return 0 if not self.deleted else 3 if self.erased else 1 if self.by_resync else 2
 
 
-def decide(current: State | None, incoming: State, *, terminal: bool = True) -> tuple[State, Outcome]:
+def no_tie_break(_content: Content) -> tuple[int, ...]:
+    """Rank all live contents alike, for objects that grant no access by themselves."""
+    return ()
+
+
+def decide(
+    current: State | None, incoming: State, *, terminal: bool = True, tie_break: TieBreak = no_tie_break
+) -> tuple[State, Outcome]:
     """Return the state to keep, and the outcome for `incoming`.
 
     `current` is None if the id was never seen. `terminal` is False for objects that are identified by a slug and can be
@@ -58,7 +78,7 @@ def decide(current: State | None, incoming: State, *, terminal: bool = True) -> 
         return incoming, Outcome.APPLIED
     if current.finality > incoming.finality and (terminal or current.by_resync):
         return current, Outcome.TOMBSTONED
-    if incoming.version < current.version and not (terminal and incoming.finality > current.finality):
+    if _loses(incoming, current, tie_break) and not (terminal and incoming.finality > current.finality):
         return current, Outcome.STALE
     if _same(current, incoming):
         # Keep the stored content: derived columns may differ, and a difference would require a row in `changes`.
@@ -66,25 +86,44 @@ def decide(current: State | None, incoming: State, *, terminal: bool = True) -> 
     return incoming, Outcome.APPLIED
 
 
+def _loses(one: State, other: State, tie_break: TieBreak) -> bool:
+    """Return whether `one` is older than `other`, or their times are equal and `other` is the one to keep."""
+    if one.version.ties(other.version):
+        return _tie_rank(one, tie_break) < _tie_rank(other, tie_break)
+    return one.version.times < other.version.times
+
+
+def _tie_rank(state: State, tie_break: TieBreak) -> tuple[bool, tuple[int, ...], bool, str]:
+    """Order states of the same times: deleted, then less access, then read from the API, then the higher event id."""
+    content = () if state.deleted else tie_break(state.content)
+    return state.deleted, content, not state.version.event_id, state.version.event_id
+
+
 class ConfirmationReason(StrEnum):
     """Why an event requires a confirmed read."""
 
+    TIE = "another state at the same time"
     UNDER_TOMBSTONE = "event for an object that a resync found deleted"
     SAME_SECOND = "event in the second in which the API was read"
 
 
-def needs_confirmation(current: State | None, incoming: State, outcome: Outcome) -> ConfirmationReason | None:
+def needs_confirmation(
+    current: State | None, incoming: State, outcome: Outcome, *, terminal: bool = True
+) -> ConfirmationReason | None:
     """Return why the decision about an event requires a confirmed read; None if it does not.
 
-    A read is required if a resync found the object deleted, or if the stored state was read from the API in the second
-    of the event: only another read shows which is newer. `outcome` is what `decide` returned for the two states.
+    A read is required if a resync found the object deleted, if the times of two different states are equal, or if the
+    stored state was read from the API in the second of the event: only another read shows which is newer. `outcome` is
+    what `decide` returned for the two states, and `terminal` as there.
     """
-    if current is None:
+    if current is None or outcome is Outcome.TOMBSTONED:
+        return ConfirmationReason.UNDER_TOMBSTONE if current and current.by_resync else None
+    if _same(current, incoming):
         return None
-    if outcome is Outcome.TOMBSTONED and current.by_resync:
-        return ConfirmationReason.UNDER_TOMBSTONE
+    if current.version.ties(incoming.version) and not (terminal and incoming.deleted):  # a final delete settles it
+        return ConfirmationReason.TIE
     read_from_api = not current.version.event_id
-    if outcome is Outcome.STALE and read_from_api and not _same(current, incoming):
+    if outcome is Outcome.STALE and read_from_api:
         older_by = current.version.event_at - incoming.version.event_at
         return ConfirmationReason.SAME_SECOND if older_by <= DATE_STEP else None
     return None

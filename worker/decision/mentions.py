@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from models.addresses import normalize_address
+from models.addresses import comparable
 from worker.decision.payload import parse_json
 
 ID = re.compile(r"[A-Za-z0-9_-]+")
@@ -19,15 +19,9 @@ class Mentions(NamedTuple):
     words: frozenset[str]
     """A superset of all ids."""
     addresses: frozenset[str]
-    """As returned by `comparable`."""
+    """As returned by `models.addresses.comparable`."""
     is_json: bool
     """False if the payload could not be parsed and was searched as text."""
-
-
-def comparable(email: str) -> str:
-    """Return a form of an e-mail address that is equal for all spellings of the address."""
-    address = normalize_address(email)
-    return address.normalized if address else email.strip().lower()
 
 
 def mentions(body: bytes) -> Mentions:

@@ -299,7 +299,7 @@ def _done_columns(id: str, at: datetime | None, snapshot: Snapshot | None, decis
     columns: Record = {"id": id, "occurred_at": at, "outcome": Outcome.IGNORED}
     columns |= dict.fromkeys(("decided_by", "kind", "object_id", "organization_id"))
     if snapshot is not None and decision is not None:
-        lost = decision.outcome in (Outcome.STALE, Outcome.TOMBSTONED)
+        lost = decision.outcome in (Outcome.STALE, Outcome.TOMBSTONED) or decision.needs_confirmation
         columns |= {"outcome": decision.outcome, "decided_by": decision.against if lost else None}
         columns |= {"kind": snapshot.kind.name, "object_id": snapshot.id}
         columns["organization_id"] = snapshot.kind.organization_of(snapshot.id, snapshot.state.content)

@@ -3,6 +3,7 @@
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables import Mirrored
+from worker.decision.decide import Content
 from worker.kinds.kind import Kind, Listing, ShownBy, live, tombstone
 
 
@@ -18,6 +19,11 @@ class Connection(Mirrored):
     """WorkOS's `state`. People can sign in only if it is `active`."""
     domains: Mapped[list[str] | None]
     """Domain names, sorted."""
+
+
+def _tie_break(content: Content) -> tuple[bool]:
+    """Prefer a connection that is not active."""
+    return (content["status"] != "active",)
 
 
 CONNECTION = Kind(
@@ -44,4 +50,5 @@ CONNECTION = Kind(
     ),
     shown_by=(ShownBy("connections"), ShownBy("connections", parent=Connection.organization_id)),
     label=Connection.name,
+    tie_break=_tie_break,
 )

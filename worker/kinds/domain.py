@@ -5,8 +5,12 @@ from sqlalchemy.orm import Mapped, mapped_column
 from models.addresses import normalize_domain
 from models.tables import Mirrored
 from models.types import JsonObject
+from worker.decision.decide import Content
 from worker.decision.payload import Envelope, Fields
 from worker.kinds.kind import Kind, RoleMap, ShownBy, Snapshot, live, live_state, tombstone
+
+VERIFIED = ("verified", "legacy_verified")
+"""States in which a domain lets people join."""
 
 
 class Domain(Mirrored):
@@ -19,7 +23,7 @@ class Domain(Mirrored):
     normalized: Mapped[str | None] = mapped_column(index=True)
     """`models.addresses.normalize_domain` of `domain`."""
     verification: Mapped[str | None]
-    """WorkOS's `state`. `verified` and `legacy_verified` let people join."""
+    """WorkOS's `state`. Those in `VERIFIED` let people join."""
     reason: Mapped[str | None]
     """Why verification failed."""
 
@@ -49,6 +53,11 @@ def _verification_failed(kind: Kind, data: Fields, envelope: Envelope, roles: Ro
     return live_state(kind, nested, content, envelope)
 
 
+def _tie_break(content: Content) -> tuple[bool]:
+    """Prefer a domain that is not verified."""
+    return (content["verification"] not in VERIFIED,)
+
+
 DOMAIN = Kind(
     name="domain",
     object="organization_domain",
@@ -66,4 +75,5 @@ DOMAIN = Kind(
     shown_by=(ShownBy("organizations"), ShownBy("organization", parent=Domain.organization_id)),
     label=Domain.domain,
     parents={"organization_id": "organization"},
+    tie_break=_tie_break,
 )

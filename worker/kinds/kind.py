@@ -13,7 +13,7 @@ from sqlalchemy.sql.elements import KeyedColumnElement
 
 from models.tables import Mirrored
 from models.types import JsonObject
-from worker.decision.decide import Content, State, Version
+from worker.decision.decide import Content, State, TieBreak, Version, no_tie_break
 from worker.decision.payload import EPOCH, Envelope, Fields
 from worker.errors import PayloadError
 
@@ -110,6 +110,7 @@ class Kind:
             gone. Raises `PayloadError` if WorkOS answered with another object.
         api_content: reads the content from the API, where the API omits what events carry.
         derive: the columns that are computed from the content whenever a row is written.
+        tie_break: which of two live states to keep if their times are equal: the one that grants less access.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Kind:
     from_read: Callable[[str, JsonObject], JsonObject | None] = lambda _id, item: item
     api_content: ContentReader | None = None
     derive: Callable[[Content], Content] = lambda _content: {}
+    tie_break: TieBreak = no_tie_break
 
     def __str__(self) -> str:
         return self.name

@@ -5,8 +5,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables import Mirrored, index_where
 from models.types import JsonObject
+from worker.decision.decide import Content
 from worker.decision.payload import Fields
-from worker.decision.roles import local_role
+from worker.decision.roles import LOCAL_ROLES, local_role
 from worker.kinds.kind import Kind, Listing, RoleMap, Scope, ShownBy, live, tombstone
 
 
@@ -47,6 +48,11 @@ def _content(data: Fields, roles: RoleMap) -> JsonObject:
     }
 
 
+def _tie_break(content: Content) -> tuple[int, int]:
+    """Prefer a membership that is not active, then the lower local role."""
+    return content["status"] != "active", -LOCAL_ROLES.index(content["role"])
+
+
 MEMBERSHIP = Kind(
     name="membership",
     object="organization_membership",
@@ -70,4 +76,5 @@ MEMBERSHIP = Kind(
     ),
     shown_by=(ShownBy("memberships", parent=Membership.organization_id),),
     parents={"organization_id": "organization", "user_id": "user"},
+    tie_break=_tie_break,
 )

@@ -1,9 +1,9 @@
 """Users: people, identified by their e-mail address."""
 
-from sqlalchemy import Index
+from sqlalchemy import ColumnElement, Index, and_, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.addresses import normalize_address
+from models.addresses import comparable, normalize_address
 from models.tables import Mirrored
 from models.types import JsonObject
 from worker.decision.decide import Content
@@ -26,6 +26,13 @@ class User(Mirrored):
     __table_args__ = (Index("ix_users_email_domain_id", "email_domain", "id"),)
 
 
+def has_address(email: str) -> ColumnElement[bool]:
+    """Return the condition that a user's current e-mail address is `email`, however either is spelled."""
+    if normalize_address(email):
+        return User.email_normalized == comparable(email)
+    return and_(User.email_normalized.is_(None), func.lower(User.email) == comparable(email))
+
+
 PERSONAL = ("email", "first_name", "last_name")
 """The columns that erasure blanks."""
 
@@ -33,6 +40,11 @@ PERSONAL = ("email", "first_name", "last_name")
 def _derive(content: Content) -> JsonObject:
     normalized, domain = normalize_address(content.get("email")) or (None, None)
     return {"email_normalized": normalized, "email_domain": domain}
+
+
+def _tie_break(content: Content) -> tuple[bool]:
+    """Prefer an address that is not verified."""
+    return (not content["email_verified"],)
 
 
 USER = Kind(
@@ -51,4 +63,5 @@ USER = Kind(
     shown_by=(ShownBy("users"),),
     label=User.email,
     derive=_derive,
+    tie_break=_tie_break,
 )

@@ -54,12 +54,13 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
         for place, arrival in of_kind:
             id = arrival.snapshot.id
             current = updated.get(id, stored[id])
-            state, outcome = decide(current, arrival.snapshot.state, terminal=kind.delete_is_final)
+            incoming, final = arrival.snapshot.state, kind.delete_is_final
+            state, outcome = decide(current, incoming, terminal=final, tie_break=kind.tie_break)
             against = current.version.event_id if current else None
-            reason = needs_confirmation(current, arrival.snapshot.state, outcome)
+            reason = needs_confirmation(current, incoming, outcome, terminal=final)
             decisions[place] = Decision(outcome, against, reason)
             if not state.erased:
-                seen.append((id, arrival.snapshot.state))
+                seen.append((id, incoming))
             if state is not current or reason:  # a new revision makes a concurrent confirmed read repeat
                 updated[id] = state
             if outcome is Outcome.APPLIED:

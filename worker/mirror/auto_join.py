@@ -10,22 +10,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, insert, literal, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, func, insert, literal, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from models.bulk import dialect_insert, insert_rows, is_any_of
+from models.database import CHANGES_LOCK, advisory_lock
 from models.tables import AutoJoin, AutoJoinMode, AutoJoinState, Cause, Join, JoinSearch, JoinState, Mirror, UserAddress
 from models.types import JsonObject, db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.decision.decide import shown
-from worker.kinds.domain import DOMAIN, Domain
+from worker.kinds.domain import DOMAIN, VERIFIED, Domain
 from worker.kinds.organization import ORGANIZATION, Organization
 from worker.kinds.user import USER, User
 from worker.mirror.change_rows import CausedBy, ChangeRow
 
 REVIVED = (JoinState.DROPPED, JoinState.FAILED)
 """Joins that a new cause makes pending again. A block stays until an operator unblocks the person."""
-VERIFIED = ("verified", "legacy_verified")
 
 
 class Claim(NamedTuple):
@@ -95,14 +95,13 @@ def auto_join_changes(tx: Connection, changes: Sequence[ChangeRow]) -> list[Chan
     people = {row.object_id: row for row in changes if row.kind == USER.name and _newly_verified(row)}
     if not (domains or workspaces or people):
         return []
-    settings = select(Mirror.auto_join, Mirror.auto_join_existing, Mirror.backfill_from, Mirror.backfilled_at)
-    mode, existing, backfill_from, backfilled_at = tx.execute(settings).one()
+    mode, backfilled_at = tx.execute(select(Mirror.auto_join, Mirror.backfilled_at)).one()
     further: list[ChangeRow] = []
     if domains or workspaces:
         transitions = _record_statuses(tx, _causes_of_claims(tx, domains, workspaces))
         further = _record_changes(transitions, changes)
         if mode == AutoJoinMode.PROVISION:
-            _search(tx, transitions, backfill_from, everybody=existing and backfilled_at is not None)
+            _search(tx, transitions)
     if mode == AutoJoinMode.PROVISION:
         by_cause: dict[CausedBy, list[str]] = {}
         for id, row in people.items():
@@ -114,11 +113,20 @@ def auto_join_changes(tx: Connection, changes: Sequence[ChangeRow]) -> list[Chan
     return further
 
 
-def search(tx: Connection, organization_id: str, cause: CausedBy) -> None:
-    """Request a search for all people with an address on one of a workspace's auto-join domains."""
+def search(tx: Connection, cause: CausedBy, *which: ColumnElement[bool]) -> None:
+    """Request a search of the auto-join domains that meet `which` for the people who have not joined.
+
+    As for a domain that has just been verified, the search covers everybody with `AUTO_JOIN_EXISTING`, and otherwise
+    the people who signed up since.
+    """
+    advisory_lock(tx, CHANGES_LOCK)  # another transaction may request the same search
     view = auto_join_domains.c
-    for domain in tx.execute(select(view.domain).where(view.organization_id == organization_id)).scalars():
-        _add_search(tx, organization_id, domain, None, cause)
+    of_claim = and_(Domain.organization_id == view.organization_id, Domain.normalized == view.domain)
+    verified = (Domain.deleted_by.is_(None), Domain.verification.in_(VERIFIED))
+    place = (view.organization_id, view.domain)
+    found = select(*place, func.min(Domain.updated_at)).join(Domain, of_claim).where(*verified, *which).group_by(*place)
+    for organization_id, domain, verified_at in tx.execute(found).all():
+        _add_search(tx, organization_id, domain, verified_at, cause)
 
 
 def eligible() -> Select[str, str, str | None, str, str]:
@@ -283,26 +291,27 @@ def _columns(status: AutoJoinStatus | None) -> dict[str, str | None]:
     return {"auto_join": state, "auto_join_reason": reason}
 
 
-def _search(
-    tx: Connection, transitions: Sequence[Transition], backfill_from: datetime | None, *, everybody: bool
-) -> None:
-    """Request searches for the people of domains that have just become verified.
-
-    Unless for `everybody`, a search covers only people who signed up after the domain was verified.
-    """
+def _search(tx: Connection, transitions: Sequence[Transition]) -> None:
+    """Request searches for the people of domains that have just become verified."""
     for claim, before, now, cause in transitions:
         was_verified = before is not None and before.state is AutoJoinState.VERIFIED
         if now.state is AutoJoinState.VERIFIED and not was_verified and claim.normalized and claim.organization_id:
             # The event of a sign-up may arrive before the event that verified the domain.
-            after = None if everybody else max(filter(None, (claim.updated_at, backfill_from)))
-            _add_search(tx, claim.organization_id, claim.normalized, after, cause)
+            _add_search(tx, claim.organization_id, claim.normalized, claim.updated_at, cause)
 
 
-def _add_search(
-    tx: Connection, organization_id: str, domain: str, created_after: datetime | None, cause: CausedBy
-) -> None:
+def _add_search(tx: Connection, organization_id: str, domain: str, verified_at: datetime, cause: CausedBy) -> None:
+    """Request a search for everybody with `AUTO_JOIN_EXISTING`, else for the people who signed up since `verified_at`.
+
+    Nor does it cover people whom the first resync found. A search for everybody that is still open stays one.
+    """
+    settings = select(Mirror.auto_join_existing, Mirror.backfill_from, Mirror.backfilled_at)
+    existing, backfill_from, backfilled_at = tx.execute(settings).one()
+    everybody = existing and backfilled_at is not None
+    created_after = None if everybody else max(filter(None, (verified_at, backfill_from)))
     same = and_(JoinSearch.organization_id == organization_id, JoinSearch.domain == domain)
     running = tx.execute(delete(JoinSearch).where(same).returning(JoinSearch.created_after)).one_or_none()
     row = {"organization_id": organization_id, "domain": domain, "cause": cause[0], "cause_id": cause[1]}
-    everybody = running is not None and running.created_after is None
-    tx.execute(insert(JoinSearch).values(created_after=None if everybody else created_after, **row))
+    if running is not None and running.created_after is None:
+        created_after = None
+    tx.execute(insert(JoinSearch).values(created_after=created_after, **row))

@@ -3,7 +3,6 @@
 The rule that keeps a removed person out is the view `auto_join_blocks` in `models.views`.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -11,7 +10,7 @@ from sqlalchemy import Connection, Engine, Select, and_, delete, func, insert, o
 
 from models import tables
 from models.bulk import dialect_insert, insert_new
-from models.database import CHANGES_LOCK, advisory_lock, in_transaction, read_transaction
+from models.database import CHANGES_LOCK, advisory_lock, in_transaction, read_transaction, transactional
 from models.tables import AutoJoinMode, Cause, Change, Join, JoinState, Mirror, UnblockedMembership, WorkspaceSettings
 from models.types import JsonObject, Record, db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
@@ -29,24 +28,27 @@ BLOCKING = (JoinState.BLOCKED, JoinState.UNDONE)
 """States of joins that keep a person out."""
 
 
-def adopt(engine: Engine, mode: str, *, existing: bool) -> None:
-    """Store the settings `AUTO_JOIN` and `AUTO_JOIN_EXISTING`, so that all processes use the same ones."""
-    in_transaction(engine, _adopt, {"auto_join": mode, "auto_join_existing": existing})
+@transactional
+def adopt(tx: Connection, mode: str, *, existing: bool) -> None:
+    """Store the settings `AUTO_JOIN` and `AUTO_JOIN_EXISTING`, so that all processes use the same ones.
 
-
-def _adopt(tx: Connection, wanted: dict[str, object]) -> None:
+    If more people join than before, those who have already signed up are searched for in every workspace: everybody
+    with `AUTO_JOIN_EXISTING`; without it, if the mode was `mirror`, those who signed up since the domain was verified.
+    """
+    wanted: dict[str, object] = {"auto_join": mode, "auto_join_existing": existing}
     current = tx.execute(select(Mirror.__table__).with_for_update()).mappings().one()
-    if changed := {name: value for name, value in wanted.items() if current[name] != value}:
-        log.info("auto_join_settings_changed", **wanted)
-        _store(tx, changed)
+    changed = [name for name, value in wanted.items() if current[name] != value]
+    if not changed:
+        return
+    log.info("auto_join_settings_changed", **wanted)
+    tx.execute(update(Mirror).values(wanted))
+    if mode == AutoJoinMode.PROVISION and (existing or current["auto_join"] == AutoJoinMode.MIRROR):
+        search(tx, (Cause.SETTINGS, changed[0].upper()))
 
 
-def _store(tx: Connection, values: Mapping[str, object]) -> None:
-    tx.execute(update(Mirror).values(values))
-
-
+@transactional
 def set_workspace(
-    engine: Engine,
+    tx: Connection,
     organization_id: str,
     who: str,
     why: str,
@@ -63,10 +65,6 @@ def set_workspace(
     wanted = {name: value for name, value in given.items() if value is not None}
     if not wanted:
         raise ConfigurationError("nothing to change: give the switch, the role, or both")
-    return in_transaction(engine, _set_workspace, organization_id, who, why, wanted)
-
-
-def _set_workspace(tx: Connection, organization_id: str, who: str, why: str, wanted: JsonObject) -> JsonObject:
     _require(tx, Organization, "workspace", organization_id)
     mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()  # one operator at a time
     before = workspace_settings(tx, organization_id)
@@ -77,7 +75,7 @@ def _set_workspace(tx: Connection, organization_id: str, who: str, why: str, wan
     tx.execute(insert(WorkspaceSettings).values(organization_id=organization_id, **after, who=who, why=why))
     switched_on = after["auto_join"] and not before["auto_join"]
     if switched_on and mirror.auto_join == AutoJoinMode.PROVISION and mirror.auto_join_existing:
-        search(tx, organization_id, (Cause.OPERATOR, who))
+        search(tx, (Cause.OPERATOR, who), auto_join_domains.c.organization_id == organization_id)
     old, new = before | {"why": before_why}, after | {"why": why}
     if old != new:
         ids = organization_id, organization_id
@@ -93,7 +91,8 @@ def workspace_settings(tx: Connection, organization_id: str) -> JsonObject:
     return {"auto_join": auto_join is not False, "default_role": default_role or "member"}
 
 
-def unblock(engine: Engine, organization_id: str, user_id: str, who: str, why: str) -> list[str]:
+@transactional
+def unblock(tx: Connection, organization_id: str, user_id: str, who: str, why: str) -> list[str]:
     """Let someone join by domain again who was removed, deactivated, invited or blocked.
 
     This also lifts blocks that come from other users with the same address. In mode `provision` the person is made a
@@ -102,10 +101,6 @@ def unblock(engine: Engine, organization_id: str, user_id: str, who: str, why: s
     Returns the sorted reasons for the block, as in the view `auto_join_blocks`. Raises `OperatorError` if nothing
     blocks the person, and `UnknownIdError` if the mirror has no such workspace or person.
     """
-    return in_transaction(engine, _unblock, organization_id, user_id, who, why)
-
-
-def _unblock(tx: Connection, organization_id: str, user_id: str, who: str, why: str) -> list[str]:
     provisions = tx.execute(select(Mirror.auto_join).with_for_update()).scalar_one() == AutoJoinMode.PROVISION
     view = auto_join_blocks.c
     blocks = select(view.reason).where(view.organization_id == organization_id, view.user_id == user_id)
@@ -130,15 +125,12 @@ def _unblock(tx: Connection, organization_id: str, user_id: str, who: str, why: 
     return reasons
 
 
-def block(engine: Engine, organization_id: str, user_id: str, who: str, why: str) -> None:
+@transactional
+def block(tx: Connection, organization_id: str, user_id: str, who: str, why: str) -> None:
     """Keep someone from joining a workspace by domain until they are unblocked. An existing membership stays.
 
     Raises `UnknownIdError` if the mirror has no such workspace or person.
     """
-    in_transaction(engine, _block, organization_id, user_id, who, why)
-
-
-def _block(tx: Connection, organization_id: str, user_id: str, who: str, why: str) -> None:
     _require(tx, Organization, "workspace", organization_id)
     _require(tx, User, "person", user_id)
     reason = f"by {who}: {why}"
@@ -214,4 +206,8 @@ def refresh_counts(engine: Engine) -> None:
             tx.execute(select(func.count()).select_from(query.subquery())).scalar_one()
             for query in (_missing(), _without_admin())
         )
-    in_transaction(engine, _store, {"missing_joins": missing_joins, "without_admin": without})
+    in_transaction(engine, _store, missing_joins, without)
+
+
+def _store(tx: Connection, missing_joins: int, without_admin: int) -> None:
+    tx.execute(update(Mirror).values(missing_joins=missing_joins, without_admin=without_admin))

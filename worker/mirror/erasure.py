@@ -10,12 +10,13 @@ from datetime import timedelta
 
 from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, exists, func, or_, select, update
 
+from models.addresses import comparable
 from models.bulk import is_any_of
 from models.database import in_transaction, read_transaction
 from models.tables import Cause, Change, Drift, Event, EventStatus, HookDelivery, UserAddress
 from models.types import JsonObject, db_now, db_now_plus, inline_literal
 from models.views import auto_join_blocks
-from worker.decision.mentions import comparable, mentions
+from worker.decision.mentions import mentions
 from worker.decision.payload import is_id, parse_json
 from worker.errors import OperatorError, UnknownIdError, WorkosSyncError
 from worker.kinds.membership import MEMBERSHIP, Membership

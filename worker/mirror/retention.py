@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Engine, delete, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, exists, select, update
+from sqlalchemy.orm import aliased
 
 from models import tables
 from models.database import delete_some, in_transaction
@@ -60,7 +61,7 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
         "erased_payloads": _blanker(done, about_erased()),
         "erased_failures": blank_undecided,
         "events": _deleter(Event, done, Event.last_delivered_at < _ago(periods.events)),
-        "changes": lambda tx: _delete_changes(tx, Change.at < _ago(periods.changes)),
+        "changes": lambda tx: _delete_changes(tx, Change.at < _ago(periods.changes), ~_is_last_decision()),
         "joins": _deleter(Join, Join.state.in_(FINISHED), Join.settled_at < _ago(periods.changes)),
         "hook_deliveries": _deleter(tables.HookDelivery, tables.HookDelivery.change_id <= dropped_to),
         **of_ended_runs,
@@ -94,9 +95,20 @@ def _deleter(table: type[tables.Base], *which: ColumnElement[bool]) -> Callable[
     return lambda tx: delete_some(tx, table, *which, most=BATCH)
 
 
-def _delete_changes(tx: Connection, old: ColumnElement[bool]) -> int:
+def _is_last_decision() -> ColumnElement[bool]:
+    """Return the condition that a change is the last decision about a person in a workspace.
+
+    Only `changes` has it, and the next decision's `before` must equal its `after`.
+    """
+    later = aliased(Change)
+    same = (later.kind == Change.kind, later.object_id == Change.object_id)
+    of_workspace = (later.organization_id == Change.organization_id, later.id > Change.id)
+    return and_(Change.kind == tables.JOIN, ~exists().where(*same, *of_workspace))
+
+
+def _delete_changes(tx: Connection, *which: ColumnElement[bool]) -> int:
     """Delete changes and record the highest deleted id, so that readers that have not read it learn of the gap."""
-    ids = list(tx.execute(select(Change.id).where(old).order_by(Change.id).limit(BATCH)).scalars())
+    ids = list(tx.execute(select(Change.id).where(*which).order_by(Change.id).limit(BATCH)).scalars())
     if ids:
         tx.execute(delete(Change).where(Change.id.in_(ids)))
         advance = update(Mirror).where(Mirror.changes_dropped_to < ids[-1])

@@ -26,7 +26,7 @@ from worker.kinds import KINDS, Kind
 from worker.kinds.domain import DOMAIN, Domain
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import ORGANIZATION
-from worker.kinds.user import USER, User
+from worker.kinds.user import USER, User, has_address
 from worker.reports.access import access_of, domain_states
 from worker.reports.rows import all_rows, one_row
 
@@ -48,6 +48,7 @@ FINDINGS = {
     Finding.ANOMALY: "exists in WorkOS although a delete event removed it",
     Finding.INVALID: "has an invalid field in WorkOS",
 }
+OLDER = "older than the current state"
 UNREPAIRED = {DriftAction.WITHHELD: "deletion waits for approval", DriftAction.REPORTED: "reported, not repaired"}
 
 
@@ -61,7 +62,8 @@ class Object(NamedTuple):
 def explain(engine: Engine, name: str) -> Record | None:
     """Return an object or a person with everything that affected it; None if the mirror has no trace of it.
 
-    `name` is a WorkOS id, or a person's current e-mail address. The id of an event means the object it is about.
+    `name` is a WorkOS id, or a person's current e-mail address in any spelling. The id of an event means the object it
+    is about.
 
     The keys are `objects`, `access` (of a person or membership), `auto_join` (of a domain or workspace), `joins` (of a
     person: what AUTO_JOIN=provision did), `timeline` in the order of processing, and `truncated`: whether older steps
@@ -87,7 +89,7 @@ def explain(engine: Engine, name: str) -> Record | None:
 
 def _find(tx: Connection, name: str) -> list[Object]:
     if "@" in name:
-        users = select(User.id).where(User.email.in_({name, name.lower()})).order_by(User.id)
+        users = select(User.id).where(has_address(name)).order_by(User.id)
         return [Object(USER, id) for id in tx.execute(users).scalars()]
     mirrored = [
         Object(kind, name)
@@ -202,16 +204,23 @@ def _why(event: Record, changes: Sequence[Record], winners: Mapping[str, Record]
 def _outcome(event: Record, changes: Sequence[Record], winners: Mapping[str, Record]) -> str:
     match event["outcome"]:
         case Outcome.APPLIED:
-            return _applied(changes)
+            return _applied(changes, tied=_tied(event, winners))
         case Outcome.UNCHANGED:
             return "the mirror already had this content"
         case Outcome.STALE:
-            return f"older than the current state, which came from {_winner(event, winners)}"
+            older = "not newer than the current state of the same time" if _tied(event, winners) else OLDER
+            return f"{older}, which came from {_winner(event, winners)}"
         case Outcome.TOMBSTONED if event["decided_by"]:
             return f"permanently deleted by {_winner(event, winners)}; deletes are final"
         case Outcome.TOMBSTONED:
             return "a resync had found it deleted, so a confirmed read was requested"
     return "events of this type are not mirrored"
+
+
+def _tied(event: Record, winners: Mapping[str, Record]) -> bool:
+    """Return whether an event has the time of the event that it was compared with."""
+    other = winners.get(event["decided_by"] or "")
+    return other is not None and other["id"] != event["id"] and bool(other["occurred_at"] == event["occurred_at"])
 
 
 def _winner(event: Record, winners: Mapping[str, Record]) -> str:
@@ -223,15 +232,16 @@ def _winner(event: Record, winners: Mapping[str, Record]) -> str:
     return f"{winner['type']} {winner['id']} at {winner['occurred_at']:%Y-%m-%d %H:%M:%S.%f}"[:-3]
 
 
-def _applied(changes: Sequence[Record]) -> str:
+def _applied(changes: Sequence[Record], *, tied: bool) -> str:
+    order = "kept over the previous state of the same time" if tied else "newer than the previous state"
     if not changes:
-        return "newer than the previous state (the change itself has been pruned)"
+        return f"{order} (the change itself has been pruned)"
     first, last = changes[0], changes[-1]
     if last["after"]["state"] == "deleted":
         return "permanently deleted"
     if first["before"] is None:
         return "new in the mirror"
-    return f"newer than the previous state: changed {', '.join(sorted(_fields(changes)))}"
+    return f"{order}: changed {', '.join(sorted(_fields(changes)))}"
 
 
 def _fields(changes: Sequence[Record]) -> dict[str, list[object]]:

@@ -7,6 +7,7 @@ is the id of the last row of the previous page. Times are aware, in UTC.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -25,6 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import InstrumentedAttribute
 
+from models.addresses import normalize_domain
 from models.database import read_transaction
 from models.tables import Cause, Change, Drift, DriftAction, Event, EventStatus, Run, RunStatus, Task
 from models.types import Record, inline_literal
@@ -33,6 +35,7 @@ from worker.kinds import KINDS
 from worker.kinds.domain import Domain
 from worker.kinds.permission import Permission
 from worker.kinds.role import Role
+from worker.kinds.user import User, has_address
 from worker.mirror.change_feed import as_json
 from worker.reports.access import domain_states
 from worker.reports.rows import all_rows, one_row
@@ -69,6 +72,12 @@ def _page(
     if after is not None:
         query = query.where(view.c[key] > after)
     return _read(engine, query.filter_by(**_given(filters)))
+
+
+def _contains(column: ColumnElement[Any], text: str) -> ColumnElement[bool]:
+    """Return the condition that a column contains a text in any case."""
+    # SQLite ignores the case of ASCII letters only.
+    return or_(*(column.icontains(spelled, autoescape=True) for spelled in {text, text.lower(), text.upper()}))
 
 
 def _given(filters: Mapping[str, str | None]) -> dict[str, str]:
@@ -155,15 +164,36 @@ def list_workspaces(
     engine: Engine, *, state: str | None = None, name: str | None = None, after: str | None = None, limit: int = 50
 ) -> list[Record]:
     """Return workspaces sorted by id: in a state (`active` or `deleted`), or whose name contains a text in any case."""
-    named = [] if name is None else [workspaces.c.name.icontains(name, autoescape=True)]
+    named = [] if name is None else [_contains(workspaces.c.name, name)]
     return _page(engine, workspaces, "organization_id", {"state": state}, after, limit, *named)
 
 
 def list_access(
     engine: Engine, filters: Mapping[str, str], *, after: str | None = None, limit: int = 50
 ) -> list[Record]:
-    """Return the memberships that give access now, sorted by id, by `organization_id`, `user_id` or `email`."""
-    return _page(engine, workspace_members, "membership_id", filters, after, limit)
+    """Return the memberships that give access now, sorted by id, by `organization_id`, `user_id` or `email`.
+
+    `email` is an address in any spelling.
+    """
+    others = {name: value for name, value in filters.items() if name != "email"}
+    of_user = workspace_members.c.user_id.in_(select(User.id).where(has_address(filters.get("email", ""))))
+    which = [of_user] if "email" in filters else []
+    return _page(engine, workspace_members, "membership_id", others, after, limit, *which)
+
+
+def list_people(engine: Engine, email_part: str, limit: int = 50) -> list[Record]:
+    """Return people whose e-mail address contains `email_part`, sorted by address; deleted people too.
+
+    A part with a whole domain, or a whole address, may have any spelling.
+    """
+    local, at, host = email_part.rpartition("@")
+    domain = normalize_domain(host)
+    found = _contains(User.__table__.c.email, email_part)
+    if domain is not None:
+        found |= User.email_normalized.contains(f"{local.lower()}{at}{domain}", autoescape=True)
+    people = select(User.id, User.email, User.deleted_by, User.updated_at).order_by(User.email, User.id).limit(limit)
+    # Without a part, also people whose address is not known.
+    return _read(engine, people.where(found) if email_part else people)
 
 
 def list_domains(

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
@@ -131,8 +131,10 @@ class State:
     # Tables
 
     def changed(self, record: JSON, **values: Any) -> JSON:
-        """A new version of a record. Its `updated_at` never goes back, but may stay the same."""
-        return {**record, **values, "updated_at": max(record["updated_at"], self.stamp())}
+        """A new version of a record. Its `updated_at` rises, or with `Knobs.ties` only never goes back."""
+        known = datetime.fromisoformat(record["updated_at"])
+        least = known if self.knobs.ties else known + timedelta(milliseconds=1)
+        return {**record, **values, "updated_at": shapes.time_text(max(least, self.now()))}
 
     def link(self, parent: str, kind: str, object_id: str) -> None:
         """Note that an object of `kind` belongs to `parent`."""

@@ -1,0 +1,21 @@
+"""What mutation testing names still exists: its sources, its tests, and the mutants that change nothing."""
+
+import difflib
+
+from tests.mutation import views
+from tests.mutation.__main__ import EQUIVALENT, ROOT, TARGETS, VIEW_TESTS
+
+PATHS = [path for target in TARGETS.values() for path in (*target.sources, *target.tests)]
+
+
+def test_targets_exist() -> None:
+    assert [path for path in (*PATHS, *VIEW_TESTS) if not list(ROOT.glob(path))] == []
+
+
+def test_equivalent_mutants_are_mutants_of_existing_lines() -> None:
+    of_views = {f"{mutant.view} {mutant.change}" for mutant in views.mutants(views.views())}
+    sources = [path for target in TARGETS.values() for source in target.sources for path in ROOT.glob(source)]
+    lines = [line.strip() for path in sources if path.suffix == ".py" for line in path.read_text().splitlines()]
+    unknown = [name for name in EQUIVALENT if name not in of_views]
+    assert unknown != list(EQUIVALENT), "those of views are found"
+    assert [line for line in unknown if not difflib.get_close_matches(line, lines, cutoff=0.9)] == []
