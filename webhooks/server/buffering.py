@@ -6,17 +6,21 @@ threads.
 """
 
 import errno
+import os
 import select
 import selectors
+import signal
 import socket
 import struct
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from io import BytesIO
+from types import FrameType
 from typing import Any
 
 import structlog
@@ -44,6 +48,7 @@ MAX_ACCEPTS = 16
 """Connections accepted per turn of the loop. Low, so that other processes get their share."""
 MAX_DISCARDED = 1_048_576
 """Bytes discarded from a client that still sends after the response."""
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 NO_TRUSTED_PROXIES = {"forwarded_allow_ips": "", "forwarder_headers": "", "secure_scheme_headers": {}}
 """gunicorn's proxy settings. By default it trusts headers from localhost and from Unix sockets."""
 
@@ -69,6 +74,19 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
         self.closing_conns: deque[Conn] = deque()
         self.pending_conns: deque[Conn] = deque()
         self._held = 0
+
+        _keep_signals_for_workers()
+
+    def init_signals(self) -> None:
+        """Set the signal handlers, then receive what was sent to this process since its fork."""
+        super().init_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Finish the requests that were received, then exit. A process that is still starting exits at once."""
+        if not self.booted:
+            sys.exit(0)
+        super().handle_exit(sig, frame)
 
     def accept(self, listener: socket.socket) -> None:
         """Accept several connections per turn of the loop. gunicorn accepts one, which is slow while others send."""
@@ -239,6 +257,19 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
         self._release(conn)
         self.nr_conns -= 1
         conn.close()
+
+
+@cache
+def _keep_signals_for_workers() -> None:
+    """Block signals during each fork, and in the new process until it has its own handlers.
+
+    Until then it would handle a signal as its parent does, which only notes it. The parent would wait for its graceful
+    timeout, and then kill it.
+    """
+    os.register_at_fork(
+        before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOPPING),
+        after_in_parent=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOPPING),
+    )
 
 
 def _can_send(sock: socket.socket) -> bool:
