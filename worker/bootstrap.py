@@ -30,7 +30,7 @@ JOB_SECONDS = 2.0
 REPAIR_JOB_SECONDS = 24 * 3600
 """A resync may take hours. Its lease, not RQ, decides whether it is alive."""
 LONG_JOB_SECONDS = 1800
-"""Joins wait for WorkOS's rate limits, hooks for the host. Each of their steps has its own time limit."""
+"""Joins wait for WorkOS's rate limits. Each of their steps has its own time limit."""
 MAX_CONNECTIONS = 12
 """A resync makes ten calls at once and sends its heartbeat. A drain uses one connection."""
 
@@ -86,7 +86,7 @@ def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False
         bell=Doorbell(redis, DRAIN),
         repair_bell=Doorbell(redis, REPAIR, REPAIR_JOB_SECONDS),
         provision_bell=Doorbell(redis, PROVISION, LONG_JOB_SECONDS),
-        hooks_bell=Doorbell(redis, HOOKS, LONG_JOB_SECONDS),
+        hooks_bell=Doorbell(redis, HOOKS),
         counters=Counters(redis),
     )
 

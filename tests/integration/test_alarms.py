@@ -3,25 +3,21 @@
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from redis import Redis
 from sqlalchemy import Engine, insert, update
 
 from models.database import in_transaction
 from models.tables import Change, Drift, Event, Hook, HookDelivery, Join, Mirror, Read, Run, Tick
 from models.types import db_now, db_now_plus
-from tests.support import accept, apply_all, made, sign
+from tests.support import accept, apply_all, fake_workers, made, sign
 from tests.support.promtool import RULES, firing
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.processes.clock import heartbeat
-from worker.processes.jobs import make_worker
-from worker.queue.doorbell import DRAIN, REPAIR
 from worker.repair.schedule import CLOCK_TICK
 
 pytestmark = pytest.mark.long  # each runs promtool
@@ -43,11 +39,7 @@ def services(
     filled = {"backfill_from": db_now_plus(-9000), "backfilled_at": db_now(), "last_resync_at": db_now()}
     in_transaction(engine, lambda tx: tx.execute(update(Mirror).values(filled | {"complete_to": db_now()})))
     heartbeat(engine)
-    with ExitStack() as ended:
-        for lane in (DRAIN, REPAIR):
-            worker = make_worker(ended.enter_context(Redis.from_url(redis_url)), lane, {})
-            worker.register_birth()  # type: ignore[no-untyped-call]  # RQ has no types for it
-            ended.callback(worker.register_death)
+    with fake_workers.registered(redis_url):
         yield services
 
 
@@ -143,8 +135,7 @@ def hook_failed(services: Services, _endpoint: FlaskClient) -> None:
 
 
 def no_worker(services: Services, _endpoint: FlaskClient) -> None:
-    for key in services.redis.smembers(f"rq:workers:workos-sync:{DRAIN}"):
-        services.redis.srem(f"rq:workers:workos-sync:{DRAIN}", key)
+    fake_workers.forget(services.redis)
 
 
 FAULTS: dict[str, Callable[[Services, FlaskClient], None]] = {

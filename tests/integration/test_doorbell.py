@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 from redis import Redis
-from rq import Callback, Queue, Webhook
+from rq import Callback, Queue, Repeat, Retry, Webhook
 from rq.serializers import JSONSerializer
 from sqlalchemy import Engine
+from structlog.testing import capture_logs
 
 from models.tables import Event
 from tests.support import accept, statuses
@@ -26,9 +27,12 @@ from tests.support.stories import new_users, written_once
 from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
 from worker.inbox.drain import DrainLimits, drain
+from worker.processes import jobs
 from worker.processes.clock import sweep
 from worker.processes.jobs import answered, make_worker
-from worker.queue.doorbell import DRAIN, Doorbell
+from worker.queue.doorbell import DRAIN, Doorbell, queue_name
+from worker.queue.heartbeat import Heartbeat
+from worker.redis_client import open_redis
 from worker.reports.health import check_health
 
 
@@ -183,12 +187,129 @@ def test_a_worker_skips_unknown_functions_and_continues(
         listener.accept()
 
 
-@pytest.mark.parametrize("lost", ["rq:workers", "all"])
-def test_a_heartbeat_registers_a_worker_that_redis_has_lost(services: Services, redis_url: str, lost: str) -> None:
+OURS: dict[str, str | bytes] = {
+    "data": json.dumps([DRAIN, None, [], {}]),
+    "origin": queue_name(DRAIN),
+    "status": "queued",
+    "timeout": "10",
+    "created_at": "2026-01-01T00:00:00.000000Z",
+}
+"""The hash of a job as the doorbell makes it."""
+
+
+def hashed(id: str | bytes = "crafted", **fields: str | bytes) -> Callable[[Redis], None]:
+    """A step that adds a job whose hash has these fields too."""
+
+    def add(redis: Redis) -> None:
+        name = id if isinstance(id, bytes) else id.encode()
+        for field, value in (OURS | fields).items():
+            redis.hset((b"rq:job:" + name).decode("latin-1"), field, value)
+        redis.rpush(Queue(queue_name(DRAIN), connection=redis).key, id)
+
+    return add
+
+
+def asking(function: str, **options: Any) -> Callable[[Redis], object]:
+    """A step that enqueues a job with RQ's own means."""
+    return lambda redis: Queue(queue_name(DRAIN), connection=redis, serializer=JSONSerializer).enqueue_call(
+        function, **options
+    )
+
+
+def of_wrong_type(redis: Redis) -> None:
+    redis.set("rq:job:crafted", "a string")
+    redis.rpush(Queue(queue_name(DRAIN), connection=redis).key, "crafted")
+
+
+def own_dependent(redis: Redis) -> None:
+    redis.sadd("rq:job:crafted:dependents", "crafted")
+    hashed(dependency_ids='["crafted"]', allow_dependency_failures="1")(redis)
+
+
+DROPPED: dict[str, Callable[[Redis], object]] = {
+    "retries of an unknown function": asking("os.system", args=("true",), retry=Retry(max=500)),
+    "retries of a known function with arguments": asking(DRAIN, args=(1,), retry=Retry(max=500)),
+    "an unknown function": asking("os.system"),
+    "no JSON": hashed(data=b"\x80\x04"),
+    "too short": hashed(data='["drain"]'),
+    "a number": hashed(data="5"),
+    "a function that is a list": hashed(data='[["drain"],null,[],{}]'),
+    "another type": of_wrong_type,
+    "another origin": hashed(origin="elsewhere"),
+    "an origin that is not UTF-8": hashed(origin=b"\xff"),
+    "an id that RQ refuses": hashed("bad id!"),
+    "an id that is not UTF-8": hashed(b"\xff\xfe"),
+    "an unknown status": hashed(status="odd"),
+    "a time that is no time": hashed(created_at="no"),
+    "a timeout that is no number": hashed(timeout="x"),
+    "a huge timeout": hashed(timeout="9" * 400),
+    "no timeout": hashed(timeout="-1"),
+}
+BAD_FIELDS: dict[str, str | bytes] = {
+    "retries_left": "x",
+    "number_of_retries": "x",
+    "retry_intervals": "{",
+    "repeats_left": "x",
+    "result_ttl": "x",
+    "failure_ttl": "9" * 400,
+    "ttl": "x",
+    "webhooks": "{",
+    "dependency_ids": "{",
+    "worker_name": b"\xff",
+    "description": b"\xff",
+    "group_id": b"\xff",
+    "exc_info": b"\xff",
+    "last_heartbeat": b"\xff",
+    "meta": b"\xff",
+    "result": b"\xff",
+    "success_callback_name": b"\xff",
+    "enqueue_at_front": "x",
+    "rate_limit_key": "x",
+    "rate_limit_concurrency": "0",
+}
+HARMLESS: dict[str, Callable[[Redis], object]] = {
+    "repeats": asking(DRAIN, repeat=Repeat(times=500)),
+    "its own dependent": own_dependent,
+    **{f"a bad {field}": hashed(**{field: value}) for field, value in BAD_FIELDS.items()},
+}
+
+
+@pytest.mark.parametrize("crafted", [*DROPPED, *HARMLESS])
+def test_a_crafted_job_runs_at_most_once_and_the_worker_continues(
+    redis_url: str, crafted: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "_logged", {})
+    ran: list[object] = []
+    with open_redis(redis_url) as redis, capture_logs() as logs:
+        bell = Doorbell(redis, DRAIN)
+        (DROPPED | HARMLESS)[crafted](redis)
+        bell.ring()
+        make_worker(redis, DRAIN, {DRAIN: answered(lambda: ran.append(1), bell)}).work(burst=True)
+        assert len(ran) == (1 if crafted in DROPPED else 2), "the job behind it is run"
+        assert bell.waiting() == 0
+        assert redis.llen(f"{bell.queue.key}:intermediate") == 0, "no worker finds it again"
+        assert not redis.keys("rq:job:crafted") or crafted in HARMLESS
+    assert [line["event"] for line in logs] == ["job_dropped"] * (crafted in DROPPED)
+    assert [record for record in caplog.records if record.levelname in {"ERROR", "CRITICAL"}] == []
+
+
+@pytest.mark.parametrize("lost", [None, "all"])
+def test_a_heartbeat_reports_a_worker_that_redis_has_lost(services: Services, redis_url: str, lost: str | None) -> None:
+    states = iter(["idle", "busy"])
+    heartbeat = Heartbeat(open_redis(redis_url), DRAIN, lambda: next(states))
     with Redis.from_url(redis_url) as redis:
-        worker = make_worker(services.redis, DRAIN, {})
-        worker.register_birth()  # type: ignore[no-untyped-call]  # RQ has no types for it
-        redis.flushall() if lost == "all" else redis.delete("rq:workers", f"rq:workers:workos-sync:{DRAIN}")
-        assert check_health(services.engine, redis, services.settings).lanes[0].workers == []
-        worker.heartbeat()
-        assert check_health(services.engine, redis, services.settings).lanes[0].workers == ["starting"]
+
+        def workers() -> list[str] | None:
+            return check_health(services.engine, redis, services.settings).lanes[0].workers
+
+        assert workers() == []
+        heartbeat.beat()
+        assert workers() == ["idle"]
+        if lost:
+            redis.flushall()
+            assert workers() == []
+        heartbeat.beat()
+        assert workers() == ["busy"]
+        heartbeat.close()
+        assert workers() == []
+        assert redis.keys("workos-sync:worker*") == [], "forgotten"

@@ -1,17 +1,18 @@
-"""Hooks in a real worker report what an event changed, and a lost delete that only a resync found."""
+"""Hooks in a real worker report what an event changed, or a resync found. None delays another."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from sqlalchemy import Engine
 
-from models.tables import Mirror
+from models.database import open_engine
+from models.tables import HookDelivery, Mirror
 from tests.support import rows
-from tests.support.hooks import SECRET, Web
-from tests.support.processes import Commands, eventually
+from tests.support.hooks import OK, SECRET, Web, dripping, long_answer, raw_host
+from tests.support.processes import Commands, Valkey, eventually
 from tests.support.resync import quietly
 from tests.support.sandbox import Knobs, Sandbox, populate
-from tests.support.stories import store
+from tests.support.stories import new_users, store
 
 pytestmark = pytest.mark.long
 
@@ -60,3 +61,30 @@ def test_a_hook_reports_every_change_even_if_its_process_is_killed(
     eventually(lambda: lost in {message["data"]["object_id"] for message in host.took}, 40)
     reported = next(message for message in host.took if message["data"]["object_id"] == lost)
     assert (reported["type"], reported["data"]["cause"]) == ("membership.deleted", "resync")
+
+
+def test_a_slow_hook_and_an_endless_answer_delay_no_other_hook(
+    make_database: Callable[[str], str], valkey: Valkey, commands: Commands, host: Web
+) -> None:
+    engine = open_engine(url := make_database("postgresql"))
+    with raw_host(dripping(OK + b"\r\n")) as slow, raw_host(long_answer(None)) as endless:
+        commands.settings |= {"DATABASE_URL": url, "REDIS_URL": valkey.url, "SWEEP_SECONDS": 0.5, "HOOK_SECONDS": 1}
+        hooks = {"endless": endless, "slow": slow, "good": host.url}
+        commands.settings["HOOKS"] = ",".join(f"{name}={url}" for name, url in hooks.items())
+        commands.settings["HOOK_SECRETS"] = f"good:{SECRET},slow:{SECRET[:-4]}c2xv,endless:{SECRET[:-4]}ZW5k"
+        worker, clock = commands.start("worker", "--processes", "1"), commands.start("clock")
+        first, *events = new_users(40)
+        store(engine, [first])
+        eventually(lambda: len(host.took) == 1, 60)
+        lane = worker.lane("hooks")
+        memory = lane.memory_info().rss
+        store(engine, events[:30])
+        for number, event in enumerate(events[30:], start=32):
+            store(engine, [event])
+            eventually(lambda: len(host.took) >= number, 15)  # noqa: B023 - called at once
+        failed = eventually(lambda: [row for row in rows(engine, HookDelivery) if row["error"]], 30)
+        assert {(row["hook"], row["error"]) for row in failed} == {("slow", "HookError: no answer within 1 s")}
+        assert lane.memory_info().rss - memory < 25_000_000
+        clock.stop()
+        worker.stop()
+    engine.dispose()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
@@ -61,3 +62,14 @@ def test_ctrl_c_ends_all_processes_with_code_0(
     for command in (worker, clock):
         assert command.process.wait(25) == 0, command.output()
         assert "Traceback" not in command.output() and "Fatal Python error" not in command.output()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3, 1.0])
+def test_a_web_that_is_stopped_while_it_starts_waits_for_nothing(
+    commands: Commands, make_database: Callable[[str], str], valkey: Valkey, seconds: float
+) -> None:
+    commands.settings |= {"DATABASE_URL": make_database("sqlite"), "REDIS_URL": valkey.url, "WEB_PROCESSES": 3}
+    web, _ = commands.web()  # it listens before its processes are started
+    eventually(web.family, 20)
+    time.sleep(seconds)
+    web.stop(15)  # gunicorn's graceful timeout is 20 s

@@ -3,13 +3,15 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from unittest.mock import patch
 
 from redis import Redis
 from rq.job import JobStatus
 
-from worker.processes.jobs import make_worker
+from worker.queue import heartbeat
 from worker.queue.doorbell import DRAIN, REPAIR, Doorbell
+from worker.queue.heartbeat import Heartbeat
 
 
 @contextmanager
@@ -17,10 +19,15 @@ def registered(redis_url: str, *lanes: str) -> Iterator[None]:
     """Register one worker for each of these lanes, and for the lanes of every installation."""
     with ExitStack() as ended:
         for lane in (DRAIN, REPAIR, *lanes):
-            worker = make_worker(ended.enter_context(Redis.from_url(redis_url)), lane, {})
-            worker.register_birth()  # type: ignore[no-untyped-call]  # RQ has no types for it
-            ended.callback(worker.register_death)
+            worker = ended.enter_context(closing(Heartbeat(Redis.from_url(redis_url), lane, lambda: "idle")))
+            with patch.object(heartbeat, "EXPIRE_SECONDS", 3600):
+                worker.beat()
         yield
+
+
+def forget(redis: Redis) -> None:
+    """Remove all worker processes from Redis."""
+    redis.delete(*redis.keys("workos-sync:worker*"))
 
 
 @contextmanager

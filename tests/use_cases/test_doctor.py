@@ -25,7 +25,6 @@ from webhooks.app import create_app
 from worker.bootstrap import build_services
 from worker.kinds import SUBSCRIBED
 from worker.processes.clock import heartbeat
-from worker.queue.doorbell import DRAIN, REPAIR
 from worker.repair.schedule import CLOCK_TICK
 from worker.settings import load_settings
 
@@ -114,7 +113,7 @@ def refuse_for_time(healthy: Sandbox, engine: Engine, redis: Redis, monkeypatch:
 
 
 def no_workers(healthy: Sandbox, engine: Engine, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    redis.delete(f"rq:workers:workos-sync:{DRAIN}", f"rq:workers:workos-sync:{REPAIR}")
+    fake_workers.forget(redis)
 
 
 def gone(healthy: Sandbox, *_: object) -> None:

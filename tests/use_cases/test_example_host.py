@@ -13,9 +13,10 @@ from sqlalchemy import Engine
 
 from tests.support import JSON, made, serving
 from tests.support.auto_join import apply_events
+from tests.support.hooks import follow_all
 from webhooks.app import create_app
 from worker.bootstrap import Services
-from worker.hooks import follow, operate
+from worker.hooks import operate
 from worker.hooks.targets import WebTarget
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example-host" / "app.py"
@@ -132,10 +133,10 @@ def test_all_workspaces_are_listed_across_pages(host: Flask, engine: Engine) -> 
 def test_hook_ends_sessions_of_removed_member(host: Flask, ann: FlaskClient, engine: Engine) -> None:
     with serving(host) as url:
         target = WebTarget(f"{url}/hooks/workos-sync", SECRET, 5.0)
-        assert follow.follow(engine, {"sessions": target}, 3)
+        follow_all(engine, {"sessions": target}, 3)
         assert ann.post(f"/switch/{ORG}").status_code == 200
         apply_events(engine, [gone("om_1", ORG)])
-        assert follow.follow(engine, {"sessions": target}, 3)
+        follow_all(engine, {"sessions": target}, 3)
         target.close()
     assert operate.deliveries(engine) == []
     assert ann.post("/switch/org_2").status_code == 401, "signed out"
@@ -151,10 +152,10 @@ def test_hook_ends_sessions_of_deleted_workspace_and_person(
     assert (ann.post("/switch/org_2").status_code, elsewhere.post(f"/switch/{ORG}").status_code) == (200, 200)
     with serving(host) as url:
         target = WebTarget(f"{url}/hooks/workos-sync", SECRET, 5.0)
-        assert follow.follow(engine, {"sessions": target}, 3)
+        follow_all(engine, {"sessions": target}, 3)
         id = {"organization": "org_2", "user": ANN}[deleted]
         apply_events(engine, [made(f"{deleted}.deleted", 5, id=id)])  # of its memberships no event tells
-        assert follow.follow(engine, {"sessions": target}, 3)
+        follow_all(engine, {"sessions": target}, 3)
         target.close()
     assert operate.deliveries(engine) == []
     assert ann.get("/keys").status_code == 401, "signed out"

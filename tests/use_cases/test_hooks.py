@@ -1,10 +1,13 @@
 """Hooks receive every change at least once, in order for each object."""
 
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, nullcontext
 from typing import Any
 
+import psutil
 import pytest
 from sqlalchemy import Engine, select, update
 
@@ -13,7 +16,7 @@ from models.tables import Change, DeliveryStatus, Hook, HookDelivery, Mirror
 from models.types import db_now, db_now_plus
 from tests.support import JSON, access, made, rows
 from tests.support.auto_join import apply_events, mark_as_filled
-from tests.support.hooks import SECRET, Web
+from tests.support.hooks import OK, SECRET, Web, dripping, follow_all, long_answer, raw_host
 from tests.support.processes import eventually, piece
 from tests.support.resync import quietly, resync, small_life
 from tests.support.sandbox import Sandbox
@@ -23,6 +26,7 @@ from worker.errors import ConfigurationError, HookError, OperatorError, UnknownI
 from worker.hooks import follow as hooks
 from worker.hooks import operate, targets
 from worker.hooks.targets import WebTarget
+from worker.hooks.threads import HookThreads
 from worker.reports.health import check_health
 from worker.settings import Settings, load_settings
 from worker.workos_api.client import WorkOSClient
@@ -52,11 +56,11 @@ def host() -> Host:
 
 
 @pytest.fixture
-def follow(one_engine: Engine, host: Host) -> Callable[..., bool]:
+def follow(one_engine: Engine, host: Host) -> Callable[..., None]:
     """A function that delivers new changes to the hook."""
 
-    def run(attempts: int = 3, **other: Any) -> bool:
-        return hooks.follow(one_engine, {"host": host} | other, attempts)
+    def run(attempts: int = 3, **other: Any) -> None:
+        follow_all(one_engine, {"host": host} | other, attempts)
 
     return run
 
@@ -78,11 +82,12 @@ def ids_of(engine: Engine, object_id: str | None = None) -> list[int]:
     return [row["id"] for row in rows(engine, Change) if object_id in (None, row["object_id"])]
 
 
-def test_changes_are_delivered_once_in_order(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+def test_changes_are_delivered_once_in_order(one_engine: Engine, host: Host, follow: Callable[..., None]) -> None:
     apply_events(one_engine, [person("user_1"), person("user_2")])
-    assert follow()
+    follow()
     apply_events(one_engine, [person("user_1", 2, first_name="Ann")])
-    assert follow() and follow()
+    follow()
+    follow()
     assert host.ids() == ids_of(one_engine)
     assert [message["type"] for message in host.received] == ["user.created", "user.created", "user.updated"]
     last = host.received[-1]
@@ -91,7 +96,7 @@ def test_changes_are_delivered_once_in_order(one_engine: Engine, host: Host, fol
 
 
 def test_failed_delivery_is_retried_and_others_continue(
-    one_engine: Engine, host: Host, follow: Callable[..., bool]
+    one_engine: Engine, host: Host, follow: Callable[..., None]
 ) -> None:
     host.fails = {"user_1"}
     apply_events(one_engine, [person("user_1"), person("user_2")])
@@ -111,7 +116,7 @@ def test_failed_delivery_is_retried_and_others_continue(
     assert waiting(one_engine) == {}
 
 
-def test_exhausted_delivery_fails_with_traceback(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+def test_exhausted_delivery_fails_with_traceback(one_engine: Engine, host: Host, follow: Callable[..., None]) -> None:
     host.fails = {"user_1"}
     apply_events(one_engine, [person("user_1"), person("user_1", 2, first_name="Ann")])
     for _ in range(2):
@@ -130,7 +135,7 @@ def test_exhausted_delivery_fails_with_traceback(one_engine: Engine, host: Host,
     assert host.ids() == [second, first] and waiting(one_engine) == {}
 
 
-def test_failed_delivery_can_be_dismissed(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+def test_failed_delivery_can_be_dismissed(one_engine: Engine, host: Host, follow: Callable[..., None]) -> None:
     host.fails = {"user_1"}
     apply_events(one_engine, [person("user_1")])
     follow(attempts=1)
@@ -142,7 +147,7 @@ def test_failed_delivery_can_be_dismissed(one_engine: Engine, host: Host, follow
     assert waiting(one_engine) == {} and operate.replay(one_engine, "host", None, "ann") == 0
 
 
-def test_each_hook_has_its_own_cursor(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+def test_each_hook_has_its_own_cursor(one_engine: Engine, host: Host, follow: Callable[..., None]) -> None:
     other = Host()
     other.fails = {"user_1"}
     apply_events(one_engine, [person("user_1"), person("user_2")])
@@ -158,7 +163,7 @@ def seconds_leased(engine: Engine) -> float:
 
 
 def test_killed_process_is_replaced_and_change_is_sent_again(
-    one_engine: Engine, host: Host, follow: Callable[..., bool]
+    one_engine: Engine, host: Host, follow: Callable[..., None]
 ) -> None:
     apply_events(one_engine, [person("user_1")])
     with piece("deadly_hook", one_engine.url.render_as_string(hide_password=False), "host") as killed:
@@ -181,11 +186,11 @@ def test_slow_call_keeps_lease(one_engine: Engine, host: Host, monkeypatch: pyte
         def __call__(self, message: JSON) -> None:
             began = time.monotonic()
             eventually(lambda: time.monotonic() - began > 0.6 and seconds_leased(one_engine) > 0, 30)
-            assert hooks.follow(one_engine, {"host": host}, 3), "another process finds nothing to do"
+            follow_all(one_engine, {"host": host}, 3)  # another process finds nothing to do
             super().__call__(message)
 
     slow = Slow()
-    assert hooks.follow(one_engine, {"host": slow}, 3)
+    follow_all(one_engine, {"host": slow}, 3)
     assert (slow.ids(), host.received) == ([first], [])
     assert rows(one_engine, Hook)[0]["leased_until"] is None, "released at once"
 
@@ -198,12 +203,12 @@ def test_process_without_lease_records_nothing(one_engine: Engine) -> None:
             super().__call__(message)
             in_transaction(one_engine, lambda tx: tx.execute(update(Hook).values(fence=Hook.fence + 1)))
 
-    assert hooks.follow(one_engine, {"host": Slow()}, 3)
+    follow_all(one_engine, {"host": Slow()}, 3)
     assert rows(one_engine, Hook)[0]["cursor"] == 0
 
 
 def test_first_backfill_sends_nothing_and_later_repairs_do(
-    one_engine: Engine, host: Host, follow: Callable[..., bool], sandbox: Sandbox, workos: WorkOSClient
+    one_engine: Engine, host: Host, follow: Callable[..., None], sandbox: Sandbox, workos: WorkOSClient
 ) -> None:
     small_life(sandbox.world, 2, 2)
     apply_events(one_engine, [person("user_signed_up_meanwhile")])
@@ -220,7 +225,7 @@ def test_first_backfill_sends_nothing_and_later_repairs_do(
     assert [(m["type"], m["data"]["cause"]) for m in found] == [("membership.deleted", "resync")]
 
 
-def test_new_hook_starts_at_current_change(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+def test_new_hook_starts_at_current_change(one_engine: Engine, host: Host, follow: Callable[..., None]) -> None:
     mark_as_filled(one_engine)
     apply_events(one_engine, [person("user_1")])
     follow()
@@ -230,7 +235,7 @@ def test_new_hook_starts_at_current_change(one_engine: Engine, host: Host, follo
 
 
 def test_hook_overtaken_by_retention_logs_and_continues(
-    one_engine: Engine, host: Host, follow: Callable[..., bool]
+    one_engine: Engine, host: Host, follow: Callable[..., None]
 ) -> None:
     apply_events(one_engine, [person("user_1")])
     follow()
@@ -244,25 +249,40 @@ def test_hook_overtaken_by_retention_logs_and_continues(
     assert row["error"] == f"changes up to {dropped} have been pruned" and row["behind"] == 0
 
 
-def test_many_changes_are_sent_in_steps(one_engine: Engine, host: Host, follow: Callable[..., bool]) -> None:
+def test_many_changes_are_sent_in_steps(one_engine: Engine, host: Host, follow: Callable[..., None]) -> None:
     apply_events(one_engine, [person(f"user_{n % 40}", n) for n in range(350)])
-    assert follow()
+    follow()
     assert host.ids() == ids_of(one_engine)
 
 
-def test_slow_hook_continues_in_order(
-    one_engine: Engine, host: Host, follow: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+def test_changes_that_a_step_had_no_time_for_are_sent_next_in_order(
+    one_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hooks, "STEP_SECONDS", 0.0)
-    monkeypatch.setattr(hooks, "ROUND_SECONDS", 0.1)
+    monkeypatch.setattr(hooks, "STEP_SECONDS", 0.05)
     apply_events(one_engine, [person(f"user_{n % 3}", n, first_name=f"v{n}") for n in range(9)])
-    while not host.received or waiting(one_engine):
-        follow()
-        monkeypatch.setattr(hooks, "STEP_SECONDS", 5.0)
-    assert sorted(host.ids()) == ids_of(one_engine)
+    waited: list[int] = []
+
+    class Slow(Host):
+        def __call__(self, message: JSON) -> None:
+            waited.append(len(waiting(one_engine)))
+            time.sleep(0.03)
+            super().__call__(message)
+
+    slow = Slow()
+    follow_all(one_engine, {"host": slow}, 3)
+    assert max(waited) > 0 and waiting(one_engine) == {}
+    assert sorted(slow.ids()) == ids_of(one_engine)
     for n in range(3):
-        mine = [m["data"]["id"] for m in host.received if m["data"]["object_id"] == f"user_{n}"]
+        mine = [m["data"]["id"] for m in slow.received if m["data"]["object_id"] == f"user_{n}"]
         assert mine == ids_of(one_engine, f"user_{n}")
+
+
+def test_a_stopping_process_leaves_the_remaining_changes_to_another(one_engine: Engine, host: Host) -> None:
+    apply_events(one_engine, [person(f"user_{n}") for n in range(5)])
+    hooks.follow(one_engine, "host", host, 3, stopping=lambda: len(host.received) == 2)
+    assert len(host.received) == 2 and len(waiting(one_engine)) == 3
+    follow_all(one_engine, {"host": host}, 3)
+    assert host.ids() == ids_of(one_engine)
 
 
 # Over HTTP
@@ -285,7 +305,7 @@ def web_target(web: Web) -> Iterator[WebTarget]:
 
 def test_call_is_signed_and_identified_by_change(one_engine: Engine, web: Web, web_target: WebTarget) -> None:
     apply_events(one_engine, [person(f"user_{n}") for n in range(30)])
-    assert hooks.follow(one_engine, {"web": web_target}, 3)
+    follow_all(one_engine, {"web": web_target}, 3)
     assert sorted(m["data"]["id"] for m in web.took) == ids_of(one_engine)
     assert {m["id"] for m in web.took} == {f"change_{id}" for id in ids_of(one_engine)}
 
@@ -296,21 +316,79 @@ def test_answer_other_than_2xx_is_retried_with_same_id(
 ) -> None:
     apply_events(one_engine, [person("user_1"), person("user_1", 2, first_name="Ann")])
     web.answers.append(status)
-    hooks.follow(one_engine, {"web": web_target}, 3)
+    follow_all(one_engine, {"web": web_target}, 3)
     assert web.took == [] and web.tried == 1
     assert f"answered {status}" in rows(one_engine, HookDelivery)[0]["error"]
     due(one_engine)
-    hooks.follow(one_engine, {"web": web_target}, 3)
+    follow_all(one_engine, {"web": web_target}, 3)
     assert [m["data"]["id"] for m in web.took] == ids_of(one_engine)
 
 
 def test_connection_error_hides_the_url(one_engine: Engine) -> None:
     apply_events(one_engine, [person("user_1")])
     target = WebTarget("http://127.0.0.1:1/secret-path", SECRET, 1.0)
-    hooks.follow(one_engine, {"web": target}, 3)
+    follow_all(one_engine, {"web": target}, 3)
     target.close()
     (row,) = rows(one_engine, HookDelivery)
     assert row["error"] == "HookError: no answer: ConnectError"
+
+
+ONE_MESSAGE: JSON = {"type": "user.created", "data": {"id": 7}}
+BODY = OK + b"Content-Length: 500\r\n\r\n"
+ANSWERS: dict[str, tuple[Callable[[threading.Event], Iterable[bytes]], bool]] = {
+    "nothing": (dripping(b"x", seconds=60), False),
+    "a status by drips": (dripping(BODY), False),
+    "headers by drips": (dripping(BODY[17:], at_once=OK[:17]), False),
+    "headers without end": (lambda ended: iter(lambda: b"X-Long: 1\r\n" * 100, None), False),
+    "one long header": (lambda ended: iter(lambda: b"x" * 1000, None), False),
+    "informational answers without end": (lambda ended: iter(lambda: b"HTTP/1.1 102 P\r\n\r\n", None), False),
+    "a body by drips": (dripping(b"x" * 500, at_once=BODY), True),
+    "chunks by drips": (dripping(b"1\r\nx\r\n" * 99, at_once=OK + b"Transfer-Encoding: chunked\r\n\r\n"), True),
+    "300 MB": (long_answer(300), True),
+    "a body without end": (long_answer(None), True),
+    "500 by drips": (dripping(b"x" * 500, at_once=BODY.replace(b"200 OK", b"500 No")), False),
+}
+
+
+@pytest.mark.alone
+@pytest.mark.long
+@pytest.mark.parametrize("how", ANSWERS)
+def test_a_call_ends_in_time_and_takes_little_memory_whatever_the_answer(how: str) -> None:
+    answer, accepted = ANSWERS[how]
+    process = psutil.Process()
+    with raw_host(answer) as url, closing(WebTarget(url, SECRET, 1.5)) as target:
+        before, began = process.memory_info().rss, time.monotonic()
+        with nullcontext() if accepted else pytest.raises(HookError):
+            target(ONE_MESSAGE)
+        assert time.monotonic() - began < 3.5
+        assert process.memory_info().rss - before < 20_000_000
+
+
+def test_short_answers_keep_the_connection(web: Web, web_target: WebTarget, one_engine: Engine) -> None:
+    apply_events(one_engine, [person("user_1"), *(person("user_1", n, first_name=f"v{n}") for n in range(2, 12))])
+    follow_all(one_engine, {"web": web_target}, 3)
+    assert len(web.took) == 11 and web.connections == 1
+
+
+def test_a_slow_hook_delays_no_other(one_engine: Engine) -> None:
+    sent: list[str] = []
+    free = threading.Event()
+
+    def follow_one(name: str, stopping: Callable[[], bool]) -> None:
+        if name == "slow":
+            free.wait(30)
+        if name == "bad":
+            raise RuntimeError("unexpected")
+        sent.append(name)
+
+    threads = HookThreads(["slow", "good", "bad"], follow_one)
+    for number in range(1, 4):
+        threads.wake()
+        eventually(lambda: sent.count("good") == number, 10)  # noqa: B023 - called at once
+    assert "slow" not in sent
+    free.set()
+    eventually(lambda: sent.count("slow") == 2, 10)  # once more, for what came meanwhile
+    threads.close()
 
 
 # Settings

@@ -23,7 +23,7 @@ from tests.support.auto_join import (
     members_at_workos,
     sign_up,
 )
-from tests.support.hooks import FunctionTarget
+from tests.support.hooks import FunctionTarget, follow_all
 from tests.support.resync import (
     MEMBERSHIPS,
     continue_run,
@@ -40,7 +40,6 @@ from tests.support.resync import (
 )
 from tests.support.sandbox import Sandbox
 from worker.errors import WorkOSUnavailableError
-from worker.hooks import follow as hooks
 from worker.kinds import KINDS
 from worker.mirror.read_requests import request_reads
 from worker.queue.doorbell import Doorbell
@@ -444,7 +443,7 @@ def test_unprintable_error_counts_as_failure(one_engine: Engine) -> None:
 
     apply_events(one_engine, [made("user.created", id=id, email=f"{id}@acme.example") for id in ("user_1", "user_2")])
     for _ in range(2):
-        hooks.follow(one_engine, {"host": FunctionTarget(host)}, 2)
+        follow_all(one_engine, {"host": FunctionTarget(host)}, 2)
         in_transaction(one_engine, lambda tx: tx.execute(update(HookDelivery).values(due_at=db_now_plus(-1))))
     assert received == ["user_2"]
     [row] = rows(one_engine, HookDelivery)
@@ -455,7 +454,7 @@ def test_failing_hook_does_not_stop_others(one_engine: Engine, logs: list[Any]) 
     received: list[JSON] = []
     apply_events(one_engine, [made("user.created", id="user_1", email="ann@acme.example")])
     refuse_rows(one_engine, "hooks", "NEW.name = 'bad' AND NEW.cursor > 0")
-    hooks.follow(one_engine, {"bad": FunctionTarget(print), "good": FunctionTarget(received.append)}, 3)
+    follow_all(one_engine, {"bad": FunctionTarget(print), "good": FunctionTarget(received.append)}, 3)
     assert len(received) == 1
     assert {row["name"]: row["cursor"] for row in rows(one_engine, Hook)} == {"bad": 0, "good": 1}
     assert [line["hook"] for line in logs if line["event"] == "hook_not_followed"] == ["bad"]

@@ -6,17 +6,22 @@ threads.
 """
 
 import errno
+import gc
+import os
 import select
 import selectors
+import signal
 import socket
 import struct
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from io import BytesIO
+from types import FrameType
 from typing import Any
 
 import structlog
@@ -25,7 +30,7 @@ from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine
 from gunicorn.http.unreader import Unreader
 from gunicorn.workers.gthread import ThreadWorker
 
-from webhooks.server.request_reader import BAD_REQUEST, HEAD_TOO_LARGE, RequestReader
+from webhooks.server.request_reader import BAD_REQUEST, BUSY, HEAD_TOO_LARGE, RequestReader
 from worker.errors import RefusedRequestError, stack_of
 
 log = structlog.get_logger()
@@ -37,10 +42,14 @@ CLOSING_SECONDS = 2.0
 SEND_SECONDS = 5
 """How long a thread waits for a client that does not read its response."""
 RECV_BYTES = 65_536
+MAX_HELD_BYTES = 64 * 1_048_576
+"""Bytes of requests that a process holds at once, whether they are complete or not. A larger `WEBHOOK_MAX_BYTES` raises
+it, so that two requests always fit."""
 MAX_ACCEPTS = 16
 """Connections accepted per turn of the loop. Low, so that other processes get their share."""
 MAX_DISCARDED = 1_048_576
 """Bytes discarded from a client that still sends after the response."""
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 NO_TRUSTED_PROXIES = {"forwarded_allow_ips": "", "forwarder_headers": "", "secure_scheme_headers": {}}
 """gunicorn's proxy settings. By default it trusts headers from localhost and from Unix sockets."""
 
@@ -65,6 +74,25 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
             self.cfg.set(name, value)
         self.closing_conns: deque[Conn] = deque()
         self.pending_conns: deque[Conn] = deque()
+        self._held = 0
+
+        _keep_signals_for_workers()
+
+    def run(self) -> None:
+        """Serve until stopped. What was loaded stays until the end, so garbage collection need not visit it."""
+        gc.freeze()  # at the exit too, where it would take a third of a second of CPU
+        super().run()
+
+    def init_signals(self) -> None:
+        """Set the signal handlers, then receive what was sent to this process since its fork."""
+        super().init_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Finish the requests that were received, then exit. A process that is still starting exits at once."""
+        if not self.booted:
+            sys.exit(0)
+        super().handle_exit(sig, frame)
 
     def accept(self, listener: socket.socket) -> None:
         """Accept several connections per turn of the loop. gunicorn accepts one, which is slow while others send."""
@@ -83,6 +111,7 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
             conn.data_ready = True
             conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
         conn.incoming = RequestReader(self.wsgi.config["MAX_CONTENT_LENGTH"])
+        conn.held, conn.evicted = 0, False
         action = self._receive(conn, conn.parser.unreader.take_buffered())
         if action is not None:
             action(conn)
@@ -91,6 +120,8 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
 
     def on_pending_socket_readable(self, conn: Conn, client: socket.socket) -> None:
         """Receive what has arrived; hand the request to a thread if it is complete."""
+        if conn.evicted:
+            return  # in this turn of the loop, by a connection before it
         action = self._receive(conn)
         if action is not None:
             self.poller.unregister(client)
@@ -99,9 +130,13 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
 
     def handle_request(self, req: Any, conn: Conn) -> object:
         """Handle a request in a thread, after its head was parsed."""
-        req.body = BytesIO(conn.incoming.body)  # gunicorn's own reader copies the remaining bytes on each read.
+        # gunicorn's own reader copies the remaining bytes on each read.
+        req.body, conn.incoming.body = BytesIO(conn.incoming.body), b""
         conn.parser.unreader.unread(conn.incoming.rest)
-        return super().handle_request(req, conn)
+        try:
+            return super().handle_request(req, conn)
+        finally:
+            req.body = BytesIO()  # the connection keeps `req` until its next request
 
     def handle_error(self, req: object, client: socket.socket, _addr: object, exc: Exception) -> None:
         """Log an error and respond, without quoting the request. `req` is None if the request could not be parsed."""
@@ -114,6 +149,7 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
 
     def finish_request(self, conn: Conn, fs: "Future[object]") -> None:
         """Keep the connection alive for its next request, or close it."""
+        self._release(conn)
         if fs.cancelled() or fs.exception() or not fs.result():
             self._close_gracefully(conn)
         else:
@@ -144,7 +180,10 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
             received = data or conn.sock.recv(RECV_BYTES)
             if not received:
                 return self._drop
-            if conn.incoming.add(received):
+            complete = conn.incoming.add(received)
+            self._hold(conn, conn.incoming.held)
+            self._make_room(conn)
+            if complete:
                 conn.parser.unreader.unread(conn.incoming.head)
                 return super().enqueue_req if _can_send(conn.sock) else self._drop
             if conn.incoming.reply:
@@ -157,6 +196,28 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
             return self._drop
         return None
 
+    def _hold(self, conn: Conn, held: int) -> None:
+        """Count the bytes that a connection holds."""
+        self._held += held - conn.held
+        conn.held = held
+
+    def _release(self, conn: Conn) -> None:
+        """Free the bytes of a request that is answered or rejected. Its connection may stay open for minutes."""
+        self._hold(conn, 0)
+        conn.incoming.free()
+
+    def _make_room(self, conn: Conn) -> None:
+        """While too much is held, reject the largest request that is incomplete, or else the one of `conn`."""
+        most = max(MAX_HELD_BYTES, 2 * self.wsgi.config["MAX_CONTENT_LENGTH"])
+        while self._held > most:
+            largest = max(self.pending_conns, key=lambda waiting: int(waiting.held), default=conn)
+            if largest.held <= conn.held or largest is conn:
+                raise RefusedRequestError(BUSY, "memory")
+            self.poller.unregister(largest.sock)
+            self.pending_conns.remove(largest)
+            largest.evicted = True
+            self._reject(largest, RefusedRequestError(BUSY, "memory"))
+
     def _wait(
         self, conn: Conn, conns: "deque[Conn]", seconds: float, readable: Callable[[Conn, socket.socket], None]
     ) -> None:
@@ -165,6 +226,7 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
         self.poller.register(conn.sock, selectors.EVENT_READ, partial(readable, conn))
 
     def _reject(self, conn: Conn, error: RefusedRequestError) -> None:
+        self._release(conn)
         _reject(conn.sock, error.status, error.reason)
         self._close_gracefully(conn)
 
@@ -198,8 +260,22 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no 
         self._drop(conn)
 
     def _drop(self, conn: Conn) -> None:
+        self._release(conn)
         self.nr_conns -= 1
         conn.close()
+
+
+@cache
+def _keep_signals_for_workers() -> None:
+    """Block signals during each fork, and in the new process until it has its own handlers.
+
+    Until then it would handle a signal as its parent does, which only notes it. The parent would wait for its graceful
+    timeout, and then kill it.
+    """
+    os.register_at_fork(
+        before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOPPING),
+        after_in_parent=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOPPING),
+    )
 
 
 def _can_send(sock: socket.socket) -> bool:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import structlog
-from rq.timeouts import JobTimeoutException
 from sqlalchemy import ColumnElement, Connection, Engine, delete, exists, insert, select, tuple_, update
 from sqlalchemy.orm import aliased
 
@@ -34,9 +33,7 @@ PENDING: ColumnElement[bool] = HookDelivery.status == DeliveryStatus.PENDING
 CHANGES_PER_STEP = 100
 """After a crash, the changes of the last step are sent again."""
 STEP_SECONDS = 30.0
-"""Changes not sent by then wait for the next step, so that deliveries are recorded and the job ends in time."""
-ROUND_SECONDS = 20.0
-"""A hook that is far behind then waits for the other hooks."""
+"""Changes not sent by then wait for the next step, so that what was accepted is recorded."""
 FIRST_BACKOFF_SECONDS = 5.0
 MAX_BACKOFF_SECONDS = 3600.0
 MAX_TRACEBACK = 8_000
@@ -56,41 +53,33 @@ def behind(engine: Engine, names: Iterable[str]) -> bool:
 
 
 def follow(
-    engine: Engine, wanted: Mapping[str, Target], attempts: int, stopping: Callable[[], bool] = lambda: False
-) -> bool:
-    """Send each hook the changes it has not received; return False if any hook has more to receive.
+    engine: Engine, name: str, target: Target, attempts: int, stopping: Callable[[], bool] = lambda: False
+) -> None:
+    """Send a hook the changes it has not received, unless another process does so already.
 
     Args:
         engine: the database.
-        wanted: the target of each hook, by name.
+        name: the hook's name.
+        target: where its changes are sent.
         attempts: attempts before a delivery is failed.
-        stopping: returns whether to stop; called between two steps.
+        stopping: returns whether to stop; called between two calls of the target.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the database is unavailable.
-        rq.timeouts.JobTimeoutException: the job took too long.
     """
-    done = [_follow_one(engine, name, target, attempts, stopping) for name, target in wanted.items()]
-    return all(done)
-
-
-def _follow_one(engine: Engine, name: str, target: Target, attempts: int, stopping: Callable[[], bool]) -> bool:
     in_transaction(engine, _add, name)
     with HOOKS.lease(engine, name) as lease:
         if lease is None:
-            return True  # another process works for this hook
+            return  # another process works for this hook
         try:
-            return Follower(engine, lease, target, attempts).run(stopping)
+            Follower(engine, lease, target, attempts, stopping).run()
         except LeaseLostError:
             log.warning("hook_lease_lost", hook=name)
-        except JobTimeoutException:
-            raise
         except Exception as error:
             if is_transient(error):
                 raise  # the database is unavailable, which is not the hook's fault
             log.warning("hook_not_followed", hook=name, error=unexpected(error), stack=stack_of(error))
             lease.leave_to_expire()  # the next attempt would probably fail too
-        return True
 
 
 def _add(tx: Connection, name: str) -> None:
@@ -109,18 +98,16 @@ class Follower:
     lease: Lease
     target: Target
     attempts: int
+    stopping: Callable[[], bool]
 
     @property
     def _name(self) -> str:
         return self.lease.key
 
-    def run(self, stopping: Callable[[], bool]) -> bool:
-        """Send changes until there are none; return False if there may be more."""
-        ends = time.monotonic() + ROUND_SECONDS
-        while not stopping() and not self.lease.lost.is_set() and time.monotonic() < ends:
-            if not self._step():
-                return True
-        return False
+    def run(self) -> None:
+        """Send changes until there are none, the process is stopping, or the lease is lost."""
+        while not self.stopping() and not self.lease.lost.is_set() and self._step():
+            pass
 
     def _step(self) -> bool:
         """Send the retries that are due, then the next changes; return whether there may be more."""
@@ -194,11 +181,14 @@ class Follower:
             return {id: error for results in groups for id, error in results.items()}
 
     def _send_in_order(self, changes: Sequence[ChangeToSend], ends: float) -> Results:
-        """Send changes one by one until `ends` (monotonic time). After a failure, skip the object's later changes."""
+        """Send changes one by one until `ends` (monotonic time). After a failure, skip the object's later changes.
+
+        When the process is stopping, the remaining changes are left to the next step of another process.
+        """
         results: dict[int, BaseException | None] = {}
         failed: set[tuple[str, str]] = set()
         for change in changes:
-            if time.monotonic() > ends:
+            if time.monotonic() > ends or self.stopping():
                 break
             if change.object_key in failed:
                 continue

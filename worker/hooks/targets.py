@@ -1,6 +1,8 @@
 """Where hooks send changes: signed HTTP calls as in the Standard Webhooks specification."""
 
+import asyncio
 import json
+import threading
 from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
@@ -14,6 +16,8 @@ from worker.settings import Settings
 
 AT_ONCE = 8
 """Maximum number of concurrent calls of a hook. Each is about another object."""
+MAX_ANSWER_BYTES = 65_536
+"""A longer answer is not read to its end, and its connection is closed. Only the status matters."""
 
 
 class ChangeToSend(NamedTuple):
@@ -46,14 +50,22 @@ class Target(Protocol):
 
 
 class WebTarget:
-    """A URL, the secret `whsec_…` that signs the messages to it, and the time-out of a call in seconds."""
+    """A URL, the secret `whsec_…` that signs the messages to it, and the time limit of a whole call in seconds.
+
+    The calls run in an event loop, because only a task can be ended at any point: while the name is resolved, while the
+    receiver reads slowly, or while it sends its answer byte by byte.
+    """
 
     at_once = AT_ONCE
 
     def __init__(self, url: str, secret: str, seconds: float) -> None:
         self._url = url
         self._signer = Webhook(secret)
-        self._http = httpx2.Client(timeout=seconds, follow_redirects=False)
+        self._seconds = seconds
+        self._http = httpx2.AsyncClient(timeout=None, follow_redirects=False)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="hook-calls")
+        self._thread.start()
 
     def __call__(self, message: JsonObject) -> None:
         """Send a change; raise `HookError` unless the answer is 2xx."""
@@ -64,16 +76,47 @@ class WebTarget:
             "webhook-timestamp": str(int(now.timestamp())),
             "webhook-signature": self._signer.sign(id, now, body),
         }
+        status = asyncio.run_coroutine_threadsafe(self._post(body.encode(), headers), self._loop).result()
+        if not httpx2.codes.is_success(status):
+            raise HookError(f"answered {status}")
+
+    async def _post(self, body: bytes, headers: dict[str, str]) -> int:
+        """Return the status of the answer; raise `HookError` if none came in time.
+
+        The body is read only so that the connection can be used again. A receiver that sends it slowly has still
+        answered.
+        """
+        status = None
         try:
-            answer = self._http.post(self._url, content=body.encode(), headers=headers)
+            async with (
+                asyncio.timeout(self._seconds),
+                self._http.stream("POST", self._url, content=body, headers=headers) as answer,
+            ):
+                status = answer.status_code
+                await _read_some(answer)
+        except TimeoutError as error:
+            if status is None:
+                raise HookError(f"no answer within {self._seconds:g} s") from error
         except httpx2.HTTPError as error:
-            raise HookError(f"no answer: {type(error).__name__}") from error
-        if not answer.is_success:
-            raise HookError(f"answered {answer.status_code}")
+            if status is None:
+                raise HookError(f"no answer: {type(error).__name__}") from error
+        return status
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        asyncio.run_coroutine_threadsafe(self._http.aclose(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _read_some(answer: httpx2.Response) -> None:
+    """Read an answer to its end, but at most about `MAX_ANSWER_BYTES`."""
+    length = 0
+    async for part in answer.aiter_raw():
+        length += len(part)
+        if length > MAX_ANSWER_BYTES:
+            return
 
 
 def targets(settings: Settings) -> dict[str, WebTarget]:

@@ -1,22 +1,41 @@
 """RQ workers that run only known functions."""
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from types import FrameType
+from typing import Any
 
+import structlog
 from redis import Redis
-from redis.client import Pipeline
+from redis.exceptions import ConnectionError, TimeoutError  # noqa: A004 - redis-py's names
 from rq import Queue, SimpleWorker
+from rq.exceptions import DeserializationError, NoSuchJobError, StopRequested
+from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from rq.timeouts import BaseTimeoutException
 
-from worker.queue.doorbell import Doorbell, queue_name
+from worker.queue.doorbell import KEEP_FAILURE_SECONDS, KEEP_RESULT_SECONDS, Doorbell, queue_name
+
+log = structlog.get_logger()
 
 WORKER_TTL_SECONDS = 30
 """Short, so that idle workers often look for abandoned jobs."""
 
 LONGEST_RECONNECT_SECONDS = 5.0
 """Maximum pause before RQ reconnects to Redis. RQ's default is a minute."""
+LOG_SECONDS = 10.0
+"""Minimum time between two log lines `job_dropped`: whoever can write to Redis can add any number of jobs."""
+MAX_TIMEOUT_SECONDS = 7 * 24 * 3600
+FIELDS = frozenset(
+    (b"data", b"origin", b"status", b"timeout", b"created_at", b"enqueued_at", b"started_at", b"ended_at")
+)
+"""The fields of a job in Redis that are read."""
+PASSED_ON = (NoSuchJobError, ConnectionError, TimeoutError, BaseTimeoutException, StopRequested)
+"""What reading a job raises for other reasons: Redis is lost, or a signal arrived."""
+NO_JOB = b"no-job"
+_logged: dict[str, float] = {}
 
 
 def answered(run: Callable[[], object], bell: Doorbell) -> Callable[[], None]:
@@ -29,12 +48,56 @@ def answered(run: Callable[[], object], bell: Doorbell) -> Callable[[], None]:
     return work
 
 
+class LaneQueue(Queue):
+    """A queue whose entries may be anything: whoever can write to Redis can add one."""
+
+    @classmethod
+    def lmove(cls, connection: Redis, queue_key: str, timeout: int | None) -> tuple[str, Any] | None:
+        """Take the next job id. One that is not UTF-8 is removed, and an id that no job has is returned instead."""
+        taken: tuple[str, Any] | None = super().lmove(connection, queue_key, timeout)
+        if taken is None or taken[1].decode(errors="ignore").encode() == taken[1]:
+            return taken
+        IntermediateQueue(queue_key, connection).remove(taken[1])
+        _log_dropped("its id is not UTF-8")
+        return queue_key, NO_JOB
+
+    def move_dependents_to_ready(self, *_args: object, **_options: object) -> dict[str, list[str]]:
+        """Enqueue no further jobs: ours have no dependents."""
+        return {}
+
+
+class LaneJob(Job):
+    """A job as the doorbell makes it. Nothing else that Redis holds about it is read.
+
+    So a job in Redis cannot ask for retries, repeats, callbacks or calls of web addresses.
+    """
+
+    @classmethod
+    def fetch(cls, id: str, connection: Redis | None = None, serializer: object = None) -> Job:
+        """Return a job. If it cannot be read, it names no function; if there is none, `NoSuchJobError` is raised."""
+        try:
+            return super().fetch(id, connection, serializer)
+        except PASSED_ON:
+            raise
+        except Exception:  # noqa: BLE001 - RQ raises anything, even AssertionError, when a field is not its own
+            job = cls(connection=connection, serializer=serializer)
+            job._id, job.func_name = id, None
+            return job
+
+    def restore(self, raw_data: Mapping[bytes, bytes]) -> None:
+        """Set the fields of the job from a hash in Redis."""
+        super().restore({field: value for field, value in raw_data.items() if field in FIELDS})
+        self.result_ttl, self.failure_ttl = KEEP_RESULT_SECONDS, KEEP_FAILURE_SECONDS
+
+
 class Worker(SimpleWorker):
-    """A worker that registers again after Redis was flushed or replaced by another server."""
+    """A worker that stops after its current step, and runs only the functions of its lane."""
 
     max_connection_wait_time = LONGEST_RECONNECT_SECONDS
     stopping: threading.Event
     """Set when the worker is asked to stop, so that its job ends after the current step."""
+    functions: Mapping[str, Callable[[], object]]
+    """The functions that jobs may name."""
 
     def request_stop(self, signum: int | None, frame: FrameType | None) -> None:
         """Stop after the current job."""
@@ -43,13 +106,30 @@ class Worker(SimpleWorker):
         self._stop_requested = True
         super().request_stop(signum, frame)  # type: ignore[no-untyped-call]  # RQ has no types for it
 
-    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        """Extend the worker's registration by `timeout` seconds, or register again."""
-        super().heartbeat(timeout, pipeline)
-        if pipeline is None and not self.connection.sismember(self.redis_workers_keys, self.key):
-            self.connection.delete(self.key)  # incomplete, because the heartbeat has just created it
-            self.register_birth()  # type: ignore[no-untyped-call]  # RQ has no types for it
-            self.set_state(self.get_state())
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Run a job of this lane. Any other is dropped: RQ would keep its failure, and log its traceback."""
+        if self._knows(job, queue):
+            super().execute_job(job, queue)
+            return
+        queue.intermediate_queue.remove(job.id)
+        self.connection.delete(job.key)
+        _log_dropped("it is malformed or names an unknown function")
+
+    def _knows(self, job: Job, queue: Queue) -> bool:
+        try:
+            called = job.func_name, job.args, job.kwargs
+        except DeserializationError:
+            return False
+        names = [name for name in self.functions if called == (name, [], {})]
+        return bool(names) and job.origin == queue.name and 0 < (job.timeout or 0) <= MAX_TIMEOUT_SECONDS
+
+
+def _log_dropped(why: str) -> None:
+    """Log that a job was dropped, at most once in `LOG_SECONDS`."""
+    now = time.monotonic()
+    if now - _logged.get("at", -LOG_SECONDS) >= LOG_SECONDS:
+        _logged["at"] = now
+        log.warning("job_dropped", why=why)
 
 
 def make_worker(
@@ -61,26 +141,19 @@ def make_worker(
     unpickling can run any code (docs/decisions.md, Work).
     """
 
-    class KnownJob(Job):
+    class KnownJob(LaneJob):
         """A job whose function is looked up in `functions`, never imported by name."""
 
         @property
         def func(self) -> Callable[[], object]:
-            """The function to run; raises `ValueError` for an unknown name."""
-            if self.func_name is None or self.func_name not in functions:
-                raise ValueError("this worker does not know the function that the job names")
-            return functions[self.func_name]
+            """The function to run."""
+            return functions[str(self.func_name)]
 
-        # RQ would import callbacks by name.
-        success_callback = failure_callback = stopped_callback = None
-
-        def send_webhooks(self, status: str, *, exc_string: str | None = None) -> None:
-            """Send nothing: a job in Redis must not name addresses for this process to call."""
-
-    queue = Queue(queue_name(lane), connection=redis, serializer=JSONSerializer, job_class=KnownJob)
+    queue = LaneQueue(queue_name(lane), connection=redis, serializer=JSONSerializer, job_class=KnownJob)
     worker = Worker(
         [queue],
         connection=redis,
+        queue_class=LaneQueue,
         job_class=KnownJob,
         serializer=JSONSerializer,
         worker_ttl=WORKER_TTL_SECONDS,
@@ -88,4 +161,5 @@ def make_worker(
         log_job_description=False,
     )
     worker.stopping = stopping or threading.Event()
+    worker.functions = functions
     return worker

@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from functools import partial
 
@@ -18,10 +18,13 @@ from worker.bootstrap import Services, build_services, drain_limits
 from worker.errors import ConfigurationError, WorkOSUnavailableError
 from worker.hooks.follow import follow
 from worker.hooks.targets import targets
+from worker.hooks.threads import HookThreads
 from worker.inbox.drain import drain
 from worker.metrics import ACCEPTED_TO_APPLIED
 from worker.processes.jobs import answered, make_worker
 from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
+from worker.queue.heartbeat import Heartbeat
+from worker.redis_client import open_redis
 from worker.repair.catch_up import update_complete_to
 from worker.repair.environment import connect, require_same_environment
 from worker.repair.work import Repair, catch_up_or_resync
@@ -29,17 +32,33 @@ from worker.settings import Settings
 
 log = structlog.get_logger()
 
+Maker = Callable[[Services, threading.Event], Callable[[], None]]
+"""Makes the function of a lane's jobs. The event is set when the process must stop."""
+HEARTBEAT_TIMEOUT = 2.0
+"""Seconds. A Redis that was frozen is tried again soon."""
+
 
 def work(lane: str, settings: Settings, redis_url: str) -> None:
     """Run the jobs of `lane` until stopped. Exit with 1 if Redis is lost; the supervisor then starts a new process."""
     structlog.contextvars.bind_contextvars(lane=lane)
-    with closing(build_services(settings, redis_url)) as services:
+    with ExitStack() as at_end:
+        services = at_end.enter_context(closing(build_services(settings, redis_url)))
         stopping = threading.Event()
-        makers = {DRAIN: _drain, REPAIR: _repair, PROVISION: _provision, HOOKS: _hooks}
+        makers: dict[str, Maker] = {
+            DRAIN: _drain,
+            REPAIR: _repair,
+            PROVISION: _provision,
+            HOOKS: partial(_hooks, at_end),
+        }
         function = makers[lane](services, stopping)
+        worker = make_worker(services.redis, lane, {lane: function}, stopping)
+        # A client of its own: RQ waits for jobs with long time-outs.
+        redis = open_redis(redis_url, socket_timeout=HEARTBEAT_TIMEOUT, socket_connect_timeout=HEARTBEAT_TIMEOUT)
+        heartbeat = at_end.enter_context(closing(Heartbeat(redis, lane, worker.get_state)))
+        heartbeat.start()
         log.info("worker_started", pid=os.getpid())
         try:
-            make_worker(services.redis, lane, {lane: function}, stopping).work(logging_level="WARNING")
+            worker.work(logging_level="WARNING")
         except StopRequested:
             log.info("worker_stopped")  # before it had started
         except RedisError as error:
@@ -86,14 +105,15 @@ def _provision(services: Services, stopping: threading.Event) -> Callable[[], No
     return answered(run, services.provision_bell)
 
 
-def _hooks(services: Services, stopping: threading.Event) -> Callable[[], None]:
-    called = targets(services.settings)
+def _hooks(at_end: ExitStack, services: Services, _stopping: threading.Event) -> Callable[[], None]:
+    """Return a job that wakes a thread for each hook and ends at once."""
+    engine, attempts, called = services.engine, services.settings.hook_attempts, targets(services.settings)
 
-    def run() -> None:
-        if not follow(services.engine, called, services.settings.hook_attempts, stopping.is_set):
-            services.hooks_bell.ring()
+    def send(name: str, stopping: Callable[[], bool]) -> None:
+        follow(engine, name, called[name], attempts, stopping)
 
-    return answered(run, services.hooks_bell)
+    threads = at_end.enter_context(closing(HookThreads(called, send)))
+    return answered(threads.wake, services.hooks_bell)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from redis import Redis
 from redis.exceptions import RedisError
-from rq import Queue, SimpleWorker
+from rq import Queue
 from rq.serializers import JSONSerializer
 from sqlalchemy import Connection, Engine, Select, SQLColumnExpression, exists, func, literal, select
 
@@ -39,6 +39,7 @@ from worker.hooks.operate import hook_status
 from worker.inbox.store import MAX_COUNTED, backlog
 from worker.kinds.membership import Membership
 from worker.queue.doorbell import queue_name
+from worker.queue.heartbeat import worker_states
 from worker.redis_client import require_writable, what_is_wrong
 from worker.repair.catch_up import gaps
 from worker.repair.schedule import CLOCK_TICK
@@ -240,8 +241,7 @@ def _lanes(redis: Redis, names: Iterable[str]) -> tuple[list[Lane], RedisError |
 
 def _lane(redis: Redis, name: str) -> Lane:
     queue = Queue(queue_name(name), connection=redis, serializer=JSONSerializer)
-    workers = [str(worker.get_state()) for worker in SimpleWorker.all(queue=queue)]
-    return Lane(name, queue.count, workers)
+    return Lane(name, queue.count, worker_states(redis, name))
 
 
 def _silent_seconds(tx: Connection, now: datetime, last_webhook: datetime | None, gap_seconds: float) -> float | None:

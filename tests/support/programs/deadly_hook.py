@@ -18,4 +18,4 @@ def die(_: JSON) -> None:
 if __name__ == "__main__":
     configure("console")
     url, hook = sys.argv[1:]
-    follow(open_engine(url), {hook: FunctionTarget(die)}, 3)
+    follow(open_engine(url), hook, FunctionTarget(die), 3)

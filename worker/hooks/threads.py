@@ -1,0 +1,50 @@
+"""One thread for each hook, so that a slow hook never delays another."""
+
+import threading
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from worker.errors import unexpected
+
+log = structlog.get_logger()
+
+
+class HookThreads:
+    """Follows each hook in its own thread whenever woken.
+
+    Args:
+        names: the hooks.
+        follow: sends a hook the changes it has not received, until `stopping()` is true.
+    """
+
+    def __init__(self, names: Iterable[str], follow: Callable[[str, Callable[[], bool]], None]) -> None:
+        self._follow = follow
+        self._stopping = threading.Event()
+        self._woken = {name: threading.Event() for name in names}
+        self._threads = [
+            threading.Thread(target=self._run, args=(name, woken), daemon=True, name=f"hook-{name}")
+            for name, woken in self._woken.items()
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def wake(self) -> None:
+        """Let each hook look for changes: now, or again when it has finished its present round. Returns at once."""
+        for woken in self._woken.values():
+            woken.set()
+
+    def close(self) -> None:
+        """End the threads, each after the call that it is making."""
+        self._stopping.set()
+        self.wake()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, name: str, woken: threading.Event) -> None:
+        while woken.wait() and not self._stopping.is_set():
+            woken.clear()
+            try:
+                self._follow(name, self._stopping.is_set)
+            except Exception as error:  # noqa: BLE001 - the clock wakes the hook again
+                log.warning("hook_postponed", hook=name, error=unexpected(error))

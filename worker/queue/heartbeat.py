@@ -1,0 +1,89 @@
+"""Which worker processes are alive. Each reports itself to Redis every few seconds, even during a long job.
+
+RQ's own registration is not enough: a process that runs a job does not renew it. Redis keeps it for as long as the job
+may take, even after a kill, and loses it when it is flushed.
+"""
+
+import threading
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+
+import structlog
+from redis import Redis
+from redis.exceptions import RedisError
+from rq.utils import as_text
+
+log = structlog.get_logger()
+
+HEARTBEAT_SECONDS = 2.0
+EXPIRE_SECONDS = 12
+"""A process that was killed or frozen counts as alive for this long."""
+
+
+class Heartbeat:
+    """Reports a process of a lane as alive, from its own thread, until it is closed.
+
+    Args:
+        redis: a client with time-outs below `HEARTBEAT_SECONDS`, so that a Redis that was frozen is tried again soon.
+        lane: the lane that the process works for.
+        state: returns what the process is doing, such as `idle` or `busy`. Called from the thread.
+    """
+
+    def __init__(self, redis: Redis, lane: str, state: Callable[[], str]) -> None:
+        self._redis = redis
+        self._lane = lane
+        self._state = state
+        self._key = f"workos-sync:worker:{lane}:{uuid.uuid4().hex}"
+        self._failing = False
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="heartbeat")
+
+    def start(self) -> None:
+        """Start the thread, which reports the process at once."""
+        self._thread.start()
+
+    def beat(self) -> None:
+        """Report the process as alive for `EXPIRE_SECONDS`; raise `redis.exceptions.RedisError` if Redis fails."""
+        with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.set(self._key, self._state(), ex=EXPIRE_SECONDS)
+            pipeline.sadd(_members(self._lane), self._key)
+            pipeline.expire(_members(self._lane), EXPIRE_SECONDS)
+            pipeline.execute()
+
+    def close(self) -> None:
+        """End the thread, report the process as gone, and close the client."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if not self._failing:  # otherwise the key expires
+            with suppress(RedisError):
+                self._redis.delete(self._key)
+        self._redis.close()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            self._attempt()
+            self._closed.wait(HEARTBEAT_SECONDS)
+
+    def _attempt(self) -> None:
+        try:
+            self.beat()
+            self._failing = False
+        except Exception as error:  # noqa: BLE001 - whatever it was, the next beat is tried
+            if not self._failing:  # logged once, not with every beat
+                log.warning("heartbeat_failed", key=self._lane, error=type(error).__name__)
+            self._failing = True
+
+
+def worker_states(redis: Redis, lane: str) -> list[str]:
+    """Return the state of each living process of a lane; raise `redis.exceptions.RedisError` if Redis fails."""
+    keys = sorted(redis.smembers(_members(lane)))
+    states = dict(zip(keys, redis.mget(keys), strict=True)) if keys else {}
+    if gone := [key for key, state in states.items() if state is None]:
+        redis.srem(_members(lane), *gone)  # a process that is alive after all adds itself again
+    return [as_text(state) for state in states.values() if state is not None]
+
+
+def _members(lane: str) -> str:
+    return f"workos-sync:workers:{lane}"
