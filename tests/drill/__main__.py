@@ -117,10 +117,7 @@ def _drill(installation: Installation, life: JSON, json_file: Path | None, *, sh
         *_, last = play.watch(installation, engine, STALL_SECONDS)
         resynced = _resync(installation, engine)
         _wait_for_good_hook(engine, behind=0)
-        for watch in watches:
-            watch.wait_until_right(LIMIT_SECONDS)
-            watch.stop()
-        follower.stop()
+        _end(watches, follower)
         verdict = judge(installation, engine, last, follower, resynced)
         judge_hooks(verdict, engine, installation.good_host, phase)
         judge_status(verdict, watches)
@@ -136,6 +133,15 @@ def _watches(installation: Installation, engine: Engine) -> list[Watch]:
     """Ask the API once a second, and the command less often."""
     ways = (("/api/v1/status", ask_api, POLL_SECONDS), ("status --json", ask_command, COMMAND_POLL_SECONDS))
     return [Watch(name, partial(ask, installation), Truth(installation, engine), every) for name, ask, every in ways]
+
+
+def _end(watches: list[Watch], follower: Follower) -> None:
+    """End what watches, once the status has had its time to be right about an installation without faults."""
+    for watch in watches:
+        watch.require_asking()
+        watch.wait_until_right(LIMIT_SECONDS)
+        watch.stop()
+    follower.stop()
 
 
 def _slow_hook_beside_a_good_one(installation: Installation, engine: Engine, seconds: float) -> tuple[int, int]:
@@ -174,6 +180,8 @@ def _strike(installation: Installation, engine: Engine, watches: list[Watch], li
         watch.faults = injector.in_force
     while call("GET", f"{installation.sandbox_url}/sandbox/progress")["generated"] < life["events"] or injector.missing:
         injector.require_striking()
+        for watch in watches:
+            watch.require_asking()
         installation.require_running()
         time.sleep(0.2)
     injector.stop()

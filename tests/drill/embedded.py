@@ -2,16 +2,18 @@
 
 import shutil
 import time
+from contextlib import suppress
 
 from sqlalchemy import Engine
 
 from models.database import open_engine
 from tests.demo import play
 from tests.drill.judge import lost
-from tests.drill.status import POLL_SECONDS, Truth, Watch, ask_api
+from tests.drill.status import LIMIT_SECONDS, POLL_SECONDS, Truth, Watch, ask_api
 from tests.support import differences
 from tests.support.processes import eventually, working_in
 from tests.support.stack.machine import JSON, call, short_folder
+from tests.support.stack.processes import StackError
 from tests.support.stack.stack import EMBEDDED, Stack
 
 SETTINGS = {
@@ -48,28 +50,31 @@ def frozen_embedded_valkey(seconds: float, seed: int) -> list[str]:
 
 def _freeze(stack: Stack, engine: Engine, seconds: float, seed: int) -> list[str]:
     play.begin(stack, knobs=KNOBS, **LIFE | {"seed": seed})
-    eventually(lambda: ask_api(stack).trusted, START_SECONDS)
+    eventually(lambda: _is_trusted(stack), START_SECONDS)
     home = stack.folder / EMBEDDED / "valkey"
     [server] = working_in(home)
-    watch = Watch(
-        "/api/v1/status beside a frozen embedded Valkey",
-        lambda: ask_api(stack),
-        Truth(stack, engine, LANES),
-        POLL_SECONDS,
-    )
+    name = "/api/v1/status beside a frozen embedded Valkey"
+    watch = Watch(name, lambda: ask_api(stack), Truth(stack, engine, LANES), POLL_SECONDS)
     try:
         server.suspend()
         time.sleep(seconds)
+        server.resume()
+        if ended := _ended(stack):
+            return ended
+        call("POST", f"{stack.sandbox_url}/sandbox/stop")
+        list(play.watch(stack, engine))
+        watch.wait_until_right(LIMIT_SECONDS)
     finally:
         server.resume()
-    ended = _ended(stack)
-    if not ended:
-        call("POST", f"{stack.sandbox_url}/sandbox/stop")
-        *_, _last = play.watch(stack, engine)
-        watch.wait_until_right(START_SECONDS)
-    watch.stop()
+        watch.stop()
     moved = [] if working_in(home) == [server] else ["the commands have left it, or have ended it"]
-    return ended + moved + watch.record.wrong + ([] if ended else _judge(stack, engine))
+    return moved + watch.record.wrong + _judge(stack, engine)
+
+
+def _is_trusted(stack: Stack) -> bool:
+    with suppress(StackError):
+        return bool(ask_api(stack).trusted)
+    return False
 
 
 def _ended(stack: Stack) -> list[str]:

@@ -330,6 +330,11 @@ class Watch:
         self._thread = threading.Thread(target=self._watch, name=name, daemon=True)
         self._thread.start()
 
+    def require_asking(self) -> None:
+        """Raise `StackError` if the drill itself is broken: nothing asks any more."""
+        if not self._thread.is_alive():
+            raise StackError("the drill itself is broken: a thread that asks has ended, see the traceback above")
+
     def wait_until_right(self, seconds: float) -> None:
         """Return once two answers more are right, or after `seconds`."""
         ends, asked = time.monotonic() + seconds, self.asked
