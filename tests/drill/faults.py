@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import psutil
 from redis.exceptions import RedisError
-from sqlalchemy import Engine, exists, select
+from sqlalchemy import ColumnElement, Engine, exists, select
 
 from models.database import read_transaction
 from models.tables import Run, RunStatus, Task
@@ -24,8 +24,6 @@ from tests.support.inbox import held_before_commit
 from tests.support.processes import eventually, suppress_gone
 from tests.support.stack.machine import JSON, call
 from tests.support.stack.processes import StackError
-from worker.errors import BusyError
-from worker.repair.resync import resync
 
 SKEWS = (-3600, -600, -120, -30, 30, 120, 600, 3600)
 WAIT_SECONDS = 10.0
@@ -33,12 +31,12 @@ WAIT_SECONDS = 10.0
 LONG = 14
 """How much longer than usual is a fault that status must report: 42 s in the drill."""
 REPLAY_SECONDS = 60.0
-BUSY_SECONDS = 30.0
-"""How long the lane `repair` may be busy with something else."""
 LATENCY = 0.02
 """Seconds before each answer of WorkOS, so that a resync takes a while and something happens to it."""
-CALLS_IN_A_ROW = 20
-"""Of a resync, about: ten calls are made at the same time."""
+CALLS_OF_A_CATCH_UP = 3
+"""About."""
+MAX_LATENCY = 15.0
+"""Less than what a call may take."""
 NONSENSE: dict[str, JSON] = {
     "HTML": {"body": "<!doctype html><title>Sign in</title>", "content_type": "text/html"},
     "an empty object": {"body": "{}"},
@@ -169,12 +167,11 @@ def _freezing_all(victims: Victims) -> Strike:
 
 
 def _flush_in_a_long_job(field: Field) -> None:
-    """Flush while a worker is busy with a resync, which takes as long as a fault that status must report."""
-    with suppress(BusyError):  # the one that runs will do
-        resync.start(field.engine, "drill")
-    eventually(lambda: _resync_runs(field.engine), BUSY_SECONDS)
+    """Flush while the lane `repair` is busy with a job that takes about as long as a fault that status must report."""
+    latency = min(field.long_seconds / CALLS_OF_A_CATCH_UP, MAX_LATENCY)
+    field.sandbox("PUT", "knobs", {"latency": latency})
     try:
-        field.sandbox("PUT", "knobs", {"latency": field.long_seconds / CALLS_IN_A_ROW})
+        eventually(lambda: _runs(field.engine), WAIT_SECONDS)
         field.installation.valkey.flush()
         time.sleep(field.long_seconds)
     finally:
@@ -298,6 +295,11 @@ def _freeze_an_embedded_valkey(field: Field) -> None:
 
 
 def _resync_runs(engine: Engine) -> bool:
-    running = exists().where(Run.task == Task.RESYNC, Run.status == RunStatus.RUNNING, Run.leased_until > db_now())
+    return _runs(engine, Run.task == Task.RESYNC)
+
+
+def _runs(engine: Engine, *conditions: ColumnElement[bool]) -> bool:
+    """Whether somebody works on a run that meets the conditions."""
+    running = exists().where(Run.status == RunStatus.RUNNING, Run.leased_until > db_now(), *conditions)
     with read_transaction(engine) as tx:
         return bool(tx.execute(select(running)).scalar_one())
