@@ -5,6 +5,7 @@ import logging
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import click
@@ -12,24 +13,28 @@ import structlog
 from rich.console import Console
 from sqlalchemy import Engine
 
-from models.database import open_engine
+from models.database import open_engine, read_transaction
 from models.tables import RunStatus, Task
 from tests.demo import play
 from tests.drill import report
+from tests.drill.faults import LATENCY
 from tests.drill.follower import Follower
 from tests.drill.injector import Injector
 from tests.drill.installation import Installation
-from tests.drill.judge import Verdict, judge
+from tests.drill.judge import IN_TIME_SECONDS, Verdict, judge, judge_hooks, judge_status
+from tests.drill.status import LIMIT_SECONDS, POLL_SECONDS, Truth, Watch, ask_api, ask_command
 from tests.support.processes import eventually
 from tests.support.stack.machine import JSON, call, short_folder
 from tests.support.stack.processes import Interrupted, Interruptions, StackError
+from worker.hooks.operate import hook_status
+from worker.mirror.change_feed import newest
 from worker.reports import listings
 
 SHORT = {"events": 1200, "seconds": 60.0}
 ENDLESS = 10**9
 KNOBS: JSON = {
     **play.KNOBS,
-    "latency": 0.02,  # a resync takes a while, so that something happens to it
+    "latency": LATENCY,
     "concurrency": 32,  # a few deliveries that hang do not hold up the others
     "retries": 8,
     "retry_base": 0.2,
@@ -37,6 +42,12 @@ KNOBS: JSON = {
 }
 STALL_SECONDS = 300.0
 RESYNC_SECONDS = 600.0
+SLOW_BEFORE_SECONDS = 2.0
+MAX_BEHIND = 100
+"""Changes that a hook may have to receive while events flow."""
+HOOKS = 2
+COMMAND_POLL_SECONDS = 10.0
+"""Between two runs of `workos-sync status`, which take a second of computing each."""
 PIPED_WIDTH = 120
 
 
@@ -91,35 +102,91 @@ def _drill(installation: Installation, life: JSON, json_file: Path | None, *, sh
         console.width = PIPED_WIDTH
     installation.start()
     installation.keep()
-    engine = open_engine(installation.direct_url)
+    engine, watching = open_engine(installation.direct_url), open_engine(installation.direct_url)
     try:
         console.print(f"{life['events']:,} events flow, and faults strike", highlight=False)
         follower = Follower(engine)
+        eventually(lambda: len(hook_status(engine)) == HOOKS, STALL_SECONDS)  # a hook begins where it first looks
         play.begin(installation, knobs=KNOBS, **life | {"events": ENDLESS})
-        injector = _strike(installation, engine, life, short=short)
-        console.print(f"{injector.struck.total()} faults are over; everything drains", highlight=False)
+        watches = _watches(installation, watching)
+        injector = _strike(installation, engine, watches, life, short=short)
+        console.print(f"{injector.struck.total()} faults are over; one hook is slow, another is not", highlight=False)
+        phase = _slow_hook_beside_a_good_one(installation, engine, 5.0 if short else 60.0)
+        call("POST", f"{installation.sandbox_url}/sandbox/stop")
+        console.print("everything drains", highlight=False)
         *_, last = play.watch(installation, engine, STALL_SECONDS)
         resynced = _resync(installation, engine)
-        follower.stop()
+        _wait_for_good_hook(engine, behind=0)
+        _end(watches, follower)
         verdict = judge(installation, engine, last, follower, resynced)
-        _report(console, installation, injector, verdict, json_file, time.monotonic() - began)
+        judge_hooks(verdict, engine, installation.good_host, phase)
+        judge_status(verdict, watches)
+        verdict.none_of("faults that went otherwise than they must", injector.problems)
+        _report(console, installation, injector, watches, verdict, json_file, time.monotonic() - began)
         return int(bool(verdict.wrong))
     finally:
+        watching.dispose()
         engine.dispose()
 
 
-def _strike(installation: Installation, engine: Engine, life: JSON, *, short: bool) -> Injector:
+def _watches(installation: Installation, engine: Engine) -> list[Watch]:
+    """Ask the API once a second, and the command less often."""
+    ways = (("/api/v1/status", ask_api, POLL_SECONDS), ("status --json", ask_command, COMMAND_POLL_SECONDS))
+    return [Watch(name, partial(ask, installation), Truth(installation, engine), every) for name, ask, every in ways]
+
+
+def _end(watches: list[Watch], follower: Follower) -> None:
+    """End what watches, once the status has had its time to be right about an installation without faults."""
+    for watch in watches:
+        watch.require_asking()
+        watch.wait_until_right(LIMIT_SECONDS)
+        watch.stop()
+    follower.stop()
+
+
+def _slow_hook_beside_a_good_one(installation: Installation, engine: Engine, seconds: float) -> tuple[int, int]:
+    """Let one hook be slow for a while, without any other fault; return the last changes before and of that time."""
+    _wait_for_good_hook(engine, behind=MAX_BEHIND)
+    with installation.slow_host.slowed():
+        time.sleep(SLOW_BEFORE_SECONDS)  # the slow hook has something to be slow with
+        first = _newest_change(engine)
+        time.sleep(seconds)
+        last, ends = _newest_change(engine), time.monotonic() + IN_TIME_SECONDS
+        while last not in installation.good_host.took and time.monotonic() < ends:
+            time.sleep(POLL_SECONDS)
+    return first, last
+
+
+def _newest_change(engine: Engine) -> int:
+    with read_transaction(engine) as tx:
+        return newest(tx)
+
+
+def _wait_for_good_hook(engine: Engine, behind: int) -> None:
+    """Wait until the good hook has received what faults delayed, and is behind by no more than that."""
+
+    def caught_up() -> bool:
+        [status] = [row for row in hook_status(engine) if row["hook"] == "good"]
+        return status["behind"] <= behind and not status["waiting"]
+
+    eventually(caught_up, STALL_SECONDS)
+
+
+def _strike(installation: Installation, engine: Engine, watches: list[Watch], life: JSON, *, short: bool) -> Injector:
     """Inject faults until enough events were generated and every kind of fault has struck."""
     usual, pause = (0.7, (0.0, 0.3)) if short else (3.0, (1.0, 5.0))
-    sandbox = f"{installation.sandbox_url}/sandbox"
     injector = Injector(installation, engine, life["seed"], usual=usual, pause=pause)
-    while call("GET", f"{sandbox}/progress")["generated"] < life["events"] or injector.missing:
+    for watch in watches:
+        watch.faults = injector.in_force
+    while call("GET", f"{installation.sandbox_url}/sandbox/progress")["generated"] < life["events"] or injector.missing:
         injector.require_striking()
+        for watch in watches:
+            watch.require_asking()
         installation.require_running()
         time.sleep(0.2)
     injector.stop()
     installation.require_ready(STALL_SECONDS)
-    call("POST", f"{sandbox}/stop")
+    eventually(lambda: not _running(engine, Task.REPLAY), RESYNC_SECONDS)
     return injector
 
 
@@ -128,28 +195,30 @@ def _resync(installation: Installation, engine: Engine) -> JSON:
 
     Waits first for an interrupted one: its lease may hold for half a minute, and only one resync runs at a time.
     """
-    eventually(lambda: not _resyncs(engine, RunStatus.RUNNING), RESYNC_SECONDS)
+    eventually(lambda: not _running(engine, Task.RESYNC), RESYNC_SECONDS)
     installation.run("resync", seconds=RESYNC_SECONDS)
-    [newest, *_] = _resyncs(engine, RunStatus.DONE)
-    found = listings.run(engine, newest["id"])
+    [last] = [run for run in listings.list_runs(engine, task=Task.RESYNC) if run["status"] == RunStatus.DONE][:1]
+    found = listings.run(engine, last["id"])
     assert found is not None
     return found
 
 
-def _resyncs(engine: Engine, status: RunStatus) -> list[JSON]:
-    """Return the resyncs with this status, newest first."""
-    return [run for run in listings.list_runs(engine, task=Task.RESYNC) if run["status"] == status]
+def _running(engine: Engine, task: Task) -> bool:
+    """Whether a run of this kind is not finished."""
+    return any(run["status"] == RunStatus.RUNNING for run in listings.list_runs(engine, task=task))
 
 
 def _report(
     console: Console,
     installation: Installation,
     injector: Injector,
+    watches: list[Watch],
     verdict: Verdict,
     json_file: Path | None,
     seconds: float,
 ) -> None:
     notes = [f"started again: {', '.join(f'{name} {n}' for name, n in sorted(installation.restarts.items()))}"]
+    notes += [f"status was wrong for longest: {watch.record.longest}" for watch in watches]
     report.show(console, injector.struck, verdict, notes)
     for line in verdict.wrong or ["nothing lost, nothing doubled, no innocent event set aside, mirror equals WorkOS"]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from tests.drill.faults import Fault, Field, all_faults
 from tests.drill.installation import Installation
 from tests.support.stack.processes import StackError
+from worker.errors import OperatorError
 
 log = structlog.get_logger()
 
@@ -23,7 +24,7 @@ MOSTLY = 0.7
 """The share of faults that wait until the installation is ready; the others may strike one that is down."""
 RECOVERY_SECONDS = 60.0
 MOST_PUT_OFF = 20
-PUT_OFF = (AssertionError, DBAPIError, RedisError, StackError, psutil.Error, OSError)
+PUT_OFF = (AssertionError, DBAPIError, OperatorError, RedisError, StackError, psutil.Error, OSError)
 """What a fault raises that found nothing to strike, mostly because another one had just done so."""
 
 
@@ -34,11 +35,14 @@ class Injector:
         self, installation: Installation, engine: Engine, seed: int, *, usual: float, pause: tuple[float, float]
     ) -> None:
         self.struck: Counter[tuple[str, str]] = Counter()
+        self.problems: list[str] = []
+        """What went wrong, as found by faults that check something themselves."""
         self._installation, self._engine = installation, engine
         self._usual, self._pause = usual, pause
         self._faults = all_faults()
         self._chance = Random(f"{seed}-deck")
         self._deck: list[Fault] = []
+        self._in_force: list[Fault] = []
         self._put_off: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -51,6 +55,10 @@ class Injector:
     def missing(self) -> list[str]:
         """The kinds of faults that have not struck yet."""
         return [f"{fault.kind} {fault.target}" for fault in self._faults if not self.struck[fault.kind, fault.target]]
+
+    def in_force(self) -> list[str]:
+        """The faults that are striking now."""
+        return [f"{fault.kind} {fault.target}" for fault in list(self._in_force)]
 
     def require_striking(self) -> None:
         """Raise `StackError` if the drill itself is broken: a hand has ended, or a fault never gets to strike."""
@@ -69,18 +77,21 @@ class Injector:
             hand.join()
 
     def _strike_on(self, random: Random) -> None:
-        field = Field(self._installation, self._engine, random, self._usual)
+        field = Field(self._installation, self._engine, random, self._usual, self.problems)
         while not self._over.wait(random.uniform(*self._pause)):
             if random.random() < MOSTLY:
                 self._wait_until_ready()
             fault = self._draw()
             log.info("fault", kind=fault.kind, target=fault.target)
+            self._in_force.append(fault)
             try:
                 fault.strike(field)
             except PUT_OFF as error:
                 log.info("fault_put_off", kind=fault.kind, target=fault.target, error=repr(error))
                 self._put_off[fault.kind, fault.target] += 1
                 continue
+            finally:
+                self._in_force.remove(fault)
             with self._lock:
                 self.struck[fault.kind, fault.target] += 1
 

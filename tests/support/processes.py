@@ -140,6 +140,20 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
+def living(pid: int) -> list[psutil.Process]:
+    """The process with this id, if it lives."""
+    with suppress(psutil.NoSuchProcess):
+        return [process for process in [psutil.Process(pid)] if alive(process)]
+    return []
+
+
+def children_of(parents: list[psutil.Process]) -> list[psutil.Process]:
+    """The living processes right under these."""
+    with suppress(psutil.NoSuchProcess):
+        return [child for parent in parents for child in parent.children() if alive(child)]
+    return []
+
+
 def working_in(folder: Path) -> list[psutil.Process]:
     """The processes whose working directory is `folder`."""
     return [
@@ -201,20 +215,21 @@ class Valkey:
 
     def __init__(self, home: Path, port: int = 0) -> None:
         """Without a port it listens on its socket only."""
-        self._socket = home / "v.sock"
+        self.socket = home / "v.sock"
+        self.folder = home / "data"
         self.port = port
         self._server = ValkeyServer(
             port=port,
-            data_dir=home / "data",
+            data_dir=self.folder,
             persist=True,
-            unix_socket_path=self._socket,
+            unix_socket_path=self.socket,
             config={
                 "appendonly": "yes",
                 "maxmemory-policy": "noeviction",
                 "repl-diskless-sync-delay": "0",  # a primary waits 5 s for further replicas
             },
         )
-        self.url = f"unix://{self._socket}"
+        self.url = f"unix://{self.socket}"
 
     def start(self) -> None:
         self._server.start()
@@ -238,6 +253,11 @@ class Valkey:
         with self.client() as redis:
             redis.replicaof("127.0.0.1", primary.port)
             eventually(lambda: redis.info("replication").get("master_link_status") == "up", 30)
+
+    def promote(self) -> None:
+        """Be a primary again, with the data it has."""
+        with self.client() as redis:
+            redis.replicaof("NO", "ONE")
 
     def client(self) -> Redis:
         return Redis.from_url(self.url)

@@ -249,9 +249,9 @@ class Process:
         assert self.child.stdout is not None
         self.ready = json.loads(self.child.stdout.readline())
 
-    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None, key: str = "") -> Any:
         content = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         request = urllib.request.Request(self.ready["base_url"] + path, content, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
@@ -302,6 +302,12 @@ def test_the_sandbox_as_a_process(process: Process, receiver: Receiver) -> None:
         client.organizations.list_organizations()
     assert len(client.organizations.list_organizations(limit=100).data) == len(truth["organizations"])
     client.close()
-    assert process.call("GET", "/sandbox/calls") == {"GET /organizations": 2}
+    page = {"kind": "answer", "path": "/organizations", "body": "<!doctype html>", "content_type": "text/html"}
+    process.call("POST", "/sandbox/faults", page)
+    with pytest.raises(ValueError, match="Expecting value"):
+        process.call("GET", "/organizations", key=process.ready["api_key"])
+    process.call("POST", "/sandbox/faults", {"kind": "clear"})
+    assert process.call("GET", "/organizations", key=process.ready["api_key"])["data"]
+    assert process.call("GET", "/sandbox/calls") == {"GET /organizations": 4}
     process.child.send_signal(signal.SIGTERM)
     assert process.child.wait(30) == 0

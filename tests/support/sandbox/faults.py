@@ -105,12 +105,17 @@ class Faults:
             self._rules.clear()
 
     def add_json(self, rule: JSON) -> None:
-        """Add a rule from JSON: {"kind": "fail"|"truncate"|"empty"|"odd", "path": …, further arguments}."""
+        """Add a rule from JSON: {"kind": "fail"|"truncate"|"empty"|"odd"|"answer", "path": …, further arguments}.
+
+        The `body` of an answer is text.
+        """
         arguments = dict(rule)
         kind = arguments.pop("kind", None)
         makers: dict[Any, Callable[..., None]] = {
-            "fail": self.fail, "truncate": self.truncate, "empty": self.empty, "odd": self.odd,
+            "fail": self.fail, "truncate": self.truncate, "empty": self.empty, "odd": self.odd, "answer": self.answer,
         }  # fmt: skip
+        if isinstance(arguments.get("body"), str):
+            arguments["body"] = arguments["body"].encode()
         if kind not in makers:
             raise ValueError(f"unknown kind of fault: {kind!r}")
         makers[kind](**arguments)

@@ -20,6 +20,8 @@ from tests.support.stack.machine import answers, environment, free_ports
 from tests.support.stack.processes import Process, ctrl_c_blocked, stop_all
 
 Database = Literal["sqlite", "postgres"]
+EMBEDDED = ".workos-sync"
+"""The folder, in the working directory, of what the commands start themselves."""
 
 
 class Stack:
@@ -31,6 +33,7 @@ class Stack:
         seed: of the sandbox's random choices.
         settings: environment variables for the commands, e.g. {"SWEEP_SECONDS": "0.5"}. With REDIS_URL or
             DATABASE_URL among them, leave out `start_valkey` or `start_database`.
+        embedded: whether the commands start their own Valkey, as without REDIS_URL; leave out `start_valkey`.
         hold: a context in which the starting of a process is not interrupted.
     """
 
@@ -41,6 +44,7 @@ class Stack:
         database: Database = "sqlite",
         seed: int = 0,
         settings: Mapping[str, str] | None = None,
+        embedded: bool = False,
         hold: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.folder = folder
@@ -50,6 +54,7 @@ class Stack:
         self.secret = f"whsec_{secrets.token_hex(16)}"
         self.token = secrets.token_hex(16)
         self.processes: dict[str, Process] = {}
+        self.embedded = embedded
         self._seed = seed
         self._hold = hold
         self._servers: list[Callable[[], object]] = []
@@ -68,6 +73,8 @@ class Stack:
             "WORKOS_BASE_URL": self.sandbox_url,
             **(settings or {}),
         }
+        if embedded:
+            del self.settings["REDIS_URL"]
         atexit.register(self.stop)
 
     # Where things are
@@ -80,7 +87,7 @@ class Stack:
     @property
     def redis_url(self) -> str:
         """The Valkey."""
-        return self.settings["REDIS_URL"]
+        return self.settings.get("REDIS_URL", f"unix://{self.folder / EMBEDDED / 'valkey.sock'}")
 
     @property
     def web_url(self) -> str:
@@ -114,8 +121,9 @@ class Stack:
         Commands that do not depend on each other start together, because most of the time is spent on Python's imports.
         """
         databases = {"sqlite": "SQLite", "postgres": "embedded PostgreSQL"}
+        valkey = [] if self.embedded else [("Valkey", self.start_valkey)]
         return [
-            ("Valkey", self.start_valkey),
+            *valkey,
             (f"{databases[self.database]}, workos-sync migrate", self.start_database),
             ("sandbox WorkOS", self.start_sandbox),
             ("workos-sync web: receives webhooks", self._start_web_and_more),
