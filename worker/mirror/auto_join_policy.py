@@ -27,6 +27,8 @@ log = structlog.get_logger()
 
 BLOCKING = (JoinState.BLOCKED, JoinState.UNDONE)
 """States of joins that keep a person out."""
+COUNTS_TICK = "counts"
+"""The tick that says when `refresh_counts` last counted."""
 
 
 def adopt(engine: Engine, mode: str, *, existing: bool) -> None:
@@ -214,4 +216,10 @@ def refresh_counts(engine: Engine) -> None:
             tx.execute(select(func.count()).select_from(query.subquery())).scalar_one()
             for query in (_missing(), _without_admin())
         )
-    in_transaction(engine, _store, {"missing_joins": missing_joins, "without_admin": without})
+    in_transaction(engine, _store_counts, {"missing_joins": missing_joins, "without_admin": without})
+
+
+def _store_counts(tx: Connection, counts: dict[str, int]) -> None:
+    tx.execute(update(Mirror).values(counts))
+    counted = dialect_insert(tx, tables.Tick).values(name=COUNTS_TICK, at=db_now())
+    tx.execute(counted.on_conflict_do_update(index_elements=[tables.Tick.name], set_={"at": db_now()}))
