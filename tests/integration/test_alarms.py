@@ -20,6 +20,7 @@ from tests.support import accept, apply_all, made, post, sign
 from tests.support.promtool import RULES, firing
 from webhooks.app import create_app
 from worker.bootstrap import Services
+from worker.mirror.auto_join_policy import refresh_counts
 from worker.processes.clock import heartbeat
 from worker.processes.jobs import make_worker
 from worker.queue.doorbell import DRAIN, REPAIR
@@ -294,6 +295,7 @@ def test_rules_and_dashboard_use_only_metrics_that_exist(endpoint: FlaskClient, 
     failed(services, endpoint)
     drifted(1, "extra", "withheld")(services, endpoint)
     behind(services, endpoint)
+    refresh_counts(services.engine)
     exported = set(re.findall(r"^(workos_sync_\w+)", metrics(endpoint), re.MULTILINE))
     for file in ("alerts.yml", "grafana.json"):
         used = set(re.findall(r"\bworkos_sync_\w+", (RULES.parent / file).read_text()))

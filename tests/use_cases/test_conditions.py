@@ -97,7 +97,7 @@ def holding(endpoint: FlaskClient) -> dict[str, str]:
 
 def timeless(line: str) -> str:
     """A line about a condition, without its durations: they grow between two reports."""
-    return re.sub(r"\d+ (d|h|min|s)\b", "…", line)
+    return re.sub(r"(\d+ (d|h|min|s)\b ?)+", "…", line)
 
 
 def metrics(endpoint: FlaskClient) -> dict[str, float]:

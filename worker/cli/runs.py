@@ -58,7 +58,8 @@ def found_by(run: Record) -> str:
     if run["compared"] is None:
         return findings or "no drift"
     done, total = run["compared"]
-    state = "incomplete" if run["status"] == RunStatus.FAILED else "queued" if run["queued"] else "running"
+    ended = run["status"] != RunStatus.RUNNING or run["error"]
+    state = "incomplete" if ended else "queued" if run["queued"] else "running"
     far = f"{state}: {done} of {'?' if total is None else total} organizations compared"
     return f"{far}; found so far: {findings}" if findings else far
 
