@@ -302,6 +302,15 @@ def test_an_outsider_alone_cannot_turn_a_working_installation_red(working: Flask
     assert held["signatures_refused"] == "warning"
 
 
+def test_a_report_without_the_secret_knows_that_web_has_the_right_one(
+    working: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(working)
+    working.get("/metrics")
+    monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", "")
+    assert report("status", exit_code=1)["severity"] == "warning"
+
+
 def test_the_time_of_a_delivery_that_is_not_well_signed_means_nothing(working: FlaskClient) -> None:
     refuse(working, at=1_000_000_000)
     assert holding(working) == {"signatures_refused": "warning"}

@@ -12,7 +12,7 @@ from models.database import open_engine
 from models.migrate import upgrade
 from models.revisions import newest_revision
 from models.types import JsonObject
-from worker.bootstrap import endpoint_redis
+from worker.bootstrap import endpoint_redis, report_redis
 from worker.cli import options, output
 from worker.cli.shared import logging_settings, open_database, operator
 from worker.errors import BadRequestError, ConfigurationError, OperatorError, WorkOSUnavailableError
@@ -63,7 +63,7 @@ def doctor(as_json: bool) -> None:
     """
     settings = logging_settings()
     engine = open_engine(settings.database_url)
-    redis = endpoint_redis(redis_url(settings))
+    redis = report_redis(redis_url(settings))
     connect_workos = (lambda: connect(settings, redis, Counters(redis))) if settings.repairs else None
     checks = list(run_checks(engine, redis, settings, connect_workos))
     engine.dispose()
