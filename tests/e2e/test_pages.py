@@ -233,7 +233,8 @@ def test_withheld_deletions_are_shown_and_approved(page: Page, site: str, engine
     expect(page.get_by_text("by ann")).to_be_visible()
     assert _live(engine, gone) == 0
     page.goto(f"{site}/ops/")
-    expect(page.get_by_role("heading", level=1)).to_have_text("Mirror is trustworthy")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Mirror is trustworthy, with warnings")
+    expect(page.get_by_text("found 25 differences")).to_be_visible()
     pictures(page, "overview-right")
     page.get_by_role("link", name="Workspaces").click()
     pictures(page, "workspaces")
