@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from models.database import in_transaction, open_engine, read_transaction
 from models.tables import Event
 from models.views import mirror_status, workspaces
 from tests.support import JSON, rows, sign
+from tests.support.deliveries import deliver
 from tests.support.processes import Command, Commands, Valkey, eventually
 from tests.support.promtool import firing
 from tests.support.resync import quietly, settings_of
@@ -242,7 +242,9 @@ def test_withheld_deletions_are_shown_and_approved(page: Page, site: str, engine
     pictures(page, "runs")
 
 
-def test_the_overview_is_green_amber_or_red_as_status_is(page: Page, site: str, sandbox: Sandbox) -> None:
+def test_the_overview_is_green_amber_or_red_as_status_is(
+    page: Page, site: str, web: tuple[Command, int], sandbox: Sandbox
+) -> None:
     world = sandbox.world
     acme = world.create_organization("Acme", domains=[("acme.example", "verified")])
     send(site, next(event for event in world.events if event["data"]["id"] == acme["id"]))
@@ -252,7 +254,7 @@ def test_the_overview_is_green_amber_or_red_as_status_is(page: Page, site: str, 
     expect(page.locator(".verdict.good")).to_be_visible()
     pictures(page, "green")
     for _ in range(7):
-        assert refused(site, "wrong-secret-0123456789abcdef") == 401
+        assert deliver(web[1], b"{}", signature=sign(b"{}", "wrong-secret-0123456789abcdef")) == 401
     expect(heading).to_have_text("Mirror is trustworthy, with warnings", timeout=TIMEOUT_MS)
     expect(page.locator(".verdict.warn")).to_be_visible()
     expect(page.get_by_text("7 deliveries were refused for the signature since the last valid one")).to_be_visible()
@@ -282,14 +284,6 @@ def test_a_page_says_how_old_it_is_and_when_the_server_stopped_answering(
             process.resume()
     expect(freshness).to_have_text(re.compile(r"updated \d+ s ago"), timeout=TIMEOUT_MS)
     expect(page.locator("body.stale")).to_have_count(0)
-
-
-def refused(site: str, secret: str) -> int:
-    """The status of a delivery that is signed with another secret."""
-    request = urllib.request.Request(f"{site}/webhooks/workos", b"{}", {"WorkOS-Signature": sign(b"{}", secret)})
-    with pytest.raises(urllib.error.HTTPError) as error, urllib.request.urlopen(request):
-        pass
-    return error.value.code
 
 
 def _status(engine: Engine, event_id: str) -> str | None:
