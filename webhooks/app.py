@@ -43,6 +43,7 @@ def create_app(services: Services) -> Flask:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
     app.before_request(_require_one_leading_slash)
     app.before_request(_reject_nul)
+    app.after_request(receive.UnknownPaths(services.counters))
     app.register_blueprint(receive.blueprint(services))
     app.register_blueprint(health.blueprint(services))
     app.register_blueprint(metrics.blueprint(services))

@@ -1,6 +1,7 @@
 """Health checks: whether the process is alive, and whether it can commit an event."""
 
 import threading
+from functools import partial
 
 from flask import Blueprint, Response, jsonify
 from sqlalchemy.exc import DBAPIError
@@ -9,13 +10,18 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from models.revisions import outdated
 from worker.bootstrap import Services
 from worker.inbox.store import probe
-from worker.reports.health import check_health
+from worker.reports.verdict import Cached, judge
+
+CACHE_SECONDS = 5.0
+"""Maximum age of the warnings that `/readyz` returns: load balancers call it often."""
 
 
 def blueprint(services: Services) -> Blueprint:
     """Return the routes `/healthz` and `/readyz`."""
     routes = Blueprint("health", __name__)
     probing = threading.Lock()  # At most one: the inbox's other connection commits deliveries.
+    migrated = threading.Event()
+    verdict = Cached(partial(judge, services.engine, services.report_redis, services.settings), CACHE_SECONDS)
 
     @routes.get("/healthz")
     def healthz() -> Response:
@@ -26,16 +32,20 @@ def blueprint(services: Services) -> Blueprint:
         """Return 200 if an event can be committed. Other problems are warnings: deliveries do not need Redis."""
         try:
             with probing:
-                if outdated(services.inbox_engine):
-                    return jsonify(status="not ready", reason="the database is not migrated"), 503
+                if not migrated.is_set():
+                    if outdated(services.inbox_engine):
+                        return jsonify(status="not ready", reason="the database is not migrated"), 503
+                    migrated.set()
                 probe(services.inbox_engine)
         except (DBAPIError, PoolTimeoutError):
+            migrated.clear()
             return jsonify(status="not ready", reason="the database accepts no events"), 503
         try:
-            health = check_health(services.engine, services.redis, services.settings)
+            now = verdict()
         except (DBAPIError, PoolTimeoutError):  # Perhaps too slow. Deliveries can still be committed.
             return jsonify(status="ready", warnings=None)
-        shown = {name: getattr(health, name) for name in ("pending", "failed", "oldest_pending_seconds", "trusted")}
-        return jsonify(status="ready", **shown, warnings=health.reasons)
+        health = now.health
+        shown = {name: getattr(health, name) for name in ("pending", "failed", "oldest_pending_seconds")}
+        return jsonify(status="ready", **shown, trusted=now.trusted, warnings=[each.text for each in now.conditions])
 
     return routes

@@ -18,9 +18,10 @@ from sqlalchemy.exc import DBAPIError
 from models.tables import JoinState
 from worker.bootstrap import Services
 from worker.kinds import READERS
-from worker.metrics import ACCEPTED_TO_APPLIED, BUCKETS, INFINITY, Name, counted, noted
+from worker.metrics import ACCEPTED_TO_APPLIED, BUCKETS, INFINITY, REFUSALS, Name, counted, noted
 from worker.redis_client import require_writable
-from worker.reports.health import PROBLEMS, WARNINGS, Health, check_health
+from worker.reports.conditions import CONDITIONS
+from worker.reports.verdict import Verdict, judge
 
 LabelValues = TypeVar("LabelValues", bound=str | tuple[str, ...])
 
@@ -33,8 +34,8 @@ COUNTERS: dict[str, tuple[str, str, tuple[tuple[str, tuple[str, ...]], ...]]] = 
     ),
     "refused": (
         "webhooks_refused",
-        "Deliveries rejected by address or signature.",
-        (("reason", ("address", "missing", "mismatch", "time")),),
+        "Deliveries rejected by address, path, signature or time.",
+        (("reason", REFUSALS),),
     ),
     "workos_calls": ("workos_calls", "Calls to the WorkOS API.", ()),
     "workos_limited": ("workos_limited", "Calls to the WorkOS API that were answered with 429.", ()),
@@ -73,8 +74,8 @@ class _Metrics(Collector):
         """Yield all metrics. If Redis or the database is unavailable, yield only its `up` metric."""
         redis_up = "1 if Redis is available and writable."
         try:
-            require_writable(self._services.redis)
-            counts, times = counted(self._services.redis), noted(self._services.redis)
+            require_writable(self._services.report_redis)
+            counts, times = counted(self._services.report_redis), noted(self._services.report_redis)
         except RedisError:
             yield _gauge("redis_up", redis_up, 0)
         else:
@@ -82,12 +83,12 @@ class _Metrics(Collector):
             yield from _counter_metrics(counts, times)
         database_up = "1 if the database is available."
         try:
-            health = check_health(self._services.engine, self._services.redis, self._services.settings)
+            verdict = judge(self._services.engine, self._services.report_redis, self._services.settings)
         except DBAPIError:
             yield _gauge("database_up", database_up, 0)
         else:
             yield _gauge("database_up", database_up, 1)
-            yield from _health_metrics(health)
+            yield from _health_metrics(verdict)
 
 
 def _counter_metrics(counts: Mapping[Name, float], times: Mapping[Name, float]) -> Iterator[Metric]:
@@ -133,12 +134,14 @@ def _gauge(name: str, text: str, value: float | Mapping[LabelValues, float], *la
     return family
 
 
-def _health_metrics(health: Health) -> Iterator[Metric]:
-    found = {problem.name for problem in (*health.problems, *health.warnings)}
-    problems = {name: name in found for name in (*PROBLEMS, *WARNINGS)}
-    yield _gauge("trusted", "1 if the mirror is trustworthy.", health.trusted)
+def _health_metrics(verdict: Verdict) -> Iterator[Metric]:
+    health = verdict.health
+    now = {(each.name, each.severity.value) for each in verdict.conditions}
+    every = ((condition.name, severity.value) for condition in CONDITIONS for severity in condition.severities)
+    problems = {key: key in now for key in every}
+    yield _gauge("trusted", "1 if the mirror is trustworthy.", verdict.trusted)
     yield _gauge("backfilling", "1 until the first resync and catch-up are done.", health.mirror["state"] != "current")
-    yield _gauge("problem", "1 if status reports this problem or warning.", problems, "name")
+    yield _gauge("problem", "1 if status reports this condition.", problems, "name", "severity")
     yield _gauge("events_pending", "Events waiting to be applied, up to 10,000.", health.pending)
     yield _gauge("oldest_pending_seconds", "Age of the oldest pending event.", health.oldest_pending_seconds)
     yield _gauge("events_failed", "Failed events, up to 10,000.", health.failed)
@@ -153,14 +156,19 @@ def _health_metrics(health: Health) -> Iterator[Metric]:
     yield _gauge("domains", "Domains by auto-join state.", dict(sorted(health.domains.items())), "state")
     joins = {state.value: health.joins.get(state, 0) for state in JoinState}
     yield _gauge("joins", "Joins by domain, by state.", joins, "state")
-    yield _gauge("missing_joins", "People who should be members by domain and are not.", health.missing_joins)
-    yield _gauge("workspaces_without_admin", "Workspaces with members but no admin.", health.without_admin)
-    for name, text in (("behind", "Changes not yet delivered to a hook."), ("failed", "Failed deliveries of a hook.")):
-        yield _gauge(f"hook_{name}", text, {hook["hook"]: hook[name] or 0 for hook in health.hooks}, "hook")
+    if health.missing_joins is not None and health.without_admin is not None:
+        yield _gauge("missing_joins", "People who should be members by domain and are not.", health.missing_joins)
+        yield _gauge("workspaces_without_admin", "Workspaces with members but no admin.", health.without_admin)
+    hooks = health.hooks
+    yield _gauge("hook_behind", "Changes not yet delivered to a hook.", {h.name: h.behind for h in hooks}, "hook")
+    yield _gauge("hook_failed", "Failed deliveries of a hook.", {h.name: h.failed for h in hooks}, "hook")
+    waiting = {hook.name: hook.waiting_seconds for hook in hooks}
+    yield _gauge("hook_waiting_seconds", "Age of the oldest change not yet delivered to a hook.", waiting, "hook")
     if last := health.resync:
         yield _gauge("resync_seconds", "Duration of the last full resync that finished.", last.seconds)
         yield _gauge("resync_age_seconds", "Time since the last full resync finished.", last.age_seconds)
-        yield _gauge("drift", "Differences found by the last full resync.", last.drift, "kind", "finding")
+        if last.drift is not None:
+            yield _gauge("drift", "Differences found by the last full resync.", last.drift, "kind", "finding")
         yield _gauge("withheld_deletions", "Deletions withheld by the last full resync, not approved.", last.withheld)
     age = math.inf if health.clock_age_seconds is None else health.clock_age_seconds
     yield _gauge("clock_age_seconds", "Time since the last heartbeat of a clock; +Inf if there was none.", age)

@@ -1,14 +1,20 @@
 """POST /webhooks/workos: verify a delivery, commit its event, wake a worker, respond."""
 
 import hmac
+import threading
+import time
 from functools import partial
+from http import HTTPStatus
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from itertools import takewhile
 from typing import NamedTuple, NoReturn
 
 import structlog
 from flask import Blueprint, Response, abort, jsonify, request
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from models.database import in_transaction
 from models.ip_addresses import ip_of
 from models.types import JsonObject
 from webhooks.signature import verify
@@ -17,7 +23,9 @@ from worker.decision.payload import is_id, parse_json
 from worker.errors import InvalidSignatureError, PayloadError
 from worker.group_commit import GroupCommit
 from worker.inbox.store import ReceivedEvent, accept_webhooks
+from worker.inbox.verified_secrets import note_verified
 from worker.kinds import READERS
+from worker.metrics import REFUSALS, REFUSED_SINCE_VALID, Counters, Name
 
 log = structlog.get_logger()
 
@@ -25,6 +33,10 @@ RETRY_AFTER_SECONDS = 5
 COMMIT_SECONDS = 7.0
 """Longer than the lock time-out. If a commit takes longer, the database counts as unavailable."""
 MAX_EVENTS_PER_COMMIT = 100
+PATH = "/webhooks/workos"
+SIGNATURE = "WorkOS-Signature"
+LOG_SECONDS = 10.0
+"""Minimum time between two log lines about unknown paths: anybody can post to them."""
 
 Network = IPv4Network | IPv6Network
 
@@ -37,6 +49,7 @@ def blueprint(services: Services) -> Blueprint:
     path_token = settings.webhook_path_token.get_secret_value().encode() if settings.webhook_path_token else None
     # Commits in a separate thread: concurrent deliveries share a commit, and a frozen database delays no response.
     commit = GroupCommit(partial(_commit, services), MAX_EVENTS_PER_COMMIT)
+    verified = _Verified(services.inbox_engine)
     routes = Blueprint("receive", __name__)
 
     @routes.before_request
@@ -46,10 +59,12 @@ def blueprint(services: Services) -> Blueprint:
         if allowed and not _is_allowed(request.remote_addr, allowed):
             log.warning("address_rejected")
             counters.add("refused", "address")
+            if SIGNATURE in request.headers:
+                counters.add(REFUSED_SINCE_VALID, "address")
             abort(403)
 
-    @routes.post("/webhooks/workos", defaults={"token": ""})
-    @routes.post("/webhooks/workos/<token>")
+    @routes.post(PATH, defaults={"token": ""})
+    @routes.post(f"{PATH}/<token>")
     def deliver(token: str) -> Response | tuple[Response, int]:
         if not hmac.compare_digest(token.encode("utf-8", "replace"), path_token or b""):
             abort(404)
@@ -57,14 +72,15 @@ def blueprint(services: Services) -> Blueprint:
         if len(body) > settings.webhook_max_bytes:
             abort(413)  # Sent in chunks, so its size was not known earlier.
         try:
-            header = request.headers.get("WorkOS-Signature")
+            header = request.headers.get(SIGNATURE)
             position = verify(body, header, secrets, settings.webhook_tolerance_seconds)
         except InvalidSignatureError as error:
             log.warning("signature_rejected", reason=error.reason)
             counters.add("refused", error.reason)
-            counters.note_time("refused", error.reason)
+            counters.add(REFUSED_SINCE_VALID, error.reason)
             return jsonify(error=f"invalid signature: {error.reason}"), 401
         counters.note_time("secret_used", str(position + 1))
+        counters.clear(*(Name(REFUSED_SINCE_VALID, (reason,)) for reason in REFUSALS))
         posted = _parse(body)
         try:
             new = commit(posted, seconds=COMMIT_SECONDS)
@@ -75,9 +91,31 @@ def blueprint(services: Services) -> Blueprint:
             response = jsonify(error="the event could not be stored; retry later")
             response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
             return response, 503
+        verified(secrets[position])
         return jsonify(status="accepted" if new else "duplicate")
 
     return routes
+
+
+class _Verified:
+    """Records once for each secret that it has verified a delivery."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._known: set[str] = set()
+        self._writing = threading.Lock()
+
+    def __call__(self, secret: str) -> None:
+        """Record a secret, unless that was done or is being done. After a failure, the next delivery tries again."""
+        if secret in self._known or not self._writing.acquire(blocking=False):
+            return
+        try:
+            in_transaction(self._engine, note_verified, secret)
+            self._known.add(secret)
+        except SQLAlchemyError as error:
+            log.warning("verified_secret_not_stored", error=type_name(error))
+        finally:
+            self._writing.release()
 
 
 class Posted(NamedTuple):
@@ -103,6 +141,33 @@ def _commit(services: Services, group: list[Posted]) -> list[bool]:
         posted.log.info("webhook_accepted", new=new)
         services.counters.add("received", "accepted" if new else "duplicate", posted.metric_type)
     return are_new
+
+
+class UnknownPaths:
+    """Counts deliveries to paths that do not exist, and logs one every `LOG_SECONDS`."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._logged_at = -LOG_SECONDS
+
+    def __call__(self, response: Response) -> Response:
+        """Count the request if it was a delivery that found no route, and return its response."""
+        lost = response.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
+        if lost and request.method == "POST" and SIGNATURE in request.headers:
+            self._counters.add("refused", "path")
+            self._counters.add(REFUSED_SINCE_VALID, "path")
+            if time.monotonic() - self._logged_at >= LOG_SECONDS:
+                self._logged_at = time.monotonic()
+                log.warning("path_unknown", path=known_part(request.path))
+        return response
+
+
+def known_part(path: str) -> str:
+    """Return a path up to its first unknown segment: the rest may contain WEBHOOK_PATH_TOKEN."""
+    known = PATH.split("/")
+    segments = path.split("/")
+    same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(known, segments, strict=False))))
+    return "/".join([*segments[:same], *["..."] * (len(segments) > same)])
 
 
 def type_name(error: Exception) -> str:

@@ -18,6 +18,8 @@ from worker.settings import Settings
 
 ENDPOINT_REDIS_SECONDS = 0.25
 """The webhook endpoint answers within a second, even if Redis does not (docs/decisions.md, Work)."""
+REPORT_REDIS_SECONDS = 2.0
+"""Reports wait longer: for them, a Redis that answers late under load is not away."""
 ENDPOINT_LOCK_TIMEOUT_MS = 1_000
 ENDPOINT_CONNECTIONS = 6
 """For pages, API and metrics."""
@@ -44,6 +46,8 @@ class Services:
     inbox_engine: Engine
     """Stores deliveries. In the webhook server it has connections of its own, which no reader can hold."""
     redis: Redis
+    report_redis: Redis
+    """For health and metrics, which wait longer than deliveries."""
     bell: Doorbell
     repair_bell: Doorbell
     provision_bell: Doorbell
@@ -54,6 +58,7 @@ class Services:
         """Add the last counts to Redis and close the connections."""
         self.counters.close()
         self.redis.close()
+        self.report_redis.close()
         self.engine.dispose()
         self.inbox_engine.dispose()
 
@@ -83,6 +88,7 @@ def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False
         engine,
         inbox_engine,
         redis,
+        report_redis=report_redis(redis_url),
         bell=Doorbell(redis, DRAIN),
         repair_bell=Doorbell(redis, REPAIR, REPAIR_JOB_SECONDS),
         provision_bell=Doorbell(redis, PROVISION, LONG_JOB_SECONDS),
@@ -105,6 +111,11 @@ def drain_limits(settings: Settings) -> DrainLimits:
 def endpoint_redis(url: str) -> Redis:
     """Return a client with short time-outs: a missed ring does no harm, but a delivery must not wait."""
     return open_redis(url, socket_timeout=ENDPOINT_REDIS_SECONDS, socket_connect_timeout=ENDPOINT_REDIS_SECONDS)
+
+
+def report_redis(url: str) -> Redis:
+    """Return a client for reports. Its time-outs are short, because a report must not hang."""
+    return open_redis(url, socket_timeout=REPORT_REDIS_SECONDS, socket_connect_timeout=REPORT_REDIS_SECONDS)
 
 
 def require_migrated(engine: Engine) -> None:

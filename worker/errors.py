@@ -44,7 +44,12 @@ class CursorGoneError(OperatorError):
 
 
 class WorkOSUnavailableError(WorkosSyncError):
-    """WorkOS did not answer as expected, or could not be called. This says nothing about any object."""
+    """WorkOS did not answer as expected, or could not be called. This says nothing about any object.
+
+    `status` is the HTTP status of the answer; None if there was none, or if it was read but could not be used.
+    """
+
+    status: int | None = None
 
 
 class BadRequestError(WorkOSUnavailableError):

@@ -29,6 +29,9 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 """Upper ends, in seconds, of the histogram of `accepted_to_applied`."""
 INFINITY = "+Inf"
 ACCEPTED_TO_APPLIED = "accepted_to_applied"
+REFUSED_SINCE_VALID = "refused_since_valid"
+"""Counts refused deliveries by reason, one of `REFUSALS`, since the last valid delivery."""
+REFUSALS = ("address", "missing", "mismatch", "time", "path")
 
 
 class Name(NamedTuple):
@@ -46,6 +49,7 @@ class Counters:
         self._lock = threading.Lock()
         self._counts = defaultdict[Name, float](float)
         self._times: dict[Name, float] = {}
+        self._cleared: set[Name] = set()
         self._away = False
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -62,6 +66,14 @@ class Counters:
             self._times[Name(name, labels)] = time.time()
             self._start()
 
+    def clear(self, *names: Name) -> None:
+        """Set counters to 0, also the counts of other processes."""
+        with self._lock:
+            for name in names:
+                self._counts.pop(name, None)
+            self._cleared.update(names)
+            self._start()
+
     def observe(self, name: str, seconds: Iterable[float]) -> None:
         """Count durations in a histogram: a bucket's upper end is its label, the sum is another counter."""
         for value in seconds:
@@ -72,12 +84,14 @@ class Counters:
     def hand_over(self) -> None:
         """Add the counts since the last call to Redis; keep them while Redis is unavailable."""
         with self._lock:
-            counts, times = self._counts, self._times
-            self._counts, self._times = defaultdict(float), {}
-        if not counts and not times:
+            counts, times, cleared = self._counts, self._times, self._cleared
+            self._counts, self._times, self._cleared = defaultdict(float), {}, set()
+        if not counts and not times and not cleared:
             return
         try:
             with self._redis.pipeline(transaction=True) as pipeline:
+                if cleared:
+                    pipeline.hdel(COUNTS, *map(json.dumps, cleared))
                 for key, number in counts.items():
                     pipeline.hincrbyfloat(COUNTS, json.dumps(key), number)
                 for key, at in times.items():
@@ -90,7 +104,9 @@ class Counters:
             self._away = True
             with self._lock:
                 for key, number in counts.items():
-                    self._counts[key] += number
+                    if key not in self._cleared:
+                        self._counts[key] += number
+                self._cleared |= cleared
                 self._times = times | self._times
 
     def close(self) -> None:

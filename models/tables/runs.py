@@ -76,6 +76,7 @@ class Run(Base):
     after: Mapped[str | None]
     """For a replay: the last event id done."""
     done: Mapped[int] = mapped_column(server_default="0")
+    """For a replay: events requeued. For a failed resync: organizations compared."""
     total: Mapped[int | None]
     skipped: Mapped[int] = mapped_column(server_default="0")
     """For a replay: events whose payload is no longer kept."""
@@ -94,7 +95,10 @@ class Run(Base):
 
 
 class Tick(Base):
-    """When a scheduled task was last started. The clock process that updates the row runs the task."""
+    """When something last happened: a scheduled task started, counts were refreshed, a secret verified a delivery.
+
+    The clock process that updates a task's row runs the task.
+    """
 
     __tablename__ = "ticks"
 

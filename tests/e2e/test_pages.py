@@ -5,6 +5,7 @@ Real commands, a real PostgreSQL and Valkey, a sandbox WorkOS, and Debian's Chro
 
 import json
 import os
+import re
 import shutil
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,7 +19,8 @@ from models.database import in_transaction, open_engine, read_transaction
 from models.tables import Event
 from models.views import mirror_status, workspaces
 from tests.support import JSON, rows, sign
-from tests.support.processes import Commands, Valkey, eventually
+from tests.support.deliveries import deliver
+from tests.support.processes import Command, Commands, Valkey, eventually
 from tests.support.promtool import firing
 from tests.support.resync import quietly, settings_of
 from tests.support.sandbox import Knobs, Sandbox, populate
@@ -50,8 +52,8 @@ def engine(make_database: Callable[[str], str]) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def site(engine: Engine, sandbox: Sandbox, commands: Commands, valkey: Valkey) -> str:
-    """The address of a running installation whose mirror is filled."""
+def web(engine: Engine, sandbox: Sandbox, commands: Commands, valkey: Valkey) -> tuple[Command, int]:
+    """The web process of a running installation whose mirror is filled, and its port."""
     commands.settings |= settings_of(sandbox) | {
         "DATABASE_URL": engine.url.render_as_string(hide_password=False),
         "REDIS_URL": valkey.url,
@@ -63,9 +65,15 @@ def site(engine: Engine, sandbox: Sandbox, commands: Commands, valkey: Valkey) -
     }
     commands.start("worker")
     commands.start("clock")
-    _, port = commands.web()
+    web = commands.web()
     eventually(lambda: rows(engine, mirror_status)[0]["state"] == "current", 60)
-    return f"http://127.0.0.1:{port}"
+    return web
+
+
+@pytest.fixture
+def site(web: tuple[Command, int]) -> str:
+    """The address of a running installation whose mirror is filled."""
+    return f"http://127.0.0.1:{web[1]}"
 
 
 @pytest.fixture(scope="module")
@@ -225,12 +233,57 @@ def test_withheld_deletions_are_shown_and_approved(page: Page, site: str, engine
     expect(page.get_by_text("by ann")).to_be_visible()
     assert _live(engine, gone) == 0
     page.goto(f"{site}/ops/")
-    expect(page.get_by_role("heading", level=1)).to_have_text("Mirror is trustworthy")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Mirror is trustworthy, with warnings")
+    expect(page.get_by_text("found 25 differences")).to_be_visible()
     pictures(page, "overview-right")
     page.get_by_role("link", name="Workspaces").click()
     pictures(page, "workspaces")
     page.get_by_role("link", name="Runs").click()
     pictures(page, "runs")
+
+
+def test_the_overview_is_green_amber_or_red_as_status_is(
+    page: Page, site: str, web: tuple[Command, int], sandbox: Sandbox
+) -> None:
+    world = sandbox.world
+    acme = world.create_organization("Acme", domains=[("acme.example", "verified")])
+    send(site, next(event for event in world.events if event["data"]["id"] == acme["id"]))
+    sign_in(page, site)
+    heading = page.get_by_role("heading", level=1)
+    expect(heading).to_have_text("Mirror is trustworthy")
+    expect(page.locator(".verdict.good")).to_be_visible()
+    pictures(page, "green")
+    for _ in range(7):
+        assert deliver(web[1], b"{}", signature=sign(b"{}", "wrong-secret-0123456789abcdef")) == 401
+    expect(heading).to_have_text("Mirror is trustworthy, with warnings", timeout=TIMEOUT_MS)
+    expect(page.locator(".verdict.warn")).to_be_visible()
+    expect(page.get_by_text("7 deliveries were refused for the signature since the last valid one")).to_be_visible()
+    pictures(page, "amber")
+    broken = {"id": "event_broken", "event": "user.updated", "created_at": "2026-03-01T12:00:00.000Z", "data": None}
+    send(site, broken)
+    expect(heading).to_have_text("Mirror is not trustworthy", timeout=TIMEOUT_MS)
+    expect(page.locator(".verdict.bad")).to_be_visible()
+    pictures(page, "red")
+
+
+def test_a_page_says_how_old_it_is_and_when_the_server_stopped_answering(
+    page: Page, site: str, web: tuple[Command, int]
+) -> None:
+    sign_in(page, site)
+    freshness = page.locator("#freshness")
+    expect(freshness).to_have_text(re.compile(r"updated \d+ s ago"))
+    processes = web[0].family()
+    for process in processes:
+        process.suspend()
+    try:
+        expect(freshness).to_have_text(re.compile(r"no answer since \d\d:\d\d:\d\d UTC"), timeout=TIMEOUT_MS)
+        expect(page.locator("body.stale")).to_be_visible()
+        pictures(page, "no-answer")
+    finally:
+        for process in processes:
+            process.resume()
+    expect(freshness).to_have_text(re.compile(r"updated \d+ s ago"), timeout=TIMEOUT_MS)
+    expect(page.locator("body.stale")).to_have_count(0)
 
 
 def _status(engine: Engine, event_id: str) -> str | None:

@@ -1,27 +1,69 @@
-"""docs/operations.md explains every alert, problem and warning, and what to do about it."""
+"""docs/operations.md and docs/deploy/alerts.yml say the same as the table of conditions."""
 
 import re
 from pathlib import Path
 
-from worker.reports.health import PROBLEMS, WARNINGS
+import pytest
+
+from worker.reports.conditions import CONDITIONS, URGENCY, Condition
 
 DOCS = Path(__file__).parents[2] / "docs"
-ALERTS = re.findall(r"^ +- alert: (\w+)$", (DOCS / "deploy" / "alerts.yml").read_text(), re.MULTILINE)
+RULES = {
+    rule.split()[0]: dict(re.findall(r"^ +(\w+): (.+)$", rule, re.MULTILINE))
+    for rule in (DOCS / "deploy" / "alerts.yml").read_text().split("- alert: ")[1:]
+}
 ALARMS = (DOCS / "operations.md").read_text().split("## Alarms\n")[1].split("\n## ")[0]
-ENTRIES = ALARMS.split("\n### ")[1:]
+ENTRIES = {entry.splitlines()[0]: entry for entry in ALARMS.split("\n### ")[1:]}
+ONLY_PROMETHEUS = {
+    "WorkosSyncDown": ("The web process does not answer", "page"),
+    "WorkosSyncDatabaseDown": ("The database does not answer", "page"),
+    "WorkosSyncRateLimited": ("WorkOS limits our calls", "ticket"),
+}
+"""Alerts that no process of ours can decide: it is down, cannot measure, or the answer needs a history."""
+EXPECTED = {
+    condition.alert(severity): (condition, severity) for condition in CONDITIONS for severity in condition.severities
+}
 
 
-def test_each_alert_problem_and_warning_has_exactly_one_entry() -> None:
-    named = [name for entry in ENTRIES for name in re.findall(r"`(\w+)`", entry.splitlines()[2])]
-    assert sorted(named) == sorted([*ALERTS, *PROBLEMS, *WARNINGS])
+def test_conditions_have_different_names() -> None:
+    assert len({condition.name for condition in CONDITIONS}) == len(CONDITIONS)
+
+
+def test_each_condition_has_an_alert_for_each_severity_and_no_other() -> None:
+    assert RULES.keys() == EXPECTED.keys() | ONLY_PROMETHEUS.keys()
+
+
+@pytest.mark.parametrize("alert", EXPECTED)
+def test_an_alert_says_what_its_condition_says(alert: str) -> None:
+    condition, severity = EXPECTED[alert]
+    rule = RULES[alert]
+    assert rule["expr"] == f'max(workos_sync_problem{{name="{condition.name}",severity="{severity}"}}) == 1'
+    assert rule["labels"] == f"{{severity: {URGENCY[severity]}}}"
+    assert (rule["summary"], rule["runbook"]) == (condition.measured, condition.runbook)
+    assert rule["remedy"]
+
+
+def test_the_runbook_has_an_entry_for_each_condition_and_alert_and_no_other() -> None:
+    sections = {condition.section for condition in CONDITIONS} | {section for section, _ in ONLY_PROMETHEUS.values()}
+    assert ENTRIES.keys() == sections
+
+
+@pytest.mark.parametrize("section", ENTRIES)
+def test_an_entry_names_its_conditions_and_how_urgent_they_are(section: str) -> None:
+    named = [_line(condition) for condition in CONDITIONS if condition.section == section]
+    named += [f"`{alert}` · {urgency}" for alert, (where, urgency) in ONLY_PROMETHEUS.items() if where == section]
+    assert ENTRIES[section].splitlines()[2] == "; ".join(named)
+
+
+def _line(condition: Condition) -> str:
+    alerts = [f"`{condition.alert(severity)}` · {URGENCY[severity]}" for severity in reversed(condition.severities)]
+    return f"`{condition.name}` · {'; '.join(alerts)}"
 
 
 def test_each_entry_says_what_it_means_and_what_to_do() -> None:
-    assert [entry.splitlines()[0] for entry in ENTRIES if not ("**Means:** " in entry and "**Do:** " in entry)] == []
+    assert [name for name, entry in ENTRIES.items() if not ("**Means:** " in entry and "**Do:** " in entry)] == []
 
 
-def test_each_entry_is_as_urgent_as_its_alert() -> None:
-    rules = (DOCS / "deploy" / "alerts.yml").read_text().split("- alert: ")[1:]
-    urgency = {rule.split()[0]: re.findall(r"severity: (\w+)", rule) for rule in rules}
-    documented = {entry.splitlines()[2].split("`")[-2]: entry.splitlines()[2].split(" · ")[-1:] for entry in ENTRIES}
-    assert documented == urgency
+def test_each_condition_links_to_its_entry() -> None:
+    anchors = {re.sub(r"[^\w\- ]", "", section.lower()).replace(" ", "-") for section in ENTRIES}
+    assert {condition.runbook.split("#")[1] for condition in CONDITIONS} <= anchors

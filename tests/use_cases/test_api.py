@@ -156,7 +156,7 @@ def test_events_replays_and_resyncs_are_readable(endpoint: FlaskClient, engine: 
 def test_status_is_503_until_mirror_is_filled(endpoint: FlaskClient, services: Services) -> None:
     response = ask(endpoint, "status")
     assert response.status_code == 503 and response.json is not None
-    assert any("not filled yet" in reason for reason in response.json["reasons"])
+    assert any("never filled" in reason for reason in response.json["reasons"])
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,13 @@ def test_status_with_problems_lists_them_and_exits_1(story: JSON) -> None:
     assert (shown["pending"], shown["failed"], shown["workers"]) == (0, 1, 0)
     assert shown["mirror"]["state"] == "backfilling"
     wrong = {problem.split(":")[0] for problem in shown["problems"]}
-    assert wrong == {"no worker is running", "the clock has never run", "1 event failed"}
+    assert wrong == {
+        "no worker is running",
+        "1 job waits in the lane drain, which has no worker",
+        "the clock has never run",
+        "1 event failed",
+        "the mirror was never filled",
+    }
     assert "no worker is running" in run("status", exit_code=1).stdout
 
 
@@ -206,13 +212,14 @@ def test_status_reports_an_unfilled_mirror_unless_a_resync_is_running(
     assert any("never filled" in problem for problem in report("status", exit_code=1)["problems"])
     run_id = start(engine, "ann")
     shown = report("status", exit_code=1)
-    assert shown["runs"] == [f"resync {run_id}, list, requested by ann"]
+    assert shown["runs"] == [f"resync {run_id}, queued, list, requested by ann"]
     assert not any("never filled" in problem for problem in shown["problems"])
+    assert any(f"runs show {run_id}" in problem for problem in shown["problems"])
     ended = {"status": "failed", "finished_at": db_now(), "error": "/organizations: 500"}
     in_transaction(engine, lambda tx: tx.execute(update(Run).values(ended)))
-    problems = report("status", exit_code=1)["problems"]
-    assert f"resync {run_id} failed: /organizations: 500" in problems
-    assert any("never filled" in problem for problem in problems)
+    shown = report("status", exit_code=1)
+    assert f"resync {run_id} failed: /organizations: 500: run workos-sync resync" in shown["warnings"]
+    assert any("never filled" in problem for problem in shown["problems"])
 
 
 def test_status_names_unmapped_roles(endpoint: FlaskClient, engine: Engine) -> None:
@@ -282,7 +289,7 @@ def test_runs_show_of_a_catch_up_does_not_mention_drift(engine: Engine) -> None:
     assert "catch_up" in shown and "running" in shown and "drift" not in shown
     [row] = report("runs", "list")
     assert row["phase"] == ""
-    assert report("status", exit_code=1)["runs"] == [f"catch_up {run_id}, requested by ann"]
+    assert report("status", exit_code=1)["runs"] == [f"catch_up {run_id}, queued, requested by ann"]
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from flask import Flask
 from freezegun import freeze_time
 from redis import Redis
 from sqlalchemy import Engine, create_engine, insert, update
@@ -15,14 +17,16 @@ from sqlalchemy import Engine, create_engine, insert, update
 from models.database import in_transaction
 from models.tables import Event, Mirror, Run, Tick
 from models.types import db_now, db_now_plus
-from tests.support import SECRET, accept, fake_workers, made, sign
+from tests.support import SECRET, accept, fake_workers, made, serving
 from tests.support.catalog import drop_schema
 from tests.support.cli import run
 from tests.support.hooks import SECRET as HOOK_SECRET
 from tests.support.resync import CLIENT_ID, settings_of
 from tests.support.sandbox import Sandbox
+from tests.support.sandbox.delivery import Endpoint
 from webhooks.app import create_app
 from worker.bootstrap import build_services
+from worker.cli import main
 from worker.kinds import SUBSCRIBED
 from worker.processes.clock import heartbeat
 from worker.repair.schedule import CLOCK_TICK
@@ -104,14 +108,6 @@ def endpoint(**values: Any) -> Callable[..., None]:
     return change
 
 
-def refuse_for_time(healthy: Sandbox, engine: Engine, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    services = build_services(load_settings(), load_settings().redis_url or "", endpoint=True)
-    header = {"WorkOS-Signature": sign(b"{}", at=1_000_000_000)}
-    assert create_app(services).test_client().post("/webhooks/workos", data=b"{}", headers=header).status_code == 401
-    services.counters.close()
-    services.engine.dispose()
-
-
 def no_workers(healthy: Sandbox, engine: Engine, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_workers.forget(redis)
 
@@ -149,17 +145,16 @@ FAULTS: dict[str, tuple[Callable[..., object], str, str]] = {
         "webhook endpoint",
         "workos-sync register",
     ),
-    "deliveries too late": (refuse_for_time, "signature timestamps", "clock"),
-    "no workers": (no_workers, "workers, drain", "workos-sync worker"),
+    "no workers": (no_workers, "no worker", "workos-sync worker"),
     "no clock": (
         statement(lambda: update(Tick).where(Tick.name == CLOCK_TICK).values(at=db_now_plus(-300))),
-        "clock",
+        "no clock",
         "workos-sync clock",
     ),
     "resyncs stopped": (
         statement(lambda: update(Run).values(created_at=db_now_plus(-99 * 3600), finished_at=db_now_plus(-98 * 3600))),
-        "last resync",
-        "workos-sync resync",
+        "resync late",
+        "workos-sync runs list",
     ),
     "failed events": (statement(lambda: update(Event).values(status="failed")), "failed events", "events failures"),
 }
@@ -216,7 +211,7 @@ def test_stopped_webhooks_are_a_failure(healthy: Sandbox, answering: None, confi
         "status": "done",
     }
     in_transaction(configured_engine, lambda tx: tx.execute(insert(Event).values(times), rows))
-    assert "reachable" in wrong()["last webhook"]["remedy"]
+    assert "reachable" in wrong()["silent"]["remedy"]
 
 
 def test_missing_tokens_are_a_warning(answering: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,3 +314,88 @@ def test_register_refused_by_workos_prints_one_line(sandbox: Sandbox) -> None:
     sandbox.faults.fail(status=422, path="/webhook_endpoints", times=None)
     error = run("register", URL, exit_code=1).stderr
     assert error.count("\n") == 1 and "422" in error
+
+
+@pytest.fixture
+def odd_endpoint(healthy: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function that changes the endpoint object in WorkOS's answers: None removes a field."""
+
+    def change(**fields: Any) -> None:
+        original = Endpoint.as_json
+
+        def as_json(self: Endpoint, *, with_secret: bool) -> dict[str, Any]:
+            shown = original(self, with_secret=with_secret) | fields
+            return {name: value for name, value in shown.items() if value is not None}
+
+        monkeypatch.setattr(Endpoint, "as_json", as_json)
+
+    return change
+
+
+def webhook_endpoint() -> dict[str, str]:
+    result = CliRunner().invoke(main, ["doctor", "--json"])
+    return next(check for check in json.loads(result.stdout) if check["name"] == "webhook endpoint")
+
+
+@pytest.mark.parametrize(
+    ("fields", "level", "saw"),
+    [
+        ({"status": None}, "warning", "does not report enabled"),
+        ({"status": None, "enabled": True}, "ok", "enabled, with exactly"),
+        ({"status": None, "enabled": False}, "failure", "disabled"),
+        ({"events": None}, "warning", "does not report its event types"),
+        ({"events": None, "status": None}, "warning", "enabled and its event types"),
+    ],
+)
+def test_what_workos_does_not_report_is_unknown(
+    odd_endpoint: Callable[..., None], answering: None, fields: dict[str, Any], level: str, saw: str
+) -> None:
+    odd_endpoint(**fields)
+    found = webhook_endpoint()
+    assert found["level"] == level and saw in found["saw"]
+    result = run("register", URL).stdout
+    assert ("WorkOS does not report" in result) is (level == "warning")
+
+
+def test_a_404_of_workos_is_an_answer(healthy: Sandbox, answering: None) -> None:
+    (registered,) = healthy.deliveries.endpoints.values()
+    registered.enabled = False
+    healthy.faults.fail(status=404, path="/webhook_endpoints/", times=None)
+    error = run("register", URL, exit_code=1).stderr
+    assert "WorkOS answered 404" in error and "network" not in error
+    healthy.faults.fail(status=404, path="/webhook_endpoints", times=None)
+    assert "WorkOS answered 404" in webhook_endpoint()["saw"]
+    assert "network" not in run("register", URL, exit_code=1).stderr
+
+
+def test_an_endpoint_beyond_the_pages_that_are_read_is_unknown(
+    healthy: Sandbox, answering: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.reports.doctor.MAX_ENDPOINT_PAGES", 1)
+    (registered,) = healthy.deliveries.endpoints.values()
+    registered.url = "https://elsewhere.example/"
+    for number in range(100):
+        healthy.deliveries.add_endpoint(f"https://elsewhere.example/{number}", events=[])
+    found = webhook_endpoint()
+    assert found["level"] == "warning" and "none of the first 100" in found["saw"]
+
+
+def test_register_warns_of_a_path_that_is_not_ours(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("register", "https://sync.acme.example/webhooks/wrong")
+    assert "warning: the path of this URL is not /webhooks/workos" in result.stderr
+    monkeypatch.setenv("WEBHOOK_PATH_TOKEN", "abcdefgh01234567abcdefgh")
+    result = run("register", "https://sync.acme.example/webhooks/workos/another-token-0123456789")
+    assert "is not /webhooks/workos/<WEBHOOK_PATH_TOKEN>" in result.stderr and "abcdefgh" not in result.stderr
+
+
+def test_register_warns_of_a_url_that_does_not_lead_to_web(
+    sandbox: Sandbox, redis_url: str, configured_engine: Engine
+) -> None:
+    assert "does not answer from here" in run("register", "http://localhost:1/webhooks/workos").stderr
+    services = build_services(load_settings(), redis_url, endpoint=True)
+    with serving(create_app(services)) as address:
+        ours = f"{address}/webhooks/workos"
+        assert "warning:" not in run("register", ours).stderr
+    services.close()
+    with serving(Flask("another")) as address:
+        assert "answers 404" in run("register", f"{address}/webhooks/workos").stderr

@@ -27,7 +27,7 @@ from worker.hooks import follow as hooks
 from worker.hooks import operate, targets
 from worker.hooks.targets import WebTarget
 from worker.hooks.threads import HookThreads
-from worker.reports.health import check_health
+from worker.reports.verdict import judge
 from worker.settings import Settings, load_settings
 from worker.workos_api.client import WorkOSClient
 
@@ -428,8 +428,8 @@ def test_a_python_function_in_hooks_is_reported_and_not_called(monkeypatch: pyte
 
 def test_health_warns_about_a_python_function_in_hooks(local: Callable[..., Services]) -> None:
     services = local(hooks="old=my_app:changed")
-    health = check_health(services.engine, services.redis, services.settings)
-    assert [problem.text for problem in health.warnings if problem.name == "hook_unsupported"] == [
+    verdict = judge(services.engine, services.redis, services.settings)
+    assert [each.text for each in verdict.conditions if each.name == "hook_unsupported"] == [
         "the hook old is a Python function and is not called: give it an https:// URL"
     ]
-    assert [lane.name for lane in health.lanes] == ["drain", "repair"]
+    assert [lane.name for lane in verdict.health.lanes] == ["drain", "repair"]

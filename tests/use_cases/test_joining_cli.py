@@ -120,7 +120,7 @@ def test_failed_hook_deliveries_are_listed_and_retried(failed_hook: Engine) -> N
     (listed,) = report("hooks", "failed", exit_code=1)
     assert "Traceback" in listed["traceback"]
     status = report("status", exit_code=1)
-    assert any("workos-sync hooks failed sessions" in line for line in status["warnings"])
+    assert any("workos-sync hooks failed sessions" in line for line in status["problems"])
     assert run("hooks", "replay", "sessions").stdout == "1 queued for retry\n"
     assert report("hooks", "list")[0]["waiting"] == 1
     assert run("hooks", "replay", "sessions").stdout == "0 queued for retry\n"

@@ -48,7 +48,7 @@ from worker.repair.resync.listings import Key
 from worker.repair.resync.resync import start
 from worker.repair.work import Repair
 from worker.reports.explain import explain
-from worker.reports.health import check_health
+from worker.reports.verdict import judge
 from worker.runs import create
 from worker.workos_api.client import Page, WorkOSClient
 
@@ -246,10 +246,8 @@ def test_repeatedly_unreadable_object_is_a_warning(local: Any, sandbox: Sandbox,
 
 
 def warnings(services: Any) -> dict[str, str]:
-    return {
-        problem.name: problem.text
-        for problem in check_health(services.engine, services.redis, services.settings).warnings
-    }
+    verdict = judge(services.engine, services.redis, services.settings)
+    return {each.name: each.text for each in verdict.conditions if each.severity == "warning"}
 
 
 # Resyncs

@@ -291,3 +291,11 @@ def test_invalid_items_are_in_the_report(equal: Engine, sandbox: Sandbox) -> Non
     sandbox.faults.odd("/user_management/users$", missing="updated_at")
     shown = json.loads(run("--json").stdout)
     assert [(row["finding"], row["fields"]) for row in shown["drift"]] == [("invalid", {"user.updated_at": None})]
+
+
+@pytest.mark.parametrize("query", ["limit=100", ""], ids=["one listing fails", "WorkOS is away"])
+def test_a_failed_resync_is_incomplete_and_never_without_drift(equal: Engine, sandbox: Sandbox, query: str) -> None:
+    sandbox.faults.fail("/organizations$", times=None, query=query)
+    result = run(exit_code=1)
+    assert "incomplete: 0 of ? organizations compared" in result.stdout and "no drift" not in result.stdout
+    assert json.loads(run("--json", exit_code=1).stdout)["findings"] is None

@@ -11,7 +11,7 @@ from webhooks.api import changes, mirror, operations, schemas
 from webhooks.api.answers import answers, as_json
 from webhooks.auth import token_name
 from worker.bootstrap import Services
-from worker.reports.health import as_report, check_health
+from worker.reports.verdict import as_report, judge
 
 
 def blueprint(services: Services, app: Flask) -> Blueprint:
@@ -38,9 +38,9 @@ def blueprint(services: Services, app: Flask) -> Blueprint:
     @spec.validate(resp=answers(schemas.Status, HTTP_503=schemas.Status), tags=["status"])
     def status() -> Response:
         """Return the state of the mirror: 200 if it is trustworthy, 503 with the reasons if not."""
-        health = check_health(engine, services.redis, services.settings)
-        report = as_report(health) | {"trusted": health.trusted, "reasons": health.reasons}
-        return as_json(schemas.Status(**report), 200 if health.trusted else 503)
+        verdict = judge(engine, services.report_redis, services.settings)
+        report = as_report(verdict) | {"trusted": verdict.trusted, "reasons": verdict.reasons}
+        return as_json(schemas.Status(**report), 200 if verdict.trusted else 503)
 
     mirror.add(routes, spec, engine)
     operations.add(routes, spec, engine)

@@ -82,10 +82,24 @@ class Mirror(BaseModel):
     last_resync: datetime | None
 
 
+class Condition(BaseModel):
+    """Something that is wrong now, and what to do about it."""
+
+    name: str
+    severity: Literal["warning", "problem"]
+    sentence: str
+    remedy: str
+    runbook: str
+    page: str
+    doubts_mirror: bool
+
+
 class Status(BaseModel):
-    """Whether the mirror is trustworthy, and the reasons if it is not."""
+    """Whether the mirror is trustworthy, the reasons if it is not, and all conditions that hold, the worst first."""
 
     trusted: bool
+    severity: Literal["ok", "warning", "problem"]
+    conditions: list[Condition]
     reasons: list[str]
     mirror: Mirror
     pending: int
@@ -94,9 +108,10 @@ class Status(BaseModel):
     gaps: int
     late: int
     auto_join_conflicts: int
-    missing_joins: int
-    workspaces_without_admin: int
+    missing_joins: int | None
+    workspaces_without_admin: int | None
     hooks: list[str]
+    problems: list[str]
     warnings: list[str]
     unmapped_roles: list[str]
     runs: list[str]
@@ -253,9 +268,14 @@ class Resync(Run):
 
 
 class WholeResync(Resync):
-    """A resync, the differences it found, and the number of deletions it withholds."""
+    """A resync, the differences it found, and the number of deletions it withholds.
 
-    findings: dict[str, int]
+    For a resync that is not done, `findings` are those so far (null instead of none), and `compared` has the number of
+    organizations that it has compared completely, and of all (null: not known).
+    """
+
+    findings: dict[str, int] | None
+    compared: tuple[int, int | None] | None
     withheld: int
 
 

@@ -13,7 +13,8 @@ from models.tables import Event
 from models.types import db_now
 from webhooks.ops.shared import start_resync
 from worker.bootstrap import Services
-from worker.reports.health import check_health
+from worker.reports.conditions import COLORS
+from worker.reports.verdict import judge
 
 DAY = timedelta(days=1)
 BAR = timedelta(minutes=5)
@@ -31,9 +32,16 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.get("/")
     def overview() -> str:
-        health = check_health(services.engine, services.redis, services.settings)
+        verdict = judge(services.engine, services.report_redis, services.settings)
         bars = arrivals(services.engine)
-        return render_template("ops/overview.html", health=health, bars=bars, peak=max(bar.per_minute for bar in bars))
+        return render_template(
+            "ops/overview.html",
+            verdict=verdict,
+            health=verdict.health,
+            color=COLORS.__getitem__,
+            bars=bars,
+            peak=max(bar.per_minute for bar in bars),
+        )
 
     @routes.post("/resync")
     def resync() -> Response:

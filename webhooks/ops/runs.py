@@ -8,8 +8,10 @@ from werkzeug import Response
 from models.tables import Task
 from webhooks.ops.shared import PAGE, start_resync
 from worker.bootstrap import Services
+from worker.queue.doorbell import REPAIR
 from worker.repair import replay
 from worker.reports import listings
+from worker.reports.health import one_lane
 from worker.reports.progress import how_far
 
 MAX_DRIFT = 200
@@ -32,6 +34,7 @@ def add(routes: Blueprint, services: Services) -> None:
         return render_template(
             "ops/run.html",
             run=found,
+            workers=one_lane(services.report_redis, REPAIR).workers if found["queued"] else None,
             drift=listings.labelled(engine, drift[:MAX_DRIFT]),
             more=len(drift) > MAX_DRIFT,
             progress=how_far(engine, run_id),

@@ -9,7 +9,9 @@ from werkzeug import Response
 from models.types import Record
 from worker.bootstrap import Services
 from worker.errors import ConfigurationError
+from worker.queue.doorbell import REPAIR
 from worker.repair.resync import resync
+from worker.reports.health import one_lane
 
 PAGE = 50
 """Rows of a page."""
@@ -35,13 +37,18 @@ def start_run(services: Services, start: Callable[[str], str], message: str) -> 
     """
     run_id = start(session["name"])
     services.repair_bell.ring()
-    flash(message, "good")
+    workers = one_lane(services.report_redis, REPAIR).workers
+    if workers:
+        flash(message, "good")
+    else:
+        why = "Redis does not answer" if workers is None else "no worker is running"
+        flash(f"{message} It is queued; {why}. Start workos-sync worker.", "warn")
     return redirect(url_for("ops.run", run_id=run_id))
 
 
 def start_resync(
     services: Services,
-    message: str = "Resync started.",
+    message: str = "Resync requested.",
     organization_id: str | None = None,
     approves: str | None = None,
 ) -> Response:

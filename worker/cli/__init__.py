@@ -5,6 +5,7 @@ Exit codes: 0, all is well; 1, something is wrong or could not be done; 2, wrong
 
 import io
 import sys
+from http import HTTPStatus
 from importlib import import_module
 from typing import NoReturn
 
@@ -57,7 +58,7 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click's own; it also ends quietly when the reader of a pipe has gone
         except WorkOSUnavailableError as error:
-            _fail(f"WorkOS did not answer as expected: {error}; check the network, or try again later", error.exit_code)
+            _fail(f"WorkOS {_unanswered(error)}", error.exit_code)
         except WorkosSyncError as error:
             _fail(str(error), error.exit_code)
         except RedisError as error:
@@ -92,6 +93,13 @@ def _accept_all_characters() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _unanswered(error: WorkOSUnavailableError) -> str:
+    """Return what WorkOS did, and the remedy. A 404 is an answer: the network works."""
+    if error.status == HTTPStatus.NOT_FOUND:
+        return f"answered 404: {error}; it does not have what the command needs. Check WORKOS_BASE_URL"
+    return f"did not answer as expected: {error}; check the network, or try again later"
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

@@ -4,14 +4,18 @@ import sys
 
 import click
 
-from worker.bootstrap import endpoint_redis
+from worker.bootstrap import report_redis
 from worker.cli import options, output
 from worker.cli.shared import known, logging_settings, migrated_engine
 from worker.mirror import auto_join_policy
 from worker.processes.embedded import redis_url
 from worker.reports import listings
+from worker.reports.conditions import Severity
 from worker.reports.explain import explain
-from worker.reports.health import as_report, check_health
+from worker.reports.verdict import as_report, judge
+
+COUNTED_LATER = ("missing_joins", "workspaces_without_admin", "workers")
+"""Numbers in the report of `status` that may be unknown."""
 
 
 @click.command()
@@ -85,11 +89,13 @@ def status(as_json: bool) -> None:
     Exit code 1 if there is a problem or a warning.
     """
     settings = logging_settings()
-    health = check_health(migrated_engine(), endpoint_redis(redis_url(settings)), settings)
-    report = as_report(health)
+    verdict = judge(migrated_engine(), report_redis(redis_url(settings)), settings)
+    report = as_report(verdict)
     if as_json:
         output.json(report)
     else:
+        del report["conditions"]
+        report |= {name: "not known yet" for name in COUNTED_LATER if report[name] is None}
         texts = {name: "\n".join(value) or "none" for name, value in report.items() if isinstance(value, list)}
         output.fields({output.heading(name): value for name, value in (report.pop("mirror") | report | texts).items()})
-    sys.exit(1 if health.problems or health.warnings else 0)
+    sys.exit(0 if verdict.severity is Severity.OK else 1)

@@ -3,7 +3,7 @@
 import click
 from sqlalchemy import Engine
 
-from models.tables import Task
+from models.tables import RunStatus, Task
 from models.types import Record
 from worker.bootstrap import Services
 from worker.cli import options, output
@@ -52,6 +52,18 @@ def print_run(engine: Engine, run: Record, *, as_json: bool) -> None:
         click.echo(f"workos-sync: {run['error']}", err=True)
 
 
+def found_by(run: Record) -> str:
+    """Return what a resync, a row of `listings.run`, found. One that is not done does not know all, and says so."""
+    findings = ", ".join(f"{number} {finding}" for finding, number in (run["findings"] or {}).items())
+    if run["compared"] is None:
+        return findings or "no drift"
+    done, total = run["compared"]
+    ended = run["status"] != RunStatus.RUNNING or run["error"]
+    state = "incomplete" if ended else "queued" if run["queued"] else "running"
+    far = f"{state}: {done} of {'?' if total is None else total} organizations compared"
+    return f"{far}; found so far: {findings}" if findings else far
+
+
 def _print_resync(engine: Engine, run: Record) -> None:
     differences = list(listings.drift(engine, run["id"], MAX_TABLE_ROWS + 1))
     if differences:
@@ -59,8 +71,7 @@ def _print_resync(engine: Engine, run: Record) -> None:
         output.table(columns, differences[:MAX_TABLE_ROWS])
     if len(differences) > MAX_TABLE_ROWS:
         click.echo(f"... and more. To see all: workos-sync runs show {run['id']} --json")
-    findings = ", ".join(f"{number} {finding}" for finding, number in run["findings"].items()) or "no drift"
-    click.echo(f"run {run['id']}: {findings}; {run['calls']} API calls")
+    click.echo(f"run {run['id']}: {found_by(run)}; {run['calls']} API calls")
     if run["withheld"]:
         approve = f"workos-sync resync --approve {run['id']}"
         click.echo(f"{run['withheld']} deletions withheld. Review them, then run: {approve}", err=True)

@@ -3,28 +3,40 @@
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 import click
+import httpx2
 
 from models.database import open_engine
 from models.migrate import upgrade
 from models.revisions import newest_revision
 from models.types import JsonObject
-from worker.bootstrap import endpoint_redis
+from worker.bootstrap import endpoint_redis, report_redis
 from worker.cli import options, output
 from worker.cli.shared import logging_settings, open_database, operator
-from worker.errors import BadRequestError, ConfigurationError, OperatorError
+from worker.errors import BadRequestError, ConfigurationError, OperatorError, WorkOSUnavailableError
 from worker.kinds import SUBSCRIBED
 from worker.logs import configure
 from worker.metrics import Counters
 from worker.mirror import change_feed
 from worker.processes.embedded import redis_server, redis_url
 from worker.repair.environment import connect
-from worker.reports.doctor import Check, Level, check_settings, compare_event_types, list_endpoints, run_checks
-from worker.settings import Reading, load_settings, read_settings
+from worker.reports.doctor import (
+    Check,
+    Level,
+    check_settings,
+    compare_event_types,
+    is_enabled,
+    list_endpoints,
+    run_checks,
+    webhook_path,
+)
+from worker.settings import Reading, Settings, load_settings, read_settings
 from worker.workos_api.client import WorkOSClient
 
+ANSWER_SECONDS = 5.0
 SAME_URL = "If WorkOS accepts each URL only once, make this one different, for example with ?secret=2"
 ROTATION = """\
 Until you delete the old endpoint, WorkOS sends every event to both. Each event is applied once.
@@ -76,7 +88,7 @@ def _check_installation(reading: Reading) -> Iterator[Check]:
         yield Check("other checks", Level.WARNING, "not run", f"correct {' and '.join(first)} first")
         return
     engine = open_engine(settings.database_url)
-    redis = endpoint_redis(redis_url(settings))
+    redis = report_redis(redis_url(settings))
     callable_ = settings.repairs and not wrong & CHECKED_SETTINGS["WorkOS key"]
     connect_workos = (lambda: connect(settings, redis, Counters(redis))) if callable_ else None
     for check in run_checks(engine, redis, settings, connect_workos):
@@ -104,13 +116,34 @@ def register(url: str, rotate: bool) -> None:
         closing(Counters(redis := endpoint_redis(server.url))) as counters,
         closing(connect(settings, redis, counters)) as workos,
     ):
-        existing = [row for row in list_endpoints(workos) if row.get("endpoint_url") == url]
+        endpoints, _ = list_endpoints(workos)
+        existing = [row for row in endpoints if row.get("endpoint_url") == url]
         if existing and not rotate:
             for row in existing:
                 _correct(workos, row)
         else:
             _create(workos, url)
             click.echo(ROTATION if existing else "Set WORKOS_WEBHOOK_SECRETS to the secret, and start web.")
+
+    if warning := _misdirected(url, settings):
+        click.echo(f"warning: {warning}", err=True)
+
+
+def _misdirected(url: str, settings: Settings) -> str | None:
+    """Return why deliveries to `url` would not arrive here; None if they should.
+
+    The endpoint answers 405 to a GET, because it accepts only POST. That is checked without a delivery.
+    """
+    ours = webhook_path(settings, masked=True)
+    if urlsplit(url).path != webhook_path(settings):
+        return f"the path of this URL is not {ours}, where web accepts deliveries. Is there a proxy that rewrites it?"
+    try:
+        status = httpx2.get(url, timeout=ANSWER_SECONDS).status_code
+    except (httpx2.HTTPError, OSError) as error:
+        return f"the URL does not answer from here: {type(error).__name__}. Start web, and check DNS, TLS and firewall"
+    if status != HTTPStatus.METHOD_NOT_ALLOWED:
+        return f"the URL answers {status} to a GET, not 405 as web does. Does it lead to web?"
+    return None
 
 
 def _create(workos: WorkOSClient, url: str) -> None:
@@ -124,11 +157,22 @@ def _create(workos: WorkOSClient, url: str) -> None:
 
 
 def _correct(workos: WorkOSClient, endpoint: JsonObject) -> None:
-    missing, extra = compare_event_types(endpoint)
-    changes = ["enabled"] if endpoint.get("status") != "enabled" else []
+    compared = compare_event_types(endpoint)
+    missing, extra = compared or ([], [])
+    changes = ["enabled"] if is_enabled(endpoint) is False else []
     changes += [f"added {type}" for type in missing] + [f"removed {type}" for type in extra]
-    if changes:
-        workos.update_webhook_endpoint(endpoint["id"], SUBSCRIBED)
-        click.echo(f"endpoint {endpoint['id']}: {', '.join(changes)}; the secret is unchanged")
-    else:
+    if is_enabled(endpoint) is None:
+        changes.append("set to enabled (WorkOS does not report whether it was)")
+    if compared is None:
+        changes.append(f"set to the {len(SUBSCRIBED)} event types needed (WorkOS does not report those it had)")
+    if not changes:
         click.echo(f"endpoint {endpoint['id']} is already correct. To get a new secret, use --rotate.")
+        return
+    try:
+        workos.update_webhook_endpoint(endpoint["id"], SUBSCRIBED)
+    except WorkOSUnavailableError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        saw = f"WorkOS answered 404: it has no endpoint {endpoint['id']} any more, or cannot change it"
+        raise OperatorError(f"{saw}. Look in the WorkOS dashboard, then run this command again") from error
+    click.echo(f"endpoint {endpoint['id']}: {', '.join(changes)}; the secret is unchanged")

@@ -26,6 +26,8 @@ log = structlog.get_logger()
 
 BLOCKING = (JoinState.BLOCKED, JoinState.UNDONE)
 """States of joins that keep a person out."""
+COUNTS_TICK = "counts"
+"""The tick that says when `refresh_counts` last counted."""
 
 
 @transactional
@@ -206,8 +208,10 @@ def refresh_counts(engine: Engine) -> None:
             tx.execute(select(func.count()).select_from(query.subquery())).scalar_one()
             for query in (_missing(), _without_admin())
         )
-    in_transaction(engine, _store, missing_joins, without)
+    in_transaction(engine, _store_counts, missing_joins, without)
 
 
-def _store(tx: Connection, missing_joins: int, without_admin: int) -> None:
+def _store_counts(tx: Connection, missing_joins: int, without_admin: int) -> None:
     tx.execute(update(Mirror).values(missing_joins=missing_joins, without_admin=without_admin))
+    counted = dialect_insert(tx, tables.Tick).values(name=COUNTS_TICK, at=db_now())
+    tx.execute(counted.on_conflict_do_update(index_elements=[tables.Tick.name], set_={"at": db_now()}))

@@ -21,6 +21,7 @@ PROVISION = "provision"
 """The lane that creates the memberships of people who join by their verified domain."""
 HOOKS = "hooks"
 """The lane that sends changes to the host's hooks."""
+LANES = (DRAIN, REPAIR, PROVISION, HOOKS)
 
 FLAG_MS = 10_000
 JOB_TIMEOUT_SECONDS = 120

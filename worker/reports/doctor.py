@@ -1,10 +1,10 @@
 """doctor: checks everything an installation needs. Each check is one row, with a remedy if something is wrong."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
+from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -18,21 +18,20 @@ from models.revisions import current_revision, newest_revision, outdated
 from models.types import JsonObject, db_now
 from worker.errors import ConfigurationError, InvalidApiKeyError, WorkOSUnavailableError
 from worker.kinds import SUBSCRIBED
-from worker.metrics import Name, noted
 from worker.queue.doorbell import DRAIN, LISTEN_SECONDS, Doorbell
 from worker.redis_client import require_writable, what_is_wrong
 from worker.repair.environment import require_same_environment
-from worker.reports.health import Health, check_health
+from worker.reports.conditions import Severity, duration
+from worker.reports.verdict import Verdict, judge
 from worker.settings import Reading, Settings
 from worker.workos_api.client import WorkOSClient
 
 WEBHOOK_PATH = "/webhooks/workos"
-DAY_SECONDS = 24 * 3600.0
 SKEW_SECONDS = 5.0
 MAX_ENDPOINT_PAGES = 20
 """Maximum number of pages read of WorkOS's list of endpoints."""
-CHECKED_APART = {"redis_away", "no_worker", "no_clock", "silent", "resync_failed", "resync_late", "never_filled"}
-"""Problems of `check_health` that other checks report."""
+CHECKED_APART = {"redis_away", "redis_replica"}
+"""Conditions that the check of Redis reports."""
 
 
 class Level(StrEnum):
@@ -77,11 +76,10 @@ def run_checks(
     yield from _secrets(settings)
     database_ok = all(check.level is not Level.FAILURE for check in database)
     yield from _workos(engine, settings, connect if database_ok else None)
-    yield from _timestamps(redis)
     if database_ok:
-        health = check_health(engine, redis, settings)
-        yield from _work(health)
-        if health.lanes[0].workers:
+        verdict = judge(engine, redis, settings)
+        yield from _work(verdict)
+        if verdict.health.lanes[0].workers:
             yield _doorbell(redis)
 
 
@@ -187,63 +185,87 @@ def _workos(engine: Engine, settings: Settings, connect: Callable[[], WorkOSClie
 
 def _endpoints(workos: WorkOSClient, settings: Settings) -> Iterator[Check]:
     name, remedy = "webhook endpoint", "run workos-sync register with the endpoint's URL"
-    token = settings.webhook_path_token
-    path = f"{WEBHOOK_PATH}/{token.get_secret_value()}" if token else WEBHOOK_PATH
-    ours = [row for row in list_endpoints(workos) if urlsplit(str(row.get("endpoint_url"))).path == path]
-    enabled = [row for row in ours if row.get("status") == "enabled"]
-    if not ours:
-        shown = f"{WEBHOOK_PATH}/<WEBHOOK_PATH_TOKEN>" if token else WEBHOOK_PATH
+    path, shown = webhook_path(settings), webhook_path(settings, masked=True)
+    try:
+        endpoints, complete = list_endpoints(workos)
+    except WorkOSUnavailableError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        yield _warning(name, "WorkOS answered 404 to the list of endpoints", "look in the WorkOS dashboard")
+        return
+    ours = [row for row in endpoints if urlsplit(str(row.get("endpoint_url"))).path == path]
+    if not ours and not complete:
+        saw = f"none of the first {len(endpoints)} endpoints has a URL that ends in {shown}"
+        yield _warning(name, saw, "delete unused endpoints in the WorkOS dashboard")
+    elif not ours:
         yield _failure(name, f"no endpoint URL ends in {shown}", f"run: workos-sync register https://YOUR-HOST{shown}")
-    elif not enabled:
+    elif all(is_enabled(row) is False for row in ours):
         yield _failure(name, "disabled: WorkOS sends no webhooks", remedy)
-    for row in enabled:
-        missing, extra = compare_event_types(row)
-        host = urlsplit(str(row["endpoint_url"])).netloc
-        if missing:
-            yield _failure(name, f"{host} is not subscribed to {', '.join(missing)}", remedy)
-        elif extra:
-            saw = f"{host} is subscribed to event types that are not needed: {', '.join(extra)}"
-            yield _warning(name, saw, remedy)
-        else:
-            yield _ok(name, f"{host}, enabled, with exactly the {len(SUBSCRIBED)} event types needed")
+    for row in ours:
+        if is_enabled(row) is not False:
+            yield _endpoint(name, row, remedy)
 
 
-def list_endpoints(workos: WorkOSClient) -> list[JsonObject]:
-    """Return the webhook endpoints of the WorkOS environment, as WorkOS describes them."""
+def _endpoint(name: str, row: JsonObject, remedy: str) -> Check:
+    """Return what an endpoint that is not disabled lacks."""
+    host = urlsplit(str(row["endpoint_url"])).netloc
+    compared = compare_event_types(row)
+    unknown = ["enabled"] * (is_enabled(row) is None) + ["its event types"] * (compared is None)
+    missing, extra = compared or ([], [])
+    if missing:
+        return _failure(name, f"{host} is not subscribed to {', '.join(missing)}", remedy)
+    if unknown:
+        return _warning(name, f"WorkOS does not report {' and '.join(unknown)} for {host}", "look in its dashboard")
+    if extra:
+        saw = f"{host} is subscribed to event types that are not needed: {', '.join(extra)}"
+        return _warning(name, saw, remedy)
+    return _ok(name, f"{host}, enabled, with exactly the {len(SUBSCRIBED)} event types needed")
+
+
+def webhook_path(settings: Settings, *, masked: bool = False) -> str:
+    """Return the path at which `web` accepts deliveries. `masked` hides the token in it."""
+    token = settings.webhook_path_token
+    if token is None:
+        return WEBHOOK_PATH
+    return f"{WEBHOOK_PATH}/{'<WEBHOOK_PATH_TOKEN>' if masked else token.get_secret_value()}"
+
+
+def list_endpoints(workos: WorkOSClient) -> tuple[list[JsonObject], bool]:
+    """Return the webhook endpoints of the WorkOS environment, as WorkOS describes them, and whether these are all."""
     found: list[JsonObject] = []
     after: str | None = None
     for _ in range(MAX_ENDPOINT_PAGES):
         page = workos.webhook_endpoints(after)
         found += [row for row in page.items if isinstance(row, dict)]
         if (after := page.after) is None:
-            break
-    return found
+            return found, True
+    return found, False
 
 
-def compare_event_types(endpoint: JsonObject) -> tuple[list[str], list[str]]:
+def is_enabled(endpoint: JsonObject) -> bool | None:
+    """Return whether WorkOS sends deliveries to an endpoint; None if the object does not say so.
+
+    WorkOS's emulator sends `enabled` in place of `status`.
+    """
+    status, enabled = endpoint.get("status"), endpoint.get("enabled")
+    if isinstance(status, str):
+        return status == "enabled"
+    return enabled if isinstance(enabled, bool) else None
+
+
+def compare_event_types(endpoint: JsonObject) -> tuple[list[str], list[str]] | None:
     """Return the needed event types that an endpoint lacks, and the types that it has but does not need.
 
-    An endpoint without a list of event types receives all of them. WorkOS's emulator does so; the service itself is not
-    documented (docs/workos.md).
+    None if the object has no list of event types. An endpoint with an empty list receives all types. WorkOS's emulator
+    does so; the service itself is not documented (docs/workos.md).
     """
-    subscribed = set(endpoint.get("events") or ())
+    subscribed = endpoint.get("events")
+    if not isinstance(subscribed, list):
+        return None
     if not subscribed:
         return [], ["all others"]
-    return sorted(set(SUBSCRIBED) - subscribed), sorted(subscribed - set(SUBSCRIBED))
-
-
-def _timestamps(redis: Redis) -> Iterator[Check]:
-    name = "signature timestamps"
-    try:
-        last = noted(redis).get(Name("refused", ("time",)), 0.0)
-    except RedisError:
-        return  # reported by the check of Redis
-    if time.time() - last < DAY_SECONDS:
-        when = datetime.fromtimestamp(last, UTC)
-        remedy = "check this machine's clock, or raise WEBHOOK_TOLERANCE_SECONDS; catch-up fetches the events"
-        yield _failure(name, f"last refused at {when:%Y-%m-%d %H:%M:%S} UTC", remedy)
-    else:
-        yield _ok(name, "none refused in the last 24 hours")
+    types = set(map(str, subscribed))
+    return sorted(set(SUBSCRIBED) - types), sorted(types - set(SUBSCRIBED))
 
 
 def _doorbell(redis: Redis) -> Check:
@@ -258,40 +280,24 @@ def _doorbell(redis: Redis) -> Check:
     return _failure("doorbell", f"no worker answered within {LISTEN_SECONDS:.0f} s", remedy)
 
 
-def _work(health: Health) -> Iterator[Check]:
+def _work(verdict: Verdict) -> Iterator[Check]:
+    """Yield a row for each condition that holds, and for each process and event that shows that work is done."""
+    health, holds = verdict.health, {each.name for each in verdict.conditions}
     for lane in health.lanes:
         if lane.workers:
             yield _ok(f"workers, {lane.name}", f"{len(lane.workers)} ({', '.join(sorted(set(lane.workers)))})")
-        elif lane.workers is not None:
-            yield _failure(f"workers, {lane.name}", "none running", "start workos-sync worker")
-    problems = {problem.name: problem.text for problem in health.problems}
-    yield _of_problem("clock", problems["no_clock"]) if "no_clock" in problems else _ok("clock", "running")
-    yield _last_webhook(health)
-    yield _last_resync(health, problems.get("resync_failed") or problems.get("resync_late"))
-    for name, text in problems.items():
-        if name not in CHECKED_APART:
-            yield _of_problem(name.replace("_", " "), text)
-
-
-def _of_problem(name: str, text: str) -> Check:
-    saw, _, remedy = text.partition(": ")
-    return _failure(name, saw, remedy)
-
-
-def _last_webhook(health: Health) -> Check:
+    if "no_clock" not in holds:
+        yield _ok("clock", "running")
     at = health.last_webhook_at
-    last = f"{at:%Y-%m-%d %H:%M:%S} UTC" if at else "none yet"
-    if health.silent_seconds is not None:
-        saw = f"{last}, although the events API has newer events"
-        return _failure("last webhook", saw, "is the endpoint reachable from the internet? See its log in WorkOS")
     if at is None:
-        return _warning("last webhook", last, "change something in WorkOS, then run doctor again")
-    return _ok("last webhook", last)
-
-
-def _last_resync(health: Health, problem: str | None) -> Check:
-    if problem:
-        return _failure("last resync", problem, "see workos-sync runs list; to start one now: workos-sync resync")
+        yield _warning("last webhook", "none yet", "change something in WorkOS, then run doctor again")
+    elif "silent" not in holds:
+        yield _ok("last webhook", f"{at:%Y-%m-%d %H:%M:%S} UTC")
     if health.resync is None:
-        return _warning("last resync", "none yet", "start clock and worker, or run: workos-sync resync")
-    return _ok("last resync", f"{health.resync.status}, {timedelta(seconds=round(health.resync.age_seconds))} ago")
+        yield _warning("last resync", "none yet", "start clock and worker, or run: workos-sync resync")
+    elif not holds & {"resync_failed", "resync_late"}:
+        yield _ok("last resync", f"{health.resync.status}, {duration(health.resync.age_seconds)} ago")
+    for each in verdict.conditions:
+        if each.name not in CHECKED_APART:
+            level = Level.FAILURE if each.severity is Severity.PROBLEM else Level.WARNING
+            yield Check(each.name.replace("_", " "), level, each.sentence, each.remedy)

@@ -1,10 +1,7 @@
-"""Health of the installation: whether the mirror can be trusted, and what is wrong.
+"""What is measured about the installation. `worker.reports.conditions` decides what of it is wrong."""
 
-`status`, `doctor`, the pages, the API, metrics and alerts all read `check_health`, so that they never disagree.
-"""
-
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import NamedTuple
@@ -19,10 +16,13 @@ from models.database import read_transaction
 from models.tables import (
     AutoJoin,
     AutoJoinState,
+    Change,
+    DeliveryStatus,
     Drift,
     DriftAction,
     Event,
     EventStatus,
+    HookDelivery,
     Join,
     JoinState,
     Mirror,
@@ -32,26 +32,26 @@ from models.tables import (
     Task,
     Tick,
 )
-from models.types import Record, db_now, inline_literal
+from models.types import Record, db_now, db_now_plus, inline_literal
 from models.views import mirror_status
 from worker.bootstrap import lanes_of
 from worker.hooks.operate import hook_status
 from worker.inbox.store import MAX_COUNTED, backlog
+from worker.inbox.verified_secrets import any_verified
 from worker.kinds.membership import Membership
-from worker.queue.doorbell import queue_name
+from worker.metrics import REFUSALS, REFUSED_SINCE_VALID, Name, counted
+from worker.mirror.auto_join_policy import COUNTS_TICK
+from worker.queue.doorbell import LANES, queue_name
 from worker.queue.heartbeat import worker_states
-from worker.redis_client import require_writable, what_is_wrong
+from worker.redis_client import NotPrimaryError, require_writable, what_is_wrong
 from worker.repair.catch_up import gaps
 from worker.repair.schedule import CLOCK_TICK
 from worker.reports.rows import all_rows
+from worker.runs import RUNS
 from worker.settings import Settings
 
-OVERDUE_SECONDS = 60.0
-"""A pending event older than this is a problem: a healthy installation applies events within seconds."""
-CLOCK_SECONDS = 60.0
-"""A heartbeat of the clock older than this is a problem: a running clock writes one every few seconds."""
 LATE_RESYNC = 2.0
-"""The last full resync is late if it is older than this many times `RESYNC_SECONDS`."""
+"""The last full resync is late if it is older than this number of times `RESYNC_SECONDS`."""
 RECENT_WEBHOOKS = 100
 """Number of recent webhooks from which the usual pause between two is computed."""
 MAX_USUAL_PAUSE = timedelta(days=1)
@@ -61,15 +61,6 @@ MIN_MISSED = 3
 """Webhooks count as stopped once the events API has returned this number of events that came without one."""
 
 
-PROBLEMS = (
-    *("redis_away", "no_worker", "no_clock", "failed_events", "overdue"),
-    *("never_filled", "resync_failed", "resync_late", "withheld_deletions", "silent"),
-)
-"""The names of all problems, for metrics and alerts. The mirror cannot be trusted while there is one."""
-WARNINGS = ("hook_failed", "hook_missed", "hook_unsupported", "join_undone", "join_failed", "unread_objects")
-"""The names of all warnings: an operator must act, but the mirror can be trusted."""
-
-
 @dataclass(frozen=True, slots=True)
 class Lane:
     """A lane: its queued jobs and the states of its workers. Both are None if Redis is unavailable."""
@@ -77,13 +68,32 @@ class Lane:
     name: str
     queued: int | None
     workers: list[str] | None
+    needed: bool = True
+    """Whether the settings need workers here. Other lanes are listed only if jobs are queued there."""
 
 
-class Problem(NamedTuple):
-    """A problem or warning: a name for machines, and for people a text of the form `problem: remedy`."""
+class RedisTrouble(NamedTuple):
+    """Why Redis cannot wake workers: what it does, the remedy, and whether it is a replica."""
+
+    saw: str
+    remedy: str
+    is_replica: bool
+
+
+class Hook(NamedTuple):
+    """A hook of the product that has run or is configured."""
 
     name: str
-    text: str
+    failed: int
+    """Deliveries that the hook refused too often."""
+    missed: str | None
+    """Why changes were skipped, if any ever were."""
+    behind: int
+    """Changes that were not delivered yet."""
+    waiting_seconds: float
+    """Age of the oldest change that was not delivered yet and has not failed; 0 if there is none."""
+    attempts: int
+    """Attempts of the delivery that was refused most often and has not failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +105,15 @@ class Resync:
     error: str | None
     seconds: float
     age_seconds: float
-    drift: dict[tuple[str, str], int]
-    """Number of differences by kind and finding."""
+    drift: dict[tuple[str, str], int] | None
+    """Number of differences by kind and finding; None if it failed, because it did not compare everything."""
     withheld: int
     """Deletions that wait for approval."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The health at one moment. Times are aware, in UTC; durations are in seconds; None means unknown."""
+    """The measurements of one moment. Times are aware, in UTC; durations are in seconds; None means unknown."""
 
     mirror: Record
     pending: int
@@ -114,8 +124,16 @@ class Health:
     late: int
     silent_seconds: float | None
     """Time since the last webhook, if webhooks have stopped: see `_silent_seconds`. None otherwise."""
+    missed: int
+    """Number of events that the events API returned since the last webhook and that no webhook brought, up to 3."""
+    recent_gaps: int
+    """Number of `gaps` of the last hour."""
     last_webhook_at: datetime | None
     webhook_age_seconds: float | None
+    refused: dict[str, int] | None
+    """Number of deliveries refused since the last valid one, by reason: one of `worker.metrics.REFUSALS`."""
+    secret_verified: bool
+    """Whether one of the present webhook secrets has ever verified a delivery."""
     unmapped_roles: dict[str, int]
     conflicts: int
     """Number of domain names that more than one workspace has verified."""
@@ -123,52 +141,54 @@ class Health:
     """Number of domains by auto-join state. `invalid`: existing domains that are not valid domain names."""
     joins: dict[str, int]
     """Number of joins by state."""
-    missing_joins: int
+    missing_joins: int | None
     """Number of people who should have joined a workspace by domain but are not members, as last counted."""
-    without_admin: int
+    without_admin: int | None
     """Number of workspaces that have members but no admin, as last counted."""
+    counted_seconds: float | None
+    """Time since these two were counted."""
     unread: int
     """Number of objects whose confirmed read, requested by an event, failed `MANY_READS` times or more."""
     first_unread: str | None
     """Kind and id of one of them."""
-    hooks: list[Record]
+    hooks: list[Hook]
+    python_hooks: list[str]
+    """Names of hooks that are no longer called."""
     repairs: bool
+    """Whether WORKOS_API_KEY and WORKOS_CLIENT_ID are set."""
     resync: Resync | None
+    resync_late_seconds: float
+    """The last full resync that was done is late if it is older than this."""
+    resync_done_seconds: float | None
+    """Time since the last full resync that was done."""
     runs: list[Record]
+    """Runs in progress. `queued`: no process works on it."""
     clock_age_seconds: float | None
     lanes: list[Lane]
-    problems: list[Problem] = field(default_factory=list)
-    warnings: list[Problem] = field(default_factory=list)
-
-    @property
-    def trusted(self) -> bool:
-        """Whether the mirror can be trusted: it is filled, and there is no problem."""
-        return self.mirror["state"] == "current" and not self.problems
-
-    @property
-    def reasons(self) -> list[str]:
-        """Why the mirror cannot be trusted; empty if it can."""
-        backfilling = "the mirror is not filled yet: the first resync and catch-up have not finished"
-        return [backfilling] * (self.mirror["state"] != "current") + [problem.text for problem in self.problems]
+    redis: RedisTrouble | None
+    """None: Redis is available and writable."""
 
 
 def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
-    """Return the health of the installation; raise `sqlalchemy.exc.DBAPIError` if the database is unavailable.
+    """Measure the installation; raise `sqlalchemy.exc.DBAPIError` if the database is unavailable.
 
-    `redis` needs a short time-out. An unavailable Redis is reported as a problem.
+    `redis` needs short time-outs, but not those of the webhook endpoint: a Redis that answers late is not away.
     """
     inbox = backlog(engine)
     gap_count, late_count = gaps(engine, settings.gap_seconds)
-    lanes, redis_error = _lanes(redis, lanes_of(settings))
+    lanes, trouble = _lanes(redis, lanes_of(settings))
     hooks = hook_status(engine, settings.http_hooks)
+    secrets = [secret.get_secret_value() for secret in settings.workos_webhook_secrets]
     with read_transaction(engine) as tx:
         now: datetime = tx.execute(select(db_now())).scalar_one()
         mirror = tx.execute(select(Mirror.__table__)).one()
         last_webhook = tx.execute(_webhooks().limit(1)).scalar_one_or_none()
-        clock_at = tx.execute(select(Tick.at).where(Tick.name == CLOCK_TICK)).scalar_one_or_none()
+        missed = _missed(tx, last_webhook) if settings.repairs else []
+        clock = _seconds_since_tick(tx, now, CLOCK_TICK)
+        counted_at = _seconds_since_tick(tx, now, COUNTS_TICK)
         unread = tx.execute(_unread()).all()
-        running = select(Run.__table__).where(Run.status == RunStatus.RUNNING).order_by(Run.created_at)
-        health = Health(
+        running = select(Run.__table__, RUNS.is_free().label("queued")).where(Run.status == RunStatus.RUNNING)
+        return Health(
             mirror=dict(tx.execute(select(mirror_status)).mappings().one()),
             pending=inbox.pending,
             oldest_pending_seconds=round(inbox.oldest_seconds, 3),
@@ -176,67 +196,44 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             failed_by_fingerprint=_fingerprints(tx) if inbox.failed else {},
             gaps=gap_count,
             late=late_count,
-            silent_seconds=_silent_seconds(tx, now, last_webhook, settings.gap_seconds) if settings.repairs else None,
+            silent_seconds=_silent_seconds(tx, now, last_webhook, missed, settings.gap_seconds),
+            missed=len(missed),
+            recent_gaps=_recent_gaps(tx, settings.gap_seconds),
             last_webhook_at=last_webhook,
             webhook_age_seconds=(now - last_webhook).total_seconds() if last_webhook else None,
+            refused=None if trouble else _refused(redis),
+            secret_verified=any_verified(tx, secrets),
             unmapped_roles=_unmapped(tx, mirror.role_map),
             conflicts=_conflicts(tx),
             domains=_domains(tx),
             joins=_counted(tx, Join.state, JoinState),
-            missing_joins=mirror.missing_joins,
-            without_admin=mirror.without_admin,
+            missing_joins=None if counted_at is None else mirror.missing_joins,
+            without_admin=None if counted_at is None else mirror.without_admin,
+            counted_seconds=counted_at,
             unread=len(unread),
             first_unread=f"{unread[0].kind} {unread[0].object_id}" if unread else None,
-            hooks=hooks,
+            hooks=[_hook(tx, now, row) for row in hooks],
+            python_hooks=settings.python_hooks,
             repairs=settings.repairs,
             resync=_last_resync(tx, now),
-            runs=all_rows(tx, running),
-            clock_age_seconds=(now - clock_at).total_seconds() if clock_at else None,
+            resync_late_seconds=LATE_RESYNC * settings.resync_seconds,
+            resync_done_seconds=_seconds_since_resync(tx, now),
+            runs=all_rows(tx, running.order_by(Run.created_at)),
+            clock_age_seconds=clock,
             lanes=lanes,
+            redis=trouble,
         )
-    health.problems.extend(_problems(health, settings, redis_error))
-    health.warnings.extend(_warnings(health, settings.python_hooks))
-    return health
 
 
-def as_report(health: Health) -> Record:
-    """Return the report of `status`: numbers, and texts for an operator."""
-    workers = health.lanes[0].workers
-    return {
-        "mirror": health.mirror,
-        "pending": health.pending,
-        "oldest_pending_seconds": health.oldest_pending_seconds,
-        "failed": health.failed,
-        "gaps": health.gaps,
-        "late": health.late,
-        "silent_seconds": health.silent_seconds,
-        "unmapped_roles": [f"{slug}: {number} memberships" for slug, number in health.unmapped_roles.items()],
-        "auto_join_conflicts": health.conflicts,
-        "domains": [f"{number} {state}" for state, number in sorted(health.domains.items())],
-        "joins": [f"{number} {state}" for state, number in sorted(health.joins.items())],
-        "missing_joins": health.missing_joins,
-        "workspaces_without_admin": health.without_admin,
-        "hooks": [f"{row['hook']}: {row['behind']} behind, {row['failed']} failed" for row in health.hooks],
-        "repair": "on" if health.repairs else "off: WORKOS_API_KEY is not set",
-        "runs": [_describe_run(run) for run in health.runs],
-        "workers": None if workers is None else len(workers),
-        "problems": [problem.text for problem in health.problems],
-        "warnings": [warning.text for warning in health.warnings],
-    }
-
-
-def _describe_run(run: Record) -> str:
-    progress = f"{run['done']} of {run['total']}" if run["total"] is not None else run["phase"]
-    return ", ".join(filter(None, (f"{run['task']} {run['id']}", progress, f"requested by {run['requested_by']}")))
-
-
-def _lanes(redis: Redis, names: Iterable[str]) -> tuple[list[Lane], RedisError | None]:
-    """Return the lanes, and the error of a Redis that is unavailable or refuses writes: it cannot wake workers."""
+def _lanes(redis: Redis, names: Sequence[str]) -> tuple[list[Lane], RedisTrouble | None]:
+    """Return the lanes, and why Redis cannot wake workers: it is unavailable or refuses writes."""
     try:
         require_writable(redis)
-        return [_lane(redis, name) for name in names], None
+        others = (replace(_lane(redis, name), needed=False) for name in LANES if name not in names)
+        return [*(_lane(redis, name) for name in names), *(lane for lane in others if lane.queued)], None
     except RedisError as error:
-        return [Lane(name, None, None) for name in names], error
+        unknown = [Lane(name, None, None) for name in names]
+        return unknown, RedisTrouble(*what_is_wrong(error), isinstance(error, NotPrimaryError))
 
 
 def _lane(redis: Redis, name: str) -> Lane:
@@ -244,20 +241,71 @@ def _lane(redis: Redis, name: str) -> Lane:
     return Lane(name, queue.count, worker_states(redis, name))
 
 
-def _silent_seconds(tx: Connection, now: datetime, last_webhook: datetime | None, gap_seconds: float) -> float | None:
+def one_lane(redis: Redis, name: str) -> Lane:
+    """Return one lane; its numbers are None if Redis is unavailable."""
+    lanes, _ = _lanes(redis, (name,))
+    return lanes[0]
+
+
+def _refused(redis: Redis) -> dict[str, int] | None:
+    try:
+        counts = counted(redis)
+    except RedisError:
+        return None
+    return {reason: int(counts.get(Name(REFUSED_SINCE_VALID, (reason,)), 0)) for reason in REFUSALS}
+
+
+def _seconds_since_tick(tx: Connection, now: datetime, name: str) -> float | None:
+    at = tx.execute(select(Tick.at).where(Tick.name == name)).scalar_one_or_none()
+    return (now - at).total_seconds() if at else None
+
+
+def _hook(tx: Connection, now: datetime, row: Record) -> Hook:
+    """Add the oldest change that was not delivered to a row of `hook_status`."""
+    name = row["hook"]
+    pending = (HookDelivery.hook == name, HookDelivery.status == DeliveryStatus.PENDING)
+    refused, attempts = tx.execute(
+        select(func.min(HookDelivery.change_id), func.max(HookDelivery.attempts)).where(*pending)
+    ).one()
+    following = select(Change.at).where(Change.id > (row["cursor"] or 0)).order_by(Change.id).limit(1)
+    ahead = tx.execute(following).scalar_one_or_none() if row["behind"] else None
+    earlier = tx.execute(select(Change.at).where(Change.id == refused)).scalar_one_or_none() if refused else None
+    oldest = min((at for at in (ahead, earlier) if at), default=now)
+    return Hook(
+        name=name,
+        failed=row["failed"],
+        missed=row["error"],
+        behind=(row["behind"] or 0) + row["waiting"],
+        waiting_seconds=max(0.0, (now - oldest).total_seconds()),
+        attempts=attempts or 0,
+    )
+
+
+def _missed(tx: Connection, last_webhook: datetime | None) -> list[datetime]:
+    """Return when the events API returned the first `MIN_MISSED` events since the last webhook without a webhook."""
+    since = last_webhook or select(Mirror.backfill_from).scalar_subquery()
+    only_api = (Event.webhook_at.is_(None), Event.api_at > since, Event.occurred_at > since)
+    query = select(Event.api_at).where(*only_api).order_by(Event.api_at).limit(MIN_MISSED)
+    return [at for at in tx.execute(query).scalars() if at]
+
+
+def _silent_seconds(
+    tx: Connection, now: datetime, last_webhook: datetime | None, missed: list[datetime], gap_seconds: float
+) -> float | None:
     """Return the time since the last webhook if webhooks have stopped; None otherwise.
 
     They have stopped if the events API returned at least `MIN_MISSED` newer events without a webhook, and the pause is
     longer than both `gap_seconds` and the usual pause.
     """
-    since = last_webhook or select(Mirror.backfill_from).scalar_subquery()
-    only_api = (Event.webhook_at.is_(None), Event.api_at > since, Event.occurred_at > since)
-    query = select(Event.api_at).where(*only_api).order_by(Event.api_at).limit(MIN_MISSED)
-    missed = list(tx.execute(query).scalars())
-    if len(missed) < MIN_MISSED or missed[0] is None:
+    if len(missed) < MIN_MISSED:
         return None
     silent = (now - (last_webhook or missed[0])).total_seconds()
     return round(silent, 1) if silent > max(gap_seconds, _usual_pause(tx)) else None
+
+
+def _recent_gaps(tx: Connection, gap_seconds: float) -> int:
+    hour = (Event.api_at < db_now_plus(-gap_seconds), Event.api_at > db_now_plus(-gap_seconds - 3600))
+    return tx.execute(select(func.count()).select_from(Event).where(Event.webhook_at.is_(None), *hour)).scalar_one()
 
 
 def _webhooks() -> Select[datetime | None]:
@@ -321,79 +369,20 @@ def _last_resync(tx: Connection, now: datetime) -> Resync | None:
     approved = exists().where(*full, Run.status == RunStatus.DONE, Run.approves == last.id)
     withheld = (Drift.run_id == last.id, Drift.action == DriftAction.WITHHELD, ~approved)
     by_kind = select(Drift.kind, Drift.finding, func.count()).where(Drift.run_id == last.id)
-    counted = tx.execute(by_kind.group_by(Drift.kind, Drift.finding))
+    counted_drift = tx.execute(by_kind.group_by(Drift.kind, Drift.finding))
+    done = last.status == RunStatus.DONE
     return Resync(
         id=last.id,
         status=last.status,
         error=last.error,
         seconds=(last.finished_at - last.created_at).total_seconds(),
         age_seconds=(now - last.finished_at).total_seconds(),
-        drift={(kind, finding): number for kind, finding, number in counted},
+        drift={(kind, finding): number for kind, finding, number in counted_drift} if done else None,
         withheld=tx.execute(select(func.count(Drift.object_id)).where(*withheld)).scalar_one(),
     )
 
 
-def _problems(health: Health, settings: Settings, redis_error: RedisError | None) -> Iterator[Problem]:
-    idle = [lane.name for lane in health.lanes if not lane.workers]
-    if redis_error is not None:
-        yield Problem("redis_away", f"Redis {'; '.join(what_is_wrong(redis_error))}")
-    elif idle:
-        on = "" if len(idle) == len(health.lanes) else f" on {', '.join(idle)}"
-        yield Problem("no_worker", f"no worker is running{on}: start workos-sync worker")
-    if health.failed:
-        events = _number(health.failed, "event", "events")
-        yield Problem("failed_events", f"{events} failed: run workos-sync events failures")
-    if health.oldest_pending_seconds > OVERDUE_SECONDS:
-        waited = f"the oldest pending event has waited for {health.oldest_pending_seconds:.0f} s"
-        yield Problem("overdue", f"{waited}: check worker and clock")
-    if settings.repairs:
-        yield from _repair_problems(health, settings.resync_seconds)
-    age = health.clock_age_seconds
-    if age is None:
-        yield Problem("no_clock", "the clock has never run: start workos-sync clock")
-    elif age > CLOCK_SECONDS:
-        yield Problem("no_clock", f"the clock has not run for {age:.0f} s: start workos-sync clock")
-
-
-def _repair_problems(health: Health, resync_seconds: float) -> Iterator[Problem]:
-    resync = health.resync
-    if health.mirror["state"] == "backfilling" and not health.runs:
-        yield Problem("never_filled", "the mirror was never filled: start workos-sync clock and worker")
-    if resync and resync.status == RunStatus.FAILED:
-        yield Problem("resync_failed", f"resync {resync.id} failed: {resync.error}")
-    if resync and resync.withheld:
-        approve = f"review them, then run workos-sync resync --approve {resync.id}"
-        yield Problem("withheld_deletions", f"resync {resync.id} withholds deletions: {approve}")
-    if resync and resync.age_seconds > LATE_RESYNC * resync_seconds:
-        hours = f"{resync.age_seconds / 3600:.0f} h"
-        yield Problem("resync_late", f"the last full resync finished {hours} ago: check clock and worker")
-    if health.silent_seconds is not None:
-        silent = f"no webhook for {health.silent_seconds:.0f} s, although the events API has newer events"
-        yield Problem("silent", f"{silent}: run workos-sync doctor; is the endpoint reachable?")
-
-
-def _warnings(health: Health, python_hooks: Iterable[str]) -> Iterator[Problem]:
-    for name in python_hooks:
-        text = f"the hook {name} is a Python function and is not called: give it an https:// URL"
-        yield Problem("hook_unsupported", text)
-    for hook in health.hooks:
-        name = hook["hook"]
-        if hook["failed"]:
-            failed = f"{_number(hook['failed'], 'delivery', 'deliveries')} to the hook {name} failed"
-            yield Problem("hook_failed", f"{failed}: run workos-sync hooks failed {name}")
-        if hook["error"]:
-            yield Problem("hook_missed", f"the hook {name} missed changes: {hook['error']}")
-    if health.unread:
-        unread = f"{_number(health.unread, 'object', 'objects')} cannot be read from WorkOS"
-        example = f"such as {health.first_unread}: run workos-sync explain ID"
-        yield Problem("unread_objects", f"{unread}, {example}")
-    for state, name, text in (
-        (JoinState.UNDONE, "join_undone", "joins were undone because they had reactivated an inactive membership"),
-        (JoinState.FAILED, "join_failed", "joins failed"),
-    ):
-        if number := health.joins.get(state):
-            yield Problem(name, f"{number} {text}: run workos-sync auto-join joins --state {state}")
-
-
-def _number(number: int, singular: str, plural: str) -> str:
-    return f"1 {singular}" if number == 1 else f"{number} {plural}"
+def _seconds_since_resync(tx: Connection, now: datetime) -> float | None:
+    done = (Run.task == Task.RESYNC, Run.status == RunStatus.DONE, Run.organization_id.is_(None), ~Run.dry_run)
+    last = tx.execute(select(func.max(Run.finished_at)).where(*done, Run.approves.is_(None))).scalar_one()
+    return (now - last).total_seconds() if last else None

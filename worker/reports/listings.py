@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     Engine,
     Executable,
     Select,
@@ -37,8 +38,10 @@ from worker.kinds.permission import Permission
 from worker.kinds.role import Role
 from worker.kinds.user import User, has_address
 from worker.mirror.change_feed import as_json
+from worker.repair.resync.listings import compared
 from worker.reports.access import domain_states
 from worker.reports.rows import all_rows, one_row
+from worker.runs import RUNS
 
 FETCH_SIZE = 500
 """Rows of a report fetched at once."""
@@ -260,8 +263,9 @@ def recent_changes(engine: Engine, organization_id: str, limit: int) -> list[Rec
 
 
 def list_runs(engine: Engine, limit: int = 50, *, task: Task | None = None, after: str | None = None) -> list[Record]:
-    """Return runs, newest first."""
-    query = select(Run.__table__).order_by(Run.created_at.desc(), Run.id.desc()).limit(limit)
+    """Return runs, newest first. A run that no process works on is `queued`."""
+    query = select(Run.__table__, RUNS.is_free().label("queued"))
+    query = query.order_by(Run.created_at.desc(), Run.id.desc()).limit(limit)
     if task is not None:
         query = query.where(Run.task == task)
     if after is not None:
@@ -272,16 +276,28 @@ def list_runs(engine: Engine, limit: int = 50, *, task: Task | None = None, afte
 def run(engine: Engine, run_id: str, *, task: Task | None = None) -> Record | None:
     """Return a run with the number of its `findings` by kind and of its `withheld` deletions.
 
+    A run that no process works on is `queued`. For a resync that is not done, `compared` is how many organizations it
+    has compared, and their total (None: unknown); its `findings` are those so far, and None instead of none.
+
     None if the id is unknown, or the run has another task than `task`.
     """
     with read_transaction(engine) as tx:
-        row = one_row(tx, select(Run.__table__).where(Run.id == run_id))
+        row = one_row(tx, select(Run.__table__, RUNS.is_free().label("queued")).where(Run.id == run_id))
         if row is None or task not in (None, row["task"]):
             return None
         counted = select(Drift.finding, func.count()).where(Drift.run_id == run_id).group_by(Drift.finding)
         findings = {str(finding): number for finding, number in tx.execute(counted)}
         held = select(func.count()).where(Drift.run_id == run_id, Drift.action == DriftAction.WITHHELD)
-        return row | {"findings": findings, "withheld": tx.execute(held).scalar_one()}
+        unfinished = row["task"] == Task.RESYNC and row["status"] != RunStatus.DONE
+        known = {"findings": (findings or None) if unfinished else findings, "withheld": tx.execute(held).scalar_one()}
+        return row | known | {"compared": _compared(tx, row) if unfinished else None}
+
+
+def _compared(tx: Connection, run_row: Record) -> tuple[int, int | None]:
+    """Return how many organizations an unfinished or failed resync has compared, and their total (None: unknown)."""
+    if run_row["status"] == RunStatus.FAILED:
+        return run_row["done"], run_row["total"]
+    return compared(tx, run_row["id"])
 
 
 def drift(engine: Engine, run_id: str, limit: int | None = None) -> Iterator[Record]:

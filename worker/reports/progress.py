@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sqlalchemy import Engine, func, select
 
 from models.database import read_transaction
-from models.tables import Listing, ListingState, Read, Run
+from models.tables import Listing, ListingState, Read, Run, Task
 
 REFRESH_SECONDS = 0.25
 
@@ -55,9 +55,9 @@ def how_far(engine: Engine, run_id: str) -> tuple[str, int, int]:
     listings = select(func.count()).select_from(Listing).where(Listing.run_id == run_id)
     outstanding = select(func.count()).select_from(Read).where(Read.run_id == run_id)
     with read_transaction(engine) as tx:
-        run = tx.execute(select(Run.phase, Run.done, Run.skipped, Run.total).where(Run.id == run_id)).one()
-        if run.total is not None:
-            return "replay", run.done + run.skipped, run.total
+        run = tx.execute(select(Run.task, Run.phase, Run.done, Run.skipped, Run.total).where(Run.id == run_id)).one()
+        if run.task == Task.REPLAY:
+            return "replay", run.done + run.skipped, run.total or 0
         total = tx.execute(listings).scalar_one()
         unfinished = tx.execute(listings.where(Listing.state == ListingState.OPEN)).scalar_one()
         reads = tx.execute(outstanding).scalar_one()

@@ -232,6 +232,13 @@ def open_client(
 
 
 def _translated(error: CallError, path: tuple[str, ...], quoted: object = None) -> Exception:
+    translated = _by_status(error, path, quoted)
+    if isinstance(translated, WorkOSUnavailableError):
+        translated.status = error.status
+    return translated
+
+
+def _by_status(error: CallError, path: tuple[str, ...], quoted: object) -> Exception:
     if error.is_refused_key:
         return InvalidApiKeyError(f"WORKOS_API_KEY: WorkOS refuses the key ({error.status})")
     message = f"/{'/'.join(path[:2])}: {error}"

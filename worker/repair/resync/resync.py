@@ -153,7 +153,7 @@ class Resync:
             return False
         except (InvalidApiKeyError, ListingFailedError) as error:
             log.warning("resync_failed", run=self._run_id, error=str(error))
-            self._write(self._finish, RunStatus.FAILED, str(error))
+            self._write(self._fail, str(error))
             if isinstance(error, InvalidApiKeyError):
                 self._clear()
                 raise
@@ -337,6 +337,12 @@ class Resync:
         tx.execute(update(Mirror).values(last_resync_at=db_now(), listed_kinds=listed))
         if known:  # an empty listing does not replace known organizations
             tx.execute(update(Mirror).values(known_organizations=known))
+
+    def _fail(self, tx: Connection, error: str) -> None:
+        """End the run as failed, and keep how far it got: its listings are deleted next."""
+        done, total = listings.compared(tx, self._run_id)
+        tx.execute(update(Run).where(Run.id == self._run_id).values(done=done, total=total))
+        self._finish(tx, RunStatus.FAILED, error)
 
     def _finish(self, tx: Connection, status: RunStatus, error: str | None) -> None:
         self._update_run(tx)

@@ -1,0 +1,469 @@
+"""`status`, `doctor`, the pages, the API, metrics and `/readyz` say the same, and what they say is right."""
+
+import re
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+from sqlalchemy import Engine, event, insert, update
+
+from models.database import in_transaction
+from models.tables import Change, Drift, Event, Hook, HookDelivery, Join, Mirror, Read, Run, Tick
+from models.types import db_now, db_now_plus
+from tests.support import SECRET, accept, apply_all, fake_workers, made, post, sign
+from tests.support.cli import report
+from webhooks.app import create_app
+from worker.bootstrap import Services, build_services
+from worker.mirror.auto_join_policy import refresh_counts
+from worker.processes.clock import heartbeat
+from worker.queue.doorbell import HOOKS, REPAIR, Doorbell
+from worker.repair.resync.resync import start
+from worker.repair.schedule import CLOCK_TICK
+from worker.reports.conditions import CONDITIONS, duration
+from worker.settings import load_settings
+
+TOKEN = "a" * 40
+API = {"Authorization": f"Bearer {'b' * 40}"}
+WRONG_SECRET = "whsec_wrong_0123456789abcdef"
+COLORS = {"good": "ok", "warn": "warning", "bad": "problem"}
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(
+    set_environment: Callable[..., None], make_database: Callable[[str], str], restored_logging: None
+) -> None:
+    set_environment(
+        DATABASE_URL=make_database("sqlite"),
+        WORKOS_WEBHOOK_SECRETS=SECRET,
+        OPS_TOKENS=f"ann:{TOKEN}",
+        API_TOKENS=f"product:{'b' * 40}",
+        WORKOS_API_KEY="sk_test_0123456789abcdefghij",
+        WORKOS_CLIENT_ID="client_test",
+        WORKOS_BASE_URL="http://127.0.0.1:1",
+    )
+
+
+@pytest.fixture
+def services(redis_url: str) -> Iterator[Services]:
+    """A filled mirror, resynced an hour ago, with a clock, and a worker on each lane."""
+    services = build_services(load_settings(), redis_url, endpoint=True)
+    run = {"id": "run1", "task": "resync", "requested_by": "clock", "status": "done", "finished_at": db_now_plus(-60)}
+    execute(services.engine, insert(Run).values(run))
+    filled = {"backfill_from": db_now_plus(-9000), "backfilled_at": db_now(), "last_resync_at": db_now_plus(-60)}
+    execute(services.engine, update(Mirror).values(filled | {"complete_to": db_now()}))
+    heartbeat(services.engine)
+    with fake_workers.registered(redis_url), fake_workers.answering(redis_url):
+        yield services
+    services.close()
+
+
+@pytest.fixture
+def engine(services: Services) -> Engine:
+    return services.engine
+
+
+@pytest.fixture
+def endpoint(services: Services) -> FlaskClient:
+    """A client of the application that is signed in to the pages."""
+    client = create_app(services).test_client()
+    token = re.search(r'name="csrf_token" value="([^"]+)"', client.get("/ops/sign-in").get_data(as_text=True))
+    assert token
+    assert client.post("/ops/sign-in", data={"token": TOKEN, "csrf_token": token[1]}).status_code == 302
+    return client
+
+
+@pytest.fixture
+def working(endpoint: FlaskClient, engine: Engine) -> FlaskClient:
+    """As `endpoint`; its secret has verified a delivery."""
+    accept(endpoint, made("organization.created"))
+    apply_all(engine)
+    return endpoint
+
+
+def execute(engine: Engine, statement: Any) -> None:
+    in_transaction(engine, lambda tx: tx.execute(statement))
+
+
+def holding(endpoint: FlaskClient) -> dict[str, str]:
+    """The conditions that the API reports: name → severity."""
+    endpoint.get("/metrics")  # stores the counts now
+    shown = endpoint.get("/api/v1/status", headers=API).get_json()
+    return {each["name"]: each["severity"] for each in shown["conditions"]}
+
+
+def timeless(line: str) -> str:
+    """A line about a condition, without its durations: they grow between two reports."""
+    return re.sub(r"(\d+ (d|h|min|s)\b ?)+", "…", line)
+
+
+def metrics(endpoint: FlaskClient) -> dict[str, float]:
+    families = text_string_to_metric_families(endpoint.get("/metrics").get_data(as_text=True))
+    return {f"{s.name}{sorted(s.labels.items())}": s.value for family in families for s in family.samples}
+
+
+def refuse(endpoint: FlaskClient, number: int = 1, secret: str = WRONG_SECRET, **how: Any) -> None:
+    for _ in range(number):
+        header = {"WorkOS-Signature": sign(b"{}", secret, **how)}
+        assert endpoint.post("/webhooks/workos", data=b"{}", headers=header).status_code == 401
+
+
+def on(statement: Callable[[], Any]) -> Callable[[Services, FlaskClient], None]:
+    return lambda services, _endpoint: execute(services.engine, statement())
+
+
+def failed(services: Services, endpoint: FlaskClient) -> None:
+    accept(endpoint, made("user.created") | {"data": None})
+    apply_all(services.engine)
+
+
+def conflict(services: Services, endpoint: FlaskClient) -> None:
+    accept(endpoint, made("organization.created"), made("organization.created", id="org_other"))
+    for number, owner in enumerate((made("organization.created")["data"]["id"], "org_other")):
+        ids = {"id": f"org_domain_{number}", "organization_id": owner}
+        accept(endpoint, made("organization_domain.created", domain="acme.example", state="verified", **ids))
+    apply_all(services.engine)
+
+
+def hook_failed(services: Services, _endpoint: FlaskClient) -> None:
+    execute(services.engine, insert(Hook).values(name="sessions", cursor=1))
+    about = {"kind": "user", "object_id": "user_1", "status": "failed"}
+    execute(services.engine, insert(HookDelivery).values(hook="sessions", change_id=1, **about))
+
+
+def change(engine: Engine, seconds_ago: float) -> None:
+    row = {"kind": "user", "object_id": "user_1", "after": {}, "cause": "event", "cause_id": "event_1"}
+    execute(engine, insert(Change).values(row | {"at": db_now_plus(-seconds_ago)}))
+
+
+def hook_down(services: Services, _endpoint: FlaskClient) -> None:
+    """A hook whose receiver has been down for eleven attempts; the twelfth would be the last."""
+    change(services.engine, 3000)
+    execute(services.engine, insert(Hook).values(name="sessions", cursor=1))
+    about = {"kind": "user", "object_id": "user_1", "status": "pending", "attempts": 11}
+    execute(services.engine, insert(HookDelivery).values(hook="sessions", change_id=1, **about))
+
+
+def no_worker(services: Services, _endpoint: FlaskClient) -> None:
+    services.redis.delete(f"rq:workers:workos-sync:{REPAIR}")
+    for key in services.redis.scan_iter(f"workos-sync:worker*:{REPAIR}*"):
+        services.redis.delete(key)
+
+
+def queued(services: Services, _endpoint: FlaskClient) -> None:
+    """Somebody's clock has HOOKS set, and no worker has."""
+    Doorbell(services.redis, HOOKS).ring()
+
+
+def gaps(services: Services, _endpoint: FlaskClient) -> None:
+    rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api"} for n in range(12)]
+    times = {"api_at": db_now_plus(-1800), "occurred_at": db_now_plus(-9999999), "status": "done"}
+    in_transaction(services.engine, lambda tx: tx.execute(insert(Event).values(times), rows))
+
+
+def drifted(services: Services, _endpoint: FlaskClient) -> None:
+    row = {"run_id": "run1", "kind": "user", "finding": "different", "action": "repaired"}
+    found = [row | {"object_id": f"user_{n}"} for n in range(25)]
+    in_transaction(services.engine, lambda tx: tx.execute(insert(Drift), found))
+
+
+def withheld(services: Services, _endpoint: FlaskClient) -> None:
+    row = {"run_id": "run1", "kind": "user", "object_id": "user_1", "finding": "extra", "action": "withheld"}
+    execute(services.engine, insert(Drift).values(row))
+
+
+def unmapped(services: Services, endpoint: FlaskClient) -> None:
+    accept(endpoint, made("organization_membership.created", role={"slug": "owner"}, roles=[{"slug": "owner"}]))
+    apply_all(services.engine)
+
+
+FAULTS: dict[str, tuple[str, Callable[[Services, FlaskClient], None]]] = {
+    "failed_events": ("problem", failed),
+    "hook_failed": ("problem", hook_failed),
+    "hook_lagging": ("warning", hook_down),
+    "domain_conflicts": ("warning", conflict),
+    "unmapped_roles": ("warning", unmapped),
+    "no_worker": ("problem", no_worker),
+    "queued_without_worker": ("problem", queued),
+    "no_clock": ("problem", on(lambda: update(Tick).where(Tick.name == CLOCK_TICK).values(at=db_now_plus(-300)))),
+    "missed_webhooks": ("warning", gaps),
+    "drift": ("warning", drifted),
+    "withheld_deletions": ("problem", withheld),
+    "resync_failed": ("warning", on(lambda: update(Run).values(status="failed", error="/organizations: 500"))),
+    "resync_late": ("problem", on(lambda: update(Run).values(finished_at=db_now_plus(-99 * 3600)))),
+    "signatures_refused": ("warning", lambda _services, endpoint: refuse(endpoint, 3)),
+    "time_refused": ("warning", lambda _services, endpoint: refuse(endpoint, secret=SECRET, at=1_000_000_000)),
+    "unread_objects": (
+        "warning",
+        on(lambda: insert(Read).values(kind="user", object_id="user_1", reason="a test", attempts=5, error="no")),
+    ),
+    "join_failed": (
+        "warning",
+        on(
+            lambda: insert(Join).values(
+                organization_id="org_1", user_id="user_1", state="failed", cause="event", cause_id="event_1"
+            )
+        ),
+    ),
+    "backfilling": ("problem", on(lambda: update(Mirror).values(backfilled_at=None))),
+}
+
+
+def test_nothing_holds_while_all_is_well(working: FlaskClient) -> None:
+    assert holding(working) == {}
+    assert report("status")["severity"] == "ok"
+    assert 'class="card verdict good"' in working.get("/ops/").get_data(as_text=True)
+    shown = metrics(working)
+    assert {value for name, value in shown.items() if name.startswith("workos_sync_problem")} == {0.0}
+    assert shown["workos_sync_trusted[]"] == 1
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_all_reports_agree_on_a_condition(name: str, working: FlaskClient, services: Services) -> None:
+    severity, seed = FAULTS[name]
+    seed(services, working)
+    measured = metrics(working)
+    status = report("status", exit_code=1)
+    everything = {each["name"]: each for each in status["conditions"]}
+    assert everything.keys() == {name} and everything[name]["severity"] == status["severity"] == severity
+    line = f"{everything[name]['sentence']}: {everything[name]['remedy']}"
+    assert (status["problems"], status["warnings"]) == (([line], []) if severity == "problem" else ([], [line]))
+
+    api = working.get("/api/v1/status", headers=API)
+    assert {each["name"]: each["severity"] for each in api.get_json()["conditions"]} == {name: severity}
+    trusted = severity == "warning" or name == "hook_failed"
+    assert (api.status_code, api.get_json()["trusted"], api.get_json()["reasons"]) == (
+        200 if trusted else 503,
+        trusted,
+        [] if trusted else api.get_json()["problems"],
+    )
+
+    page = working.get("/ops/").get_data(as_text=True)
+    [color] = re.findall(r'class="card verdict (\w+)"', page)
+    assert COLORS[color] == severity
+    assert ("not trustworthy" in page) is not trusted
+    tiles = {COLORS[found] for found in re.findall(r'<div class="(good|warn|bad)"><dt>', page)}
+    assert tiles <= {severity}
+
+    held = {key for key, value in measured.items() if key.startswith("workos_sync_problem") and value}
+    assert held == {f"workos_sync_problem[('name', '{name}'), ('severity', '{severity}')]"}
+    assert measured["workos_sync_trusted[]"] == trusted
+
+    rows = {row["name"]: row for row in report("doctor", exit_code=1)}
+    row = rows[name.replace("_", " ")]
+    assert row["level"] == {"problem": "failure", "warning": "warning"}[severity]
+    assert timeless(f"{row['saw']}: {row['remedy']}") == timeless(line)
+    assert [timeless(text) for text in working.get("/readyz").get_json()["warnings"]] == [timeless(line)]
+
+
+def test_conditions_link_to_pages_that_exist(working: FlaskClient) -> None:
+    adapter = working.application.url_map.bind("localhost")
+    for condition in CONDITIONS:
+        path = condition.page.format(run="run1").partition("?")[0]
+        assert adapter.match(path, method="GET"), condition.name
+
+
+# Refused deliveries
+
+
+def test_a_wrong_secret_is_a_problem_at_once_and_ends_with_a_valid_delivery(endpoint: FlaskClient) -> None:
+    refuse(endpoint, 141)
+    assert holding(endpoint) == {"signatures_refused": "problem"}
+    (problem,) = report("status", exit_code=1)["problems"]
+    assert "141 deliveries were refused for the signature since the last valid one" in problem
+    assert "WORKOS_WEBHOOK_SECRETS" in problem
+    assert "Mirror is not trustworthy" in endpoint.get("/ops/").get_data(as_text=True)
+    accept(endpoint, made("organization.created"))
+    assert "signatures_refused" not in holding(endpoint)
+
+
+def test_a_secret_changed_to_a_wrong_one_is_a_problem(working: FlaskClient, monkeypatch: Any, redis_url: str) -> None:
+    monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", WRONG_SECRET)
+    changed = build_services(load_settings(), redis_url, endpoint=True)
+    client = create_app(changed).test_client()
+    refuse(client, 20, SECRET)
+    changed.close()
+    assert report("status", exit_code=1)["severity"] == "problem"
+
+
+def test_an_outsider_alone_cannot_turn_a_working_installation_red(working: FlaskClient, redis: Redis) -> None:
+    refuse(working, 50, at=1_000_000_000)
+    refuse(working, 50)
+    for _ in range(50):
+        assert working.post("/webhooks/workos", data=b"{}").status_code == 401
+        assert post(working, b"{}", "/webhooks/elsewhere").status_code == 404
+    assert holding(working) == {"signatures_refused": "warning", "unknown_path": "warning"}
+    redis.flushdb()  # what proves that the secret is right survives Redis
+    refuse(working, 50)
+    held = holding(working)
+    assert held["signatures_refused"] == "warning"
+
+
+def test_a_report_without_the_secret_knows_that_web_has_the_right_one(
+    working: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(working)
+    working.get("/metrics")
+    monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", "")
+    assert report("status", exit_code=1)["severity"] == "warning"
+
+
+def test_the_time_of_a_delivery_that_is_not_well_signed_means_nothing(working: FlaskClient) -> None:
+    refuse(working, at=1_000_000_000)
+    assert holding(working) == {"signatures_refused": "warning"}
+    rows = report("doctor", exit_code=1)  # WorkOS cannot be reached in this test
+    levels = {row["name"]: row["level"] for row in rows}
+    assert levels["signatures refused"] == "warning" and "time refused" not in levels
+
+
+def test_refused_deliveries_are_a_problem_if_the_events_api_shows_that_webhooks_are_missing(
+    working: FlaskClient, engine: Engine
+) -> None:
+    refuse(working)
+    execute(engine, update(Event).values(webhook_at=db_now_plus(-300), received_at=db_now_plus(-300)))
+    rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api", "status": "done"} for n in range(3)]
+    times = {"api_at": db_now_plus(-60), "occurred_at": db_now_plus(-120)}
+    in_transaction(engine, lambda tx: tx.execute(insert(Event).values(times), rows))
+    assert holding(working) == {"signatures_refused": "problem"}
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/webhooks/wrong", "/webhooks/..."),
+        ("/webhooks/workos/secret-token", "/webhooks/workos/..."),
+        ("/", "/..."),
+        ("/secret-token/x", "/..."),
+    ],
+)
+def test_deliveries_to_unknown_paths_are_counted_and_logged(
+    path: str, shown: str, working: FlaskClient, logs: list[Any]
+) -> None:
+    for _ in range(30):
+        assert post(working, made("user.created"), path).status_code == 404
+    assert [line["path"] for line in logs if line["event"] == "path_unknown"] == [shown], "once in ten seconds"
+    assert metrics(working)["workos_sync_webhooks_refused_total[('reason', 'path')]"] == 30
+    assert holding(working) == {"unknown_path": "warning"}
+    assert "30 deliveries were sent to a path that does not exist" in report("status", exit_code=1)["warnings"][0]
+
+
+def test_posts_without_a_signature_to_unknown_paths_are_nobodys_deliveries(working: FlaskClient) -> None:
+    for path in ("/webhooks/wrong", "/wp-login.php"):
+        assert working.post(path, data=b"{}").status_code == 404
+    assert holding(working) == {}
+
+
+def test_deliveries_refused_by_address_are_seen(redis_url: str, monkeypatch: Any, services: Services) -> None:
+    monkeypatch.setenv("WEBHOOK_ALLOWED_IPS", "198.51.100.7")
+    restricted = build_services(load_settings(), redis_url, endpoint=True)
+    client = create_app(restricted).test_client()
+    assert client.post("/webhooks/workos", data=b"{}").status_code == 403, "not counted: it has no signature"
+    assert post(client, made("user.created")).status_code == 403
+    restricted.close()
+    (problem,) = report("status", exit_code=1)["problems"]
+    assert problem.startswith("1 delivery was refused for the sender's address") and "WEBHOOK_ALLOWED_IPS" in problem
+
+
+# Redis
+
+
+def test_a_replica_is_named(working: FlaskClient, redis: Redis) -> None:
+    redis.execute_command("REPLICAOF", "127.0.0.1", "1")  # type: ignore[no-untyped-call]  # redis-py has no types for it
+    try:
+        held = holding(working)
+        status = report("status", exit_code=1)
+    finally:
+        redis.execute_command("REPLICAOF", "NO", "ONE")  # type: ignore[no-untyped-call]  # redis-py has no types for it
+    assert held == {"redis_replica": "problem"}
+    assert "not the primary" in status["problems"][0] and "point REDIS_URL to the primary" in status["problems"][0]
+
+
+def test_a_redis_that_answers_late_is_not_away(working: FlaskClient, redis: Redis) -> None:
+    redis.execute_command("CLIENT", "PAUSE", "700", "ALL")  # type: ignore[no-untyped-call]  # redis-py has no types for it
+    assert holding(working) == {}
+
+
+# What is not known
+
+
+def test_numbers_that_were_never_counted_are_not_known(working: FlaskClient, services: Services) -> None:
+    report_before = working.get("/api/v1/status", headers=API).get_json()
+    assert (report_before["missing_joins"], report_before["workspaces_without_admin"]) == (None, None)
+    assert "workos_sync_missing_joins[]" not in metrics(working)
+    assert "not known yet" in working.get("/ops/").get_data(as_text=True)
+    refresh_counts(services.engine)
+    counted = report("status")
+    assert (counted["missing_joins"], counted["workspaces_without_admin"]) == (0, 0)
+    assert "counted " in working.get("/ops/").get_data(as_text=True)
+
+
+def test_without_an_api_key_it_is_not_known_whether_a_webhook_is_overdue(
+    local: Callable[..., Services], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORKOS_API_KEY", "WORKOS_CLIENT_ID"):
+        monkeypatch.delenv(name)
+    without = local(ops_tokens=f"ann:{TOKEN}")
+    client = create_app(without).test_client()
+    token = re.search(r'name="csrf_token" value="([^"]+)"', client.get("/ops/sign-in").get_data(as_text=True))
+    assert token
+    client.post("/ops/sign-in", data={"token": TOKEN, "csrf_token": token[1]})
+    accept(client, made("organization.created"))
+    page = client.get("/ops/").get_data(as_text=True)
+    assert "normal" not in page and "not known whether one is overdue" in page
+
+
+def test_resync_without_a_worker_is_queued(working: FlaskClient, services: Services) -> None:
+    no_worker(services, working)
+    token = re.search(r'name="csrf_token" value="([^"]+)"', working.get("/ops/").get_data(as_text=True))
+    assert token
+    answer = working.post("/ops/resync", data={"csrf_token": token[1]})
+    page = working.get(answer.headers["Location"]).get_data(as_text=True)
+    assert "queued; no worker is running" in page and '<span class="badge queued">queued</span>' in page
+    assert "not known yet" in page and "None found so far." in page and "<dd>none" not in page
+
+
+def test_running_and_failed_resyncs_never_say_no_drift(services: Services) -> None:
+    run_id = start(services.engine, "ann")
+    shown = report("runs", "show", run_id)
+    assert (shown["findings"], shown["compared"], shown["queued"]) == (None, [0, None], True)
+    ended = {"status": "failed", "finished_at": db_now(), "error": "/organizations: 500", "done": 3, "total": 40}
+    execute(services.engine, update(Run).where(Run.id == run_id).values(ended))
+    shown = report("runs", "show", run_id)
+    assert (shown["findings"], shown["compared"]) == (None, [3, 40])
+
+
+def test_drift_of_a_failed_resync_is_not_known(working: FlaskClient, engine: Engine) -> None:
+    execute(engine, update(Run).values(status="failed", error="/organizations: 500"))
+    assert not [name for name in metrics(working) if name.startswith("workos_sync_drift")]
+    assert "not known: the resync failed" in working.get("/ops/").get_data(as_text=True)
+
+
+# Probes
+
+
+def test_readyz_makes_one_probe(working: FlaskClient, services: Services) -> None:
+    working.get("/readyz")
+    statements: list[str] = []
+
+    def note(_conn: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement != "BEGIN IMMEDIATE":
+            statements.append(statement)
+
+    engines = {services.engine, services.inbox_engine}
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", note)
+    assert working.get("/readyz").status_code == 200
+    for engine in engines:
+        event.remove(engine, "before_cursor_execute", note)
+    assert len(statements) == 1 and statements[0].startswith("INSERT INTO events")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (timedelta(days=2, hours=3).total_seconds(), "2 d 3 h")],
+)
+def test_durations_have_two_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

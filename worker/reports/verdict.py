@@ -1,0 +1,111 @@
+"""The verdict on the installation at one moment: its measurements, and the conditions that hold."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from redis import Redis
+from sqlalchemy import Engine
+
+from models.types import Record
+from worker.reports.conditions import CONDITIONS, Holding, Severity, holding, worst
+from worker.reports.health import Health, check_health
+from worker.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What holds now, the worst first."""
+
+    health: Health
+    conditions: list[Holding]
+
+    @property
+    def severity(self) -> Severity:
+        """The worst severity of all conditions that hold."""
+        return worst(each.severity for each in self.conditions)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the mirror can be trusted: it is filled, and no problem concerns it."""
+        return not self.reasons
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the mirror cannot be trusted; empty if it can."""
+        return [each.text for each in self.conditions if each.doubts_mirror]
+
+    def texts(self, severity: Severity) -> list[str]:
+        """Return one line for each condition of this severity."""
+        return [each.text for each in self.conditions if each.severity is severity]
+
+    def of(self, *names: str) -> Severity:
+        """Return the worst severity of these conditions: `ok` if none of them holds.
+
+        Raises:
+            ValueError: there is no condition with one of the names.
+        """
+        if unknown := set(names) - {condition.name for condition in CONDITIONS}:
+            raise ValueError(f"no such condition: {', '.join(sorted(unknown))}")
+        return worst(each.severity for each in self.conditions if each.name in names)
+
+
+def judge(engine: Engine, redis: Redis, settings: Settings) -> Verdict:
+    """Return the verdict now; arguments and errors are those of `check_health`."""
+    health = check_health(engine, redis, settings)
+    return Verdict(health, holding(health))
+
+
+class Cached:
+    """Calls a function at most once in `seconds`, and returns its last result meanwhile."""
+
+    def __init__(self, judge: Callable[[], Verdict], seconds: float) -> None:
+        self._judge = judge
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._last: tuple[float, Verdict] | None = None
+
+    def __call__(self) -> Verdict:
+        """Return the verdict, at most `seconds` old; raise what the function raises."""
+        with self._lock:
+            if self._last is None or time.monotonic() - self._last[0] > self._seconds:
+                self._last = (time.monotonic(), self._judge())
+            return self._last[1]
+
+
+def as_report(verdict: Verdict) -> Record:
+    """Return the report of `status`: numbers, and texts for an operator."""
+    health = verdict.health
+    workers = health.lanes[0].workers
+    return {
+        "severity": verdict.severity,
+        "mirror": health.mirror,
+        "pending": health.pending,
+        "oldest_pending_seconds": health.oldest_pending_seconds,
+        "failed": health.failed,
+        "gaps": health.gaps,
+        "late": health.late,
+        "silent_seconds": health.silent_seconds,
+        "unmapped_roles": [f"{slug}: {number} memberships" for slug, number in health.unmapped_roles.items()],
+        "auto_join_conflicts": health.conflicts,
+        "domains": [f"{number} {state}" for state, number in sorted(health.domains.items())],
+        "joins": [f"{number} {state}" for state, number in sorted(health.joins.items())],
+        "missing_joins": health.missing_joins,
+        "workspaces_without_admin": health.without_admin,
+        "hooks": [f"{hook.name}: {hook.behind} behind, {hook.failed} failed" for hook in health.hooks],
+        "repair": "on" if health.repairs else "off: WORKOS_API_KEY is not set",
+        "runs": [describe_run(run) for run in health.runs],
+        "workers": None if workers is None else len(workers),
+        "problems": verdict.texts(Severity.PROBLEM),
+        "warnings": verdict.texts(Severity.WARNING),
+        "conditions": [each._asdict() for each in verdict.conditions],
+    }
+
+
+def describe_run(run: Record) -> str:
+    """Return one line about a run in progress."""
+    progress = f"{run['done']} of {run['total']}" if run["total"] is not None else run["phase"]
+    queued = "queued" if run["queued"] else ""
+    who = f"requested by {run['requested_by']}"
+    return ", ".join(filter(None, (f"{run['task']} {run['id']}", queued, progress, who)))
