@@ -17,7 +17,7 @@ class Knobs:
     # The world. What WorkOS does here is not documented, so a mirror has to bear every setting.
     children_deleted: bool = True  # deleting an organization or a user also sends its children's deleted events
     role_deletion: Literal["events", "silently", "silently_same_version"] = "events"
-    ties: bool = False  # changes of an object in the same millisecond have the same times
+    ties: bool = False  # changes of an object in the same millisecond may have the same times
     roles_in_events: bool = True  # memberships in events carry `roles` (optional there)
 
     # The API.

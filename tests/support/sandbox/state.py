@@ -74,6 +74,7 @@ class State:
         self.event_positions: dict[str, int] = {}
         self._of_parent: dict[tuple[str, str], dict[str, None]] = {}
         self._listeners: list[Callable[[JSON], None]] = []
+        self._slug_times: dict[tuple[str | None, str, str], datetime] = {}
         self._silent = 0
         # Ids come from a generator of their own: how many are drawn must not shift other random choices.
         self._id_random = Random(f"{seed}-ids")
@@ -121,12 +122,22 @@ class State:
                 return None
             if data.get("object") == "organization_membership" and not self.knobs.roles_in_events:
                 data = {name: value for name, value in data.items() if name != "roles"}
-            event = shapes.event(self.new_id("event"), kind, data, self.stamp())
+            event = shapes.event(self.new_id("event"), kind, data, self._event_time(data))
             self.event_positions[event["id"]] = len(self.events)
             self.events.append(event)
             for listener in self._listeners:
                 listener(event)
             return event
+
+    def _event_time(self, data: JSON) -> str:
+        """Now; for what a slug identifies, later than its last event, because only this time orders its events."""
+        now = self.now()
+        if "slug" in data and not self.knobs.ties:
+            key = (data.get("organization_id"), data["object"], data["slug"])
+            if last := self._slug_times.get(key):
+                now = max(now, last + timedelta(milliseconds=1))
+            self._slug_times[key] = now
+        return shapes.time_text(now)
 
     # Tables
 
