@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 from models.tables import JOIN, WORKSPACE_SETTINGS, Change, Drift, Event, EventStatus, RunStatus
 from models.views import workspace_members
 from tests.support import JSON, accept, apply_all, differences, rows, sign
+from tests.support.actors import by
 from tests.support.resync import Between, Clock, client_of, continue_run, empty, make_reads_due, run_row
 from tests.support.sandbox import Sandbox, WorldError, play
 from worker.decision.roles import DEFAULT_ROLE_MAP
@@ -228,14 +229,14 @@ class History(Simulation):
     def resyncs_a_little(self, pages: int) -> None:
         until = self.sandbox.calls.total() + pages
         with suppress(BusyError, DeathError):
-            run_id = start(self.engine, "test")
+            run_id = start(self.engine, by("test"))
             continue_run(self.engine, self.workos, run_id, lambda: self.sandbox.calls.total() >= until)
 
     @rule(place=PLACES)
     def resyncs_one_workspace(self, place: int) -> None:
         if ids := list(self.world.organizations):
             with suppress(BusyError, DeathError):
-                run_id = start(self.engine, "test", organization_id=ids[place % len(ids)])
+                run_id = start(self.engine, by("test"), organization_id=ids[place % len(ids)])
                 continue_run(self.engine, self.workos, run_id)
 
     @rule()
@@ -250,7 +251,7 @@ class History(Simulation):
         if not done:
             return
         chosen = tuple({done[place % len(done)] for place in places})
-        run_id = replays.start(self.engine, Selection(ids=chosen), "test", None, again=True)
+        run_id = replays.start(self.engine, Selection(ids=chosen), by("test"), again=True)
         with lease(self.engine, run_id) as held:
             assert held is not None
             replays.replay(self.engine, held, self.bell, 1e6)
@@ -262,7 +263,7 @@ class History(Simulation):
     @rule(place=PLACES)
     def a_deleted_user_is_forgotten(self, place: int) -> None:
         if deleted := [row["id"] for row in rows(self.engine, User) if row["deleted_by"] and not row["erased"]]:
-            forget(self.engine, deleted[place % len(deleted)], "test")
+            forget(self.engine, deleted[place % len(deleted)], by("test"))
 
     # While a worker waits for WorkOS: after the n-th answer from now, and before anything is done with it
 
@@ -326,7 +327,7 @@ class History(Simulation):
         run_id = self._finishes_a_resync()
         if any(row["action"] == "withheld" and row["run_id"] == run_id for row in rows(self.engine, Drift)):
             # In so small a mirror a few deletions are many: an operator approves them.
-            assert continue_run(self.engine, self.workos, start(self.engine, "test", approves=run_id))
+            assert continue_run(self.engine, self.workos, start(self.engine, by("test"), approves=run_id))
         self.reads_what_is_in_doubt()
         self._is_equal()
         assert {row["status"] for row in rows(self.engine, Event)} <= {EventStatus.DONE}
@@ -336,7 +337,7 @@ class History(Simulation):
 
     def _finishes_a_resync(self) -> str:
         """Finish the interrupted full run, or else a new one; returns its id."""
-        run_id = start(self.engine, "test")
+        run_id = start(self.engine, by("test"))
         assert continue_run(self.engine, self.workos, run_id)
         assert (ended := run_row(self.engine, run_id))["status"] == RunStatus.DONE, ended["error"]
         return run_id

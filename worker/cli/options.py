@@ -6,6 +6,8 @@ from typing import TypeVar
 
 import click
 
+from worker.decision.payload import clean
+
 FC = TypeVar("FC", bound=Callable[..., object])
 
 THIS_TIME = "this time, such as 2026-01-31 or 2026-01-31T12:30:00 (UTC)"
@@ -15,6 +17,17 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON inste
 limit = click.option(
     "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Maximum number of rows."
 )
+
+
+def _entered(context: click.Context, option: click.Parameter, given: str | None) -> str | None:
+    text = clean(given.strip()) if given else None
+    if option.required and not text:
+        raise click.BadParameter("must not be empty", context, option)
+    return text or None
+
+
+reason = click.option("--reason", callback=_entered, help="Reason, recorded in the audit.")
+required_reason = click.option("--reason", required=True, callback=_entered, help="Reason, recorded in the audit.")
 
 
 def time(name: str, text: str) -> Callable[[FC], FC]:

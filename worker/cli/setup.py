@@ -2,17 +2,21 @@
 
 import sys
 from contextlib import closing
+from functools import partial
 from urllib.parse import urlsplit
 
 import click
+from sqlalchemy import Connection, Engine
 
-from models.database import open_engine
+from models.database import in_transaction, open_engine
 from models.migrate import upgrade
 from models.revisions import newest_revision
+from models.tables import Action
 from models.types import JsonObject
+from worker import audit
 from worker.bootstrap import endpoint_redis
 from worker.cli import options, output
-from worker.cli.shared import logging_settings, open_database, operator
+from worker.cli.shared import actor, logging_settings, migrated_engine, open_database
 from worker.errors import BadRequestError, ConfigurationError, OperatorError
 from worker.kinds import SUBSCRIBED
 from worker.metrics import Counters
@@ -33,14 +37,19 @@ Until you delete the old endpoint, WorkOS sends every event to both. Each event 
 
 
 @click.command()
-def migrate() -> None:
+@options.reason
+def migrate(reason: str | None) -> None:
     """Upgrade the database to the newest revision. Safe to run at any time, even by two hosts at once."""
     settings = load_settings()
     try:
-        upgrade(open_database(settings))
+        upgrade(open_database(settings), noted=partial(_note_migration, actor(reason)))
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
     click.echo(f"the database is at revision {newest_revision()}")
+
+
+def _note_migration(by: audit.Actor, tx: Connection, before: str | None, after: str) -> None:
+    audit.note(tx, by, Action.MIGRATE, before=before, after=after)
 
 
 @click.command()
@@ -65,7 +74,8 @@ def doctor(as_json: bool) -> None:
 @click.option(
     "--rotate", is_flag=True, help="Create a second endpoint with a new secret, and print how to switch to it."
 )
-def register(url: str, rotate: bool) -> None:
+@options.reason
+def register(url: str, rotate: bool, reason: str | None) -> None:
     """Create or correct the webhook endpoint at WorkOS.
 
     WorkOS then sends the needed event types, and no others, to URL, for example https://your-host/webhooks/workos.
@@ -74,6 +84,8 @@ def register(url: str, rotate: bool) -> None:
     parts = urlsplit(url)
     if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1"):
         raise ConfigurationError(f"{url}: WorkOS sends webhooks to https URLs only")
+    # Not the whole URL, which may contain WEBHOOK_PATH_TOKEN.
+    record = partial(_record, migrated_engine(), actor(reason), parts.hostname)
     with (
         redis_server(settings) as server,
         closing(Counters(redis := endpoint_redis(server.url))) as counters,
@@ -82,22 +94,29 @@ def register(url: str, rotate: bool) -> None:
         existing = [row for row in list_endpoints(workos) if row.get("endpoint_url") == url]
         if existing and not rotate:
             for row in existing:
-                _correct(workos, row)
+                if changes := _correct(workos, row):
+                    record(row["id"], changes)
         else:
-            _create(workos, url)
+            record(_create(workos, url), ["created"])
             click.echo(ROTATION if existing else "Set WORKOS_WEBHOOK_SECRETS to the secret, and start web.")
 
 
-def _create(workos: WorkOSClient, url: str) -> None:
+def _record(engine: Engine, by: audit.Actor, host: str | None, id: str, changes: list[str]) -> None:
+    about = {"kind": "endpoint", "object_id": id}
+    in_transaction(engine, audit.note, by, Action.REGISTER, **about, host=host, changes=changes)
+
+
+def _create(workos: WorkOSClient, url: str) -> str:
     try:
         created = workos.create_webhook_endpoint(url, SUBSCRIBED)
     except BadRequestError as error:
         raise OperatorError(f"{error}. {SAME_URL}") from error
-    click.echo(f"created endpoint {created['id']} with {len(SUBSCRIBED)} event types; requested by {operator()}")
+    click.echo(f"created endpoint {created['id']} with {len(SUBSCRIBED)} event types")
     click.echo(f"signing secret, shown only once: {created['secret']}")
+    return str(created["id"])
 
 
-def _correct(workos: WorkOSClient, endpoint: JsonObject) -> None:
+def _correct(workos: WorkOSClient, endpoint: JsonObject) -> list[str]:
     missing, extra = compare_event_types(endpoint)
     changes = ["enabled"] if endpoint.get("status") != "enabled" else []
     changes += [f"added {type}" for type in missing] + [f"removed {type}" for type in extra]
@@ -106,3 +125,4 @@ def _correct(workos: WorkOSClient, endpoint: JsonObject) -> None:
         click.echo(f"endpoint {endpoint['id']}: {', '.join(changes)}; the secret is unchanged")
     else:
         click.echo(f"endpoint {endpoint['id']} is already correct. To get a new secret, use --rotate.")
+    return changes

@@ -362,7 +362,7 @@ def _repair_problems(health: Health, resync_seconds: float) -> Iterator[Problem]
     if resync and resync.status == RunStatus.FAILED:
         yield Problem("resync_failed", f"resync {resync.id} failed: {resync.error}")
     if resync and resync.withheld:
-        approve = f"review them, then run workos-sync resync --approve {resync.id}"
+        approve = f"review them, then run workos-sync resync --approve {resync.id} --reason TEXT"
         yield Problem("withheld_deletions", f"resync {resync.id} withholds deletions: {approve}")
     if resync and resync.age_seconds > LATE_RESYNC * resync_seconds:
         hours = f"{resync.age_seconds / 3600:.0f} h"

@@ -8,7 +8,7 @@ function refresh() {
     const typing = main.contains(document.activeElement) && document.activeElement.matches("input, select");
     if (!typing && !document.hidden) {
       try {
-        const response = await fetch(location.href, { credentials: "same-origin" });
+        const response = await fetch(location.href, { credentials: "same-origin", headers: { "X-Refresh": "1" } });
         if (response.ok) {
           const page = new DOMParser().parseFromString(await response.text(), "text/html");
           main.replaceWith(page.querySelector("main"));
