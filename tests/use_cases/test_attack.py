@@ -252,15 +252,10 @@ def test_unexpected_methods_change_nothing(endpoint: FlaskClient, filled: Engine
 
 def test_customers_cannot_add_series_to_the_metrics(local_endpoint: FlaskClient, local_engine: Engine) -> None:
     slugs = [*(f"role-{number:03}" for number in range(100)), "role-000", "a" * 200, 'x"y\nz', "ü", "other"]
-    events = [
-        made(
-            "organization_membership.created",
-            event_id=f"event_{place}",
-            id=f"om_{place}",
-            **{"role": {"slug": slug}, "roles": [{"slug": slug}]},
-        )
-        for place, slug in enumerate(slugs)
-    ]
+    events = []
+    for place, slug in enumerate(slugs):
+        data: Any = {"id": f"om_{place}", "role": {"slug": slug}, "roles": [{"slug": slug}]}
+        events.append(made("organization_membership.created", event_id=f"event_{place}", **data))
     accept(local_endpoint, *events)
     apply_all(local_engine)
     text = local_endpoint.get("/metrics").get_data(as_text=True)

@@ -5,6 +5,7 @@ from datetime import datetime
 import click
 
 from models.tables import Action, Via
+from models.types import JsonObject
 from worker.cli import options, output
 from worker.cli.shared import migrated_engine
 from worker.reports import listings
@@ -27,5 +28,10 @@ def audit() -> None:
 def audit_list(as_json: bool, limit: int, since: datetime | None, **filters: str | None) -> None:
     """List the newest actions: who did what, when, how and why."""
     rows = listings.list_audit(migrated_engine(), filters, since=since, limit=limit)
-    columns = ("at", "who", "via", "action", "object_id", "organization_id", "reason", "details")
-    output.rows(columns, rows, as_json=as_json)
+    if not as_json:
+        rows = [row | {"details": _in_lines(row["details"])} for row in rows]
+    output.rows(("at", "who", "via", "action", "object_id", "reason", "details"), rows, as_json=as_json)
+
+
+def _in_lines(details: JsonObject | None) -> str:
+    return "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in (details or {}).items())
