@@ -327,7 +327,7 @@ class History(Simulation):
         run_id = self._finishes_a_resync()
         if any(row["action"] == "withheld" and row["run_id"] == run_id for row in rows(self.engine, Drift)):
             # In so small a mirror a few deletions are many: an operator approves them.
-            assert continue_run(self.engine, self.workos, start(self.engine, by("test"), approves=run_id))
+            assert continue_run(self.engine, self.workos, start(self.engine, by("test", "they left"), approves=run_id))
         self.reads_what_is_in_doubt()
         self._is_equal()
         assert {row["status"] for row in rows(self.engine, Event)} <= {EventStatus.DONE}

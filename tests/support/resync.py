@@ -80,7 +80,7 @@ def settings_of(sandbox: Sandbox) -> dict[str, str]:
 
 def resync(engine: Engine, workos: WorkOSClient, **scope: Any) -> str:
     """Run a complete resync; returns its id."""
-    run_id = start(engine, by("test"), **scope)
+    run_id = start(engine, by("test", "why"), **scope)
     assert continue_run(engine, workos, run_id)
     return run_id
 

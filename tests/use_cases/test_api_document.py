@@ -64,4 +64,4 @@ def test_every_response_matches_openapi_document(document: Any, mode: Generation
         if mode is GenerationMode.NEGATIVE and not list(operation.query):
             continue  # cannot be asked for wrongly
         holds()
-    assert len(tried) == (15 if mode is GenerationMode.POSITIVE else 9), tried
+    assert len(tried) == (16 if mode is GenerationMode.POSITIVE else 10), tried

@@ -158,7 +158,7 @@ def test_refused_actions_are_not_recorded(mirror: Engine) -> None:
 def test_each_dismissed_event_has_a_row(mirror: Engine) -> None:
     apply_events(mirror, [made("user.updated", event_id="event_other", id=None)])
     assert replay.dismiss(mirror, ["event_other", "event_failed", "event_none"], by("ann", "tests")) == 2
-    assert [row["object_id"] for row in rows(mirror, Audit)] == ["event_failed", "event_other"]
+    assert sorted(row["object_id"] for row in rows(mirror, Audit)) == ["event_failed", "event_other"]
 
 
 def test_reason_of_a_resync_is_shown_with_its_run(mirror: Engine) -> None:
@@ -233,7 +233,7 @@ def test_retention_deletes_old_rows(acted: Engine) -> None:
     retain(acted, Periods(changes=timedelta(hours=3)))
     assert len(rows(acted, Audit)) == 3
     assert retain(acted, Periods(changes=timedelta(hours=1)))["audit"] == 1
-    assert [row["action"] for row in rows(acted, Audit)] == ["unblock", "change_role_map"]
+    assert {row["action"] for row in rows(acted, Audit)} == {"unblock", "change_role_map"}
 
 
 def test_erasure_blanks_the_person_in_the_audit(acted: Engine) -> None:
@@ -244,15 +244,15 @@ def test_erasure_blanks_the_person_in_the_audit(acted: Engine) -> None:
     resync.start(acted, by("ann", f"{EMAIL} is missing"))
     apply_events(acted, [made("user.deleted")])
     erased = forget(acted, USER, by("ann", f"request 7 of {EMAIL}"))
-    assert erased.reasons == 6
-    stored = rows(acted, Audit)
+    assert erased.reasons == 5
+    stored = sorted(rows(acted, Audit), key=lambda row: row["id"])
     assert EMAIL.lower() not in str(stored).lower() and EMAIL.lower() not in str(rows(acted, Run)).lower()
     kept = {row["action"]: row["reason"] for row in stored if row["reason"]}
     assert kept == {"resync": "a typo"}
     assert [row["details"] for row in stored if row["action"] == "resync"] == [None, None, {"object": "run2"}, None]
     assert len(stored) == 8 and {row["who"] for row in stored} == {"ann", "bob", "ROLE_MAP"}
     forget(acted, USER, by("bob", "once more"))
-    last = rows(acted, Audit)[-1]
+    last = max(rows(acted, Audit), key=lambda row: row["id"])
     assert (last["action"], last["who"], last["reason"]) == (Action.FORGET, "bob", "once more")
 
 

@@ -43,7 +43,7 @@ class Erased:
     drift: int
     hook_errors: int
     reasons: int
-    """Reasons that operators entered for actions about the person, in the audit and in `runs`."""
+    """Reasons in the audit that concern the person. Their copies in `runs` are blanked too."""
     pending: int
     """Pending events that name the person. Their payloads are kept until they are processed."""
     unparsed: int
@@ -133,9 +133,9 @@ def _erase(engine: Engine, user_ids: Sequence[str], actor: audit.Actor, searched
         addresses = frozenset(map(comparable, _known_addresses(tx, user_ids)))
     search = _Search(engine, frozenset(user_ids), addresses)
     search.blank(searched)
-    reasons = in_transaction(engine, search.blank_reasons)
+    reasons = search.blank_reasons()
+    actor = actor._replace(reason=search.without_mention(actor.reason))
     numbers = [in_transaction(engine, _erase_user, id, actor) for id in user_ids]
-    reasons += in_transaction(engine, search.blank_reasons)  # the reason of this erasure may name the person too
     # Events that arrived meanwhile. The drain blanks those that arrive later or are still pending.
     search.blank(lambda _: None, (Event.received_at >= began) | Event.id.in_(search.left))
     pending = select(func.count()).where(Event.id.in_(search.left), Event.status == inline_literal(EventStatus.PENDING))
@@ -199,28 +199,36 @@ class _Search:
             number += len(found)
             searched(number)
 
-    def blank_reasons(self, tx: Connection) -> int:
-        """Blank the reasons of actions about the users, and reasons and details that mention them; return how many.
+    def blank_reasons(self) -> int:
+        """Blank the audit's reasons that concern the users, its details with their addresses, and reasons of runs.
 
-        The reason of an erasure stays, unless it mentions a user.
+        Returns the number of reasons in the audit. The reason of an erasure concerns the user only if it mentions them.
         """
         shown = (Audit.id, Audit.kind, Audit.object_id, Audit.action, Audit.reason, Audit.details)
-        given = or_(Audit.reason.is_not(None), Audit.details.is_not(None))
-        number = 0
-        for row in tx.execute(select(*shown).where(given)).all():
-            of_user = row.kind == USER.name and row.object_id in self._ids and row.action != Action.FORGET
-            blank: dict[str, None] = {}
-            if row.reason and (of_user or self._mentions(row.reason.encode())):
-                blank["reason"] = None
-            if row.details and not self._addresses.isdisjoint(mentions(orjson.dumps(row.details)).addresses):
-                blank["details"] = None
-            if blank:
-                tx.execute(update(Audit).where(Audit.id == row.id).values(blank))
-                number += "reason" in blank
-        for run in tx.execute(select(Run.id, Run.reason).where(Run.reason.is_not(None))).all():
-            if self._mentions((run.reason or "").encode()):
-                tx.execute(update(Run).where(Run.id == run.id).values(reason=None))
-        return number
+        with read_transaction(self._engine) as tx:
+            acts = tx.execute(select(*shown).where(or_(Audit.reason.is_not(None), Audit.details.is_not(None)))).all()
+            runs = tx.execute(select(Run.id, Run.reason).where(Run.reason.is_not(None))).all()
+        reasons = [
+            act.id
+            for act in acts
+            if act.reason
+            and (
+                (act.kind == USER.name and act.object_id in self._ids and act.action != Action.FORGET)
+                or self._mentions(act.reason)
+            )
+        ]
+        details = [act.id for act in acts if act.details and self._has_address(act.details)]
+        of_runs = [run.id for run in runs if self._mentions(run.reason or "")]
+        if reasons or details or of_runs:
+            in_transaction(self._engine, _blank_reasons, reasons, details, of_runs)
+        return len(reasons)
+
+    def without_mention(self, reason: str | None) -> str | None:
+        """Return a reason, or None if it mentions one of the users."""
+        return None if reason is None or self._mentions(reason) else reason
+
+    def _has_address(self, details: JsonObject) -> bool:
+        return not self._addresses.isdisjoint(mentions(orjson.dumps(details)).addresses)
 
     def _is_named(self, event_id: str, body: bytes) -> bool:
         found = mentions(body)
@@ -229,8 +237,8 @@ class _Search:
             self.unparsed.add(event_id)
         return named
 
-    def _mentions(self, text: bytes) -> bool:
-        return self._names(mentions(text))
+    def _mentions(self, text: str) -> bool:
+        return self._names(mentions(text.encode()))
 
     def _names(self, found: Mentions) -> bool:
         return not (found.words.isdisjoint(self._ids) and found.addresses.isdisjoint(self._addresses))
@@ -247,6 +255,14 @@ def _blank(tx: Connection, event_ids: Collection[str]) -> dict[str, EventStatus]
         error = row.error.partition(":")[0] if quotes else row.error
         tx.execute(update(Event).where(Event.id == row.id).values(body=None, error=error))
     return {row.id: row.status for row in found}
+
+
+def _blank_reasons(tx: Connection, reasons: list[int], details: list[int], of_runs: list[str]) -> None:
+    for id in reasons:
+        tx.execute(update(Audit).where(Audit.id == id).values(reason=None))
+    for id in details:
+        tx.execute(update(Audit).where(Audit.id == id).values(details=None))
+    tx.execute(update(Run).where(is_any_of(tx, Run.id, of_runs)).values(reason=None))
 
 
 def _erased_among(tx: Connection, words: Iterable[str]) -> set[str]:

@@ -6,7 +6,8 @@ function refresh() {
   if (!main) return;
   setTimeout(async () => {
     const typing = main.contains(document.activeElement) && document.activeElement.matches("input, select");
-    if (!typing && !document.hidden) {
+    const entered = [...main.querySelectorAll("input")].some((input) => input.value !== input.defaultValue);
+    if (!typing && !entered && !document.hidden) {
       try {
         const response = await fetch(location.href, { credentials: "same-origin", headers: { "X-Refresh": "1" } });
         if (response.ok) {

@@ -103,7 +103,7 @@ def _resume_or_begin(tx: Connection, actor: audit.Actor, extent: Extent) -> str:
         organization_id=extent.get("organization_id"),
         dry_run=extent.get("dry_run") or None,
         approves=extent.get("approves"),
-        resumed=resumed and True,
+        resumed=True if resumed else None,
     )
     return run_id
 
