@@ -5,6 +5,7 @@ Counters come from Redis and gauges from the database, so every web process retu
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
@@ -25,6 +26,9 @@ from worker.reports.verdict import Verdict, judge
 
 LabelValues = TypeVar("LabelValues", bound=str | tuple[str, ...])
 
+LABEL = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+MAX_SERIES = 20
+OTHER = "other"
 
 COUNTERS: dict[str, tuple[str, str, tuple[tuple[str, tuple[str, ...]], ...]]] = {
     "received": (
@@ -134,6 +138,14 @@ def _gauge(name: str, text: str, value: float | Mapping[LabelValues, float], *la
     return family
 
 
+def _bounded(numbers: Mapping[str, int]) -> dict[str, int]:
+    """Return the largest numbers by label, and the sum of all others as `other`: customers of WorkOS choose slugs."""
+    largest = sorted(filter(LABEL.fullmatch, numbers), key=lambda label: (-numbers[label], label))
+    kept = {label: numbers[label] for label in largest[:MAX_SERIES]}
+    rest = sum(numbers.values()) - sum(kept.values())
+    return kept | ({OTHER: kept.get(OTHER, 0) + rest} if rest else {})
+
+
 def _health_metrics(verdict: Verdict) -> Iterator[Metric]:
     health = verdict.health
     now = {(each.name, each.severity.value) for each in verdict.conditions}
@@ -145,13 +157,13 @@ def _health_metrics(verdict: Verdict) -> Iterator[Metric]:
     yield _gauge("events_pending", "Events waiting to be applied, up to 10,000.", health.pending)
     yield _gauge("oldest_pending_seconds", "Age of the oldest pending event.", health.oldest_pending_seconds)
     yield _gauge("events_failed", "Failed events, up to 10,000.", health.failed)
-    failed = health.failed_by_fingerprint
+    failed = _bounded(health.failed_by_fingerprint)
     yield _gauge("events_failed_by_error", "Failed events by fingerprint of their error.", failed, "fingerprint")
     yield _gauge("gaps", "Events that came only from the events API, without a webhook.", health.gaps)
     yield _gauge("late_webhooks", "Events whose webhook came long after the events API had them.", health.late)
     yield _gauge("silent_seconds", "Time since the last webhook if one is overdue, else 0.", health.silent_seconds or 0)
     yield _gauge("auto_join_conflicts", "Domains verified for several live workspaces.", health.conflicts)
-    unmapped = health.unmapped_roles
+    unmapped = _bounded(health.unmapped_roles)
     yield _gauge("unmapped_roles", "Memberships whose role slug is not in ROLE_MAP.", unmapped, "slug")
     yield _gauge("domains", "Domains by auto-join state.", dict(sorted(health.domains.items())), "state")
     joins = {state.value: health.joins.get(state, 0) for state in JoinState}

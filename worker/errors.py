@@ -119,6 +119,14 @@ class InvalidSignatureError(WorkosSyncError):
         self.reason = reason
 
 
+class TooManyGuessesError(WorkosSyncError):
+    """An address sent too many wrong tokens. It may try again after `seconds`."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(f"too many wrong tokens from this address; try again in {seconds} seconds")
+        self.seconds = seconds
+
+
 class RefusedRequestError(WorkosSyncError):
     """A request is malformed or too large.
 

@@ -3,6 +3,7 @@
 Each kind of mirrored object has its table in its own module of `worker.kinds`.
 """
 
+from models.tables.audit import Action, Audit, OperatorSession, Via
 from models.tables.auto_join import (
     JOIN,
     WORKSPACE_SETTINGS,

@@ -274,7 +274,7 @@ def _change_the_role_map(field: Field) -> None:
 
 def _replay_everything(field: Field) -> None:
     """Replay all events, as an operator would. If the command dies or takes too long, a worker goes on with it."""
-    arguments = ("--since", "2020-01-01", "--why", "the drill", "--again")
+    arguments = ("--since", "2020-01-01", "--reason", "the drill", "--again")
     process = field.installation.spawn("replay", *arguments, name=f"replay-{time.monotonic_ns()}")
     try:
         if process.popen.wait(REPLAY_SECONDS):

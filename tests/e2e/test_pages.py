@@ -203,7 +203,7 @@ def switch_auto_join_off(page: Page, site: str, organization_id: str) -> None:
     """Switch auto-join off for a workspace, and see the reason on the page."""
     page.goto(f"{site}/ops/workspaces/{organization_id}")
     page.get_by_label("Auto-join").select_option("off")
-    page.get_by_placeholder("Reason").fill("contractors share the domain")
+    page.get_by_placeholder("Reason", exact=True).fill("contractors share the domain")
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_role("cell", name="switched off by ann: contractors share the domain")).to_be_visible()
     pictures(page, "workspace-switched-off")
@@ -228,6 +228,7 @@ def test_withheld_deletions_are_shown_and_approved(page: Page, site: str, engine
     expect(page.get_by_text(world_names[0])).to_be_visible()
     assert _live(engine, gone) == 25
     pictures(page, "withheld")
+    page.get_by_placeholder("Reason", exact=True).fill("they left")
     page.get_by_role("button", name="Approve 25 deletions").click()
     expect(page.locator("h1 .badge")).to_have_text("done")
     expect(page.get_by_text("by ann")).to_be_visible()
@@ -240,6 +241,9 @@ def test_withheld_deletions_are_shown_and_approved(page: Page, site: str, engine
     pictures(page, "workspaces")
     page.get_by_role("link", name="Runs").click()
     pictures(page, "runs")
+    page.get_by_role("link", name="Audit").click()
+    expect(page.get_by_role("row").filter(has_text="approve deletions")).to_contain_text("they left")
+    pictures(page, "audit")
 
 
 def test_the_overview_is_green_amber_or_red_as_status_is(

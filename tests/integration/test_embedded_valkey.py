@@ -68,6 +68,8 @@ def test_the_clock_waits_for_a_frozen_server(commands: Commands) -> None:
 def test_register_stores_its_call_counts_before_its_server_stops(commands: Commands) -> None:
     with Sandbox(seed=7) as sandbox:
         commands.settings |= settings_of(sandbox)
+        migrate = commands.start("migrate")
+        assert migrate.process.wait(60) == 0, migrate.output()
         register = commands.start("register", "http://127.0.0.1:8000/webhooks/workos")
         assert register.process.wait(60) == 0, register.output()
     assert "signing secret, shown only once: " in register.output()

@@ -79,7 +79,7 @@ def test_a_killed_replay_continues_and_a_second_one_fixes_the_rest(
 
     in_transaction(engine, fix)
 
-    first = commands.start("replay", "--fingerprint", kinds[0]["fingerprint"], "--why", "fixed in 1.1")
+    first = commands.start("replay", "--fingerprint", kinds[0]["fingerprint"], "--reason", "fixed in 1.1")
     run = eventually(lambda: half_way(engine), 30)
     assert run is not None
     first.kill()
@@ -93,7 +93,9 @@ def test_a_killed_replay_continues_and_a_second_one_fixes_the_rest(
     eventually(lambda: run_row(engine) is None and statuses(engine).get("failed") == NUMBER // 2, 40)
     eventually(lambda: "pending" not in statuses(engine), 40)
 
-    second = run_json(commands, tmp_path, "replay", "--fingerprint", kinds[1]["fingerprint"], "--why", "fixed in 1.1")
+    second = run_json(
+        commands, tmp_path, "replay", "--fingerprint", kinds[1]["fingerprint"], "--reason", "fixed in 1.1"
+    )
     assert (second["status"], second["done"], second["total"]) == ("done", NUMBER // 2, NUMBER // 2)
     eventually(lambda: statuses(engine) == {"done": NUMBER}, 40)
     ended = [row for row in rows(engine, Run) if row["task"] == "replay"]

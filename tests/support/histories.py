@@ -18,6 +18,7 @@ from models.tables import JOIN, WORKSPACE_SETTINGS, Change, Drift, Event, EventS
 from models.types import db_now_plus
 from models.views import workspace_members
 from tests.support import JSON, accept, apply_all, differences, rows, sign
+from tests.support.actors import by
 from tests.support.resync import Between, Clock, client_of, continue_run, empty, make_reads_due, run_row
 from tests.support.sandbox import Sandbox, WorldError, play
 from worker.decision.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
@@ -236,14 +237,14 @@ class History(Simulation):
     def resyncs_a_little(self, pages: int) -> None:
         until = self.sandbox.calls.total() + pages
         with suppress(BusyError, DeathError):
-            run_id = start(self.engine, "test")
+            run_id = start(self.engine, by("test"))
             continue_run(self.engine, self.workos, run_id, lambda: self.sandbox.calls.total() >= until)
 
     @rule(place=PLACES)
     def resyncs_one_workspace(self, place: int) -> None:
         if ids := list(self.world.organizations):
             with suppress(BusyError, DeathError):
-                run_id = start(self.engine, "test", organization_id=ids[place % len(ids)])
+                run_id = start(self.engine, by("test"), organization_id=ids[place % len(ids)])
                 continue_run(self.engine, self.workos, run_id)
 
     @rule()
@@ -258,7 +259,7 @@ class History(Simulation):
         if not done:
             return
         chosen = tuple({done[place % len(done)] for place in places})
-        run_id = replays.start(self.engine, Selection(ids=chosen), "test", None, again=True)
+        run_id = replays.start(self.engine, Selection(ids=chosen), by("test"), again=True)
         with lease(self.engine, run_id) as held:
             assert held is not None
             replays.replay(self.engine, held, self.bell, 1e6)
@@ -271,7 +272,7 @@ class History(Simulation):
     def a_deleted_user_is_forgotten(self, place: int) -> None:
         if deleted := [row["id"] for row in rows(self.engine, User) if row["deleted_by"] and not row["erased"]]:
             user_id = deleted[place % len(deleted)]
-            forget(self.engine, user_id, "test")
+            forget(self.engine, user_id, by("test"))
             self._erases_at_the_follower(user_id)
 
     @rule(number=st.integers(1, 60))
@@ -287,13 +288,13 @@ class History(Simulation):
         if people and workspaces:
             workspace, person = workspaces[place % 2 % len(workspaces)], people[place % len(people)]
             with suppress(OperatorError):
-                act(self.engine, workspace["id"], person["id"], "ann", why)
+                act(self.engine, workspace["id"], person["id"], by("ann", why))
 
     @rule(place=PLACES, role=st.sampled_from(LOCAL_ROLES), why=WHYS)
     def an_operator_sets_up_a_workspace(self, place: int, role: str, why: str) -> None:
         if workspaces := rows(self.engine, Organization):
             id = workspaces[place % len(workspaces)]["id"]
-            auto_join_policy.set_workspace(self.engine, id, "ann", why, default_role=role)
+            auto_join_policy.set_workspace(self.engine, id, by("ann", why), default_role=role)
 
     # While a worker waits for WorkOS: after the n-th answer from now, and before anything is done with it
 
@@ -358,7 +359,7 @@ class History(Simulation):
         run_id = self._finishes_a_resync()
         if any(row["action"] == "withheld" and row["run_id"] == run_id for row in rows(self.engine, Drift)):
             # In so small a mirror a few deletions are many: an operator approves them.
-            assert continue_run(self.engine, self.workos, start(self.engine, "test", approves=run_id))
+            assert continue_run(self.engine, self.workos, start(self.engine, by("test", "they left"), approves=run_id))
         self.reads_what_is_in_doubt()
         self._is_equal()
         assert {row["status"] for row in rows(self.engine, Event)} <= {EventStatus.DONE}
@@ -368,7 +369,7 @@ class History(Simulation):
 
     def _finishes_a_resync(self) -> str:
         """Finish the interrupted full run, or else a new one; returns its id."""
-        run_id = start(self.engine, "test")
+        run_id = start(self.engine, by("test"))
         assert continue_run(self.engine, self.workos, run_id)
         assert (ended := run_row(self.engine, run_id))["status"] == RunStatus.DONE, ended["error"]
         return run_id

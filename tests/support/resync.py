@@ -13,6 +13,7 @@ from models.database import in_transaction, read_transaction
 from models.tables import Base, Change, Drift, Mirror, Read, Run
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, rows
+from tests.support.actors import by
 from tests.support.sandbox import Sandbox, World
 from tests.support.stories import store
 from worker.kinds import KINDS
@@ -79,7 +80,7 @@ def settings_of(sandbox: Sandbox) -> dict[str, str]:
 
 def resync(engine: Engine, workos: WorkOSClient, **scope: Any) -> str:
     """Run a complete resync; returns its id."""
-    run_id = start(engine, "test", **scope)
+    run_id = start(engine, by("test", "why"), **scope)
     assert continue_run(engine, workos, run_id)
     return run_id
 

@@ -97,7 +97,7 @@ def app(tmp_path: Path) -> Iterator[Flask]:
 def test_routes(app: Flask) -> None:
     documented = [row[0].strip("`") for row in table_rows(section("HTTP")) if row[0].startswith(("`GET ", "`POST "))]
     defined = [
-        f"{method} {re.sub(r'<(path|string):', '<', rule.rule)}"
+        f"{method} {re.sub(r'<(path|string|id):', '<', rule.rule)}"
         for rule in app.url_map.iter_rules()
         for method in (rule.methods or set()) & {"GET", "POST", "PUT", "PATCH", "DELETE"}
         if rule.endpoint != "ops.static"

@@ -8,6 +8,7 @@ from sqlalchemy import Engine, select
 from models.database import in_transaction, read_transaction, write_transaction
 from models.views import auto_join_blocks
 from tests.support import access, joins, rows
+from tests.support.actors import by
 from tests.support.random_rows import put_random_rows
 from worker.kinds.domain import Domain
 from worker.kinds.membership import Membership
@@ -55,6 +56,6 @@ def test_unblocking_removes_every_block(mirror: Engine) -> None:
             here = select(view.reason).where(view.organization_id == place[0], view.user_id == place[1])
             reasons = sorted(set(tx.execute(here).scalars()))
         if reasons:  # not unblocked with someone of the same address before
-            assert auto_join_policy.unblock(mirror, *place, "ann", "why") == reasons
+            assert auto_join_policy.unblock(mirror, *place, by("ann", "why")) == reasons
         with write_transaction(mirror) as tx:
             assert tx.execute(here).all() == []

@@ -15,6 +15,7 @@ from models.access import auto_join_for
 from models.addresses import comparable
 from models.database import session
 from tests.support import JSON, made
+from tests.support.actors import by
 from tests.support.resync import Clock, deliver, empty
 from webhooks.app import create_app
 from worker.bootstrap import Services
@@ -91,7 +92,7 @@ def test_every_lookup_knows_every_spelling(both_engines: Engine, pair: tuple[str
 def test_erased_person_is_found_by_no_spelling(one_engine: Engine) -> None:
     late = made("user.updated", 2, id="user_other", email="cid@xn--bcher-kva.example")
     deliver(one_engine, [*story("Cid@BÜCHER.example"), made("user.deleted", 3, email="Cid@BÜCHER.example"), late])
-    assert forget(one_engine, USER, "ann").payloads == 4, "the event of the other user names the address too"
+    assert forget(one_engine, USER, by("ann")).payloads == 4, "the event of the other user names the address too"
     assert explain(one_engine, "Cid@BÜCHER.example") is not None, "the other user has it"
     assert list_access(one_engine, {"email": "cid@bücher.example"}) == []
 

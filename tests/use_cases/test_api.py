@@ -17,6 +17,7 @@ from models.database import in_transaction
 from models.tables import Change, Drift
 from models.types import db_now_plus
 from tests.support import JSON, accept, apply_all, made
+from tests.support.actors import by
 from tests.support.resync import changes as number_of_changes
 from webhooks.api.changes import MAX_SNAPSHOTS, SNAPSHOT_SECONDS
 from webhooks.app import create_app
@@ -142,10 +143,10 @@ def test_events_replays_and_resyncs_are_readable(endpoint: FlaskClient, engine: 
     assert [row["id"] for row in answer(endpoint, "events", status="failed")["items"]] == [story["failed"]["id"]]
     event = answer(endpoint, f"events/{story['user']['id']}")
     assert event["outcome"] == "applied" and event["body"]["id"] == story["user"]["id"] and len(event["changes"]) == 1
-    replay_id = replays.start(engine, replays.Selection(failed=True), "ann", "a try")
+    replay_id = replays.start(engine, replays.Selection(failed=True), by("ann", "a try"))
     assert [row["id"] for row in answer(endpoint, "replays")["items"]] == [replay_id]
     assert answer(endpoint, f"replays/{replay_id}")["reason"] == "a try"
-    resync_id = resync.start(engine, "ann")
+    resync_id = resync.start(engine, by("ann"))
     row = {"run_id": resync_id, "kind": "user", "object_id": "user_1", "finding": "extra", "action": "withheld"}
     in_transaction(engine, lambda tx: tx.execute(insert(Drift).values(row)))
     shown = answer(endpoint, f"resyncs/{resync_id}")

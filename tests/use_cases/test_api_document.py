@@ -11,6 +11,7 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.support import accept, apply_all, made, serving
+from tests.support.actors import by
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.repair import replay as replays
@@ -34,8 +35,8 @@ def document(local: Callable[..., Services]) -> Iterator[Any]:
     accept(endpoint, made("organization.created"), made("user.created"), made("organization_membership.created"))
     accept(endpoint, made("organization_domain.verified", state="verified"), made("user.updated") | {"data": None})
     apply_all(services.engine)
-    replays.start(services.engine, replays.Selection(failed=True), "ann", None)
-    resync.start(services.engine, "ann")
+    replays.start(services.engine, replays.Selection(failed=True), by("ann"))
+    resync.start(services.engine, by("ann"))
     with serving(app) as url:
         described = endpoint.get("/api/v1/openapi.json").json
         assert described is not None
@@ -63,4 +64,4 @@ def test_every_response_matches_openapi_document(document: Any, mode: Generation
         if mode is GenerationMode.NEGATIVE and not list(operation.query):
             continue  # cannot be asked for wrongly
         holds()
-    assert len(tried) == (15 if mode is GenerationMode.POSITIVE else 9), tried
+    assert len(tried) == (16 if mode is GenerationMode.POSITIVE else 10), tried

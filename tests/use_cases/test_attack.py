@@ -256,3 +256,20 @@ def test_unexpected_methods_change_nothing(endpoint: FlaskClient, filled: Engine
         answer = endpoint.open(url, method=method, data={"csrf_token": token, "reason": "x"})
         assert answer.status_code < 500 or answer.status_code == 503
     assert (rows(filled, Event), mirrored(filled)) == before
+
+
+# Metrics
+
+
+def test_customers_cannot_add_series_to_the_metrics(local_endpoint: FlaskClient, local_engine: Engine) -> None:
+    slugs = [*(f"role-{number:03}" for number in range(100)), "role-000", "a" * 200, 'x"y\nz', "ü", "other"]
+    events = []
+    for place, slug in enumerate(slugs):
+        data: Any = {"id": f"om_{place}", "role": {"slug": slug}, "roles": [{"slug": slug}]}
+        events.append(made("organization_membership.created", event_id=f"event_{place}", **data))
+    accept(local_endpoint, *events)
+    apply_all(local_engine)
+    text = local_endpoint.get("/metrics").get_data(as_text=True)
+    series = dict(re.findall(r'^workos_sync_unmapped_roles{slug="(.*)"} (\S+)$', text, re.MULTILINE))
+    assert len(series) <= 21 and all(re.fullmatch(r"[\w.:-]{1,64}", slug) for slug in series)
+    assert series["role-000"] == "2.0" and sum(map(float, series.values())) == len(slugs)

@@ -7,6 +7,7 @@ from models.access import auto_join_for
 from models.database import session
 from models.tables import AutoJoin, Change, Mirror
 from tests.support import joins, made, rows
+from tests.support.actors import by
 from tests.support.auto_join import apply_events, set_auto_join
 from tests.support.auto_join_events import (
     ANN,
@@ -126,24 +127,24 @@ def test_switched_off_domain_has_a_reason(engine: Engine) -> None:
     set_auto_join(engine, "off")
     assert answered(engine, NEW) is None and reasons(engine) == {"AUTO_JOIN is off"}
     set_auto_join(engine, "mirror")
-    auto_join_policy.set_workspace(engine, ORG, "ann", "contractors share the domain", auto_join=False)
+    auto_join_policy.set_workspace(engine, ORG, by("ann", "contractors share the domain"), auto_join=False)
     assert answered(engine, NEW) is None and reasons(engine) == {"switched off by ann: contractors share the domain"}
-    auto_join_policy.set_workspace(engine, ORG, "ann", "over", auto_join=True, default_role="admin")
+    auto_join_policy.set_workspace(engine, ORG, by("ann", "over"), auto_join=True, default_role="admin")
     with session(engine) as opened:
         assert auto_join_for(opened, NEW) == (ORG, "admin")
 
 
 def test_settings_of_unknown_workspace_are_refused(engine: Engine) -> None:
     with pytest.raises(UnknownIdError, match="has no workspace org_none"):
-        auto_join_policy.set_workspace(engine, "org_none", "ann", "why", auto_join=True)
+        auto_join_policy.set_workspace(engine, "org_none", by("ann", "why"), auto_join=True)
     with pytest.raises(ConfigurationError, match="nothing to change"):
-        auto_join_policy.set_workspace(engine, ORG, "ann", "why")
+        auto_join_policy.set_workspace(engine, ORG, by("ann", "why"))
 
 
 def test_workspace_settings_changes_form_a_chain(engine: Engine) -> None:
     apply_events(engine, ON)
     for auto_join, why in [(False, "a"), (False, "b"), (False, "b"), (True, "b")]:
-        auto_join_policy.set_workspace(engine, ORG, "ann", why, auto_join=auto_join)
+        auto_join_policy.set_workspace(engine, ORG, by("ann", why), auto_join=auto_join)
     noted = [row for row in rows(engine, Change) if row["kind"] == "workspace_settings"]
     assert [row["after"]["why"] for row in noted] == ["a", "b", "b"]
     assert [row["before"] for row in noted[1:]] == [row["after"] for row in noted[:-1]]
@@ -154,11 +155,11 @@ def test_workspace_settings_changes_form_a_chain(engine: Engine) -> None:
 
 def test_operator_decisions_form_a_chain_per_workspace(engine: Engine) -> None:
     apply_events(engine, [*IN, org(id=RIVAL), member("deleted", 2)])
-    auto_join_policy.unblock(engine, ORG, ANN, "bob", "hired again")
-    auto_join_policy.block(engine, RIVAL, ANN, "bob", "a")
+    auto_join_policy.unblock(engine, ORG, ANN, by("bob", "hired again"))
+    auto_join_policy.block(engine, RIVAL, ANN, by("bob", "a"))
     for why in ("a", "a", "b"):
-        auto_join_policy.block(engine, ORG, ANN, "bob", why)
-    auto_join_policy.unblock(engine, ORG, ANN, "ann", "over")
+        auto_join_policy.block(engine, ORG, ANN, by("bob", why))
+    auto_join_policy.unblock(engine, ORG, ANN, by("ann", "over"))
     noted = [row for row in rows(engine, Change) if row["kind"] == "join"]
     assert [(row["organization_id"], row["after"]["state"], row["after"]["reasons"]) for row in noted] == [
         (ORG, "unblocked", ["removed"]),

@@ -14,6 +14,7 @@ from models.revisions import current_revision, newest_revision
 from models.tables import Drift, Run, Task
 from models.types import db_now
 from tests.support import JSON, SECRET, accept, apply_all, commands, made, sample
+from tests.support.actors import by
 from tests.support.catalog import drop_schema
 from tests.support.cli import report, run
 from worker.cli import main
@@ -210,7 +211,7 @@ def test_status_reports_an_unfilled_mirror_unless_a_resync_is_running(
     monkeypatch.setenv("WORKOS_API_KEY", "sk_test")
     monkeypatch.setenv("WORKOS_CLIENT_ID", "client_test")
     assert any("never filled" in problem for problem in report("status", exit_code=1)["problems"])
-    run_id = start(engine, "ann")
+    run_id = start(engine, by("ann"))
     shown = report("status", exit_code=1)
     assert shown["runs"] == [f"resync {run_id}, queued, list, requested by ann"]
     assert not any("never filled" in problem for problem in shown["problems"])
@@ -242,14 +243,14 @@ def test_failed_events_are_grouped_replayed_and_dismissed(story: JSON, engine: E
     assert kind["fingerprint"] in run("events", "failures", exit_code=1).stdout
     planned = report("replay", "--fingerprint", kind["fingerprint"], "--dry-run")
     assert planned == {"events": 1, "without_payload": 0, "outcomes": {"failed": 1}, "changes": 0}
-    replayed = report("replay", "--failed", "--why", "a try")
+    replayed = report("replay", "--failed", "--reason", "a try")
     assert (replayed["status"], replayed["done"], replayed["reason"]) == ("done", 1, "a try")
     assert replayed["results"] == {"pending": 1}
     apply_all(engine)
     assert report("runs", "show", replayed["id"])["task"] == "replay"
     assert "1 failed" in run("runs", "show", replayed["id"]).stdout
-    assert "1 dismissed" in run("events", "dismiss", failed, "--why", "nobody").stdout
-    assert "did not fail" in run("events", "dismiss", failed, "--why", "nobody", exit_code=1).stderr
+    assert "1 dismissed" in run("events", "dismiss", failed, "--reason", "nobody").stdout
+    assert "did not fail" in run("events", "dismiss", failed, "--reason", "nobody", exit_code=1).stderr
     assert "there are no failed events" in run("events", "failures").stdout
     assert report("events", "show", failed)["dismissed_why"] == "nobody"
     assert "no event matches" in run("replay", "--failed", exit_code=1).stderr
@@ -261,7 +262,7 @@ def test_replay_without_a_selection_is_refused(story: JSON) -> None:
 
 
 def test_runs_list_and_show(engine: Engine) -> None:
-    run_id = start(engine, "ann")
+    run_id = start(engine, by("ann"))
     drifts = [
         {
             "run_id": run_id,

@@ -15,6 +15,7 @@ from models.database import in_transaction
 from models.tables import Change, Drift, Event, Hook, HookDelivery, Join, Mirror, Read, Run, Tick
 from models.types import db_now, db_now_plus
 from tests.support import SECRET, accept, apply_all, fake_workers, made, post, sign
+from tests.support.actors import by
 from tests.support.cli import report
 from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
@@ -426,7 +427,7 @@ def test_resync_without_a_worker_is_queued(working: FlaskClient, services: Servi
 
 
 def test_running_and_failed_resyncs_never_say_no_drift(services: Services) -> None:
-    run_id = start(services.engine, "ann")
+    run_id = start(services.engine, by("ann"))
     shown = report("runs", "show", run_id)
     assert (shown["findings"], shown["compared"], shown["queued"]) == (None, [0, None], True)
     ended = {"status": "failed", "finished_at": db_now(), "error": "/organizations: 500", "done": 3, "total": 40}

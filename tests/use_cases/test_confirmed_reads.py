@@ -9,6 +9,7 @@ from sqlalchemy import Engine, delete, update
 from models.database import in_transaction
 from models.tables import Change, Event, EventStatus, Read
 from tests.support import JSON, access, apply_all, differences, made, mirrored, outcomes, rows
+from tests.support.actors import by
 from tests.support.resync import (
     catch_up_with,
     changes,
@@ -346,7 +347,7 @@ def test_constantly_changing_object_is_reported(
             deliver(one_engine, world.events[-1:])
 
     sandbox.on_request = meddle
-    run_id = start(one_engine, "test")
+    run_id = start(one_engine, by("test"))
     for _ in range(3):
         if continue_run(one_engine, workos, run_id):
             break

@@ -12,6 +12,7 @@ from models.database import in_transaction
 from models.tables import Base, Change, Event, EventStatus
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, event_row, made, rows, sample
+from tests.support.actors import by
 from tests.support.histories import broken_chains
 from tests.support.resync import deliver, report, resync
 from tests.support.sandbox import Sandbox
@@ -89,7 +90,7 @@ def deleted(engine: Engine, neighbour: JSON) -> Engine:
         json.dumps(made("organization.updated", 4, name=f"Mail <{EMAIL}>", updated_at="odd")).encode("utf-16"),
     )
     deliver(engine, [made("user.deleted", 5, email=MARRIED)])
-    assert dismiss(engine, [dismissed["id"]], "ann", "a test") == 1
+    assert dismiss(engine, [dismissed["id"]], by("ann", "a test")) == 1
     return engine
 
 
@@ -118,6 +119,7 @@ def test_forget_reports_what_it_blanked_and_could_not_read(deleted: Engine, run_
         "changes": 3,
         "drift": 0,
         "hook_errors": 0,
+        "reasons": 0,
         "pending": 2,
         "unparsed": 1,
     }
@@ -133,7 +135,7 @@ def test_truncated_payload_is_searched_as_text(deleted: Engine) -> None:
     body = json.dumps({"id": "event_cut", "email": EMAIL}).replace("@", r"\u0040").encode()[:-1]
     cut = {"id": "event_cut", "type": "user.updated", "body": body, "status": EventStatus.FAILED}
     in_transaction(deleted, lambda tx: tx.execute(insert(Event).values(**cut, source="webhook")))
-    assert forget(deleted, USER, "ann").unparsed == 0
+    assert forget(deleted, USER, by("ann")).unparsed == 0
     assert event_row(deleted, "event_cut")["body"] is None
 
 
@@ -162,7 +164,7 @@ def test_retention_blanks_payloads_kept_by_earlier_release(engine: Engine) -> No
 
 
 def test_later_events_restore_nothing(deleted: Engine) -> None:
-    forget(deleted, USER, "ann")
+    forget(deleted, USER, by("ann"))
     late = [made("user.updated", 9), made("user.deleted", 9), nested(9), ignored("session.revoked", user_id=USER)]
     broken = [made("user.updated", 9, updated_at=None), made("organization_membership.updated", 9, user_id=USER, id=7)]
     deliver(deleted, [*late, *broken])
@@ -179,7 +181,7 @@ def test_later_events_restore_nothing(deleted: Engine) -> None:
 
 
 def test_retention_blanks_membership_kept_by_earlier_release(deleted: Engine) -> None:
-    forget(deleted, USER, "ann")
+    forget(deleted, USER, by("ann"))
     late = nested(9)
     deliver(deleted, [late])
     in_transaction(
@@ -199,9 +201,9 @@ def test_interrupted_erasure_starts_over(deleted: Engine, monkeypatch: pytest.Mo
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        forget(deleted, USER, "ann", dies)
+        forget(deleted, USER, by("ann"), dies)
     assert "users" in personal(deleted)  # or nobody would know any more what to search for
-    forget(deleted, USER, "ann")
+    forget(deleted, USER, by("ann"))
     assert personal(deleted) == []
 
 
@@ -215,8 +217,8 @@ def test_retention_resumes_interrupted_erasure(deleted: Engine) -> None:
 
 def test_erasure_is_one_change(deleted: Engine) -> None:
     known = len(rows(deleted, Change))
-    forget(deleted, USER, "ann")
-    forget(deleted, USER, "ann")
+    forget(deleted, USER, by("ann"))
+    forget(deleted, USER, by("ann"))
     [row] = rows(deleted, Change)[known:]
     assert {name: (row["before"][name], new) for name, new in row["after"].items() if row["before"][name] != new} == {
         "erased": (False, True)
@@ -235,7 +237,7 @@ def test_error_of_failed_event_quotes_no_payload(engine: Engine, monkeypatch: py
     in_transaction(engine, lambda tx: tx.execute(update(Event).where(pending).values(attempts=9)))
     apply_all(engine)
     assert EMAIL in {row["error"] for row in rows(engine, Event) if row["error"]}.pop()
-    forget(engine, USER, "ann")
+    forget(engine, USER, by("ann"))
     assert personal(engine) == []
     assert [row["error"] for row in rows(engine, Event) if row["error"]] == ["ValueError"]
 
@@ -249,7 +251,7 @@ def test_dry_run_records_no_erased_person(engine: Engine, sandbox: Sandbox, work
     with world.silently():
         world.delete_user(user["id"])
     resync(engine, workos)
-    forget(engine, user["id"], "ann")
+    forget(engine, user["id"], by("ann"))
     world.users[user["id"]] = shown
     found = report(engine, resync(engine, workos, dry_run=True))
     assert [(row["object_id"], row["finding"]) for row in found if row["kind"] == "user"] == [(user["id"], "missing")]

@@ -7,18 +7,20 @@ from typing import NamedTuple
 
 import pytest
 from click.testing import CliRunner, Result
-from sqlalchemy import Engine, insert, update
+from sqlalchemy import Engine, insert, inspect, update
 
 from models.database import in_transaction
-from models.tables import Event, EventStatus, Hook, HookDelivery, Run, RunStatus, Task
+from models.tables import Action, Audit, Event, EventStatus, Hook, HookDelivery, Run, RunStatus, Task, Via
 from models.types import db_now, db_now_plus
-from tests.support import SECRET, commands, fake_workers, made, rows
+from tests.support import JSON, SECRET, commands, fake_workers, made, rows
+from tests.support.actors import by
 from tests.support.auto_join import apply_events
 from tests.support.catalog import drop_schema
 from tests.support.hooks import SECRET as HOOK_SECRET
 from tests.support.resync import settings_of
 from tests.support.sandbox import Sandbox
 from worker.cli import main
+from worker.cli.shared import operator
 from worker.processes.clock import heartbeat
 from worker.queue.doorbell import HOOKS
 from worker.repair.resync.resync import start
@@ -53,6 +55,8 @@ class Case(NamedTuple):
     exit_code: int
     line: str
     prepare: Prepare | None = None
+    acts: bool | None = None
+    """Whether the audit records it; None: if the command is one of `ACTIONS` and exits 0."""
 
 
 def an_event_failed(it: Installation) -> None:
@@ -91,9 +95,13 @@ def a_replay_is_in_progress(it: Installation) -> None:
 
 
 def a_resync_is_in_progress(it: Installation) -> None:
-    run_id = start(it.engine, "ann")
+    run_id = start(it.engine, by("ann"))
     leased = update(Run).where(Run.id == run_id).values(leased_until=db_now_plus(600))
     in_transaction(it.engine, lambda tx: tx.execute(leased))
+
+
+def the_database_is_new(it: Installation) -> None:
+    drop_schema(it.engine)
 
 
 def workos_is_away(it: Installation) -> None:
@@ -117,13 +125,14 @@ def replayed_before(it: Installation) -> None:
 
 
 HOOK_CASES = [
-    Case(0, "sessions", a_hook_failed),
-    Case(0, "sessions --change 1", a_hook_failed),
-    Case(0, "sessions"),
-    Case(1, "sessions --change 1", a_hook_is_well),
-    Case(1, "nonsense"),
+    Case(0, "sessions --reason x", a_hook_failed),
+    Case(0, "sessions --reason x --change 1", a_hook_failed),
+    Case(0, "sessions --reason x", acts=False),
+    Case(1, "sessions --reason x --change 1", a_hook_is_well),
+    Case(1, "nonsense --reason x"),
 ]
 CASES = {
+    "audit list": [Case(0, ""), Case(0, "--action resync --via cli"), Case(2, "--action nonsense")],
     "auto-join block": [
         Case(0, "{organization} {user} --reason x"),
         Case(1, "org_none {user} --reason x"),
@@ -162,9 +171,9 @@ CASES = {
     "demo": [Case(2, "--nonsense")],
     "doctor": [Case(0, ""), Case(1, "", workos_is_away), Case(2, "--nonsense")],
     "events dismiss": [
-        Case(0, "event_failed --why x", an_event_failed),
-        Case(1, "{event} --why x"),
-        Case(1, "event_none --why x"),
+        Case(0, "event_failed --reason x", an_event_failed),
+        Case(1, "{event} --reason x"),
+        Case(1, "event_none --reason x"),
         Case(2, "{event}"),
     ],
     "events failures": [Case(0, ""), Case(1, "", an_event_failed), Case(2, "--nonsense")],
@@ -172,7 +181,7 @@ CASES = {
     "events show": [Case(0, "{event}"), Case(1, "event_none"), Case(2, "")],
     "explain": [Case(0, "{user}"), Case(1, "user_none"), Case(2, "")],
     "forget": [Case(0, "{gone}"), Case(1, "user_none"), Case(1, "{user}"), Case(2, "")],
-    "hooks dismiss": [*HOOK_CASES, Case(2, "sessions --change nonsense")],
+    "hooks dismiss": [*HOOK_CASES, Case(2, "sessions"), Case(2, "sessions --change nonsense")],
     "hooks failed": [
         Case(0, ""),
         Case(0, "sessions"),
@@ -183,9 +192,10 @@ CASES = {
     "hooks list": [Case(0, ""), Case(1, "", a_hook_failed), Case(2, "--nonsense")],
     "hooks replay": [*HOOK_CASES, Case(2, "")],
     "members": [Case(0, "{organization}"), Case(1, "org_none"), Case(2, "")],
-    "migrate": [Case(0, ""), Case(2, "--nonsense")],
+    "migrate": [Case(0, "", acts=False), Case(0, "--reason x", the_database_is_new), Case(2, "--nonsense")],
     "register": [
-        Case(0, URL),
+        Case(0, URL, acts=False),
+        Case(0, f"{URL} --rotate --reason x"),
         Case(1, URL, workos_is_away),
         Case(1, URL, workos_refuses_the_endpoint),
         Case(2, "http://sync.acme.example/webhooks/workos"),
@@ -202,10 +212,11 @@ CASES = {
         Case(0, ""),
         Case(0, "--organization {organization}"),
         Case(0, "--dry-run"),
-        Case(1, "--dry-run", workos_has_more),
+        Case(1, "--dry-run", workos_has_more, acts=True),
         Case(1, "--organization org_none"),
-        Case(1, "--approve nonsense"),
-        Case(1, "--approve {run}"),
+        Case(1, "--approve nonsense --reason x"),
+        Case(1, "--approve {run} --reason x"),
+        Case(2, "--approve {run}"),
         Case(1, "", a_resync_is_in_progress),
         Case(1, "", workos_is_away),
         Case(2, "--approve {run} --dry-run"),
@@ -228,9 +239,25 @@ CASES = {
         Case(2, "--limit 0"),
     ],
 }
+ACTIONS = {
+    "auto-join block": Action.BLOCK,
+    "auto-join set": Action.SET_AUTO_JOIN,
+    "auto-join unblock": Action.UNBLOCK,
+    "catch-up": Action.CATCH_UP,
+    "events dismiss": Action.DISMISS_EVENT,
+    "forget": Action.FORGET,
+    "hooks dismiss": Action.DISMISS_DELIVERIES,
+    "hooks replay": Action.RETRY_DELIVERIES,
+    "migrate": Action.MIGRATE,
+    "register": Action.REGISTER,
+    "replay": Action.REPLAY,
+    "resync": Action.RESYNC,
+    "runs cancel": Action.CANCEL_REPLAY,
+}
+"""The commands that act, and their actions in the audit. The others only read."""
 ENDLESS = {"web", "worker", "clock"}
 """They run until they are stopped, and then exit 0: see tests/integration/test_stop.py."""
-LISTS = {"events list", "runs list"}
+LISTS = {"audit list", "events list", "runs list"}
 """They have no finding that counts as a problem."""
 PATHS = [" ".join(path) for path, command in commands(main) if not hasattr(command, "commands") and path != ()]
 
@@ -292,9 +319,29 @@ PREPARED = [
 
 def check(path: str, case: Case, installation: Installation) -> None:
     """Run a case; the command must end with its exit code and without a traceback."""
+    before = {row["id"] for row in audited(installation.engine)}
     ended = run(*path.split(), *case.line.format(**installation._asdict()).split())
     assert ended.exit_code == case.exit_code, (path, case.line, ended.output, ended.exception)
     assert isinstance(ended.exception, SystemExit | None) and "Traceback" not in ended.stderr
+    new = [row for row in audited(installation.engine) if row["id"] not in before]
+    acts = case.exit_code == 0 if case.acts is None else case.acts
+    reason = "x" if "--reason x" in case.line else None
+    expected = [(operator(), Via.CLI, ACTIONS[path], reason)] if acts and path in ACTIONS else []
+    assert [(row["who"], row["via"], row["action"], row["reason"]) for row in new] == expected
+
+
+def audited(engine: Engine) -> list[JSON]:
+    """The audit; empty if the database has no tables."""
+    return rows(engine, Audit) if inspect(engine).has_table("audit") else []
+
+
+def test_each_command_that_takes_a_reason_acts() -> None:
+    takes = {
+        " ".join(path)
+        for path, command in commands(main)
+        if any(parameter.name == "reason" for parameter in command.params)
+    }
+    assert takes == ACTIONS.keys()
 
 
 @pytest.mark.parametrize(("path", "case"), PREPARED)
@@ -338,8 +385,8 @@ def test_invalid_configuration_exits_2(monkeypatch: pytest.MonkeyPatch, path: st
                 "it reports what is wrong"
             )
             continue
-        if name == "DATABASE_URL" and path in ("register", "config"):
-            assert ended.exit_code == 0, "register asks WorkOS only; config asks nobody"
+        if name == "DATABASE_URL" and path == "config":
+            assert ended.exit_code == 0, "config connects to nothing"
             continue
         assert ended.exit_code == 2, (name, ended.output, ended.exception)
         (line,) = ended.stderr.splitlines()
@@ -349,7 +396,7 @@ def test_invalid_configuration_exits_2(monkeypatch: pytest.MonkeyPatch, path: st
 def test_unmigrated_database_exits_2(configured_engine: Engine) -> None:
     drop_schema(configured_engine)
     for path in PATHS:
-        if path in ("config", "demo", "doctor", "register", "migrate"):
+        if path in ("config", "demo", "doctor", "migrate"):
             continue
         ended = run(*whole(path))
         assert ended.exit_code == 2, (path, ended.output, ended.exception)

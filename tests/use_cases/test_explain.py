@@ -10,6 +10,7 @@ from models import public_domains
 from models.database import in_transaction
 from models.tables import PublicDomain
 from tests.support import JSON, apply_all, joins, made, rows
+from tests.support.actors import by
 from tests.support.resync import Clock, client_of, deliver, quietly, resync
 from tests.support.sandbox import Sandbox
 from worker.mirror.erasure import forget
@@ -45,7 +46,7 @@ def replayed(one_engine: Engine, redis: Redis) -> Any:
     """A function that replays a selection completely."""
 
     def run(selection: Selection) -> None:
-        with lease(one_engine, replays.start(one_engine, selection, "ann", None)) as held:
+        with lease(one_engine, replays.start(one_engine, selection, by("ann"))) as held:
             assert held is not None
             replays.replay(one_engine, held, Doorbell(redis, DRAIN), 1e6)
         apply_all(one_engine)
@@ -138,7 +139,7 @@ def test_event_after_a_delete_is_tombstoned_and_a_replay_is_shown(one_engine: En
     replayed(Selection(ids=(user["id"],)))
     first = next(s for s in explained(one_engine, user["data"]["id"])["timeline"] if s["by"] == user["id"])
     assert first["outcome"] == "tombstoned" and "replayed once" in first["why"]
-    forget(one_engine, user["data"]["id"], "ann")
+    forget(one_engine, user["data"]["id"], by("ann"))
     assert steps(one_engine, user["data"]["id"], "why")[-1] == ("operator", "applied", "requested by ann")
 
 

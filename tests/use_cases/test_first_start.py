@@ -13,6 +13,7 @@ from models.database import in_transaction
 from models.tables import Event, Mirror, Run, RunStatus, Task
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, differences, rows
+from tests.support.actors import by
 from tests.support.repair import mirror, runs, settings, status
 from tests.support.resync import Clock, client_of, deliver, small_life
 from tests.support.sandbox import Knobs, Sandbox, populate
@@ -217,7 +218,7 @@ def test_only_retention_runs_without_api_key(one_engine: Engine, bell: Doorbell,
     Repair(one_engine, None, bare, bell).all()
     assert [(run["task"], run["status"]) for run in rows(one_engine, Run)] == [(Task.RETENTION, RunStatus.DONE)]
     # What a key had asked for before waits until there is one again.
-    start(one_engine, "operator")
+    start(one_engine, by("operator"))
     Repair(one_engine, None, bare, bell).all()
     assert {run["status"] for run in runs(one_engine, Task.RESYNC)} == {RunStatus.RUNNING}
 

@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 from models.database import in_transaction
 from models.tables import Read
 from tests.support import JSON, rows
+from tests.support.actors import by
 from tests.support.resync import (
     CLIENT_ID,
     MEMBERSHIPS,
@@ -191,7 +192,7 @@ def test_resync_reports_object_with_foreign_404(
     gone = next(iter(sandbox.world.memberships))
     quietly(sandbox.world, lambda: sandbox.world.delete_membership(gone))
     sandbox.faults.answer(f".*/{gone}$", body, status=status)
-    run_id = start(one_engine, "test")
+    run_id = start(one_engine, by("test"))
     assert continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before
     assert found(one_engine, run_id) == {("membership", gone): ("invalid", "reported")}
@@ -204,7 +205,7 @@ def test_foreign_404_of_listing_deletes_no_organization(
     before = mirror_of(one_engine, sandbox, workos, 2)
     org = next(iter(sandbox.world.organizations))
     sandbox.faults.answer(MEMBERSHIPS, HTML, status=status, query=f"organization_id={org}")
-    run_id = start(one_engine, "test")
+    run_id = start(one_engine, by("test"))
     assert continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before and found(one_engine, run_id) == {("organization", org): ("invalid", "reported")}
     assert sandbox.calls["GET", "/organizations/{id}"] == 0

@@ -15,6 +15,7 @@ from models.database import in_transaction, read_transaction
 from models.tables import Change, DeliveryStatus, Hook, HookDelivery, Mirror
 from models.types import db_now, db_now_plus
 from tests.support import JSON, access, made, rows
+from tests.support.actors import by
 from tests.support.auto_join import apply_events, mark_as_filled
 from tests.support.hooks import OK, SECRET, Web, dripping, follow_all, long_answer, raw_host
 from tests.support.processes import eventually, piece
@@ -130,7 +131,7 @@ def test_exhausted_delivery_fails_with_traceback(one_engine: Engine, host: Host,
     host.fails = set()
     follow()
     assert host.ids() == [second]
-    assert operate.replay(one_engine, "host", None, "ann") == 1
+    assert operate.replay(one_engine, "host", None, by("ann", "why")) == 1
     follow()
     assert host.ids() == [second, first] and waiting(one_engine) == {}
 
@@ -140,11 +141,11 @@ def test_failed_delivery_can_be_dismissed(one_engine: Engine, host: Host, follow
     apply_events(one_engine, [person("user_1")])
     follow(attempts=1)
     with pytest.raises(OperatorError, match="no failed delivery of change 999"):
-        operate.dismiss(one_engine, "host", 999, "ann")
+        operate.dismiss(one_engine, "host", 999, by("ann", "why"))
     with pytest.raises(UnknownIdError, match="no hook other"):
-        operate.replay(one_engine, "other", None, "ann", names=["host"])
-    assert operate.dismiss(one_engine, "host", None, "ann") == 1
-    assert waiting(one_engine) == {} and operate.replay(one_engine, "host", None, "ann") == 0
+        operate.replay(one_engine, "other", None, by("ann", "why"), names=["host"])
+    assert operate.dismiss(one_engine, "host", None, by("ann", "why")) == 1
+    assert waiting(one_engine) == {} and operate.replay(one_engine, "host", None, by("ann", "why")) == 0
 
 
 def test_each_hook_has_its_own_cursor(one_engine: Engine, host: Host, follow: Callable[..., None]) -> None:

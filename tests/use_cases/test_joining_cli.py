@@ -11,6 +11,7 @@ from sqlalchemy import Engine, insert
 from models.database import in_transaction
 from models.tables import Change, Hook, HookDelivery, Join
 from tests.support import JSON, made, rows
+from tests.support.actors import by
 from tests.support.auto_join import apply_events, auto_join_answer, set_auto_join
 from tests.support.cli import report, run
 from tests.support.hooks import SECRET
@@ -124,7 +125,8 @@ def test_failed_hook_deliveries_are_listed_and_retried(failed_hook: Engine) -> N
     assert run("hooks", "replay", "sessions").stdout == "1 queued for retry\n"
     assert report("hooks", "list")[0]["waiting"] == 1
     assert run("hooks", "replay", "sessions").stdout == "0 queued for retry\n"
-    assert "no failed delivery of change 1" in run("hooks", "dismiss", "sessions", "--change", "1", exit_code=1).stderr
+    one = run("hooks", "dismiss", "sessions", "--change", "1", "--reason", "gone", exit_code=1)
+    assert "no failed delivery of change 1" in one.stderr
     assert "there is no hook session;" in run("hooks", "replay", "session", exit_code=1).stderr
 
 
@@ -158,7 +160,7 @@ def press(browser: FlaskClient, page: str, action: str, **form: str) -> str:
 def test_auto_join_page_shows_missing_people_and_switched_off_workspaces(ann: FlaskClient, engine: Engine) -> None:
     html = ann.get("/ops/auto-join").get_data(as_text=True)
     assert "ann@acme.example" in html and "gone@acme.example" not in html
-    auto_join_policy.set_workspace(engine, ORG, "bob", "contractors", auto_join=False)
+    auto_join_policy.set_workspace(engine, ORG, by("bob", "contractors"), auto_join=False)
     assert "switched off by bob: contractors" in ann.get("/ops/auto-join").get_data(as_text=True)
 
 
@@ -187,6 +189,7 @@ def test_hooks_page_retries_deliveries_and_escapes_tracebacks(failed_hook: Engin
     assert "1 delivery queued for retry." in press(ann, "hooks", "hooks/sessions/replay")
     for name, code in (("nonsense/replay", 404), ("nonsense/dismiss", 404), ("sessions/replay?change=1", 200)):
         token = token_of(ann.get("/ops/hooks").get_data(as_text=True))
-        answer = ann.post(f"/ops/hooks/{name}", data={"csrf_token": token}, follow_redirects=True)
+        form = {"csrf_token": token, "reason": "gone"}
+        answer = ann.post(f"/ops/hooks/{name}", data=form, follow_redirects=True)
         assert answer.status_code == code and ("no hook nonsense" in answer.get_data(as_text=True)) == (code == 404)
     assert rows(failed_hook, HookDelivery)[0]["status"] == "pending"

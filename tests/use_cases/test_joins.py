@@ -9,6 +9,7 @@ from sqlalchemy import Engine, delete, update
 from models.database import in_transaction
 from models.tables import Join, JoinSearch, JoinState, Mirror
 from tests.support import JSON, NOON, rows
+from tests.support.actors import by
 from tests.support.auto_join import apply_events, join_of, joins_of, mark_as_filled, set_auto_join
 from tests.support.auto_join_events import ANN, ON, ORG, RIVAL, domain, history, org, user
 from worker.mirror import auto_join_policy
@@ -173,9 +174,9 @@ def test_switching_workspace_on_starts_search(provisioning: Engine) -> None:
     other = {"id": "org_domain_2", "organization_id": RIVAL, "domain": "rival.example"}
     apply_events(provisioning, [org(id=RIVAL), domain(at=2, **other)])
     in_transaction(provisioning, lambda tx: tx.execute(delete(JoinSearch)))
-    auto_join_policy.set_workspace(provisioning, ORG, "ann", "wait", auto_join=False)
+    auto_join_policy.set_workspace(provisioning, ORG, by("ann", "wait"), auto_join=False)
     assert searches(provisioning) == []
-    auto_join_policy.set_workspace(provisioning, ORG, "ann", "go", auto_join=True)
+    auto_join_policy.set_workspace(provisioning, ORG, by("ann", "go"), auto_join=True)
     assert searches(provisioning) == [(ORG, "acme.example", None, "operator", "ann")]
 
 
@@ -200,7 +201,7 @@ def test_a_setting_by_which_more_people_join_searches_for_them(
     events = [org(id=RIVAL), domain(at=3, id="org_domain_2", **other)]
     events += [org(id="org_off"), domain(at=3, id="org_domain_3", **switched_off), domain("created", id="org_domain_4")]
     apply_events(both_engines, [*ON, user(), *events])
-    auto_join_policy.set_workspace(both_engines, "org_off", "ann", "why", auto_join=False)
+    auto_join_policy.set_workspace(both_engines, "org_off", by("ann", "why"), auto_join=False)
     in_transaction(both_engines, lambda tx: tx.execute(delete(JoinSearch)))
     set_auto_join(both_engines, after[0], existing=after[1])
     at = [None, None] if everybody else [NOON, NOON + timedelta(minutes=3)]
@@ -230,8 +231,8 @@ def test_turning_auto_join_on_adds_nobody_who_signed_up_while_it_was_off(one_eng
 def test_unblocking_creates_join_for_that_person_only(provisioning: Engine) -> None:
     apply_events(provisioning, [user(), user(id="user_bob", email="bob@acme.example")])
     in_transaction(provisioning, lambda tx: tx.execute(delete(Join)))
-    auto_join_policy.block(provisioning, ORG, ANN, "ann", "why")
-    auto_join_policy.unblock(provisioning, ORG, ANN, "eve", "over")
+    auto_join_policy.block(provisioning, ORG, ANN, by("ann", "why"))
+    auto_join_policy.unblock(provisioning, ORG, ANN, by("eve", "over"))
     [join] = rows(provisioning, Join)
     assert (join["user_id"], join["state"], join["cause"], join["cause_id"]) == (ANN, "pending", "operator", "eve")
 
@@ -240,8 +241,8 @@ def test_unblocking_deleted_or_unverified_person_creates_no_join(provisioning: E
     bob: JSON = {"id": "user_bob", "email": "bob@acme.example"}
     apply_events(provisioning, [user(email_verified=False), user(**bob)])
     for id in (ANN, "user_bob"):
-        auto_join_policy.block(provisioning, ORG, id, "ann", "why")
+        auto_join_policy.block(provisioning, ORG, id, by("ann", "why"))
     apply_events(provisioning, [user("deleted", 2, **bob)])
     for id in (ANN, "user_bob"):
-        auto_join_policy.unblock(provisioning, ORG, id, "eve", "over")
+        auto_join_policy.unblock(provisioning, ORG, id, by("eve", "over"))
     assert rows(provisioning, Join) == []

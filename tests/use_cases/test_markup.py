@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import Connection, event, insert, update
 
 from models.database import in_transaction
-from models.tables import Drift, Event, Hook, HookDelivery, Join, Run
+from models.tables import Audit, Drift, Event, Hook, HookDelivery, Join, Run
 from models.types import db_now, db_now_plus
 from tests.support import JSON, accept, apply_all, made
 from tests.use_cases.test_ops import TOKEN, sign_in
@@ -161,6 +161,9 @@ def _records(tx: Connection, organization: str, user: str) -> None:
     tx.execute(insert(HookDelivery).values(**failed, change_id=1, due_at=db_now(), error=EVIL, traceback=EVIL))
     joined: dict[str, Any] = {"state": "failed", "reason": EVIL, "cause": "event", "cause_id": EVIL_ID, "error": EVIL}
     tx.execute(insert(Join).values(**joined, organization_id=organization, user_id=user, domain=EVIL))
+    act = {"who": EVIL, "via": "page", "reason": EVIL, "details": {EVIL: EVIL}, "organization_id": organization}
+    for action, kind in (("dismiss_event", "event"), ("block", "user"), ("replay", "run"), ("register", EVIL)):
+        tx.execute(insert(Audit).values(**act, action=action, kind=kind, object_id=user))
     tx.execute(update(Event).where(Event.status == "failed", Event.id == "event_failed").values(error=EVIL))
 
 

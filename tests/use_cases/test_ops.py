@@ -2,34 +2,50 @@
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from html import unescape
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 from flask.testing import FlaskClient
-from freezegun import freeze_time
-from sqlalchemy import Engine, func, insert, select, update
+from sqlalchemy import Connection, Engine, delete, func, insert, select, text, update
 from werkzeug.test import TestResponse
 
 from models.database import in_transaction, read_transaction
-from models.tables import Drift, Event, Run
+from models.tables import Action, Audit, Drift, Event, Hook, HookDelivery, OperatorSession, Run, Via
 from models.types import db_now_plus
-from tests.support import JSON, accept, apply_all, made
+from tests.support import JSON, accept, apply_all, made, rows
 from webhooks.app import create_app
+from worker.audit import REASON_REQUIRED
 from worker.bootstrap import Services
 from worker.queue.doorbell import REPAIR, Doorbell
 
 TOKEN = "ann-signs-in-with-this-token"
+TOKENS = f"ann:{TOKEN},bob:another-token-of-bob-s"
 ORG = made("organization.created")["data"]["id"]
+USER = made("user.created")["data"]["id"]
 EVIL = "<script>alert(1)</script>\"'{{ 7*7 }}"
 NOWHERE = "sqlite:////proc/nowhere/all.db"
-PAGES = ("", "events", "failures", "workspaces", "people", "permissions", "auto-join", "hooks", "explain", "runs")
+PAGES = (
+    "",
+    "events",
+    "failures",
+    "workspaces",
+    "people",
+    "permissions",
+    "auto-join",
+    "hooks",
+    "explain",
+    "runs",
+    "audit",
+)
 
 
 @pytest.fixture
 def services(local: Callable[..., Services]) -> Services:
     key = {"workos_api_key": "sk_test", "workos_client_id": "client_test"}
-    return local(ops_tokens=f"ann:{TOKEN},bob:another-token-of-bob-s", **key)
+    return local(ops_tokens=TOKENS, **key)
 
 
 @pytest.fixture
@@ -61,6 +77,38 @@ def form_token(answer: TestResponse) -> str:
 def sign_in(endpoint: FlaskClient, token: str = TOKEN, **form: str) -> TestResponse:
     page = endpoint.get("/ops/sign-in")
     return endpoint.post("/ops/sign-in", data={"token": token, "csrf_token": form_token(page), **form})
+
+
+def use_session_of(browser: FlaskClient, other: FlaskClient) -> None:
+    """Copy a browser's cookie into another one."""
+    cookie = other.get_cookie("workos_sync_ops", path="/ops")
+    assert cookie is not None
+    browser.set_cookie("workos_sync_ops", cookie.value, path="/ops")
+
+
+def minutes(number: float) -> float:
+    return number * 60
+
+
+def hours(number: float) -> float:
+    return number * 3600
+
+
+def days(number: float) -> float:
+    return hours(24 * number)
+
+
+def set_session_times(engine: Engine, age: float, idle: float) -> None:
+    """Make all sessions `age` seconds old, and their operators idle for `idle` seconds."""
+    values = {"created_at": db_now_plus(-age), "seen_at": db_now_plus(-idle)}
+    in_transaction(engine, lambda tx: tx.execute(update(OperatorSession).values(values)))
+
+
+def idle_seconds(engine: Engine) -> float:
+    """For how long the operator of the only session was idle."""
+    with read_transaction(engine) as tx:
+        seen: timedelta = datetime.now(UTC) - tx.execute(select(OperatorSession.seen_at)).scalar_one()
+    return seen.total_seconds()
 
 
 @pytest.fixture
@@ -135,23 +183,90 @@ def test_pages_load_nothing_from_other_hosts(ann: FlaskClient, story: JSON) -> N
         assert not re.search(r"<script(?! src=\"/ops/static/)|style=|onclick=", html)
 
 
-def test_session_ends_after_twelve_hours_or_token_change(
-    services: Services, build_test_services: Callable[..., Services]
-) -> None:
-    with freeze_time("2026-03-01 12:00"):
-        endpoint = create_app(services).test_client()
-        sign_in(endpoint)
-        assert endpoint.get("/ops/").status_code == 200
-    with freeze_time("2026-03-02 00:01"):
-        assert endpoint.get("/ops/").status_code == 401
+def test_token_change_ends_sessions(services: Services, build_test_services: Callable[..., Services]) -> None:
     endpoint = create_app(services).test_client()
     sign_in(endpoint)
-    cookie = endpoint.get_cookie("workos_sync_ops", path="/ops")
-    assert cookie is not None
     changed = build_test_services(database_url=services.settings.database_url, ops_tokens="bob:another-token-of-bob-s")
     other = create_app(changed).test_client()
-    other.set_cookie("workos_sync_ops", cookie.value, path="/ops")
+    use_session_of(other, endpoint)
     assert other.get("/ops/").status_code == 401
+
+
+def test_session_of_removed_operator_ends(services: Services, ann: FlaskClient) -> None:
+    assert ann.get("/ops/").status_code == 200
+    with read_transaction(services.engine) as tx:
+        (who,) = tx.execute(text("SELECT who FROM operator_sessions")).scalars()
+    assert who == "ann"
+    in_transaction(services.engine, lambda tx: tx.execute(text("UPDATE operator_sessions SET who = 'eve'")))
+    assert ann.get("/ops/").status_code == 401
+
+
+def test_copied_cookie_is_worthless_after_sign_out(services: Services, ann: FlaskClient) -> None:
+    thief = create_app(services).test_client()
+    use_session_of(thief, ann)
+    assert thief.get("/ops/").status_code == 200
+    assert press(ann, "", "sign-out").status_code == 302
+    assert thief.get("/ops/").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("age", "idle", "code"),
+    [(hours(11), minutes(59), 200), (hours(12), minutes(1), 401), (hours(2), minutes(60), 401), (days(27), 0, 401)],
+)
+def test_session_ends_after_twelve_hours_or_an_idle_hour(
+    services: Services, ann: FlaskClient, age: float, idle: float, code: int
+) -> None:
+    set_session_times(services.engine, age, idle)
+    assert ann.get("/ops/").status_code == code
+    assert ann.get("/ops/").status_code == code
+
+
+def test_activity_keeps_session_and_refreshing_pages_do_not(services: Services, ann: FlaskClient) -> None:
+    set_session_times(services.engine, hours(2), minutes(50))
+    assert ann.get("/ops/", headers={"X-Refresh": "1"}).status_code == 200
+    assert idle_seconds(services.engine) > minutes(49)
+    assert ann.get("/ops/").status_code == 200
+    assert idle_seconds(services.engine) < minutes(1)
+
+
+def test_database_holds_no_usable_session_id(services: Services, ann: FlaskClient) -> None:
+    with read_transaction(services.engine) as tx:
+        (stored,) = tx.execute(text("SELECT id_hash FROM operator_sessions")).scalars()
+    with ann.session_transaction("/ops/") as session:
+        assert session["id"] and session["id"] != stored and "name" not in session
+
+
+def test_ended_sessions_are_deleted_at_the_next_sign_in(services: Services, ann: FlaskClient) -> None:
+    set_session_times(services.engine, hours(13), 0)
+    sign_in(create_app(services).test_client())
+    with read_transaction(services.engine) as tx:
+        assert tx.execute(text("SELECT count(*) FROM operator_sessions")).scalar_one() == 1
+
+
+@pytest.mark.parametrize("token", [TOKEN, "wrong"])
+@pytest.mark.parametrize("wanted", ["/ops/\r\nX-Evil: 1", "/ops/\n", "\r", "/ops/\x7f", "/ops/\x1b[2J"])
+def test_control_characters_in_requested_page_are_refused(endpoint: FlaskClient, token: str, wanted: str) -> None:
+    answer = sign_in(endpoint, token, next=wanted)
+    assert answer.status_code == 400 and "X-Evil" not in answer.headers
+    assert endpoint.get("/ops/").status_code == 401
+
+
+def test_sign_in_works_after_a_path_with_control_characters(endpoint: FlaskClient) -> None:
+    page = endpoint.get("/ops/events/x%07y").get_data(as_text=True)
+    assert 'name="next" value=""' in page
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/../b", "a//b", "/x", "~", "~..", "a?b#c", "%2e%2e", "a b", "ü"])
+def test_forms_of_strange_names_post_to_their_own_object(services: Services, ann: FlaskClient, name: str) -> None:
+    failed = {"hook": name, "change_id": 1, "kind": "user", "object_id": "user_1", "status": "failed", "attempts": 9}
+    in_transaction(services.engine, lambda tx: tx.execute(insert(Hook).values(name=name, cursor=9)))
+    in_transaction(services.engine, lambda tx: tx.execute(insert(HookDelivery).values(failed)))
+    page = ann.get("/ops/hooks")
+    (action,) = re.findall(r'action="(/ops/hooks/[^"]*/replay)"', unescape(page.get_data(as_text=True)))
+    requested = urljoin("http://localhost/ops/hooks", action)  # a browser resolves dots
+    assert urlsplit(requested).path == urlsplit(action).path
+    answer = ann.post(action, data={"csrf_token": form_token(page)}, follow_redirects=True)
+    assert answer.status_code == 200 and "1 delivery queued for retry." in answer.get_data(as_text=True)
 
 
 @pytest.mark.parametrize(
@@ -174,21 +289,22 @@ def test_sign_out_ends_session(ann: FlaskClient) -> None:
 # Forged posts
 
 
-POSTS = (
-    "resync",
-    "events/{failed}/replay",
-    "events/{failed}/dismiss",
-    "failures/{fingerprint}/replay",
-    f"workspaces/{ORG}/resync",
-    f"workspaces/{ORG}/auto-join",
-    f"workspaces/{ORG}/people/user_1/unblock",
-    f"workspaces/{ORG}/people/user_1/block",
-    "hooks/sessions/replay",
-    "hooks/sessions/dismiss",
-    "runs/run1/approve",
-    "runs/run1/cancel",
-    "sign-out",
-)
+POSTS = {
+    "resync": Action.RESYNC,
+    "events/{failed}/replay": Action.REPLAY,
+    "events/{failed}/dismiss": Action.DISMISS_EVENT,
+    "failures/{fingerprint}/replay": Action.REPLAY,
+    f"workspaces/{ORG}/resync": Action.RESYNC,
+    f"workspaces/{ORG}/auto-join": Action.SET_AUTO_JOIN,
+    f"workspaces/{ORG}/people/{USER}/block": Action.BLOCK,
+    f"workspaces/{ORG}/people/{USER}/unblock": Action.UNBLOCK,
+    "hooks/sessions/replay": Action.RETRY_DELIVERIES,
+    "hooks/sessions/dismiss": Action.DISMISS_DELIVERIES,
+    "runs/run1/approve": Action.APPROVE_DELETIONS,
+    "runs/run2/cancel": Action.CANCEL_REPLAY,
+    "sign-out": Action.SIGN_OUT,
+}
+"""Every post that acts, and its action in the audit."""
 
 
 @pytest.fixture
@@ -216,6 +332,99 @@ def test_post_without_session_or_csrf_token_changes_nothing(
             assert endpoint.post(url, data={"reason": "x"} | form).status_code == 403, url
         assert runs(engine) == 1 and status(engine, story["failed"]) == "failed", url
         assert endpoint.get("/ops/").status_code == 200, f"{url}: still signed in"
+
+
+@pytest.fixture
+def everything(engine: Engine, story: JSON, withheld: str) -> dict[str, str]:
+    """Something to act on for each of `POSTS`; the words that stand for ids in them."""
+
+    def add(tx: Connection) -> None:
+        tx.execute(
+            insert(Run).values(id="run2", task="replay", requested_by="eve", status="running", organization_id=ORG)
+        )
+        tx.execute(insert(Hook).values(name="sessions", cursor=9))
+        failed = {"hook": "sessions", "kind": "user", "object_id": USER, "status": "failed", "attempts": 9}
+        tx.execute(insert(HookDelivery).values(failed | {"change_id": 1}))
+
+    in_transaction(engine, add)
+    with read_transaction(engine) as tx:
+        fingerprint = tx.execute(select(Event.fingerprint).where(Event.id == story["failed"]["id"])).scalar_one()
+    return {"failed": story["failed"]["id"], "fingerprint": str(fingerprint)}
+
+
+def act(browser: FlaskClient, path: str, **form: str) -> TestResponse:
+    token = form_token(browser.get("/ops/explain"))
+    return browser.post(f"/ops/{path}", data={"csrf_token": token, "switch": "off", **form})
+
+
+def noted(engine: Engine) -> list[JSON]:
+    """The audit, without the sign-in."""
+    return [row for row in rows(engine, Audit) if row["action"] != Action.SIGN_IN]
+
+
+def test_every_post_is_covered(endpoint: FlaskClient) -> None:
+    adapter = endpoint.application.url_map.bind("localhost")
+    covered = {adapter.match(f"/ops/{path}", "POST")[0] for path in POSTS}
+    posts = {rule.endpoint for rule in endpoint.application.url_map.iter_rules() if "POST" in (rule.methods or ())}
+    assert {name for name in posts if name.startswith("ops.")} - covered == {"ops.sign_in"}
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_each_action_is_in_the_audit_once(
+    ann: FlaskClient, engine: Engine, everything: dict[str, str], path: str
+) -> None:
+    if path.endswith("/unblock"):
+        act(ann, path.replace("unblock", "block"), reason="a test account")
+        in_transaction(engine, lambda tx: tx.execute(delete(Audit)))
+    answer = act(ann, path.format(**everything), reason=" ticket 12 ")
+    assert answer.status_code == 302
+    (row,) = noted(engine)
+    assert (row["who"], row["via"], row["action"]) == ("ann", Via.PAGE, POSTS[path])
+    assert row["reason"] == (None if path == "sign-out" else "ticket 12")
+    assert act(ann, path.format(**everything)).status_code in {302, 401, 409}
+    again = {"resync", f"workspaces/{ORG}/resync"}  # resumed, which is an action too
+    assert len(noted(engine)) == 1 + (path in again), "what is refused or changes nothing is no action"
+
+
+def test_sign_in_is_in_the_audit_once(endpoint: FlaskClient, engine: Engine) -> None:
+    sign_in(endpoint, "wrong")
+    assert rows(engine, Audit) == []
+    sign_in(endpoint)
+    (row,) = rows(engine, Audit)
+    assert (row["who"], row["via"], row["action"]) == ("ann", Via.PAGE, Action.SIGN_IN)
+    assert row["details"] == {"address": "127.0.0.1"}
+
+
+@pytest.mark.parametrize("path", [path for path, action in POSTS.items() if action in REASON_REQUIRED])
+def test_actions_on_access_require_a_reason(
+    ann: FlaskClient, engine: Engine, everything: dict[str, str], path: str
+) -> None:
+    for reason in ("", " "):
+        assert act(ann, path.format(**everything), reason=reason).status_code == 302
+    assert noted(engine) == []
+    assert "Enter a reason" in ann.get("/ops/").get_data(as_text=True)
+
+
+def test_pages_ask_for_a_reason_where_they_act(ann: FlaskClient, everything: dict[str, str]) -> None:
+    pages = [f"/ops/{page}" for page in PAGES]
+    pages += [f"/ops/events/{everything['failed']}", f"/ops/workspaces/{ORG}", "/ops/runs/run1", "/ops/runs/run2"]
+    forms = [form for page in pages for form in re.findall(r"<form.*?</form>", ann.get(page).text, re.DOTALL)]
+    acting = [form for form in forms if 'method="post"' in form and "/ops/sign-" not in form]
+    assert len(acting) > 8
+    assert [form for form in acting if 'name="reason"' not in form] == []
+
+
+def test_audit_page_shows_and_filters(ann: FlaskClient, engine: Engine, everything: dict[str, str]) -> None:
+    for number in range(60):
+        act(ann, f"workspaces/{ORG}/auto-join", reason=f"reason {number}.")
+    first = ann.get("/ops/audit").get_data(as_text=True)
+    assert "reason 59." in first and "reason 10." in first and "reason 9." not in first
+    older = re.search(r'href="([^"]*after=[^"]*)"', first)
+    assert older
+    assert "reason 9." in ann.get(unescape(older[1])).get_data(as_text=True)
+    assert "reason 59." not in ann.get("/ops/audit?action=sign_in").get_data(as_text=True)
+    for odd in ("via=x", "action=%27", "after=x", "after=-1", f"after={10**30}", "who=%25", "object_id=none"):
+        assert ann.get(f"/ops/audit?{odd}").status_code == 200
 
 
 def test_sign_in_requires_own_form(endpoint: FlaskClient) -> None:
@@ -254,6 +463,10 @@ def test_resync_and_approval_record_operator(ann: FlaskClient, engine: Engine, s
     page = ann.get("/ops/runs/run1").get_data(as_text=True)
     assert "1 deletion is withheld" in page and "&lt;script&gt;" in page
     assert press(ann, "runs/run1", "runs/run1/approve").status_code == 302
+    assert (
+        "Approved in" not in (shown := ann.get("/ops/runs/run1").get_data(as_text=True)) and "Enter a reason" in shown
+    )
+    assert press(ann, "runs/run1", "runs/run1/approve", reason="they left").status_code == 302
     assert "Approved in" in ann.get("/ops/runs/run1").get_data(as_text=True)
     in_transaction(engine, lambda tx: tx.execute(update(Run).values(status="done", finished_at=db_now_plus(0))))
     assert press(ann, f"workspaces/{ORG}", f"workspaces/{ORG}/resync").status_code == 302
@@ -268,15 +481,19 @@ def test_no_resync_starts_without_api_key(local: Callable[..., Services]) -> Non
     sign_in(ann)
     token = form_token(ann.get("/ops/"))
     for path in ("resync", f"workspaces/{ORG}/resync", "runs/run1/approve"):
-        answer = ann.post(f"/ops/{path}", data={"csrf_token": token})
+        answer = ann.post(f"/ops/{path}", data={"csrf_token": token, "reason": "x"})
         assert answer.status_code == 409 and "WORKOS_API_KEY" in answer.get_data(as_text=True)
     assert runs(services.engine) == 0
 
 
 @pytest.mark.parametrize("page", ["", "events", "workspaces", "runs"])
-def test_unavailable_database_is_shown_on_page(build_test_services: Callable[..., Services], page: str) -> None:
-    endpoint = create_app(build_test_services(database_url=NOWHERE, ops_tokens=f"ann:{TOKEN}")).test_client()
-    sign_in(endpoint)
+def test_unavailable_database_is_shown_on_page(
+    build_test_services: Callable[..., Services], services: Services, ann: FlaskClient, page: str
+) -> None:
+    away = build_test_services(database_url=NOWHERE, ops_tokens=TOKENS)
+    endpoint = create_app(away).test_client()
+    assert sign_in(endpoint).status_code == 503
+    use_session_of(endpoint, ann)
     answer = endpoint.get(f"/ops/{page}")
     assert answer.status_code == 503 and "Database unavailable" in answer.get_data(as_text=True)
 

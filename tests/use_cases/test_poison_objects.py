@@ -13,6 +13,7 @@ from models.database import in_transaction
 from models.tables import Event, Hook, HookDelivery, Read, RunStatus, Task
 from models.types import db_now_plus
 from tests.support import JSON, access, differences, made, rows
+from tests.support.actors import by
 from tests.support.auto_join import (
     Stage,
     apply_events,
@@ -257,7 +258,7 @@ def test_resync_finishes_despite_invalid_id(one_engine: Engine, sandbox: Sandbox
     mirror_of(one_engine, sandbox, workos, 2)
     gone = next(iter(sandbox.world.memberships))
     quietly(sandbox.world, lambda: sandbox.world.delete_membership(gone))
-    run_id = start(one_engine, "test")
+    run_id = start(one_engine, by("test"))
     request_read(one_engine, "user", "..", run_id=run_id)
     assert continue_run(one_engine, workos, run_id)
     assert found(one_engine, run_id) == {
@@ -286,7 +287,7 @@ def test_listed_object_refused_by_database_is_reported(
         poison = list(tables[table])[-1]
         world.delete_membership(gone)
     refuse_rows(one_engine, table, f"NEW.id = '{poison}'")
-    run_id = start(one_engine, "test")
+    run_id = start(one_engine, by("test"))
     assert continue_run(one_engine, workos, run_id)
     assert run_row(one_engine, run_id)["status"] == RunStatus.DONE
     assert found(one_engine, run_id)[kind, poison] == ("invalid", "reported")
@@ -326,7 +327,7 @@ def test_unexpected_failure_ends_only_that_run(
     mark_as_filled(engine)
     user = next(iter(sandbox.world.users))
     refuse_rows(engine, "runs", "NEW.phase = 'delete'")
-    run_id = start(engine, "test")
+    run_id = start(engine, by("test"))
     catching_up = in_transaction(engine, create, Task.CATCH_UP, "test")
     request_read(engine, "user", user)
     make_reads_due(engine)

@@ -8,6 +8,7 @@ from sqlalchemy import update
 from models.database import in_transaction
 from models.tables import Change, Mirror
 from tests.support import rows
+from tests.support.actors import by
 from tests.support.auto_join import (
     Stage,
     apply_events,
@@ -166,12 +167,12 @@ def test_workspace_switch_and_default_role_apply(stage: Stage) -> None:
     org = company(world)
     stage.settle()
     auto_join_policy.set_workspace(
-        stage.engine, org, "ann", "a contractor's domain", auto_join=False, default_role="admin"
+        stage.engine, org, by("ann", "a contractor's domain"), auto_join=False, default_role="admin"
     )
     first = sign_up(world, "first@acme.example")
     stage.settle()
     assert joins_of(stage.engine) == {} and auto_join_answer(stage.engine, "first@acme.example") is None
-    auto_join_policy.set_workspace(stage.engine, org, "bob", "agreed with them", auto_join=True)
+    auto_join_policy.set_workspace(stage.engine, org, by("bob", "agreed with them"), auto_join=True)
     second = sign_up(world, "second@acme.example")
     stage.settle()
     assert members_at_workos(world) == {(org, second): ["active"]}

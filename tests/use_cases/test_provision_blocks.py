@@ -7,6 +7,7 @@ from models.database import in_transaction
 from models.tables import Base, Change, Event, UserAddress
 from models.views import auto_join_blocks
 from tests.support import rows
+from tests.support.actors import by
 from tests.support.auto_join import (
     Stage,
     apply_events,
@@ -69,7 +70,7 @@ def test_failed_membership_event_without_payload_delays_everybody(stage: Stage) 
     in_transaction(stage.engine, lambda tx: tx.execute(insert(Event).values(gone)))
     stage.settle()
     assert joins_of(stage.engine) == {user: "pending"}
-    assert dismiss(stage.engine, ["event_gone"], "ann", "the person is deleted") == 1
+    assert dismiss(stage.engine, ["event_gone"], by("ann", "the person is deleted")) == 1
     stage.settle()
     assert joins_of(stage.engine) == {user: "joined"}
 
@@ -83,7 +84,7 @@ def test_removal_after_unblock_blocks_again(stage: Stage, how: str) -> None:
     REMOVALS[how](world, next(iter(world.memberships)))
     stage.settle()
     assert "active" not in members_at_workos(world).get((org, user), [])
-    assert auto_join_policy.unblock(stage.engine, org, user, "ann", "hired again") == [how]
+    assert auto_join_policy.unblock(stage.engine, org, user, by("ann", "hired again")) == [how]
     stage.settle()
     assert members_at_workos(world) == {(org, user): ["active"]}
     REMOVALS[how](world, next(iter(world.memberships)))
@@ -102,7 +103,7 @@ def test_unblocking_requires_a_block(stage: Stage) -> None:
     user = sign_up(stage.world)
     stage.settle()
     with pytest.raises(OperatorError, match="nothing blocks"):
-        auto_join_policy.unblock(stage.engine, org, user, "ann", "why not")
+        auto_join_policy.unblock(stage.engine, org, user, by("ann", "why not"))
 
 
 def test_operator_blocks_a_person(stage: Stage) -> None:
@@ -110,7 +111,7 @@ def test_operator_blocks_a_person(stage: Stage) -> None:
     org = company(world)
     user = world.create_user("ann@acme.example", email_verified=False)["id"]
     stage.settle()
-    auto_join_policy.block(stage.engine, org, user, "bob", "a test account")
+    auto_join_policy.block(stage.engine, org, user, by("bob", "a test account"))
     world.update_user(user, email_verified=True)
     stage.settle()
     assert members_at_workos(world) == {}
@@ -188,7 +189,7 @@ def test_address_block_survives_erasure(stage: Stage) -> None:
     org, user = removed_person(stage)
     stage.world.delete_user(user)
     stage.receive_events()
-    erasure.forget(stage.engine, user, "ann")
+    erasure.forget(stage.engine, user, by("ann"))
     assert auto_join_answer(stage.engine, "ann@acme.example") is None
     kept = [
         value for table in Base.metadata.sorted_tables for row in rows(stage.engine, table) for value in row.values()
@@ -196,7 +197,7 @@ def test_address_block_survives_erasure(stage: Stage) -> None:
     assert not [value for value in kept if "ann@acme.example" in str(value)]
     again = sign_up(stage.world)
     check_kept_out(stage, org, again)
-    auto_join_policy.unblock(stage.engine, org, again, "bob", "hired again")
+    auto_join_policy.unblock(stage.engine, org, again, by("bob", "hired again"))
     stage.settle()
     assert members_at_workos(stage.world) == {(org, again): ["active"]}
     retention.retain(stage.engine, retention.Periods())
@@ -208,7 +209,7 @@ def test_erased_person_without_block_keeps_no_address(stage: Stage) -> None:
     user = sign_up(stage.world, "ann@elsewhere.example")
     stage.world.delete_user(user)
     stage.receive_events()
-    erasure.forget(stage.engine, user, "ann")
+    erasure.forget(stage.engine, user, by("ann"))
     stage.receive_events()
     assert rows(stage.engine, UserAddress) == []
 

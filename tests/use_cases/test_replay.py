@@ -11,6 +11,7 @@ from models.database import in_transaction, read_transaction
 from models.tables import Change, Event, RunStatus
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, made, mirrored, rows, statuses
+from tests.support.actors import by
 from tests.support.stories import store
 from worker.errors import AlreadyReplayedError, BusyError, LeaseLostError, OperatorError, fingerprint
 from worker.kinds import READERS
@@ -61,7 +62,7 @@ def fail_all(engine: Engine, events: list[JSON]) -> None:
 
 
 def run(engine: Engine, bell: Doorbell, selection: Selection, **given: Any) -> str:
-    run_id = replays.start(engine, selection, "ann", "after the fix", **given)
+    run_id = replays.start(engine, selection, by("ann", "after the fix"), **given)
     with lease(engine, run_id) as held:
         assert held is not None
         assert replays.replay(engine, held, bell, FAST)
@@ -95,7 +96,7 @@ def test_replay_by_fingerprint_applies_each_event_once(
     assert replays.plan(both_engines, first) == (number // 2, 0, {"applied": number // 2}, number // 2)
     assert statuses(both_engines) == {"failed": number} and changes(both_engines) == 0
 
-    run_id = replays.start(both_engines, first, "ann", "fixed in 1.2")
+    run_id = replays.start(both_engines, first, by("ann", "fixed in 1.2"))
     asked = iter(range(100))
     with lease(both_engines, run_id) as held:  # stopped half-way
         assert held is not None and not replays.replay(both_engines, held, bell, FAST, lambda: next(asked) >= 1)
@@ -216,14 +217,14 @@ def test_replay_skips_pruned_payloads(one_engine: Engine, bell: Doorbell) -> Non
 def test_replay_is_exclusive_and_can_be_cancelled(one_engine: Engine, bell: Doorbell) -> None:
     store(one_engine, events(120))
     apply_all(one_engine)
-    run_id = replays.start(one_engine, Selection(type="user.created"), "ann", None)
+    run_id = replays.start(one_engine, Selection(type="user.created"), by("ann"))
     with pytest.raises(BusyError, match=run_id):
-        replays.start(one_engine, Selection(type="user.updated"), "bob", None)
+        replays.start(one_engine, Selection(type="user.updated"), by("bob"))
     with lease(one_engine, run_id) as held:
         assert held is not None
         asked = iter(range(100))
         replays.replay(one_engine, held, bell, FAST, lambda: next(asked) >= 1)
-        assert replays.cancel(one_engine, run_id, "bob") and not replays.cancel(one_engine, run_id, "bob")
+        assert replays.cancel(one_engine, run_id, by("bob")) and not replays.cancel(one_engine, run_id, by("bob"))
         with pytest.raises(LeaseLostError):
             replays.replay(one_engine, held, bell, FAST)
     ended = listings.run(one_engine, run_id)
@@ -237,7 +238,7 @@ def test_dismissed_event_records_operator_and_reason(
     one_engine: Engine, bell: Doorbell, bug: Callable[[], None]
 ) -> None:
     fail_all(one_engine, events(3))
-    assert replays.dismiss(one_engine, ["event_0000", "event_9999"], "ann", "a test") == 1
+    assert replays.dismiss(one_engine, ["event_0000", "event_9999"], by("ann", "a test")) == 1
     [dismissed] = [row for row in rows(one_engine, Event) if row["status"] == "dismissed"]
     assert (dismissed["dismissed_by"], dismissed["dismissed_why"]) == ("ann", "a test")
     bug()

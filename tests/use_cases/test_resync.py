@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from models.tables import Change, Listing, Mirror, RunStatus, Seen
 from models.views import sign_in_methods
 from tests.support import JSON, apply_all, differences, rows
+from tests.support.actors import by
 from tests.support.histories import broken_chains
 from tests.support.resync import (
     catch_up_with,
@@ -324,21 +325,21 @@ def test_second_full_resync_is_refused_and_abandoned_one_resumes(
 ) -> None:
     engine = both_engines
     small_life(sandbox.world, 2, 2)
-    run_id = start(engine, "test")
+    run_id = start(engine, by("test"))
     busy: list[str] = []
 
     def second(_method: str, _path: str, _query: object) -> None:
         sandbox.on_request = None
         for scope in ({}, {"dry_run": True}, {"approves": "any"}):
             with pytest.raises(BusyError, match=f"a resync is already running: run {run_id}"):
-                start(engine, "other", **scope)
+                start(engine, by("other"), **scope)
             busy.append(run_id)
 
     sandbox.on_request = second
     assert continue_run(engine, workos, run_id, stopping=lambda: len(busy) == 3) is False
-    assert start(engine, "other") == run_id
+    assert start(engine, by("other")) == run_id
     with pytest.raises(BusyError):
-        start(engine, "other", dry_run=True)
+        start(engine, by("other"), dry_run=True)
     one = resync(engine, workos, organization_id=next(iter(sandbox.world.organizations)))
     assert one != run_id
     assert continue_run(engine, workos, run_id)

@@ -14,6 +14,7 @@ from models.database import in_transaction, open_engine
 from models.tables import Event, Mirror, Run
 from models.types import db_now_plus
 from tests.support import differences, rows
+from tests.support.actors import by
 from tests.support.resync import (
     CLIENT_ID,
     away_after,
@@ -233,7 +234,7 @@ def test_interrupted_resync_is_resumed_by_the_same_command(equal: Engine, sandbo
 
 
 def test_second_resync_while_one_is_running_is_refused(equal: Engine) -> None:
-    run_id = start(equal, "another")
+    run_id = start(equal, by("another"))
     in_transaction(
         equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_now_plus(30)))
     )
@@ -242,7 +243,7 @@ def test_second_resync_while_one_is_running_is_refused(equal: Engine) -> None:
 
 
 def test_wait_for_run_waits_until_another_worker_finishes_it(equal: Engine, sandbox: Sandbox) -> None:
-    run_id = start(equal, "test")
+    run_id = start(equal, by("test"))
     in_transaction(
         equal, lambda tx: tx.execute(update(Run).where(Run.id == run_id).values(leased_until=db_now_plus(30)))
     )
@@ -254,7 +255,7 @@ def test_wait_for_run_waits_until_another_worker_finishes_it(equal: Engine, sand
     stop = threading.Event()
     assert wait_for_run(equal, run_id, stop.wait)
     ended.join()
-    other = start(equal, "test")
+    other = start(equal, by("test"))
     assert not wait_for_run(equal, other, stop.wait)  # no worker holds it
     in_transaction(
         equal, lambda tx: tx.execute(update(Run).where(Run.id == other).values(leased_until=db_now_plus(30)))
@@ -275,14 +276,14 @@ def test_withheld_deletions_are_reported_and_carried_out_on_approval(equal: Engi
     assert len(live(equal)["user"]) == 7
     status = CliRunner().invoke(main, ["status", "--json"])
     assert any(f"--approve {run_id}" in problem for problem in json.loads(status.stdout)["problems"])
-    assert "6 extra" in run("--approve", run_id).stdout
+    assert "6 extra" in run("--approve", run_id, "--reason", "they left").stdout
     assert differences(equal, world.truth()) == []
     status = CliRunner().invoke(main, ["status", "--json"])
     assert not any("--approve" in problem for problem in json.loads(status.stdout)["problems"])
 
 
 def test_approving_a_run_without_withheld_deletions_is_refused(equal: Engine) -> None:
-    assert refused("--approve", "nonsense", exit_code=1) == "workos-sync: there is no run nonsense"
+    assert refused("--approve", "nonsense", "--reason", "x", exit_code=1) == "workos-sync: there is no run nonsense"
     run("--approve", "nonsense", "--dry-run", exit_code=2)
     run("--approve", "nonsense", "--organization", "org_1", exit_code=2)
 

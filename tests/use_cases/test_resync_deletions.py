@@ -7,6 +7,7 @@ from sqlalchemy import Engine
 
 from models.tables import Mirror, Read
 from tests.support import JSON, differences, rows
+from tests.support.actors import by
 from tests.support.resync import (
     MEMBERSHIPS,
     ORGANIZATIONS,
@@ -125,14 +126,14 @@ def test_approval_requires_withheld_deletions(
 ) -> None:
     clean = resync(one_engine, workos)
     with pytest.raises(OperatorError, match=message):
-        start(one_engine, "test", approves=clean if run_id == "clean" else run_id)
+        start(one_engine, by("test", "they left"), approves=clean if run_id == "clean" else run_id)
     resync(one_engine, workos)  # and nothing is left in progress
 
 
 def test_very_long_list_is_withheld(both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     run_id = gone_users(both_engines, sandbox, workos, 2250, 2250)
     assert len(report(both_engines, run_id)) == 2250
-    assert run_row(both_engines, start(both_engines, "test", approves=run_id))["phase"] == "read"
+    assert run_row(both_engines, start(both_engines, by("test", "they left"), approves=run_id))["phase"] == "read"
     assert len(rows(both_engines, Read)) == 2250
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 
 from models.tables import Listing, Read, RunStatus, Seen
 from tests.support import JSON, differences, rows
+from tests.support.actors import by
 from tests.support.auto_join import apply_events
 from tests.support.resync import (
     MEMBERSHIPS,
@@ -52,7 +53,7 @@ def test_incomplete_listing_deletes_nothing_and_ends_run(
 ) -> None:
     before, gone = mirror_of_102(one_engine, sandbox, workos)
     sandbox.faults.truncate(path, 2, status=status)
-    run_id = start(one_engine, "test")
+    run_id = start(one_engine, by("test"))
     assert continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before
     ended = run_row(one_engine, run_id)
@@ -71,7 +72,7 @@ def test_resync_resumes_after_workos_outage(
 ) -> None:
     before, gone = mirror_of_102(one_engine, sandbox, workos)
     away_after(sandbox, 60, away)
-    run_id = start(one_engine, "test")
+    run_id = start(one_engine, by("test"))
     assert not continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before
     assert run_row(one_engine, run_id)["status"] == RunStatus.RUNNING and run_row(one_engine, run_id)["error"]
@@ -136,7 +137,7 @@ def test_rejected_key_ends_run_without_deletions(
     world = sandbox.world
     quietly(world, lambda: world.delete_user(next(iter(world.users))))
     sandbox.faults.fail(path, status=status, times=None)
-    run_id = start(one_engine, "test")
+    run_id = start(one_engine, by("test"))
     with pytest.raises(InvalidApiKeyError, match=f"WORKOS_API_KEY: WorkOS refuses the key .{status}."):
         continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before
@@ -171,7 +172,7 @@ def test_unreadable_object_is_reported_and_not_deleted(
     gone = next(iter(world.users))
     quietly(world, lambda: world.delete_user(gone))
     sandbox.faults.fail(f"/user_management/users/{gone}", status=status, times=None, retry_after=0)
-    run_id = start(one_engine, "test")
+    run_id = start(one_engine, by("test"))
     tries = 0
     while not continue_run(one_engine, workos, run_id):
         tries += 1
@@ -188,7 +189,7 @@ def test_resync_waits_for_exhausted_rate_limit(
     gone = next(iter(sandbox.world.users))
     quietly(sandbox.world, lambda: sandbox.world.delete_user(gone))
     sandbox.faults.fail(path, status=429, times=None, retry_after=0)
-    run_id = start(one_engine, "test")
+    run_id = start(one_engine, by("test"))
     for _ in range(4):
         assert not continue_run(one_engine, workos, run_id)
     assert live(one_engine) == before
@@ -203,7 +204,7 @@ def test_timeout_deletes_nothing(
 ) -> None:
     before = mirror_of(one_engine, sandbox, workos, 2)
     sandbox.knobs.latency = 0.5
-    run_id = start(one_engine, "test")
+    run_id = start(one_engine, by("test"))
     with closing(client_of(sandbox, redis, timeout=0.02)) as impatient:
         assert not continue_run(one_engine, impatient, run_id)
     assert "Timeout" in run_row(one_engine, run_id)["error"]
@@ -320,7 +321,7 @@ def test_malformed_listing_is_requested_again(
     sandbox.knobs.latency = 0.0
     quietly(sandbox.world, lambda: sandbox.world.delete_user(next(iter(sandbox.world.users))))
     sandbox.faults.fail(USERS, status=204, times=1)  # no body at all
-    run_id = start(one_engine, "test")
+    run_id = start(one_engine, by("test"))
     assert continue_run(one_engine, workos, run_id)
     assert any(line["event"] == "listing_failed" and "answered no object" in line["error"] for line in logs)
     assert len(live(one_engine)["user"]) == len(before["user"]) - 1

@@ -16,6 +16,7 @@ from sqlalchemy import Engine, update
 from models.database import in_transaction, open_engine
 from models.tables import Event, Listing, Read, Run
 from tests.support import JSON, differences, mirrored, rows
+from tests.support.actors import by
 from tests.support.resync import (
     CLIENT_ID,
     Between,
@@ -281,12 +282,12 @@ def test_killed_resync_resumes_at_any_call(
         # Organizations, memberships, users, roles, permissions, connections, and the five by id.
         needed = 1 + 2 * 2 + 3 + 1 + 1 + 1 + 5
         for call in range(1, needed + 1, 1 if at_once == 1 else 5):
-            run_id = start(one_engine, "test", dry_run=True)
+            run_id = start(one_engine, by("test"), dry_run=True)
             sandbox.calls.clear()
             with pytest.raises(DiedError):
                 continue_run(one_engine, Between(workos, die_at(call)), run_id)
             expire_lease(one_engine, run_id)
-            assert start(one_engine, "test", dry_run=True) == run_id
+            assert start(one_engine, by("test"), dry_run=True) == run_id
             assert continue_run(one_engine, workos, run_id)
             assert needed < sandbox.calls.total() <= needed + at_once
             assert len(found(one_engine, run_id)) == 5
@@ -298,7 +299,7 @@ def more_calls_than(sandbox: Sandbox, number: int) -> bool:
 
 def test_stopped_resync_repeats_no_page(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     populate(sandbox.world, organizations=3, members=110)
-    run_id = start(one_engine, "test")
+    run_id = start(one_engine, by("test"))
     stops = 0
     while not continue_run(one_engine, workos, run_id, partial(more_calls_than, sandbox, sandbox.calls.total())):
         stops += 1
@@ -326,7 +327,7 @@ def frozen_and_successor(both_engines: Engine, workos: WorkOSClient) -> Callable
                 frozen.set()
                 assert wake.wait(30)
 
-        run_id = start(both_engines, "test")
+        run_id = start(both_engines, by("test"))
         between = Between(workos, freeze)
 
         def work() -> None:
@@ -395,7 +396,7 @@ def test_redis_outage_leaves_run_resumable(
     one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, tmp_path: Any
 ) -> None:
     small_life(sandbox.world, 1, 1)
-    run_id = start(one_engine, "test")
+    run_id = start(one_engine, by("test"))
     with Redis.from_url(f"unix://{tmp_path}/none.sock") as away:
         lost = open_client(sandbox.api_key, CLIENT_ID, sandbox.base_url, Buckets(away, 1.0))
         with closing(lost), pytest.raises(RedisError):
@@ -406,7 +407,7 @@ def test_redis_outage_leaves_run_resumable(
 
 def test_expired_listing_cursor_restarts_listing(one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> None:
     populate(sandbox.world, organizations=1, members=250)
-    run_id = start(one_engine, "test")
+    run_id = start(one_engine, by("test"))
     sandbox.faults.truncate("/user_management/users$", 3, status=422)
     sandbox.faults.fail("/organizations$", query=r"limit=1\b", status=422, times=None)  # WorkOS seems to be away
     assert not continue_run(one_engine, workos, run_id)

@@ -14,6 +14,7 @@ from models.database import in_transaction
 from models.tables import Change, Drift, Event, EventStatus, Run, RunStatus, Seen, Task
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, made, mirrored, outcomes, rows, sample
+from tests.support.actors import by
 from tests.support.resync import CLIENT_ID, Clock, client_of, deliver, resync
 from tests.support.sandbox import Sandbox
 from tests.support.stories import store
@@ -98,7 +99,7 @@ def test_dismissed_events_expire_like_processed_ones(engine: Engine) -> None:
     [failed] = bodies(engine)
     age_events(engine, 30.1)
     assert retain(engine, Periods())["payloads"] == 0
-    assert dismiss(engine, [failed], "ann", "a test") == 1
+    assert dismiss(engine, [failed], by("ann", "a test")) == 1
     assert retain(engine, Periods())["payloads"] == 1
     age_events(engine, 100.1)
     assert retain(engine, Periods())["events"] == 1
@@ -141,13 +142,13 @@ def test_changes_and_reports_expire_after_a_year(engine: Engine) -> None:
 def test_the_last_decision_about_a_person_is_kept(engine: Engine) -> None:
     deliver(engine, [made("organization.created"), made("user.created")])
     organization_id = sample("organization.created")["data"]["id"]
-    person = (engine, organization_id, USER, "ann")
-    auto_join_policy.block(*person, "asked for")
-    auto_join_policy.unblock(*person, "a mistake")
+    person = (engine, organization_id, USER)
+    auto_join_policy.block(*person, by("ann", "asked for"))
+    auto_join_policy.unblock(*person, by("ann", "a mistake"))
     age(engine, Change, 366, "at")
     assert retain(engine, Periods())["changes"] == 3 and retain(engine, Periods())["changes"] == 0
     [last] = rows(engine, Change)
-    auto_join_policy.block(*person, "after all")
+    auto_join_policy.block(*person, by("ann", "after all"))
     assert rows(engine, Change)[-1]["before"] == last["after"]
     age(engine, Change, 366, "at")
     assert retain(engine, Periods())["changes"] == 1
@@ -252,7 +253,7 @@ def test_erase_after_days_is_configurable(gone: Engine, days: int) -> None:
 
 
 def test_late_events_restore_nothing(gone: Engine) -> None:
-    forget(gone, USER, "alice")
+    forget(gone, USER, by("alice"))
     late = [
         made("user.deleted", 5, email="again@acme.example"),
         made("user.deleted", 0, email="again@acme.example"),
@@ -276,7 +277,7 @@ def test_catch_up_restores_nothing(engine: Engine, redis: Redis) -> None:
         sandbox.world.delete_user(user["id"])
         first, last = sandbox.world.events
         deliver(engine, [last])
-        forget(engine, user["id"], "alice")
+        forget(engine, user["id"], by("alice"))
         clock.advance(minutes=5)
         assert catch_up(engine, workos).new == 1  # the creation, which no webhook had brought
         apply_all(engine)
@@ -298,7 +299,7 @@ def test_user_deleted_by_resync_is_erased_and_can_return(
         world.delete_user(user["id"])
     resync(engine, workos)
     assert user_row(engine, user["id"])["deleted_by"] == "resync"
-    forget(engine, user["id"], "alice")
+    forget(engine, user["id"], by("alice"))
     assert personal(engine, "ann@acme.example") == []
     world.users[user["id"]] = kept  # as never documented; a confirmed read outranks what a resync found
     resync(engine, workos)

@@ -14,6 +14,7 @@ from models.database import in_transaction
 from models.tables import Run, RunStatus, Tick
 from models.types import db_now_plus
 from tests.support import apply_all, differences, rows
+from tests.support.actors import by
 from tests.support.repair import settings
 from tests.support.resync import Clock, client_of
 from tests.support.sandbox import Sandbox
@@ -68,7 +69,7 @@ def test_due_run_waits_for_unfinished_run(one_engine: Engine) -> None:
 def test_watch_rings_for_abandoned_runs(one_engine: Engine, repair_bell: Doorbell) -> None:
     watch(one_engine, repair_bell)
     assert repair_bell.waiting() == 0
-    run_id = start(one_engine, "operator")
+    run_id = start(one_engine, by("operator"))
     lease = update(Run).where(Run.id == run_id)
     in_transaction(one_engine, lambda tx: tx.execute(lease.values(leased_until=db_now_plus(30))))
     watch(one_engine, repair_bell)

@@ -14,6 +14,7 @@ from sqlalchemy import Boolean, DateTime, Engine, MetaData, Table, delete, inser
 from models.database import read_transaction, write_transaction
 from models.migrate import upgrade
 from models.tables import (
+    Audit,
     Batch,
     Change,
     Drift,
@@ -28,6 +29,7 @@ from models.tables import (
 )
 from tests import support
 from tests.support import JSON, NOON, apply_all, differences, joins, made, mirrored, rows, statuses
+from tests.support.actors import by
 from tests.support.auto_join import outdated_states
 from tests.support.catalog import drop_schema
 from tests.support.histories import broken_chains
@@ -192,5 +194,7 @@ def test_stored_values_are_converted(upgraded: Engine) -> None:
     unblocked = {"state": "unblocked", "reasons": ["by bob: a test account"], "why": "it is not"}
     noted = [(row["before"], row["after"]) for row in rows(upgraded, Change) if row["kind"] == "join"]
     assert noted == [(None, blocked), (blocked, unblocked)]
-    auto_join_policy.block(upgraded, ACME, ANN, "bob", "it is")
+    assert rows(upgraded, Audit) == [], "it begins with this release; earlier decisions stay where they are"
+    auto_join_policy.block(upgraded, ACME, ANN, by("bob", "it is"))
+    assert [(row["who"], row["action"]) for row in rows(upgraded, Audit)] == [("bob", "block")]
     assert broken(upgraded) == []

@@ -16,6 +16,7 @@ from models.views import (
     workspaces,
 )
 from tests.support import JSON, made, minute, rows
+from tests.support.actors import by
 from tests.support.auto_join import apply_events, mark_as_filled, set_auto_join
 from worker.mirror import auto_join_policy
 
@@ -151,8 +152,8 @@ def test_auto_join_domains_view_requires_one_verified_owner(places: Engine) -> N
             *(domain("rival-pending.example"), domain("rival-pending.example", OTHER, "pending")),
         ],
     )
-    auto_join_policy.set_workspace(places, "org_off", "ann", "shared", auto_join=False)
-    auto_join_policy.set_workspace(places, "org_admins", "ann", "small", default_role="admin")
+    auto_join_policy.set_workspace(places, "org_off", by("ann", "shared"), auto_join=False)
+    auto_join_policy.set_workspace(places, "org_admins", by("ann", "small"), default_role="admin")
     alone = ("verified", "twice", "rival-gone", "rival-deleted", "rival-pending")
     expected = {f"{name}.example": (ACME, "member") for name in alone}
     expected["admins.example"] = ("org_admins", "admin")
@@ -181,8 +182,8 @@ def test_auto_join_blocks_view_lists_removed_and_blocked_people(places: Engine) 
             member("om_nobody", "nobody", verb="deleted"),
         ],
     )
-    auto_join_policy.unblock(places, ACME, "user_jon", "ann", "a mistake")
-    auto_join_policy.block(places, ACME, "user_kim", "ann", "a competitor")
+    auto_join_policy.unblock(places, ACME, "user_jon", by("ann", "a mistake"))
+    auto_join_policy.block(places, ACME, "user_kim", by("ann", "a competitor"))
     cause = {"organization_id": ACME, "cause": "event", "cause_id": "event_1"}
     joins: list[JSON] = [
         {"user_id": "user_stranger", "state": JoinState.UNDONE, "reason": "deactivated again", **cause},

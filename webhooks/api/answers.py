@@ -9,8 +9,8 @@ from webhooks.api import schemas
 
 
 def answers(model: type[BaseModel], **others: type[BaseModel]) -> spectree.Response:
-    """Declare the body of a route's 200 response, and of `others` such as `HTTP_404`. 401 is always included."""
-    return spectree.Response(HTTP_200=model, HTTP_401=schemas.Error, **others)
+    """Declare the body of a route's 200 response, and of `others` such as `HTTP_404`. 401 and 429 are included."""
+    return spectree.Response(HTTP_200=model, **{"HTTP_401": schemas.Error, "HTTP_429": schemas.Error} | others)
 
 
 def as_json(model: BaseModel, status: int = 200) -> Response:
@@ -27,4 +27,5 @@ def one(model: type[BaseModel], row: Record | None) -> Response:
 
 def page(model: type[BaseModel], rows: list[Record], limit: int, key: str) -> Response:
     """Return rows as a page. If there are `limit` rows, `next` is the last row's `key`; otherwise this page is last."""
-    return as_json(model.model_validate({"items": rows, "next": rows[-1][key] if len(rows) == limit else None}))
+    last = str(rows[-1][key]) if len(rows) == limit else None
+    return as_json(model.model_validate({"items": rows, "next": last}))

@@ -1,4 +1,4 @@
-"""API routes that read the inbox and runs."""
+"""API routes that read the inbox, runs and the audit."""
 
 from flask import Blueprint, Response
 from spectree import SpecTree
@@ -26,6 +26,14 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
     def show_event(event_id: str) -> Response:
         """Return one event with its payload, outcome, attempts and changes."""
         return one(schemas.WholeEvent, listings.show_event(engine, event_id))
+
+    @routes.get("/audit")
+    @spec.validate(resp=answers(schemas.Page[schemas.Audit]), tags=["operations"])
+    def list_audit(query: schemas.AuditQuery) -> Response:
+        """List the actions of operators and settings, newest first. All filters must match."""
+        filters = query.model_dump(exclude={"after", "limit"})
+        rows = listings.list_audit(engine, filters, after=query.after, limit=query.limit)
+        return page(schemas.Page[schemas.Audit], rows, query.limit, "id")
 
     @routes.get("/replays")
     @spec.validate(resp=answers(schemas.Page[schemas.Replay]), tags=["operations"])

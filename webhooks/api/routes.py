@@ -9,8 +9,9 @@ from spectree.models import SecureType, SecurityScheme, SecuritySchemeData
 
 from webhooks.api import changes, mirror, operations, schemas
 from webhooks.api.answers import answers, as_json
-from webhooks.auth import token_name
+from webhooks.auth import Guesses
 from worker.bootstrap import Services
+from worker.errors import TooManyGuessesError
 from worker.reports.verdict import as_report, judge
 
 
@@ -19,12 +20,20 @@ def blueprint(services: Services, app: Flask) -> Blueprint:
     routes = Blueprint("api", __name__, url_prefix="/api/v1")
     spec = _spec()
     engine = services.engine
+    guesses = Guesses(services.redis)
 
     @routes.before_request
     def require_token() -> Response | None:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        known = token_name(token.strip(), services.settings.api_tokens)
-        if request.endpoint == "api.openapi" or (known and scheme.lower() == "bearer"):
+        if request.endpoint == "api.openapi":
+            return None
+        try:
+            known = guesses.name_of(token.strip(), services.settings.api_tokens, request.remote_addr)
+        except TooManyGuessesError as error:
+            response = make_response(jsonify(error=str(error)), 429)
+            response.headers["Retry-After"] = str(error.seconds)
+            return response
+        if known and scheme.lower() == "bearer":
             return None
         response = make_response(jsonify(error="missing or invalid bearer token (see API_TOKENS)"), 401)
         response.headers["WWW-Authenticate"] = "Bearer"

@@ -5,6 +5,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.tables import Action, Via
 from models.types import JsonObject
 
 Item = TypeVar("Item", bound=BaseModel)
@@ -58,6 +59,18 @@ class EventQuery(InWorkspace):
 
     status: Literal["pending", "done", "failed", "dismissed"] | None = None
     type: Id | None = None
+
+
+class AuditQuery(Query):
+    """Filters for the audit. `after` is an id."""
+
+    who: Text | None = None
+    via: Via | None = None
+    action: Action | None = None
+    object_id: Text | None = None
+    organization_id: Id | None = None
+    after: Annotated[int | None, Field(ge=1, le=2**63 - 1, description="`next` of the previous page.")] = None
+    limit: Limit = 100
 
 
 class ChangesQuery(Query):
@@ -230,12 +243,28 @@ class Change(BaseModel):
     cause_id: str
 
 
+class Audit(BaseModel):
+    """An action of an operator or a setting."""
+
+    id: int
+    at: datetime
+    who: str
+    via: str
+    action: str
+    kind: str | None
+    object_id: str | None
+    organization_id: str | None
+    reason: str | None
+    details: JsonObject | None
+
+
 class Run(BaseModel):
     """A replay or a resync."""
 
     id: str
     status: str
     requested_by: str
+    reason: str | None
     created_at: datetime
     finished_at: datetime | None
     error: str | None
@@ -245,7 +274,6 @@ class Replay(Run):
     """A replay: the number of events selected, requeued, and skipped because their payload has been deleted."""
 
     selection: JsonObject | None
-    reason: str | None
     total: int | None
     done: int
     skipped: int

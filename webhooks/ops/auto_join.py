@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from functools import partial
 
-from flask import Blueprint, flash, redirect, render_template, request, session, url_for
+from flask import Blueprint, flash, redirect, render_template, request, url_for
 from werkzeug import Response
 
-from webhooks.ops.shared import PAGE, entered_reason
+from webhooks.ops.shared import PAGE, actor, ask_for_reason
+from worker.audit import Actor
 from worker.bootstrap import Services
 from worker.decision.roles import LOCAL_ROLES
 from worker.errors import ConfigurationError, OperatorError
@@ -30,7 +31,7 @@ def add(routes: Blueprint, services: Services) -> None:
             without_admin=auto_join_policy.without_admin(engine, PAGE),
         )
 
-    @routes.post("/workspaces/<path:organization_id>/auto-join")
+    @routes.post("/workspaces/<id:organization_id>/auto-join")
     def set_auto_join(organization_id: str) -> Response:
         role = request.form.get("role")
         decision = partial(
@@ -42,12 +43,12 @@ def add(routes: Blueprint, services: Services) -> None:
         )
         return _apply(decision, url_for("ops.workspace", organization_id=organization_id))
 
-    @routes.post("/workspaces/<path:organization_id>/people/<user_id>/unblock")
+    @routes.post("/workspaces/<id:organization_id>/people/<id:user_id>/unblock")
     def unblock(organization_id: str, user_id: str) -> Response:
         decision = partial(auto_join_policy.unblock, engine, organization_id, user_id)
         return _apply(decision, url_for("ops.auto_join"))
 
-    @routes.post("/workspaces/<path:organization_id>/people/<user_id>/block")
+    @routes.post("/workspaces/<id:organization_id>/people/<id:user_id>/block")
     def block(organization_id: str, user_id: str) -> Response:
         decision = partial(auto_join_policy.block, engine, organization_id, user_id)
         return _apply(decision, url_for("ops.auto_join"))
@@ -58,26 +59,26 @@ def add(routes: Blueprint, services: Services) -> None:
         deliveries = operate.deliveries(engine, limit=PAGE)
         return render_template("ops/hooks.html", hooks=hooks, deliveries=deliveries)
 
-    @routes.post("/hooks/<name>/replay")
+    @routes.post("/hooks/<id:name>/replay")
     def replay_hook(name: str) -> Response:
-        number = operate.replay(engine, name, request.form.get("change", type=int), session["name"], names)
+        number = operate.replay(engine, name, request.form.get("change", type=int), actor(), names)
         services.hooks_bell.ring()
         return _report(number, "queued for retry")
 
-    @routes.post("/hooks/<name>/dismiss")
+    @routes.post("/hooks/<id:name>/dismiss")
     def dismiss_hook(name: str) -> Response:
-        number = operate.dismiss(engine, name, request.form.get("change", type=int), session["name"], names)
+        if asked := ask_for_reason(url_for("ops.hooks_page")):
+            return asked
+        number = operate.dismiss(engine, name, request.form.get("change", type=int), actor(), names)
         return _report(number, "dismissed")
 
 
-def _apply(decision: Callable[[str, str], object], back: str) -> Response:
-    """Call `decision` with the operator's name and reason, and redirect to `back` with the result."""
-    reason = entered_reason()
-    if reason is None:
-        flash("Enter a reason. It is recorded with the decision.", "bad")
-        return redirect(back)
+def _apply(decision: Callable[[Actor], object], back: str) -> Response:
+    """Call `decision` with the operator and their reason, and redirect to `back` with the result."""
+    if asked := ask_for_reason(back):
+        return asked
     try:
-        decision(session["name"], reason)
+        decision(actor())
     except (ConfigurationError, OperatorError) as error:
         flash(f"Failed: {error}.", "bad")
     else:

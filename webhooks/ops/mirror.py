@@ -21,7 +21,7 @@ def add(routes: Blueprint, services: Services) -> None:
         rows, more = split_page(found, "organization_id")
         return render_template("ops/workspaces.html", rows=rows, name=name or "", more=more)
 
-    @routes.get("/workspaces/<path:organization_id>")
+    @routes.get("/workspaces/<id:organization_id>")
     def workspace(organization_id: str) -> str:
         found = listings.list_members(engine, organization_id)
         if found is None:
@@ -37,7 +37,7 @@ def add(routes: Blueprint, services: Services) -> None:
             changes=listings.recent_changes(engine, organization_id, PAGE),
         )
 
-    @routes.post("/workspaces/<path:organization_id>/resync")
+    @routes.post("/workspaces/<id:organization_id>/resync")
     def resync_workspace(organization_id: str) -> Response:
         return start_resync(services, organization_id=organization_id)
 

@@ -4,12 +4,13 @@ from datetime import datetime
 from http import HTTPStatus
 
 import structlog
-from flask import Blueprint, Flask, render_template, session
+from flask import Blueprint, Flask, g, render_template
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 
-from webhooks.ops import auto_join, inbox, mirror, overview, runs, sign_in
+from webhooks.ops import audit, auto_join, inbox, mirror, overview, runs, sign_in
+from webhooks.ops.ids import IdConverter
 from webhooks.receive import type_name
 from worker.bootstrap import Services
 from worker.errors import ConfigurationError, OperatorError, UnknownIdError, WorkosSyncError
@@ -20,10 +21,11 @@ log = structlog.get_logger()
 
 def install(app: Flask, services: Services) -> None:
     """Register the pages on `app`."""
+    app.url_map.converters["id"] = IdConverter
     csrf = sign_in.prepare(app, services.settings)
     routes = Blueprint("ops", __name__, url_prefix="/ops", template_folder="templates", static_folder="static")
-    sign_in.add(routes, services.settings, csrf)
-    for pages in (overview, inbox, mirror, auto_join, runs):
+    sign_in.add(routes, services, csrf)
+    for pages in (overview, inbox, mirror, auto_join, runs, audit):
         pages.add(routes, services)
 
     @routes.errorhandler(HTTPException)
@@ -45,7 +47,7 @@ def install(app: Flask, services: Services) -> None:
 
     @routes.context_processor
     def add_operator() -> dict[str, str | None]:
-        return {"operator": session.get("name")}
+        return {"operator": g.get("operator")}
 
     routes.add_app_template_filter(_format_time, "format_time")
     routes.add_app_template_filter(_format_duration, "format_duration")

@@ -2,11 +2,11 @@
 
 from itertools import islice
 
-from flask import Blueprint, abort, flash, redirect, render_template, session, url_for
+from flask import Blueprint, abort, flash, redirect, render_template, url_for
 from werkzeug import Response
 
 from models.tables import Task
-from webhooks.ops.shared import PAGE, start_resync
+from webhooks.ops.shared import PAGE, actor, ask_for_reason, start_resync
 from worker.bootstrap import Services
 from worker.queue.doorbell import REPAIR
 from worker.repair import replay
@@ -25,7 +25,7 @@ def add(routes: Blueprint, services: Services) -> None:
     def runs() -> str:
         return render_template("ops/runs.html", rows=listings.list_runs(engine, PAGE))
 
-    @routes.get("/runs/<run_id>")
+    @routes.get("/runs/<id:run_id>")
     def run(run_id: str) -> str:
         found = listings.run(engine, run_id)
         if found is None:
@@ -42,14 +42,16 @@ def add(routes: Blueprint, services: Services) -> None:
             approved_by=listings.approval(engine, run_id),
         )
 
-    @routes.post("/runs/<run_id>/approve")
+    @routes.post("/runs/<id:run_id>/approve")
     def approve(run_id: str) -> Response:
+        if asked := ask_for_reason(url_for("ops.run", run_id=run_id)):
+            return asked
         message = "Approved. Each object is read from WorkOS again before it is deleted."
         return start_resync(services, message, approves=run_id)
 
-    @routes.post("/runs/<run_id>/cancel")
+    @routes.post("/runs/<id:run_id>/cancel")
     def cancel(run_id: str) -> Response:
-        if replay.cancel(engine, run_id, session["name"]):
+        if replay.cancel(engine, run_id, actor()):
             flash("Replay cancelled. Events that were already requeued are still processed.", "good")
         else:
             flash("This run is not a replay in progress.", "bad")

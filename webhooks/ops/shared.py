@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from functools import partial
 
-from flask import flash, redirect, request, session, url_for
+from flask import flash, g, redirect, request, url_for
 from werkzeug import Response
 
+from models.tables import Via
 from models.types import Record
+from worker.audit import Actor
 from worker.bootstrap import Services
+from worker.decision.payload import clean
 from worker.errors import ConfigurationError
 from worker.queue.doorbell import REPAIR
 from worker.repair.resync import resync
@@ -15,6 +18,8 @@ from worker.reports.health import one_lane
 
 PAGE = 50
 """Rows of a page."""
+MAX_REASON = 500
+"""Characters of a reason, as in the forms."""
 
 
 def split_page(rows: list[Record], key: str) -> tuple[list[Record], str | None]:
@@ -27,15 +32,28 @@ def split_page(rows: list[Record], key: str) -> tuple[list[Record], str | None]:
 
 def entered_reason() -> str | None:
     """Return the reason that the operator entered in the form; None if it is empty."""
-    return request.form.get("reason", "").strip() or None
+    return clean(request.form.get("reason", "").strip())[:MAX_REASON] or None
 
 
-def start_run(services: Services, start: Callable[[str], str], message: str) -> Response:
+def actor() -> Actor:
+    """Return the operator who is signed in, with the reason that they entered."""
+    return Actor(g.operator, Via.PAGE, entered_reason())
+
+
+def ask_for_reason(back: str) -> Response | None:
+    """Return None if the operator entered a reason, else a redirect to `back`, which asks for one."""
+    if entered_reason() is not None:
+        return None
+    flash("Enter a reason. It is recorded in the audit.", "bad")
+    return redirect(back)
+
+
+def start_run(services: Services, start: Callable[[Actor], str], message: str) -> Response:
     """Create a run, wake a worker, and redirect to the run's page, which shows `message`.
 
-    `start` takes the operator's name and returns the run's id.
+    `start` takes the operator and returns the run's id.
     """
-    run_id = start(session["name"])
+    run_id = start(actor())
     services.repair_bell.ring()
     workers = one_lane(services.report_redis, REPAIR).workers
     if workers:

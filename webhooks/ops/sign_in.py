@@ -1,22 +1,31 @@
-"""Sign-in with a token from OPS_TOKENS, CSRF protection, and security headers."""
+"""Sign-in with a token from OPS_TOKENS, sessions that can be ended, CSRF protection, and security headers."""
 
 import hashlib
 import hmac
-from datetime import timedelta
+import re
+from contextlib import suppress
 
 import structlog
-from flask import Blueprint, Flask, Response, flash, redirect, render_template, request, session, url_for
+from flask import Blueprint, Flask, Response, abort, flash, g, redirect, render_template, request, session, url_for
 from flask.sessions import SecureCookieSessionInterface
 from flask_wtf import CSRFProtect
 from flask_wtf.csrf import CSRFError
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug import Response as AnyResponse
 
-from webhooks.auth import token_name
+from webhooks.auth import Guesses
+from worker import operator_sessions
+from worker.bootstrap import Services
+from worker.errors import TooManyGuessesError
 from worker.settings import Settings
 
 log = structlog.get_logger()
 
-SESSION_LIFETIME = timedelta(hours=12)
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+REFRESH_HEADER = "X-Refresh"
+"""Sent when a page refreshes itself, which does not keep its operator signed in."""
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
@@ -40,25 +49,62 @@ def prepare(app: Flask, settings: Settings) -> CSRFProtect:
     tokens = sorted((name, token.get_secret_value()) for name, token in settings.ops_tokens.items())
     app.secret_key = hmac.digest(b"workos-sync ops session", repr(tokens).encode(), hashlib.sha256)
     app.session_interface = _Sessions()
-    app.permanent_session_lifetime = SESSION_LIFETIME
+    app.permanent_session_lifetime = operator_sessions.LIFETIME
     app.config.update(
         SESSION_COOKIE_NAME="workos_sync_ops",
         SESSION_COOKIE_PATH="/ops",
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Strict",
+        SESSION_REFRESH_EACH_REQUEST=False,  # The cookie ends with the session.
         WTF_CSRF_CHECK_DEFAULT=False,  # Only the pages need it.
         WTF_CSRF_TIME_LIMIT=None,  # As long as the session.
     )
     return CSRFProtect(app)
 
 
-def add(routes: Blueprint, settings: Settings, csrf: CSRFProtect) -> None:
+def add(routes: Blueprint, services: Services, csrf: CSRFProtect) -> None:
     """Require sign-in and CSRF tokens on all of `routes`; add the pages for sign-in and sign-out."""
+    _add_checks(routes, services, csrf)
+    engine, tokens, guesses = services.engine, services.settings.ops_tokens, Guesses(services.redis)
 
+    @routes.route("/sign-in", methods=["GET", "POST"])
+    def sign_in() -> AnyResponse | str | tuple[str, int]:
+        if request.method == "GET":
+            return render_template("ops/sign_in.html", next="")
+        target = _redirect_target(request.form.get("next", ""))
+        name = guesses.name_of(request.form.get("token", "").strip(), tokens, request.remote_addr)
+        if name is None:
+            log.warning("sign_in_failed", address=request.remote_addr)
+            flash("Invalid token. Valid tokens are in OPS_TOKENS.", "bad")
+            return render_template("ops/sign_in.html", next=request.form.get("next", "")), 401
+        id = operator_sessions.sign_in(engine, name, request.remote_addr)
+        session.clear()
+        session.permanent = True
+        session["id"] = id
+        log.info("sign_in_succeeded", who=name)
+        return redirect(target)
+
+    @routes.post("/sign-out")
+    def sign_out() -> AnyResponse:
+        operator_sessions.sign_out(engine, session["id"], g.operator)
+        session.clear()
+        return redirect(url_for("ops.sign_in"))
+
+    @routes.errorhandler(TooManyGuessesError)
+    def slowed(error: TooManyGuessesError) -> tuple[str, int, dict[str, str]]:
+        page = render_template("ops/error.html", title="Too many attempts", message=f"{str(error).capitalize()}.")
+        return page, 429, {"Retry-After": str(error.seconds)}
+
+
+def _add_checks(routes: Blueprint, services: Services, csrf: CSRFProtect) -> None:
     @routes.before_request
     def authenticate() -> AnyResponse | tuple[str, int] | None:
-        if request.endpoint not in {"ops.sign_in", "ops.static"} and session.get("name") not in settings.ops_tokens:
-            return render_template("ops/sign_in.html", next=request.path), 401
+        if request.endpoint not in {"ops.sign_in", "ops.static"}:
+            who = _signed_in(services.engine)
+            if who not in services.settings.ops_tokens:
+                wanted = "" if CONTROL.search(request.path) else request.path
+                return render_template("ops/sign_in.html", next=wanted), 401
+            g.operator = who
         csrf.protect()
         return None
 
@@ -75,28 +121,25 @@ def add(routes: Blueprint, settings: Settings, csrf: CSRFProtect) -> None:
         message = "The form's security token is missing or has expired. Reload the page and try again."
         return render_template("ops/error.html", title="Form expired", message=message), 403
 
-    @routes.route("/sign-in", methods=["GET", "POST"])
-    def sign_in() -> AnyResponse | str | tuple[str, int]:
-        if request.method == "GET":
-            return render_template("ops/sign_in.html", next="")
-        name = token_name(request.form.get("token", "").strip(), settings.ops_tokens)
-        if name is None:
-            log.warning("sign_in_failed", address=request.remote_addr)
-            flash("Invalid token. Valid tokens are in OPS_TOKENS.", "bad")
-            return render_template("ops/sign_in.html", next=request.form.get("next", "")), 401
-        session.clear()
-        session.permanent = True
-        session["name"] = name
-        log.info("sign_in_succeeded", who=name)
-        return redirect(_redirect_target(request.form.get("next", "")))
 
-    @routes.post("/sign-out")
-    def sign_out() -> AnyResponse:
-        session.clear()
-        return redirect(url_for("ops.sign_in"))
+def _signed_in(engine: Engine) -> str | None:
+    """Return the operator whose session the cookie names, and record their activity; None if there is none."""
+    id = session.get("id")
+    if not isinstance(id, str):
+        return None
+    who = operator_sessions.signed_in(engine, id)
+    if who is not None and REFRESH_HEADER not in request.headers:
+        with suppress(DBAPIError, PoolTimeoutError):  # Pages can be read even if nothing can be written.
+            operator_sessions.record_activity(engine, id)
+    return who
 
 
 def _redirect_target(path: str) -> str:
-    """Return `path` if it is one of the pages, else the overview, to prevent open redirects."""
+    """Return `path` if it is one of the pages, else the overview, to prevent open redirects.
+
+    Respond with 400 if it contains control characters, which no page's path does.
+    """
+    if CONTROL.search(path):
+        abort(400, "The page to open contains control characters.")
     home = url_for("ops.overview")
     return path if path.startswith(home) and "//" not in path and "\\" not in path else home

@@ -24,6 +24,7 @@ MODULES = {
     **dict.fromkeys(["resync", "catch-up", "forget"], "repair"),
     **dict.fromkeys(["events", "replay"], "inbox"),
     **dict.fromkeys(["explain", "members", "workspaces", "status"], "reports"),
+    "audit": "audit",
     "auto-join": "auto_join",
     "hooks": "hooks",
     "runs": "runs",

@@ -7,12 +7,11 @@ from sqlalchemy import Engine
 
 from models.tables import JoinState
 from worker.cli import options, output
-from worker.cli.shared import known, migrated_engine, operator
+from worker.cli.shared import actor, known, migrated_engine
 from worker.decision.roles import LOCAL_ROLES
 from worker.mirror import auto_join_policy
 from worker.reports import listings
 
-reason_option = click.option("--reason", required=True, help="Reason, recorded with the change.")
 organization_option = click.option("--organization", metavar="ID", help="Only this workspace.")
 
 
@@ -73,12 +72,12 @@ def joins(state: str | None, organization: str | None, limit: int, as_json: bool
 @click.argument("organization", metavar="ORGANIZATION_ID")
 @click.option("--on/--off", "switch", default=None, help="Whether people join the workspace by domain.")
 @click.option("--role", type=click.Choice(LOCAL_ROLES), help="Role of people who join by domain.")
-@reason_option
+@options.required_reason
 @options.as_json
 def set_workspace(organization: str, switch: bool | None, role: str | None, reason: str, as_json: bool) -> None:
     """Turn auto-join on or off, or set the role of people who join."""
     after = auto_join_policy.set_workspace(
-        migrated_engine(), organization, operator(), reason, auto_join=switch, default_role=role
+        migrated_engine(), organization, actor(reason), auto_join=switch, default_role=role
     )
     output.report(after, as_json=as_json)
 
@@ -86,24 +85,24 @@ def set_workspace(organization: str, switch: bool | None, role: str | None, reas
 @auto_join.command()
 @click.argument("organization", metavar="ORGANIZATION_ID")
 @click.argument("user", metavar="USER_ID")
-@reason_option
+@options.required_reason
 def unblock(organization: str, user: str, reason: str) -> None:
     """Allow a person to join a workspace by domain again.
 
     For people who are kept out because they were removed, deactivated, invited or blocked.
     """
-    reasons = auto_join_policy.unblock(migrated_engine(), organization, user, operator(), reason)
+    reasons = auto_join_policy.unblock(migrated_engine(), organization, user, actor(reason))
     click.echo(f"unblocked: {', '.join(reasons)}")
 
 
 @auto_join.command()
 @click.argument("organization", metavar="ORGANIZATION_ID")
 @click.argument("user", metavar="USER_ID")
-@reason_option
+@options.required_reason
 def block(organization: str, user: str, reason: str) -> None:
     """Prevent a person from joining a workspace by domain.
 
     Existing memberships are not changed.
     """
-    auto_join_policy.block(migrated_engine(), organization, user, operator(), reason)
+    auto_join_policy.block(migrated_engine(), organization, user, actor(reason))
     click.echo(f"{user} can no longer join {organization} by domain")

@@ -6,7 +6,7 @@ import click
 
 from models.tables import DeliveryStatus
 from worker.cli import options, output
-from worker.cli.shared import logging_settings, migrated_engine, operator
+from worker.cli.shared import actor, logging_settings, migrated_engine
 from worker.hooks import operate
 from worker.settings import load_settings
 
@@ -55,18 +55,20 @@ def hooks_failed(hook: str | None, limit: int, as_json: bool) -> None:
 @hooks.command("replay")
 @click.argument("hook")
 @change_option
-def hooks_replay(hook: str, change_id: int | None) -> None:
+@options.reason
+def hooks_replay(hook: str, change_id: int | None, reason: str | None) -> None:
     """Retry a hook's failed deliveries."""
     names = logging_settings().hooks
-    number = operate.replay(migrated_engine(), hook, change_id, operator(), names)
+    number = operate.replay(migrated_engine(), hook, change_id, actor(reason), names)
     click.echo(f"{number} queued for retry")
 
 
 @hooks.command("dismiss")
 @click.argument("hook")
 @change_option
-def hooks_dismiss(hook: str, change_id: int | None) -> None:
+@options.required_reason
+def hooks_dismiss(hook: str, change_id: int | None, reason: str) -> None:
     """Discard a hook's failed deliveries."""
     names = logging_settings().hooks
-    number = operate.dismiss(migrated_engine(), hook, change_id, operator(), names)
+    number = operate.dismiss(migrated_engine(), hook, change_id, actor(reason), names)
     click.echo(f"{number} discarded")

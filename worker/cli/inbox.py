@@ -8,7 +8,7 @@ import click
 from models.tables import EventStatus
 from worker.cli import options, output
 from worker.cli.runs import replayed, work_on_run
-from worker.cli.shared import known, logging_settings, migrated_engine, open_services, operator
+from worker.cli.shared import actor, known, logging_settings, migrated_engine, open_services
 from worker.errors import OperatorError
 from worker.mirror import change_feed
 from worker.repair import replay as replays
@@ -67,13 +67,13 @@ def events_failures(as_json: bool) -> None:
 
 @events.command("dismiss")
 @click.argument("event_ids", nargs=-1, required=True, metavar="ID...")
-@click.option("--why", required=True, help="Reason, recorded with the event.")
-def events_dismiss(event_ids: tuple[str, ...], why: str) -> None:
+@options.required_reason
+def events_dismiss(event_ids: tuple[str, ...], reason: str) -> None:
     """Mark failed events as not needed.
 
     Dismissed events are neither retried nor reported as a problem.
     """
-    number = replays.dismiss(migrated_engine(), event_ids, operator(), why)
+    number = replays.dismiss(migrated_engine(), event_ids, actor(reason))
     click.echo(f"{number} dismissed")
     if number < len(set(event_ids)):
         raise OperatorError(f"{len(set(event_ids)) - number} ids are unknown or did not fail")
@@ -87,13 +87,13 @@ def events_dismiss(event_ids: tuple[str, ...], why: str) -> None:
 @organization_option
 @options.time("--since", f"Only events received at or after {options.THIS_TIME}.")
 @options.time("--until", f"Only events received before {options.THIS_TIME}.")
-@click.option("--why", help="Reason, recorded with the run.")
+@options.reason
 @click.option(
     "--again", is_flag=True, help="Replay even if the same events were replayed before and none has failed since."
 )
 @click.option("--dry-run", is_flag=True, help="Change nothing; report how many events match and what would change.")
 @options.as_json
-def replay_command(why: str | None, again: bool, dry_run: bool, as_json: bool, **selected: Any) -> None:
+def replay_command(reason: str | None, again: bool, dry_run: bool, as_json: bool, **selected: Any) -> None:
     """Reprocess stored events. Idempotent.
 
     At least one option that selects events is required.
@@ -106,7 +106,7 @@ def replay_command(why: str | None, again: bool, dry_run: bool, as_json: bool, *
     if dry_run:
         output.report(replays.plan(engine, selection)._asdict(), as_json=as_json)
         return
-    run_id = replays.start(engine, selection, operator(), why, again=again)
+    run_id = replays.start(engine, selection, actor(reason), again=again)
     with open_services(settings) as services:
         finished = work_on_run(services, None, run_id)
     output.report(replayed(engine, run_id), as_json=as_json)

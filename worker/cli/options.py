@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import click
 
+from worker.decision.payload import clean
+
 FC = TypeVar("FC", bound=Callable[..., object])
 
 THIS_TIME = "this time, such as 2026-01-31T12:30Z, 2h, 3d or yesterday"
@@ -52,6 +54,17 @@ def _time(text: str) -> datetime:
         return now - timedelta(**{UNITS[age[2]]: int(age[1])})
     given = datetime.fromisoformat(text.upper())
     return given.replace(tzinfo=given.tzinfo or UTC).astimezone(UTC)
+
+
+def _entered(context: click.Context, option: click.Parameter, given: str | None) -> str | None:
+    text = clean(given.strip()) if given else None
+    if option.required and not text:
+        raise click.BadParameter("must not be empty", context, option)
+    return text or None
+
+
+reason = click.option("--reason", callback=_entered, help="Reason, recorded in the audit.")
+required_reason = click.option("--reason", required=True, callback=_entered, help="Reason, recorded in the audit.")
 
 
 def time(name: str, text: str) -> Callable[[FC], FC]:

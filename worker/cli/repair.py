@@ -9,11 +9,11 @@ from sqlalchemy import Engine
 
 from worker.cli import options, output
 from worker.cli.runs import print_run, work_on_run
-from worker.cli.shared import known, logging_settings, migrated_engine, operator, reaching_workos
+from worker.cli.shared import actor, known, logging_settings, migrated_engine, reaching_workos
 from worker.errors import OperatorError, UnknownIdError
 from worker.kinds.organization import ORGANIZATION
 from worker.mirror.erasure import forget
-from worker.repair.catch_up import REMEDY, catch_up, catch_up_since
+from worker.repair.catch_up import REMEDY, catch_up_by_hand
 from worker.repair.reads import fetch
 from worker.repair.resync.resync import start
 from worker.reports import listings
@@ -23,7 +23,10 @@ FAILED_PAYLOADS = (
     "of these payloads belong to failed events, which can no longer be replayed. Run workos-sync resync, then dismiss "
     "the events."
 )
-NOT_ERASED = "not erased: backups, copies made by hooks and followers, and the reasons that operators entered"
+NOT_ERASED = (
+    "not erased: backups, copies made by hooks and followers, and the reasons that operators entered for blocks, "
+    "auto-join settings and dismissed events"
+)
 
 
 @click.command()
@@ -32,21 +35,24 @@ NOT_ERASED = "not erased: backups, copies made by hooks and followers, and the r
 @click.option(
     "--approve", metavar="RUN", help="Carry out the deletions that RUN withheld, after reading each object again."
 )
+@options.reason
 @options.as_json
-def resync(organization: str | None, dry_run: bool, approve: str | None, as_json: bool) -> None:
+def resync(organization: str | None, dry_run: bool, approve: str | None, reason: str | None, as_json: bool) -> None:
     """Compare the mirror with WorkOS and repair it.
 
-    Reports each difference. Exit code 1 if the resync failed, was interrupted or withheld deletions, or if --dry-run
-    found differences.
+    Reports each difference. --approve requires --reason. Exit code 1 if the resync failed, was interrupted or withheld
+    deletions, or if --dry-run found differences.
     """
     if approve and (organization or dry_run):
         raise click.UsageError("--approve cannot be combined with --organization or --dry-run")
+    if approve and not reason:
+        raise click.UsageError("--approve requires --reason, because people may lose access")
     settings = logging_settings("workos_api_key", "workos_client_id")
     with reaching_workos(settings, bound=not dry_run) as (services, workos):
         engine = services.engine
         if organization and not _exists(engine, workos, organization):
             raise UnknownIdError(f"WorkOS has no organization {organization}")
-        run_id = start(engine, operator(), organization_id=organization, dry_run=dry_run, approves=approve)
+        run_id = start(engine, actor(reason), organization_id=organization, dry_run=dry_run, approves=approve)
         finished = work_on_run(services, workos, run_id)
         row = known(listings.run(engine, run_id), f"run {run_id} was deleted")
         print_run(engine, row, as_json=as_json)
@@ -66,8 +72,9 @@ def _exists(engine: Engine, workos: WorkOSClient, organization_id: str) -> bool:
 
 @click.command("catch-up")
 @options.time("--since", f"Read all events since {options.THIS_TIME}. At most 90 days ago.")
+@options.reason
 @options.as_json
-def catch_up_command(since: datetime | None, as_json: bool) -> None:
+def catch_up_command(since: datetime | None, reason: str | None, as_json: bool) -> None:
     """Fetch events whose webhooks were lost.
 
     Reads the events that WorkOS recorded since the last catch-up, and stores new ones in the inbox. Workers apply them.
@@ -76,10 +83,7 @@ def catch_up_command(since: datetime | None, as_json: bool) -> None:
     lag = timedelta(seconds=settings.catch_up_lag_seconds)
     with reaching_workos(settings) as (services, workos):
         try:
-            if since is None:
-                report = catch_up(services.engine, workos, lag=lag)
-            else:
-                report = catch_up_since(services.engine, workos, since, lag)
+            report = catch_up_by_hand(services.engine, workos, actor(reason), since, lag)
         finally:  # pages read before a failure are stored
             services.bell.ring()
     if as_json:
@@ -93,8 +97,9 @@ def catch_up_command(since: datetime | None, as_json: bool) -> None:
 
 @click.command("forget")
 @click.argument("user", metavar="USER_ID")
+@options.reason
 @options.as_json
-def forget_command(user: str, as_json: bool) -> None:
+def forget_command(user: str, reason: str | None, as_json: bool) -> None:
     """Erase a deleted user's e-mail address and name.
 
     Also blanks the stored payloads that name the user. All payloads are searched: allow a few minutes per million.
@@ -105,7 +110,7 @@ def forget_command(user: str, as_json: bool) -> None:
         if show_progress:
             click.echo(f"\r{number} payloads searched", nl=False, err=True)
 
-    erased = forget(migrated_engine(), user, operator(), report_progress)
+    erased = forget(migrated_engine(), user, actor(reason), report_progress)
     if show_progress:
         click.echo(err=True)
     if as_json:
@@ -114,7 +119,7 @@ def forget_command(user: str, as_json: bool) -> None:
     click.echo(f"{user} is erased")
     click.echo(
         f"blanked: {erased.payloads} payloads, {erased.changes} changes, {erased.drift} rows of resync reports, "
-        f"{erased.hook_errors} hook errors"
+        f"{erased.hook_errors} hook errors, {erased.reasons} reasons"
     )
     for number, text in (
         (erased.failed_payloads, FAILED_PAYLOADS),

@@ -7,7 +7,7 @@ from models.tables import RunStatus, Task
 from models.types import Record
 from worker.bootstrap import Services
 from worker.cli import options, output
-from worker.cli.shared import known, migrated_engine, operator, until_stopped
+from worker.cli.shared import actor, known, migrated_engine, until_stopped
 from worker.errors import OperatorError
 from worker.repair import replay as replays
 from worker.repair.catch_up import REMEDY
@@ -73,7 +73,7 @@ def _print_resync(engine: Engine, run: Record) -> None:
         click.echo(f"... and more. To see all: workos-sync runs show {run['id']} --json")
     click.echo(f"run {run['id']}: {found_by(run)}; {run['calls']} API calls")
     if run["withheld"]:
-        approve = f"workos-sync resync --approve {run['id']}"
+        approve = f"workos-sync resync --approve {run['id']} --reason TEXT"
         click.echo(f"{run['withheld']} deletions withheld. Review them, then run: {approve}", err=True)
 
 
@@ -102,10 +102,11 @@ def runs_show(run_id: str, as_json: bool) -> None:
 
 @runs.command("cancel")
 @click.argument("run_id", metavar="RUN")
-def runs_cancel(run_id: str) -> None:
+@options.reason
+def runs_cancel(run_id: str, reason: str | None) -> None:
     """Stop a replay. Events that it has already made pending are still processed."""
     engine = migrated_engine()
-    if not replays.cancel(engine, run_id, operator()):
+    if not replays.cancel(engine, run_id, actor(reason)):
         known(listings.run(engine, run_id), f"there is no run {run_id}")
         raise OperatorError(f"run {run_id} is not a running replay")
     click.echo(f"{run_id} cancelled")

@@ -3,19 +3,23 @@
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
 import click
 import httpx2
+from sqlalchemy import Connection, Engine
 
-from models.database import open_engine
+from models.database import in_transaction, open_engine
 from models.migrate import upgrade
 from models.revisions import newest_revision
+from models.tables import Action
 from models.types import JsonObject
+from worker import audit
 from worker.bootstrap import endpoint_redis, report_redis
 from worker.cli import options, output
-from worker.cli.shared import logging_settings, open_database, operator
+from worker.cli.shared import actor, logging_settings, migrated_engine, open_database
 from worker.errors import BadRequestError, ConfigurationError, OperatorError, WorkOSUnavailableError
 from worker.kinds import SUBSCRIBED
 from worker.logs import configure
@@ -57,14 +61,19 @@ CHECKED_SETTINGS = {
 
 
 @click.command()
-def migrate() -> None:
+@options.reason
+def migrate(reason: str | None) -> None:
     """Upgrade the database to the newest revision. Safe to run at any time, even by two hosts at once."""
     settings = load_settings()
     try:
-        upgrade(open_database(settings))
+        upgrade(open_database(settings), noted=partial(_note_migration, actor(reason)))
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
     click.echo(f"the database is at revision {newest_revision()}")
+
+
+def _note_migration(by: audit.Actor, tx: Connection, before: str | None, after: str) -> None:
+    audit.note(tx, by, Action.MIGRATE, before=before, after=after)
 
 
 @click.command()
@@ -102,7 +111,8 @@ def _check_installation(reading: Reading) -> Iterator[Check]:
 @click.option(
     "--rotate", is_flag=True, help="Create a second endpoint with a new secret, and print how to switch to it."
 )
-def register(url: str, rotate: bool) -> None:
+@options.reason
+def register(url: str, rotate: bool, reason: str | None) -> None:
     """Create or correct the webhook endpoint at WorkOS.
 
     WorkOS then sends the needed event types, and no others, to URL, for example https://your-host/webhooks/workos.
@@ -111,6 +121,8 @@ def register(url: str, rotate: bool) -> None:
     parts = urlsplit(url)
     if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1"):
         raise ConfigurationError(f"{url}: WorkOS sends webhooks to https URLs only")
+    # Not the whole URL, which may contain WEBHOOK_PATH_TOKEN.
+    record = partial(_record, migrated_engine(), actor(reason), parts.hostname)
     with (
         redis_server(settings) as server,
         closing(Counters(redis := endpoint_redis(server.url))) as counters,
@@ -120,9 +132,10 @@ def register(url: str, rotate: bool) -> None:
         existing = [row for row in endpoints if row.get("endpoint_url") == url]
         if existing and not rotate:
             for row in existing:
-                _correct(workos, row)
+                if changes := _correct(workos, row):
+                    record(row["id"], changes)
         else:
-            _create(workos, url)
+            record(_create(workos, url), ["created"])
             click.echo(ROTATION if existing else "Set WORKOS_WEBHOOK_SECRETS to the secret, and start web.")
 
     if warning := _misdirected(url, settings):
@@ -146,17 +159,23 @@ def _misdirected(url: str, settings: Settings) -> str | None:
     return None
 
 
-def _create(workos: WorkOSClient, url: str) -> None:
+def _record(engine: Engine, by: audit.Actor, host: str | None, id: str, changes: list[str]) -> None:
+    about = {"kind": "endpoint", "object_id": id}
+    in_transaction(engine, audit.note, by, Action.REGISTER, **about, host=host, changes=changes)
+
+
+def _create(workos: WorkOSClient, url: str) -> str:
     try:
         created = workos.create_webhook_endpoint(url, SUBSCRIBED)
     except BadRequestError as error:
         raise OperatorError(f"{error}. {SAME_URL}") from error
-    click.echo(f"created endpoint {created.get('id')} with {len(SUBSCRIBED)} event types; requested by {operator()}")
+    click.echo(f"created endpoint {created.get('id')} with {len(SUBSCRIBED)} event types")
     # Under any other name, the secret is in the answer. WorkOS shows it only now.
     click.echo(f"signing secret, shown only once: {created.get('secret') or change_feed.as_json(created)}")
+    return str(created.get("id"))
 
 
-def _correct(workos: WorkOSClient, endpoint: JsonObject) -> None:
+def _correct(workos: WorkOSClient, endpoint: JsonObject) -> list[str]:
     compared = compare_event_types(endpoint)
     missing, extra = compared or ([], [])
     changes = ["enabled"] if is_enabled(endpoint) is False else []
@@ -167,7 +186,7 @@ def _correct(workos: WorkOSClient, endpoint: JsonObject) -> None:
         changes.append(f"set to the {len(SUBSCRIBED)} event types needed (WorkOS does not report those it had)")
     if not changes:
         click.echo(f"endpoint {endpoint['id']} is already correct. To get a new secret, use --rotate.")
-        return
+        return []
     try:
         workos.update_webhook_endpoint(endpoint["id"], SUBSCRIBED)
     except WorkOSUnavailableError as error:
@@ -176,3 +195,4 @@ def _correct(workos: WorkOSClient, endpoint: JsonObject) -> None:
         saw = f"WorkOS answered 404: it has no endpoint {endpoint['id']} any more, or cannot change it"
         raise OperatorError(f"{saw}. Look in the WorkOS dashboard, then run this command again") from error
     click.echo(f"endpoint {endpoint['id']}: {', '.join(changes)}; the secret is unchanged")
+    return changes

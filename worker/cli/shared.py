@@ -12,6 +12,8 @@ import click
 from sqlalchemy import Engine
 
 from models.database import open_engine
+from models.tables import Via
+from worker.audit import Actor
 from worker.bootstrap import Services, build_services, require_migrated
 from worker.errors import UnknownIdError
 from worker.logs import configure
@@ -32,6 +34,11 @@ def operator() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # KeyError until Python 3.12
         return f"uid {os.getuid()}"
+
+
+def actor(reason: str | None) -> Actor:
+    """Return the person at the command line with the reason they give."""
+    return Actor(operator(), Via.CLI, reason)
 
 
 def known(found: T | None, otherwise: str) -> T:

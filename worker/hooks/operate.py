@@ -2,15 +2,13 @@
 
 from collections.abc import Iterable
 
-import structlog
-from sqlalchemy import ColumnElement, Delete, Engine, Update, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Delete, Engine, Update, delete, func, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Change, DeliveryStatus, Hook, HookDelivery
+from models.tables import Action, Change, DeliveryStatus, Hook, HookDelivery
 from models.types import Record, db_now
+from worker import audit
 from worker.errors import OperatorError, UnknownIdError
-
-log = structlog.get_logger()
 
 
 def hook_status(engine: Engine, names: Iterable[str] = ()) -> list[Record]:
@@ -55,7 +53,7 @@ def require_hook(engine: Engine, hook: str, names: Iterable[str]) -> None:
         raise UnknownIdError(f"there is no hook {hook}; to see all, run: workos-sync hooks list")
 
 
-def replay(engine: Engine, hook: str, change_id: int | None, who: str, names: Iterable[str] = ()) -> int:
+def replay(engine: Engine, hook: str, change_id: int | None, actor: audit.Actor, names: Iterable[str] = ()) -> int:
     """Retry all failed deliveries of a hook, or only that of one change; return their number, which may be 0.
 
     Raises:
@@ -64,23 +62,28 @@ def replay(engine: Engine, hook: str, change_id: int | None, who: str, names: It
     """
     values = {"status": DeliveryStatus.PENDING, "attempts": 0, "due_at": db_now()}
     again = update(HookDelivery).where(*_failed(hook, change_id)).values(values)
-    number = _decide(engine, again, hook, change_id, names)
-    log.info("hook_replayed", hook=hook, number=number, who=who)
-    return number
-
-
-def dismiss(engine: Engine, hook: str, change_id: int | None, who: str, names: Iterable[str] = ()) -> int:
-    """Discard failed deliveries. Arguments, result and errors are those of `replay`."""
-    gone = delete(HookDelivery).where(*_failed(hook, change_id))
-    number = _decide(engine, gone, hook, change_id, names)
-    log.info("hook_dismissed", hook=hook, number=number, who=who)
-    return number
-
-
-def _decide(engine: Engine, step: Update | Delete, hook: str, change_id: int | None, names: Iterable[str]) -> int:
     require_hook(engine, hook, names)
-    number: int = in_transaction(engine, lambda tx: tx.execute(step).rowcount)
-    if change_id is not None and not number:
+    return in_transaction(engine, _decide, again, Action.RETRY_DELIVERIES, hook, change_id, actor)
+
+
+def dismiss(engine: Engine, hook: str, change_id: int | None, actor: audit.Actor, names: Iterable[str] = ()) -> int:
+    """Discard failed deliveries. Arguments, result and errors are those of `replay`.
+
+    Raises:
+        ConfigurationError: `actor` gives no reason.
+    """
+    gone = delete(HookDelivery).where(*_failed(hook, change_id))
+    require_hook(engine, hook, names)
+    return in_transaction(engine, _decide, gone, Action.DISMISS_DELIVERIES, hook, change_id, actor)
+
+
+def _decide(
+    tx: Connection, step: Update | Delete, action: Action, hook: str, change_id: int | None, actor: audit.Actor
+) -> int:
+    number = tx.execute(step).rowcount
+    if number:
+        audit.note(tx, actor, action, kind="hook", object_id=hook, change=change_id, deliveries=number)
+    elif change_id is not None:
         raise OperatorError(f"hook {hook} has no failed delivery of change {change_id}")
     return number
 

@@ -11,13 +11,25 @@ from sqlalchemy import Connection, Engine, Select, and_, delete, func, insert, o
 from models import tables
 from models.bulk import dialect_insert, insert_new
 from models.database import CHANGES_LOCK, advisory_lock, in_transaction, read_transaction, transactional
-from models.tables import AutoJoinMode, Cause, Change, Join, JoinState, Mirror, UnblockedMembership, WorkspaceSettings
+from models.tables import (
+    Action,
+    AutoJoinMode,
+    Cause,
+    Change,
+    Join,
+    JoinState,
+    Mirror,
+    UnblockedMembership,
+    Via,
+    WorkspaceSettings,
+)
 from models.types import JsonObject, Record, db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
+from worker import audit
 from worker.errors import ConfigurationError, OperatorError, UnknownIdError
 from worker.kinds.membership import Membership
 from worker.kinds.organization import Organization
-from worker.kinds.user import User
+from worker.kinds.user import USER, User
 from worker.mirror.apply import note_changes
 from worker.mirror.auto_join import add_joins, eligible, is_missing, same_person, search
 from worker.mirror.change_rows import ChangeRow
@@ -43,6 +55,8 @@ def adopt(tx: Connection, mode: str, *, existing: bool) -> None:
     if not changed:
         return
     log.info("auto_join_settings_changed", **wanted)
+    shown = {name.upper(): [current[name], wanted[name]] for name in changed}
+    audit.note(tx, audit.Actor(", ".join(shown), Via.SETTINGS), Action.CHANGE_AUTO_JOIN_MODE, settings=shown)
     tx.execute(update(Mirror).values(wanted))
     if mode == AutoJoinMode.PROVISION and (existing or current["auto_join"] == AutoJoinMode.MIRROR):
         search(tx, (Cause.SETTINGS, changed[0].upper()))
@@ -52,8 +66,7 @@ def adopt(tx: Connection, mode: str, *, existing: bool) -> None:
 def set_workspace(
     tx: Connection,
     organization_id: str,
-    who: str,
-    why: str,
+    actor: audit.Actor,
     *,
     auto_join: bool | None = None,
     default_role: str | None = None,
@@ -61,13 +74,16 @@ def set_workspace(
     """Change a workspace's settings, and return all of them as `workspace_settings` does.
 
     None leaves a setting unchanged. `changes` records the operator and the reason. Raises `ConfigurationError` if no
-    setting is given, and `UnknownIdError` if the mirror has no such workspace.
+    setting or no reason is given, and `UnknownIdError` if the mirror has no such workspace.
     """
     given = {"auto_join": auto_join, "default_role": default_role}
-    wanted = {name: value for name, value in given.items() if value is not None}
+    wanted: JsonObject = {name: value for name, value in given.items() if value is not None}
     if not wanted:
         raise ConfigurationError("nothing to change: give the switch, the role, or both")
     _require(tx, Organization, "workspace", organization_id)
+    about = {"kind": tables.WORKSPACE_SETTINGS, "object_id": organization_id, "organization_id": organization_id}
+    audit.note(tx, actor, Action.SET_AUTO_JOIN, **about, **wanted)
+    who, why = actor.who, actor.reason
     mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()  # one operator at a time
     before = workspace_settings(tx, organization_id)
     after = before | wanted
@@ -94,15 +110,17 @@ def workspace_settings(tx: Connection, organization_id: str) -> JsonObject:
 
 
 @transactional
-def unblock(tx: Connection, organization_id: str, user_id: str, who: str, why: str) -> list[str]:
+def unblock(tx: Connection, organization_id: str, user_id: str, actor: audit.Actor) -> list[str]:
     """Let someone join by domain again who was removed, deactivated, invited or blocked.
 
     This also lifts blocks that come from other users with the same address. In mode `provision` the person is made a
     member if their address still qualifies. A later removal blocks them again.
 
     Returns the sorted reasons for the block, as in the view `auto_join_blocks`. Raises `OperatorError` if nothing
-    blocks the person, and `UnknownIdError` if the mirror has no such workspace or person.
+    blocks the person, `UnknownIdError` if the mirror has no such workspace or person, and `ConfigurationError` if
+    `actor` gives no reason.
     """
+    who, why = actor.who, actor.reason
     provisions = tx.execute(select(Mirror.auto_join).with_for_update()).scalar_one() == AutoJoinMode.PROVISION
     view = auto_join_blocks.c
     blocks = select(view.reason).where(view.organization_id == organization_id, view.user_id == user_id)
@@ -111,6 +129,7 @@ def unblock(tx: Connection, organization_id: str, user_id: str, who: str, why: s
         _require(tx, Organization, "workspace", organization_id)
         _require(tx, User, "person", user_id)
         raise OperatorError(f"nothing blocks {user_id} from joining {organization_id} by domain")
+    audit.note(tx, actor, Action.UNBLOCK, kind=USER.name, object_id=user_id, organization_id=organization_id)
     people = same_person(tx, user_id)
     inactive = or_(Membership.deleted_by.is_not(None), Membership.status.is_(None), Membership.status != "active")
     blocking = (Membership.organization_id == organization_id, Membership.user_id.in_(people), inactive)
@@ -128,13 +147,16 @@ def unblock(tx: Connection, organization_id: str, user_id: str, who: str, why: s
 
 
 @transactional
-def block(tx: Connection, organization_id: str, user_id: str, who: str, why: str) -> None:
+def block(tx: Connection, organization_id: str, user_id: str, actor: audit.Actor) -> None:
     """Keep someone from joining a workspace by domain until they are unblocked. An existing membership stays.
 
-    Raises `UnknownIdError` if the mirror has no such workspace or person.
+    Raises `UnknownIdError` if the mirror has no such workspace or person, and `ConfigurationError` if `actor` gives no
+    reason.
     """
     _require(tx, Organization, "workspace", organization_id)
     _require(tx, User, "person", user_id)
+    audit.note(tx, actor, Action.BLOCK, kind=USER.name, object_id=user_id, organization_id=organization_id)
+    who, why = actor.who, actor.reason
     reason = f"by {who}: {why}"
     cause = {"cause": Cause.OPERATOR, "cause_id": who}
     values = {"state": JoinState.BLOCKED, "reason": reason, "settled_at": db_now(), **cause}

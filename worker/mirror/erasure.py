@@ -1,4 +1,4 @@
-"""Erasure: blanks a deleted user's e-mail address and name in the mirror, `changes`, drift and stored payloads.
+"""Erasure: blanks a deleted user's e-mail address and name in the mirror, `changes`, drift, payloads and the audit.
 
 Payloads are blanked first, in small transactions, and the user last: the addresses to search for come from the user and
 their history. So an interrupted erasure can start again with the same result.
@@ -8,21 +8,22 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+import orjson
 from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, exists, func, or_, select, update
 
 from models.addresses import comparable
 from models.bulk import is_any_of
 from models.database import in_transaction, read_transaction
-from models.tables import Cause, Change, Drift, Event, EventStatus, HookDelivery, UserAddress
+from models.tables import Action, Audit, Cause, Change, Drift, Event, EventStatus, HookDelivery, Run, UserAddress, Via
 from models.types import JsonObject, db_now, db_now_plus, inline_literal
 from models.views import auto_join_blocks
-from worker.decision.mentions import mentions
+from worker import audit
+from worker.decision.mentions import Mentions, mentions
 from worker.decision.payload import is_id, parse_json
 from worker.errors import OperatorError, UnknownIdError, WorkosSyncError
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.user import PERSONAL, USER, User
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows
-from worker.mirror.change_rows import CausedBy
 
 BATCH = 500
 """Payloads searched by one query, and blanked in one transaction."""
@@ -42,13 +43,17 @@ class Erased:
     changes: int
     drift: int
     hook_errors: int
+    reasons: int
+    """Reasons in the audit that concern the person. Their copies in `runs` are blanked too."""
     pending: int
     """Pending events that name the person. Their payloads are kept until they are processed."""
     unparsed: int
     """Payloads that are not JSON. They were searched as text, where an unusual spelling of an address is missed."""
 
 
-def forget(engine: Engine, user_id: str, who: str, searched: Callable[[int], None] = lambda _: None) -> Erased:
+def forget(
+    engine: Engine, user_id: str, actor: audit.Actor, searched: Callable[[int], None] = lambda _: None
+) -> Erased:
     """Blank a deleted user's e-mail address and name everywhere in the database, now. Idempotent.
 
     For a user who is already erased, blanks the payloads that arrived since and contain the user's id. `searched` is
@@ -61,7 +66,7 @@ def forget(engine: Engine, user_id: str, who: str, searched: Callable[[int], Non
         raise UnknownIdError(f"the mirror has no user {user_id}")
     if row.deleted_by is None:
         raise OperatorError(f"user {user_id} still exists in WorkOS; delete it there first, or its data comes back")
-    return _erase(engine, [user_id], (Cause.OPERATOR, who), searched)
+    return _erase(engine, [user_id], actor, searched)
 
 
 def erase_deleted(engine: Engine, period: timedelta, stopping: Callable[[], bool]) -> int:
@@ -83,7 +88,7 @@ def erase_deleted(engine: Engine, period: timedelta, stopping: Callable[[], bool
         if not ids:
             break
         try:
-            _erase(engine, ids, (Cause.SETTINGS, "ERASE_AFTER_DAYS"), stop_if_asked)
+            _erase(engine, ids, audit.Actor("ERASE_AFTER_DAYS", Via.CLOCK), stop_if_asked)
         except _StoppedError:
             break
         total += len(ids)
@@ -123,13 +128,15 @@ class _StoppedError(WorkosSyncError):
     pass
 
 
-def _erase(engine: Engine, user_ids: Sequence[str], cause: CausedBy, searched: Callable[[int], None]) -> Erased:
+def _erase(engine: Engine, user_ids: Sequence[str], actor: audit.Actor, searched: Callable[[int], None]) -> Erased:
     with read_transaction(engine) as tx:
         began = tx.execute(select(db_now())).scalar_one()
         addresses = frozenset(map(comparable, _known_addresses(tx, user_ids)))
     search = _Search(engine, frozenset(user_ids), addresses)
     search.blank(searched)
-    numbers = [in_transaction(engine, _erase_user, id, cause) for id in user_ids]
+    reasons = search.blank_reasons()
+    actor = actor._replace(reason=search.without_mention(actor.reason))
+    numbers = [in_transaction(engine, _erase_user, id, actor) for id in user_ids]
     # Events that arrived meanwhile. The drain blanks those that arrive later or are still pending.
     search.blank(lambda _: None, (Event.received_at >= began) | Event.id.in_(search.left))
     pending = select(func.count()).where(Event.id.in_(search.left), Event.status == inline_literal(EventStatus.PENDING))
@@ -142,6 +149,7 @@ def _erase(engine: Engine, user_ids: Sequence[str], cause: CausedBy, searched: C
         changes=changes,
         drift=drift,
         hook_errors=hook_errors,
+        reasons=reasons,
         pending=left,
         unparsed=len(search.unparsed),
     )
@@ -192,12 +200,49 @@ class _Search:
             number += len(found)
             searched(number)
 
+    def blank_reasons(self) -> int:
+        """Blank the audit's reasons that concern the users, its details with their addresses, and reasons of runs.
+
+        Returns the number of reasons in the audit. The reason of an erasure concerns the user only if it mentions them.
+        """
+        shown = (Audit.id, Audit.kind, Audit.object_id, Audit.action, Audit.reason, Audit.details)
+        with read_transaction(self._engine) as tx:
+            acts = tx.execute(select(*shown).where(or_(Audit.reason.is_not(None), Audit.details.is_not(None)))).all()
+            runs = tx.execute(select(Run.id, Run.reason).where(Run.reason.is_not(None))).all()
+        reasons = [
+            act.id
+            for act in acts
+            if act.reason
+            and (
+                (act.kind == USER.name and act.object_id in self._ids and act.action != Action.FORGET)
+                or self._mentions(act.reason)
+            )
+        ]
+        details = [act.id for act in acts if act.details and self._has_address(act.details)]
+        of_runs = [run.id for run in runs if self._mentions(run.reason or "")]
+        if reasons or details or of_runs:
+            in_transaction(self._engine, _blank_reasons, reasons, details, of_runs)
+        return len(reasons)
+
+    def without_mention(self, reason: str | None) -> str | None:
+        """Return a reason, or None if it mentions one of the users."""
+        return None if reason is None or self._mentions(reason) else reason
+
+    def _has_address(self, details: JsonObject) -> bool:
+        return not self._addresses.isdisjoint(mentions(orjson.dumps(details)).addresses)
+
     def _is_named(self, event_id: str, body: bytes) -> bool:
         found = mentions(body)
-        named = not (found.words.isdisjoint(self._ids) and found.addresses.isdisjoint(self._addresses))
+        named = self._names(found)
         if not (found.is_json or named):
             self.unparsed.add(event_id)
         return named
+
+    def _mentions(self, text: str) -> bool:
+        return self._names(mentions(text.encode()))
+
+    def _names(self, found: Mentions) -> bool:
+        return not (found.words.isdisjoint(self._ids) and found.addresses.isdisjoint(self._addresses))
 
 
 def _blank(tx: Connection, event_ids: Collection[str]) -> dict[str, EventStatus]:
@@ -213,6 +258,14 @@ def _blank(tx: Connection, event_ids: Collection[str]) -> dict[str, EventStatus]
     return {row.id: row.status for row in found}
 
 
+def _blank_reasons(tx: Connection, reasons: list[int], details: list[int], of_runs: list[str]) -> None:
+    for id in reasons:
+        tx.execute(update(Audit).where(Audit.id == id).values(reason=None))
+    for id in details:
+        tx.execute(update(Audit).where(Audit.id == id).values(details=None))
+    tx.execute(update(Run).where(is_any_of(tx, Run.id, of_runs)).values(reason=None))
+
+
 def _erased_among(tx: Connection, words: Iterable[str]) -> set[str]:
     """Return the words that are ids of erased users."""
     ids = sorted(word for word in words if is_id(word))
@@ -221,13 +274,17 @@ def _erased_among(tx: Connection, words: Iterable[str]) -> set[str]:
     return {id for query in queries for id in tx.execute(query).scalars()}
 
 
-def _erase_user(tx: Connection, user_id: str, cause: CausedBy) -> tuple[int, int, int]:
+def _erase_user(tx: Connection, user_id: str, actor: audit.Actor) -> tuple[int, int, int]:
     """Blank a user in the mirror, `changes`, drift and hook errors; return the numbers of the last three.
 
-    Does nothing if the user is not deleted, or already erased.
+    Does nothing if the user is not deleted. If the user is already erased, only an operator's request is recorded.
     """
     state = lock_rows(tx, USER, [user_id])[user_id]
-    if state is None or not state.deleted or state.erased:
+    by_operator = actor.via is not Via.CLOCK
+    if state is None or not state.deleted or (state.erased and not by_operator):
+        return 0, 0, 0
+    audit.note(tx, actor, Action.FORGET, kind=USER.name, object_id=user_id)
+    if state.erased:
         return 0, 0, 0
     before = replace(state, content={**state.content, **dict.fromkeys(PERSONAL)})
     after = replace(before, erased=True)
@@ -243,7 +300,8 @@ def _erase_user(tx: Connection, user_id: str, cause: CausedBy) -> tuple[int, int
     # A hook's error and traceback come from the receiver and may quote anything.
     errors = update(HookDelivery).where(_about(HookDelivery, [user_id]), HookDelivery.error.is_not(None))
     hook_errors = tx.execute(errors.values(error=None, traceback=None)).rowcount
-    note_changes(tx, [change(USER, user_id, before, after, *cause)])
+    cause = Cause.OPERATOR if by_operator else Cause.SETTINGS
+    note_changes(tx, [change(USER, user_id, before, after, cause, actor.who)])
     return len(changes), drift_rows, hook_errors
 
 

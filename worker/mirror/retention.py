@@ -14,7 +14,7 @@ from sqlalchemy.orm import aliased
 from models import tables
 from models.database import delete_some, in_transaction
 from models.outcomes import Outcome
-from models.tables import Change, Event, EventStatus, Join, JoinState, Mirror, Run, RunStatus
+from models.tables import Audit, Change, Event, EventStatus, Join, JoinState, Mirror, Run, RunStatus
 from models.types import db_now_plus
 from worker.mirror.erasure import about_erased, blank_undecided, erase_deleted, needless_addresses
 
@@ -62,6 +62,7 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
         "erased_failures": blank_undecided,
         "events": _deleter(Event, done, Event.last_delivered_at < _ago(periods.events)),
         "changes": lambda tx: _delete_changes(tx, Change.at < _ago(periods.changes), ~_is_last_decision()),
+        "audit": _deleter(Audit, Audit.at < _ago(periods.changes)),
         "joins": _deleter(Join, Join.state.in_(FINISHED), Join.settled_at < _ago(periods.changes)),
         "hook_deliveries": _deleter(tables.HookDelivery, tables.HookDelivery.change_id <= dropped_to),
         **of_ended_runs,

@@ -10,7 +10,8 @@ import structlog
 from sqlalchemy import Connection, Engine, select, update
 
 from models.database import in_transaction
-from models.tables import Cause, Mirror
+from models.tables import Action, Cause, Mirror, Via
+from worker import audit
 from worker.decision.decide import State
 from worker.decision.roles import local_role
 from worker.kinds.membership import MEMBERSHIP, Membership
@@ -18,6 +19,7 @@ from worker.mirror.apply import change, lock_rows, note_changes, save_rows
 
 log = structlog.get_logger()
 
+SETTING = "ROLE_MAP"
 BATCH = 500
 """Memberships mapped in one transaction."""
 
@@ -41,6 +43,9 @@ def _store(tx: Connection, role_map: dict[str, str]) -> None:
     current = tx.execute(select(Mirror.role_map).with_for_update()).scalar_one()
     if current != role_map:
         tx.execute(update(Mirror).values(role_map=role_map, remap_after=""))
+        shown = {slug: [current.get(slug), role_map.get(slug)] for slug in sorted(current | role_map)}
+        changed = {slug: pair for slug, pair in shown.items() if pair[0] != pair[1]}
+        audit.note(tx, audit.Actor(SETTING, Via.SETTINGS), Action.CHANGE_ROLE_MAP, roles=changed)
 
 
 def _remap_batch(tx: Connection) -> int | None:
@@ -56,7 +61,7 @@ def _remap_batch(tx: Connection) -> int | None:
     changed = {id: state for id, state in mapped.items() if state != stored[id]}
     save_rows(tx, MEMBERSHIP, changed)
     tx.execute(update(Mirror).values(remap_after=ids[-1] if ids else None))
-    cause = Cause.SETTINGS, "ROLE_MAP"
+    cause = Cause.SETTINGS, SETTING
     note_changes(tx, [change(MEMBERSHIP, id, stored[id], new, *cause) for id, new in changed.items()])
     return len(changed)
 

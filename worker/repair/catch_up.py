@@ -14,8 +14,9 @@ import structlog
 from sqlalchemy import Connection, Engine, and_, exists, func, or_, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Event, EventStatus, Mirror
+from models.tables import Action, Event, EventStatus, Mirror
 from models.types import db_now, db_now_plus, db_plus, inline_literal
+from worker import audit
 from worker.decision.payload import is_id, parse_time
 from worker.errors import ConfigurationError, CursorLostError, PayloadError
 from worker.inbox.store import ReceivedEvent, accept_from_api
@@ -109,16 +110,31 @@ def catch_up_since(engine: Engine, workos: WorkOSClient, since: datetime, lag: t
         WorkOSUnavailableError: as for `catch_up`.
     """
     now = workos.now()
+    _require_readable(since, now)
+    events = EventLog(workos, now)
+    returned, new = _store_since(engine, events, since)
+    events.require_all_types()
+    return Report(returned, new, now - lag)
+
+
+def catch_up_by_hand(
+    engine: Engine, workos: WorkOSClient, actor: audit.Actor, since: datetime | None, lag: timedelta = LAG
+) -> Report:
+    """Catch up for an operator: as `catch_up_since`, or as `catch_up` if `since` is None. The audit records it."""
+    if since is not None:
+        _require_readable(since, workos.now())
+    shown = since and since.isoformat()
+    in_transaction(engine, audit.note, actor, Action.CATCH_UP, since=shown)
+    return catch_up(engine, workos, lag=lag) if since is None else catch_up_since(engine, workos, since, lag)
+
+
+def _require_readable(since: datetime, now: datetime) -> None:
     if since < now - OLDEST:
         raise ConfigurationError(f"--since {since:%Y-%m-%d}: {REMEDY}")
     if since > now:
         raise ConfigurationError(
             f"--since {since:%Y-%m-%d %H:%M:%S} is in the future: at WorkOS it is {now:%Y-%m-%d %H:%M:%S}"
         )
-    events = EventLog(workos, now)
-    returned, new = _store_since(engine, events, since)
-    events.require_all_types()
-    return Report(returned, new, now - lag)
 
 
 def _place(engine: Engine, default: datetime) -> Place:

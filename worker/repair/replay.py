@@ -16,8 +16,9 @@ from sqlalchemy import ColumnElement, Connection, Engine, case, func, or_, selec
 
 from models.database import in_transaction, read_transaction, sqlite_write_lock
 from models.outcomes import Outcome
-from models.tables import Event, EventStatus, Run, RunStatus, Task
+from models.tables import Action, Event, EventStatus, Run, RunStatus, Task
 from models.types import JsonObject, db_now, inline_literal
+from worker import audit
 from worker.errors import AlreadyReplayedError, OperatorError
 from worker.inbox.drain import NO_ERROR, apply_events
 from worker.leases import Lease
@@ -116,8 +117,8 @@ def plan(engine: Engine, selection: Selection) -> Plan:
     return Plan(len(rows), blanked, {name: number for name, number in outcomes.items() if number}, changes)
 
 
-def start(engine: Engine, selection: Selection, who: str, why: str | None, *, again: bool = False) -> str:
-    """Create a replay and return the id of its run, which records the operator `who` and the reason `why`.
+def start(engine: Engine, selection: Selection, actor: audit.Actor, *, again: bool = False) -> str:
+    """Create a replay for `actor` and return the id of its run.
 
     With `again`, a selection that was replayed before, and of which no event has failed since, is replayed again.
 
@@ -142,7 +143,9 @@ def start(engine: Engine, selection: Selection, who: str, why: str | None, *, ag
                 raise AlreadyReplayedError(
                     f"run {last.id} of {last.requested_by} replayed the same selection; to repeat it, use --again"
                 )
-        return create(tx, Task.REPLAY, who, selection=shown, reason=why, total=total)
+        run_id = create(tx, Task.REPLAY, actor.who, selection=shown, reason=actor.reason, total=total)
+        audit.note(tx, actor, Action.REPLAY, kind="run", object_id=run_id, selection=shown, events=total)
+        return run_id
 
     return in_transaction(engine, insert)
 
@@ -195,15 +198,34 @@ def results(engine: Engine, run_id: str) -> dict[str, int]:
         return {str(word): number for word, number in tx.execute(shown)}
 
 
-def dismiss(engine: Engine, ids: Sequence[str], who: str, why: str) -> int:
-    """Mark failed events as dismissed by `who` because of `why`; return how many of `ids` had failed."""
+def dismiss(engine: Engine, ids: Sequence[str], actor: audit.Actor) -> int:
+    """Mark failed events as dismissed; return how many of `ids` had failed.
+
+    Raises:
+        ConfigurationError: `actor` gives no reason.
+    """
+    return in_transaction(engine, _dismiss, ids, actor)
+
+
+def _dismiss(tx: Connection, ids: Sequence[str], actor: audit.Actor) -> int:
     which = update(Event).where(Event.id.in_(ids), Event.status == EventStatus.FAILED)
-    values = {"status": EventStatus.DISMISSED, "dismissed_by": who, "dismissed_why": why}
-    return in_transaction(engine, lambda tx: tx.execute(which.values(values)).rowcount)
+    values = {"status": EventStatus.DISMISSED, "dismissed_by": actor.who, "dismissed_why": actor.reason}
+    dismissed = tx.execute(which.values(values).returning(Event.id, Event.organization_id)).all()
+    for id, organization_id in sorted(tuple(row) for row in dismissed):
+        about = {"kind": "event", "object_id": id, "organization_id": organization_id}
+        audit.note(tx, actor, Action.DISMISS_EVENT, **about)
+    return len(dismissed)
 
 
-def cancel(engine: Engine, run_id: str, who: str) -> bool:
+def cancel(engine: Engine, run_id: str, actor: audit.Actor) -> bool:
     """Stop a running replay; return False if the run is not a running replay. Events already pending are processed."""
+    return in_transaction(engine, _cancel, run_id, actor)
+
+
+def _cancel(tx: Connection, run_id: str, actor: audit.Actor) -> bool:
     running = (Run.id == run_id, Run.task == Task.REPLAY, Run.status == RunStatus.RUNNING)
-    values = {"status": RunStatus.CANCELLED, "finished_at": db_now(), "error": f"cancelled by {who}"}
-    return in_transaction(engine, lambda tx: tx.execute(update(Run).where(*running).values(values)).rowcount == 1)
+    values = {"status": RunStatus.CANCELLED, "finished_at": db_now(), "error": f"cancelled by {actor.who}"}
+    if not tx.execute(update(Run).where(*running).values(values)).rowcount:
+        return False
+    audit.note(tx, actor, Action.CANCEL_REPLAY, kind="run", object_id=run_id)
+    return True

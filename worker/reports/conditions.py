@@ -407,7 +407,7 @@ CONDITIONS = (
         "The last full resync withholds deletions that nobody has approved.",
         _withheld_deletions,
         "resync {run} withholds {number}",
-        "review them, then run workos-sync resync --approve {run}",
+        "review them, then run workos-sync resync --approve {run} --reason TEXT",
         "Deletions are withheld",
         "/ops/runs/{run}",
     ),

@@ -1,4 +1,4 @@
-"""Listings of events, workspaces, access, domains and runs, and the details of one event or run.
+"""Listings of events, workspaces, access, domains, runs and the audit, and the details of one event or run.
 
 A listing returns at most `limit` rows that match all given filters; a filter that is None matches everything. `after`
 is the id of the last row of the previous page. Times are aware, in UTC.
@@ -29,7 +29,20 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from models.addresses import normalize_domain
 from models.database import read_transaction
-from models.tables import Cause, Change, Drift, DriftAction, Event, EventStatus, Run, RunStatus, Task
+from models.tables import (
+    Action,
+    Audit,
+    Cause,
+    Change,
+    Drift,
+    DriftAction,
+    Event,
+    EventStatus,
+    Run,
+    RunStatus,
+    Task,
+    Via,
+)
 from models.types import Record, inline_literal
 from models.views import auto_join_domains, sign_in_methods, workspace_members, workspaces
 from worker.kinds import KINDS
@@ -271,6 +284,29 @@ def list_runs(engine: Engine, limit: int = 50, *, task: Task | None = None, afte
     if after is not None:
         query = query.where(_before(Run.created_at, Run.id, after))
     return _read(engine, query)
+
+
+def list_audit(
+    engine: Engine,
+    filters: Mapping[str, str | None],
+    *,
+    since: datetime | None = None,
+    after: int | None = None,
+    limit: int = 50,
+) -> list[Record]:
+    """Return actions of operators and settings, newest first; with `since`, only those at or after that time.
+
+    `filters` are `who`, `via`, `action`, `object_id` and `organization_id`. An unknown word matches nothing.
+    """
+    given = _given(filters)
+    if any(given.get(name) not in (None, *words) for name, words in (("via", Via), ("action", Action))):
+        return []
+    query = select(Audit.__table__).order_by(Audit.id.desc()).limit(limit)
+    if since is not None:
+        query = query.where(Audit.at >= since)
+    if after is not None:
+        query = query.where(Audit.id < after)
+    return _read(engine, query.filter_by(**given))
 
 
 def run(engine: Engine, run_id: str, *, task: Task | None = None) -> Record | None:

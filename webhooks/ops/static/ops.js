@@ -46,7 +46,8 @@ function refresh() {
   if (!main) return;
   setTimeout(async () => {
     const typing = main.contains(document.activeElement) && document.activeElement.matches("input, select");
-    if (!typing && !document.hidden) await update(main);
+    const entered = [...main.querySelectorAll("input")].some((input) => input.value !== input.defaultValue);
+    if (!typing && !entered && !document.hidden) await update(main);
     refresh();
   }, Number(main.dataset.live));
 }

@@ -19,8 +19,9 @@ from sqlalchemy import ColumnElement, Connection, Engine, delete, select, update
 
 from models.database import delete_some, in_transaction, is_transient, read_transaction
 from models.outcomes import Finding
-from models.tables import DriftAction, Listing, Mirror, Phase, Read, Run, RunStatus, Seen, Task
+from models.tables import Action, DriftAction, Listing, Mirror, Phase, Read, Run, RunStatus, Seen, Task
 from models.types import db_now
+from worker import audit
 from worker.errors import (
     BadRequestError,
     InvalidApiKeyError,
@@ -75,28 +76,42 @@ class Extent(TypedDict, total=False):
     """Only carry out the deletions that the run with this id withheld."""
 
 
-def start(engine: Engine, requested_by: str, **extent: Unpack[Extent]) -> str:
-    """Create a resync and return its id. If one of the same extent is unfinished, it is resumed instead.
+def start(engine: Engine, actor: audit.Actor, **extent: Unpack[Extent]) -> str:
+    """Create a resync for `actor` and return its id. If one of the same extent is unfinished, it is resumed instead.
 
     Raises:
         BusyError: another resync is running.
+        ConfigurationError: `approves` is given, and `actor` gives no reason.
         UnknownIdError: the run `approves` does not exist.
         OperatorError: the run `approves` withheld nothing.
     """
-
-    def resume_or_begin(tx: Connection) -> str:
-        same = {"organization_id": None, "dry_run": False, "approves": None} | extent
-        unfinished = select(Run.id).where(Run.task == Task.RESYNC, RUNS.is_free()).filter_by(**same)
-        return tx.execute(unfinished).scalars().first() or begin(tx, requested_by, **extent)
-
-    return in_transaction(engine, resume_or_begin)
+    return in_transaction(engine, _resume_or_begin, actor, extent)
 
 
-def begin(tx: Connection, requested_by: str, **extent: Unpack[Extent]) -> str:
+def _resume_or_begin(tx: Connection, actor: audit.Actor, extent: Extent) -> str:
+    same = {"organization_id": None, "dry_run": False, "approves": None} | extent
+    unfinished = select(Run.id).where(Run.task == Task.RESYNC, RUNS.is_free()).filter_by(**same)
+    resumed = tx.execute(unfinished).scalars().first()
+    run_id = resumed or begin(tx, actor.who, actor.reason, **extent)
+    audit.note(
+        tx,
+        actor,
+        Action.RESYNC if same["approves"] is None else Action.APPROVE_DELETIONS,
+        kind="run",
+        object_id=run_id,
+        organization_id=extent.get("organization_id"),
+        dry_run=extent.get("dry_run") or None,
+        approves=extent.get("approves"),
+        resumed=True if resumed else None,
+    )
+    return run_id
+
+
+def begin(tx: Connection, requested_by: str, reason: str | None = None, **extent: Unpack[Extent]) -> str:
     """Create a resync with its first listings or reads, and return its id; errors are those of `start`."""
     approves, organization_id = extent.get("approves"), extent.get("organization_id")
     phase = Phase.LIST if approves is None else Phase.CONFIRM
-    run_id = create(tx, Task.RESYNC, requested_by, phase=phase, **extent)
+    run_id = create(tx, Task.RESYNC, requested_by, phase=phase, reason=reason, **extent)
     if approves is not None:
         deletions.approve(tx, run_id, approves)
         return run_id

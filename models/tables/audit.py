@@ -1,0 +1,86 @@
+"""The audit of operators' actions, and operators' sessions on the pages."""
+
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import BigInteger, Index, Integer
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.tables.base import Base
+from models.types import JsonObject, db_now
+
+
+class Via(StrEnum):
+    """How an action was requested. The API only reads, so it requests none."""
+
+    CLI = "cli"
+    PAGE = "page"
+    SETTINGS = "settings"
+    CLOCK = "clock"
+
+
+class Action(StrEnum):
+    """What was done."""
+
+    SIGN_IN = "sign_in"
+    SIGN_OUT = "sign_out"
+    RESYNC = "resync"
+    APPROVE_DELETIONS = "approve_deletions"
+    CATCH_UP = "catch_up"
+    REPLAY = "replay"
+    CANCEL_REPLAY = "cancel_replay"
+    DISMISS_EVENT = "dismiss_event"
+    RETRY_DELIVERIES = "retry_deliveries"
+    DISMISS_DELIVERIES = "dismiss_deliveries"
+    SET_AUTO_JOIN = "set_auto_join"
+    """A workspace's switch or role."""
+    BLOCK = "block"
+    UNBLOCK = "unblock"
+    CHANGE_AUTO_JOIN_MODE = "change_auto_join_mode"
+    """`AUTO_JOIN` or `AUTO_JOIN_EXISTING`."""
+    CHANGE_ROLE_MAP = "change_role_map"
+    FORGET = "forget"
+    REGISTER = "register"
+    MIGRATE = "migrate"
+
+
+class Audit(Base):
+    """An action of an operator or a setting, written in the transaction that carries it out."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True
+    )
+    at: Mapped[datetime] = mapped_column(server_default=db_now())
+    who: Mapped[str]
+    """The login name at the command line, the name of the token on the pages, or the name of the setting."""
+    via: Mapped[Via]
+    action: Mapped[Action]
+    kind: Mapped[str | None]
+    """The kind of the object: one of the mirror's, or `run`, `event`, `hook`, `endpoint`."""
+    object_id: Mapped[str | None]
+    organization_id: Mapped[str | None]
+    reason: Mapped[str | None]
+    """As entered; None if none was, or if erasure blanked it."""
+    details: Mapped[JsonObject | None]
+
+    __table_args__ = (
+        Index("ix_audit_at", "at"),
+        Index("ix_audit_object_id", "object_id", "id"),
+        Index("ix_audit_organization_id", "organization_id", "id"),
+        {"sqlite_autoincrement": True},
+    )
+
+
+class OperatorSession(Base):
+    """An operator who is signed in to the pages. Signing out deletes the row, so that a copied cookie is worthless."""
+
+    __tablename__ = "operator_sessions"
+
+    id_hash: Mapped[str] = mapped_column(primary_key=True)
+    """The SHA-256 of the id in the cookie. Who reads the database cannot sign in with it."""
+    who: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=db_now())
+    seen_at: Mapped[datetime] = mapped_column(server_default=db_now())
+    """When the operator was last active, to the minute."""

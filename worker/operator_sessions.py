@@ -1,0 +1,71 @@
+"""Operators' sessions on the pages. They are kept in the database, so that they can be ended."""
+
+import hashlib
+import secrets
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, Connection, Engine, delete, insert, or_, select, update
+
+from models.database import in_transaction, read_transaction, write_transaction
+from models.tables import Action, OperatorSession, Via
+from models.types import db_now, db_now_plus
+from worker import audit
+
+LIFETIME = timedelta(hours=12)
+"""A session ends this long after the sign-in, however active the operator is."""
+IDLE = timedelta(hours=1)
+"""A session ends this long after the operator was last active."""
+SEEN_EVERY = timedelta(minutes=1)
+"""Activity is written at most this often."""
+
+
+def sign_in(engine: Engine, who: str, address: str | None) -> str:
+    """Begin a session of the operator `who`, and return its secret id, to be kept in a cookie."""
+    id = secrets.token_urlsafe(32)
+    in_transaction(engine, _sign_in, id, who, address)
+    return id
+
+
+def _sign_in(tx: Connection, id: str, who: str, address: str | None) -> None:
+    tx.execute(delete(OperatorSession).where(_ended()))
+    tx.execute(insert(OperatorSession).values(id_hash=_hash(id), who=who))
+    audit.note(tx, audit.Actor(who, Via.PAGE), Action.SIGN_IN, address=address)
+
+
+def signed_in(engine: Engine, id: str) -> str | None:
+    """Return the operator whose session has this id; None if there is none, or if it has ended."""
+    own = select(OperatorSession.who).where(OperatorSession.id_hash == _hash(id), ~_ended())
+    with read_transaction(engine) as tx:
+        return tx.execute(own).scalar_one_or_none()
+
+
+def record_activity(engine: Engine, id: str) -> None:
+    """Record that the operator is active now, unless that was recorded within the last minute."""
+    stale = (OperatorSession.id_hash == _hash(id), OperatorSession.seen_at < _ago(SEEN_EVERY), ~_ended())
+    with read_transaction(engine) as tx:
+        if tx.execute(select(OperatorSession.id_hash).where(*stale)).one_or_none() is None:
+            return
+    with write_transaction(engine) as tx:
+        tx.execute(update(OperatorSession).where(*stale).values(seen_at=db_now()))
+
+
+def sign_out(engine: Engine, id: str, who: str) -> None:
+    """End the session with this id. Every copy of its cookie stops working at once."""
+    in_transaction(engine, _sign_out, id, who)
+
+
+def _sign_out(tx: Connection, id: str, who: str) -> None:
+    if tx.execute(delete(OperatorSession).where(OperatorSession.id_hash == _hash(id))).rowcount:
+        audit.note(tx, audit.Actor(who, Via.PAGE), Action.SIGN_OUT)
+
+
+def _ended() -> ColumnElement[bool]:
+    return or_(OperatorSession.created_at <= _ago(LIFETIME), OperatorSession.seen_at <= _ago(IDLE))
+
+
+def _ago(period: timedelta) -> ColumnElement[datetime]:
+    return db_now_plus(-period.total_seconds())
+
+
+def _hash(id: str) -> str:
+    return hashlib.sha256(id.encode()).hexdigest()
