@@ -49,11 +49,10 @@ def short_folder() -> Path:
     return made
 
 
-def call(method: str, url: str, body: JSON | None = None, seconds: float = 30.0, token: str = "") -> JSON:
+def call(method: str, url: str, body: JSON | None = None, seconds: float = 30.0) -> JSON:
     """Ask an HTTP server of the stack; raise `StackError` for anything but a good answer."""
     data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-    request = urllib.request.Request(url, data, headers, method=method)
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
     try:
         with urllib.request.urlopen(request, timeout=seconds) as answer:
             found: JSON = json.loads(answer.read())
