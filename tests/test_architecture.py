@@ -15,12 +15,9 @@ from worker import errors
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("models", "worker", "webhooks")
 LAYERS: list[set[str]] = [
-    {
-        "models",
-        *(f"worker.{name}" for name in ("backoff", "errors", "group_commit", "logs", "metrics", "redis_client")),
-    },
-    {"worker.decision", "worker.leases", "worker.private_files", "worker.queue"},
-    {"worker.kinds", "worker.runs", "worker.settings", "worker.workos_api"},
+    {"models", *(f"worker.{name}" for name in ("backoff", "errors", "group_commit", "logs"))},
+    {"worker.decision", "worker.leases", "worker.private_files", "worker.redis_client"},
+    {"worker.kinds", "worker.metrics", "worker.queue", "worker.runs", "worker.settings", "worker.workos_api"},
     {"worker.mirror"},
     {"worker.hooks", "worker.inbox", "worker.provisioning"},
     {"worker.bootstrap", "worker.repair"},

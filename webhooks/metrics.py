@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from models.tables import JoinState
 from worker.bootstrap import Services
 from worker.kinds import READERS
-from worker.metrics import ACCEPTED_TO_APPLIED, BUCKETS, INFINITY, Name, counted, noted
+from worker.metrics import ACCEPTED_TO_APPLIED, BUCKETS, INFINITY, UNEXPECTED, Name, Place, counted, noted
 from worker.redis_client import require_writable
 from worker.reports.health import PROBLEMS, WARNINGS, Health, check_health
 
@@ -35,6 +35,11 @@ COUNTERS: dict[str, tuple[str, str, tuple[tuple[str, tuple[str, ...]], ...]]] = 
         "webhooks_refused",
         "Deliveries rejected by address or signature.",
         (("reason", ("address", "missing", "mismatch", "time")),),
+    ),
+    UNEXPECTED: (
+        "unexpected_errors",
+        "Errors that no code expected. Each was logged as unexpected_error, and the work is tried again.",
+        (("place", tuple(Place)),),
     ),
     "workos_calls": ("workos_calls", "Calls to the WorkOS API.", ()),
     "workos_limited": ("workos_limited", "Calls to the WorkOS API that were answered with 429.", ()),
@@ -71,6 +76,12 @@ class _Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics. If Redis or the database is unavailable, yield only its `up` metric."""
+        with self._services.counters.contained(Place.METRICS, "redis"):
+            yield from self._from_redis()
+        with self._services.counters.contained(Place.METRICS, "database"):
+            yield from self._from_database()
+
+    def _from_redis(self) -> Iterator[Metric]:
         redis_up = "1 if Redis is available and writable."
         try:
             require_writable(self._services.redis)
@@ -80,6 +91,8 @@ class _Metrics(Collector):
         else:
             yield _gauge("redis_up", redis_up, 1)
             yield from _counter_metrics(counts, times)
+
+    def _from_database(self) -> Iterator[Metric]:
         database_up = "1 if the database is available."
         try:
             health = check_health(self._services.engine, self._services.redis, self._services.settings)

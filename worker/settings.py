@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.connection import parse_url
 
-from models.database import database_url
+from models.database import SCHEMA_NAME, database_url
 from models.tables import AutoJoinMode
 from worker.decision.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
 from worker.errors import ConfigurationError
@@ -77,6 +77,12 @@ def _database(raw: str) -> str:
     return raw
 
 
+def _schema(raw: str) -> str:
+    if not SCHEMA_NAME.fullmatch(raw):
+        raise ValueError("is not a schema name; use lower-case letters, digits and underscores")
+    return raw
+
+
 def _redis(raw: str) -> str:
     try:
         parse_url(raw)  # type: ignore[no-untyped-call]  # redis-py has no types for it
@@ -100,6 +106,7 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     listen_fds: Annotated[int, Field(ge=0)] = 0
     database_url: Annotated[str, AfterValidator(_database), Field(repr=False)] = DEFAULT_DATABASE_URL
+    database_schema: Annotated[str, AfterValidator(_schema)] | None = None
     redis_url: Annotated[Annotated[str, AfterValidator(_redis)] | None, Field(repr=False)] = None
     workos_webhook_secrets: Annotated[tuple[SecretStr, ...], _parsed(_split)] = ()
     webhook_tolerance_seconds: Annotated[int, Field(ge=1)] = 180
@@ -181,6 +188,8 @@ def load_settings(*required: str, **given: int | None) -> Settings:
             wrong.add(name)
             values[name] = Settings.model_fields[name].default
         settings = Settings(**values)  # so that missing settings are reported too
+    if settings.database_schema and "database_url" not in wrong and settings.database_url.startswith("sqlite"):
+        problems.append("DATABASE_SCHEMA is set, but SQLite has no schemas: unset it, or use PostgreSQL")
     if not {"hooks", "hook_secrets"} & wrong:
         problems += _without_secret(settings)
     problems += [

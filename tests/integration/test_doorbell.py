@@ -88,7 +88,7 @@ def work(services: Services) -> Callable[[], None]:
 
 def run_queued_jobs(services: Services) -> None:
     """Run all queued jobs as a lane process does."""
-    functions = {DRAIN: answered(lambda: drain(services.engine, Policy()), services.bell)}
+    functions = {DRAIN: answered(lambda: drain(services.engine, Policy()), services.bell, services.counters)}
     make_worker(services.redis, DRAIN, functions).work(burst=True)
 
 

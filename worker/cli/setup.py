@@ -6,7 +6,6 @@ from urllib.parse import urlsplit
 
 import click
 
-from models.database import open_engine
 from models.migrate import upgrade
 from models.revisions import newest_revision
 from models.types import JsonObject
@@ -51,7 +50,7 @@ def doctor(as_json: bool) -> None:
     Reports each check as ok, as a warning or as a failure, with the remedy. Exit code 1 if there is a failure.
     """
     settings = logging_settings()
-    engine = open_engine(settings.database_url)
+    engine = open_database(settings)
     redis = endpoint_redis(redis_url(settings))
     connect_workos = (lambda: connect(settings, redis, Counters(redis))) if settings.repairs else None
     checks = list(run_checks(engine, redis, settings, connect_workos))

@@ -56,7 +56,11 @@ def behind(engine: Engine, names: Iterable[str]) -> bool:
 
 
 def follow(
-    engine: Engine, wanted: Mapping[str, Target], attempts: int, stopping: Callable[[], bool] = lambda: False
+    engine: Engine,
+    wanted: Mapping[str, Target],
+    attempts: int,
+    stopping: Callable[[], bool] = lambda: False,
+    report: Callable[[str, BaseException], None] = lambda *_: None,
 ) -> bool:
     """Send each hook the changes it has not received; return False if any hook has more to receive.
 
@@ -65,16 +69,24 @@ def follow(
         wanted: the target of each hook, by name.
         attempts: attempts before a delivery is failed.
         stopping: returns whether to stop; called between two steps.
+        report: called with a hook's name and an unexpected error of following it. The other hooks continue.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the database is unavailable.
         rq.timeouts.JobTimeoutException: the job took too long.
     """
-    done = [_follow_one(engine, name, target, attempts, stopping) for name, target in wanted.items()]
+    done = [_follow_one(engine, name, target, attempts, stopping, report) for name, target in wanted.items()]
     return all(done)
 
 
-def _follow_one(engine: Engine, name: str, target: Target, attempts: int, stopping: Callable[[], bool]) -> bool:
+def _follow_one(
+    engine: Engine,
+    name: str,
+    target: Target,
+    attempts: int,
+    stopping: Callable[[], bool],
+    report: Callable[[str, BaseException], None],
+) -> bool:
     in_transaction(engine, _add, name)
     with HOOKS.lease(engine, name) as lease:
         if lease is None:
@@ -89,6 +101,7 @@ def _follow_one(engine: Engine, name: str, target: Target, attempts: int, stoppi
             if is_transient(error):
                 raise  # the database is unavailable, which is not the hook's fault
             log.warning("hook_not_followed", hook=name, error=unexpected(error), stack=stack_of(error))
+            report(name, error)
             lease.leave_to_expire()  # the next attempt would probably fail too
         return True
 

@@ -10,6 +10,7 @@ from rq import Queue, SimpleWorker
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from worker.metrics import Counters, Place
 from worker.queue.doorbell import Doorbell, queue_name
 
 WORKER_TTL_SECONDS = 30
@@ -19,12 +20,17 @@ LONGEST_RECONNECT_SECONDS = 5.0
 """Maximum pause before RQ reconnects to Redis. RQ's default is a minute."""
 
 
-def answered(run: Callable[[], object], bell: Doorbell) -> Callable[[], None]:
-    """Return a job function that answers the bell, then calls `run`."""
+def answered(run: Callable[[], object], bell: Doorbell, counters: Counters) -> Callable[[], None]:
+    """Return a job function that answers the bell, then calls `run`, whose errors it contains.
+
+    RQ would log the traceback of an error with its values. The clock rings for the work that remains. If Redis is
+    unavailable, the job fails: RQ notices it too, and the process ends.
+    """
 
     def work() -> None:
         bell.answer()
-        run()
+        with counters.contained(Place.LANE, bell.lane):
+            run()
 
     return work
 

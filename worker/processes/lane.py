@@ -3,8 +3,8 @@
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from functools import partial
 
@@ -15,11 +15,10 @@ from rq.exceptions import StopRequested
 from models.tables import AutoJoinMode
 from worker import provisioning
 from worker.bootstrap import Services, build_services, drain_policy
-from worker.errors import ConfigurationError, WorkOSUnavailableError
 from worker.hooks.follow import follow
 from worker.hooks.targets import targets
 from worker.inbox.drain import drain
-from worker.metrics import ACCEPTED_TO_APPLIED
+from worker.metrics import ACCEPTED_TO_APPLIED, Place, describe
 from worker.processes.jobs import answered, make_worker
 from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
 from worker.repair.catch_up import update_complete_to
@@ -31,19 +30,24 @@ log = structlog.get_logger()
 
 
 def work(lane: str, settings: Settings, redis_url: str) -> None:
-    """Run the jobs of `lane` until stopped. Exit with 1 if Redis is lost; the supervisor then starts a new process."""
+    """Run the jobs of `lane` until stopped.
+
+    Exits with 1 if Redis is lost or RQ fails; the supervisor then starts a new process.
+    """
     structlog.contextvars.bind_contextvars(lane=lane)
     with closing(build_services(settings, redis_url)) as services:
         stopping = threading.Event()
-        makers = {DRAIN: _drain, REPAIR: _repair, PROVISION: _provision, HOOKS: _hooks}
-        function = makers[lane](services, stopping)
-        log.info("worker_started", pid=os.getpid())
         try:
+            function = JOBS[lane](services, stopping)
+            log.info("worker_started", pid=os.getpid())
             make_worker(services.redis, lane, {lane: function}, stopping).work(logging_level="WARNING")
         except StopRequested:
             log.info("worker_stopped")  # before it had started
         except RedisError as error:
-            log.warning("redis_lost", error=type(error).__name__)
+            log.warning("redis_lost", error=describe(error))
+            sys.exit(1)
+        except Exception as error:  # noqa: BLE001 - the supervisor starts a new process
+            services.counters.report(Place.LANE, lane, error)
             sys.exit(1)
 
 
@@ -60,14 +64,14 @@ def _drain(services: Services, stopping: threading.Event) -> Callable[[], None]:
         if settings.auto_join is AutoJoinMode.PROVISION and provisioning.waiting(services.engine):
             services.provision_bell.ring()
 
-    return answered(run, services.bell)
+    return answered(run, services.bell, services.counters)
 
 
 def _repair(services: Services, stopping: threading.Event) -> Callable[[], None]:
     settings = services.settings
     workos = connect(settings, services.redis, services.counters) if settings.repairs else None
     repair = Repair(services.engine, workos, settings, services.bell, stopping.is_set)
-    return answered(_unavailable_logged()(repair.all), services.repair_bell)
+    return answered(repair.all, services.repair_bell, services.counters)
 
 
 def _provision(services: Services, stopping: threading.Event) -> Callable[[], None]:
@@ -77,29 +81,29 @@ def _provision(services: Services, stopping: threading.Event) -> Callable[[], No
     read_events = partial(catch_up_or_resync, engine, workos, lag=lag)
     applied = partial(update_complete_to, engine)
 
-    @_unavailable_logged()
     def run() -> None:
         require_same_environment(engine, workos, settings)
         while provisioning.provision(engine, workos, lag, bell, read_events, applied, stopping.is_set):
             pass
 
-    return answered(run, services.provision_bell)
+    return answered(run, services.provision_bell, services.counters)
 
 
 def _hooks(services: Services, stopping: threading.Event) -> Callable[[], None]:
     called = targets(services.settings)
 
     def run() -> None:
-        if not follow(services.engine, called, services.settings.hook_attempts, stopping.is_set):
+        report = partial(services.counters.report, Place.HOOK)
+        if not follow(services.engine, called, services.settings.hook_attempts, stopping.is_set, report):
             services.hooks_bell.ring()
 
-    return answered(run, services.hooks_bell)
+    return answered(run, services.hooks_bell, services.counters)
 
 
-@contextmanager
-def _unavailable_logged() -> Iterator[None]:
-    """Log errors about WorkOS instead of raising them. The clock rings for the remaining work."""
-    try:
-        yield
-    except (ConfigurationError, WorkOSUnavailableError) as error:
-        log.warning("work_postponed", reason=str(error))
+JOBS: dict[str, Callable[[Services, threading.Event], Callable[[], None]]] = {
+    DRAIN: _drain,
+    REPAIR: _repair,
+    PROVISION: _provision,
+    HOOKS: _hooks,
+}
+"""For each lane, what makes the function that its jobs run."""
