@@ -137,12 +137,15 @@ def _pin(schema: str | None, lock_timeout_ms: int) -> Callable[[DBAPIConnection,
     statement = "SELECT " + ", ".join(f"set_config('{name}', {value}, false)" for name, value in wanted.items())
 
     def pin(dbapi_connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-        dbapi_connection.autocommit = True  # in a transaction, a rollback would undo it
-        cursor = dbapi_connection.cursor()
-        cursor.execute(statement)
-        entry.info["pinned"] = dict(zip(wanted, cursor.fetchone() or (), strict=True))
-        cursor.close()
-        dbapi_connection.autocommit = False
+        with ExitStack() as opened:
+            opened.callback(dbapi_connection.close)  # unless it succeeds: the pool would leave the connection open
+            dbapi_connection.autocommit = True  # in a transaction, a rollback would undo it
+            cursor = dbapi_connection.cursor()
+            cursor.execute(statement)
+            entry.info["pinned"] = dict(zip(wanted, cursor.fetchone() or (), strict=True))
+            cursor.close()
+            dbapi_connection.autocommit = False
+            opened.pop_all()
 
     return pin
 

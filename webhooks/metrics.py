@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from models.tables import JoinState
 from worker.bootstrap import Services
 from worker.kinds import READERS
-from worker.metrics import ACCEPTED_TO_APPLIED, BUCKETS, INFINITY, UNEXPECTED, Name, Place, counted, noted
+from worker.metrics import ACCEPTED_TO_APPLIED, BUCKETS, INFINITY, UNEXPECTED, Name, Place, counted, is_expected, noted
 from worker.redis_client import require_writable
 from worker.reports.health import PROBLEMS, WARNINGS, Health, check_health
 
@@ -76,10 +76,13 @@ class _Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics. If Redis or the database is unavailable, yield only its `up` metric."""
-        with self._services.counters.contained(Place.METRICS, "redis"):
-            yield from self._from_redis()
-        with self._services.counters.contained(Place.METRICS, "database"):
-            yield from self._from_database()
+        for name, part in (("redis", self._from_redis), ("database", self._from_database)):
+            try:
+                yield from part()
+            except Exception as error:
+                if is_expected(error):
+                    raise
+                self._services.counters.report(Place.METRICS, name, error)
 
     def _from_redis(self) -> Iterator[Metric]:
         redis_up = "1 if Redis is available and writable."

@@ -13,6 +13,7 @@ import pytest
 from flask import Flask
 from redis import Redis
 
+from models.tables import HookDelivery
 from tests.support import accept, made, post, rows, statuses
 from tests.support.auto_join import apply_events, mark_as_filled
 from tests.support.hooks import SECRET as HOOK_SECRET
@@ -158,7 +159,8 @@ def addresses(app: Flask) -> Iterator[tuple[str, str, str]]:
     """Method, path and endpoint of each route."""
     with app.test_request_context():
         for rule in app.url_map.iter_rules():
-            path = app.url_for(rule.endpoint, **dict.fromkeys(rule.arguments, "x"))
+            values: Any = dict.fromkeys(rule.arguments, "x")
+            path = app.url_for(rule.endpoint, **values)
             for method in (rule.methods or set()) & {"GET", "POST"}:
                 yield method, path, rule.endpoint
 
@@ -241,7 +243,7 @@ def test_a_target_that_raises_is_tried_again(error: Exception, services: Service
     hooks.follow(services.engine, {"bad": FunctionTarget(raising(error))}, 3)
     apply_events(services.engine, [made("organization.created", id="org_1", name="Acme", domains=[])])
     hooks.follow(services.engine, {"bad": FunctionTarget(raising(error))}, 3)
-    (delivery,) = rows(services.engine, hooks.HookDelivery)
+    (delivery,) = rows(services.engine, HookDelivery)
     assert (delivery["status"], delivery["attempts"]) == ("pending", 1)
 
 
@@ -292,7 +294,8 @@ def test_foreign_values_in_redis_fail_neither_counting_nor_the_metrics(services:
 
 @errors
 def test_a_process_that_cannot_be_started_is_started_later(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop, seen, start = threading.Event(), [], ForkProcess.start
+    stop, start = threading.Event(), ForkProcess.start
+    seen: list[BaseException] = []
     began = time.monotonic()
 
     def refuse_twice(self: ForkProcess) -> None:
