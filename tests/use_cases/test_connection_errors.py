@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from models.database import open_engine, what_is_wrong, write_transaction
 from tests.support.cli import run
 from tests.support.pooler import Pooler, session_pooler
-from worker.redis_client import open_redis
+from worker.redis_client import open_redis, server_version
 from worker.redis_client import what_is_wrong as what_is_wrong_with_redis
 
 PASSWORD = "pa55%2Fword"
@@ -202,3 +202,25 @@ def test_a_redis_user_without_config_is_a_warning(
     assert checks["redis"]["level"] == checks["redis settings"]["level"] == "warning"
     assert "noeviction" in checks["redis settings"]["remedy"] and "config" in checks["redis settings"]["saw"]
     redis.acl_deluser("managed")
+
+
+@pytest.mark.parametrize("command", ["web", "worker", "clock", "doctor"])
+def test_an_old_redis_is_refused(
+    command: str, redis_url: str, make_database: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Redis, "info", lambda *_: {"redis_version": "6.0.16"})
+    monkeypatch.setenv("DATABASE_URL", make_database("sqlite"))
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("WORKOS_WEBHOOK_SECRETS", "whsec_of_some_length")
+    monkeypatch.setenv("COLUMNS", "250")
+    result = run(command, exit_code=1 if command == "doctor" else 2)
+    assert "Redis 6.0.16 is too old" in result.output and "6.2 or newer" in result.output
+
+
+@pytest.mark.parametrize(
+    "info",
+    [{"redis_version": "6.2.0"}, {"redis_version": "10.0"}, {"redis_version": "7.2.4", "valkey_version": "9"}, {}],
+)
+def test_a_current_redis_is_accepted(info: dict[str, str], redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Redis, "info", lambda *_: info)
+    assert server_version(redis).split()[0] in ("Redis", "Valkey")

@@ -315,3 +315,14 @@ def test_a_supervisor_that_started_nothing_stops(error: Exception, monkeypatch: 
     stop = threading.Event()
     monkeypatch.setattr(ForkProcess, "start", raising(error))
     supervise([partial(time.sleep, 60)], stop, lambda _: stop.set())
+
+
+@errors
+def test_a_process_that_raises_ends_without_a_traceback(error: Exception, capfd: pytest.CaptureFixture[str]) -> None:
+    stop = threading.Event()
+    stopping = threading.Timer(1.0, stop.set)
+    stopping.start()
+    supervise([partial(raising(error))], stop, lambda _: None)
+    stopping.join()
+    output = "".join(capfd.readouterr())
+    assert "process_failed" in output and PRIVATE not in output and "Traceback" not in output

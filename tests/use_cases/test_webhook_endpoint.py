@@ -463,8 +463,9 @@ def test_read_only_database_is_not_ready(
     make_database: Callable[[str], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    url = make_database("postgresql")
     monkeypatch.setitem(PINNED, "default_transaction_read_only", "on")  # as a standby is
-    endpoint = create_app(build_test_services(database_url=make_database("postgresql"))).test_client()
+    endpoint = create_app(build_test_services(database_url=url)).test_client()
     answer = endpoint.get("/readyz")
     assert (answer.status_code, answer.get_json()["status"]) == (503, "not ready")
     answer = post(endpoint, made("user.created"))

@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from multiprocessing.context import ForkProcess
 import structlog
 
 from worker.backoff import backoff
+from worker.errors import stack_of, unexpected
 
 log = structlog.get_logger()
 
@@ -94,7 +96,11 @@ class Child:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         self._lifeline.watch()
-        self._work()
+        try:
+            self._work()
+        except Exception as error:  # noqa: BLE001 - multiprocessing would print the traceback with its values
+            log.error("process_failed", error=unexpected(error), stack=stack_of(error))  # noqa: TRY400 - see above
+            sys.exit(1)
 
 
 def supervise(
