@@ -1,6 +1,8 @@
 """Whatever a task, lane, request or hook raises is logged, counted and tried again, and nothing else stops."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -317,12 +319,24 @@ def test_a_supervisor_that_started_nothing_stops(error: Exception, monkeypatch: 
     supervise([partial(time.sleep, 60)], stop, lambda _: stop.set())
 
 
-@errors
-def test_a_process_that_raises_ends_without_a_traceback(error: Exception, capfd: pytest.CaptureFixture[str]) -> None:
-    stop = threading.Event()
-    stopping = threading.Timer(1.0, stop.set)
-    stopping.start()
-    supervise([partial(raising(error))], stop, lambda _: None)
-    stopping.join()
-    output = "".join(capfd.readouterr())
-    assert "process_failed" in output and PRIVATE not in output and "Traceback" not in output
+FAILING_PROCESS = f"""
+import threading
+from worker.processes.supervisor import supervise
+
+def fail():
+    raise ValueError("{PRIVATE}")
+
+stop = threading.Event()
+threading.Timer(1.5, stop.set).start()
+supervise([fail], stop, print)
+"""
+"""A program whose process raises at once."""
+
+
+def test_a_process_that_raises_ends_without_a_traceback() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FAILING_PROCESS], capture_output=True, text=True, timeout=60, check=True
+    )
+    output = ended.stdout + ended.stderr
+    assert "process_failed" in output and "ValueError at " in output
+    assert PRIVATE not in output and "Traceback" not in output
