@@ -2,6 +2,7 @@
 
 import fcntl
 import functools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Concatenate, ParamSpec, TypeVar
 import orjson
 from sqlalchemy import ColumnElement, Connection, Engine, create_engine, delete, event, select, text, tuple_
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.pool import ConnectionPoolEntry
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from models.private_files import close_to_others
@@ -33,6 +35,27 @@ SQLITE_FILES = ("", "-wal", "-shm", "-journal", "-line", "-turn")
 """Suffixes of a database's files. SQLite gives its own files the mode of the first."""
 KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 10_000}
 """libpq's settings by which a lost server is detected within about ten seconds."""
+
+PINNED = {
+    "client_encoding": "UTF8",
+    "datestyle": "ISO, YMD",
+    "intervalstyle": "postgres",
+    "timezone": "UTC",
+    "bytea_output": "hex",
+    "standard_conforming_strings": "on",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_TIMEOUT_MS),
+}
+"""PostgreSQL settings of each connection, whatever the server, the database or the user sets. Times in milliseconds.
+
+`lock_timeout`, `synchronous_commit` and, with DATABASE_SCHEMA, `search_path` are set with them.
+"""
+SYNCHRONOUS_COMMIT = "CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END"
+"""At least `on`: with `off`, a crash of the server would lose events that were answered with 200."""
+SCHEMA_NAME = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,62}")
 
 CLAIM_LOCK = 0x776F_0001
 """PostgreSQL advisory lock: one drain at a time chooses a batch."""
@@ -56,18 +79,26 @@ def database_url(raw: str) -> URL:
 
 
 def open_engine(
-    raw_url: str, *, pool_size: int = 5, pool_timeout: float = 30.0, lock_timeout_ms: int = LOCK_TIMEOUT_MS
+    raw_url: str,
+    *,
+    schema: str | None = None,
+    pool_size: int = 5,
+    pool_timeout: float = 30.0,
+    lock_timeout_ms: int = LOCK_TIMEOUT_MS,
 ) -> Engine:
-    """Return an engine for `raw_url`, without connecting; raises `ValueError` as `database_url`.
+    """Return an engine for `raw_url`, without connecting; raises `ValueError` as `database_url`, or for a wrong schema.
 
     For SQLite, creates the file's folder, and removes all access of group and others to the files of a database that
     this user owns. Parameters of statements never appear in error messages, because they contain payloads.
 
-    The keyword arguments apply to PostgreSQL only. If no connection is free within `pool_timeout` seconds, a statement
-    raises `sqlalchemy.exc.TimeoutError`.
+    All other arguments apply to PostgreSQL only. With `schema`, all tables are in this schema. If no connection is free
+    within `pool_timeout` seconds, a statement raises `sqlalchemy.exc.TimeoutError`. Each new connection sets `PINNED`
+    in one round trip, by a statement: a connection pooler such as PgBouncer refuses options at the start of a session.
     """
     url = database_url(raw_url)
     if url.get_backend_name() == "sqlite":
+        if schema is not None:
+            raise ValueError("DATABASE_SCHEMA needs PostgreSQL: SQLite has no schemas")
         if file := _sqlite_file(url):
             with suppress(OSError):  # connecting reports the problem
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -77,13 +108,11 @@ def open_engine(
         engine = create_engine(url, hide_parameters=True, json_deserializer=orjson.loads, connect_args=waits)
         event.listen(engine, "connect", _sqlite_connect)
         event.listen(engine, "begin", _sqlite_begin)
+        event.listen(engine, "handle_error", _convert_error)
         return engine
-    given = url.query.get("options", "")
-    options = (
-        f"{given if isinstance(given, str) else ' '.join(given)} -c lock_timeout={lock_timeout_ms} "
-        f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS} -c timezone=UTC"
-    ).strip()
-    return create_engine(
+    if schema is not None and not SCHEMA_NAME.fullmatch(schema):
+        raise ValueError("DATABASE_SCHEMA is not a schema name: use lower-case letters, digits and underscores")
+    engine = create_engine(
         url,
         hide_parameters=True,
         json_deserializer=orjson.loads,
@@ -91,8 +120,55 @@ def open_engine(
         max_overflow=0,
         pool_timeout=pool_timeout,
         pool_pre_ping=True,
-        connect_args={"options": options, "connect_timeout": 5, **KEEPALIVE},
+        connect_args={"connect_timeout": 5, **KEEPALIVE},
+        execution_options={"workos_sync_schema": schema},
     )
+    # First, so that SQLAlchemy's own first query already gets text in UTF-8.
+    event.listen(engine, "connect", _pin(schema, lock_timeout_ms), insert=True)
+    event.listen(engine, "handle_error", _convert_error)
+    return engine
+
+
+def _pin(schema: str | None, lock_timeout_ms: int) -> Callable[[DBAPIConnection, ConnectionPoolEntry], None]:
+    """Return a listener that sets `PINNED`, and records the values in force as `info["pinned"]` of the connection."""
+    wanted = {name: f"'{value}'" for name, value in PINNED.items()}
+    wanted |= {"lock_timeout": f"'{lock_timeout_ms}'", "synchronous_commit": SYNCHRONOUS_COMMIT}
+    if schema is not None:
+        wanted["search_path"] = f"'{schema}'"
+    statement = "SELECT " + ", ".join(f"set_config('{name}', {value}, false)" for name, value in wanted.items())
+
+    def pin(dbapi_connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        with ExitStack() as opened:
+            opened.callback(dbapi_connection.close)  # unless it succeeds: the pool would leave the connection open
+            dbapi_connection.autocommit = True  # in a transaction, a rollback would undo it
+            cursor = dbapi_connection.cursor()
+            cursor.execute(statement)
+            entry.info["pinned"] = dict(zip(wanted, cursor.fetchone() or (), strict=True))
+            cursor.close()
+            dbapi_connection.autocommit = False
+            opened.pop_all()
+
+    return pin
+
+
+def not_in_force(engine: Engine) -> list[str]:
+    """Return the pinned settings that a later transaction of a connection does not have, each with its value there.
+
+    Not empty means that a pooler gives each transaction another connection to the server. Empty for SQLite.
+    """
+    if engine.dialect.name != "postgresql":
+        return []
+    with engine.connect() as connection, engine.connect() as other:
+        pinned: dict[str, str] = connection.info["pinned"]
+        current = [f"current_setting('{name}')" for name in pinned]
+        values = text(f"SELECT {', '.join(current)}, pg_backend_pid()")
+        pid = connection.execute(values).one()[-1]
+        connection.rollback()
+        other.execute(text("SELECT 1"))  # in a transaction: a pooler must give the first connection another one
+        *found, pid_now = connection.execute(values).one()
+    in_force = zip(pinned, found, strict=True)
+    wrong = [f"{name} is {value}" for name, value in in_force if value != pinned[name]]
+    return wrong or ["the connection to the server changes between transactions"] * (pid != pid_now)
 
 
 def _sqlite_file(url: URL) -> Path | None:
@@ -114,6 +190,87 @@ def _sqlite_connect(dbapi_connection: DBAPIConnection, _record: object) -> None:
 def _sqlite_begin(connection: Connection) -> None:
     read_only = connection.get_execution_options().get("workos_sync_read", False)
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def place_of(url: URL) -> str:
+    """Return which database a URL names, for messages: kind, host, port, name and user, and never the password."""
+    if url.get_backend_name() == "sqlite":
+        return f"SQLite file {_sqlite_file(url) or 'in memory'}"
+    given = {name: ",".join([value] if isinstance(value, str) else value) for name, value in url.query.items()}
+    host = url.host or given.get("host") or given.get("service") or "the default host"
+    port = "" if ":" in host and url.host is None else f":{url.port or given.get('port', 5432)}"
+    parts = [f"PostgreSQL at {host}{port}"]
+    parts += [f"database {name}"] if (name := url.database or given.get("dbname")) else []
+    parts += [f"user {user}"] if (user := url.username or given.get("user")) else []
+    return ", ".join(parts)
+
+
+def what_is_wrong(error: SQLAlchemyError) -> tuple[str, str]:
+    """Return for operators what a database answered, with host, port, name and user, and the remedy.
+
+    Contains no password, and no value of a row: for errors that quote values, only the class of the error.
+    """
+    if isinstance(error, PoolTimeoutError):
+        return "the database: all connections of this process are in use", "try again later"
+    saw = next(iter(getattr(error, "__notes__", ())), f"the database: {type(error).__name__}")
+    state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
+    for prefix, remedy in REMEDIES.items():
+        if state.startswith(prefix):
+            return saw, remedy
+    if saw.startswith("SQLite"):
+        return saw, "check that its folder exists, is writable and has space, or correct DATABASE_URL"
+    return saw, "see the log of the server" if state else "start it, or correct DATABASE_URL"
+
+
+REMEDIES = {
+    "25006": "point DATABASE_URL to the primary",
+    "28": "correct the user or password in DATABASE_URL",
+    "3D": "create the database, or correct DATABASE_URL",
+    "3F": "set DATABASE_SCHEMA, or give the user a search_path",
+    "42501": "grant it to the user in DATABASE_URL",
+    "42P01": "run: workos-sync migrate",
+    "42703": "run: workos-sync migrate",
+    "53": "free space or connections on the server",
+}
+"""By SQLSTATE, or its class (PostgreSQL, appendix A)."""
+SAFE_SQLSTATES = ("08", "25", "28", "3D", "3F", "40", "42", "53", "55", "57", "58")
+"""Classes whose message names objects of the schema or the server, and never a value."""
+NO_VALUES = {"OperationalError", "DatabaseError", "InternalError", "ConnectionTimeout"}
+"""Errors without SQLSTATE whose message contains no value: psycopg's of connecting, and those of SQLite."""
+
+
+def _convert_error(context: ExceptionContext) -> SQLAlchemyError | None:
+    """Note on an error which database it is about and why, and turn foreign exceptions of the driver into DBAPI errors.
+
+    The driver raises Python's own exceptions for what it cannot convert, such as `UnicodeEncodeError`.
+    """
+    error, converted = context.sqlalchemy_exception, None
+    original = context.original_exception
+    if error is None and isinstance(original, Exception) and type(original).__module__ == "builtins":
+        error = converted = InterfaceError(context.statement, None, original, hide_parameters=True)
+    if error is not None and context.dialect is not None:
+        url = context.engine.url if context.engine is not None else None
+        error.add_note(f"{place_of(url) if url else 'the database'}: {_reason(original, url)}")
+    return converted
+
+
+def _reason(error: BaseException, url: URL | None) -> str:
+    """Return the server's reason in one line, without the password; only the class if the message may quote values."""
+    state: str | None = getattr(error, "sqlstate", None)
+    if state is not None and state.startswith(SAFE_SQLSTATES):
+        reason = str(getattr(getattr(error, "diag", None), "message_primary", None) or error)
+    elif state is None and type(error).__name__ in NO_VALUES:
+        reason = str(error)
+    else:
+        return type(error).__name__
+    lines = [line for line in reason.splitlines() if line.strip()] or [type(error).__name__]
+    # libpq names the server in front of each reason, which `place_of` has done.
+    line = next((line for line in reversed(lines) if "failed: " in line), lines[0]).rpartition("failed: ")[2]
+    line = re.sub(r"^[A-Z]+: +", "", line)
+    given = (url.password, url.query.get("password"), url.query.get("sslpassword")) if url is not None else ()
+    for secret in filter(None, given):
+        line = line.replace(str(secret), "***")
+    return line
 
 
 @contextmanager

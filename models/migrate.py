@@ -5,11 +5,12 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, insert, inspect, update
+from sqlalchemy.schema import CreateSchema
 
 from models.database import MIGRATION_LOCK, advisory_lock, write_transaction
 from models.public_domains import refresh
-from models.revisions import current_revision, known_revisions, newest_revision
+from models.revisions import FORMER_VERSIONS, VERSIONS, known_revisions, newest_revision, refused, stored_revision
 from models.views import update_views
 
 Noted = Callable[[Connection, str | None, str], None]
@@ -19,24 +20,43 @@ Noted = Callable[[Connection, str | None, str], None]
 def upgrade(engine: Engine, revision: str = "head", noted: Noted | None = None) -> None:
     """Migrate the database to `revision` in one transaction. Other processes that migrate wait.
 
-    Migrating to the newest revision also updates the views (`models.views`) and the list of public mail domains, and
-    calls `noted` if the revision changed. Raises
-    `ValueError`, with the remedy, for a revision that is older than release 1.0.0 or known only to a newer release.
+    Creates the schema of the engine, if it names one. Migrating to the newest revision also updates the views
+    (`models.views`) and the list of public mail domains, and calls `noted` if the revision changed. Raises
+    `ValueError`, with the remedy, for a database that cannot be used (`models.revisions.refused`) or has a revision of
+    a newer release. Nothing is changed then.
     """
-    current = current_revision(engine)
-    if current is not None and current not in known_revisions():
-        older = current < known_revisions()[0]
-        remedy = "upgrade it to release 1.0.0 first" if older else "it needs a newer release of workos-sync"
-        raise ValueError(f"the database is at revision {current}, which this release cannot migrate: {remedy}")
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     with write_transaction(engine) as tx:
         advisory_lock(tx, MIGRATION_LOCK)
-        before = current_revision(engine)  # another process may have migrated meanwhile
+        _create_schema(tx)
+        if problem := refused(tx):
+            raise ValueError(problem)
+        before = stored_revision(tx)
+        if before is not None and before not in known_revisions():
+            raise ValueError(f"the database is at revision {before}: it needs a newer release of workos-sync")
+        _take_over_version_table(tx, before)
         config.attributes["connection"] = tx
         command.upgrade(config, revision)
+        if inspect(tx).has_table(FORMER_VERSIONS.name):
+            ours = update(FORMER_VERSIONS).where(FORMER_VERSIONS.c.version_num == before)
+            tx.execute(ours.values(version_num=stored_revision(tx)))
         if revision == "head":
             update_views(tx)
             refresh(tx)
             if noted is not None and before != newest_revision():
                 noted(tx, before, newest_revision())
+
+
+def _create_schema(tx: Connection) -> None:
+    """Create the schema that the engine names, if there is none."""
+    schema = tx.engine.get_execution_options().get("workos_sync_schema")
+    if schema is not None and not inspect(tx).has_schema(schema):
+        tx.execute(CreateSchema(schema))
+
+
+def _take_over_version_table(tx: Connection, revision: str | None) -> None:
+    """Make our own version table for a database that keeps its revision in the former one."""
+    if revision is not None and not inspect(tx).has_table(VERSIONS.name):
+        VERSIONS.create(tx)
+        tx.execute(insert(VERSIONS).values(version_num=revision))

@@ -15,12 +15,12 @@ from worker import errors
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("models", "worker", "webhooks")
 LAYERS: list[set[str]] = [
+    {"models", *(f"worker.{name}" for name in ("backoff", "errors", "group_commit", "logs"))},
+    {"worker.audit", "worker.decision", "worker.leases", "worker.private_files", "worker.redis_client"},
     {
-        "models",
-        *(f"worker.{name}" for name in ("backoff", "errors", "group_commit", "logs", "metrics", "redis_client")),
+        *(f"worker.{name}" for name in ("kinds", "metrics", "operator_sessions", "queue", "runs")),
+        *("worker.settings", "worker.workos_api"),
     },
-    {"worker.audit", "worker.decision", "worker.leases", "worker.private_files", "worker.queue"},
-    {"worker.kinds", "worker.operator_sessions", "worker.runs", "worker.settings", "worker.workos_api"},
     {"worker.mirror"},
     {"worker.hooks", "worker.inbox", "worker.provisioning"},
     {"worker.bootstrap", "worker.repair"},

@@ -13,17 +13,20 @@ from webhooks import health, metrics, receive
 from webhooks.api import routes as api
 from webhooks.ops import routes as ops
 from worker.bootstrap import Services
-from worker.errors import ConfigurationError, stack_of
+from worker.errors import ConfigurationError
+from worker.metrics import Counters, Place, describe
 
 log = structlog.get_logger()
 
 
 class _Application(Flask):
+    counters: Counters
+
     def log_exception(self, exc_info: tuple[object, BaseException | None, object]) -> None:
-        """Log an unexpected error without its message or the path, which may contain secrets and personal data."""
+        """Report an unexpected error without its message or the path, which may contain secrets and personal data."""
         _, error, _ = exc_info
-        stack = stack_of(error) if error else None
-        log.error("request_failed", error=type(error).__name__, stack=stack, endpoint=request.endpoint)
+        if error is not None:
+            self.counters.report(Place.REQUEST, request.endpoint or "none", error)
 
 
 def create_app(services: Services) -> Flask:
@@ -36,6 +39,7 @@ def create_app(services: Services) -> Flask:
     if not settings.workos_webhook_secrets:
         raise ConfigurationError("WORKOS_WEBHOOK_SECRETS is not set")
     app = _Application(__name__, static_folder=None)
+    app.counters = services.counters
     app.url_map.merge_slashes = False
     # One byte more: Werkzeug silently truncates a body without Content-Length at this limit.
     app.config["MAX_CONTENT_LENGTH"] = settings.webhook_max_bytes + 1
@@ -77,7 +81,7 @@ def _reject_nul() -> None:
 
 
 def _database_unavailable(error: SQLAlchemyError) -> Response:
-    log.warning("database_unavailable", error=receive.type_name(error))
+    log.warning("database_unavailable", error=describe(error))
     response = jsonify(error="the database is unavailable; retry later")
     response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
     response.headers["Retry-After"] = str(receive.RETRY_AFTER_SECONDS)

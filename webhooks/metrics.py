@@ -19,7 +19,18 @@ from sqlalchemy.exc import DBAPIError
 from models.tables import JoinState
 from worker.bootstrap import Services
 from worker.kinds import READERS
-from worker.metrics import ACCEPTED_TO_APPLIED, BUCKETS, INFINITY, REFUSALS, Name, counted, noted
+from worker.metrics import (
+    ACCEPTED_TO_APPLIED,
+    BUCKETS,
+    INFINITY,
+    REFUSALS,
+    UNEXPECTED,
+    Name,
+    Place,
+    counted,
+    is_expected,
+    noted,
+)
 from worker.redis_client import require_writable
 from worker.reports.conditions import CONDITIONS
 from worker.reports.verdict import Verdict, judge
@@ -40,6 +51,11 @@ COUNTERS: dict[str, tuple[str, str, tuple[tuple[str, tuple[str, ...]], ...]]] = 
         "webhooks_refused",
         "Deliveries rejected by address, path, signature or time.",
         (("reason", REFUSALS),),
+    ),
+    UNEXPECTED: (
+        "unexpected_errors",
+        "Errors that no code expected. Each was logged as unexpected_error, and the work is tried again.",
+        (("place", tuple(Place)),),
     ),
     "workos_calls": ("workos_calls", "Calls to the WorkOS API.", ()),
     "workos_limited": ("workos_limited", "Calls to the WorkOS API that were answered with 429.", ()),
@@ -76,6 +92,15 @@ class _Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics. If Redis or the database is unavailable, yield only its `up` metric."""
+        for name, part in (("redis", self._from_redis), ("database", self._from_database)):
+            try:
+                yield from part()
+            except Exception as error:
+                if is_expected(error):
+                    raise
+                self._services.counters.report(Place.METRICS, name, error)
+
+    def _from_redis(self) -> Iterator[Metric]:
         redis_up = "1 if Redis is available and writable."
         try:
             require_writable(self._services.report_redis)
@@ -85,6 +110,8 @@ class _Metrics(Collector):
         else:
             yield _gauge("redis_up", redis_up, 1)
             yield from _counter_metrics(counts, times)
+
+    def _from_database(self) -> Iterator[Metric]:
         database_up = "1 if the database is available."
         try:
             verdict = judge(self._services.engine, self._services.report_redis, self._services.settings)

@@ -25,7 +25,7 @@ from worker.group_commit import GroupCommit
 from worker.inbox.store import ReceivedEvent, accept_webhooks
 from worker.inbox.verified_secrets import note_verified
 from worker.kinds import READERS
-from worker.metrics import REFUSALS, REFUSED_SINCE_VALID, Counters, Name
+from worker.metrics import REFUSALS, REFUSED_SINCE_VALID, Counters, Name, Place, describe
 
 log = structlog.get_logger()
 
@@ -86,7 +86,7 @@ def blueprint(services: Services) -> Blueprint:
             new = commit(posted, seconds=COMMIT_SECONDS)
         except (SQLAlchemyError, TimeoutError) as error:
             # The commit may still succeed. The next delivery is then a duplicate.
-            posted.log.warning("webhook_store_failed", error=type_name(error))
+            posted.log.warning("webhook_store_failed", error=describe(error))
             counters.add("received", "not_stored", posted.metric_type)
             response = jsonify(error="the event could not be stored; retry later")
             response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
@@ -113,7 +113,7 @@ class _Verified:
             in_transaction(self._engine, note_verified, secret)
             self._known.add(secret)
         except SQLAlchemyError as error:
-            log.warning("verified_secret_not_stored", error=type_name(error))
+            log.warning("verified_secret_not_stored", error=describe(error))
         finally:
             self._writing.release()
 
@@ -136,7 +136,8 @@ def _commit(services: Services, group: list[Posted]) -> list[bool]:
     Logs here, in one thread, because several threads would wait for each other to log.
     """
     are_new = accept_webhooks(services.inbox_engine, [posted.delivery for posted in group])
-    services.bell.ring()
+    with services.counters.contained(Place.RING, services.bell.lane):  # they are stored, whatever happens now
+        services.bell.ring()
     for posted, new in zip(group, are_new, strict=True):
         posted.log.info("webhook_accepted", new=new)
         services.counters.add("received", "accepted" if new else "duplicate", posted.metric_type)
@@ -168,11 +169,6 @@ def known_part(path: str) -> str:
     segments = path.split("/")
     same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(known, segments, strict=False))))
     return "/".join([*segments[:same], *["..."] * (len(segments) > same)])
-
-
-def type_name(error: Exception) -> str:
-    """Return the class name of an error, or of the driver's error in it. Messages may contain personal data."""
-    return (getattr(error, "orig", None) or error).__class__.__name__
 
 
 def _is_allowed(address: str | None, allowed: list[Network]) -> bool:

@@ -1,19 +1,21 @@
 """The composition root: builds the services of a process from its settings."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from redis import Redis
+from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from models.database import open_engine
-from models.revisions import outdated
+from models.database import open_engine, what_is_wrong
+from models.revisions import why_unusable
 from models.tables import AutoJoinMode
 from worker.errors import ConfigurationError
 from worker.inbox.drain import DrainLimits
 from worker.metrics import Counters
 from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR, Doorbell
-from worker.redis_client import open_redis
+from worker.redis_client import open_redis, server_version
 from worker.settings import Settings
 
 ENDPOINT_REDIS_SECONDS = 0.25
@@ -63,6 +65,11 @@ class Services:
         self.inbox_engine.dispose()
 
 
+def open_database(settings: Settings, pool_size: int = 5) -> Engine:
+    """Return an engine on the database and schema in the settings, with up to `pool_size` connections."""
+    return open_engine(settings.database_url, schema=settings.database_schema, pool_size=pool_size)
+
+
 def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False) -> Services:
     """Return the services of one process. Nothing connects yet.
 
@@ -73,6 +80,7 @@ def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False
         engine, inbox_engine = (
             open_engine(
                 settings.database_url,
+                schema=settings.database_schema,
                 pool_size=size,
                 pool_timeout=ENDPOINT_POOL_SECONDS,
                 lock_timeout_ms=ENDPOINT_LOCK_TIMEOUT_MS,
@@ -81,7 +89,7 @@ def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False
         )
         redis = endpoint_redis(redis_url)
     else:
-        engine = inbox_engine = open_engine(settings.database_url, pool_size=MAX_CONNECTIONS)
+        engine = inbox_engine = open_database(settings, MAX_CONNECTIONS)
         redis = open_redis(redis_url)
     return Services(
         settings,
@@ -119,10 +127,17 @@ def report_redis(url: str) -> Redis:
 
 
 def require_migrated(engine: Engine) -> None:
-    """Raise `ConfigurationError` if the database is not at the revision this code needs, or cannot be reached."""
+    """Raise `ConfigurationError` if this code cannot run on the database, or the database cannot be reached."""
     try:
-        if outdated(engine):
-            raise ConfigurationError("the database is not migrated; run: workos-sync migrate")
+        problem = why_unusable(engine)
     except DBAPIError as error:
-        saw = f"the database cannot be reached: {type(error.orig).__name__}"
-        raise ConfigurationError(f"DATABASE_URL: {saw}; start it, or correct the URL") from error
+        saw, remedy = what_is_wrong(error)
+        raise ConfigurationError(f"DATABASE_URL: {saw}; {remedy}") from error
+    if problem is not None:
+        raise ConfigurationError(problem)
+
+
+def require_redis_version(url: str) -> None:
+    """Raise `ConfigurationError` if the Redis at `url` is too old. An unavailable Redis is waited for later."""
+    with endpoint_redis(url) as redis, suppress(RedisError):
+        server_version(redis)

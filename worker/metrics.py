@@ -1,4 +1,4 @@
-"""Counters of all processes, kept in Redis, so that any process can show the totals.
+"""Counters of all processes, kept in Redis, so that any process can show the totals. They also count unexpected errors.
 
 Each process counts in memory and adds its counts to Redis once a second, so that counting costs a delivery nothing.
 Counters start at zero again when Redis is flushed, as after a restart. A process that is killed loses its last second
@@ -11,12 +11,20 @@ import threading
 import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from typing import NamedTuple
 
 import structlog
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from models import database
+from worker.errors import WorkosSyncError, stack_of, unexpected
+from worker.redis_client import STOPPING, what_is_wrong
 
 log = structlog.get_logger()
 
@@ -32,6 +40,41 @@ ACCEPTED_TO_APPLIED = "accepted_to_applied"
 REFUSED_SINCE_VALID = "refused_since_valid"
 """Counts refused deliveries by reason, one of `REFUSALS`, since the last valid delivery."""
 REFUSALS = ("address", "missing", "mismatch", "time", "path")
+UNEXPECTED = "unexpected_errors"
+
+
+class Place(StrEnum):
+    """Where an unexpected error was contained: the label of the metric `unexpected_errors`."""
+
+    TASK = "task"
+    """A periodic task of the clock."""
+    LANE = "lane"
+    """A job, or a worker process outside of its jobs."""
+    REQUEST = "request"
+    RING = "ring"
+    """Waking a worker for a delivery that is already committed."""
+    HOOK = "hook"
+    COUNTERS = "counters"
+    """Adding counts to Redis."""
+    METRICS = "metrics"
+    SUPERVISOR = "supervisor"
+    """Starting a worker process."""
+
+
+def describe(error: BaseException) -> str:
+    """Return an error in one line for logs, without values: the reason of an expected one, the place of any other."""
+    if isinstance(error, RedisError):
+        return f"Redis {what_is_wrong(error)[0]}"
+    if isinstance(error, DBAPIError | PoolTimeoutError):
+        return database.what_is_wrong(error)[0]
+    return f"{type(error).__name__}: {error}" if isinstance(error, WorkosSyncError) else unexpected(error)
+
+
+def is_expected(error: BaseException) -> bool:
+    """Return whether an error is one of ours, or means that the database or Redis is unavailable."""
+    if isinstance(error, DBAPIError) and error.statement is not None:
+        return database.is_transient(error)
+    return isinstance(error, WorkosSyncError | DBAPIError | PoolTimeoutError | RedisError)
 
 
 class Name(NamedTuple):
@@ -44,8 +87,10 @@ class Name(NamedTuple):
 class Counters:
     """Counts in memory, and adds the counts to Redis from a thread. While Redis is unavailable, they wait in memory."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, *, in_background: bool = True) -> None:
+        """Args: `in_background`: without it, no thread is started, and counts wait for `hand_over`."""
         self._redis = redis
+        self._in_background = in_background
         self._lock = threading.Lock()
         self._counts = defaultdict[Name, float](float)
         self._times: dict[Name, float] = {}
@@ -74,6 +119,34 @@ class Counters:
             self._cleared.update(names)
             self._start()
 
+    def report(self, place: Place, name: str, error: BaseException) -> None:
+        """Log an unexpected error without any value, and count it.
+
+        Args:
+            place: where it was contained, the label of the metric.
+            name: which task, lane, route or hook it was, for the log.
+            error: the error.
+        """
+        log.error("unexpected_error", place=place, name=name, error=unexpected(error), stack=stack_of(error))
+        self.add(UNEXPECTED, place)
+
+    @contextmanager
+    def contained(self, place: Place, name: str) -> Iterator[None]:
+        """Log whatever the block raises, and let the caller go on; it tries again later.
+
+        An expected error, such as an unavailable database, is logged as `postponed` with its reason. Any other is
+        reported as `report` does. Signals, and RQ's time limit of a job, pass through.
+        """
+        try:
+            yield
+        except STOPPING:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller goes on
+            if is_expected(error):
+                log.warning("postponed", place=place, name=name, error=describe(error))
+            else:
+                self.report(place, name, error)
+
     def observe(self, name: str, seconds: Iterable[float]) -> None:
         """Count durations in a histogram: a bucket's upper end is its label, the sum is another counter."""
         for value in seconds:
@@ -89,25 +162,50 @@ class Counters:
         if not counts and not times and not cleared:
             return
         try:
-            with self._redis.pipeline(transaction=True) as pipeline:
-                if cleared:
-                    pipeline.hdel(COUNTS, *map(json.dumps, cleared))
-                for key, number in counts.items():
-                    pipeline.hincrbyfloat(COUNTS, json.dumps(key), number)
-                for key, at in times.items():
-                    pipeline.hset(TIMES, json.dumps(key), str(at))
-                pipeline.execute()
-            self._away = False
+            failed = self._send(counts, times, cleared)
         except RedisError as error:
             if not self._away:  # logged once, not every second
-                log.warning("counts_kept", error=type(error).__name__)
+                log.warning("counts_kept", error=describe(error))
             self._away = True
-            with self._lock:
-                for key, number in counts.items():
-                    if key not in self._cleared:
-                        self._counts[key] += number
-                self._cleared |= cleared
-                self._times = times | self._times
+            self._take_back(counts, times, cleared)
+        except Exception as error:  # noqa: BLE001 - the thread must go on
+            self._take_back(counts, times, cleared)
+            self.report(Place.COUNTERS, "hand_over", error)
+        else:
+            self._away = False
+            self._take_back(failed, {})
+
+    def _send(self, counts: dict[Name, float], times: dict[Name, float], cleared: set[Name]) -> dict[Name, float]:
+        """Add counts and times in one transaction; return the counts that Redis refused.
+
+        Redis refuses to add to a value that is no number, which somebody else has stored; that value is deleted.
+        """
+        with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.hdel(COUNTS, *map(json.dumps, cleared), "")  # the empty field never exists: HDEL needs one
+            for key, number in counts.items():
+                pipeline.hincrbyfloat(COUNTS, json.dumps(key), number)
+            for key, at in times.items():
+                pipeline.hset(TIMES, json.dumps(key), str(at))
+            answers = pipeline.execute(raise_on_error=False)[1:]
+        refused = [isinstance(answer, ResponseError) for answer in answers]
+        failed = [key for key, wrong in zip(counts, refused, strict=False) if wrong]
+        if any(refused):
+            log.warning("counts_refused", number=sum(refused))
+            for stored in (COUNTS, TIMES):
+                if self._redis.type(stored) not in (b"hash", b"none"):
+                    self._redis.delete(stored)
+            if failed:
+                self._redis.hdel(COUNTS, *map(json.dumps, failed))
+        return {key: counts[key] for key in failed}
+
+    def _take_back(self, counts: dict[Name, float], times: dict[Name, float], cleared: Iterable[Name] = ()) -> None:
+        """Keep counts and times for the next attempt."""
+        with self._lock:
+            for key, number in counts.items():
+                if key not in self._cleared:
+                    self._counts[key] += number
+            self._cleared.update(cleared)
+            self._times = times | self._times
 
     def close(self) -> None:
         """Add the remaining counts to Redis, after a flush that is in progress."""
@@ -119,7 +217,7 @@ class Counters:
 
     def _start(self) -> None:
         """Start the thread with the first count: a process that forks earlier has no thread to lose."""
-        if self._thread is None:
+        if self._thread is None and self._in_background:
             self._thread = threading.Thread(target=self._run, daemon=True, name="counters")
             self._thread.start()
             atexit.register(self.close)
@@ -140,5 +238,12 @@ def noted(redis: Redis) -> dict[Name, float]:
 
 
 def _read(redis: Redis, key: str) -> dict[Name, float]:
-    stored = ((json.loads(field), float(value)) for field, value in redis.hgetall(key).items())
-    return {Name(name, tuple(labels)): value for (name, labels), value in stored}
+    """Return the fields that a process of ours wrote; others may write to the same Redis."""
+    found = {}
+    for field, value in redis.hgetall(key).items():
+        try:
+            name, labels = json.loads(field)
+            found[Name(str(name), tuple(map(str, labels)))] = float(value)
+        except (TypeError, ValueError):
+            log.debug("foreign_count", key=key)
+    return found

@@ -2,8 +2,9 @@
 
 from alembic import context
 
+from models.revisions import VERSIONS
 from models.tables import Base
 
 connection = context.config.attributes["connection"]
-context.configure(connection, target_metadata=Base.metadata, transactional_ddl=True)
+context.configure(connection, target_metadata=Base.metadata, transactional_ddl=True, version_table=VERSIONS.name)
 context.run_migrations()

@@ -27,6 +27,7 @@ from tests.support.stories import new_users, written_once
 from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
 from worker.inbox.drain import DrainLimits, drain
+from worker.metrics import Counters
 from worker.processes import jobs
 from worker.processes.clock import sweep
 from worker.processes.jobs import answered, make_worker
@@ -92,7 +93,7 @@ def work(services: Services) -> Callable[[], None]:
 
 def run_queued_jobs(services: Services) -> None:
     """Run all queued jobs as a lane process does."""
-    functions = {DRAIN: answered(lambda: drain(services.engine, DrainLimits()), services.bell)}
+    functions = {DRAIN: answered(lambda: drain(services.engine, DrainLimits()), services.bell, services.counters)}
     make_worker(services.redis, DRAIN, functions).work(burst=True)
 
 
@@ -284,7 +285,7 @@ def test_a_crafted_job_runs_at_most_once_and_the_worker_continues(
         bell = Doorbell(redis, DRAIN)
         (DROPPED | HARMLESS)[crafted](redis)
         bell.ring()
-        make_worker(redis, DRAIN, {DRAIN: answered(lambda: ran.append(1), bell)}).work(burst=True)
+        make_worker(redis, DRAIN, {DRAIN: answered(lambda: ran.append(1), bell, Counters(redis))}).work(burst=True)
         assert len(ran) == (1 if crafted in DROPPED else 2), "the job behind it is run"
         assert bell.waiting() == 0
         assert redis.llen(f"{bell.queue.key}:intermediate") == 0, "no worker finds it again"

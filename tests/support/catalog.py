@@ -30,7 +30,7 @@ POSTGRESQL = """
 
 
 def catalog(engine: Engine) -> list[str]:
-    """Return one line for each column, constraint, index and view, sorted; Alembic's own table is left out."""
+    """Return one line for each column, constraint, index and view, sorted; Alembic's own tables are left out."""
     with read_transaction(engine) as tx:
         if engine.dialect.name == "postgresql":
             lines = list(tx.execute(text(POSTGRESQL)).scalars())
@@ -41,7 +41,8 @@ def catalog(engine: Engine) -> list[str]:
                 columns = tx.execute(text(f"PRAGMA table_info({name})")).all()
                 lines += [f"column {name}.{' '.join(map(str, column[1:]))}" for column in columns]
             lines += [f"autoincrement {row.name}" for row in found if "AUTOINCREMENT" in row.sql]
-    return sorted(re.sub(r"\s+", " ", line).strip() for line in lines if "alembic_version" not in line)
+    lines = [line for line in lines if not re.search("(alembic|workos_sync)_version", line)]
+    return sorted(re.sub(r"\s+", " ", line).strip() for line in lines)
 
 
 def drop_schema(engine: Engine) -> None:

@@ -191,6 +191,7 @@ VALID = {
     **dict.fromkeys(("allow_plain_http", "auto_join_existing"), "true"),
     "workos_rate_share": "0.25",
     "database_url": "postgresql://ann:hunter2@host/name",
+    "database_schema": "workos_sync",
     "redis_url": "rediss://:hunter2@host:6380/1?socket_timeout=3",
     "workos_webhook_secrets": f"whsec_{LONG}",
     "webhook_path_token": f"path.{LONG}",
@@ -210,6 +211,7 @@ VALID = {
 TOGETHER = {
     **dict.fromkeys(("hooks", "hook_secrets"), ("hooks", "hook_secrets")),
     **dict.fromkeys(("workos_api_key", "workos_client_id"), ("workos_api_key", "workos_client_id")),
+    "database_schema": ("database_url", "database_schema"),
 }
 """Settings that are valid only together."""
 WRONG = {

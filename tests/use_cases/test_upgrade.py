@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from redis import Redis
 from sqlalchemy import JSON as JSON_TYPE
-from sqlalchemy import Boolean, DateTime, Engine, MetaData, Table, delete, insert, text
+from sqlalchemy import Boolean, DateTime, Engine, MetaData, Table, delete, insert, select, text
 
 from models.database import read_transaction, write_transaction
 from models.migrate import upgrade
+from models.revisions import FORMER_VERSIONS, VERSIONS, current_revision, newest_revision, why_unusable
 from models.tables import (
     Audit,
     Batch,
@@ -81,6 +82,7 @@ def filled(engine: Engine) -> Engine:
         for decision in OLD_DECISIONS:
             tx.execute(insert(metadata.tables["changes"]).values(about | decision))
         tx.execute(insert(metadata.tables["lifted_blocks"]).values(membership_id="om_1", who="ann", why="it is not"))
+        tx.execute(text("ALTER TABLE workos_sync_version RENAME TO alembic_version"))
     return engine
 
 
@@ -101,6 +103,18 @@ def _value(table: Table, column: str, value: Any) -> Any:
     if isinstance(kind, JSON_TYPE):
         return json.loads(value)
     return bool(value) if isinstance(kind, Boolean) else datetime.fromisoformat(value)
+
+
+def test_the_version_table_is_taken_over_and_the_former_one_kept_up_to_date(filled: Engine) -> None:
+    assert current_revision(filled) == "0010" and why_unusable(filled) == (
+        "the database is not migrated; run: workos-sync migrate"
+    )
+    for _ in range(2):
+        upgrade(filled)
+        with read_transaction(filled) as tx:
+            found = [tx.execute(select(table)).scalars().all() for table in (VERSIONS, FORMER_VERSIONS)]
+        assert found == [[newest_revision()]] * 2  # processes of 1.0.0 read the former one during a deploy
+    assert why_unusable(filled) is None
 
 
 def test_upgrade_keeps_every_row(upgraded: Engine) -> None:

@@ -18,7 +18,7 @@ from flask.testing import FlaskClient
 from freezegun import freeze_time
 from sqlalchemy import Engine
 
-from models.database import write_transaction
+from models.database import PINNED, write_transaction
 from models.tables import Event
 from tests.support import SECRET, accept, apply_all, event_row, made, outcomes, post, rows, sample, sign, statuses
 from tests.support.catalog import drop_schema
@@ -482,10 +482,13 @@ def test_unexpected_error_logs_no_secret_or_payload(log_format: str) -> None:
 
 
 def test_read_only_database_is_not_ready(
-    build_test_services: Callable[..., Services], make_database: Callable[[str], str]
+    build_test_services: Callable[..., Services],
+    make_database: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    read_only = make_database("postgresql") + "&options=-c%20default_transaction_read_only=on"
-    endpoint = create_app(build_test_services(database_url=read_only)).test_client()
+    url = make_database("postgresql")
+    monkeypatch.setitem(PINNED, "default_transaction_read_only", "on")  # as a standby is
+    endpoint = create_app(build_test_services(database_url=url)).test_client()
     answer = endpoint.get("/readyz")
     assert (answer.status_code, answer.get_json()["status"]) == (503, "not ready")
     answer = post(endpoint, made("user.created"))
@@ -513,7 +516,9 @@ def test_exhausted_read_connections_do_not_stop_deliveries(
         ]
     assert [answer.status_code for answer in answers] == [503] * 4
     assert [answer.headers.get("Retry-After") for answer in answers[1:]] == ["5"] * 3
-    assert [(line["event"], line["error"]) for line in logs] == [("database_unavailable", "TimeoutError")] * 4
+    assert [(line["event"], line["error"]) for line in logs] == [
+        ("database_unavailable", "the database: all connections of this process are in use")
+    ] * 4
     assert endpoint.get("/api/v1/members", headers=bearer).status_code == 200
 
 
@@ -530,7 +535,7 @@ def test_unexpected_error_is_logged_without_path_and_message(
     logs.clear()
     assert app.test_client().get(failing).status_code == 500
     [line] = logs
-    assert (line["event"], line["error"]) == ("request_failed", "KeyError")
+    assert line["event"] == "unexpected_error" and line["error"].startswith("KeyError at ")
     assert "test_webhook_endpoint.py" in line["stack"]
     logged = json.dumps(line, default=str) + caplog.text
     assert "ann@" not in logged and "path-token" not in logged

@@ -11,9 +11,9 @@ from werkzeug.exceptions import HTTPException
 
 from webhooks.ops import audit, auto_join, inbox, mirror, overview, runs, sign_in
 from webhooks.ops.ids import IdConverter
-from webhooks.receive import type_name
 from worker.bootstrap import Services
 from worker.errors import ConfigurationError, OperatorError, UnknownIdError, WorkosSyncError
+from worker.metrics import describe
 from worker.mirror.change_feed import as_json
 
 log = structlog.get_logger()
@@ -41,7 +41,7 @@ def install(app: Flask, services: Services) -> None:
     @routes.errorhandler(DBAPIError)
     @routes.errorhandler(PoolTimeoutError)
     def database_unavailable(error: SQLAlchemyError) -> tuple[str, int]:
-        log.warning("database_unavailable", error=type_name(error))
+        log.warning("database_unavailable", error=describe(error))
         message = "Deliveries get 503 until the database is back. WorkOS retries them."
         return render_template("ops/error.html", title="Database unavailable", message=message), 503
 

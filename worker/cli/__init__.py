@@ -12,10 +12,12 @@ from typing import NoReturn
 import click
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from worker.errors import ConfigurationError, WorkosSyncError, WorkOSUnavailableError
+from models import database
+from worker import redis_client
+from worker.errors import ConfigurationError, WorkosSyncError, WorkOSUnavailableError, unexpected
 from worker.private_files import keep_files_private
-from worker.redis_client import what_is_wrong
 
 MODULES = {
     **dict.fromkeys(["web", "worker", "clock", "demo"], "serve"),
@@ -63,16 +65,15 @@ class Commands(click.Group):
         except WorkosSyncError as error:
             _fail(str(error), error.exit_code)
         except RedisError as error:
-            saw, remedy = what_is_wrong(error)
+            saw, remedy = redis_client.what_is_wrong(error)
             _fail(f"REDIS_URL: Redis {saw}; {remedy}", ConfigurationError.exit_code)
-        except DBAPIError as error:
-            saw = f"the database failed: {type(error.orig).__name__}"
-            _fail(f"DATABASE_URL: {saw}; start it, or correct the URL", ConfigurationError.exit_code)
+        except (DBAPIError, PoolTimeoutError) as error:
+            saw, remedy = database.what_is_wrong(error)
+            _fail(f"DATABASE_URL: {saw}; {remedy}", ConfigurationError.exit_code)
         except Exception as error:
             if ctx.params["traceback"]:
                 raise
-            first_line = next(iter(str(error).splitlines()), "no message")
-            problem = f"{ctx.invoked_subcommand} failed unexpectedly: {type(error).__name__}: {first_line}"
+            problem = f"{ctx.invoked_subcommand} failed unexpectedly: {unexpected(error)}"
             _fail(f"{problem}; to see the traceback, run workos-sync --traceback {ctx.invoked_subcommand} ...", 1)
 
 

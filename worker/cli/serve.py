@@ -18,10 +18,18 @@ from models.database import in_transaction
 from models.public_domains import refresh
 from models.tables import AutoJoinMode
 from worker import provisioning
-from worker.bootstrap import build_services, lanes_of, require_migrated
+from worker.bootstrap import (
+    Services,
+    build_services,
+    endpoint_redis,
+    lanes_of,
+    require_migrated,
+    require_redis_version,
+)
 from worker.cli.shared import logging_settings, open_database, until_stopped
 from worker.errors import ConfigurationError, WorkOSUnavailableError
 from worker.hooks import follow
+from worker.metrics import Counters, Place, describe
 from worker.mirror import auto_join_policy, role_map
 from worker.processes import lane
 from worker.processes.clock import PeriodicTask, heartbeat, run, sweep
@@ -44,6 +52,8 @@ def web(port: int | None) -> None:
     """Receive webhooks; serve pages, API, metrics and health checks."""
     settings = load_settings("workos_webhook_secrets", port=port)
     require_migrated(open_database(settings))
+    if settings.redis_url:
+        require_redis_version(settings.redis_url)
     if not (settings.listen_fds and settings.redis_url):  # otherwise gunicorn uses the socket opened by systemd
         _require_free(settings.port)
     if settings.redis_url:
@@ -96,12 +106,25 @@ def worker(processes: int | None) -> None:
     require_migrated(engine)
     lanes = [DRAIN] * (settings.worker_processes - 1) + list(lanes_of(settings))
     with redis_server(settings) as redis, until_stopped() as stop:
+        require_redis_version(redis.url)
         _bind_if_reachable(engine, settings, redis.url)
         role_map.adopt(engine, settings.role_map)
         auto_join_policy.adopt(engine, settings.auto_join, existing=settings.auto_join_existing)
         in_transaction(engine, refresh)
         engine.dispose()
-        supervise([partial(lane.work, name, settings, redis.url) for name in lanes], stop)
+        supervise([partial(lane.work, name, settings, redis.url) for name in lanes], stop, _reporter(redis.url))
+
+
+def _reporter(redis_url: str) -> Callable[[BaseException], None]:
+    """Return what reports an error of starting a process. The supervisor must keep no connection and no thread."""
+
+    def report(error: BaseException) -> None:
+        with endpoint_redis(redis_url) as redis:
+            counters = Counters(redis, in_background=False)
+            counters.report(Place.SUPERVISOR, "start", error)
+            counters.hand_over()
+
+    return report
 
 
 def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> None:
@@ -120,7 +143,7 @@ def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> No
         ):
             bind(engine, workos, settings)
     except (WorkOSUnavailableError, RedisError) as error:
-        log.warning("environment_not_checked", error=type(error).__name__)
+        log.warning("environment_not_checked", error=describe(error))
 
 
 @click.command()
@@ -135,24 +158,30 @@ def clock() -> None:
         closing(build_services(settings, redis.url)) as services,
         until_stopped() as stop,
     ):
-        engine = services.engine
-        require_migrated(engine)
-        _bind_if_reachable(engine, settings, redis.url)
-        tasks = [
-            PeriodicTask("redis", settings.sweep_seconds, redis.ensure),
-            PeriodicTask("heartbeat", settings.sweep_seconds, partial(heartbeat, engine)),
-            PeriodicTask("sweep", settings.sweep_seconds, partial(sweep, engine, services.bell)),
-            PeriodicTask("schedule", settings.repair_seconds, partial(schedule, engine, settings)),
-            PeriodicTask("watch", settings.repair_seconds, partial(watch, engine, services.repair_bell)),
-            PeriodicTask("counts", COUNTS_SECONDS, partial(auto_join_policy.refresh_counts, engine)),
-        ]
-        if settings.auto_join is AutoJoinMode.PROVISION:
-            ring = partial(_ring_if_waiting, services.provision_bell, partial(provisioning.waiting, engine))
-            tasks.append(PeriodicTask("joins", settings.repair_seconds, ring))
-        if settings.http_hooks:
-            ring = partial(_ring_if_waiting, services.hooks_bell, partial(follow.behind, engine, settings.http_hooks))
-            tasks.append(PeriodicTask("hooks", settings.repair_seconds, ring))
-        run(tasks, stop)
+        require_migrated(services.engine)
+        require_redis_version(redis.url)
+        _bind_if_reachable(services.engine, settings, redis.url)
+        run(periodic_tasks(services, redis.ensure), stop, services.counters)
+
+
+def periodic_tasks(services: Services, ensure_redis: Callable[[], object]) -> list[PeriodicTask]:
+    """Return everything the clock does. `ensure_redis` starts the embedded Valkey if it is needed and not running."""
+    engine, settings = services.engine, services.settings
+    tasks = [
+        PeriodicTask("redis", settings.sweep_seconds, ensure_redis),
+        PeriodicTask("heartbeat", settings.sweep_seconds, partial(heartbeat, engine)),
+        PeriodicTask("sweep", settings.sweep_seconds, partial(sweep, engine, services.bell)),
+        PeriodicTask("schedule", settings.repair_seconds, partial(schedule, engine, settings)),
+        PeriodicTask("watch", settings.repair_seconds, partial(watch, engine, services.repair_bell)),
+        PeriodicTask("counts", COUNTS_SECONDS, partial(auto_join_policy.refresh_counts, engine)),
+    ]
+    if settings.auto_join is AutoJoinMode.PROVISION:
+        ring = partial(_ring_if_waiting, services.provision_bell, partial(provisioning.waiting, engine))
+        tasks.append(PeriodicTask("joins", settings.repair_seconds, ring))
+    if settings.http_hooks:
+        ring = partial(_ring_if_waiting, services.hooks_bell, partial(follow.behind, engine, settings.http_hooks))
+        tasks.append(PeriodicTask("hooks", settings.repair_seconds, ring))
+    return tasks
 
 
 def _ring_if_waiting(bell: Doorbell, waiting: Callable[[], bool]) -> None:

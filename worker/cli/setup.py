@@ -11,7 +11,7 @@ import click
 import httpx2
 from sqlalchemy import Connection, Engine
 
-from models.database import in_transaction, open_engine
+from models.database import in_transaction
 from models.migrate import upgrade
 from models.revisions import newest_revision
 from models.tables import Action
@@ -96,14 +96,13 @@ def _check_installation(reading: Reading) -> Iterator[Check]:
     if first := sorted(wrong & NEEDED):
         yield Check("other checks", Level.WARNING, "not run", f"correct {' and '.join(first)} first")
         return
-    engine = open_engine(settings.database_url)
+    engine = open_database(settings)
     redis = report_redis(redis_url(settings))
     callable_ = settings.repairs and not wrong & CHECKED_SETTINGS["WorkOS key"]
     connect_workos = (lambda: connect(settings, redis, Counters(redis))) if callable_ else None
     for check in run_checks(engine, redis, settings, connect_workos):
         if not wrong & CHECKED_SETTINGS.get(check.name, set()):
             yield check
-    engine.dispose()
 
 
 @click.command()

@@ -11,8 +11,8 @@ from typing import TypeVar
 import click
 from sqlalchemy import Engine
 
-from models.database import open_engine
 from models.tables import Via
+from worker import bootstrap
 from worker.audit import Actor
 from worker.bootstrap import Services, build_services, require_migrated
 from worker.errors import UnknownIdError
@@ -66,7 +66,7 @@ def logging_settings(*required: str, **given: int | None) -> Settings:
 
 def open_database(settings: Settings) -> Engine:
     """Return an engine that is disposed when the command ends."""
-    engine = open_engine(settings.database_url)
+    engine = bootstrap.open_database(settings)
     click.get_current_context().call_on_close(engine.dispose)
     return engine
 

@@ -21,7 +21,7 @@ from models.tables import Cause, Change, DeliveryStatus, Hook, HookDelivery, Mir
 from models.types import db_now, db_now_plus
 from worker.backoff import backoff
 from worker.decision.payload import clean
-from worker.errors import CursorGoneError, LeaseLostError, stack_of, unexpected
+from worker.errors import CursorGoneError, LeaseLostError
 from worker.hooks.targets import ChangeToSend, Target, message
 from worker.leases import Lease, LeasedTable
 from worker.mirror.change_feed import newest, require_kept
@@ -53,7 +53,11 @@ def behind(engine: Engine, names: Iterable[str]) -> bool:
 
 
 def follow(
-    engine: Engine, name: str, target: Target, attempts: int, stopping: Callable[[], bool] = lambda: False
+    engine: Engine,
+    name: str,
+    target: Target,
+    attempts: int,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """Send a hook the changes it has not received, unless another process does so already.
 
@@ -65,7 +69,7 @@ def follow(
         stopping: returns whether to stop; called between two calls of the target.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: the database is unavailable.
+        sqlalchemy.exc.DBAPIError: the database is unavailable. Any other error waits until the lease expires.
     """
     in_transaction(engine, _add, name)
     with HOOKS.lease(engine, name) as lease:
@@ -76,10 +80,9 @@ def follow(
         except LeaseLostError:
             log.warning("hook_lease_lost", hook=name)
         except Exception as error:
-            if is_transient(error):
-                raise  # the database is unavailable, which is not the hook's fault
-            log.warning("hook_not_followed", hook=name, error=unexpected(error), stack=stack_of(error))
-            lease.leave_to_expire()  # the next attempt would probably fail too
+            if not is_transient(error):
+                lease.leave_to_expire()  # the next attempt would probably fail too
+            raise
 
 
 def _add(tx: Connection, name: str) -> None:

@@ -2,12 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable
-
-import structlog
-
-from worker.errors import unexpected
-
-log = structlog.get_logger()
+from contextlib import AbstractContextManager
 
 
 class HookThreads:
@@ -16,10 +11,17 @@ class HookThreads:
     Args:
         names: the hooks.
         follow: sends a hook the changes it has not received, until `stopping()` is true.
+        contained: returns a context for a hook that reports any error of `follow`. The clock wakes the hook again.
     """
 
-    def __init__(self, names: Iterable[str], follow: Callable[[str, Callable[[], bool]], None]) -> None:
+    def __init__(
+        self,
+        names: Iterable[str],
+        follow: Callable[[str, Callable[[], bool]], None],
+        contained: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
         self._follow = follow
+        self._contained = contained
         self._stopping = threading.Event()
         self._woken = {name: threading.Event() for name in names}
         self._threads = [
@@ -44,7 +46,5 @@ class HookThreads:
     def _run(self, name: str, woken: threading.Event) -> None:
         while woken.wait() and not self._stopping.is_set():
             woken.clear()
-            try:
+            with self._contained(name):
                 self._follow(name, self._stopping.is_set)
-            except Exception as error:  # noqa: BLE001 - the clock wakes the hook again
-                log.warning("hook_postponed", hook=name, error=unexpected(error))

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
-from redis.exceptions import RedisError
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
 from models.database import in_transaction
-from worker.errors import WorkOSUnavailableError
 from worker.inbox.store import needs_drain
+from worker.metrics import Counters, Place
 from worker.queue.doorbell import Doorbell
 from worker.repair.schedule import CLOCK_TICK, claim
 
@@ -50,21 +48,15 @@ def heartbeat(engine: Engine) -> None:
     in_transaction(engine, claim, CLOCK_TICK, 0.0)
 
 
-def run(tasks: list[PeriodicTask], stop: threading.Event) -> None:
-    """Run each task when it is due, until `stop` is set. A task that is late runs only once."""
+def run(tasks: list[PeriodicTask], stop: threading.Event, counters: Counters) -> None:
+    """Run each task when it is due, until `stop` is set. A task that is late runs only once.
+
+    Whatever a task raises, it runs again when it is due, and the other tasks continue (`Counters.contained`).
+    """
     due = {task.name: time.monotonic() for task in tasks}
     while not stop.wait(max(0.0, min(due.values()) - time.monotonic())):
         for task in tasks:
             if due[task.name] <= time.monotonic():
-                _attempt(task)
+                with counters.contained(Place.TASK, task.name):
+                    task.run()
                 due[task.name] = time.monotonic() + task.every_seconds
-
-
-def _attempt(task: PeriodicTask) -> None:
-    try:
-        task.run()
-    except (DBAPIError, RedisError, WorkOSUnavailableError) as error:
-        log.warning("task_failed", task=task.name, error=type(error).__name__)
-    except Exception:
-        # Unexpected, so with its traceback. All tasks continue.
-        log.exception("task_failed", task=task.name)

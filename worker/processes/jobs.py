@@ -16,6 +16,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.timeouts import BaseTimeoutException
 
+from worker.metrics import Counters, Place
 from worker.queue.doorbell import KEEP_FAILURE_SECONDS, KEEP_RESULT_SECONDS, Doorbell, queue_name
 
 log = structlog.get_logger()
@@ -38,12 +39,17 @@ NO_JOB = b"no-job"
 _logged: dict[str, float] = {}
 
 
-def answered(run: Callable[[], object], bell: Doorbell) -> Callable[[], None]:
-    """Return a job function that answers the bell, then calls `run`."""
+def answered(run: Callable[[], object], bell: Doorbell, counters: Counters) -> Callable[[], None]:
+    """Return a job function that answers the bell, then calls `run`, whose errors it contains.
+
+    RQ would log the traceback of an error with its values. The clock rings for the work that remains. If Redis is
+    unavailable, the job fails: RQ notices it too, and the process ends.
+    """
 
     def work() -> None:
         bell.answer()
-        run()
+        with counters.contained(Place.LANE, bell.lane):
+            run()
 
     return work
 

@@ -3,8 +3,8 @@
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from functools import partial
 
@@ -15,12 +15,11 @@ from rq.exceptions import StopRequested
 from models.tables import AutoJoinMode
 from worker import provisioning
 from worker.bootstrap import Services, build_services, drain_limits
-from worker.errors import ConfigurationError, WorkOSUnavailableError
 from worker.hooks.follow import follow
 from worker.hooks.targets import targets
 from worker.hooks.threads import HookThreads
 from worker.inbox.drain import drain
-from worker.metrics import ACCEPTED_TO_APPLIED
+from worker.metrics import ACCEPTED_TO_APPLIED, Place, describe
 from worker.processes.jobs import answered, make_worker
 from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
 from worker.queue.heartbeat import Heartbeat
@@ -32,25 +31,20 @@ from worker.settings import Settings
 
 log = structlog.get_logger()
 
-Maker = Callable[[Services, threading.Event], Callable[[], None]]
-"""Makes the function of a lane's jobs. The event is set when the process must stop."""
 HEARTBEAT_TIMEOUT = 2.0
 """Seconds. A Redis that was frozen is tried again soon."""
 
 
 def work(lane: str, settings: Settings, redis_url: str) -> None:
-    """Run the jobs of `lane` until stopped. Exit with 1 if Redis is lost; the supervisor then starts a new process."""
+    """Run the jobs of `lane` until stopped.
+
+    Exits with 1 if Redis is lost or RQ fails; the supervisor then starts a new process.
+    """
     structlog.contextvars.bind_contextvars(lane=lane)
     with ExitStack() as at_end:
         services = at_end.enter_context(closing(build_services(settings, redis_url)))
         stopping = threading.Event()
-        makers: dict[str, Maker] = {
-            DRAIN: _drain,
-            REPAIR: _repair,
-            PROVISION: _provision,
-            HOOKS: partial(_hooks, at_end),
-        }
-        function = makers[lane](services, stopping)
+        function = JOBS[lane](services, stopping, at_end)
         worker = make_worker(services.redis, lane, {lane: function}, stopping)
         # A client of its own: RQ waits for jobs with long time-outs.
         redis = open_redis(redis_url, socket_timeout=HEARTBEAT_TIMEOUT, socket_connect_timeout=HEARTBEAT_TIMEOUT)
@@ -62,11 +56,14 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
         except StopRequested:
             log.info("worker_stopped")  # before it had started
         except RedisError as error:
-            log.warning("redis_lost", error=type(error).__name__)
+            log.warning("redis_lost", error=describe(error))
+            sys.exit(1)
+        except Exception as error:  # noqa: BLE001 - the supervisor starts a new process
+            services.counters.report(Place.LANE, lane, error)
             sys.exit(1)
 
 
-def _drain(services: Services, stopping: threading.Event) -> Callable[[], None]:
+def _drain(services: Services, stopping: threading.Event, _at_end: ExitStack) -> Callable[[], None]:
     settings, limits = services.settings, drain_limits(services.settings)
     observe = partial(services.counters.observe, ACCEPTED_TO_APPLIED)
 
@@ -79,47 +76,43 @@ def _drain(services: Services, stopping: threading.Event) -> Callable[[], None]:
         if settings.auto_join is AutoJoinMode.PROVISION and provisioning.waiting(services.engine):
             services.provision_bell.ring()
 
-    return answered(run, services.bell)
+    return answered(run, services.bell, services.counters)
 
 
-def _repair(services: Services, stopping: threading.Event) -> Callable[[], None]:
+def _repair(services: Services, stopping: threading.Event, _at_end: ExitStack) -> Callable[[], None]:
     settings = services.settings
     workos = connect(settings, services.redis, services.counters) if settings.repairs else None
     repair = Repair(services.engine, workos, settings, services.bell, stopping.is_set)
-    return answered(_unavailable_logged()(repair.all), services.repair_bell)
+    return answered(repair.all, services.repair_bell, services.counters)
 
 
-def _provision(services: Services, stopping: threading.Event) -> Callable[[], None]:
+def _provision(services: Services, stopping: threading.Event, _at_end: ExitStack) -> Callable[[], None]:
     engine, settings, bell = services.engine, services.settings, services.bell
     workos = connect(settings, services.redis, services.counters)
     lag = timedelta(seconds=settings.catch_up_lag_seconds)
     read_events = partial(catch_up_or_resync, engine, workos, lag=lag)
     applied = partial(update_complete_to, engine)
 
-    @_unavailable_logged()
     def run() -> None:
         require_same_environment(engine, workos, settings)
         while provisioning.provision(engine, workos, lag, bell, read_events, applied, stopping.is_set):
             pass
 
-    return answered(run, services.provision_bell)
+    return answered(run, services.provision_bell, services.counters)
 
 
-def _hooks(at_end: ExitStack, services: Services, _stopping: threading.Event) -> Callable[[], None]:
+def _hooks(services: Services, _stopping: threading.Event, at_end: ExitStack) -> Callable[[], None]:
     """Return a job that wakes a thread for each hook and ends at once."""
     engine, attempts, called = services.engine, services.settings.hook_attempts, targets(services.settings)
 
     def send(name: str, stopping: Callable[[], bool]) -> None:
         follow(engine, name, called[name], attempts, stopping)
 
-    threads = at_end.enter_context(closing(HookThreads(called, send)))
-    return answered(threads.wake, services.hooks_bell)
+    threads = HookThreads(called, send, partial(services.counters.contained, Place.HOOK))
+    at_end.callback(threads.close)
+    return answered(threads.wake, services.hooks_bell, services.counters)
 
 
-@contextmanager
-def _unavailable_logged() -> Iterator[None]:
-    """Log errors about WorkOS instead of raising them. The clock rings for the remaining work."""
-    try:
-        yield
-    except (ConfigurationError, WorkOSUnavailableError) as error:
-        log.warning("work_postponed", reason=str(error))
+JOBS = {DRAIN: _drain, REPAIR: _repair, PROVISION: _provision, HOOKS: _hooks}
+"""For each lane, what makes the function of its jobs. Its event is set when the process must stop; its stack is closed
+when the process ends."""

@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from multiprocessing.context import ForkProcess
 import structlog
 
 from worker.backoff import backoff
+from worker.errors import stack_of, unexpected
 
 log = structlog.get_logger()
 
@@ -69,14 +71,22 @@ class Child:
             log.warning("process_ended", pid=self.process.pid, code=code, again_in_seconds=pause)
             self.process = None
         if self.process is None and now >= self._start_at:
-            self._started_at = now
-            self.process = multiprocessing.get_context("fork").Process(target=self._run)
-            # Until it has its own handlers, the child would handle signals as the supervisor does.
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-            try:
-                self.process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+            self._start(now)
+
+    def _start(self, now: float) -> None:
+        """Fork the process. If the system refuses, as at its limit of processes, raise `OSError` and pause as usual."""
+        self._started_at = now
+        self._quick_deaths += 1
+        self._start_at = now + backoff(self._quick_deaths, FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
+        process = multiprocessing.get_context("fork").Process(target=self._run)
+        # Until it has its own handlers, the child would handle signals as the supervisor does.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        self.process = process
+        self._quick_deaths -= 1
 
     def _run(self) -> None:
         # A new session, so that Ctrl-C reaches only the supervisor, which then signals the child once. After a second
@@ -86,11 +96,20 @@ class Child:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         self._lifeline.watch()
-        self._work()
+        try:
+            self._work()
+        except Exception as error:  # noqa: BLE001 - multiprocessing would print the traceback with its values
+            log.error("process_failed", error=unexpected(error), stack=stack_of(error))  # noqa: TRY400 - see above
+            sys.exit(1)
 
 
-def supervise(jobs: Sequence[Callable[[], None]], stop: threading.Event) -> None:
+def supervise(
+    jobs: Sequence[Callable[[], None]], stop: threading.Event, report: Callable[[BaseException], None]
+) -> None:
     """Run each of `jobs` in a process until `stop` is set; then send SIGTERM, and SIGKILL after 30 seconds.
+
+    `report` is called with each error of starting a process, which is tried again. It must leave no thread and no
+    connection behind.
 
     The calling process must have no other threads and no open connections, because a fork would break them.
     """
@@ -100,7 +119,10 @@ def supervise(jobs: Sequence[Callable[[], None]], stop: threading.Event) -> None
     try:
         while not stop.is_set():
             for child in children:
-                child.check()
+                try:
+                    child.check()
+                except Exception as error:  # noqa: BLE001 - the other children continue, and this one is tried again
+                    report(error)
             stop.wait(0.2)
     finally:
         running = [child.process for child in children if child.process is not None]

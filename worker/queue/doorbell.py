@@ -9,7 +9,7 @@ from rq import Queue
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
-from worker.redis_client import NotPrimaryError
+from worker.redis_client import NotPrimaryError, what_is_wrong
 
 log = structlog.get_logger()
 
@@ -53,7 +53,7 @@ class Doorbell:
 
     def __init__(self, redis: Redis, lane: str, timeout_seconds: int = JOB_TIMEOUT_SECONDS) -> None:
         self._redis = redis
-        self._lane = lane
+        self.lane = lane
         self._flag = f"workos-sync:wake:{lane}"
         self._timeout = timeout_seconds
         self._quiet_until = 0.0
@@ -70,7 +70,7 @@ class Doorbell:
                 self._enqueue_unless_flagged()  # on a new connection; redis-py itself does not retry watched commands
         except RedisError as error:
             self._quiet_until = time.monotonic() + QUIET_SECONDS
-            log.warning("ring_failed", lane=self._lane, error=type(error).__name__)
+            log.warning("ring_failed", lane=self.lane, error=what_is_wrong(error)[0])
             return False
         return True
 
@@ -84,7 +84,7 @@ class Doorbell:
             pipeline.multi()
             pipeline.set(self._flag, 1, px=FLAG_MS)
             self.queue.enqueue_call(
-                self._lane,
+                self.lane,
                 timeout=self._timeout,
                 result_ttl=KEEP_RESULT_SECONDS,
                 failure_ttl=KEEP_FAILURE_SECONDS,
@@ -108,7 +108,7 @@ class Doorbell:
             redis.exceptions.RedisError: Redis is unavailable.
         """
         started = time.monotonic()
-        job = self.queue.enqueue_call(self._lane, timeout=self._timeout, result_ttl=KEEP_RESULT_SECONDS)
+        job = self.queue.enqueue_call(self.lane, timeout=self._timeout, result_ttl=KEEP_RESULT_SECONDS)
         while job.get_status() == JobStatus.QUEUED:
             if time.monotonic() - started > LISTEN_SECONDS:
                 job.delete()

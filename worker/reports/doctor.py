@@ -13,13 +13,15 @@ from redis.exceptions import RedisError
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import DBAPIError
 
+from models import database
 from models.database import read_transaction
-from models.revisions import current_revision, newest_revision, outdated
+from models.requirements import describe_server
+from models.revisions import current_revision, newest_revision, outdated, refused
 from models.types import JsonObject, db_now
 from worker.errors import ConfigurationError, InvalidApiKeyError, WorkOSUnavailableError
 from worker.kinds import SUBSCRIBED
 from worker.queue.doorbell import DRAIN, LISTEN_SECONDS, Doorbell
-from worker.redis_client import require_writable, what_is_wrong
+from worker.redis_client import require_writable, server_version, what_is_wrong
 from worker.repair.environment import require_same_environment
 from worker.reports.conditions import Severity, duration
 from worker.reports.verdict import Verdict, judge
@@ -70,11 +72,11 @@ def run_checks(
 
     `redis` needs a short time-out. `connect` opens a WorkOS client; it is None if no API key is set.
     """
-    database = list(_database(engine))
-    yield from database
+    found = list(_database(engine))
+    yield from found
     yield from _redis(redis)
     yield from _secrets(settings)
-    database_ok = all(check.level is not Level.FAILURE for check in database)
+    database_ok = all(check.level is not Level.FAILURE for check in found)
     yield from _workos(engine, settings, connect if database_ok else None)
     if database_ok:
         verdict = judge(engine, redis, settings)
@@ -92,24 +94,37 @@ def check_settings(reading: Reading) -> Iterator[Check]:
 
 
 def _database(engine: Engine) -> Iterator[Check]:
-    shown = engine.url.render_as_string(hide_password=True)
     try:
         with read_transaction(engine) as tx:
             now: datetime = tx.execute(select(db_now())).scalar_one()
+            shown, problem = f"{database.place_of(engine.url)}; {describe_server(tx)}", refused(tx)
         old, revision = outdated(engine), current_revision(engine)
+        changed = database.not_in_force(engine)
     except DBAPIError as error:
-        yield _failure("database", f"{shown}: {type(error.orig).__name__}", "start it, or correct DATABASE_URL")
+        yield _failure("database", *database.what_is_wrong(error))
+        return
+    if problem:
+        yield _failure("database", *problem.split(": ", 1))
         return
     if engine.dialect.name == "sqlite":
         remedy = "SQLite is for evaluation only; in production, set DATABASE_URL to PostgreSQL"
         yield _warning("database", shown, remedy)
     else:
         yield _ok("database", shown)
+        yield _pinned(changed)
     if old:
         yield _failure("migrations", f"at revision {revision or 'none'}", "run: workos-sync migrate")
     else:
         yield _ok("migrations", f"at revision {revision}; this code needs {newest_revision()}")
         yield _skew("clock of the database", now)
+
+
+def _pinned(changed: list[str]) -> Check:
+    """Check that what a connection sets at its start, such as its time-outs, holds in later transactions."""
+    if changed:
+        remedy = "use the pooler in session mode, or connect directly (docs/deploy, PostgreSQL)"
+        return _failure("database settings", f"not kept: {', '.join(changed)}", remedy)
+    return _ok("database settings", "encoding, time zone, isolation and time-outs hold in each transaction")
 
 
 def _skew(name: str, there: datetime) -> Check:
@@ -123,13 +138,26 @@ def _skew(name: str, there: datetime) -> Check:
 def _redis(redis: Redis) -> Iterator[Check]:
     try:
         require_writable(redis)
-        server: JsonObject = redis.info("server")
-        settings: dict[str | None, str | None] = redis.config_get("appendonly", "save", "maxmemory-policy")
     except RedisError as error:
         yield _failure("redis", *what_is_wrong(error))
         return
-    version = server.get("valkey_version") or server.get("redis_version") or "?"
-    yield _ok("redis", f"{'Valkey' if 'valkey_version' in server else 'Redis'} {version}")
+    try:
+        yield _ok("redis", server_version(redis))
+    except ConfigurationError as error:
+        yield _failure("redis", *str(error).removeprefix("REDIS_URL: ").split(": ", 1))
+    except RedisError as error:
+        yield _warning("redis", f"its version cannot be seen: {what_is_wrong(error)[0]}", "use Redis 6.2 or newer")
+    yield from _redis_settings(redis)
+
+
+def _redis_settings(redis: Redis) -> Iterator[Check]:
+    """Check persistence and eviction. Users of managed Redis often may not see them."""
+    try:
+        settings: dict[str | None, str | None] = redis.config_get("appendonly", "save", "maxmemory-policy")
+    except RedisError as error:
+        saw = f"persistence and eviction cannot be seen: {what_is_wrong(error)[0]}"
+        yield _warning("redis settings", saw, "check with your provider that maxmemory-policy is noeviction")
+        return
     if settings.get("appendonly") == "yes" or settings.get("save"):
         yield _ok("redis persistence", "on")
     else:

@@ -36,6 +36,7 @@ class Settings(BaseModel):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     listen_fds: Annotated[int, Field(ge=0, le=1024)] = 0
     database_url: Annotated[str, AfterValidator(values.database), Field(repr=False)] = DEFAULT_DATABASE_URL
+    database_schema: Annotated[str, parsed(values.schema)] | None = None
     redis_url: Annotated[Annotated[str, AfterValidator(values.redis)] | None, Field(repr=False)] = None
     workos_webhook_secrets: Annotated[tuple[SecretStr, ...], parsed(values.webhook_secrets)] = ()
     webhook_tolerance_seconds: Annotated[int, Field(ge=1, le=86_400)] = 180
@@ -289,6 +290,9 @@ def _contradictions(settings: Settings, wrong: set[str]) -> list[Problem]:
     problems = []
     if not {"hooks", "hook_secrets"} & wrong:
         problems += [_problem("HOOK_SECRETS", text) for text in _without_secret(settings)]
+    schema = settings.database_schema and not {"database_schema", "database_url"} & wrong
+    if schema and settings.database_url.startswith("sqlite"):
+        problems.append(_problem("DATABASE_SCHEMA", "cannot be used with SQLite; remove it, or use PostgreSQL"))
     if not settings.allow_plain_http and "allow_plain_http" not in wrong:
         problems += _unencrypted(settings)
     return problems

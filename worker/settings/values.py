@@ -13,7 +13,7 @@ from pydantic import BeforeValidator
 from redis import ConnectionPool
 from redis.connection import parse_url
 
-from models.database import database_url
+from models.database import SCHEMA_NAME, database_url
 from models.ip_addresses import network_of
 from worker.decision.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
 
@@ -165,6 +165,13 @@ def database(raw: str) -> str:
     url = database_url(raw)
     if url.get_backend_name() == "sqlite" and (unknown := sorted(url.query.keys() - SQLITE_OPTIONS)):
         raise ValueError(f"has options that SQLite does not know: {', '.join(unknown)}; remove them")
+    return raw
+
+
+def schema(raw: str) -> str:
+    """Return the name of a PostgreSQL schema."""
+    if not SCHEMA_NAME.fullmatch(raw):
+        raise ValueError("is not a schema name; use lower-case letters, digits and underscores")
     return raw
 
 
