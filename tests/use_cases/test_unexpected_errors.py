@@ -13,6 +13,7 @@ from multiprocessing.context import ForkProcess
 from typing import Any, NoReturn
 
 import pytest
+import structlog
 from flask import Flask
 from redis import Redis
 
@@ -156,7 +157,7 @@ def test_a_worker_process_that_fails_outside_of_jobs_ends_with_one_line(
 ) -> None:
     monkeypatch.setattr(lane, "build_services", lambda *_: everything)
     monkeypatch.setattr(lane, "make_worker", raising(error))
-    with pytest.raises(SystemExit) as ended:
+    with structlog.contextvars.bound_contextvars(lane=DRAIN), pytest.raises(SystemExit) as ended:
         lane.work(DRAIN, everything.settings, "unused")
     assert ended.value.code == 1
     assert reported(everything, logs, Place.LANE) == [DRAIN]
