@@ -225,7 +225,7 @@ WRONG = {
     "not UTF-8": "1\udcff",
 }
 WORDS = {"1e400", "999999999999", "inf", "nan"}
-"""They may be a client id or a key."""
+"""They may be a client id, a key or a schema."""
 
 
 def surroundings(name: str) -> dict[str, str]:
@@ -273,7 +273,7 @@ def test_empty_restriction_is_refused(monkeypatch: pytest.MonkeyPatch, blank: st
 def test_value_of_another_kind_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     set_all(monkeypatch, surroundings(name))
     for kind, value in WRONG.items():
-        if name in {"workos_api_key", "workos_client_id"} and value in WORDS:
+        if name in {"workos_api_key", "workos_client_id", "database_schema"} and value in WORDS:
             continue
         monkeypatch.setenv(name.upper(), value)
         reading = read_settings()

@@ -106,7 +106,7 @@ def test_a_relation_of_an_extension_is_not_another_programs(
 def test_sqlite_has_no_schemas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_SCHEMA", "workos")
     monkeypatch.setenv("DATABASE_URL", "sqlite:///mirror.db")
-    assert "SQLite has no schemas" in run("migrate", exit_code=2).stderr
+    assert "DATABASE_SCHEMA cannot be used with SQLite" in run("migrate", exit_code=2).stderr
 
 
 @pytest.mark.parametrize("name", ["Workos", "a b", "pg_own", 'a"b', "1st", "ä"])

@@ -122,7 +122,6 @@ def test_a_lane_that_raises_does_its_next_job(
     everything: Services,
     logs: list[Any],
     monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
 ) -> None:
     function, bell, nothing_left = LANES[name]
     ran: list[int] = []
@@ -133,7 +132,6 @@ def test_a_lane_that_raises_does_its_next_job(
 
     monkeypatch.setattr(lane, "require_same_environment", lambda *_: None)
     at_end = ExitStack()
-    request.addfinalizer(at_end.close)
     make_job = partial(lane.JOBS[name], everything, threading.Event(), at_end)
 
     def work() -> None:
@@ -149,6 +147,8 @@ def test_a_lane_that_raises_does_its_next_job(
     monkeypatch.setattr(function, succeed)
     work()
     assert ran == [1]
+    monkeypatch.undo()
+    at_end.close()
 
 
 @errors

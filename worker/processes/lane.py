@@ -44,14 +44,14 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
     with ExitStack() as at_end:
         services = at_end.enter_context(closing(build_services(settings, redis_url)))
         stopping = threading.Event()
-        function = JOBS[lane](services, stopping, at_end)
-        worker = make_worker(services.redis, lane, {lane: function}, stopping)
-        # A client of its own: RQ waits for jobs with long time-outs.
-        redis = open_redis(redis_url, socket_timeout=HEARTBEAT_TIMEOUT, socket_connect_timeout=HEARTBEAT_TIMEOUT)
-        heartbeat = at_end.enter_context(closing(Heartbeat(redis, lane, worker.get_state)))
-        heartbeat.start()
-        log.info("worker_started", pid=os.getpid())
         try:
+            function = JOBS[lane](services, stopping, at_end)
+            worker = make_worker(services.redis, lane, {lane: function}, stopping)
+            # A client of its own: RQ waits for jobs with long time-outs.
+            redis = open_redis(redis_url, socket_timeout=HEARTBEAT_TIMEOUT, socket_connect_timeout=HEARTBEAT_TIMEOUT)
+            heartbeat = at_end.enter_context(closing(Heartbeat(redis, lane, worker.get_state)))
+            heartbeat.start()
+            log.info("worker_started", pid=os.getpid())
             worker.work(logging_level="WARNING")
         except StopRequested:
             log.info("worker_stopped")  # before it had started
