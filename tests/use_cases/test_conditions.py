@@ -171,7 +171,9 @@ def drifted(services: Services, _endpoint: FlaskClient) -> None:
     in_transaction(services.engine, lambda tx: tx.execute(insert(Drift), found))
 
 
-def withheld(services: Services, _endpoint: FlaskClient) -> None:
+def withheld(services: Services, endpoint: FlaskClient) -> None:
+    accept(endpoint, made("user.created", id="user_1"))
+    apply_all(services.engine)
     row = {"run_id": "run1", "kind": "user", "object_id": "user_1", "finding": "extra", "action": "withheld"}
     execute(services.engine, insert(Drift).values(row))
 
@@ -468,3 +470,11 @@ def test_readyz_makes_one_probe(working: FlaskClient, services: Services) -> Non
 )
 def test_durations_have_two_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_withheld_deletion_that_an_event_made_is_not_reported(services: Services, endpoint: FlaskClient) -> None:
+    withheld(services, endpoint)
+    assert "withheld_deletions" in holding(endpoint)
+    accept(endpoint, made("user.deleted", 2, id="user_1"))
+    apply_all(services.engine)
+    assert "withheld_deletions" not in holding(endpoint)

@@ -14,6 +14,7 @@ from tests.support import JSON, apply_all, made, mirrored, rows, statuses
 from tests.support.actors import by
 from tests.support.stories import store
 from worker.errors import AlreadyReplayedError, BusyError, LeaseLostError, OperatorError, fingerprint
+from worker.inbox.store import backlog
 from worker.kinds import READERS
 from worker.kinds.user import User
 from worker.mirror.role_map import adopt
@@ -114,6 +115,18 @@ def test_replay_by_fingerprint_applies_each_event_once(
     assert statuses(both_engines) == {"done": number} and changes(both_engines) == number
     assert {row["replays"] for row in rows(both_engines, Event)} == {1}
     assert listings.failures(both_engines) == []
+
+
+def test_replayed_events_wait_since_the_replay(one_engine: Engine, bell: Doorbell) -> None:
+    store(one_engine, [made("user.created")])
+    apply_all(one_engine)
+    long_ago = update(Event).values(received_at=db_now_plus(-1000), due_at=db_now_plus(-1000))
+    in_transaction(one_engine, lambda tx: tx.execute(long_ago))
+    run_id = replays.start(one_engine, Selection(ids=(rows(one_engine, Event)[0]["id"],)), by("ann"))
+    with lease(one_engine, run_id) as held:
+        assert held is not None and replays.replay(one_engine, held, bell, FAST)
+    waiting = backlog(one_engine)
+    assert waiting.pending == 1 and waiting.oldest_seconds < 60
 
 
 def test_replayed_event_has_fresh_attempts(one_engine: Engine, bell: Doorbell, bug: Callable[[], None]) -> None:

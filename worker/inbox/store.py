@@ -104,7 +104,10 @@ def probe(engine: Engine) -> None:
 
 
 class Backlog(NamedTuple):
-    """Pending and failed events, each counted up to 10,000, and the age of the oldest pending event, or 0."""
+    """Pending and failed events, each counted up to 10,000, and for how long the oldest pending event has waited, or 0.
+
+    An event that is replayed waits since its replay.
+    """
 
     pending: int
     failed: int
@@ -120,10 +123,13 @@ def backlog(engine: Engine) -> Backlog:
 
     with read_transaction(engine) as tx:
         is_pending = Event.status == inline_literal(EventStatus.PENDING)
-        oldest, now = tx.execute(select(func.min(Event.received_at), db_now()).where(is_pending)).one()
+        first = select(func.min(Event.received_at)).where(is_pending, Event.replays == 0).scalar_subquery()
+        replayed = select(func.min(Event.due_at)).where(is_pending, Event.replays > 0).scalar_subquery()
+        since = select(func.coalesce(first, db_now()), func.coalesce(replayed, db_now()), db_now())
+        oldest, oldest_replayed, now = tx.execute(since).one()
         count = tx.execute(number(EventStatus.PENDING)).scalar_one()
         failures = tx.execute(number(EventStatus.FAILED)).scalar_one()
-    return Backlog(count, failures, max(0.0, (now - oldest).total_seconds()) if count else 0.0)
+    return Backlog(count, failures, max(0.0, (now - min(oldest, oldest_replayed)).total_seconds()))
 
 
 def needs_drain(engine: Engine, *, older_than: float) -> bool:

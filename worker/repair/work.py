@@ -1,5 +1,6 @@
 """The work of the lane `repair`: runs (resyncs, catch-ups, replays, retention), each under its lease, and due reads."""
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ from worker.workos_api.client import WorkOSClient
 
 log = structlog.get_logger()
 
+READS_SECONDS = 10.0
+"""How long a job makes confirmed reads before it looks for runs again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Repair:
@@ -52,7 +56,9 @@ class Repair:
     stopping: Callable[[], bool] = lambda: False
 
     def all(self) -> None:
-        """Work on every run that no worker holds, then on the reads that are due.
+        """Work on every run that no worker holds, then on the reads that are due, for at most `READS_SECONDS`.
+
+        The clock rings again for what remains, so that reads never keep a run waiting.
 
         Raises:
             ConfigurationError: the settings name another environment.
@@ -65,7 +71,8 @@ class Repair:
         bind(self.engine, self.workos, self.settings)
         in_transaction(self.engine, begin_due)
         self._each()
-        reads.work_due(self.engine, self.workos, self.stopping)
+        until = time.monotonic() + READS_SECONDS
+        reads.work_due(self.engine, self.workos, lambda: self.stopping() or time.monotonic() >= until)
 
     def _each(self, *tasks: Task) -> None:
         for run_id in runs.unheld_runs(self.engine, *tasks):

@@ -15,7 +15,7 @@ from worker.reports.health import MIN_MISSED, Health
 
 OVERDUE_SECONDS = 60.0
 """A healthy installation applies and delivers within seconds; what waits longer is overdue."""
-CLOCK_SECONDS = 60.0
+CLOCK_SECONDS = 25.0
 """A running clock records a heartbeat every few seconds; after this time it counts as stopped."""
 MANY_GAPS = 10
 """Webhooks missed within an hour before they are reported: a single one may be lost."""

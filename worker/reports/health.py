@@ -10,7 +10,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue
 from rq.serializers import JSONSerializer
-from sqlalchemy import Connection, Engine, Select, SQLColumnExpression, exists, func, literal, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, SQLColumnExpression, exists, func, literal, select
 
 from models.database import read_transaction
 from models.tables import (
@@ -38,6 +38,7 @@ from worker.bootstrap import lanes_of
 from worker.hooks.operate import hook_status
 from worker.inbox.store import MAX_COUNTED, backlog
 from worker.inbox.verified_secrets import any_verified
+from worker.kinds import KINDS, Kind
 from worker.kinds.membership import Membership
 from worker.metrics import REFUSALS, REFUSED_SINCE_VALID, Name, counted
 from worker.mirror.auto_join_policy import COUNTS_TICK
@@ -378,8 +379,14 @@ def _last_resync(tx: Connection, now: datetime) -> Resync | None:
         seconds=(last.finished_at - last.created_at).total_seconds(),
         age_seconds=(now - last.finished_at).total_seconds(),
         drift={(kind, finding): number for kind, finding, number in counted_drift} if done else None,
-        withheld=tx.execute(select(func.count(Drift.object_id)).where(*withheld)).scalar_one(),
+        withheld=sum(_live(tx, kind, withheld) for kind in KINDS.values()),
     )
+
+
+def _live(tx: Connection, kind: Kind, which: Iterable[ColumnElement[bool]]) -> int:
+    """Count the objects of a kind in rows of `drift` that are still live: an event may have deleted them since."""
+    live = exists().where(kind.table.id == Drift.object_id, kind.table.deleted_by.is_(None))
+    return tx.execute(select(func.count()).select_from(Drift).where(Drift.kind == kind.name, live, *which)).scalar_one()
 
 
 def _seconds_since_resync(tx: Connection, now: datetime) -> float | None:
