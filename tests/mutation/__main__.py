@@ -29,7 +29,7 @@ class Target(NamedTuple):
 TARGETS = {
     "decision": Target(
         ["worker/decision/*", "worker/kinds/*"],
-        ["tests/unit/test_decide.py", "tests/unit/test_kinds.py", "tests/unit/test_snapshots.py"],
+        [f"tests/unit/test_{name}.py" for name in ("decide", "kinds", "mentions", "snapshots")],
     ),
     "auto_join": Target(
         ["worker/mirror/auto_join.py"],
