@@ -143,6 +143,7 @@ def test_every_time_in_our_own_json_is_accepted(at: datetime) -> None:
 # Streams that are not UTF-8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_output_fits_every_encoding(surroundings: str, configured_engine: Engine, encoding: str) -> None:
     events = [

@@ -220,7 +220,7 @@ def test_missing_tokens_are_a_warning(answering: None, monkeypatch: pytest.Monke
     assert checks["OPS_TOKENS"]["level"] == "ok" and checks["API_TOKENS"]["level"] == "warning"
 
 
-def test_invalid_settings_are_rows_beside_all_other_checks(healthy: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_settings_are_rows_beside_all_other_checks(answering: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("HOOK_SECRETS", "crm:x"), ("OPS_TOKENS", "ann:short"), ("WORKOS_BASE_URL", "ftp://x")):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("OPS_TOKEN", "x")

@@ -26,6 +26,8 @@ from worker.queue.doorbell import HOOKS
 from worker.repair.resync.resync import start
 from worker.runs import create
 
+pytestmark = pytest.mark.long  # most of the commands prepare an installation of their own
+
 URL = "https://sync.acme.example/webhooks/workos"
 
 

@@ -114,6 +114,7 @@ def test_a_task_that_raises_runs_again_and_stops_no_other(
 # Lanes
 
 
+@pytest.mark.long
 @errors
 @pytest.mark.parametrize("name", LANES)
 def test_a_lane_that_raises_does_its_next_job(

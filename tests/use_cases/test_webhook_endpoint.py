@@ -495,6 +495,7 @@ def test_read_only_database_is_not_ready(
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
 
 
+@pytest.mark.long
 def test_exhausted_read_connections_do_not_stop_deliveries(
     build_test_services: MakeServices, make_database: Callable[[str], str], logs: list[Any]
 ) -> None:
