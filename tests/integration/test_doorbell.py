@@ -36,6 +36,8 @@ from worker.queue.heartbeat import Heartbeat
 from worker.redis_client import open_redis
 from worker.reports.health import check_health
 
+pytestmark = pytest.mark.long
+
 
 def test_no_wake_up_is_lost_when_rings_and_reads_overlap(redis_url: str) -> None:
     """In each of many short rounds, some job must read everything that was committed before a ring."""

@@ -47,6 +47,8 @@ from worker.workos_api import client as workos_clients
 from worker.workos_api.bucket import Buckets
 from worker.workos_api.client import WorkOSClient, open_client
 
+pytestmark = pytest.mark.long
+
 FUZZING = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 HOSTILE_IDS = [
     *("", ".", "..", "...", "/", "//", "a/b", "../users", "..%2f..", "%2e%2e", "%", "%00", "%zz", "?", "#", "a?b=c#d"),

@@ -19,6 +19,8 @@ from worker.bootstrap import Services
 from worker.hooks import operate
 from worker.hooks.targets import WebTarget
 
+pytestmark = pytest.mark.long
+
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example-host" / "app.py"
 SECRET = "whsec_" + "c2VjcmV0" * 4
 TOKEN = "a-token-of-the-host-s-own"

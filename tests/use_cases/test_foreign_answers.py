@@ -34,6 +34,8 @@ from worker.repair.resync.resync import start
 from worker.settings import Settings
 from worker.workos_api.client import WorkOSClient
 
+pytestmark = pytest.mark.long
+
 HTML = b"<!doctype html><title>404 Not Found</title>"
 NESTED = b'{"a":' * 5000 + b"1" + b"}" * 5000
 ANSWERS: dict[str, tuple[int, bytes]] = {

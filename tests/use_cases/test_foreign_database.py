@@ -13,6 +13,8 @@ from tests.support.catalog import catalog, drop_schema
 from tests.support.cli import run
 from tests.support.stories import store
 
+pytestmark = pytest.mark.long
+
 FOREIGN = {
     "its own alembic_version": [
         "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)",

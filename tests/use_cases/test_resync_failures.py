@@ -36,6 +36,8 @@ from worker.kinds import KINDS
 from worker.repair.resync.resync import start
 from worker.workos_api.client import WorkOSClient
 
+pytestmark = pytest.mark.long
+
 
 def mirror_of_102(engine: Engine, sandbox: Sandbox, workos: WorkOSClient) -> tuple[dict[str, set[str]], list[str]]:
     """A mirror with listings of two pages. WorkOS deleted an object on the second page of each."""

@@ -46,6 +46,8 @@ from worker.runs import lease
 from worker.workos_api.bucket import Buckets
 from worker.workos_api.client import WorkOSClient, open_client
 
+pytestmark = pytest.mark.long
+
 SEEDS = range(4)
 
 
