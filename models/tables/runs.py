@@ -59,7 +59,7 @@ class Phase(StrEnum):
 
 
 class Run(Base):
-    """A long-running job: what was requested, by whom, and how far it is."""
+    """A long-running job: what was requested, by whom, and its progress."""
 
     __tablename__ = "runs"
 
@@ -117,7 +117,7 @@ class ListingState(StrEnum):
 
 
 class Listing(Base):
-    """A listing that a resync reads, and how far it is."""
+    """A listing that a resync reads, and its progress."""
 
     __tablename__ = "listings"
 

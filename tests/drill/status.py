@@ -47,7 +47,7 @@ POLL_SECONDS = 1.0
 LIMIT_SECONDS = 30.0
 """The status may be wrong for this long."""
 MAX_STEP_SECONDS = 5.0
-"""Upper bound on the time that one answer stands for. Nobody knows what the status was while nothing answered."""
+"""Longest time, in seconds, for which one answer counts. While nothing answers, the status is not known."""
 API_SECONDS = 10.0
 COMMAND_SECONDS = 30.0
 REDIS_SECONDS = 1.0
@@ -274,7 +274,7 @@ class Record:
         return not self._stretches
 
     def add(self, answer: Answer, facts: Facts, seconds: float, faults: list[str]) -> None:
-        """Compare an answer, which stands for `seconds`, with the facts, while these faults were in force."""
+        """Compare an answer, which counts for `seconds`, with the facts, and note the faults in force."""
         known = {name: value for name, value in facts.items() if name != UNTRUSTED or answer.trusted is not None}
         found = _compare(reported(answer), known)
         for name, stretch in list(self._stretches.items()):

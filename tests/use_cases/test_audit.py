@@ -251,9 +251,9 @@ def test_erasure_blanks_the_person_in_the_audit(acted: Engine) -> None:
     assert kept == {"resync": "a typo"}
     assert [row["details"] for row in stored if row["action"] == "resync"] == [None, None, {"object": "run2"}, None]
     assert len(stored) == 8 and {row["who"] for row in stored} == {"ann", "bob", "ROLE_MAP"}
-    forget(acted, USER, by("bob", "once more"))
+    forget(acted, USER, by("bob", "second request"))
     last = max(rows(acted, Audit), key=lambda row: row["id"])
-    assert (last["action"], last["who"], last["reason"]) == (Action.FORGET, "bob", "once more")
+    assert (last["action"], last["who"], last["reason"]) == (Action.FORGET, "bob", "second request")
 
 
 def test_erasure_by_retention_is_recorded_once(mirror: Engine) -> None:

@@ -387,7 +387,7 @@ LEFT_OUT = {"web", "worker", "clock", "demo"}
 
 
 def lines(path: str, command: click.Command, id: str) -> Iterator[list[str]]:
-    """The command with `id` wherever it requires text, and once more with each option that takes text."""
+    """The command with `id` wherever it requires text, and a second command for each option that takes text."""
     texts = [each for each in command.params if each.type is click.STRING]
     options = [each for each in texts if isinstance(each, click.Option)]
     required = [word for option in options if option.required for word in (option.opts[0], id)]

@@ -156,7 +156,7 @@ def test_hook_ends_sessions_of_deleted_workspace_and_person(
         target = WebTarget(f"{url}/hooks/workos-sync", SECRET, 5.0)
         follow_all(engine, {"sessions": target}, 3)
         id = {"organization": "org_2", "user": ANN}[deleted]
-        apply_events(engine, [made(f"{deleted}.deleted", 5, id=id)])  # of its memberships no event tells
+        apply_events(engine, [made(f"{deleted}.deleted", 5, id=id)])  # WorkOS sends no event for its memberships
         follow_all(engine, {"sessions": target}, 3)
         target.close()
     assert operate.deliveries(engine) == []

@@ -388,7 +388,7 @@ def test_a_slow_hook_delays_no_other(one_engine: Engine) -> None:
         eventually(lambda: sent.count("good") == number, 10)  # noqa: B023 - called at once
     assert "slow" not in sent
     free.set()
-    eventually(lambda: sent.count("slow") == 2, 10)  # once more, for what came meanwhile
+    eventually(lambda: sent.count("slow") == 2, 10)  # a second round for the changes made during the first
     threads.close()
 
 

@@ -336,7 +336,7 @@ def test_post_without_session_or_csrf_token_changes_nothing(
 
 @pytest.fixture
 def everything(engine: Engine, story: JSON, withheld: str) -> dict[str, str]:
-    """Something to act on for each of `POSTS`; the words that stand for ids in them."""
+    """An object for each route in `POSTS` to act on. Returns the ids by their placeholder in the route."""
 
     def add(tx: Connection) -> None:
         tx.execute(

@@ -61,7 +61,7 @@ class Life:
         self.wrong: list[str] = []
         self.by_worker = False
         self.world.subscribe(self.watch)
-        self.time_passes("")  # whoever is verified is to join
+        self.time_passes("")  # everyone with a verified address should join
 
     def watch(self, event: JSON) -> None:
         """Record a membership that the worker created although it could know of a removal."""
@@ -260,11 +260,11 @@ def test_removed_person_is_never_added_again(both_stages: Stage, history: list[S
         for _ in range(2):
             stage.settle()
         assert not life.wrong
-        assert not (life.out.keys() | life.hidden) & life.inside(), "and whoever was deactivated is so again"
+        assert not (life.out.keys() | life.hidden) & life.inside(), "deactivated people stay deactivated"
         verified = {id for id in life.people if stage.world.users[id]["email_verified"]}
         hidden = {id for id in verified if any(life.same(id, other) for other in life.hidden)}
         right = {id for id in verified - hidden if not life.barred(id)}
-        assert right <= life.inside(), "and whoever is right is in"
+        assert right <= life.inside(), "everyone who is eligible is a member"
         for id in life.people:
             offered = auto_join_answer(stage.engine, stage.world.users[id]["email"])
             assert offered is None or not life.barred(id), "and the host gets the same answer"
