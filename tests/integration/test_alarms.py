@@ -9,18 +9,35 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from sqlalchemy import Engine, insert, update
+from sqlalchemy import insert, update
 
 from models.database import in_transaction
-from models.tables import Change, Drift, Event, Hook, HookDelivery, Join, Mirror, Read, Run, Tick
+from models.tables import Change, Event, Hook, Mirror, Run
 from models.types import db_now, db_now_plus
 from tests.support import accept, apply_all, fake_workers, made, post, sign
+from tests.support.conditions import (
+    Fault,
+    backfilling,
+    clock_stopped,
+    conflict,
+    drifted,
+    execute,
+    failed,
+    gaps,
+    hook_failed,
+    joined,
+    on,
+    queued,
+    resync_failed,
+    resync_late,
+    unmapped,
+    unread,
+)
 from tests.support.promtool import RULES, firing
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.mirror.auto_join_policy import refresh_counts
 from worker.processes.clock import heartbeat
-from worker.repair.schedule import CLOCK_TICK
 
 pytestmark = pytest.mark.long  # each runs promtool
 needs_promtool = pytest.mark.skipif(
@@ -50,15 +67,6 @@ def endpoint(services: Services) -> FlaskClient:
     return create_app(services).test_client()
 
 
-def execute(engine: Engine, statement: Any) -> None:
-    in_transaction(engine, lambda tx: tx.execute(statement))
-
-
-def failed(services: Services, endpoint: FlaskClient) -> None:
-    accept(endpoint, made("user.created") | {"data": None})
-    apply_all(services.engine)
-
-
 def overdue(services: Services, endpoint: FlaskClient) -> None:
     accept(endpoint, made("user.created"))
     execute(services.engine, update(Event).values(received_at=db_now_plus(-300)))
@@ -78,49 +86,13 @@ def silent(services: Services, endpoint: FlaskClient) -> None:
     in_transaction(services.engine, lambda tx: tx.execute(insert(Event).values(times), rows))
 
 
-def refused(number: int, **how: Any) -> Callable[[Services, FlaskClient], None]:
+def refused(number: int, **how: Any) -> Fault:
     def post_invalid(services: Services, endpoint: FlaskClient) -> None:
         for _ in range(number):
             header = {"WorkOS-Signature": sign(b"{}", **how)}
             assert endpoint.post("/webhooks/workos", data=b"{}", headers=header).status_code == 401
 
     return post_invalid
-
-
-def gaps(services: Services, _endpoint: FlaskClient, number: int = 12) -> None:
-    rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api"} for n in range(number)]
-    # From before the last webhook: single ones were lost, and others came.
-    times = {"api_at": db_now_plus(-1800), "occurred_at": db_now_plus(-9999999), "status": "done"}
-    in_transaction(services.engine, lambda tx: tx.execute(insert(Event).values(times), rows))
-
-
-def drifted(number: int, finding: str, action: str) -> Callable[[Services, FlaskClient], None]:
-    def seed(services: Services, endpoint: FlaskClient) -> None:
-        if action == "withheld":  # only deletions of live objects are reported
-            accept(endpoint, *(made("user.created", id=f"user_{n}") for n in range(number)))
-            apply_all(services.engine)
-        row = {"run_id": "run1", "kind": "user", "finding": finding, "action": action}
-        found = [row | {"object_id": f"user_{n}"} for n in range(number)]
-        in_transaction(services.engine, lambda tx: tx.execute(insert(Drift), found))
-
-    return seed
-
-
-def on(statement: Callable[[], Any]) -> Callable[[Services, FlaskClient], None]:
-    return lambda services, _endpoint: execute(services.engine, statement())
-
-
-def conflict(services: Services, endpoint: FlaskClient) -> None:
-    accept(endpoint, made("organization.created"), made("organization.created", id="org_other"))
-    for number, owner in enumerate((made("organization.created")["data"]["id"], "org_other")):
-        ids = {"id": f"org_domain_{number}", "organization_id": owner}
-        accept(endpoint, made("organization_domain.created", domain="acme.example", state="verified", **ids))
-    apply_all(services.engine)
-
-
-def unmapped(services: Services, endpoint: FlaskClient) -> None:
-    accept(endpoint, made("organization_membership.created", role={"slug": "owner"}, roles=[{"slug": "owner"}]))
-    apply_all(services.engine)
 
 
 def limited(services: Services, _endpoint: FlaskClient) -> None:
@@ -133,18 +105,7 @@ def behind(services: Services, _endpoint: FlaskClient) -> None:
     execute(services.engine, insert(Hook).values(name="sessions", cursor=0))
 
 
-def hook_failed(services: Services, _endpoint: FlaskClient) -> None:
-    execute(services.engine, insert(Hook).values(name="sessions", cursor=1))
-    about = {"kind": "user", "object_id": "user_1", "status": "failed"}
-    execute(services.engine, insert(HookDelivery).values(hook="sessions", change_id=1, **about))
-
-
-def joined(state: str) -> Callable[[Services, FlaskClient], None]:
-    row = {"organization_id": "org_1", "user_id": "user_1", "state": state, "cause": "event", "cause_id": "event_1"}
-    return on(lambda: insert(Join).values(row))
-
-
-def after_a_delivery(fault: Callable[[Services, FlaskClient], None]) -> Callable[[Services, FlaskClient], None]:
+def after_a_delivery(fault: Fault) -> Fault:
     """The fault, after one delivery was valid."""
 
     def seed(services: Services, endpoint: FlaskClient) -> None:
@@ -165,17 +126,13 @@ def refused_by_address(services: Services, _endpoint: FlaskClient) -> None:
     assert post(restricted, made("user.created")).status_code == 403
 
 
-def queued(services: Services, _endpoint: FlaskClient) -> None:
-    services.hooks_bell.ring()
-
-
 def no_worker(services: Services, _endpoint: FlaskClient) -> None:
     fake_workers.forget(services.redis)
 
 
-FAULTS: dict[str, Callable[[Services, FlaskClient], None]] = {
+FAULTS: dict[str, Fault] = {
     "NoWorker": no_worker,
-    "NoClock": on(lambda: update(Tick).where(Tick.name == CLOCK_TICK).values(at=db_now_plus(-300))),
+    "NoClock": clock_stopped,
     "QueuedWithoutWorker": queued,
     "Overdue": overdue,
     "FailedEvents": failed,
@@ -190,10 +147,8 @@ FAULTS: dict[str, Callable[[Services, FlaskClient], None]] = {
     "UnknownPathWarning": after_a_delivery(lost),
     "MissedWebhooks": gaps,
     "WithheldDeletions": drifted(3, "extra", "withheld"),
-    "ResyncLate": on(
-        lambda: update(Run).values(created_at=db_now_plus(-99 * 3600), finished_at=db_now_plus(-98 * 3600))
-    ),
-    "ResyncFailed": on(lambda: update(Run).values(status="failed", error="/organizations: 500")),
+    "ResyncLate": resync_late,
+    "ResyncFailed": resync_failed,
     "Drift": drifted(25, "different", "repaired"),
     "RateLimited": limited,
     "DomainConflicts": conflict,
@@ -203,10 +158,8 @@ FAULTS: dict[str, Callable[[Services, FlaskClient], None]] = {
     "HookMissed": on(lambda: insert(Hook).values(name="sessions", cursor=0, error="retention deleted changes")),
     "JoinUndone": joined("undone"),
     "JoinFailed": joined("failed"),
-    "UnreadObjects": on(
-        lambda: insert(Read).values(kind="user", object_id="user_1", reason="a test", attempts=5, error="no answer")
-    ),
-    "Backfilling": on(lambda: update(Mirror).values(backfilled_at=None)),
+    "UnreadObjects": unread,
+    "Backfilling": backfilling,
 }
 TESTED_APART = {"Down", "DatabaseDown", "RedisAway", "RedisReplica", "HookUnsupported"}
 

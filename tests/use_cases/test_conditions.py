@@ -12,18 +12,34 @@ from redis import Redis
 from sqlalchemy import Engine, event, insert, update
 
 from models.database import in_transaction
-from models.tables import Change, Drift, Event, Hook, HookDelivery, Join, Mirror, Read, Run, Tick
+from models.tables import Change, Event, Hook, HookDelivery, Mirror, Run
 from models.types import db_now, db_now_plus
 from tests.support import SECRET, accept, apply_all, fake_workers, made, post, sign
 from tests.support.actors import by
 from tests.support.cli import report
+from tests.support.conditions import (
+    Fault,
+    backfilling,
+    clock_stopped,
+    conflict,
+    drifted,
+    execute,
+    failed,
+    gaps,
+    hook_failed,
+    joined,
+    queued,
+    resync_failed,
+    resync_late,
+    unmapped,
+    unread,
+)
 from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
 from worker.mirror.auto_join_policy import refresh_counts
 from worker.processes.clock import heartbeat
-from worker.queue.doorbell import HOOKS, REPAIR, Doorbell
+from worker.queue.doorbell import REPAIR
 from worker.repair.resync.resync import start
-from worker.repair.schedule import CLOCK_TICK
 from worker.reports.conditions import CONDITIONS, duration
 from worker.settings import load_settings
 
@@ -85,10 +101,6 @@ def working(endpoint: FlaskClient, engine: Engine) -> FlaskClient:
     return endpoint
 
 
-def execute(engine: Engine, statement: Any) -> None:
-    in_transaction(engine, lambda tx: tx.execute(statement))
-
-
 def holding(endpoint: FlaskClient) -> dict[str, str]:
     """The conditions that the API reports: name → severity."""
     endpoint.get("/metrics")  # stores the counts now
@@ -112,29 +124,6 @@ def refuse(endpoint: FlaskClient, number: int = 1, secret: str = WRONG_SECRET, *
         assert endpoint.post("/webhooks/workos", data=b"{}", headers=header).status_code == 401
 
 
-def on(statement: Callable[[], Any]) -> Callable[[Services, FlaskClient], None]:
-    return lambda services, _endpoint: execute(services.engine, statement())
-
-
-def failed(services: Services, endpoint: FlaskClient) -> None:
-    accept(endpoint, made("user.created") | {"data": None})
-    apply_all(services.engine)
-
-
-def conflict(services: Services, endpoint: FlaskClient) -> None:
-    accept(endpoint, made("organization.created"), made("organization.created", id="org_other"))
-    for number, owner in enumerate((made("organization.created")["data"]["id"], "org_other")):
-        ids = {"id": f"org_domain_{number}", "organization_id": owner}
-        accept(endpoint, made("organization_domain.created", domain="acme.example", state="verified", **ids))
-    apply_all(services.engine)
-
-
-def hook_failed(services: Services, _endpoint: FlaskClient) -> None:
-    execute(services.engine, insert(Hook).values(name="sessions", cursor=1))
-    about = {"kind": "user", "object_id": "user_1", "status": "failed"}
-    execute(services.engine, insert(HookDelivery).values(hook="sessions", change_id=1, **about))
-
-
 def change(engine: Engine, seconds_ago: float) -> None:
     row = {"kind": "user", "object_id": "user_1", "after": {}, "cause": "event", "cause_id": "event_1"}
     execute(engine, insert(Change).values(row | {"at": db_now_plus(-seconds_ago)}))
@@ -149,41 +138,13 @@ def hook_down(services: Services, _endpoint: FlaskClient) -> None:
 
 
 def no_worker(services: Services, _endpoint: FlaskClient) -> None:
-    services.redis.delete(f"rq:workers:workos-sync:{REPAIR}")
     for key in services.redis.scan_iter(f"workos-sync:worker*:{REPAIR}*"):
         services.redis.delete(key)
 
 
-def queued(services: Services, _endpoint: FlaskClient) -> None:
-    """Somebody's clock has HOOKS set, and no worker has."""
-    Doorbell(services.redis, HOOKS).ring()
+withheld = drifted(1, "extra", "withheld")
 
-
-def gaps(services: Services, _endpoint: FlaskClient) -> None:
-    rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api"} for n in range(12)]
-    times = {"api_at": db_now_plus(-1800), "occurred_at": db_now_plus(-9999999), "status": "done"}
-    in_transaction(services.engine, lambda tx: tx.execute(insert(Event).values(times), rows))
-
-
-def drifted(services: Services, _endpoint: FlaskClient) -> None:
-    row = {"run_id": "run1", "kind": "user", "finding": "different", "action": "repaired"}
-    found = [row | {"object_id": f"user_{n}"} for n in range(25)]
-    in_transaction(services.engine, lambda tx: tx.execute(insert(Drift), found))
-
-
-def withheld(services: Services, endpoint: FlaskClient) -> None:
-    accept(endpoint, made("user.created", id="user_1"))
-    apply_all(services.engine)
-    row = {"run_id": "run1", "kind": "user", "object_id": "user_1", "finding": "extra", "action": "withheld"}
-    execute(services.engine, insert(Drift).values(row))
-
-
-def unmapped(services: Services, endpoint: FlaskClient) -> None:
-    accept(endpoint, made("organization_membership.created", role={"slug": "owner"}, roles=[{"slug": "owner"}]))
-    apply_all(services.engine)
-
-
-FAULTS: dict[str, tuple[str, Callable[[Services, FlaskClient], None]]] = {
+FAULTS: dict[str, tuple[str, Fault]] = {
     "failed_events": ("problem", failed),
     "hook_failed": ("problem", hook_failed),
     "hook_lagging": ("warning", hook_down),
@@ -191,27 +152,17 @@ FAULTS: dict[str, tuple[str, Callable[[Services, FlaskClient], None]]] = {
     "unmapped_roles": ("warning", unmapped),
     "no_worker": ("problem", no_worker),
     "queued_without_worker": ("problem", queued),
-    "no_clock": ("problem", on(lambda: update(Tick).where(Tick.name == CLOCK_TICK).values(at=db_now_plus(-300)))),
+    "no_clock": ("problem", clock_stopped),
     "missed_webhooks": ("warning", gaps),
-    "drift": ("warning", drifted),
+    "drift": ("warning", drifted(25, "different", "repaired")),
     "withheld_deletions": ("problem", withheld),
-    "resync_failed": ("warning", on(lambda: update(Run).values(status="failed", error="/organizations: 500"))),
-    "resync_late": ("problem", on(lambda: update(Run).values(finished_at=db_now_plus(-99 * 3600)))),
+    "resync_failed": ("warning", resync_failed),
+    "resync_late": ("problem", resync_late),
     "signatures_refused": ("warning", lambda _services, endpoint: refuse(endpoint, 3)),
     "time_refused": ("warning", lambda _services, endpoint: refuse(endpoint, secret=SECRET, at=1_000_000_000)),
-    "unread_objects": (
-        "warning",
-        on(lambda: insert(Read).values(kind="user", object_id="user_1", reason="a test", attempts=5, error="no")),
-    ),
-    "join_failed": (
-        "warning",
-        on(
-            lambda: insert(Join).values(
-                organization_id="org_1", user_id="user_1", state="failed", cause="event", cause_id="event_1"
-            )
-        ),
-    ),
-    "backfilling": ("problem", on(lambda: update(Mirror).values(backfilled_at=None))),
+    "unread_objects": ("warning", unread),
+    "join_failed": ("warning", joined("failed")),
+    "backfilling": ("problem", backfilling),
 }
 
 
@@ -475,6 +426,6 @@ def test_durations_have_two_units(seconds: float, text: str) -> None:
 def test_a_withheld_deletion_that_an_event_made_is_not_reported(services: Services, endpoint: FlaskClient) -> None:
     withheld(services, endpoint)
     assert "withheld_deletions" in holding(endpoint)
-    accept(endpoint, made("user.deleted", 2, id="user_1"))
+    accept(endpoint, made("user.deleted", 2, id="user_0"))
     apply_all(services.engine)
     assert "withheld_deletions" not in holding(endpoint)
