@@ -5,7 +5,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, insert, inspect, update
+from sqlalchemy import Connection, Engine, insert, inspect, select, update
 from sqlalchemy.schema import CreateSchema
 
 from models.database import MIGRATION_LOCK, advisory_lock, write_transaction
@@ -39,8 +39,10 @@ def upgrade(engine: Engine, revision: str = "head", noted: Noted | None = None) 
         config.attributes["connection"] = tx
         command.upgrade(config, revision)
         if inspect(tx).has_table(FORMER_VERSIONS.name):
-            ours = update(FORMER_VERSIONS).where(FORMER_VERSIONS.c.version_num == before)
-            tx.execute(ours.values(version_num=stored_revision(tx)))
+            # Processes of 1.0.0 read it during a deploy. If it holds anything else, it is another program's.
+            former = tx.execute(select(FORMER_VERSIONS.c.version_num)).scalars().all()
+            if former == [before]:
+                tx.execute(update(FORMER_VERSIONS).values(version_num=stored_revision(tx)))
         if revision == "head":
             update_views(tx)
             refresh(tx)

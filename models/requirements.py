@@ -34,6 +34,6 @@ def unmet_requirement(tx: Connection) -> str | None:
         return f"the encoding of the database is {server.encoding}, which cannot hold every name: {remedy}"
     if server.schema is None:
         if schema := tx.engine.get_execution_options().get("workos_sync_schema"):
-            return f"the database has no schema {schema}; run: workos-sync migrate"
+            return f"the database has no schema {schema}: run workos-sync migrate"
         return "the search_path of the database user names no schema: set DATABASE_SCHEMA"
     return None

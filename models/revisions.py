@@ -70,8 +70,11 @@ def outdated(engine: Engine) -> bool:
 
     A higher revision is not outdated: during a deploy, processes of the old release keep running on the new schema.
     """
-    current = current_revision(engine)
-    return current is None or current < newest_revision()
+    return _is_old(current_revision(engine))
+
+
+def _is_old(revision: str | None) -> bool:
+    return revision is None or revision < newest_revision()
 
 
 def refused(tx: Connection) -> str | None:
@@ -97,5 +100,4 @@ def why_unusable(engine: Engine) -> str | None:
         if problem := refused(tx):
             return problem
         revision = stored_revision(tx)
-    outdated = revision is None or revision < newest_revision()
-    return "the database is not migrated; run: workos-sync migrate" if outdated else None
+    return "the database is not migrated; run: workos-sync migrate" if _is_old(revision) else None

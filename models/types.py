@@ -14,6 +14,8 @@ from sqlalchemy.types import TypeEngine, UserDefinedType
 
 E = TypeVar("E", bound=StrEnum)
 
+MAX_ID = 2**63 - 1
+"""The largest id that a database counts up to."""
 JsonObject = dict[str, Any]
 """A JSON object in Python."""
 Record = dict[str, Any]

@@ -14,7 +14,7 @@ from webhooks.api import routes as api
 from webhooks.ops import routes as ops
 from worker.bootstrap import Services
 from worker.errors import ConfigurationError
-from worker.metrics import Counters, Place, describe
+from worker.metrics import Counters, Place, describe, is_expected
 
 log = structlog.get_logger()
 
@@ -81,6 +81,8 @@ def _reject_nul() -> None:
 
 
 def _database_unavailable(error: SQLAlchemyError) -> Response:
+    if not is_expected(error):
+        raise error  # a mistake in a query, answered with 500
     log.warning("database_unavailable", error=describe(error))
     response = jsonify(error="the database is unavailable; retry later")
     response.status_code = HTTPStatus.SERVICE_UNAVAILABLE

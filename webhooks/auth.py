@@ -42,7 +42,8 @@ class Guesses:
     """Slows guesses of tokens: an address that sends too many different wrong ones is refused until the minute ends.
 
     The same wrong token counts once, so that a client with an outdated token does not lock out others at its address.
-    All processes count in Redis. While Redis is away, nobody is refused.
+    All processes count in Redis; a process learns of it with the next wrong token that it sees. While Redis is away, no
+    further address is refused.
     """
 
     def __init__(self, redis: Redis) -> None:

@@ -46,6 +46,6 @@ def blueprint(services: Services) -> Blueprint:
             return jsonify(status="ready", warnings=None)
         health = now.health
         shown = {name: getattr(health, name) for name in ("pending", "failed", "oldest_pending_seconds")}
-        return jsonify(status="ready", **shown, trusted=now.trusted, warnings=[each.text for each in now.conditions])
+        return jsonify(status="ready", **shown, trusted=now.trusted, warnings=[each.name for each in now.conditions])
 
     return routes

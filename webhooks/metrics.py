@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from models.tables import JoinState
 from worker.bootstrap import Services
@@ -54,7 +55,7 @@ COUNTERS: dict[str, tuple[str, str, tuple[tuple[str, tuple[str, ...]], ...]]] = 
     ),
     UNEXPECTED: (
         "unexpected_errors",
-        "Errors that no code expected. Each was logged as unexpected_error, and the work is tried again.",
+        "Errors that no code expected, logged as unexpected_error, except those of runs and confirmed reads.",
         (("place", tuple(Place)),),
     ),
     "workos_calls": ("workos_calls", "Calls to the WorkOS API.", ()),
@@ -115,7 +116,9 @@ class _Metrics(Collector):
         database_up = "1 if the database is available."
         try:
             verdict = judge(self._services.engine, self._services.report_redis, self._services.settings)
-        except DBAPIError:
+        except (DBAPIError, PoolTimeoutError) as error:
+            if not is_expected(error):
+                raise
             yield _gauge("database_up", database_up, 0)
         else:
             yield _gauge("database_up", database_up, 1)

@@ -2,7 +2,6 @@
 
 import hmac
 import threading
-import time
 from functools import partial
 from http import HTTPStatus
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -25,7 +24,9 @@ from worker.group_commit import GroupCommit
 from worker.inbox.store import ReceivedEvent, accept_webhooks
 from worker.inbox.verified_secrets import note_verified
 from worker.kinds import READERS
+from worker.logs import Seldom
 from worker.metrics import REFUSALS, REFUSED_SINCE_VALID, Counters, Name, Place, describe
+from worker.reports.doctor import WEBHOOK_PATH
 
 log = structlog.get_logger()
 
@@ -33,10 +34,7 @@ RETRY_AFTER_SECONDS = 5
 COMMIT_SECONDS = 7.0
 """Longer than the lock time-out. If a commit takes longer, the database counts as unavailable."""
 MAX_EVENTS_PER_COMMIT = 100
-PATH = "/webhooks/workos"
 SIGNATURE = "WorkOS-Signature"
-LOG_SECONDS = 10.0
-"""Minimum time between two log lines about unknown paths: anybody can post to them."""
 
 Network = IPv4Network | IPv6Network
 
@@ -63,8 +61,8 @@ def blueprint(services: Services) -> Blueprint:
                 counters.add(REFUSED_SINCE_VALID, "address")
             abort(403)
 
-    @routes.post(PATH, defaults={"token": ""})
-    @routes.post(f"{PATH}/<token>")
+    @routes.post(WEBHOOK_PATH, defaults={"token": ""})
+    @routes.post(f"{WEBHOOK_PATH}/<token>")
     def deliver(token: str) -> Response | tuple[Response, int]:
         if not hmac.compare_digest(token.encode("utf-8", "replace"), path_token or b""):
             abort(404)
@@ -145,11 +143,11 @@ def _commit(services: Services, group: list[Posted]) -> list[bool]:
 
 
 class UnknownPaths:
-    """Counts deliveries to paths that do not exist, and logs one every `LOG_SECONDS`."""
+    """Counts deliveries to paths that do not exist, and logs some of them."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
-        self._logged_at = -LOG_SECONDS
+        self._seldom = Seldom()  # anybody can post to such paths
 
     def __call__(self, response: Response) -> Response:
         """Count the request if it was a delivery that found no route, and return its response."""
@@ -157,15 +155,14 @@ class UnknownPaths:
         if lost and request.method == "POST" and SIGNATURE in request.headers:
             self._counters.add("refused", "path")
             self._counters.add(REFUSED_SINCE_VALID, "path")
-            if time.monotonic() - self._logged_at >= LOG_SECONDS:
-                self._logged_at = time.monotonic()
+            if self._seldom():
                 log.warning("path_unknown", path=known_part(request.path))
         return response
 
 
 def known_part(path: str) -> str:
     """Return a path up to its first unknown segment: the rest may contain WEBHOOK_PATH_TOKEN."""
-    known = PATH.split("/")
+    known = WEBHOOK_PATH.split("/")
     segments = path.split("/")
     same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(known, segments, strict=False))))
     return "/".join([*segments[:same], *["..."] * (len(segments) > same)])

@@ -91,17 +91,18 @@ def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False
     else:
         engine = inbox_engine = open_database(settings, MAX_CONNECTIONS)
         redis = open_redis(redis_url)
+    reports = report_redis(redis_url)
     return Services(
         settings,
         engine,
         inbox_engine,
         redis,
-        report_redis=report_redis(redis_url),
+        report_redis=reports,
         bell=Doorbell(redis, DRAIN),
         repair_bell=Doorbell(redis, REPAIR, REPAIR_JOB_SECONDS),
         provision_bell=Doorbell(redis, PROVISION, LONG_JOB_SECONDS),
         hooks_bell=Doorbell(redis, HOOKS),
-        counters=Counters(redis),
+        counters=Counters(reports),
     )
 
 

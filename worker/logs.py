@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from typing import Literal
 
 import structlog
@@ -9,6 +10,23 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 FORBIDDEN = frozenset({"email", "secret", "signature", "payload", "body", "data", "password", "token", "url"})
 """Fields that are logged as `withheld`: logs must not contain e-mail addresses, secrets, signatures or payloads."""
+LOG_SECONDS = 10.0
+"""Minimum time between two log lines of a `Seldom`."""
+
+
+class Seldom:
+    """Returns true at most once in `LOG_SECONDS`: for log lines that others can cause at any rate."""
+
+    def __init__(self) -> None:
+        self._last = -LOG_SECONDS
+
+    def __call__(self) -> bool:
+        """Return whether to log now."""
+        now = time.monotonic()
+        if now - self._last < LOG_SECONDS:
+            return False
+        self._last = now
+        return True
 
 
 def _drop_forbidden(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:

@@ -7,12 +7,13 @@ of counts. Nothing but metrics depends on them.
 
 import atexit
 import json
+import math
 import threading
 import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -92,6 +93,7 @@ class Counters:
         self._redis = redis
         self._in_background = in_background
         self._lock = threading.Lock()
+        self._sending = threading.Lock()  # or a late `clear` would delete newer counts
         self._counts = defaultdict[Name, float](float)
         self._times: dict[Name, float] = {}
         self._cleared: set[Name] = set()
@@ -112,7 +114,7 @@ class Counters:
             self._start()
 
     def clear(self, *names: Name) -> None:
-        """Set counters to 0, also the counts of other processes."""
+        """Set counters to 0, also what other processes have added to Redis, but not what they have not added yet."""
         with self._lock:
             for name in names:
                 self._counts.pop(name, None)
@@ -155,7 +157,14 @@ class Counters:
             self.add(f"{name}_sum", number=max(0.0, value))
 
     def hand_over(self) -> None:
-        """Add the counts since the last call to Redis; keep them while Redis is unavailable."""
+        """Add the counts since the last call to Redis; keep them while Redis is unavailable.
+
+        If Redis counts and its answer is lost, the same counts are added twice.
+        """
+        with self._sending:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
         with self._lock:
             counts, times, cleared = self._counts, self._times, self._cleared
             self._counts, self._times, self._cleared = defaultdict(float), {}, set()
@@ -191,11 +200,12 @@ class Counters:
         failed = [key for key, wrong in zip(counts, refused, strict=False) if wrong]
         if any(refused):
             log.warning("counts_refused", number=sum(refused))
-            for stored in (COUNTS, TIMES):
-                if self._redis.type(stored) not in (b"hash", b"none"):
-                    self._redis.delete(stored)
-            if failed:
-                self._redis.hdel(COUNTS, *map(json.dumps, failed))
+            with suppress(RedisError):  # the other counts are added: they must not be taken back
+                for stored in (COUNTS, TIMES):
+                    if self._redis.type(stored) not in (b"hash", b"none"):
+                        self._redis.delete(stored)
+                if failed:
+                    self._redis.hdel(COUNTS, *map(json.dumps, failed))
         return {key: counts[key] for key in failed}
 
     def _take_back(self, counts: dict[Name, float], times: dict[Name, float], cleared: Iterable[Name] = ()) -> None:
@@ -243,7 +253,9 @@ def _read(redis: Redis, key: str) -> dict[Name, float]:
     for field, value in redis.hgetall(key).items():
         try:
             name, labels = json.loads(field)
-            found[Name(str(name), tuple(map(str, labels)))] = float(value)
+            counter, number = Name(str(name), tuple(map(str, labels))), float(value)
         except (TypeError, ValueError):
-            log.debug("foreign_count", key=key)
+            continue
+        if math.isfinite(number):
+            found[counter] = number
     return found

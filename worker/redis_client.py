@@ -1,7 +1,6 @@
 """The Redis client of every process. After a fail-over it finds the new primary."""
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,14 +21,13 @@ from rq.exceptions import StopRequested
 from rq.timeouts import BaseTimeoutException
 
 from worker.errors import ConfigurationError, unexpected
+from worker.logs import Seldom
 
 log = structlog.get_logger()
 
 NOT_PRIMARY = frozenset(("READONLY", "UNBLOCKED", "LOADING", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "MOVED"))
 """Error codes of a server that is not the primary. Each means that the command was not executed."""
 DISCARDED = "Transaction discarded because of: "
-LOG_SECONDS = 10.0
-"""Minimum time between two log lines `redis_not_primary`: REDIS_URL may name a replica for hours."""
 WITH_ARGUMENTS = ", with args beginning with"
 PROBE = "workos-sync:probe"
 PROBE_MS = 1_000
@@ -103,11 +101,10 @@ def what_is_wrong(error: RedisError) -> tuple[str, str]:
 class _Pool(ConnectionPool):
     """A pool that closes all its connections when a server answers that it is not the primary."""
 
-    _logged_at = -LOG_SECONDS
-
     # `Any`: the options of redis-py have no common type.
     def __init__(self, connection_class: type[Connection] = Connection, **options: Any) -> None:
         super().__init__(connection_class=_checking(connection_class), **options)
+        self._seldom = Seldom()
 
     def make_connection(self) -> ConnectionInterface:
         """Return a new connection that knows this pool."""
@@ -122,8 +119,7 @@ class _Pool(ConnectionPool):
         """Close idle connections now, and those in use when they are returned."""
         self.disconnect_free_connections()
         self.update_active_connections_for_reconnect()
-        if time.monotonic() - self._logged_at >= LOG_SECONDS:
-            self._logged_at = time.monotonic()
+        if self._seldom():  # REDIS_URL may name a replica for hours
             log.warning("redis_not_primary", answer=code)
 
 

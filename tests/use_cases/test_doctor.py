@@ -220,6 +220,15 @@ def test_missing_tokens_are_a_warning(answering: None, monkeypatch: pytest.Monke
     assert checks["OPS_TOKENS"]["level"] == "ok" and checks["API_TOKENS"]["level"] == "warning"
 
 
+def test_a_schema_with_sqlite_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_SCHEMA", "workos")
+    rows = json.loads(run("doctor", "--json", exit_code=1).stdout)
+    assert [(row["name"], row["level"]) for row in rows] == [
+        ("DATABASE_SCHEMA", "failure"),
+        ("other checks", "warning"),
+    ]
+
+
 def test_invalid_settings_are_rows_beside_all_other_checks(answering: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("HOOK_SECRETS", "crm:x"), ("OPS_TOKENS", "ann:short"), ("WORKOS_BASE_URL", "ftp://x")):
         monkeypatch.setenv(name, value)

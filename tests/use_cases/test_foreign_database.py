@@ -79,7 +79,7 @@ def own_schema(make_database: Callable[[str], str]) -> Iterator[Engine]:
 
 
 def test_a_schema_of_our_own_lies_beside_other_tables(own_schema: Engine) -> None:
-    assert why_unusable(own_schema) == "the database has no schema workos; run: workos-sync migrate"
+    assert why_unusable(own_schema) == "the database has no schema workos: run workos-sync migrate"
     for _ in range(2):
         upgrade(own_schema)
     assert why_unusable(own_schema) is None

@@ -525,3 +525,19 @@ def test_events_page_filters(ann: FlaskClient, engine: Engine) -> None:
     assert older and first.count("/ops/events/event_") == 50
     assert ann.get(unescape(older[1])).get_data(as_text=True).count("/ops/events/event_") == 10
     assert ann.get("/ops/events?status=failed").get_data(as_text=True).count("/ops/events/event_") == 0
+
+
+def test_a_change_that_is_no_id_retries_nothing(ann: FlaskClient, everything: dict[str, str]) -> None:
+    for value in ("abc", "0", "-1", str(2**63)):
+        for action in ("replay", "dismiss"):
+            assert act(ann, f"hooks/sessions/{action}", change=value, reason="x").status_code == 400, value
+
+
+def test_signing_in_again_ends_the_former_session(endpoint: FlaskClient) -> None:
+    sign_in(endpoint)
+    cookie = endpoint.get_cookie("workos_sync_ops", path="/ops")
+    assert cookie is not None
+    sign_in(endpoint)
+    former = endpoint.application.test_client()
+    former.set_cookie("workos_sync_ops", cookie.value, path="/ops")
+    assert former.get("/ops/").status_code == 401

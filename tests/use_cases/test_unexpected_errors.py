@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -356,3 +357,33 @@ def test_a_process_that_raises_ends_without_a_traceback() -> None:
     output = ended.stdout + ended.stderr
     assert "process_failed" in output and "ValueError at " in output
     assert PRIVATE not in output and "Traceback" not in output
+
+
+def test_a_mistake_in_a_query_is_no_unavailable_database(services: Services, logs: list[Any]) -> None:
+    app = create_app(services)
+
+    @app.get("/mistake")
+    def mistake() -> str:
+        with services.engine.connect() as connection:
+            connection.exec_driver_sql("SELECT ?")  # without its parameter
+        return ""
+
+    assert app.test_client().get("/mistake").status_code == 500
+    assert len(reported(services, logs, Place.REQUEST)) == 1
+
+
+def test_foreign_numbers_in_redis_are_no_counts(services: Services) -> None:
+    services.redis.hset(COUNTS, json.dumps(Name("refused_since_valid", ("mismatch",))), "inf")
+    assert counted(services.redis) == {}
+
+
+def test_counts_that_are_sent_at_the_same_time_are_all_added(services: Services) -> None:
+    counters = Counters(services.redis, in_background=False)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(200):
+            counters.clear(Name("a"))
+            counters.add("b")
+            pool.submit(counters.hand_over)
+            pool.submit(counters.hand_over)
+    counters.hand_over()
+    assert counted(services.redis)[Name("b")] == 200

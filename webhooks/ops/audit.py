@@ -3,19 +3,11 @@
 from flask import Blueprint, render_template, request
 
 from models.tables import Action, Via
-from webhooks.ops.shared import PAGE, split_page
+from webhooks.ops.shared import PAGE, row_id, split_page
 from worker.bootstrap import Services
 from worker.reports import listings
 
 FILTERS = ("who", "via", "action", "object_id", "organization_id")
-MAX_ID = 2**63 - 1
-
-
-def _id(text: str) -> int:
-    """Return the id of a row; raise `ValueError` for a number that is none."""
-    if not 0 < (id := int(text)) <= MAX_ID:
-        raise ValueError(text)
-    return id
 
 
 def add(routes: Blueprint, services: Services) -> None:
@@ -24,7 +16,7 @@ def add(routes: Blueprint, services: Services) -> None:
     @routes.get("/audit")
     def audit() -> str:
         filters = {name: value for name in FILTERS if (value := request.args.get(name, "").strip())}
-        after = request.args.get("after", type=_id)
+        after = request.args.get("after", type=row_id)
         rows = listings.list_audit(services.engine, filters, after=after, limit=PAGE + 1)
         shown, older = split_page(rows, "id")
         return render_template("ops/audit.html", rows=shown, filters=filters, older=older, ways=Via, actions=Action)

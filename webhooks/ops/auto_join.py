@@ -6,7 +6,7 @@ from functools import partial
 from flask import Blueprint, flash, redirect, render_template, request, url_for
 from werkzeug import Response
 
-from webhooks.ops.shared import PAGE, actor, ask_for_reason
+from webhooks.ops.shared import PAGE, actor, ask_for_reason, chosen_change
 from worker.audit import Actor
 from worker.bootstrap import Services
 from worker.decision.roles import LOCAL_ROLES
@@ -61,7 +61,7 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.post("/hooks/<id:name>/replay")
     def replay_hook(name: str) -> Response:
-        number = operate.replay(engine, name, request.form.get("change", type=int), actor(), names)
+        number = operate.replay(engine, name, chosen_change(), actor(), names)
         services.hooks_bell.ring()
         return _report(number, "queued for retry")
 
@@ -69,7 +69,7 @@ def add(routes: Blueprint, services: Services) -> None:
     def dismiss_hook(name: str) -> Response:
         if asked := ask_for_reason(url_for("ops.hooks_page")):
             return asked
-        number = operate.dismiss(engine, name, request.form.get("change", type=int), actor(), names)
+        number = operate.dismiss(engine, name, chosen_change(), actor(), names)
         return _report(number, "dismissed")
 
 

@@ -13,8 +13,9 @@ from webhooks.ops import audit, auto_join, inbox, mirror, overview, runs, sign_i
 from webhooks.ops.ids import IdConverter
 from worker.bootstrap import Services
 from worker.errors import ConfigurationError, OperatorError, UnknownIdError, WorkosSyncError
-from worker.metrics import describe
+from worker.metrics import describe, is_expected
 from worker.mirror.change_feed import as_json
+from worker.reports.conditions import duration
 
 log = structlog.get_logger()
 
@@ -41,6 +42,8 @@ def install(app: Flask, services: Services) -> None:
     @routes.errorhandler(DBAPIError)
     @routes.errorhandler(PoolTimeoutError)
     def database_unavailable(error: SQLAlchemyError) -> tuple[str, int]:
+        if not is_expected(error):
+            raise error  # a mistake in a query, answered with 500
         log.warning("database_unavailable", error=describe(error))
         message = "Deliveries get 503 until the database is back. WorkOS retries them."
         return render_template("ops/error.html", title="Database unavailable", message=message), 503
@@ -62,11 +65,4 @@ def _format_time(value: datetime | None) -> str:
 
 def _format_duration(seconds: float | None) -> str:
     """Return a duration in its two largest units, such as `2 h 5 min`; empty for None."""
-    if seconds is None:
-        return ""
-    parts = []
-    for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        number, seconds = divmod(seconds, size)
-        if number:
-            parts.append(f"{number:.0f} {name}")
-    return " ".join(parts[:2]) or "0 s"
+    return "" if seconds is None else duration(seconds)

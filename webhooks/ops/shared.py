@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from functools import partial
 
-from flask import flash, g, redirect, request, url_for
+from flask import abort, flash, g, redirect, request, url_for
 from werkzeug import Response
 
 from models.tables import Via
-from models.types import Record
+from models.types import MAX_ID, Record
 from worker.audit import Actor
 from worker.bootstrap import Services
 from worker.decision.payload import clean
@@ -20,6 +20,22 @@ PAGE = 50
 """Rows of a page."""
 MAX_REASON = 500
 """Characters of a reason, as in the forms."""
+
+
+def row_id(text: str) -> int:
+    """Return the id of a row; raise `ValueError` for a number that is none."""
+    if not 0 < (id := int(text)) <= MAX_ID:
+        raise ValueError(text)
+    return id
+
+
+def chosen_change() -> int | None:
+    """Return the change that the form names; None if it names none. Anything else is answered with 400."""
+    text = request.form.get("change", "").strip()
+    try:
+        return row_id(text) if text else None
+    except ValueError:
+        abort(400, "change is not the id of a change")
 
 
 def split_page(rows: list[Record], key: str) -> tuple[list[Record], str | None]:

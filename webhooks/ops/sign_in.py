@@ -77,6 +77,8 @@ def add(routes: Blueprint, services: Services, csrf: CSRFProtect) -> None:
             log.warning("sign_in_failed", address=request.remote_addr)
             flash("Invalid token. Valid tokens are in OPS_TOKENS.", "bad")
             return render_template("ops/sign_in.html", next=request.form.get("next", "")), 401
+        if isinstance(former := session.get("id"), str):
+            operator_sessions.sign_out(engine, former, name)
         id = operator_sessions.sign_in(engine, name, request.remote_addr)
         session.clear()
         session.permanent = True

@@ -5,13 +5,12 @@ import sys
 import click
 
 from models.tables import DeliveryStatus
+from models.types import MAX_ID
 from worker.cli import options, output
 from worker.cli.shared import actor, logging_settings, migrated_engine
 from worker.hooks import operate
 from worker.settings import load_settings
 
-MAX_ID = 2**63 - 1
-"""The largest id that a database can hold."""
 change_option = click.option(
     "--change", "change_id", type=click.IntRange(1, MAX_ID), metavar="ID", help="Only the delivery of this change."
 )

@@ -17,7 +17,7 @@ from models.revisions import newest_revision
 from models.tables import Action
 from models.types import JsonObject
 from worker import audit
-from worker.bootstrap import endpoint_redis, report_redis
+from worker.bootstrap import report_redis
 from worker.cli import options, output
 from worker.cli.shared import actor, logging_settings, migrated_engine, open_database
 from worker.errors import BadRequestError, ConfigurationError, OperatorError, WorkOSUnavailableError
@@ -49,8 +49,8 @@ Until you delete the old endpoint, WorkOS sends every event to both. Each event 
    workos_sync_webhook_secret_used_timestamp_seconds{place="2"} increases. Then delete the old endpoint in the WorkOS
    dashboard.
 3. Remove the old secret from WORKOS_WEBHOOK_SECRETS, and restart web."""
-NEEDED = {".env", "DATABASE_URL", "REDIS_URL"}
-"""While one of these is wrong, `doctor` knows of no database or Redis to check."""
+NEEDED = {".env", "DATABASE_URL", "DATABASE_SCHEMA", "REDIS_URL"}
+"""While one of these is wrong, `doctor` checks neither database nor Redis: it might check the wrong ones."""
 CHECKED_SETTINGS = {
     "webhook secret": {"WORKOS_WEBHOOK_SECRETS"},
     "OPS_TOKENS": {"OPS_TOKENS"},
@@ -124,7 +124,7 @@ def register(url: str, rotate: bool, reason: str | None) -> None:
     record = partial(_record, migrated_engine(), actor(reason), parts.hostname)
     with (
         redis_server(settings) as server,
-        closing(Counters(redis := endpoint_redis(server.url))) as counters,
+        closing(Counters(redis := report_redis(server.url))) as counters,
         closing(connect(settings, redis, counters)) as workos,
     ):
         endpoints, _ = list_endpoints(workos)

@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, delete, exists, insert, select, tuple_, update
@@ -116,14 +115,14 @@ class Follower:
         """Send the retries that are due, then the next changes; return whether there may be more."""
         retries = self._due_retries()
         if retries:
-            self._write(partial(self._record_retries, changes=retries, results=self._send(retries)))
+            self.lease.in_transaction(self.engine, self._record_retries, retries, self._send(retries))
         with read_transaction(self.engine) as tx:
             cursor = tx.execute(select(Hook.cursor).where(Hook.name == self._name)).scalar_one()
             try:
                 require_kept(tx, cursor)
             except CursorGoneError as error:
                 problem, pruned_to = str(error), tx.execute(select(Mirror.changes_dropped_to)).scalar_one()
-                self._write(partial(self._skip_to, change_id=pruned_to, problem=problem))
+                self.lease.in_transaction(self.engine, self._skip_to, pruned_to, problem)
                 return True
             changes = _next_changes(tx, cursor)
             if not changes:
@@ -132,17 +131,8 @@ class Follower:
             blocked = self._objects_with_pending(tx, changes)
         wanted = [change for change in changes if change.id not in backfilled]
         results = self._send([change for change in wanted if change.object_key not in blocked])
-        self._write(partial(self._record_new, cursor=changes[-1].id, wanted=wanted, results=results))
+        self.lease.in_transaction(self.engine, self._record_new, changes[-1].id, wanted, results)
         return True
-
-    def _write(self, step: Callable[[Connection], None]) -> None:
-        """Run a step in a transaction; raise `LeaseLostError` if another process has taken over."""
-
-        def fenced(tx: Connection) -> None:
-            self.lease.check(tx)
-            step(tx)
-
-        in_transaction(self.engine, fenced)
 
     def _due_retries(self) -> list[ChangeToSend]:
         """Return, for each object, its first pending change if that is due."""
@@ -198,7 +188,7 @@ class Follower:
             results[change.id] = None
             try:
                 self.target(message(change))
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a target raises is recorded
+            except Exception as error:  # noqa: BLE001 - whatever a target raises is recorded
                 results[change.id] = error
                 failed.add(change.object_key)
         return results

@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, delete, insert, select
 from sqlalchemy.exc import DBAPIError
 
 from models.bulk import is_any_of, update_rows
-from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, in_transaction, is_transient
+from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, in_transaction, is_transient, what_is_wrong
 from models.outcomes import Outcome
 from models.tables import Batch, Cause, Event, EventStatus, Mirror
 from models.types import Record, db_now, db_now_plus, inline_literal
@@ -200,7 +200,7 @@ def _describe(error: Exception) -> str:
     """Return an error as one line, without the parameters of SQL statements."""
     if isinstance(error, PayloadError):
         return clean(str(error))
-    message = str(error.orig) if isinstance(error, DBAPIError) else str(error)
+    message = what_is_wrong(error)[0] if isinstance(error, DBAPIError) else str(error)
     return clean(f"{type(error).__name__}: {message}".splitlines()[0])[:1000]
 
 

@@ -1,7 +1,6 @@
 """RQ workers that run only known functions."""
 
 import threading
-import time
 from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
@@ -10,14 +9,15 @@ import structlog
 from redis import Redis
 from redis.exceptions import ConnectionError, TimeoutError  # noqa: A004 - redis-py's names
 from rq import Queue, SimpleWorker
-from rq.exceptions import DeserializationError, NoSuchJobError, StopRequested
+from rq.exceptions import DeserializationError, NoSuchJobError
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
 from rq.serializers import JSONSerializer
-from rq.timeouts import BaseTimeoutException
 
+from worker.logs import Seldom
 from worker.metrics import Counters, Place
 from worker.queue.doorbell import KEEP_FAILURE_SECONDS, KEEP_RESULT_SECONDS, Doorbell, queue_name
+from worker.redis_client import STOPPING
 
 log = structlog.get_logger()
 
@@ -26,24 +26,23 @@ WORKER_TTL_SECONDS = 30
 
 LONGEST_RECONNECT_SECONDS = 5.0
 """Maximum pause before RQ reconnects to Redis. RQ's default is a minute."""
-LOG_SECONDS = 10.0
-"""Minimum time between two log lines `job_dropped`: whoever can write to Redis can add any number of jobs."""
 MAX_TIMEOUT_SECONDS = 7 * 24 * 3600
 FIELDS = frozenset(
     (b"data", b"origin", b"status", b"timeout", b"created_at", b"enqueued_at", b"started_at", b"ended_at")
 )
 """The fields of a job in Redis that are read."""
-PASSED_ON = (NoSuchJobError, ConnectionError, TimeoutError, BaseTimeoutException, StopRequested)
+PASSED_ON = (NoSuchJobError, ConnectionError, TimeoutError, *STOPPING)
 """What reading a job raises for other reasons: Redis is lost, or a signal arrived."""
 NO_JOB = b"no-job"
-_logged: dict[str, float] = {}
+_seldom = Seldom()
+"""Whoever can write to Redis can add any number of jobs."""
 
 
 def answered(run: Callable[[], object], bell: Doorbell, counters: Counters) -> Callable[[], None]:
     """Return a job function that answers the bell, then calls `run`, whose errors it contains.
 
     RQ would log the traceback of an error with its values. The clock rings for the work that remains. If Redis is
-    unavailable, the job fails: RQ notices it too, and the process ends.
+    unavailable when the bell is answered, the job fails: RQ notices it too, and the process ends.
     """
 
     def work() -> None:
@@ -131,10 +130,7 @@ class Worker(SimpleWorker):
 
 
 def _log_dropped(why: str) -> None:
-    """Log that a job was dropped, at most once in `LOG_SECONDS`."""
-    now = time.monotonic()
-    if now - _logged.get("at", -LOG_SECONDS) >= LOG_SECONDS:
-        _logged["at"] = now
+    if _seldom():
         log.warning("job_dropped", why=why)
 
 

@@ -14,7 +14,7 @@ from rq.exceptions import StopRequested
 
 from models.tables import AutoJoinMode
 from worker import provisioning
-from worker.bootstrap import Services, build_services, drain_limits
+from worker.bootstrap import Services, build_services, drain_limits, report_redis
 from worker.hooks.follow import follow
 from worker.hooks.targets import targets
 from worker.hooks.threads import HookThreads
@@ -23,16 +23,12 @@ from worker.metrics import ACCEPTED_TO_APPLIED, Place, describe
 from worker.processes.jobs import answered, make_worker
 from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
 from worker.queue.heartbeat import Heartbeat
-from worker.redis_client import open_redis
 from worker.repair.catch_up import update_complete_to
 from worker.repair.environment import connect, require_same_environment
 from worker.repair.work import Repair, catch_up_or_resync
 from worker.settings import Settings
 
 log = structlog.get_logger()
-
-HEARTBEAT_TIMEOUT = 2.0
-"""Seconds. A Redis that was frozen is tried again soon."""
 
 
 def work(lane: str, settings: Settings, redis_url: str) -> None:
@@ -48,8 +44,7 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
             function = JOBS[lane](services, stopping, at_end)
             worker = make_worker(services.redis, lane, {lane: function}, stopping)
             # A client of its own: RQ waits for jobs with long time-outs.
-            redis = open_redis(redis_url, socket_timeout=HEARTBEAT_TIMEOUT, socket_connect_timeout=HEARTBEAT_TIMEOUT)
-            heartbeat = at_end.enter_context(closing(Heartbeat(redis, lane, worker.get_state)))
+            heartbeat = at_end.enter_context(closing(Heartbeat(report_redis(redis_url), lane, worker.get_state)))
             heartbeat.start()
             log.info("worker_started", pid=os.getpid())
             worker.work(logging_level="WARNING")

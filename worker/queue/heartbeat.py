@@ -25,7 +25,7 @@ class Heartbeat:
     """Reports a process of a lane as alive, from its own thread, until it is closed.
 
     Args:
-        redis: a client with time-outs below `HEARTBEAT_SECONDS`, so that a Redis that was frozen is tried again soon.
+        redis: a client with time-outs of at most `HEARTBEAT_SECONDS`, so that a frozen Redis is tried again soon.
         lane: the lane that the process works for.
         state: returns what the process is doing, such as `idle` or `busy`. Called from the thread.
     """
@@ -72,7 +72,7 @@ class Heartbeat:
             self._failing = False
         except Exception as error:  # noqa: BLE001 - whatever it was, the next beat is tried
             if not self._failing:  # logged once, not with every beat
-                log.warning("heartbeat_failed", key=self._lane, error=type(error).__name__)
+                log.warning("worker_heartbeat_failed", lane=self._lane, error=type(error).__name__)
             self._failing = True
 
 

@@ -70,7 +70,8 @@ def run_checks(
 ) -> Iterator[Check]:
     """Run all checks, and yield each when it is done. Nothing is changed in the mirror.
 
-    `redis` needs a short time-out. `connect` opens a WorkOS client; it is None if no API key is set.
+    `redis` needs a short time-out. `connect` opens a WorkOS client; it is None if no API key is set, or if
+    a setting for WorkOS is invalid.
     """
     found = list(_database(engine))
     yield from found

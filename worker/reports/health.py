@@ -244,8 +244,11 @@ def _lane(redis: Redis, name: str) -> Lane:
 
 def one_lane(redis: Redis, name: str) -> Lane:
     """Return one lane; its numbers are None if Redis is unavailable."""
-    lanes, _ = _lanes(redis, (name,))
-    return lanes[0]
+    try:
+        require_writable(redis)
+        return _lane(redis, name)
+    except RedisError:
+        return Lane(name, None, None)
 
 
 def _refused(redis: Redis) -> dict[str, int] | None:

@@ -58,7 +58,7 @@ def judge(engine: Engine, redis: Redis, settings: Settings) -> Verdict:
 
 
 class Cached:
-    """Calls a function at most once in `seconds`, and returns its last result meanwhile."""
+    """Calls a function and returns its result for `seconds`. After an error, it calls the function again."""
 
     def __init__(self, judge: Callable[[], Verdict], seconds: float) -> None:
         self._judge = judge

@@ -99,7 +99,7 @@ class Settings(BaseModel):
 
     @property
     def python_hooks(self) -> list[str]:
-        """Names of hooks that are Python functions. Release 2.0 no longer calls them, and reports them as a warning."""
+        """Names of hooks that are Python functions. Release 2.0 no longer calls them, and reports them as a problem."""
         return sorted(self.hooks.keys() - self.http_hooks.keys())
 
 
@@ -207,7 +207,10 @@ def read_settings(*required: str, **given: int | None) -> Reading:
 
 
 def _collect() -> tuple[dict[str, Given], list[Problem]]:
-    """Return the environment and `.env`, which the environment overrides unless its value is blank."""
+    """Return the environment and `.env`, which the environment overrides unless its value is blank.
+
+    A blank value of a setting in `RESTRICTIONS` is kept, because it is an error.
+    """
     file: dict[str, Given] = {}
     problems: list[Problem] = []
     try:

@@ -1,4 +1,7 @@
-"""Where settings come from: the environment and `.env`. Values are stripped, and blank ones count as not set."""
+"""Where settings come from: the environment and `.env`.
+
+Values are stripped, and blank ones count as not set, except for the settings in `RESTRICTIONS`.
+"""
 
 import re
 from collections.abc import Set as AbstractSet
