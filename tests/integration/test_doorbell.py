@@ -27,6 +27,7 @@ from tests.support.stories import new_users, written_once
 from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
 from worker.inbox.drain import DrainLimits, drain
+from worker.logs import Seldom
 from worker.metrics import Counters
 from worker.processes import jobs
 from worker.processes.clock import sweep
@@ -281,7 +282,7 @@ HARMLESS: dict[str, Callable[[Redis], object]] = {
 def test_a_crafted_job_runs_at_most_once_and_the_worker_continues(
     redis_url: str, crafted: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "_logged", {})
+    monkeypatch.setattr(jobs, "_seldom", Seldom())
     ran: list[object] = []
     with open_redis(redis_url) as redis, capture_logs() as logs:
         bell = Doorbell(redis, DRAIN)
