@@ -1,6 +1,7 @@
 """Events, crashes and frozen workers during a resync: newer state wins, and deleted objects stay deleted."""
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 from redis import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, select, update
 
-from models.database import in_transaction, open_engine
+from models.database import in_transaction, open_engine, read_transaction
 from models.tables import Event, Listing, Read, Run
+from models.types import db_now
 from tests.support import JSON, differences, mirrored, rows
 from tests.support.actors import by
+from tests.support.processes import eventually
 from tests.support.resync import (
     CLIENT_ID,
     Between,
@@ -32,6 +35,7 @@ from tests.support.resync import (
     make_reads_due,
     quietly,
     resync,
+    run_row,
     small_life,
 )
 from tests.support.sandbox import Sandbox, World, WorldError, play, populate
@@ -39,6 +43,7 @@ from worker import leases
 from worker.bootstrap import MAX_CONNECTIONS
 from worker.errors import LeaseLostError
 from worker.kinds import KINDS
+from worker.leases import Lease
 from worker.repair.reads import work_due
 from worker.repair.resync import resync as resync_module
 from worker.repair.resync.resync import Resync, start
@@ -383,15 +388,30 @@ def test_worker_that_lost_its_run_during_read_writes_nothing(
     assert differences(both_engines, world.truth()) == []
 
 
-def test_heartbeat_keeps_lease(
-    both_engines: Engine, sandbox: Sandbox, workos: WorkOSClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def seconds_leased(engine: Engine, run_id: str) -> float:
+    """For how long the run's lease still holds, by the database's clock."""
+    with read_transaction(engine) as tx:
+        until, now = tx.execute(select(Run.leased_until, db_now()).where(Run.id == run_id)).one()
+    assert until is not None
+    return (until - now).total_seconds()
+
+
+def test_heartbeat_keeps_lease(both_engines: Engine, workos: WorkOSClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that takes longer than the lease does not let another worker take the run over."""
     monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(leases, "LEASE_SECONDS", 0.6)
-    populate(sandbox.world, organizations=120, members=2)
-    sandbox.knobs.latency = 0.03
-    resync(both_engines, workos)  # lasts longer than the lease
-    assert {row["fence"] for row in rows(both_engines, Run)} == {1}
+    run_id = start(both_engines, by("test"))
+    began = time.monotonic()
+    others: list[Lease | None] = []
+
+    def wait_for_the_lease_to_pass(_what: str) -> None:
+        eventually(lambda: time.monotonic() - began > 0.6 and seconds_leased(both_engines, run_id) > 0, 20)
+        with lease(both_engines, run_id) as other:
+            others.append(other)
+
+    assert continue_run(both_engines, Between(workos, wait_for_the_lease_to_pass), run_id)
+    assert set(others) == {None}
+    assert run_row(both_engines, run_id)["fence"] == 1
 
 
 def test_redis_outage_leaves_run_resumable(
