@@ -522,7 +522,7 @@ def test_customer_text_does_not_become_markup(ann: FlaskClient, story: JSON) -> 
     for page in (*PAGES, *ids, *named, f"workspaces/{ORG}", f"workspaces?name={EVIL}", f"people?email={EVIL}"):
         html = ann.get(f"/ops/{page}").get_data(as_text=True)
         assert "<script>alert" not in html
-        assert not re.search(r"alert\(1\).{0,40}49", html), f"{page}: an expression in a name was evaluated"
+        assert not re.search(r"alert\(1\)[^{]{0,40}49", html), f"{page}: an expression in a name was evaluated"
         seen += "alert(1)" in html
     assert seen >= 8
 
