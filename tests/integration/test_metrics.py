@@ -85,6 +85,8 @@ def test_close_waits_until_the_counts_are_stored(valkey: Valkey) -> None:
     threading.Timer(0.3, valkey.thaw).start()
     counters.close()
     assert counters._thread and not counters._thread.is_alive()
+    with valkey.client() as redis:
+        assert counted(redis) == {Name("received", ("accepted", "user.created")): 1.0}
 
 
 def test_a_duration_falls_into_its_bucket(valkey: Valkey, counters: Counters) -> None:

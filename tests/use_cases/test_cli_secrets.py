@@ -5,6 +5,7 @@ from collections.abc import Callable
 import click
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import make_url
 
 from tests.support import commands
 from tests.support.sandbox import Sandbox
@@ -40,7 +41,7 @@ def run(*arguments: str) -> Result:
 def test_help_and_output_contain_no_secret(
     make_database: Callable[[str], str], redis_url: str, set_environment: Callable[..., None], sandbox: Sandbox
 ) -> None:
-    url = make_database("postgresql").replace("://postgres@", f"://postgres:{PASSWORD}@")
+    url = make_url(make_database("postgresql")).set(password=PASSWORD).render_as_string(hide_password=False)
     set_environment(DATABASE_URL=url, REDIS_URL=redis_url, WORKOS_BASE_URL=sandbox.base_url, **SECRETS)
     shown = 0
     for path, command in commands(main):

@@ -21,7 +21,7 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from models.tables import Event, Read, RunStatus
-from tests.support import JSON, access, commands, differences, made, rows
+from tests.support import JSON, SECRET, access, commands, differences, made, rows
 from tests.support.bad_input import TEXTS
 from tests.support.hooks import SECRET as HOOK_SECRET
 from tests.support.resync import (
@@ -64,6 +64,7 @@ ids = (
     | st.text(st.characters(), max_size=20)
     | st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=MAX_ID)
 )
+AWAY = b"HTTP/1.1 503 Away\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class Wire:
@@ -135,7 +136,7 @@ CALLS: dict[str, tuple[int, int, Callable[[WorkOSClient, str], object]]] = {
 def test_an_id_is_one_segment_of_the_path_or_is_refused(
     wire: Wire, redis: Redis, length: int, place: int, call: Callable[[WorkOSClient, str], object]
 ) -> None:
-    wire.answer = b"HTTP/1.1 503 Away\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    wire.answer = AWAY
     with client_to(wire, redis) as workos:
 
         @FUZZING
@@ -326,12 +327,23 @@ def test_an_answer_that_the_client_cannot_use_is_an_error_of_ours(
 NOT_IN_AN_ENVIRONMENT = re.compile("[\0\ud800-\udc7f]")
 KEYS = [text for text in TEXTS if text and not NOT_IN_AN_ENVIRONMENT.search(text)]
 KEYS += ["sk_test\r\nX-Injected: 1", "sk_test\n", " sk_test ", "ключ", "sk_" + "x" * 70_000, "\udcff"]
-ADDRESSES = [
+USABLE = re.compile("[!-~]+")
+"""A key or client id that can be sent, without the space around it, which is removed."""
+SENT, REFUSED = (
+    [(name, key) for name in ("WORKOS_API_KEY", "WORKOS_CLIENT_ID") for key in KEYS if usable(key)]
+    for usable in (lambda key: USABLE.fullmatch(key.strip()), lambda key: not USABLE.fullmatch(key.strip()))
+)
+REFUSED_ADDRESSES = [
     *("http://[::1", "http://127.0.0.1:99999", "http://127.0.0.1:1x", "://", "http://", "http:///", "//host", "host"),
-    *("http://exa mple", "http://☃.example", "http://\udcff", "ftp://h", "http://user:p@ss@127.0.0.1:1", "\t", "é"),
-    *("http://127.0.0.1:1/" + "a" * 70_000, "http://127.0.0.1:1/#x?y", "http://127.0.0.1:1/..", "unix:///tmp/x"),
-    *("http://" + "a" * 300 + ".example", "http://xn--", "http://0x7f.1:1", "http://127.0.0.1:1\nX-Injected: 1"),
+    *("http://exa mple", "http://☃.example", "http://\udcff", "ftp://h", "é", "http://127.0.0.1:1/#x?y"),
+    *("unix:///tmp/x", "http://" + "a" * 300 + ".example", "http://xn--", "http://0x7f.1:1"),
+    "http://127.0.0.1:1\nX-Injected: 1",
 ]
+UNANSWERED_ADDRESSES = [
+    *("http://user:p@ss@127.0.0.1:1", "http://127.0.0.1:1/..", "http://127.0.0.1:1/" + "a" * 70_000, "\t"),
+]
+CALLING = ("resync --dry-run", "catch-up", "register https://sync.acme.example/webhooks/workos")
+"""Commands that call WorkOS."""
 
 
 def run(*arguments: str) -> Result:
@@ -343,6 +355,7 @@ def check(result: Result, *context: object) -> None:
     assert result.exit_code in {0, 1, 2}, (context, result.output)
     assert isinstance(result.exception, SystemExit | None), (context, result.exception)
     assert "Traceback" not in result.output, context
+    assert result.exit_code == 0 or result.output.strip(), context
 
 
 @pytest.fixture
@@ -351,7 +364,7 @@ def _configured(
 ) -> None:
     set_environment(
         DATABASE_URL=make_database("sqlite"),
-        WORKOS_WEBHOOK_SECRETS="secret",
+        WORKOS_WEBHOOK_SECRETS=SECRET,
         WORKOS_RATE_SHARE="1",
         HOOKS="sessions=https://host/hook",
         HOOK_SECRETS=f"sessions:{HOOK_SECRET}",
@@ -359,23 +372,57 @@ def _configured(
     )
 
 
+def shortened(value: str) -> str:
+    return ascii(value[:20])
+
+
 @pytest.mark.usefixtures("_configured")
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *(("WORKOS_API_KEY", value) for value in KEYS),
-        *(("WORKOS_CLIENT_ID", value) for value in KEYS),
-        *(("WORKOS_BASE_URL", value) for value in ADDRESSES),
-    ],
-    ids=lambda value: ascii(value[:20]),
+    ("name", "value"), [*REFUSED, *(("WORKOS_BASE_URL", value) for value in REFUSED_ADDRESSES)], ids=shortened
 )
-def test_a_setting_that_the_client_cannot_use_is_named(
-    sandbox: Sandbox, wire: Wire, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+def test_a_setting_that_the_client_cannot_use_is_refused_and_named(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
+    monkeypatch.setenv("WORKOS_BASE_URL", wire.url)
     monkeypatch.setenv(name, value)
-    for line in ("resync --dry-run", "catch-up", "register https://sync.acme.example/webhooks/workos", "doctor"):
-        check(run(*line.split()), line)
-    assert not [head for head in wire.heads if b"X-Injected" in head]
+    for line in CALLING:
+        ended = run(*line.split())
+        check(ended, line)
+        assert ended.exit_code == 2 and name in ended.stderr, (line, ended.output)
+    ended = run("doctor", "--json")
+    check(ended)
+    levels = {row["name"]: row["level"] for row in json.loads(ended.stdout)}
+    assert levels[name] == "failure", levels
+    assert wire.heads == []
+
+
+@pytest.mark.usefixtures("_configured")
+@pytest.mark.parametrize(("name", "value"), SENT, ids=shortened)
+def test_a_key_or_client_id_of_any_printable_characters_is_sent(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    wire.answer = AWAY
+    monkeypatch.setenv("WORKOS_BASE_URL", wire.url)
+    monkeypatch.setenv(name, value)
+    for line in (*CALLING, "doctor"):
+        wire.heads.clear()
+        ended = run(*line.split())
+        check(ended, line)
+        assert ended.exit_code == 1 and wire.heads, (line, ended.output)
+        for head in wire.heads:
+            fields = head.decode().split("\r\n")
+            assert not [field for field in fields if field.lower().startswith(("x-injected", "level"))], line
+            assert name != "WORKOS_API_KEY" or f"Authorization: Bearer {value.strip()}" in fields, fields
+
+
+@pytest.mark.usefixtures("_configured")
+@pytest.mark.parametrize("value", UNANSWERED_ADDRESSES, ids=shortened)
+def test_an_address_at_which_nobody_answers_is_an_error(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("WORKOS_BASE_URL", value)
+    for line in (*CALLING, "doctor"):
+        ended = run(*line.split())
+        check(ended, line)
+        assert ended.exit_code == 1 and "p@ss" not in ended.output, (line, ended.output)
 
 
 # Commands

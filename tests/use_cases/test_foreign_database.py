@@ -99,7 +99,9 @@ def test_a_relation_of_an_extension_is_not_another_programs(
     drop_schema(engine)
     with write_transaction(engine) as tx:
         available = tx.execute(text("SELECT 1 FROM pg_available_extensions WHERE name = 'pg_stat_statements'")).all()
-        tx.execute(text("CREATE EXTENSION pg_stat_statements" if available else "SELECT 1"))
+        if not available:
+            pytest.skip("this PostgreSQL has no extension with a relation of its own to install")
+        tx.execute(text("CREATE EXTENSION pg_stat_statements"))
     upgrade(engine)
     assert why_unusable(engine) is None
     engine.dispose()

@@ -196,7 +196,8 @@ def test_slow_call_keeps_lease(one_engine: Engine, host: Host, monkeypatch: pyte
     assert rows(one_engine, Hook)[0]["leased_until"] is None, "released at once"
 
 
-def test_process_without_lease_records_nothing(one_engine: Engine) -> None:
+def test_process_without_lease_records_nothing(one_engine: Engine, host: Host) -> None:
+    """The change that it sent is sent again by the next holder."""
     apply_events(one_engine, [person("user_1")])
 
     class Slow(Host):
@@ -204,8 +205,13 @@ def test_process_without_lease_records_nothing(one_engine: Engine) -> None:
             super().__call__(message)
             in_transaction(one_engine, lambda tx: tx.execute(update(Hook).values(fence=Hook.fence + 1)))
 
-    follow_all(one_engine, {"host": Slow()}, 3)
+    slow = Slow()
+    follow_all(one_engine, {"host": slow}, 3)
+    assert slow.ids() == ids_of(one_engine)
     assert rows(one_engine, Hook)[0]["cursor"] == 0
+    in_transaction(one_engine, lambda tx: tx.execute(update(Hook).values(leased_until=db_now_plus(-1))))
+    follow_all(one_engine, {"host": host}, 3)
+    assert host.ids() == ids_of(one_engine)
 
 
 def test_first_backfill_sends_nothing_and_later_repairs_do(
