@@ -7,6 +7,7 @@ from flask import Blueprint, Response, jsonify
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from models.database import reconnecting
 from models.revisions import outdated
 from worker.bootstrap import Services
 from worker.inbox.store import probe
@@ -33,10 +34,10 @@ def blueprint(services: Services) -> Blueprint:
         try:
             with probing:
                 if not migrated.is_set():
-                    if outdated(services.inbox_engine):
+                    if reconnecting(partial(outdated, services.inbox_engine)):
                         return jsonify(status="not ready", reason="the database is not migrated"), 503
                     migrated.set()
-                probe(services.inbox_engine)
+                reconnecting(partial(probe, services.inbox_engine))
         except (DBAPIError, PoolTimeoutError):
             migrated.clear()
             return jsonify(status="not ready", reason="the database accepts no events"), 503

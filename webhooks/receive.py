@@ -1,8 +1,7 @@
 """POST /webhooks/workos: verify a delivery, commit its event, wake a worker, respond."""
 
 import hmac
-import threading
-from functools import partial
+from collections import Counter
 from http import HTTPStatus
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import takewhile
@@ -10,17 +9,16 @@ from typing import NamedTuple, NoReturn
 
 import structlog
 from flask import Blueprint, Response, abort, jsonify, request
-from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from models.database import in_transaction
 from models.ip_addresses import ip_of
 from models.types import JsonObject
+from webhooks.group_commit import GroupCommit
 from webhooks.signature import verify
 from worker.bootstrap import Services
 from worker.decision.payload import is_id, parse_json
 from worker.errors import InvalidSignatureError, PayloadError
-from worker.group_commit import GroupCommit
 from worker.inbox.store import ReceivedEvent, accept_webhooks
 from worker.inbox.verified_secrets import note_verified
 from worker.kinds import READERS
@@ -45,9 +43,8 @@ def blueprint(services: Services) -> Blueprint:
     secrets = [secret.get_secret_value() for secret in settings.workos_webhook_secrets]
     allowed = [ip_network(network) for network in settings.webhook_allowed_ips]
     path_token = settings.webhook_path_token.get_secret_value().encode() if settings.webhook_path_token else None
-    # Commits in a separate thread: concurrent deliveries share a commit, and a frozen database delays no response.
-    commit = GroupCommit(partial(_commit, services), MAX_EVENTS_PER_COMMIT)
-    verified = _Verified(services.inbox_engine)
+    inbox = _Inbox(services)
+    commit = GroupCommit(inbox.store, inbox.announce, MAX_EVENTS_PER_COMMIT, COMMIT_SECONDS)
     routes = Blueprint("receive", __name__)
 
     @routes.before_request
@@ -79,67 +76,69 @@ def blueprint(services: Services) -> Blueprint:
             return jsonify(error=f"invalid signature: {error.reason}"), 401
         counters.note_time("secret_used", str(position + 1))
         counters.clear(*(Name(REFUSED_SINCE_VALID, (reason,)) for reason in REFUSALS))
-        posted = _parse(body)
+        posted = _parse(body, secrets[position])
         try:
-            new = commit(posted, seconds=COMMIT_SECONDS)
+            new = commit(posted)
         except (SQLAlchemyError, TimeoutError) as error:
             # The commit may still succeed. The next delivery is then a duplicate.
-            posted.log.warning("webhook_store_failed", error=describe(error))
+            log.warning("webhook_not_stored", about=posted.named, error=describe(error))
             counters.add("received", "not_stored", posted.metric_type)
             response = jsonify(error="the event could not be stored; retry later")
             response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
             return response, 503
-        verified(secrets[position])
         return jsonify(status="accepted" if new else "duplicate")
 
     return routes
 
 
-class _Verified:
-    """Records once for each secret that it has verified a delivery."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._known: set[str] = set()
-        self._writing = threading.Lock()
-
-    def __call__(self, secret: str) -> None:
-        """Record a secret, unless that was done or is being done. After a failure, the next delivery tries again."""
-        if secret in self._known or not self._writing.acquire(blocking=False):
-            return
-        try:
-            in_transaction(self._engine, note_verified, secret)
-            self._known.add(secret)
-        except SQLAlchemyError as error:
-            log.warning("verified_secret_not_stored", error=describe(error))
-        finally:
-            self._writing.release()
-
-
 class Posted(NamedTuple):
-    """A delivery with a valid signature, and a logger bound to its event's id, type and workspace."""
+    """An event from a delivery, and the secret that verified the delivery."""
 
-    delivery: ReceivedEvent
-    log: structlog.typing.FilteringBoundLogger
+    event: ReceivedEvent
+    organization_id: str | None
+    secret: str
+
+    @property
+    def named(self) -> dict[str, object]:
+        """The event's id, type and workspace, for logs."""
+        return {"id": self.event.id, "type": self.event.type, "organization_id": self.organization_id}
 
     @property
     def metric_type(self) -> str:
         """The event's type as a label value: `other` for unknown types, so that senders cannot add series."""
-        return self.delivery.type if self.delivery.type in READERS else "other"
+        return self.event.type if self.event.type in READERS else "other"
 
 
-def _commit(services: Services, group: list[Posted]) -> list[bool]:
-    """Commit deliveries, wake a worker, and return whether each event is new.
+class _Inbox:
+    """Stores groups of deliveries, one group at a time."""
 
-    Logs here, in one thread, because several threads would wait for each other to log.
-    """
-    are_new = accept_webhooks(services.inbox_engine, [posted.delivery for posted in group])
-    with services.counters.contained(Place.RING, services.bell.lane):  # they are stored, whatever happens now
-        services.bell.ring()
-    for posted, new in zip(group, are_new, strict=True):
-        posted.log.info("webhook_accepted", new=new)
-        services.counters.add("received", "accepted" if new else "duplicate", posted.metric_type)
-    return are_new
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._verifying: set[str] = set()
+        self._noted: set[str] = set()
+
+    def store(self, group: list[Posted]) -> list[bool]:
+        """Commit deliveries and return, for each, whether its event is new.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: they are not stored, as far as is known.
+        """
+        are_new = accept_webhooks(self._services.inbox_engine, [posted.event for posted in group])
+        log.info("webhooks_stored", events=[p.named | {"new": new} for p, new in zip(group, are_new, strict=True)])
+        types = [(posted.metric_type, new) for posted, new in zip(group, are_new, strict=True)]
+        for (metric_type, new), number in Counter(types).items():
+            self._services.counters.add("received", "accepted" if new else "duplicate", metric_type, number=number)
+        self._verifying = {posted.secret for posted in group}
+        return are_new
+
+    def announce(self) -> None:
+        """Wake a worker for the events that were stored, and record which secrets verified them."""
+        with self._services.counters.contained(Place.RING, self._services.bell.lane):
+            self._services.bell.ring()
+        for secret in self._verifying - self._noted:  # after a failure, the next delivery tries again
+            with self._services.counters.contained(Place.RING, "verified_secret"):
+                in_transaction(self._services.inbox_engine, note_verified, secret)
+                self._noted.add(secret)
 
 
 class UnknownPaths:
@@ -176,18 +175,17 @@ def _is_allowed(address: str | None, allowed: list[Network]) -> bool:
     return any(sender in network for network in allowed)
 
 
-def _parse(body: bytes) -> Posted:
-    """Return the delivery in a request body; respond with 400 if it is not an event."""
+def _parse(body: bytes, secret: str) -> Posted:
+    """Return the event in a request body; respond with 400 if there is none."""
     try:
         event = parse_json(body)
     except (ValueError, RecursionError):
         _reject("the body is not JSON")
     try:
-        delivery = ReceivedEvent.of(event, body)
+        received = ReceivedEvent.of(event, body)
     except PayloadError as error:
         _reject(f"the body is not an event: {error}")
-    bound = log.bind(event_id=delivery.id, type=delivery.type, organization_id=_organization_id(event))
-    return Posted(delivery, bound)
+    return Posted(received, _organization_id(event), secret)
 
 
 def _reject(reason: str) -> NoReturn:

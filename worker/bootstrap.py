@@ -83,9 +83,10 @@ def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False
                 schema=settings.database_schema,
                 pool_size=size,
                 pool_timeout=ENDPOINT_POOL_SECONDS,
+                pre_ping=pre_ping,
                 lock_timeout_ms=ENDPOINT_LOCK_TIMEOUT_MS,
             )
-            for size in (ENDPOINT_CONNECTIONS, INBOX_CONNECTIONS)
+            for size, pre_ping in ((ENDPOINT_CONNECTIONS, True), (INBOX_CONNECTIONS, False))
         )
         redis = endpoint_redis(redis_url)
     else:

@@ -128,13 +128,9 @@ class TooManyGuessesError(WorkosSyncError):
 
 
 class RefusedRequestError(WorkosSyncError):
-    """A request is malformed or too large.
+    """A request cannot be received: answer the HTTP `status`. `reason` is a constant that quotes nothing of it."""
 
-    `status` is the status line to answer, without the HTTP version. `reason` is a constant that quotes nothing of the
-    request.
-    """
-
-    def __init__(self, status: str, reason: str) -> None:
+    def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason

@@ -24,8 +24,8 @@ def rows(bench: Bench) -> Iterator[Row]:
         with (
             bench.database(kind) as url,
             bench.web(url) as (ours, _),
-            bench.flask("tests.benchmarks.limits:application()", url) as limit,
-            bench.flask("tests.benchmarks.baseline:application()", url) as baseline,
+            bench.limit(url) as limit,
+            bench.flask("tests.benchmarks.baseline:application", url) as baseline,
         ):
             for connections in bench.size((16, 64), (4,)):
                 ports = {OURS: ours, LIMIT: limit, BASELINE: baseline}

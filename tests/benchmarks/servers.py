@@ -22,8 +22,6 @@ from models.migrate import upgrade
 from tests.support import SECRET
 from tests.support.stack.machine import answers, environment, free_ports, short_folder
 from tests.support.stack.processes import Process, stop_all
-from worker.cli.serve import _gunicorn
-from worker.settings import Settings
 
 T = TypeVar("T")
 
@@ -131,12 +129,23 @@ class Bench:
             yield port, process
 
     @contextmanager
+    def limit(self, database_url: str) -> Iterator[int]:
+        """Run the web processes with an application that only checks signatures; yields its port."""
+        with self._serving("limit", ["-m", "tests.benchmarks.limit_server"], database_url) as port:
+            yield port
+
+    @contextmanager
     def flask(self, application: str, database_url: str) -> Iterator[int]:
-        """Run another application (module:name) through the command line of `workos-sync web`; yields its port."""
+        """Run an application (module:factory) as people usually do: WSGI in threads; yields its port."""
+        options = ["--interface", "wsgi", "--workers", "2", "--blocking-threads", "16", "--factory", "--no-log"]
+        with self._serving("flask", ["-m", "granian", *options, application], database_url) as port:
+            yield port
+
+    @contextmanager
+    def _serving(self, name: str, command: list[str], database_url: str) -> Iterator[int]:
         port = free_ports(1)[0]
-        command = _gunicorn(Settings(_env_file=None, database_url=database_url, port=port))
-        env = self.environment(database_url)
-        with self.running("flask", [*command[1:-1], application], env) as process:
+        env = self.environment(database_url, PORT=port) | {"GRANIAN_PORT": str(port)}
+        with self.running(name, command, env) as process:
             process.wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthz"), START_SECONDS)
             yield port
 

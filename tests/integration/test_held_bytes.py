@@ -11,7 +11,7 @@ import pytest
 from tests.support.deliveries import deliver
 from tests.support.processes import Commands
 from tests.support.stories import encoded, new_users
-from webhooks.server.buffering import MAX_HELD_BYTES
+from webhooks.asgi import MAX_HELD_BYTES
 
 pytestmark = pytest.mark.long
 

@@ -1,4 +1,4 @@
-"""Attacks on a running `workos-sync web` over plain sockets, independent of the HTTP server that it uses."""
+"""Attacks on a running `workos-sync web` over plain sockets."""
 
 import selectors
 import shutil
@@ -191,7 +191,6 @@ MALFORMED: dict[str, tuple[bytes, list[str]]] = {
     "more data than the size": (b"5\r\nhello" + LEAK + b"\r\n0\r\n\r\n", [CHUNKED]),
     "a trailer that is no field": (b"0\r\n" + LEAK + b"\r\n\r\n", [CHUNKED]),
     "a bare LF in the trailers": (b"0\r\nX: y\nZ: 1\r\n\r\n", [CHUNKED]),
-    "a length and chunks": (b"0\r\n\r\n", [CHUNKED, "Content-Length: 5"]),
     "chunked twice": (b"0\r\n\r\n", [CHUNKED, CHUNKED]),
     "chunked twice in one line": (b"0\r\n\r\n", ["Transfer-Encoding: chunked, chunked"]),
     "gzip and chunked": (b"0\r\n\r\n", ["Transfer-Encoding: gzip, chunked"]),
@@ -202,7 +201,7 @@ MALFORMED: dict[str, tuple[bytes, list[str]]] = {
     "a folded field": (b"", [f"X-Folded: a\r\n {WHO}"]),
     "a blank before the colon": (b"0\r\n\r\n", ["Transfer-Encoding : chunked"]),
     "a vertical tab before chunked": (b"0\r\n\r\n", ["Transfer-Encoding: \x0bchunked"]),
-    "two lengths": (b"hello", ["Content-Length: 5", "Content-Length: 5"]),
+    "two lengths": (b"hello", ["Content-Length: 5", "Content-Length: 4"]),
     "two lengths in one line": (b"hello", ["Content-Length: 5, 5"]),
     "a signed length": (b"hello", ["Content-Length: +5"]),
     "a length in words": (b"hello", [f"Content-Length: {WHO}"]),
@@ -211,21 +210,28 @@ MALFORMED: dict[str, tuple[bytes, list[str]]] = {
     "a field with an address for a name": (b"", [f"{WHO}: x"]),
     "NUL in a field": (b"", [f"X: {WHO}\0"]),
     "a bare CR in a field": (b"", [f"X: {WHO}\rY: z"]),
-    "a bare LF in a field": (b"", [f"X: {WHO}\nY: z"]),
-    "an expectation of another kind": (b"", [f"Expect: {WHO}"]),
 }
 LINES = {
-    "a method in small letters": f"get /{WHO} HTTP/1.1",
     "a method that is no token": f"G@T /{WHO} HTTP/1.1",
     "no version": f"POST {ENDPOINT}",
     "another version": f"POST {ENDPOINT} HTTP/2.0",
     "a version that is none": f"POST {ENDPOINT} {WHO}",
     "blanks in the path": f"POST {ENDPOINT} {WHO} HTTP/1.1",
-    "a path that is not ASCII": f"POST {ENDPOINT}/é HTTP/1.1",
     "no path": f"{WHO}",
     "a host that cannot be one": f"GET http://[{WHO} HTTP/1.1",
-    "an authority": f"GET {WHO}:80 HTTP/1.1",
 }
+TOLERATED: dict[str, tuple[bytes, list[int]]] = {
+    "a length and chunks": (request(ENDPOINT, CHUNKED, "Content-Length: 5", body=b"0\r\n\r\n"), [401]),
+    "the same length twice": (request(ENDPOINT, "Content-Length: 5", "Content-Length: 5", body=b"hello"), [401, 200]),
+    "a bare LF in a field": (request(ENDPOINT, f"X: {WHO}\nY: z"), [401, 200]),
+    "bare LFs": (f"POST {ENDPOINT} HTTP/1.1\nHost: {WHO}\n\n".encode(), [401, 200]),
+    "an expectation of another kind": (request(ENDPOINT, f"Expect: {WHO}"), [401, 200]),
+    "a method in small letters": (f"get /{WHO} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), [404, 200]),
+    "a path that is not ASCII": (f"POST {ENDPOINT}/é HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), [404, 200]),
+    "an authority": (f"GET {WHO}:80 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), [404, 200]),
+}
+"""Unusual requests that the server accepts, as RFC 9112 permits. It must know where they end: the next request is
+answered, or the connection is closed (section 6.1, for a length and chunks)."""
 
 
 @contextmanager
@@ -235,37 +241,46 @@ def new_lines(command: Command) -> Iterator[Callable[[], list[str]]]:
     yield lambda: command.output().splitlines()[already:]
 
 
-def assert_refused_in_one_line(web: tuple[Command, int], sent: bytes) -> None:
+def assert_refused(web: tuple[Command, int], sent: bytes) -> None:
     with new_lines(web[0]) as lines:
         answer = exchange(web[1], sent, seconds=5)
         assert status(answer) == 400, answer
-        eventually(lines, 5)
-        # After another answer, all lines about the first are written.
+        # After another answer, all lines about the first are written. The server itself writes none.
         assert status(exchange(web[1], request("/healthz", "Connection: close", method="GET"))) == 200
-        [line] = found if len(found := lines()) == 1 else pytest.fail("\n".join(found))
+        found = lines()
+    assert len(found) <= 1, found
     assert answer.count(b"HTTP/1.1 ") == 1, "one answer: the rest is no request of its own"
-    for text in (answer.decode("latin-1"), line):
+    assert_not_quoted(answer, found)
+
+
+def assert_not_quoted(answer: bytes, lines: list[str]) -> None:
+    for text in (answer.decode("latin-1"), *lines):
         assert WHO not in text and "acme" not in text and PATH_TOKEN not in text and "Traceback" not in text
 
 
 @pytest.mark.parametrize("what", MALFORMED)
 def test_malformed_framing_is_refused_and_not_quoted(web: tuple[Command, int], what: str) -> None:
     body, fields = MALFORMED[what]
-    assert_refused_in_one_line(web, request(ENDPOINT, *fields, body=body + request("/healthz", method="GET")))
+    assert_refused(web, request(ENDPOINT, *fields, body=body + request("/healthz", method="GET")))
 
 
 @pytest.mark.parametrize("what", LINES)
 def test_a_malformed_request_line_is_refused_and_not_quoted(web: tuple[Command, int], what: str) -> None:
-    assert_refused_in_one_line(web, f"{LINES[what]}\r\nHost: localhost\r\n\r\n".encode())
+    assert_refused(web, f"{LINES[what]}\r\nHost: localhost\r\n\r\n".encode())
 
 
 def test_chunks_in_http_1_0_are_refused(web: tuple[Command, int]) -> None:
     head = f"POST {ENDPOINT} HTTP/1.0\r\nHost: localhost\r\n{CHUNKED}\r\n\r\n"
-    assert_refused_in_one_line(web, head.encode() + b"0\r\n\r\n")
+    assert_refused(web, head.encode() + b"0\r\n\r\n")
 
 
-def test_a_head_with_bare_line_feeds_is_refused_at_once(web: tuple[Command, int]) -> None:
-    assert_refused_in_one_line(web, f"POST {ENDPOINT} HTTP/1.1\nHost: {WHO}\n\n".encode())
+@pytest.mark.parametrize("what", TOLERATED)
+def test_an_unusual_request_ends_where_it_should(web: tuple[Command, int], what: str) -> None:
+    sent, statuses = TOLERATED[what]
+    with new_lines(web[0]) as lines:
+        answer = exchange(web[1], sent + request("/healthz", "Connection: close", method="GET"), seconds=5)
+        assert [status(b"HTTP/1.1 " + part) for part in answer.split(b"HTTP/1.1 ")[1:]] == statuses
+        assert_not_quoted(answer, lines())
 
 
 @pytest.mark.parametrize("pieces", [1, 3, 100_000], ids=lambda size: f"{size} bytes at a time")
@@ -321,7 +336,7 @@ def test_headers_and_path_spellings_do_not_bypass_the_rules_of_a_proxy(
 @pytest.mark.parametrize("field", ["X-Forwarded-Proto: https", "X-Forwarded-Ssl: on", "X-Forwarded-Protocol: ssl"])
 def test_without_a_trusted_proxy_forwarded_protocols_are_ignored(web: tuple[Command, int], field: str) -> None:
     answer = exchange(web[1], request("/ops/sign-in", field, "Connection: close", method="GET"))
-    assert b"Set-Cookie: " in answer and b"Secure" not in answer
+    assert b"set-cookie: " in answer and b"Secure" not in answer
 
 
 # Slow readers
@@ -371,7 +386,7 @@ def test_slow_readers_of_snapshots_do_not_delay_deliveries(
     assert set(answers.values()) == {200}, answers
     answered = Counter(map(status, heads))
     assert 1 <= answered[200] < SLOW_READERS and set(answered) <= {200, 429, 503}, answered
-    assert all(b"Retry-After: " in head for head in (*heads, another) if status(head) != 200)
+    assert all(b"retry-after: " in head for head in (*heads, another) if status(head) != 200)
     assert status(another) in {429, 503}
     eventually(lambda: status(ask("/api/v1/snapshot")) == 200, 20)  # the readers have disconnected
     assert count(engine) == len(names) + DELIVERIES

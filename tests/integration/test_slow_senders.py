@@ -16,6 +16,7 @@ from tests.support import sign
 from tests.support.deliveries import deliver
 from tests.support.processes import Commands
 from tests.support.stories import encoded, new_users
+from webhooks.serve import KEEP_ALIVE_SECONDS
 
 pytestmark = pytest.mark.long
 
@@ -132,17 +133,26 @@ def test_more_senders_than_connections_do_not_block_deliveries(port: int) -> Non
         assert slowest(port, 3) < QUICK
 
 
-def test_a_sender_that_takes_too_long_gets_408(port: int) -> None:
+def test_a_sender_that_takes_too_long_for_a_body_gets_408(port: int) -> None:
+    slow = ("a body", "chunks", "a chunk's size")
     with ExitStack() as stack:
-        senders = {how: stack.enter_context(socket.create_connection(("127.0.0.1", port), 30)) for how in DRIPS}
-        for how, sender in senders.items():
+        senders = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 30)) for _ in slow]
+        for sender, how in zip(senders, slow, strict=True):
             sender.sendall(DRIPS[how])
-        answers = {how: read_all(sender) for how, sender in senders.items()}
-    assert answers.pop("nothing") == b""
-    assert answers.pop("a second request").count(b"HTTP/1.1 ") == 2
-    assert {how: answer.split(b"\r\n")[0] for how, answer in answers.items()} == dict.fromkeys(
-        answers, b"HTTP/1.1 408 Request Timeout"
-    )
+        answers = [read_all(sender).split(b"\r\n")[0] for sender in senders]
+    assert answers == [b"HTTP/1.1 408 Request Timeout"] * len(slow)
+
+
+def test_a_connection_without_a_whole_head_is_closed(port: int) -> None:
+    began = time.monotonic()
+    without_head = ("nothing", "a head", "a second request")
+    with ExitStack() as stack:
+        senders = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 120)) for _ in without_head]
+        for sender, how in zip(senders, without_head, strict=True):
+            sender.sendall(DRIPS[how])
+        answers = [read_all(sender).count(b"HTTP/1.1 ") for sender in senders]
+    assert answers == [0, 0, 1]
+    assert time.monotonic() - began < KEEP_ALIVE_SECONDS + QUICK
 
 
 def read_all(sender: socket.socket) -> bytes:

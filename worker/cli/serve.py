@@ -1,10 +1,6 @@
 """`workos-sync web`, `worker`, `clock` and `demo`."""
 
 import importlib.util
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -38,7 +34,7 @@ from worker.processes.supervisor import supervise
 from worker.queue.doorbell import DRAIN, Doorbell
 from worker.repair.environment import bind, connect
 from worker.repair.schedule import schedule, watch
-from worker.settings import Settings, load_settings
+from worker.settings import Settings
 
 log = structlog.get_logger()
 
@@ -52,46 +48,20 @@ COUNTS_SECONDS = 300.0
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on. Overrides PORT.")
 def web(port: int | None) -> None:
     """Receive webhooks; serve pages, API, metrics and health checks."""
-    settings = load_settings("workos_webhook_secrets", port=port)
-    require_migrated(open_database(settings))
-    if settings.redis_url:
-        require_redis_version(settings.redis_url)
-    if not (settings.listen_fds and settings.redis_url):  # otherwise gunicorn uses the socket opened by systemd
-        _require_free(settings.port)
-    if settings.redis_url:
-        os.execv(sys.executable, _gunicorn(settings))  # noqa: S606 - our own command, as this process
-    with redis_server(settings), until_stopped() as stop:
-        process = subprocess.Popen(_gunicorn(settings))  # noqa: S603 - our own command
-        while process.poll() is None and not stop.wait(0.2):
-            pass
-        process.terminate()
-        code = process.wait()
-        sys.exit(0 if stop.is_set() else code if code > 0 else 1)
+    settings = logging_settings("workos_webhook_secrets", port=port)
+    engine = open_database(settings)
+    require_migrated(engine)
+    engine.dispose()
+    with redis_server(settings) as redis, until_stopped() as stop:
+        require_redis_version(redis.url)
+        supervise(web_processes(settings, redis.url), stop, _reporter(redis.url))
 
 
-def _require_free(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("0.0.0.0", port))  # noqa: S104 - reachable from the network, as containers and proxies need
-        except OSError as error:
-            raise ConfigurationError(f"PORT {port} cannot be used: {error.strerror}; choose another port") from error
-
-
-def _gunicorn(settings: Settings) -> list[str]:
-    options = {
-        "--bind": f"0.0.0.0:{settings.port}",
-        "--workers": settings.web_processes,
-        "--worker-class": "webhooks.server.buffering.BufferingWorker",
-        "--threads": settings.web_threads,
-        "--worker-connections": 500,  # each may hold a body, so this bounds the memory of a process
-        "--timeout": 30,
-        "--graceful-timeout": 20,
-        "--keep-alive": 75,  # longer than a load balancer's 60 s, so that it never reuses a connection being closed
-        "--log-level": "warning",
-    }
-    arguments = [str(part) for option in options.items() for part in option]
-    return [sys.executable, "-m", "gunicorn", *arguments, "--no-control-socket", "webhooks.wsgi:application()"]
+def web_processes(settings: Settings, redis_url: str) -> list[Callable[[], None]]:
+    """Listen on PORT, and return what each web process runs. The module is found by name: it is above this one."""
+    serve = importlib.import_module("webhooks.serve")
+    found: list[Callable[[], None]] = serve.processes(settings, redis_url, serve.listen(settings))
+    return found
 
 
 @click.command()

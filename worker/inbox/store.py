@@ -2,21 +2,26 @@
 
 import functools
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import NamedTuple
 from zlib import crc32
 
-from sqlalchemy import Connection, Engine, Executable, Select, exists, func, select
+from sqlalchemy import Connection, Engine, Executable, Select, bindparam, column, exists, func, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from models.database import read_transaction, write_transaction
+from models.bulk import dialect_insert
+from models.database import read_transaction, reconnecting, single_statement
 from models.tables import Batch, Event, EventSource, EventStatus
 from models.types import db_now, db_now_plus, inline_literal
 from worker.decision.payload import is_id
 from worker.errors import PayloadError
 
 MAX_COUNTED = 10_000
+ROW = ("id", "type", "body", "partition_key", "deliveries")
+"""The columns of an event that is stored from a webhook."""
 PARTITION_KEYS = 256
 
 
@@ -50,56 +55,87 @@ class ReceivedEvent(NamedTuple):
 
 
 def accept_webhooks(engine: Engine, events: Sequence[ReceivedEvent]) -> list[bool]:
-    """Commit events in one transaction and return, for each, whether it is new.
+    """Commit events and return, for each, whether it is new. On PostgreSQL this takes one round trip.
 
-    If an event is known, or occurs twice in `events`, only its number of deliveries is incremented.
+    If an event is known, or occurs twice in `events`, only its number of deliveries grows.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: nothing was committed.
+        sqlalchemy.exc.DBAPIError: perhaps nothing was committed. Accepting the events again is safe.
     """
-    new = [False] * len(events)
-    remaining = list(enumerate(events))
-    with write_transaction(engine) as tx:
-        while remaining:
-            # A statement may contain each id once. Sorted ids cannot deadlock with another process.
-            first = {event.id: (place, event) for place, event in reversed(remaining)}
-            rows = [{**first[id][1]._asdict(), "source": EventSource.WEBHOOK} for id in sorted(first)]
-            for id, times in tx.execute(_accept(tx.dialect.name, EventSource.WEBHOOK), rows):
-                new[first[id][0]] = times == 1
-            remaining = [(place, event) for place, event in remaining if first[event.id][0] != place]
-    return new
+    times = Counter(event.id for event in events)
+    distinct = {event.id: event for event in events}
+    # A statement may contain each id once. Sorted ids cannot deadlock with another process.
+    rows = [(event, times[id]) for id, event in sorted(distinct.items())]
+    deliveries = reconnecting(partial(_store, engine, rows))
+    seen: set[str] = {id for id in distinct if deliveries[id] > times[id]}
+    are_new = []
+    for event in events:
+        are_new.append(event.id not in seen)
+        seen.add(event.id)
+    return are_new
+
+
+def _store(engine: Engine, rows: list[tuple[ReceivedEvent, int]]) -> dict[str, int]:
+    """Store new events, add up the deliveries of known ones, and return the number of deliveries for each id."""
+    values = [(event.id, event.type, event.body, event.partition_key, times) for event, times in rows]
+    with single_statement(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            arrays = dict(zip(ROW, map(list, zip(*values, strict=True)), strict=True))
+            found = connection.execute(_accept_arrays(), arrays)
+        else:
+            found = connection.execute(_accept_values("sqlite"), [dict(zip(ROW, row, strict=True)) for row in values])
+        return {row.id: row.deliveries for row in found}
 
 
 def accept_from_api(tx: Connection, event: ReceivedEvent) -> bool:
     """Store an event of the events API; return whether it is new."""
-    row = {**event._asdict(), "source": EventSource.EVENTS_API}
-    accepted = tx.execute(_accept(tx.dialect.name, EventSource.EVENTS_API), row).one_or_none()
-    return accepted is not None and accepted.deliveries == 1
+    first = dialect_insert(tx, Event).values(source=EventSource.EVENTS_API, api_at=db_now(), **event._asdict())
+    known = {
+        "deliveries": Event.deliveries + 1,
+        "last_delivered_at": db_now(),
+        "api_at": db_now(),
+        "occurred_at": func.coalesce(Event.occurred_at, first.excluded.occurred_at),
+    }
+    # The API returns its newest events repeatedly. That is not another delivery.
+    upsert = first.on_conflict_do_update(index_elements=[Event.id], set_=known, where=Event.api_at.is_(None))
+    return tx.execute(upsert.returning(Event.deliveries)).scalar_one_or_none() == 1
 
 
 @functools.cache
-def _accept(dialect_name: str, source: EventSource) -> Executable:
+def _accept_values(dialect_name: str) -> Executable:
+    """Return the statement that stores a row from parameters named as in `ROW`."""
     # Cached: building the statement takes as long as running it.
-    new = (postgresql.insert if dialect_name == "postgresql" else sqlite.insert)(Event)
-    first = Event.webhook_at if source is EventSource.WEBHOOK else Event.api_at
-    again = {
-        "deliveries": Event.deliveries + 1,
+    insert = (postgresql.insert if dialect_name == "postgresql" else sqlite.insert)(Event)
+    return _adding_deliveries(insert.values(source=EventSource.WEBHOOK, webhook_at=db_now()))
+
+
+@functools.cache
+def _accept_arrays() -> Executable:
+    """Return the statement that stores the rows in arrays named as in `ROW`. Its text is the same for any number."""
+    columns = Event.__table__.c
+    arrays = [bindparam(name, type_=postgresql.ARRAY(columns[name].type)) for name in ROW]
+    given = func.unnest(*arrays).table_valued(*(column(name, columns[name].type) for name in ROW))
+    given = given.render_derived("given")
+    chosen = select(*given.c, literal(EventSource.WEBHOOK, columns.source.type), db_now())
+    insert = postgresql.insert(Event).from_select([*ROW, "source", "webhook_at"], chosen)
+    return _adding_deliveries(insert)
+
+
+def _adding_deliveries(insert: postgresql.Insert | sqlite.Insert) -> Executable:
+    known = {
+        "deliveries": Event.deliveries + insert.excluded.deliveries,
         "last_delivered_at": db_now(),
-        first.key: func.coalesce(first, db_now()),
+        "webhook_at": func.coalesce(Event.webhook_at, db_now()),
     }
-    where = None
-    if source is EventSource.EVENTS_API:
-        again["occurred_at"] = func.coalesce(Event.occurred_at, new.excluded.occurred_at)
-        where = first.is_(None)  # The API returns its newest events repeatedly. That is not another delivery.
-    upsert = new.values({first.key: db_now()}).on_conflict_do_update(index_elements=[Event.id], set_=again, where=where)
+    upsert = insert.on_conflict_do_update(index_elements=[Event.id], set_=known)
     return upsert.returning(Event.id, Event.deliveries)
 
 
 def probe(engine: Engine) -> None:
     """Store an event and roll back; raise `sqlalchemy.exc.DBAPIError` if events cannot be stored now."""
-    event = {"id": f"probe_{uuid.uuid4().hex}", "type": "probe", "body": b"", "source": EventSource.WEBHOOK}
+    event = {"id": f"probe_{uuid.uuid4().hex}", "type": "probe", "body": b"", "partition_key": 0, "deliveries": 1}
     with engine.connect() as connection, connection.begin() as tx:
-        connection.execute(_accept(engine.dialect.name, EventSource.WEBHOOK), event)
+        connection.execute(_accept_values(engine.dialect.name), event)
         tx.rollback()
 
 

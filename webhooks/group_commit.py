@@ -1,0 +1,112 @@
+"""Group commit for an event loop: deliveries that arrive during a commit are committed together next."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from greenlet import getcurrent, greenlet
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+async def run_inline(function: Callable[[], R]) -> R:
+    """Run `function` in the event loop. While it waits for a `GroupCommit`, the loop goes on.
+
+    It must wait for nothing else, because everything else waits for it.
+    """
+    running = greenlet(function)
+    running.gr_context = copy_context()
+    found: Any = running.switch()
+    while not running.dead:
+        try:
+            result = await found
+        except BaseException as error:  # noqa: BLE001 - raised where the function waits
+            found = running.throw(error)
+        else:
+            found = running.switch(result)
+    return found  # type: ignore[no-any-return]
+
+
+class GroupCommit(Generic[T, R]):
+    """Writes items in a thread of its own, up to `most` in one call of `write`.
+
+    Args:
+        write: writes some items and returns a result for each, or fails for all of them.
+        afterwards: called in the thread when the results of a successful `write` were handed over.
+        most: upper bound on the number of items in one call.
+        seconds: how long an item may wait for its result.
+    """
+
+    def __init__(
+        self, write: Callable[[list[T]], Sequence[R]], afterwards: Callable[[], object], most: int, seconds: float
+    ) -> None:
+        self._write = write
+        self._afterwards = afterwards
+        self._most = most
+        self._seconds = seconds
+        self._waiting: deque[_Waiting[T, R]] = deque()
+        self._thread = ThreadPoolExecutor(1, "group-commit")
+        self._writing: asyncio.Task[None] | None = None
+
+    def __call__(self, item: T) -> R:
+        """Write `item` and return its result. Within `run_inline` others may be written with it, otherwise none.
+
+        Raises:
+            TimeoutError: it took too long. The item may still be written.
+            Exception: what `write` raised.
+        """
+        loop = getcurrent().parent
+        if loop is None:
+            [result] = self._write([item])
+            self._afterwards()
+        else:
+            result = loop.switch(self._written(item))
+        return result
+
+    async def _written(self, item: T) -> R:
+        waiting = _Waiting[T, R](item, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write_groups())
+        async with asyncio.timeout(self._seconds):
+            return await waiting.result
+
+    async def _write_groups(self) -> None:
+        loop = asyncio.get_running_loop()
+        while group := self._next_group():
+            await loop.run_in_executor(self._thread, self._write_group, loop, group)
+        self._writing = None
+
+    def _next_group(self) -> "list[_Waiting[T, R]]":
+        """Return the next items to write, without those whose time is up: their senders were told so."""
+        group: list[_Waiting[T, R]] = []
+        while self._waiting and len(group) < self._most:
+            waiting = self._waiting.popleft()
+            if not waiting.result.done():
+                group.append(waiting)
+        return group
+
+    def _write_group(self, loop: asyncio.AbstractEventLoop, group: "list[_Waiting[T, R]]") -> None:
+        try:
+            results = self._write([waiting.item for waiting in group])
+        except Exception as error:  # noqa: BLE001 - each of those waiting raises it
+            loop.call_soon_threadsafe(_hand_over, group, asyncio.Future.set_exception, [error] * len(group))
+        else:
+            loop.call_soon_threadsafe(_hand_over, group, asyncio.Future.set_result, results)
+            self._afterwards()
+
+
+class _Waiting(NamedTuple, Generic[T, R]):
+    item: T
+    result: "asyncio.Future[R]"
+
+
+def _hand_over(group: list[_Waiting[T, R]], how: Callable[..., None], outcomes: Sequence[object]) -> None:
+    """Give each of those waiting its outcome, unless it waits no longer."""
+    for waiting, outcome in zip(group, outcomes, strict=True):
+        if not waiting.result.done():
+            how(waiting.result, outcome)

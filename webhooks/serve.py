@@ -1,0 +1,130 @@
+"""Runs the web processes: Granian parses HTTP, `webhooks.asgi` answers."""
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import structlog
+from granian._granian import SocketHolder
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.server.embed import Server
+from uvloop import new_event_loop
+
+from webhooks.app import create_app
+from webhooks.asgi import Gateway
+from worker.bootstrap import build_services
+from worker.errors import ConfigurationError
+from worker.settings import Settings
+
+log = structlog.get_logger()
+
+BACKLOG = 1_024
+KEEP_ALIVE_SECONDS = 75
+"""Time limit for the head of a request, and so for an idle connection. Longer than a load balancer's 60 seconds, so
+that it never reuses a connection that is being closed."""
+UNREAD_SECONDS = 30
+"""A connection ends if its client reads nothing of a response for so long."""
+MAX_HEAD_BYTES = 65_536
+MAX_CONNECTIONS = 16_384
+"""Connections of a process. Further ones wait in the socket."""
+OTHER_FILES = 200
+"""File descriptors for everything but connections."""
+FIRST_SOCKET = 3
+"""Where systemd puts the socket (sd_listen_fds(3))."""
+CLOSING_SECONDS = 0.5
+"""After SIGTERM, how long clients are told to close their connections, before idle ones are closed."""
+QUIET_SECONDS = 2.0
+"""After SIGTERM, how long a connection without a request may stay."""
+STOP_SECONDS = 20.0
+"""After SIGTERM, how long requests may take to be answered."""
+POLL_SECONDS = 0.05
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Return the listening socket: the one that systemd opened, or a new one on PORT.
+
+    Raises:
+        ConfigurationError: the port cannot be used.
+    """
+    if settings.listen_fds:
+        opened = socket.socket(fileno=FIRST_SOCKET)
+    else:
+        try:
+            opened = socket.create_server(("0.0.0.0", settings.port), backlog=BACKLOG)  # noqa: S104 - containers and proxies need it
+        except OSError as error:
+            reason = f"PORT {settings.port} cannot be used: {error.strerror}; choose another port"
+            raise ConfigurationError(reason) from error
+    # Connections inherit both options. Otherwise clients that vanish or never read would keep theirs for ever.
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1_000)
+    return opened
+
+
+def processes(settings: Settings, redis_url: str, listening: socket.socket) -> list[Callable[[], None]]:
+    """Return what each web process runs. All accept connections from the same socket."""
+    return [partial(_work, settings, redis_url, listening)] * settings.web_processes
+
+
+def _work(settings: Settings, redis_url: str, listening: socket.socket) -> None:
+    services = build_services(settings, redis_url, endpoint=True)
+    serve(Gateway(create_app(services), settings.web_threads, services.counters), listening, services.close)
+
+
+def serve(gateway: Gateway, listening: socket.socket, close: Callable[[], None]) -> None:
+    """Serve until SIGTERM, then finish the requests that were received, and call `close`."""
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        ended = runner.run(_until_stopped(gateway, listening))
+    close()
+    if not ended:  # threads of the server still wait for clients
+        os._exit(0)
+
+
+async def _until_stopped(gateway: Gateway, listening: socket.socket) -> bool:
+    """Return whether the server has ended: it waits for its last connection, and we do not."""
+    server = _Server(gateway, listening)
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    serving = asyncio.create_task(server.serve())
+    waiting = asyncio.create_task(stopping.wait())
+    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    gateway.closing = True
+    await asyncio.sleep(CLOSING_SECONDS)
+    server.stop()  # type: ignore[no-untyped-call]  # Granian gives it no types
+    for turn in range(int(STOP_SECONDS / POLL_SECONDS)):
+        if serving.done() or (not gateway.requests and turn * POLL_SECONDS > QUIET_SECONDS):
+            break
+        await asyncio.sleep(POLL_SECONDS)
+    return serving.done()
+
+
+class _Server(Server):
+    """Granian in this process, on a socket that is open already."""
+
+    def __init__(self, gateway: Gateway, listening: socket.socket) -> None:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        super().__init__(
+            gateway,
+            interface=Interfaces.ASGINL,
+            http=HTTPModes.http1,
+            websockets=False,
+            backlog=BACKLOG,
+            backpressure=max(1, min(MAX_CONNECTIONS, most - OTHER_FILES)),
+            http1_settings=HTTP1Settings(
+                header_read_timeout=KEEP_ALIVE_SECONDS * 1_000, max_buffer_size=MAX_HEAD_BYTES
+            ),
+            log_enabled=False,
+        )
+        self._listening = listening
+
+    def _init_shared_socket(self) -> None:
+        # Granian has no option for it. Its own sockets, one for each process, would lose the connections that wait in
+        # them when a process ends.
+        held: Any = SocketHolder  # its types name no arguments
+        self._shd = held(os.dup(self._listening.fileno()), False, BACKLOG)
