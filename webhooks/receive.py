@@ -33,6 +33,8 @@ COMMIT_SECONDS = 7.0
 """Longer than the lock time-out. If a commit takes longer, the database counts as unavailable."""
 MAX_EVENTS_PER_COMMIT = 100
 SIGNATURE = "WorkOS-Signature"
+STORED = {True: b'{"status":"accepted"}\n', False: b'{"status":"duplicate"}\n'}
+"""The response, by whether the event is new."""
 
 Network = IPv4Network | IPv6Network
 
@@ -86,7 +88,7 @@ def blueprint(services: Services) -> Blueprint:
             response = jsonify(error="the event could not be stored; retry later")
             response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
             return response, 503
-        return jsonify(status="accepted" if new else "duplicate")
+        return Response(STORED[new], content_type="application/json")
 
     return routes
 

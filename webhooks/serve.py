@@ -46,29 +46,41 @@ STOP_SECONDS = 20.0
 POLL_SECONDS = 0.05
 
 
-def listen(settings: Settings) -> socket.socket:
-    """Return the listening socket: the one that systemd opened, or a new one on PORT.
+def listen(settings: Settings) -> list[socket.socket]:
+    """Return the listening sockets: those that systemd opened, or new ones on PORT, one for each web process.
+
+    The kernel distributes connections over sockets evenly, but not over processes that share one. The supervisor keeps
+    all of them open, so that connections to a process that died wait for the next one.
 
     Raises:
         ConfigurationError: the port cannot be used.
     """
     if settings.listen_fds:
-        opened = socket.socket(fileno=FIRST_SOCKET)
+        sockets = [socket.socket(fileno=FIRST_SOCKET + place) for place in range(settings.listen_fds)]
     else:
         try:
-            opened = socket.create_server(("0.0.0.0", settings.port), backlog=BACKLOG)  # noqa: S104 - containers and proxies need it
+            with socket.create_server(("0.0.0.0", settings.port)) as free:  # noqa: S104 - containers and proxies need it
+                address = free.getsockname()
+            sockets = [_reusing(address) for _ in range(settings.web_processes)]
         except OSError as error:
             reason = f"PORT {settings.port} cannot be used: {error.strerror}; choose another port"
             raise ConfigurationError(reason) from error
-    # Connections inherit both options. Otherwise clients that vanish or never read would keep theirs for ever.
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1_000)
-    return opened
+    for opened in sockets:
+        # Connections inherit both options. Otherwise clients that vanish or never read would keep theirs for ever.
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1_000)
+    return sockets
 
 
-def processes(settings: Settings, redis_url: str, listening: socket.socket) -> list[Callable[[], None]]:
-    """Return what each web process runs. All accept connections from the same socket."""
-    return [partial(_work, settings, redis_url, listening)] * settings.web_processes
+def _reusing(address: tuple[str, int]) -> socket.socket:
+    return socket.create_server(address, backlog=BACKLOG, reuse_port=True)
+
+
+def processes(settings: Settings, redis_url: str, sockets: list[socket.socket]) -> list[Callable[[], None]]:
+    """Return what each web process runs."""
+    return [
+        partial(_work, settings, redis_url, sockets[place % len(sockets)]) for place in range(settings.web_processes)
+    ]
 
 
 def _work(settings: Settings, redis_url: str, listening: socket.socket) -> None:

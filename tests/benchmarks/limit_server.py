@@ -1,5 +1,6 @@
 """The web processes of `workos-sync web`, with an application that only checks signatures."""
 
+import socket
 from functools import partial
 
 from redis import Redis
@@ -16,14 +17,13 @@ from worker.settings import load_settings
 def main() -> None:
     """Serve on PORT until SIGTERM."""
     settings = load_settings()
-    listening = listen(settings)
 
-    def work() -> None:
+    def work(listening: socket.socket) -> None:
         counters = Counters(Redis.from_url(settings.redis_url or ""))
         serve(Gateway(application(), settings.web_threads, counters), listening, counters.close)
 
     with until_stopped() as stop:
-        supervise([work] * settings.web_processes, stop, partial(print, "not started:"))
+        supervise([partial(work, listening) for listening in listen(settings)], stop, partial(print, "not started:"))
 
 
 if __name__ == "__main__":
