@@ -11,8 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from sqlalchemy import Engine, event, insert, update
 
-from models.database import in_transaction
-from models.tables import Change, Event, Hook, HookDelivery, Mirror, Run
+from models.tables import Change, Hook, HookDelivery, Mirror, Run
 from models.types import db_now, db_now_plus
 from tests.support import SECRET, accept, apply_all, fake_workers, made, post, sign
 from tests.support.actors import by
@@ -31,6 +30,7 @@ from tests.support.conditions import (
     queued,
     resync_failed,
     resync_late,
+    stop_webhooks,
     unmapped,
     unread,
 )
@@ -277,10 +277,7 @@ def test_refused_deliveries_are_a_problem_if_the_events_api_shows_that_webhooks_
     working: FlaskClient, engine: Engine
 ) -> None:
     refuse(working)
-    execute(engine, update(Event).values(webhook_at=db_now_plus(-300), received_at=db_now_plus(-300)))
-    rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api", "status": "done"} for n in range(3)]
-    times = {"api_at": db_now_plus(-60), "occurred_at": db_now_plus(-120)}
-    in_transaction(engine, lambda tx: tx.execute(insert(Event).values(times), rows))
+    stop_webhooks(engine, last=300, api=60)
     assert holding(working) == {"signatures_refused": "problem"}
 
 

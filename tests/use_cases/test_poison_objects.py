@@ -38,6 +38,7 @@ from tests.support.resync import (
     make_reads_due,
     mirror_of,
     quietly,
+    read_due,
     resync,
     run_row,
     settings_of,
@@ -77,11 +78,6 @@ def refuse_rows(engine: Engine, table: str, when: str) -> None:
 def accept_rows(engine: Engine, table: str) -> None:
     for verb in ("INSERT", "UPDATE"):
         in_transaction(engine, lambda tx: tx.execute(text(f"DROP TRIGGER {verb}_{table}")))  # noqa: B023 - called now
-
-
-def read_due(engine: Engine, workos: WorkOSClient) -> int:
-    make_reads_due(engine)
-    return work_due(engine, workos, lambda: False)
 
 
 def request_read(engine: Engine, kind: str, *ids: str, run_id: str = "") -> None:
