@@ -20,7 +20,7 @@ from structlog import get_logger
 import webhooks
 from models.tables import Event
 from tests.support import accept, apply_all, made, mirrored, post, rows, sign, statuses
-from tests.use_cases.test_ops import TOKEN, form_token, sign_in
+from tests.support.ops import TOKEN, form_token, sign_in
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.cli import main

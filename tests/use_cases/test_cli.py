@@ -13,16 +13,14 @@ from models.database import in_transaction
 from models.revisions import current_revision, newest_revision
 from models.tables import Drift, Run, Task
 from models.types import db_now
-from tests.support import JSON, SECRET, accept, apply_all, commands, made, sample
+from tests.support import JSON, SECRET, accept, apply_all, commands, made
 from tests.support.actors import by
 from tests.support.catalog import drop_schema
 from tests.support.cli import report, run
+from tests.support.mirror import ORG, USER
 from worker.cli import main
 from worker.repair.resync.resync import start
 from worker.runs import create
-
-ORG = sample("organization.created")["data"]["id"]
-USER = sample("user.created")["data"]["id"]
 
 
 @pytest.fixture(autouse=True)

@@ -34,6 +34,7 @@ from tests.support.conditions import (
     unmapped,
     unread,
 )
+from tests.support.ops import TOKEN, form_token, sign_in
 from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
 from worker.mirror.auto_join_policy import refresh_counts
@@ -43,7 +44,6 @@ from worker.repair.resync.resync import start
 from worker.reports.conditions import CONDITIONS, duration
 from worker.settings import load_settings
 
-TOKEN = "a" * 40
 API = {"Authorization": f"Bearer {'b' * 40}"}
 WRONG_SECRET = "whsec_wrong_0123456789abcdef"
 COLORS = {"good": "ok", "warn": "warning", "bad": "problem"}
@@ -87,9 +87,7 @@ def engine(services: Services) -> Engine:
 def endpoint(services: Services) -> FlaskClient:
     """A client of the application that is signed in to the pages."""
     client = create_app(services).test_client()
-    token = re.search(r'name="csrf_token" value="([^"]+)"', client.get("/ops/sign-in").get_data(as_text=True))
-    assert token
-    assert client.post("/ops/sign-in", data={"token": TOKEN, "csrf_token": token[1]}).status_code == 302
+    assert sign_in(client).status_code == 302
     return client
 
 
@@ -358,9 +356,7 @@ def test_without_an_api_key_it_is_not_known_whether_a_webhook_is_overdue(
         monkeypatch.delenv(name)
     without = local(ops_tokens=f"ann:{TOKEN}")
     client = create_app(without).test_client()
-    token = re.search(r'name="csrf_token" value="([^"]+)"', client.get("/ops/sign-in").get_data(as_text=True))
-    assert token
-    client.post("/ops/sign-in", data={"token": TOKEN, "csrf_token": token[1]})
+    assert sign_in(client).status_code == 302
     accept(client, made("organization.created"))
     page = client.get("/ops/").get_data(as_text=True)
     assert "normal" not in page and "not known whether one is overdue" in page
@@ -368,9 +364,7 @@ def test_without_an_api_key_it_is_not_known_whether_a_webhook_is_overdue(
 
 def test_resync_without_a_worker_is_queued(working: FlaskClient, services: Services) -> None:
     no_worker(services, working)
-    token = re.search(r'name="csrf_token" value="([^"]+)"', working.get("/ops/").get_data(as_text=True))
-    assert token
-    answer = working.post("/ops/resync", data={"csrf_token": token[1]})
+    answer = working.post("/ops/resync", data={"csrf_token": form_token(working.get("/ops/"))})
     page = working.get(answer.headers["Location"]).get_data(as_text=True)
     assert "queued; no worker is running" in page and '<span class="badge queued">queued</span>' in page
     assert "not known yet" in page and "None found so far." in page and "<dd>none" not in page

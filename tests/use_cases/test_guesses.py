@@ -9,7 +9,7 @@ from freezegun import freeze_time
 from redis import Redis
 from werkzeug.test import TestResponse
 
-from tests.use_cases.test_ops import TOKEN, form_token
+from tests.support.ops import TOKEN, form_token
 from webhooks.app import create_app
 from webhooks.auth import MAX_GUESSES, MAX_REFUSED, Guesses
 from worker.bootstrap import Services
