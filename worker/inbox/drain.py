@@ -68,6 +68,7 @@ def drain(
     limits: DrainLimits,
     applied: Callable[[list[float]], None] = lambda _: None,
     stopping: Callable[[], bool] = lambda: False,
+    crowded: Callable[[], None] = lambda: None,
 ) -> bool:
     """Apply pending events until none is due; return False if it was stopped or ran out of time before.
 
@@ -76,6 +77,7 @@ def drain(
         limits: sizes, times and attempts.
         applied: called after each commit with the ages of its events in seconds, without replayed events.
         stopping: returns whether to stop; called between two batches.
+        crowded: called when more events are due than a batch holds.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the database is unavailable. The sweep will ring again.
@@ -86,6 +88,8 @@ def drain(
         batch = in_transaction(engine, _claim_batch, limits)
         if batch is None:
             return True
+        if not batch.last:
+            crowded()
         try:
             accepted = in_transaction(engine, _apply_batch, limits, batch)
         except Exception as error:

@@ -41,12 +41,24 @@ _seldom = Seldom()
 def answered(run: Callable[[], object], bell: Doorbell, counters: Counters) -> Callable[[], None]:
     """Return a job function that answers the bell, then calls `run`, whose errors it contains.
 
-    RQ would log the traceback of an error with its values. The clock rings for the work that remains. If Redis is
-    unavailable when the bell is answered, the job fails: RQ notices it too, and the process ends.
+    If Redis is unavailable when the bell is answered, the job fails: RQ notices it too, and the process ends.
+    """
+    work = contained(run, bell, counters)
+
+    def answer_and_work() -> None:
+        bell.answer()
+        work()
+
+    return answer_and_work
+
+
+def contained(run: Callable[[], object], bell: Doorbell, counters: Counters) -> Callable[[], None]:
+    """Return a job function that calls `run` and contains its errors: RQ would log them with their values.
+
+    The clock rings for the work that remains.
     """
 
     def work() -> None:
-        bell.answer()
         with counters.contained(Place.LANE, bell.lane):
             run()
 
