@@ -55,7 +55,7 @@ def listen(settings: Settings) -> list[socket.socket]:
     Raises:
         ConfigurationError: the port cannot be used.
     """
-    if settings.listen_fds:
+    if settings.listen_fds and settings.listen_pid == os.getpid():
         sockets = [socket.socket(fileno=FIRST_SOCKET + place) for place in range(settings.listen_fds)]
     else:
         try:

@@ -20,7 +20,7 @@ from worker.errors import ConfigurationError, WorkosSyncError, WorkOSUnavailable
 from worker.private_files import keep_files_private
 
 MODULES = {
-    **dict.fromkeys(["web", "worker", "clock", "demo"], "serve"),
+    **dict.fromkeys(["up", "web", "worker", "clock", "demo"], "serve"),
     **dict.fromkeys(["migrate", "doctor", "register"], "setup"),
     "config": "config",
     **dict.fromkeys(["resync", "catch-up", "forget"], "repair"),

@@ -1,6 +1,7 @@
 """`workos-sync web`, `worker`, `clock` and `demo`."""
 
 import importlib.util
+import os
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -44,47 +45,83 @@ COUNTS_SECONDS = 300.0
 """Interval at which missing members and workspaces without an admin are counted, in seconds."""
 
 
-@click.command()
-@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on. Overrides PORT.")
-def web(port: int | None) -> None:
-    """Receive webhooks; serve pages, API, metrics and health checks."""
-    settings = logging_settings("workos_webhook_secrets", port=port)
-    engine = open_database(settings)
-    require_migrated(engine)
-    engine.dispose()
-    with redis_server(settings) as redis, until_stopped() as stop:
-        require_redis_version(redis.url)
-        supervise(web_processes(settings, redis.url), stop, _reporter(redis.url))
+Job = Callable[[], None]
+"""What a supervised process does until it is stopped."""
 
-
-def web_processes(settings: Settings, redis_url: str) -> list[Callable[[], None]]:
-    """Listen on PORT, and return what each web process runs. The module is found by name: it is above this one."""
-    serve = importlib.import_module("webhooks.serve")
-    found: list[Callable[[], None]] = serve.processes(settings, redis_url, serve.listen(settings))
-    return found
-
-
-@click.command()
-@click.option(
+port_option = click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on. Overrides PORT.")
+processes_option = click.option(
     "--processes", type=click.IntRange(1), help="Number of processes that apply events. Overrides WORKER_PROCESSES."
 )
+
+
+@click.command()
+@port_option
+def web(port: int | None) -> None:
+    """Receive webhooks; serve pages, API, metrics and health checks."""
+    _supervise(logging_settings("workos_webhook_secrets", port=port), _web_jobs)
+
+
+@click.command()
+@processes_option
 def worker(processes: int | None) -> None:
     """Apply events, call hooks, and work on long-running jobs.
 
     Jobs are resyncs, catch-ups, replays, retention and adding people by domain. A process that dies is restarted.
     """
-    settings = logging_settings(worker_processes=processes)
+    _supervise(logging_settings(worker_processes=processes), _worker_jobs)
+
+
+@click.command()
+@port_option
+@processes_option
+def up(port: int | None, processes: int | None) -> None:
+    """Run web, worker and clock under one supervisor, for a small installation. A process that dies is restarted."""
+    settings = logging_settings("workos_webhook_secrets", port=port, worker_processes=processes)
+    _supervise(settings, _web_jobs, _worker_jobs, _clock_jobs)
+
+
+def _supervise(settings: Settings, *makers: Callable[[Settings, str, Engine], list[Job]]) -> None:
+    """Run the jobs that each of `makers` returns until stopped, each in a process."""
     engine = open_database(settings)
     require_migrated(engine)
-    lanes = [DRAIN] * (settings.worker_processes - 1) + list(lanes_of(settings))
     with redis_server(settings) as redis, until_stopped() as stop:
         require_redis_version(redis.url)
-        _bind_if_reachable(engine, settings, redis.url)
-        role_map.adopt(engine, settings.role_map)
-        auto_join_policy.adopt(engine, settings.auto_join, existing=settings.auto_join_existing)
-        in_transaction(engine, refresh)
-        engine.dispose()
-        supervise([partial(lane.work, name, settings, redis.url) for name in lanes], stop, _reporter(redis.url))
+        jobs = [job for make in makers for job in make(settings, redis.url, engine)]
+        engine.dispose()  # a fork would share its connections
+        supervise(jobs, stop, _reporter(redis.url))
+
+
+def _web_jobs(settings: Settings, redis_url: str, _engine: Engine) -> list[Job]:
+    """Listen on PORT, and return the web processes."""
+    serve = importlib.import_module("webhooks.serve")  # by name, because it belongs to a higher layer
+    jobs: list[Job] = serve.processes(settings, redis_url, serve.listen(settings))
+    return jobs
+
+
+def _worker_jobs(settings: Settings, redis_url: str, engine: Engine) -> list[Job]:
+    """Adopt the settings that the database keeps, and return the worker processes."""
+    _bind_if_reachable(engine, settings, redis_url)
+    role_map.adopt(engine, settings.role_map)
+    auto_join_policy.adopt(engine, settings.auto_join, existing=settings.auto_join_existing)
+    in_transaction(engine, refresh)
+    lanes = [DRAIN] * (settings.worker_processes - 1) + list(lanes_of(settings))
+    return [partial(lane.work, name, settings, redis_url) for name in lanes]
+
+
+def _clock_jobs(settings: Settings, _redis_url: str, _engine: Engine) -> list[Job]:
+    return [partial(_run_clock, settings, os.getpid())]
+
+
+def _run_clock(settings: Settings, supervisor: int | None = None) -> None:
+    """Run the periodic tasks until stopped. If `supervisor` was killed, stop the embedded Valkey that it started."""
+    with (
+        redis_server(settings) as redis,
+        closing(build_services(settings, redis.url)) as services,
+        until_stopped() as stop,
+    ):
+        run(periodic_tasks(services, redis.ensure), stop, services.counters)
+        if supervisor not in (None, os.getppid()) and settings.redis_url is None:
+            services.redis.shutdown()
 
 
 def _reporter(redis_url: str) -> Callable[[BaseException], None]:
@@ -125,15 +162,12 @@ def clock() -> None:
     Also wakes workers for events whose wake-up was lost.
     """
     settings = logging_settings()
-    with (
-        redis_server(settings) as redis,
-        closing(build_services(settings, redis.url)) as services,
-        until_stopped() as stop,
-    ):
-        require_migrated(services.engine)
+    engine = open_database(settings)
+    require_migrated(engine)
+    with redis_server(settings) as redis:
         require_redis_version(redis.url)
-        _bind_if_reachable(services.engine, settings, redis.url)
-        run(periodic_tasks(services, redis.ensure), stop, services.counters)
+        _bind_if_reachable(engine, settings, redis.url)
+    _run_clock(settings)
 
 
 def periodic_tasks(services: Services, ensure_redis: Callable[[], object]) -> list[PeriodicTask]:
