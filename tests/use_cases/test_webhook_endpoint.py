@@ -194,7 +194,7 @@ def test_oversized_content_length_is_refused_unread(local: MakeServices) -> None
 def test_chunked_body_is_read_up_to_the_limit(local: MakeServices, size: int, status: int) -> None:
     body = BODY.ljust(size)
     stream = BytesIO(body)
-    # As gunicorn hands over a chunked body.
+    # As a server hands over a chunked body.
     chunked = {"wsgi.input": stream, "wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
     endpoint = create_app(local(webhook_max_bytes=2048)).test_client()
     answer = endpoint.post(WEBHOOK_PATH, environ_overrides=chunked, headers={"WorkOS-Signature": sign(body)})
