@@ -59,11 +59,13 @@ def listen(settings: Settings) -> list[socket.socket]:
         sockets = [socket.socket(fileno=FIRST_SOCKET + place) for place in range(settings.listen_fds)]
     else:
         try:
-            with socket.create_server(("0.0.0.0", settings.port)) as free:  # noqa: S104 - containers and proxies need it
+            with socket.socket() as free:  # without SO_REUSEPORT it refuses a port that another `web` uses
+                free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                free.bind(("0.0.0.0", settings.port))  # noqa: S104 - containers and proxies need it
                 address = free.getsockname()
             sockets = [_reusing(address) for _ in range(settings.web_processes)]
         except OSError as error:
-            reason = f"PORT {settings.port} cannot be used: {error.strerror}; choose another port"
+            reason = f"PORT {settings.port} cannot be used: {os.strerror(error.errno or 0)}; choose another port"
             raise ConfigurationError(reason) from error
     for opened in sockets:
         # Connections inherit both options. Otherwise clients that vanish or never read would keep theirs for ever.
