@@ -19,7 +19,7 @@ from worker.bootstrap import JOB_SECONDS, Services, build_services, drain_limits
 from worker.hooks.follow import follow
 from worker.hooks.targets import targets
 from worker.hooks.threads import HookThreads
-from worker.inbox.drain import drain
+from worker.inbox.drain import Presence, drain
 from worker.metrics import ACCEPTED_TO_APPLIED, Place, describe
 from worker.processes.jobs import answered, contained, make_worker
 from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
@@ -64,11 +64,11 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
 
 def _drain(services: Services, stopping: threading.Event, _at_end: ExitStack) -> Callable[[], None]:
     """Return a job that applies pending events, and waits for more as long as deliveries arrive."""
-    settings, bell = services.settings, services.bell
+    settings, bell, limits = services.settings, services.bell, drain_limits(services.settings)
     observe = partial(services.counters.observe, ACCEPTED_TO_APPLIED)
 
-    def read() -> bool:
-        done = drain(services.engine, drain_limits(settings), observe, stopping.is_set, bell.call_another)
+    def read(presence: Presence) -> bool:
+        done = drain(services.engine, limits, observe, stopping.is_set, bell.call_another, presence)
         # Only for speed: the clock rings too.
         if settings.http_hooks:
             services.hooks_bell.ring()
@@ -78,12 +78,13 @@ def _drain(services: Services, stopping: threading.Event, _at_end: ExitStack) ->
 
     def run() -> None:
         ends = time.monotonic() + JOB_SECONDS
-        bell.hold()
-        while read() and time.monotonic() < ends and not stopping.is_set() and bell.waits_for_more(LINGER_SECONDS):
+        with Presence(services.engine, limits) as presence:
             bell.hold()
-        bell.answer()
-        if not read():
-            bell.ring()
+            while read(presence) and time.monotonic() < ends and bell.waits_for_more(LINGER_SECONDS):
+                bell.hold()
+            bell.answer()
+            if not read(presence):
+                bell.ring()
 
     return contained(run, services.bell, services.counters)
 

@@ -20,7 +20,7 @@ from models.tables import Action, Event, EventStatus, Run, RunStatus, Task
 from models.types import JsonObject, db_now, inline_literal
 from worker import audit
 from worker.errors import AlreadyReplayedError, OperatorError
-from worker.inbox.drain import NO_ERROR, apply_events
+from worker.inbox.drain import NO_ERROR, apply_by_id
 from worker.leases import Lease
 from worker.queue.doorbell import Doorbell
 from worker.runs import create, finish
@@ -108,7 +108,7 @@ def plan(engine: Engine, selection: Selection) -> Plan:
     ids = [row.id for row in rows]
     for first in range(0, len(ids), PLAN_BATCH):
         with sqlite_write_lock(engine), engine.connect() as tx, tx.begin() as transaction:
-            applied = apply_events(tx, ids[first : first + PLAN_BATCH], Event.body.is_not(None))
+            applied = apply_by_id(tx, ids[first : first + PLAN_BATCH], Event.body.is_not(None))
             transaction.rollback()
         outcomes.update(row["outcome"] for row in applied.done)
         outcomes["failed"] += len(applied.failed)
