@@ -30,7 +30,7 @@ from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.backoff import backoff
 from worker.decision.payload import parse_time
 from worker.decision.roles import slug_for
-from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, WorkOSUnavailableError, unexpected
+from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, WorkOSError, unexpected
 from worker.kinds import RoleMap
 from worker.kinds.membership import Membership
 from worker.kinds.user import User
@@ -123,7 +123,7 @@ def provision(
 
     Raises:
         InvalidApiKeyError: WorkOS rejects the API key.
-        WorkOSUnavailableError: WorkOS cannot be reached.
+        WorkOSError: WorkOS cannot be reached.
     """
     while not stopping() and in_transaction(engine, _search_domain):
         pass
@@ -248,7 +248,7 @@ def _block_reason(tx: Connection, join: ClaimedJoin) -> str | None:
 def _judge_membership(join: ClaimedJoin, found: object, unblocked: frozenset[str]) -> Close | Undo | None:
     """Return what to do about a membership that WorkOS shows; None if it allows a create."""
     if not isinstance(found, dict) or not isinstance(id := found.get("id"), str):
-        raise WorkOSUnavailableError("a membership without an id")
+        raise WorkOSError("a membership without an id")
     if found.get("status") != "active":
         # The reasons of the view `auto_join_blocks`, for memberships that the mirror may not have yet.
         reasons = {"inactive": "deactivated", "pending": "invited"}
@@ -321,12 +321,10 @@ class Provisioner:
             if isinstance(verdict, Create):
                 verdict = self._create_if_allowed(join, verdict)
             return self._follow(join, verdict)
-        except WorkOSUnavailableError as error:
-            return self._record_failure(join, error)
         except (InvalidApiKeyError, RedisError):
             raise
         except Exception as error:  # noqa: BLE001 - one join must not stop the others
-            return self._record_failure(join, WorkOSUnavailableError(unexpected(error)))
+            return self._record_failure(join, error)
 
     def _create_if_allowed(self, join: ClaimedJoin, wanted: Create) -> Verdict:
         """Create a membership if, after a listing, nothing speaks against it; return what to do next."""
@@ -371,7 +369,7 @@ class Provisioner:
 
     def _undo(self, join: ClaimedJoin) -> bool:
         if join.membership_id is None:
-            raise WorkOSUnavailableError("the membership to deactivate is not known")
+            raise WorkOSError("the membership to deactivate is not known")
         try:
             self.workos.deactivate_membership(join.membership_id)
         except NotFoundError:
@@ -380,7 +378,7 @@ class Provisioner:
         reason = "inactive in WorkOS when the create activated it; inactive again"
         return self._close(join, Close(JoinState.UNDONE, reason))
 
-    def _record_failure(self, join: ClaimedJoin, error: WorkOSUnavailableError) -> bool:
+    def _record_failure(self, join: ClaimedJoin, error: Exception) -> bool:
         """Record a failed attempt, and retry it unless it can never succeed; return whether the join is closed."""
         with read_transaction(self.engine) as tx:
             now = tx.execute(select(Join.attempts, Join.state).where(*_is(join))).one_or_none()
@@ -393,9 +391,10 @@ class Provisioner:
             if isinstance(error, BadRequestError) and now.attempts >= MAX_ATTEMPTS:
                 return self._close(join, Close(JoinState.FAILED, str(error)))
         wait = backoff(now.attempts + 1, RETRY_SECONDS, MAX_BACKOFF_SECONDS)
-        log.warning("join_attempt_failed", error=str(error), again_in_seconds=wait)
+        problem = str(error) if isinstance(error, WorkOSError) else unexpected(error)
+        log.warning("join_attempt_failed", error=problem, again_in_seconds=wait)
         # What was known before the call is too old for a retry.
-        self._write(join, {"error": str(error), "due_at": db_now_plus(wait), "complete_from": None})
+        self._write(join, {"error": problem, "due_at": db_now_plus(wait), "complete_from": None})
         return False
 
     def _close(self, join: ClaimedJoin, close: Close) -> bool:

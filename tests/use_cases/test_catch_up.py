@@ -19,7 +19,7 @@ from tests.support.repair import mirror
 from tests.support.resync import Clock, settings_of
 from tests.support.sandbox import Sandbox
 from worker.cli import main
-from worker.errors import WorkOSUnavailableError
+from worker.errors import WorkOSError
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import LAG, catch_up, gaps, update_complete_to
 from worker.repair.work import Repair
@@ -143,7 +143,7 @@ def test_refused_event_type_is_left_out_and_reported(
     new = users(sandbox, clock, 150)
     clock.advance(seconds=90)
     sandbox.faults.fail(EVENTS, query="user.updated", status=400, times=None)
-    with pytest.raises(WorkOSUnavailableError, match=r"user\.updated .*A fault injected by the test"):
+    with pytest.raises(WorkOSError, match=r"user\.updated .*A fault injected by the test"):
         catch_up(one_engine, workos)
     assert {event["id"] for event in new} < stored(one_engine)
     assert mirror(one_engine)["inbox_to"] == before["inbox_to"]  # events of that type may be missing

@@ -20,7 +20,7 @@ from tests.support.sandbox import Knobs, Sandbox, populate
 from tests.support.sandbox.world import World
 from tests.support.stories import store
 from worker.decision.payload import parse_time
-from worker.errors import WorkOSUnavailableError
+from worker.errors import WorkOSError
 from worker.kinds import SUBSCRIBED
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import catch_up
@@ -246,7 +246,7 @@ def test_drains_continue_while_workos_is_down(
     sandbox.faults.fail(status=422, times=None)  # no answer to what was asked, and no use in asking again
     small_life(sandbox.world)
     schedule(one_engine, settings())
-    with pytest.raises(WorkOSUnavailableError):
+    with pytest.raises(WorkOSError):
         Repair(one_engine, workos, settings(), bell).all()
     assert {run["task"]: run["status"] for run in rows(one_engine, Run)} == {
         Task.RETENTION: RunStatus.DONE,

@@ -44,7 +44,7 @@ from tests.support.resync import (
     small_life,
 )
 from tests.support.sandbox import Sandbox
-from worker.errors import WorkOSUnavailableError
+from worker.errors import WorkOSError
 from worker.hooks.follow import follow
 from worker.hooks.threads import HookThreads
 from worker.kinds import KINDS
@@ -179,13 +179,13 @@ def test_sdk_exceptions_become_workos_errors(sandbox: Sandbox, workos: WorkOSCli
         answered = None
         try:
             answered = call(workos, id)
-        except WorkOSUnavailableError as error:
+        except WorkOSError as error:
             answered = error
-        assert isinstance(answered, WorkOSUnavailableError | Page), ascii(id[:9])
+        assert isinstance(answered, WorkOSError | Page), ascii(id[:9])
 
 
 def test_invalid_request_is_not_retried(sandbox: Sandbox, workos: WorkOSClient) -> None:
-    with pytest.raises(WorkOSUnavailableError, match="ValueError"):
+    with pytest.raises(WorkOSError, match="ValueError"):
         fetch(workos, KINDS["user"], "..")
     assert workos.calls == 1 and sandbox.calls.total() == 0
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from models import database
 from worker import redis_client
-from worker.errors import ConfigurationError, WorkosSyncError, WorkOSUnavailableError, unexpected
+from worker.errors import ConfigurationError, WorkOSError, WorkosSyncError, unexpected
 from worker.private_files import keep_files_private
 
 MODULES = {
@@ -60,7 +60,7 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click's own; it also ends quietly when the reader of a pipe has gone
-        except WorkOSUnavailableError as error:
+        except WorkOSError as error:
             _fail(f"WorkOS {_unanswered(error)}", error.exit_code)
         except WorkosSyncError as error:
             _fail(str(error), error.exit_code)
@@ -97,7 +97,7 @@ def _accept_all_characters() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _unanswered(error: WorkOSUnavailableError) -> str:
+def _unanswered(error: WorkOSError) -> str:
     """Return what WorkOS did, and the remedy. A 404 is an answer: the network works."""
     if error.status == HTTPStatus.NOT_FOUND:
         return f"answered 404: {error}; it does not have what the command needs. Check WORKOS_BASE_URL"

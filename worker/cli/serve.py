@@ -27,7 +27,7 @@ from worker.bootstrap import (
     require_redis_version,
 )
 from worker.cli.shared import logging_settings, open_database, until_stopped
-from worker.errors import ConfigurationError, WorkOSUnavailableError
+from worker.errors import ConfigurationError, WorkOSError
 from worker.hooks import follow
 from worker.metrics import Counters, Place, describe
 from worker.mirror import auto_join_policy, role_map
@@ -144,7 +144,7 @@ def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> No
             closing(connect(settings, services.redis, services.counters)) as workos,
         ):
             bind(engine, workos, settings)
-    except (WorkOSUnavailableError, RedisError) as error:
+    except (WorkOSError, RedisError) as error:
         log.warning("environment_not_checked", error=describe(error))
 
 

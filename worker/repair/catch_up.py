@@ -70,7 +70,7 @@ def catch_up(engine: Engine, workos: WorkOSClient, lease: Lease | None = None, l
     Without a cursor, or if WorkOS refuses it, start two hours before the time up to which events were read.
 
     Raises:
-        WorkOSUnavailableError: WorkOS did not answer, or refuses some event types. Events that it returned are stored,
+        WorkOSError: WorkOS did not answer, or refuses some event types. Events that it returned are stored,
             but the inbox does not count as complete.
         LeaseLostError: another worker took over the run of `lease`.
     """
@@ -107,7 +107,7 @@ def catch_up_since(engine: Engine, workos: WorkOSClient, since: datetime, lag: t
 
     Raises:
         ConfigurationError: the time is more than 90 days ago, or in the future.
-        WorkOSUnavailableError: as for `catch_up`.
+        WorkOSError: as for `catch_up`.
     """
     now = workos.now()
     _require_readable(since, now)

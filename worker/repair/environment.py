@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Engine, select, update
 
 from models.database import in_transaction, read_transaction
 from models.tables import Mirror
-from worker.errors import ConfigurationError, WorkOSUnavailableError
+from worker.errors import ConfigurationError, WorkOSError
 from worker.kinds import SUBSCRIBED
 from worker.kinds.organization import ORGANIZATION, Organization
 from worker.kinds.user import USER
@@ -56,7 +56,7 @@ def require_same_environment(engine: Engine, workos: WorkOSClient, settings: Set
     Raises:
         ConfigurationError: the client id differs, or the API key sees none of the mirrored objects.
         InvalidApiKeyError: WorkOS refuses the API key.
-        WorkOSUnavailableError: WorkOS does not answer.
+        WorkOSError: WorkOS does not answer.
     """
     with read_transaction(engine) as tx:
         bound, known = tx.execute(select(Mirror.client_id, Mirror.known_organizations)).one()
@@ -75,12 +75,12 @@ def _sees(engine: Engine, workos: WorkOSClient, known: list[str]) -> bool:
         ids = sorted(tx.execute(existing).scalars())
     if not ids:
         return True
-    unread: WorkOSUnavailableError | None = None
+    unread: WorkOSError | None = None
     for id in ids:
         try:
             if fetch(workos, ORGANIZATION, id).item is not None:
                 return True
-        except WorkOSUnavailableError as error:
+        except WorkOSError as error:
             workos.now()  # raises if WorkOS is unavailable; then the others need not be tried
             unread = error
     # Perhaps all were deleted, and the events are missing. Then other organizations, or users, still exist.

@@ -18,7 +18,7 @@ from models.tables import Cause, DeletedBy, Mirror, Read
 from models.types import db_now, db_now_plus
 from worker.backoff import backoff
 from worker.decision.decide import State, confirm
-from worker.errors import InvalidApiKeyError, PayloadError, WorkOSUnavailableError, unexpected
+from worker.errors import InvalidApiKeyError, PayloadError, WorkOSError, unexpected
 from worker.kinds import KINDS, Kind, read_object
 from worker.mirror.apply import change, lock_rows, note_changes, save_rows
 from worker.mirror.change_rows import CausedBy
@@ -52,7 +52,7 @@ def fetch(workos: WorkOSClient, kind: Kind, id: str) -> ReadResult:
     try:
         return found._replace(item=kind.from_read(id, found.item))
     except PayloadError as error:
-        raise WorkOSUnavailableError(f"{kind} {id}: WorkOS returned another {kind}") from error
+        raise WorkOSError(f"{kind} {id}: WorkOS returned another {kind}") from error
 
 
 def confirmed_read(
@@ -64,7 +64,7 @@ def confirmed_read(
     not change the mirror.
 
     Raises:
-        WorkOSUnavailableError: WorkOS did not answer, or the object changes faster than it can be read.
+        WorkOSError: WorkOS did not answer, or the object changes faster than it can be read.
         InvalidApiKeyError: WorkOS refuses the API key.
         PayloadError: the object that WorkOS returned is invalid.
     """
@@ -75,7 +75,7 @@ def confirmed_read(
         result = in_transaction(engine, _write, kind, id, revision, found, cause, then, dry_run=dry_run)
         if result is not None:
             return result
-    raise WorkOSUnavailableError(f"{kind} {id} changes faster than it can be read")
+    raise WorkOSError(f"{kind} {id} changes faster than it can be read")
 
 
 def _write(
@@ -152,7 +152,7 @@ def _read(engine: Engine, workos: WorkOSClient, read: RowMapping) -> bool:
     except Exception as error:  # noqa: BLE001 - whatever one object raises, the others continue
         if isinstance(error, InvalidApiKeyError):
             workos.now()  # raises too, unless the key only lacks the permission for this kind
-        known = isinstance(error, WorkOSUnavailableError | PayloadError | InvalidApiKeyError)
+        known = isinstance(error, WorkOSError | PayloadError | InvalidApiKeyError)
         problem = str(error) if known else unexpected(error)
         wait = in_transaction(engine, _retry_later, request, problem)
         log.warning("read_failed", kind=kind.name, id=id, problem=problem, again_in_seconds=wait)

@@ -19,7 +19,7 @@ from worker.errors import (
     ConfigurationError,
     InvalidApiKeyError,
     LeaseLostError,
-    WorkOSUnavailableError,
+    WorkOSError,
     stack_of,
     unexpected,
 )
@@ -63,7 +63,7 @@ class Repair:
         Raises:
             ConfigurationError: the settings name another environment.
             InvalidApiKeyError: WorkOS refuses the API key.
-            WorkOSUnavailableError: WorkOS does not answer.
+            WorkOSError: WorkOS does not answer.
         """
         self._each(Task.RETENTION, Task.REPLAY)  # first: they do not need WorkOS
         if self.workos is None:
@@ -85,7 +85,7 @@ class Repair:
         An unexpected error ends the run as failed: it would fail again, and other runs wait.
 
         Raises:
-            ConfigurationError, WorkOSUnavailableError, redis.exceptions.RedisError, sqlalchemy.exc.DBAPIError: the run
+            ConfigurationError, WorkOSError, redis.exceptions.RedisError, sqlalchemy.exc.DBAPIError: the run
                 resumes once the cause is gone.
         """
         with runs.lease(self.engine, run_id) as lease:
@@ -96,7 +96,7 @@ class Repair:
             except LeaseLostError:
                 log.warning("lease_lost", run=run_id)
                 return False
-            except (ConfigurationError, WorkOSUnavailableError, RedisError, JobTimeoutException):
+            except (ConfigurationError, WorkOSError, RedisError, JobTimeoutException):
                 raise
             except Exception as error:
                 if is_transient(error):
@@ -133,7 +133,7 @@ class Repair:
         problem = None
         try:
             catch_up_or_resync(self.engine, workos, lease, timedelta(seconds=self.settings.catch_up_lag_seconds))
-        except (WorkOSUnavailableError, InvalidApiKeyError) as error:
+        except (WorkOSError, InvalidApiKeyError) as error:
             problem = str(error)
             log.warning("catch_up_failed", run=lease.key, error=problem)
         finally:

@@ -30,7 +30,7 @@ from worker.errors import (
     NotFoundError,
     PayloadError,
     RateLimitedError,
-    WorkOSUnavailableError,
+    WorkOSError,
     unexpected,
 )
 from worker.group_commit import GroupCommit
@@ -162,7 +162,7 @@ class Resync:
                 self._write(self._update_run, phase=following)
                 phase = following
             self._write(self._succeed)
-        except WorkOSUnavailableError as error:
+        except WorkOSError as error:
             log.warning("resync_interrupted", run=self._run_id, error=str(error))
             self._write(self._update_run, error=str(error))
             return False
@@ -194,7 +194,7 @@ class Resync:
         while not self._should_stop():
             try:
                 page = key.fetch(self._workos, after)
-            except (WorkOSUnavailableError, InvalidApiKeyError) as error:
+            except (WorkOSError, InvalidApiKeyError) as error:
                 if isinstance(error, BadRequestError) and after is not None and after == listing.after:
                     log.warning("cursor_lost", run=self._run_id, listing=key.name)
                     self._list_one(commit, replace(listing, after=None))
@@ -210,7 +210,7 @@ class Resync:
         self._write(apply_pages, self._run_id, pages, dry_run=self._run.dry_run)
         return [None] * len(pages)
 
-    def _listing_failed(self, key: Key, error: WorkOSUnavailableError | InvalidApiKeyError) -> None:
+    def _listing_failed(self, key: Key, error: WorkOSError | InvalidApiKeyError) -> None:
         if isinstance(error, InvalidApiKeyError) and LISTINGS[key.name][1].required:
             raise error
         if key.parent and isinstance(error, NotFoundError):
@@ -270,7 +270,7 @@ class Resync:
             confirmed_read(self._engine, self._workos, kind, id, cause, report, dry_run=dry_run)
         except PayloadError as error:
             self._write(self._read_failed, kind, id, error.field, retry=False)
-        except WorkOSUnavailableError as error:
+        except WorkOSError as error:
             self._raise_if_workos_is_down(error)
             self._write(self._read_failed, kind, id, str(error))
         except (LeaseLostError, InvalidApiKeyError, RedisError):
@@ -326,7 +326,7 @@ class Resync:
             raise LeaseLostError(self._run_id)
         return False
 
-    def _raise_if_workos_is_down(self, error: WorkOSUnavailableError | InvalidApiKeyError) -> None:
+    def _raise_if_workos_is_down(self, error: WorkOSError | InvalidApiKeyError) -> None:
         """Return if WorkOS answers another call, so that only the object or listing of `error` is retried.
 
         Raise if it does not, or if a rate limit is used up. Then the whole run waits.
