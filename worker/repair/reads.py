@@ -91,7 +91,7 @@ def _write(
         read = snapshot.state
     known = tx.execute(select(kind.table.id).where(kind.table.id == id)).one_or_none() is not None
     if read is None and not known:
-        result = Result(Finding.NONE, None, None)  # neither WorkOS nor the mirror has it
+        result = Result(Finding.EQUAL, None, None)  # neither WorkOS nor the mirror has it
         then(tx, result)
         return result
     before = lock_rows(tx, kind, [id])[id]
@@ -105,7 +105,7 @@ def _write(
     then(tx, result)
     if not dry_run and after is not None and after is not before:
         save_rows(tx, kind, {id: after})
-        if finding not in (Finding.NONE, Finding.ANOMALY):
+        if finding not in (Finding.EQUAL, Finding.ANOMALY):
             note_changes(tx, [change(kind, id, before, after, *cause)])
     elif before is None:
         tx.execute(delete(kind.table).where(kind.table.id == id))

@@ -85,7 +85,7 @@ def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *,
     stored = stored_rows(tx, kind, ids) if dry_run else lock_rows(tx, kind, ids)
     findings = {id: compare_listed(stored.get(id), listed[id]) for id in ids}
     request_reads(tx, kind, [id for id, finding in findings.items() if finding is None], "differs", run_id)
-    decided = {id: finding for id, finding in findings.items() if finding not in (None, Finding.NONE)}
+    decided = {id: finding for id, finding in findings.items() if finding not in (None, Finding.EQUAL)}
     written = {id: completed(stored.get(id), listed[id]) for id in decided}
     action = DriftAction.REPORTED if dry_run else DriftAction.REPAIRED
     rows = [drift.difference(kind, id, found, stored.get(id), written[id], action) for id, found in decided.items()]
@@ -93,7 +93,7 @@ def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *,
     if dry_run:
         return []
     # Equal content at a higher version is saved too. Otherwise an event from between the two versions would win.
-    same = {id: completed(stored[id], listed[id]) for id in ids if findings[id] is Finding.NONE}
+    same = {id: completed(stored[id], listed[id]) for id in ids if findings[id] is Finding.EQUAL}
     raised = {id: state for id, state in same.items() if is_newer(stored[id], state)}
     save_rows(tx, kind, written | raised)
     return [change(kind, id, stored[id], state, CAUSE, run_id) for id, state in written.items()]

@@ -259,7 +259,7 @@ class Resync:
         def report(tx: Connection, result: Result) -> None:
             self._lease.check(tx)
             tx.execute(delete(Read).where(self._request(kind, id)))
-            if result.finding is not Finding.NONE:
+            if result.finding is not Finding.EQUAL:
                 only_reported = result.finding is Finding.ANOMALY or dry_run
                 there = result.after if result.finding is not Finding.EXTRA else None
                 action = DriftAction.REPORTED if only_reported else DriftAction.REPAIRED
