@@ -34,7 +34,7 @@ from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, Wo
 from worker.kinds import RoleMap
 from worker.kinds.membership import Membership
 from worker.kinds.user import User
-from worker.mirror.auto_join import add_joins, eligible, is_missing, same_person
+from worker.mirror.auto_join import add_joins, eligible, neither_member_nor_blocked, same_person
 from worker.queue.doorbell import Doorbell
 from worker.workos_api.client import WorkOSClient
 
@@ -163,7 +163,7 @@ def _search_domain(tx: Connection) -> bool:
         tx.execute(delete(JoinSearch).where(*this_search))
         return True
     # Members and blocked people need no join.
-    which = User.id.in_(ids) & is_missing(search.organization_id)
+    which = User.id.in_(ids) & neither_member_nor_blocked(search.organization_id)
     if search.created_after is not None:
         which &= User.created_at >= search.created_after
     add_joins(tx, which, (search.cause, search.cause_id))

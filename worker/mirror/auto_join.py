@@ -142,7 +142,7 @@ def eligible() -> Select[str, str, str | None, str, str]:
     )
 
 
-def is_missing(organization_id: ColumnElement[str] | InstrumentedAttribute[str]) -> ColumnElement[bool]:
+def neither_member_nor_blocked(organization_id: ColumnElement[str] | InstrumentedAttribute[str]) -> ColumnElement[bool]:
     """Return the condition that a user is not in a workspace, and that nothing keeps them out of it."""
     member, block = workspace_members.c, auto_join_blocks.c
     inside = exists().where(member.organization_id == organization_id, member.user_id == User.id)

@@ -31,7 +31,7 @@ from worker.kinds.membership import Membership
 from worker.kinds.organization import Organization
 from worker.kinds.user import USER, User
 from worker.mirror.apply import note_changes
-from worker.mirror.auto_join import add_joins, eligible, is_missing, same_person, search
+from worker.mirror.auto_join import add_joins, eligible, neither_member_nor_blocked, same_person, search
 from worker.mirror.change_rows import ChangeRow
 
 log = structlog.get_logger()
@@ -182,14 +182,14 @@ def _require(tx: Connection, table: type[Organization | User], what: str, id: st
 
 def missing_members(engine: Engine, limit: int, organization_id: str | None = None) -> list[Record]:
     """Return people who should have joined a workspace by domain: nothing keeps them out, and they are not members."""
-    query = _missing()
+    query = _missing_members()
     if organization_id is not None:
         query = query.where(auto_join_domains.c.organization_id == organization_id)
     return _records(engine, query.order_by(User.email_domain, User.id).limit(limit))
 
 
-def _missing() -> Select[str, str, str | None, str, str]:
-    return eligible().where(is_missing(auto_join_domains.c.organization_id))
+def _missing_members() -> Select[str, str, str | None, str, str]:
+    return eligible().where(neither_member_nor_blocked(auto_join_domains.c.organization_id))
 
 
 def without_admin(engine: Engine, limit: int | None = None) -> list[Record]:
@@ -228,7 +228,7 @@ def refresh_counts(engine: Engine) -> None:
     with read_transaction(engine) as tx:
         missing_joins, without = (
             tx.execute(select(func.count()).select_from(query.subquery())).scalar_one()
-            for query in (_missing(), _without_admin())
+            for query in (_missing_members(), _without_admin())
         )
     in_transaction(engine, _store_counts, missing_joins, without)
 
