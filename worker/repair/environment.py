@@ -43,8 +43,8 @@ def bind(engine: Engine, workos: WorkOSClient, settings: Settings) -> None:
     require_same_environment(engine, workos, settings)
     client_id = settings.workos_client_id or ""
     with read_transaction(engine) as tx:
-        bound, began = tx.execute(select(Mirror.client_id, Mirror.backfill_from)).one()
-    if began is None:
+        bound, backfill_from = tx.execute(select(Mirror.client_id, Mirror.backfill_from)).one()
+    if backfill_from is None:
         in_transaction(engine, _bind, client_id, workos.now() - MARGIN)
     else:
         _require_same(bound, client_id)  # another process may have bound it meanwhile
@@ -102,7 +102,7 @@ def _require_same(bound: str | None, client_id: str) -> None:
         )
 
 
-def _bind(tx: Connection, client_id: str, started: datetime) -> None:
+def _bind(tx: Connection, client_id: str, backfill_from: datetime) -> None:
     """Bind the database, and record the time from which to catch up after the first resync.
 
     Until both have finished, an empty mirror does not mean that nobody has access.
@@ -110,5 +110,5 @@ def _bind(tx: Connection, client_id: str, started: datetime) -> None:
     mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()
     _require_same(mirror.client_id, client_id)
     if mirror.backfill_from is None:
-        first = {"client_id": client_id, "backfill_from": started, "cursor_at": started}
+        first = {"client_id": client_id, "backfill_from": backfill_from, "cursor_at": backfill_from}
         tx.execute(update(Mirror).values(event_types=SUBSCRIBED, **first))

@@ -32,7 +32,7 @@ from worker.repair.catch_up import LAG, catch_up
 from worker.repair.environment import bind
 from worker.repair.replay import replay
 from worker.repair.resync.resync import Resync
-from worker.repair.schedule import begin_due, begin_unless_busy
+from worker.repair.schedule import create_needed_resync, create_resync_unless_busy
 from worker.settings import Settings
 from worker.workos_api.client import WorkOSClient
 
@@ -69,7 +69,7 @@ class Repair:
         if self.workos is None:
             return
         bind(self.engine, self.workos, self.settings)
-        in_transaction(self.engine, begin_due)
+        in_transaction(self.engine, create_needed_resync)
         self._each()
         until = time.monotonic() + READS_SECONDS
         reads.work_due(self.engine, self.workos, lambda: self.stopping() or time.monotonic() >= until)
@@ -159,7 +159,7 @@ def catch_up_or_resync(engine: Engine, workos: WorkOSClient, lease: Lease | None
     Arguments and errors are those of `worker.repair.catch_up.catch_up`.
     """
     if catch_up(engine, workos, lease, lag).missed:
-        in_transaction(engine, begin_unless_busy, "missed events")
+        in_transaction(engine, create_resync_unless_busy, "missed events")
 
 
 def _catch_up_if_first(tx: Connection) -> None:

@@ -85,14 +85,14 @@ def start(engine: Engine, actor: audit.Actor, **extent: Unpack[Extent]) -> str:
         UnknownIdError: the run `approves` does not exist.
         OperatorError: the run `approves` withheld nothing.
     """
-    return in_transaction(engine, _resume_or_begin, actor, extent)
+    return in_transaction(engine, _resume_or_create, actor, extent)
 
 
-def _resume_or_begin(tx: Connection, actor: audit.Actor, extent: Extent) -> str:
+def _resume_or_create(tx: Connection, actor: audit.Actor, extent: Extent) -> str:
     same = {"organization_id": None, "dry_run": False, "approves": None} | extent
     unfinished = select(Run.id).where(Run.task == Task.RESYNC, RUNS.is_free()).filter_by(**same)
     resumed = tx.execute(unfinished).scalars().first()
-    run_id = resumed or begin(tx, actor.who, actor.reason, **extent)
+    run_id = resumed or create_resync(tx, actor.who, actor.reason, **extent)
     audit.note(
         tx,
         actor,
@@ -107,7 +107,7 @@ def _resume_or_begin(tx: Connection, actor: audit.Actor, extent: Extent) -> str:
     return run_id
 
 
-def begin(tx: Connection, requested_by: str, reason: str | None = None, **extent: Unpack[Extent]) -> str:
+def create_resync(tx: Connection, requested_by: str, reason: str | None = None, **extent: Unpack[Extent]) -> str:
     """Create a resync with its first listings or reads, and return its id; errors are those of `start`."""
     approves, organization_id = extent.get("approves"), extent.get("organization_id")
     phase = Phase.LIST if approves is None else Phase.CONFIRM
