@@ -24,7 +24,16 @@ from redis.exceptions import RedisError
 from sqlalchemy import ColumnElement, Connection, Engine, Row, Update, delete, exists, func, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import AutoJoinMode, Event, EventStatus, Join, JoinSearch, JoinState, Mirror, UnblockedMembership
+from models.tables import (
+    AutoJoinMode,
+    Event,
+    EventStatus,
+    Join,
+    JoinSearch,
+    JoinState,
+    MirrorState,
+    UnblockedMembership,
+)
 from models.types import db_now, db_now_plus, inline_literal
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.backoff import backoff
@@ -189,13 +198,13 @@ def _claim_due(tx: Connection) -> list[ClaimedJoin]:
 def _make_due(tx: Connection) -> None:
     """Make joins due whose events are in the inbox, because those are fresh for a short time only."""
     soon = (Join.due_at > db_now(), Join.due_at <= db_now_plus(RETRY_SECONDS))
-    received = Join.complete_from <= select(Mirror.inbox_to).scalar_subquery()
+    received = Join.complete_from <= select(MirrorState.inbox_to).scalar_subquery()
     tx.execute(update(Join).where(Join.state == JoinState.PENDING, *soon, received).values(due_at=db_now()))
 
 
 def _judge(tx: Connection, join: ClaimedJoin) -> Verdict:
     """Return what to do about a join, going by the mirror."""
-    columns = (Mirror.auto_join, Mirror.role_map, Mirror.complete_to, Mirror.backfilled_at)
+    columns = (MirrorState.auto_join, MirrorState.role_map, MirrorState.complete_to, MirrorState.backfilled_at)
     mode, role_map, complete_to, backfilled_at = tx.execute(select(*columns)).one()
     switched_off = Close(JoinState.DROPPED, f"AUTO_JOIN is {mode}") if mode != AutoJoinMode.PROVISION else None
     membership, unblocked = _membership_of(tx, join), _unblocked(tx, join)
@@ -303,7 +312,7 @@ class Provisioner:
 
     def awaits_events(self) -> bool:
         """Return whether a join waits for events that the events API shows by now and that are not in the inbox."""
-        inbox_to = select(Mirror.inbox_to).scalar_subquery()
+        inbox_to = select(MirrorState.inbox_to).scalar_subquery()
         awaited = select(func.min(Join.complete_from)).where(
             Join.state == JoinState.PENDING, inbox_to.is_(None) | (Join.complete_from > inbox_to)
         )
@@ -346,8 +355,8 @@ class Provisioner:
         if not isinstance(verdict, Create):
             return verdict
         complete_from = listed_at - self.lag
-        fresh = Mirror.complete_to >= complete_from - APPLY_ALLOWANCE
-        if tx.execute(select(Mirror.id).where(fresh)).one_or_none() is None:
+        fresh = MirrorState.complete_to >= complete_from - APPLY_ALLOWANCE
+        if tx.execute(select(MirrorState.id).where(fresh)).one_or_none() is None:
             # By now the events API shows everything up to `complete_from`.
             tx.execute(_update_claimed(join).values(complete_from=complete_from))
             return None

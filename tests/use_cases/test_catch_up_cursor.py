@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, update
 
 from models.database import in_transaction
-from models.tables import Change, Mirror, Run, Task
+from models.tables import Change, MirrorState, Run, Task
 from tests.support import apply_all, differences, rows
 from tests.support.catch_up import EVENTS, begin, covered, hide, settings, stored, users
 from tests.support.repair import mirror
@@ -150,7 +150,7 @@ def test_expired_cursor_loses_and_repeats_nothing(
     new = users(sandbox, clock, 5, seconds=1)
     clock.advance(seconds=90)
     changes = len(rows(one_engine, Change))
-    in_transaction(one_engine, lambda tx: tx.execute(update(Mirror).values(cursor="event_0UNKNOWN")))
+    in_transaction(one_engine, lambda tx: tx.execute(update(MirrorState).values(cursor="event_0UNKNOWN")))
     sandbox.knobs.unknown_after = answer
 
     report = catch_up(one_engine, workos)
@@ -247,7 +247,7 @@ def test_page_with_unusable_cursor_is_stored(
     begin(one_engine, workos)
     users(sandbox, clock, 3)
     clock.advance(seconds=90)
-    in_transaction(one_engine, lambda tx: tx.execute(update(Mirror).values(cursor="event_0UNKNOWN")))
+    in_transaction(one_engine, lambda tx: tx.execute(update(MirrorState).values(cursor="event_0UNKNOWN")))
     sandbox.knobs.unknown_after = "beginning"
     sandbox.faults.spoil(EVENTS, list_metadata=metadata)
     with pytest.raises(WorkOSError, match="cursor"):

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from redis import Redis
 from sqlalchemy import Engine
 
-from models.tables import Change, Event, Mirror, Run, Tick
+from models.tables import Change, Event, MirrorState, Run, Tick
 from tests.support import JSON, apply_all, rows
 from tests.support.repair import mirror, settings, status
 from tests.support.resync import CLIENT_ID, client_of, deliver, settings_of, small_life
@@ -63,7 +63,7 @@ def command(*arguments: str, exit_code: int = 2) -> Result:
 
 def everything(engine: Engine) -> dict[str, list[JSON]]:
     """The rows that a command could have written."""
-    return {table.__tablename__: rows(engine, table) for table in (Mirror, Run, Tick, Event, Change)}
+    return {table.__tablename__: rows(engine, table) for table in (MirrorState, Run, Tick, Event, Change)}
 
 
 COMMANDS = [

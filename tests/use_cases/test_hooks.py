@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Change, DeliveryStatus, Hook, HookDelivery, Mirror
+from models.tables import Change, DeliveryStatus, Hook, HookDelivery, MirrorState
 from models.types import db_now, db_now_plus
 from tests.support import JSON, access, made, rows
 from tests.support.actors import by
@@ -249,7 +249,7 @@ def test_hook_overtaken_by_retention_logs_and_continues(
     apply_events(one_engine, [person("user_2"), person("user_3")])
     dropped = ids_of(one_engine)[1]
     in_transaction(one_engine, lambda tx: tx.execute(Change.__table__.delete().where(Change.id == dropped)))  # type: ignore[attr-defined]
-    in_transaction(one_engine, lambda tx: tx.execute(update(Mirror).values(changes_dropped_to=dropped)))
+    in_transaction(one_engine, lambda tx: tx.execute(update(MirrorState).values(changes_dropped_to=dropped)))
     follow()
     assert [message["data"]["object_id"] for message in host.received] == ["user_1", "user_3"]
     (row,) = operate.hook_status(one_engine)

@@ -16,7 +16,7 @@ from hypothesis.stateful import initialize, invariant, rule, run_state_machine_a
 from redis import Redis
 from sqlalchemy import Engine
 
-from models.tables import Event, EventStatus, Mirror
+from models.tables import Event, EventStatus, MirrorState
 from tests.support import JSON, accept, apply_all, differences, rows
 from tests.support.histories import DeathError, Simulation
 from worker.errors import WorkOSError
@@ -103,7 +103,7 @@ class Lateness(Simulation):
 
     @invariant()
     def complete_to_waits_for_what_was_shown(self) -> None:
-        [mirror] = rows(self.engine, Mirror)
+        [mirror] = rows(self.engine, MirrorState)
         moved_to = mirror["complete_to"]
         if moved_to is None or moved_to == self.complete_to:
             return

@@ -16,7 +16,7 @@ from sqlalchemy.orm import aliased
 
 from models.bulk import dialect_insert
 from models.database import in_transaction, is_transient, read_transaction
-from models.tables import Cause, Change, DeliveryStatus, Hook, HookDelivery, Mirror, Run, Task
+from models.tables import Cause, Change, DeliveryStatus, Hook, HookDelivery, MirrorState, Run, Task
 from models.types import db_now, db_now_plus
 from worker.backoff import backoff
 from worker.decision.payload import clean
@@ -87,7 +87,7 @@ def follow(
 def _add(tx: Connection, name: str) -> None:
     """Add a hook if it is new. It starts with the next change; if the mirror is being filled, with the first."""
     if tx.execute(select(Hook.name).where(Hook.name == name)).one_or_none() is None:
-        filled = tx.execute(select(Mirror.backfilled_at)).scalar_one() is not None
+        filled = tx.execute(select(MirrorState.backfilled_at)).scalar_one() is not None
         row = dialect_insert(tx, Hook).values(name=name, cursor=newest(tx) if filled else 0)
         tx.execute(row.on_conflict_do_nothing())
 
@@ -121,7 +121,7 @@ class Follower:
             try:
                 require_kept(tx, cursor)
             except CursorGoneError as error:
-                problem, pruned_to = str(error), tx.execute(select(Mirror.changes_dropped_to)).scalar_one()
+                problem, pruned_to = str(error), tx.execute(select(MirrorState.changes_dropped_to)).scalar_one()
                 self.lease.in_transaction(self.engine, self._skip_to, pruned_to, problem)
                 return True
             changes = _next_changes(tx, cursor)
@@ -260,7 +260,7 @@ def _made_by_first_resync(tx: Connection, changes: Sequence[ChangeToSend]) -> se
     by_run = {change.id: change.cause_id for change in changes if change.cause == Cause.RESYNC}
     if not by_run:
         return set()
-    filled_at = select(Mirror.backfilled_at).scalar_subquery()
+    filled_at = select(MirrorState.backfilled_at).scalar_subquery()
     while_empty = filled_at.is_(None) | (Run.created_at < filled_at)
     first = select(Run.id).where(Run.id.in_(set(by_run.values())), Run.task == Task.RESYNC, while_empty)
     filling = set(tx.execute(first).scalars())

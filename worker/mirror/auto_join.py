@@ -15,7 +15,17 @@ from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from models.bulk import dialect_insert, insert_rows, is_any_of
 from models.database import CHANGES_LOCK, advisory_lock
-from models.tables import AutoJoin, AutoJoinMode, AutoJoinState, Cause, Join, JoinSearch, JoinState, Mirror, UserAddress
+from models.tables import (
+    AutoJoin,
+    AutoJoinMode,
+    AutoJoinState,
+    Cause,
+    Join,
+    JoinSearch,
+    JoinState,
+    MirrorState,
+    UserAddress,
+)
 from models.types import JsonObject, db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.decision.decide import shown
@@ -95,7 +105,7 @@ def auto_join_changes(tx: Connection, changes: Sequence[ChangeRow]) -> list[Chan
     people = {row.object_id: row for row in changes if row.kind == USER.name and _newly_verified(row)}
     if not (domains or workspaces or people):
         return []
-    mode, backfilled_at = tx.execute(select(Mirror.auto_join, Mirror.backfilled_at)).one()
+    mode, backfilled_at = tx.execute(select(MirrorState.auto_join, MirrorState.backfilled_at)).one()
     further: list[ChangeRow] = []
     if domains or workspaces:
         transitions = _record_statuses(tx, _causes_of_claims(tx, domains, workspaces))
@@ -305,7 +315,7 @@ def _add_search(tx: Connection, organization_id: str, domain: str, verified_at: 
 
     Nor does it cover people whom the first resync found. A search for everybody that is still open stays one.
     """
-    settings = select(Mirror.auto_join_existing, Mirror.backfill_from, Mirror.backfilled_at)
+    settings = select(MirrorState.auto_join_existing, MirrorState.backfill_from, MirrorState.backfilled_at)
     existing, backfill_from, backfilled_at = tx.execute(settings).one()
     everybody = existing and backfilled_at is not None
     created_after = None if everybody else max(filter(None, (verified_at, backfill_from)))

@@ -18,7 +18,7 @@ from models.tables import (
     Change,
     Join,
     JoinState,
-    Mirror,
+    MirrorState,
     UnblockedMembership,
     Via,
     WorkspaceSettings,
@@ -50,14 +50,14 @@ def adopt(tx: Connection, mode: str, *, existing: bool) -> None:
     with `AUTO_JOIN_EXISTING`; without it, if the mode was `mirror`, those who signed up since the domain was verified.
     """
     wanted: dict[str, object] = {"auto_join": mode, "auto_join_existing": existing}
-    current = tx.execute(select(Mirror.__table__).with_for_update()).mappings().one()
+    current = tx.execute(select(MirrorState.__table__).with_for_update()).mappings().one()
     changed = [name for name, value in wanted.items() if current[name] != value]
     if not changed:
         return
     log.info("auto_join_settings_changed", **wanted)
     shown = {name.upper(): [current[name], wanted[name]] for name in changed}
     audit.note(tx, audit.Actor(", ".join(shown), Via.SETTINGS), Action.CHANGE_AUTO_JOIN_MODE, settings=shown)
-    tx.execute(update(Mirror).values(wanted))
+    tx.execute(update(MirrorState).values(wanted))
     if mode == AutoJoinMode.PROVISION and (existing or current["auto_join"] == AutoJoinMode.MIRROR):
         search(tx, (Cause.SETTINGS, changed[0].upper()))
 
@@ -84,7 +84,7 @@ def set_workspace(
     about = {"kind": tables.WORKSPACE_SETTINGS, "object_id": organization_id, "organization_id": organization_id}
     audit.note(tx, actor, Action.SET_AUTO_JOIN, **about, **wanted)
     who, why = actor.who, actor.reason
-    mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()  # one operator at a time
+    mirror = tx.execute(select(MirrorState.__table__).with_for_update()).one()  # one operator at a time
     before = workspace_settings(tx, organization_id)
     after = before | wanted
     own = WorkspaceSettings.organization_id == organization_id
@@ -121,7 +121,7 @@ def unblock(tx: Connection, organization_id: str, user_id: str, actor: audit.Act
     `actor` gives no reason.
     """
     who, why = actor.who, actor.reason
-    provisions = tx.execute(select(Mirror.auto_join).with_for_update()).scalar_one() == AutoJoinMode.PROVISION
+    provisions = tx.execute(select(MirrorState.auto_join).with_for_update()).scalar_one() == AutoJoinMode.PROVISION
     view = auto_join_blocks.c
     blocks = select(view.reason).where(view.organization_id == organization_id, view.user_id == user_id)
     reasons = sorted(set(tx.execute(blocks).scalars()))
@@ -234,6 +234,6 @@ def refresh_counts(engine: Engine) -> None:
 
 
 def _store_counts(tx: Connection, missing_joins: int, without_admin: int) -> None:
-    tx.execute(update(Mirror).values(missing_joins=missing_joins, without_admin=without_admin))
+    tx.execute(update(MirrorState).values(missing_joins=missing_joins, without_admin=without_admin))
     counted = dialect_insert(tx, tables.Tick).values(name=COUNTS_TICK, at=db_now())
     tx.execute(counted.on_conflict_do_update(index_elements=[tables.Tick.name], set_={"at": db_now()}))

@@ -14,7 +14,7 @@ from sqlalchemy.orm import aliased
 from models import tables
 from models.database import delete_some, in_transaction
 from models.outcomes import Outcome
-from models.tables import Audit, Change, Event, EventStatus, Join, JoinState, Mirror, Run, RunStatus
+from models.tables import Audit, Change, Event, EventStatus, Join, JoinState, MirrorState, Run, RunStatus
 from models.types import db_now_plus
 from worker.mirror.erasure import about_erased, blank_undecided, erase_deleted, needless_addresses
 
@@ -48,7 +48,7 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
     ignored = (Event.status == EventStatus.DONE) & (Event.outcome == Outcome.IGNORED)
     ended_run = select(Run.id).where(Run.status != RunStatus.RUNNING)
     old_run = ended_run.where(Run.finished_at < _ago(periods.changes))
-    dropped_to = select(Mirror.changes_dropped_to).scalar_subquery()
+    dropped_to = select(MirrorState.changes_dropped_to).scalar_subquery()
     # Only a running run needs these rows. Others remain if its worker crashed at the end.
     of_ended_runs = {
         f"run_{table.__tablename__}": _deleter(table, table.run_id.in_(ended_run))
@@ -112,6 +112,6 @@ def _delete_changes(tx: Connection, *which: ColumnElement[bool]) -> int:
     ids = list(tx.execute(select(Change.id).where(*which).order_by(Change.id).limit(BATCH)).scalars())
     if ids:
         tx.execute(delete(Change).where(Change.id.in_(ids)))
-        advance = update(Mirror).where(Mirror.changes_dropped_to < ids[-1])
+        advance = update(MirrorState).where(MirrorState.changes_dropped_to < ids[-1])
         tx.execute(advance.values(changes_dropped_to=ids[-1]))
     return len(ids)

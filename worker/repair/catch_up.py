@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import Connection, Engine, and_, exists, func, or_, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Action, Event, EventStatus, Mirror
+from models.tables import Action, Event, EventStatus, MirrorState
 from models.types import db_now, db_now_plus, db_plus, inline_literal
 from worker import audit
 from worker.decision.payload import is_id, parse_time
@@ -52,7 +52,7 @@ class Place(NamedTuple):
     cursor: str | None
     """The id of the event to continue after."""
     read_to: datetime
-    """Where to resume without a cursor: the later of `cursor_at` and `inbox_to` (`models.tables.Mirror`)."""
+    """Where to resume without a cursor: the later of `cursor_at` and `inbox_to` (`models.tables.MirrorState`)."""
     inbox_to: datetime | None
     """Every event up to this time is in the inbox; None before the first catch-up has finished."""
     backfill_from: datetime | None
@@ -138,7 +138,7 @@ def _require_readable(since: datetime, now: datetime) -> None:
 
 
 def _place(engine: Engine, default: datetime) -> Place:
-    columns = (Mirror.cursor, Mirror.cursor_at, Mirror.inbox_to, Mirror.backfill_from)
+    columns = (MirrorState.cursor, MirrorState.cursor_at, MirrorState.inbox_to, MirrorState.backfill_from)
     with read_transaction(engine) as tx:
         cursor, cursor_at, inbox_to, backfill_from = tx.execute(select(*columns)).one()
     # Without new events the cursor does not move and becomes too old for WorkOS. `inbox_to` still advances.
@@ -212,24 +212,24 @@ def _unknown(engine: Engine, events: Sequence[ReceivedEvent]) -> list[ReceivedEv
 def _store_and_advance(tx: Connection, page: Page, settled: datetime) -> int:
     """Store a page, and move the cursor to its newest event from before `settled`; return how many events are new."""
     # Lock this row first: a drain also locks it before events, so that the two do not deadlock.
-    tx.execute(select(Mirror.id).with_for_update())
+    tx.execute(select(MirrorState.id).with_for_update())
     events = _valid_events(page)
     new = _store(tx, events)
     times = [(event.occurred_at, event.id) for event in events if event.occurred_at and event.occurred_at < settled]
     if times:
         at, id = max(times)
-        forward = or_(Mirror.cursor_at.is_(None), Mirror.cursor_at <= at)
-        tx.execute(update(Mirror).where(forward).values(cursor=id, cursor_at=at))
+        forward = or_(MirrorState.cursor_at.is_(None), MirrorState.cursor_at <= at)
+        tx.execute(update(MirrorState).where(forward).values(cursor=id, cursor_at=at))
     return new
 
 
 def _set_inbox_to(tx: Connection, inbox_to: datetime) -> None:
     """Record that every event up to a time is in the inbox. They may still be pending: see `update_complete_to`."""
-    forward = or_(Mirror.inbox_to.is_(None), Mirror.inbox_to < inbox_to)
+    forward = or_(MirrorState.inbox_to.is_(None), MirrorState.inbox_to < inbox_to)
     # A recorded time stays until `complete_to` reaches it: if each catch-up replaced it, that might never happen. But a
     # time from before the first resync cannot end the backfill, so it is replaced.
-    replaceable = or_(Mirror.inbox_at.is_(None), Mirror.inbox_at < Mirror.last_resync_at)
-    tx.execute(update(Mirror).where(forward, replaceable).values(inbox_to=inbox_to, inbox_at=db_now()))
+    replaceable = or_(MirrorState.inbox_at.is_(None), MirrorState.inbox_at < MirrorState.last_resync_at)
+    tx.execute(update(MirrorState).where(forward, replaceable).values(inbox_to=inbox_to, inbox_at=db_now()))
 
 
 def update_complete_to(engine: Engine) -> None:
@@ -238,20 +238,20 @@ def update_complete_to(engine: Engine) -> None:
     Two groups count: events received before `inbox_at`; and events from before `inbox_to` that the API returned later.
     The first time after the first full resync, this ends the backfill.
     """
-    received = Event.received_at <= Mirror.inbox_at
-    returned_later = and_(Event.api_at >= Mirror.inbox_at, Event.occurred_at <= Mirror.inbox_to)
+    received = Event.received_at <= MirrorState.inbox_at
+    returned_later = and_(Event.api_at >= MirrorState.inbox_at, Event.occurred_at <= MirrorState.inbox_to)
     waiting = exists().where(Event.status == inline_literal(EventStatus.PENDING), or_(received, returned_later))
-    applied = (Mirror.inbox_at.is_not(None), ~waiting)
-    first = (Mirror.backfilled_at.is_(None), Mirror.last_resync_at <= Mirror.inbox_at)
+    applied = (MirrorState.inbox_at.is_not(None), ~waiting)
+    first = (MirrorState.backfilled_at.is_(None), MirrorState.last_resync_at <= MirrorState.inbox_at)
     with read_transaction(engine) as tx:
-        if tx.execute(select(Mirror.id).where(*applied)).one_or_none() is None:
+        if tx.execute(select(MirrorState.id).where(*applied)).one_or_none() is None:
             return
 
     def advance(tx: Connection) -> None:
         # Lock first: an update that waited for the lock would see the new row but the old events.
-        tx.execute(select(Mirror.id).with_for_update())
-        tx.execute(update(Mirror).where(*applied, *first).values(backfilled_at=db_now()))
-        tx.execute(update(Mirror).where(*applied).values(complete_to=Mirror.inbox_to, inbox_at=None))
+        tx.execute(select(MirrorState.id).with_for_update())
+        tx.execute(update(MirrorState).where(*applied, *first).values(backfilled_at=db_now()))
+        tx.execute(update(MirrorState).where(*applied).values(complete_to=MirrorState.inbox_to, inbox_at=None))
 
     in_transaction(engine, advance)
 

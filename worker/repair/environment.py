@@ -6,7 +6,7 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Mirror
+from models.tables import MirrorState
 from worker.errors import ConfigurationError, WorkOSError
 from worker.kinds import SUBSCRIBED
 from worker.kinds.organization import ORGANIZATION, Organization
@@ -43,7 +43,7 @@ def bind(engine: Engine, workos: WorkOSClient, settings: Settings) -> None:
     require_same_environment(engine, workos, settings)
     client_id = settings.workos_client_id or ""
     with read_transaction(engine) as tx:
-        bound, backfill_from = tx.execute(select(Mirror.client_id, Mirror.backfill_from)).one()
+        bound, backfill_from = tx.execute(select(MirrorState.client_id, MirrorState.backfill_from)).one()
     if backfill_from is None:
         in_transaction(engine, _bind, client_id, workos.now() - MARGIN)
     else:
@@ -59,7 +59,7 @@ def require_same_environment(engine: Engine, workos: WorkOSClient, settings: Set
         WorkOSError: WorkOS does not answer.
     """
     with read_transaction(engine) as tx:
-        bound, known = tx.execute(select(Mirror.client_id, Mirror.known_organizations)).one()
+        bound, known = tx.execute(select(MirrorState.client_id, MirrorState.known_organizations)).one()
     _require_same(bound, settings.workos_client_id or "")
     if known and not _sees(engine, workos, known):
         raise ConfigurationError(
@@ -107,8 +107,8 @@ def _bind(tx: Connection, client_id: str, backfill_from: datetime) -> None:
 
     Until both have finished, an empty mirror does not mean that nobody has access.
     """
-    mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()
+    mirror = tx.execute(select(MirrorState.__table__).with_for_update()).one()
     _require_same(mirror.client_id, client_id)
     if mirror.backfill_from is None:
         first = {"client_id": client_id, "backfill_from": backfill_from, "cursor_at": backfill_from}
-        tx.execute(update(Mirror).values(event_types=SUBSCRIBED, **first))
+        tx.execute(update(MirrorState).values(event_types=SUBSCRIBED, **first))

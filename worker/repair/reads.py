@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, delete, or
 
 from models.database import in_transaction, read_transaction
 from models.outcomes import Finding
-from models.tables import Cause, DeletedBy, Mirror, Read
+from models.tables import Cause, DeletedBy, MirrorState, Read
 from models.types import db_now, db_now_plus
 from worker.backoff import backoff
 from worker.decision.decide import State, confirm
@@ -82,7 +82,7 @@ def _write(
     tx: Connection, kind: Kind, id: str, revision: int, found: ReadResult, cause: CausedBy, then: Then, *, dry_run: bool
 ) -> Result | None:
     """Write what was read; return None if the row is no longer at `revision`."""
-    roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
+    roles = tx.execute(select(MirrorState.role_map).with_for_update(read=True)).scalar_one()
     read = None
     if found.item is not None:
         snapshot = read_object(kind, found.item, found.read_at, roles)

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Engine, exists, select, update
 
 from models.bulk import dialect_insert
 from models.database import in_transaction, read_transaction
-from models.tables import Mirror, Read, Run, RunStatus, Task, Tick
+from models.tables import MirrorState, Read, Run, RunStatus, Task, Tick
 from models.types import db_now, db_now_plus
 from worker.errors import BusyError
 from worker.kinds import SUBSCRIBED
@@ -37,7 +37,7 @@ def claim(tx: Connection, name: str, every_seconds: float) -> bool:
 
 def create_needed_resync(tx: Connection) -> None:
     """Create the resync that is needed on the first start, or after an upgrade that mirrors more event types."""
-    mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()
+    mirror = tx.execute(select(MirrorState.__table__).with_for_update()).one()
     if mirror.backfill_from is None:
         return
     if mirror.last_resync_at is None:
@@ -48,7 +48,7 @@ def create_needed_resync(tx: Connection) -> None:
     elif (new := set(SUBSCRIBED).difference(mirror.event_types or ())) and create_resync_unless_busy(tx, "new release"):
         # Events of these types were ignored until now. The resync finds what they changed.
         log.info("new_event_types", types=sorted(new))
-        tx.execute(update(Mirror).values(event_types=SUBSCRIBED))
+        tx.execute(update(MirrorState).values(event_types=SUBSCRIBED))
 
 
 def create_resync_unless_busy(tx: Connection, requested_by: str) -> bool:
@@ -77,7 +77,7 @@ def schedule(engine: Engine, settings: Settings) -> None:
 def _schedule(tx: Connection, task: Task, every_seconds: float) -> None:
     if task is Task.RESYNC:
         # A resync requested by an operator or by the first start counts too.
-        recent = select(Mirror.id).where(Mirror.last_resync_at > db_now_plus(-every_seconds))
+        recent = select(MirrorState.id).where(MirrorState.last_resync_at > db_now_plus(-every_seconds))
         if tx.execute(recent).one_or_none() is None and claim(tx, task, every_seconds):
             create_resync(tx, "clock")
     elif claim(tx, task, every_seconds):

@@ -12,7 +12,7 @@ from rq.timeouts import JobTimeoutException
 from sqlalchemy import Connection, Engine, select
 
 from models.database import in_transaction, is_transient, read_transaction
-from models.tables import Mirror, Run, RunStatus, Task
+from models.tables import MirrorState, Run, RunStatus, Task
 from worker import runs
 from worker.errors import (
     BusyError,
@@ -163,7 +163,9 @@ def catch_up_or_resync(engine: Engine, workos: WorkOSClient, lease: Lease | None
 
 
 def _catch_up_if_first(tx: Connection) -> None:
-    backfilling = select(Mirror.id).where(Mirror.backfilled_at.is_(None), Mirror.last_resync_at.is_not(None))
+    backfilling = select(MirrorState.id).where(
+        MirrorState.backfilled_at.is_(None), MirrorState.last_resync_at.is_not(None)
+    )
     if tx.execute(backfilling).one_or_none() is not None:
         with suppress(BusyError):
             runs.create(tx, Task.CATCH_UP, "first start")

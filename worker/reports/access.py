@@ -2,7 +2,7 @@
 
 from sqlalchemy import ColumnElement, Connection, select
 
-from models.tables import AutoJoinMode, AutoJoinState, Change, DeletedBy, Mirror, PublicDomain, WorkspaceSettings
+from models.tables import AutoJoinMode, AutoJoinState, Change, DeletedBy, MirrorState, PublicDomain, WorkspaceSettings
 from models.types import Record
 from models.views import auto_join_domains, workspace_members
 from worker.kinds.domain import Domain
@@ -111,7 +111,7 @@ def domain_states(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
 
     The rows are sorted by domain name and id.
     """
-    mode = tx.execute(select(Mirror.auto_join)).scalar_one()
+    mode = tx.execute(select(MirrorState.auto_join)).scalar_one()
     selected = set(tx.execute(select(Domain.id).where(*which)).scalars())
     found = auto_join.claims(tx, selected)
     statuses = auto_join.auto_join_statuses(found)

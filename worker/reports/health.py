@@ -25,7 +25,7 @@ from models.tables import (
     HookDelivery,
     Join,
     JoinState,
-    Mirror,
+    MirrorState,
     Read,
     Run,
     RunStatus,
@@ -182,7 +182,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
     secrets = [secret.get_secret_value() for secret in settings.workos_webhook_secrets]
     with read_transaction(engine) as tx:
         now: datetime = tx.execute(select(db_now())).scalar_one()
-        mirror = tx.execute(select(Mirror.__table__)).one()
+        mirror = tx.execute(select(MirrorState.__table__)).one()
         last_webhook = tx.execute(_webhooks().limit(1)).scalar_one_or_none()
         missed = _missed(tx, last_webhook) if settings.repairs else []
         clock = _seconds_since_tick(tx, now, CLOCK_TICK)
@@ -287,7 +287,7 @@ def _hook(tx: Connection, now: datetime, row: Record) -> Hook:
 
 def _missed(tx: Connection, last_webhook: datetime | None) -> list[datetime]:
     """Return when the events API returned the first `MIN_MISSED` events since the last webhook without a webhook."""
-    since = last_webhook or select(Mirror.backfill_from).scalar_subquery()
+    since = last_webhook or select(MirrorState.backfill_from).scalar_subquery()
     only_api = (Event.webhook_at.is_(None), Event.api_at > since, Event.occurred_at > since)
     query = select(Event.api_at).where(*only_api).order_by(Event.api_at).limit(MIN_MISSED)
     return [at for at in tx.execute(query).scalars() if at]

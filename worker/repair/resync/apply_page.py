@@ -8,7 +8,7 @@ from sqlalchemy import Connection, select
 from models.bulk import insert_new
 from models.database import is_transient
 from models.outcomes import Finding
-from models.tables import Cause, DriftAction, Mirror, Seen
+from models.tables import Cause, DriftAction, MirrorState, Seen
 from worker.decision.decide import State, compare_listed, completed, is_newer
 from worker.decision.payload import is_id
 from worker.errors import PayloadError, unexpected
@@ -33,7 +33,7 @@ ListedPage = tuple[Open, Page]
 
 def apply_pages(tx: Connection, run_id: str, pages: Sequence[ListedPage], *, dry_run: bool) -> None:
     """Apply pages, and record the progress of their listings. A dry run only reports differences."""
-    roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
+    roles = tx.execute(select(MirrorState.role_map).with_for_update(read=True)).scalar_one()
     read = [(listing, page, *_read_page(listing.key, page, roles)) for listing, page in pages]
     changes: list[ChangeRow] = []
     invalid = [row for _, _, _, rows in read for row in rows]

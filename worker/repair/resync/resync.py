@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, delete, select, update
 
 from models.database import delete_some, in_transaction, is_transient, read_transaction
 from models.outcomes import Finding
-from models.tables import Action, DriftAction, Listing, Mirror, Phase, Read, Run, RunStatus, Seen, Task
+from models.tables import Action, DriftAction, Listing, MirrorState, Phase, Read, Run, RunStatus, Seen, Task
 from models.types import db_now
 from worker import audit
 from worker.errors import (
@@ -347,11 +347,11 @@ class Resync:
     def _record_full_resync(self, tx: Connection) -> None:
         seen = (Seen.run_id == self._run_id, Seen.kind == ORGANIZATION.name)
         known = list(tx.execute(select(Seen.object_id).where(*seen).limit(KNOWN_ORGANIZATIONS)).scalars())
-        before = tx.execute(select(Mirror.listed_kinds).with_for_update()).scalar_one() or []
+        before = tx.execute(select(MirrorState.listed_kinds).with_for_update()).scalar_one() or []
         listed = sorted({*before, *listings.listed_kinds(tx, self._run_id)})
-        tx.execute(update(Mirror).values(last_resync_at=db_now(), listed_kinds=listed))
+        tx.execute(update(MirrorState).values(last_resync_at=db_now(), listed_kinds=listed))
         if known:  # an empty listing does not replace known organizations
-            tx.execute(update(Mirror).values(known_organizations=known))
+            tx.execute(update(MirrorState).values(known_organizations=known))
 
     def _fail(self, tx: Connection, error: str) -> None:
         """End the run as failed, and keep how far it got: its listings are deleted next."""
