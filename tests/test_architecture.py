@@ -187,7 +187,7 @@ def test_only_one_module_decides_whether_incoming_state_wins() -> None:
 def test_only_five_modules_write_mirrored_rows() -> None:
     names = ("mirror.erasure", "mirror.role_map", "repair.reads", "repair.resync.apply_page")
     writers = {f"worker.{name}" for name in names}
-    assert importers("worker.mirror.apply.lock_rows") == writers
+    assert importers("worker.mirror.apply.insert_and_lock_rows") == writers
     assert importers("worker.mirror.apply.save_rows") == writers
     assert {module for module in MODULES if "worker.mirror.apply" in imports(module)} == set()
 

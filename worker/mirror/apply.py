@@ -48,7 +48,7 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
         of_kind = [(place, arrival) for place, arrival in enumerate(arrivals) if arrival.snapshot.kind is kind]
         if not of_kind:
             continue
-        stored = lock_rows(tx, kind, sorted({arrival.snapshot.id for _, arrival in of_kind}))
+        stored = insert_and_lock_rows(tx, kind, sorted({arrival.snapshot.id for _, arrival in of_kind}))
         updated: dict[str, State] = {}
         seen: list[tuple[str, State]] = []
         for place, arrival in of_kind:
@@ -94,10 +94,10 @@ def change(kind: Kind, id: str, before: State | None, after: State, cause: Cause
     return ChangeRow(kind.name, id, organization_id, old, show(kind, after), cause, cause_id)
 
 
-def lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State | None]:
+def insert_and_lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State | None]:
     """Lock the rows of `ids`, which must be sorted, and return their states by id; None for an id never seen.
 
-    Such an id gets a row, so that it can be locked. The caller must save a state for it before the commit.
+    An id never seen gets a row to lock. The caller must save a state for it, or delete the row, before the commit.
     """
     table = kind.table.__table__
     insert_new(tx, kind.table, [{"id": id} for id in ids])

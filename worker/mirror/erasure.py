@@ -23,7 +23,7 @@ from worker.decision.payload import is_id, parse_json
 from worker.errors import OperatorError, UnknownIdError, WorkosSyncError
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.user import PERSONAL, USER, User
-from worker.mirror.apply import change, lock_rows, note_changes, save_rows
+from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows
 
 BATCH = 500
 """Payloads searched by one query, and blanked in one transaction."""
@@ -279,7 +279,7 @@ def _erase_user(tx: Connection, user_id: str, actor: audit.Actor) -> tuple[int, 
 
     Does nothing if the user is not deleted. If the user is already erased, only an operator's request is recorded.
     """
-    state = lock_rows(tx, USER, [user_id])[user_id]
+    state = insert_and_lock_rows(tx, USER, [user_id])[user_id]
     by_operator = actor.via is not Via.CLOCK
     if state is None or not state.deleted or (state.erased and not by_operator):
         return 0, 0, 0

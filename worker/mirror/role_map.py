@@ -15,7 +15,7 @@ from worker import audit
 from worker.decision.decide import State
 from worker.decision.roles import local_role
 from worker.kinds.membership import MEMBERSHIP, Membership
-from worker.mirror.apply import change, lock_rows, note_changes, save_rows
+from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows
 
 log = structlog.get_logger()
 
@@ -55,7 +55,7 @@ def _remap_batch(tx: Connection) -> int | None:
         return None
     page = select(Membership.id).where(Membership.id > after).order_by(Membership.id).limit(BATCH)
     ids = list(tx.execute(page).scalars())
-    found = lock_rows(tx, MEMBERSHIP, ids) if ids else {}
+    found = insert_and_lock_rows(tx, MEMBERSHIP, ids) if ids else {}
     stored = {id: state for id, state in found.items() if state and not state.deleted}
     mapped = {id: _mapped(state, role_map) for id, state in stored.items()}
     changed = {id: state for id, state in mapped.items() if state != stored[id]}

@@ -20,7 +20,7 @@ from worker.backoff import backoff
 from worker.decision.decide import State, confirm
 from worker.errors import InvalidApiKeyError, PayloadError, WorkOSError, unexpected
 from worker.kinds import KINDS, Kind, read_object
-from worker.mirror.apply import change, lock_rows, note_changes, save_rows
+from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows
 from worker.mirror.change_rows import CausedBy
 from worker.mirror.read_requests import PARENT_MISSING
 from worker.workos_api.client import ReadResult, WorkOSClient
@@ -94,7 +94,7 @@ def _write(
         result = Result(Finding.EQUAL, None, None)  # neither WorkOS nor the mirror has it
         then(tx, result)
         return result
-    before = lock_rows(tx, kind, [id])[id]
+    before = insert_and_lock_rows(tx, kind, [id])[id]
     now = tx.execute(select(kind.table.revision).where(kind.table.id == id)).scalar_one()
     if now != revision:
         if now == 0:

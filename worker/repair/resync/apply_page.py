@@ -15,7 +15,7 @@ from worker.errors import PayloadError, unexpected
 from worker.kinds import KINDS, LISTINGS, Kind, RoleMap, Snapshot, read_object
 from worker.kinds.kind import Scope
 from worker.kinds.organization import ORGANIZATION
-from worker.mirror.apply import change, lock_rows, note_changes, save_rows, stored_rows
+from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows, stored_rows
 from worker.mirror.change_rows import ChangeRow
 from worker.mirror.read_requests import request_reads
 from worker.repair.resync import drift, listings
@@ -82,7 +82,7 @@ def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *,
     """Write missing and older objects, request reads of others that differ, and return rows for `changes`."""
     ids = sorted(listed)
     insert_new(tx, Seen, [{"run_id": run_id, "kind": kind.name, "object_id": id} for id in ids])
-    stored = stored_rows(tx, kind, ids) if dry_run else lock_rows(tx, kind, ids)
+    stored = stored_rows(tx, kind, ids) if dry_run else insert_and_lock_rows(tx, kind, ids)
     findings = {id: compare_listed(stored.get(id), listed[id]) for id in ids}
     request_reads(tx, kind, [id for id, finding in findings.items() if finding is None], "differs", run_id)
     decided = {id: finding for id, finding in findings.items() if finding not in (None, Finding.EQUAL)}
