@@ -75,11 +75,11 @@ def server_version(redis: Redis) -> str:
     server: dict[str, object] = redis.info("server")
     if "valkey_version" in server:
         return f"Valkey {server['valkey_version']}"
-    shown = str(server.get("redis_version", "?"))
-    if tuple(map(int, re.findall(r"\d+", shown)[:2])) < OLDEST_REDIS and shown != "?":
+    version = str(server.get("redis_version", "?"))
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_REDIS and version != "?":
         oldest = ".".join(map(str, OLDEST_REDIS))
-        raise ConfigurationError(f"REDIS_URL: Redis {shown} is too old: use Redis {oldest} or newer, or Valkey")
-    return f"Redis {shown}"
+        raise ConfigurationError(f"REDIS_URL: Redis {version} is too old: use Redis {oldest} or newer, or Valkey")
+    return f"Redis {version}"
 
 
 def what_is_wrong(error: RedisError) -> tuple[str, str]:

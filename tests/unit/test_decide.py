@@ -23,7 +23,7 @@ from worker.decision.decide import (
     decide,
     is_newer,
     needs_confirmation,
-    shown,
+    recorded_content,
 )
 from worker.decision.roles import LOCAL_ROLES
 from worker.kinds import KINDS, Kind
@@ -387,5 +387,5 @@ def test_a_confirmed_read_revives_objects_that_can_be_recreated() -> None:
 
 @pytest.mark.parametrize(("deleted", "state"), [(True, "deleted"), (False, "active")])
 def test_content_is_shown_with_its_state_and_times_as_text(deleted: bool, state: str) -> None:
-    found = shown({"name": "a", "created_at": NOON, "reason": None}, deleted=deleted)
+    found = recorded_content({"name": "a", "created_at": NOON, "reason": None}, deleted=deleted)
     assert found == {"state": state, "name": "a", "created_at": "2025-07-01T12:00:00+00:00", "reason": None}

@@ -148,7 +148,7 @@ def needs_confirmation(
     return None
 
 
-def shown(content: Content, *, deleted: bool) -> dict[str, Any]:
+def recorded_content(content: Content, *, deleted: bool) -> dict[str, Any]:
     """Return content as `changes` contains it: with `state`, and times as ISO 8601 text in UTC."""
     values = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in content.items()}
     return {"state": "deleted" if deleted else "active", **values}

@@ -28,7 +28,7 @@ from models.tables import (
 )
 from models.types import JsonObject, db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
-from worker.decision.decide import shown
+from worker.decision.decide import recorded_content
 from worker.kinds.domain import DOMAIN, VERIFIED, Domain
 from worker.kinds.organization import ORGANIZATION, Organization
 from worker.kinds.user import USER, User
@@ -58,9 +58,9 @@ class Claim(NamedTuple):
         """Whether the workspace holds the domain verified. A workspace that is not known yet counts as a rival."""
         return self.verification in VERIFIED and not self.deleted and not self.workspace_deleted
 
-    def shown(self) -> JsonObject:
+    def recorded(self) -> JsonObject:
         """Return the domain as `changes` contains it."""
-        return shown({name: getattr(self, name) for name in DOMAIN.columns}, deleted=self.deleted)
+        return recorded_content({name: getattr(self, name) for name in DOMAIN.columns}, deleted=self.deleted)
 
 
 class AutoJoinStatus(NamedTuple):
@@ -208,10 +208,10 @@ def _causes_of_claims(
     """Return the ids of all domains whose state may have changed, each with the cause."""
     causes = {id: row.caused_by for id, row in domains.items()}
     names = {
-        shown["normalized"]: row.caused_by
+        content["normalized"]: row.caused_by
         for row in domains.values()
-        for shown in (row.before, row.after)
-        if shown and shown["normalized"]
+        for content in (row.before, row.after)
+        if content and content["normalized"]
     }
     claimed = select(Domain.id, Domain.normalized, Domain.organization_id)
     for id, name, owner in tx.execute(claimed.where(is_any_of(tx, Domain.organization_id, workspaces))):
@@ -291,7 +291,7 @@ def _record_changes(transitions: Sequence[Transition], changes: Sequence[ChangeR
                 change.before.update(before)
             change.after.update(now if change is own[-1] else before)
         if not own and old != new:
-            row = (claim.id, claim.organization_id, claim.shown() | before, claim.shown() | now)
+            row = (claim.id, claim.organization_id, claim.recorded() | before, claim.recorded() | now)
             further.append(ChangeRow(DOMAIN.name, *row, *cause))
     return further
 

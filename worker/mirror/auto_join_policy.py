@@ -55,8 +55,8 @@ def adopt(tx: Connection, mode: str, *, existing: bool) -> None:
     if not changed:
         return
     log.info("auto_join_settings_changed", **wanted)
-    shown = {name.upper(): [current[name], wanted[name]] for name in changed}
-    audit.note(tx, audit.Actor(", ".join(shown), Via.SETTINGS), Action.CHANGE_AUTO_JOIN_MODE, settings=shown)
+    changes = {name.upper(): [current[name], wanted[name]] for name in changed}
+    audit.note(tx, audit.Actor(", ".join(changes), Via.SETTINGS), Action.CHANGE_AUTO_JOIN_MODE, settings=changes)
     tx.execute(update(MirrorState).values(wanted))
     if mode == AutoJoinMode.PROVISION and (existing or current["auto_join"] == AutoJoinMode.MIRROR):
         search(tx, (Cause.SETTINGS, changed[0].upper()))
@@ -200,8 +200,8 @@ def without_admin(engine: Engine, limit: int | None = None) -> list[Record]:
 def _without_admin() -> Select[str, str | None, int]:
     member = workspace_members.c
     admins = func.count().filter(member.role == "admin")
-    shown = (member.organization_id, member.workspace_name)
-    return select(*shown, func.count().label("members")).group_by(*shown).having(admins == 0).order_by(*shown)
+    columns = (member.organization_id, member.workspace_name)
+    return select(*columns, func.count().label("members")).group_by(*columns).having(admins == 0).order_by(*columns)
 
 
 def joins(

@@ -160,7 +160,7 @@ def _known_addresses(tx: Connection, user_ids: Sequence[str]) -> Iterator[str]:
     yield from filter(None, tx.execute(select(User.email).where(is_any_of(tx, User.id, user_ids))).scalars())
     changes = select(Change.before, Change.after).where(Change.kind == USER.name)
     for row in tx.execute(changes.where(is_any_of(tx, Change.object_id, user_ids))):
-        yield from (shown["email"] for shown in row if shown and shown.get("email"))
+        yield from (content["email"] for content in row if content and content.get("email"))
     drift = select(Drift.fields).where(Drift.kind == USER.name, is_any_of(tx, Drift.object_id, user_ids))
     for fields in tx.execute(drift).scalars():
         yield from filter(None, (fields or {}).get("email") or ())
@@ -205,9 +205,9 @@ class _Search:
 
         Returns the number of reasons in the audit. The reason of an erasure concerns the user only if it mentions them.
         """
-        shown = (Audit.id, Audit.kind, Audit.object_id, Audit.action, Audit.reason, Audit.details)
+        columns = (Audit.id, Audit.kind, Audit.object_id, Audit.action, Audit.reason, Audit.details)
         with read_transaction(self._engine) as tx:
-            acts = tx.execute(select(*shown).where(or_(Audit.reason.is_not(None), Audit.details.is_not(None)))).all()
+            acts = tx.execute(select(*columns).where(or_(Audit.reason.is_not(None), Audit.details.is_not(None)))).all()
             runs = tx.execute(select(Run.id, Run.reason).where(Run.reason.is_not(None))).all()
         reasons = [
             act.id
@@ -305,5 +305,5 @@ def _erase_user(tx: Connection, user_id: str, actor: audit.Actor) -> tuple[int, 
     return len(changes), drift_rows, hook_errors
 
 
-def _blanked(shown: JsonObject | None) -> JsonObject | None:
-    return None if shown is None else {"erased": False, **shown, **dict.fromkeys(PERSONAL)}
+def _blanked(content: JsonObject | None) -> JsonObject | None:
+    return None if content is None else {"erased": False, **content, **dict.fromkeys(PERSONAL)}

@@ -43,8 +43,8 @@ def _store(tx: Connection, role_map: dict[str, str]) -> None:
     current = tx.execute(select(MirrorState.role_map).with_for_update()).scalar_one()
     if current != role_map:
         tx.execute(update(MirrorState).values(role_map=role_map, remap_after=""))
-        shown = {slug: [current.get(slug), role_map.get(slug)] for slug in sorted(current | role_map)}
-        changed = {slug: pair for slug, pair in shown.items() if pair[0] != pair[1]}
+        pairs = {slug: [current.get(slug), role_map.get(slug)] for slug in sorted(current | role_map)}
+        changed = {slug: pair for slug, pair in pairs.items() if pair[0] != pair[1]}
         audit.note(tx, audit.Actor(SETTING, Via.SETTINGS), Action.CHANGE_ROLE_MAP, roles=changed)
 
 

@@ -123,8 +123,7 @@ def catch_up_by_hand(
     """Catch up for an operator: as `catch_up_since`, or as `catch_up` if `since` is None. The audit records it."""
     if since is not None:
         _require_readable(since, workos.now())
-    shown = since and since.isoformat()
-    in_transaction(engine, audit.note, actor, Action.CATCH_UP, since=shown)
+    in_transaction(engine, audit.note, actor, Action.CATCH_UP, since=since and since.isoformat())
     return catch_up(engine, workos, lag=lag) if since is None else catch_up_since(engine, workos, since, lag)
 
 
@@ -256,14 +255,14 @@ def update_complete_to(engine: Engine) -> None:
     in_transaction(engine, advance)
 
 
-def gaps(engine: Engine, gap_seconds: float) -> tuple[int, int]:
-    """Return the number of lost webhooks (gaps), and the number of late ones.
+def count_missed_webhooks(engine: Engine, gap_seconds: float) -> tuple[int, int]:
+    """Return the number of lost webhooks, and the number of late ones.
 
     A webhook is lost if it has not arrived `gap_seconds` after the events API returned its event. It is late if it
     arrived after that.
     """
-    gap = (Event.webhook_at.is_(None), Event.api_at < db_now_plus(-gap_seconds))
+    lost = (Event.webhook_at.is_(None), Event.api_at < db_now_plus(-gap_seconds))
     late = (Event.webhook_at > Event.api_at, Event.webhook_at > db_plus(Event.api_at, gap_seconds))
     with read_transaction(engine) as tx:
         count = select(func.count()).select_from(Event)
-        return tx.execute(count.where(*gap)).scalar_one(), tx.execute(count.where(*late)).scalar_one()
+        return tx.execute(count.where(*lost)).scalar_one(), tx.execute(count.where(*late)).scalar_one()

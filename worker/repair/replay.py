@@ -133,18 +133,18 @@ def start(engine: Engine, selection: Selection, actor: audit.Actor, *, again: bo
         total = tx.execute(select(func.count()).select_from(Event).where(*matches)).scalar_one()
         if not total:
             raise OperatorError("no event matches; see: workos-sync events list")
-        shown = selection.as_json()
+        wanted = selection.as_json()
         ended = select(Run.__table__).where(Run.task == Task.REPLAY, Run.status == RunStatus.DONE)
         recent = tx.execute(ended.order_by(Run.finished_at.desc()).limit(RECENT_REPLAYS))
-        last = next((run for run in recent if run.selection == shown), None)
+        last = next((run for run in recent if run.selection == wanted), None)
         if last is not None and not again:
             changed = or_(Event.replay_id.is_(None), Event.replay_id != last.id, Event.status == EventStatus.FAILED)
             if tx.execute(select(Event.id).where(*matches, Event.body.is_not(None), changed).limit(1)).first() is None:
                 raise AlreadyReplayedError(
                     f"run {last.id} of {last.requested_by} replayed the same selection; to repeat it, use --again"
                 )
-        run_id = create(tx, Task.REPLAY, actor.who, selection=shown, reason=actor.reason, total=total)
-        audit.note(tx, actor, Action.REPLAY, kind="run", object_id=run_id, selection=shown, events=total)
+        run_id = create(tx, Task.REPLAY, actor.who, selection=wanted, reason=actor.reason, total=total)
+        audit.note(tx, actor, Action.REPLAY, kind="run", object_id=run_id, selection=wanted, events=total)
         return run_id
 
     return in_transaction(engine, insert)
@@ -193,9 +193,9 @@ def _requeue_batch(tx: Connection, lease: Lease) -> int | None:
 def results(engine: Engine, run_id: str) -> dict[str, int]:
     """Return the current results of a run's events: outcome, or status if not done, to number of events."""
     result = case((Event.status == EventStatus.DONE, Event.outcome), else_=Event.status)
-    shown = select(result, func.count()).where(Event.replay_id == run_id).group_by(result)
+    counts = select(result, func.count()).where(Event.replay_id == run_id).group_by(result)
     with read_transaction(engine) as tx:
-        return {str(word): number for word, number in tx.execute(shown)}
+        return {str(word): number for word, number in tx.execute(counts)}
 
 
 def dismiss(engine: Engine, ids: Sequence[str], actor: audit.Actor) -> int:

@@ -98,7 +98,7 @@ def _database(engine: Engine) -> Iterator[Check]:
     try:
         with read_transaction(engine) as tx:
             now: datetime = tx.execute(select(db_now())).scalar_one()
-            shown, problem = f"{database.place_of(engine.url)}; {describe_server(tx)}", refused(tx)
+            server, problem = f"{database.place_of(engine.url)}; {describe_server(tx)}", refused(tx)
         old, revision = outdated(engine), current_revision(engine)
         changed = database.not_in_force(engine)
     except DBAPIError as error:
@@ -109,9 +109,9 @@ def _database(engine: Engine) -> Iterator[Check]:
         return
     if engine.dialect.name == "sqlite":
         remedy = "SQLite is for evaluation only; in production, set DATABASE_URL to PostgreSQL"
-        yield _warning("database", shown, remedy)
+        yield _warning("database", server, remedy)
     else:
-        yield _ok("database", shown)
+        yield _ok("database", server)
         yield _pinned(changed)
     if old:
         yield _failure("migrations", f"at revision {revision or 'none'}", "run: workos-sync migrate")
@@ -214,7 +214,7 @@ def _workos(engine: Engine, settings: Settings, connect: Callable[[], WorkOSClie
 
 def _endpoints(workos: WorkOSClient, settings: Settings) -> Iterator[Check]:
     name, remedy = "webhook endpoint", "run workos-sync register with the endpoint's URL"
-    path, shown = webhook_path(settings), webhook_path(settings, masked=True)
+    path, masked = webhook_path(settings), webhook_path(settings, masked=True)
     try:
         endpoints, complete = list_endpoints(workos)
     except WorkOSError as error:
@@ -224,10 +224,12 @@ def _endpoints(workos: WorkOSClient, settings: Settings) -> Iterator[Check]:
         return
     ours = [row for row in endpoints if urlsplit(str(row.get("endpoint_url"))).path == path]
     if not ours and not complete:
-        saw = f"none of the first {len(endpoints)} endpoints has a URL that ends in {shown}"
+        saw = f"none of the first {len(endpoints)} endpoints has a URL that ends in {masked}"
         yield _warning(name, saw, "delete unused endpoints in the WorkOS dashboard")
     elif not ours:
-        yield _failure(name, f"no endpoint URL ends in {shown}", f"run: workos-sync register https://YOUR-HOST{shown}")
+        yield _failure(
+            name, f"no endpoint URL ends in {masked}", f"run: workos-sync register https://YOUR-HOST{masked}"
+        )
     elif all(is_enabled(row) is False for row in ours):
         yield _failure(name, "disabled: WorkOS sends no webhooks", remedy)
     for row in ours:

@@ -45,7 +45,7 @@ from worker.mirror.auto_join_policy import COUNTS_TICK
 from worker.queue.doorbell import LANES, queue_name
 from worker.queue.heartbeat import worker_states
 from worker.redis_client import NotPrimaryError, require_writable, what_is_wrong
-from worker.repair.catch_up import gaps
+from worker.repair.catch_up import count_missed_webhooks
 from worker.repair.schedule import CLOCK_TICK
 from worker.reports.rows import all_rows
 from worker.runs import RUNS
@@ -176,7 +176,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
     `redis` needs short time-outs, but not those of the webhook endpoint: a Redis that answers late is not away.
     """
     inbox = backlog(engine)
-    gap_count, late_count = gaps(engine, settings.gap_seconds)
+    gap_count, late_count = count_missed_webhooks(engine, settings.gap_seconds)
     lanes, trouble = _lanes(redis, lanes_of(settings))
     hooks = hook_status(engine, settings.http_hooks)
     secrets = [secret.get_secret_value() for secret in settings.workos_webhook_secrets]

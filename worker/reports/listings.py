@@ -132,10 +132,10 @@ def _before(at: InstrumentedAttribute[datetime], id: InstrumentedAttribute[str],
 def failures(engine: Engine) -> list[Record]:
     """Return failed events grouped by the fingerprint of their error, the largest group first, each with an example."""
     number = func.count()
-    shown = (Event.fingerprint, number.label("events"), func.min(Event.type).label("type"))
+    group = (Event.fingerprint, number.label("events"), func.min(Event.type).label("type"))
     times = (func.min(Event.received_at).label("first"), func.max(Event.received_at).label("last"))
     example = (func.min(Event.id).label("example"), func.min(Event.error).label("error"))
-    failed = select(*shown, *times, *example).where(Event.status == inline_literal(EventStatus.FAILED))
+    failed = select(*group, *times, *example).where(Event.status == inline_literal(EventStatus.FAILED))
     return _read(engine, failed.group_by(Event.fingerprint).order_by(number.desc(), Event.fingerprint))
 
 
