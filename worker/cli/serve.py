@@ -32,10 +32,10 @@ from worker.hooks import follow
 from worker.metrics import Counters, Place, describe
 from worker.mirror import auto_join_policy, role_map
 from worker.processes import lane
-from worker.processes.clock import PeriodicTask, heartbeat, run, sweep
+from worker.processes.clock import PeriodicTask, heartbeat, ring_if_waiting, run, sweep
 from worker.processes.embedded import redis_server
 from worker.processes.supervisor import supervise
-from worker.queue.doorbell import DRAIN, Doorbell
+from worker.queue.doorbell import DRAIN
 from worker.repair.environment import bind, connect
 from worker.repair.schedule import schedule, watch
 from worker.settings import Settings, load_settings
@@ -178,18 +178,12 @@ def periodic_tasks(services: Services, ensure_redis: Callable[[], object]) -> li
         PeriodicTask("counts", COUNTS_SECONDS, partial(auto_join_policy.refresh_counts, engine)),
     ]
     if settings.auto_join is AutoJoinMode.PROVISION:
-        ring = partial(_ring_if_waiting, services.provision_bell, partial(provisioning.waiting, engine))
+        ring = partial(ring_if_waiting, services.provision_bell, partial(provisioning.waiting, engine))
         tasks.append(PeriodicTask("joins", settings.repair_seconds, ring))
     if settings.http_hooks:
-        ring = partial(_ring_if_waiting, services.hooks_bell, partial(follow.behind, engine, settings.http_hooks))
+        ring = partial(ring_if_waiting, services.hooks_bell, partial(follow.behind, engine, settings.http_hooks))
         tasks.append(PeriodicTask("hooks", settings.repair_seconds, ring))
     return tasks
-
-
-def _ring_if_waiting(bell: Doorbell, waiting: Callable[[], bool]) -> None:
-    """Ring for waiting work that no ring announced."""
-    if not bell.waiting() and waiting():
-        bell.ring()
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})

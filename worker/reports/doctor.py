@@ -214,7 +214,7 @@ def _workos(engine: Engine, settings: Settings, connect: Callable[[], WorkOSClie
 
 def _endpoints(workos: WorkOSClient, settings: Settings) -> Iterator[Check]:
     name, remedy = "webhook endpoint", "run workos-sync register with the endpoint's URL"
-    path, masked = webhook_path(settings), webhook_path(settings, masked=True)
+    path, shown = webhook_path(settings), webhook_path(settings, masked=True)
     try:
         endpoints, complete = list_endpoints(workos)
     except WorkOSError as error:
@@ -224,12 +224,10 @@ def _endpoints(workos: WorkOSClient, settings: Settings) -> Iterator[Check]:
         return
     ours = [row for row in endpoints if urlsplit(str(row.get("endpoint_url"))).path == path]
     if not ours and not complete:
-        saw = f"none of the first {len(endpoints)} endpoints has a URL that ends in {masked}"
+        saw = f"none of the first {len(endpoints)} endpoints has a URL that ends in {shown}"
         yield _warning(name, saw, "delete unused endpoints in the WorkOS dashboard")
     elif not ours:
-        yield _failure(
-            name, f"no endpoint URL ends in {masked}", f"run: workos-sync register https://YOUR-HOST{masked}"
-        )
+        yield _failure(name, f"no endpoint URL ends in {shown}", f"run: workos-sync register https://YOUR-HOST{shown}")
     elif all(is_enabled(row) is False for row in ours):
         yield _failure(name, "disabled: WorkOS sends no webhooks", remedy)
     for row in ours:
