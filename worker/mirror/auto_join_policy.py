@@ -3,14 +3,13 @@
 The rule that keeps a removed person out is the view `auto_join_blocks` in `models.views`.
 """
 
-from typing import Any
-
 import structlog
 from sqlalchemy import Connection, Engine, Select, and_, delete, func, insert, or_, select, update
 
 from models import tables
 from models.bulk import dialect_insert, insert_new
 from models.database import CHANGES_LOCK, advisory_lock, in_transaction, read_transaction, transactional
+from models.rows import read_rows
 from models.tables import (
     Action,
     AutoJoinMode,
@@ -185,7 +184,7 @@ def missing_members(engine: Engine, limit: int, organization_id: str | None = No
     query = _missing_members()
     if organization_id is not None:
         query = query.where(auto_join_domains.c.organization_id == organization_id)
-    return _records(engine, query.order_by(User.email_domain, User.id).limit(limit))
+    return read_rows(engine, query.order_by(User.email_domain, User.id).limit(limit))
 
 
 def _missing_members() -> Select[str, str, str | None, str, str]:
@@ -194,7 +193,7 @@ def _missing_members() -> Select[str, str, str | None, str, str]:
 
 def without_admin(engine: Engine, limit: int | None = None) -> list[Record]:
     """Return the workspaces that have members but no admin, at most `limit`."""
-    return _records(engine, _without_admin().limit(limit))
+    return read_rows(engine, _without_admin().limit(limit))
 
 
 def _without_admin() -> Select[str, str | None, int]:
@@ -212,12 +211,7 @@ def joins(
     for column, value in ((Join.state, state), (Join.organization_id, organization_id)):
         if value is not None:
             query = query.where(column == value)
-    return _records(engine, query.order_by(Join.created_at.desc(), Join.organization_id, Join.user_id).limit(limit))
-
-
-def _records(engine: Engine, query: Select[*tuple[Any, ...]]) -> list[Record]:
-    with read_transaction(engine) as tx:
-        return [dict(row) for row in tx.execute(query).mappings()]
+    return read_rows(engine, query.order_by(Join.created_at.desc(), Join.organization_id, Join.user_id).limit(limit))
 
 
 def refresh_counts(engine: Engine) -> None:

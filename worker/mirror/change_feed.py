@@ -8,6 +8,7 @@ from datetime import datetime
 from sqlalchemy import Connection, Engine, RowMapping, func, select
 
 from models.database import read_transaction
+from models.rows import all_rows
 from models.tables import Change, MirrorState
 from models.types import Record
 from models.views import auto_join_domains, sign_in_methods, workspace_members, workspaces
@@ -35,7 +36,7 @@ def changes_after(engine: Engine, after: int, limit: int, wait_seconds: float = 
         with read_transaction(engine) as tx:
             require_kept(tx, after)
             newer = select(Change.__table__).where(Change.id > after).order_by(Change.id).limit(limit)
-            found = [dict(row) for row in tx.execute(newer).mappings()]
+            found = all_rows(tx, newer)
         left = ends - time.monotonic()
         if found or left <= 0:
             return found

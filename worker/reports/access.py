@@ -2,6 +2,7 @@
 
 from sqlalchemy import ColumnElement, Connection, select
 
+from models.rows import all_rows
 from models.tables import AutoJoinMode, AutoJoinState, Change, DeletedBy, MirrorState, PublicDomain, WorkspaceSettings
 from models.types import Record
 from models.views import auto_join_domains, workspace_members
@@ -10,7 +11,6 @@ from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import Organization
 from worker.kinds.user import User
 from worker.mirror import auto_join
-from worker.reports.rows import all_rows
 
 MAX_CHANGES = 500
 """Maximum number of a membership's changes searched for the cause of its access and role."""

@@ -13,6 +13,7 @@ from rq.serializers import JSONSerializer
 from sqlalchemy import ColumnElement, Connection, Engine, Select, SQLColumnExpression, exists, func, literal, select
 
 from models.database import read_transaction
+from models.rows import all_rows
 from models.tables import (
     AutoJoin,
     AutoJoinState,
@@ -47,7 +48,6 @@ from worker.queue.heartbeat import worker_states
 from worker.redis_client import NotPrimaryError, require_writable, what_is_wrong
 from worker.repair.catch_up import count_missed_webhooks
 from worker.repair.schedule import CLOCK_TICK
-from worker.reports.rows import all_rows
 from worker.runs import RUNS
 from worker.settings import Settings
 
