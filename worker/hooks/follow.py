@@ -17,11 +17,11 @@ from sqlalchemy.orm import aliased
 from models.bulk import dialect_insert
 from models.database import in_transaction, is_transient, read_transaction
 from models.tables import Cause, Change, DeliveryStatus, Hook, HookDelivery, MirrorState, Run, Task
-from models.types import db_now, db_now_plus
+from models.types import JsonObject, db_now, db_now_plus
 from worker.backoff import backoff
 from worker.decision.payload import clean
 from worker.errors import CursorGoneError, LeaseLostError
-from worker.hooks.targets import ChangeToSend, Target, message
+from worker.hooks.targets import ChangeToSend, message
 from worker.leases import Lease, LeasedTable
 from worker.mirror.change_feed import newest, require_kept
 
@@ -33,10 +33,14 @@ CHANGES_PER_STEP = 100
 """After a crash, the changes of the last step are sent again."""
 STEP_SECONDS = 30.0
 """Changes not sent by then wait for the next step, so that what was accepted is recorded."""
+CONCURRENT_CALLS = 8
+"""Upper bound on the concurrent calls of a hook. Each is about another object."""
 FIRST_BACKOFF_SECONDS = 5.0
 MAX_BACKOFF_SECONDS = 3600.0
 MAX_TRACEBACK = 8_000
 
+Target = Callable[[JsonObject], object]
+"""Sends a message to a hook; any exception means that the hook did not accept it."""
 Results = Mapping[int, BaseException | None]
 """The error of each change that was sent, by its id; None if it was accepted."""
 
@@ -164,12 +168,10 @@ class Follower:
     def _send(self, changes: Sequence[ChangeToSend]) -> Results:
         """Send changes, in order for each object."""
         ends = time.monotonic() + STEP_SECONDS
-        if self.target.at_once == 1:
-            return self._send_in_order(changes, ends)
         objects: dict[tuple[str, str], list[ChangeToSend]] = {}
         for change in changes:
             objects.setdefault(change.object_key, []).append(change)
-        with ThreadPoolExecutor(self.target.at_once, "hook") as pool:
+        with ThreadPoolExecutor(CONCURRENT_CALLS, "hook") as pool:
             groups = pool.map(lambda group: self._send_in_order(group, ends), objects.values())
             return {id: error for results in groups for id, error in results.items()}
 
