@@ -38,8 +38,6 @@ class Severity(StrEnum):
 ORDER = tuple(Severity)
 COLORS = {Severity.OK: "good", Severity.WARNING: "warn", Severity.PROBLEM: "bad"}
 """The class of each severity in the pages' style sheet: green, amber, red."""
-URGENCY = {Severity.WARNING: "ticket", Severity.PROBLEM: "page"}
-"""The label `severity` of an alert rule."""
 
 
 def worst(severities: Iterable[Severity]) -> Severity:
