@@ -18,10 +18,10 @@ LAYERS: list[set[str]] = [
     {"models", *(f"worker.{name}" for name in ("backoff", "errors", "group_commit", "logs"))},
     {"worker.audit", "worker.decision", "worker.leases", "worker.private_files", "worker.redis_client"},
     {
-        *(f"worker.{name}" for name in ("kinds", "metrics", "operator_sessions", "queue", "runs")),
+        *(f"worker.{name}" for name in ("error_handling", "kinds", "operator_sessions", "queue", "runs")),
         *("worker.settings", "worker.workos_api"),
     },
-    {"worker.mirror"},
+    {"worker.metrics", "worker.mirror"},
     {"worker.hooks", "worker.inbox", "worker.provisioning"},
     {"worker.bootstrap", "worker.repair"},
     {"worker.processes", "worker.reports"},

@@ -11,8 +11,6 @@ from typing import NoReturn
 
 import click
 from redis.exceptions import RedisError
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from models import database
 from worker import redis_client
@@ -67,7 +65,7 @@ class Commands(click.Group):
         except RedisError as error:
             saw, remedy = redis_client.what_is_wrong(error)
             _fail(f"REDIS_URL: Redis {saw}; {remedy}", ConfigurationError.exit_code)
-        except (DBAPIError, PoolTimeoutError) as error:
+        except database.DATABASE_ERRORS as error:
             saw, remedy = database.what_is_wrong(error)
             _fail(f"DATABASE_URL: {saw}; {remedy}", ConfigurationError.exit_code)
         except Exception as error:

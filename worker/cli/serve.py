@@ -27,9 +27,10 @@ from worker.bootstrap import (
     require_redis_version,
 )
 from worker.cli.shared import logging_settings, open_database, until_stopped
+from worker.error_handling import describe
 from worker.errors import ConfigurationError, WorkOSError
 from worker.hooks import follow
-from worker.metrics import Counters, Place, describe
+from worker.metrics import Counters, Place
 from worker.mirror import auto_join_policy, role_map
 from worker.processes import lane
 from worker.processes.clock import PeriodicTask, heartbeat, ring_if_waiting, run, sweep
