@@ -23,7 +23,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from worker.error_handling import describe, is_expected
 from worker.errors import stack_of, unexpected
-from worker.redis_client import STOPPING
+from worker.redis_client import INTERRUPTS
 
 log = structlog.get_logger()
 
@@ -123,7 +123,7 @@ class Counters:
         """
         try:
             yield
-        except STOPPING:
+        except INTERRUPTS:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller goes on
             if is_expected(error):

@@ -33,7 +33,7 @@ PROBE = "workos-sync:probe"
 PROBE_MS = 1_000
 OLDEST_REDIS = (6, 2)
 """RQ needs BLMOVE, which is new in Redis 6.2. Every Valkey has it, and reports Redis 7.2.4 or newer."""
-STOPPING = (StopRequested, BaseTimeoutException)
+INTERRUPTS = (StopRequested, BaseTimeoutException)
 """Raised into whatever code is running, by a signal. They say nothing about Redis."""
 
 
@@ -172,7 +172,7 @@ def _converted(connection: Connection) -> Iterator[None]:
     """Turn any other exception into a `ConnectionError`, and note on each error which server it is about."""
     try:
         yield
-    except STOPPING:
+    except INTERRUPTS:
         raise
     except RedisError as error:
         if not hasattr(error, "__notes__"):

@@ -179,7 +179,7 @@ def test_killed_process_is_replaced_and_change_is_sent_again(
 
 def test_slow_call_keeps_lease(one_engine: Engine, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "LEASE_SECONDS", 0.6)
-    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "RENEWAL_SECONDS", 0.05)
     apply_events(one_engine, [person("user_1")])
     (first,) = ids_of(one_engine)
 

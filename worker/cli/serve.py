@@ -43,7 +43,7 @@ from worker.settings import Settings, load_settings
 
 log = structlog.get_logger()
 
-HEARTBEAT_SECONDS = 5.0
+CLOCK_HEARTBEAT_SECONDS = 5.0
 """Maximum interval between two heartbeats of the clock, in seconds."""
 COUNTS_SECONDS = 300.0
 """Interval at which missing members and workspaces without an admin are counted, in seconds."""
@@ -172,7 +172,7 @@ def periodic_tasks(services: Services, ensure_redis: Callable[[], object]) -> li
     engine, settings = services.engine, services.settings
     tasks = [
         PeriodicTask("redis", settings.sweep_seconds, ensure_redis),
-        PeriodicTask("heartbeat", min(settings.sweep_seconds, HEARTBEAT_SECONDS), partial(heartbeat, engine)),
+        PeriodicTask("heartbeat", min(settings.sweep_seconds, CLOCK_HEARTBEAT_SECONDS), partial(heartbeat, engine)),
         PeriodicTask("sweep", settings.sweep_seconds, partial(sweep, engine, services.bell)),
         PeriodicTask("schedule", settings.repair_seconds, partial(schedule, engine, settings)),
         PeriodicTask("watch", settings.repair_seconds, partial(watch, engine, services.repair_bell)),
