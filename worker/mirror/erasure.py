@@ -218,7 +218,8 @@ class _Search:
                 or self._mentions(act.reason)
             )
         ]
-        details = [act.id for act in acts if act.details and self._has_address(act.details)]
+        addresses = {act.id: mentions(orjson.dumps(act.details)).addresses for act in acts if act.details}
+        details = [id for id, found in addresses.items() if not found.isdisjoint(self._addresses)]
         of_runs = [run.id for run in runs if self._mentions(run.reason or "")]
         if reasons or details or of_runs:
             in_transaction(self._engine, _blank_reasons, reasons, details, of_runs)
@@ -227,9 +228,6 @@ class _Search:
     def without_mention(self, reason: str | None) -> str | None:
         """Return a reason, or None if it mentions one of the users."""
         return None if reason is None or self._mentions(reason) else reason
-
-    def _has_address(self, details: JsonObject) -> bool:
-        return not self._addresses.isdisjoint(mentions(orjson.dumps(details)).addresses)
 
     def _is_named(self, event_id: str, body: bytes) -> bool:
         found = mentions(body)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import NamedTuple
 
 from models.tables import JoinState, RunStatus
@@ -58,7 +59,7 @@ class Condition:
 
     Attributes:
         name: for metrics, alerts and programs.
-        severity: how bad it is at worst.
+        severity: how bad it is at worst; a problem unless given.
         milder: whether it may also be a warning only.
         concerns_mirror: whether the mirror may be wrong or out of date while the condition holds as a problem.
         measured: what is measured, and from which value on the condition holds.
@@ -70,7 +71,7 @@ class Condition:
     """
 
     name: str
-    severity: Severity
+    severity: Severity = Severity.PROBLEM
     measured: str
     measure: Callable[[Health], Iterable[Found]]
     sentence: str
@@ -160,14 +161,9 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2]) or "0 s"
 
 
-def _redis_away(health: Health) -> list[Found]:
+def _redis(health: Health, *, is_replica: bool) -> list[Found]:
     trouble = health.redis
-    return [] if trouble is None or trouble.is_replica else [Found(trouble._asdict())]
-
-
-def _redis_replica(health: Health) -> list[Found]:
-    trouble = health.redis
-    return [Found(trouble._asdict())] if trouble is not None and trouble.is_replica else []
+    return [Found(trouble._asdict())] if trouble is not None and trouble.is_replica is is_replica else []
 
 
 def _no_worker(health: Health) -> list[Found]:
@@ -205,25 +201,21 @@ def _backfilling(health: Health) -> list[Found]:
     return _when(health.mirror["state"] != "current", saw=saw, remedy=remedy)
 
 
-def _refused(*reasons: str) -> Callable[[Health], list[Found]]:
-    """Return the measure of deliveries refused for these reasons since the last valid one.
+def _refused(health: Health, *reasons: str) -> list[Found]:
+    """Measure the deliveries refused for these reasons since the last valid one.
 
     They are a problem if WorkOS's deliveries are certainly among them: no delivery was ever valid with the present
     secrets, or the events API shows that webhooks are missing. Otherwise anybody may have sent them, so that a sender
     who is not WorkOS cannot turn a working installation red.
     """
-
-    def measure(health: Health) -> list[Found]:
-        counts = {reason: count for reason in reasons if (count := (health.refused or {}).get(reason))}
-        certain = not health.secret_verified or health.missed >= MIN_MISSED
-        return _when(
-            bool(counts),
-            Severity.PROBLEM if certain else Severity.WARNING,
-            number=_number(sum(counts.values()), "delivery was", "deliveries were"),
-            by_reason=", ".join(f"{count} {reason}" for reason, count in counts.items()),
-        )
-
-    return measure
+    counts = {reason: count for reason in reasons if (count := (health.refused or {}).get(reason))}
+    certain = not health.secret_verified or health.missed >= MIN_MISSED
+    return _when(
+        bool(counts),
+        Severity.PROBLEM if certain else Severity.WARNING,
+        number=_number(sum(counts.values()), "delivery was", "deliveries were"),
+        by_reason=", ".join(f"{count} {reason}" for reason, count in counts.items()),
+    )
 
 
 def _resync_late(health: Health) -> list[Found]:
@@ -259,8 +251,8 @@ def _hook_lagging(health: Health) -> Iterator[Found]:
             yield Found({"hook": hook.name, "behind": behind, "waited": waited, "tried": tried})
 
 
-def _joins(state: JoinState) -> Callable[[Health], list[Found]]:
-    return lambda health: _count(health.joins.get(state, 0), "join was", "joins were")
+def _joins(health: Health, state: JoinState) -> list[Found]:
+    return _count(health.joins.get(state, 0), "join was", "joins were")
 
 
 def _unmapped_roles(health: Health) -> list[Found]:
@@ -271,25 +263,22 @@ def _unmapped_roles(health: Health) -> list[Found]:
 CONDITIONS = (
     Condition(
         name="redis_away",
-        severity=Severity.PROBLEM,
         measured="Redis refuses or does not answer a write.",
-        measure=_redis_away,
+        measure=partial(_redis, is_replica=False),
         sentence="Redis {saw}",
         remedy="{remedy}",
         section="Redis does not answer",
     ),
     Condition(
         name="redis_replica",
-        severity=Severity.PROBLEM,
         measured="Redis answers a write as a server that is not the primary.",
-        measure=_redis_replica,
+        measure=partial(_redis, is_replica=True),
         sentence="Redis {saw}",
         remedy="{remedy}",
         section="Redis is a replica",
     ),
     Condition(
         name="no_worker",
-        severity=Severity.PROBLEM,
         measured="A lane that the settings need has no worker.",
         measure=_no_worker,
         sentence="no worker is running{lanes}",
@@ -298,7 +287,6 @@ CONDITIONS = (
     ),
     Condition(
         name="queued_without_worker",
-        severity=Severity.PROBLEM,
         measured="Jobs are queued in a lane without a worker.",
         measure=_queued_without_worker,
         sentence="{jobs} {verb} in the lane {lane}, which has no worker",
@@ -307,7 +295,6 @@ CONDITIONS = (
     ),
     Condition(
         name="no_clock",
-        severity=Severity.PROBLEM,
         measured=f"The clock's last heartbeat is more than {CLOCK_SECONDS} s old, or there was none.",
         measure=_no_clock,
         sentence="{since}",
@@ -316,7 +303,6 @@ CONDITIONS = (
     ),
     Condition(
         name="failed_events",
-        severity=Severity.PROBLEM,
         measured="Events have failed.",
         measure=lambda health: _count(health.failed, "event"),
         sentence="{number} failed",
@@ -326,7 +312,6 @@ CONDITIONS = (
     ),
     Condition(
         name="overdue",
-        severity=Severity.PROBLEM,
         measured=f"The oldest pending event has waited for more than {OVERDUE_SECONDS} s.",
         measure=lambda health: _when(
             health.oldest_pending_seconds > OVERDUE_SECONDS, waited=duration(health.oldest_pending_seconds)
@@ -338,7 +323,6 @@ CONDITIONS = (
     ),
     Condition(
         name="backfilling",
-        severity=Severity.PROBLEM,
         measured="The first resync and catch-up have not finished.",
         measure=_backfilling,
         sentence="{saw}",
@@ -348,7 +332,6 @@ CONDITIONS = (
     ),
     Condition(
         name="silent",
-        severity=Severity.PROBLEM,
         measured="No webhook has come for longer than usual, although the events API has newer events.",
         measure=lambda health: _when(health.silent_seconds is not None, waited=duration(health.silent_seconds or 0.0)),
         sentence="no webhook for {waited}, although the events API has newer events",
@@ -358,9 +341,8 @@ CONDITIONS = (
     ),
     Condition(
         name="signatures_refused",
-        severity=Severity.PROBLEM,
         measured="Deliveries with a wrong or missing signature since the last valid delivery.",
-        measure=_refused("mismatch", "missing"),
+        measure=lambda health: _refused(health, "mismatch", "missing"),
         sentence="{number} refused for the signature since the last valid one ({by_reason})",
         remedy=(
             "set WORKOS_WEBHOOK_SECRETS to the endpoint's secret and restart web; "
@@ -371,9 +353,8 @@ CONDITIONS = (
     ),
     Condition(
         name="time_refused",
-        severity=Severity.PROBLEM,
         measured="Rightly signed deliveries refused for their time since the last valid delivery.",
-        measure=_refused("time"),
+        measure=lambda health: _refused(health, "time"),
         sentence="{number} refused for the time of the signature since the last valid one",
         remedy="check this machine's clock with workos-sync doctor, or raise WEBHOOK_TOLERANCE_SECONDS",
         section="Deliveries are refused because of their time",
@@ -381,9 +362,8 @@ CONDITIONS = (
     ),
     Condition(
         name="address_refused",
-        severity=Severity.PROBLEM,
         measured="Deliveries refused by address since the last valid delivery.",
-        measure=_refused("address"),
+        measure=lambda health: _refused(health, "address"),
         sentence="{number} refused for the sender's address since the last valid one",
         remedy="compare WEBHOOK_ALLOWED_IPS and TRUSTED_PROXY_HOPS with WorkOS's addresses and your proxies",
         section="Deliveries are refused because of their address",
@@ -391,9 +371,8 @@ CONDITIONS = (
     ),
     Condition(
         name="unknown_path",
-        severity=Severity.PROBLEM,
         measured="Posts with a WorkOS signature to paths that do not exist since the last valid delivery.",
-        measure=_refused("path"),
+        measure=lambda health: _refused(health, "path"),
         sentence="{number} sent to a path that does not exist since the last valid one",
         remedy="compare the endpoint's URL in WorkOS with WEBHOOK_PATH_TOKEN; workos-sync doctor shows the path",
         section="Deliveries go to a wrong path",
@@ -401,7 +380,6 @@ CONDITIONS = (
     ),
     Condition(
         name="withheld_deletions",
-        severity=Severity.PROBLEM,
         measured="The last full resync withholds deletions that nobody has approved.",
         measure=_withheld_deletions,
         sentence="resync {run} withholds {number}",
@@ -411,7 +389,6 @@ CONDITIONS = (
     ),
     Condition(
         name="resync_late",
-        severity=Severity.PROBLEM,
         measured="The last full resync that was done is older than twice RESYNC_SECONDS.",
         measure=_resync_late,
         sentence="the last full resync that was done is {age} old",
@@ -431,7 +408,6 @@ CONDITIONS = (
     ),
     Condition(
         name="hook_failed",
-        severity=Severity.PROBLEM,
         measured="A hook refused deliveries HOOK_ATTEMPTS times.",
         measure=lambda health: [
             Found({"deliveries": _number(hook.failed, "delivery", "deliveries"), "hook": hook.name})
@@ -446,7 +422,6 @@ CONDITIONS = (
     ),
     Condition(
         name="hook_missed",
-        severity=Severity.PROBLEM,
         measured="A hook missed changes that retention deleted.",
         measure=lambda health: [Found({"hook": hook.name, "why": hook.missed}) for hook in health.hooks if hook.missed],
         sentence="the hook {hook} missed changes: {why}",
@@ -457,7 +432,6 @@ CONDITIONS = (
     ),
     Condition(
         name="hook_unsupported",
-        severity=Severity.PROBLEM,
         measured="HOOKS names a Python function, which is not called.",
         measure=lambda health: [Found({"hook": name}) for name in health.python_hooks],
         sentence="the hook {hook} is a Python function and is not called",
@@ -480,7 +454,7 @@ CONDITIONS = (
         name="join_undone",
         severity=Severity.WARNING,
         measured="Joins were undone.",
-        measure=_joins(JoinState.UNDONE),
+        measure=partial(_joins, state=JoinState.UNDONE),
         sentence="{number} undone because an inactive membership had been reactivated",
         remedy="run workos-sync auto-join joins --state undone",
         section="A join failed or was undone",
@@ -490,7 +464,7 @@ CONDITIONS = (
         name="join_failed",
         severity=Severity.WARNING,
         measured="WorkOS refused to create memberships.",
-        measure=_joins(JoinState.FAILED),
+        measure=partial(_joins, state=JoinState.FAILED),
         sentence="{number} refused by WorkOS",
         remedy="run workos-sync auto-join joins --state failed",
         section="A join failed or was undone",
