@@ -20,17 +20,7 @@ from models.tables import JoinState
 from worker.bootstrap import Services
 from worker.error_handling import is_expected
 from worker.kinds import READERS
-from worker.metrics import (
-    ACCEPTED_TO_APPLIED,
-    BUCKETS,
-    INFINITY,
-    REFUSALS,
-    UNEXPECTED,
-    Name,
-    Place,
-    counted,
-    noted,
-)
+from worker.metrics import ACCEPTED_TO_APPLIED, BUCKETS, INFINITY, REFUSALS, UNEXPECTED, Name, Place, counted, noted
 from worker.redis_client import require_writable
 from worker.reports.conditions import CONDITIONS
 from worker.reports.verdict import Verdict, judge

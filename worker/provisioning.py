@@ -100,7 +100,7 @@ class Undo(NamedTuple):
     membership_id: str
 
 
-Verdict: TypeAlias = Create | Close | Undo | None
+NextStep: TypeAlias = Create | Close | Undo | None
 """What to do about a join. None: wait until more events are applied."""
 
 
@@ -202,7 +202,7 @@ def _make_due(tx: Connection) -> None:
     tx.execute(update(Join).where(Join.state == JoinState.PENDING, *soon, received).values(due_at=db_now()))
 
 
-def _judge(tx: Connection, join: ClaimedJoin) -> Verdict:
+def _next_step(tx: Connection, join: ClaimedJoin) -> NextStep:
     """Return what to do about a join, going by the mirror."""
     columns = (MirrorState.auto_join, MirrorState.role_map, MirrorState.complete_to, MirrorState.backfilled_at)
     mode, role_map, complete_to, backfilled_at = tx.execute(select(*columns)).one()
@@ -219,10 +219,10 @@ def _judge(tx: Connection, join: ClaimedJoin) -> Verdict:
         return Close(JoinState.JOINED, f"a member already: {membership.id}")
     if (reason := _block_reason(tx, join)) is not None:
         return Close(JoinState.BLOCKED, reason)
-    return switched_off or _judge_role(tx, join, role_map, unblocked)
+    return switched_off or _step_by_role(tx, join, role_map, unblocked)
 
 
-def _judge_role(tx: Connection, join: ClaimedJoin, role_map: RoleMap, unblocked: frozenset[str]) -> Create | Close:
+def _step_by_role(tx: Connection, join: ClaimedJoin, role_map: RoleMap, unblocked: frozenset[str]) -> Create | Close:
     """Return the create with the person's role, or why they do not qualify."""
     domain = auto_join_domains.c
     joining = eligible().where(domain.organization_id == join.organization_id, User.id == join.user_id)
@@ -254,7 +254,7 @@ def _block_reason(tx: Connection, join: ClaimedJoin) -> str | None:
     return tx.execute(query.limit(1)).scalar_one_or_none()
 
 
-def _judge_membership(join: ClaimedJoin, found: object, unblocked: frozenset[str]) -> Close | Undo | None:
+def _step_by_membership(join: ClaimedJoin, found: object, unblocked: frozenset[str]) -> Close | Undo | None:
     """Return what to do about a membership that WorkOS shows; None if it allows a create."""
     if not isinstance(found, dict) or not isinstance(id := found.get("id"), str):
         raise WorkOSError("a membership without an id")
@@ -326,34 +326,34 @@ class Provisioner:
             if join.state == JoinState.UNDO:
                 return self._undo(join)
             with read_transaction(self.engine) as tx:
-                verdict = _judge(tx, join)
-            if isinstance(verdict, Create):
-                verdict = self._create_if_allowed(join, verdict)
-            return self._follow(join, verdict)
+                step = _next_step(tx, join)
+            if isinstance(step, Create):
+                step = self._create_if_allowed(join, step)
+            return self._carry_out(join, step)
         except (InvalidApiKeyError, RedisError):
             raise
         except Exception as error:  # noqa: BLE001 - one join must not stop the others
             return self._record_failure(join, error)
 
-    def _create_if_allowed(self, join: ClaimedJoin, wanted: Create) -> Verdict:
+    def _create_if_allowed(self, join: ClaimedJoin, wanted: Create) -> NextStep:
         """Create a membership if, after a listing, nothing speaks against it; return what to do next."""
         deadline = time.monotonic() + SEND_SECONDS
         listing = self.workos.memberships_of(join.organization_id, join.user_id)
         for found in listing.items:
-            if (objection := _judge_membership(join, found, wanted.unblocked)) is not None:
+            if (objection := _step_by_membership(join, found, wanted.unblocked)) is not None:
                 return objection
-        verdict = in_transaction(self.engine, self._record_attempt, join, listing.read_at)
-        if not isinstance(verdict, Create):
-            return verdict
-        created = self.workos.create_membership(join.organization_id, join.user_id, verdict.role, deadline)
+        step = in_transaction(self.engine, self._record_attempt, join, listing.read_at)
+        if not isinstance(step, Create):
+            return step
+        created = self.workos.create_membership(join.organization_id, join.user_id, step.role, deadline)
         attempted = join._replace(attempted_at=listing.read_at)
-        return _judge_membership(attempted, created | {"status": "active"}, verdict.unblocked)
+        return _step_by_membership(attempted, created | {"status": "active"}, step.unblocked)
 
-    def _record_attempt(self, tx: Connection, join: ClaimedJoin, listed_at: datetime) -> Verdict:
-        """Judge again after the listing; record the attempt if a membership is to be created."""
-        verdict = _judge(tx, join)
-        if not isinstance(verdict, Create):
-            return verdict
+    def _record_attempt(self, tx: Connection, join: ClaimedJoin, listed_at: datetime) -> NextStep:
+        """Decide again after the listing; record the attempt if a membership is to be created."""
+        step = _next_step(tx, join)
+        if not isinstance(step, Create):
+            return step
         complete_from = listed_at - self.lag
         fresh = MirrorState.complete_to >= complete_from - APPLY_ALLOWANCE
         if tx.execute(select(MirrorState.id).where(fresh)).one_or_none() is None:
@@ -363,13 +363,13 @@ class Provisioner:
         # Before the call: whatever its result, the next attempt starts over.
         attempt = {"attempted_at": listed_at, "complete_from": None, "due_at": db_now_plus(CLAIM_SECONDS)}
         still_claimed = tx.execute(_update_claimed(join).values(**attempt, attempts=Join.attempts + 1)).rowcount > 0
-        return verdict if still_claimed else None
+        return step if still_claimed else None
 
-    def _follow(self, join: ClaimedJoin, verdict: Verdict) -> bool:
-        """Carry out a verdict other than `Create`; return whether the join is closed."""
-        match verdict:
+    def _carry_out(self, join: ClaimedJoin, step: NextStep) -> bool:
+        """Carry out a step other than `Create`; return whether the join is closed."""
+        match step:
             case Close():
-                return self._close(join, verdict)
+                return self._close(join, step)
             case Undo(membership_id):
                 undone = self._write(join, {"state": JoinState.UNDO, "membership_id": membership_id})
                 return undone and self._undo(join._replace(membership_id=membership_id))

@@ -18,14 +18,7 @@ from models.database import in_transaction
 from models.public_domains import refresh
 from models.tables import AutoJoinMode
 from worker import provisioning
-from worker.bootstrap import (
-    Services,
-    build_services,
-    endpoint_redis,
-    lanes_of,
-    require_migrated,
-    require_redis_version,
-)
+from worker.bootstrap import Services, build_services, endpoint_redis, lanes_of, require_migrated, require_redis_version
 from worker.cli.shared import logging_settings, open_database, until_stopped
 from worker.error_handling import describe
 from worker.errors import ConfigurationError, WorkOSError

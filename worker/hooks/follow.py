@@ -56,11 +56,7 @@ def behind(engine: Engine, names: Iterable[str]) -> bool:
 
 
 def follow(
-    engine: Engine,
-    name: str,
-    target: Target,
-    attempts: int,
-    stopping: Callable[[], bool] = lambda: False,
+    engine: Engine, name: str, target: Target, attempts: int, stopping: Callable[[], bool] = lambda: False
 ) -> None:
     """Send a hook the changes it has not received, unless another process does so already.
 
