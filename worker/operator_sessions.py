@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, Connection, Engine, delete, insert, or_, select, update
 
-from models.database import in_transaction, read_transaction, write_transaction
+from models.database import in_transaction, read_transaction, transactional, write_transaction
 from models.tables import Action, OperatorSession, Via
 from models.types import db_now, db_now_plus
 from worker import audit
@@ -49,12 +49,9 @@ def record_activity(engine: Engine, id: str) -> None:
         tx.execute(update(OperatorSession).where(*stale).values(seen_at=db_now()))
 
 
-def sign_out(engine: Engine, id: str, who: str) -> None:
+@transactional
+def sign_out(tx: Connection, id: str, who: str) -> None:
     """End the session with this id. Every copy of its cookie stops working at once."""
-    in_transaction(engine, _sign_out, id, who)
-
-
-def _sign_out(tx: Connection, id: str, who: str) -> None:
     if tx.execute(delete(OperatorSession).where(OperatorSession.id_hash == _hash(id))).rowcount:
         audit.note(tx, audit.Actor(who, Via.PAGE), Action.SIGN_OUT)
 

@@ -17,7 +17,7 @@ import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import ColumnElement, Connection, Engine, delete, select, update
 
-from models.database import delete_some, in_transaction, is_transient, read_transaction
+from models.database import delete_some, in_transaction, is_transient, read_transaction, transactional
 from models.outcomes import Finding
 from models.tables import Action, DriftAction, Listing, MirrorState, Phase, Read, Run, RunStatus, Seen, Task
 from models.types import db_now
@@ -76,7 +76,8 @@ class Extent(TypedDict, total=False):
     """Only carry out the deletions that the run with this id withheld."""
 
 
-def start(engine: Engine, actor: audit.Actor, **extent: Unpack[Extent]) -> str:
+@transactional
+def start(tx: Connection, actor: audit.Actor, **extent: Unpack[Extent]) -> str:
     """Create a resync for `actor` and return its id. If one of the same extent is unfinished, it is resumed instead.
 
     Raises:
@@ -85,10 +86,6 @@ def start(engine: Engine, actor: audit.Actor, **extent: Unpack[Extent]) -> str:
         UnknownIdError: the run `approves` does not exist.
         OperatorError: the run `approves` withheld nothing.
     """
-    return in_transaction(engine, _resume_or_create, actor, extent)
-
-
-def _resume_or_create(tx: Connection, actor: audit.Actor, extent: Extent) -> str:
     same = {"organization_id": None, "dry_run": False, "approves": None} | extent
     unfinished = select(Run.id).where(Run.task == Task.RESYNC, RUNS.is_free()).filter_by(**same)
     resumed = tx.execute(unfinished).scalars().first()
