@@ -2,13 +2,13 @@
 
 import hashlib
 import secrets
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from sqlalchemy import ColumnElement, Connection, Engine, delete, insert, or_, select, update
 
 from models.database import in_transaction, read_transaction, transactional, write_transaction
 from models.tables import Action, OperatorSession, Via
-from models.types import db_now, db_now_plus
+from models.types import db_ago, db_now
 from worker import audit
 
 LIFETIME = timedelta(hours=12)
@@ -41,7 +41,7 @@ def signed_in(engine: Engine, id: str) -> str | None:
 
 def record_activity(engine: Engine, id: str) -> None:
     """Record that the operator is active now, unless that was recorded within the last minute."""
-    stale = (OperatorSession.id_hash == _hash(id), OperatorSession.seen_at < _ago(SEEN_EVERY), ~_ended())
+    stale = (OperatorSession.id_hash == _hash(id), OperatorSession.seen_at < db_ago(SEEN_EVERY), ~_ended())
     with read_transaction(engine) as tx:
         if tx.execute(select(OperatorSession.id_hash).where(*stale)).one_or_none() is None:
             return
@@ -57,11 +57,7 @@ def sign_out(tx: Connection, id: str, who: str) -> None:
 
 
 def _ended() -> ColumnElement[bool]:
-    return or_(OperatorSession.created_at <= _ago(LIFETIME), OperatorSession.seen_at <= _ago(IDLE))
-
-
-def _ago(period: timedelta) -> ColumnElement[datetime]:
-    return db_now_plus(-period.total_seconds())
+    return or_(OperatorSession.created_at <= db_ago(LIFETIME), OperatorSession.seen_at <= db_ago(IDLE))
 
 
 def _hash(id: str) -> str:

@@ -15,7 +15,7 @@ from models.addresses import comparable
 from models.bulk import is_any_of
 from models.database import in_transaction, read_transaction
 from models.tables import Action, Audit, Cause, Change, Drift, Event, EventStatus, HookDelivery, Run, UserAddress, Via
-from models.types import JsonObject, db_now, db_now_plus, inline_literal
+from models.types import JsonObject, db_ago, db_now, inline_literal
 from models.views import auto_join_blocks
 from worker import audit
 from worker.decision.mentions import Mentions, mentions
@@ -74,8 +74,8 @@ def erase_deleted(engine: Engine, period: timedelta, stopping: Callable[[], bool
 
     If `stopping` returns True, the work ends early, and the next call erases the remaining users.
     """
-    ago = db_now_plus(-period.total_seconds())
-    due = select(User.id).where(User.deleted_by.is_not(None), ~User.erased, User.touched_at < ago).limit(MAX_USERS)
+    old = User.touched_at < db_ago(period)
+    due = select(User.id).where(User.deleted_by.is_not(None), ~User.erased, old).limit(MAX_USERS)
 
     def stop_if_asked(_searched: int) -> None:
         if stopping():
