@@ -43,7 +43,7 @@ class Version:
     @property
     def from_api(self) -> bool:
         """Whether the state was read from the API, not sent in an event."""
-        return self.event_id == NO_EVENT
+        return not self.event_id
 
     def ties(self, other: "Version") -> bool:
         """Return whether this is the version of another event, with the same times."""
