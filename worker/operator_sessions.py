@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from sqlalchemy import ColumnElement, Connection, Engine, delete, insert, or_, select, update
 
-from models.database import in_transaction, read_transaction, transactional, write_transaction
+from models.database import read_transaction, transactional, write_transaction
 from models.tables import Action, OperatorSession, Via
 from models.types import db_ago, db_now
 from worker import audit
@@ -19,17 +19,14 @@ SEEN_EVERY = timedelta(minutes=1)
 """Activity is written at most this often."""
 
 
-def sign_in(engine: Engine, who: str, address: str | None) -> str:
-    """Begin a session of the operator `who`, and return its secret id, to be kept in a cookie."""
+@transactional
+def sign_in(tx: Connection, who: str, address: str | None) -> str:
+    """Start a session of the operator `who`, and return its secret id, to be kept in a cookie."""
     id = secrets.token_urlsafe(32)
-    in_transaction(engine, _sign_in, id, who, address)
-    return id
-
-
-def _sign_in(tx: Connection, id: str, who: str, address: str | None) -> None:
     tx.execute(delete(OperatorSession).where(_ended()))
     tx.execute(insert(OperatorSession).values(id_hash=_hash(id), who=who))
     audit.note(tx, audit.Actor(who, Via.PAGE), Action.SIGN_IN, address=address)
+    return id
 
 
 def signed_in(engine: Engine, id: str) -> str | None:
