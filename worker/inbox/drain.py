@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from models.bulk import is_any_of, update_rows
 from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, in_transaction, is_transient, what_is_wrong
 from models.outcomes import Outcome
-from models.tables import Batch, Cause, Event, EventStatus, Mirror
+from models.tables import Batch, Cause, Event, EventStatus, MirrorState
 from models.types import Record, db_now, db_now_plus, inline_literal
 from worker.backoff import backoff
 from worker.decision.payload import clean
@@ -387,7 +387,7 @@ def _inbox_events(
 
 def _role_map(tx: Connection) -> RoleMap:
     # A shared lock, so that a new role map waits for batches that use the old one.
-    roles: RoleMap = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
+    roles: RoleMap = tx.execute(select(MirrorState.role_map).with_for_update(read=True)).scalar_one()
     return roles
 
 
