@@ -53,10 +53,10 @@ def listen(settings: Settings) -> list[socket.socket]:
     all of them open, so that connections to a process that died wait for the next one.
 
     Raises:
-        ConfigurationError: the port cannot be used.
+        ConfigurationError: the port cannot be used, or LISTEN_FDS names something else.
     """
-    if settings.listen_fds and settings.listen_pid == os.getpid():
-        sockets = [socket.socket(fileno=FIRST_SOCKET + place) for place in range(settings.listen_fds)]
+    if settings.listen_fds:
+        sockets = [_opened(FIRST_SOCKET + place) for place in range(settings.listen_fds)]
     else:
         try:
             with socket.socket() as free:  # without SO_REUSEPORT it refuses a port that another `web` uses
@@ -72,6 +72,17 @@ def listen(settings: Settings) -> list[socket.socket]:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1_000)
     return sockets
+
+
+def _opened(descriptor: int) -> socket.socket:
+    try:
+        opened = socket.socket(fileno=descriptor)
+        listens = opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError:
+        listens = False
+    if not listens:
+        raise ConfigurationError(f"LISTEN_FDS: descriptor {descriptor} is no listening socket; only systemd sets it")
+    return opened
 
 
 def _reusing(address: tuple[str, int]) -> socket.socket:
