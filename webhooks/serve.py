@@ -77,12 +77,11 @@ def listen(settings: Settings) -> list[socket.socket]:
 def _opened(descriptor: int) -> socket.socket:
     try:
         opened = socket.socket(fileno=descriptor)
-        listens = opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return opened
     except OSError:
-        listens = False
-    if not listens:
-        raise ConfigurationError(f"LISTEN_FDS: descriptor {descriptor} is no listening socket; only systemd sets it")
-    return opened
+        pass
+    raise ConfigurationError(f"LISTEN_FDS: descriptor {descriptor} is no listening socket; only systemd sets it")
 
 
 def _reusing(address: tuple[str, int]) -> socket.socket:
