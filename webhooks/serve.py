@@ -68,7 +68,8 @@ def listen(settings: Settings) -> list[socket.socket]:
             reason = f"PORT {settings.port} cannot be used: {os.strerror(error.errno or 0)}; choose another port"
             raise ConfigurationError(reason) from error
     for opened in sockets:
-        # Connections inherit both options. Otherwise clients that vanish or never read would keep theirs for ever.
+        # Connections inherit these. Without the last two, clients that vanish or never read would keep theirs for ever.
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1_000)
     return sockets
