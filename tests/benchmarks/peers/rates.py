@@ -1,0 +1,96 @@
+"""Peer: events acknowledged and applied per second, their latency and their cost, beside two peers.
+
+The load generator is that of `acknowledge`. Beside it a probe sends 20 events a second and watches for their rows.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import count
+
+from tests.benchmarks.deliveries import GENERATOR, send, send_for
+from tests.benchmarks.peers.meter import Meter
+from tests.benchmarks.peers.node import NODE
+from tests.benchmarks.peers.probe import Probe
+from tests.benchmarks.peers.running import all_running, available
+from tests.benchmarks.peers.system import System
+from tests.benchmarks.peers.versions import Feed
+from tests.benchmarks.runner import Mark, Row, Sample
+from tests.benchmarks.servers import Bench, on_server
+
+ACKNOWLEDGED, APPLIED = "acknowledged/s", "applied/s"
+P50, P99 = "p50 ms to 200", "p99 ms to 200"
+APPLIED_P50, APPLIED_P99 = "p50 ms to applied", "p99 ms to applied"
+CPU, POSTGRES_CPU = "CPU s per 1,000", "PostgreSQL CPU s per 1,000"
+WAL, MEMORY, FAILED = "WAL MB per 1,000", "PSS MB", "failed"
+"""Per 1,000 acknowledged events. CPU is that of PostgreSQL and Valkey too. PSS is the proportional memory of the
+system's processes, without PostgreSQL, when the last event is applied."""
+MOST_PER_SECOND = 9_000
+"""More than any of them takes, so that none is sent twice."""
+TARGETS = {(APPLIED, NODE): (1.0, None), (P99, NODE): (None, 1.5)}
+"""(figure, peer) → the least and the most that the ratio may be."""
+SHOWN = (ACKNOWLEDGED, APPLIED, P50, P99, APPLIED_P50, APPLIED_P99, CPU, POSTGRES_CPU, WAL, MEMORY)
+
+
+def rows(bench: Bench) -> Iterator[Row]:
+    """Yield ours beside the peers that can run here, for each number of connections."""
+    found = available(bench)
+    with all_running(bench, found.names) as systems:
+        contenders = {system.name: Load(bench, system) for system in systems}
+        for load in contenders.values():
+            load.warm_up()
+        peers: list[str | None] = [*found.peers] or [None]
+        marks = [Mark(FAILED, most=0), *(_mark(figure, peer) for figure in SHOWN for peer in peers)]
+        for connections in bench.size((16, 64), (4,)):
+            runs = {name: load.with_connections(connections) for name, load in contenders.items()}
+            yield Row(f"peer, {connections} connections, {GENERATOR}{found.note}", runs, marks)
+
+
+def _mark(figure: str, peer: str | None) -> Mark:
+    least, most = TARGETS.get((figure, peer or ""), (None, None))
+    return Mark(figure, peer, least=least, most=most)
+
+
+class Load:
+    """Sends ever newer versions of the same objects to one system."""
+
+    def __init__(self, bench: Bench, system: System) -> None:
+        self._bench, self._system = bench, system
+        self._feed = Feed(bench.size(5_000, 50))
+        self._probes = count()
+
+    def warm_up(self) -> None:
+        """Create all objects."""
+        versions = self._feed.take(self._feed.objects)
+        send(self._system.server.port, map(self._system.form.delivery, versions), connections=16)
+        self._system.wait_until_applied()
+
+    def with_connections(self, connections: int) -> Callable[[], Sample]:
+        """Return what measures over this number of connections."""
+        return lambda: self._measure(connections)
+
+    def _measure(self, connections: int) -> Sample:
+        seconds, system = self._bench.size(5, 1), self._system
+        deliveries = list(map(system.form.delivery, self._feed.take(seconds * MOST_PER_SECOND)))
+        on_server(self._bench.postgres, "CHECKPOINT")  # not while something is measured
+        meter = Meter(self._bench, system)
+        before = meter.used()
+        with Probe(system, self._probes) as probe:
+            sent = send_for(seconds, system.server.port, deliveries, connections)
+        backlog = system.wait_until_applied()
+        applied = probe.percentiles()
+        used, megabytes = meter.used() - before, meter.megabytes()
+        acknowledged = sent["sent"] - sent["failed"]
+        loaded = sent["sent"] / sent["deliveries/s"]
+        thousands = acknowledged / 1_000
+        return {
+            ACKNOWLEDGED: acknowledged / loaded,
+            APPLIED: acknowledged / (loaded + backlog),
+            P50: sent["p50 ms"],
+            P99: sent["p99 ms"],
+            APPLIED_P50: applied[0] * 1e3,
+            APPLIED_P99: applied[1] * 1e3,
+            CPU: (used.own + used.postgres) / thousands,
+            POSTGRES_CPU: used.postgres / thousands,
+            WAL: used.wal / 1e6 / thousands,
+            MEMORY: megabytes,
+            FAILED: sent["failed"],
+        }
