@@ -16,7 +16,7 @@ PYTHON_PACKAGES = (
     "httptools==0.9.0",
     "uvloop==0.23.0",
 )
-LONGEST_SECONDS = 120.0
+LONGEST_SECONDS = 60.0
 """For one command. Both take a few seconds if the registry answers."""
 
 

@@ -25,7 +25,10 @@ class Used:
 
 
 class Meter:
-    """Reads the resources of one system. PostgreSQL is shared, so the other systems must be idle."""
+    """Reads the resources of one system.
+
+    PostgreSQL is shared, so the other systems must be idle. The benchmark's own queries count too, for each system.
+    """
 
     def __init__(self, bench: Bench, system: System) -> None:
         self._system = system
