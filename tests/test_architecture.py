@@ -117,16 +117,25 @@ def test_imports_go_down_the_layers() -> None:
     assert wrong == [], "\n".join([*wrong, drawing()])
 
 
-def test_support_for_tests_imports_no_suite() -> None:
-    helpers = sorted((ROOT / "tests" / "support").rglob("*.py"))
-    assert len(helpers) > 10
-    wrong = {
+def imports_below(folder: str) -> list[tuple[str, str]]:
+    """Path and imported name, for each import in the files below `folder`."""
+    return [
         (str(path.relative_to(ROOT)), found)
-        for path in helpers
+        for path in sorted((ROOT / folder).rglob("*.py"))
         for found in imported(ast.parse(path.read_text()), ".".join(path.parent.relative_to(ROOT).parts))
-        if f"{found}.".startswith(tuple(f"{suite}." for suite in SUITES))
-    }
-    assert wrong == set()
+    ]
+
+
+def test_support_for_tests_imports_no_suite() -> None:
+    imports = imports_below("tests/support")
+    assert len({path for path, _ in imports}) > 10
+    assert [each for each in imports if f"{each[1]}.".startswith(tuple(f"{suite}." for suite in SUITES))] == []
+
+
+def test_tests_share_helpers_only_through_support() -> None:
+    imports = imports_below("tests")
+    assert any(found.startswith("tests.support.") for _, found in imports)
+    assert [each for each in imports if each[1].startswith("tests.") and ".test_" in each[1]] == []
 
 
 def test_errors_are_in_one_file_under_one_root() -> None:

@@ -30,6 +30,7 @@ from tests.support.conditions import (
     queued,
     resync_failed,
     resync_late,
+    stop_webhooks,
     unmapped,
     unread,
 )
@@ -75,15 +76,7 @@ def overdue(services: Services, endpoint: FlaskClient) -> None:
 def silent(services: Services, endpoint: FlaskClient) -> None:
     accept(endpoint, made("user.created"))
     apply_all(services.engine)
-    execute(services.engine, update(Event).values(webhook_at=db_now_plus(-7200), received_at=db_now_plus(-7200)))
-    rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api"} for n in range(3)]
-    times = {
-        "api_at": db_now_plus(-3600),
-        "occurred_at": db_now_plus(-3700),
-        "received_at": db_now_plus(-3600),
-        "status": "done",
-    }
-    in_transaction(services.engine, lambda tx: tx.execute(insert(Event).values(times), rows))
+    stop_webhooks(services.engine)
 
 
 def refused(number: int, **how: Any) -> Fault:

@@ -35,6 +35,19 @@ def users(sandbox: Sandbox, clock: Clock, number: int, seconds: float = 0.0) -> 
     return sandbox.world.events[first:]
 
 
+def signed_up(
+    engine: Engine, workos: WorkOSClient, sandbox: Sandbox, clock: Clock, number: int, seconds: float = 0.0
+) -> list[JSON]:
+    """Bind the database, create `number` users and let 90 seconds pass, so that the events API is complete.
+
+    Returns the events of the users.
+    """
+    begin(engine, workos)
+    events = users(sandbox, clock, number, seconds)
+    clock.advance(seconds=90)
+    return events
+
+
 def stored(engine: Engine) -> set[str]:
     return {row["id"] for row in rows(engine, Event)}
 

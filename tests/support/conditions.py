@@ -63,6 +63,14 @@ def gaps(services: Services, _endpoint: FlaskClient, number: int = 12) -> None:
     in_transaction(services.engine, lambda tx: tx.execute(insert(Event).values(times), rows))
 
 
+def stop_webhooks(engine: Engine, last: float = 7200, api: float = 3600) -> None:
+    """Make the last webhook `last` seconds old; `api` seconds ago only the events API returned three events."""
+    execute(engine, update(Event).values(webhook_at=db_now_plus(-last), received_at=db_now_plus(-last)))
+    rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api", "status": "done"} for n in range(3)]
+    times = {"api_at": db_now_plus(-api), "occurred_at": db_now_plus(-api - 60), "received_at": db_now_plus(-api)}
+    in_transaction(engine, lambda tx: tx.execute(insert(Event).values(times), rows))
+
+
 def drifted(number: int, finding: str, action: str) -> Fault:
     """Differences that the resync `run1` found. Withheld ones are about live users: only those are reported."""
 

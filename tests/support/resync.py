@@ -19,6 +19,7 @@ from tests.support.stories import store
 from worker.kinds import KINDS
 from worker.kinds.role import Role
 from worker.repair.environment import MARGIN
+from worker.repair.reads import work_due
 from worker.repair.resync.resync import Resync, start
 from worker.runs import lease
 from worker.workos_api.bucket import Buckets
@@ -126,6 +127,12 @@ def expire_lease(engine: Engine, run_id: str) -> None:
 def make_reads_due(engine: Engine) -> None:
     """Make every requested read due."""
     in_transaction(engine, lambda tx: tx.execute(update(Read).values(due_at=db_now_plus(-1))))
+
+
+def read_due(engine: Engine, workos: WorkOSClient) -> int:
+    """Make every requested read due, and read the objects; returns how many were read."""
+    make_reads_due(engine)
+    return work_due(engine, workos, lambda: False)
 
 
 def deliver(engine: Engine, events: Iterable[JSON]) -> None:

@@ -282,13 +282,19 @@ def test_decisions_that_need_confirmation(
     assert needs_confirmation(current, incoming, decide(current, incoming)[1]) is left
 
 
-@given(states, states, st.sampled_from([datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]))
+EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+
+@given(states, states, st.sampled_from([EARLIEST, LATEST]))
 @settings(deadline=None)
-def test_extreme_times_can_be_compared(current: State, incoming: State, edge: datetime) -> None:
-    version = replace(current.version, event_at=edge, event_id="")
-    current = replace(current, version=version)
-    for one, other in ((current, incoming), (incoming, current)):
-        assert needs_confirmation(one, other, decide(one, other)[1]) in {None, *ConfirmationReason}
+def test_only_an_event_after_the_read_needs_another_read(current: State, event: State, read_at: datetime) -> None:
+    """The first and the last time that a `datetime` can be are compared too."""
+    shown = replace(current, version=replace(current.version, event_at=read_at, event_id=""))
+    outcome = decide(shown, event)[1]
+    lost = outcome is Outcome.STALE and (shown.deleted, shown.content) != (event.deleted, event.content)
+    wanted = ConfirmationReason.SAME_SECOND if lost and read_at == EARLIEST else None
+    assert needs_confirmation(shown, event, outcome) is wanted
+    assert needs_confirmation(event, shown, decide(event, shown)[1]) is None
 
 
 def gone(updated: int, *, by_resync: bool = False, erased: bool = False) -> State:

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from models.database import in_transaction
 from models.tables import Change, Event, EventStatus, Run, RunStatus, Task
 from tests.support import JSON, accept, apply_all, differences, rows
-from tests.support.catch_up import EVENTS, age_api_events, begin, due, settings, stored, users
+from tests.support.catch_up import EVENTS, age_api_events, begin, due, settings, signed_up, stored, users
 from tests.support.repair import mirror
 from tests.support.resync import Clock, settings_of
 from tests.support.sandbox import Sandbox
@@ -61,9 +61,7 @@ def test_lost_webhook_is_caught_up_and_counted_as_gap(
 def test_slow_webhook_is_late_but_not_a_gap(
     engine: Engine, endpoint: FlaskClient, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(engine, workos)
-    slow, late, lost = users(sandbox, clock, 3)
-    clock.advance(seconds=90)
+    slow, late, lost = signed_up(engine, workos, sandbox, clock, 3)
     assert catch_up(engine, workos).new == 3
     age_api_events(engine, PATIENCE - 30)
     accept(endpoint, slow)
@@ -108,9 +106,7 @@ def test_malformed_event_is_reported_and_others_are_stored(
     change: Callable[[JSON], Any],
     reported: JSON,
 ) -> None:
-    begin(one_engine, workos)
-    users(sandbox, clock, 3)
-    clock.advance(seconds=90)
+    signed_up(one_engine, workos, sandbox, clock, 3)
     sandbox.faults.odd(EVENTS, item=1, change=change)
     assert catch_up(one_engine, workos).new == 2
     [line] = [line for line in logs if line["event"] == "event_invalid"]
@@ -121,9 +117,7 @@ def test_malformed_event_is_reported_and_others_are_stored(
 def test_event_without_usable_time_is_stored(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(one_engine, workos)
-    events = users(sandbox, clock, 3)
-    clock.advance(seconds=90)
+    events = signed_up(one_engine, workos, sandbox, clock, 3)
     sandbox.faults.odd(EVENTS, item=2, change=lambda event: event | {"created_at": "soon"})
     assert catch_up(one_engine, workos).new == 3
     assert mirror(one_engine)["cursor"] == events[1]["id"]
@@ -135,9 +129,7 @@ def test_event_without_usable_time_is_stored(
 def test_refused_event_type_is_left_out_and_reported(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, logs: list[Any]
 ) -> None:
-    begin(one_engine, workos)
-    users(sandbox, clock, 1)
-    clock.advance(seconds=90)
+    signed_up(one_engine, workos, sandbox, clock, 1)
     catch_up(one_engine, workos)
     before = mirror(one_engine)
     new = users(sandbox, clock, 150)
@@ -225,9 +217,7 @@ def test_late_events_are_searched_every_ten_minutes(
 def test_complete_to_waits_for_pending_events(
     both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
 ) -> None:
-    begin(both_engines, workos)
-    users(sandbox, clock, 3)
-    clock.advance(seconds=90)
+    signed_up(both_engines, workos, sandbox, clock, 3)
     catch_up(both_engines, workos)
     assert mirror(both_engines)["complete_to"] is None
     at = clock.now - LAG
@@ -267,10 +257,8 @@ def test_complete_to_waits_for_late_event(
 def test_complete_to_does_not_wait_for_failed_event(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(one_engine, workos)
-    [event] = users(sandbox, clock, 1)
+    [event] = signed_up(one_engine, workos, sandbox, clock, 1)
     event["data"] = {**event["data"], "updated_at": None}
-    clock.advance(seconds=90)
     catch_up(one_engine, workos)
     apply_all(one_engine)
     assert {row["status"] for row in rows(one_engine, Event)} == {EventStatus.FAILED}

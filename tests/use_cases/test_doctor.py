@@ -20,6 +20,7 @@ from models.types import db_now, db_now_plus
 from tests.support import SECRET, accept, fake_workers, made, serving
 from tests.support.catalog import drop_schema
 from tests.support.cli import run
+from tests.support.conditions import stop_webhooks
 from tests.support.hooks import SECRET as HOOK_SECRET
 from tests.support.resync import CLIENT_ID, settings_of
 from tests.support.sandbox import Sandbox
@@ -200,18 +201,7 @@ def test_wrong_clock_is_a_failure(healthy: Sandbox) -> None:
 
 
 def test_stopped_webhooks_are_a_failure(healthy: Sandbox, answering: None, configured_engine: Engine) -> None:
-    in_transaction(
-        configured_engine,
-        lambda tx: tx.execute(update(Event).values(webhook_at=db_now_plus(-7200), received_at=db_now_plus(-7200))),
-    )
-    rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api"} for n in range(3)]
-    times = {
-        "api_at": db_now_plus(-3600),
-        "occurred_at": db_now_plus(-3700),
-        "received_at": db_now_plus(-3600),
-        "status": "done",
-    }
-    in_transaction(configured_engine, lambda tx: tx.execute(insert(Event).values(times), rows))
+    stop_webhooks(configured_engine)
     assert "reachable" in wrong()["silent"]["remedy"]
 
 

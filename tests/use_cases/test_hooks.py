@@ -296,39 +296,31 @@ def test_a_stopping_process_leaves_the_remaining_changes_to_another(one_engine: 
 
 
 @pytest.fixture
-def web() -> Iterator[Web]:
-    web = Web()
-    yield web
-    web.server.shutdown()
-    web.server.server_close()
-
-
-@pytest.fixture
-def web_target(web: Web) -> Iterator[WebTarget]:
-    target = WebTarget(web.url, SECRET, 5.0)
+def web_target(web_host: Web) -> Iterator[WebTarget]:
+    target = WebTarget(web_host.url, SECRET, 5.0)
     yield target
     target.close()
 
 
-def test_call_is_signed_and_identified_by_change(one_engine: Engine, web: Web, web_target: WebTarget) -> None:
+def test_call_is_signed_and_identified_by_change(one_engine: Engine, web_host: Web, web_target: WebTarget) -> None:
     apply_events(one_engine, [person(f"user_{n}") for n in range(30)])
     follow_all(one_engine, {"web": web_target}, 3)
-    assert sorted(m["data"]["id"] for m in web.took) == ids_of(one_engine)
-    assert {m["id"] for m in web.took} == {f"change_{id}" for id in ids_of(one_engine)}
+    assert sorted(m["data"]["id"] for m in web_host.took) == ids_of(one_engine)
+    assert {m["id"] for m in web_host.took} == {f"change_{id}" for id in ids_of(one_engine)}
 
 
 @pytest.mark.parametrize("status", [301, 400, 404, 410, 500, 503])
 def test_answer_other_than_2xx_is_retried_with_same_id(
-    one_engine: Engine, web: Web, web_target: WebTarget, status: int
+    one_engine: Engine, web_host: Web, web_target: WebTarget, status: int
 ) -> None:
     apply_events(one_engine, [person("user_1"), person("user_1", 2, first_name="Ann")])
-    web.answers.append(status)
+    web_host.answers.append(status)
     follow_all(one_engine, {"web": web_target}, 3)
-    assert web.took == [] and web.tried == 1
+    assert web_host.took == [] and web_host.tried == 1
     assert f"answered {status}" in rows(one_engine, HookDelivery)[0]["error"]
     due(one_engine)
     follow_all(one_engine, {"web": web_target}, 3)
-    assert [m["data"]["id"] for m in web.took] == ids_of(one_engine)
+    assert [m["data"]["id"] for m in web_host.took] == ids_of(one_engine)
 
 
 def test_connection_error_hides_the_url(one_engine: Engine) -> None:
@@ -371,10 +363,10 @@ def test_a_call_ends_in_time_and_takes_little_memory_whatever_the_answer(how: st
         assert process.memory_info().rss - before < 20_000_000
 
 
-def test_short_answers_keep_the_connection(web: Web, web_target: WebTarget, one_engine: Engine) -> None:
+def test_short_answers_keep_the_connection(web_host: Web, web_target: WebTarget, one_engine: Engine) -> None:
     apply_events(one_engine, [person("user_1"), *(person("user_1", n, first_name=f"v{n}") for n in range(2, 12))])
     follow_all(one_engine, {"web": web_target}, 3)
-    assert len(web.took) == 11 and web.connections == 1
+    assert len(web_host.took) == 11 and web_host.connections == 1
 
 
 def test_a_slow_hook_delays_no_other(one_engine: Engine) -> None:

@@ -267,4 +267,4 @@ def test_removed_person_is_never_added_again(both_stages: Stage, history: list[S
         assert right <= life.inside(), "everyone who is eligible is a member"
         for id in life.people:
             offered = auto_join_answer(stage.engine, stage.world.users[id]["email"])
-            assert offered is None or not life.barred(id), "and the host gets the same answer"
+            assert offered is None or not life.barred(id), "the host admits nobody who was removed"

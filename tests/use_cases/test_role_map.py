@@ -8,12 +8,12 @@ from sqlalchemy import Engine, select
 
 from models.database import in_transaction, read_transaction
 from models.tables import Change, Mirror
-from tests.support import accept, access, apply_all, made, mirrored, rows, sample
+from tests.support import accept, access, apply_all, made, mirrored, rows
+from tests.support.mirror import ORG
 from worker.kinds.membership import Membership
 from worker.mirror import role_map
 from worker.mirror.role_map import adopt
 
-ORG = sample("organization.created")["data"]["id"]
 DEFAULT = {"admin": "admin", "member": "member"}
 OWNERS = DEFAULT | {"owner": "admin"}
 

@@ -211,7 +211,7 @@ def test_an_error_after_the_commit_is_not_the_senders(
 
 
 @errors
-def test_half_of_the_metrics_is_better_than_none(
+def test_metrics_without_the_verdict_are_still_served(
     error: Exception, services: Services, logs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = create_app(services).test_client()
@@ -338,16 +338,23 @@ def test_a_supervisor_that_started_nothing_stops(error: Exception, monkeypatch: 
 
 FAILING_PROCESS = f"""
 import threading
+import structlog
 from worker.processes.supervisor import supervise
+
+stop = threading.Event()
 
 def fail():
     raise ValueError("{PRIVATE}")
 
-stop = threading.Event()
-threading.Timer(1.5, stop.set).start()
+def stop_after_it(_logger, _level, entry):
+    if entry["event"] == "process_ended":
+        stop.set()
+    return entry
+
+structlog.configure(processors=[stop_after_it, *structlog.get_config()["processors"]])
 supervise([fail], stop, print)
 """
-"""A program whose process raises at once."""
+"""A program whose process raises at once. It ends when its supervisor reports that."""
 
 
 def test_a_process_that_raises_ends_without_a_traceback() -> None:

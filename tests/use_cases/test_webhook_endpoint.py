@@ -22,7 +22,7 @@ from models.database import PINNED, write_transaction
 from models.tables import Event
 from tests.support import SECRET, accept, apply_all, event_row, made, outcomes, post, rows, sample, sign, statuses
 from tests.support.catalog import drop_schema
-from tests.use_cases.test_ops import sign_in
+from tests.support.ops import sign_in
 from webhooks.app import create_app
 from webhooks.wsgi import application
 from worker.bootstrap import ENDPOINT_CONNECTIONS, Services
