@@ -3,8 +3,9 @@
 import http.client
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
+from itertools import count
 from statistics import quantiles
 from types import TracebackType
 from typing import Self
@@ -25,10 +26,10 @@ LONGEST_SECONDS = 900.0
 
 
 class Probe:
-    """Sends while its block lasts. `numbers` yields numbers that no other probe of this system uses."""
+    """Sends while its block lasts. One for each database: its objects are always the same."""
 
-    def __init__(self, system: System, numbers: Iterator[int]) -> None:
-        self._system, self._numbers = system, numbers
+    def __init__(self, system: System) -> None:
+        self._system = system
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._missing: dict[str, float] = {}
@@ -67,10 +68,10 @@ class Probe:
     def _send(self) -> None:
         form, due = self._system.form, time.perf_counter()
         with closing(http.client.HTTPConnection("127.0.0.1", self._system.server.port, timeout=60)) as connection:
-            for number in self._numbers:
+            for number in count(FIRST_OBJECT):
                 if self._over.wait(max(0.0, due - time.perf_counter())):
                     return
-                version = Version(FIRST_OBJECT + number, 0)
+                version = Version(number, 0)
                 signature, body = form.delivery(version)
                 with self._lock:
                     self._missing[form.id_of(version)] = time.perf_counter()

@@ -3,14 +3,14 @@
 The load generator is that of `acknowledge`. Beside it a probe sends 20 events a second and watches for their rows.
 """
 
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Iterator
+from functools import partial
 
 from tests.benchmarks.deliveries import GENERATOR, send, send_for
 from tests.benchmarks.peers.meter import Meter
 from tests.benchmarks.peers.node import NODE
 from tests.benchmarks.peers.probe import Probe
-from tests.benchmarks.peers.running import all_running, available
+from tests.benchmarks.peers.running import SYSTEMS, available
 from tests.benchmarks.peers.system import System
 from tests.benchmarks.peers.versions import Feed
 from tests.benchmarks.runner import Mark, Row, Sample
@@ -31,17 +31,17 @@ SHOWN = (ACKNOWLEDGED, APPLIED, P50, P99, APPLIED_P50, APPLIED_P99, CPU, POSTGRE
 
 
 def rows(bench: Bench) -> Iterator[Row]:
-    """Yield ours beside the peers that can run here, for each number of connections."""
+    """Yield ours beside the peers that can run here, for each number of connections.
+
+    Each sample starts a system with an empty database and creates all objects before it measures. No other system
+    runs meanwhile, because its autovacuum would count as write-ahead log of this one.
+    """
     found = available(bench)
-    with all_running(bench, found.names) as systems:
-        contenders = {system.name: Load(bench, system) for system in systems}
-        for load in contenders.values():
-            load.warm_up()
-        peers: list[str | None] = [*found.peers] or [None]
-        marks = [Mark(FAILED, most=0), *(_mark(figure, peer) for figure in SHOWN for peer in peers)]
-        for connections in bench.size((16, 64), (4,)):
-            runs = {name: load.with_connections(connections) for name, load in contenders.items()}
-            yield Row(f"peer, {connections} connections, {GENERATOR}{found.note}", runs, marks)
+    peers: list[str | None] = [*found.peers] or [None]
+    marks = [Mark(FAILED, most=0), *(_mark(figure, peer) for figure in SHOWN for peer in peers)]
+    for connections in bench.size((16, 64), (4,)):
+        contenders = {name: partial(_sample, bench, name, connections) for name in found.names}
+        yield Row(f"peer, {connections} connections, {GENERATOR}{found.note}", contenders, marks)
 
 
 def _mark(figure: str, peer: str | None) -> Mark:
@@ -49,48 +49,39 @@ def _mark(figure: str, peer: str | None) -> Mark:
     return Mark(figure, peer, least=least, most=most)
 
 
-class Load:
-    """Sends ever newer versions of the same objects to one system."""
+def _sample(bench: Bench, name: str, connections: int) -> Sample:
+    with SYSTEMS[name](bench) as system:
+        feed = Feed(bench.size(5_000, 50))
+        send(system.server.port, map(system.form.delivery, feed.take(feed.objects)), connections=16)
+        system.wait_until_applied()
+        on_server(bench.postgres, "CHECKPOINT")  # not while something is measured
+        return _measure(bench, system, feed, connections)
 
-    def __init__(self, bench: Bench, system: System) -> None:
-        self._bench, self._system = bench, system
-        self._feed = Feed(bench.size(5_000, 50))
-        self._probes = count()
 
-    def warm_up(self) -> None:
-        """Create all objects."""
-        versions = self._feed.take(self._feed.objects)
-        send(self._system.server.port, map(self._system.form.delivery, versions), connections=16)
-        self._system.wait_until_applied()
-
-    def with_connections(self, connections: int) -> Callable[[], Sample]:
-        """Return what measures over this number of connections."""
-        return lambda: self._measure(connections)
-
-    def _measure(self, connections: int) -> Sample:
-        seconds, system = self._bench.size(5, 1), self._system
-        deliveries = list(map(system.form.delivery, self._feed.take(seconds * MOST_PER_SECOND)))
-        on_server(self._bench.postgres, "CHECKPOINT")  # not while something is measured
-        meter = Meter(self._bench, system)
-        before = meter.used()
-        with Probe(system, self._probes) as probe:
-            sent = send_for(seconds, system.server.port, deliveries, connections)
-        backlog = system.wait_until_applied()
-        applied = probe.percentiles()
-        used, megabytes = meter.used() - before, meter.megabytes()
-        acknowledged = sent["sent"] - sent["failed"]
-        loaded = sent["sent"] / sent["deliveries/s"]
-        thousands = acknowledged / 1_000
-        return {
-            ACKNOWLEDGED: acknowledged / loaded,
-            APPLIED: acknowledged / (loaded + backlog),
-            P50: sent["p50 ms"],
-            P99: sent["p99 ms"],
-            APPLIED_P50: applied[0] * 1e3,
-            APPLIED_P99: applied[1] * 1e3,
-            CPU: (used.own + used.postgres) / thousands,
-            POSTGRES_CPU: used.postgres / thousands,
-            WAL: used.wal / 1e6 / thousands,
-            MEMORY: megabytes,
-            FAILED: sent["failed"],
-        }
+def _measure(bench: Bench, system: System, feed: Feed, connections: int) -> Sample:
+    """Send newer versions of the same objects for some seconds, and wait until the last is applied."""
+    seconds = bench.size(5, 1)
+    deliveries = list(map(system.form.delivery, feed.take(seconds * MOST_PER_SECOND)))
+    meter = Meter(bench, system)
+    before = meter.used()
+    with Probe(system) as probe:
+        sent = send_for(seconds, system.server.port, deliveries, connections)
+    backlog = system.wait_until_applied()
+    applied = probe.percentiles()
+    used, megabytes = meter.used() - before, meter.megabytes()
+    acknowledged = sent["sent"] - sent["failed"]
+    loaded = sent["sent"] / sent["deliveries/s"]
+    thousands = acknowledged / 1_000
+    return {
+        ACKNOWLEDGED: acknowledged / loaded,
+        APPLIED: acknowledged / (loaded + backlog),
+        P50: sent["p50 ms"],
+        P99: sent["p99 ms"],
+        APPLIED_P50: applied[0] * 1e3,
+        APPLIED_P99: applied[1] * 1e3,
+        CPU: (used.own + used.postgres) / thousands,
+        POSTGRES_CPU: used.postgres / thousands,
+        WAL: used.wal / 1e6 / thousands,
+        MEMORY: megabytes,
+        FAILED: sent["failed"],
+    }

@@ -1,8 +1,8 @@
 """The systems that can run here, and why the others cannot."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +46,3 @@ def available(bench: Bench) -> Available:
             missing.append(f"no {name}: {error}")
             print(missing[-1], file=sys.stderr, flush=True)
     return Available(peers, "".join(f"; {reason}" for reason in missing))
-
-
-@contextmanager
-def all_running(bench: Bench, names: list[str]) -> Iterator[list[System]]:
-    """Run systems beside each other; all but the one that is measured are idle."""
-    with ExitStack() as stack:
-        yield [stack.enter_context(SYSTEMS[name](bench)) for name in names]
