@@ -1,7 +1,8 @@
 """Systems that solve the same problem, measured beside this project on the same PostgreSQL and the same cores.
 
 Each system receives the same versions of the same objects, in the same order, over the same path and header. Each
-runs two server processes, and keeps its own library's defaults unless its module says otherwise.
+runs two server processes, and keeps its own library's defaults unless its module says otherwise. The benchmark runs one
+system at a time.
 
 | | this project | `@supabase/stripe-sync-engine` | `procrastinate` |
 |---|---|---|---|

@@ -33,7 +33,8 @@ class Probe:
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._missing: dict[str, float] = {}
-        self._seconds: list[float] = []
+        self._seen: list[tuple[float, float]] = []
+        """When each was sent, and the seconds until its row was seen."""
         self._error: BaseException | None = None
         self._threads = [
             threading.Thread(target=self._run, args=(work,), daemon=True) for work in (self._send, self._look)
@@ -49,13 +50,16 @@ class Probe:
     ) -> None:
         self._over.set()
 
-    def percentiles(self) -> tuple[float, float]:
-        """Wait for the last row, and return p50 and p99 of the seconds from sending until the row was seen."""
+    def percentiles(self, since: float) -> tuple[float, float]:
+        """Wait for the last row, and return p50 and p99 of the seconds from sending until the row was seen.
+
+        Events that were sent before `since` (by `time.perf_counter`) do not count.
+        """
         for thread in self._threads:
             thread.join()
         if self._error is not None:
             raise self._error
-        cuts = quantiles(self._seconds, n=100)
+        cuts = quantiles((seconds for sent, seconds in self._seen if sent >= since), n=100)
         return cuts[49], cuts[98]
 
     def _run(self, work: Callable[[], None]) -> None:
@@ -92,7 +96,7 @@ class Probe:
                 found = [id for (id,) in connection.execute(sql, [list(missing)]).fetchall()] if missing else []
                 now = time.perf_counter()
                 with self._lock:
-                    self._seconds += [now - self._missing.pop(id) for id in found]
+                    self._seen += [(sent, now - sent) for sent in map(self._missing.pop, found)]
                 oldest = min((at for id, at in missing.items() if id not in found), default=now)
                 if now - oldest > LONGEST_SECONDS:
                     raise TimeoutError(f"{self._system.name} has not applied {len(missing)} events")

@@ -3,6 +3,7 @@
 The load generator is that of `acknowledge`. Beside it a probe sends 20 events a second and watches for their rows.
 """
 
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -66,11 +67,11 @@ def _measure(bench: Bench, system: System, feed: Feed, connections: int) -> Samp
     before = meter.used()
     with Probe(system) as probe:
         sent = send_for(seconds, system.server.port, deliveries, connections)
-    backlog = system.wait_until_applied()
-    applied = probe.percentiles()
+    ended, backlog = time.perf_counter(), system.wait_until_applied()
+    loaded = sent["sent"] / sent["deliveries/s"]
+    applied = probe.percentiles(since=ended - loaded)  # not those while the load generator started
     used, megabytes = meter.used() - before, meter.megabytes()
     acknowledged = sent["sent"] - sent["failed"]
-    loaded = sent["sent"] / sent["deliveries/s"]
     thousands = acknowledged / 1_000
     return {
         ACKNOWLEDGED: acknowledged / loaded,
