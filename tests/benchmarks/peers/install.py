@@ -66,7 +66,7 @@ def python(folder: Path) -> Path:
 
 
 def _run(command: Sequence[str], folder: Path) -> None:
-    name = Path(command[0]).name
+    name = "pip" if "pip" in command else Path(command[0]).name
     try:
         ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=LONGEST_SECONDS)
     except subprocess.TimeoutExpired as error:

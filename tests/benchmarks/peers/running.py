@@ -43,6 +43,6 @@ def available(bench: Bench) -> Available:
             install(bench.folder)
             peers.append(name)
         except MissingError as error:
-            missing.append(f"no {name}: {error}")
-            print(missing[-1], file=sys.stderr, flush=True)
-    return Available(peers, "".join(f"; {reason}" for reason in missing))
+            missing.append(f"; without {name}")
+            print(f"{name} is missing: {error}", file=sys.stderr, flush=True)
+    return Available(peers, "".join(missing))
