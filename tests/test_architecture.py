@@ -18,10 +18,10 @@ LAYERS: list[set[str]] = [
     {"models", *(f"worker.{name}" for name in ("backoff", "errors", "group_commit", "logs"))},
     {"worker.audit", "worker.decision", "worker.leases", "worker.private_files", "worker.redis_client"},
     {
-        *(f"worker.{name}" for name in ("kinds", "metrics", "operator_sessions", "queue", "runs")),
+        *(f"worker.{name}" for name in ("error_handling", "kinds", "operator_sessions", "queue", "runs")),
         *("worker.settings", "worker.workos_api"),
     },
-    {"worker.mirror"},
+    {"worker.metrics", "worker.mirror"},
     {"worker.hooks", "worker.inbox", "worker.provisioning"},
     {"worker.bootstrap", "worker.repair"},
     {"worker.processes", "worker.reports"},
@@ -196,7 +196,7 @@ def test_only_one_module_decides_whether_incoming_state_wins() -> None:
 def test_only_five_modules_write_mirrored_rows() -> None:
     names = ("mirror.erasure", "mirror.role_map", "repair.reads", "repair.resync.apply_page")
     writers = {f"worker.{name}" for name in names}
-    assert importers("worker.mirror.apply.lock_rows") == writers
+    assert importers("worker.mirror.apply.insert_and_lock_rows") == writers
     assert importers("worker.mirror.apply.save_rows") == writers
     assert {module for module in MODULES if "worker.mirror.apply" in imports(module)} == set()
 

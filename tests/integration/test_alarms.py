@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import insert, update
 
 from models.database import in_transaction
-from models.tables import Change, Event, Hook, Mirror, Run
+from models.tables import Change, Event, Hook, MirrorState, Run
 from models.types import db_now, db_now_plus
 from tests.support import accept, apply_all, fake_workers, made, post, sign
 from tests.support.conditions import (
@@ -57,7 +57,7 @@ def services(
     run = {"id": "run1", "task": "resync", "requested_by": "clock", "status": "done", "finished_at": db_now()}
     in_transaction(engine, lambda tx: tx.execute(insert(Run).values(run)))
     filled = {"backfill_from": db_now_plus(-9000), "backfilled_at": db_now(), "last_resync_at": db_now()}
-    in_transaction(engine, lambda tx: tx.execute(update(Mirror).values(filled | {"complete_to": db_now()})))
+    in_transaction(engine, lambda tx: tx.execute(update(MirrorState).values(filled | {"complete_to": db_now()})))
     heartbeat(engine)
     with fake_workers.registered(redis_url):
         yield services

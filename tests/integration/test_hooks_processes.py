@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine
 
 from models.database import open_engine
-from models.tables import HookDelivery, Mirror
+from models.tables import HookDelivery, MirrorState
 from tests.support import rows
 from tests.support.hooks import OK, SECRET, Web, dripping, long_answer, raw_host
 from tests.support.processes import Commands, Valkey, eventually
@@ -34,7 +34,7 @@ def test_a_hook_reports_every_change_even_if_its_process_is_killed(
     engine: Engine, sandbox: Sandbox, commands: Commands, web_host: Web
 ) -> None:
     worker, _ = commands.start("worker"), commands.start("clock")
-    eventually(lambda: rows(engine, Mirror)[0]["backfilled_at"], 60)
+    eventually(lambda: rows(engine, MirrorState)[0]["backfilled_at"], 60)
     assert web_host.took == [], "the first backfill reports nothing"
     person = sandbox.world.create_user("ann@acme.example")["id"]
     store(engine, [sandbox.world.events[-1]])

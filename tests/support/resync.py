@@ -10,7 +10,7 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, delete, func, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Base, Change, Drift, Mirror, Read, Run
+from models.tables import Base, Change, Drift, MirrorState, Read, Run
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, rows
 from tests.support.actors import by
@@ -112,7 +112,9 @@ def empty(engine: Engine, clock: Clock) -> None:
             "last_resync_at",
             "listed_kinds",
         )
-        tx.execute(update(Mirror).values(dict.fromkeys(nothing) | {"cursor_at": clock() - MARGIN}))  # as binding does
+        tx.execute(
+            update(MirrorState).values(dict.fromkeys(nothing) | {"cursor_at": clock() - MARGIN})
+        )  # as binding does
 
     in_transaction(engine, drop_all)
 

@@ -19,9 +19,9 @@ from tests.support.repair import mirror
 from tests.support.resync import Clock, settings_of
 from tests.support.sandbox import Sandbox
 from worker.cli import main
-from worker.errors import WorkOSUnavailableError
+from worker.errors import WorkOSError
 from worker.queue.doorbell import Doorbell
-from worker.repair.catch_up import LAG, catch_up, gaps, update_complete_to
+from worker.repair.catch_up import LAG, catch_up, count_missed_webhooks, update_complete_to
 from worker.repair.work import Repair
 from worker.runs import create
 from worker.workos_api.client import WorkOSClient
@@ -53,9 +53,9 @@ def test_lost_webhook_is_caught_up_and_counted_as_gap(
     assert missing == {event["id"] for event in lost}
 
     age_api_events(engine, PATIENCE - 5)
-    assert gaps(engine, PATIENCE) == (0, 0)
+    assert count_missed_webhooks(engine, PATIENCE) == (0, 0)
     age_api_events(engine, PATIENCE + 1)
-    assert gaps(engine, PATIENCE) == (len(lost), 0)
+    assert count_missed_webhooks(engine, PATIENCE) == (len(lost), 0)
 
 
 def test_slow_webhook_is_late_but_not_a_gap(
@@ -67,7 +67,7 @@ def test_slow_webhook_is_late_but_not_a_gap(
     accept(endpoint, slow)
     age_api_events(engine, PATIENCE + 30)
     accept(endpoint, late)
-    assert gaps(engine, PATIENCE) == (1, 1)
+    assert count_missed_webhooks(engine, PATIENCE) == (1, 1)
     apply_all(engine)
     assert differences(engine, sandbox.world.truth()) == []
     assert {row["id"] for row in rows(engine, Event) if row["webhook_at"] is None} == {lost["id"]}
@@ -135,7 +135,7 @@ def test_refused_event_type_is_left_out_and_reported(
     new = users(sandbox, clock, 150)
     clock.advance(seconds=90)
     sandbox.faults.fail(EVENTS, query="user.updated", status=400, times=None)
-    with pytest.raises(WorkOSUnavailableError, match=r"user\.updated .*A fault injected by the test"):
+    with pytest.raises(WorkOSError, match=r"user\.updated .*A fault injected by the test"):
         catch_up(one_engine, workos)
     assert {event["id"] for event in new} < stored(one_engine)
     assert mirror(one_engine)["inbox_to"] == before["inbox_to"]  # events of that type may be missing

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from sqlalchemy import Engine, event, insert, update
 
-from models.tables import Change, Hook, HookDelivery, Mirror, Run
+from models.tables import Change, Hook, HookDelivery, MirrorState, Run
 from models.types import db_now, db_now_plus
 from tests.support import SECRET, accept, apply_all, fake_workers, made, post, sign
 from tests.support.actors import by
@@ -71,7 +71,7 @@ def services(redis_url: str) -> Iterator[Services]:
     run = {"id": "run1", "task": "resync", "requested_by": "clock", "status": "done", "finished_at": db_now_plus(-60)}
     execute(services.engine, insert(Run).values(run))
     filled = {"backfill_from": db_now_plus(-9000), "backfilled_at": db_now(), "last_resync_at": db_now_plus(-60)}
-    execute(services.engine, update(Mirror).values(filled | {"complete_to": db_now()}))
+    execute(services.engine, update(MirrorState).values(filled | {"complete_to": db_now()}))
     heartbeat(services.engine)
     with fake_workers.registered(redis_url), fake_workers.answering(redis_url):
         yield services

@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine
 
-from models.tables import Change, Event, Mirror, Run, Tick
+from models.tables import Change, Event, MirrorState, Run, Tick
 from tests.support import JSON, apply_all, rows
 from tests.support.cli import run
 from tests.support.repair import mirror, settings, status
@@ -56,7 +56,7 @@ def surroundings(set_environment: Callable[..., None], bound: Engine, two_enviro
 
 def everything(engine: Engine) -> dict[str, list[JSON]]:
     """The rows that a command could have written."""
-    return {table.__tablename__: rows(engine, table) for table in (Mirror, Run, Tick, Event, Change)}
+    return {table.__tablename__: rows(engine, table) for table in (MirrorState, Run, Tick, Event, Change)}
 
 
 COMMANDS = [

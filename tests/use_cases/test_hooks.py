@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Change, DeliveryStatus, Hook, HookDelivery, Mirror
+from models.tables import Change, DeliveryStatus, Hook, HookDelivery, MirrorState
 from models.types import db_now, db_now_plus
 from tests.support import JSON, access, made, rows
 from tests.support.actors import by
@@ -36,8 +36,6 @@ from worker.workos_api.client import WorkOSClient
 class Host:
     """A host that a hook calls. It keeps the messages, and raises for the objects in `fails`."""
 
-    at_once = 1
-
     def __init__(self) -> None:
         self.received: list[JSON] = []
         self.fails: set[str] = set()
@@ -52,7 +50,9 @@ class Host:
 
 
 @pytest.fixture
-def host() -> Host:
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    """A host that is called for one object after the other."""
+    monkeypatch.setattr(hooks, "CONCURRENT_CALLS", 1)
     return Host()
 
 
@@ -179,7 +179,7 @@ def test_killed_process_is_replaced_and_change_is_sent_again(
 
 def test_slow_call_keeps_lease(one_engine: Engine, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "LEASE_SECONDS", 0.6)
-    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "RENEWAL_SECONDS", 0.05)
     apply_events(one_engine, [person("user_1")])
     (first,) = ids_of(one_engine)
 
@@ -249,7 +249,7 @@ def test_hook_overtaken_by_retention_logs_and_continues(
     apply_events(one_engine, [person("user_2"), person("user_3")])
     dropped = ids_of(one_engine)[1]
     in_transaction(one_engine, lambda tx: tx.execute(Change.__table__.delete().where(Change.id == dropped)))  # type: ignore[attr-defined]
-    in_transaction(one_engine, lambda tx: tx.execute(update(Mirror).values(changes_dropped_to=dropped)))
+    in_transaction(one_engine, lambda tx: tx.execute(update(MirrorState).values(changes_dropped_to=dropped)))
     follow()
     assert [message["data"]["object_id"] for message in host.received] == ["user_1", "user_3"]
     (row,) = operate.hook_status(one_engine)
@@ -259,7 +259,9 @@ def test_hook_overtaken_by_retention_logs_and_continues(
 def test_many_changes_are_sent_in_steps(one_engine: Engine, host: Host, follow: Callable[..., None]) -> None:
     apply_events(one_engine, [person(f"user_{n % 40}", n) for n in range(350)])
     follow()
-    assert host.ids() == ids_of(one_engine)
+    assert sorted(host.ids()) == ids_of(one_engine)
+    received = [(message["data"]["object_id"], message["data"]["id"]) for message in host.received]
+    assert sorted(received, key=lambda pair: pair[0]) == sorted(received), "in order for each object"
 
 
 def test_changes_that_a_step_had_no_time_for_are_sent_next_in_order(

@@ -27,7 +27,7 @@ from tests.support.auto_join import (
     members_at_workos,
     sign_up,
 )
-from tests.support.hooks import FunctionTarget, follow_all
+from tests.support.hooks import follow_all
 from tests.support.processes import eventually
 from tests.support.resync import (
     MEMBERSHIPS,
@@ -45,8 +45,8 @@ from tests.support.resync import (
     small_life,
 )
 from tests.support.sandbox import Sandbox
-from worker.errors import WorkOSUnavailableError
-from worker.hooks.follow import follow
+from worker.errors import WorkOSError
+from worker.hooks.follow import Target, follow
 from worker.hooks.threads import HookThreads
 from worker.kinds import KINDS
 from worker.mirror.read_requests import request_reads
@@ -175,13 +175,13 @@ def test_sdk_exceptions_become_workos_errors(sandbox: Sandbox, workos: WorkOSCli
         answered = None
         try:
             answered = call(workos, id)
-        except WorkOSUnavailableError as error:
+        except WorkOSError as error:
             answered = error
-        assert isinstance(answered, WorkOSUnavailableError | Page), ascii(id[:9])
+        assert isinstance(answered, WorkOSError | Page), ascii(id[:9])
 
 
 def test_invalid_request_is_not_retried(sandbox: Sandbox, workos: WorkOSClient) -> None:
-    with pytest.raises(WorkOSUnavailableError, match="ValueError"):
+    with pytest.raises(WorkOSError, match="ValueError"):
         fetch(workos, KINDS["user"], "..")
     assert workos.calls == 1 and sandbox.calls.total() == 0
 
@@ -444,7 +444,7 @@ def test_unprintable_error_counts_as_failure(one_engine: Engine) -> None:
 
     apply_events(one_engine, [made("user.created", id=id, email=f"{id}@acme.example") for id in ("user_1", "user_2")])
     for _ in range(2):
-        follow_all(one_engine, {"host": FunctionTarget(host)}, 2)
+        follow_all(one_engine, {"host": host}, 2)
         in_transaction(one_engine, lambda tx: tx.execute(update(HookDelivery).values(due_at=db_now_plus(-1))))
     assert received == ["user_2"]
     [row] = rows(one_engine, HookDelivery)
@@ -455,7 +455,7 @@ def test_failing_hook_does_not_stop_others(one_engine: Engine) -> None:
     received: list[JSON] = []
     apply_events(one_engine, [made("user.created", id="user_1", email="ann@acme.example")])
     refuse_rows(one_engine, "hooks", "NEW.name = 'bad' AND NEW.cursor > 0")
-    targets = {"bad": FunctionTarget(print), "good": FunctionTarget(received.append)}
+    targets: dict[str, Target] = {"bad": print, "good": received.append}
     failed: list[str] = []
 
     @contextmanager

@@ -20,7 +20,7 @@ from tests.support.auto_join import (
     company,
 )
 from tests.support.resync import MEMBERSHIPS, Between
-from worker.errors import WorkOSUnavailableError
+from worker.errors import WorkOSError
 
 WINDOW_SECONDS = LAG.total_seconds() + 12
 """A removal younger than this may be unknown at the create (docs/guarantees.md, Not promised)."""
@@ -99,7 +99,7 @@ class Life:
 
     def works(self, _who: str) -> None:
         self.by_worker = True
-        with suppress(WorkOSUnavailableError):
+        with suppress(WorkOSError):
             self.stage.run_worker()
         self.by_worker = False
         self.stage.sandbox.faults.clear()

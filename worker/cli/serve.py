@@ -18,31 +18,25 @@ from models.database import in_transaction
 from models.public_domains import refresh
 from models.tables import AutoJoinMode
 from worker import provisioning
-from worker.bootstrap import (
-    Services,
-    build_services,
-    endpoint_redis,
-    lanes_of,
-    require_migrated,
-    require_redis_version,
-)
+from worker.bootstrap import Services, build_services, endpoint_redis, lanes_of, require_migrated, require_redis_version
 from worker.cli.shared import logging_settings, open_database, until_stopped
-from worker.errors import ConfigurationError, WorkOSUnavailableError
+from worker.error_handling import describe
+from worker.errors import ConfigurationError, WorkOSError
 from worker.hooks import follow
-from worker.metrics import Counters, Place, describe
+from worker.metrics import Counters, Place
 from worker.mirror import auto_join_policy, role_map
 from worker.processes import lane
-from worker.processes.clock import PeriodicTask, heartbeat, run, sweep
+from worker.processes.clock import PeriodicTask, heartbeat, ring_if_waiting, run, sweep
 from worker.processes.embedded import redis_server
 from worker.processes.supervisor import supervise
-from worker.queue.doorbell import DRAIN, Doorbell
+from worker.queue.doorbell import DRAIN
 from worker.repair.environment import bind, connect
 from worker.repair.schedule import schedule, watch
 from worker.settings import Settings, load_settings
 
 log = structlog.get_logger()
 
-HEARTBEAT_SECONDS = 5.0
+CLOCK_HEARTBEAT_SECONDS = 5.0
 """Maximum interval between two heartbeats of the clock, in seconds."""
 COUNTS_SECONDS = 300.0
 """Interval at which missing members and workspaces without an admin are counted, in seconds."""
@@ -144,7 +138,7 @@ def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> No
             closing(connect(settings, services.redis, services.counters)) as workos,
         ):
             bind(engine, workos, settings)
-    except (WorkOSUnavailableError, RedisError) as error:
+    except (WorkOSError, RedisError) as error:
         log.warning("environment_not_checked", error=describe(error))
 
 
@@ -171,25 +165,19 @@ def periodic_tasks(services: Services, ensure_redis: Callable[[], object]) -> li
     engine, settings = services.engine, services.settings
     tasks = [
         PeriodicTask("redis", settings.sweep_seconds, ensure_redis),
-        PeriodicTask("heartbeat", min(settings.sweep_seconds, HEARTBEAT_SECONDS), partial(heartbeat, engine)),
+        PeriodicTask("heartbeat", min(settings.sweep_seconds, CLOCK_HEARTBEAT_SECONDS), partial(heartbeat, engine)),
         PeriodicTask("sweep", settings.sweep_seconds, partial(sweep, engine, services.bell)),
         PeriodicTask("schedule", settings.repair_seconds, partial(schedule, engine, settings)),
         PeriodicTask("watch", settings.repair_seconds, partial(watch, engine, services.repair_bell)),
         PeriodicTask("counts", COUNTS_SECONDS, partial(auto_join_policy.refresh_counts, engine)),
     ]
     if settings.auto_join is AutoJoinMode.PROVISION:
-        ring = partial(_ring_if_waiting, services.provision_bell, partial(provisioning.waiting, engine))
+        ring = partial(ring_if_waiting, services.provision_bell, partial(provisioning.waiting, engine))
         tasks.append(PeriodicTask("joins", settings.repair_seconds, ring))
     if settings.http_hooks:
-        ring = partial(_ring_if_waiting, services.hooks_bell, partial(follow.behind, engine, settings.http_hooks))
+        ring = partial(ring_if_waiting, services.hooks_bell, partial(follow.behind, engine, settings.http_hooks))
         tasks.append(PeriodicTask("hooks", settings.repair_seconds, ring))
     return tasks
-
-
-def _ring_if_waiting(bell: Doorbell, waiting: Callable[[], bool]) -> None:
-    """Ring for waiting work that no ring announced."""
-    if not bell.waiting() and waiting():
-        bell.ring()
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})

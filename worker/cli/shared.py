@@ -94,7 +94,7 @@ def reaching_workos(settings: Settings, *, bound: bool = True) -> Iterator[tuple
     Raises:
         ConfigurationError: the database mirrors another environment, or is not migrated.
         InvalidApiKeyError: WorkOS refuses the API key.
-        WorkOSUnavailableError: WorkOS does not answer.
+        WorkOSError: WorkOS does not answer.
     """
     with open_services(settings) as services:
         require_migrated(services.engine)

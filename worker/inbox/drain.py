@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from models.bulk import is_any_of, update_rows
 from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, in_transaction, is_transient, what_is_wrong
 from models.outcomes import Outcome
-from models.tables import Batch, Cause, Event, EventStatus, Mirror
+from models.tables import Batch, Cause, Event, EventStatus, MirrorState
 from models.types import Record, db_now, db_now_plus, inline_literal
 from worker.backoff import backoff
 from worker.decision.payload import clean
@@ -266,7 +266,7 @@ def apply_events(tx: Connection, ids: Sequence[str], where: ColumnElement[bool])
     If the caller rolls `tx` back, the result shows what would happen.
     """
     # A shared lock, so that a new role map waits for batches that use the old one.
-    roles, now = tx.execute(select(Mirror.role_map, db_now()).with_for_update(read=True)).one()
+    roles, now = tx.execute(select(MirrorState.role_map, db_now()).with_for_update(read=True)).one()
     selected = (Event.__table__.c[name] for name in InboxEvent._fields)
     query = select(*selected).where(is_any_of(tx, Event.id, ids), where).order_by(Event.id).with_for_update()
     parsed, failed = _parse([InboxEvent(*row) for row in tx.execute(query)], roles)

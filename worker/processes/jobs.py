@@ -17,7 +17,7 @@ from rq.serializers import JSONSerializer
 from worker.logs import Seldom
 from worker.metrics import Counters, Place
 from worker.queue.doorbell import KEEP_FAILURE_SECONDS, KEEP_RESULT_SECONDS, Doorbell, queue_name
-from worker.redis_client import STOPPING
+from worker.redis_client import INTERRUPTS
 
 log = structlog.get_logger()
 
@@ -31,7 +31,7 @@ FIELDS = frozenset(
     (b"data", b"origin", b"status", b"timeout", b"created_at", b"enqueued_at", b"started_at", b"ended_at")
 )
 """The fields of a job in Redis that are read."""
-PASSED_ON = (NoSuchJobError, ConnectionError, TimeoutError, *STOPPING)
+PASSED_ON = (NoSuchJobError, ConnectionError, TimeoutError, *INTERRUPTS)
 """What reading a job raises for other reasons: Redis is lost, or a signal arrived."""
 NO_JOB = b"no-job"
 _seldom = Seldom()

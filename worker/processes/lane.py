@@ -15,11 +15,12 @@ from rq.exceptions import StopRequested
 from models.tables import AutoJoinMode
 from worker import provisioning
 from worker.bootstrap import Services, build_services, drain_limits, report_redis
+from worker.error_handling import describe
 from worker.hooks.follow import follow
 from worker.hooks.targets import targets
 from worker.hooks.threads import HookThreads
 from worker.inbox.drain import drain
-from worker.metrics import ACCEPTED_TO_APPLIED, Place, describe
+from worker.metrics import ACCEPTED_TO_APPLIED, Place
 from worker.processes.jobs import answered, make_worker
 from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
 from worker.queue.heartbeat import Heartbeat
