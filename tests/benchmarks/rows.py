@@ -19,6 +19,7 @@ from tests.benchmarks import (
     two_workers,
     upgrade,
 )
+from tests.benchmarks.peers import correctness, rates
 from tests.benchmarks.runner import Row
 from tests.benchmarks.servers import Bench
 
@@ -38,5 +39,7 @@ ROWS: Mapping[str, Callable[[Bench], Iterator[Row]]] = {
     "queries": queries.rows,
     "start": start.rows,
     "upgrade": upgrade.rows,
+    "peer": rates.rows,
+    "peer-correctness": correctness.rows,
 }
 """Name → what yields its rows, and keeps what they need for as long as they are measured."""
