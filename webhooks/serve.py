@@ -79,40 +79,48 @@ def _reusing(address: tuple[str, int]) -> socket.socket:
 def processes(settings: Settings, redis_url: str, sockets: list[socket.socket]) -> list[Callable[[], None]]:
     """Return what each web process runs."""
     return [
-        partial(_work, settings, redis_url, sockets[place % len(sockets)]) for place in range(settings.web_processes)
+        partial(_work, settings, redis_url, sockets, sockets[place % len(sockets)])
+        for place in range(settings.web_processes)
     ]
 
 
-def _work(settings: Settings, redis_url: str, listening: socket.socket) -> None:
+def stop_listening(sockets: list[socket.socket]) -> None:
+    """Close sockets. When no process has a socket any more, new connections are refused, and clients try elsewhere."""
+    for opened in sockets:
+        opened.close()
+
+
+def _work(settings: Settings, redis_url: str, sockets: list[socket.socket], listening: socket.socket) -> None:
+    stop_listening([each for each in sockets if each is not listening])
     services = build_services(settings, redis_url, endpoint=True)
     serve(Gateway(create_app(services), settings.web_threads, services.counters), listening, services.close)
 
 
 def serve(gateway: Gateway, listening: socket.socket, close: Callable[[], None]) -> None:
-    """Serve until SIGTERM, then finish the requests that were received, and call `close`."""
+    """Serve until SIGTERM or SIGINT, then finish the requests that were received, call `close`, and end the process."""
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        ended = runner.run(_until_stopped(gateway, listening))
+        runner.run(_until_stopped(gateway, listening))
     close()
-    if not ended:  # threads of the server still wait for clients
-        os._exit(0)
+    os._exit(0)  # threads may still wait for clients, or for a database that hangs
 
 
-async def _until_stopped(gateway: Gateway, listening: socket.socket) -> bool:
-    """Return whether the server has ended: it waits for its last connection, and we do not."""
+async def _until_stopped(gateway: Gateway, listening: socket.socket) -> None:
+    """Return when the server has ended, or has nothing to do: it waits for its last connection, and we do not."""
     server = _Server(gateway, listening)
     stopping = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     serving = asyncio.create_task(server.serve())
     waiting = asyncio.create_task(stopping.wait())
     await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
     gateway.closing = True
     await asyncio.sleep(CLOSING_SECONDS)
+    listening.close()  # or connections would wait in it for nobody
     server.stop()  # type: ignore[no-untyped-call]  # Granian gives it no types
     for turn in range(int(STOP_SECONDS / POLL_SECONDS)):
         if serving.done() or (not gateway.requests and turn * POLL_SECONDS > QUIET_SECONDS):
             break
         await asyncio.sleep(POLL_SECONDS)
-    return serving.done()
 
 
 class _Server(Server):

@@ -54,14 +54,10 @@ def web(port: int | None) -> None:
     engine.dispose()
     with redis_server(settings) as redis, until_stopped() as stop:
         require_redis_version(redis.url)
-        supervise(web_processes(settings, redis.url), stop, _reporter(redis.url))
-
-
-def web_processes(settings: Settings, redis_url: str) -> list[Callable[[], None]]:
-    """Listen on PORT, and return what each web process runs. The module is found by name: it is above this one."""
-    serve = importlib.import_module("webhooks.serve")
-    found: list[Callable[[], None]] = serve.processes(settings, redis_url, serve.listen(settings))
-    return found
+        serve = importlib.import_module("webhooks.serve")  # found by name: it is above this module
+        sockets = serve.listen(settings)
+        web_processes = serve.processes(settings, redis.url, sockets)
+        supervise(web_processes, stop, _reporter(redis.url), stopping=partial(serve.stop_listening, sockets))
 
 
 @click.command()
