@@ -211,9 +211,7 @@ def test_a_client_that_leaves_a_snapshot_frees_its_slot_and_its_connection(
 ) -> None:
     for _ in range(3):  # more than there are slots and connections
         with ExitStack() as stack:
-            readers = [
-                stack.enter_context(eventually(lambda: slow_reader(snapshot_port), 10)) for _ in range(MAX_SNAPSHOTS)
-            ]
+            readers = [slow_reader(snapshot_port, stack) for _ in range(MAX_SNAPSHOTS)]
             with connect(snapshot_port) as another:
                 another.sendall(SNAPSHOT)
                 assert read_all(another).startswith(b"HTTP/1.1 429 "), "all slots are taken"
@@ -233,6 +231,19 @@ def test_a_client_that_leaves_a_snapshot_frees_its_slot_and_its_connection(
             print(f"free after {time.monotonic() - began:.2f} s")
 
 
+@pytest.mark.parametrize("db_url", ["postgresql"], indirect=True)
+def test_a_client_that_never_reads_its_snapshot_loses_its_slot_and_its_connection(
+    snapshot_port: int, engine: Engine
+) -> None:
+    with ExitStack() as stack:
+        for _ in range(MAX_SNAPSHOTS):
+            slow_reader(snapshot_port, stack)
+        began = time.monotonic()
+        eventually(lambda: busy(engine) == 0, UNREAD_SECONDS + 15)
+        print(f"free after {time.monotonic() - began:.1f} s")
+        eventually(lambda: is_whole(snapshot_port), 10)
+
+
 def is_whole(port: int) -> bool:
     """Whether a snapshot is answered now; then it must be complete."""
     with connect(port, seconds=30) as client:
@@ -242,14 +253,17 @@ def is_whole(port: int) -> bool:
     return answer.endswith(b"0\r\n\r\n")
 
 
-def slow_reader(port: int) -> socket.socket | None:
-    """A connection that has read the start of a snapshot; None if no slot is free."""
-    made = socket.socket()
-    made.settimeout(20)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-    made.connect(("127.0.0.1", port))
-    made.sendall(SNAPSHOT)
-    if made.recv(1_024).startswith(b"HTTP/1.1 200 "):
-        return made
-    made.close()
-    return None
+def slow_reader(port: int, stack: ExitStack) -> socket.socket:
+    """A connection that has read the start of a snapshot, once a slot is free. It is closed with `stack`."""
+
+    def begun() -> socket.socket | None:
+        made = stack.enter_context(socket.socket())
+        made.settimeout(20)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        made.connect(("127.0.0.1", port))
+        made.sendall(SNAPSHOT)
+        return made if made.recv(1_024).startswith(b"HTTP/1.1 200 ") else None
+
+    found = eventually(begun, 10)
+    assert found is not None
+    return found

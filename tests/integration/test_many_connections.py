@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import pytest
 
@@ -57,21 +58,30 @@ def crowd(port: int) -> Iterator[None]:
         assert sent / seconds > DRIPPING / 0.2 / 4, "the crowd was held up"
 
 
+class Delays(NamedTuple):
+    """The 99th percentile beside a crowd, and its limit, in seconds."""
+
+    beside: float
+    limit: float
+
+
+def delay_beside_a_crowd(port: int, bodies: Iterator[bytes]) -> Delays:
+    alone = [p99(port, bodies) for _ in range(ROUNDS)]
+    with crowd(port):
+        beside = [p99(port, bodies) for _ in range(ROUNDS)]
+    print("p99 in ms, alone:", [round(each * 1e3, 1) for each in alone], end="; ")
+    print("beside the crowd:", [round(each * 1e3, 1) for each in beside])
+    return Delays(statistics.median(beside), max(FLOOR, 2 * statistics.median(alone)))
+
+
 def test_idle_and_dripping_connections_do_not_delay_deliveries(port: int) -> None:
     raise_file_limit(IDLE + DRIPPING + 100)
     bodies = map(encoded, new_users(DELIVERIES * (2 * ROUNDS + 1) * 2))
     p99(port, bodies)  # imports and connections to the database
-    for attempt in range(2):
-        alone = [p99(port, bodies) for _ in range(ROUNDS)]
-        with crowd(port):
-            beside = [p99(port, bodies) for _ in range(ROUNDS)]
-        print("p99 in ms, alone:", [round(each * 1e3, 1) for each in alone], end="; ")
-        print("beside the crowd:", [round(each * 1e3, 1) for each in beside])
-        limit = max(FLOOR, 2 * statistics.median(alone))
-        if statistics.median(beside) <= limit:
-            return
-        print("attempt", attempt, "failed")
-    pytest.fail(f"p99 is {statistics.median(beside):.3f} s, more than {limit:.3f} s")
+    delays = delay_beside_a_crowd(port, bodies)
+    if delays.beside > delays.limit:  # once more, because other programs may have used the processors
+        delays = delay_beside_a_crowd(port, bodies)
+    assert delays.beside <= delays.limit
 
 
 def test_memory_does_not_grow_with_the_connections_that_were_closed(

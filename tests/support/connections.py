@@ -51,7 +51,8 @@ def read_all(client: socket.socket) -> bytes:
 
 def read_answers(client: socket.socket, number: int) -> list[tuple[int, bytes]]:
     """Read so many answers of a connection that stays open; return the status and the body of each."""
-    data, answers = b"", []
+    data = b""
+    answers: list[tuple[int, bytes]] = []
     while len(answers) < number:
         head, end, rest = data.partition(b"\r\n\r\n")
         length = re.search(rb"\r\ncontent-length: (\d+)", head.lower())
