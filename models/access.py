@@ -6,7 +6,7 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from models.addresses import normalize_address
-from models.tables import Mirror
+from models.tables import MirrorState
 from models.views import auto_join_blocks, auto_join_domains, member_permissions, workspace_members
 
 
@@ -48,7 +48,7 @@ def permissions_of(session: Session, user_id: str, organization_id: str) -> list
 
     None until a full resync has listed the permissions. Treat None as no permission.
     """
-    listed = session.execute(select(Mirror.listed_kinds)).scalar_one()
+    listed = session.execute(select(MirrorState.listed_kinds)).scalar_one()
     if "permission" not in (listed or ()):
         return None
     view = member_permissions.c

@@ -359,6 +359,10 @@ TRANSIENT_SQLSTATES = (
 """SQLSTATEs, or their classes, of temporary failures (PostgreSQL, appendix A)."""
 
 
+DATABASE_ERRORS = (DBAPIError, PoolTimeoutError)
+"""What a statement raises if the database is unavailable. A `DBAPIError` may also mean that the statement is wrong."""
+
+
 def is_transient(error: BaseException) -> bool:
     """Return whether an error is temporary: a lost connection, a deadlock, a busy database, a time-out."""
     if not isinstance(error, DBAPIError):

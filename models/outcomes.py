@@ -16,7 +16,7 @@ class Outcome(StrEnum):
 class Finding(StrEnum):
     """How an object in the mirror differs from WorkOS's API."""
 
-    NONE = "none"
+    EQUAL = "equal"
     MISSING = "missing"
     """In WorkOS, not in the mirror."""
     EXTRA = "extra"

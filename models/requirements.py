@@ -7,7 +7,7 @@ from sqlalchemy import Connection, text
 OLDEST_POSTGRESQL = 15
 OLDEST_SQLITE = (3, 35)
 SERVER = text(
-    "SELECT current_setting('server_version_num')::int / 10000 AS version, current_setting('server_version') AS shown,"
+    "SELECT current_setting('server_version_num')::int / 10000 AS major, current_setting('server_version') AS version,"
     " current_setting('server_encoding') AS encoding, current_schema() AS schema"
 )
 
@@ -17,7 +17,7 @@ def describe_server(tx: Connection) -> str:
     if tx.dialect.name == "sqlite":
         return f"SQLite {sqlite3.sqlite_version}"
     server = tx.execute(SERVER).one()
-    return f"PostgreSQL {server.shown}, encoding {server.encoding}, schema {server.schema}"
+    return f"PostgreSQL {server.version}, encoding {server.encoding}, schema {server.schema}"
 
 
 def unmet_requirement(tx: Connection) -> str | None:
@@ -27,8 +27,8 @@ def unmet_requirement(tx: Connection) -> str | None:
         old = sqlite3.sqlite_version_info < OLDEST_SQLITE
         return f"SQLite {sqlite3.sqlite_version} is too old: use SQLite {wanted} or newer" if old else None
     server = tx.execute(SERVER).one()
-    if server.version < OLDEST_POSTGRESQL:
-        return f"PostgreSQL {server.shown} is too old: use PostgreSQL {OLDEST_POSTGRESQL} or newer"
+    if server.major < OLDEST_POSTGRESQL:
+        return f"PostgreSQL {server.version} is too old: use PostgreSQL {OLDEST_POSTGRESQL} or newer"
     if server.encoding != "UTF8":
         remedy = "create the database with ENCODING 'UTF8' TEMPLATE template0"
         return f"the encoding of the database is {server.encoding}, which cannot hold every name: {remedy}"

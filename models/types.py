@@ -1,7 +1,7 @@
 """Column types and time functions that behave alike on SQLite and PostgreSQL."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeVar, cast
 
@@ -121,6 +121,11 @@ class db_plus(GenericFunction[datetime]):  # noqa: N801 - a SQL function, named 
 def db_now_plus(seconds: float) -> ColumnElement[datetime]:
     """Return the database's time plus `seconds`, which may be negative."""
     return db_plus(db_now(), seconds)
+
+
+def db_ago(period: timedelta) -> ColumnElement[datetime]:
+    """Return the database's time `period` ago."""
+    return db_now_plus(-period.total_seconds())
 
 
 @compiles(db_now, "postgresql")

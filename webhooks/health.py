@@ -4,10 +4,8 @@ import threading
 from functools import partial
 
 from flask import Blueprint, Response, jsonify
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from models.database import reconnecting
+from models.database import DATABASE_ERRORS, reconnecting
 from models.revisions import outdated
 from worker.bootstrap import Services
 from worker.inbox.store import probe
@@ -38,12 +36,12 @@ def blueprint(services: Services) -> Blueprint:
                         return jsonify(status="not ready", reason="the database is not migrated"), 503
                     migrated.set()
                 reconnecting(partial(probe, services.inbox_engine))
-        except (DBAPIError, PoolTimeoutError):
+        except DATABASE_ERRORS:
             migrated.clear()
             return jsonify(status="not ready", reason="the database accepts no events"), 503
         try:
             now = verdict()
-        except (DBAPIError, PoolTimeoutError):  # Perhaps too slow. Deliveries can still be committed.
+        except DATABASE_ERRORS:  # Perhaps too slow. Deliveries can still be committed.
             return jsonify(status="ready", warnings=None)
         health = now.health
         shown = {name: getattr(health, name) for name in ("pending", "failed", "oldest_pending_seconds")}

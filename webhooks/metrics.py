@@ -14,24 +14,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from models.database import DATABASE_ERRORS
 from models.tables import JoinState
 from worker.bootstrap import Services
+from worker.error_handling import is_expected
 from worker.kinds import READERS
-from worker.metrics import (
-    ACCEPTED_TO_APPLIED,
-    BUCKETS,
-    INFINITY,
-    REFUSALS,
-    UNEXPECTED,
-    Name,
-    Place,
-    counted,
-    is_expected,
-    noted,
-)
+from worker.metrics import ACCEPTED_TO_APPLIED, BUCKETS, INFINITY, REFUSALS, UNEXPECTED, Name, Place, counted, noted
 from worker.redis_client import require_writable
 from worker.reports.conditions import CONDITIONS
 from worker.reports.verdict import Verdict, judge
@@ -116,7 +105,7 @@ class _Metrics(Collector):
         database_up = "1 if the database is available."
         try:
             verdict = judge(self._services.engine, self._services.report_redis, self._services.settings)
-        except (DBAPIError, PoolTimeoutError) as error:
+        except DATABASE_ERRORS as error:
             if not is_expected(error):
                 raise
             yield _gauge("database_up", database_up, 0)

@@ -18,12 +18,13 @@ from webhooks.group_commit import GroupCommit
 from webhooks.signature import verify
 from worker.bootstrap import Services
 from worker.decision.payload import is_id, parse_json
+from worker.error_handling import describe
 from worker.errors import InvalidSignatureError, PayloadError
 from worker.inbox.store import ReceivedEvent, accept_webhooks
 from worker.inbox.verified_secrets import note_verified
 from worker.kinds import READERS
 from worker.logs import Seldom
-from worker.metrics import REFUSALS, REFUSED_SINCE_VALID, Counters, Name, Place, describe
+from worker.metrics import REFUSALS, REFUSED_SINCE_VALID, Counters, Name, Place
 from worker.reports.doctor import WEBHOOK_PATH
 
 log = structlog.get_logger()

@@ -53,23 +53,35 @@ def listen(settings: Settings) -> list[socket.socket]:
     all of them open, so that connections to a process that died wait for the next one.
 
     Raises:
-        ConfigurationError: the port cannot be used.
+        ConfigurationError: the port cannot be used, or LISTEN_FDS names something else.
     """
     if settings.listen_fds:
-        sockets = [socket.socket(fileno=FIRST_SOCKET + place) for place in range(settings.listen_fds)]
+        sockets = [_opened(FIRST_SOCKET + place) for place in range(settings.listen_fds)]
     else:
         try:
-            with socket.create_server(("0.0.0.0", settings.port)) as free:  # noqa: S104 - containers and proxies need it
+            with socket.socket() as free:  # without SO_REUSEPORT it refuses a port that another `web` uses
+                free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                free.bind(("0.0.0.0", settings.port))  # noqa: S104 - containers and proxies need it
                 address = free.getsockname()
             sockets = [_reusing(address) for _ in range(settings.web_processes)]
         except OSError as error:
-            reason = f"PORT {settings.port} cannot be used: {error.strerror}; choose another port"
+            reason = f"PORT {settings.port} cannot be used: {os.strerror(error.errno or 0)}; choose another port"
             raise ConfigurationError(reason) from error
     for opened in sockets:
         # Connections inherit both options. Otherwise clients that vanish or never read would keep theirs for ever.
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1_000)
     return sockets
+
+
+def _opened(descriptor: int) -> socket.socket:
+    try:
+        opened = socket.socket(fileno=descriptor)
+        if opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return opened
+    except OSError:
+        pass
+    raise ConfigurationError(f"LISTEN_FDS: descriptor {descriptor} is no listening socket; only systemd sets it")
 
 
 def _reusing(address: tuple[str, int]) -> socket.socket:
@@ -108,7 +120,7 @@ async def _until_stopped(gateway: Gateway, listening: socket.socket) -> None:
     """Return when the server has ended, or has nothing to do: it waits for its last connection, and we do not."""
     server = _Server(gateway, listening)
     stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT):  # SIGHUP sets an event of the supervisor, of which this has a copy
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     serving = asyncio.create_task(server.serve())
     waiting = asyncio.create_task(stopping.wait())

@@ -43,8 +43,8 @@ class CursorGoneError(OperatorError):
     """The changes after this id have been pruned, or never existed here."""
 
 
-class WorkOSUnavailableError(WorkosSyncError):
-    """WorkOS did not answer as expected, or could not be called. This says nothing about any object.
+class WorkOSError(WorkosSyncError):
+    """A call of WorkOS failed: there was no answer, or not the one expected. Subclasses say more.
 
     `status` is the HTTP status of the answer; None if there was none, or if it was read but could not be used.
     """
@@ -52,19 +52,19 @@ class WorkOSUnavailableError(WorkosSyncError):
     status: int | None = None
 
 
-class BadRequestError(WorkOSUnavailableError):
+class BadRequestError(WorkOSError):
     """WorkOS answered 400, 409 or 422: it rejects the parameters, such as a cursor that it no longer knows."""
 
 
-class RateLimitedError(WorkOSUnavailableError):
+class RateLimitedError(WorkOSError):
     """WorkOS answered 429 to every attempt. Other programs share the rate limit."""
 
 
-class DeadlinePassedError(WorkOSUnavailableError):
+class DeadlinePassedError(WorkOSError):
     """A write was not sent, because its deadline passed while it waited for the rate limit."""
 
 
-class NotFoundError(WorkOSUnavailableError):
+class NotFoundError(WorkOSError):
     """WorkOS's own 404: the object of the call does not exist. `read_at` is WorkOS's time, in UTC."""
 
     def __init__(self, message: str, read_at: datetime) -> None:
@@ -72,7 +72,7 @@ class NotFoundError(WorkOSUnavailableError):
         self.read_at = read_at
 
 
-class EventTypesRefusedError(WorkOSUnavailableError):
+class EventTypesRefusedError(WorkOSError):
     """WorkOS rejects some event types by name. The events of all other types were read."""
 
 

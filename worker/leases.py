@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 LEASE_SECONDS = 8.0
 """A dead process is replaced within 15 seconds: 8 until its lease expires, up to 5 until the clock wakes another."""
-HEARTBEAT_SECONDS = 2.0
+RENEWAL_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Lease:
 
     def heartbeat(self, engine: Engine, ended: threading.Event) -> None:
         """Extend the lease until `ended` is set or the lease is lost."""
-        while not ended.wait(HEARTBEAT_SECONDS):
+        while not ended.wait(RENEWAL_SECONDS):
             try:
                 is_ours = in_transaction(engine, self._set, db_now_plus(LEASE_SECONDS))
             except Exception as error:  # noqa: BLE001 - without heartbeats the lease expires, as it should

@@ -20,12 +20,10 @@ from typing import NamedTuple
 import structlog
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from models import database
-from worker.errors import WorkosSyncError, stack_of, unexpected
-from worker.redis_client import STOPPING, what_is_wrong
+from worker.error_handling import describe, is_expected
+from worker.errors import stack_of, unexpected
+from worker.redis_client import INTERRUPTS
 
 log = structlog.get_logger()
 
@@ -60,22 +58,6 @@ class Place(StrEnum):
     METRICS = "metrics"
     SUPERVISOR = "supervisor"
     """Starting a worker process."""
-
-
-def describe(error: BaseException) -> str:
-    """Return an error in one line for logs, without values: the reason of an expected one, the place of any other."""
-    if isinstance(error, RedisError):
-        return f"Redis {what_is_wrong(error)[0]}"
-    if isinstance(error, DBAPIError | PoolTimeoutError):
-        return database.what_is_wrong(error)[0]
-    return f"{type(error).__name__}: {error}" if isinstance(error, WorkosSyncError) else unexpected(error)
-
-
-def is_expected(error: BaseException) -> bool:
-    """Return whether an error is one of ours, or means that the database or Redis is unavailable."""
-    if isinstance(error, DBAPIError) and error.statement is not None:
-        return database.is_transient(error)
-    return isinstance(error, WorkosSyncError | DBAPIError | PoolTimeoutError | RedisError)
 
 
 class Name(NamedTuple):
@@ -141,7 +123,7 @@ class Counters:
         """
         try:
             yield
-        except STOPPING:
+        except INTERRUPTS:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller goes on
             if is_expected(error):

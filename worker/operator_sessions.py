@@ -2,13 +2,13 @@
 
 import hashlib
 import secrets
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from sqlalchemy import ColumnElement, Connection, Engine, delete, insert, or_, select, update
 
-from models.database import in_transaction, read_transaction, write_transaction
+from models.database import read_transaction, transactional, write_transaction
 from models.tables import Action, OperatorSession, Via
-from models.types import db_now, db_now_plus
+from models.types import db_ago, db_now
 from worker import audit
 
 LIFETIME = timedelta(hours=12)
@@ -19,17 +19,14 @@ SEEN_EVERY = timedelta(minutes=1)
 """Activity is written at most this often."""
 
 
-def sign_in(engine: Engine, who: str, address: str | None) -> str:
-    """Begin a session of the operator `who`, and return its secret id, to be kept in a cookie."""
+@transactional
+def sign_in(tx: Connection, who: str, address: str | None) -> str:
+    """Start a session of the operator `who`, and return its secret id, to be kept in a cookie."""
     id = secrets.token_urlsafe(32)
-    in_transaction(engine, _sign_in, id, who, address)
-    return id
-
-
-def _sign_in(tx: Connection, id: str, who: str, address: str | None) -> None:
     tx.execute(delete(OperatorSession).where(_ended()))
     tx.execute(insert(OperatorSession).values(id_hash=_hash(id), who=who))
     audit.note(tx, audit.Actor(who, Via.PAGE), Action.SIGN_IN, address=address)
+    return id
 
 
 def signed_in(engine: Engine, id: str) -> str | None:
@@ -41,7 +38,7 @@ def signed_in(engine: Engine, id: str) -> str | None:
 
 def record_activity(engine: Engine, id: str) -> None:
     """Record that the operator is active now, unless that was recorded within the last minute."""
-    stale = (OperatorSession.id_hash == _hash(id), OperatorSession.seen_at < _ago(SEEN_EVERY), ~_ended())
+    stale = (OperatorSession.id_hash == _hash(id), OperatorSession.seen_at < db_ago(SEEN_EVERY), ~_ended())
     with read_transaction(engine) as tx:
         if tx.execute(select(OperatorSession.id_hash).where(*stale)).one_or_none() is None:
             return
@@ -49,22 +46,15 @@ def record_activity(engine: Engine, id: str) -> None:
         tx.execute(update(OperatorSession).where(*stale).values(seen_at=db_now()))
 
 
-def sign_out(engine: Engine, id: str, who: str) -> None:
+@transactional
+def sign_out(tx: Connection, id: str, who: str) -> None:
     """End the session with this id. Every copy of its cookie stops working at once."""
-    in_transaction(engine, _sign_out, id, who)
-
-
-def _sign_out(tx: Connection, id: str, who: str) -> None:
     if tx.execute(delete(OperatorSession).where(OperatorSession.id_hash == _hash(id))).rowcount:
         audit.note(tx, audit.Actor(who, Via.PAGE), Action.SIGN_OUT)
 
 
 def _ended() -> ColumnElement[bool]:
-    return or_(OperatorSession.created_at <= _ago(LIFETIME), OperatorSession.seen_at <= _ago(IDLE))
-
-
-def _ago(period: timedelta) -> ColumnElement[datetime]:
-    return db_now_plus(-period.total_seconds())
+    return or_(OperatorSession.created_at <= db_ago(LIFETIME), OperatorSession.seen_at <= db_ago(IDLE))
 
 
 def _hash(id: str) -> str:

@@ -24,17 +24,26 @@ from redis.exceptions import RedisError
 from sqlalchemy import ColumnElement, Connection, Engine, Row, Update, delete, exists, func, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import AutoJoinMode, Event, EventStatus, Join, JoinSearch, JoinState, Mirror, UnblockedMembership
+from models.tables import (
+    AutoJoinMode,
+    Event,
+    EventStatus,
+    Join,
+    JoinSearch,
+    JoinState,
+    MirrorState,
+    UnblockedMembership,
+)
 from models.types import db_now, db_now_plus, inline_literal
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.backoff import backoff
 from worker.decision.payload import parse_time
 from worker.decision.roles import slug_for
-from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, WorkOSUnavailableError, unexpected
+from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, WorkOSError, unexpected
 from worker.kinds import RoleMap
 from worker.kinds.membership import Membership
 from worker.kinds.user import User
-from worker.mirror.auto_join import add_joins, eligible, is_missing, same_person
+from worker.mirror.auto_join import add_joins, eligible, neither_member_nor_blocked, same_person
 from worker.queue.doorbell import Doorbell
 from worker.workos_api.client import WorkOSClient
 
@@ -91,7 +100,7 @@ class Undo(NamedTuple):
     membership_id: str
 
 
-Verdict: TypeAlias = Create | Close | Undo | None
+NextStep: TypeAlias = Create | Close | Undo | None
 """What to do about a join. None: wait until more events are applied."""
 
 
@@ -123,7 +132,7 @@ def provision(
 
     Raises:
         InvalidApiKeyError: WorkOS rejects the API key.
-        WorkOSUnavailableError: WorkOS cannot be reached.
+        WorkOSError: WorkOS cannot be reached.
     """
     while not stopping() and in_transaction(engine, _search_domain):
         pass
@@ -163,7 +172,7 @@ def _search_domain(tx: Connection) -> bool:
         tx.execute(delete(JoinSearch).where(*this_search))
         return True
     # Members and blocked people need no join.
-    which = User.id.in_(ids) & is_missing(search.organization_id)
+    which = User.id.in_(ids) & neither_member_nor_blocked(search.organization_id)
     if search.created_after is not None:
         which &= User.created_at >= search.created_after
     add_joins(tx, which, (search.cause, search.cause_id))
@@ -189,13 +198,13 @@ def _claim_due(tx: Connection) -> list[ClaimedJoin]:
 def _make_due(tx: Connection) -> None:
     """Make joins due whose events are in the inbox, because those are fresh for a short time only."""
     soon = (Join.due_at > db_now(), Join.due_at <= db_now_plus(RETRY_SECONDS))
-    received = Join.complete_from <= select(Mirror.inbox_to).scalar_subquery()
+    received = Join.complete_from <= select(MirrorState.inbox_to).scalar_subquery()
     tx.execute(update(Join).where(Join.state == JoinState.PENDING, *soon, received).values(due_at=db_now()))
 
 
-def _judge(tx: Connection, join: ClaimedJoin) -> Verdict:
+def _next_step(tx: Connection, join: ClaimedJoin) -> NextStep:
     """Return what to do about a join, going by the mirror."""
-    columns = (Mirror.auto_join, Mirror.role_map, Mirror.complete_to, Mirror.backfilled_at)
+    columns = (MirrorState.auto_join, MirrorState.role_map, MirrorState.complete_to, MirrorState.backfilled_at)
     mode, role_map, complete_to, backfilled_at = tx.execute(select(*columns)).one()
     switched_off = Close(JoinState.DROPPED, f"AUTO_JOIN is {mode}") if mode != AutoJoinMode.PROVISION else None
     membership, unblocked = _membership_of(tx, join), _unblocked(tx, join)
@@ -210,10 +219,10 @@ def _judge(tx: Connection, join: ClaimedJoin) -> Verdict:
         return Close(JoinState.JOINED, f"a member already: {membership.id}")
     if (reason := _block_reason(tx, join)) is not None:
         return Close(JoinState.BLOCKED, reason)
-    return switched_off or _judge_role(tx, join, role_map, unblocked)
+    return switched_off or _step_by_role(tx, join, role_map, unblocked)
 
 
-def _judge_role(tx: Connection, join: ClaimedJoin, role_map: RoleMap, unblocked: frozenset[str]) -> Create | Close:
+def _step_by_role(tx: Connection, join: ClaimedJoin, role_map: RoleMap, unblocked: frozenset[str]) -> Create | Close:
     """Return the create with the person's role, or why they do not qualify."""
     domain = auto_join_domains.c
     joining = eligible().where(domain.organization_id == join.organization_id, User.id == join.user_id)
@@ -245,10 +254,10 @@ def _block_reason(tx: Connection, join: ClaimedJoin) -> str | None:
     return tx.execute(query.limit(1)).scalar_one_or_none()
 
 
-def _judge_membership(join: ClaimedJoin, found: object, unblocked: frozenset[str]) -> Close | Undo | None:
+def _step_by_membership(join: ClaimedJoin, found: object, unblocked: frozenset[str]) -> Close | Undo | None:
     """Return what to do about a membership that WorkOS shows; None if it allows a create."""
     if not isinstance(found, dict) or not isinstance(id := found.get("id"), str):
-        raise WorkOSUnavailableError("a membership without an id")
+        raise WorkOSError("a membership without an id")
     if found.get("status") != "active":
         # The reasons of the view `auto_join_blocks`, for memberships that the mirror may not have yet.
         reasons = {"inactive": "deactivated", "pending": "invited"}
@@ -303,7 +312,7 @@ class Provisioner:
 
     def awaits_events(self) -> bool:
         """Return whether a join waits for events that the events API shows by now and that are not in the inbox."""
-        inbox_to = select(Mirror.inbox_to).scalar_subquery()
+        inbox_to = select(MirrorState.inbox_to).scalar_subquery()
         awaited = select(func.min(Join.complete_from)).where(
             Join.state == JoinState.PENDING, inbox_to.is_(None) | (Join.complete_from > inbox_to)
         )
@@ -317,52 +326,50 @@ class Provisioner:
             if join.state == JoinState.UNDO:
                 return self._undo(join)
             with read_transaction(self.engine) as tx:
-                verdict = _judge(tx, join)
-            if isinstance(verdict, Create):
-                verdict = self._create_if_allowed(join, verdict)
-            return self._follow(join, verdict)
-        except WorkOSUnavailableError as error:
-            return self._record_failure(join, error)
+                step = _next_step(tx, join)
+            if isinstance(step, Create):
+                step = self._create_if_allowed(join, step)
+            return self._carry_out(join, step)
         except (InvalidApiKeyError, RedisError):
             raise
         except Exception as error:  # noqa: BLE001 - one join must not stop the others
-            return self._record_failure(join, WorkOSUnavailableError(unexpected(error)))
+            return self._record_failure(join, error)
 
-    def _create_if_allowed(self, join: ClaimedJoin, wanted: Create) -> Verdict:
+    def _create_if_allowed(self, join: ClaimedJoin, wanted: Create) -> NextStep:
         """Create a membership if, after a listing, nothing speaks against it; return what to do next."""
         deadline = time.monotonic() + SEND_SECONDS
         listing = self.workos.memberships_of(join.organization_id, join.user_id)
         for found in listing.items:
-            if (objection := _judge_membership(join, found, wanted.unblocked)) is not None:
+            if (objection := _step_by_membership(join, found, wanted.unblocked)) is not None:
                 return objection
-        verdict = in_transaction(self.engine, self._record_attempt, join, listing.read_at)
-        if not isinstance(verdict, Create):
-            return verdict
-        created = self.workos.create_membership(join.organization_id, join.user_id, verdict.role, deadline)
+        step = in_transaction(self.engine, self._record_attempt, join, listing.read_at)
+        if not isinstance(step, Create):
+            return step
+        created = self.workos.create_membership(join.organization_id, join.user_id, step.role, deadline)
         attempted = join._replace(attempted_at=listing.read_at)
-        return _judge_membership(attempted, created | {"status": "active"}, verdict.unblocked)
+        return _step_by_membership(attempted, created | {"status": "active"}, step.unblocked)
 
-    def _record_attempt(self, tx: Connection, join: ClaimedJoin, listed_at: datetime) -> Verdict:
-        """Judge again after the listing; record the attempt if a membership is to be created."""
-        verdict = _judge(tx, join)
-        if not isinstance(verdict, Create):
-            return verdict
+    def _record_attempt(self, tx: Connection, join: ClaimedJoin, listed_at: datetime) -> NextStep:
+        """Decide again after the listing; record the attempt if a membership is to be created."""
+        step = _next_step(tx, join)
+        if not isinstance(step, Create):
+            return step
         complete_from = listed_at - self.lag
-        fresh = Mirror.complete_to >= complete_from - APPLY_ALLOWANCE
-        if tx.execute(select(Mirror.id).where(fresh)).one_or_none() is None:
+        fresh = MirrorState.complete_to >= complete_from - APPLY_ALLOWANCE
+        if tx.execute(select(MirrorState.id).where(fresh)).one_or_none() is None:
             # By now the events API shows everything up to `complete_from`.
             tx.execute(_update_claimed(join).values(complete_from=complete_from))
             return None
         # Before the call: whatever its result, the next attempt starts over.
         attempt = {"attempted_at": listed_at, "complete_from": None, "due_at": db_now_plus(CLAIM_SECONDS)}
         still_claimed = tx.execute(_update_claimed(join).values(**attempt, attempts=Join.attempts + 1)).rowcount > 0
-        return verdict if still_claimed else None
+        return step if still_claimed else None
 
-    def _follow(self, join: ClaimedJoin, verdict: Verdict) -> bool:
-        """Carry out a verdict other than `Create`; return whether the join is closed."""
-        match verdict:
+    def _carry_out(self, join: ClaimedJoin, step: NextStep) -> bool:
+        """Carry out a step other than `Create`; return whether the join is closed."""
+        match step:
             case Close():
-                return self._close(join, verdict)
+                return self._close(join, step)
             case Undo(membership_id):
                 undone = self._write(join, {"state": JoinState.UNDO, "membership_id": membership_id})
                 return undone and self._undo(join._replace(membership_id=membership_id))
@@ -371,7 +378,7 @@ class Provisioner:
 
     def _undo(self, join: ClaimedJoin) -> bool:
         if join.membership_id is None:
-            raise WorkOSUnavailableError("the membership to deactivate is not known")
+            raise WorkOSError("the membership to deactivate is not known")
         try:
             self.workos.deactivate_membership(join.membership_id)
         except NotFoundError:
@@ -380,7 +387,7 @@ class Provisioner:
         reason = "inactive in WorkOS when the create activated it; inactive again"
         return self._close(join, Close(JoinState.UNDONE, reason))
 
-    def _record_failure(self, join: ClaimedJoin, error: WorkOSUnavailableError) -> bool:
+    def _record_failure(self, join: ClaimedJoin, error: Exception) -> bool:
         """Record a failed attempt, and retry it unless it can never succeed; return whether the join is closed."""
         with read_transaction(self.engine) as tx:
             now = tx.execute(select(Join.attempts, Join.state).where(*_is(join))).one_or_none()
@@ -393,9 +400,10 @@ class Provisioner:
             if isinstance(error, BadRequestError) and now.attempts >= MAX_ATTEMPTS:
                 return self._close(join, Close(JoinState.FAILED, str(error)))
         wait = backoff(now.attempts + 1, RETRY_SECONDS, MAX_BACKOFF_SECONDS)
-        log.warning("join_attempt_failed", error=str(error), again_in_seconds=wait)
+        problem = str(error) if isinstance(error, WorkOSError) else unexpected(error)
+        log.warning("join_attempt_failed", error=problem, again_in_seconds=wait)
         # What was known before the call is too old for a retry.
-        self._write(join, {"error": str(error), "due_at": db_now_plus(wait), "complete_from": None})
+        self._write(join, {"error": problem, "due_at": db_now_plus(wait), "complete_from": None})
         return False
 
     def _close(self, join: ClaimedJoin, close: Close) -> bool:

@@ -33,7 +33,7 @@ PROBE = "workos-sync:probe"
 PROBE_MS = 1_000
 OLDEST_REDIS = (6, 2)
 """RQ needs BLMOVE, which is new in Redis 6.2. Every Valkey has it, and reports Redis 7.2.4 or newer."""
-STOPPING = (StopRequested, BaseTimeoutException)
+INTERRUPTS = (StopRequested, BaseTimeoutException)
 """Raised into whatever code is running, by a signal. They say nothing about Redis."""
 
 
@@ -75,11 +75,11 @@ def server_version(redis: Redis) -> str:
     server: dict[str, object] = redis.info("server")
     if "valkey_version" in server:
         return f"Valkey {server['valkey_version']}"
-    shown = str(server.get("redis_version", "?"))
-    if tuple(map(int, re.findall(r"\d+", shown)[:2])) < OLDEST_REDIS and shown != "?":
+    version = str(server.get("redis_version", "?"))
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_REDIS and version != "?":
         oldest = ".".join(map(str, OLDEST_REDIS))
-        raise ConfigurationError(f"REDIS_URL: Redis {shown} is too old: use Redis {oldest} or newer, or Valkey")
-    return f"Redis {shown}"
+        raise ConfigurationError(f"REDIS_URL: Redis {version} is too old: use Redis {oldest} or newer, or Valkey")
+    return f"Redis {version}"
 
 
 def what_is_wrong(error: RedisError) -> tuple[str, str]:
@@ -172,7 +172,7 @@ def _converted(connection: Connection) -> Iterator[None]:
     """Turn any other exception into a `ConnectionError`, and note on each error which server it is about."""
     try:
         yield
-    except STOPPING:
+    except INTERRUPTS:
         raise
     except RedisError as error:
         if not hasattr(error, "__notes__"):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from sqlalchemy import Connection, Engine, insert, select, update
 
 from models.database import read_transaction
-from models.tables import Mirror, Phase, Run, RunStatus, Task
+from models.tables import MirrorState, Phase, Run, RunStatus, Task
 from models.types import JsonObject, db_now
 from worker.errors import BusyError
 from worker.leases import Lease, LeasedTable
@@ -23,7 +23,7 @@ def create(tx: Connection, /, task: Task, requested_by: str, **values: str | boo
     Raises:
         BusyError: a run of this task is in progress for the same workspace, or for all if none is given.
     """
-    tx.execute(select(Mirror.id).with_for_update())  # one creator at a time
+    tx.execute(select(MirrorState.id).with_for_update())  # one creator at a time
     running = select(Run.id).where(Run.task == task, Run.status == RunStatus.RUNNING)
     running = running.where(Run.organization_id == values.get("organization_id"))  # IS NULL for None
     if (other := tx.execute(running).scalars().first()) is not None:

@@ -18,5 +18,14 @@ from models.tables.auto_join import (
 from models.tables.base import Base, index_where
 from models.tables.hooks import DeliveryStatus, Hook, HookDelivery
 from models.tables.inbox import Batch, Event, EventSource, EventStatus
-from models.tables.mirror import AutoJoinMode, Cause, Change, DeletedBy, Mirror, Mirrored, PublicDomain, UserAddress
+from models.tables.mirror import (
+    AutoJoinMode,
+    Cause,
+    Change,
+    DeletedBy,
+    Mirrored,
+    MirrorState,
+    PublicDomain,
+    UserAddress,
+)
 from models.tables.runs import Drift, DriftAction, Listing, ListingState, Phase, Read, Run, RunStatus, Seen, Task, Tick

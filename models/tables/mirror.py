@@ -104,7 +104,7 @@ class AutoJoinMode(StrEnum):
     PROVISION = "provision"
 
 
-class Mirror(Base):
+class MirrorState(Base):
     """The single row (id 1) about the whole mirror."""
 
     __tablename__ = "mirror"

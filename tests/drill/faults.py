@@ -89,8 +89,8 @@ class Fault(NamedTuple):
 
 
 VICTIMS: dict[str, Victims] = {
-    "gunicorn master": lambda installation: installation.main_process("web"),
-    "gunicorn worker": lambda installation: installation.children("web"),
+    "web supervisor": lambda installation: installation.main_process("web"),
+    "web process": lambda installation: installation.children("web"),
     "worker supervisor": lambda installation: installation.main_process("worker"),
     "lane": lambda installation: installation.children("worker"),
     "clock": lambda installation: installation.main_process("clock"),

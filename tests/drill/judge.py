@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, Engine, exists, func, or_, select
 
 from models.database import read_transaction
 from models.outcomes import Outcome
-from models.tables import Cause, Change, Event, EventStatus, Mirror, Run, Task
+from models.tables import Cause, Change, Event, EventStatus, MirrorState, Run, Task
 from tests.demo.play import Sample
 from tests.drill.follower import Follower
 from tests.drill.hosts import Host
@@ -122,7 +122,7 @@ def _changes_to_send(engine: Engine) -> dict[int, float]:
     The first resync fills the mirror: what it changes had not changed in WorkOS, and is not sent.
     """
     filling = select(Run.id).where(
-        Run.task == Task.RESYNC, Run.created_at < select(Mirror.backfilled_at).scalar_subquery()
+        Run.task == Task.RESYNC, Run.created_at < select(MirrorState.backfilled_at).scalar_subquery()
     )
     sent = or_(Change.cause != Cause.RESYNC, Change.cause_id.not_in(filling))
     with read_transaction(engine) as tx:

@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import insert, update
 
 from models.database import in_transaction
-from models.tables import Change, Event, Hook, Mirror, Run
+from models.tables import Change, Event, Hook, MirrorState, Run
 from models.types import db_now, db_now_plus
 from tests.support import accept, apply_all, fake_workers, made, post, sign
 from tests.support.conditions import (
@@ -30,6 +30,7 @@ from tests.support.conditions import (
     queued,
     resync_failed,
     resync_late,
+    stop_webhooks,
     unmapped,
     unread,
 )
@@ -56,7 +57,7 @@ def services(
     run = {"id": "run1", "task": "resync", "requested_by": "clock", "status": "done", "finished_at": db_now()}
     in_transaction(engine, lambda tx: tx.execute(insert(Run).values(run)))
     filled = {"backfill_from": db_now_plus(-9000), "backfilled_at": db_now(), "last_resync_at": db_now()}
-    in_transaction(engine, lambda tx: tx.execute(update(Mirror).values(filled | {"complete_to": db_now()})))
+    in_transaction(engine, lambda tx: tx.execute(update(MirrorState).values(filled | {"complete_to": db_now()})))
     heartbeat(engine)
     with fake_workers.registered(redis_url):
         yield services
@@ -75,15 +76,7 @@ def overdue(services: Services, endpoint: FlaskClient) -> None:
 def silent(services: Services, endpoint: FlaskClient) -> None:
     accept(endpoint, made("user.created"))
     apply_all(services.engine)
-    execute(services.engine, update(Event).values(webhook_at=db_now_plus(-7200), received_at=db_now_plus(-7200)))
-    rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api"} for n in range(3)]
-    times = {
-        "api_at": db_now_plus(-3600),
-        "occurred_at": db_now_plus(-3700),
-        "received_at": db_now_plus(-3600),
-        "status": "done",
-    }
-    in_transaction(services.engine, lambda tx: tx.execute(insert(Event).values(times), rows))
+    stop_webhooks(services.engine)
 
 
 def refused(number: int, **how: Any) -> Fault:

@@ -40,14 +40,15 @@ from worker.reports.health import check_health
 pytestmark = pytest.mark.long
 
 
-def test_no_wake_up_is_lost_when_rings_and_reads_overlap(redis_url: str) -> None:
+@pytest.mark.parametrize("waiting", [0, 1, 2], ids="{} of two jobs wait for more".format)
+def test_no_wake_up_is_lost_when_rings_and_reads_overlap(redis_url: str, waiting: int) -> None:
     """In each of many short rounds, some job must read everything that was committed before a ring."""
     rng = random.Random(3)
     with Redis.from_url(redis_url) as redis, ThreadPoolExecutor() as do:
         for number in range(150):
-            inbox = Inbox(redis, f"lane{number}", [rng.random() / 2000 for _ in range(8)])
+            inbox = Inbox(redis, f"lane{number}", [rng.random() / 500 for _ in range(8)])
             ringers = [do.submit(inbox.commit_and_ring, 4) for _ in range(2)]
-            workers = [do.submit(inbox.work) for _ in range(2)]
+            workers = [do.submit(inbox.work, inbox.wait if place < waiting else inbox.answer) for place in range(2)]
             for ringer in ringers:
                 ringer.result(10)
             inbox.all_rang.set()
@@ -76,17 +77,33 @@ class Inbox:
                 self.committed += 1
             assert self._bell.ring()
 
-    def work(self) -> None:
+    def work(self, job: Callable[[], None]) -> None:
         """Take jobs until all rang and none is left."""
         while True:
             last = self.all_rang.is_set()
             if self._redis.lpop(self._jobs.key) is not None:
-                self._bell.answer()
-                time.sleep(self._pauses[-1])
-                with self._lock:
-                    self.read = max(self.read, self.committed)
+                job()
             elif last:
                 return
+
+    def answer(self) -> None:
+        """Read once."""
+        self._bell.answer()
+        self._read()
+
+    def wait(self) -> None:
+        """Read as long as the bell rings, and once more."""
+        self._bell.hold()
+        self._read()
+        while self._bell.waits_for_more(0.001):
+            self._bell.hold()
+            self._read()
+        self.answer()
+
+    def _read(self) -> None:
+        time.sleep(self._pauses[-1])
+        with self._lock:
+            self.read = max(self.read, self.committed)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine, select
 
 from models.database import read_transaction
-from models.tables import Event, Mirror
+from models.tables import Event, MirrorState
 from models.views import mirror_status
 from tests.support import apply_all, differences, rows
 from tests.support.inbox import count, pending
@@ -81,4 +81,4 @@ def test_kill_9_between_two_pages_of_a_catch_up_loses_nothing(
     apply_all(engine)
     assert count(engine) == 450 == len(rows(engine, Event))
     with read_transaction(engine) as tx:
-        assert tx.execute(select(Mirror.inbox_to)).scalar_one() is not None
+        assert tx.execute(select(MirrorState.inbox_to)).scalar_one() is not None

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, func, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Join, JoinState, Mirror
+from models.tables import Join, JoinState, MirrorState
 from models.types import db_now_plus
 from tests.support import SECRET, rows
 from tests.support.inbox import pending
@@ -95,7 +95,7 @@ def sign_ups(world: World) -> tuple[dict[tuple[str, str], str], set[tuple[str, s
 def test_each_eligible_person_gets_exactly_one_membership(engine: Engine, sandbox: Sandbox, commands: Commands) -> None:
     _, port = commands.web()
     worker, _ = commands.start("worker"), commands.start("clock")
-    eventually(lambda: rows(engine, Mirror)[0]["backfilled_at"], 60)
+    eventually(lambda: rows(engine, MirrorState)[0]["backfilled_at"], 60)
     sandbox.add_endpoint(f"http://127.0.0.1:{port}/webhooks/workos", SECRET)
     expected, _ = sign_ups(sandbox.world)
     for path, method in (("/user_management/organization_memberships", "POST"), ("/user_management", "GET")):
@@ -131,7 +131,7 @@ def test_a_worker_suspended_after_its_check_creates_nothing_when_it_resumes(
     """Only the events API reports the removal, and only provisioning reads that."""
     commands.settings |= {"CATCH_UP_SECONDS": "3600"}
     worker, _ = commands.start("worker"), commands.start("clock")
-    eventually(lambda: rows(engine, Mirror)[0]["backfilled_at"], 60)
+    eventually(lambda: rows(engine, MirrorState)[0]["backfilled_at"], 60)
     world = sandbox.world
     org = world.create_organization("Acme", domains=[("acme.example", "verified")])["id"]
     user = world.create_user("ann@acme.example")["id"]

@@ -12,7 +12,7 @@ from redis import Redis
 from sqlalchemy import Engine, func, select
 
 from models.database import open_engine, read_transaction
-from models.tables import Listing, Mirror, Run
+from models.tables import Listing, MirrorState, Run
 from tests.support import differences, rows
 from tests.support.processes import Commands, Valkey, eventually
 from tests.support.resync import client_of, expire_lease, live, resync, settings_of
@@ -66,7 +66,7 @@ def test_kill_9_of_the_worker_in_mid_resync(
     assert len(live(engine)["organization"]) == ORGANIZATIONS
     memberships = sandbox.calls["GET", "/user_management/organization_memberships"]
     assert ORGANIZATIONS <= memberships <= ORGANIZATIONS + CONCURRENT_CALLS  # one page for each call in progress
-    assert rows(engine, Mirror)[0]["last_resync_at"] is not None
+    assert rows(engine, MirrorState)[0]["last_resync_at"] is not None
 
 
 @pytest.mark.alone

@@ -96,7 +96,7 @@ def test_a_session_pooler_is_no_obstacle(pooler: Pooler) -> None:
     engine = open_engine(pooler.url)
     assert why_unusable(engine) is None and not_in_force(engine) == []
     engine.dispose()
-    assert all("options" not in parameters for parameters in pooler.parameters)
+    assert pooler.parameters and all("options" not in parameters for parameters in pooler.parameters)
 
 
 def test_settings_cost_one_round_trip_for_each_new_connection(pooler: Pooler) -> None:

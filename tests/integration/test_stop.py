@@ -72,4 +72,4 @@ def test_a_web_that_is_stopped_while_it_starts_waits_for_nothing(
     web, _ = commands.web()  # it listens before its processes are started
     eventually(web.family, 20)
     time.sleep(seconds)
-    web.stop(15)  # gunicorn's graceful timeout is 20 s
+    web.stop(15)  # a request could take 20 s

@@ -18,7 +18,8 @@ from models.database import open_engine
 from tests.support.connections import connect, delivery, get, read_all, read_answers
 from tests.support.deliveries import deliver
 from tests.support.inbox import count
-from tests.support.processes import Command, Commands, alive, eventually
+from tests.support.processes import Command, Commands, alive, eventually, listens, suppress_gone
+from tests.support.stack.machine import free_ports
 from tests.support.stories import encoded, new_users, user
 
 pytestmark = pytest.mark.long
@@ -280,3 +281,22 @@ def answers_anybody(port: int) -> bool:
             return bool(client.recv(4096))
     except OSError:
         return False
+
+
+def test_beside_other_processes_only_the_web_processes_keep_the_sockets(engine: Engine, commands: Commands) -> None:
+    [port] = free_ports(1)
+    both = commands.start("up", PORT=port, WEB_PROCESSES=2, WORKER_PROCESSES=1)
+    eventually(lambda: len(both.family()) >= 5, 30)  # the clock and two lanes of the worker
+    eventually(lambda: listens(port) and sum(bool(sockets_of(each, port)) for each in both.family()) == 2, 20)
+    assert max(len(sockets_of(each, port)) for each in both.family()) <= 2, "one, and a duplicate for the server"
+    both.stop(20)
+    with pytest.raises(ConnectionRefusedError):
+        connect(port).close()
+
+
+def sockets_of(process: psutil.Process, port: int) -> list[int]:
+    """The descriptors with which the process listens on the port."""
+    with suppress_gone():
+        connections = process.net_connections("tcp")
+        return [each.fd for each in connections if each.status == psutil.CONN_LISTEN and each.laddr.port == port]
+    return []

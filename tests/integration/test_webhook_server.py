@@ -1,4 +1,4 @@
-"""The webhook endpoint behind real gunicorn: large bodies, keep-alive, slow senders."""
+"""The webhook endpoint as a real process: large bodies, keep-alive, slow senders."""
 
 import http.client
 import socket

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, select, update
 from models.access import AutoJoin, auto_join_for
 from models.database import in_transaction, read_transaction, session
 from models.tables import AutoJoin as AutoJoinRow
-from models.tables import Join, JoinSearch, Mirror
+from models.tables import Join, JoinSearch, MirrorState
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, rows
 from tests.support.resync import Clock, client_of
@@ -39,7 +39,7 @@ def set_auto_join(engine: Engine, mode: str = "provision", *, existing: bool = F
 def mark_as_filled(engine: Engine) -> None:
     """Mark the mirror as filled, as after the first resync and catch-up."""
     filled = {"backfill_from": db_now_plus(-86_400), "backfilled_at": db_now_plus(0), "last_resync_at": db_now_plus(0)}
-    in_transaction(engine, lambda tx: tx.execute(update(Mirror).values(filled)))
+    in_transaction(engine, lambda tx: tx.execute(update(MirrorState).values(filled)))
 
 
 def company(world: World, domain: str = "acme.example", state: str = "verified") -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Engine, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Event, Mirror
+from models.tables import Event, MirrorState
 from models.types import db_now_plus
 from tests.support import JSON, rows
 from tests.support.resync import CLIENT_ID, Clock
@@ -35,6 +35,19 @@ def users(sandbox: Sandbox, clock: Clock, number: int, seconds: float = 0.0) -> 
     return sandbox.world.events[first:]
 
 
+def signed_up(
+    engine: Engine, workos: WorkOSClient, sandbox: Sandbox, clock: Clock, number: int, seconds: float = 0.0
+) -> list[JSON]:
+    """Bind the database, create `number` users and let 90 seconds pass, so that the events API is complete.
+
+    Returns the events of the users.
+    """
+    begin(engine, workos)
+    events = users(sandbox, clock, number, seconds)
+    clock.advance(seconds=90)
+    return events
+
+
 def stored(engine: Engine) -> set[str]:
     return {row["id"] for row in rows(engine, Event)}
 
@@ -48,7 +61,7 @@ def age_api_events(engine: Engine, seconds: float) -> None:
 def covered(engine: Engine, sandbox: Sandbox) -> bool:
     """Whether every event up to the cursor in WorkOS's log is in the inbox."""
     with read_transaction(engine) as tx:
-        cursor = tx.execute(select(Mirror.cursor)).scalar_one()
+        cursor = tx.execute(select(MirrorState.cursor)).scalar_one()
         have = set(tx.execute(select(Event.id)).scalars())
     log = [event["id"] for event in sandbox.world.events]
     return cursor is None or set(log[: log.index(cursor) + 1]) <= have

@@ -7,7 +7,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import Engine, insert, update
 
 from models.database import in_transaction
-from models.tables import Drift, Event, Hook, HookDelivery, Join, Mirror, Read, Run, Tick
+from models.tables import Drift, Event, Hook, HookDelivery, Join, MirrorState, Read, Run, Tick
 from models.types import db_now_plus
 from tests.support import accept, apply_all, made
 from worker.bootstrap import Services
@@ -63,6 +63,14 @@ def gaps(services: Services, _endpoint: FlaskClient, number: int = 12) -> None:
     in_transaction(services.engine, lambda tx: tx.execute(insert(Event).values(times), rows))
 
 
+def stop_webhooks(engine: Engine, last: float = 7200, api: float = 3600) -> None:
+    """Make the last webhook `last` seconds old; `api` seconds ago only the events API returned three events."""
+    execute(engine, update(Event).values(webhook_at=db_now_plus(-last), received_at=db_now_plus(-last)))
+    rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api", "status": "done"} for n in range(3)]
+    times = {"api_at": db_now_plus(-api), "occurred_at": db_now_plus(-api - 60), "received_at": db_now_plus(-api)}
+    in_transaction(engine, lambda tx: tx.execute(insert(Event).values(times), rows))
+
+
 def drifted(number: int, finding: str, action: str) -> Fault:
     """Differences that the resync `run1` found. Withheld ones are about live users: only those are reported."""
 
@@ -88,4 +96,4 @@ resync_late = on(lambda: update(Run).values(created_at=db_now_plus(-99 * 3600), 
 unread = on(
     lambda: insert(Read).values(kind="user", object_id="user_1", reason="a test", attempts=5, error="no answer")
 )
-backfilling = on(lambda: update(Mirror).values(backfilled_at=None))
+backfilling = on(lambda: update(MirrorState).values(backfilled_at=None))

@@ -22,7 +22,7 @@ from tests.support.actors import by
 from tests.support.resync import Between, Clock, client_of, continue_run, empty, make_reads_due, run_row
 from tests.support.sandbox import Sandbox, WorldError, play
 from worker.decision.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
-from worker.errors import BusyError, OperatorError, WorkOSUnavailableError
+from worker.errors import BusyError, OperatorError, WorkOSError
 from worker.inbox.drain import DrainLimits
 from worker.kinds import KINDS
 from worker.kinds.organization import Organization
@@ -226,7 +226,7 @@ class History(Simulation):
 
     @rule()
     def catches_up(self) -> None:
-        with suppress(WorkOSUnavailableError, DeathError):
+        with suppress(WorkOSError, DeathError):
             catch_up(self.engine, self.workos, lag=LAG)
 
     @rule()

@@ -12,8 +12,7 @@ from sqlalchemy import Engine
 from standardwebhooks.webhooks import Webhook
 
 from tests.support import JSON
-from worker.hooks.follow import follow
-from worker.hooks.targets import Target
+from worker.hooks.follow import Target, follow
 
 SECRET = "whsec_" + "c2VjcmV0" * 4
 
@@ -22,18 +21,6 @@ def follow_all(engine: Engine, targets: Mapping[str, Target], attempts: int) -> 
     """Send each hook the changes that it has not received, one hook after the other."""
     for name, target in targets.items():
         follow(engine, name, target, attempts)
-
-
-class FunctionTarget:
-    """A hook that calls a function, one change at a time."""
-
-    at_once = 1
-
-    def __init__(self, function: Callable[[JSON], object]) -> None:
-        self._function = function
-
-    def __call__(self, message: JSON) -> None:
-        self._function(message)
 
 
 class Web:

@@ -11,6 +11,7 @@ from models.database import CHANGES_LOCK, advisory_lock, read_transaction, write
 from models.tables import Batch, Event, EventStatus
 from models.types import db_now_plus
 from tests.support.processes import Command, eventually, suppress_gone
+from worker.inbox.drain import PRESENCE
 
 
 def count(engine: Engine, *conditions: ColumnElement[bool]) -> int:
@@ -71,7 +72,8 @@ def _each(processes: list[psutil.Process], number: signal.Signals) -> None:
 
 def _batches(engine: Engine) -> int:
     with read_transaction(engine) as tx:
-        return tx.execute(select(func.count()).where(Batch.started_at.is_not(None))).scalar_one()
+        started = select(func.count()).where(Batch.started_at.is_not(None), Batch.id.not_like(f"{PRESENCE}%"))
+        return tx.execute(started).scalar_one()
 
 
 def _waits_for_changes_lock(tx: Connection) -> bool:

@@ -4,7 +4,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from sqlalchemy.engine import URL
@@ -61,9 +61,10 @@ def _relay(pooler: Pooler, client: socket.socket, path: str) -> None:
         server.sendall(start)
         back = threading.Thread(target=_copy, args=(server, client), daemon=True)
         back.start()
-        for kind, message in _messages(client):
-            pooler.round_trips += kind in b"QS"  # a simple query, or the end of an extended one
-            server.sendall(message)
+        with suppress(OSError):  # the database may be dropped before the client says goodbye
+            for kind, message in _messages(client):
+                pooler.round_trips += kind in b"QS"  # a simple query, or the end of an extended one
+                server.sendall(message)
 
 
 def _start_up(client: socket.socket) -> bytes:

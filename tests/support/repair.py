@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from models.tables import Mirror, Run, Task
+from models.tables import MirrorState, Run, Task
 from models.views import mirror_status
 from tests.support import JSON, rows
 from tests.support.resync import CLIENT_ID
@@ -21,7 +21,7 @@ def status(engine: Engine) -> JSON:
 
 
 def mirror(engine: Engine) -> JSON:
-    return rows(engine, Mirror)[0]
+    return rows(engine, MirrorState)[0]
 
 
 def runs(engine: Engine, task: Task) -> list[JSON]:

@@ -10,7 +10,7 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, delete, func, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Base, Change, Drift, Mirror, Read, Run
+from models.tables import Base, Change, Drift, MirrorState, Read, Run
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, rows
 from tests.support.actors import by
@@ -19,6 +19,7 @@ from tests.support.stories import store
 from worker.kinds import KINDS
 from worker.kinds.role import Role
 from worker.repair.environment import MARGIN
+from worker.repair.reads import work_due
 from worker.repair.resync.resync import Resync, start
 from worker.runs import lease
 from worker.workos_api.bucket import Buckets
@@ -111,7 +112,9 @@ def empty(engine: Engine, clock: Clock) -> None:
             "last_resync_at",
             "listed_kinds",
         )
-        tx.execute(update(Mirror).values(dict.fromkeys(nothing) | {"cursor_at": clock() - MARGIN}))  # as binding does
+        tx.execute(
+            update(MirrorState).values(dict.fromkeys(nothing) | {"cursor_at": clock() - MARGIN})
+        )  # as binding does
 
     in_transaction(engine, drop_all)
 
@@ -126,6 +129,12 @@ def expire_lease(engine: Engine, run_id: str) -> None:
 def make_reads_due(engine: Engine) -> None:
     """Make every requested read due."""
     in_transaction(engine, lambda tx: tx.execute(update(Read).values(due_at=db_now_plus(-1))))
+
+
+def read_due(engine: Engine, workos: WorkOSClient) -> int:
+    """Make every requested read due, and read the objects; returns how many were read."""
+    make_reads_due(engine)
+    return work_due(engine, workos, lambda: False)
 
 
 def deliver(engine: Engine, events: Iterable[JSON]) -> None:

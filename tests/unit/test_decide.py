@@ -23,7 +23,7 @@ from worker.decision.decide import (
     decide,
     is_newer,
     needs_confirmation,
-    shown,
+    recorded_content,
 )
 from worker.decision.roles import LOCAL_ROLES
 from worker.kinds import KINDS, Kind
@@ -282,13 +282,19 @@ def test_decisions_that_need_confirmation(
     assert needs_confirmation(current, incoming, decide(current, incoming)[1]) is left
 
 
-@given(states, states, st.sampled_from([datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]))
+EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+
+@given(states, states, st.sampled_from([EARLIEST, LATEST]))
 @settings(deadline=None)
-def test_extreme_times_can_be_compared(current: State, incoming: State, edge: datetime) -> None:
-    version = replace(current.version, event_at=edge, event_id="")
-    current = replace(current, version=version)
-    for one, other in ((current, incoming), (incoming, current)):
-        assert needs_confirmation(one, other, decide(one, other)[1]) in {None, *ConfirmationReason}
+def test_only_an_event_after_the_read_needs_another_read(current: State, event: State, read_at: datetime) -> None:
+    """The first and the last time that a `datetime` can be are compared too."""
+    shown = replace(current, version=replace(current.version, event_at=read_at, event_id=""))
+    outcome = decide(shown, event)[1]
+    lost = outcome is Outcome.STALE and (shown.deleted, shown.content) != (event.deleted, event.content)
+    wanted = ConfirmationReason.SAME_SECOND if lost and read_at == EARLIEST else None
+    assert needs_confirmation(shown, event, outcome) is wanted
+    assert needs_confirmation(event, shown, decide(event, shown)[1]) is None
 
 
 def gone(updated: int, *, by_resync: bool = False, erased: bool = False) -> State:
@@ -328,8 +334,8 @@ def test_an_event_within_the_second_of_a_read_needs_confirmation() -> None:
         (None, at(1), Finding.MISSING),
         (at(1, deleted=True), at(5), None),
         (gone(1, by_resync=True), at(5), None),
-        (at(1), at(1), Finding.NONE),
-        (at(5), at(1), Finding.NONE),
+        (at(1), at(1), Finding.EQUAL),
+        (at(5), at(1), Finding.EQUAL),
         (at(1), at(2, name="b"), Finding.STALE),
         (at(2), at(2, 9, "e9", name="b"), None),
         (at(2), at(1, name="b"), None),
@@ -354,24 +360,24 @@ def with_reason(name: str) -> State:
 def test_fields_that_the_api_never_shows_are_kept() -> None:
     assert completed(None, at(2)) == at(2)
     assert completed(with_reason("a"), at(2, name="b")) == replace(at(2), content={"name": "b", "reason": "expired"})
-    assert compare_listed(with_reason("a"), at(2)) is Finding.NONE
+    assert compare_listed(with_reason("a"), at(2)) is Finding.EQUAL
     assert confirm(with_reason("a"), at(2)) == (
         replace(at(2), content={"name": "a", "reason": "expired"}),
-        Finding.NONE,
+        Finding.EQUAL,
     )
 
 
 @pytest.mark.parametrize(
     ("current", "read", "kept", "finding"),
     [
-        (None, None, None, Finding.NONE),
-        (gone(1), None, gone(1), Finding.NONE),
-        (gone(1, by_resync=True), None, gone(1, by_resync=True), Finding.NONE),
+        (None, None, None, Finding.EQUAL),
+        (gone(1), None, gone(1), Finding.EQUAL),
+        (gone(1, by_resync=True), None, gone(1, by_resync=True), Finding.EQUAL),
         (at(1), None, gone(1, by_resync=True), Finding.EXTRA),
         (None, at(1), at(1), Finding.MISSING),
         (gone(1), at(5), gone(1), Finding.ANOMALY),
         (gone(9, by_resync=True), at(5), at(5), Finding.MISSING),
-        (at(9), at(5), at(5), Finding.NONE),
+        (at(9), at(5), at(5), Finding.EQUAL),
         (at(9), at(5, name="b"), at(5, name="b"), Finding.DIFFERENT),
     ],
 )
@@ -387,5 +393,5 @@ def test_a_confirmed_read_revives_objects_that_can_be_recreated() -> None:
 
 @pytest.mark.parametrize(("deleted", "state"), [(True, "deleted"), (False, "active")])
 def test_content_is_shown_with_its_state_and_times_as_text(deleted: bool, state: str) -> None:
-    found = shown({"name": "a", "created_at": NOON, "reason": None}, deleted=deleted)
+    found = recorded_content({"name": "a", "created_at": NOON, "reason": None}, deleted=deleted)
     assert found == {"state": state, "name": "a", "created_at": "2025-07-01T12:00:00+00:00", "reason": None}

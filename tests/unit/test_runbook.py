@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.reports.conditions import CONDITIONS, URGENCY, Condition
+from worker.reports.conditions import CONDITIONS, Condition, Severity
 
 DOCS = Path(__file__).parents[2] / "docs"
 RULES = {
@@ -14,6 +14,8 @@ RULES = {
 }
 ALARMS = (DOCS / "operations.md").read_text().split("## Alarms\n")[1].split("\n## ")[0]
 ENTRIES = {entry.splitlines()[0]: entry for entry in ALARMS.split("\n### ")[1:]}
+URGENCY = {Severity.WARNING: "ticket", Severity.PROBLEM: "page"}
+"""The label `severity` of an alert rule."""
 ONLY_PROMETHEUS = {
     "WorkosSyncDown": ("The web process does not answer", "page"),
     "WorkosSyncDatabaseDown": ("The database does not answer", "page"),

@@ -16,46 +16,49 @@ from worker.mirror import auto_join_policy
 from worker.mirror.auto_join_policy import workspace_settings
 from worker.reports.access import access_of, domain_states
 
-NEWER = "a newer membership of the same person in this workspace counts"
+NEWER = "a newer membership of the same person in this workspace takes precedence"
 
 
-@pytest.fixture(params=range(3))
-def mirror(engine: Engine, request: pytest.FixtureRequest) -> Engine:
-    """A mirror with random rows."""
+@pytest.fixture(params=[3, 7, 26])
+def random_mirror(engine: Engine, request: pytest.FixtureRequest) -> Engine:
+    """A mirror with random rows. These seeds give a person two active memberships in one workspace."""
     in_transaction(engine, put_random_rows, random.Random(request.param))
     return engine
 
 
-def test_domain_state_agrees_with_auto_join_view(mirror: Engine) -> None:
-    with read_transaction(mirror) as tx:
+def test_domain_state_agrees_with_auto_join_view(random_mirror: Engine) -> None:
+    with read_transaction(random_mirror) as tx:
         states = domain_states(tx, Domain.id != "")
-        settings = {owner: workspace_settings(tx, owner) for _, owner in joins(mirror)}
-    names = {row["id"]: row["normalized"] for row in rows(mirror, Domain)}
+        settings = {owner: workspace_settings(tx, owner) for _, owner in joins(random_mirror)}
+    names = {row["id"]: row["normalized"] for row in rows(random_mirror, Domain)}
     on = {(names[row["id"]], row["organization_id"]) for row in states if row["auto_join"]}
-    assert on == joins(mirror) != set()
+    assert on == joins(random_mirror) != set()
     assert {row["state"] for row in states if row["auto_join"]} == {"verified"}
-    assert "not now" not in {row["why"] for row in states}, "each has a reason"
+    assert "not in effect yet" not in {row["why"] for row in states}, "each has a reason"
     assert all(shown["auto_join"] for shown in settings.values())
 
 
-def test_explained_access_agrees_with_members_view(mirror: Engine) -> None:
-    with read_transaction(mirror) as tx:
+def test_explained_access_agrees_with_members_view(random_mirror: Engine) -> None:
+    with read_transaction(random_mirror) as tx:
         found = access_of(tx, Membership.user_id.is_not(None))
     entered = {(row["organization_id"], row["user_id"], row["role"]) for row in found if row["access"]}
-    assert entered == access(mirror) != set()
+    assert entered == access(random_mirror) != set()
     places = {place[:2] for place in entered}
-    assert all((row["organization_id"], row["user_id"]) in places for row in found if row["why"] == NEWER)
+    outranked = {(row["organization_id"], row["user_id"]) for row in found if row["why"] == NEWER}
+    assert outranked and outranked <= places
 
 
-def test_unblocking_removes_every_block(mirror: Engine) -> None:
+def test_unblocking_removes_every_block(random_mirror: Engine) -> None:
     view = auto_join_blocks.c
-    blocked = {(row["organization_id"], row["user_id"]) for row in rows(mirror, auto_join_blocks) if row["user_id"]}
+    blocked = {
+        (row["organization_id"], row["user_id"]) for row in rows(random_mirror, auto_join_blocks) if row["user_id"]
+    }
     assert blocked
     for place in sorted(blocked):
-        with read_transaction(mirror) as tx:
+        with read_transaction(random_mirror) as tx:
             here = select(view.reason).where(view.organization_id == place[0], view.user_id == place[1])
             reasons = sorted(set(tx.execute(here).scalars()))
         if reasons:  # not unblocked with someone of the same address before
-            assert auto_join_policy.unblock(mirror, *place, by("ann", "why")) == reasons
-        with write_transaction(mirror) as tx:
+            assert auto_join_policy.unblock(random_mirror, *place, by("ann", "why")) == reasons
+        with write_transaction(random_mirror) as tx:
             assert tx.execute(here).all() == []

@@ -16,8 +16,9 @@ from models.addresses import comparable
 from models.database import session
 from tests.support import JSON, made
 from tests.support.actors import by
+from tests.support.mirror import ORG, USER
+from tests.support.ops import form_token
 from tests.support.resync import Clock, deliver, empty
-from tests.use_cases.test_ops import form_token
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.decision.mentions import mentions
@@ -26,7 +27,6 @@ from worker.reports.explain import explain
 from worker.reports.listings import list_access, list_people
 
 OPS, API = "ann-signs-in-with-this-token", "reader-token-0123456789"
-ORG, USER = made("organization.created")["data"]["id"], made("user.created")["data"]["id"]
 HOSTS = ("one.example", "bücher.example", "faß.example", "例え.テスト", "mail.münchen.example")
 LOCALS = ("ann", "jörg", "ann+tag", "o'neil", "a_b.c")
 

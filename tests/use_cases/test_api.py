@@ -18,6 +18,7 @@ from models.tables import Change, Drift
 from models.types import db_now_plus
 from tests.support import JSON, accept, apply_all, made
 from tests.support.actors import by
+from tests.support.mirror import ORG
 from tests.support.resync import changes as number_of_changes
 from webhooks.api.changes import MAX_SNAPSHOTS, SNAPSHOT_SECONDS
 from webhooks.app import create_app
@@ -28,7 +29,6 @@ from worker.repair import replay as replays
 from worker.repair.resync import resync
 
 TOKEN = "reader-token-0123456789"
-ORG = made("organization.created")["data"]["id"]
 
 
 @pytest.fixture

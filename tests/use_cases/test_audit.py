@@ -25,6 +25,7 @@ from tests.support import JSON, apply_all, made, rows
 from tests.support.actors import by
 from tests.support.auto_join import apply_events
 from tests.support.cli import report, run
+from tests.support.mirror import ORG, USER
 from webhooks.app import create_app
 from worker import audit
 from worker.audit import Actor
@@ -39,14 +40,12 @@ from worker.repair import replay
 from worker.repair.replay import Selection
 from worker.repair.resync import resync
 
-ORG = made("organization.created")["data"]["id"]
-USER = made("user.created")["data"]["id"]
 EMAIL = made("user.created")["data"]["email"]
 READER = "a-token-that-only-reads"
 
 
 @pytest.fixture
-def mirror(engine: Engine) -> Engine:
+def filled(engine: Engine) -> Engine:
     """A workspace, a person, a failed event, and a hook with a failed delivery."""
     apply_events(engine, [made("organization.created"), made("user.created")])
     apply_events(engine, [made("user.updated", event_id="event_failed", id=None)])
@@ -113,9 +112,9 @@ def state(engine: Engine) -> list[list[JSON]]:
 
 @pytest.mark.parametrize("name", ACTS)
 def test_an_action_that_cannot_be_recorded_is_not_done(
-    mirror: Engine, monkeypatch: pytest.MonkeyPatch, name: str
+    filled: Engine, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    before, (action, act) = state(mirror), ACTS[name]
+    before, (action, act) = state(filled), ACTS[name]
 
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("the disk is full")
@@ -123,55 +122,55 @@ def test_an_action_that_cannot_be_recorded_is_not_done(
     with monkeypatch.context() as patch:
         patch.setattr(audit, "note", fails)
         with pytest.raises(RuntimeError):
-            act(mirror, by("ann", "ticket 12"))
-    assert state(mirror) == before
-    act(mirror, by("ann", "ticket 12"))
-    assert actions(mirror) == [("ann", "cli", action, "ticket 12")]
+            act(filled, by("ann", "ticket 12"))
+    assert state(filled) == before
+    act(filled, by("ann", "ticket 12"))
+    assert actions(filled) == [("ann", "cli", action, "ticket 12")]
 
 
 @pytest.mark.parametrize("name", ["dismiss event", "dismiss deliveries", "block", "set"])
 @pytest.mark.parametrize("reason", [None, ""])
-def test_an_action_on_access_without_a_reason_is_not_done(mirror: Engine, name: str, reason: str | None) -> None:
-    before, (_, act) = state(mirror), ACTS[name]
+def test_an_action_on_access_without_a_reason_is_not_done(filled: Engine, name: str, reason: str | None) -> None:
+    before, (_, act) = state(filled), ACTS[name]
     with pytest.raises(ConfigurationError, match="a reason is required"):
-        act(mirror, by("ann", reason))
-    assert state(mirror) == before
+        act(filled, by("ann", reason))
+    assert state(filled) == before
 
 
-def test_refused_actions_are_not_recorded(mirror: Engine) -> None:
+def test_refused_actions_are_not_recorded(filled: Engine) -> None:
     ann = by("ann", "ticket 12")
     with pytest.raises(UnknownIdError):
-        auto_join_policy.block(mirror, "org_none", USER, ann)
+        auto_join_policy.block(filled, "org_none", USER, ann)
     with pytest.raises(OperatorError):
-        auto_join_policy.unblock(mirror, ORG, USER, ann)
+        auto_join_policy.unblock(filled, ORG, USER, ann)
     with pytest.raises(ConfigurationError):
-        auto_join_policy.set_workspace(mirror, ORG, ann)
+        auto_join_policy.set_workspace(filled, ORG, ann)
     with pytest.raises(UnknownIdError):
-        resync.start(mirror, ann, approves="none")
+        resync.start(filled, ann, approves="none")
     with pytest.raises(OperatorError):
-        forget(mirror, USER, ann)
+        forget(filled, USER, ann)
     with pytest.raises(UnknownIdError):
-        operate.dismiss(mirror, "none", None, ann)
-    assert replay.dismiss(mirror, ["event_none"], ann) == 0 and not replay.cancel(mirror, "none", ann)
-    assert rows(mirror, Audit) == []
-    resync.start(mirror, ann, organization_id=ORG)
-    in_transaction(mirror, lambda tx: tx.execute(update(Run).values(leased_until=db_now_plus(60))))
+        operate.dismiss(filled, "none", None, ann)
+    assert replay.dismiss(filled, ["event_none"], ann) == 0 and not replay.cancel(filled, "none", ann)
+    assert rows(filled, Audit) == []
+    resync.start(filled, ann, organization_id=ORG)
+    in_transaction(filled, lambda tx: tx.execute(update(Run).values(leased_until=db_now_plus(60))))
     with pytest.raises(BusyError):
-        resync.start(mirror, ann, organization_id=ORG)
-    assert len(rows(mirror, Audit)) == 1
+        resync.start(filled, ann, organization_id=ORG)
+    assert len(rows(filled, Audit)) == 1
 
 
-def test_each_dismissed_event_has_a_row(mirror: Engine) -> None:
-    apply_events(mirror, [made("user.updated", event_id="event_other", id=None)])
-    assert replay.dismiss(mirror, ["event_other", "event_failed", "event_none"], by("ann", "tests")) == 2
-    assert sorted(row["object_id"] for row in rows(mirror, Audit)) == ["event_failed", "event_other"]
+def test_each_dismissed_event_has_a_row(filled: Engine) -> None:
+    apply_events(filled, [made("user.updated", event_id="event_other", id=None)])
+    assert replay.dismiss(filled, ["event_other", "event_failed", "event_none"], by("ann", "tests")) == 2
+    assert sorted(row["object_id"] for row in rows(filled, Audit)) == ["event_failed", "event_other"]
 
 
-def test_reason_of_a_resync_is_shown_with_its_run(mirror: Engine) -> None:
-    run_id = resync.start(mirror, by("ann", "ticket 12"), organization_id=ORG, dry_run=True)
-    (row,) = rows(mirror, Run)
+def test_reason_of_a_resync_is_shown_with_its_run(filled: Engine) -> None:
+    run_id = resync.start(filled, by("ann", "ticket 12"), organization_id=ORG, dry_run=True)
+    (row,) = rows(filled, Run)
     assert (row["requested_by"], row["reason"]) == ("ann", "ticket 12")
-    (noted,) = rows(mirror, Audit)
+    (noted,) = rows(filled, Audit)
     assert (noted["object_id"], noted["organization_id"], noted["details"]) == (run_id, ORG, {"dry_run": True})
 
 
@@ -179,13 +178,13 @@ def test_reason_of_a_resync_is_shown_with_its_run(mirror: Engine) -> None:
 
 
 @pytest.fixture
-def acted(mirror: Engine, db_url: str, set_environment: Callable[..., None]) -> Engine:
+def acted(filled: Engine, db_url: str, set_environment: Callable[..., None]) -> Engine:
     set_environment(DATABASE_URL=db_url)
-    auto_join_policy.block(mirror, ORG, USER, Actor("ann", Via.PAGE, "a test account"))
-    auto_join_policy.unblock(mirror, ORG, USER, by("bob", "it is not"))
-    role_map.adopt(mirror, DEFAULT_ROLE_MAP | {"editor": "admin"})
-    in_transaction(mirror, lambda tx: tx.execute(update(Audit).where(Audit.id == 1).values(at=db_now_plus(-7200))))
-    return mirror
+    auto_join_policy.block(filled, ORG, USER, Actor("ann", Via.PAGE, "a test account"))
+    auto_join_policy.unblock(filled, ORG, USER, by("bob", "it is not"))
+    role_map.adopt(filled, DEFAULT_ROLE_MAP | {"editor": "admin"})
+    in_transaction(filled, lambda tx: tx.execute(update(Audit).where(Audit.id == 1).values(at=db_now_plus(-7200))))
+    return filled
 
 
 FILTERS: list[tuple[str, str, list[str]]] = [
@@ -262,12 +261,12 @@ def test_erasure_blanks_the_person_in_the_audit(acted: Engine) -> None:
     assert (last["action"], last["who"], last["reason"]) == (Action.FORGET, "bob", "second request")
 
 
-def test_erasure_by_retention_is_recorded_once(mirror: Engine) -> None:
-    apply_events(mirror, [made("user.deleted")])
-    apply_all(mirror)
+def test_erasure_by_retention_is_recorded_once(filled: Engine) -> None:
+    apply_events(filled, [made("user.deleted")])
+    apply_all(filled)
     for _ in range(2):
-        erase_deleted(mirror, timedelta(seconds=-60), lambda: False)
-    (row,) = rows(mirror, Audit)
+        erase_deleted(filled, timedelta(seconds=-60), lambda: False)
+    (row,) = rows(filled, Audit)
     assert (row["who"], row["via"], row["action"], row["object_id"]) == (
         *("ERASE_AFTER_DAYS", Via.CLOCK, Action.FORGET),
         USER,

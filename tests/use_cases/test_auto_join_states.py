@@ -5,7 +5,7 @@ from sqlalchemy import Engine
 
 from models.access import auto_join_for
 from models.database import session
-from models.tables import AutoJoin, Change, Mirror
+from models.tables import AutoJoin, Change, MirrorState
 from tests.support import joins, made, rows
 from tests.support.actors import by
 from tests.support.auto_join import apply_events, set_auto_join
@@ -178,4 +178,4 @@ def test_workspace_without_admin_is_reported(engine: Engine) -> None:
     apply_events(engine, [member("updated", 2)])
     assert [(row["organization_id"], row["members"]) for row in auto_join_policy.without_admin(engine)] == [(ORG, 1)]
     auto_join_policy.refresh_counts(engine)
-    assert rows(engine, Mirror)[0]["without_admin"] == 1
+    assert rows(engine, MirrorState)[0]["without_admin"] == 1

@@ -26,7 +26,7 @@ from models.database import read_transaction
 from models.tables import Batch, Event, EventStatus
 from tests.support import SECRET, apply_all, made, outcomes, post, rows
 from tests.support.bad_input import CANARIES, DEEP, TEXTS, Posted, event_of, posts, with_field
-from tests.use_cases.test_ops import TOKEN, sign_in
+from tests.support.ops import TOKEN, sign_in
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.cli import main

@@ -14,14 +14,14 @@ from sqlalchemy import Engine
 from models.database import in_transaction
 from models.tables import Change, Event, EventStatus, Run, RunStatus, Task
 from tests.support import JSON, accept, apply_all, differences, rows
-from tests.support.catch_up import EVENTS, age_api_events, begin, due, settings, stored, users
+from tests.support.catch_up import EVENTS, age_api_events, begin, due, settings, signed_up, stored, users
 from tests.support.repair import mirror
 from tests.support.resync import Clock, settings_of
 from tests.support.sandbox import Sandbox
 from worker.cli import main
-from worker.errors import WorkOSUnavailableError
+from worker.errors import WorkOSError
 from worker.queue.doorbell import Doorbell
-from worker.repair.catch_up import LAG, catch_up, gaps, update_complete_to
+from worker.repair.catch_up import LAG, catch_up, count_missed_webhooks, update_complete_to
 from worker.repair.work import Repair
 from worker.runs import create
 from worker.workos_api.client import WorkOSClient
@@ -53,23 +53,21 @@ def test_lost_webhook_is_caught_up_and_counted_as_gap(
     assert missing == {event["id"] for event in lost}
 
     age_api_events(engine, PATIENCE - 5)
-    assert gaps(engine, PATIENCE) == (0, 0)
+    assert count_missed_webhooks(engine, PATIENCE) == (0, 0)
     age_api_events(engine, PATIENCE + 1)
-    assert gaps(engine, PATIENCE) == (len(lost), 0)
+    assert count_missed_webhooks(engine, PATIENCE) == (len(lost), 0)
 
 
 def test_slow_webhook_is_late_but_not_a_gap(
     engine: Engine, endpoint: FlaskClient, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(engine, workos)
-    slow, late, lost = users(sandbox, clock, 3)
-    clock.advance(seconds=90)
+    slow, late, lost = signed_up(engine, workos, sandbox, clock, 3)
     assert catch_up(engine, workos).new == 3
     age_api_events(engine, PATIENCE - 30)
     accept(endpoint, slow)
     age_api_events(engine, PATIENCE + 30)
     accept(endpoint, late)
-    assert gaps(engine, PATIENCE) == (1, 1)
+    assert count_missed_webhooks(engine, PATIENCE) == (1, 1)
     apply_all(engine)
     assert differences(engine, sandbox.world.truth()) == []
     assert {row["id"] for row in rows(engine, Event) if row["webhook_at"] is None} == {lost["id"]}
@@ -108,9 +106,7 @@ def test_malformed_event_is_reported_and_others_are_stored(
     change: Callable[[JSON], Any],
     reported: JSON,
 ) -> None:
-    begin(one_engine, workos)
-    users(sandbox, clock, 3)
-    clock.advance(seconds=90)
+    signed_up(one_engine, workos, sandbox, clock, 3)
     sandbox.faults.odd(EVENTS, item=1, change=change)
     assert catch_up(one_engine, workos).new == 2
     [line] = [line for line in logs if line["event"] == "event_invalid"]
@@ -121,9 +117,7 @@ def test_malformed_event_is_reported_and_others_are_stored(
 def test_event_without_usable_time_is_stored(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(one_engine, workos)
-    events = users(sandbox, clock, 3)
-    clock.advance(seconds=90)
+    events = signed_up(one_engine, workos, sandbox, clock, 3)
     sandbox.faults.odd(EVENTS, item=2, change=lambda event: event | {"created_at": "soon"})
     assert catch_up(one_engine, workos).new == 3
     assert mirror(one_engine)["cursor"] == events[1]["id"]
@@ -135,15 +129,13 @@ def test_event_without_usable_time_is_stored(
 def test_refused_event_type_is_left_out_and_reported(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, logs: list[Any]
 ) -> None:
-    begin(one_engine, workos)
-    users(sandbox, clock, 1)
-    clock.advance(seconds=90)
+    signed_up(one_engine, workos, sandbox, clock, 1)
     catch_up(one_engine, workos)
     before = mirror(one_engine)
     new = users(sandbox, clock, 150)
     clock.advance(seconds=90)
     sandbox.faults.fail(EVENTS, query="user.updated", status=400, times=None)
-    with pytest.raises(WorkOSUnavailableError, match=r"user\.updated .*A fault injected by the test"):
+    with pytest.raises(WorkOSError, match=r"user\.updated .*A fault injected by the test"):
         catch_up(one_engine, workos)
     assert {event["id"] for event in new} < stored(one_engine)
     assert mirror(one_engine)["inbox_to"] == before["inbox_to"]  # events of that type may be missing
@@ -225,9 +217,7 @@ def test_late_events_are_searched_every_ten_minutes(
 def test_complete_to_waits_for_pending_events(
     both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
 ) -> None:
-    begin(both_engines, workos)
-    users(sandbox, clock, 3)
-    clock.advance(seconds=90)
+    signed_up(both_engines, workos, sandbox, clock, 3)
     catch_up(both_engines, workos)
     assert mirror(both_engines)["complete_to"] is None
     at = clock.now - LAG
@@ -267,10 +257,8 @@ def test_complete_to_waits_for_late_event(
 def test_complete_to_does_not_wait_for_failed_event(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(one_engine, workos)
-    [event] = users(sandbox, clock, 1)
+    [event] = signed_up(one_engine, workos, sandbox, clock, 1)
     event["data"] = {**event["data"], "updated_at": None}
-    clock.advance(seconds=90)
     catch_up(one_engine, workos)
     apply_all(one_engine)
     assert {row["status"] for row in rows(one_engine, Event)} == {EventStatus.FAILED}

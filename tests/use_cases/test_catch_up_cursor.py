@@ -8,13 +8,13 @@ import pytest
 from sqlalchemy import Engine, update
 
 from models.database import in_transaction
-from models.tables import Change, Mirror, Run, Task
+from models.tables import Change, MirrorState, Run, Task
 from tests.support import apply_all, differences, rows
-from tests.support.catch_up import EVENTS, begin, covered, hide, settings, stored, users
+from tests.support.catch_up import EVENTS, begin, covered, hide, settings, signed_up, stored, users
 from tests.support.repair import mirror
 from tests.support.resync import Clock, deliver
 from tests.support.sandbox import Sandbox
-from worker.errors import WorkOSUnavailableError
+from worker.errors import WorkOSError
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import catch_up, update_complete_to
 from worker.repair.work import Repair
@@ -83,9 +83,7 @@ def test_random_delays_below_the_lag_lose_nothing(
 def test_webhooks_do_not_move_the_cursor(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(one_engine, workos)
-    users(sandbox, clock, 3)
-    clock.advance(seconds=90)
+    signed_up(one_engine, workos, sandbox, clock, 3)
     catch_up(one_engine, workos)
     before = mirror(one_engine)
     lost, *brought = users(sandbox, clock, 4)
@@ -100,9 +98,7 @@ def test_webhooks_do_not_move_the_cursor(
 def test_page_and_cursor_are_committed_together(
     both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(both_engines, workos)
-    users(sandbox, clock, 350, seconds=0.1)
-    clock.advance(seconds=90)
+    signed_up(both_engines, workos, sandbox, clock, 350, seconds=0.1)
     seen: list[tuple[int, bool]] = []
     sandbox.on_request = lambda *_: seen.append((len(stored(both_engines)), covered(both_engines, sandbox)))
     catch_up(both_engines, workos)
@@ -113,11 +109,9 @@ def test_page_and_cursor_are_committed_together(
 def test_next_catch_up_resumes_after_failed_page(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
-    begin(one_engine, workos)
-    users(sandbox, clock, 450)
-    clock.advance(seconds=90)
+    signed_up(one_engine, workos, sandbox, clock, 450)
     sandbox.faults.fail(EVENTS, page=3, status=400)
-    with pytest.raises(WorkOSUnavailableError):
+    with pytest.raises(WorkOSError):
         catch_up(one_engine, workos)
     assert len(stored(one_engine)) == 200 and covered(one_engine, sandbox)
     assert mirror(one_engine)["inbox_to"] is None
@@ -139,9 +133,7 @@ def test_expired_cursor_loses_and_repeats_nothing(
     lost: list[str],
     logs: list[Any],
 ) -> None:
-    begin(one_engine, workos)
-    users(sandbox, clock, 150, seconds=1)
-    clock.advance(seconds=90)
+    signed_up(one_engine, workos, sandbox, clock, 150, seconds=1)
     catch_up(one_engine, workos)
     apply_all(one_engine)
     update_complete_to(one_engine)
@@ -150,7 +142,7 @@ def test_expired_cursor_loses_and_repeats_nothing(
     new = users(sandbox, clock, 5, seconds=1)
     clock.advance(seconds=90)
     changes = len(rows(one_engine, Change))
-    in_transaction(one_engine, lambda tx: tx.execute(update(Mirror).values(cursor="event_0UNKNOWN")))
+    in_transaction(one_engine, lambda tx: tx.execute(update(MirrorState).values(cursor="event_0UNKNOWN")))
     sandbox.knobs.unknown_after = answer
 
     report = catch_up(one_engine, workos)
@@ -234,7 +226,7 @@ def test_missed_events_are_reported_after_a_failure(
     users(sandbox, clock, 150)
     clock.advance(seconds=90)
     sandbox.faults.fail(EVENTS, page=2, status=400)
-    with pytest.raises(WorkOSUnavailableError):
+    with pytest.raises(WorkOSError):
         catch_up(one_engine, workos)
     assert mirror(one_engine)["cursor"] is not None
     assert catch_up(one_engine, workos).missed
@@ -244,13 +236,11 @@ def test_missed_events_are_reported_after_a_failure(
 def test_page_with_unusable_cursor_is_stored(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, metadata: Any
 ) -> None:
-    begin(one_engine, workos)
-    users(sandbox, clock, 3)
-    clock.advance(seconds=90)
-    in_transaction(one_engine, lambda tx: tx.execute(update(Mirror).values(cursor="event_0UNKNOWN")))
+    signed_up(one_engine, workos, sandbox, clock, 3)
+    in_transaction(one_engine, lambda tx: tx.execute(update(MirrorState).values(cursor="event_0UNKNOWN")))
     sandbox.knobs.unknown_after = "beginning"
     sandbox.faults.spoil(EVENTS, list_metadata=metadata)
-    with pytest.raises(WorkOSUnavailableError, match="cursor"):
+    with pytest.raises(WorkOSError, match="cursor"):
         catch_up(one_engine, workos)
     assert len(stored(one_engine)) == 3
     assert mirror(one_engine)["inbox_to"] is None

@@ -11,8 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from sqlalchemy import Engine, event, insert, update
 
-from models.database import in_transaction
-from models.tables import Change, Event, Hook, HookDelivery, Mirror, Run
+from models.tables import Change, Hook, HookDelivery, MirrorState, Run
 from models.types import db_now, db_now_plus
 from tests.support import SECRET, accept, apply_all, fake_workers, made, post, sign
 from tests.support.actors import by
@@ -31,9 +30,11 @@ from tests.support.conditions import (
     queued,
     resync_failed,
     resync_late,
+    stop_webhooks,
     unmapped,
     unread,
 )
+from tests.support.ops import TOKEN, form_token, sign_in
 from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
 from worker.mirror.auto_join_policy import refresh_counts
@@ -43,7 +44,6 @@ from worker.repair.resync.resync import start
 from worker.reports.conditions import CONDITIONS, duration
 from worker.settings import load_settings
 
-TOKEN = "a" * 40
 API = {"Authorization": f"Bearer {'b' * 40}"}
 WRONG_SECRET = "whsec_wrong_0123456789abcdef"
 COLORS = {"good": "ok", "warn": "warning", "bad": "problem"}
@@ -71,7 +71,7 @@ def services(redis_url: str) -> Iterator[Services]:
     run = {"id": "run1", "task": "resync", "requested_by": "clock", "status": "done", "finished_at": db_now_plus(-60)}
     execute(services.engine, insert(Run).values(run))
     filled = {"backfill_from": db_now_plus(-9000), "backfilled_at": db_now(), "last_resync_at": db_now_plus(-60)}
-    execute(services.engine, update(Mirror).values(filled | {"complete_to": db_now()}))
+    execute(services.engine, update(MirrorState).values(filled | {"complete_to": db_now()}))
     heartbeat(services.engine)
     with fake_workers.registered(redis_url), fake_workers.answering(redis_url):
         yield services
@@ -87,9 +87,7 @@ def engine(services: Services) -> Engine:
 def endpoint(services: Services) -> FlaskClient:
     """A client of the application that is signed in to the pages."""
     client = create_app(services).test_client()
-    token = re.search(r'name="csrf_token" value="([^"]+)"', client.get("/ops/sign-in").get_data(as_text=True))
-    assert token
-    assert client.post("/ops/sign-in", data={"token": TOKEN, "csrf_token": token[1]}).status_code == 302
+    assert sign_in(client).status_code == 302
     return client
 
 
@@ -277,10 +275,7 @@ def test_refused_deliveries_are_a_problem_if_the_events_api_shows_that_webhooks_
     working: FlaskClient, engine: Engine
 ) -> None:
     refuse(working)
-    execute(engine, update(Event).values(webhook_at=db_now_plus(-300), received_at=db_now_plus(-300)))
-    rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api", "status": "done"} for n in range(3)]
-    times = {"api_at": db_now_plus(-60), "occurred_at": db_now_plus(-120)}
-    in_transaction(engine, lambda tx: tx.execute(insert(Event).values(times), rows))
+    stop_webhooks(engine, last=300, api=60)
     assert holding(working) == {"signatures_refused": "problem"}
 
 
@@ -361,9 +356,7 @@ def test_without_an_api_key_it_is_not_known_whether_a_webhook_is_overdue(
         monkeypatch.delenv(name)
     without = local(ops_tokens=f"ann:{TOKEN}")
     client = create_app(without).test_client()
-    token = re.search(r'name="csrf_token" value="([^"]+)"', client.get("/ops/sign-in").get_data(as_text=True))
-    assert token
-    client.post("/ops/sign-in", data={"token": TOKEN, "csrf_token": token[1]})
+    assert sign_in(client).status_code == 302
     accept(client, made("organization.created"))
     page = client.get("/ops/").get_data(as_text=True)
     assert "normal" not in page and "not known whether one is overdue" in page
@@ -371,9 +364,7 @@ def test_without_an_api_key_it_is_not_known_whether_a_webhook_is_overdue(
 
 def test_resync_without_a_worker_is_queued(working: FlaskClient, services: Services) -> None:
     no_worker(services, working)
-    token = re.search(r'name="csrf_token" value="([^"]+)"', working.get("/ops/").get_data(as_text=True))
-    assert token
-    answer = working.post("/ops/resync", data={"csrf_token": token[1]})
+    answer = working.post("/ops/resync", data={"csrf_token": form_token(working.get("/ops/"))})
     page = working.get(answer.headers["Location"]).get_data(as_text=True)
     assert "queued; no worker is running" in page and '<span class="badge queued">queued</span>' in page
     assert "not known yet" in page and "None found so far." in page and "<dd>none" not in page

@@ -17,8 +17,8 @@ from tests.support.resync import (
     deliver,
     found,
     live,
-    make_reads_due,
     quietly,
+    read_due,
     resync,
     small_life,
 )
@@ -33,11 +33,6 @@ from worker.reports.explain import explain
 from worker.workos_api.client import WorkOSClient
 
 FAR = "2091-01-01T00:00:00.000Z"
-
-
-def read_all(engine: Engine, workos: WorkOSClient) -> int:
-    make_reads_due(engine)
-    return work_due(engine, workos, lambda: False)
 
 
 def waiting(engine: Engine) -> set[tuple[str, str, str]]:
@@ -113,7 +108,7 @@ def test_resync_tombstone_is_undone_if_object_exists(
     deliver(one_engine, [event])
     assert outcomes(one_engine, event) == ["tombstoned"]
     assert {(kind, id) for kind, id, _ in waiting(one_engine)} == {(kind, one["id"])}
-    assert read_all(one_engine, workos) == 1
+    assert read_due(one_engine, workos) == 1
     assert waiting(one_engine) == set()
     assert differences(one_engine, world.truth()) == []
 
@@ -176,11 +171,11 @@ def test_old_event_does_not_restore_deleted_role(one_engine: Engine, sandbox: Sa
     resync(one_engine, workos)
     deliver(one_engine, [event])
     assert "billing" not in live(one_engine)["role"]
-    assert read_all(one_engine, workos) == 1
+    assert read_due(one_engine, workos) == 1
     assert "billing" not in live(one_engine)["role"]
     world.create_role("billing")
     deliver(one_engine, world.events[-1:])
-    assert read_all(one_engine, workos) == 1
+    assert read_due(one_engine, workos) == 1
     assert "billing" in live(one_engine)["role"]
 
 
@@ -198,7 +193,7 @@ def test_missing_parent_is_fetched_after_a_minute(both_engines: Engine, sandbox:
         ("user", "parent missing"),
     }
     assert access(both_engines) == set()
-    assert read_all(both_engines, workos) == 2
+    assert read_due(both_engines, workos) == 2
     assert sandbox.calls.total() == 2
     assert len(access(both_engines)) == 1
     asking = event_of(world, "organization_membership.created")["id"]
@@ -212,7 +207,7 @@ def test_parent_that_arrived_needs_no_call(one_engine: Engine, sandbox: Sandbox,
     catch_up_with_rest = [e for e in world.events if e["event"] != "organization_membership.created"]
     deliver(one_engine, catch_up_with_rest)
     sandbox.calls.clear()
-    read_all(one_engine, workos)
+    read_due(one_engine, workos)
     assert waiting(one_engine) == set() and sandbox.calls.total() == 0
     assert differences(one_engine, world.truth()) == []
 
@@ -223,7 +218,7 @@ def test_unknown_parent_is_requested_once(one_engine: Engine, sandbox: Sandbox, 
     event = event_of(world, "organization_membership.created")
     quietly(world, lambda: world.delete_user(next(iter(world.users))))
     deliver(one_engine, [event])
-    read_all(one_engine, workos)
+    read_due(one_engine, workos)
     assert waiting(one_engine) == set() and rows(one_engine, User) == []
     assert access(one_engine) == set()
 
@@ -249,7 +244,7 @@ def test_role_deletion_rereads_its_memberships(
     world.delete_role("billing", organization_id=company if own else None)
     deliver(both_engines, world.events[known:])
     sandbox.calls.clear()
-    read_all(both_engines, workos)
+    read_due(both_engines, workos)
     assert sandbox.calls.total() == (0 if how == "events" else 2)
     assert differences(both_engines, world.truth()) == []
 
@@ -265,13 +260,13 @@ def test_failed_read_is_retried_later(
     small_life(world, 1, 1)
     deliver(one_engine, [event_of(world, "organization_membership.created")])
     sandbox.faults.fail("/organizations/", status=status, times=None, retry_after=0)
-    assert read_all(one_engine, workos) == 1  # the user
+    assert read_due(one_engine, workos) == 1  # the user
     [row] = rows(one_engine, Read)
     assert (row["attempts"], row["kind"]) == (1, "organization") and str(status) in row["error"]
     assert work_due(one_engine, workos, lambda: False) == 0  # not at once
     assert any(line["event"] == "read_failed" and line["again_in_seconds"] == 5 for line in logs)
     sandbox.faults.clear()
-    assert read_all(one_engine, workos) == 1
+    assert read_due(one_engine, workos) == 1
     assert len(access(one_engine)) == 1
 
 
@@ -281,7 +276,7 @@ def test_rejected_key_keeps_read_requests(one_engine: Engine, sandbox: Sandbox, 
     deliver(one_engine, [event_of(world, "organization_membership.created")])
     sandbox.faults.fail(status=401, times=None)
     with pytest.raises(InvalidApiKeyError):
-        read_all(one_engine, workos)
+        read_due(one_engine, workos)
     assert len(rows(one_engine, Read)) == 2
 
 
@@ -402,7 +397,7 @@ def test_a_read_settles_events_at_the_same_time(
     other = at | {"id": "event_01Z", "data": truth | {"role": {"slug": "member"}, "roles": [{"slug": "member"}]}}
     deliver(one_engine, [admin, other])
     assert {role for *_, role in access(one_engine)} == {"member"}
-    assert read_all(one_engine, workos) == 1
+    assert read_due(one_engine, workos) == 1
     assert differences(one_engine, world.truth()) == [] and {role for *_, role in access(one_engine)} == {"admin"}
     settled = mirrored(one_engine), changes(one_engine)
     in_transaction(one_engine, lambda tx: tx.execute(update(Event).values(status=EventStatus.PENDING)))

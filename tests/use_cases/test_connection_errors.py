@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from redis.connection import AbstractConnection
 from redis.exceptions import RedisError
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
@@ -172,23 +173,29 @@ def test_an_unknown_parameter_of_the_url_is_one_line(
     assert "REDIS_URL has options that cannot be used: foo" in error
 
 
+@pytest.mark.parametrize(
+    ("method", "connected"),
+    [
+        ("connect_check_health", False),
+        ("send_packed_command", False),
+        ("can_read", True),
+        ("send_packed_command", True),
+        ("read_response", True),
+    ],
+)
 @pytest.mark.parametrize("error", [OSError(113, "no route"), ValueError("odd"), RuntimeError("odd")])
 def test_whatever_a_connection_raises_is_a_redis_error(
-    error: Exception, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    error: Exception, method: str, connected: bool, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
     with open_redis(redis_url) as redis:
-        redis.ping()
-        kind = type(redis.connection_pool.make_connection()).__mro__[2]
-        for method in ("send_packed_command", "read_response", "connect_check_health"):
-            with monkeypatch.context() as patch:
-
-                def fail(*_: object, **__: object) -> None:
-                    raise error
-
-                patch.setattr(kind, method, fail)
-                redis.connection_pool.disconnect()
-                with pytest.raises(RedisError):
-                    redis.ping()
+        if connected:
+            redis.ping()
+        monkeypatch.setattr(AbstractConnection, method, fail)
+        with pytest.raises(RedisError):
+            redis.ping()
 
 
 def test_a_redis_user_without_config_is_a_warning(

@@ -15,11 +15,12 @@ from redis import Redis
 from sqlalchemy import Engine, insert, make_url, update
 
 from models.database import in_transaction
-from models.tables import Event, Mirror, Run, Tick
+from models.tables import Event, MirrorState, Run, Tick
 from models.types import db_now, db_now_plus
 from tests.support import SECRET, accept, fake_workers, made, serving
 from tests.support.catalog import drop_schema
 from tests.support.cli import run
+from tests.support.conditions import stop_webhooks
 from tests.support.hooks import SECRET as HOOK_SECRET
 from tests.support.resync import CLIENT_ID, settings_of
 from tests.support.sandbox import Sandbox
@@ -62,7 +63,7 @@ def healthy(configured_engine: Engine, redis_url: str, sandbox: Sandbox) -> Iter
     in_transaction(configured_engine, lambda tx: tx.execute(insert(Run).values(row)))
     filled = {"backfill_from": db_now_plus(-9000), "backfilled_at": db_now(), "last_resync_at": db_now()}
     bound = filled | {"complete_to": db_now(), "client_id": CLIENT_ID}
-    in_transaction(configured_engine, lambda tx: tx.execute(update(Mirror).values(bound)))
+    in_transaction(configured_engine, lambda tx: tx.execute(update(MirrorState).values(bound)))
     heartbeat(configured_engine)
     settings = load_settings()
     services = build_services(settings, redis_url, endpoint=True)
@@ -118,7 +119,7 @@ def gone(healthy: Sandbox, *_: object) -> None:
 
 
 def another_environment(healthy: Sandbox, engine: Engine, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_transaction(engine, lambda tx: tx.execute(update(Mirror).values(client_id="client_other")))
+    in_transaction(engine, lambda tx: tx.execute(update(MirrorState).values(client_id="client_other")))
 
 
 FAULTS: dict[str, tuple[Callable[..., object], str, str]] = {
@@ -200,18 +201,7 @@ def test_wrong_clock_is_a_failure(healthy: Sandbox) -> None:
 
 
 def test_stopped_webhooks_are_a_failure(healthy: Sandbox, answering: None, configured_engine: Engine) -> None:
-    in_transaction(
-        configured_engine,
-        lambda tx: tx.execute(update(Event).values(webhook_at=db_now_plus(-7200), received_at=db_now_plus(-7200))),
-    )
-    rows = [{"id": f"event_{n}", "type": "user.updated", "source": "events_api"} for n in range(3)]
-    times = {
-        "api_at": db_now_plus(-3600),
-        "occurred_at": db_now_plus(-3700),
-        "received_at": db_now_plus(-3600),
-        "status": "done",
-    }
-    in_transaction(configured_engine, lambda tx: tx.execute(insert(Event).values(times), rows))
+    stop_webhooks(configured_engine)
     assert "reachable" in wrong()["silent"]["remedy"]
 
 

@@ -6,16 +6,15 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from redis import Redis
 from sqlalchemy import Engine
 
-from models.tables import Change, Event, Mirror, Run, Tick
+from models.tables import Change, Event, MirrorState, Run, Tick
 from tests.support import JSON, apply_all, rows
+from tests.support.cli import run
 from tests.support.repair import mirror, settings, status
 from tests.support.resync import CLIENT_ID, client_of, deliver, settings_of, small_life
 from tests.support.sandbox import Sandbox
-from worker.cli import main
 from worker.errors import ConfigurationError
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import update_complete_to
@@ -55,15 +54,9 @@ def surroundings(set_environment: Callable[..., None], bound: Engine, two_enviro
     set_environment(DATABASE_URL=url, **settings_of(two_environments))
 
 
-def command(*arguments: str, exit_code: int = 2) -> Result:
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == exit_code, (result.output, result.exception)
-    return result
-
-
 def everything(engine: Engine) -> dict[str, list[JSON]]:
     """The rows that a command could have written."""
-    return {table.__tablename__: rows(engine, table) for table in (Mirror, Run, Tick, Event, Change)}
+    return {table.__tablename__: rows(engine, table) for table in (MirrorState, Run, Tick, Event, Change)}
 
 
 COMMANDS = [
@@ -96,7 +89,7 @@ def test_another_environment_is_refused_before_writing(
         monkeypatch.setenv(name, value)
     before = everything(bound)
     for arguments in COMMANDS:
-        result = command(*arguments)
+        result = run(*arguments, exit_code=2)
         line = result.stderr.splitlines()[-1]
         assert said in line and "sk_test" not in result.stderr, arguments
         assert everything(bound) == before, arguments
@@ -106,7 +99,7 @@ def test_another_environment_is_refused_before_writing(
 @pytest.mark.parametrize("arguments", [["status"], ["events", "list"], ["members", "org_1"]], ids=" ".join)
 def test_incomplete_credentials_are_refused(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     monkeypatch.delenv("WORKOS_CLIENT_ID")
-    assert "WORKOS_CLIENT_ID is not set" in command(*arguments).stderr
+    assert "WORKOS_CLIENT_ID is not set" in run(*arguments, exit_code=2).stderr
 
 
 @pytest.mark.parametrize("gone", ["with events", "all but one", "without events"])

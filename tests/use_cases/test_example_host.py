@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from tests.support import JSON, made, serving
 from tests.support.auto_join import apply_events
 from tests.support.hooks import follow_all
+from tests.support.mirror import ORG
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.hooks import operate
@@ -24,7 +25,6 @@ pytestmark = pytest.mark.long
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example-host" / "app.py"
 SECRET = "whsec_" + "c2VjcmV0" * 4
 TOKEN = "a-token-of-the-host-s-own"
-ORG = made("organization.created")["data"]["id"]
 ANN = made("user.created")["data"]["id"]
 
 

@@ -180,7 +180,7 @@ CASES = {
         Case(2, "{event}"),
     ],
     "events failures": [Case(0, ""), Case(1, "", an_event_failed), Case(2, "--nonsense")],
-    "events list": [Case(0, ""), Case(2, "--status nonsense")],
+    "events list": [Case(0, ""), Case(2, "--status nonsense"), Case(2, "--limit 0")],
     "events show": [Case(0, "{event}"), Case(1, "event_none"), Case(2, "")],
     "explain": [Case(0, "{user}"), Case(1, "user_none"), Case(2, "")],
     "forget": [Case(0, "{gone}"), Case(1, "user_none"), Case(1, "{user}"), Case(2, "")],
@@ -232,7 +232,7 @@ CASES = {
     ],
     "runs list": [Case(0, ""), Case(2, "--limit 0")],
     "runs show": [Case(0, "{run}"), Case(1, "nonsense"), Case(2, "")],
-    "status": [Case(0, ""), Case(1, "", an_event_failed), Case(2, "--nonsense")],
+    "status": [Case(0, ""), Case(1, "", an_event_failed), Case(2, "--nonsense"), Case(2, "-x")],
     "web": [Case(2, "--port 70000")],
     "worker": [Case(2, "--processes 0")],
     "workspaces": [

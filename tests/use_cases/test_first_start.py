@@ -10,7 +10,7 @@ from redis import Redis
 from sqlalchemy import Engine, update
 
 from models.database import in_transaction
-from models.tables import Event, Mirror, Run, RunStatus, Task
+from models.tables import Event, MirrorState, Run, RunStatus, Task
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, differences, rows
 from tests.support.actors import by
@@ -20,7 +20,7 @@ from tests.support.sandbox import Knobs, Sandbox, populate
 from tests.support.sandbox.world import World
 from tests.support.stories import store
 from worker.decision.payload import parse_time
-from worker.errors import WorkOSUnavailableError
+from worker.errors import WorkOSError
 from worker.kinds import SUBSCRIBED
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import catch_up
@@ -190,7 +190,7 @@ def test_first_resync_counts_as_daily_resync(
         schedule(one_engine, settings())
         Repair(one_engine, workos, settings(), bell).all()
     assert len(runs(one_engine, Task.RESYNC)) == 1
-    done = update(Mirror).values(last_resync_at=db_now_plus(-24 * 3600 - 1))
+    done = update(MirrorState).values(last_resync_at=db_now_plus(-24 * 3600 - 1))
     in_transaction(one_engine, lambda tx: tx.execute(done))
     schedule(one_engine, settings())
     assert [run["requested_by"] for run in runs(one_engine, Task.RESYNC)] == ["first start", "clock"]
@@ -202,7 +202,7 @@ def test_new_event_types_cause_one_resync(
     bind(one_engine, workos, settings())
     Repair(one_engine, workos, settings(), bell).all()
     known = [type for type in SUBSCRIBED if not type.startswith("role.")]
-    in_transaction(one_engine, lambda tx: tx.execute(update(Mirror).values(event_types=known)))
+    in_transaction(one_engine, lambda tx: tx.execute(update(MirrorState).values(event_types=known)))
     sandbox.world.create_role("billing")
     for _ in range(2):
         Repair(one_engine, workos, settings(), bell).all()
@@ -246,7 +246,7 @@ def test_drains_continue_while_workos_is_down(
     sandbox.faults.fail(status=422, times=None)  # no answer to what was asked, and no use in asking again
     small_life(sandbox.world)
     schedule(one_engine, settings())
-    with pytest.raises(WorkOSUnavailableError):
+    with pytest.raises(WorkOSError):
         Repair(one_engine, workos, settings(), bell).all()
     assert {run["task"]: run["status"] for run in rows(one_engine, Run)} == {
         Task.RETENTION: RunStatus.DONE,

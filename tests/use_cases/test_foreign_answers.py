@@ -24,7 +24,7 @@ from tests.support.resync import (
     small_life,
 )
 from tests.support.sandbox import Sandbox
-from worker.errors import InvalidApiKeyError, NotFoundError, WorkOSUnavailableError
+from worker.errors import InvalidApiKeyError, NotFoundError, WorkOSError
 from worker.kinds import KINDS
 from worker.mirror.read_requests import request_reads
 from worker.repair.catch_up import catch_up
@@ -217,7 +217,7 @@ def test_foreign_404_keeps_the_cursor(one_engine: Engine, sandbox: Sandbox, work
     small_life(sandbox.world, 1, 1)
     catch_up(one_engine, workos)
     sandbox.faults.answer("/events", HTML, status=404)
-    with pytest.raises(WorkOSUnavailableError) as caught:
+    with pytest.raises(WorkOSError) as caught:
         catch_up(one_engine, workos)
     assert not isinstance(caught.value, NotFoundError)
 
@@ -229,7 +229,7 @@ def test_foreign_answer_does_not_confirm_the_key(
     mirror_of(one_engine, sandbox, workos, 2)
     sandbox.faults.answer(".*", body, status=status)
     settings = Settings(workos_api_key=sandbox.api_key, workos_client_id=CLIENT_ID)
-    with pytest.raises(WorkOSUnavailableError):
+    with pytest.raises(WorkOSError):
         require_same_environment(one_engine, workos, settings)
 
 

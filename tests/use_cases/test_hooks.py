@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Change, DeliveryStatus, Hook, HookDelivery, Mirror
+from models.tables import Change, DeliveryStatus, Hook, HookDelivery, MirrorState
 from models.types import db_now, db_now_plus
 from tests.support import JSON, access, made, rows
 from tests.support.actors import by
@@ -36,8 +36,6 @@ from worker.workos_api.client import WorkOSClient
 class Host:
     """A host that a hook calls. It keeps the messages, and raises for the objects in `fails`."""
 
-    at_once = 1
-
     def __init__(self) -> None:
         self.received: list[JSON] = []
         self.fails: set[str] = set()
@@ -52,7 +50,9 @@ class Host:
 
 
 @pytest.fixture
-def host() -> Host:
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    """A host that is called for one object after the other."""
+    monkeypatch.setattr(hooks, "CONCURRENT_CALLS", 1)
     return Host()
 
 
@@ -179,7 +179,7 @@ def test_killed_process_is_replaced_and_change_is_sent_again(
 
 def test_slow_call_keeps_lease(one_engine: Engine, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "LEASE_SECONDS", 0.6)
-    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "RENEWAL_SECONDS", 0.05)
     apply_events(one_engine, [person("user_1")])
     (first,) = ids_of(one_engine)
 
@@ -249,7 +249,7 @@ def test_hook_overtaken_by_retention_logs_and_continues(
     apply_events(one_engine, [person("user_2"), person("user_3")])
     dropped = ids_of(one_engine)[1]
     in_transaction(one_engine, lambda tx: tx.execute(Change.__table__.delete().where(Change.id == dropped)))  # type: ignore[attr-defined]
-    in_transaction(one_engine, lambda tx: tx.execute(update(Mirror).values(changes_dropped_to=dropped)))
+    in_transaction(one_engine, lambda tx: tx.execute(update(MirrorState).values(changes_dropped_to=dropped)))
     follow()
     assert [message["data"]["object_id"] for message in host.received] == ["user_1", "user_3"]
     (row,) = operate.hook_status(one_engine)
@@ -259,7 +259,9 @@ def test_hook_overtaken_by_retention_logs_and_continues(
 def test_many_changes_are_sent_in_steps(one_engine: Engine, host: Host, follow: Callable[..., None]) -> None:
     apply_events(one_engine, [person(f"user_{n % 40}", n) for n in range(350)])
     follow()
-    assert host.ids() == ids_of(one_engine)
+    assert sorted(host.ids()) == ids_of(one_engine)
+    received = [(message["data"]["object_id"], message["data"]["id"]) for message in host.received]
+    assert sorted(received, key=lambda pair: pair[0]) == sorted(received), "in order for each object"
 
 
 def test_changes_that_a_step_had_no_time_for_are_sent_next_in_order(
@@ -296,39 +298,31 @@ def test_a_stopping_process_leaves_the_remaining_changes_to_another(one_engine: 
 
 
 @pytest.fixture
-def web() -> Iterator[Web]:
-    web = Web()
-    yield web
-    web.server.shutdown()
-    web.server.server_close()
-
-
-@pytest.fixture
-def web_target(web: Web) -> Iterator[WebTarget]:
-    target = WebTarget(web.url, SECRET, 5.0)
+def web_target(web_host: Web) -> Iterator[WebTarget]:
+    target = WebTarget(web_host.url, SECRET, 5.0)
     yield target
     target.close()
 
 
-def test_call_is_signed_and_identified_by_change(one_engine: Engine, web: Web, web_target: WebTarget) -> None:
+def test_call_is_signed_and_identified_by_change(one_engine: Engine, web_host: Web, web_target: WebTarget) -> None:
     apply_events(one_engine, [person(f"user_{n}") for n in range(30)])
     follow_all(one_engine, {"web": web_target}, 3)
-    assert sorted(m["data"]["id"] for m in web.took) == ids_of(one_engine)
-    assert {m["id"] for m in web.took} == {f"change_{id}" for id in ids_of(one_engine)}
+    assert sorted(m["data"]["id"] for m in web_host.took) == ids_of(one_engine)
+    assert {m["id"] for m in web_host.took} == {f"change_{id}" for id in ids_of(one_engine)}
 
 
 @pytest.mark.parametrize("status", [301, 400, 404, 410, 500, 503])
 def test_answer_other_than_2xx_is_retried_with_same_id(
-    one_engine: Engine, web: Web, web_target: WebTarget, status: int
+    one_engine: Engine, web_host: Web, web_target: WebTarget, status: int
 ) -> None:
     apply_events(one_engine, [person("user_1"), person("user_1", 2, first_name="Ann")])
-    web.answers.append(status)
+    web_host.answers.append(status)
     follow_all(one_engine, {"web": web_target}, 3)
-    assert web.took == [] and web.tried == 1
+    assert web_host.took == [] and web_host.tried == 1
     assert f"answered {status}" in rows(one_engine, HookDelivery)[0]["error"]
     due(one_engine)
     follow_all(one_engine, {"web": web_target}, 3)
-    assert [m["data"]["id"] for m in web.took] == ids_of(one_engine)
+    assert [m["data"]["id"] for m in web_host.took] == ids_of(one_engine)
 
 
 def test_connection_error_hides_the_url(one_engine: Engine) -> None:
@@ -371,10 +365,10 @@ def test_a_call_ends_in_time_and_takes_little_memory_whatever_the_answer(how: st
         assert process.memory_info().rss - before < 20_000_000
 
 
-def test_short_answers_keep_the_connection(web: Web, web_target: WebTarget, one_engine: Engine) -> None:
+def test_short_answers_keep_the_connection(web_host: Web, web_target: WebTarget, one_engine: Engine) -> None:
     apply_events(one_engine, [person("user_1"), *(person("user_1", n, first_name=f"v{n}") for n in range(2, 12))])
     follow_all(one_engine, {"web": web_target}, 3)
-    assert len(web.took) == 11 and web.connections == 1
+    assert len(web_host.took) == 11 and web_host.connections == 1
 
 
 def test_a_slow_hook_delays_no_other(one_engine: Engine) -> None:

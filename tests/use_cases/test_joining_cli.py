@@ -1,6 +1,5 @@
 """Auto-join and hooks on the command line and on the pages."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,13 +14,13 @@ from tests.support.actors import by
 from tests.support.auto_join import apply_events, auto_join_answer, set_auto_join
 from tests.support.cli import report, run
 from tests.support.hooks import SECRET
+from tests.support.mirror import ORG
+from tests.support.ops import TOKEN, form_token, sign_in
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.mirror import auto_join_policy
 
-ORG = made("organization.created")["data"]["id"]
 ANN = made("user.created")["data"]["id"]
-TOKEN = "ann-signs-in-with-this-token"
 
 
 @pytest.fixture
@@ -138,20 +137,13 @@ def ann(engine: Engine, build_test_services: Callable[..., Services], db_url: st
     """A browser that is signed in."""
     given = {"ops_tokens": f"ann:{TOKEN}", "hooks": "sessions=https://host/hook", "hook_secrets": f"sessions:{SECRET}"}
     browser = create_app(build_test_services(database_url=db_url, **given)).test_client()
-    page = browser.get("/ops/sign-in").get_data(as_text=True)
-    browser.post("/ops/sign-in", data={"token": TOKEN, "csrf_token": token_of(page)})
+    assert sign_in(browser).status_code == 302
     return browser
-
-
-def token_of(page: str) -> str:
-    found = re.search(r'name="csrf_token" value="([^"]+)"', page)
-    assert found
-    return found[1]
 
 
 def press(browser: FlaskClient, page: str, action: str, **form: str) -> str:
     """Press a button of a page, and return the page it leads to."""
-    token = token_of(browser.get(f"/ops/{page}").get_data(as_text=True))
+    token = form_token(browser.get(f"/ops/{page}"))
     done = browser.post(f"/ops/{action}", data={"csrf_token": token, **form}, follow_redirects=True)
     assert done.status_code == 200
     return done.get_data(as_text=True)
@@ -188,8 +180,7 @@ def test_hooks_page_retries_deliveries_and_escapes_tracebacks(failed_hook: Engin
     assert "RuntimeError" in html and "<script>alert" not in html and "<b>away" not in html
     assert "1 delivery queued for retry." in press(ann, "hooks", "hooks/sessions/replay")
     for name, code in (("nonsense/replay", 404), ("nonsense/dismiss", 404), ("sessions/replay?change=1", 200)):
-        token = token_of(ann.get("/ops/hooks").get_data(as_text=True))
-        form = {"csrf_token": token, "reason": "gone"}
+        form = {"csrf_token": form_token(ann.get("/ops/hooks")), "reason": "gone"}
         answer = ann.post(f"/ops/hooks/{name}", data=form, follow_redirects=True)
         assert answer.status_code == code and ("no hook nonsense" in answer.get_data(as_text=True)) == (code == 404)
     assert rows(failed_hook, HookDelivery)[0]["status"] == "pending"

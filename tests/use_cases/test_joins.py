@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine, delete, update
 
 from models.database import in_transaction
-from models.tables import Join, JoinSearch, JoinState, Mirror
+from models.tables import Join, JoinSearch, JoinState, MirrorState
 from tests.support import JSON, NOON, rows
 from tests.support.actors import by
 from tests.support.auto_join import apply_events, join_of, joins_of, mark_as_filled, set_auto_join
@@ -102,13 +102,13 @@ def test_newly_verified_domain_starts_search(provisioning: Engine) -> None:
     late = domain(at=5, id="org_domain_2", domain="late.example")
     failing = domain("created", 5, id="org_domain_3", domain="failing.example")
     apply_events(provisioning, [late, failing, domain(at=5, id="org_domain_0", domain="not a domain")])
-    backfill_from = rows(provisioning, Mirror)[0]["backfill_from"]
+    backfill_from = rows(provisioning, MirrorState)[0]["backfill_from"]
     verified_at = NOON + timedelta(minutes=5)
     assert searches(provisioning) == [(ORG, "late.example", max(verified_at, backfill_from), "event", late["id"])]
 
 
 def test_search_covers_only_people_after_verification(provisioning: Engine) -> None:
-    in_transaction(provisioning, lambda tx: tx.execute(update(Mirror).values(backfill_from=None)))
+    in_transaction(provisioning, lambda tx: tx.execute(update(MirrorState).values(backfill_from=None)))
     apply_events(provisioning, [event := domain(at=5, id="org_domain_2", domain="late.example")])
     assert searches(provisioning) == [(ORG, "late.example", NOON + timedelta(minutes=5), "event", event["id"])]
 
@@ -195,7 +195,7 @@ def test_a_setting_by_which_more_people_join_searches_for_them(
 ) -> None:
     set_auto_join(both_engines, before[0], existing=before[1])
     mark_as_filled(both_engines)
-    in_transaction(both_engines, lambda tx: tx.execute(update(Mirror).values(backfill_from=None)))
+    in_transaction(both_engines, lambda tx: tx.execute(update(MirrorState).values(backfill_from=None)))
     other: JSON = {"organization_id": RIVAL, "domain": "rival.example"}
     switched_off: JSON = {"organization_id": "org_off", "domain": "off.example"}
     events = [org(id=RIVAL), domain(at=3, id="org_domain_2", **other)]

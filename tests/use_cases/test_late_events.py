@@ -16,10 +16,10 @@ from hypothesis.stateful import initialize, invariant, rule, run_state_machine_a
 from redis import Redis
 from sqlalchemy import Engine
 
-from models.tables import Event, EventStatus, Mirror
+from models.tables import Event, EventStatus, MirrorState
 from tests.support import JSON, accept, apply_all, differences, rows
 from tests.support.histories import DeathError, Simulation
-from worker.errors import WorkOSUnavailableError
+from worker.errors import WorkOSError
 from worker.inbox.drain import DrainLimits
 from worker.repair.catch_up import catch_up, update_complete_to
 from worker.workos_api import client
@@ -90,7 +90,7 @@ class Lateness(Simulation):
         now = self.clock.now
         if self.sandbox.knobs.late_events == "appended":
             self.shown[now - LAG] = self._shown()
-        with suppress(WorkOSUnavailableError, DeathError):
+        with suppress(WorkOSError, DeathError):
             catch_up(self.engine, self.workos, lag=LAG)
 
     @rule(batch=st.sampled_from([1, 500]))
@@ -103,7 +103,7 @@ class Lateness(Simulation):
 
     @invariant()
     def complete_to_waits_for_what_was_shown(self) -> None:
-        [mirror] = rows(self.engine, Mirror)
+        [mirror] = rows(self.engine, MirrorState)
         moved_to = mirror["complete_to"]
         if moved_to is None or moved_to == self.complete_to:
             return

@@ -13,7 +13,7 @@ from models.database import in_transaction
 from models.tables import Audit, Drift, Event, Hook, HookDelivery, Join, Run
 from models.types import db_now, db_now_plus
 from tests.support import JSON, accept, apply_all, made
-from tests.use_cases.test_ops import TOKEN, sign_in
+from tests.support.ops import TOKEN, sign_in
 from webhooks.app import create_app
 from worker.bootstrap import Services
 

@@ -16,15 +16,14 @@ from models.database import in_transaction, read_transaction
 from models.tables import Action, Audit, Drift, Event, Hook, HookDelivery, OperatorSession, Run, Via
 from models.types import db_now_plus
 from tests.support import JSON, accept, apply_all, made, rows
+from tests.support.mirror import ORG, USER
+from tests.support.ops import TOKEN, form_token, sign_in
 from webhooks.app import create_app
 from worker.audit import REASON_REQUIRED
 from worker.bootstrap import Services
 from worker.queue.doorbell import REPAIR, Doorbell
 
-TOKEN = "ann-signs-in-with-this-token"
 TOKENS = f"ann:{TOKEN},bob:another-token-of-bob-s"
-ORG = made("organization.created")["data"]["id"]
-USER = made("user.created")["data"]["id"]
 EVIL = "<script>alert(1)</script>\"'{{ 7*7 }}"
 NOWHERE = "sqlite:////proc/nowhere/all.db"
 PAGES = (
@@ -66,17 +65,6 @@ def story(endpoint: FlaskClient, engine: Engine) -> JSON:
     accept(endpoint, *events.values())
     apply_all(engine)
     return events
-
-
-def form_token(answer: TestResponse) -> str:
-    found = re.search(r'name="csrf_token" value="([^"]+)"', answer.get_data(as_text=True))
-    assert found
-    return found[1]
-
-
-def sign_in(endpoint: FlaskClient, token: str = TOKEN, **form: str) -> TestResponse:
-    page = endpoint.get("/ops/sign-in")
-    return endpoint.post("/ops/sign-in", data={"token": token, "csrf_token": form_token(page), **form})
 
 
 def use_session_of(browser: FlaskClient, other: FlaskClient) -> None:

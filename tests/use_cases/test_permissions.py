@@ -5,7 +5,7 @@ from sqlalchemy import Engine, update
 
 from models.access import permissions_of
 from models.database import in_transaction, session
-from models.tables import Event, Mirror
+from models.tables import Event, MirrorState
 from models.views import member_permissions
 from tests.support import JSON, made, outcomes, rows
 from tests.support.resync import catch_up_with, deliver, found, live, quietly, resync, run_row
@@ -123,7 +123,7 @@ def test_organization_role_overrides_environment_role(engine: Engine, sandbox: S
 def test_permissions_are_unknown_before_full_resync(
     engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:
-    in_transaction(engine, lambda tx: tx.execute(update(Mirror).values(listed_kinds=None)))
+    in_transaction(engine, lambda tx: tx.execute(update(MirrorState).values(listed_kinds=None)))
     assert answer(engine, member) is None and rows(engine, member_permissions) == []
     resync(engine, workos, organization_id=member["organization_id"])
     resync(engine, workos, dry_run=True)
@@ -144,12 +144,12 @@ def test_permissions_are_unknown_before_full_resync(
 def test_invalid_permission_keeps_others_known(
     engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
 ) -> None:
-    in_transaction(engine, lambda tx: tx.execute(update(Mirror).values(listed_kinds=None)))
+    in_transaction(engine, lambda tx: tx.execute(update(MirrorState).values(listed_kinds=None)))
     sandbox.faults.odd(PERMISSIONS, item=1, missing="updated_at")
     run_id = resync(engine, workos)
     assert "invalid" in {finding for finding, _ in found(engine, run_id).values()}
     assert answer(engine, member) == ["invoices:read"]
-    assert rows(engine, Mirror)[0]["listed_kinds"] == [
+    assert rows(engine, MirrorState)[0]["listed_kinds"] == [
         *("connection", "domain", "organization", "permission", "role", "user")
     ]
 

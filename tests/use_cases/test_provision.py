@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import update
 
 from models.database import in_transaction
-from models.tables import Change, Mirror
+from models.tables import Change, MirrorState
 from tests.support import rows
 from tests.support.actors import by
 from tests.support.auto_join import (
@@ -141,11 +141,11 @@ def test_existing_people_join_only_with_setting(stage: Stage, existing: bool) ->
 
 
 def test_first_resync_creates_no_join(stage: Stage) -> None:
-    in_transaction(stage.engine, lambda tx: tx.execute(update(Mirror).values(backfilled_at=None)))
+    in_transaction(stage.engine, lambda tx: tx.execute(update(MirrorState).values(backfilled_at=None)))
     company(stage.world)
     sign_up(stage.world)
     stage.clock.advance(days=2)
-    in_transaction(stage.engine, lambda tx: tx.execute(update(Mirror).values(backfill_from=stage.clock())))
+    in_transaction(stage.engine, lambda tx: tx.execute(update(MirrorState).values(backfill_from=stage.clock())))
     resync(stage.engine, stage.workos)
     stage.run_worker()
     assert joins_of(stage.engine) == {} and members_at_workos(stage.world) == {}

@@ -5,13 +5,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, update
 
-from models.database import in_transaction, read_transaction
-from models.tables import Change, Event, RunStatus
+from models.database import in_transaction
+from models.tables import Event, RunStatus
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, made, mirrored, rows, statuses
 from tests.support.actors import by
+from tests.support.resync import changes
 from tests.support.stories import store
 from worker.errors import AlreadyReplayedError, BusyError, LeaseLostError, OperatorError, fingerprint
 from worker.inbox.store import backlog
@@ -68,11 +69,6 @@ def run(engine: Engine, bell: Doorbell, selection: Selection, **given: Any) -> s
         assert held is not None
         assert replays.replay(engine, held, bell, FAST)
     return run_id
-
-
-def changes(engine: Engine) -> int:
-    with read_transaction(engine) as tx:
-        return tx.execute(select(func.count()).select_from(Change)).scalar_one()
 
 
 def test_errors_with_same_cause_share_fingerprint() -> None:

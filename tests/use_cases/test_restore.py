@@ -16,7 +16,7 @@ from redis import Redis
 from sqlalchemy import update
 
 from models.database import database_url, in_transaction, open_engine
-from models.tables import Change, Mirror
+from models.tables import Change, MirrorState
 from tests.support import apply_all, differences, rows, statuses
 from tests.support.inbox import let_time_pass
 from tests.support.processes import eventually
@@ -36,7 +36,7 @@ def test_restored_copy_converges_by_catch_up(
     clock, running, copied = Clock(), make_database(kind), make_database(kind)
     with Sandbox(clock=clock) as sandbox, closing(client_of(sandbox, redis)) as workos:
         world, engine = sandbox.world, open_engine(running)
-        in_transaction(engine, lambda tx: tx.execute(update(Mirror).values(cursor_at=clock())))
+        in_transaction(engine, lambda tx: tx.execute(update(MirrorState).values(cursor_at=clock())))
 
         def live(seed: int) -> None:
             known = len(world.events)

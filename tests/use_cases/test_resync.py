@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from models.tables import Change, Listing, Mirror, RunStatus, Seen
+from models.tables import Change, Listing, MirrorState, RunStatus, Seen
 from models.views import sign_in_methods
 from tests.support import JSON, apply_all, differences, rows
 from tests.support.actors import by
@@ -142,13 +142,17 @@ def test_dry_run_reports_without_changes(both_engines: Engine, sandbox: Sandbox,
     events = list(world.events)
     deliver(engine, events[:-120])
     same_version(world)
-    before = {name: rows(engine, kind.table) for name, kind in KINDS.items()}, changes(engine), rows(engine, Mirror)
+    before = (
+        {name: rows(engine, kind.table) for name, kind in KINDS.items()},
+        changes(engine),
+        rows(engine, MirrorState),
+    )
     reported = found(engine, resync(engine, workos, dry_run=True))
     assert {action for _, action in reported.values()} == {"reported"}
     assert before == (
         {name: rows(engine, kind.table) for name, kind in KINDS.items()},
         changes(engine),
-        rows(engine, Mirror),
+        rows(engine, MirrorState),
     )
     repaired = found(engine, resync(engine, workos))
     assert {key: finding for key, (finding, _) in repaired.items()} == {
@@ -165,7 +169,7 @@ def test_resync_fills_empty_mirror_and_old_events_change_nothing(
     assert differences(both_engines, world.truth()) == []
     catch_up_with(both_engines, world)
     assert differences(both_engines, world.truth()) == []
-    assert rows(both_engines, Mirror)[0]["last_resync_at"] is not None
+    assert rows(both_engines, MirrorState)[0]["last_resync_at"] is not None
 
 
 def test_newer_version_with_equal_content_is_not_drift(

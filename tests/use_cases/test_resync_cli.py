@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import Engine, update
 
 from models.database import in_transaction, open_engine
-from models.tables import Event, Mirror, Run
+from models.tables import Event, MirrorState, Run
 from models.types import db_now_plus
 from tests.support import differences, rows
 from tests.support.actors import by
@@ -121,9 +121,9 @@ def test_dry_run_changes_nothing_and_exits_1_if_there_is_drift(equal: Engine, sa
 
 
 def test_dry_run_on_a_new_database_does_not_bind_it(mirror: Engine, sandbox: Sandbox) -> None:
-    before = rows(mirror, Mirror)
+    before = rows(mirror, MirrorState)
     assert "20 missing" in run("--dry-run", exit_code=1).stdout
-    assert rows(mirror, Mirror) == before and before[0]["client_id"] is None
+    assert rows(mirror, MirrorState) == before and before[0]["client_id"] is None
     assert [(row["dry_run"], row["status"]) for row in rows(mirror, Run)] == [(True, "done")]
 
 
@@ -162,27 +162,27 @@ def test_missing_settings_are_all_named(monkeypatch: pytest.MonkeyPatch, missing
 
 
 def test_invalid_api_key_prints_one_line(equal: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = everything(equal), rows(equal, Run), rows(equal, Mirror)
+    before = everything(equal), rows(equal, Run), rows(equal, MirrorState)
     monkeypatch.setenv("WORKOS_API_KEY", "sk_wrong_secret")
     line = refused()
     assert line == "workos-sync: WORKOS_API_KEY: WorkOS refuses the key (401)"
     assert "sk_wrong_secret" not in line
-    assert (everything(equal), rows(equal, Run), rows(equal, Mirror)) == before
+    assert (everything(equal), rows(equal, Run), rows(equal, MirrorState)) == before
 
 
 def test_key_of_another_environment_is_refused(equal: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = everything(equal), rows(equal, Run), rows(equal, Mirror)
+    before = everything(equal), rows(equal, Run), rows(equal, MirrorState)
     monkeypatch.setenv("WORKOS_API_KEY", "sk_other")
     for arguments in ([], ["--dry-run"], ["--organization", "org_1"]):
         assert "the key sees none of the organizations in this database" in refused(*arguments)
-    assert (everything(equal), rows(equal, Run), rows(equal, Mirror)) == before
+    assert (everything(equal), rows(equal, Run), rows(equal, MirrorState)) == before
 
 
 def test_another_client_id_is_refused(equal: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = everything(equal), rows(equal, Run), rows(equal, Mirror)
+    before = everything(equal), rows(equal, Run), rows(equal, MirrorState)
     monkeypatch.setenv("WORKOS_CLIENT_ID", "client_other")
     assert f"this database mirrors {CLIENT_ID}" in refused()
-    assert (everything(equal), rows(equal, Run), rows(equal, Mirror)) == before
+    assert (everything(equal), rows(equal, Run), rows(equal, MirrorState)) == before
 
 
 @pytest.mark.parametrize("left", [2, 1])

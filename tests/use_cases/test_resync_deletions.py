@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from models.tables import Mirror, Read
+from models.tables import MirrorState, Read
 from tests.support import JSON, differences, rows
 from tests.support.actors import by
 from tests.support.resync import (
@@ -114,7 +114,7 @@ def test_approval_deletes_listed_objects_after_reading_each(
     approved = resync(engine, workos, approves=run_id)
     assert set(found(engine, approved)) == {("user", user["id"]) for user in users[:30] if user != back}
     assert live(engine)["user"] == set(world.users) | {later["id"]}
-    assert rows(engine, Mirror)[0]["last_resync_at"] is not None
+    assert rows(engine, MirrorState)[0]["last_resync_at"] is not None
     before = changes(engine)
     assert found(engine, resync(engine, workos, approves=run_id)) == {}
     assert changes(engine) == before

@@ -406,7 +406,7 @@ def seconds_leased(engine: Engine, run_id: str) -> float:
 
 def test_heartbeat_keeps_lease(both_engines: Engine, workos: WorkOSClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that takes longer than the lease does not let another worker take the run over."""
-    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "RENEWAL_SECONDS", 0.05)
     monkeypatch.setattr(leases, "LEASE_SECONDS", 0.6)
     run_id = start(both_engines, by("test"))
     began = time.monotonic()

@@ -7,13 +7,13 @@ from flask.testing import FlaskClient
 from sqlalchemy import Engine, select
 
 from models.database import in_transaction, read_transaction
-from models.tables import Change, Mirror
-from tests.support import accept, access, apply_all, made, mirrored, rows, sample
+from models.tables import Change, MirrorState
+from tests.support import accept, access, apply_all, made, mirrored, rows
+from tests.support.mirror import ORG
 from worker.kinds.membership import Membership
 from worker.mirror import role_map
 from worker.mirror.role_map import adopt
 
-ORG = sample("organization.created")["data"]["id"]
 DEFAULT = {"admin": "admin", "member": "member"}
 OWNERS = DEFAULT | {"owner": "admin"}
 
@@ -73,9 +73,9 @@ def test_interrupted_remapping_resumes(engine: Engine, monkeypatch: pytest.Monke
     for _ in range(steps):
         in_transaction(engine, role_map._remap_batch)
     assert access(engine) == members(*range(2 * steps))
-    [place] = [row["remap_after"] for row in rows(engine, Mirror)]
+    [place] = [row["remap_after"] for row in rows(engine, MirrorState)]
     in_transaction(engine, role_map._store, OWNERS)
-    assert [row["remap_after"] for row in rows(engine, Mirror)] == [place]
+    assert [row["remap_after"] for row in rows(engine, MirrorState)] == [place]
     assert adopt(engine, OWNERS) == 5 - 2 * steps
     assert access(engine) == members(0, 1, 2, 3, 4)
     assert len([row for row in rows(engine, Change) if row["cause"] == "settings"]) == 5
@@ -110,4 +110,4 @@ def test_remapping_changes_no_version(endpoint: FlaskClient, engine: Engine) -> 
 
 def test_active_map_is_stored(engine: Engine) -> None:
     adopt(engine, OWNERS)
-    assert [(row["role_map"], row["remap_after"]) for row in rows(engine, Mirror)] == [(OWNERS, None)]
+    assert [(row["role_map"], row["remap_after"]) for row in rows(engine, MirrorState)] == [(OWNERS, None)]

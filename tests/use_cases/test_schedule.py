@@ -19,7 +19,7 @@ from tests.support.repair import settings
 from tests.support.resync import Clock, client_of
 from tests.support.sandbox import Sandbox
 from tests.support.stories import store
-from worker.errors import WorkOSUnavailableError
+from worker.errors import WorkOSError
 from worker.inbox.drain import DrainLimits, drain
 from worker.metrics import Counters
 from worker.processes.clock import PeriodicTask
@@ -86,7 +86,7 @@ def test_failing_task_does_not_stop_others(logs: list[Any], redis: Redis) -> Non
     stop, ran = threading.Event(), []
 
     def fail() -> None:
-        raise WorkOSUnavailableError
+        raise WorkOSError
 
     def go_on() -> None:
         ran.append(1)

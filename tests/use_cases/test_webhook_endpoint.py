@@ -22,7 +22,7 @@ from models.database import PINNED, write_transaction
 from models.tables import Event
 from tests.support import SECRET, accept, apply_all, event_row, made, outcomes, post, rows, sample, sign, statuses
 from tests.support.catalog import drop_schema
-from tests.use_cases.test_ops import sign_in
+from tests.support.ops import sign_in
 from webhooks.app import create_app
 from worker.bootstrap import ENDPOINT_CONNECTIONS, Services
 from worker.errors import ConfigurationError
@@ -194,7 +194,7 @@ def test_oversized_content_length_is_refused_unread(local: MakeServices) -> None
 def test_chunked_body_is_read_up_to_the_limit(local: MakeServices, size: int, status: int) -> None:
     body = BODY.ljust(size)
     stream = BytesIO(body)
-    # As gunicorn hands over a chunked body.
+    # As a server hands over a chunked body.
     chunked = {"wsgi.input": stream, "wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
     endpoint = create_app(local(webhook_max_bytes=2048)).test_client()
     answer = endpoint.post(WEBHOOK_PATH, environ_overrides=chunked, headers={"WorkOS-Signature": sign(body)})

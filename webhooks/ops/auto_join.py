@@ -18,7 +18,7 @@ from worker.reports import listings
 
 def add(routes: Blueprint, services: Services) -> None:
     """Add the pages to `routes`."""
-    engine, names = services.engine, services.settings.hooks
+    engine, names = services.engine, services.settings.http_hooks
 
     @routes.get("/auto-join")
     def auto_join() -> str:
@@ -55,7 +55,7 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.get("/hooks")
     def hooks_page() -> str:
-        hooks = operate.hook_status(engine, services.settings.http_hooks)
+        hooks = operate.hook_status(engine, names)
         deliveries = operate.deliveries(engine, limit=PAGE)
         return render_template("ops/hooks.html", hooks=hooks, deliveries=deliveries)
 

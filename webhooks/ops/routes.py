@@ -5,15 +5,15 @@ from http import HTTPStatus
 
 import structlog
 from flask import Blueprint, Flask, g, render_template
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
 
+from models.database import DATABASE_ERRORS
 from webhooks.ops import audit, auto_join, inbox, mirror, overview, runs, sign_in
 from webhooks.ops.ids import IdConverter
 from worker.bootstrap import Services
+from worker.error_handling import describe, is_expected
 from worker.errors import ConfigurationError, OperatorError, UnknownIdError, WorkosSyncError
-from worker.metrics import describe, is_expected
 from worker.mirror.change_feed import as_json
 from worker.reports.conditions import duration
 
@@ -39,14 +39,15 @@ def install(app: Flask, services: Services) -> None:
         status = HTTPStatus.NOT_FOUND if isinstance(error, UnknownIdError) else HTTPStatus.CONFLICT
         return render_template("ops/error.html", title="Request failed", message=str(error)), status
 
-    @routes.errorhandler(DBAPIError)
-    @routes.errorhandler(PoolTimeoutError)
     def database_unavailable(error: SQLAlchemyError) -> tuple[str, int]:
         if not is_expected(error):
             raise error  # a mistake in a query, answered with 500
         log.warning("database_unavailable", error=describe(error))
         message = "Deliveries get 503 until the database is back. WorkOS retries them."
         return render_template("ops/error.html", title="Database unavailable", message=message), 503
+
+    for database_error in DATABASE_ERRORS:
+        routes.register_error_handler(database_error, database_unavailable)
 
     @routes.context_processor
     def add_operator() -> dict[str, str | None]:

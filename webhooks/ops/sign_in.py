@@ -24,10 +24,9 @@ from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from flask_wtf import CSRFProtect
 from flask_wtf.csrf import CSRFError
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug import Response as AnyResponse
 
+from models.database import DATABASE_ERRORS
 from webhooks.auth import Guesses
 from worker import operator_sessions
 from worker.bootstrap import Services
@@ -148,7 +147,7 @@ def _signed_in(engine: Engine) -> str | None:
         return None
     who = operator_sessions.signed_in(engine, id)
     if who is not None and REFRESH_HEADER not in request.headers:
-        with suppress(DBAPIError, PoolTimeoutError):  # Pages can be read even if nothing can be written.
+        with suppress(*DATABASE_ERRORS):  # Pages can be read even if nothing can be written.
             operator_sessions.record_activity(engine, id)
     return who
 

@@ -11,16 +11,14 @@ from typing import NoReturn
 
 import click
 from redis.exceptions import RedisError
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from models import database
 from worker import redis_client
-from worker.errors import ConfigurationError, WorkosSyncError, WorkOSUnavailableError, unexpected
+from worker.errors import ConfigurationError, WorkOSError, WorkosSyncError, unexpected
 from worker.private_files import keep_files_private
 
 MODULES = {
-    **dict.fromkeys(["web", "worker", "clock", "demo"], "serve"),
+    **dict.fromkeys(["up", "web", "worker", "clock", "demo"], "serve"),
     **dict.fromkeys(["migrate", "doctor", "register"], "setup"),
     "config": "config",
     **dict.fromkeys(["resync", "catch-up", "forget"], "repair"),
@@ -60,14 +58,14 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click's own; it also ends quietly when the reader of a pipe has gone
-        except WorkOSUnavailableError as error:
+        except WorkOSError as error:
             _fail(f"WorkOS {_unanswered(error)}", error.exit_code)
         except WorkosSyncError as error:
             _fail(str(error), error.exit_code)
         except RedisError as error:
             saw, remedy = redis_client.what_is_wrong(error)
             _fail(f"REDIS_URL: Redis {saw}; {remedy}", ConfigurationError.exit_code)
-        except (DBAPIError, PoolTimeoutError) as error:
+        except database.DATABASE_ERRORS as error:
             saw, remedy = database.what_is_wrong(error)
             _fail(f"DATABASE_URL: {saw}; {remedy}", ConfigurationError.exit_code)
         except Exception as error:
@@ -97,7 +95,7 @@ def _accept_all_characters() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _unanswered(error: WorkOSUnavailableError) -> str:
+def _unanswered(error: WorkOSError) -> str:
     """Return what WorkOS did, and the remedy. A 404 is an answer: the network works."""
     if error.status == HTTPStatus.NOT_FOUND:
         return f"answered 404: {error}; it does not have what the command needs. Check WORKOS_BASE_URL"

@@ -28,7 +28,7 @@ def hooks_list(as_json: bool) -> None:
 
     Exit code 1 if a delivery failed or a hook missed changes.
     """
-    rows = operate.hook_status(migrated_engine(), load_settings().hooks)
+    rows = operate.hook_status(migrated_engine(), load_settings().http_hooks)
     columns = ("hook", "configured", "cursor", "behind", "waiting", "failed", "delivered_at", "error")
     output.rows(columns, rows, as_json=as_json)
     sys.exit(1 if any(row["failed"] or row["error"] for row in rows) else 0)
@@ -45,7 +45,7 @@ def hooks_failed(hook: str | None, limit: int, as_json: bool) -> None:
     """
     engine = migrated_engine()
     if hook is not None:
-        operate.require_hook(engine, hook, load_settings().hooks)
+        operate.require_hook(engine, hook, load_settings().http_hooks)
     rows = operate.deliveries(engine, hook=hook, status=DeliveryStatus.FAILED, limit=limit)
     output.rows(("hook", "change_id", "kind", "object_id", "attempts", "traceback"), rows, as_json=as_json)
     sys.exit(1 if rows else 0)
@@ -57,7 +57,7 @@ def hooks_failed(hook: str | None, limit: int, as_json: bool) -> None:
 @options.reason
 def hooks_replay(hook: str, change_id: int | None, reason: str | None) -> None:
     """Retry a hook's failed deliveries."""
-    names = logging_settings().hooks
+    names = logging_settings().http_hooks
     number = operate.replay(migrated_engine(), hook, change_id, actor(reason), names)
     click.echo(f"{number} queued for retry")
 
@@ -68,6 +68,6 @@ def hooks_replay(hook: str, change_id: int | None, reason: str | None) -> None:
 @options.required_reason
 def hooks_dismiss(hook: str, change_id: int | None, reason: str) -> None:
     """Discard a hook's failed deliveries."""
-    names = logging_settings().hooks
+    names = logging_settings().http_hooks
     number = operate.dismiss(migrated_engine(), hook, change_id, actor(reason), names)
     click.echo(f"{number} discarded")

@@ -41,38 +41,38 @@ def json(value: object) -> None:
     click.echo(change_feed.as_json(value))
 
 
-def fields(shown: Record) -> None:
+def fields(record: Record) -> None:
     """Print a table with a line for each name and value."""
     table = Table(show_header=False)
-    for name, value in shown.items():
+    for name, value in record.items():
         table.add_row(name, cell(value))
     Console().print(table)
 
 
-def table(columns: tuple[str, ...], shown: list[Record], title: str | None = None) -> None:
+def table(columns: tuple[str, ...], records: list[Record], title: str | None = None) -> None:
     """Print a table with these columns of the rows."""
     table = Table(title=cell(title) if title else None)
     for column in columns:
         table.add_column(heading(column), overflow="fold")
-    for row in shown:
+    for row in records:
         table.add_row(*(cell(row[column]) for column in columns))
     Console().print(table)
 
 
-def report(shown: Record, *, as_json: bool = False) -> None:
+def report(record: Record, *, as_json: bool = False) -> None:
     """Print a report as JSON, or as a table with a line for each name and value."""
     if as_json:
-        json(shown)
+        json(record)
         return
-    counts = {n: ", ".join(f"{n} {word}" for word, n in v.items()) for n, v in shown.items() if isinstance(v, dict)}
-    fields({heading(name): counts.get(name, value) for name, value in shown.items()})
+    counts = {n: ", ".join(f"{n} {word}" for word, n in v.items()) for n, v in record.items() if isinstance(v, dict)}
+    fields({heading(name): counts.get(name, value) for name, value in record.items()})
 
 
-def rows(columns: tuple[str, ...], shown: list[Record], *, as_json: bool, empty: str = "none") -> None:
+def rows(columns: tuple[str, ...], records: list[Record], *, as_json: bool, empty: str = "none") -> None:
     """Print rows as JSON with all columns, or as a table with these columns; `empty` if there are no rows."""
     if as_json:
-        json(shown)
-    elif shown:
-        table(columns, shown)
+        json(records)
+    elif records:
+        table(columns, records)
     else:
         click.echo(empty)

@@ -46,8 +46,8 @@ def print_run(engine: Engine, run: Record, *, as_json: bool) -> None:
     elif run["task"] == Task.REPLAY:
         output.report(replayed(engine, run["id"]))
     else:
-        shown = ("id", "task", "status", "requested_by", "finished_at")
-        output.report({name: run[name] for name in shown})
+        columns = ("id", "task", "status", "requested_by", "finished_at")
+        output.report({name: run[name] for name in columns})
     if run["error"]:
         click.echo(f"workos-sync: {run['error']}", err=True)
 

@@ -1,9 +1,11 @@
-"""`workos-sync web`, `worker`, `clock` and `demo`."""
+"""`workos-sync web`, `worker`, `clock`, `up` and `demo`."""
 
 import importlib.util
+import os
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from typing import NamedTuple
 
 import click
 import structlog
@@ -14,73 +16,126 @@ from models.database import in_transaction
 from models.public_domains import refresh
 from models.tables import AutoJoinMode
 from worker import provisioning
-from worker.bootstrap import (
-    Services,
-    build_services,
-    endpoint_redis,
-    lanes_of,
-    require_migrated,
-    require_redis_version,
-)
+from worker.bootstrap import Services, build_services, endpoint_redis, lanes_of, require_migrated, require_redis_version
 from worker.cli.shared import logging_settings, open_database, until_stopped
-from worker.errors import ConfigurationError, WorkOSUnavailableError
+from worker.error_handling import describe
+from worker.errors import ConfigurationError, WorkOSError
 from worker.hooks import follow
-from worker.metrics import Counters, Place, describe
+from worker.metrics import Counters, Place
 from worker.mirror import auto_join_policy, role_map
 from worker.processes import lane
-from worker.processes.clock import PeriodicTask, heartbeat, run, sweep
+from worker.processes.clock import PeriodicTask, heartbeat, ring_if_waiting, run, sweep
 from worker.processes.embedded import redis_server
 from worker.processes.supervisor import supervise
-from worker.queue.doorbell import DRAIN, Doorbell
+from worker.queue.doorbell import DRAIN
 from worker.repair.environment import bind, connect
 from worker.repair.schedule import schedule, watch
 from worker.settings import Settings
 
 log = structlog.get_logger()
 
-HEARTBEAT_SECONDS = 5.0
+CLOCK_HEARTBEAT_SECONDS = 5.0
 """Maximum interval between two heartbeats of the clock, in seconds."""
 COUNTS_SECONDS = 300.0
 """Interval at which missing members and workspaces without an admin are counted, in seconds."""
 
 
-@click.command()
-@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on. Overrides PORT.")
-def web(port: int | None) -> None:
-    """Receive webhooks; serve pages, API, metrics and health checks."""
-    settings = logging_settings("workos_webhook_secrets", port=port)
-    engine = open_database(settings)
-    require_migrated(engine)
-    engine.dispose()
-    with redis_server(settings) as redis, until_stopped() as stop:
-        require_redis_version(redis.url)
-        serve = importlib.import_module("webhooks.serve")  # found by name: it is above this module
-        sockets = serve.listen(settings)
-        web_processes = serve.processes(settings, redis.url, sockets)
-        supervise(web_processes, stop, _reporter(redis.url), stopping=partial(serve.stop_listening, sockets))
+Job = Callable[[], None]
+"""What a supervised process does until it is stopped."""
 
 
-@click.command()
-@click.option(
+class _Part(NamedTuple):
+    """The jobs of one command."""
+
+    jobs: list[Job]
+    close: Callable[[], None] = lambda: None
+    """Closes what these jobs share: in the processes of other parts, and in the supervisor when it stops."""
+
+
+port_option = click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on. Overrides PORT.")
+processes_option = click.option(
     "--processes", type=click.IntRange(1), help="Number of processes that apply events. Overrides WORKER_PROCESSES."
 )
+
+
+@click.command()
+@port_option
+def web(port: int | None) -> None:
+    """Receive webhooks; serve pages, API, metrics and health checks."""
+    _supervise(logging_settings("workos_webhook_secrets", port=port), _web_jobs)
+
+
+@click.command()
+@processes_option
 def worker(processes: int | None) -> None:
     """Apply events, call hooks, and work on long-running jobs.
 
     Jobs are resyncs, catch-ups, replays, retention and adding people by domain. A process that dies is restarted.
     """
-    settings = logging_settings(worker_processes=processes)
+    _supervise(logging_settings(worker_processes=processes), _worker_jobs)
+
+
+@click.command()
+@port_option
+@processes_option
+def up(port: int | None, processes: int | None) -> None:
+    """Run web, worker and clock under one supervisor, for a small installation. A process that dies is restarted."""
+    settings = logging_settings("workos_webhook_secrets", port=port, worker_processes=processes)
+    _supervise(settings, _web_jobs, _worker_jobs, _clock_jobs)
+
+
+def _supervise(settings: Settings, *makers: Callable[[Settings, str, Engine], _Part]) -> None:
+    """Run the jobs that each of `makers` returns until stopped, each in a process."""
     engine = open_database(settings)
     require_migrated(engine)
-    lanes = [DRAIN] * (settings.worker_processes - 1) + list(lanes_of(settings))
     with redis_server(settings) as redis, until_stopped() as stop:
         require_redis_version(redis.url)
-        _bind_if_reachable(engine, settings, redis.url)
-        role_map.adopt(engine, settings.role_map)
-        auto_join_policy.adopt(engine, settings.auto_join, existing=settings.auto_join_existing)
-        in_transaction(engine, refresh)
-        engine.dispose()
-        supervise([partial(lane.work, name, settings, redis.url) for name in lanes], stop, _reporter(redis.url))
+        parts = [make(settings, redis.url, engine) for make in makers]
+        engine.dispose()  # a fork would share its connections
+        jobs = [
+            partial(_each, [*(other.close for other in parts if other is not part), job])
+            for part in parts
+            for job in part.jobs
+        ]
+        supervise(jobs, stop, _reporter(redis.url), stopping=partial(_each, [part.close for part in parts]))
+
+
+def _each(steps: list[Callable[[], None]]) -> None:
+    for step in steps:
+        step()
+
+
+def _web_jobs(settings: Settings, redis_url: str, _engine: Engine) -> _Part:
+    """Listen on PORT, and return the web processes."""
+    serve = importlib.import_module("webhooks.serve")  # by name, because it belongs to a higher layer
+    sockets = serve.listen(settings)
+    return _Part(serve.processes(settings, redis_url, sockets), partial(serve.stop_listening, sockets))
+
+
+def _worker_jobs(settings: Settings, redis_url: str, engine: Engine) -> _Part:
+    """Adopt the settings that the database keeps, and return the worker processes."""
+    _bind_if_reachable(engine, settings, redis_url)
+    role_map.adopt(engine, settings.role_map)
+    auto_join_policy.adopt(engine, settings.auto_join, existing=settings.auto_join_existing)
+    in_transaction(engine, refresh)
+    lanes = [DRAIN] * (settings.worker_processes - 1) + list(lanes_of(settings))
+    return _Part([partial(lane.work, name, settings, redis_url) for name in lanes])
+
+
+def _clock_jobs(settings: Settings, _redis_url: str, _engine: Engine) -> _Part:
+    return _Part([partial(_run_clock, settings, os.getpid())])
+
+
+def _run_clock(settings: Settings, supervisor: int | None = None) -> None:
+    """Run the periodic tasks until stopped. If `supervisor` was killed, stop the embedded Valkey that it started."""
+    with (
+        redis_server(settings) as redis,
+        closing(build_services(settings, redis.url)) as services,
+        until_stopped() as stop,
+    ):
+        run(periodic_tasks(services, redis.ensure), stop, services.counters)
+        if supervisor not in (None, os.getppid()) and settings.redis_url is None:
+            services.redis.shutdown()
 
 
 def _reporter(redis_url: str) -> Callable[[BaseException], None]:
@@ -110,7 +165,7 @@ def _bind_if_reachable(engine: Engine, settings: Settings, redis_url: str) -> No
             closing(connect(settings, services.redis, services.counters)) as workos,
         ):
             bind(engine, workos, settings)
-    except (WorkOSUnavailableError, RedisError) as error:
+    except (WorkOSError, RedisError) as error:
         log.warning("environment_not_checked", error=describe(error))
 
 
@@ -121,15 +176,12 @@ def clock() -> None:
     Also wakes workers for events whose wake-up was lost.
     """
     settings = logging_settings()
-    with (
-        redis_server(settings) as redis,
-        closing(build_services(settings, redis.url)) as services,
-        until_stopped() as stop,
-    ):
-        require_migrated(services.engine)
+    engine = open_database(settings)
+    require_migrated(engine)
+    with redis_server(settings) as redis:
         require_redis_version(redis.url)
-        _bind_if_reachable(services.engine, settings, redis.url)
-        run(periodic_tasks(services, redis.ensure), stop, services.counters)
+        _bind_if_reachable(engine, settings, redis.url)
+    _run_clock(settings)
 
 
 def periodic_tasks(services: Services, ensure_redis: Callable[[], object]) -> list[PeriodicTask]:
@@ -137,25 +189,19 @@ def periodic_tasks(services: Services, ensure_redis: Callable[[], object]) -> li
     engine, settings = services.engine, services.settings
     tasks = [
         PeriodicTask("redis", settings.sweep_seconds, ensure_redis),
-        PeriodicTask("heartbeat", min(settings.sweep_seconds, HEARTBEAT_SECONDS), partial(heartbeat, engine)),
+        PeriodicTask("heartbeat", min(settings.sweep_seconds, CLOCK_HEARTBEAT_SECONDS), partial(heartbeat, engine)),
         PeriodicTask("sweep", settings.sweep_seconds, partial(sweep, engine, services.bell)),
         PeriodicTask("schedule", settings.repair_seconds, partial(schedule, engine, settings)),
         PeriodicTask("watch", settings.repair_seconds, partial(watch, engine, services.repair_bell)),
         PeriodicTask("counts", COUNTS_SECONDS, partial(auto_join_policy.refresh_counts, engine)),
     ]
     if settings.auto_join is AutoJoinMode.PROVISION:
-        ring = partial(_ring_if_waiting, services.provision_bell, partial(provisioning.waiting, engine))
+        ring = partial(ring_if_waiting, services.provision_bell, partial(provisioning.waiting, engine))
         tasks.append(PeriodicTask("joins", settings.repair_seconds, ring))
     if settings.http_hooks:
-        ring = partial(_ring_if_waiting, services.hooks_bell, partial(follow.behind, engine, settings.http_hooks))
+        ring = partial(ring_if_waiting, services.hooks_bell, partial(follow.behind, engine, settings.http_hooks))
         tasks.append(PeriodicTask("hooks", settings.repair_seconds, ring))
     return tasks
-
-
-def _ring_if_waiting(bell: Doorbell, waiting: Callable[[], bool]) -> None:
-    """Ring for waiting work that no ring announced."""
-    if not bell.waiting() and waiting():
-        bell.ring()
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})

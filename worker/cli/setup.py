@@ -20,7 +20,7 @@ from worker import audit
 from worker.bootstrap import report_redis
 from worker.cli import options, output
 from worker.cli.shared import actor, logging_settings, migrated_engine, open_database
-from worker.errors import BadRequestError, ConfigurationError, OperatorError, WorkOSUnavailableError
+from worker.errors import BadRequestError, ConfigurationError, OperatorError, WorkOSError
 from worker.kinds import SUBSCRIBED
 from worker.logs import configure
 from worker.metrics import Counters
@@ -188,7 +188,7 @@ def _correct(workos: WorkOSClient, endpoint: JsonObject) -> list[str]:
         return []
     try:
         workos.update_webhook_endpoint(endpoint["id"], SUBSCRIBED)
-    except WorkOSUnavailableError as error:
+    except WorkOSError as error:
         if error.status != HTTPStatus.NOT_FOUND:
             raise
         saw = f"WorkOS answered 404: it has no endpoint {endpoint['id']} any more, or cannot change it"

@@ -50,7 +50,7 @@ def known(found: T | None, otherwise: str) -> T:
 
 @contextmanager
 def until_stopped() -> Iterator[threading.Event]:
-    """Yield an event that is set by SIGTERM, Ctrl-C and the end of the terminal. A forked process ignores the last."""
+    """Yield an event that is set by SIGTERM, Ctrl-C and the end of the terminal."""
     stop = threading.Event()
     hangup = [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)  # ignored under nohup
     for number in (signal.SIGTERM, signal.SIGINT, *hangup):
@@ -95,7 +95,7 @@ def reaching_workos(settings: Settings, *, bound: bool = True) -> Iterator[tuple
     Raises:
         ConfigurationError: the database mirrors another environment, or is not migrated.
         InvalidApiKeyError: WorkOS refuses the API key.
-        WorkOSUnavailableError: WorkOS does not answer.
+        WorkOSError: WorkOS does not answer.
     """
     with open_services(settings) as services:
         require_migrated(services.engine)

@@ -9,7 +9,7 @@ different states are equal, nobody knows which is newer: the one that grants les
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 from models.outcomes import Finding, Outcome
@@ -20,6 +20,8 @@ TieBreak = Callable[[Content], tuple[int, ...]]
 """Ranks live contents for states whose times are equal: the greater grants less access, and wins."""
 DERIVED = frozenset({"role", "workos_role", "normalized"})
 """Columns that this system derives from what WorkOS sent (by ROLE_MAP or normalization)."""
+NO_EVENT = ""
+"""The `event_id` of a state that was read from the API."""
 DATE_STEP = timedelta(seconds=1)
 """The resolution of the `Date` header of WorkOS's answers. A state read from the API gets the end of that second."""
 
@@ -31,16 +33,30 @@ class Version:
     updated_at: datetime
     event_at: datetime
     event_id: str
-    """Empty for a state that was read from the API."""
+    """The id of the event that contained the state, or `NO_EVENT`."""
 
     @property
     def times(self) -> tuple[datetime, datetime]:
         """What orders states. Equal times of two events do not say which is newer."""
         return self.updated_at, self.event_at
 
+    @property
+    def from_api(self) -> bool:
+        """Whether the state was read from the API, not sent in an event."""
+        return not self.event_id
+
     def ties(self, other: "Version") -> bool:
         """Return whether this is the version of another event, with the same times."""
         return self.times == other.times and self.event_id != other.event_id
+
+
+class Finality(IntEnum):
+    """How final a state is. A state does not replace one of higher finality, unless its id can be created again."""
+
+    LIVE = 0
+    DELETED_BY_RESYNC = 1
+    DELETED_BY_EVENT = 2
+    ERASED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +72,13 @@ class State:
     """For a tombstone: whether its personal data has been blanked, so that no event may restore it."""
 
     @property
-    def finality(self) -> int:
-        """The rank of a state: 0 live, 1 tombstone of a resync, 2 tombstone of a delete event, 3 erased tombstone."""
-        return 0 if not self.deleted else 3 if self.erased else 1 if self.by_resync else 2
+    def finality(self) -> Finality:
+        """Whether the state is live, or which kind of tombstone it is."""
+        if not self.deleted:
+            return Finality.LIVE
+        if self.erased:
+            return Finality.ERASED
+        return Finality.DELETED_BY_RESYNC if self.by_resync else Finality.DELETED_BY_EVENT
 
 
 def no_tie_break(_content: Content) -> tuple[int, ...]:
@@ -96,7 +116,7 @@ def _loses(one: State, other: State, tie_break: TieBreak) -> bool:
 def _tie_rank(state: State, tie_break: TieBreak) -> tuple[bool, tuple[int, ...], bool, str]:
     """Order states of the same times: deleted, then less access, then read from the API, then the higher event id."""
     content = () if state.deleted else tie_break(state.content)
-    return state.deleted, content, not state.version.event_id, state.version.event_id
+    return state.deleted, content, state.version.from_api, state.version.event_id
 
 
 class ConfirmationReason(StrEnum):
@@ -122,14 +142,13 @@ def needs_confirmation(
         return None
     if current.version.ties(incoming.version) and not (terminal and incoming.deleted):  # a final delete settles it
         return ConfirmationReason.TIE
-    read_from_api = not current.version.event_id
-    if outcome is Outcome.STALE and read_from_api:
+    if outcome is Outcome.STALE and current.version.from_api:
         older_by = current.version.event_at - incoming.version.event_at
         return ConfirmationReason.SAME_SECOND if older_by <= DATE_STEP else None
     return None
 
 
-def shown(content: Content, *, deleted: bool) -> dict[str, Any]:
+def recorded_content(content: Content, *, deleted: bool) -> dict[str, Any]:
     """Return content as `changes` contains it: with `state`, and times as ISO 8601 text in UTC."""
     values = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in content.items()}
     return {"state": "deleted" if deleted else "active", **values}
@@ -146,7 +165,7 @@ def compare_listed(current: State | None, listed: State) -> Finding | None:
     if current.deleted:
         return None
     if _same(current, completed(current, listed)):
-        return Finding.NONE
+        return Finding.EQUAL
     return Finding.STALE if is_newer(current, listed) else None
 
 
@@ -168,7 +187,7 @@ def confirm(current: State | None, read: State | None, *, terminal: bool = True)
     """
     if read is None:
         if current is None or current.deleted:
-            return current, Finding.NONE
+            return current, Finding.EQUAL
         return State(current.version, deleted=True, content=current.content, by_resync=True), Finding.EXTRA
     if current is None:
         return read, Finding.MISSING
@@ -177,7 +196,7 @@ def confirm(current: State | None, read: State | None, *, terminal: bool = True)
         return current, Finding.ANOMALY
     if current.deleted:
         return read, Finding.MISSING
-    return read, Finding.NONE if _same(current, read) else Finding.DIFFERENT
+    return read, Finding.EQUAL if _same(current, read) else Finding.DIFFERENT
 
 
 def _same(one: State, other: State) -> bool:

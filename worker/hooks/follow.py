@@ -16,12 +16,12 @@ from sqlalchemy.orm import aliased
 
 from models.bulk import dialect_insert
 from models.database import in_transaction, is_transient, read_transaction
-from models.tables import Cause, Change, DeliveryStatus, Hook, HookDelivery, Mirror, Run, Task
-from models.types import db_now, db_now_plus
+from models.tables import Cause, Change, DeliveryStatus, Hook, HookDelivery, MirrorState, Run, Task
+from models.types import JsonObject, db_now, db_now_plus
 from worker.backoff import backoff
 from worker.decision.payload import clean
 from worker.errors import CursorGoneError, LeaseLostError
-from worker.hooks.targets import ChangeToSend, Target, message
+from worker.hooks.targets import ChangeToSend, message
 from worker.leases import Lease, LeasedTable
 from worker.mirror.change_feed import newest, require_kept
 
@@ -33,10 +33,14 @@ CHANGES_PER_STEP = 100
 """After a crash, the changes of the last step are sent again."""
 STEP_SECONDS = 30.0
 """Changes not sent by then wait for the next step, so that what was accepted is recorded."""
+CONCURRENT_CALLS = 8
+"""Upper bound on the concurrent calls of a hook. Each is about another object."""
 FIRST_BACKOFF_SECONDS = 5.0
 MAX_BACKOFF_SECONDS = 3600.0
 MAX_TRACEBACK = 8_000
 
+Target = Callable[[JsonObject], object]
+"""Sends a message to a hook; any exception means that the hook did not accept it."""
 Results = Mapping[int, BaseException | None]
 """The error of each change that was sent, by its id; None if it was accepted."""
 
@@ -52,11 +56,7 @@ def behind(engine: Engine, names: Iterable[str]) -> bool:
 
 
 def follow(
-    engine: Engine,
-    name: str,
-    target: Target,
-    attempts: int,
-    stopping: Callable[[], bool] = lambda: False,
+    engine: Engine, name: str, target: Target, attempts: int, stopping: Callable[[], bool] = lambda: False
 ) -> None:
     """Send a hook the changes it has not received, unless another process does so already.
 
@@ -87,7 +87,7 @@ def follow(
 def _add(tx: Connection, name: str) -> None:
     """Add a hook if it is new. It starts with the next change; if the mirror is being filled, with the first."""
     if tx.execute(select(Hook.name).where(Hook.name == name)).one_or_none() is None:
-        filled = tx.execute(select(Mirror.backfilled_at)).scalar_one() is not None
+        filled = tx.execute(select(MirrorState.backfilled_at)).scalar_one() is not None
         row = dialect_insert(tx, Hook).values(name=name, cursor=newest(tx) if filled else 0)
         tx.execute(row.on_conflict_do_nothing())
 
@@ -121,7 +121,7 @@ class Follower:
             try:
                 require_kept(tx, cursor)
             except CursorGoneError as error:
-                problem, pruned_to = str(error), tx.execute(select(Mirror.changes_dropped_to)).scalar_one()
+                problem, pruned_to = str(error), tx.execute(select(MirrorState.changes_dropped_to)).scalar_one()
                 self.lease.in_transaction(self.engine, self._skip_to, pruned_to, problem)
                 return True
             changes = _next_changes(tx, cursor)
@@ -164,12 +164,10 @@ class Follower:
     def _send(self, changes: Sequence[ChangeToSend]) -> Results:
         """Send changes, in order for each object."""
         ends = time.monotonic() + STEP_SECONDS
-        if self.target.at_once == 1:
-            return self._send_in_order(changes, ends)
         objects: dict[tuple[str, str], list[ChangeToSend]] = {}
         for change in changes:
             objects.setdefault(change.object_key, []).append(change)
-        with ThreadPoolExecutor(self.target.at_once, "hook") as pool:
+        with ThreadPoolExecutor(CONCURRENT_CALLS, "hook") as pool:
             groups = pool.map(lambda group: self._send_in_order(group, ends), objects.values())
             return {id: error for results in groups for id, error in results.items()}
 
@@ -260,7 +258,7 @@ def _made_by_first_resync(tx: Connection, changes: Sequence[ChangeToSend]) -> se
     by_run = {change.id: change.cause_id for change in changes if change.cause == Cause.RESYNC}
     if not by_run:
         return set()
-    filled_at = select(Mirror.backfilled_at).scalar_subquery()
+    filled_at = select(MirrorState.backfilled_at).scalar_subquery()
     while_empty = filled_at.is_(None) | (Run.created_at < filled_at)
     first = select(Run.id).where(Run.id.in_(set(by_run.values())), Run.task == Task.RESYNC, while_empty)
     filling = set(tx.execute(first).scalars())

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from sqlalchemy import ColumnElement, Connection, Delete, Engine, Update, delete, func, select, update
 
 from models.database import in_transaction, read_transaction
+from models.rows import read_rows
 from models.tables import Action, Change, DeliveryStatus, Hook, HookDelivery
 from models.types import Record, db_now
 from worker import audit
@@ -41,8 +42,7 @@ def deliveries(
     for column, value in ((HookDelivery.hook, hook), (HookDelivery.status, status)):
         if value is not None:
             query = query.where(column == value)
-    with read_transaction(engine) as tx:
-        return [dict(row) for row in tx.execute(query).mappings()]
+    return read_rows(engine, query)
 
 
 def require_hook(engine: Engine, hook: str, names: Iterable[str]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 from datetime import UTC, datetime
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import httpx2
 from standardwebhooks.webhooks import Webhook
@@ -14,8 +14,6 @@ from worker.errors import HookError
 from worker.mirror.change_feed import as_json
 from worker.settings import Settings
 
-AT_ONCE = 8
-"""Maximum number of concurrent calls of a hook. Each is about another object."""
 MAX_ANSWER_BYTES = 65_536
 """A longer answer is not read to its end, and its connection is closed. Only the status matters."""
 
@@ -40,23 +38,12 @@ class ChangeToSend(NamedTuple):
         return self.kind, self.object_id
 
 
-class Target(Protocol):
-    """Where a hook's changes are sent, with at most `at_once` concurrent calls."""
-
-    at_once: int
-
-    def __call__(self, message: JsonObject) -> None:
-        """Send a change; any exception means that it was not accepted."""
-
-
 class WebTarget:
     """A URL, the secret `whsec_…` that signs the messages to it, and the time limit of a whole call in seconds.
 
     The calls run in an event loop, because only a task can be ended at any point: while the name is resolved, while the
     receiver reads slowly, or while it sends its answer byte by byte.
     """
-
-    at_once = AT_ONCE
 
     def __init__(self, url: str, secret: str, seconds: float) -> None:
         self._url = url

@@ -1,9 +1,12 @@
 """Drain: apply pending events in batches, each in one transaction.
 
-Each batch is recorded and committed before it is attempted; the transaction that applies it deletes the record. If the
-transaction fails, or the process dies, the halves of the batch run separately. So an event that cannot be applied, or
-that kills the process, ends up alone in its batch, and spends an attempt there. One whose payload is unusable fails at
-once, in a batch of any size.
+A large batch is recorded and committed before it is attempted; the transaction that applies it deletes the record. If
+the transaction fails, or the process dies, the halves of the batch run separately. So an event that cannot be applied,
+or that kills the process, ends up alone in its batch, and spends an attempt there. One whose payload is unusable fails
+at once, in a batch of any size.
+
+Recording costs as much as a small batch. So a drain records itself once instead (`Presence`), and applies small batches
+without a record of their own. If it dies, whatever is pending becomes a recorded batch, which is halved as above.
 """
 
 import time
@@ -11,17 +14,17 @@ import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import structlog
 from rq.timeouts import JobTimeoutException
-from sqlalchemy import ColumnElement, Connection, Engine, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, exists, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
 from models.bulk import is_any_of, update_rows
 from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, in_transaction, is_transient, what_is_wrong
 from models.outcomes import Outcome
-from models.tables import Batch, Cause, Event, EventStatus, Mirror
+from models.tables import Batch, Cause, Event, EventStatus, MirrorState
 from models.types import Record, db_now, db_now_plus, inline_literal
 from worker.backoff import backoff
 from worker.decision.payload import clean
@@ -36,6 +39,12 @@ log = structlog.get_logger()
 
 ORPHAN_AFTER_SECONDS = 15.0
 """A batch started more than this many seconds ago, whose row is not locked, belongs to a dead drain."""
+GONE_AFTER_SECONDS = 3.0
+"""A drain that was last present more than this many seconds ago, and holds no lock, is dead."""
+PRESENCE = "drain:"
+"""Prefix of the ids in `batches` that stand for a drain. They have no events."""
+SMALL_BATCH = 100
+"""Up to this many events are applied without a record of their own."""
 PARTITIONS = 4
 """On PostgreSQL, up to this many drains work on a backlog without waiting for each other's rows."""
 MAX_BACKOFF_SECONDS = 3600.0
@@ -63,11 +72,45 @@ class ClaimedBatch(NamedTuple):
     last: bool = False
 
 
+class Presence:
+    """A record that a drain is running. Use it as a context manager, around one or more calls of `drain`."""
+
+    def __init__(self, engine: Engine, limits: DrainLimits) -> None:
+        self.id = f"{PRESENCE}{uuid.uuid4().hex}"
+        self._engine = engine
+        self._limits = limits
+        self._is_noted = False
+
+    def note(self) -> None:
+        """Record it, unless that is done. First, requeue what dead drains left."""
+        if not self._is_noted:
+            in_transaction(self._engine, self._note)
+            self._is_noted = True
+
+    def _note(self, tx: Connection) -> None:
+        _requeue_orphans(tx, self._limits)
+        tx.execute(insert(Batch).values(id=self.id, event_ids=[], started_at=db_now()))
+
+    def renew(self, tx: Connection) -> bool:
+        """Lock and renew the record; return False if another drain took this one, which was frozen, for dead."""
+        self._is_noted = tx.execute(update(Batch).where(Batch.id == self.id).values(started_at=db_now())).rowcount == 1
+        return self._is_noted
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_noted:
+            in_transaction(self._engine, _delete_batch, self.id)
+
+
 def drain(
     engine: Engine,
     limits: DrainLimits,
     applied: Callable[[list[float]], None] = lambda _: None,
     stopping: Callable[[], bool] = lambda: False,
+    crowded: Callable[[], None] = lambda: None,
+    presence: Presence | None = None,
 ) -> bool:
     """Apply pending events until none is due; return False if it was stopped or ran out of time before.
 
@@ -76,29 +119,97 @@ def drain(
         limits: sizes, times and attempts.
         applied: called after each commit with the ages of its events in seconds, without replayed events.
         stopping: returns whether to stop; called between two batches.
+        crowded: called when more events are due than a batch holds.
+        presence: the record of this drain, if several calls share it.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the database is unavailable. The sweep will ring again.
         rq.timeouts.JobTimeoutException: RQ ended the job. The batch was requeued.
     """
+    if presence is None:
+        with Presence(engine, limits) as own:
+            return drain(engine, limits, applied, stopping, crowded, own)
     ends = time.monotonic() + limits.max_seconds
     while not stopping() and time.monotonic() < ends:
-        batch = in_transaction(engine, _claim_batch, limits)
-        if batch is None:
+        step = _small_batch(engine, limits, presence) or _recorded_batch(engine, limits, presence, crowded)
+        if step is None:
             return True
-        try:
-            accepted = in_transaction(engine, _apply_batch, limits, batch)
-        except Exception as error:
-            # An event may raise anything: the error is recorded on its row.
-            in_transaction(engine, _requeue, limits, batch, error)
-            if isinstance(error, JobTimeoutException):
-                raise
-            continue
-        now = time.monotonic()
-        applied([now - at for at in accepted])
-        if batch.last:
+        applied([time.monotonic() - at for at in step.accepted])
+        if step.last:
             return True  # later events have rung the bell
     return False
+
+
+class Step(NamedTuple):
+    """A batch that was attempted.
+
+    Attributes:
+        accepted: monotonic times at which the events that were applied had been accepted, without replayed events.
+        last: no other event was due when the batch was chosen.
+    """
+
+    accepted: Sequence[float] = ()
+    last: bool = False
+
+
+def _small_batch(engine: Engine, limits: DrainLimits, presence: Presence) -> Step | None:
+    """Apply everything that is due in one transaction; return None if it is too much, or a recorded batch waits."""
+    chosen: list[str] = []
+    presence.note()
+    try:
+        accepted = in_transaction(engine, _apply_due, limits, presence, chosen)
+        return None if accepted is None else Step(accepted, last=True)
+    except Exception as error:
+        if not chosen:
+            raise
+        in_transaction(engine, _requeue, limits, chosen, error)
+        if isinstance(error, JobTimeoutException):
+            raise
+        return Step()
+
+
+def _apply_due(tx: Connection, limits: DrainLimits, presence: Presence, chosen: list[str]) -> list[float] | None:
+    """Apply all events that are due, whose ids are put into `chosen`; None if they are too many, or not for us.
+
+    Returns the monotonic times at which they were accepted, without replayed events.
+    """
+    now = time.monotonic()
+    most = min(SMALL_BATCH, limits.batch_size)
+    chosen.clear()
+    if not presence.renew(tx):
+        return None
+    roles = _role_map(tx)
+    recorded = exists().where(Batch.id.not_like(f"{PRESENCE}%"))
+    due = _inbox_events(Event.status == inline_literal(EventStatus.PENDING), Event.due_at <= db_now(), ~recorded)
+    events = tx.execute(due.order_by(Event.due_at, Event.id).limit(most + 1).with_for_update(skip_locked=True)).all()
+    if len(events) > most or (not events and tx.execute(select(recorded)).scalar_one()):
+        return None
+    if not events:
+        return []
+    found = [InboxEvent(*event) for event in events]
+    chosen += [event.id for event in found]
+    applied = apply_events(tx, found, roles)
+    _record_outcomes(tx, limits, applied)
+    return [now - age for age in applied.ages]
+
+
+def _recorded_batch(
+    engine: Engine, limits: DrainLimits, presence: Presence, crowded: Callable[[], None]
+) -> Step | None:
+    """Record a batch and apply it in another transaction; return None if nothing is due."""
+    batch = in_transaction(engine, _claim_batch, limits)
+    if batch is None:
+        return None
+    if not batch.last:
+        crowded()
+    try:
+        return Step(in_transaction(engine, _apply_batch, limits, presence, batch), batch.last)
+    except Exception as error:
+        # An event may raise anything: the error is recorded on its row.
+        in_transaction(engine, _requeue_batch, limits, batch, error)
+        if isinstance(error, JobTimeoutException):
+            raise
+        return Step()
 
 
 def _claim_batch(tx: Connection, limits: DrainLimits) -> ClaimedBatch | None:
@@ -148,25 +259,41 @@ def _insert_batch(tx: Connection, event_ids: Sequence[str], *, started: bool) ->
 
 
 def _requeue_orphans(tx: Connection, limits: DrainLimits) -> None:
-    # A drain that is alive holds the lock on its batch's row while it works.
-    orphans = (
-        select(Batch.id, Batch.event_ids)
-        .where(Batch.started_at < db_now_plus(-ORPHAN_AFTER_SECONDS))
-        .with_for_update(skip_locked=True)
+    # A drain that is alive holds the lock on its batch's row, or on its own, while it works.
+    is_drain = Batch.id.like(f"{PRESENCE}%")
+    old = (~is_drain & (Batch.started_at < db_now_plus(-ORPHAN_AFTER_SECONDS))) | (
+        is_drain & (Batch.started_at < db_now_plus(-GONE_AFTER_SECONDS))
     )
+    orphans = select(Batch.id, Batch.event_ids).where(old).with_for_update(skip_locked=True)
     for id, event_ids in tx.execute(orphans).all():
-        _requeue(tx, limits, ClaimedBatch(id, event_ids), WorkerCrashedError())
+        if event_ids:
+            _requeue_batch(tx, limits, ClaimedBatch(id, event_ids), WorkerCrashedError())
+        elif _delete_batch(tx, id):
+            _record_what_is_due(tx, limits)
 
 
-def _requeue(tx: Connection, limits: DrainLimits, batch: ClaimedBatch, error: Exception) -> None:
+def _record_what_is_due(tx: Connection, limits: DrainLimits) -> None:
+    """Make a batch of the events that a dead drain may have been applying. It spends no attempt of any."""
+    taken = {event_id for event_ids in tx.execute(select(Batch.event_ids)).scalars() for event_id in event_ids}
+    due = select(Event.id).where(Event.status == inline_literal(EventStatus.PENDING), Event.due_at <= db_now())
+    ids = tx.execute(due.order_by(Event.due_at, Event.id).limit(limits.batch_size + len(taken))).scalars()
+    if free := [id for id in ids if id not in taken]:
+        log.warning("drain_died", events=len(free))
+        _insert_batch(tx, free, started=False)
+
+
+def _requeue_batch(tx: Connection, limits: DrainLimits, batch: ClaimedBatch, error: Exception) -> None:
+    """Requeue a batch that failed, unless another drain took it over."""
+    if _delete_batch(tx, batch.id):
+        _requeue(tx, limits, batch.event_ids, error)
+
+
+def _requeue(tx: Connection, limits: DrainLimits, ids: Sequence[str], error: Exception) -> None:
     """Requeue the halves of a batch that failed. An event that was alone spends an attempt.
 
     A transient error, such as a row that is locked for long, is not the event's fault and costs no attempt.
     """
-    if not _delete_batch(tx, batch):
-        return
-    ids = batch.event_ids
-    log.warning("batch_failed", batch=batch.id, events=len(ids), error=type(error).__name__)
+    log.warning("batch_failed", events=len(ids), error=type(error).__name__)
     if len(ids) > 1:
         middle = len(ids) // 2
         _insert_batch(tx, ids[:middle], started=False)
@@ -182,9 +309,9 @@ def _requeue(tx: Connection, limits: DrainLimits, batch: ClaimedBatch, error: Ex
         log.warning("event_failed", event_id=ids[0], attempts=attempts + 1, error=type(error).__name__)
 
 
-def _delete_batch(tx: Connection, batch: ClaimedBatch) -> bool:
-    """Delete and lock the record; return False if another drain took the batch over while this process was frozen."""
-    return tx.execute(delete(Batch).where(Batch.id == batch.id)).rowcount == 1
+def _delete_batch(tx: Connection, id: str) -> bool:
+    """Delete and lock the record; return False if another drain took it over while this process was frozen."""
+    return tx.execute(delete(Batch).where(Batch.id == id)).rowcount == 1
 
 
 def _failed_attempt(limits: DrainLimits, attempts: int, error: Exception) -> dict[str, object]:
@@ -204,37 +331,62 @@ def _describe(error: Exception) -> str:
     return clean(f"{type(error).__name__}: {message}".splitlines()[0])[:1000]
 
 
-def _apply_batch(tx: Connection, limits: DrainLimits, batch: ClaimedBatch) -> list[float]:
-    """Apply the events of a batch, record the outcome of each, and delete the batch.
+def _apply_batch(tx: Connection, limits: DrainLimits, presence: Presence, batch: ClaimedBatch) -> list[float]:
+    """Apply the events of a recorded batch, and delete the record.
 
     Returns the monotonic times at which its events were accepted, without replayed events.
     """
     now = time.monotonic()  # in the transaction, which may be a retry
-    if not _delete_batch(tx, batch):
+    if not _delete_batch(tx, batch.id):
         log.info("batch_taken_over", batch=batch.id)
         return []
-    done, failed, changes, ages, drop_payload = apply_events(tx, batch.event_ids, Event.status == EventStatus.PENDING)
-    for event, error in failed:
+    presence.renew(tx)
+    applied = apply_by_id(tx, batch.event_ids, Event.status == EventStatus.PENDING)
+    _record_outcomes(tx, limits, applied)
+    return [now - age for age in applied.ages]
+
+
+def _record_outcomes(tx: Connection, limits: DrainLimits, applied: "AppliedEvents") -> None:
+    """Write the outcome of each event, and the changes."""
+    for event, error in applied.failed:
         values = _failed_attempt(limits, event.attempts + 1, error)
         tx.execute(update(Event).where(Event.id == event.id).values(values))
         log.warning("event_failed", event_id=event.id, type=event.type, field=error.field)
     columns: dict[str, object] = {**NO_ERROR, "status": EventStatus.DONE, "processed_at": db_now()}
-    update_rows(tx, Event, [row for row in done if row["id"] not in drop_payload], **columns)
-    update_rows(tx, Event, [row for row in done if row["id"] in drop_payload], **columns, body=None)
-    note_changes(tx, changes)
-    log.info("batch_applied", batch=batch.id, events=len(done), changes=len(changes))
-    return [now - age for age in ages]
+    update_rows(tx, Event, [row for row in applied.done if row["id"] not in applied.drop_payload], **columns)
+    update_rows(tx, Event, [row for row in applied.done if row["id"] in applied.drop_payload], **columns, body=None)
+    note_changes(tx, applied.changes)
+    log.info("batch_applied", events=len(applied.done), changes=len(applied.changes))
 
 
 class InboxEvent(NamedTuple):
-    """The columns of the inbox that are needed to apply an event."""
+    """What is needed of a row of the inbox to apply its event."""
 
     id: str
     type: str
     body: bytes | None
     attempts: int
-    received_at: datetime
     replays: int
+    received_at: datetime
+    now: datetime
+
+    @property
+    def age(self) -> float:
+        """Seconds since the event was accepted."""
+        return (self.now - self.received_at).total_seconds()
+
+
+def _inbox_events(
+    *conditions: ColumnElement[bool],
+) -> Select[str, str, bytes | None, int, int, datetime, datetime]:
+    columns = (Event.id, Event.type, Event.body, Event.attempts, Event.replays, Event.received_at, db_now())
+    return select(*columns).where(*conditions)
+
+
+def _role_map(tx: Connection) -> RoleMap:
+    # A shared lock, so that a new role map waits for batches that use the old one.
+    roles: RoleMap = tx.execute(select(MirrorState.role_map).with_for_update(read=True)).scalar_one()
+    return roles
 
 
 ParsedEvent = tuple[InboxEvent, datetime | None, Snapshot | None]
@@ -260,22 +412,25 @@ class AppliedEvents(NamedTuple):
     drop_payload: set[str]
 
 
-def apply_events(tx: Connection, ids: Sequence[str], where: ColumnElement[bool]) -> AppliedEvents:
-    """Lock those of the events that meet the condition `where`, and apply them to the mirror. The inbox is not written.
+def apply_by_id(tx: Connection, ids: Sequence[str], where: ColumnElement[bool]) -> AppliedEvents:
+    """Lock those of the events that meet the condition `where`, and apply them as `apply_events` does."""
+    roles = _role_map(tx)
+    events = tx.execute(_inbox_events(is_any_of(tx, Event.id, ids), where).order_by(Event.id).with_for_update()).all()
+    return apply_events(tx, [InboxEvent(*event) for event in events], roles)
+
+
+def apply_events(tx: Connection, events: Sequence[InboxEvent], roles: RoleMap) -> AppliedEvents:
+    """Apply events, which are locked, to the mirror. The inbox is not written.
 
     If the caller rolls `tx` back, the result shows what would happen.
     """
-    # A shared lock, so that a new role map waits for batches that use the old one.
-    roles, now = tx.execute(select(Mirror.role_map, db_now()).with_for_update(read=True)).one()
-    selected = (Event.__table__.c[name] for name in InboxEvent._fields)
-    query = select(*selected).where(is_any_of(tx, Event.id, ids), where).order_by(Event.id).with_for_update()
-    parsed, failed = _parse([InboxEvent(*row) for row in tx.execute(query)], roles)
+    parsed, failed = _parse(events, roles)
     arrivals = [Arrival(snapshot, Cause.EVENT, event.id) for event, _, snapshot in parsed if snapshot is not None]
     decisions, changes = apply(tx, arrivals)
     request_reads_for(tx, arrivals, decisions)
     decided = dict(zip((arrival.cause_id for arrival in arrivals), decisions, strict=True))
     done = [_done_columns(event.id, at, snapshot, decided.get(event.id)) for event, at, snapshot in parsed]
-    ages = [(now - event.received_at).total_seconds() for event, _, _ in parsed if not event.replays]
+    ages = [event.age for event, _, _ in parsed if not event.replays]
     ignored = {columns["id"] for columns in done if columns["outcome"] == Outcome.IGNORED}
     return AppliedEvents(done, failed, changes, ages, ignored | _of_erased(tx, arrivals))
 

@@ -9,7 +9,7 @@ import pkgutil
 from collections.abc import Mapping
 from datetime import datetime
 
-from worker.decision.decide import DATE_STEP
+from worker.decision.decide import DATE_STEP, NO_EVENT
 from worker.decision.payload import Envelope, Fields, parse_json, parse_time
 from worker.errors import PayloadError
 from worker.kinds.kind import EventReader, Kind, Listing, RoleMap, Snapshot, live_state
@@ -48,7 +48,7 @@ def read_object(kind: Kind, item: object, read_at: datetime, roles: RoleMap) -> 
     data = Fields(item, kind.name)
     # An object whose delete is not final is ordered by event time alone, so the time of its last update is used.
     at = read_at + DATE_STEP if kind.delete_is_final else data.time("updated_at")
-    return live_state(kind, data, (kind.api_content or kind.content)(data, roles), Envelope("", at))
+    return live_state(kind, data, (kind.api_content or kind.content)(data, roles), Envelope(NO_EVENT, at))
 
 
 def read_event(event_id: str, type: str, body: bytes, roles: RoleMap) -> tuple[Envelope, Snapshot | None]:

@@ -11,7 +11,7 @@ from models.database import CHANGES_LOCK, advisory_lock
 from models.outcomes import Outcome
 from models.tables import Cause, Change, DeletedBy, UserAddress
 from models.types import JsonObject, db_now
-from worker.decision.decide import ConfirmationReason, State, Version, decide, needs_confirmation, shown
+from worker.decision.decide import ConfirmationReason, State, Version, decide, needs_confirmation, recorded_content
 from worker.kinds import KINDS, Kind, Snapshot
 from worker.kinds.user import USER
 from worker.mirror.auto_join import auto_join_changes
@@ -48,7 +48,7 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
         of_kind = [(place, arrival) for place, arrival in enumerate(arrivals) if arrival.snapshot.kind is kind]
         if not of_kind:
             continue
-        stored = lock_rows(tx, kind, sorted({arrival.snapshot.id for _, arrival in of_kind}))
+        stored = insert_and_lock_rows(tx, kind, sorted({arrival.snapshot.id for _, arrival in of_kind}))
         updated: dict[str, State] = {}
         seen: list[tuple[str, State]] = []
         for place, arrival in of_kind:
@@ -81,23 +81,23 @@ def note_changes(tx: Connection, changes: Sequence[ChangeRow]) -> None:
         insert_rows(tx, Change, [row._asdict() for row in rows])
 
 
-def show(kind: Kind, state: State) -> JsonObject:
+def recorded_state(kind: Kind, state: State) -> JsonObject:
     """Return a state as `changes` contains it: all columns of the kind, `state`, and for users `erased`."""
     content = {name: state.content.get(name) for name in kind.columns}
-    return shown(content, deleted=state.deleted) | ({"erased": state.erased} if kind is USER else {})
+    return recorded_content(content, deleted=state.deleted) | ({"erased": state.erased} if kind is USER else {})
 
 
 def change(kind: Kind, id: str, before: State | None, after: State, cause: Cause, cause_id: str) -> ChangeRow:
     """Return a row for `note_changes`; `before` is None for an object never seen."""
-    old = None if before is None else show(kind, before)
+    old = None if before is None else recorded_state(kind, before)
     organization_id = kind.organization_of(id, after.content)
-    return ChangeRow(kind.name, id, organization_id, old, show(kind, after), cause, cause_id)
+    return ChangeRow(kind.name, id, organization_id, old, recorded_state(kind, after), cause, cause_id)
 
 
-def lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State | None]:
+def insert_and_lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State | None]:
     """Lock the rows of `ids`, which must be sorted, and return their states by id; None for an id never seen.
 
-    Such an id gets a row, so that it can be locked. The caller must save a state for it before the commit.
+    An id never seen gets a row to lock. The caller must save a state for it, or delete the row, before the commit.
     """
     table = kind.table.__table__
     insert_new(tx, kind.table, [{"id": id} for id in ids])

@@ -15,10 +15,20 @@ from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from models.bulk import dialect_insert, insert_rows, is_any_of
 from models.database import CHANGES_LOCK, advisory_lock
-from models.tables import AutoJoin, AutoJoinMode, AutoJoinState, Cause, Join, JoinSearch, JoinState, Mirror, UserAddress
+from models.tables import (
+    AutoJoin,
+    AutoJoinMode,
+    AutoJoinState,
+    Cause,
+    Join,
+    JoinSearch,
+    JoinState,
+    MirrorState,
+    UserAddress,
+)
 from models.types import JsonObject, db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
-from worker.decision.decide import shown
+from worker.decision.decide import recorded_content
 from worker.kinds.domain import DOMAIN, VERIFIED, Domain
 from worker.kinds.organization import ORGANIZATION, Organization
 from worker.kinds.user import USER, User
@@ -48,9 +58,9 @@ class Claim(NamedTuple):
         """Whether the workspace holds the domain verified. A workspace that is not known yet counts as a rival."""
         return self.verification in VERIFIED and not self.deleted and not self.workspace_deleted
 
-    def shown(self) -> JsonObject:
+    def recorded(self) -> JsonObject:
         """Return the domain as `changes` contains it."""
-        return shown({name: getattr(self, name) for name in DOMAIN.columns}, deleted=self.deleted)
+        return recorded_content({name: getattr(self, name) for name in DOMAIN.columns}, deleted=self.deleted)
 
 
 class AutoJoinStatus(NamedTuple):
@@ -95,7 +105,7 @@ def auto_join_changes(tx: Connection, changes: Sequence[ChangeRow]) -> list[Chan
     people = {row.object_id: row for row in changes if row.kind == USER.name and _newly_verified(row)}
     if not (domains or workspaces or people):
         return []
-    mode, backfilled_at = tx.execute(select(Mirror.auto_join, Mirror.backfilled_at)).one()
+    mode, backfilled_at = tx.execute(select(MirrorState.auto_join, MirrorState.backfilled_at)).one()
     further: list[ChangeRow] = []
     if domains or workspaces:
         transitions = _record_statuses(tx, _causes_of_claims(tx, domains, workspaces))
@@ -142,7 +152,7 @@ def eligible() -> Select[str, str, str | None, str, str]:
     )
 
 
-def is_missing(organization_id: ColumnElement[str] | InstrumentedAttribute[str]) -> ColumnElement[bool]:
+def neither_member_nor_blocked(organization_id: ColumnElement[str] | InstrumentedAttribute[str]) -> ColumnElement[bool]:
     """Return the condition that a user is not in a workspace, and that nothing keeps them out of it."""
     member, block = workspace_members.c, auto_join_blocks.c
     inside = exists().where(member.organization_id == organization_id, member.user_id == User.id)
@@ -198,10 +208,10 @@ def _causes_of_claims(
     """Return the ids of all domains whose state may have changed, each with the cause."""
     causes = {id: row.caused_by for id, row in domains.items()}
     names = {
-        shown["normalized"]: row.caused_by
+        content["normalized"]: row.caused_by
         for row in domains.values()
-        for shown in (row.before, row.after)
-        if shown and shown["normalized"]
+        for content in (row.before, row.after)
+        if content and content["normalized"]
     }
     claimed = select(Domain.id, Domain.normalized, Domain.organization_id)
     for id, name, owner in tx.execute(claimed.where(is_any_of(tx, Domain.organization_id, workspaces))):
@@ -281,7 +291,7 @@ def _record_changes(transitions: Sequence[Transition], changes: Sequence[ChangeR
                 change.before.update(before)
             change.after.update(now if change is own[-1] else before)
         if not own and old != new:
-            row = (claim.id, claim.organization_id, claim.shown() | before, claim.shown() | now)
+            row = (claim.id, claim.organization_id, claim.recorded() | before, claim.recorded() | now)
             further.append(ChangeRow(DOMAIN.name, *row, *cause))
     return further
 
@@ -305,7 +315,7 @@ def _add_search(tx: Connection, organization_id: str, domain: str, verified_at: 
 
     Nor does it cover people whom the first resync found. A search for everybody that is still open stays one.
     """
-    settings = select(Mirror.auto_join_existing, Mirror.backfill_from, Mirror.backfilled_at)
+    settings = select(MirrorState.auto_join_existing, MirrorState.backfill_from, MirrorState.backfilled_at)
     existing, backfill_from, backfilled_at = tx.execute(settings).one()
     everybody = existing and backfilled_at is not None
     created_after = None if everybody else max(filter(None, (verified_at, backfill_from)))

@@ -3,14 +3,13 @@
 The rule that keeps a removed person out is the view `auto_join_blocks` in `models.views`.
 """
 
-from typing import Any
-
 import structlog
 from sqlalchemy import Connection, Engine, Select, and_, delete, func, insert, or_, select, update
 
 from models import tables
 from models.bulk import dialect_insert, insert_new
 from models.database import CHANGES_LOCK, advisory_lock, in_transaction, read_transaction, transactional
+from models.rows import read_rows
 from models.tables import (
     Action,
     AutoJoinMode,
@@ -18,7 +17,7 @@ from models.tables import (
     Change,
     Join,
     JoinState,
-    Mirror,
+    MirrorState,
     UnblockedMembership,
     Via,
     WorkspaceSettings,
@@ -31,7 +30,7 @@ from worker.kinds.membership import Membership
 from worker.kinds.organization import Organization
 from worker.kinds.user import USER, User
 from worker.mirror.apply import note_changes
-from worker.mirror.auto_join import add_joins, eligible, is_missing, same_person, search
+from worker.mirror.auto_join import add_joins, eligible, neither_member_nor_blocked, same_person, search
 from worker.mirror.change_rows import ChangeRow
 
 log = structlog.get_logger()
@@ -50,14 +49,14 @@ def adopt(tx: Connection, mode: str, *, existing: bool) -> None:
     with `AUTO_JOIN_EXISTING`; without it, if the mode was `mirror`, those who signed up since the domain was verified.
     """
     wanted: dict[str, object] = {"auto_join": mode, "auto_join_existing": existing}
-    current = tx.execute(select(Mirror.__table__).with_for_update()).mappings().one()
+    current = tx.execute(select(MirrorState.__table__).with_for_update()).mappings().one()
     changed = [name for name, value in wanted.items() if current[name] != value]
     if not changed:
         return
     log.info("auto_join_settings_changed", **wanted)
-    shown = {name.upper(): [current[name], wanted[name]] for name in changed}
-    audit.note(tx, audit.Actor(", ".join(shown), Via.SETTINGS), Action.CHANGE_AUTO_JOIN_MODE, settings=shown)
-    tx.execute(update(Mirror).values(wanted))
+    changes = {name.upper(): [current[name], wanted[name]] for name in changed}
+    audit.note(tx, audit.Actor(", ".join(changes), Via.SETTINGS), Action.CHANGE_AUTO_JOIN_MODE, settings=changes)
+    tx.execute(update(MirrorState).values(wanted))
     if mode == AutoJoinMode.PROVISION and (existing or current["auto_join"] == AutoJoinMode.MIRROR):
         search(tx, (Cause.SETTINGS, changed[0].upper()))
 
@@ -84,7 +83,7 @@ def set_workspace(
     about = {"kind": tables.WORKSPACE_SETTINGS, "object_id": organization_id, "organization_id": organization_id}
     audit.note(tx, actor, Action.SET_AUTO_JOIN, **about, **wanted)
     who, why = actor.who, actor.reason
-    mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()  # one operator at a time
+    mirror = tx.execute(select(MirrorState.__table__).with_for_update()).one()  # one operator at a time
     before = workspace_settings(tx, organization_id)
     after = before | wanted
     own = WorkspaceSettings.organization_id == organization_id
@@ -121,7 +120,7 @@ def unblock(tx: Connection, organization_id: str, user_id: str, actor: audit.Act
     `actor` gives no reason.
     """
     who, why = actor.who, actor.reason
-    provisions = tx.execute(select(Mirror.auto_join).with_for_update()).scalar_one() == AutoJoinMode.PROVISION
+    provisions = tx.execute(select(MirrorState.auto_join).with_for_update()).scalar_one() == AutoJoinMode.PROVISION
     view = auto_join_blocks.c
     blocks = select(view.reason).where(view.organization_id == organization_id, view.user_id == user_id)
     reasons = sorted(set(tx.execute(blocks).scalars()))
@@ -182,26 +181,26 @@ def _require(tx: Connection, table: type[Organization | User], what: str, id: st
 
 def missing_members(engine: Engine, limit: int, organization_id: str | None = None) -> list[Record]:
     """Return people who should have joined a workspace by domain: nothing keeps them out, and they are not members."""
-    query = _missing()
+    query = _missing_members()
     if organization_id is not None:
         query = query.where(auto_join_domains.c.organization_id == organization_id)
-    return _records(engine, query.order_by(User.email_domain, User.id).limit(limit))
+    return read_rows(engine, query.order_by(User.email_domain, User.id).limit(limit))
 
 
-def _missing() -> Select[str, str, str | None, str, str]:
-    return eligible().where(is_missing(auto_join_domains.c.organization_id))
+def _missing_members() -> Select[str, str, str | None, str, str]:
+    return eligible().where(neither_member_nor_blocked(auto_join_domains.c.organization_id))
 
 
 def without_admin(engine: Engine, limit: int | None = None) -> list[Record]:
     """Return the workspaces that have members but no admin, at most `limit`."""
-    return _records(engine, _without_admin().limit(limit))
+    return read_rows(engine, _without_admin().limit(limit))
 
 
 def _without_admin() -> Select[str, str | None, int]:
     member = workspace_members.c
     admins = func.count().filter(member.role == "admin")
-    shown = (member.organization_id, member.workspace_name)
-    return select(*shown, func.count().label("members")).group_by(*shown).having(admins == 0).order_by(*shown)
+    columns = (member.organization_id, member.workspace_name)
+    return select(*columns, func.count().label("members")).group_by(*columns).having(admins == 0).order_by(*columns)
 
 
 def joins(
@@ -212,12 +211,7 @@ def joins(
     for column, value in ((Join.state, state), (Join.organization_id, organization_id)):
         if value is not None:
             query = query.where(column == value)
-    return _records(engine, query.order_by(Join.created_at.desc(), Join.organization_id, Join.user_id).limit(limit))
-
-
-def _records(engine: Engine, query: Select[*tuple[Any, ...]]) -> list[Record]:
-    with read_transaction(engine) as tx:
-        return [dict(row) for row in tx.execute(query).mappings()]
+    return read_rows(engine, query.order_by(Join.created_at.desc(), Join.organization_id, Join.user_id).limit(limit))
 
 
 def refresh_counts(engine: Engine) -> None:
@@ -228,12 +222,12 @@ def refresh_counts(engine: Engine) -> None:
     with read_transaction(engine) as tx:
         missing_joins, without = (
             tx.execute(select(func.count()).select_from(query.subquery())).scalar_one()
-            for query in (_missing(), _without_admin())
+            for query in (_missing_members(), _without_admin())
         )
     in_transaction(engine, _store_counts, missing_joins, without)
 
 
 def _store_counts(tx: Connection, missing_joins: int, without_admin: int) -> None:
-    tx.execute(update(Mirror).values(missing_joins=missing_joins, without_admin=without_admin))
+    tx.execute(update(MirrorState).values(missing_joins=missing_joins, without_admin=without_admin))
     counted = dialect_insert(tx, tables.Tick).values(name=COUNTS_TICK, at=db_now())
     tx.execute(counted.on_conflict_do_update(index_elements=[tables.Tick.name], set_={"at": db_now()}))

@@ -8,7 +8,8 @@ from datetime import datetime
 from sqlalchemy import Connection, Engine, RowMapping, func, select
 
 from models.database import read_transaction
-from models.tables import Change, Mirror
+from models.rows import all_rows
+from models.tables import Change, MirrorState
 from models.types import Record
 from models.views import auto_join_domains, sign_in_methods, workspace_members, workspaces
 from worker.errors import CursorGoneError
@@ -35,7 +36,7 @@ def changes_after(engine: Engine, after: int, limit: int, wait_seconds: float = 
         with read_transaction(engine) as tx:
             require_kept(tx, after)
             newer = select(Change.__table__).where(Change.id > after).order_by(Change.id).limit(limit)
-            found = [dict(row) for row in tx.execute(newer).mappings()]
+            found = all_rows(tx, newer)
         left = ends - time.monotonic()
         if found or left <= 0:
             return found
@@ -44,7 +45,7 @@ def changes_after(engine: Engine, after: int, limit: int, wait_seconds: float = 
 
 def require_kept(tx: Connection, after: int) -> None:
     """Raise `CursorGoneError` if a change with an id greater than `after` is gone. Then only a snapshot is complete."""
-    dropped = tx.execute(select(Mirror.changes_dropped_to)).scalar_one()
+    dropped = tx.execute(select(MirrorState.changes_dropped_to)).scalar_one()
     if after < dropped:
         raise CursorGoneError(f"changes up to {dropped} have been pruned")
     if after > max(dropped, newest(tx)):
@@ -62,7 +63,7 @@ def snapshot(engine: Engine) -> Generator[tuple[str, int | RowMapping], None, No
     A caller that continues with the changes after `id` gets each change exactly once.
     """
     with read_transaction(engine) as tx:
-        dropped = tx.execute(select(Mirror.changes_dropped_to)).scalar_one()
+        dropped = tx.execute(select(MirrorState.changes_dropped_to)).scalar_one()
         yield "changes_after", max(dropped, newest(tx))
         for view in SNAPSHOT:
             options = {"yield_per": FETCH_SIZE}

@@ -15,7 +15,7 @@ from models.addresses import comparable
 from models.bulk import is_any_of
 from models.database import in_transaction, read_transaction
 from models.tables import Action, Audit, Cause, Change, Drift, Event, EventStatus, HookDelivery, Run, UserAddress, Via
-from models.types import JsonObject, db_now, db_now_plus, inline_literal
+from models.types import JsonObject, db_ago, db_now, inline_literal
 from models.views import auto_join_blocks
 from worker import audit
 from worker.decision.mentions import Mentions, mentions
@@ -23,7 +23,7 @@ from worker.decision.payload import is_id, parse_json
 from worker.errors import OperatorError, UnknownIdError, WorkosSyncError
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.user import PERSONAL, USER, User
-from worker.mirror.apply import change, lock_rows, note_changes, save_rows
+from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows
 
 BATCH = 500
 """Payloads searched by one query, and blanked in one transaction."""
@@ -74,8 +74,8 @@ def erase_deleted(engine: Engine, period: timedelta, stopping: Callable[[], bool
 
     If `stopping` returns True, the work ends early, and the next call erases the remaining users.
     """
-    ago = db_now_plus(-period.total_seconds())
-    due = select(User.id).where(User.deleted_by.is_not(None), ~User.erased, User.touched_at < ago).limit(MAX_USERS)
+    old = User.touched_at < db_ago(period)
+    due = select(User.id).where(User.deleted_by.is_not(None), ~User.erased, old).limit(MAX_USERS)
 
     def stop_if_asked(_searched: int) -> None:
         if stopping():
@@ -160,7 +160,7 @@ def _known_addresses(tx: Connection, user_ids: Sequence[str]) -> Iterator[str]:
     yield from filter(None, tx.execute(select(User.email).where(is_any_of(tx, User.id, user_ids))).scalars())
     changes = select(Change.before, Change.after).where(Change.kind == USER.name)
     for row in tx.execute(changes.where(is_any_of(tx, Change.object_id, user_ids))):
-        yield from (shown["email"] for shown in row if shown and shown.get("email"))
+        yield from (content["email"] for content in row if content and content.get("email"))
     drift = select(Drift.fields).where(Drift.kind == USER.name, is_any_of(tx, Drift.object_id, user_ids))
     for fields in tx.execute(drift).scalars():
         yield from filter(None, (fields or {}).get("email") or ())
@@ -205,9 +205,9 @@ class _Search:
 
         Returns the number of reasons in the audit. The reason of an erasure concerns the user only if it mentions them.
         """
-        shown = (Audit.id, Audit.kind, Audit.object_id, Audit.action, Audit.reason, Audit.details)
+        columns = (Audit.id, Audit.kind, Audit.object_id, Audit.action, Audit.reason, Audit.details)
         with read_transaction(self._engine) as tx:
-            acts = tx.execute(select(*shown).where(or_(Audit.reason.is_not(None), Audit.details.is_not(None)))).all()
+            acts = tx.execute(select(*columns).where(or_(Audit.reason.is_not(None), Audit.details.is_not(None)))).all()
             runs = tx.execute(select(Run.id, Run.reason).where(Run.reason.is_not(None))).all()
         reasons = [
             act.id
@@ -218,7 +218,8 @@ class _Search:
                 or self._mentions(act.reason)
             )
         ]
-        details = [act.id for act in acts if act.details and self._has_address(act.details)]
+        addresses = {act.id: mentions(orjson.dumps(act.details)).addresses for act in acts if act.details}
+        details = [id for id, found in addresses.items() if not found.isdisjoint(self._addresses)]
         of_runs = [run.id for run in runs if self._mentions(run.reason or "")]
         if reasons or details or of_runs:
             in_transaction(self._engine, _blank_reasons, reasons, details, of_runs)
@@ -227,9 +228,6 @@ class _Search:
     def without_mention(self, reason: str | None) -> str | None:
         """Return a reason, or None if it mentions one of the users."""
         return None if reason is None or self._mentions(reason) else reason
-
-    def _has_address(self, details: JsonObject) -> bool:
-        return not self._addresses.isdisjoint(mentions(orjson.dumps(details)).addresses)
 
     def _is_named(self, event_id: str, body: bytes) -> bool:
         found = mentions(body)
@@ -279,7 +277,7 @@ def _erase_user(tx: Connection, user_id: str, actor: audit.Actor) -> tuple[int, 
 
     Does nothing if the user is not deleted. If the user is already erased, only an operator's request is recorded.
     """
-    state = lock_rows(tx, USER, [user_id])[user_id]
+    state = insert_and_lock_rows(tx, USER, [user_id])[user_id]
     by_operator = actor.via is not Via.CLOCK
     if state is None or not state.deleted or (state.erased and not by_operator):
         return 0, 0, 0
@@ -305,5 +303,5 @@ def _erase_user(tx: Connection, user_id: str, actor: audit.Actor) -> tuple[int, 
     return len(changes), drift_rows, hook_errors
 
 
-def _blanked(shown: JsonObject | None) -> JsonObject | None:
-    return None if shown is None else {"erased": False, **shown, **dict.fromkeys(PERSONAL)}
+def _blanked(content: JsonObject | None) -> JsonObject | None:
+    return None if content is None else {"erased": False, **content, **dict.fromkeys(PERSONAL)}

@@ -5,7 +5,7 @@ Tombstones are never deleted. Failed events are kept until an operator replays o
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, exists, select, update
@@ -14,8 +14,8 @@ from sqlalchemy.orm import aliased
 from models import tables
 from models.database import delete_some, in_transaction
 from models.outcomes import Outcome
-from models.tables import Audit, Change, Event, EventStatus, Join, JoinState, Mirror, Run, RunStatus
-from models.types import db_now_plus
+from models.tables import Audit, Change, Event, EventStatus, Join, JoinState, MirrorState, Run, RunStatus
+from models.types import db_ago
 from worker.mirror.erasure import about_erased, blank_undecided, erase_deleted, needless_addresses
 
 log = structlog.get_logger()
@@ -47,8 +47,8 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
     done = Event.status.in_((EventStatus.DONE, EventStatus.DISMISSED))
     ignored = (Event.status == EventStatus.DONE) & (Event.outcome == Outcome.IGNORED)
     ended_run = select(Run.id).where(Run.status != RunStatus.RUNNING)
-    old_run = ended_run.where(Run.finished_at < _ago(periods.changes))
-    dropped_to = select(Mirror.changes_dropped_to).scalar_subquery()
+    old_run = ended_run.where(Run.finished_at < db_ago(periods.changes))
+    dropped_to = select(MirrorState.changes_dropped_to).scalar_subquery()
     # Only a running run needs these rows. Others remain if its worker crashed at the end.
     of_ended_runs = {
         f"run_{table.__tablename__}": _deleter(table, table.run_id.in_(ended_run))
@@ -56,14 +56,14 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
     }
     steps: dict[str, Callable[[Connection], int]] = {
         # The drain blanks the payloads of ignored types, but earlier releases kept them.
-        "payloads": _blanker(done, (Event.processed_at < _ago(periods.payloads)) | ignored),
+        "payloads": _blanker(done, (Event.processed_at < db_ago(periods.payloads)) | ignored),
         # Events that arrived after their user was erased, and that the drain could not recognize.
         "erased_payloads": _blanker(done, about_erased()),
         "erased_failures": blank_undecided,
-        "events": _deleter(Event, done, Event.last_delivered_at < _ago(periods.events)),
-        "changes": lambda tx: _delete_changes(tx, Change.at < _ago(periods.changes), ~_is_last_decision()),
-        "audit": _deleter(Audit, Audit.at < _ago(periods.changes)),
-        "joins": _deleter(Join, Join.state.in_(FINISHED), Join.settled_at < _ago(periods.changes)),
+        "events": _deleter(Event, done, Event.last_delivered_at < db_ago(periods.events)),
+        "changes": lambda tx: _delete_changes(tx, Change.at < db_ago(periods.changes), ~_is_last_decision()),
+        "audit": _deleter(Audit, Audit.at < db_ago(periods.changes)),
+        "joins": _deleter(Join, Join.state.in_(FINISHED), Join.settled_at < db_ago(periods.changes)),
         "hook_deliveries": _deleter(tables.HookDelivery, tables.HookDelivery.change_id <= dropped_to),
         **of_ended_runs,
         "drift": _deleter(tables.Drift, tables.Drift.run_id.in_(old_run)),
@@ -74,10 +74,6 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
     counts["persons"] = erase_deleted(engine, periods.persons, stopping)
     log.info("retention_finished", **counts)
     return counts
-
-
-def _ago(period: timedelta) -> ColumnElement[datetime]:
-    return db_now_plus(-period.total_seconds())
 
 
 def _until_none(engine: Engine, step: Callable[[Connection], int], stopping: Callable[[], bool]) -> int:
@@ -112,6 +108,6 @@ def _delete_changes(tx: Connection, *which: ColumnElement[bool]) -> int:
     ids = list(tx.execute(select(Change.id).where(*which).order_by(Change.id).limit(BATCH)).scalars())
     if ids:
         tx.execute(delete(Change).where(Change.id.in_(ids)))
-        advance = update(Mirror).where(Mirror.changes_dropped_to < ids[-1])
+        advance = update(MirrorState).where(MirrorState.changes_dropped_to < ids[-1])
         tx.execute(advance.values(changes_dropped_to=ids[-1]))
     return len(ids)

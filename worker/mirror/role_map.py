@@ -10,12 +10,12 @@ import structlog
 from sqlalchemy import Connection, Engine, select, update
 
 from models.database import in_transaction
-from models.tables import Action, Cause, Mirror, Via
+from models.tables import Action, Cause, MirrorState, Via
 from worker import audit
 from worker.decision.decide import State
 from worker.decision.roles import local_role
 from worker.kinds.membership import MEMBERSHIP, Membership
-from worker.mirror.apply import change, lock_rows, note_changes, save_rows
+from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows
 
 log = structlog.get_logger()
 
@@ -40,27 +40,27 @@ def adopt(engine: Engine, role_map: Mapping[str, str]) -> int:
 
 def _store(tx: Connection, role_map: dict[str, str]) -> None:
     # The lock waits for batches that have read the old map, so that none of them writes after re-mapping has begun.
-    current = tx.execute(select(Mirror.role_map).with_for_update()).scalar_one()
+    current = tx.execute(select(MirrorState.role_map).with_for_update()).scalar_one()
     if current != role_map:
-        tx.execute(update(Mirror).values(role_map=role_map, remap_after=""))
-        shown = {slug: [current.get(slug), role_map.get(slug)] for slug in sorted(current | role_map)}
-        changed = {slug: pair for slug, pair in shown.items() if pair[0] != pair[1]}
+        tx.execute(update(MirrorState).values(role_map=role_map, remap_after=""))
+        pairs = {slug: [current.get(slug), role_map.get(slug)] for slug in sorted(current | role_map)}
+        changed = {slug: pair for slug, pair in pairs.items() if pair[0] != pair[1]}
         audit.note(tx, audit.Actor(SETTING, Via.SETTINGS), Action.CHANGE_ROLE_MAP, roles=changed)
 
 
 def _remap_batch(tx: Connection) -> int | None:
     """Map the next memberships in order of id; return how many changed, or None if there are no more."""
-    role_map, after = tx.execute(select(Mirror.role_map, Mirror.remap_after).with_for_update()).one()
+    role_map, after = tx.execute(select(MirrorState.role_map, MirrorState.remap_after).with_for_update()).one()
     if after is None:
         return None
     page = select(Membership.id).where(Membership.id > after).order_by(Membership.id).limit(BATCH)
     ids = list(tx.execute(page).scalars())
-    found = lock_rows(tx, MEMBERSHIP, ids) if ids else {}
+    found = insert_and_lock_rows(tx, MEMBERSHIP, ids) if ids else {}
     stored = {id: state for id, state in found.items() if state and not state.deleted}
     mapped = {id: _mapped(state, role_map) for id, state in stored.items()}
     changed = {id: state for id, state in mapped.items() if state != stored[id]}
     save_rows(tx, MEMBERSHIP, changed)
-    tx.execute(update(Mirror).values(remap_after=ids[-1] if ids else None))
+    tx.execute(update(MirrorState).values(remap_after=ids[-1] if ids else None))
     cause = Cause.SETTINGS, SETTING
     note_changes(tx, [change(MEMBERSHIP, id, stored[id], new, *cause) for id, new in changed.items()])
     return len(changed)

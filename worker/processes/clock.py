@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from sqlalchemy import Engine
@@ -29,16 +30,19 @@ class PeriodicTask:
     run: Callable[[], object]
 
 
-def sweep(engine: Engine, bell: Doorbell) -> bool:
-    """Ring if events are waiting and no job is queued; return whether it rang.
+def ring_if_waiting(bell: Doorbell, waiting: Callable[[], bool]) -> bool:
+    """Ring for waiting work that no ring announced; return whether it rang.
 
     Raises:
         redis.exceptions.RedisError: Redis is unavailable.
         sqlalchemy.exc.DBAPIError: the database is unavailable.
     """
-    if bell.waiting() or not needs_drain(engine, older_than=SWEEP_OLDER_THAN_SECONDS):
-        return False
-    if rang := bell.ring():
+    return not bell.waiting() and waiting() and bell.ring()
+
+
+def sweep(engine: Engine, bell: Doorbell) -> bool:
+    """Ring for waiting events, as `ring_if_waiting`."""
+    if rang := ring_if_waiting(bell, partial(needs_drain, engine, older_than=SWEEP_OLDER_THAN_SECONDS)):
         log.info("sweep_rang")
     return rang
 

@@ -17,7 +17,7 @@ from rq.serializers import JSONSerializer
 from worker.logs import Seldom
 from worker.metrics import Counters, Place
 from worker.queue.doorbell import KEEP_FAILURE_SECONDS, KEEP_RESULT_SECONDS, Doorbell, queue_name
-from worker.redis_client import STOPPING
+from worker.redis_client import INTERRUPTS
 
 log = structlog.get_logger()
 
@@ -31,7 +31,7 @@ FIELDS = frozenset(
     (b"data", b"origin", b"status", b"timeout", b"created_at", b"enqueued_at", b"started_at", b"ended_at")
 )
 """The fields of a job in Redis that are read."""
-PASSED_ON = (NoSuchJobError, ConnectionError, TimeoutError, *STOPPING)
+PASSED_ON = (NoSuchJobError, ConnectionError, TimeoutError, *INTERRUPTS)
 """What reading a job raises for other reasons: Redis is lost, or a signal arrived."""
 NO_JOB = b"no-job"
 _seldom = Seldom()
@@ -41,12 +41,24 @@ _seldom = Seldom()
 def answered(run: Callable[[], object], bell: Doorbell, counters: Counters) -> Callable[[], None]:
     """Return a job function that answers the bell, then calls `run`, whose errors it contains.
 
-    RQ would log the traceback of an error with its values. The clock rings for the work that remains. If Redis is
-    unavailable when the bell is answered, the job fails: RQ notices it too, and the process ends.
+    If Redis is unavailable when the bell is answered, the job fails: RQ notices it too, and the process ends.
+    """
+    work = contained(run, bell, counters)
+
+    def answer_and_work() -> None:
+        bell.answer()
+        work()
+
+    return answer_and_work
+
+
+def contained(run: Callable[[], object], bell: Doorbell, counters: Counters) -> Callable[[], None]:
+    """Return a job function that calls `run` and contains its errors: RQ would log them with their values.
+
+    The clock rings for the work that remains.
     """
 
     def work() -> None:
-        bell.answer()
         with counters.contained(Place.LANE, bell.lane):
             run()
 

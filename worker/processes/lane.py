@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from datetime import timedelta
@@ -14,13 +15,14 @@ from rq.exceptions import StopRequested
 
 from models.tables import AutoJoinMode
 from worker import provisioning
-from worker.bootstrap import Services, build_services, drain_limits, report_redis
+from worker.bootstrap import JOB_SECONDS, Services, build_services, drain_limits, report_redis
+from worker.error_handling import describe
 from worker.hooks.follow import follow
 from worker.hooks.targets import targets
 from worker.hooks.threads import HookThreads
-from worker.inbox.drain import drain
-from worker.metrics import ACCEPTED_TO_APPLIED, Place, describe
-from worker.processes.jobs import answered, make_worker
+from worker.inbox.drain import Presence, drain
+from worker.metrics import ACCEPTED_TO_APPLIED, Place
+from worker.processes.jobs import answered, contained, make_worker
 from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
 from worker.queue.heartbeat import Heartbeat
 from worker.repair.catch_up import update_complete_to
@@ -29,6 +31,9 @@ from worker.repair.work import Repair, catch_up_or_resync
 from worker.settings import Settings
 
 log = structlog.get_logger()
+
+LINGER_SECONDS = 0.2
+"""How long a drain waits for the next delivery before its job ends. A job costs more than a small batch."""
 
 
 def work(lane: str, settings: Settings, redis_url: str) -> None:
@@ -59,19 +64,30 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
 
 
 def _drain(services: Services, stopping: threading.Event, _at_end: ExitStack) -> Callable[[], None]:
-    settings, limits = services.settings, drain_limits(services.settings)
+    """Return a job that applies pending events, and waits for more as long as deliveries arrive."""
+    settings, bell, limits = services.settings, services.bell, drain_limits(services.settings)
     observe = partial(services.counters.observe, ACCEPTED_TO_APPLIED)
 
-    def run() -> None:
-        if not drain(services.engine, limits, observe, stopping.is_set):
-            services.bell.ring()
+    def read(presence: Presence) -> bool:
+        done = drain(services.engine, limits, observe, stopping.is_set, bell.call_another, presence)
         # Only for speed: the clock rings too.
         if settings.http_hooks:
             services.hooks_bell.ring()
         if settings.auto_join is AutoJoinMode.PROVISION and provisioning.waiting(services.engine):
             services.provision_bell.ring()
+        return done
 
-    return answered(run, services.bell, services.counters)
+    def run() -> None:
+        ends = time.monotonic() + JOB_SECONDS
+        with Presence(services.engine, limits) as presence:
+            bell.hold()
+            while read(presence) and time.monotonic() < ends and bell.waits_for_more(LINGER_SECONDS):
+                bell.hold()
+            bell.answer()
+            if not read(presence):
+                bell.ring()
+
+    return contained(run, services.bell, services.counters)
 
 
 def _repair(services: Services, stopping: threading.Event, _at_end: ExitStack) -> Callable[[], None]:

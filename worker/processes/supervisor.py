@@ -24,7 +24,7 @@ QUICK_DEATH_SECONDS = 30.0
 FIRST_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 15.0
 GRACE_SECONDS = 30.0
-STOPPING = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Lifeline:
@@ -80,11 +80,11 @@ class Child:
         self._start_at = now + backoff(self._quick_deaths, FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
         process = multiprocessing.get_context("fork").Process(target=self._run)
         # Until it has its own handlers, the child would handle signals as the supervisor does.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             process.start()
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         self.process = process
         self._quick_deaths -= 1
 
@@ -92,9 +92,9 @@ class Child:
         # A new session, so that Ctrl-C reaches only the supervisor, which then signals the child once. After a second
         # signal, RQ would not finish the job.
         os.setsid()
-        for number in STOPPING:
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         self._lifeline.watch()
         try:
             self._work()

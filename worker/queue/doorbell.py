@@ -4,6 +4,7 @@ import time
 
 import structlog
 from redis import Redis
+from redis.client import Pipeline
 from redis.exceptions import RedisError, WatchError
 from rq import Queue
 from rq.job import JobStatus
@@ -24,6 +25,8 @@ HOOKS = "hooks"
 LANES = (DRAIN, REPAIR, PROVISION, HOOKS)
 
 FLAG_MS = 10_000
+HOLD_MS = 1_000
+"""Life of the flag while a job waits for more. Short, because nobody answers rings if the job's process is killed."""
 JOB_TIMEOUT_SECONDS = 120
 KEEP_RESULT_SECONDS = 30
 KEEP_FAILURE_SECONDS = 24 * 3600
@@ -39,11 +42,21 @@ def queue_name(lane: str) -> str:
     return f"workos-sync:{lane}"
 
 
+IS_FLAGGED = """
+if redis.call("EXISTS", KEYS[1]) == 0 then return 0 end
+if redis.call("LLEN", KEYS[2]) == 0 then redis.call("LPUSH", KEYS[2], 1) end
+return 1
+"""
+"""Returns whether the flag is set. If so, a job that waits for more finds one entry in its list."""
+
+
 class Doorbell:
     """Wakes one lane. In one atomic step, `ring` sets a flag and enqueues a job, unless the flag is already set.
 
     No event is missed. Its ring comes after its commit. If the flag is not set, the ring's own job reads the inbox. If
-    it is set, a job is queued that has not deleted the flag yet, and a job reads the inbox after it deletes the flag.
+    it is set, a job is queued or running that has not deleted the flag yet, and a job reads the inbox after it deletes
+    the flag. A running job may keep the flag and wait for more, which saves a job for each burst: rings then add to a
+    list, and the job reads the inbox each time after it emptied the list.
 
     Args:
         redis: the client. The webhook endpoint's has short time-outs and no retries, because deliveries wait for it.
@@ -55,6 +68,8 @@ class Doorbell:
         self._redis = redis
         self.lane = lane
         self._flag = f"workos-sync:wake:{lane}"
+        self._more = f"workos-sync:more:{lane}"
+        self._is_flagged = redis.register_script(IS_FLAGGED)
         self._timeout = timeout_seconds
         self._quiet_until = 0.0
         self.queue = Queue(queue_name(lane), connection=redis, serializer=JSONSerializer)
@@ -75,7 +90,7 @@ class Doorbell:
         return True
 
     def _enqueue_unless_flagged(self) -> None:
-        if self._redis.exists(self._flag):
+        if self._is_flagged(keys=[self._flag, self._more]):
             return  # the usual case in a burst, answered in one round trip
         with self._redis.pipeline() as pipeline:
             pipeline.watch(self._flag)  # type: ignore[no-untyped-call]  # redis-py has no types for it
@@ -83,13 +98,7 @@ class Doorbell:
                 return
             pipeline.multi()
             pipeline.set(self._flag, 1, px=FLAG_MS)
-            self.queue.enqueue_call(
-                self.lane,
-                timeout=self._timeout,
-                result_ttl=KEEP_RESULT_SECONDS,
-                failure_ttl=KEEP_FAILURE_SECONDS,
-                pipeline=pipeline,
-            )
+            self._enqueue(pipeline)
             try:
                 pipeline.execute()
             except WatchError as error:
@@ -97,9 +106,34 @@ class Doorbell:
                 if isinstance(error.__context__, RedisError):
                     raise error.__context__ from None
 
+    def _enqueue(self, pipeline: Pipeline | None = None) -> None:
+        self.queue.enqueue_call(
+            self.lane,
+            timeout=self._timeout,
+            result_ttl=KEEP_RESULT_SECONDS,
+            failure_ttl=KEEP_FAILURE_SECONDS,
+            pipeline=pipeline,
+        )
+
     def answer(self) -> None:
-        """Delete the flag: the first thing a job does, before it reads."""
-        self._redis.delete(self._flag)
+        """Delete the flag. A job must read after it."""
+        self._redis.delete(self._flag, self._more)
+
+    def hold(self) -> None:
+        """Keep the flag, so that rings call this job instead of another one. The job must read after it."""
+        with self._redis.pipeline() as pipeline:
+            pipeline.set(self._flag, 1, px=HOLD_MS)
+            pipeline.delete(self._more)
+            pipeline.execute()
+
+    def waits_for_more(self, seconds: float) -> bool:
+        """Return whether the bell was rung since `hold`; wait up to `seconds` for it."""
+        return self._redis.blpop([self._more], seconds) is not None
+
+    def call_another(self) -> None:
+        """Enqueue a job for another process, unless one is queued."""
+        if not self.waiting():
+            self._enqueue()
 
     def listen(self) -> float | None:
         """Enqueue a job and return the seconds until a worker started it; None after `LISTEN_SECONDS`.

@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import Connection, Engine, and_, exists, func, or_, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Action, Event, EventStatus, Mirror
+from models.tables import Action, Event, EventStatus, MirrorState
 from models.types import db_now, db_now_plus, db_plus, inline_literal
 from worker import audit
 from worker.decision.payload import is_id, parse_time
@@ -52,7 +52,7 @@ class Place(NamedTuple):
     cursor: str | None
     """The id of the event to continue after."""
     read_to: datetime
-    """Where to resume without a cursor: the later of `cursor_at` and `inbox_to` (`models.tables.Mirror`)."""
+    """Where to resume without a cursor: the later of `cursor_at` and `inbox_to` (`models.tables.MirrorState`)."""
     inbox_to: datetime | None
     """Every event up to this time is in the inbox; None before the first catch-up has finished."""
     backfill_from: datetime | None
@@ -70,7 +70,7 @@ def catch_up(engine: Engine, workos: WorkOSClient, lease: Lease | None = None, l
     Without a cursor, or if WorkOS refuses it, start two hours before the time up to which events were read.
 
     Raises:
-        WorkOSUnavailableError: WorkOS did not answer, or refuses some event types. Events that it returned are stored,
+        WorkOSError: WorkOS did not answer, or refuses some event types. Events that it returned are stored,
             but the inbox does not count as complete.
         LeaseLostError: another worker took over the run of `lease`.
     """
@@ -107,7 +107,7 @@ def catch_up_since(engine: Engine, workos: WorkOSClient, since: datetime, lag: t
 
     Raises:
         ConfigurationError: the time is more than 90 days ago, or in the future.
-        WorkOSUnavailableError: as for `catch_up`.
+        WorkOSError: as for `catch_up`.
     """
     now = workos.now()
     _require_readable(since, now)
@@ -123,8 +123,7 @@ def catch_up_by_hand(
     """Catch up for an operator: as `catch_up_since`, or as `catch_up` if `since` is None. The audit records it."""
     if since is not None:
         _require_readable(since, workos.now())
-    shown = since and since.isoformat()
-    in_transaction(engine, audit.note, actor, Action.CATCH_UP, since=shown)
+    in_transaction(engine, audit.note, actor, Action.CATCH_UP, since=since and since.isoformat())
     return catch_up(engine, workos, lag=lag) if since is None else catch_up_since(engine, workos, since, lag)
 
 
@@ -138,7 +137,7 @@ def _require_readable(since: datetime, now: datetime) -> None:
 
 
 def _place(engine: Engine, default: datetime) -> Place:
-    columns = (Mirror.cursor, Mirror.cursor_at, Mirror.inbox_to, Mirror.backfill_from)
+    columns = (MirrorState.cursor, MirrorState.cursor_at, MirrorState.inbox_to, MirrorState.backfill_from)
     with read_transaction(engine) as tx:
         cursor, cursor_at, inbox_to, backfill_from = tx.execute(select(*columns)).one()
     # Without new events the cursor does not move and becomes too old for WorkOS. `inbox_to` still advances.
@@ -212,24 +211,24 @@ def _unknown(engine: Engine, events: Sequence[ReceivedEvent]) -> list[ReceivedEv
 def _store_and_advance(tx: Connection, page: Page, settled: datetime) -> int:
     """Store a page, and move the cursor to its newest event from before `settled`; return how many events are new."""
     # Lock this row first: a drain also locks it before events, so that the two do not deadlock.
-    tx.execute(select(Mirror.id).with_for_update())
+    tx.execute(select(MirrorState.id).with_for_update())
     events = _valid_events(page)
     new = _store(tx, events)
     times = [(event.occurred_at, event.id) for event in events if event.occurred_at and event.occurred_at < settled]
     if times:
         at, id = max(times)
-        forward = or_(Mirror.cursor_at.is_(None), Mirror.cursor_at <= at)
-        tx.execute(update(Mirror).where(forward).values(cursor=id, cursor_at=at))
+        forward = or_(MirrorState.cursor_at.is_(None), MirrorState.cursor_at <= at)
+        tx.execute(update(MirrorState).where(forward).values(cursor=id, cursor_at=at))
     return new
 
 
 def _set_inbox_to(tx: Connection, inbox_to: datetime) -> None:
     """Record that every event up to a time is in the inbox. They may still be pending: see `update_complete_to`."""
-    forward = or_(Mirror.inbox_to.is_(None), Mirror.inbox_to < inbox_to)
+    forward = or_(MirrorState.inbox_to.is_(None), MirrorState.inbox_to < inbox_to)
     # A recorded time stays until `complete_to` reaches it: if each catch-up replaced it, that might never happen. But a
     # time from before the first resync cannot end the backfill, so it is replaced.
-    replaceable = or_(Mirror.inbox_at.is_(None), Mirror.inbox_at < Mirror.last_resync_at)
-    tx.execute(update(Mirror).where(forward, replaceable).values(inbox_to=inbox_to, inbox_at=db_now()))
+    replaceable = or_(MirrorState.inbox_at.is_(None), MirrorState.inbox_at < MirrorState.last_resync_at)
+    tx.execute(update(MirrorState).where(forward, replaceable).values(inbox_to=inbox_to, inbox_at=db_now()))
 
 
 def update_complete_to(engine: Engine) -> None:
@@ -238,32 +237,32 @@ def update_complete_to(engine: Engine) -> None:
     Two groups count: events received before `inbox_at`; and events from before `inbox_to` that the API returned later.
     The first time after the first full resync, this ends the backfill.
     """
-    received = Event.received_at <= Mirror.inbox_at
-    returned_later = and_(Event.api_at >= Mirror.inbox_at, Event.occurred_at <= Mirror.inbox_to)
+    received = Event.received_at <= MirrorState.inbox_at
+    returned_later = and_(Event.api_at >= MirrorState.inbox_at, Event.occurred_at <= MirrorState.inbox_to)
     waiting = exists().where(Event.status == inline_literal(EventStatus.PENDING), or_(received, returned_later))
-    applied = (Mirror.inbox_at.is_not(None), ~waiting)
-    first = (Mirror.backfilled_at.is_(None), Mirror.last_resync_at <= Mirror.inbox_at)
+    applied = (MirrorState.inbox_at.is_not(None), ~waiting)
+    first = (MirrorState.backfilled_at.is_(None), MirrorState.last_resync_at <= MirrorState.inbox_at)
     with read_transaction(engine) as tx:
-        if tx.execute(select(Mirror.id).where(*applied)).one_or_none() is None:
+        if tx.execute(select(MirrorState.id).where(*applied)).one_or_none() is None:
             return
 
     def advance(tx: Connection) -> None:
         # Lock first: an update that waited for the lock would see the new row but the old events.
-        tx.execute(select(Mirror.id).with_for_update())
-        tx.execute(update(Mirror).where(*applied, *first).values(backfilled_at=db_now()))
-        tx.execute(update(Mirror).where(*applied).values(complete_to=Mirror.inbox_to, inbox_at=None))
+        tx.execute(select(MirrorState.id).with_for_update())
+        tx.execute(update(MirrorState).where(*applied, *first).values(backfilled_at=db_now()))
+        tx.execute(update(MirrorState).where(*applied).values(complete_to=MirrorState.inbox_to, inbox_at=None))
 
     in_transaction(engine, advance)
 
 
-def gaps(engine: Engine, gap_seconds: float) -> tuple[int, int]:
-    """Return the number of lost webhooks (gaps), and the number of late ones.
+def count_missed_webhooks(engine: Engine, gap_seconds: float) -> tuple[int, int]:
+    """Return the number of lost webhooks, and the number of late ones.
 
     A webhook is lost if it has not arrived `gap_seconds` after the events API returned its event. It is late if it
     arrived after that.
     """
-    gap = (Event.webhook_at.is_(None), Event.api_at < db_now_plus(-gap_seconds))
+    lost = (Event.webhook_at.is_(None), Event.api_at < db_now_plus(-gap_seconds))
     late = (Event.webhook_at > Event.api_at, Event.webhook_at > db_plus(Event.api_at, gap_seconds))
     with read_transaction(engine) as tx:
         count = select(func.count()).select_from(Event)
-        return tx.execute(count.where(*gap)).scalar_one(), tx.execute(count.where(*late)).scalar_one()
+        return tx.execute(count.where(*lost)).scalar_one(), tx.execute(count.where(*late)).scalar_one()

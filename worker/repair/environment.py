@@ -6,8 +6,8 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Mirror
-from worker.errors import ConfigurationError, WorkOSUnavailableError
+from models.tables import MirrorState
+from worker.errors import ConfigurationError, WorkOSError
 from worker.kinds import SUBSCRIBED
 from worker.kinds.organization import ORGANIZATION, Organization
 from worker.kinds.user import USER
@@ -43,8 +43,8 @@ def bind(engine: Engine, workos: WorkOSClient, settings: Settings) -> None:
     require_same_environment(engine, workos, settings)
     client_id = settings.workos_client_id or ""
     with read_transaction(engine) as tx:
-        bound, began = tx.execute(select(Mirror.client_id, Mirror.backfill_from)).one()
-    if began is None:
+        bound, backfill_from = tx.execute(select(MirrorState.client_id, MirrorState.backfill_from)).one()
+    if backfill_from is None:
         in_transaction(engine, _bind, client_id, workos.now() - MARGIN)
     else:
         _require_same(bound, client_id)  # another process may have bound it meanwhile
@@ -56,10 +56,10 @@ def require_same_environment(engine: Engine, workos: WorkOSClient, settings: Set
     Raises:
         ConfigurationError: the client id differs, or the API key sees none of the mirrored objects.
         InvalidApiKeyError: WorkOS refuses the API key.
-        WorkOSUnavailableError: WorkOS does not answer.
+        WorkOSError: WorkOS does not answer.
     """
     with read_transaction(engine) as tx:
-        bound, known = tx.execute(select(Mirror.client_id, Mirror.known_organizations)).one()
+        bound, known = tx.execute(select(MirrorState.client_id, MirrorState.known_organizations)).one()
     _require_same(bound, settings.workos_client_id or "")
     if known and not _sees(engine, workos, known):
         raise ConfigurationError(
@@ -75,12 +75,12 @@ def _sees(engine: Engine, workos: WorkOSClient, known: list[str]) -> bool:
         ids = sorted(tx.execute(existing).scalars())
     if not ids:
         return True
-    unread: WorkOSUnavailableError | None = None
+    unread: WorkOSError | None = None
     for id in ids:
         try:
             if fetch(workos, ORGANIZATION, id).item is not None:
                 return True
-        except WorkOSUnavailableError as error:
+        except WorkOSError as error:
             workos.now()  # raises if WorkOS is unavailable; then the others need not be tried
             unread = error
     # Perhaps all were deleted, and the events are missing. Then other organizations, or users, still exist.
@@ -102,13 +102,13 @@ def _require_same(bound: str | None, client_id: str) -> None:
         )
 
 
-def _bind(tx: Connection, client_id: str, started: datetime) -> None:
+def _bind(tx: Connection, client_id: str, backfill_from: datetime) -> None:
     """Bind the database, and record the time from which to catch up after the first resync.
 
     Until both have finished, an empty mirror does not mean that nobody has access.
     """
-    mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()
+    mirror = tx.execute(select(MirrorState.__table__).with_for_update()).one()
     _require_same(mirror.client_id, client_id)
     if mirror.backfill_from is None:
-        first = {"client_id": client_id, "backfill_from": started, "cursor_at": started}
-        tx.execute(update(Mirror).values(event_types=SUBSCRIBED, **first))
+        first = {"client_id": client_id, "backfill_from": backfill_from, "cursor_at": backfill_from}
+        tx.execute(update(MirrorState).values(event_types=SUBSCRIBED, **first))

@@ -14,13 +14,13 @@ from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, delete, or
 
 from models.database import in_transaction, read_transaction
 from models.outcomes import Finding
-from models.tables import Cause, DeletedBy, Mirror, Read
+from models.tables import Cause, DeletedBy, MirrorState, Read
 from models.types import db_now, db_now_plus
 from worker.backoff import backoff
 from worker.decision.decide import State, confirm
-from worker.errors import InvalidApiKeyError, PayloadError, WorkOSUnavailableError, unexpected
+from worker.errors import InvalidApiKeyError, PayloadError, WorkOSError, unexpected
 from worker.kinds import KINDS, Kind, read_object
-from worker.mirror.apply import change, lock_rows, note_changes, save_rows
+from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows
 from worker.mirror.change_rows import CausedBy
 from worker.mirror.read_requests import PARENT_MISSING
 from worker.workos_api.client import ReadResult, WorkOSClient
@@ -52,7 +52,7 @@ def fetch(workos: WorkOSClient, kind: Kind, id: str) -> ReadResult:
     try:
         return found._replace(item=kind.from_read(id, found.item))
     except PayloadError as error:
-        raise WorkOSUnavailableError(f"{kind} {id}: WorkOS returned another {kind}") from error
+        raise WorkOSError(f"{kind} {id}: WorkOS returned another {kind}") from error
 
 
 def confirmed_read(
@@ -64,7 +64,7 @@ def confirmed_read(
     not change the mirror.
 
     Raises:
-        WorkOSUnavailableError: WorkOS did not answer, or the object changes faster than it can be read.
+        WorkOSError: WorkOS did not answer, or the object changes faster than it can be read.
         InvalidApiKeyError: WorkOS refuses the API key.
         PayloadError: the object that WorkOS returned is invalid.
     """
@@ -75,14 +75,14 @@ def confirmed_read(
         result = in_transaction(engine, _write, kind, id, revision, found, cause, then, dry_run=dry_run)
         if result is not None:
             return result
-    raise WorkOSUnavailableError(f"{kind} {id} changes faster than it can be read")
+    raise WorkOSError(f"{kind} {id} changes faster than it can be read")
 
 
 def _write(
     tx: Connection, kind: Kind, id: str, revision: int, found: ReadResult, cause: CausedBy, then: Then, *, dry_run: bool
 ) -> Result | None:
     """Write what was read; return None if the row is no longer at `revision`."""
-    roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
+    roles = tx.execute(select(MirrorState.role_map).with_for_update(read=True)).scalar_one()
     read = None
     if found.item is not None:
         snapshot = read_object(kind, found.item, found.read_at, roles)
@@ -91,10 +91,10 @@ def _write(
         read = snapshot.state
     known = tx.execute(select(kind.table.id).where(kind.table.id == id)).one_or_none() is not None
     if read is None and not known:
-        result = Result(Finding.NONE, None, None)  # neither WorkOS nor the mirror has it
+        result = Result(Finding.EQUAL, None, None)  # neither WorkOS nor the mirror has it
         then(tx, result)
         return result
-    before = lock_rows(tx, kind, [id])[id]
+    before = insert_and_lock_rows(tx, kind, [id])[id]
     now = tx.execute(select(kind.table.revision).where(kind.table.id == id)).scalar_one()
     if now != revision:
         if now == 0:
@@ -105,7 +105,7 @@ def _write(
     then(tx, result)
     if not dry_run and after is not None and after is not before:
         save_rows(tx, kind, {id: after})
-        if finding not in (Finding.NONE, Finding.ANOMALY):
+        if finding not in (Finding.EQUAL, Finding.ANOMALY):
             note_changes(tx, [change(kind, id, before, after, *cause)])
     elif before is None:
         tx.execute(delete(kind.table).where(kind.table.id == id))
@@ -152,7 +152,7 @@ def _read(engine: Engine, workos: WorkOSClient, read: RowMapping) -> bool:
     except Exception as error:  # noqa: BLE001 - whatever one object raises, the others continue
         if isinstance(error, InvalidApiKeyError):
             workos.now()  # raises too, unless the key only lacks the permission for this kind
-        known = isinstance(error, WorkOSUnavailableError | PayloadError | InvalidApiKeyError)
+        known = isinstance(error, WorkOSError | PayloadError | InvalidApiKeyError)
         problem = str(error) if known else unexpected(error)
         wait = in_transaction(engine, _retry_later, request, problem)
         log.warning("read_failed", kind=kind.name, id=id, problem=problem, again_in_seconds=wait)

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, case, func, or_, select, update
 
-from models.database import in_transaction, read_transaction, sqlite_write_lock
+from models.database import read_transaction, sqlite_write_lock, transactional
 from models.outcomes import Outcome
 from models.tables import Action, Event, EventStatus, Run, RunStatus, Task
 from models.types import JsonObject, db_now, inline_literal
 from worker import audit
 from worker.errors import AlreadyReplayedError, OperatorError
-from worker.inbox.drain import NO_ERROR, apply_events
+from worker.inbox.drain import NO_ERROR, apply_by_id
 from worker.leases import Lease
 from worker.queue.doorbell import Doorbell
 from worker.runs import create, finish
@@ -108,7 +108,7 @@ def plan(engine: Engine, selection: Selection) -> Plan:
     ids = [row.id for row in rows]
     for first in range(0, len(ids), PLAN_BATCH):
         with sqlite_write_lock(engine), engine.connect() as tx, tx.begin() as transaction:
-            applied = apply_events(tx, ids[first : first + PLAN_BATCH], Event.body.is_not(None))
+            applied = apply_by_id(tx, ids[first : first + PLAN_BATCH], Event.body.is_not(None))
             transaction.rollback()
         outcomes.update(row["outcome"] for row in applied.done)
         outcomes["failed"] += len(applied.failed)
@@ -117,7 +117,8 @@ def plan(engine: Engine, selection: Selection) -> Plan:
     return Plan(len(rows), blanked, {name: number for name, number in outcomes.items() if number}, changes)
 
 
-def start(engine: Engine, selection: Selection, actor: audit.Actor, *, again: bool = False) -> str:
+@transactional
+def start(tx: Connection, selection: Selection, actor: audit.Actor, *, again: bool = False) -> str:
     """Create a replay for `actor` and return the id of its run.
 
     With `again`, a selection that was replayed before, and of which no event has failed since, is replayed again.
@@ -127,27 +128,23 @@ def start(engine: Engine, selection: Selection, actor: audit.Actor, *, again: bo
         AlreadyReplayedError: the selection was replayed before, and `again` is false.
         OperatorError: no event matches.
     """
-
-    def insert(tx: Connection) -> str:
-        matches = selection.conditions()
-        total = tx.execute(select(func.count()).select_from(Event).where(*matches)).scalar_one()
-        if not total:
-            raise OperatorError("no event matches; see: workos-sync events list")
-        shown = selection.as_json()
-        ended = select(Run.__table__).where(Run.task == Task.REPLAY, Run.status == RunStatus.DONE)
-        recent = tx.execute(ended.order_by(Run.finished_at.desc()).limit(RECENT_REPLAYS))
-        last = next((run for run in recent if run.selection == shown), None)
-        if last is not None and not again:
-            changed = or_(Event.replay_id.is_(None), Event.replay_id != last.id, Event.status == EventStatus.FAILED)
-            if tx.execute(select(Event.id).where(*matches, Event.body.is_not(None), changed).limit(1)).first() is None:
-                raise AlreadyReplayedError(
-                    f"run {last.id} of {last.requested_by} replayed the same selection; to repeat it, use --again"
-                )
-        run_id = create(tx, Task.REPLAY, actor.who, selection=shown, reason=actor.reason, total=total)
-        audit.note(tx, actor, Action.REPLAY, kind="run", object_id=run_id, selection=shown, events=total)
-        return run_id
-
-    return in_transaction(engine, insert)
+    matches = selection.conditions()
+    total = tx.execute(select(func.count()).select_from(Event).where(*matches)).scalar_one()
+    if not total:
+        raise OperatorError("no event matches; see: workos-sync events list")
+    wanted = selection.as_json()
+    ended = select(Run.__table__).where(Run.task == Task.REPLAY, Run.status == RunStatus.DONE)
+    recent = tx.execute(ended.order_by(Run.finished_at.desc()).limit(RECENT_REPLAYS))
+    last = next((run for run in recent if run.selection == wanted), None)
+    if last is not None and not again:
+        changed = or_(Event.replay_id.is_(None), Event.replay_id != last.id, Event.status == EventStatus.FAILED)
+        if tx.execute(select(Event.id).where(*matches, Event.body.is_not(None), changed).limit(1)).first() is None:
+            raise AlreadyReplayedError(
+                f"run {last.id} of {last.requested_by} replayed the same selection; to repeat it, use --again"
+            )
+    run_id = create(tx, Task.REPLAY, actor.who, selection=wanted, reason=actor.reason, total=total)
+    audit.note(tx, actor, Action.REPLAY, kind="run", object_id=run_id, selection=wanted, events=total)
+    return run_id
 
 
 def replay(
@@ -193,21 +190,18 @@ def _requeue_batch(tx: Connection, lease: Lease) -> int | None:
 def results(engine: Engine, run_id: str) -> dict[str, int]:
     """Return the current results of a run's events: outcome, or status if not done, to number of events."""
     result = case((Event.status == EventStatus.DONE, Event.outcome), else_=Event.status)
-    shown = select(result, func.count()).where(Event.replay_id == run_id).group_by(result)
+    counts = select(result, func.count()).where(Event.replay_id == run_id).group_by(result)
     with read_transaction(engine) as tx:
-        return {str(word): number for word, number in tx.execute(shown)}
+        return {str(word): number for word, number in tx.execute(counts)}
 
 
-def dismiss(engine: Engine, ids: Sequence[str], actor: audit.Actor) -> int:
+@transactional
+def dismiss(tx: Connection, ids: Sequence[str], actor: audit.Actor) -> int:
     """Mark failed events as dismissed; return how many of `ids` had failed.
 
     Raises:
         ConfigurationError: `actor` gives no reason.
     """
-    return in_transaction(engine, _dismiss, ids, actor)
-
-
-def _dismiss(tx: Connection, ids: Sequence[str], actor: audit.Actor) -> int:
     which = update(Event).where(Event.id.in_(ids), Event.status == EventStatus.FAILED)
     values = {"status": EventStatus.DISMISSED, "dismissed_by": actor.who, "dismissed_why": actor.reason}
     dismissed = tx.execute(which.values(values).returning(Event.id, Event.organization_id)).all()
@@ -217,12 +211,9 @@ def _dismiss(tx: Connection, ids: Sequence[str], actor: audit.Actor) -> int:
     return len(dismissed)
 
 
-def cancel(engine: Engine, run_id: str, actor: audit.Actor) -> bool:
+@transactional
+def cancel(tx: Connection, run_id: str, actor: audit.Actor) -> bool:
     """Stop a running replay; return False if the run is not a running replay. Events already pending are processed."""
-    return in_transaction(engine, _cancel, run_id, actor)
-
-
-def _cancel(tx: Connection, run_id: str, actor: audit.Actor) -> bool:
     running = (Run.id == run_id, Run.task == Task.REPLAY, Run.status == RunStatus.RUNNING)
     values = {"status": RunStatus.CANCELLED, "finished_at": db_now(), "error": f"cancelled by {actor.who}"}
     if not tx.execute(update(Run).where(*running).values(values)).rowcount:

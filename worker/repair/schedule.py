@@ -7,13 +7,13 @@ from sqlalchemy import Connection, Engine, exists, select, update
 
 from models.bulk import dialect_insert
 from models.database import in_transaction, read_transaction
-from models.tables import Mirror, Read, Run, RunStatus, Task, Tick
+from models.tables import MirrorState, Read, Run, RunStatus, Task, Tick
 from models.types import db_now, db_now_plus
 from worker.errors import BusyError
 from worker.kinds import SUBSCRIBED
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import update_complete_to
-from worker.repair.resync.resync import begin
+from worker.repair.resync.resync import create_resync
 from worker.runs import RUNS, create
 from worker.settings import Settings
 
@@ -35,26 +35,26 @@ def claim(tx: Connection, name: str, every_seconds: float) -> bool:
     return tx.execute(moved).one_or_none() is not None
 
 
-def begin_due(tx: Connection) -> None:
-    """Begin the resync that is needed on the first start, or after an upgrade that mirrors more event types."""
-    mirror = tx.execute(select(Mirror.__table__).with_for_update()).one()
+def create_needed_resync(tx: Connection) -> None:
+    """Create the resync that is needed on the first start, or after an upgrade that mirrors more event types."""
+    mirror = tx.execute(select(MirrorState.__table__).with_for_update()).one()
     if mirror.backfill_from is None:
         return
     if mirror.last_resync_at is None:
         failed = (Run.task == Task.RESYNC) & (Run.status == RunStatus.FAILED)
         recently = Run.finished_at > db_now_plus(-RETRY_SECONDS)
         if not tx.execute(select(exists().where(failed, recently))).scalar_one():
-            begin_unless_busy(tx, "first start")
-    elif (new := set(SUBSCRIBED).difference(mirror.event_types or ())) and begin_unless_busy(tx, "new release"):
+            create_resync_unless_busy(tx, "first start")
+    elif (new := set(SUBSCRIBED).difference(mirror.event_types or ())) and create_resync_unless_busy(tx, "new release"):
         # Events of these types were ignored until now. The resync finds what they changed.
         log.info("new_event_types", types=sorted(new))
-        tx.execute(update(Mirror).values(event_types=SUBSCRIBED))
+        tx.execute(update(MirrorState).values(event_types=SUBSCRIBED))
 
 
-def begin_unless_busy(tx: Connection, requested_by: str) -> bool:
-    """Begin a full resync unless one is running; return whether it was begun."""
+def create_resync_unless_busy(tx: Connection, requested_by: str) -> bool:
+    """Create a full resync unless one is running; return whether it was created."""
     try:
-        begin(tx, requested_by)
+        create_resync(tx, requested_by)
     except BusyError:
         return False
     return True
@@ -67,7 +67,7 @@ def schedule(engine: Engine, settings: Settings) -> None:
     """
     intervals = {Task.RETENTION: settings.retention_seconds}
     if settings.repairs:
-        in_transaction(engine, begin_due)
+        in_transaction(engine, create_needed_resync)
         intervals |= {Task.RESYNC: settings.resync_seconds, Task.CATCH_UP: settings.catch_up_seconds}
     for task, every in intervals.items():
         with suppress(BusyError):  # it is running
@@ -77,9 +77,9 @@ def schedule(engine: Engine, settings: Settings) -> None:
 def _schedule(tx: Connection, task: Task, every_seconds: float) -> None:
     if task is Task.RESYNC:
         # A resync requested by an operator or by the first start counts too.
-        recent = select(Mirror.id).where(Mirror.last_resync_at > db_now_plus(-every_seconds))
+        recent = select(MirrorState.id).where(MirrorState.last_resync_at > db_now_plus(-every_seconds))
         if tx.execute(recent).one_or_none() is None and claim(tx, task, every_seconds):
-            begin(tx, "clock")
+            create_resync(tx, "clock")
     elif claim(tx, task, every_seconds):
         create(tx, task, "clock")
 

@@ -12,14 +12,14 @@ from rq.timeouts import JobTimeoutException
 from sqlalchemy import Connection, Engine, select
 
 from models.database import in_transaction, is_transient, read_transaction
-from models.tables import Mirror, Run, RunStatus, Task
+from models.tables import MirrorState, Run, RunStatus, Task
 from worker import runs
 from worker.errors import (
     BusyError,
     ConfigurationError,
     InvalidApiKeyError,
     LeaseLostError,
-    WorkOSUnavailableError,
+    WorkOSError,
     stack_of,
     unexpected,
 )
@@ -32,7 +32,7 @@ from worker.repair.catch_up import LAG, catch_up
 from worker.repair.environment import bind
 from worker.repair.replay import replay
 from worker.repair.resync.resync import Resync
-from worker.repair.schedule import begin_due, begin_unless_busy
+from worker.repair.schedule import create_needed_resync, create_resync_unless_busy
 from worker.settings import Settings
 from worker.workos_api.client import WorkOSClient
 
@@ -63,13 +63,13 @@ class Repair:
         Raises:
             ConfigurationError: the settings name another environment.
             InvalidApiKeyError: WorkOS refuses the API key.
-            WorkOSUnavailableError: WorkOS does not answer.
+            WorkOSError: WorkOS does not answer.
         """
         self._each(Task.RETENTION, Task.REPLAY)  # first: they do not need WorkOS
         if self.workos is None:
             return
         bind(self.engine, self.workos, self.settings)
-        in_transaction(self.engine, begin_due)
+        in_transaction(self.engine, create_needed_resync)
         self._each()
         until = time.monotonic() + READS_SECONDS
         reads.work_due(self.engine, self.workos, lambda: self.stopping() or time.monotonic() >= until)
@@ -85,7 +85,7 @@ class Repair:
         An unexpected error ends the run as failed: it would fail again, and other runs wait.
 
         Raises:
-            ConfigurationError, WorkOSUnavailableError, redis.exceptions.RedisError, sqlalchemy.exc.DBAPIError: the run
+            ConfigurationError, WorkOSError, redis.exceptions.RedisError, sqlalchemy.exc.DBAPIError: the run
                 resumes once the cause is gone.
         """
         with runs.lease(self.engine, run_id) as lease:
@@ -96,7 +96,7 @@ class Repair:
             except LeaseLostError:
                 log.warning("lease_lost", run=run_id)
                 return False
-            except (ConfigurationError, WorkOSUnavailableError, RedisError, JobTimeoutException):
+            except (ConfigurationError, WorkOSError, RedisError, JobTimeoutException):
                 raise
             except Exception as error:
                 if is_transient(error):
@@ -133,7 +133,7 @@ class Repair:
         problem = None
         try:
             catch_up_or_resync(self.engine, workos, lease, timedelta(seconds=self.settings.catch_up_lag_seconds))
-        except (WorkOSUnavailableError, InvalidApiKeyError) as error:
+        except (WorkOSError, InvalidApiKeyError) as error:
             problem = str(error)
             log.warning("catch_up_failed", run=lease.key, error=problem)
         finally:
@@ -159,11 +159,13 @@ def catch_up_or_resync(engine: Engine, workos: WorkOSClient, lease: Lease | None
     Arguments and errors are those of `worker.repair.catch_up.catch_up`.
     """
     if catch_up(engine, workos, lease, lag).missed:
-        in_transaction(engine, begin_unless_busy, "missed events")
+        in_transaction(engine, create_resync_unless_busy, "missed events")
 
 
 def _catch_up_if_first(tx: Connection) -> None:
-    backfilling = select(Mirror.id).where(Mirror.backfilled_at.is_(None), Mirror.last_resync_at.is_not(None))
+    backfilling = select(MirrorState.id).where(
+        MirrorState.backfilled_at.is_(None), MirrorState.last_resync_at.is_not(None)
+    )
     if tx.execute(backfilling).one_or_none() is not None:
         with suppress(BusyError):
             runs.create(tx, Task.CATCH_UP, "first start")

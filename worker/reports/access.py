@@ -2,7 +2,8 @@
 
 from sqlalchemy import ColumnElement, Connection, select
 
-from models.tables import AutoJoinMode, AutoJoinState, Change, DeletedBy, Mirror, PublicDomain, WorkspaceSettings
+from models.rows import all_rows
+from models.tables import AutoJoinMode, AutoJoinState, Change, DeletedBy, MirrorState, PublicDomain, WorkspaceSettings
 from models.types import Record
 from models.views import auto_join_domains, workspace_members
 from worker.kinds.domain import Domain
@@ -10,7 +11,6 @@ from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import Organization
 from worker.kinds.user import User
 from worker.mirror import auto_join
-from worker.reports.rows import all_rows
 
 MAX_CHANGES = 500
 """Maximum number of a membership's changes searched for the cause of its access and role."""
@@ -111,7 +111,7 @@ def domain_states(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
 
     The rows are sorted by domain name and id.
     """
-    mode = tx.execute(select(Mirror.auto_join)).scalar_one()
+    mode = tx.execute(select(MirrorState.auto_join)).scalar_one()
     selected = set(tx.execute(select(Domain.id).where(*which)).scalars())
     found = auto_join.claims(tx, selected)
     statuses = auto_join.auto_join_statuses(found)

@@ -8,14 +8,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import NamedTuple
 
 from models.tables import JoinState, RunStatus
 from worker.reports.health import MIN_MISSED, Health
 
-OVERDUE_SECONDS = 60.0
+OVERDUE_SECONDS = 60
 """A healthy installation applies and delivers within seconds; what waits longer is overdue."""
-CLOCK_SECONDS = 25.0
+CLOCK_SECONDS = 25
 """A running clock records a heartbeat every few seconds; after this time it counts as stopped."""
 MANY_GAPS = 10
 """Webhooks missed within an hour before they are reported: a single one may be lost."""
@@ -38,8 +39,6 @@ class Severity(StrEnum):
 ORDER = tuple(Severity)
 COLORS = {Severity.OK: "good", Severity.WARNING: "warn", Severity.PROBLEM: "bad"}
 """The class of each severity in the pages' style sheet: green, amber, red."""
-URGENCY = {Severity.WARNING: "ticket", Severity.PROBLEM: "page"}
-"""The label `severity` of an alert rule."""
 
 
 def worst(severities: Iterable[Severity]) -> Severity:
@@ -54,13 +53,13 @@ class Found(NamedTuple):
     severity: Severity | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
     """A row of the table.
 
     Attributes:
         name: for metrics, alerts and programs.
-        severity: how bad it is at worst.
+        severity: how bad it is at worst; a problem unless given.
         milder: whether it may also be a warning only.
         concerns_mirror: whether the mirror may be wrong or out of date while the condition holds as a problem.
         measured: what is measured, and from which value on the condition holds.
@@ -72,7 +71,7 @@ class Condition:
     """
 
     name: str
-    severity: Severity
+    severity: Severity = Severity.PROBLEM
     measured: str
     measure: Callable[[Health], Iterable[Found]]
     sentence: str
@@ -147,6 +146,11 @@ def _number(number: int, singular: str, plural: str | None = None) -> str:
     return f"1 {singular}" if number == 1 else f"{number} {plural or singular + 's'}"
 
 
+def _count(number: int, singular: str, plural: str | None = None, **values: object) -> list[Found]:
+    """Return that things were found, and how many; nothing for 0."""
+    return [Found({"number": _number(number, singular, plural), **values})] if number else []
+
+
 def duration(seconds: float) -> str:
     """Return a duration in its two largest units, such as `2 h 5 min`."""
     parts = []
@@ -157,14 +161,9 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2]) or "0 s"
 
 
-def _redis_away(health: Health) -> list[Found]:
+def _redis(health: Health, *, is_replica: bool) -> list[Found]:
     trouble = health.redis
-    return [] if trouble is None or trouble.is_replica else [Found(trouble._asdict())]
-
-
-def _redis_replica(health: Health) -> list[Found]:
-    trouble = health.redis
-    return [Found(trouble._asdict())] if trouble is not None and trouble.is_replica else []
+    return [Found(trouble._asdict())] if trouble is not None and trouble.is_replica is is_replica else []
 
 
 def _no_worker(health: Health) -> list[Found]:
@@ -202,25 +201,21 @@ def _backfilling(health: Health) -> list[Found]:
     return _when(health.mirror["state"] != "current", saw=saw, remedy=remedy)
 
 
-def _refused(*reasons: str) -> Callable[[Health], list[Found]]:
-    """Return the measure of deliveries refused for these reasons since the last valid one.
+def _refused(health: Health, *reasons: str) -> list[Found]:
+    """Measure the deliveries refused for these reasons since the last valid one.
 
     They are a problem if WorkOS's deliveries are certainly among them: no delivery was ever valid with the present
     secrets, or the events API shows that webhooks are missing. Otherwise anybody may have sent them, so that a sender
     who is not WorkOS cannot turn a working installation red.
     """
-
-    def measure(health: Health) -> list[Found]:
-        counts = {reason: count for reason in reasons if (count := (health.refused or {}).get(reason))}
-        certain = not health.secret_verified or health.missed >= MIN_MISSED
-        return _when(
-            bool(counts),
-            Severity.PROBLEM if certain else Severity.WARNING,
-            number=_number(sum(counts.values()), "delivery was", "deliveries were"),
-            by_reason=", ".join(f"{count} {reason}" for reason, count in counts.items()),
-        )
-
-    return measure
+    counts = {reason: count for reason in reasons if (count := (health.refused or {}).get(reason))}
+    certain = not health.secret_verified or health.missed >= MIN_MISSED
+    return _when(
+        bool(counts),
+        Severity.PROBLEM if certain else Severity.WARNING,
+        number=_number(sum(counts.values()), "delivery was", "deliveries were"),
+        by_reason=", ".join(f"{count} {reason}" for reason, count in counts.items()),
+    )
 
 
 def _resync_late(health: Health) -> list[Found]:
@@ -237,9 +232,7 @@ def _resync_failed(health: Health) -> list[Found]:
 
 def _withheld_deletions(health: Health) -> list[Found]:
     last = health.resync
-    if last is None or not last.withheld:
-        return []
-    return [Found({"run": last.id, "number": _number(last.withheld, "deletion")})]
+    return [] if last is None else _count(last.withheld, "deletion", run=last.id)
 
 
 def _drift(health: Health) -> list[Found]:
@@ -258,293 +251,274 @@ def _hook_lagging(health: Health) -> Iterator[Found]:
             yield Found({"hook": hook.name, "behind": behind, "waited": waited, "tried": tried})
 
 
-def _joins(state: JoinState) -> Callable[[Health], list[Found]]:
-    def measure(health: Health) -> list[Found]:
-        number = health.joins.get(state, 0)
-        return _when(bool(number), joins=_number(number, "join was", "joins were"))
-
-    return measure
+def _joins(health: Health, state: JoinState) -> list[Found]:
+    return _count(health.joins.get(state, 0), "join was", "joins were")
 
 
 def _unmapped_roles(health: Health) -> list[Found]:
-    number = _number(sum(health.unmapped_roles.values()), "membership has", "memberships have")
-    return _when(bool(health.unmapped_roles), number=number, slugs=", ".join(health.unmapped_roles))
+    number, slugs = sum(health.unmapped_roles.values()), ", ".join(health.unmapped_roles)
+    return _count(number, "membership has", "memberships have", slugs=slugs)
 
-
-P, W = Severity.PROBLEM, Severity.WARNING
 
 CONDITIONS = (
     Condition(
-        "redis_away",
-        P,
-        "Redis refuses or does not answer a write.",
-        _redis_away,
-        "Redis {saw}",
-        "{remedy}",
-        "Redis does not answer",
+        name="redis_away",
+        measured="Redis refuses or does not answer a write.",
+        measure=partial(_redis, is_replica=False),
+        sentence="Redis {saw}",
+        remedy="{remedy}",
+        section="Redis does not answer",
     ),
     Condition(
-        "redis_replica",
-        P,
-        "Redis answers a write as a server that is not the primary.",
-        _redis_replica,
-        "Redis {saw}",
-        "{remedy}",
-        "Redis is a replica",
+        name="redis_replica",
+        measured="Redis answers a write as a server that is not the primary.",
+        measure=partial(_redis, is_replica=True),
+        sentence="Redis {saw}",
+        remedy="{remedy}",
+        section="Redis is a replica",
     ),
     Condition(
-        "no_worker",
-        P,
-        "A lane that the settings need has no worker.",
-        _no_worker,
-        "no worker is running{lanes}",
-        "start workos-sync worker",
-        "No worker is running",
+        name="no_worker",
+        measured="A lane that the settings need has no worker.",
+        measure=_no_worker,
+        sentence="no worker is running{lanes}",
+        remedy="start workos-sync worker",
+        section="No worker is running",
     ),
     Condition(
-        "queued_without_worker",
-        P,
-        "Jobs are queued in a lane without a worker.",
-        _queued_without_worker,
-        "{jobs} {verb} in the lane {lane}, which has no worker",
-        "start workos-sync worker with the settings of the clock and web",
-        "No worker is running",
+        name="queued_without_worker",
+        measured="Jobs are queued in a lane without a worker.",
+        measure=_queued_without_worker,
+        sentence="{jobs} {verb} in the lane {lane}, which has no worker",
+        remedy="start workos-sync worker with the settings of the clock and web",
+        section="No worker is running",
     ),
     Condition(
-        "no_clock",
-        P,
-        f"The clock's last heartbeat is more than {CLOCK_SECONDS:.0f} s old, or there was none.",
-        _no_clock,
-        "{since}",
-        "start workos-sync clock",
-        "No clock is running",
+        name="no_clock",
+        measured=f"The clock's last heartbeat is more than {CLOCK_SECONDS} s old, or there was none.",
+        measure=_no_clock,
+        sentence="{since}",
+        remedy="start workos-sync clock",
+        section="No clock is running",
     ),
     Condition(
-        "failed_events",
-        P,
-        "Events have failed.",
-        lambda health: _when(bool(health.failed), events=_number(health.failed, "event")),
-        "{events} failed",
-        "run workos-sync events failures",
-        "Events failed",
-        "/ops/failures",
+        name="failed_events",
+        measured="Events have failed.",
+        measure=lambda health: _count(health.failed, "event"),
+        sentence="{number} failed",
+        remedy="run workos-sync events failures",
+        section="Events failed",
+        page="/ops/failures",
     ),
     Condition(
-        "overdue",
-        P,
-        f"The oldest pending event has waited for more than {OVERDUE_SECONDS:.0f} s.",
-        lambda health: _when(
+        name="overdue",
+        measured=f"The oldest pending event has waited for more than {OVERDUE_SECONDS} s.",
+        measure=lambda health: _when(
             health.oldest_pending_seconds > OVERDUE_SECONDS, waited=duration(health.oldest_pending_seconds)
         ),
-        "the oldest pending event has waited for {waited}",
-        "check worker and clock",
-        "Events wait too long",
-        "/ops/events?status=pending",
+        sentence="the oldest pending event has waited for {waited}",
+        remedy="check worker and clock",
+        section="Events wait too long",
+        page="/ops/events?status=pending",
     ),
     Condition(
-        "backfilling",
-        P,
-        "The first resync and catch-up have not finished.",
-        _backfilling,
-        "{saw}",
-        "{remedy}",
-        "The mirror is not filled yet",
-        "/ops/runs",
+        name="backfilling",
+        measured="The first resync and catch-up have not finished.",
+        measure=_backfilling,
+        sentence="{saw}",
+        remedy="{remedy}",
+        section="The mirror is not filled yet",
+        page="/ops/runs",
     ),
     Condition(
-        "silent",
-        P,
-        "No webhook has come for longer than usual, although the events API has newer events.",
-        lambda health: _when(health.silent_seconds is not None, waited=duration(health.silent_seconds or 0.0)),
-        "no webhook for {waited}, although the events API has newer events",
-        "run workos-sync doctor; is the endpoint reachable?",
-        "Webhooks stopped",
-        "/ops/events",
+        name="silent",
+        measured="No webhook has come for longer than usual, although the events API has newer events.",
+        measure=lambda health: _when(health.silent_seconds is not None, waited=duration(health.silent_seconds or 0.0)),
+        sentence="no webhook for {waited}, although the events API has newer events",
+        remedy="run workos-sync doctor; is the endpoint reachable?",
+        section="Webhooks stopped",
+        page="/ops/events",
     ),
     Condition(
-        "signatures_refused",
-        P,
-        "Deliveries with a wrong or missing signature since the last valid delivery.",
-        _refused("mismatch", "missing"),
-        "{number} refused for the signature since the last valid one ({by_reason})",
-        "set WORKOS_WEBHOOK_SECRETS to the endpoint's secret and restart web; if it is right, somebody else sends them",
-        "Signatures are refused",
+        name="signatures_refused",
+        measured="Deliveries with a wrong or missing signature since the last valid delivery.",
+        measure=lambda health: _refused(health, "mismatch", "missing"),
+        sentence="{number} refused for the signature since the last valid one ({by_reason})",
+        remedy=(
+            "set WORKOS_WEBHOOK_SECRETS to the endpoint's secret and restart web; "
+            "if it is right, somebody else sends them"
+        ),
+        section="Signatures are refused",
         milder=True,
     ),
     Condition(
-        "time_refused",
-        P,
-        "Rightly signed deliveries refused for their time since the last valid delivery.",
-        _refused("time"),
-        "{number} refused for the time of the signature since the last valid one",
-        "check this machine's clock with workos-sync doctor, or raise WEBHOOK_TOLERANCE_SECONDS",
-        "Deliveries are refused because of their time",
+        name="time_refused",
+        measured="Rightly signed deliveries refused for their time since the last valid delivery.",
+        measure=lambda health: _refused(health, "time"),
+        sentence="{number} refused for the time of the signature since the last valid one",
+        remedy="check this machine's clock with workos-sync doctor, or raise WEBHOOK_TOLERANCE_SECONDS",
+        section="Deliveries are refused because of their time",
         milder=True,
     ),
     Condition(
-        "address_refused",
-        P,
-        "Deliveries refused by address since the last valid delivery.",
-        _refused("address"),
-        "{number} refused for the sender's address since the last valid one",
-        "compare WEBHOOK_ALLOWED_IPS and TRUSTED_PROXY_HOPS with WorkOS's addresses and your proxies",
-        "Deliveries are refused because of their address",
+        name="address_refused",
+        measured="Deliveries refused by address since the last valid delivery.",
+        measure=lambda health: _refused(health, "address"),
+        sentence="{number} refused for the sender's address since the last valid one",
+        remedy="compare WEBHOOK_ALLOWED_IPS and TRUSTED_PROXY_HOPS with WorkOS's addresses and your proxies",
+        section="Deliveries are refused because of their address",
         milder=True,
     ),
     Condition(
-        "unknown_path",
-        P,
-        "Posts with a WorkOS signature to paths that do not exist since the last valid delivery.",
-        _refused("path"),
-        "{number} sent to a path that does not exist since the last valid one",
-        "compare the endpoint's URL in WorkOS with WEBHOOK_PATH_TOKEN; workos-sync doctor shows the path",
-        "Deliveries go to a wrong path",
+        name="unknown_path",
+        measured="Posts with a WorkOS signature to paths that do not exist since the last valid delivery.",
+        measure=lambda health: _refused(health, "path"),
+        sentence="{number} sent to a path that does not exist since the last valid one",
+        remedy="compare the endpoint's URL in WorkOS with WEBHOOK_PATH_TOKEN; workos-sync doctor shows the path",
+        section="Deliveries go to a wrong path",
         milder=True,
     ),
     Condition(
-        "withheld_deletions",
-        P,
-        "The last full resync withholds deletions that nobody has approved.",
-        _withheld_deletions,
-        "resync {run} withholds {number}",
-        "review them, then run workos-sync resync --approve {run} --reason TEXT",
-        "Deletions are withheld",
-        "/ops/runs/{run}",
+        name="withheld_deletions",
+        measured="The last full resync withholds deletions that nobody has approved.",
+        measure=_withheld_deletions,
+        sentence="resync {run} withholds {number}",
+        remedy="review them, then run workos-sync resync --approve {run} --reason TEXT",
+        section="Deletions are withheld",
+        page="/ops/runs/{run}",
     ),
     Condition(
-        "resync_late",
-        P,
-        "The last full resync that was done is older than twice RESYNC_SECONDS.",
-        _resync_late,
-        "the last full resync that was done is {age} old",
-        "check clock and worker; see workos-sync runs list",
-        "A resync is late",
-        "/ops/runs",
+        name="resync_late",
+        measured="The last full resync that was done is older than twice RESYNC_SECONDS.",
+        measure=_resync_late,
+        sentence="the last full resync that was done is {age} old",
+        remedy="check clock and worker; see workos-sync runs list",
+        section="A resync is late",
+        page="/ops/runs",
     ),
     Condition(
-        "resync_failed",
-        W,
-        "The last full resync failed.",
-        _resync_failed,
-        "resync {run} failed: {error}",
-        "run workos-sync resync",
-        "A resync failed",
-        "/ops/runs/{run}",
+        name="resync_failed",
+        severity=Severity.WARNING,
+        measured="The last full resync failed.",
+        measure=_resync_failed,
+        sentence="resync {run} failed: {error}",
+        remedy="run workos-sync resync",
+        section="A resync failed",
+        page="/ops/runs/{run}",
     ),
     Condition(
-        "hook_failed",
-        P,
-        "A hook refused deliveries HOOK_ATTEMPTS times.",
-        lambda health: [
+        name="hook_failed",
+        measured="A hook refused deliveries HOOK_ATTEMPTS times.",
+        measure=lambda health: [
             Found({"deliveries": _number(hook.failed, "delivery", "deliveries"), "hook": hook.name})
             for hook in health.hooks
             if hook.failed
         ],
-        "{deliveries} to the hook {hook} failed",
-        "run workos-sync hooks failed {hook}",
-        "A hook failed",
-        "/ops/hooks",
+        sentence="{deliveries} to the hook {hook} failed",
+        remedy="run workos-sync hooks failed {hook}",
+        section="A hook failed",
+        page="/ops/hooks",
         concerns_mirror=False,
     ),
     Condition(
-        "hook_missed",
-        P,
-        "A hook missed changes that retention deleted.",
-        lambda health: [Found({"hook": hook.name, "why": hook.missed}) for hook in health.hooks if hook.missed],
-        "the hook {hook} missed changes: {why}",
-        "have your product read the current state",
-        "A hook failed",
-        "/ops/hooks",
+        name="hook_missed",
+        measured="A hook missed changes that retention deleted.",
+        measure=lambda health: [Found({"hook": hook.name, "why": hook.missed}) for hook in health.hooks if hook.missed],
+        sentence="the hook {hook} missed changes: {why}",
+        remedy="have your product read the current state",
+        section="A hook failed",
+        page="/ops/hooks",
         concerns_mirror=False,
     ),
     Condition(
-        "hook_unsupported",
-        P,
-        "HOOKS names a Python function, which is not called.",
-        lambda health: [Found({"hook": name}) for name in health.python_hooks],
-        "the hook {hook} is a Python function and is not called",
-        "give it an https:// URL",
-        "A hook failed",
-        "/ops/hooks",
+        name="hook_unsupported",
+        measured="HOOKS names a Python function, which is not called.",
+        measure=lambda health: [Found({"hook": name}) for name in health.python_hooks],
+        sentence="the hook {hook} is a Python function and is not called",
+        remedy="give it an https:// URL",
+        section="A hook failed",
+        page="/ops/hooks",
         concerns_mirror=False,
     ),
     Condition(
-        "hook_lagging",
-        W,
-        f"A change has waited for a hook for more than {OVERDUE_SECONDS:.0f} s, or more than {HOOK_BEHIND} wait.",
-        _hook_lagging,
-        "the hook {hook} is {behind} behind; the oldest has waited for {waited}{tried}",
-        "run workos-sync hooks list; does the receiver answer?",
-        "A hook is behind",
-        "/ops/hooks",
+        name="hook_lagging",
+        severity=Severity.WARNING,
+        measured=f"A change has waited for a hook for more than {OVERDUE_SECONDS} s, or more than {HOOK_BEHIND} wait.",
+        measure=_hook_lagging,
+        sentence="the hook {hook} is {behind} behind; the oldest has waited for {waited}{tried}",
+        remedy="run workos-sync hooks list; does the receiver answer?",
+        section="A hook is behind",
+        page="/ops/hooks",
     ),
     Condition(
-        "join_undone",
-        W,
-        "Joins were undone.",
-        _joins(JoinState.UNDONE),
-        "{joins} undone because an inactive membership had been reactivated",
-        "run workos-sync auto-join joins --state undone",
-        "A join failed or was undone",
-        "/ops/auto-join",
+        name="join_undone",
+        severity=Severity.WARNING,
+        measured="Joins were undone.",
+        measure=partial(_joins, state=JoinState.UNDONE),
+        sentence="{number} undone because an inactive membership had been reactivated",
+        remedy="run workos-sync auto-join joins --state undone",
+        section="A join failed or was undone",
+        page="/ops/auto-join",
     ),
     Condition(
-        "join_failed",
-        W,
-        "WorkOS refused to create memberships.",
-        _joins(JoinState.FAILED),
-        "{joins} refused by WorkOS",
-        "run workos-sync auto-join joins --state failed",
-        "A join failed or was undone",
-        "/ops/auto-join",
+        name="join_failed",
+        severity=Severity.WARNING,
+        measured="WorkOS refused to create memberships.",
+        measure=partial(_joins, state=JoinState.FAILED),
+        sentence="{number} refused by WorkOS",
+        remedy="run workos-sync auto-join joins --state failed",
+        section="A join failed or was undone",
+        page="/ops/auto-join",
     ),
     Condition(
-        "unread_objects",
-        W,
-        "Confirmed reads have failed five or more times.",
-        lambda health: _when(bool(health.unread), number=_number(health.unread, "object"), example=health.first_unread),
-        "{number} cannot be read from WorkOS, such as {example}",
-        "run workos-sync explain ID",
-        "Objects cannot be read",
-        "/ops/explain",
+        name="unread_objects",
+        severity=Severity.WARNING,
+        measured="Confirmed reads have failed five or more times.",
+        measure=lambda health: _count(health.unread, "object", example=health.first_unread),
+        sentence="{number} cannot be read from WorkOS, such as {example}",
+        remedy="run workos-sync explain ID",
+        section="Objects cannot be read",
+        page="/ops/explain",
     ),
     Condition(
-        "domain_conflicts",
-        W,
-        "A domain is verified for several live workspaces.",
-        lambda health: _when(bool(health.conflicts), number=_number(health.conflicts, "domain is", "domains are")),
-        "{number} verified for several workspaces, so nobody joins by it",
-        "run workos-sync auto-join domains --off",
-        "Two workspaces hold one domain",
-        "/ops/auto-join",
+        name="domain_conflicts",
+        severity=Severity.WARNING,
+        measured="A domain is verified for several live workspaces.",
+        measure=lambda health: _count(health.conflicts, "domain is", "domains are"),
+        sentence="{number} verified for several workspaces, so nobody joins by it",
+        remedy="run workos-sync auto-join domains --off",
+        section="Two workspaces hold one domain",
+        page="/ops/auto-join",
     ),
     Condition(
-        "unmapped_roles",
-        W,
-        "Memberships have a role that is not in ROLE_MAP.",
-        _unmapped_roles,
-        "{number} a role that is not in ROLE_MAP, and so the role member: {slugs}",
-        "add the roles to ROLE_MAP and restart the worker",
-        "Roles are not mapped",
+        name="unmapped_roles",
+        severity=Severity.WARNING,
+        measured="Memberships have a role that is not in ROLE_MAP.",
+        measure=_unmapped_roles,
+        sentence="{number} a role that is not in ROLE_MAP, and so the role member: {slugs}",
+        remedy="add the roles to ROLE_MAP and restart the worker",
+        section="Roles are not mapped",
     ),
     Condition(
-        "missed_webhooks",
-        W,
-        f"More than {MANY_GAPS} events of the last hour came only from the events API.",
-        lambda health: _when(health.recent_gaps > MANY_GAPS, number=health.recent_gaps),
-        "{number} events of the last hour came without a webhook",
-        "run workos-sync doctor; does the endpoint answer in time, and is it subscribed to all event types?",
-        "Some events came only from the events API",
-        "/ops/events",
+        name="missed_webhooks",
+        severity=Severity.WARNING,
+        measured=f"More than {MANY_GAPS} events of the last hour came only from the events API.",
+        measure=lambda health: _when(health.recent_gaps > MANY_GAPS, number=health.recent_gaps),
+        sentence="{number} events of the last hour came without a webhook",
+        remedy="run workos-sync doctor; does the endpoint answer in time, and is it subscribed to all event types?",
+        section="Some events came only from the events API",
+        page="/ops/events",
     ),
     Condition(
-        "drift",
-        W,
-        f"A full resync of the last hour found more than {MANY_DIFFERENCES} differences, apart from new objects.",
-        _drift,
-        "resync {run} found {number} differences, which webhooks and catch-up had missed",
-        "run workos-sync runs show {run}",
-        "A resync found much drift",
-        "/ops/runs/{run}",
+        name="drift",
+        severity=Severity.WARNING,
+        measured=(
+            f"A full resync of the last hour found more than {MANY_DIFFERENCES} differences, apart from new objects."
+        ),
+        measure=_drift,
+        sentence="resync {run} found {number} differences, which webhooks and catch-up had missed",
+        remedy="run workos-sync runs show {run}",
+        section="A resync found much drift",
+        page="/ops/runs/{run}",
     ),
 )

@@ -18,7 +18,7 @@ from models.database import read_transaction
 from models.requirements import describe_server
 from models.revisions import current_revision, newest_revision, outdated, refused
 from models.types import JsonObject, db_now
-from worker.errors import ConfigurationError, InvalidApiKeyError, WorkOSUnavailableError
+from worker.errors import ConfigurationError, InvalidApiKeyError, WorkOSError
 from worker.kinds import SUBSCRIBED
 from worker.queue.doorbell import DRAIN, LISTEN_SECONDS, Doorbell
 from worker.redis_client import require_writable, server_version, what_is_wrong
@@ -98,7 +98,7 @@ def _database(engine: Engine) -> Iterator[Check]:
     try:
         with read_transaction(engine) as tx:
             now: datetime = tx.execute(select(db_now())).scalar_one()
-            shown, problem = f"{database.place_of(engine.url)}; {describe_server(tx)}", refused(tx)
+            server, problem = f"{database.place_of(engine.url)}; {describe_server(tx)}", refused(tx)
         old, revision = outdated(engine), current_revision(engine)
         changed = database.not_in_force(engine)
     except DBAPIError as error:
@@ -109,9 +109,9 @@ def _database(engine: Engine) -> Iterator[Check]:
         return
     if engine.dialect.name == "sqlite":
         remedy = "SQLite is for evaluation only; in production, set DATABASE_URL to PostgreSQL"
-        yield _warning("database", shown, remedy)
+        yield _warning("database", server, remedy)
     else:
-        yield _ok("database", shown)
+        yield _ok("database", server)
         yield _pinned(changed)
     if old:
         yield _failure("migrations", f"at revision {revision or 'none'}", "run: workos-sync migrate")
@@ -208,7 +208,7 @@ def _workos(engine: Engine, settings: Settings, connect: Callable[[], WorkOSClie
     except ConfigurationError as error:
         remedy = "set the API key and client id of the environment that this database mirrors"
         yield _failure("WorkOS environment", str(error), remedy)
-    except (WorkOSUnavailableError, RedisError) as error:
+    except (WorkOSError, RedisError) as error:
         yield _failure("WorkOS", f"does not answer: {error}", "check the network and WORKOS_BASE_URL")
 
 
@@ -217,7 +217,7 @@ def _endpoints(workos: WorkOSClient, settings: Settings) -> Iterator[Check]:
     path, shown = webhook_path(settings), webhook_path(settings, masked=True)
     try:
         endpoints, complete = list_endpoints(workos)
-    except WorkOSUnavailableError as error:
+    except WorkOSError as error:
         if error.status != HTTPStatus.NOT_FOUND:
             raise
         yield _warning(name, "WorkOS answered 404 to the list of endpoints", "look in the WorkOS dashboard")

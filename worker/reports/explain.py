@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, Select, SQLColumnExpre
 
 from models.database import read_transaction
 from models.outcomes import Finding, Outcome
+from models.rows import all_rows, one_row
 from models.tables import (
     JOIN,
     WORKSPACE_SETTINGS,
@@ -28,7 +29,6 @@ from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import ORGANIZATION
 from worker.kinds.user import USER, User, has_address
 from worker.reports.access import access_of, domain_states
-from worker.reports.rows import all_rows, one_row
 
 MAX_STEPS = 500
 """Maximum number of steps from each source. Older ones are omitted, and the report says so."""

@@ -13,6 +13,7 @@ from rq.serializers import JSONSerializer
 from sqlalchemy import ColumnElement, Connection, Engine, Select, SQLColumnExpression, exists, func, literal, select
 
 from models.database import read_transaction
+from models.rows import all_rows
 from models.tables import (
     AutoJoin,
     AutoJoinState,
@@ -25,7 +26,7 @@ from models.tables import (
     HookDelivery,
     Join,
     JoinState,
-    Mirror,
+    MirrorState,
     Read,
     Run,
     RunStatus,
@@ -45,9 +46,8 @@ from worker.mirror.auto_join_policy import COUNTS_TICK
 from worker.queue.doorbell import LANES, queue_name
 from worker.queue.heartbeat import worker_states
 from worker.redis_client import NotPrimaryError, require_writable, what_is_wrong
-from worker.repair.catch_up import gaps
+from worker.repair.catch_up import count_missed_webhooks
 from worker.repair.schedule import CLOCK_TICK
-from worker.reports.rows import all_rows
 from worker.runs import RUNS
 from worker.settings import Settings
 
@@ -176,13 +176,13 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
     `redis` needs short time-outs, but not those of the webhook endpoint: a Redis that answers late is not away.
     """
     inbox = backlog(engine)
-    gap_count, late_count = gaps(engine, settings.gap_seconds)
+    gap_count, late_count = count_missed_webhooks(engine, settings.gap_seconds)
     lanes, trouble = _lanes(redis, lanes_of(settings))
     hooks = hook_status(engine, settings.http_hooks)
     secrets = [secret.get_secret_value() for secret in settings.workos_webhook_secrets]
     with read_transaction(engine) as tx:
         now: datetime = tx.execute(select(db_now())).scalar_one()
-        mirror = tx.execute(select(Mirror.__table__)).one()
+        mirror = tx.execute(select(MirrorState.__table__)).one()
         last_webhook = tx.execute(_webhooks().limit(1)).scalar_one_or_none()
         missed = _missed(tx, last_webhook) if settings.repairs else []
         clock = _seconds_since_tick(tx, now, CLOCK_TICK)
@@ -287,7 +287,7 @@ def _hook(tx: Connection, now: datetime, row: Record) -> Hook:
 
 def _missed(tx: Connection, last_webhook: datetime | None) -> list[datetime]:
     """Return when the events API returned the first `MIN_MISSED` events since the last webhook without a webhook."""
-    since = last_webhook or select(Mirror.backfill_from).scalar_subquery()
+    since = last_webhook or select(MirrorState.backfill_from).scalar_subquery()
     only_api = (Event.webhook_at.is_(None), Event.api_at > since, Event.occurred_at > since)
     query = select(Event.api_at).where(*only_api).order_by(Event.api_at).limit(MIN_MISSED)
     return [at for at in tx.execute(query).scalars() if at]

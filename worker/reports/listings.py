@@ -13,7 +13,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
-    Executable,
     Select,
     Table,
     Text,
@@ -29,6 +28,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from models.addresses import normalize_domain
 from models.database import read_transaction
+from models.rows import all_rows, one_row, read_rows
 from models.tables import (
     Action,
     Audit,
@@ -53,7 +53,6 @@ from worker.kinds.user import User, has_address
 from worker.mirror.change_feed import as_json
 from worker.repair.resync.listings import compared
 from worker.reports.access import domain_states
-from worker.reports.rows import all_rows, one_row
 from worker.runs import RUNS
 
 FETCH_SIZE = 500
@@ -69,11 +68,6 @@ LISTED_COLUMNS = (
 )
 
 
-def _read(engine: Engine, query: Executable) -> list[Record]:
-    with read_transaction(engine) as tx:
-        return all_rows(tx, query)
-
-
 def _page(
     engine: Engine,
     view: Table,
@@ -87,7 +81,7 @@ def _page(
     query = select(view).where(*conditions).order_by(view.c[key]).limit(limit)
     if after is not None:
         query = query.where(view.c[key] > after)
-    return _read(engine, query.filter_by(**_given(filters)))
+    return read_rows(engine, query.filter_by(**_given(filters)))
 
 
 def _contains(column: ColumnElement[Any], text: str) -> ColumnElement[bool]:
@@ -120,7 +114,7 @@ def list_events(
     if status is not None:
         query = query.where(Event.status == inline_literal(status) if status in list(EventStatus) else false())
     others = {"type": type, "organization_id": organization_id, "fingerprint": fingerprint}
-    return _read(engine, query.filter_by(**_given(others)))
+    return read_rows(engine, query.filter_by(**_given(others)))
 
 
 def _before(at: InstrumentedAttribute[datetime], id: InstrumentedAttribute[str], last: str) -> ColumnElement[bool]:
@@ -132,11 +126,11 @@ def _before(at: InstrumentedAttribute[datetime], id: InstrumentedAttribute[str],
 def failures(engine: Engine) -> list[Record]:
     """Return failed events grouped by the fingerprint of their error, the largest group first, each with an example."""
     number = func.count()
-    shown = (Event.fingerprint, number.label("events"), func.min(Event.type).label("type"))
+    group = (Event.fingerprint, number.label("events"), func.min(Event.type).label("type"))
     times = (func.min(Event.received_at).label("first"), func.max(Event.received_at).label("last"))
     example = (func.min(Event.id).label("example"), func.min(Event.error).label("error"))
-    failed = select(*shown, *times, *example).where(Event.status == inline_literal(EventStatus.FAILED))
-    return _read(engine, failed.group_by(Event.fingerprint).order_by(number.desc(), Event.fingerprint))
+    failed = select(*group, *times, *example).where(Event.status == inline_literal(EventStatus.FAILED))
+    return read_rows(engine, failed.group_by(Event.fingerprint).order_by(number.desc(), Event.fingerprint))
 
 
 def show_event(engine: Engine, event_id: str) -> Record | None:
@@ -209,7 +203,7 @@ def list_people(engine: Engine, email_part: str, limit: int = 50) -> list[Record
         found |= User.email_normalized.contains(f"{local.lower()}{at}{domain}", autoescape=True)
     people = select(User.id, User.email, User.deleted_by, User.updated_at).order_by(User.email, User.id).limit(limit)
     # Without a part, also people whose address is not known.
-    return _read(engine, people.where(found) if email_part else people)
+    return read_rows(engine, people.where(found) if email_part else people)
 
 
 def list_domains(
@@ -269,7 +263,7 @@ def _roles_granting(slug: str) -> Select[str]:
 def recent_changes(engine: Engine, organization_id: str, limit: int) -> list[Record]:
     """Return the newest changes in a workspace, newest first."""
     of_workspace = select(Change.__table__).where(Change.organization_id == organization_id)
-    return _read(engine, of_workspace.order_by(Change.id.desc()).limit(limit))
+    return read_rows(engine, of_workspace.order_by(Change.id.desc()).limit(limit))
 
 
 # Runs
@@ -283,7 +277,7 @@ def list_runs(engine: Engine, limit: int = 50, *, task: Task | None = None, afte
         query = query.where(Run.task == task)
     if after is not None:
         query = query.where(_before(Run.created_at, Run.id, after))
-    return _read(engine, query)
+    return read_rows(engine, query)
 
 
 def list_audit(
@@ -306,7 +300,7 @@ def list_audit(
         query = query.where(Audit.at >= since)
     if after is not None:
         query = query.where(Audit.id < after)
-    return _read(engine, query.filter_by(**given))
+    return read_rows(engine, query.filter_by(**given))
 
 
 def run(engine: Engine, run_id: str, *, task: Task | None = None) -> Record | None:

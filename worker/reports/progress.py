@@ -52,13 +52,13 @@ def how_far(engine: Engine, run_id: str) -> tuple[str, int, int]:
 
     The steps of a replay are events; those of a resync are its listings and its outstanding reads.
     """
-    listings = select(func.count()).select_from(Listing).where(Listing.run_id == run_id)
-    outstanding = select(func.count()).select_from(Read).where(Read.run_id == run_id)
+    closed = func.count().filter(Listing.state != ListingState.OPEN)
+    listings = select(closed, func.count()).where(Listing.run_id == run_id)
+    outstanding = select(func.count()).where(Read.run_id == run_id)
     with read_transaction(engine) as tx:
         run = tx.execute(select(Run.task, Run.phase, Run.done, Run.skipped, Run.total).where(Run.id == run_id)).one()
         if run.task == Task.REPLAY:
             return "replay", run.done + run.skipped, run.total or 0
-        total = tx.execute(listings).scalar_one()
-        unfinished = tx.execute(listings.where(Listing.state == ListingState.OPEN)).scalar_one()
+        done, total = tx.execute(listings).one()
         reads = tx.execute(outstanding).scalar_one()
-    return run.phase, total - unfinished, total + reads
+    return run.phase, done, total + reads

@@ -164,7 +164,7 @@ class Reading(NamedTuple):
         return [
             {
                 "setting": name.upper(),
-                "value": masks.shown(name, getattr(self.settings, name)),
+                "value": masks.masked_value(name, getattr(self.settings, name)),
                 "origin": self.origins.get(name, "default"),
             }
             for name in FIELDS
@@ -270,8 +270,8 @@ def _problem(setting: str, text: str, value: Given | None = None) -> Problem:
     saw, _, remedy = text.partition("; ")
     name = setting.lower()
     quoted = masks.quoted(name, value.text, secret=name in SECRETS) if value else ""
-    shown = f" (now {quoted}, from {ORIGINS.get(value.origin, value.origin)})" if value else ""
-    return Problem(setting, saw, f"{remedy or 'correct it'}{shown}")
+    current = f" (now {quoted}, from {ORIGINS.get(value.origin, value.origin)})" if value else ""
+    return Problem(setting, saw, f"{remedy or 'correct it'}{current}")
 
 
 def _missing(settings: Settings, required: tuple[str, ...], wrong: set[str]) -> list[Problem]:

@@ -24,16 +24,16 @@ def masked_url(url: str) -> str:
     return re.sub(r"([?&][^=&]*(?:pass|secret|token|key)[^=&]*)=[^&]*", r"\1=***", bare, flags=re.IGNORECASE)
 
 
-def shown(name: str, value: object) -> object:
+def masked_value(name: str, value: object) -> object:
     """Return a valid value of the setting `name` as JSON, in which no secret can be read."""
     if isinstance(value, SecretStr):
         return masked(value.get_secret_value())
     if isinstance(value, tuple):
-        return [shown(name, each) for each in value]
+        return [masked_value(name, each) for each in value]
     if name == "hooks" and isinstance(value, dict):
         return {hook: _origin(url) for hook, url in value.items()}
     if isinstance(value, Mapping):
-        return {key: shown(name, each) for key, each in value.items()}
+        return {key: masked_value(name, each) for key, each in value.items()}
     if name in URLS and isinstance(value, str):
         return masked_url(value)
     return value.value if isinstance(value, Enum) else value

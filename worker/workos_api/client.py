@@ -19,7 +19,7 @@ from worker.errors import (
     InvalidApiKeyError,
     NotFoundError,
     RateLimitedError,
-    WorkOSUnavailableError,
+    WorkOSError,
 )
 from worker.workos_api.bucket import ALL, USER_READS, USER_WRITES, Buckets
 from worker.workos_api.calls import Answer, CallError
@@ -54,7 +54,7 @@ class ReadResult(NamedTuple):
     read_at: datetime
 
 
-class LastPageError(WorkOSUnavailableError):
+class LastPageError(WorkOSError):
     """WorkOS returned `page` without a usable cursor, so that the next page cannot be fetched."""
 
     def __init__(self, message: str, page: Page) -> None:
@@ -67,7 +67,7 @@ class WorkOSClient:
 
     Each call waits for a token of the rate limits. Unless a method says otherwise, it raises `InvalidApiKeyError`
     (WorkOS's own 401 or 403), `BadRequestError` (400, 409, 422), `RateLimitedError` (429), `NotFoundError` (WorkOS's
-    own 404 to a listing or a write), `WorkOSUnavailableError` (anything else, for reads after a few retries), and
+    own 404 to a listing or a write), `WorkOSError` (anything else, for reads after a few retries), and
     redis-py's `RedisError` if the Redis of the rate limits is unavailable.
 
     Args:
@@ -106,7 +106,7 @@ class WorkOSClient:
         return Page(items, cursor, read_at)
 
     def read(self, path: tuple[str, ...], kind: str, id_field: str = "id") -> ReadResult:
-        """Read the object at `path`; raise `WorkOSUnavailableError` if WorkOS returns another one.
+        """Read the object at `path`; raise `WorkOSError` if WorkOS returns another one.
 
         The object's `object` must be `kind`, and its field `id_field` must be equal to the last segment of the path.
         """
@@ -143,7 +143,7 @@ class WorkOSClient:
             BadRequestError: WorkOS refuses it; the membership may already exist.
             NotFoundError: the organization, user or role does not exist.
             RateLimitedError: a rate limit is used up; nothing was done.
-            WorkOSUnavailableError: it may or may not have been done.
+            WorkOSError: it may or may not have been done.
         """
         whose = {"organization_id": organization_id, "user_id": user_id}
         made = self._send("post", MEMBERSHIPS, {**whose, "role_slug": role}, deadline)
@@ -176,7 +176,7 @@ class WorkOSClient:
     def _listing(self, path: tuple[str, ...], params: JsonObject) -> Answer:
         answer = self._call(path, params)
         if not isinstance(answer.body.get("data"), list):
-            raise WorkOSUnavailableError(f"/{'/'.join(path)} returned no list")
+            raise WorkOSError(f"/{'/'.join(path)} returned no list")
         return answer
 
     def _call(self, path: tuple[str, ...], params: JsonObject) -> Answer:
@@ -233,7 +233,7 @@ def open_client(
 
 def _translated(error: CallError, path: tuple[str, ...], quoted: object = None) -> Exception:
     translated = _by_status(error, path, quoted)
-    if isinstance(translated, WorkOSUnavailableError):
+    if isinstance(translated, WorkOSError):
         translated.status = error.status
     return translated
 
@@ -247,14 +247,14 @@ def _by_status(error: CallError, path: tuple[str, ...], quoted: object) -> Excep
     if error.status in BAD_REQUESTS:
         return BadRequestError(f"{message}: {clean(quoted)[:MAX_QUOTED]}" if isinstance(quoted, str) else message)
     limited = error.status == HTTPStatus.TOO_MANY_REQUESTS
-    return RateLimitedError(message) if limited else WorkOSUnavailableError(message)
+    return RateLimitedError(message) if limited else WorkOSError(message)
 
 
 def _require(what: str, item: object, wanted: JsonObject) -> JsonObject:
-    """Return a JSON object that has these fields; raise `WorkOSUnavailableError` for anything else."""
+    """Return a JSON object that has these fields; raise `WorkOSError` for anything else."""
     if isinstance(item, dict) and all(item.get(name) == value for name, value in wanted.items()):
         return item
-    raise WorkOSUnavailableError(f"{what}: WorkOS returned something other than the requested object")
+    raise WorkOSError(f"{what}: WorkOS returned something other than the requested object")
 
 
 def _is_cursor(value: object) -> TypeGuard[str]:

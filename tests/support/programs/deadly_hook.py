@@ -6,7 +6,6 @@ import sys
 
 from models.database import open_engine
 from tests.support import JSON
-from tests.support.hooks import FunctionTarget
 from worker.hooks.follow import follow
 from worker.logs import configure
 
@@ -18,4 +17,4 @@ def die(_: JSON) -> None:
 if __name__ == "__main__":
     configure("console")
     url, hook = sys.argv[1:]
-    follow(open_engine(url), hook, FunctionTarget(die), 3)
+    follow(open_engine(url), hook, die, 3)

@@ -12,7 +12,7 @@ from types import FrameType
 
 GRACE_SECONDS = 15.0
 """What a process gets between SIGTERM and SIGKILL."""
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StackError(Exception):
@@ -40,7 +40,7 @@ class Interruptions:
 
     def install(self) -> None:
         """Take over the signals; in the main thread."""
-        for number in STOPPING:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:

@@ -8,14 +8,14 @@ from sqlalchemy import Connection, select
 from models.bulk import insert_new
 from models.database import is_transient
 from models.outcomes import Finding
-from models.tables import Cause, DriftAction, Mirror, Seen
+from models.tables import Cause, DriftAction, MirrorState, Seen
 from worker.decision.decide import State, compare_listed, completed, is_newer
 from worker.decision.payload import is_id
 from worker.errors import PayloadError, unexpected
 from worker.kinds import KINDS, LISTINGS, Kind, RoleMap, Snapshot, read_object
 from worker.kinds.kind import Scope
 from worker.kinds.organization import ORGANIZATION
-from worker.mirror.apply import change, lock_rows, note_changes, save_rows, stored_rows
+from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows, stored_rows
 from worker.mirror.change_rows import ChangeRow
 from worker.mirror.read_requests import request_reads
 from worker.repair.resync import drift, listings
@@ -33,7 +33,7 @@ ListedPage = tuple[Open, Page]
 
 def apply_pages(tx: Connection, run_id: str, pages: Sequence[ListedPage], *, dry_run: bool) -> None:
     """Apply pages, and record the progress of their listings. A dry run only reports differences."""
-    roles = tx.execute(select(Mirror.role_map).with_for_update(read=True)).scalar_one()
+    roles = tx.execute(select(MirrorState.role_map).with_for_update(read=True)).scalar_one()
     read = [(listing, page, *_read_page(listing.key, page, roles)) for listing, page in pages]
     changes: list[ChangeRow] = []
     invalid = [row for _, _, _, rows in read for row in rows]
@@ -82,10 +82,10 @@ def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *,
     """Write missing and older objects, request reads of others that differ, and return rows for `changes`."""
     ids = sorted(listed)
     insert_new(tx, Seen, [{"run_id": run_id, "kind": kind.name, "object_id": id} for id in ids])
-    stored = stored_rows(tx, kind, ids) if dry_run else lock_rows(tx, kind, ids)
+    stored = stored_rows(tx, kind, ids) if dry_run else insert_and_lock_rows(tx, kind, ids)
     findings = {id: compare_listed(stored.get(id), listed[id]) for id in ids}
     request_reads(tx, kind, [id for id, finding in findings.items() if finding is None], "differs", run_id)
-    decided = {id: finding for id, finding in findings.items() if finding not in (None, Finding.NONE)}
+    decided = {id: finding for id, finding in findings.items() if finding not in (None, Finding.EQUAL)}
     written = {id: completed(stored.get(id), listed[id]) for id in decided}
     action = DriftAction.REPORTED if dry_run else DriftAction.REPAIRED
     rows = [drift.difference(kind, id, found, stored.get(id), written[id], action) for id, found in decided.items()]
@@ -93,7 +93,7 @@ def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *,
     if dry_run:
         return []
     # Equal content at a higher version is saved too. Otherwise an event from between the two versions would win.
-    same = {id: completed(stored[id], listed[id]) for id in ids if findings[id] is Finding.NONE}
+    same = {id: completed(stored[id], listed[id]) for id in ids if findings[id] is Finding.EQUAL}
     raised = {id: state for id, state in same.items() if is_newer(stored[id], state)}
     save_rows(tx, kind, written | raised)
     return [change(kind, id, stored[id], state, CAUSE, run_id) for id, state in written.items()]

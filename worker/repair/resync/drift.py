@@ -12,7 +12,7 @@ from models.types import JsonObject
 from worker.decision.decide import State
 from worker.kinds import Kind
 from worker.kinds.user import PERSONAL
-from worker.mirror.apply import show
+from worker.mirror.apply import recorded_state
 
 
 class Difference(NamedTuple):
@@ -31,7 +31,7 @@ def difference(
     kind: Kind, id: str, finding: Finding, here: State | None, there: State | None, action: DriftAction
 ) -> Difference:
     """Return the difference between the states of an object here and in WorkOS. None: it does not exist."""
-    ours, theirs = (show(kind, here) if here else {}), (show(kind, there) if there else {})
+    ours, theirs = (recorded_state(kind, here) if here else {}), (recorded_state(kind, there) if there else {})
     hidden = PERSONAL if here and here.erased else ()  # WorkOS may still show a person who is erased here
     names = [name for name in ours | theirs if ours.get(name) != theirs.get(name) and name not in hidden]
     fields = {name: [ours.get(name), theirs.get(name)] for name in names} if here and there else None

@@ -17,9 +17,9 @@ import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import ColumnElement, Connection, Engine, delete, select, update
 
-from models.database import delete_some, in_transaction, is_transient, read_transaction
+from models.database import delete_some, in_transaction, is_transient, read_transaction, transactional
 from models.outcomes import Finding
-from models.tables import Action, DriftAction, Listing, Mirror, Phase, Read, Run, RunStatus, Seen, Task
+from models.tables import Action, DriftAction, Listing, MirrorState, Phase, Read, Run, RunStatus, Seen, Task
 from models.types import db_now
 from worker import audit
 from worker.errors import (
@@ -30,7 +30,7 @@ from worker.errors import (
     NotFoundError,
     PayloadError,
     RateLimitedError,
-    WorkOSUnavailableError,
+    WorkOSError,
     unexpected,
 )
 from worker.group_commit import GroupCommit
@@ -76,7 +76,8 @@ class Extent(TypedDict, total=False):
     """Only carry out the deletions that the run with this id withheld."""
 
 
-def start(engine: Engine, actor: audit.Actor, **extent: Unpack[Extent]) -> str:
+@transactional
+def start(tx: Connection, actor: audit.Actor, **extent: Unpack[Extent]) -> str:
     """Create a resync for `actor` and return its id. If one of the same extent is unfinished, it is resumed instead.
 
     Raises:
@@ -85,14 +86,10 @@ def start(engine: Engine, actor: audit.Actor, **extent: Unpack[Extent]) -> str:
         UnknownIdError: the run `approves` does not exist.
         OperatorError: the run `approves` withheld nothing.
     """
-    return in_transaction(engine, _resume_or_begin, actor, extent)
-
-
-def _resume_or_begin(tx: Connection, actor: audit.Actor, extent: Extent) -> str:
     same = {"organization_id": None, "dry_run": False, "approves": None} | extent
     unfinished = select(Run.id).where(Run.task == Task.RESYNC, RUNS.is_free()).filter_by(**same)
     resumed = tx.execute(unfinished).scalars().first()
-    run_id = resumed or begin(tx, actor.who, actor.reason, **extent)
+    run_id = resumed or create_resync(tx, actor.who, actor.reason, **extent)
     audit.note(
         tx,
         actor,
@@ -107,7 +104,7 @@ def _resume_or_begin(tx: Connection, actor: audit.Actor, extent: Extent) -> str:
     return run_id
 
 
-def begin(tx: Connection, requested_by: str, reason: str | None = None, **extent: Unpack[Extent]) -> str:
+def create_resync(tx: Connection, requested_by: str, reason: str | None = None, **extent: Unpack[Extent]) -> str:
     """Create a resync with its first listings or reads, and return its id; errors are those of `start`."""
     approves, organization_id = extent.get("approves"), extent.get("organization_id")
     phase = Phase.LIST if approves is None else Phase.CONFIRM
@@ -162,7 +159,7 @@ class Resync:
                 self._write(self._update_run, phase=following)
                 phase = following
             self._write(self._succeed)
-        except WorkOSUnavailableError as error:
+        except WorkOSError as error:
             log.warning("resync_interrupted", run=self._run_id, error=str(error))
             self._write(self._update_run, error=str(error))
             return False
@@ -194,7 +191,7 @@ class Resync:
         while not self._should_stop():
             try:
                 page = key.fetch(self._workos, after)
-            except (WorkOSUnavailableError, InvalidApiKeyError) as error:
+            except (WorkOSError, InvalidApiKeyError) as error:
                 if isinstance(error, BadRequestError) and after is not None and after == listing.after:
                     log.warning("cursor_lost", run=self._run_id, listing=key.name)
                     self._list_one(commit, replace(listing, after=None))
@@ -210,7 +207,7 @@ class Resync:
         self._write(apply_pages, self._run_id, pages, dry_run=self._run.dry_run)
         return [None] * len(pages)
 
-    def _listing_failed(self, key: Key, error: WorkOSUnavailableError | InvalidApiKeyError) -> None:
+    def _listing_failed(self, key: Key, error: WorkOSError | InvalidApiKeyError) -> None:
         if isinstance(error, InvalidApiKeyError) and LISTINGS[key.name][1].required:
             raise error
         if key.parent and isinstance(error, NotFoundError):
@@ -259,7 +256,7 @@ class Resync:
         def report(tx: Connection, result: Result) -> None:
             self._lease.check(tx)
             tx.execute(delete(Read).where(self._request(kind, id)))
-            if result.finding is not Finding.NONE:
+            if result.finding is not Finding.EQUAL:
                 only_reported = result.finding is Finding.ANOMALY or dry_run
                 there = result.after if result.finding is not Finding.EXTRA else None
                 action = DriftAction.REPORTED if only_reported else DriftAction.REPAIRED
@@ -270,7 +267,7 @@ class Resync:
             confirmed_read(self._engine, self._workos, kind, id, cause, report, dry_run=dry_run)
         except PayloadError as error:
             self._write(self._read_failed, kind, id, error.field, retry=False)
-        except WorkOSUnavailableError as error:
+        except WorkOSError as error:
             self._raise_if_workos_is_down(error)
             self._write(self._read_failed, kind, id, str(error))
         except (LeaseLostError, InvalidApiKeyError, RedisError):
@@ -326,7 +323,7 @@ class Resync:
             raise LeaseLostError(self._run_id)
         return False
 
-    def _raise_if_workos_is_down(self, error: WorkOSUnavailableError | InvalidApiKeyError) -> None:
+    def _raise_if_workos_is_down(self, error: WorkOSError | InvalidApiKeyError) -> None:
         """Return if WorkOS answers another call, so that only the object or listing of `error` is retried.
 
         Raise if it does not, or if a rate limit is used up. Then the whole run waits.
@@ -347,11 +344,11 @@ class Resync:
     def _record_full_resync(self, tx: Connection) -> None:
         seen = (Seen.run_id == self._run_id, Seen.kind == ORGANIZATION.name)
         known = list(tx.execute(select(Seen.object_id).where(*seen).limit(KNOWN_ORGANIZATIONS)).scalars())
-        before = tx.execute(select(Mirror.listed_kinds).with_for_update()).scalar_one() or []
+        before = tx.execute(select(MirrorState.listed_kinds).with_for_update()).scalar_one() or []
         listed = sorted({*before, *listings.listed_kinds(tx, self._run_id)})
-        tx.execute(update(Mirror).values(last_resync_at=db_now(), listed_kinds=listed))
+        tx.execute(update(MirrorState).values(last_resync_at=db_now(), listed_kinds=listed))
         if known:  # an empty listing does not replace known organizations
-            tx.execute(update(Mirror).values(known_organizations=known))
+            tx.execute(update(MirrorState).values(known_organizations=known))
 
     def _fail(self, tx: Connection, error: str) -> None:
         """End the run as failed, and keep how far it got: its listings are deleted next."""
