@@ -21,14 +21,11 @@ from tests.support.inbox import count
 from tests.support.processes import Command, Commands, alive, eventually, listens
 from tests.support.stack.machine import free_ports
 from tests.support.stories import encoded, new_users, user
-from webhooks.serve import CLOSING_SECONDS
 
 pytestmark = pytest.mark.long
 
 CLIENTS = 6
 MAX_RETRIES = 5
-MOMENT = 0.15
-"""Seconds. It takes microseconds, but the clients are threads of one process."""
 
 
 @pytest.fixture
@@ -221,9 +218,7 @@ def test_a_stop_breaks_no_delivery_that_was_sent(
     refused = min(at for each in made for at in each.refused)
     broken = [at for each in made for at in each.broken]
     print("broken after", [round(at - began, 3) for at in broken], f"refused first after {refused - began:.3f} s")
-    # The kernel resets a connection that it accepts between the server's last look at a socket and its close.
-    assert len(broken) <= 2 and all(abs(at - refused) < MOMENT for at in broken), "one for each web process"
-    assert all(at > began + CLOSING_SECONDS - MOMENT for at in broken), "not one that was sent before"
+    assert not broken
     assert not any(each.others for each in made)
     assert_stored(engine, made)
 
