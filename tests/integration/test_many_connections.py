@@ -21,8 +21,8 @@ ROUNDS = 3
 FLOOR = 0.02
 """Seconds: whatever the delay without others is, so much is no harm."""
 CONNECTIONS = 10_000
-MAX_GROWTH = 30_000_000
-"""Bytes. If a closed connection left 750 bytes behind, four rounds would add as much."""
+MAX_GROWTH = 60_000_000
+"""Bytes. If a closed connection left 1,500 bytes behind, four rounds would add as much."""
 MAX_OTHER_FILES = 100
 ASK = get("/healthz")
 
