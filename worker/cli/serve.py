@@ -213,7 +213,10 @@ def periodic_tasks(services: Services, ensure_redis: Callable[[], object]) -> li
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def demo(arguments: tuple[str, ...]) -> None:
-    """Run a demo on this machine against a simulated WorkOS. Requires a clone of the repository."""
+    """Run a demo on this machine against a simulated WorkOS.
+
+    Requires a clone of the repository.
+    """
     if importlib.util.find_spec("tests") is None or importlib.util.find_spec("tests.demo") is None:
         raise ConfigurationError("the demo is not part of the installed package; run make demo in a checkout")
     command: Callable[..., None] = importlib.import_module("tests.demo").command
