@@ -134,7 +134,7 @@ def drain(
         record: the record of this drain, if several calls share it.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: the database is unavailable. The sweep will ring again.
+        sqlalchemy.exc.DBAPIError: the database is unavailable. The clock will ring again.
         rq.timeouts.JobTimeoutException: RQ ended the job. The batch was requeued.
     """
     if record is None:
