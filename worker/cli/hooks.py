@@ -1,6 +1,7 @@
 """`workos-sync hooks`: inspect hooks; retry or discard their failed deliveries."""
 
 import sys
+from typing import Any
 
 import click
 
@@ -17,10 +18,9 @@ class ChangeId(click.ParamType[int]):
 
     name = "id"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the id, or reject what cannot be one."""
-        number: int = click.IntRange(1, MAX_ID).convert(value, param, ctx)
-        return number
+        return click.IntRange(1, MAX_ID).convert(value, param, ctx)
 
 
 change_option = click.option(

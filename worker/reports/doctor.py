@@ -162,7 +162,7 @@ def _redis_settings(redis: Redis) -> Iterator[Check]:
     if settings.get("appendonly") == "yes" or settings.get("save"):
         yield _ok("redis persistence", "on")
     else:
-        yield _warning("redis persistence", "off: jobs lost in a restart wait until the clock rings", "set appendonly yes")
+        yield _warning("redis persistence", "off: jobs lost in a restart wait for the clock", "set appendonly yes")
     policy = settings.get("maxmemory-policy") or "?"
     if policy == "noeviction":
         yield _ok("redis eviction", policy)
