@@ -92,9 +92,9 @@ def events_dismiss(event_ids: tuple[str, ...], reason: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Change nothing; report how many events match and what would change.")
 @options.as_json
 def replay_command(reason: str | None, again: bool, dry_run: bool, as_json: bool, **selected: Any) -> None:
-    """Reprocess stored events.
+    """Reprocess stored events. Safe to repeat.
 
-    Safe to repeat. Workers apply the events. At least one option that selects events is required.
+    Workers apply the events. At least one option that selects events is required.
     """
     selection = replays.Selection(**selected)  # the remaining options are its fields
     if not selection.as_json():
