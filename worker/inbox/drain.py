@@ -184,7 +184,7 @@ def _apply_due(tx: Connection, limits: DrainLimits, record: DrainRecord, chosen:
     """Apply all events that are due, and put their ids into `chosen`.
 
     Returns when they were accepted, as `Step.accepted`. Returns None, and applies nothing, if more than `SMALL_BATCH`
-    are due, if a recorded batch waits, or if this drain's record is gone.
+    are due, if a batch is recorded, or if this drain's record is gone.
     """
     now = time.monotonic()
     most = min(SMALL_BATCH, limits.batch_size)
@@ -243,9 +243,8 @@ def _claim_batch(tx: Connection, limits: DrainLimits) -> ClaimedBatch | None:
         select(Event.id, Event.partition_key)
         .where(Event.status == inline_literal(EventStatus.PENDING), Event.due_at <= db_now())
         .order_by(Event.due_at, Event.id)
-        .limit(
-            size * partitions + len(taken) + 1
-        )  # enough to fill a batch from any partition, and to see if more are due
+        # Enough to fill a batch from any partition, and to see whether more are due.
+        .limit(size * partitions + len(taken) + 1)
     )
     due_events = [(id, key % partitions) for id, key in tx.execute(due).all()]
     free = [(id, partition) for id, partition in due_events if id not in taken]
