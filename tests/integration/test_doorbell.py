@@ -48,7 +48,7 @@ def test_no_wake_up_is_lost_when_rings_and_reads_overlap(redis_url: str, waiting
         for number in range(150):
             inbox = Inbox(redis, f"lane{number}", [rng.random() / 500 for _ in range(8)])
             ringers = [do.submit(inbox.commit_and_ring, 4) for _ in range(2)]
-            workers = [do.submit(inbox.work, inbox.wait if place < waiting else inbox.answer) for place in range(2)]
+            workers = [do.submit(inbox.work, inbox.wait if place < waiting else inbox.read_once) for place in range(2)]
             for ringer in ringers:
                 ringer.result(10)
             inbox.all_rang.set()
@@ -86,7 +86,7 @@ class Inbox:
             elif last:
                 return
 
-    def answer(self) -> None:
+    def read_once(self) -> None:
         """Read once."""
         self._bell.clear_flag()
         self._read()
@@ -98,7 +98,7 @@ class Inbox:
         while self._bell.wait_for_ring(0.001):
             self._bell.keep_flag()
             self._read()
-        self.answer()
+        self.read_once()
 
     def _read(self) -> None:
         time.sleep(self._pauses[-1])

@@ -80,10 +80,12 @@ def _drain(services: Services, stopping: threading.Event, _at_end: ExitStack) ->
     def run() -> None:
         ends = time.monotonic() + JOB_SECONDS
         with DrainRecord(services.engine, limits) as record:
-            bell.keep_flag()
-            while drain_and_notify(record) and time.monotonic() < ends and bell.wait_for_ring(LINGER_SECONDS):
+            try:
                 bell.keep_flag()
-            bell.clear_flag()
+                while drain_and_notify(record) and time.monotonic() < ends and bell.wait_for_ring(LINGER_SECONDS):
+                    bell.keep_flag()
+            finally:
+                bell.clear_flag()
             if not drain_and_notify(record):
                 bell.ring()
 
