@@ -1,7 +1,8 @@
 """The ASGI application: reads a whole request within its limits, runs Flask on it, and sends the response.
 
 Flask is a WSGI application, which would hold a thread while a slow client sends or receives. Here such a client holds
-only a coroutine. Deliveries run in the event loop: they wait for nothing but the commit. Everything else gets a thread.
+only a coroutine. Deliveries and `/healthz` run in the event loop: they wait for nothing but a commit. Everything else
+gets a thread.
 """
 
 import asyncio
@@ -34,12 +35,13 @@ Send = Callable[[Message], Awaitable[None]]
 REQUEST_SECONDS = 10.0
 """Time limit for receiving a request's body."""
 MAX_HELD_BYTES = 64 * 1_048_576
-"""Bytes of bodies that a process holds at once. A larger `WEBHOOK_MAX_BYTES` raises it, so that two always fit."""
+"""Maximum bytes of request bodies that a process holds at once. A larger `WEBHOOK_MAX_BYTES` raises it, so that two
+always fit."""
 FREE_PARTS = 2_048
 PART_BYTES = 8
 """After `FREE_PARTS` parts of a body, the parts must have this many bytes on average: each costs a turn of the loop."""
 INLINE = (WEBHOOK_PATH, "/healthz")
-"""Paths that wait for nothing but a group commit."""
+"""Paths that begin so run in the event loop. They wait for nothing but a group commit; unknown ones get 404 at once."""
 
 
 class _Response(NamedTuple):
@@ -56,7 +58,7 @@ class _Response(NamedTuple):
 
 
 class _Body:
-    """A body that is being received. `evicted` means that another request needs its memory more."""
+    """A body that is being received. `evicted`: it was dropped to free memory."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -65,7 +67,7 @@ class _Body:
         self.evicted = False
 
     def evict(self) -> None:
-        """Let the coroutine that receives it fail at once."""
+        """Make the coroutine that receives it fail at once."""
         self.evicted = True
         self.deadline.reschedule(asyncio.get_running_loop().time())
 
@@ -75,7 +77,7 @@ class Gateway:
 
     Args:
         app: the Flask application. Its `MAX_CONTENT_LENGTH` is the size from which a body is too large.
-        threads: number of threads for everything but deliveries.
+        threads: number of threads for requests that do not run in the event loop.
         counters: count errors that Flask did not handle.
     """
 
@@ -83,7 +85,7 @@ class Gateway:
         self.requests = 0
         """Number of requests that are being received or answered."""
         self.closing = False
-        """Whether each response is the last one on its connection."""
+        """Whether to close each connection after its response."""
         self._app = app
         self._counters = counters
         self._too_large = app.config["MAX_CONTENT_LENGTH"]
@@ -103,11 +105,15 @@ class Gateway:
                 await _send_error(send, HTTPStatus(error.status))
                 return
             await self._answer(_environ(scope, body), receive, send)
-        except Exception as error:  # noqa: BLE001 - the server would print it with its values
-            self._counters.report(Place.REQUEST, "server", error)
+        except Exception as error:  # noqa: BLE001 - the server would log request data
+            self.report(error)
             await _send_error(send, HTTPStatus.INTERNAL_SERVER_ERROR)
         finally:
             self.requests -= 1
+
+    def report(self, error: Exception) -> None:
+        """Log and count an error of a request, or of the server, that Flask did not handle."""
+        self._counters.report(Place.REQUEST, "server", error)
 
     async def _receive(self, scope: Scope, receive: Receive) -> bytes:
         """Return the body of a request.
@@ -142,7 +148,7 @@ class Gateway:
             case []:
                 return 0
             case [(b"content-length", value)] if value.isdigit():
-                if int(value[:20]) >= self._too_large:
+                if int(value[:20]) >= self._too_large:  # 20 digits decide: to convert thousands is slow, or fails
                     raise RefusedRequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body")
                 return int(value)
             case [(b"transfer-encoding", value)] if value.lower() == b"chunked":
@@ -167,7 +173,7 @@ class Gateway:
                 return
             if self._held > self._max_held:
                 max(self._bodies, key=lambda each: each.size).evict()
-                await asyncio.sleep(0)  # it may be this one
+                await asyncio.sleep(0)  # if it was this one, its time-out ends it here
 
     async def _answer(self, environ: dict[str, Any], receive: Receive, send: Send) -> None:
         respond = partial(_respond, self._app, environ)
@@ -185,9 +191,9 @@ class Gateway:
             await self._stream(start, response.body, receive, send)
 
     async def _stream(self, start: Message, body: Iterable[bytes], receive: Receive, send: Send) -> None:
-        """Send parts as fast as the client reads them, until it disconnects. Only the making of a part takes a thread.
+        """Send parts as fast as the client reads them, until it disconnects.
 
-        If a part cannot be made, the client finds the response incomplete.
+        A thread is used only to produce each part. If that fails, the client finds the response incomplete.
         """
         disconnected = asyncio.create_task(_until_disconnected(receive))
         parts: Iterator[bytes] = iter(body)

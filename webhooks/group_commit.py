@@ -1,4 +1,8 @@
-"""Group commit for an event loop: deliveries that arrive during a commit are committed together next."""
+"""Group commit for an event loop: deliveries that arrive during a commit are committed together next.
+
+`worker.group_commit` blocks the thread that waits for a result. Here the function that waits runs in a greenlet, which
+is paused in the middle of Flask's ordinary calls, and the event loop goes on.
+"""
 
 import asyncio
 from collections import deque
@@ -19,9 +23,9 @@ R = TypeVar("R")
 
 
 async def run_inline(function: Callable[[], R]) -> R:
-    """Run `function` in the event loop. While it waits for a `GroupCommit`, the loop goes on.
+    """Run `function` in the event loop. While it waits for an `AsyncGroupCommit`, the loop goes on.
 
-    It must wait for nothing else, because everything else waits for it.
+    It must not block in any other way: that would stop the event loop.
     """
     running = greenlet(function)
     running.gr_context = copy_context()
@@ -36,7 +40,7 @@ async def run_inline(function: Callable[[], R]) -> R:
     return found  # type: ignore[no-any-return]
 
 
-class GroupCommit(Generic[T, R]):
+class AsyncGroupCommit(Generic[T, R]):
     """Writes items in a thread of its own, up to `most` in one call of `write`.
 
     Args:
@@ -59,18 +63,21 @@ class GroupCommit(Generic[T, R]):
         self._writing: asyncio.Task[None] | None = None
 
     def __call__(self, item: T) -> R:
-        """Write `item` and return its result. Within `run_inline` others may be written with it, otherwise none.
+        """Write `item` and return its result.
+
+        Inside `run_inline`, it may be written together with other items. Elsewhere it is written alone, in the calling
+        thread.
 
         Raises:
             TimeoutError: it took too long. The item may still be written.
             Exception: what `write` raised.
         """
-        loop = getcurrent().parent
-        if loop is None:
+        caller = getcurrent().parent  # of the greenlet: `run_inline`
+        if caller is None:
             [result] = self._write([item])
             self._finish()
         else:
-            result = loop.switch(self._written(item))
+            result = caller.switch(self._written(item))
         return result
 
     async def _written(self, item: T) -> R:
@@ -93,7 +100,7 @@ class GroupCommit(Generic[T, R]):
         self._writing = None
 
     def _next_group(self) -> "list[_Waiting[T, R]]":
-        """Return the next items to write, without those whose time is up: their senders were told so."""
+        """Return the next items to write, without those that timed out: they were already answered with 503."""
         group: list[_Waiting[T, R]] = []
         while self._waiting and len(group) < self._most:
             waiting = self._waiting.popleft()

@@ -1,4 +1,4 @@
-"""POST /webhooks/workos: verify a delivery, commit its event, wake a worker, respond."""
+"""POST /webhooks/workos: verify a delivery, commit its event, respond, wake a worker."""
 
 import hmac
 from collections import Counter
@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from models.database import in_transaction
 from models.ip_addresses import ip_of
 from models.types import JsonObject
-from webhooks.group_commit import GroupCommit
+from webhooks.group_commit import AsyncGroupCommit
 from webhooks.signature import verify
 from worker.bootstrap import Services
 from worker.decision.payload import is_id, parse_json
@@ -47,7 +47,7 @@ def blueprint(services: Services) -> Blueprint:
     allowed = [ip_network(network) for network in settings.webhook_allowed_ips]
     path_token = settings.webhook_path_token.get_secret_value().encode() if settings.webhook_path_token else None
     inbox = _Inbox(services)
-    commit = GroupCommit(inbox.store, inbox.announce, MAX_EVENTS_PER_COMMIT, COMMIT_SECONDS)
+    commit = AsyncGroupCommit(inbox.store, inbox.announce, MAX_EVENTS_PER_COMMIT, COMMIT_SECONDS)
     routes = Blueprint("receive", __name__)
 
     @routes.before_request
@@ -124,7 +124,7 @@ class _Inbox:
         """Commit deliveries and return, for each, whether its event is new.
 
         Raises:
-            sqlalchemy.exc.SQLAlchemyError: they are not stored, as far as is known.
+            sqlalchemy.exc.SQLAlchemyError: the commit failed, or its result is unknown.
         """
         are_new = accept_webhooks(self._services.inbox_engine, [posted.event for posted in group])
         log.info("webhooks_stored", events=[p.named | {"new": new} for p, new in zip(group, are_new, strict=True)])

@@ -30,27 +30,30 @@ log = structlog.get_logger()
 BACKLOG = 1_024
 KEEP_ALIVE_SECONDS = 75
 """Time limit for the head of a request, and so for an idle connection. Longer than a load balancer's 60 seconds, so
-that it never reuses a connection that is being closed."""
+that the balancer never reuses a connection that is being closed."""
 UNREAD_SECONDS = 30
 """A connection ends if its client reads nothing of a response for so long."""
 MAX_HEAD_BYTES = 65_536
 MAX_CONNECTIONS = 16_384
-"""Connections of a process. Further ones wait in the socket."""
+"""Connections of a process. Further ones wait in the listen queue."""
 OTHER_FILES = 200
 """File descriptors for everything but connections."""
 FIRST_SOCKET = 3
-"""Where systemd puts the socket (sd_listen_fds(3))."""
+"""The first file descriptor that systemd passes (sd_listen_fds(3))."""
 CLOSING_SECONDS = 0.5
-"""After SIGTERM, how long clients are told to close their connections, before idle ones are closed."""
 SETTLING_SECONDS = 0.1
-"""How long the last connections may take to send their first request, before idle ones are closed."""
+QUIET_SECONDS = 2.0
+STOP_SECONDS = 20.0
+"""The steps of a stop, in this order, after SIGTERM:
+
+1. For `CLOSING_SECONDS`, each response tells its client to close the connection.
+2. The kernel drops requests for new connections. For `SETTLING_SECONDS`, the last ones may send their first request.
+3. The server closes idle connections. Requests may take `STOP_SECONDS` to be answered. Connections without a request
+   may stay for `QUIET_SECONDS`.
+"""
+POLL_SECONDS = 0.05
 BPF_RETURN, SO_ATTACH_FILTER, SO_DETACH_FILTER = 0x06, 26, 27
 """Of Linux (socket(7)). Python has no names for them."""
-QUIET_SECONDS = 2.0
-"""After SIGTERM, how long a connection without a request may stay."""
-STOP_SECONDS = 20.0
-"""After SIGTERM, how long requests may take to be answered."""
-POLL_SECONDS = 0.05
 
 
 def listen(settings: Settings) -> list[socket.socket]:
@@ -60,7 +63,7 @@ def listen(settings: Settings) -> list[socket.socket]:
     all of them open, so that connections to a process that died wait for the next one.
 
     Raises:
-        ConfigurationError: the port cannot be used, or LISTEN_FDS names something else.
+        ConfigurationError: the port cannot be used, or LISTEN_FDS names a descriptor that is not a listening socket.
     """
     if settings.listen_fds:
         sockets = [_opened(FIRST_SOCKET + place) for place in range(settings.listen_fds)]
@@ -118,15 +121,27 @@ def _work(settings: Settings, redis_url: str, sockets: list[socket.socket], list
 
 
 def serve(gateway: Gateway, listening: socket.socket, close: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then finish the requests that were received, call `close`, and end the process."""
+    """Serve until SIGTERM or SIGINT, then finish the requests that were received, call `close`, and end the process.
+
+    If the server fails, its error is reported, and the exit code is 1.
+    """
+    code = 0
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_until_stopped(gateway, listening))
+        try:
+            runner.run(_until_stopped(gateway, listening))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor starts a new process
+            gateway.report(error)
+            code = 1
     close()
-    os._exit(0)  # threads may still wait for clients, or for a database that hangs
+    os._exit(code)  # threads may still wait for clients, or for a database that hangs
 
 
 async def _until_stopped(gateway: Gateway, listening: socket.socket) -> None:
-    """Return when the server has ended, or has nothing to do: it waits for its last connection, and we do not."""
+    """Run the server until a stop signal, then stop it in the steps named at `STOP_SECONDS`.
+
+    Return when it has ended, or when all requests are answered: the server would also wait for connections without a
+    request. If it failed, raise its error.
+    """
     server = _Server(gateway, listening)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):  # SIGHUP sets an event of the supervisor, of which this has a copy
@@ -146,6 +161,8 @@ async def _until_stopped(gateway: Gateway, listening: socket.socket) -> None:
         if serving.done() or (not gateway.requests and turn * POLL_SECONDS > QUIET_SECONDS):
             break
         await asyncio.sleep(POLL_SECONDS)
+    if serving.done():
+        serving.result()
 
 
 def _drop_new_connections(listening: socket.socket) -> None:

@@ -26,9 +26,9 @@ ENDPOINT_LOCK_TIMEOUT_MS = 1_000
 ENDPOINT_CONNECTIONS = 6
 """For pages, API and metrics."""
 INBOX_CONNECTIONS = 2
-"""One commits the deliveries of all threads; `/readyz` uses the other to check that this is possible."""
+"""One commits the deliveries of a process; `/readyz` uses the other to check that this is possible."""
 ENDPOINT_POOL_SECONDS = 2.0
-"""Maximum wait for a connection. A thread that waits cannot accept deliveries."""
+"""Maximum wait for a connection. A thread that waits serves no other request."""
 JOB_SECONDS = 2.0
 """How long a drain runs before it rings for the next job. A process that is asked to stop ends its job first."""
 REPAIR_JOB_SECONDS = 24 * 3600

@@ -1,4 +1,7 @@
-"""Group commit: one thread writes the items of several threads, many in one transaction."""
+"""Group commit: one thread writes the items of several threads, many in one transaction.
+
+The threads wait for their results. `webhooks.group_commit` does the same for an event loop, which must not wait.
+"""
 
 import threading
 from collections.abc import Callable, Sequence

@@ -57,7 +57,7 @@ class Place(StrEnum):
     """Adding counts to Redis."""
     METRICS = "metrics"
     SUPERVISOR = "supervisor"
-    """Starting a worker process."""
+    """Starting a process."""
 
 
 class Name(NamedTuple):

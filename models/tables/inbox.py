@@ -1,4 +1,4 @@
-"""The inbox: events as received, and the batches that drains work on."""
+"""The inbox: events as received, the batches that drains work on, and the drains that are running."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -88,7 +88,8 @@ class Event(Base):
 class Batch(Base):
     """A batch of events, committed before it is attempted. The transaction that applies it deletes the row.
 
-    The events of a batch whose drain crashed run again in halves, until the event at fault is alone.
+    The events of a batch whose drain crashed run again in halves, until the event at fault is alone. Each running drain
+    has one more row, with the id `drain:...` and no events.
     """
 
     __tablename__ = "batches"
@@ -96,4 +97,4 @@ class Batch(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     event_ids: Mapped[list[str]]
     started_at: Mapped[datetime | None]
-    """None: half of an unfinished batch that waits for a drain."""
+    """None: the batch waits for a drain. It is half of one that failed, or holds what a dead drain left."""

@@ -42,13 +42,19 @@ class Options:
     "--companies", type=click.IntRange(1), default=24, show_default=True, help="Approximate number of companies."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random choices.")
-@click.option("--database", type=click.Choice(["sqlite", "postgres"]), default="sqlite", show_default=True)
+@click.option(
+    "--database",
+    type=click.Choice(["sqlite", "postgres"]),
+    default="sqlite",
+    show_default=True,
+    help="The database to use.",
+)
 @click.option("--keep", is_flag=True, help="Keep running until Ctrl-C, and keep the folder afterwards.")
 def command(events: int, companies: int, seed: int, database: Database, keep: bool) -> None:
-    """Run workos-sync end to end, with real processes and a sandbox WorkOS.
+    """Run workos-sync end to end, with real processes and a simulated WorkOS.
 
     Webhooks are duplicated, reordered, forged and lost; some objects change without an event. At the end, every object
-    in the mirror is compared with the sandbox. The exit code is 0 only if they are equal.
+    in the mirror is compared with WorkOS's. The exit code is 0 only if they are equal.
     """
     sys.exit(_run(Options(events, companies, seed, database, keep)))
 

@@ -31,7 +31,7 @@ from worker.logs import Seldom
 from worker.metrics import Counters
 from worker.processes import jobs
 from worker.processes.clock import sweep
-from worker.processes.jobs import answered, make_worker
+from worker.processes.jobs import clearing_flag, make_worker
 from worker.queue.doorbell import DRAIN, Doorbell, queue_name
 from worker.queue.heartbeat import Heartbeat
 from worker.redis_client import open_redis
@@ -48,7 +48,7 @@ def test_no_wake_up_is_lost_when_rings_and_reads_overlap(redis_url: str, waiting
         for number in range(120):
             inbox = Inbox(redis, f"lane{number}", [rng.random() / 500 for _ in range(8)])
             ringers = [do.submit(inbox.commit_and_ring, 4) for _ in range(2)]
-            workers = [do.submit(inbox.work, inbox.wait if place < waiting else inbox.answer) for place in range(2)]
+            workers = [do.submit(inbox.work, inbox.wait if place < waiting else inbox.read_once) for place in range(2)]
             for ringer in ringers:
                 ringer.result(10)
             inbox.all_rang.set()
@@ -86,19 +86,19 @@ class Inbox:
             elif last:
                 return
 
-    def answer(self) -> None:
+    def read_once(self) -> None:
         """Read once."""
-        self._bell.answer()
+        self._bell.clear_flag()
         self._read()
 
     def wait(self) -> None:
         """Read as long as the bell rings, and once more."""
-        self._bell.hold()
+        self._bell.keep_flag()
         self._read()
-        while self._bell.waits_for_more(0.001):
-            self._bell.hold()
+        while self._bell.wait_for_ring(0.001):
+            self._bell.keep_flag()
             self._read()
-        self.answer()
+        self.read_once()
 
     def _read(self) -> None:
         time.sleep(self._pauses[-1])
@@ -113,7 +113,7 @@ def work(services: Services) -> Callable[[], None]:
 
 def run_queued_jobs(services: Services) -> None:
     """Run all queued jobs as a lane process does."""
-    functions = {DRAIN: answered(lambda: drain(services.engine, DrainLimits()), services.bell, services.counters)}
+    functions = {DRAIN: clearing_flag(lambda: drain(services.engine, DrainLimits()), services.bell, services.counters)}
     make_worker(services.redis, DRAIN, functions).work(burst=True)
 
 
@@ -122,11 +122,11 @@ def test_an_expired_flag_only_queues_one_job_too_many(
 ) -> None:
     first, second, third = new_users(3)
     accept(endpoint, first, second)
-    assert services.bell.waiting() == 1
+    assert services.bell.queued_jobs() == 1
     (flag,) = services.redis.keys("workos-sync:wake:*")
     services.redis.delete(flag)  # as its expiry does
     accept(endpoint, third)
-    assert services.bell.waiting() == 2
+    assert services.bell.queued_jobs() == 2
     work()
     assert statuses(services.engine) == {"done": 3}
     written_once(services.engine)
@@ -202,7 +202,7 @@ def test_a_worker_skips_unknown_functions_and_continues(
     accept(endpoint, *new_users(2))
     work()
     assert statuses(services.engine) == {"done": 2}
-    assert services.bell.waiting() == 0
+    assert services.bell.queued_jobs() == 0
     assert not trace.exists()
     with pytest.raises(BlockingIOError):
         listener.accept()
@@ -305,9 +305,9 @@ def test_a_crafted_job_runs_at_most_once_and_the_worker_continues(
         bell = Doorbell(redis, DRAIN)
         (DROPPED | HARMLESS)[crafted](redis)
         bell.ring()
-        make_worker(redis, DRAIN, {DRAIN: answered(lambda: ran.append(1), bell, Counters(redis))}).work(burst=True)
+        make_worker(redis, DRAIN, {DRAIN: clearing_flag(lambda: ran.append(1), bell, Counters(redis))}).work(burst=True)
         assert len(ran) == (1 if crafted in DROPPED else 2), "the job behind it is run"
-        assert bell.waiting() == 0
+        assert bell.queued_jobs() == 0
         assert redis.llen(f"{bell.queue.key}:intermediate") == 0, "no worker finds it again"
         assert not redis.keys("rq:job:crafted") or crafted in HARMLESS
     assert [line["event"] for line in logs] == ["job_dropped"] * (crafted in DROPPED)

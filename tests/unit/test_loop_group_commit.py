@@ -13,7 +13,7 @@ import pytest
 from uvloop import new_event_loop
 
 from tests.support.processes import eventually
-from webhooks.group_commit import GroupCommit, run_inline
+from webhooks.group_commit import AsyncGroupCommit, run_inline
 
 Outcome = int | BaseException
 
@@ -52,11 +52,11 @@ def runner() -> Iterator[asyncio.Runner]:
     assert reported == []
 
 
-def commit_of(writer: Callable[[list[int]], Sequence[int]], seconds: float = 10.0) -> GroupCommit[int, int]:
-    return GroupCommit(writer, lambda: None, most=3, seconds=seconds)
+def commit_of(writer: Callable[[list[int]], Sequence[int]], seconds: float = 10.0) -> AsyncGroupCommit[int, int]:
+    return AsyncGroupCommit(writer, lambda: None, most=3, seconds=seconds)
 
 
-async def waiting(commit: GroupCommit[int, int], writer: Writer, *items: int) -> list["asyncio.Task[int]"]:
+async def waiting(commit: AsyncGroupCommit[int, int], writer: Writer, *items: int) -> list["asyncio.Task[int]"]:
     """Hand over items; on return the first is being written, and the others wait."""
     tasks = []
     for item in items:
@@ -66,7 +66,7 @@ async def waiting(commit: GroupCommit[int, int], writer: Writer, *items: int) ->
     return tasks
 
 
-async def outcomes(commit: GroupCommit[int, int], writer: Writer, *items: int) -> list[Outcome]:
+async def outcomes(commit: AsyncGroupCommit[int, int], writer: Writer, *items: int) -> list[Outcome]:
     tasks = await waiting(commit, writer, *items)
     writer.go_on.set()
     return await asyncio.gather(*tasks, return_exceptions=True)
@@ -112,7 +112,7 @@ def test_items_whose_time_is_up_take_no_memory(writer: Writer, runner: asyncio.R
         assert release.wait(10)
         return [None] * len(items)
 
-    commit: GroupCommit[Large, None] = GroupCommit(write, lambda: None, most=3, seconds=0.05)
+    commit: AsyncGroupCommit[Large, None] = AsyncGroupCommit(write, lambda: None, most=3, seconds=0.05)
 
     async def too_late() -> list[Large | None]:
         first = asyncio.create_task(run_inline(partial(commit, Large())))
@@ -137,7 +137,7 @@ def test_items_whose_time_is_up_take_no_memory(writer: Writer, runner: asyncio.R
 def test_outside_of_a_loop_an_item_is_written_alone_and_in_the_same_thread(writer: Writer) -> None:
     writer.go_on.set()
     done: list[str] = []
-    commit = GroupCommit(writer, lambda: done.append("afterwards"), most=3, seconds=10.0)
+    commit = AsyncGroupCommit(writer, lambda: done.append("afterwards"), most=3, seconds=10.0)
     assert [commit(1), commit(2)] == [10, 20]
     assert writer.groups == [[1], [2]]
     assert set(writer.threads) == {threading.current_thread().name}
@@ -167,7 +167,7 @@ def test_an_error_afterwards_loses_no_result_and_does_not_stop_later_writes(
     def fail() -> None:
         raise RuntimeError("afterwards")
 
-    commit = GroupCommit(writer, fail, most=3, seconds=10.0)
+    commit = AsyncGroupCommit(writer, fail, most=3, seconds=10.0)
     assert runner.run(outcomes(commit, writer, 1, 2, 3)) == [10, 20, 30]
     assert runner.run(outcomes(commit, writer, 4, 5)) == [40, 50]
     assert commit(6) == 60, "outside of a loop too"

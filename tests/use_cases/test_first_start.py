@@ -214,7 +214,7 @@ def test_only_retention_runs_without_api_key(one_engine: Engine, bell: Doorbell,
     bare = Settings(_env_file=None)
     schedule(one_engine, bare)
     watch(one_engine, repair_bell)
-    assert repair_bell.waiting() == 1
+    assert repair_bell.queued_jobs() == 1
     Repair(one_engine, None, bare, bell).all()
     assert [(run["task"], run["status"]) for run in rows(one_engine, Run)] == [(Task.RETENTION, RunStatus.DONE)]
     # What a key had asked for before waits until there is one again.

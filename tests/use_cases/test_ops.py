@@ -446,7 +446,7 @@ def test_replay_records_operator_and_reason(ann: FlaskClient, engine: Engine, se
     assert answer.status_code == 302
     shown = ann.get(answer.headers["Location"]).get_data(as_text=True)
     assert "by ann" in shown and "after the fix" in shown and "0 of 1" in shown
-    assert Doorbell(services.redis, REPAIR).waiting() == 1
+    assert Doorbell(services.redis, REPAIR).queued_jobs() == 1
     again = ann.get("/ops/failures")
     assert "Replay all" in again.get_data(as_text=True)
     fingerprint = re.search(r"failures/(\w+)/replay", again.get_data(as_text=True))

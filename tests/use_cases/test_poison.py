@@ -225,6 +225,26 @@ def test_drain_stops_at_its_time_limit(endpoint: FlaskClient, engine: Engine) ->
     assert statuses(engine) == {"pending": 1}
 
 
+@pytest.mark.parametrize(("number", "calls"), [(3, 0), (4, 1)])
+def test_another_drain_is_called_only_if_more_is_due_than_a_batch_holds(
+    endpoint: FlaskClient, engine: Engine, number: int, calls: int
+) -> None:
+    accept(endpoint, *users(number))
+    called: list[int] = []
+    assert drain(engine, DrainLimits(batch_size=3), on_backlog=lambda: called.append(1))
+    assert (statuses(engine), len(called)) == ({"done": number}, calls)
+
+
+def test_no_drain_is_called_for_the_halves_of_a_failed_batch(
+    endpoint: FlaskClient, engine: Engine, poison: Poison
+) -> None:
+    poison(ValueError("a bug"))
+    accept(endpoint, *users(8, bad=3))
+    called: list[int] = []
+    assert drain(engine, DrainLimits(first_backoff=600), on_backlog=lambda: called.append(1))
+    assert (statuses(engine), called) == ({"done": 7, "pending": 1}, [])
+
+
 class TestPostgresql:
     """Behaviour that needs row locks."""
 

@@ -99,7 +99,7 @@ def test_replay_by_fingerprint_applies_each_event_once(
         assert held is not None and not replays.replay(both_engines, held, bell, FAST, lambda: next(asked) >= 1)
     half = listings.run(both_engines, run_id)
     assert half is not None and (half["done"], half["total"], half["status"]) == (50, number // 2, "running")
-    assert bell.waiting() == 1
+    assert bell.queued_jobs() == 1
     apply_all(both_engines)
     with lease(both_engines, run_id) as held:
         assert held is not None and replays.replay(both_engines, held, bell, FAST)

@@ -69,17 +69,17 @@ def test_due_run_waits_for_unfinished_run(one_engine: Engine) -> None:
 
 def test_watch_rings_for_abandoned_runs(one_engine: Engine, repair_bell: Doorbell) -> None:
     watch(one_engine, repair_bell)
-    assert repair_bell.waiting() == 0
+    assert repair_bell.queued_jobs() == 0
     run_id = start(one_engine, by("operator"))
     lease = update(Run).where(Run.id == run_id)
     in_transaction(one_engine, lambda tx: tx.execute(lease.values(leased_until=db_now_plus(30))))
     watch(one_engine, repair_bell)
-    assert repair_bell.waiting() == 0  # somebody has it
+    assert repair_bell.queued_jobs() == 0  # somebody has it
     in_transaction(one_engine, lambda tx: tx.execute(lease.values(leased_until=db_now_plus(-1))))
     assert needs_repair(one_engine)
     for _ in range(3):
         watch(one_engine, repair_bell)
-    assert repair_bell.waiting() == 1
+    assert repair_bell.queued_jobs() == 1
 
 
 def test_failing_task_does_not_stop_others(logs: list[Any], redis: Redis) -> None:

@@ -339,14 +339,14 @@ def test_events_are_accepted_without_redis(make_services: MakeServices, engine: 
 
 def test_accepted_events_ring_once(services: Services) -> None:
     endpoint = create_app(services).test_client()
-    assert services.bell.waiting() == 0
+    assert services.bell.queued_jobs() == 0
     accept(endpoint, made("user.created"), made("user.updated"))
-    assert services.bell.waiting() == 1
+    assert services.bell.queued_jobs() == 1
 
 
 def test_refused_delivery_does_not_ring(local_services: Services) -> None:
     assert create_app(local_services).test_client().post(WEBHOOK_PATH, data=BODY).status_code == 401
-    assert local_services.bell.waiting() == 0
+    assert local_services.bell.queued_jobs() == 0
 
 
 def test_logs_contain_no_secret_or_personal_data(

@@ -81,8 +81,8 @@ class Commands(click.Group):
 def main(traceback: bool) -> None:
     """Mirror WorkOS organizations, memberships, roles and domains into your own database.
 
-    A workspace is a WorkOS organization, as your product sees it. Settings are read from environment variables and from
-    `.env`. docs/reference.md lists them.
+    A workspace is a WorkOS organization, as your product sees it: the two words mean the same. Settings are read from
+    environment variables and from `.env`. docs/reference.md lists them.
     """
     keep_files_private()
     _accept_all_characters()

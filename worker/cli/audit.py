@@ -13,12 +13,16 @@ from worker.reports import listings
 
 @click.group()
 def audit() -> None:
-    """List the actions of operators and settings."""
+    """List the actions of operators, and changes made by settings."""
 
 
 @audit.command("list")
 @click.option("--who", help="Only actions of this operator or setting.")
-@click.option("--via", type=click.Choice([via.value for via in Via]), help="Only actions requested this way.")
+@click.option(
+    "--via",
+    type=click.Choice([via.value for via in Via]),
+    help="Only actions requested through the CLI, a page, settings or the clock.",
+)
 @click.option("--action", type=click.Choice([action.value for action in Action]), help="Only actions of this kind.")
 @click.option("--object", "object_id", metavar="ID", help="Only actions on this object, run, event or hook.")
 @click.option("--organization", "organization_id", metavar="ID", help="Only actions on this workspace.")

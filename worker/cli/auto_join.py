@@ -12,6 +12,12 @@ from worker.decision.roles import LOCAL_ROLES
 from worker.mirror import auto_join_policy
 from worker.reports import listings
 
+STATE_HELP = (
+    "Only joins in this state. pending: the person will be added. undo: adding the person activated an inactive "
+    "membership, which will be deactivated again. joined: the person was added. dropped: the person did not qualify "
+    "any more when it was time to add them. failed: WorkOS refused to add the person. blocked: the person was "
+    "removed, deactivated, invited or blocked. undone: as blocked, after undo."
+)
 organization_option = click.option("--organization", metavar="ID", help="Only this workspace.")
 
 
@@ -30,7 +36,7 @@ def auto_join() -> None:
 
 @auto_join.command()
 @organization_option
-@click.option("--off", is_flag=True, help="Only domains that do not auto-join.")
+@click.option("--off", is_flag=True, help="Only domains by which nobody joins.")
 @options.limit
 @options.as_json
 def domains(organization: str | None, off: bool, limit: int, as_json: bool) -> None:
@@ -54,7 +60,7 @@ def missing(organization: str | None, limit: int, as_json: bool) -> None:
 
 
 @auto_join.command()
-@click.option("--state", type=click.Choice([state.value for state in JoinState]), help="Only joins in this state.")
+@click.option("--state", type=click.Choice([state.value for state in JoinState]), help=STATE_HELP)
 @organization_option
 @options.limit
 @options.as_json

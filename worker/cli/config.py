@@ -10,9 +10,9 @@ from worker.settings import read_settings
 @click.command()
 @options.as_json
 def config(as_json: bool) -> None:
-    """Show all settings, where each comes from, and what is wrong with them.
+    """Show all settings, where each comes from, and errors in them.
 
-    Secrets are masked. Nothing connects. Exit code 2 if a setting is invalid; it is then shown with its default.
+    Secrets are masked. Connects to nothing. Exit code 2 if a setting is invalid; it is then shown with its default.
     """
     reading = read_settings()
     rows = reading.rows()

@@ -1,6 +1,7 @@
 """`workos-sync hooks`: inspect hooks; retry or discard their failed deliveries."""
 
 import sys
+from typing import Any
 
 import click
 
@@ -11,8 +12,19 @@ from worker.cli.shared import actor, logging_settings, migrated_engine
 from worker.hooks import operate
 from worker.settings import load_settings
 
+
+class ChangeId(click.ParamType[int]):
+    """The id of a change. `click.IntRange` would show its limits in the help."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the id, or reject what cannot be one."""
+        return click.IntRange(1, MAX_ID).convert(value, param, ctx)
+
+
 change_option = click.option(
-    "--change", "change_id", type=click.IntRange(1, MAX_ID), metavar="ID", help="Only the delivery of this change."
+    "--change", "change_id", type=ChangeId(), metavar="ID", help="Only the delivery of this change."
 )
 
 
@@ -39,7 +51,7 @@ def hooks_list(as_json: bool) -> None:
 @options.limit
 @options.as_json
 def hooks_failed(hook: str | None, limit: int, as_json: bool) -> None:
-    """List failed deliveries with their tracebacks.
+    """List failed deliveries with their errors.
 
     Lists those of all hooks if HOOK is omitted. Exit code 1 if there are any.
     """

@@ -88,15 +88,13 @@ def events_dismiss(event_ids: tuple[str, ...], reason: str) -> None:
 @options.time("--since", f"Only events received at or after {options.THIS_TIME}.")
 @options.time("--until", f"Only events received before {options.THIS_TIME}.")
 @options.reason
-@click.option(
-    "--again", is_flag=True, help="Replay even if the same events were replayed before and none has failed since."
-)
+@click.option("--again", is_flag=True, help="Replay even if these events were already replayed successfully.")
 @click.option("--dry-run", is_flag=True, help="Change nothing; report how many events match and what would change.")
 @options.as_json
 def replay_command(reason: str | None, again: bool, dry_run: bool, as_json: bool, **selected: Any) -> None:
-    """Reprocess stored events. Idempotent.
+    """Reprocess stored events. Safe to repeat.
 
-    At least one option that selects events is required.
+    Workers apply the events. At least one option that selects events is required.
     """
     selection = replays.Selection(**selected)  # the remaining options are its fields
     if not selection.as_json():

@@ -40,16 +40,16 @@ COUNTS_SECONDS = 300.0
 """Interval at which missing members and workspaces without an admin are counted, in seconds."""
 
 
-Job = Callable[[], None]
-"""What a supervised process does until it is stopped."""
+Program = Callable[[], None]
+"""What a supervised process runs until it is stopped."""
 
 
 class _Part(NamedTuple):
-    """The jobs of one command."""
+    """The programs of one command, one for each process."""
 
-    jobs: list[Job]
+    programs: list[Program]
     close: Callable[[], None] = lambda: None
-    """Closes what these jobs share: in the processes of other parts, and in the supervisor when it stops."""
+    """Closes what these programs share: in the processes of other parts, and in the supervisor when it stops."""
 
 
 port_option = click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on. Overrides PORT.")
@@ -61,8 +61,11 @@ processes_option = click.option(
 @click.command()
 @port_option
 def web(port: int | None) -> None:
-    """Receive webhooks; serve pages, API, metrics and health checks."""
-    _supervise(logging_settings("workos_webhook_secrets", port=port), _web_jobs)
+    """Receive webhooks; serve pages, API, metrics and health checks.
+
+    A process that dies is restarted.
+    """
+    _supervise(logging_settings("workos_webhook_secrets", port=port), _web_part)
 
 
 @click.command()
@@ -72,32 +75,35 @@ def worker(processes: int | None) -> None:
 
     Jobs are resyncs, catch-ups, replays, retention and adding people by domain. A process that dies is restarted.
     """
-    _supervise(logging_settings(worker_processes=processes), _worker_jobs)
+    _supervise(logging_settings(worker_processes=processes), _worker_part)
 
 
 @click.command()
 @port_option
 @processes_option
 def up(port: int | None, processes: int | None) -> None:
-    """Run web, worker and clock under one supervisor, for a small installation. A process that dies is restarted."""
+    """Run web, worker and clock under one supervisor.
+
+    For a small installation. A process that dies is restarted.
+    """
     settings = logging_settings("workos_webhook_secrets", port=port, worker_processes=processes)
-    _supervise(settings, _web_jobs, _worker_jobs, _clock_jobs)
+    _supervise(settings, _web_part, _worker_part, _clock_part)
 
 
 def _supervise(settings: Settings, *makers: Callable[[Settings, str, Engine], _Part]) -> None:
-    """Run the jobs that each of `makers` returns until stopped, each in a process."""
+    """Run the programs that each of `makers` returns until stopped, each in a process."""
     engine = open_database(settings)
     require_migrated(engine)
     with redis_server(settings) as redis, until_stopped() as stop:
         require_redis_version(redis.url)
         parts = [make(settings, redis.url, engine) for make in makers]
         engine.dispose()  # a fork would share its connections
-        jobs = [
-            partial(_each, [*(other.close for other in parts if other is not part), job])
+        programs = [
+            partial(_each, [*(other.close for other in parts if other is not part), program])
             for part in parts
-            for job in part.jobs
+            for program in part.programs
         ]
-        supervise(jobs, stop, _reporter(redis.url), stopping=partial(_each, [part.close for part in parts]))
+        supervise(programs, stop, _reporter(redis.url), stopping=partial(_each, [part.close for part in parts]))
 
 
 def _each(steps: list[Callable[[], None]]) -> None:
@@ -105,15 +111,15 @@ def _each(steps: list[Callable[[], None]]) -> None:
         step()
 
 
-def _web_jobs(settings: Settings, redis_url: str, _engine: Engine) -> _Part:
+def _web_part(settings: Settings, redis_url: str, _engine: Engine) -> _Part:
     """Listen on PORT, and return the web processes."""
     serve = importlib.import_module("webhooks.serve")  # by name, because it belongs to a higher layer
     sockets = serve.listen(settings)
     return _Part(serve.processes(settings, redis_url, sockets), partial(serve.stop_listening, sockets))
 
 
-def _worker_jobs(settings: Settings, redis_url: str, engine: Engine) -> _Part:
-    """Adopt the settings that the database keeps, and return the worker processes."""
+def _worker_part(settings: Settings, redis_url: str, engine: Engine) -> _Part:
+    """Store ROLE_MAP and AUTO_JOIN in the database, and return the worker processes."""
     _bind_if_reachable(engine, settings, redis_url)
     role_map.adopt(engine, settings.role_map)
     auto_join_policy.adopt(engine, settings.auto_join, existing=settings.auto_join_existing)
@@ -122,7 +128,7 @@ def _worker_jobs(settings: Settings, redis_url: str, engine: Engine) -> _Part:
     return _Part([partial(lane.work, name, settings, redis_url) for name in lanes])
 
 
-def _clock_jobs(settings: Settings, _redis_url: str, _engine: Engine) -> _Part:
+def _clock_part(settings: Settings, _redis_url: str, _engine: Engine) -> _Part:
     return _Part([partial(_run_clock, settings, os.getpid())])
 
 
@@ -139,7 +145,7 @@ def _run_clock(settings: Settings, supervisor: int | None = None) -> None:
 
 
 def _reporter(redis_url: str) -> Callable[[BaseException], None]:
-    """Return what reports an error of starting a process. The supervisor must keep no connection and no thread."""
+    """Return a function that reports that a process could not be started. It leaves no connection or thread behind."""
 
     def report(error: BaseException) -> None:
         with endpoint_redis(redis_url) as redis:
@@ -207,7 +213,10 @@ def periodic_tasks(services: Services, ensure_redis: Callable[[], object]) -> li
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def demo(arguments: tuple[str, ...]) -> None:
-    """Run a demo on this machine against a simulated WorkOS. Requires a clone of the repository."""
+    """Run a demo on this machine against a simulated WorkOS.
+
+    Requires a clone of the repository.
+    """
     if importlib.util.find_spec("tests") is None or importlib.util.find_spec("tests.demo") is None:
         raise ConfigurationError("the demo is not part of the installed package; run make demo in a checkout")
     command: Callable[..., None] = importlib.import_module("tests.demo").command

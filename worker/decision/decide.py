@@ -28,7 +28,7 @@ DATE_STEP = timedelta(seconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """When an object was in a state, in UTC. States are ordered by `updated_at`, then by the event's time."""
+    """The time of a state, in UTC. States are ordered by `updated_at`, then by the event's time."""
 
     updated_at: datetime
     event_at: datetime
@@ -37,7 +37,7 @@ class Version:
 
     @property
     def times(self) -> tuple[datetime, datetime]:
-        """What orders states. Equal times of two events do not say which is newer."""
+        """The key by which states are ordered. Equal times of two events do not say which is newer."""
         return self.updated_at, self.event_at
 
     @property
@@ -134,7 +134,7 @@ def needs_confirmation(
 
     A read is required if a resync found the object deleted, if the times of two different states are equal, or if the
     stored state was read from the API in the second of the event: only another read shows which is newer. `outcome` is
-    what `decide` returned for the two states, and `terminal` as there.
+    what `decide` returned for the two states. `terminal` has the same meaning as there.
     """
     if current is None or outcome is Outcome.TOMBSTONED:
         return ConfirmationReason.UNDER_TOMBSTONE if current and current.by_resync else None
@@ -175,15 +175,15 @@ def is_newer(current: State | None, listed: State) -> bool:
 
 
 def completed(current: State | None, read: State) -> State:
-    """Return `read`, with columns that the API does not return (why a domain failed) taken from `current`."""
+    """Return `read`. Columns that the API does not return, such as the reason why a domain failed, are `current`'s."""
     return replace(read, content={**current.content, **read.content}) if current is not None else read
 
 
 def confirm(current: State | None, read: State | None, *, terminal: bool = True) -> tuple[State | None, Finding]:
     """Return the state to keep after a confirmed read, and the finding; `read` is None for a 404 of WorkOS.
 
-    A confirmed read outranks versions, which corrects a wrong `updated_at` in the future, and tombstones of a resync.
-    It never outranks a delete event. `current` must not have changed since the read began.
+    A confirmed read wins over any live state, even one whose `updated_at` is wrongly in the future, and over a
+    tombstone of a resync. It never wins over a delete event. `current` must not have changed since the read began.
     """
     if read is None:
         if current is None or current.deleted:

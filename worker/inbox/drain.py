@@ -2,11 +2,11 @@
 
 A large batch is recorded and committed before it is attempted; the transaction that applies it deletes the record. If
 the transaction fails, or the process dies, the halves of the batch run separately. So an event that cannot be applied,
-or that kills the process, ends up alone in its batch, and spends an attempt there. One whose payload is unusable fails
+or that kills the process, ends up alone in its batch, and uses one attempt there. One whose payload is unusable fails
 at once, in a batch of any size.
 
-Recording costs as much as a small batch. So a drain records itself once instead (`Presence`), and applies small batches
-without a record of their own. If it dies, whatever is pending becomes a recorded batch, which is halved as above.
+Recording costs as much as a small batch. So a drain records itself once instead (`DrainRecord`), and applies small
+batches without a record of their own. If it dies, whatever is pending becomes a recorded batch, halved as above.
 """
 
 import time
@@ -40,9 +40,9 @@ log = structlog.get_logger()
 ORPHAN_AFTER_SECONDS = 15.0
 """A batch started more than this many seconds ago, whose row is not locked, belongs to a dead drain."""
 GONE_AFTER_SECONDS = 3.0
-"""A drain that was last present more than this many seconds ago, and holds no lock, is dead."""
-PRESENCE = "drain:"
-"""Prefix of the ids in `batches` that stand for a drain. They have no events."""
+"""A drain that renewed its record more than this many seconds ago, and does not lock it, is dead."""
+DRAIN_PREFIX = "drain:"
+"""Prefix of the ids in `batches` of the records of drains. They have no events."""
 SMALL_BATCH = 100
 """Up to this many events are applied without a record of their own."""
 PARTITIONS = 4
@@ -65,76 +65,87 @@ class DrainLimits:
 
 
 class ClaimedBatch(NamedTuple):
-    """A recorded batch. `last`: no other event was due when it was claimed."""
+    """A recorded batch.
+
+    Attributes:
+        last: no other event was due when it was claimed.
+        more_due: more events were due than a batch holds.
+    """
 
     id: str
     event_ids: list[str]
     last: bool = False
+    more_due: bool = False
 
 
-class Presence:
+class DrainRecord:
     """A record that a drain is running. Use it as a context manager, around one or more calls of `drain`."""
 
     def __init__(self, engine: Engine, limits: DrainLimits) -> None:
-        self.id = f"{PRESENCE}{uuid.uuid4().hex}"
+        self.id = f"{DRAIN_PREFIX}{uuid.uuid4().hex}"
         self._engine = engine
         self._limits = limits
-        self._is_noted = False
+        self._exists = False
 
-    def note(self) -> None:
-        """Record it, unless that is done. First, requeue what dead drains left."""
-        if not self._is_noted:
-            in_transaction(self._engine, self._note)
-            self._is_noted = True
+    def create(self) -> None:
+        """Insert the record if it does not exist. First, requeue what dead drains left."""
+        if not self._exists:
+            in_transaction(self._engine, self._insert)
+            self._exists = True
 
-    def _note(self, tx: Connection) -> None:
+    def _insert(self, tx: Connection) -> None:
         _requeue_orphans(tx, self._limits)
         tx.execute(insert(Batch).values(id=self.id, event_ids=[], started_at=db_now()))
 
     def renew(self, tx: Connection) -> bool:
-        """Lock and renew the record; return False if another drain took this one, which was frozen, for dead."""
-        self._is_noted = tx.execute(update(Batch).where(Batch.id == self.id).values(started_at=db_now())).rowcount == 1
-        return self._is_noted
+        """Set the record's time to now, and so lock it until the commit; return False if it is gone.
+
+        Then this process was frozen, and another drain took it for dead. `create` inserts the record again.
+        """
+        self._exists = tx.execute(update(Batch).where(Batch.id == self.id).values(started_at=db_now())).rowcount == 1
+        return self._exists
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._is_noted:
+        if self._exists:
             in_transaction(self._engine, _delete_batch, self.id)
 
 
 def drain(
     engine: Engine,
     limits: DrainLimits,
-    applied: Callable[[list[float]], None] = lambda _: None,
-    stopping: Callable[[], bool] = lambda: False,
-    crowded: Callable[[], None] = lambda: None,
-    presence: Presence | None = None,
+    on_applied: Callable[[list[float]], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_backlog: Callable[[], None] = lambda: None,
+    record: DrainRecord | None = None,
 ) -> bool:
-    """Apply pending events until none is due; return False if it was stopped or ran out of time before.
+    """Apply pending events until none is due that no other drain has locked.
+
+    Returns False if it was stopped or ran out of time before.
 
     Args:
         engine: the database.
         limits: sizes, times and attempts.
-        applied: called after each commit with the ages of its events in seconds, without replayed events.
-        stopping: returns whether to stop; called between two batches.
-        crowded: called when more events are due than a batch holds.
-        presence: the record of this drain, if several calls share it.
+        on_applied: called after each commit with the ages in seconds of its events, except replayed ones.
+        should_stop: returns whether to stop; called between two batches.
+        on_backlog: called when more events are due than a batch holds.
+        record: the record of this drain, if several calls share it.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: the database is unavailable. The sweep will ring again.
+        sqlalchemy.exc.DBAPIError: the database is unavailable. The clock will ring again.
         rq.timeouts.JobTimeoutException: RQ ended the job. The batch was requeued.
     """
-    if presence is None:
-        with Presence(engine, limits) as own:
-            return drain(engine, limits, applied, stopping, crowded, own)
+    if record is None:
+        with DrainRecord(engine, limits) as own:
+            return drain(engine, limits, on_applied, should_stop, on_backlog, own)
     ends = time.monotonic() + limits.max_seconds
-    while not stopping() and time.monotonic() < ends:
-        step = _small_batch(engine, limits, presence) or _recorded_batch(engine, limits, presence, crowded)
+    while not should_stop() and time.monotonic() < ends:
+        step = _small_batch(engine, limits, record) or _recorded_batch(engine, limits, record, on_backlog)
         if step is None:
             return True
-        applied([time.monotonic() - at for at in step.accepted])
+        on_applied([time.monotonic() - at for at in step.accepted])
         if step.last:
             return True  # later events have rung the bell
     return False
@@ -144,7 +155,8 @@ class Step(NamedTuple):
     """A batch that was attempted.
 
     Attributes:
-        accepted: monotonic times at which the events that were applied had been accepted, without replayed events.
+        accepted: when the events that were applied had been accepted, without replayed events. In the time of
+            `time.monotonic`, from which their ages after the commit are computed.
         last: no other event was due when the batch was chosen.
     """
 
@@ -152,12 +164,12 @@ class Step(NamedTuple):
     last: bool = False
 
 
-def _small_batch(engine: Engine, limits: DrainLimits, presence: Presence) -> Step | None:
-    """Apply everything that is due in one transaction; return None if it is too much, or a recorded batch waits."""
+def _small_batch(engine: Engine, limits: DrainLimits, record: DrainRecord) -> Step | None:
+    """Apply everything that is due in one transaction; return None where `_apply_due` does."""
     chosen: list[str] = []
-    presence.note()
+    record.create()
     try:
-        accepted = in_transaction(engine, _apply_due, limits, presence, chosen)
+        accepted = in_transaction(engine, _apply_due, limits, record, chosen)
         return None if accepted is None else Step(accepted, last=True)
     except Exception as error:
         if not chosen:
@@ -168,19 +180,21 @@ def _small_batch(engine: Engine, limits: DrainLimits, presence: Presence) -> Ste
         return Step()
 
 
-def _apply_due(tx: Connection, limits: DrainLimits, presence: Presence, chosen: list[str]) -> list[float] | None:
-    """Apply all events that are due, whose ids are put into `chosen`; None if they are too many, or not for us.
+def _apply_due(tx: Connection, limits: DrainLimits, record: DrainRecord, chosen: list[str]) -> list[float] | None:
+    """Apply all events that are due, and put their ids into `chosen`.
 
-    Returns the monotonic times at which they were accepted, without replayed events.
+    Returns when they were accepted, as `Step.accepted`. Returns None, and applies nothing, if more than `SMALL_BATCH`
+    are due, if a batch is recorded, or if this drain's record is gone.
     """
     now = time.monotonic()
     most = min(SMALL_BATCH, limits.batch_size)
     chosen.clear()
-    if not presence.renew(tx):
+    if not record.renew(tx):
         return None
     roles = _role_map(tx)
-    recorded = exists().where(Batch.id.not_like(f"{PRESENCE}%"))
+    recorded = exists().where(Batch.id.not_like(f"{DRAIN_PREFIX}%"))
     due = _inbox_events(Event.status == inline_literal(EventStatus.PENDING), Event.due_at <= db_now(), ~recorded)
+    # Nothing while a batch is recorded: it may contain them.
     events = tx.execute(due.order_by(Event.due_at, Event.id).limit(most + 1).with_for_update(skip_locked=True)).all()
     if len(events) > most or (not events and tx.execute(select(recorded)).scalar_one()):
         return None
@@ -194,16 +208,16 @@ def _apply_due(tx: Connection, limits: DrainLimits, presence: Presence, chosen: 
 
 
 def _recorded_batch(
-    engine: Engine, limits: DrainLimits, presence: Presence, crowded: Callable[[], None]
+    engine: Engine, limits: DrainLimits, record: DrainRecord, on_backlog: Callable[[], None]
 ) -> Step | None:
     """Record a batch and apply it in another transaction; return None if nothing is due."""
     batch = in_transaction(engine, _claim_batch, limits)
     if batch is None:
         return None
-    if not batch.last:
-        crowded()
+    if batch.more_due:
+        on_backlog()
     try:
-        return Step(in_transaction(engine, _apply_batch, limits, presence, batch), batch.last)
+        return Step(in_transaction(engine, _apply_batch, limits, record, batch), batch.last)
     except Exception as error:
         # An event may raise anything: the error is recorded on its row.
         in_transaction(engine, _requeue_batch, limits, batch, error)
@@ -213,14 +227,14 @@ def _recorded_batch(
 
 
 def _claim_batch(tx: Connection, limits: DrainLimits) -> ClaimedBatch | None:
-    """Choose and record the next batch: half of an unfinished one first, otherwise pending events that are due."""
+    """Choose and record the next batch: a recorded one that waits first, otherwise pending events that are due."""
     advisory_lock(tx, CLAIM_LOCK)
     _requeue_orphans(tx, limits)
     open_batches = tx.execute(select(Batch.id, Batch.event_ids, Batch.started_at)).all()
-    half = next((batch for batch in open_batches if batch.started_at is None), None)
-    if half is not None:
-        tx.execute(update(Batch).where(Batch.id == half.id).values(started_at=db_now()))
-        return ClaimedBatch(half.id, half.event_ids)
+    waiting = next((batch for batch in open_batches if batch.started_at is None), None)
+    if waiting is not None:
+        tx.execute(update(Batch).where(Batch.id == waiting.id).values(started_at=db_now()))
+        return ClaimedBatch(waiting.id, waiting.event_ids)
     taken = {event_id for batch in open_batches for event_id in batch.event_ids}
     size, partitions = limits.batch_size, PARTITIONS
     if tx.dialect.name == "sqlite":
@@ -229,7 +243,8 @@ def _claim_batch(tx: Connection, limits: DrainLimits) -> ClaimedBatch | None:
         select(Event.id, Event.partition_key)
         .where(Event.status == inline_literal(EventStatus.PENDING), Event.due_at <= db_now())
         .order_by(Event.due_at, Event.id)
-        .limit(size * partitions + len(taken))  # enough to fill one batch from any partition
+        # Enough to fill a batch from any partition, and to see whether more are due.
+        .limit(size * partitions + len(taken) + 1)
     )
     due_events = [(id, key % partitions) for id, key in tx.execute(due).all()]
     free = [(id, partition) for id, partition in due_events if id not in taken]
@@ -237,7 +252,8 @@ def _claim_batch(tx: Connection, limits: DrainLimits) -> ClaimedBatch | None:
     if not chosen:
         return None
     nothing_left = len(chosen) == len(free) < size
-    return ClaimedBatch(_insert_batch(tx, chosen, started=True), chosen, last=nothing_left)
+    more_due = len(free) > size
+    return ClaimedBatch(_insert_batch(tx, chosen, started=True), chosen, last=nothing_left, more_due=more_due)
 
 
 def _choose_events(free: Sequence[tuple[str, int]], busy: Collection[int], size: int) -> list[str]:
@@ -259,8 +275,8 @@ def _insert_batch(tx: Connection, event_ids: Sequence[str], *, started: bool) ->
 
 
 def _requeue_orphans(tx: Connection, limits: DrainLimits) -> None:
-    # A drain that is alive holds the lock on its batch's row, or on its own, while it works.
-    is_drain = Batch.id.like(f"{PRESENCE}%")
+    # While it works, a drain that is alive locks its batch's row, or its own `drain:` row.
+    is_drain = Batch.id.like(f"{DRAIN_PREFIX}%")
     old = (~is_drain & (Batch.started_at < db_now_plus(-ORPHAN_AFTER_SECONDS))) | (
         is_drain & (Batch.started_at < db_now_plus(-GONE_AFTER_SECONDS))
     )
@@ -273,7 +289,7 @@ def _requeue_orphans(tx: Connection, limits: DrainLimits) -> None:
 
 
 def _record_what_is_due(tx: Connection, limits: DrainLimits) -> None:
-    """Make a batch of the events that a dead drain may have been applying. It spends no attempt of any."""
+    """Make a batch of the events that a dead drain may have been applying. No event loses an attempt."""
     taken = {event_id for event_ids in tx.execute(select(Batch.event_ids)).scalars() for event_id in event_ids}
     due = select(Event.id).where(Event.status == inline_literal(EventStatus.PENDING), Event.due_at <= db_now())
     ids = tx.execute(due.order_by(Event.due_at, Event.id).limit(limits.batch_size + len(taken))).scalars()
@@ -289,7 +305,7 @@ def _requeue_batch(tx: Connection, limits: DrainLimits, batch: ClaimedBatch, err
 
 
 def _requeue(tx: Connection, limits: DrainLimits, ids: Sequence[str], error: Exception) -> None:
-    """Requeue the halves of a batch that failed. An event that was alone spends an attempt.
+    """Requeue the halves of a batch that failed. An event that was alone uses one attempt.
 
     A transient error, such as a row that is locked for long, is not the event's fault and costs no attempt.
     """
@@ -310,12 +326,12 @@ def _requeue(tx: Connection, limits: DrainLimits, ids: Sequence[str], error: Exc
 
 
 def _delete_batch(tx: Connection, id: str) -> bool:
-    """Delete and lock the record; return False if another drain took it over while this process was frozen."""
+    """Delete the record; return False if another drain took it over while this process was frozen."""
     return tx.execute(delete(Batch).where(Batch.id == id)).rowcount == 1
 
 
 def _failed_attempt(limits: DrainLimits, attempts: int, error: Exception) -> dict[str, object]:
-    """Return the columns of an event after a failed attempt: it is retried later, or failed."""
+    """Return the columns of an event after a failed attempt: it is retried later, or marked as failed."""
     values: dict[str, object] = {"attempts": attempts, "error": _describe(error), "fingerprint": fingerprint(error)}
     values["traceback"] = None if isinstance(error, PayloadError) else stack_of(error)
     if isinstance(error, PayloadError) or attempts >= limits.max_attempts:
@@ -331,16 +347,16 @@ def _describe(error: Exception) -> str:
     return clean(f"{type(error).__name__}: {message}".splitlines()[0])[:1000]
 
 
-def _apply_batch(tx: Connection, limits: DrainLimits, presence: Presence, batch: ClaimedBatch) -> list[float]:
+def _apply_batch(tx: Connection, limits: DrainLimits, record: DrainRecord, batch: ClaimedBatch) -> list[float]:
     """Apply the events of a recorded batch, and delete the record.
 
-    Returns the monotonic times at which its events were accepted, without replayed events.
+    Returns when its events were accepted, as `Step.accepted`.
     """
-    now = time.monotonic()  # in the transaction, which may be a retry
+    now = time.monotonic()  # measured again if the transaction is retried
     if not _delete_batch(tx, batch.id):
         log.info("batch_taken_over", batch=batch.id)
         return []
-    presence.renew(tx)
+    record.renew(tx)  # even if it is gone, the batch is ours: we have just deleted its own record
     applied = apply_by_id(tx, batch.event_ids, Event.status == EventStatus.PENDING)
     _record_outcomes(tx, limits, applied)
     return [now - age for age in applied.ages]
@@ -432,7 +448,7 @@ def apply_events(tx: Connection, events: Sequence[InboxEvent], roles: RoleMap) -
     done = [_done_columns(event.id, at, snapshot, decided.get(event.id)) for event, at, snapshot in parsed]
     ages = [event.age for event, _, _ in parsed if not event.replays]
     ignored = {columns["id"] for columns in done if columns["outcome"] == Outcome.IGNORED}
-    return AppliedEvents(done, failed, changes, ages, ignored | _of_erased(tx, arrivals))
+    return AppliedEvents(done, failed, changes, ages, ignored | _events_of_erased_users(tx, arrivals))
 
 
 def _parse(events: Sequence[InboxEvent], roles: RoleMap) -> tuple[list[ParsedEvent], list[FailedEvent]]:
@@ -455,13 +471,13 @@ def _done_columns(id: str, at: datetime | None, snapshot: Snapshot | None, decis
     columns |= dict.fromkeys(("decided_by", "kind", "object_id", "organization_id"))
     if snapshot is not None and decision is not None:
         lost = decision.outcome in (Outcome.STALE, Outcome.TOMBSTONED) or decision.needs_confirmation
-        columns |= {"outcome": decision.outcome, "decided_by": decision.against if lost else None}
+        columns |= {"outcome": decision.outcome, "decided_by": decision.compared_with if lost else None}
         columns |= {"kind": snapshot.kind.name, "object_id": snapshot.id}
         columns["organization_id"] = snapshot.kind.organization_of(snapshot.id, snapshot.state.content)
     return columns
 
 
-def _of_erased(tx: Connection, arrivals: Sequence[Arrival]) -> set[str]:
+def _events_of_erased_users(tx: Connection, arrivals: Sequence[Arrival]) -> set[str]:
     """Return the ids of the events about an erased user, or a membership of one."""
     users = {
         event_id: snapshot.id if snapshot.kind is USER else snapshot.state.content.get("user_id")

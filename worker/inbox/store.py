@@ -34,14 +34,14 @@ class ReceivedEvent(NamedTuple):
     partition_key: int
     """The same for all events of an object, below `PARTITION_KEYS`. It decides only which drain applies the event."""
     occurred_at: datetime | None = None
-    """Aware; None if it is not known yet."""
+    """With time zone; None if it is not known yet."""
 
     @classmethod
     def of(cls, event: object, body: bytes, occurred_at: datetime | None = None) -> "ReceivedEvent":
         """Return the event that was parsed from `body`.
 
         Raises:
-            PayloadError: the id or the type is missing or cannot be a key. The rest is not checked yet.
+            PayloadError: the id or the type is missing or too long, or cannot be a key. The rest is not checked yet.
         """
         if not isinstance(event, dict):
             raise PayloadError("body", "is not an object")
@@ -60,14 +60,14 @@ def accept_webhooks(engine: Engine, events: Sequence[ReceivedEvent]) -> list[boo
     If an event is known, or occurs twice in `events`, only its number of deliveries grows.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: perhaps nothing was committed. Accepting the events again is safe.
+        sqlalchemy.exc.DBAPIError: the commit failed, or its result is unknown. Accepting the events again is safe.
     """
-    times = Counter(event.id for event in events)
+    counts = Counter(event.id for event in events)
     distinct = {event.id: event for event in events}
     # A statement may contain each id once. Sorted ids cannot deadlock with another process.
-    rows = [(event, times[id]) for id, event in sorted(distinct.items())]
+    rows = [(event, counts[id]) for id, event in sorted(distinct.items())]
     deliveries = reconnecting(partial(_store, engine, rows))
-    seen: set[str] = {id for id in distinct if deliveries[id] > times[id]}
+    seen: set[str] = {id for id in distinct if deliveries[id] > counts[id]}
     are_new = []
     for event in events:
         are_new.append(event.id not in seen)
@@ -77,7 +77,7 @@ def accept_webhooks(engine: Engine, events: Sequence[ReceivedEvent]) -> list[boo
 
 def _store(engine: Engine, rows: list[tuple[ReceivedEvent, int]]) -> dict[str, int]:
     """Store new events, add up the deliveries of known ones, and return the number of deliveries for each id."""
-    values = [(event.id, event.type, event.body, event.partition_key, times) for event, times in rows]
+    values = [(event.id, event.type, event.body, event.partition_key, count) for event, count in rows]
     with single_statement(engine) as connection:
         if engine.dialect.name == "postgresql":
             arrays = dict(zip(ROW, map(list, zip(*values, strict=True)), strict=True))
@@ -142,7 +142,7 @@ def probe(engine: Engine) -> None:
 class Backlog(NamedTuple):
     """Pending and failed events, each counted up to 10,000, and for how long the oldest pending event has waited, or 0.
 
-    An event that is replayed waits since its replay.
+    For a replayed event, the wait starts at the replay.
     """
 
     pending: int
@@ -169,7 +169,10 @@ def backlog(engine: Engine) -> Backlog:
 
 
 def needs_drain(engine: Engine, *, older_than: float) -> bool:
-    """Return whether an event or a batch has been waiting for a drain for more than `older_than` seconds."""
+    """Return whether an event or a batch has waited for a drain for more than `older_than` seconds.
+
+    The record of a drain that died counts as a batch: the next drain removes it.
+    """
     due = exists().where(Event.status == inline_literal(EventStatus.PENDING), Event.due_at < db_now_plus(-older_than))
     waiting = exists().where((Batch.started_at.is_(None)) | (Batch.started_at < db_now_plus(-older_than)))
     with read_transaction(engine) as tx:

@@ -30,14 +30,14 @@ class Decision(NamedTuple):
     """The decision about an arrival."""
 
     outcome: Outcome
-    against: str | None
-    """The event id of the stored version it was compared with; None if there was none."""
+    compared_with: str | None
+    """The event id of the stored version that it was compared with; None if there was none."""
     needs_confirmation: ConfirmationReason | None
     """Why a confirmed read is needed; None if it is not."""
 
 
 def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], list[ChangeRow]]:
-    """Decide each arrival in turn and write the mirror; return the decisions, in this order, and the changes.
+    """Decide each arrival in turn and write the mirror; return the decisions, in the same order, and the changes.
 
     Rows are locked kind by kind, sorted by id, so that concurrent callers do not deadlock. The caller passes the
     changes to `note_changes` as its last step, and commits.
@@ -56,9 +56,9 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
             current = updated.get(id, stored[id])
             incoming, final = arrival.snapshot.state, kind.delete_is_final
             state, outcome = decide(current, incoming, terminal=final, tie_break=kind.tie_break)
-            against = current.version.event_id if current else None
+            compared_with = current.version.event_id if current else None
             reason = needs_confirmation(current, incoming, outcome, terminal=final)
-            decisions[place] = Decision(outcome, against, reason)
+            decisions[place] = Decision(outcome, compared_with, reason)
             if not state.erased:
                 seen.append((id, incoming))
             if state is not current or reason:  # a new revision makes a concurrent confirmed read repeat
@@ -127,7 +127,7 @@ def _state(kind: Kind, row: RowMapping) -> State | None:
 def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Sequence[tuple[str, State]] = ()) -> None:
     """Save `states` to their locked rows and increment the revisions.
 
-    For users, also records the addresses in `states`, and those in `seen`, whose states need not have won.
+    For users, also records the e-mail addresses in `states` and `seen`: states that arrived, whether they won or not.
     """
     rows = [_columns(kind, id, state) for id, state in states.items()]
     update_rows(tx, kind.table, rows, revision=kind.table.revision + 1, touched_at=db_now())

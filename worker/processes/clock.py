@@ -37,7 +37,7 @@ def ring_if_waiting(bell: Doorbell, waiting: Callable[[], bool]) -> bool:
         redis.exceptions.RedisError: Redis is unavailable.
         sqlalchemy.exc.DBAPIError: the database is unavailable.
     """
-    return not bell.waiting() and waiting() and bell.ring()
+    return not bell.queued_jobs() and waiting() and bell.ring()
 
 
 def sweep(engine: Engine, bell: Doorbell) -> bool:

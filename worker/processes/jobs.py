@@ -38,18 +38,18 @@ _seldom = Seldom()
 """Whoever can write to Redis can add any number of jobs."""
 
 
-def answered(run: Callable[[], object], bell: Doorbell, counters: Counters) -> Callable[[], None]:
-    """Return a job function that answers the bell, then calls `run`, whose errors it contains.
+def clearing_flag(run: Callable[[], object], bell: Doorbell, counters: Counters) -> Callable[[], None]:
+    """Return a job function that clears the bell's flag, then calls `run`, whose errors it contains.
 
-    If Redis is unavailable when the bell is answered, the job fails: RQ notices it too, and the process ends.
+    If Redis is unavailable when the flag is cleared, the job fails: RQ notices it too, and the process ends.
     """
     work = contained(run, bell, counters)
 
-    def answer_and_work() -> None:
-        bell.answer()
+    def clear_and_work() -> None:
+        bell.clear_flag()
         work()
 
-    return answer_and_work
+    return clear_and_work
 
 
 def contained(run: Callable[[], object], bell: Doorbell, counters: Counters) -> Callable[[], None]:

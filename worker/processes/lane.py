@@ -1,4 +1,4 @@
-"""One worker process, started and supervised by `workos-sync worker`."""
+"""One worker process, started and supervised by `workos-sync worker` or `workos-sync up`."""
 
 import os
 import sys
@@ -20,9 +20,9 @@ from worker.error_handling import describe
 from worker.hooks.follow import follow
 from worker.hooks.targets import targets
 from worker.hooks.threads import HookThreads
-from worker.inbox.drain import Presence, drain
+from worker.inbox.drain import DrainRecord, drain
 from worker.metrics import ACCEPTED_TO_APPLIED, Place
-from worker.processes.jobs import answered, contained, make_worker
+from worker.processes.jobs import clearing_flag, contained, make_worker
 from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
 from worker.queue.heartbeat import Heartbeat
 from worker.repair.catch_up import update_complete_to
@@ -54,7 +54,7 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
             log.info("worker_started", pid=os.getpid())
             worker.work(logging_level="WARNING")
         except StopRequested:
-            log.info("worker_stopped")  # before it had started
+            log.info("worker_stopped")  # before RQ's loop began
         except RedisError as error:
             log.warning("redis_lost", error=describe(error))
             sys.exit(1)
@@ -68,8 +68,8 @@ def _drain(services: Services, stopping: threading.Event, _at_end: ExitStack) ->
     settings, bell, limits = services.settings, services.bell, drain_limits(services.settings)
     observe = partial(services.counters.observe, ACCEPTED_TO_APPLIED)
 
-    def read(presence: Presence) -> bool:
-        done = drain(services.engine, limits, observe, stopping.is_set, bell.call_another, presence)
+    def drain_and_notify(record: DrainRecord) -> bool:
+        done = drain(services.engine, limits, observe, stopping.is_set, bell.enqueue_another, record)
         # Only for speed: the clock rings too.
         if settings.http_hooks:
             services.hooks_bell.ring()
@@ -79,14 +79,14 @@ def _drain(services: Services, stopping: threading.Event, _at_end: ExitStack) ->
 
     def run() -> None:
         ends = time.monotonic() + JOB_SECONDS
-        with Presence(services.engine, limits) as presence:
+        with DrainRecord(services.engine, limits) as record:
             try:
-                bell.hold()
-                while read(presence) and time.monotonic() < ends and bell.waits_for_more(LINGER_SECONDS):
-                    bell.hold()
+                bell.keep_flag()
+                while drain_and_notify(record) and time.monotonic() < ends and bell.wait_for_ring(LINGER_SECONDS):
+                    bell.keep_flag()
             finally:
-                bell.answer()
-            if not read(presence):
+                bell.clear_flag()
+            if not drain_and_notify(record):
                 bell.ring()
 
     return contained(run, services.bell, services.counters)
@@ -96,7 +96,7 @@ def _repair(services: Services, stopping: threading.Event, _at_end: ExitStack) -
     settings = services.settings
     workos = connect(settings, services.redis, services.counters) if settings.repairs else None
     repair = Repair(services.engine, workos, settings, services.bell, stopping.is_set)
-    return answered(repair.all, services.repair_bell, services.counters)
+    return clearing_flag(repair.all, services.repair_bell, services.counters)
 
 
 def _provision(services: Services, stopping: threading.Event, _at_end: ExitStack) -> Callable[[], None]:
@@ -104,28 +104,31 @@ def _provision(services: Services, stopping: threading.Event, _at_end: ExitStack
     workos = connect(settings, services.redis, services.counters)
     lag = timedelta(seconds=settings.catch_up_lag_seconds)
     read_events = partial(catch_up_or_resync, engine, workos, lag=lag)
-    applied = partial(update_complete_to, engine)
+    update_complete = partial(update_complete_to, engine)
 
     def run() -> None:
         require_same_environment(engine, workos, settings)
-        while provisioning.provision(engine, workos, lag, bell, read_events, applied, stopping.is_set):
+        while provisioning.provision(engine, workos, lag, bell, read_events, update_complete, stopping.is_set):
             pass
 
-    return answered(run, services.provision_bell, services.counters)
+    return clearing_flag(run, services.provision_bell, services.counters)
 
 
 def _hooks(services: Services, _stopping: threading.Event, at_end: ExitStack) -> Callable[[], None]:
     """Return a job that wakes a thread for each hook and ends at once."""
-    engine, attempts, called = services.engine, services.settings.hook_attempts, targets(services.settings)
+    engine, attempts, targets_by_name = services.engine, services.settings.hook_attempts, targets(services.settings)
 
     def send(name: str, stopping: Callable[[], bool]) -> None:
-        follow(engine, name, called[name], attempts, stopping)
+        follow(engine, name, targets_by_name[name], attempts, stopping)
 
-    threads = HookThreads(called, send, partial(services.counters.contained, Place.HOOK))
+    threads = HookThreads(targets_by_name, send, partial(services.counters.contained, Place.HOOK))
     at_end.callback(threads.close)
-    return answered(threads.wake, services.hooks_bell, services.counters)
+    return clearing_flag(threads.wake, services.hooks_bell, services.counters)
 
 
 JOBS = {DRAIN: _drain, REPAIR: _repair, PROVISION: _provision, HOOKS: _hooks}
-"""For each lane, what makes the function of its jobs. Its event is set when the process must stop; its stack is closed
-when the process ends."""
+"""For each lane, a function that returns what its jobs run.
+
+It gets the services of the process, an event that is set when the process must stop, and a stack that is closed when
+the process ends.
+"""

@@ -25,12 +25,15 @@ HOOKS = "hooks"
 LANES = (DRAIN, REPAIR, PROVISION, HOOKS)
 
 FLAG_MS = 10_000
-HOLD_MS = 1_000
-"""Life of the flag while a job waits for more. Short, because nobody answers rings if the job's process is killed."""
+KEPT_FLAG_MS = 1_000
+"""Life of the flag while a job keeps it. Short, because nobody answers rings if the job's process is killed.
+
+A drain may take longer, up to two seconds. A ring then enqueues a second job, which does no harm.
+"""
 JOB_TIMEOUT_SECONDS = 120
 KEEP_RESULT_SECONDS = 30
 KEEP_FAILURE_SECONDS = 24 * 3600
-LISTEN_SECONDS = 5.0
+PICKUP_SECONDS = 5.0
 """A worker starts a job within this time, unless all workers are busy or use another Redis."""
 POLL_SECONDS = 0.05
 QUIET_SECONDS = 1.0
@@ -42,21 +45,21 @@ def queue_name(lane: str) -> str:
     return f"workos-sync:{lane}"
 
 
-IS_FLAGGED = """
+NOTIFY_IF_FLAGGED = """
 if redis.call("EXISTS", KEYS[1]) == 0 then return 0 end
 if redis.call("LLEN", KEYS[2]) == 0 then redis.call("LPUSH", KEYS[2], 1) end
 return 1
 """
-"""Returns whether the flag is set. If so, a job that waits for more finds one entry in its list."""
+"""Returns whether the flag is set. If so, a job that waits for a ring finds one entry in its list."""
 
 
 class Doorbell:
     """Wakes one lane. In one atomic step, `ring` sets a flag and enqueues a job, unless the flag is already set.
 
-    No event is missed. Its ring comes after its commit. If the flag is not set, the ring's own job reads the inbox. If
-    it is set, a job is queued or running that has not deleted the flag yet, and a job reads the inbox after it deletes
-    the flag. A running job may keep the flag and wait for more, which saves a job for each burst: rings then add to a
-    list, and the job reads the inbox each time after it emptied the list.
+    No event is missed. An event is committed before the ring. If the flag is not set, the ring's own job reads the
+    inbox. If it is set, a job is queued or running that has not deleted the flag yet, and a job reads the inbox after
+    it deletes the flag. A running job may keep the flag and wait for more, which saves a job for each burst: rings then
+    add to a list, and the job reads the inbox each time after it emptied the list.
 
     Args:
         redis: the client. The webhook endpoint's has short time-outs and no retries, because deliveries wait for it.
@@ -69,7 +72,7 @@ class Doorbell:
         self.lane = lane
         self._flag = f"workos-sync:wake:{lane}"
         self._more = f"workos-sync:more:{lane}"
-        self._is_flagged = redis.register_script(IS_FLAGGED)
+        self._notify_if_flagged = redis.register_script(NOTIFY_IF_FLAGGED)
         self._timeout = timeout_seconds
         self._quiet_until = 0.0
         self.queue = Queue(queue_name(lane), connection=redis, serializer=JSONSerializer)
@@ -90,7 +93,7 @@ class Doorbell:
         return True
 
     def _enqueue_unless_flagged(self) -> None:
-        if self._is_flagged(keys=[self._flag, self._more]):
+        if self._notify_if_flagged(keys=[self._flag, self._more]):
             return  # the usual case in a burst, answered in one round trip
         with self._redis.pipeline() as pipeline:
             pipeline.watch(self._flag)  # type: ignore[no-untyped-call]  # redis-py has no types for it
@@ -115,28 +118,28 @@ class Doorbell:
             pipeline=pipeline,
         )
 
-    def answer(self) -> None:
+    def clear_flag(self) -> None:
         """Delete the flag. A job must read after it."""
         self._redis.delete(self._flag, self._more)
 
-    def hold(self) -> None:
-        """Keep the flag, so that rings call this job instead of another one. The job must read after it."""
+    def keep_flag(self) -> None:
+        """Keep the flag, so that rings notify this job and enqueue no other one. The job must read after it."""
         with self._redis.pipeline() as pipeline:
-            pipeline.set(self._flag, 1, px=HOLD_MS)
+            pipeline.set(self._flag, 1, px=KEPT_FLAG_MS)
             pipeline.delete(self._more)
             pipeline.execute()
 
-    def waits_for_more(self, seconds: float) -> bool:
-        """Return whether the bell was rung since `hold`; wait up to `seconds` for it."""
+    def wait_for_ring(self, seconds: float) -> bool:
+        """Return whether the bell was rung since `keep_flag`; wait up to `seconds` for it."""
         return self._redis.blpop([self._more], seconds) is not None
 
-    def call_another(self) -> None:
+    def enqueue_another(self) -> None:
         """Enqueue a job for another process, unless one is queued."""
-        if not self.waiting():
+        if not self.queued_jobs():
             self._enqueue()
 
-    def listen(self) -> float | None:
-        """Enqueue a job and return the seconds until a worker started it; None after `LISTEN_SECONDS`.
+    def measure_pickup(self) -> float | None:
+        """Enqueue a job and return the seconds until a worker started it; None after `PICKUP_SECONDS`.
 
         Raises:
             redis.exceptions.RedisError: Redis is unavailable.
@@ -144,12 +147,12 @@ class Doorbell:
         started = time.monotonic()
         job = self.queue.enqueue_call(self.lane, timeout=self._timeout, result_ttl=KEEP_RESULT_SECONDS)
         while job.get_status() == JobStatus.QUEUED:
-            if time.monotonic() - started > LISTEN_SECONDS:
+            if time.monotonic() - started > PICKUP_SECONDS:
                 job.delete()
                 return None
             time.sleep(POLL_SECONDS)
         return time.monotonic() - started
 
-    def waiting(self) -> int:
+    def queued_jobs(self) -> int:
         """Return how many jobs are queued; raises `redis.exceptions.RedisError`."""
         return self.queue.count

@@ -29,7 +29,7 @@ log = structlog.get_logger()
 LAG = timedelta(seconds=60)
 """How long WorkOS may withhold its newest events."""
 MAX_EVENT_DELAY = timedelta(hours=2)
-"""Catch-up finds an event that the events API returns this late."""
+"""How late the events API may return an event and catch-up still finds it."""
 REREAD_EVERY = timedelta(minutes=10)
 REMEDY = "WorkOS keeps events for 90 days; run: workos-sync resync"
 
@@ -38,7 +38,7 @@ class Report(NamedTuple):
     """The result of a catch-up."""
 
     returned: int
-    """Events read. Events of the last two hours that were read again count only if they were new."""
+    """Number of events read. Re-read events count only if new."""
     new: int
     received_up_to: datetime
     """Every event up to this time (UTC) is in the inbox."""
@@ -46,7 +46,7 @@ class Report(NamedTuple):
     """Whether some events had expired at WorkOS since the last catch-up. A resync repairs their effects."""
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """How far catch-up has read. All times are aware, in UTC."""
 
     cursor: str | None
@@ -78,16 +78,16 @@ def catch_up(engine: Engine, workos: WorkOSClient, lease: Lease | None = None, l
     # Computed once. Computing it for each page would move the cursor past events that WorkOS was still withholding when
     # an earlier page was read.
     settled = now - lag
-    place = _place(engine, settled)
+    position = _position(engine, settled)
     write = lease.in_transaction if lease else in_transaction
     events = EventLog(workos, now)
     returned = new = late = 0
-    for page in _unread(events, place, now):
+    for page in _unread(events, position, now):
         new += write(engine, _store_and_advance, page, settled)
         returned += len(page.items)
     # Every ten minutes, read the last two hours again.
-    if place.inbox_to is not None and (mark := _last_mark(place.inbox_to)) != _last_mark(settled):
-        _, late = _store_since(engine, events, place.since(mark, now))
+    if position.inbox_to is not None and (start := _round_down(position.inbox_to)) != _round_down(settled):
+        _, late = _store_since(engine, events, position.since(start, now))
         if late:
             log.warning("late_events_found", number=late)
     events.require_all_types()
@@ -95,7 +95,7 @@ def catch_up(engine: Engine, workos: WorkOSClient, lease: Lease | None = None, l
     update_complete_to(engine)
     log.info("catch_up_finished", returned=returned, new=new, late=late)
     # Not the cursor: a failed catch-up may have moved it past events that it did not store.
-    complete_before = place.inbox_to or place.backfill_from or place.read_to
+    complete_before = position.inbox_to or position.backfill_from or position.read_to
     missed = complete_before < now - OLDEST
     if missed:
         log.error("events_missed", after=complete_before.isoformat(), remedy=REMEDY)
@@ -136,22 +136,22 @@ def _require_readable(since: datetime, now: datetime) -> None:
         )
 
 
-def _place(engine: Engine, default: datetime) -> Place:
+def _position(engine: Engine, default: datetime) -> Position:
     columns = (MirrorState.cursor, MirrorState.cursor_at, MirrorState.inbox_to, MirrorState.backfill_from)
     with read_transaction(engine) as tx:
         cursor, cursor_at, inbox_to, backfill_from = tx.execute(select(*columns)).one()
     # Without new events the cursor does not move and becomes too old for WorkOS. `inbox_to` still advances.
-    return Place(cursor, max((at for at in (cursor_at, inbox_to) if at), default=default), inbox_to, backfill_from)
+    return Position(cursor, max((at for at in (cursor_at, inbox_to) if at), default=default), inbox_to, backfill_from)
 
 
-def _unread(events: EventLog, place: Place, now: datetime) -> Iterator[Page]:
-    """Yield the pages after the cursor; without a usable cursor, those since `Place.read_to`."""
-    since = place.since(place.read_to, now)
-    if place.cursor is not None:
+def _unread(events: EventLog, position: Position, now: datetime) -> Iterator[Page]:
+    """Yield the pages after the cursor; without a usable cursor, those since `Position.read_to`."""
+    since = position.since(position.read_to, now)
+    if position.cursor is not None:
         try:
-            yield from events.after(place.cursor)
+            yield from events.after(position.cursor)
         except CursorLostError:
-            log.warning("cursor_lost", cursor=place.cursor, reads_from=since.isoformat())
+            log.warning("cursor_lost", cursor=position.cursor, reads_from=since.isoformat())
         else:
             return
     yield from events.since(since)
@@ -167,7 +167,7 @@ def _store_since(engine: Engine, events: EventLog, start: datetime) -> tuple[int
     return returned, new
 
 
-def _last_mark(time: datetime) -> datetime:
+def _round_down(time: datetime) -> datetime:
     """Return a time rounded down to a full ten minutes of the clock."""
     return time - (time - datetime.fromtimestamp(0, time.tzinfo)) % REREAD_EVERY
 
@@ -223,10 +223,13 @@ def _store_and_advance(tx: Connection, page: Page, settled: datetime) -> int:
 
 
 def _set_inbox_to(tx: Connection, inbox_to: datetime) -> None:
-    """Record that every event up to a time is in the inbox. They may still be pending: see `update_complete_to`."""
+    """Record that every event up to a time is in the inbox, unless an earlier such time waits for `update_complete_to`.
+
+    The events may still be pending.
+    """
     forward = or_(MirrorState.inbox_to.is_(None), MirrorState.inbox_to < inbox_to)
-    # A recorded time stays until `complete_to` reaches it: if each catch-up replaced it, that might never happen. But a
-    # time from before the first resync cannot end the backfill, so it is replaced.
+    # A recorded time stays until its events are applied: if each catch-up replaced it, some event might always be
+    # pending. But one recorded before the latest full resync is replaced, because it could not end the backfill.
     replaceable = or_(MirrorState.inbox_at.is_(None), MirrorState.inbox_at < MirrorState.last_resync_at)
     tx.execute(update(MirrorState).where(forward, replaceable).values(inbox_to=inbox_to, inbox_at=db_now()))
 
@@ -234,8 +237,9 @@ def _set_inbox_to(tx: Connection, inbox_to: datetime) -> None:
 def update_complete_to(engine: Engine) -> None:
     """Copy `inbox_to` to `complete_to` once no event up to `inbox_to` is pending.
 
-    Two groups count: events received before `inbox_at`; and events from before `inbox_to` that the API returned later.
-    The first time after the first full resync, this ends the backfill.
+    `inbox_at` is when `inbox_to` was recorded. No event may be pending that was received until `inbox_at`, or that the
+    API returned later although it is from before `inbox_to`. This ends the backfill, once `inbox_to` was recorded after
+    the latest full resync.
     """
     received = Event.received_at <= MirrorState.inbox_at
     returned_later = and_(Event.api_at >= MirrorState.inbox_at, Event.occurred_at <= MirrorState.inbox_to)

@@ -87,7 +87,7 @@ def _schedule(tx: Connection, task: Task, every_seconds: float) -> None:
 def watch(engine: Engine, bell: Doorbell) -> None:
     """Wake a worker if a run or read waits for one, and update `complete_to`."""
     update_complete_to(engine)
-    if needs_repair(engine) and not bell.waiting():
+    if needs_repair(engine) and not bell.queued_jobs():
         bell.ring()
 
 

@@ -20,7 +20,7 @@ from models.revisions import current_revision, newest_revision, outdated, refuse
 from models.types import JsonObject, db_now
 from worker.errors import ConfigurationError, InvalidApiKeyError, WorkOSError
 from worker.kinds import SUBSCRIBED
-from worker.queue.doorbell import DRAIN, LISTEN_SECONDS, Doorbell
+from worker.queue.doorbell import DRAIN, PICKUP_SECONDS, Doorbell
 from worker.redis_client import require_writable, server_version, what_is_wrong
 from worker.repair.environment import require_same_environment
 from worker.reports.conditions import Severity, duration
@@ -162,7 +162,7 @@ def _redis_settings(redis: Redis) -> Iterator[Check]:
     if settings.get("appendonly") == "yes" or settings.get("save"):
         yield _ok("redis persistence", "on")
     else:
-        yield _warning("redis persistence", "off: jobs lost in a restart wait for the sweep", "set appendonly yes")
+        yield _warning("redis persistence", "off: jobs lost in a restart wait for the clock", "set appendonly yes")
     policy = settings.get("maxmemory-policy") or "?"
     if policy == "noeviction":
         yield _ok("redis eviction", policy)
@@ -298,15 +298,15 @@ def compare_event_types(endpoint: JsonObject) -> tuple[list[str], list[str]] | N
 
 
 def _doorbell(redis: Redis) -> Check:
-    """Ring and wait for an answer: a registered worker may hang, or listen to another Redis."""
+    """Enqueue a job and wait until it starts: a worker that reports itself may hang, or use another Redis."""
     try:
-        seconds = Doorbell(redis, DRAIN).listen()
+        seconds = Doorbell(redis, DRAIN).measure_pickup()
     except RedisError as error:
         return _failure("doorbell", *what_is_wrong(error))
     if seconds is not None:
         return _ok("doorbell", f"a worker answered within {max(seconds, 0.1):.1f} s")
     remedy = "restart worker; web, worker and clock must use the same REDIS_URL"
-    return _failure("doorbell", f"no worker answered within {LISTEN_SECONDS:.0f} s", remedy)
+    return _failure("doorbell", f"no worker answered within {PICKUP_SECONDS:.0f} s", remedy)
 
 
 def _work(verdict: Verdict) -> Iterator[Check]:
