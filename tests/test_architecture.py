@@ -15,8 +15,8 @@ from worker import errors
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("models", "worker", "webhooks")
 LAYERS: list[set[str]] = [
-    {"models", *(f"worker.{name}" for name in ("backoff", "errors", "group_commit", "logs"))},
-    {"worker.audit", "worker.decision", "worker.leases", "worker.private_files", "worker.redis_client"},
+    {"models", *(f"worker.{name}" for name in ("backoff", "errors", "group_commit", "seldom"))},
+    {f"worker.{name}" for name in ("audit", "decision", "leases", "logs", "private_files", "redis_client")},
     {
         *(f"worker.{name}" for name in ("error_handling", "kinds", "operator_sessions", "queue", "runs")),
         *("worker.settings", "worker.workos_api"),

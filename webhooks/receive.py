@@ -23,9 +23,9 @@ from worker.errors import InvalidSignatureError, PayloadError
 from worker.inbox.store import ReceivedEvent, accept_webhooks
 from worker.inbox.verified_secrets import note_verified
 from worker.kinds import READERS
-from worker.logs import Seldom
 from worker.metrics import REFUSALS, REFUSED_SINCE_VALID, Counters, Name, Place
 from worker.reports.doctor import WEBHOOK_PATH
+from worker.seldom import Seldom
 
 log = structlog.get_logger()
 

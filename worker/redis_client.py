@@ -21,7 +21,7 @@ from rq.exceptions import StopRequested
 from rq.timeouts import BaseTimeoutException
 
 from worker.errors import ConfigurationError, unexpected
-from worker.logs import Seldom
+from worker.seldom import Seldom
 
 log = structlog.get_logger()
 

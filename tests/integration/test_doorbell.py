@@ -27,8 +27,7 @@ from tests.support.stories import new_users, written_once
 from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
 from worker.inbox.drain import DrainLimits, drain
-from worker.logs import Seldom
-from worker.metrics import Counters
+from worker.metrics import Counters, Place
 from worker.processes import jobs
 from worker.processes.clock import sweep
 from worker.processes.jobs import answered, make_worker
@@ -36,6 +35,7 @@ from worker.queue.doorbell import DRAIN, Doorbell, queue_name
 from worker.queue.heartbeat import Heartbeat
 from worker.redis_client import open_redis
 from worker.reports.health import check_health
+from worker.seldom import Seldom
 
 pytestmark = pytest.mark.long
 

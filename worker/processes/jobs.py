@@ -14,10 +14,10 @@ from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from worker.logs import Seldom
 from worker.metrics import Counters, Place
 from worker.queue.doorbell import KEEP_FAILURE_SECONDS, KEEP_RESULT_SECONDS, Doorbell, queue_name
 from worker.redis_client import INTERRUPTS
+from worker.seldom import Seldom
 
 log = structlog.get_logger()
 
