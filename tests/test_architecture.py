@@ -32,6 +32,7 @@ LAYER_OF = {part: number for number, parts in enumerate(LAYERS, start=1) for par
 SUITES = tuple(f"tests.{name}" for name in ("benchmarks", "demo", "drill", "e2e", "integration", "unit", "use_cases"))
 ERRORS_ELSEWHERE = {
     "worker.redis_client.NotPrimaryError",  # RQ and redis-py treat it as redis-py's own
+    "worker.redis_client.UnexpectedRedisError",  # likewise
     "worker.workos_api.calls.CallError",  # stays within its package
     "worker.workos_api.client.LastPageError",  # carries a `Page` of that module
 }

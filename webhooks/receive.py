@@ -11,7 +11,7 @@ import structlog
 from flask import Blueprint, Response, abort, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
 
-from models.database import in_transaction
+from models.database import in_transaction, is_unforeseen
 from models.ip_addresses import ip_of
 from models.types import JsonObject
 from webhooks.group_commit import GroupCommit
@@ -126,7 +126,12 @@ class _Inbox:
         Raises:
             sqlalchemy.exc.SQLAlchemyError: they are not stored, as far as is known.
         """
-        are_new = accept_webhooks(self._services.inbox_engine, [posted.event for posted in group])
+        try:
+            are_new = accept_webhooks(self._services.inbox_engine, [posted.event for posted in group])
+        except SQLAlchemyError as error:
+            if is_unforeseen(error):  # the senders get 503 for it, and try again
+                self._services.counters.report(Place.REQUEST, "receive.deliver", error)
+            raise
         log.info("webhooks_stored", events=[p.named | {"new": new} for p, new in zip(group, are_new, strict=True)])
         types = [(posted.metric_type, new) for posted, new in zip(group, are_new, strict=True)]
         for (metric_type, new), number in Counter(types).items():
