@@ -245,7 +245,8 @@ def _read(redis: Redis, key: str) -> dict[Name, float]:
         try:
             name, labels = json.loads(field)
             counter, number = Name(str(name), tuple(map(str, labels))), float(value)
-        except (TypeError, ValueError):
+            "".join((counter.name, *counter.labels)).encode()  # lone surrogates cannot be shown
+        except (TypeError, ValueError, RecursionError):
             continue
         if math.isfinite(number):
             found[counter] = number

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from io import BytesIO
@@ -16,7 +17,7 @@ import pytest
 import structlog
 from flask.testing import FlaskClient
 from freezegun import freeze_time
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine
 
 from models.database import PINNED, write_transaction
 from models.tables import Event
@@ -427,6 +428,21 @@ def test_readyz_is_200_if_warnings_fail(endpoint: FlaskClient, engine: Engine) -
         tx.exec_driver_sql("DROP TABLE hook_deliveries")
     answer = endpoint.get("/readyz")
     assert (answer.status_code, answer.get_json()) == (200, {"status": "ready", "warnings": None})
+
+
+@pytest.mark.long
+def test_probes_at_the_same_time_wait_for_one_look_at_the_warnings(
+    build_test_services: MakeServices, make_database: Callable[[str], str], logs: list[Any]
+) -> None:
+    services = build_test_services(database_url=make_database("postgresql"))
+    app = create_app(services)
+    locking = create_engine(services.engine.url)
+    with locking.begin() as tx, ThreadPoolExecutor(8) as do:
+        tx.exec_driver_sql("LOCK TABLE hooks IN ACCESS EXCLUSIVE MODE")
+        answers = list(do.map(lambda _: app.test_client().get("/readyz").get_json(), range(8)))
+    locking.dispose()
+    assert answers == [{"status": "ready", "warnings": None}] * 8
+    assert [line["place"] for line in logs if line["event"] == "postponed"] == ["readiness"]
 
 
 def test_readyz_is_503_with_missing_migrations(endpoint: FlaskClient, engine: Engine) -> None:

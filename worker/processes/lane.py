@@ -47,7 +47,8 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
         stopping = threading.Event()
         try:
             function = JOBS[lane](services, stopping, at_end)
-            worker = make_worker(services.redis, lane, {lane: function}, stopping)
+            contained = partial(services.counters.contained, Place.LANE, lane)
+            worker = make_worker(services.redis, lane, {lane: function}, stopping, contained)
             # A client of its own: RQ waits for jobs with long time-outs.
             failed = partial(services.counters.postpone, Place.HEARTBEAT, lane)
             heartbeat = Heartbeat(report_redis(redis_url), lane, worker.get_state, failed)
