@@ -10,6 +10,7 @@ from typing import NamedTuple, NoReturn
 import structlog
 from flask import Blueprint, Response, abort, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.exceptions import MethodNotAllowed
 
 from models.database import in_transaction, is_unforeseen
 from models.ip_addresses import ip_of
@@ -61,11 +62,17 @@ def blueprint(services: Services) -> Blueprint:
                 counters.add(REFUSED_SINCE_VALID, "address")
             abort(403)
 
+    @routes.get(WEBHOOK_PATH, defaults={"token": ""})
+    @routes.get(f"{WEBHOOK_PATH}/<token>")
+    def refuse_get(token: str) -> NoReturn:
+        """Return 404 or 405: `register` and `doctor` ask whether a URL leads here and has the right token."""
+        _require_path_token(token, path_token)
+        raise MethodNotAllowed(["POST"])
+
     @routes.post(WEBHOOK_PATH, defaults={"token": ""})
     @routes.post(f"{WEBHOOK_PATH}/<token>")
     def deliver(token: str) -> Response | tuple[Response, int]:
-        if not hmac.compare_digest(token.encode("utf-8", "replace"), path_token or b""):
-            abort(404)
+        _require_path_token(token, path_token)
         body = request.get_data(cache=False)
         if len(body) > settings.webhook_max_bytes:
             abort(413)  # Sent in chunks, so its size was not known earlier.
@@ -173,6 +180,12 @@ def known_part(path: str) -> str:
     segments = path.split("/")
     same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(known, segments, strict=False))))
     return "/".join([*segments[:same], *["..."] * (len(segments) > same)])
+
+
+def _require_path_token(token: str, expected: bytes | None) -> None:
+    """Respond with 404 to a path with another token."""
+    if not hmac.compare_digest(token.encode("utf-8", "replace"), expected or b""):
+        abort(404)
 
 
 def _is_allowed(address: str | None, allowed: list[Network]) -> bool:

@@ -208,10 +208,29 @@ def test_body_of_exactly_the_limit_is_accepted(local: MakeServices) -> None:
     assert post(create_app(local(webhook_max_bytes=2048)).test_client(), body).status_code == 200
 
 
-def test_wrong_method_gets_405_with_allow(local_endpoint: FlaskClient) -> None:
-    answer = local_endpoint.get(WEBHOOK_PATH)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
+def test_wrong_method_gets_405_with_allow(local_endpoint: FlaskClient, method: str) -> None:
+    answer = local_endpoint.open(WEBHOOK_PATH, method=method)
     assert answer.status_code == 405
     assert "POST" in answer.headers["Allow"]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    ("token", "path", "status"),
+    [
+        ("s3cret0123456789", "/s3cret0123456789", 405),
+        ("s3cret0123456789", "/another-token-0123", 404),
+        ("s3cret0123456789", "", 404),
+        (None, "/s3cret0123456789", 404),
+        (None, "", 405),
+    ],
+)
+def test_another_method_shows_whether_the_path_is_right(
+    local: MakeServices, method: str, token: str | None, path: str, status: int
+) -> None:
+    endpoint = create_app(local(webhook_path_token=token)).test_client()
+    assert endpoint.open(WEBHOOK_PATH + path, method=method).status_code == status
 
 
 @pytest.mark.parametrize("path", ["/", "/webhooks", "/webhooks/workos/", "/webhooks/workos/x", "/webhooks/workos/x/y"])
