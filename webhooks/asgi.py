@@ -189,7 +189,7 @@ class Gateway:
 
         If a part cannot be made, the client finds the response incomplete.
         """
-        disconnected = asyncio.ensure_future(receive())
+        disconnected = asyncio.create_task(_until_disconnected(receive))
         parts: Iterator[bytes] = iter(body)
         try:
             await send(start)
@@ -204,6 +204,11 @@ class Gateway:
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+
+async def _until_disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":  # first, an empty body
+        pass
 
 
 def _respond(app: Flask, environ: dict[str, Any]) -> _Response:

@@ -7,7 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import structlog
 from greenlet import getcurrent, greenlet
+
+from worker.errors import stack_of, unexpected
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,7 +41,8 @@ class GroupCommit(Generic[T, R]):
 
     Args:
         write: writes some items and returns a result for each, or fails for all of them.
-        afterwards: called in the thread when the results of a successful `write` were handed over.
+        afterwards: called in the thread when the results of a successful `write` were handed over. Its errors are only
+            logged.
         most: upper bound on the number of items in one call.
         seconds: how long an item may wait for its result.
     """
@@ -62,7 +68,7 @@ class GroupCommit(Generic[T, R]):
         loop = getcurrent().parent
         if loop is None:
             [result] = self._write([item])
-            self._afterwards()
+            self._finish()
         else:
             result = loop.switch(self._written(item))
         return result
@@ -72,8 +78,13 @@ class GroupCommit(Generic[T, R]):
         self._waiting.append(waiting)
         if self._writing is None:
             self._writing = asyncio.create_task(self._write_groups())
-        async with asyncio.timeout(self._seconds):
-            return await waiting.result
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await waiting.result
+        finally:
+            # While a write hangs, nobody else removes those whose time is up. The oldest are first.
+            while self._waiting and self._waiting[0].result.done():
+                self._waiting.popleft()
 
     async def _write_groups(self) -> None:
         loop = asyncio.get_running_loop()
@@ -97,7 +108,13 @@ class GroupCommit(Generic[T, R]):
             loop.call_soon_threadsafe(_hand_over, group, asyncio.Future.set_exception, [error] * len(group))
         else:
             loop.call_soon_threadsafe(_hand_over, group, asyncio.Future.set_result, results)
+            self._finish()
+
+    def _finish(self) -> None:
+        try:
             self._afterwards()
+        except Exception as error:  # noqa: BLE001 - the items are written, and the next ones must be
+            log.error("afterwards_failed", error=unexpected(error), stack=stack_of(error))  # noqa: TRY400 - no values
 
 
 class _Waiting(NamedTuple, Generic[T, R]):

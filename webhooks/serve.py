@@ -1,11 +1,14 @@
 """Runs the web processes: Granian parses HTTP, `webhooks.asgi` answers."""
 
 import asyncio
+import ctypes
 import os
 import resource
 import signal
 import socket
+import struct
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -39,6 +42,10 @@ FIRST_SOCKET = 3
 """Where systemd puts the socket (sd_listen_fds(3))."""
 CLOSING_SECONDS = 0.5
 """After SIGTERM, how long clients are told to close their connections, before idle ones are closed."""
+SETTLING_SECONDS = 0.1
+"""How long the last connections may take to send their first request, before idle ones are closed."""
+BPF_RETURN, SO_ATTACH_FILTER, SO_DETACH_FILTER = 0x06, 26, 27
+"""Of Linux (socket(7)). Python has no names for them."""
 QUIET_SECONDS = 2.0
 """After SIGTERM, how long a connection without a request may stay."""
 STOP_SECONDS = 20.0
@@ -53,10 +60,10 @@ def listen(settings: Settings) -> list[socket.socket]:
     all of them open, so that connections to a process that died wait for the next one.
 
     Raises:
-        ConfigurationError: the port cannot be used.
+        ConfigurationError: the port cannot be used, or LISTEN_FDS names something else.
     """
-    if settings.listen_fds and settings.listen_pid == os.getpid():
-        sockets = [socket.socket(fileno=FIRST_SOCKET + place) for place in range(settings.listen_fds)]
+    if settings.listen_fds:
+        sockets = [_opened(FIRST_SOCKET + place) for place in range(settings.listen_fds)]
     else:
         try:
             with socket.socket() as free:  # without SO_REUSEPORT it refuses a port that another `web` uses
@@ -68,10 +75,21 @@ def listen(settings: Settings) -> list[socket.socket]:
             reason = f"PORT {settings.port} cannot be used: {os.strerror(error.errno or 0)}; choose another port"
             raise ConfigurationError(reason) from error
     for opened in sockets:
-        # Connections inherit both options. Otherwise clients that vanish or never read would keep theirs for ever.
+        # Connections inherit these. Without the last two, clients that vanish or never read would keep theirs for ever.
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1_000)
     return sockets
+
+
+def _opened(descriptor: int) -> socket.socket:
+    try:
+        opened = socket.socket(fileno=descriptor)
+        if opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return opened
+    except OSError:
+        pass
+    raise ConfigurationError(f"LISTEN_FDS: descriptor {descriptor} is no listening socket; only systemd sets it")
 
 
 def _reusing(address: tuple[str, int]) -> socket.socket:
@@ -81,40 +99,69 @@ def _reusing(address: tuple[str, int]) -> socket.socket:
 def processes(settings: Settings, redis_url: str, sockets: list[socket.socket]) -> list[Callable[[], None]]:
     """Return what each web process runs."""
     return [
-        partial(_work, settings, redis_url, sockets[place % len(sockets)]) for place in range(settings.web_processes)
+        partial(_work, settings, redis_url, sockets, sockets[place % len(sockets)])
+        for place in range(settings.web_processes)
     ]
 
 
-def _work(settings: Settings, redis_url: str, listening: socket.socket) -> None:
+def stop_listening(sockets: list[socket.socket]) -> None:
+    """Close sockets. When no process has a socket any more, new connections are refused, and clients try elsewhere."""
+    for opened in sockets:
+        opened.close()
+
+
+def _work(settings: Settings, redis_url: str, sockets: list[socket.socket], listening: socket.socket) -> None:
+    stop_listening([each for each in sockets if each is not listening])
+    _take_new_connections(listening)  # if the former process was killed while it stopped
     services = build_services(settings, redis_url, endpoint=True)
     serve(Gateway(create_app(services), settings.web_threads, services.counters), listening, services.close)
 
 
 def serve(gateway: Gateway, listening: socket.socket, close: Callable[[], None]) -> None:
-    """Serve until SIGTERM, then finish the requests that were received, and call `close`."""
+    """Serve until SIGTERM or SIGINT, then finish the requests that were received, call `close`, and end the process."""
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        ended = runner.run(_until_stopped(gateway, listening))
+        runner.run(_until_stopped(gateway, listening))
     close()
-    if not ended:  # threads of the server still wait for clients
-        os._exit(0)
+    os._exit(0)  # threads may still wait for clients, or for a database that hangs
 
 
-async def _until_stopped(gateway: Gateway, listening: socket.socket) -> bool:
-    """Return whether the server has ended: it waits for its last connection, and we do not."""
+async def _until_stopped(gateway: Gateway, listening: socket.socket) -> None:
+    """Return when the server has ended, or has nothing to do: it waits for its last connection, and we do not."""
     server = _Server(gateway, listening)
     stopping = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    for number in (signal.SIGTERM, signal.SIGINT):  # SIGHUP sets an event of the supervisor, of which this has a copy
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     serving = asyncio.create_task(server.serve())
     waiting = asyncio.create_task(stopping.wait())
     await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
     gateway.closing = True
     await asyncio.sleep(CLOSING_SECONDS)
+    _drop_new_connections(listening)
+    await asyncio.sleep(SETTLING_SECONDS)
     server.stop()  # type: ignore[no-untyped-call]  # Granian gives it no types
+    await asyncio.sleep(POLL_SECONDS)
+    _take_new_connections(listening)  # for the next process, if there is one
+    listening.close()  # or connections would wait in it for nobody
     for turn in range(int(STOP_SECONDS / POLL_SECONDS)):
         if serving.done() or (not gateway.requests and turn * POLL_SECONDS > QUIET_SECONDS):
             break
         await asyncio.sleep(POLL_SECONDS)
-    return serving.done()
+
+
+def _drop_new_connections(listening: socket.socket) -> None:
+    """Let the kernel drop requests for new connections; clients repeat them after a second.
+
+    A server that stops closes connections that it has accepted and not read from yet.
+    """
+    instruction = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RETURN, 0, 0, 0))  # keep 0 bytes of a packet
+    with suppress(OSError):  # the kernel may permit no filters
+        program = struct.pack("HP", 1, ctypes.addressof(instruction))
+        listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
+def _take_new_connections(listening: socket.socket) -> None:
+    with suppress(OSError):  # none are dropped
+        listening.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
 
 class _Server(Server):

@@ -36,18 +36,12 @@ class GroupCommit(Generic[T, R]):
         self._thread = threading.Thread(target=self._run, daemon=True, name="group-commit")
         self._thread.start()
 
-    def __call__(self, item: T, size: int = 1, seconds: float = -1) -> R:
-        """Write `item`, whose size is in the unit of `most`, and return the result.
-
-        Raises:
-            Exception: what `write` raised.
-            TimeoutError: it took longer than `seconds` (below 0: no limit). The item may still be written.
-        """
+    def __call__(self, item: T, size: int = 1) -> R:
+        """Write `item`, whose size is in the unit of `most`, and return the result; raise what `write` raised."""
         waiting = _Waiting[T, R](item, size)
         waiting.written.acquire()
         self._queue.put(waiting)
-        if not waiting.written.acquire(timeout=seconds):
-            raise TimeoutError
+        waiting.written.acquire()
         if waiting.error is not None:
             raise waiting.error
         return waiting.result

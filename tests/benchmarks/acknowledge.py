@@ -13,7 +13,7 @@ MOST_PER_SECOND = 9_000
 def rows(bench: Bench) -> Iterator[Row]:
     """Yield ours beside a check of the signature only, and one RQ job per event, on each kind of database."""
     for kind in bench.kinds:
-        least = 0.5 if kind == POSTGRESQL else None
+        least = 0.6 if kind == POSTGRESQL else None
         marks = [
             Mark("deliveries/s", LIMIT, least=least),
             Mark("deliveries/s", BASELINE),

@@ -36,7 +36,7 @@ def rows(bench: Bench) -> Iterator[Row]:
                     return {RATE: _resynced(bench, url, address)}
 
             what = f"resync without latency, {kind}: {organizations:,} organizations of {members}, limit: httpx2"
-            yield Row(what, {OURS: ours, LIMIT: lambda: {RATE: _listed(address)}}, [Mark(RATE, LIMIT, least=0.5)])
+            yield Row(what, {OURS: ours, LIMIT: lambda: {RATE: _listed(address)}}, [Mark(RATE, LIMIT, least=0.4)])
 
 
 def _resynced(bench: Bench, url: str, address: str) -> float:

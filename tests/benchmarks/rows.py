@@ -7,9 +7,11 @@ from tests.benchmarks import (
     burst,
     drain,
     growth,
+    idle,
     latency,
     memory,
     queries,
+    removal,
     resync,
     resync_bare,
     spike,
@@ -17,6 +19,7 @@ from tests.benchmarks import (
     two_workers,
     upgrade,
 )
+from tests.benchmarks.peers import correctness, rates
 from tests.benchmarks.runner import Row
 from tests.benchmarks.servers import Bench
 
@@ -26,6 +29,8 @@ ROWS: Mapping[str, Callable[[Bench], Iterator[Row]]] = {
     "drain": drain.rows,
     "two_workers": two_workers.rows,
     "latency": latency.rows,
+    "removal": removal.rows,
+    "idle": idle.rows,
     "burst": burst.rows,
     "resync": resync.rows,
     "resync_bare": resync_bare.rows,
@@ -34,5 +39,7 @@ ROWS: Mapping[str, Callable[[Bench], Iterator[Row]]] = {
     "queries": queries.rows,
     "start": start.rows,
     "upgrade": upgrade.rows,
+    "peer": rates.rows,
+    "peer-correctness": correctness.rows,
 }
 """Name → what yields its rows, and keeps what they need for as long as they are measured."""

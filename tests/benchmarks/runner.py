@@ -104,10 +104,13 @@ def _result(what: str, mark: Mark, samples: Mapping[str, Sequence[Sample]]) -> R
 
 
 def show(results: Sequence[Result], console: Console) -> None:
-    """Print the table."""
-    table = Table("what", "figure", OURS, LIMIT, BASELINE, "ratio", "spread", "rounds", "to reach", "reached")
+    """Print the table, with a column for each contender that was measured."""
+    known = (OURS, LIMIT, BASELINE)
+    others = dict.fromkeys(name for one in results for name in one.medians if name not in known)
+    names = (*known, *others)
+    table = Table("what", "figure", *names, "ratio", "spread", "rounds", "to reach", "reached")
     for one in results:
-        columns = [f"{one.medians[name]:,.4g}" if name in one.medians else "-" for name in (OURS, LIMIT, BASELINE)]
+        columns = [f"{one.medians[name]:,.4g}" if name in one.medians else "-" for name in names]
         reached = {True: "yes", False: "NO", None: ""}[one.reached]
         spread = f"{one.least:,.3g} … {one.most:,.3g}"
         table.add_row(one.what, one.figure, *columns, f"{one.ratio:,.3g}", spread, str(one.rounds), one.mark, reached)

@@ -70,6 +70,13 @@ class Bench:
         self._on_server(f"DROP DATABASE {name} WITH (FORCE)")
 
     @contextmanager
+    def empty_database(self) -> Iterator[str]:
+        """Make a database of PostgreSQL without any table, and yield its URL."""
+        template0 = make_url(self.postgres).set(database="template0").render_as_string(hide_password=False)
+        with self.database(POSTGRESQL, template0) as url:
+            yield url
+
+    @contextmanager
     def engine(self, url: str) -> Iterator[Engine]:
         """Open an engine on `url`; nobody uses the database afterwards, and an SQLite file is whole by itself."""
         made = open_engine(url)

@@ -9,7 +9,7 @@ from tests.benchmarks.rows import ROWS
 from tests.benchmarks.runner import measure
 from tests.benchmarks.servers import Bench, servers
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]  # a registry that does not answer takes minutes
 
 
 @pytest.fixture(scope="module")

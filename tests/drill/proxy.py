@@ -5,8 +5,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +39,34 @@ class Proxy:
         self._do(self._reset())
 
     def refuse(self, seconds: float) -> None:
-        """Reset every connection, and for `seconds` each new one at once.
+        """Be `refusing` for `seconds`."""
+        with self.refusing():
+            time.sleep(seconds)
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Reset every connection, and meanwhile each new one at once.
 
         It continues to listen, because another program could take the port.
         """
         self._refusing = True
         try:
             self._do(self._reset())
-            time.sleep(seconds)
+            yield
         finally:
             self._refusing = False
 
     def swallow(self, seconds: float) -> None:
-        """Accept data and connections for `seconds`, but pass nothing on; then reset them all."""
+        """Be `swallowing` for `seconds`."""
+        with self.swallowing():
+            time.sleep(seconds)
+
+    @contextmanager
+    def swallowing(self) -> Iterator[None]:
+        """Accept data and connections meanwhile, but pass nothing on; then reset them all."""
         self._flows.clear()
         try:
-            time.sleep(seconds)
+            yield
             self._do(self._reset())
         finally:
             self._loop.call_soon_threadsafe(self._flows.set)

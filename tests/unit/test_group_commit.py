@@ -73,11 +73,3 @@ def test_a_failed_write_fails_the_calls_of_its_group_only(
 ) -> None:
     assert [type(got) for got in hand_over(1, 2, 13, 3, 4)] == [int, RuntimeError, RuntimeError, RuntimeError, int]
     assert writer.groups == [[1], [2, 13, 3], [4]]
-
-
-def test_a_caller_times_out_and_its_item_is_still_written(writer: Writer, commit: GroupCommit[int, int]) -> None:
-    with pytest.raises(TimeoutError):
-        commit(1, seconds=0.01)
-    writer.go_on.set()
-    assert commit(2) == 20
-    assert writer.groups == [[1], [2]]

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from typing import NamedTuple
 
 import click
 import structlog
@@ -42,6 +43,15 @@ COUNTS_SECONDS = 300.0
 Job = Callable[[], None]
 """What a supervised process does until it is stopped."""
 
+
+class _Part(NamedTuple):
+    """The jobs of one command."""
+
+    jobs: list[Job]
+    close: Callable[[], None] = lambda: None
+    """Closes what these jobs share: in the processes of other parts, and in the supervisor when it stops."""
+
+
 port_option = click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on. Overrides PORT.")
 processes_option = click.option(
     "--processes", type=click.IntRange(1), help="Number of processes that apply events. Overrides WORKER_PROCESSES."
@@ -74,36 +84,46 @@ def up(port: int | None, processes: int | None) -> None:
     _supervise(settings, _web_jobs, _worker_jobs, _clock_jobs)
 
 
-def _supervise(settings: Settings, *makers: Callable[[Settings, str, Engine], list[Job]]) -> None:
+def _supervise(settings: Settings, *makers: Callable[[Settings, str, Engine], _Part]) -> None:
     """Run the jobs that each of `makers` returns until stopped, each in a process."""
     engine = open_database(settings)
     require_migrated(engine)
     with redis_server(settings) as redis, until_stopped() as stop:
         require_redis_version(redis.url)
-        jobs = [job for make in makers for job in make(settings, redis.url, engine)]
+        parts = [make(settings, redis.url, engine) for make in makers]
         engine.dispose()  # a fork would share its connections
-        supervise(jobs, stop, _reporter(redis.url))
+        jobs = [
+            partial(_each, [*(other.close for other in parts if other is not part), job])
+            for part in parts
+            for job in part.jobs
+        ]
+        supervise(jobs, stop, _reporter(redis.url), stopping=partial(_each, [part.close for part in parts]))
 
 
-def _web_jobs(settings: Settings, redis_url: str, _engine: Engine) -> list[Job]:
+def _each(steps: list[Callable[[], None]]) -> None:
+    for step in steps:
+        step()
+
+
+def _web_jobs(settings: Settings, redis_url: str, _engine: Engine) -> _Part:
     """Listen on PORT, and return the web processes."""
     serve = importlib.import_module("webhooks.serve")  # by name, because it belongs to a higher layer
-    jobs: list[Job] = serve.processes(settings, redis_url, serve.listen(settings))
-    return jobs
+    sockets = serve.listen(settings)
+    return _Part(serve.processes(settings, redis_url, sockets), partial(serve.stop_listening, sockets))
 
 
-def _worker_jobs(settings: Settings, redis_url: str, engine: Engine) -> list[Job]:
+def _worker_jobs(settings: Settings, redis_url: str, engine: Engine) -> _Part:
     """Adopt the settings that the database keeps, and return the worker processes."""
     _bind_if_reachable(engine, settings, redis_url)
     role_map.adopt(engine, settings.role_map)
     auto_join_policy.adopt(engine, settings.auto_join, existing=settings.auto_join_existing)
     in_transaction(engine, refresh)
     lanes = [DRAIN] * (settings.worker_processes - 1) + list(lanes_of(settings))
-    return [partial(lane.work, name, settings, redis_url) for name in lanes]
+    return _Part([partial(lane.work, name, settings, redis_url) for name in lanes])
 
 
-def _clock_jobs(settings: Settings, _redis_url: str, _engine: Engine) -> list[Job]:
-    return [partial(_run_clock, settings, os.getpid())]
+def _clock_jobs(settings: Settings, _redis_url: str, _engine: Engine) -> _Part:
+    return _Part([partial(_run_clock, settings, os.getpid())])
 
 
 def _run_clock(settings: Settings, supervisor: int | None = None) -> None:

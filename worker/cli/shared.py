@@ -50,9 +50,10 @@ def known(found: T | None, otherwise: str) -> T:
 
 @contextmanager
 def until_stopped() -> Iterator[threading.Event]:
-    """Yield an event that is set by SIGTERM and Ctrl-C."""
+    """Yield an event that is set by SIGTERM, Ctrl-C and the end of the terminal."""
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    hangup = [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)  # ignored under nohup
+    for number in (signal.SIGTERM, signal.SIGINT, *hangup):
         signal.signal(number, lambda *_: stop.set())
     yield stop
 

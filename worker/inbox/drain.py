@@ -104,10 +104,6 @@ class Presence:
             in_transaction(self._engine, _delete_batch, self.id)
 
 
-class Crowded(Exception):  # noqa: N818 - not an error
-    """More is due than a small batch holds, or a recorded batch waits."""
-
-
 def drain(
     engine: Engine,
     limits: DrainLimits,
@@ -161,9 +157,8 @@ def _small_batch(engine: Engine, limits: DrainLimits, presence: Presence) -> Ste
     chosen: list[str] = []
     presence.note()
     try:
-        return Step(in_transaction(engine, _apply_due, limits, presence, chosen), last=True)
-    except Crowded:
-        return None
+        accepted = in_transaction(engine, _apply_due, limits, presence, chosen)
+        return None if accepted is None else Step(accepted, last=True)
     except Exception as error:
         if not chosen:
             raise
@@ -173,19 +168,22 @@ def _small_batch(engine: Engine, limits: DrainLimits, presence: Presence) -> Ste
         return Step()
 
 
-def _apply_due(tx: Connection, limits: DrainLimits, presence: Presence, chosen: list[str]) -> list[float]:
-    """Apply all events that are due, whose ids are put into `chosen`."""
+def _apply_due(tx: Connection, limits: DrainLimits, presence: Presence, chosen: list[str]) -> list[float] | None:
+    """Apply all events that are due, whose ids are put into `chosen`; None if they are too many, or not for us.
+
+    Returns the monotonic times at which they were accepted, without replayed events.
+    """
     now = time.monotonic()
     most = min(SMALL_BATCH, limits.batch_size)
     chosen.clear()
     if not presence.renew(tx):
-        raise Crowded
+        return None
     roles = _role_map(tx)
     recorded = exists().where(Batch.id.not_like(f"{PRESENCE}%"))
     due = _inbox_events(Event.status == inline_literal(EventStatus.PENDING), Event.due_at <= db_now(), ~recorded)
     events = tx.execute(due.order_by(Event.due_at, Event.id).limit(most + 1).with_for_update(skip_locked=True)).all()
     if len(events) > most or (not events and tx.execute(select(recorded)).scalar_one()):
-        raise Crowded
+        return None
     if not events:
         return []
     found = [InboxEvent(*event) for event in events]

@@ -84,10 +84,12 @@ def _drain(services: Services, stopping: threading.Event, _at_end: ExitStack) ->
     def run() -> None:
         ends = time.monotonic() + JOB_SECONDS
         with Presence(services.engine, limits) as presence:
-            bell.hold()
-            while read(presence) and time.monotonic() < ends and bell.waits_for_more(LINGER_SECONDS):
+            try:
                 bell.hold()
-            bell.answer()
+                while read(presence) and time.monotonic() < ends and bell.waits_for_more(LINGER_SECONDS):
+                    bell.hold()
+            finally:
+                bell.answer()
             if not read(presence):
                 bell.ring()
 

@@ -104,12 +104,15 @@ class Child:
 
 
 def supervise(
-    jobs: Sequence[Callable[[], None]], stop: threading.Event, report: Callable[[BaseException], None]
+    jobs: Sequence[Callable[[], None]],
+    stop: threading.Event,
+    report: Callable[[BaseException], None],
+    stopping: Callable[[], None] = lambda: None,
 ) -> None:
     """Run each of `jobs` in a process until `stop` is set; then send SIGTERM, and SIGKILL after 30 seconds.
 
     `report` is called with each error of starting a process, which is tried again. It must leave no thread and no
-    connection behind.
+    connection behind. `stopping` is called before the first SIGTERM.
 
     The calling process must have no other threads and no open connections, because a fork would break them.
     """
@@ -125,6 +128,7 @@ def supervise(
                     report(error)
             stop.wait(0.2)
     finally:
+        stopping()
         running = [child.process for child in children if child.process is not None]
         for process in running:
             process.terminate()

@@ -35,7 +35,6 @@ class Settings(BaseModel):
 
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     listen_fds: Annotated[int, Field(ge=0, le=1024)] = 0
-    listen_pid: Annotated[int, Field(ge=0)] = 0
     database_url: Annotated[str, AfterValidator(values.database), Field(repr=False)] = DEFAULT_DATABASE_URL
     database_schema: Annotated[str, parsed(values.schema)] | None = None
     redis_url: Annotated[Annotated[str, AfterValidator(values.redis)] | None, Field(repr=False)] = None

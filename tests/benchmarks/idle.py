@@ -1,0 +1,42 @@
+"""An idle installation of `workos-sync up`: its memory and its use of a core."""
+
+import time
+from collections.abc import Iterator
+
+import psutil
+
+from tests.benchmarks.runner import OURS, Mark, Row, Sample
+from tests.benchmarks.servers import SQLITE, START_SECONDS, Bench
+from tests.support.stack.machine import answers, free_ports
+
+SETTLED_SECONDS = 5.0
+MEMORY = "proportional MB"
+CORE = "% of a core"
+
+
+def rows(bench: Bench) -> Iterator[Row]:
+    """Yield it on SQLite."""
+    watched = bench.size(30.0, 1.0)
+
+    def ours() -> Sample:
+        [port] = free_ports(1)
+        with bench.database(SQLITE) as url:
+            env = bench.environment(url, PORT=port)
+            with bench.running("up", ["-m", "worker.cli", "up"], env) as process:
+                process.wait_until(lambda: answers(f"http://127.0.0.1:{port}/readyz"), START_SECONDS)
+                time.sleep(SETTLED_SECONDS)
+                above = psutil.Process(process.pid)
+                family = [above, *above.children(recursive=True)]
+                before = _seconds(family)
+                time.sleep(watched)
+                used = _seconds(family) - before
+                memory = sum(each.memory_full_info().pss for each in family)
+        return {MEMORY: memory / 1e6, CORE: 100 * used / watched}
+
+    yield Row(
+        "idle installation, up, sqlite", {OURS: ours}, [Mark(MEMORY, most=300), Mark(CORE, most=1)], most_rounds=3
+    )
+
+
+def _seconds(family: list[psutil.Process]) -> float:
+    return sum(each.cpu_times().user + each.cpu_times().system for each in family)

@@ -1,0 +1,68 @@
+"""Many connections, and bytes on plain sockets."""
+
+import itertools
+import re
+import resource
+import socket
+import struct
+from contextlib import suppress
+
+import pytest
+
+from tests.support import sign
+
+PATH = "/webhooks/workos"
+
+
+def raise_file_limit(needed: int) -> None:
+    """Let this process open so many files. Skip the test where the system does not permit it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most < needed:
+        pytest.skip(f"the limit of open files is {most}, and {needed} are needed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def connect(port: int, seconds: float = 20.0) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=seconds)
+
+
+def reset_when_closed(client: socket.socket) -> None:
+    """Let the end of thousands of connections leave no port that waits for a minute: other tests need the ports."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def delivery(body: bytes, *fields: str, version: str = "1.1", path: str = PATH) -> bytes:
+    """A signed delivery as bytes."""
+    signed = (f"WorkOS-Signature: {sign(body)}", f"Content-Length: {len(body)}")
+    return "\r\n".join((f"POST {path} HTTP/{version}", "Host: localhost", *signed, *fields, "", "")).encode() + body
+
+
+def get(path: str, *fields: str) -> bytes:
+    return "\r\n".join((f"GET {path} HTTP/1.1", "Host: localhost", *fields, "", "")).encode()
+
+
+def read_all(client: socket.socket) -> bytes:
+    """Everything until the server closes the connection."""
+    parts: list[bytes] = []
+    with suppress(ConnectionResetError):
+        parts.extend(itertools.takewhile(bool, iter(lambda: client.recv(65_536), b"")))
+    return b"".join(parts)
+
+
+def read_answers(client: socket.socket, number: int) -> list[tuple[int, bytes]]:
+    """Read so many answers of a connection that stays open; return the status and the body of each."""
+    data = b""
+    answers: list[tuple[int, bytes]] = []
+    while len(answers) < number:
+        head, end, rest = data.partition(b"\r\n\r\n")
+        length = re.search(rb"\r\ncontent-length: (\d+)", head.lower())
+        size = int(length[1]) if length else 0
+        if end and len(rest) >= size:
+            answers.append((int(head.split(b" ", 2)[1]), rest[:size]))
+            data = rest[size:]
+            continue
+        more = client.recv(65_536)
+        if not more:
+            raise ConnectionResetError(f"closed after {len(answers)} answers")
+        data += more
+    return answers
