@@ -363,6 +363,11 @@ DATABASE_ERRORS = (DBAPIError, PoolTimeoutError)
 """What a statement raises if the database is unavailable. A `DBAPIError` may also mean that the statement is wrong."""
 
 
+def is_unforeseen(error: BaseException) -> bool:
+    """Return whether the driver raised an exception that is none of its own, which was converted."""
+    return isinstance(error, DBAPIError) and type(error.orig).__module__ == "builtins"
+
+
 def is_transient(error: BaseException) -> bool:
     """Return whether an error is temporary: a lost connection, a deadlock, a busy database, a time-out."""
     if not isinstance(error, DBAPIError):

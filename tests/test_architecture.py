@@ -15,8 +15,8 @@ from worker import errors
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("models", "worker", "webhooks")
 LAYERS: list[set[str]] = [
-    {"models", *(f"worker.{name}" for name in ("backoff", "errors", "group_commit", "logs"))},
-    {"worker.audit", "worker.decision", "worker.leases", "worker.private_files", "worker.redis_client"},
+    {"models", *(f"worker.{name}" for name in ("backoff", "errors", "group_commit", "seldom"))},
+    {f"worker.{name}" for name in ("audit", "decision", "leases", "logs", "private_files", "redis_client")},
     {
         *(f"worker.{name}" for name in ("error_handling", "kinds", "operator_sessions", "queue", "runs")),
         *("worker.settings", "worker.workos_api"),
@@ -32,6 +32,7 @@ LAYER_OF = {part: number for number, parts in enumerate(LAYERS, start=1) for par
 SUITES = tuple(f"tests.{name}" for name in ("benchmarks", "demo", "drill", "e2e", "integration", "unit", "use_cases"))
 ERRORS_ELSEWHERE = {
     "worker.redis_client.NotPrimaryError",  # RQ and redis-py treat it as redis-py's own
+    "worker.redis_client.UnexpectedRedisError",  # likewise
     "worker.workos_api.calls.CallError",  # stays within its package
     "worker.workos_api.client.LastPageError",  # carries a `Page` of that module
 }

@@ -9,10 +9,11 @@ from models.database import DATABASE_ERRORS, reconnecting
 from models.revisions import outdated
 from worker.bootstrap import Services
 from worker.inbox.store import probe
-from worker.reports.verdict import Cached, judge
+from worker.metrics import Place
+from worker.reports.verdict import Cached, Verdict, judge
 
 CACHE_SECONDS = 5.0
-"""Maximum age of the warnings that `/readyz` returns: load balancers call it often."""
+"""Maximum age of the warnings that `/readyz` returns, also of a failure to find them: load balancers call it often."""
 
 
 def blueprint(services: Services) -> Blueprint:
@@ -20,7 +21,15 @@ def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("health", __name__)
     probing = threading.Lock()  # At most one: the inbox's other connection commits deliveries.
     migrated = threading.Event()
-    verdict = Cached(partial(judge, services.engine, services.report_redis, services.settings), CACHE_SECONDS)
+
+    def judge_unless_failing() -> Verdict | None:
+        """Return the verdict; None after any error, which is reported: deliveries may still be committed."""
+        found: Verdict | None = None
+        with services.counters.contained(Place.READINESS, "warnings"):
+            found = judge(services.engine, services.report_redis, services.settings)
+        return found  # noqa: RET504 - None after an error
+
+    verdict = Cached(judge_unless_failing, CACHE_SECONDS)
 
     @routes.get("/healthz")
     def healthz() -> Response:
@@ -28,7 +37,7 @@ def blueprint(services: Services) -> Blueprint:
 
     @routes.get("/readyz")
     def readyz() -> Response | tuple[Response, int]:
-        """Return 200 if an event can be committed. Other problems are warnings: deliveries do not need Redis."""
+        """Return 200 if an event can be committed. Nothing else decides it: other problems are warnings."""
         try:
             with probing:
                 if not migrated.is_set():
@@ -39,9 +48,8 @@ def blueprint(services: Services) -> Blueprint:
         except DATABASE_ERRORS:
             migrated.clear()
             return jsonify(status="not ready", reason="the database accepts no events"), 503
-        try:
-            now = verdict()
-        except DATABASE_ERRORS:  # Perhaps too slow. Deliveries can still be committed.
+        now = verdict()
+        if now is None:
             return jsonify(status="ready", warnings=None)
         health = now.health
         shown = {name: getattr(health, name) for name in ("pending", "failed", "oldest_pending_seconds")}

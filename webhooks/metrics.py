@@ -118,14 +118,15 @@ def _counter_metrics(counts: Mapping[Name, float], times: Mapping[Name, float]) 
     for key, (name, text, labels) in COUNTERS.items():
         counter = CounterMetricFamily(f"workos_sync_{name}", text, labels=[label for label, _ in labels])
         initial = dict.fromkeys(itertools.product(*(values for _, values in labels)), 0.0)
-        series = initial | {found.labels: number for found, number in counts.items() if found.name == key}
+        mine = {found.labels: number for found, number in counts.items() if found.name == key}
+        series = initial | {values: number for values, number in mine.items() if len(values) == len(labels)}
         for values, number in sorted(series.items()):
             counter.add_metric(values, number)
         yield counter
     yield _gauge(
         "webhook_secret_used_timestamp_seconds",
         "When the secret at this position in WORKOS_WEBHOOK_SECRETS last verified a delivery.",
-        {key.labels: at for key, at in sorted(times.items()) if key.name == "secret_used"},
+        {key.labels: at for key, at in sorted(times.items()) if key.name == "secret_used" and len(key.labels) == 1},
         "place",
     )
     histogram = HistogramMetricFamily(

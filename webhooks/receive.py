@@ -10,8 +10,9 @@ from typing import NamedTuple, NoReturn
 import structlog
 from flask import Blueprint, Response, abort, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.exceptions import MethodNotAllowed
 
-from models.database import in_transaction
+from models.database import in_transaction, is_unforeseen
 from models.ip_addresses import ip_of
 from models.types import JsonObject
 from webhooks.group_commit import AsyncGroupCommit
@@ -23,9 +24,9 @@ from worker.errors import InvalidSignatureError, PayloadError
 from worker.inbox.store import ReceivedEvent, accept_webhooks
 from worker.inbox.verified_secrets import note_verified
 from worker.kinds import READERS
-from worker.logs import Seldom
 from worker.metrics import REFUSALS, REFUSED_SINCE_VALID, Counters, Name, Place
 from worker.reports.doctor import WEBHOOK_PATH
+from worker.seldom import Seldom
 
 log = structlog.get_logger()
 
@@ -61,11 +62,17 @@ def blueprint(services: Services) -> Blueprint:
                 counters.add(REFUSED_SINCE_VALID, "address")
             abort(403)
 
+    @routes.get(WEBHOOK_PATH, defaults={"token": ""})
+    @routes.get(f"{WEBHOOK_PATH}/<token>")
+    def refuse_get(token: str) -> NoReturn:
+        """Return 404 or 405: `register` and `doctor` ask whether a URL leads here and has the right token."""
+        _require_path_token(token, path_token)
+        raise MethodNotAllowed(["POST"])
+
     @routes.post(WEBHOOK_PATH, defaults={"token": ""})
     @routes.post(f"{WEBHOOK_PATH}/<token>")
     def deliver(token: str) -> Response | tuple[Response, int]:
-        if not hmac.compare_digest(token.encode("utf-8", "replace"), path_token or b""):
-            abort(404)
+        _require_path_token(token, path_token)
         body = request.get_data(cache=False)
         if len(body) > settings.webhook_max_bytes:
             abort(413)  # Sent in chunks, so its size was not known earlier.
@@ -126,7 +133,12 @@ class _Inbox:
         Raises:
             sqlalchemy.exc.SQLAlchemyError: the commit failed, or its result is unknown.
         """
-        are_new = accept_webhooks(self._services.inbox_engine, [posted.event for posted in group])
+        try:
+            are_new = accept_webhooks(self._services.inbox_engine, [posted.event for posted in group])
+        except SQLAlchemyError as error:
+            if is_unforeseen(error):  # the senders get 503 for it, and try again
+                self._services.counters.report(Place.REQUEST, "receive.deliver", error)
+            raise
         log.info("webhooks_stored", events=[p.named | {"new": new} for p, new in zip(group, are_new, strict=True)])
         types = [(posted.metric_type, new) for posted, new in zip(group, are_new, strict=True)]
         for (metric_type, new), number in Counter(types).items():
@@ -168,6 +180,12 @@ def known_part(path: str) -> str:
     segments = path.split("/")
     same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(known, segments, strict=False))))
     return "/".join([*segments[:same], *["..."] * (len(segments) > same)])
+
+
+def _require_path_token(token: str, expected: bytes | None) -> None:
+    """Respond with 404 to a path with another token."""
+    if not hmac.compare_digest(token.encode("utf-8", "replace"), expected or b""):
+        abort(404)
 
 
 def _is_allowed(address: str | None, allowed: list[Network]) -> bool:

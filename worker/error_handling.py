@@ -21,4 +21,6 @@ def is_expected(error: BaseException) -> bool:
     """Return whether an error is one of ours, or means that the database or Redis is unavailable."""
     if isinstance(error, DBAPIError) and error.statement is not None:
         return database.is_transient(error)
+    if isinstance(error, redis_client.UnexpectedRedisError):
+        return False
     return isinstance(error, (WorkosSyncError, RedisError, *database.DATABASE_ERRORS))

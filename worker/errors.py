@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import ClassVar
 
 MAX_FRAMES = 20
+MAX_CAUSES = 5
 
 
 class WorkosSyncError(Exception):
@@ -146,11 +147,26 @@ def fingerprint(error: BaseException) -> str:
 def stack_of(error: BaseException) -> str | None:
     """Return the stack of an error, outermost call first: a file, line and function each, and never a value."""
     frames = traceback.extract_tb(error.__traceback__)[-MAX_FRAMES:]
-    lines = (f"{'/'.join(PurePath(frame.filename).parts[-3:])}:{frame.lineno} in {frame.name}" for frame in frames)
-    return "\n".join(lines) or None
+    return "\n".join(place_in(frame.filename, frame.lineno, frame.name) for frame in frames) or None
+
+
+def place_in(file: str, line: int | None, function: str | None) -> str:
+    """Return a place in code in one line, with the end of the file's path."""
+    return f"{'/'.join(PurePath(file).parts[-3:])}:{line} in {function}"
 
 
 def unexpected(error: BaseException) -> str:
     """Describe an unexpected error in one line: its class and where it was raised, and never a value."""
     place = (stack_of(error) or "an unknown place").splitlines()[-1]
     return f"{type(error).__name__} at {place}"
+
+
+def causes_of(error: BaseException) -> list[BaseException]:
+    """Return an error and what caused it, the causes last; at most `MAX_CAUSES` of them."""
+    found = [error]
+    while len(found) <= MAX_CAUSES:
+        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if cause is None or cause in found:
+            break
+        found.append(error := cause)
+    return found

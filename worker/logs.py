@@ -1,32 +1,17 @@
 """Structured logs: events with a constant name and fields, as JSON or as columns for a terminal."""
 
+import linecache
 import logging
 import sys
-import time
 from typing import Literal
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from worker.errors import causes_of, place_in, stack_of, unexpected
+
 FORBIDDEN = frozenset({"email", "secret", "signature", "payload", "body", "data", "password", "token", "url"})
 """Fields that are logged as `withheld`: logs must not contain e-mail addresses, secrets, signatures or payloads."""
-LOG_SECONDS = 10.0
-"""Minimum time between two log lines of a `Seldom`."""
-
-
-class Seldom:
-    """Returns true at most once in `LOG_SECONDS`: for log lines that others can cause at any rate."""
-
-    def __init__(self) -> None:
-        self._last = -LOG_SECONDS
-
-    def __call__(self) -> bool:
-        """Return whether to log now."""
-        now = time.monotonic()
-        if now - self._last < LOG_SECONDS:
-            return False
-        self._last = now
-        return True
 
 
 def _drop_forbidden(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
@@ -42,6 +27,29 @@ def _escape_control(_logger: WrappedLogger, _method: str, fields: EventDict) -> 
     return {name: escaped(value) if isinstance(value, str) else value for name, value in fields.items()}
 
 
+def _describe_exception(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
+    """Replace an exception by the classes and places of it and its causes: messages quote values."""
+    given = fields.pop("exc_info", None)
+    error = given[1] if isinstance(given, tuple) else given if isinstance(given, BaseException) else sys.exception()
+    if given and error is not None:
+        fields.update(error="; caused by ".join(map(unexpected, causes_of(error))), stack=stack_of(error))
+    return fields
+
+
+def _describe_foreign(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
+    """Describe a log line of a library by its message without arguments, and its place in the code.
+
+    A message that is not in the library's code as it is was put together of values, and is left out.
+    """
+    record: logging.LogRecord = fields["_record"]
+    message: object = record.msg
+    first_line = message.partition("\n")[0] if isinstance(message, str) else ""
+    known = bool(first_line) and any(first_line in line for line in linecache.getlines(record.pathname))
+    fields["event"] = first_line if known else "library_message"
+    fields["at"] = place_in(record.pathname, record.lineno, record.funcName)
+    return fields
+
+
 def configure(log_format: Literal["json", "console"] | None) -> None:
     """Send all log lines of this process, including those of libraries, to standard error in one format.
 
@@ -53,15 +61,13 @@ def configure(log_format: Literal["json", "console"] | None) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _drop_forbidden,
+        _describe_exception,
     ]
     renderer: list[Processor]
-    # Both write tracebacks without the values of variables, which may be secrets and payloads.
     if log_format == "console" or (log_format is None and on_terminal):
-        plain = structlog.dev.plain_traceback
-        renderer = [_escape_control, structlog.dev.ConsoleRenderer(colors=on_terminal, exception_formatter=plain)]
+        renderer = [_escape_control, structlog.dev.ConsoleRenderer(colors=on_terminal)]
     else:
-        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-        renderer = [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
+        renderer = [structlog.processors.JSONRenderer()]
     # Bypass the standard library's logging: with it, one line costs as much as the rest of a delivery.
     structlog.configure(
         processors=[*shared, *renderer],
@@ -70,9 +76,12 @@ def configure(log_format: Literal["json", "console"] | None) -> None:
         cache_logger_on_first_use=False,  # tests configure a process more than once
     )
     handler = logging.StreamHandler(sys.stderr)
-    foreign = [*shared, structlog.stdlib.add_logger_name]
+    foreign = [_describe_foreign, *shared, structlog.stdlib.add_logger_name]
     processors = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer]
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=foreign, processors=processors))
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=foreign, processors=processors, use_get_message=False
+    )
+    handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)

@@ -23,7 +23,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from worker.error_handling import describe, is_expected
 from worker.errors import stack_of, unexpected
-from worker.redis_client import INTERRUPTS
+from worker.redis_client import INTERRUPTS, UnexpectedRedisError
 
 log = structlog.get_logger()
 
@@ -56,6 +56,10 @@ class Place(StrEnum):
     COUNTERS = "counters"
     """Adding counts to Redis."""
     METRICS = "metrics"
+    READINESS = "readiness"
+    """The warnings in the answer of `/readyz`."""
+    HEARTBEAT = "heartbeat"
+    """Reporting a worker process as alive."""
     SUPERVISOR = "supervisor"
     """Starting a process."""
 
@@ -111,8 +115,16 @@ class Counters:
             name: which task, lane, route or hook it was, for the log.
             error: the error.
         """
-        log.error("unexpected_error", place=place, name=name, error=unexpected(error), stack=stack_of(error))
+        cause = (error.__cause__ or error) if isinstance(error, UnexpectedRedisError) else error
+        log.error("unexpected_error", place=place, name=name, error=unexpected(cause), stack=stack_of(cause))
         self.add(UNEXPECTED, place)
+
+    def postpone(self, place: Place, name: str, error: BaseException) -> None:
+        """Log an error after which the caller tries again later. An unexpected one is reported as `report` does."""
+        if is_expected(error):
+            log.warning("postponed", place=place, name=name, error=describe(error))
+        else:
+            self.report(place, name, error)
 
     @contextmanager
     def contained(self, place: Place, name: str) -> Iterator[None]:
@@ -126,10 +138,7 @@ class Counters:
         except INTERRUPTS:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller goes on
-            if is_expected(error):
-                log.warning("postponed", place=place, name=name, error=describe(error))
-            else:
-                self.report(place, name, error)
+            self.postpone(place, name, error)
 
     def observe(self, name: str, seconds: Iterable[float]) -> None:
         """Count durations in a histogram: a bucket's upper end is its label, the sum is another counter."""
@@ -236,7 +245,8 @@ def _read(redis: Redis, key: str) -> dict[Name, float]:
         try:
             name, labels = json.loads(field)
             counter, number = Name(str(name), tuple(map(str, labels))), float(value)
-        except (TypeError, ValueError):
+            "".join((counter.name, *counter.labels)).encode()  # lone surrogates cannot be shown
+        except (TypeError, ValueError, RecursionError):
             continue
         if math.isfinite(number):
             found[counter] = number

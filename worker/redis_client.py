@@ -21,7 +21,7 @@ from rq.exceptions import StopRequested
 from rq.timeouts import BaseTimeoutException
 
 from worker.errors import ConfigurationError, unexpected
-from worker.logs import Seldom
+from worker.seldom import Seldom
 
 log = structlog.get_logger()
 
@@ -46,6 +46,10 @@ class NotPrimaryError(ConnectionError):
     def __init__(self, code: str) -> None:
         super().__init__(f"the server is not the primary: {code}")
         self.code = code
+
+
+class UnexpectedRedisError(ConnectionError):
+    """Code raised something else than `RedisError` while it used a connection. The cause is that error."""
 
 
 def open_redis(url: str, **timeouts: float) -> Redis:
@@ -169,7 +173,7 @@ def _not_primary_code(error: ResponseError | BusyLoadingError) -> str | None:
 
 @contextmanager
 def _converted(connection: Connection) -> Iterator[None]:
-    """Turn any other exception into a `ConnectionError`, and note on each error which server it is about."""
+    """Turn any other exception into an `UnexpectedRedisError`, and note on each error which server it is about."""
     try:
         yield
     except INTERRUPTS:
@@ -182,7 +186,7 @@ def _converted(connection: Connection) -> Iterator[None]:
         raise
     except Exception as error:
         connection.disconnect()  # type: ignore[no-untyped-call]  # redis-py has no types for it
-        converted = ConnectionError(f"unexpected {unexpected(error)}")
+        converted = UnexpectedRedisError(f"unexpected {unexpected(error)}")
         converted.add_note(_place(connection))
         raise converted from error
 

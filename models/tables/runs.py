@@ -76,8 +76,9 @@ class Run(Base):
     after: Mapped[str | None]
     """For a replay: the last event id done."""
     done: Mapped[int] = mapped_column(server_default="0")
-    """For a replay: events requeued. For a failed resync: organizations compared."""
+    """For a replay: events requeued. For a resync that ended and did not compare everything: organizations compared."""
     total: Mapped[int | None]
+    """For a replay: events selected. For a resync as above: organizations, None if not known."""
     skipped: Mapped[int] = mapped_column(server_default="0")
     """For a replay: events whose payload is no longer kept."""
     requested_by: Mapped[str]

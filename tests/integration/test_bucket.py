@@ -106,6 +106,15 @@ def test_a_clock_that_goes_back_does_not_block_the_bucket(redis: Redis) -> None:
     assert time.monotonic() - began < 1
 
 
+@pytest.mark.parametrize("tokens", ["-1e12", "-inf", "nan", "x"])
+@pytest.mark.parametrize("at", ["nan", "inf", "-inf", "0"])
+def test_foreign_numbers_in_a_bucket_delay_nobody(redis: Redis, tokens: str, at: str) -> None:
+    redis.hset("workos-sync:bucket:fast", mapping={"tokens": tokens, "at": at})
+    waits = Waits()
+    Buckets(redis, 1.0, waits.sleep).take(FAST)
+    assert all(0 <= seconds <= 0.011 for seconds in waits.seconds)
+
+
 class RecordingBuckets:
     """Real buckets that record the limits that were used."""
 

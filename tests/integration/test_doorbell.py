@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from flask.testing import FlaskClient
 from redis import Redis
 from rq import Callback, Queue, Repeat, Retry, Webhook
+from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 from sqlalchemy import Engine
 from structlog.testing import capture_logs
@@ -27,8 +29,7 @@ from tests.support.stories import new_users, written_once
 from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
 from worker.inbox.drain import DrainLimits, drain
-from worker.logs import Seldom
-from worker.metrics import Counters
+from worker.metrics import Counters, Place
 from worker.processes import jobs
 from worker.processes.clock import sweep
 from worker.processes.jobs import clearing_flag, make_worker
@@ -36,6 +37,7 @@ from worker.queue.doorbell import DRAIN, Doorbell, queue_name
 from worker.queue.heartbeat import Heartbeat
 from worker.redis_client import open_redis
 from worker.reports.health import check_health
+from worker.seldom import Seldom
 
 pytestmark = pytest.mark.long
 
@@ -312,6 +314,56 @@ def test_a_crafted_job_runs_at_most_once_and_the_worker_continues(
         assert not redis.keys("rq:job:crafted") or crafted in HARMLESS
     assert [line["event"] for line in logs] == ["job_dropped"] * (crafted in DROPPED)
     assert [record for record in caplog.records if record.levelname in {"ERROR", "CRITICAL"}] == []
+
+
+FOREIGN_ENTRIES: dict[str, Callable[[Redis, Queue], object]] = {
+    "a running job": lambda redis, queue: redis.zadd(queue.started_job_registry.key, {b"\xff": 1}),
+    "a running job that never expires": lambda redis, queue: redis.zadd(queue.started_job_registry.key, {b"\xff": 9e9}),
+    "a running job with two executions": lambda redis, queue: redis.zadd(queue.started_job_registry.key, {"a:b:c": 1}),
+    "a finished job": lambda redis, queue: redis.zadd(queue.finished_job_registry.key, {b"\xff": 1}),
+    "a failed job": lambda redis, queue: redis.zadd(queue.failed_job_registry.key, {b"\xff": 1}),
+    "a worker": lambda redis, queue: redis.sadd(f"rq:workers:{queue.name}", b"\xff"),
+    "a job that was taken": lambda redis, queue: redis.rpush(queue.intermediate_queue.key, b"\xff", b"\xff", "x"),
+    "a group": lambda redis, _: redis.sadd("rq:groups", b"\xff"),
+    "a rate limit": lambda redis, _: redis.sadd("rq:rl-keys", b"\xff"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN_ENTRIES)
+def test_a_worker_goes_on_whatever_rq_finds_in_redis(
+    redis_url: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran: list[object] = []
+    with open_redis(redis_url) as redis:
+        bell = Doorbell(redis, DRAIN)
+        FOREIGN_ENTRIES[kind](redis, bell.queue)
+        for _ in range(2):
+            bell.ring()
+            run = clearing_flag(lambda: ran.append(1), bell, Counters(redis))
+            make_worker(redis, DRAIN, {DRAIN: run}).work(burst=True)
+        assert len(ran) == 2
+        assert redis.llen(bell.queue.intermediate_queue.key) == 0
+    assert [record for record in caplog.records if record.levelname in {"ERROR", "CRITICAL"}] == []
+
+
+def test_an_error_of_the_maintenance_is_reported_and_the_job_runs(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[object] = []
+
+    def fail(*_: object) -> None:
+        raise ValueError("whatever it is")
+
+    monkeypatch.setattr(StartedJobRegistry, "cleanup", fail)
+    with open_redis(redis_url) as redis, capture_logs() as logs:
+        bell, counters = Doorbell(redis, DRAIN), Counters(redis)
+        bell.ring()
+        contained = partial(counters.contained, Place.LANE, DRAIN)
+        functions = {DRAIN: clearing_flag(lambda: ran.append(1), bell, counters)}
+        make_worker(redis, DRAIN, functions, contained=contained).work(burst=True)
+        assert ran == [1] and not redis.exists(bell.queue.registry_cleaning_key)
+        counters.close()
+    assert [(line["event"], line["place"]) for line in logs] == [("unexpected_error", "lane")]
 
 
 @pytest.mark.parametrize("lost", [None, "all"])

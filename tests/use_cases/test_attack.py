@@ -14,6 +14,8 @@ import pytest
 from click.testing import CliRunner
 from flask.testing import FlaskClient
 from freezegun import freeze_time
+from redis.connection import AbstractConnection
+from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from structlog import get_logger
 
@@ -25,6 +27,9 @@ from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.cli import main
 from worker.logs import configure
+from worker.processes.jobs import make_worker
+from worker.queue.doorbell import DRAIN
+from worker.redis_client import open_redis
 
 WEBHOOK_PATH = "/webhooks/workos"
 READER = "a-token-that-only-reads"
@@ -111,6 +116,81 @@ def test_log_entry_is_one_printable_line(
     assert len(lines) == 2
     assert all(character.isprintable() for line in lines for character in line)
     assert "event_1" in lines[0]
+
+
+PRIVATE = "ann@acme.example"
+
+
+def fail_with_cause() -> None:
+    try:
+        fail()
+    except OSError as error:
+        raise ValueError(PRIVATE) from error
+
+
+def fail(*_: object, **__: object) -> None:
+    raise OSError(PRIVATE)
+
+
+LIBRARY_LINES: dict[str, tuple[object, ...]] = {
+    "a value as an argument": ("Worker %s: quitting", PRIVATE),
+    "a message made of values": (f"{PRIVATE} is wrong",),
+    "a traceback in the message": (f"failed\n{PRIVATE}",),
+    "an exception as the message": (OSError(PRIVATE),),
+    "an exception as an argument": ("failed: %s", OSError(PRIVATE)),
+    "arguments that do not fit": ("Worker: quitting", PRIVATE),
+}
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize("said", LIBRARY_LINES.values(), ids=LIBRARY_LINES)
+def test_log_lines_of_libraries_name_class_and_place_and_no_value(
+    log_format: Any, said: tuple[object, ...], monkeypatch: pytest.MonkeyPatch, restored_logging: None
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure(log_format)
+    try:
+        fail_with_cause()
+    except ValueError:
+        logging.getLogger("library").exception(*said)
+    written = stream.getvalue()
+    assert PRIVATE not in written
+    places = (
+        r"ValueError at \S+test_attack.py:\d+ in fail_with_cause; caused by OSError at \S+test_attack.py:\d+ in fail"
+    )
+    assert re.search(places, written)
+    assert "library" in written and re.search(r"test_attack.py:\d+ in test_log_lines_of_libraries", written)
+
+
+def test_constant_messages_of_libraries_are_kept(monkeypatch: pytest.MonkeyPatch, restored_logging: None) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure("json")
+    logging.getLogger("library").warning("Worker %s: quitting", PRIVATE)
+    logging.getLogger("library").warning("made of " + PRIVATE)  # noqa: G003
+    events = [json.loads(line)["event"] for line in stream.getvalue().splitlines()]
+    assert events == ["Worker %s: quitting", "library_message"]
+
+
+def test_an_error_in_the_loop_of_rq_is_logged_without_its_value(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, restored_logging: None
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure("json")
+
+    def lose_redis(_: bool) -> None:
+        monkeypatch.setattr(AbstractConnection, "send_packed_command", fail)
+
+    with open_redis(redis_url) as redis:
+        worker = make_worker(redis, DRAIN, {})
+        monkeypatch.setattr(worker, "check_for_suspension", lose_redis)  # the first step of its loop
+        with pytest.raises(RedisError):
+            worker.work(burst=True)
+        monkeypatch.undo()
+    assert PRIVATE not in stream.getvalue()
+    assert "caused by OSError at" in stream.getvalue()
 
 
 def test_headers_and_paths_cannot_forge_log_lines(

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from flask import Flask
 from freezegun import freeze_time
+from pydantic import SecretStr
 from redis import Redis
 from sqlalchemy import Engine, insert, make_url, update
 
@@ -386,6 +387,59 @@ def test_register_warns_of_a_path_that_is_not_ours(sandbox: Sandbox, monkeypatch
     monkeypatch.setenv("WEBHOOK_PATH_TOKEN", "abcdefgh01234567abcdefgh")
     result = run("register", "https://sync.acme.example/webhooks/workos/another-token-0123456789")
     assert "is not /webhooks/workos/<WEBHOOK_PATH_TOKEN>" in result.stderr and "abcdefgh" not in result.stderr
+
+
+WEB_TOKEN, OTHER_TOKEN = "token-of-web-0123456789", "token-of-shell-0123456789"
+
+
+@pytest.fixture
+def web_with_token(redis_url: str, configured_engine: Engine) -> Iterator[str]:
+    """The address of `web`, which has a WEBHOOK_PATH_TOKEN that the shell does not have."""
+    settings = load_settings().model_copy(update={"webhook_path_token": SecretStr(WEB_TOKEN)})
+    services = build_services(settings, redis_url, endpoint=True)
+    with serving(create_app(services)) as address:
+        yield f"{address}/webhooks/workos"
+    services.close()
+
+
+@pytest.mark.parametrize(("token", "arrives"), [(WEB_TOKEN, True), (OTHER_TOKEN, False)])
+def test_register_and_doctor_ask_the_route(
+    answering: None,
+    healthy: Sandbox,
+    web_with_token: str,
+    token: str,
+    arrives: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = f"{web_with_token}/{token}"
+    monkeypatch.setenv("WEBHOOK_PATH_TOKEN", token)
+    warning = run("register", url).stderr
+    assert ("warning: the URL answers 404" in warning and "WEBHOOK_PATH_TOKEN" in warning) is not arrives
+    found = webhook_endpoint()
+    assert found["level"] == ("ok" if arrives else "failure")
+    if not arrives:
+        assert "answers 404" in found["saw"] and "WEBHOOK_PATH_TOKEN" in found["remedy"]
+    assert token not in warning and token not in json.dumps(found)
+
+
+@pytest.mark.parametrize("status", [200, 403, 500])
+def test_doctor_trusts_the_path_if_the_route_gives_no_clear_answer(
+    answering: None, healthy: Sandbox, status: int
+) -> None:
+    app = Flask("a firewall")
+    app.get("/webhooks/workos")(lambda: ("", status))
+    (registered,) = healthy.deliveries.endpoints.values()
+    with serving(app) as address:
+        registered.url = f"{address}/webhooks/workos"
+        assert webhook_endpoint()["level"] == "ok"
+    assert webhook_endpoint()["level"] == "ok", "it does not answer"
+
+
+def test_a_malformed_url_at_workos_is_no_error(answering: None, healthy: Sandbox) -> None:
+    (registered,) = healthy.deliveries.endpoints.values()
+    registered.url = "https://sync.acme.example:port/webhooks/workos"
+    assert webhook_endpoint()["level"] == "ok"
+    assert "does not answer" in run("register", registered.url).stderr
 
 
 def test_register_warns_of_a_url_that_does_not_lead_to_web(

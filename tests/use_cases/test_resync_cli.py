@@ -17,6 +17,7 @@ from tests.support import differences, rows
 from tests.support.actors import by
 from tests.support.resync import (
     CLIENT_ID,
+    MEMBERSHIPS,
     away_after,
     catch_up_with,
     changes,
@@ -292,6 +293,50 @@ def test_invalid_items_are_in_the_report(equal: Engine, sandbox: Sandbox) -> Non
     sandbox.faults.odd("/user_management/users$", missing="updated_at")
     shown = json.loads(run("--json").stdout)
     assert [(row["finding"], row["fields"]) for row in shown["drift"]] == [("invalid", {"user.updated_at": None})]
+
+
+def test_a_workspace_whose_listing_failed_is_not_compared(equal: Engine, sandbox: Sandbox) -> None:
+    world = sandbox.world
+    organization = next(iter(world.organizations))
+    quietly(world, lambda: world.delete_membership(world.children(organization, "organization_membership")[0]))
+    sandbox.faults.fail(MEMBERSHIPS, query=f"organization_id={organization}", times=None)
+    before = live(equal)
+    one = run("--organization", organization, exit_code=1).stdout
+    assert "incomplete: 1 of 1 organizations not compared; found: 1 invalid; " in one
+    assert organization in one and "organization_memberships" in one and "500" in one
+    assert "incomplete: 1 of 3 organizations not compared" in run(exit_code=1).stdout
+    assert live(equal) == before
+    shown = json.loads(run("--json", exit_code=1).stdout)
+    assert (shown["status"], shown["compared"], shown["error"]) == ("done", [2, 3], None)
+    again = CliRunner().invoke(main, ["runs", "show", shown["id"]])
+    assert again.exit_code == 0 and "incomplete: 1 of 3 organizations not compared" in again.stdout
+    sandbox.faults.clear()
+    assert "1 extra" in run("--organization", organization).stdout
+
+
+def test_a_failed_listing_is_reported_beside_a_difference(equal: Engine, sandbox: Sandbox) -> None:
+    world = sandbox.world
+    organization = next(iter(world.organizations))
+    quietly(world, lambda: world.update_organization(organization, name="Renamed"))
+    sandbox.faults.fail(MEMBERSHIPS, query=f"organization_id={organization}", times=None)
+    shown = json.loads(run("--organization", organization, "--json", exit_code=1).stdout)
+    [row] = [row for row in shown["drift"] if row["object_id"] == organization]
+    assert row["finding"] == "stale" and row["fields"].keys() > {"name"}
+
+
+def test_a_listing_that_is_gone_beside_its_organization_is_not_compared(equal: Engine, sandbox: Sandbox) -> None:
+    organization = next(iter(sandbox.world.organizations))
+    sandbox.faults.fail(MEMBERSHIPS, query=f"organization_id={organization}", status=404, times=None)
+    assert "incomplete: 1 of 1" in run("--organization", organization, exit_code=1).stdout
+    quietly(sandbox.world, lambda: sandbox.world.delete_organization(organization))
+    assert "incomplete" not in run("--organization", organization).stdout
+
+
+def test_connections_that_a_key_may_not_list_leave_nothing_incomplete(equal: Engine, sandbox: Sandbox) -> None:
+    sandbox.faults.fail("/connections", status=403, times=None)
+    for arguments in ([], ["--organization", next(iter(sandbox.world.organizations))]):
+        output = run(*arguments).stdout
+        assert "1 invalid" in output and "incomplete" not in output
 
 
 @pytest.mark.parametrize("query", ["limit=100", ""], ids=["one listing fails", "WorkOS is away"])

@@ -17,6 +17,8 @@ import pytest
 import structlog
 from flask import Flask
 from redis import Redis
+from redis.connection import AbstractConnection
+from sqlalchemy import event
 
 from models.tables import HookDelivery
 from tests.support import accept, made, post, rows, statuses
@@ -28,6 +30,7 @@ from tests.support.stories import new_users
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.cli.serve import periodic_tasks
+from worker.errors import HookError
 from worker.hooks.follow import Follower, follow
 from worker.hooks.threads import HookThreads
 from worker.metrics import COUNTS, TIMES, UNEXPECTED, Counters, Name, Place, counted
@@ -35,6 +38,7 @@ from worker.processes import clock, lane
 from worker.processes.jobs import make_worker
 from worker.processes.supervisor import supervise
 from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
+from worker.queue.heartbeat import Heartbeat, worker_states
 
 PRIVATE = "ann@acme.example"
 ERRORS = [RuntimeError(PRIVATE), OSError(11, PRIVATE), ValueError(PRIVATE)]
@@ -223,6 +227,86 @@ def test_metrics_without_the_verdict_are_still_served(
     assert 'workos_sync_unexpected_errors_total{place="metrics"} 1.0' in client.get("/metrics").get_data(as_text=True)
 
 
+@errors
+def test_readiness_does_not_depend_on_the_warnings(
+    error: Exception, services: Services, logs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = create_app(services).test_client()
+    monkeypatch.setattr("webhooks.health.judge", raising(error))
+    answers = [client.get("/readyz") for _ in range(3)]
+    assert [(answer.status_code, answer.get_json()) for answer in answers] == [
+        (200, {"status": "ready", "warnings": None})
+    ] * 3
+    assert reported(services, logs, Place.READINESS) == ["warnings"], "looked for once in five seconds"
+
+
+@errors
+def test_a_delivery_that_the_driver_cannot_store_is_sent_again(
+    error: Exception, services: Services, logs: list[Any]
+) -> None:
+    client = create_app(services).test_client()
+
+    def fail(*_: object) -> None:
+        raise error
+
+    event.listen(services.inbox_engine, "do_execute", fail)
+    event.listen(services.inbox_engine, "do_executemany", fail)
+    answer = post(client, new_users(1)[0])
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    assert reported(services, logs, Place.REQUEST) == ["receive.deliver"]
+
+
+# Redis
+
+
+@errors
+def test_an_error_within_the_redis_client_is_counted_at_its_place(
+    error: Exception, services: Services, logs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, services.counters.contained(Place.TASK, "sweep"):
+        patch.setattr(AbstractConnection, "send_packed_command", raising(type(error)(*error.args)))
+        services.redis.ping()
+    assert reported(services, logs, Place.TASK) == ["sweep"]
+    [line] = [each for each in logs if each["event"] == "unexpected_error"]
+    assert f"{type(error).__name__} at " in line["error"] and "in fail" in line["error"]
+
+
+@errors
+def test_a_failing_heartbeat_is_counted_once_and_tried_again(
+    error: Exception, services: Services, logs: list[Any]
+) -> None:
+    states: list[Callable[[], str]] = [raising(error), raising(error), lambda: "idle"]
+    report = partial(services.counters.postpone, Place.HEARTBEAT, DRAIN)
+    heartbeat = Heartbeat(services.report_redis, DRAIN, lambda: states.pop(0)() if states else "idle", report)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("worker.queue.heartbeat.HEARTBEAT_SECONDS", 0.01)
+        heartbeat.start()
+        eventually(lambda: worker_states(services.redis, DRAIN) == ["idle"], 10)
+    assert reported(services, logs, Place.HEARTBEAT) == [DRAIN]
+    heartbeat.close()
+
+
+FOREIGN_MEMBERS = {
+    "of another program": "x",
+    "not UTF-8": b"\xff",
+    "like ours, with another value": f"workos-sync:worker:{DRAIN}:x",
+    "of another lane": f"workos-sync:worker:{REPAIR}:x",
+}
+
+
+@pytest.mark.parametrize("member", FOREIGN_MEMBERS.values(), ids=FOREIGN_MEMBERS)
+def test_a_foreign_worker_in_redis_is_none_of_ours(member: str | bytes, everything: Services) -> None:
+    redis = everything.redis
+    redis.sadd(f"workos-sync:workers:{DRAIN}", member)
+    redis.set(member, b"\xff")
+    client = create_app(everything).test_client()
+    assert "no_worker" in client.get("/readyz").get_json()["warnings"]
+    token = {"Authorization": "Bearer token-of-crm-for-the-api"}
+    assert client.get("/api/v1/status", headers=token).status_code == 503, "the mirror is empty"
+    assert worker_states(redis, DRAIN) == []
+    assert redis.get(member) == b"\xff", "the value is not ours to delete"
+
+
 # Hooks
 
 
@@ -256,14 +340,27 @@ def test_a_hook_that_cannot_be_followed_delays_no_other(
 
 
 @errors
-def test_a_target_that_raises_is_tried_again(error: Exception, services: Services) -> None:
+def test_a_target_that_raises_is_tried_again(error: Exception, services: Services, logs: list[Any]) -> None:
     mark_as_filled(services.engine)
-    called = {"bad": raising(error)}
-    follow_all(services.engine, called, 3)
+    follow_all(services.engine, {"bad": raising(error)}, 3)
     apply_events(services.engine, [made("organization.created", id="org_1", name="Acme", domains=[])])
-    follow_all(services.engine, called, 3)
+    report = partial(services.counters.report, Place.HOOK, "bad")
+    follow(services.engine, "bad", raising(error), 3, report=report)
     (delivery,) = rows(services.engine, HookDelivery)
     assert (delivery["status"], delivery["attempts"]) == ("pending", 1)
+    assert reported(services, logs, Place.HOOK) == ["bad"]
+    [line] = [each for each in logs if each["event"] == "hook_failed"]
+    assert line["error"].startswith(f"{type(error).__name__} at ")
+
+
+def test_a_hook_that_refuses_is_not_unexpected(services: Services, logs: list[Any]) -> None:
+    mark_as_filled(services.engine)
+    refusing = raising(HookError("answered 500"))
+    follow_all(services.engine, {"bad": refusing}, 3)
+    apply_events(services.engine, [made("organization.created", id="org_1", name="Acme", domains=[])])
+    follow(services.engine, "bad", refusing, 3, report=partial(services.counters.report, Place.HOOK, "bad"))
+    assert reported(services, logs, Place.HOOK) == []
+    assert [each["error"] for each in logs if each["event"] == "hook_failed"] == ["HookError: answered 500"]
 
 
 # Counters
@@ -296,6 +393,11 @@ def test_foreign_values_in_redis_fail_neither_counting_nor_the_metrics(services:
     ours = json.dumps(Name("received", ("accepted", "user.created")))
     for foreign in ("junk", "[]", '["received"]', '{"a": 1}', "3", ours):
         redis.hset(COUNTS, foreign, "not a number")
+    for unreadable in (b"\xff", "[" * 100_000, '["received", ["\\ud800", "x"]]', '["received", []]', '["\\ud800", []]'):
+        redis.hset(COUNTS, unreadable, "1")
+    redis.hset(TIMES, '["secret_used", ["1", "2"]]', "1")
+    assert create_app(services).test_client().get("/metrics").status_code == 200
+    redis.delete(TIMES)
     redis.set(TIMES, "not a hash")
     client = create_app(services).test_client()
     services.counters.note_time("secret_used", "1")

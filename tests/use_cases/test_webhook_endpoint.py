@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from io import BytesIO
@@ -16,7 +17,7 @@ import pytest
 import structlog
 from flask.testing import FlaskClient
 from freezegun import freeze_time
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine
 
 from models.database import PINNED, write_transaction
 from models.tables import Event
@@ -207,10 +208,29 @@ def test_body_of_exactly_the_limit_is_accepted(local: MakeServices) -> None:
     assert post(create_app(local(webhook_max_bytes=2048)).test_client(), body).status_code == 200
 
 
-def test_wrong_method_gets_405_with_allow(local_endpoint: FlaskClient) -> None:
-    answer = local_endpoint.get(WEBHOOK_PATH)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
+def test_wrong_method_gets_405_with_allow(local_endpoint: FlaskClient, method: str) -> None:
+    answer = local_endpoint.open(WEBHOOK_PATH, method=method)
     assert answer.status_code == 405
     assert "POST" in answer.headers["Allow"]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    ("token", "path", "status"),
+    [
+        ("s3cret0123456789", "/s3cret0123456789", 405),
+        ("s3cret0123456789", "/another-token-0123", 404),
+        ("s3cret0123456789", "", 404),
+        (None, "/s3cret0123456789", 404),
+        (None, "", 405),
+    ],
+)
+def test_another_method_shows_whether_the_path_is_right(
+    local: MakeServices, method: str, token: str | None, path: str, status: int
+) -> None:
+    endpoint = create_app(local(webhook_path_token=token)).test_client()
+    assert endpoint.open(WEBHOOK_PATH + path, method=method).status_code == status
 
 
 @pytest.mark.parametrize("path", ["/", "/webhooks", "/webhooks/workos/", "/webhooks/workos/x", "/webhooks/workos/x/y"])
@@ -427,6 +447,21 @@ def test_readyz_is_200_if_warnings_fail(endpoint: FlaskClient, engine: Engine) -
         tx.exec_driver_sql("DROP TABLE hook_deliveries")
     answer = endpoint.get("/readyz")
     assert (answer.status_code, answer.get_json()) == (200, {"status": "ready", "warnings": None})
+
+
+@pytest.mark.long
+def test_probes_at_the_same_time_wait_for_one_look_at_the_warnings(
+    build_test_services: MakeServices, make_database: Callable[[str], str], logs: list[Any]
+) -> None:
+    services = build_test_services(database_url=make_database("postgresql"))
+    app = create_app(services)
+    locking = create_engine(services.engine.url)
+    with locking.begin() as tx, ThreadPoolExecutor(8) as do:
+        tx.exec_driver_sql("LOCK TABLE hooks IN ACCESS EXCLUSIVE MODE")
+        answers = list(do.map(lambda _: app.test_client().get("/readyz").get_json(), range(8)))
+    locking.dispose()
+    assert answers == [{"status": "ready", "warnings": None}] * 8
+    assert [line["place"] for line in logs if line["event"] == "postponed"] == ["readiness"]
 
 
 def test_readyz_is_503_with_missing_migrations(endpoint: FlaskClient, engine: Engine) -> None:

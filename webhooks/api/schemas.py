@@ -298,8 +298,8 @@ class Resync(Run):
 class WholeResync(Resync):
     """A resync, the differences it found, and the number of deletions it withholds.
 
-    For a resync that is not done, `findings` are those so far (null instead of none), and `compared` has the number of
-    organizations that it has compared completely, and of all (null: not known).
+    For a resync that is not done, or has skipped organizations whose listings failed, `findings` are those so far (null
+    instead of none), and `compared` has the number of organizations that it has compared, and of all (null: not known).
     """
 
     findings: dict[str, int] | None

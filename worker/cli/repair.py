@@ -40,8 +40,8 @@ NOT_ERASED = (
 def resync(organization: str | None, dry_run: bool, approve: str | None, reason: str | None, as_json: bool) -> None:
     """Compare the mirror with WorkOS and repair it.
 
-    Reports each difference. --approve requires --reason. Exit code 1 if the resync failed, was interrupted or withheld
-    deletions, or if --dry-run found differences.
+    Reports each difference. --approve requires --reason. Exit code 1 if the resync failed, was interrupted, could not
+    compare a workspace or withheld deletions, or if --dry-run found differences.
     """
     if approve and (organization or dry_run):
         raise click.UsageError("--approve cannot be combined with --organization or --dry-run")
@@ -59,7 +59,7 @@ def resync(organization: str | None, dry_run: bool, approve: str | None, reason:
     if not finished:
         click.echo(f"workos-sync: run {run_id} was interrupted. A worker resumes it; so does this command", err=True)
     drifted = dry_run and row["findings"]
-    sys.exit(1 if drifted or not finished or row["error"] or row["withheld"] else 0)
+    sys.exit(1 if drifted or not finished or row["error"] or row["compared"] or row["withheld"] else 0)
 
 
 def _exists(engine: Engine, workos: WorkOSClient, organization_id: str) -> bool:

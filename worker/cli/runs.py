@@ -53,11 +53,14 @@ def print_run(engine: Engine, run: Record, *, as_json: bool) -> None:
 
 
 def found_by(run: Record) -> str:
-    """Return what a resync, a row of `listings.run`, found. One that is not done does not know all, and says so."""
+    """Return what a resync, a row of `listings.run`, found. One that did not compare everything says so."""
     findings = ", ".join(f"{number} {finding}" for finding, number in (run["findings"] or {}).items())
     if run["compared"] is None:
         return findings or "no drift"
     done, total = run["compared"]
+    if run["status"] == RunStatus.DONE:
+        skipped = f"incomplete: {total - done} of {total} organizations not compared"
+        return f"{skipped}; found: {findings}" if findings else skipped
     ended = run["status"] != RunStatus.RUNNING or run["error"]
     state = "incomplete" if ended else "queued" if run["queued"] else "running"
     far = f"{state}: {done} of {'?' if total is None else total} organizations compared"

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from http import HTTPStatus
 from urllib.parse import urlsplit
@@ -28,6 +28,7 @@ from worker.mirror import change_feed
 from worker.processes.embedded import redis_server, redis_url
 from worker.repair.environment import connect
 from worker.reports.doctor import (
+    FIND_WEB,
     Check,
     Level,
     check_settings,
@@ -40,7 +41,10 @@ from worker.reports.doctor import (
 from worker.settings import Reading, Settings, load_settings, read_settings
 from worker.workos_api.client import WorkOSClient
 
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 3.0
+"""How long the URL of an endpoint may take to answer."""
+NO_ANSWER = (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError)
+"""What asking a URL raises."""
 SAME_URL = "If WorkOS accepts each URL only once, make this one different, for example with ?secret=2"
 ROTATION = """\
 Until you delete the old endpoint, WorkOS sends every event to both. Each event is applied once.
@@ -100,9 +104,15 @@ def _check_installation(reading: Reading) -> Iterator[Check]:
     redis = report_redis(redis_url(settings))
     callable_ = settings.repairs and not wrong & CHECKED_SETTINGS["WorkOS key"]
     connect_workos = (lambda: connect(settings, redis, Counters(redis))) if callable_ else None
-    for check in run_checks(engine, redis, settings, connect_workos):
+    for check in run_checks(engine, redis, settings, connect_workos, _ask_route_if_reachable):
         if not wrong & CHECKED_SETTINGS.get(check.name, set()):
             yield check
+
+
+def _ask_route_if_reachable(url: str) -> int | None:
+    with suppress(*NO_ANSWER):
+        return _ask_route(url)
+    return None
 
 
 @click.command()
@@ -142,20 +152,25 @@ def register(url: str, rotate: bool, reason: str | None) -> None:
 
 
 def _misdirected(url: str, settings: Settings) -> str | None:
-    """Return why deliveries to `url` would not arrive here; None if they should.
-
-    The endpoint answers 405 to a GET, because it accepts only POST. That is checked without a delivery.
-    """
+    """Return why deliveries to `url` would not arrive here; None if they should."""
     ours = webhook_path(settings, masked=True)
     if urlsplit(url).path != webhook_path(settings):
         return f"the path of this URL is not {ours}, where web accepts deliveries. Is there a proxy that rewrites it?"
     try:
-        status = httpx2.get(url, timeout=ANSWER_SECONDS).status_code
-    except (httpx2.HTTPError, OSError) as error:
+        status = _ask_route(url)
+    except NO_ANSWER as error:
         return f"the URL does not answer from here: {type(error).__name__}. Start web, and check DNS, TLS and firewall"
+    if status == HTTPStatus.NOT_FOUND:
+        return f"the URL answers 404, so every delivery would be lost: {FIND_WEB}"
     if status != HTTPStatus.METHOD_NOT_ALLOWED:
         return f"the URL answers {status} to a GET, not 405 as web does. Does it lead to web?"
     return None
+
+
+def _ask_route(url: str) -> int:
+    """Return the status with which a URL answers a GET, which delivers nothing; raise one of `NO_ANSWER`."""
+    with httpx2.stream("GET", url, timeout=ANSWER_SECONDS) as answer:  # the body is not read
+        return answer.status_code
 
 
 def _record(engine: Engine, by: audit.Actor, host: str | None, id: str, changes: list[str]) -> None:

@@ -20,7 +20,8 @@ from models.tables import Cause, Change, DeliveryStatus, Hook, HookDelivery, Mir
 from models.types import JsonObject, db_now, db_now_plus
 from worker.backoff import backoff
 from worker.decision.payload import clean
-from worker.errors import CursorGoneError, LeaseLostError
+from worker.error_handling import describe
+from worker.errors import CursorGoneError, HookError, LeaseLostError
 from worker.hooks.targets import ChangeToSend, message
 from worker.leases import Lease, LeasedTable
 from worker.mirror.change_feed import newest, require_kept
@@ -56,7 +57,12 @@ def behind(engine: Engine, names: Iterable[str]) -> bool:
 
 
 def follow(
-    engine: Engine, name: str, target: Target, attempts: int, stopping: Callable[[], bool] = lambda: False
+    engine: Engine,
+    name: str,
+    target: Target,
+    attempts: int,
+    stopping: Callable[[], bool] = lambda: False,
+    report: Callable[[BaseException], object] = lambda _: None,
 ) -> None:
     """Send a hook the changes it has not received, unless another process does so already.
 
@@ -66,6 +72,7 @@ def follow(
         target: where its changes are sent.
         attempts: attempts before a delivery is failed.
         stopping: returns whether to stop; called between two calls of the target.
+        report: called with each error of the target that is not a `HookError`. The change is sent again.
 
     Raises:
         sqlalchemy.exc.DBAPIError: the database is unavailable. Any other error waits until the lease expires.
@@ -75,7 +82,7 @@ def follow(
         if lease is None:
             return  # another process works for this hook
         try:
-            Follower(engine, lease, target, attempts, stopping).run()
+            Follower(engine, lease, target, attempts, stopping, report).run()
         except LeaseLostError:
             log.warning("hook_lease_lost", hook=name)
         except Exception as error:
@@ -101,6 +108,7 @@ class Follower:
     target: Target
     attempts: int
     stopping: Callable[[], bool]
+    report: Callable[[BaseException], object]
 
     @property
     def _name(self) -> str:
@@ -187,6 +195,8 @@ class Follower:
             try:
                 self.target(message(change))
             except Exception as error:  # noqa: BLE001 - whatever a target raises is recorded
+                if not isinstance(error, HookError):
+                    self.report(error)
                 results[change.id] = error
                 failed.add(change.object_key)
         return results
@@ -220,7 +230,7 @@ class Follower:
 
     def _failure(self, change: ChangeToSend, attempts: int, error: BaseException) -> dict[str, object]:
         """Log a failed attempt and return the columns that record it."""
-        log.warning("hook_failed", hook=self._name, change=change.id, attempts=attempts, error=type(error).__name__)
+        log.warning("hook_failed", hook=self._name, change=change.id, attempts=attempts, error=describe(error))
         return {
             "status": DeliveryStatus.FAILED if attempts >= self.attempts else DeliveryStatus.PENDING,
             "attempts": attempts,

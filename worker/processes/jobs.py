@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from itertools import filterfalse
 from types import FrameType
 from typing import Any
 
@@ -13,11 +15,13 @@ from rq.exceptions import DeserializationError, NoSuchJobError
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from rq.utils import now
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY, clean_worker_registry
 
-from worker.logs import Seldom
 from worker.metrics import Counters, Place
 from worker.queue.doorbell import KEEP_FAILURE_SECONDS, KEEP_RESULT_SECONDS, Doorbell, queue_name
 from worker.redis_client import INTERRUPTS
+from worker.seldom import Seldom
 
 log = structlog.get_logger()
 
@@ -72,7 +76,7 @@ class LaneQueue(Queue):
     def lmove(cls, connection: Redis, queue_key: str, timeout: int | None) -> tuple[str, Any] | None:
         """Take the next job id. One that is not UTF-8 is removed, and an id that no job has is returned instead."""
         taken: tuple[str, Any] | None = super().lmove(connection, queue_key, timeout)
-        if taken is None or taken[1].decode(errors="ignore").encode() == taken[1]:
+        if taken is None or _is_text(taken[1]):
             return taken
         IntermediateQueue(queue_key, connection).remove(taken[1])
         _log_dropped("its id is not UTF-8")
@@ -115,6 +119,8 @@ class Worker(SimpleWorker):
     """Set when the worker is asked to stop, so that its job ends after the current step."""
     functions: Mapping[str, Callable[[], object]]
     """The functions that jobs may name."""
+    contained: Callable[[], AbstractContextManager[None]]
+    """Returns a context that reports any error of the maintenance, which is tried again."""
 
     def request_stop(self, signum: int | None, frame: FrameType | None) -> None:
         """Stop after the current job."""
@@ -122,6 +128,20 @@ class Worker(SimpleWorker):
         # RQ raises an exception into an idle worker, but code that continues after any exception may catch it.
         self._stop_requested = True
         super().request_stop(signum, frame)  # type: ignore[no-untyped-call]  # RQ has no types for it
+
+    def run_maintenance_tasks(self) -> None:
+        """Clean what RQ keeps about this lane: RQ would end the worker for an entry that it cannot read.
+
+        Groups and rate limits, which RQ cleans too, belong to other users of the same Redis.
+        """
+        self.last_cleaned_at = now()  # type: ignore[assignment]  # RQ types only its first value
+        with self.contained():
+            for queue in self.queues:
+                if queue.acquire_maintenance_lock():
+                    try:
+                        _clean(self, queue)
+                    finally:
+                        queue.release_maintenance_lock()  # type: ignore[no-untyped-call]  # RQ has no types for it
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run a job of this lane. Any other is dropped: RQ would keep its failure, and log its traceback."""
@@ -141,13 +161,42 @@ class Worker(SimpleWorker):
         return bool(names) and job.origin == queue.name and 0 < (job.timeout or 0) <= MAX_TIMEOUT_SECONDS
 
 
+def _clean(worker: Worker, queue: Queue) -> None:
+    """Remove entries that RQ cannot read, then let it forget ended jobs and workers, and find abandoned jobs."""
+    redis: Any = queue.connection  # its types have text where it returns bytes
+    workers, taken = WORKERS_BY_QUEUE_KEY % queue.name, queue.intermediate_queue
+    started, others = queue.started_job_registry, (queue.finished_job_registry, queue.failed_job_registry)
+    for registry in others:
+        redis.zrem(registry.key, b"", *filterfalse(_is_text, redis.zrange(registry.key, 0, -1)))
+    redis.zrem(started.key, b"", *filterfalse(_is_execution, redis.zrange(started.key, 0, -1)))
+    redis.srem(workers, b"", *filterfalse(_is_text, redis.smembers(workers)))
+    for entry in filterfalse(_is_text, redis.lrange(taken.key, 0, -1)):
+        redis.lrem(taken.key, 0, entry)
+    for registry in (started, *others):
+        registry.cleanup()
+    clean_worker_registry(queue)
+    taken.cleanup(worker, queue)
+
+
+def _is_text(entry: bytes) -> bool:
+    return entry.decode(errors="ignore").encode() == entry
+
+
+def _is_execution(entry: bytes) -> bool:
+    return _is_text(entry) and entry.count(b":") == 1  # job:execution
+
+
 def _log_dropped(why: str) -> None:
     if _seldom():
         log.warning("job_dropped", why=why)
 
 
 def make_worker(
-    redis: Redis, lane: str, functions: Mapping[str, Callable[[], object]], stopping: threading.Event | None = None
+    redis: Redis,
+    lane: str,
+    functions: Mapping[str, Callable[[], object]],
+    stopping: threading.Event | None = None,
+    contained: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Worker:
     """Return a worker of one queue. It runs only `functions`, whatever function a job in Redis names.
 
@@ -176,4 +225,5 @@ def make_worker(
     )
     worker.stopping = stopping or threading.Event()
     worker.functions = functions
+    worker.contained = contained
     return worker

@@ -16,7 +16,7 @@ from rq.exceptions import StopRequested
 from models.tables import AutoJoinMode
 from worker import provisioning
 from worker.bootstrap import JOB_SECONDS, Services, build_services, drain_limits, report_redis
-from worker.error_handling import describe
+from worker.error_handling import describe, is_expected
 from worker.hooks.follow import follow
 from worker.hooks.targets import targets
 from worker.hooks.threads import HookThreads
@@ -47,16 +47,20 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
         stopping = threading.Event()
         try:
             function = JOBS[lane](services, stopping, at_end)
-            worker = make_worker(services.redis, lane, {lane: function}, stopping)
+            contained = partial(services.counters.contained, Place.LANE, lane)
+            worker = make_worker(services.redis, lane, {lane: function}, stopping, contained)
             # A client of its own: RQ waits for jobs with long time-outs.
-            heartbeat = at_end.enter_context(closing(Heartbeat(report_redis(redis_url), lane, worker.get_state)))
-            heartbeat.start()
+            failed = partial(services.counters.postpone, Place.HEARTBEAT, lane)
+            heartbeat = Heartbeat(report_redis(redis_url), lane, worker.get_state, failed)
+            at_end.enter_context(closing(heartbeat)).start()
             log.info("worker_started", pid=os.getpid())
             worker.work(logging_level="WARNING")
         except StopRequested:
             log.info("worker_stopped")  # before RQ's loop began
         except RedisError as error:
             log.warning("redis_lost", error=describe(error))
+            if not is_expected(error):
+                services.counters.report(Place.LANE, lane, error)
             sys.exit(1)
         except Exception as error:  # noqa: BLE001 - the supervisor starts a new process
             services.counters.report(Place.LANE, lane, error)
@@ -117,9 +121,10 @@ def _provision(services: Services, stopping: threading.Event, _at_end: ExitStack
 def _hooks(services: Services, _stopping: threading.Event, at_end: ExitStack) -> Callable[[], None]:
     """Return a job that wakes a thread for each hook and ends at once."""
     engine, attempts, targets_by_name = services.engine, services.settings.hook_attempts, targets(services.settings)
+    report = services.counters.report
 
     def send(name: str, stopping: Callable[[], bool]) -> None:
-        follow(engine, name, targets_by_name[name], attempts, stopping)
+        follow(engine, name, targets_by_name[name], attempts, stopping, partial(report, Place.HOOK, name))
 
     threads = HookThreads(targets_by_name, send, partial(services.counters.contained, Place.HOOK))
     at_end.callback(threads.close)

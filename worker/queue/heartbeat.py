@@ -8,13 +8,10 @@ import threading
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from typing import cast
 
-import structlog
 from redis import Redis
 from redis.exceptions import RedisError
-from rq.utils import as_text
-
-log = structlog.get_logger()
 
 HEARTBEAT_SECONDS = 2.0
 EXPIRE_SECONDS = 12
@@ -28,13 +25,21 @@ class Heartbeat:
         redis: a client with time-outs of at most `HEARTBEAT_SECONDS`, so that a frozen Redis is tried again soon.
         lane: the lane that the process works for.
         state: returns what the process is doing, such as `idle` or `busy`. Called from the thread.
+        report: called with the first error of each series of failures. The next heartbeat is tried whatever it was.
     """
 
-    def __init__(self, redis: Redis, lane: str, state: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        lane: str,
+        state: Callable[[], str],
+        report: Callable[[BaseException], object] = lambda _: None,
+    ) -> None:
         self._redis = redis
         self._lane = lane
         self._state = state
-        self._key = f"workos-sync:worker:{lane}:{uuid.uuid4().hex}"
+        self._report = report
+        self._key = f"{_key(lane)}{uuid.uuid4().hex}"
         self._failing = False
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="heartbeat")
@@ -71,18 +76,28 @@ class Heartbeat:
             self.beat()
             self._failing = False
         except Exception as error:  # noqa: BLE001 - whatever it was, the next beat is tried
-            if not self._failing:  # logged once, not with every beat
-                log.warning("worker_heartbeat_failed", lane=self._lane, error=type(error).__name__)
+            if not self._failing:
+                self._report(error)
             self._failing = True
 
 
 def worker_states(redis: Redis, lane: str) -> list[str]:
-    """Return the state of each living process of a lane; raise `redis.exceptions.RedisError` if Redis fails."""
-    keys = sorted(redis.smembers(_members(lane)))
-    states = dict(zip(keys, redis.mget(keys), strict=True)) if keys else {}
-    if gone := [key for key, state in states.items() if state is None]:
+    """Return the state of each living process of a lane; raise `redis.exceptions.RedisError` if Redis fails.
+
+    A state is a word. Members and states that no process of ours wrote are left out: others may use the same Redis.
+    """
+    members = cast("set[bytes]", redis.smembers(_members(lane)))
+    keys = sorted(key for key in members if key.startswith(_key(lane).encode()))
+    found = cast("list[bytes | None]", redis.mget(keys)) if keys else []
+    states = dict(zip(keys, found, strict=True))
+    gone = [key for key in members if states.get(key) is None]
+    if gone:
         redis.srem(_members(lane), *gone)  # a process that is alive after all adds itself again
-    return [as_text(state) for state in states.values() if state is not None]
+    return [state.decode() for state in states.values() if state is not None and state.isalpha()]
+
+
+def _key(lane: str) -> str:
+    return f"workos-sync:worker:{lane}:"
 
 
 def _members(lane: str) -> str:

@@ -32,6 +32,12 @@ WEBHOOK_PATH = "/webhooks/workos"
 SKEW_SECONDS = 5.0
 MAX_ENDPOINT_PAGES = 20
 """Maximum number of pages read of WorkOS's list of endpoints."""
+FIND_WEB = "let the URL lead to web, and set the same WEBHOOK_PATH_TOKEN there as here"
+AskRoute = Callable[[str], int | None]
+"""Returns the status with which a URL answers a GET; None if it does not answer from here.
+
+`web` answers 405 at the path where it accepts deliveries, and 404 at any other, also if only the token is wrong.
+"""
 CHECKED_APART = {"redis_away", "redis_replica"}
 """Conditions that the check of Redis reports."""
 
@@ -66,7 +72,11 @@ def _failure(name: str, saw: str, remedy: str) -> Check:
 
 
 def run_checks(
-    engine: Engine, redis: Redis, settings: Settings, connect: Callable[[], WorkOSClient] | None
+    engine: Engine,
+    redis: Redis,
+    settings: Settings,
+    connect: Callable[[], WorkOSClient] | None,
+    ask_route: AskRoute,
 ) -> Iterator[Check]:
     """Run all checks, and yield each when it is done. Nothing is changed in the mirror.
 
@@ -78,7 +88,7 @@ def run_checks(
     yield from _redis(redis)
     yield from _secrets(settings)
     database_ok = all(check.level is not Level.FAILURE for check in found)
-    yield from _workos(engine, settings, connect if database_ok else None)
+    yield from _workos(engine, settings, connect if database_ok else None, ask_route)
     if database_ok:
         verdict = judge(engine, redis, settings)
         yield from _work(verdict)
@@ -187,7 +197,9 @@ def _secrets(settings: Settings) -> Iterator[Check]:
             yield _ok(name, ", ".join(tokens))
 
 
-def _workos(engine: Engine, settings: Settings, connect: Callable[[], WorkOSClient] | None) -> Iterator[Check]:
+def _workos(
+    engine: Engine, settings: Settings, connect: Callable[[], WorkOSClient] | None, ask_route: AskRoute
+) -> Iterator[Check]:
     if not settings.repairs:
         remedy = "set WORKOS_API_KEY and WORKOS_CLIENT_ID"
         yield _failure("WorkOS key", "not set: lost webhooks are not recovered", remedy)
@@ -202,7 +214,7 @@ def _workos(engine: Engine, settings: Settings, connect: Callable[[], WorkOSClie
             require_same_environment(engine, workos, settings)
             yield _ok("WorkOS environment", f"{settings.workos_client_id}, the one this database mirrors")
             yield _skew("clock of WorkOS", now)
-            yield from _endpoints(workos, settings)
+            yield from _endpoints(workos, settings, ask_route)
     except InvalidApiKeyError as error:
         yield _failure("WorkOS key", str(error), "set WORKOS_API_KEY to a valid key of this environment")
     except ConfigurationError as error:
@@ -212,7 +224,7 @@ def _workos(engine: Engine, settings: Settings, connect: Callable[[], WorkOSClie
         yield _failure("WorkOS", f"does not answer: {error}", "check the network and WORKOS_BASE_URL")
 
 
-def _endpoints(workos: WorkOSClient, settings: Settings) -> Iterator[Check]:
+def _endpoints(workos: WorkOSClient, settings: Settings, ask_route: AskRoute) -> Iterator[Check]:
     name, remedy = "webhook endpoint", "run workos-sync register with the endpoint's URL"
     path, shown = webhook_path(settings), webhook_path(settings, masked=True)
     try:
@@ -232,7 +244,18 @@ def _endpoints(workos: WorkOSClient, settings: Settings) -> Iterator[Check]:
         yield _failure(name, "disabled: WorkOS sends no webhooks", remedy)
     for row in ours:
         if is_enabled(row) is not False:
-            yield _endpoint(name, row, remedy)
+            yield _route(name, row, ask_route) or _endpoint(name, row, remedy)
+
+
+def _route(name: str, row: JsonObject, ask_route: AskRoute) -> Check | None:
+    """Return that deliveries to an endpoint are lost; None if they are not, or if it is not known.
+
+    Only a 404 shows it: a firewall, or WEBHOOK_ALLOWED_IPS, may refuse this machine and not WorkOS.
+    """
+    url = str(row["endpoint_url"])
+    if ask_route(url) != HTTPStatus.NOT_FOUND:
+        return None
+    return _failure(name, f"{urlsplit(url).netloc} answers 404 there: every delivery is lost", FIND_WEB)
 
 
 def _endpoint(name: str, row: JsonObject, remedy: str) -> Check:

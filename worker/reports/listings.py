@@ -306,8 +306,9 @@ def list_audit(
 def run(engine: Engine, run_id: str, *, task: Task | None = None) -> Record | None:
     """Return a run with the number of its `findings` by kind and of its `withheld` deletions.
 
-    A run that no process works on is `queued`. For a resync that is not done, `compared` is how many organizations it
-    has compared, and their total (None: unknown); its `findings` are those so far, and None instead of none.
+    A run that no process works on is `queued`. For a resync that is not done, or has skipped organizations whose
+    listings failed, `compared` is how many organizations it has compared, and their total (None: unknown); its
+    `findings` are those so far, and None instead of none.
 
     None if the id is unknown, or the run has another task than `task`.
     """
@@ -318,14 +319,15 @@ def run(engine: Engine, run_id: str, *, task: Task | None = None) -> Record | No
         counted = select(Drift.finding, func.count()).where(Drift.run_id == run_id).group_by(Drift.finding)
         findings = {str(finding): number for finding, number in tx.execute(counted)}
         held = select(func.count()).where(Drift.run_id == run_id, Drift.action == DriftAction.WITHHELD)
-        unfinished = row["task"] == Task.RESYNC and row["status"] != RunStatus.DONE
-        known = {"findings": (findings or None) if unfinished else findings, "withheld": tx.execute(held).scalar_one()}
-        return row | known | {"compared": _compared(tx, row) if unfinished else None}
+        compared_all = row["status"] == RunStatus.DONE and row["total"] is None
+        incomplete = row["task"] == Task.RESYNC and not compared_all
+        known = {"findings": (findings or None) if incomplete else findings, "withheld": tx.execute(held).scalar_one()}
+        return row | known | {"compared": _compared(tx, row) if incomplete else None}
 
 
 def _compared(tx: Connection, run_row: Record) -> tuple[int, int | None]:
-    """Return how many organizations an unfinished or failed resync has compared, and their total (None: unknown)."""
-    if run_row["status"] == RunStatus.FAILED:
+    """Return how many organizations an incomplete resync has compared, and their total (None: unknown)."""
+    if run_row["status"] in (RunStatus.FAILED, RunStatus.DONE):
         return run_row["done"], run_row["total"]
     return compared(tx, run_row["id"])
 

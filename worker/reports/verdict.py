@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from redis import Redis
 from sqlalchemy import Engine
@@ -12,6 +13,8 @@ from models.types import Record
 from worker.reports.conditions import CONDITIONS, Holding, Severity, holding, worst
 from worker.reports.health import Health, check_health
 from worker.settings import Settings
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +60,25 @@ def judge(engine: Engine, redis: Redis, settings: Settings) -> Verdict:
     return Verdict(health, holding(health))
 
 
-class Cached:
-    """Calls a function and returns its result for `seconds`. After an error, it calls the function again."""
+class Cached(Generic[T]):
+    """Calls a function, which must not raise, and returns its result for `seconds` after the call has ended.
 
-    def __init__(self, judge: Callable[[], Verdict], seconds: float) -> None:
-        self._judge = judge
+    Callers at the same time wait for one call together. The time is counted from its end: a call that takes longer than
+    `seconds` would otherwise be repeated by each of them in turn.
+    """
+
+    def __init__(self, function: Callable[[], T], seconds: float) -> None:
+        self._function = function
         self._seconds = seconds
         self._lock = threading.Lock()
-        self._last: tuple[float, Verdict] | None = None
+        self._last: tuple[float, T] | None = None
 
-    def __call__(self) -> Verdict:
-        """Return the verdict, at most `seconds` old; raise what the function raises."""
+    def __call__(self) -> T:
+        """Return the function's result."""
         with self._lock:
             if self._last is None or time.monotonic() - self._last[0] > self._seconds:
-                self._last = (time.monotonic(), self._judge())
+                result = self._function()
+                self._last = (time.monotonic(), result)
             return self._last[1]
 
 

@@ -11,7 +11,8 @@ from redis import Redis
 
 # KEYS: the buckets. ARGV: for each bucket, its tokens per second and its capacity. Takes a token from each, in advance
 # if there is none, and returns the milliseconds until all of them are available. So callers go in the order in which
-# they came. A bucket that does not exist (never used, or Redis was flushed) starts empty.
+# they came. A bucket that does not exist (never used, or Redis was flushed) starts empty. So does one with numbers of
+# somebody else, such as NaN or a debt of more calls than can wait: workers would sleep for ever.
 TAKE = """
 local clock = redis.call('TIME')
 local now, wait = clock[1] * 1000 + clock[2] / 1000, 0
@@ -19,6 +20,7 @@ for i, key in ipairs(KEYS) do
   local rate, most = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
   local held = redis.call('HMGET', key, 'tokens', 'at')
   local tokens, at = tonumber(held[1]) or 0, tonumber(held[2]) or now
+  if not (tokens > -1000 and at == at) then tokens, at = 0, now end
   tokens = math.min(most, tokens + math.max(0, now - at) * rate / 1000) - 1
   redis.call('HSET', key, 'tokens', tostring(tokens), 'at', tostring(now))
   redis.call('PEXPIRE', key, 60000)

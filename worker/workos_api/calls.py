@@ -25,7 +25,7 @@ class CallError(WorkosSyncError):
     """A call failed, or its answer is not a JSON object.
 
     Attributes:
-        name: the class of the error that the SDK raised, or what is wrong with the answer.
+        name: the class of the SDK's error, class and place of any other error, or what is wrong with the answer.
         status: the HTTP status; None if there was no answer.
         read_at: WorkOS's time, in UTC; ours if there was no answer.
         retry_after: the seconds to wait, if WorkOS sent `Retry-After`.

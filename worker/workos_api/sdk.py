@@ -13,6 +13,7 @@ import workos
 from rq.timeouts import BaseTimeoutException
 
 from models.types import JsonObject
+from worker.errors import unexpected
 from worker.workos_api.calls import Answer, CallError
 
 SUCCESS = range(200, 300)
@@ -54,7 +55,7 @@ class Sdk:
             # Not always a `WorkOSError`: the SDK fails on some ids (`..`), and on some bodies of errors (a list).
             wait, described = getattr(error, "retry_after", None), getattr(error, "response_json", None)
             raise CallError(
-                type(error).__name__,
+                type(error).__name__ if isinstance(error, workos.WorkOSError) else unexpected(error),
                 getattr(error, "status_code", self._answers.status),
                 self._answers.read_at(),
                 retry_after=float(wait) if isinstance(wait, int | float) else None,

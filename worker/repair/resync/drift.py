@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select, update
 
 from models.bulk import insert_new
 from models.outcomes import Finding
@@ -42,6 +42,16 @@ def difference(
 def invalid(kind: Kind, id: str, problem: str) -> Difference:
     """Return the difference for an object of WorkOS that is invalid or cannot be read: the field, or the error."""
     return Difference(kind.name, id, None, Finding.INVALID, {problem: None}, DriftAction.REPORTED)
+
+
+def add_problem(tx: Connection, run_id: str, kind: Kind, id: str, problem: str) -> None:
+    """Add a problem to what the report of a run says about an object, which may differ too."""
+    row = (Drift.run_id == run_id, Drift.kind == kind.name, Drift.object_id == id)
+    known = tx.execute(select(Drift.fields).where(*row)).one_or_none()
+    if known is None:
+        record(tx, run_id, [invalid(kind, id, problem)])
+    else:
+        tx.execute(update(Drift).where(*row).values(fields={**(known.fields or {}), problem: None}))
 
 
 def record(tx: Connection, run_id: str, differences: Sequence[Difference]) -> None:

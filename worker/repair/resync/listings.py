@@ -15,7 +15,7 @@ from worker.errors import NotFoundError
 from worker.kinds import KINDS, LISTINGS
 from worker.kinds.kind import Scope
 from worker.kinds.membership import Membership
-from worker.kinds.organization import ORGANIZATION
+from worker.kinds.organization import ORGANIZATION, Organization
 from worker.kinds.role import Role
 from worker.repair.reads import fetch
 from worker.workos_api.client import Page, WorkOSClient
@@ -129,6 +129,21 @@ def compared(tx: Connection, run_id: str) -> tuple[int, int | None]:
     read = Listing.state == ListingState.COMPLETE
     unread = exists().where(Listing.run_id == run_id, Listing.parent == "", Listing.name.in_(names), ~read)
     return number, None if tx.execute(select(unread)).scalar_one() else total
+
+
+def given_up(tx: Connection, run_id: str, max_tries: int) -> tuple[int, int]:
+    """Return of how many organizations a listing that a resync needs was given up, and their total.
+
+    The listing failed `max_tries` times, or was answered with 404 although the organization exists.
+    """
+    required = [name for name, (_, listing) in LISTINGS.items() if listing.required]
+    exists_here = exists().where(Organization.id == Listing.parent, Organization.deleted_by.is_(None))
+    unread = (Listing.attempts >= max_tries) | (~Listing.invalid & exists_here)
+    skipped = Listing.name.in_(required) & (Listing.state == ListingState.PARTIAL) & unread
+    parents = func.count(Listing.parent.distinct())
+    query = select(parents.filter(skipped), parents).where(Listing.run_id == run_id, Listing.parent != "")
+    number, total = tx.execute(query).one()
+    return number, total
 
 
 def _is(run_id: str, key: Key) -> tuple[ColumnElement[bool], ...]:

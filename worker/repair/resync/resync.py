@@ -228,7 +228,7 @@ class Resync:
             raise ListingFailedError(problem)
         listings.give_up(tx, self._run_id, key)
         whose = (ORGANIZATION, parent) if parent else (kind, "all of them")
-        drift.record(tx, self._run_id, [drift.invalid(*whose, f"its {name}: {problem}")])
+        drift.add_problem(tx, self._run_id, *whose, f"its {name}: {problem}")
 
     # Phase 2: choose
 
@@ -339,6 +339,9 @@ class Resync:
     def _succeed(self, tx: Connection) -> None:
         if self._run.organization_id is None and not self._run.dry_run and self._run.approves is None:
             self._record_full_resync(tx)
+        skipped, total = listings.given_up(tx, self._run_id, MAX_TRIES)
+        if skipped:
+            self._record_progress(tx, total - skipped, total)
         self._finish(tx, RunStatus.DONE, None)
 
     def _record_full_resync(self, tx: Connection) -> None:
@@ -352,9 +355,11 @@ class Resync:
 
     def _fail(self, tx: Connection, error: str) -> None:
         """End the run as failed, and keep how far it got: its listings are deleted next."""
-        done, total = listings.compared(tx, self._run_id)
-        tx.execute(update(Run).where(Run.id == self._run_id).values(done=done, total=total))
+        self._record_progress(tx, *listings.compared(tx, self._run_id))
         self._finish(tx, RunStatus.FAILED, error)
+
+    def _record_progress(self, tx: Connection, done: int, total: int | None) -> None:
+        tx.execute(update(Run).where(Run.id == self._run_id).values(done=done, total=total))
 
     def _finish(self, tx: Connection, status: RunStatus, error: str | None) -> None:
         self._update_run(tx)
