@@ -233,6 +233,7 @@ CASES = {
     "runs list": [Case(0, ""), Case(2, "--limit 0")],
     "runs show": [Case(0, "{run}"), Case(1, "nonsense"), Case(2, "")],
     "status": [Case(0, ""), Case(1, "", an_event_failed), Case(2, "--nonsense"), Case(2, "-x")],
+    "up": [Case(2, "--port 70000")],
     "web": [Case(2, "--port 70000")],
     "worker": [Case(2, "--processes 0")],
     "workspaces": [
@@ -258,7 +259,7 @@ ACTIONS = {
     "runs cancel": Action.CANCEL_REPLAY,
 }
 """The commands that act, and their actions in the audit. The others only read."""
-ENDLESS = {"web", "worker", "clock"}
+ENDLESS = {"up", "web", "worker", "clock"}
 """They run until they are stopped, and then exit 0: see tests/integration/test_stop.py."""
 LISTS = {"audit list", "events list", "runs list"}
 """They have no finding that counts as a problem."""
