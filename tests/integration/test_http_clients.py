@@ -132,7 +132,6 @@ def test_pipelined_deliveries_are_answered_in_order(port: int, engine: Engine) -
     assert count(engine, Event.deliveries == 2) == 100
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("ask", [get("/healthz"), delivery(encoded(user("user_1", "event_1", 0)))], ids=["GET", "POST"])
 def test_a_client_that_never_reads_is_disconnected_and_delays_nobody(
@@ -175,7 +174,7 @@ def test_a_client_that_never_reads_is_disconnected_and_delays_nobody(
     )
     print(f"the slowest of {len(took)} deliveries took {max(took):.3f} s")
     assert left <= 0 and seconds < UNREAD_SECONDS + 15
-    assert sorted(took)[-1 - len(took) // 100] < 1.0
+    assert sorted(took)[-1 - len(took) // 100] < 3.0
 
 
 def established(process: psutil.Process) -> list[object]:
