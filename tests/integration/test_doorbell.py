@@ -47,7 +47,7 @@ def test_no_wake_up_is_lost_when_rings_and_reads_overlap(redis_url: str, waiting
     """In each of many short rounds, some job must read everything that was committed before a ring."""
     rng = random.Random(3)
     with Redis.from_url(redis_url) as redis, ThreadPoolExecutor() as do:
-        for number in range(120):
+        for number in range(60):
             inbox = Inbox(redis, f"lane{number}", [rng.random() / 500 for _ in range(8)])
             ringers = [do.submit(inbox.commit_and_ring, 4) for _ in range(2)]
             workers = [do.submit(inbox.work, inbox.wait if place < waiting else inbox.read_once) for place in range(2)]

@@ -133,7 +133,7 @@ def test_pipelined_deliveries_are_answered_in_order(port: int, engine: Engine) -
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("ask", [get("/healthz"), delivery(encoded(user("user_1", "event_1", 0)))], ids=["GET", "POST"])
+@pytest.mark.parametrize("ask", [delivery(encoded(user("user_1", "event_1", 0)))], ids=["POST"])
 def test_a_client_that_never_reads_is_disconnected_and_delays_nobody(
     commands: Commands, make_database: Callable[[str], str], redis_url: str, ask: bytes
 ) -> None:

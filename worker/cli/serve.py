@@ -135,9 +135,9 @@ def _clock_part(settings: Settings, _redis_url: str, _engine: Engine) -> _Part:
 def _run_clock(settings: Settings, supervisor: int | None = None) -> None:
     """Run the periodic tasks until stopped. If `supervisor` was killed, stop the embedded Valkey that it started."""
     with (
+        until_stopped() as stop,  # first, because whatever stops this process must also end what follows
         redis_server(settings) as redis,
         closing(build_services(settings, redis.url)) as services,
-        until_stopped() as stop,
     ):
         run(periodic_tasks(services, redis.ensure), stop, services.counters)
         if supervisor not in (None, os.getppid()) and settings.redis_url is None:
