@@ -18,7 +18,7 @@ from tests.support.processes import Command, Commands, alive, eventually, listen
 from tests.support.stack.machine import free_ports
 from tests.support.stories import encoded, new_users
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.alone]
 
 MOST_MEMORY = 300e6
 
