@@ -45,7 +45,7 @@ INLINE = (WEBHOOK_PATH, "/healthz")
 
 
 class _Response(NamedTuple):
-    """The start of a WSGI response, and its body. Whoever iterates over the body must close it."""
+    """The status, headers and body of a WSGI response. The caller must close the body after reading it."""
 
     status: int
     headers: list[tuple[bytes, bytes]]

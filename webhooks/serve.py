@@ -46,7 +46,7 @@ QUIET_SECONDS = 2.0
 STOP_SECONDS = 20.0
 """The steps of a stop, in this order, after SIGTERM:
 
-1. For `CLOSING_SECONDS`, each response tells its client to close the connection.
+1. For `CLOSING_SECONDS`, each response has the header `Connection: close`.
 2. The kernel drops requests for new connections. For `SETTLING_SECONDS`, the last ones may send their first request.
 3. The server closes idle connections. Requests may take `STOP_SECONDS` to be answered. Connections without a request
    may stay for `QUIET_SECONDS`.

@@ -59,7 +59,7 @@ class Phase(StrEnum):
 
 
 class Run(Base):
-    """A long-running job: what was requested, by whom, and its progress."""
+    """A resync, catch-up, replay or other long-running job: the request, who made it, and its progress."""
 
     __tablename__ = "runs"
 

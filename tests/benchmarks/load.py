@@ -77,7 +77,7 @@ def send(
             due = began + turn / rate if rate else time.perf_counter()
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             body = json.dumps(event(number, prefix)).encode()
-            status = await _post(session, url, body, sign(body, secret))
+            status = await post(session, url, body, sign(body, secret))
             if status == "200":
                 sent.waits.append(time.perf_counter() - due)
             else:
@@ -86,7 +86,8 @@ def send(
     return asyncio.run(all_of_them())
 
 
-async def _post(session: aiohttp.ClientSession, url: str, body: bytes, signature: str) -> str:
+async def post(session: aiohttp.ClientSession, url: str, body: bytes, signature: str) -> str:
+    """Send a delivery; return the status, or the name of the error."""
     try:
         async with session.post(url, data=body, headers={"WorkOS-Signature": signature}) as answer:
             await answer.read()

@@ -94,7 +94,7 @@ class Inbox:
         self._read()
 
     def wait(self) -> None:
-        """Read as long as the bell rings, and once more."""
+        """Read after each ring, and a last time after the flag is deleted."""
         self._bell.keep_flag()
         self._read()
         while self._bell.wait_for_ring(0.001):

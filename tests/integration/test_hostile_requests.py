@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.support import apply_all, sign
+from tests.support.connections import read_all
 from tests.support.deliveries import deliver
 from tests.support.inbox import count
 from tests.support.processes import Command, Commands, eventually
@@ -60,14 +61,6 @@ def exchange(port: int, sent: bytes, seconds: float = 10.0) -> bytes:
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as client:
         client.sendall(sent)
         return read_all(client)
-
-
-def read_all(client: socket.socket) -> bytes:
-    parts = []
-    with suppress(ConnectionResetError):
-        while part := client.recv(65_536):
-            parts.append(part)
-    return b"".join(parts)
 
 
 def status(answer: bytes) -> int:

@@ -79,7 +79,7 @@ def test_idle_and_dripping_connections_do_not_delay_deliveries(port: int) -> Non
     bodies = map(encoded, new_users(DELIVERIES * (2 * ROUNDS + 1) * 2))
     p99(port, bodies)  # imports and connections to the database
     delays = delay_beside_a_crowd(port, bodies)
-    if delays.beside > delays.limit:  # once more, because other programs may have used the processors
+    if delays.beside > delays.limit:  # measure again: other programs may have used the processors
         delays = delay_beside_a_crowd(port, bodies)
     assert delays.beside <= delays.limit
 

@@ -1,18 +1,18 @@
 """Senders that send slowly, stop, never read or never disconnect do not delay the others."""
 
-import itertools
 import shutil
 import socket
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support import sign
+from tests.support.connections import read_all
 from tests.support.deliveries import deliver
 from tests.support.processes import Commands
 from tests.support.stories import encoded, new_users
@@ -153,13 +153,6 @@ def test_a_connection_without_a_whole_head_is_closed(port: int) -> None:
         answers = [read_all(sender).count(b"HTTP/1.1 ") for sender in senders]
     assert answers == [0, 0, 1]
     assert time.monotonic() - began < KEEP_ALIVE_SECONDS + QUICK
-
-
-def read_all(sender: socket.socket) -> bytes:
-    parts: list[bytes] = []
-    with suppress(ConnectionResetError):
-        parts.extend(itertools.takewhile(bool, iter(lambda: sender.recv(65536), None)))
-    return b"".join(parts)
 
 
 def test_expect_100_continue_is_answered(port: int) -> None:

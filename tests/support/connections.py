@@ -15,7 +15,7 @@ PATH = "/webhooks/workos"
 
 
 def raise_file_limit(needed: int) -> None:
-    """Let this process open so many files. Skip the test where the system does not permit it."""
+    """Raise the limit of open files to its maximum. Skip the test if that is less than `needed`."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most < needed:
         pytest.skip(f"the limit of open files is {most}, and {needed} are needed")
@@ -27,7 +27,7 @@ def connect(port: int, seconds: float = 20.0) -> socket.socket:
 
 
 def reset_when_closed(client: socket.socket) -> None:
-    """Let the end of thousands of connections leave no port that waits for a minute: other tests need the ports."""
+    """Reset the connection when it is closed, so that its port is free at once: thousands would wait for a minute."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
@@ -50,7 +50,7 @@ def read_all(client: socket.socket) -> bytes:
 
 
 def read_answers(client: socket.socket, number: int) -> list[tuple[int, bytes]]:
-    """Read so many answers of a connection that stays open; return the status and the body of each."""
+    """Read `number` responses from an open connection; return the status and the body of each."""
     data = b""
     answers: list[tuple[int, bytes]] = []
     while len(answers) < number:

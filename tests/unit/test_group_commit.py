@@ -1,29 +1,14 @@
 """Group commit: each item is written exactly once, and its caller gets its result or its failure."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
 
+from tests.support.group_commit import Writer
 from worker.group_commit import GroupCommit
-
-
-class Writer:
-    """Records the groups that are written; blocks the first write until `go_on` is set."""
-
-    def __init__(self) -> None:
-        self.groups: list[list[int]] = []
-        self.begun, self.go_on = threading.Event(), threading.Event()
-
-    def __call__(self, items: list[int]) -> Sequence[int]:
-        self.groups.append(items)
-        self.begun.set()
-        assert self.go_on.wait(10)
-        if 13 in items:
-            raise RuntimeError("no")
-        return [item * 10 for item in items]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Group commit in an event loop: each item is written once, and whoever waits gets its result or its failure."""
+"""Group commit in an event loop: each item is written once, and its caller gets the result or the error."""
 
 import asyncio
 import gc
@@ -12,28 +12,11 @@ from typing import Any
 import pytest
 from uvloop import new_event_loop
 
+from tests.support.group_commit import Writer
 from tests.support.processes import eventually
 from webhooks.group_commit import AsyncGroupCommit, run_inline
 
 Outcome = int | BaseException
-
-
-class Writer:
-    """Records the groups that are written; blocks each write until `go_on` is set."""
-
-    def __init__(self) -> None:
-        self.groups: list[list[int]] = []
-        self.threads: list[str] = []
-        self.begun, self.go_on = threading.Event(), threading.Event()
-
-    def __call__(self, items: list[int]) -> Sequence[int]:
-        self.groups.append(items)
-        self.threads.append(threading.current_thread().name)
-        self.begun.set()
-        assert self.go_on.wait(10)
-        if 13 in items:
-            raise RuntimeError("no")
-        return [item * 10 for item in items]
 
 
 @pytest.fixture

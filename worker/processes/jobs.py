@@ -39,7 +39,7 @@ PASSED_ON = (NoSuchJobError, ConnectionError, TimeoutError, *INTERRUPTS)
 """What reading a job raises for other reasons: Redis is lost, or a signal arrived."""
 NO_JOB = b"no-job"
 _seldom = Seldom()
-"""Whoever can write to Redis can add any number of jobs."""
+"""Limits the log lines about dropped jobs: a client with access to Redis can add any number of them."""
 
 
 def clearing_flag(run: Callable[[], object], bell: Doorbell, counters: Counters) -> Callable[[], None]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from tests.benchmarks.deliveries import PATH
+from tests.benchmarks.load import post
 from tests.benchmarks.peers.system import System
 from tests.benchmarks.peers.versions import Version
 
@@ -71,10 +72,4 @@ async def _one_by_one(session: aiohttp.ClientSession, system: System, left: Iter
 
 async def _post(session: aiohttp.ClientSession, system: System, version: Version) -> str:
     signature, body = system.form.delivery(version)
-    url = f"http://127.0.0.1:{system.server.port}{PATH}"
-    try:
-        async with session.post(url, data=body, headers={"WorkOS-Signature": signature}) as answer:
-            await answer.read()
-            return str(answer.status)
-    except (aiohttp.ClientError, TimeoutError) as error:
-        return type(error).__name__
+    return await post(session, f"http://127.0.0.1:{system.server.port}{PATH}", body, signature)
