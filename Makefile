@@ -20,18 +20,18 @@ $(VENV)/installed: requirements-dev.lock pyproject.toml
 demo: $(VENV)/installed  ## Show it working, end to end, on an embedded Valkey and database
 	@$(BIN)/workos-sync demo $(ARGS)
 
-drill: $(VENV)/installed  ## Inject hundreds of faults into real processes while 20,000 events flow (15 minutes)
+drill: $(VENV)/installed  ## Inject about 80 faults of 41 kinds into real processes while 20,000 events flow (12 minutes)
 	@$(BIN)/python -m tests.drill $(ARGS)
 
 # Some tests wait for processes: one worker more than there are cores.
 PYTEST = $(BIN)/python -m pytest --dist=worksteal --maxprocesses=4 \
   --numprocesses=$$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 ))
 
-test: $(VENV)/installed  ## Run the tests but the long ones (2 minutes 30; SQLite, PostgreSQL and Valkey come with it)
+test: $(VENV)/installed  ## Run the tests but the long ones (under 3 minutes; SQLite, PostgreSQL and Valkey come with it)
 	$(PYTEST) -m "not long" $(ARGS)
 	@echo "Left out: the tests marked long, with whole processes, a browser and random histories. make test-all runs them."
 
-test-all: $(VENV)/installed  ## Run all tests (12 minutes)
+test-all: $(VENV)/installed  ## Run all tests (15 minutes)
 	$(PYTEST) $(ARGS)
 
 lint: $(VENV)/installed  ## Check style and types

@@ -40,6 +40,8 @@ always fit."""
 FREE_PARTS = 2_048
 PART_BYTES = 8
 """After `FREE_PARTS` parts of a body, the parts must have this many bytes on average: each costs a turn of the loop."""
+MAX_DIGITS = 18
+"""Digits of a `Content-Length` that is not too large."""
 INLINE = (WEBHOOK_PATH, "/healthz")
 """Paths that begin so run in the event loop. They wait for nothing but a group commit; unknown ones get 404 at once."""
 
@@ -148,9 +150,10 @@ class Gateway:
             case []:
                 return 0
             case [(b"content-length", value)] if value.isdigit():
-                if int(value[:20]) >= self._too_large:  # 20 digits decide: to convert thousands is slow, or fails
+                digits = value.lstrip(b"0") or b"0"  # thousands of digits cannot be converted
+                if len(digits) > MAX_DIGITS or int(digits) >= self._too_large:
                     raise RefusedRequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body")
-                return int(value)
+                return int(digits)
             case [(b"transfer-encoding", value)] if value.lower() == b"chunked":
                 return None
             case _:

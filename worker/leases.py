@@ -17,7 +17,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from models.database import in_transaction
 from models.types import db_now, db_now_plus
-from worker.errors import LeaseLostError
+from worker.errors import LeaseLostError, unexpected
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -123,7 +123,7 @@ class Lease:
             try:
                 is_ours = in_transaction(engine, self._set, db_now_plus(LEASE_SECONDS))
             except Exception as error:  # noqa: BLE001 - without heartbeats the lease expires, as it should
-                log.warning("lease_heartbeat_failed", key=self.key, error=type(error).__name__)
+                log.warning("lease_heartbeat_failed", key=self.key, error=unexpected(error))
                 continue
             if not is_ours:
                 self.lost.set()

@@ -23,7 +23,7 @@ import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import ColumnElement, Connection, Engine, Row, Update, delete, exists, func, select, update
 
-from models.database import in_transaction, read_transaction
+from models.database import in_transaction, is_transient, read_transaction
 from models.tables import (
     AutoJoinMode,
     Event,
@@ -332,7 +332,9 @@ class Provisioner:
             return self._carry_out(join, step)
         except (InvalidApiKeyError, RedisError):
             raise
-        except Exception as error:  # noqa: BLE001 - one join must not stop the others
+        except Exception as error:
+            if is_transient(error):
+                raise  # the database is unavailable; the join is not the cause
             return self._record_failure(join, error)
 
     def _create_if_allowed(self, join: ClaimedJoin, wanted: Create) -> NextStep:

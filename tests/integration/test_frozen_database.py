@@ -5,7 +5,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -79,26 +79,14 @@ def held(web: Command) -> tuple[int, int]:
     return process.num_threads(), process.memory_info().rss
 
 
-@contextmanager
-def hanging(proxy: Proxy) -> Iterator[None]:
-    with proxy.swallowing():
-        yield
-
-
-@contextmanager
-def refusing(proxy: Proxy) -> Iterator[None]:
-    with proxy.refusing():
-        yield
-
-
-@pytest.mark.parametrize("fail", [hanging, refusing])
+@pytest.mark.parametrize("fail", [Proxy.swallowing, Proxy.refusing], ids=["hanging", "refusing"])
 def test_deliveries_get_503_in_time_and_are_accepted_when_the_database_is_back(
-    proxy: Proxy, commands: Commands, fail: Callable[[Proxy], object]
+    proxy: Proxy, commands: Commands, fail: Callable[[Proxy], AbstractContextManager[None]]
 ) -> None:
     web, port = commands.web()
     assert deliver(port, large(0)) == 200
     [process] = web.family()
-    with ThreadPoolExecutor(AT_ONCE) as senders, fail(proxy):  # type: ignore[attr-defined]
+    with ThreadPoolExecutor(AT_ONCE) as senders, fail(proxy):
         first = [*senders.map(lambda place: answer_to(port, large(place)), range(1, AT_ONCE + 1))]
         threads, memory = held(web)
         rest = [senders.submit(answer_to, port, large(place)) for place in range(AT_ONCE + 1, DELIVERIES + 1)]

@@ -133,10 +133,10 @@ def test_pipelined_deliveries_are_answered_in_order(port: int, engine: Engine) -
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("ask", [delivery(encoded(user("user_1", "event_1", 0)))], ids=["POST"])
 def test_a_client_that_never_reads_is_disconnected_and_delays_nobody(
-    commands: Commands, make_database: Callable[[str], str], redis_url: str, ask: bytes
+    commands: Commands, make_database: Callable[[str], str], redis_url: str
 ) -> None:
+    ask = delivery(encoded(user("user_1", "event_1", 0)))
     commands.settings |= {"DATABASE_URL": make_database("sqlite"), "REDIS_URL": redis_url, "WEB_PROCESSES": 1}
     web, port = commands.web()
     body = encoded(user("user_2", "event_2", 0))

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -49,12 +48,6 @@ def accepts(port: int, body: bytes) -> bool:
     return False
 
 
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        return probe.connect_ex(("127.0.0.1", port)) != 0
-
-
 def test_one_command_receives_and_applies_events(commands: Commands, engine: Engine) -> None:
     command, port = start(commands)
     for body in map(encoded, new_users(3)):
@@ -86,5 +79,5 @@ def test_nothing_is_left_after_a_kill_of_the_supervisor(commands: Commands, engi
     family = processes(command)
     os.kill(command.process.pid, signal.SIGKILL)
     command.process.wait()
-    eventually(lambda: not any(map(alive, family)) and is_free(port), 5)
+    eventually(lambda: not any(map(alive, family)) and not listens(port), 5)
     engine.dispose()

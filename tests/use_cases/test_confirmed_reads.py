@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, delete, update
+from sqlalchemy.exc import DBAPIError
 
-from models.database import in_transaction
+from models.database import CHANGES_LOCK, advisory_lock, in_transaction, open_engine, write_transaction
 from models.tables import Change, Event, EventStatus, Read
+from models.types import db_now
 from tests.support import JSON, access, apply_all, differences, made, mirrored, outcomes, rows
 from tests.support.actors import by
 from tests.support.resync import (
@@ -421,3 +423,20 @@ def test_explain_names_a_tie(one_engine: Engine) -> None:
         else:
             assert whys["event_01Z"].startswith("not newer than the current state of the same time, which came from")
         assert any(step["why"].endswith("another state at the same time") for step in found["timeline"])
+
+
+def test_an_unavailable_database_is_no_failure_of_the_object(
+    make_database: Callable[[str], str], sandbox: Sandbox, workos: WorkOSClient
+) -> None:
+    url = make_database("postgresql")
+    holder, engine = open_engine(url), open_engine(url, lock_timeout_ms=20)
+    small_life(sandbox.world, 1, 1)
+    deliver(engine, [event_of(sandbox.world, "organization_membership.created")])  # its parents are missing
+    in_transaction(engine, lambda tx: tx.execute(update(Read).values(due_at=db_now())))
+    with write_transaction(holder) as tx:
+        advisory_lock(tx, CHANGES_LOCK)
+        with pytest.raises(DBAPIError):
+            work_due(engine, workos, lambda: False)
+    assert [row["attempts"] for row in rows(engine, Read)] == [0, 0]
+    holder.dispose()
+    engine.dispose()

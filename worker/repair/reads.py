@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import structlog
 from redis.exceptions import RedisError
-from rq.timeouts import JobTimeoutException
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, delete, or_, select, update
 
-from models.database import in_transaction, read_transaction
+from models.database import in_transaction, is_transient, read_transaction
 from models.outcomes import Finding
 from models.tables import Cause, DeletedBy, MirrorState, Read
 from models.types import db_now, db_now_plus
@@ -23,6 +22,7 @@ from worker.kinds import KINDS, Kind, read_object
 from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows
 from worker.mirror.change_rows import CausedBy
 from worker.mirror.read_requests import PARENT_MISSING
+from worker.redis_client import INTERRUPTS
 from worker.workos_api.client import ReadResult, WorkOSClient
 
 log = structlog.get_logger()
@@ -147,9 +147,11 @@ def _read(engine: Engine, workos: WorkOSClient, read: RowMapping) -> bool:
             in_transaction(engine, remove_request)
             return True
         result = confirmed_read(engine, workos, kind, id, (Cause.EVENT, read["event_id"] or reason), remove_request)
-    except (JobTimeoutException, RedisError):
+    except (*INTERRUPTS, RedisError):
         raise
-    except Exception as error:  # noqa: BLE001 - whatever one object raises, the others continue
+    except Exception as error:
+        if is_transient(error):
+            raise  # the database is unavailable; the object is not the cause
         if isinstance(error, InvalidApiKeyError):
             workos.now()  # raises too, unless the key only lacks the permission for this kind
         known = isinstance(error, WorkOSError | PayloadError | InvalidApiKeyError)

@@ -8,7 +8,6 @@ from datetime import timedelta
 
 import structlog
 from redis.exceptions import RedisError
-from rq.timeouts import JobTimeoutException
 from sqlalchemy import Connection, Engine, select
 
 from models.database import in_transaction, is_transient, read_transaction
@@ -27,6 +26,7 @@ from worker.leases import Lease
 from worker.mirror import auto_join_policy
 from worker.mirror.retention import Periods, retain
 from worker.queue.doorbell import Doorbell
+from worker.redis_client import INTERRUPTS
 from worker.repair import reads
 from worker.repair.catch_up import LAG, catch_up
 from worker.repair.environment import bind
@@ -96,7 +96,7 @@ class Repair:
             except LeaseLostError:
                 log.warning("lease_lost", run=run_id)
                 return False
-            except (ConfigurationError, WorkOSError, RedisError, JobTimeoutException):
+            except (ConfigurationError, WorkOSError, RedisError, *INTERRUPTS):
                 raise
             except Exception as error:
                 if is_transient(error):
