@@ -37,6 +37,8 @@ REQUEST_SECONDS = 10.0
 MAX_HELD_BYTES = 64 * 1_048_576
 """Maximum bytes of request bodies that a process holds at once. A larger `WEBHOOK_MAX_BYTES` raises it, so that two
 always fit."""
+SMALL_BYTES = 65_536
+"""A request up to this size is never dropped to free memory. Deliveries are smaller."""
 FREE_PARTS = 2_048
 PART_BYTES = 8
 """After `FREE_PARTS` parts of a body, the parts must have this many bytes on average: each costs a turn of the loop."""
@@ -99,26 +101,28 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI specification, HTTP)."""
         self.requests += 1
+        body = _Body()
         try:
             try:
-                body = await self._receive(scope, receive)
+                content = await self._receive(body, scope, receive)
             except RefusedRequestError as error:
                 log.warning("request_rejected", status=error.status, reason=error.reason)
                 await _send_error(send, HTTPStatus(error.status))
                 return
-            await self._answer(_environ(scope, body), receive, send)
+            await self._answer(_environ(scope, content), receive, send)
         except Exception as error:  # noqa: BLE001 - the server would log request data
             self.report(error)
             await _send_error(send, HTTPStatus.INTERNAL_SERVER_ERROR)
         finally:
+            self._held -= body.size
             self.requests -= 1
 
     def report(self, error: Exception) -> None:
         """Log and count an error of a request, or of the server, that Flask did not handle."""
         self._counters.report(Place.REQUEST, "server", error)
 
-    async def _receive(self, scope: Scope, receive: Receive) -> bytes:
-        """Return the body of a request.
+    async def _receive(self, body: _Body, scope: Scope, receive: Receive) -> bytes:
+        """Return the body of a request. Its size counts as held until the request is answered.
 
         Raises:
             RefusedRequestError: it is malformed, incomplete, too large, too slow, or there is no memory for it.
@@ -126,19 +130,18 @@ class Gateway:
         length = self._length(scope["headers"])
         if length == 0:
             return b""
-        body = _Body()
         self._bodies.add(body)
         try:
             async with body.deadline:
                 await self._fill(body, length, receive)
+            return b"".join(body.parts)
         except TimeoutError:
             if body.evicted:
                 raise RefusedRequestError(HTTPStatus.SERVICE_UNAVAILABLE, "memory") from None
             raise RefusedRequestError(HTTPStatus.REQUEST_TIMEOUT, "slow") from None
         finally:
             self._bodies.remove(body)
-            self._held -= body.size
-        return b"".join(body.parts)
+            body.parts.clear()
 
     def _length(self, headers: Iterable[tuple[bytes, bytes]]) -> int | None:
         """Return the length of the body, or None if it is chunked.
@@ -174,8 +177,9 @@ class Gateway:
                 raise RefusedRequestError(HTTPStatus.BAD_REQUEST, "tiny parts")
             if not message["more_body"]:
                 return
-            if self._held > self._max_held:
-                max(self._bodies, key=lambda each: each.size).evict()
+            largest = max(self._bodies, key=lambda each: each.size)
+            if self._held > self._max_held and largest.size > SMALL_BYTES:
+                largest.evict()
                 await asyncio.sleep(0)  # if it was this one, its time-out ends it here
 
     async def _answer(self, environ: dict[str, Any], receive: Receive, send: Send) -> None:

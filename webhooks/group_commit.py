@@ -95,9 +95,11 @@ class AsyncGroupCommit(Generic[T, R]):
 
     async def _write_groups(self) -> None:
         loop = asyncio.get_running_loop()
-        while group := self._next_group():
-            await loop.run_in_executor(self._thread, self._write_group, loop, group)
-        self._writing = None
+        try:
+            while group := self._next_group():
+                await loop.run_in_executor(self._thread, self._write_group, loop, group)
+        finally:
+            self._writing = None
 
     def _next_group(self) -> "list[_Waiting[T, R]]":
         """Return the next items to write, without those that timed out: they were already answered with 503."""

@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -81,7 +82,8 @@ def listen(settings: Settings) -> list[socket.socket]:
         # Connections inherit these. Without the last two, clients that vanish or never read would keep theirs for ever.
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1_000)
+        if sys.platform == "linux":
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1_000)
     return sockets
 
 
@@ -107,14 +109,10 @@ def processes(settings: Settings, redis_url: str, sockets: list[socket.socket]) 
     ]
 
 
-def stop_listening(sockets: list[socket.socket]) -> None:
-    """Close sockets. When no process has a socket any more, new connections are refused, and clients try elsewhere."""
-    for opened in sockets:
-        opened.close()
-
-
 def _work(settings: Settings, redis_url: str, sockets: list[socket.socket], listening: socket.socket) -> None:
-    stop_listening([each for each in sockets if each is not listening])
+    for other in sockets:
+        if other is not listening:
+            other.close()
     _take_new_connections(listening)  # if the former process was killed while it stopped
     services = build_services(settings, redis_url, endpoint=True)
     serve(Gateway(create_app(services), settings.web_threads, services.counters), listening, services.close)
@@ -173,12 +171,14 @@ def _drop_new_connections(listening: socket.socket) -> None:
     instruction = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RETURN, 0, 0, 0))  # keep 0 bytes of a packet
     with suppress(OSError):  # the kernel may permit no filters
         program = struct.pack("HP", 1, ctypes.addressof(instruction))
-        listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+        if sys.platform == "linux":
+            listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 def _take_new_connections(listening: socket.socket) -> None:
     with suppress(OSError):  # none are dropped
-        listening.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+        if sys.platform == "linux":
+            listening.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
 
 class _Server(Server):

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from models.database import open_engine
 from tests.support.deliveries import deliver
 from tests.support.inbox import count, pending
-from tests.support.processes import Command, Commands, alive, eventually, listens
+from tests.support.processes import Command, Commands, alive, eventually, listens, working_in
 from tests.support.stack.machine import free_ports
 from tests.support.stories import encoded, new_users
 
@@ -38,7 +38,7 @@ def start(commands: Commands) -> tuple[Command, int]:
 
 
 def processes(command: Command) -> list[psutil.Process]:
-    """Two that accept deliveries, three that work, and the clock; and Valkey."""
+    """Two that accept deliveries, three that work, the clock, Valkey, and the process that ends Valkey."""
     return psutil.Process(command.process.pid).children()
 
 
@@ -62,10 +62,10 @@ def test_one_command_receives_and_applies_events(commands: Commands, engine: Eng
 
 def test_a_process_that_is_killed_is_replaced(commands: Commands, engine: Engine) -> None:
     command, port = start(commands)
-    eventually(lambda: len(processes(command)) == 7, 20)
+    eventually(lambda: len(processes(command)) == 8, 20)
     for victim in processes(command):
         victim.kill()
-    eventually(lambda: len(list(filter(alive, processes(command)))) >= 6, 30)  # the clock starts Valkey, as its child
+    eventually(lambda: all_run(command), 30)  # the clock starts Valkey, as its child
     eventually(lambda: listens(port), 20)
     for body in map(encoded, new_users(3)):
         eventually(partial(accepts, port, body), 20)
@@ -73,11 +73,34 @@ def test_a_process_that_is_killed_is_replaced(commands: Commands, engine: Engine
     command.stop(20)
 
 
+def test_a_valkey_of_a_killed_clock_ends_with_up(commands: Commands, engine: Engine) -> None:
+    command, _ = start(commands)
+    [first] = eventually(lambda: valkeys(commands), 20)
+    first.kill()
+    [second] = eventually(lambda: [each for each in valkeys(commands) if each != first], 20)
+    clock = second.parent()
+    assert clock is not None and clock.parent() == psutil.Process(command.process.pid)
+    clock.kill()
+    eventually(lambda: all_run(command), 20)
+    command.stop(20)
+    assert valkeys(commands) == []
+
+
+def valkeys(commands: Commands) -> list[psutil.Process]:
+    return working_in(commands.folder / ".workos-sync" / "valkey")
+
+
+def all_run(command: Command) -> bool:
+    """Whether all six processes of ours run again."""
+    return len(list(filter(alive, processes(command)))) >= 6
+
+
 def test_nothing_is_left_after_a_kill_of_the_supervisor(commands: Commands, engine: Engine) -> None:
     command, port = start(commands)
-    eventually(lambda: len(processes(command)) == 7, 20)
+    eventually(lambda: len(processes(command)) == 8, 20)
     family = processes(command)
     os.kill(command.process.pid, signal.SIGKILL)
     command.process.wait()
     eventually(lambda: not any(map(alive, family)) and not listens(port), 5)
+    assert valkeys(commands) == []
     engine.dispose()

@@ -1,8 +1,9 @@
 """`workos-sync web`, `worker`, `clock`, `up` and `demo`."""
 
 import importlib.util
-import os
-from collections.abc import Callable
+import socket
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from worker.metrics import Counters, Place
 from worker.mirror import auto_join_policy, role_map
 from worker.processes import lane
 from worker.processes.clock import PeriodicTask, heartbeat, ring_if_waiting, run, sweep
-from worker.processes.embedded import redis_server
+from worker.processes.embedded import RedisServer, own_redis_server, redis_server
 from worker.processes.supervisor import supervise
 from worker.queue.doorbell import DRAIN
 from worker.repair.environment import bind, connect
@@ -45,11 +46,10 @@ Program = Callable[[], None]
 
 
 class _Part(NamedTuple):
-    """The programs of one command, one for each process."""
+    """What one command runs under the supervisor: programs, each in a process, and the sockets that they share."""
 
     programs: list[Program]
-    close: Callable[[], None] = lambda: None
-    """Closes what these programs share: in the processes of other parts, and in the supervisor when it stops."""
+    sockets: Sequence[socket.socket] = ()
 
 
 port_option = click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on. Overrides PORT.")
@@ -94,28 +94,37 @@ def _supervise(settings: Settings, *makers: Callable[[Settings, str, Engine], _P
     """Run the programs that each of `makers` returns until stopped, each in a process."""
     engine = open_database(settings)
     require_migrated(engine)
-    with redis_server(settings) as redis, until_stopped() as stop:
+    running = own_redis_server if _clock_part in makers else redis_server
+    with until_stopped() as stop, running(settings) as redis:
         require_redis_version(redis.url)
         parts = [make(settings, redis.url, engine) for make in makers]
         engine.dispose()  # a fork would share its connections
+        sockets = [opened for part in parts for opened in part.sockets]
         programs = [
-            partial(_each, [*(other.close for other in parts if other is not part), program])
+            program if part.sockets else partial(_without, sockets, program)
             for part in parts
             for program in part.programs
         ]
-        supervise(programs, stop, _reporter(redis.url), stopping=partial(_each, [part.close for part in parts]))
+        supervise(programs, stop, _reporter(redis.url), stopping=partial(_close, sockets))
 
 
-def _each(steps: list[Callable[[], None]]) -> None:
-    for step in steps:
-        step()
+def _close(sockets: Sequence[socket.socket]) -> None:
+    """Close sockets. When no process has them open any more, new connections are refused, and clients try elsewhere."""
+    for opened in sockets:
+        opened.close()
+
+
+def _without(sockets: Sequence[socket.socket], program: Program) -> None:
+    """Run a program that does not use these sockets."""
+    _close(sockets)
+    program()
 
 
 def _web_part(settings: Settings, redis_url: str, _engine: Engine) -> _Part:
     """Listen on PORT, and return the web processes."""
     serve = importlib.import_module("webhooks.serve")  # by name, because it belongs to a higher layer
     sockets = serve.listen(settings)
-    return _Part(serve.processes(settings, redis_url, sockets), partial(serve.stop_listening, sockets))
+    return _Part(serve.processes(settings, redis_url, sockets), sockets)
 
 
 def _worker_part(settings: Settings, redis_url: str, engine: Engine) -> _Part:
@@ -129,19 +138,18 @@ def _worker_part(settings: Settings, redis_url: str, engine: Engine) -> _Part:
 
 
 def _clock_part(settings: Settings, _redis_url: str, _engine: Engine) -> _Part:
-    return _Part([partial(_run_clock, settings, os.getpid())])
+    return _Part([partial(_run_clock, settings)])
 
 
-def _run_clock(settings: Settings, supervisor: int | None = None) -> None:
-    """Run the periodic tasks until stopped. If `supervisor` was killed, stop the embedded Valkey that it started."""
-    with (
-        until_stopped() as stop,  # first, because whatever stops this process must also end what follows
-        redis_server(settings) as redis,
-        closing(build_services(settings, redis.url)) as services,
-    ):
+def _run_clock(settings: Settings) -> None:
+    with until_stopped() as stop:
+        _run_tasks(settings, RedisServer(settings), stop)
+
+
+def _run_tasks(settings: Settings, redis: RedisServer, stop: threading.Event) -> None:
+    """Run the periodic tasks until stopped. The first starts the embedded Valkey if it is needed and not running."""
+    with closing(build_services(settings, redis.url)) as services:
         run(periodic_tasks(services, redis.ensure), stop, services.counters)
-        if supervisor not in (None, os.getppid()) and settings.redis_url is None:
-            services.redis.shutdown()
 
 
 def _reporter(redis_url: str) -> Callable[[BaseException], None]:
@@ -184,10 +192,10 @@ def clock() -> None:
     settings = logging_settings()
     engine = open_database(settings)
     require_migrated(engine)
-    with redis_server(settings) as redis:
+    with until_stopped() as stop, redis_server(settings) as redis:
         require_redis_version(redis.url)
         _bind_if_reachable(engine, settings, redis.url)
-    _run_clock(settings)
+        _run_tasks(settings, redis, stop)
 
 
 def periodic_tasks(services: Services, ensure_redis: Callable[[], object]) -> list[PeriodicTask]:

@@ -76,15 +76,19 @@ def accept_webhooks(engine: Engine, events: Sequence[ReceivedEvent]) -> list[boo
 
 
 def _store(engine: Engine, rows: list[tuple[ReceivedEvent, int]]) -> dict[str, int]:
-    """Store new events, add up the deliveries of known ones, and return the number of deliveries for each id."""
-    values = [(event.id, event.type, event.body, event.partition_key, count) for event, count in rows]
+    """Store events, each with its number of deliveries, and return the total for each id."""
     with single_statement(engine) as connection:
-        if engine.dialect.name == "postgresql":
-            arrays = dict(zip(ROW, map(list, zip(*values, strict=True)), strict=True))
-            found = connection.execute(_accept_arrays(), arrays)
-        else:
-            found = connection.execute(_accept_values("sqlite"), [dict(zip(ROW, row, strict=True)) for row in values])
-        return {row.id: row.deliveries for row in found}
+        return _insert(connection, rows)
+
+
+def _insert(connection: Connection, rows: list[tuple[ReceivedEvent, int]]) -> dict[str, int]:
+    values = [(event.id, event.type, event.body, event.partition_key, number) for event, number in rows]
+    if connection.dialect.name == "postgresql":
+        arrays = dict(zip(ROW, map(list, zip(*values, strict=True)), strict=True))
+        found = connection.execute(_accept_arrays(), arrays)
+    else:
+        found = connection.execute(_accept_values(), [dict(zip(ROW, row, strict=True)) for row in values])
+    return {row.id: row.deliveries for row in found}
 
 
 def accept_from_api(tx: Connection, event: ReceivedEvent) -> bool:
@@ -102,11 +106,10 @@ def accept_from_api(tx: Connection, event: ReceivedEvent) -> bool:
 
 
 @functools.cache
-def _accept_values(dialect_name: str) -> Executable:
-    """Return the statement that stores a row from parameters named as in `ROW`."""
+def _accept_values() -> Executable:
+    """Return the statement for SQLite that stores a row from parameters named as in `ROW`."""
     # Cached: building the statement takes as long as running it.
-    insert = (postgresql.insert if dialect_name == "postgresql" else sqlite.insert)(Event)
-    return _adding_deliveries(insert.values(source=EventSource.WEBHOOK, webhook_at=db_now()))
+    return _adding_deliveries(sqlite.insert(Event).values(source=EventSource.WEBHOOK, webhook_at=db_now()))
 
 
 @functools.cache
@@ -133,9 +136,9 @@ def _adding_deliveries(insert: postgresql.Insert | sqlite.Insert) -> Executable:
 
 def probe(engine: Engine) -> None:
     """Store an event and roll back; raise `sqlalchemy.exc.DBAPIError` if events cannot be stored now."""
-    event = {"id": f"probe_{uuid.uuid4().hex}", "type": "probe", "body": b"", "partition_key": 0, "deliveries": 1}
+    event = ReceivedEvent(f"probe_{uuid.uuid4().hex}", "probe", b"", partition_key=0)
     with engine.connect() as connection, connection.begin() as tx:
-        connection.execute(_accept_values(engine.dialect.name), event)
+        _insert(connection, [(event, 1)])
         tx.rollback()
 
 

@@ -1,11 +1,14 @@
-"""The embedded Valkey, for use without a Redis server. The first command starts it, and other commands share it."""
+"""The embedded Valkey, for use without a Redis server.
+
+The first command starts it, and stops it at its end. Other commands share it; the clock starts it again if it is gone.
+"""
 
 import fcntl
 import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -45,6 +48,14 @@ class RedisServer:
                 problem = f"{HOME.resolve()} cannot be used: {error.strerror}"
                 raise ConfigurationError(f"{problem}; correct it, set REDIS_URL, or start elsewhere") from error
 
+    def stop(self) -> None:
+        """Stop the embedded server, whichever process started it."""
+        if self._embedded:
+            with open_redis(self.url, socket_timeout=5, socket_connect_timeout=1) as redis, suppress(RedisError):
+                redis.shutdown()
+        if self.started is not None:
+            self.started.stop()  # kills it if it is frozen
+
 
 @contextmanager
 def redis_server(settings: Settings) -> Iterator[RedisServer]:
@@ -55,7 +66,34 @@ def redis_server(settings: Settings) -> Iterator[RedisServer]:
         yield server
     finally:
         if server.started is not None:
-            server.started.stop()
+            server.stop()
+
+
+@contextmanager
+def own_redis_server(settings: Settings) -> Iterator[RedisServer]:
+    """Yield a running Redis. Stop an embedded one when this process and those that it forks end, even by SIGKILL.
+
+    A process of its own waits for that end: nobody writes to its pipe, which is closed when the last of them ends.
+    """
+    server = RedisServer(settings)
+    if settings.redis_url is not None:
+        yield server
+        return
+    waits, held = os.pipe()
+    if (keeper := os.fork()) == 0:
+        os.setsid()  # Ctrl-C is not for this process
+        os.close(held)
+        os.read(waits, 1)
+        server.stop()
+        os._exit(0)
+    os.close(waits)
+    try:
+        server.ensure()
+        yield server
+    finally:
+        server.stop()
+        os.close(held)
+        os.waitpid(keeper, 0)
 
 
 def _start_unless_running(url: str) -> ValkeyServer | None:

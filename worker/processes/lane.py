@@ -34,9 +34,10 @@ log = structlog.get_logger()
 
 LINGER_SECONDS = 0.2
 """How long a drain waits for the next delivery before its job ends. A job costs more than a small batch."""
-MANY = 8
+MANY_EVENTS = 8
 GATHER_SECONDS = 0.02
-"""After a drain of at least `MANY` events, the next one starts this much later, so that its batch is larger."""
+"""After a drain of at least `MANY_EVENTS`, the next one starts this much later, so that its batch is larger: the
+statements of a batch cost as much as some dozens of events."""
 
 
 def work(lane: str, settings: Settings, redis_url: str) -> None:
@@ -81,6 +82,8 @@ def _drain(services: Services, stopping: threading.Event, _at_end: ExitStack) ->
         services.counters.observe(ACCEPTED_TO_APPLIED, ages)
 
     def drain_and_notify(record: DrainRecord) -> bool:
+        nonlocal applied
+        applied = 0
         done = drain(services.engine, limits, count, stopping.is_set, bell.enqueue_another, record)
         # Only for speed: the clock rings too.
         if settings.http_hooks:
@@ -89,25 +92,21 @@ def _drain(services: Services, stopping: threading.Event, _at_end: ExitStack) ->
             services.provision_bell.ring()
         return done
 
-    def gather(before: int) -> None:
-        """Wait a moment while many events arrive: the statements of a batch cost as much as some dozens of events."""
-        if applied - before >= MANY:
-            stopping.wait(GATHER_SECONDS)
-
     def run() -> None:
-        ends = time.monotonic() + JOB_SECONDS
+        ends, done = time.monotonic() + JOB_SECONDS, False
         with DrainRecord(services.engine, limits) as record:
             try:
                 bell.keep_flag()
-                before = applied
-                while drain_and_notify(record) and time.monotonic() < ends and bell.wait_for_ring(LINGER_SECONDS):
-                    gather(before)
-                    before = applied
+                while (done := drain_and_notify(record)) and time.monotonic() < ends:
+                    if not bell.wait_for_ring(LINGER_SECONDS):
+                        break
+                    if applied >= MANY_EVENTS:
+                        stopping.wait(GATHER_SECONDS)
                     bell.keep_flag()
             finally:
                 bell.clear_flag()
-            if not drain_and_notify(record):
-                bell.ring()
+            if not (done and drain_and_notify(record)):
+                bell.ring()  # the next job reads the inbox
 
     return contained(run, services.bell, services.counters)
 
