@@ -62,18 +62,21 @@ class _Response(NamedTuple):
 
 
 class _Body:
-    """A body that is being received. `evicted`: it was dropped to free memory."""
+    """A body that is being received. `dropped`: to free memory."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
         self.size = 0
         self.deadline = asyncio.timeout(REQUEST_SECONDS)
-        self.evicted = False
+        self.dropped = False
 
-    def evict(self) -> None:
-        """Make the coroutine that receives it fail at once."""
-        self.evicted = True
-        self.deadline.reschedule(asyncio.get_running_loop().time())
+    def drop(self) -> int:
+        """Make the coroutine that receives it fail. Return how many bytes that frees."""
+        freed, self.size, self.dropped = self.size, 0, True
+        self.parts.clear()
+        if not self.deadline.expired():
+            self.deadline.reschedule(asyncio.get_running_loop().time())
+        return freed
 
 
 class Gateway:
@@ -136,7 +139,7 @@ class Gateway:
                 await self._fill(body, length, receive)
             return b"".join(body.parts)
         except TimeoutError:
-            if body.evicted:
+            if body.dropped:
                 raise RefusedRequestError(HTTPStatus.SERVICE_UNAVAILABLE, "memory") from None
             raise RefusedRequestError(HTTPStatus.REQUEST_TIMEOUT, "slow") from None
         finally:
@@ -175,12 +178,13 @@ class Gateway:
                 raise RefusedRequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body")
             if len(body.parts) > FREE_PARTS and body.size < len(body.parts) * PART_BYTES:
                 raise RefusedRequestError(HTTPStatus.BAD_REQUEST, "tiny parts")
+            if self._held > self._max_held:
+                largest = max(self._bodies, key=lambda each: each.size)
+                self._held -= largest.drop() if largest.size > SMALL_BYTES else 0
+            if body.dropped:
+                raise RefusedRequestError(HTTPStatus.SERVICE_UNAVAILABLE, "memory")
             if not message["more_body"]:
                 return
-            largest = max(self._bodies, key=lambda each: each.size)
-            if self._held > self._max_held and largest.size > SMALL_BYTES:
-                largest.evict()
-                await asyncio.sleep(0)  # if it was this one, its time-out ends it here
 
     async def _answer(self, environ: dict[str, Any], receive: Receive, send: Send) -> None:
         respond = partial(_respond, self._app, environ)

@@ -18,7 +18,6 @@ pytestmark = pytest.mark.long
 SENDERS = 300
 MOST = 3 * MAX_HELD_BYTES + 20_000_000
 """Bytes of growth: the bodies, what the server buffers of 300 connections, and what the allocator keeps."""
-READER = "reader-token-0123456789"
 HEAD = b"POST /webhooks/workos HTTP/1.1\r\nHost: localhost\r\n"
 BODIES: dict[str, bytes] = {
     "one length": HEAD + b"Content-Length: 1048570\r\n\r\n" + b"x" * 1_048_000,
@@ -54,25 +53,3 @@ def test_unfinished_bodies_of_many_senders_take_little_memory(
         time.sleep(0.5)
     assert '"reason": "memory"' in web.output()
     web.stop()
-
-
-def test_bodies_that_wait_for_a_thread_count_until_they_are_answered(
-    commands: Commands, make_database: Callable[[str], str], redis_url: str
-) -> None:
-    settings = {"DATABASE_URL": make_database("sqlite"), "REDIS_URL": redis_url, "WEB_PROCESSES": 1, "WEB_THREADS": 1}
-    web, port = commands.web(**settings, API_TOKENS=f"ann:{READER}")
-    first, second = map(encoded, new_users(2))
-    assert deliver(port, first) == 200
-    [process] = web.family()
-    before = process.memory_info().rss
-    wait = f"GET /api/v1/changes?after=0&wait=20 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {READER}\r\n\r\n"
-    whole = b"POST /no/such/path HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1048000\r\n\r\n" + b"x" * 1_048_000
-    with ExitStack() as stack:
-        send(stack, port, wait.encode())  # occupies the only thread
-        for _ in range(SENDERS):
-            send(stack, port, whole)
-        assert deliver(port, second) == 200, "small requests are not affected"
-        grown = process.memory_info().rss - before
-        print(f"{grown / 1e6:.0f} MB")
-        assert grown < MOST
-    web.stop(40)
