@@ -5,7 +5,6 @@ for each test. Once a test has failed on a database, the mutant is killed there 
 """
 
 import sqlite3
-import tempfile
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import NamedTuple
 
 import pytest
 import sqlglot
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine
 from sqlglot import exp
 
-from models.database import open_engine
-from models.migrate import upgrade
+from models.views import FUNCTIONS, VIEWS
 
 KINDS = {"sqlite": "sqlite", "postgresql": "postgres"}
 """Kind of database → sqlglot's name of its SQL."""
@@ -32,21 +30,24 @@ class Mutant(NamedTuple):
     original: exp.Expr
 
 
-def views() -> dict[str, str]:
-    """Return the SQL of every view, by name, as the migrations create it on SQLite."""
-    with tempfile.TemporaryDirectory() as folder:
-        engine = open_engine(f"sqlite:///{folder}/views.db")
-        upgrade(engine)
-        engine.dispose()
-        with sqlite3.connect(f"{folder}/views.db") as connection:
-            return dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'view' ORDER BY name"))
+def sources() -> dict[str, str]:
+    """Return the SQL of every view by name. Functions have the names that stand for them in `FUNCTIONS`."""
+    own = {name: name for name in FUNCTIONS["sqlite"]}
+    return {name: view.query.format_map(own) for name, view in VIEWS.items()}
+
+
+def rendered(query: exp.Expr, kind: str) -> str:
+    """Return the SQL of a query for a kind of database."""
+    sql = query.sql(dialect=KINDS[kind], normalize_functions=False)
+    for name, function in FUNCTIONS[kind].items():
+        sql = sql.replace(f"{name}(", f"{function}(")
+    return sql
 
 
 def mutants(sources: Mapping[str, str]) -> Iterator[Mutant]:
     """Yield every mutant of `sources` (name → SQL), each view's own query first."""
     for view, sql in sources.items():
         query = sqlglot.parse_one(sql)
-        query = query.expression if isinstance(query, exp.Create) else query
         yield Mutant(view, None, query, query)
         for place, node in enumerate(query.walk()):
             for what, changed in changes(node):
@@ -117,8 +118,7 @@ class Mutation:
     """
 
     def __init__(self, only: tuple[str, ...] = ()) -> None:
-        sources = {name: sql for name, sql in views().items() if not only or name in only}
-        self.mutants = list(mutants(sources))
+        self.mutants = list(mutants({name: sql for name, sql in sources().items() if not only or name in only}))
         self.killed: set[tuple[int, str]] = set()
 
     def alive(self) -> list[tuple[str, Mutant]]:
@@ -150,16 +150,12 @@ def mutated_view(request: pytest.FixtureRequest, sqlite_template: Path, postgres
     mutant: Mutant = request.param
 
     def put(query: exp.Expr) -> None:
-        lite, postgres = (
-            [f"DROP VIEW {mutant.view}", f"CREATE VIEW {mutant.view} AS {query.sql(dialect=dialect)}"]
-            for dialect in KINDS.values()
-        )
         with closing(sqlite3.connect(sqlite_template, isolation_level=None)) as connection:
-            connection.executescript(";".join(lite))
+            create = f"CREATE VIEW {mutant.view} AS {rendered(query, 'sqlite')}"
+            connection.executescript(f"DROP VIEW {mutant.view}; {create}")
         template = create_engine(postgres_server.url.set(database="template"))
-        with template.begin() as tx:
-            for statement in postgres:
-                tx.execute(text(statement))
+        with template.begin() as tx:  # other views depend on this one
+            tx.exec_driver_sql(f"CREATE OR REPLACE VIEW {mutant.view} AS {rendered(query, 'postgresql')}")
         template.dispose()
 
     put(mutant.query)

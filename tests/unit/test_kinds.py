@@ -16,7 +16,7 @@ from models.addresses import normalize_domain
 from tests.support import JSON, made, sample
 from tests.support.snapshots import DELETES, ROLES, content, read, refused
 from worker.decision.decide import State, Version
-from worker.decision.payload import MAX_EMAIL, MAX_TEXT, clean, is_id, parse_json, parse_time
+from worker.decision.payload import MAX_EMAIL, MAX_ID, MAX_TEXT, clean, is_id, parse_json, parse_time
 from worker.decision.roles import local_role
 from worker.errors import PayloadError
 from worker.kinds import KINDS, LISTINGS, READERS, Kind, read_event, read_object
@@ -54,6 +54,12 @@ def test_the_declarations_of_a_kind_are_consistent(kind: Kind) -> None:
     assert kind.shown_by and all(by.listing in LISTINGS for by in kind.shown_by)
     assert all(parent in KINDS and column in kind.columns for column, parent in kind.parents.items())
     assert len(kind.read_path("id_1")) > 1 and kind.read_path("id_1")[-1] == "id_1"
+
+
+def test_a_role_is_read_by_its_slug_and_the_organization_that_owns_it() -> None:
+    assert KINDS["role"].read_path("admin") == ("authorization", "roles", "admin")
+    own = ("authorization", "organizations", "org_1", "roles", "admin")
+    assert KINDS["role"].read_path("org_1/admin") == own
 
 
 def test_listings_of_a_resync() -> None:
@@ -219,6 +225,7 @@ def test_a_failed_verification_is_read_from_its_nested_object() -> None:
         (None, ["owner", "member"], ["member", "owner"], "owner", "admin"),
         ({"slug": "auditor"}, [{"slug": "auditor"}], ["auditor"], "auditor", "member"),
         ({"slug": "Admin"}, None, ["Admin"], "Admin", "member"),
+        ("", ["a", "b" * MAX_ID, "c" * (MAX_ID + 1)], ["a", "b" * MAX_ID], "a", "member"),
         ({}, {}, [], None, "member"),
         ({"slug": None}, [{"slug": 7}, None, 7, [], {"name": "admin"}], [], None, "member"),
         (["admin"], "admin", [], None, "member"),
@@ -301,7 +308,7 @@ def test_roles_as_shown_by_a_read(id: str, type: str, shown: JSON | None) -> Non
 
 @pytest.mark.parametrize(("id", "type"), [("billing", "OrganizationRole"), ("org_1/billing", None), ("/x", "X")])
 def test_an_answer_with_another_role_is_refused(id: str, type: str | None) -> None:
-    with pytest.raises(PayloadError):
+    with pytest.raises(PayloadError, match=r"^role\.type: is not that of the requested role$"):
         KINDS["role"].from_read(id, {"slug": "billing", "type": type})
 
 

@@ -63,3 +63,4 @@ def test_only_whole_ids_match() -> None:
 def test_invalid_json_is_reported_and_searched() -> None:
     assert not mentions(b'{"id": "user_1').is_json and mentions(b'{"id": "user_1"}').is_json
     assert "user_1" in mentions(b'{"id": "user_1').words
+    assert "user_1" in mentions(b'{"name": "\xff", "id": "user_1').words, "not UTF-8 either"
