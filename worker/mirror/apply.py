@@ -99,8 +99,15 @@ def insert_and_lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict
 
     An id never seen gets a row to lock. The caller must save a state for it, or delete the row, before the commit.
     """
+    states = _lock_rows(tx, kind, ids)
+    if missing := [id for id in ids if id not in states]:
+        insert_new(tx, kind.table, [{"id": id} for id in missing])
+        states |= _lock_rows(tx, kind, missing)  # another transaction may have inserted some
+    return states
+
+
+def _lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State | None]:
     table = kind.table.__table__
-    insert_new(tx, kind.table, [{"id": id} for id in ids])
     found = select(table).where(is_any_of(tx, table.c.id, ids)).order_by(table.c.id).with_for_update()
     return {row["id"]: _state(kind, row) for row in tx.execute(found).mappings()}
 
