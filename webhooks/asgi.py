@@ -35,9 +35,9 @@ Send = Callable[[Message], Awaitable[None]]
 REQUEST_SECONDS = 10.0
 """Time limit for receiving a request's body."""
 MAX_HELD_BYTES = 64 * 1_048_576
-"""Above this many bytes of request bodies, a process drops the largest incomplete one that has more than `SMALL_BYTES`.
+"""Above this many bytes of request bodies, a process drops the largest one that it is receiving.
 
-A larger `WEBHOOK_MAX_BYTES` raises it, so that two bodies always fit. Smaller bodies may exceed it.
+A larger `WEBHOOK_MAX_BYTES` raises it, so that two bodies always fit. Bodies of up to `SMALL_BYTES` may exceed it.
 """
 SMALL_BYTES = 65_536
 """A request up to this size is never dropped to free memory. Deliveries usually are."""

@@ -28,7 +28,7 @@ from worker.workos_api.client import ReadResult, WorkOSClient
 log = structlog.get_logger()
 
 MAX_RACES = 10
-"""Reads of one object, each overtaken by another change of its row, before the object is left for later."""
+"""Attempts to read an object whose row keeps changing, before it is retried later."""
 FIRST_BACKOFF_SECONDS = 5.0
 MAX_BACKOFF_SECONDS = 3600.0
 
