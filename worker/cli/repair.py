@@ -86,9 +86,8 @@ def catch_up_command(since: datetime | None, reason: str | None, as_json: bool) 
     if as_json:
         output.json(report._asdict())
     else:
-        received = f"up to {output.cell(report.received_up_to)}"
-        if since is not None:
-            received = f"from {output.cell(since)} {received}"
+        start = "up" if since is None else f"from {output.cell(since)}"
+        received = f"{start} to {output.cell(report.received_up_to)}"
         read = output.count(report.returned, "event")
         click.echo(f"{read} read, {report.new} new; all events {received} are in the inbox")
     if report.missed:

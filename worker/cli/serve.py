@@ -73,7 +73,8 @@ def web(port: int | None) -> None:
 def worker(processes: int | None) -> None:
     """Apply events, call hooks, and work on long-running jobs.
 
-    Long-running jobs are resyncs, catch-ups, replays, retention and adding people by domain. A process that dies is restarted.
+    Long-running jobs are resyncs, catch-ups, replays, retention and adding people by domain. A process that dies is
+    restarted.
     """
     _supervise(logging_settings(worker_processes=processes), _worker_part)
 
