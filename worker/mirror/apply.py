@@ -31,7 +31,8 @@ class Decision(NamedTuple):
 
     outcome: Outcome
     compared_with: str | None
-    """The event id of the stored version that it was compared with; None if there was none."""
+    """The event id of the stored version that it was compared with: empty if that was read from the API, None if there
+    was no version."""
     needs_confirmation: ConfirmationReason | None
     """Why a confirmed read is needed; None if it is not."""
 

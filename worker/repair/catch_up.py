@@ -59,7 +59,7 @@ class Position(NamedTuple):
     """Earlier events are not needed, because the first resync covers them; None if the database is not bound."""
 
     def since(self, time: datetime, now: datetime) -> datetime:
-        """Return the time to read from, to find the events since `time` and those that WorkOS returned late."""
+        """Return where to start reading: `MAX_EVENT_DELAY` before `time`, not before what is needed or kept."""
         oldest = now - OLDEST + EXPIRY_MARGIN
         return max(at for at in (time - MAX_EVENT_DELAY, oldest, self.backfill_from) if at is not None)
 
