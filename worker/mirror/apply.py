@@ -40,8 +40,8 @@ class Decision(NamedTuple):
 def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], list[ChangeRow]]:
     """Decide each arrival in turn and write the mirror; return the decisions, in the same order, and the changes.
 
-    Rows are locked kind by kind, sorted by id, so that concurrent callers hardly ever deadlock; the caller's transaction
-    is retried if they do. The caller passes the changes to `note_changes` as its last step, and commits.
+    Rows are locked kind by kind, sorted by id, so that concurrent callers hardly ever deadlock; if they do, the
+    transaction is retried. The caller passes the changes to `note_changes` as its last step, and commits.
     """
     decisions: dict[int, Decision] = {}
     changes: list[ChangeRow] = []
