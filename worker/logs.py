@@ -2,6 +2,7 @@
 
 import linecache
 import logging
+import re
 import sys
 from typing import Literal
 
@@ -12,6 +13,9 @@ from worker.errors import causes_of, place_in, stack_of, unexpected
 
 FORBIDDEN = frozenset({"email", "secret", "signature", "payload", "body", "data", "password", "token", "url"})
 """Fields that are logged as `withheld`: logs must not contain e-mail addresses, secrets, signatures or payloads."""
+
+ARGUMENT = re.compile(r"%(\(\w+\))?[-+ #0-9.]*[a-zA-Z]")
+"""A place for an argument in a message of the standard library's logging."""
 
 
 def _drop_forbidden(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
@@ -37,7 +41,7 @@ def _describe_exception(_logger: WrappedLogger, _method: str, fields: EventDict)
 
 
 def _describe_foreign(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
-    """Describe a log line of a library by its message without arguments, and its place in the code.
+    """Describe a log line of a library by its message, with "…" for its arguments, and its place in the code.
 
     A message that is not in the library's code as it is was put together of values, and is left out.
     """
@@ -45,7 +49,7 @@ def _describe_foreign(_logger: WrappedLogger, _method: str, fields: EventDict) -
     message: object = record.msg
     first_line = message.partition("\n")[0] if isinstance(message, str) else ""
     known = bool(first_line) and any(first_line in line for line in linecache.getlines(record.pathname))
-    fields["event"] = first_line if known else "library_message"
+    fields["event"] = ARGUMENT.sub("…", first_line) if known else "library_message"
     fields["at"] = place_in(record.pathname, record.lineno, record.funcName)
     return fields
 

@@ -17,6 +17,8 @@ from tests.support.processes import Command, Commands, eventually, working_in
 from tests.support.resync import settings_of
 from tests.support.sandbox import Sandbox
 from tests.support.stories import new_users, store
+from worker.queue.doorbell import DRAIN
+from worker.queue.heartbeat import worker_states
 
 pytestmark = pytest.mark.long
 
@@ -28,10 +30,13 @@ def test_two_commands_in_one_folder_share_one_server(commands: Commands) -> None
     assert migrate.process.wait(30) == 0, migrate.output()
     worker = commands.start("worker", "--processes", "1")
     eventually(lambda: "worker_started" in worker.output(), 30)
-    clock = commands.start("clock", SWEEP_SECONDS=0.2)
+    with Redis(unix_socket_path=str(folder / ".workos-sync" / "valkey.sock")) as redis:
+        eventually(lambda: worker_states(redis, DRAIN) == ["idle"], 30)
     engine: Engine = open_engine(f"sqlite:///{folder}/.workos-sync/mirror.db")
     store(engine, new_users(20))
-    eventually(lambda: pending(engine) == 0, 30)  # the clock's wake-up reached the worker: both use one server
+    clock = commands.start("clock", SWEEP_SECONDS=0.2)
+    eventually(lambda: "sweep_rang" in clock.output(), 30)
+    eventually(lambda: pending(engine) == 0, 15)  # the clock's wake-up reached the worker: both use one server
     assert statuses(engine) == {"done": 20}
     engine.dispose()
     with Redis(unix_socket_path=str(folder / ".workos-sync" / "valkey.sock")) as redis:

@@ -44,6 +44,8 @@ def test_a_busy_process_stays_visible_and_a_frozen_or_killed_one_disappears(
             assert states() == (idle, ["busy"])
             time.sleep(0.5)
 
+        assert "could not connect" not in worker.output(), "waiting for jobs is no failure of Redis"
+
         lane = worker.lane(REPAIR)
         lane.send_signal(signal.SIGSTOP)
         eventually(lambda: states() == (idle, []), 15)

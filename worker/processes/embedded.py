@@ -7,6 +7,8 @@ again if it is gone.
 import fcntl
 import os
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +24,18 @@ from worker.redis_client import NotPrimaryError, open_redis
 from worker.settings import Settings
 
 SOCKET = "valkey.sock"
+KEEPER = """
+import socket, sys
+sys.stdin.read()
+try:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(sys.argv[1])
+        server.sendall(b"SHUTDOWN\\r\\n")
+        server.recv(100)
+except OSError:
+    pass
+"""
+"""The program that stops the embedded server when its standard input ends. It imports little, to need little memory."""
 MAX_SOCKET_PATH = 103
 """Bytes. macOS has room for 104 and Linux for 108, with a final zero byte."""
 
@@ -74,27 +88,23 @@ def redis_server(settings: Settings) -> Iterator[RedisServer]:
 def redis_server_for_up(settings: Settings) -> Iterator[RedisServer]:
     """Yield a running Redis. Stop an embedded one when this process and those that it forks end, even by SIGKILL.
 
-    A forked keeper blocks on a pipe; when the last process that holds the other end dies, it stops the server.
+    A small process reads a pipe. When the last process that holds the other end dies, it stops the server.
     """
     server = RedisServer(settings)
     if settings.redis_url is not None:
         yield server
         return
     waits, held = os.pipe()
-    if (keeper := os.fork()) == 0:
-        os.setsid()  # Ctrl-C is not for this process
-        os.close(held)
-        os.read(waits, 1)
-        server.stop()
-        os._exit(0)
-    os.close(waits)
-    try:
-        server.ensure()
-        yield server
-    finally:
-        server.stop()
-        os.close(held)
-        os.waitpid(keeper, 0)
+    keeper = [sys.executable, "-S", "-c", KEEPER, str(HOME.resolve() / SOCKET)]
+    # Ctrl-C is not for this process.
+    with subprocess.Popen(keeper, stdin=waits, start_new_session=True):  # noqa: S603 - our own program and path
+        os.close(waits)
+        try:
+            server.ensure()
+            yield server
+        finally:
+            server.stop()
+            os.close(held)
 
 
 def _start_unless_running(url: str) -> ValkeyServer | None:

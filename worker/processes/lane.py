@@ -48,6 +48,8 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
             worker = make_worker(services.redis, lane, {lane: job.run}, stopping, contained)
             # A client of its own: RQ waits for jobs with long time-outs.
             failed = partial(services.counters.postpone, Place.HEARTBEAT, lane)
+            if lane == DRAIN:
+                services.bell.ring()  # from now on, a job waits for events
             state = partial(_state, worker, job)
             heartbeat = Heartbeat(report_redis(redis_url), lane, state, failed)
             at_end.enter_context(closing(heartbeat)).start()
@@ -78,7 +80,6 @@ def _state(worker: Worker, job: _Job) -> str:
 
 def _drain(services: Services, stopping: threading.Event, _at_end: ExitStack) -> _Job:
     job = DrainJob(services, stopping)
-    services.bell.ring()  # from now on, some job waits for events
     return _Job(contained(job, services.bell, services.counters), lambda: job.waits)
 
 
