@@ -25,17 +25,23 @@ from worker.settings import Settings
 
 SOCKET = "valkey.sock"
 KEEPER = """
-import socket, sys
-sys.stdin.read()
-try:
-    with socket.socket(socket.AF_UNIX) as server:
-        server.connect(sys.argv[1])
-        server.sendall(b"SHUTDOWN\\r\\n")
-        server.recv(100)
-except OSError:
-    pass
+import socket, sys, time
+stopped = sys.stdin.read()
+tries = 0 if stopped else 50  # the server may be starting
+for _ in range(tries):
+    try:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.connect(sys.argv[1])
+            server.sendall(b"SHUTDOWN\\r\\n")
+            server.recv(100)
+            break
+    except OSError:
+        time.sleep(0.1)
 """
-"""The program that stops the embedded server when its standard input ends. It imports little, to need little memory."""
+"""The program that stops the embedded server when its standard input ends without a word.
+
+It imports little, so that it needs little memory.
+"""
 MAX_SOCKET_PATH = 103
 """Bytes. macOS has room for 104 and Linux for 108, with a final zero byte."""
 
@@ -104,6 +110,8 @@ def redis_server_for_up(settings: Settings) -> Iterator[RedisServer]:
             yield server
         finally:
             server.stop()
+            with suppress(BrokenPipeError):
+                os.write(held, b"stopped")
             os.close(held)
 
 
