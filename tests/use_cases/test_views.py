@@ -238,7 +238,16 @@ def test_the_deletion_of_a_user_blocks_only_whom_somebody_had_removed_before(pla
 
 
 def test_a_block_covers_other_users_with_an_address_of_the_person(places: Engine) -> None:
-    again = made("user.created", id="user_bob_again", email="Bob@acme.example", email_verified=True)
-    apply_events(places, [user("ann"), user("bob"), again, member("om_bob", "bob", verb="deleted")])
+    again = (
+        made("user.created", id=f"user_{name}_again", email=f"{name}@acme.example", email_verified=True)
+        for name in ("bob", "kim")
+    )
+    apply_events(places, [user("ann"), user("bob"), user("kim"), *again, member("om_bob", "bob", verb="deleted")])
+    auto_join_policy.block(places, ACME, "user_kim", by("ann", "a competitor"))
     found = sorted((row["user_id"], row["email_normalized"], row["reason"]) for row in rows(places, auto_join_blocks))
-    assert found == [(id, "bob@acme.example", "removed") for id in ("user_bob", "user_bob_again")]
+    assert found == [
+        ("user_bob", "bob@acme.example", "removed"),
+        ("user_bob_again", "bob@acme.example", "removed"),
+        ("user_kim", "kim@acme.example", "by ann: a competitor"),
+        ("user_kim_again", "kim@acme.example", "by ann: a competitor"),
+    ]
