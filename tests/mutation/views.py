@@ -15,7 +15,7 @@ import sqlglot
 from sqlalchemy import Engine, create_engine
 from sqlglot import exp
 
-from models.views import FUNCTIONS, VIEWS
+from models.views import EXPRESSIONS, FUNCTIONS, VIEWS
 
 KINDS = {"sqlite": "sqlite", "postgresql": "postgres"}
 """Kind of database → sqlglot's name of its SQL."""
@@ -32,7 +32,7 @@ class Mutant(NamedTuple):
 
 def sources() -> dict[str, str]:
     """Return the SQL of every view by name. Functions have the names that stand for them in `FUNCTIONS`."""
-    own = {name: name for name in FUNCTIONS["sqlite"]}
+    own = {name: name for name in FUNCTIONS["sqlite"]} | {name: f"{name}()" for name in EXPRESSIONS["sqlite"]}
     return {name: view.query.format_map(own) for name, view in VIEWS.items()}
 
 
@@ -41,6 +41,8 @@ def rendered(query: exp.Expr, kind: str) -> str:
     sql = query.sql(dialect=KINDS[kind], normalize_functions=False)
     for name, function in FUNCTIONS[kind].items():
         sql = sql.replace(f"{name}(", f"{function}(")
+    for name, expression in EXPRESSIONS[kind].items():
+        sql = sql.replace(f"{name}()", expression)
     return sql
 
 

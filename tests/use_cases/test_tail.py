@@ -1,0 +1,139 @@
+"""The tail of the events API: `complete_to` and its age, which bounded answers rely on."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, update
+
+from models.database import in_transaction
+from models.tables import Event
+from models.views import mirror_status
+from tests.support import apply_all, differences, rows
+from tests.support.catch_up import EVENTS, begin, due, hide, stored, users
+from tests.support.resync import Clock
+from tests.support.sandbox import Sandbox
+from tests.support.tail import ask, pass_time, publish_applied, state, tail
+from worker.errors import WorkOSError
+from worker.queue.doorbell import Doorbell
+from worker.workos_api.client import WorkOSClient
+
+HOLD_BACK = timedelta(seconds=15)
+TAKEN = timedelta(seconds=2)
+"""Upper bound on the time that a call takes in a test."""
+
+
+def near(time: Any, expected: Any) -> bool:
+    """Whether a time is the expected one, less what a call took."""
+    return bool(expected - TAKEN <= time <= expected)
+
+
+def test_events_whose_webhooks_were_lost_are_applied_and_complete(
+    both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(both_engines, workos)
+    users(sandbox, clock, 250)
+    clock.advance(seconds=20)
+    assert not tail(both_engines, workos, bell)
+    assert bell.queued_jobs() == 1
+    apply_all(both_engines)
+    publish_applied(both_engines)
+    assert differences(both_engines, sandbox.world.truth()) == []
+    assert near(state(both_engines)["complete_to"], clock.now - HOLD_BACK)
+    [shown] = rows(both_engines, mirror_status)
+    assert shown["complete_to"] == state(both_engines)["complete_to"]
+    assert 16 <= shown["age_seconds"] < 20
+
+
+def test_age_grows_by_the_database_clock_while_nothing_is_read(
+    both_engines: Engine, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(both_engines, workos)
+    clock.advance(hours=-3)  # WorkOS's clock is not ours
+    assert tail(both_engines, workos, bell)
+    pass_time(both_engines, clock, 100)
+    assert 116 <= rows(both_engines, mirror_status)[0]["age_seconds"] < 120
+
+
+def test_complete_to_stops_before_the_oldest_event_that_is_not_applied(
+    both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(both_engines, workos)
+    _first, second = users(sandbox, clock, 2, seconds=10)
+    clock.advance(seconds=30)
+    tail(both_engines, workos, bell)
+    due(both_engines, second["id"], 3600)
+    apply_all(both_engines)
+    publish_applied(both_engines)
+    made_at = clock.now - timedelta(seconds=40)
+    assert second["created_at"].startswith(f"{made_at:%Y-%m-%dT%H:%M:%S}")
+    assert state(both_engines)["complete_to"] == made_at - timedelta(milliseconds=1)
+    age = state(both_engines)["read_at"] - state(both_engines)["complete_at"]
+    assert age == state(both_engines)["read_to"] - state(both_engines)["complete_to"]
+
+
+def test_replayed_event_does_not_hold_complete_to_back(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(one_engine, workos)
+    users(sandbox, clock, 1)
+    clock.advance(seconds=30)
+    tail(one_engine, workos, bell)
+    in_transaction(one_engine, lambda tx: tx.execute(update(Event).values(replays=1)))
+    publish_applied(one_engine)
+    assert state(one_engine)["complete_to"] == state(one_engine)["read_to"]
+
+
+@pytest.mark.parametrize("place", ["appended", "inserted"])
+def test_event_shown_late_within_the_hold_back_is_read(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell, place: str
+) -> None:
+    sandbox.knobs.update({"late_events": place})
+    begin(one_engine, workos)
+    [late] = users(sandbox, clock, 1, seconds=1)
+    sandbox.knobs.lateness[late["id"]] = 14
+    users(sandbox, clock, 1, seconds=3)
+    tail(one_engine, workos, bell)  # shows the second event
+    assert len(stored(one_engine)) == 1
+    pass_time(one_engine, clock, 13)
+    tail(one_engine, workos, bell)
+    assert late["id"] in stored(one_engine)
+    assert state(one_engine)["late_events"] == 0
+
+
+def test_event_shown_later_is_read_within_a_minute_and_counted(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(one_engine, workos)
+    users(sandbox, clock, 2)
+    show = hide(sandbox, 0)
+    clock.advance(seconds=30)
+    tail(one_engine, workos, bell)
+    show()
+    pass_time(one_engine, clock, 5)
+    tail(one_engine, workos, bell)  # a new process reads the lag again
+    assert len(stored(one_engine)) == 2
+    assert state(one_engine)["late_events"] == 1
+
+
+def test_read_that_does_not_reach_the_end_completes_nothing(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(one_engine, workos)
+    tail(one_engine, workos, bell)
+    before = state(one_engine)["complete_to"]
+    users(sandbox, clock, 150)
+    clock.advance(seconds=30)
+    sandbox.faults.truncate(EVENTS, 2)
+    with pytest.raises(WorkOSError):
+        tail(one_engine, workos, bell)
+    assert len(stored(one_engine)) == 100
+    assert state(one_engine)["complete_to"] == before
+
+
+def test_while_backfilling_every_bounded_answer_is_stale(
+    both_engines: Engine, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(both_engines, workos)
+    assert tail(both_engines, workos, bell)
+    assert ask(both_engines, "user_1", "org_1") == "the mirror is not filled yet"
