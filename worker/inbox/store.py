@@ -173,10 +173,7 @@ def backlog(engine: Engine) -> Backlog:
 
 
 def needs_drain(engine: Engine, *, older_than: float) -> bool:
-    """Return whether an event or a batch has waited for a drain for more than `older_than` seconds.
-
-    The record of a drain that died counts as a batch: the next drain removes it.
-    """
+    """Return whether an event or a batch has waited for a drain for more than `older_than` seconds."""
     due = exists().where(Event.status == inline_literal(EventStatus.PENDING), Event.due_at < db_now_plus(-older_than))
     waiting = exists().where((Batch.started_at.is_(None)) | (Batch.started_at < db_now_plus(-older_than)))
     with read_transaction(engine) as tx:
