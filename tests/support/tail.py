@@ -49,7 +49,7 @@ def pass_time(engine: Engine, clock: Clock, seconds: float) -> None:
     in_transaction(engine, age)
 
 
-def fresh(engine: Engine, age_seconds: float = 16.0) -> None:
+def fresh(engine: Engine, age_seconds: float = 0.0) -> None:
     """Make the mirror complete up to `age_seconds` ago, as after a read of the tail."""
     at = db_now_plus(-age_seconds)
     values = {"read_to": at, "read_at": at, "complete_to": at, "complete_at": at}
