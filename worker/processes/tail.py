@@ -3,6 +3,7 @@
 It is no lane of RQ: it does something every few seconds, whether or not anything wakes it.
 """
 
+import os
 import threading
 from contextlib import closing
 
@@ -13,6 +14,8 @@ from worker.metrics import Place
 from worker.repair.environment import connect
 from worker.repair.tail import TAIL_ID, TAILS, EventTail
 from worker.workos_api.bucket import TAIL, Buckets
+
+log = structlog.get_logger()
 
 TIMEOUT_SECONDS = 10.0
 """For one call. It is not retried: the next read follows soon, and a stop must not wait."""
@@ -26,6 +29,7 @@ def run(services: Services, stop: threading.Event) -> None:
     connection = connect(
         settings, services.redis, services.counters, buckets, timeout_seconds=TIMEOUT_SECONDS, max_tries=1
     )
+    log.info("tail_started", pid=os.getpid())
     with closing(connection) as workos:
         while not stop.is_set():
             with services.counters.contained(Place.LANE, "tail"), TAILS.lease(services.engine, TAIL_ID) as lease:

@@ -99,7 +99,7 @@ class EventTail:
     def read(self) -> bool:
         """Read up to the newest event, store what is new, and publish how far the mirror is complete.
 
-        Returns whether all that was read is applied.
+        The database must be bound (`worker.repair.environment.bind`). Returns whether all that was read is applied.
 
         Raises:
             WorkOSError: WorkOS did not answer, or refuses some event types. Events that it returned are stored.
@@ -110,11 +110,11 @@ class EventTail:
         calls = self._workos.calls
         with read_transaction(self._engine) as tx:
             tail = tx.execute(select(Tail.__table__)).one()
-            columns = (MirrorState.inbox_to, MirrorState.backfill_from, db_now())
-            inbox_to, backfill_from, asked_at = tx.execute(select(*columns)).one()
+            mirror = tx.execute(select(MirrorState.__table__)).one()
+            asked_at: datetime = tx.execute(select(db_now())).scalar_one()
         is_first = tail.read_to is None
         now = self._workos.now() if is_first else tail.read_to + (asked_at - tail.read_at)
-        start = inbox_to or backfill_from or now if is_first else tail.read_to - self._lag
+        start = mirror.inbox_to or mirror.backfill_from if is_first else tail.read_to - self._lag
         events = EventLog(self._workos, now)
         began = time.monotonic()
         if not is_first and self._reread_at + REREAD_SECONDS <= began:
