@@ -1,5 +1,6 @@
 """Helpers of the tests of bounded staleness: tail once, let time pass, ask."""
 
+from contextlib import ExitStack, closing
 from typing import Any
 
 from sqlalchemy import Connection, Engine, update
@@ -16,11 +17,21 @@ from worker.repair.tail import TAIL_ID, TAILS, EventTail, publish
 from worker.workos_api.client import WorkOSClient
 
 
-def tail(engine: Engine, workos: WorkOSClient, bell: Doorbell, **given: Any) -> bool:
-    """Read once; returns whether all that was read is applied. `given` are settings."""
-    with TAILS.lease(engine, TAIL_ID) as lease:
+class TailProcess:
+    """A process that tails, until `close`. `given` are settings."""
+
+    def __init__(self, engine: Engine, workos: WorkOSClient, bell: Doorbell, **given: Any) -> None:
+        self._held = ExitStack()
+        lease = self._held.enter_context(TAILS.lease(engine, TAIL_ID))
         assert lease is not None
-        return EventTail(engine, workos, lease, settings(**{"catch_up_lag_seconds": 60.0} | given), bell).read()
+        self.read = EventTail(engine, workos, lease, settings(**{"catch_up_lag_seconds": 60.0} | given), bell).read
+        self.close = self._held.close
+
+
+def tail(engine: Engine, workos: WorkOSClient, bell: Doorbell, **given: Any) -> bool:
+    """Read once, in a new process; returns whether all that was read is applied."""
+    with closing(TailProcess(engine, workos, bell, **given)) as process:
+        return process.read()
 
 
 def publish_applied(engine: Engine) -> None:

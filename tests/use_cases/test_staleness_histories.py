@@ -24,7 +24,7 @@ from tests.support.actors import by
 from tests.support.catch_up import begin
 from tests.support.histories import DeathError, Simulation
 from tests.support.resync import continue_run, make_reads_due
-from tests.support.tail import ask, filled, pass_time, publish_applied, state, tail
+from tests.support.tail import TailProcess, ask, filled, pass_time, publish_applied, state
 from worker.errors import BusyError, WorkOSError
 from worker.inbox.drain import DrainLimits
 from worker.queue.doorbell import DRAIN, Doorbell
@@ -52,6 +52,7 @@ class Staleness(Simulation):
             user: [(self.clock.now, None)] for user in self.users
         }
         """For each person, since when they have which role at WorkOS."""
+        self.process: TailProcess | None = None
 
     @initialize(late_events=st.sampled_from(["appended", "inserted"]), hold_back=st.sampled_from([0, 2]))
     def begins(self, late_events: str, hold_back: float) -> None:
@@ -117,8 +118,18 @@ class Staleness(Simulation):
 
     @rule()
     def tails(self) -> None:
-        with suppress(WorkOSError, DeathError):
-            tail(self.engine, self.workos, self.bell)
+        self.process = self.process or TailProcess(self.engine, self.workos, self.bell)
+        try:
+            self.process.read()
+        except WorkOSError:
+            pass
+        except DeathError:
+            self._tail_ends()
+
+    def _tail_ends(self) -> None:
+        if self.process is not None:
+            self.process.close()
+            self.process = None
 
     @rule(batch=st.sampled_from([1, 500]))
     def drains(self, batch: int) -> None:
@@ -186,9 +197,14 @@ class Staleness(Simulation):
             make_reads_due(self.engine)
             work_due(self.engine, self.workos, lambda: False)
         for user in self.users:
-            assert ask(self.engine, user, self.organization, 25) == Access(
-                self.truth[user][-1][1], state(self.engine)["complete_to"]
-            )
+            expected = Access(self.truth[user][-1][1], state(self.engine)["complete_to"])
+            assert ask(self.engine, user, self.organization, 25) == expected
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        finally:
+            self._tail_ends()
 
 
 @pytest.mark.long
