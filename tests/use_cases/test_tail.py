@@ -1,5 +1,6 @@
 """The tail of the events API: `complete_to` and its age, which bounded answers rely on."""
 
+import threading
 from contextlib import closing
 from datetime import timedelta
 from typing import Any
@@ -7,16 +8,20 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, update
 
+from models.access import Access
 from models.database import in_transaction
-from models.tables import Event
+from models.tables import Event, Tail
 from models.views import mirror_status
 from tests.support import apply_all, differences, rows
 from tests.support.catch_up import EVENTS, begin, due, hide, stored, users
-from tests.support.resync import Clock
+from tests.support.processes import eventually
+from tests.support.repair import settings
+from tests.support.resync import Clock, resync
 from tests.support.sandbox import Sandbox
-from tests.support.tail import TailProcess, ask, pass_time, publish_applied, state, tail
+from tests.support.tail import TailProcess, ask, filled, pass_time, publish_applied, state, tail
 from worker.errors import WorkOSError
 from worker.queue.doorbell import Doorbell
+from worker.repair.tail import TAIL_ID, TAILS, EventTail
 from worker.workos_api.client import WorkOSClient
 
 HOLD_BACK = timedelta(seconds=15)
@@ -142,3 +147,75 @@ def test_while_backfilling_every_bounded_answer_is_stale(
     begin(both_engines, workos)
     assert tail(both_engines, workos, bell)
     assert ask(both_engines, "user_1", "org_1") == "the mirror is not filled yet"
+
+
+def test_after_a_lost_cursor_it_reads_from_where_it_was(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(one_engine, workos)
+    with closing(TailProcess(one_engine, workos, bell)) as process:
+        process.read()
+        process.read()
+        in_transaction(one_engine, lambda tx: tx.execute(update(Tail).values(cursor="event_unknown")))
+        events = users(sandbox, clock, 3)
+        pass_time(one_engine, clock, 5)
+        process.read()
+    assert stored(one_engine) == {event["id"] for event in events}
+
+
+@pytest.mark.parametrize("unknown_after", ["error", "beginning"])
+def test_events_that_expired_unread_make_everything_uncertain_until_a_full_resync(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell, unknown_after: str
+) -> None:
+    sandbox.knobs.update({"unknown_after": unknown_after})
+    begin(one_engine, workos)
+    filled(one_engine)
+    tail(one_engine, workos, bell)
+    users(sandbox, clock, 1)
+    pass_time(one_engine, clock, 100 * 86_400)
+    tail(one_engine, workos, bell)
+    assert "expired-events" in str(ask(one_engine, "user_1", "org_1"))
+    resync(one_engine, workos)
+    assert isinstance(ask(one_engine, "user_1", "org_1"), Access)
+
+
+def test_interval_lengthens_if_a_tenth_of_the_share_is_not_enough(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(one_engine, workos)
+    tail(one_engine, workos, bell)
+    with closing(TailProcess(one_engine, workos, bell, workos_rate_share=0.02)) as process:
+        process.read()  # the lag, and the newest events: two calls, at one in five seconds
+        assert state(one_engine)["interval_seconds"] == pytest.approx(10)
+        process.read()
+        assert state(one_engine)["interval_seconds"] == 5  # TAIL_SECONDS
+
+
+def test_settings_of_the_process_that_tails_are_in_force(
+    one_engine: Engine, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(one_engine, workos)
+    tail(one_engine, workos, bell, hold_back_seconds=40.0, tail_seconds=2.0)
+    assert rows(one_engine, mirror_status)[0]["smallest_bound_seconds"] == 47
+    assert near(state(one_engine)["read_to"], clock.now - timedelta(seconds=40))
+
+
+def test_a_failed_read_is_the_reason_until_one_succeeds(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(one_engine, workos)
+    sandbox.faults.fail(EVENTS, status=503, times=None)
+    stop = threading.Event()
+    with TAILS.lease(one_engine, TAIL_ID) as lease:
+        assert lease is not None
+        tailing = EventTail(one_engine, workos, lease, settings(tail_seconds=0.05), bell)
+        thread = threading.Thread(target=tailing.follow, args=(stop,))
+        thread.start()
+        eventually(lambda: "503" in str(state(one_engine)["error"]), 20)
+        assert state(one_engine)["complete_to"] is None
+        sandbox.faults.clear()
+        eventually(lambda: state(one_engine)["complete_to"], 20)
+        assert state(one_engine)["error"] is None
+        stop.set()
+        thread.join(10)
+    assert not thread.is_alive()

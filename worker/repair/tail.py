@@ -115,14 +115,18 @@ class EventTail:
         is_first = tail.read_to is None
         now = self._workos.now() if is_first else tail.read_to + (asked_at - tail.read_at)
         start = mirror.inbox_to or mirror.backfill_from if is_first else tail.read_to - self._lag
+        if start < (oldest := now - OLDEST + EXPIRY_MARGIN):
+            log.error("events_missed", after=start.isoformat())
+            self._lease.in_transaction(self._engine, uncertainty.note_everything, MISSED_EVENTS)
+            start = oldest
         events = EventLog(self._workos, now)
         began = time.monotonic()
         if not is_first and self._reread_at + REREAD_SECONDS <= began:
-            for page in events.since(start):
+            for page in events.since(now - self._hold_back - self._lag):
                 self._store(valid_events(page), None)
             self._reread_at = began
             began = time.monotonic()
-        pages = self._unread(events, tail.cursor, start, now)
+        pages = _unread(events, tail.cursor, start)
         first = next(pages)
         # At the start of the call. WorkOS's time is that of the answer.
         settled = first.read_at - timedelta(seconds=time.monotonic() - began) - self._hold_back
@@ -135,21 +139,6 @@ class EventTail:
             self._store(received, cursor)
         events.require_all_types()
         return self._lease.in_transaction(self._engine, self._finish, settled, settled_at, self._workos.calls - calls)
-
-    def _unread(self, events: EventLog, cursor: str | None, start: datetime, now: datetime) -> Iterator[Page]:
-        """Yield the pages after the cursor; without a usable cursor, those since `start`."""
-        if cursor is not None:
-            try:
-                yield from events.after(cursor)
-            except CursorLostError:
-                log.warning("cursor_lost", cursor=cursor, reads_from=start.isoformat())
-            else:
-                return
-        oldest = now - OLDEST + EXPIRY_MARGIN
-        if start < oldest:
-            log.error("events_missed", after=start.isoformat())
-            self._lease.in_transaction(self._engine, uncertainty.note_everything, MISSED_EVENTS)
-        yield from events.since(max(start, oldest))
 
     def _store(self, received: Sequence[ReceivedEvent], cursor: str | None) -> None:
         """Store the events that the API has not returned before, and move the cursor."""
@@ -164,6 +153,18 @@ class EventTail:
         self._interval = max(self._settings.tail_seconds, needed)
         _set(tx, read_to=read_to, read_at=read_at, interval_seconds=self._interval, error=None)
         return publish(tx)
+
+
+def _unread(events: EventLog, cursor: str | None, start: datetime) -> Iterator[Page]:
+    """Yield the pages after the cursor; without a usable cursor, those since `start`."""
+    if cursor is not None:
+        try:
+            yield from events.after(cursor)
+        except CursorLostError:
+            log.warning("cursor_lost", cursor=cursor, reads_from=start.isoformat())
+        else:
+            return
+    yield from events.since(start)
 
 
 def _cursor(received: Sequence[ReceivedEvent], settled: datetime) -> tuple[str | None, bool]:
