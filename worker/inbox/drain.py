@@ -75,7 +75,7 @@ class ClaimedBatch(NamedTuple):
     more_due: bool = False
 
 
-class Step(NamedTuple):
+class AttemptedBatch(NamedTuple):
     """A batch that was attempted.
 
     Attributes:
@@ -129,16 +129,16 @@ class Drain:
         ends = time.monotonic() + self._limits.max_seconds
         small = self._emptied
         while not self._should_stop() and time.monotonic() < ends:
-            step = (_small_batch(self._engine, self._limits) if small else None) or self._recorded_batch()
-            if step is not None:
-                self._on_applied([time.monotonic() - at for at in step.accepted])
-            if step is None or step.last:  # later events have rung the bell
+            batch = (_small_batch(self._engine, self._limits) if small else None) or self._recorded_batch()
+            if batch is not None:
+                self._on_applied([time.monotonic() - at for at in batch.accepted])
+            if batch is None or batch.last:  # later events have rung the bell
                 self._emptied = True
                 return True
-            small = self._emptied and not step.more_due
+            small = self._emptied and not batch.more_due
         return False
 
-    def _recorded_batch(self) -> Step | None:
+    def _recorded_batch(self) -> AttemptedBatch | None:
         """Record a batch and apply it in another transaction; return None if nothing is due."""
         batch = in_transaction(self._engine, _claim_batch, self._limits)
         if batch is None:
@@ -147,35 +147,35 @@ class Drain:
             self._on_backlog()
         try:
             applied = in_transaction(self._engine, _apply_batch, self._limits, batch)
-            return Step(applied, batch.last, batch.more_due)
+            return AttemptedBatch(applied, batch.last, batch.more_due)
         except Exception as error:
             # An event may raise anything: the error is recorded on its row.
             in_transaction(self._engine, _requeue_batch, self._limits, batch, error)
             if isinstance(error, JobTimeoutException):
                 raise
-            return Step()
+            return AttemptedBatch()
 
 
-def _small_batch(engine: Engine, limits: DrainLimits) -> Step | None:
+def _small_batch(engine: Engine, limits: DrainLimits) -> AttemptedBatch | None:
     """Apply everything that is due in one transaction; return None where `_apply_due` does."""
     chosen: list[str] = []
     try:
         accepted = in_transaction(engine, _apply_due, limits, chosen)
-        return None if accepted is None else Step(accepted, last=True)
+        return None if accepted is None else AttemptedBatch(accepted, last=True)
     except Exception as error:
         if not chosen:
             raise
         in_transaction(engine, _requeue, limits, chosen, error)
         if isinstance(error, JobTimeoutException):
             raise
-        return Step()
+        return AttemptedBatch()
 
 
 def _apply_due(tx: Connection, limits: DrainLimits, chosen: list[str]) -> list[float] | None:
     """Apply all events that are due, and put their ids into `chosen`.
 
-    Returns when they were accepted, as `Step.accepted`. Returns None, and applies nothing, if more than `SMALL_BATCH`
-    are due, if one of them has failed before, or if a batch is recorded.
+    Returns when they were accepted, as `AttemptedBatch.accepted`. Returns None, and applies nothing, if more than
+    `SMALL_BATCH` are due, if one of them has failed before, or if a batch is recorded.
     """
     now = time.monotonic()
     most = min(SMALL_BATCH, limits.batch_size)
@@ -306,7 +306,7 @@ def _describe(error: Exception) -> str:
 def _apply_batch(tx: Connection, limits: DrainLimits, batch: ClaimedBatch) -> list[float]:
     """Apply the events of a recorded batch, and delete the record.
 
-    Returns when its events were accepted, as `Step.accepted`.
+    Returns when its events were accepted, as `AttemptedBatch.accepted`.
     """
     now = time.monotonic()  # measured again if the transaction is retried
     if not _delete_batch(tx, batch.id):

@@ -38,7 +38,7 @@ class DrainJob:
         self.waits = False
         """Whether a job is running that waits for events."""
         limits = drain_limits(services.settings)
-        self._drain = Drain(services.engine, limits, self._count, stopping.is_set, self._bell.enqueue_another)
+        self._drain = Drain(services.engine, limits, self._count, stopping.is_set, self._bell.enqueue_helper)
 
     def __call__(self) -> None:
         """Drain after each ring, and once more after the flag is deleted or another job keeps it."""
