@@ -148,6 +148,17 @@ class Staleness(Simulation):
             self.publishes()
             self.no_answer_is_older_than_its_bound()
 
+    @rule(
+        place=st.integers(0, PEOPLE - 1),
+        what=st.sampled_from(["admin", "member", "delete"]),
+        delay=st.sampled_from([7, HOLD_BACK]),
+        times=st.integers(1, 4),
+    )
+    def a_change_is_shown_after_others(self, place: int, what: str, delay: int, times: int) -> None:
+        self.a_membership_changes(place, what, delay, usable=True)
+        self.a_membership_changes((place + 1) % PEOPLE, what, 0, usable=True)
+        self.all_goes_its_way(times)
+
     @rule()
     def catches_up(self) -> None:
         with suppress(WorkOSError, DeathError):
