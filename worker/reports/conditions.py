@@ -205,10 +205,11 @@ def _bound_missed(health: Health) -> list[Found]:
     """Measure the age of the mirror. While it is not filled, `backfilling` says so."""
     age, error = health.mirror["age_seconds"], health.mirror["error"]
     old = age is None or not 0 <= age <= health.mirror["smallest_bound_seconds"]
-    saw = "the newest events were never read" if age is None else f"the mirror is {duration(age)} old"
+    saw = "the newest events were never read" if age is None else f"the mirror is {duration(max(age, 0.0))} old"
     return _when(
         old and health.repairs and health.mirror["state"] == "current",
-        saw=f"{saw}: {error}" if error else saw,
+        saw=saw,
+        why=f" ({error})" if error else "",
         bound=duration(health.mirror["smallest_bound_seconds"]),
     )
 
@@ -346,7 +347,7 @@ CONDITIONS = (
         name="bound_missed",
         measured="The mirror is older than HOLD_BACK_SECONDS + TAIL_SECONDS + 5 s, the smallest staleness bound.",
         measure=_bound_missed,
-        sentence="{saw}; bounded answers are stale from {bound} on",
+        sentence="{saw}, and the smallest bound is {bound}{why}",
         remedy="start workos-sync worker, or see whether WorkOS and Redis answer it",
         section="The mirror is older than its bound",
     ),
