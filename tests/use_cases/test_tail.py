@@ -185,10 +185,12 @@ def test_interval_lengthens_if_a_tenth_of_the_share_is_not_enough(
     begin(one_engine, workos)
     tail(one_engine, workos, bell)
     with closing(TailProcess(one_engine, workos, bell, workos_rate_share=0.02)) as process:
-        process.read()  # the lag, and the newest events: two calls, at one in five seconds
+        process.read()  # the newest events, and then the lag
+        assert state(one_engine)["interval_seconds"] == 5  # TAIL_SECONDS
+        process.read()  # since the last one two calls, at one in five seconds
         assert state(one_engine)["interval_seconds"] == pytest.approx(10)
         process.read()
-        assert state(one_engine)["interval_seconds"] == 5  # TAIL_SECONDS
+        assert state(one_engine)["interval_seconds"] == 5
 
 
 def test_settings_of_the_process_that_tails_are_in_force(

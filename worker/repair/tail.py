@@ -66,6 +66,7 @@ class EventTail:
         self._hold_back = timedelta(seconds=settings.hold_back_seconds)
         self._lag = timedelta(seconds=settings.catch_up_lag_seconds)
         self._reread_at = -REREAD_SECONDS
+        self._calls_before = workos.calls
         self._interval = settings.tail_seconds
         in_force = {"hold_back_seconds": settings.hold_back_seconds, "tail_seconds": settings.tail_seconds}
         lease.in_transaction(engine, _set, **in_force)
@@ -107,7 +108,6 @@ class EventTail:
             redis.exceptions.RedisError: the Redis of the rate limits is unavailable.
             LeaseLostError: another process tails now.
         """
-        calls = self._workos.calls
         with read_transaction(self._engine) as tx:
             tail = tx.execute(select(Tail.__table__)).one()
             mirror = tx.execute(select(MirrorState.__table__)).one()
@@ -121,11 +121,6 @@ class EventTail:
             start = oldest
         events = EventLog(self._workos, now)
         began = time.monotonic()
-        if not is_first and self._reread_at + REREAD_SECONDS <= began:
-            for page in events.since(now - self._hold_back - self._lag):
-                self._store(valid_events(page), None)
-            self._reread_at = began
-            began = time.monotonic()
         pages = _unread(events, tail.cursor, start)
         first = next(pages)
         # At the start of the call. WorkOS's time is that of the answer.
@@ -138,7 +133,13 @@ class EventTail:
             cursor, older = _cursor(received, settled) if older else (None, False)
             self._store(received, cursor)
         events.require_all_types()
-        return self._lease.in_transaction(self._engine, self._finish, settled, settled_at, self._workos.calls - calls)
+        self._adapt_interval()
+        applied = self._lease.in_transaction(self._engine, self._finish, settled, settled_at)
+        if not is_first and self._reread_at + REREAD_SECONDS <= began:
+            for page in events.since(now - self._hold_back - self._lag):
+                self._store(valid_events(page), None)
+            self._reread_at = began
+        return applied
 
     def _store(self, received: Sequence[ReceivedEvent], cursor: str | None) -> None:
         """Store the events that the API has not returned before, and move the cursor."""
@@ -148,9 +149,14 @@ class EventTail:
         if new:
             self._bell.ring()
 
-    def _finish(self, tx: Connection, read_to: datetime, read_at: datetime, calls: int) -> bool:
+    def _adapt_interval(self) -> None:
+        """Lengthen the interval if the calls since the last read need more time, or reset it."""
+        calls = self._workos.calls - self._calls_before
+        self._calls_before = self._workos.calls
         needed = calls * TAIL.seconds / (TAIL.calls * self._settings.workos_rate_share)
         self._interval = max(self._settings.tail_seconds, needed)
+
+    def _finish(self, tx: Connection, read_to: datetime, read_at: datetime) -> bool:
         _set(tx, read_to=read_to, read_at=read_at, interval_seconds=self._interval, error=None)
         return publish(tx)
 
