@@ -110,41 +110,43 @@ MEMBERSHIP_EVENT = "organization_membership.updated"
     ],
 )
 def test_a_failed_event_makes_uncertain_what_it_can_have_changed(
-    endpoint: FlaskClient,
-    engine: Engine,
+    local_endpoint: FlaskClient,
+    local_engine: Engine,
     type: str,
     data: JSON,
     affected: set[tuple[str, str]],
     read: set[tuple[str, str]],
 ) -> None:
-    grant(endpoint, engine)
-    fail(endpoint, engine, made(type, **data))
-    assert uncertain(engine) == affected
-    assert requested(engine) == read
+    grant(local_endpoint, local_engine)
+    fail(local_endpoint, local_engine, made(type, **data))
+    assert uncertain(local_engine) == affected
+    assert requested(local_engine) == read
 
 
 @pytest.mark.parametrize("event", [{"data": None}, {"data": ["org_1"]}, {"data": {}}])
 def test_an_event_without_readable_data_makes_everything_uncertain(
-    endpoint: FlaskClient, engine: Engine, event: JSON
+    local_endpoint: FlaskClient, local_engine: Engine, event: JSON
 ) -> None:
-    fail(endpoint, engine, made("user.updated") | event)
-    assert uncertain(engine) == {("", "")}
+    fail(local_endpoint, local_engine, made("user.updated") | event)
+    assert uncertain(local_engine) == {("", "")}
 
 
-def test_an_ignored_event_makes_nothing_uncertain(endpoint: FlaskClient, engine: Engine) -> None:
-    accept(endpoint, made("dsync.activated") | {"data": None}, made("dsync.activated") | {"created_at": "soon"})
-    apply_all(engine)
-    assert uncertain(engine) == set()
+def test_an_ignored_event_makes_nothing_uncertain(local_endpoint: FlaskClient, local_engine: Engine) -> None:
+    accept(local_endpoint, made("dsync.activated") | {"data": None}, made("dsync.activated") | {"created_at": "soon"})
+    apply_all(local_engine)
+    assert uncertain(local_engine) == set()
 
 
-def test_a_failed_deletion_of_a_role_requests_reads_of_its_members(endpoint: FlaskClient, engine: Engine) -> None:
-    grant(endpoint, engine, role={"slug": "owner"}, roles=[{"slug": "owner"}])
-    fail(endpoint, engine, made("role.deleted", slug="owner") | {"created_at": None})
-    assert {(row["kind"], row["object_id"]) for row in rows(engine, Read)} >= {
+def test_a_failed_deletion_of_a_role_requests_reads_of_its_members(
+    local_endpoint: FlaskClient, local_engine: Engine
+) -> None:
+    grant(local_endpoint, local_engine, role={"slug": "owner"}, roles=[{"slug": "owner"}])
+    fail(local_endpoint, local_engine, made("role.deleted", slug="owner") | {"created_at": None})
+    assert {(row["kind"], row["object_id"]) for row in rows(local_engine, Read)} >= {
         ("membership", MEMBERSHIP),
         ("role", "owner"),
     }
-    assert uncertain(engine) == set()
+    assert uncertain(local_engine) == set()
 
 
 def test_an_unusable_event_about_one_workspace_leaves_answers_about_others_fresh(
