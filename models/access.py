@@ -1,13 +1,24 @@
 """The read contract for products in Python: who may enter which workspace, and with which role."""
 
+from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import exists, select
+from sqlalchemy import Row, Select, exists, func, select
 from sqlalchemy.orm import Session
 
 from models.addresses import normalize_address
 from models.tables import MirrorState
-from models.views import auto_join_blocks, auto_join_domains, member_permissions, workspace_members
+from models.views import (
+    auto_join_blocks,
+    auto_join_domains,
+    member_permissions,
+    mirror_status,
+    uncertain_access,
+    workspace_members,
+)
+
+LARGEST_BOUND = 86_400.0
+"""The largest staleness bound, in seconds: a day."""
 
 
 class WorkspaceAccess(NamedTuple):
@@ -25,11 +36,84 @@ class AutoJoin(NamedTuple):
     default_role: str
 
 
-def role_of(session: Session, user_id: str, organization_id: str) -> str | None:
-    """Return the local role (`admin` or `member`) of a user in a workspace; None for no access."""
+class Access(NamedTuple):
+    """A person's access to a workspace, as of one moment."""
+
+    role: str | None
+    """The local role, `admin` or `member`; None for no access."""
+    complete_to: datetime | None
+    """Every event up to this time (UTC, WorkOS's clock) is applied; None if the events API was never read."""
+
+
+class Stale(Exception):  # noqa: N818 - the word of the contract
+    """The mirror cannot answer within the requested bound. Treat it as no access, or retry.
+
+    Attributes:
+        reason: why, for people. Names no person.
+        complete_to: as `Access.complete_to`.
+        retry_after: seconds after which a retry may succeed.
+    """
+
+    def __init__(self, reason: str, complete_to: datetime | None, retry_after: int) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.complete_to = complete_to
+        self.retry_after = retry_after
+
+
+def role_of(session: Session, user_id: str, organization_id: str, max_staleness: float | None = None) -> str | None:
+    """Return the local role (`admin` or `member`) of a user in a workspace; None for no access.
+
+    Args:
+        session: a session on the mirror's database.
+        user_id: WorkOS's id of the user.
+        organization_id: WorkOS's id of the organization.
+        max_staleness: in seconds; with it, the answer is never older (docs/integration.md, Bounded staleness). None:
+            answer from what the mirror has, however old it is.
+
+    Raises:
+        Stale: the answer may be older than `max_staleness`.
+        ValueError: `max_staleness` is no number, smaller than the smallest bound that can be met, or more than a day.
+    """
+    if max_staleness is None:
+        return session.execute(_role(user_id, organization_id)).scalar_one_or_none()
+    return access_of(session, user_id, organization_id, max_staleness).role
+
+
+def _role(user_id: str, organization_id: str) -> Select[str]:
     view = workspace_members.c
-    found = session.execute(select(view.role).where(view.organization_id == organization_id, view.user_id == user_id))
-    return found.scalar_one_or_none()
+    return select(view.role).where(view.organization_id == organization_id, view.user_id == user_id)
+
+
+def access_of(session: Session, user_id: str, organization_id: str, max_staleness: float | None = None) -> Access:
+    """Return a user's access to a workspace with the time up to which it is known; arguments and errors of `role_of`.
+
+    All of it comes from one statement, so that nothing can change in between.
+    """
+    uncertain = uncertain_access.c
+    event_id = select(func.min(uncertain.event_id)).where(
+        uncertain.organization_id.in_(("", organization_id)), uncertain.user_id.in_(("", user_id))
+    )
+    role = _role(user_id, organization_id).scalar_subquery().label("role")
+    found = session.execute(select(role, event_id.scalar_subquery().label("event_id"), *mirror_status.c)).one()
+    if max_staleness is not None:
+        _require_fresh(found, max_staleness)
+    return Access(found.role, found.complete_to)
+
+
+def _require_fresh(found: Row[str, str], max_staleness: float) -> None:
+    smallest: float = found.smallest_bound_seconds
+    if not smallest <= max_staleness <= LARGEST_BOUND:  # NaN is neither
+        raise ValueError(f"max_staleness must be from {smallest:g} to {LARGEST_BOUND:g} seconds")
+    if found.state != "current":
+        raise Stale("the mirror is not filled yet", found.complete_to, 60)
+    # It is negative if the database's clock was set back.
+    if found.age_seconds is None or not 0 <= found.age_seconds <= max_staleness:
+        since = f"complete up to {found.complete_to:%Y-%m-%dT%H:%M:%SZ}" if found.complete_to else "never complete"
+        reason = f"the mirror is {since}{f'; {found.error}' if found.error else ''}"
+        raise Stale(reason, found.complete_to, 5)
+    if found.event_id is not None:
+        raise Stale(f"event {found.event_id} was not applied and may have changed this", found.complete_to, 10)
 
 
 def workspaces_of(session: Session, user_id: str) -> list[WorkspaceAccess]:

@@ -4,13 +4,13 @@
 `models.migrate` updates the views of a database.
 
 Columns are only ever added, at the end. The SQL must run on SQLite and PostgreSQL; the names in braces are replaced by
-functions that have other names on each (`FUNCTIONS`). `NOT MATERIALIZED` lets both push the reader's conditions into a
-named query, so that they find rows by an index.
+what each writes in its own way (`FUNCTIONS`, `EXPRESSIONS`). `NOT MATERIALIZED` lets both push the reader's conditions
+into a named query, so that they find rows by an index.
 """
 
 from typing import NamedTuple
 
-from sqlalchemy import Column, Connection, MetaData, Table, Text, inspect, text
+from sqlalchemy import Column, Connection, Float, MetaData, Table, Text, inspect, text
 
 from models.types import UtcDateTime
 
@@ -26,18 +26,28 @@ class View(NamedTuple):
 
 
 TIMES = {"since", "created_at", "updated_at", "complete_to", "last_resync"}
-"""Columns that hold a time. All others hold text."""
+"""Columns that hold a time."""
+NUMBERS = {"age_seconds", "smallest_bound_seconds"}
+"""Columns that hold a number. All others hold text."""
 FUNCTIONS = {
     "sqlite": {"json_items": "json_each", "json_fields": "json_each"},
     "postgresql": {"json_items": "jsonb_array_elements_text", "json_fields": "jsonb_each"},
 }
 """Functions that return the items of a JSON list as rows (`value`), and the fields of a JSON object (`key`)."""
+EXPRESSIONS = {
+    "sqlite": {"age_seconds": "(julianday('now') - julianday(tail.complete_at)) * 86400.0"},
+    # Not `now()`, which stands still in a transaction: a host in a long one would take old answers for new ones.
+    "postgresql": {"age_seconds": "CAST(EXTRACT(EPOCH FROM clock_timestamp() - tail.complete_at) AS double precision)"},
+}
+"""The age of `tail.complete_to`, in seconds."""
 VIEWS: dict[str, View] = {}
 """Every view by its name, in the order in which they are created."""
 
 
 def _view(name: str, columns: str, query: str) -> Table:
-    typed = [Column(column, UtcDateTime if column in TIMES else Text) for column in columns.split()]
+    typed = [
+        Column(name, UtcDateTime if name in TIMES else Float if name in NUMBERS else Text) for name in columns.split()
+    ]
     VIEWS[name] = View(Table(name, metadata, *typed), query.strip())
     return VIEWS[name].table
 
@@ -75,14 +85,30 @@ FROM organizations
 
 mirror_status = _view(
     "mirror_status",
-    "state complete_to last_resync",
+    "state complete_to last_resync age_seconds smallest_bound_seconds error",
     """
-SELECT CASE WHEN backfilled_at IS NULL THEN 'backfilling' ELSE 'current' END AS state,
-       complete_to, last_resync_at AS last_resync
+SELECT CASE WHEN mirror.backfilled_at IS NULL THEN 'backfilling' ELSE 'current' END AS state,
+       tail.complete_to, mirror.last_resync_at AS last_resync, {age_seconds} AS age_seconds,
+       -- Every bound that can be met allows 5 seconds for reading and applying.
+       tail.hold_back_seconds + tail.tail_seconds + 5.0 AS smallest_bound_seconds, tail.error
 FROM mirror
+LEFT JOIN tail ON tail.id = 'events'
 """,
 )
-"""One row: `backfilling` until a full resync and catch-up are done, then `current`."""
+"""One row: `backfilling` until a full resync and catch-up are done, then `current`.
+
+Every event up to `complete_to`, by WorkOS's clock, is applied (docs/integration.md, Bounded staleness). `age_seconds`
+is the age of `complete_to`, by the database's clock.
+"""
+
+uncertain_access = _view(
+    "uncertain_access",
+    "organization_id user_id event_id since",
+    """
+SELECT organization_id, user_id, event_id, since FROM failed_effects
+""",
+)
+"""Access that a failed event may have changed. An empty id stands for every workspace, or every person."""
 
 auto_join_domains = _view(
     "auto_join_domains",
@@ -228,22 +254,68 @@ A role that `ROLE_MAP` does not name grants no permissions. Empty until a full r
 """
 
 
+ROLE_OF = """
+DECLARE
+    found record;
+BEGIN
+    SELECT status.state, status.age_seconds, status.smallest_bound_seconds, status.complete_to, status.error,
+           member.role,
+           (SELECT min(uncertain.event_id) FROM uncertain_access AS uncertain
+            WHERE uncertain.organization_id IN ('', role_of.organization_id)
+              AND uncertain.user_id IN ('', role_of.user_id)) AS event_id
+    INTO found
+    FROM mirror_status AS status
+    LEFT JOIN workspace_members AS member
+      ON member.organization_id = role_of.organization_id AND member.user_id = role_of.user_id;
+    -- NaN is greater than any number.
+    IF max_staleness IS NULL OR NOT max_staleness BETWEEN found.smallest_bound_seconds AND 86400 THEN
+        RAISE EXCEPTION 'max_staleness must be from % to 86400 seconds', found.smallest_bound_seconds
+            USING ERRCODE = 'invalid_parameter_value';
+    ELSIF found.state <> 'current' THEN
+        RAISE EXCEPTION 'stale: the mirror is not filled yet' USING ERRCODE = 'WS001';
+    ELSIF found.age_seconds IS NULL OR NOT found.age_seconds BETWEEN 0 AND max_staleness THEN
+        RAISE EXCEPTION 'stale: complete up to %', COALESCE(found.complete_to::text, 'no time yet')
+            USING ERRCODE = 'WS001', DETAIL = COALESCE(found.error, '');
+    ELSIF found.event_id IS NOT NULL THEN
+        RAISE EXCEPTION 'stale: event % was not applied and may have changed this', found.event_id
+            USING ERRCODE = 'WS001';
+    END IF;
+    RETURN found.role;
+END
+"""
+"""The body of the PostgreSQL function `role_of`: `models.access.role_of` with a bound, in seconds, for SQL.
+
+Returns the role, or null for no access. Raises WS001 if the answer may be older than the bound, and
+`invalid_parameter_value` for a bound that cannot be met.
+"""
+
+
 def update_views(tx: Connection) -> list[str]:
     """Create missing views and replace those whose SQL has changed; return the names of both.
 
-    Other views are not touched. On PostgreSQL a replaced view keeps its privileges.
+    So too the function `role_of` on PostgreSQL. Others are not touched. On PostgreSQL a replaced view keeps its
+    privileges.
     """
     on_sqlite = tx.dialect.name == "sqlite"
     existing = set(inspect(tx).get_view_names())
     updated = []
     for name, view in VIEWS.items():
-        query = view.query.format_map(FUNCTIONS[tx.dialect.name])
+        query = view.query.format_map(FUNCTIONS[tx.dialect.name] | EXPRESSIONS[tx.dialect.name])
         if name in existing and _is_current(tx, name, query):
             continue
         if name in existing and on_sqlite:
             tx.exec_driver_sql(f"DROP VIEW {name}")
         tx.exec_driver_sql(f"CREATE {'' if on_sqlite else 'OR REPLACE '}VIEW {name} AS {query}")
         updated.append(name)
+    if not on_sqlite:
+        body = text("SELECT prosrc FROM pg_proc WHERE oid = to_regprocedure('role_of(text, text, double precision)')")
+        if tx.execute(body).scalar_one_or_none() != ROLE_OF:
+            # The search path of now: whoever calls it may have another.
+            tx.exec_driver_sql(
+                "CREATE OR REPLACE FUNCTION role_of(user_id text, organization_id text, max_staleness double precision)"
+                f" RETURNS text LANGUAGE plpgsql SET search_path FROM CURRENT AS $${ROLE_OF}$$".replace("%", "%%")
+            )
+            updated.append("role_of")
     return updated
 
 

@@ -174,6 +174,18 @@ def _health_metrics(verdict: Verdict) -> Iterator[Metric]:
     yield _gauge("trusted", "1 if the mirror is trustworthy.", verdict.trusted)
     yield _gauge("backfilling", "1 until the first resync and catch-up are done.", health.mirror["state"] != "current")
     yield _gauge("problem", "1 if status reports this condition.", problems, "name", "severity")
+    seconds = health.mirror["age_seconds"]
+    yield _gauge(
+        "complete_age_seconds",
+        "Age of complete_to, up to which every event is applied; +Inf before the first read.",
+        math.inf if seconds is None else seconds,
+    )
+    yield _gauge("smallest_bound_seconds", "Smallest staleness bound.", health.mirror["smallest_bound_seconds"])
+    yield _gauge(
+        "tail_interval_seconds", "Interval between two reads of the newest events.", health.tail_interval_seconds
+    )
+    yield _gauge("late_events", "Events that the events API showed later than HOLD_BACK_SECONDS.", health.late_events)
+    yield _gauge("uncertain_events", "Events that failed and may have changed access.", health.uncertain)
     yield _gauge("events_pending", "Events waiting to be applied, up to 10,000.", health.pending)
     yield _gauge("oldest_pending_seconds", "Age of the oldest pending event.", health.oldest_pending_seconds)
     yield _gauge("events_failed", "Failed events, up to 10,000.", health.failed)

@@ -7,6 +7,7 @@ Authentication is left out: `POST /sign-in` accepts any user id, which a real pr
 import hashlib
 import os
 from collections import Counter
+from http import HTTPStatus
 from typing import Any, Protocol
 
 import idna
@@ -15,9 +16,19 @@ from flask import Flask, Response, abort, jsonify, request, session
 from sqlalchemy import create_engine, text
 from standardwebhooks import Webhook, WebhookVerificationError
 
+MAX_STALENESS = 60
+"""Upper bound on the age, in seconds, of what decides whether somebody may enter."""
+
+
+class StaleError(Exception):
+    """The mirror cannot answer within `MAX_STALENESS`. Nobody may enter until it can."""
+
 
 class Mirror(Protocol):
     """What the product reads from the mirror."""
+
+    def role_of(self, user_id: str, organization_id: str) -> str | None:
+        """Return a user's role in a workspace, at most `MAX_STALENESS` old; None for no access. Raises `StaleError`."""
 
     def workspaces_of(self, user_id: str) -> list[dict[str, Any]]:
         """Return the workspaces that a user may enter, with the user's role in each."""
@@ -51,6 +62,26 @@ class SqlMirror:
     def __init__(self, url: str) -> None:
         self._engine = create_engine(url)
 
+    def role_of(self, user_id: str, organization_id: str) -> str | None:
+        """Return a user's role in a workspace. One statement, in which no row means stale."""
+        query = """
+            SELECT member.role
+            FROM mirror_status AS status
+            LEFT JOIN workspace_members AS member
+              ON member.organization_id = :organization_id AND member.user_id = :user_id
+            WHERE status.state = 'current' AND status.age_seconds BETWEEN 0 AND :max_staleness
+              AND NOT EXISTS (
+                SELECT 1 FROM uncertain_access AS uncertain
+                WHERE uncertain.organization_id IN ('', :organization_id) AND uncertain.user_id IN ('', :user_id))
+        """
+        asked = {"user_id": user_id, "organization_id": organization_id, "max_staleness": MAX_STALENESS}
+        with self._engine.connect() as connection:
+            row = connection.execute(text(query), asked).one_or_none()
+        if row is None:
+            raise StaleError
+        role: str | None = row.role
+        return role
+
     def workspaces_of(self, user_id: str) -> list[dict[str, Any]]:
         """Return the workspaces that a user may enter."""
         query = (
@@ -83,6 +114,17 @@ class HttpMirror:
         self._url = f"{url}/api/v1"
         self._http = requests.Session()
         self._http.headers["Authorization"] = f"Bearer {token}"
+
+    def role_of(self, user_id: str, organization_id: str) -> str | None:
+        """Return a user's role in a workspace."""
+        asked: dict[str, str | int] = {"user_id": user_id, "organization_id": organization_id}
+        asked["max_staleness"] = MAX_STALENESS
+        response = self._http.get(f"{self._url}/access", params=asked, timeout=5)
+        if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+            raise StaleError
+        response.raise_for_status()
+        role: str | None = response.json()["role"]
+        return role
 
     def _get(self, path: str, **params: str) -> Any:
         response = self._http.get(f"{self._url}/{path}", params=params, timeout=5)
@@ -130,33 +172,37 @@ def create_app(mirror: Mirror, hook_secret: str) -> Flask:  # noqa: C901 - one f
             user_id=user_id, organization_id=organization_id, generation=generation(user_id, organization_id)
         )
 
-    def workspaces() -> dict[str, dict[str, Any]]:
-        """Return the workspaces that the user may enter now, by id. Call it on every request; access can end."""
+    def role_in(organization_id: str) -> str:
+        """Return the user's role in a workspace now. Call it on every request; access can end."""
         if "user_id" not in session:
             abort(401)
         if session["generation"] != generation(session["user_id"], session["organization_id"]):
             abort(401)
-        return {workspace["organization_id"]: workspace for workspace in mirror.workspaces_of(session["user_id"])}
+        return mirror.role_of(session["user_id"], organization_id) or abort(403)
+
+    @app.errorhandler(StaleError)
+    def fail_closed(_error: StaleError) -> tuple[str, int]:
+        return "try again later", 503
 
     @app.post("/sign-in")
     def sign_in() -> Response:
+        """Start a session, and list the workspaces to choose from: `role_in` decides whether the user may enter one."""
         enter(request.form["user_id"], "")
-        return jsonify(list(workspaces().values()))
+        return jsonify(mirror.workspaces_of(session["user_id"]))
 
     @app.post("/switch/<organization_id>")
     def switch(organization_id: str) -> Response:
         """Enter another workspace."""
-        workspace = workspaces().get(organization_id) or abort(403)
+        role = role_in(organization_id)
         enter(session["user_id"], organization_id)
-        return jsonify(workspace)
+        return jsonify(organization_id=organization_id, role=role)
 
     @app.get("/keys")
     def keys() -> Response:
         """Return the API keys of the current workspace; for admins only."""
-        workspace = workspaces().get(session["organization_id"]) or abort(403)
-        if workspace["role"] != "admin":
+        if role_in(session.get("organization_id", "")) != "admin":
             abort(403)
-        return jsonify(organization_id=workspace["organization_id"], keys=["sk_1"])
+        return jsonify(organization_id=session["organization_id"], keys=["sk_1"])
 
     @app.post("/sign-up")
     def sign_up() -> Response:

@@ -16,6 +16,7 @@ from models.tables.auto_join import (
     WorkspaceSettings,
 )
 from models.tables.base import Base, index_where
+from models.tables.freshness import FailedEffect, Tail
 from models.tables.hooks import DeliveryStatus, Hook, HookDelivery
 from models.tables.inbox import Batch, Event, EventSource, EventStatus
 from models.tables.mirror import (

@@ -137,7 +137,8 @@ class MirrorState(Base):
     inbox_at: Mapped[datetime | None]
     """By the database's clock; None when all events that were in the inbox at that time are applied."""
     complete_to: Mapped[datetime | None]
-    """Every event up to this time is applied or failed."""
+    """Every event up to this time is applied or failed, counting `CATCH_UP_LAG_SECONDS`. Provisioning relies on it.
+    The views and bounded answers use `models.tables.Tail.complete_to`."""
     event_types: Mapped[list[str] | None]
     """The event types that the running release handles, as last recorded."""
     last_resync_at: Mapped[datetime | None]

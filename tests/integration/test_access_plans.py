@@ -10,8 +10,8 @@ from models.views import member_permissions
 from tests.benchmarks.access import calls_of, fill, plan
 
 MEMBERS = 20_000
-SMALL = {"mirror", "w", "auto_join_domains", "auto_join_blocks"}
-"""Names in a plan that are no large table: the one-row table `mirror`, and SQLite's names for a view's few rows."""
+SMALL = {"mirror", "tail", "w", "auto_join_domains", "auto_join_blocks"}
+"""Names in a plan that are no large table: tables of one row, and SQLite's names for a view's few rows."""
 
 
 def scanned(lines: list[str]) -> set[str]:

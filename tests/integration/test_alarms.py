@@ -18,6 +18,7 @@ from tests.support import accept, apply_all, fake_workers, made, post, sign
 from tests.support.conditions import (
     Fault,
     backfilling,
+    bound_missed,
     clock_stopped,
     conflict,
     drifted,
@@ -31,10 +32,12 @@ from tests.support.conditions import (
     resync_failed,
     resync_late,
     stop_webhooks,
+    tail_slowed,
     unmapped,
     unread,
 )
 from tests.support.promtool import RULES, firing
+from tests.support.tail import fresh
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.mirror.auto_join_policy import refresh_counts
@@ -57,7 +60,8 @@ def services(
     run = {"id": "run1", "task": "resync", "requested_by": "clock", "status": "done", "finished_at": db_now()}
     in_transaction(engine, lambda tx: tx.execute(insert(Run).values(run)))
     filled = {"backfill_from": db_now_plus(-9000), "backfilled_at": db_now(), "last_resync_at": db_now()}
-    in_transaction(engine, lambda tx: tx.execute(update(MirrorState).values(filled | {"complete_to": db_now()})))
+    in_transaction(engine, lambda tx: tx.execute(update(MirrorState).values(filled)))
+    fresh(engine)
     heartbeat(engine)
     with fake_workers.registered(redis_url):
         yield services
@@ -128,6 +132,8 @@ FAULTS: dict[str, Fault] = {
     "NoClock": clock_stopped,
     "QueuedWithoutWorker": queued,
     "Overdue": overdue,
+    "BoundMissed": bound_missed,
+    "TailSlowed": tail_slowed,
     "FailedEvents": failed,
     "Silent": silent,
     "SignaturesRefused": refused(25, secret="another"),

@@ -96,6 +96,16 @@ def test_a_rate_below_one_per_second_still_gives_tokens(redis: Redis) -> None:
     assert 2.4 <= waits.seconds[0] <= 2.51
 
 
+def test_a_limit_of_its_own_goes_before_the_shared_ones_and_counts_in_them(redis: Redis) -> None:
+    shared, own = Waits(), Waits()
+    crowd, first = Buckets(redis, 1.0, shared.sleep), Buckets(redis, 1.0, own.sleep, own=FAST)
+    redis.hset("workos-sync:bucket:slow", mapping={"tokens": "-20", "at": str(time.time() * 1000)})
+    first.take(SLOW)
+    assert max(own.seconds) <= 0.011
+    crowd.take(SLOW)
+    assert shared.seconds[0] >= 1.0  # 22 tokens at 20 a second, less what was added
+
+
 def test_a_clock_that_goes_back_does_not_block_the_bucket(redis: Redis) -> None:
     far = time.time() * 1000 + 3_600_000
     redis.hset("workos-sync:bucket:fast", mapping={"tokens": "3", "at": str(far)})

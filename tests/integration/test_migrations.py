@@ -1,19 +1,21 @@
 """Migrations on both databases: from nothing, from release 1.0.0, and by two processes at once."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, text, update
+from sqlalchemy import Engine, insert, select, text, update
 
 from models import migrate
 from models.addresses import normalize_address
 from models.database import read_transaction, write_transaction
 from models.migrate import upgrade
 from models.revisions import VERSIONS, current_revision, known_revisions, newest_revision, outdated
-from models.tables import Base
+from models.tables import Base, Event, FailedEffect, Run
+from models.types import db_now_plus
 from tests import support
 from tests.support import apply_all, statuses
 from tests.support.catalog import catalog, drop_schema
@@ -90,6 +92,35 @@ def test_revision_0011_hashes_addresses_as_the_code_does(engine: Engine) -> None
     with read_transaction(engine) as tx:
         stored = tx.execute(text("SELECT user_id, email_hash FROM user_addresses")).all()
     assert {tuple(row) for row in stored} == hashed
+
+
+@pytest.mark.usefixtures("empty_url")
+def test_revision_0015_makes_everything_uncertain_that_failed_since_the_last_full_resync_began(engine: Engine) -> None:
+    upgrade(engine, "0014")
+    resync: dict[str, Any] = {
+        "task": "resync",
+        "requested_by": "ann",
+        "status": "done",
+        "created_at": db_now_plus(-3600),
+    }
+    events: list[dict[str, Any]] = [
+        {"id": "before", "status": "failed", "processed_at": db_now_plus(-7200), "attempts": 1},
+        {"id": "after", "status": "failed", "processed_at": db_now_plus(-60), "attempts": 1},
+        {"id": "waiting", "status": "pending", "attempts": 2},
+        {"id": "new", "status": "pending"},
+        {"id": "done", "status": "done", "processed_at": db_now_plus(-60), "attempts": 1},
+        {"id": "dismissed", "status": "dismissed", "processed_at": db_now_plus(-60), "attempts": 1},
+    ]
+    with write_transaction(engine) as tx:
+        tx.execute(insert(Run).values(id="full", **resync))
+        tx.execute(insert(Run).values(id="dry", **resync | {"dry_run": True, "created_at": db_now_plus(-1)}))
+        tx.execute(insert(Run).values(id="one", **resync | {"organization_id": "org_1", "created_at": db_now_plus(-1)}))
+        for row in events:
+            tx.execute(insert(Event).values(type="user.updated", source="webhook", **row))
+    upgrade(engine)
+    with read_transaction(engine) as tx:
+        rows = tx.execute(select(FailedEffect.event_id, FailedEffect.organization_id, FailedEffect.user_id)).all()
+    assert {tuple(row) for row in rows} == {("after", "", ""), ("waiting", "", "")}
 
 
 def test_a_database_of_a_newer_release_is_refused_by_migrate_only(engine: Engine) -> None:

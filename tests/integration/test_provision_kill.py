@@ -129,7 +129,7 @@ def test_a_worker_suspended_after_its_check_creates_nothing_when_it_resumes(
     engine: Engine, sandbox: Sandbox, commands: Commands
 ) -> None:
     """Only the events API reports the removal, and only provisioning reads that."""
-    commands.settings |= {"CATCH_UP_SECONDS": "3600"}
+    commands.settings |= {"CATCH_UP_SECONDS": "3600", "TAIL_SECONDS": "3600"}
     worker, _ = commands.start("worker"), commands.start("clock")
     eventually(lambda: rows(engine, MirrorState)[0]["backfilled_at"], 60)
     world = sandbox.world

@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from models.database import open_engine, write_transaction
+from models.database import in_transaction, open_engine, write_transaction
 from tests.benchmarks.history import fill_inbox
 from tests.support import JSON
 from tests.support.stories import store, user
 from worker.inbox.drain import Drain, DrainLimits
 from worker.inbox.store import backlog, needs_drain
 from worker.repair.catch_up import update_complete_to
+from worker.repair.tail import publish
 
 DONE = 20_000
 FEW = 200
@@ -54,12 +55,14 @@ def waiting(turn: int) -> list[JSON]:
         update_complete_to,
         lambda engine: needs_drain(engine, older_than=0.0),
         lambda engine: Drain(engine, DrainLimits())(),
+        lambda engine: in_transaction(engine, publish),
     ],
-    ids=["backlog", "settling", "sweep", "drain"],
+    ids=["backlog", "settling", "sweep", "drain", "publishing"],
 )
 def test_finished_events_are_not_read(large: Engine, read: list[int], step: Callable[[Engine], object]) -> None:
     with write_transaction(large) as tx:
         tx.execute(text("UPDATE mirror SET inbox_at = now()"))
+        tx.execute(text("UPDATE tail SET read_to = now(), read_at = now()"))
     for turn in range(PREPARED_AFTER):
         store(large, waiting(turn))
         read.clear()

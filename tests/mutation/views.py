@@ -15,7 +15,7 @@ import sqlglot
 from sqlalchemy import Engine, create_engine
 from sqlglot import exp
 
-from models.views import FUNCTIONS, VIEWS
+from models.views import EXPRESSIONS, FUNCTIONS, VIEWS
 
 KINDS = {"sqlite": "sqlite", "postgresql": "postgres"}
 """Kind of database → sqlglot's name of its SQL."""
@@ -31,8 +31,9 @@ class Mutant(NamedTuple):
 
 
 def source(view: str) -> str:
-    """Return the SQL of a view. Functions have the names that stand for them in `FUNCTIONS`."""
-    return VIEWS[view].query.format_map({name: name for name in FUNCTIONS["sqlite"]})
+    """Return the SQL of a view. Functions have the names that stand for them in `FUNCTIONS` and `EXPRESSIONS`."""
+    own = {name: name for name in FUNCTIONS["sqlite"]} | {name: f"{name}()" for name in EXPRESSIONS["sqlite"]}
+    return VIEWS[view].query.format_map(own)
 
 
 def rendered(query: exp.Expr, kind: str) -> str:
@@ -40,6 +41,8 @@ def rendered(query: exp.Expr, kind: str) -> str:
     sql = query.sql(dialect=KINDS[kind], normalize_functions=False)
     for name, function in FUNCTIONS[kind].items():
         sql = sql.replace(f"{name}(", f"{function}(")
+    for name, expression in EXPRESSIONS[kind].items():
+        sql = sql.replace(f"{name}()", expression)
     return sql
 
 

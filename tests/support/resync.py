@@ -10,7 +10,7 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, delete, func, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Base, Change, Drift, MirrorState, Read, Run
+from models.tables import Base, Change, Drift, MirrorState, Read, Run, Tail
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, rows
 from tests.support.actors import by
@@ -100,7 +100,7 @@ def empty(engine: Engine, clock: Clock) -> None:
 
     def drop_all(tx: Connection) -> None:
         for table in Base.metadata.sorted_tables:
-            if table.name not in ("mirror", "public_domains"):
+            if table.name not in ("mirror", "public_domains", "tail"):
                 tx.execute(delete(table))
         nothing = (
             "cursor",
@@ -115,6 +115,8 @@ def empty(engine: Engine, clock: Clock) -> None:
         tx.execute(
             update(MirrorState).values(dict.fromkeys(nothing) | {"cursor_at": clock() - MARGIN})
         )  # as binding does
+        unread = ("cursor", "read_to", "read_at", "complete_to", "complete_at", "error")
+        tx.execute(update(Tail).values(dict.fromkeys(unread) | {"late_events": 0}))
 
     in_transaction(engine, drop_all)
 

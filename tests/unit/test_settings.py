@@ -187,6 +187,7 @@ VALID = {
     **dict.fromkeys(("keep_payloads_days", "keep_events_days", "keep_changes_days", "erase_after_days"), "101"),
     **dict.fromkeys(("catch_up_seconds", "catch_up_lag_seconds", "gap_seconds", "resync_seconds"), "7.5"),
     **dict.fromkeys(("retention_seconds", "repair_seconds", "sweep_seconds", "hook_seconds"), "7.5"),
+    **dict.fromkeys(("tail_seconds", "hold_back_seconds"), "7.5"),
     **dict.fromkeys(("replay_per_second", "first_backoff_seconds"), "7.5"),
     **dict.fromkeys(("allow_plain_http", "auto_join_existing"), "true"),
     "workos_rate_share": "0.25",

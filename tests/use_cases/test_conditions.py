@@ -19,6 +19,7 @@ from tests.support.cli import report
 from tests.support.conditions import (
     Fault,
     backfilling,
+    bound_missed,
     clock_stopped,
     conflict,
     drifted,
@@ -31,10 +32,12 @@ from tests.support.conditions import (
     resync_failed,
     resync_late,
     stop_webhooks,
+    tail_slowed,
     unmapped,
     unread,
 )
 from tests.support.ops import TOKEN, form_token, sign_in
+from tests.support.tail import fresh
 from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
 from worker.mirror.auto_join_policy import refresh_counts
@@ -73,7 +76,8 @@ def services(redis_url: str) -> Iterator[Services]:
     run = {"id": "run1", "task": "resync", "requested_by": "clock", "status": "done", "finished_at": db_now_plus(-60)}
     execute(services.engine, insert(Run).values(run))
     filled = {"backfill_from": db_now_plus(-9000), "backfilled_at": db_now(), "last_resync_at": db_now_plus(-60)}
-    execute(services.engine, update(MirrorState).values(filled | {"complete_to": db_now()}))
+    execute(services.engine, update(MirrorState).values(filled))
+    fresh(services.engine)
     heartbeat(services.engine)
     with fake_workers.registered(redis_url), fake_workers.answering(redis_url):
         yield services
@@ -165,6 +169,8 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "unread_objects": ("warning", unread),
     "join_failed": ("warning", joined("failed")),
     "backfilling": ("problem", backfilling),
+    "bound_missed": ("problem", bound_missed),
+    "tail_slowed": ("warning", tail_slowed),
 }
 
 

@@ -26,6 +26,7 @@ from tests.support.hooks import SECRET as HOOK_SECRET
 from tests.support.resync import CLIENT_ID, settings_of
 from tests.support.sandbox import Sandbox
 from tests.support.sandbox.delivery import Endpoint
+from tests.support.tail import fresh
 from webhooks.app import create_app
 from worker.bootstrap import build_services
 from worker.cli import main
@@ -63,8 +64,9 @@ def healthy(configured_engine: Engine, redis_url: str, sandbox: Sandbox) -> Iter
     row = {"id": "run1", "task": "resync", "requested_by": "clock", "status": "done", "finished_at": db_now()}
     in_transaction(configured_engine, lambda tx: tx.execute(insert(Run).values(row)))
     filled = {"backfill_from": db_now_plus(-9000), "backfilled_at": db_now(), "last_resync_at": db_now()}
-    bound = filled | {"complete_to": db_now(), "client_id": CLIENT_ID}
+    bound = filled | {"client_id": CLIENT_ID}
     in_transaction(configured_engine, lambda tx: tx.execute(update(MirrorState).values(bound)))
+    fresh(configured_engine)
     heartbeat(configured_engine)
     settings = load_settings()
     services = build_services(settings, redis_url, endpoint=True)

@@ -15,6 +15,7 @@ from tests.support import JSON, made, serving
 from tests.support.auto_join import apply_events
 from tests.support.hooks import follow_all
 from tests.support.mirror import ORG
+from tests.support.tail import filled, fresh
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.hooks import operate
@@ -49,7 +50,9 @@ def engine(services: Services) -> Engine:
 
 @pytest.fixture(params=["sql", "http"])
 def host(request: pytest.FixtureRequest, example: ModuleType, services: Services) -> Iterator[Flask]:
-    """The host, which reads the mirror over SQL or over HTTP."""
+    """The host, which reads a filled, fresh mirror over SQL or over HTTP."""
+    filled(services.engine)
+    fresh(services.engine)
     with serving(create_app(services)) as url:
         made = {
             "sql": lambda: example.SqlMirror(services.settings.database_url),
@@ -94,6 +97,14 @@ def test_only_admin_sees_admin_page(ann: FlaskClient) -> None:
     assert ann.get("/keys").status_code == 403
     ann.post("/switch/org_2")
     assert ann.get("/keys").json == {"organization_id": "org_2", "keys": ["sk_1"]}
+
+
+def test_nobody_enters_while_the_mirror_is_stale(ann: FlaskClient, engine: Engine) -> None:
+    ann.post("/switch/org_2")
+    fresh(engine, 100)
+    assert (ann.get("/keys").status_code, ann.post(f"/switch/{ORG}").status_code) == (503, 503)
+    fresh(engine)
+    assert ann.get("/keys").status_code == 200
 
 
 def test_removed_member_loses_access_at_next_request(ann: FlaskClient, engine: Engine) -> None:

@@ -31,7 +31,8 @@ COLUMNS = {
     "auto_join_domains": ("domain", "organization_id", "default_role", "since"),
     "workspaces": ("organization_id", "name", "external_id", "state", "created_at", "updated_at"),
     "changes": ("id", "at", "kind", "object_id", "organization_id", "before", "after", "cause", "cause_id"),
-    "mirror_status": ("state", "complete_to", "last_resync"),
+    "mirror_status": ("state", "complete_to", "last_resync", "age_seconds", "smallest_bound_seconds", "error"),
+    "uncertain_access": ("organization_id", "user_id", "event_id", "since"),
 }
 
 
@@ -53,7 +54,8 @@ def test_views_return_times_in_utc(endpoint: FlaskClient, engine: Engine) -> Non
 
 
 def test_empty_mirror_is_backfilling(engine: Engine) -> None:
-    assert rows(engine, mirror_status) == [{"state": "backfilling", "complete_to": None, "last_resync": None}]
+    unknown = dict.fromkeys(("complete_to", "last_resync", "age_seconds", "error"))
+    assert rows(engine, mirror_status) == [{"state": "backfilling", "smallest_bound_seconds": 25.0} | unknown]
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ from worker.errors import WorkOSError
 from worker.hooks.follow import Target, follow
 from worker.hooks.threads import HookThreads
 from worker.kinds import KINDS
-from worker.mirror.read_requests import request_reads
+from worker.mirror.read_requests import EVENT_FAILED, PARENT_MISSING, request_reads
 from worker.queue.doorbell import Doorbell
 from worker.repair.reads import fetch, work_due
 from worker.repair.resync.listings import Key
@@ -120,8 +120,10 @@ def test_event_with_invalid_id_fails_alone(
         assert (row["status"], row["attempts"]) == ("failed", 1), (type, name)
         assert row["error"] == f"data.{name}: is not an id", (type, name)
     assert live(one_engine) == before | {"membership": {created[0]["data"]["id"]}}
-    assert {row["kind"] for row in rows(one_engine, Read)} == {"organization", "user"}
-    assert read_due(one_engine, workos) == 2
+    requested = rows(one_engine, Read)
+    assert {row["kind"] for row in requested if row["reason"] == PARENT_MISSING} == {"organization", "user"}
+    assert {row["reason"] for row in requested} == {PARENT_MISSING, EVENT_FAILED}
+    assert read_due(one_engine, workos) == len(requested)
     assert len(access(one_engine)) == 1
     resync(one_engine, workos)
     assert differences(one_engine, sandbox.world.truth()) == []

@@ -2,7 +2,7 @@
 
 import json
 
-from flask import Blueprint, Flask, Request, Response, jsonify, make_response, request
+from flask import Blueprint, Flask, Request, Response, g, jsonify, make_response, request
 from pydantic import ValidationError
 from spectree import SpecTree
 from spectree.models import SecureType, SecurityScheme, SecuritySchemeData
@@ -12,7 +12,11 @@ from webhooks.api.answers import answers, as_json
 from webhooks.auth import Guesses
 from worker.bootstrap import Services
 from worker.errors import TooManyGuessesError
+from worker.reports.health import complete_to
 from worker.reports.verdict import as_report, judge
+
+COMPLETE_TO = "Mirror-Complete-To"
+"""The header with the time up to which the mirror was complete before the answer was made: ISO 8601, in UTC."""
 
 
 def blueprint(services: Services, app: Flask) -> Blueprint:
@@ -34,9 +38,17 @@ def blueprint(services: Services, app: Flask) -> Blueprint:
             response.headers["Retry-After"] = str(error.seconds)
             return response
         if known and scheme.lower() == "bearer":
+            # Before the answer is made, so that it is no newer than the answer.
+            g.complete_to = complete_to(engine)
             return None
         response = make_response(jsonify(error="missing or invalid bearer token (see API_TOKENS)"), 401)
         response.headers["WWW-Authenticate"] = "Bearer"
+        return response
+
+    @routes.after_request
+    def say_how_complete(response: Response) -> Response:
+        if (at := g.get("complete_to")) is not None:
+            response.headers[COMPLETE_TO] = at.isoformat()
         return response
 
     @routes.get("/openapi.json")

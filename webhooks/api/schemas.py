@@ -5,6 +5,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.access import LARGEST_BOUND
 from models.tables import Action, Via
 from models.types import JsonObject
 
@@ -81,10 +82,41 @@ class ChangesQuery(Query):
     wait: Annotated[int, Field(ge=0, le=25, description="Seconds to wait for a change if there is none yet.")] = 0
 
 
+class AccessQuery(Query):
+    """A person, a workspace, and how old the answer may be."""
+
+    user_id: Id
+    organization_id: Id
+    max_staleness: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=LARGEST_BOUND,
+            allow_inf_nan=False,
+            description="In seconds. The answer is never older. Without it, the answer may have any age.",
+        ),
+    ] = None
+
+
 class Error(BaseModel):
     """An error message for developers."""
 
     error: str
+
+
+class StaleAnswer(BaseModel):
+    """Why the mirror cannot answer within the bound, the time up to which it is complete, and when to retry."""
+
+    error: str
+    complete_to: datetime | None
+    retry_after: int
+
+
+class Access(BaseModel):
+    """A person's role in a workspace, null for no access; and the time up to which the mirror is complete."""
+
+    role: Literal["admin", "member"] | None
+    complete_to: datetime | None
 
 
 class Mirror(BaseModel):
@@ -93,6 +125,9 @@ class Mirror(BaseModel):
     state: str
     complete_to: datetime | None
     last_resync: datetime | None
+    age_seconds: float | None
+    smallest_bound_seconds: float
+    error: str | None
 
 
 class Condition(BaseModel):
@@ -115,6 +150,9 @@ class Status(BaseModel):
     conditions: list[Condition]
     reasons: list[str]
     mirror: Mirror
+    tail_interval_seconds: float
+    late_events: int
+    uncertain_events: int
     pending: int
     oldest_pending_seconds: float
     failed: int

@@ -24,7 +24,7 @@ from worker.errors import ConfigurationError, WorkOSError
 from worker.hooks import follow
 from worker.metrics import Counters, Place
 from worker.mirror import auto_join_policy, role_map
-from worker.processes import lane
+from worker.processes import lane, tail
 from worker.processes.clock import PeriodicTask, heartbeat, ring_if_waiting, run, sweep
 from worker.processes.embedded import RedisServer, redis_server, redis_server_for_up
 from worker.processes.supervisor import supervise
@@ -135,7 +135,16 @@ def _worker_part(settings: Settings, redis_url: str, engine: Engine) -> _Part:
     auto_join_policy.adopt(engine, settings.auto_join, existing=settings.auto_join_existing)
     in_transaction(engine, refresh)
     lanes = [DRAIN] * (settings.worker_processes - 1) + list(lanes_of(settings))
-    return _Part([partial(lane.work, name, settings, redis_url) for name in lanes])
+    programs: list[Program] = [partial(lane.work, name, settings, redis_url) for name in lanes]
+    if settings.repairs:
+        programs.append(partial(_run_tail, settings, redis_url))
+    return _Part(programs)
+
+
+def _run_tail(settings: Settings, redis_url: str) -> None:
+    """Tail the events API until stopped."""
+    with until_stopped() as stop, closing(build_services(settings, redis_url)) as services:
+        tail.run(services, stop)
 
 
 def _clock_part(settings: Settings, _redis_url: str, _engine: Engine) -> _Part:

@@ -31,6 +31,7 @@ from worker.decision.payload import clean
 from worker.errors import PayloadError, WorkerCrashedError, fingerprint, stack_of
 from worker.kinds import RoleMap, Snapshot, read_event
 from worker.kinds.user import USER, User
+from worker.mirror import uncertainty
 from worker.mirror.apply import Arrival, Decision, apply, note_changes
 from worker.mirror.change_rows import ChangeRow
 from worker.mirror.read_requests import request_reads_for
@@ -275,6 +276,8 @@ def _requeue(tx: Connection, limits: DrainLimits, ids: Sequence[str], error: Exc
     attempts = tx.execute(select(Event.attempts).where(alone).with_for_update()).scalar_one_or_none()
     if attempts is not None:
         tx.execute(update(Event).where(alone).values(_failed_attempt(limits, attempts + 1, error)))
+        if attempts == 0:
+            uncertainty.note_failure(tx, ids[0])
         log.warning("event_failed", event_id=ids[0], attempts=attempts + 1, error=type(error).__name__)
 
 
@@ -319,7 +322,10 @@ def _record_outcomes(tx: Connection, limits: DrainLimits, applied: "AppliedEvent
     for event, error in applied.failed:
         values = _failed_attempt(limits, event.attempts + 1, error)
         tx.execute(update(Event).where(Event.id == event.id).values(values))
+        if event.attempts == 0:
+            uncertainty.note_failure(tx, event.id)
         log.warning("event_failed", event_id=event.id, type=event.type, field=error.field)
+    uncertainty.end_by_events(tx, applied.tried_before)
     columns: dict[str, object] = {**NO_ERROR, "status": EventStatus.DONE, "processed_at": db_now()}
     update_rows(tx, Event, [row for row in applied.done if row["id"] not in applied.drop_payload], **columns)
     update_rows(tx, Event, [row for row in applied.done if row["id"] in applied.drop_payload], **columns, body=None)
@@ -371,6 +377,7 @@ class AppliedEvents(NamedTuple):
         changes: rows for `changes`.
         ages: seconds since each event was accepted, without replayed events.
         drop_payload: ids of done events whose payload is not kept: the type is ignored, or the person is erased.
+        tried_before: ids of done events that were attempted before.
     """
 
     done: list[Record]
@@ -378,6 +385,7 @@ class AppliedEvents(NamedTuple):
     changes: list[ChangeRow]
     ages: list[float]
     drop_payload: set[str]
+    tried_before: set[str]
 
 
 def apply_by_id(tx: Connection, ids: Sequence[str], where: ColumnElement[bool]) -> AppliedEvents:
@@ -400,7 +408,8 @@ def apply_events(tx: Connection, events: Sequence[InboxEvent], roles: RoleMap) -
     done = [_done_columns(event.id, at, snapshot, decided.get(event.id)) for event, at, snapshot in parsed]
     ages = [event.age for event, _, _ in parsed if not event.replays]
     ignored = {columns["id"] for columns in done if columns["outcome"] == Outcome.IGNORED}
-    return AppliedEvents(done, failed, changes, ages, ignored | _events_of_erased_users(tx, arrivals))
+    tried_before = {event.id for event, _, _ in parsed if event.attempts or event.replays}
+    return AppliedEvents(done, failed, changes, ages, ignored | _events_of_erased_users(tx, arrivals), tried_before)
 
 
 def _parse(events: Sequence[InboxEvent], roles: RoleMap) -> tuple[list[ParsedEvent], list[FailedEvent]]:

@@ -95,8 +95,8 @@ def _insert(connection: Connection, rows: list[tuple[ReceivedEvent, int]]) -> di
     return {row.id: row.deliveries for row in found}
 
 
-def accept_from_api(tx: Connection, event: ReceivedEvent) -> bool:
-    """Store an event of the events API; return whether it is new."""
+def accept_from_api(tx: Connection, event: ReceivedEvent) -> bool | None:
+    """Store an event of the events API; return whether it is new, or None if the API has returned it before."""
     first = dialect_insert(tx, Event).values(source=EventSource.EVENTS_API, api_at=db_now(), **event._asdict())
     known = {
         "deliveries": Event.deliveries + 1,
@@ -106,7 +106,8 @@ def accept_from_api(tx: Connection, event: ReceivedEvent) -> bool:
     }
     # The API returns its newest events repeatedly. That is not another delivery.
     upsert = first.on_conflict_do_update(index_elements=[Event.id], set_=known, where=Event.api_at.is_(None))
-    return tx.execute(upsert.returning(Event.deliveries)).scalar_one_or_none() == 1
+    deliveries = tx.execute(upsert.returning(Event.deliveries)).scalar_one_or_none()
+    return None if deliveries is None else deliveries == 1
 
 
 @functools.cache

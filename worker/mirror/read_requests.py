@@ -1,8 +1,8 @@
 """Requests for confirmed reads: rows of the table `reads`, each for an object to be read from WorkOS by id.
 
 An event requests a read if it is about an object that a resync found deleted or read in the same second, if its times
-tie with those of another state, if a parent stays missing, or if it deletes a role. A resync requests a read for every
-difference that a listing cannot decide.
+tie with those of another state, if a parent stays missing, if it deletes a role, or if it failed. A resync requests a
+read for every difference that a listing cannot decide.
 `worker.repair.reads` makes the reads.
 """
 
@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from sqlalchemy import Connection, Text, cast, delete, literal, select, union_all
 
-from models.bulk import insert_new, is_any_of
+from models.bulk import dialect_insert, insert_new, is_any_of
 from models.outcomes import Outcome
 from models.tables import Read
-from models.types import db_now_plus
+from models.types import db_now, db_now_plus
 from worker.decision.decide import ConfirmationReason
 from worker.kinds import KINDS, Kind
 from worker.kinds.membership import MEMBERSHIP, Membership
@@ -24,6 +24,7 @@ from worker.mirror.apply import Arrival, Decision
 PARENT_DELAY_SECONDS = 60.0
 """A missing parent is read after this time, unless its own event arrives first."""
 ROLE_DELETED = "role deleted"
+EVENT_FAILED = "event failed"
 PARENT_MISSING = "parent missing"
 
 
@@ -58,7 +59,7 @@ def request_reads_for(tx: Connection, arrivals: Sequence[Arrival], decisions: Se
             for column, parent in snapshot.kind.parents.items():
                 parents.setdefault((parent, content[column]), event_id)
         elif snapshot.kind is ROLE:
-            _request_role_holders(tx, content["organization_id"], content["slug"], event_id)
+            request_role_holders(tx, content["organization_id"], content["slug"], event_id)
     for (kind, reason), events in unconfirmed.items():
         # The object has arrived, so it is no missing parent; that request would also replace the new one.
         missing = (Read.run_id == "", Read.kind == kind.name, Read.reason == PARENT_MISSING)
@@ -81,7 +82,18 @@ def _existing(tx: Connection, objects: Iterable[tuple[str, str]]) -> set[tuple[s
     return {(name, id) for name, id in tx.execute(union_all(*queries))} if queries else set()
 
 
-def _request_role_holders(tx: Connection, organization_id: str | None, slug: str, event_id: str) -> None:
+def request_read_for_failure(tx: Connection, kind: Kind, object_id: str, event_id: str) -> None:
+    """Request a read because an event about the object failed.
+
+    It replaces another request, so that a read which began before the failure does not remove it.
+    """
+    first = {"reason": EVENT_FAILED, "event_id": event_id, "due_at": db_now(), "attempts": 0, "error": None}
+    row = dialect_insert(tx, Read).values(kind=kind.name, object_id=object_id, run_id="", **first)
+    tx.execute(row.on_conflict_do_update(index_elements=[Read.kind, Read.object_id, Read.run_id], set_=first))
+
+
+def request_role_holders(tx: Connection, organization_id: str | None, slug: str, event_id: str) -> None:
+    """Request reads of the memberships that have a role."""
     holders = select(Membership.id).where(
         Membership.deleted_by.is_(None), cast(Membership.workos_roles, Text).contains(json.dumps(slug), autoescape=True)
     )

@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import Connection, Engine, and_, exists, func, or_, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Action, Event, EventStatus, MirrorState
+from models.tables import Action, Event, EventStatus, MirrorState, Tail
 from models.types import db_now, db_now_plus, db_plus, inline_literal
 from worker import audit
 from worker.decision.payload import is_id, parse_time
@@ -162,8 +162,8 @@ def _store_since(engine: Engine, events: EventLog, start: datetime) -> tuple[int
     returned = new = 0
     for page in events.since(start):
         returned += len(page.items)
-        if unknown := _unknown(engine, _valid_events(page)):
-            new += in_transaction(engine, _store, unknown)
+        if unknown := unknown_events(engine, valid_events(page)):
+            new += in_transaction(engine, store_events, unknown)
     return returned, new
 
 
@@ -172,7 +172,7 @@ def _round_down(time: datetime) -> datetime:
     return time - (time - datetime.fromtimestamp(0, time.tzinfo)) % REREAD_EVERY
 
 
-def _valid_events(page: Page) -> list[ReceivedEvent]:
+def valid_events(page: Page) -> list[ReceivedEvent]:
     """Return the events of a page. One without a valid id or type is logged and skipped."""
     valid: list[ReceivedEvent] = []
     for item in page.items:
@@ -194,13 +194,18 @@ def _described(item: object, at: datetime | None) -> dict[str, str | None]:
     return {"id": id, "type": event_type, "created_at": at.isoformat() if at else None}
 
 
-def _store(tx: Connection, events: Sequence[ReceivedEvent]) -> int:
-    """Store events; return how many are new."""
+def store_events(tx: Connection, events: Sequence[ReceivedEvent]) -> int:
+    """Store events; return how many are new. Those that the API showed later than the hold-back are counted."""
     # Sorted, so that two catch-ups do not deadlock.
-    return sum(accept_from_api(tx, event) for event in sorted(events, key=lambda event: event.id))
+    stored = [(event, accept_from_api(tx, event)) for event in sorted(events, key=lambda event: event.id)]
+    times = [event.occurred_at for event, is_new in stored if is_new is not None and event.occurred_at]
+    read_to = tx.execute(select(Tail.read_to)).scalar_one() if times else None
+    if late := sum(at <= read_to for at in times) if read_to else 0:
+        tx.execute(update(Tail).values(late_events=Tail.late_events + late))
+    return sum(is_new is True for _, is_new in stored)
 
 
-def _unknown(engine: Engine, events: Sequence[ReceivedEvent]) -> list[ReceivedEvent]:
+def unknown_events(engine: Engine, events: Sequence[ReceivedEvent]) -> list[ReceivedEvent]:
     """Return the events that the API has not returned before. Unlike storing them again, the query takes no locks."""
     ids = [event.id for event in events]
     with read_transaction(engine) as tx:
@@ -212,8 +217,8 @@ def _store_and_advance(tx: Connection, page: Page, settled: datetime) -> int:
     """Store a page, and move the cursor to its newest event from before `settled`; return how many events are new."""
     # Lock this row first: a drain also locks it before events, so that the two do not deadlock.
     tx.execute(select(MirrorState.id).with_for_update())
-    events = _valid_events(page)
-    new = _store(tx, events)
+    events = valid_events(page)
+    new = store_events(tx, events)
     times = [(event.occurred_at, event.id) for event in events if event.occurred_at and event.occurred_at < settled]
     if times:
         at, id = max(times)

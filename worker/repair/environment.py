@@ -1,6 +1,7 @@
 """The WorkOS environment that a database mirrors: bound on the first start; any other is refused later."""
 
 from datetime import datetime, timedelta
+from typing import TypedDict, Unpack
 
 from redis import Redis
 from sqlalchemy import Connection, Engine, select, update
@@ -22,17 +23,28 @@ MARGIN = timedelta(minutes=5)
 """The first catch-up starts this long before the first resync, because the events API returns events with a delay."""
 
 
-def connect(settings: Settings, redis: Redis, counters: Counters) -> WorkOSClient:
+class Options(TypedDict, total=False):
+    """Options of a WorkOS client (`worker.workos_api.client.open_client`)."""
+
+    timeout_seconds: float
+    max_tries: int
+
+
+def connect(
+    settings: Settings, redis: Redis, counters: Counters, buckets: Buckets | None = None, **options: Unpack[Options]
+) -> WorkOSClient:
     """Return a WorkOS client for the settings. Its calls are counted.
+
+    `buckets` are its rate limits, if not those that all processes share; `options` are those of `open_client`.
 
     Raises:
         ConfigurationError: the API key or the client id is not set.
     """
     if settings.workos_api_key is None or settings.workos_client_id is None:
         raise ConfigurationError("WORKOS_API_KEY and WORKOS_CLIENT_ID are not set")
-    buckets = Buckets(redis, settings.workos_rate_share)
+    buckets = buckets or Buckets(redis, settings.workos_rate_share)
     key, client_id = settings.workos_api_key.get_secret_value(), settings.workos_client_id
-    return open_client(key, client_id, settings.workos_base_url, buckets, counters.add)
+    return open_client(key, client_id, settings.workos_base_url, buckets, counters.add, **options)
 
 
 def bind(engine: Engine, workos: WorkOSClient, settings: Settings) -> None:

@@ -5,6 +5,7 @@ them itself. Events request others (`worker.mirror.read_requests`); `work_due` m
 """
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import NamedTuple
 
 import structlog
@@ -19,6 +20,7 @@ from worker.backoff import backoff
 from worker.decision.decide import State, confirm
 from worker.errors import InvalidApiKeyError, PayloadError, WorkOSError, reason_of
 from worker.kinds import KINDS, Kind, read_object
+from worker.mirror import uncertainty
 from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows
 from worker.mirror.change_rows import CausedBy
 from worker.mirror.read_requests import PARENT_MISSING
@@ -71,8 +73,15 @@ def confirmed_read(
     for _ in range(MAX_RACES):
         with read_transaction(engine) as tx:
             revision = tx.execute(select(kind.table.revision).where(kind.table.id == id)).scalar_one_or_none() or 0
+            began_at: datetime = tx.execute(select(db_now())).scalar_one()
         found = fetch(workos, kind, id)
-        result = in_transaction(engine, _write, kind, id, revision, found, cause, then, dry_run=dry_run)
+
+        def written(tx: Connection, result: Result, began_at: datetime = began_at) -> None:
+            then(tx, result)
+            if not dry_run:
+                uncertainty.end_by_read(tx, kind, id, began_at)
+
+        result = in_transaction(engine, _write, kind, id, revision, found, cause, written, dry_run=dry_run)
         if result is not None:
             return result
     raise WorkOSError(f"{kind} {id} changes faster than it can be read")
@@ -136,8 +145,9 @@ def _next_due(engine: Engine) -> RowMapping | None:
 
 def _read(engine: Engine, workos: WorkOSClient, read: RowMapping) -> bool:
     kind, id, reason = KINDS[read["kind"]], read["object_id"], read["reason"]
-    # Only with this reason: meanwhile an event may request the read for another reason.
+    # Only this request: meanwhile another event may request the read, or another reason.
     request = (Read.run_id == "") & (Read.kind == kind.name) & (Read.object_id == id) & (Read.reason == reason)
+    request &= Read.event_id.is_not_distinct_from(read["event_id"])
 
     def remove_request(tx: Connection, _result: Result | None = None) -> None:
         tx.execute(delete(Read).where(request))

@@ -201,6 +201,19 @@ def _backfilling(health: Health) -> list[Found]:
     return _when(health.mirror["state"] != "current", saw=saw, remedy=remedy)
 
 
+def _bound_missed(health: Health) -> list[Found]:
+    """Measure the age of the mirror. While it is not filled, `backfilling` says so."""
+    age, error = health.mirror["age_seconds"], health.mirror["error"]
+    old = age is None or not 0 <= age <= health.mirror["smallest_bound_seconds"]
+    saw = "the newest events were never read" if age is None else f"the mirror is {duration(max(age, 0.0))} old"
+    return _when(
+        old and health.repairs and health.mirror["state"] == "current",
+        saw=saw,
+        why=f" ({error})" if error else "",
+        bound=duration(health.mirror["smallest_bound_seconds"]),
+    )
+
+
 def _refused(health: Health, *reasons: str) -> list[Found]:
     """Measure the deliveries refused for these reasons since the last valid one.
 
@@ -329,6 +342,27 @@ CONDITIONS = (
         remedy="{remedy}",
         section="The mirror is not filled yet",
         page="/ops/runs",
+    ),
+    Condition(
+        name="bound_missed",
+        measured="The mirror is older than HOLD_BACK_SECONDS + TAIL_SECONDS + 5 s, the smallest staleness bound.",
+        measure=_bound_missed,
+        sentence="{saw}, and the smallest bound is {bound}{why}",
+        remedy="start workos-sync worker, or see whether WorkOS and Redis answer it",
+        section="The mirror is older than its bound",
+    ),
+    Condition(
+        name="tail_slowed",
+        severity=Severity.WARNING,
+        measured="The newest events are read less often than every TAIL_SECONDS.",
+        measure=lambda health: _when(
+            health.tail_interval_seconds > health.tail_seconds,
+            interval=duration(health.tail_interval_seconds),
+            wanted=duration(health.tail_seconds),
+        ),
+        sentence="the newest events are read every {interval} instead of {wanted}",
+        remedy="raise WORKOS_RATE_SHARE, of which a tenth is used for it, or raise TAIL_SECONDS",
+        section="The mirror is older than its bound",
     ),
     Condition(
         name="silent",

@@ -23,6 +23,7 @@ from models.tables import (
     DriftAction,
     Event,
     EventStatus,
+    FailedEffect,
     HookDelivery,
     Join,
     JoinState,
@@ -30,6 +31,7 @@ from models.tables import (
     Read,
     Run,
     RunStatus,
+    Tail,
     Task,
     Tick,
 )
@@ -117,6 +119,15 @@ class Health:
     """The measurements of one moment. Times are aware, in UTC; durations are in seconds; None means unknown."""
 
     mirror: Record
+    """The row of the view `mirror_status`."""
+    tail_seconds: float
+    """The interval between two reads of the tail that the settings name."""
+    tail_interval_seconds: float
+    """The interval now."""
+    late_events: int
+    """Number of events that the events API showed later than the hold-back."""
+    uncertain: int
+    """Number of events that failed and may have changed access."""
     pending: int
     oldest_pending_seconds: float
     failed: int
@@ -170,6 +181,12 @@ class Health:
     """None: Redis is available and writable."""
 
 
+def complete_to(engine: Engine) -> datetime | None:
+    """Return the time up to which every event is applied, in UTC by WorkOS's clock; None before the first read."""
+    with read_transaction(engine) as tx:
+        return tx.execute(select(Tail.complete_to)).scalar_one()
+
+
 def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
     """Measure the installation; raise `sqlalchemy.exc.DBAPIError` if the database is unavailable.
 
@@ -183,6 +200,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
     with read_transaction(engine) as tx:
         now: datetime = tx.execute(select(db_now())).scalar_one()
         mirror = tx.execute(select(MirrorState.__table__)).one()
+        tail = tx.execute(select(Tail.__table__)).one()
         last_webhook = tx.execute(_webhooks().limit(1)).scalar_one_or_none()
         missed = _missed(tx, last_webhook) if settings.repairs else []
         clock = _seconds_since_tick(tx, now, CLOCK_TICK)
@@ -191,6 +209,10 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
         running = select(Run.__table__, RUNS.is_free().label("queued")).where(Run.status == RunStatus.RUNNING)
         return Health(
             mirror=dict(tx.execute(select(mirror_status)).mappings().one()),
+            tail_seconds=tail.tail_seconds,
+            tail_interval_seconds=tail.interval_seconds,
+            late_events=tail.late_events,
+            uncertain=_uncertain(tx),
             pending=inbox.pending,
             oldest_pending_seconds=round(inbox.oldest_seconds, 3),
             failed=inbox.failed,
@@ -348,6 +370,11 @@ def _conflicts(tx: Connection) -> int:
 def _domains(tx: Connection) -> dict[str, int]:
     invalid = select(func.count()).where(AutoJoin.domain.is_(None), AutoJoin.state != AutoJoinState.REVOKED)
     return _counted(tx, AutoJoin.state, AutoJoinState) | {"invalid": tx.execute(invalid).scalar_one()}
+
+
+def _uncertain(tx: Connection) -> int:
+    some = select(FailedEffect.event_id).distinct().limit(MAX_COUNTED).subquery()
+    return tx.execute(select(func.count()).select_from(some)).scalar_one()
 
 
 def _unread() -> Select[str, str]:

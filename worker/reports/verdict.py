@@ -89,6 +89,9 @@ def as_report(verdict: Verdict) -> Record:
     return {
         "severity": verdict.severity,
         "mirror": health.mirror,
+        "tail_interval_seconds": health.tail_interval_seconds,
+        "late_events": health.late_events,
+        "uncertain_events": health.uncertain,
         "pending": health.pending,
         "oldest_pending_seconds": health.oldest_pending_seconds,
         "failed": health.failed,

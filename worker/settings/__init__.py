@@ -55,6 +55,8 @@ class Settings(BaseModel):
     workos_rate_share: Annotated[float, Field(ge=0.01, le=1)] = 0.5
     catch_up_seconds: Interval = 300.0
     catch_up_lag_seconds: Interval = 60.0
+    tail_seconds: Interval = 5.0
+    hold_back_seconds: Interval = 15.0
     gap_seconds: Interval = 600.0
     resync_seconds: LongInterval = 24 * 3600.0
     retention_seconds: LongInterval = 24 * 3600.0

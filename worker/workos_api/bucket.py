@@ -39,22 +39,41 @@ class Limit(NamedTuple):
 
 
 ALL = Limit("all", 6_000, 60)
+TAIL = Limit("tail", 600, 60)
+"""Our own: a tenth of `ALL`, for the tail of the events API, which must not wait behind a resync."""
 USER_READS = Limit("user_reads", 1_000, 10)
 USER_WRITES = Limit("user_writes", 500, 10)
 
 
 class Buckets:
-    """Takes tokens. `share` is the part of WorkOS's documented limits to use, above 0 and up to 1."""
+    """Takes tokens.
 
-    def __init__(self, redis: Redis, share: float, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._take = redis.register_script(TAKE)
+    Args:
+        redis: holds the buckets.
+        share: the part of WorkOS's documented limits to use, above 0 and up to 1.
+        sleep: waits for a number of seconds.
+        own: a limit of this client alone. Its calls count in the shared limits but wait only for this one.
+    """
+
+    def __init__(
+        self, redis: Redis, share: float, sleep: Callable[[float], object] = time.sleep, own: Limit | None = None
+    ) -> None:
+        self._script = redis.register_script(TAKE)
         self._share = share
         self._sleep = sleep
+        self._own = own
 
     def take(self, *limits: Limit) -> None:
         """Wait until a call is within each of `limits`; raise `redis.exceptions.RedisError` if Redis is unavailable."""
+        wait = self._take(*limits)
+        if self._own is not None:
+            wait = self._take(self._own)
+        if wait:
+            self._sleep(wait / 1000)
+
+    def _take(self, *limits: Limit) -> float:
+        """Take a token of each limit; return the milliseconds until all of them are available."""
         keys = [f"workos-sync:bucket:{limit.name}" for limit in limits]
         rates = [limit.calls / limit.seconds * self._share for limit in limits]
         # The capacity is a tenth of a second: a burst after a pause could exceed a window that other clients have used.
-        if wait := self._take(keys=keys, args=[n for rate in rates for n in (rate, max(1.0, rate / 10))]):
-            self._sleep(float(wait) / 1000)
+        return float(self._script(keys=keys, args=[n for rate in rates for n in (rate, max(1.0, rate / 10))]))

@@ -74,15 +74,17 @@ class WorkOSClient:
         sdk: makes the calls.
         buckets: the rate limits.
         count: called with `workos_calls` for each call, and with `workos_limited` for each 429.
+        max_tries: how often a read is tried.
 
     Attributes:
         calls: the number of calls so far.
     """
 
-    def __init__(self, sdk: "Sdk", buckets: Buckets, count: Callable[[str], None]) -> None:
+    def __init__(self, sdk: "Sdk", buckets: Buckets, count: Callable[[str], None], max_tries: int = MAX_TRIES) -> None:
         self._sdk = sdk
         self._buckets = buckets
         self._count = count
+        self._max_tries = max_tries
         self._counting = threading.Lock()
         self.calls = 0
         self.close = sdk.close
@@ -183,7 +185,7 @@ class WorkOSClient:
         """Read, with retries."""
         tries = Retrying(
             retry=retry_if_exception(lambda error: isinstance(error, CallError) and error.can_pass),
-            stop=stop_after_attempt(MAX_TRIES),
+            stop=stop_after_attempt(self._max_tries),
             wait=_wait,
             reraise=True,
         )
@@ -224,11 +226,15 @@ def open_client(
     count: Callable[[str], None] = lambda _: None,
     *,
     timeout_seconds: float = 20.0,
+    max_tries: int = MAX_TRIES,
 ) -> WorkOSClient:
-    """Return a client of one WorkOS environment. `base_url` replaces WorkOS's own; the timeout is for each call."""
+    """Return a client of one WorkOS environment.
+
+    `base_url` replaces WorkOS's own; the timeout is for each call; the other arguments are those of `WorkOSClient`.
+    """
     from worker.workos_api.sdk import Sdk  # noqa: PLC0415 - takes half a second, so only processes that call WorkOS
 
-    return WorkOSClient(Sdk(api_key, client_id, base_url, timeout_seconds), buckets, count)
+    return WorkOSClient(Sdk(api_key, client_id, base_url, timeout_seconds), buckets, count, max_tries)
 
 
 def _translated(error: CallError, path: tuple[str, ...], quoted: object = None) -> Exception:

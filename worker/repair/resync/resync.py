@@ -38,6 +38,7 @@ from worker.kinds import KINDS, LISTINGS, Kind
 from worker.kinds.kind import Scope
 from worker.kinds.organization import ORGANIZATION
 from worker.leases import Lease
+from worker.mirror import uncertainty
 from worker.mirror.read_requests import request_reads
 from worker.repair.reads import Result, confirmed_read
 from worker.repair.resync import deletions, drift, listings
@@ -351,6 +352,8 @@ class Resync:
         skipped, total = listings.given_up(tx, self._run_id, MAX_TRIES)
         if skipped:
             self._record_progress(tx, total - skipped, total)
+        elif not self._run.dry_run and self._run.approves is None:
+            uncertainty.end_by_resync(tx, self._run_id)
         self._finish(tx, RunStatus.DONE, None)
 
     def _record_full_resync(self, tx: Connection) -> None:

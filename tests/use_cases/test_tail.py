@@ -1,0 +1,223 @@
+"""The tail of the events API: `complete_to` and its age, which bounded answers rely on."""
+
+import threading
+from contextlib import closing
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, update
+
+from models.access import Access
+from models.database import in_transaction
+from models.tables import Event, Tail
+from models.views import mirror_status
+from tests.support import apply_all, differences, rows
+from tests.support.catch_up import EVENTS, begin, due, hide, stored, users
+from tests.support.processes import eventually
+from tests.support.repair import settings
+from tests.support.resync import Clock, resync
+from tests.support.sandbox import Sandbox
+from tests.support.tail import TailProcess, ask, filled, pass_time, publish_applied, state, tail
+from worker.errors import WorkOSError
+from worker.queue.doorbell import Doorbell
+from worker.repair.tail import TAIL_ID, TAILS, EventTail
+from worker.workos_api.client import WorkOSClient
+
+HOLD_BACK = timedelta(seconds=15)
+TAKEN = timedelta(seconds=2)
+"""Upper bound on the time that a call takes in a test."""
+
+
+def near(time: Any, expected: Any) -> bool:
+    """Whether a time is the expected one, less what a call took."""
+    return bool(expected - TAKEN <= time <= expected)
+
+
+def test_events_whose_webhooks_were_lost_are_applied_and_complete(
+    both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(both_engines, workos)
+    users(sandbox, clock, 250)
+    clock.advance(seconds=20)
+    assert not tail(both_engines, workos, bell)
+    assert bell.queued_jobs() == 1
+    apply_all(both_engines)
+    publish_applied(both_engines)
+    assert differences(both_engines, sandbox.world.truth()) == []
+    assert near(state(both_engines)["complete_to"], clock.now - HOLD_BACK)
+    [shown] = rows(both_engines, mirror_status)
+    assert shown["complete_to"] == state(both_engines)["complete_to"]
+    assert 16 <= shown["age_seconds"] < 20
+
+
+def test_age_grows_by_the_database_clock_while_nothing_is_read(
+    both_engines: Engine, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(both_engines, workos)
+    clock.advance(hours=-3)  # WorkOS's clock is not ours
+    assert tail(both_engines, workos, bell)
+    pass_time(both_engines, clock, 100)
+    assert 116 <= rows(both_engines, mirror_status)[0]["age_seconds"] < 120
+
+
+def test_complete_to_stops_before_the_oldest_event_that_is_not_applied(
+    both_engines: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(both_engines, workos)
+    _first, second = users(sandbox, clock, 2, seconds=10)
+    clock.advance(seconds=30)
+    tail(both_engines, workos, bell)
+    due(both_engines, second["id"], 3600)
+    apply_all(both_engines)
+    publish_applied(both_engines)
+    made_at = clock.now - timedelta(seconds=40)
+    assert second["created_at"].startswith(f"{made_at:%Y-%m-%dT%H:%M:%S}")
+    assert state(both_engines)["complete_to"] == made_at - timedelta(milliseconds=1)
+    age = state(both_engines)["read_at"] - state(both_engines)["complete_at"]
+    assert age == state(both_engines)["read_to"] - state(both_engines)["complete_to"]
+
+
+def test_replayed_event_does_not_hold_complete_to_back(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(one_engine, workos)
+    users(sandbox, clock, 1)
+    clock.advance(seconds=30)
+    tail(one_engine, workos, bell)
+    in_transaction(one_engine, lambda tx: tx.execute(update(Event).values(replays=1)))
+    publish_applied(one_engine)
+    assert state(one_engine)["complete_to"] == state(one_engine)["read_to"]
+
+
+@pytest.mark.parametrize("place", ["appended", "inserted"])
+def test_event_shown_late_within_the_hold_back_is_read(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell, place: str
+) -> None:
+    sandbox.knobs.update({"late_events": place})
+    begin(one_engine, workos)
+    tail(one_engine, workos, bell)
+    with closing(TailProcess(one_engine, workos, bell)) as process:
+        process.read()  # reads the lag again; the next ones, within a minute, do not
+        [late] = users(sandbox, clock, 1, seconds=1)
+        sandbox.knobs.lateness[late["id"]] = 14
+        users(sandbox, clock, 1)
+        pass_time(one_engine, clock, 3)
+        process.read()  # shows the second event
+        assert len(stored(one_engine)) == 1
+        pass_time(one_engine, clock, 12)
+        process.read()
+    assert late["id"] in stored(one_engine)
+    assert state(one_engine)["late_events"] == 0
+
+
+def test_event_shown_later_is_read_within_a_minute_and_counted(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(one_engine, workos)
+    users(sandbox, clock, 2)
+    show = hide(sandbox, 0)
+    clock.advance(seconds=30)
+    tail(one_engine, workos, bell)
+    show()
+    pass_time(one_engine, clock, 5)
+    tail(one_engine, workos, bell)  # a new process reads the lag again
+    assert len(stored(one_engine)) == 2
+    assert state(one_engine)["late_events"] == 1
+
+
+def test_read_that_does_not_reach_the_end_completes_nothing(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(one_engine, workos)
+    tail(one_engine, workos, bell)
+    before = state(one_engine)["complete_to"]
+    users(sandbox, clock, 150)
+    clock.advance(seconds=30)
+    sandbox.faults.truncate(EVENTS, 2)
+    with pytest.raises(WorkOSError):
+        tail(one_engine, workos, bell)
+    assert len(stored(one_engine)) == 100
+    assert state(one_engine)["complete_to"] == before
+
+
+def test_while_backfilling_every_bounded_answer_is_stale(
+    both_engines: Engine, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(both_engines, workos)
+    assert tail(both_engines, workos, bell)
+    assert ask(both_engines, "user_1", "org_1") == "the mirror is not filled yet"
+
+
+def test_after_a_lost_cursor_it_reads_from_where_it_was(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(one_engine, workos)
+    with closing(TailProcess(one_engine, workos, bell)) as process:
+        process.read()
+        process.read()
+        in_transaction(one_engine, lambda tx: tx.execute(update(Tail).values(cursor="event_unknown")))
+        events = users(sandbox, clock, 3)
+        pass_time(one_engine, clock, 5)
+        process.read()
+    assert stored(one_engine) == {event["id"] for event in events}
+
+
+@pytest.mark.parametrize("unknown_after", ["error", "beginning"])
+def test_events_that_expired_unread_make_everything_uncertain_until_a_full_resync(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell, unknown_after: str
+) -> None:
+    sandbox.knobs.update({"unknown_after": unknown_after})
+    begin(one_engine, workos)
+    filled(one_engine)
+    tail(one_engine, workos, bell)
+    users(sandbox, clock, 1)
+    pass_time(one_engine, clock, 100 * 86_400)
+    tail(one_engine, workos, bell)
+    assert "expired-events" in str(ask(one_engine, "user_1", "org_1"))
+    resync(one_engine, workos)
+    assert isinstance(ask(one_engine, "user_1", "org_1"), Access)
+
+
+def test_interval_lengthens_if_a_tenth_of_the_share_is_not_enough(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(one_engine, workos)
+    tail(one_engine, workos, bell)
+    with closing(TailProcess(one_engine, workos, bell, workos_rate_share=0.02)) as process:
+        process.read()  # the newest events, and then the lag
+        assert state(one_engine)["interval_seconds"] == 5  # TAIL_SECONDS
+        process.read()  # since the last one two calls, at one in five seconds
+        assert state(one_engine)["interval_seconds"] == pytest.approx(10)
+        process.read()
+        assert state(one_engine)["interval_seconds"] == 5
+
+
+def test_settings_of_the_process_that_tails_are_in_force(
+    one_engine: Engine, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(one_engine, workos)
+    tail(one_engine, workos, bell, hold_back_seconds=40.0, tail_seconds=2.0)
+    assert rows(one_engine, mirror_status)[0]["smallest_bound_seconds"] == 47
+    assert near(state(one_engine)["read_to"], clock.now - timedelta(seconds=40))
+
+
+def test_a_failed_read_is_the_reason_until_one_succeeds(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(one_engine, workos)
+    sandbox.faults.fail(EVENTS, status=503, times=None)
+    stop = threading.Event()
+    with TAILS.lease(one_engine, TAIL_ID) as lease:
+        assert lease is not None
+        tailing = EventTail(one_engine, workos, lease, settings(tail_seconds=0.05), bell)
+        thread = threading.Thread(target=tailing.follow, args=(stop,))
+        thread.start()
+        eventually(lambda: "503" in str(state(one_engine)["error"]), 20)
+        assert state(one_engine)["complete_to"] is None
+        sandbox.faults.clear()
+        eventually(lambda: state(one_engine)["complete_to"], 20)
+        assert state(one_engine)["error"] is None
+        stop.set()
+        thread.join(10)
+    assert not thread.is_alive()

@@ -1,0 +1,122 @@
+"""What failed events may have changed: rows of `failed_effects`, for which a bounded answer is `Stale`.
+
+An event makes uncertain only its object: a workspace, a person, or a person in a workspace. If its object is unknown,
+it makes its workspace uncertain, and only if neither can be read, everything. An event that waits for its next attempt
+counts as failed.
+
+The uncertainty ends when the event is applied or dismissed, or by what was read from WorkOS after the failure: the
+object, or, if it is unknown, everything that a resync compares.
+"""
+
+from collections.abc import Collection
+from datetime import datetime
+
+from sqlalchemy import Connection, delete, exists, select
+
+from models.bulk import insert_new, is_any_of
+from models.outcomes import Finding
+from models.tables import Drift, Event, FailedEffect, Run
+from worker.decision.payload import Fields, parse_json
+from worker.errors import PayloadError
+from worker.kinds import READERS, Kind
+from worker.kinds.membership import MEMBERSHIP, Membership
+from worker.kinds.organization import ORGANIZATION
+from worker.kinds.role import ROLE
+from worker.kinds.user import USER
+from worker.mirror.read_requests import request_read_for_failure, request_role_holders
+
+ANY = ""
+"""Stands for every workspace, or every person."""
+
+
+def note_failure(tx: Connection, event_id: str) -> None:
+    """Record what an event that failed may have changed, and request a read of its object."""
+    event = tx.execute(select(Event.type, Event.body).where(Event.id == event_id)).one()
+    if event.type not in READERS:
+        return  # it is ignored
+    kind = READERS[event.type][0]
+    data = _data(kind, event.body or b"")
+    organization_id = data.optional_id("organization_id") if data else None
+    object_id = _object_id(kind, event.type, data, organization_id) if data else None
+    rows = [
+        {
+            "organization_id": workspace,
+            "user_id": person,
+            "event_id": event_id,
+            "kind": kind.name,
+            "object_id": object_id,
+        }
+        for workspace, person in _affected(tx, kind, object_id, organization_id, data)
+    ]
+    insert_new(tx, FailedEffect, rows)
+    if object_id is None:
+        return
+    request_read_for_failure(tx, kind, object_id, event_id)
+    if kind is ROLE:
+        slug = object_id.rpartition("/")[2]
+        request_role_holders(tx, organization_id, slug, event_id)
+
+
+def note_everything(tx: Connection, event_id: str) -> None:
+    """Record that anything may have changed; a full resync ends it. `event_id` says why."""
+    insert_new(tx, FailedEffect, [{"organization_id": ANY, "user_id": ANY, "event_id": event_id}])
+
+
+def end_by_events(tx: Connection, event_ids: Collection[str]) -> None:
+    """End what these events made uncertain: they were applied or dismissed."""
+    if event_ids:
+        tx.execute(delete(FailedEffect).where(is_any_of(tx, FailedEffect.event_id, event_ids)))
+
+
+def end_by_read(tx: Connection, kind: Kind, object_id: str, began_at: datetime) -> None:
+    """End what failed until `began_at`, the database's time before the object was read from WorkOS."""
+    read = (FailedEffect.kind == kind.name, FailedEffect.object_id == object_id, FailedEffect.since <= began_at)
+    tx.execute(delete(FailedEffect).where(*read))
+
+
+def end_by_resync(tx: Connection, run_id: str) -> None:
+    """End what events about unknown objects made uncertain before a resync that compared all of it began.
+
+    An object that the resync could not use may be the one.
+    """
+    run = tx.execute(select(Run.organization_id, Run.created_at).where(Run.id == run_id)).one()
+    unusable = exists().where(Drift.run_id == run_id, Drift.finding == Finding.INVALID)
+    compared = [FailedEffect.object_id.is_(None), FailedEffect.since <= run.created_at, ~unusable]
+    if run.organization_id is not None:
+        compared.append(FailedEffect.organization_id == run.organization_id)
+    tx.execute(delete(FailedEffect).where(*compared))
+
+
+def _data(kind: Kind, body: bytes) -> Fields | None:
+    """Return the fields of the object in an event's payload; None if they cannot be read."""
+    try:
+        event = parse_json(body)
+        data = event["data"]
+        return Fields(data.get(kind.object, data), "data")
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError, PayloadError):
+        return None
+
+
+def _object_id(kind: Kind, type: str, data: Fields, organization_id: str | None) -> str | None:
+    id = data.optional_id(kind.id_field)
+    if id is None or (type.startswith("organization_role.") and organization_id is None):
+        return None
+    return kind.key(id, {"organization_id": organization_id})
+
+
+def _affected(
+    tx: Connection, kind: Kind, object_id: str | None, organization_id: str | None, data: Fields | None
+) -> set[tuple[str, str]]:
+    """Return the workspaces and persons whose access an event may have changed."""
+    if kind not in (ORGANIZATION, USER, MEMBERSHIP):
+        return set()  # domains, roles, permissions and connections decide nobody's role
+    if kind is MEMBERSHIP and object_id is not None and data is not None:
+        columns = (Membership.organization_id, Membership.user_id)
+        pairs = {tuple(row) for row in tx.execute(select(*columns).where(Membership.id == object_id))}
+        pairs.add((organization_id, data.optional_id("user_id")))
+        known = {(workspace, person) for workspace, person in pairs if workspace and person}
+        if known:
+            return known
+    elif object_id is not None:
+        return {(object_id, ANY) if kind is ORGANIZATION else (ANY, object_id)}
+    return {(organization_id or ANY, ANY)}

@@ -1,0 +1,221 @@
+"""The tail: reads the newest events of the events API every few seconds, and records up to which time all are applied.
+
+`complete_to` = T means: every event with a `created_at` up to T, that the events API showed within `HOLD_BACK_SECONDS`
+of its creation, is applied, or has failed and is in `uncertain_access`. T is WorkOS's time at the start of a read that
+reached the end, less the hold-back.
+
+Each read continues after the newest event that is older than the hold-back, and so reads that window again: WorkOS does
+not say whether an event that it shows late comes at the end of its list or at its own time, before newer ones. Once a
+minute the lag is read again, for events that it shows even later.
+
+One process tails, under a lease. It takes at most a tenth of the share of the rate limits, and goes before a resync.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from itertools import chain
+
+import structlog
+from redis.exceptions import RedisError
+from sqlalchemy import Connection, Engine, Select, func, literal, or_, select, update
+
+from models.database import read_transaction
+from models.tables import Event, EventStatus, MirrorState, Tail
+from models.types import UtcDateTime, db_now, inline_literal
+from worker.decision.decide import DATE_STEP
+from worker.decision.payload import EPOCH
+from worker.error_handling import describe
+from worker.errors import ConfigurationError, CursorLostError, WorkOSError
+from worker.inbox.store import ReceivedEvent
+from worker.leases import Lease, LeasedTable
+from worker.mirror import uncertainty
+from worker.queue.doorbell import Doorbell
+from worker.repair.catch_up import store_events, unknown_events, valid_events
+from worker.repair.environment import bind
+from worker.repair.event_log import EXPIRY_MARGIN, OLDEST, EventLog
+from worker.settings import Settings
+from worker.workos_api.bucket import TAIL
+from worker.workos_api.client import Page, WorkOSClient
+
+log = structlog.get_logger()
+
+TAIL_ID = "events"
+"""The id of the single row of `tail`."""
+TAILS = LeasedTable(Tail.id, Tail.leased_until, Tail.fence)
+REREAD_SECONDS = 60.0
+"""How often the lag is read again."""
+APPLY_POLL_SECONDS = 0.5
+"""How often to look whether the events of a read are applied."""
+MISSED_EVENTS = "expired-events"
+"""Stands for the id of a failed event if events expired at WorkOS before they were read."""
+STEP = timedelta(milliseconds=1)
+"""The resolution of WorkOS's `created_at`."""
+
+
+class EventTail:
+    """Tails the events API while it holds `lease`. `bell` wakes the drain for new events."""
+
+    def __init__(self, engine: Engine, workos: WorkOSClient, lease: Lease, settings: Settings, bell: Doorbell) -> None:
+        self._engine = engine
+        self._workos = workos
+        self._lease = lease
+        self._settings = settings
+        self._bell = bell
+        self._hold_back = timedelta(seconds=settings.hold_back_seconds)
+        self._lag = timedelta(seconds=settings.catch_up_lag_seconds)
+        self._reread_at = -REREAD_SECONDS
+        self._calls_before = workos.calls
+        self._interval = settings.tail_seconds
+        in_force = {"hold_back_seconds": settings.hold_back_seconds, "tail_seconds": settings.tail_seconds}
+        lease.in_transaction(engine, _set, **in_force)
+
+    def follow(self, stop: threading.Event) -> None:
+        """Read every `TAIL_SECONDS` until `stop` is set or the lease is lost. If a read fails, the next one follows.
+
+        Raises:
+            LeaseLostError: another process tails now.
+            sqlalchemy.exc.DBAPIError: the database is unavailable.
+        """
+        is_bound = applied = False
+        problem = None
+        while not stop.is_set() and not self._lease.lost.is_set():
+            began = time.monotonic()
+            try:
+                if not is_bound:
+                    bind(self._engine, self._workos, self._settings)
+                    is_bound = True
+                applied = self.read()
+                problem = None
+            except (WorkOSError, ConfigurationError, RedisError) as error:
+                if problem != (problem := describe(error)):
+                    log.warning("tail_failed", error=problem)
+                    self._lease.in_transaction(self._engine, _set, error=problem)
+            while (left := began + self._interval - time.monotonic()) > 0 and not stop.wait(
+                left if applied else min(left, APPLY_POLL_SECONDS)
+            ):
+                applied = applied or self._lease.in_transaction(self._engine, publish)
+
+    def read(self) -> bool:
+        """Read up to the newest event, store what is new, and publish how far the mirror is complete.
+
+        The database must be bound (`worker.repair.environment.bind`). Returns whether all that was read is applied.
+
+        Raises:
+            WorkOSError: WorkOS did not answer, or refuses some event types. Events that it returned are stored.
+            InvalidApiKeyError: WorkOS refuses the API key.
+            redis.exceptions.RedisError: the Redis of the rate limits is unavailable.
+            LeaseLostError: another process tails now.
+        """
+        with read_transaction(self._engine) as tx:
+            tail = tx.execute(select(Tail.__table__)).one()
+            mirror = tx.execute(select(MirrorState.__table__)).one()
+            asked_at: datetime = tx.execute(select(db_now())).scalar_one()
+        is_first = tail.read_to is None
+        now = self._workos.now() if is_first else tail.read_to + (asked_at - tail.read_at)
+        start = mirror.inbox_to or mirror.backfill_from if is_first else tail.read_to - self._lag
+        if start < (oldest := now - OLDEST + EXPIRY_MARGIN):
+            log.error("events_missed", after=start.isoformat())
+            self._lease.in_transaction(self._engine, uncertainty.note_everything, MISSED_EVENTS)
+            start = oldest
+        events = EventLog(self._workos, now)
+        began = time.monotonic()
+        pages = _unread(events, tail.cursor, start)
+        first = next(pages)
+        # At the start of the call. WorkOS's time is that of the answer.
+        settled = first.read_at - timedelta(seconds=time.monotonic() - began) - self._hold_back
+        # When the read was asked for, WorkOS's clock had not reached the end of the second in `Date`.
+        settled_at = asked_at - (first.read_at + DATE_STEP - settled)
+        older = True
+        for page in chain((first,), pages):
+            received = valid_events(page)
+            cursor, older = _cursor(received, settled) if older else (None, False)
+            self._store(received, cursor)
+        events.require_all_types()
+        self._adapt_interval()
+        applied = self._lease.in_transaction(self._engine, self._finish, settled, settled_at)
+        if not is_first and self._reread_at + REREAD_SECONDS <= began:
+            for page in events.since(now - self._hold_back - self._lag):
+                self._store(valid_events(page), None)
+            self._reread_at = began
+        return applied
+
+    def _store(self, received: Sequence[ReceivedEvent], cursor: str | None) -> None:
+        """Store the events that the API has not returned before, and move the cursor."""
+        new = unknown_events(self._engine, received)
+        if new or cursor is not None:
+            self._lease.in_transaction(self._engine, _store_and_move, new, cursor)
+        if new:
+            self._bell.ring()
+
+    def _adapt_interval(self) -> None:
+        """Lengthen the interval if the calls since the last read need more time, or reset it."""
+        calls = self._workos.calls - self._calls_before
+        self._calls_before = self._workos.calls
+        needed = calls * TAIL.seconds / (TAIL.calls * self._settings.workos_rate_share)
+        self._interval = max(self._settings.tail_seconds, needed)
+
+    def _finish(self, tx: Connection, read_to: datetime, read_at: datetime) -> bool:
+        _set(tx, read_to=read_to, read_at=read_at, interval_seconds=self._interval, error=None)
+        return publish(tx)
+
+
+def _unread(events: EventLog, cursor: str | None, start: datetime) -> Iterator[Page]:
+    """Yield the pages after the cursor; without a usable cursor, those since `start`."""
+    if cursor is not None:
+        try:
+            yield from events.after(cursor)
+        except CursorLostError:
+            log.warning("cursor_lost", cursor=cursor, reads_from=start.isoformat())
+        else:
+            return
+    yield from events.since(start)
+
+
+def _cursor(received: Sequence[ReceivedEvent], settled: datetime) -> tuple[str | None, bool]:
+    """Return the last of the leading events that are not newer than `settled`, and whether all events are such."""
+    cursor = None
+    for event in received:
+        if event.occurred_at is not None and event.occurred_at > settled:
+            return cursor, False
+        cursor = event.id
+    return cursor, True
+
+
+def _store_and_move(tx: Connection, events: Sequence[ReceivedEvent], cursor: str | None) -> None:
+    store_events(tx, events)
+    if cursor is not None:
+        _set(tx, cursor=cursor)
+
+
+def _set(tx: Connection, /, **values: object) -> None:
+    tx.execute(update(Tail).values(**values))
+
+
+def publish(tx: Connection) -> bool:
+    """Record up to which time every event is applied; return whether that is as far as the tail has read.
+
+    It is as far, or else up to the oldest event that waits. While an event waits, the time never goes back: it may be
+    one that was shown late.
+    """
+    tail = tx.execute(select(Tail.__table__)).one()
+    if tail.read_to is None:
+        return False
+    oldest = tx.execute(_oldest_waiting(tail.read_to)).scalar_one()
+    complete_to = tail.read_to if oldest is None else min(tail.read_to, oldest - STEP)
+    if oldest is None or tail.complete_to is None or tail.complete_to < complete_to:
+        _set(tx, complete_to=complete_to, complete_at=tail.read_at - (tail.read_to - complete_to))
+    return oldest is None
+
+
+def _oldest_waiting(read_to: datetime) -> Select[datetime | None]:
+    """Return the query of the time of the oldest event up to `read_to` that must still be applied.
+
+    A replayed event need not: it was applied before, or is in `uncertain_access` until it is. So is an event that waits
+    for its next attempt. An event without a usable time may have any.
+    """
+    pending = (Event.status == inline_literal(EventStatus.PENDING), Event.attempts == 0, Event.replays == 0)
+    shown = (Event.api_at.is_not(None), or_(Event.occurred_at.is_(None), Event.occurred_at <= read_to))
+    at = func.coalesce(Event.occurred_at, literal(EPOCH, UtcDateTime()), type_=UtcDateTime())
+    return select(func.min(at, type_=UtcDateTime())).where(*pending, *shown)
