@@ -25,13 +25,20 @@ class View(NamedTuple):
     query: str
 
 
-TIMES = {"since", "created_at", "updated_at", "complete_to", "last_resync"}
+TIMES = {
+    *("since", "created_at", "updated_at", "complete_to", "last_resync"),
+    *("expires_at", "accepted_at", "revoked_at"),
+}
 """Columns that hold a time. All others hold text."""
 FUNCTIONS = {
-    "sqlite": {"json_items": "json_each", "json_fields": "json_each"},
-    "postgresql": {"json_items": "jsonb_array_elements_text", "json_fields": "jsonb_each"},
+    "sqlite": {
+        "json_items": "json_each",
+        "json_fields": "json_each",
+        "time_now": "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')",
+    },
+    "postgresql": {"json_items": "jsonb_array_elements_text", "json_fields": "jsonb_each", "time_now": "now()"},
 }
-"""Functions that return the items of a JSON list as rows (`value`), and the fields of a JSON object (`key`)."""
+"""Functions that return the items of a JSON list (`value`), the fields of a JSON object (`key`), and the time."""
 VIEWS: dict[str, View] = {}
 """Every view by its name, in the order in which they are created."""
 
@@ -147,6 +154,23 @@ not_active AS NOT MATERIALIZED (
 blocked_join AS NOT MATERIALIZED (
     SELECT organization_id, user_id, reason FROM joins WHERE state IN ('blocked', 'undone')
 ),
+-- From invitations: addresses that are invited, or whose invitation was revoked.
+invited AS NOT MATERIALIZED (
+    SELECT invitation.organization_id, invitation.email_normalized, address.email_hash,
+           CASE WHEN invitation.status = 'pending' THEN 'invitation pending'
+                WHEN invitation.status = 'revoked' THEN 'invitation revoked'
+                ELSE 'invitation of no known status' END AS reason
+    FROM invited_addresses AS address
+    JOIN invitations AS invitation ON invitation.id = address.invitation_id
+    WHERE invitation.organization_id IS NOT NULL
+      -- Without a known status or time, it blocks. It expires without an event.
+      AND COALESCE(invitation.status NOT IN ('accepted', 'expired')
+                   AND (invitation.status <> 'pending' OR invitation.expires_at > {time_now}), TRUE)
+      -- An operator unblocked it, and it has not changed its status since.
+      AND NOT EXISTS (
+        SELECT 1 FROM unblocked_invitations AS unblocked
+        WHERE unblocked.invitation_id = invitation.id AND unblocked.status = COALESCE(invitation.status, ''))
+),
 -- By address: the other users who ever had an address of the user `same_as`, with all their addresses.
 shares_address AS NOT MATERIALIZED (
     SELECT own.user_id AS same_as, every.user_id, every.email_hash, person.email_normalized
@@ -174,14 +198,42 @@ UNION ALL
 SELECT blocked.organization_id, other.user_id, other.email_normalized, blocked.reason, other.email_hash
 FROM blocked_join AS blocked
 JOIN shares_address AS other ON other.same_as = blocked.user_id
+UNION ALL
+SELECT invited.organization_id, own.user_id, invited.email_normalized, invited.reason, invited.email_hash
+FROM invited
+LEFT JOIN user_addresses AS own ON own.email_hash = invited.email_hash
+UNION ALL
+SELECT invited.organization_id, other.user_id, person.email_normalized, invited.reason, other.email_hash
+FROM invited
+JOIN user_addresses AS own ON own.email_hash = invited.email_hash
+JOIN user_addresses AS other ON other.user_id = own.user_id AND other.email_hash <> own.email_hash
+JOIN users AS person ON person.id = other.user_id
 """,
 )
 """People who do not join a workspace by domain: removed, deactivated, invited, or blocked by an operator.
 
 The views, the API and the worker all use this rule. It covers the person and everyone who ever had one of their
 addresses. Look up a person by `user_id`, and an address by `email_hash` (`models.addresses.Address.hash`). A person who
-was deleted while an active member does not count as removed. Rows may repeat.
+was deleted while an active member does not count as removed. An invitation blocks every user who ever had its address;
+`user_id` is null if there is none. Rows may repeat.
 """
+
+workspace_invitations = _view(
+    "workspace_invitations",
+    "organization_id invitation_id email email_normalized status workos_role inviter_user_id accepted_user_id"
+    " created_at expires_at accepted_at revoked_at",
+    """
+SELECT invitation.organization_id, invitation.id AS invitation_id, invitation.email, invitation.email_normalized,
+       CASE WHEN invitation.status = 'pending' AND invitation.expires_at <= {time_now} THEN 'expired'
+            ELSE invitation.status END AS status,
+       invitation.role_slug AS workos_role, invitation.inviter_user_id, invitation.accepted_user_id,
+       invitation.created_at, invitation.expires_at, invitation.accepted_at, invitation.revoked_at
+FROM invitations AS invitation
+JOIN organizations AS workspace ON workspace.id = invitation.organization_id AND workspace.deleted_by IS NULL
+WHERE invitation.deleted_by IS NULL
+""",
+)
+"""Invitations to live workspaces. A pending one past `expires_at` is `expired`, although WorkOS sends no event."""
 
 sign_in_methods = _view(
     "sign_in_methods",

@@ -63,6 +63,8 @@ RETRY_SECONDS = 2.0
 MAX_BACKOFF_SECONDS = 600.0
 MAX_ATTEMPTS = 8
 """After this many rejections by WorkOS, a join is failed, and an operator decides."""
+INVITATION_PENDING = "invitation pending"
+"""The reason in the view `auto_join_blocks` for a pending invitation."""
 OPEN = (JoinState.PENDING, JoinState.UNDO)
 
 
@@ -217,8 +219,10 @@ def _next_step(tx: Connection, join: ClaimedJoin) -> NextStep:
         return None
     if membership is not None:
         return Close(JoinState.JOINED, f"a member already: {membership.id}")
-    if (reason := _block_reason(tx, join)) is not None:
-        return Close(JoinState.BLOCKED, reason)
+    if reasons := _block_reasons(tx, join):
+        # A pending invitation blocks only until it expires. The join must not block after that.
+        lasting = [reason for reason in reasons if reason != INVITATION_PENDING]
+        return Close(JoinState.BLOCKED, lasting[0]) if lasting else Close(JoinState.DROPPED, INVITATION_PENDING)
     return switched_off or _step_by_role(tx, join, role_map, unblocked)
 
 
@@ -248,10 +252,10 @@ def _unblocked(tx: Connection, join: ClaimedJoin) -> frozenset[str]:
     return frozenset(tx.execute(select(Membership.id).where(*of_person, is_unblocked)).scalars())
 
 
-def _block_reason(tx: Connection, join: ClaimedJoin) -> str | None:
+def _block_reasons(tx: Connection, join: ClaimedJoin) -> list[str]:
     view = auto_join_blocks.c
     query = select(view.reason).where(view.organization_id == join.organization_id, view.user_id == join.user_id)
-    return tx.execute(query.limit(1)).scalar_one_or_none()
+    return sorted(set(tx.execute(query).scalars()))
 
 
 def _step_by_membership(join: ClaimedJoin, found: object, unblocked: frozenset[str]) -> Close | Undo | None:

@@ -12,6 +12,7 @@ from models.tables.auto_join import (
     Join,
     JoinSearch,
     JoinState,
+    UnblockedInvitation,
     UnblockedMembership,
     WorkspaceSettings,
 )
@@ -23,6 +24,7 @@ from models.tables.mirror import (
     Cause,
     Change,
     DeletedBy,
+    InvitedAddress,
     Mirrored,
     MirrorState,
     PublicDomain,

@@ -46,7 +46,7 @@ class Mirrored(Base):
     touched_at: Mapped[datetime | None]
     """When it was last written, by the database's clock."""
     erased: Mapped[bool] = mapped_column(server_default=false())
-    """For a tombstone: its personal data is blanked, and no event restores it (`worker.mirror.erasure`)."""
+    """Its personal data is blanked, and no event restores it (`worker.mirror.erasure`)."""
 
 
 class UserAddress(Base):
@@ -58,6 +58,19 @@ class UserAddress(Base):
     __tablename__ = "user_addresses"
 
     user_id: Mapped[str] = mapped_column(primary_key=True)
+    email_hash: Mapped[str] = mapped_column(primary_key=True, index=True)
+    """`models.addresses.Address.hash`."""
+
+
+class InvitedAddress(Base):
+    """The hash of an e-mail address that an invitation has or once had. It keeps the person from joining by domain.
+
+    For an erased invitation it is kept only while a block needs it.
+    """
+
+    __tablename__ = "invited_addresses"
+
+    invitation_id: Mapped[str] = mapped_column(primary_key=True)
     email_hash: Mapped[str] = mapped_column(primary_key=True, index=True)
     """`models.addresses.Address.hash`."""
 
@@ -83,8 +96,8 @@ class Change(Base):
     object_id: Mapped[str]
     organization_id: Mapped[str | None]
     before: Mapped[JsonObject | None]
-    """The content and `state`; None for a new object. A domain also has `auto_join` and `auto_join_reason`, a user
-    `erased`."""
+    """The content and `state`; None for a new object. A domain also has `auto_join` and `auto_join_reason`; a user
+    and an invitation have `erased`."""
     after: Mapped[JsonObject]
     cause: Mapped[Cause]
     cause_id: Mapped[str]

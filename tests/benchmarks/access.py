@@ -52,6 +52,11 @@ FILL = {
     "CASE WHEN n % 10 = 0 THEN 'blocked' ELSE 'joined' END, 'event', 'event_' || n",
     "user_addresses": "(user_id, email_hash) SELECT 'user_' || n, 'hash_' || n",
     "unblocked_memberships": "(membership_id, who, why) SELECT 'om_gone_' || n, 'ann', 'why'",
+    "invitations": f"(id, organization_id, email_normalized, status, expires_at, {COMMON}) SELECT 'invitation_' || n, "
+    f"'org_' || (n % 100), 'user' || n || '@' || {DOMAIN}, CASE WHEN n % 10 = 0 THEN 'pending' ELSE 'accepted' END, "
+    f"{{now}}, {LIVE}",
+    "invited_addresses": "(invitation_id, email_hash) SELECT 'invitation_' || n, 'hash_' || n",
+    "unblocked_invitations": "(invitation_id, status, who, why) SELECT 'invitation_' || n, 'revoked', 'ann', 'why'",
     "workspace_settings": "(organization_id, auto_join, who, why) SELECT 'org_' || n, n % 10 <> 0, 'ann', 'why'",
 }
 """Table → what is inserted for each number n. A tenth of the workspaces have settings, joins and unblocked ones."""

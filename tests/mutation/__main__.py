@@ -33,7 +33,10 @@ TARGETS = {
     ),
     "auto_join": Target(
         ["worker/mirror/auto_join.py"],
-        [f"tests/use_cases/test_{name}.py" for name in ("auto_join", "auto_join_states", "joins", "provision", "provision_blocks")],
+        [
+            f"tests/use_cases/test_{name}.py"
+            for name in ("auto_join", "auto_join_states", "joins", "provision", "provision_blocks")
+        ],
     ),
 }
 VIEW_TESTS = ["tests/use_cases/test_views.py"]

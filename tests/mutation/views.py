@@ -4,6 +4,7 @@ A mutant drops or negates one condition. It replaces the view in the template da
 for each test. Once a test has failed on a database, the mutant is killed there and its other tests are left out.
 """
 
+import re
 import sqlite3
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
@@ -40,7 +41,7 @@ def rendered(query: exp.Expr, kind: str) -> str:
     """Return the SQL of a query for a kind of database."""
     sql = query.sql(dialect=KINDS[kind], normalize_functions=False)
     for name, function in FUNCTIONS[kind].items():
-        sql = sql.replace(f"{name}(", f"{function}(")
+        sql = re.sub(rf"\b{name}\b", function, sql)
     return sql
 
 

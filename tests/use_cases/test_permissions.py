@@ -150,7 +150,7 @@ def test_invalid_permission_keeps_others_known(
     assert "invalid" in {finding for finding, _ in found(engine, run_id).values()}
     assert answer(engine, member) == ["invoices:read"]
     assert rows(engine, MirrorState)[0]["listed_kinds"] == [
-        *("connection", "domain", "organization", "permission", "role", "user")
+        *("connection", "domain", "invitation", "organization", "permission", "role", "user")
     ]
 
 

@@ -294,8 +294,8 @@ def test_killed_resync_resumes_at_any_call(
         with world.silently():
             for user in list(world.users)[:5]:
                 world.delete_user(user)
-        # Organizations, memberships, users, roles, permissions, connections, and the five by id.
-        needed = 1 + 2 * 2 + 3 + 1 + 1 + 1 + 5
+        # Organizations, memberships, users, roles, permissions, connections, invitations, and the five by id.
+        needed = 1 + 2 * 2 + 3 + 1 + 1 + 1 + 1 + 5
         for call in range(1, needed + 1, 1 if at_once == 1 else 5):
             run_id = start(one_engine, by("test"), dry_run=True)
             sandbox.calls.clear()

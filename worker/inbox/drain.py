@@ -27,9 +27,11 @@ from models.outcomes import Outcome
 from models.tables import Batch, Cause, Event, EventStatus, MirrorState
 from models.types import Record, db_now, db_now_plus, inline_literal
 from worker.backoff import backoff
+from worker.decision.decide import Content
 from worker.decision.payload import clean
 from worker.errors import PayloadError, WorkerCrashedError, fingerprint, stack_of
 from worker.kinds import RoleMap, Snapshot, read_event
+from worker.kinds.invitation import INVITATION, Invitation
 from worker.kinds.user import USER, User
 from worker.mirror.apply import Arrival, Decision, apply, note_changes
 from worker.mirror.change_rows import ChangeRow
@@ -477,12 +479,20 @@ def _done_columns(id: str, at: datetime | None, snapshot: Snapshot | None, decis
     return columns
 
 
+def _person(content: Content) -> str | None:
+    return content.get("user_id") or content.get("accepted_user_id")
+
+
 def _events_of_erased_users(tx: Connection, arrivals: Sequence[Arrival]) -> set[str]:
-    """Return the ids of the events about an erased user, or a membership of one."""
+    """Return the ids of the events about an erased user, or a membership or invitation of one."""
     users = {
-        event_id: snapshot.id if snapshot.kind is USER else snapshot.state.content.get("user_id")
+        event_id: snapshot.id if snapshot.kind is USER else _person(snapshot.state.content)
         for snapshot, _, event_id in arrivals
     }
     ids = set(filter(None, users.values()))
     erased = set(tx.execute(select(User.id).where(is_any_of(tx, User.id, ids), User.erased)).scalars()) if ids else ids
-    return {event_id for event_id, user in users.items() if user in erased}
+    invitations = {event_id: snapshot.id for snapshot, _, event_id in arrivals if snapshot.kind is INVITATION}
+    if invitations:
+        found = select(Invitation.id).where(is_any_of(tx, Invitation.id, invitations.values()), Invitation.erased)
+        erased |= set(tx.execute(found).scalars())
+    return {event_id for event_id, id in (*users.items(), *invitations.items()) if id in erased}

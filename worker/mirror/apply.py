@@ -1,6 +1,7 @@
 """Applies snapshots to the mirror in the caller's transaction: locks the rows, decides, saves, records the changes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from sqlalchemy import Connection, RowMapping, select
@@ -9,13 +10,17 @@ from models.addresses import normalize_address
 from models.bulk import insert_new, insert_rows, is_any_of, update_rows
 from models.database import CHANGES_LOCK, advisory_lock
 from models.outcomes import Outcome
-from models.tables import Cause, Change, DeletedBy, UserAddress
+from models.tables import Cause, Change, DeletedBy, InvitedAddress, UserAddress
 from models.types import JsonObject, db_now
 from worker.decision.decide import ConfirmationReason, State, Version, decide, needs_confirmation, recorded_content
 from worker.kinds import KINDS, Kind, Snapshot
+from worker.kinds.invitation import INVITATION
 from worker.kinds.user import USER
 from worker.mirror.auto_join import auto_join_changes
 from worker.mirror.change_rows import ChangeRow
+
+ADDRESSES = {USER: (UserAddress, "user_id"), INVITATION: (InvitedAddress, "invitation_id")}
+"""Kind with an e-mail address → the table of hashed addresses, and its column with the object's id."""
 
 
 class Arrival(NamedTuple):
@@ -54,7 +59,7 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
         for place, arrival in of_kind:
             id = arrival.snapshot.id
             current = updated.get(id, stored[id])
-            incoming, final = arrival.snapshot.state, kind.delete_is_final
+            incoming, final = without_erased(kind, current, arrival.snapshot.state), kind.delete_is_final
             state, outcome = decide(current, incoming, terminal=final, tie_break=kind.tie_break)
             compared_with = current.version.event_id if current else None
             reason = needs_confirmation(current, incoming, outcome, terminal=final)
@@ -81,10 +86,17 @@ def note_changes(tx: Connection, changes: Sequence[ChangeRow]) -> None:
         insert_rows(tx, Change, [row._asdict() for row in rows])
 
 
+def without_erased(kind: Kind, current: State | None, incoming: State) -> State:
+    """Return `incoming` with blank personal columns if `current` is erased and stays so; otherwise unchanged."""
+    if current is None or not (current.erased and kind.stays_erased):
+        return incoming
+    return replace(incoming, erased=True, content={**incoming.content, **dict.fromkeys(kind.personal)})
+
+
 def recorded_state(kind: Kind, state: State) -> JsonObject:
-    """Return a state as `changes` contains it: all columns of the kind, `state`, and for users `erased`."""
+    """Return a state as `changes` contains it: all columns of the kind, `state`, and `erased` if it can be erased."""
     content = {name: state.content.get(name) for name in kind.columns}
-    return recorded_content(content, deleted=state.deleted) | ({"erased": state.erased} if kind is USER else {})
+    return recorded_content(content, deleted=state.deleted) | ({"erased": state.erased} if kind.personal else {})
 
 
 def change(kind: Kind, id: str, before: State | None, after: State, cause: Cause, cause_id: str) -> ChangeRow:
@@ -127,14 +139,16 @@ def _state(kind: Kind, row: RowMapping) -> State | None:
 def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Sequence[tuple[str, State]] = ()) -> None:
     """Save `states` to their locked rows and increment the revisions.
 
-    For users, also records the e-mail addresses in `states` and `seen`: states that arrived, whether they won or not.
+    For users and invitations, also records the e-mail addresses in `states` and `seen`: states that arrived, whether
+    they won or not.
     """
     rows = [_columns(kind, id, state) for id, state in states.items()]
     update_rows(tx, kind.table, rows, revision=kind.table.revision + 1, touched_at=db_now())
-    if kind is USER:
+    if kind in ADDRESSES:
+        table, key = ADDRESSES[kind]
         emails = ((id, normalize_address(state.content.get("email"))) for id, state in (*states.items(), *seen))
         hashes = {(id, address.hash) for id, address in emails if address}
-        insert_new(tx, UserAddress, [{"user_id": id, "email_hash": digest} for id, digest in sorted(hashes)])
+        insert_new(tx, table, [{key: id, "email_hash": digest} for id, digest in sorted(hashes)])
 
 
 def _columns(kind: Kind, id: str, state: State) -> dict[str, object]:

@@ -16,7 +16,14 @@ from models.database import delete_some, in_transaction
 from models.outcomes import Outcome
 from models.tables import Audit, Change, Event, EventStatus, Join, JoinState, MirrorState, Run, RunStatus
 from models.types import db_ago
-from worker.mirror.erasure import about_erased, blank_undecided, erase_deleted, needless_addresses
+from worker.mirror.erasure import (
+    about_erased,
+    blank_undecided,
+    erase_deleted,
+    erase_late_invitations,
+    needless_addresses,
+    needless_invited_addresses,
+)
 
 log = structlog.get_logger()
 
@@ -60,6 +67,7 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
         # Events that arrived after their user was erased, and that the drain could not recognize.
         "erased_payloads": _blanker(done, about_erased()),
         "erased_failures": blank_undecided,
+        "erased_invitations": erase_late_invitations,
         "events": _deleter(Event, done, Event.last_delivered_at < db_ago(periods.events)),
         "changes": lambda tx: _delete_changes(tx, Change.at < db_ago(periods.changes), ~_is_last_decision()),
         "audit": _deleter(Audit, Audit.at < db_ago(periods.changes)),
@@ -69,6 +77,7 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
         "drift": _deleter(tables.Drift, tables.Drift.run_id.in_(old_run)),
         "runs": _deleter(Run, Run.id.in_(old_run)),
         "user_addresses": _deleter(tables.UserAddress, *needless_addresses()),
+        "invited_addresses": _deleter(tables.InvitedAddress, *needless_invited_addresses()),
     }
     counts = {name: _until_none(engine, step, stopping) for name, step in steps.items()}
     counts["persons"] = erase_deleted(engine, periods.persons, stopping)

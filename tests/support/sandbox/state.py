@@ -22,6 +22,7 @@ _NOT_FOUND = {
     "connection": "Connection",
     "role": "Role",
     "permission": "Permission",
+    "invitation": "Invitation",
     "webhook_endpoint": "Webhook Endpoint",
 }
 
@@ -70,6 +71,7 @@ class State:
         self.connections: dict[str, JSON] = {}
         self.roles: dict[RoleKey, JSON] = {}
         self.permissions: dict[str, JSON] = {}  # by slug
+        self.invitations: dict[str, JSON] = {}
         self.events: list[JSON] = []
         self.event_positions: dict[str, int] = {}
         self._of_parent: dict[tuple[str, str], dict[str, None]] = {}
@@ -195,6 +197,12 @@ class State:
                 shapes.role_in_api(r) for r in own
             ]
 
+    def show_invitation(self, invitation_id: str) -> JSON:
+        """An invitation with its secrets; a pending one past its time is expired. Or WorldError 404."""
+        record = self.find(self.invitations, "invitation", invitation_id)
+        expired = record["state"] == "pending" and shapes.time_of(record["expires_at"]) <= self.now()
+        return shapes.invitation_in_api({**record, "state": "expired" if expired else record["state"]})
+
     def truth(self) -> JSON:
         """All there is, as the API shows it: what a mirror has to end equal to.
 
@@ -208,4 +216,5 @@ class State:
                 "roles": list(self.roles.values()),
                 "permissions": list(self.permissions.values()),
                 "connections": list(self.connections.values()),
+                "invitations": [self.show_invitation(object_id) for object_id in self.invitations],
             }
