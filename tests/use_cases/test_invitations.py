@@ -13,7 +13,7 @@ from models.addresses import Address
 from models.database import in_transaction
 from models.tables import Base, Change, Event, InvitedAddress, JoinState, UserAddress
 from models.views import auto_join_blocks, workspace_invitations
-from tests.support import JSON, NOON, accept, apply_all, differences, event_row, made, outcomes, rows
+from tests.support import JSON, NOON, accept, apply_all, differences, event_row, made, outcomes, post, rows, sign
 from tests.support.actors import by
 from tests.support.auto_join import (
     Stage,
@@ -27,7 +27,7 @@ from tests.support.auto_join import (
 from tests.support.histories import broken_chains
 from tests.support.mirror import ORG
 from tests.support.ops import TOKEN, sign_in
-from tests.support.resync import catch_up_with, deliver, found, quietly, read_due, resync, small_life
+from tests.support.resync import Clock, catch_up_with, deliver, found, quietly, read_due, resync, small_life
 from tests.support.sandbox import Sandbox
 from webhooks.app import create_app
 from worker.bootstrap import Services
@@ -36,6 +36,7 @@ from worker.kinds.invitation import Invitation
 from worker.mirror import auto_join_policy
 from worker.mirror.erasure import forget
 from worker.mirror.retention import Periods, retain
+from worker.repair.catch_up import catch_up
 from worker.reports.explain import explain
 from worker.workos_api.client import WorkOSClient
 
@@ -206,6 +207,40 @@ def test_resync_succeeds_without_permission_to_list_invitations(
     run = resync(engine, workos)
     assert found(engine, run)["invitation", "all of them"] == ("invalid", "reported")
     assert differences(engine, sandbox.world.truth()) == []
+
+
+# Secrets
+
+
+def test_secrets_of_a_delivery_are_removed_and_all_other_bytes_stored(endpoint: FlaskClient, engine: Engine) -> None:
+    event = json.dumps(invitation("created") | {"note": "café"}, ensure_ascii=False, indent=5)
+    body = event.replace(
+        '"data": {', '"data": {"tok\\u0065n" :\t"a\\"b","accept_invitation_url":{"t":["a"]} , "token":null,'
+    )
+    left = event.replace(
+        '"data": {',
+        '"data": {"tok\\u0065n" :\t"[removed]","accept_invitation_url":"[removed]" , "token":null,',
+    )
+    assert post(endpoint, body.encode()).status_code == 200
+    [row] = rows(engine, Event)
+    assert row["body"] == left.encode()
+    forged = endpoint.post("/webhooks/workos", data=left, headers={"WorkOS-Signature": sign(body.encode())})
+    assert forged.status_code == 401, "the signature is of the bytes as sent"
+
+
+def test_secrets_of_the_events_api_are_removed(
+    engine: Engine, sandbox: Sandbox, workos: WorkOSClient, clock: Clock
+) -> None:
+    world = sandbox.world
+    with world.silently():
+        made_here = world.create_invitation(ANN)
+    world.emit("invitation.created", world.show_invitation(made_here["id"]))
+    clock.advance(seconds=60)
+    catch_up(engine, workos)
+    apply_all(engine)
+    [row] = rows(engine, Event)
+    assert (row["outcome"], row["body"].count(b"[removed]")) == ("applied", 2)
+    assert not any(secret in everything(engine) for secret in SECRETS)
 
 
 # Reports
