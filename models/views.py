@@ -36,7 +36,7 @@ FUNCTIONS = {
         "json_fields": "json_each",
         "time_now": "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')",
     },
-    "postgresql": {"json_items": "jsonb_array_elements_text", "json_fields": "jsonb_each", "time_now": "now()"},
+    "postgresql": {"json_items": "jsonb_array_elements_text", "json_fields": "jsonb_each_text", "time_now": "now()"},
 }
 """Functions that return the items of a JSON list (`value`), the fields of a JSON object (`key`), and the time."""
 VIEWS: dict[str, View] = {}
@@ -53,7 +53,17 @@ workspace_members = _view(
     "workspace_members",
     "organization_id workspace_name user_id email role workos_role status membership_id since",
     """
-SELECT membership.organization_id, workspace.name AS workspace_name, membership.user_id, person.email, membership.role,
+SELECT membership.organization_id, workspace.name AS workspace_name, membership.user_id, person.email,
+       CASE WHEN membership.role = 'admin' AND NOT EXISTS (
+              -- Of the member's roles that map to it, one must be a role of organizations.
+              SELECT 1 FROM {json_items}(membership.workos_roles) AS held
+              JOIN mirror ON mirror.id = 1
+              JOIN {json_fields}(mirror.role_map) AS mapped ON mapped.key = held.value AND mapped.value = 'admin'
+              WHERE NOT EXISTS (
+                SELECT 1 FROM roles AS other
+                WHERE other.id IN (held.value, membership.organization_id || '/' || held.value)
+                  AND other.resource_type <> 'organization'))
+            THEN 'member' ELSE membership.role END AS role,
        membership.workos_role, membership.status, membership.id AS membership_id, membership.created_at AS since
 FROM memberships AS membership
 JOIN organizations AS workspace ON workspace.id = membership.organization_id AND workspace.deleted_by IS NULL
@@ -67,7 +77,10 @@ WHERE membership.deleted_by IS NULL AND membership.status = 'active'
       AND (newer.created_at, newer.id) > (membership.created_at, membership.id))
 """,
 )
-"""People who have access now: live workspace, active membership, live user; one row per workspace and user."""
+"""People who have access now: live workspace, active membership, live user; one row per workspace and user.
+
+A role of another resource type than `organization` is never a member's role: it counts as `member`.
+"""
 
 workspaces = _view(
     "workspaces",
@@ -259,11 +272,13 @@ JOIN mirror ON mirror.id = 1
 CROSS JOIN {json_items}(membership.workos_roles) AS held
 LEFT JOIN roles AS own ON own.id = member.organization_id || '/' || held.value
 LEFT JOIN roles AS common ON common.id = held.value AND common.deleted_by IS NULL
+  AND COALESCE(common.resource_type, 'organization') = 'organization'
 -- An organization's own role comes before the environment's role with the same slug. If the organization deletes it,
 -- members fall back to the environment's role, but only once their membership has been read or updated again. Until
 -- then the slug still means the deleted role, which grants no permissions.
 CROSS JOIN {json_items}(
-    CASE WHEN own.id IS NOT NULL AND own.deleted_by IS NULL THEN own.permissions
+    CASE WHEN own.resource_type <> 'organization' THEN NULL
+         WHEN own.id IS NOT NULL AND own.deleted_by IS NULL THEN own.permissions
          WHEN own.id IS NULL OR own.event_at < membership.event_at THEN common.permissions END) AS granted
 JOIN permissions AS permission ON permission.id = granted.value
 WHERE permission.deleted_by IS NULL AND permission.resource_type = 'organization'

@@ -79,6 +79,7 @@ CONTENTS: dict[str, tuple[Kind, str, JSON]] = {
             "name": "Support",
             "description": "Answers customers",
             "permissions": ["tickets:read", "tickets:write"],
+            "resource_type": "organization",
         },
     ),
     "invitation.accepted": (
@@ -105,6 +106,7 @@ CONTENTS: dict[str, tuple[Kind, str, JSON]] = {
             "name": None,
             "description": None,
             "permissions": ["invoices:read"],
+            "resource_type": "organization",
         },
     ),
 }

@@ -70,6 +70,20 @@ def test_roles_combine_their_permissions(engine: Engine, sandbox: Sandbox, membe
     assert answer(engine, member) == ["invoices:pay", "invoices:read"]
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_role_of_another_resource_type_grants_no_permissions(
+    engine: Engine, sandbox: Sandbox, member: JSON, own: bool
+) -> None:
+    world = sandbox.world
+    owner = member["organization_id"] if own else None
+    if own:
+        world.create_role("billing", organization_id=owner)
+    for type, granted in (("project", []), ("organization", ["invoices:read"])):
+        world.update_role("billing", organization_id=owner, permissions=["invoices:read"], resource_type_slug=type)
+        deliver_new_events(engine, world)
+        assert answer(engine, member) == granted
+
+
 def test_only_people_with_access_have_permissions(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
     sandbox.world.deactivate_membership(member["id"])
     deliver_new_events(engine, sandbox.world)

@@ -23,6 +23,7 @@ from tests.support.actors import by
 from tests.support.auto_join import apply_events, mark_as_filled, set_auto_join
 from worker.kinds.invitation import Invitation
 from worker.mirror import auto_join_policy
+from worker.mirror.role_map import adopt
 
 ACME, OTHER, GONE, UNKNOWN = "org_acme", "org_other", "org_gone", "org_unknown"
 
@@ -120,6 +121,33 @@ def test_members_view_shows_newest_active_memberships(places: Engine) -> None:
         (ACME, f"The {ACME}", "IVY@acme.example", "member", "member", "active", "om_ivy_2"),
         (OTHER, f"The {OTHER}", "ANN@acme.example", "member", "member", "active", "om_ann_too"),
     ]
+
+
+def role(slug: str, resource_type: str | None, at: int = 0, where: str | None = None) -> JSON:
+    own = {"organization_id": where} if where else {}
+    kind = "organization_role" if where else "role"
+    return made(f"{kind}.updated", at, slug=slug, resource_type_slug=resource_type, **own)
+
+
+def test_role_of_another_resource_type_is_never_a_members_role(places: Engine) -> None:
+    adopt(places, {"admin": "admin", "boss": "admin", "owner": "admin", "member": "member"})
+    slugs = {"ann": ["boss"], "bob": ["boss", "owner"], "cat": ["member"], "dan": ["owner"]}
+    memberships = [member(f"om_{name}", name, roles=given, role=given[0]) for name, given in slugs.items()]
+    for place in memberships:
+        place["data"]["roles"] = [{"slug": slug} for slug in slugs[place["data"]["user_id"].removeprefix("user_")]]
+    abroad = member("om_dan_other", "dan", 9, where=OTHER, role="owner")
+    apply_events(places, [*map(user, slugs), *memberships, abroad])
+
+    def roles() -> dict[str, str]:
+        return {row["membership_id"].removeprefix("om_"): row["role"] for row in rows(places, workspace_members)}
+
+    assert roles() == {"ann": "admin", "bob": "admin", "cat": "member", "dan": "admin", "dan_other": "admin"}
+    apply_events(places, [role("boss", "project"), role("owner", None), role("owner", "project", where=OTHER)])
+    assert roles() == {"ann": "member", "bob": "admin", "cat": "member", "dan": "admin", "dan_other": "member"}
+    apply_events(places, [role("boss", "organization", 5), role("owner", "organization", 5, where=OTHER)])
+    assert roles() == {"ann": "admin", "bob": "admin", "cat": "member", "dan": "admin", "dan_other": "admin"}
+    apply_events(places, [role("owner", "project", 9)])
+    assert roles() == {"ann": "admin", "bob": "admin", "cat": "member", "dan": "member", "dan_other": "member"}
 
 
 def joined(engine: Engine) -> dict[str, tuple[str, str]]:

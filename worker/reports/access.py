@@ -46,7 +46,7 @@ def access_of(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
     """
     joined = (
         select(
-            *(Membership.id, Membership.organization_id, Membership.user_id, Membership.status, Membership.role),
+            *(Membership.id, Membership.organization_id, Membership.user_id, Membership.status),
             *(Membership.workos_role, Membership.deleted_by),
             Organization.name,
             Organization.revision.label("organization_known"),
@@ -61,8 +61,8 @@ def access_of(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
     )
     memberships = all_rows(tx, joined)
     view = workspace_members.c
-    of_users = select(view.membership_id).where(view.user_id.in_({row["user_id"] for row in memberships}))
-    with_access = set(tx.execute(of_users).scalars())
+    of_users = select(view.membership_id, view.role).where(view.user_id.in_({row["user_id"] for row in memberships}))
+    with_access = dict(tx.execute(of_users).all())
     return [
         {
             "organization_id": row["organization_id"],
@@ -70,7 +70,7 @@ def access_of(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
             "membership_id": row["id"],
             "user_id": row["user_id"],
             "access": row["id"] in with_access,
-            "role": row["role"] if row["id"] in with_access else None,
+            "role": with_access.get(row["id"]),
             "workos_role": row["workos_role"],
             "why": "active membership; neither the person nor the workspace is deleted"
             if row["id"] in with_access
