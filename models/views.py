@@ -57,7 +57,7 @@ SELECT membership.organization_id, workspace.name AS workspace_name, membership.
        CASE WHEN membership.role = 'admin' AND NOT EXISTS (
               -- Of the member's roles that map to it, one must be a role of organizations.
               SELECT 1 FROM {json_items}(membership.workos_roles) AS held
-              JOIN mirror ON mirror.id = 1
+              CROSS JOIN mirror
               JOIN {json_fields}(mirror.role_map) AS mapped ON mapped.key = held.value AND mapped.value = 'admin'
               WHERE NOT EXISTS (
                 SELECT 1 FROM roles AS other

@@ -131,7 +131,7 @@ def role(slug: str, resource_type: str | None, at: int = 0, where: str | None = 
 
 def test_role_of_another_resource_type_is_never_a_members_role(places: Engine) -> None:
     adopt(places, {"admin": "admin", "boss": "admin", "owner": "admin", "member": "member"})
-    slugs = {"ann": ["boss"], "bob": ["boss", "owner"], "cat": ["member"], "dan": ["owner"]}
+    slugs = {"ann": ["boss"], "bob": ["boss", "owner"], "cat": ["member"], "dan": ["owner"], "eve": ["boss", "member"]}
     memberships = [member(f"om_{name}", name, roles=given, role=given[0]) for name, given in slugs.items()]
     for place in memberships:
         place["data"]["roles"] = [{"slug": slug} for slug in slugs[place["data"]["user_id"].removeprefix("user_")]]
@@ -141,13 +141,41 @@ def test_role_of_another_resource_type_is_never_a_members_role(places: Engine) -
     def roles() -> dict[str, str]:
         return {row["membership_id"].removeprefix("om_"): row["role"] for row in rows(places, workspace_members)}
 
-    assert roles() == {"ann": "admin", "bob": "admin", "cat": "member", "dan": "admin", "dan_other": "admin"}
+    assert roles() == {
+        "ann": "admin",
+        "bob": "admin",
+        "cat": "member",
+        "dan": "admin",
+        "dan_other": "admin",
+        "eve": "admin",
+    }
     apply_events(places, [role("boss", "project"), role("owner", None), role("owner", "project", where=OTHER)])
-    assert roles() == {"ann": "member", "bob": "admin", "cat": "member", "dan": "admin", "dan_other": "member"}
+    assert roles() == {
+        "ann": "member",
+        "bob": "admin",
+        "cat": "member",
+        "dan": "admin",
+        "dan_other": "member",
+        "eve": "member",
+    }
     apply_events(places, [role("boss", "organization", 5), role("owner", "organization", 5, where=OTHER)])
-    assert roles() == {"ann": "admin", "bob": "admin", "cat": "member", "dan": "admin", "dan_other": "admin"}
+    assert roles() == {
+        "ann": "admin",
+        "bob": "admin",
+        "cat": "member",
+        "dan": "admin",
+        "dan_other": "admin",
+        "eve": "admin",
+    }
     apply_events(places, [role("owner", "project", 9)])
-    assert roles() == {"ann": "admin", "bob": "admin", "cat": "member", "dan": "member", "dan_other": "member"}
+    assert roles() == {
+        "ann": "admin",
+        "bob": "admin",
+        "cat": "member",
+        "dan": "member",
+        "dan_other": "member",
+        "eve": "admin",
+    }
 
 
 def joined(engine: Engine) -> dict[str, tuple[str, str]]:
