@@ -101,6 +101,13 @@ class Change(Base):
     after: Mapped[JsonObject]
     cause: Mapped[Cause]
     cause_id: Mapped[str]
+    actor_id: Mapped[str | None]
+    """Who made the change at WorkOS, with the name and the source: `context.actor` of the event. None if absent."""
+    actor_name: Mapped[str | None]
+    """Blanked after `ERASE_AFTER_DAYS`, or once the actor or the object's person is erased. So is the last column."""
+    actor_source: Mapped[str | None]
+    previous_attributes: Mapped[JsonObject | None]
+    """`context.previous_attributes` of the event."""
 
     __table_args__ = (
         Index("ix_changes_object_id_id", "object_id", "id"),
@@ -156,5 +163,7 @@ class MirrorState(Base):
     last_resync_at: Mapped[datetime | None]
     listed_kinds: Mapped[list[str] | None]
     """The kinds whose environment-wide listing a full resync has read to the end."""
+    actors_blanked_to: Mapped[int] = mapped_column(BigInteger(), server_default="0")
+    """Up to this id of `changes`, retention has blanked the names of actors and the previous attributes."""
     changes_dropped_to: Mapped[int] = mapped_column(BigInteger(), server_default="0")
     """The highest id that retention deleted from `changes`. A reader with a lower cursor has missed changes."""

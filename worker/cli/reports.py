@@ -73,7 +73,7 @@ def explain_command(name: str, as_json: bool) -> None:
         if found[section]:
             output.table(columns, found[section])
     steps = [step | {"changed": _changed(step["fields"])} for step in found["timeline"]]
-    output.rows(("at", "object_id", "what", "by", "outcome", "why", "changed"), steps, as_json=False)
+    output.rows(("at", "object_id", "what", "by", "actor", "outcome", "why", "changed"), steps, as_json=False)
     if found["truncated"]:
         click.echo("... older steps are not shown", err=True)
 

@@ -1,8 +1,8 @@
 """Applies snapshots to the mirror in the caller's transaction: locks the rows, decides, saves, records the changes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, RowMapping, select
 
@@ -13,12 +13,15 @@ from models.outcomes import Outcome
 from models.tables import Cause, Change, DeletedBy, InvitedAddress, UserAddress
 from models.types import JsonObject, db_now
 from worker.decision.decide import ConfirmationReason, State, Version, decide, needs_confirmation, recorded_content
+from worker.decision.payload import Origin
 from worker.kinds import KINDS, Kind, Snapshot
 from worker.kinds.invitation import INVITATION
-from worker.kinds.user import USER
+from worker.kinds.user import USER, User
 from worker.mirror.auto_join import auto_join_changes
 from worker.mirror.change_rows import ChangeRow
 
+ACTOR_BLANKED: dict[str, Any] = {"actor_name": None, "previous_attributes": None}
+"""The columns of `changes` with personal data of an actor or of the object's person, as erasure leaves them."""
 ADDRESSES = {USER: (UserAddress, "user_id"), INVITATION: (InvitedAddress, "invitation_id")}
 """Kind with an e-mail address → the table of hashed addresses, and its column with the object's id."""
 
@@ -29,6 +32,7 @@ class Arrival(NamedTuple):
     snapshot: Snapshot
     cause: Cause
     cause_id: str
+    origin: Origin = Origin()
 
 
 class Decision(NamedTuple):
@@ -69,7 +73,8 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
             if state is not current or reason:  # a new revision makes a concurrent confirmed read repeat
                 updated[id] = state
             if outcome is Outcome.APPLIED:
-                changes.append(change(kind, id, current, state, arrival.cause, arrival.cause_id))
+                row = change(kind, id, current, state, arrival.cause, arrival.cause_id)
+                changes.append(row._replace(**arrival.origin._asdict()))
         save_rows(tx, kind, updated, seen)
     return [decisions[place] for place in range(len(arrivals))], changes
 
@@ -82,8 +87,34 @@ def note_changes(tx: Connection, changes: Sequence[ChangeRow]) -> None:
     """
     if changes:
         advisory_lock(tx, CHANGES_LOCK)
-        rows = (*changes, *auto_join_changes(tx, changes))
-        insert_rows(tx, Change, [row._asdict() for row in rows])
+        by_cause = {row.caused_by: row for row in changes}
+        further = [_with_actor(row, by_cause.get(row.caused_by)) for row in auto_join_changes(tx, changes)]
+        insert_rows(tx, Change, [row._asdict() for row in _without_erased_people(tx, (*changes, *further))])
+
+
+def _with_actor(row: ChangeRow, change: ChangeRow | None) -> ChangeRow:
+    """Return a row that a change led to, with the actor of that change."""
+    if change is None:
+        return row
+    return row._replace(actor_id=change.actor_id, actor_name=change.actor_name, actor_source=change.actor_source)
+
+
+def _without_erased_people(tx: Connection, rows: Sequence[ChangeRow]) -> Iterator[ChangeRow]:
+    """Yield `rows`, with `ACTOR_BLANKED` where the actor or the object's person is erased."""
+    people = [_people_in(row) for row in rows]
+    ids: set[str] = set().union(*people)
+    erased = set(tx.execute(select(User.id).where(is_any_of(tx, User.id, ids), User.erased)).scalars()) if ids else ids
+    for row, named in zip(rows, people, strict=True):
+        blank = not named.isdisjoint(erased) or row.after.get("erased")
+        yield row._replace(**ACTOR_BLANKED) if blank else row
+
+
+def _people_in(row: ChangeRow) -> set[str]:
+    """Return the ids of the actor and the object's person; nothing for a row without `ACTOR_BLANKED`."""
+    if row.actor_name is None and row.previous_attributes is None:
+        return set()
+    person = row.object_id if row.kind == USER.name else row.after.get("user_id") or row.after.get("accepted_user_id")
+    return {id for id in (row.actor_id, person) if id}
 
 
 def without_erased(kind: Kind, current: State | None, incoming: State) -> State:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 import orjson
-from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Update, delete, exists, func, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute
 
 from models.addresses import comparable
@@ -28,6 +28,7 @@ from models.tables import (
     EventStatus,
     HookDelivery,
     InvitedAddress,
+    MirrorState,
     Run,
     UserAddress,
     Via,
@@ -43,7 +44,7 @@ from worker.kinds import Kind
 from worker.kinds.invitation import INVITATION, Invitation
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.user import USER, User
-from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows
+from worker.mirror.apply import ACTOR_BLANKED, change, insert_and_lock_rows, note_changes, save_rows
 from worker.mirror.change_rows import CausedBy, ChangeRow
 
 BATCH = 500
@@ -184,6 +185,7 @@ def _erase(engine: Engine, user_ids: Sequence[str], actor: audit.Actor, searched
     reasons = search.blank_reasons()
     actor = actor._replace(reason=search.without_mention(actor.reason))
     numbers = [in_transaction(engine, _erase_user, id, actor) for id in user_ids]
+    _blank_actors(engine, user_ids)
     # Events that arrived meanwhile. The drain blanks those that arrive later or are still pending.
     search.blank(lambda _: None, (Event.received_at >= began) | Event.id.in_(search.left))
     pending = select(func.count()).where(Event.id.in_(search.left), Event.status == inline_literal(EventStatus.PENDING))
@@ -327,6 +329,29 @@ def _erased_among(tx: Connection, words: Iterable[str]) -> set[str]:
     return {id for query in queries for id in tx.execute(query).scalars()}
 
 
+def has_actor_data() -> ColumnElement[bool]:
+    """Return the condition that a change has the name of an actor, or previous attributes."""
+    return or_(Change.actor_name.is_not(None), Change.previous_attributes.is_not(None))
+
+
+def _blank_actors(engine: Engine, user_ids: Sequence[str]) -> None:
+    """Blank `ACTOR_BLANKED` in the changes that users made. Retention has done so in the older ones.
+
+    There is no index on actors, so the rows are searched outside of the transactions that blank them.
+    """
+    after = select(MirrorState.actors_blanked_to).scalar_subquery()
+    with read_transaction(engine) as tx:
+        theirs = select(Change.id).where(Change.id > after, is_any_of(tx, Change.actor_id, user_ids), has_actor_data())
+        ids = list(tx.execute(theirs).scalars())
+    for first in range(0, len(ids), BATCH):
+        some = update(Change).where(Change.id.in_(ids[first : first + BATCH])).values(ACTOR_BLANKED)
+        in_transaction(engine, _execute, some)
+
+
+def _execute(tx: Connection, statement: Update) -> None:
+    tx.execute(statement)
+
+
 def _erase_user(tx: Connection, user_id: str, actor: audit.Actor) -> tuple[int, int, int]:
     """Blank a user and their invitations; return the numbers of rows of `changes`, drift and hook errors.
 
@@ -342,6 +367,9 @@ def _erase_user(tx: Connection, user_id: str, actor: audit.Actor) -> tuple[int, 
     caused_by = (Cause.OPERATOR if by_operator else Cause.SETTINGS), actor.who
     invitation_ids = _invitations_of(tx, [user_id])
     blanked = [_blank_object(tx, USER, user_id, state, caused_by), *_blank_invitations(tx, invitation_ids, caused_by)]
+    memberships = select(Membership.id).where(Membership.user_id == user_id)
+    of_memberships = (Change.kind == MEMBERSHIP.name, Change.object_id.in_(memberships))
+    tx.execute(update(Change).where(*of_memberships, has_actor_data()).values(ACTOR_BLANKED))
     tx.execute(delete(UserAddress).where(UserAddress.user_id == user_id, *needless_addresses()))
     # A hook's error and traceback come from the receiver and may quote anything.
     about_user = _about(HookDelivery, [user_id], invitation_ids)
@@ -377,7 +405,7 @@ def _blank_object(tx: Connection, kind: Kind, id: str, state: State, caused_by: 
     history = (Change.kind == kind.name, Change.object_id == id)
     changes = tx.execute(select(Change.id, Change.before, Change.after).where(*history)).all()
     for row in changes:
-        values = {"before": _blanked(kind, row.before), "after": _blanked(kind, row.after)}
+        values = {"before": _blanked(kind, row.before), "after": _blanked(kind, row.after), **ACTOR_BLANKED}
         tx.execute(update(Change).where(Change.id == row.id).values(values))
     drift = update(Drift).where(Drift.kind == kind.name, Drift.object_id == id, Drift.fields.is_not(None))
     drift_number = tx.execute(drift.values(fields=None)).rowcount

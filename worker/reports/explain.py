@@ -203,7 +203,7 @@ def _event_step(event: Record, changes: Sequence[Record], winners: Mapping[str, 
     why = _why(event, changes, winners)
     step = _step(event, at, event["type"], event["id"], outcome, why, _fields(changes))
     of_event = {name: event[name] for name in ("occurred_at", "source", "deliveries", "attempts", "replays")}
-    return step | of_event | {"arrived_at": event["received_at"]}
+    return step | of_event | {"arrived_at": event["received_at"]} | _origin(changes[0] if changes else {})
 
 
 def _why(event: Record, changes: Sequence[Record], winners: Mapping[str, Record]) -> str:
@@ -294,7 +294,7 @@ def _change_step(change: Record, drift: Mapping[tuple[str, str, str], Record]) -
         why = f"changed by the setting {change['cause_id']}"
     else:
         why = f"requested by {change['cause_id']}" if change["cause"] == Cause.OPERATOR else change["cause"]
-    return _step(change, change["at"], what, change["cause_id"], outcome, why, fields)
+    return _step(change, change["at"], what, change["cause_id"], outcome, why, fields) | _origin(change)
 
 
 def _drift_step(row: Record) -> Record:
@@ -309,9 +309,17 @@ def _read_step(read: Record) -> Record:
     return _step(read, read["due_at"], "confirmed read", read["run_id"] or read["event_id"], "pending", why, {})
 
 
+def _origin(change: Record) -> Record:
+    """Return who made a change at WorkOS, in words, and the previous attributes; None if not known."""
+    id, name, source = (change.get(f"actor_{part}") for part in ("id", "name", "source"))
+    who = f"{name} ({id})" if name and id else name or id
+    actor = f"{who} by {source}" if who and source else who or source
+    return {"actor": actor, "previous_attributes": change.get("previous_attributes")}
+
+
 def _step(
     row: Record, at: datetime, what: str, by: str, outcome: str, why: str, fields: Mapping[str, object]
 ) -> Record:
     """Return a step that no event made; `row` names the object."""
     step = {"at": at, "occurred_at": None, "arrived_at": None, "kind": row["kind"], "object_id": row["object_id"]}
-    return step | {"what": what, "by": by, "outcome": outcome, "why": why, "fields": fields}
+    return step | _origin({}) | {"what": what, "by": by, "outcome": outcome, "why": why, "fields": fields}

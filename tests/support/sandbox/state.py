@@ -77,6 +77,8 @@ class State:
         self._of_parent: dict[tuple[str, str], dict[str, None]] = {}
         self._listeners: list[Callable[[JSON], None]] = []
         self._slug_times: dict[tuple[str | None, str, str], datetime] = {}
+        self.context: JSON = {}
+        """The `context` of new events, such as `{"actor": {"id": ..., "source": "dashboard", "name": ...}}`."""
         self._silent = 0
         # Ids come from a generator of their own: how many are drawn must not shift other random choices.
         self._id_random = Random(f"{seed}-ids")
@@ -124,7 +126,7 @@ class State:
                 return None
             if data.get("object") == "organization_membership" and not self.knobs.roles_in_events:
                 data = {name: value for name, value in data.items() if name != "roles"}
-            event = shapes.event(self.new_id("event"), kind, data, self._event_time(data))
+            event = shapes.event(self.new_id("event"), kind, data, self._event_time(data)) | {"context": self.context}
             self.event_positions[event["id"]] = len(self.events)
             self.events.append(event)
             for listener in self._listeners:
