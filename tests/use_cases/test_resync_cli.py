@@ -91,7 +91,7 @@ def everything(engine: Engine) -> Any:
 def test_first_resync_fills_the_mirror_and_prints_a_summary(mirror: Engine, sandbox: Sandbox) -> None:
     result = run()
     assert differences(mirror, sandbox.world.truth()) == []
-    assert "20 missing; 8 API calls" in result.stdout, (
+    assert "20 missing; 9 API calls" in result.stdout, (
         result.stdout
     )  # 3 workspaces, 3 domains, 6 users, 6 members, 2 roles
     assert run().stdout.endswith("no drift; 8 API calls\n")

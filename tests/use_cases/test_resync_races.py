@@ -320,7 +320,7 @@ def test_stopped_resync_repeats_no_page(one_engine: Engine, sandbox: Sandbox, wo
         stops += 1
         assert stops < 50
     assert stops > 1
-    assert sandbox.calls.total() == 1 + 3 * 2 + 4 + 1 + 1 + 1
+    assert sandbox.calls.total() == 1 + 3 * 2 + 4 + 1 + 1 + 1 + 1
     [run] = [row for row in rows(one_engine, Run) if row["id"] == run_id]
     assert run["calls"] == sandbox.calls.total()
     assert differences(one_engine, sandbox.world.truth()) == []
