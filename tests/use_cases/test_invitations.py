@@ -136,6 +136,18 @@ def test_revoked_invitation_blocks_the_person_under_a_later_address(stage: Stage
     assert auto_join_answer(stage.engine, "bob@acme.example") is not None
 
 
+def test_failed_invitation_event_delays_its_person(stage: Stage) -> None:
+    world, org = stage.world, company(stage.world)
+    user, other = sign_up(world), sign_up(world, "bob@acme.example")
+    world.create_invitation("ANN@Acme.Example", org)
+    with world.lock:
+        for event in world.events:
+            if event["event"].startswith("invitation."):
+                event["data"] = {name: value for name, value in event["data"].items() if name != "id"}
+    stage.settle()
+    assert joins_of(stage.engine) == {user: "pending", other: "joined"}
+
+
 @pytest.mark.parametrize("email", ["no address", "a@b@", "", None, "x" * 400 + "@acme.example"])
 def test_invitation_with_an_invalid_address_is_stored_and_blocks_nobody(
     local_endpoint: FlaskClient, local_engine: Engine, email: str | None
