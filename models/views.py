@@ -109,7 +109,7 @@ auto_join_domains = _view(
     "domain organization_id default_role since",
     """
 WITH
--- Domains that a workspace holds verified. A workspace that is not known here yet holds its domains too.
+-- Domains that a workspace holds verified. Claims of organizations that are not mirrored yet count.
 holder AS NOT MATERIALIZED (
     SELECT claim.normalized AS domain, claim.organization_id, claim.created_at
     FROM domains AS claim
@@ -152,7 +152,7 @@ not_active AS NOT MATERIALIZED (
     WHERE (membership.deleted_by IS NOT NULL OR membership.status IS NULL OR membership.status <> 'active')
       -- An operator unblocked it.
       AND NOT EXISTS (SELECT 1 FROM unblocked_memberships AS unblocked WHERE unblocked.membership_id = membership.id)
-      -- The person is active by another membership.
+      -- The person has another active membership.
       AND NOT EXISTS (
         SELECT 1 FROM memberships AS active
         WHERE active.organization_id = membership.organization_id AND active.user_id = membership.user_id
@@ -223,7 +223,9 @@ JOIN user_addresses AS other ON other.user_id = own.user_id AND other.email_hash
 JOIN users AS person ON person.id = other.user_id
 """,
 )
-"""People who do not join a workspace by domain: removed, deactivated, invited, or blocked by an operator.
+"""People who do not join a workspace by domain.
+
+They were removed, deactivated, invited, blocked by an operator or undone by the worker, or their status is unknown.
 
 The views, the API and the worker all use this rule. It covers the person and everyone who ever had one of their
 addresses. Look up a person by `user_id`, and an address by `email_hash` (`models.addresses.Address.hash`). A person who

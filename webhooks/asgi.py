@@ -35,21 +35,23 @@ Send = Callable[[Message], Awaitable[None]]
 REQUEST_SECONDS = 10.0
 """Time limit for receiving a request's body."""
 MAX_HELD_BYTES = 64 * 1_048_576
-"""Maximum bytes of request bodies that a process holds at once. A larger `WEBHOOK_MAX_BYTES` raises it, so that two
-always fit."""
+"""Above this many bytes of request bodies, a process drops the largest one that it is receiving.
+
+A larger `WEBHOOK_MAX_BYTES` raises it, so that two bodies always fit. Bodies of up to `SMALL_BYTES` may exceed it.
+"""
 SMALL_BYTES = 65_536
-"""A request up to this size is never dropped to free memory. Deliveries are smaller."""
+"""A request up to this size is never dropped to free memory. Deliveries usually are."""
 FREE_PARTS = 2_048
 PART_BYTES = 8
 """After `FREE_PARTS` parts of a body, the parts must have this many bytes on average: each costs a turn of the loop."""
 MAX_DIGITS = 18
-"""Digits of a `Content-Length` that is not too large."""
+"""A `Content-Length` with more digits is too large."""
 INLINE = (WEBHOOK_PATH, "/healthz")
-"""Paths that begin so run in the event loop. They wait for nothing but a group commit; unknown ones get 404 at once."""
+"""Paths with these prefixes run in the event loop. They wait for nothing but a group commit; unknown ones get 404."""
 
 
 class _Response(NamedTuple):
-    """The status, headers and body of a WSGI response. The caller must close the body after reading it."""
+    """The status, headers and body of a WSGI response. If the body is not whole, the caller must close it."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -224,7 +226,7 @@ class Gateway:
 
 
 async def _until_disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":  # first, an empty body
+    while (await receive())["type"] != "http.disconnect":  # the first message may be the empty request body
         pass
 
 

@@ -41,22 +41,23 @@ async def run_inline(function: Callable[[], R]) -> R:
 
 
 class AsyncGroupCommit(Generic[T, R]):
-    """Writes items in a thread of its own, up to `most` in one call of `write`.
+    """Writes items that wait at the same time together, up to `max_items` in one call of `write`.
+
+    It calls `write` and `on_written` in a thread of its own; outside of `run_inline`, in the calling thread.
 
     Args:
         write: writes some items and returns a result for each, or fails for all of them.
-        afterwards: called in the thread when the results of a successful `write` were handed over. Its errors are only
-            logged.
-        most: upper bound on the number of items in one call.
+        on_written: called after each successful `write`. Its errors are only logged.
+        max_items: upper bound on the number of items in one call.
         seconds: how long an item may wait for its result.
     """
 
     def __init__(
-        self, write: Callable[[list[T]], Sequence[R]], afterwards: Callable[[], object], most: int, seconds: float
+        self, write: Callable[[list[T]], Sequence[R]], on_written: Callable[[], object], max_items: int, seconds: float
     ) -> None:
         self._write = write
-        self._afterwards = afterwards
-        self._most = most
+        self._on_written = on_written
+        self._max_items = max_items
         self._seconds = seconds
         self._waiting: deque[_Waiting[T, R]] = deque()
         self._thread = ThreadPoolExecutor(1, "group-commit")
@@ -72,7 +73,7 @@ class AsyncGroupCommit(Generic[T, R]):
             TimeoutError: it took too long. The item may still be written.
             Exception: what `write` raised.
         """
-        caller = getcurrent().parent  # of the greenlet: `run_inline`
+        caller = getcurrent().parent  # set if `run_inline` runs us
         if caller is None:
             [result] = self._write([item])
             self._finish()
@@ -89,7 +90,7 @@ class AsyncGroupCommit(Generic[T, R]):
             async with asyncio.timeout(self._seconds):
                 return await waiting.result
         finally:
-            # While a write hangs, nobody else removes those whose time is up. The oldest are first.
+            # Remove items that timed out: the writer may hang. They are at the left end.
             while self._waiting and self._waiting[0].result.done():
                 self._waiting.popleft()
 
@@ -104,7 +105,7 @@ class AsyncGroupCommit(Generic[T, R]):
     def _next_group(self) -> "list[_Waiting[T, R]]":
         """Return the next items to write, without those that timed out: they were already answered with 503."""
         group: list[_Waiting[T, R]] = []
-        while self._waiting and len(group) < self._most:
+        while self._waiting and len(group) < self._max_items:
             waiting = self._waiting.popleft()
             if not waiting.result.done():
                 group.append(waiting)
@@ -121,7 +122,7 @@ class AsyncGroupCommit(Generic[T, R]):
 
     def _finish(self) -> None:
         try:
-            self._afterwards()
+            self._on_written()
         except Exception as error:  # noqa: BLE001 - the items are written, and the next ones must be
             log.error("afterwards_failed", error=unexpected(error), stack=stack_of(error))  # noqa: TRY400 - no values
 
@@ -131,8 +132,8 @@ class _Waiting(NamedTuple, Generic[T, R]):
     result: "asyncio.Future[R]"
 
 
-def _hand_over(group: list[_Waiting[T, R]], how: Callable[..., None], outcomes: Sequence[object]) -> None:
+def _hand_over(group: list[_Waiting[T, R]], set_outcome: Callable[..., None], outcomes: Sequence[object]) -> None:
     """Give each of those waiting its outcome, unless it waits no longer."""
     for waiting, outcome in zip(group, outcomes, strict=True):
         if not waiting.result.done():
-            how(waiting.result, outcome)
+            set_outcome(waiting.result, outcome)

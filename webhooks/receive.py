@@ -124,8 +124,8 @@ class _Inbox:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._verifying: set[str] = set()
-        self._noted: set[str] = set()
+        self._latest_secrets: set[str] = set()
+        self._recorded_secrets: set[str] = set()
 
     def store(self, group: list[Posted]) -> list[bool]:
         """Commit deliveries and return, for each, whether its event is new.
@@ -143,28 +143,28 @@ class _Inbox:
         types = [(posted.metric_type, new) for posted, new in zip(group, are_new, strict=True)]
         for (metric_type, new), number in Counter(types).items():
             self._services.counters.add("received", "accepted" if new else "duplicate", metric_type, number=number)
-        self._verifying = {posted.secret for posted in group}
+        self._latest_secrets = {posted.secret for posted in group}
         return are_new
 
     def announce(self) -> None:
         """Wake a worker for the events that were stored, and record which secrets verified them."""
         with self._services.counters.contained(Place.RING, self._services.bell.lane):
             self._services.bell.ring()
-        for secret in self._verifying - self._noted:  # after a failure, the next delivery tries again
+        for secret in self._latest_secrets - self._recorded_secrets:  # after a failure, the next delivery tries again
             with self._services.counters.contained(Place.RING, "verified_secret"):
                 in_transaction(self._services.inbox_engine, note_verified, secret)
-                self._noted.add(secret)
+                self._recorded_secrets.add(secret)
 
 
 class UnknownPaths:
-    """Counts deliveries to paths that do not exist, and logs some of them."""
+    """Counts deliveries to paths that do not exist, and logs at most one every 10 s."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
         self._seldom = Seldom()  # anybody can post to such paths
 
     def __call__(self, response: Response) -> Response:
-        """Count the request if it was a delivery that found no route, and return its response."""
+        """Count the request if it was a delivery that got 404 or 405, and return its response."""
         lost = response.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
         if lost and request.method == "POST" and SIGNATURE in request.headers:
             self._counters.add("refused", "path")

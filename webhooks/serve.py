@@ -33,7 +33,7 @@ KEEP_ALIVE_SECONDS = 75
 """Time limit for the head of a request, and so for an idle connection. Longer than a load balancer's 60 seconds, so
 that the balancer never reuses a connection that is being closed."""
 UNREAD_SECONDS = 30
-"""A connection ends if its client reads nothing of a response for so long."""
+"""A connection ends if its client reads nothing of a response for this long."""
 MAX_HEAD_BYTES = 65_536
 MAX_CONNECTIONS = 16_384
 """Connections of a process. Further ones wait in the listen queue."""
@@ -67,19 +67,19 @@ def listen(settings: Settings) -> list[socket.socket]:
         ConfigurationError: the port cannot be used, or LISTEN_FDS names a descriptor that is not a listening socket.
     """
     if settings.listen_fds:
-        sockets = [_opened(FIRST_SOCKET + place) for place in range(settings.listen_fds)]
+        sockets = [_systemd_socket(FIRST_SOCKET + place) for place in range(settings.listen_fds)]
     else:
         try:
             with socket.socket() as free:  # without SO_REUSEPORT it refuses a port that another `web` uses
                 free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 free.bind(("0.0.0.0", settings.port))  # noqa: S104 - containers and proxies need it
                 address = free.getsockname()
-            sockets = [_reusing(address) for _ in range(settings.web_processes)]
+            sockets = [_reuseport_socket(address) for _ in range(settings.web_processes)]
         except OSError as error:
             reason = f"PORT {settings.port} cannot be used: {os.strerror(error.errno or 0)}; choose another port"
             raise ConfigurationError(reason) from error
     for opened in sockets:
-        # Connections inherit these. Without the last two, clients that vanish or never read would keep theirs for ever.
+        # Connections inherit these. Without the last two, clients that vanish or never read would keep theirs forever.
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if sys.platform == "linux":
@@ -87,7 +87,7 @@ def listen(settings: Settings) -> list[socket.socket]:
     return sockets
 
 
-def _opened(descriptor: int) -> socket.socket:
+def _systemd_socket(descriptor: int) -> socket.socket:
     try:
         opened = socket.socket(fileno=descriptor)
         if opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -97,19 +97,21 @@ def _opened(descriptor: int) -> socket.socket:
     raise ConfigurationError(f"LISTEN_FDS: descriptor {descriptor} is no listening socket; only systemd sets it")
 
 
-def _reusing(address: tuple[str, int]) -> socket.socket:
+def _reuseport_socket(address: tuple[str, int]) -> socket.socket:
     return socket.create_server(address, backlog=BACKLOG, reuse_port=True)
 
 
 def processes(settings: Settings, redis_url: str, sockets: list[socket.socket]) -> list[Callable[[], None]]:
     """Return what each web process runs."""
     return [
-        partial(_work, settings, redis_url, sockets, sockets[place % len(sockets)])
+        partial(_run_web_process, settings, redis_url, sockets, sockets[place % len(sockets)])
         for place in range(settings.web_processes)
     ]
 
 
-def _work(settings: Settings, redis_url: str, sockets: list[socket.socket], listening: socket.socket) -> None:
+def _run_web_process(
+    settings: Settings, redis_url: str, sockets: list[socket.socket], listening: socket.socket
+) -> None:
     for other in sockets:
         if other is not listening:
             other.close()
@@ -142,7 +144,8 @@ async def _until_stopped(gateway: Gateway, listening: socket.socket) -> None:
     """
     server = _Server(gateway, listening)
     stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):  # SIGHUP sets an event of the supervisor, of which this has a copy
+    # SIGHUP is ignored here: its handler, inherited by the fork, sets an event nobody reads.
+    for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     serving = asyncio.create_task(server.serve())
     waiting = asyncio.create_task(stopping.wait())
@@ -185,15 +188,15 @@ class _Server(Server):
     """Granian in this process, on a socket that is open already."""
 
     def __init__(self, gateway: Gateway, listening: socket.socket) -> None:
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        _, max_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
         super().__init__(
             gateway,
             interface=Interfaces.ASGINL,
             http=HTTPModes.http1,
             websockets=False,
             backlog=BACKLOG,
-            backpressure=max(1, min(MAX_CONNECTIONS, most - OTHER_FILES)),
+            backpressure=max(1, min(MAX_CONNECTIONS, max_files - OTHER_FILES)),
             http1_settings=HTTP1Settings(
                 header_read_timeout=KEEP_ALIVE_SECONDS * 1_000, max_buffer_size=MAX_HEAD_BYTES
             ),

@@ -161,6 +161,11 @@ def unexpected(error: BaseException) -> str:
     return f"{type(error).__name__} at {place}"
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the message of one of our errors. Describe any other as `unexpected` does, because it may quote values."""
+    return str(error) if isinstance(error, WorkosSyncError) else unexpected(error)
+
+
 def causes_of(error: BaseException) -> list[BaseException]:
     """Return an error and what caused it, the causes last; at most `MAX_CAUSES` of them."""
     found = [error]

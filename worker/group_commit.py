@@ -1,53 +1,47 @@
 """Group commit: one thread writes the items of several threads, many in one transaction.
 
-The threads wait for their results. `webhooks.group_commit` does the same for an event loop, which must not wait.
+`webhooks.group_commit` does the same for an event loop.
 """
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(eq=False, slots=True)
-class _Waiting(Generic[T, R]):
-    """An item to write. `written` is locked until it is written; a `Future` would take ten times as long."""
+class _Waiting(Generic[T]):
+    """An item to write."""
 
     item: T
     size: int
-    result: R = field(init=False)
-    error: BaseException | None = None
-    written: threading.Lock = field(default_factory=threading.Lock)
+    written: Future[None] = field(default_factory=Future)
 
 
-class GroupCommit(Generic[T, R]):
-    """Writes the items of several threads. Items that arrive during a write are written together next.
+class GroupCommit(Generic[T]):
+    """Writes the items of several threads, in order. Items that arrive during a write are written together next.
 
     Args:
-        write: writes some items and returns a result for each, or fails for all of them.
+        write: writes some items, or fails for all of them.
         most: upper bound on the sum of the sizes written together. A larger item is written alone.
     """
 
-    def __init__(self, write: Callable[[list[T]], Sequence[R]], most: int) -> None:
+    def __init__(self, write: Callable[[list[T]], object], most: int) -> None:
         self._write = write
         self._most = most
-        self._queue: SimpleQueue[_Waiting[T, R] | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Waiting[T] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True, name="group-commit")
         self._thread.start()
 
-    def __call__(self, item: T, size: int = 1) -> R:
-        """Write `item`, whose size is in the unit of `most`, and return the result; raise what `write` raised."""
-        waiting = _Waiting[T, R](item, size)
-        waiting.written.acquire()
+    def submit(self, item: T, size: int = 1) -> Future[None]:
+        """Write `item` soon; `size` is in the unit of `most`. The future has the error that `write` raised."""
+        waiting = _Waiting(item, size)
         self._queue.put(waiting)
-        waiting.written.acquire()
-        if waiting.error is not None:
-            raise waiting.error
-        return waiting.result
+        return waiting.written
 
     def close(self) -> None:
         """Write the items that are waiting, then end the thread."""
@@ -61,7 +55,7 @@ class GroupCommit(Generic[T, R]):
             self._write_group(group)
             first = following or self._queue.get()
 
-    def _group(self, first: _Waiting[T, R]) -> tuple[list[_Waiting[T, R]], _Waiting[T, R] | None]:
+    def _group(self, first: _Waiting[T]) -> tuple[list[_Waiting[T]], _Waiting[T] | None]:
         """Return the items to write together with `first`, and the next item if it did not fit."""
         group, room = [first], self._most - first.size
         while True:
@@ -77,13 +71,12 @@ class GroupCommit(Generic[T, R]):
             group.append(following)
             room -= following.size
 
-    def _write_group(self, group: list[_Waiting[T, R]]) -> None:
+    def _write_group(self, group: Sequence[_Waiting[T]]) -> None:
         try:
-            results = self._write([waiting.item for waiting in group])
-            for waiting, result in zip(group, results, strict=True):
-                waiting.result = result
-        except BaseException as error:  # noqa: BLE001 - each waiting thread raises it
+            self._write([waiting.item for waiting in group])
+        except BaseException as error:  # noqa: BLE001 - whoever waits raises it
             for waiting in group:
-                waiting.error = error
-        for waiting in group:
-            waiting.written.release()
+                waiting.written.set_exception(error)
+        else:
+            for waiting in group:
+                waiting.written.set_result(None)

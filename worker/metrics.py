@@ -2,7 +2,7 @@
 
 Each process counts in memory and adds its counts to Redis once a second, so that counting costs a delivery nothing.
 Counters start at zero again when Redis is flushed, as after a restart. A process that is killed loses its last second
-of counts. Nothing but metrics depends on them.
+of counts. Only metrics and the conditions about refused deliveries depend on them.
 """
 
 import atexit

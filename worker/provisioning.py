@@ -42,7 +42,7 @@ from worker.backoff import backoff
 from worker.decision.mentions import mentions
 from worker.decision.payload import parse_time
 from worker.decision.roles import slug_for
-from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, WorkOSError, unexpected
+from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, WorkOSError, reason_of
 from worker.kinds import RoleMap
 from worker.kinds.membership import Membership
 from worker.kinds.user import User
@@ -420,7 +420,7 @@ class Provisioner:
             if isinstance(error, BadRequestError) and now.attempts >= MAX_ATTEMPTS:
                 return self._close(join, Close(JoinState.FAILED, str(error)))
         wait = backoff(now.attempts + 1, RETRY_SECONDS, MAX_BACKOFF_SECONDS)
-        problem = str(error) if isinstance(error, WorkOSError) else unexpected(error)
+        problem = reason_of(error)
         log.warning("join_attempt_failed", error=problem, again_in_seconds=wait)
         # What was known before the call is too old for a retry.
         self._write(join, {"error": problem, "due_at": db_now_plus(wait), "complete_from": None})

@@ -89,7 +89,7 @@ def server_version(redis: Redis) -> str:
 def what_is_wrong(error: RedisError) -> tuple[str, str]:
     """Return what Redis answered, with host, port, database and user, and the remedy. Contains no password."""
     place = next((f" at {note}" for note in getattr(error, "__notes__", ())), "")
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")  # the remedy follows
     if isinstance(error, NotPrimaryError):
         return f"is not the primary{place}: it answers {error.code}", "point REDIS_URL to the primary; events are kept"
     if isinstance(error, NoPermissionError):
@@ -98,7 +98,7 @@ def what_is_wrong(error: RedisError) -> tuple[str, str]:
         return f"refuses writes{place}: {reason}", "see its log; events are kept"
     return (
         f"does not answer{place}: {reason}",
-        "start it, or correct REDIS_URL (start clock for the embedded Valkey); events are kept",
+        "start it, or correct REDIS_URL (for the embedded Valkey, start clock or up); events are kept",
     )
 
 

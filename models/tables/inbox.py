@@ -1,4 +1,4 @@
-"""The inbox: events as received, the batches that drains work on, and the drains that are running."""
+"""The inbox: events as received, and the batches that drains work on."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -91,8 +91,7 @@ class Event(Base):
 class Batch(Base):
     """A batch of events, committed before it is attempted. The transaction that applies it deletes the row.
 
-    The events of a batch whose drain crashed run again in halves, until the event at fault is alone. Each running drain
-    has one more row, with the id `drain:...` and no events.
+    The events of a batch whose drain crashed run again in halves, until the event at fault is alone.
     """
 
     __tablename__ = "batches"
@@ -100,4 +99,4 @@ class Batch(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     event_ids: Mapped[list[str]]
     started_at: Mapped[datetime | None]
-    """None: the batch waits for a drain. It is half of one that failed, or holds what a dead drain left."""
+    """None: the batch is half of one that failed, and waits for a drain."""

@@ -146,7 +146,7 @@ class MirrorState(Base):
     known_organizations: Mapped[list[str] | None]
     """Some organizations of that environment. An API key that can read none of them belongs to another environment."""
     backfill_from: Mapped[datetime | None]
-    """When the first start began, by WorkOS's clock. Catch-up continues from this time."""
+    """Five minutes before the first start, by WorkOS's clock. Catch-up continues from this time."""
     backfilled_at: Mapped[datetime | None]
     cursor: Mapped[str | None]
     """The newest event id from the events API that is older than the API's lag."""

@@ -12,7 +12,7 @@ from tests.benchmarks.servers import POSTGRESQL, Bench
 from tests.support import JSON, statuses
 from tests.support.sandbox import World, play
 from tests.support.stories import store
-from worker.inbox.drain import DrainLimits, drain
+from worker.inbox.drain import Drain, DrainLimits
 
 RATE = "events/s"
 GENEROUS = "rq worker --worker-class rq.SimpleWorker"
@@ -64,7 +64,7 @@ def drained(bench: Bench, url: str, number: int) -> float:
     """Drain the inbox of `url`, which holds `number` events, and return events a second."""
     with bench.engine(url) as engine:
         began = time.perf_counter()
-        assert drain(engine, DrainLimits(max_seconds=3600))
+        assert Drain(engine, DrainLimits(max_seconds=3600))()
         took = time.perf_counter() - began
         assert statuses(engine) == {"done": number}
     return number / took

@@ -15,7 +15,7 @@ from tests.benchmarks.runner import LIMIT, OURS, Mark, Row, Sample
 from tests.benchmarks.servers import Bench
 from tests.support import JSON, made
 from tests.support.stories import store
-from worker.inbox.drain import DrainLimits, drain
+from worker.inbox.drain import Drain, DrainLimits
 from worker.inbox.store import backlog
 
 SMALLEST = 10_000
@@ -51,7 +51,7 @@ def _draining(bench: Bench, engine: Engine, mirror: int, inbox: int) -> Callable
     def run() -> Sample:
         store(engine, updates(number, members))
         began = time.perf_counter()
-        assert drain(engine, DrainLimits(max_seconds=3600))
+        assert Drain(engine, DrainLimits(max_seconds=3600))()
         took = time.perf_counter() - began
         assert backlog(engine).pending == 0
         return {RATE: number / took}

@@ -28,7 +28,7 @@ from tests.support.processes import Valkey
 from tests.support.stories import new_users, written_once
 from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
-from worker.inbox.drain import DrainLimits, drain
+from worker.inbox.drain import Drain, DrainLimits
 from worker.metrics import Counters, Place
 from worker.processes import jobs
 from worker.processes.clock import sweep
@@ -94,13 +94,14 @@ class Inbox:
         self._read()
 
     def wait(self) -> None:
-        """Read after each ring, and a last time after the flag is deleted."""
-        self._bell.keep_flag()
+        """Read after each ring, and a last time after the flag is deleted, or another job keeps it."""
+        keeps = self._bell.keep_flag()
         self._read()
-        while self._bell.wait_for_ring(0.001):
-            self._bell.keep_flag()
+        while keeps and self._bell.wait_for_ring(0.001):
+            keeps = self._bell.keep_flag()
             self._read()
-        self.read_once()
+        if keeps:
+            self.read_once()
 
     def _read(self) -> None:
         time.sleep(self._pauses[-1])
@@ -115,7 +116,7 @@ def work(services: Services) -> Callable[[], None]:
 
 def run_queued_jobs(services: Services) -> None:
     """Run all queued jobs as a lane process does."""
-    functions = {DRAIN: clearing_flag(lambda: drain(services.engine, DrainLimits()), services.bell, services.counters)}
+    functions = {DRAIN: clearing_flag(Drain(services.engine, DrainLimits()), services.bell, services.counters)}
     make_worker(services.redis, DRAIN, functions).work(burst=True)
 
 

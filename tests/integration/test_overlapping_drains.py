@@ -16,7 +16,7 @@ from tests.support import JSON, mirrored, rows, statuses
 from tests.support.inbox import count, let_time_pass, pending
 from tests.support.processes import eventually
 from tests.support.stories import delivered, mirror_of, organization, store, user, written_once
-from worker.inbox.drain import DrainLimits, drain
+from worker.inbox.drain import Drain, DrainLimits
 from worker.inbox.store import accept_webhooks
 from worker.kinds.organization import Organization
 
@@ -99,11 +99,11 @@ def test_a_drain_paused_before_its_commit_hides_no_change_from_followers(postgre
     ):
         store(slow, first)
         pause = Pause(slow)
-        paused = do.submit(drain, slow, limits)
+        paused = do.submit(Drain(slow, limits))
         assert pause.reached.wait(10)
         store(quick, second)
         try:
-            other = do.submit(drain, quick, limits)
+            other = do.submit(Drain(quick, limits))
             eventually(lambda: started_batches(quick) == 2, 10)
             eventually(lambda: waiting_backends(quick) == 1, 10)  # the second drain waits for the first one's commit
             assert not other.done() and follower.seen == [0]
@@ -123,10 +123,10 @@ def test_two_drains_choose_different_objects(postgres: str) -> None:
     with opened(postgres) as slow, opened(postgres) as quick, ThreadPoolExecutor() as do:
         store(slow, backlog)
         pause = Pause(slow)
-        paused = do.submit(drain, slow, DrainLimits(batch_size=10))
+        paused = do.submit(Drain(slow, DrainLimits(batch_size=10)))
         assert pause.reached.wait(10)
         try:
-            other = do.submit(drain, quick, DrainLimits(batch_size=10))
+            other = do.submit(Drain(quick, DrainLimits(batch_size=10)))
             eventually(lambda: waits(quick) == ["advisory"], 10)  # for the lock on `changes`, not for a row
             recorded = [batch["event_ids"] for batch in rows(quick, Batch) if batch["event_ids"]]
             one, two = ({about[id] for id in event_ids} for event_ids in recorded)
@@ -152,7 +152,7 @@ def test_competing_drains_spend_no_attempts(db_url: str, engine: Engine, make_da
     def work(_number: int) -> None:
         with opened(db_url) as own:
             while pending(own):
-                drain(own, DrainLimits(batch_size=rng.choice([3, 7, 11])))
+                Drain(own, DrainLimits(batch_size=rng.choice([3, 7, 11])))()
 
     def deliver(events: list[JSON]) -> None:
         with opened(db_url) as own:
@@ -174,9 +174,9 @@ def test_a_lock_time_out_costs_no_attempt(postgres: str) -> None:
         store(other, [organization("org_1", "event_1", 1)])
         with write_transaction(holder) as tx:
             advisory_lock(tx, CHANGES_LOCK)
-            assert drain(other, DrainLimits())
+            assert Drain(other, DrainLimits())()
         let_time_pass(other)
-        assert drain(other, DrainLimits())
+        assert Drain(other, DrainLimits())()
         assert statuses(other) == {"done": 1} and count(other, Event.attempts > 0) == 0
         assert rows(other, Batch) == []
 
@@ -184,12 +184,12 @@ def test_a_lock_time_out_costs_no_attempt(postgres: str) -> None:
 def test_a_deadlock_with_another_program_costs_no_attempt(postgres: str) -> None:
     with opened(postgres) as stranger, opened(postgres) as ours, ThreadPoolExecutor() as do:
         store(ours, [organization(id, f"event_0_{id}", 0) for id in ("org_a", "org_b")])
-        assert drain(ours, DrainLimits())
+        assert Drain(ours, DrainLimits())()
         store(ours, [organization(id, f"event_1_{id}", 1) for id in ("org_a", "org_b")])
         before = deadlocks(ours)
         with write_transaction(stranger) as tx:
             lock(tx, "org_b")
-            drained = do.submit(drain, ours, DrainLimits())
+            drained = do.submit(Drain(ours, DrainLimits()))
             eventually(lambda: waiting_backends(ours) == 1, 10)
             tx.execute(text("SET LOCAL deadlock_timeout = '20s'"))  # so that PostgreSQL cancels the drain
             lock(tx, "org_a")

@@ -9,7 +9,7 @@ from models.database import open_engine, write_transaction
 from tests.benchmarks.history import fill_inbox
 from tests.support import JSON
 from tests.support.stories import store, user
-from worker.inbox.drain import DrainLimits, drain
+from worker.inbox.drain import Drain, DrainLimits
 from worker.inbox.store import backlog, needs_drain
 from worker.repair.catch_up import update_complete_to
 
@@ -53,7 +53,7 @@ def waiting(turn: int) -> list[JSON]:
         backlog,
         update_complete_to,
         lambda engine: needs_drain(engine, older_than=0.0),
-        lambda engine: drain(engine, DrainLimits()),
+        lambda engine: Drain(engine, DrainLimits())(),
     ],
     ids=["backlog", "settling", "sweep", "drain"],
 )

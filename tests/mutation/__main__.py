@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
+from models.views import VIEWS
 from tests.mutation import views
 
 
@@ -26,6 +27,7 @@ class Target(NamedTuple):
     tests: list[str]
 
 
+AUTO_JOIN_TESTS = ("auto_join", "auto_join_states", "joins", "provision", "provision_blocks")
 TARGETS = {
     "decision": Target(
         ["worker/decision/*", "worker/kinds/*"],
@@ -39,7 +41,8 @@ TARGETS = {
         ],
     ),
 }
-VIEW_TESTS = ["tests/use_cases/test_views.py"]
+VIEW_TESTS = {"member_permissions": ("permissions",)}
+"""The names of the tests that should notice a mutant of a view; of any other view, `("views",)`."""
 LEFT_OUT = "not postgresql and not shuffled and not in_any_order"
 """SQLite alone, for speed; and without random histories, which every survivor would wait for."""
 LEAST = 0.9
@@ -129,22 +132,32 @@ def report(name: str, row: Counter[str]) -> None:
 
 def view_mutants() -> bool:
     """Mutate the views; return whether every mutant is killed on both databases. Prints a row for each view."""
-    plugin = views.Mutation()
     WORK.mkdir(parents=True, exist_ok=True)
-    with (WORK / "views.log").open("w") as log, redirect_stdout(log):
-        ended = pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", "--tb=no", *VIEW_TESTS], [plugin, views])
-    if ended not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
-        sys.exit((WORK / "views.log").read_text()[-2000:])
-    alive = plugin.alive()
-    lost = [(kind, mutant) for kind, mutant in alive if f"{mutant.view} {mutant.change}" not in EQUIVALENT]
-    for kind, mutant in lost:
-        print(f"survived on {kind}: {mutant.view}: {mutant.change}")
     print(f"{'view':40}{'mutants':>9}" + "".join(f"{'killed on ' + kind:>22}" for kind in views.KINDS) + "  equivalent")
-    for view, mutants in Counter(mutant.view for mutant in plugin.mutants if mutant.change).items():
-        left = Counter(kind for kind, mutant in alive if mutant.view == view)
-        equivalent = sum(name.startswith(f"{view} ") for name in EQUIVALENT)
-        killed = "".join(f"{mutants - left[kind]:22}" for kind in views.KINDS)
-        print(f"{view:40}{mutants:9}{killed}{equivalent:12}")
+    good = [mutants_of(view) for view in VIEWS]
+    return all(good)
+
+
+def view_tests(view: str) -> list[str]:
+    """Return the tests that should notice a mutant of a view."""
+    return [f"tests/use_cases/test_{name}.py" for name in VIEW_TESTS.get(view, ("views",))]
+
+
+def mutants_of(view: str) -> bool:
+    """Mutate one view; return whether every mutant is killed on both databases. Prints a row, and survivors."""
+    plugin = views.Mutation(view)
+    with (WORK / f"{view}.log").open("w") as log, redirect_stdout(log):
+        ended = pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", "--tb=no", *view_tests(view)], [plugin, views])
+    if ended not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
+        sys.exit((WORK / f"{view}.log").read_text()[-2000:])
+    alive = plugin.alive()
+    lost = [(kind, mutant) for kind, mutant in alive if f"{view} {mutant.change}" not in EQUIVALENT]
+    for kind, mutant in lost:
+        print(f"survived on {kind}: {view}: {mutant.change}")
+    left, number = Counter(kind for kind, _ in alive), sum(bool(mutant.change) for mutant in plugin.mutants)
+    equivalent = sum(name.startswith(f"{view} ") for name in EQUIVALENT)
+    killed = "".join(f"{number - left[kind]:22}" for kind in views.KINDS)
+    print(f"{view:40}{number:9}{killed}{equivalent:12}", flush=True)
     return not lost
 
 

@@ -6,7 +6,7 @@ for each test. Once a test has failed on a database, the mutant is killed there 
 
 import re
 import sqlite3
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -31,10 +31,9 @@ class Mutant(NamedTuple):
     original: exp.Expr
 
 
-def sources() -> dict[str, str]:
-    """Return the SQL of every view by name. Functions have the names that stand for them in `FUNCTIONS`."""
-    own = {name: name for name in FUNCTIONS["sqlite"]}
-    return {name: view.query.format_map(own) for name, view in VIEWS.items()}
+def source(view: str) -> str:
+    """Return the SQL of a view. Functions have the names that stand for them in `FUNCTIONS`."""
+    return VIEWS[view].query.format_map({name: name for name in FUNCTIONS["sqlite"]})
 
 
 def rendered(query: exp.Expr, kind: str) -> str:
@@ -45,16 +44,15 @@ def rendered(query: exp.Expr, kind: str) -> str:
     return sql
 
 
-def mutants(sources: Mapping[str, str]) -> Iterator[Mutant]:
-    """Yield every mutant of `sources` (name → SQL), each view's own query first."""
-    for view, sql in sources.items():
-        query = sqlglot.parse_one(sql)
-        yield Mutant(view, None, query, query)
-        for place, node in enumerate(query.walk()):
-            for what, changed in changes(node):
-                mutated = query.copy()
-                list(mutated.walk())[place].replace(changed)
-                yield Mutant(view, f"{what}: {' '.join(node.sql().split())}", mutated, query)
+def mutants(view: str) -> Iterator[Mutant]:
+    """Yield every mutant of a view, its own query first."""
+    query = sqlglot.parse_one(source(view))
+    yield Mutant(view, None, query, query)
+    for place, node in enumerate(query.walk()):
+        for what, changed in changes(node):
+            mutated = query.copy()
+            list(mutated.walk())[place].replace(changed)
+            yield Mutant(view, f"{what}: {' '.join(node.sql().split())}", mutated, query)
 
 
 def changes(node: exp.Expr) -> Iterator[tuple[str, exp.Expr]]:
@@ -115,11 +113,11 @@ class Mutation:
     """The plugin. `survivors` are the mutants that no test failed on, with the kind of database.
 
     Args:
-        only: views to mutate; empty: all.
+        view: the view to mutate.
     """
 
-    def __init__(self, only: tuple[str, ...] = ()) -> None:
-        self.mutants = list(mutants({name: sql for name, sql in sources().items() if not only or name in only}))
+    def __init__(self, view: str) -> None:
+        self.mutants = list(mutants(view))
         self.killed: set[tuple[int, str]] = set()
 
     def alive(self) -> list[tuple[str, Mutant]]:
@@ -131,8 +129,9 @@ class Mutation:
         metafunc.parametrize("mutated_view", self.mutants, ids=names, indirect=True, scope="session")
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        return True if (id(mutant_of(item)), kind_of(item)) in self.killed else None
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if (id(mutant_of(item)), kind_of(item)) in self.killed:
+            pytest.skip("killed")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:

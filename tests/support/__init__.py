@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import click
 from flask import Flask
@@ -22,7 +23,7 @@ from werkzeug.test import TestResponse
 from models.database import read_transaction
 from models.tables import Event, EventStatus
 from models.views import auto_join_domains, workspace_members, workspaces
-from worker.inbox.drain import DrainLimits, drain
+from worker.inbox.drain import Drain, DrainLimits
 from worker.kinds import KINDS
 from worker.kinds.connection import Connection
 from worker.kinds.domain import Domain
@@ -36,6 +37,7 @@ EVENTS = HERE / "events"
 NOON = datetime(2025, 7, 1, 12, tzinfo=UTC)
 
 _made = itertools.count()
+_drains: WeakKeyDictionary[Engine, Drain] = WeakKeyDictionary()
 
 JSON = dict[str, Any]
 
@@ -75,8 +77,9 @@ def accept(endpoint: FlaskClient, *events: JSON) -> None:
 
 
 def apply_all(engine: Engine, limits: DrainLimits | None = None) -> None:
-    """Drain the inbox until it is empty."""
-    while not drain(engine, limits or DrainLimits()):
+    """Drain the inbox until it is empty. Without `limits`, each engine has one drain, as a process has."""
+    drain = Drain(engine, limits) if limits else _drains.setdefault(engine, Drain(engine, DrainLimits()))
+    while not drain():
         pass
 
 

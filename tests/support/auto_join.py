@@ -153,6 +153,6 @@ def members_at_workos(world: World) -> dict[tuple[str, str], list[str]]:
 def outdated_states(engine: Engine) -> list[str]:
     """The ids of domains whose recorded auto-join state is missing or wrong."""
     with read_transaction(engine) as tx:
-        found = auto_join.claims(tx, tx.execute(select(Domain.id)).scalars())
+        found = auto_join.domain_claims(tx, tx.execute(select(Domain.id)).scalars())
         noted = {row.domain_id: (row.state, row.reason) for row in tx.execute(select(AutoJoinRow.__table__))}
     return [id for id, now in auto_join.auto_join_statuses(found).items() if noted.get(id) != now]

@@ -1,8 +1,7 @@
-"""Group commit: each item is written exactly once, and its caller gets its result or its failure."""
+"""Group commit: each item is written exactly once, in order, and its future gets the failure of its group."""
 
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 
 import pytest
@@ -17,44 +16,35 @@ def writer() -> Writer:
 
 
 @pytest.fixture
-def commit(writer: Writer) -> Iterator[GroupCommit[int, int]]:
-    with closing(GroupCommit(writer, 3)) as made:
-        yield made
+def submit(writer: Writer) -> Iterator[Callable[..., list[BaseException | None]]]:
+    """A function that submits items while the first is being written, and returns the error of each."""
+
+    def all_of(first: int, *others: int, size: int = 1) -> list[BaseException | None]:
+        futures: list[Future[None]] = [commit.submit(first, size)]
+        assert writer.begun.wait(10)
+        futures += [commit.submit(item, size) for item in others]
         writer.go_on.set()
+        return [future.exception(10) for future in futures]
 
-
-@pytest.fixture
-def hand_over(writer: Writer, commit: GroupCommit[int, int]) -> Iterator[Callable[..., list[int | BaseException]]]:
-    """A function that hands over items while the first is being written; returns the result of each call."""
-
-    def all_of(*items: int, size: int = 1) -> list[int | BaseException]:
-        calls = []
-        for place, item in enumerate(items):
-            calls.append(pool.submit(commit, item, size))
-            assert writer.begun.wait(10)
-            while commit._queue.qsize() < place:
-                threading.Event().wait(0.001)
-        writer.go_on.set()
-        return [call.exception(10) or call.result() for call in calls]
-
-    with ThreadPoolExecutor() as pool:
+    with closing(GroupCommit[int](writer, 3)) as commit:
         yield all_of
+        writer.go_on.set()
 
 
 def test_items_that_arrive_during_a_write_are_written_together_in_order(
-    writer: Writer, hand_over: Callable[..., list[int]]
+    writer: Writer, submit: Callable[..., list[None]]
 ) -> None:
-    assert hand_over(0, 1, 2, 3, 4, 5) == [0, 10, 20, 30, 40, 50]
+    assert submit(0, 1, 2, 3, 4, 5) == [None] * 6
     assert writer.groups == [[0], [1, 2, 3], [4, 5]]
 
 
-def test_an_item_larger_than_a_group_is_written_alone(writer: Writer, hand_over: Callable[..., list[int]]) -> None:
-    assert hand_over(1, 2, size=100) == [10, 20]
+def test_an_item_larger_than_a_group_is_written_alone(writer: Writer, submit: Callable[..., list[None]]) -> None:
+    assert submit(1, 2, size=100) == [None, None]
     assert writer.groups == [[1], [2]]
 
 
-def test_a_failed_write_fails_the_calls_of_its_group_only(
-    writer: Writer, hand_over: Callable[..., list[int | BaseException]]
+def test_a_failed_write_fails_the_futures_of_its_group_only(
+    writer: Writer, submit: Callable[..., list[BaseException | None]]
 ) -> None:
-    assert [type(got) for got in hand_over(1, 2, 13, 3, 4)] == [int, RuntimeError, RuntimeError, RuntimeError, int]
+    assert [type(error) for error in submit(1, 2, 13, 3, 4)] == [type(None), *[RuntimeError] * 3, type(None)]
     assert writer.groups == [[1], [2, 13, 3], [4]]

@@ -36,7 +36,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 def commit_of(writer: Callable[[list[int]], Sequence[int]], seconds: float = 10.0) -> AsyncGroupCommit[int, int]:
-    return AsyncGroupCommit(writer, lambda: None, most=3, seconds=seconds)
+    return AsyncGroupCommit(writer, lambda: None, max_items=3, seconds=seconds)
 
 
 async def waiting(commit: AsyncGroupCommit[int, int], writer: Writer, *items: int) -> list["asyncio.Task[int]"]:
@@ -95,7 +95,7 @@ def test_items_whose_time_is_up_take_no_memory(writer: Writer, runner: asyncio.R
         assert release.wait(10)
         return [None] * len(items)
 
-    commit: AsyncGroupCommit[Large, None] = AsyncGroupCommit(write, lambda: None, most=3, seconds=0.05)
+    commit: AsyncGroupCommit[Large, None] = AsyncGroupCommit(write, lambda: None, max_items=3, seconds=0.05)
 
     async def too_late() -> list[Large | None]:
         first = asyncio.create_task(run_inline(partial(commit, Large())))
@@ -120,7 +120,7 @@ def test_items_whose_time_is_up_take_no_memory(writer: Writer, runner: asyncio.R
 def test_outside_of_a_loop_an_item_is_written_alone_and_in_the_same_thread(writer: Writer) -> None:
     writer.go_on.set()
     done: list[str] = []
-    commit = AsyncGroupCommit(writer, lambda: done.append("afterwards"), most=3, seconds=10.0)
+    commit = AsyncGroupCommit(writer, lambda: done.append("afterwards"), max_items=3, seconds=10.0)
     assert [commit(1), commit(2)] == [10, 20]
     assert writer.groups == [[1], [2]]
     assert set(writer.threads) == {threading.current_thread().name}
@@ -150,7 +150,7 @@ def test_an_error_afterwards_loses_no_result_and_does_not_stop_later_writes(
     def fail() -> None:
         raise RuntimeError("afterwards")
 
-    commit = AsyncGroupCommit(writer, fail, most=3, seconds=10.0)
+    commit = AsyncGroupCommit(writer, fail, max_items=3, seconds=10.0)
     assert runner.run(outcomes(commit, writer, 1, 2, 3)) == [10, 20, 30]
     assert runner.run(outcomes(commit, writer, 4, 5)) == [40, 50]
     assert commit(6) == 60, "outside of a loop too"

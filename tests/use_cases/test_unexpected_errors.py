@@ -142,7 +142,7 @@ def test_a_lane_that_raises_does_its_next_job(
 
     def work() -> None:
         getattr(everything, bell).ring()
-        worker = make_worker(everything.redis, name, {name: make_job()})
+        worker = make_worker(everything.redis, name, {name: make_job().run})
         worker.work(burst=True, logging_level="CRITICAL")
         assert worker.failed_job_count == 0
 

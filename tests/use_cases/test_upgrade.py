@@ -42,6 +42,8 @@ from worker.queue.doorbell import Doorbell
 from worker.repair.work import Repair
 from worker.settings import Settings
 
+pytestmark = pytest.mark.long
+
 RELEASE_1_0_0: JSON = json.loads((Path(support.__file__).parent / "release_1_0_0" / "data.json").read_text())
 """`tables`: the rows of a database that release 1.0.0 filled from the sandbox. `events`: what WorkOS sent afterwards.
 `truth`: what WorkOS then lists."""

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, insert, update
+from sqlalchemy import Connection, Engine, insert, update
 
 from models.addresses import normalize_address
 from models.database import in_transaction
@@ -22,6 +22,8 @@ from tests.support import JSON, made, minute, rows
 from tests.support.actors import by
 from tests.support.auto_join import apply_events, mark_as_filled, set_auto_join
 from worker.kinds.invitation import Invitation
+from worker.kinds.membership import Membership
+from worker.kinds.user import User
 from worker.mirror import auto_join_policy
 from worker.mirror.role_map import adopt
 
@@ -265,6 +267,41 @@ def test_auto_join_blocks_view_lists_removed_and_blocked_people(places: Engine) 
         ("user_nobody", None, "removed"),
         ("user_stranger", None, "deactivated again"),
     ]
+
+
+def deleted_user(name: str, at: int) -> JSON:
+    return user(name) | {"event": "user.deleted", "created_at": minute(at)}
+
+
+def test_the_deletion_of_a_user_blocks_only_whom_somebody_had_removed_before(places: Engine) -> None:
+    known = ("lou", "max", "ned", "ola", "pam")
+    apply_events(places, map(user, known))
+    apply_events(places, [member(f"om_{name}", name) for name in known])
+    apply_events(
+        places,
+        [
+            *(deleted_user("lou", 5), member("om_lou", "lou", 6, verb="deleted")),
+            *(member("om_max", "max", 5, verb="deleted"), deleted_user("max", 6)),
+            *(deleted_user("ned", 5), member("om_ned", "ned", 6, verb="deleted", status="inactive")),
+            *(deleted_user("ola", 5), member("om_ola", "ola", 6, verb="deleted")),
+            *(deleted_user("pam", 5), member("om_pam", "pam", 6, verb="deleted")),
+        ],
+    )
+
+    def found_by_resync(tx: Connection) -> None:
+        tx.execute(update(User).where(User.id == "user_ola").values(deleted_by=DeletedBy.RESYNC))
+        tx.execute(update(Membership).where(Membership.id == "om_pam").values(deleted_by=DeletedBy.RESYNC))
+
+    in_transaction(places, found_by_resync)
+    found = sorted((row["user_id"], row["reason"]) for row in rows(places, auto_join_blocks))
+    assert found == [(f"user_{name}", "removed") for name in ("max", "ned", "ola", "pam")]
+
+
+def test_a_block_covers_other_users_with_an_address_of_the_person(places: Engine) -> None:
+    again = made("user.created", id="user_bob_again", email="Bob@acme.example", email_verified=True)
+    apply_events(places, [user("ann"), user("bob"), again, member("om_bob", "bob", verb="deleted")])
+    found = sorted((row["user_id"], row["email_normalized"], row["reason"]) for row in rows(places, auto_join_blocks))
+    assert found == [(id, "bob@acme.example", "removed") for id in ("user_bob", "user_bob_again")]
 
 
 PAST, FUTURE = "2025-07-01T11:00:00.000Z", "9998-01-01T00:00:00.000Z"

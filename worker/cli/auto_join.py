@@ -16,7 +16,7 @@ STATE_HELP = (
     "Only joins in this state. pending: the person will be added. undo: adding the person activated an inactive "
     "membership, which will be deactivated again. joined: the person was added. dropped: the person did not qualify "
     "any more when it was time to add them. failed: WorkOS refused to add the person. blocked: the person was "
-    "removed, deactivated, invited or blocked. undone: as blocked, after undo."
+    "removed, deactivated, invited or blocked. undone: blocked; the membership was deactivated again."
 )
 organization_option = click.option("--organization", metavar="ID", help="Only this workspace.")
 

@@ -76,7 +76,8 @@ def events_dismiss(event_ids: tuple[str, ...], reason: str) -> None:
     number = replays.dismiss(migrated_engine(), event_ids, actor(reason))
     click.echo(f"{number} dismissed")
     if number < len(set(event_ids)):
-        raise OperatorError(f"{len(set(event_ids)) - number} ids are unknown or did not fail")
+        rest = len(set(event_ids)) - number
+        raise OperatorError(f"{output.count(rest, 'id')} {'is' if rest == 1 else 'are'} unknown or did not fail")
 
 
 @click.command("replay")

@@ -28,6 +28,11 @@ def heading(name: str) -> str:
     return HEADINGS.get(name, name.replace("_", " "))
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 event`, `2 events`. The plural of `noun` must end in `s`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def cell(value: object) -> Text:
     """Return `value` as plain text. Markup and control characters in customers' data have no effect on the terminal."""
     if value is None:

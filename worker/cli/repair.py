@@ -19,10 +19,6 @@ from worker.repair.resync.resync import start
 from worker.reports import listings
 from worker.workos_api.client import WorkOSClient
 
-FAILED_PAYLOADS = (
-    "of these payloads belong to failed events, which can no longer be replayed. Run workos-sync resync, then dismiss "
-    "the events."
-)
 NOT_ERASED = (
     "not erased: backups, copies made by hooks and followers, and the reasons that operators entered for blocks, "
     "auto-join settings and dismissed events"
@@ -77,7 +73,8 @@ def _exists(engine: Engine, workos: WorkOSClient, organization_id: str) -> bool:
 def catch_up_command(since: datetime | None, reason: str | None, as_json: bool) -> None:
     """Fetch events whose webhooks were lost.
 
-    Reads the events that WorkOS recorded since the last catch-up, and stores new ones in the inbox. Workers apply them.
+    Reads the events that WorkOS recorded since the last catch-up, and once in ten minutes those of the last two hours
+    again. Stores new ones in the inbox. Workers apply them.
     """
     settings = logging_settings("workos_api_key", "workos_client_id")
     lag = timedelta(seconds=settings.catch_up_lag_seconds)
@@ -89,8 +86,10 @@ def catch_up_command(since: datetime | None, reason: str | None, as_json: bool) 
     if as_json:
         output.json(report._asdict())
     else:
-        received = output.cell(report.received_up_to)
-        click.echo(f"{report.returned} events read, {report.new} new; all events up to {received} are in the inbox")
+        start = "up" if since is None else f"from {output.cell(since)}"
+        received = f"{start} to {output.cell(report.received_up_to)}"
+        read = output.count(report.returned, "event")
+        click.echo(f"{read} read, {report.new} new; all events {received} are in the inbox")
     if report.missed:
         raise OperatorError(f"events have expired since the last catch-up: {REMEDY}")
 
@@ -108,7 +107,7 @@ def forget_command(user: str, reason: str | None, as_json: bool) -> None:
 
     def report_progress(number: int) -> None:
         if show_progress:
-            click.echo(f"\r{number} payloads searched", nl=False, err=True)
+            click.echo(f"\r{output.count(number, 'payload')} searched", nl=False, err=True)
 
     erased = forget(migrated_engine(), user, actor(reason), report_progress)
     if show_progress:
@@ -117,15 +116,22 @@ def forget_command(user: str, reason: str | None, as_json: bool) -> None:
         output.json({"user": user, **asdict(erased)})
         return
     click.echo(f"{user} is erased")
-    click.echo(
-        f"blanked: {erased.payloads} payloads, {erased.changes} changes, {erased.drift} rows of resync reports, "
-        f"{erased.hook_errors} hook errors, {erased.reasons} reasons"
+    blanked = (
+        output.count(erased.payloads, "payload"),
+        output.count(erased.changes, "change"),
+        f"{output.count(erased.drift, 'row')} of resync reports",
+        output.count(erased.hook_errors, "hook error"),
+        output.count(erased.reasons, "reason"),
     )
-    for number, text in (
-        (erased.failed_payloads, FAILED_PAYLOADS),
-        (erased.pending, "pending events name the user. Run this command again once they are processed."),
-        (erased.unparsed, "payloads are not JSON and were searched as plain text"),
+    click.echo(f"blanked: {', '.join(blanked)}")
+    for text, number in (
+        (
+            "failed events that can no longer be replayed (run workos-sync resync, then dismiss them)",
+            erased.failed_payloads,
+        ),
+        ("pending events that name the user (run this command again once they are processed)", erased.pending),
+        ("payloads that are not JSON and were searched as plain text", erased.unparsed),
     ):
         if number:
-            click.echo(f"{number} {text}")
+            click.echo(f"{text}: {number}")
     click.echo(NOT_ERASED)

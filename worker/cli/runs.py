@@ -74,10 +74,11 @@ def _print_resync(engine: Engine, run: Record) -> None:
         output.table(columns, differences[:MAX_TABLE_ROWS])
     if len(differences) > MAX_TABLE_ROWS:
         click.echo(f"... and more. To see all: workos-sync runs show {run['id']} --json")
-    click.echo(f"run {run['id']}: {found_by(run)}; {run['calls']} API calls")
+    click.echo(f"run {run['id']}: {found_by(run)}; {output.count(run['calls'], 'API call')}")
     if run["withheld"]:
         approve = f"workos-sync resync --approve {run['id']} --reason TEXT"
-        click.echo(f"{run['withheld']} deletions withheld. Review them, then run: {approve}", err=True)
+        withheld = output.count(run["withheld"], "deletion")
+        click.echo(f"{withheld} withheld. Review the list, then run: {approve}", err=True)
 
 
 @click.group()

@@ -26,7 +26,7 @@ from worker.metrics import Counters, Place
 from worker.mirror import auto_join_policy, role_map
 from worker.processes import lane
 from worker.processes.clock import PeriodicTask, heartbeat, ring_if_waiting, run, sweep
-from worker.processes.embedded import RedisServer, own_redis_server, redis_server
+from worker.processes.embedded import RedisServer, redis_server, redis_server_for_up
 from worker.processes.supervisor import supervise
 from worker.queue.doorbell import DRAIN
 from worker.repair.environment import bind, connect
@@ -73,7 +73,8 @@ def web(port: int | None) -> None:
 def worker(processes: int | None) -> None:
     """Apply events, call hooks, and work on long-running jobs.
 
-    Jobs are resyncs, catch-ups, replays, retention and adding people by domain. A process that dies is restarted.
+    Long-running jobs are resyncs, catch-ups, replays, retention and adding people by domain. A process that dies is
+    restarted.
     """
     _supervise(logging_settings(worker_processes=processes), _worker_part)
 
@@ -94,7 +95,7 @@ def _supervise(settings: Settings, *makers: Callable[[Settings, str, Engine], _P
     """Run the programs that each of `makers` returns until stopped, each in a process."""
     engine = open_database(settings)
     require_migrated(engine)
-    running = own_redis_server if _clock_part in makers else redis_server
+    running = redis_server_for_up if _clock_part in makers else redis_server
     with until_stopped() as stop, running(settings) as redis:
         require_redis_version(redis.url)
         parts = [make(settings, redis.url, engine) for make in makers]

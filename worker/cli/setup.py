@@ -124,7 +124,7 @@ def _ask_route_if_reachable(url: str) -> int | None:
 def register(url: str, rotate: bool, reason: str | None) -> None:
     """Create or correct the webhook endpoint at WorkOS.
 
-    WorkOS then sends the needed event types, and no others, to URL, for example https://your-host/webhooks/workos.
+    WorkOS then sends exactly the event types that are needed to URL, for example https://your-host/webhooks/workos.
     """
     settings = logging_settings("workos_api_key", "workos_client_id")
     parts = urlsplit(url)

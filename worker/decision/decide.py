@@ -1,9 +1,11 @@
 """The only place that decides whether an incoming state wins. Pure: no clock, database or settings.
 
 Folding states with `decide` is commutative, associative and idempotent, because it keeps their maximum. A tombstone is
-greater than any live state of the same id; otherwise the later state is greater. Times alone cannot order a tombstone,
-because a `*.deleted` payload has the `updated_at` of the last live state (docs/workos.md). Where the times of two
-different states are equal, nobody knows which is newer: the one that grants less access wins until a confirmed read.
+greater than any live state of the same id; otherwise the later state is greater. The exception is an id that can be
+created again: there, a delete event is ordered by its time like any other event. For all other ids, times alone cannot
+order a tombstone, because a `*.deleted` payload has the `updated_at` of the last live state (docs/workos.md). Where the
+times of two different states are equal, nobody knows which is newer: the one that grants less access wins until a
+confirmed read.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,12 +20,15 @@ Content = Mapping[str, Any]
 """The columns of one object by name, as the kind's module in `worker.kinds` reads them from JSON."""
 TieBreak = Callable[[Content], tuple[int, ...]]
 """Ranks live contents for states whose times are equal: the greater grants less access, and wins."""
-DERIVED = frozenset({"role", "workos_role", "normalized"})
-"""Columns that this system derives from what WorkOS sent (by ROLE_MAP or normalization)."""
+LOCAL_COLUMNS = frozenset({"role", "workos_role", "normalized"})
+"""Content columns that WorkOS does not send: this project computes them (by ROLE_MAP or by normalization)."""
 NO_EVENT = ""
 """The `event_id` of a state that was read from the API."""
 DATE_STEP = timedelta(seconds=1)
-"""The resolution of the `Date` header of WorkOS's answers. A state read from the API gets the end of that second."""
+"""The resolution of the `Date` header of WorkOS's answers. A state read from the API gets the end of that second.
+
+If deletes of its kind are not final, it gets its own `updated_at` instead (`worker.kinds.read_object`).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +51,15 @@ class Version:
         return not self.event_id
 
     def ties(self, other: "Version") -> bool:
-        """Return whether this is the version of another event, with the same times."""
+        """Return whether both have the same times but come from different events."""
         return self.times == other.times and self.event_id != other.event_id
 
 
 class Finality(IntEnum):
-    """How final a state is. A state does not replace one of higher finality, unless its id can be created again."""
+    """How final a state is. A state does not replace one of higher finality.
+
+    The exception is an id that can be created again and that an event deleted: there the later state wins.
+    """
 
     LIVE = 0
     DELETED_BY_RESYNC = 1
@@ -101,7 +109,7 @@ def decide(
     if _loses(incoming, current, tie_break) and not (terminal and incoming.finality > current.finality):
         return current, Outcome.STALE
     if _same(current, incoming):
-        # Keep the stored content: derived columns may differ, and a difference would require a row in `changes`.
+        # Keep the stored content: `LOCAL_COLUMNS` may differ, and a difference would require a row in `changes`.
         return replace(incoming, content=current.content), Outcome.UNCHANGED
     return incoming, Outcome.APPLIED
 
@@ -175,7 +183,7 @@ def is_newer(current: State | None, listed: State) -> bool:
 
 
 def completed(current: State | None, read: State) -> State:
-    """Return `read`. Columns that the API does not return, such as the reason why a domain failed, are `current`'s."""
+    """Return `read`, with columns that the API omits filled from `current`, such as the reason why a domain failed."""
     return replace(read, content={**current.content, **read.content}) if current is not None else read
 
 
@@ -183,7 +191,8 @@ def confirm(current: State | None, read: State | None, *, terminal: bool = True)
     """Return the state to keep after a confirmed read, and the finding; `read` is None for a 404 of WorkOS.
 
     A confirmed read wins over any live state, even one whose `updated_at` is wrongly in the future, and over a
-    tombstone of a resync. It never wins over a delete event. `current` must not have changed since the read began.
+    tombstone of a resync. If deletes of the kind are final (`terminal`), it never wins over a delete event. `current`
+    must not have changed since the read began.
     """
     if read is None:
         if current is None or current.deleted:
@@ -200,11 +209,11 @@ def confirm(current: State | None, read: State | None, *, terminal: bool = True)
 
 
 def _same(one: State, other: State) -> bool:
-    """Return whether two states are equal. Derived columns of deleted objects are ignored: they are never updated."""
+    """Return whether two states are equal. `LOCAL_COLUMNS` of deleted objects are ignored: they are never updated."""
     if one.deleted != other.deleted:
         return False
     return one.content == other.content or (one.deleted and _sent(one.content) == _sent(other.content))
 
 
 def _sent(content: Content) -> Content:
-    return {name: value for name, value in content.items() if name not in DERIVED}
+    return {name: value for name, value in content.items() if name not in LOCAL_COLUMNS}

@@ -1,12 +1,12 @@
 """Drain: apply pending events in batches, each in one transaction.
 
-A large batch is recorded and committed before it is attempted; the transaction that applies it deletes the record. If
-the transaction fails, or the process dies, the halves of the batch run separately. So an event that cannot be applied,
-or that kills the process, ends up alone in its batch, and uses one attempt there. One whose payload is unusable fails
-at once, in a batch of any size.
+A batch can be recorded: committed to `batches` before it is attempted, and the transaction that applies it deletes the
+record. If the transaction fails, or the process dies, the halves of the batch run separately. So an event that cannot
+be applied, or that kills the process, ends up alone in its batch, and uses one attempt there. One whose payload is
+unusable fails at once, in a batch of any size.
 
-Recording costs as much as a small batch. So a drain records itself once instead (`DrainRecord`), and applies small
-batches without a record of their own. If it dies, whatever is pending becomes a recorded batch, halved as above.
+Recording costs as much as a small batch, so small batches are not recorded once a process has emptied the inbox. Until
+then it records every batch, because an event that killed its predecessor may be due.
 """
 
 import time
@@ -14,11 +14,11 @@ import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import structlog
 from rq.timeouts import JobTimeoutException
-from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, exists, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
 from models.bulk import is_any_of, update_rows
@@ -41,10 +41,6 @@ log = structlog.get_logger()
 
 ORPHAN_AFTER_SECONDS = 15.0
 """A batch started more than this many seconds ago, whose row is not locked, belongs to a dead drain."""
-GONE_AFTER_SECONDS = 3.0
-"""A drain that renewed its record more than this many seconds ago, and does not lock it, is dead."""
-DRAIN_PREFIX = "drain:"
-"""Prefix of the ids in `batches` of the records of drains. They have no events."""
 SMALL_BATCH = 100
 """Up to this many events are applied without a record of their own."""
 PARTITIONS = 4
@@ -80,52 +76,23 @@ class ClaimedBatch(NamedTuple):
     more_due: bool = False
 
 
-class DrainRecord:
-    """A record that a drain is running. Use it as a context manager, around one or more calls of `drain`."""
+class AttemptedBatch(NamedTuple):
+    """A batch that was attempted.
 
-    def __init__(self, engine: Engine, limits: DrainLimits) -> None:
-        self.id = f"{DRAIN_PREFIX}{uuid.uuid4().hex}"
-        self._engine = engine
-        self._limits = limits
-        self._exists = False
+    Attributes:
+        accepted: when the events that were applied had been accepted, without replayed events. In the time of
+            `time.monotonic`, from which their ages after the commit are computed.
+        last: no other event was due when the batch was chosen.
+        more_due: more events were due than a batch holds.
+    """
 
-    def create(self) -> None:
-        """Insert the record if it does not exist. First, requeue what dead drains left."""
-        if not self._exists:
-            in_transaction(self._engine, self._insert)
-            self._exists = True
-
-    def _insert(self, tx: Connection) -> None:
-        _requeue_orphans(tx, self._limits)
-        tx.execute(insert(Batch).values(id=self.id, event_ids=[], started_at=db_now()))
-
-    def renew(self, tx: Connection) -> bool:
-        """Set the record's time to now, and so lock it until the commit; return False if it is gone.
-
-        Then this process was frozen, and another drain took it for dead. `create` inserts the record again.
-        """
-        self._exists = tx.execute(update(Batch).where(Batch.id == self.id).values(started_at=db_now())).rowcount == 1
-        return self._exists
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._exists:
-            in_transaction(self._engine, _delete_batch, self.id)
+    accepted: Sequence[float] = ()
+    last: bool = False
+    more_due: bool = False
 
 
-def drain(
-    engine: Engine,
-    limits: DrainLimits,
-    on_applied: Callable[[list[float]], None] = lambda _: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    on_backlog: Callable[[], None] = lambda: None,
-    record: DrainRecord | None = None,
-) -> bool:
-    """Apply pending events until none is due that no other drain has locked.
-
-    Returns False if it was stopped or ran out of time before.
+class Drain:
+    """Applies pending events, as often as it is called.
 
     Args:
         engine: the database.
@@ -133,99 +100,101 @@ def drain(
         on_applied: called after each commit with the ages in seconds of its events, except replayed ones.
         should_stop: returns whether to stop; called between two batches.
         on_backlog: called when more events are due than a batch holds.
-        record: the record of this drain, if several calls share it.
-
-    Raises:
-        sqlalchemy.exc.DBAPIError: the database is unavailable. The clock will ring again.
-        rq.timeouts.JobTimeoutException: RQ ended the job. The batch was requeued.
-    """
-    if record is None:
-        with DrainRecord(engine, limits) as own:
-            return drain(engine, limits, on_applied, should_stop, on_backlog, own)
-    ends = time.monotonic() + limits.max_seconds
-    while not should_stop() and time.monotonic() < ends:
-        step = _small_batch(engine, limits, record) or _recorded_batch(engine, limits, record, on_backlog)
-        if step is None:
-            return True
-        on_applied([time.monotonic() - at for at in step.accepted])
-        if step.last:
-            return True  # later events have rung the bell
-    return False
-
-
-class Step(NamedTuple):
-    """A batch that was attempted.
-
-    Attributes:
-        accepted: when the events that were applied had been accepted, without replayed events. In the time of
-            `time.monotonic`, from which their ages after the commit are computed.
-        last: no other event was due when the batch was chosen.
     """
 
-    accepted: Sequence[float] = ()
-    last: bool = False
+    def __init__(
+        self,
+        engine: Engine,
+        limits: DrainLimits,
+        on_applied: Callable[[list[float]], None] = lambda _: None,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_backlog: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._on_applied = on_applied
+        self._should_stop = should_stop
+        self._on_backlog = on_backlog
+        self._emptied = False
+        """Whether this object has seen that no event was due."""
+
+    def __call__(self) -> bool:
+        """Apply pending events until none is due that no other drain has locked.
+
+        Returns False if it was stopped or ran out of time before.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: the database is unavailable. The clock will ring again.
+            rq.timeouts.JobTimeoutException: RQ ended the job. The batch was requeued.
+        """
+        ends = time.monotonic() + self._limits.max_seconds
+        small = self._emptied
+        while not self._should_stop() and time.monotonic() < ends:
+            batch = (_small_batch(self._engine, self._limits) if small else None) or self._recorded_batch()
+            if batch is not None:
+                self._on_applied([time.monotonic() - at for at in batch.accepted])
+            if batch is None or batch.last:  # later events have rung the bell
+                self._emptied = True
+                return True
+            small = self._emptied and not batch.more_due
+        return False
+
+    def _recorded_batch(self) -> AttemptedBatch | None:
+        """Record a batch and apply it in another transaction; return None if nothing is due."""
+        batch = in_transaction(self._engine, _claim_batch, self._limits)
+        if batch is None:
+            return None
+        if batch.more_due:
+            self._on_backlog()
+        try:
+            applied = in_transaction(self._engine, _apply_batch, self._limits, batch)
+            return AttemptedBatch(applied, batch.last, batch.more_due)
+        except Exception as error:
+            # An event may raise anything: the error is recorded on its row.
+            in_transaction(self._engine, _requeue_batch, self._limits, batch, error)
+            if isinstance(error, JobTimeoutException):
+                raise
+            return AttemptedBatch()
 
 
-def _small_batch(engine: Engine, limits: DrainLimits, record: DrainRecord) -> Step | None:
+def _small_batch(engine: Engine, limits: DrainLimits) -> AttemptedBatch | None:
     """Apply everything that is due in one transaction; return None where `_apply_due` does."""
     chosen: list[str] = []
-    record.create()
     try:
-        accepted = in_transaction(engine, _apply_due, limits, record, chosen)
-        return None if accepted is None else Step(accepted, last=True)
+        accepted = in_transaction(engine, _apply_due, limits, chosen)
+        return None if accepted is None else AttemptedBatch(accepted, last=True)
     except Exception as error:
         if not chosen:
             raise
         in_transaction(engine, _requeue, limits, chosen, error)
         if isinstance(error, JobTimeoutException):
             raise
-        return Step()
+        return AttemptedBatch()
 
 
-def _apply_due(tx: Connection, limits: DrainLimits, record: DrainRecord, chosen: list[str]) -> list[float] | None:
+def _apply_due(tx: Connection, limits: DrainLimits, chosen: list[str]) -> list[float] | None:
     """Apply all events that are due, and put their ids into `chosen`.
 
-    Returns when they were accepted, as `Step.accepted`. Returns None, and applies nothing, if more than `SMALL_BATCH`
-    are due, if a batch is recorded, or if this drain's record is gone.
+    Returns when they were accepted, as `AttemptedBatch.accepted`. Returns None, and applies nothing, if more than
+    `SMALL_BATCH` are due, if one of them has failed before, or if a batch is recorded.
     """
     now = time.monotonic()
     most = min(SMALL_BATCH, limits.batch_size)
     chosen.clear()
-    if not record.renew(tx):
-        return None
     roles = _role_map(tx)
-    recorded = exists().where(Batch.id.not_like(f"{DRAIN_PREFIX}%"))
+    recorded = select(Batch.id).exists()
     due = _inbox_events(Event.status == inline_literal(EventStatus.PENDING), Event.due_at <= db_now(), ~recorded)
     # Nothing while a batch is recorded: it may contain them.
     events = tx.execute(due.order_by(Event.due_at, Event.id).limit(most + 1).with_for_update(skip_locked=True)).all()
-    if len(events) > most or (not events and tx.execute(select(recorded)).scalar_one()):
-        return None
-    if not events:
-        return []
     found = [InboxEvent(*event) for event in events]
+    if len(found) > most or any(event.attempts for event in found):
+        return None
+    if not found:
+        return None if tx.execute(select(recorded)).scalar_one() else []
     chosen += [event.id for event in found]
     applied = apply_events(tx, found, roles)
     _record_outcomes(tx, limits, applied)
     return [now - age for age in applied.ages]
-
-
-def _recorded_batch(
-    engine: Engine, limits: DrainLimits, record: DrainRecord, on_backlog: Callable[[], None]
-) -> Step | None:
-    """Record a batch and apply it in another transaction; return None if nothing is due."""
-    batch = in_transaction(engine, _claim_batch, limits)
-    if batch is None:
-        return None
-    if batch.more_due:
-        on_backlog()
-    try:
-        return Step(in_transaction(engine, _apply_batch, limits, record, batch), batch.last)
-    except Exception as error:
-        # An event may raise anything: the error is recorded on its row.
-        in_transaction(engine, _requeue_batch, limits, batch, error)
-        if isinstance(error, JobTimeoutException):
-            raise
-        return Step()
 
 
 def _claim_batch(tx: Connection, limits: DrainLimits) -> ClaimedBatch | None:
@@ -277,27 +246,11 @@ def _insert_batch(tx: Connection, event_ids: Sequence[str], *, started: bool) ->
 
 
 def _requeue_orphans(tx: Connection, limits: DrainLimits) -> None:
-    # While it works, a drain that is alive locks its batch's row, or its own `drain:` row.
-    is_drain = Batch.id.like(f"{DRAIN_PREFIX}%")
-    old = (~is_drain & (Batch.started_at < db_now_plus(-ORPHAN_AFTER_SECONDS))) | (
-        is_drain & (Batch.started_at < db_now_plus(-GONE_AFTER_SECONDS))
-    )
+    # While it works, a drain that is alive locks its batch's row.
+    old = Batch.started_at < db_now_plus(-ORPHAN_AFTER_SECONDS)
     orphans = select(Batch.id, Batch.event_ids).where(old).with_for_update(skip_locked=True)
     for id, event_ids in tx.execute(orphans).all():
-        if event_ids:
-            _requeue_batch(tx, limits, ClaimedBatch(id, event_ids), WorkerCrashedError())
-        elif _delete_batch(tx, id):
-            _record_what_is_due(tx, limits)
-
-
-def _record_what_is_due(tx: Connection, limits: DrainLimits) -> None:
-    """Make a batch of the events that a dead drain may have been applying. No event loses an attempt."""
-    taken = {event_id for event_ids in tx.execute(select(Batch.event_ids)).scalars() for event_id in event_ids}
-    due = select(Event.id).where(Event.status == inline_literal(EventStatus.PENDING), Event.due_at <= db_now())
-    ids = tx.execute(due.order_by(Event.due_at, Event.id).limit(limits.batch_size + len(taken))).scalars()
-    if free := [id for id in ids if id not in taken]:
-        log.warning("drain_died", events=len(free))
-        _insert_batch(tx, free, started=False)
+        _requeue_batch(tx, limits, ClaimedBatch(id, event_ids), WorkerCrashedError())
 
 
 def _requeue_batch(tx: Connection, limits: DrainLimits, batch: ClaimedBatch, error: Exception) -> None:
@@ -349,16 +302,15 @@ def _describe(error: Exception) -> str:
     return clean(f"{type(error).__name__}: {message}".splitlines()[0])[:1000]
 
 
-def _apply_batch(tx: Connection, limits: DrainLimits, record: DrainRecord, batch: ClaimedBatch) -> list[float]:
+def _apply_batch(tx: Connection, limits: DrainLimits, batch: ClaimedBatch) -> list[float]:
     """Apply the events of a recorded batch, and delete the record.
 
-    Returns when its events were accepted, as `Step.accepted`.
+    Returns when its events were accepted, as `AttemptedBatch.accepted`.
     """
     now = time.monotonic()  # measured again if the transaction is retried
     if not _delete_batch(tx, batch.id):
         log.info("batch_taken_over", batch=batch.id)
         return []
-    record.renew(tx)  # even if it is gone, the batch is ours: we have just deleted its own record
     applied = apply_by_id(tx, batch.event_ids, Event.status == EventStatus.PENDING)
     _record_outcomes(tx, limits, applied)
     return [now - age for age in applied.ages]

@@ -33,7 +33,10 @@ class ReceivedEvent(NamedTuple):
     type: str
     body: bytes
     partition_key: int
-    """The same for all events of an object, below `PARTITION_KEYS`. It decides only which drain applies the event."""
+    """Below `PARTITION_KEYS`. Usually the same for all events of an object; 0 if `data` has no id.
+
+    It decides only which drain applies the event.
+    """
     occurred_at: datetime | None = None
     """With time zone; None if it is not known yet."""
 
@@ -58,7 +61,8 @@ class ReceivedEvent(NamedTuple):
 def accept_webhooks(engine: Engine, events: Sequence[ReceivedEvent]) -> list[bool]:
     """Commit events and return, for each, whether it is new. On PostgreSQL this takes one round trip.
 
-    If an event is known, or occurs twice in `events`, only its number of deliveries grows.
+    If an event is known, or occurs twice in `events`, only its delivery columns change (`deliveries`,
+    `last_delivered_at`, `webhook_at`).
 
     Raises:
         sqlalchemy.exc.DBAPIError: the commit failed, or its result is unknown. Accepting the events again is safe.
@@ -173,9 +177,10 @@ def backlog(engine: Engine) -> Backlog:
 
 
 def needs_drain(engine: Engine, *, older_than: float) -> bool:
-    """Return whether an event or a batch has waited for a drain for more than `older_than` seconds.
+    """Return whether events wait for a drain.
 
-    The record of a drain that died counts as a batch: the next drain removes it.
+    They do if an event has been due, or a batch in progress, for more than `older_than` seconds, or if a batch has not
+    been started.
     """
     due = exists().where(Event.status == inline_literal(EventStatus.PENDING), Event.due_at < db_now_plus(-older_than))
     waiting = exists().where((Batch.started_at.is_(None)) | (Batch.started_at < db_now_plus(-older_than)))

@@ -60,8 +60,10 @@ class Listing:
         paged: whether WorkOS answers in pages.
         full_resync: how often a full resync fetches it.
         workspace_resync: whether the resync of one workspace fetches it.
-        required: whether a full resync fails when this listing fails.
-        objects: raises `PayloadError` if an item lacks objects that it should show. None: each item is one object.
+        required: whether a full resync fails if the listing of the whole environment fails. If the listing of one
+            organization fails, the resync is incomplete.
+        objects: yields the objects in an item (None: the item itself); raises `PayloadError` if the item lacks objects
+            that it should show.
     """
 
     name: str
@@ -99,8 +101,8 @@ class Kind:
         listings: the listings that fetch objects of this kind.
         shown_by: the listings by which a resync finds deleted objects.
         label: the column that names an object to people.
-        parents: column → name of the kind whose id it contains. Live objects must have it. A parent that stays missing
-            is read.
+        parents: column → name of the kind whose id it contains. Live objects must have the column. A parent that stays
+            missing is read.
         id_field: the payload's field that identifies an object.
         key: the key in the mirror, from that field's value and the content.
         delete_is_final: False for an object that is identified by a slug and can be created again. Its states are

@@ -40,7 +40,8 @@ class Decision(NamedTuple):
 
     outcome: Outcome
     compared_with: str | None
-    """The event id of the stored version that it was compared with; None if there was none."""
+    """The event id of the stored version that it was compared with: empty if that was read from the API, None if there
+    was no version."""
     needs_confirmation: ConfirmationReason | None
     """Why a confirmed read is needed; None if it is not."""
 
@@ -48,8 +49,8 @@ class Decision(NamedTuple):
 def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], list[ChangeRow]]:
     """Decide each arrival in turn and write the mirror; return the decisions, in the same order, and the changes.
 
-    Rows are locked kind by kind, sorted by id, so that concurrent callers do not deadlock. The caller passes the
-    changes to `note_changes` as its last step, and commits.
+    Rows are locked kind by kind, sorted by id, so that concurrent callers hardly ever deadlock; if they do, the
+    transaction is retried. The caller passes the changes to `note_changes` as its last step, and commits.
     """
     decisions: dict[int, Decision] = {}
     changes: list[ChangeRow] = []
@@ -142,8 +143,15 @@ def insert_and_lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict
 
     An id never seen gets a row to lock. The caller must save a state for it, or delete the row, before the commit.
     """
+    states = _lock_rows(tx, kind, ids)
+    if missing := [id for id in ids if id not in states]:
+        insert_new(tx, kind.table, [{"id": id} for id in missing])
+        states |= _lock_rows(tx, kind, missing)  # another transaction may have inserted some
+    return states
+
+
+def _lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State | None]:
     table = kind.table.__table__
-    insert_new(tx, kind.table, [{"id": id} for id in ids])
     found = select(table).where(is_any_of(tx, table.c.id, ids)).order_by(table.c.id).with_for_update()
     return {row["id"]: _state(kind, row) for row in tx.execute(found).mappings()}
 

@@ -1,9 +1,9 @@
 """Auto-join: derives what changes of the mirror mean for auto-join, in the transaction that makes the changes.
 
 The views in `models.views` decide: `auto_join_domains` by which domain people join, `auto_join_blocks` who is kept out.
-This module repeats the rule of `auto_join_domains` to record in `changes` why a domain does not auto-join;
-tests/use_cases/test_access_rules.py compares the two. In mode `provision` it also records whom `worker.provisioning`
-must make a member.
+This module repeats the part of `auto_join_domains` about verification and rival workspaces, to record in `changes` why
+a domain does not auto-join; tests/use_cases/test_access_rules.py compares the two. In mode `provision` it also records
+whom `worker.provisioning` must make a member.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,11 +34,11 @@ from worker.kinds.organization import ORGANIZATION, Organization
 from worker.kinds.user import USER, User
 from worker.mirror.change_rows import CausedBy, ChangeRow
 
-REVIVED = (JoinState.DROPPED, JoinState.FAILED)
+RETRYABLE_JOINS = (JoinState.DROPPED, JoinState.FAILED)
 """Joins that a new cause makes pending again. A block stays until an operator unblocks the person."""
 
 
-class Claim(NamedTuple):
+class DomainClaim(NamedTuple):
     """A workspace's claim to a domain: everything that its auto-join state depends on."""
 
     id: str
@@ -70,7 +70,7 @@ class AutoJoinStatus(NamedTuple):
     reason: str | None
 
 
-def auto_join_statuses(claims: Sequence[Claim]) -> dict[str, AutoJoinStatus]:
+def auto_join_statuses(claims: Sequence[DomainClaim]) -> dict[str, AutoJoinStatus]:
     """Return the status of each claim, by domain id. `claims` must include every claim to each of their domains."""
     holders: dict[str | None, set[str]] = {}
     for claim in claims:
@@ -79,7 +79,7 @@ def auto_join_statuses(claims: Sequence[Claim]) -> dict[str, AutoJoinStatus]:
     return {claim.id: _status(claim, holders.get(claim.normalized, set())) for claim in claims}
 
 
-def _status(claim: Claim, holders: set[str]) -> AutoJoinStatus:
+def _status(claim: DomainClaim, holders: set[str]) -> AutoJoinStatus:
     if claim.deleted or claim.workspace_deleted:
         return AutoJoinStatus(AutoJoinState.REVOKED, f"the {'domain' if claim.deleted else 'workspace'} is deleted")
     if claim.verification == "failed":
@@ -94,7 +94,7 @@ def _status(claim: Claim, holders: set[str]) -> AutoJoinStatus:
 
 
 def auto_join_changes(tx: Connection, changes: Sequence[ChangeRow]) -> list[ChangeRow]:
-    """Record what changes of the mirror mean for auto-join; return additional rows for `changes`.
+    """Record new auto-join states, and joins and searches in mode `provision`; return additional rows for `changes`.
 
     A change of a domain gets the auto-join state in its `before` and `after`. A domain whose state changed for another
     reason (its workspace or a rival) gets a row of its own. The caller holds the lock of `changes`, so that of two
@@ -111,7 +111,7 @@ def auto_join_changes(tx: Connection, changes: Sequence[ChangeRow]) -> list[Chan
         transitions = _record_statuses(tx, _causes_of_claims(tx, domains, workspaces))
         further = _record_changes(transitions, changes)
         if mode == AutoJoinMode.PROVISION:
-            _search(tx, transitions)
+            _request_new_domain_searches(tx, transitions)
     if mode == AutoJoinMode.PROVISION:
         by_cause: dict[CausedBy, list[str]] = {}
         for id, row in people.items():
@@ -123,7 +123,7 @@ def auto_join_changes(tx: Connection, changes: Sequence[ChangeRow]) -> list[Chan
     return further
 
 
-def search(tx: Connection, cause: CausedBy, *which: ColumnElement[bool]) -> None:
+def request_search_where(tx: Connection, cause: CausedBy, *which: ColumnElement[bool]) -> None:
     """Request a search of the auto-join domains that meet `which` for the people who have not joined.
 
     As for a domain that has just been verified, the search covers everybody with `AUTO_JOIN_EXISTING`, and otherwise
@@ -136,7 +136,7 @@ def search(tx: Connection, cause: CausedBy, *which: ColumnElement[bool]) -> None
     place = (view.organization_id, view.domain)
     found = select(*place, func.min(Domain.updated_at)).join(Domain, of_claim).where(*verified, *which).group_by(*place)
     for organization_id, domain, verified_at in tx.execute(found).all():
-        _add_search(tx, organization_id, domain, verified_at, cause)
+        _insert_search(tx, organization_id, domain, verified_at, cause)
 
 
 def eligible() -> Select[str, str, str | None, str, str]:
@@ -187,7 +187,9 @@ def add_joins(tx: Connection, which: ColumnElement[bool], cause: CausedBy) -> No
         "attempts": 0,
     }
     key = [Join.organization_id, Join.user_id]
-    tx.execute(statement.on_conflict_do_update(index_elements=key, set_=pending_again, where=Join.state.in_(REVIVED)))
+    tx.execute(
+        statement.on_conflict_do_update(index_elements=key, set_=pending_again, where=Join.state.in_(RETRYABLE_JOINS))
+    )
 
 
 def _created_or_deleted(row: ChangeRow) -> bool:
@@ -224,7 +226,7 @@ def _causes_of_claims(
     return causes
 
 
-def claims(tx: Connection, ids: Iterable[str]) -> list[Claim]:
+def domain_claims(tx: Connection, ids: Iterable[str]) -> list[DomainClaim]:
     """Return the claims with these domain ids, and all other claims to the same domains, sorted by domain id."""
     selected = is_any_of(tx, Domain.id, ids)
     names = filter(None, tx.execute(select(Domain.normalized).where(selected)).scalars())
@@ -239,13 +241,13 @@ def claims(tx: Connection, ids: Iterable[str]) -> list[Claim]:
         .where(or_(selected, is_any_of(tx, Domain.normalized, set(names))), Domain.revision > 0)
         .order_by(Domain.id)
     )
-    return [Claim(**row) for row in tx.execute(found).mappings()]
+    return [DomainClaim(**row) for row in tx.execute(found).mappings()]
 
 
 class Transition(NamedTuple):
     """A claim with its last recorded status, its status now, and what may have changed it."""
 
-    claim: Claim
+    claim: DomainClaim
     before: AutoJoinStatus | None
     now: AutoJoinStatus
     cause: CausedBy
@@ -255,7 +257,7 @@ def _record_statuses(tx: Connection, causes: Mapping[str, CausedBy]) -> list[Tra
     """Derive and record the status of these domains and of every other claim to them."""
     if not causes:
         return []
-    found = claims(tx, causes)
+    found = domain_claims(tx, causes)
     now = auto_join_statuses(found)
     query = select(AutoJoin.__table__).where(is_any_of(tx, AutoJoin.domain_id, now))
     recorded = {row.domain_id: row for row in tx.execute(query)}
@@ -301,19 +303,19 @@ def _columns(status: AutoJoinStatus | None) -> dict[str, str | None]:
     return {"auto_join": state, "auto_join_reason": reason}
 
 
-def _search(tx: Connection, transitions: Sequence[Transition]) -> None:
+def _request_new_domain_searches(tx: Connection, transitions: Sequence[Transition]) -> None:
     """Request searches for the people of domains that have just become verified."""
     for claim, before, now, cause in transitions:
         was_verified = before is not None and before.state is AutoJoinState.VERIFIED
         if now.state is AutoJoinState.VERIFIED and not was_verified and claim.normalized and claim.organization_id:
             # The event of a sign-up may arrive before the event that verified the domain.
-            _add_search(tx, claim.organization_id, claim.normalized, claim.updated_at, cause)
+            _insert_search(tx, claim.organization_id, claim.normalized, claim.updated_at, cause)
 
 
-def _add_search(tx: Connection, organization_id: str, domain: str, verified_at: datetime, cause: CausedBy) -> None:
+def _insert_search(tx: Connection, organization_id: str, domain: str, verified_at: datetime, cause: CausedBy) -> None:
     """Request a search for everybody with `AUTO_JOIN_EXISTING`, else for the people who signed up since `verified_at`.
 
-    Nor does it cover people whom the first resync found. A search for everybody that is still open stays one.
+    People found by the first resync are left out. An open search for everybody is not narrowed.
     """
     settings = select(MirrorState.auto_join_existing, MirrorState.backfill_from, MirrorState.backfilled_at)
     existing, backfill_from, backfilled_at = tx.execute(settings).one()

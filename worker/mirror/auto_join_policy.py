@@ -34,7 +34,7 @@ from worker.kinds.membership import Membership
 from worker.kinds.organization import Organization
 from worker.kinds.user import USER, User
 from worker.mirror.apply import note_changes
-from worker.mirror.auto_join import add_joins, eligible, neither_member_nor_blocked, same_person, search
+from worker.mirror.auto_join import add_joins, eligible, neither_member_nor_blocked, request_search_where, same_person
 from worker.mirror.change_rows import ChangeRow
 
 log = structlog.get_logger()
@@ -62,7 +62,7 @@ def adopt(tx: Connection, mode: str, *, existing: bool) -> None:
     audit.note(tx, audit.Actor(", ".join(changes), Via.SETTINGS), Action.CHANGE_AUTO_JOIN_MODE, settings=changes)
     tx.execute(update(MirrorState).values(wanted))
     if mode == AutoJoinMode.PROVISION and (existing or current["auto_join"] == AutoJoinMode.MIRROR):
-        search(tx, (Cause.SETTINGS, changed[0].upper()))
+        request_search_where(tx, (Cause.SETTINGS, changed[0].upper()))
 
 
 @transactional
@@ -96,7 +96,7 @@ def set_workspace(
     tx.execute(insert(WorkspaceSettings).values(organization_id=organization_id, **after, who=who, why=why))
     switched_on = after["auto_join"] and not before["auto_join"]
     if switched_on and mirror.auto_join == AutoJoinMode.PROVISION and mirror.auto_join_existing:
-        search(tx, (Cause.OPERATOR, who), auto_join_domains.c.organization_id == organization_id)
+        request_search_where(tx, (Cause.OPERATOR, who), auto_join_domains.c.organization_id == organization_id)
     old, new = before | {"why": before_why}, after | {"why": why}
     if old != new:
         ids = organization_id, organization_id

@@ -9,7 +9,7 @@ difference that a listing cannot decide.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import Connection, Text, cast, delete, select
+from sqlalchemy import Connection, Text, cast, delete, literal, select, union_all
 
 from models.bulk import insert_new, is_any_of
 from models.outcomes import Outcome
@@ -33,10 +33,10 @@ def request_reads(tx: Connection, kind: Kind, ids: Iterable[str], reason: str, r
     insert_new(tx, Read, rows, due_at=db_now_plus(0))
 
 
-def _request_for_events(tx: Connection, kind: Kind, events: Mapping[str, str], reason: str, after: float = 0.0) -> None:
-    """Request reads for events, `after` seconds from now. `events` maps the object id to the id of the event."""
-    shared = {"kind": kind.name, "reason": reason}
-    rows = [{**shared, "object_id": id, "event_id": event} for id, event in sorted(events.items())]
+def _request_for_events(tx: Connection, events: Mapping[tuple[str, str], str], reason: str, after: float = 0.0) -> None:
+    """Request reads for events, `after` seconds from now. `events` maps an object's kind and id to the event's id."""
+    keys = ("kind", "object_id", "event_id", "reason")
+    rows = [dict(zip(keys, (*place, event, reason), strict=True)) for place, event in sorted(events.items())]
     insert_new(tx, Read, rows, due_at=db_now_plus(after))
 
 
@@ -47,7 +47,7 @@ def request_reads_for(tx: Connection, arrivals: Sequence[Arrival], decisions: Se
     (docs/workos.md, What is not known).
     """
     unconfirmed: dict[tuple[Kind, ConfirmationReason], dict[str, str]] = {}
-    parents: dict[Kind, dict[str, str]] = {kind: {} for kind in KINDS.values()}
+    parents: dict[tuple[str, str], str] = {}
     for (snapshot, _, event_id, _), decision in zip(arrivals, decisions, strict=True):
         content = snapshot.state.content
         if decision.needs_confirmation is not None:
@@ -56,19 +56,29 @@ def request_reads_for(tx: Connection, arrivals: Sequence[Arrival], decisions: Se
             continue
         if not snapshot.state.deleted:
             for column, parent in snapshot.kind.parents.items():
-                parents[KINDS[parent]].setdefault(content[column], event_id)
+                parents.setdefault((parent, content[column]), event_id)
         elif snapshot.kind is ROLE:
             _request_role_holders(tx, content["organization_id"], content["slug"], event_id)
     for (kind, reason), events in unconfirmed.items():
         # The object has arrived, so it is no missing parent; that request would also replace the new one.
         missing = (Read.run_id == "", Read.kind == kind.name, Read.reason == PARENT_MISSING)
         tx.execute(delete(Read).where(*missing, is_any_of(tx, Read.object_id, events)))
-        _request_for_events(tx, kind, events, reason)
-    for kind, events in parents.items():
-        if events:
-            known = set(tx.execute(select(kind.table.id).where(is_any_of(tx, kind.table.id, events))).scalars())
-            missing_parents = {id: event_id for id, event_id in events.items() if id not in known}
-            _request_for_events(tx, kind, missing_parents, PARENT_MISSING, PARENT_DELAY_SECONDS)
+        _request_for_events(tx, {(kind.name, id): event for id, event in events.items()}, reason)
+    known = _existing(tx, parents)
+    missing_parents = {parent: event for parent, event in parents.items() if parent not in known}
+    _request_for_events(tx, missing_parents, PARENT_MISSING, PARENT_DELAY_SECONDS)
+
+
+def _existing(tx: Connection, objects: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Return those of the objects, each a kind's name and an id, that the mirror has."""
+    ids: dict[str, list[str]] = {}
+    for name, id in objects:
+        ids.setdefault(name, []).append(id)
+    queries = [
+        select(literal(name).label("kind"), (key := KINDS[name].table.id)).where(is_any_of(tx, key, of_kind))
+        for name, of_kind in sorted(ids.items())
+    ]
+    return {(name, id) for name, id in tx.execute(union_all(*queries))} if queries else set()
 
 
 def _request_role_holders(tx: Connection, organization_id: str | None, slug: str, event_id: str) -> None:
@@ -77,4 +87,5 @@ def _request_role_holders(tx: Connection, organization_id: str | None, slug: str
     )
     if organization_id:
         holders = holders.where(Membership.organization_id == organization_id)
-    _request_for_events(tx, MEMBERSHIP, dict.fromkeys(tx.execute(holders).scalars(), event_id), ROLE_DELETED)
+    found = ((MEMBERSHIP.name, id) for id in tx.execute(holders).scalars())
+    _request_for_events(tx, dict.fromkeys(found, event_id), ROLE_DELETED)

@@ -13,7 +13,7 @@ from models.database import in_transaction
 from worker.inbox.store import needs_drain
 from worker.metrics import Counters, Place
 from worker.queue.doorbell import Doorbell
-from worker.repair.schedule import CLOCK_TICK, claim
+from worker.repair.schedule import CLOCK_TICK, take_tick
 
 log = structlog.get_logger()
 
@@ -49,7 +49,7 @@ def sweep(engine: Engine, bell: Doorbell) -> bool:
 
 def heartbeat(engine: Engine) -> None:
     """Record that the clock is alive. The time is the database's."""
-    in_transaction(engine, claim, CLOCK_TICK, 0.0)
+    in_transaction(engine, take_tick, CLOCK_TICK, 0.0)
 
 
 def run(tasks: list[PeriodicTask], stop: threading.Event, counters: Counters) -> None:

@@ -1,6 +1,7 @@
 """The embedded Valkey, for use without a Redis server.
 
-The first command starts it, and stops it at its end. Other commands share it; the clock starts it again if it is gone.
+The command that starts it stops it at its end; `up` stops it in any case. Other commands share it. The clock starts it
+again if it is gone.
 """
 
 import fcntl
@@ -70,10 +71,10 @@ def redis_server(settings: Settings) -> Iterator[RedisServer]:
 
 
 @contextmanager
-def own_redis_server(settings: Settings) -> Iterator[RedisServer]:
+def redis_server_for_up(settings: Settings) -> Iterator[RedisServer]:
     """Yield a running Redis. Stop an embedded one when this process and those that it forks end, even by SIGKILL.
 
-    A process of its own waits for that end: nobody writes to its pipe, which is closed when the last of them ends.
+    A forked keeper blocks on a pipe; when the last process that holds the other end dies, it stops the server.
     """
     server = RedisServer(settings)
     if settings.redis_url is not None:
@@ -100,7 +101,7 @@ def _start_unless_running(url: str) -> ValkeyServer | None:
     home = HOME.resolve()
     if len(os.fsencode(home / SOCKET)) > MAX_SOCKET_PATH:
         raise ConfigurationError(f"the path of {home} is too long for a socket: set REDIS_URL, or start elsewhere")
-    with (home / "valkey.lock").open("w") as lock, _plain(home) as plain:
+    with (home / "valkey.lock").open("w") as lock, _path_without_quoting(home) as plain:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _runs(url):
             return None
@@ -121,7 +122,7 @@ def _start_unless_running(url: str) -> ValkeyServer | None:
 
 
 @contextmanager
-def _plain(folder: Path) -> Iterator[Path]:
+def _path_without_quoting(folder: Path) -> Iterator[Path]:
     """Yield a path of `folder` that is valid in a file of Valkey's settings, where spaces and quotes have a meaning.
 
     It is a link if `folder` is not such a path itself. The link may go as soon as the server has started: the server

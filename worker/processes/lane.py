@@ -3,26 +3,26 @@
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from datetime import timedelta
 from functools import partial
+from typing import NamedTuple
 
 import structlog
 from redis.exceptions import RedisError
 from rq.exceptions import StopRequested
+from rq.worker import WorkerStatus
 
-from models.tables import AutoJoinMode
 from worker import provisioning
-from worker.bootstrap import JOB_SECONDS, Services, build_services, drain_limits, report_redis
+from worker.bootstrap import Services, build_services, report_redis
 from worker.error_handling import describe, is_expected
 from worker.hooks.follow import follow
 from worker.hooks.targets import targets
 from worker.hooks.threads import HookThreads
-from worker.inbox.drain import DrainRecord, drain
-from worker.metrics import ACCEPTED_TO_APPLIED, Place
-from worker.processes.jobs import clearing_flag, contained, make_worker
+from worker.metrics import Place
+from worker.processes.drain_job import DrainJob
+from worker.processes.jobs import Worker, clearing_flag, contained, make_worker
 from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
 from worker.queue.heartbeat import Heartbeat
 from worker.repair.catch_up import update_complete_to
@@ -31,13 +31,6 @@ from worker.repair.work import Repair, catch_up_or_resync
 from worker.settings import Settings
 
 log = structlog.get_logger()
-
-LINGER_SECONDS = 0.2
-"""How long a drain waits for the next delivery before its job ends. A job costs more than a small batch."""
-MANY_EVENTS = 8
-GATHER_SECONDS = 0.02
-"""After a drain of at least `MANY_EVENTS`, the next one starts this much later, so that its batch is larger: the
-statements of a batch cost as much as some dozens of events."""
 
 
 def work(lane: str, settings: Settings, redis_url: str) -> None:
@@ -50,12 +43,13 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
         services = at_end.enter_context(closing(build_services(settings, redis_url)))
         stopping = threading.Event()
         try:
-            function = JOBS[lane](services, stopping, at_end)
+            job = JOBS[lane](services, stopping, at_end)
             contained = partial(services.counters.contained, Place.LANE, lane)
-            worker = make_worker(services.redis, lane, {lane: function}, stopping, contained)
+            worker = make_worker(services.redis, lane, {lane: job.run}, stopping, contained)
             # A client of its own: RQ waits for jobs with long time-outs.
             failed = partial(services.counters.postpone, Place.HEARTBEAT, lane)
-            heartbeat = Heartbeat(report_redis(redis_url), lane, worker.get_state, failed)
+            state = partial(_state, worker, job)
+            heartbeat = Heartbeat(report_redis(redis_url), lane, state, failed)
             at_end.enter_context(closing(heartbeat)).start()
             log.info("worker_started", pid=os.getpid())
             worker.work(logging_level="WARNING")
@@ -71,54 +65,31 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
             sys.exit(1)
 
 
-def _drain(services: Services, stopping: threading.Event, _at_end: ExitStack) -> Callable[[], None]:
-    """Return a job that applies pending events, and waits for more as long as deliveries arrive."""
-    settings, bell, limits = services.settings, services.bell, drain_limits(services.settings)
-    applied = 0
+class _Job(NamedTuple):
+    """What the jobs of a lane run, and whether the job that is running only waits for events."""
 
-    def count(ages: list[float]) -> None:
-        nonlocal applied
-        applied += len(ages)
-        services.counters.observe(ACCEPTED_TO_APPLIED, ages)
-
-    def drain_and_notify(record: DrainRecord) -> bool:
-        nonlocal applied
-        applied = 0
-        done = drain(services.engine, limits, count, stopping.is_set, bell.enqueue_another, record)
-        # Only for speed: the clock rings too.
-        if settings.http_hooks:
-            services.hooks_bell.ring()
-        if settings.auto_join is AutoJoinMode.PROVISION and provisioning.waiting(services.engine):
-            services.provision_bell.ring()
-        return done
-
-    def run() -> None:
-        ends, done = time.monotonic() + JOB_SECONDS, False
-        with DrainRecord(services.engine, limits) as record:
-            try:
-                bell.keep_flag()
-                while (done := drain_and_notify(record)) and time.monotonic() < ends:
-                    if not bell.wait_for_ring(LINGER_SECONDS):
-                        break
-                    if applied >= MANY_EVENTS:
-                        stopping.wait(GATHER_SECONDS)
-                    bell.keep_flag()
-            finally:
-                bell.clear_flag()
-            if not (done and drain_and_notify(record)):
-                bell.ring()  # the next job reads the inbox
-
-    return contained(run, services.bell, services.counters)
+    run: Callable[[], None]
+    waits: Callable[[], bool] = lambda: False
 
 
-def _repair(services: Services, stopping: threading.Event, _at_end: ExitStack) -> Callable[[], None]:
+def _state(worker: Worker, job: _Job) -> str:
+    return WorkerStatus.IDLE.value if job.waits() else worker.get_state()
+
+
+def _drain(services: Services, stopping: threading.Event, _at_end: ExitStack) -> _Job:
+    job = DrainJob(services, stopping)
+    services.bell.ring()  # from now on, some job waits for events
+    return _Job(contained(job, services.bell, services.counters), lambda: job.waits)
+
+
+def _repair(services: Services, stopping: threading.Event, _at_end: ExitStack) -> _Job:
     settings = services.settings
     workos = connect(settings, services.redis, services.counters) if settings.repairs else None
     repair = Repair(services.engine, workos, settings, services.bell, stopping.is_set)
-    return clearing_flag(repair.all, services.repair_bell, services.counters)
+    return _Job(clearing_flag(repair.all, services.repair_bell, services.counters))
 
 
-def _provision(services: Services, stopping: threading.Event, _at_end: ExitStack) -> Callable[[], None]:
+def _provision(services: Services, stopping: threading.Event, _at_end: ExitStack) -> _Job:
     engine, settings, bell = services.engine, services.settings, services.bell
     workos = connect(settings, services.redis, services.counters)
     lag = timedelta(seconds=settings.catch_up_lag_seconds)
@@ -130,10 +101,10 @@ def _provision(services: Services, stopping: threading.Event, _at_end: ExitStack
         while provisioning.provision(engine, workos, lag, bell, read_events, update_complete, stopping.is_set):
             pass
 
-    return clearing_flag(run, services.provision_bell, services.counters)
+    return _Job(clearing_flag(run, services.provision_bell, services.counters))
 
 
-def _hooks(services: Services, _stopping: threading.Event, at_end: ExitStack) -> Callable[[], None]:
+def _hooks(services: Services, _stopping: threading.Event, at_end: ExitStack) -> _Job:
     """Return a job that wakes a thread for each hook and ends at once."""
     engine, attempts, targets_by_name = services.engine, services.settings.hook_attempts, targets(services.settings)
     report = services.counters.report
@@ -143,7 +114,7 @@ def _hooks(services: Services, _stopping: threading.Event, at_end: ExitStack) ->
 
     threads = HookThreads(targets_by_name, send, partial(services.counters.contained, Place.HOOK))
     at_end.callback(threads.close)
-    return clearing_flag(threads.wake, services.hooks_bell, services.counters)
+    return _Job(clearing_flag(threads.wake, services.hooks_bell, services.counters))
 
 
 JOBS = {DRAIN: _drain, REPAIR: _repair, PROVISION: _provision, HOOKS: _hooks}

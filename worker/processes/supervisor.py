@@ -28,7 +28,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Lifeline:
-    """A pipe that tells children when the supervisor ends, even by SIGKILL: its other end is then closed."""
+    """A pipe that notifies children when the supervisor ends, even by SIGKILL: its other end is then closed."""
 
     def __init__(self) -> None:
         self._held, self._kept = os.pipe()

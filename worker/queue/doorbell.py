@@ -1,6 +1,7 @@
 """The doorbell: wakes RQ's workers through Redis. If a ring is lost, the clock rings again."""
 
 import time
+import uuid
 
 import structlog
 from redis import Redis
@@ -21,14 +22,16 @@ REPAIR = "repair"
 PROVISION = "provision"
 """The lane that creates the memberships of people who join by their verified domain."""
 HOOKS = "hooks"
-"""The lane that sends changes to the host's hooks."""
+"""The lane that sends changes to the product's hooks."""
 LANES = (DRAIN, REPAIR, PROVISION, HOOKS)
 
 FLAG_MS = 10_000
+RUNG = b"1"
+"""Value of the flag until a job keeps it, which sets its own value."""
 KEPT_FLAG_MS = 1_000
 """Life of the flag while a job keeps it. Short, because nobody answers rings if the job's process is killed.
 
-A drain may take longer, up to two seconds. A ring then enqueues a second job, which does no harm.
+A drain may take longer, up to two seconds. A ring then enqueues another job, which keeps the flag in its place.
 """
 JOB_TIMEOUT_SECONDS = 120
 KEEP_RESULT_SECONDS = 30
@@ -58,11 +61,12 @@ class Doorbell:
 
     No event is missed. An event is committed before the ring. If the flag is not set, the ring's own job reads the
     inbox. If it is set, a job is queued or running that has not deleted the flag yet, and a job reads the inbox after
-    it deletes the flag. A running job may keep the flag and wait for more, which saves a job for each burst: rings then
-    add to a list, and the job reads the inbox each time after it emptied the list.
+    it deletes the flag. A running job may keep the flag and wait for more, because a job costs more than a small batch:
+    rings then add to a list, and the job reads the inbox each time after it emptied the list. One job at a time does.
 
     Args:
-        redis: the client. The webhook endpoint's has short time-outs and no retries, because deliveries wait for it.
+        redis: the client. The webhook endpoint's has short time-outs and retries only once, after a fail-over, because
+            deliveries wait for it.
         lane: names the queue, and the function that its jobs run.
         timeout_seconds: RQ ends a job that takes longer.
     """
@@ -71,14 +75,18 @@ class Doorbell:
         self._redis = redis
         self.lane = lane
         self._flag = f"workos-sync:wake:{lane}"
-        self._more = f"workos-sync:more:{lane}"
+        self._rings_key = f"workos-sync:more:{lane}"
+        self._id = uuid.uuid4().hex.encode()
         self._notify_if_flagged = redis.register_script(NOTIFY_IF_FLAGGED)
         self._timeout = timeout_seconds
         self._quiet_until = 0.0
         self.queue = Queue(queue_name(lane), connection=redis, serializer=JSONSerializer)
 
     def ring(self) -> bool:
-        """Enqueue a job unless one is about to read anyway; return False if Redis failed."""
+        """Enqueue a job unless one is about to read anyway.
+
+        Return False if Redis fails, or failed within the last second.
+        """
         if time.monotonic() < self._quiet_until:
             return False
         try:
@@ -93,7 +101,7 @@ class Doorbell:
         return True
 
     def _enqueue_unless_flagged(self) -> None:
-        if self._notify_if_flagged(keys=[self._flag, self._more]):
+        if self._notify_if_flagged(keys=[self._flag, self._rings_key]):
             return  # the usual case in a burst, answered in one round trip
         with self._redis.pipeline() as pipeline:
             pipeline.watch(self._flag)  # type: ignore[no-untyped-call]  # redis-py has no types for it
@@ -119,22 +127,33 @@ class Doorbell:
         )
 
     def clear_flag(self) -> None:
-        """Delete the flag. A job must read after it."""
-        self._redis.delete(self._flag, self._more)
+        """Delete the flag. The job must read the inbox after this call."""
+        self._redis.delete(self._flag, self._rings_key)
 
-    def keep_flag(self) -> None:
-        """Keep the flag, so that rings notify this job and enqueue no other one. The job must read after it."""
+    def keep_flag(self) -> bool:
+        """Keep the flag, so that rings notify this job and enqueue no other one; return False if another job keeps it.
+
+        In both cases the job must read the inbox after this call.
+        """
+        if self._redis.get(self._flag) not in (None, RUNG, self._id):
+            return False
         with self._redis.pipeline() as pipeline:
-            pipeline.set(self._flag, 1, px=KEPT_FLAG_MS)
-            pipeline.delete(self._more)
+            pipeline.set(self._flag, self._id, px=KEPT_FLAG_MS)
+            pipeline.delete(self._rings_key)
             pipeline.execute()
+        return True
 
     def wait_for_ring(self, seconds: float) -> bool:
-        """Return whether the bell was rung since `keep_flag`; wait up to `seconds` for it."""
-        return self._redis.blpop([self._more], seconds) is not None
+        """Wait up to `seconds`, below `KEPT_FLAG_MS`; return whether the job must call `keep_flag` again.
 
-    def enqueue_another(self) -> None:
-        """Enqueue a job for another process, unless one is queued."""
+        It must if the bell was rung, or if the flag expired. Otherwise the flag is kept for longer.
+        """
+        if self._redis.blpop([self._rings_key], seconds) is not None:
+            return True
+        return self._redis.get(self._flag) != self._id or not self._redis.pexpire(self._flag, KEPT_FLAG_MS)
+
+    def enqueue_helper(self) -> None:
+        """Enqueue a job that helps the running one with a backlog, unless a job is queued."""
         if not self.queued_jobs():
             self._enqueue()
 

@@ -29,7 +29,7 @@ log = structlog.get_logger()
 LAG = timedelta(seconds=60)
 """How long WorkOS may withhold its newest events."""
 MAX_EVENT_DELAY = timedelta(hours=2)
-"""How late the events API may return an event and catch-up still finds it."""
+"""Catch-up finds events that WorkOS returns up to this late."""
 REREAD_EVERY = timedelta(minutes=10)
 REMEDY = "WorkOS keeps events for 90 days; run: workos-sync resync"
 
@@ -38,10 +38,10 @@ class Report(NamedTuple):
     """The result of a catch-up."""
 
     returned: int
-    """Number of events read. Re-read events count only if new."""
+    """Number of events read; of the two hours that are read again, only the new ones."""
     new: int
     received_up_to: datetime
-    """Every event up to this time (UTC) is in the inbox."""
+    """Every event up to this time (UTC) is in the inbox; after `catch_up_since`, only those since its `since`."""
     missed: bool = False
     """Whether some events had expired at WorkOS since the last catch-up. A resync repairs their effects."""
 
@@ -59,7 +59,7 @@ class Position(NamedTuple):
     """Earlier events are not needed, because the first resync covers them; None if the database is not bound."""
 
     def since(self, time: datetime, now: datetime) -> datetime:
-        """Return the time to read from, to find the events since `time` and those that WorkOS returned late."""
+        """Return where to start reading: `MAX_EVENT_DELAY` before `time`, not before what is needed or kept."""
         oldest = now - OLDEST + EXPIRY_MARGIN
         return max(at for at in (time - MAX_EVENT_DELAY, oldest, self.backfill_from) if at is not None)
 
@@ -67,7 +67,7 @@ class Position(NamedTuple):
 def catch_up(engine: Engine, workos: WorkOSClient, lease: Lease | None = None, lag: timedelta = LAG) -> Report:
     """Read from the cursor to the newest event of the events API. Events older than `lag` then count as complete.
 
-    Without a cursor, or if WorkOS refuses it, start two hours before the time up to which events were read.
+    Without a cursor, or if WorkOS refuses it, start two hours before the time up to which events have been read.
 
     Raises:
         WorkOSError: WorkOS did not answer, or refuses some event types. Events that it returned are stored,

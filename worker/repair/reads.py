@@ -17,7 +17,7 @@ from models.tables import Cause, DeletedBy, MirrorState, Read
 from models.types import db_now, db_now_plus
 from worker.backoff import backoff
 from worker.decision.decide import State, confirm
-from worker.errors import InvalidApiKeyError, PayloadError, WorkOSError, unexpected
+from worker.errors import InvalidApiKeyError, PayloadError, WorkOSError, reason_of
 from worker.kinds import KINDS, Kind, read_object
 from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows, without_erased
 from worker.mirror.change_rows import CausedBy
@@ -28,7 +28,7 @@ from worker.workos_api.client import ReadResult, WorkOSClient
 log = structlog.get_logger()
 
 MAX_RACES = 10
-"""Reads of one object, each overtaken by another change of its row, before the object is left for later."""
+"""Attempts to read an object whose row keeps changing, before it is retried later."""
 FIRST_BACKOFF_SECONDS = 5.0
 MAX_BACKOFF_SECONDS = 3600.0
 
@@ -155,8 +155,7 @@ def _read(engine: Engine, workos: WorkOSClient, read: RowMapping) -> bool:
             raise  # the database is unavailable; the object is not the cause
         if isinstance(error, InvalidApiKeyError):
             workos.now()  # raises too, unless the key only lacks the permission for this kind
-        known = isinstance(error, WorkOSError | PayloadError | InvalidApiKeyError)
-        problem = str(error) if known else unexpected(error)
+        problem = reason_of(error)
         wait = in_transaction(engine, _retry_later, request, problem)
         log.warning("read_failed", kind=kind.name, id=id, problem=problem, again_in_seconds=wait)
         return False

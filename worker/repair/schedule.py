@@ -25,8 +25,8 @@ RETRY_SECONDS = 60.0
 """Between a failed first resync and the next."""
 
 
-def claim(tx: Connection, name: str, every_seconds: float) -> bool:
-    """Claim a task if it is due by the database's clock; return False if it is not, or if another clock claimed it."""
+def take_tick(tx: Connection, name: str, every_seconds: float) -> bool:
+    """Take a task's tick if it is due by the database's clock; return False if it is not, or another clock took it."""
     first = dialect_insert(tx, Tick).values(name=name, at=db_now()).on_conflict_do_nothing().returning(Tick.name)
     if tx.execute(first).one_or_none() is not None:
         return True
@@ -63,7 +63,7 @@ def create_resync_unless_busy(tx: Connection, requested_by: str) -> bool:
 def schedule(engine: Engine, settings: Settings) -> None:
     """Create the runs that are due.
 
-    Each tick is claimed in the transaction that creates its run, so that a second clock or a crash does no harm.
+    Each tick is taken in the transaction that creates its run, so that a second clock or a crash does no harm.
     """
     intervals = {Task.RETENTION: settings.retention_seconds}
     if settings.repairs:
@@ -78,9 +78,9 @@ def _schedule(tx: Connection, task: Task, every_seconds: float) -> None:
     if task is Task.RESYNC:
         # A resync requested by an operator or by the first start counts too.
         recent = select(MirrorState.id).where(MirrorState.last_resync_at > db_now_plus(-every_seconds))
-        if tx.execute(recent).one_or_none() is None and claim(tx, task, every_seconds):
+        if tx.execute(recent).one_or_none() is None and take_tick(tx, task, every_seconds):
             create_resync(tx, "clock")
-    elif claim(tx, task, every_seconds):
+    elif take_tick(tx, task, every_seconds):
         create(tx, task, "clock")
 
 

@@ -160,7 +160,7 @@ def domain_states(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
     """
     mode = tx.execute(select(MirrorState.auto_join)).scalar_one()
     selected = set(tx.execute(select(Domain.id).where(*which)).scalars())
-    found = auto_join.claims(tx, selected)
+    found = auto_join.domain_claims(tx, selected)
     statuses = auto_join.auto_join_statuses(found)
     view = auto_join_domains.c
     claimed = view.domain.in_({claim.normalized for claim in found})
@@ -186,7 +186,7 @@ def domain_states(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
     return sorted(states, key=lambda row: (str(row["domain"]), str(row["id"])))
 
 
-def _why_off(tx: Connection, claim: auto_join.Claim, mode: AutoJoinMode) -> str:
+def _why_off(tx: Connection, claim: auto_join.DomainClaim, mode: AutoJoinMode) -> str:
     """Return why nobody joins by a domain that exactly one workspace has verified."""
     if claim.normalized is None:
         return "not a valid domain name"

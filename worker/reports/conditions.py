@@ -15,7 +15,7 @@ from models.tables import JoinState, RunStatus
 from worker.reports.health import MIN_MISSED, Health
 
 OVERDUE_SECONDS = 60
-"""A healthy installation applies and delivers within seconds; what waits longer is overdue."""
+"""A healthy installation applies and delivers within seconds. An event that waits longer is overdue."""
 CLOCK_SECONDS = 25
 """A running clock records a heartbeat every few seconds; after this time it counts as stopped."""
 MANY_GAPS = 10
@@ -60,9 +60,9 @@ class Condition:
     Attributes:
         name: for metrics, alerts and programs.
         severity: how bad it is at worst; a problem unless given.
-        milder: whether it may also be a warning only.
+        milder: whether it is sometimes only a warning.
         concerns_mirror: whether the mirror may be wrong or out of date while the condition holds as a problem.
-        measured: what is measured, and from which value on the condition holds.
+        measured: what is measured, and the threshold.
         measure: yields once for each occurrence.
         sentence: what is wrong, with the measured values.
         remedy: what to do about it.
@@ -197,7 +197,7 @@ def _backfilling(health: Health) -> list[Found]:
         remedy = f"wait, or see workos-sync runs show {running[0]}"
         saw = "the mirror is not filled yet: the first resync and catch-up have not finished"
     else:
-        saw, remedy = "the mirror was never filled", "start workos-sync clock and worker"
+        saw, remedy = "the mirror was never filled", "start workos-sync clock and worker, or up"
     return _when(health.mirror["state"] != "current", saw=saw, remedy=remedy)
 
 
@@ -290,7 +290,7 @@ CONDITIONS = (
         measured="Jobs are queued in a lane without a worker.",
         measure=_queued_without_worker,
         sentence="{jobs} {verb} in the lane {lane}, which has no worker",
-        remedy="start workos-sync worker with the settings of the clock and web",
+        remedy="give web, clock and worker the same settings, and start workos-sync worker",
         section="No worker is running",
     ),
     Condition(
@@ -298,7 +298,7 @@ CONDITIONS = (
         measured=f"The clock's last heartbeat is more than {CLOCK_SECONDS} s old, or there was none.",
         measure=_no_clock,
         sentence="{since}",
-        remedy="start workos-sync clock",
+        remedy="start workos-sync clock, or up, which runs it too",
         section="No clock is running",
     ),
     Condition(
@@ -353,7 +353,7 @@ CONDITIONS = (
     ),
     Condition(
         name="time_refused",
-        measured="Rightly signed deliveries refused for their time since the last valid delivery.",
+        measured="Correctly signed deliveries refused for their time since the last valid delivery.",
         measure=lambda health: _refused(health, "time"),
         sentence="{number} refused for the time of the signature since the last valid one",
         remedy="check this machine's clock with workos-sync doctor, or raise WEBHOOK_TOLERANCE_SECONDS",
@@ -389,9 +389,9 @@ CONDITIONS = (
     ),
     Condition(
         name="resync_late",
-        measured="The last full resync that was done is older than twice RESYNC_SECONDS.",
+        measured="The last successful full resync is older than twice RESYNC_SECONDS.",
         measure=_resync_late,
-        sentence="the last full resync that was done is {age} old",
+        sentence="the last successful full resync finished {age} ago",
         remedy="check clock and worker; see workos-sync runs list",
         section="A resync is late",
         page="/ops/runs",
@@ -516,7 +516,7 @@ CONDITIONS = (
             f"A full resync of the last hour found more than {MANY_DIFFERENCES} differences, apart from new objects."
         ),
         measure=_drift,
-        sentence="resync {run} found {number} differences, which webhooks and catch-up had missed",
+        sentence="resync {run} found {number} differences, apart from new objects",
         remedy="run workos-sync runs show {run}",
         section="A resync found much drift",
         page="/ops/runs/{run}",

@@ -346,7 +346,9 @@ def _work(verdict: Verdict) -> Iterator[Check]:
     elif "silent" not in holds:
         yield _ok("last webhook", f"{at:%Y-%m-%d %H:%M:%S} UTC")
     if health.resync is None:
-        yield _warning("last resync", "none yet", "start clock and worker, or run: workos-sync resync")
+        yield _warning(
+            "last resync", "none yet", "start clock and worker (or up, which runs both), or run: workos-sync resync"
+        )
     elif not holds & {"resync_failed", "resync_late"}:
         yield _ok("last resync", f"{health.resync.status}, {duration(health.resync.age_seconds)} ago")
     for each in verdict.conditions:

@@ -212,7 +212,8 @@ def _why(event: Record, changes: Sequence[Record], winners: Mapping[str, Record]
             tried = f"; attempt {event['attempts']} failed: {event['error']}" if event["error"] else ""
             return f"waiting to be processed{tried}"
         case EventStatus.FAILED:
-            return f"failed after {event['attempts']} attempts: {event['error']}"
+            attempts = "1 attempt" if event["attempts"] == 1 else f"{event['attempts']} attempts"
+            return f"failed after {attempts}: {event['error']}"
         case EventStatus.DISMISSED:
             return f"dismissed by {event['dismissed_by']}: {event['dismissed_why']} (error: {event['error']})"
     outcome = _outcome(event, changes, winners)

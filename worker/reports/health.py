@@ -159,9 +159,9 @@ class Health:
     """Whether WORKOS_API_KEY and WORKOS_CLIENT_ID are set."""
     resync: Resync | None
     resync_late_seconds: float
-    """The last full resync that was done is late if it is older than this."""
+    """The last successful full resync is late if it is older than this."""
     resync_done_seconds: float | None
-    """Time since the last full resync that was done."""
+    """Time since the last successful full resync finished."""
     runs: list[Record]
     """Runs in progress. `queued`: no process works on it."""
     clock_age_seconds: float | None

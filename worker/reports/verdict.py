@@ -95,7 +95,7 @@ def as_report(verdict: Verdict) -> Record:
         "gaps": health.gaps,
         "late": health.late,
         "silent_seconds": health.silent_seconds,
-        "unmapped_roles": [f"{slug}: {number} memberships" for slug, number in health.unmapped_roles.items()],
+        "unmapped_roles": [_holders(slug, number) for slug, number in health.unmapped_roles.items()],
         "auto_join_conflicts": health.conflicts,
         "domains": [f"{number} {state}" for state, number in sorted(health.domains.items())],
         "joins": [f"{number} {state}" for state, number in sorted(health.joins.items())],
@@ -109,6 +109,10 @@ def as_report(verdict: Verdict) -> Record:
         "warnings": verdict.texts(Severity.WARNING),
         "conditions": [each._asdict() for each in verdict.conditions],
     }
+
+
+def _holders(slug: str, number: int) -> str:
+    return f"{slug}: {number} {'membership' if number == 1 else 'memberships'}"
 
 
 def describe_run(run: Record) -> str:

@@ -245,7 +245,9 @@ def _by_status(error: CallError, path: tuple[str, ...], quoted: object) -> Excep
     if error.is_gone:
         return NotFoundError(message, error.read_at)
     if error.status in BAD_REQUESTS:
-        return BadRequestError(f"{message}: {clean(quoted)[:MAX_QUOTED]}" if isinstance(quoted, str) else message)
+        return BadRequestError(
+            f"{message}: {clean(quoted)[:MAX_QUOTED].rstrip('.')}" if isinstance(quoted, str) else message
+        )
     limited = error.status == HTTPStatus.TOO_MANY_REQUESTS
     return RateLimitedError(message) if limited else WorkOSError(message)
 

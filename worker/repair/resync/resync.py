@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Concatenate, ParamSpec, TypedDict, TypeVar, Unpack
+from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, Unpack
 
 import structlog
 from redis.exceptions import RedisError
@@ -51,6 +51,8 @@ log = structlog.get_logger()
 CONCURRENT_CALLS = 10
 """Enough to use the documented limits at a latency of 50 ms. With more, the listing of users, whose
 pages must be fetched one after another, would wait longer for each token of the rate limits."""
+MAX_UNCOMMITTED = 50
+"""Listings whose last page is fetched and not committed yet. Their pages are committed together, many at once."""
 PREFETCH = 200
 """Listings or reads fetched from the database in advance."""
 MAX_ITEMS_PER_COMMIT = 500
@@ -185,27 +187,29 @@ class Resync:
                 self._write(listings.add_role_listings, self._run_id)
             return self._in_parallel(open_listings, list_one)
 
-    def _list_one(self, commit: GroupCommit[ListedPage, None], listing: Open) -> None:
-        """Fetch a listing from its cursor to the last page."""
+    def _list_one(self, commit: GroupCommit[ListedPage], listing: Open) -> Future[None] | None:
+        """Fetch a listing from its cursor to the last page; return the commit of that page, if it was fetched."""
         key, after = listing.key, listing.after
+        committed: Future[None] | None = None
         while not self._should_stop():
             try:
                 page = key.fetch(self._workos, after)
             except (WorkOSError, InvalidApiKeyError) as error:
                 if isinstance(error, BadRequestError) and after is not None and after == listing.after:
                     log.warning("cursor_lost", run=self._run_id, listing=key.name)
-                    self._list_one(commit, replace(listing, after=None))
-                else:
-                    self._listing_failed(key, error)
-                return
-            commit((listing, page), len(page.items))
+                    return self._list_one(commit, replace(listing, after=None))
+                self._listing_failed(key, error)
+                return committed
+            if committed is not None:
+                committed.result()
+            committed = commit.submit((listing, page), len(page.items))
             after = page.after
             if after is None:
-                return
+                break
+        return committed
 
-    def _apply_pages(self, pages: Sequence[ListedPage]) -> list[None]:
+    def _apply_pages(self, pages: Sequence[ListedPage]) -> None:
         self._write(apply_pages, self._run_id, pages, dry_run=self._run.dry_run)
-        return [None] * len(pages)
 
     def _listing_failed(self, key: Key, error: WorkOSError | InvalidApiKeyError) -> None:
         if isinstance(error, InvalidApiKeyError) and LISTINGS[key.name][1].required:
@@ -297,28 +301,33 @@ class Resync:
     def _should_stop(self) -> bool:
         return self._stopping() or self._lease.lost.is_set() or self._failed.is_set()
 
-    def _in_parallel(self, source: Callable[[int], list[T]], work: Callable[[T], None]) -> bool:
+    def _in_parallel(self, source: Callable[[int], list[T]], work: Callable[[T], Future[None] | None]) -> bool:
         """Call `work` with each item of `source`, in several threads; return False if it stopped before the end.
 
-        `source(limit)` returns up to `limit` unfinished items. It keeps returning an item until `work` has finished it,
-        so items in progress are skipped here. An error of `work` stops the other threads and is raised here.
+        An item is finished when the future that `work` returned is done; without one, when `work` returned.
+        `source(limit)` returns up to `limit` unfinished items. It keeps returning an item until it is finished, so
+        items in progress are skipped here. An error of `work` or of its future stops the other threads and is raised.
         """
-        working: dict[Future[None], T] = {}
+        calls: dict[Future[Any], T] = {}  # each results in a future of `commits` or in None
+        commits: dict[Future[Any], T] = {}
         waiting: deque[T] = deque()
         with ThreadPoolExecutor(CONCURRENT_CALLS, "resync") as pool:
             while not self._should_stop():
                 if not waiting:
-                    waiting.extend(item for item in source(PREFETCH + len(working)) if item not in working.values())
-                while waiting and len(working) < CONCURRENT_CALLS:
+                    working = [*calls.values(), *commits.values()]
+                    waiting.extend(item for item in source(PREFETCH + len(working)) if item not in working)
+                while waiting and len(calls) < CONCURRENT_CALLS and len(commits) < MAX_UNCOMMITTED:
                     item = waiting.popleft()
-                    working[pool.submit(work, item)] = item
-                if not working:
+                    calls[pool.submit(work, item)] = item
+                if not calls and not commits:
                     return True
-                for future in wait(working, return_when=FIRST_COMPLETED).done:
-                    del working[future]
+                for future in wait([*calls, *commits], return_when=FIRST_COMPLETED).done:
                     if future.exception() is not None:
                         self._failed.set()
-                    future.result()
+                    if (commit := future.result()) is not None:
+                        commits[commit] = calls[future]
+                    calls.pop(future, None)
+                    commits.pop(future, None)
         if self._lease.lost.is_set():
             raise LeaseLostError(self._run_id)
         return False
