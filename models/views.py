@@ -270,7 +270,7 @@ member_permissions = _view(
 SELECT DISTINCT member.organization_id, member.user_id, permission.id AS permission
 FROM workspace_members AS member
 JOIN memberships AS membership ON membership.id = member.membership_id
-JOIN mirror ON mirror.id = 1
+CROSS JOIN mirror
 CROSS JOIN {json_items}(membership.workos_roles) AS held
 LEFT JOIN roles AS own ON own.id = member.organization_id || '/' || held.value
 LEFT JOIN roles AS common ON common.id = held.value AND common.deleted_by IS NULL

@@ -76,12 +76,20 @@ def test_role_of_another_resource_type_grants_no_permissions(
 ) -> None:
     world = sandbox.world
     owner = member["organization_id"] if own else None
+    other = world.create_membership(member["organization_id"], world.create_user("bob@acme.example")["id"])
     if own:
         world.create_role("billing", organization_id=owner)
-    for type, granted in (("project", []), ("organization", ["invoices:read"])):
+        world.delete_role("billing")
+    for type, granted in (("project", []), ("organization", ["invoices:read"]), (None, ["invoices:read"])):
         world.update_role("billing", organization_id=owner, permissions=["invoices:read"], resource_type_slug=type)
         deliver_new_events(engine, world)
-        assert answer(engine, member) == granted
+        assert (answer(engine, member), answer(engine, other)) == (granted, [])
+
+
+def test_view_is_empty_until_permissions_are_listed(engine: Engine, member: JSON) -> None:
+    assert answer(engine, member) == ["invoices:read"]
+    in_transaction(engine, lambda tx: tx.execute(update(MirrorState).values(listed_kinds=["user"])))
+    assert answer(engine, member) is None and rows(engine, member_permissions) == []
 
 
 def test_only_people_with_access_have_permissions(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
