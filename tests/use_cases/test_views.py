@@ -396,3 +396,11 @@ def test_auto_join_blocks_view_lists_invited_people_and_addresses(places: Engine
     in_transaction(places, lambda tx: tx.execute(insert(UnblockedInvitation), unblocked))
     left = {row["email_normalized"] for row in rows(places, auto_join_blocks)}
     assert left & {"mute@acme.example", "odd@acme.example", "bob@acme.example"} == {"bob@acme.example"}
+
+
+def test_an_operators_block_covers_other_users_with_an_address_of_the_person(places: Engine) -> None:
+    again = made("user.created", id="user_bob_again", email="Bob@acme.example", email_verified=True)
+    apply_events(places, [user("ann"), user("bob"), again])
+    auto_join_policy.block(places, ACME, "user_bob", by("ann", "a competitor"))
+    found = sorted((row["user_id"], row["reason"]) for row in rows(places, auto_join_blocks))
+    assert found == [(id, "by ann: a competitor") for id in ("user_bob", "user_bob_again")]
