@@ -4,7 +4,7 @@
 `models.migrate` updates the views of a database.
 
 Columns are only ever added, at the end. The SQL must run on SQLite and PostgreSQL; the names in braces are replaced by
-what each writes in its own way (`FUNCTIONS`, `EXPRESSIONS`). `NOT MATERIALIZED` lets both push the reader's conditions
+what each writes in its own way (`FUNCTIONS`). `NOT MATERIALIZED` lets both push the reader's conditions
 into a named query, so that they find rows by an index.
 """
 
@@ -25,21 +25,30 @@ class View(NamedTuple):
     query: str
 
 
-TIMES = {"since", "created_at", "updated_at", "complete_to", "last_resync"}
+TIMES = {
+    *("since", "created_at", "updated_at", "complete_to", "last_resync"),
+    *("expires_at", "accepted_at", "revoked_at"),
+}
 """Columns that hold a time."""
 NUMBERS = {"age_seconds", "smallest_bound_seconds"}
 """Columns that hold a number. All others hold text."""
 FUNCTIONS = {
-    "sqlite": {"json_items": "json_each", "json_fields": "json_each"},
-    "postgresql": {"json_items": "jsonb_array_elements_text", "json_fields": "jsonb_each"},
+    "sqlite": {
+        "json_items": "json_each",
+        "json_fields": "json_each",
+        "time_now": "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')",
+        "mirror_age": "(julianday('now') - julianday(tail.complete_at)) * 86400.0",
+    },
+    "postgresql": {
+        "json_items": "jsonb_array_elements_text",
+        "json_fields": "jsonb_each_text",
+        "time_now": "now()",
+        # Not `now()`, which stands still in a transaction: a host in a long one would take old answers for new ones.
+        "mirror_age": "CAST(EXTRACT(EPOCH FROM clock_timestamp() - tail.complete_at) AS double precision)",
+    },
 }
-"""Functions that return the items of a JSON list as rows (`value`), and the fields of a JSON object (`key`)."""
-EXPRESSIONS = {
-    "sqlite": {"age_seconds": "(julianday('now') - julianday(tail.complete_at)) * 86400.0"},
-    # Not `now()`, which stands still in a transaction: a host in a long one would take old answers for new ones.
-    "postgresql": {"age_seconds": "CAST(EXTRACT(EPOCH FROM clock_timestamp() - tail.complete_at) AS double precision)"},
-}
-"""The age of `tail.complete_to`, in seconds."""
+"""What each database writes in its own way: the items of a JSON list (`value`), the fields of a JSON object (`key`),
+the time, and the age of `tail.complete_to` in seconds."""
 VIEWS: dict[str, View] = {}
 """Every view by its name, in the order in which they are created."""
 
@@ -56,7 +65,17 @@ workspace_members = _view(
     "workspace_members",
     "organization_id workspace_name user_id email role workos_role status membership_id since",
     """
-SELECT membership.organization_id, workspace.name AS workspace_name, membership.user_id, person.email, membership.role,
+SELECT membership.organization_id, workspace.name AS workspace_name, membership.user_id, person.email,
+       CASE WHEN membership.role = 'admin' AND NOT EXISTS (
+              -- Of the member's roles that map to it, one must be a role of organizations.
+              SELECT 1 FROM {json_items}(membership.workos_roles) AS held
+              CROSS JOIN mirror
+              JOIN {json_fields}(mirror.role_map) AS mapped ON mapped.key = held.value AND mapped.value = 'admin'
+              WHERE NOT EXISTS (
+                SELECT 1 FROM roles AS other
+                WHERE other.id IN (held.value, membership.organization_id || '/' || held.value)
+                  AND other.resource_type <> 'organization'))
+            THEN 'member' ELSE membership.role END AS role,
        membership.workos_role, membership.status, membership.id AS membership_id, membership.created_at AS since
 FROM memberships AS membership
 JOIN organizations AS workspace ON workspace.id = membership.organization_id AND workspace.deleted_by IS NULL
@@ -70,7 +89,10 @@ WHERE membership.deleted_by IS NULL AND membership.status = 'active'
       AND (newer.created_at, newer.id) > (membership.created_at, membership.id))
 """,
 )
-"""People who have access now: live workspace, active membership, live user; one row per workspace and user."""
+"""People who have access now: live workspace, active membership, live user; one row per workspace and user.
+
+A role of another resource type than `organization` is never a member's role: it counts as `member`.
+"""
 
 workspaces = _view(
     "workspaces",
@@ -88,7 +110,7 @@ mirror_status = _view(
     "state complete_to last_resync age_seconds smallest_bound_seconds error",
     """
 SELECT CASE WHEN mirror.backfilled_at IS NULL THEN 'backfilling' ELSE 'current' END AS state,
-       tail.complete_to, mirror.last_resync_at AS last_resync, {age_seconds} AS age_seconds,
+       tail.complete_to, mirror.last_resync_at AS last_resync, {mirror_age} AS age_seconds,
        -- Every bound that can be met allows 5 seconds for reading and applying.
        tail.hold_back_seconds + tail.tail_seconds + 5.0 AS smallest_bound_seconds, tail.error
 FROM mirror
@@ -173,6 +195,23 @@ not_active AS NOT MATERIALIZED (
 blocked_join AS NOT MATERIALIZED (
     SELECT organization_id, user_id, reason FROM joins WHERE state IN ('blocked', 'undone')
 ),
+-- From invitations: addresses that are invited, or whose invitation was revoked.
+invited AS NOT MATERIALIZED (
+    SELECT invitation.organization_id, invitation.email_normalized, address.email_hash,
+           CASE WHEN invitation.status = 'pending' THEN 'invitation pending'
+                WHEN invitation.status = 'revoked' THEN 'invitation revoked'
+                ELSE 'invitation of no known status' END AS reason
+    FROM invited_addresses AS address
+    JOIN invitations AS invitation ON invitation.id = address.invitation_id
+    WHERE invitation.organization_id IS NOT NULL
+      -- Without a known status or time, it blocks. It expires without an event.
+      AND COALESCE(invitation.status NOT IN ('accepted', 'expired')
+                   AND (invitation.status <> 'pending' OR invitation.expires_at > {time_now}), TRUE)
+      -- An operator unblocked it, and it has not changed its status since.
+      AND NOT EXISTS (
+        SELECT 1 FROM unblocked_invitations AS unblocked
+        WHERE unblocked.invitation_id = invitation.id AND unblocked.status = COALESCE(invitation.status, ''))
+),
 -- By address: the other users who ever had an address of the user `same_as`, with all their addresses.
 shares_address AS NOT MATERIALIZED (
     SELECT own.user_id AS same_as, every.user_id, every.email_hash, person.email_normalized
@@ -200,6 +239,16 @@ UNION ALL
 SELECT blocked.organization_id, other.user_id, other.email_normalized, blocked.reason, other.email_hash
 FROM blocked_join AS blocked
 JOIN shares_address AS other ON other.same_as = blocked.user_id
+UNION ALL
+SELECT invited.organization_id, own.user_id, invited.email_normalized, invited.reason, invited.email_hash
+FROM invited
+LEFT JOIN user_addresses AS own ON own.email_hash = invited.email_hash
+UNION ALL
+SELECT invited.organization_id, other.user_id, person.email_normalized, invited.reason, other.email_hash
+FROM invited
+JOIN user_addresses AS own ON own.email_hash = invited.email_hash
+JOIN user_addresses AS other ON other.user_id = own.user_id AND other.email_hash <> own.email_hash
+JOIN users AS person ON person.id = other.user_id
 """,
 )
 """People who do not join a workspace by domain.
@@ -208,8 +257,26 @@ They were removed, deactivated, invited, blocked by an operator or undone by the
 
 The views, the API and the worker all use this rule. It covers the person and everyone who ever had one of their
 addresses. Look up a person by `user_id`, and an address by `email_hash` (`models.addresses.Address.hash`). A person who
-was deleted while an active member does not count as removed. Rows may repeat.
+was deleted while an active member does not count as removed. An invitation blocks every user who ever had its address;
+`user_id` is null if there is none. Rows may repeat.
 """
+
+workspace_invitations = _view(
+    "workspace_invitations",
+    "organization_id invitation_id email email_normalized status workos_role inviter_user_id accepted_user_id"
+    " created_at expires_at accepted_at revoked_at",
+    """
+SELECT invitation.organization_id, invitation.id AS invitation_id, invitation.email, invitation.email_normalized,
+       CASE WHEN invitation.status = 'pending' AND invitation.expires_at <= {time_now} THEN 'expired'
+            ELSE invitation.status END AS status,
+       invitation.role_slug AS workos_role, invitation.inviter_user_id, invitation.accepted_user_id,
+       invitation.created_at, invitation.expires_at, invitation.accepted_at, invitation.revoked_at
+FROM invitations AS invitation
+JOIN organizations AS workspace ON workspace.id = invitation.organization_id AND workspace.deleted_by IS NULL
+WHERE invitation.deleted_by IS NULL
+""",
+)
+"""Invitations to live workspaces. A pending one past `expires_at` is `expired`, although WorkOS sends no event."""
 
 sign_in_methods = _view(
     "sign_in_methods",
@@ -231,15 +298,17 @@ member_permissions = _view(
 SELECT DISTINCT member.organization_id, member.user_id, permission.id AS permission
 FROM workspace_members AS member
 JOIN memberships AS membership ON membership.id = member.membership_id
-JOIN mirror ON mirror.id = 1
+CROSS JOIN mirror
 CROSS JOIN {json_items}(membership.workos_roles) AS held
 LEFT JOIN roles AS own ON own.id = member.organization_id || '/' || held.value
 LEFT JOIN roles AS common ON common.id = held.value AND common.deleted_by IS NULL
+  AND COALESCE(common.resource_type, 'organization') = 'organization'
 -- An organization's own role comes before the environment's role with the same slug. If the organization deletes it,
 -- members fall back to the environment's role, but only once their membership has been read or updated again. Until
 -- then the slug still means the deleted role, which grants no permissions.
 CROSS JOIN {json_items}(
-    CASE WHEN own.id IS NOT NULL AND own.deleted_by IS NULL THEN own.permissions
+    CASE WHEN own.resource_type <> 'organization' THEN NULL
+         WHEN own.id IS NOT NULL AND own.deleted_by IS NULL THEN own.permissions
          WHEN own.id IS NULL OR own.event_at < membership.event_at THEN common.permissions END) AS granted
 JOIN permissions AS permission ON permission.id = granted.value
 WHERE permission.deleted_by IS NULL AND permission.resource_type = 'organization'
@@ -300,7 +369,7 @@ def update_views(tx: Connection) -> list[str]:
     existing = set(inspect(tx).get_view_names())
     updated = []
     for name, view in VIEWS.items():
-        query = view.query.format_map(FUNCTIONS[tx.dialect.name] | EXPRESSIONS[tx.dialect.name])
+        query = view.query.format_map(FUNCTIONS[tx.dialect.name])
         if name in existing and _is_current(tx, name, query):
             continue
         if name in existing and on_sqlite:

@@ -21,8 +21,9 @@ from typing import NamedTuple, TypeAlias
 
 import structlog
 from redis.exceptions import RedisError
-from sqlalchemy import ColumnElement, Connection, Engine, Row, Update, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Update, delete, exists, func, or_, select, update
 
+from models.addresses import normalize_address
 from models.database import in_transaction, is_transient, read_transaction
 from models.tables import (
     AutoJoinMode,
@@ -33,10 +34,12 @@ from models.tables import (
     JoinState,
     MirrorState,
     UnblockedMembership,
+    UserAddress,
 )
 from models.types import db_now, db_now_plus, inline_literal
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker.backoff import backoff
+from worker.decision.mentions import mentions
 from worker.decision.payload import parse_time
 from worker.decision.roles import slug_for
 from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, WorkOSError, reason_of
@@ -63,6 +66,8 @@ RETRY_SECONDS = 2.0
 MAX_BACKOFF_SECONDS = 600.0
 MAX_ATTEMPTS = 8
 """After this many rejections by WorkOS, a join is failed, and an operator decides."""
+INVITATION_PENDING = "invitation pending"
+"""The reason in the view `auto_join_blocks` for a pending invitation."""
 OPEN = (JoinState.PENDING, JoinState.UNDO)
 
 
@@ -217,8 +222,10 @@ def _next_step(tx: Connection, join: ClaimedJoin) -> NextStep:
         return None
     if membership is not None:
         return Close(JoinState.JOINED, f"a member already: {membership.id}")
-    if (reason := _block_reason(tx, join)) is not None:
-        return Close(JoinState.BLOCKED, reason)
+    if reasons := _block_reasons(tx, join):
+        # A pending invitation blocks only until it expires. The join must not block after that.
+        lasting = [reason for reason in reasons if reason != INVITATION_PENDING]
+        return Close(JoinState.BLOCKED, lasting[0]) if lasting else Close(JoinState.DROPPED, INVITATION_PENDING)
     return switched_off or _step_by_role(tx, join, role_map, unblocked)
 
 
@@ -248,10 +255,10 @@ def _unblocked(tx: Connection, join: ClaimedJoin) -> frozenset[str]:
     return frozenset(tx.execute(select(Membership.id).where(*of_person, is_unblocked)).scalars())
 
 
-def _block_reason(tx: Connection, join: ClaimedJoin) -> str | None:
+def _block_reasons(tx: Connection, join: ClaimedJoin) -> list[str]:
     view = auto_join_blocks.c
     query = select(view.reason).where(view.organization_id == join.organization_id, view.user_id == join.user_id)
-    return tx.execute(query.limit(1)).scalar_one_or_none()
+    return sorted(set(tx.execute(query).scalars()))
 
 
 def _step_by_membership(join: ClaimedJoin, found: object, unblocked: frozenset[str]) -> Close | Undo | None:
@@ -284,11 +291,22 @@ def _is_up_to_date(tx: Connection, join: ClaimedJoin, complete_to: datetime | No
 
 
 def _has_failed_event(tx: Connection, user_id: str) -> bool:
-    """Return whether a failed membership event may name the person by any of their ids: it may be a removal."""
-    failed = (Event.status == inline_literal(EventStatus.FAILED), Event.type.startswith("organization_membership."))
+    """Return whether a failed event may name the person: it may be a removal, or an invitation that was revoked.
+
+    An event about a membership names them by any of their ids, one about an invitation by any of their addresses.
+    """
+    about = or_(*(Event.type.startswith(f"{name}.") for name in ("organization_membership", "invitation")))
+    failed = (Event.status == inline_literal(EventStatus.FAILED), about)
     bodies = tx.execute(select(Event.body).where(*failed)).scalars().all()
-    ids = [id.encode() for id in same_person(tx, user_id)] if bodies else []
-    return any(body is None or any(id in body for id in ids) for body in bodies)  # None: the payload was erased
+    people = same_person(tx, user_id) if bodies else set()
+    ids = [id.encode() for id in people]
+    hashes = set(tx.execute(select(UserAddress.email_hash).where(UserAddress.user_id.in_(people))).scalars())
+    return any(
+        body is None  # the payload was erased
+        or any(id in body for id in ids)
+        or any(address.hash in hashes for address in map(normalize_address, mentions(body).addresses) if address)
+        for body in bodies
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from models.tables.auto_join import (
     Join,
     JoinSearch,
     JoinState,
+    UnblockedInvitation,
     UnblockedMembership,
     WorkspaceSettings,
 )
@@ -24,6 +25,7 @@ from models.tables.mirror import (
     Cause,
     Change,
     DeletedBy,
+    InvitedAddress,
     Mirrored,
     MirrorState,
     PublicDomain,

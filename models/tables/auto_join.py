@@ -123,6 +123,19 @@ class UnblockedMembership(Base):
     at: Mapped[datetime] = mapped_column(server_default=db_now())
 
 
+class UnblockedInvitation(Base):
+    """An invitation that no longer blocks its person while it has this status, by decision of an operator."""
+
+    __tablename__ = "unblocked_invitations"
+
+    invitation_id: Mapped[str] = mapped_column(primary_key=True)
+    status: Mapped[str] = mapped_column(primary_key=True)
+    """The invitation's status when it was unblocked; empty for none. A later revocation blocks again."""
+    who: Mapped[str]
+    why: Mapped[str]
+    at: Mapped[datetime] = mapped_column(server_default=db_now())
+
+
 class JoinSearch(Base):
     """A search for the users on a domain that has begun to auto-join."""
 

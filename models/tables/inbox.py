@@ -37,7 +37,10 @@ class Event(Base):
     type: Mapped[str]
     source: Mapped[EventSource]
     body: Mapped[bytes | None]
-    """The raw bytes as received. None once retention, erasure or the outcome `ignored` blanked them."""
+    """The raw bytes as received, but for secrets (`worker.decision.payload_secrets`).
+
+    None once retention, erasure or the outcome `ignored` blanked them.
+    """
     received_at: Mapped[datetime] = mapped_column(server_default=db_now())
     deliveries: Mapped[int] = mapped_column(server_default="1")
     last_delivered_at: Mapped[datetime] = mapped_column(server_default=db_now())

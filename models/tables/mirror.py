@@ -46,7 +46,7 @@ class Mirrored(Base):
     touched_at: Mapped[datetime | None]
     """When it was last written, by the database's clock."""
     erased: Mapped[bool] = mapped_column(server_default=false())
-    """For a tombstone: its personal data is blanked, and no event restores it (`worker.mirror.erasure`)."""
+    """Its personal data is blanked, and no event restores it (`worker.mirror.erasure`)."""
 
 
 class UserAddress(Base):
@@ -58,6 +58,19 @@ class UserAddress(Base):
     __tablename__ = "user_addresses"
 
     user_id: Mapped[str] = mapped_column(primary_key=True)
+    email_hash: Mapped[str] = mapped_column(primary_key=True, index=True)
+    """`models.addresses.Address.hash`."""
+
+
+class InvitedAddress(Base):
+    """The hash of an e-mail address that an invitation has or once had. It keeps the person from joining by domain.
+
+    For an erased invitation it is kept only while a block needs it.
+    """
+
+    __tablename__ = "invited_addresses"
+
+    invitation_id: Mapped[str] = mapped_column(primary_key=True)
     email_hash: Mapped[str] = mapped_column(primary_key=True, index=True)
     """`models.addresses.Address.hash`."""
 
@@ -83,11 +96,18 @@ class Change(Base):
     object_id: Mapped[str]
     organization_id: Mapped[str | None]
     before: Mapped[JsonObject | None]
-    """The content and `state`; None for a new object. A domain also has `auto_join` and `auto_join_reason`, a user
-    `erased`."""
+    """The content and `state`; None for a new object. A domain also has `auto_join` and `auto_join_reason`; a user
+    and an invitation have `erased`."""
     after: Mapped[JsonObject]
     cause: Mapped[Cause]
     cause_id: Mapped[str]
+    actor_id: Mapped[str | None]
+    """Who made the change at WorkOS, with the name and the source: `context.actor` of the event. None if absent."""
+    actor_name: Mapped[str | None]
+    """Blanked after `ERASE_AFTER_DAYS`, or once the actor or the object's person is erased. So is the last column."""
+    actor_source: Mapped[str | None]
+    previous_attributes: Mapped[JsonObject | None]
+    """`context.previous_attributes` of the event."""
 
     __table_args__ = (
         Index("ix_changes_object_id_id", "object_id", "id"),
@@ -144,5 +164,7 @@ class MirrorState(Base):
     last_resync_at: Mapped[datetime | None]
     listed_kinds: Mapped[list[str] | None]
     """The kinds whose environment-wide listing a full resync has read to the end."""
+    actors_blanked_to: Mapped[int] = mapped_column(BigInteger(), server_default="0")
+    """Up to this id of `changes`, retention has blanked the names of actors and the previous attributes."""
     changes_dropped_to: Mapped[int] = mapped_column(BigInteger(), server_default="0")
     """The highest id that retention deleted from `changes`. A reader with a lower cursor has missed changes."""

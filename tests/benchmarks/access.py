@@ -55,6 +55,11 @@ FILL = {
     "user_addresses": "(user_id, email_hash) SELECT 'user_' || n, 'hash_' || n",
     "unblocked_memberships": "(membership_id, who, why) SELECT 'om_gone_' || n, 'ann', 'why'",
     "failed_effects": "(organization_id, user_id, event_id) SELECT 'org_failed_' || n, 'user_' || n, 'event_' || n",
+    "invitations": f"(id, organization_id, email_normalized, status, expires_at, {COMMON}) SELECT 'invitation_' || n, "
+    f"'org_' || (n % 100), 'user' || n || '@' || {DOMAIN}, CASE WHEN n % 10 = 0 THEN 'pending' ELSE 'accepted' END, "
+    f"{{now}}, {LIVE}",
+    "invited_addresses": "(invitation_id, email_hash) SELECT 'invitation_' || n, 'hash_' || n",
+    "unblocked_invitations": "(invitation_id, status, who, why) SELECT 'invitation_' || n, 'revoked', 'ann', 'why'",
     "workspace_settings": "(organization_id, auto_join, who, why) SELECT 'org_' || n, n % 10 <> 0, 'ann', 'why'",
 }
 """Table → what is inserted for each number n. A tenth of the workspaces have settings, joins and unblocked ones."""

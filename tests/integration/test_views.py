@@ -14,7 +14,7 @@ from models.migrate import upgrade
 from models.revisions import current_revision, newest_revision
 from models.views import VIEWS, update_views
 from tests.support.catalog import drop_schema
-from tests.support.former_views import BLOCKS, DOMAINS
+from tests.support.former_views import BLOCKS, DOMAINS, INVITED
 from tests.support.processes import eventually
 from tests.support.random_rows import put_random_rows
 
@@ -110,7 +110,9 @@ def test_migrate_waits_for_a_transaction_that_reads_views(at_1_0_0: Engine) -> N
 # The SQL of release 1.0.0 and of the revision that added addresses, against today's, over random rows.
 
 
-@pytest.mark.parametrize(("name", "former"), [("auto_join_blocks", BLOCKS), ("auto_join_domains", DOMAINS)])
+@pytest.mark.parametrize(
+    ("name", "former"), [("auto_join_blocks", f"{BLOCKS} UNION ALL {INVITED}"), ("auto_join_domains", DOMAINS)]
+)
 def test_a_rewritten_view_returns_the_rows_of_its_former_sql(engine: Engine, name: str, former: str) -> None:
     dice = random.Random(SEED)
     view = VIEWS[name].table

@@ -47,6 +47,7 @@ LEFT_OUT = "not postgresql and not shuffled and not in_any_order"
 """SQLite alone, for speed; and without random histories, which every survivor would wait for."""
 LEAST = 0.9
 EQUIVALENT = {
+    "workspace_members drop: membership.role = 'admin'": "there is one other role, and it counts as itself",
     "auto_join_blocks drop: "
     "NOT membership.deleted_by IS NULL OR membership.status IS NULL OR membership.status <> 'active'": (
         "an active membership is itself one of those that the NOT EXISTS below looks for"

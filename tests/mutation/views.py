@@ -4,6 +4,7 @@ A mutant drops or negates one condition. It replaces the view in the template da
 for each test. Once a test has failed on a database, the mutant is killed there and its other tests are left out.
 """
 
+import re
 import sqlite3
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -15,7 +16,7 @@ import sqlglot
 from sqlalchemy import Engine, create_engine
 from sqlglot import exp
 
-from models.views import EXPRESSIONS, FUNCTIONS, VIEWS
+from models.views import FUNCTIONS, VIEWS
 
 KINDS = {"sqlite": "sqlite", "postgresql": "postgres"}
 """Kind of database → sqlglot's name of its SQL."""
@@ -31,8 +32,8 @@ class Mutant(NamedTuple):
 
 
 def source(view: str) -> str:
-    """Return the SQL of a view. Functions have the names that stand for them in `FUNCTIONS` and `EXPRESSIONS`."""
-    own = {name: name for name in FUNCTIONS["sqlite"]} | {name: f"{name}()" for name in EXPRESSIONS["sqlite"]}
+    """Return the SQL of a view. Functions have the names that stand for them in `FUNCTIONS`."""
+    own = {name: name for name in FUNCTIONS["sqlite"]}
     return VIEWS[view].query.format_map(own)
 
 
@@ -40,9 +41,7 @@ def rendered(query: exp.Expr, kind: str) -> str:
     """Return the SQL of a query for a kind of database."""
     sql = query.sql(dialect=KINDS[kind], normalize_functions=False)
     for name, function in FUNCTIONS[kind].items():
-        sql = sql.replace(f"{name}(", f"{function}(")
-    for name, expression in EXPRESSIONS[kind].items():
-        sql = sql.replace(f"{name}()", expression)
+        sql = re.sub(rf"\b{name}\b", function, sql)
     return sql
 
 

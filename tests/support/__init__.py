@@ -172,6 +172,8 @@ def differences(engine: Engine, truth: JSON) -> list[str]:
     found += _compare("domain", _true_domains(truth), _stored_domains(engine, set(live)))
     if "connections" in truth:
         found += _compare("connection", _true_connections(truth), _stored_connections(engine, set(live)))
+    if "invitations" in truth:
+        found += _compare("invitation", _true_invitations(truth), _stored_invitations(engine, set(live)))
     if "permissions" in truth:
         found += _compare("permission", {p["slug"]: p["name"] for p in truth["permissions"]}, _permissions(engine))
     joins = {(row["domain"], row["organization_id"]): True for row in rows(engine, auto_join_domains)}
@@ -249,6 +251,28 @@ def _stored_connections(engine: Engine, organizations: set[str]) -> dict[str, An
         for c in rows(engine, Connection)
         if c["deleted_by"] is None and c["organization_id"] in organizations
     }
+
+
+def _true_invitations(truth: JSON) -> dict[str, Any]:
+    names = ("organization_id", "email", "state", "expires_at", "accepted_user_id")
+    # Pending and expired differ only by the time.
+    shown = (i | {"state": "pending" if i["state"] == "expired" else i["state"]} for i in truth["invitations"])
+    return {i["id"]: tuple(i[name] for name in names) for i in shown}
+
+
+def _stored_invitations(engine: Engine, organizations: set[str]) -> dict[str, Any]:
+    names = ("organization_id", "email", "status", "expires_at", "accepted_user_id")
+    return {
+        i["id"]: tuple(_text(i[name]) for name in names)
+        for i in rows(engine, KINDS["invitation"].table)
+        if i["deleted_by"] is None and i["organization_id"] in {None, *organizations}
+    }
+
+
+def _text(value: Any) -> Any:
+    """A time as WorkOS writes it; any other value unchanged."""
+    is_time = isinstance(value, datetime)
+    return value.isoformat(timespec="milliseconds").replace("+00:00", "Z") if is_time else value
 
 
 def _permissions(engine: Engine) -> dict[str, Any]:

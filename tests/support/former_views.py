@@ -50,6 +50,35 @@ WHERE c.user_id <> j.user_id AND j.state IN ('blocked', 'undone')
 """
 """`auto_join_blocks`, with today's name of the table of unblocked memberships."""
 
+INVITED = """
+SELECT i.organization_id, o.user_id, i.email_normalized, 'invitation ' ||
+       CASE i.status WHEN 'pending' THEN 'pending' WHEN 'revoked' THEN 'revoked' ELSE 'of no known status' END,
+       a.email_hash
+FROM invitations AS i
+JOIN invited_addresses AS a ON a.invitation_id = i.id
+LEFT JOIN user_addresses AS o ON o.email_hash = a.email_hash
+WHERE i.organization_id IS NOT NULL
+  AND (i.status IS NULL OR i.status IN ('revoked', 'sent')
+       OR (i.status = 'pending' AND (i.expires_at IS NULL OR i.expires_at >= '9998-01-01T00:00:00.000000+00:00')))
+  AND i.id NOT IN (SELECT u.invitation_id FROM unblocked_invitations AS u
+                   WHERE u.invitation_id = i.id AND (u.status = i.status OR (i.status IS NULL AND u.status = '')))
+UNION ALL
+SELECT i.organization_id, p.id, p.email_normalized, 'invitation ' ||
+       CASE i.status WHEN 'pending' THEN 'pending' WHEN 'revoked' THEN 'revoked' ELSE 'of no known status' END,
+       c.email_hash
+FROM users AS p
+JOIN user_addresses AS o ON o.user_id = p.id
+JOIN user_addresses AS c ON c.user_id = p.id AND c.email_hash <> o.email_hash
+JOIN invited_addresses AS a ON a.email_hash = o.email_hash
+JOIN invitations AS i ON i.id = a.invitation_id
+WHERE i.organization_id IS NOT NULL
+  AND (i.status IS NULL OR i.status IN ('revoked', 'sent')
+       OR (i.status = 'pending' AND (i.expires_at IS NULL OR i.expires_at >= '9998-01-01T00:00:00.000000+00:00')))
+  AND i.id NOT IN (SELECT u.invitation_id FROM unblocked_invitations AS u
+                   WHERE u.invitation_id = i.id AND (u.status = i.status OR (i.status IS NULL AND u.status = '')))
+"""
+"""The blocks of invitations, written in another way. Random rows have one time that is after now."""
+
 DOMAINS = """
 SELECT d.normalized AS domain, d.organization_id, COALESCE(s.default_role, 'member') AS default_role,
        MIN(d.created_at) AS since

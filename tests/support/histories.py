@@ -49,6 +49,7 @@ LISTS = ("/organizations", "/user_management/", "/events")
 BY_SLUG = {name for name, kind in KINDS.items() if not kind.delete_is_final}
 COLUMNS: dict[str, set[str]] = {name: {"state", *kind.columns} for name, kind in KINDS.items()}
 COLUMNS["user"] |= {"erased"}
+COLUMNS["invitation"] |= {"erased"}
 COLUMNS["domain"] |= {"auto_join", "auto_join_reason"}
 COLUMNS |= {JOIN: {"state", "reasons", "why"}, WORKSPACE_SETTINGS: {"auto_join", "default_role", "why"}}
 

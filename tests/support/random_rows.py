@@ -7,9 +7,19 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert
 
-from models.tables import Base, Join, PublicDomain, UnblockedMembership, UserAddress, WorkspaceSettings
+from models.tables import (
+    Base,
+    InvitedAddress,
+    Join,
+    PublicDomain,
+    UnblockedInvitation,
+    UnblockedMembership,
+    UserAddress,
+    WorkspaceSettings,
+)
 from tests.support import JSON
 from worker.kinds.domain import Domain
+from worker.kinds.invitation import Invitation
 from worker.kinds.membership import Membership
 from worker.kinds.organization import Organization
 from worker.kinds.user import User
@@ -57,6 +67,12 @@ def random_rows(dice: random.Random) -> dict[type[Base], list[JSON]]:
         switches = {"auto_join": some(None, True, False), "default_role": some(None, "admin")}
         return {"organization_id": organization_id, **switches, "who": "ann", "why": "why"}
 
+    def invitation(n: int) -> JSON:
+        place = {"organization_id": some(None, *workspaces), "email_normalized": some(None, *people)}
+        status = some(None, "pending", "pending", "revoked", "accepted", "expired", "sent")
+        expires_at = some(None, datetime(2026, 1, 1, tzinfo=UTC), datetime(9998, 1, 1, tzinfo=UTC))
+        return mirrored(f"invitation_{n}") | place | {"status": status, "expires_at": expires_at}
+
     unblocked = {"who": "ann", "why": "why"}
     return {
         Organization: [mirrored(id) for id in workspaces[:-1]],
@@ -67,6 +83,18 @@ def random_rows(dice: random.Random) -> dict[type[Base], list[JSON]]:
         Membership: [membership(n) for n in range(200)],
         UnblockedMembership: [{"membership_id": f"om_{n}", **unblocked} for n in range(200) if dice.random() < 0.1],
         Join: [join(*pair) for pair in itertools.product(workspaces, people) if dice.random() < 0.08],
+        Invitation: (invitations := [invitation(n) for n in range(60)]),
+        InvitedAddress: [
+            {"invitation_id": row["id"], "email_hash": f"hash_{n}"}
+            for row in invitations
+            if row["email_normalized"]
+            for n in dice.sample(range(35), 2)
+        ],
+        UnblockedInvitation: [
+            {"invitation_id": row["id"], "status": some(row["status"] or "", "pending"), **unblocked}
+            for row in invitations
+            if dice.random() < 0.2
+        ],
         Domain: [domain(n) for n in range(100)],
         WorkspaceSettings: [own(id) for id in workspaces[:4]],
         PublicDomain: [{"domain": names[0]}],

@@ -46,8 +46,13 @@ CONTENTS: dict[str, list[Content]] = {
     "connection": [{"status": state, "name": name} for state in ("active", "inactive", None) for name in "xy"],
     "role": [{"permissions": ["a"]}, {"permissions": ["a", "b"]}],
     "permission": [{"name": "a"}, {"name": "b"}],
+    "invitation": [{"status": status} for status in ("pending", "accepted", "revoked", "expired", "new", None)],
 }
 """Contents of each kind of object, with what grants access and what does not."""
+
+
+LIKE = {"new": None, "expired": "accepted"}
+"""Statuses of invitations that grant as much as another."""
 
 
 def states_of(kind: Kind) -> st.SearchStrategy[State]:
@@ -98,6 +103,8 @@ def grants(kind: Kind, state: State) -> tuple[Any, ...]:
             return (content["email_verified"],)
         case "connection":
             return (content["status"] == "active",)
+        case "invitation":  # from one that blocks until an operator acts to one that does not block
+            return (["revoked", None, "pending", "accepted"].index(LIKE.get(content["status"], content["status"])),)
     return ()
 
 

@@ -41,7 +41,16 @@ def object_in(event: JSON) -> JSON:
 
 
 def test_parents_come_before_their_children() -> None:
-    assert list(KINDS) == ["organization", "permission", "user", "connection", "domain", "membership", "role"]
+    assert list(KINDS) == [
+        "organization",
+        "permission",
+        "user",
+        "connection",
+        "domain",
+        "invitation",
+        "membership",
+        "role",
+    ]
 
 
 @each_kind
@@ -71,13 +80,14 @@ def test_listings_of_a_resync() -> None:
         "roles": Scope.ONCE,
         "permissions": Scope.ONCE,
         "connections": Scope.ONCE,
+        "invitations": Scope.ONCE,
         "memberships": Scope.EACH_ORGANIZATION,
         "organization_roles": Scope.ORGANIZATIONS_WITH_ROLES,
     }
     of_one = {name for name, (_, listing) in LISTINGS.items() if listing.workspace_resync}
-    assert of_one == {"organization", "memberships", "connections"}
+    assert of_one == {"organization", "memberships", "connections", "invitations"}
     optional = {name for name, (_, listing) in LISTINGS.items() if not listing.required}
-    assert optional == {"connections", "permissions"}
+    assert optional == {"connections", "invitations", "permissions"}
 
 
 # Required fields

@@ -79,6 +79,22 @@ CONTENTS: dict[str, tuple[Kind, str, JSON]] = {
             "name": "Support",
             "description": "Answers customers",
             "permissions": ["tickets:read", "tickets:write"],
+            "resource_type": "organization",
+        },
+    ),
+    "invitation.accepted": (
+        KINDS["invitation"],
+        "invitation_01JYMA4W2PBH9CZ6Q0V3K7T8SD",
+        {
+            "organization_id": ORG,
+            "email": "Grace.Berg@ACME.example",
+            "status": "accepted",
+            "role_slug": "member",
+            "inviter_user_id": "user_01JYM9EKHBBH9CXW8DYAZ27TDB",
+            "accepted_user_id": "user_01JYMB0R5TBH9CX2M4N8C1E7PQ",
+            "expires_at": datetime(2025, 7, 3, 8, 30, 0, 120_000, UTC),
+            "accepted_at": datetime(2025, 6, 26, 9, 12, 44, 1_000, UTC),
+            "revoked_at": None,
         },
     ),
     "role.updated": (
@@ -90,6 +106,7 @@ CONTENTS: dict[str, tuple[Kind, str, JSON]] = {
             "name": None,
             "description": None,
             "permissions": ["invoices:read"],
+            "resource_type": "organization",
         },
     ),
 }

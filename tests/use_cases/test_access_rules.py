@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import Engine, select
 
 from models.database import in_transaction, read_transaction, write_transaction
+from models.tables import InvitedAddress, UserAddress
 from models.views import auto_join_blocks
 from tests.support import access, joins, rows
 from tests.support.actors import by
@@ -14,7 +15,7 @@ from worker.kinds.domain import Domain
 from worker.kinds.membership import Membership
 from worker.mirror import auto_join_policy
 from worker.mirror.auto_join_policy import workspace_settings
-from worker.reports.access import access_of, domain_states
+from worker.reports.access import access_of, domain_states, invitation_states
 
 NEWER = "a newer membership of the same person in this workspace takes precedence"
 
@@ -46,6 +47,28 @@ def test_explained_access_agrees_with_members_view(random_mirror: Engine) -> Non
     places = {place[:2] for place in entered}
     outranked = {(row["organization_id"], row["user_id"]) for row in found if row["why"] == NEWER}
     assert outranked and outranked <= places
+
+
+def test_explained_invitations_agree_with_blocks_view(random_mirror: Engine) -> None:
+    with read_transaction(random_mirror) as tx:
+        states = invitation_states(tx)
+    hashes: dict[str, set[str]] = {}
+    for row in rows(random_mirror, InvitedAddress):
+        hashes.setdefault(row["invitation_id"], set()).add(row["email_hash"])
+    explained = {
+        (row["organization_id"], digest) for row in states if row["blocks"] for digest in hashes.get(row["id"], ())
+    }
+    of_addresses = {digest for found in hashes.values() for digest in found}
+    blocked = {
+        (row["organization_id"], row["email_hash"])
+        for row in rows(random_mirror, auto_join_blocks)
+        if row["reason"].startswith("invitation ") and row["email_hash"] in of_addresses
+    }
+    assert explained and explained <= blocked
+    users = {(row["user_id"], row["email_hash"]) for row in rows(random_mirror, UserAddress)}
+    for organization_id, digest in blocked - explained:  # another address of a person who is blocked by an invitation
+        same = {other for user, own in users if own == digest for who, other in users if who == user}
+        assert any((organization_id, other) in explained for other in same)
 
 
 def test_unblocking_removes_every_block(random_mirror: Engine) -> None:

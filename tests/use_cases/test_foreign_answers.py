@@ -100,6 +100,7 @@ def one_of_each(engine: Engine, sandbox: Sandbox) -> dict[str, tuple[str, str]]:
     world.create_permission("invoices:read")
     connection = world.create_connection(org, "Okta")["id"]
     world.activate_connection(connection)
+    invitation = world.create_invitation("ann@acme.example", org)["id"]
     catch_up_with(engine, world)
     return {
         "organization": ("organization", org),
@@ -110,6 +111,7 @@ def one_of_each(engine: Engine, sandbox: Sandbox) -> dict[str, tuple[str, str]]:
         "organization's role": ("role", f"{org}/editor"),
         "connection": ("connection", connection),
         "permission": ("permission", "invoices:read"),
+        "invitation": ("invitation", invitation),
     }
 
 

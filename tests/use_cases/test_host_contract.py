@@ -30,7 +30,10 @@ COLUMNS = {
     ),
     "auto_join_domains": ("domain", "organization_id", "default_role", "since"),
     "workspaces": ("organization_id", "name", "external_id", "state", "created_at", "updated_at"),
-    "changes": ("id", "at", "kind", "object_id", "organization_id", "before", "after", "cause", "cause_id"),
+    "changes": (
+        *("id", "at", "kind", "object_id", "organization_id", "before", "after", "cause", "cause_id"),
+        *("actor_id", "actor_name", "actor_source", "previous_attributes"),
+    ),
     "mirror_status": ("state", "complete_to", "last_resync", "age_seconds", "smallest_bound_seconds", "error"),
     "uncertain_access": ("organization_id", "user_id", "event_id", "since"),
 }

@@ -1,6 +1,8 @@
 """The effect of each event on the mirror, and who has access after several."""
 
-from datetime import datetime
+import json
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +31,7 @@ from tests.support.mirror import ACME, DOMAIN, MEMBER, MEMBERSHIP, ORG, USER, gr
 from worker.kinds import READERS
 from worker.kinds.role import Role
 
+INVITATION = sample("invitation.created")["data"]["id"]
 SAMPLES = sorted(path.stem for path in EVENTS.glob("*.json"))
 
 EFFECTS: dict[str, tuple[str, JSON] | None] = {
@@ -120,6 +123,37 @@ EFFECTS: dict[str, tuple[str, JSON] | None] = {
     ),
     "connection.deactivated": ("connection", {"status": "inactive", "deleted_by": None}),
     "connection.deleted": ("connection", {"organization_id": ORG, "deleted_by": "event"}),
+    "invitation.created": (
+        "invitation",
+        {
+            "id": INVITATION,
+            "organization_id": ORG,
+            "email": "Grace.Berg@ACME.example",
+            "email_normalized": "grace.berg@acme.example",
+            "status": "pending",
+            "role_slug": "member",
+            "inviter_user_id": USER,
+            "accepted_user_id": None,
+            "expires_at": datetime(2025, 7, 2, 20, 1, 9, 335_000, UTC),
+        },
+    ),
+    "invitation.resent": (
+        "invitation",
+        {"id": INVITATION, "status": "pending", "expires_at": datetime(2025, 7, 3, 8, 30, 0, 120_000, UTC)},
+    ),
+    "invitation.accepted": (
+        "invitation",
+        {
+            "id": INVITATION,
+            "status": "accepted",
+            "accepted_at": datetime(2025, 6, 26, 9, 12, 44, 1_000, UTC),
+            "accepted_user_id": "user_01JYMB0R5TBH9CX2M4N8C1E7PQ",
+        },
+    ),
+    "invitation.revoked": (
+        "invitation",
+        {"id": INVITATION, "status": "revoked", "revoked_at": datetime(2025, 6, 26, 9, 0, 0, 770_000, UTC)},
+    ),
     "dsync.activated": None,
 }
 """Sample → the one row it creates in an empty mirror (these columns), or None."""
@@ -149,6 +183,25 @@ def test_effect_of_one_event(local_endpoint: FlaskClient, local_engine: Engine, 
     assert (only["event_id"], only["event_at"]) == (event["id"], datetime.fromisoformat(event["created_at"]))
     assert (row["kind"], row["object_id"]) == (kind, only["id"])
     assert row["organization_id"] == (ORG if kind == "organization" else only.get("organization_id"))
+
+
+VARIANTS = sorted(path for folder in ("minimal", "nulls") for path in (EVENTS / folder).glob("*.json"))
+"""Recorded payloads that omit optional fields, and that have null in them."""
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=lambda path: f"{path.parent.name} {path.stem}")
+def test_event_without_optional_fields_is_applied(
+    local_endpoint: FlaskClient, local_engine: Engine, path: Path
+) -> None:
+    event = json.loads(path.read_text())
+    take(local_endpoint, local_engine, event)
+    assert outcomes(local_engine, event) == ["applied"]
+    [only] = [row for found in mirrored(local_engine).values() for row in found]
+    data = event["data"]
+    assert (only["id"], only["email"], only["status"], only["organization_id"]) == (
+        *(data["id"], data["email"], data["state"], data["organization_id"]),
+    )
+    assert (only["expires_at"], only["inviter_user_id"], only["accepted_user_id"]) == (None, None, None)
 
 
 def test_views_follow_the_recorded_samples(endpoint: FlaskClient, engine: Engine) -> None:

@@ -70,6 +70,28 @@ def test_roles_combine_their_permissions(engine: Engine, sandbox: Sandbox, membe
     assert answer(engine, member) == ["invoices:pay", "invoices:read"]
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_role_of_another_resource_type_grants_no_permissions(
+    engine: Engine, sandbox: Sandbox, member: JSON, own: bool
+) -> None:
+    world = sandbox.world
+    owner = member["organization_id"] if own else None
+    other = world.create_membership(member["organization_id"], world.create_user("bob@acme.example")["id"])
+    if own:
+        world.create_role("billing", organization_id=owner)
+        world.delete_role("billing")
+    for type, granted in (("project", []), ("organization", ["invoices:read"]), (None, ["invoices:read"])):
+        world.update_role("billing", organization_id=owner, permissions=["invoices:read"], resource_type_slug=type)
+        deliver_new_events(engine, world)
+        assert (answer(engine, member), answer(engine, other)) == (granted, [])
+
+
+def test_view_is_empty_until_permissions_are_listed(engine: Engine, member: JSON) -> None:
+    assert answer(engine, member) == ["invoices:read"]
+    in_transaction(engine, lambda tx: tx.execute(update(MirrorState).values(listed_kinds=["user"])))
+    assert answer(engine, member) is None and rows(engine, member_permissions) == []
+
+
 def test_only_people_with_access_have_permissions(engine: Engine, sandbox: Sandbox, member: JSON) -> None:
     sandbox.world.deactivate_membership(member["id"])
     deliver_new_events(engine, sandbox.world)
@@ -150,7 +172,7 @@ def test_invalid_permission_keeps_others_known(
     assert "invalid" in {finding for finding, _ in found(engine, run_id).values()}
     assert answer(engine, member) == ["invoices:read"]
     assert rows(engine, MirrorState)[0]["listed_kinds"] == [
-        *("connection", "domain", "organization", "permission", "role", "user")
+        *("connection", "domain", "invitation", "organization", "permission", "role", "user")
     ]
 
 

@@ -319,6 +319,7 @@ def ids(world: Any) -> dict[str, set[str]]:
         "role": roles,
         "connection": set(world.connections),
         "permission": set(world.permissions),
+        "invitation": set(world.invitations),
     }
 
 

@@ -42,7 +42,7 @@ CONTENT: Content = {
     "membership": lambda m: (m["status"], sorted({r["slug"] for r in m["roles"]})),
     "domain": lambda d: (d["domain"], d["state"]),
 }
-UNEXPECTED = {"role", "permission"}
+UNEXPECTED = {"role", "permission", "invitation", "connection"}
 """Kinds that `expected_drift` leaves out."""
 STORED: Content = {
     **CONTENT,
@@ -200,8 +200,8 @@ def test_clean_resync_makes_minimal_calls(
     sandbox.calls.clear()
     run_id = resync(one_engine, workos)
     people = users or organizations * members
-    # One more each for the roles, the permissions and the connections.
-    least = -(-organizations // 100) + organizations * -(-members // 100) + -(-people // 100) + 1 + 1 + 1
+    # One more each for the roles, the permissions, the connections and the invitations.
+    least = -(-organizations // 100) + organizations * -(-members // 100) + -(-people // 100) + 4
     assert sandbox.calls.total() == least
     assert run_row(one_engine, run_id)["calls"] == least
 
@@ -267,7 +267,7 @@ def test_resync_of_one_workspace_leaves_others(both_engines: Engine, sandbox: Sa
     quietly(world, lambda: drift(other))
     sandbox.calls.clear()
     run_id = resync(engine, workos, organization_id=mine)
-    assert sandbox.calls.total() == 3 + 2 + 1  # a read of each that was not listed, and of the person unknown here
+    assert sandbox.calls.total() == 4 + 2 + 1  # a read of each that was not listed, and of the person unknown here
     assert all(other not in line or "newcomer" in line for line in differences(engine, world.truth()) if mine in line)
     assert {row["organization_id"] for row in report(engine, run_id)} <= {mine, None}
     assert sorted(finding for finding, _ in found(engine, run_id).values()) == [
@@ -293,7 +293,7 @@ def test_deleted_workspace_needs_no_calls_for_members(
     sandbox.calls.clear()
     run_id = resync(one_engine, workos, organization_id=gone)
     assert found(one_engine, run_id) == {("organization", gone): ("extra", "repaired")}
-    assert sandbox.calls.total() == 4
+    assert sandbox.calls.total() == 5
     resync(one_engine, workos)
     assert differences(one_engine, world.truth()) == []
 

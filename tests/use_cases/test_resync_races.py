@@ -294,8 +294,8 @@ def test_killed_resync_resumes_at_any_call(
         with world.silently():
             for user in list(world.users)[:5]:
                 world.delete_user(user)
-        # Organizations, memberships, users, roles, permissions, connections, and the five by id.
-        needed = 1 + 2 * 2 + 3 + 1 + 1 + 1 + 5
+        # Organizations, memberships, users, roles, permissions, connections, invitations, and the five by id.
+        needed = 1 + 2 * 2 + 3 + 1 + 1 + 1 + 1 + 5
         for call in range(1, needed + 1, 1 if at_once == 1 else 5):
             run_id = start(one_engine, by("test"), dry_run=True)
             sandbox.calls.clear()
@@ -320,7 +320,7 @@ def test_stopped_resync_repeats_no_page(one_engine: Engine, sandbox: Sandbox, wo
         stops += 1
         assert stops < 50
     assert stops > 1
-    assert sandbox.calls.total() == 1 + 3 * 2 + 4 + 1 + 1 + 1
+    assert sandbox.calls.total() == 1 + 3 * 2 + 4 + 1 + 1 + 1 + 1
     [run] = [row for row in rows(one_engine, Run) if row["id"] == run_id]
     assert run["calls"] == sandbox.calls.total()
     assert differences(one_engine, sandbox.world.truth()) == []

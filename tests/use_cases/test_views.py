@@ -1,26 +1,31 @@
 """The public views: in each population, every condition decides about at least one row."""
 
+from datetime import datetime
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, insert, update
 
+from models.addresses import normalize_address
 from models.database import in_transaction
-from models.tables import DeletedBy, Join, JoinState
+from models.tables import DeletedBy, Join, JoinState, UnblockedInvitation
 from models.views import (
     auto_join_blocks,
     auto_join_domains,
     mirror_status,
     sign_in_methods,
+    workspace_invitations,
     workspace_members,
     workspaces,
 )
 from tests.support import JSON, made, minute, rows
 from tests.support.actors import by
 from tests.support.auto_join import apply_events, mark_as_filled, set_auto_join
+from worker.kinds.invitation import Invitation
 from worker.kinds.membership import Membership
 from worker.kinds.user import User
 from worker.mirror import auto_join_policy
+from worker.mirror.role_map import adopt
 
 ACME, OTHER, GONE, UNKNOWN = "org_acme", "org_other", "org_gone", "org_unknown"
 
@@ -118,6 +123,61 @@ def test_members_view_shows_newest_active_memberships(places: Engine) -> None:
         (ACME, f"The {ACME}", "IVY@acme.example", "member", "member", "active", "om_ivy_2"),
         (OTHER, f"The {OTHER}", "ANN@acme.example", "member", "member", "active", "om_ann_too"),
     ]
+
+
+def role(slug: str, resource_type: str | None, at: int = 0, where: str | None = None) -> JSON:
+    own = {"organization_id": where} if where else {}
+    kind = "organization_role" if where else "role"
+    return made(f"{kind}.updated", at, slug=slug, resource_type_slug=resource_type, **own)
+
+
+def test_role_of_another_resource_type_is_never_a_members_role(places: Engine) -> None:
+    adopt(places, {"admin": "admin", "boss": "admin", "owner": "admin", "member": "member"})
+    slugs = {"ann": ["boss"], "bob": ["boss", "owner"], "cat": ["member"], "dan": ["owner"], "eve": ["boss", "member"]}
+    memberships = [member(f"om_{name}", name, roles=given, role=given[0]) for name, given in slugs.items()]
+    for place in memberships:
+        place["data"]["roles"] = [{"slug": slug} for slug in slugs[place["data"]["user_id"].removeprefix("user_")]]
+    abroad = member("om_dan_other", "dan", 9, where=OTHER, role="owner")
+    apply_events(places, [*map(user, slugs), *memberships, abroad])
+
+    def roles() -> dict[str, str]:
+        return {row["membership_id"].removeprefix("om_"): row["role"] for row in rows(places, workspace_members)}
+
+    assert roles() == {
+        "ann": "admin",
+        "bob": "admin",
+        "cat": "member",
+        "dan": "admin",
+        "dan_other": "admin",
+        "eve": "admin",
+    }
+    apply_events(places, [role("boss", "project"), role("owner", None), role("owner", "project", where=OTHER)])
+    assert roles() == {
+        "ann": "member",
+        "bob": "admin",
+        "cat": "member",
+        "dan": "admin",
+        "dan_other": "member",
+        "eve": "member",
+    }
+    apply_events(places, [role("boss", "organization", 5), role("owner", "organization", 5, where=OTHER)])
+    assert roles() == {
+        "ann": "admin",
+        "bob": "admin",
+        "cat": "member",
+        "dan": "admin",
+        "dan_other": "admin",
+        "eve": "admin",
+    }
+    apply_events(places, [role("owner", "project", 9)])
+    assert roles() == {
+        "ann": "admin",
+        "bob": "admin",
+        "cat": "member",
+        "dan": "member",
+        "dan_other": "member",
+        "eve": "admin",
+    }
 
 
 def joined(engine: Engine) -> dict[str, tuple[str, str]]:
@@ -251,3 +311,97 @@ def test_a_block_covers_other_users_with_an_address_of_the_person(places: Engine
         ("user_kim", "kim@acme.example", "by ann: a competitor"),
         ("user_kim_again", "kim@acme.example", "by ann: a competitor"),
     ]
+
+
+PAST, FUTURE = "2025-07-01T11:00:00.000Z", "9998-01-01T00:00:00.000Z"
+
+
+def invitation(name: str, status: str | None = "pending", where: str | None = ACME, **data: Any) -> JSON:
+    given = {"organization_id": where, "email": f"{name.upper()}@acme.example", "expires_at": FUTURE} | data
+    return made("invitation.created", id=f"invitation_{name}", state=status, **given)
+
+
+def test_invitations_view_lists_them_with_their_status_now(places: Engine) -> None:
+    apply_events(
+        places,
+        [
+            invitation("ann"),
+            invitation("bob", expires_at=PAST),
+            invitation("cat", expires_at=None),
+            invitation("dan", "accepted", expires_at=PAST, accepted_user_id="user_dan"),
+            invitation("eve", "revoked", expires_at=PAST),
+            invitation("fay", None),
+            invitation("gone", where=GONE),
+            invitation("unknown", where=UNKNOWN),
+            invitation("environment", where=None),
+            invitation("hal"),
+        ],
+    )
+    gone = update(Invitation).where(Invitation.id == "invitation_hal").values(deleted_by=DeletedBy.RESYNC)
+    in_transaction(places, lambda tx: tx.execute(gone))
+    found = {row["invitation_id"]: row for row in rows(places, workspace_invitations)}
+    assert {id: row["status"] for id, row in found.items()} == {
+        "invitation_ann": "pending",
+        "invitation_bob": "expired",
+        "invitation_cat": "pending",
+        "invitation_dan": "accepted",
+        "invitation_eve": "revoked",
+        "invitation_fay": None,
+    }
+    dan = found["invitation_dan"]
+    assert (dan["organization_id"], dan["email"], dan["email_normalized"]) == (
+        *(ACME, "DAN@acme.example", "dan@acme.example"),
+    )
+    assert (dan["workos_role"], dan["accepted_user_id"]) == ("member", "user_dan")
+    assert dan["expires_at"] == datetime.fromisoformat(PAST)
+
+
+def test_auto_join_blocks_view_lists_invited_people_and_addresses(places: Engine) -> None:
+    renamed = made("user.updated", 1, id="user_ann", email="ann.b@acme.example", email_verified=True)
+    apply_events(places, [user("ann"), renamed, user("fay")])
+    apply_events(
+        places,
+        [
+            invitation("ann"),
+            invitation("bob"),
+            invitation("old", expires_at=PAST),
+            invitation("eternal", expires_at=None),
+            invitation("in", "accepted"),
+            invitation("late", "expired", expires_at=None),
+            invitation("revoked", "revoked", expires_at=PAST),
+            invitation("mute", None, expires_at=PAST),
+            invitation("odd", "declined"),
+            invitation("environment", where=None),
+            invitation("invalid", email="no address"),
+            invitation("fay", "revoked"),
+            invitation("other", where=OTHER),
+        ],
+    )
+    auto_join_policy.unblock(places, ACME, "user_fay", by("ann", "a mistake"))
+    found = rows(places, auto_join_blocks)
+    names = ("organization_id", "user_id", "email_normalized", "reason")
+    assert sorted(tuple(map(str, (row[name] for name in names))) for row in found) == [
+        (ACME, "None", "bob@acme.example", "invitation pending"),
+        (ACME, "None", "eternal@acme.example", "invitation pending"),
+        (ACME, "None", "mute@acme.example", "invitation of no known status"),
+        (ACME, "None", "odd@acme.example", "invitation of no known status"),
+        (ACME, "None", "revoked@acme.example", "invitation revoked"),
+        (ACME, "user_ann", "ann.b@acme.example", "invitation pending"),
+        (ACME, "user_ann", "ann@acme.example", "invitation pending"),
+        (OTHER, "None", "other@acme.example", "invitation pending"),
+    ]
+    hashes = {row["email_normalized"]: row["email_hash"] for row in found}
+    assert len({row["email_hash"] for row in found}) == len(found)
+    assert all((address := normalize_address(email)) and address.hash == hashes[email] for email in hashes)
+    in_transaction(places, lambda tx: tx.execute(update(UnblockedInvitation).values(status="pending")))
+    assert ("user_fay", "invitation revoked") in {
+        (row["user_id"], row["reason"]) for row in rows(places, auto_join_blocks)
+    }
+    own = {"who": "ann", "why": "why"}
+    unblocked = [
+        {"invitation_id": f"invitation_{name}", "status": status, **own}
+        for name, status in (("mute", ""), ("odd", "declined"), ("bob", "revoked"))
+    ]
+    in_transaction(places, lambda tx: tx.execute(insert(UnblockedInvitation), unblocked))
+    left = {row["email_normalized"] for row in rows(places, auto_join_blocks)}
+    assert left & {"mute@acme.example", "odd@acme.example", "bob@acme.example"} == {"bob@acme.example"}

@@ -268,7 +268,7 @@ class WholeEvent(Event):
 
 
 class Change(BaseModel):
-    """A change to the mirror, and its cause."""
+    """A change to the mirror, its cause, and who made it at WorkOS, if known."""
 
     id: int
     at: datetime
@@ -279,6 +279,10 @@ class Change(BaseModel):
     after: JsonObject
     cause: str
     cause_id: str
+    actor_id: str | None
+    actor_name: str | None
+    actor_source: str | None
+    previous_attributes: JsonObject | None
 
 
 class Audit(BaseModel):

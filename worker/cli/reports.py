@@ -68,11 +68,12 @@ def explain_command(name: str, as_json: bool) -> None:
         ("access", ("workspace_name", "organization_id", "access", "role", "since", "cause", "role_cause", "why")),
         ("auto_join", ("domain", "organization_id", "state", "auto_join", "why")),
         ("joins", ("organization_id", "state", "reason", "created_at", "settled_at")),
+        ("invitations", ("organization_id", "id", "email", "status", "expires_at", "blocks", "why")),
     ):
         if found[section]:
             output.table(columns, found[section])
     steps = [step | {"changed": _changed(step["fields"])} for step in found["timeline"]]
-    output.rows(("at", "object_id", "what", "by", "outcome", "why", "changed"), steps, as_json=False)
+    output.rows(("at", "object_id", "what", "by", "actor", "outcome", "why", "changed"), steps, as_json=False)
     if found["truncated"]:
         click.echo("... older steps are not shown", err=True)
 

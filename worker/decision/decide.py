@@ -197,7 +197,7 @@ def confirm(current: State | None, read: State | None, *, terminal: bool = True)
     if read is None:
         if current is None or current.deleted:
             return current, Finding.EQUAL
-        return State(current.version, deleted=True, content=current.content, by_resync=True), Finding.EXTRA
+        return replace(current, deleted=True, by_resync=True), Finding.EXTRA
     if current is None:
         return read, Finding.MISSING
     read = completed(current, read)

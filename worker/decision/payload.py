@@ -1,6 +1,7 @@
 """Reads WorkOS's JSON leniently: optional fields may be missing or invalid; an error names the required field."""
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -12,7 +13,18 @@ from worker.errors import PayloadError
 MAX_ID = 255
 MAX_TEXT = 10_000
 MAX_EMAIL = 320
+MAX_DEPTH = 20
+"""Nesting of stored JSON."""
 EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+class Origin(NamedTuple):
+    """Who made a change at WorkOS, and the values before it, as the `context` of an event says. None: absent."""
+
+    actor_id: str | None = None
+    actor_name: str | None = None
+    actor_source: str | None = None
+    previous_attributes: dict[str, Any] | None = None
 
 
 class Envelope(NamedTuple):
@@ -21,6 +33,7 @@ class Envelope(NamedTuple):
     id: str
     """Empty for an object that was read from the API."""
     created_at: datetime | None
+    origin: Origin = Origin()
 
 
 class Fields:
@@ -100,6 +113,39 @@ class Fields:
     def optional_time(self, name: str) -> datetime | None:
         """Return an instant in UTC, or None if it is missing or unusable."""
         return parse_time(self._value.get(name))
+
+
+def read_origin(context: object) -> Origin:
+    """Return the origin in the `context` of an event. What is missing or unusable is None."""
+    if not isinstance(context, Mapping):
+        return Origin()
+    given = context.get("actor")
+    actor = Fields(given if isinstance(given, Mapping) else {}, "context.actor")
+    previous = context.get("previous_attributes")
+    kept = storable(previous) if isinstance(previous, Mapping) else None
+    return Origin(actor.optional_id("id"), actor.text("name"), actor.text("source"), kept)
+
+
+def storable(value: object, depth: int = MAX_DEPTH) -> Any:
+    """Return a JSON value so that every database can store it. A value that none can store becomes None.
+
+    That is a number that is not finite or has more than 64 bits, and a value nested deeper than `depth`.
+    """
+    result: Any = None
+    match value:
+        case bool():
+            result = value
+        case str():
+            result = clean(value)
+        case int() if -(2**63) <= value < 2**63:
+            result = value
+        case float() if math.isfinite(value):
+            result = value
+        case list() if depth:
+            result = [storable(item, depth - 1) for item in value]
+        case dict() if depth:
+            result = {clean(key): storable(item, depth - 1) for key, item in value.items()}
+    return result
 
 
 def parse_json(body: bytes) -> Any:

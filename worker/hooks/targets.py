@@ -30,6 +30,10 @@ class ChangeToSend(NamedTuple):
     after: JsonObject
     cause: str
     cause_id: str
+    actor_id: str | None
+    actor_name: str | None
+    actor_source: str | None
+    previous_attributes: JsonObject | None
     attempts: int = 0
 
     @property

@@ -27,9 +27,11 @@ from models.outcomes import Outcome
 from models.tables import Batch, Cause, Event, EventStatus, MirrorState
 from models.types import Record, db_now, db_now_plus, inline_literal
 from worker.backoff import backoff
-from worker.decision.payload import clean
+from worker.decision.decide import Content
+from worker.decision.payload import Envelope, clean
 from worker.errors import PayloadError, WorkerCrashedError, fingerprint, stack_of
 from worker.kinds import RoleMap, Snapshot, read_event
+from worker.kinds.invitation import INVITATION, Invitation
 from worker.kinds.user import USER, User
 from worker.mirror import uncertainty
 from worker.mirror.apply import Arrival, Decision, apply, note_changes
@@ -363,8 +365,8 @@ def _role_map(tx: Connection) -> RoleMap:
     return roles
 
 
-ParsedEvent = tuple[InboxEvent, datetime | None, Snapshot | None]
-"""An event with its time and its snapshot. No snapshot: its type is ignored."""
+ParsedEvent = tuple[InboxEvent, Envelope, Snapshot | None]
+"""An event with its envelope and its snapshot. No snapshot: its type is ignored."""
 FailedEvent = tuple[InboxEvent, PayloadError]
 
 
@@ -401,11 +403,18 @@ def apply_events(tx: Connection, events: Sequence[InboxEvent], roles: RoleMap) -
     If the caller rolls `tx` back, the result shows what would happen.
     """
     parsed, failed = _parse(events, roles)
-    arrivals = [Arrival(snapshot, Cause.EVENT, event.id) for event, _, snapshot in parsed if snapshot is not None]
+    arrivals = [
+        Arrival(snapshot, Cause.EVENT, event.id, envelope.origin)
+        for event, envelope, snapshot in parsed
+        if snapshot is not None
+    ]
     decisions, changes = apply(tx, arrivals)
     request_reads_for(tx, arrivals, decisions)
     decided = dict(zip((arrival.cause_id for arrival in arrivals), decisions, strict=True))
-    done = [_done_columns(event.id, at, snapshot, decided.get(event.id)) for event, at, snapshot in parsed]
+    done = [
+        _done_columns(event.id, envelope.created_at, snapshot, decided.get(event.id))
+        for event, envelope, snapshot in parsed
+    ]
     ages = [event.age for event, _, _ in parsed if not event.replays]
     ignored = {columns["id"] for columns in done if columns["outcome"] == Outcome.IGNORED}
     tried_before = {event.id for event, _, _ in parsed if event.attempts or event.replays}
@@ -422,7 +431,7 @@ def _parse(events: Sequence[InboxEvent], roles: RoleMap) -> tuple[list[ParsedEve
         except PayloadError as error:
             failed.append((event, error))
         else:
-            parsed.append((event, envelope.created_at, snapshot))
+            parsed.append((event, envelope, snapshot))
     return parsed, failed
 
 
@@ -438,12 +447,20 @@ def _done_columns(id: str, at: datetime | None, snapshot: Snapshot | None, decis
     return columns
 
 
+def _person(content: Content) -> str | None:
+    return content.get("user_id") or content.get("accepted_user_id")
+
+
 def _events_of_erased_users(tx: Connection, arrivals: Sequence[Arrival]) -> set[str]:
-    """Return the ids of the events about an erased user, or a membership of one."""
+    """Return the ids of the events about an erased user, or a membership or invitation of one."""
     users = {
-        event_id: snapshot.id if snapshot.kind is USER else snapshot.state.content.get("user_id")
-        for snapshot, _, event_id in arrivals
+        event_id: snapshot.id if snapshot.kind is USER else _person(snapshot.state.content)
+        for snapshot, _, event_id, _ in arrivals
     }
     ids = set(filter(None, users.values()))
     erased = set(tx.execute(select(User.id).where(is_any_of(tx, User.id, ids), User.erased)).scalars()) if ids else ids
-    return {event_id for event_id, user in users.items() if user in erased}
+    invitations = {event_id: snapshot.id for snapshot, _, event_id, _ in arrivals if snapshot.kind is INVITATION}
+    if invitations:
+        found = select(Invitation.id).where(is_any_of(tx, Invitation.id, invitations.values()), Invitation.erased)
+        erased |= set(tx.execute(found).scalars())
+    return {event_id for event_id, id in (*users.items(), *invitations.items()) if id in erased}

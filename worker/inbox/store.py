@@ -17,6 +17,7 @@ from models.database import read_transaction, reconnecting, single_statement
 from models.tables import Batch, Event, EventSource, EventStatus
 from models.types import db_now, db_now_plus, inline_literal
 from worker.decision.payload import is_id
+from worker.decision.payload_secrets import without_secrets
 from worker.errors import PayloadError
 
 MAX_COUNTED = 10_000
@@ -26,7 +27,7 @@ PARTITION_KEYS = 256
 
 
 class ReceivedEvent(NamedTuple):
-    """An event from a webhook or from the events API. `body` is the raw JSON."""
+    """An event from a webhook or from the events API. `body` is the raw JSON, without secrets (`payload_secrets`)."""
 
     id: str
     type: str
@@ -41,7 +42,7 @@ class ReceivedEvent(NamedTuple):
 
     @classmethod
     def of(cls, event: object, body: bytes, occurred_at: datetime | None = None) -> "ReceivedEvent":
-        """Return the event that was parsed from `body`.
+        """Return the event that was parsed from `body`. The secrets in `body` are removed.
 
         Raises:
             PayloadError: the id or the type is missing or too long, or cannot be a key. The rest is not checked yet.
@@ -54,7 +55,7 @@ class ReceivedEvent(NamedTuple):
         data = event.get("data")
         object_id = data.get("id") if isinstance(data, dict) else None
         key = crc32(object_id.encode(errors="replace")) % PARTITION_KEYS if isinstance(object_id, str) else 0
-        return cls(event["id"], event["event"], body, key, occurred_at)
+        return cls(event["id"], event["event"], without_secrets(event["event"], body), key, occurred_at)
 
 
 def accept_webhooks(engine: Engine, events: Sequence[ReceivedEvent]) -> list[bool]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from worker.decision.decide import DATE_STEP, NO_EVENT
-from worker.decision.payload import Envelope, Fields, parse_json, parse_time
+from worker.decision.payload import Envelope, Fields, parse_json, parse_time, read_origin
 from worker.errors import PayloadError
 from worker.kinds.kind import EventReader, Kind, Listing, RoleMap, Snapshot, live_state
 
@@ -62,7 +62,7 @@ def read_event(event_id: str, type: str, body: bytes, roles: RoleMap) -> tuple[E
         raise PayloadError("body", "is not JSON") from error
     if not isinstance(event, dict):
         raise PayloadError("body", "is not an object")
-    envelope = Envelope(event_id, parse_time(event.get("created_at")))
+    envelope = Envelope(event_id, parse_time(event.get("created_at")), read_origin(event.get("context")))
     if type not in READERS:
         return envelope, None
     kind, reader = READERS[type]

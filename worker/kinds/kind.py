@@ -113,6 +113,8 @@ class Kind:
         api_content: reads the content from the API, where the API omits what events carry.
         derive: the columns that are computed from the content whenever a row is written.
         tie_break: which of two live states to keep if their times are equal: the one that grants less access.
+        personal: the columns that erasure blanks.
+        stays_erased: whether `personal` stays blank in an object that WorkOS still has after its person was erased.
     """
 
     name: str
@@ -133,6 +135,8 @@ class Kind:
     api_content: ContentReader | None = None
     derive: Callable[[Content], Content] = lambda _content: {}
     tie_break: TieBreak = no_tie_break
+    personal: tuple[str, ...] = ()
+    stays_erased: bool = False
 
     def __str__(self) -> str:
         return self.name

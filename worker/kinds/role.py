@@ -22,6 +22,8 @@ class Role(Mirrored):
     name: Mapped[str | None]
     description: Mapped[str | None]
     permissions: Mapped[list[str] | None]
+    resource_type: Mapped[str | None]
+    """WorkOS's `resource_type_slug`. Only roles of type `organization` can be a member's role. None: of that type."""
 
 
 def _content(data: Fields, _roles: RoleMap) -> JsonObject:
@@ -34,6 +36,7 @@ def _content(data: Fields, _roles: RoleMap) -> JsonObject:
         "name": data.text("name") if organization_id else None,
         "description": data.text("description") if organization_id else None,
         "permissions": data.texts("permissions"),
+        "resource_type": data.text("resource_type_slug"),
     }
 
 

@@ -64,4 +64,5 @@ USER = Kind(
     label=User.email,
     derive=_derive,
     tie_break=_tie_break,
+    personal=PERSONAL,
 )

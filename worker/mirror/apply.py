@@ -1,7 +1,8 @@
 """Applies snapshots to the mirror in the caller's transaction: locks the rows, decides, saves, records the changes."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, RowMapping, select
 
@@ -9,13 +10,20 @@ from models.addresses import normalize_address
 from models.bulk import insert_new, insert_rows, is_any_of, update_rows
 from models.database import CHANGES_LOCK, advisory_lock
 from models.outcomes import Outcome
-from models.tables import Cause, Change, DeletedBy, UserAddress
+from models.tables import Cause, Change, DeletedBy, InvitedAddress, UserAddress
 from models.types import JsonObject, db_now
 from worker.decision.decide import ConfirmationReason, State, Version, decide, needs_confirmation, recorded_content
+from worker.decision.payload import Origin
 from worker.kinds import KINDS, Kind, Snapshot
-from worker.kinds.user import USER
+from worker.kinds.invitation import INVITATION
+from worker.kinds.user import USER, User
 from worker.mirror.auto_join import auto_join_changes
 from worker.mirror.change_rows import ChangeRow
+
+ACTOR_BLANKED: dict[str, Any] = {"actor_name": None, "previous_attributes": None}
+"""The columns of `changes` with personal data of an actor or of the object's person, as erasure leaves them."""
+ADDRESSES = {USER: (UserAddress, "user_id"), INVITATION: (InvitedAddress, "invitation_id")}
+"""Kind with an e-mail address → the table of hashed addresses, and its column with the object's id."""
 
 
 class Arrival(NamedTuple):
@@ -24,6 +32,7 @@ class Arrival(NamedTuple):
     snapshot: Snapshot
     cause: Cause
     cause_id: str
+    origin: Origin = Origin()
 
 
 class Decision(NamedTuple):
@@ -55,7 +64,7 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
         for place, arrival in of_kind:
             id = arrival.snapshot.id
             current = updated.get(id, stored[id])
-            incoming, final = arrival.snapshot.state, kind.delete_is_final
+            incoming, final = without_erased(kind, current, arrival.snapshot.state), kind.delete_is_final
             state, outcome = decide(current, incoming, terminal=final, tie_break=kind.tie_break)
             compared_with = current.version.event_id if current else None
             reason = needs_confirmation(current, incoming, outcome, terminal=final)
@@ -65,7 +74,8 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
             if state is not current or reason:  # a new revision makes a concurrent confirmed read repeat
                 updated[id] = state
             if outcome is Outcome.APPLIED:
-                changes.append(change(kind, id, current, state, arrival.cause, arrival.cause_id))
+                row = change(kind, id, current, state, arrival.cause, arrival.cause_id)
+                changes.append(row._replace(**arrival.origin._asdict()))
         save_rows(tx, kind, updated, seen)
     return [decisions[place] for place in range(len(arrivals))], changes
 
@@ -78,14 +88,47 @@ def note_changes(tx: Connection, changes: Sequence[ChangeRow]) -> None:
     """
     if changes:
         advisory_lock(tx, CHANGES_LOCK)
-        rows = (*changes, *auto_join_changes(tx, changes))
-        insert_rows(tx, Change, [row._asdict() for row in rows])
+        by_cause = {row.caused_by: row for row in changes}
+        further = [_with_actor(row, by_cause.get(row.caused_by)) for row in auto_join_changes(tx, changes)]
+        insert_rows(tx, Change, [row._asdict() for row in _without_erased_people(tx, (*changes, *further))])
+
+
+def _with_actor(row: ChangeRow, change: ChangeRow | None) -> ChangeRow:
+    """Return a row that a change led to, with the actor of that change."""
+    if change is None:
+        return row
+    return row._replace(actor_id=change.actor_id, actor_name=change.actor_name, actor_source=change.actor_source)
+
+
+def _without_erased_people(tx: Connection, rows: Sequence[ChangeRow]) -> Iterator[ChangeRow]:
+    """Yield `rows`, with `ACTOR_BLANKED` where the actor or the object's person is erased."""
+    people = [_people_in(row) for row in rows]
+    ids: set[str] = set().union(*people)
+    erased = set(tx.execute(select(User.id).where(is_any_of(tx, User.id, ids), User.erased)).scalars()) if ids else ids
+    for row, named in zip(rows, people, strict=True):
+        blank = not named.isdisjoint(erased) or row.after.get("erased")
+        yield row._replace(**ACTOR_BLANKED) if blank else row
+
+
+def _people_in(row: ChangeRow) -> set[str]:
+    """Return the ids of the actor and the object's person; nothing for a row without `ACTOR_BLANKED`."""
+    if row.actor_name is None and row.previous_attributes is None:
+        return set()
+    person = row.object_id if row.kind == USER.name else row.after.get("user_id") or row.after.get("accepted_user_id")
+    return {id for id in (row.actor_id, person) if id}
+
+
+def without_erased(kind: Kind, current: State | None, incoming: State) -> State:
+    """Return `incoming` with blank personal columns if `current` is erased and stays so; otherwise unchanged."""
+    if current is None or not (current.erased and kind.stays_erased):
+        return incoming
+    return replace(incoming, erased=True, content={**incoming.content, **dict.fromkeys(kind.personal)})
 
 
 def recorded_state(kind: Kind, state: State) -> JsonObject:
-    """Return a state as `changes` contains it: all columns of the kind, `state`, and for users `erased`."""
+    """Return a state as `changes` contains it: all columns of the kind, `state`, and `erased` if it can be erased."""
     content = {name: state.content.get(name) for name in kind.columns}
-    return recorded_content(content, deleted=state.deleted) | ({"erased": state.erased} if kind is USER else {})
+    return recorded_content(content, deleted=state.deleted) | ({"erased": state.erased} if kind.personal else {})
 
 
 def change(kind: Kind, id: str, before: State | None, after: State, cause: Cause, cause_id: str) -> ChangeRow:
@@ -135,14 +178,16 @@ def _state(kind: Kind, row: RowMapping) -> State | None:
 def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Sequence[tuple[str, State]] = ()) -> None:
     """Save `states` to their locked rows and increment the revisions.
 
-    For users, also records the e-mail addresses in `states` and `seen`: states that arrived, whether they won or not.
+    For users and invitations, also records the e-mail addresses in `states` and `seen`: states that arrived, whether
+    they won or not.
     """
     rows = [_columns(kind, id, state) for id, state in states.items()]
     update_rows(tx, kind.table, rows, revision=kind.table.revision + 1, touched_at=db_now())
-    if kind is USER:
+    if kind in ADDRESSES:
+        table, key = ADDRESSES[kind]
         emails = ((id, normalize_address(state.content.get("email"))) for id, state in (*states.items(), *seen))
         hashes = {(id, address.hash) for id, address in emails if address}
-        insert_new(tx, UserAddress, [{"user_id": id, "email_hash": digest} for id, digest in sorted(hashes)])
+        insert_new(tx, table, [{key: id, "email_hash": digest} for id, digest in sorted(hashes)])
 
 
 def _columns(kind: Kind, id: str, state: State) -> dict[str, object]:

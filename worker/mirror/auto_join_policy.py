@@ -15,10 +15,13 @@ from models.tables import (
     AutoJoinMode,
     Cause,
     Change,
+    InvitedAddress,
     Join,
     JoinState,
     MirrorState,
+    UnblockedInvitation,
     UnblockedMembership,
+    UserAddress,
     Via,
     WorkspaceSettings,
 )
@@ -26,6 +29,7 @@ from models.types import JsonObject, Record, db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker import audit
 from worker.errors import ConfigurationError, OperatorError, UnknownIdError
+from worker.kinds.invitation import Invitation
 from worker.kinds.membership import Membership
 from worker.kinds.organization import Organization
 from worker.kinds.user import USER, User
@@ -113,7 +117,7 @@ def unblock(tx: Connection, organization_id: str, user_id: str, actor: audit.Act
     """Let someone join by domain again who was removed, deactivated, invited or blocked.
 
     This also lifts blocks that come from other users with the same address. In mode `provision` the person is made a
-    member if their address still qualifies. A later removal blocks them again.
+    member if their address still qualifies. A later removal, or revocation of an invitation, blocks them again.
 
     Returns the sorted reasons for the block, as in the view `auto_join_blocks`. Raises `OperatorError` if nothing
     blocks the person, `UnknownIdError` if the mirror has no such workspace or person, and `ConfigurationError` if
@@ -137,6 +141,15 @@ def unblock(tx: Connection, organization_id: str, user_id: str, actor: audit.Act
         for id in tx.execute(select(Membership.id).where(*blocking)).scalars()
     ]
     insert_new(tx, UnblockedMembership, unblocked)
+    hashes = select(UserAddress.email_hash).where(UserAddress.user_id.in_(people))
+    invited = select(InvitedAddress.invitation_id).where(InvitedAddress.email_hash.in_(hashes))
+    invitations = select(Invitation.id, Invitation.status).where(Invitation.organization_id == organization_id)
+    invitations = invitations.where(Invitation.id.in_(invited)).order_by(Invitation.id)
+    unblocked = [
+        {"invitation_id": id, "status": status or "", "who": who, "why": why}
+        for id, status in tx.execute(invitations).all()
+    ]
+    insert_new(tx, UnblockedInvitation, unblocked)
     joins = or_(Join.user_id == user_id, and_(Join.user_id.in_(people), Join.state.in_(BLOCKING)))
     tx.execute(delete(Join).where(Join.organization_id == organization_id, joins))
     if provisions:

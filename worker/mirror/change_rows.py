@@ -19,6 +19,10 @@ class ChangeRow(NamedTuple):
     after: JsonObject
     cause: Cause
     cause_id: str
+    actor_id: str | None = None
+    actor_name: str | None = None
+    actor_source: str | None = None
+    previous_attributes: JsonObject | None = None
 
     @property
     def caused_by(self) -> CausedBy:

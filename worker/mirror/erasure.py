@@ -1,5 +1,7 @@
 """Erasure: blanks a deleted user's e-mail address and name in the mirror, `changes`, drift, payloads and the audit.
 
+The address is also blanked in the invitations that the user accepted, or that were sent to one of their addresses.
+
 Payloads are blanked first, in small transactions, and the user last: the addresses to search for come from the user and
 their history. So an interrupted erasure can start again with the same result.
 """
@@ -7,23 +9,43 @@ their history. So an interrupted erasure can start again with the same result.
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import NamedTuple
 
 import orjson
-from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Update, delete, exists, func, or_, select, update
+from sqlalchemy.orm import InstrumentedAttribute
 
 from models.addresses import comparable
 from models.bulk import is_any_of
 from models.database import in_transaction, read_transaction
-from models.tables import Action, Audit, Cause, Change, Drift, Event, EventStatus, HookDelivery, Run, UserAddress, Via
+from models.tables import (
+    Action,
+    Audit,
+    Cause,
+    Change,
+    Drift,
+    Event,
+    EventStatus,
+    HookDelivery,
+    InvitedAddress,
+    MirrorState,
+    Run,
+    UserAddress,
+    Via,
+)
 from models.types import JsonObject, db_ago, db_now, inline_literal
 from models.views import auto_join_blocks
 from worker import audit
+from worker.decision.decide import State
 from worker.decision.mentions import Mentions, mentions
 from worker.decision.payload import is_id, parse_json
 from worker.errors import OperatorError, UnknownIdError, WorkosSyncError
+from worker.kinds import Kind
+from worker.kinds.invitation import INVITATION, Invitation
 from worker.kinds.membership import MEMBERSHIP, Membership
-from worker.kinds.user import PERSONAL, USER, User
-from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows
+from worker.kinds.user import USER, User
+from worker.mirror.apply import ACTOR_BLANKED, change, insert_and_lock_rows, note_changes, save_rows
+from worker.mirror.change_rows import CausedBy, ChangeRow
 
 BATCH = 500
 """Payloads searched by one query, and blanked in one transaction."""
@@ -96,20 +118,46 @@ def erase_deleted(engine: Engine, period: timedelta, stopping: Callable[[], bool
 
 
 def about_erased() -> ColumnElement[bool]:
-    """Return the condition that a processed event is about an erased user or one of their memberships."""
-    return _about(Event, select(User.id).where(User.erased))
+    """Return the condition that a processed event is about an erased user, or a membership or invitation of one."""
+    return _about(Event, select(User.id).where(User.erased), select(Invitation.id).where(Invitation.erased))
 
 
-def _about(row: type[Event | HookDelivery], users: Select[str] | list[str]) -> ColumnElement[bool]:
+def _about(
+    row: type[Event | HookDelivery], users: Select[str] | list[str], invitations: Select[str] | list[str]
+) -> ColumnElement[bool]:
     memberships = select(Membership.id).where(Membership.user_id.in_(users))
-    of_users = (row.kind == USER.name) & row.object_id.in_(users)
-    return or_(of_users, (row.kind == MEMBERSHIP.name) & row.object_id.in_(memberships))
+    of_kind = ((USER, users), (MEMBERSHIP, memberships), (INVITATION, invitations))
+    return or_(*((row.kind == kind.name) & row.object_id.in_(ids) for kind, ids in of_kind))
 
 
 def needless_addresses() -> tuple[ColumnElement[bool], ...]:
     """Return the conditions for hashed addresses of erased users that no block of auto-join needs any more."""
     erased = select(User.id).where(User.erased)
     return UserAddress.user_id.in_(erased), ~exists().where(auto_join_blocks.c.user_id == UserAddress.user_id)
+
+
+def needless_invited_addresses() -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions for hashed addresses of erased invitations that no block of auto-join needs any more."""
+    erased = select(Invitation.id).where(Invitation.erased)
+    blocks = exists().where(auto_join_blocks.c.email_hash == InvitedAddress.email_hash)
+    return InvitedAddress.invitation_id.in_(erased), ~blocks
+
+
+def _invitations_of(tx: Connection, user_ids: Sequence[str]) -> list[str]:
+    """Return the sorted ids of the invitations that users accepted, or that were sent to an address they ever had."""
+    hashes = select(UserAddress.email_hash).where(is_any_of(tx, UserAddress.user_id, user_ids))
+    sent = select(InvitedAddress.invitation_id).where(InvitedAddress.email_hash.in_(hashes))
+    accepted = select(Invitation.id).where(is_any_of(tx, Invitation.accepted_user_id, user_ids))
+    return sorted({*tx.execute(sent).scalars(), *tx.execute(accepted).scalars()})
+
+
+def erase_late_invitations(tx: Connection) -> int:
+    """Erase invitations that erased users accepted, and that arrived after the erasure; return how many."""
+    erased = select(User.id).where(User.erased)
+    late = select(Invitation.id).where(~Invitation.erased, Invitation.accepted_user_id.in_(erased)).limit(BATCH)
+    ids = sorted(tx.execute(late).scalars())
+    note_changes(tx, [each.row for each in _blank_invitations(tx, ids, (Cause.SETTINGS, "ERASE_AFTER_DAYS"))])
+    return len(ids)
 
 
 def blank_undecided(tx: Connection) -> int:
@@ -137,6 +185,7 @@ def _erase(engine: Engine, user_ids: Sequence[str], actor: audit.Actor, searched
     reasons = search.blank_reasons()
     actor = actor._replace(reason=search.without_mention(actor.reason))
     numbers = [in_transaction(engine, _erase_user, id, actor) for id in user_ids]
+    _blank_actors(engine, user_ids)
     # Events that arrived meanwhile. The drain blanks those that arrive later or are still pending.
     search.blank(lambda _: None, (Event.received_at >= began) | Event.id.in_(search.left))
     pending = select(func.count()).where(Event.id.in_(search.left), Event.status == inline_literal(EventStatus.PENDING))
@@ -157,14 +206,22 @@ def _erase(engine: Engine, user_ids: Sequence[str], actor: audit.Actor, searched
 
 def _known_addresses(tx: Connection, user_ids: Sequence[str]) -> Iterator[str]:
     """Yield every address that these users have or had, as far as the database knows."""
-    yield from filter(None, tx.execute(select(User.email).where(is_any_of(tx, User.id, user_ids))).scalars())
-    changes = select(Change.before, Change.after).where(Change.kind == USER.name)
-    for row in tx.execute(changes.where(is_any_of(tx, Change.object_id, user_ids))):
+    yield from _addresses_of(tx, USER, User.email, user_ids)
+    yield from _addresses_of(tx, INVITATION, Invitation.email, _invitations_of(tx, user_ids))
+
+
+def _addresses_of(
+    tx: Connection, kind: Kind, column: InstrumentedAttribute[str | None], ids: Sequence[str]
+) -> Iterator[str]:
+    """Yield every address that objects of a kind have or had."""
+    yield from filter(None, tx.execute(select(column).where(is_any_of(tx, kind.table.id, ids))).scalars())
+    changes = select(Change.before, Change.after).where(Change.kind == kind.name)
+    for row in tx.execute(changes.where(is_any_of(tx, Change.object_id, ids))):
         yield from (content["email"] for content in row if content and content.get("email"))
-    drift = select(Drift.fields).where(Drift.kind == USER.name, is_any_of(tx, Drift.object_id, user_ids))
+    drift = select(Drift.fields).where(Drift.kind == kind.name, is_any_of(tx, Drift.object_id, ids))
     for fields in tx.execute(drift).scalars():
         yield from filter(None, (fields or {}).get("email") or ())
-    events = select(Event.body).where(Event.kind == USER.name, is_any_of(tx, Event.object_id, user_ids))
+    events = select(Event.body).where(Event.kind == kind.name, is_any_of(tx, Event.object_id, ids))
     for body in tx.execute(events.where(Event.body.is_not(None))).scalars():
         if isinstance(email := parse_json(body or b"")["data"].get("email"), str):  # it was applied, so it has `data`
             yield email
@@ -272,8 +329,31 @@ def _erased_among(tx: Connection, words: Iterable[str]) -> set[str]:
     return {id for query in queries for id in tx.execute(query).scalars()}
 
 
+def has_actor_data() -> ColumnElement[bool]:
+    """Return the condition that a change has the name of an actor, or previous attributes."""
+    return or_(Change.actor_name.is_not(None), Change.previous_attributes.is_not(None))
+
+
+def _blank_actors(engine: Engine, user_ids: Sequence[str]) -> None:
+    """Blank `ACTOR_BLANKED` in the changes that users made. Retention has done so in the older ones.
+
+    There is no index on actors, so the rows are searched outside of the transactions that blank them.
+    """
+    after = select(MirrorState.actors_blanked_to).scalar_subquery()
+    with read_transaction(engine) as tx:
+        theirs = select(Change.id).where(Change.id > after, is_any_of(tx, Change.actor_id, user_ids), has_actor_data())
+        ids = list(tx.execute(theirs).scalars())
+    for first in range(0, len(ids), BATCH):
+        some = update(Change).where(Change.id.in_(ids[first : first + BATCH])).values(ACTOR_BLANKED)
+        in_transaction(engine, _execute, some)
+
+
+def _execute(tx: Connection, statement: Update) -> None:
+    tx.execute(statement)
+
+
 def _erase_user(tx: Connection, user_id: str, actor: audit.Actor) -> tuple[int, int, int]:
-    """Blank a user in the mirror, `changes`, drift and hook errors; return the numbers of the last three.
+    """Blank a user and their invitations; return the numbers of rows of `changes`, drift and hook errors.
 
     Does nothing if the user is not deleted. If the user is already erased, only an operator's request is recorded.
     """
@@ -284,24 +364,53 @@ def _erase_user(tx: Connection, user_id: str, actor: audit.Actor) -> tuple[int, 
     audit.note(tx, actor, Action.FORGET, kind=USER.name, object_id=user_id)
     if state.erased:
         return 0, 0, 0
-    before = replace(state, content={**state.content, **dict.fromkeys(PERSONAL)})
-    after = replace(before, erased=True)
-    save_rows(tx, USER, {user_id: after})
+    caused_by = (Cause.OPERATOR if by_operator else Cause.SETTINGS), actor.who
+    invitation_ids = _invitations_of(tx, [user_id])
+    blanked = [_blank_object(tx, USER, user_id, state, caused_by), *_blank_invitations(tx, invitation_ids, caused_by)]
+    memberships = select(Membership.id).where(Membership.user_id == user_id)
+    of_memberships = (Change.kind == MEMBERSHIP.name, Change.object_id.in_(memberships))
+    tx.execute(update(Change).where(*of_memberships, has_actor_data()).values(ACTOR_BLANKED))
     tx.execute(delete(UserAddress).where(UserAddress.user_id == user_id, *needless_addresses()))
-    history = (Change.kind == USER.name, Change.object_id == user_id)
+    # A hook's error and traceback come from the receiver and may quote anything.
+    about_user = _about(HookDelivery, [user_id], invitation_ids)
+    errors = update(HookDelivery).where(about_user, HookDelivery.error.is_not(None))
+    hook_errors = tx.execute(errors.values(error=None, traceback=None)).rowcount
+    note_changes(tx, [each.row for each in blanked])
+    return sum(each.changes for each in blanked), sum(each.drift for each in blanked), hook_errors
+
+
+class _Blanked(NamedTuple):
+    """An object whose personal data was blanked: its row for `changes`, and the numbers of rows that were blanked."""
+
+    row: ChangeRow
+    changes: int
+    drift: int
+
+
+def _blank_invitations(tx: Connection, ids: Sequence[str], caused_by: CausedBy) -> list[_Blanked]:
+    """Blank those of the invitations (sorted ids) that are not erased yet."""
+    found = insert_and_lock_rows(tx, INVITATION, ids) if ids else {}
+    states = {id: state for id, state in found.items() if state and not state.erased}
+    blanked = [_blank_object(tx, INVITATION, id, state, caused_by) for id, state in states.items()]
+    of_these = is_any_of(tx, InvitedAddress.invitation_id, ids)
+    tx.execute(delete(InvitedAddress).where(of_these, *needless_invited_addresses()))
+    return blanked
+
+
+def _blank_object(tx: Connection, kind: Kind, id: str, state: State, caused_by: CausedBy) -> _Blanked:
+    """Blank the personal data of a locked object in the mirror, in its changes and in drift."""
+    before = replace(state, content={**state.content, **dict.fromkeys(kind.personal)})
+    after = replace(before, erased=True)
+    save_rows(tx, kind, {id: after})
+    history = (Change.kind == kind.name, Change.object_id == id)
     changes = tx.execute(select(Change.id, Change.before, Change.after).where(*history)).all()
     for row in changes:
-        values = {"before": _blanked(row.before), "after": _blanked(row.after)}
+        values = {"before": _blanked(kind, row.before), "after": _blanked(kind, row.after), **ACTOR_BLANKED}
         tx.execute(update(Change).where(Change.id == row.id).values(values))
-    drift = update(Drift).where(Drift.kind == USER.name, Drift.object_id == user_id, Drift.fields.is_not(None))
-    drift_rows = tx.execute(drift.values(fields=None)).rowcount
-    # A hook's error and traceback come from the receiver and may quote anything.
-    errors = update(HookDelivery).where(_about(HookDelivery, [user_id]), HookDelivery.error.is_not(None))
-    hook_errors = tx.execute(errors.values(error=None, traceback=None)).rowcount
-    cause = Cause.OPERATOR if by_operator else Cause.SETTINGS
-    note_changes(tx, [change(USER, user_id, before, after, cause, actor.who)])
-    return len(changes), drift_rows, hook_errors
+    drift = update(Drift).where(Drift.kind == kind.name, Drift.object_id == id, Drift.fields.is_not(None))
+    drift_number = tx.execute(drift.values(fields=None)).rowcount
+    return _Blanked(change(kind, id, before, after, *caused_by), len(changes), drift_number)
 
 
-def _blanked(content: JsonObject | None) -> JsonObject | None:
-    return None if content is None else {"erased": False, **content, **dict.fromkeys(PERSONAL)}
+def _blanked(kind: Kind, content: JsonObject | None) -> JsonObject | None:
+    return None if content is None else {"erased": False, **content, **dict.fromkeys(kind.personal)}

@@ -49,7 +49,7 @@ def request_reads_for(tx: Connection, arrivals: Sequence[Arrival], decisions: Se
     """
     unconfirmed: dict[tuple[Kind, ConfirmationReason], dict[str, str]] = {}
     parents: dict[tuple[str, str], str] = {}
-    for (snapshot, _, event_id), decision in zip(arrivals, decisions, strict=True):
+    for (snapshot, _, event_id, _), decision in zip(arrivals, decisions, strict=True):
         content = snapshot.state.content
         if decision.needs_confirmation is not None:
             unconfirmed.setdefault((snapshot.kind, decision.needs_confirmation), {})[snapshot.id] = event_id

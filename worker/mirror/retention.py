@@ -6,6 +6,7 @@ Tombstones are never deleted. Failed events are kept until an operator replays o
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import takewhile
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, exists, select, update
@@ -16,7 +17,16 @@ from models.database import delete_some, in_transaction
 from models.outcomes import Outcome
 from models.tables import Audit, Change, Event, EventStatus, Join, JoinState, MirrorState, Run, RunStatus
 from models.types import db_ago
-from worker.mirror.erasure import about_erased, blank_undecided, erase_deleted, needless_addresses
+from worker.mirror.apply import ACTOR_BLANKED
+from worker.mirror.erasure import (
+    about_erased,
+    blank_undecided,
+    erase_deleted,
+    erase_late_invitations,
+    has_actor_data,
+    needless_addresses,
+    needless_invited_addresses,
+)
 
 log = structlog.get_logger()
 
@@ -60,8 +70,10 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
         # Events that arrived after their user was erased, and that the drain could not recognize.
         "erased_payloads": _blanker(done, about_erased()),
         "erased_failures": blank_undecided,
+        "erased_invitations": erase_late_invitations,
         "events": _deleter(Event, done, Event.last_delivered_at < db_ago(periods.events)),
         "changes": lambda tx: _delete_changes(tx, Change.at < db_ago(periods.changes), ~_is_last_decision()),
+        "actors": lambda tx: _blank_actors(tx, periods.persons),
         "audit": _deleter(Audit, Audit.at < db_ago(periods.changes)),
         "joins": _deleter(Join, Join.state.in_(FINISHED), Join.settled_at < db_ago(periods.changes)),
         "hook_deliveries": _deleter(tables.HookDelivery, tables.HookDelivery.change_id <= dropped_to),
@@ -69,6 +81,7 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
         "drift": _deleter(tables.Drift, tables.Drift.run_id.in_(old_run)),
         "runs": _deleter(Run, Run.id.in_(old_run)),
         "user_addresses": _deleter(tables.UserAddress, *needless_addresses()),
+        "invited_addresses": _deleter(tables.InvitedAddress, *needless_invited_addresses()),
     }
     counts = {name: _until_none(engine, step, stopping) for name, step in steps.items()}
     counts["persons"] = erase_deleted(engine, periods.persons, stopping)
@@ -101,6 +114,19 @@ def _is_last_decision() -> ColumnElement[bool]:
     same = (later.kind == Change.kind, later.object_id == Change.object_id)
     of_workspace = (later.organization_id == Change.organization_id, later.id > Change.id)
     return and_(Change.kind == tables.JOIN, ~exists().where(*same, *of_workspace))
+
+
+def _blank_actors(tx: Connection, period: timedelta) -> int:
+    """Blank the names of actors and the previous attributes in old changes; return the number of changes searched."""
+    done_to = tx.execute(select(MirrorState.actors_blanked_to).with_for_update()).scalar_one()
+    page = select(Change.id, Change.at < db_ago(period)).where(Change.id > done_to).order_by(Change.id).limit(BATCH)
+    # Up to the first that is not old: times may not ascend with the ids.
+    old = [id for id, _ in takewhile(lambda row: row[1], tx.execute(page).all())]
+    if old:
+        of_page = Change.id.between(old[0], old[-1])
+        tx.execute(update(Change).where(of_page, has_actor_data()).values(ACTOR_BLANKED))
+        tx.execute(update(MirrorState).values(actors_blanked_to=old[-1]))
+    return len(old)
 
 
 def _delete_changes(tx: Connection, *which: ColumnElement[bool]) -> int:

@@ -21,7 +21,7 @@ from worker.decision.decide import State, confirm
 from worker.errors import InvalidApiKeyError, PayloadError, WorkOSError, reason_of
 from worker.kinds import KINDS, Kind, read_object
 from worker.mirror import uncertainty
-from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows
+from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows, without_erased
 from worker.mirror.change_rows import CausedBy
 from worker.mirror.read_requests import PARENT_MISSING
 from worker.redis_client import INTERRUPTS
@@ -109,6 +109,7 @@ def _write(
         if now == 0:
             tx.execute(delete(kind.table).where(kind.table.id == id))
         return None
+    read = read and without_erased(kind, before, read)
     after, finding = confirm(before, read, terminal=kind.delete_is_final)
     result = Result(finding, before, after)
     then(tx, result)

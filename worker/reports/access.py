@@ -1,12 +1,22 @@
-"""Who has access to which workspace, and which domains auto-join, each with the reason."""
+"""Who has access to which workspace, which domains auto-join, and which invitations block, each with the reason."""
 
-from sqlalchemy import ColumnElement, Connection, select
+from sqlalchemy import ColumnElement, Connection, case, exists, func, select
 
 from models.rows import all_rows
-from models.tables import AutoJoinMode, AutoJoinState, Change, DeletedBy, MirrorState, PublicDomain, WorkspaceSettings
-from models.types import Record
+from models.tables import (
+    AutoJoinMode,
+    AutoJoinState,
+    Change,
+    DeletedBy,
+    MirrorState,
+    PublicDomain,
+    UnblockedInvitation,
+    WorkspaceSettings,
+)
+from models.types import Record, db_now
 from models.views import auto_join_domains, workspace_members
 from worker.kinds.domain import Domain
+from worker.kinds.invitation import Invitation
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import Organization
 from worker.kinds.user import User
@@ -36,7 +46,7 @@ def access_of(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
     """
     joined = (
         select(
-            *(Membership.id, Membership.organization_id, Membership.user_id, Membership.status, Membership.role),
+            *(Membership.id, Membership.organization_id, Membership.user_id, Membership.status),
             *(Membership.workos_role, Membership.deleted_by),
             Organization.name,
             Organization.revision.label("organization_known"),
@@ -51,8 +61,8 @@ def access_of(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
     )
     memberships = all_rows(tx, joined)
     view = workspace_members.c
-    of_users = select(view.membership_id).where(view.user_id.in_({row["user_id"] for row in memberships}))
-    with_access = set(tx.execute(of_users).scalars())
+    of_users = select(view.membership_id, view.role).where(view.user_id.in_({row["user_id"] for row in memberships}))
+    with_access = dict(tx.execute(of_users).all())
     return [
         {
             "organization_id": row["organization_id"],
@@ -60,7 +70,7 @@ def access_of(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
             "membership_id": row["id"],
             "user_id": row["user_id"],
             "access": row["id"] in with_access,
-            "role": row["role"] if row["id"] in with_access else None,
+            "role": with_access.get(row["id"]),
             "workos_role": row["workos_role"],
             "why": "active membership; neither the person nor the workspace is deleted"
             if row["id"] in with_access
@@ -104,6 +114,43 @@ def _causes(tx: Connection, membership_id: str) -> Record:
 
 def _active(content: Record | None) -> bool:
     return content is not None and content.get("state") == "active" and content.get("status") == "active"
+
+
+def invitation_states(tx: Connection, *which: ColumnElement[bool], limit: int | None = None) -> list[Record]:
+    """Return a row for each invitation that meets `which`: its status now, whether it blocks auto-join, and why.
+
+    The rows are sorted by creation and id, the newest first. `email` is None once erased. Times are aware, in UTC.
+    """
+    expired = (Invitation.status == "pending") & (Invitation.expires_at <= db_now())
+    unblocked = exists().where(
+        UnblockedInvitation.invitation_id == Invitation.id,
+        UnblockedInvitation.status == func.coalesce(Invitation.status, ""),
+    )
+    columns = ("id", "organization_id", "email", "email_normalized", "erased", "role_slug", "inviter_user_id")
+    times = ("created_at", "expires_at", "accepted_at", "revoked_at", "deleted_by")
+    query = select(
+        *(Invitation.__table__.c[name] for name in (*columns, "accepted_user_id", *times)),
+        case((expired, "expired"), else_=Invitation.status).label("status"),
+        unblocked.label("unblocked"),
+    )
+    newest_first = (Invitation.created_at.desc(), Invitation.id)
+    found = all_rows(tx, query.where(*which, Invitation.revision > 0).order_by(*newest_first).limit(limit))
+    return [_with_block(row) for row in found]
+
+
+def _with_block(row: Record) -> Record:
+    valid, unblocked = (row.pop(name) for name in ("email_normalized", "unblocked"))
+    if row["organization_id"] is None:
+        return row | {"blocks": False, "why": "it invites to no workspace"}
+    if valid is None and not row["erased"]:
+        return row | {"blocks": False, "why": "the address is not valid, so nobody is blocked"}
+    if row["status"] in ("accepted", "expired"):
+        return row | {"blocks": False, "why": f"{row['status']}: it blocks nobody"}
+    if unblocked:
+        return row | {"blocks": False, "why": "an operator unblocked the person"}
+    if row["status"] == "pending":
+        return row | {"blocks": True, "why": "the person joins by accepting, not by domain"}
+    return row | {"blocks": True, "why": "blocks until an operator unblocks the person"}
 
 
 def domain_states(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Engine, Select, SQLColumnExpression, and_, select, tuple_
 
+from models.addresses import normalize_address
 from models.database import read_transaction
 from models.outcomes import Finding, Outcome
 from models.rows import all_rows, one_row
@@ -18,17 +19,20 @@ from models.tables import (
     DriftAction,
     Event,
     EventStatus,
+    InvitedAddress,
     Join,
     Read,
     Run,
+    UserAddress,
 )
 from models.types import Record
 from worker.kinds import KINDS, Kind
 from worker.kinds.domain import DOMAIN, Domain
+from worker.kinds.invitation import INVITATION, Invitation
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import ORGANIZATION
 from worker.kinds.user import USER, User, has_address
-from worker.reports.access import access_of, domain_states
+from worker.reports.access import access_of, domain_states, invitation_states
 
 MAX_STEPS = 500
 """Maximum number of steps from each source. Older ones are omitted, and the report says so."""
@@ -62,12 +66,12 @@ class Object(NamedTuple):
 def explain(engine: Engine, name: str) -> Record | None:
     """Return an object or a person with everything that affected it; None if the mirror has no trace of it.
 
-    `name` is a WorkOS id, or a person's current e-mail address in any spelling. The id of an event means the object it
-    is about.
+    `name` is a WorkOS id, or in any spelling a person's current e-mail address or that of an invitation. The id of an
+    event means the object it is about.
 
     The keys are `objects`, `access` (of a person or membership), `auto_join` (of a domain or workspace), `joins` (of a
-    person: what AUTO_JOIN=provision did), `timeline` in the order of processing, and `truncated`: whether older steps
-    are omitted. Times are aware, in UTC.
+    person: what AUTO_JOIN=provision did), `invitations` (of a person or an invitation), `timeline` in the order of
+    processing, and `truncated`: whether older steps are omitted. Times are aware, in UTC.
     """
     with read_transaction(engine) as tx:
         objects = _find(tx, name)
@@ -75,13 +79,16 @@ def explain(engine: Engine, name: str) -> Record | None:
             return None
         found = _with_related(tx, objects)
         timeline, truncated = _timeline(tx, found)
-        memberships, domains, users = ([id for kind, id in found if kind is k] for k in (MEMBERSHIP, DOMAIN, USER))
+        memberships, domains, users, invitations = (
+            [id for kind, id in found if kind is k] for k in (MEMBERSHIP, DOMAIN, USER, INVITATION)
+        )
         joins = select(Join.__table__).where(Join.user_id.in_(users)).order_by(Join.created_at)
         return {
             "objects": [_row(tx, one) for one in objects],
             "access": access_of(tx, Membership.id.in_(memberships)) if memberships else [],
             "auto_join": domain_states(tx, Domain.id.in_(domains)) if domains else [],
             "joins": all_rows(tx, joins) if users else [],
+            "invitations": invitation_states(tx, Invitation.id.in_(invitations)) if invitations else [],
             "timeline": timeline,
             "truncated": truncated,
         }
@@ -90,7 +97,8 @@ def explain(engine: Engine, name: str) -> Record | None:
 def _find(tx: Connection, name: str) -> list[Object]:
     if "@" in name:
         users = select(User.id).where(has_address(name)).order_by(User.id)
-        return [Object(USER, id) for id in tx.execute(users).scalars()]
+        found = [Object(USER, id) for id in tx.execute(users).scalars()]
+        return found or [Object(INVITATION, id) for id in tx.execute(_invitations_to(name)).scalars()]
     mirrored = [
         Object(kind, name)
         for kind in KINDS.values()
@@ -105,14 +113,29 @@ def _find(tx: Connection, name: str) -> list[Object]:
 
 
 def _with_related(tx: Connection, objects: Sequence[Object]) -> list[Object]:
-    """Return `objects` with those that decide about them: a person's memberships, a workspace's domains."""
+    """Return `objects` and what decides about them: a person's memberships and invitations, a workspace's domains."""
     found = list(objects)
     for one in objects:
         if one.kind in RELATED:
             kind, parent = RELATED[one.kind]
             ids = tx.execute(select(kind.table.id).where(parent == one.id).limit(MAX_STEPS)).scalars()
             found += [Object(kind, id) for id in ids]
+        if one.kind is USER:
+            found += [Object(INVITATION, id) for id in tx.execute(_invitations_of(one.id)).scalars()]
     return found
+
+
+def _invitations_to(email: str) -> Select[str]:
+    address = normalize_address(email)
+    to_address = Invitation.email_normalized == address.normalized if address else Invitation.email == email
+    return select(Invitation.id).where(to_address).order_by(Invitation.id).limit(MAX_STEPS)
+
+
+def _invitations_of(user_id: str) -> Select[str]:
+    """Select the invitations that a person accepted, or that were sent to an address they ever had."""
+    sent = select(InvitedAddress.invitation_id).join(UserAddress, UserAddress.email_hash == InvitedAddress.email_hash)
+    own = Invitation.id.in_(sent.where(UserAddress.user_id == user_id)) | (Invitation.accepted_user_id == user_id)
+    return select(Invitation.id).where(own).order_by(Invitation.id).limit(MAX_STEPS)
 
 
 def _row(tx: Connection, one: Object) -> Record:
@@ -180,7 +203,7 @@ def _event_step(event: Record, changes: Sequence[Record], winners: Mapping[str, 
     why = _why(event, changes, winners)
     step = _step(event, at, event["type"], event["id"], outcome, why, _fields(changes))
     of_event = {name: event[name] for name in ("occurred_at", "source", "deliveries", "attempts", "replays")}
-    return step | of_event | {"arrived_at": event["received_at"]}
+    return step | of_event | {"arrived_at": event["received_at"]} | _origin(changes[0] if changes else {})
 
 
 def _why(event: Record, changes: Sequence[Record], winners: Mapping[str, Record]) -> str:
@@ -272,7 +295,7 @@ def _change_step(change: Record, drift: Mapping[tuple[str, str, str], Record]) -
         why = f"changed by the setting {change['cause_id']}"
     else:
         why = f"requested by {change['cause_id']}" if change["cause"] == Cause.OPERATOR else change["cause"]
-    return _step(change, change["at"], what, change["cause_id"], outcome, why, fields)
+    return _step(change, change["at"], what, change["cause_id"], outcome, why, fields) | _origin(change)
 
 
 def _drift_step(row: Record) -> Record:
@@ -287,9 +310,17 @@ def _read_step(read: Record) -> Record:
     return _step(read, read["due_at"], "confirmed read", read["run_id"] or read["event_id"], "pending", why, {})
 
 
+def _origin(change: Record) -> Record:
+    """Return who made a change at WorkOS, in words, and the previous attributes; None if not known."""
+    id, name, source = (change.get(f"actor_{part}") for part in ("id", "name", "source"))
+    who = f"{name} ({id})" if name and id else name or id
+    actor = f"{who} by {source}" if who and source else who or source
+    return {"actor": actor, "previous_attributes": change.get("previous_attributes")}
+
+
 def _step(
     row: Record, at: datetime, what: str, by: str, outcome: str, why: str, fields: Mapping[str, object]
 ) -> Record:
     """Return a step that no event made; `row` names the object."""
     step = {"at": at, "occurred_at": None, "arrived_at": None, "kind": row["kind"], "object_id": row["object_id"]}
-    return step | {"what": what, "by": by, "outcome": outcome, "why": why, "fields": fields}
+    return step | _origin({}) | {"what": what, "by": by, "outcome": outcome, "why": why, "fields": fields}

@@ -47,12 +47,13 @@ from models.types import Record, inline_literal
 from models.views import auto_join_domains, sign_in_methods, workspace_members, workspaces
 from worker.kinds import KINDS
 from worker.kinds.domain import Domain
+from worker.kinds.invitation import Invitation
 from worker.kinds.permission import Permission
 from worker.kinds.role import Role
 from worker.kinds.user import User, has_address
 from worker.mirror.change_feed import as_json
 from worker.repair.resync.listings import compared
-from worker.reports.access import domain_states
+from worker.reports.access import domain_states, invitation_states
 from worker.runs import RUNS
 
 FETCH_SIZE = 500
@@ -232,6 +233,13 @@ def list_sign_in(
 ) -> list[Record]:
     """Return active single sign-on connections, sorted by id."""
     return _page(engine, sign_in_methods, "connection_id", {"organization_id": organization_id}, after, limit)
+
+
+def list_invitations(engine: Engine, organization_id: str, limit: int = 50) -> list[Record]:
+    """Return the invitations to a workspace, newest first, with their status now and whether they block auto-join."""
+    here = (Invitation.organization_id == organization_id, Invitation.deleted_by.is_(None))
+    with read_transaction(engine) as tx:
+        return invitation_states(tx, *here, limit=limit)
 
 
 def list_members(engine: Engine, organization_id: str) -> Record | None:

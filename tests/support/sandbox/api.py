@@ -223,6 +223,43 @@ def _delete_membership(environment: Environment, call: Call) -> Reply:
     return 204, None
 
 
+# Invitations
+
+
+def _list_invitations(environment: Environment, call: Call) -> Reply:
+    world, query = environment.world, call.query
+    wanted = {name: query[name] for name in ("organization_id", "email") if name in query}
+    found = [i["id"] for i in world.invitations.values() if all(i[name] == value for name, value in wanted.items())]
+    return 200, page(found, world.show_invitation, query)
+
+
+def _get_invitation(environment: Environment, call: Call) -> Reply:
+    return 200, environment.world.show_invitation(call.path["id"])
+
+
+def _send_invitation(environment: Environment, call: Call) -> Reply:
+    world, body = environment.world, call.body
+    values = {"inviter_user_id": body.get("inviter_user_id"), "role": body.get("role_slug")}
+    days = float(body.get("expires_in_days") or 7)
+    made = world.create_invitation(call.required("email"), body.get("organization_id"), days=days, **values)
+    return 201, world.show_invitation(made["id"])
+
+
+def _revoke_invitation(environment: Environment, call: Call) -> Reply:
+    environment.world.revoke_invitation(call.path["id"])
+    return _get_invitation(environment, call)
+
+
+def _resend_invitation(environment: Environment, call: Call) -> Reply:
+    environment.world.resend_invitation(call.path["id"])
+    return _get_invitation(environment, call)
+
+
+def _accept_invitation(environment: Environment, call: Call) -> Reply:
+    environment.world.accept_invitation(call.path["id"])
+    return _get_invitation(environment, call)
+
+
 # Roles, permissions, connections, events
 
 
@@ -302,6 +339,7 @@ def _delete_endpoint(environment: Environment, call: Call) -> Reply:
 
 
 _MEMBERSHIPS = "/user_management/organization_memberships"
+_INVITATIONS = "/user_management/invitations"
 
 ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", "/organizations", _list_organizations),
@@ -326,6 +364,12 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("DELETE", _MEMBERSHIPS + "/{id}", _delete_membership),
     ("PUT", _MEMBERSHIPS + "/{id}/deactivate", _deactivate_membership),
     ("PUT", _MEMBERSHIPS + "/{id}/reactivate", _reactivate_membership),
+    ("GET", _INVITATIONS, _list_invitations),
+    ("POST", _INVITATIONS, _send_invitation),
+    ("GET", _INVITATIONS + "/{id}", _get_invitation),
+    ("POST", _INVITATIONS + "/{id}/accept", _accept_invitation),
+    ("POST", _INVITATIONS + "/{id}/revoke", _revoke_invitation),
+    ("POST", _INVITATIONS + "/{id}/resend", _resend_invitation),
     ("GET", "/authorization/roles", _list_roles),
     ("GET", "/authorization/roles/{slug}", _get_role),
     ("GET", "/authorization/organizations/{id}/roles", _list_roles),

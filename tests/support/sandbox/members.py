@@ -1,6 +1,7 @@
-"""Memberships, roles and SSO connections: each operation changes the state and emits the events WorkOS would."""
+"""What is inside an organization: each operation changes the state and emits the events WorkOS would."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, Literal
 
 from . import shapes
@@ -82,6 +83,50 @@ class Members(State):
                 (self.memberships[m] for m in ids if self.memberships[m]["organization_id"] == organization_id),
                 None,
             )
+
+    # Invitations
+
+    def create_invitation(
+        self,
+        email: str,
+        organization_id: str | None = None,
+        *,
+        inviter_user_id: str | None = None,
+        role: str | None = None,
+        days: float = 7,
+    ) -> JSON:
+        """Invite an address to an organization, or to the environment. It expires after `days`, without an event."""
+        with self.lock:
+            if organization_id is not None:
+                self.find(self.organizations, "organization", organization_id)
+            invitation_id = self.new_id("invitation")
+            self.invitations[invitation_id] = shapes.invitation(
+                invitation_id,
+                email,
+                self.stamp(),
+                shapes.time_text(self.now() + timedelta(days=days)),
+                organization_id=organization_id,
+                inviter_user_id=inviter_user_id,
+                role=role,
+            )
+            if organization_id is not None:
+                self.link(organization_id, "invitation", invitation_id)
+            self.emit("invitation.created", self.invitations[invitation_id])
+            return self.invitations[invitation_id]
+
+    def accept_invitation(self, invitation_id: str, user_id: str | None = None) -> JSON:
+        """A user accepts. The membership is made by `create_membership`."""
+        accepted = {"accepted_at": self.stamp(), "accepted_user_id": user_id}
+        return self._set_invitation(invitation_id, "invitation.accepted", state="accepted", **accepted)
+
+    def revoke_invitation(self, invitation_id: str) -> JSON:
+        """Take an invitation back."""
+        return self._set_invitation(invitation_id, "invitation.revoked", state="revoked", revoked_at=self.stamp())
+
+    def resend_invitation(self, invitation_id: str, days: float = 7) -> JSON:
+        """Send it again, with a new time of expiry."""
+        expires_at = shapes.time_text(self.now() + timedelta(days=days))
+        return self._set_invitation(invitation_id, "invitation.resent", expires_at=expires_at)
 
     # Roles
 
@@ -203,6 +248,15 @@ class Members(State):
             self.memberships[membership_id] = self.changed(found, **values)
             self.emit("organization_membership.updated", self.memberships[membership_id])
             return self.memberships[membership_id]
+
+    def _set_invitation(self, invitation_id: str, kind: str, **values: Any) -> JSON:
+        """Change an invitation that is pending and not expired."""
+        with self.lock:
+            if self.show_invitation(invitation_id)["state"] != "pending":
+                raise invalid("The invitation is not pending.", "invitation_not_pending", status=400)
+            self.invitations[invitation_id] = self.changed(self.invitations[invitation_id], **values)
+            self.emit(kind, self.invitations[invitation_id])
+            return self.invitations[invitation_id]
 
     def _switch_membership(self, membership_id: str, status: str, refusal: str) -> JSON:
         with self.lock:

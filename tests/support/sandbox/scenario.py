@@ -39,6 +39,7 @@ class _Player:
         self.companies = companies
         self.random = Random(f"{seed}-scenario")
         self.permissions_random = Random(f"{seed}-permissions")
+        self.invitations_random = Random(f"{seed}-invitations")
         self.made = 0
         self.operations: list[tuple[int, Callable[[], Any]]] = [
             (20, self.hire), (10, self.invite), (12, self.accept), (12, self.change_role),
@@ -122,6 +123,25 @@ class _Player:
 
     def invite(self) -> None:
         self.join("pending")
+        self.edit_invitation()
+
+    def edit_invitation(self) -> None:
+        """Invite an address, or let something happen to an invitation."""
+        dice, invitations = self.invitations_random, list(self.world.invitations)
+        if not invitations or dice.random() < 0.4:
+            email = f"{dice.choice(FIRST_NAMES)}.{dice.randrange(100)}@{dice.choice(COMPANIES)[1]}"
+            organizations, users = list(self.world.organizations), list(self.world.users)
+            owner = dice.choice([None, *organizations])
+            self.world.create_invitation(email, owner, inviter_user_id=dice.choice([None, *users]), role="member")
+            return
+        id = dice.choice(invitations)
+        match dice.randrange(3):
+            case 0:
+                self.world.accept_invitation(id, dice.choice([None, *self.world.users]))
+            case 1:
+                self.world.revoke_invitation(id)
+            case _:
+                self.world.resend_invitation(id)
 
     def on_membership(self, operation: Callable[[str], Any], **wanted: Any) -> None:
         """Apply an operation to a random membership with these field values."""

@@ -154,6 +154,41 @@ def permission(permission_id: str, slug: str, at: str, *, name: str, resource_ty
     }
 
 
+def invitation(
+    invitation_id: str,
+    email: str,
+    at: str,
+    expires_at: str,
+    *,
+    organization_id: str | None,
+    inviter_user_id: str | None,
+    role: str | None,
+) -> JSON:
+    """A pending invitation as events carry it."""
+    return {
+        "object": "invitation",
+        "id": invitation_id,
+        "email": email,
+        "state": "pending",
+        "accepted_at": None,
+        "revoked_at": None,
+        "expires_at": expires_at,
+        "organization_id": organization_id,
+        "inviter_user_id": inviter_user_id,
+        "accepted_user_id": None,
+        "role_slug": role,
+        "created_at": at,
+        "updated_at": at,
+    }
+
+
+def invitation_in_api(invitation: JSON) -> JSON:
+    """An invitation as the API shows it: with its secrets."""
+    token = f"token-of-{invitation['id']}"
+    url = f"https://invite.example/?invitation_token={token}"
+    return {**invitation, "token": token, "accept_invitation_url": url}
+
+
 def connection(
     connection_id: str, organization_id: str | None, at: str, *, name: str, kind: str, domains: Sequence[JSON]
 ) -> JSON:

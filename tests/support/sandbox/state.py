@@ -22,6 +22,7 @@ _NOT_FOUND = {
     "connection": "Connection",
     "role": "Role",
     "permission": "Permission",
+    "invitation": "Invitation",
     "webhook_endpoint": "Webhook Endpoint",
 }
 
@@ -70,11 +71,14 @@ class State:
         self.connections: dict[str, JSON] = {}
         self.roles: dict[RoleKey, JSON] = {}
         self.permissions: dict[str, JSON] = {}  # by slug
+        self.invitations: dict[str, JSON] = {}
         self.events: list[JSON] = []
         self.event_positions: dict[str, int] = {}
         self._of_parent: dict[tuple[str, str], dict[str, None]] = {}
         self._listeners: list[Callable[[JSON], None]] = []
         self._slug_times: dict[tuple[str | None, str, str], datetime] = {}
+        self.context: JSON = {}
+        """The `context` of new events, such as `{"actor": {"id": ..., "source": "dashboard", "name": ...}}`."""
         self._silent = 0
         # Ids come from a generator of their own: how many are drawn must not shift other random choices.
         self._id_random = Random(f"{seed}-ids")
@@ -122,7 +126,7 @@ class State:
                 return None
             if data.get("object") == "organization_membership" and not self.knobs.roles_in_events:
                 data = {name: value for name, value in data.items() if name != "roles"}
-            event = shapes.event(self.new_id("event"), kind, data, self._event_time(data))
+            event = shapes.event(self.new_id("event"), kind, data, self._event_time(data)) | {"context": self.context}
             self.event_positions[event["id"]] = len(self.events)
             self.events.append(event)
             for listener in self._listeners:
@@ -195,6 +199,12 @@ class State:
                 shapes.role_in_api(r) for r in own
             ]
 
+    def show_invitation(self, invitation_id: str) -> JSON:
+        """An invitation with its secrets; a pending one past its time is expired. Or WorldError 404."""
+        record = self.find(self.invitations, "invitation", invitation_id)
+        expired = record["state"] == "pending" and shapes.time_of(record["expires_at"]) <= self.now()
+        return shapes.invitation_in_api({**record, "state": "expired" if expired else record["state"]})
+
     def truth(self) -> JSON:
         """All there is, as the API shows it: what a mirror has to end equal to.
 
@@ -208,4 +218,5 @@ class State:
                 "roles": list(self.roles.values()),
                 "permissions": list(self.permissions.values()),
                 "connections": list(self.connections.values()),
+                "invitations": [self.show_invitation(object_id) for object_id in self.invitations],
             }

@@ -71,6 +71,8 @@ class World(Members):
             gone += [
                 ("connection.deleted", self._drop_connection(c)) for c in self.children(organization_id, "connection")
             ]
+            for invitation_id in self.children(organization_id, "invitation"):
+                del self.invitations[invitation_id]  # WorkOS has no event for it
             for key in [key for key in self.roles if key[0] == organization_id]:
                 gone.append(("organization_role.deleted", shapes.role_in_event(self.roles.pop(key))))
             del self.organizations[organization_id]
@@ -196,5 +198,9 @@ class World(Members):
 OPERATIONS = frozenset(
     name
     for name in (*vars(Members), *vars(World))
-    if name.split("_")[0] in {"create", "update", "delete", "verify", "fail", "activate", "deactivate", "reactivate"}
+    if name.split("_")[0]
+    in {
+        *("create", "update", "delete", "verify", "fail", "activate", "deactivate", "reactivate"),
+        *("accept", "revoke", "resend"),
+    }
 )

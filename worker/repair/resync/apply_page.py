@@ -15,7 +15,7 @@ from worker.errors import PayloadError, unexpected
 from worker.kinds import KINDS, LISTINGS, Kind, RoleMap, Snapshot, read_object
 from worker.kinds.kind import Scope
 from worker.kinds.organization import ORGANIZATION
-from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows, stored_rows
+from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows, stored_rows, without_erased
 from worker.mirror.change_rows import ChangeRow
 from worker.mirror.read_requests import request_reads
 from worker.repair.resync import drift, listings
@@ -83,6 +83,7 @@ def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *,
     ids = sorted(listed)
     insert_new(tx, Seen, [{"run_id": run_id, "kind": kind.name, "object_id": id} for id in ids])
     stored = stored_rows(tx, kind, ids) if dry_run else insert_and_lock_rows(tx, kind, ids)
+    listed = {id: without_erased(kind, stored.get(id), state) for id, state in listed.items()}
     findings = {id: compare_listed(stored.get(id), listed[id]) for id in ids}
     request_reads(tx, kind, [id for id, finding in findings.items() if finding is None], "differs", run_id)
     decided = {id: finding for id, finding in findings.items() if finding not in (None, Finding.EQUAL)}
