@@ -249,6 +249,11 @@ FROM invited
 JOIN user_addresses AS own ON own.email_hash = invited.email_hash
 JOIN user_addresses AS other ON other.user_id = own.user_id AND other.email_hash <> own.email_hash
 JOIN users AS person ON person.id = other.user_id
+UNION ALL
+SELECT invited.organization_id, other.user_id, other.email_normalized, invited.reason, other.email_hash
+FROM invited
+JOIN user_addresses AS own ON own.email_hash = invited.email_hash
+JOIN shares_address AS other ON other.same_as = own.user_id
 """,
 )
 """People who do not join a workspace by domain.

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from structlog.testing import capture_logs
 from models.tables import Event
 from tests.support import accept, statuses
 from tests.support.inbox import count, let_time_pass
-from tests.support.processes import Valkey
+from tests.support.processes import Valkey, eventually
 from tests.support.stories import new_users, written_once
 from webhooks.app import create_app
 from worker.bootstrap import Services, build_services
@@ -32,6 +33,7 @@ from worker.inbox.drain import Drain, DrainLimits
 from worker.metrics import Counters, Place
 from worker.processes import jobs
 from worker.processes.clock import sweep
+from worker.processes.drain_job import DrainJob
 from worker.processes.jobs import clearing_flag, make_worker
 from worker.queue.doorbell import DRAIN, Doorbell, queue_name
 from worker.queue.heartbeat import Heartbeat
@@ -118,6 +120,39 @@ def run_queued_jobs(services: Services) -> None:
     """Run all queued jobs as a lane process does."""
     functions = {DRAIN: clearing_flag(Drain(services.engine, DrainLimits()), services.bell, services.counters)}
     make_worker(services.redis, DRAIN, functions).work(burst=True)
+
+
+def test_queued_jobs_of_one_process_end_and_one_waits(services: Services) -> None:
+    """Jobs that each ring for a next one would run for ever, and fill Redis."""
+    stopping = threading.Event()
+    bell = services.bell
+    assert bell.ring()
+    bell._enqueue()  # as `doctor` and a backlog do
+    settings = services.settings
+    with closing(build_services(settings, str(settings.redis_url))) as of_worker, ThreadPoolExecutor() as do:
+        job = DrainJob(of_worker, stopping)
+        services.redis.lpop(bell.queue.key)
+        do.submit(job).result(10)
+        assert bell.queued_jobs() == 1
+        services.redis.lpop(bell.queue.key)
+        waiting = do.submit(job)
+        eventually(lambda: job.waits, 10)
+        assert bell.queued_jobs() == 0
+        stopping.set()
+        waiting.result(10)
+    assert bell.queued_jobs() == 1, "the next process waits"
+
+
+def test_the_sweep_cures_a_flag_that_nobody_will_answer(
+    services: Services, endpoint: FlaskClient, work: Callable[[], None]
+) -> None:
+    services.redis.set("workos-sync:wake:drain", "somebody")  # without expiry
+    accept(endpoint, *new_users(1))
+    assert services.bell.queued_jobs() == 0
+    let_time_pass(services.engine)
+    assert sweep(services.engine, services.bell)
+    work()
+    assert statuses(services.engine) == {"done": 1}
 
 
 def test_an_expired_flag_only_queues_one_job_too_many(

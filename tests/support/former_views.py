@@ -76,6 +76,23 @@ WHERE i.organization_id IS NOT NULL
        OR (i.status = 'pending' AND (i.expires_at IS NULL OR i.expires_at >= '9998-01-01T00:00:00.000000+00:00')))
   AND i.id NOT IN (SELECT u.invitation_id FROM unblocked_invitations AS u
                    WHERE u.invitation_id = i.id AND (u.status = i.status OR (i.status IS NULL AND u.status = '')))
+UNION ALL
+SELECT i.organization_id, c.user_id, v.email_normalized, 'invitation ' ||
+       CASE i.status WHEN 'pending' THEN 'pending' WHEN 'revoked' THEN 'revoked' ELSE 'of no known status' END,
+       c.email_hash
+FROM users AS p
+JOIN user_addresses AS o ON o.user_id = p.id
+JOIN invited_addresses AS a ON a.email_hash = o.email_hash
+JOIN user_addresses AS s ON s.user_id = p.id
+JOIN user_addresses AS b ON b.email_hash = s.email_hash AND b.user_id <> p.id
+JOIN user_addresses AS c ON c.user_id = b.user_id
+JOIN users AS v ON v.id = c.user_id
+JOIN invitations AS i ON i.id = a.invitation_id
+WHERE i.organization_id IS NOT NULL
+  AND (i.status IS NULL OR i.status IN ('revoked', 'sent')
+       OR (i.status = 'pending' AND (i.expires_at IS NULL OR i.expires_at >= '9998-01-01T00:00:00.000000+00:00')))
+  AND i.id NOT IN (SELECT u.invitation_id FROM unblocked_invitations AS u
+                   WHERE u.invitation_id = i.id AND (u.status = i.status OR (i.status IS NULL AND u.status = '')))
 """
 """The blocks of invitations, written in another way. Random rows have one time that is after now."""
 

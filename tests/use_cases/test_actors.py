@@ -12,7 +12,7 @@ from sqlalchemy import Engine, select, update
 from models.database import in_transaction, read_transaction
 from models.tables import Change, MirrorState
 from models.types import db_now_plus
-from tests.support import JSON, accept, apply_all, made, rows, statuses
+from tests.support import JSON, accept, apply_all, event_row, made, rows, statuses
 from tests.support.actors import by
 from tests.support.auto_join import mark_as_filled
 from tests.support.hooks import follow_all
@@ -235,6 +235,14 @@ def test_later_changes_of_erased_people_have_no_names(story: Engine) -> None:
     assert with_names(story) == set()
     assert origins(story)["organization", ORG] == BLANK
     assert origins(story)["membership", MEMBERSHIP] == ("user_other", None, "dashboard", None)
+
+
+def test_the_payload_of_an_event_by_an_erased_actor_is_not_kept(engine: Engine) -> None:
+    deliver(engine, [made("user.created", id=GRACE), made("user.deleted", 1, id=GRACE)])
+    forget(engine, GRACE, by("cleo"))
+    event = acted("organization.created")
+    deliver(engine, [event])
+    assert event_row(engine, event["id"])["body"] is None
 
 
 def test_retention_blanks_names_after_erase_after_days(story: Engine) -> None:

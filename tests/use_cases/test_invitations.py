@@ -351,6 +351,16 @@ def test_erased_invitation_still_blocks(invited: Engine) -> None:
     assert broken_chains(rows(invited, Change)) == []
 
 
+def test_an_erased_invitation_that_is_sent_again_blocks_its_address(engine: Engine) -> None:
+    past = {"expires_at": "2025-07-01T11:00:00.000Z"}
+    deliver(engine, [made("user.created", email=ANN), invitation("created", 1, **past), made("user.deleted", 2)])
+    forget(engine, USER, by("cleo"))
+    assert rows(engine, InvitedAddress) == [], "nothing needs it"
+    deliver(engine, [invitation("resent", 3, expires_at=None)])
+    assert HASH in {row["email_hash"] for row in rows(engine, auto_join_blocks)}
+    assert ANN not in everything(engine)
+
+
 def test_resync_and_reads_do_not_restore_an_erased_address(
     engine: Engine, sandbox: Sandbox, workos: WorkOSClient
 ) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, update
 from models.access import Access
 from models.database import in_transaction
 from models.tables import Event, Tail
-from models.views import mirror_status
+from models.views import mirror_status, uncertain_access
 from tests.support import apply_all, differences, rows
 from tests.support.catch_up import EVENTS, begin, due, hide, stored, users
 from tests.support.processes import eventually
@@ -177,6 +177,45 @@ def test_events_that_expired_unread_make_everything_uncertain_until_a_full_resyn
     assert "expired-events" in str(ask(one_engine, "user_1", "org_1"))
     resync(one_engine, workos)
     assert isinstance(ask(one_engine, "user_1", "org_1"), Access)
+
+
+def test_no_event_is_missed_of_a_type_that_was_refused_for_a_while(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(one_engine, workos)
+    tail(one_engine, workos, bell)
+    before = state(one_engine)["read_to"]
+    sandbox.faults.fail(EVENTS, query="user.created", status=400, times=None)
+    events = users(sandbox, clock, 2)
+    sandbox.world.create_organization("Acme")
+    pass_time(one_engine, clock, 600)
+    with pytest.raises(WorkOSError, match=r"user\.created"):
+        tail(one_engine, workos, bell)
+    assert len(stored(one_engine)) == 1 and state(one_engine)["read_to"] == before
+    sandbox.faults.clear()
+    tail(one_engine, workos, bell)
+    assert stored(one_engine) >= {event["id"] for event in events}
+
+
+@pytest.mark.parametrize(("organization_id", "uncertain"), [("org_1", "org_1"), (None, "")])
+def test_an_event_without_id_makes_uncertain_what_it_can_have_changed(
+    one_engine: Engine,
+    sandbox: Sandbox,
+    clock: Clock,
+    workos: WorkOSClient,
+    bell: Doorbell,
+    organization_id: str | None,
+    uncertain: str,
+) -> None:
+    begin(one_engine, workos)
+    filled(one_engine)
+    [event] = users(sandbox, clock, 1)
+    event["event"] = "organization_membership.updated"
+    event["data"] = {"organization_id": organization_id}
+    del event["id"]
+    clock.advance(seconds=20)
+    assert tail(one_engine, workos, bell) and tail(one_engine, workos, bell)
+    assert [(row["organization_id"], row["user_id"]) for row in rows(one_engine, uncertain_access)] == [(uncertain, "")]
 
 
 def test_interval_lengthens_if_a_tenth_of_the_share_is_not_enough(

@@ -9,13 +9,14 @@ from sqlalchemy import Engine, func, select, update
 
 from models.access import Access
 from models.database import in_transaction
-from models.tables import Event, EventStatus, FailedEffect, Read, RunStatus
+from models.tables import Event, EventStatus, FailedEffect, Read, Run, RunStatus
 from models.types import db_now_plus, db_plus
 from models.views import uncertain_access
 from tests.support import JSON, accept, apply_all, event_row, made, rows
 from tests.support.actors import by
 from tests.support.catch_up import begin, users
 from tests.support.mirror import MEMBERSHIP, ORG, USER, grant
+from tests.support.repair import settings
 from tests.support.resync import (
     Between,
     Clock,
@@ -35,6 +36,7 @@ from worker.queue.doorbell import Doorbell
 from worker.repair import replay as replays
 from worker.repair.reads import work_due
 from worker.repair.replay import Selection, dismiss
+from worker.repair.schedule import schedule
 from worker.runs import lease
 from worker.workos_api.client import WorkOSClient
 
@@ -147,6 +149,26 @@ def test_a_failed_deletion_of_a_role_requests_reads_of_its_members(
         ("role", "owner"),
     }
     assert uncertain(local_engine) == set()
+
+
+@pytest.mark.parametrize(
+    ("type", "data", "affected"),
+    [
+        ("role.updated", {"resource_type_slug": "project"}, {("", "")}),
+        ("organization_role.created", {"organization_id": ORG, "resource_type_slug": "project"}, {(ORG, "")}),
+        ("role.updated", None, {("", "")}),
+        ("role.updated", {}, set()),
+        ("role.updated", {"resource_type_slug": "organization"}, set()),
+        ("organization_role.updated", {"organization_id": ORG}, set()),
+    ],
+)
+def test_a_failed_event_of_a_role_is_uncertain_if_it_may_be_of_another_resource_type(
+    local_endpoint: FlaskClient, local_engine: Engine, type: str, data: JSON | None, affected: set[tuple[str, str]]
+) -> None:
+    grant(local_endpoint, local_engine)
+    unusable: JSON = {"data": None} if data is None else {"created_at": None}
+    fail(local_endpoint, local_engine, made(type, **JSON({"slug": "owner"} | (data or {}))) | unusable)
+    assert uncertain(local_engine) == affected
 
 
 def test_an_unusable_event_about_one_workspace_leaves_answers_about_others_fresh(
@@ -335,6 +357,34 @@ def test_a_resync_begun_before_the_failure_or_that_found_an_unusable_object_does
     assert uncertain(one_engine) == {("", "")}
     resync(one_engine, workos)
     assert uncertain(one_engine) == set()
+
+
+def test_an_object_that_decides_no_access_and_is_unusable_lets_a_resync_end_it(
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
+) -> None:
+    small_life(sandbox.world, 1, 1)
+    deliver(one_engine, sandbox.world.events)
+    deliver(one_engine, [made("user.updated") | {"data": None}])
+    sandbox.faults.fail("/user_management/invitations$", status=403, times=None)  # as for a key that may not list them
+    resync(one_engine, workos)
+    assert uncertain(one_engine) == set()
+
+
+def test_the_clock_creates_the_resync_that_ends_it(one_engine: Engine, workos: WorkOSClient) -> None:
+    begin(one_engine, workos)
+    resync(one_engine, workos)
+    in_transaction(one_engine, lambda tx: tx.execute(update(Run).values(created_at=db_now_plus(-3600))))
+    deliver(one_engine, [made(MEMBERSHIP_EVENT, id=None, organization_id="org_1")])
+
+    def created() -> list[str | None]:
+        schedule(one_engine, settings())
+        return [row["organization_id"] for row in rows(one_engine, Run) if row["requested_by"] == "uncertain access"]
+
+    assert created() == ["org_1"]
+    assert created() == ["org_1"], "one is enough"
+    deliver(one_engine, [made("user.updated") | {"data": None}])
+    in_transaction(one_engine, lambda tx: tx.execute(update(Run).values(created_at=db_now_plus(-3600), status="done")))
+    assert sorted(map(str, created())) == ["None", "org_1"]
 
 
 def test_other_requested_reads_make_nothing_stale(both_engines: Engine, failed: JSON, workos: WorkOSClient) -> None:

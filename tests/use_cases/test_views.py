@@ -160,6 +160,9 @@ def test_role_of_another_resource_type_is_never_a_members_role(places: Engine) -
         "dan_other": "member",
         "eve": "member",
     }
+    before = roles()
+    apply_events(places, [role("boss", None, 1), role("owner", None, 1, where=OTHER)])
+    assert roles() == before, "absent is not null"
     apply_events(places, [role("boss", "organization", 5), role("owner", "organization", 5, where=OTHER)])
     assert roles() == {
         "ann": "admin",
@@ -271,6 +274,13 @@ def test_auto_join_blocks_view_lists_removed_and_blocked_people(places: Engine) 
 
 def deleted_user(name: str, at: int) -> JSON:
     return user(name) | {"event": "user.deleted", "created_at": minute(at)}
+
+
+def test_an_invitation_blocks_every_user_who_shares_an_address_with_the_invited(places: Engine) -> None:
+    renamed = made("user.updated", 1, id="user_ann", email="bob@acme.example", email_verified=True)
+    shares = made("user.created", id="user_bob", email="bob@acme.example", email_verified=True)
+    apply_events(places, [user("ann"), renamed, shares, invitation("ann", "revoked"), user("cat")])
+    assert {row["user_id"] for row in rows(places, auto_join_blocks)} == {"user_ann", "user_bob"}
 
 
 def test_the_deletion_of_a_user_blocks_only_whom_somebody_had_removed_before(places: Engine) -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from typing import NamedTuple
@@ -76,7 +77,7 @@ def worker(processes: int | None) -> None:
     Long-running jobs are resyncs, catch-ups, replays, retention and adding people by domain. A process that dies is
     restarted.
     """
-    _supervise(logging_settings(worker_processes=processes), _worker_part)
+    _supervise(logging_settings(worker_processes=processes), _worker_part, _tail_part)
 
 
 @click.command()
@@ -88,14 +89,14 @@ def up(port: int | None, processes: int | None) -> None:
     For a small installation. A process that dies is restarted.
     """
     settings = logging_settings("workos_webhook_secrets", port=port, worker_processes=processes)
-    _supervise(settings, _web_part, _worker_part, _clock_part)
+    _supervise(settings, _web_part, _worker_part, _clock_and_tail_part)
 
 
 def _supervise(settings: Settings, *makers: Callable[[Settings, str, Engine], _Part]) -> None:
     """Run the programs that each of `makers` returns until stopped, each in a process."""
     engine = open_database(settings)
     require_migrated(engine)
-    running = redis_server_for_up if _clock_part in makers else redis_server
+    running = redis_server_for_up if _clock_and_tail_part in makers else redis_server
     with until_stopped() as stop, running(settings) as redis:
         require_redis_version(redis.url)
         parts = [make(settings, redis.url, engine) for make in makers]
@@ -135,10 +136,11 @@ def _worker_part(settings: Settings, redis_url: str, engine: Engine) -> _Part:
     auto_join_policy.adopt(engine, settings.auto_join, existing=settings.auto_join_existing)
     in_transaction(engine, refresh)
     lanes = [DRAIN] * (settings.worker_processes - 1) + list(lanes_of(settings))
-    programs: list[Program] = [partial(lane.work, name, settings, redis_url) for name in lanes]
-    if settings.repairs:
-        programs.append(partial(_run_tail, settings, redis_url))
-    return _Part(programs)
+    return _Part([partial(lane.work, name, settings, redis_url) for name in lanes])
+
+
+def _tail_part(settings: Settings, redis_url: str, _engine: Engine) -> _Part:
+    return _Part([partial(_run_tail, settings, redis_url)] if settings.repairs else [])
 
 
 def _run_tail(settings: Settings, redis_url: str) -> None:
@@ -147,13 +149,28 @@ def _run_tail(settings: Settings, redis_url: str) -> None:
         tail.run(services, stop)
 
 
-def _clock_part(settings: Settings, _redis_url: str, _engine: Engine) -> _Part:
-    return _Part([partial(_run_clock, settings)])
+def _clock_and_tail_part(settings: Settings, redis_url: str, _engine: Engine) -> _Part:
+    return _Part([partial(_run_clock_and_tail, settings, redis_url)])
 
 
-def _run_clock(settings: Settings) -> None:
-    with until_stopped() as stop:
+def _run_clock_and_tail(settings: Settings, redis_url: str) -> None:
+    """Run the periodic tasks, and tail the events API in a thread. One process needs less memory than two.
+
+    Whatever ends the thread ends the process too, which the supervisor then starts again.
+    """
+    with until_stopped() as stop, ThreadPoolExecutor(1, "tail") as pool:
+
+        def run_tail() -> None:
+            try:
+                with closing(build_services(settings, redis_url)) as services:
+                    tail.run(services, stop)
+            finally:
+                stop.set()
+
+        tailing = pool.submit(run_tail) if settings.repairs else None
         _run_tasks(settings, RedisServer(settings), stop)
+        if tailing is not None:
+            tailing.result()
 
 
 def _run_tasks(settings: Settings, redis: RedisServer, stop: threading.Event) -> None:

@@ -452,15 +452,16 @@ def _person(content: Content) -> str | None:
 
 
 def _events_of_erased_users(tx: Connection, arrivals: Sequence[Arrival]) -> set[str]:
-    """Return the ids of the events about an erased user, or a membership or invitation of one."""
+    """Return the ids of the events about or by an erased user, or about a membership or invitation of one."""
     users = {
         event_id: snapshot.id if snapshot.kind is USER else _person(snapshot.state.content)
         for snapshot, _, event_id, _ in arrivals
     }
-    ids = set(filter(None, users.values()))
+    actors = {event_id: origin.actor_id for _, _, event_id, origin in arrivals}
+    ids = set(filter(None, (*users.values(), *actors.values())))
     erased = set(tx.execute(select(User.id).where(is_any_of(tx, User.id, ids), User.erased)).scalars()) if ids else ids
     invitations = {event_id: snapshot.id for snapshot, _, event_id, _ in arrivals if snapshot.kind is INVITATION}
     if invitations:
         found = select(Invitation.id).where(is_any_of(tx, Invitation.id, invitations.values()), Invitation.erased)
         erased |= set(tx.execute(found).scalars())
-    return {event_id for event_id, id in (*users.items(), *invitations.items()) if id in erased}
+    return {event_id for event_id, id in (*users.items(), *actors.items(), *invitations.items()) if id in erased}

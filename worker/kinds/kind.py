@@ -111,6 +111,7 @@ class Kind:
         from_read: converts the answer to a read by key to an item with the fields of events, or None if the object is
             gone. Raises `PayloadError` if WorkOS answered with another object.
         api_content: reads the content from the API, where the API omits what events carry.
+        kept_if_absent: columns that keep their value if a payload omits it, because a missing one would raise access.
         derive: the columns that are computed from the content whenever a row is written.
         tie_break: which of two live states to keep if their times are equal: the one that grants less access.
         personal: the columns that erasure blanks.
@@ -136,6 +137,7 @@ class Kind:
     derive: Callable[[Content], Content] = lambda _content: {}
     tie_break: TieBreak = no_tie_break
     personal: tuple[str, ...] = ()
+    kept_if_absent: tuple[str, ...] = ()
     stays_erased: bool = False
 
     def __str__(self) -> str:

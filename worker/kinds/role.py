@@ -107,4 +107,5 @@ ROLE = Kind(
     id_field="slug",
     key=_key,
     delete_is_final=False,
+    kept_if_absent=("resource_type",),
 )

@@ -64,13 +64,14 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
         for place, arrival in of_kind:
             id = arrival.snapshot.id
             current = updated.get(id, stored[id])
-            incoming, final = without_erased(kind, current, arrival.snapshot.state), kind.delete_is_final
+            arrived, final = arrival.snapshot.state, kind.delete_is_final
+            incoming = _with_kept(kind, current, without_erased(kind, current, arrived))
             state, outcome = decide(current, incoming, terminal=final, tie_break=kind.tie_break)
             compared_with = current.version.event_id if current else None
             reason = needs_confirmation(current, incoming, outcome, terminal=final)
             decisions[place] = Decision(outcome, compared_with, reason)
-            if not state.erased:
-                seen.append((id, incoming))
+            if not state.erased or kind.stays_erased:  # a block may need the hash of its address
+                seen.append((id, arrived))
             if state is not current or reason:  # a new revision makes a concurrent confirmed read repeat
                 updated[id] = state
             if outcome is Outcome.APPLIED:
@@ -123,6 +124,14 @@ def without_erased(kind: Kind, current: State | None, incoming: State) -> State:
     if current is None or not (current.erased and kind.stays_erased):
         return incoming
     return replace(incoming, erased=True, content={**incoming.content, **dict.fromkeys(kind.personal)})
+
+
+def _with_kept(kind: Kind, current: State | None, incoming: State) -> State:
+    """Return `incoming` with the values of `current` for columns that some payloads omit: absent is not null."""
+    absent = [name for name in kind.kept_if_absent if incoming.content.get(name) is None]
+    if current is None or not absent:
+        return incoming
+    return replace(incoming, content={**incoming.content, **{name: current.content.get(name) for name in absent}})
 
 
 def recorded_state(kind: Kind, state: State) -> JsonObject:

@@ -8,6 +8,8 @@ The uncertainty ends when the event is applied or dismissed, or by what was read
 object, or, if it is unknown, everything that a resync compares.
 """
 
+import hashlib
+import json
 from collections.abc import Collection
 from datetime import datetime
 
@@ -27,17 +29,33 @@ from worker.mirror.read_requests import request_read_for_failure, request_role_h
 
 ANY = ""
 """Stands for every workspace, or every person."""
+EVERYTHING = (FailedEffect.organization_id == ANY, FailedEffect.user_id == ANY)
+"""The condition of a row for an event that may have changed anybody's access."""
 
 
 def note_failure(tx: Connection, event_id: str) -> None:
     """Record what an event that failed may have changed, and request a read of its object."""
     event = tx.execute(select(Event.type, Event.body).where(Event.id == event_id)).one()
-    if event.type not in READERS:
+    _note(tx, event_id, event.type, event.body or b"")
+
+
+def note_unstored(tx: Connection, item: object) -> None:
+    """Record what an event may have changed that the events API returned and that has no usable id or type."""
+    body = json.dumps(item, sort_keys=True).encode()
+    id = f"invalid:{hashlib.sha256(body).hexdigest()[:16]}"
+    if isinstance(item, dict) and isinstance(type := item.get("event"), str):
+        _note(tx, id, type, body)
+    else:
+        note_everything(tx, id)
+
+
+def _note(tx: Connection, event_id: str, type: str, body: bytes) -> None:
+    if type not in READERS:
         return  # it is ignored
-    kind = READERS[event.type][0]
-    data = _data(kind, event.body or b"")
+    kind = READERS[type][0]
+    data = _data(kind, body)
     organization_id = data.optional_id("organization_id") if data else None
-    object_id = _object_id(kind, event.type, data, organization_id) if data else None
+    object_id = _object_id(kind, type, data, organization_id) if data else None
     rows = [
         {
             "organization_id": workspace,
@@ -52,7 +70,7 @@ def note_failure(tx: Connection, event_id: str) -> None:
     if object_id is None:
         return
     request_read_for_failure(tx, kind, object_id, event_id)
-    if kind is ROLE:
+    if type.endswith("role.deleted"):
         slug = object_id.rpartition("/")[2]
         request_role_holders(tx, organization_id, slug, event_id)
 
@@ -80,7 +98,8 @@ def end_by_resync(tx: Connection, run_id: str) -> None:
     An object that the resync could not use may be the one.
     """
     run = tx.execute(select(Run.organization_id, Run.created_at).where(Run.id == run_id)).one()
-    unusable = exists().where(Drift.run_id == run_id, Drift.finding == Finding.INVALID)
+    deciding = [kind.name for kind in (ORGANIZATION, USER, MEMBERSHIP, ROLE)]
+    unusable = exists().where(Drift.run_id == run_id, Drift.finding == Finding.INVALID, Drift.kind.in_(deciding))
     compared = [FailedEffect.object_id.is_(None), FailedEffect.since <= run.created_at, ~unusable]
     if run.organization_id is not None:
         compared.append(FailedEffect.organization_id == run.organization_id)
@@ -108,8 +127,10 @@ def _affected(
     tx: Connection, kind: Kind, object_id: str | None, organization_id: str | None, data: Fields | None
 ) -> set[tuple[str, str]]:
     """Return the workspaces and persons whose access an event may have changed."""
+    if kind is ROLE and (data is None or data.text("resource_type_slug") not in (None, ORGANIZATION.object)):
+        return {(organization_id or ANY, ANY)}  # its type takes a role from the members who have its slug
     if kind not in (ORGANIZATION, USER, MEMBERSHIP):
-        return set()  # domains, roles, permissions and connections decide nobody's role
+        return set()  # these decide nobody's role
     if kind is MEMBERSHIP and object_id is not None and data is not None:
         columns = (Membership.organization_id, Membership.user_id)
         pairs = {tuple(row) for row in tx.execute(select(*columns).where(Membership.id == object_id))}
@@ -119,4 +140,4 @@ def _affected(
             return known
     elif object_id is not None:
         return {(object_id, ANY) if kind is ORGANIZATION else (ANY, object_id)}
-    return {(organization_id or ANY, ANY)}
+    return {((organization_id if kind is MEMBERSHIP else None) or ANY, ANY)}

@@ -37,7 +37,10 @@ def ring_if_waiting(bell: Doorbell, waiting: Callable[[], bool]) -> bool:
         redis.exceptions.RedisError: Redis is unavailable.
         sqlalchemy.exc.DBAPIError: the database is unavailable.
     """
-    return not bell.queued_jobs() and waiting() and bell.ring()
+    if bell.queued_jobs() or not waiting():
+        return False
+    bell.clear_flag()  # whoever set it did not read; a job that waits keeps it again
+    return bell.ring()
 
 
 def sweep(engine: Engine, bell: Doorbell) -> bool:

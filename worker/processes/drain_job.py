@@ -43,18 +43,14 @@ class DrainJob:
     def __call__(self) -> None:
         """Drain after each ring, and once more after the flag is deleted or another job keeps it."""
         ends = time.monotonic() + LIFE_SECONDS
-        keeps = False
-        try:
-            while keeps := self._bell.keep_flag():
-                self._applied = 0
-                if not self._drain_and_notify() or not self._wait(ends):
-                    break
-                if self._applied >= MANY_EVENTS:
-                    self._stopping.wait(GATHER_SECONDS)
-        finally:
-            if keeps:
+        while keeps := self._bell.keep_flag():
+            self._applied = 0
+            if not self._drain_and_notify() or not self._wait(ends):
                 self._bell.clear_flag()
-        if not self._drain_and_notify() or keeps:
+                break
+            if self._applied >= MANY_EVENTS:
+                self._stopping.wait(GATHER_SECONDS)
+        if (not self._drain_and_notify() or keeps) and not self._bell.queued_jobs():
             self._bell.ring()  # the next job drains, and waits
 
     def _count(self, ages: list[float]) -> None:

@@ -1,4 +1,4 @@
-"""The process that tails the events API, started and supervised by `workos-sync worker` or `workos-sync up`.
+"""What tails the events API: a process of `workos-sync worker`, or a thread beside the clock of `workos-sync up`.
 
 It is no lane of RQ: it does something every few seconds, whether or not anything wakes it.
 """

@@ -153,9 +153,12 @@ class Doorbell:
         return self._redis.get(self._flag) != self._id or not self._redis.pexpire(self._flag, KEPT_FLAG_MS)
 
     def enqueue_helper(self) -> None:
-        """Enqueue a job that helps the running one with a backlog, unless a job is queued."""
-        if not self.queued_jobs():
-            self._enqueue()
+        """Enqueue a job that helps the running one with a backlog, unless a job is queued or Redis fails."""
+        try:
+            if not self.queued_jobs():
+                self._enqueue()
+        except RedisError as error:
+            log.warning("ring_failed", lane=self.lane, error=what_is_wrong(error)[0])
 
     def measure_pickup(self) -> float | None:
         """Enqueue a job and return the seconds until a worker started it; None after `PICKUP_SECONDS`.

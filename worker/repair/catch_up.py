@@ -162,7 +162,7 @@ def _store_since(engine: Engine, events: EventLog, start: datetime) -> tuple[int
     returned = new = 0
     for page in events.since(start):
         returned += len(page.items)
-        if unknown := unknown_events(engine, valid_events(page)):
+        if unknown := unknown_events(engine, events_of(page).valid):
             new += in_transaction(engine, store_events, unknown)
     return returned, new
 
@@ -172,16 +172,25 @@ def _round_down(time: datetime) -> datetime:
     return time - (time - datetime.fromtimestamp(0, time.tzinfo)) % REREAD_EVERY
 
 
-def valid_events(page: Page) -> list[ReceivedEvent]:
-    """Return the events of a page. One without a valid id or type is logged and skipped."""
+class EventsOfPage(NamedTuple):
+    """The events of a page, and the items that have no valid id or type."""
+
+    valid: list[ReceivedEvent]
+    invalid: list[object]
+
+
+def events_of(page: Page) -> EventsOfPage:
+    """Return the events of a page. Invalid ones are logged."""
     valid: list[ReceivedEvent] = []
+    invalid: list[object] = []
     for item in page.items:
         at = parse_time(item.get("created_at")) if isinstance(item, dict) else None
         try:
             valid.append(ReceivedEvent.of(item, json.dumps(item).encode(), at))
         except PayloadError as error:
             log.warning("event_invalid", error=str(error), **_described(item, at))
-    return valid
+            invalid.append(item)
+    return EventsOfPage(valid, invalid)
 
 
 def _described(item: object, at: datetime | None) -> dict[str, str | None]:
@@ -217,7 +226,7 @@ def _store_and_advance(tx: Connection, page: Page, settled: datetime) -> int:
     """Store a page, and move the cursor to its newest event from before `settled`; return how many events are new."""
     # Lock this row first: a drain also locks it before events, so that the two do not deadlock.
     tx.execute(select(MirrorState.id).with_for_update())
-    events = valid_events(page)
+    events = events_of(page).valid
     new = store_events(tx, events)
     times = [(event.occurred_at, event.id) for event in events if event.occurred_at and event.occurred_at < settled]
     if times:

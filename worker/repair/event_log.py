@@ -52,6 +52,11 @@ class EventLog:
             start = end
         yield from self._pages(start=start)
 
+    @property
+    def all_types(self) -> bool:
+        """Whether no event type was left out so far."""
+        return not self._refused
+
     def require_all_types(self) -> None:
         """Raise `EventTypesRefusedError`, with WorkOS's message for each type, if event types were left out."""
         if self._refused:

@@ -3,11 +3,11 @@
 from contextlib import suppress
 
 import structlog
-from sqlalchemy import Connection, Engine, exists, select, update
+from sqlalchemy import Connection, Engine, exists, or_, select, update
 
 from models.bulk import dialect_insert
 from models.database import in_transaction, read_transaction
-from models.tables import MirrorState, Read, Run, RunStatus, Task, Tick
+from models.tables import FailedEffect, MirrorState, Read, Run, RunStatus, Task, Tick
 from models.types import db_now, db_now_plus
 from worker.errors import BusyError
 from worker.kinds import SUBSCRIBED
@@ -22,7 +22,7 @@ log = structlog.get_logger()
 CLOCK_TICK = "clock"
 """The tick that shows that the clock runs."""
 RETRY_SECONDS = 60.0
-"""Between a failed first resync and the next."""
+"""Between a failed first resync and the next, and between two that uncertain access needs."""
 
 
 def take_tick(tx: Connection, name: str, every_seconds: float) -> bool:
@@ -51,6 +51,20 @@ def create_needed_resync(tx: Connection) -> None:
         tx.execute(update(MirrorState).values(event_types=SUBSCRIBED))
 
 
+def create_resync_for_uncertainty(tx: Connection) -> None:
+    """Create the resync that ends what a failed event of an unknown object made uncertain: one for each event."""
+    compared = or_(Run.organization_id.is_(None), Run.organization_id == FailedEffect.organization_id)
+    later = or_(Run.created_at > FailedEffect.since, Run.created_at > db_now_plus(-RETRY_SECONDS))
+    full = (Run.task == Task.RESYNC, ~Run.dry_run, Run.approves.is_(None))
+    waiting = select(FailedEffect.organization_id).where(
+        FailedEffect.object_id.is_(None), ~exists().where(*full, compared, later)
+    )
+    organization_id = tx.execute(waiting.order_by(FailedEffect.organization_id).limit(1)).scalar_one_or_none()
+    if organization_id is not None:
+        with suppress(BusyError):
+            create_resync(tx, "uncertain access", organization_id=organization_id or None)
+
+
 def create_resync_unless_busy(tx: Connection, requested_by: str) -> bool:
     """Create a full resync unless one is running; return whether it was created."""
     try:
@@ -68,6 +82,7 @@ def schedule(engine: Engine, settings: Settings) -> None:
     intervals = {Task.RETENTION: settings.retention_seconds}
     if settings.repairs:
         in_transaction(engine, create_needed_resync)
+        in_transaction(engine, create_resync_for_uncertainty)
         intervals |= {Task.RESYNC: settings.resync_seconds, Task.CATCH_UP: settings.catch_up_seconds}
     for task, every in intervals.items():
         with suppress(BusyError):  # it is running

@@ -32,7 +32,7 @@ from worker.inbox.store import ReceivedEvent
 from worker.leases import Lease, LeasedTable
 from worker.mirror import uncertainty
 from worker.queue.doorbell import Doorbell
-from worker.repair.catch_up import store_events, unknown_events, valid_events
+from worker.repair.catch_up import EventsOfPage, events_of, store_events, unknown_events
 from worker.repair.environment import bind
 from worker.repair.event_log import EXPIRY_MARGIN, OLDEST, EventLog
 from worker.settings import Settings
@@ -129,23 +129,24 @@ class EventTail:
         settled_at = asked_at - (first.read_at + DATE_STEP - settled)
         older = True
         for page in chain((first,), pages):
-            received = valid_events(page)
-            cursor, older = _cursor(received, settled) if older else (None, False)
-            self._store(received, cursor)
+            received = events_of(page)
+            cursor, older = _cursor(received.valid, settled) if older else (None, False)
+            # Not past events of a type that was left out.
+            self._store(received, cursor if events.all_types else None)
         events.require_all_types()
         self._adapt_interval()
         applied = self._lease.in_transaction(self._engine, self._finish, settled, settled_at)
         if not is_first and self._reread_at + REREAD_SECONDS <= began:
             for page in events.since(now - self._hold_back - self._lag):
-                self._store(valid_events(page), None)
+                self._store(events_of(page), None)
             self._reread_at = began
         return applied
 
-    def _store(self, received: Sequence[ReceivedEvent], cursor: str | None) -> None:
+    def _store(self, received: EventsOfPage, cursor: str | None) -> None:
         """Store the events that the API has not returned before, and move the cursor."""
-        new = unknown_events(self._engine, received)
-        if new or cursor is not None:
-            self._lease.in_transaction(self._engine, _store_and_move, new, cursor)
+        new = unknown_events(self._engine, received.valid)
+        if new or received.invalid or cursor is not None:
+            self._lease.in_transaction(self._engine, _store_and_move, EventsOfPage(new, received.invalid), cursor)
         if new:
             self._bell.ring()
 
@@ -183,8 +184,10 @@ def _cursor(received: Sequence[ReceivedEvent], settled: datetime) -> tuple[str |
     return cursor, True
 
 
-def _store_and_move(tx: Connection, events: Sequence[ReceivedEvent], cursor: str | None) -> None:
-    store_events(tx, events)
+def _store_and_move(tx: Connection, events: EventsOfPage, cursor: str | None) -> None:
+    store_events(tx, events.valid)
+    for item in events.invalid:
+        uncertainty.note_unstored(tx, item)
     if cursor is not None:
         _set(tx, cursor=cursor)
 
@@ -203,7 +206,7 @@ def publish(tx: Connection) -> bool:
     if tail.read_to is None:
         return False
     oldest = tx.execute(_oldest_waiting(tail.read_to)).scalar_one()
-    complete_to = tail.read_to if oldest is None else min(tail.read_to, oldest - STEP)
+    complete_to = tail.read_to if oldest is None else min(tail.read_to, max(oldest, EPOCH) - STEP)
     if oldest is None or tail.complete_to is None or tail.complete_to < complete_to:
         _set(tx, complete_to=complete_to, complete_at=tail.read_at - (tail.read_to - complete_to))
     return oldest is None

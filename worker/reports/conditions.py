@@ -206,11 +206,13 @@ def _bound_missed(health: Health) -> list[Found]:
     age, error = health.mirror["age_seconds"], health.mirror["error"]
     old = age is None or not 0 <= age <= health.mirror["smallest_bound_seconds"]
     saw = "the newest events were never read" if age is None else f"the mirror is {duration(max(age, 0.0))} old"
+    saw += f", and the smallest bound is {duration(health.mirror['smallest_bound_seconds'])}"
+    if not old:
+        saw = "an event failed that may have changed anything, so every bounded answer is stale until a full resync"
     return _when(
-        old and health.repairs and health.mirror["state"] == "current",
+        (old or health.all_uncertain) and health.repairs and health.mirror["state"] == "current",
         saw=saw,
         why=f" ({error})" if error else "",
-        bound=duration(health.mirror["smallest_bound_seconds"]),
     )
 
 
@@ -345,9 +347,9 @@ CONDITIONS = (
     ),
     Condition(
         name="bound_missed",
-        measured="The mirror is older than HOLD_BACK_SECONDS + TAIL_SECONDS + 5 s, the smallest staleness bound.",
+        measured="The mirror is older than HOLD_BACK_SECONDS + TAIL_SECONDS + 5 s, or all of it is uncertain.",
         measure=_bound_missed,
-        sentence="{saw}, and the smallest bound is {bound}{why}",
+        sentence="{saw}{why}",
         remedy="start workos-sync worker, or see whether WorkOS and Redis answer it",
         section="The mirror is older than its bound",
     ),

@@ -44,6 +44,7 @@ from worker.inbox.verified_secrets import any_verified
 from worker.kinds import KINDS, Kind
 from worker.kinds.membership import Membership
 from worker.metrics import REFUSALS, REFUSED_SINCE_VALID, Name, counted
+from worker.mirror import uncertainty
 from worker.mirror.auto_join_policy import COUNTS_TICK
 from worker.queue.doorbell import LANES, queue_name
 from worker.queue.heartbeat import worker_states
@@ -127,6 +128,9 @@ class Health:
     late_events: int
     """Number of events that the events API showed later than the hold-back."""
     uncertain: int
+    """Number of failed events that may have changed access."""
+    all_uncertain: bool
+    """Whether one of them may have changed anybody's."""
     """Number of events that failed and may have changed access."""
     pending: int
     oldest_pending_seconds: float
@@ -213,6 +217,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             tail_interval_seconds=tail.interval_seconds,
             late_events=tail.late_events,
             uncertain=_uncertain(tx),
+            all_uncertain=tx.execute(select(exists().where(*uncertainty.EVERYTHING))).scalar_one(),
             pending=inbox.pending,
             oldest_pending_seconds=round(inbox.oldest_seconds, 3),
             failed=inbox.failed,

@@ -199,8 +199,10 @@ class Resync:
                 if isinstance(error, BadRequestError) and after is not None and after == listing.after:
                     log.warning("cursor_lost", run=self._run_id, listing=key.name)
                     return self._list_one(commit, replace(listing, after=None))
+                if committed is not None:
+                    committed.result()  # or it would reopen the listing
                 self._listing_failed(key, error)
-                return committed
+                return None
             if committed is not None:
                 committed.result()
             committed = commit.submit((listing, page), len(page.items))
