@@ -29,7 +29,7 @@ RUNBOOK = "docs/operations.md"
 
 
 class Severity(StrEnum):
-    """How bad it is. A `problem` alerts as page, a `warning` as ticket."""
+    """How bad it is. A `problem` raises an alert of severity `page`, a `warning` one of severity `ticket`."""
 
     OK = "ok"
     WARNING = "warning"
@@ -203,14 +203,16 @@ def _backfilling(health: Health) -> list[Found]:
 
 def _bound_missed(health: Health) -> list[Found]:
     """Measure the age of the mirror. While it is not filled, `backfilling` says so."""
-    age, error = health.mirror["age_seconds"], health.mirror["error"]
-    old = age is None or not 0 <= age <= health.mirror["smallest_bound_seconds"]
-    saw = "the newest events were never read" if age is None else f"the mirror is {duration(max(age, 0.0))} old"
+    age, error, bound = (health.mirror[name] for name in ("age_seconds", "error", "smallest_bound_seconds"))
+    if age is not None and age < 0:
+        saw = "the database's clock was set back, so the mirror's age is unknown"
+    else:
+        what = "the newest events were never read" if age is None else f"the mirror is {duration(age)} old"
+        saw = f"{what}, and the smallest bound is {duration(bound)}"
     return _when(
-        old and health.repairs and health.mirror["state"] == "current",
+        (age is None or not 0 <= age <= bound) and health.repairs and health.mirror["state"] == "current",
         saw=saw,
         why=f" ({error})" if error else "",
-        bound=duration(health.mirror["smallest_bound_seconds"]),
     )
 
 
@@ -347,7 +349,7 @@ CONDITIONS = (
         name="bound_missed",
         measured="The mirror is older than HOLD_BACK_SECONDS + TAIL_SECONDS + 5 s, the smallest staleness bound.",
         measure=_bound_missed,
-        sentence="{saw}, and the smallest bound is {bound}{why}",
+        sentence="{saw}{why}",
         remedy="start workos-sync worker, or see whether WorkOS and Redis answer it",
         section="The mirror is older than its bound",
     ),
