@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from models.addresses import normalize_address
 from models.tables import MirrorState
 from models.views import (
+    EXPIRED_EVENTS,
     auto_join_blocks,
     auto_join_domains,
     member_permissions,
@@ -42,7 +43,8 @@ class Access(NamedTuple):
     role: str | None
     """The local role, `admin` or `member`; None for no access."""
     complete_to: datetime | None
-    """Every event up to this time (UTC, WorkOS's clock) is applied; None if the events API was never read."""
+    """Every event up to this time (UTC, WorkOS's clock) is applied, or has failed; failed events that may affect access
+    are in `uncertain_access`. None if the events API was never read."""
 
 
 class Stale(Exception):  # noqa: N818 - the word of the contract
@@ -112,6 +114,9 @@ def _require_fresh(found: Row[str, str], max_staleness: float) -> None:
         since = f"complete up to {found.complete_to:%Y-%m-%dT%H:%M:%SZ}" if found.complete_to else "never complete"
         reason = f"the mirror is {since}{f'; {found.error}' if found.error else ''}"
         raise Stale(reason, found.complete_to, 5)
+    if found.event_id == EXPIRED_EVENTS:
+        reason = "events expired at WorkOS before they were read; run: workos-sync resync"
+        raise Stale(reason, found.complete_to, 10)
     if found.event_id is not None:
         raise Stale(f"event {found.event_id} was not applied and may have changed this", found.complete_to, 10)
 

@@ -119,8 +119,8 @@ LEFT JOIN tail ON tail.id = 'events'
 )
 """One row: `backfilling` until a full resync and catch-up are done, then `current`.
 
-Every event up to `complete_to`, by WorkOS's clock, is applied (docs/integration.md, Bounded staleness). `age_seconds`
-is the age of `complete_to`, by the database's clock.
+Every event up to `complete_to`, by WorkOS's clock, is applied, or has failed (docs/integration.md, Bounded staleness).
+`age_seconds` is the age of `complete_to`, by the database's clock.
 """
 
 uncertain_access = _view(
@@ -131,6 +131,8 @@ SELECT organization_id, user_id, event_id, since FROM failed_effects
 """,
 )
 """Access that a failed event may have changed. An empty id stands for every workspace, or every person."""
+EXPIRED_EVENTS = "expired-events"
+"""The `event_id` in `uncertain_access` if events expired at WorkOS before they were read. `ROLE_OF` repeats it."""
 
 auto_join_domains = _view(
     "auto_join_domains",
@@ -350,6 +352,9 @@ BEGIN
     ELSIF found.age_seconds IS NULL OR NOT found.age_seconds BETWEEN 0 AND max_staleness THEN
         RAISE EXCEPTION 'stale: complete up to %', COALESCE(found.complete_to::text, 'no time yet')
             USING ERRCODE = 'WS001', DETAIL = COALESCE(found.error, '');
+    ELSIF found.event_id = 'expired-events' THEN
+        RAISE EXCEPTION 'stale: events expired at WorkOS before they were read; run: workos-sync resync'
+            USING ERRCODE = 'WS001';
     ELSIF found.event_id IS NOT NULL THEN
         RAISE EXCEPTION 'stale: event % was not applied and may have changed this', found.event_id
             USING ERRCODE = 'WS001';

@@ -58,13 +58,13 @@ class _Response(NamedTuple):
     body: Iterable[bytes]
 
     @property
-    def is_whole(self) -> bool:
+    def is_buffered(self) -> bool:
         """Whether the body is in memory already. A stream has no length."""
         return any(name == b"content-length" for name, _ in self.headers)
 
 
 class _Body:
-    """A body that is being received. `dropped`: to free memory."""
+    """A body that is being received. If `dropped` is set, it was discarded to free memory."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -97,8 +97,8 @@ class Gateway:
         """Whether to close each connection after its response."""
         self._app = app
         self._counters = counters
-        self._too_large = app.config["MAX_CONTENT_LENGTH"]
-        self._max_held = max(MAX_HELD_BYTES, 2 * self._too_large)
+        self._size_limit = app.config["MAX_CONTENT_LENGTH"]
+        self._max_held = max(MAX_HELD_BYTES, 2 * self._size_limit)
         self._held = 0
         self._bodies: set[_Body] = set()
         self._threads = ThreadPoolExecutor(threads, "request")
@@ -159,7 +159,7 @@ class Gateway:
                 return 0
             case [(b"content-length", value)] if value.isdigit():
                 digits = value.lstrip(b"0") or b"0"  # thousands of digits cannot be converted
-                if len(digits) > MAX_DIGITS or int(digits) >= self._too_large:
+                if len(digits) > MAX_DIGITS or int(digits) >= self._size_limit:
                     raise RefusedRequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body")
                 return int(digits)
             case [(b"transfer-encoding", value)] if value.lower() == b"chunked":
@@ -176,7 +176,7 @@ class Gateway:
             body.parts.append(part)
             body.size += len(part)
             self._held += len(part)
-            if body.size >= self._too_large:
+            if body.size >= self._size_limit:
                 raise RefusedRequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body")
             if len(body.parts) > FREE_PARTS and body.size < len(body.parts) * PART_BYTES:
                 raise RefusedRequestError(HTTPStatus.BAD_REQUEST, "tiny parts")
@@ -197,7 +197,7 @@ class Gateway:
         if self.closing:
             response.headers.append((b"connection", b"close"))
         start = {"type": "http.response.start", "status": response.status, "headers": response.headers}
-        if response.is_whole:
+        if response.is_buffered:
             await send(start)
             await send({"type": "http.response.body", "body": b"".join(response.body), "more_body": False})
         else:
@@ -237,7 +237,7 @@ def _respond(app: Flask, environ: dict[str, Any]) -> _Response:
     [(status, fields)] = started
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields]
     response = _Response(int(status[:3]), [*headers, (b"server", b"workos-sync")], body)
-    if not response.is_whole:
+    if not response.is_buffered:
         return response
     whole = list(body)
     _close(body)

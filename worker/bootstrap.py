@@ -30,7 +30,7 @@ INBOX_CONNECTIONS = 2
 ENDPOINT_POOL_SECONDS = 2.0
 """Maximum wait for a connection. A thread that waits serves no other request."""
 JOB_SECONDS = 2.0
-"""How long a job drains before it rings for the next one. A process that is asked to stop ends its job first."""
+"""Time limit of one drain, after which it starts no new batch. A process that is asked to stop ends its job first."""
 REPAIR_JOB_SECONDS = 24 * 3600
 """A resync may take hours. Its lease, not RQ, decides whether it is alive."""
 LONG_JOB_SECONDS = 1800

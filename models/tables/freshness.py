@@ -33,7 +33,8 @@ class Tail(Base):
     read_at: Mapped[datetime | None]
     """The database's time when WorkOS's clock showed `read_to`."""
     complete_to: Mapped[datetime | None]
-    """As `read_to`: and those events are applied, or have failed and are in `uncertain_access`."""
+    """As `read_to`: and those events are applied, or have failed. Failed events that may affect access are in
+    `uncertain_access`."""
     complete_at: Mapped[datetime | None]
     """The database's time when WorkOS's clock showed `complete_to`."""
     late_events: Mapped[int] = mapped_column(server_default="0")

@@ -88,7 +88,7 @@ def show_run(console: Console, engine: Engine, sample: Sample, resynced: Resynce
         ("events applied", f"{sample.applied:,} in {sample.seconds:.1f} s"),
         ("  by outcome", outcomes),
         ("webhooks lost", f"{workos['lost']:,}"),
-        ("  fetched by catch-up", f"{sample.caught_up:,}"),
+        ("  fetched from the events API", f"{sample.caught_up:,}"),
         ("changes without an event", f"{resynced.changed:,}"),
         ("  repaired by resync", ", ".join(f"{n} {REPAIRS[finding]}" for finding, n in resynced.found.items())),
         ("whole demo", f"{seconds:.1f} s"),

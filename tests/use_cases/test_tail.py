@@ -174,7 +174,7 @@ def test_events_that_expired_unread_make_everything_uncertain_until_a_full_resyn
     users(sandbox, clock, 1)
     pass_time(one_engine, clock, 100 * 86_400)
     tail(one_engine, workos, bell)
-    assert "expired-events" in str(ask(one_engine, "user_1", "org_1"))
+    assert "run: workos-sync resync" in str(ask(one_engine, "user_1", "org_1"))
     resync(one_engine, workos)
     assert isinstance(ask(one_engine, "user_1", "org_1"), Access)
 

@@ -79,10 +79,11 @@ class Commands(click.Group):
 @click.version_option(package_name="workos-sync")
 @click.option("--traceback", is_flag=True, help="Print the traceback of an unexpected error.")
 def main(traceback: bool) -> None:
-    """Mirror WorkOS organizations, memberships, roles and domains into your own database.
+    """Mirror the WorkOS data that decides access into your own database.
 
-    A workspace is a WorkOS organization, as your product sees it: the two words mean the same. Settings are read from
-    environment variables and from `.env`. docs/reference.md lists them.
+    It mirrors organizations, memberships, users, roles, invitations and verified domains. A workspace is a WorkOS
+    organization, as your product sees it: the two words mean the same. Settings are read from environment variables and
+    from `.env`. docs/reference.md lists them.
     """
     keep_files_private()
     _accept_all_characters()

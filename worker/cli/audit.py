@@ -1,4 +1,4 @@
-"""`workos-sync audit`: list what operators and settings did."""
+"""`workos-sync audit`: list actions of operators, settings and retention."""
 
 from datetime import datetime
 
@@ -13,7 +13,7 @@ from worker.reports import listings
 
 @click.group()
 def audit() -> None:
-    """List the actions of operators, and changes made by settings."""
+    """List actions of operators, settings and retention."""
 
 
 @audit.command("list")

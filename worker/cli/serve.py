@@ -72,10 +72,9 @@ def web(port: int | None) -> None:
 @click.command()
 @processes_option
 def worker(processes: int | None) -> None:
-    """Apply events, call hooks, and work on long-running jobs.
+    """Apply events, call hooks, add people by domain, run long jobs.
 
-    Long-running jobs are resyncs, catch-ups, replays, retention and adding people by domain. A process that dies is
-    restarted.
+    Long jobs are resyncs, catch-ups, replays and retention. A process that dies is restarted.
     """
     _supervise(logging_settings(worker_processes=processes), _worker_part, _tail_part)
 

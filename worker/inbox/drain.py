@@ -81,8 +81,8 @@ class AttemptedBatch(NamedTuple):
     """A batch that was attempted.
 
     Attributes:
-        accepted: when the events that were applied had been accepted, without replayed events. In the time of
-            `time.monotonic`, from which their ages after the commit are computed.
+        accepted: acceptance time of each applied event, replayed ones excluded, on the `time.monotonic` clock; used
+            to compute ages after the commit.
         last: no other event was due when the batch was chosen.
         more_due: more events were due than a batch holds.
     """

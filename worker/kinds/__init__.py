@@ -31,7 +31,7 @@ READERS: dict[str, tuple[Kind, EventReader]] = {
 }
 """Event type → its kind, and the function that reads it. Events of other types are stored and ignored."""
 SUBSCRIBED = sorted(READERS)
-"""The event types that the webhook endpoint subscribes to and that catch-up requests."""
+"""The event types that the webhook endpoint subscribes to and that catch-up and the tail request."""
 LISTINGS: Mapping[str, tuple[Kind, Listing]] = {
     listing.name: (kind, listing) for kind in KINDS.values() for listing in kind.listings
 }

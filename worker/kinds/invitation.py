@@ -11,9 +11,9 @@ from worker.decision.decide import Content
 from worker.decision.payload import Fields
 from worker.kinds.kind import Kind, Listing, RoleMap, ShownBy, live
 
-GRAVITY = {"accepted": 0, "expired": 0, "pending": 1, "revoked": 3}
-"""Status → how long it keeps the person from joining by domain. Any other status counts as 2."""
-UNKNOWN_GRAVITY = 2
+BLOCK_RANK = {"accepted": 0, "expired": 0, "pending": 1, "revoked": 3}
+"""Status → rank; a higher status blocks auto-join for longer. Any other status has the rank `UNKNOWN_RANK`."""
+UNKNOWN_RANK = 2
 
 
 class Invitation(Mirrored):
@@ -43,7 +43,7 @@ def _derive(content: Content) -> JsonObject:
 
 def _tie_break(content: Content) -> tuple[int]:
     """Prefer the status that blocks longer."""
-    return (GRAVITY.get(content["status"], UNKNOWN_GRAVITY),)
+    return (BLOCK_RANK.get(content["status"], UNKNOWN_RANK),)
 
 
 def _content(data: Fields, _roles: RoleMap) -> JsonObject:

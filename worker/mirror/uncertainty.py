@@ -1,8 +1,8 @@
 """What failed events may have changed: rows of `failed_effects`, for which a bounded answer is `Stale`.
 
-An event makes uncertain only its object: a workspace, a person, or a person in a workspace. If its object is unknown,
-it makes its workspace uncertain, and only if neither can be read, everything. An event that waits for its next attempt
-counts as failed.
+A failed event makes only answers about its object uncertain: a workspace, a person, or a person in a workspace. If the
+payload does not identify the object, answers about its workspace; if it identifies neither, all answers. An event that
+waits for its next attempt counts as failed.
 
 The uncertainty ends when the event is applied or dismissed, or by what was read from WorkOS after the failure: the
 object, or, if it is unknown, everything that a resync compares.
@@ -93,9 +93,10 @@ def end_by_read(tx: Connection, kind: Kind, object_id: str, began_at: datetime) 
 
 
 def end_by_resync(tx: Connection, run_id: str) -> None:
-    """End what events about unknown objects made uncertain before a resync that compared all of it began.
+    """Delete the uncertainty of failed events whose object is unknown.
 
-    An object that the resync could not use may be the one.
+    Keep what is newer than this resync or outside its scope. Delete nothing if the resync found invalid objects: one of
+    them may be the unknown object.
     """
     run = tx.execute(select(Run.organization_id, Run.created_at).where(Run.id == run_id)).one()
     deciding = [kind.name for kind in (ORGANIZATION, USER, MEMBERSHIP, ROLE)]

@@ -13,7 +13,7 @@ from worker.inbox.drain import Drain
 from worker.metrics import ACCEPTED_TO_APPLIED
 
 LIFE_SECONDS = 20.0
-"""How long a job waits for events before it rings for the next one. Between two jobs, RQ cleans its registries."""
+"""Lifetime of a waiting job, which then rings for the next one. Between two jobs, RQ cleans its registries."""
 WAIT_SECONDS = 0.4
 """Maximum time until a waiting job notices that it must stop, or that another job is queued."""
 MANY_EVENTS = 8
@@ -41,7 +41,7 @@ class DrainJob:
         self._drain = Drain(services.engine, limits, self._count, stopping.is_set, self._bell.enqueue_helper)
 
     def __call__(self) -> None:
-        """Drain after each ring, and once more after the flag is deleted or another job keeps it."""
+        """Drain after each ring, and a last time after it gives up the flag, or loses it to another job."""
         ends = time.monotonic() + LIFE_SECONDS
         while keeps := self._bell.keep_flag():
             self._applied = 0

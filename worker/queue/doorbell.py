@@ -31,7 +31,8 @@ RUNG = b"1"
 KEPT_FLAG_MS = 1_000
 """Life of the flag while a job keeps it. Short, because nobody answers rings if the job's process is killed.
 
-A drain may take longer, up to two seconds. A ring then enqueues another job, which keeps the flag in its place.
+A drain may take longer: it starts no new batch after two seconds. A ring then enqueues another job, which keeps the
+flag in its place.
 """
 JOB_TIMEOUT_SECONDS = 120
 KEEP_RESULT_SECONDS = 30
@@ -62,7 +63,8 @@ class Doorbell:
     No event is missed. An event is committed before the ring. If the flag is not set, the ring's own job reads the
     inbox. If it is set, a job is queued or running that has not deleted the flag yet, and a job reads the inbox after
     it deletes the flag. A running job may keep the flag and wait for more, because a job costs more than a small batch:
-    rings then add to a list, and the job reads the inbox each time after it emptied the list. One job at a time does.
+    rings then add to a list, and the job reads the inbox each time after emptying the list. Only one job at a time
+    waits.
 
     Args:
         redis: the client. The webhook endpoint's has short time-outs and retries only once, after a fail-over, because

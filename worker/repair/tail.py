@@ -1,14 +1,15 @@
 """The tail: reads the newest events of the events API every few seconds, and records up to which time all are applied.
 
 `complete_to` = T means: every event with a `created_at` up to T, that the events API showed within `HOLD_BACK_SECONDS`
-of its creation, is applied, or has failed and is in `uncertain_access`. T is WorkOS's time at the start of a read that
-reached the end, less the hold-back.
+of its creation, is applied, or has failed; failed events that may affect access are in `uncertain_access`. T is
+WorkOS's time at the start of a read that reached the end, less the hold-back.
 
 Each read continues after the newest event that is older than the hold-back, and so reads that window again: WorkOS does
 not say whether an event that it shows late comes at the end of its list or at its own time, before newer ones. Once a
-minute the lag is read again, for events that it shows even later.
+minute it rereads the last `CATCH_UP_LAG_SECONDS` before that window, for events that are shown even later.
 
-One process tails, under a lease. It takes at most a tenth of the share of the rate limits, and goes before a resync.
+One process tails, under a lease. It takes at most a tenth of the share of the rate limits, and does not wait behind a
+resync.
 """
 
 import threading
@@ -24,6 +25,7 @@ from sqlalchemy import Connection, Engine, Select, func, literal, or_, select, u
 from models.database import read_transaction
 from models.tables import Event, EventStatus, MirrorState, Tail
 from models.types import UtcDateTime, db_now, inline_literal
+from models.views import EXPIRED_EVENTS
 from worker.decision.decide import DATE_STEP
 from worker.decision.payload import EPOCH
 from worker.error_handling import describe
@@ -45,11 +47,9 @@ TAIL_ID = "events"
 """The id of the single row of `tail`."""
 TAILS = LeasedTable(Tail.id, Tail.leased_until, Tail.fence)
 REREAD_SECONDS = 60.0
-"""How often the lag is read again."""
+"""How often the last `CATCH_UP_LAG_SECONDS` before the hold-back are reread."""
 APPLY_POLL_SECONDS = 0.5
 """How often to look whether the events of a read are applied."""
-MISSED_EVENTS = "expired-events"
-"""Stands for the id of a failed event if events expired at WorkOS before they were read."""
 STEP = timedelta(milliseconds=1)
 """The resolution of WorkOS's `created_at`."""
 
@@ -72,7 +72,9 @@ class EventTail:
         lease.in_transaction(engine, _set, **in_force)
 
     def follow(self, stop: threading.Event) -> None:
-        """Read every `TAIL_SECONDS` until `stop` is set or the lease is lost. If a read fails, the next one follows.
+        """Read every `TAIL_SECONDS`, or less often if the rate limit requires it.
+
+        Returns when `stop` is set or the lease is lost. If a read fails, the next one follows.
 
         Raises:
             LeaseLostError: another process tails now.
@@ -117,15 +119,15 @@ class EventTail:
         start = mirror.inbox_to or mirror.backfill_from if is_first else tail.read_to - self._lag
         if start < (oldest := now - OLDEST + EXPIRY_MARGIN):
             log.error("events_missed", after=start.isoformat())
-            self._lease.in_transaction(self._engine, uncertainty.note_everything, MISSED_EVENTS)
+            self._lease.in_transaction(self._engine, uncertainty.note_everything, EXPIRED_EVENTS)
             start = oldest
         events = EventLog(self._workos, now)
         began = time.monotonic()
         pages = _unread(events, tail.cursor, start)
         first = next(pages)
-        # At the start of the call. WorkOS's time is that of the answer.
+        # `first.read_at` is WorkOS's time when it answered; subtract the call's duration.
         settled = first.read_at - timedelta(seconds=time.monotonic() - began) - self._hold_back
-        # When the read was asked for, WorkOS's clock had not reached the end of the second in `Date`.
+        # The `Date` header has whole seconds, so assume the end of that second: the age is never too small.
         settled_at = asked_at - (first.read_at + DATE_STEP - settled)
         older = True
         for page in chain((first,), pages):
@@ -175,7 +177,7 @@ def _unread(events: EventLog, cursor: str | None, start: datetime) -> Iterator[P
 
 
 def _cursor(received: Sequence[ReceivedEvent], settled: datetime) -> tuple[str | None, bool]:
-    """Return the last of the leading events that are not newer than `settled`, and whether all events are such."""
+    """Return the id of the last event before the first one newer than `settled`, and whether there is no newer one."""
     cursor = None
     for event in received:
         if event.occurred_at is not None and event.occurred_at > settled:
@@ -199,8 +201,8 @@ def _set(tx: Connection, /, **values: object) -> None:
 def publish(tx: Connection) -> bool:
     """Record up to which time every event is applied; return whether that is as far as the tail has read.
 
-    It is as far, or else up to the oldest event that waits. While an event waits, the time never goes back: it may be
-    one that was shown late.
+    The recorded time is `read_to`, or just before the oldest waiting event if there is one. A waiting event that was
+    shown late never moves the time back.
     """
     tail = tx.execute(select(Tail.__table__)).one()
     if tail.read_to is None:
@@ -215,8 +217,8 @@ def publish(tx: Connection) -> bool:
 def _oldest_waiting(read_to: datetime) -> Select[datetime | None]:
     """Return the query of the time of the oldest event up to `read_to` that must still be applied.
 
-    A replayed event need not: it was applied before, or is in `uncertain_access` until it is. So is an event that waits
-    for its next attempt. An event without a usable time may have any.
+    Replayed and retried events are left out: they were applied before, or are recorded as failed. An event without a
+    usable time counts as the oldest.
     """
     pending = (Event.status == inline_literal(EventStatus.PENDING), Event.attempts == 0, Event.replays == 0)
     shown = (Event.api_at.is_not(None), or_(Event.occurred_at.is_(None), Event.occurred_at <= read_to))

@@ -29,7 +29,7 @@ RUNBOOK = "docs/operations.md"
 
 
 class Severity(StrEnum):
-    """How bad it is. A `problem` alerts as page, a `warning` as ticket."""
+    """How bad it is. A `problem` raises an alert of severity `page`, a `warning` one of severity `ticket`."""
 
     OK = "ok"
     WARNING = "warning"
@@ -203,11 +203,14 @@ def _backfilling(health: Health) -> list[Found]:
 
 def _bound_missed(health: Health) -> list[Found]:
     """Measure the age of the mirror. While it is not filled, `backfilling` says so."""
-    age, error = health.mirror["age_seconds"], health.mirror["error"]
-    old = age is None or not 0 <= age <= health.mirror["smallest_bound_seconds"]
-    saw = "the newest events were never read" if age is None else f"the mirror is {duration(max(age, 0.0))} old"
-    saw += f", and the smallest bound is {duration(health.mirror['smallest_bound_seconds'])}"
-    if not old:
+    age, error, bound = (health.mirror[name] for name in ("age_seconds", "error", "smallest_bound_seconds"))
+    old = age is None or not 0 <= age <= bound
+    if age is not None and age < 0:
+        saw = "the database's clock was set back, so the mirror's age is unknown"
+    elif old:
+        what = "the newest events were never read" if age is None else f"the mirror is {duration(age)} old"
+        saw = f"{what}, and the smallest bound is {duration(bound)}"
+    else:
         saw = "an event failed that may have changed anything, so every bounded answer is stale until a full resync"
     return _when(
         (old or health.all_uncertain) and health.repairs and health.mirror["state"] == "current",
