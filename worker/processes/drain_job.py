@@ -6,6 +6,8 @@ Of several jobs, one waits; the others help it with a backlog and end.
 import threading
 import time
 
+from redis.exceptions import RedisError
+
 from models.tables import AutoJoinMode
 from worker import provisioning
 from worker.bootstrap import Services, drain_limits
@@ -43,13 +45,20 @@ class DrainJob:
     def __call__(self) -> None:
         """Drain after each ring, and a last time after it gives up the flag, or loses it to another job."""
         ends = time.monotonic() + LIFE_SECONDS
-        while keeps := self._bell.keep_flag():
-            self._applied = 0
-            if not self._drain_and_notify() or not self._wait(ends):
+        keeps = False
+        try:
+            while keeps := self._bell.keep_flag():
+                self._applied = 0
+                if not self._drain_and_notify() or not self._wait(ends):
+                    break
+                if self._applied >= MANY_EVENTS:
+                    self._stopping.wait(GATHER_SECONDS)
+        except RedisError:
+            keeps = False  # the flag expires; a frozen Redis would delay a stop once more
+            raise
+        finally:
+            if keeps:
                 self._bell.clear_flag()
-                break
-            if self._applied >= MANY_EVENTS:
-                self._stopping.wait(GATHER_SECONDS)
         if (not self._drain_and_notify() or keeps) and not self._bell.queued_jobs():
             self._bell.ring()  # the next job drains, and waits
 
