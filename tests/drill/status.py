@@ -71,7 +71,9 @@ REPORTED = {
     "failed_events": r"\d+ events? failed",
     "overdue": r"the oldest pending event ",
     "backfilling": r"the mirror (is not filled yet|was never filled)",
-    "bound_missed": r"the (mirror is \d[\w .]* old|newest events were never read|database's clock was set back)|an event failed that",
+    "bound_missed": (
+        r"the (mirror is \d[\w .]* old|newest events were never read|database's clock was set back)|an event failed that"
+    ),
     "resync_failed": r"resync \w+ failed",
     "withheld_deletions": r"resync \w+ withholds ",
     "unread_objects": r"\d+ objects? cannot be read ",
