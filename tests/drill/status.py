@@ -72,7 +72,8 @@ REPORTED = {
     "overdue": r"the oldest pending event ",
     "backfilling": r"the mirror (is not filled yet|was never filled)",
     "bound_missed": (
-        r"the (mirror is \d[\w .]* old|newest events were never read|database's clock was set back)|an event failed that"
+        r"the (mirror is \d[\w .]* old|newest events were never read|database's clock was set back)"
+        r"|an event failed that"
     ),
     "resync_failed": r"resync \w+ failed",
     "withheld_deletions": r"resync \w+ withholds ",
