@@ -92,6 +92,7 @@ def test_a_role_and_no_access_within_the_bound(member: FlaskClient, engine: Engi
         response = http(member, user, max_staleness=60)
         assert response.status_code == 200 and response.json["role"] == role
         assert response.headers["Mirror-Complete-To"] == complete_to.isoformat()
+        assert response.headers["Cache-Control"] == "no-store"
         assert sql(engine, user) == [role]
         if engine.dialect.name == "postgresql":
             assert function(engine, user) == role

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, delete, update
+from sqlalchemy import Connection, Engine, delete, insert, update
 from sqlalchemy.exc import DBAPIError
 
 from models.database import CHANGES_LOCK, advisory_lock, in_transaction, open_engine, write_transaction
-from models.tables import Change, Event, EventStatus, Read
-from models.types import db_now
+from models.tables import Change, Event, EventStatus, Listing, Read
+from models.types import db_now, db_now_plus
 from tests.support import JSON, access, apply_all, differences, made, mirrored, outcomes, rows
 from tests.support.actors import by
 from tests.support.resync import (
@@ -22,6 +22,7 @@ from tests.support.resync import (
     quietly,
     read_due,
     resync,
+    run_row,
     small_life,
 )
 from tests.support.sandbox import Sandbox, World
@@ -113,6 +114,26 @@ def test_resync_tombstone_is_undone_if_object_exists(
     assert read_due(one_engine, workos) == 1
     assert waiting(one_engine) == set()
     assert differences(one_engine, world.truth()) == []
+
+
+def test_reads_and_listings_that_only_a_later_release_knows_stop_nothing(
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient
+) -> None:
+    """After a rollback, the old code finds what the new one had requested."""
+    user = sandbox.world.create_user("ann@acme.example")["id"]
+
+    def request(tx: Connection) -> None:
+        of_later = {"kind": "group", "object_id": "group_1", "reason": "why", "event_id": "event_1"}
+        tx.execute(insert(Read).values(of_later | {"due_at": db_now_plus(-60)}))
+        own = {"kind": "user", "object_id": user, "reason": "why", "event_id": "event_1"}
+        tx.execute(insert(Read).values(own | {"due_at": db_now_plus(-1)}))
+
+    in_transaction(one_engine, request)
+    assert work_due(one_engine, workos, lambda: False) == 1
+    run_id = start(one_engine, by("clock"))
+    in_transaction(one_engine, lambda tx: tx.execute(insert(Listing).values(run_id=run_id, name="groups", parent="")))
+    assert resync(one_engine, workos) == run_id and run_row(one_engine, run_id)["status"] == "done"
+    assert differences(one_engine, sandbox.world.truth()) == []
 
 
 def test_next_resync_undoes_a_wrong_tombstone(

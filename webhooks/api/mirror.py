@@ -56,7 +56,9 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
             response = as_json(reason, 503)
             response.headers["Retry-After"] = str(stale.retry_after)
             return response
-        return as_json(schemas.Access(**found._asdict()))
+        response = as_json(schemas.Access(**found._asdict()))
+        response.headers["Cache-Control"] = "no-store"
+        return response
 
     @routes.get("/domains")
     @spec.validate(resp=answers(schemas.Page[schemas.Domain]), tags=["mirror"])

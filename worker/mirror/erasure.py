@@ -184,8 +184,9 @@ def _erase(engine: Engine, user_ids: Sequence[str], actor: audit.Actor, searched
     search.blank(searched)
     reasons = search.blank_reasons()
     actor = actor._replace(reason=search.without_mention(actor.reason))
+    _blank_actors(engine, user_ids)  # before they count as erased, which a kill would leave undone
     numbers = [in_transaction(engine, _erase_user, id, actor) for id in user_ids]
-    _blank_actors(engine, user_ids)
+    _blank_actors(engine, user_ids)  # what they did meanwhile
     # Events that arrived meanwhile. The drain blanks those that arrive later or are still pending.
     search.blank(lambda _: None, (Event.received_at >= began) | Event.id.in_(search.left))
     pending = select(func.count()).where(Event.id.in_(search.left), Event.status == inline_literal(EventStatus.PENDING))

@@ -139,7 +139,8 @@ def work_due(engine: Engine, workos: WorkOSClient, stopping: Callable[[], bool])
 
 
 def _next_due(engine: Engine) -> RowMapping | None:
-    due = select(Read.__table__).where(Read.run_id == "", Read.due_at <= db_now())
+    # A later release may have requested reads of kinds that this one does not know.
+    due = select(Read.__table__).where(Read.run_id == "", Read.due_at <= db_now(), Read.kind.in_(KINDS))
     with read_transaction(engine) as tx:
         return tx.execute(due.order_by(Read.due_at).limit(1)).mappings().first()
 

@@ -68,8 +68,8 @@ class EventTail:
         self._reread_at = -REREAD_SECONDS
         self._calls_before = workos.calls
         self._interval = settings.tail_seconds
-        in_force = {"hold_back_seconds": settings.hold_back_seconds, "tail_seconds": settings.tail_seconds}
-        lease.in_transaction(engine, _set, **in_force)
+        self._stop = threading.Event()
+        lease.in_transaction(engine, _put_in_force, settings.hold_back_seconds, settings.tail_seconds)
 
     def follow(self, stop: threading.Event) -> None:
         """Read every `TAIL_SECONDS`, or less often if the rate limit requires it.
@@ -80,6 +80,7 @@ class EventTail:
             LeaseLostError: another process tails now.
             sqlalchemy.exc.DBAPIError: the database is unavailable.
         """
+        self._stop = stop
         is_bound = applied = False
         problem = None
         while not stop.is_set() and not self._lease.lost.is_set():
@@ -98,6 +99,8 @@ class EventTail:
                 left if applied else min(left, APPLY_POLL_SECONDS)
             ):
                 applied = applied or self._lease.in_transaction(self._engine, publish)
+                if not applied:
+                    self._bell.ring()  # an earlier ring may be lost
 
     def read(self) -> bool:
         """Read up to the newest event, store what is new, and publish how far the mirror is complete.
@@ -135,6 +138,8 @@ class EventTail:
             cursor, older = _cursor(received.valid, settled) if older else (None, False)
             # Not past events of a type that was left out.
             self._store(received, cursor if events.all_types else None)
+            if self._stop.is_set():
+                return False
         events.require_all_types()
         self._adapt_interval()
         applied = self._lease.in_transaction(self._engine, self._finish, settled, settled_at)
@@ -192,6 +197,13 @@ def _store_and_move(tx: Connection, events: EventsOfPage, cursor: str | None) ->
         uncertainty.note_unstored(tx, item)
     if cursor is not None:
         _set(tx, cursor=cursor)
+
+
+def _put_in_force(tx: Connection, hold_back_seconds: float, tail_seconds: float) -> None:
+    """Record the settings of this process. With a longer hold-back, events before the cursor may be missing."""
+    longer = Tail.hold_back_seconds < hold_back_seconds
+    tx.execute(update(Tail).where(longer).values(cursor=None))
+    _set(tx, hold_back_seconds=hold_back_seconds, tail_seconds=tail_seconds)
 
 
 def _set(tx: Connection, /, **values: object) -> None:

@@ -16,7 +16,8 @@ INSERT INTO failed_effects (organization_id, user_id, event_id)
 SELECT '', '', id FROM events WHERE (status = 'failed' OR status = 'pending' AND attempts > 0)
 AND (processed_at IS NULL OR NOT EXISTS (
     SELECT 1 FROM runs WHERE runs.task = 'resync' AND runs.status = 'done' AND runs.organization_id IS NULL
-    AND NOT runs.dry_run AND runs.approves IS NULL AND runs.created_at > events.processed_at))
+    AND NOT runs.dry_run AND runs.approves IS NULL AND runs.created_at > events.processed_at AND runs.total IS NULL
+    AND NOT EXISTS (SELECT 1 FROM drift WHERE drift.run_id = runs.id AND drift.finding = 'invalid')))
 """
 
 

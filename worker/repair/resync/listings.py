@@ -77,7 +77,8 @@ def open_listings(engine: Engine, run_id: str, limit: int) -> list[Open]:
     """Return up to `limit` unfinished listings of a run. Those that have failed come last."""
     began = func.coalesce(Listing.began_at, db_now())
     query = select(Listing.name, Listing.parent, Listing.after, began)
-    query = query.where(Listing.run_id == run_id, Listing.state == ListingState.OPEN)
+    # A later release may have added listings that this one does not know.
+    query = query.where(Listing.run_id == run_id, Listing.state == ListingState.OPEN, Listing.name.in_(LISTINGS))
     with read_transaction(engine) as tx:
         rows = tx.execute(query.order_by(Listing.attempts).limit(limit))
         return [Open(Key(name, parent), after, at) for name, parent, after, at in rows]

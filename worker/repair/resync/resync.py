@@ -251,7 +251,7 @@ class Resync:
         return self._in_parallel(self._requested_reads, self._read_one)
 
     def _requested_reads(self, limit: int) -> list[tuple[Kind, str]]:
-        requests = select(Read.kind, Read.object_id).where(Read.run_id == self._run_id)
+        requests = select(Read.kind, Read.object_id).where(Read.run_id == self._run_id, Read.kind.in_(KINDS))
         with read_transaction(self._engine) as tx:
             # Reads that have failed come last.
             return [(KINDS[kind], id) for kind, id in tx.execute(requests.order_by(Read.attempts).limit(limit))]
