@@ -241,23 +241,6 @@ def test_settings_of_the_process_that_tails_are_in_force(
     assert near(state(one_engine)["read_to"], clock.now - timedelta(seconds=40))
 
 
-def test_a_longer_hold_back_reads_again_what_it_covers(
-    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
-) -> None:
-    begin(one_engine, workos)
-    [event, _] = users(sandbox, clock, 2)
-    show = hide(sandbox, 0)
-    clock.advance(seconds=20)
-    tail(one_engine, workos, bell, catch_up_lag_seconds=0.01)
-    assert state(one_engine)["cursor"] is not None
-    show()  # at its own time, before the cursor
-    clock.advance(seconds=5)
-    tail(one_engine, workos, bell, catch_up_lag_seconds=0.01)
-    assert event["id"] not in stored(one_engine)
-    tail(one_engine, workos, bell, hold_back_seconds=60.0)
-    assert event["id"] in stored(one_engine)
-
-
 def test_a_stop_ends_a_read_after_its_page(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
 ) -> None:

@@ -69,7 +69,8 @@ class EventTail:
         self._calls_before = workos.calls
         self._interval = settings.tail_seconds
         self._stop = threading.Event()
-        lease.in_transaction(engine, _put_in_force, settings.hold_back_seconds, settings.tail_seconds)
+        in_force = {"hold_back_seconds": settings.hold_back_seconds, "tail_seconds": settings.tail_seconds}
+        lease.in_transaction(engine, _set, **in_force)
 
     def follow(self, stop: threading.Event) -> None:
         """Read every `TAIL_SECONDS`, or less often if the rate limit requires it.
@@ -197,13 +198,6 @@ def _store_and_move(tx: Connection, events: EventsOfPage, cursor: str | None) ->
         uncertainty.note_unstored(tx, item)
     if cursor is not None:
         _set(tx, cursor=cursor)
-
-
-def _put_in_force(tx: Connection, hold_back_seconds: float, tail_seconds: float) -> None:
-    """Record the settings of this process. With a longer hold-back, events before the cursor may be missing."""
-    longer = Tail.hold_back_seconds < hold_back_seconds
-    tx.execute(update(Tail).where(longer).values(cursor=None))
-    _set(tx, hold_back_seconds=hold_back_seconds, tail_seconds=tail_seconds)
 
 
 def _set(tx: Connection, /, **values: object) -> None:
