@@ -1,5 +1,6 @@
 """A failed event makes uncertain only what it can have changed, and only until that has been read from WorkOS."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from tests.support import JSON, accept, apply_all, event_row, made, rows
 from tests.support.actors import by
 from tests.support.catch_up import begin, users
 from tests.support.mirror import MEMBERSHIP, ORG, USER, grant
+from tests.support.processes import eventually
 from tests.support.repair import settings
 from tests.support.resync import (
     Between,
@@ -37,6 +39,7 @@ from worker.repair import replay as replays
 from worker.repair.reads import work_due
 from worker.repair.replay import Selection, dismiss
 from worker.repair.schedule import schedule
+from worker.repair.tail import TAIL_ID, TAILS, EventTail
 from worker.runs import lease
 from worker.workos_api.client import WorkOSClient
 
@@ -222,6 +225,24 @@ def ask_about(engine: Engine, membership: JSON) -> Access | str:
 def test_a_read_begun_after_the_failure_ends_it(both_engines: Engine, workos: WorkOSClient, failed: JSON) -> None:
     assert read_due(both_engines, workos) == 1
     assert ask_about(both_engines, failed) == Access(None, state(both_engines)["complete_to"])
+    assert rows(both_engines, Read) == []
+
+
+def test_the_tail_makes_it_so_that_no_resync_delays_it(
+    both_engines: Engine, workos: WorkOSClient, bell: Doorbell, failed: JSON
+) -> None:
+    begin(both_engines, workos)
+    stop = threading.Event()
+    with TAILS.lease(both_engines, TAIL_ID) as lease:
+        assert lease is not None
+        tailing = EventTail(both_engines, workos, lease, settings(), bell)
+        thread = threading.Thread(target=tailing.follow, args=(stop,))
+        thread.start()
+        try:
+            eventually(lambda: uncertain(both_engines) == set(), 20)
+        finally:
+            stop.set()
+            thread.join()
     assert rows(both_engines, Read) == []
 
 

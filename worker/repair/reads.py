@@ -122,8 +122,8 @@ def _write(
     return result
 
 
-def work_due(engine: Engine, workos: WorkOSClient, stopping: Callable[[], bool]) -> int:
-    """Make the due reads that events requested; return how many succeeded.
+def work_due(engine: Engine, workos: WorkOSClient, stopping: Callable[[], bool], *which: ColumnElement[bool]) -> int:
+    """Make the due reads that events requested, of those that meet `which`; return how many succeeded.
 
     A read that fails is retried later, whatever the reason, and the others continue.
 
@@ -133,14 +133,14 @@ def work_due(engine: Engine, workos: WorkOSClient, stopping: Callable[[], bool])
         sqlalchemy.exc.DBAPIError: the database is unavailable.
     """
     done = 0
-    while not stopping() and (read := _next_due(engine)):
+    while not stopping() and (read := _next_due(engine, *which)):
         done += _read(engine, workos, read)
     return done
 
 
-def _next_due(engine: Engine) -> RowMapping | None:
+def _next_due(engine: Engine, *which: ColumnElement[bool]) -> RowMapping | None:
     # A later release may have requested reads of kinds that this one does not know.
-    due = select(Read.__table__).where(Read.run_id == "", Read.due_at <= db_now(), Read.kind.in_(KINDS))
+    due = select(Read.__table__).where(Read.run_id == "", Read.due_at <= db_now(), Read.kind.in_(KINDS), *which)
     with read_transaction(engine) as tx:
         return tx.execute(due.order_by(Read.due_at).limit(1)).mappings().first()
 

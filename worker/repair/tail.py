@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import Connection, Engine, Select, func, literal, or_, select, update
 
 from models.database import read_transaction
-from models.tables import Event, EventStatus, MirrorState, Tail
+from models.tables import Event, EventStatus, MirrorState, Read, Tail
 from models.types import UtcDateTime, db_now, inline_literal
 from models.views import EXPIRED_EVENTS
 from worker.decision.decide import DATE_STEP
@@ -33,7 +33,9 @@ from worker.errors import ConfigurationError, CursorLostError, WorkOSError
 from worker.inbox.store import ReceivedEvent
 from worker.leases import Lease, LeasedTable
 from worker.mirror import uncertainty
+from worker.mirror.read_requests import EVENT_FAILED
 from worker.queue.doorbell import Doorbell
+from worker.repair import reads
 from worker.repair.catch_up import EventsOfPage, events_of, store_events, unknown_events
 from worker.repair.environment import bind
 from worker.repair.event_log import EXPIRY_MARGIN, OLDEST, EventLog
@@ -92,6 +94,7 @@ class EventTail:
                     is_bound = True
                 applied = self.read()
                 problem = None
+                self._read_failed(began)
             except (WorkOSError, ConfigurationError, RedisError) as error:
                 if problem != (problem := describe(error)):
                     log.warning("tail_failed", error=problem)
@@ -102,6 +105,15 @@ class EventTail:
                 applied = applied or self._lease.in_transaction(self._engine, publish)
                 if not applied:
                     self._bell.ring()  # an earlier ring may be lost
+
+    def _read_failed(self, began: float) -> None:
+        """Read the objects of failed events from WorkOS, for as long as half the interval: no resync delays them."""
+
+        def stopping() -> bool:
+            late = time.monotonic() >= began + self._interval / 2
+            return late or self._stop.is_set() or self._lease.lost.is_set()
+
+        reads.work_due(self._engine, self._workos, stopping, Read.reason == EVENT_FAILED)
 
     def read(self) -> bool:
         """Read up to the newest event, store what is new, and publish how far the mirror is complete.
