@@ -112,7 +112,8 @@ NextStep: TypeAlias = Create | Close | Undo | None
 def waiting(engine: Engine) -> bool:
     """Return whether a join is due, or users of a domain must still be searched."""
     with read_transaction(engine) as tx:
-        return bool(tx.execute(select(exists().where(*_due()) | exists(select(JoinSearch.domain)))).scalar_one())
+        due = exists().where(*_due()) | exists().where(*_no_longer_invited())
+        return bool(tx.execute(select(due | exists(select(JoinSearch.domain)))).scalar_one())
 
 
 def provision(
@@ -142,6 +143,7 @@ def provision(
     while not stopping() and in_transaction(engine, _search_domain):
         pass
     update_complete_to()
+    in_transaction(engine, _reopen_no_longer_invited)
     joins = in_transaction(engine, _claim_due)
     if not joins or stopping():
         return 0
@@ -159,6 +161,18 @@ def provision(
 
 def _due() -> tuple[ColumnElement[bool], ...]:
     return Join.state.in_([inline_literal(state) for state in OPEN]), Join.due_at <= db_now()
+
+
+def _no_longer_invited() -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions for joins that were dropped because of an invitation that has expired since."""
+    block = auto_join_blocks.c
+    blocked = exists().where(block.organization_id == Join.organization_id, block.user_id == Join.user_id)
+    return Join.state == inline_literal(JoinState.DROPPED), Join.reason == INVITATION_PENDING, ~blocked
+
+
+def _reopen_no_longer_invited(tx: Connection) -> None:
+    values = {"state": JoinState.PENDING, "due_at": db_now(), "reason": None, "complete_from": None, "settled_at": None}
+    tx.execute(update(Join).where(*_no_longer_invited()).values(values))
 
 
 def _is(join: ClaimedJoin) -> tuple[ColumnElement[bool], ...]:

@@ -36,6 +36,7 @@ from worker.kinds.invitation import Invitation
 from worker.mirror import auto_join_policy
 from worker.mirror.erasure import forget
 from worker.mirror.retention import Periods, retain
+from worker.provisioning import waiting
 from worker.repair.catch_up import catch_up
 from worker.reports.explain import explain
 from worker.workos_api.client import WorkOSClient
@@ -93,8 +94,8 @@ def test_invitation_that_has_expired_lets_the_person_join_again(stage: Stage) ->
     past = update(Invitation).where(Invitation.id == invited["id"]).values(expires_at=NOON)
     in_transaction(stage.engine, lambda tx: tx.execute(past))
     assert auto_join_answer(stage.engine, ANN) is not None
-    world.update_user(user, email_verified=False)
-    world.update_user(user, email_verified=True)
+    assert waiting(stage.engine)
+    stage.run_worker()
     stage.settle()
     assert members_at_workos(world) == {(org, user): ["active"]}
 
