@@ -44,6 +44,7 @@ from tests.support.processes import children_of, living
 from tests.support.stack.processes import StackError
 from tests.support.stack.stack import Stack
 from worker.kinds import KINDS
+from worker.mirror import uncertainty
 
 POLL_SECONDS = 1.0
 LIMIT_SECONDS = 30.0
@@ -166,7 +167,8 @@ class Truth:
         ended = tx.execute(last_resync).one_or_none()
         state = tx.execute(select(mirror_status.c.state)).scalar_one()
         late = func.coalesce(Tail.complete_at < db_plus(db_now(), -BOUND_SECONDS), True)
-        is_late = bool(tx.execute(select(late)).scalar_one())
+        everything = exists().where(*uncertainty.EVERYTHING)
+        is_late = bool(tx.execute(select(late | everything)).scalar_one())
         now = time.monotonic()
         pending = select(Event.id).where(Event.status == EventStatus.PENDING).order_by(Event.received_at)
         ids = tx.execute(pending.limit(MAX_PENDING)).scalars()

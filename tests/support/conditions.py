@@ -28,7 +28,7 @@ def on(statement: Callable[[], Any]) -> Fault:
 
 
 def failed(services: Services, endpoint: FlaskClient) -> None:
-    accept(endpoint, made("user.created") | {"data": None})
+    accept(endpoint, made("user.created", updated_at=None))
     apply_all(services.engine)
 
 
