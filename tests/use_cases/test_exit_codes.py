@@ -20,6 +20,7 @@ from tests.support.catalog import drop_schema
 from tests.support.hooks import SECRET as HOOK_SECRET
 from tests.support.resync import settings_of
 from tests.support.sandbox import Sandbox
+from tests.support.tail import fresh
 from worker.cli import main
 from worker.cli.shared import operator
 from worker.processes.clock import heartbeat
@@ -301,6 +302,7 @@ def installation(configured_engine: Engine, redis_url: str, sandbox: Sandbox) ->
     assert run("catch-up").exit_code == 0
     (resync,) = (row["id"] for row in rows(configured_engine, Run) if row["task"] == Task.RESYNC)
     heartbeat(configured_engine)
+    fresh(configured_engine)
     with fake_workers.registered(redis_url, HOOKS), fake_workers.answering(redis_url):
         yield Installation(configured_engine, sandbox, organization, user, gone, world.events[0]["id"], resync)
 
