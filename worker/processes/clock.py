@@ -3,10 +3,12 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import structlog
+from redis.exceptions import RedisError
 from sqlalchemy import Engine
 
 from models.database import in_transaction
@@ -39,7 +41,8 @@ def ring_if_waiting(bell: Doorbell, waiting: Callable[[], bool]) -> bool:
     """
     if bell.queued_jobs() or not waiting():
         return False
-    bell.clear_flag()  # whoever set it did not read; a job that waits keeps it again
+    with suppress(RedisError):  # the ring reports it
+        bell.clear_flag()  # whoever set it did not read; a job that waits keeps it again
     return bell.ring()
 
 
