@@ -356,6 +356,8 @@ def test_slow_readers_of_snapshots_do_not_delay_deliveries(
     def read_on(readers: list[socket.socket]) -> None:
         while not stop.wait(0.2):
             for reader in readers:
+                if stop.is_set():
+                    return
                 with suppress(OSError):
                     reader.recv(1_024)
 
@@ -367,6 +369,8 @@ def test_slow_readers_of_snapshots_do_not_delay_deliveries(
             reader.connect(("127.0.0.1", port))
             reader.sendall(request("/api/v1/snapshot", bearer, method="GET"))
         heads = [reader.recv(1_024) for reader in readers]
+        for reader in readers:
+            reader.settimeout(0.2)
         thread = threading.Thread(target=read_on, args=([*readers],))
         thread.start()
         try:
