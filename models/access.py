@@ -75,7 +75,7 @@ def role_of(session: Session, user_id: str, organization_id: str, max_staleness:
 
     Raises:
         Stale: the answer may be older than `max_staleness`.
-        ValueError: `max_staleness` is no number, smaller than the smallest bound that can be met, or more than a day.
+        ValueError: `max_staleness` is NaN, below the smallest bound that can be met, or more than a day.
     """
     if max_staleness is None:
         return session.execute(_role(user_id, organization_id)).scalar_one_or_none()
@@ -105,7 +105,7 @@ def access_of(session: Session, user_id: str, organization_id: str, max_stalenes
 
 def _require_fresh(found: Row[str, str], max_staleness: float) -> None:
     smallest: float = found.smallest_bound_seconds
-    if not smallest <= max_staleness <= LARGEST_BOUND:  # NaN is neither
+    if not smallest <= max_staleness <= LARGEST_BOUND:  # false for NaN too
         raise ValueError(f"max_staleness must be from {smallest:g} to {LARGEST_BOUND:g} seconds")
     if found.state != "current":
         raise Stale("the mirror is not filled yet", found.complete_to, 60)

@@ -65,7 +65,7 @@ def blueprint(services: Services) -> Blueprint:
     @routes.get(WEBHOOK_PATH, defaults={"token": ""})
     @routes.get(f"{WEBHOOK_PATH}/<token>")
     def refuse_get(token: str) -> NoReturn:
-        """Return 404 or 405: `register` and `doctor` ask whether a URL leads here and has the right token."""
+        """Answer 404 or 405, by which `register` and `doctor` learn whether a URL leads here with the right token."""
         _require_path_token(token, path_token)
         raise MethodNotAllowed(["POST"])
 
@@ -157,14 +157,14 @@ class _Inbox:
 
 
 class UnknownPaths:
-    """Counts deliveries to paths that do not exist, and logs at most one every 10 s."""
+    """Counts deliveries that got 404 or 405, and logs at most one every 10 s."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
         self._seldom = Seldom()  # anybody can post to such paths
 
     def __call__(self, response: Response) -> Response:
-        """Count the request if it was a delivery that got 404 or 405, and return its response."""
+        """Count the request if it was such a delivery, and return its response."""
         lost = response.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
         if lost and request.method == "POST" and SIGNATURE in request.headers:
             self._counters.add("refused", "path")

@@ -12,7 +12,8 @@ from worker.settings import read_settings
 def config(as_json: bool) -> None:
     """Show all settings, where each comes from, and errors in them.
 
-    Secrets are masked. Connects to nothing. Exit code 2 if a setting is invalid; it is then shown with its default.
+    Secrets are masked. Connects to nothing. An invalid setting is shown with its default, and
+    the exit code is 2.
     """
     reading = read_settings()
     rows = reading.rows()

@@ -73,7 +73,7 @@ def _exists(engine: Engine, workos: WorkOSClient, organization_id: str) -> bool:
 def catch_up_command(since: datetime | None, reason: str | None, as_json: bool) -> None:
     """Fetch events whose webhooks were lost.
 
-    Reads the events that WorkOS recorded since the last catch-up, and once in ten minutes those of the last two hours
+    Reads the events that WorkOS recorded since the last catch-up, and, every ten minutes, those of the last two hours
     again. Stores new ones in the inbox. Workers apply them.
     """
     settings = logging_settings("workos_api_key", "workos_client_id")

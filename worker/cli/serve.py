@@ -72,9 +72,10 @@ def web(port: int | None) -> None:
 @click.command()
 @processes_option
 def worker(processes: int | None) -> None:
-    """Apply events, call hooks, add people by domain, run long jobs.
+    """Apply events, read the events API, call hooks, run long jobs.
 
-    Long jobs are resyncs, catch-ups, replays and retention. A process that dies is restarted.
+    Also adds people by domain. Long jobs are resyncs, catch-ups, replays and retention. A process that dies is
+    restarted.
     """
     _supervise(logging_settings(worker_processes=processes), _worker_part, _tail_part)
 

@@ -25,9 +25,10 @@ LOCAL_COLUMNS = frozenset({"role", "workos_role", "normalized"})
 NO_EVENT = ""
 """The `event_id` of a state that was read from the API."""
 DATE_STEP = timedelta(seconds=1)
-"""The resolution of the `Date` header of WorkOS's answers. A state read from the API gets the end of that second.
+"""The resolution of the `Date` header of WorkOS's answers.
 
-If deletes of its kind are not final, it gets its own `updated_at` instead (`worker.kinds.read_object`).
+The `event_at` of a state read from the API is the end of that second. If deletes of its kind are not final, it is the
+state's own `updated_at` (`worker.kinds.read_object`).
 """
 
 
@@ -56,9 +57,10 @@ class Version:
 
 
 class Finality(IntEnum):
-    """How final a state is. A state does not replace one of higher finality.
+    """How final a state is. In `decide`, a state does not replace one of higher finality.
 
-    The exception is an id that can be created again and that an event deleted: there the later state wins.
+    The exception is an id that can be created again and that an event deleted: there the later state wins. A confirmed
+    read also replaces the tombstone of a resync.
     """
 
     LIVE = 0
@@ -77,7 +79,7 @@ class State:
     by_resync: bool = False
     """For a tombstone: whether it comes from a 404 of the API and not from a delete event."""
     erased: bool = False
-    """For a tombstone: whether its personal data has been blanked, so that no event may restore it."""
+    """Whether personal data has been blanked and must not be restored: of deleted users, and of any invitation."""
 
     @property
     def finality(self) -> Finality:
@@ -122,7 +124,7 @@ def _loses(one: State, other: State, tie_break: TieBreak) -> bool:
 
 
 def _tie_rank(state: State, tie_break: TieBreak) -> tuple[bool, tuple[int, ...], bool, str]:
-    """Order states of the same times: deleted, then less access, then read from the API, then the higher event id."""
+    """Rank states of the same times; the highest wins: deleted, less access, read from the API, higher event id."""
     content = () if state.deleted else tie_break(state.content)
     return state.deleted, content, state.version.from_api, state.version.event_id
 

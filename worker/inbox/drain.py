@@ -43,7 +43,7 @@ log = structlog.get_logger()
 ORPHAN_AFTER_SECONDS = 15.0
 """A batch started more than this many seconds ago, whose row is not locked, belongs to a dead drain."""
 SMALL_BATCH = 100
-"""Up to this many events are applied without a record of their own."""
+"""Largest batch that is applied without a record in `batches`, once the inbox has been empty."""
 PARTITIONS = 4
 """On PostgreSQL, up to this many drains work on a backlog without waiting for each other's rows."""
 MAX_BACKOFF_SECONDS = 3600.0
@@ -120,7 +120,7 @@ class Drain:
         """Whether this object has seen that no event was due."""
 
     def __call__(self) -> bool:
-        """Apply pending events until none is due that no other drain has locked.
+        """Apply pending events until every event that is still due is locked by another drain.
 
         Returns False if it was stopped or ran out of time before.
 
@@ -177,7 +177,7 @@ def _apply_due(tx: Connection, limits: DrainLimits, chosen: list[str]) -> list[f
     """Apply all events that are due, and put their ids into `chosen`.
 
     Returns when they were accepted, as `AttemptedBatch.accepted`. Returns None, and applies nothing, if more than
-    `SMALL_BATCH` are due, if one of them has failed before, or if a batch is recorded.
+    `SMALL_BATCH`, or than a batch holds, are due, if one of them has failed before, or if a batch is recorded.
     """
     now = time.monotonic()
     most = min(SMALL_BATCH, limits.batch_size)
@@ -215,7 +215,7 @@ def _claim_batch(tx: Connection, limits: DrainLimits) -> ClaimedBatch | None:
         select(Event.id, Event.partition_key)
         .where(Event.status == inline_literal(EventStatus.PENDING), Event.due_at <= db_now())
         .order_by(Event.due_at, Event.id)
-        # Enough to fill a batch from any partition, and to see whether more are due.
+        # Enough that some partition fills a batch, and to see whether more are due.
         .limit(size * partitions + len(taken) + 1)
     )
     due_events = [(id, key % partitions) for id, key in tx.execute(due).all()]

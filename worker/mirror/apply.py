@@ -21,7 +21,7 @@ from worker.mirror.auto_join import auto_join_changes
 from worker.mirror.change_rows import ChangeRow
 
 ACTOR_BLANKED: dict[str, Any] = {"actor_name": None, "previous_attributes": None}
-"""The columns of `changes` with personal data of an actor or of the object's person, as erasure leaves them."""
+"""Columns of `changes` that erasure nulls. It also blanks the personal fields in `before` and `after`."""
 ADDRESSES = {USER: (UserAddress, "user_id"), INVITATION: (InvitedAddress, "invitation_id")}
 """Kind with an e-mail address → the table of hashed addresses, and its column with the object's id."""
 
@@ -70,7 +70,8 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
             compared_with = current.version.event_id if current else None
             reason = needs_confirmation(current, incoming, outcome, terminal=final)
             decisions[place] = Decision(outcome, compared_with, reason)
-            if not state.erased or kind.stays_erased:  # a block may need the hash of its address
+            # Record no address of an erased user. Record that of an erased invitation: a block may need its hash.
+            if not state.erased or kind.stays_erased:
                 seen.append((id, arrived))
             if state is not current or reason:  # a new revision makes a concurrent confirmed read repeat
                 updated[id] = state
@@ -112,7 +113,7 @@ def _without_erased_people(tx: Connection, rows: Sequence[ChangeRow]) -> Iterato
 
 
 def _people_in(row: ChangeRow) -> set[str]:
-    """Return the ids of the actor and the object's person; nothing for a row without `ACTOR_BLANKED`."""
+    """Return the ids of the actor and the object's person; empty if the row has no data to blank."""
     if row.actor_name is None and row.previous_attributes is None:
         return set()
     person = row.object_id if row.kind == USER.name else row.after.get("user_id") or row.after.get("accepted_user_id")
@@ -187,8 +188,8 @@ def _state(kind: Kind, row: RowMapping) -> State | None:
 def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Sequence[tuple[str, State]] = ()) -> None:
     """Save `states` to their locked rows and increment the revisions.
 
-    For users and invitations, also records the e-mail addresses in `states` and `seen`: states that arrived, whether
-    they won or not.
+    For users and invitations, also records the hashes of the e-mail addresses in `states`, and in `seen`: states that
+    arrived, whether they won or not.
     """
     rows = [_columns(kind, id, state) for id, state in states.items()]
     update_rows(tx, kind.table, rows, revision=kind.table.revision + 1, touched_at=db_now())

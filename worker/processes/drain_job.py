@@ -19,9 +19,9 @@ LIFE_SECONDS = 20.0
 WAIT_SECONDS = 0.4
 """Maximum time until a waiting job notices that it must stop, or that another job is queued."""
 MANY_EVENTS = 8
+"""From this many events in one drain, the next drain starts `GATHER_SECONDS` later."""
 GATHER_SECONDS = 0.02
-"""After a drain of at least `MANY_EVENTS`, the next one starts this much later, so that its batch is larger: the
-statements of a batch cost as much as some dozens of events."""
+"""So that the next batch is larger: the statements of a batch cost as much as some dozens of events."""
 
 
 class DrainJob:
@@ -38,12 +38,15 @@ class DrainJob:
         self._stopping = stopping
         self._applied = 0
         self.waits = False
-        """Whether a job is running that waits for events."""
+        """Whether the running job is waiting for a ring."""
         limits = drain_limits(services.settings)
         self._drain = Drain(services.engine, limits, self._count, stopping.is_set, self._bell.enqueue_helper)
 
     def __call__(self) -> None:
-        """Drain after each ring, and a last time after it gives up the flag, or loses it to another job."""
+        """Keep the doorbell's flag, so that rings reach this job, and drain after each ring.
+
+        Drain a last time after giving up the flag or losing it to another job: an event may have come in between.
+        """
         ends = time.monotonic() + LIFE_SECONDS
         keeps = False
         try:

@@ -125,7 +125,7 @@ def _write(
 def work_due(engine: Engine, workos: WorkOSClient, stopping: Callable[[], bool], *which: ColumnElement[bool]) -> int:
     """Make the due reads that events requested, of those that meet `which`; return how many succeeded.
 
-    A read that fails is retried later, whatever the reason, and the others continue.
+    A read that fails because of its object is retried later, and the others continue. An outage is raised.
 
     Raises:
         InvalidApiKeyError: WorkOS refuses the API key.

@@ -2,7 +2,8 @@
 
 `complete_to` = T means: every event with a `created_at` up to T, that the events API showed within `HOLD_BACK_SECONDS`
 of its creation, is applied, or has failed; failed events that may affect access are in `uncertain_access`. T is
-WorkOS's time at the start of a read that reached the end, less the hold-back.
+WorkOS's time at the start of a read that reached the end, less the hold-back; while an event waits, it is just before
+that event.
 
 Each read continues after the newest event that is older than the hold-back, and so reads that window again: WorkOS does
 not say whether an event that it shows late comes at the end of its list or at its own time, before newer ones. Once a
@@ -77,10 +78,11 @@ class EventTail:
     def follow(self, stop: threading.Event) -> None:
         """Read every `TAIL_SECONDS`, or less often if the rate limit requires it.
 
-        Returns when `stop` is set or the lease is lost. If a read fails, the next one follows.
+        Returns when `stop` is set, or when it notices between two reads that the lease is lost. If a read fails, the
+        next one follows.
 
         Raises:
-            LeaseLostError: another process tails now.
+            LeaseLostError: another process tails now, as a write noticed.
             sqlalchemy.exc.DBAPIError: the database is unavailable.
         """
         self._stop = stop
@@ -94,7 +96,7 @@ class EventTail:
                     is_bound = True
                 applied = self.read()
                 problem = None
-                self._read_failed(began)
+                self._read_objects_of_failed_events(began)
             except (WorkOSError, ConfigurationError, RedisError) as error:
                 if problem != (problem := describe(error)):
                     log.warning("tail_failed", error=problem)
@@ -106,8 +108,8 @@ class EventTail:
                 if not applied:
                     self._bell.ring()  # an earlier ring may be lost
 
-    def _read_failed(self, began: float) -> None:
-        """Read the objects of failed events from WorkOS, for as long as half the interval: no resync delays them."""
+    def _read_objects_of_failed_events(self, began: float) -> None:
+        """Read them from WorkOS until half the interval has passed since `began`. Here, no resync delays them."""
 
         def stopping() -> bool:
             late = time.monotonic() >= began + self._interval / 2
@@ -149,7 +151,7 @@ class EventTail:
         for page in chain((first,), pages):
             received = events_of(page)
             cursor, older = _cursor(received.valid, settled) if older else (None, False)
-            # Not past events of a type that was left out.
+            # If WorkOS refused a type, keep the cursor, so that events of that type are read later.
             self._store(received, cursor if events.all_types else None)
             if self._stop.is_set():
                 return False
