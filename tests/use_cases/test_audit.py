@@ -40,6 +40,8 @@ from worker.repair import replay
 from worker.repair.replay import Selection
 from worker.repair.resync import resync
 
+pytestmark = pytest.mark.long
+
 EMAIL = made("user.created")["data"]["email"]
 READER = "a-token-that-only-reads"
 

@@ -35,6 +35,8 @@ from worker.processes.clock import heartbeat
 from worker.repair.schedule import CLOCK_TICK
 from worker.settings import load_settings
 
+pytestmark = pytest.mark.long
+
 URL = "https://sync.acme.example/webhooks/workos"
 PASSWORD = "unheard-of-password"
 

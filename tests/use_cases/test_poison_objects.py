@@ -60,6 +60,8 @@ from worker.reports.verdict import judge
 from worker.runs import create
 from worker.workos_api.client import Page, WorkOSClient
 
+pytestmark = pytest.mark.long
+
 INVALID_IDS = [
     *(".", "..", "../users", "org_1/../org_2", "a/b", "/", "a\0", "a\nb", "\x1b[31m", "é", "𐀀", "\ud800"),
     "x" * 256,

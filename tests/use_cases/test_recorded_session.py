@@ -27,6 +27,8 @@ from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.inbox.drain import DrainLimits
 
+pytestmark = pytest.mark.long
+
 RECORDED_AT = "2026-11-23T03:07:47Z"
 
 

@@ -34,6 +34,8 @@ from worker.kinds import KINDS
 from worker.repair.resync.resync import start
 from worker.runs import wait_for_run
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def db_url(make_database: Callable[[str], str]) -> str:

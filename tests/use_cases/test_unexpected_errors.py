@@ -40,6 +40,8 @@ from worker.processes.supervisor import supervise
 from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
 from worker.queue.heartbeat import Heartbeat, worker_states
 
+pytestmark = pytest.mark.long
+
 PRIVATE = "ann@acme.example"
 ERRORS = [RuntimeError(PRIVATE), OSError(11, PRIVATE), ValueError(PRIVATE)]
 errors = pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
