@@ -27,7 +27,7 @@ drill: $(VENV)/installed  ## Inject about 80 faults of 41 kinds into real proces
 PYTEST = $(BIN)/python -m pytest --dist=worksteal --maxprocesses=4 \
   --numprocesses=$$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 ))
 
-test: $(VENV)/installed  ## Run the tests but the long ones (under 3 minutes; SQLite, PostgreSQL and Valkey come with it)
+test: $(VENV)/installed  ## Run the tests but the long ones (under 2½ minutes; SQLite, PostgreSQL and Valkey come with it)
 	$(PYTEST) -m "not long" $(ARGS)
 	@echo "Left out: the tests marked long, with whole processes, a browser and random histories. make test-all runs them."
 
