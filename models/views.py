@@ -130,7 +130,7 @@ uncertain_access = _view(
 SELECT organization_id, user_id, event_id, since FROM failed_effects
 """,
 )
-"""Access that a failed event may have changed. An empty id stands for every workspace, or every person."""
+"""Access that a failed event may have changed. An empty id means all workspaces, or all persons."""
 EXPIRED_EVENTS = "expired-events"
 """The `event_id` in `uncertain_access` if events expired at WorkOS before they were read. `ROLE_OF` repeats it."""
 
@@ -389,7 +389,7 @@ def update_views(tx: Connection) -> list[str]:
     if not on_sqlite:
         body = text("SELECT prosrc FROM pg_proc WHERE oid = to_regprocedure('role_of(text, text, double precision)')")
         if tx.execute(body).scalar_one_or_none() != ROLE_OF:
-            # The search path of now: whoever calls it may have another.
+            # The caller's search path may differ, so the function keeps the one with which it was created.
             tx.exec_driver_sql(
                 "CREATE OR REPLACE FUNCTION role_of(user_id text, organization_id text, max_staleness double precision)"
                 f" RETURNS text LANGUAGE plpgsql SET search_path FROM CURRENT AS $${ROLE_OF}$$".replace("%", "%%")

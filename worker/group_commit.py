@@ -74,7 +74,7 @@ class GroupCommit(Generic[T]):
     def _write_group(self, group: Sequence[_Waiting[T]]) -> None:
         try:
             self._write([waiting.item for waiting in group])
-        except BaseException as error:  # noqa: BLE001 - whoever waits raises it
+        except BaseException as error:  # noqa: BLE001 - raised by the futures
             for waiting in group:
                 waiting.written.set_exception(error)
         else:

@@ -46,7 +46,7 @@ class Tail(Base):
 class FailedEffect(Base):
     """Access that an event may have changed that failed, or that waits for its next attempt.
 
-    A row is about one person in one workspace; an empty id stands for all of them.
+    A row names a workspace and a person. If an id is empty, the row applies to all workspaces, or to all persons.
     """
 
     __tablename__ = "failed_effects"

@@ -32,7 +32,7 @@ class Mutant(NamedTuple):
 
 
 def source(view: str) -> str:
-    """Return the SQL of a view. Functions have the names that stand for them in `FUNCTIONS`."""
+    """Return the SQL of a view, with the keys of `FUNCTIONS` in place of the functions."""
     own = {name: name for name in FUNCTIONS["sqlite"]}
     return VIEWS[view].query.format_map(own)
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 Path = tuple[str | None, ...]
-"""The keys that lead to a value; None stands for each item of a list."""
+"""The keys that lead to a value. None means every item of a list."""
 
 REMOVED = b'"[removed]"'
 _IN_DATA = {

@@ -3,7 +3,7 @@
 The views in `models.views` decide: `auto_join_domains` by which domain people join, `auto_join_blocks` who is kept out.
 This module repeats the part of `auto_join_domains` about verification and rival workspaces, to record in `changes` why
 a domain does not auto-join; tests/use_cases/test_access_rules.py compares the two. In mode `provision` it also records
-whom `worker.provisioning` must make a member.
+the people for whom `worker.provisioning` must create a membership.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -28,7 +28,7 @@ from worker.kinds.user import USER
 from worker.mirror.read_requests import request_read_for_failure, request_role_holders
 
 ANY = ""
-"""Stands for every workspace, or every person."""
+"""An id that means all workspaces, or all persons."""
 EVERYTHING = (FailedEffect.organization_id == ANY, FailedEffect.user_id == ANY)
 """The condition of a row for an event that may have changed anybody's access."""
 

@@ -41,8 +41,9 @@ def ring_if_waiting(bell: Doorbell, waiting: Callable[[], bool]) -> bool:
     """
     if bell.queued_jobs() or not waiting():
         return False
+    # The flag may have no owner, and would then prevent a new job. A waiting job sets it again.
     with suppress(RedisError):  # the ring reports it
-        bell.clear_flag()  # whoever set it did not read; a job that waits keeps it again
+        bell.clear_flag()
     return bell.ring()
 
 

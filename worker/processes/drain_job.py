@@ -57,7 +57,7 @@ class DrainJob:
                 if self._applied >= MANY_EVENTS:
                     self._stopping.wait(GATHER_SECONDS)
         except RedisError:
-            keeps = False  # the flag expires; a frozen Redis would delay a stop once more
+            keeps = False  # do not wait for Redis again; the flag expires by itself
             raise
         finally:
             if keeps:
