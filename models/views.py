@@ -47,15 +47,16 @@ FUNCTIONS = {
         "mirror_age": "CAST(EXTRACT(EPOCH FROM clock_timestamp() - tail.complete_at) AS double precision)",
     },
 }
-"""What each database writes in its own way: the items of a JSON list (`value`), the fields of a JSON object (`key`),
-the time, and the age of `tail.complete_to` in seconds."""
+"""What each database writes in its own way: the items of a JSON list (`value`), the fields of a JSON object (`key`,
+`value`), the time, and the age of `tail.complete_to` in seconds."""
 VIEWS: dict[str, View] = {}
 """Every view by its name, in the order in which they are created."""
 
 
 def _view(name: str, columns: str, query: str) -> Table:
     typed = [
-        Column(name, UtcDateTime if name in TIMES else Float if name in NUMBERS else Text) for name in columns.split()
+        Column(column, UtcDateTime if column in TIMES else Float if column in NUMBERS else Text)
+        for column in columns.split()
     ]
     VIEWS[name] = View(Table(name, metadata, *typed), query.strip())
     return VIEWS[name].table

@@ -51,7 +51,7 @@ INLINE = (WEBHOOK_PATH, "/healthz")
 
 
 class _Response(NamedTuple):
-    """The status, headers and body of a WSGI response. If the body is not whole, the caller must close it."""
+    """The status, headers and body of a WSGI response. The caller must close the body, unless it is buffered."""
 
     status: int
     headers: list[tuple[bytes, bytes]]

@@ -124,7 +124,7 @@ class AsyncGroupCommit(Generic[T, R]):
         try:
             self._on_written()
         except Exception as error:  # noqa: BLE001 - the items are written, and the next ones must be
-            log.error("afterwards_failed", error=unexpected(error), stack=stack_of(error))  # noqa: TRY400 - no values
+            log.error("on_written_failed", error=unexpected(error), stack=stack_of(error))  # noqa: TRY400 - no values
 
 
 class _Waiting(NamedTuple, Generic[T, R]):

@@ -312,7 +312,9 @@ def _has_failed_event(tx: Connection, user_id: str) -> bool:
     about = or_(*(Event.type.startswith(f"{name}.") for name in ("organization_membership", "invitation")))
     failed = (Event.status == inline_literal(EventStatus.FAILED), about)
     bodies = tx.execute(select(Event.body).where(*failed)).scalars().all()
-    people = same_person(tx, user_id) if bodies else set()
+    if not bodies:
+        return False
+    people = same_person(tx, user_id)
     ids = [id.encode() for id in people]
     hashes = set(tx.execute(select(UserAddress.email_hash).where(UserAddress.user_id.in_(people))).scalars())
     return any(

@@ -44,7 +44,7 @@ class Tail(Base):
 
 
 class FailedEffect(Base):
-    """Access that an event may have changed that failed, or that waits for its next attempt.
+    """Access that may have been changed by an event that failed or waits for its next attempt.
 
     A row names a workspace and a person. If an id is empty, the row applies to all workspaces, or to all persons.
     """

@@ -113,7 +113,7 @@ def test_migrate_waits_for_a_transaction_that_reads_views(at_1_0_0: Engine) -> N
 @pytest.mark.parametrize(
     ("name", "former"), [("auto_join_blocks", f"{BLOCKS} UNION ALL {INVITED}"), ("auto_join_domains", DOMAINS)]
 )
-def test_a_rewritten_view_returns_the_rows_of_its_former_sql(engine: Engine, name: str, former: str) -> None:
+def test_a_view_returns_the_rows_of_sql_written_in_another_way(engine: Engine, name: str, former: str) -> None:
     dice = random.Random(SEED)
     view = VIEWS[name].table
     seen = 0

@@ -34,11 +34,7 @@ TARGETS = {
         [f"tests/unit/test_{name}.py" for name in ("decide", "kinds", "mentions", "snapshots")],
     ),
     "auto_join": Target(
-        ["worker/mirror/auto_join.py"],
-        [
-            f"tests/use_cases/test_{name}.py"
-            for name in ("auto_join", "auto_join_states", "joins", "provision", "provision_blocks")
-        ],
+        ["worker/mirror/auto_join.py"], [f"tests/use_cases/test_{name}.py" for name in AUTO_JOIN_TESTS]
     ),
 }
 VIEW_TESTS = {"member_permissions": ("permissions",)}

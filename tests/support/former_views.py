@@ -1,4 +1,4 @@
-"""The SQL of views of a former release: today's views must return the same rows."""
+"""SQL that views must agree with: of a former release, or written in another way."""
 
 BLOCKS = """
 SELECT m.organization_id, m.user_id, u.email_normalized,
@@ -50,35 +50,31 @@ WHERE c.user_id <> j.user_id AND j.state IN ('blocked', 'undone')
 """
 """`auto_join_blocks`, with today's name of the table of unblocked memberships."""
 
-INVITED = """
-SELECT i.organization_id, o.user_id, i.email_normalized, 'invitation ' ||
-       CASE i.status WHEN 'pending' THEN 'pending' WHEN 'revoked' THEN 'revoked' ELSE 'of no known status' END,
+_REASON = """'invitation ' ||
+       CASE i.status WHEN 'pending' THEN 'pending' WHEN 'revoked' THEN 'revoked' ELSE 'of no known status' END"""
+_BLOCKS = """i.organization_id IS NOT NULL
+  AND (i.status IS NULL OR i.status IN ('revoked', 'sent')
+       OR (i.status = 'pending' AND (i.expires_at IS NULL OR i.expires_at >= '9998-01-01T00:00:00.000000+00:00')))
+  AND i.id NOT IN (SELECT u.invitation_id FROM unblocked_invitations AS u
+                   WHERE u.invitation_id = i.id AND (u.status = i.status OR (i.status IS NULL AND u.status = '')))"""
+INVITED = f"""
+SELECT i.organization_id, o.user_id, i.email_normalized, {_REASON},
        a.email_hash
 FROM invitations AS i
 JOIN invited_addresses AS a ON a.invitation_id = i.id
 LEFT JOIN user_addresses AS o ON o.email_hash = a.email_hash
-WHERE i.organization_id IS NOT NULL
-  AND (i.status IS NULL OR i.status IN ('revoked', 'sent')
-       OR (i.status = 'pending' AND (i.expires_at IS NULL OR i.expires_at >= '9998-01-01T00:00:00.000000+00:00')))
-  AND i.id NOT IN (SELECT u.invitation_id FROM unblocked_invitations AS u
-                   WHERE u.invitation_id = i.id AND (u.status = i.status OR (i.status IS NULL AND u.status = '')))
+WHERE {_BLOCKS}
 UNION ALL
-SELECT i.organization_id, p.id, p.email_normalized, 'invitation ' ||
-       CASE i.status WHEN 'pending' THEN 'pending' WHEN 'revoked' THEN 'revoked' ELSE 'of no known status' END,
+SELECT i.organization_id, p.id, p.email_normalized, {_REASON},
        c.email_hash
 FROM users AS p
 JOIN user_addresses AS o ON o.user_id = p.id
 JOIN user_addresses AS c ON c.user_id = p.id AND c.email_hash <> o.email_hash
 JOIN invited_addresses AS a ON a.email_hash = o.email_hash
 JOIN invitations AS i ON i.id = a.invitation_id
-WHERE i.organization_id IS NOT NULL
-  AND (i.status IS NULL OR i.status IN ('revoked', 'sent')
-       OR (i.status = 'pending' AND (i.expires_at IS NULL OR i.expires_at >= '9998-01-01T00:00:00.000000+00:00')))
-  AND i.id NOT IN (SELECT u.invitation_id FROM unblocked_invitations AS u
-                   WHERE u.invitation_id = i.id AND (u.status = i.status OR (i.status IS NULL AND u.status = '')))
+WHERE {_BLOCKS}
 UNION ALL
-SELECT i.organization_id, c.user_id, v.email_normalized, 'invitation ' ||
-       CASE i.status WHEN 'pending' THEN 'pending' WHEN 'revoked' THEN 'revoked' ELSE 'of no known status' END,
+SELECT i.organization_id, c.user_id, v.email_normalized, {_REASON},
        c.email_hash
 FROM users AS p
 JOIN user_addresses AS o ON o.user_id = p.id
@@ -88,12 +84,8 @@ JOIN user_addresses AS b ON b.email_hash = s.email_hash AND b.user_id <> p.id
 JOIN user_addresses AS c ON c.user_id = b.user_id
 JOIN users AS v ON v.id = c.user_id
 JOIN invitations AS i ON i.id = a.invitation_id
-WHERE i.organization_id IS NOT NULL
-  AND (i.status IS NULL OR i.status IN ('revoked', 'sent')
-       OR (i.status = 'pending' AND (i.expires_at IS NULL OR i.expires_at >= '9998-01-01T00:00:00.000000+00:00')))
-  AND i.id NOT IN (SELECT u.invitation_id FROM unblocked_invitations AS u
-                   WHERE u.invitation_id = i.id AND (u.status = i.status OR (i.status IS NULL AND u.status = '')))
-"""
+WHERE {_BLOCKS}
+"""  # noqa: S608 - our own text
 """The blocks of invitations, written in another way. Random rows have one time that is after now."""
 
 DOMAINS = """

@@ -26,7 +26,7 @@ from worker.errors import BusyError, OperatorError, WorkOSError
 from worker.inbox.drain import DrainLimits
 from worker.kinds import KINDS
 from worker.kinds.organization import Organization
-from worker.kinds.user import PERSONAL, USER, User
+from worker.kinds.user import USER, User
 from worker.mirror import auto_join_policy, role_map
 from worker.mirror.erasure import forget
 from worker.mirror.retention import Periods, retain
@@ -382,7 +382,7 @@ class History(Simulation):
         for row in self.followed.values():
             if (row["kind"], row["object_id"]) == (USER.name, user_id):
                 for shown in filter(None, (row["before"], row["after"])):
-                    shown.update(dict.fromkeys(PERSONAL))
+                    shown.update(dict.fromkeys(USER.personal))
 
     def _deletes(self, what: str, place: int) -> None:
         if ids := list(getattr(self.world, f"{what}s")):

@@ -1,6 +1,8 @@
 """Helpers of the tests of bounded staleness: tail once, let time pass, ask."""
 
-from contextlib import ExitStack, closing
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, update
@@ -24,8 +26,24 @@ class TailProcess:
         self._held = ExitStack()
         lease = self._held.enter_context(TAILS.lease(engine, TAIL_ID))
         assert lease is not None
-        self.read = EventTail(engine, workos, lease, settings(**{"catch_up_lag_seconds": 60.0} | given), bell).read
+        tail = EventTail(engine, workos, lease, settings(**{"catch_up_lag_seconds": 60.0} | given), bell)
+        self.read, self.follow = tail.read, tail.follow
         self.close = self._held.close
+
+
+@contextmanager
+def following(engine: Engine, workos: WorkOSClient, bell: Doorbell, **given: Any) -> Iterator[None]:
+    """Tail in a thread, as a process does. At the end, stop it."""
+    stop = threading.Event()
+    with closing(TailProcess(engine, workos, bell, **given)) as process:
+        thread = threading.Thread(target=process.follow, args=(stop,))
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(10)
+    assert not thread.is_alive()
 
 
 def tail(engine: Engine, workos: WorkOSClient, bell: Doorbell, **given: Any) -> bool:

@@ -1,6 +1,6 @@
 """A bounded answer is never older than its bound, over random histories with outages, deaths and unusable events.
 
-`STALENESS_EXAMPLES=2000 pytest tests/use_cases/test_staleness_histories.py` for a long run.
+`STALENESS_EXAMPLES=200 pytest tests/use_cases/test_staleness_histories.py` for a long run.
 """
 
 import os

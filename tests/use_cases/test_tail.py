@@ -15,13 +15,11 @@ from models.views import mirror_status, uncertain_access
 from tests.support import apply_all, differences, rows
 from tests.support.catch_up import EVENTS, begin, due, hide, stored, users
 from tests.support.processes import eventually
-from tests.support.repair import settings
 from tests.support.resync import Clock, resync
 from tests.support.sandbox import Sandbox
-from tests.support.tail import TailProcess, ask, filled, pass_time, publish_applied, state, tail
+from tests.support.tail import TailProcess, ask, filled, following, pass_time, publish_applied, state, tail
 from worker.errors import WorkOSError
 from worker.queue.doorbell import Doorbell
-from worker.repair.tail import TAIL_ID, TAILS, EventTail
 from worker.workos_api.client import WorkOSClient
 
 HOLD_BACK = timedelta(seconds=15)
@@ -141,14 +139,6 @@ def test_read_that_does_not_reach_the_end_completes_nothing(
     assert state(one_engine)["complete_to"] == before
 
 
-def test_while_backfilling_every_bounded_answer_is_stale(
-    both_engines: Engine, clock: Clock, workos: WorkOSClient, bell: Doorbell
-) -> None:
-    begin(both_engines, workos)
-    assert tail(both_engines, workos, bell)
-    assert ask(both_engines, "user_1", "org_1") == "the mirror is not filled yet"
-
-
 def test_after_a_lost_cursor_it_reads_from_where_it_was(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
 ) -> None:
@@ -249,9 +239,8 @@ def test_a_stop_ends_a_read_after_its_page(
     clock.advance(seconds=20)
     stop = threading.Event()
     sandbox.on_request = lambda method, path, *_: stop.set() if path == "/events" else None
-    with TAILS.lease(one_engine, TAIL_ID) as lease:
-        assert lease is not None
-        EventTail(one_engine, workos, lease, settings(), bell).follow(stop)
+    with closing(TailProcess(one_engine, workos, bell)) as process:
+        process.follow(stop)
     assert len(stored(one_engine)) == 100 and state(one_engine)["read_to"] is None
 
 
@@ -260,17 +249,9 @@ def test_a_failed_read_is_the_reason_until_one_succeeds(
 ) -> None:
     begin(one_engine, workos)
     sandbox.faults.fail(EVENTS, status=503, times=None)
-    stop = threading.Event()
-    with TAILS.lease(one_engine, TAIL_ID) as lease:
-        assert lease is not None
-        tailing = EventTail(one_engine, workos, lease, settings(tail_seconds=0.05), bell)
-        thread = threading.Thread(target=tailing.follow, args=(stop,))
-        thread.start()
+    with following(one_engine, workos, bell, tail_seconds=0.05):
         eventually(lambda: "503" in str(state(one_engine)["error"]), 20)
         assert state(one_engine)["complete_to"] is None
         sandbox.faults.clear()
         eventually(lambda: state(one_engine)["complete_to"], 20)
         assert state(one_engine)["error"] is None
-        stop.set()
-        thread.join(10)
-    assert not thread.is_alive()

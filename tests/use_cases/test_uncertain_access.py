@@ -1,6 +1,5 @@
 """A failed event makes uncertain only what it can have changed, and only until that has been read from WorkOS."""
 
-import threading
 from typing import Any
 
 import pytest
@@ -31,7 +30,7 @@ from tests.support.resync import (
     small_life,
 )
 from tests.support.sandbox import Sandbox
-from tests.support.tail import ask, filled, fresh, pass_time, publish_applied, state, tail
+from tests.support.tail import ask, filled, following, fresh, pass_time, publish_applied, state, tail
 from worker.inbox.drain import DrainLimits
 from worker.kinds import READERS
 from worker.queue.doorbell import Doorbell
@@ -39,7 +38,6 @@ from worker.repair import replay as replays
 from worker.repair.reads import work_due
 from worker.repair.replay import Selection, dismiss
 from worker.repair.schedule import schedule
-from worker.repair.tail import TAIL_ID, TAILS, EventTail
 from worker.runs import lease
 from worker.workos_api.client import WorkOSClient
 
@@ -232,17 +230,8 @@ def test_the_tail_makes_it_so_that_no_resync_delays_it(
     both_engines: Engine, workos: WorkOSClient, bell: Doorbell, failed: JSON
 ) -> None:
     begin(both_engines, workos)
-    stop = threading.Event()
-    with TAILS.lease(both_engines, TAIL_ID) as lease:
-        assert lease is not None
-        tailing = EventTail(both_engines, workos, lease, settings(), bell)
-        thread = threading.Thread(target=tailing.follow, args=(stop,))
-        thread.start()
-        try:
-            eventually(lambda: uncertain(both_engines) == set(), 20)
-        finally:
-            stop.set()
-            thread.join()
+    with following(both_engines, workos, bell):
+        eventually(lambda: uncertain(both_engines) == set(), 20)
     assert rows(both_engines, Read) == []
 
 

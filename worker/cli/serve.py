@@ -5,7 +5,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from typing import NamedTuple
 
@@ -89,14 +89,17 @@ def up(port: int | None, processes: int | None) -> None:
     For a small installation. A process that dies is restarted.
     """
     settings = logging_settings("workos_webhook_secrets", port=port, worker_processes=processes)
-    _supervise(settings, _web_part, _worker_part, _clock_and_tail_part)
+    _supervise(settings, _web_part, _worker_part, _clock_and_tail_part, running=redis_server_for_up)
 
 
-def _supervise(settings: Settings, *makers: Callable[[Settings, str, Engine], _Part]) -> None:
+def _supervise(
+    settings: Settings,
+    *makers: Callable[[Settings, str, Engine], _Part],
+    running: Callable[[Settings], AbstractContextManager[RedisServer]] = redis_server,
+) -> None:
     """Run the programs that each of `makers` returns until stopped, each in a process."""
     engine = open_database(settings)
     require_migrated(engine)
-    running = redis_server_for_up if _clock_and_tail_part in makers else redis_server
     with until_stopped() as stop, running(settings) as redis:
         require_redis_version(redis.url)
         parts = [make(settings, redis.url, engine) for make in makers]
@@ -145,7 +148,12 @@ def _tail_part(settings: Settings, redis_url: str, _engine: Engine) -> _Part:
 
 def _run_tail(settings: Settings, redis_url: str) -> None:
     """Tail the events API until stopped."""
-    with until_stopped() as stop, closing(build_services(settings, redis_url)) as services:
+    with until_stopped() as stop:
+        _tail_until(stop, settings, redis_url)
+
+
+def _tail_until(stop: threading.Event, settings: Settings, redis_url: str) -> None:
+    with closing(build_services(settings, redis_url)) as services:
         tail.run(services, stop)
 
 
@@ -162,8 +170,7 @@ def _run_clock_and_tail(settings: Settings, redis_url: str) -> None:
 
         def run_tail() -> None:
             try:
-                with closing(build_services(settings, redis_url)) as services:
-                    tail.run(services, stop)
+                _tail_until(stop, settings, redis_url)
             finally:
                 stop.set()
 

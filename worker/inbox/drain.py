@@ -27,14 +27,12 @@ from models.outcomes import Outcome
 from models.tables import Batch, Cause, Event, EventStatus, MirrorState
 from models.types import Record, db_now, db_now_plus, inline_literal
 from worker.backoff import backoff
-from worker.decision.decide import Content
 from worker.decision.payload import Envelope, clean
 from worker.errors import PayloadError, WorkerCrashedError, fingerprint, stack_of
 from worker.kinds import RoleMap, Snapshot, read_event
 from worker.kinds.invitation import INVITATION, Invitation
-from worker.kinds.user import USER, User
 from worker.mirror import uncertainty
-from worker.mirror.apply import Arrival, Decision, apply, note_changes
+from worker.mirror.apply import Arrival, Decision, apply, erased_users, note_changes, person_of
 from worker.mirror.change_rows import ChangeRow
 from worker.mirror.read_requests import request_reads_for
 
@@ -447,19 +445,14 @@ def _done_columns(id: str, at: datetime | None, snapshot: Snapshot | None, decis
     return columns
 
 
-def _person(content: Content) -> str | None:
-    return content.get("user_id") or content.get("accepted_user_id")
-
-
 def _events_of_erased_users(tx: Connection, arrivals: Sequence[Arrival]) -> set[str]:
     """Return the ids of the events about or by an erased user, or about a membership or invitation of one."""
     users = {
-        event_id: snapshot.id if snapshot.kind is USER else _person(snapshot.state.content)
+        event_id: person_of(snapshot.kind.name, snapshot.id, snapshot.state.content)
         for snapshot, _, event_id, _ in arrivals
     }
     actors = {event_id: origin.actor_id for _, _, event_id, origin in arrivals}
-    ids = set(filter(None, (*users.values(), *actors.values())))
-    erased = set(tx.execute(select(User.id).where(is_any_of(tx, User.id, ids), User.erased)).scalars()) if ids else ids
+    erased = erased_users(tx, set(filter(None, (*users.values(), *actors.values()))))
     invitations = {event_id: snapshot.id for snapshot, _, event_id, _ in arrivals if snapshot.kind is INVITATION}
     if invitations:
         found = select(Invitation.id).where(is_any_of(tx, Invitation.id, invitations.values()), Invitation.erased)

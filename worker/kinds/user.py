@@ -33,10 +33,6 @@ def has_address(email: str) -> ColumnElement[bool]:
     return and_(User.email_normalized.is_(None), func.lower(User.email) == comparable(email))
 
 
-PERSONAL = ("email", "first_name", "last_name")
-"""The columns that erasure blanks."""
-
-
 def _derive(content: Content) -> JsonObject:
     normalized, domain = normalize_address(content.get("email")) or (None, None)
     return {"email_normalized": normalized, "email_domain": domain}
@@ -64,5 +60,5 @@ USER = Kind(
     label=User.email,
     derive=_derive,
     tie_break=_tie_break,
-    personal=PERSONAL,
+    personal=("email", "first_name", "last_name"),
 )

@@ -1,6 +1,6 @@
 """Applies snapshots to the mirror in the caller's transaction: locks the rows, decides, saves, records the changes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,7 +12,15 @@ from models.database import CHANGES_LOCK, advisory_lock
 from models.outcomes import Outcome
 from models.tables import Cause, Change, DeletedBy, InvitedAddress, UserAddress
 from models.types import JsonObject, db_now
-from worker.decision.decide import ConfirmationReason, State, Version, decide, needs_confirmation, recorded_content
+from worker.decision.decide import (
+    ConfirmationReason,
+    Content,
+    State,
+    Version,
+    decide,
+    needs_confirmation,
+    recorded_content,
+)
 from worker.decision.payload import Origin
 from worker.kinds import KINDS, Kind, Snapshot
 from worker.kinds.invitation import INVITATION
@@ -21,7 +29,7 @@ from worker.mirror.auto_join import auto_join_changes
 from worker.mirror.change_rows import ChangeRow
 
 ACTOR_BLANKED: dict[str, Any] = {"actor_name": None, "previous_attributes": None}
-"""Columns of `changes` that erasure nulls. It also blanks the personal fields in `before` and `after`."""
+"""Columns of `changes` that erasure and retention null. Erasure also blanks the personal fields of the content."""
 ADDRESSES = {USER: (UserAddress, "user_id"), INVITATION: (InvitedAddress, "invitation_id")}
 """Kind with an e-mail address → the table of hashed addresses, and its column with the object's id."""
 
@@ -102,11 +110,21 @@ def _with_actor(row: ChangeRow, change: ChangeRow | None) -> ChangeRow:
     return row._replace(actor_id=change.actor_id, actor_name=change.actor_name, actor_source=change.actor_source)
 
 
+def person_of(kind: str, id: str, content: Content) -> str | None:
+    """Return the id of the user that an object is, belongs to, or was accepted by; None if there is none."""
+    return id if kind == USER.name else content.get("user_id") or content.get("accepted_user_id")
+
+
+def erased_users(tx: Connection, ids: Collection[str]) -> set[str]:
+    """Return those of the users that are erased."""
+    found = select(User.id).where(is_any_of(tx, User.id, ids), User.erased)
+    return set(tx.execute(found).scalars()) if ids else set()
+
+
 def _without_erased_people(tx: Connection, rows: Sequence[ChangeRow]) -> Iterator[ChangeRow]:
     """Yield `rows`, with `ACTOR_BLANKED` where the actor or the object's person is erased."""
     people = [_people_in(row) for row in rows]
-    ids: set[str] = set().union(*people)
-    erased = set(tx.execute(select(User.id).where(is_any_of(tx, User.id, ids), User.erased)).scalars()) if ids else ids
+    erased = erased_users(tx, set().union(*people))
     for row, named in zip(rows, people, strict=True):
         blank = not named.isdisjoint(erased) or row.after.get("erased")
         yield row._replace(**ACTOR_BLANKED) if blank else row
@@ -116,7 +134,7 @@ def _people_in(row: ChangeRow) -> set[str]:
     """Return the ids of the actor and the object's person; empty if the row has no data to blank."""
     if row.actor_name is None and row.previous_attributes is None:
         return set()
-    person = row.object_id if row.kind == USER.name else row.after.get("user_id") or row.after.get("accepted_user_id")
+    person = person_of(row.kind, row.object_id, row.after)
     return {id for id in (row.actor_id, person) if id}
 
 

@@ -2,8 +2,7 @@
 
 An event requests a read if it is about an object that a resync found deleted or read in the same second, if its times
 tie with those of another state, if a parent stays missing, if it deletes a role, or if it failed. A resync requests a
-read for every difference that a listing cannot decide.
-`worker.repair.reads` makes the reads.
+read for every difference that a listing cannot decide. `worker.repair.reads` makes the reads.
 """
 
 import json

@@ -46,11 +46,11 @@ def work(lane: str, settings: Settings, redis_url: str) -> None:
             job = JOBS[lane](services, stopping, at_end)
             contained = partial(services.counters.contained, Place.LANE, lane)
             worker = make_worker(services.redis, lane, {lane: job.run}, stopping, contained)
-            # A client of its own: RQ waits for jobs with long time-outs.
-            failed = partial(services.counters.postpone, Place.HEARTBEAT, lane)
             if lane == DRAIN:
-                services.bell.ring()  # from now on, a job waits for events
+                services.bell.ring()  # for the job that waits; not before RQ has set the time-outs of connections
+            failed = partial(services.counters.postpone, Place.HEARTBEAT, lane)
             state = partial(_state, worker, job)
+            # A client of its own: RQ waits for jobs with long time-outs.
             heartbeat = Heartbeat(report_redis(redis_url), lane, state, failed)
             at_end.enter_context(closing(heartbeat)).start()
             log.info("worker_started", pid=os.getpid())

@@ -110,7 +110,7 @@ class Doorbell:
             if pipeline.exists(self._flag):
                 return
             pipeline.multi()
-            pipeline.set(self._flag, 1, px=FLAG_MS)
+            pipeline.set(self._flag, RUNG, px=FLAG_MS)
             self._enqueue(pipeline)
             try:
                 pipeline.execute()

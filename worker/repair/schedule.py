@@ -52,12 +52,15 @@ def create_needed_resync(tx: Connection) -> None:
 
 
 def create_resync_for_uncertainty(tx: Connection) -> None:
-    """Create the resync that ends what a failed event of an unknown object made uncertain: one for each event."""
+    """Create the resync that ends what failed events of unknown objects made uncertain, unless one began after them.
+
+    One resync covers all events that failed before it. It is not repeated if it does not end the uncertainty.
+    """
     compared = or_(Run.organization_id.is_(None), Run.organization_id == FailedEffect.organization_id)
     later = or_(Run.created_at > FailedEffect.since, Run.created_at > db_now_plus(-RETRY_SECONDS))
-    full = (Run.task == Task.RESYNC, ~Run.dry_run, Run.approves.is_(None))
+    resyncs = (Run.task == Task.RESYNC, ~Run.dry_run, Run.approves.is_(None))
     waiting = select(FailedEffect.organization_id).where(
-        FailedEffect.object_id.is_(None), ~exists().where(*full, compared, later)
+        FailedEffect.object_id.is_(None), ~exists().where(*resyncs, compared, later)
     )
     organization_id = tx.execute(waiting.order_by(FailedEffect.organization_id).limit(1)).scalar_one_or_none()
     if organization_id is not None:

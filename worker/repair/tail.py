@@ -134,7 +134,7 @@ class EventTail:
             asked_at: datetime = tx.execute(select(db_now())).scalar_one()
         is_first = tail.read_to is None
         now = self._workos.now() if is_first else tail.read_to + (asked_at - tail.read_at)
-        start = mirror.inbox_to or mirror.backfill_from if is_first else tail.read_to - self._lag
+        start = (mirror.inbox_to or mirror.backfill_from) if is_first else tail.read_to - self._lag
         if start < (oldest := now - OLDEST + EXPIRY_MARGIN):
             log.error("events_missed", after=start.isoformat())
             self._lease.in_transaction(self._engine, uncertainty.note_everything, EXPIRED_EVENTS)

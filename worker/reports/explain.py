@@ -321,6 +321,7 @@ def _origin(change: Record) -> Record:
 def _step(
     row: Record, at: datetime, what: str, by: str, outcome: str, why: str, fields: Mapping[str, object]
 ) -> Record:
-    """Return a step that no event made; `row` names the object."""
+    """Return a step of the timeline; `row` names the object."""
     step = {"at": at, "occurred_at": None, "arrived_at": None, "kind": row["kind"], "object_id": row["object_id"]}
-    return step | _origin({}) | {"what": what, "by": by, "outcome": outcome, "why": why, "fields": fields}
+    unknown = {"actor": None, "previous_attributes": None}
+    return step | unknown | {"what": what, "by": by, "outcome": outcome, "why": why, "fields": fields}

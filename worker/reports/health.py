@@ -130,8 +130,7 @@ class Health:
     uncertain: int
     """Number of failed events that may have changed access."""
     all_uncertain: bool
-    """Whether one of them may have changed anybody's."""
-    """Number of events that failed and may have changed access."""
+    """Whether an event that failed, or expired unread, may have changed anybody's access."""
     pending: int
     oldest_pending_seconds: float
     failed: int
@@ -186,7 +185,7 @@ class Health:
 
 
 def complete_to(engine: Engine) -> datetime | None:
-    """Return the time up to which every event is applied, in UTC by WorkOS's clock; None before the first read."""
+    """Return the time by WorkOS's clock up to which every event is applied or failed; None before the first read."""
     with read_transaction(engine) as tx:
         return tx.execute(select(Tail.complete_to)).scalar_one()
 

@@ -11,7 +11,6 @@ from models.tables import Drift, DriftAction
 from models.types import JsonObject
 from worker.decision.decide import State
 from worker.kinds import Kind
-from worker.kinds.user import PERSONAL
 from worker.mirror.apply import recorded_state
 
 
@@ -32,7 +31,7 @@ def difference(
 ) -> Difference:
     """Return the difference between the states of an object here and in WorkOS. None: it does not exist."""
     ours, theirs = (recorded_state(kind, here) if here else {}), (recorded_state(kind, there) if there else {})
-    hidden = PERSONAL if here and here.erased else ()  # WorkOS may still show a person who is erased here
+    hidden = kind.personal if here and here.erased else ()  # WorkOS may still show a person who is erased here
     names = [name for name in ours | theirs if ours.get(name) != theirs.get(name) and name not in hidden]
     fields = {name: [ours.get(name), theirs.get(name)] for name in names} if here and there else None
     organization_id = next((kind.organization_of(id, state.content) for state in (there, here) if state), None)
