@@ -47,6 +47,9 @@ class Mirrored(Base):
     """When it was last written, by the database's clock."""
     erased: Mapped[bool] = mapped_column(server_default=false())
     """Its personal data is blanked, and no event restores it (`worker.mirror.erasure`)."""
+    column_versions: Mapped[JsonObject | None]
+    """Of the columns that payloads may omit, those that a payload has contained: name → `[updated_at, event_at,
+    event_id]` of that payload, or null if that is the version of the row."""
 
 
 class UserAddress(Base):
