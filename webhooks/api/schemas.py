@@ -177,6 +177,8 @@ class Workspace(BaseModel):
     state: Literal["active", "deleted"]
     created_at: datetime | None
     updated_at: datetime | None
+    stripe_customer_id: str | None
+    metadata: JsonObject | None
 
 
 class Member(BaseModel):
@@ -191,6 +193,10 @@ class Member(BaseModel):
     status: str
     membership_id: str
     since: datetime | None
+    workspace_external_id: str | None
+    user_external_id: str | None
+    user_metadata: JsonObject | None
+    custom_attributes: JsonObject | None
 
 
 class Domain(BaseModel):
