@@ -34,6 +34,7 @@ class WorkspaceQuery(Paging):
     """Filters for workspaces."""
 
     state: Literal["active", "deleted"] | None = None
+    external_id: Text | None = None
 
 
 class InWorkspace(Paging):
@@ -47,6 +48,8 @@ class MemberQuery(InWorkspace):
 
     user_id: Id | None = None
     email: Text | None = None
+    workspace_external_id: Text | None = None
+    user_external_id: Text | None = None
 
 
 class AutoJoinQuery(Query):
