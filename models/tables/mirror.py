@@ -99,8 +99,8 @@ class Change(Base):
     object_id: Mapped[str]
     organization_id: Mapped[str | None]
     before: Mapped[JsonObject | None]
-    """The content and `state`; None for a new object. A domain also has `auto_join` and `auto_join_reason`; a user
-    and an invitation have `erased`."""
+    """The content and `state`; None for a new object. A domain also has `auto_join` and `auto_join_reason`; a user,
+    a membership and an invitation have `erased`."""
     after: Mapped[JsonObject]
     cause: Mapped[Cause]
     cause_id: Mapped[str]
