@@ -32,7 +32,12 @@ CONTENTS: dict[str, tuple[Kind, str, JSON]] = {
     "organization.created": (
         KINDS["organization"],
         ORG,
-        {"name": "Acme Rockets", "external_id": "workspace_17", "stripe_customer_id": None, "metadata": None},
+        {
+            "name": "Acme Rockets",
+            "external_id": "workspace_17",
+            "stripe_customer_id": "cus_SVTmZ3hbWn4QyK",
+            "metadata": {"tier": "diamond", "region": "eu-1"},
+        },
     ),
     "user.updated": (
         KINDS["user"],
@@ -124,11 +129,11 @@ CONTENTS: dict[str, tuple[Kind, str, JSON]] = {
 }
 """An event, and the content of its snapshot without its times."""
 CHANGED: dict[str, JSON] = {
-    "organization_membership.created": {"directory_managed": True},
+    "organization_membership.created": {"directory_managed": True, "custom_attributes": {}},
     "organization_domain.verified": {"domain": "ACME.example"},
 }
 GIVEN = {
-    "organization.created": ("external_id", "metadata"),
+    "organization.created": ("external_id", "stripe_customer_id", "metadata"),
     "user.updated": ("external_id", "metadata"),
     "organization_membership.created": ("custom_attributes",),
     "organization_role.updated": ("resource_type",),

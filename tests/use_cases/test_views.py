@@ -32,7 +32,7 @@ ACME, OTHER, GONE, UNKNOWN = "org_acme", "org_other", "org_gone", "org_unknown"
 
 
 def org(id: str) -> JSON:
-    return made("organization.created", id=id, name=f"The {id}", external_id=None)
+    return made("organization.created", id=id, name=f"The {id}", external_id=None, stripe_customer_id=None)
 
 
 def user(name: str) -> JSON:
