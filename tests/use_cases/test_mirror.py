@@ -10,7 +10,7 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import Engine
 
-from models.tables import Change
+from models.tables import Change, Read
 from models.views import auto_join_domains as auto_join_view
 from models.views import workspace_members, workspaces
 from tests.support import (
@@ -32,6 +32,7 @@ from tests.support.histories import broken_chains
 from tests.support.mirror import ACME, DOMAIN, MEMBER, MEMBERSHIP, ORG, USER, grant, take
 from worker.kinds import READERS
 from worker.kinds.role import Role
+from worker.mirror.read_requests import PARENT_MISSING
 
 INVITATION = sample("invitation.created")["data"]["id"]
 SAMPLES = sorted(path.stem for path in EVENTS.glob("*.json"))
@@ -248,10 +249,11 @@ def test_absent_is_not_null_in_any_order(local_endpoint: FlaskClient, local_engi
 
     given = {name: full["data"][name] for name in HOST_KEYS[type]}
     assert played(0, full, minimal) == played(1, minimal, full) == given
-    gone = dict.fromkeys(given)
+    gone = dict.fromkeys(given)  # the payload with nulls is newer than the full one, and older than the minimal one
     for place, events in enumerate(permutations((full, minimal, nulls)), start=2):
         assert played(place, *events) == gone
     assert broken_chains(rows(local_engine, Change)) == []
+    assert {row["reason"] for row in rows(local_engine, Read)} <= {PARENT_MISSING}
 
 
 def test_sign_in_of_a_user_changes_nothing(local_endpoint: FlaskClient, local_engine: Engine) -> None:
