@@ -47,6 +47,9 @@ class Mirrored(Base):
     """When it was last written, by the database's clock."""
     erased: Mapped[bool] = mapped_column(server_default=false())
     """Its personal data is blanked, and no event restores it (`worker.mirror.erasure`)."""
+    column_versions: Mapped[JsonObject | None]
+    """Of the columns that payloads may omit, those that a payload has contained: name → `[updated_at, event_at,
+    event_id]` of that payload, or null if that is the version of the row."""
 
 
 class UserAddress(Base):
@@ -96,8 +99,8 @@ class Change(Base):
     object_id: Mapped[str]
     organization_id: Mapped[str | None]
     before: Mapped[JsonObject | None]
-    """The content and `state`; None for a new object. A domain also has `auto_join` and `auto_join_reason`; a user
-    and an invitation have `erased`."""
+    """The content and `state`; None for a new object. A domain also has `auto_join` and `auto_join_reason`; a user,
+    a membership and an invitation have `erased`."""
     after: Mapped[JsonObject]
     cause: Mapped[Cause]
     cause_id: Mapped[str]

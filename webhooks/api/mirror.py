@@ -18,7 +18,7 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
     @spec.validate(resp=answers(schemas.Page[schemas.Workspace]), tags=["mirror"])
     def list_workspaces(query: schemas.WorkspaceQuery) -> Response:
         """List workspaces, ordered by id."""
-        rows = listings.list_workspaces(engine, state=query.state, after=query.after, limit=query.limit)
+        rows = listings.list_workspaces(engine, **query.model_dump())
         return page(schemas.Page[schemas.Workspace], rows, query.limit, "organization_id")
 
     @routes.get("/workspaces/<path:organization_id>")
@@ -31,7 +31,7 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
     @spec.validate(resp=answers(schemas.Page[schemas.Member]), tags=["mirror"])
     def list_members(query: schemas.MemberQuery) -> Response:
         """List the members who have access now, ordered by membership id. All filters must match."""
-        filters = query.model_dump(include={"organization_id", "user_id", "email"}, exclude_none=True)
+        filters = query.model_dump(exclude={"after", "limit"}, exclude_none=True)
         rows = listings.list_access(engine, filters, after=query.after, limit=query.limit)
         return page(schemas.Page[schemas.Member], rows, query.limit, "membership_id")
 

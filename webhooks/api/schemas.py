@@ -34,6 +34,7 @@ class WorkspaceQuery(Paging):
     """Filters for workspaces."""
 
     state: Literal["active", "deleted"] | None = None
+    external_id: Text | None = None
 
 
 class InWorkspace(Paging):
@@ -47,6 +48,8 @@ class MemberQuery(InWorkspace):
 
     user_id: Id | None = None
     email: Text | None = None
+    workspace_external_id: Text | None = None
+    user_external_id: Text | None = None
 
 
 class AutoJoinQuery(Query):
@@ -177,6 +180,8 @@ class Workspace(BaseModel):
     state: Literal["active", "deleted"]
     created_at: datetime | None
     updated_at: datetime | None
+    stripe_customer_id: str | None
+    metadata: JsonObject | None
 
 
 class Member(BaseModel):
@@ -191,6 +196,10 @@ class Member(BaseModel):
     status: str
     membership_id: str
     since: datetime | None
+    workspace_external_id: str | None
+    user_external_id: str | None
+    user_metadata: JsonObject | None
+    custom_attributes: JsonObject | None
 
 
 class Domain(BaseModel):
