@@ -11,7 +11,7 @@ from models.types import JsonObject, db_now
 
 
 class Via(StrEnum):
-    """How an action was requested. The API only reads, so it requests none."""
+    """How an action was requested. The API requests none."""
 
     CLI = "cli"
     PAGE = "page"

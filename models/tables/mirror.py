@@ -17,6 +17,8 @@ class Cause(StrEnum):
     RESYNC = "resync"
     OPERATOR = "operator"
     SETTINGS = "settings"
+    REFRESH = "refresh"
+    """A product asked for the object to be read from WorkOS."""
 
 
 class DeletedBy(StrEnum):

@@ -14,7 +14,7 @@ from models.types import db_now, db_now_plus, db_plus
 from tests.support import JSON, rows
 from tests.support.repair import settings
 from tests.support.resync import Clock
-from worker.queue.doorbell import Doorbell
+from worker.queue.doorbell import Doorbell, TailBell
 from worker.repair.tail import TAIL_ID, TAILS, EventTail, publish
 from worker.workos_api.client import WorkOSClient
 
@@ -26,7 +26,8 @@ class TailProcess:
         self._held = ExitStack()
         lease = self._held.enter_context(TAILS.lease(engine, TAIL_ID))
         assert lease is not None
-        tail = EventTail(engine, workos, lease, settings(**{"catch_up_lag_seconds": 60.0} | given), bell)
+        given = {"catch_up_lag_seconds": 60.0} | given
+        tail = EventTail(engine, workos, lease, settings(**given), bell, TailBell(bell.queue.connection))
         self.read, self.follow = tail.read, tail.follow
         self.close = self._held.close
 

@@ -35,5 +35,5 @@ def run(services: Services, stop: threading.Event) -> None:
         while not stop.is_set():
             with services.counters.contained(Place.LANE, "tail"), TAILS.lease(services.engine, TAIL_ID) as lease:
                 if lease is not None:
-                    EventTail(services.engine, workos, lease, settings, bell).follow(stop)
+                    EventTail(services.engine, workos, lease, settings, bell, services.tail_bell).follow(stop)
             stop.wait(settings.tail_seconds)

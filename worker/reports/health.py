@@ -190,6 +190,14 @@ def complete_to(engine: Engine) -> datetime | None:
         return tx.execute(select(Tail.complete_to)).scalar_one()
 
 
+def is_applied(engine: Engine, event_id: str) -> bool:
+    """Return whether an event has arrived and is applied, or an operator dismissed it."""
+    settled = (EventStatus.DONE, EventStatus.DISMISSED)
+    with read_transaction(engine) as tx:
+        found = select(Event.id).where(Event.id == event_id, Event.status.in_(settled))
+        return tx.execute(found).one_or_none() is not None
+
+
 def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
     """Measure the installation; raise `sqlalchemy.exc.DBAPIError` if the database is unavailable.
 
