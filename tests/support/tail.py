@@ -1,5 +1,6 @@
 """Helpers of the tests of bounded staleness: tail once, let time pass, ask."""
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -12,6 +13,7 @@ from models.database import in_transaction, session
 from models.tables import FailedEffect, MirrorState, Run, Tail
 from models.types import db_now, db_now_plus, db_plus
 from tests.support import JSON, rows
+from tests.support.processes import Command
 from tests.support.repair import settings
 from tests.support.resync import Clock
 from worker.queue.doorbell import Doorbell, TailBell
@@ -62,6 +64,12 @@ def filled(engine: Engine) -> None:
     """End the backfill."""
     values = {"backfilled_at": db_now(), "last_resync_at": db_now()}
     in_transaction(engine, lambda tx: tx.execute(update(MirrorState).values(values)))
+
+
+def tail_pids(command: Command) -> list[int]:
+    """The processes of a command that have tailed, the newest last."""
+    lines = [json.loads(line) for line in command.output().splitlines() if '"tail_started"' in line]
+    return [line["pid"] for line in lines]
 
 
 def state(engine: Engine) -> JSON:

@@ -284,7 +284,8 @@ def test_value_of_another_kind_is_refused_in_one_line(monkeypatch: pytest.Monkey
         assert problem.setting == name.upper() and problem.remedy, kind
         assert str(problem).isprintable() and "Input should" not in str(problem), kind
         assert name not in SECRETS or value not in str(problem), kind
-        assert getattr(reading.settings, name) == Settings.model_fields[name].default, kind
+        if name != "api_refresh_names":  # any word may be a name, but of no token
+            assert getattr(reading.settings, name) == Settings.model_fields[name].default, kind
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,9 @@ log = structlog.get_logger()
 TIMEOUT_SECONDS = 10.0
 """For one call. It is not retried: the next read follows soon, and a stop must not wait."""
 
+TAKEOVER_SECONDS = 5.0
+"""A process that may not tail looks at least this often whether the lease is free."""
+
 
 def run(services: Services, stop: threading.Event) -> None:
     """Tail the events API until `stop` is set, while no other process does."""
@@ -36,4 +39,4 @@ def run(services: Services, stop: threading.Event) -> None:
             with services.counters.contained(Place.LANE, "tail"), TAILS.lease(services.engine, TAIL_ID) as lease:
                 if lease is not None:
                     EventTail(services.engine, workos, lease, settings, bell, services.tail_bell).follow(stop)
-            stop.wait(settings.tail_seconds)
+            stop.wait(min(settings.tail_seconds, TAKEOVER_SECONDS))

@@ -197,7 +197,9 @@ def _secrets(settings: Settings) -> Iterator[Check]:
             yield _ok(name, ", ".join(tokens))
     if settings.api_tokens:
         refreshing = ", ".join(settings.api_refresh_names)
-        yield _ok("API_REFRESH_NAMES", f"may refresh: {refreshing}" if refreshing else "not set: every token only reads")
+        yield _ok(
+            "API_REFRESH_NAMES", f"may refresh: {refreshing}" if refreshing else "not set: every token only reads"
+        )
 
 
 def _workos(
