@@ -174,7 +174,7 @@ class Reading(NamedTuple):
         ]
 
 
-def load_settings(*required: str, **given: int | None) -> Settings:
+def load_settings(*required: str, **given: int | str | None) -> Settings:
     """Return the settings, of which `required` must be set. Those `given` and not None override the environment.
 
     Raises:
@@ -186,7 +186,7 @@ def load_settings(*required: str, **given: int | None) -> Settings:
     return reading.settings
 
 
-def read_settings(*required: str, **given: int | None) -> Reading:
+def read_settings(*required: str, **given: int | str | None) -> Reading:
     """Read and check all settings. `required` and `given` are those of `load_settings`. Nothing is raised."""
     found, problems = _collect()
     texts = {name: value for name, value in found.items() if name in FIELDS and value.text}
