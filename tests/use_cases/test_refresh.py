@@ -2,11 +2,13 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from redis import Redis
 from sqlalchemy import Engine, update
 from werkzeug.test import TestResponse
 
@@ -16,7 +18,7 @@ from models.types import db_now_plus
 from tests.support import JSON, accept, access, apply_all, made, mirrored, rows
 from tests.support.catch_up import begin
 from tests.support.processes import eventually
-from tests.support.resync import MEMBERSHIPS, Between, catch_up_with, changes, quietly
+from tests.support.resync import CLIENT_ID, MEMBERSHIPS, Between, catch_up_with, changes, quietly
 from tests.support.sandbox import Sandbox
 from tests.support.tail import filled, following, fresh, state
 from webhooks.api import waiting
@@ -24,7 +26,8 @@ from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.queue.doorbell import Doorbell
 from worker.repair.refresh import Target, request, work_due
-from worker.workos_api.client import WorkOSClient
+from worker.workos_api.bucket import TAIL, Buckets
+from worker.workos_api.client import WorkOSClient, open_client
 
 TOKEN, READER = "refresher-token-0123456789", "reader-token-0123456789"
 
@@ -263,6 +266,22 @@ def test_beyond_a_quarter_of_the_threads_nobody_waits(on_sqlite: Services, monke
     assert waits.is_alive()
     waits.join()
     assert {row["object_id"] for row in rows(on_sqlite.engine, Refresh)} == {"user_1", "user_2"}
+
+
+@pytest.mark.long
+def test_many_requests_do_not_slow_the_reads_of_events(
+    one_engine: Engine, sandbox: Sandbox, redis: Redis, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    """They take at most half of each interval, and so half of the tail's share, which is 10 calls a second."""
+    begin(one_engine, workos)
+    buckets = Buckets(redis, 1.0, own=TAIL)
+    limited = open_client(sandbox.api_key, CLIENT_ID, sandbox.base_url, buckets)
+    for number in range(30):
+        ask(one_engine, "user", f"user_{number}")
+    with closing(limited), following(one_engine, limited, bell, tail_seconds=1.0, workos_rate_share=1.0):
+        eventually(lambda: not rows(one_engine, Refresh), 30)
+    assert sandbox.calls["GET", "/events"] >= 5
+    assert state(one_engine)["interval_seconds"] == 1.0
 
 
 # Waiting for an event or a time

@@ -550,7 +550,7 @@ CONDITIONS = (
         severity=Severity.WARNING,
         measured="A new ROLE_MAP would promote too many members, and waits for approval.",
         measure=_role_map_withheld,
-        sentence="ROLE_MAP would make {promotions} of {members} members admins; it promotes nobody until it is approved",
+        sentence="ROLE_MAP would make {promotions} of {members} members admins; until approved, it promotes nobody",
         remedy="review it with workos-sync plan, then run workos-sync plan --approve {digest} --reason TEXT",
         section="A role map waits for approval",
     ),
