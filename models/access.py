@@ -128,8 +128,8 @@ def _require_fresh(found: Row[str, str], max_staleness: float | None, complete_t
     too_old = max_staleness is not None and not (known and 0 <= found.age_seconds <= max_staleness)
     behind = (complete_to - known).total_seconds() if complete_to and known else 0.0
     if known is None or too_old or behind > 0:
-        since = f"complete up to {known:%Y-%m-%dT%H:%M:%SZ}" if known else "never complete"
-        reason = f"the mirror is {since}{f'; {found.error}' if found.error else ''}"
+        since = f"is complete up to {known:%Y-%m-%dT%H:%M:%SZ}" if known else "was never complete"
+        reason = f"the mirror {since}{f'; {found.error}' if found.error else ''}"
         raise Stale(reason, known, max(5, min(60, math.ceil(behind))))
     if found.event_id == EXPIRED_EVENTS:
         reason = "events expired at WorkOS before they were read; run: workos-sync resync"
