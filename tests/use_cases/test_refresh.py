@@ -4,12 +4,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 from redis import Redis
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, delete, update
 from werkzeug.test import TestResponse
 
 from models.database import in_transaction
@@ -51,9 +52,9 @@ def engine(services: Services) -> Engine:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests wait for a fifth of a second."""
-    monkeypatch.setattr(waiting, "WAIT_SECONDS", 0.2)
+def wait_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """A function that sets for how many seconds requests wait."""
+    return partial(monkeypatch.setattr, waiting, "WAIT_SECONDS")
 
 
 @pytest.fixture
@@ -198,10 +199,15 @@ def test_nonsense_is_400_with_one_line(on_sqlite: Services) -> None:
     assert rows(on_sqlite.engine, Refresh) == []
 
 
-@pytest.mark.usefixtures("impatient", "member")
 def test_without_a_tail_it_is_202_and_read_later(
-    endpoint: FlaskClient, engine: Engine, sandbox: Sandbox, workos: WorkOSClient, member: JSON
+    endpoint: FlaskClient,
+    engine: Engine,
+    sandbox: Sandbox,
+    workos: WorkOSClient,
+    member: JSON,
+    wait_for: Callable[[float], None],
 ) -> None:
+    wait_for(0.2)
     quietly(sandbox.world, lambda: sandbox.world.update_membership(member["id"], role="admin"))
     response = post(endpoint, **pair(member))
     assert (response.status_code, response.json) == (202, {"error": None})
@@ -209,7 +215,7 @@ def test_without_a_tail_it_is_202_and_read_later(
     assert {found for *_, found in access(engine)} == {"admin"} and rows(engine, Refresh) == []
 
 
-@pytest.mark.usefixtures("impatient", "tailing")
+@pytest.mark.usefixtures("tailing")
 def test_while_workos_fails_it_is_202_with_the_reason_and_others_are_read(
     endpoint: FlaskClient, engine: Engine, sandbox: Sandbox, member: JSON
 ) -> None:
@@ -253,10 +259,9 @@ def test_a_request_that_cannot_be_carried_out_is_dropped_after_ten_minutes(engin
     assert [row["object_id"] for row in rows(engine, Refresh)] == ["user_new"]
 
 
-@pytest.mark.long
-def test_beyond_a_quarter_of_the_threads_nobody_waits(on_sqlite: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_a_quarter_of_the_threads_nobody_waits(on_sqlite: Services, wait_for: Callable[[float], None]) -> None:
     """One of four threads may wait. While it does, others are answered at once."""
-    monkeypatch.setattr(waiting, "WAIT_SECONDS", 2.0)
+    wait_for(30)
     app = create_app(on_sqlite)
     waits = threading.Thread(target=lambda: post(app.test_client(), kind="user", id="user_1"))
     waits.start()
@@ -264,8 +269,9 @@ def test_beyond_a_quarter_of_the_threads_nobody_waits(on_sqlite: Services, monke
     assert post(app.test_client(), kind="user", id="user_2").status_code == 202
     assert get(app.test_client(), wait="event_none").status_code == 503
     assert waits.is_alive()
-    waits.join()
     assert {row["object_id"] for row in rows(on_sqlite.engine, Refresh)} == {"user_1", "user_2"}
+    in_transaction(on_sqlite.engine, lambda tx: tx.execute(delete(Refresh)))
+    waits.join()
 
 
 @pytest.mark.long
@@ -292,8 +298,8 @@ def get(endpoint: FlaskClient, **query: Any) -> TestResponse:
     return endpoint.get("/api/v1/access", query_string=asked, headers={"Authorization": f"Bearer {READER}"})
 
 
-@pytest.mark.usefixtures("impatient")
-def test_access_waits_for_an_event(endpoint: FlaskClient, engine: Engine) -> None:
+def test_access_waits_for_an_event(endpoint: FlaskClient, engine: Engine, wait_for: Callable[[float], None]) -> None:
+    wait_for(0.1)
     event = made("user.updated")
     assert get(endpoint, wait=event["id"]).json == {
         "error": f"event {event['id']} is not applied",
@@ -303,10 +309,12 @@ def test_access_waits_for_an_event(endpoint: FlaskClient, engine: Engine) -> Non
     accept(endpoint, event)
     response = get(endpoint, wait=event["id"])
     assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
+    wait_for(30)
     applied = threading.Timer(0.05, apply_all, [engine])
     applied.start()
     assert get(endpoint, wait=event["id"]).json == {"role": None, "complete_to": None}
     applied.join()
+    wait_for(0.1)
     set_status = update(Event).values(status=EventStatus.FAILED)
     in_transaction(engine, lambda tx: tx.execute(set_status))
     assert get(endpoint, wait=event["id"]).status_code == 503
@@ -314,8 +322,8 @@ def test_access_waits_for_an_event(endpoint: FlaskClient, engine: Engine) -> Non
     assert get(endpoint, wait=event["id"]).status_code == 200
 
 
-@pytest.mark.usefixtures("impatient")
-def test_access_waits_for_a_time(endpoint: FlaskClient, engine: Engine) -> None:
+def test_access_waits_for_a_time(endpoint: FlaskClient, engine: Engine, wait_for: Callable[[float], None]) -> None:
+    wait_for(0.1)
     assert get(endpoint, wait="2026-01-01T00:00:00Z").json == {
         "error": "the mirror is not filled yet",
         "complete_to": None,
@@ -327,6 +335,7 @@ def test_access_waits_for_a_time(endpoint: FlaskClient, engine: Engine) -> None:
     assert get(endpoint, wait=known.isoformat()).status_code == 200
     behind = get(endpoint, wait=(known + timedelta(seconds=12)).isoformat())
     assert (behind.status_code, behind.headers["Retry-After"]) == (503, "12")
+    wait_for(30)
     moves = threading.Timer(0.05, fresh, [engine, 5])
     moves.start()
     assert get(endpoint, wait=(known + timedelta(seconds=12)).isoformat()).status_code == 200

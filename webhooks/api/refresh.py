@@ -1,7 +1,5 @@
 """The API route by which a product asks for something to be read from WorkOS at once."""
 
-from functools import partial
-
 from flask import Blueprint, Response, g, request
 from pydantic import ValidationError
 from spectree import SpecTree
@@ -36,7 +34,7 @@ def add(routes: Blueprint, spec: SpecTree, services: Services, waiting: Waiting)
 
         Give `kind` and `id`, or `organization_id` and `user_id`. The state was read after this request came.
 
-        202: it could not be read within five seconds, or too many requests wait. It is read later.
+        202: the read failed, has not ended within five seconds, or too many requests wait. It is made later.
 
         403: the token may only read the mirror. API_REFRESH_NAMES names those that may ask for this.
 
@@ -53,8 +51,10 @@ def add(routes: Blueprint, spec: SpecTree, services: Services, waiting: Waiting)
             return as_json(schemas.Error(error="the body is not JSON"), 400)
         id = in_transaction(engine, refreshes.request, target, g.token_name)
         bell.ring()
-        if not waiting.until(partial(refreshes.is_done, engine, id)):
-            return as_json(schemas.PendingRefresh(error=refreshes.error_of(engine, id)), 202)
+        waiting.until(lambda: any(refreshes.progress(engine, id)))  # after a failure, the next attempt takes too long
+        found = refreshes.progress(engine, id)
+        if not found.is_done:
+            return as_json(schemas.PendingRefresh(error=found.error), 202)
         response = _answer(target)
         response.headers["Cache-Control"] = "no-store"
         return response

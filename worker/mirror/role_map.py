@@ -118,6 +118,8 @@ def count_members(tx: Connection) -> int:
 def _store(tx: Connection, wanted: dict[str, str], withheld: JsonObject | None = None) -> None:
     # The lock waits for batches that have read the old map, so that none of them writes after re-mapping has begun.
     current = tx.execute(select(MirrorState.role_map).with_for_update()).scalar_one()
+    if current == wanted:
+        withheld = None  # it was approved meanwhile
     role_map = _less_access(current, wanted) if withheld else wanted
     tx.execute(update(MirrorState).values(withheld_role_map=withheld))
     if current != role_map:

@@ -20,7 +20,6 @@ log = structlog.get_logger()
 
 TIMEOUT_SECONDS = 10.0
 """For one call. It is not retried: the next read follows soon, and a stop must not wait."""
-
 TAKEOVER_SECONDS = 5.0
 """A process that may not tail looks at least this often whether the lease is free."""
 

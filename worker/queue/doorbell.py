@@ -79,7 +79,7 @@ class TailBell:
     def wait(self, seconds: float, stop: threading.Event) -> bool:
         """Wait up to `seconds`, below Redis's time-out, for a ring; return whether there was one.
 
-        If Redis is unavailable, wait for `stop`.
+        If Redis is unavailable, wait for `stop`; the next read, which needs Redis, reports it.
         """
         try:
             return self._redis.blpop([self.KEY], max(seconds, 0.01)) is not None

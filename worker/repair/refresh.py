@@ -52,6 +52,13 @@ class Target(NamedTuple):
     user_id: str = ""
 
 
+class Progress(NamedTuple):
+    """Whether what a request asked for is read and in the mirror; if not, why the last attempt failed, if one did."""
+
+    is_done: bool
+    error: str | None
+
+
 def request(tx: Connection, target: Target, requested_by: str) -> str:
     """Request a refresh for the API token with this name; return the request's id. Ring the tail's bell afterwards."""
     tx.execute(delete(Refresh).where(Refresh.requested_at < db_ago(KEPT)))
@@ -60,16 +67,11 @@ def request(tx: Connection, target: Target, requested_by: str) -> str:
     return id
 
 
-def is_done(engine: Engine, id: str) -> bool:
-    """Return whether what a request asked for has been read and written to the mirror."""
+def progress(engine: Engine, id: str) -> Progress:
+    """Return how far a request is."""
     with read_transaction(engine) as tx:
-        return tx.execute(select(Refresh.id).where(Refresh.id == id)).one_or_none() is None
-
-
-def error_of(engine: Engine, id: str) -> str | None:
-    """Return why the last attempt at a request failed; None if none did."""
-    with read_transaction(engine) as tx:
-        return tx.execute(select(Refresh.error).where(Refresh.id == id)).scalar_one_or_none()
+        row = tx.execute(select(Refresh.error).where(Refresh.id == id)).one_or_none()
+    return Progress(row is None, row.error if row else None)
 
 
 def unknown(tx: Connection, target: Target) -> str | None:
