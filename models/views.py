@@ -10,7 +10,7 @@ into a named query, so that they find rows by an index.
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import Column, Connection, Float, Integer, MetaData, Table, Text, inspect, text
+from sqlalchemy import Column, Connection, Float, Integer, MetaData, Subquery, Table, Text, column, inspect, text
 
 from models.types import JsonValue, UtcDateTime
 
@@ -180,6 +180,14 @@ GROUP BY holder.domain, holder.organization_id, own.default_role
 """,
 )
 """Domains that auto-join now: verified, by one live workspace only, of no public mail provider, not switched off."""
+
+
+def domains_that_can_auto_join() -> Subquery:
+    """Return the rows of `auto_join_domains` as they would be if `AUTO_JOIN` were on."""
+    columns = auto_join_domains.columns
+    query = VIEWS[auto_join_domains.name].query.replace("mirror.auto_join <> 'off'", "TRUE")
+    return text(query).columns(*(column(each.name, each.type) for each in columns)).subquery()
+
 
 auto_join_blocks = _view(
     "auto_join_blocks",

@@ -31,4 +31,17 @@ from models.tables.mirror import (
     PublicDomain,
     UserAddress,
 )
-from models.tables.runs import Drift, DriftAction, Listing, ListingState, Phase, Read, Run, RunStatus, Seen, Task, Tick
+from models.tables.runs import (
+    Drift,
+    DriftAction,
+    Listing,
+    ListingState,
+    Phase,
+    Read,
+    Refresh,
+    Run,
+    RunStatus,
+    Seen,
+    Task,
+    Tick,
+)

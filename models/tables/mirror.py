@@ -17,6 +17,8 @@ class Cause(StrEnum):
     RESYNC = "resync"
     OPERATOR = "operator"
     SETTINGS = "settings"
+    REFRESH = "refresh"
+    """A product asked for the object to be read from WorkOS."""
 
 
 class DeletedBy(StrEnum):
@@ -137,6 +139,8 @@ class MirrorState(Base):
     """WorkOS role slug → local role. All processes use this map."""
     remap_after: Mapped[str | None]
     """The last membership re-mapped since `role_map` changed (`''` at the start); None when re-mapping is complete."""
+    withheld_role_map: Mapped[JsonObject | None]
+    """A map that an operator must approve: `role_map`, the `promotions` that it would make, and all `members`."""
     auto_join: Mapped[AutoJoinMode] = mapped_column(server_default=AutoJoinMode.MIRROR)
     auto_join_existing: Mapped[bool] = mapped_column(server_default=false())
     """Whether people who signed up before their domain was verified join too."""
