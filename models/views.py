@@ -32,12 +32,15 @@ TIMES = {
 """Columns that hold a time."""
 NUMBERS = {"age_seconds", "smallest_bound_seconds"}
 """Columns that hold a number. All others hold text."""
+SOURCES = {name: name for name in ("memberships", "organizations", "users", "roles", "mirror")}
+"""The tables that `workspace_members` reads. `members_query` replaces them."""
 FUNCTIONS = {
     "sqlite": {
         "json_items": "json_each",
         "json_fields": "json_each",
         "time_now": "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')",
         "mirror_age": "(julianday('now') - julianday(tail.complete_at)) * 86400.0",
+        **SOURCES,
     },
     "postgresql": {
         "json_items": "jsonb_array_elements_text",
@@ -45,10 +48,11 @@ FUNCTIONS = {
         "time_now": "now()",
         # Not `now()`, which stands still in a transaction: a host in a long one would take old answers for new ones.
         "mirror_age": "CAST(EXTRACT(EPOCH FROM clock_timestamp() - tail.complete_at) AS double precision)",
+        **SOURCES,
     },
 }
 """What each database writes in its own way: the items of a JSON list (`value`), the fields of a JSON object (`key`,
-`value`), the time, and the age of `tail.complete_to` in seconds."""
+`value`), the time, and the age of `tail.complete_to` in seconds; and `SOURCES`."""
 VIEWS: dict[str, View] = {}
 """Every view by its name, in the order in which they are created."""
 
@@ -70,21 +74,21 @@ SELECT membership.organization_id, workspace.name AS workspace_name, membership.
        CASE WHEN membership.role = 'admin' AND NOT EXISTS (
               -- Of the member's roles that map to it, one must be a role of organizations.
               SELECT 1 FROM {json_items}(membership.workos_roles) AS held
-              CROSS JOIN mirror
+              CROSS JOIN {mirror} AS mirror
               JOIN {json_fields}(mirror.role_map) AS mapped ON mapped.key = held.value AND mapped.value = 'admin'
               WHERE NOT EXISTS (
-                SELECT 1 FROM roles AS other
+                SELECT 1 FROM {roles} AS other
                 WHERE other.id IN (held.value, membership.organization_id || '/' || held.value)
                   AND other.resource_type <> 'organization'))
             THEN 'member' ELSE membership.role END AS role,
        membership.workos_role, membership.status, membership.id AS membership_id, membership.created_at AS since
-FROM memberships AS membership
-JOIN organizations AS workspace ON workspace.id = membership.organization_id AND workspace.deleted_by IS NULL
-JOIN users AS person ON person.id = membership.user_id AND person.deleted_by IS NULL
+FROM {memberships} AS membership
+JOIN {organizations} AS workspace ON workspace.id = membership.organization_id AND workspace.deleted_by IS NULL
+JOIN {users} AS person ON person.id = membership.user_id AND person.deleted_by IS NULL
 WHERE membership.deleted_by IS NULL AND membership.status = 'active'
   -- Of several active memberships of a person in a workspace, the newest counts.
   AND NOT EXISTS (
-    SELECT 1 FROM memberships AS newer
+    SELECT 1 FROM {memberships} AS newer
     WHERE newer.organization_id = membership.organization_id AND newer.user_id = membership.user_id
       AND newer.deleted_by IS NULL AND newer.status = 'active'
       AND (newer.created_at, newer.id) > (membership.created_at, membership.id))
@@ -94,6 +98,15 @@ WHERE membership.deleted_by IS NULL AND membership.status = 'active'
 
 A role of another resource type than `organization` is never a member's role: it counts as `member`.
 """
+
+
+def members_query(dialect: str, prefix: str) -> str:
+    """Return the query of `workspace_members` over other tables: those in `SOURCES`, with `prefix` before their names.
+
+    They must have the columns that the view reads.
+    """
+    return VIEWS["workspace_members"].query.format_map(FUNCTIONS[dialect] | {n: f"{prefix}{n}" for n in SOURCES})
+
 
 workspaces = _view(
     "workspaces",

@@ -26,7 +26,7 @@ from models.access import auto_join_for, role_of, workspaces_of
 from models.database import open_engine, session, write_transaction
 from models.migrate import upgrade
 from models.tables import MirrorState, Tail
-from models.types import db_now
+from models.types import db_now, db_now_plus
 from worker.kinds.membership import Membership
 
 CALLS = 300
@@ -65,8 +65,28 @@ FILL = {
 """Table → what is inserted for each number n. A tenth of the workspaces have settings, joins and unblocked ones."""
 
 
-def fill(engine: Engine, members: int) -> None:
-    """Create `members` memberships, ten to a workspace, each workspace with a verified domain."""
+CONTENT = (
+    """CAST('{{"state": "active", "created_at": "2026-01-01T00:00:00+00:00", "status": "active", "user_id": "user_' """
+    """|| m || '", "organization_id": "org_' || (m / {each}) || '", "workos_roles": ["' || {role} || '"], "role": "' """
+    """|| {role} || '", "workos_role": "' || {role} || '", "directory_managed": null}}' AS {json})"""
+)
+CHANGES = (
+    "INSERT INTO changes (at, kind, object_id, organization_id, before, after, cause, cause_id) "
+    "SELECT {at}, 'membership', 'om_' || m, 'org_' || (m / {each}), CASE WHEN day > 0 THEN {before} END, {after}, "
+    "'event', 'event_' || n "
+    "FROM (SELECT n, n / {members} AS day, n - n / {members} * {members} AS m FROM ({series}) AS s) AS t ORDER BY n"
+)
+DIALECT = {
+    "sqlite": {"json": "text", "at": "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now', '-' || ({days} - day) || ' days')"},
+    "postgresql": {"json": "jsonb", "at": "now() - make_interval(days => {days} - day)"},
+}
+
+
+def fill(engine: Engine, members: int, days: int = 0) -> None:
+    """Create `members` memberships, ten to a workspace, each workspace with a verified domain.
+
+    The role of every membership has changed once a day in the last `days` days.
+    """
     kind = engine.dialect.name
     now = "now()" if kind == "postgresql" else "'2026-01-01T00:00:00.000000+00:00'"
     with write_transaction(engine) as tx:
@@ -74,9 +94,21 @@ def fill(engine: Engine, members: int) -> None:
             number = members if name in ("users", "memberships", "user_addresses") else members // PER_ORGANIZATION
             sql = f"INSERT INTO {name} {values} FROM ({SERIES[kind]}) AS t".format(now=now, each=PER_ORGANIZATION)
             tx.execute(text(sql), {"most": number})
-        tx.execute(update(MirrorState).values(listed_kinds=["permission"], backfilled_at=db_now()))
+        if days:
+            tx.exec_driver_sql(_changes(kind, members, days))
+        filled_at = db_now_plus(-86_400 * (days + 1))
+        tx.execute(update(MirrorState).values(listed_kinds=["permission"], backfilled_at=filled_at))
         tx.execute(update(Tail).values(complete_to=db_now(), complete_at=db_now()))
         tx.execute(text("ANALYZE"))
+
+
+def _changes(kind: str, members: int, days: int) -> str:
+    own = DIALECT[kind]
+    roles = (f"CASE WHEN (({days} - ({day})) & 1) = 1 THEN 'member' ELSE 'admin' END" for day in ("day + 1", "day"))
+    before, after = (CONTENT.format(each=PER_ORGANIZATION, role=role, json=own["json"]) for role in roles)
+    parts = {"at": own["at"].format(days=days), "before": before, "after": after}
+    series = SERIES[kind].replace(":most", str(members * days))
+    return CHANGES.format(each=PER_ORGANIZATION, members=members, series=series, **parts)
 
 
 def plan(engine: Engine, call: Callable[[Session], object]) -> list[str]:

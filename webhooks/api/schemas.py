@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from models.access import LARGEST_BOUND
 from models.tables import Action, Via
@@ -46,7 +46,18 @@ class MemberQuery(InWorkspace):
     """Filters for members: by workspace, by person, or both."""
 
     user_id: Id | None = None
-    email: Text | None = None
+    email: Annotated[Text | None, Field(description="An address that the person has now.")] = None
+    at: Annotated[
+        AwareDatetime | None,
+        Field(description="Answer as the mirror did at this time: ISO 8601 with an offset. Needs a filter."),
+    ] = None
+
+    @field_validator("at")
+    @classmethod
+    def _needs_filter(cls, at: datetime | None, given: ValidationInfo) -> datetime | None:
+        if at is not None and not any(given.data.get(name) for name in ("organization_id", "user_id", "email")):
+            raise ValueError("needs organization_id, user_id or email")
+        return at
 
 
 class AutoJoinQuery(Query):
@@ -191,6 +202,20 @@ class Member(BaseModel):
     status: str
     membership_id: str
     since: datetime | None
+
+
+class ListedMember(Member):
+    """A person who has access to a workspace; with `at`, also the last change of this access until then.
+
+    These fields are null without `at`, and if the change has been pruned.
+    """
+
+    changed_at: datetime | None = None
+    cause: str | None = None
+    cause_id: str | None = None
+    actor_id: str | None = None
+    actor_name: str | None = None
+    actor_source: str | None = None
 
 
 class Domain(BaseModel):

@@ -10,12 +10,13 @@ import structlog
 from sqlalchemy import Connection, Engine, select, update
 
 from models.database import in_transaction
-from models.tables import Action, Cause, MirrorState, Via
+from models.tables import ROLE_MAP, Action, Cause, MirrorState, Via
 from worker import audit
 from worker.decision.decide import State
 from worker.decision.roles import local_role
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows
+from worker.mirror.change_rows import ChangeRow
 
 log = structlog.get_logger()
 
@@ -46,6 +47,8 @@ def _store(tx: Connection, role_map: dict[str, str]) -> None:
         pairs = {slug: [current.get(slug), role_map.get(slug)] for slug in sorted(current | role_map)}
         changed = {slug: pair for slug, pair in pairs.items() if pair[0] != pair[1]}
         audit.note(tx, audit.Actor(SETTING, Via.SETTINGS), Action.CHANGE_ROLE_MAP, roles=changed)
+        before, after = {"roles": current}, {"roles": role_map}
+        note_changes(tx, [ChangeRow(ROLE_MAP, SETTING, None, before, after, Cause.SETTINGS, SETTING)])
 
 
 def _remap_batch(tx: Connection) -> int | None:
