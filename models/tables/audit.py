@@ -40,6 +40,7 @@ class Action(StrEnum):
     """`AUTO_JOIN` or `AUTO_JOIN_EXISTING`."""
     CHANGE_ROLE_MAP = "change_role_map"
     FORGET = "forget"
+    REVIEW = "review"
     REGISTER = "register"
     MIGRATE = "migrate"
 

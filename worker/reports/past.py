@@ -32,7 +32,7 @@ from sqlalchemy.sql.elements import KeyedColumnElement
 from models.bulk import is_any_of
 from models.rows import all_rows
 from models.tables import ROLE_MAP, Change, DeletedBy, MirrorState
-from models.types import Record, UtcDateTime, db_clock, recorded_time
+from models.types import Record, UtcDateTime, db_clock, db_now, recorded_time
 from models.views import members_query, workspace_members, workspaces
 from worker.errors import FutureTimeError, NotKeptError
 from worker.kinds import Kind
@@ -60,6 +60,11 @@ class Moment(NamedTuple):
     change_id: int
 
 
+def now(tx: Connection) -> Moment:
+    """Return the moment at which `tx` reads; raises as `moment_of`."""
+    return moment_of(tx, tx.execute(select(db_now())).scalar_one())
+
+
 def moment_of(tx: Connection, at: datetime) -> Moment:
     """Return the moment at an aware time.
 
@@ -67,9 +72,9 @@ def moment_of(tx: Connection, at: datetime) -> Moment:
         FutureTimeError: the time has not come yet, by the database's clock.
         NotKeptError: what the mirror contained then cannot be reconstructed.
     """
-    columns = (db_clock().label("now"), MirrorState.backfilled_at, MirrorState.changes_dropped_at)
-    now, filled_at, dropped_at = tx.execute(select(*columns)).one()
-    if at > now:
+    columns = (db_clock(), MirrorState.backfilled_at, MirrorState.changes_dropped_at)
+    present, filled_at, dropped_at = tx.execute(select(*columns)).one()
+    if at > present:
         raise FutureTimeError(f"{_iso(at)} is in the future")
     if filled_at is None:
         raise NotKeptError("the mirror is not filled yet, so it has no past; see: workos-sync status")
