@@ -33,7 +33,11 @@ TIMES = {
 NUMBERS = {"age_seconds", "smallest_bound_seconds"}
 """Columns that hold a number. All others hold text."""
 SOURCES = {name: name for name in ("memberships", "organizations", "users", "roles", "mirror")}
-"""The tables that `workspace_members` reads. `members_query` replaces them."""
+SOURCES["siblings"] = "memberships"
+"""Name in the query of `workspace_members` → the table that it reads. `members_query` replaces them.
+
+`siblings` needs only the memberships of people who have several in a workspace.
+"""
 FUNCTIONS = {
     "sqlite": {
         "json_items": "json_each",
@@ -88,7 +92,7 @@ JOIN {users} AS person ON person.id = membership.user_id AND person.deleted_by I
 WHERE membership.deleted_by IS NULL AND membership.status = 'active'
   -- Of several active memberships of a person in a workspace, the newest counts.
   AND NOT EXISTS (
-    SELECT 1 FROM {memberships} AS newer
+    SELECT 1 FROM {siblings} AS newer
     WHERE newer.organization_id = membership.organization_id AND newer.user_id = membership.user_id
       AND newer.deleted_by IS NULL AND newer.status = 'active'
       AND (newer.created_at, newer.id) > (membership.created_at, membership.id))

@@ -18,6 +18,7 @@ from sqlalchemy import (
     FromClause,
     Select,
     case,
+    exists,
     func,
     literal,
     null,
@@ -36,7 +37,7 @@ from models.types import Record, UtcDateTime, db_clock, db_now, recorded_time
 from models.views import members_query, workspace_members, workspaces
 from worker.errors import FutureTimeError, NotKeptError
 from worker.kinds import Kind
-from worker.kinds.membership import MEMBERSHIP
+from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import ORGANIZATION, Organization
 from worker.kinds.role import ROLE
 from worker.kinds.user import USER
@@ -89,13 +90,13 @@ def _iso(at: datetime) -> str:
     return at.isoformat().replace("+00:00", "Z")
 
 
-def states(kind: Kind, moment: Moment | None, *which: ColumnElement[bool]) -> CTE:
+def states(kind: Kind, moment: Moment | None, *which: ColumnElement[bool], name: str = "") -> CTE:
     """Return the objects of a kind with their key, `deleted_by` and content at a moment; None is now, with all columns.
 
     `which` are conditions on their rows now. An object that a resync found deleted counts as deleted by an event.
     """
     table = kind.table.__table__
-    name = f"{PREFIX}{kind.table.__tablename__}"
+    name = f"{PREFIX}{name or kind.table.__tablename__}"
     if moment is None:
         return select(table).where(*which).cte(name)
     later = aliased(Change)
@@ -136,6 +137,17 @@ def _recorded(column: KeyedColumnElement[Any], content: Any) -> Any:
     return value.as_string()
 
 
+def _siblings(moment: Moment, *which: ColumnElement[bool]) -> CTE:
+    """Return the memberships at a moment of people who have several in a workspace.
+
+    There are few, while comparing each member with each takes long.
+    """
+    other = aliased(Membership)
+    same = (other.organization_id == Membership.organization_id, other.user_id == Membership.user_id)
+    several = exists().where(*same, other.id != Membership.id)
+    return states(MEMBERSHIP, moment, *which, several, name="siblings")
+
+
 def _role_maps(moment: Moment) -> CTE:
     """Return the table `mirror` with the role map at a moment."""
     later = aliased(Change)
@@ -152,7 +164,7 @@ def members(tx: Connection, moment: Moment | None, *which: ColumnElement[bool]) 
     if moment is None:
         return workspace_members
     sources = [states(kind, moment) for kind in (ORGANIZATION, USER, ROLE)]
-    sources += [states(MEMBERSHIP, moment, *which), _role_maps(moment)]
+    sources += [states(MEMBERSHIP, moment, *which), _siblings(moment, *which), _role_maps(moment)]
     query = text(members_query(tx.dialect.name, PREFIX)).columns(*workspace_members.c)
     return query.add_cte(*sources).subquery("members")
 
