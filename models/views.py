@@ -33,7 +33,7 @@ TIMES = {
 NUMBERS = {"age_seconds", "smallest_bound_seconds"}
 """Columns that hold a number. All others hold text."""
 SOURCES = {name: name for name in ("memberships", "organizations", "users", "roles", "mirror")}
-SOURCES["siblings"] = "memberships"
+SOURCES |= {"siblings": "memberships"}
 """Name in the query of `workspace_members` → the table that it reads. `members_query` replaces them.
 
 `siblings` needs only the memberships of people who have several in a workspace.

@@ -176,7 +176,7 @@ def test_commands_at_a_time() -> None:
     )
     assert "Bea (user_boss) by dashboard" in run("members", ORG, "--at", "1d").stdout
     assert report("members", ORG)["members"] == []
-    assert "the mirror has no workspace" in run("members", ORG, "--at", "108h", exit_code=1).stderr
+    assert "the mirror had no workspace" in run("members", ORG, "--at", "108h", exit_code=1).stderr
     assert "the earliest time is" in run("members", ORG, "--at", "6d", exit_code=2).stderr
     assert "in the future" in run("members", ORG, "--at", "2999-01-01", exit_code=2).stderr
 

@@ -43,7 +43,8 @@ def chosen_time() -> datetime | None:
     """Return the time, in UTC, that the query parameter `at` names; None if it is empty. 400 for anything else."""
     text = request.args.get("at", "").strip()
     try:
-        return datetime.fromisoformat(text).replace(tzinfo=UTC) if text else None
+        at = datetime.fromisoformat(text) if text else None
+        return at.replace(tzinfo=UTC) if at and at.tzinfo is None else at
     except ValueError:
         abort(400, "at is not a time such as 2026-01-31T12:30:00, in UTC")
 

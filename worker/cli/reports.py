@@ -28,7 +28,7 @@ def members(organization: str, at: datetime | None, as_json: bool) -> None:
     """List the people with access to a workspace, and their roles."""
     then = "" if at is None else f" at {at:%Y-%m-%d %H:%M:%S} UTC"
     found = listings.list_members(migrated_engine(), organization, at)
-    workspace = known(found, f"the mirror has no workspace {organization}{then.replace(' at', ' as of')}")
+    workspace = known(found, f"the mirror {'had' if then else 'has'} no workspace {organization}{then}")
     if as_json:
         output.json(workspace)
         return

@@ -104,10 +104,8 @@ def states(kind: Kind, moment: Moment | None, *which: ColumnElement[bool], name:
     unchanged = later.id.is_(None)
     deleted = later.before["state"].as_string() == "deleted"
     deleted_by = case((unchanged, table.c.deleted_by), (deleted, literal(DeletedBy.EVENT)), else_=null())
-    content = [
-        case((unchanged, table.c[name]), else_=_recorded(table.c[name], later.before)).label(name)
-        for name in kind.columns
-    ]
+    columns = (table.c[column] for column in kind.columns)
+    content = [case((unchanged, own), else_=_recorded(own, later.before)).label(own.name) for own in columns]
     query = select(table.c.id, deleted_by.label("deleted_by"), *content).select_from(joined)
     existed = or_(unchanged, later.before.is_not(None))
     return query.where(existed, *which).cte(name)

@@ -47,7 +47,7 @@ dt { float: left; clear: left; width: 12em; font-weight: bold; } .lost, .gained,
 """
 
 
-class Change(StrEnum):
+class AccessChange(StrEnum):
     """How a person's access differs from the time of the previous review."""
 
     GAINED = "gained"
@@ -163,12 +163,12 @@ def _place(row: Record) -> tuple[str, str, str]:
     return row["organization_id"], row["email"] or "", row["user_id"]
 
 
-def _change(row: Record) -> Change:
+def _change(row: Record) -> AccessChange:
     if row["previous_role"] is None:
-        return Change.GAINED
+        return AccessChange.GAINED
     if row["role"] is None:
-        return Change.LOST
-    return Change.NONE if row["role"] == row["previous_role"] else Change.CHANGED
+        return AccessChange.LOST
+    return AccessChange.NONE if row["role"] == row["previous_role"] else AccessChange.CHANGED
 
 
 def _text(value: object) -> str:
