@@ -112,6 +112,9 @@ def test_a_review_names_the_resync_that_verified_the_mirror(mirror: Callable[...
         tx.execute(update(Run).values(status="done", finished_at=db_now_plus(-60)))
     assert read()["verified_by_resync"] == run_id
     assert read("--at", "1h")["verified_by_resync"] is None
+    with write_transaction(engine) as tx:
+        tx.execute(update(Run).values(total=3))  # it could not list some organizations
+    assert read()["verified_by_resync"] is None
 
 
 def test_csv_has_no_formulas(mirror: Callable[..., None]) -> None:

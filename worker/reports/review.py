@@ -114,12 +114,13 @@ def _facts(
 ) -> Record:
     """Return what the review is about, and how complete the mirror is. Times are ISO 8601 text in UTC."""
     full = (Run.task == Task.RESYNC, Run.status == RunStatus.DONE, Run.organization_id.is_(None), ~Run.dry_run)
-    ended = select(Run.id, Run.finished_at).where(*full, Run.approves.is_(None), Run.finished_at <= moment.at)
+    compared_all = (Run.approves.is_(None), Run.total.is_(None))
+    ended = select(Run.id, Run.finished_at).where(*full, *compared_all, Run.finished_at <= moment.at)
     resync = one_row(tx, ended.order_by(Run.finished_at.desc()).limit(1)) or {}
     facts = {
         "as_of": moment.at,
         "since": since,
-        "organization_id": organization_id,
+        "scope": organization_id or "all workspaces",
         "complete_to": tx.execute(select(Tail.complete_to)).scalar_one(),
         "verified_by_resync": resync.get("id"),
         "verified_at": resync.get("finished_at"),
@@ -212,13 +213,17 @@ def _html(facts: Record, rows: Iterable[Record]) -> Iterator[str]:
         yield f"<h2>{escape(first['workspace_name'] or 'Unnamed')} ({escape(first['organization_id'])})</h2>\n"
         yield f"<table><thead><tr>{''.join(f'<th>{_label(name)}' for name in (*MEMBER, *CHANGE))}</thead>\n"
         for row in chain([first], of_workspace):
-            cells = "".join(f"<td>{escape(_text(row[name]))}" for name in (*MEMBER, *CHANGE))
+            cells = "".join(f"<td>{escape(_shown(row[name]))}" for name in (*MEMBER, *CHANGE))
             yield f'<tr class="{row["change"] or ""}">{cells}\n'
         yield "</table>\n"
 
 
 def _label(name: str) -> str:
-    return name.replace("_", " ").capitalize()
+    return name.replace("_", " ").capitalize().replace("Workos", "WorkOS")
+
+
+def _shown(value: object) -> str:
+    return f"{value:%Y-%m-%d %H:%M:%S} UTC" if isinstance(value, datetime) else _text(value)
 
 
 FORMATS: dict[str, tuple[Callable[[Record, Iterable[Record]], Iterator[str]], str]] = {
