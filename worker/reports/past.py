@@ -143,7 +143,7 @@ def _siblings(moment: Moment, *which: ColumnElement[bool]) -> CTE:
     other = aliased(Membership)
     same = (other.organization_id == Membership.organization_id, other.user_id == Membership.user_id)
     several = exists().where(*same, other.id != Membership.id)
-    return states(MEMBERSHIP, moment, *which, several, name="siblings")
+    return states(MEMBERSHIP, moment, *which, several, name="siblings").prefix_with("MATERIALIZED")
 
 
 def _role_maps(moment: Moment) -> CTE:
