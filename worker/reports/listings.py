@@ -208,9 +208,7 @@ def list_access(
     """
     with read_transaction(engine) as tx:
         moment = None if at is None else moment_of(tx, at)
-        of_membership = {
-            name: value for name, value in filters.items() if name in ("organization_id", "user_id", "email")
-        }
+        of_membership = {name: value for name, value in filters.items() if not name.endswith("external_id")}
         view = members(tx, moment, *_filter(Membership.__table__, of_membership))
         query = select(view).where(*_filter(view, filters)).order_by(view.c.membership_id).limit(limit)
         rows = all_rows(tx, query if after is None else query.where(view.c.membership_id > after))
