@@ -32,3 +32,4 @@ from models.tables.mirror import (
     UserAddress,
 )
 from models.tables.runs import Drift, DriftAction, Listing, ListingState, Phase, Read, Run, RunStatus, Seen, Task, Tick
+from models.tables.sessions import Revocation, RevocationState

@@ -21,8 +21,8 @@ from worker.errors import (
     RateLimitedError,
     WorkOSError,
 )
-from worker.workos_api.bucket import ALL, USER_READS, USER_WRITES, Buckets
-from worker.workos_api.calls import Answer, CallError
+from worker.workos_api.bucket import ALL, REVOKES, USER_READS, USER_WRITES, Buckets, Limit
+from worker.workos_api.calls import NOTHING, Answer, CallError
 
 if TYPE_CHECKING:
     from worker.workos_api.sdk import Sdk
@@ -63,7 +63,7 @@ class LastPageError(WorkOSError):
 
 
 class WorkOSClient:
-    """Reads objects, listings and events; writes webhook endpoints, and memberships of people who join by domain.
+    """Reads objects, listings and events; writes webhook endpoints and memberships; ends sessions.
 
     Each call waits for a token of the rate limits. Unless a method says otherwise, it raises `InvalidApiKeyError`
     (WorkOS's own 401 or 403), `BadRequestError` (400, 409, 422), `RateLimitedError` (429), `NotFoundError` (WorkOS's
@@ -155,6 +155,22 @@ class WorkOSClient:
         """Make an active membership inactive and return it; raise as `create_membership`."""
         return _require("organization_memberships", self._send("put", (*MEMBERSHIPS, id, "deactivate"), {}), {"id": id})
 
+    def sessions_of(self, user_id: str, after: str | None = None) -> Page:
+        """List a user's sessions in all organizations and in none, impersonated ones included."""
+        page = self.list_page(("user_management", "users", user_id, "sessions"), after=after)
+        for item in page.items:
+            if not isinstance(_require("sessions", item, {"user_id": user_id}).get("id"), str):
+                raise WorkOSError("sessions: a session without an id")
+        return page
+
+    def revoke_session(self, id: str) -> None:
+        """End a session, within a limit of its own; raise as `create_membership`. WorkOS may answer without a body."""
+        try:
+            self._once("post", ("user_management", "sessions", "revoke"), {"session_id": id}, more=(REVOKES,))
+        except CallError as error:
+            if error.name != NOTHING:
+                raise _translated(error, ("user_management", "sessions")) from error
+
     def webhook_endpoints(self, after: str | None) -> Page:
         """List webhook endpoints, oldest first."""
         return self.list_page(("webhook_endpoints",), after=after)
@@ -202,9 +218,17 @@ class WorkOSClient:
         except CallError as error:
             raise _translated(error, path) from error
 
-    def _once(self, method: str, path: tuple[str, ...], sent: JsonObject, deadline: float = math.inf) -> Answer:
+    def _once(
+        self,
+        method: str,
+        path: tuple[str, ...],
+        sent: JsonObject,
+        deadline: float = math.inf,
+        more: tuple[Limit, ...] = (),
+    ) -> Answer:
+        """Make one call, within the limits of its path and `more`."""
         user_limit = USER_READS if method == "get" else USER_WRITES
-        self._buckets.take(ALL, *((user_limit,) if path[0] == "user_management" else ()))
+        self._buckets.take(ALL, *((user_limit,) if path[0] == "user_management" else ()), *more)
         if time.monotonic() > deadline:  # after the wait for a token
             raise DeadlinePassedError(f"/{'/'.join(path[:2])}: not sent, it is too late")
         with self._counting:
