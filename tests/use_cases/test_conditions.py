@@ -31,6 +31,7 @@ from tests.support.conditions import (
     queued,
     resync_failed,
     resync_late,
+    sessions_not_revoked,
     stop_webhooks,
     tail_slowed,
     unmapped,
@@ -148,7 +149,10 @@ def no_worker(services: Services, _endpoint: FlaskClient) -> None:
 
 withheld = drifted(1, "extra", "withheld")
 
-WITHOUT_TILE = {"backfilling", "join_failed", "no_clock", "no_worker", "queued_without_worker", "unread_objects"}
+WITHOUT_TILE = {
+    *("backfilling", "join_failed", "no_clock", "no_worker", "queued_without_worker", "sessions_not_revoked"),
+    "unread_objects",
+}
 """Conditions that no tile of the overview is about."""
 FAULTS: dict[str, tuple[str, Fault]] = {
     "failed_events": ("problem", failed),
@@ -171,6 +175,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "backfilling": ("problem", backfilling),
     "bound_missed": ("problem", bound_missed),
     "tail_slowed": ("warning", tail_slowed),
+    "sessions_not_revoked": ("problem", sessions_not_revoked),
 }
 
 
@@ -196,7 +201,7 @@ def test_all_reports_agree_on_a_condition(name: str, working: FlaskClient, servi
 
     api = working.get("/api/v1/status", headers=API)
     assert {each["name"]: each["severity"] for each in api.get_json()["conditions"]} == {name: severity}
-    trusted = severity == "warning" or name == "hook_failed"
+    trusted = severity == "warning" or name in ("hook_failed", "sessions_not_revoked")
     assert (api.status_code, api.get_json()["trusted"], api.get_json()["reasons"]) == (
         200 if trusted else 503,
         trusted,
