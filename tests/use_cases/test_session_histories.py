@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from random import Random
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ class Life:
     WITHOUT_EVENT = ("leaves", "is_deactivated", "is_deleted", "closes")
 
     def __init__(self, stage: SessionStage) -> None:
-        self.stage, self.world, self.dice = stage, stage.world, Random(0)
+        self.stage, self.world, self.dice, self.numbers = stage, stage.world, Random(0), count()
         self.workspaces = [stage.workspace() for _ in range(2)]
         self.people = [self.new_person() for _ in range(2)]
         self.wrong: list[str] = []
@@ -70,10 +71,12 @@ class Life:
                 act(who, where)
         else:
             act(who, where)
+        self.people = [id if id in self.world.users else self.new_person() for id in self.people]
+        self.workspaces = [id if id in self.world.organizations else self.stage.workspace() for id in self.workspaces]
         self.stage.clock.advance(seconds=2)
 
     def new_person(self) -> str:
-        return str(self.world.create_user(f"p{len(self.world.events)}@acme.example")["id"])
+        return str(self.world.create_user(f"p{next(self.numbers)}@acme.example")["id"])
 
     # WorkOS
 
@@ -96,12 +99,10 @@ class Life:
     def is_deleted(self, who: str, _where: str) -> None:
         self.stage.sandbox.knobs.children_deleted = self.dice.random() < 0.5
         self.world.delete_user(who)
-        self.people[self.people.index(who)] = self.new_person()
 
     def closes(self, _who: str, where: str) -> None:
         self.stage.sandbox.knobs.children_deleted = self.dice.random() < 0.5
         self.world.delete_organization(where)
-        self.workspaces[self.workspaces.index(where)] = self.stage.workspace()
 
     def signs_in(self, who: str, where: str) -> None:
         if self.has_access(who, where):

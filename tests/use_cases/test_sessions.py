@@ -1,9 +1,11 @@
 """REVOKE_SESSIONS=on: WorkOS sessions of people who lost access end, and no others."""
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 
 import pytest
 from click.testing import CliRunner
+from redis import Redis
 from sqlalchemy import Engine, update
 
 from models.database import in_transaction
@@ -12,7 +14,7 @@ from models.types import db_now_plus
 from tests.support import JSON, rows
 from tests.support.auto_join import apply_events
 from tests.support.ops import TOKEN, sign_in
-from tests.support.resync import read_due, resync
+from tests.support.resync import CLIENT_ID, read_due, resync
 from tests.support.sessions import LISTING, REVOKE, SessionStage, pending
 from webhooks.app import create_app
 from worker.bootstrap import Services
@@ -21,7 +23,8 @@ from worker.errors import InvalidApiKeyError, WorkOSError
 from worker.mirror import lost_access
 from worker.mirror.retention import Periods, retain
 from worker.reports.explain import explain
-from worker.workos_api.bucket import REVOKES, USER_WRITES
+from worker.workos_api.bucket import REVOKES, USER_WRITES, Buckets
+from worker.workos_api.client import open_client
 
 Ends = Callable[[SessionStage, str, str], object]
 """Ends the access to a workspace through a membership."""
@@ -166,6 +169,25 @@ def test_access_that_comes_back_while_sessions_are_read(session_stages: SessionS
 
     stage.sandbox.on_request = come_back
     stage.run_worker()
+    assert len(stage.active()) == 1 and revocation(stage.engine)["state"] == "dropped"
+
+
+def test_access_that_comes_back_while_the_worker_waits_for_the_rate_limit(
+    one_session_stage: SessionStage, redis: Redis
+) -> None:
+    stage = one_session_stage
+    _, _, membership = stage.member_with_session()
+    stage.world.deactivate_membership(membership)
+    stage.receive_events()
+
+    def come_back(seconds: float) -> None:
+        if seconds > 10:
+            stage.world.reactivate_membership(membership)
+            stage.receive_events()
+
+    key, url = stage.sandbox.api_key, stage.sandbox.base_url
+    with closing(open_client(key, CLIENT_ID, url, Buckets(redis, 0.01, come_back))) as stage.workos:
+        stage.run_worker()
     assert len(stage.active()) == 1 and revocation(stage.engine)["state"] == "dropped"
 
 

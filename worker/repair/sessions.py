@@ -112,6 +112,7 @@ class SessionRevoker:
     def _revoke(self, loss: Loss) -> None:
         self._confirm(loss)
         for session_id in self._active_sessions(loss):
+            self.workos.wait_to_revoke()
             if self.stopping():
                 in_transaction(self.engine, lambda tx: tx.execute(_if_claimed(loss).values(due_at=db_now())))
                 return

@@ -21,7 +21,7 @@ from worker.errors import (
     RateLimitedError,
     WorkOSError,
 )
-from worker.workos_api.bucket import ALL, REVOKES, USER_READS, USER_WRITES, Buckets, Limit
+from worker.workos_api.bucket import ALL, REVOKES, USER_READS, USER_WRITES, Buckets
 from worker.workos_api.calls import NOTHING, Answer, CallError
 
 if TYPE_CHECKING:
@@ -163,10 +163,17 @@ class WorkOSClient:
                 raise WorkOSError("sessions: a session without an id")
         return page
 
+    def wait_to_revoke(self) -> None:
+        """Wait until a session may be revoked, within a limit of its own.
+
+        Call it before each `revoke_session`, and before what is checked right before that.
+        """
+        self._buckets.take(REVOKES)
+
     def revoke_session(self, id: str) -> None:
-        """End a session, within a limit of its own; raise as `create_membership`. WorkOS may answer without a body."""
+        """End a session; raise as `create_membership`. WorkOS may answer without a body."""
         try:
-            self._once("post", ("user_management", "sessions", "revoke"), {"session_id": id}, more=(REVOKES,))
+            self._once("post", ("user_management", "sessions", "revoke"), {"session_id": id})
         except CallError as error:
             if error.name != NOTHING:
                 raise _translated(error, ("user_management", "sessions")) from error
@@ -218,17 +225,9 @@ class WorkOSClient:
         except CallError as error:
             raise _translated(error, path) from error
 
-    def _once(
-        self,
-        method: str,
-        path: tuple[str, ...],
-        sent: JsonObject,
-        deadline: float = math.inf,
-        more: tuple[Limit, ...] = (),
-    ) -> Answer:
-        """Make one call, within the limits of its path and `more`."""
+    def _once(self, method: str, path: tuple[str, ...], sent: JsonObject, deadline: float = math.inf) -> Answer:
         user_limit = USER_READS if method == "get" else USER_WRITES
-        self._buckets.take(ALL, *((user_limit,) if path[0] == "user_management" else ()), *more)
+        self._buckets.take(ALL, *((user_limit,) if path[0] == "user_management" else ()))
         if time.monotonic() > deadline:  # after the wait for a token
             raise DeadlinePassedError(f"/{'/'.join(path[:2])}: not sent, it is too late")
         with self._counting:
