@@ -174,7 +174,7 @@ HISTORIES = st.lists(
     min_size=5,
     max_size=30,
 )
-EXAMPLES = int(os.environ.get("SESSION_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("SESSION_EXAMPLES", "5"))
 
 
 @pytest.mark.long
