@@ -3,6 +3,7 @@
 from datetime import datetime
 from enum import StrEnum
 
+from sqlalchemy import Index
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables.base import Base, index_where
@@ -51,4 +52,7 @@ class Revocation(Base):
     """Number of sessions revoked."""
     error: Mapped[str | None]
 
-    __table_args__ = (index_where("state = 'pending'", "ix_revocations_pending", "due_at"),)
+    __table_args__ = (
+        Index("ix_revocations_state", "state"),
+        index_where("state = 'pending'", "ix_revocations_pending", "due_at"),
+    )

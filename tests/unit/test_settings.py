@@ -213,6 +213,7 @@ TOGETHER = {
     **dict.fromkeys(("hooks", "hook_secrets"), ("hooks", "hook_secrets")),
     **dict.fromkeys(("workos_api_key", "workos_client_id"), ("workos_api_key", "workos_client_id")),
     "database_schema": ("database_url", "database_schema"),
+    "revoke_sessions": ("workos_api_key", "workos_client_id", "revoke_sessions"),
 }
 """Settings that are valid only together."""
 WRONG = {

@@ -65,7 +65,7 @@ def _ended_objects(kind: Kind, states: Mapping[str, State], now: datetime) -> It
         event_id = None if state.by_resync else version.event_id or None
         about = {"kind": kind.name, "object_id": id, "event_id": event_id}
         deleted_at = now if state.by_resync or version.event_at == EPOCH else version.event_at
-        if kind is USER and state.deleted:
+        if kind is USER and state.deleted and not state.erased:  # erasing saves it again
             yield {"organization_id": EVERYWHERE, "user_id": id, "since": deleted_at} | about
         if kind is MEMBERSHIP and content["organization_id"] and content["user_id"]:
             pair = {"organization_id": content["organization_id"], "user_id": content["user_id"]}

@@ -22,7 +22,7 @@ from models.access import role_of
 from models.database import in_transaction, is_transient, read_transaction
 from models.outcomes import Finding
 from models.tables import Action, Cause, Revocation, RevocationState, Via
-from models.types import db_now, db_now_plus
+from models.types import db_now, db_now_plus, inline_literal
 from worker import audit
 from worker.backoff import backoff
 from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, WorkOSError, reason_of
@@ -43,7 +43,7 @@ RETRY_SECONDS = 2.0
 MAX_BACKOFF_SECONDS = 600.0
 ENDED = ("revoked", "expired")
 """The statuses of sessions that have ended. Any other counts as active."""
-PENDING: ColumnElement[bool] = Revocation.state == RevocationState.PENDING
+PENDING: ColumnElement[bool] = Revocation.state == inline_literal(RevocationState.PENDING)
 
 
 class Loss(NamedTuple):

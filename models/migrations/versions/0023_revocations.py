@@ -34,4 +34,5 @@ def upgrade() -> None:
         sa.Column("sessions", sa.Integer(), server_default="0", nullable=False),
         sa.Column("error", sa.Text()),
     )
+    op.create_index("ix_revocations_state", "revocations", ["state"])
     op.create_index("ix_revocations_pending", "revocations", ["due_at"], sqlite_where=pending, postgresql_where=pending)
