@@ -77,6 +77,7 @@ def explain_command(name: str, at: datetime | None, as_json: bool) -> None:
         ("access", access),
         ("auto_join", ("domain", "organization_id", "state", "auto_join", "why")),
         ("joins", ("organization_id", "state", "reason", "created_at", "settled_at")),
+        ("sessions", ("organization_id", "user_id", "state", "reason", "sessions", "since", "settled_at", "error")),
         ("invitations", ("organization_id", "id", "email", "status", "expires_at", "blocks", "why")),
     ):
         if found[section]:

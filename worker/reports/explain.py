@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, SQLColumnExpression, and_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Engine, Select, SQLColumnExpression, and_, exists, or_, select, tuple_
 
 from models.addresses import normalize_address
 from models.database import read_transaction
@@ -22,6 +22,7 @@ from models.tables import (
     InvitedAddress,
     Join,
     Read,
+    Revocation,
     Run,
     UserAddress,
 )
@@ -71,11 +72,12 @@ def explain(engine: Engine, name: str, at: datetime | None = None) -> Record | N
     event means the object it is about.
 
     The keys are `objects`, `access` (of a person or membership), `auto_join` (of a domain or workspace), `joins` (of a
-    person: what AUTO_JOIN=provision did), `invitations` (of a person or an invitation), `timeline` in the order of
-    processing, and `truncated`: whether older steps are omitted. Times are aware, in UTC.
+    person: what AUTO_JOIN=provision did), `invitations` (of a person or an invitation), `sessions` (of a person,
+    membership or workspace: what REVOKE_SESSIONS did), `timeline` in the order of processing, and `truncated`: whether
+    older steps are omitted. Times are aware, in UTC.
 
     With `at`, `objects` and `access` are as the mirror answered then, and the timeline ends there; what changes with
-    time or by settings is left out: `auto_join`, `joins` and `invitations` are empty.
+    time or by settings is left out: `auto_join`, `joins`, `invitations` and `sessions` are empty.
 
     Raises:
         FutureTimeError: `at` has not come yet.
@@ -100,9 +102,24 @@ def explain(engine: Engine, name: str, at: datetime | None = None) -> Record | N
             "auto_join": domain_states(tx, Domain.id.in_(domains)) if domains else [],
             "joins": all_rows(tx, joins) if users else [],
             "invitations": invitation_states(tx, Invitation.id.in_(invitations)) if invitations else [],
+            "sessions": [] if moment else _revocations(tx, objects),
             "timeline": timeline,
             "truncated": truncated,
         }
+
+
+def _revocations(tx: Connection, objects: Sequence[Object]) -> list[Record]:
+    """Return the revocations of sessions of persons, of members and in workspaces, the newest first."""
+    ids: dict[Kind, list[str]] = {}
+    for kind, id in objects:
+        ids.setdefault(kind, []).append(id)
+    pair = (Membership.organization_id == Revocation.organization_id, Membership.user_id == Revocation.user_id)
+    which = or_(
+        Revocation.user_id.in_(ids.get(USER, ())),
+        Revocation.organization_id.in_(ids.get(ORGANIZATION, ())),
+        exists().where(Membership.id.in_(ids.get(MEMBERSHIP, ())), *pair),
+    )
+    return _newest(tx, select(Revocation.__table__).where(which), Revocation.created_at)[::-1]
 
 
 def _find(tx: Connection, name: str) -> list[Object]:
