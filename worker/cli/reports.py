@@ -66,12 +66,13 @@ def explain_command(name: str, as_json: bool) -> None:
         output.report(item)
     for section, columns in (
         ("access", ("workspace_name", "organization_id", "access", "role", "since", "cause", "role_cause", "why")),
+        ("uncertain", ("organization_id", "user_id", "event_id", "since", "until")),
         ("auto_join", ("domain", "organization_id", "state", "auto_join", "why")),
         ("joins", ("organization_id", "state", "reason", "created_at", "settled_at")),
         ("invitations", ("organization_id", "id", "email", "status", "expires_at", "blocks", "why")),
     ):
         if found[section]:
-            output.table(columns, found[section])
+            output.table(columns, found[section], "Bounded answers are stale" if section == "uncertain" else None)
     steps = [step | {"changed": _changed(step["fields"])} for step in found["timeline"]]
     output.rows(("at", "object_id", "what", "by", "actor", "outcome", "why", "changed"), steps, as_json=False)
     if found["truncated"]:

@@ -38,6 +38,7 @@ from models.tables import (
     DriftAction,
     Event,
     EventStatus,
+    FailedEffect,
     Run,
     RunStatus,
     Task,
@@ -52,8 +53,9 @@ from worker.kinds.permission import Permission
 from worker.kinds.role import Role
 from worker.kinds.user import User, has_address
 from worker.mirror.change_feed import as_json
+from worker.mirror.uncertainty import EVERYTHING
 from worker.repair.resync.listings import compared
-from worker.reports.access import domain_states, invitation_states
+from worker.reports.access import domain_states, invitation_states, uncertain_answers
 from worker.runs import RUNS
 
 FETCH_SIZE = 500
@@ -249,6 +251,13 @@ def list_members(engine: Engine, organization_id: str) -> Record | None:
         members = select(workspace_members).filter_by(organization_id=organization_id)
         by_address = members.order_by(workspace_members.c.email, workspace_members.c.user_id)
         return found and found | {"members": all_rows(tx, by_address)}
+
+
+def list_uncertain(engine: Engine, organization_id: str) -> list[Record]:
+    """Return why bounded answers about a workspace are stale, as `worker.reports.access.uncertain_answers`."""
+    about = or_(FailedEffect.organization_id == organization_id, and_(*EVERYTHING))
+    with read_transaction(engine) as tx:
+        return uncertain_answers(tx, about)
 
 
 def list_permissions(engine: Engine, *, after: str | None = None, limit: int = 50) -> list[Record]:
