@@ -1,5 +1,6 @@
 """Helpers of the tests of bounded staleness: tail once, let time pass, ask."""
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -14,9 +15,15 @@ from models.types import db_now, db_now_plus, db_plus
 from tests.support import JSON, rows
 from tests.support.repair import settings
 from tests.support.resync import Clock
+from tests.support.stack.machine import ROOT
 from worker.queue.doorbell import Doorbell
 from worker.repair.tail import TAIL_ID, TAILS, EventTail, publish
 from worker.workos_api.client import WorkOSClient
+
+_QUERY = re.search(r"```sql\n(SELECT member.role, .*?)```", (ROOT / "docs" / "integration.md").read_text(), re.DOTALL)
+assert _QUERY is not None
+DOCUMENTED_SQL = _QUERY[1]
+"""The query in docs/integration.md that asks with a bound."""
 
 
 class TailProcess:
