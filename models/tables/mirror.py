@@ -17,6 +17,8 @@ class Cause(StrEnum):
     RESYNC = "resync"
     OPERATOR = "operator"
     SETTINGS = "settings"
+    REFRESH = "refresh"
+    """A product asked for the object to be read from WorkOS."""
 
 
 class DeletedBy(StrEnum):
@@ -47,6 +49,9 @@ class Mirrored(Base):
     """When it was last written, by the database's clock."""
     erased: Mapped[bool] = mapped_column(server_default=false())
     """Its personal data is blanked, and no event restores it (`worker.mirror.erasure`)."""
+    column_versions: Mapped[JsonObject | None]
+    """Of the columns that payloads may omit, those that a payload has contained: name → `[updated_at, event_at,
+    event_id]` of that payload, or null if that is the version of the row."""
 
 
 class UserAddress(Base):
@@ -96,8 +101,8 @@ class Change(Base):
     object_id: Mapped[str]
     organization_id: Mapped[str | None]
     before: Mapped[JsonObject | None]
-    """The content and `state`; None for a new object. A domain also has `auto_join` and `auto_join_reason`; a user
-    and an invitation have `erased`."""
+    """The content and `state`; None for a new object. A domain also has `auto_join` and `auto_join_reason`; a user,
+    a membership and an invitation have `erased`."""
     after: Mapped[JsonObject]
     cause: Mapped[Cause]
     cause_id: Mapped[str]
@@ -134,6 +139,8 @@ class MirrorState(Base):
     """WorkOS role slug → local role. All processes use this map."""
     remap_after: Mapped[str | None]
     """The last membership re-mapped since `role_map` changed (`''` at the start); None when re-mapping is complete."""
+    withheld_role_map: Mapped[JsonObject | None]
+    """A map that an operator must approve: `role_map`, the `promotions` that it would make, and all `members`."""
     auto_join: Mapped[AutoJoinMode] = mapped_column(server_default=AutoJoinMode.MIRROR)
     auto_join_existing: Mapped[bool] = mapped_column(server_default=false())
     """Whether people who signed up before their domain was verified join too."""

@@ -40,9 +40,9 @@ LIVE = "1, FALSE, {now}, {now}"
 COMMON = "revision, erased, created_at, updated_at"
 DOMAIN = "'d' || (n / {each}) || '.example'"
 FILL = {
-    "organizations": f"(id, name, {COMMON}) SELECT 'org_' || n, 'Company ' || n, {LIVE}",
-    "users": f"(id, email, email_normalized, email_domain, email_verified, {COMMON}) SELECT 'user_' || n, "
-    f"'user' || n || '@' || {DOMAIN}, 'user' || n || '@' || {DOMAIN}, {DOMAIN}, TRUE, {LIVE}",
+    "organizations": f"(id, name, external_id, {COMMON}) SELECT 'org_' || n, 'Company ' || n, 'key_' || n, {LIVE}",
+    "users": f"(id, external_id, email, email_normalized, email_domain, email_verified, {COMMON}) SELECT 'user_' || n, "
+    f"'key_' || n, 'user' || n || '@' || {DOMAIN}, 'user' || n || '@' || {DOMAIN}, {DOMAIN}, TRUE, {LIVE}",
     "domains": f"(id, organization_id, domain, normalized, verification, {COMMON}) SELECT 'org_domain_' || n, "
     f"'org_' || n, 'd' || n || '.example', 'd' || n || '.example', 'verified', {LIVE}",
     "memberships": f"(id, organization_id, user_id, status, workos_roles, workos_role, role, {COMMON}) "

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine, select
 
 from models.database import session
-from models.views import member_permissions
+from models.views import member_permissions, seats, workspace_members, workspaces
 from tests.benchmarks.access import calls_of, fill, plan
 
 MEMBERS = 20_000
@@ -31,6 +31,22 @@ def test_each_access_call_is_one_query_without_a_table_scan(filled: Engine) -> N
         lines = plan(filled, lambda opened: call(opened, MEMBERS // 2))  # noqa: B023 - called now
         assert any("index" in line.lower() for line in lines), (name, lines)
         assert scanned(lines) == set(), (name, lines)
+
+
+def test_objects_are_found_by_the_products_keys_without_a_table_scan(filled: Engine) -> None:
+    member = workspace_members.c
+    queries = {
+        "org_7": select(workspaces.c.organization_id).where(workspaces.c.external_id == "key_7"),
+        "user_75": select(member.user_id).where(
+            member.workspace_external_id == "key_7", member.user_external_id == "key_75"
+        ),
+        10: select(seats.c.seats).where(seats.c.organization_id == "org_7"),
+    }
+    for found, query in queries.items():
+        lines = plan(filled, lambda opened: opened.execute(query).all())  # noqa: B023 - called now
+        assert scanned(lines) == set(), (found, lines)
+        with session(filled) as opened:
+            assert opened.execute(query).scalars().all() == [found]
 
 
 def test_permissions_of_one_member_are_found_without_a_table_scan(filled: Engine) -> None:

@@ -27,6 +27,7 @@ MODULES = {
     "audit": "audit",
     "auto-join": "auto_join",
     "hooks": "hooks",
+    "plan": "plan",
     "runs": "runs",
 }
 """Command name → module in this package. A module is imported only when its command runs, to keep start-up fast."""

@@ -313,7 +313,8 @@ def _change_step(change: Record, drift: Mapping[tuple[str, str, str], Record]) -
     elif change["cause"] == Cause.SETTINGS:
         why = f"changed by the setting {change['cause_id']}"
     else:
-        why = f"requested by {change['cause_id']}" if change["cause"] == Cause.OPERATOR else change["cause"]
+        by_name = change["cause"] in (Cause.OPERATOR, Cause.REFRESH)
+        why = f"requested by {change['cause_id']}" if by_name else change["cause"]
     return _step(change, change["at"], what, change["cause_id"], outcome, why, fields) | _origin(change)
 
 

@@ -174,17 +174,24 @@ def workspace(engine: Engine, organization_id: str) -> Record | None:
 
 
 def list_workspaces(
-    engine: Engine, *, state: str | None = None, name: str | None = None, after: str | None = None, limit: int = 50
+    engine: Engine,
+    *,
+    state: str | None = None,
+    external_id: str | None = None,
+    name: str | None = None,
+    after: str | None = None,
+    limit: int = 50,
 ) -> list[Record]:
     """Return workspaces sorted by id: in a state (`active` or `deleted`), or whose name contains a text in any case."""
     named = [] if name is None else [_contains(workspaces.c.name, name)]
-    return _page(engine, workspaces, "organization_id", {"state": state}, after, limit, *named)
+    filters = {"state": state, "external_id": external_id}
+    return _page(engine, workspaces, "organization_id", filters, after, limit, *named)
 
 
 def list_access(
     engine: Engine, filters: Mapping[str, str], *, after: str | None = None, limit: int = 50
 ) -> list[Record]:
-    """Return the memberships that give access now, sorted by id, by `organization_id`, `user_id` or `email`.
+    """Return the memberships that give access now, sorted by id, by `email` or columns of the view.
 
     `email` is an address in any spelling.
     """
