@@ -365,7 +365,7 @@ CONDITIONS = (
         measured="The mirror is older than HOLD_BACK_SECONDS + TAIL_SECONDS + 5 s, or all of it is uncertain.",
         measure=_bound_missed,
         sentence="{saw}{why}",
-        remedy="start workos-sync worker, or see whether WorkOS and Redis answer it",
+        remedy="check that workos-sync worker or up runs, and that WorkOS and Redis answer it",
         section="The mirror is too old for the smallest bound",
     ),
     Condition(

@@ -32,6 +32,7 @@ class Knobs:
     user_reads_limit: tuple[int, float] = (1000, 10.0)  # GET /user_management/*, each environment
     user_writes_limit: tuple[int, float] = (500, 10.0)  # other /user_management/* calls, each environment
     latency: float = 0.0  # before every answer
+    dated: bool = True  # answers have a `Date` that can be read
 
     # The webhooks.
     paused: bool = False  # nothing is sent; events wait
