@@ -16,11 +16,12 @@ from models.tables.auto_join import (
     UnblockedMembership,
     WorkspaceSettings,
 )
-from models.tables.base import Base, index_where
+from models.tables.base import Base, equality_index, index_where
 from models.tables.freshness import FailedEffect, Tail
 from models.tables.hooks import DeliveryStatus, Hook, HookDelivery
 from models.tables.inbox import Batch, Event, EventSource, EventStatus
 from models.tables.mirror import (
+    ROLE_MAP,
     AutoJoinMode,
     Cause,
     Change,

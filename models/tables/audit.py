@@ -41,6 +41,7 @@ class Action(StrEnum):
     CHANGE_ROLE_MAP = "change_role_map"
     APPROVE_ROLE_MAP = "approve_role_map"
     FORGET = "forget"
+    REVIEW = "review"
     REGISTER = "register"
     MIGRATE = "migrate"
 

@@ -127,6 +127,19 @@ def test_mirror_is_readable(endpoint: FlaskClient, story: JSON) -> None:
     assert ask(endpoint, "workspaces/org_nobody").status_code == 404
 
 
+def test_objects_are_found_by_the_products_keys(endpoint: FlaskClient, engine: Engine, story: JSON) -> None:
+    keys: JSON = {"external_id": "17", "stripe_customer_id": "cus_1", "metadata": {"tier": "gold"}}
+    accept(endpoint, made("organization.updated", 1, **keys), made("user.updated", 1, external_id="4711"))
+    accept(endpoint, made("organization_membership.updated", 1, custom_attributes={"team": "red"}))
+    apply_all(engine)
+    (workspace,) = answer(endpoint, "workspaces", external_id="17")["items"]
+    assert workspace["organization_id"] == ORG and keys.items() <= workspace.items()
+    (member,) = answer(endpoint, "members", workspace_external_id="17", user_external_id="4711")["items"]
+    assert (member["organization_id"], member["custom_attributes"]) == (ORG, {"team": "red"})
+    assert answer(endpoint, "workspaces", external_id="18") == {"items": [], "next": None}
+    assert answer(endpoint, "members", workspace_external_id="17", user_external_id="x")["items"] == []
+
+
 def test_paging_returns_every_row_once(endpoint: FlaskClient, engine: Engine) -> None:
     accept(endpoint, *(made("organization.created", id=f"org_{n}") for n in range(7)))
     apply_all(engine)

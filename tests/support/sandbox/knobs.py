@@ -19,6 +19,7 @@ class Knobs:
     role_deletion: Literal["events", "silently", "silently_same_version"] = "events"
     ties: bool = False  # changes of an object in the same millisecond may have the same times
     roles_in_events: bool = True  # memberships in events carry `roles` (optional there)
+    keys_in_events: Literal["always", "changed"] = "always"  # when events carry shapes.HOST_KEYS (optional there)
 
     # The API.
     hold_back: float = 2.0  # events younger than this are missing from ascending reads

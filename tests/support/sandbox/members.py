@@ -44,12 +44,19 @@ class Members(State):
             return record
 
     def update_membership(
-        self, membership_id: str, *, role: str | None = None, roles: Sequence[str] | None = None
+        self,
+        membership_id: str,
+        *,
+        role: str | None = None,
+        roles: Sequence[str] | None = None,
+        custom_attributes: JSON | None = None,
     ) -> JSON:
-        """Replace the roles of a member; the first one is also the field `role`."""
+        """Replace the roles of a member, of which the first is also the field `role`, or the custom attributes."""
         with self.lock:
             organization_id = self.find(self.memberships, "organization_membership", membership_id)["organization_id"]
             slugs = list(roles) if roles else [role] if role else []
+            if custom_attributes is not None:
+                return self._set_membership(membership_id, custom_attributes=custom_attributes)
             if not slugs:
                 return self.memberships[membership_id]
             return self._set_membership(

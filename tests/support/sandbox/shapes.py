@@ -6,6 +6,8 @@ from typing import Any
 
 JSON = dict[str, Any]
 
+HOST_KEYS = ("external_id", "stripe_customer_id", "metadata", "custom_attributes")
+"""Fields of the product that some payloads omit."""
 REASON_EXPIRED = "domain_verification_period_expired"
 REASON_TAKEN = "domain_verified_by_other_organization"
 
@@ -34,6 +36,7 @@ def organization(organization_id: str, name: str, at: str, external_id: str | No
         "name": name,
         "allow_profiles_outside_organization": False,
         "external_id": external_id,
+        "stripe_customer_id": None,
         "metadata": metadata or {},
         "created_at": at,
         "updated_at": at,
