@@ -16,10 +16,12 @@ from models.views import auto_join_domains
 from tests.support import JSON, accept, access, apply_all, joins, made, mirrored, rows
 from tests.support.mirror import ORG
 from tests.support.repair import settings
+from worker.bootstrap import Services
 from worker.cli import main
 from worker.mirror import auto_join_policy, role_map
 from worker.mirror.role_map import adopt
 from worker.reports.plan import plan
+from worker.reports.verdict import judge
 
 DEFAULT = {"admin": "admin", "member": "member"}
 OWNERS = DEFAULT | {"owner": "admin"}
@@ -123,13 +125,17 @@ def withheld(engine: Engine) -> Any:
 
 
 @pytest.mark.usefixtures("few")
-def test_too_many_promotions_are_withheld_and_demotions_are_not(endpoint: FlaskClient, engine: Engine) -> None:
+def test_too_many_promotions_are_withheld_and_demotions_are_not(
+    endpoint: FlaskClient, engine: Engine, services: Services
+) -> None:
     populate(endpoint, engine, "owner", "owner", "owner", "admin")
     wanted = {"admin": "member", "member": "member", "owner": "admin", "guest": "member"}
     assert adopt(engine, wanted) == 1
     assert set(roles(engine).values()) == {"member"}
     assert rows(engine, MirrorState)[0]["role_map"] == {"admin": "member", "member": "member"}
     assert withheld(engine) == {"role_map": wanted, "promotions": 3, "members": 4}
+    conditions = {each.name for each in judge(engine, services.report_redis, services.settings).conditions}
+    assert "role_map_withheld" in conditions and "unmapped_roles" not in conditions
     owner = {"slug": "owner"}
     accept(endpoint, made("organization_membership.updated", 5, id="om_3", user_id="user_3", role=owner, roles=[owner]))
     apply_all(engine)

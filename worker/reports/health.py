@@ -221,6 +221,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
     with read_transaction(engine) as tx:
         now: datetime = tx.execute(select(db_now())).scalar_one()
         mirror = tx.execute(select(MirrorState.__table__)).one()
+        withheld: JsonObject = mirror.withheld_role_map or {}
         tail = tx.execute(select(Tail.__table__)).one()
         last_webhook = tx.execute(_webhooks().limit(1)).scalar_one_or_none()
         missed = _missed(tx, last_webhook) if settings.repairs else []
@@ -249,8 +250,8 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             webhook_age_seconds=(now - last_webhook).total_seconds() if last_webhook else None,
             refused=None if trouble else _refused(redis),
             secret_verified=any_verified(tx, secrets),
-            unmapped_roles=_unmapped(tx, mirror.role_map),
-            withheld_role_map=mirror.withheld_role_map,
+            unmapped_roles=_unmapped(tx, mirror.role_map | withheld.get("role_map", {})),
+            withheld_role_map=withheld or None,
             conflicts=_conflicts(tx),
             domains=_domains(tx),
             joins=_counted(tx, Join.state, JoinState),
