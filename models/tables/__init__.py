@@ -21,6 +21,7 @@ from models.tables.freshness import FailedEffect, Tail
 from models.tables.hooks import DeliveryStatus, Hook, HookDelivery
 from models.tables.inbox import Batch, Event, EventSource, EventStatus
 from models.tables.mirror import (
+    ROLE_MAP,
     AutoJoinMode,
     Cause,
     Change,
@@ -31,4 +32,17 @@ from models.tables.mirror import (
     PublicDomain,
     UserAddress,
 )
-from models.tables.runs import Drift, DriftAction, Listing, ListingState, Phase, Read, Run, RunStatus, Seen, Task, Tick
+from models.tables.runs import (
+    Drift,
+    DriftAction,
+    Listing,
+    ListingState,
+    Phase,
+    Read,
+    Refresh,
+    Run,
+    RunStatus,
+    Seen,
+    Task,
+    Tick,
+)

@@ -158,6 +158,7 @@ def _print_addresses(console: Console, stack: Stack, engine: Engine) -> None:
         "workos-sync events list --limit 10",
         "workos-sync resync --dry-run",
         *(f"workos-sync members {organization}" for organization in organizations[:1]),
+        *(f"workos-sync members {organization} --at 10s" for organization in organizations[:1]),
         *(f"workos-sync explain {email}" for email in emails[:1]),
         "workos-sync doctor",
         f"curl -H 'Authorization: Bearer {stack.token}' {stack.web_url}/api/v1/status",

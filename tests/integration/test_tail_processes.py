@@ -1,6 +1,5 @@
 """The process that tails the events API: it needs no webhook and no catch-up, and nothing delays it."""
 
-import json
 import time
 from collections.abc import Iterator
 
@@ -15,7 +14,7 @@ from tests.support.actors import by
 from tests.support.processes import Command, Commands, eventually
 from tests.support.resync import run_row
 from tests.support.sandbox import Knobs, Sandbox, populate
-from tests.support.tail import ask, state
+from tests.support.tail import ask, state, tail_pids
 from worker.repair.resync.resync import start
 
 pytestmark = pytest.mark.long
@@ -57,8 +56,7 @@ def role(engine: Engine, membership: JSON) -> str | None:
 
 def tail_of(worker: Command) -> psutil.Process:
     """The newest process of a worker that tails."""
-    said = [json.loads(line) for line in worker.output().splitlines() if '"tail_started"' in line]
-    return psutil.Process(said[-1]["pid"])
+    return psutil.Process(tail_pids(worker)[-1])
 
 
 def test_answers_turn_stale_in_an_outage_and_recover(engine: Engine, sandbox: Sandbox, commands: Commands) -> None:

@@ -98,4 +98,7 @@ unread = on(
 )
 bound_missed = on(lambda: update(Tail).values(complete_at=db_now_plus(-120)))
 tail_slowed = on(lambda: update(Tail).values(interval_seconds=20.0))
+role_map_withheld = on(
+    lambda: update(MirrorState).values(withheld_role_map={"role_map": {}, "promotions": 30, "members": 100})
+)
 backfilling = on(lambda: update(MirrorState).values(backfilled_at=None))

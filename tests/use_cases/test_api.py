@@ -76,8 +76,9 @@ def test_missing_or_wrong_token_gets_401(local: Callable[..., Services], token: 
     endpoint = create_app(local(api_tokens=f"product:{TOKEN}")).test_client()
     document = endpoint.get("/api/v1/openapi.json").json
     assert document is not None
-    for path in document["paths"]:
-        response = ask(endpoint, path.removeprefix("/api/v1/"), token)
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    for path, methods in document["paths"].items():
+        response = endpoint.open(path, method=next(iter(methods)), headers=headers)
         assert (response.status_code, response.headers["WWW-Authenticate"]) == (401, "Bearer"), path
         assert response.json == {"error": "missing or invalid bearer token (see API_TOKENS)"}
 

@@ -31,6 +31,7 @@ from tests.support.conditions import (
     queued,
     resync_failed,
     resync_late,
+    role_map_withheld,
     stop_webhooks,
     tail_slowed,
     unmapped,
@@ -148,7 +149,15 @@ def no_worker(services: Services, _endpoint: FlaskClient) -> None:
 
 withheld = drifted(1, "extra", "withheld")
 
-WITHOUT_TILE = {"backfilling", "join_failed", "no_clock", "no_worker", "queued_without_worker", "unread_objects"}
+WITHOUT_TILE = {
+    "backfilling",
+    "join_failed",
+    "no_clock",
+    "no_worker",
+    "queued_without_worker",
+    "role_map_withheld",
+    "unread_objects",
+}
 """Conditions that no tile of the overview is about."""
 FAULTS: dict[str, tuple[str, Fault]] = {
     "failed_events": ("problem", failed),
@@ -156,6 +165,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "hook_lagging": ("warning", hook_down),
     "domain_conflicts": ("warning", conflict),
     "unmapped_roles": ("warning", unmapped),
+    "role_map_withheld": ("warning", role_map_withheld),
     "no_worker": ("problem", no_worker),
     "queued_without_worker": ("problem", queued),
     "no_clock": ("problem", clock_stopped),

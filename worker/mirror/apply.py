@@ -12,7 +12,7 @@ from models.bulk import insert_new, insert_rows, is_any_of, update_rows
 from models.database import CHANGES_LOCK, advisory_lock
 from models.outcomes import Outcome
 from models.tables import Cause, Change, DeletedBy, InvitedAddress, UserAddress
-from models.types import JsonObject, db_now
+from models.types import JsonObject, db_clock, db_now
 from worker.decision.decide import (
     ConfirmationReason,
     Content,
@@ -95,13 +95,16 @@ def note_changes(tx: Connection, changes: Sequence[ChangeRow]) -> None:
     """Write rows of `changes`, with the rows that auto-join derives from them. Must be the last step before commit.
 
     The ids are assigned under one lock, held until the commit. So a reader that has seen id n never finds a smaller id
-    later (docs/guarantees.md, Order and equality).
+    later (docs/guarantees.md, Order and equality). The time is read under that lock too, so that it ascends with the
+    ids.
     """
     if changes:
         advisory_lock(tx, CHANGES_LOCK)
+        at = tx.execute(select(db_clock())).scalar_one()
         by_cause = {row.caused_by: row for row in changes}
         further = [_with_actor(row, by_cause.get(row.caused_by)) for row in auto_join_changes(tx, changes)]
-        insert_rows(tx, Change, [row._asdict() for row in _without_erased_people(tx, (*changes, *further))])
+        rows = _without_erased_people(tx, (*changes, *further))
+        insert_rows(tx, Change, [{"at": at, **row._asdict()} for row in rows])
 
 
 def _with_actor(row: ChangeRow, change: ChangeRow | None) -> ChangeRow:

@@ -133,10 +133,11 @@ def _blank_actors(tx: Connection, period: timedelta) -> int:
 
 
 def _delete_changes(tx: Connection, *which: ColumnElement[bool]) -> int:
-    """Delete changes and record the highest deleted id, so that readers that have not read it learn of the gap."""
-    ids = list(tx.execute(select(Change.id).where(*which).order_by(Change.id).limit(BATCH)).scalars())
-    if ids:
-        tx.execute(delete(Change).where(Change.id.in_(ids)))
-        advance = update(MirrorState).where(MirrorState.changes_dropped_to < ids[-1])
-        tx.execute(advance.values(changes_dropped_to=ids[-1]))
-    return len(ids)
+    """Delete changes and record the last deleted one, so that readers that have not read it learn of the gap."""
+    old = tx.execute(select(Change.id, Change.at).where(*which).order_by(Change.id).limit(BATCH)).all()
+    if old:
+        tx.execute(delete(Change).where(Change.id.in_([id for id, _ in old])))
+        last, at = old[-1]
+        advance = update(MirrorState).where(MirrorState.changes_dropped_to < last)
+        tx.execute(advance.values(changes_dropped_to=last, changes_dropped_at=at))
+    return len(old)

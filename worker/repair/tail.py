@@ -9,8 +9,9 @@ Each read continues after the newest event that is older than the hold-back, and
 not say whether an event that it shows late comes at the end of its list or at its own time, before newer ones. Once a
 minute it rereads the last `CATCH_UP_LAG_SECONDS` before that window, for events that are shown even later.
 
-One process tails, under a lease. It takes at most a tenth of the share of the rate limits, and does not wait behind a
-resync.
+One process tails, under a lease. Between two reads it reads objects from WorkOS by id: those that products ask for
+(`worker.repair.refresh`), and those of failed events. It takes at most a tenth of the share of the rate limits, and
+does not wait behind a resync.
 """
 
 import threading
@@ -35,8 +36,8 @@ from worker.inbox.store import ReceivedEvent
 from worker.leases import Lease, LeasedTable
 from worker.mirror import uncertainty
 from worker.mirror.read_requests import EVENT_FAILED
-from worker.queue.doorbell import Doorbell
-from worker.repair import reads
+from worker.queue.doorbell import Doorbell, TailBell
+from worker.repair import reads, refresh
 from worker.repair.catch_up import EventsOfPage, events_of, store_events, unknown_events
 from worker.repair.environment import bind
 from worker.repair.event_log import EXPIRY_MARGIN, OLDEST, EventLog
@@ -51,32 +52,43 @@ TAIL_ID = "events"
 TAILS = LeasedTable(Tail.id, Tail.leased_until, Tail.fence)
 REREAD_SECONDS = 60.0
 """How often the last `CATCH_UP_LAG_SECONDS` before the hold-back are reread."""
-APPLY_POLL_SECONDS = 0.5
-"""How often to look whether the events of a read are applied."""
+POLL_SECONDS = 0.5
+"""How often to look whether the process must stop, and whether the events of a read are applied."""
 STEP = timedelta(milliseconds=1)
 """The resolution of WorkOS's `created_at`."""
 
 
 class EventTail:
-    """Tails the events API while it holds `lease`. `bell` wakes the drain for new events."""
+    """Tails the events API while it holds `lease`. `bell` wakes the drain for new events, `own_bell` this object."""
 
-    def __init__(self, engine: Engine, workos: WorkOSClient, lease: Lease, settings: Settings, bell: Doorbell) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        workos: WorkOSClient,
+        lease: Lease,
+        settings: Settings,
+        bell: Doorbell,
+        own_bell: TailBell,
+    ) -> None:
         self._engine = engine
         self._workos = workos
         self._lease = lease
         self._settings = settings
         self._bell = bell
+        self._own_bell = own_bell
         self._hold_back = timedelta(seconds=settings.hold_back_seconds)
         self._lag = timedelta(seconds=settings.catch_up_lag_seconds)
         self._reread_at = -REREAD_SECONDS
         self._calls_before = workos.calls
         self._interval = settings.tail_seconds
+        self._spent = 0.0
+        """Seconds spent on reads of objects since the last read of events."""
         self._stop = threading.Event()
         in_force = {"hold_back_seconds": settings.hold_back_seconds, "tail_seconds": settings.tail_seconds}
         lease.in_transaction(engine, _set, **in_force)
 
     def follow(self, stop: threading.Event) -> None:
-        """Read every `TAIL_SECONDS`, or less often if the rate limit requires it.
+        """Read every `TAIL_SECONDS`, or less often if the rate limit requires it; read objects in between.
 
         Returns when `stop` is set, or when it notices between two reads that the lease is lost. If a read fails, the
         next one follows.
@@ -88,34 +100,49 @@ class EventTail:
         self._stop = stop
         is_bound = applied = False
         problem = None
+        due = time.monotonic()
         while not stop.is_set() and not self._lease.lost.is_set():
-            began = time.monotonic()
             try:
-                if not is_bound:
-                    bind(self._engine, self._workos, self._settings)
-                    is_bound = True
-                applied = self.read()
-                problem = None
-                self._read_objects_of_failed_events(began)
+                if (began := time.monotonic()) >= due:
+                    due = began + self._interval
+                    self._spent = 0.0
+                    if not is_bound:
+                        bind(self._engine, self._workos, self._settings)
+                        is_bound = True
+                    applied = self.read()
+                    due = began + self._interval
+                    problem = None
+                if is_bound:
+                    self._read_objects(due)
             except (WorkOSError, ConfigurationError, RedisError) as error:
                 if problem != (problem := describe(error)):
                     log.warning("tail_failed", error=problem)
                     self._lease.in_transaction(self._engine, _set, error=problem)
-            while (left := began + self._interval - time.monotonic()) > 0 and not stop.wait(
-                left if applied else min(left, APPLY_POLL_SECONDS)
-            ):
+            rung = False
+            while not rung and (left := due - time.monotonic()) > 0 and not stop.is_set():
+                rung = self._own_bell.wait(min(left, POLL_SECONDS), stop)
                 applied = applied or self._lease.in_transaction(self._engine, publish)
                 if not applied:
                     self._bell.ring()  # an earlier ring may be lost
 
-    def _read_objects_of_failed_events(self, began: float) -> None:
-        """Read them from WorkOS until half the interval has passed since `began`. Here, no resync delays them."""
+    def _read_objects(self, due: float) -> None:
+        """Read the objects of refreshes, and then those of failed events, from WorkOS. Here, no resync delays them.
+
+        Ends when the next read of events is due, or when half the interval has been spent: so the calls leave the reads
+        of events their part of the rate limit.
+        """
+        began = time.monotonic()
 
         def stopping() -> bool:
-            late = time.monotonic() >= began + self._interval / 2
+            spent = self._spent + time.monotonic() - began
+            late = time.monotonic() >= due or spent >= self._interval / 2
             return late or self._stop.is_set() or self._lease.lost.is_set()
 
-        reads.work_due(self._engine, self._workos, stopping, Read.reason == EVENT_FAILED)
+        try:
+            refresh.work_due(self._engine, self._workos, stopping)
+            reads.work_due(self._engine, self._workos, stopping, Read.reason == EVENT_FAILED)
+        finally:
+            self._spent += time.monotonic() - began
 
     def read(self) -> bool:
         """Read up to the newest event, store what is new, and publish how far the mirror is complete.

@@ -12,6 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 from models.tables import JoinState, RunStatus
+from worker.mirror.role_map import digest_of
 from worker.reports.health import MIN_MISSED, Health
 
 OVERDUE_SECONDS = 60
@@ -281,6 +282,12 @@ def _unmapped_roles(health: Health) -> list[Found]:
     return _count(number, "membership has", "memberships have", slugs=slugs)
 
 
+def _role_map_withheld(health: Health) -> list[Found]:
+    if (withheld := health.withheld_role_map) is None:
+        return []
+    return [Found(withheld | {"digest": digest_of(withheld["role_map"])})]
+
+
 CONDITIONS = (
     Condition(
         name="redis_away",
@@ -540,6 +547,15 @@ CONDITIONS = (
         sentence="{number} a role that is not in ROLE_MAP and counts as member: {slugs}",
         remedy="add the roles to ROLE_MAP and restart the worker",
         section="Roles are not mapped",
+    ),
+    Condition(
+        name="role_map_withheld",
+        severity=Severity.WARNING,
+        measured="A new ROLE_MAP would promote too many members, and waits for approval.",
+        measure=_role_map_withheld,
+        sentence="ROLE_MAP would make {promotions} of {members} members admins; until approved, it promotes nobody",
+        remedy="review it with workos-sync plan, then run workos-sync plan --approve {digest} --reason TEXT",
+        section="A role map waits for approval",
     ),
     Condition(
         name="missed_webhooks",

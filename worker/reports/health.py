@@ -35,7 +35,7 @@ from models.tables import (
     Task,
     Tick,
 )
-from models.types import Record, db_now, db_now_plus, inline_literal
+from models.types import JsonObject, Record, db_now, db_now_plus, inline_literal
 from models.views import mirror_status
 from worker.bootstrap import lanes_of
 from worker.hooks.operate import hook_status
@@ -150,6 +150,8 @@ class Health:
     secret_verified: bool
     """Whether one of the present webhook secrets has ever verified a delivery."""
     unmapped_roles: dict[str, int]
+    withheld_role_map: JsonObject | None
+    """`models.tables.MirrorState.withheld_role_map`."""
     conflicts: int
     """Number of domain names that more than one workspace has verified."""
     domains: dict[str, int]
@@ -188,6 +190,14 @@ def complete_to(engine: Engine) -> datetime | None:
     """Return the time by WorkOS's clock up to which every event is applied or failed; None before the first read."""
     with read_transaction(engine) as tx:
         return tx.execute(select(Tail.complete_to)).scalar_one()
+
+
+def is_applied(engine: Engine, event_id: str) -> bool:
+    """Return whether an event has arrived and is applied, or an operator dismissed it."""
+    settled = (EventStatus.DONE, EventStatus.DISMISSED)
+    with read_transaction(engine) as tx:
+        found = select(Event.id).where(Event.id == event_id, Event.status.in_(settled))
+        return tx.execute(found).one_or_none() is not None
 
 
 def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
@@ -231,6 +241,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             refused=None if trouble else _refused(redis),
             secret_verified=any_verified(tx, secrets),
             unmapped_roles=_unmapped(tx, mirror.role_map),
+            withheld_role_map=mirror.withheld_role_map,
             conflicts=_conflicts(tx),
             domains=_domains(tx),
             joins=_counted(tx, Join.state, JoinState),
