@@ -46,3 +46,4 @@ from models.tables.runs import (
     Task,
     Tick,
 )
+from models.tables.sessions import Revocation, RevocationState

@@ -150,6 +150,8 @@ class MirrorState(Base):
     auto_join: Mapped[AutoJoinMode] = mapped_column(server_default=AutoJoinMode.MIRROR)
     auto_join_existing: Mapped[bool] = mapped_column(server_default=false())
     """Whether people who signed up before their domain was verified join too."""
+    revokes_sessions_since: Mapped[datetime | None]
+    """When `REVOKE_SESSIONS` was turned on, by the database's clock; None while it is off."""
     missing_joins: Mapped[int] = mapped_column(server_default="0")
     """The number of people who should have joined a workspace and have not, when last counted."""
     without_admin: Mapped[int] = mapped_column(server_default="0")

@@ -38,11 +38,11 @@ def test_each_access_call_is_one_query_without_a_table_scan(filled: Engine) -> N
 def test_objects_are_found_by_the_products_keys_without_a_table_scan(filled: Engine) -> None:
     member = workspace_members.c
     queries = {
-        "org_7": select(workspaces.c.organization_id).where(workspaces.c.external_id == "key_7"),
-        "user_75": select(member.user_id).where(
-            member.workspace_external_id == "key_7", member.user_external_id == "key_75"
+        "org_107": select(workspaces.c.organization_id).where(workspaces.c.external_id == "key_107"),
+        "user_1075": select(member.user_id).where(
+            member.workspace_external_id == "key_107", member.user_external_id == "key_1075"
         ),
-        10: select(seats.c.seats).where(seats.c.organization_id == "org_7"),
+        10: select(seats.c.seats).where(seats.c.organization_id == "org_107"),
     }
     for found, query in queries.items():
         lines = plan(filled, lambda opened: opened.execute(query).all())  # noqa: B023 - called now

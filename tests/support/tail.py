@@ -1,6 +1,7 @@
 """Helpers of the tests of bounded staleness: tail once, let time pass, ask."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -16,9 +17,15 @@ from tests.support import JSON, rows
 from tests.support.processes import Command
 from tests.support.repair import settings
 from tests.support.resync import Clock
+from tests.support.stack.machine import ROOT
 from worker.queue.doorbell import Doorbell, TailBell
 from worker.repair.tail import TAIL_ID, TAILS, EventTail, publish
 from worker.workos_api.client import WorkOSClient
+
+_QUERY = re.search(r"```sql\n(SELECT member.role, .*?)```", (ROOT / "docs" / "integration.md").read_text(), re.DOTALL)
+assert _QUERY is not None
+DOCUMENTED_SQL = _QUERY[1]
+"""The query in docs/integration.md that asks with a bound."""
 
 
 class TailProcess:

@@ -35,6 +35,7 @@ def add(routes: Blueprint, services: Services) -> None:
             "ops/workspace.html",
             workspace=found,
             settings=settings,
+            uncertain=listings.list_uncertain(engine, organization_id),
             domains=listings.list_domains(engine, organization_id, limit=PAGE),
             invitations=listings.list_invitations(engine, organization_id, limit=PAGE),
             sign_in=listings.list_sign_in(engine, organization_id, limit=PAGE),

@@ -75,12 +75,14 @@ def explain_command(name: str, at: datetime | None, as_json: bool) -> None:
     access = ("workspace_name", "organization_id", "access", "role", "since", "cause", "actor", "role_cause", "why")
     for section, columns in (
         ("access", access),
+        ("uncertain", ("organization_id", "user_id", "event_id", "since", "until")),
         ("auto_join", ("domain", "organization_id", "state", "auto_join", "why")),
         ("joins", ("organization_id", "state", "reason", "created_at", "settled_at")),
+        ("sessions", ("organization_id", "user_id", "state", "reason", "sessions", "since", "settled_at", "error")),
         ("invitations", ("organization_id", "id", "email", "status", "expires_at", "blocks", "why")),
     ):
         if found[section]:
-            output.table(columns, found[section])
+            output.table(columns, found[section], "Bounded answers are stale" if section == "uncertain" else None)
     steps = [step | {"changed": _changed(step["fields"])} for step in found["timeline"]]
     output.rows(("at", "object_id", "what", "by", "actor", "outcome", "why", "changed"), steps, as_json=False)
     if found["truncated"]:

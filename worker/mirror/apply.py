@@ -28,6 +28,7 @@ from worker.kinds.invitation import INVITATION
 from worker.kinds.user import USER, User
 from worker.mirror.auto_join import auto_join_changes
 from worker.mirror.change_rows import ChangeRow
+from worker.mirror.lost_access import note_lost_access
 
 ACTOR_BLANKED: dict[str, Any] = {"actor_name": None, "previous_attributes": None}
 """Columns of `changes` that erasure and retention null. Erasure also blanks the personal fields of the content."""
@@ -207,7 +208,7 @@ def _version(updated_at: str, event_at: str, event_id: str) -> Version:
 
 
 def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Sequence[tuple[str, State]] = ()) -> None:
-    """Save `states` to their locked rows and increment the revisions.
+    """Save `states` to their locked rows, increment the revisions, and record whose access ended.
 
     For users and invitations, also records the hashes of the e-mail addresses in `states`, and in `seen`: states that
     arrived, whether they won or not.
@@ -219,6 +220,7 @@ def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Seq
         emails = ((id, normalize_address(state.content.get("email"))) for id, state in (*states.items(), *seen))
         hashes = {(id, address.hash) for id, address in emails if address}
         insert_new(tx, table, [{key: id, "email_hash": digest} for id, digest in sorted(hashes)])
+    note_lost_access(tx, kind, states)
 
 
 def _columns(kind: Kind, id: str, state: State) -> dict[str, object]:

@@ -78,6 +78,7 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
         "changes": lambda tx: _delete_changes(tx, Change.at < db_ago(periods.changes), ~_is_last_decision()),
         "actors": lambda tx: _blank_actors(tx, periods.persons),
         "audit": _deleter(Audit, Audit.at < db_ago(periods.changes)),
+        "revocations": _deleter(tables.Revocation, tables.Revocation.settled_at < db_ago(periods.changes)),
         "joins": _deleter(Join, Join.state.in_(FINISHED), Join.settled_at < db_ago(periods.changes)),
         "hook_deliveries": _deleter(tables.HookDelivery, tables.HookDelivery.change_id <= dropped_to),
         **of_ended_runs,

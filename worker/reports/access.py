@@ -8,6 +8,8 @@ from models.tables import (
     AutoJoinState,
     Change,
     DeletedBy,
+    Event,
+    FailedEffect,
     MirrorState,
     PublicDomain,
     UnblockedInvitation,
@@ -130,6 +132,37 @@ def actor_of(change: Record) -> str | None:
 
 def _active(content: Record | None) -> bool:
     return content is not None and content.get("state") == "active" and content.get("status") == "active"
+
+
+def uncertain_answers(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
+    """Return a row for each failed event, and what it may have changed, that makes bounded answers stale.
+
+    `which` are conditions on `FailedEffect`. `organization_id` or `user_id` is None if the answers about all of them
+    are stale. `stored`: whether the inbox has the event. `since` is aware, in UTC. `until` says in words what ends it.
+    The oldest come first, at most 500.
+    """
+    stored = Event.id.is_not(None).label("stored")
+    query = select(FailedEffect.__table__, stored).outerjoin(Event, Event.id == FailedEffect.event_id).where(*which)
+    query = query.order_by(FailedEffect.since, FailedEffect.event_id)
+    return [
+        {
+            "organization_id": row["organization_id"] or None,
+            "user_id": row["user_id"] or None,
+            "event_id": row["event_id"],
+            "stored": row["stored"],
+            "since": row["since"],
+            "until": _until(row),
+        }
+        for row in all_rows(tx, query.limit(MAX_CHANGES))
+    ]
+
+
+def _until(effect: Record) -> str:
+    if effect["object_id"]:
+        ends = f"{effect['kind']} {effect['object_id']} is read from WorkOS"
+    else:
+        ends = "a resync of the workspace" if effect["organization_id"] else "a full resync"
+    return f"{ends}, or the event is applied or dismissed" if effect["stored"] else ends
 
 
 def invitation_states(tx: Connection, *which: ColumnElement[bool], limit: int | None = None) -> list[Record]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, SQLColumnExpression, and_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Engine, Select, SQLColumnExpression, and_, exists, or_, select, tuple_
 
 from models.addresses import normalize_address
 from models.database import read_transaction
@@ -19,9 +19,11 @@ from models.tables import (
     DriftAction,
     Event,
     EventStatus,
+    FailedEffect,
     InvitedAddress,
     Join,
     Read,
+    Revocation,
     Run,
     UserAddress,
 )
@@ -32,7 +34,8 @@ from worker.kinds.invitation import INVITATION, Invitation
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import ORGANIZATION
 from worker.kinds.user import USER, User, has_address
-from worker.reports.access import access_of, actor_of, domain_states, invitation_states
+from worker.mirror.uncertainty import ANY
+from worker.reports.access import access_of, actor_of, domain_states, invitation_states, uncertain_answers
 from worker.reports.past import Moment, moment_of, states
 
 MAX_STEPS = 500
@@ -70,12 +73,14 @@ def explain(engine: Engine, name: str, at: datetime | None = None) -> Record | N
     `name` is a WorkOS id, or in any spelling a person's current e-mail address or that of an invitation. The id of an
     event means the object it is about.
 
-    The keys are `objects`, `access` (of a person or membership), `auto_join` (of a domain or workspace), `joins` (of a
-    person: what AUTO_JOIN=provision did), `invitations` (of a person or an invitation), `timeline` in the order of
-    processing, and `truncated`: whether older steps are omitted. Times are aware, in UTC.
+    The keys are `objects`, `access` (of a person or membership), `uncertain` (of a person, membership or workspace: why
+    bounded answers are stale), `auto_join` (of a domain or workspace), `joins` (of a person: what AUTO_JOIN=provision
+    did), `invitations` (of a person or an invitation), `sessions` (of a person, membership or workspace: what
+    REVOKE_SESSIONS did), `timeline` in the order of processing, and `truncated`: whether older steps are omitted. Times
+    are aware, in UTC.
 
     With `at`, `objects` and `access` are as the mirror answered then, and the timeline ends there; what changes with
-    time or by settings is left out: `auto_join`, `joins` and `invitations` are empty.
+    time or by settings is left out: `uncertain`, `auto_join`, `joins`, `invitations` and `sessions` are empty.
 
     Raises:
         FutureTimeError: `at` has not come yet.
@@ -93,16 +98,33 @@ def explain(engine: Engine, name: str, at: datetime | None = None) -> Record | N
         )
         if moment is not None:
             domains = users = invitations = []
+        access = access_of(tx, Membership.id.in_(memberships), moment=moment) if memberships else []
         joins = select(Join.__table__).where(Join.user_id.in_(users)).order_by(Join.created_at)
         return {
             "objects": [_row(tx, one, moment) for one in objects],
-            "access": access_of(tx, Membership.id.in_(memberships), moment=moment) if memberships else [],
+            "access": access,
+            "uncertain": [] if moment else _uncertain(tx, objects, access),
             "auto_join": domain_states(tx, Domain.id.in_(domains)) if domains else [],
             "joins": all_rows(tx, joins) if users else [],
             "invitations": invitation_states(tx, Invitation.id.in_(invitations)) if invitations else [],
+            "sessions": [] if moment else _revocations(tx, objects),
             "timeline": timeline,
             "truncated": truncated,
         }
+
+
+def _revocations(tx: Connection, objects: Sequence[Object]) -> list[Record]:
+    """Return the revocations of sessions of persons, of members and in workspaces, the newest first."""
+    ids: dict[Kind, list[str]] = {}
+    for kind, id in objects:
+        ids.setdefault(kind, []).append(id)
+    pair = (Membership.organization_id == Revocation.organization_id, Membership.user_id == Revocation.user_id)
+    which = or_(
+        Revocation.user_id.in_(ids.get(USER, ())),
+        Revocation.organization_id.in_(ids.get(ORGANIZATION, ())),
+        exists().where(Membership.id.in_(ids.get(MEMBERSHIP, ())), *pair),
+    )
+    return _newest(tx, select(Revocation.__table__).where(which), Revocation.created_at)[::-1]
 
 
 def _find(tx: Connection, name: str) -> list[Object]:
@@ -134,6 +156,20 @@ def _with_related(tx: Connection, objects: Sequence[Object]) -> list[Object]:
         if one.kind is USER:
             found += [Object(INVITATION, id) for id in tx.execute(_invitations_of(one.id)).scalars()]
     return found
+
+
+def _uncertain(tx: Connection, objects: Sequence[Object], access: Sequence[Record]) -> list[Record]:
+    """Return why bounded answers are stale about these persons, memberships and workspaces."""
+    kinds = (USER, MEMBERSHIP, ORGANIZATION)
+    people, memberships, workspaces = ([id for kind, id in objects if kind is k] for k in kinds)
+    if not (people or memberships or workspaces):
+        return []
+    effect = FailedEffect
+    in_workspaces = effect.organization_id.in_({ANY} | {row["organization_id"] for row in access})
+    about_members = effect.user_id.in_({ANY} | {row["user_id"] for row in access})
+    of_memberships = and_(effect.kind == MEMBERSHIP.name, effect.object_id.in_(memberships))
+    in_them = or_(effect.user_id.in_(people), effect.organization_id.in_(workspaces), of_memberships)
+    return uncertain_answers(tx, or_(and_(in_workspaces, about_members), in_them))
 
 
 def _invitations_to(email: str) -> Select[str]:
@@ -229,7 +265,7 @@ def _event_step(event: Record, changes: Sequence[Record], winners: Mapping[str, 
 def _why(event: Record, changes: Sequence[Record], winners: Mapping[str, Record]) -> str:
     match event["status"]:
         case EventStatus.PENDING:
-            tried = f"; attempt {event['attempts']} failed: {event['error']}" if event["error"] else ""
+            tried = f"; the last attempt failed: {event['error']}" if event["error"] else ""
             return f"waiting to be processed{tried}"
         case EventStatus.FAILED:
             attempts = "1 attempt" if event["attempts"] == 1 else f"{event['attempts']} attempts"

@@ -39,6 +39,7 @@ from models.tables import (
     DriftAction,
     Event,
     EventStatus,
+    FailedEffect,
     Run,
     RunStatus,
     Task,
@@ -54,8 +55,9 @@ from worker.kinds.permission import Permission
 from worker.kinds.role import Role
 from worker.kinds.user import User, has_address
 from worker.mirror.change_feed import as_json
+from worker.mirror.uncertainty import EVERYTHING
 from worker.repair.resync.listings import compared
-from worker.reports.access import domain_states, invitation_states
+from worker.reports.access import domain_states, invitation_states, uncertain_answers
 from worker.reports.past import members, moment_of, with_causes, workspaces_at
 from worker.runs import RUNS
 
@@ -208,9 +210,7 @@ def list_access(
     """
     with read_transaction(engine) as tx:
         moment = None if at is None else moment_of(tx, at)
-        of_membership = {
-            name: value for name, value in filters.items() if name in ("organization_id", "user_id", "email")
-        }
+        of_membership = {name: value for name, value in filters.items() if not name.endswith("external_id")}
         view = members(tx, moment, *_filter(Membership.__table__, of_membership))
         query = select(view).where(*_filter(view, filters)).order_by(view.c.membership_id).limit(limit)
         rows = all_rows(tx, query if after is None else query.where(view.c.membership_id > after))
@@ -288,6 +288,13 @@ def list_members(engine: Engine, organization_id: str, at: datetime | None = Non
         in_workspace = select(view).where(view.c.organization_id == organization_id)
         rows = all_rows(tx, in_workspace.order_by(view.c.email, view.c.user_id))
         return found and found | {"members": rows if moment is None else with_causes(tx, rows, moment)}
+
+
+def list_uncertain(engine: Engine, organization_id: str) -> list[Record]:
+    """Return why bounded answers about a workspace are stale, as `worker.reports.access.uncertain_answers`."""
+    about = or_(FailedEffect.organization_id == organization_id, and_(*EVERYTHING))
+    with read_transaction(engine) as tx:
+        return uncertain_answers(tx, about)
 
 
 def list_permissions(engine: Engine, *, after: str | None = None, limit: int = 50) -> list[Record]:
