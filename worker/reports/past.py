@@ -173,7 +173,8 @@ def workspaces_at(moment: Moment | None, *organization_ids: str) -> Select[Any]:
         return select(workspaces).where(workspaces.c.organization_id.in_(organization_ids))
     then = states(ORGANIZATION, moment, Organization.id.in_(organization_ids)).c
     state = case((then.deleted_by.is_(None), "active"), else_="deleted").label("state")
-    return select(then.id.label("organization_id"), then.name, then.external_id, state, then.created_at)
+    columns = (then.name, then.external_id, state, then.created_at, then.stripe_customer_id, then.metadata)
+    return select(then.id.label("organization_id"), *columns)
 
 
 def with_causes(tx: Connection, rows: Sequence[Record], moment: Moment) -> list[Record]:
