@@ -33,12 +33,19 @@ TYPES: dict[str, Any] = {
     "seats": Integer,
 }
 """Column → type. All others hold text."""
+SOURCES = {name: name for name in ("memberships", "organizations", "users", "roles", "mirror")}
+SOURCES |= {"siblings": "memberships"}
+"""Name in the query of `workspace_members` → the table that it reads. `members_query` replaces them.
+
+`siblings` needs only the memberships of people who have several in a workspace.
+"""
 FUNCTIONS = {
     "sqlite": {
         "json_items": "json_each",
         "json_fields": "json_each",
         "time_now": "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')",
         "mirror_age": "(julianday('now') - julianday(tail.complete_at)) * 86400.0",
+        **SOURCES,
     },
     "postgresql": {
         "json_items": "jsonb_array_elements_text",
@@ -46,10 +53,11 @@ FUNCTIONS = {
         "time_now": "now()",
         # Not `now()`, which stands still in a transaction: a product in a long one would take old answers for new ones.
         "mirror_age": "CAST(EXTRACT(EPOCH FROM clock_timestamp() - tail.complete_at) AS double precision)",
+        **SOURCES,
     },
 }
 """What each database writes in its own way: the items of a JSON list (`value`), the fields of a JSON object (`key`,
-`value`), the time, and the age of `tail.complete_to` in seconds."""
+`value`), the time, and the age of `tail.complete_to` in seconds; and `SOURCES`."""
 VIEWS: dict[str, View] = {}
 """Every view by its name, in the order in which they are created."""
 
@@ -69,23 +77,23 @@ SELECT membership.organization_id, workspace.name AS workspace_name, membership.
        CASE WHEN membership.role = 'admin' AND NOT EXISTS (
               -- Of the member's roles that map to it, one must be a role of organizations.
               SELECT 1 FROM {json_items}(membership.workos_roles) AS held
-              CROSS JOIN mirror
+              CROSS JOIN {mirror} AS mirror
               JOIN {json_fields}(mirror.role_map) AS mapped ON mapped.key = held.value AND mapped.value = 'admin'
               WHERE NOT EXISTS (
-                SELECT 1 FROM roles AS other
+                SELECT 1 FROM {roles} AS other
                 WHERE other.id IN (held.value, membership.organization_id || '/' || held.value)
                   AND other.resource_type <> 'organization'))
             THEN 'member' ELSE membership.role END AS role,
        membership.workos_role, membership.status, membership.id AS membership_id, membership.created_at AS since,
        workspace.external_id AS workspace_external_id, person.external_id AS user_external_id,
        person.metadata AS user_metadata, membership.custom_attributes
-FROM memberships AS membership
-JOIN organizations AS workspace ON workspace.id = membership.organization_id AND workspace.deleted_by IS NULL
-JOIN users AS person ON person.id = membership.user_id AND person.deleted_by IS NULL
+FROM {memberships} AS membership
+JOIN {organizations} AS workspace ON workspace.id = membership.organization_id AND workspace.deleted_by IS NULL
+JOIN {users} AS person ON person.id = membership.user_id AND person.deleted_by IS NULL
 WHERE membership.deleted_by IS NULL AND membership.status = 'active'
   -- Of several active memberships of a person in a workspace, the newest counts.
   AND NOT EXISTS (
-    SELECT 1 FROM memberships AS newer
+    SELECT 1 FROM {siblings} AS newer
     WHERE newer.organization_id = membership.organization_id AND newer.user_id = membership.user_id
       AND newer.deleted_by IS NULL AND newer.status = 'active'
       AND (newer.created_at, newer.id) > (membership.created_at, membership.id))
@@ -95,6 +103,15 @@ WHERE membership.deleted_by IS NULL AND membership.status = 'active'
 
 A role of another resource type than `organization` is never a member's role: it counts as `member`.
 """
+
+
+def members_query(dialect: str, prefix: str) -> str:
+    """Return the query of `workspace_members` over other tables: those in `SOURCES`, with `prefix` before their names.
+
+    They must have the columns that the view reads.
+    """
+    return VIEWS["workspace_members"].query.format_map(FUNCTIONS[dialect] | {n: f"{prefix}{n}" for n in SOURCES})
+
 
 workspaces = _view(
     "workspaces",

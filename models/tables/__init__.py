@@ -21,6 +21,7 @@ from models.tables.freshness import FailedEffect, Tail
 from models.tables.hooks import DeliveryStatus, Hook, HookDelivery
 from models.tables.inbox import Batch, Event, EventSource, EventStatus
 from models.tables.mirror import (
+    ROLE_MAP,
     AutoJoinMode,
     Cause,
     Change,
@@ -45,3 +46,4 @@ from models.tables.runs import (
     Task,
     Tick,
 )
+from models.tables.sessions import Revocation, RevocationState

@@ -40,7 +40,11 @@ class Action(StrEnum):
     """`AUTO_JOIN` or `AUTO_JOIN_EXISTING`."""
     CHANGE_ROLE_MAP = "change_role_map"
     APPROVE_ROLE_MAP = "approve_role_map"
+    CHANGE_REVOKE_SESSIONS = "change_revoke_sessions"
+    REVOKE_SESSIONS = "revoke_sessions"
+    """Sessions of a person who lost access were revoked."""
     FORGET = "forget"
+    REVIEW = "review"
     REGISTER = "register"
     MIGRATE = "migrate"
 

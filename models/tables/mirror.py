@@ -88,6 +88,10 @@ class PublicDomain(Base):
     domain: Mapped[str] = mapped_column(primary_key=True)
 
 
+ROLE_MAP = "role_map"
+"""The `kind` of rows in `changes` about the setting `ROLE_MAP`. Their content is `roles`: the role map in force."""
+
+
 class Change(Base):
     """A change of the mirror. Ids are in commit order: a reader that has seen n never later finds a smaller id."""
 
@@ -97,6 +101,7 @@ class Change(Base):
         BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True
     )
     at: Mapped[datetime] = mapped_column(server_default=db_now())
+    """When its id was assigned, as the last step before the commit. All changes of a transaction have the same time."""
     kind: Mapped[str]
     object_id: Mapped[str]
     organization_id: Mapped[str | None]
@@ -117,6 +122,7 @@ class Change(Base):
     __table_args__ = (
         Index("ix_changes_object_id_id", "object_id", "id"),
         Index("ix_changes_organization_id_id", "organization_id", "id"),
+        Index("ix_changes_at_id", "at", "id"),
         {"sqlite_autoincrement": True},
     )
 
@@ -144,6 +150,8 @@ class MirrorState(Base):
     auto_join: Mapped[AutoJoinMode] = mapped_column(server_default=AutoJoinMode.MIRROR)
     auto_join_existing: Mapped[bool] = mapped_column(server_default=false())
     """Whether people who signed up before their domain was verified join too."""
+    revokes_sessions_since: Mapped[datetime | None]
+    """When `REVOKE_SESSIONS` was turned on, by the database's clock; None while it is off."""
     missing_joins: Mapped[int] = mapped_column(server_default="0")
     """The number of people who should have joined a workspace and have not, when last counted."""
     without_admin: Mapped[int] = mapped_column(server_default="0")
@@ -175,3 +183,5 @@ class MirrorState(Base):
     """Up to this id of `changes`, retention has blanked the names of actors and the previous attributes."""
     changes_dropped_to: Mapped[int] = mapped_column(BigInteger(), server_default="0")
     """The highest id that retention deleted from `changes`. A reader with a lower cursor has missed changes."""
+    changes_dropped_at: Mapped[datetime | None]
+    """The time of that change. No earlier state can be reconstructed. None if there is none."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import timedelta
+from operator import itemgetter
 
 from flask.testing import FlaskClient
 from hypothesis import strategies as st
@@ -14,11 +15,22 @@ from redis import Redis
 from sqlalchemy import Engine, update
 
 from models.database import in_transaction
-from models.tables import JOIN, WORKSPACE_SETTINGS, Change, Drift, Event, EventStatus, RunStatus
+from models.tables import (
+    JOIN,
+    ROLE_MAP,
+    WORKSPACE_SETTINGS,
+    Change,
+    Drift,
+    Event,
+    EventStatus,
+    MirrorState,
+    RunStatus,
+)
 from models.types import db_now_plus
 from models.views import workspace_members
 from tests.support import JSON, accept, apply_all, differences, rows, sign
 from tests.support.actors import by
+from tests.support.past import members_at
 from tests.support.resync import Between, Clock, client_of, continue_run, empty, make_reads_due, run_row
 from tests.support.sandbox import Sandbox, WorldError, play
 from worker.decision.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
@@ -53,7 +65,11 @@ COLUMNS: dict[str, set[str]] = {name: {"state", *kind.columns} for name, kind in
 for name in ("user", "membership", "invitation"):
     COLUMNS[name] |= {"erased"}
 COLUMNS["domain"] |= {"auto_join", "auto_join_reason"}
-COLUMNS |= {JOIN: {"state", "reasons", "why"}, WORKSPACE_SETTINGS: {"auto_join", "default_role", "why"}}
+COLUMNS |= {
+    ROLE_MAP: {"roles"},
+    JOIN: {"state", "reasons", "why"},
+    WORKSPACE_SETTINGS: {"auto_join", "default_role", "why"},
+}
 
 
 def broken_chains(changes: Iterable[JSON]) -> list[str]:
@@ -131,6 +147,8 @@ class History(Simulation):
         self.followed: dict[int, JSON] = {}
         """Every change that a follower has seen, by id: also those that retention has deleted since."""
         self.tombstones: set[tuple[str, str]] = set()
+        self.past: dict[int, list[JSON]] = {}
+        """Change → who had access after it, for the last change that there was after each step."""
 
     @initialize(
         all_events=st.booleans(),
@@ -331,6 +349,7 @@ class History(Simulation):
         self.no_change_comes_behind_one_that_was_seen()
         self.the_changes_of_an_object_are_a_chain()
         self.a_tombstone_stays()
+        self.no_access_changes_without_a_change()
 
     def no_one_has_access_whom_an_event_deleted(self) -> None:
         deleted = [row for row in rows(self.engine, Event) if row["type"].endswith(".deleted")]
@@ -358,6 +377,18 @@ class History(Simulation):
     def the_changes_of_an_object_are_a_chain(self) -> None:
         assert not (broken := broken_chains(self.followed.values())), broken
 
+    def no_access_changes_without_a_change(self) -> None:
+        now = sorted(rows(self.engine, workspace_members), key=itemgetter("membership_id"))
+        assert self.past.setdefault(max(self.followed, default=0), now) == now
+
+    def who_had_access_is_still_known(self) -> None:
+        erased = {row["id"] for row in rows(self.engine, User) if row["erased"]}
+        [mirror] = rows(self.engine, MirrorState)
+        for change_id, members in self.past.items():
+            if change_id >= mirror["changes_dropped_to"]:
+                then = [row | {"email": None} if row["user_id"] in erased else row for row in members]
+                assert members_at(self.engine, change_id) == then
+
     # The end
 
     def _ends(self) -> None:
@@ -382,6 +413,8 @@ class History(Simulation):
             assert continue_run(self.engine, self.workos, start(self.engine, by("test", "they left"), approves=run_id))
         self.reads_what_is_in_doubt()
         self._is_equal()
+        self.holds()
+        self.who_had_access_is_still_known()
         assert {row["status"] for row in rows(self.engine, Event)} <= {EventStatus.DONE}
 
     def _is_equal(self) -> None:

@@ -189,7 +189,7 @@ VALID = {
     **dict.fromkeys(("retention_seconds", "repair_seconds", "sweep_seconds", "hook_seconds"), "7.5"),
     **dict.fromkeys(("tail_seconds", "hold_back_seconds"), "7.5"),
     **dict.fromkeys(("replay_per_second", "first_backoff_seconds"), "7.5"),
-    **dict.fromkeys(("allow_plain_http", "auto_join_existing"), "true"),
+    **dict.fromkeys(("allow_plain_http", "auto_join_existing", "revoke_sessions"), "true"),
     "workos_rate_share": "0.25",
     "database_url": "postgresql://ann:hunter2@host/name",
     "database_schema": "workos_sync",
@@ -215,6 +215,7 @@ TOGETHER = {
     **dict.fromkeys(("workos_api_key", "workos_client_id"), ("workos_api_key", "workos_client_id")),
     "database_schema": ("database_url", "database_schema"),
     "api_refresh_names": ("api_tokens", "api_refresh_names"),
+    "revoke_sessions": ("workos_api_key", "workos_client_id", "revoke_sessions"),
 }
 """Settings that are valid only together."""
 WRONG = {

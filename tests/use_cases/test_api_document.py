@@ -24,6 +24,7 @@ MEANT = {
     "/api/v1/status": [not_a_server_error],  # 503 while the mirror cannot be trusted, as here
     "/api/v1/access": [not_a_server_error, positive_data_acceptance],  # 503 as above, 400 for a bound of a second
     "/api/v1/refresh": [positive_data_acceptance],  # 403: this token only reads
+    "/api/v1/members": [positive_data_acceptance],  # 410 for a time before the mirror was filled, 400 for a future one
     "/api/v1/changes": [positive_data_acceptance],  # 410 for a cursor that was never handed out
 }
 

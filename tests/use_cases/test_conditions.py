@@ -32,6 +32,7 @@ from tests.support.conditions import (
     resync_failed,
     resync_late,
     role_map_withheld,
+    sessions_not_revoked,
     stop_webhooks,
     tail_slowed,
     unmapped,
@@ -150,11 +151,7 @@ def no_worker(services: Services, _endpoint: FlaskClient) -> None:
 withheld = drifted(1, "extra", "withheld")
 
 WITHOUT_TILE = {
-    "backfilling",
-    "join_failed",
-    "no_clock",
-    "no_worker",
-    "queued_without_worker",
+    *("backfilling", "join_failed", "no_clock", "no_worker", "queued_without_worker", "sessions_not_revoked"),
     "role_map_withheld",
     "unread_objects",
 }
@@ -181,6 +178,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "backfilling": ("problem", backfilling),
     "bound_missed": ("problem", bound_missed),
     "tail_slowed": ("warning", tail_slowed),
+    "sessions_not_revoked": ("problem", sessions_not_revoked),
 }
 
 
@@ -206,7 +204,7 @@ def test_all_reports_agree_on_a_condition(name: str, working: FlaskClient, servi
 
     api = working.get("/api/v1/status", headers=API)
     assert {each["name"]: each["severity"] for each in api.get_json()["conditions"]} == {name: severity}
-    trusted = severity == "warning" or name == "hook_failed"
+    trusted = severity == "warning" or name in ("hook_failed", "sessions_not_revoked")
     assert (api.status_code, api.get_json()["trusted"], api.get_json()["reasons"]) == (
         200 if trusted else 503,
         trusted,

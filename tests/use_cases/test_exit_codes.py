@@ -240,6 +240,13 @@ CASES = {
         Case(1, "", workos_is_away),
         Case(2, "--approve {run} --dry-run"),
     ],
+    "review": [
+        Case(0, "--format html"),
+        Case(0, "--organization {organization}"),
+        Case(1, "--organization org_none"),
+        Case(2, "--at 2001-01-01"),
+        Case(2, "--at 2999-01-01"),
+    ],
     "runs cancel": [
         Case(0, "run_replay", a_replay_is_in_progress),
         Case(1, "{run}"),
@@ -273,6 +280,7 @@ ACTIONS = {
     "register": Action.REGISTER,
     "replay": Action.REPLAY,
     "resync": Action.RESYNC,
+    "review": Action.REVIEW,
     "runs cancel": Action.CANCEL_REPLAY,
 }
 """The commands that act, and their actions in the audit. The others only read."""

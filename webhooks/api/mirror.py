@@ -28,12 +28,21 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
         return one(schemas.Workspace, listings.workspace(engine, organization_id))
 
     @routes.get("/members")
-    @spec.validate(resp=answers(schemas.Page[schemas.Member]), tags=["mirror"])
+    @spec.validate(
+        resp=answers(schemas.Page[schemas.ListedMember], HTTP_400=schemas.Error, HTTP_410=schemas.Error),
+        tags=["mirror"],
+    )
     def list_members(query: schemas.MemberQuery) -> Response:
-        """List the members who have access now, ordered by membership id. All filters must match."""
-        filters = query.model_dump(exclude={"after", "limit"}, exclude_none=True)
-        rows = listings.list_access(engine, filters, after=query.after, limit=query.limit)
-        return page(schemas.Page[schemas.Member], rows, query.limit, "membership_id")
+        """List the members who have access now, or had it `at` a time, by membership id. All filters must match.
+
+        400: the time is in the future.
+
+        410: the time is before the mirror was filled, or the changes since have been pruned. The message names the
+        earliest time.
+        """
+        filters = query.model_dump(exclude={"at", "after", "limit"}, exclude_none=True)
+        rows = listings.list_access(engine, filters, at=query.at, after=query.after, limit=query.limit)
+        return page(schemas.Page[schemas.ListedMember], rows, query.limit, "membership_id")
 
     @routes.get("/domains")
     @spec.validate(resp=answers(schemas.Page[schemas.Domain]), tags=["mirror"])

@@ -12,7 +12,7 @@ from webhooks.api.answers import answers, as_json, problems_in
 from webhooks.api.waiting import Waiting
 from webhooks.auth import Guesses
 from worker.bootstrap import Services
-from worker.errors import TooManyGuessesError
+from worker.errors import TimeError, TooManyGuessesError
 from worker.reports.health import complete_to
 from worker.reports.verdict import as_report, judge
 
@@ -64,6 +64,10 @@ def blueprint(services: Services, app: Flask) -> Blueprint:
         verdict = judge(engine, services.report_redis, services.settings)
         report = as_report(verdict) | {"trusted": verdict.trusted, "reasons": verdict.reasons}
         return as_json(schemas.Status(**report), 200 if verdict.trusted else 503)
+
+    @routes.errorhandler(TimeError)
+    def no_such_time(error: TimeError) -> Response:
+        return as_json(schemas.Error(error=str(error)), error.status)
 
     max_threads = max(1, services.settings.web_threads // 4)
     waiting = Waiting(max_threads)

@@ -4,7 +4,16 @@ import re
 from datetime import datetime
 from typing import Annotated, Generic, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from models.access import LARGEST_BOUND
 from models.tables import Action, Via
@@ -51,9 +60,23 @@ class MemberQuery(InWorkspace):
     """Filters for members: by workspace, by person, or both."""
 
     user_id: Id | None = None
-    email: Text | None = None
+    email: Annotated[Text | None, Field(description="An address that the person has now.")] = None
     workspace_external_id: Text | None = None
     user_external_id: Text | None = None
+    at: Annotated[
+        AwareDatetime | None,
+        Field(
+            description="Answer as the mirror did at this time: ISO 8601 with an offset. "
+            "Needs organization_id, user_id or email."
+        ),
+    ] = None
+
+    @field_validator("at")
+    @classmethod
+    def _needs_filter(cls, at: datetime | None, given: ValidationInfo) -> datetime | None:
+        if at is not None and not any(given.data.get(name) for name in ("organization_id", "user_id", "email")):
+            raise ValueError("needs organization_id, user_id or email")
+        return at
 
 
 class AutoJoinQuery(Query):
@@ -295,6 +318,20 @@ class Member(BaseModel):
     user_external_id: str | None
     user_metadata: JsonObject | None
     custom_attributes: JsonObject | None
+
+
+class ListedMember(Member):
+    """A person who has access to a workspace; with `at`, also the last change of this access until then.
+
+    These fields are null without `at`, and if the change has been pruned.
+    """
+
+    changed_at: datetime | None = None
+    cause: str | None = None
+    cause_id: str | None = None
+    actor_id: str | None = None
+    actor_name: str | None = None
+    actor_source: str | None = None
 
 
 class Domain(BaseModel):

@@ -28,6 +28,7 @@ MODULES = {
     "auto-join": "auto_join",
     "hooks": "hooks",
     "plan": "plan",
+    "review": "review",
     "runs": "runs",
 }
 """Command name → module in this package. A module is imported only when its command runs, to keep start-up fast."""

@@ -12,7 +12,7 @@ from models.bulk import insert_new, insert_rows, is_any_of, update_rows
 from models.database import CHANGES_LOCK, advisory_lock
 from models.outcomes import Outcome
 from models.tables import Cause, Change, DeletedBy, InvitedAddress, UserAddress
-from models.types import JsonObject, db_now
+from models.types import JsonObject, db_clock, db_now
 from worker.decision.decide import (
     ConfirmationReason,
     Content,
@@ -28,6 +28,7 @@ from worker.kinds.invitation import INVITATION
 from worker.kinds.user import USER, User
 from worker.mirror.auto_join import auto_join_changes
 from worker.mirror.change_rows import ChangeRow
+from worker.mirror.lost_access import note_lost_access
 
 ACTOR_BLANKED: dict[str, Any] = {"actor_name": None, "previous_attributes": None}
 """Columns of `changes` that erasure and retention null. Erasure also blanks the personal fields of the content."""
@@ -95,13 +96,16 @@ def note_changes(tx: Connection, changes: Sequence[ChangeRow]) -> None:
     """Write rows of `changes`, with the rows that auto-join derives from them. Must be the last step before commit.
 
     The ids are assigned under one lock, held until the commit. So a reader that has seen id n never finds a smaller id
-    later (docs/guarantees.md, Order and equality).
+    later (docs/guarantees.md, Order and equality). The time is read under that lock too, so that it ascends with the
+    ids.
     """
     if changes:
         advisory_lock(tx, CHANGES_LOCK)
+        at = tx.execute(select(db_clock())).scalar_one()
         by_cause = {row.caused_by: row for row in changes}
         further = [_with_actor(row, by_cause.get(row.caused_by)) for row in auto_join_changes(tx, changes)]
-        insert_rows(tx, Change, [row._asdict() for row in _without_erased_people(tx, (*changes, *further))])
+        rows = _without_erased_people(tx, (*changes, *further))
+        insert_rows(tx, Change, [{"at": at, **row._asdict()} for row in rows])
 
 
 def _with_actor(row: ChangeRow, change: ChangeRow | None) -> ChangeRow:
@@ -204,7 +208,7 @@ def _version(updated_at: str, event_at: str, event_id: str) -> Version:
 
 
 def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Sequence[tuple[str, State]] = ()) -> None:
-    """Save `states` to their locked rows and increment the revisions.
+    """Save `states` to their locked rows, increment the revisions, and record whose access ended.
 
     For users and invitations, also records the hashes of the e-mail addresses in `states`, and in `seen`: states that
     arrived, whether they won or not.
@@ -216,6 +220,7 @@ def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Seq
         emails = ((id, normalize_address(state.content.get("email"))) for id, state in (*states.items(), *seen))
         hashes = {(id, address.hash) for id, address in emails if address}
         insert_new(tx, table, [{key: id, "email_hash": digest} for id, digest in sorted(hashes)])
+    note_lost_access(tx, kind, states)
 
 
 def _columns(kind: Kind, id: str, state: State) -> dict[str, object]:

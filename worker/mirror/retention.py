@@ -78,6 +78,7 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
         "changes": lambda tx: _delete_changes(tx, Change.at < db_ago(periods.changes), ~_is_last_decision()),
         "actors": lambda tx: _blank_actors(tx, periods.persons),
         "audit": _deleter(Audit, Audit.at < db_ago(periods.changes)),
+        "revocations": _deleter(tables.Revocation, tables.Revocation.settled_at < db_ago(periods.changes)),
         "joins": _deleter(Join, Join.state.in_(FINISHED), Join.settled_at < db_ago(periods.changes)),
         "hook_deliveries": _deleter(tables.HookDelivery, tables.HookDelivery.change_id <= dropped_to),
         **of_ended_runs,
@@ -133,10 +134,11 @@ def _blank_actors(tx: Connection, period: timedelta) -> int:
 
 
 def _delete_changes(tx: Connection, *which: ColumnElement[bool]) -> int:
-    """Delete changes and record the highest deleted id, so that readers that have not read it learn of the gap."""
-    ids = list(tx.execute(select(Change.id).where(*which).order_by(Change.id).limit(BATCH)).scalars())
-    if ids:
-        tx.execute(delete(Change).where(Change.id.in_(ids)))
-        advance = update(MirrorState).where(MirrorState.changes_dropped_to < ids[-1])
-        tx.execute(advance.values(changes_dropped_to=ids[-1]))
-    return len(ids)
+    """Delete changes and record the last deleted one, so that readers that have not read it learn of the gap."""
+    old = tx.execute(select(Change.id, Change.at).where(*which).order_by(Change.id).limit(BATCH)).all()
+    if old:
+        tx.execute(delete(Change).where(Change.id.in_([id for id, _ in old])))
+        last, at = old[-1]
+        advance = update(MirrorState).where(MirrorState.changes_dropped_to < last)
+        tx.execute(advance.values(changes_dropped_to=last, changes_dropped_at=at))
+    return len(old)

@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import Connection, Engine, func, select, update
 
 from models.database import in_transaction, read_transaction
-from models.tables import Action, Cause, MirrorState, Via
+from models.tables import ROLE_MAP, Action, Cause, MirrorState, Via
 from models.types import JsonObject
 from models.views import workspace_members
 from worker import audit
@@ -25,6 +25,7 @@ from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import ORGANIZATION
 from worker.kinds.role import Role
 from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows
+from worker.mirror.change_rows import ChangeRow
 
 log = structlog.get_logger()
 
@@ -145,6 +146,8 @@ def _put_in_force(
     tx.execute(update(MirrorState).values(role_map=role_map, remap_after=""))
     pairs = {slug: [current.get(slug), role_map.get(slug)] for slug in sorted({*current, *role_map})}
     audit.note(tx, actor, action, roles={slug: pair for slug, pair in pairs.items() if pair[0] != pair[1]})
+    before, after = {"roles": current}, {"roles": role_map}
+    note_changes(tx, [ChangeRow(ROLE_MAP, SETTING, None, before, after, Cause.SETTINGS, SETTING)])
 
 
 def _remap(engine: Engine) -> int:

@@ -24,7 +24,9 @@ PROVISION = "provision"
 """The lane that creates the memberships of people who join by their verified domain."""
 HOOKS = "hooks"
 """The lane that sends changes to the product's hooks."""
-LANES = (DRAIN, REPAIR, PROVISION, HOOKS)
+SESSIONS = "sessions"
+"""The lane that ends the sessions of people who lost access."""
+LANES = (DRAIN, REPAIR, PROVISION, HOOKS, SESSIONS)
 
 FLAG_MS = 10_000
 RUNG = b"1"

@@ -11,7 +11,7 @@ from enum import StrEnum
 from functools import partial
 from typing import NamedTuple
 
-from models.tables import JoinState, RunStatus
+from models.tables import JoinState, RevocationState, RunStatus
 from worker.mirror.role_map import digest_of
 from worker.reports.health import MIN_MISSED, Health
 
@@ -26,6 +26,8 @@ MANY_DIFFERENCES = 20
 DRIFT_SECONDS = 3600.0
 """Time after a resync during which its differences are reported."""
 HOOK_BEHIND = 1000
+REVOCATION_SECONDS = 300
+"""Sessions are revoked within seconds. A deleted workspace of many members takes longer, because of the rate limit."""
 RUNBOOK = "docs/operations.md"
 
 
@@ -518,6 +520,20 @@ CONDITIONS = (
         remedy="run workos-sync auto-join joins --state failed",
         section="A join failed or was undone",
         page="/ops/auto-join",
+    ),
+    Condition(
+        name="sessions_not_revoked",
+        measured=f"The oldest pending revocation of sessions has waited for more than {REVOCATION_SECONDS} s.",
+        measure=lambda health: _when(
+            health.revocation_waiting_seconds > REVOCATION_SECONDS,
+            number=_number(health.revocations.get(RevocationState.PENDING, 0), "person", "people"),
+            waited=duration(health.revocation_waiting_seconds),
+            why=f" ({health.revocation_error})" if health.revocation_error else "",
+        ),
+        sentence="sessions of {number} without access may not have ended; the oldest has waited for {waited}{why}",
+        remedy="start workos-sync worker, or see whether WorkOS answers it; workos-sync explain shows each person",
+        section="Sessions are not revoked",
+        concerns_mirror=False,
     ),
     Condition(
         name="unread_objects",

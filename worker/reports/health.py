@@ -29,6 +29,8 @@ from models.tables import (
     JoinState,
     MirrorState,
     Read,
+    Revocation,
+    RevocationState,
     Run,
     RunStatus,
     Tail,
@@ -158,6 +160,12 @@ class Health:
     """Number of domains by auto-join state. `invalid`: existing domains that are not valid domain names."""
     joins: dict[str, int]
     """Number of joins by state."""
+    revocations: dict[str, int]
+    """Number of revocations of sessions by state."""
+    revocation_waiting_seconds: float
+    """Time since the oldest pending revocation was recorded; 0 if there is none."""
+    revocation_error: str | None
+    """Why its last attempt failed, if it did."""
     missing_joins: int | None
     """Number of people who should have joined a workspace by domain but are not members, as last counted."""
     without_admin: int | None
@@ -219,6 +227,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
         clock = _seconds_since_tick(tx, now, CLOCK_TICK)
         counted_at = _seconds_since_tick(tx, now, COUNTS_TICK)
         unread = tx.execute(_unread()).all()
+        revocation = tx.execute(_oldest_revocation()).one_or_none()
         running = select(Run.__table__, RUNS.is_free().label("queued")).where(Run.status == RunStatus.RUNNING)
         return Health(
             mirror=dict(tx.execute(select(mirror_status)).mappings().one()),
@@ -245,6 +254,9 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             conflicts=_conflicts(tx),
             domains=_domains(tx),
             joins=_counted(tx, Join.state, JoinState),
+            revocations=_counted(tx, Revocation.state, RevocationState),
+            revocation_waiting_seconds=(now - revocation.created_at).total_seconds() if revocation else 0.0,
+            revocation_error=revocation.error if revocation else None,
             missing_joins=None if counted_at is None else mirror.missing_joins,
             without_admin=None if counted_at is None else mirror.without_admin,
             counted_seconds=counted_at,
@@ -395,6 +407,11 @@ def _uncertain(tx: Connection) -> int:
 def _unread() -> Select[str, str]:
     failing = select(Read.kind, Read.object_id).where(Read.run_id == "", Read.attempts >= MANY_READS)
     return failing.order_by(Read.attempts.desc(), Read.kind, Read.object_id).limit(MAX_COUNTED)
+
+
+def _oldest_revocation() -> Select[datetime, str | None]:
+    pending = Revocation.state == inline_literal(RevocationState.PENDING)
+    return select(Revocation.created_at, Revocation.error).where(pending).order_by(Revocation.created_at).limit(1)
 
 
 def _counted(tx: Connection, column: SQLColumnExpression[str], values: Iterable[str]) -> dict[str, int]:

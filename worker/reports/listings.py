@@ -13,6 +13,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    FromClause,
     Select,
     Table,
     Text,
@@ -45,10 +46,11 @@ from models.tables import (
     Via,
 )
 from models.types import Record, inline_literal
-from models.views import auto_join_domains, sign_in_methods, workspace_members, workspaces
+from models.views import auto_join_domains, sign_in_methods, workspaces
 from worker.kinds import KINDS
 from worker.kinds.domain import Domain
 from worker.kinds.invitation import Invitation
+from worker.kinds.membership import Membership
 from worker.kinds.permission import Permission
 from worker.kinds.role import Role
 from worker.kinds.user import User, has_address
@@ -56,6 +58,7 @@ from worker.mirror.change_feed import as_json
 from worker.mirror.uncertainty import EVERYTHING
 from worker.repair.resync.listings import compared
 from worker.reports.access import domain_states, invitation_states, uncertain_answers
+from worker.reports.past import members, moment_of, with_causes, workspaces_at
 from worker.runs import RUNS
 
 FETCH_SIZE = 500
@@ -189,16 +192,38 @@ def list_workspaces(
 
 
 def list_access(
-    engine: Engine, filters: Mapping[str, str], *, after: str | None = None, limit: int = 50
+    engine: Engine,
+    filters: Mapping[str, str],
+    *,
+    at: datetime | None = None,
+    after: str | None = None,
+    limit: int = 50,
 ) -> list[Record]:
-    """Return the memberships that give access now, sorted by id, by `email` or columns of the view.
+    """Return the memberships that give access, sorted by id, by `email` or columns of the view.
 
-    `email` is an address in any spelling.
+    `email` is a current address of a person in any spelling. With `at`, an aware time, the answer is what the mirror
+    answered then, with the columns `worker.reports.past.CAUSE`; without a filter it is slow.
+
+    Raises:
+        FutureTimeError: `at` has not come yet.
+        NotKeptError: `at` is too long ago.
     """
-    others = {name: value for name, value in filters.items() if name != "email"}
-    of_user = workspace_members.c.user_id.in_(select(User.id).where(has_address(filters.get("email", ""))))
-    which = [of_user] if "email" in filters else []
-    return _page(engine, workspace_members, "membership_id", others, after, limit, *which)
+    with read_transaction(engine) as tx:
+        moment = None if at is None else moment_of(tx, at)
+        of_membership = {name: value for name, value in filters.items() if not name.endswith("external_id")}
+        view = members(tx, moment, *_filter(Membership.__table__, of_membership))
+        query = select(view).where(*_filter(view, filters)).order_by(view.c.membership_id).limit(limit)
+        rows = all_rows(tx, query if after is None else query.where(view.c.membership_id > after))
+        return rows if moment is None else with_causes(tx, rows, moment)
+
+
+def _filter(source: FromClause, filters: Mapping[str, str]) -> list[ColumnElement[bool]]:
+    """Return the conditions on a table with these columns and `user_id`, by which `list_access` filters."""
+    of_email = select(User.id).where(has_address(filters.get("email", "")))
+    return [
+        source.c.user_id.in_(of_email) if name == "email" else source.c[name] == value
+        for name, value in filters.items()
+    ]
 
 
 def list_people(engine: Engine, email_part: str, limit: int = 50) -> list[Record]:
@@ -251,13 +276,18 @@ def list_invitations(engine: Engine, organization_id: str, limit: int = 50) -> l
         return invitation_states(tx, *here, limit=limit)
 
 
-def list_members(engine: Engine, organization_id: str) -> Record | None:
-    """Return a workspace and its `members`, the people with access now; None if the workspace is unknown."""
+def list_members(engine: Engine, organization_id: str, at: datetime | None = None) -> Record | None:
+    """Return a workspace and its `members`, the people with access; None if the workspace is unknown.
+
+    With `at`, all of it is what the mirror answered at that time, as in `list_access`, whose errors it raises.
+    """
     with read_transaction(engine) as tx:
-        found = one_row(tx, select(workspaces).filter_by(organization_id=organization_id))
-        members = select(workspace_members).filter_by(organization_id=organization_id)
-        by_address = members.order_by(workspace_members.c.email, workspace_members.c.user_id)
-        return found and found | {"members": all_rows(tx, by_address)}
+        moment = None if at is None else moment_of(tx, at)
+        found = one_row(tx, workspaces_at(moment, organization_id))
+        view = members(tx, moment, Membership.organization_id == organization_id)
+        in_workspace = select(view).where(view.c.organization_id == organization_id)
+        rows = all_rows(tx, in_workspace.order_by(view.c.email, view.c.user_id))
+        return found and found | {"members": rows if moment is None else with_causes(tx, rows, moment)}
 
 
 def list_uncertain(engine: Engine, organization_id: str) -> list[Record]:

@@ -75,6 +75,7 @@ class Settings(BaseModel):
     max_attempts: Attempts = 10
     auto_join: AutoJoinMode = AutoJoinMode.MIRROR
     auto_join_existing: bool = False
+    revoke_sessions: bool = False
     hooks: Annotated[dict[str, str], parsed(values.hooks)] = {}
     hook_secrets: Annotated[dict[str, SecretStr], parsed(values.named_secrets)] = {}
     hook_seconds: Annotated[float, Field(ge=0.01, le=60)] = 10.0
@@ -286,9 +287,10 @@ def _missing(settings: Settings, required: tuple[str, ...], wrong: set[str]) -> 
 
 
 def _other_half(settings: Settings) -> tuple[str, ...]:
-    """Return both settings that calls to the WorkOS API need, if one of them is set or provisioning needs the API."""
-    halves = settings.workos_api_key or settings.workos_client_id or settings.auto_join is AutoJoinMode.PROVISION
-    return ("workos_api_key", "workos_client_id") if halves else ()
+    """Return both settings that calls to the WorkOS API need, if one of them or a setting that needs the API is set."""
+    given = settings.workos_api_key or settings.workos_client_id
+    writes = settings.auto_join is AutoJoinMode.PROVISION or settings.revoke_sessions
+    return ("workos_api_key", "workos_client_id") if given or writes else ()
 
 
 def _contradictions(settings: Settings, wrong: set[str]) -> list[Problem]:

@@ -11,6 +11,8 @@ from worker.errors import WorkosSyncError
 
 NOT_FOUND = re.compile(r"(?!route|page|path|url|cannot)\w.* not found\b", re.IGNORECASE)
 """`Organization not found: 'org_123'.` (docs/workos.md, Listings, reads and their errors)."""
+NOTHING = "answered nothing"
+"""The name of a `CallError` for an answer without a body."""
 
 
 class Answer(NamedTuple):

@@ -14,7 +14,7 @@ from rq.timeouts import BaseTimeoutException
 
 from models.types import JsonObject
 from worker.errors import unexpected
-from worker.workos_api.calls import Answer, CallError
+from worker.workos_api.calls import NOTHING, Answer, CallError
 
 SUCCESS = range(200, 300)
 
@@ -64,7 +64,8 @@ class Sdk:
                 unanswered=isinstance(error, workos.WorkOSError),
             ) from error
         if not isinstance(answer, dict) or self._answers.status not in SUCCESS:
-            raise CallError("answered no object", self._answers.status, self._answers.date)
+            name = NOTHING if self._answers.empty else "answered no object"
+            raise CallError(name, self._answers.status, self._answers.date)
         if self._answers.date is None:
             raise CallError("answered without a Date header", self._answers.status, None)
         return Answer(answer, self._answers.date)
@@ -75,13 +76,16 @@ class _LastAnswer(threading.local):
 
     status: int | None = None
     date: datetime | None = None
+    empty: bool = False
+    """Whether the answer has no body."""
 
     def forget(self) -> None:
         """Forget the answer to the previous call."""
-        self.status = self.date = None
+        self.status, self.date, self.empty = None, None, False
 
     def note(self, response: httpx2.Response) -> None:
         """Record an answer. An invalid `Date` counts as none."""
         self.status = response.status_code
+        self.empty = self.status in SUCCESS and response.headers.get("Content-Length", "0") == "0"
         with suppress(ValueError, OverflowError):
             self.date = parsedate_to_datetime(response.headers.get("Date", "")).astimezone(UTC)

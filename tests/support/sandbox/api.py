@@ -168,6 +168,19 @@ def _delete_user(environment: Environment, call: Call) -> Reply:
     return 204, None
 
 
+def _list_sessions(environment: Environment, call: Call) -> Reply:
+    world, user_id = environment.world, call.path["id"]
+    ids = [id for id in world.children(user_id, "session") if id in world.sessions]
+    if not ids:
+        world.find(world.users, "user", user_id)
+    return 200, page(ids, world.show_session, call.query)
+
+
+def _revoke_session(environment: Environment, call: Call) -> Reply:
+    environment.world.revoke_session(call.required("session_id"))
+    return 200, None
+
+
 # Memberships
 
 
@@ -357,6 +370,8 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", "/user_management/users/{id}", _get_user),
     ("PUT", "/user_management/users/{id}", _update_user),
     ("DELETE", "/user_management/users/{id}", _delete_user),
+    ("GET", "/user_management/users/{id}/sessions", _list_sessions),
+    ("POST", "/user_management/sessions/revoke", _revoke_session),
     ("GET", _MEMBERSHIPS, _list_memberships),
     ("POST", _MEMBERSHIPS, _create_membership),
     ("GET", _MEMBERSHIPS + "/{id}", _get_membership),

@@ -16,6 +16,7 @@ class Knobs:
 
     # The world. What WorkOS does here is not documented, so a mirror has to bear every setting.
     children_deleted: bool = True  # deleting an organization or a user also sends its children's deleted events
+    sessions_outlive_users: bool = False  # the sessions of a deleted user go on, and are listed
     role_deletion: Literal["events", "silently", "silently_same_version"] = "events"
     ties: bool = False  # changes of an object in the same millisecond may have the same times
     roles_in_events: bool = True  # memberships in events carry `roles` (optional there)

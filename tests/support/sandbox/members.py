@@ -135,6 +135,38 @@ class Members(State):
         expires_at = shapes.time_text(self.now() + timedelta(days=days))
         return self._set_invitation(invitation_id, "invitation.resent", expires_at=expires_at)
 
+    # Sessions. None ends by itself when a membership or an organization is deleted: what WorkOS does is not known.
+
+    def create_session(
+        self,
+        user_id: str,
+        organization_id: str | None = None,
+        *,
+        impersonator: JSON | None = None,
+        days: float = 7,
+    ) -> JSON:
+        """Sign a user in, to an organization or to none. It expires after `days`, without an event."""
+        with self.lock:
+            self.find(self.users, "user", user_id)
+            at, id = self.stamp(), self.new_id("session")
+            expires_at = shapes.time_text(self.now() + timedelta(days=days))
+            self.sessions[id] = shapes.session(
+                id, user_id, at, expires_at, organization_id=organization_id, impersonator=impersonator
+            )
+            self.link(user_id, "session", id)
+            self.emit("session.created", self.sessions[id])
+            return self.sessions[id]
+
+    def revoke_session(self, session_id: str) -> JSON:
+        """End an active session."""
+        with self.lock:
+            if self.show_session(session_id)["status"] != "active":
+                raise invalid("The session is not active.", "session_not_active", status=400)
+            ended = {"status": "revoked", "ended_at": self.stamp()}
+            self.sessions[session_id] = self.changed(self.sessions[session_id], **ended)
+            self.emit("session.revoked", self.sessions[session_id])
+            return self.sessions[session_id]
+
     # Roles
 
     def create_role(self, slug: str, *, name: str | None = None, organization_id: str | None = None) -> JSON:

@@ -192,6 +192,27 @@ def invitation_in_api(invitation: JSON) -> JSON:
     return {**invitation, "token": token, "accept_invitation_url": url}
 
 
+def session(
+    session_id: str, user_id: str, at: str, expires_at: str, *, organization_id: str | None, impersonator: JSON | None
+) -> JSON:
+    """An active session, the same in API and events."""
+    return {
+        "object": "session",
+        "id": session_id,
+        "user_id": user_id,
+        "organization_id": organization_id,
+        "status": "active",
+        "auth_method": "impersonation" if impersonator else "password",
+        "impersonator": impersonator,
+        "ip_address": "192.0.2.1",
+        "user_agent": "Mozilla/5.0",
+        "expires_at": expires_at,
+        "ended_at": None,
+        "created_at": at,
+        "updated_at": at,
+    }
+
+
 def connection(
     connection_id: str, organization_id: str | None, at: str, *, name: str, kind: str, domains: Sequence[JSON]
 ) -> JSON:

@@ -23,6 +23,7 @@ _NOT_FOUND = {
     "role": "Role",
     "permission": "Permission",
     "invitation": "Invitation",
+    "session": "Session",
     "webhook_endpoint": "Webhook Endpoint",
 }
 
@@ -72,6 +73,7 @@ class State:
         self.roles: dict[RoleKey, JSON] = {}
         self.permissions: dict[str, JSON] = {}  # by slug
         self.invitations: dict[str, JSON] = {}
+        self.sessions: dict[str, JSON] = {}
         self.events: list[JSON] = []
         self.event_positions: dict[str, int] = {}
         self._of_parent: dict[tuple[str, str], dict[str, None]] = {}
@@ -214,6 +216,12 @@ class State:
         record = self.find(self.invitations, "invitation", invitation_id)
         expired = record["state"] == "pending" and shapes.time_of(record["expires_at"]) <= self.now()
         return shapes.invitation_in_api({**record, "state": "expired" if expired else record["state"]})
+
+    def show_session(self, session_id: str) -> JSON:
+        """A session; an active one past its time is expired. Or WorldError 404."""
+        record = self.find(self.sessions, "session", session_id)
+        expired = record["status"] == "active" and shapes.time_of(record["expires_at"]) <= self.now()
+        return {**record, "status": "expired"} if expired else record
 
     def truth(self) -> JSON:
         """All there is, as the API shows it: what a mirror has to end equal to.

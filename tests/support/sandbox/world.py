@@ -157,6 +157,9 @@ class World(Members):
                 ("organization_membership.deleted", self._drop_membership(m))
                 for m in self.children(user_id, "organization_membership")
             ]
+            if not self.knobs.sessions_outlive_users:
+                for session_id in self.children(user_id, "session"):
+                    del self.sessions[session_id]
             del self.users[user_id]
             del self._emails[user["email"].lower()]
             self._emit_deleted("user.deleted", user, gone)
