@@ -91,6 +91,7 @@ def test_replayed_event_does_not_hold_complete_to_back(
     assert state(one_engine)["complete_to"] == state(one_engine)["read_to"]
 
 
+@pytest.mark.long
 def test_event_that_waits_for_a_lock_counts_as_failed_and_does_not_hold_complete_to_back(
     make_database: Callable[[str], str], sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
 ) -> None:
