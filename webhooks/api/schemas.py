@@ -206,13 +206,14 @@ class Domain(BaseModel):
 
 
 class SignInMethod(BaseModel):
-    """An active single sign-on connection of a workspace."""
+    """An active single sign-on connection of a workspace, and when its first SAML certificate expires, if known."""
 
     organization_id: str
     connection_id: str
     connection_type: str | None
     name: str | None
     since: datetime | None
+    certificate_expires_at: datetime | None
 
 
 class Join(BaseModel):

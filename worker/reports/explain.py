@@ -27,10 +27,12 @@ from models.tables import (
 )
 from models.types import Record
 from worker.kinds import KINDS, Kind
+from worker.kinds.connection import CONNECTION
 from worker.kinds.domain import DOMAIN, Domain
 from worker.kinds.invitation import INVITATION, Invitation
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import ORGANIZATION
+from worker.kinds.saml_certificate import SAML_CERTIFICATE, SamlCertificate
 from worker.kinds.user import USER, User, has_address
 from worker.reports.access import access_of, domain_states, invitation_states
 
@@ -41,8 +43,12 @@ AUTO_JOIN_FIELDS = {"auto_join", "auto_join_reason"}
 """Fields of a domain that change with other objects: its workspace, or another workspace's domain."""
 DECISIONS = {USER: JOIN, ORGANIZATION: WORKSPACE_SETTINGS}
 """The kind under which `changes` records operators' decisions about a person or a workspace."""
-RELATED = {USER: (MEMBERSHIP, Membership.user_id), ORGANIZATION: (DOMAIN, Domain.organization_id)}
-"""The kind of object that decides about a person or a workspace, and its column with their id."""
+RELATED = {
+    USER: (MEMBERSHIP, Membership.user_id),
+    ORGANIZATION: (DOMAIN, Domain.organization_id),
+    CONNECTION: (SAML_CERTIFICATE, SamlCertificate.connection_id),
+}
+"""The kind of object that decides about a person, a workspace or a connection, and its column with their id."""
 EVENT_COLUMNS = tuple(column for column in Event.__table__.columns if column.name != "body")
 FINDINGS = {
     Finding.MISSING: "was missing in the mirror",
@@ -113,7 +119,7 @@ def _find(tx: Connection, name: str) -> list[Object]:
 
 
 def _with_related(tx: Connection, objects: Sequence[Object]) -> list[Object]:
-    """Return `objects` and what decides about them: a person's memberships and invitations, a workspace's domains."""
+    """Return `objects` and what decides about them, such as a person's memberships and invitations."""
     found = list(objects)
     for one in objects:
         if one.kind in RELATED:
