@@ -20,16 +20,18 @@ EXPIRY_MARGIN = timedelta(minutes=10)
 
 
 class EventLog:
-    """Reads the events of all mirrored types, oldest first. `now` is the current time by WorkOS's clock, aware.
+    """Reads the events of some types, by default all that are mirrored, oldest first.
 
-    WorkOS refuses a query (400) if it does not know one of the event types. That type is then left out.
+    `now` is the current time by WorkOS's clock, aware. WorkOS refuses a query (400) if it does not know one of the
+    event types. That type is then left out.
     """
 
-    def __init__(self, workos: WorkOSClient, now: datetime) -> None:
+    def __init__(self, workos: WorkOSClient, now: datetime, types: Sequence[str] = SUBSCRIBED) -> None:
         self._workos = workos
         self._now = now
-        self._types: Sequence[str] = SUBSCRIBED
-        self._refused: dict[str, str] = {}
+        self._types = types
+        self.refused: dict[str, str] = {}
+        """Event types that were left out so far, each with WorkOS's message."""
 
     def after(self, cursor: str) -> Iterator[Page]:
         """Yield the pages that follow an event.
@@ -45,6 +47,17 @@ class EventLog:
         yield first
         yield from pages
 
+    def after_or_since(self, cursor: str | None, start: datetime) -> Iterator[Page]:
+        """Yield the pages that follow an event; without a cursor that WorkOS accepts, those since `start`."""
+        if cursor is not None:
+            try:
+                yield from self.after(cursor)
+            except CursorLostError:
+                log.warning("cursor_lost", cursor=cursor, reads_from=start.isoformat())
+            else:
+                return
+        yield from self.since(start)
+
     def since(self, start: datetime) -> Iterator[Page]:
         """Yield the pages since a time, in ranges of at most `CHUNK`. The last range has no end."""
         while (end := start + CHUNK) < self._now:
@@ -55,12 +68,12 @@ class EventLog:
     @property
     def all_types(self) -> bool:
         """Whether no event type was left out so far."""
-        return not self._refused
+        return not self.refused
 
     def require_all_types(self) -> None:
         """Raise `EventTypesRefusedError`, with WorkOS's message for each type, if event types were left out."""
-        if self._refused:
-            refused = "; ".join(f"{type} ({why})" for type, why in self._refused.items())
+        if self.refused:
+            refused = "; ".join(f"{type} ({why})" for type, why in self.refused.items())
             raise EventTypesRefusedError(f"event types refused: {refused}; events of all other types were read")
 
     def _pages(
@@ -90,7 +103,7 @@ class EventLog:
         refused = {type: why for type in self._types if (why := self._refusal(type)) is not None}
         if not refused or len(refused) == len(self._types):
             return False
-        self._refused |= refused
+        self.refused |= refused
         self._types = [type for type in self._types if type not in refused]
         log.error("event_types_refused", types=sorted(refused), error=next(iter(refused.values())))
         return True

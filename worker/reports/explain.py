@@ -226,7 +226,8 @@ def _why(event: Record, changes: Sequence[Record], winners: Mapping[str, Record]
     if not event["replays"]:
         return outcome
     times = "once" if event["replays"] == 1 else f"{event['replays']} times"
-    replayed = f"{outcome}; replayed {times}, last by run {event['replay_id']}"
+    last = f"last by run {event['replay_id']}" if event["replay_id"] else "since a new release mirrors its type"
+    replayed = f"{outcome}; replayed {times}, {last}"
     changed_at_first = changes and event["outcome"] != Outcome.APPLIED
     return f"{replayed}; it made this change when it was first processed" if changed_at_first else replayed
 

@@ -1,13 +1,15 @@
-"""Certificates of SSO connections are mirrored, so that their expiry can be reported."""
+"""Certificates of SSO connections are mirrored. Event types that a release adds are read from the events API."""
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0024"
 down_revision = "0018"
 branch_labels = None
 depends_on = None
 
+JSON = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 TIME = sa.Text().with_variant(sa.TIMESTAMP(timezone=True), "postgresql")
 
 
@@ -28,3 +30,4 @@ def upgrade() -> None:
         sa.Column("touched_at", TIME),
         sa.Column("erased", sa.Boolean(), server_default=sa.false(), nullable=False),
     )
+    op.add_column("mirror", sa.Column("new_types", JSON))
