@@ -1,4 +1,4 @@
-"""API routes that read the mirror."""
+"""API routes that read the mirror: workspaces, members and access."""
 
 from flask import Blueprint, Response
 from spectree import SpecTree
@@ -59,20 +59,6 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
         response = as_json(schemas.Access(**found._asdict()))
         response.headers["Cache-Control"] = "no-store"
         return response
-
-    @routes.get("/domains")
-    @spec.validate(resp=answers(schemas.Page[schemas.Domain]), tags=["mirror"])
-    def list_domains(query: schemas.InWorkspace) -> Response:
-        """List the domains of workspaces, ordered by id: whether each auto-joins, and why."""
-        rows = listings.list_domains(engine, query.organization_id, after=query.after, limit=query.limit)
-        return page(schemas.Page[schemas.Domain], rows, query.limit, "id")
-
-    @routes.get("/sign-in-methods")
-    @spec.validate(resp=answers(schemas.Page[schemas.SignInMethod]), tags=["mirror"])
-    def list_sign_in_methods(query: schemas.InWorkspace) -> Response:
-        """List active single sign-on connections, ordered by connection id. A workspace without one has no SSO."""
-        rows = listings.list_sign_in(engine, query.organization_id, after=query.after, limit=query.limit)
-        return page(schemas.Page[schemas.SignInMethod], rows, query.limit, "connection_id")
 
     @routes.get("/auto-join")
     @spec.validate(resp=answers(schemas.AutoJoin), tags=["mirror"])

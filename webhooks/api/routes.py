@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from spectree import SpecTree
 from spectree.models import SecureType, SecurityScheme, SecuritySchemeData
 
-from webhooks.api import changes, mirror, operations, schemas
+from webhooks.api import changes, mirror, operations, schemas, workspaces
 from webhooks.api.answers import answers, as_json
 from webhooks.auth import Guesses
 from worker.bootstrap import Services
@@ -64,6 +64,7 @@ def blueprint(services: Services, app: Flask) -> Blueprint:
         return as_json(schemas.Status(**report), 200 if verdict.trusted else 503)
 
     mirror.add(routes, spec, engine)
+    workspaces.add(routes, spec, engine)
     operations.add(routes, spec, engine)
     changes.add(routes, spec, engine, max_threads=max(1, services.settings.web_threads // 4))
     spec.app = app

@@ -49,6 +49,13 @@ class MemberQuery(InWorkspace):
     email: Text | None = None
 
 
+class InvitationQuery(InWorkspace):
+    """Filters for invitations: by workspace, invited address, and status."""
+
+    email: Text | None = None
+    status: Text | None = None
+
+
 class AutoJoinQuery(Query):
     """The e-mail address to check. The caller must have verified it."""
 
@@ -191,6 +198,23 @@ class Member(BaseModel):
     status: str
     membership_id: str
     since: datetime | None
+
+
+class Invitation(BaseModel):
+    """An invitation to a workspace. A pending one is expired from `expires_at` on. `email` is null once erased."""
+
+    organization_id: str
+    invitation_id: str
+    email: str | None
+    email_normalized: str | None
+    status: str | None
+    workos_role: str | None
+    inviter_user_id: str | None
+    accepted_user_id: str | None
+    created_at: datetime | None
+    expires_at: datetime | None
+    accepted_at: datetime | None
+    revoked_at: datetime | None
 
 
 class Domain(BaseModel):
@@ -375,5 +399,6 @@ class Snapshot(BaseModel):
     changes_after: int
     workspaces: list[Workspace]
     workspace_members: list[Member]
+    workspace_invitations: list[Invitation]
     auto_join_domains: list[JoinRule]
     sign_in_methods: list[SignInMethod]

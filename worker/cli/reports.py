@@ -22,7 +22,7 @@ COUNTED_LATER = ("missing_joins", "workspaces_without_admin", "workers")
 @click.argument("organization", metavar="ORGANIZATION_ID")
 @options.as_json
 def members(organization: str, as_json: bool) -> None:
-    """List the people with access to a workspace, and their roles."""
+    """List the people with access to a workspace, their roles, and pending invitations."""
     workspace = known(
         listings.list_members(migrated_engine(), organization), f"the mirror has no workspace {organization}"
     )
@@ -31,6 +31,8 @@ def members(organization: str, as_json: bool) -> None:
     else:
         title = f"{workspace['name']} ({workspace['state']})"
         output.table(("email", "role", "workos_role", "user_id", "since"), workspace["members"], title)
+        if invited := workspace["invitations"]:
+            output.table(("email", "workos_role", "invitation_id", "created_at", "expires_at"), invited, "Invitations")
 
 
 @click.command()

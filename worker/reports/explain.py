@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Engine, Select, SQLColumnExpression, and_, select, tuple_
 
-from models.addresses import normalize_address
 from models.database import read_transaction
 from models.outcomes import Finding, Outcome
 from models.rows import all_rows, one_row
@@ -19,21 +18,20 @@ from models.tables import (
     DriftAction,
     Event,
     EventStatus,
-    InvitedAddress,
     Join,
     Read,
     Run,
-    UserAddress,
 )
 from models.types import Record
 from worker.kinds import KINDS, Kind
+from worker.kinds.addresses import has_address, sent_to
 from worker.kinds.connection import CONNECTION
 from worker.kinds.domain import DOMAIN, Domain
 from worker.kinds.invitation import INVITATION, Invitation
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import ORGANIZATION
 from worker.kinds.saml_certificate import SAML_CERTIFICATE, SamlCertificate
-from worker.kinds.user import USER, User, has_address
+from worker.kinds.user import USER, User
 from worker.reports.access import access_of, domain_states, invitation_states
 
 MAX_STEPS = 500
@@ -41,8 +39,8 @@ MAX_STEPS = 500
 
 AUTO_JOIN_FIELDS = {"auto_join", "auto_join_reason"}
 """Fields of a domain that change with other objects: its workspace, or another workspace's domain."""
-DECISIONS = {USER: JOIN, ORGANIZATION: WORKSPACE_SETTINGS}
-"""The kind under which `changes` records operators' decisions about a person or a workspace."""
+DECISIONS = {USER: JOIN, INVITATION: JOIN, ORGANIZATION: WORKSPACE_SETTINGS}
+"""The kind under which `changes` records operators' decisions about a person, an invitation or a workspace."""
 RELATED = {
     USER: (MEMBERSHIP, Membership.user_id),
     ORGANIZATION: (DOMAIN, Domain.organization_id),
@@ -102,9 +100,11 @@ def explain(engine: Engine, name: str) -> Record | None:
 
 def _find(tx: Connection, name: str) -> list[Object]:
     if "@" in name:
-        users = select(User.id).where(has_address(name)).order_by(User.id)
+        users = select(User.id).where(has_address(User, name)).order_by(User.id)
         found = [Object(USER, id) for id in tx.execute(users).scalars()]
-        return found or [Object(INVITATION, id) for id in tx.execute(_invitations_to(name)).scalars()]
+        return found or [
+            Object(INVITATION, id) for id in tx.execute(_invitations(has_address(Invitation, name))).scalars()
+        ]
     mirrored = [
         Object(kind, name)
         for kind in KINDS.values()
@@ -127,21 +127,13 @@ def _with_related(tx: Connection, objects: Sequence[Object]) -> list[Object]:
             ids = tx.execute(select(kind.table.id).where(parent == one.id).limit(MAX_STEPS)).scalars()
             found += [Object(kind, id) for id in ids]
         if one.kind is USER:
-            found += [Object(INVITATION, id) for id in tx.execute(_invitations_of(one.id)).scalars()]
+            own = Invitation.id.in_(sent_to(tx, [one.id])) | (Invitation.accepted_user_id == one.id)
+            found += [Object(INVITATION, id) for id in tx.execute(_invitations(own)).scalars()]
     return found
 
 
-def _invitations_to(email: str) -> Select[str]:
-    address = normalize_address(email)
-    to_address = Invitation.email_normalized == address.normalized if address else Invitation.email == email
-    return select(Invitation.id).where(to_address).order_by(Invitation.id).limit(MAX_STEPS)
-
-
-def _invitations_of(user_id: str) -> Select[str]:
-    """Select the invitations that a person accepted, or that were sent to an address they ever had."""
-    sent = select(InvitedAddress.invitation_id).join(UserAddress, UserAddress.email_hash == InvitedAddress.email_hash)
-    own = Invitation.id.in_(sent.where(UserAddress.user_id == user_id)) | (Invitation.accepted_user_id == user_id)
-    return select(Invitation.id).where(own).order_by(Invitation.id).limit(MAX_STEPS)
+def _invitations(which: ColumnElement[bool]) -> Select[str]:
+    return select(Invitation.id).where(which).order_by(Invitation.id).limit(MAX_STEPS)
 
 
 def _row(tx: Connection, one: Object) -> Record:

@@ -44,13 +44,14 @@ from models.tables import (
     Via,
 )
 from models.types import Record, inline_literal
-from models.views import auto_join_domains, sign_in_methods, workspace_members, workspaces
+from models.views import auto_join_domains, sign_in_methods, workspace_invitations, workspace_members, workspaces
 from worker.kinds import KINDS
+from worker.kinds.addresses import has_address
 from worker.kinds.domain import Domain
 from worker.kinds.invitation import Invitation
 from worker.kinds.permission import Permission
 from worker.kinds.role import Role
-from worker.kinds.user import User, has_address
+from worker.kinds.user import User
 from worker.mirror.change_feed import as_json
 from worker.repair.resync.listings import compared
 from worker.reports.access import domain_states, invitation_states
@@ -187,7 +188,7 @@ def list_access(
     `email` is an address in any spelling.
     """
     others = {name: value for name, value in filters.items() if name != "email"}
-    of_user = workspace_members.c.user_id.in_(select(User.id).where(has_address(filters.get("email", ""))))
+    of_user = workspace_members.c.user_id.in_(select(User.id).where(has_address(User, filters.get("email", ""))))
     which = [of_user] if "email" in filters else []
     return _page(engine, workspace_members, "membership_id", others, after, limit, *which)
 
@@ -235,7 +236,20 @@ def list_sign_in(
     return _page(engine, sign_in_methods, "connection_id", {"organization_id": organization_id}, after, limit)
 
 
-def list_invitations(engine: Engine, organization_id: str, limit: int = 50) -> list[Record]:
+def list_invitations(
+    engine: Engine, filters: Mapping[str, str], *, after: str | None = None, limit: int = 50
+) -> list[Record]:
+    """Return invitations to live workspaces, sorted by id, by `organization_id`, `status` or `email`.
+
+    `email` is an address in any spelling.
+    """
+    others = {name: value for name, value in filters.items() if name != "email"}
+    sent = select(Invitation.id).where(has_address(Invitation, filters.get("email", "")))
+    which = [workspace_invitations.c.invitation_id.in_(sent)] if "email" in filters else []
+    return _page(engine, workspace_invitations, "invitation_id", others, after, limit, *which)
+
+
+def list_invitation_blocks(engine: Engine, organization_id: str, limit: int = 50) -> list[Record]:
     """Return the invitations to a workspace, newest first, with their status now and whether they block auto-join."""
     here = (Invitation.organization_id == organization_id, Invitation.deleted_by.is_(None))
     with read_transaction(engine) as tx:
@@ -243,12 +257,19 @@ def list_invitations(engine: Engine, organization_id: str, limit: int = 50) -> l
 
 
 def list_members(engine: Engine, organization_id: str) -> Record | None:
-    """Return a workspace and its `members`, the people with access now; None if the workspace is unknown."""
+    """Return a workspace with its `members`, who have access now, and its pending `invitations`, sorted by address.
+
+    None if the workspace is unknown.
+    """
     with read_transaction(engine) as tx:
         found = one_row(tx, select(workspaces).filter_by(organization_id=organization_id))
+        member, invited = workspace_members.c, workspace_invitations.c
         members = select(workspace_members).filter_by(organization_id=organization_id)
-        by_address = members.order_by(workspace_members.c.email, workspace_members.c.user_id)
-        return found and found | {"members": all_rows(tx, by_address)}
+        pending = select(workspace_invitations).filter_by(organization_id=organization_id, status="pending")
+        return found and found | {
+            "members": all_rows(tx, members.order_by(member.email, member.user_id)),
+            "invitations": all_rows(tx, pending.order_by(invited.email, invited.invitation_id)),
+        }
 
 
 def list_permissions(engine: Engine, *, after: str | None = None, limit: int = 50) -> list[Record]:
