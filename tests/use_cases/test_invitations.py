@@ -26,7 +26,7 @@ from tests.support.auto_join import (
 )
 from tests.support.histories import broken_chains
 from tests.support.mirror import ORG
-from tests.support.ops import TOKEN, sign_in
+from tests.support.ops import TOKEN, form_token, sign_in
 from tests.support.resync import Clock, catch_up_with, deliver, found, quietly, read_due, resync, small_life
 from tests.support.sandbox import Sandbox
 from webhooks.app import create_app
@@ -146,7 +146,7 @@ def test_address_without_a_user_is_unblocked_until_the_invitation_is_revoked(sta
     world.revoke_invitation(invited["id"])
     stage.receive_events()
     assert auto_join_answer(stage.engine, ANN) is None
-    assert auto_join_policy.unblock(stage.engine, org, ANN, by("cleo", "again")) == ["invitation revoked"]
+    assert auto_join_policy.unblock(stage.engine, org, invited["id"], by("cleo", "again")) == ["invitation revoked"]
     user = sign_up(world)
     stage.settle()
     assert members_at_workos(world) == {(org, user): ["active"]}
@@ -344,6 +344,11 @@ def test_members_page_and_cli_show_invitations(
     shown = CliRunner().invoke(main, ["explain", "invitation_2", "--json"])
     assert json.loads(shown.stdout)["invitations"][0]["status"] == "revoked"
     assert "until an operator unblocks the person" in CliRunner().invoke(main, ["explain", "invitation_2"]).stdout
+    form = {"csrf_token": form_token(browser.get(f"/ops/workspaces/{ORG}")), "reason": "a guest"}
+    assert "Saved." in browser.post(
+        f"/ops/workspaces/{ORG}/invitations/invitation_2/unblock", data=form, follow_redirects=True
+    ).get_data(as_text=True)
+    assert rows(engine, auto_join_blocks) == []
 
 
 # Erasure

@@ -90,13 +90,13 @@ def set_workspace(organization: str, switch: bool | None, role: str | None, reas
 
 @auto_join.command()
 @click.argument("organization", metavar="ORGANIZATION_ID")
-@click.argument("person", metavar="USER_ID|EMAIL")
+@click.argument("person", metavar="USER_ID|EMAIL|INVITATION_ID")
 @options.required_reason
 def unblock(organization: str, person: str, reason: str) -> None:
     """Allow a person to join a workspace by domain again.
 
     For people who are kept out because they were removed, deactivated, invited or blocked. An invited person may be
-    unblocked by address before they sign up.
+    unblocked before they sign up, by address or by invitation.
     """
     reasons = auto_join_policy.unblock(migrated_engine(), organization, person, actor(reason))
     click.echo(f"unblocked: {', '.join(reasons)}")

@@ -118,9 +118,9 @@ def workspace_settings(tx: Connection, organization_id: str) -> JsonObject:
 def unblock(tx: Connection, organization_id: str, whom: str, actor: audit.Actor) -> list[str]:
     """Let someone join by domain again who was removed, deactivated, invited or blocked.
 
-    `whom` is a user id, or an e-mail address in any spelling, which may belong to no user yet. This also lifts blocks
-    that come from other users with the same address. In mode `provision` the person is made a member if their address
-    still qualifies. A later removal, or revocation of an invitation, blocks them again.
+    `whom` is a user id, an e-mail address in any spelling, or the id of an invitation. No user may have the address
+    yet. This also lifts blocks that come from other users with the same address. In mode `provision` the person is made
+    a member if their address still qualifies. A later removal, or revocation of an invitation, blocks them again.
 
     Returns the sorted reasons for the block, as in the view `auto_join_blocks`. Raises `OperatorError` if nothing
     blocks the person, `UnknownIdError` if the mirror has no such workspace or person, and `ConfigurationError` if
@@ -128,11 +128,12 @@ def unblock(tx: Connection, organization_id: str, whom: str, actor: audit.Actor)
     """
     who, why = actor.who, actor.reason
     provisions = tx.execute(select(MirrorState.auto_join).with_for_update()).scalar_one() == AutoJoinMode.PROVISION
-    digest = address.hash if (address := normalize_address(whom)) else None
-    holder = select(func.min(UserAddress.user_id)).where(UserAddress.email_hash == digest)
-    user_id: str | None = whom if digest is None else tx.execute(holder).scalar_one()
+    invited = select(InvitedAddress.email_hash).where(InvitedAddress.invitation_id == whom)
+    hashes = [address.hash] if (address := normalize_address(whom)) else list(tx.execute(invited).scalars())
+    holder = select(func.min(UserAddress.user_id)).where(UserAddress.email_hash.in_(hashes))
+    user_id: str | None = tx.execute(holder).scalar_one() if hashes else whom
     view = auto_join_blocks.c
-    blocked = view.user_id == user_id if user_id is not None else view.email_hash == digest
+    blocked = view.email_hash.in_(hashes) if user_id is None else view.user_id == user_id
     blocks = select(view.reason).where(view.organization_id == organization_id, blocked)
     reasons = sorted(set(tx.execute(blocks).scalars()))
     if not reasons:
@@ -141,10 +142,10 @@ def unblock(tx: Connection, organization_id: str, whom: str, actor: audit.Actor)
             _require(tx, User, "person", user_id)
         raise OperatorError(f"nothing blocks {user_id or 'this address'} from joining {organization_id} by domain")
     people = set() if user_id is None else same_person(tx, user_id)
-    invited = select(InvitedAddress.invitation_id).where(InvitedAddress.email_hash == digest)
-    invited = invited if user_id is None else sent_to(tx, people)
-    invitations = select(Invitation.id, Invitation.status).where(Invitation.organization_id == organization_id)
-    found = tx.execute(invitations.where(Invitation.id.in_(invited)).order_by(Invitation.id)).all()
+    to_address = select(InvitedAddress.invitation_id).where(InvitedAddress.email_hash.in_(hashes))
+    sent = Invitation.id.in_(to_address if user_id is None else sent_to(tx, people))
+    invitations = select(Invitation.id, Invitation.status).where(Invitation.organization_id == organization_id, sent)
+    found = tx.execute(invitations.order_by(Invitation.id)).all()
     subjects = [(INVITATION, id) for id, _ in found] if user_id is None else [(USER, user_id)]
     for kind, id in subjects:
         audit.note(tx, actor, Action.UNBLOCK, kind=kind.name, object_id=id, organization_id=organization_id)
