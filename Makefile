@@ -23,9 +23,9 @@ demo: $(VENV)/installed  ## Show it working, end to end, on an embedded Valkey a
 drill: $(VENV)/installed  ## Inject about 80 faults of 41 kinds into real processes while 20,000 events flow (12 minutes)
 	@$(BIN)/python -m tests.drill $(ARGS)
 
-# Some tests wait for processes: one worker more than there are cores.
+# Many tests wait for processes: two workers more than there are cores.
 PYTEST = $(BIN)/python -m pytest --dist=worksteal --maxprocesses=4 \
-  --numprocesses=$$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 ))
+  --numprocesses=$$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 2 ))
 
 test: $(VENV)/installed  ## Run the tests but the long ones (under 2½ minutes; SQLite, PostgreSQL and Valkey come with it)
 	$(PYTEST) -m "not long" $(ARGS)

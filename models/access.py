@@ -111,8 +111,10 @@ def _require_fresh(found: Row[str, str], max_staleness: float) -> None:
         raise Stale("the mirror is not filled yet", found.complete_to, 60)
     # It is negative if the database's clock was set back.
     if found.age_seconds is None or not 0 <= found.age_seconds <= max_staleness:
-        since = f"complete up to {found.complete_to:%Y-%m-%dT%H:%M:%SZ}" if found.complete_to else "never complete"
-        reason = f"the mirror is {since}{f'; {found.error}' if found.error else ''}"
+        since = (
+            f"is complete up to {found.complete_to:%Y-%m-%dT%H:%M:%SZ}" if found.complete_to else "was never complete"
+        )
+        reason = f"the mirror {since}{f'; {found.error}' if found.error else ''}"
         raise Stale(reason, found.complete_to, 5)
     if found.event_id == EXPIRED_EVENTS:
         reason = "events expired at WorkOS before they were read; run: workos-sync resync"

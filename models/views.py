@@ -43,7 +43,7 @@ FUNCTIONS = {
         "json_items": "jsonb_array_elements_text",
         "json_fields": "jsonb_each_text",
         "time_now": "now()",
-        # Not `now()`, which stands still in a transaction: a host in a long one would take old answers for new ones.
+        # Not `now()`, which stands still in a transaction: a product in a long one would take old answers for new ones.
         "mirror_age": "CAST(EXTRACT(EPOCH FROM clock_timestamp() - tail.complete_at) AS double precision)",
     },
 }
@@ -332,7 +332,7 @@ WHERE permission.deleted_by IS NULL AND permission.resource_type = 'organization
 """Permissions of the people in `workspace_members`: those of resource type `organization` that their roles grant.
 
 A role that `ROLE_MAP` does not name grants no permissions. Empty until a full resync has listed permissions
-(`models.access.permissions_of` distinguishes them).
+(`models.access.permissions_of` distinguishes this from "no permissions").
 """
 
 
@@ -378,8 +378,8 @@ Returns the role, or null for no access. Raises WS001 if the answer may be older
 def update_views(tx: Connection) -> list[str]:
     """Create missing views and replace those whose SQL has changed; return the names of both.
 
-    So too the function `role_of` on PostgreSQL. Others are not touched. On PostgreSQL a replaced view keeps its
-    privileges.
+    On PostgreSQL, also creates or replaces the function `role_of`, and a replaced view keeps its privileges. Other
+    views are not touched.
     """
     on_sqlite = tx.dialect.name == "sqlite"
     existing = set(inspect(tx).get_view_names())

@@ -4,8 +4,8 @@ A create reactivates a membership that was deactivated, and its response can be 
 listed right before each create, and the create is sent only if
 
 - every event older than `lag` + `APPLY_ALLOWANCE` at the time of the listing is applied, because it may be a removal;
-- every event up to the join's `complete_from` is applied: when it was claimed for the first time, or after its last
-  failed call;
+- every event up to the join's `complete_from` is applied, which is the time of its first claim, or of the restart after
+  its last failed call;
 - no more than `SEND_SECONDS` have passed since before the listing.
 
 A join that fails or takes too long starts over with a new `complete_from`. Each attempt is recorded before its call, so
@@ -65,7 +65,7 @@ SEND_SECONDS = 5.0
 RETRY_SECONDS = 2.0
 MAX_BACKOFF_SECONDS = 600.0
 MAX_ATTEMPTS = 8
-"""After this many rejections by WorkOS, a join is failed, and an operator decides."""
+"""After this many attempts, a rejection by WorkOS fails the join, and an operator decides."""
 INVITATION_PENDING = "invitation pending"
 """The reason in the view `auto_join_blocks` for a pending invitation."""
 OPEN = (JoinState.PENDING, JoinState.UNDO)
@@ -85,10 +85,12 @@ class ClaimedJoin(NamedTuple):
 
 
 class Create(NamedTuple):
-    """Create a membership with a role (a slug of WorkOS). An operator unblocked the memberships `unblocked` (ids)."""
+    """Create a membership."""
 
     role: str
+    """WorkOS's slug of the role."""
     unblocked: frozenset[str]
+    """The ids of memberships that an operator unblocked."""
 
 
 class Close(NamedTuple):
@@ -215,7 +217,7 @@ def _claim_due(tx: Connection) -> list[ClaimedJoin]:
 
 
 def _make_due(tx: Connection) -> None:
-    """Make joins due whose events are in the inbox, because those are fresh for a short time only."""
+    """Make joins due whose required events are in the inbox: what a lookup shows may be used for seconds only."""
     soon = (Join.due_at > db_now(), Join.due_at <= db_now_plus(RETRY_SECONDS))
     received = Join.complete_from <= select(MirrorState.inbox_to).scalar_subquery()
     tx.execute(update(Join).where(Join.state == JoinState.PENDING, *soon, received).values(due_at=db_now()))
@@ -336,7 +338,7 @@ class Provisioner:
     def set_complete_from(self, joins: Sequence[ClaimedJoin]) -> None:
         """Set the time up to which events must be applied before a create, for joins that are new or start over.
 
-        WorkOS's time is in whole seconds, so it is the end of that second.
+        WorkOS's time is in whole seconds; `complete_from` is the end of that second.
         """
         if joins:
             complete_from = self.workos.now() + timedelta(seconds=1)

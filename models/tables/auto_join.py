@@ -75,9 +75,9 @@ class JoinState(StrEnum):
     DROPPED = "dropped"
     """The person no longer qualified when the join was due. A new cause makes it pending again."""
     FAILED = "failed"
-    """WorkOS refused it."""
+    """WorkOS refused the membership, or `ROLE_MAP` has no WorkOS role for it."""
     BLOCKED = "blocked"
-    """Removed, deactivated or invited. An operator can unblock the person."""
+    """The person was removed, deactivated, invited, or blocked by an operator, who can unblock them."""
     UNDONE = "undone"
     """As `BLOCKED`, after the reactivated membership was deactivated again."""
 

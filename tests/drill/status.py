@@ -74,7 +74,7 @@ REPORTED = {
     "backfilling": r"the mirror (is not filled yet|was never filled)",
     "bound_missed": (
         r"the (mirror is \d[\w .]* old|newest events were never read|database's clock was set back)"
-        r"|an event failed that"
+        r"|an event that may affect anybody's access "
     ),
     "resync_failed": r"resync \w+ failed",
     "withheld_deletions": r"resync \w+ withholds ",

@@ -178,7 +178,7 @@ def test_the_documented_limits_are_not_exceeded(redis: Redis) -> None:
                 thread.start()
             for thread in threads:
                 thread.join()
-        assert sandbox.calls.total() <= 182  # hardly any was refused
+        assert sandbox.calls.total() <= 189  # at most one in twenty was refused, and repeated
 
 
 def test_a_flushed_valkey_only_delays_calls(valkey: Valkey) -> None:

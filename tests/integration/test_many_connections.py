@@ -13,7 +13,7 @@ from tests.support.deliveries import deliver
 from tests.support.processes import Commands, eventually, piece
 from tests.support.stories import encoded, new_users
 
-pytestmark = [pytest.mark.long, pytest.mark.alone, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 IDLE, DRIPPING = 2_000, 500
 DELIVERIES = 300
@@ -74,6 +74,7 @@ def delay_beside_a_crowd(port: int, bodies: Iterator[bytes]) -> Delays:
     return Delays(statistics.median(beside), max(FLOOR, 2 * statistics.median(alone)))
 
 
+@pytest.mark.alone
 def test_idle_and_dripping_connections_do_not_delay_deliveries(port: int) -> None:
     raise_file_limit(IDLE + DRIPPING + 100)
     bodies = map(encoded, new_users(DELIVERIES * (2 * ROUNDS + 1) * 2))

@@ -17,7 +17,7 @@ from tests.support.processes import Command, Commands, alive, eventually, listen
 from tests.support.stack.machine import free_ports
 from tests.support.stories import encoded, new_users
 
-pytestmark = [pytest.mark.long, pytest.mark.alone]
+pytestmark = pytest.mark.long
 
 MOST_MEMORY = 300e6
 
@@ -48,6 +48,7 @@ def accepts(port: int, body: bytes) -> bool:
     return False
 
 
+@pytest.mark.alone  # other processes would share its memory
 def test_one_command_receives_and_applies_events(commands: Commands, engine: Engine) -> None:
     command, port = start(commands)
     for body in map(encoded, new_users(3)):

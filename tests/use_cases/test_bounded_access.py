@@ -129,7 +129,7 @@ def test_an_answer_is_stale_before_the_first_read_and_while_backfilling(endpoint
     filled(engine)
     nothing = dict.fromkeys(("complete_to", "complete_at"))
     in_transaction(engine, lambda tx: tx.execute(update(Tail).values(nothing)))
-    assert stale_everywhere(engine, endpoint) == "the mirror is never complete"
+    assert stale_everywhere(engine, endpoint) == "the mirror was never complete"
     assert "Mirror-Complete-To" not in http(endpoint).headers
 
 

@@ -29,13 +29,12 @@ from worker.workos_api.client import WorkOSClient
 PATIENCE = 600.0
 
 
-@pytest.mark.parametrize(("number", "seed"), [(700, 1), pytest.param(5000, 2, marks=pytest.mark.long)])
 def test_lost_webhook_is_caught_up_and_counted_as_gap(
-    engine: Engine, endpoint: FlaskClient, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, number: int, seed: int
+    engine: Engine, endpoint: FlaskClient, sandbox: Sandbox, clock: Clock, workos: WorkOSClient
 ) -> None:
     begin(engine, workos)
-    sandbox.play(number, seed=seed)
-    random = Random(seed)
+    sandbox.play(700, seed=1)
+    random = Random(1)
     events = sandbox.world.events
     deleted = ("organization.deleted", "user.deleted", "organization_membership.deleted")
     last = [next(e for e in reversed(events) if e["event"] == type) for type in deleted]

@@ -351,7 +351,6 @@ ANSWERS: dict[str, tuple[Callable[[threading.Event], Iterable[bytes]], bool]] = 
 }
 
 
-@pytest.mark.alone
 @pytest.mark.long
 @pytest.mark.parametrize("how", ANSWERS)
 def test_a_call_ends_in_time_and_takes_little_memory_whatever_the_answer(how: str) -> None:
@@ -361,7 +360,7 @@ def test_a_call_ends_in_time_and_takes_little_memory_whatever_the_answer(how: st
         before, began = process.memory_info().rss, time.monotonic()
         with nullcontext() if accepted else pytest.raises(HookError):
             target(ONE_MESSAGE)
-        assert time.monotonic() - began < 3.5
+        assert time.monotonic() - began < 8  # without a limit it would take a minute, or never end
         assert process.memory_info().rss - before < 20_000_000
 
 

@@ -15,8 +15,9 @@ from worker.reports import listings
 STATE_HELP = (
     "Only joins in this state. pending: the person will be added. undo: adding the person activated an inactive "
     "membership, which will be deactivated again. joined: the person was added. dropped: the person did not qualify "
-    "any more when it was time to add them. failed: WorkOS refused to add the person. blocked: the person was "
-    "removed, deactivated, invited or blocked. undone: blocked; the membership was deactivated again."
+    "any more when it was time to add them. failed: WorkOS refused the membership, or ROLE_MAP has no WorkOS role for "
+    "it. blocked: the person was removed, deactivated, invited or blocked. undone: adding the person activated an "
+    "inactive membership, so it was deactivated again and the person is blocked."
 )
 organization_option = click.option("--organization", metavar="ID", help="Only this workspace.")
 
@@ -67,7 +68,7 @@ def missing(organization: str | None, limit: int, as_json: bool) -> None:
 def joins(state: str | None, organization: str | None, limit: int, as_json: bool) -> None:
     """List the people handled by AUTO_JOIN=provision.
 
-    Shows who was added, will be added or may not be added, and why.
+    Shows who was added, will be added or must not be added, and why.
     """
     rows = auto_join_policy.joins(_engine(organization), state=state, organization_id=organization, limit=limit)
     columns = ("created_at", "email", "user_id", "organization_id", "state", "reason", "cause_id", "attempts", "error")

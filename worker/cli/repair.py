@@ -29,7 +29,7 @@ NOT_ERASED = (
 @click.option("--organization", metavar="ID", help="Only this workspace. Takes a second or two.")
 @click.option("--dry-run", is_flag=True, help="Change nothing; report the differences.")
 @click.option(
-    "--approve", metavar="RUN", help="Carry out the deletions that RUN withheld, after reading each object again."
+    "--approve", metavar="RUN", help="Carry out the deletions that RUN withheld, after reading each object by id."
 )
 @options.reason
 @options.as_json
@@ -73,8 +73,8 @@ def _exists(engine: Engine, workos: WorkOSClient, organization_id: str) -> bool:
 def catch_up_command(since: datetime | None, reason: str | None, as_json: bool) -> None:
     """Fetch events whose webhooks were lost.
 
-    Reads the events that WorkOS recorded since the last catch-up, and, every ten minutes, those of the last two hours
-    again. Stores new ones in the inbox. Workers apply them.
+    Reads the events that WorkOS recorded since the last catch-up. The first catch-up in each ten minutes also rereads
+    the last two hours. Stores new events in the inbox. Workers apply them.
     """
     settings = logging_settings("workos_api_key", "workos_client_id")
     lag = timedelta(seconds=settings.catch_up_lag_seconds)

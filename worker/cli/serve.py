@@ -74,8 +74,8 @@ def web(port: int | None) -> None:
 def worker(processes: int | None) -> None:
     """Apply events, read the events API, call hooks, run long jobs.
 
-    Also adds people by domain. Long jobs are resyncs, catch-ups, replays and retention. A process that dies is
-    restarted.
+    With AUTO_JOIN=provision, also creates memberships for people who join by domain. Long jobs are resyncs, catch-ups,
+    replays and retention. A process that dies is restarted.
     """
     _supervise(logging_settings(worker_processes=processes), _worker_part, _tail_part)
 

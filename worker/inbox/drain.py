@@ -118,7 +118,7 @@ class Drain:
         """Whether this object has seen that no event was due."""
 
     def __call__(self) -> bool:
-        """Apply pending events until every event that is still due is locked by another drain.
+        """Apply pending events until none is due, except those that other drains have locked.
 
         Returns False if it was stopped or ran out of time before.
 
@@ -132,7 +132,7 @@ class Drain:
             batch = (_small_batch(self._engine, self._limits) if small else None) or self._recorded_batch()
             if batch is not None:
                 self._on_applied([time.monotonic() - at for at in batch.accepted])
-            if batch is None or batch.last:  # later events have rung the bell
+            if batch is None or batch.last:  # events that arrive later ring the bell themselves
                 self._emptied = True
                 return True
             small = self._emptied and not batch.more_due
@@ -174,8 +174,9 @@ def _small_batch(engine: Engine, limits: DrainLimits) -> AttemptedBatch | None:
 def _apply_due(tx: Connection, limits: DrainLimits, chosen: list[str]) -> list[float] | None:
     """Apply all events that are due, and put their ids into `chosen`.
 
-    Returns when they were accepted, as `AttemptedBatch.accepted`. Returns None, and applies nothing, if more than
-    `SMALL_BATCH`, or than a batch holds, are due, if one of them has failed before, or if a batch is recorded.
+    Returns when they were accepted, as `AttemptedBatch.accepted`. Returns None, and applies nothing, if more
+    events are due than `SMALL_BATCH` or than fit in a batch, if one of them has failed before, or if a batch is
+    recorded.
     """
     now = time.monotonic()
     most = min(SMALL_BATCH, limits.batch_size)

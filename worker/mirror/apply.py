@@ -35,7 +35,7 @@ ADDRESSES = {USER: (UserAddress, "user_id"), INVITATION: (InvitedAddress, "invit
 
 
 class Arrival(NamedTuple):
-    """A snapshot, and what caused it (`CausedBy`)."""
+    """A snapshot, what caused it (`CausedBy`), and who made the change at WorkOS."""
 
     snapshot: Snapshot
     cause: Cause

@@ -55,7 +55,7 @@ class DomainClaim(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether the workspace holds the domain verified. A workspace that is not known yet counts as a rival."""
+        """Whether the workspace has verified the domain. A workspace that is not known yet counts as a rival."""
         return self.verification in VERIFIED and not self.deleted and not self.workspace_deleted
 
     def recorded(self) -> JsonObject:
@@ -127,7 +127,7 @@ def request_search_where(tx: Connection, cause: CausedBy, *which: ColumnElement[
     """Request a search of the auto-join domains that meet `which` for the people who have not joined.
 
     As for a domain that has just been verified, the search covers everybody with `AUTO_JOIN_EXISTING`, and otherwise
-    the people who signed up since.
+    the people who signed up after the domain was verified.
     """
     advisory_lock(tx, CHANGES_LOCK)  # another transaction may request the same search
     view = auto_join_domains.c
@@ -319,8 +319,8 @@ def _insert_search(tx: Connection, organization_id: str, domain: str, verified_a
     """
     settings = select(MirrorState.auto_join_existing, MirrorState.backfill_from, MirrorState.backfilled_at)
     existing, backfill_from, backfilled_at = tx.execute(settings).one()
-    everybody = existing and backfilled_at is not None
-    created_after = None if everybody else max(filter(None, (verified_at, backfill_from)))
+    search_all = existing and backfilled_at is not None
+    created_after = None if search_all else max(filter(None, (verified_at, backfill_from)))
     same = and_(JoinSearch.organization_id == organization_id, JoinSearch.domain == domain)
     running = tx.execute(delete(JoinSearch).where(same).returning(JoinSearch.created_after)).one_or_none()
     row = {"organization_id": organization_id, "domain": domain, "cause": cause[0], "cause_id": cause[1]}

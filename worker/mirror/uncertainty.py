@@ -1,8 +1,8 @@
 """What failed events may have changed: rows of `failed_effects`, for which a bounded answer is `Stale`.
 
 A failed event makes only answers about its object uncertain: a workspace, a person, or a person in a workspace. If the
-payload does not identify the object, answers about its workspace; if it identifies neither, all answers. An event that
-waits for its next attempt counts as failed.
+payload does not identify the object, answers about its workspace become uncertain; if it identifies neither, all
+answers do. An event that waits for its next attempt counts as failed.
 
 The uncertainty ends when the event is applied or dismissed, or by what was read from WorkOS after the failure: the
 object, or, if it is unknown, everything that a resync compares.

@@ -207,11 +207,14 @@ def _bound_missed(health: Health) -> list[Found]:
     old = age is None or not 0 <= age <= bound
     if age is not None and age < 0:
         saw = "the database's clock was set back, so the mirror's age is unknown"
+    elif age is None:
+        saw = "the newest events were never read, so every bounded answer is stale"
     elif old:
-        what = "the newest events were never read" if age is None else f"the mirror is {duration(age)} old"
-        saw = f"{what}, and the smallest bound is {duration(bound)}"
+        saw = f"the mirror is {duration(age)} old, so answers with a smaller staleness bound are stale"
     else:
-        saw = "an event failed that may have changed anything, so every bounded answer is stale until a full resync"
+        saw = (
+            "an event that may have changed anybody's access failed or expired unread, so every bounded answer is stale"
+        )
     return _when(
         (old or health.all_uncertain) and health.repairs and health.mirror["state"] == "current",
         saw=saw,
@@ -363,7 +366,7 @@ CONDITIONS = (
         measure=_bound_missed,
         sentence="{saw}{why}",
         remedy="start workos-sync worker, or see whether WorkOS and Redis answer it",
-        section="The mirror is older than its bound",
+        section="The mirror is too old for the smallest bound",
     ),
     Condition(
         name="tail_slowed",
@@ -376,7 +379,7 @@ CONDITIONS = (
         ),
         sentence="the newest events are read every {interval} instead of {wanted}",
         remedy="raise WORKOS_RATE_SHARE, of which a tenth is used for it, or raise TAIL_SECONDS",
-        section="The mirror is older than its bound",
+        section="The mirror is too old for the smallest bound",
     ),
     Condition(
         name="silent",
@@ -412,7 +415,7 @@ CONDITIONS = (
         name="address_refused",
         measured="Deliveries refused by address since the last valid delivery.",
         measure=lambda health: _refused(health, "address"),
-        sentence="{number} refused for the sender's address since the last valid one",
+        sentence="since the last valid delivery, {number} refused for the sender's address",
         remedy="compare WEBHOOK_ALLOWED_IPS and TRUSTED_PROXY_HOPS with WorkOS's addresses and your proxies",
         section="Deliveries are refused because of their address",
         milder=True,
@@ -421,7 +424,7 @@ CONDITIONS = (
         name="unknown_path",
         measured="Posts with a WorkOS signature to paths that do not exist since the last valid delivery.",
         measure=lambda health: _refused(health, "path"),
-        sentence="{number} sent to a path that does not exist since the last valid one",
+        sentence="since the last valid delivery, {number} sent to a path that does not exist",
         remedy="compare the endpoint's URL in WorkOS with WEBHOOK_PATH_TOKEN; workos-sync doctor shows the path",
         section="Deliveries go to a wrong path",
         milder=True,
@@ -464,7 +467,7 @@ CONDITIONS = (
         ],
         sentence="{deliveries} to the hook {hook} failed",
         remedy="run workos-sync hooks failed {hook}",
-        section="A hook failed",
+        section="A hook failed, missed changes, or is unsupported",
         page="/ops/hooks",
         concerns_mirror=False,
     ),
@@ -474,7 +477,7 @@ CONDITIONS = (
         measure=lambda health: [Found({"hook": hook.name, "why": hook.missed}) for hook in health.hooks if hook.missed],
         sentence="the hook {hook} missed changes: {why}",
         remedy="have your product read the current state",
-        section="A hook failed",
+        section="A hook failed, missed changes, or is unsupported",
         page="/ops/hooks",
         concerns_mirror=False,
     ),
@@ -484,7 +487,7 @@ CONDITIONS = (
         measure=lambda health: [Found({"hook": name}) for name in health.python_hooks],
         sentence="the hook {hook} is a Python function and is not called",
         remedy="give it an https:// URL",
-        section="A hook failed",
+        section="A hook failed, missed changes, or is unsupported",
         page="/ops/hooks",
         concerns_mirror=False,
     ),
@@ -511,9 +514,9 @@ CONDITIONS = (
     Condition(
         name="join_failed",
         severity=Severity.WARNING,
-        measured="WorkOS refused to create memberships.",
+        measured="Memberships could not be created, as WorkOS refused them or ROLE_MAP has no WorkOS role.",
         measure=partial(_joins, state=JoinState.FAILED),
-        sentence="{number} refused by WorkOS",
+        sentence="{number} failed",
         remedy="run workos-sync auto-join joins --state failed",
         section="A join failed or was undone",
         page="/ops/auto-join",
@@ -543,7 +546,7 @@ CONDITIONS = (
         severity=Severity.WARNING,
         measured="Memberships have a role that is not in ROLE_MAP.",
         measure=_unmapped_roles,
-        sentence="{number} a role that is not in ROLE_MAP, and so the role member: {slugs}",
+        sentence="{number} a role that is not in ROLE_MAP and counts as member: {slugs}",
         remedy="add the roles to ROLE_MAP and restart the worker",
         section="Roles are not mapped",
     ),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import socket
 import sys
 import tempfile
@@ -19,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[3]
 LONGEST_FOLDER = 80
 """Of a path of about 100 characters that the name of a Unix socket may have."""
 
+OWN_PORTS = range(20_000, 32_768)
+"""Below those that the kernel gives to outgoing connections."""
 JSON = dict[str, Any]
 
 
@@ -72,10 +75,11 @@ def answers(url: str) -> bool:
 
 
 def free_ports(number: int) -> list[int]:
-    """Return `number` different free ports."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    try:
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+    """Return `number` different free ports, none of which an outgoing connection can take in the meantime."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(OWN_PORTS, 200):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+        if len(found) == number:
+            return found
+    raise StackError(f"no {number} free ports")

@@ -28,10 +28,11 @@ Id = InstrumentedAttribute[str] | InstrumentedAttribute[str | None]
 
 log = structlog.get_logger()
 
-# Deletions of a kind are withheld if they are all objects (at least ALL_OF), or more than FEW and more than SHARE.
-FEW = 20
-SHARE = 0.05
-ALL_OF = 3
+# Deletions of a kind are withheld if they are more than WITHHOLD_ABOVE and more than this share of the live objects, or
+# if they are all live objects and at least WITHHOLD_ALL_FROM.
+WITHHOLD_ABOVE = 20
+WITHHOLD_SHARE = 0.05
+WITHHOLD_ALL_FROM = 3
 IDS_PER_QUERY = 500
 
 
@@ -42,7 +43,7 @@ def update_statistics(tx: Connection) -> None:
         tx.execute(text(f"ANALYZE {', '.join(names)}"))
 
 
-def choose(tx: Connection, run_id: str) -> None:
+def request_reads_or_withhold(tx: Connection, run_id: str) -> None:
     """Request a confirmed read of each object that no listing showed, or withhold the deletions of its kind."""
     for kind in KINDS.values():
         unlisted = _unlisted(run_id, kind)
@@ -105,9 +106,9 @@ def _why_withheld(tx: Connection, run_id: str, kind: Kind, number: int) -> str |
     seen = select(Seen.object_id).where(Seen.run_id == run_id, Seen.kind == kind.name).limit(1)
     if number == live and kind in (ORGANIZATION, USER) and tx.execute(seen).first() is None:
         return "the listing was empty"
-    if number == live and number >= ALL_OF:
+    if number == live and number >= WITHHOLD_ALL_FROM:
         return f"all {number}"
-    if number > FEW and number > SHARE * live:
+    if number > WITHHOLD_ABOVE and number > WITHHOLD_SHARE * live:
         return f"{number} of {live}"
     return None
 
