@@ -46,7 +46,6 @@ SAML_CERTIFICATE = Kind(
         "connection.saml_certificate_renewal_required": _certificate,
         "connection.saml_certificate_renewed": _certificate,
     },
-    label=SamlCertificate.certificate_type,
     parents={"connection_id": "connection"},
     key=lambda id, content: f"{id}/{content.get('certificate_type')}",
     # There is no `updated_at`, and a certificate is renewed under the same id: the event's time orders them.
