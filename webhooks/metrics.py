@@ -16,11 +16,24 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
 from models.database import DATABASE_ERRORS
-from models.tables import JoinState
+from models.tables import JoinState, RevocationState
 from worker.bootstrap import Services
 from worker.error_handling import is_expected
 from worker.kinds import READERS
-from worker.metrics import ACCEPTED_TO_APPLIED, BUCKETS, INFINITY, REFUSALS, UNEXPECTED, Name, Place, counted, noted
+from worker.metrics import (
+    ACCEPTED_TO_APPLIED,
+    BUCKETS,
+    INFINITY,
+    LOST_TO_REVOKED,
+    REFUSALS,
+    REVOCATION_FAILURES,
+    SESSIONS_REVOKED,
+    UNEXPECTED,
+    Name,
+    Place,
+    counted,
+    noted,
+)
 from worker.redis_client import require_writable
 from worker.reports.conditions import CONDITIONS
 from worker.reports.verdict import Verdict, judge
@@ -47,6 +60,8 @@ COUNTERS: dict[str, tuple[str, str, tuple[tuple[str, tuple[str, ...]], ...]]] = 
         "Errors that no code expected, logged as unexpected_error, except those of runs and confirmed reads.",
         (("place", tuple(Place)),),
     ),
+    SESSIONS_REVOKED: ("sessions_revoked", "Sessions of people who lost access that were revoked.", ()),
+    REVOCATION_FAILURES: ("revocation_failures", "Attempts to revoke a person's sessions that failed.", ()),
     "workos_calls": ("workos_calls", "Calls to the WorkOS API.", ()),
     "workos_limited": ("workos_limited", "Calls to the WorkOS API that were answered with 429.", ()),
 }
@@ -54,6 +69,10 @@ COUNTERS: dict[str, tuple[str, str, tuple[tuple[str, tuple[str, ...]], ...]]] = 
 
 The series of these values start at 0: Prometheus sees no increase when a series first appears above 0.
 """
+HISTOGRAMS = {
+    ACCEPTED_TO_APPLIED: "Seconds from storing an event to applying it, commit to commit.",
+    LOST_TO_REVOKED: "Seconds from the time of the event that ended a person's access to the end of their sessions.",
+}
 
 
 def blueprint(services: Services) -> Blueprint:
@@ -129,15 +148,14 @@ def _counter_metrics(counts: Mapping[Name, float], times: Mapping[Name, float]) 
         {key.labels: at for key, at in sorted(times.items()) if key.name == "secret_used" and len(key.labels) == 1},
         "place",
     )
-    histogram = HistogramMetricFamily(
-        "workos_sync_accepted_to_applied_seconds", "Seconds from storing an event to applying it, commit to commit."
-    )
-    buckets, total = [], 0.0
-    for upper in (*map(str, BUCKETS), INFINITY):
-        total += counts.get(Name(f"{ACCEPTED_TO_APPLIED}_bucket", (upper,)), 0.0)
-        buckets.append((upper, total))
-    histogram.add_metric((), buckets, counts.get(Name(f"{ACCEPTED_TO_APPLIED}_sum"), 0.0))
-    yield histogram
+    for name, text in HISTOGRAMS.items():
+        histogram = HistogramMetricFamily(f"workos_sync_{name}_seconds", text)
+        buckets, total = [], 0.0
+        for upper in (*map(str, BUCKETS), INFINITY):
+            total += counts.get(Name(f"{name}_bucket", (upper,)), 0.0)
+            buckets.append((upper, total))
+        histogram.add_metric((), buckets, counts.get(Name(f"{name}_sum"), 0.0))
+        yield histogram
 
 
 def _gauge(name: str, text: str, value: float | Mapping[LabelValues, float], *labels: str) -> Metric:
@@ -200,6 +218,9 @@ def _health_metrics(verdict: Verdict) -> Iterator[Metric]:
     yield _gauge("domains", "Domains by auto-join state.", dict(sorted(health.domains.items())), "state")
     joins = {state.value: health.joins.get(state, 0) for state in JoinState}
     yield _gauge("joins", "Joins by domain, by state.", joins, "state")
+    revocations = {state.value: health.revocations.get(state, 0) for state in RevocationState}
+    yield _gauge("revocations", "Revocations of a person's sessions, by state.", revocations, "state")
+    yield _gauge("revocation_waiting_seconds", "Age of the oldest pending one.", health.revocation_waiting_seconds)
     if health.missing_joins is not None and health.without_admin is not None:
         yield _gauge("missing_joins", "People who should be members by domain and are not.", health.missing_joins)
         yield _gauge("workspaces_without_admin", "Workspaces with members but no admin.", health.without_admin)

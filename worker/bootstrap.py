@@ -14,7 +14,7 @@ from models.tables import AutoJoinMode
 from worker.errors import ConfigurationError
 from worker.inbox.drain import DrainLimits
 from worker.metrics import Counters
-from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR, Doorbell
+from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR, SESSIONS, Doorbell, TailBell
 from worker.redis_client import open_redis, server_version
 from worker.settings import Settings
 
@@ -34,7 +34,7 @@ JOB_SECONDS = 2.0
 REPAIR_JOB_SECONDS = 24 * 3600
 """A resync may take hours. Its lease, not RQ, decides whether it is alive."""
 LONG_JOB_SECONDS = 1800
-"""Joins wait for WorkOS's rate limits. Each of their steps has its own time limit."""
+"""Joins and revocations wait for WorkOS's rate limits. Each of their steps has its own time limit."""
 MAX_CONNECTIONS = 12
 """A resync makes ten calls at once and sends its heartbeat. A drain uses one connection."""
 
@@ -54,6 +54,8 @@ class Services:
     repair_bell: Doorbell
     provision_bell: Doorbell
     hooks_bell: Doorbell
+    tail_bell: TailBell
+    sessions_bell: Doorbell
     counters: Counters
 
     def close(self) -> None:
@@ -103,6 +105,8 @@ def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False
         repair_bell=Doorbell(redis, REPAIR, REPAIR_JOB_SECONDS),
         provision_bell=Doorbell(redis, PROVISION, LONG_JOB_SECONDS),
         hooks_bell=Doorbell(redis, HOOKS),
+        tail_bell=TailBell(reports),
+        sessions_bell=Doorbell(redis, SESSIONS, LONG_JOB_SECONDS),
         counters=Counters(reports),
     )
 
@@ -110,7 +114,8 @@ def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False
 def lanes_of(settings: Settings) -> tuple[str, ...]:
     """Return the lanes of work that the settings need; each needs at least one process."""
     provision = (PROVISION,) if settings.auto_join is AutoJoinMode.PROVISION else ()
-    return (DRAIN, REPAIR, *provision, *((HOOKS,) if settings.http_hooks else ()))
+    sessions = (SESSIONS,) if settings.revoke_sessions else ()
+    return (DRAIN, REPAIR, *provision, *((HOOKS,) if settings.http_hooks else ()), *sessions)
 
 
 def drain_limits(settings: Settings) -> DrainLimits:

@@ -58,6 +58,7 @@ class Event(Base):
     decided_by: Mapped[str | None]
     """The event id of the version that won over a stale or tombstoned event, or that an applied tie replaced."""
     error: Mapped[str | None]
+    """Why the last attempt failed; None if it has not failed. Not every failed attempt counts in `attempts`."""
     fingerprint: Mapped[str | None]
     """A hash of the error that is equal for events with the same cause."""
     traceback: Mapped[str | None]

@@ -19,8 +19,8 @@ from tests.support.stack.processes import Interrupted, Interruptions, StackError
 from tests.support.stack.stack import Database, Stack
 
 PIPED_WIDTH = 120
-SHORT_INTERVALS = {"CATCH_UP_SECONDS": "2", "CATCH_UP_LAG_SECONDS": "3", "REPAIR_SECONDS": "0.5"}
-"""In production these run every few minutes."""
+SETTINGS = {"REVOKE_SESSIONS": "on", "CATCH_UP_SECONDS": "2", "CATCH_UP_LAG_SECONDS": "3", "REPAIR_SECONDS": "0.5"}
+"""In production catch-up runs every few minutes."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,7 @@ def _run(options: Options) -> int:
     interruptions = Interruptions()
     interruptions.install()
     folder = short_folder()
-    stack = Stack(
-        folder, database=options.database, seed=options.seed, settings=SHORT_INTERVALS, hold=interruptions.held
-    )
+    stack = Stack(folder, database=options.database, seed=options.seed, settings=SETTINGS, hold=interruptions.held)
     try:
         return _demo(stack, options)
     except StackError as error:
@@ -160,6 +158,7 @@ def _print_addresses(console: Console, stack: Stack, engine: Engine) -> None:
         "workos-sync events list --limit 10",
         "workos-sync resync --dry-run",
         *(f"workos-sync members {organization}" for organization in organizations[:1]),
+        *(f"workos-sync members {organization} --at 10s" for organization in organizations[:1]),
         *(f"workos-sync explain {email}" for email in emails[:1]),
         "workos-sync doctor",
         f"curl -H 'Authorization: Bearer {stack.token}' {stack.web_url}/api/v1/status",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine, func, select
 
 from models.database import read_transaction
-from models.tables import Event, EventStatus, Read, Task
+from models.tables import Event, EventStatus, Read, Revocation, Task
 from models.types import db_now
 from models.views import mirror_status
 from tests.support.stack.machine import JSON, call
@@ -136,22 +136,39 @@ def invite(stack: Stack, engine: Engine) -> Sample:
 
 
 class Resynced(NamedTuple):
-    """Number of objects changed without an event, and what the resync found (finding → number)."""
+    """Number of objects changed without an event, what the resync found (finding → number), and sessions revoked."""
 
     changed: int
     found: dict[str, int]
+    revoked: int
+    """Of the person who was removed and had one session."""
 
 
 def resync(stack: Stack, engine: Engine) -> Resynced:
     """Change a few objects without events, and run `workos-sync resync`."""
-    changed = _change_silently(stack)
+    changed, removed = _change_silently(stack)
     stack.run("resync")
     newest = next(run for run in listings.list_runs(engine) if run["task"] == Task.RESYNC)
     found = listings.run(engine, newest["id"])
-    return Resynced(changed, found["findings"] if found else {})
+    return Resynced(changed, found["findings"] if found else {}, _revoked(engine, removed))
 
 
-def _change_silently(stack: Stack) -> int:
+def _revoked(engine: Engine, membership: JSON) -> int:
+    """Wait until the sessions of a removed member are revoked; return how many were."""
+    of_member = select(Revocation.sessions).where(
+        Revocation.organization_id == membership["organization_id"], Revocation.user_id == membership["user_id"]
+    )
+    ends = time.monotonic() + STALL_SECONDS
+    while time.monotonic() < ends:
+        with read_transaction(engine) as tx:
+            if number := tx.execute(of_member).scalar_one_or_none():
+                return number
+        time.sleep(POLL_SECONDS)
+    return 0
+
+
+def _change_silently(stack: Stack) -> tuple[int, JSON]:
+    """Change some objects without events; return how many, and the membership that was removed."""
     url = f"{stack.sandbox_url}/sandbox"
     truth = call("GET", f"{url}/truth")
     [company, *_], [user, *_] = truth["organizations"], truth["users"]
@@ -164,9 +181,10 @@ def _change_silently(stack: Stack) -> int:
         {"operation": "update_membership", "membership_id": promoted["id"], "role": role},
         {"operation": "delete_membership", "membership_id": removed["id"]},
     ]
-    for operation in operations:
+    session = {name: removed[name] for name in ("user_id", "organization_id")}
+    for operation in ({"operation": "create_session", **session}, *operations):
         call("POST", f"{url}/operations", {**operation, "silently": True})
-    return len(operations)
+    return len(operations), removed
 
 
 def _missing(sample: Sample) -> str:
@@ -197,5 +215,6 @@ def faults(sample: Sample, resynced: Resynced) -> list[str]:
         f"the inbox has {stored} events, but WorkOS generated {workos['generated']}": stored - workos["generated"],
     }
     found = sum(resynced.found.values())
+    wrong["the session of a removed person was not revoked"] = resynced.revoked != 1
     wrong[f"the resync found {found} of {resynced.changed} silent changes"] = resynced.changed - found
     return [text for text, number in wrong.items() if number]

@@ -7,7 +7,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import Engine, insert, update
 
 from models.database import in_transaction
-from models.tables import Drift, Event, Hook, HookDelivery, Join, MirrorState, Read, Run, Tail, Tick
+from models.tables import Drift, Event, Hook, HookDelivery, Join, MirrorState, Read, Revocation, Run, Tail, Tick
 from models.types import db_now_plus
 from tests.support import accept, apply_all, made
 from worker.bootstrap import Services
@@ -102,6 +102,20 @@ resync_late = on(lambda: update(Run).values(created_at=db_now_plus(-99 * 3600), 
 unread = on(
     lambda: insert(Read).values(kind="user", object_id="user_1", reason="a test", attempts=5, error="no answer")
 )
+sessions_not_revoked = on(
+    lambda: insert(Revocation).values(
+        organization_id="org_1",
+        user_id="user_1",
+        kind="user",
+        object_id="user_1",
+        since=db_now_plus(-400),
+        created_at=db_now_plus(-400),
+        error="/user_management/sessions: ServerError 500",
+    )
+)
 bound_missed = on(lambda: update(Tail).values(complete_at=db_now_plus(-120)))
 tail_slowed = on(lambda: update(Tail).values(interval_seconds=20.0))
+role_map_withheld = on(
+    lambda: update(MirrorState).values(withheld_role_map={"role_map": {}, "promotions": 30, "members": 100})
+)
 backfilling = on(lambda: update(MirrorState).values(backfilled_at=None))

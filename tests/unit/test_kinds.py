@@ -302,6 +302,30 @@ def test_derived_columns_of_a_user() -> None:
     assert derive({"email": "no address"}) == derive({}) == {"email_normalized": None, "email_domain": None}
 
 
+def test_columns_that_payloads_may_omit() -> None:
+    assert {name: kind.optional for name, kind in KINDS.items() if kind.optional} == {
+        "organization": ("external_id", "stripe_customer_id", "metadata"),
+        "user": ("external_id", "metadata"),
+        "membership": ("custom_attributes",),
+        "role": ("resource_type",),
+    }
+    for value in (None, 7, "organization"):  # null counts as omitted: without a type, a role could be a member's
+        given = read(made("role.updated", resource_type_slug=value)).state.versions
+        assert given.keys() == ({"resource_type"} if value == "organization" else set())
+
+
+def test_only_objects_of_a_size_that_workos_allows_are_stored() -> None:
+    def stored(value: object) -> object:
+        return content("user.created", metadata=value)["metadata"]
+
+    largest = {f"{key:040d}": "\U0001f600" * 600 for key in range(50)}
+    assert stored(largest) == largest
+    assert stored({"key": "x" * MAX_TEXT, "list": [1, {"deep": None}]}) is not None
+    unusable: list[object] = [{}, [], "text", 7, None, {str(key): "x" * 9_000 for key in range(20)}]
+    assert [stored(value) for value in unusable] == [None] * len(unusable)
+    assert stored({"nul \0": float("inf")}) == {"nul \ufffd": None}
+
+
 # Objects read from the API
 
 

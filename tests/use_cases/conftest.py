@@ -18,6 +18,7 @@ from models.database import open_engine
 from tests.support.auto_join import Stage, provisioning_stage
 from tests.support.resync import Clock, client_of
 from tests.support.sandbox import Sandbox
+from tests.support.sessions import SessionStage, session_stage
 from webhooks.app import create_app
 from worker.bootstrap import MAX_CONNECTIONS, Services
 from worker.cli import main
@@ -145,6 +146,20 @@ def stage(one_engine: Engine, redis: Redis) -> Iterator[Stage]:
 def both_stages(both_engines: Engine, redis: Redis) -> Iterator[Stage]:
     """As `stage`, on both databases."""
     with provisioning_stage(both_engines, redis) as made:
+        yield made
+
+
+@pytest.fixture
+def session_stages(both_engines: Engine, redis: Redis) -> Iterator[SessionStage]:
+    """A mirror with `REVOKE_SESSIONS=on` on both databases, with a sandbox WorkOS of its own."""
+    with session_stage(both_engines, redis) as made:
+        yield made
+
+
+@pytest.fixture
+def one_session_stage(one_engine: Engine, redis: Redis) -> Iterator[SessionStage]:
+    """As `session_stages`, on SQLite."""
+    with session_stage(one_engine, redis) as made:
         yield made
 
 

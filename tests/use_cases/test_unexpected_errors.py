@@ -37,7 +37,7 @@ from worker.metrics import COUNTS, TIMES, UNEXPECTED, Counters, Name, Place, cou
 from worker.processes import clock, lane
 from worker.processes.jobs import make_worker
 from worker.processes.supervisor import supervise
-from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
+from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR, SESSIONS
 from worker.queue.heartbeat import Heartbeat, worker_states
 
 pytestmark = pytest.mark.long
@@ -46,12 +46,13 @@ PRIVATE = "ann@acme.example"
 ERRORS = [RuntimeError(PRIVATE), OSError(11, PRIVATE), ValueError(PRIVATE)]
 errors = pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 
-TASKS = ("redis", "heartbeat", "sweep", "schedule", "watch", "counts", "joins", "hooks")
+TASKS = ("redis", "heartbeat", "sweep", "schedule", "watch", "counts", "joins", "hooks", "sessions")
 LANES = {
     DRAIN: ("worker.inbox.drain.Drain.__call__", "bell", True),
     REPAIR: ("worker.repair.work.Repair.all", "repair_bell", None),
     PROVISION: ("worker.provisioning.provision", "provision_bell", False),
     HOOKS: ("worker.hooks.threads.HookThreads.wake", "hooks_bell", None),
+    SESSIONS: ("worker.repair.sessions.SessionRevoker.all", "sessions_bell", None),
 }
 """For each lane, the function that does its work, its bell, and what the function returns when no work is left."""
 
@@ -61,6 +62,7 @@ def everything(local: Callable[..., Services]) -> Services:
     """Services with every task, lane and route."""
     return local(
         auto_join="provision",
+        revoke_sessions=True,
         hooks="crm=http://127.0.0.1:1/",
         hook_secrets=f"crm:{HOOK_SECRET}",
         workos_api_key="sk_test_of_nobody",

@@ -24,12 +24,13 @@ from worker.error_handling import describe
 from worker.errors import ConfigurationError, WorkOSError
 from worker.hooks import follow
 from worker.metrics import Counters, Place
-from worker.mirror import auto_join_policy, role_map
+from worker.mirror import auto_join_policy, lost_access, role_map
 from worker.processes import lane, tail
 from worker.processes.clock import PeriodicTask, heartbeat, ring_if_waiting, run, sweep
 from worker.processes.embedded import RedisServer, redis_server, redis_server_for_up
 from worker.processes.supervisor import supervise
 from worker.queue.doorbell import DRAIN
+from worker.repair import sessions
 from worker.repair.environment import bind, connect
 from worker.repair.schedule import schedule, watch
 from worker.settings import Settings
@@ -74,8 +75,9 @@ def web(port: int | None) -> None:
 def worker(processes: int | None) -> None:
     """Apply events, read the events API, call hooks, run long jobs.
 
-    With AUTO_JOIN=provision, also creates memberships for people who join by domain. Long jobs are resyncs, catch-ups,
-    replays and retention. A process that dies is restarted.
+    With AUTO_JOIN=provision, also creates memberships for people who join by domain; with REVOKE_SESSIONS=on, ends
+    sessions of people who lost access. Long jobs are resyncs, catch-ups, replays and retention. A process that dies is
+    restarted.
     """
     _supervise(logging_settings(worker_processes=processes), _worker_part, _tail_part)
 
@@ -133,10 +135,11 @@ def _web_part(settings: Settings, redis_url: str, _engine: Engine) -> _Part:
 
 
 def _worker_part(settings: Settings, redis_url: str, engine: Engine) -> _Part:
-    """Store ROLE_MAP and AUTO_JOIN in the database, and return the worker processes."""
+    """Store ROLE_MAP, AUTO_JOIN and REVOKE_SESSIONS in the database, and return the worker processes."""
     _bind_if_reachable(engine, settings, redis_url)
     role_map.adopt(engine, settings.role_map)
     auto_join_policy.adopt(engine, settings.auto_join, existing=settings.auto_join_existing)
+    lost_access.adopt(engine, on=settings.revoke_sessions)
     in_transaction(engine, refresh)
     lanes = [DRAIN] * (settings.worker_processes - 1) + list(lanes_of(settings))
     return _Part([partial(lane.work, name, settings, redis_url) for name in lanes])
@@ -249,6 +252,9 @@ def periodic_tasks(services: Services, ensure_redis: Callable[[], object]) -> li
     if settings.http_hooks:
         ring = partial(ring_if_waiting, services.hooks_bell, partial(follow.behind, engine, settings.http_hooks))
         tasks.append(PeriodicTask("hooks", settings.repair_seconds, ring))
+    if settings.revoke_sessions:
+        ring = partial(ring_if_waiting, services.sessions_bell, partial(sessions.waiting, engine))
+        tasks.append(PeriodicTask("sessions", settings.repair_seconds, ring))
     return tasks
 
 

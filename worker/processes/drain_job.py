@@ -13,6 +13,7 @@ from worker import provisioning
 from worker.bootstrap import Services, drain_limits
 from worker.inbox.drain import Drain
 from worker.metrics import ACCEPTED_TO_APPLIED
+from worker.repair import sessions
 
 LIFE_SECONDS = 20.0
 """Lifetime of a waiting job, which then rings for the next one. Between two jobs, RQ cleans its registries."""
@@ -77,6 +78,8 @@ class DrainJob:
             self._services.hooks_bell.ring()
         if settings.auto_join is AutoJoinMode.PROVISION and provisioning.waiting(self._services.engine):
             self._services.provision_bell.ring()
+        if settings.revoke_sessions and sessions.waiting(self._services.engine):
+            self._services.sessions_bell.ring()
         return done
 
     def _wait(self, until: float) -> bool:

@@ -23,10 +23,11 @@ from worker.hooks.threads import HookThreads
 from worker.metrics import Place
 from worker.processes.drain_job import DrainJob
 from worker.processes.jobs import Worker, clearing_flag, contained, make_worker
-from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR
+from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR, SESSIONS
 from worker.queue.heartbeat import Heartbeat
 from worker.repair.catch_up import update_complete_to
 from worker.repair.environment import connect, require_same_environment
+from worker.repair.sessions import SessionRevoker
 from worker.repair.work import Repair, catch_up_or_resync
 from worker.settings import Settings
 
@@ -118,7 +119,19 @@ def _hooks(services: Services, _stopping: threading.Event, at_end: ExitStack) ->
     return _Job(clearing_flag(threads.wake, services.hooks_bell, services.counters))
 
 
-JOBS = {DRAIN: _drain, REPAIR: _repair, PROVISION: _provision, HOOKS: _hooks}
+def _sessions(services: Services, stopping: threading.Event, _at_end: ExitStack) -> _Job:
+    engine, settings = services.engine, services.settings
+    workos = connect(settings, services.redis, services.counters)
+    revoker = SessionRevoker(engine, workos, services.counters, stopping.is_set)
+
+    def run() -> None:
+        require_same_environment(engine, workos, settings)
+        revoker.all()
+
+    return _Job(clearing_flag(run, services.sessions_bell, services.counters))
+
+
+JOBS = {DRAIN: _drain, REPAIR: _repair, PROVISION: _provision, HOOKS: _hooks, SESSIONS: _sessions}
 """For each lane, a function that returns what its jobs run.
 
 It gets the services of the process, an event that is set when the process must stop, and a stack that is closed when

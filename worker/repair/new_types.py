@@ -41,7 +41,7 @@ def read_new_types(engine: Engine, workos: WorkOSClient, lease: Lease) -> None:
         return
     now = workos.now()
     types, stored = new["types"], 0
-    events = EventLog(workos, now, types)
+    events = EventLog(workos, now, types=types)
     for page in events.after_or_since(new["after"], now - OLDEST + EXPIRY_MARGIN):
         stored += lease.in_transaction(engine, _store, page, types)
     lease.in_transaction(engine, _replace, types, {"types": sorted(events.refused), "after": None})

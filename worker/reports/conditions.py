@@ -11,7 +11,8 @@ from enum import StrEnum
 from functools import partial
 from typing import NamedTuple
 
-from models.tables import JoinState, RunStatus
+from models.tables import JoinState, RevocationState, RunStatus
+from worker.mirror.role_map import digest_of
 from worker.reports.health import EXPIRY_DAYS, MIN_MISSED, Health
 
 OVERDUE_SECONDS = 60
@@ -25,6 +26,8 @@ MANY_DIFFERENCES = 20
 DRIFT_SECONDS = 3600.0
 """Time after a resync during which its differences are reported."""
 HOOK_BEHIND = 1000
+REVOCATION_SECONDS = 300
+"""Sessions are revoked within seconds. A deleted workspace of many members takes longer, because of the rate limit."""
 RUNBOOK = "docs/operations.md"
 
 
@@ -290,6 +293,12 @@ def _certificates(health: Health) -> Iterator[Found]:
             yield Found({**first._asdict(), "number": number, "what": what, "at": at}, severity)
 
 
+def _role_map_withheld(health: Health) -> list[Found]:
+    if (withheld := health.withheld_role_map) is None:
+        return []
+    return [Found(withheld | {"digest": digest_of(withheld["role_map"])})]
+
+
 CONDITIONS = (
     Condition(
         name="redis_away",
@@ -365,7 +374,7 @@ CONDITIONS = (
         measured="The mirror is older than HOLD_BACK_SECONDS + TAIL_SECONDS + 5 s, or all of it is uncertain.",
         measure=_bound_missed,
         sentence="{saw}{why}",
-        remedy="start workos-sync worker, or see whether WorkOS and Redis answer it",
+        remedy="check that workos-sync worker or up runs, and that WorkOS and Redis answer it",
         section="The mirror is too old for the smallest bound",
     ),
     Condition(
@@ -522,6 +531,20 @@ CONDITIONS = (
         page="/ops/auto-join",
     ),
     Condition(
+        name="sessions_not_revoked",
+        measured=f"The oldest pending revocation of sessions has waited for more than {REVOCATION_SECONDS} s.",
+        measure=lambda health: _when(
+            health.revocation_waiting_seconds > REVOCATION_SECONDS,
+            number=_number(health.revocations.get(RevocationState.PENDING, 0), "person", "people"),
+            waited=duration(health.revocation_waiting_seconds),
+            why=f" ({health.revocation_error})" if health.revocation_error else "",
+        ),
+        sentence="sessions of {number} without access may not have ended; the oldest has waited for {waited}{why}",
+        remedy="start workos-sync worker, or see whether WorkOS answers it; workos-sync explain shows each person",
+        section="Sessions are not revoked",
+        concerns_mirror=False,
+    ),
+    Condition(
         name="unread_objects",
         severity=Severity.WARNING,
         measured="Confirmed reads have failed five or more times.",
@@ -560,6 +583,15 @@ CONDITIONS = (
         page="/ops/explain",
         milder=True,
         concerns_mirror=False,
+    ),
+    Condition(
+        name="role_map_withheld",
+        severity=Severity.WARNING,
+        measured="A new ROLE_MAP would promote too many members, and waits for approval.",
+        measure=_role_map_withheld,
+        sentence="ROLE_MAP would make {promotions} of {members} members admins; until approved, it promotes nobody",
+        remedy="review it with workos-sync plan, then run workos-sync plan --approve {digest} --reason TEXT",
+        section="A role map waits for approval",
     ),
     Condition(
         name="missed_webhooks",

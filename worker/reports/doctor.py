@@ -199,6 +199,11 @@ def _secrets(settings: Settings) -> Iterator[Check]:
             yield _warning(name, f"not set: {off}", f"set {name} to name:token; to make a token: openssl rand -hex 24")
         else:
             yield _ok(name, ", ".join(tokens))
+    if settings.api_tokens:
+        refreshing = ", ".join(settings.api_refresh_names)
+        yield _ok(
+            "API_REFRESH_NAMES", f"may refresh: {refreshing}" if refreshing else "not set: every token only reads"
+        )
 
 
 def _workos(

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, SQLColumnExpression, and_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Engine, Select, SQLColumnExpression, and_, exists, or_, select, tuple_
 
 from models.database import read_transaction
 from models.outcomes import Finding, Outcome
@@ -18,8 +18,10 @@ from models.tables import (
     DriftAction,
     Event,
     EventStatus,
+    FailedEffect,
     Join,
     Read,
+    Revocation,
     Run,
 )
 from models.types import Record
@@ -32,7 +34,9 @@ from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import ORGANIZATION
 from worker.kinds.saml_certificate import SAML_CERTIFICATE, SamlCertificate
 from worker.kinds.user import USER, User
-from worker.reports.access import access_of, domain_states, invitation_states
+from worker.mirror.uncertainty import ANY
+from worker.reports.access import access_of, actor_of, domain_states, invitation_states, uncertain_answers
+from worker.reports.past import Moment, moment_of, states
 
 MAX_STEPS = 500
 """Maximum number of steps from each source. Older ones are omitted, and the report says so."""
@@ -67,35 +71,64 @@ class Object(NamedTuple):
     id: str
 
 
-def explain(engine: Engine, name: str) -> Record | None:
+def explain(engine: Engine, name: str, at: datetime | None = None) -> Record | None:
     """Return an object or a person with everything that affected it; None if the mirror has no trace of it.
 
     `name` is a WorkOS id, or in any spelling a person's current e-mail address or that of an invitation. The id of an
     event means the object it is about.
 
-    The keys are `objects`, `access` (of a person or membership), `auto_join` (of a domain or workspace), `joins` (of a
-    person: what AUTO_JOIN=provision did), `invitations` (of a person or an invitation), `timeline` in the order of
-    processing, and `truncated`: whether older steps are omitted. Times are aware, in UTC.
+    The keys are `objects`, `access` (of a person or membership), `uncertain` (of a person, membership or workspace: why
+    bounded answers are stale), `auto_join` (of a domain or workspace), `joins` (of a person: what AUTO_JOIN=provision
+    did), `invitations` (of a person or an invitation), `sessions` (of a person, membership or workspace: what
+    REVOKE_SESSIONS did), `timeline` in the order of processing, and `truncated`: whether older steps are omitted. Times
+    are aware, in UTC.
+
+    With `at`, `objects` and `access` are as the mirror answered then, and the timeline ends there; what changes with
+    time or by settings is left out: `uncertain`, `auto_join`, `joins`, `invitations` and `sessions` are empty.
+
+    Raises:
+        FutureTimeError: `at` has not come yet.
+        NotKeptError: `at` is too long ago.
     """
     with read_transaction(engine) as tx:
+        moment = None if at is None else moment_of(tx, at)
         objects = _find(tx, name)
         if not objects:
             return None
         found = _with_related(tx, objects)
-        timeline, truncated = _timeline(tx, found)
+        timeline, truncated = _timeline(tx, found, moment)
         memberships, domains, users, invitations = (
             [id for kind, id in found if kind is k] for k in (MEMBERSHIP, DOMAIN, USER, INVITATION)
         )
+        if moment is not None:
+            domains = users = invitations = []
+        access = access_of(tx, Membership.id.in_(memberships), moment=moment) if memberships else []
         joins = select(Join.__table__).where(Join.user_id.in_(users)).order_by(Join.created_at)
         return {
-            "objects": [_row(tx, one) for one in objects],
-            "access": access_of(tx, Membership.id.in_(memberships)) if memberships else [],
+            "objects": [_row(tx, one, moment) for one in objects],
+            "access": access,
+            "uncertain": [] if moment else _uncertain(tx, objects, access),
             "auto_join": domain_states(tx, Domain.id.in_(domains)) if domains else [],
             "joins": all_rows(tx, joins) if users else [],
             "invitations": invitation_states(tx, Invitation.id.in_(invitations)) if invitations else [],
+            "sessions": [] if moment else _revocations(tx, objects),
             "timeline": timeline,
             "truncated": truncated,
         }
+
+
+def _revocations(tx: Connection, objects: Sequence[Object]) -> list[Record]:
+    """Return the revocations of sessions of persons, of members and in workspaces, the newest first."""
+    ids: dict[Kind, list[str]] = {}
+    for kind, id in objects:
+        ids.setdefault(kind, []).append(id)
+    pair = (Membership.organization_id == Revocation.organization_id, Membership.user_id == Revocation.user_id)
+    which = or_(
+        Revocation.user_id.in_(ids.get(USER, ())),
+        Revocation.organization_id.in_(ids.get(ORGANIZATION, ())),
+        exists().where(Membership.id.in_(ids.get(MEMBERSHIP, ())), *pair),
+    )
+    return _newest(tx, select(Revocation.__table__).where(which), Revocation.created_at)[::-1]
 
 
 def _find(tx: Connection, name: str) -> list[Object]:
@@ -132,20 +165,37 @@ def _with_related(tx: Connection, objects: Sequence[Object]) -> list[Object]:
     return found
 
 
+def _uncertain(tx: Connection, objects: Sequence[Object], access: Sequence[Record]) -> list[Record]:
+    """Return why bounded answers are stale about these persons, memberships and workspaces."""
+    kinds = (USER, MEMBERSHIP, ORGANIZATION)
+    people, memberships, workspaces = ([id for kind, id in objects if kind is k] for k in kinds)
+    if not (people or memberships or workspaces):
+        return []
+    effect = FailedEffect
+    in_workspaces = effect.organization_id.in_({ANY} | {row["organization_id"] for row in access})
+    about_members = effect.user_id.in_({ANY} | {row["user_id"] for row in access})
+    of_memberships = and_(effect.kind == MEMBERSHIP.name, effect.object_id.in_(memberships))
+    in_them = or_(effect.user_id.in_(people), effect.organization_id.in_(workspaces), of_memberships)
+    return uncertain_answers(tx, or_(and_(in_workspaces, about_members), in_them))
+
+
 def _invitations(which: ColumnElement[bool]) -> Select[str]:
     return select(Invitation.id).where(which).order_by(Invitation.id).limit(MAX_STEPS)
 
 
-def _row(tx: Connection, one: Object) -> Record:
-    row = one_row(tx, select(one.kind.table.__table__).where(one.kind.table.id == one.id))
+def _row(tx: Connection, one: Object, moment: Moment | None) -> Record:
+    row = one_row(tx, select(states(one.kind, moment, one.kind.table.id == one.id)))
     return {"kind": one.kind.name, **(row or {"id": one.id})}
 
 
 # The timeline
 
 
-def _timeline(tx: Connection, objects: Sequence[Object]) -> tuple[list[Record], bool]:
-    """Return the steps of these objects in the order of processing, and whether older ones are omitted."""
+def _timeline(tx: Connection, objects: Sequence[Object], moment: Moment | None) -> tuple[list[Record], bool]:
+    """Return the steps of these objects up to a moment, in the order of processing, and whether older ones are omitted.
+
+    None is now.
+    """
     ids = [id for _, id in objects]
     subjects = [(kind.name, id) for kind, id in objects]
     subjects += [(DECISIONS[kind], id) for kind, id in objects if kind in DECISIONS]
@@ -154,11 +204,15 @@ def _timeline(tx: Connection, objects: Sequence[Object]) -> tuple[list[Record], 
         # The ids use the index. The kinds are needed because a role slug may equal any id.
         return and_(table.object_id.in_(ids), tuple_(table.kind, table.object_id).in_(subjects))
 
-    events = _newest(tx, select(*EVENT_COLUMNS).where(about(Event)), Event.received_at)
-    changes = _newest(tx, select(Change.__table__).where(about(Change)), Change.id)
+    def until(column: SQLColumnExpression[Any], value: object) -> list[ColumnElement[bool]]:
+        return [] if moment is None else [column <= value]
+
+    at, change_id = moment or (None, None)
+    events = _newest(tx, select(*EVENT_COLUMNS).where(about(Event), *until(Event.received_at, at)), Event.received_at)
+    changes = _newest(tx, select(Change.__table__).where(about(Change), *until(Change.id, change_id)), Change.id)
     of_run = select(Drift.__table__, Run.created_at.label("at"), Run.dry_run).join(Run, Run.id == Drift.run_id)
-    drift = _newest(tx, of_run.where(about(Drift)), Run.created_at)
-    reads = _newest(tx, select(Read.__table__).where(about(Read)), Read.due_at)
+    drift = _newest(tx, of_run.where(about(Drift), *until(Run.created_at, at)), Run.created_at)
+    reads = _newest(tx, select(Read.__table__).where(about(Read), *until(Read.due_at, at)), Read.due_at)
     winners = _winners(tx, events)
     steps = []
     explained: set[int] = set()
@@ -170,6 +224,8 @@ def _timeline(tx: Connection, objects: Sequence[Object]) -> tuple[list[Record], 
     steps += [_change_step(row, found) for row in changes if row["id"] not in explained]
     steps += [_drift_step(row) for row in drift if row["action"] != DriftAction.REPAIRED]
     steps += [_read_step(row) for row in reads]
+    if moment is not None:
+        steps = [step for step in steps if step["at"] <= moment.at]  # an event may have been decided later
     steps.sort(key=lambda step: (step["at"], step["occurred_at"] or step["at"]))
     return steps, max(len(events), len(changes)) >= MAX_STEPS
 
@@ -207,7 +263,7 @@ def _event_step(event: Record, changes: Sequence[Record], winners: Mapping[str, 
 def _why(event: Record, changes: Sequence[Record], winners: Mapping[str, Record]) -> str:
     match event["status"]:
         case EventStatus.PENDING:
-            tried = f"; attempt {event['attempts']} failed: {event['error']}" if event["error"] else ""
+            tried = f"; the last attempt failed: {event['error']}" if event["error"] else ""
             return f"waiting to be processed{tried}"
         case EventStatus.FAILED:
             attempts = "1 attempt" if event["attempts"] == 1 else f"{event['attempts']} attempts"
@@ -293,7 +349,8 @@ def _change_step(change: Record, drift: Mapping[tuple[str, str, str], Record]) -
     elif change["cause"] == Cause.SETTINGS:
         why = f"changed by the setting {change['cause_id']}"
     else:
-        why = f"requested by {change['cause_id']}" if change["cause"] == Cause.OPERATOR else change["cause"]
+        by_name = change["cause"] in (Cause.OPERATOR, Cause.REFRESH)
+        why = f"requested by {change['cause_id']}" if by_name else change["cause"]
     return _step(change, change["at"], what, change["cause_id"], outcome, why, fields) | _origin(change)
 
 
@@ -311,10 +368,7 @@ def _read_step(read: Record) -> Record:
 
 def _origin(change: Record) -> Record:
     """Return who made a change at WorkOS, in words, and the previous attributes; None if not known."""
-    id, name, source = (change.get(f"actor_{part}") for part in ("id", "name", "source"))
-    who = f"{name} ({id})" if name and id else name or id
-    actor = f"{who} by {source}" if who and source else who or source
-    return {"actor": actor, "previous_attributes": change.get("previous_attributes")}
+    return {"actor": actor_of(change), "previous_attributes": change.get("previous_attributes")}
 
 
 def _step(

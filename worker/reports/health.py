@@ -41,13 +41,15 @@ from models.tables import (
     JoinState,
     MirrorState,
     Read,
+    Revocation,
+    RevocationState,
     Run,
     RunStatus,
     Tail,
     Task,
     Tick,
 )
-from models.types import Record, db_now, db_now_plus, inline_literal
+from models.types import JsonObject, Record, db_now, db_now_plus, inline_literal
 from models.views import mirror_status
 from worker.bootstrap import lanes_of
 from worker.hooks.operate import hook_status
@@ -176,12 +178,20 @@ class Health:
     secret_verified: bool
     """Whether one of the present webhook secrets has ever verified a delivery."""
     unmapped_roles: dict[str, int]
+    withheld_role_map: JsonObject | None
+    """`models.tables.MirrorState.withheld_role_map`."""
     conflicts: int
     """Number of domain names that more than one workspace has verified."""
     domains: dict[str, int]
     """Number of domains by auto-join state. `invalid`: existing domains that are not valid domain names."""
     joins: dict[str, int]
     """Number of joins by state."""
+    revocations: dict[str, int]
+    """Number of revocations of sessions by state."""
+    revocation_waiting_seconds: float
+    """Time since the oldest pending revocation was recorded; 0 if there is none."""
+    revocation_error: str | None
+    """Why its last attempt failed, if it did."""
     missing_joins: int | None
     """Number of people who should have joined a workspace by domain but are not members, as last counted."""
     without_admin: int | None
@@ -218,6 +228,14 @@ def complete_to(engine: Engine) -> datetime | None:
         return tx.execute(select(Tail.complete_to)).scalar_one()
 
 
+def is_applied(engine: Engine, event_id: str) -> bool:
+    """Return whether an event has arrived and is applied, or an operator dismissed it."""
+    settled = (EventStatus.DONE, EventStatus.DISMISSED)
+    with read_transaction(engine) as tx:
+        found = select(Event.id).where(Event.id == event_id, Event.status.in_(settled))
+        return tx.execute(found).one_or_none() is not None
+
+
 def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
     """Measure the installation; raise `sqlalchemy.exc.DBAPIError` if the database is unavailable.
 
@@ -237,6 +255,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
         clock = _seconds_since_tick(tx, now, CLOCK_TICK)
         counted_at = _seconds_since_tick(tx, now, COUNTS_TICK)
         unread = tx.execute(_unread()).all()
+        revocation = tx.execute(_oldest_revocation()).one_or_none()
         running = select(Run.__table__, RUNS.is_free().label("queued")).where(Run.status == RunStatus.RUNNING)
         return Health(
             mirror=dict(tx.execute(select(mirror_status)).mappings().one()),
@@ -259,9 +278,13 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             refused=None if trouble else _refused(redis),
             secret_verified=any_verified(tx, secrets),
             unmapped_roles=_unmapped(tx, mirror.role_map),
+            withheld_role_map=mirror.withheld_role_map,
             conflicts=_conflicts(tx),
             domains=_domains(tx),
             joins=_counted(tx, Join.state, JoinState),
+            revocations=_counted(tx, Revocation.state, RevocationState),
+            revocation_waiting_seconds=(now - revocation.created_at).total_seconds() if revocation else 0.0,
+            revocation_error=revocation.error if revocation else None,
             missing_joins=None if counted_at is None else mirror.missing_joins,
             without_admin=None if counted_at is None else mirror.without_admin,
             counted_seconds=counted_at,
@@ -437,6 +460,11 @@ def _certificates(tx: Connection) -> list[ExpiringCertificate]:
         .order_by(certificate.expires_at, certificate.id)
     )
     return [ExpiringCertificate(**row) for row in tx.execute(found.limit(MAX_COUNTED)).mappings()]
+
+
+def _oldest_revocation() -> Select[datetime, str | None]:
+    pending = Revocation.state == inline_literal(RevocationState.PENDING)
+    return select(Revocation.created_at, Revocation.error).where(pending).order_by(Revocation.created_at).limit(1)
 
 
 def _counted(tx: Connection, column: SQLColumnExpression[str], values: Iterable[str]) -> dict[str, int]:

@@ -102,6 +102,7 @@ def as_report(verdict: Verdict) -> Record:
         "auto_join_conflicts": health.conflicts,
         "domains": [f"{number} {state}" for state, number in sorted(health.domains.items())],
         "joins": [f"{number} {state}" for state, number in sorted(health.joins.items())],
+        "revocations": [f"{number} {state}" for state, number in sorted(health.revocations.items())],
         "missing_joins": health.missing_joins,
         "workspaces_without_admin": health.without_admin,
         "hooks": [f"{hook.name}: {hook.behind} behind, {hook.failed} failed" for hook in health.hooks],

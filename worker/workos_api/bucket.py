@@ -43,6 +43,8 @@ TAIL = Limit("tail", 600, 60)
 """Our own: a tenth of `ALL`, for the tail of the events API, which must not wait behind a resync."""
 USER_READS = Limit("user_reads", 1_000, 10)
 USER_WRITES = Limit("user_writes", 500, 10)
+REVOKES = Limit("revokes", 50, 10)
+"""Our own: a tenth of `USER_WRITES`, for ending sessions, so that a deleted workspace does not hold up other writes."""
 
 
 class Buckets:

@@ -11,6 +11,8 @@ from worker.errors import WorkosSyncError
 
 NOT_FOUND = re.compile(r"(?!route|page|path|url|cannot)\w.* not found\b", re.IGNORECASE)
 """`Organization not found: 'org_123'.` (docs/workos.md, Listings, reads and their errors)."""
+NOTHING = "answered nothing"
+"""The name of a `CallError` for an answer without a body."""
 
 
 class Answer(NamedTuple):
@@ -27,7 +29,7 @@ class CallError(WorkosSyncError):
     Attributes:
         name: the class of the SDK's error, class and place of any other error, or what is wrong with the answer.
         status: the HTTP status; None if there was no answer.
-        read_at: WorkOS's time, in UTC; ours if there was no answer.
+        read_at: WorkOS's time, in UTC; None if there was no answer, or one without it.
         retry_after: the seconds to wait, if WorkOS sent `Retry-After`.
         body: the JSON object of the answer; empty if there was none.
         unanswered: whether a missing status means that the network failed, so that a retry may help.
@@ -35,7 +37,7 @@ class CallError(WorkosSyncError):
 
     name: str
     status: int | None
-    read_at: datetime
+    read_at: datetime | None
     retry_after: float | None = None
     body: JsonObject = field(default_factory=dict)
     unanswered: bool = False

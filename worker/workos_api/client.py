@@ -21,8 +21,8 @@ from worker.errors import (
     RateLimitedError,
     WorkOSError,
 )
-from worker.workos_api.bucket import ALL, USER_READS, USER_WRITES, Buckets
-from worker.workos_api.calls import Answer, CallError
+from worker.workos_api.bucket import ALL, REVOKES, USER_READS, USER_WRITES, Buckets
+from worker.workos_api.calls import NOTHING, Answer, CallError
 
 if TYPE_CHECKING:
     from worker.workos_api.sdk import Sdk
@@ -63,7 +63,7 @@ class LastPageError(WorkOSError):
 
 
 class WorkOSClient:
-    """Reads objects, listings and events; writes webhook endpoints, and memberships of people who join by domain.
+    """Reads objects, listings and events; writes webhook endpoints and memberships; ends sessions.
 
     Each call waits for a token of the rate limits. Unless a method says otherwise, it raises `InvalidApiKeyError`
     (WorkOS's own 401 or 403), `BadRequestError` (400, 409, 422), `RateLimitedError` (429), `NotFoundError` (WorkOS's
@@ -154,6 +154,29 @@ class WorkOSClient:
     def deactivate_membership(self, id: str) -> JsonObject:
         """Make an active membership inactive and return it; raise as `create_membership`."""
         return _require("organization_memberships", self._send("put", (*MEMBERSHIPS, id, "deactivate"), {}), {"id": id})
+
+    def sessions_of(self, user_id: str, after: str | None = None) -> Page:
+        """List a user's sessions in all organizations and in none, impersonated ones included."""
+        page = self.list_page(("user_management", "users", user_id, "sessions"), after=after)
+        for item in page.items:
+            if not isinstance(_require("sessions", item, {"user_id": user_id}).get("id"), str):
+                raise WorkOSError("sessions: a session without an id")
+        return page
+
+    def wait_to_revoke(self) -> None:
+        """Wait until a session may be revoked, within a limit of its own.
+
+        Call it before each `revoke_session`, and before what is checked right before that.
+        """
+        self._buckets.take(REVOKES)
+
+    def revoke_session(self, id: str) -> None:
+        """End a session; raise as `create_membership`. WorkOS may answer without a body."""
+        try:
+            self._once("post", ("user_management", "sessions", "revoke"), {"session_id": id})
+        except CallError as error:
+            if error.name != NOTHING:
+                raise _translated(error, ("user_management", "sessions")) from error
 
     def webhook_endpoints(self, after: str | None) -> Page:
         """List webhook endpoints, oldest first."""
@@ -248,7 +271,7 @@ def _by_status(error: CallError, path: tuple[str, ...], quoted: object) -> Excep
     if error.is_refused_key:
         return InvalidApiKeyError(f"WORKOS_API_KEY: WorkOS refuses the key ({error.status})")
     message = f"/{'/'.join(path[:2])}: {error}"
-    if error.is_gone:
+    if error.is_gone and error.read_at is not None:  # otherwise it cannot be ordered among events
         return NotFoundError(message, error.read_at)
     if error.status in BAD_REQUESTS:
         return BadRequestError(

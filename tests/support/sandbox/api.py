@@ -87,7 +87,7 @@ def _create_organization(environment: Environment, call: Call) -> Reply:
 def _update_organization(environment: Environment, call: Call) -> Reply:
     """Given domains replace the ones there are."""
     world, organization_id = environment.world, call.path["id"]
-    values = call.fields("name", "external_id", "metadata", "allow_profiles_outside_organization")
+    values = call.fields("name", "external_id", "stripe_customer_id", "metadata", "allow_profiles_outside_organization")
     shown = world.show_organization(organization_id)
     if "domain_data" in call.body or "domains" in call.body:
         wanted, held = dict(_domains(call.body)), {each["domain"]: each for each in shown["domains"]}
@@ -166,6 +166,19 @@ def _update_user(environment: Environment, call: Call) -> Reply:
 def _delete_user(environment: Environment, call: Call) -> Reply:
     environment.world.delete_user(call.path["id"])
     return 204, None
+
+
+def _list_sessions(environment: Environment, call: Call) -> Reply:
+    world, user_id = environment.world, call.path["id"]
+    ids = [id for id in world.children(user_id, "session") if id in world.sessions]
+    if not ids:
+        world.find(world.users, "user", user_id)
+    return 200, page(ids, world.show_session, call.query)
+
+
+def _revoke_session(environment: Environment, call: Call) -> Reply:
+    environment.world.revoke_session(call.required("session_id"))
+    return 200, None
 
 
 # Memberships
@@ -357,6 +370,8 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", "/user_management/users/{id}", _get_user),
     ("PUT", "/user_management/users/{id}", _update_user),
     ("DELETE", "/user_management/users/{id}", _delete_user),
+    ("GET", "/user_management/users/{id}/sessions", _list_sessions),
+    ("POST", "/user_management/sessions/revoke", _revoke_session),
     ("GET", _MEMBERSHIPS, _list_memberships),
     ("POST", _MEMBERSHIPS, _create_membership),
     ("GET", _MEMBERSHIPS + "/{id}", _get_membership),

@@ -44,12 +44,19 @@ class Members(State):
             return record
 
     def update_membership(
-        self, membership_id: str, *, role: str | None = None, roles: Sequence[str] | None = None
+        self,
+        membership_id: str,
+        *,
+        role: str | None = None,
+        roles: Sequence[str] | None = None,
+        custom_attributes: JSON | None = None,
     ) -> JSON:
-        """Replace the roles of a member; the first one is also the field `role`."""
+        """Replace the roles of a member, of which the first is also the field `role`, or the custom attributes."""
         with self.lock:
             organization_id = self.find(self.memberships, "organization_membership", membership_id)["organization_id"]
             slugs = list(roles) if roles else [role] if role else []
+            if custom_attributes is not None:
+                return self._set_membership(membership_id, custom_attributes=custom_attributes)
             if not slugs:
                 return self.memberships[membership_id]
             return self._set_membership(
@@ -127,6 +134,38 @@ class Members(State):
         """Send it again, with a new time of expiry."""
         expires_at = shapes.time_text(self.now() + timedelta(days=days))
         return self._set_invitation(invitation_id, "invitation.resent", expires_at=expires_at)
+
+    # Sessions. None ends by itself when a membership or an organization is deleted: what WorkOS does is not known.
+
+    def create_session(
+        self,
+        user_id: str,
+        organization_id: str | None = None,
+        *,
+        impersonator: JSON | None = None,
+        days: float = 7,
+    ) -> JSON:
+        """Sign a user in, to an organization or to none. It expires after `days`, without an event."""
+        with self.lock:
+            self.find(self.users, "user", user_id)
+            at, id = self.stamp(), self.new_id("session")
+            expires_at = shapes.time_text(self.now() + timedelta(days=days))
+            self.sessions[id] = shapes.session(
+                id, user_id, at, expires_at, organization_id=organization_id, impersonator=impersonator
+            )
+            self.link(user_id, "session", id)
+            self.emit("session.created", self.sessions[id])
+            return self.sessions[id]
+
+    def revoke_session(self, session_id: str) -> JSON:
+        """End an active session."""
+        with self.lock:
+            if self.show_session(session_id)["status"] != "active":
+                raise invalid("The session is not active.", "session_not_active", status=400)
+            ended = {"status": "revoked", "ended_at": self.stamp()}
+            self.sessions[session_id] = self.changed(self.sessions[session_id], **ended)
+            self.emit("session.revoked", self.sessions[session_id])
+            return self.sessions[session_id]
 
     # Roles
 

@@ -6,6 +6,8 @@ from typing import Any
 
 JSON = dict[str, Any]
 
+HOST_KEYS = ("external_id", "stripe_customer_id", "metadata", "custom_attributes")
+"""Fields of the product that some payloads omit."""
 REASON_EXPIRED = "domain_verification_period_expired"
 REASON_TAKEN = "domain_verified_by_other_organization"
 
@@ -34,6 +36,7 @@ def organization(organization_id: str, name: str, at: str, external_id: str | No
         "name": name,
         "allow_profiles_outside_organization": False,
         "external_id": external_id,
+        "stripe_customer_id": None,
         "metadata": metadata or {},
         "created_at": at,
         "updated_at": at,
@@ -187,6 +190,27 @@ def invitation_in_api(invitation: JSON) -> JSON:
     token = f"token-of-{invitation['id']}"
     url = f"https://invite.example/?invitation_token={token}"
     return {**invitation, "token": token, "accept_invitation_url": url}
+
+
+def session(
+    session_id: str, user_id: str, at: str, expires_at: str, *, organization_id: str | None, impersonator: JSON | None
+) -> JSON:
+    """An active session, the same in API and events."""
+    return {
+        "object": "session",
+        "id": session_id,
+        "user_id": user_id,
+        "organization_id": organization_id,
+        "status": "active",
+        "auth_method": "impersonation" if impersonator else "password",
+        "impersonator": impersonator,
+        "ip_address": "192.0.2.1",
+        "user_agent": "Mozilla/5.0",
+        "expires_at": expires_at,
+        "ended_at": None,
+        "created_at": at,
+        "updated_at": at,
+    }
 
 
 def connection(

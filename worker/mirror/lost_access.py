@@ -1,0 +1,113 @@
+"""Records who lost access, in the transaction that saves the change. `worker.repair.sessions` ends their sessions.
+
+A loss is recorded whenever a deleted or deactivated object is saved, even if the mirror showed no access before: the
+events that gave access may be late or lost. Whether the person has other access is asked before each revocation.
+"""
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+
+import structlog
+from sqlalchemy import Connection, case, or_, select, update
+
+from models.bulk import dialect_insert, is_any_of
+from models.database import transactional
+from models.tables import Action, DeletedBy, MirrorState, Revocation, RevocationState, Via
+from models.types import Record, db_now
+from worker import audit
+from worker.decision.decide import State
+from worker.decision.payload import EPOCH
+from worker.kinds import Kind
+from worker.kinds.membership import MEMBERSHIP, Membership
+from worker.kinds.organization import ORGANIZATION, Organization
+from worker.kinds.user import USER
+
+log = structlog.get_logger()
+
+SETTING = "REVOKE_SESSIONS"
+EVERYWHERE = ""
+"""The organization id of a revocation of all sessions of a deleted user."""
+INACTIVE = "inactive"
+"""The status of a deactivated membership."""
+
+
+@transactional
+def adopt(tx: Connection, *, on: bool) -> None:
+    """Store the setting `REVOKE_SESSIONS`. Turning it off drops the revocations that are pending."""
+    since = tx.execute(select(MirrorState.revokes_sessions_since).with_for_update()).scalar_one()
+    if on == (since is not None):
+        return
+    audit.note(tx, audit.Actor(SETTING, Via.SETTINGS), Action.CHANGE_REVOKE_SESSIONS, settings={SETTING: [not on, on]})
+    tx.execute(update(MirrorState).values(revokes_sessions_since=db_now() if on else None))
+    if not on:
+        dropped = {"state": RevocationState.DROPPED, "reason": f"{SETTING} is off", "settled_at": db_now()}
+        tx.execute(update(Revocation).where(Revocation.state == RevocationState.PENDING).values(dropped))
+    log.info("revoke_sessions_changed", on=on)
+
+
+def note_lost_access(tx: Connection, kind: Kind, states: Mapping[str, State]) -> None:
+    """Record whose access ended with `states`, which were just saved, since `REVOKE_SESSIONS` was turned on."""
+    if not states or kind not in (MEMBERSHIP, ORGANIZATION, USER):
+        return
+    turned_on, now = tx.execute(select(MirrorState.revokes_sessions_since, db_now())).one()
+    if turned_on is None:
+        return
+    ended = [*_ended_objects(kind, states, now), *_members_of_deleted(tx, kind, states, now)]
+    lost = {(row["organization_id"], row["user_id"]): row for row in ended if row["since"] >= turned_on}
+    if lost:
+        _insert(tx, [lost[key] for key in sorted(lost)])
+
+
+def _ended_objects(kind: Kind, states: Mapping[str, State], now: datetime) -> Iterator[Record]:
+    """Yield a row for each deleted user, and each deleted or deactivated membership."""
+    for id, state in states.items():
+        version, content = state.version, state.content
+        event_id = None if state.by_resync else version.event_id or None
+        about = {"kind": kind.name, "object_id": id, "event_id": event_id}
+        deleted_at = now if state.by_resync or version.event_at == EPOCH else version.event_at
+        if kind is USER and state.deleted and not state.erased:  # erasing saves it again
+            yield {"organization_id": EVERYWHERE, "user_id": id, "since": deleted_at} | about
+        if kind is MEMBERSHIP and content["organization_id"] and content["user_id"]:
+            pair = {"organization_id": content["organization_id"], "user_id": content["user_id"]}
+            if content["status"] == INACTIVE and not state.by_resync:
+                yield pair | {"since": version.updated_at} | about  # it was deactivated before it was deleted
+            elif state.deleted:
+                yield pair | {"since": deleted_at} | about
+
+
+def _members_of_deleted(tx: Connection, kind: Kind, states: Mapping[str, State], now: datetime) -> Iterator[Record]:
+    """Yield a row for each active membership in a deleted workspace, if either is among `states`."""
+    if kind is USER:
+        return
+    saved = is_any_of(tx, Organization.id if kind is ORGANIZATION else Membership.id, states)
+    columns = (Membership.organization_id, Membership.user_id, *(Organization.deleted_by, Organization.event_at))
+    live = (Membership.deleted_by.is_(None), Membership.status == "active", Membership.user_id.is_not(None))
+    found = select(*columns, Organization.event_id).join(Organization, Organization.id == Membership.organization_id)
+    for row in tx.execute(found.where(saved, Organization.deleted_by.is_not(None), *live)):
+        reported = row.deleted_by == DeletedBy.EVENT
+        yield {
+            "organization_id": row.organization_id,
+            "user_id": row.user_id,
+            "since": row.event_at if reported and row.event_at != EPOCH else now,
+            "kind": ORGANIZATION.name,
+            "object_id": row.organization_id,
+            "event_id": row.event_id if reported else None,
+        }
+
+
+def _insert(tx: Connection, rows: list[Record]) -> None:
+    """Insert revocations. One that exists becomes pending again if the loss is another or later."""
+    statement = dialect_insert(tx, Revocation)
+    new, pending = statement.excluded, Revocation.state == RevocationState.PENDING
+    again = {
+        **{name: new[name] for name in ("kind", "object_id", "event_id", "since")},
+        **dict.fromkeys(("reason", "settled_at", "error")),
+        **dict.fromkeys(("created_at", "due_at"), db_now()),
+        "state": RevocationState.PENDING,
+        "claim": Revocation.claim + 1,
+        "attempts": 0,
+        "sessions": case((pending, Revocation.sessions), else_=0),
+    }
+    another = or_(new.since > Revocation.since, new.object_id != Revocation.object_id)
+    key = [Revocation.organization_id, Revocation.user_id]
+    tx.execute(statement.on_conflict_do_update(index_elements=key, set_=again, where=another), rows)
