@@ -25,7 +25,10 @@ class View(NamedTuple):
     query: str
 
 
-TIMES = ("since", "created_at", "updated_at", "complete_to", "last_resync", "expires_at", "accepted_at", "revoked_at")
+TIMES = (
+    *("since", "created_at", "updated_at", "complete_to", "last_resync"),
+    *("expires_at", "accepted_at", "revoked_at", "certificate_expires_at"),
+)
 TYPES: dict[str, Any] = {
     **dict.fromkeys(TIMES, UtcDateTime),
     **dict.fromkeys(("age_seconds", "smallest_bound_seconds"), Float),
@@ -328,16 +331,21 @@ WHERE invitation.deleted_by IS NULL
 
 sign_in_methods = _view(
     "sign_in_methods",
-    "organization_id connection_id connection_type name since",
+    "organization_id connection_id connection_type name since certificate_expires_at",
     """
 SELECT connection.organization_id, connection.id AS connection_id, connection.connection_type, connection.name,
-       connection.created_at AS since
+       connection.created_at AS since,
+       (SELECT MIN(certificate.expires_at) FROM saml_certificates AS certificate
+        WHERE certificate.connection_id = connection.id) AS certificate_expires_at
 FROM connections AS connection
 JOIN organizations AS workspace ON workspace.id = connection.organization_id AND workspace.deleted_by IS NULL
 WHERE connection.deleted_by IS NULL AND connection.status = 'active'
 """,
 )
-"""SSO connections that work now: one row for each active connection; none if a workspace does not use SSO."""
+"""SSO connections that work now: one row for each active connection; none if a workspace does not use SSO.
+
+`certificate_expires_at` is the first expiry of its SAML certificates, as far as WorkOS has sent events about them.
+"""
 
 member_permissions = _view(
     "member_permissions",

@@ -176,6 +176,9 @@ class MirrorState(Base):
     The views and bounded answers use `models.tables.Tail.complete_to`."""
     event_types: Mapped[list[str] | None]
     """The event types that the running release handles, as last recorded."""
+    new_types: Mapped[JsonObject | None]
+    """`types` that are still to be read from the events API, as far back as it goes, and the event id to continue
+    `after` (`worker.repair.new_types`). None: there are none."""
     last_resync_at: Mapped[datetime | None]
     listed_kinds: Mapped[list[str] | None]
     """The kinds whose environment-wide listing a full resync has read to the end."""

@@ -45,6 +45,12 @@ def unmapped(services: Services, endpoint: FlaskClient) -> None:
     apply_all(services.engine)
 
 
+def certificate_expired(services: Services, endpoint: FlaskClient) -> None:
+    accept(endpoint, made("organization.created"), made("connection.activated"))
+    accept(endpoint, made("connection.saml_certificate_renewal_required"))
+    apply_all(services.engine)
+
+
 def hook_failed(services: Services, _endpoint: FlaskClient) -> None:
     execute(services.engine, insert(Hook).values(name="sessions", cursor=1))
     about = {"kind": "user", "object_id": "user_1", "status": "failed"}

@@ -45,6 +45,7 @@ CONTENTS: dict[str, list[Content]] = {
     "connection": [{"status": state, "name": name} for state in ("active", "inactive", None) for name in "xy"],
     "role": [{"permissions": ["a"]}, {"permissions": ["a", "b"]}],
     "permission": [{"name": "a"}, {"name": "b"}],
+    "saml_certificate": [{"expires_at": 1}, {"expires_at": 2}],
     "invitation": [{"status": status} for status in ("pending", "accepted", "revoked", "expired", "new", None)],
 }
 """Contents of each kind of object, with what grants access and what does not."""

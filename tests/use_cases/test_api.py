@@ -222,8 +222,31 @@ def test_snapshot_and_feed_together_miss_no_change(endpoint: FlaskClient, engine
     assert len(first["items"]) == 2 and first["next"] == first["items"][-1]["id"]
 
 
+def test_invitations_are_listed(endpoint: FlaskClient, engine: Engine) -> None:
+    far: JSON = {"expires_at": "9998-01-01T00:00:00.000Z"}
+    accept(
+        endpoint,
+        made("organization.created"),
+        *(made("invitation.created", id=f"invitation_{n}", email=f"p{n}@acme.example", **far) for n in range(3)),
+        made("invitation.revoked", id="invitation_3", email="p1@acme.example"),
+        made("invitation.created", id="invitation_4", email="p4@acme.example", organization_id=None, **far),
+    )
+    apply_all(engine)
+
+    def listed(**query: Any) -> list[str]:
+        return [row["invitation_id"] for row in answer(endpoint, "invitations", **query)["items"]]
+
+    assert listed() == [f"invitation_{n}" for n in range(4)], "one is to no workspace"
+    assert listed(status="pending", organization_id=ORG) == ["invitation_0", "invitation_1", "invitation_2"]
+    assert listed(email="P1@ACME.Example") == ["invitation_1", "invitation_3"] and listed(organization_id="org_x") == []
+    first = answer(endpoint, "invitations", limit=2)
+    assert [first["next"], *listed(limit=2, after=first["next"])] == ["invitation_1", "invitation_2", "invitation_3"]
+    assert ask(endpoint, "invitations", state="pending").status_code == 400
+    assert len(answer(endpoint, "snapshot")["workspace_invitations"]) == 4
+
+
 def test_empty_mirror_has_a_snapshot(endpoint: FlaskClient) -> None:
-    views = ("workspaces", "workspace_members", "auto_join_domains", "sign_in_methods")
+    views = ("workspaces", "workspace_members", "workspace_invitations", "auto_join_domains", "sign_in_methods")
     assert answer(endpoint, "snapshot") == {"changes_after": 0, **{view: [] for view in views}}
 
 

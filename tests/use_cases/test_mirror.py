@@ -35,6 +35,7 @@ from worker.kinds.role import Role
 from worker.mirror.read_requests import PARENT_MISSING
 
 INVITATION = sample("invitation.created")["data"]["id"]
+CONNECTION = sample("connection.activated")["data"]["id"]
 SAMPLES = sorted(path.stem for path in EVENTS.glob("*.json"))
 
 EFFECTS: dict[str, tuple[str, JSON] | None] = {
@@ -172,6 +173,21 @@ EFFECTS: dict[str, tuple[str, JSON] | None] = {
         "invitation",
         {"id": INVITATION, "status": "revoked", "revoked_at": datetime(2025, 6, 26, 9, 0, 0, 770_000, UTC)},
     ),
+    "connection.saml_certificate_renewal_required": (
+        "saml_certificate",
+        {
+            "id": f"{CONNECTION}/ResponseSigning",
+            "connection_id": CONNECTION,
+            "organization_id": ORG,
+            "certificate_type": "ResponseSigning",
+            "expires_at": datetime(2025, 7, 20, tzinfo=UTC),
+            "created_at": None,
+        },
+    ),
+    "connection.saml_certificate_renewed": (
+        "saml_certificate",
+        {"id": f"{CONNECTION}/ResponseSigning", "expires_at": datetime(2028, 6, 29, 11, 20, 4, tzinfo=UTC)},
+    ),
     "dsync.activated": None,
 }
 """Sample → the one row it creates in an empty mirror (these columns), or None."""
@@ -216,6 +232,11 @@ def test_event_without_optional_fields_is_applied(
     assert outcomes(local_engine, event) == ["applied"]
     [only] = [row for found in mirrored(local_engine).values() for row in found]
     data = event["data"]
+    if "certificate" in data:
+        certificate = data["certificate"]
+        assert (only["id"], only["organization_id"]) == (f"{CONNECTION}/{certificate['certificate_type']}", None)
+        assert only["expires_at"] == datetime.fromisoformat(certificate["expiry_date"])
+        return
     if event["event"] in HOST_KEYS:
         assert {only[name] for name in HOST_KEYS[event["event"]]} == {None}
         return

@@ -44,6 +44,14 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
         rows = listings.list_access(engine, filters, at=query.at, after=query.after, limit=query.limit)
         return page(schemas.Page[schemas.ListedMember], rows, query.limit, "membership_id")
 
+    @routes.get("/invitations")
+    @spec.validate(resp=answers(schemas.Page[schemas.Invitation]), tags=["mirror"])
+    def list_invitations(query: schemas.InvitationQuery) -> Response:
+        """List the invitations to workspaces, ordered by invitation id. All filters must match."""
+        filters = query.model_dump(include={"organization_id", "email", "status"}, exclude_none=True)
+        rows = listings.list_invitations(engine, filters, after=query.after, limit=query.limit)
+        return page(schemas.Page[schemas.Invitation], rows, query.limit, "invitation_id")
+
     @routes.get("/domains")
     @spec.validate(resp=answers(schemas.Page[schemas.Domain]), tags=["mirror"])
     def list_domains(query: schemas.InWorkspace) -> Response:

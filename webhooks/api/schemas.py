@@ -79,6 +79,13 @@ class MemberQuery(InWorkspace):
         return at
 
 
+class InvitationQuery(InWorkspace):
+    """Filters for invitations: by workspace, invited address, and status."""
+
+    email: Text | None = None
+    status: Text | None = None
+
+
 class AutoJoinQuery(Query):
     """The e-mail address to check. The caller must have verified it."""
 
@@ -334,6 +341,23 @@ class ListedMember(Member):
     actor_source: str | None = None
 
 
+class Invitation(BaseModel):
+    """An invitation to a workspace. A pending one is expired from `expires_at` on. `email` is null once erased."""
+
+    organization_id: str
+    invitation_id: str
+    email: str | None
+    email_normalized: str | None
+    status: str | None
+    workos_role: str | None
+    inviter_user_id: str | None
+    accepted_user_id: str | None
+    created_at: datetime | None
+    expires_at: datetime | None
+    accepted_at: datetime | None
+    revoked_at: datetime | None
+
+
 class Domain(BaseModel):
     """A domain of a workspace: whether people with an e-mail address on it join automatically, and why."""
 
@@ -347,13 +371,14 @@ class Domain(BaseModel):
 
 
 class SignInMethod(BaseModel):
-    """An active single sign-on connection of a workspace."""
+    """An active single sign-on connection of a workspace, and when its first SAML certificate expires, if known."""
 
     organization_id: str
     connection_id: str
     connection_type: str | None
     name: str | None
     since: datetime | None
+    certificate_expires_at: datetime | None
 
 
 class Join(BaseModel):
@@ -515,5 +540,6 @@ class Snapshot(BaseModel):
     changes_after: int
     workspaces: list[Workspace]
     workspace_members: list[Member]
+    workspace_invitations: list[Invitation]
     auto_join_domains: list[JoinRule]
     sign_in_methods: list[SignInMethod]

@@ -37,7 +37,7 @@ def add(routes: Blueprint, services: Services) -> None:
             settings=settings,
             uncertain=listings.list_uncertain(engine, organization_id),
             domains=listings.list_domains(engine, organization_id, limit=PAGE),
-            invitations=listings.list_invitations(engine, organization_id, limit=PAGE),
+            invitations=listings.list_invitation_blocks(engine, organization_id, limit=PAGE),
             sign_in=listings.list_sign_in(engine, organization_id, limit=PAGE),
             changes=listings.recent_changes(engine, organization_id, PAGE),
         )

@@ -25,7 +25,7 @@ COUNTED_LATER = ("missing_joins", "workspaces_without_admin", "workers")
 @options.time("--at", f"Show who had access at {options.THIS_TIME}, and the last change of it until then.")
 @options.as_json
 def members(organization: str, at: datetime | None, as_json: bool) -> None:
-    """List the people with access to a workspace, and their roles."""
+    """List the people with access to a workspace, their roles, and pending invitations."""
     then = "" if at is None else f" at {at:%Y-%m-%d %H:%M:%S} UTC"
     found = listings.list_members(migrated_engine(), organization, at)
     workspace = known(found, f"the mirror {'had' if then else 'has'} no workspace {organization}{then}")
@@ -38,6 +38,8 @@ def members(organization: str, at: datetime | None, as_json: bool) -> None:
         rows = [row | {"cause": cause_of(row), "actor": actor_of(row)} for row in rows]
         columns += ("changed_at", "cause", "actor")
     output.table(columns, rows, f"{workspace['name']} ({workspace['state']}){then}")
+    if invited := workspace.get("invitations"):
+        output.table(("email", "workos_role", "invitation_id", "created_at", "expires_at"), invited, "Invitations")
 
 
 @click.command()

@@ -97,7 +97,7 @@ class Kind:
         table: the mirror table.
         content: reads the content columns from a payload.
         events: event type → how its `data` is read.
-        read_path: the path that reads one object by its key.
+        read_path: the path that reads one object by its key; empty if WorkOS shows such objects only in events.
         listings: the listings that fetch objects of this kind.
         shown_by: the listings by which a resync finds deleted objects.
         label: the column that names an object to people.
@@ -124,7 +124,7 @@ class Kind:
     table: type[Mirrored]
     content: ContentReader
     events: Mapping[str, EventReader]
-    read_path: Callable[[str], Path]
+    read_path: Callable[[str], Path] = lambda _id: ()
     listings: tuple[Listing, ...] = ()
     shown_by: tuple[ShownBy, ...] = ()
     label: InstrumentedAttribute[Any] | None = None
@@ -165,7 +165,8 @@ def live(kind: Kind, data: Fields, envelope: Envelope, roles: RoleMap) -> Snapsh
 def live_state(kind: Kind, data: Fields, content: JsonObject, envelope: Envelope) -> Snapshot:
     """Return `content` as a live object with the version of its event; raises as `live`."""
     for column in kind.parents:
-        data.id(column)  # required of a live object
+        if content[column] is None:
+            data.id(column)  # required of a live object
     event_at = _event_time(envelope)
     updated_at = data.time("updated_at") if kind.delete_is_final else event_at
     return _snapshot(kind, data, content, Version(updated_at, event_at, envelope.id), deleted=False)
@@ -186,7 +187,7 @@ def tombstone(kind: Kind, data: Fields, envelope: Envelope, roles: RoleMap) -> S
 
 
 def _snapshot(kind: Kind, data: Fields, content: JsonObject, version: Version, *, deleted: bool) -> Snapshot:
-    content["created_at"] = data.optional_time("created_at") or version.updated_at
+    content.setdefault("created_at", data.optional_time("created_at") or version.updated_at)
     state = State(
         version,
         deleted,

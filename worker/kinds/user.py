@@ -1,9 +1,9 @@
 """Users: people, identified by their e-mail address."""
 
-from sqlalchemy import ColumnElement, Index, and_, func
+from sqlalchemy import Index
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.addresses import comparable, normalize_address
+from models.addresses import normalize_address
 from models.tables import Mirrored, equality_index
 from models.types import JsonObject
 from worker.decision.decide import Content
@@ -31,13 +31,6 @@ class User(Mirrored):
         Index("ix_users_email_domain_id", "email_domain", "id"),
         equality_index("ix_users_external_id", "external_id"),
     )
-
-
-def has_address(email: str) -> ColumnElement[bool]:
-    """Return the condition that a user's current e-mail address is `email`, however either is spelled."""
-    if normalize_address(email):
-        return User.email_normalized == comparable(email)
-    return and_(User.email_normalized.is_(None), func.lower(User.email) == comparable(email))
 
 
 def _derive(content: Content) -> JsonObject:

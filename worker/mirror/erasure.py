@@ -1,7 +1,7 @@
 """Erasure: blanks a deleted user's personal data (`Kind.personal`) in the mirror, `changes`, drift, payloads and audit.
 
-Also that in the user's memberships, and in invitations that the user accepted or that were sent to one of their
-addresses.
+Also that in the user's memberships, in invitations that were sent to one of their addresses, and in those that the user
+accepted, unless another user has the address.
 
 Payloads are blanked first, in small transactions, and the user last: the addresses to search for come from the user and
 their history. So an interrupted erasure can start again with the same result.
@@ -42,6 +42,7 @@ from worker.decision.mentions import Mentions, mentions
 from worker.decision.payload import is_id, parse_json
 from worker.errors import OperatorError, UnknownIdError, WorkosSyncError
 from worker.kinds import Kind
+from worker.kinds.addresses import sent_to
 from worker.kinds.invitation import INVITATION, Invitation
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.user import USER, User
@@ -150,17 +151,29 @@ def needless_invited_addresses() -> tuple[ColumnElement[bool], ...]:
 
 
 def _invitations_of(tx: Connection, user_ids: Sequence[str]) -> list[str]:
-    """Return the sorted ids of the invitations that users accepted, or that were sent to an address they ever had."""
-    hashes = select(UserAddress.email_hash).where(is_any_of(tx, UserAddress.user_id, user_ids))
-    sent = select(InvitedAddress.invitation_id).where(InvitedAddress.email_hash.in_(hashes))
-    accepted = select(Invitation.id).where(is_any_of(tx, Invitation.accepted_user_id, user_ids))
-    return sorted({*tx.execute(sent).scalars(), *tx.execute(accepted).scalars()})
+    """Return the sorted ids of the invitations whose address is personal data of these users.
+
+    They were sent to an address that one of them ever had, or one of them accepted them (`_accepted_as_own`).
+    """
+    accepted = select(Invitation.id).where(is_any_of(tx, Invitation.accepted_user_id, user_ids), _accepted_as_own())
+    return sorted({*tx.execute(sent_to(tx, user_ids)).scalars(), *tx.execute(accepted).scalars()})
+
+
+def _accepted_as_own() -> ColumnElement[bool]:
+    """Return the condition that nobody but the user who accepted an invitation is known to have its address."""
+    others = exists().where(
+        InvitedAddress.invitation_id == Invitation.id,
+        UserAddress.email_hash == InvitedAddress.email_hash,
+        UserAddress.user_id != Invitation.accepted_user_id,
+    )
+    return ~others
 
 
 def erase_late(tx: Connection, kind: Kind) -> int:
     """Erase the next memberships or invitations of erased users that arrived after the erasure; return how many."""
     erased = select(User.id).where(User.erased)
-    late = select(kind.table.id).where(~kind.table.erased, PERSON[kind].in_(erased)).limit(BATCH)
+    own = (_accepted_as_own(),) if kind is INVITATION else ()
+    late = select(kind.table.id).where(~kind.table.erased, PERSON[kind].in_(erased), *own).limit(BATCH)
     ids = sorted(tx.execute(late).scalars())
     note_changes(tx, [each.row for each in _blank_objects(tx, kind, ids, (Cause.SETTINGS, "ERASE_AFTER_DAYS"))])
     return len(ids)

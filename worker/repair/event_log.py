@@ -1,6 +1,6 @@
 """Reads the WorkOS events API page by page, after a cursor or since a time. The events are not interpreted here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 import structlog
@@ -20,16 +20,24 @@ EXPIRY_MARGIN = timedelta(minutes=10)
 
 
 class EventLog:
-    """Reads the events of all mirrored types, oldest first. `now` is the current time by WorkOS's clock, aware.
+    """Reads the events of some types, by default all that are mirrored, oldest first.
 
-    WorkOS refuses a query (400) if it does not know one of the event types. That type is then left out. `refused` has
-    WorkOS's message for each type that is left out; an earlier `EventLog` may have found them.
+    `now` is the current time by WorkOS's clock, aware. WorkOS refuses a query (400) if it does not know one of the
+    event types. That type is then left out. `refused` has WorkOS's message for each type that is left out; an earlier
+    `EventLog` may have found them.
     """
 
-    def __init__(self, workos: WorkOSClient, now: datetime, refused: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        workos: WorkOSClient,
+        now: datetime,
+        refused: dict[str, str] | None = None,
+        types: Sequence[str] = SUBSCRIBED,
+    ) -> None:
         self._workos = workos
         self._now = now
-        self._refused = {} if refused is None else refused
+        self.refused = {} if refused is None else refused
+        self._all = types
 
     def after(self, cursor: str) -> Iterator[Page]:
         """Yield the pages that follow an event.
@@ -45,6 +53,17 @@ class EventLog:
         yield first
         yield from pages
 
+    def after_or_since(self, cursor: str | None, start: datetime) -> Iterator[Page]:
+        """Yield the pages that follow an event; without a cursor that WorkOS accepts, those since `start`."""
+        if cursor is not None:
+            try:
+                yield from self.after(cursor)
+            except CursorLostError:
+                log.warning("cursor_lost", cursor=cursor, reads_from=start.isoformat())
+            else:
+                return
+        yield from self.since(start)
+
     def since(self, start: datetime) -> Iterator[Page]:
         """Yield the pages since a time, in ranges of at most `CHUNK`. The last range has no end."""
         while (end := start + CHUNK) < self._now:
@@ -55,18 +74,18 @@ class EventLog:
     @property
     def all_types(self) -> bool:
         """Whether no event type was left out so far."""
-        return not self._refused
+        return not self.refused
 
     def accepts_all_types(self) -> bool:
         """Ask WorkOS whether it accepts all event types by now. If so, none is left out any more."""
-        if self._refusal(*SUBSCRIBED) is None:
-            self._refused.clear()
+        if self._refusal(*self._all) is None:
+            self.refused.clear()
         return self.all_types
 
     def require_all_types(self) -> None:
         """Raise `EventTypesRefusedError`, with WorkOS's message for each type, if event types were left out."""
-        if self._refused:
-            refused = "; ".join(f"{type} ({why})" for type, why in self._refused.items())
+        if self.refused:
+            refused = "; ".join(f"{type} ({why})" for type, why in self.refused.items())
             raise EventTypesRefusedError(f"event types refused: {refused}; events of all other types were read")
 
     def _pages(
@@ -97,12 +116,12 @@ class EventLog:
         refused = {type: why for type in types if (why := self._refusal(type)) is not None}
         if not refused or len(refused) == len(types):
             return False
-        self._refused.update(refused)
+        self.refused.update(refused)
         log.error("event_types_refused", types=sorted(refused), error=next(iter(refused.values())))
         return True
 
     def _types(self) -> list[str]:
-        return [type for type in SUBSCRIBED if type not in self._refused]
+        return [type for type in self._all if type not in self.refused]
 
     def _refusal(self, *types: str) -> str | None:
         """Return WorkOS's message if it refuses these types; None if it accepts them."""

@@ -19,7 +19,7 @@ does not wait behind a resync.
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from itertools import chain
 
@@ -34,7 +34,7 @@ from models.views import EXPIRED_EVENTS
 from worker.decision.decide import DATE_STEP
 from worker.decision.payload import EPOCH
 from worker.error_handling import describe
-from worker.errors import ConfigurationError, CursorLostError, WorkOSError
+from worker.errors import ConfigurationError, WorkOSError
 from worker.inbox.store import ReceivedEvent
 from worker.leases import Lease, LeasedTable
 from worker.mirror import uncertainty
@@ -46,7 +46,7 @@ from worker.repair.environment import bind
 from worker.repair.event_log import EXPIRY_MARGIN, OLDEST, EventLog
 from worker.settings import Settings
 from worker.workos_api.bucket import TAIL
-from worker.workos_api.client import Page, WorkOSClient
+from worker.workos_api.client import WorkOSClient
 
 log = structlog.get_logger()
 
@@ -183,7 +183,7 @@ class EventTail:
             self._reread_at = began
             if events.accepts_all_types():
                 self._cursor_of_others = None
-        pages = _unread(events, self._cursor_of_others or tail.cursor, start)
+        pages = events.after_or_since(self._cursor_of_others or tail.cursor, start)
         first = next(pages)
         # `first.read_at` is WorkOS's time when it answered; subtract the call's duration.
         settled = first.read_at - timedelta(seconds=time.monotonic() - began) - self._hold_back
@@ -225,18 +225,6 @@ class EventTail:
     def _finish(self, tx: Connection, read_to: datetime, read_at: datetime) -> bool:
         _set(tx, read_to=read_to, read_at=read_at, interval_seconds=self._interval, error=None)
         return publish(tx)
-
-
-def _unread(events: EventLog, cursor: str | None, start: datetime) -> Iterator[Page]:
-    """Yield the pages after the cursor; without a usable cursor, those since `start`."""
-    if cursor is not None:
-        try:
-            yield from events.after(cursor)
-        except CursorLostError:
-            log.warning("cursor_lost", cursor=cursor, reads_from=start.isoformat())
-        else:
-            return
-    yield from events.since(start)
 
 
 def _cursor(received: Sequence[ReceivedEvent], settled: datetime) -> tuple[str | None, bool]:

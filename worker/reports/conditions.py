@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from models.tables import JoinState, RevocationState, RunStatus
 from worker.mirror.role_map import digest_of
-from worker.reports.health import MIN_MISSED, Health
+from worker.reports.health import EXPIRY_DAYS, MIN_MISSED, Health
 
 OVERDUE_SECONDS = 60
 """A healthy installation applies and delivers within seconds. An event that waits longer is overdue."""
@@ -282,6 +282,15 @@ def _joins(health: Health, state: JoinState) -> list[Found]:
 def _unmapped_roles(health: Health) -> list[Found]:
     number, slugs = sum(health.unmapped_roles.values()), ", ".join(health.unmapped_roles)
     return _count(number, "membership has", "memberships have", slugs=slugs)
+
+
+def _certificates(health: Health) -> Iterator[Found]:
+    """Measure the certificates that have expired and, as a warning, those that expire within `EXPIRY_DAYS`."""
+    for expired, severity, what in ((True, None, "expired"), (False, Severity.WARNING, "will expire soon")):
+        if found := [each for each in health.certificates if each.expired is expired]:
+            first, number = found[0], _number(len(found), "SAML certificate")
+            at = f"{first.expires_at:%Y-%m-%d %H:%M} UTC"
+            yield Found({**first._asdict(), "number": number, "what": what, "at": at}, severity)
 
 
 def _role_map_withheld(health: Health) -> list[Found]:
@@ -563,6 +572,17 @@ CONDITIONS = (
         sentence="{number} a role that is not in ROLE_MAP and counts as member: {slugs}",
         remedy="add the roles to ROLE_MAP and restart the worker",
         section="Roles are not mapped",
+    ),
+    Condition(
+        name="certificate_expires",
+        measured=f"A SAML certificate of a connection in use has expired, or will within {EXPIRY_DAYS} days.",
+        measure=_certificates,
+        sentence="{number} {what}, the first at {at}: {type} of {connection_id}",
+        remedy="have the workspace renew it in its identity provider and in WorkOS, or its people cannot sign in",
+        section="A sign-in certificate expires",
+        page="/ops/explain",
+        milder=True,
+        concerns_mirror=False,
     ),
     Condition(
         name="role_map_withheld",

@@ -105,6 +105,10 @@ def check_settings(reading: Reading) -> Iterator[Check]:
 
 
 def _database(engine: Engine) -> Iterator[Check]:
+    if database.is_missing(engine):
+        remedy = "check DATABASE_URL, or run: workos-sync migrate"
+        yield _failure("database", f"{database.place_of(engine.url)} does not exist", remedy)
+        return
     try:
         with read_transaction(engine) as tx:
             now: datetime = tx.execute(select(db_now())).scalar_one()

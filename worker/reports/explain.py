@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Engine, Select, SQLColumnExpression, and_, exists, or_, select, tuple_
 
-from models.addresses import normalize_address
 from models.database import read_transaction
 from models.outcomes import Finding, Outcome
 from models.rows import all_rows, one_row
@@ -20,20 +19,21 @@ from models.tables import (
     Event,
     EventStatus,
     FailedEffect,
-    InvitedAddress,
     Join,
     Read,
     Revocation,
     Run,
-    UserAddress,
 )
 from models.types import Record
 from worker.kinds import KINDS, Kind
+from worker.kinds.addresses import has_address, sent_to
+from worker.kinds.connection import CONNECTION
 from worker.kinds.domain import DOMAIN, Domain
 from worker.kinds.invitation import INVITATION, Invitation
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import ORGANIZATION
-from worker.kinds.user import USER, User, has_address
+from worker.kinds.saml_certificate import SAML_CERTIFICATE, SamlCertificate
+from worker.kinds.user import USER, User
 from worker.mirror.uncertainty import ANY
 from worker.reports.access import access_of, actor_of, domain_states, invitation_states, uncertain_answers
 from worker.reports.past import Moment, moment_of, states
@@ -43,10 +43,14 @@ MAX_STEPS = 500
 
 AUTO_JOIN_FIELDS = {"auto_join", "auto_join_reason"}
 """Fields of a domain that change with other objects: its workspace, or another workspace's domain."""
-DECISIONS = {USER: JOIN, ORGANIZATION: WORKSPACE_SETTINGS}
-"""The kind under which `changes` records operators' decisions about a person or a workspace."""
-RELATED = {USER: (MEMBERSHIP, Membership.user_id), ORGANIZATION: (DOMAIN, Domain.organization_id)}
-"""The kind of object that decides about a person or a workspace, and its column with their id."""
+DECISIONS = {USER: JOIN, INVITATION: JOIN, ORGANIZATION: WORKSPACE_SETTINGS}
+"""The kind under which `changes` records operators' decisions about a person, an invitation or a workspace."""
+RELATED = {
+    USER: (MEMBERSHIP, Membership.user_id),
+    ORGANIZATION: (DOMAIN, Domain.organization_id),
+    CONNECTION: (SAML_CERTIFICATE, SamlCertificate.connection_id),
+}
+"""The kind of object that decides about a person, a workspace or a connection, and its column with their id."""
 EVENT_COLUMNS = tuple(column for column in Event.__table__.columns if column.name != "body")
 FINDINGS = {
     Finding.MISSING: "was missing in the mirror",
@@ -129,9 +133,11 @@ def _revocations(tx: Connection, objects: Sequence[Object]) -> list[Record]:
 
 def _find(tx: Connection, name: str) -> list[Object]:
     if "@" in name:
-        users = select(User.id).where(has_address(name)).order_by(User.id)
+        users = select(User.id).where(has_address(User, name)).order_by(User.id)
         found = [Object(USER, id) for id in tx.execute(users).scalars()]
-        return found or [Object(INVITATION, id) for id in tx.execute(_invitations_to(name)).scalars()]
+        return found or [
+            Object(INVITATION, id) for id in tx.execute(_invitations(has_address(Invitation, name))).scalars()
+        ]
     mirrored = [
         Object(kind, name)
         for kind in KINDS.values()
@@ -146,7 +152,7 @@ def _find(tx: Connection, name: str) -> list[Object]:
 
 
 def _with_related(tx: Connection, objects: Sequence[Object]) -> list[Object]:
-    """Return `objects` and what decides about them: a person's memberships and invitations, a workspace's domains."""
+    """Return `objects` and what decides about them, such as a person's memberships and invitations."""
     found = list(objects)
     for one in objects:
         if one.kind in RELATED:
@@ -154,7 +160,8 @@ def _with_related(tx: Connection, objects: Sequence[Object]) -> list[Object]:
             ids = tx.execute(select(kind.table.id).where(parent == one.id).limit(MAX_STEPS)).scalars()
             found += [Object(kind, id) for id in ids]
         if one.kind is USER:
-            found += [Object(INVITATION, id) for id in tx.execute(_invitations_of(one.id)).scalars()]
+            own = Invitation.id.in_(sent_to(tx, [one.id])) | (Invitation.accepted_user_id == one.id)
+            found += [Object(INVITATION, id) for id in tx.execute(_invitations(own)).scalars()]
     return found
 
 
@@ -172,17 +179,8 @@ def _uncertain(tx: Connection, objects: Sequence[Object], access: Sequence[Recor
     return uncertain_answers(tx, or_(and_(in_workspaces, about_members), in_them))
 
 
-def _invitations_to(email: str) -> Select[str]:
-    address = normalize_address(email)
-    to_address = Invitation.email_normalized == address.normalized if address else Invitation.email == email
-    return select(Invitation.id).where(to_address).order_by(Invitation.id).limit(MAX_STEPS)
-
-
-def _invitations_of(user_id: str) -> Select[str]:
-    """Select the invitations that a person accepted, or that were sent to an address they ever had."""
-    sent = select(InvitedAddress.invitation_id).join(UserAddress, UserAddress.email_hash == InvitedAddress.email_hash)
-    own = Invitation.id.in_(sent.where(UserAddress.user_id == user_id)) | (Invitation.accepted_user_id == user_id)
-    return select(Invitation.id).where(own).order_by(Invitation.id).limit(MAX_STEPS)
+def _invitations(which: ColumnElement[bool]) -> Select[str]:
+    return select(Invitation.id).where(which).order_by(Invitation.id).limit(MAX_STEPS)
 
 
 def _row(tx: Connection, one: Object, moment: Moment | None) -> Record:
@@ -276,7 +274,8 @@ def _why(event: Record, changes: Sequence[Record], winners: Mapping[str, Record]
     if not event["replays"]:
         return outcome
     times = "once" if event["replays"] == 1 else f"{event['replays']} times"
-    replayed = f"{outcome}; replayed {times}, last by run {event['replay_id']}"
+    last = f"last by run {event['replay_id']}" if event["replay_id"] else "since a new release mirrors its type"
+    replayed = f"{outcome}; replayed {times}, {last}"
     changed_at_first = changes and event["outcome"] != Outcome.APPLIED
     return f"{replayed}; it made this change when it was first processed" if changed_at_first else replayed
 

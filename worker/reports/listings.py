@@ -46,14 +46,15 @@ from models.tables import (
     Via,
 )
 from models.types import Record, inline_literal
-from models.views import auto_join_domains, sign_in_methods, workspaces
+from models.views import auto_join_domains, sign_in_methods, workspace_invitations, workspaces
 from worker.kinds import KINDS
+from worker.kinds.addresses import has_address
 from worker.kinds.domain import Domain
 from worker.kinds.invitation import Invitation
 from worker.kinds.membership import Membership
 from worker.kinds.permission import Permission
 from worker.kinds.role import Role
-from worker.kinds.user import User, has_address
+from worker.kinds.user import User
 from worker.mirror.change_feed import as_json
 from worker.mirror.uncertainty import EVERYTHING
 from worker.repair.resync.listings import compared
@@ -219,7 +220,7 @@ def list_access(
 
 def _filter(source: FromClause, filters: Mapping[str, str]) -> list[ColumnElement[bool]]:
     """Return the conditions on a table with these columns and `user_id`, by which `list_access` filters."""
-    of_email = select(User.id).where(has_address(filters.get("email", "")))
+    of_email = select(User.id).where(has_address(User, filters.get("email", "")))
     return [
         source.c.user_id.in_(of_email) if name == "email" else source.c[name] == value
         for name, value in filters.items()
@@ -269,7 +270,20 @@ def list_sign_in(
     return _page(engine, sign_in_methods, "connection_id", {"organization_id": organization_id}, after, limit)
 
 
-def list_invitations(engine: Engine, organization_id: str, limit: int = 50) -> list[Record]:
+def list_invitations(
+    engine: Engine, filters: Mapping[str, str], *, after: str | None = None, limit: int = 50
+) -> list[Record]:
+    """Return invitations to live workspaces, sorted by id, by `organization_id`, `status` or `email`.
+
+    `email` is an address in any spelling.
+    """
+    others = {name: value for name, value in filters.items() if name != "email"}
+    sent = select(Invitation.id).where(has_address(Invitation, filters.get("email", "")))
+    which = [workspace_invitations.c.invitation_id.in_(sent)] if "email" in filters else []
+    return _page(engine, workspace_invitations, "invitation_id", others, after, limit, *which)
+
+
+def list_invitation_blocks(engine: Engine, organization_id: str, limit: int = 50) -> list[Record]:
     """Return the invitations to a workspace, newest first, with their status now and whether they block auto-join."""
     here = (Invitation.organization_id == organization_id, Invitation.deleted_by.is_(None))
     with read_transaction(engine) as tx:
@@ -277,9 +291,10 @@ def list_invitations(engine: Engine, organization_id: str, limit: int = 50) -> l
 
 
 def list_members(engine: Engine, organization_id: str, at: datetime | None = None) -> Record | None:
-    """Return a workspace and its `members`, the people with access; None if the workspace is unknown.
+    """Return a workspace with its `members`, who have access, and its pending `invitations`, sorted by address.
 
-    With `at`, all of it is what the mirror answered at that time, as in `list_access`, whose errors it raises.
+    None if the workspace is unknown. With `at`, all of it is what the mirror answered at that time, as in
+    `list_access`, whose errors it raises, and there are no `invitations`.
     """
     with read_transaction(engine) as tx:
         moment = None if at is None else moment_of(tx, at)
@@ -287,7 +302,14 @@ def list_members(engine: Engine, organization_id: str, at: datetime | None = Non
         view = members(tx, moment, Membership.organization_id == organization_id)
         in_workspace = select(view).where(view.c.organization_id == organization_id)
         rows = all_rows(tx, in_workspace.order_by(view.c.email, view.c.user_id))
-        return found and found | {"members": rows if moment is None else with_causes(tx, rows, moment)}
+        if found is None:
+            return None
+        if moment is not None:
+            return found | {"members": with_causes(tx, rows, moment)}
+        pending = select(workspace_invitations).filter_by(organization_id=organization_id, status="pending")
+        invited = workspace_invitations.c
+        by_address = pending.order_by(invited.email, invited.invitation_id)
+        return found | {"members": rows, "invitations": all_rows(tx, by_address)}
 
 
 def list_uncertain(engine: Engine, organization_id: str) -> list[Record]:

@@ -266,6 +266,17 @@ class Members(State):
             self.emit("connection.deleted", gone)
             return gone
 
+    def update_certificate(
+        self, connection_id: str, *, days: int, certificate_type: str = "ResponseSigning", renewed: bool = False
+    ) -> JSON:
+        """Report that a connection's SAML certificate must be renewed, or was. It expires in `days`."""
+        with self.lock:
+            found = self.find(self.connections, "connection", connection_id)
+            expires_at = shapes.time_text(self.now() + timedelta(days=days))
+            data = shapes.certificate(found, certificate_type, expires_at, days, self.stamp() if renewed else None)
+            self.emit(f"connection.saml_certificate_{'renewed' if renewed else 'renewal_required'}", data)
+            return data
+
     # Inside
 
     def _require_roles(self, organization_id: str, slugs: list[str]) -> list[str]:

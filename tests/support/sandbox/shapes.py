@@ -238,6 +238,15 @@ def connection_deleted(connection: JSON) -> JSON:
     return {name: value for name, value in connection.items() if name not in left_out}
 
 
+def certificate(connection: JSON, kind: str, expires_at: str, days: int, renewed_at: str | None) -> JSON:
+    """The data of an event about a SAML certificate: that it was renewed at a time, or must be (None)."""
+    shown = {"id": connection["id"], "organization_id": connection["organization_id"]}
+    about = {"certificate_type": kind, "expiry_date": expires_at}
+    if renewed_at is not None:
+        return {"connection": shown, "certificate": about, "renewed_at": renewed_at}
+    return {"connection": shown, "certificate": about | {"is_expired": days <= 0}, "days_until_expiry": days}
+
+
 def error(message: str, code: str | None = None, **more: Any) -> JSON:
     """The body of an error answer."""
     return {"message": message, **({"code": code} if code else {}), **more}
