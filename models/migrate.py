@@ -1,18 +1,27 @@
 """Migrations, run by Alembic from the installed package."""
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, insert, inspect, select, update
-from sqlalchemy.schema import CreateSchema
+from sqlalchemy import Connection, Engine, insert, inspect, select, text, update
+from sqlalchemy.schema import CreateIndex, CreateSchema, DropIndex
 
 from models.database import MIGRATION_LOCK, advisory_lock, create_folder, write_transaction
 from models.public_domains import refresh
 from models.revisions import FORMER_VERSIONS, VERSIONS, known_revisions, newest_revision, refused, stored_revision
+from models.tables import Base
 from models.views import update_views
 
+UNFINISHED = text("""
+SELECT EXISTS (
+    SELECT FROM pg_index AS index
+    WHERE index.indexrelid = to_regclass(:name) AND NOT index.indisvalid
+      AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index AS now WHERE now.index_relid = index.indexrelid))
+""")
+"""Whether an index is left over from a build that was interrupted."""
 Noted = Callable[[Connection, str | None, str], None]
 """Called in the transaction of a migration with the revision before (None for a new database) and after."""
 
@@ -49,6 +58,8 @@ def upgrade(engine: Engine, revision: str = "head", noted: Noted | None = None) 
             refresh(tx)
             if noted is not None and before != newest_revision():
                 noted(tx, before, newest_revision())
+    if revision == "head":
+        _create_large_indexes(engine)
 
 
 def _create_schema(tx: Connection) -> None:
@@ -56,6 +67,27 @@ def _create_schema(tx: Connection) -> None:
     schema = tx.engine.get_execution_options().get("workos_sync_schema")
     if schema is not None and not inspect(tx).has_schema(schema):
         tx.execute(CreateSchema(schema))
+
+
+def _create_large_indexes(engine: Engine) -> None:
+    """Create the missing indexes that are marked `postgresql_concurrently`: those that a release added to large tables.
+
+    On PostgreSQL this blocks no writer. Within the migration, it would block every writer until the migration ends.
+    """
+    of_tables = (table.indexes for table in Base.metadata.tables.values())
+    indexes = [each for each in chain.from_iterable(of_tables) if each.dialect_options["postgresql"]["concurrently"]]
+    if engine.dialect.name == "sqlite":
+        with write_transaction(engine) as tx:
+            for index in indexes:
+                tx.execute(CreateIndex(index, if_not_exists=True))
+        return
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.detach()  # the pool's connections keep their `lock_timeout`
+        connection.exec_driver_sql("SET lock_timeout = 0")
+        for index in indexes:
+            if connection.execute(UNFINISHED, {"name": index.name}).scalar_one():
+                connection.execute(DropIndex(index))
+            connection.execute(CreateIndex(index, if_not_exists=True))
 
 
 def _take_over_version_table(tx: Connection, revision: str | None) -> None:

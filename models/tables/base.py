@@ -31,7 +31,7 @@ def _enum_column(column: TypeResolve) -> EnumText[StrEnum] | None:
 
 def equality_index(name: str, column: str) -> Index:
     """Return an index on text of any length, which PostgreSQL's ordinary indexes do not take."""
-    return Index(name, column, postgresql_using="hash")
+    return Index(name, column, postgresql_using="hash", postgresql_concurrently=True)
 
 
 def index_where(condition: str, name: str, *columns: str) -> Index:

@@ -122,7 +122,7 @@ class Change(Base):
     __table_args__ = (
         Index("ix_changes_object_id_id", "object_id", "id"),
         Index("ix_changes_organization_id_id", "organization_id", "id"),
-        Index("ix_changes_at_id", "at", "id"),
+        Index("ix_changes_at_id", "at", "id", postgresql_concurrently=True),
         {"sqlite_autoincrement": True},
     )
 

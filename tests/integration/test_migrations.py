@@ -1,5 +1,7 @@
 """Migrations on both databases: from nothing, from release 1.0.0, and by two processes at once."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -7,19 +9,20 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, insert, select, text, update
+from sqlalchemy import Engine, insert, inspect, select, text, update
+from sqlalchemy.exc import IntegrityError
 
 from models import migrate
 from models.addresses import normalize_address
-from models.database import read_transaction, write_transaction
+from models.database import open_engine, read_transaction, write_transaction
 from models.migrate import upgrade
 from models.revisions import VERSIONS, current_revision, known_revisions, newest_revision, outdated
-from models.tables import Base, Event, FailedEffect, Run
+from models.tables import Base, Change, Event, FailedEffect, Run
 from models.types import db_now_plus
 from tests import support
 from tests.support import apply_all, statuses
 from tests.support.catalog import catalog, drop_schema
-from tests.support.processes import Commands
+from tests.support.processes import Commands, eventually
 from tests.support.stories import new_users, store
 
 RELEASE_1_0_0 = Path(support.__file__).parent / "release_1_0_0"
@@ -70,6 +73,49 @@ def test_migrations_create_the_declared_tables_and_are_idempotent(engine: Engine
 def at_revision(engine: Engine, revision: str) -> None:
     with write_transaction(engine) as tx:
         tx.execute(update(VERSIONS).values(version_num=revision))
+
+
+INDEX = "ix_changes_at_id"
+
+
+def indexes_of_changes(engine: Engine) -> set[str | None]:
+    return {index["name"] for index in inspect(engine).get_indexes("changes")}
+
+
+def test_a_missing_index_of_a_large_table_is_created_without_blocking_writers(engine: Engine) -> None:
+    with write_transaction(engine) as tx:
+        tx.execute(text(f"DROP INDEX {INDEX}"))
+    change = insert(Change).values(kind="user", object_id="user_1", after={}, cause="operator", cause_id="ann")
+    if engine.dialect.name == "sqlite":
+        upgrade(engine)
+    else:
+        with write_transaction(engine) as open_one, ThreadPoolExecutor() as pool:
+            open_one.execute(change)
+            migrating = pool.submit(upgrade, engine)  # waits for the open transaction
+            eventually(lambda: INDEX in indexes_of_changes(engine), 10)
+            with write_transaction(engine) as other:
+                other.execute(text("SET LOCAL lock_timeout = 1000"))
+                other.execute(change)
+            assert not migrating.done()
+            open_one.commit()
+            migrating.result(30)
+    assert INDEX in indexes_of_changes(engine)
+
+
+def test_an_index_whose_build_was_interrupted_is_built_again(make_database: Callable[[str], str]) -> None:
+    engine = open_engine(make_database("postgresql"))
+    change = insert(Change).values(kind="user", object_id="user_1", after={}, cause="operator", cause_id="ann")
+    with write_transaction(engine) as tx:
+        tx.execute(change)
+        tx.execute(change)
+        tx.execute(text(f"DROP INDEX {INDEX}"))
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with pytest.raises(IntegrityError):
+            connection.execute(text(f"CREATE UNIQUE INDEX CONCURRENTLY {INDEX} ON changes (object_id)"))
+        upgrade(engine)
+        valid = text("SELECT indisvalid AND NOT indisunique FROM pg_index WHERE indexrelid = to_regclass(:name)")
+        assert connection.execute(valid, {"name": INDEX}).scalar_one()
+    engine.dispose()
 
 
 def test_a_database_from_before_1_0_0_is_refused_with_the_remedy(engine: Engine) -> None:

@@ -1,6 +1,7 @@
 """The product's own keys and data in WorkOS's objects. Payloads may omit them, so each has a version of its own.
 
-Values that are stored have the version of their row. The next full resync fills the new columns.
+Values that are stored have the version of their row. The next full resync fills the new columns, and `models.migrate`
+creates their indexes.
 """
 
 import sqlalchemy as sa
@@ -33,5 +34,3 @@ def upgrade() -> None:
     for table, column in (("organizations", "external_id"), ("roles", "resource_type")):
         versions = f"'{{\"{column}\": null}}'"
         op.execute(sa.text(f"UPDATE {table} SET column_versions = {versions} WHERE {column} IS NOT NULL"))  # noqa: S608
-    for table in ("organizations", "users"):
-        op.create_index(f"ix_{table}_external_id", table, ["external_id"], postgresql_using="hash")

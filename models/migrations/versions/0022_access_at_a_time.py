@@ -1,4 +1,4 @@
-"""Access at a time: an index to find the last change before it, and the time before which changes are deleted."""
+"""Access at a time: the time before which changes are deleted. `models.migrate` creates the index of `changes.at`."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,6 +19,5 @@ WHERE changes_dropped_to > 0
 
 
 def upgrade() -> None:
-    op.create_index("ix_changes_at_id", "changes", ["at", "id"])
     op.add_column("mirror", sa.Column("changes_dropped_at", TIME))
     op.get_bind().exec_driver_sql(DROPPED_AT.format(now=NOW[op.get_bind().dialect.name]))
