@@ -340,9 +340,9 @@ def test_invalid_key_is_not_the_fault_of_a_person(one_session_stage: SessionStag
     _, _, membership = stage.member_with_session()
     stage.world.delete_membership(membership)
     stage.receive_events()
-    with closing(client_of(stage.sandbox, redis, key="sk_test_another")) as stage.workos:
-        with pytest.raises(InvalidApiKeyError):
-            stage.run_worker()
+    stage.workos = client_of(stage.sandbox, redis, key="sk_test_another")
+    with closing(stage.workos), pytest.raises(InvalidApiKeyError):
+        stage.run_worker()
     assert revocation(stage.engine)["attempts"] == 0
 
 
