@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint check mutation drill bench bench-large soak audit lock clean
+.PHONY: help demo test test-all lint check mutation drill outage bench bench-large soak audit lock clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -22,6 +22,9 @@ demo: $(VENV)/installed  ## Show it working, end to end, on an embedded Valkey a
 
 drill: $(VENV)/installed  ## Inject about 80 faults of 41 kinds into real processes while 20,000 events flow (12 minutes)
 	@$(BIN)/python -m tests.drill $(ARGS)
+
+outage: $(VENV)/installed  ## Let the events API fail and webhooks be lost for ten minutes (12 minutes; ARGS="--seconds 60")
+	@$(BIN)/python -m tests.drill.outage $(ARGS)
 
 # Many tests wait for processes: two workers more than there are cores.
 PYTEST = $(BIN)/python -m pytest --dist=worksteal --maxprocesses=4 \

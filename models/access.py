@@ -1,5 +1,6 @@
 """The read contract for products in Python: who may enter which workspace, and with which role."""
 
+import math
 from datetime import datetime
 from typing import NamedTuple
 
@@ -87,9 +88,17 @@ def _role(user_id: str, organization_id: str) -> Select[str]:
     return select(view.role).where(view.organization_id == organization_id, view.user_id == user_id)
 
 
-def access_of(session: Session, user_id: str, organization_id: str, max_staleness: float | None = None) -> Access:
+def access_of(
+    session: Session,
+    user_id: str,
+    organization_id: str,
+    max_staleness: float | None = None,
+    *,
+    complete_to: datetime | None = None,
+) -> Access:
     """Return a user's access to a workspace with the time up to which it is known; arguments and errors of `role_of`.
 
+    With `complete_to` (aware, by WorkOS's clock), `Stale` is also raised if the mirror is not complete up to that time.
     All of it comes from one statement, so that nothing can change in between.
     """
     uncertain = uncertain_access.c
@@ -99,23 +108,29 @@ def access_of(session: Session, user_id: str, organization_id: str, max_stalenes
     role = _role(user_id, organization_id).scalar_subquery().label("role")
     found = session.execute(select(role, event_id.scalar_subquery().label("event_id"), *mirror_status.c)).one()
     if max_staleness is not None:
-        _require_fresh(found, max_staleness)
+        _require_possible(found, max_staleness)
+    if max_staleness is not None or complete_to is not None:
+        _require_fresh(found, max_staleness, complete_to)
     return Access(found.role, found.complete_to)
 
 
-def _require_fresh(found: Row[str, str], max_staleness: float) -> None:
+def _require_possible(found: Row[str, str], max_staleness: float) -> None:
     smallest: float = found.smallest_bound_seconds
     if not smallest <= max_staleness <= LARGEST_BOUND:  # false for NaN too
         raise ValueError(f"max_staleness must be from {smallest:g} to {LARGEST_BOUND:g} seconds")
+
+
+def _require_fresh(found: Row[str, str], max_staleness: float | None, complete_to: datetime | None) -> None:
     if found.state != "current":
         raise Stale("the mirror is not filled yet", found.complete_to, 60)
-    # It is negative if the database's clock was set back.
-    if found.age_seconds is None or not 0 <= found.age_seconds <= max_staleness:
-        since = (
-            f"is complete up to {found.complete_to:%Y-%m-%dT%H:%M:%SZ}" if found.complete_to else "was never complete"
-        )
+    known: datetime | None = found.complete_to
+    # The age is negative if the database's clock was set back.
+    too_old = max_staleness is not None and not (known and 0 <= found.age_seconds <= max_staleness)
+    behind = (complete_to - known).total_seconds() if complete_to and known else 0.0
+    if known is None or too_old or behind > 0:
+        since = f"is complete up to {known:%Y-%m-%dT%H:%M:%SZ}" if known else "was never complete"
         reason = f"the mirror {since}{f'; {found.error}' if found.error else ''}"
-        raise Stale(reason, found.complete_to, 5)
+        raise Stale(reason, known, max(5, min(60, math.ceil(behind))))
     if found.event_id == EXPIRED_EVENTS:
         reason = "events expired at WorkOS before they were read; run: workos-sync resync"
         raise Stale(reason, found.complete_to, 10)

@@ -89,8 +89,8 @@ def open_engine(
 ) -> Engine:
     """Return an engine for `raw_url`, without connecting; raises `ValueError` as `database_url`, or for a wrong schema.
 
-    For SQLite, creates the file's folder, and removes all access of group and others to the files of a database that
-    this user owns. Parameters of statements never appear in error messages, because they contain payloads.
+    For SQLite, removes all access of group and others to the files of a database that this user owns. Parameters of
+    statements never appear in error messages, because they contain payloads.
 
     All other arguments apply to PostgreSQL only. With `schema`, all tables are in this schema. If no connection is free
     within `pool_timeout` seconds, a statement raises `sqlalchemy.exc.TimeoutError`. Without `pre_ping`, it is not
@@ -103,8 +103,6 @@ def open_engine(
         if schema is not None:
             raise ValueError("DATABASE_SCHEMA needs PostgreSQL: SQLite has no schemas")
         if file := _sqlite_file(url):
-            with suppress(OSError):  # connecting reports the problem
-                file.parent.mkdir(parents=True, exist_ok=True)
             for end in SQLITE_FILES:
                 close_to_others(Path(f"{file}{end}"))
         waits = {"timeout": SQLITE_BUSY_TIMEOUT_S}
@@ -179,6 +177,19 @@ def _sqlite_file(url: URL) -> Path | None:
     if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
         return None
     return Path(str(url.database).removeprefix("file:"))
+
+
+def is_missing(engine: Engine) -> bool:
+    """Return whether the engine names an SQLite file that does not exist. Connecting would create it."""
+    file = _sqlite_file(engine.url)
+    return file is not None and not file.exists()
+
+
+def create_folder(engine: Engine) -> None:
+    """Create the folder of an SQLite file."""
+    if file := _sqlite_file(engine.url):
+        with suppress(OSError):  # connecting reports the problem
+            file.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _sqlite_connect(dbapi_connection: DBAPIConnection, _record: object) -> None:

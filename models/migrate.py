@@ -8,7 +8,7 @@ from alembic.config import Config
 from sqlalchemy import Connection, Engine, insert, inspect, select, update
 from sqlalchemy.schema import CreateSchema
 
-from models.database import MIGRATION_LOCK, advisory_lock, write_transaction
+from models.database import MIGRATION_LOCK, advisory_lock, create_folder, write_transaction
 from models.public_domains import refresh
 from models.revisions import FORMER_VERSIONS, VERSIONS, known_revisions, newest_revision, refused, stored_revision
 from models.views import update_views
@@ -27,6 +27,7 @@ def upgrade(engine: Engine, revision: str = "head", noted: Noted | None = None) 
     """
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    create_folder(engine)
     with write_transaction(engine) as tx:
         advisory_lock(tx, MIGRATION_LOCK)
         _create_schema(tx)

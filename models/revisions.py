@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sqlalchemy import Column, Connection, Engine, MetaData, String, Table, inspect, select, text
 
-from models.database import read_transaction
+from models.database import is_missing, place_of, read_transaction
 from models.requirements import unmet_requirement
 
 SCRIPTS = Path(__file__).parent / "migrations" / "versions"
@@ -95,7 +95,9 @@ def refused(tx: Connection) -> str | None:
 
 
 def why_unusable(engine: Engine) -> str | None:
-    """Return why this release cannot run on the database, with the remedy; None if it can."""
+    """Return why this release cannot run on the database, with the remedy; None if it can. Creates no file."""
+    if is_missing(engine):
+        return f"DATABASE_URL: {place_of(engine.url)} does not exist; run: workos-sync migrate"
     with read_transaction(engine) as tx:
         if problem := refused(tx):
             return problem

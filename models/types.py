@@ -111,6 +111,20 @@ class db_now(GenericFunction[datetime]):  # noqa: N801 - a SQL function, named a
     inherit_cache = True
 
 
+class db_clock(GenericFunction[datetime]):  # noqa: N801 - a SQL function, named as SQL functions are
+    """The database's time at this statement. On PostgreSQL, `db_now` is the time at which the transaction began."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+class recorded_time(GenericFunction[datetime]):  # noqa: N801 - a SQL function, named as SQL functions are
+    """An instant, from the ISO 8601 text in UTC with which `changes` records it."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
 class db_plus(GenericFunction[datetime]):  # noqa: N801 - a SQL function, named as SQL functions are
     """An instant plus a number of seconds (float, may be negative)."""
 
@@ -133,8 +147,26 @@ def _postgresql_now(element: db_now, compiler: SQLCompiler, **kw: object) -> str
     return "now()"
 
 
+@compiles(db_clock, "postgresql")
+def _postgresql_clock(element: db_clock, compiler: SQLCompiler, **kw: object) -> str:
+    return "clock_timestamp()"
+
+
+@compiles(recorded_time, "postgresql")
+def _postgresql_recorded(element: recorded_time, compiler: SQLCompiler, **kw: object) -> str:
+    return f"CAST({compiler.process(element.clauses, **kw)} AS timestamptz)"
+
+
+@compiles(recorded_time, "sqlite")
+def _sqlite_recorded(element: recorded_time, compiler: SQLCompiler, **kw: object) -> str:
+    # Without a fraction, the text has not the width by which stored times are compared.
+    text = compiler.process(element.clauses, **kw)
+    return f"CASE WHEN {text} LIKE '%.%' THEN {text} ELSE replace({text}, '+00:00', '.000000+00:00') END"
+
+
+@compiles(db_clock, "sqlite")
 @compiles(db_now, "sqlite")
-def _sqlite_now(element: db_now, compiler: SQLCompiler, **kw: object) -> str:
+def _sqlite_now(element: db_now | db_clock, compiler: SQLCompiler, **kw: object) -> str:
     return "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')"
 
 

@@ -8,11 +8,11 @@ what each writes in its own way (`FUNCTIONS`). `NOT MATERIALIZED` lets both push
 into a named query, so that they find rows by an index.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Column, Connection, Float, MetaData, Table, Text, inspect, text
+from sqlalchemy import Column, Connection, Float, Integer, MetaData, Subquery, Table, Text, column, inspect, text
 
-from models.types import UtcDateTime
+from models.types import JsonValue, UtcDateTime
 
 metadata = MetaData()
 """Separate from the tables' metadata, so that nothing creates these as tables."""
@@ -25,19 +25,30 @@ class View(NamedTuple):
     query: str
 
 
-TIMES = {
+TIMES = (
     *("since", "created_at", "updated_at", "complete_to", "last_resync"),
-    *("expires_at", "accepted_at", "revoked_at"),
+    *("expires_at", "accepted_at", "revoked_at", "certificate_expires_at"),
+)
+TYPES: dict[str, Any] = {
+    **dict.fromkeys(TIMES, UtcDateTime),
+    **dict.fromkeys(("age_seconds", "smallest_bound_seconds"), Float),
+    **dict.fromkeys(("metadata", "user_metadata", "custom_attributes"), JsonValue),
+    "seats": Integer,
 }
-"""Columns that hold a time."""
-NUMBERS = {"age_seconds", "smallest_bound_seconds"}
-"""Columns that hold a number. All others hold text."""
+"""Column → type. All others hold text."""
+SOURCES = {name: name for name in ("memberships", "organizations", "users", "roles", "mirror")}
+SOURCES |= {"siblings": "memberships"}
+"""Name in the query of `workspace_members` → the table that it reads. `members_query` replaces them.
+
+`siblings` needs only the memberships of people who have several in a workspace.
+"""
 FUNCTIONS = {
     "sqlite": {
         "json_items": "json_each",
         "json_fields": "json_each",
         "time_now": "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')",
         "mirror_age": "(julianday('now') - julianday(tail.complete_at)) * 86400.0",
+        **SOURCES,
     },
     "postgresql": {
         "json_items": "jsonb_array_elements_text",
@@ -45,46 +56,47 @@ FUNCTIONS = {
         "time_now": "now()",
         # Not `now()`, which stands still in a transaction: a product in a long one would take old answers for new ones.
         "mirror_age": "CAST(EXTRACT(EPOCH FROM clock_timestamp() - tail.complete_at) AS double precision)",
+        **SOURCES,
     },
 }
 """What each database writes in its own way: the items of a JSON list (`value`), the fields of a JSON object (`key`,
-`value`), the time, and the age of `tail.complete_to` in seconds."""
+`value`), the time, and the age of `tail.complete_to` in seconds; and `SOURCES`."""
 VIEWS: dict[str, View] = {}
 """Every view by its name, in the order in which they are created."""
 
 
 def _view(name: str, columns: str, query: str) -> Table:
-    typed = [
-        Column(column, UtcDateTime if column in TIMES else Float if column in NUMBERS else Text)
-        for column in columns.split()
-    ]
+    typed = [Column(column, TYPES.get(column, Text)) for column in columns.split()]
     VIEWS[name] = View(Table(name, metadata, *typed), query.strip())
     return VIEWS[name].table
 
 
 workspace_members = _view(
     "workspace_members",
-    "organization_id workspace_name user_id email role workos_role status membership_id since",
+    "organization_id workspace_name user_id email role workos_role status membership_id since"
+    " workspace_external_id user_external_id user_metadata custom_attributes",
     """
 SELECT membership.organization_id, workspace.name AS workspace_name, membership.user_id, person.email,
        CASE WHEN membership.role = 'admin' AND NOT EXISTS (
               -- Of the member's roles that map to it, one must be a role of organizations.
               SELECT 1 FROM {json_items}(membership.workos_roles) AS held
-              CROSS JOIN mirror
+              CROSS JOIN {mirror} AS mirror
               JOIN {json_fields}(mirror.role_map) AS mapped ON mapped.key = held.value AND mapped.value = 'admin'
               WHERE NOT EXISTS (
-                SELECT 1 FROM roles AS other
+                SELECT 1 FROM {roles} AS other
                 WHERE other.id IN (held.value, membership.organization_id || '/' || held.value)
                   AND other.resource_type <> 'organization'))
             THEN 'member' ELSE membership.role END AS role,
-       membership.workos_role, membership.status, membership.id AS membership_id, membership.created_at AS since
-FROM memberships AS membership
-JOIN organizations AS workspace ON workspace.id = membership.organization_id AND workspace.deleted_by IS NULL
-JOIN users AS person ON person.id = membership.user_id AND person.deleted_by IS NULL
+       membership.workos_role, membership.status, membership.id AS membership_id, membership.created_at AS since,
+       workspace.external_id AS workspace_external_id, person.external_id AS user_external_id,
+       person.metadata AS user_metadata, membership.custom_attributes
+FROM {memberships} AS membership
+JOIN {organizations} AS workspace ON workspace.id = membership.organization_id AND workspace.deleted_by IS NULL
+JOIN {users} AS person ON person.id = membership.user_id AND person.deleted_by IS NULL
 WHERE membership.deleted_by IS NULL AND membership.status = 'active'
   -- Of several active memberships of a person in a workspace, the newest counts.
   AND NOT EXISTS (
-    SELECT 1 FROM memberships AS newer
+    SELECT 1 FROM {siblings} AS newer
     WHERE newer.organization_id = membership.organization_id AND newer.user_id = membership.user_id
       AND newer.deleted_by IS NULL AND newer.status = 'active'
       AND (newer.created_at, newer.id) > (membership.created_at, membership.id))
@@ -95,16 +107,39 @@ WHERE membership.deleted_by IS NULL AND membership.status = 'active'
 A role of another resource type than `organization` is never a member's role: it counts as `member`.
 """
 
+
+def members_query(dialect: str, prefix: str) -> str:
+    """Return the query of `workspace_members` over other tables: those in `SOURCES`, with `prefix` before their names.
+
+    They must have the columns that the view reads.
+    """
+    return VIEWS["workspace_members"].query.format_map(FUNCTIONS[dialect] | {n: f"{prefix}{n}" for n in SOURCES})
+
+
 workspaces = _view(
     "workspaces",
-    "organization_id name external_id state created_at updated_at",
+    "organization_id name external_id state created_at updated_at stripe_customer_id metadata",
     """
 SELECT id AS organization_id, name, external_id,
-       CASE WHEN deleted_by IS NULL THEN 'active' ELSE 'deleted' END AS state, created_at, updated_at
+       CASE WHEN deleted_by IS NULL THEN 'active' ELSE 'deleted' END AS state, created_at, updated_at,
+       stripe_customer_id, metadata
 FROM organizations
 """,
 )
 """All workspaces; `state` is `active` or `deleted`."""
+
+seats = _view(
+    "seats",
+    "organization_id workspace_name stripe_customer_id external_id seats",
+    """
+SELECT workspace.id AS organization_id, workspace.name AS workspace_name, workspace.stripe_customer_id,
+       workspace.external_id,
+       (SELECT COUNT(*) FROM workspace_members AS member WHERE member.organization_id = workspace.id) AS seats
+FROM organizations AS workspace
+WHERE workspace.deleted_by IS NULL
+""",
+)
+"""Live workspaces, with the number of people in `workspace_members`; 0 if there are none."""
 
 mirror_status = _view(
     "mirror_status",
@@ -165,6 +200,14 @@ GROUP BY holder.domain, holder.organization_id, own.default_role
 """,
 )
 """Domains that auto-join now: verified, by one live workspace only, of no public mail provider, not switched off."""
+
+
+def domains_that_can_auto_join() -> Subquery:
+    """Return the rows of `auto_join_domains` as they would be if `AUTO_JOIN` were on."""
+    columns = auto_join_domains.columns
+    query = VIEWS[auto_join_domains.name].query.replace("mirror.auto_join <> 'off'", "TRUE")
+    return text(query).columns(*(column(each.name, each.type) for each in columns)).subquery()
+
 
 auto_join_blocks = _view(
     "auto_join_blocks",
@@ -288,16 +331,21 @@ WHERE invitation.deleted_by IS NULL
 
 sign_in_methods = _view(
     "sign_in_methods",
-    "organization_id connection_id connection_type name since",
+    "organization_id connection_id connection_type name since certificate_expires_at",
     """
 SELECT connection.organization_id, connection.id AS connection_id, connection.connection_type, connection.name,
-       connection.created_at AS since
+       connection.created_at AS since,
+       (SELECT MIN(certificate.expires_at) FROM saml_certificates AS certificate
+        WHERE certificate.connection_id = connection.id) AS certificate_expires_at
 FROM connections AS connection
 JOIN organizations AS workspace ON workspace.id = connection.organization_id AND workspace.deleted_by IS NULL
 WHERE connection.deleted_by IS NULL AND connection.status = 'active'
 """,
 )
-"""SSO connections that work now: one row for each active connection; none if a workspace does not use SSO."""
+"""SSO connections that work now: one row for each active connection; none if a workspace does not use SSO.
+
+`certificate_expires_at` is the first expiry of its SAML certificates, as far as WorkOS has sent events about them.
+"""
 
 member_permissions = _view(
     "member_permissions",

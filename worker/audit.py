@@ -15,6 +15,7 @@ REASON_REQUIRED = frozenset(
         Action.SET_AUTO_JOIN,
         Action.BLOCK,
         Action.UNBLOCK,
+        Action.APPROVE_ROLE_MAP,
     )
 )
 """Actions by which people may lose or gain access."""

@@ -14,7 +14,7 @@ from models.tables import AutoJoinMode
 from worker.errors import ConfigurationError
 from worker.inbox.drain import DrainLimits
 from worker.metrics import Counters
-from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR, SESSIONS, Doorbell
+from worker.queue.doorbell import DRAIN, HOOKS, PROVISION, REPAIR, SESSIONS, Doorbell, TailBell
 from worker.redis_client import open_redis, server_version
 from worker.settings import Settings
 
@@ -54,6 +54,7 @@ class Services:
     repair_bell: Doorbell
     provision_bell: Doorbell
     hooks_bell: Doorbell
+    tail_bell: TailBell
     sessions_bell: Doorbell
     counters: Counters
 
@@ -104,6 +105,7 @@ def build_services(settings: Settings, redis_url: str, *, endpoint: bool = False
         repair_bell=Doorbell(redis, REPAIR, REPAIR_JOB_SECONDS),
         provision_bell=Doorbell(redis, PROVISION, LONG_JOB_SECONDS),
         hooks_bell=Doorbell(redis, HOOKS),
+        tail_bell=TailBell(reports),
         sessions_bell=Doorbell(redis, SESSIONS, LONG_JOB_SECONDS),
         counters=Counters(reports),
     )

@@ -28,6 +28,24 @@ class OperatorError(WorkosSyncError):
     """What an operator requested cannot be done. The message names the object and the reason."""
 
 
+class TimeError(ConfigurationError):
+    """The mirror cannot answer a question about a time. `status` is the HTTP status of such an answer."""
+
+    status: ClassVar[int]
+
+
+class FutureTimeError(TimeError):
+    """The time has not come yet."""
+
+    status = 400
+
+
+class NotKeptError(TimeError):
+    """The time is before the mirror was filled, or changes since have been pruned."""
+
+    status = 410
+
+
 class UnknownIdError(OperatorError):
     """There is no object with this id."""
 

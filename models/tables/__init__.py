@@ -16,11 +16,12 @@ from models.tables.auto_join import (
     UnblockedMembership,
     WorkspaceSettings,
 )
-from models.tables.base import Base, index_where
+from models.tables.base import Base, equality_index, index_where
 from models.tables.freshness import FailedEffect, Tail
 from models.tables.hooks import DeliveryStatus, Hook, HookDelivery
 from models.tables.inbox import Batch, Event, EventSource, EventStatus
 from models.tables.mirror import (
+    ROLE_MAP,
     AutoJoinMode,
     Cause,
     Change,
@@ -31,5 +32,18 @@ from models.tables.mirror import (
     PublicDomain,
     UserAddress,
 )
-from models.tables.runs import Drift, DriftAction, Listing, ListingState, Phase, Read, Run, RunStatus, Seen, Task, Tick
+from models.tables.runs import (
+    Drift,
+    DriftAction,
+    Listing,
+    ListingState,
+    Phase,
+    Read,
+    Refresh,
+    Run,
+    RunStatus,
+    Seen,
+    Task,
+    Tick,
+)
 from models.tables.sessions import Revocation, RevocationState

@@ -11,7 +11,7 @@ from models.types import JsonObject, db_now
 
 
 class Via(StrEnum):
-    """How an action was requested. The API only reads, so it requests none."""
+    """How an action was requested. The API requests none."""
 
     CLI = "cli"
     PAGE = "page"
@@ -39,10 +39,12 @@ class Action(StrEnum):
     CHANGE_AUTO_JOIN_MODE = "change_auto_join_mode"
     """`AUTO_JOIN` or `AUTO_JOIN_EXISTING`."""
     CHANGE_ROLE_MAP = "change_role_map"
+    APPROVE_ROLE_MAP = "approve_role_map"
     CHANGE_REVOKE_SESSIONS = "change_revoke_sessions"
     REVOKE_SESSIONS = "revoke_sessions"
     """Sessions of a person who lost access were revoked."""
     FORGET = "forget"
+    REVIEW = "review"
     REGISTER = "register"
     MIGRATE = "migrate"
 

@@ -13,7 +13,8 @@ from models.types import db_now
 JOIN = "join"
 """The `kind` of rows in `changes` that record an operator's decision to block or unblock a person in a workspace.
 
-The object is the person. `before` and `after` contain `state` (`blocked` or `unblocked`), `reasons` and `why`.
+The object is the person, or the invitation if no user has its address. `before` and `after` contain `state` (`blocked`
+or `unblocked`), `reasons` and `why`.
 """
 WORKSPACE_SETTINGS = "workspace_settings"
 """The `kind` of rows in `changes` about a workspace's own settings. The object is the workspace."""

@@ -29,6 +29,11 @@ def _enum_column(column: TypeResolve) -> EnumText[StrEnum] | None:
     return EnumText(found) if isinstance(found, type) and issubclass(found, StrEnum) else None
 
 
+def equality_index(name: str, column: str) -> Index:
+    """Return an index on text of any length, which PostgreSQL's ordinary indexes do not take."""
+    return Index(name, column, postgresql_using="hash")
+
+
 def index_where(condition: str, name: str, *columns: str) -> Index:
     """Return a partial index: it contains only the rows that meet `condition`."""
     return Index(name, *columns, postgresql_where=text(condition), sqlite_where=text(condition))

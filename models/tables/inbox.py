@@ -47,7 +47,7 @@ class Event(Base):
     webhook_at: Mapped[datetime | None]
     """First delivery by webhook. None is a gap, and a time long after `api_at` is a late delivery."""
     api_at: Mapped[datetime | None] = mapped_column(index=True)
-    """When the events API first returned it."""
+    """When the events API first returned it to catch-up or to the tail, which read the types mirrored at that time."""
     status: Mapped[EventStatus] = mapped_column(server_default=EventStatus.PENDING)
     due_at: Mapped[datetime] = mapped_column(server_default=db_now())
     """A pending event is not attempted before this time."""
@@ -58,6 +58,7 @@ class Event(Base):
     decided_by: Mapped[str | None]
     """The event id of the version that won over a stale or tombstoned event, or that an applied tie replaced."""
     error: Mapped[str | None]
+    """Why the last attempt failed; None if it has not failed. Not every failed attempt counts in `attempts`."""
     fingerprint: Mapped[str | None]
     """A hash of the error that is equal for events with the same cause."""
     traceback: Mapped[str | None]

@@ -17,6 +17,8 @@ class Cause(StrEnum):
     RESYNC = "resync"
     OPERATOR = "operator"
     SETTINGS = "settings"
+    REFRESH = "refresh"
+    """A product asked for the object to be read from WorkOS."""
 
 
 class DeletedBy(StrEnum):
@@ -47,6 +49,9 @@ class Mirrored(Base):
     """When it was last written, by the database's clock."""
     erased: Mapped[bool] = mapped_column(server_default=false())
     """Its personal data is blanked, and no event restores it (`worker.mirror.erasure`)."""
+    column_versions: Mapped[JsonObject | None]
+    """Of the columns that payloads may omit, those that a payload has contained: name → `[updated_at, event_at,
+    event_id]` of that payload, or null if that is the version of the row."""
 
 
 class UserAddress(Base):
@@ -83,6 +88,10 @@ class PublicDomain(Base):
     domain: Mapped[str] = mapped_column(primary_key=True)
 
 
+ROLE_MAP = "role_map"
+"""The `kind` of rows in `changes` about the setting `ROLE_MAP`. Their content is `roles`: the role map in force."""
+
+
 class Change(Base):
     """A change of the mirror. Ids are in commit order: a reader that has seen n never later finds a smaller id."""
 
@@ -92,12 +101,13 @@ class Change(Base):
         BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True
     )
     at: Mapped[datetime] = mapped_column(server_default=db_now())
+    """When its id was assigned, as the last step before the commit. All changes of a transaction have the same time."""
     kind: Mapped[str]
     object_id: Mapped[str]
     organization_id: Mapped[str | None]
     before: Mapped[JsonObject | None]
-    """The content and `state`; None for a new object. A domain also has `auto_join` and `auto_join_reason`; a user
-    and an invitation have `erased`."""
+    """The content and `state`; None for a new object. A domain also has `auto_join` and `auto_join_reason`; a user,
+    a membership and an invitation have `erased`."""
     after: Mapped[JsonObject]
     cause: Mapped[Cause]
     cause_id: Mapped[str]
@@ -112,6 +122,7 @@ class Change(Base):
     __table_args__ = (
         Index("ix_changes_object_id_id", "object_id", "id"),
         Index("ix_changes_organization_id_id", "organization_id", "id"),
+        Index("ix_changes_at_id", "at", "id"),
         {"sqlite_autoincrement": True},
     )
 
@@ -134,6 +145,8 @@ class MirrorState(Base):
     """WorkOS role slug → local role. All processes use this map."""
     remap_after: Mapped[str | None]
     """The last membership re-mapped since `role_map` changed (`''` at the start); None when re-mapping is complete."""
+    withheld_role_map: Mapped[JsonObject | None]
+    """A map that an operator must approve: `role_map`, the `promotions` that it would make, and all `members`."""
     auto_join: Mapped[AutoJoinMode] = mapped_column(server_default=AutoJoinMode.MIRROR)
     auto_join_existing: Mapped[bool] = mapped_column(server_default=false())
     """Whether people who signed up before their domain was verified join too."""
@@ -163,6 +176,9 @@ class MirrorState(Base):
     The views and bounded answers use `models.tables.Tail.complete_to`."""
     event_types: Mapped[list[str] | None]
     """The event types that the running release handles, as last recorded."""
+    new_types: Mapped[JsonObject | None]
+    """`types` that are still to be read from the events API, as far back as it goes, and the event id to continue
+    `after` (`worker.repair.new_types`). None: there are none."""
     last_resync_at: Mapped[datetime | None]
     listed_kinds: Mapped[list[str] | None]
     """The kinds whose environment-wide listing a full resync has read to the end."""
@@ -170,3 +186,5 @@ class MirrorState(Base):
     """Up to this id of `changes`, retention has blanked the names of actors and the previous attributes."""
     changes_dropped_to: Mapped[int] = mapped_column(BigInteger(), server_default="0")
     """The highest id that retention deleted from `changes`. A reader with a lower cursor has missed changes."""
+    changes_dropped_at: Mapped[datetime | None]
+    """The time of that change. No earlier state can be reconstructed. None if there is none."""

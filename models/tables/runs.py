@@ -28,6 +28,26 @@ class Read(Base):
     error: Mapped[str | None]
 
 
+class Refresh(Base):
+    """A product's request to read an object, or a person's access to a workspace, from WorkOS at once."""
+
+    __tablename__ = "refreshes"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    """A kind of object, or `access`."""
+    object_id: Mapped[str]
+    """Of `access`: the workspace."""
+    user_id: Mapped[str]
+    """Of `access`: the person; otherwise empty."""
+    requested_by: Mapped[str]
+    """The name of the API token."""
+    requested_at: Mapped[datetime] = mapped_column(server_default=db_now())
+    due_at: Mapped[datetime] = mapped_column(server_default=db_now())
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    error: Mapped[str | None]
+
+
 class RunStatus(StrEnum):
     """The state of a run."""
 

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import click
 from rich.console import Console
@@ -93,6 +93,8 @@ def _demo(stack: Stack, options: Options) -> int:
         )
         play.begin(stack, events=options.events, companies=options.companies, seed=options.seed)
         last = show.follow(console, play.watch(stack, engine), options.events)
+        console.print("\nInviting a person, who accepts", highlight=False)
+        last = replace(play.invite(stack, engine), seconds=last.seconds)
         console.print("\nChanging a few objects without events, then running workos-sync resync", highlight=False)
         resynced = play.resync(stack, engine)
         verdict, good = _judge(console, stack, engine, last, resynced, began)
@@ -156,6 +158,7 @@ def _print_addresses(console: Console, stack: Stack, engine: Engine) -> None:
         "workos-sync events list --limit 10",
         "workos-sync resync --dry-run",
         *(f"workos-sync members {organization}" for organization in organizations[:1]),
+        *(f"workos-sync members {organization} --at 10s" for organization in organizations[:1]),
         *(f"workos-sync explain {email}" for email in emails[:1]),
         "workos-sync doctor",
         f"curl -H 'Authorization: Bearer {stack.token}' {stack.web_url}/api/v1/status",

@@ -26,6 +26,7 @@ KNOBS: JSON = {
     "keep_alive": True,
     "concurrency": 8,
 }
+INVITED = "invited.guest@example.org"
 STALL_SECONDS = 60.0
 """Fail after this long without progress. There is no limit on the total, because a busy machine is slow."""
 POLL_SECONDS = 0.2
@@ -116,6 +117,22 @@ def count_by(engine: Engine, column: str) -> dict[str, int]:
     by = Event.__table__.c[column]
     with read_transaction(engine) as tx:
         return {str(value): number for value, number in tx.execute(select(by, func.count()).group_by(by).order_by(by))}
+
+
+def invite(stack: Stack, engine: Engine) -> Sample:
+    """Invite a person, who signs up, accepts and becomes a member; return the sample once all is applied."""
+    url = f"{stack.sandbox_url}/sandbox"
+
+    def operate(operation: str, **arguments: Any) -> str:
+        return str(call("POST", f"{url}/operations", {"operation": operation, **arguments})["id"])
+
+    company = call("GET", f"{url}/truth")["organizations"][0]["id"]
+    invitation = operate("create_invitation", email=INVITED, organization_id=company, role="member")
+    user = operate("create_user", email=INVITED)
+    operate("accept_invitation", invitation_id=invitation, user_id=user)
+    operate("create_membership", organization_id=company, user_id=user)
+    *_, last = watch(stack, engine)
+    return last
 
 
 class Resynced(NamedTuple):

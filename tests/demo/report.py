@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Engine
 
-from models.views import auto_join_domains, workspace_members, workspaces
+from models.views import auto_join_domains, workspace_invitations, workspace_members, workspaces
 from tests.demo.play import Resynced, Sample, count_by
 from tests.support import rows
 from tests.support.stack.machine import JSON
@@ -24,12 +24,13 @@ REPAIRS = {"missing": "added", "extra": "deleted", "stale": "updated", "differen
 
 
 def show_mirror(console: Console, engine: Engine) -> None:
-    """Print workspaces, members with roles, and auto-join domains, as read from the views."""
+    """Print workspaces, members with roles, accepted invitations and auto-join domains, as read from the views."""
     live = sorted((w for w in rows(engine, workspaces) if w["state"] == "active"), key=lambda row: str(row["name"]))
     members = sorted(rows(engine, workspace_members), key=lambda row: str(row["email"]))
     domains = [d for d in rows(engine, Domain) if d["deleted_by"] is None]
     _show_workspaces(console, live, members, domains)
     _show_members(console, live, members)
+    _show_accepted(console, live, members, rows(engine, workspace_invitations))
     _show_joins(console, live, sorted(rows(engine, auto_join_domains), key=lambda row: str(row["domain"])))
 
 
@@ -64,6 +65,19 @@ def _show_members(console: Console, live: Sequence[JSON], members: Sequence[JSON
             _row(table, "", f"… and {len(people) - MEMBERS_SHOWN} more", "", "")
         table.add_section()
     _print(console, table, len(members) - shown, f"members; {len(with_members)} workspaces have members")
+
+
+def _show_accepted(
+    console: Console, live: Sequence[JSON], members: Sequence[JSON], invitations: Sequence[JSON]
+) -> None:
+    """Print the accepted invitations of people who are members now."""
+    names = {workspace["organization_id"]: workspace["name"] for workspace in live}
+    roles = {(member["organization_id"], member["user_id"]): member["role"] for member in members}
+    table = _table("Accepted invitations", "workspace", "e-mail", "role", "accepted (UTC)")
+    for row in invitations:
+        if role := roles.get((row["organization_id"], row["accepted_user_id"])):
+            _row(table, names[row["organization_id"]], row["email"], role, f"{row['accepted_at']:%Y-%m-%d %H:%M:%S}")
+    _print(console, table)
 
 
 def _show_joins(console: Console, live: Sequence[JSON], joins: Sequence[JSON]) -> None:

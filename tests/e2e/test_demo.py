@@ -77,6 +77,7 @@ def test_demo_ends_with_a_mirror_equal_to_workos(folder: Path, database: str) ->
     assert VERDICT.fullmatch(output.splitlines()[-1]), output
     lost, caught_up = number_of("webhooks lost", output), number_of("fetched from the events API", output)
     assert lost == caught_up > 0 and "1 deleted, 1 added, 3 updated" in output, output
+    assert re.search(r"invited\.guest@example\.org +│ member +│ 20", output), output
     assert not list(folder.glob("workos-sync-*"))
 
 

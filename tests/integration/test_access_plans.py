@@ -6,10 +6,12 @@ import pytest
 from sqlalchemy import Engine, select
 
 from models.database import session
-from models.views import member_permissions
-from tests.benchmarks.access import calls_of, fill, plan
+from models.views import member_permissions, seats, workspace_members, workspaces
+from tests.benchmarks.access import calls_of, fill, past_calls, plan, plans
 
 MEMBERS = 20_000
+MATERIALIZED = {"membership", "newer"}
+"""Names in a plan of SQLite about the past: the memberships in question, from an index."""
 SMALL = {"mirror", "tail", "w", "auto_join_domains", "auto_join_blocks"}
 """Names in a plan that are no large table: tables of one row, and SQLite's names for a view's few rows."""
 
@@ -33,9 +35,37 @@ def test_each_access_call_is_one_query_without_a_table_scan(filled: Engine) -> N
         assert scanned(lines) == set(), (name, lines)
 
 
+def test_objects_are_found_by_the_products_keys_without_a_table_scan(filled: Engine) -> None:
+    member = workspace_members.c
+    queries = {
+        "org_107": select(workspaces.c.organization_id).where(workspaces.c.external_id == "key_107"),
+        "user_1075": select(member.user_id).where(
+            member.workspace_external_id == "key_107", member.user_external_id == "key_1075"
+        ),
+        10: select(seats.c.seats).where(seats.c.organization_id == "org_107"),
+    }
+    for found, query in queries.items():
+        lines = plan(filled, lambda opened: opened.execute(query).all())  # noqa: B023 - called now
+        assert scanned(lines) == set(), (found, lines)
+        with session(filled) as opened:
+            assert opened.execute(query).scalars().all() == [found]
+
+
+@pytest.mark.parametrize("question", ["members of a workspace", "workspaces of a person"])
+def test_answers_about_the_past_find_the_changes_by_index(engine: Engine, question: str) -> None:
+    fill(engine, MEMBERS // 4, days=4)
+    call = past_calls(engine, 4)[question]
+    lines = [line for found in plans(engine, lambda: call(MEMBERS // 5)) for line in found]
+    assert scanned(lines) - MATERIALIZED == set(), lines
+    for index in ("ix_changes_object_id_id", "ix_changes_at_id"):
+        assert any(index in line for line in lines), (index, lines)
+    # A scan of all changes after an id.
+    assert not [line for line in lines if "Index Cond: (id > " in line], lines
+
+
 def test_permissions_of_one_member_are_found_without_a_table_scan(filled: Engine) -> None:
     view = member_permissions.c
-    one = select(view.permission).where(view.organization_id == "org_7", view.user_id == "user_75")
+    one = select(view.permission).where(view.organization_id == "org_750", view.user_id == "user_7500")
     lines = plan(filled, lambda opened: opened.execute(one).all())
     assert scanned(lines) & {"membership", "memberships", "users", "person", "organizations", "workspace"} == set(), (
         lines

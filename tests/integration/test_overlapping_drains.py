@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -108,10 +110,13 @@ def test_a_drain_paused_before_its_commit_hides_no_change_from_followers(postgre
             eventually(lambda: waiting_backends(quick) == 1, 10)  # the second drain waits for the first one's commit
             assert not other.done() and follower.seen == [0]
         finally:
+            released = datetime.now(UTC)
             pause.over.set()
         assert paused.result(10) and other.result(10)
         seen = follower.end()
-        assert seen == sorted(row["id"] for row in rows(quick, Change)) and len(seen) == 40
+        changes = sorted(rows(quick, Change), key=itemgetter("id"))
+        assert seen == [row["id"] for row in changes] and len(seen) == 40
+        assert changes[0]["at"] == changes[19]["at"] < released < changes[20]["at"] == changes[39]["at"]
         assert statuses(quick) == {"done": 40} and count(quick, Event.attempts > 0) == 0
         written_once(quick)
 

@@ -1,11 +1,14 @@
 """Pending events of a large inbox are found without reading finished ones, by prepared statements too."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, event, text, update
 
 from models.database import in_transaction, open_engine, write_transaction
+from models.tables import Tail
+from models.types import db_now
 from tests.benchmarks.history import fill_inbox
 from tests.support import JSON
 from tests.support.stories import store, user
@@ -68,3 +71,20 @@ def test_finished_events_are_not_read(large: Engine, read: list[int], step: Call
         read.clear()
         step(large)
         assert read and max(read) < FEW, (turn, read)
+
+
+def test_publishing_reads_only_pending_events_on_sqlite(make_database: Callable[[str], str]) -> None:
+    engine = open_engine(make_database("sqlite"))
+    with write_transaction(engine) as tx:
+        tx.execute(update(Tail).values(read_to=db_now(), read_at=db_now()))
+    plans: list[str] = []
+
+    def explain(connection: Connection, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        if "FROM events" in statement and "EXPLAIN" not in statement:
+            plans.append(str(connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()))
+
+    event.listen(engine, "before_cursor_execute", explain)
+    assert in_transaction(engine, publish)
+    engine.dispose()
+    [plan] = plans
+    assert "USING INDEX ix_events_pending" in plan

@@ -48,7 +48,7 @@ def test_only_views_that_changed_are_replaced(engine: Engine) -> None:
 def test_a_column_is_added_to_a_view_by_changing_its_declaration(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    query = VIEWS["workspaces"].query.replace("updated_at", "updated_at, 'new' AS further")
+    query = VIEWS["workspaces"].query.replace("\nFROM", ", 'new' AS further\nFROM")
     monkeypatch.setitem(VIEWS, "workspaces", views.View(VIEWS["workspaces"].table, query))
     with write_transaction(engine) as tx:
         assert update_views(tx) == ["workspaces"]

@@ -6,7 +6,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -163,10 +163,14 @@ def statuses(engine: Engine) -> dict[str, int]:
 def differences(engine: Engine, truth: JSON) -> list[str]:
     """Differences between the mirror and `truth` (WorkOS's listings), one line each; empty if they are equal."""
     live = {row["organization_id"]: row for row in rows(engine, workspaces) if row["state"] == "active"}
-    found = _compare("workspace", {o["id"]: o["name"] for o in truth["organizations"]}, _names(live))
+    names = ("name", *KEYS)
+    found = _compare(
+        "workspace", _of_each(names, truth["organizations"]), _of_each(names, live.values(), "organization_id")
+    )
     emails = {user["id"]: user["email"] for user in truth["users"]}
     stored = {row["id"]: row for row in rows(engine, User) if row["deleted_by"] is None}
-    found += _compare("user", emails, {id: row["email"] for id, row in stored.items()})
+    person = ("email", "external_id", "metadata")
+    found += _compare("user", _of_each(person, truth["users"]), _of_each(person, stored.values()))
     found += _compare("membership", _true_memberships(truth), _stored_memberships(engine, set(live), set(stored)))
     found += _compare("member", _true_members(truth, emails), _stored_members(engine))
     found += _compare("domain", _true_domains(truth), _stored_domains(engine, set(live)))
@@ -180,8 +184,12 @@ def differences(engine: Engine, truth: JSON) -> list[str]:
     return found + _compare("auto-join", _true_joins(truth), joins)
 
 
-def _names(live: dict[str, JSON]) -> dict[str, str]:
-    return {id: row["name"] for id, row in live.items()}
+KEYS = ("external_id", "stripe_customer_id", "metadata")
+"""Fields of an organization that the product sets. The mirror has null for a missing or empty one."""
+
+
+def _of_each(names: tuple[str, ...], found: Iterable[JSON], key: str = "id") -> dict[str, Any]:
+    return {row[key]: tuple(row.get(name) or None for name in names) for row in found}
 
 
 def _compare(what: str, workos: dict[Any, Any], mirror: dict[Any, Any]) -> list[str]:
@@ -193,7 +201,10 @@ def _compare(what: str, workos: dict[Any, Any], mirror: dict[Any, Any]) -> list[
 
 
 def _true_memberships(truth: JSON) -> dict[str, Any]:
-    return {m["id"]: (m["organization_id"], m["user_id"], _slugs(m), m["status"]) for m in truth["memberships"]}
+    return {
+        m["id"]: (m["organization_id"], m["user_id"], _slugs(m), m["status"], m.get("custom_attributes") or None)
+        for m in truth["memberships"]
+    }
 
 
 def _slugs(membership: JSON) -> list[str]:
@@ -204,7 +215,7 @@ def _slugs(membership: JSON) -> list[str]:
 def _stored_memberships(engine: Engine, organizations: set[str], users: set[str]) -> dict[str, Any]:
     # The children of a deleted parent are gone with it, whether or not WorkOS said so one by one.
     return {
-        m["id"]: (m["organization_id"], m["user_id"], m["workos_roles"], m["status"])
+        m["id"]: (m["organization_id"], m["user_id"], m["workos_roles"], m["status"], m["custom_attributes"])
         for m in rows(engine, Membership)
         if m["deleted_by"] is None and m["organization_id"] in organizations and m["user_id"] in users
     }

@@ -45,6 +45,12 @@ def unmapped(services: Services, endpoint: FlaskClient) -> None:
     apply_all(services.engine)
 
 
+def certificate_expired(services: Services, endpoint: FlaskClient) -> None:
+    accept(endpoint, made("organization.created"), made("connection.activated"))
+    accept(endpoint, made("connection.saml_certificate_renewal_required"))
+    apply_all(services.engine)
+
+
 def hook_failed(services: Services, _endpoint: FlaskClient) -> None:
     execute(services.engine, insert(Hook).values(name="sessions", cursor=1))
     about = {"kind": "user", "object_id": "user_1", "status": "failed"}
@@ -109,4 +115,7 @@ sessions_not_revoked = on(
 )
 bound_missed = on(lambda: update(Tail).values(complete_at=db_now_plus(-120)))
 tail_slowed = on(lambda: update(Tail).values(interval_seconds=20.0))
+role_map_withheld = on(
+    lambda: update(MirrorState).values(withheld_role_map={"role_map": {}, "promotions": 30, "members": 100})
+)
 backfilling = on(lambda: update(MirrorState).values(backfilled_at=None))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import timedelta
+from operator import itemgetter
 
 from flask.testing import FlaskClient
 from hypothesis import strategies as st
@@ -14,20 +15,33 @@ from redis import Redis
 from sqlalchemy import Engine, update
 
 from models.database import in_transaction
-from models.tables import JOIN, WORKSPACE_SETTINGS, Change, Drift, Event, EventStatus, RunStatus
+from models.tables import (
+    JOIN,
+    ROLE_MAP,
+    WORKSPACE_SETTINGS,
+    Change,
+    Drift,
+    Event,
+    EventStatus,
+    MirrorState,
+    RunStatus,
+)
 from models.types import db_now_plus
 from models.views import workspace_members
 from tests.support import JSON, accept, apply_all, differences, rows, sign
 from tests.support.actors import by
+from tests.support.past import members_at
 from tests.support.resync import Between, Clock, client_of, continue_run, empty, make_reads_due, run_row
 from tests.support.sandbox import Sandbox, WorldError, play
 from worker.decision.roles import DEFAULT_ROLE_MAP, LOCAL_ROLES
 from worker.errors import BusyError, OperatorError, WorkOSError
 from worker.inbox.drain import DrainLimits
 from worker.kinds import KINDS
+from worker.kinds.membership import MEMBERSHIP
 from worker.kinds.organization import Organization
 from worker.kinds.user import USER, User
 from worker.mirror import auto_join_policy, role_map
+from worker.mirror.apply import person_of
 from worker.mirror.erasure import forget
 from worker.mirror.retention import Periods, retain
 from worker.queue.doorbell import Doorbell
@@ -48,10 +62,14 @@ LISTS = ("/organizations", "/user_management/", "/events")
 
 BY_SLUG = {name for name, kind in KINDS.items() if not kind.delete_is_final}
 COLUMNS: dict[str, set[str]] = {name: {"state", *kind.columns} for name, kind in KINDS.items()}
-COLUMNS["user"] |= {"erased"}
-COLUMNS["invitation"] |= {"erased"}
+for name in ("user", "membership", "invitation"):
+    COLUMNS[name] |= {"erased"}
 COLUMNS["domain"] |= {"auto_join", "auto_join_reason"}
-COLUMNS |= {JOIN: {"state", "reasons", "why"}, WORKSPACE_SETTINGS: {"auto_join", "default_role", "why"}}
+COLUMNS |= {
+    ROLE_MAP: {"roles"},
+    JOIN: {"state", "reasons", "why"},
+    WORKSPACE_SETTINGS: {"auto_join", "default_role", "why"},
+}
 
 
 def broken_chains(changes: Iterable[JSON]) -> list[str]:
@@ -129,14 +147,20 @@ class History(Simulation):
         self.followed: dict[int, JSON] = {}
         """Every change that a follower has seen, by id: also those that retention has deleted since."""
         self.tombstones: set[tuple[str, str]] = set()
+        self.past: dict[int, list[JSON]] = {}
+        """Change → who had access after it, for the last change that there was after each step."""
 
     @initialize(
-        all_events=st.booleans(), children=st.booleans(), roles=st.sampled_from(["silently", "silently_same_version"])
+        all_events=st.booleans(),
+        children=st.booleans(),
+        roles=st.sampled_from(["silently", "silently_same_version"]),
+        keys=st.sampled_from(["always", "changed"]),
     )
-    def begins(self, *, all_events: bool, children: bool, roles: str) -> None:
+    def begins(self, *, all_events: bool, children: bool, roles: str, keys: str) -> None:
         self.has_all_events = all_events
         role_deletion = "events" if all_events else roles
         self.sandbox.knobs.update({"ties": True, "children_deleted": children, "role_deletion": role_deletion})
+        self.sandbox.knobs.update({"keys_in_events": keys})
 
     # WorkOS
 
@@ -158,6 +182,16 @@ class History(Simulation):
         self.clock.advance(seconds=-2)
         self._deletes(what, place)
         self.clock.advance(seconds=2)
+
+    @rule(what=st.sampled_from(["organization", "user", "membership"]), place=PLACES, value=st.integers(0, 2))
+    def the_product_sets_its_keys(self, what: str, place: int, value: int) -> None:
+        keys: JSON = {"external_id": f"key_{value}" if value else None, "metadata": {"n": value} if value else {}}
+        if what == "membership":
+            keys = {"custom_attributes": keys["metadata"]}
+        elif what == "organization":
+            keys = {"stripe_customer_id": f"cus_{value}"} | keys
+        if ids := list(getattr(self.world, f"{what}s")):
+            getattr(self.world, f"update_{what}")(ids[place % len(ids)], **keys)
 
     @rule(slug=st.sampled_from(["billing", "viewer"]), place=PLACES, own=st.booleans(), ends=st.booleans())
     def a_role_is_given_or_deleted(self, slug: str, place: int, *, own: bool, ends: bool) -> None:
@@ -282,6 +316,9 @@ class History(Simulation):
         old = update(Change).where(Change.id.in_(ids)).values(at=db_now_plus(-400 * 86_400.0))
         in_transaction(self.engine, lambda tx: tx.execute(old))
         retain(self.engine, Periods())
+        for user in rows(self.engine, User):
+            if user["erased"]:  # memberships that arrived after the erasure are erased too
+                self._erases_at_the_follower(user["id"])
 
     @rule(place=PLACES, act=st.sampled_from([auto_join_policy.block, auto_join_policy.unblock]), why=WHYS)
     def an_operator_decides_about_a_person(self, place: int, act: Callable[..., object], why: str) -> None:
@@ -312,6 +349,7 @@ class History(Simulation):
         self.no_change_comes_behind_one_that_was_seen()
         self.the_changes_of_an_object_are_a_chain()
         self.a_tombstone_stays()
+        self.no_access_changes_without_a_change()
 
     def no_one_has_access_whom_an_event_deleted(self) -> None:
         deleted = [row for row in rows(self.engine, Event) if row["type"].endswith(".deleted")]
@@ -339,6 +377,18 @@ class History(Simulation):
     def the_changes_of_an_object_are_a_chain(self) -> None:
         assert not (broken := broken_chains(self.followed.values())), broken
 
+    def no_access_changes_without_a_change(self) -> None:
+        now = sorted(rows(self.engine, workspace_members), key=itemgetter("membership_id"))
+        assert self.past.setdefault(max(self.followed, default=0), now) == now
+
+    def who_had_access_is_still_known(self) -> None:
+        erased = {row["id"] for row in rows(self.engine, User) if row["erased"]}
+        [mirror] = rows(self.engine, MirrorState)
+        for change_id, members in self.past.items():
+            if change_id >= mirror["changes_dropped_to"]:
+                then = [row | {"email": None} if row["user_id"] in erased else row for row in members]
+                assert members_at(self.engine, change_id) == then
+
     # The end
 
     def _ends(self) -> None:
@@ -363,6 +413,8 @@ class History(Simulation):
             assert continue_run(self.engine, self.workos, start(self.engine, by("test", "they left"), approves=run_id))
         self.reads_what_is_in_doubt()
         self._is_equal()
+        self.holds()
+        self.who_had_access_is_still_known()
         assert {row["status"] for row in rows(self.engine, Event)} <= {EventStatus.DONE}
 
     def _is_equal(self) -> None:
@@ -378,11 +430,12 @@ class History(Simulation):
     # Inside
 
     def _erases_at_the_follower(self, user_id: str) -> None:
-        """Blank the changes of a user that only the follower still has, as a product must."""
+        """Blank the changes of a user and their memberships that only the follower still has, as a product must."""
         for row in self.followed.values():
-            if (row["kind"], row["object_id"]) == (USER.name, user_id):
+            kind = KINDS.get(row["kind"])
+            if kind in (USER, MEMBERSHIP) and person_of(kind.name, row["object_id"], row["after"]) == user_id:
                 for shown in filter(None, (row["before"], row["after"])):
-                    shown.update(dict.fromkeys(USER.personal))
+                    shown.update(dict.fromkeys(kind.personal))
 
     def _deletes(self, what: str, place: int) -> None:
         if ids := list(getattr(self.world, f"{what}s")):

@@ -1,5 +1,7 @@
 """Helpers of the tests of bounded staleness: tail once, let time pass, ask."""
 
+import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -12,11 +14,18 @@ from models.database import in_transaction, session
 from models.tables import FailedEffect, MirrorState, Run, Tail
 from models.types import db_now, db_now_plus, db_plus
 from tests.support import JSON, rows
+from tests.support.processes import Command
 from tests.support.repair import settings
 from tests.support.resync import Clock
-from worker.queue.doorbell import Doorbell
+from tests.support.stack.machine import ROOT
+from worker.queue.doorbell import Doorbell, TailBell
 from worker.repair.tail import TAIL_ID, TAILS, EventTail, publish
 from worker.workos_api.client import WorkOSClient
+
+_QUERY = re.search(r"```sql\n(SELECT member.role, .*?)```", (ROOT / "docs" / "integration.md").read_text(), re.DOTALL)
+assert _QUERY is not None
+DOCUMENTED_SQL = _QUERY[1]
+"""The query in docs/integration.md that asks with a bound."""
 
 
 class TailProcess:
@@ -26,7 +35,8 @@ class TailProcess:
         self._held = ExitStack()
         lease = self._held.enter_context(TAILS.lease(engine, TAIL_ID))
         assert lease is not None
-        tail = EventTail(engine, workos, lease, settings(**{"catch_up_lag_seconds": 60.0} | given), bell)
+        given = {"catch_up_lag_seconds": 60.0} | given
+        tail = EventTail(engine, workos, lease, settings(**given), bell, TailBell(bell.queue.connection))
         self.read, self.follow = tail.read, tail.follow
         self.close = self._held.close
 
@@ -61,6 +71,12 @@ def filled(engine: Engine) -> None:
     """End the backfill."""
     values = {"backfilled_at": db_now(), "last_resync_at": db_now()}
     in_transaction(engine, lambda tx: tx.execute(update(MirrorState).values(values)))
+
+
+def tail_pids(command: Command) -> list[int]:
+    """The processes of a command that have tailed, the newest last."""
+    lines = [json.loads(line) for line in command.output().splitlines() if '"tail_started"' in line]
+    return [line["pid"] for line in lines]
 
 
 def state(engine: Engine) -> JSON:

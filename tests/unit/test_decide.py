@@ -21,7 +21,6 @@ from worker.decision.decide import (
     completed,
     confirm,
     decide,
-    is_newer,
     needs_confirmation,
     recorded_content,
 )
@@ -46,6 +45,7 @@ CONTENTS: dict[str, list[Content]] = {
     "connection": [{"status": state, "name": name} for state in ("active", "inactive", None) for name in "xy"],
     "role": [{"permissions": ["a"]}, {"permissions": ["a", "b"]}],
     "permission": [{"name": "a"}, {"name": "b"}],
+    "saml_certificate": [{"expires_at": 1}, {"expires_at": 2}],
     "invitation": [{"status": status} for status in ("pending", "accepted", "revoked", "expired", "new", None)],
 }
 """Contents of each kind of object, with what grants access and what does not."""
@@ -55,9 +55,17 @@ LIKE = {"new": None, "expired": "accepted"}
 """Statuses of invitations that grant as much as another."""
 
 
+def state_of(kind: Kind, version: Version, deleted: bool, content: Content, given: Content) -> State:
+    """The state in a payload that has these of the columns that it may omit."""
+    versions = dict.fromkeys(given, version)
+    return State(version, deleted, dict.fromkeys(kind.optional) | dict(content) | dict(given), versions=versions)
+
+
 def states_of(kind: Kind) -> st.SearchStrategy[State]:
     version = st.builds(Version, instants, instants, event_ids)
-    return st.builds(State, version, st.booleans(), st.sampled_from(CONTENTS[kind.name]))
+    values = st.sampled_from([None, "x", "y"])
+    given = st.fixed_dictionaries({}, optional=dict.fromkeys(kind.optional, values))
+    return st.builds(state_of, st.just(kind), version, st.booleans(), st.sampled_from(CONTENTS[kind.name]), given)
 
 
 states = states_of(KINDS["organization"])
@@ -109,7 +117,18 @@ def grants(kind: Kind, state: State) -> tuple[Any, ...]:
 
 
 def greatest(kind: Kind, history: list[State]) -> State:
-    """The state that must win: the newest, and of states with the same times the one that grants the least."""
+    """The state that must win, with each column that payloads may omit from the newest payload that has it."""
+    state = winner(kind, history)
+    content, versions = {**state.content}, {}
+    for name in kind.optional:
+        if having := [other for other in history if name in other.versions]:
+            newest = max(having, key=lambda other: other.version.rank)
+            content[name], versions[name] = newest.content[name], newest.version
+    return replace(state, content=content, versions=versions)
+
+
+def winner(kind: Kind, history: list[State]) -> State:
+    """The newest state, and of states with the same times the one that grants the least."""
     deleted = [state for state in history if state.deleted]
     left = deleted if deleted and kind.delete_is_final else history
     newest = max((state.version.updated_at, state.version.event_at) for state in left)
@@ -159,7 +178,12 @@ def test_only_the_outcome_applied_changes_visible_state(history: History, data: 
     if outcome is not Outcome.APPLIED:
         assert seen[0] == seen[1]
     if outcome in {Outcome.STALE, Outcome.TOMBSTONED}:
-        assert after is before
+        assert replace(after, versions=before.versions) == before
+
+
+def always(kind: Kind, state: State) -> Content:
+    """The columns that no payload omits."""
+    return {name: value for name, value in state.content.items() if name not in kind.optional}
 
 
 @given(permuted_histories())
@@ -168,12 +192,16 @@ def test_a_tie_of_different_states_always_requires_a_confirmed_read(histories: t
     (kind, history), permuted = histories
     current, reasons = None, set()
     for incoming in permuted:
-        state, outcome = decided(kind, current, incoming)
-        reasons.add(needs_confirmation(current, incoming, outcome, terminal=kind.delete_is_final))
-        current = state
+        reasons.add(needs_confirmation(current, incoming, terminal=kind.delete_is_final))
+        current = decided(kind, current, incoming)[0]
     assert current is not None
     rivals = [state for state in history if state.version.ties(current.version)]
-    different = any((state.deleted, state.content) != (current.deleted, current.content) for state in rivals)
+    different = any(
+        (state.deleted, always(kind, state)) != (current.deleted, always(kind, current)) for state in rivals
+    )
+    for name, version in current.versions.items():
+        tied = [state for state in history if name in state.versions and state.version.ties(version)]
+        different |= any(state.content[name] != current.content[name] for state in tied)
     if different and not (kind.delete_is_final and current.deleted):
         assert ConfirmationReason.TIE in reasons
 
@@ -200,9 +228,7 @@ def test_a_tie_keeps_the_state_that_grants_less(
     less, more = State(Version(NOON, NOON, kept_id), False, kept), State(Version(NOON, NOON, lost_id), False, lost)
     for history in ([less, more], [more, less]):
         assert fold(history, KINDS[kind]) == less
-        current, incoming = history
-        _, outcome = decided(KINDS[kind], current, incoming)
-        assert needs_confirmation(current, incoming, outcome) is ConfirmationReason.TIE
+        assert needs_confirmation(*history) is ConfirmationReason.TIE
 
 
 def test_a_tie_keeps_what_was_read_before_what_an_event_says() -> None:
@@ -210,7 +236,7 @@ def test_a_tie_keeps_what_was_read_before_what_an_event_says() -> None:
     event = State(Version(NOON, NOON, "event_1"), False, {"permissions": ["b"]})
     kept, outcome = decided(KINDS["role"], read, event)
     assert (kept, outcome) == (read, Outcome.STALE)
-    assert needs_confirmation(read, event, outcome, terminal=False) is ConfirmationReason.TIE
+    assert needs_confirmation(read, event, terminal=False) is ConfirmationReason.TIE
 
 
 def at(updated: int, event: int = 0, event_id: str = "e1", *, name: str = "a", deleted: bool = False) -> State:
@@ -286,7 +312,7 @@ def read_at(seconds: int, *, updated: int = 0, name: str = "a", gone: bool = Fal
 def test_decisions_that_need_confirmation(
     current: State | None, incoming: State, left: ConfirmationReason | None
 ) -> None:
-    assert needs_confirmation(current, incoming, decide(current, incoming)[1]) is left
+    assert needs_confirmation(current, incoming) is left
 
 
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
@@ -296,12 +322,12 @@ EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo
 @settings(deadline=None)
 def test_only_an_event_after_the_read_needs_another_read(current: State, event: State, read_at: datetime) -> None:
     """The first and the last time that a `datetime` can be are compared too."""
-    shown = replace(current, version=replace(current.version, event_at=read_at, event_id=""))
-    outcome = decide(shown, event)[1]
-    lost = outcome is Outcome.STALE and (shown.deleted, shown.content) != (event.deleted, event.content)
-    wanted = ConfirmationReason.SAME_SECOND if lost and read_at == EARLIEST else None
-    assert needs_confirmation(shown, event, outcome) is wanted
-    assert needs_confirmation(event, shown, decide(event, shown)[1]) is None
+    version = replace(current.version, event_at=read_at, event_id="")
+    shown = replace(current, version=version, versions=dict.fromkeys(current.versions, version))
+    lost = event.version.times < version.times and shown.content != completed(shown, event).content
+    is_in_doubt = lost and read_at == EARLIEST and not shown.deleted and not event.deleted
+    assert needs_confirmation(shown, event) is (ConfirmationReason.SAME_SECOND if is_in_doubt else None)
+    assert needs_confirmation(event, shown) is None
 
 
 def gone(updated: int, *, by_resync: bool = False, erased: bool = False) -> State:
@@ -332,7 +358,7 @@ def test_an_event_within_the_second_of_a_read_needs_confirmation() -> None:
     for age, left in ((DATE_STEP, ConfirmationReason.SAME_SECOND), (DATE_STEP + timedelta(microseconds=1), None)):
         event = at(0, name="b")
         event = replace(event, version=replace(event.version, event_at=end - age))
-        assert needs_confirmation(reading, event, decide(reading, event)[1]) is left
+        assert needs_confirmation(reading, event) is left
 
 
 @pytest.mark.parametrize(
@@ -351,12 +377,10 @@ def test_an_event_within_the_second_of_a_read_needs_confirmation() -> None:
 def test_a_listing_settles_only_what_is_missing_or_strictly_newer(
     current: State | None, listed: State, finding: Finding | None
 ) -> None:
-    assert compare_listed(current, listed) is finding
-
-
-def test_a_listed_object_is_newer_by_its_own_time_alone() -> None:
-    assert [is_newer(at(2), at(updated, 9, "e9")) for updated in (1, 2, 3)] == [False, False, True]
-    assert is_newer(None, at(9)) is False
+    kept, found = compare_listed(current, listed)
+    assert found is finding
+    newer = current is None or (finding and listed.version.updated_at > current.version.updated_at)
+    assert kept == (listed if newer else current)
 
 
 def with_reason(name: str) -> State:
@@ -367,11 +391,113 @@ def with_reason(name: str) -> State:
 def test_fields_that_the_api_never_shows_are_kept() -> None:
     assert completed(None, at(2)) == at(2)
     assert completed(with_reason("a"), at(2, name="b")) == replace(at(2), content={"name": "b", "reason": "expired"})
-    assert compare_listed(with_reason("a"), at(2)) is Finding.EQUAL
+    assert compare_listed(with_reason("a"), at(2)) == (completed(with_reason("a"), at(2)), Finding.EQUAL)
     assert confirm(with_reason("a"), at(2)) == (
         replace(at(2), content={"name": "a", "reason": "expired"}),
         Finding.EQUAL,
     )
+
+
+def keyed(state: State, key: str | None = "k", version: Version | None = None) -> State:
+    """The state, of a payload that has the column `key`, or has it from the payload of `version`."""
+    return replace(state, content={**state.content, "key": key}, versions={"key": version or state.version})
+
+
+def unkeyed(state: State) -> State:
+    """The state, of a payload without the column `key`."""
+    return replace(state, content={**state.content, "key": None})
+
+
+@pytest.mark.parametrize(
+    ("current", "incoming", "kept", "outcome"),
+    [
+        (keyed(at(1)), unkeyed(at(2, 0, "e2")), keyed(at(2, 0, "e2"), "k", at(1).version), Outcome.UNCHANGED),
+        (unkeyed(at(2, 0, "e2")), keyed(at(1)), keyed(at(2, 0, "e2"), "k", at(1).version), Outcome.APPLIED),
+        (unkeyed(at(2, 0, "e2")), keyed(at(1), None), keyed(at(2, 0, "e2"), None, at(1).version), Outcome.STALE),
+        (keyed(at(1)), keyed(at(2, 0, "e2"), None), keyed(at(2, 0, "e2"), None), Outcome.APPLIED),
+        (keyed(at(1)), unkeyed(gone(0)), keyed(gone(0), "k", at(1).version), Outcome.APPLIED),
+        (unkeyed(gone(0)), keyed(at(1)), keyed(gone(0), "k", at(1).version), Outcome.APPLIED),
+        (keyed(gone(1, erased=True), None), keyed(at(2)), keyed(gone(1, erased=True), None), Outcome.TOMBSTONED),
+        (unkeyed(gone(1, erased=True)), keyed(at(2)), unkeyed(gone(1, erased=True)), Outcome.TOMBSTONED),
+    ],
+)
+def test_a_column_that_a_payload_omits_keeps_its_value_and_version(
+    current: State, incoming: State, kept: State, outcome: Outcome
+) -> None:
+    assert decide(current, incoming) == (kept, outcome)
+
+
+def test_a_stale_state_that_adds_nothing_is_not_written() -> None:
+    for current in (keyed(at(2)), unkeyed(at(2)), keyed(gone(2))):
+        assert decide(current, unkeyed(at(1, 0, "e0")))[0] is current
+
+
+@pytest.mark.parametrize(
+    ("current", "incoming", "reason"),
+    [
+        (keyed(at(1)), unkeyed(at(1, 0, "e2")), None),  # the same, as far as the payload says
+        (keyed(at(1)), keyed(at(1, 0, "e2"), "l"), ConfirmationReason.TIE),
+        (keyed(at(2, 0, "e2"), "k", at(1).version), keyed(at(1, 0, "e3"), "l"), ConfirmationReason.TIE),
+        (keyed(at(0, 9, "e2"), "k", read_at(5).version), keyed(at(0, 5), "l"), ConfirmationReason.SAME_SECOND),
+        (keyed(at(0, 9, "e2"), "k", read_at(5).version), keyed(at(0, 4), "l"), None),
+        (unkeyed(gone(5, by_resync=True)), keyed(at(1)), ConfirmationReason.UNDER_TOMBSTONE),
+        (unkeyed(read_at(5)), keyed(at(0, 5)), ConfirmationReason.SAME_SECOND),  # although the event is applied
+    ],
+)
+def test_an_event_needs_confirmation_of_a_column_with_its_own_version(
+    current: State, incoming: State, reason: ConfirmationReason | None
+) -> None:
+    assert needs_confirmation(current, incoming) is reason
+
+
+@pytest.mark.parametrize(
+    ("current", "listed", "kept", "finding"),
+    [
+        # Nothing had the column: it is filled, whichever is newer, and keeps the version of the listing.
+        (unkeyed(at(1)), keyed(at(1, 9, "")), keyed(at(1), "k", at(1, 9, "").version), Finding.EQUAL),
+        (unkeyed(at(2)), keyed(at(1, 9, "")), keyed(at(2), "k", at(1, 9, "").version), Finding.EQUAL),
+        (unkeyed(at(1)), keyed(at(1, 9, ""), None), keyed(at(1), None, at(1, 9, "").version), Finding.EQUAL),
+        (unkeyed(at(1)), keyed(at(1, 9, "", name="b")), unkeyed(at(1)), None),
+        # The listing omits it.
+        (keyed(at(1)), unkeyed(at(1, 9, "")), keyed(at(1)), Finding.EQUAL),
+        (keyed(at(1)), unkeyed(at(2, 9, "")), keyed(at(2, 9, ""), "k", at(1).version), Finding.EQUAL),
+        (
+            keyed(at(1)),
+            unkeyed(at(2, 9, "", name="b")),
+            keyed(at(2, 9, "", name="b"), "k", at(1).version),
+            Finding.STALE,
+        ),
+        # Both have it.
+        (keyed(at(1)), keyed(at(1, 9, ""), "l"), keyed(at(1)), None),
+        (keyed(at(1)), keyed(at(2, 9, ""), "l"), keyed(at(2, 9, ""), "l"), Finding.STALE),
+        (keyed(at(1), "k", at(3).version), keyed(at(2, 9, ""), "l"), keyed(at(1), "k", at(3).version), None),
+        (unkeyed(gone(1)), keyed(at(2, 9, "")), unkeyed(gone(1)), None),
+    ],
+)
+def test_a_listing_fills_columns_that_no_payload_had(
+    current: State, listed: State, kept: State, finding: Finding | None
+) -> None:
+    assert compare_listed(current, listed) == (kept, finding)
+
+
+@pytest.mark.parametrize(
+    ("current", "read", "kept", "finding"),
+    [
+        (keyed(at(9)), unkeyed(at(5, 9, "")), keyed(at(5, 9, ""), "k", at(9).version), Finding.EQUAL),
+        (keyed(at(9)), keyed(at(5, 9, ""), None), keyed(at(5, 9, ""), None), Finding.DIFFERENT),
+        (unkeyed(at(9)), keyed(at(5, 9, "")), keyed(at(5, 9, "")), Finding.DIFFERENT),
+        (
+            keyed(gone(9, by_resync=True)),
+            unkeyed(at(5, 9, "")),
+            keyed(at(5, 9, ""), "k", at(9).version),
+            Finding.MISSING,
+        ),
+    ],
+)
+def test_a_confirmed_read_that_omits_a_column_leaves_it(
+    current: State, read: State, kept: State, finding: Finding
+) -> None:
+    assert confirm(current, read) == (kept, finding)
 
 
 @pytest.mark.parametrize(

@@ -372,7 +372,7 @@ def test_invalid_event_queries_are_refused(sandbox: Sandbox, client: WorkOSClien
 def test_the_sdk_parses_every_event_of_a_long_scenario() -> None:
     world = World(3)
     play(world, 3000, seed=11)
-    assert len(all_types(world)) == 30
+    assert len(all_types(world)) == 32
     for event in world.events:
         parsed = EventSchema.from_dict(event)
         assert not isinstance(parsed, EventSchemaUnknown)

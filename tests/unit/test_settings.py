@@ -199,6 +199,7 @@ VALID = {
     "webhook_allowed_ips": "3.217.146.166",
     "ops_tokens": f"ann:{LONG}",
     "api_tokens": LONG,
+    "api_refresh_names": "token",
     "workos_api_key": f"sk_test_{LONG}",
     "workos_client_id": "client_01ABC",
     "workos_base_url": "https://api.workos.com",
@@ -213,6 +214,7 @@ TOGETHER = {
     **dict.fromkeys(("hooks", "hook_secrets"), ("hooks", "hook_secrets")),
     **dict.fromkeys(("workos_api_key", "workos_client_id"), ("workos_api_key", "workos_client_id")),
     "database_schema": ("database_url", "database_schema"),
+    "api_refresh_names": ("api_tokens", "api_refresh_names"),
     "revoke_sessions": ("workos_api_key", "workos_client_id", "revoke_sessions"),
 }
 """Settings that are valid only together."""
@@ -283,7 +285,8 @@ def test_value_of_another_kind_is_refused_in_one_line(monkeypatch: pytest.Monkey
         assert problem.setting == name.upper() and problem.remedy, kind
         assert str(problem).isprintable() and "Input should" not in str(problem), kind
         assert name not in SECRETS or value not in str(problem), kind
-        assert getattr(reading.settings, name) == Settings.model_fields[name].default, kind
+        if name != "api_refresh_names":  # any word may be a name, but of no token
+            assert getattr(reading.settings, name) == Settings.model_fields[name].default, kind
 
 
 @pytest.mark.parametrize(
@@ -336,6 +339,12 @@ def test_plain_http_to_another_host_needs_a_setting(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("ALLOW_PLAIN_HTTP", "true")
     reading = read_settings()
     assert reading.problems == [] and [warning.setting for warning in reading.warnings] == [name]
+
+
+def test_names_that_may_refresh_must_be_those_of_api_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_TOKENS", f"product:{LONG}")
+    found = problems(monkeypatch, API_REFRESH_NAMES="product, crm,reports")
+    assert found.startswith("API_REFRESH_NAMES names tokens that are not in API_TOKENS: crm, reports; ")
 
 
 @pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1:1", "127.8.9.10", "[::1]:1", "sandbox.localhost"])

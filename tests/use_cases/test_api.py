@@ -76,8 +76,9 @@ def test_missing_or_wrong_token_gets_401(local: Callable[..., Services], token: 
     endpoint = create_app(local(api_tokens=f"product:{TOKEN}")).test_client()
     document = endpoint.get("/api/v1/openapi.json").json
     assert document is not None
-    for path in document["paths"]:
-        response = ask(endpoint, path.removeprefix("/api/v1/"), token)
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    for path, methods in document["paths"].items():
+        response = endpoint.open(path, method=next(iter(methods)), headers=headers)
         assert (response.status_code, response.headers["WWW-Authenticate"]) == (401, "Bearer"), path
         assert response.json == {"error": "missing or invalid bearer token (see API_TOKENS)"}
 
@@ -124,6 +125,19 @@ def test_mirror_is_readable(endpoint: FlaskClient, story: JSON) -> None:
     assert answer(endpoint, "auto-join", email="new@ACME.example")["auto_join"] == joined
     assert answer(endpoint, "auto-join", email="new@elsewhere.example")["auto_join"] is None
     assert ask(endpoint, "workspaces/org_nobody").status_code == 404
+
+
+def test_objects_are_found_by_the_products_keys(endpoint: FlaskClient, engine: Engine, story: JSON) -> None:
+    keys: JSON = {"external_id": "17", "stripe_customer_id": "cus_1", "metadata": {"tier": "gold"}}
+    accept(endpoint, made("organization.updated", 1, **keys), made("user.updated", 1, external_id="4711"))
+    accept(endpoint, made("organization_membership.updated", 1, custom_attributes={"team": "red"}))
+    apply_all(engine)
+    (workspace,) = answer(endpoint, "workspaces", external_id="17")["items"]
+    assert workspace["organization_id"] == ORG and keys.items() <= workspace.items()
+    (member,) = answer(endpoint, "members", workspace_external_id="17", user_external_id="4711")["items"]
+    assert (member["organization_id"], member["custom_attributes"]) == (ORG, {"team": "red"})
+    assert answer(endpoint, "workspaces", external_id="18") == {"items": [], "next": None}
+    assert answer(endpoint, "members", workspace_external_id="17", user_external_id="x")["items"] == []
 
 
 def test_paging_returns_every_row_once(endpoint: FlaskClient, engine: Engine) -> None:
@@ -208,8 +222,31 @@ def test_snapshot_and_feed_together_miss_no_change(endpoint: FlaskClient, engine
     assert len(first["items"]) == 2 and first["next"] == first["items"][-1]["id"]
 
 
+def test_invitations_are_listed(endpoint: FlaskClient, engine: Engine) -> None:
+    far: JSON = {"expires_at": "9998-01-01T00:00:00.000Z"}
+    accept(
+        endpoint,
+        made("organization.created"),
+        *(made("invitation.created", id=f"invitation_{n}", email=f"p{n}@acme.example", **far) for n in range(3)),
+        made("invitation.revoked", id="invitation_3", email="p1@acme.example"),
+        made("invitation.created", id="invitation_4", email="p4@acme.example", organization_id=None, **far),
+    )
+    apply_all(engine)
+
+    def listed(**query: Any) -> list[str]:
+        return [row["invitation_id"] for row in answer(endpoint, "invitations", **query)["items"]]
+
+    assert listed() == [f"invitation_{n}" for n in range(4)], "one is to no workspace"
+    assert listed(status="pending", organization_id=ORG) == ["invitation_0", "invitation_1", "invitation_2"]
+    assert listed(email="P1@ACME.Example") == ["invitation_1", "invitation_3"] and listed(organization_id="org_x") == []
+    first = answer(endpoint, "invitations", limit=2)
+    assert [first["next"], *listed(limit=2, after=first["next"])] == ["invitation_1", "invitation_2", "invitation_3"]
+    assert ask(endpoint, "invitations", state="pending").status_code == 400
+    assert len(answer(endpoint, "snapshot")["workspace_invitations"]) == 4
+
+
 def test_empty_mirror_has_a_snapshot(endpoint: FlaskClient) -> None:
-    views = ("workspaces", "workspace_members", "auto_join_domains", "sign_in_methods")
+    views = ("workspaces", "workspace_members", "workspace_invitations", "auto_join_domains", "sign_in_methods")
     assert answer(endpoint, "snapshot") == {"changes_after": 0, **{view: [] for view in views}}
 
 

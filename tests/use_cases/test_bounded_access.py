@@ -1,8 +1,6 @@
 """Answers with a staleness bound: a role, no access, or stale; in Python, over HTTP, and in SQL on both databases."""
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +14,11 @@ from models.migrate import upgrade
 from models.tables import Tail
 from models.types import db_now_plus
 from tests.support.mirror import ORG, USER, grant
-from tests.support.tail import ask, filled, fresh, state
+from tests.support.tail import DOCUMENTED_SQL, ask, filled, fresh, state
 from webhooks.app import create_app
 from worker.bootstrap import Services
 
 TOKEN = "reader-token-0123456789"
-DOCUMENT = Path(__file__).parents[2] / "docs" / "integration.md"
-SQL = re.search(r"```sql\n(SELECT member.role, .*?)```", DOCUMENT.read_text(), re.DOTALL)
 
 
 @pytest.fixture
@@ -51,10 +47,9 @@ def http(endpoint: FlaskClient, user: str = USER, organization: str = ORG, **que
 
 def sql(engine: Engine, user: str = USER, organization: str = ORG, max_staleness: float = 60) -> list[Any]:
     """The rows of the query in docs/integration.md."""
-    assert SQL is not None
     asked = {"user_id": user, "organization_id": organization, "max_staleness": max_staleness}
     with read_transaction(engine) as tx:
-        return [row.role for row in tx.execute(text(SQL[1]), asked)]
+        return [row.role for row in tx.execute(text(DOCUMENTED_SQL), asked)]
 
 
 def function(engine: Engine, user: str = USER, organization: str = ORG, max_staleness: float | None = 60) -> Any:

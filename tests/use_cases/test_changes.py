@@ -104,6 +104,8 @@ def test_change_has_every_column_before_and_after(local_endpoint: FlaskClient, l
         "workos_role": "member",
         "role": "member",
         "directory_managed": False,
+        "custom_attributes": {"department": "Engineering", "cost_center": 4100},
+        "erased": False,
     }
     change = rows(local_engine, Change)[-1]
     assert change["before"] == content | {"status": "pending"}

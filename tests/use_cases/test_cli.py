@@ -3,6 +3,7 @@
 import errno
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,6 +97,16 @@ def test_unavailable_database_exits_2_with_one_line(
     monkeypatch.setenv("DATABASE_URL", url)
     [line] = run(*arguments, exit_code=2).stderr.splitlines()
     assert "DATABASE_URL" in line and "hunter2" not in line
+
+
+@pytest.mark.parametrize("arguments", [*REPORTS, ["doctor"]], ids=" ".join)
+def test_reports_create_no_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str]) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/data/mirror.db")
+    ended = run(*arguments, exit_code=1 if arguments == ["doctor"] else 2)
+    assert "does not exist" in ended.output and "workos-sync migrate" in ended.output
+    assert list(tmp_path.iterdir()) == []
+    run("migrate")
+    assert "does not exist" not in run("status", "--json", exit_code=1).output
 
 
 def test_migrate_upgrades_an_empty_database_and_is_idempotent(engine: Engine) -> None:

@@ -20,6 +20,7 @@ from tests.support.conditions import (
     Fault,
     backfilling,
     bound_missed,
+    certificate_expired,
     clock_stopped,
     conflict,
     drifted,
@@ -31,6 +32,7 @@ from tests.support.conditions import (
     queued,
     resync_failed,
     resync_late,
+    role_map_withheld,
     sessions_not_revoked,
     stop_webhooks,
     tail_slowed,
@@ -151,6 +153,7 @@ withheld = drifted(1, "extra", "withheld")
 
 WITHOUT_TILE = {
     *("backfilling", "join_failed", "no_clock", "no_worker", "queued_without_worker", "sessions_not_revoked"),
+    *("role_map_withheld", "certificate_expires"),
     "unread_objects",
 }
 """Conditions that no tile of the overview is about."""
@@ -160,6 +163,8 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "hook_lagging": ("warning", hook_down),
     "domain_conflicts": ("warning", conflict),
     "unmapped_roles": ("warning", unmapped),
+    "certificate_expires": ("problem", certificate_expired),
+    "role_map_withheld": ("warning", role_map_withheld),
     "no_worker": ("problem", no_worker),
     "queued_without_worker": ("problem", queued),
     "no_clock": ("problem", clock_stopped),
@@ -201,7 +206,7 @@ def test_all_reports_agree_on_a_condition(name: str, working: FlaskClient, servi
 
     api = working.get("/api/v1/status", headers=API)
     assert {each["name"]: each["severity"] for each in api.get_json()["conditions"]} == {name: severity}
-    trusted = severity == "warning" or name in ("hook_failed", "sessions_not_revoked")
+    trusted = severity == "warning" or name in ("hook_failed", "sessions_not_revoked", "certificate_expires")
     assert (api.status_code, api.get_json()["trusted"], api.get_json()["reasons"]) == (
         200 if trusted else 503,
         trusted,

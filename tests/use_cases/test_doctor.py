@@ -214,6 +214,18 @@ def test_missing_tokens_are_a_warning(answering: None, monkeypatch: pytest.Monke
     monkeypatch.delenv("API_TOKENS")
     checks = {check["name"]: check for check in json.loads(run("doctor", "--json").stdout)}
     assert checks["OPS_TOKENS"]["level"] == "ok" and checks["API_TOKENS"]["level"] == "warning"
+    assert "API_REFRESH_NAMES" not in checks
+
+
+def test_doctor_names_the_tokens_that_do_more_than_read(answering: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found() -> str:
+        checks = json.loads(run("doctor", "--json").stdout)
+        [saw] = [check["saw"] for check in checks if check["name"] == "API_REFRESH_NAMES"]
+        return str(saw)
+
+    assert found() == "not set: every token only reads"
+    monkeypatch.setenv("API_REFRESH_NAMES", "product")
+    assert found() == "may refresh: product"
 
 
 def test_a_schema_with_sqlite_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

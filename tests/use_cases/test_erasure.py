@@ -14,10 +14,11 @@ from models.types import db_now_plus
 from tests.support import JSON, apply_all, event_row, made, rows, sample
 from tests.support.actors import by
 from tests.support.histories import broken_chains
-from tests.support.resync import deliver, report, resync
+from tests.support.resync import deliver, quietly, report, resync
 from tests.support.sandbox import Sandbox
 from worker.inbox.store import ReceivedEvent
 from worker.kinds import KINDS, READERS
+from worker.kinds.membership import Membership
 from worker.kinds.user import User
 from worker.mirror import erasure
 from worker.mirror.erasure import forget
@@ -29,7 +30,8 @@ from worker.workos_api.client import WorkOSClient
 USER = sample("user.deleted")["data"]["id"]
 EMAIL = sample("user.deleted")["data"]["email"]
 MARRIED = "Ada@BÜCHER.example"
-PERSONAL = (EMAIL, "ada@bücher.example", "ada@xn--bcher-kva.example", "Hopper", "203.0.113.7")
+PERSONAL = (EMAIL, "ada@bücher.example", "ada@xn--bcher-kva.example", "Hopper", "203.0.113.7", "crm-4711")
+KEYS: JSON = {"external_id": "crm-4711", "metadata": {"crm": "crm-4711"}}
 NEIGHBOUR = f"jo-{EMAIL}"
 PERSON = {"id": USER, "email": EMAIL, "first_name": "Ada", "last_name": "Hopper"}
 
@@ -63,7 +65,8 @@ def kept(engine: Engine, event: JSON) -> bool:
 
 def nested(at: int) -> JSON:
     """A membership of the person, with the person in it."""
-    return made("organization_membership.updated", at, user_id=USER, user=PERSON)
+    shown: JSON = {"user": PERSON, "custom_attributes": {"crm": "crm-4711"}}
+    return made("organization_membership.updated", at, user_id=USER, **shown)
 
 
 @pytest.fixture
@@ -80,7 +83,9 @@ def deleted(engine: Engine, neighbour: JSON) -> Engine:
     assert neighbour
     dismissed = made("user.updated", 2, id=None)
     by_actor = made("organization.updated", 2) | {"context": {"actor": {"id": USER, "name": "Ada Hopper"}}}
-    deliver(engine, [made("user.created"), made("user.updated", 1, email=MARRIED), dismissed, nested(2), by_actor])
+    deliver(
+        engine, [made("user.created", **KEYS), made("user.updated", 1, email=MARRIED), dismissed, nested(2), by_actor]
+    )
     put(
         engine,
         # Broken, without the person's id, and spelled in other ways.
@@ -97,7 +102,7 @@ def deleted(engine: Engine, neighbour: JSON) -> Engine:
 def test_every_payload_naming_the_person_is_blanked(
     deleted: Engine, run_forget: Callable[..., Result], neighbour: JSON
 ) -> None:
-    assert set(personal(deleted)) >= {"events", "users", "changes"}
+    assert set(personal(deleted)) >= {"events", "users", "memberships", "changes"}
     result = run_forget(USER)
     assert result.exit_code == 0, result.stderr
     assert personal(deleted) == []
@@ -116,7 +121,7 @@ def test_forget_reports_what_it_blanked_and_could_not_read(deleted: Engine, run_
         "user": USER,
         "payloads": 10,
         "failed_payloads": 4,
-        "changes": 3,
+        "changes": 4,
         "drift": 0,
         "hook_errors": 0,
         "reasons": 0,
@@ -193,6 +198,32 @@ def test_retention_blanks_membership_kept_by_earlier_release(deleted: Engine) ->
     assert personal(deleted) == []
 
 
+def test_retention_erases_membership_that_arrived_after_the_erasure(deleted: Engine) -> None:
+    forget(deleted, USER, by("ann"))
+    late = nested(9)
+    late["data"]["id"] = "om_late"
+    deliver(deleted, [late])
+    assert set(personal(deleted)) == {"memberships", "changes"}
+    assert retain(deleted, Periods())["erased_memberships"] == 1
+    assert personal(deleted) == [] and broken_chains(rows(deleted, Change)) == []
+
+
+def test_delete_event_is_final_for_an_erased_membership_that_a_resync_found_gone(
+    engine: Engine, sandbox: Sandbox, workos: WorkOSClient
+) -> None:
+    world = sandbox.world
+    organization, user = world.create_organization("Acme")["id"], world.create_user(EMAIL)["id"]
+    membership = world.create_membership(organization, user)["id"]
+    world.create_user("bob@acme.example")
+    deliver(engine, world.events)
+    shown = world.memberships[membership]
+    quietly(world, lambda: world.delete_user(user))
+    resync(engine, workos)
+    forget(engine, user, by("ann"))
+    deliver(engine, [made("organization_membership.deleted", -9_999, **shown)])
+    assert {(row["deleted_by"], row["erased"]) for row in rows(engine, Membership)} == {("event", True)}
+
+
 def test_interrupted_erasure_starts_over(deleted: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(erasure, "BATCH", 2)
 
@@ -215,14 +246,16 @@ def test_retention_resumes_interrupted_erasure(deleted: Engine) -> None:
     assert personal(deleted) == []
 
 
-def test_erasure_is_one_change(deleted: Engine) -> None:
+def test_erasure_is_one_change_of_each_object(deleted: Engine) -> None:
     known = len(rows(deleted, Change))
     forget(deleted, USER, by("ann"))
     forget(deleted, USER, by("ann"))
-    [row] = sorted(rows(deleted, Change), key=lambda row: int(row["id"]))[known:]
-    assert {name: (row["before"][name], new) for name, new in row["after"].items() if row["before"][name] != new} == {
-        "erased": (False, True)
-    }
+    added = sorted(rows(deleted, Change), key=lambda row: int(row["id"]))[known:]
+    assert [row["kind"] for row in added] == ["user", "membership"]
+    for row in added:
+        before, after = row["before"], row["after"]
+        differences = {name: (before[name], new) for name, new in after.items() if before[name] != new}
+        assert differences == {"erased": (False, True)}
     assert broken_chains(rows(deleted, Change)) == []
 
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import Engine, insert, inspect, update
 
 from models.database import in_transaction
-from models.tables import Action, Audit, Event, EventStatus, Hook, HookDelivery, Run, RunStatus, Task, Via
+from models.tables import Action, Audit, Event, EventStatus, Hook, HookDelivery, MirrorState, Run, RunStatus, Task, Via
 from models.types import db_now, db_now_plus
 from tests.support import JSON, SECRET, commands, fake_workers, made, rows
 from tests.support.actors import by
@@ -23,6 +23,7 @@ from tests.support.sandbox import Sandbox
 from tests.support.tail import fresh
 from worker.cli import main
 from worker.cli.shared import operator
+from worker.mirror.role_map import digest_of
 from worker.processes.clock import heartbeat
 from worker.queue.doorbell import HOOKS
 from worker.repair.resync.resync import start
@@ -31,6 +32,7 @@ from worker.runs import create
 pytestmark = pytest.mark.long  # most of the commands prepare an installation of their own
 
 URL = "https://sync.acme.example/webhooks/workos"
+OWNERS = {"owner": "admin"}
 
 
 class Installation(NamedTuple):
@@ -106,6 +108,11 @@ def a_resync_is_in_progress(it: Installation) -> None:
 
 def the_database_is_new(it: Installation) -> None:
     drop_schema(it.engine)
+
+
+def a_role_map_is_withheld(it: Installation) -> None:
+    withheld = {"role_map": OWNERS, "promotions": 30, "members": 100}
+    in_transaction(it.engine, lambda tx: tx.execute(update(MirrorState).values(withheld_role_map=withheld)))
 
 
 def workos_is_away(it: Installation) -> None:
@@ -197,6 +204,14 @@ CASES = {
     "hooks replay": [*HOOK_CASES, Case(2, "")],
     "members": [Case(0, "{organization}"), Case(1, "org_none"), Case(2, "")],
     "migrate": [Case(0, "", acts=False), Case(0, "--reason x", the_database_is_new), Case(2, "--nonsense")],
+    "plan": [
+        Case(0, "", acts=False),
+        Case(0, "--set ROLE_MAP=owner=admin --max-promotions 0", acts=False),
+        Case(0, f"--approve {digest_of(OWNERS)} --reason x", a_role_map_is_withheld),
+        Case(1, "--set ROLE_MAP=member=admin --max-promotions 0", the_admin_left),
+        Case(1, "--approve nonsense --reason x"),
+        Case(2, "--set PORT=1"),
+    ],
     "register": [
         Case(0, URL, acts=False),
         Case(0, f"{URL} --rotate --reason x"),
@@ -224,6 +239,13 @@ CASES = {
         Case(1, "", a_resync_is_in_progress),
         Case(1, "", workos_is_away),
         Case(2, "--approve {run} --dry-run"),
+    ],
+    "review": [
+        Case(0, "--format html"),
+        Case(0, "--organization {organization}"),
+        Case(1, "--organization org_none"),
+        Case(2, "--at 2001-01-01"),
+        Case(2, "--at 2999-01-01"),
     ],
     "runs cancel": [
         Case(0, "run_replay", a_replay_is_in_progress),
@@ -254,9 +276,11 @@ ACTIONS = {
     "hooks dismiss": Action.DISMISS_DELIVERIES,
     "hooks replay": Action.RETRY_DELIVERIES,
     "migrate": Action.MIGRATE,
+    "plan": Action.APPROVE_ROLE_MAP,
     "register": Action.REGISTER,
     "replay": Action.REPLAY,
     "resync": Action.RESYNC,
+    "review": Action.REVIEW,
     "runs cancel": Action.CANCEL_REPLAY,
 }
 """The commands that act, and their actions in the audit. The others only read."""

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, insert, update
 
 from models.database import in_transaction
 from models.tables import Event, MirrorState, Run, RunStatus, Task
-from models.types import db_now_plus
-from tests.support import JSON, apply_all, differences, rows
+from models.types import db_now, db_now_plus
+from tests.support import JSON, apply_all, differences, event_row, outcomes, rows
 from tests.support.actors import by
 from tests.support.repair import mirror, runs, settings, status
 from tests.support.resync import Clock, client_of, deliver, small_life
@@ -21,13 +21,17 @@ from tests.support.sandbox.world import World
 from tests.support.stories import store
 from worker.decision.payload import parse_time
 from worker.errors import WorkOSError
-from worker.kinds import SUBSCRIBED
+from worker.inbox.store import backlog
+from worker.kinds import KINDS, SUBSCRIBED
 from worker.queue.doorbell import Doorbell
-from worker.repair.catch_up import catch_up
+from worker.repair.catch_up import catch_up, catch_up_since
 from worker.repair.environment import bind
+from worker.repair.new_types import add_new_types, read_new_types
 from worker.repair.resync.resync import start
 from worker.repair.schedule import schedule, watch
 from worker.repair.work import Repair
+from worker.reports.explain import explain
+from worker.runs import create, lease
 from worker.settings import Settings
 from worker.workos_api.client import WorkOSClient
 
@@ -208,6 +212,110 @@ def test_new_event_types_cause_one_resync(
         Repair(one_engine, workos, settings(), bell).all()
     assert [run["requested_by"] for run in runs(one_engine, Task.RESYNC)] == ["first start", "new release"]
     assert mirror(one_engine)["event_types"] == SUBSCRIBED
+
+
+@pytest.fixture
+def upgraded(one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell) -> list[JSON]:
+    """A mirror that was filled by a release without invitations, and what WorkOS sent about them, of which the first
+    came by webhook and was ignored."""
+    world = sandbox.world
+    bind(one_engine, workos, settings())
+    for _ in range(2):
+        Repair(one_engine, workos, settings(), bell).all()
+        apply_all(one_engine)
+        watch(one_engine, bell)
+    with world.silently():
+        invited = world.create_invitation("ann@acme.example", world.create_organization("Acme")["id"])
+    events = []
+    for what in ("created", "resent"):
+        clock.advance(seconds=60)
+        events.append(world.emit(f"invitation.{what}", world.changed(invited)) or {})
+    row = {"id": events[0]["id"], "type": "invitation.created", "source": "webhook", "webhook_at": db_now()}
+    done = {"status": "done", "outcome": "ignored", "body": None, "received_at": db_now_plus(-9000)}
+    in_transaction(one_engine, lambda tx: tx.execute(insert(Event).values(row | done)))
+    known = [type for type in SUBSCRIBED if not type.startswith("invitation.")]
+    clock.advance(hours=9)
+    in_transaction(
+        one_engine,
+        lambda tx: tx.execute(update(MirrorState).values(event_types=known, inbox_to=clock.now, cursor=None)),
+    )
+    return events
+
+
+def test_new_event_types_are_read_for_90_days_and_ignored_events_are_decided(
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, bell: Doorbell, upgraded: list[JSON]
+) -> None:
+    del sandbox.world.invitations[upgraded[0]["data"]["id"]]  # so that only the events show it
+    Repair(one_engine, workos, settings(), bell).all()
+    Repair(one_engine, workos, settings(), bell).all()
+    assert backlog(one_engine).oldest_seconds < 60 and mirror(one_engine)["new_types"] is None
+    apply_all(one_engine)
+    assert outcomes(one_engine, *upgraded) == ["stale", "applied"], "applied in one batch, the second one first"
+    first, resent = (event_row(one_engine, event["id"]) for event in upgraded)
+    assert b"ann@acme.example" in (first["body"] or b"") and (first["replays"], first["deliveries"]) == (1, 1)
+    assert (resent["replays"], resent["api_at"]) == (0, None), "its webhook is not missing"
+    [invitation] = rows(one_engine, KINDS["invitation"].table)
+    assert invitation["event_id"] == upgraded[1]["id"]
+    shown = explain(one_engine, first["id"])
+    assert shown is not None and "since a new release mirrors its type" in shown["timeline"][0]["why"]
+
+
+def test_ignored_event_that_catch_up_reads_is_decided(
+    one_engine: Engine, workos: WorkOSClient, clock: Clock, upgraded: list[JSON]
+) -> None:
+    """The events API may still withhold it while the new types are read."""
+    for _ in range(2):
+        catch_up_since(one_engine, workos, clock.now - timedelta(days=1))
+        apply_all(one_engine)
+    assert outcomes(one_engine, *upgraded) == ["stale", "applied"]
+    assert event_row(one_engine, upgraded[0]["id"])["replays"] == 1
+
+
+def test_interrupted_read_of_new_types_continues(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, upgraded: list[JSON]
+) -> None:
+    types = ["invitation.created", "invitation.resent"]
+    in_transaction(one_engine, add_new_types, types)
+    more = [sandbox.world.emit("invitation.resent", upgraded[1]["data"]) or {} for _ in range(100)]
+    clock.advance(hours=1)
+    with lease(one_engine, in_transaction(one_engine, create, Task.CATCH_UP, "test")) as held:
+        assert held is not None
+        sandbox.faults.truncate("/events", 2, times=None)
+        with pytest.raises(WorkOSError):
+            read_new_types(one_engine, workos, held)
+        assert mirror(one_engine)["new_types"] == {"types": types, "after": more[97]["id"]}
+        sandbox.faults.clear()
+        calls = sandbox.calls.total()
+        read_new_types(one_engine, workos, held)
+        assert sandbox.calls.total() == calls + 2, "WorkOS's time, and the second page"
+    assert {row["id"] for row in rows(one_engine, Event)} >= {event["id"] for event in (*upgraded, *more)}
+
+
+def test_new_type_that_workos_refuses_is_read_later(
+    one_engine: Engine, sandbox: Sandbox, workos: WorkOSClient, upgraded: list[JSON]
+) -> None:
+    in_transaction(one_engine, add_new_types, ["invitation.created", "invitation.unheard_of"])
+    sandbox.faults.fail("/events", query=r"unheard_of", status=400, times=None)
+    with lease(one_engine, in_transaction(one_engine, create, Task.CATCH_UP, "test")) as held:
+        assert held is not None
+        with pytest.raises(WorkOSError, match=r"invitation\.unheard_of"):
+            read_new_types(one_engine, workos, held)
+    apply_all(one_engine)
+    assert outcomes(one_engine, upgraded[0]) == ["applied"]
+    assert mirror(one_engine)["new_types"] == {"types": ["invitation.unheard_of"], "after": None}
+
+
+def test_first_start_reads_the_events_of_what_cannot_be_listed(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    world = sandbox.world
+    connection = world.create_connection(world.create_organization("Acme")["id"], "Okta")["id"]
+    world.update_certificate(connection, days=12)
+    clock.advance(hours=1)
+    for _ in range(2):
+        Repair(one_engine, workos, settings(), bell).all()
+        apply_all(one_engine)
+    assert len(rows(one_engine, KINDS["saml_certificate"].table)) == 1
 
 
 def test_only_retention_runs_without_api_key(one_engine: Engine, bell: Doorbell, repair_bell: Doorbell) -> None:

@@ -26,10 +26,14 @@ from tests.support.mirror import ORG, USER, grant, take
 COLUMNS = {
     "workspace_members": (
         *("organization_id", "workspace_name", "user_id", "email", "role", "workos_role", "status"),
-        *("membership_id", "since"),
+        *("membership_id", "since", "workspace_external_id", "user_external_id", "user_metadata", "custom_attributes"),
     ),
     "auto_join_domains": ("domain", "organization_id", "default_role", "since"),
-    "workspaces": ("organization_id", "name", "external_id", "state", "created_at", "updated_at"),
+    "workspaces": (
+        *("organization_id", "name", "external_id", "state", "created_at", "updated_at"),
+        *("stripe_customer_id", "metadata"),
+    ),
+    "seats": ("organization_id", "workspace_name", "stripe_customer_id", "external_id", "seats"),
     "changes": (
         *("id", "at", "kind", "object_id", "organization_id", "before", "after", "cause", "cause_id"),
         *("actor_id", "actor_name", "actor_source", "previous_attributes"),
@@ -94,8 +98,8 @@ def test_auto_join_of_an_address(endpoint: FlaskClient, engine: Engine, session:
 
 LONG = "".join(chr(0x4E00 + (n * 7919) % 20_000) for n in range(9_000))
 TEXTS = {
-    "user.created": ("email", "first_name"),
-    "organization.created": ("name", "external_id"),
+    "user.created": ("email", "first_name", "external_id"),
+    "organization.created": ("name", "external_id", "stripe_customer_id"),
     "organization_domain.created": ("domain", "state"),
     "organization_membership.created": ("status",),
     "role.created": ("name",),

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, update
 
 from models.addresses import Address
 from models.database import in_transaction
-from models.tables import Base, Change, Event, InvitedAddress, JoinState, UserAddress
+from models.tables import Audit, Base, Change, Event, InvitedAddress, JoinState, UserAddress
 from models.views import auto_join_blocks, workspace_invitations
 from tests.support import JSON, NOON, accept, apply_all, differences, event_row, made, outcomes, post, rows, sign
 from tests.support.actors import by
@@ -26,12 +26,13 @@ from tests.support.auto_join import (
 )
 from tests.support.histories import broken_chains
 from tests.support.mirror import ORG
-from tests.support.ops import TOKEN, sign_in
+from tests.support.ops import TOKEN, form_token, sign_in
 from tests.support.resync import Clock, catch_up_with, deliver, found, quietly, read_due, resync, small_life
 from tests.support.sandbox import Sandbox
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.cli import main
+from worker.errors import OperatorError
 from worker.kinds.invitation import Invitation
 from worker.mirror import auto_join_policy
 from worker.mirror.erasure import forget
@@ -124,6 +125,53 @@ def test_revocation_after_unblock_blocks_again(stage: Stage) -> None:
     world.revoke_invitation(invited["id"])
     stage.settle()
     assert auto_join_answer(stage.engine, ANN) is None and members_at_workos(world) == {}
+
+
+def test_address_without_a_user_is_unblocked_until_the_invitation_is_revoked(stage: Stage) -> None:
+    world, org = stage.world, company(stage.world)
+    invited = world.create_invitation(ANN, org)
+    stage.receive_events()
+    assert auto_join_policy.unblock(stage.engine, org, "Ann@ACME.example", by("cleo", "a guest")) == [
+        "invitation pending"
+    ]
+    assert auto_join_answer(stage.engine, ANN) is not None
+    with pytest.raises(OperatorError, match="nothing blocks this address"):
+        auto_join_policy.unblock(stage.engine, org, ANN, by("cleo", "a guest"))
+    assert [
+        (row["kind"], row["object_id"], row["reason"])
+        for row in rows(stage.engine, Audit)
+        if row["action"] == "unblock"
+    ] == [("invitation", invited["id"], "a guest")]
+    assert "operator" in steps(stage.engine, invited["id"]), "the decision is explained"
+    world.revoke_invitation(invited["id"])
+    stage.receive_events()
+    assert auto_join_answer(stage.engine, ANN) is None
+    assert auto_join_policy.unblock(stage.engine, org, invited["id"], by("cleo", "again")) == ["invitation revoked"]
+    user = sign_up(world)
+    stage.settle()
+    assert members_at_workos(world) == {(org, user): ["active"]}
+
+
+def test_address_of_a_user_unblocks_the_user(stage: Stage) -> None:
+    world, org = stage.world, company(stage.world)
+    user = sign_up(world)
+    world.delete_membership(world.create_membership(org, user)["id"])
+    stage.receive_events()
+    world.update_user(user, email="ann.b@acme.example")
+    stage.settle()
+    assert auto_join_policy.unblock(stage.engine, org, ANN, by("cleo", "hired again")) == ["removed"]
+    stage.settle()
+    assert members_at_workos(world) == {(org, user): ["active"]}
+
+
+def test_unknown_address_cannot_be_unblocked(stage: Stage) -> None:
+    org = company(stage.world)
+    stage.receive_events()
+    for whom, error in ((ANN, "nothing blocks this address"), ("x@y@", "has no person x@y@")):
+        with pytest.raises(OperatorError, match=error):
+            auto_join_policy.unblock(stage.engine, org, whom, by("cleo", "a guest"))
+    with pytest.raises(OperatorError, match="has no workspace"):
+        auto_join_policy.unblock(stage.engine, "org_none", ANN, by("cleo", "a guest"))
 
 
 def test_revoked_invitation_blocks_the_person_under_a_later_address(stage: Stage) -> None:
@@ -274,6 +322,7 @@ def test_person_is_explained_with_invitations(engine: Engine) -> None:
 def test_address_without_a_user_is_explained(engine: Engine) -> None:
     deliver(engine, [invitation("created"), invitation("created", id="invitation_2", email="x@y@")])
     assert steps(engine, "Ann@ACME.example") == steps(engine, "x@y@") == ["invitation.created"]
+    assert steps(engine, "X@Y@") == ["invitation.created"]
     assert explain(engine, "bob@acme.example") is None
 
 
@@ -289,9 +338,17 @@ def test_members_page_and_cli_show_invitations(
     assert ANN in page and "joins by accepting" in page and "until an operator unblocks" in page
     assert ANN in browser.get("/ops/explain?name=invitation_2").get_data(as_text=True)
     set_environment(DATABASE_URL=engine.url.render_as_string(hide_password=False))
+    listed = json.loads(CliRunner().invoke(main, ["members", ORG, "--json"]).stdout)
+    assert [(row["email"], row["status"]) for row in listed["invitations"]] == [(ANN, "pending")]
+    assert ANN in CliRunner().invoke(main, ["members", ORG], env={"COLUMNS": "200"}).stdout
     shown = CliRunner().invoke(main, ["explain", "invitation_2", "--json"])
     assert json.loads(shown.stdout)["invitations"][0]["status"] == "revoked"
     assert "until an operator unblocks the person" in CliRunner().invoke(main, ["explain", "invitation_2"]).stdout
+    form = {"csrf_token": form_token(browser.get(f"/ops/workspaces/{ORG}")), "reason": "a guest"}
+    assert "Saved." in browser.post(
+        f"/ops/workspaces/{ORG}/invitations/invitation_2/unblock", data=form, follow_redirects=True
+    ).get_data(as_text=True)
+    assert rows(engine, auto_join_blocks) == []
 
 
 # Erasure
@@ -331,6 +388,19 @@ def test_erasure_covers_invitations_of_the_person(invited: Engine) -> None:
     assert set(mails.values()) == {(None, True)}
     assert broken_chains(rows(invited, Change)) == []
     assert [row["body"] for row in rows(invited, Event)] == [None] * 6, "the inviter's id is in the last one"
+
+
+def test_erasure_spares_the_address_of_another_user_whose_invitation_the_person_accepted(engine: Engine) -> None:
+    bob = made("user.created", 1, id="user_bob", email="bob@acme.example")
+    accepted = invitation("accepted", 2, email="bob@acme.example", accepted_user_id=USER)
+    deliver(engine, [made("user.created", email=ANN), bob, accepted, made("user.deleted", 3, email=ANN)])
+    forget(engine, USER, by("cleo"))
+    [row] = rows(engine, Invitation)
+    assert (row["email"], row["erased"]) == ("bob@acme.example", False)
+    assert event_row(engine, bob["id"])["body"] is not None
+    assert event_row(engine, accepted["id"])["body"] is None, "it names the erased user"
+    retain(engine, Periods())
+    assert rows(engine, Invitation) == [row]
 
 
 def test_erased_invitation_still_blocks(invited: Engine) -> None:

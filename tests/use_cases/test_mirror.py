@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import Engine
 
-from models.tables import Change
+from models.tables import Change, Read
 from models.views import auto_join_domains as auto_join_view
 from models.views import workspace_members, workspaces
 from tests.support import (
@@ -27,11 +28,14 @@ from tests.support import (
     rows,
     sample,
 )
+from tests.support.histories import broken_chains
 from tests.support.mirror import ACME, DOMAIN, MEMBER, MEMBERSHIP, ORG, USER, grant, take
 from worker.kinds import READERS
 from worker.kinds.role import Role
+from worker.mirror.read_requests import PARENT_MISSING
 
 INVITATION = sample("invitation.created")["data"]["id"]
+CONNECTION = sample("connection.activated")["data"]["id"]
 SAMPLES = sorted(path.stem for path in EVENTS.glob("*.json"))
 
 EFFECTS: dict[str, tuple[str, JSON] | None] = {
@@ -41,7 +45,14 @@ EFFECTS: dict[str, tuple[str, JSON] | None] = {
     ),
     "organization.updated": (
         "organization",
-        {"id": ORG, "name": "Acme Rockets International", "deleted_by": None},
+        {
+            "id": ORG,
+            "name": "Acme Rockets International",
+            "external_id": "workspace_17",
+            "stripe_customer_id": "cus_SVTmZ3hbWn4QyK",
+            "metadata": {"tier": "diamond", "region": "eu-1"},
+            "deleted_by": None,
+        },
     ),
     "organization.deleted": ("organization", {"id": ORG, "deleted_by": "event"}),
     "organization_domain.created": (
@@ -77,7 +88,12 @@ EFFECTS: dict[str, tuple[str, JSON] | None] = {
     ),
     "organization_membership.updated": (
         "membership",
-        {"id": MEMBERSHIP, "status": "active", "deleted_by": None},
+        {
+            "id": MEMBERSHIP,
+            "status": "active",
+            "custom_attributes": {"department": "Engineering", "cost_center": 4100},
+            "deleted_by": None,
+        },
     ),
     "organization_membership.deleted": ("membership", {"id": MEMBERSHIP, "deleted_by": "event"}),
     "user.created": (
@@ -91,7 +107,10 @@ EFFECTS: dict[str, tuple[str, JSON] | None] = {
             "deleted_by": None,
         },
     ),
-    "user.updated": ("user", {"id": USER, "email_verified": True, "deleted_by": None}),
+    "user.updated": (
+        "user",
+        {"id": USER, "email_verified": True, "external_id": "4711", "metadata": {"language": "de"}, "deleted_by": None},
+    ),
     "user.deleted": ("user", {"id": USER, "deleted_by": "event"}),
     "role.created": ("role", {"id": "billing", "slug": "billing", "permissions": [], "organization_id": None}),
     "role.updated": ("role", {"id": "billing", "permissions": ["invoices:read"], "deleted_by": None}),
@@ -154,6 +173,21 @@ EFFECTS: dict[str, tuple[str, JSON] | None] = {
         "invitation",
         {"id": INVITATION, "status": "revoked", "revoked_at": datetime(2025, 6, 26, 9, 0, 0, 770_000, UTC)},
     ),
+    "connection.saml_certificate_renewal_required": (
+        "saml_certificate",
+        {
+            "id": f"{CONNECTION}/ResponseSigning",
+            "connection_id": CONNECTION,
+            "organization_id": ORG,
+            "certificate_type": "ResponseSigning",
+            "expires_at": datetime(2025, 7, 20, tzinfo=UTC),
+            "created_at": None,
+        },
+    ),
+    "connection.saml_certificate_renewed": (
+        "saml_certificate",
+        {"id": f"{CONNECTION}/ResponseSigning", "expires_at": datetime(2028, 6, 29, 11, 20, 4, tzinfo=UTC)},
+    ),
     "dsync.activated": None,
 }
 """Sample → the one row it creates in an empty mirror (these columns), or None."""
@@ -198,10 +232,62 @@ def test_event_without_optional_fields_is_applied(
     assert outcomes(local_engine, event) == ["applied"]
     [only] = [row for found in mirrored(local_engine).values() for row in found]
     data = event["data"]
+    if "certificate" in data:
+        certificate = data["certificate"]
+        assert (only["id"], only["organization_id"]) == (f"{CONNECTION}/{certificate['certificate_type']}", None)
+        assert only["expires_at"] == datetime.fromisoformat(certificate["expiry_date"])
+        return
+    if event["event"] in HOST_KEYS:
+        assert {only[name] for name in HOST_KEYS[event["event"]]} == {None}
+        return
     assert (only["id"], only["email"], only["status"], only["organization_id"]) == (
         *(data["id"], data["email"], data["state"], data["organization_id"]),
     )
     assert (only["expires_at"], only["inviter_user_id"], only["accepted_user_id"]) == (None, None, None)
+
+
+HOST_KEYS = {
+    "organization.updated": ("external_id", "stripe_customer_id", "metadata"),
+    "user.updated": ("external_id", "metadata"),
+    "organization_membership.updated": ("custom_attributes",),
+}
+"""Event type → columns of the product that payloads may omit."""
+
+
+@pytest.mark.parametrize("type", HOST_KEYS)
+def test_absent_is_not_null_in_any_order(local_endpoint: FlaskClient, local_engine: Engine, type: str) -> None:
+    full = sample(type)
+    minimal, nulls = (json.loads((EVENTS / f"{folder}/{type}.json").read_text()) for folder in ("minimal", "nulls"))
+
+    def played(place: int, *events: JSON) -> JSON:
+        """The columns of an object of its own after these events."""
+        id = f"object_{place}"
+        for event in events:
+            about = {"id": f"{event['id']}_{place}", "data": event["data"] | {"id": id}}
+            take(local_endpoint, local_engine, event | about)
+        [row] = [row for row in rows(local_engine, READERS[type][0].table) if row["id"] == id]
+        return {name: row[name] for name in HOST_KEYS[type]}
+
+    given = {name: full["data"][name] for name in HOST_KEYS[type]}
+    assert played(0, full, minimal) == played(1, minimal, full) == given
+    gone = dict.fromkeys(given)  # the payload with nulls is newer than the full one, and older than the minimal one
+    for place, events in enumerate(permutations((full, minimal, nulls)), start=2):
+        assert played(place, *events) == gone
+    assert broken_chains(rows(local_engine, Change)) == []
+    assert {row["reason"] for row in rows(local_engine, Read)} <= {PARENT_MISSING}
+
+
+def test_sign_in_of_a_user_changes_nothing(local_endpoint: FlaskClient, local_engine: Engine) -> None:
+    take(local_endpoint, local_engine, made("user.updated", 1))
+    before, changes = mirrored(local_engine), len(rows(local_engine, Change))
+    signed_in = made("user.updated", 2, last_sign_in_at=minute(2))
+    take(local_endpoint, local_engine, signed_in)
+    assert outcomes(local_engine, signed_in) == ["unchanged"] and len(rows(local_engine, Change)) == changes
+    version = {"updated_at", "event_at", "event_id"}
+    shown = [
+        {k: v for k, v in row.items() if k not in version} for [row] in (before["user"], mirrored(local_engine)["user"])
+    ]
+    assert shown[0] == shown[1]
 
 
 def test_views_follow_the_recorded_samples(endpoint: FlaskClient, engine: Engine) -> None:

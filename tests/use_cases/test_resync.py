@@ -5,11 +5,12 @@ from random import Random
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, delete, update
 
+from models.database import write_transaction
 from models.tables import Change, Listing, MirrorState, RunStatus, Seen
 from models.views import sign_in_methods
-from tests.support import JSON, apply_all, differences, rows
+from tests.support import JSON, apply_all, differences, made, mirrored, outcomes, rows
 from tests.support.actors import by
 from tests.support.histories import broken_chains
 from tests.support.resync import (
@@ -31,7 +32,9 @@ from tests.support.sandbox import Sandbox, World, populate
 from worker.decision.payload import parse_time
 from worker.errors import BusyError
 from worker.kinds import KINDS
-from worker.kinds.user import User
+from worker.kinds.membership import MEMBERSHIP
+from worker.kinds.organization import ORGANIZATION
+from worker.kinds.user import USER, User
 from worker.repair.resync.resync import start
 from worker.workos_api.client import WorkOSClient
 
@@ -188,6 +191,44 @@ def test_newer_version_with_equal_content_is_not_drift(
     event = {"id": "event_between", "event": "organization.updated", "created_at": late["updated_at"], "data": late}
     deliver(one_engine, [event])
     assert differences(one_engine, world.truth()) == []
+
+
+def test_first_resync_after_an_upgrade_fills_new_columns_without_reads(
+    engine: Engine, sandbox: Sandbox, workos: WorkOSClient
+) -> None:
+    world = sandbox.world
+    small_life(world)
+    keys: JSON = {"external_id": "key", "metadata": {"tier": "diamond"}}
+    for id in world.organizations:
+        world.update_organization(id, stripe_customer_id="cus_1", **keys)
+    world.update_user(next(iter(world.users)), **keys)
+    world.update_membership(next(iter(world.memberships)), custom_attributes={"team": "red"})
+    catch_up_with(engine, world)
+    resync(engine, workos)
+    equal = mirrored(engine)
+    before = {kind.name: [(name, None) for name in kind.optional] for kind in (ORGANIZATION, USER, MEMBERSHIP)}
+    with write_transaction(engine) as tx:  # as rows and changes of the former release
+        for kind in (ORGANIZATION, USER, MEMBERSHIP):
+            tx.execute(update(kind.table).values(dict(before[kind.name]) | {"column_versions": None}))
+        tx.execute(delete(Change))
+    assert len(differences(engine, world.truth())) == len(world.organizations) + 2
+    sandbox.calls.clear()
+    run_id = resync(engine, workos)
+    assert differences(engine, world.truth()) == [] and report(engine, run_id) == []
+    by_id = ("/organizations/{id}", "/user_management/users/{id}", "/user_management/organization_memberships/{id}")
+    assert [sandbox.calls["GET", path] for path in by_id] == [0, 0, 0]
+    filled = rows(engine, Change)
+    assert len(filled) == len(world.organizations) + 2 and broken_chains(filled) == []
+    columns = ("updated_at", "event_at", "event_id")
+    for name in before:  # the versions of the rows are as before
+        versions = [[{c: row[c] for c in columns} for row in found[name]] for found in (equal, mirrored(engine))]
+        assert versions[0] == versions[1]
+    settled = mirrored(engine)
+    resync(engine, workos)
+    assert mirrored(engine) == settled and rows(engine, Change) == filled
+    former = [made("organization.updated", id=id, metadata={"tier": "iron"}) for id in world.organizations]
+    deliver(engine, former)
+    assert outcomes(engine, *former) == ["stale"] * len(former) and differences(engine, world.truth()) == []
 
 
 @pytest.mark.parametrize(("organizations", "members", "users"), [(3, 2, None), (101, 1, 40), (2, 101, None)])

@@ -105,9 +105,18 @@ class Staleness(Simulation):
     def an_outage_begins(self, status: int, times: int | None, path: str) -> None:
         self.sandbox.faults.fail(path or ".*", status=status, times=times)
 
+    @rule(type=st.sampled_from(["organization_membership.updated", "permission.created"]))
+    def an_event_type_is_refused(self, type: str) -> None:
+        self.sandbox.faults.fail("/events", query=type, status=400, times=None)
+
+    @rule()
+    def answers_have_no_time(self) -> None:
+        self.sandbox.knobs.dated = False
+
     @rule()
     def the_outage_ends(self) -> None:
         self.sandbox.faults.clear()
+        self.sandbox.knobs.dated = True
 
     @rule(place=st.integers(0, 20))
     def a_webhook_arrives(self, place: int) -> None:
@@ -199,7 +208,8 @@ class Staleness(Simulation):
         return {role for (_, role), end in zip(history, ends, strict=True) if end > since} | {history[-1][1]}
 
     def _ends(self) -> None:
-        self.sandbox.faults.clear()
+        self.the_outage_ends()
+        self._tail_ends()  # a process tests a refused type only once a minute
         self.planned.clear()
         pass_time(self.engine, self.clock, 60)
         for _ in range(2):

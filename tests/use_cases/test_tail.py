@@ -1,16 +1,18 @@
 """The tail of the events API: `complete_to` and its age, which bounded answers rely on."""
 
 import threading
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, update
+from freezegun import freeze_time
+from sqlalchemy import Engine, select, update
 
 from models.access import Access
-from models.database import in_transaction
-from models.tables import Event, Tail
+from models.database import in_transaction, open_engine, write_transaction
+from models.tables import Event, EventStatus, Tail
 from models.views import mirror_status, uncertain_access
 from tests.support import apply_all, differences, rows
 from tests.support.catch_up import EVENTS, begin, due, hide, stored, users
@@ -19,8 +21,9 @@ from tests.support.resync import Clock, resync
 from tests.support.sandbox import Sandbox
 from tests.support.tail import TailProcess, ask, filled, following, pass_time, publish_applied, state, tail
 from worker.errors import WorkOSError
+from worker.kinds.organization import Organization
 from worker.queue.doorbell import Doorbell
-from worker.workos_api.client import WorkOSClient
+from worker.workos_api.client import MAX_TRIES, WorkOSClient
 
 HOLD_BACK = timedelta(seconds=15)
 TAKEN = timedelta(seconds=2)
@@ -88,6 +91,39 @@ def test_replayed_event_does_not_hold_complete_to_back(
     assert state(one_engine)["complete_to"] == state(one_engine)["read_to"]
 
 
+@pytest.mark.long
+def test_event_that_waits_for_a_lock_counts_as_failed_and_does_not_hold_complete_to_back(
+    make_database: Callable[[str], str], sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    url = make_database("postgresql")
+    with ExitStack() as at_end:
+        engine, impatient = open_engine(url, pool_size=2), open_engine(url, lock_timeout_ms=1)
+        at_end.callback(engine.dispose)
+        at_end.callback(impatient.dispose)
+        begin(engine, workos)
+        filled(engine)
+        user = sandbox.world.create_user("ann@acme.example")
+        organization = sandbox.world.create_organization("Acme")
+        sandbox.world.create_membership(organization["id"], user["id"])
+        clock.advance(seconds=30)
+        tail(engine, workos, bell)
+        apply_all(engine)
+        sandbox.world.update_organization(organization["id"], name="Other")
+        pass_time(engine, clock, 30)
+        tail(engine, workos, bell)
+        with write_transaction(engine) as tx:
+            tx.execute(select(Organization.id).with_for_update())
+            apply_all(impatient)
+        publish_applied(engine)
+        assert state(engine)["complete_to"] == state(engine)["read_to"]
+        [event] = [row for row in rows(engine, Event) if row["status"] == EventStatus.PENDING]
+        assert event["attempts"] == 0 and "lock timeout" in event["error"]
+        assert event["id"] in str(ask(engine, user["id"], organization["id"]))
+        due(engine, event["id"], -1)
+        apply_all(engine)
+        assert isinstance(ask(engine, user["id"], organization["id"]), Access)
+
+
 @pytest.mark.parametrize("place", ["appended", "inserted"])
 def test_event_shown_late_within_the_hold_back_is_read(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell, place: str
@@ -139,6 +175,21 @@ def test_read_that_does_not_reach_the_end_completes_nothing(
     assert state(one_engine)["complete_to"] == before
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_read_without_the_time_of_workos_completes_nothing(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell, *, is_first: bool
+) -> None:
+    begin(one_engine, workos)
+    if not is_first:
+        tail(one_engine, workos, bell)
+    before = state(one_engine)["complete_to"]
+    sandbox.knobs.update({"dated": False})
+    pass_time(one_engine, clock, 5)
+    with pytest.raises(WorkOSError, match="Date"):
+        tail(one_engine, workos, bell)
+    assert state(one_engine)["complete_to"] == before
+
+
 def test_after_a_lost_cursor_it_reads_from_where_it_was(
     one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
 ) -> None:
@@ -177,14 +228,35 @@ def test_no_event_is_missed_of_a_type_that_was_refused_for_a_while(
     before = state(one_engine)["read_to"]
     sandbox.faults.fail(EVENTS, query="user.created", status=400, times=None)
     events = users(sandbox, clock, 2)
-    sandbox.world.create_organization("Acme")
-    pass_time(one_engine, clock, 600)
-    with pytest.raises(WorkOSError, match=r"user\.created"):
-        tail(one_engine, workos, bell)
-    assert len(stored(one_engine)) == 1 and state(one_engine)["read_to"] == before
-    sandbox.faults.clear()
-    tail(one_engine, workos, bell)
+    calls = 0
+    with closing(TailProcess(one_engine, workos, bell)) as process:
+        for number in range(1, 4):
+            sandbox.world.create_organization(f"Acme {number}")
+            pass_time(one_engine, clock, 600)
+            calls = workos.calls
+            with pytest.raises(WorkOSError, match=r"user\.created"):
+                process.read()
+            assert len(stored(one_engine)) == number and state(one_engine)["read_to"] == before
+        assert workos.calls == calls + 1, "the refused type is remembered, and no event is read twice"
+        sandbox.faults.clear()
+        with freeze_time(tick=True):  # whose monotonic clock is the epoch's: more than a minute has passed
+            process.read()
     assert stored(one_engine) >= {event["id"] for event in events}
+    assert state(one_engine)["read_to"] > before
+
+
+def test_failed_reads_do_not_lengthen_the_interval(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    begin(one_engine, workos)
+    tail(one_engine, workos, bell)
+    sandbox.faults.fail(EVENTS, status=503, times=3 * MAX_TRIES)
+    with closing(TailProcess(one_engine, workos, bell, workos_rate_share=0.1)) as process:
+        for _ in range(3):  # five seconds allow the calls of each, but not of all
+            with pytest.raises(WorkOSError):
+                process.read()
+        process.read()
+        assert state(one_engine)["interval_seconds"] == 5
 
 
 @pytest.mark.parametrize(("organization_id", "uncertain"), [("org_1", "org_1"), (None, "")])

@@ -1,5 +1,8 @@
 """A failed event makes uncertain only what it can have changed, and only until that has been read from WorkOS."""
 
+from collections.abc import Callable
+from contextlib import closing
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -11,11 +14,12 @@ from models.access import Access
 from models.database import in_transaction
 from models.tables import Event, EventStatus, FailedEffect, Read, Run, RunStatus
 from models.types import db_now_plus, db_plus
-from models.views import uncertain_access
+from models.views import EXPIRED_EVENTS, uncertain_access
 from tests.support import JSON, accept, apply_all, event_row, made, rows
 from tests.support.actors import by
 from tests.support.catch_up import begin, users
 from tests.support.mirror import MEMBERSHIP, ORG, USER, grant
+from tests.support.ops import TOKEN, sign_in
 from tests.support.processes import eventually
 from tests.support.repair import settings
 from tests.support.resync import (
@@ -30,14 +34,18 @@ from tests.support.resync import (
     small_life,
 )
 from tests.support.sandbox import Sandbox
-from tests.support.tail import ask, filled, following, fresh, pass_time, publish_applied, state, tail
+from tests.support.tail import TailProcess, ask, filled, following, fresh, pass_time, publish_applied, state, tail
+from webhooks.app import create_app
+from worker.bootstrap import Services
 from worker.inbox.drain import DrainLimits
 from worker.kinds import READERS
+from worker.mirror.uncertainty import note_everything
 from worker.queue.doorbell import Doorbell
 from worker.repair import replay as replays
 from worker.repair.reads import work_due
 from worker.repair.replay import Selection, dismiss
 from worker.repair.schedule import schedule
+from worker.reports.explain import explain
 from worker.runs import lease
 from worker.workos_api.client import WorkOSClient
 
@@ -183,18 +191,53 @@ def test_an_unusable_event_about_one_workspace_leaves_answers_about_others_fresh
     deliver(both_engines, world.events)
     filled(both_engines)
     member = {org: next(m for m in world.memberships.values() if m["organization_id"] == org) for org in (bad, good)}
-    for _ in range(60):
-        world.update_membership(member[bad]["id"], role="member")
-        world.events[-1]["data"] |= {"id": None}
-        pass_time(both_engines, clock, 60)
-        tail(both_engines, workos, bell)
-        apply_all(both_engines)
-        publish_applied(both_engines)
-        complete_to = state(both_engines)["complete_to"]
-        assert complete_to == state(both_engines)["read_to"]
-        assert ask(both_engines, member[good]["user_id"], good, 25) == Access("admin", complete_to)
-        assert "was not applied" in str(ask(both_engines, member[bad]["user_id"], bad, 25))
-    assert uncertain(both_engines) == {(bad, "")}
+    with closing(TailProcess(both_engines, workos, bell)) as process:
+        for _, unusable in zip(range(60), cycle([{"id": None}, NO_TIME, {"id": ".."}, {"user_id": None}])):
+            world.update_membership(member[bad]["id"], role="member")
+            world.events[-1]["data"] = world.events[-1]["data"] | unusable
+            pass_time(both_engines, clock, 60)
+            process.read()
+            apply_all(both_engines)
+            publish_applied(both_engines)
+            complete_to = state(both_engines)["complete_to"]
+            assert complete_to == state(both_engines)["read_to"]
+            assert ask(both_engines, member[good]["user_id"], good, 25) == Access("admin", complete_to)
+            assert "was not applied" in str(ask(both_engines, member[bad]["user_id"], bad, 25))
+    assert sum(row["status"] == EventStatus.FAILED for row in rows(both_engines, Event)) == 60
+    assert uncertain(both_engines) == {(bad, ""), (bad, member[bad]["user_id"])}
+
+
+def test_explain_and_the_page_of_a_workspace_show_why_bounded_answers_are_stale(
+    local: Callable[..., Services],
+) -> None:
+    services = local(ops_tokens=f"ann:{TOKEN}")
+    endpoint, engine = create_app(services).test_client(), services.engine
+    grant(endpoint, engine)
+    of_workspace = made(MEMBERSHIP_EVENT, id=None, organization_id=ORG)
+    of_person = made("user.updated", id=USER, updated_at=None)
+    of_member = made(MEMBERSHIP_EVENT, id=MEMBERSHIP, organization_id=ORG, user_id=USER, status=None, updated_at=None)
+    of_others = (
+        made("user.updated", id="user_other", updated_at=None),
+        made("organization.updated", updated_at=None, id="org_x"),
+    )
+    fail(endpoint, engine, of_workspace, of_person, of_member, *of_others)
+
+    def because_of(name: str) -> set[str]:
+        found = explain(engine, name)
+        assert found is not None
+        return {row["event_id"] for row in found["uncertain"]}
+
+    assert because_of(USER) == because_of(MEMBERSHIP) == {event["id"] for event in (of_workspace, of_person, of_member)}
+    assert because_of(ORG) == {event["id"] for event in (of_workspace, of_member)}
+    assert because_of("user_other") == {of_others[0]["id"]}
+    sign_in(endpoint)
+    page = endpoint.get(f"/ops/workspaces/{ORG}").get_data(as_text=True)
+    assert of_workspace["id"] in page and "a resync of the workspace, or the event is applied or dismissed" in page
+    assert f"membership {MEMBERSHIP} is read from WorkOS" in page and of_person["id"] not in page
+    shown = endpoint.get("/ops/explain", query_string={"name": USER}).get_data(as_text=True)
+    assert f"user {USER} is read from WorkOS" in shown
+    in_transaction(engine, note_everything, EXPIRED_EVENTS)
+    assert EXPIRED_EVENTS in because_of("user_other") & because_of(ORG)
 
 
 # How it ends

@@ -13,6 +13,7 @@ from models.views import (
     auto_join_blocks,
     auto_join_domains,
     mirror_status,
+    seats,
     sign_in_methods,
     workspace_invitations,
     workspace_members,
@@ -31,7 +32,7 @@ ACME, OTHER, GONE, UNKNOWN = "org_acme", "org_other", "org_gone", "org_unknown"
 
 
 def org(id: str) -> JSON:
-    return made("organization.created", id=id, name=f"The {id}", external_id=None)
+    return made("organization.created", id=id, name=f"The {id}", external_id=None, stripe_customer_id=None)
 
 
 def user(name: str) -> JSON:
@@ -65,6 +66,41 @@ def places(engine: Engine) -> Engine:
 def test_workspaces_are_active_or_deleted(places: Engine) -> None:
     found = {row["organization_id"]: row["state"] for row in rows(places, workspaces)}
     assert found == {ACME: "active", OTHER: "active", GONE: "deleted"}
+
+
+def test_views_show_the_products_keys(places: Engine) -> None:
+    keys: JSON = {"external_id": "key_1", "metadata": {"tier": {"name": "gold"}}}
+    ann = made("user.created", 1, id="user_ann", email="ann@acme.example", **keys | {"external_id": "key_2"})
+    cost_center: JSON = {"cost_center": 7}
+    events = [made("organization.updated", 2, id=ACME, stripe_customer_id="cus_1", **keys), ann]
+    apply_events(places, [*events, member("om_ann", "ann", custom_attributes=cost_center)])
+    [shown] = [row for row in rows(places, workspaces) if row["organization_id"] == ACME]
+    assert {name: shown[name] for name in (*keys, "stripe_customer_id")} == keys | {"stripe_customer_id": "cus_1"}
+    [shown] = rows(places, workspace_members)
+    names = ("workspace_external_id", "user_external_id", "user_metadata", "custom_attributes")
+    assert [shown[name] for name in names] == ["key_1", "key_2", keys["metadata"], cost_center]
+
+
+def test_seats_are_the_people_who_have_access(places: Engine) -> None:
+    known = ("ann", "bob", "cat", "dan")
+    apply_events(places, [*map(user, known), made("organization.updated", 2, id=OTHER, stripe_customer_id="cus_2")])
+    apply_events(
+        places,
+        [
+            member("om_ann", "ann"),
+            member("om_ann_too", "ann", 1),
+            member("om_bob", "bob"),
+            member("om_bob_other", "bob", where=OTHER),
+            member("om_cat", "cat", status="inactive"),
+            member("om_dan", "dan", where=GONE),
+        ],
+    )
+    apply_events(places, [org("org_empty")])
+    assert sorted(tuple(row.values()) for row in rows(places, seats)) == [
+        (ACME, f"The {ACME}", None, None, 2),
+        ("org_empty", "The org_empty", None, None, 0),
+        (OTHER, "Acme Rockets International", "cus_2", "workspace_17", 1),
+    ]
 
 
 def test_status_is_current_once_filled(engine: Engine) -> None:

@@ -1,1 +1,1 @@
-"""The read-only JSON API under /api/v1. Requires a bearer token from API_TOKENS."""
+"""The JSON API under /api/v1. Requires a bearer token of API_TOKENS; API_REFRESH_NAMES lets some do more than read."""

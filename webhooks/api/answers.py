@@ -2,7 +2,7 @@
 
 import spectree
 from flask import Response, abort
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from models.types import Record
 from webhooks.api import schemas
@@ -29,3 +29,10 @@ def page(model: type[BaseModel], rows: list[Record], limit: int, key: str) -> Re
     """Return rows as a page. If there are `limit` rows, `next` is the last row's `key`; otherwise this page is last."""
     last = str(rows[-1][key]) if len(rows) == limit else None
     return as_json(model.model_validate({"items": rows, "next": last}))
+
+
+def problems_in(error: ValidationError) -> str:
+    """Return one line that names each invalid parameter, without its value."""
+    problems = error.errors(include_input=False, include_url=False, include_context=False)
+    named = [(".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")) for each in problems]
+    return "; ".join(f"{place}: {text}" if place else text for place, text in named)

@@ -4,7 +4,7 @@ from flask import Blueprint, Response
 from spectree import SpecTree
 from sqlalchemy import Engine
 
-from models.access import Stale, access_of, auto_join_for
+from models.access import auto_join_for
 from models.database import session
 from webhooks.api import schemas
 from webhooks.api.answers import answers, as_json, one, page
@@ -18,7 +18,7 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
     @spec.validate(resp=answers(schemas.Page[schemas.Workspace]), tags=["mirror"])
     def list_workspaces(query: schemas.WorkspaceQuery) -> Response:
         """List workspaces, ordered by id."""
-        rows = listings.list_workspaces(engine, state=query.state, after=query.after, limit=query.limit)
+        rows = listings.list_workspaces(engine, **query.model_dump())
         return page(schemas.Page[schemas.Workspace], rows, query.limit, "organization_id")
 
     @routes.get("/workspaces/<path:organization_id>")
@@ -28,37 +28,29 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
         return one(schemas.Workspace, listings.workspace(engine, organization_id))
 
     @routes.get("/members")
-    @spec.validate(resp=answers(schemas.Page[schemas.Member]), tags=["mirror"])
+    @spec.validate(
+        resp=answers(schemas.Page[schemas.ListedMember], HTTP_400=schemas.Error, HTTP_410=schemas.Error),
+        tags=["mirror"],
+    )
     def list_members(query: schemas.MemberQuery) -> Response:
-        """List the members who have access now, ordered by membership id. All filters must match."""
-        filters = query.model_dump(include={"organization_id", "user_id", "email"}, exclude_none=True)
-        rows = listings.list_access(engine, filters, after=query.after, limit=query.limit)
-        return page(schemas.Page[schemas.Member], rows, query.limit, "membership_id")
+        """List the members who have access now, or had it `at` a time, by membership id. All filters must match.
 
-    @routes.get("/access")
-    @spec.validate(resp=answers(schemas.Access, HTTP_400=schemas.Error, HTTP_503=schemas.StaleAnswer), tags=["mirror"])
-    def access(query: schemas.AccessQuery) -> Response:
-        """Return a person's role in a workspace, null for no access.
+        400: the time is in the future.
 
-        400: the bound is smaller than the smallest that can be met, which the message names.
-
-        503: the answer may be older than the bound. Treat it as no access, or retry after `Retry-After`.
+        410: the time is before the mirror was filled, or the changes since have been pruned. The message names the
+        earliest time.
         """
-        try:
-            with session(engine) as opened:
-                found = access_of(opened, query.user_id, query.organization_id, query.max_staleness)
-        except ValueError as error:
-            return as_json(schemas.Error(error=str(error)), 400)
-        except Stale as stale:
-            reason = schemas.StaleAnswer(
-                error=stale.reason, complete_to=stale.complete_to, retry_after=stale.retry_after
-            )
-            response = as_json(reason, 503)
-            response.headers["Retry-After"] = str(stale.retry_after)
-            return response
-        response = as_json(schemas.Access(**found._asdict()))
-        response.headers["Cache-Control"] = "no-store"
-        return response
+        filters = query.model_dump(exclude={"at", "after", "limit"}, exclude_none=True)
+        rows = listings.list_access(engine, filters, at=query.at, after=query.after, limit=query.limit)
+        return page(schemas.Page[schemas.ListedMember], rows, query.limit, "membership_id")
+
+    @routes.get("/invitations")
+    @spec.validate(resp=answers(schemas.Page[schemas.Invitation]), tags=["mirror"])
+    def list_invitations(query: schemas.InvitationQuery) -> Response:
+        """List the invitations to workspaces, ordered by invitation id. All filters must match."""
+        filters = query.model_dump(include={"organization_id", "email", "status"}, exclude_none=True)
+        rows = listings.list_invitations(engine, filters, after=query.after, limit=query.limit)
+        return page(schemas.Page[schemas.Invitation], rows, query.limit, "invitation_id")
 
     @routes.get("/domains")
     @spec.validate(resp=answers(schemas.Page[schemas.Domain]), tags=["mirror"])

@@ -7,11 +7,12 @@ from pydantic import ValidationError
 from spectree import SpecTree
 from spectree.models import SecureType, SecurityScheme, SecuritySchemeData
 
-from webhooks.api import changes, mirror, operations, schemas
-from webhooks.api.answers import answers, as_json
+from webhooks.api import access, changes, mirror, operations, refresh, schemas
+from webhooks.api.answers import answers, as_json, problems_in
+from webhooks.api.waiting import Waiting
 from webhooks.auth import Guesses
 from worker.bootstrap import Services
-from worker.errors import TooManyGuessesError
+from worker.errors import TimeError, TooManyGuessesError
 from worker.reports.health import complete_to
 from worker.reports.verdict import as_report, judge
 
@@ -38,6 +39,7 @@ def blueprint(services: Services, app: Flask) -> Blueprint:
             response.headers["Retry-After"] = str(error.seconds)
             return response
         if known and scheme.lower() == "bearer":
+            g.token_name = known
             # Before the answer is made, so that it is no newer than the answer.
             g.complete_to = complete_to(engine)
             return None
@@ -63,9 +65,17 @@ def blueprint(services: Services, app: Flask) -> Blueprint:
         report = as_report(verdict) | {"trusted": verdict.trusted, "reasons": verdict.reasons}
         return as_json(schemas.Status(**report), 200 if verdict.trusted else 503)
 
+    @routes.errorhandler(TimeError)
+    def no_such_time(error: TimeError) -> Response:
+        return as_json(schemas.Error(error=str(error)), error.status)
+
+    max_threads = max(1, services.settings.web_threads // 4)
+    waiting = Waiting(max_threads)
     mirror.add(routes, spec, engine)
+    access.add(routes, spec, engine, waiting)
+    refresh.add(routes, spec, services, waiting)
     operations.add(routes, spec, engine)
-    changes.add(routes, spec, engine, max_threads=max(1, services.settings.web_threads // 4))
+    changes.add(routes, spec, engine, max_threads)
     spec.app = app
     return routes
 
@@ -75,7 +85,8 @@ def _spec() -> SpecTree:
         "flask",
         title="workos-sync",
         version="1",
-        description="Read-only access to the mirror of WorkOS.",
+        description="The mirror of WorkOS. Tokens only read it, except those named in API_REFRESH_NAMES: they may also "
+        "ask for something to be read from WorkOS at once (POST /api/v1/refresh).",
         page_templates={},  # They load scripts from other hosts.
         annotations=True,
         mode="strict",
@@ -91,8 +102,5 @@ def _describe_invalid_parameters(
     _request: Request, response: Response, error: Exception | None, _instance: object, _adapter: object
 ) -> None:
     """Replace spectree's response to invalid parameters with an `Error` that names each of them."""
-    if not isinstance(error, ValidationError):
-        return
-    problems = error.errors(include_input=False, include_url=False, include_context=False)
-    text = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems)
-    response.set_data(json.dumps({"error": text}))
+    if isinstance(error, ValidationError):
+        response.set_data(json.dumps({"error": problems_in(error)}))

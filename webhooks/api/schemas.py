@@ -1,13 +1,26 @@
 """Query parameters and responses of the API. Times are ISO 8601 in UTC; ids are WorkOS's, and opaque."""
 
+import re
 from datetime import datetime
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from models.access import LARGEST_BOUND
 from models.tables import Action, Via
 from models.types import JsonObject
+from worker.decision.payload import is_id, parse_time
+from worker.kinds import KINDS
+from worker.repair.refresh import ACCESS, Target
 
 Item = TypeVar("Item", bound=BaseModel)
 
@@ -34,6 +47,7 @@ class WorkspaceQuery(Paging):
     """Filters for workspaces."""
 
     state: Literal["active", "deleted"] | None = None
+    external_id: Text | None = None
 
 
 class InWorkspace(Paging):
@@ -46,7 +60,30 @@ class MemberQuery(InWorkspace):
     """Filters for members: by workspace, by person, or both."""
 
     user_id: Id | None = None
+    email: Annotated[Text | None, Field(description="An address that the person has now.")] = None
+    workspace_external_id: Text | None = None
+    user_external_id: Text | None = None
+    at: Annotated[
+        AwareDatetime | None,
+        Field(
+            description="Answer as the mirror did at this time: ISO 8601 with an offset. "
+            "Needs organization_id, user_id or email."
+        ),
+    ] = None
+
+    @field_validator("at")
+    @classmethod
+    def _needs_filter(cls, at: datetime | None, given: ValidationInfo) -> datetime | None:
+        if at is not None and not any(given.data.get(name) for name in ("organization_id", "user_id", "email")):
+            raise ValueError("needs organization_id, user_id or email")
+        return at
+
+
+class InvitationQuery(InWorkspace):
+    """Filters for invitations: by workspace, invited address, and status."""
+
     email: Text | None = None
+    status: Text | None = None
 
 
 class AutoJoinQuery(Query):
@@ -96,6 +133,81 @@ class AccessQuery(Query):
             description="In seconds. The answer is never older. Without it, the answer may have any age.",
         ),
     ] = None
+    wait: Annotated[
+        Id | None,
+        Field(
+            description="The id of an event, or a time (ISO 8601) by WorkOS's clock. The answer is delayed by up to "
+            "five seconds until the event is applied, or the mirror is complete up to the time."
+        ),
+    ] = None
+
+    @field_validator("wait")
+    @classmethod
+    def _is_usable(cls, wait: str | None) -> str | None:
+        if wait is not None and _is_time(wait) and parse_time(wait) is None:
+            raise ValueError("is not a time; write 2026-01-31T12:00:00Z, and + as %2B")
+        return wait
+
+    @property
+    def wait_event(self) -> str | None:
+        """The event to wait for."""
+        return None if self.wait is None or _is_time(self.wait) else self.wait
+
+    @property
+    def wait_time(self) -> datetime | None:
+        """The time to wait for, in UTC."""
+        return parse_time(self.wait) if self.wait is not None and _is_time(self.wait) else None
+
+
+def _is_time(wait: str) -> bool:
+    return re.match(r"\d{4}-", wait, re.ASCII) is not None
+
+
+def _require_kind(name: str) -> str:
+    if name not in KINDS:
+        raise ValueError(f"must be one of {', '.join(KINDS)}")
+    return name
+
+
+def _require_id(id: str) -> str:
+    if not is_id(id):
+        raise ValueError("is not an id")
+    return id
+
+
+ReadableId = Annotated[str, AfterValidator(_require_id)]
+"""An id that can be a segment of a path of WorkOS's API."""
+
+
+class RefreshRequest(BaseModel):
+    """What to read from WorkOS: an object, by `kind` and `id`, or access, by `organization_id` and `user_id`.
+
+    `id` is the key in the mirror: for a permission its slug, for a role `slug` or `organization_id/slug`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Annotated[str, AfterValidator(_require_kind), Field(json_schema_extra={"enum": list(KINDS)})] | None = None
+    id: str | None = None
+    organization_id: ReadableId | None = None
+    user_id: ReadableId | None = None
+
+    @model_validator(mode="after")
+    def _is_one_target(self) -> Self:
+        is_object = None not in (self.kind, self.id)
+        is_access = None not in (self.organization_id, self.user_id)
+        if is_object is is_access or len(self.model_dump(exclude_none=True)) != 2:  # noqa: PLR2004 - fields
+            raise ValueError("give kind and id, or organization_id and user_id")
+        for segment in (self.id or "").split("/", 1 if self.kind == "role" else 0) if is_object else ():
+            _require_id(segment)
+        return self
+
+    @property
+    def target(self) -> Target:
+        """What to read."""
+        if self.kind is not None and self.id is not None:
+            return Target(self.kind, self.id)
+        return Target(ACCESS, self.organization_id or "", self.user_id or "")
 
 
 class Error(BaseModel):
@@ -117,6 +229,22 @@ class Access(BaseModel):
 
     role: Literal["admin", "member"] | None
     complete_to: datetime | None
+
+
+class Refreshed(BaseModel):
+    """What was asked for, as the mirror has it now: a person's `access`, or an `object`. The other one is null.
+
+    An object has all columns of its kind, and `state`: `active` or `deleted`.
+    """
+
+    access: Access | None = None
+    object: JsonObject | None = None
+
+
+class PendingRefresh(BaseModel):
+    """It has not been read yet. `error` says why the last attempt failed; null if none did."""
+
+    error: str | None
 
 
 class Mirror(BaseModel):
@@ -177,6 +305,8 @@ class Workspace(BaseModel):
     state: Literal["active", "deleted"]
     created_at: datetime | None
     updated_at: datetime | None
+    stripe_customer_id: str | None
+    metadata: JsonObject | None
 
 
 class Member(BaseModel):
@@ -191,6 +321,41 @@ class Member(BaseModel):
     status: str
     membership_id: str
     since: datetime | None
+    workspace_external_id: str | None
+    user_external_id: str | None
+    user_metadata: JsonObject | None
+    custom_attributes: JsonObject | None
+
+
+class ListedMember(Member):
+    """A person who has access to a workspace; with `at`, also the last change of this access until then.
+
+    These fields are null without `at`, and if the change has been pruned.
+    """
+
+    changed_at: datetime | None = None
+    cause: str | None = None
+    cause_id: str | None = None
+    actor_id: str | None = None
+    actor_name: str | None = None
+    actor_source: str | None = None
+
+
+class Invitation(BaseModel):
+    """An invitation to a workspace. A pending one is expired from `expires_at` on. `email` is null once erased."""
+
+    organization_id: str
+    invitation_id: str
+    email: str | None
+    email_normalized: str | None
+    status: str | None
+    workos_role: str | None
+    inviter_user_id: str | None
+    accepted_user_id: str | None
+    created_at: datetime | None
+    expires_at: datetime | None
+    accepted_at: datetime | None
+    revoked_at: datetime | None
 
 
 class Domain(BaseModel):
@@ -206,13 +371,14 @@ class Domain(BaseModel):
 
 
 class SignInMethod(BaseModel):
-    """An active single sign-on connection of a workspace."""
+    """An active single sign-on connection of a workspace, and when its first SAML certificate expires, if known."""
 
     organization_id: str
     connection_id: str
     connection_type: str | None
     name: str | None
     since: datetime | None
+    certificate_expires_at: datetime | None
 
 
 class Join(BaseModel):
@@ -374,5 +540,6 @@ class Snapshot(BaseModel):
     changes_after: int
     workspaces: list[Workspace]
     workspace_members: list[Member]
+    workspace_invitations: list[Invitation]
     auto_join_domains: list[JoinRule]
     sign_in_methods: list[SignInMethod]

@@ -48,6 +48,11 @@ def add(routes: Blueprint, services: Services) -> None:
         decision = partial(auto_join_policy.unblock, engine, organization_id, user_id)
         return _apply(decision, url_for("ops.auto_join"))
 
+    @routes.post("/workspaces/<id:organization_id>/invitations/<id:invitation_id>/unblock")
+    def unblock_invited(organization_id: str, invitation_id: str) -> Response:
+        decision = partial(auto_join_policy.unblock, engine, organization_id, invitation_id)
+        return _apply(decision, url_for("ops.workspace", organization_id=organization_id))
+
     @routes.post("/workspaces/<id:organization_id>/people/<id:user_id>/block")
     def block(organization_id: str, user_id: str) -> Response:
         decision = partial(auto_join_policy.block, engine, organization_id, user_id)

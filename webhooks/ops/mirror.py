@@ -4,7 +4,7 @@ from flask import Blueprint, abort, render_template, request
 from werkzeug import Response
 
 from models.database import read_transaction
-from webhooks.ops.shared import PAGE, split_page, start_resync
+from webhooks.ops.shared import PAGE, chosen_time, split_page, start_resync
 from worker.bootstrap import Services
 from worker.mirror.auto_join_policy import workspace_settings
 from worker.reports import explain, listings
@@ -23,17 +23,21 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.get("/workspaces/<id:organization_id>")
     def workspace(organization_id: str) -> str:
-        found = listings.list_members(engine, organization_id)
+        then = chosen_time()
+        found = listings.list_members(engine, organization_id, then)
         if found is None:
-            abort(404, "There is no workspace with this id.")
+            abort(404, f"There {'was' if then else 'is'} no workspace with this id.")
+        if then is not None:
+            return render_template("ops/workspace.html", workspace=found, then=then)
         with read_transaction(engine) as tx:
             settings = workspace_settings(tx, organization_id)
         return render_template(
             "ops/workspace.html",
             workspace=found,
             settings=settings,
+            uncertain=listings.list_uncertain(engine, organization_id),
             domains=listings.list_domains(engine, organization_id, limit=PAGE),
-            invitations=listings.list_invitations(engine, organization_id, limit=PAGE),
+            invitations=listings.list_invitation_blocks(engine, organization_id, limit=PAGE),
             sign_in=listings.list_sign_in(engine, organization_id, limit=PAGE),
             changes=listings.recent_changes(engine, organization_id, PAGE),
         )

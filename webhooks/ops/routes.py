@@ -13,7 +13,7 @@ from webhooks.ops import audit, auto_join, inbox, mirror, overview, runs, sign_i
 from webhooks.ops.ids import IdConverter
 from worker.bootstrap import Services
 from worker.error_handling import describe, is_expected
-from worker.errors import ConfigurationError, OperatorError, UnknownIdError, WorkosSyncError
+from worker.errors import ConfigurationError, OperatorError, TimeError, UnknownIdError, WorkosSyncError
 from worker.mirror.change_feed import as_json
 from worker.reports.conditions import duration
 
@@ -36,7 +36,10 @@ def install(app: Flask, services: Services) -> None:
     @routes.errorhandler(ConfigurationError)
     @routes.errorhandler(OperatorError)
     def refused(error: WorkosSyncError) -> tuple[str, int]:
-        status = HTTPStatus.NOT_FOUND if isinstance(error, UnknownIdError) else HTTPStatus.CONFLICT
+        if isinstance(error, TimeError):
+            status = error.status
+        else:
+            status = HTTPStatus.NOT_FOUND if isinstance(error, UnknownIdError) else HTTPStatus.CONFLICT
         return render_template("ops/error.html", title="Request failed", message=str(error)), status
 
     def database_unavailable(error: SQLAlchemyError) -> tuple[str, int]:

@@ -1,6 +1,7 @@
 """What several pages share: pagination, the reason field of a form, and starting runs."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 
 from flask import abort, flash, g, redirect, request, url_for
@@ -36,6 +37,16 @@ def chosen_change() -> int | None:
         return row_id(text) if text else None
     except ValueError:
         abort(400, "change is not the id of a change")
+
+
+def chosen_time() -> datetime | None:
+    """Return the time, in UTC, that the query parameter `at` names; None if it is empty. 400 for anything else."""
+    text = request.args.get("at", "").strip()
+    try:
+        at = datetime.fromisoformat(text) if text else None
+        return at.replace(tzinfo=UTC) if at and at.tzinfo is None else at
+    except ValueError:
+        abort(400, "at is not a time such as 2026-01-31T12:30:00, in UTC")
 
 
 def split_page(rows: list[Record], key: str) -> tuple[list[Record], str | None]:

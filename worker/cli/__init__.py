@@ -27,6 +27,8 @@ MODULES = {
     "audit": "audit",
     "auto-join": "auto_join",
     "hooks": "hooks",
+    "plan": "plan",
+    "review": "review",
     "runs": "runs",
 }
 """Command name → module in this package. A module is imported only when its command runs, to keep start-up fast."""

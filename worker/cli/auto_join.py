@@ -91,14 +91,15 @@ def set_workspace(organization: str, switch: bool | None, role: str | None, reas
 
 @auto_join.command()
 @click.argument("organization", metavar="ORGANIZATION_ID")
-@click.argument("user", metavar="USER_ID")
+@click.argument("person", metavar="USER_ID|EMAIL|INVITATION_ID")
 @options.required_reason
-def unblock(organization: str, user: str, reason: str) -> None:
+def unblock(organization: str, person: str, reason: str) -> None:
     """Allow a person to join a workspace by domain again.
 
-    For people who are kept out because they were removed, deactivated, invited or blocked.
+    For people who are kept out because they were removed, deactivated, invited or blocked. An invited person may be
+    unblocked before they sign up, by address or by invitation.
     """
-    reasons = auto_join_policy.unblock(migrated_engine(), organization, user, actor(reason))
+    reasons = auto_join_policy.unblock(migrated_engine(), organization, person, actor(reason))
     click.echo(f"unblocked: {', '.join(reasons)}")
 
 

@@ -82,4 +82,4 @@ def hooks_dismiss(hook: str, change_id: int | None, reason: str) -> None:
     """Discard a hook's failed deliveries."""
     names = logging_settings().http_hooks
     number = operate.dismiss(migrated_engine(), hook, change_id, actor(reason), names)
-    click.echo(f"{number} discarded")
+    click.echo(f"{number} dismissed")

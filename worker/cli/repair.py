@@ -99,7 +99,7 @@ def catch_up_command(since: datetime | None, reason: str | None, as_json: bool) 
 @options.reason
 @options.as_json
 def forget_command(user: str, reason: str | None, as_json: bool) -> None:
-    """Erase a deleted user's e-mail address and name.
+    """Erase a deleted user's personal data.
 
     Also blanks the stored payloads that name the user. All payloads are searched: allow a few minutes per million.
     """

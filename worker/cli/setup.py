@@ -59,6 +59,7 @@ CHECKED_SETTINGS = {
     "webhook secret": {"WORKOS_WEBHOOK_SECRETS"},
     "OPS_TOKENS": {"OPS_TOKENS"},
     "API_TOKENS": {"API_TOKENS"},
+    "API_REFRESH_NAMES": {"API_REFRESH_NAMES", "API_TOKENS"},
     "WorkOS key": {"WORKOS_API_KEY", "WORKOS_CLIENT_ID", "WORKOS_BASE_URL"},
 }
 """Checks of `doctor` that report whether settings are set."""

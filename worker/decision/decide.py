@@ -6,12 +6,15 @@ created again: there, a delete event is ordered by its time like any other event
 order a tombstone, because a `*.deleted` payload has the `updated_at` of the last live state (docs/workos.md). Where the
 times of two different states are equal, nobody knows which is newer: the one that grants less access wins until a
 confirmed read.
+
+Payloads may omit some columns, and absent is not null. Each of these has a version of its own, that of the payload that
+contained it, and the highest wins, whichever state wins otherwise. So they too are a maximum.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 from typing import Any
 
 from models.outcomes import Finding, Outcome
@@ -51,22 +54,14 @@ class Version:
         """Whether the state was read from the API, not sent in an event."""
         return not self.event_id
 
+    @property
+    def rank(self) -> tuple[datetime, datetime, bool, str]:
+        """A total order: of equal times, what was read from the API comes last, and before that the higher event id."""
+        return *self.times, self.from_api, self.event_id
+
     def ties(self, other: "Version") -> bool:
         """Return whether both have the same times but come from different events."""
         return self.times == other.times and self.event_id != other.event_id
-
-
-class Finality(IntEnum):
-    """How final a state is. In `decide`, a state does not replace one of higher finality.
-
-    The exception is an id that can be created again and that an event deleted: there the later state wins. A confirmed
-    read also replaces the tombstone of a resync.
-    """
-
-    LIVE = 0
-    DELETED_BY_RESYNC = 1
-    DELETED_BY_EVENT = 2
-    ERASED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +74,20 @@ class State:
     by_resync: bool = False
     """For a tombstone: whether it comes from a 404 of the API and not from a delete event."""
     erased: bool = False
-    """Whether personal data has been blanked and must not be restored: of deleted users, and of any invitation."""
+    """Whether personal data has been blanked and must not be restored: of deleted users, and of any membership or
+    invitation."""
+    versions: Mapping[str, Version] = field(default_factory=dict)
+    """Of the columns that payloads may omit, those that a payload has contained, with the version of that payload. The
+    others are None in `content`."""
 
     @property
-    def finality(self) -> Finality:
-        """Whether the state is live, or which kind of tombstone it is."""
-        if not self.deleted:
-            return Finality.LIVE
-        if self.erased:
-            return Finality.ERASED
-        return Finality.DELETED_BY_RESYNC if self.by_resync else Finality.DELETED_BY_EVENT
+    def finality(self) -> tuple[bool, bool, bool]:
+        """How final the state is: an erasure outranks a delete event, which outranks a resync. False for a live state.
+
+        In `decide`, a state does not replace one of higher finality. The exception is an id that can be created again
+        and that an event deleted: there the later state wins. A confirmed read also replaces the tombstone of a resync.
+        """
+        return self.deleted and self.erased, self.deleted, self.deleted and not self.by_resync
 
 
 def no_tie_break(_content: Content) -> tuple[int, ...]:
@@ -106,14 +105,41 @@ def decide(
     """
     if current is None:
         return incoming, Outcome.APPLIED
-    if current.finality > incoming.finality and (terminal or current.by_resync):
-        return current, Outcome.TOMBSTONED
-    if _loses(incoming, current, tie_break) and not (terminal and incoming.finality > current.finality):
-        return current, Outcome.STALE
-    if _same(current, incoming):
-        # Keep the stored content: `LOCAL_COLUMNS` may differ, and a difference would require a row in `changes`.
-        return replace(incoming, content=current.content), Outcome.UNCHANGED
-    return incoming, Outcome.APPLIED
+    lost: Outcome | None = None
+    if _is_outranked(incoming, current, terminal=terminal):
+        lost = Outcome.TOMBSTONED
+    elif _loses(incoming, current, tie_break) and not (terminal and incoming.finality > current.finality):
+        lost = Outcome.STALE
+    state = _joined(current, incoming) if lost else _joined(incoming, current)
+    if not _same(current, state):
+        return state, Outcome.APPLIED
+    # Keep the stored content: `LOCAL_COLUMNS` may differ, and a difference would require a row in `changes`.
+    return (state, lost) if lost else (replace(state, content=current.content), Outcome.UNCHANGED)
+
+
+def _is_outranked(incoming: State, current: State, *, terminal: bool) -> bool:
+    return current.finality > incoming.finality and (terminal or current.by_resync)
+
+
+def _joined(winner: State, other: State) -> State:
+    """Return `winner` with those columns of `other` that payloads may omit and whose version is higher there."""
+    if winner.erased:
+        return winner
+    newer = [
+        name
+        for name, version in other.versions.items()
+        if name not in winner.versions or winner.versions[name].rank < version.rank
+    ]
+    return _with_columns(winner, other, newer)
+
+
+def _with_columns(state: State, other: State, names: Collection[str]) -> State:
+    """Return `state` with these columns of `other`, and their versions."""
+    if not names:
+        return state
+    content = {**state.content, **{name: other.content[name] for name in names}}
+    versions = {**state.versions, **{name: other.versions[name] for name in names}}
+    return replace(state, content=content, versions=versions)
 
 
 def _loses(one: State, other: State, tie_break: TieBreak) -> bool:
@@ -137,25 +163,24 @@ class ConfirmationReason(StrEnum):
     SAME_SECOND = "event in the second in which the API was read"
 
 
-def needs_confirmation(
-    current: State | None, incoming: State, outcome: Outcome, *, terminal: bool = True
-) -> ConfirmationReason | None:
+def needs_confirmation(current: State | None, incoming: State, *, terminal: bool = True) -> ConfirmationReason | None:
     """Return why the decision about an event requires a confirmed read; None if it does not.
 
     A read is required if a resync found the object deleted, if the times of two different states are equal, or if the
-    stored state was read from the API in the second of the event: only another read shows which is newer. `outcome` is
-    what `decide` returned for the two states. `terminal` has the same meaning as there.
+    stored state was read from the API in the second of the event: only another read shows which is newer. `terminal`
+    has the same meaning as for `decide`.
     """
-    if current is None or outcome is Outcome.TOMBSTONED:
-        return ConfirmationReason.UNDER_TOMBSTONE if current and current.by_resync else None
-    if _same(current, incoming):
+    if current is None:
         return None
-    if current.version.ties(incoming.version) and not (terminal and incoming.deleted):  # a final delete settles it
+    if _is_outranked(incoming, current, terminal=terminal):
+        return ConfirmationReason.UNDER_TOMBSTONE if current.by_resync else None
+    if (terminal and incoming.deleted) or _same(current, completed(current, incoming)):  # a final delete settles it
+        return None
+    event, stored = incoming.version, {current.version, *current.versions.values()}
+    if any(version.ties(event) for version in stored):
         return ConfirmationReason.TIE
-    if outcome is Outcome.STALE and current.version.from_api:
-        older_by = current.version.event_at - incoming.version.event_at
-        return ConfirmationReason.SAME_SECOND if older_by <= DATE_STEP else None
-    return None
+    newer = [version.event_at for version in stored if version.from_api and event.times < version.times]
+    return ConfirmationReason.SAME_SECOND if any(at - event.event_at <= DATE_STEP for at in newer) else None
 
 
 def recorded_content(content: Content, *, deleted: bool) -> dict[str, Any]:
@@ -164,29 +189,32 @@ def recorded_content(content: Content, *, deleted: bool) -> dict[str, Any]:
     return {"state": "deleted" if deleted else "active", **values}
 
 
-def compare_listed(current: State | None, listed: State) -> Finding | None:
-    """Compare the mirror with an object of a listing; return None if a confirmed read must decide.
+def compare_listed(current: State | None, listed: State) -> tuple[State | None, Finding | None]:
+    """Compare the mirror with an object of a listing; return the state to keep, and the finding.
 
-    A listing may be older than an event applied since. So it decides only about objects that are missing or strictly
-    older in the mirror. It never restores a deleted object and never wins a tie.
+    The finding is None if a confirmed read must decide. A listing may be older than an event applied since. So it
+    decides only about what is missing or strictly older in the mirror. It never restores a deleted object and never
+    wins a tie. It fills columns that no payload has contained yet. They keep the version of the listing, so that an
+    event of any other time is still decided rightly, and are not reported as a difference.
     """
     if current is None:
-        return Finding.MISSING
+        return listed, Finding.MISSING
     if current.deleted:
-        return None
-    if _same(current, completed(current, listed)):
-        return Finding.EQUAL
-    return Finding.STALE if is_newer(current, listed) else None
-
-
-def is_newer(current: State | None, listed: State) -> bool:
-    """Return whether an object of a listing is strictly newer than the stored one, by `updated_at` alone."""
-    return current is not None and listed.version.updated_at > current.version.updated_at
+        return current, None
+    read = completed(current, listed)
+    filled = _with_columns(current, listed, listed.versions.keys() - current.versions.keys())
+    is_same = _same(filled, read)
+    if all(version.updated_at < listed.version.updated_at for version in (current.version, *current.versions.values())):
+        return read, Finding.EQUAL if is_same else Finding.STALE
+    return (filled, Finding.EQUAL) if is_same else (current, None)
 
 
 def completed(current: State | None, read: State) -> State:
-    """Return `read`, with columns that the API omits filled from `current`, such as the reason why a domain failed."""
-    return replace(read, content={**current.content, **read.content}) if current is not None else read
+    """Return `read`, with columns that it omits filled from `current`, such as the reason why a domain failed."""
+    if current is None:
+        return read
+    shown = replace(read, content={**current.content, **read.content})
+    return _with_columns(shown, current, current.versions.keys() - read.versions.keys())
 
 
 def confirm(current: State | None, read: State | None, *, terminal: bool = True) -> tuple[State | None, Finding]:

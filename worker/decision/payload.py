@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ MAX_TEXT = 10_000
 MAX_EMAIL = 320
 MAX_DEPTH = 20
 """Nesting of stored JSON."""
+MAX_OBJECT_BYTES = 150_000
+"""Of a stored JSON object. WorkOS's limits for `metadata`, 50 keys of 40 characters with values of 600, allow less."""
 EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -83,6 +85,16 @@ class Fields:
     def flag(self, name: str) -> bool:
         """Return whether the value is exactly true: anything else grants nothing."""
         return self._value.get(name) is True
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        """Return a JSON object as `storable` does, or None if it is empty, unusable, or larger than any of WorkOS's."""
+        value = self._value.get(name)
+        kept = storable(value) if isinstance(value, Mapping) else None
+        return kept if kept and len(orjson.dumps(kept)) <= MAX_OBJECT_BYTES else None
+
+    def given(self, **columns: Callable[[str], object]) -> dict[str, Any]:
+        """Return the fields that are present, each read by its function. Absent is not null."""
+        return {name: read(name) for name, read in columns.items() if name in self._value}
 
     def texts(self, name: str, field: str | None = None) -> list[str]:
         """Return the strings in a list, or in one field of its objects: sorted, without duplicates."""

@@ -175,7 +175,7 @@ def _apply_due(tx: Connection, limits: DrainLimits, chosen: list[str]) -> list[f
     """Apply all events that are due, and put their ids into `chosen`.
 
     Returns when they were accepted, as `AttemptedBatch.accepted`. Returns None, and applies nothing, if more
-    events are due than `SMALL_BATCH` or than fit in a batch, if one of them has failed before, or if a batch is
+    events are due than `SMALL_BATCH` or than fit in a batch, if one of them has used an attempt, or if a batch is
     recorded.
     """
     now = time.monotonic()
@@ -262,7 +262,8 @@ def _requeue_batch(tx: Connection, limits: DrainLimits, batch: ClaimedBatch, err
 def _requeue(tx: Connection, limits: DrainLimits, ids: Sequence[str], error: Exception) -> None:
     """Requeue the halves of a batch that failed. An event that was alone uses one attempt.
 
-    A transient error, such as a row that is locked for long, is not the event's fault and costs no attempt.
+    A transient error, such as a row that is locked for long, is not the event's fault and costs no attempt. It is
+    recorded, and makes uncertain what the event may have changed.
     """
     log.warning("batch_failed", events=len(ids), error=type(error).__name__)
     if len(ids) > 1:
@@ -271,15 +272,17 @@ def _requeue(tx: Connection, limits: DrainLimits, ids: Sequence[str], error: Exc
         _insert_batch(tx, ids[middle:], started=False)
         return
     alone = (Event.id == ids[0]) & (Event.status == EventStatus.PENDING)
-    if is_transient(error):
-        tx.execute(update(Event).where(alone).values(due_at=db_now_plus(limits.first_backoff)))
+    event = tx.execute(select(Event.attempts, Event.error).where(alone).with_for_update()).one_or_none()
+    if event is None:
         return
-    attempts = tx.execute(select(Event.attempts).where(alone).with_for_update()).scalar_one_or_none()
-    if attempts is not None:
-        tx.execute(update(Event).where(alone).values(_failed_attempt(limits, attempts + 1, error)))
-        if attempts == 0:
-            uncertainty.note_failure(tx, ids[0])
-        log.warning("event_failed", event_id=ids[0], attempts=attempts + 1, error=type(error).__name__)
+    if is_transient(error):
+        values = {"due_at": db_now_plus(limits.first_backoff), "error": _describe(error)}
+    else:
+        values = _failed_attempt(limits, event.attempts + 1, error)
+        log.warning("event_failed", event_id=ids[0], attempts=event.attempts + 1, error=type(error).__name__)
+    tx.execute(update(Event).where(alone).values(values))
+    if event.error is None:
+        uncertainty.note_failure(tx, ids[0])
 
 
 def _delete_batch(tx: Connection, id: str) -> bool:
@@ -323,7 +326,7 @@ def _record_outcomes(tx: Connection, limits: DrainLimits, applied: "AppliedEvent
     for event, error in applied.failed:
         values = _failed_attempt(limits, event.attempts + 1, error)
         tx.execute(update(Event).where(Event.id == event.id).values(values))
-        if event.attempts == 0:
+        if not event.has_failed:
             uncertainty.note_failure(tx, event.id)
         log.warning("event_failed", event_id=event.id, type=event.type, field=error.field)
     uncertainty.end_by_events(tx, applied.tried_before)
@@ -341,6 +344,8 @@ class InboxEvent(NamedTuple):
     type: str
     body: bytes | None
     attempts: int
+    has_failed: bool
+    """Whether its last attempt failed, even if that attempt was not counted."""
     replays: int
     received_at: datetime
     now: datetime
@@ -353,8 +358,9 @@ class InboxEvent(NamedTuple):
 
 def _inbox_events(
     *conditions: ColumnElement[bool],
-) -> Select[str, str, bytes | None, int, int, datetime, datetime]:
-    columns = (Event.id, Event.type, Event.body, Event.attempts, Event.replays, Event.received_at, db_now())
+) -> Select[str, str, bytes | None, int, bool, int, datetime, datetime]:
+    has_failed = Event.error.is_not(None)
+    columns = (Event.id, Event.type, Event.body, Event.attempts, has_failed, Event.replays, Event.received_at, db_now())
     return select(*columns).where(*conditions)
 
 
@@ -416,7 +422,7 @@ def apply_events(tx: Connection, events: Sequence[InboxEvent], roles: RoleMap) -
     ]
     ages = [event.age for event, _, _ in parsed if not event.replays]
     ignored = {columns["id"] for columns in done if columns["outcome"] == Outcome.IGNORED}
-    tried_before = {event.id for event, _, _ in parsed if event.attempts or event.replays}
+    tried_before = {event.id for event, _, _ in parsed if event.has_failed or event.replays}
     return AppliedEvents(done, failed, changes, ages, ignored | _events_of_erased_users(tx, arrivals), tried_before)
 
 

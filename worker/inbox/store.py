@@ -9,16 +9,18 @@ from functools import partial
 from typing import NamedTuple
 from zlib import crc32
 
-from sqlalchemy import Connection, Engine, Executable, Select, bindparam, column, exists, func, literal, select
+from sqlalchemy import Connection, Engine, Executable, Select, bindparam, column, exists, func, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from models.bulk import dialect_insert
+from models.bulk import dialect_insert, is_any_of
 from models.database import read_transaction, reconnecting, single_statement
+from models.outcomes import Outcome
 from models.tables import Batch, Event, EventSource, EventStatus
 from models.types import db_now, db_now_plus, inline_literal
 from worker.decision.payload import is_id
 from worker.decision.payload_secrets import without_secrets
 from worker.errors import PayloadError
+from worker.kinds import READERS
 
 MAX_COUNTED = 10_000
 ROW = ("id", "type", "body", "partition_key", "deliveries")
@@ -109,6 +111,34 @@ def accept_from_api(tx: Connection, event: ReceivedEvent) -> bool | None:
     upsert = first.on_conflict_do_update(index_elements=[Event.id], set_=known, where=Event.api_at.is_(None))
     deliveries = tx.execute(upsert.returning(Event.deliveries)).scalar_one_or_none()
     return None if deliveries is None else deliveries == 1
+
+
+def accept_earlier(tx: Connection, events: Sequence[ReceivedEvent]) -> int:
+    """Store events from before their types were mirrored, sorted by id; return how many are now to be applied.
+
+    Those that are new get no `api_at`: nobody sent a webhook, so none is missing.
+    """
+    new = 0
+    for event in events:
+        row = dialect_insert(tx, Event).values(source=EventSource.EVENTS_API, **event._asdict())
+        new += tx.execute(row.on_conflict_do_nothing()).rowcount
+    return new + restore_payloads(tx, events)
+
+
+def restore_payloads(tx: Connection, events: Sequence[ReceivedEvent]) -> int:
+    """Make those of `events` pending that were ignored, without keeping the payload, before their types were mirrored.
+
+    They take the payload given here. Returns their number.
+    """
+    ids = [event.id for event in events if event.type in READERS]
+    ignored = (Event.outcome == Outcome.IGNORED, Event.status == EventStatus.DONE, Event.body.is_(None))
+    found = select(Event.id).where(is_any_of(tx, Event.id, ids), *ignored).order_by(Event.id).with_for_update()
+    restored = set(tx.execute(found).scalars()) if ids else set()
+    again = {"status": EventStatus.PENDING, "due_at": db_now(), "attempts": 0, "replays": Event.replays + 1}
+    for event in events:
+        if event.id in restored:
+            tx.execute(update(Event).where(Event.id == event.id).values(again | {"body": event.body}))
+    return len(restored)
 
 
 @functools.cache

@@ -97,7 +97,7 @@ class Kind:
         table: the mirror table.
         content: reads the content columns from a payload.
         events: event type → how its `data` is read.
-        read_path: the path that reads one object by its key.
+        read_path: the path that reads one object by its key; empty if WorkOS shows such objects only in events.
         listings: the listings that fetch objects of this kind.
         shown_by: the listings by which a resync finds deleted objects.
         label: the column that names an object to people.
@@ -111,7 +111,8 @@ class Kind:
         from_read: converts the answer to a read by key to an item with the fields of events, or None if the object is
             gone. Raises `PayloadError` if WorkOS answered with another object.
         api_content: reads the content from the API, where the API omits what events carry.
-        kept_if_absent: columns that keep their value if a payload omits it, because a missing one would raise access.
+        optional: columns that payloads may omit, and then `content` does: absent is not null. Each has a version of its
+            own (`State.versions`).
         derive: the columns that are computed from the content whenever a row is written.
         tie_break: which of two live states to keep if their times are equal: the one that grants less access.
         personal: the columns that erasure blanks.
@@ -123,7 +124,7 @@ class Kind:
     table: type[Mirrored]
     content: ContentReader
     events: Mapping[str, EventReader]
-    read_path: Callable[[str], Path]
+    read_path: Callable[[str], Path] = lambda _id: ()
     listings: tuple[Listing, ...] = ()
     shown_by: tuple[ShownBy, ...] = ()
     label: InstrumentedAttribute[Any] | None = None
@@ -137,7 +138,7 @@ class Kind:
     derive: Callable[[Content], Content] = lambda _content: {}
     tie_break: TieBreak = no_tie_break
     personal: tuple[str, ...] = ()
-    kept_if_absent: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     stays_erased: bool = False
 
     def __str__(self) -> str:
@@ -147,7 +148,8 @@ class Kind:
     def columns(self) -> tuple[str, ...]:
         """The content columns: those that an incoming version may change."""
         others = {*Mirrored.__annotations__, *self.derive({})}
-        return ("created_at", *(column.name for column in self.table.__table__.c if column.name not in others))
+        names = (str(column.name) for column in self.table.__table__.c)  # SQLAlchemy marks reserved names by a subclass
+        return ("created_at", *(name for name in names if name not in others))
 
     @property
     def owner(self) -> KeyedColumnElement[str | None] | None:
@@ -163,7 +165,8 @@ def live(kind: Kind, data: Fields, envelope: Envelope, roles: RoleMap) -> Snapsh
 def live_state(kind: Kind, data: Fields, content: JsonObject, envelope: Envelope) -> Snapshot:
     """Return `content` as a live object with the version of its event; raises as `live`."""
     for column in kind.parents:
-        data.id(column)  # required of a live object
+        if content[column] is None:
+            data.id(column)  # required of a live object
     event_at = _event_time(envelope)
     updated_at = data.time("updated_at") if kind.delete_is_final else event_at
     return _snapshot(kind, data, content, Version(updated_at, event_at, envelope.id), deleted=False)
@@ -184,8 +187,14 @@ def tombstone(kind: Kind, data: Fields, envelope: Envelope, roles: RoleMap) -> S
 
 
 def _snapshot(kind: Kind, data: Fields, content: JsonObject, version: Version, *, deleted: bool) -> Snapshot:
-    content["created_at"] = data.optional_time("created_at") or version.updated_at
-    return Snapshot(kind, kind.key(data.id(kind.id_field), content), State(version, deleted, content))
+    content.setdefault("created_at", data.optional_time("created_at") or version.updated_at)
+    state = State(
+        version,
+        deleted,
+        dict.fromkeys(kind.optional) | content,
+        versions={name: version for name in kind.optional if name in content},
+    )
+    return Snapshot(kind, kind.key(data.id(kind.id_field), content), state)
 
 
 def _event_time(envelope: Envelope) -> datetime:

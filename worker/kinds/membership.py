@@ -27,6 +27,8 @@ class Membership(Mirrored):
     role: Mapped[str | None]
     """The local role: `admin` or `member`."""
     directory_managed: Mapped[bool | None]
+    custom_attributes: Mapped[JsonObject | None]
+    """None if there are none."""
 
     __table_args__ = (
         Index("ix_memberships_organization_id_user_id", "organization_id", "user_id"),
@@ -45,6 +47,7 @@ def _content(data: Fields, roles: RoleMap) -> JsonObject:
         "workos_role": workos_role,
         "role": role,
         "directory_managed": data.flag("directory_managed"),
+        **data.given(custom_attributes=data.json),
     }
 
 
@@ -77,4 +80,7 @@ MEMBERSHIP = Kind(
     shown_by=(ShownBy("memberships", parent=Membership.organization_id),),
     parents={"organization_id": "organization", "user_id": "user"},
     tie_break=_tie_break,
+    personal=("custom_attributes",),
+    optional=("custom_attributes",),
+    stays_erased=True,
 )

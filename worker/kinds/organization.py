@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
-from sqlalchemy.orm import Mapped
+from sqlalchemy.orm import Mapped, mapped_column
 
-from models.tables import Mirrored
+from models.tables import Mirrored, equality_index
+from models.types import JsonObject
 from worker.errors import PayloadError
 from worker.kinds.kind import Kind, Listing, Scope, ShownBy, live, tombstone
 
@@ -16,6 +17,12 @@ class Organization(Mirrored):
 
     name: Mapped[str | None]
     external_id: Mapped[str | None]
+    """The product's own id for it."""
+    stripe_customer_id: Mapped[str | None]
+    metadata_: Mapped[JsonObject | None] = mapped_column("metadata")
+    """None if it is empty."""
+
+    __table_args__ = (equality_index("ix_organizations_external_id", "external_id"),)
 
 
 def _with_domains(item: object, _parent: str) -> Iterator[tuple[str, object]]:
@@ -32,7 +39,10 @@ ORGANIZATION = Kind(
     name="organization",
     object="organization",
     table=Organization,
-    content=lambda data, _roles: {"name": data.text("name"), "external_id": data.text("external_id")},
+    content=lambda data, _roles: {
+        "name": data.text("name"),
+        **data.given(external_id=data.text, stripe_customer_id=data.text, metadata=data.json),
+    },
     events={"organization.created": live, "organization.updated": live, "organization.deleted": tombstone},
     read_path=lambda id: ("organizations", id),
     listings=(
@@ -42,4 +52,5 @@ ORGANIZATION = Kind(
     shown_by=(ShownBy("organizations"),),
     label=Organization.name,
     organization_of=lambda id, _content: id,
+    optional=("external_id", "stripe_customer_id", "metadata"),
 )

@@ -30,13 +30,15 @@ def _content(data: Fields, _roles: RoleMap) -> JsonObject:
     # Events of the environment's roles carry no name or description (docs/workos.md), so neither is stored.
     # A role with an unusable organization id must not be mistaken for a role of the environment.
     organization_id = data.id_if_given("organization_id")
+    # Null counts as omitted: without a type, the role could be a member's role.
+    resource_type = data.text("resource_type_slug")
     return {
         "organization_id": organization_id,
         "slug": data.text("slug"),
         "name": data.text("name") if organization_id else None,
         "description": data.text("description") if organization_id else None,
         "permissions": data.texts("permissions"),
-        "resource_type": data.text("resource_type_slug"),
+        **({"resource_type": resource_type} if resource_type is not None else {}),
     }
 
 
@@ -107,5 +109,5 @@ ROLE = Kind(
     id_field="slug",
     key=_key,
     delete_is_final=False,
-    kept_if_absent=("resource_type",),
+    optional=("resource_type",),
 )

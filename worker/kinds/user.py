@@ -1,10 +1,10 @@
 """Users: people, identified by their e-mail address."""
 
-from sqlalchemy import ColumnElement, Index, and_, func
+from sqlalchemy import Index
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.addresses import comparable, normalize_address
-from models.tables import Mirrored
+from models.addresses import normalize_address
+from models.tables import Mirrored, equality_index
 from models.types import JsonObject
 from worker.decision.decide import Content
 from worker.kinds.kind import Kind, Listing, ShownBy, live, tombstone
@@ -22,15 +22,15 @@ class User(Mirrored):
     email_normalized: Mapped[str | None] = mapped_column(index=True)
     """Derived from `email` by `models.addresses.normalize_address`, as is `email_domain`."""
     email_domain: Mapped[str | None]
+    external_id: Mapped[str | None]
+    """The product's own id for the person."""
+    metadata_: Mapped[JsonObject | None] = mapped_column("metadata")
+    """None if it is empty."""
 
-    __table_args__ = (Index("ix_users_email_domain_id", "email_domain", "id"),)
-
-
-def has_address(email: str) -> ColumnElement[bool]:
-    """Return the condition that a user's current e-mail address is `email`, however either is spelled."""
-    if normalize_address(email):
-        return User.email_normalized == comparable(email)
-    return and_(User.email_normalized.is_(None), func.lower(User.email) == comparable(email))
+    __table_args__ = (
+        Index("ix_users_email_domain_id", "email_domain", "id"),
+        equality_index("ix_users_external_id", "external_id"),
+    )
 
 
 def _derive(content: Content) -> JsonObject:
@@ -52,6 +52,7 @@ USER = Kind(
         "email_verified": data.flag("email_verified"),
         "first_name": data.text("first_name"),
         "last_name": data.text("last_name"),
+        **data.given(external_id=data.text, metadata=data.json),
     },
     events={"user.created": live, "user.updated": live, "user.deleted": tombstone},
     read_path=lambda id: ("user_management", "users", id),
@@ -60,5 +61,6 @@ USER = Kind(
     label=User.email,
     derive=_derive,
     tie_break=_tie_break,
-    personal=("email", "first_name", "last_name"),
+    personal=("email", "first_name", "last_name", "external_id", "metadata"),
+    optional=("external_id", "metadata"),
 )

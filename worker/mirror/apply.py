@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, RowMapping, select
@@ -11,7 +12,7 @@ from models.bulk import insert_new, insert_rows, is_any_of, update_rows
 from models.database import CHANGES_LOCK, advisory_lock
 from models.outcomes import Outcome
 from models.tables import Cause, Change, DeletedBy, InvitedAddress, UserAddress
-from models.types import JsonObject, db_now
+from models.types import JsonObject, db_clock, db_now
 from worker.decision.decide import (
     ConfirmationReason,
     Content,
@@ -74,10 +75,10 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
             id = arrival.snapshot.id
             current = updated.get(id, stored[id])
             arrived, final = arrival.snapshot.state, kind.delete_is_final
-            incoming = _with_kept(kind, current, without_erased(kind, current, arrived))
+            incoming = without_erased(kind, current, arrived)
             state, outcome = decide(current, incoming, terminal=final, tie_break=kind.tie_break)
             compared_with = current.version.event_id if current else None
-            reason = needs_confirmation(current, incoming, outcome, terminal=final)
+            reason = needs_confirmation(current, incoming, terminal=final)
             decisions[place] = Decision(outcome, compared_with, reason)
             # Record no address of an erased user. Record that of an erased invitation: a block may need its hash.
             if not state.erased or kind.stays_erased:
@@ -95,13 +96,16 @@ def note_changes(tx: Connection, changes: Sequence[ChangeRow]) -> None:
     """Write rows of `changes`, with the rows that auto-join derives from them. Must be the last step before commit.
 
     The ids are assigned under one lock, held until the commit. So a reader that has seen id n never finds a smaller id
-    later (docs/guarantees.md, Order and equality).
+    later (docs/guarantees.md, Order and equality). The time is read under that lock too, so that it ascends with the
+    ids.
     """
     if changes:
         advisory_lock(tx, CHANGES_LOCK)
+        at = tx.execute(select(db_clock())).scalar_one()
         by_cause = {row.caused_by: row for row in changes}
         further = [_with_actor(row, by_cause.get(row.caused_by)) for row in auto_join_changes(tx, changes)]
-        insert_rows(tx, Change, [row._asdict() for row in _without_erased_people(tx, (*changes, *further))])
+        rows = _without_erased_people(tx, (*changes, *further))
+        insert_rows(tx, Change, [{"at": at, **row._asdict()} for row in rows])
 
 
 def _with_actor(row: ChangeRow, change: ChangeRow | None) -> ChangeRow:
@@ -146,14 +150,6 @@ def without_erased(kind: Kind, current: State | None, incoming: State) -> State:
     return replace(incoming, erased=True, content={**incoming.content, **dict.fromkeys(kind.personal)})
 
 
-def _with_kept(kind: Kind, current: State | None, incoming: State) -> State:
-    """Return `incoming` with the values of `current` for columns that some payloads omit: absent is not null."""
-    absent = [name for name in kind.kept_if_absent if incoming.content.get(name) is None]
-    if current is None or not absent:
-        return incoming
-    return replace(incoming, content={**incoming.content, **{name: current.content.get(name) for name in absent}})
-
-
 def recorded_state(kind: Kind, state: State) -> JsonObject:
     """Return a state as `changes` contains it: all columns of the kind, `state`, and `erased` if it can be erased."""
     content = {name: state.content.get(name) for name in kind.columns}
@@ -195,13 +191,20 @@ def stored_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, Sta
 def _state(kind: Kind, row: RowMapping) -> State | None:
     if row["revision"] == 0:
         return None
+    version = Version(row["updated_at"], row["event_at"], row["event_id"])
+    own = row["column_versions"] or {}
     return State(
-        Version(row["updated_at"], row["event_at"], row["event_id"]),
+        version,
         deleted=row["deleted_by"] is not None,
         content={name: row[name] for name in kind.columns},
         by_resync=row["deleted_by"] == DeletedBy.RESYNC,
         erased=row["erased"],
+        versions={name: _version(*values) if values else version for name, values in own.items()},
     )
+
+
+def _version(updated_at: str, event_at: str, event_id: str) -> Version:
+    return Version(datetime.fromisoformat(updated_at), datetime.fromisoformat(event_at), event_id)
 
 
 def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Sequence[tuple[str, State]] = ()) -> None:
@@ -221,6 +224,10 @@ def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Seq
 
 
 def _columns(kind: Kind, id: str, state: State) -> dict[str, object]:
+    own = {
+        name: None if version == state.version else [*(at.isoformat() for at in version.times), version.event_id]
+        for name, version in state.versions.items()
+    }
     return {
         "id": id,
         "updated_at": state.version.updated_at,
@@ -228,6 +235,7 @@ def _columns(kind: Kind, id: str, state: State) -> dict[str, object]:
         "event_id": state.version.event_id,
         "deleted_by": (DeletedBy.RESYNC if state.by_resync else DeletedBy.EVENT) if state.deleted else None,
         "erased": state.erased,
+        "column_versions": own,
         # The API does not return every column, so one may be missing for an object that was first seen there.
         **{name: state.content.get(name) for name in kind.columns},
         **kind.derive(state.content),

@@ -10,7 +10,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, func, insert, literal, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Select,
+    and_,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+)
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from models.bulk import dialect_insert, insert_rows, is_any_of
@@ -139,12 +152,13 @@ def request_search_where(tx: Connection, cause: CausedBy, *which: ColumnElement[
         _insert_search(tx, organization_id, domain, verified_at, cause)
 
 
-def eligible() -> Select[str, str, str | None, str, str]:
+def eligible(domains: FromClause = auto_join_domains) -> Select[str, str, str | None, str, str]:
     """Return the query of people with a verified address on an auto-join domain, members and blocked people too.
 
-    Its columns are `organization_id`, `user_id`, `email`, `domain` and `default_role`.
+    Its columns are `organization_id`, `user_id`, `email`, `domain` and `default_role`. `domains` has the columns of the
+    view.
     """
-    view = auto_join_domains.c
+    view = domains.c
     return (
         select(view.organization_id, User.id.label("user_id"), User.email, view.domain, view.default_role)
         .join(User, User.email_domain == view.domain)

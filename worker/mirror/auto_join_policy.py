@@ -7,6 +7,7 @@ import structlog
 from sqlalchemy import Connection, Engine, Select, and_, delete, func, insert, or_, select, update
 
 from models import tables
+from models.addresses import normalize_address
 from models.bulk import dialect_insert, insert_new
 from models.database import CHANGES_LOCK, advisory_lock, in_transaction, read_transaction, transactional
 from models.rows import read_rows
@@ -29,7 +30,8 @@ from models.types import JsonObject, Record, db_now
 from models.views import auto_join_blocks, auto_join_domains, workspace_members
 from worker import audit
 from worker.errors import ConfigurationError, OperatorError, UnknownIdError
-from worker.kinds.invitation import Invitation
+from worker.kinds.addresses import sent_to
+from worker.kinds.invitation import INVITATION, Invitation
 from worker.kinds.membership import Membership
 from worker.kinds.organization import Organization
 from worker.kinds.user import USER, User
@@ -113,11 +115,12 @@ def workspace_settings(tx: Connection, organization_id: str) -> JsonObject:
 
 
 @transactional
-def unblock(tx: Connection, organization_id: str, user_id: str, actor: audit.Actor) -> list[str]:
+def unblock(tx: Connection, organization_id: str, whom: str, actor: audit.Actor) -> list[str]:
     """Let someone join by domain again who was removed, deactivated, invited or blocked.
 
-    This also lifts blocks that come from other users with the same address. In mode `provision` the person is made a
-    member if their address still qualifies. A later removal, or revocation of an invitation, blocks them again.
+    `whom` is a user id, an e-mail address in any spelling, or the id of an invitation. No user may have the address
+    yet. This also lifts blocks that come from other users with the same address. In mode `provision` the person is made
+    a member if their address still qualifies. A later removal, or revocation of an invitation, blocks them again.
 
     Returns the sorted reasons for the block, as in the view `auto_join_blocks`. Raises `OperatorError` if nothing
     blocks the person, `UnknownIdError` if the mirror has no such workspace or person, and `ConfigurationError` if
@@ -125,15 +128,29 @@ def unblock(tx: Connection, organization_id: str, user_id: str, actor: audit.Act
     """
     who, why = actor.who, actor.reason
     provisions = tx.execute(select(MirrorState.auto_join).with_for_update()).scalar_one() == AutoJoinMode.PROVISION
+    invited = select(InvitedAddress.email_hash).where(InvitedAddress.invitation_id == whom)
+    hashes = [address.hash] if (address := normalize_address(whom)) else list(tx.execute(invited).scalars())
+    holder = select(func.min(UserAddress.user_id)).where(UserAddress.email_hash.in_(hashes))
+    user_id: str | None = tx.execute(holder).scalar_one() if hashes else whom
     view = auto_join_blocks.c
-    blocks = select(view.reason).where(view.organization_id == organization_id, view.user_id == user_id)
+    blocked = view.email_hash.in_(hashes) if user_id is None else view.user_id == user_id
+    blocks = select(view.reason).where(view.organization_id == organization_id, blocked)
     reasons = sorted(set(tx.execute(blocks).scalars()))
     if not reasons:
         _require(tx, Organization, "workspace", organization_id)
-        _require(tx, User, "person", user_id)
-        raise OperatorError(f"nothing blocks {user_id} from joining {organization_id} by domain")
-    audit.note(tx, actor, Action.UNBLOCK, kind=USER.name, object_id=user_id, organization_id=organization_id)
-    people = same_person(tx, user_id)
+        if user_id is not None:
+            _require(tx, User, "person", user_id)
+        raise OperatorError(f"nothing blocks {user_id or 'this address'} from joining {organization_id} by domain")
+    people = set() if user_id is None else same_person(tx, user_id)
+    to_address = select(InvitedAddress.invitation_id).where(InvitedAddress.email_hash.in_(hashes))
+    sent = Invitation.id.in_(to_address if user_id is None else sent_to(tx, people))
+    invitations = select(Invitation.id, Invitation.status).where(Invitation.organization_id == organization_id, sent)
+    found = tx.execute(invitations.order_by(Invitation.id)).all()
+    subjects = [(INVITATION, id) for id, _ in found] if user_id is None else [(USER, user_id)]
+    for kind, id in subjects:
+        audit.note(tx, actor, Action.UNBLOCK, kind=kind.name, object_id=id, organization_id=organization_id)
+    statuses = [{"invitation_id": id, "status": status or "", "who": who, "why": why} for id, status in found]
+    insert_new(tx, UnblockedInvitation, statuses)
     inactive = or_(Membership.deleted_by.is_not(None), Membership.status.is_(None), Membership.status != "active")
     blocking = (Membership.organization_id == organization_id, Membership.user_id.in_(people), inactive)
     unblocked = [
@@ -141,20 +158,12 @@ def unblock(tx: Connection, organization_id: str, user_id: str, actor: audit.Act
         for id in tx.execute(select(Membership.id).where(*blocking)).scalars()
     ]
     insert_new(tx, UnblockedMembership, unblocked)
-    hashes = select(UserAddress.email_hash).where(UserAddress.user_id.in_(people))
-    invited = select(InvitedAddress.invitation_id).where(InvitedAddress.email_hash.in_(hashes))
-    invitations = select(Invitation.id, Invitation.status).where(Invitation.organization_id == organization_id)
-    invitations = invitations.where(Invitation.id.in_(invited)).order_by(Invitation.id)
-    unblocked = [
-        {"invitation_id": id, "status": status or "", "who": who, "why": why}
-        for id, status in tx.execute(invitations).all()
-    ]
-    insert_new(tx, UnblockedInvitation, unblocked)
     joins = or_(Join.user_id == user_id, and_(Join.user_id.in_(people), Join.state.in_(BLOCKING)))
     tx.execute(delete(Join).where(Join.organization_id == organization_id, joins))
-    if provisions:
+    if provisions and user_id is not None:
         add_joins(tx, User.id == user_id, (Cause.OPERATOR, who))
-    _note_decision(tx, organization_id, user_id, {"state": "unblocked", "reasons": reasons, "why": why}, who)
+    for _, id in subjects:
+        _note_decision(tx, organization_id, id, {"state": "unblocked", "reasons": reasons, "why": why}, who)
     return reasons
 
 
@@ -177,14 +186,17 @@ def block(tx: Connection, organization_id: str, user_id: str, actor: audit.Actor
     _note_decision(tx, organization_id, user_id, {"state": "blocked", "reasons": [reason], "why": why}, who)
 
 
-def _note_decision(tx: Connection, organization_id: str, user_id: str, after: JsonObject, who: str) -> None:
-    """Record an operator's decision about a person and a workspace; `before` is the previous decision about them."""
+def _note_decision(tx: Connection, organization_id: str, id: str, after: JsonObject, who: str) -> None:
+    """Record an operator's decision about a person or an invitation in a workspace.
+
+    `before` is the previous decision about the same.
+    """
     advisory_lock(tx, CHANGES_LOCK)  # before the previous decision is read
-    same = (Change.kind == tables.JOIN, Change.object_id == user_id, Change.organization_id == organization_id)
+    same = (Change.kind == tables.JOIN, Change.object_id == id, Change.organization_id == organization_id)
     last = select(Change.after).where(*same).order_by(Change.id.desc()).limit(1)
     before = tx.execute(last).scalar_one_or_none()
     if before != after:
-        note_changes(tx, [ChangeRow(tables.JOIN, user_id, organization_id, before, after, Cause.OPERATOR, who)])
+        note_changes(tx, [ChangeRow(tables.JOIN, id, organization_id, before, after, Cause.OPERATOR, who)])
 
 
 def _require(tx: Connection, table: type[Organization | User], what: str, id: str) -> None:

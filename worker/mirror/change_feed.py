@@ -11,12 +11,12 @@ from models.database import read_transaction
 from models.rows import all_rows
 from models.tables import Change, MirrorState
 from models.types import Record
-from models.views import auto_join_domains, sign_in_methods, workspace_members, workspaces
+from models.views import auto_join_domains, sign_in_methods, workspace_invitations, workspace_members, workspaces
 from worker.errors import CursorGoneError
 
 POLL_SECONDS = 0.25
 FETCH_SIZE = 500
-SNAPSHOT = (workspaces, workspace_members, auto_join_domains, sign_in_methods)
+SNAPSHOT = (workspaces, workspace_members, workspace_invitations, auto_join_domains, sign_in_methods)
 """The views in a snapshot, in the order of the rows."""
 
 

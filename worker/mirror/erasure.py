@@ -1,6 +1,7 @@
-"""Erasure: blanks a deleted user's e-mail address and name in the mirror, `changes`, drift, payloads and the audit.
+"""Erasure: blanks a deleted user's personal data (`Kind.personal`) in the mirror, `changes`, drift, payloads and audit.
 
-The address is also blanked in the invitations that the user accepted, or that were sent to one of their addresses.
+Also that in the user's memberships, in invitations that were sent to one of their addresses, and in those that the user
+accepted, unless another user has the address.
 
 Payloads are blanked first, in small transactions, and the user last: the addresses to search for come from the user and
 their history. So an interrupted erasure can start again with the same result.
@@ -41,6 +42,7 @@ from worker.decision.mentions import Mentions, mentions
 from worker.decision.payload import is_id, parse_json
 from worker.errors import OperatorError, UnknownIdError, WorkosSyncError
 from worker.kinds import Kind
+from worker.kinds.addresses import sent_to
 from worker.kinds.invitation import INVITATION, Invitation
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.user import USER, User
@@ -53,6 +55,11 @@ MAX_USERS = 100
 """Users erased together: one search of the inbox covers all of them."""
 MAX_VALUES = 5_000
 """Values in one statement."""
+PERSON: dict[Kind, InstrumentedAttribute[str | None]] = {
+    MEMBERSHIP: Membership.user_id,
+    INVITATION: Invitation.accepted_user_id,
+}
+"""Kind of object that is erased with its person → the column with the person's id."""
 
 
 @dataclass(slots=True)
@@ -76,7 +83,7 @@ class Erased:
 def forget(
     engine: Engine, user_id: str, actor: audit.Actor, searched: Callable[[int], None] = lambda _: None
 ) -> Erased:
-    """Blank a deleted user's e-mail address and name everywhere in the database, now. Idempotent.
+    """Blank a deleted user's personal data everywhere in the database, now. Idempotent.
 
     For a user who is already erased, blanks the payloads that arrived since and contain the user's id. `searched` is
     called after each batch with the number of payloads searched so far. Raises `UnknownIdError` if the mirror has no
@@ -144,19 +151,31 @@ def needless_invited_addresses() -> tuple[ColumnElement[bool], ...]:
 
 
 def _invitations_of(tx: Connection, user_ids: Sequence[str]) -> list[str]:
-    """Return the sorted ids of the invitations that users accepted, or that were sent to an address they ever had."""
-    hashes = select(UserAddress.email_hash).where(is_any_of(tx, UserAddress.user_id, user_ids))
-    sent = select(InvitedAddress.invitation_id).where(InvitedAddress.email_hash.in_(hashes))
-    accepted = select(Invitation.id).where(is_any_of(tx, Invitation.accepted_user_id, user_ids))
-    return sorted({*tx.execute(sent).scalars(), *tx.execute(accepted).scalars()})
+    """Return the sorted ids of the invitations whose address is personal data of these users.
+
+    They were sent to an address that one of them ever had, or one of them accepted them (`_accepted_as_own`).
+    """
+    accepted = select(Invitation.id).where(is_any_of(tx, Invitation.accepted_user_id, user_ids), _accepted_as_own())
+    return sorted({*tx.execute(sent_to(tx, user_ids)).scalars(), *tx.execute(accepted).scalars()})
 
 
-def erase_late_invitations(tx: Connection) -> int:
-    """Erase invitations that erased users accepted, and that arrived after the erasure; return how many."""
+def _accepted_as_own() -> ColumnElement[bool]:
+    """Return the condition that nobody but the user who accepted an invitation is known to have its address."""
+    others = exists().where(
+        InvitedAddress.invitation_id == Invitation.id,
+        UserAddress.email_hash == InvitedAddress.email_hash,
+        UserAddress.user_id != Invitation.accepted_user_id,
+    )
+    return ~others
+
+
+def erase_late(tx: Connection, kind: Kind) -> int:
+    """Erase the next memberships or invitations of erased users that arrived after the erasure; return how many."""
     erased = select(User.id).where(User.erased)
-    late = select(Invitation.id).where(~Invitation.erased, Invitation.accepted_user_id.in_(erased)).limit(BATCH)
+    own = (_accepted_as_own(),) if kind is INVITATION else ()
+    late = select(kind.table.id).where(~kind.table.erased, PERSON[kind].in_(erased), *own).limit(BATCH)
     ids = sorted(tx.execute(late).scalars())
-    note_changes(tx, [each.row for each in _blank_invitations(tx, ids, (Cause.SETTINGS, "ERASE_AFTER_DAYS"))])
+    note_changes(tx, [each.row for each in _blank_objects(tx, kind, ids, (Cause.SETTINGS, "ERASE_AFTER_DAYS"))])
     return len(ids)
 
 
@@ -354,7 +373,7 @@ def _execute(tx: Connection, statement: Update) -> None:
 
 
 def _erase_user(tx: Connection, user_id: str, actor: audit.Actor) -> tuple[int, int, int]:
-    """Blank a user and their invitations; return the numbers of rows of `changes`, drift and hook errors.
+    """Blank a user, their invitations and memberships; return the numbers of rows of `changes`, drift and hook errors.
 
     Does nothing if the user is not deleted. If the user is already erased, only an operator's request is recorded.
     """
@@ -367,10 +386,14 @@ def _erase_user(tx: Connection, user_id: str, actor: audit.Actor) -> tuple[int, 
         return 0, 0, 0
     caused_by = (Cause.OPERATOR if by_operator else Cause.SETTINGS), actor.who
     invitation_ids = _invitations_of(tx, [user_id])
-    blanked = [_blank_object(tx, USER, user_id, state, caused_by), *_blank_invitations(tx, invitation_ids, caused_by)]
-    memberships = select(Membership.id).where(Membership.user_id == user_id)
-    of_memberships = (Change.kind == MEMBERSHIP.name, Change.object_id.in_(memberships))
-    tx.execute(update(Change).where(*of_memberships, has_actor_data()).values(ACTOR_BLANKED))
+    membership_ids = sorted(tx.execute(select(Membership.id).where(Membership.user_id == user_id)).scalars())
+    blanked = [
+        _blank_object(tx, USER, user_id, state, caused_by),
+        *_blank_objects(tx, INVITATION, invitation_ids, caused_by),
+        *_blank_objects(tx, MEMBERSHIP, membership_ids, caused_by),
+    ]
+    of_invitations = is_any_of(tx, InvitedAddress.invitation_id, invitation_ids)
+    tx.execute(delete(InvitedAddress).where(of_invitations, *needless_invited_addresses()))
     tx.execute(delete(UserAddress).where(UserAddress.user_id == user_id, *needless_addresses()))
     # A hook's error and traceback come from the receiver and may quote anything.
     about_user = _about(HookDelivery, [user_id], invitation_ids)
@@ -388,14 +411,10 @@ class _Blanked(NamedTuple):
     drift: int
 
 
-def _blank_invitations(tx: Connection, ids: Sequence[str], caused_by: CausedBy) -> list[_Blanked]:
-    """Blank those of the invitations (sorted ids) that are not erased yet."""
-    found = insert_and_lock_rows(tx, INVITATION, ids) if ids else {}
-    states = {id: state for id, state in found.items() if state and not state.erased}
-    blanked = [_blank_object(tx, INVITATION, id, state, caused_by) for id, state in states.items()]
-    of_these = is_any_of(tx, InvitedAddress.invitation_id, ids)
-    tx.execute(delete(InvitedAddress).where(of_these, *needless_invited_addresses()))
-    return blanked
+def _blank_objects(tx: Connection, kind: Kind, ids: Sequence[str], caused_by: CausedBy) -> list[_Blanked]:
+    """Blank those of the objects (sorted ids) that are not erased yet."""
+    found = insert_and_lock_rows(tx, kind, ids) if ids else {}
+    return [_blank_object(tx, kind, id, state, caused_by) for id, state in found.items() if state and not state.erased]
 
 
 def _blank_object(tx: Connection, kind: Kind, id: str, state: State, caused_by: CausedBy) -> _Blanked:

@@ -17,12 +17,14 @@ from models.database import delete_some, in_transaction
 from models.outcomes import Outcome
 from models.tables import Audit, Change, Event, EventStatus, Join, JoinState, MirrorState, Run, RunStatus
 from models.types import db_ago
+from worker.kinds.invitation import INVITATION
+from worker.kinds.membership import MEMBERSHIP
 from worker.mirror.apply import ACTOR_BLANKED
 from worker.mirror.erasure import (
     about_erased,
     blank_undecided,
     erase_deleted,
-    erase_late_invitations,
+    erase_late,
     has_actor_data,
     needless_addresses,
     needless_invited_addresses,
@@ -46,7 +48,7 @@ class Periods:
     events: timedelta = timedelta(days=100)
     changes: timedelta = timedelta(days=365)
     persons: timedelta = timedelta(days=30)
-    """E-mail address and name of a deleted user."""
+    """Personal data of a deleted user."""
 
 
 def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lambda: False) -> dict[str, int]:
@@ -70,7 +72,8 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
         # Events that arrived after their user was erased, and that the drain could not recognize.
         "erased_payloads": _blanker(done, about_erased()),
         "erased_failures": blank_undecided,
-        "erased_invitations": erase_late_invitations,
+        "erased_memberships": lambda tx: erase_late(tx, MEMBERSHIP),
+        "erased_invitations": lambda tx: erase_late(tx, INVITATION),
         "events": _deleter(Event, done, Event.last_delivered_at < db_ago(periods.events)),
         "changes": lambda tx: _delete_changes(tx, Change.at < db_ago(periods.changes), ~_is_last_decision()),
         "actors": lambda tx: _blank_actors(tx, periods.persons),
@@ -131,10 +134,11 @@ def _blank_actors(tx: Connection, period: timedelta) -> int:
 
 
 def _delete_changes(tx: Connection, *which: ColumnElement[bool]) -> int:
-    """Delete changes and record the highest deleted id, so that readers that have not read it learn of the gap."""
-    ids = list(tx.execute(select(Change.id).where(*which).order_by(Change.id).limit(BATCH)).scalars())
-    if ids:
-        tx.execute(delete(Change).where(Change.id.in_(ids)))
-        advance = update(MirrorState).where(MirrorState.changes_dropped_to < ids[-1])
-        tx.execute(advance.values(changes_dropped_to=ids[-1]))
-    return len(ids)
+    """Delete changes and record the last deleted one, so that readers that have not read it learn of the gap."""
+    old = tx.execute(select(Change.id, Change.at).where(*which).order_by(Change.id).limit(BATCH)).all()
+    if old:
+        tx.execute(delete(Change).where(Change.id.in_([id for id, _ in old])))
+        last, at = old[-1]
+        advance = update(MirrorState).where(MirrorState.changes_dropped_to < last)
+        tx.execute(advance.values(changes_dropped_to=last, changes_dropped_at=at))
+    return len(old)

@@ -20,6 +20,8 @@ log = structlog.get_logger()
 
 TIMEOUT_SECONDS = 10.0
 """For one call. It is not retried: the next read follows soon, and a stop must not wait."""
+TAKEOVER_SECONDS = 5.0
+"""A process that may not tail looks at least this often whether the lease is free."""
 
 
 def run(services: Services, stop: threading.Event) -> None:
@@ -35,5 +37,5 @@ def run(services: Services, stop: threading.Event) -> None:
         while not stop.is_set():
             with services.counters.contained(Place.LANE, "tail"), TAILS.lease(services.engine, TAIL_ID) as lease:
                 if lease is not None:
-                    EventTail(services.engine, workos, lease, settings, bell).follow(stop)
-            stop.wait(settings.tail_seconds)
+                    EventTail(services.engine, workos, lease, settings, bell, services.tail_bell).follow(stop)
+            stop.wait(min(settings.tail_seconds, TAKEOVER_SECONDS))

@@ -1,5 +1,6 @@
 """The doorbell: wakes RQ's workers through Redis. If a ring is lost, the clock rings again."""
 
+import threading
 import time
 import uuid
 
@@ -57,6 +58,36 @@ if redis.call("LLEN", KEYS[2]) == 0 then redis.call("LPUSH", KEYS[2], 1) end
 return 1
 """
 """Returns whether the flag is set. If so, a job that waits for a ring finds one entry in its list."""
+
+
+class TailBell:
+    """Wakes the process that tails the events API, which is no lane of RQ. If a ring is lost, its next read follows."""
+
+    KEY = "workos-sync:more:tail"
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    def ring(self) -> None:
+        """Wake the process, now or when it next waits. Nothing is raised if Redis is unavailable."""
+        try:
+            with self._redis.pipeline() as pipeline:
+                pipeline.lpush(self.KEY, 1)
+                pipeline.ltrim(self.KEY, 0, 0)  # one entry wakes it; nobody may be there to take them
+                pipeline.execute()
+        except RedisError as error:
+            log.warning("ring_failed", lane="tail", error=what_is_wrong(error)[0])
+
+    def wait(self, seconds: float, stop: threading.Event) -> bool:
+        """Wait up to `seconds`, below Redis's time-out, for a ring; return whether there was one.
+
+        If Redis is unavailable, wait for `stop`; the next read, which needs Redis, reports it.
+        """
+        try:
+            return self._redis.blpop([self.KEY], max(seconds, 0.01)) is not None
+        except RedisError:
+            stop.wait(seconds)
+            return False
 
 
 class Doorbell:

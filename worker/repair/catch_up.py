@@ -6,7 +6,7 @@ list or at their own time, before the cursor (docs/workos.md). So every ten minu
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -18,8 +18,8 @@ from models.tables import Action, Event, EventStatus, MirrorState, Tail
 from models.types import db_now, db_now_plus, db_plus, inline_literal
 from worker import audit
 from worker.decision.payload import is_id, parse_time
-from worker.errors import ConfigurationError, CursorLostError, PayloadError
-from worker.inbox.store import ReceivedEvent, accept_from_api
+from worker.errors import ConfigurationError, PayloadError
+from worker.inbox.store import ReceivedEvent, accept_from_api, restore_payloads
 from worker.leases import Lease
 from worker.repair.event_log import EXPIRY_MARGIN, OLDEST, EventLog
 from worker.workos_api.client import Page, WorkOSClient
@@ -82,7 +82,7 @@ def catch_up(engine: Engine, workos: WorkOSClient, lease: Lease | None = None, l
     write = lease.in_transaction if lease else in_transaction
     events = EventLog(workos, now)
     returned = new = late = 0
-    for page in _unread(events, position, now):
+    for page in events.after_or_since(position.cursor, position.since(position.read_to, now)):
         new += write(engine, _store_and_advance, page, settled)
         returned += len(page.items)
     # Every ten minutes, read the last two hours again.
@@ -144,19 +144,6 @@ def _position(engine: Engine, default: datetime) -> Position:
     return Position(cursor, max((at for at in (cursor_at, inbox_to) if at), default=default), inbox_to, backfill_from)
 
 
-def _unread(events: EventLog, position: Position, now: datetime) -> Iterator[Page]:
-    """Yield the pages after the cursor; without a usable cursor, those since `Position.read_to`."""
-    since = position.since(position.read_to, now)
-    if position.cursor is not None:
-        try:
-            yield from events.after(position.cursor)
-        except CursorLostError:
-            log.warning("cursor_lost", cursor=position.cursor, reads_from=since.isoformat())
-        else:
-            return
-    yield from events.since(since)
-
-
 def _store_since(engine: Engine, events: EventLog, start: datetime) -> tuple[int, int]:
     """Store the events since a time; return how many were read, and how many of them are new."""
     returned = new = 0
@@ -207,6 +194,7 @@ def store_events(tx: Connection, events: Sequence[ReceivedEvent]) -> int:
     """Store events; return how many are new. Those that the API showed later than the hold-back are counted."""
     # Sorted, so that two catch-ups do not deadlock.
     stored = [(event, accept_from_api(tx, event)) for event in sorted(events, key=lambda event: event.id)]
+    restore_payloads(tx, [event for event, is_new in stored if is_new is False])
     times = [event.occurred_at for event, is_new in stored if is_new is not None and event.occurred_at]
     read_to = tx.execute(select(Tail.read_to)).scalar_one() if times else None
     if late := sum(at <= read_to for at in times) if read_to else 0:

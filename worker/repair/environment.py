@@ -9,10 +9,11 @@ from sqlalchemy import Connection, Engine, select, update
 from models.database import in_transaction, read_transaction
 from models.tables import MirrorState
 from worker.errors import ConfigurationError, WorkOSError
-from worker.kinds import SUBSCRIBED
+from worker.kinds import READERS, SUBSCRIBED
 from worker.kinds.organization import ORGANIZATION, Organization
 from worker.kinds.user import USER
 from worker.metrics import Counters
+from worker.repair.new_types import add_new_types
 from worker.repair.reads import fetch
 from worker.repair.resync.listings import Key
 from worker.settings import Settings
@@ -124,3 +125,4 @@ def _bind(tx: Connection, client_id: str, backfill_from: datetime) -> None:
     if mirror.backfill_from is None:
         first = {"client_id": client_id, "backfill_from": backfill_from, "cursor_at": backfill_from}
         tx.execute(update(MirrorState).values(event_types=SUBSCRIBED, **first))
+        add_new_types(tx, (type for type, (kind, _) in READERS.items() if not kind.read_path("")))  # nothing lists them

@@ -20,16 +20,24 @@ EXPIRY_MARGIN = timedelta(minutes=10)
 
 
 class EventLog:
-    """Reads the events of all mirrored types, oldest first. `now` is the current time by WorkOS's clock, aware.
+    """Reads the events of some types, by default all that are mirrored, oldest first.
 
-    WorkOS refuses a query (400) if it does not know one of the event types. That type is then left out.
+    `now` is the current time by WorkOS's clock, aware. WorkOS refuses a query (400) if it does not know one of the
+    event types. That type is then left out. `refused` has WorkOS's message for each type that is left out; an earlier
+    `EventLog` may have found them.
     """
 
-    def __init__(self, workos: WorkOSClient, now: datetime) -> None:
+    def __init__(
+        self,
+        workos: WorkOSClient,
+        now: datetime,
+        refused: dict[str, str] | None = None,
+        types: Sequence[str] = SUBSCRIBED,
+    ) -> None:
         self._workos = workos
         self._now = now
-        self._types: Sequence[str] = SUBSCRIBED
-        self._refused: dict[str, str] = {}
+        self.refused = {} if refused is None else refused
+        self._all = types
 
     def after(self, cursor: str) -> Iterator[Page]:
         """Yield the pages that follow an event.
@@ -45,6 +53,17 @@ class EventLog:
         yield first
         yield from pages
 
+    def after_or_since(self, cursor: str | None, start: datetime) -> Iterator[Page]:
+        """Yield the pages that follow an event; without a cursor that WorkOS accepts, those since `start`."""
+        if cursor is not None:
+            try:
+                yield from self.after(cursor)
+            except CursorLostError:
+                log.warning("cursor_lost", cursor=cursor, reads_from=start.isoformat())
+            else:
+                return
+        yield from self.since(start)
+
     def since(self, start: datetime) -> Iterator[Page]:
         """Yield the pages since a time, in ranges of at most `CHUNK`. The last range has no end."""
         while (end := start + CHUNK) < self._now:
@@ -55,12 +74,18 @@ class EventLog:
     @property
     def all_types(self) -> bool:
         """Whether no event type was left out so far."""
-        return not self._refused
+        return not self.refused
+
+    def accepts_all_types(self) -> bool:
+        """Ask WorkOS whether it accepts all event types by now. If so, none is left out any more."""
+        if self._refusal(*self._all) is None:
+            self.refused.clear()
+        return self.all_types
 
     def require_all_types(self) -> None:
         """Raise `EventTypesRefusedError`, with WorkOS's message for each type, if event types were left out."""
-        if self._refused:
-            refused = "; ".join(f"{type} ({why})" for type, why in self._refused.items())
+        if self.refused:
+            refused = "; ".join(f"{type} ({why})" for type, why in self.refused.items())
             raise EventTypesRefusedError(f"event types refused: {refused}; events of all other types were read")
 
     def _pages(
@@ -77,7 +102,7 @@ class EventLog:
 
     def _page(self, after: str | None, start: datetime | None, end: datetime | None) -> Page:
         try:
-            return self._workos.events(self._types, after=after, start=start, end=end)
+            return self._workos.events(self._types(), after=after, start=start, end=end)
         except BadRequestError:
             if not self._leave_out_refused():
                 raise
@@ -85,15 +110,18 @@ class EventLog:
 
     def _leave_out_refused(self) -> bool:
         """Query each type alone and leave out refused ones; return whether some, but not all, were refused."""
-        if self._refusal(*self._types) is None:
+        types = self._types()
+        if self._refusal(*types) is None:
             return False  # not because of the types
-        refused = {type: why for type in self._types if (why := self._refusal(type)) is not None}
-        if not refused or len(refused) == len(self._types):
+        refused = {type: why for type in types if (why := self._refusal(type)) is not None}
+        if not refused or len(refused) == len(types):
             return False
-        self._refused |= refused
-        self._types = [type for type in self._types if type not in refused]
+        self.refused.update(refused)
         log.error("event_types_refused", types=sorted(refused), error=next(iter(refused.values())))
         return True
+
+    def _types(self) -> list[str]:
+        return [type for type in self._all if type not in self.refused]
 
     def _refusal(self, *types: str) -> str | None:
         """Return WorkOS's message if it refuses these types; None if it accepts them."""

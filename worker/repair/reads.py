@@ -155,18 +155,12 @@ def _read(engine: Engine, workos: WorkOSClient, read: RowMapping) -> bool:
         tx.execute(delete(Read).where(request))
 
     try:
-        if reason == PARENT_MISSING and _has_arrived(engine, kind, id):
+        if reason == PARENT_MISSING and has_arrived(engine, kind, id):
             in_transaction(engine, remove_request)
             return True
         result = confirmed_read(engine, workos, kind, id, (Cause.EVENT, read["event_id"] or reason), remove_request)
-    except (*INTERRUPTS, RedisError):
-        raise
-    except Exception as error:
-        if is_transient(error):
-            raise  # the database is unavailable; the object is not the cause
-        if isinstance(error, InvalidApiKeyError):
-            workos.now()  # raises too, unless the key only lacks the permission for this kind
-        problem = reason_of(error)
+    except Exception as error:  # noqa: BLE001 - `why_failed` raises what is not about the object
+        problem = why_failed(workos, error)
         wait = in_transaction(engine, _retry_later, request, problem)
         log.warning("read_failed", kind=kind.name, id=id, problem=problem, again_in_seconds=wait)
         return False
@@ -174,7 +168,16 @@ def _read(engine: Engine, workos: WorkOSClient, read: RowMapping) -> bool:
     return True
 
 
-def _has_arrived(engine: Engine, kind: Kind, id: str) -> bool:
+def why_failed(workos: WorkOSClient, error: Exception) -> str:
+    """Return why the read of an object failed; raise the error instead if the object is not the cause."""
+    if isinstance(error, (*INTERRUPTS, RedisError)) or is_transient(error):
+        raise error
+    if isinstance(error, InvalidApiKeyError):
+        workos.now()  # raises too, unless the key only lacks the permission for this kind
+    return reason_of(error)
+
+
+def has_arrived(engine: Engine, kind: Kind, id: str) -> bool:
     """Return whether the mirror has the object, live or deleted by an event."""
     table = kind.table
     settled = or_(table.deleted_by.is_(None), table.deleted_by != DeletedBy.RESYNC)

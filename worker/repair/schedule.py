@@ -13,6 +13,7 @@ from worker.errors import BusyError
 from worker.kinds import SUBSCRIBED
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import update_complete_to
+from worker.repair.new_types import add_new_types
 from worker.repair.resync.resync import create_resync
 from worker.runs import RUNS, create
 from worker.settings import Settings
@@ -46,9 +47,12 @@ def create_needed_resync(tx: Connection) -> None:
         if not tx.execute(select(exists().where(failed, recently))).scalar_one():
             create_resync_unless_busy(tx, "first start")
     elif (new := set(SUBSCRIBED).difference(mirror.event_types or ())) and create_resync_unless_busy(tx, "new release"):
-        # Events of these types were ignored until now. The resync finds what they changed.
+        # Events of these types were ignored until now. The resync finds what they changed; catch-up reads them.
         log.info("new_event_types", types=sorted(new))
         tx.execute(update(MirrorState).values(event_types=SUBSCRIBED))
+        add_new_types(tx, new)
+        with suppress(BusyError):  # it will read them
+            create(tx, Task.CATCH_UP, "new release")
 
 
 def create_resync_for_uncertainty(tx: Connection) -> None:

@@ -9,19 +9,23 @@ Each read continues after the newest event that is older than the hold-back, and
 not say whether an event that it shows late comes at the end of its list or at its own time, before newer ones. Once a
 minute it rereads the last `CATCH_UP_LAG_SECONDS` before that window, for events that are shown even later.
 
-One process tails, under a lease. It takes at most a tenth of the share of the rate limits, and does not wait behind a
-resync.
+While WorkOS refuses some event types, all others are read, but nothing counts as complete. Once it accepts them, the
+tail reads again from where it was when they were first refused.
+
+One process tails, under a lease. Between two reads it reads objects from WorkOS by id: those that products ask for
+(`worker.repair.refresh`), and those of failed events. It takes at most a tenth of the share of the rate limits, and
+does not wait behind a resync.
 """
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from itertools import chain
 
 import structlog
 from redis.exceptions import RedisError
-from sqlalchemy import Connection, Engine, Select, func, literal, or_, select, update
+from sqlalchemy import Connection, Engine, Select, false, func, literal, or_, select, update
 
 from models.database import read_transaction
 from models.tables import Event, EventStatus, MirrorState, Read, Tail
@@ -30,19 +34,19 @@ from models.views import EXPIRED_EVENTS
 from worker.decision.decide import DATE_STEP
 from worker.decision.payload import EPOCH
 from worker.error_handling import describe
-from worker.errors import ConfigurationError, CursorLostError, WorkOSError
+from worker.errors import ConfigurationError, WorkOSError
 from worker.inbox.store import ReceivedEvent
 from worker.leases import Lease, LeasedTable
 from worker.mirror import uncertainty
 from worker.mirror.read_requests import EVENT_FAILED
-from worker.queue.doorbell import Doorbell
-from worker.repair import reads
+from worker.queue.doorbell import Doorbell, TailBell
+from worker.repair import reads, refresh
 from worker.repair.catch_up import EventsOfPage, events_of, store_events, unknown_events
 from worker.repair.environment import bind
 from worker.repair.event_log import EXPIRY_MARGIN, OLDEST, EventLog
 from worker.settings import Settings
 from worker.workos_api.bucket import TAIL
-from worker.workos_api.client import Page, WorkOSClient
+from worker.workos_api.client import WorkOSClient
 
 log = structlog.get_logger()
 
@@ -50,33 +54,48 @@ TAIL_ID = "events"
 """The id of the single row of `tail`."""
 TAILS = LeasedTable(Tail.id, Tail.leased_until, Tail.fence)
 REREAD_SECONDS = 60.0
-"""How often the last `CATCH_UP_LAG_SECONDS` before the hold-back are reread."""
-APPLY_POLL_SECONDS = 0.5
-"""How often to look whether the events of a read are applied."""
+"""How often the last `CATCH_UP_LAG_SECONDS` before the hold-back are reread, and refused event types tested again."""
+POLL_SECONDS = 0.5
+"""How often to look whether the process must stop, and whether the events of a read are applied."""
 STEP = timedelta(milliseconds=1)
 """The resolution of WorkOS's `created_at`."""
 
 
 class EventTail:
-    """Tails the events API while it holds `lease`. `bell` wakes the drain for new events."""
+    """Tails the events API while it holds `lease`. `bell` wakes the drain for new events, `own_bell` this object."""
 
-    def __init__(self, engine: Engine, workos: WorkOSClient, lease: Lease, settings: Settings, bell: Doorbell) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        workos: WorkOSClient,
+        lease: Lease,
+        settings: Settings,
+        bell: Doorbell,
+        own_bell: TailBell,
+    ) -> None:
         self._engine = engine
         self._workos = workos
         self._lease = lease
         self._settings = settings
         self._bell = bell
+        self._own_bell = own_bell
         self._hold_back = timedelta(seconds=settings.hold_back_seconds)
         self._lag = timedelta(seconds=settings.catch_up_lag_seconds)
         self._reread_at = -REREAD_SECONDS
+        self._refused: dict[str, str] = {}
+        """WorkOS's message for each event type that it refuses."""
+        self._cursor_of_others: str | None = None
+        """The id of the event to continue after while some types are refused. The recorded cursor waits for them."""
         self._calls_before = workos.calls
         self._interval = settings.tail_seconds
+        self._spent = 0.0
+        """Seconds spent on reads of objects since the last read of events."""
         self._stop = threading.Event()
         in_force = {"hold_back_seconds": settings.hold_back_seconds, "tail_seconds": settings.tail_seconds}
         lease.in_transaction(engine, _set, **in_force)
 
     def follow(self, stop: threading.Event) -> None:
-        """Read every `TAIL_SECONDS`, or less often if the rate limit requires it.
+        """Read every `TAIL_SECONDS`, or less often if the rate limit requires it; read objects in between.
 
         Returns when `stop` is set, or when it notices between two reads that the lease is lost. If a read fails, the
         next one follows.
@@ -88,34 +107,52 @@ class EventTail:
         self._stop = stop
         is_bound = applied = False
         problem = None
+        due = time.monotonic()
         while not stop.is_set() and not self._lease.lost.is_set():
-            began = time.monotonic()
             try:
-                if not is_bound:
-                    bind(self._engine, self._workos, self._settings)
-                    is_bound = True
-                applied = self.read()
-                problem = None
-                self._read_objects_of_failed_events(began)
+                if (began := time.monotonic()) >= due:
+                    due = began + self._interval
+                    self._spent = 0.0
+                    if not is_bound:
+                        bind(self._engine, self._workos, self._settings)
+                        is_bound = True
+                    applied = self.read()
+                    due = began + self._interval
+                    problem = None
+                if is_bound:
+                    self._read_objects(due)
             except (WorkOSError, ConfigurationError, RedisError) as error:
                 if problem != (problem := describe(error)):
                     log.warning("tail_failed", error=problem)
                     self._lease.in_transaction(self._engine, _set, error=problem)
-            while (left := began + self._interval - time.monotonic()) > 0 and not stop.wait(
-                left if applied else min(left, APPLY_POLL_SECONDS)
-            ):
-                applied = applied or self._lease.in_transaction(self._engine, publish)
-                if not applied:
-                    self._bell.ring()  # an earlier ring may be lost
+            rung, look_at = False, 0.0
+            while not rung and (left := due - time.monotonic()) > 0 and not stop.is_set():
+                rung = self._own_bell.wait(min(left, POLL_SECONDS), stop)
+                if not applied and (asked := time.monotonic()) >= look_at:
+                    applied = self._lease.in_transaction(self._engine, publish)
+                    # If it takes long because many are pending, leave the database to the drain.
+                    look_at = asked + 10 * (time.monotonic() - asked)
+                    if not applied:
+                        self._bell.ring()  # an earlier ring may be lost
 
-    def _read_objects_of_failed_events(self, began: float) -> None:
-        """Read them from WorkOS until half the interval has passed since `began`. Here, no resync delays them."""
+    def _read_objects(self, due: float) -> None:
+        """Read the objects of refreshes, and then those of failed events, from WorkOS. Here, no resync delays them.
+
+        Ends when the next read of events is due, or when half the interval has been spent: so the calls leave the reads
+        of events their part of the rate limit.
+        """
+        began = time.monotonic()
 
         def stopping() -> bool:
-            late = time.monotonic() >= began + self._interval / 2
+            spent = self._spent + time.monotonic() - began
+            late = time.monotonic() >= due or spent >= self._interval / 2
             return late or self._stop.is_set() or self._lease.lost.is_set()
 
-        reads.work_due(self._engine, self._workos, stopping, Read.reason == EVENT_FAILED)
+        try:
+            refresh.work_due(self._engine, self._workos, stopping)
+            reads.work_due(self._engine, self._workos, stopping, Read.reason == EVENT_FAILED)
+        finally:
+            self._spent += time.monotonic() - began
 
     def read(self) -> bool:
         """Read up to the newest event, store what is new, and publish how far the mirror is complete.
@@ -128,6 +165,7 @@ class EventTail:
             redis.exceptions.RedisError: the Redis of the rate limits is unavailable.
             LeaseLostError: another process tails now.
         """
+        self._adapt_interval()
         with read_transaction(self._engine) as tx:
             tail = tx.execute(select(Tail.__table__)).one()
             mirror = tx.execute(select(MirrorState.__table__)).one()
@@ -139,9 +177,13 @@ class EventTail:
             log.error("events_missed", after=start.isoformat())
             self._lease.in_transaction(self._engine, uncertainty.note_everything, EXPIRED_EVENTS)
             start = oldest
-        events = EventLog(self._workos, now)
+        events = EventLog(self._workos, now, self._refused)
         began = time.monotonic()
-        pages = _unread(events, tail.cursor, start)
+        if self._refused and self._reread_at + REREAD_SECONDS <= began:
+            self._reread_at = began
+            if events.accepts_all_types():
+                self._cursor_of_others = None
+        pages = events.after_or_since(self._cursor_of_others or tail.cursor, start)
         first = next(pages)
         # `first.read_at` is WorkOS's time when it answered; subtract the call's duration.
         settled = first.read_at - timedelta(seconds=time.monotonic() - began) - self._hold_back
@@ -151,12 +193,13 @@ class EventTail:
         for page in chain((first,), pages):
             received = events_of(page)
             cursor, older = _cursor(received.valid, settled) if older else (None, False)
-            # If WorkOS refused a type, keep the cursor, so that events of that type are read later.
+            # If WorkOS refuses a type, keep the recorded cursor, so that events of that type are read later.
             self._store(received, cursor if events.all_types else None)
+            if not events.all_types:
+                self._cursor_of_others = cursor or self._cursor_of_others
             if self._stop.is_set():
                 return False
         events.require_all_types()
-        self._adapt_interval()
         applied = self._lease.in_transaction(self._engine, self._finish, settled, settled_at)
         if not is_first and self._reread_at + REREAD_SECONDS <= began:
             for page in events.since(now - self._hold_back - self._lag):
@@ -173,7 +216,7 @@ class EventTail:
             self._bell.ring()
 
     def _adapt_interval(self) -> None:
-        """Lengthen the interval if the calls since the last read need more time, or reset it."""
+        """Lengthen the interval if the calls since the last read began need more time, or reset it."""
         calls = self._workos.calls - self._calls_before
         self._calls_before = self._workos.calls
         needed = calls * TAIL.seconds / (TAIL.calls * self._settings.workos_rate_share)
@@ -182,18 +225,6 @@ class EventTail:
     def _finish(self, tx: Connection, read_to: datetime, read_at: datetime) -> bool:
         _set(tx, read_to=read_to, read_at=read_at, interval_seconds=self._interval, error=None)
         return publish(tx)
-
-
-def _unread(events: EventLog, cursor: str | None, start: datetime) -> Iterator[Page]:
-    """Yield the pages after the cursor; without a usable cursor, those since `start`."""
-    if cursor is not None:
-        try:
-            yield from events.after(cursor)
-        except CursorLostError:
-            log.warning("cursor_lost", cursor=cursor, reads_from=start.isoformat())
-        else:
-            return
-    yield from events.since(start)
 
 
 def _cursor(received: Sequence[ReceivedEvent], settled: datetime) -> tuple[str | None, bool]:
@@ -219,14 +250,14 @@ def _set(tx: Connection, /, **values: object) -> None:
 
 
 def publish(tx: Connection) -> bool:
-    """Record up to which time every event is applied; return whether that is as far as the tail has read.
+    """Record up to which time every event is applied; return whether nothing that was read waits to be applied.
 
     The recorded time is `read_to`, or just before the oldest waiting event if there is one. A waiting event that was
     shown late never moves the time back.
     """
     tail = tx.execute(select(Tail.__table__)).one()
     if tail.read_to is None:
-        return False
+        return True
     oldest = tx.execute(_oldest_waiting(tail.read_to)).scalar_one()
     complete_to = tail.read_to if oldest is None else min(tail.read_to, max(oldest, EPOCH) - STEP)
     if oldest is None or tail.complete_to is None or tail.complete_to < complete_to:
@@ -237,10 +268,11 @@ def publish(tx: Connection) -> bool:
 def _oldest_waiting(read_to: datetime) -> Select[datetime | None]:
     """Return the query of the time of the oldest event up to `read_to` that must still be applied.
 
-    Replayed and retried events are left out: they were applied before, or are recorded as failed. An event without a
+    Replayed and failed events are left out: they were applied before, or are recorded as failed. An event without a
     usable time counts as the oldest.
     """
-    pending = (Event.status == inline_literal(EventStatus.PENDING), Event.attempts == 0, Event.replays == 0)
-    shown = (Event.api_at.is_not(None), or_(Event.occurred_at.is_(None), Event.occurred_at <= read_to))
+    pending = (Event.status == inline_literal(EventStatus.PENDING), Event.error.is_(None), Event.replays == 0)
+    # Not `IS NOT NULL`, for which SQLite reads the index of `api_at`, with all events, instead of the pending ones.
+    shown = (Event.api_at.is_(None) == false(), or_(Event.occurred_at.is_(None), Event.occurred_at <= read_to))
     at = func.coalesce(Event.occurred_at, literal(EPOCH, UtcDateTime()), type_=UtcDateTime())
     return select(func.min(at, type_=UtcDateTime())).where(*pending, *shown)

@@ -30,6 +30,7 @@ from worker.redis_client import INTERRUPTS
 from worker.repair import reads
 from worker.repair.catch_up import LAG, catch_up
 from worker.repair.environment import bind
+from worker.repair.new_types import read_new_types
 from worker.repair.replay import replay
 from worker.repair.resync.resync import Resync
 from worker.repair.schedule import create_needed_resync, create_resync_unless_busy
@@ -132,7 +133,10 @@ class Repair:
     def _catch_up(self, lease: Lease, workos: WorkOSClient) -> bool:
         problem = None
         try:
-            catch_up_or_resync(self.engine, workos, lease, timedelta(seconds=self.settings.catch_up_lag_seconds))
+            try:
+                catch_up_or_resync(self.engine, workos, lease, timedelta(seconds=self.settings.catch_up_lag_seconds))
+            finally:  # also if WorkOS refuses a type
+                read_new_types(self.engine, workos, lease)
         except (WorkOSError, InvalidApiKeyError) as error:
             problem = str(error)
             log.warning("catch_up_failed", run=lease.key, error=problem)

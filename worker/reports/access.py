@@ -8,19 +8,22 @@ from models.tables import (
     AutoJoinState,
     Change,
     DeletedBy,
+    Event,
+    FailedEffect,
     MirrorState,
     PublicDomain,
     UnblockedInvitation,
     WorkspaceSettings,
 )
 from models.types import Record, db_now
-from models.views import auto_join_domains, workspace_members
+from models.views import auto_join_domains
 from worker.kinds.domain import Domain
 from worker.kinds.invitation import Invitation
 from worker.kinds.membership import MEMBERSHIP, Membership
-from worker.kinds.organization import Organization
-from worker.kinds.user import User
+from worker.kinds.organization import ORGANIZATION
+from worker.kinds.user import USER
 from worker.mirror import auto_join
+from worker.reports.past import Moment, members, states
 
 MAX_CHANGES = 500
 """Maximum number of a membership's changes searched for the cause of its access and role."""
@@ -38,31 +41,32 @@ WHY_NOT = {
 """Why a domain in each state does not auto-join. Empty for a verified one: `_why_off` finds the reason."""
 
 
-def access_of(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
-    """Return a row for each membership that meets `which`: whether it gives access now, why, since when and the cause.
+def access_of(tx: Connection, *which: ColumnElement[bool], moment: Moment | None = None) -> list[Record]:
+    """Return a row for each membership that meets `which`: whether it gives access, why, since when and the cause.
 
-    The rows are sorted by workspace name and membership id. `role` is None without access. `since` and `role_since` are
-    aware, in UTC. Like `cause` and `role_cause`, they are None if the change has been pruned.
+    The answer is about now, or about a moment; `which` is about the memberships now. The rows are sorted by workspace
+    name and membership id. `role` is None without access. `since` and `role_since` are aware, in UTC. Like `cause`,
+    `actor`, `role_cause` and `role_actor`, they are None if the change has been pruned.
     """
+    membership = states(MEMBERSHIP, moment, *which)
+    workspace, person = states(ORGANIZATION, moment).c, states(USER, moment).c
+    own = membership.c
     joined = (
         select(
-            *(Membership.id, Membership.organization_id, Membership.user_id, Membership.status),
-            *(Membership.workos_role, Membership.deleted_by),
-            Organization.name,
-            Organization.revision.label("organization_known"),
-            Organization.deleted_by.label("organization_deleted_by"),
-            User.revision.label("user_known"),
-            User.deleted_by.label("user_deleted_by"),
+            *(own.id, own.organization_id, own.user_id, own.status, own.workos_role, own.deleted_by, workspace.name),
+            workspace.id.label("organization_known"),
+            workspace.deleted_by.label("organization_deleted_by"),
+            person.id.label("user_known"),
+            person.deleted_by.label("user_deleted_by"),
         )
-        .outerjoin(Organization, Organization.id == Membership.organization_id)
-        .outerjoin(User, User.id == Membership.user_id)
-        .where(*which)
-        .order_by(Organization.name, Membership.id)
+        .outerjoin_from(membership, workspace.id.table, workspace.id == own.organization_id)
+        .outerjoin(person.id.table, person.id == own.user_id)
+        .order_by(workspace.name, own.id)
     )
     memberships = all_rows(tx, joined)
-    view = workspace_members.c
-    of_users = select(view.membership_id, view.role).where(view.user_id.in_({row["user_id"] for row in memberships}))
-    with_access = dict(tx.execute(of_users).all())
+    user_ids = {row["user_id"] for row in memberships}
+    view = members(tx, moment, Membership.user_id.in_(user_ids)).c
+    with_access = dict(tx.execute(select(view.membership_id, view.role).where(view.user_id.in_(user_ids))).all())
     return [
         {
             "organization_id": row["organization_id"],
@@ -75,7 +79,7 @@ def access_of(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
             "why": "active membership; neither the person nor the workspace is deleted"
             if row["id"] in with_access
             else _why_not(row),
-            **_causes(tx, row["id"]),
+            **_causes(tx, row["id"], moment),
         }
         for row in memberships
     ]
@@ -99,21 +103,66 @@ def _why_not(row: Record) -> str:
     return "a newer membership of the same person in this workspace takes precedence"
 
 
-def _causes(tx: Connection, membership_id: str) -> Record:
-    """Return when and why a membership last became active or inactive, and last got its role."""
-    about = (Change.kind == MEMBERSHIP.name, Change.object_id == membership_id)
+def _causes(tx: Connection, membership_id: str, moment: Moment | None) -> Record:
+    """Return when, why and by whom a membership last became active or inactive, and last got its role."""
+    about = [Change.kind == MEMBERSHIP.name, Change.object_id == membership_id]
+    about += [] if moment is None else [Change.id <= moment.change_id]
     changes = all_rows(tx, select(Change.__table__).where(*about).order_by(Change.id.desc()).limit(MAX_CHANGES))
     of_status = (row for row in changes if _active(row["before"]) != _active(row["after"]))
     of_role = (row for row in changes if (row["before"] or {}).get("role") != row["after"]["role"])
     found: Record = {}
     for prefix, newest in (("", next(of_status, None)), ("role_", next(of_role, None))):
         found[f"{prefix}since"] = newest["at"] if newest else None
-        found[f"{prefix}cause"] = f"{newest['cause']} {newest['cause_id']}" if newest else None
+        found[f"{prefix}cause"] = cause_of(newest) if newest else None
+        found[f"{prefix}actor"] = actor_of(newest) if newest else None
     return found
+
+
+def cause_of(change: Record) -> str | None:
+    """Return what caused a change, such as `event event_01`; None if not known."""
+    return f"{change['cause']} {change['cause_id']}" if change["cause"] else None
+
+
+def actor_of(change: Record) -> str | None:
+    """Return who made a change at WorkOS, such as `Ann (user_01) by dashboard`; None if not known."""
+    id, name, source = (change.get(f"actor_{part}") for part in ("id", "name", "source"))
+    who = f"{name} ({id})" if name and id else name or id
+    return f"{who} by {source}" if who and source else who or source
 
 
 def _active(content: Record | None) -> bool:
     return content is not None and content.get("state") == "active" and content.get("status") == "active"
+
+
+def uncertain_answers(tx: Connection, *which: ColumnElement[bool]) -> list[Record]:
+    """Return a row for each failed event, and what it may have changed, that makes bounded answers stale.
+
+    `which` are conditions on `FailedEffect`. `organization_id` or `user_id` is None if the answers about all of them
+    are stale. `stored`: whether the inbox has the event. `since` is aware, in UTC. `until` says in words what ends it.
+    The oldest come first, at most 500.
+    """
+    stored = Event.id.is_not(None).label("stored")
+    query = select(FailedEffect.__table__, stored).outerjoin(Event, Event.id == FailedEffect.event_id).where(*which)
+    query = query.order_by(FailedEffect.since, FailedEffect.event_id)
+    return [
+        {
+            "organization_id": row["organization_id"] or None,
+            "user_id": row["user_id"] or None,
+            "event_id": row["event_id"],
+            "stored": row["stored"],
+            "since": row["since"],
+            "until": _until(row),
+        }
+        for row in all_rows(tx, query.limit(MAX_CHANGES))
+    ]
+
+
+def _until(effect: Record) -> str:
+    if effect["object_id"]:
+        ends = f"{effect['kind']} {effect['object_id']} is read from WorkOS"
+    else:
+        ends = "a resync of the workspace" if effect["organization_id"] else "a full resync"
+    return f"{ends}, or the event is applied or dismissed" if effect["stored"] else ends
 
 
 def invitation_states(tx: Connection, *which: ColumnElement[bool], limit: int | None = None) -> list[Record]:

@@ -12,7 +12,8 @@ from functools import partial
 from typing import NamedTuple
 
 from models.tables import JoinState, RevocationState, RunStatus
-from worker.reports.health import MIN_MISSED, Health
+from worker.mirror.role_map import digest_of
+from worker.reports.health import EXPIRY_DAYS, MIN_MISSED, Health
 
 OVERDUE_SECONDS = 60
 """A healthy installation applies and delivers within seconds. An event that waits longer is overdue."""
@@ -283,6 +284,21 @@ def _unmapped_roles(health: Health) -> list[Found]:
     return _count(number, "membership has", "memberships have", slugs=slugs)
 
 
+def _certificates(health: Health) -> Iterator[Found]:
+    """Measure the certificates that have expired and, as a warning, those that expire within `EXPIRY_DAYS`."""
+    for expired, severity, what in ((True, None, "expired"), (False, Severity.WARNING, "will expire soon")):
+        if found := [each for each in health.certificates if each.expired is expired]:
+            first, number = found[0], _number(len(found), "SAML certificate")
+            at = f"{first.expires_at:%Y-%m-%d %H:%M} UTC"
+            yield Found({**first._asdict(), "number": number, "what": what, "at": at}, severity)
+
+
+def _role_map_withheld(health: Health) -> list[Found]:
+    if (withheld := health.withheld_role_map) is None:
+        return []
+    return [Found(withheld | {"digest": digest_of(withheld["role_map"])})]
+
+
 CONDITIONS = (
     Condition(
         name="redis_away",
@@ -358,7 +374,7 @@ CONDITIONS = (
         measured="The mirror is older than HOLD_BACK_SECONDS + TAIL_SECONDS + 5 s, or all of it is uncertain.",
         measure=_bound_missed,
         sentence="{saw}{why}",
-        remedy="start workos-sync worker, or see whether WorkOS and Redis answer it",
+        remedy="check that workos-sync worker or up runs, and that WorkOS and Redis answer it",
         section="The mirror is too old for the smallest bound",
     ),
     Condition(
@@ -556,6 +572,26 @@ CONDITIONS = (
         sentence="{number} a role that is not in ROLE_MAP and counts as member: {slugs}",
         remedy="add the roles to ROLE_MAP and restart the worker",
         section="Roles are not mapped",
+    ),
+    Condition(
+        name="certificate_expires",
+        measured=f"A SAML certificate of a connection in use has expired, or will within {EXPIRY_DAYS} days.",
+        measure=_certificates,
+        sentence="{number} {what}, the first at {at}: {type} of {connection_id}",
+        remedy="have the workspace renew it in its identity provider and in WorkOS, or its people cannot sign in",
+        section="A sign-in certificate expires",
+        page="/ops/explain",
+        milder=True,
+        concerns_mirror=False,
+    ),
+    Condition(
+        name="role_map_withheld",
+        severity=Severity.WARNING,
+        measured="A new ROLE_MAP would promote too many members, and waits for approval.",
+        measure=_role_map_withheld,
+        sentence="ROLE_MAP would make {promotions} of {members} members admins; until approved, it promotes nobody",
+        remedy="review it with workos-sync plan, then run workos-sync plan --approve {digest} --reason TEXT",
+        section="A role map waits for approval",
     ),
     Condition(
         name="missed_webhooks",

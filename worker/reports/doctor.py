@@ -105,6 +105,10 @@ def check_settings(reading: Reading) -> Iterator[Check]:
 
 
 def _database(engine: Engine) -> Iterator[Check]:
+    if database.is_missing(engine):
+        remedy = "check DATABASE_URL, or run: workos-sync migrate"
+        yield _failure("database", f"{database.place_of(engine.url)} does not exist", remedy)
+        return
     try:
         with read_transaction(engine) as tx:
             now: datetime = tx.execute(select(db_now())).scalar_one()
@@ -195,6 +199,11 @@ def _secrets(settings: Settings) -> Iterator[Check]:
             yield _warning(name, f"not set: {off}", f"set {name} to name:token; to make a token: openssl rand -hex 24")
         else:
             yield _ok(name, ", ".join(tokens))
+    if settings.api_tokens:
+        refreshing = ", ".join(settings.api_refresh_names)
+        yield _ok(
+            "API_REFRESH_NAMES", f"may refresh: {refreshing}" if refreshing else "not set: every token only reads"
+        )
 
 
 def _workos(

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Engine, Select, SQLColumnExpression, and_, exists, or_, select, tuple_
 
-from models.addresses import normalize_address
 from models.database import read_transaction
 from models.outcomes import Finding, Outcome
 from models.rows import all_rows, one_row
@@ -19,31 +18,39 @@ from models.tables import (
     DriftAction,
     Event,
     EventStatus,
-    InvitedAddress,
+    FailedEffect,
     Join,
     Read,
     Revocation,
     Run,
-    UserAddress,
 )
 from models.types import Record
 from worker.kinds import KINDS, Kind
+from worker.kinds.addresses import has_address, sent_to
+from worker.kinds.connection import CONNECTION
 from worker.kinds.domain import DOMAIN, Domain
 from worker.kinds.invitation import INVITATION, Invitation
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import ORGANIZATION
-from worker.kinds.user import USER, User, has_address
-from worker.reports.access import access_of, domain_states, invitation_states
+from worker.kinds.saml_certificate import SAML_CERTIFICATE, SamlCertificate
+from worker.kinds.user import USER, User
+from worker.mirror.uncertainty import ANY
+from worker.reports.access import access_of, actor_of, domain_states, invitation_states, uncertain_answers
+from worker.reports.past import Moment, moment_of, states
 
 MAX_STEPS = 500
 """Maximum number of steps from each source. Older ones are omitted, and the report says so."""
 
 AUTO_JOIN_FIELDS = {"auto_join", "auto_join_reason"}
 """Fields of a domain that change with other objects: its workspace, or another workspace's domain."""
-DECISIONS = {USER: JOIN, ORGANIZATION: WORKSPACE_SETTINGS}
-"""The kind under which `changes` records operators' decisions about a person or a workspace."""
-RELATED = {USER: (MEMBERSHIP, Membership.user_id), ORGANIZATION: (DOMAIN, Domain.organization_id)}
-"""The kind of object that decides about a person or a workspace, and its column with their id."""
+DECISIONS = {USER: JOIN, INVITATION: JOIN, ORGANIZATION: WORKSPACE_SETTINGS}
+"""The kind under which `changes` records operators' decisions about a person, an invitation or a workspace."""
+RELATED = {
+    USER: (MEMBERSHIP, Membership.user_id),
+    ORGANIZATION: (DOMAIN, Domain.organization_id),
+    CONNECTION: (SAML_CERTIFICATE, SamlCertificate.connection_id),
+}
+"""The kind of object that decides about a person, a workspace or a connection, and its column with their id."""
 EVENT_COLUMNS = tuple(column for column in Event.__table__.columns if column.name != "body")
 FINDINGS = {
     Finding.MISSING: "was missing in the mirror",
@@ -64,34 +71,47 @@ class Object(NamedTuple):
     id: str
 
 
-def explain(engine: Engine, name: str) -> Record | None:
+def explain(engine: Engine, name: str, at: datetime | None = None) -> Record | None:
     """Return an object or a person with everything that affected it; None if the mirror has no trace of it.
 
     `name` is a WorkOS id, or in any spelling a person's current e-mail address or that of an invitation. The id of an
     event means the object it is about.
 
-    The keys are `objects`, `access` (of a person or membership), `auto_join` (of a domain or workspace), `joins` (of a
-    person: what AUTO_JOIN=provision did), `invitations` (of a person or an invitation), `sessions` (of a person,
-    membership or workspace: what REVOKE_SESSIONS did), `timeline` in the order of processing, and `truncated`: whether
-    older steps are omitted. Times are aware, in UTC.
+    The keys are `objects`, `access` (of a person or membership), `uncertain` (of a person, membership or workspace: why
+    bounded answers are stale), `auto_join` (of a domain or workspace), `joins` (of a person: what AUTO_JOIN=provision
+    did), `invitations` (of a person or an invitation), `sessions` (of a person, membership or workspace: what
+    REVOKE_SESSIONS did), `timeline` in the order of processing, and `truncated`: whether older steps are omitted. Times
+    are aware, in UTC.
+
+    With `at`, `objects` and `access` are as the mirror answered then, and the timeline ends there; what changes with
+    time or by settings is left out: `uncertain`, `auto_join`, `joins`, `invitations` and `sessions` are empty.
+
+    Raises:
+        FutureTimeError: `at` has not come yet.
+        NotKeptError: `at` is too long ago.
     """
     with read_transaction(engine) as tx:
+        moment = None if at is None else moment_of(tx, at)
         objects = _find(tx, name)
         if not objects:
             return None
         found = _with_related(tx, objects)
-        timeline, truncated = _timeline(tx, found)
+        timeline, truncated = _timeline(tx, found, moment)
         memberships, domains, users, invitations = (
             [id for kind, id in found if kind is k] for k in (MEMBERSHIP, DOMAIN, USER, INVITATION)
         )
+        if moment is not None:
+            domains = users = invitations = []
+        access = access_of(tx, Membership.id.in_(memberships), moment=moment) if memberships else []
         joins = select(Join.__table__).where(Join.user_id.in_(users)).order_by(Join.created_at)
         return {
-            "objects": [_row(tx, one) for one in objects],
-            "access": access_of(tx, Membership.id.in_(memberships)) if memberships else [],
+            "objects": [_row(tx, one, moment) for one in objects],
+            "access": access,
+            "uncertain": [] if moment else _uncertain(tx, objects, access),
             "auto_join": domain_states(tx, Domain.id.in_(domains)) if domains else [],
             "joins": all_rows(tx, joins) if users else [],
             "invitations": invitation_states(tx, Invitation.id.in_(invitations)) if invitations else [],
-            "sessions": _revocations(tx, objects),
+            "sessions": [] if moment else _revocations(tx, objects),
             "timeline": timeline,
             "truncated": truncated,
         }
@@ -113,9 +133,11 @@ def _revocations(tx: Connection, objects: Sequence[Object]) -> list[Record]:
 
 def _find(tx: Connection, name: str) -> list[Object]:
     if "@" in name:
-        users = select(User.id).where(has_address(name)).order_by(User.id)
+        users = select(User.id).where(has_address(User, name)).order_by(User.id)
         found = [Object(USER, id) for id in tx.execute(users).scalars()]
-        return found or [Object(INVITATION, id) for id in tx.execute(_invitations_to(name)).scalars()]
+        return found or [
+            Object(INVITATION, id) for id in tx.execute(_invitations(has_address(Invitation, name))).scalars()
+        ]
     mirrored = [
         Object(kind, name)
         for kind in KINDS.values()
@@ -130,7 +152,7 @@ def _find(tx: Connection, name: str) -> list[Object]:
 
 
 def _with_related(tx: Connection, objects: Sequence[Object]) -> list[Object]:
-    """Return `objects` and what decides about them: a person's memberships and invitations, a workspace's domains."""
+    """Return `objects` and what decides about them, such as a person's memberships and invitations."""
     found = list(objects)
     for one in objects:
         if one.kind in RELATED:
@@ -138,33 +160,42 @@ def _with_related(tx: Connection, objects: Sequence[Object]) -> list[Object]:
             ids = tx.execute(select(kind.table.id).where(parent == one.id).limit(MAX_STEPS)).scalars()
             found += [Object(kind, id) for id in ids]
         if one.kind is USER:
-            found += [Object(INVITATION, id) for id in tx.execute(_invitations_of(one.id)).scalars()]
+            own = Invitation.id.in_(sent_to(tx, [one.id])) | (Invitation.accepted_user_id == one.id)
+            found += [Object(INVITATION, id) for id in tx.execute(_invitations(own)).scalars()]
     return found
 
 
-def _invitations_to(email: str) -> Select[str]:
-    address = normalize_address(email)
-    to_address = Invitation.email_normalized == address.normalized if address else Invitation.email == email
-    return select(Invitation.id).where(to_address).order_by(Invitation.id).limit(MAX_STEPS)
+def _uncertain(tx: Connection, objects: Sequence[Object], access: Sequence[Record]) -> list[Record]:
+    """Return why bounded answers are stale about these persons, memberships and workspaces."""
+    kinds = (USER, MEMBERSHIP, ORGANIZATION)
+    people, memberships, workspaces = ([id for kind, id in objects if kind is k] for k in kinds)
+    if not (people or memberships or workspaces):
+        return []
+    effect = FailedEffect
+    in_workspaces = effect.organization_id.in_({ANY} | {row["organization_id"] for row in access})
+    about_members = effect.user_id.in_({ANY} | {row["user_id"] for row in access})
+    of_memberships = and_(effect.kind == MEMBERSHIP.name, effect.object_id.in_(memberships))
+    in_them = or_(effect.user_id.in_(people), effect.organization_id.in_(workspaces), of_memberships)
+    return uncertain_answers(tx, or_(and_(in_workspaces, about_members), in_them))
 
 
-def _invitations_of(user_id: str) -> Select[str]:
-    """Select the invitations that a person accepted, or that were sent to an address they ever had."""
-    sent = select(InvitedAddress.invitation_id).join(UserAddress, UserAddress.email_hash == InvitedAddress.email_hash)
-    own = Invitation.id.in_(sent.where(UserAddress.user_id == user_id)) | (Invitation.accepted_user_id == user_id)
-    return select(Invitation.id).where(own).order_by(Invitation.id).limit(MAX_STEPS)
+def _invitations(which: ColumnElement[bool]) -> Select[str]:
+    return select(Invitation.id).where(which).order_by(Invitation.id).limit(MAX_STEPS)
 
 
-def _row(tx: Connection, one: Object) -> Record:
-    row = one_row(tx, select(one.kind.table.__table__).where(one.kind.table.id == one.id))
+def _row(tx: Connection, one: Object, moment: Moment | None) -> Record:
+    row = one_row(tx, select(states(one.kind, moment, one.kind.table.id == one.id)))
     return {"kind": one.kind.name, **(row or {"id": one.id})}
 
 
 # The timeline
 
 
-def _timeline(tx: Connection, objects: Sequence[Object]) -> tuple[list[Record], bool]:
-    """Return the steps of these objects in the order of processing, and whether older ones are omitted."""
+def _timeline(tx: Connection, objects: Sequence[Object], moment: Moment | None) -> tuple[list[Record], bool]:
+    """Return the steps of these objects up to a moment, in the order of processing, and whether older ones are omitted.
+
+    None is now.
+    """
     ids = [id for _, id in objects]
     subjects = [(kind.name, id) for kind, id in objects]
     subjects += [(DECISIONS[kind], id) for kind, id in objects if kind in DECISIONS]
@@ -173,11 +204,15 @@ def _timeline(tx: Connection, objects: Sequence[Object]) -> tuple[list[Record], 
         # The ids use the index. The kinds are needed because a role slug may equal any id.
         return and_(table.object_id.in_(ids), tuple_(table.kind, table.object_id).in_(subjects))
 
-    events = _newest(tx, select(*EVENT_COLUMNS).where(about(Event)), Event.received_at)
-    changes = _newest(tx, select(Change.__table__).where(about(Change)), Change.id)
+    def until(column: SQLColumnExpression[Any], value: object) -> list[ColumnElement[bool]]:
+        return [] if moment is None else [column <= value]
+
+    at, change_id = moment or (None, None)
+    events = _newest(tx, select(*EVENT_COLUMNS).where(about(Event), *until(Event.received_at, at)), Event.received_at)
+    changes = _newest(tx, select(Change.__table__).where(about(Change), *until(Change.id, change_id)), Change.id)
     of_run = select(Drift.__table__, Run.created_at.label("at"), Run.dry_run).join(Run, Run.id == Drift.run_id)
-    drift = _newest(tx, of_run.where(about(Drift)), Run.created_at)
-    reads = _newest(tx, select(Read.__table__).where(about(Read)), Read.due_at)
+    drift = _newest(tx, of_run.where(about(Drift), *until(Run.created_at, at)), Run.created_at)
+    reads = _newest(tx, select(Read.__table__).where(about(Read), *until(Read.due_at, at)), Read.due_at)
     winners = _winners(tx, events)
     steps = []
     explained: set[int] = set()
@@ -189,6 +224,8 @@ def _timeline(tx: Connection, objects: Sequence[Object]) -> tuple[list[Record], 
     steps += [_change_step(row, found) for row in changes if row["id"] not in explained]
     steps += [_drift_step(row) for row in drift if row["action"] != DriftAction.REPAIRED]
     steps += [_read_step(row) for row in reads]
+    if moment is not None:
+        steps = [step for step in steps if step["at"] <= moment.at]  # an event may have been decided later
     steps.sort(key=lambda step: (step["at"], step["occurred_at"] or step["at"]))
     return steps, max(len(events), len(changes)) >= MAX_STEPS
 
@@ -226,7 +263,7 @@ def _event_step(event: Record, changes: Sequence[Record], winners: Mapping[str, 
 def _why(event: Record, changes: Sequence[Record], winners: Mapping[str, Record]) -> str:
     match event["status"]:
         case EventStatus.PENDING:
-            tried = f"; attempt {event['attempts']} failed: {event['error']}" if event["error"] else ""
+            tried = f"; the last attempt failed: {event['error']}" if event["error"] else ""
             return f"waiting to be processed{tried}"
         case EventStatus.FAILED:
             attempts = "1 attempt" if event["attempts"] == 1 else f"{event['attempts']} attempts"
@@ -237,7 +274,8 @@ def _why(event: Record, changes: Sequence[Record], winners: Mapping[str, Record]
     if not event["replays"]:
         return outcome
     times = "once" if event["replays"] == 1 else f"{event['replays']} times"
-    replayed = f"{outcome}; replayed {times}, last by run {event['replay_id']}"
+    last = f"last by run {event['replay_id']}" if event["replay_id"] else "since a new release mirrors its type"
+    replayed = f"{outcome}; replayed {times}, {last}"
     changed_at_first = changes and event["outcome"] != Outcome.APPLIED
     return f"{replayed}; it made this change when it was first processed" if changed_at_first else replayed
 
@@ -311,7 +349,8 @@ def _change_step(change: Record, drift: Mapping[tuple[str, str, str], Record]) -
     elif change["cause"] == Cause.SETTINGS:
         why = f"changed by the setting {change['cause_id']}"
     else:
-        why = f"requested by {change['cause_id']}" if change["cause"] == Cause.OPERATOR else change["cause"]
+        by_name = change["cause"] in (Cause.OPERATOR, Cause.REFRESH)
+        why = f"requested by {change['cause_id']}" if by_name else change["cause"]
     return _step(change, change["at"], what, change["cause_id"], outcome, why, fields) | _origin(change)
 
 
@@ -329,10 +368,7 @@ def _read_step(read: Record) -> Record:
 
 def _origin(change: Record) -> Record:
     """Return who made a change at WorkOS, in words, and the previous attributes; None if not known."""
-    id, name, source = (change.get(f"actor_{part}") for part in ("id", "name", "source"))
-    who = f"{name} ({id})" if name and id else name or id
-    actor = f"{who} by {source}" if who and source else who or source
-    return {"actor": actor, "previous_attributes": change.get("previous_attributes")}
+    return {"actor": actor_of(change), "previous_attributes": change.get("previous_attributes")}
 
 
 def _step(

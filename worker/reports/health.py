@@ -10,7 +10,19 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue
 from rq.serializers import JSONSerializer
-from sqlalchemy import ColumnElement, Connection, Engine, Select, SQLColumnExpression, exists, func, literal, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    SQLColumnExpression,
+    and_,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+)
 
 from models.database import read_transaction
 from models.rows import all_rows
@@ -37,14 +49,17 @@ from models.tables import (
     Task,
     Tick,
 )
-from models.types import Record, db_now, db_now_plus, inline_literal
+from models.types import JsonObject, Record, db_now, db_now_plus, inline_literal
 from models.views import mirror_status
 from worker.bootstrap import lanes_of
 from worker.hooks.operate import hook_status
 from worker.inbox.store import MAX_COUNTED, backlog
 from worker.inbox.verified_secrets import any_verified
 from worker.kinds import KINDS, Kind
+from worker.kinds.connection import Connection as SSOConnection
 from worker.kinds.membership import Membership
+from worker.kinds.organization import Organization
+from worker.kinds.saml_certificate import SamlCertificate
 from worker.metrics import REFUSALS, REFUSED_SINCE_VALID, Name, counted
 from worker.mirror import uncertainty
 from worker.mirror.auto_join_policy import COUNTS_TICK
@@ -63,6 +78,8 @@ RECENT_WEBHOOKS = 100
 MAX_USUAL_PAUSE = timedelta(days=1)
 MANY_READS = 5
 """A confirmed read is reported after this many failures, which take about three minutes."""
+EXPIRY_DAYS = 30
+"""A SAML certificate is reported for this number of days before it expires."""
 MIN_MISSED = 3
 """Webhooks count as stopped once the events API has returned this number of events that came without one."""
 
@@ -100,6 +117,15 @@ class Hook(NamedTuple):
     """Age of the oldest change that was not delivered yet and has not failed; 0 if there is none."""
     attempts: int
     """Attempts of the delivery that was refused most often and has not failed."""
+
+
+class ExpiringCertificate(NamedTuple):
+    """A SAML certificate of a connection in use that expires within `EXPIRY_DAYS`, or has expired."""
+
+    connection_id: str
+    type: str
+    expires_at: datetime
+    expired: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +178,8 @@ class Health:
     secret_verified: bool
     """Whether one of the present webhook secrets has ever verified a delivery."""
     unmapped_roles: dict[str, int]
+    withheld_role_map: JsonObject | None
+    """`models.tables.MirrorState.withheld_role_map`."""
     conflicts: int
     """Number of domain names that more than one workspace has verified."""
     domains: dict[str, int]
@@ -174,6 +202,8 @@ class Health:
     """Number of objects whose confirmed read, requested by an event, failed `MANY_READS` times or more."""
     first_unread: str | None
     """Kind and id of one of them."""
+    certificates: list[ExpiringCertificate]
+    """The first to expire comes first."""
     hooks: list[Hook]
     python_hooks: list[str]
     """Names of hooks that are no longer called."""
@@ -198,6 +228,14 @@ def complete_to(engine: Engine) -> datetime | None:
         return tx.execute(select(Tail.complete_to)).scalar_one()
 
 
+def is_applied(engine: Engine, event_id: str) -> bool:
+    """Return whether an event has arrived and is applied, or an operator dismissed it."""
+    settled = (EventStatus.DONE, EventStatus.DISMISSED)
+    with read_transaction(engine) as tx:
+        found = select(Event.id).where(Event.id == event_id, Event.status.in_(settled))
+        return tx.execute(found).one_or_none() is not None
+
+
 def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
     """Measure the installation; raise `sqlalchemy.exc.DBAPIError` if the database is unavailable.
 
@@ -211,6 +249,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
     with read_transaction(engine) as tx:
         now: datetime = tx.execute(select(db_now())).scalar_one()
         mirror = tx.execute(select(MirrorState.__table__)).one()
+        withheld: JsonObject = mirror.withheld_role_map or {}
         tail = tx.execute(select(Tail.__table__)).one()
         last_webhook = tx.execute(_webhooks().limit(1)).scalar_one_or_none()
         missed = _missed(tx, last_webhook) if settings.repairs else []
@@ -239,7 +278,8 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             webhook_age_seconds=(now - last_webhook).total_seconds() if last_webhook else None,
             refused=None if trouble else _refused(redis),
             secret_verified=any_verified(tx, secrets),
-            unmapped_roles=_unmapped(tx, mirror.role_map),
+            unmapped_roles=_unmapped(tx, mirror.role_map | withheld.get("role_map", {})),
+            withheld_role_map=withheld or None,
             conflicts=_conflicts(tx),
             domains=_domains(tx),
             joins=_counted(tx, Join.state, JoinState),
@@ -251,6 +291,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             counted_seconds=counted_at,
             unread=len(unread),
             first_unread=f"{unread[0].kind} {unread[0].object_id}" if unread else None,
+            certificates=_certificates(tx),
             hooks=[_hook(tx, now, row) for row in hooks],
             python_hooks=settings.python_hooks,
             repairs=settings.repairs,
@@ -396,6 +437,30 @@ def _uncertain(tx: Connection) -> int:
 def _unread() -> Select[str, str]:
     failing = select(Read.kind, Read.object_id).where(Read.run_id == "", Read.attempts >= MANY_READS)
     return failing.order_by(Read.attempts.desc(), Read.kind, Read.object_id).limit(MAX_COUNTED)
+
+
+def _certificates(tx: Connection) -> list[ExpiringCertificate]:
+    """Return the certificates to report. A connection or workspace that is not mirrored yet counts as in use."""
+    certificate = SamlCertificate
+    unused = or_(
+        and_(SSOConnection.id.is_not(None), SSOConnection.status.is_distinct_from("active")),
+        SSOConnection.deleted_by.is_not(None),
+        Organization.deleted_by.is_not(None),
+    )
+    owner = func.coalesce(SSOConnection.organization_id, certificate.organization_id)
+    found = (
+        select(
+            certificate.connection_id,
+            certificate.certificate_type.label("type"),
+            certificate.expires_at,
+            (certificate.expires_at <= db_now()).label("expired"),
+        )
+        .outerjoin(SSOConnection, SSOConnection.id == certificate.connection_id)
+        .outerjoin(Organization, Organization.id == owner)
+        .where(certificate.expires_at <= db_now_plus(EXPIRY_DAYS * 86_400.0), ~unused)
+        .order_by(certificate.expires_at, certificate.id)
+    )
+    return [ExpiringCertificate(**row) for row in tx.execute(found.limit(MAX_COUNTED)).mappings()]
 
 
 def _oldest_revocation() -> Select[datetime, str | None]:

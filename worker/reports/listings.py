@@ -13,6 +13,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    FromClause,
     Select,
     Table,
     Text,
@@ -38,22 +39,27 @@ from models.tables import (
     DriftAction,
     Event,
     EventStatus,
+    FailedEffect,
     Run,
     RunStatus,
     Task,
     Via,
 )
 from models.types import Record, inline_literal
-from models.views import auto_join_domains, sign_in_methods, workspace_members, workspaces
+from models.views import auto_join_domains, sign_in_methods, workspace_invitations, workspaces
 from worker.kinds import KINDS
+from worker.kinds.addresses import has_address
 from worker.kinds.domain import Domain
 from worker.kinds.invitation import Invitation
+from worker.kinds.membership import Membership
 from worker.kinds.permission import Permission
 from worker.kinds.role import Role
-from worker.kinds.user import User, has_address
+from worker.kinds.user import User
 from worker.mirror.change_feed import as_json
+from worker.mirror.uncertainty import EVERYTHING
 from worker.repair.resync.listings import compared
-from worker.reports.access import domain_states, invitation_states
+from worker.reports.access import domain_states, invitation_states, uncertain_answers
+from worker.reports.past import members, moment_of, with_causes, workspaces_at
 from worker.runs import RUNS
 
 FETCH_SIZE = 500
@@ -172,24 +178,53 @@ def workspace(engine: Engine, organization_id: str) -> Record | None:
 
 
 def list_workspaces(
-    engine: Engine, *, state: str | None = None, name: str | None = None, after: str | None = None, limit: int = 50
+    engine: Engine,
+    *,
+    state: str | None = None,
+    external_id: str | None = None,
+    name: str | None = None,
+    after: str | None = None,
+    limit: int = 50,
 ) -> list[Record]:
     """Return workspaces sorted by id: in a state (`active` or `deleted`), or whose name contains a text in any case."""
     named = [] if name is None else [_contains(workspaces.c.name, name)]
-    return _page(engine, workspaces, "organization_id", {"state": state}, after, limit, *named)
+    filters = {"state": state, "external_id": external_id}
+    return _page(engine, workspaces, "organization_id", filters, after, limit, *named)
 
 
 def list_access(
-    engine: Engine, filters: Mapping[str, str], *, after: str | None = None, limit: int = 50
+    engine: Engine,
+    filters: Mapping[str, str],
+    *,
+    at: datetime | None = None,
+    after: str | None = None,
+    limit: int = 50,
 ) -> list[Record]:
-    """Return the memberships that give access now, sorted by id, by `organization_id`, `user_id` or `email`.
+    """Return the memberships that give access, sorted by id, by `email` or columns of the view.
 
-    `email` is an address in any spelling.
+    `email` is a current address of a person in any spelling. With `at`, an aware time, the answer is what the mirror
+    answered then, with the columns `worker.reports.past.CAUSE`; without a filter it is slow.
+
+    Raises:
+        FutureTimeError: `at` has not come yet.
+        NotKeptError: `at` is too long ago.
     """
-    others = {name: value for name, value in filters.items() if name != "email"}
-    of_user = workspace_members.c.user_id.in_(select(User.id).where(has_address(filters.get("email", ""))))
-    which = [of_user] if "email" in filters else []
-    return _page(engine, workspace_members, "membership_id", others, after, limit, *which)
+    with read_transaction(engine) as tx:
+        moment = None if at is None else moment_of(tx, at)
+        of_membership = {name: value for name, value in filters.items() if not name.endswith("external_id")}
+        view = members(tx, moment, *_filter(Membership.__table__, of_membership))
+        query = select(view).where(*_filter(view, filters)).order_by(view.c.membership_id).limit(limit)
+        rows = all_rows(tx, query if after is None else query.where(view.c.membership_id > after))
+        return rows if moment is None else with_causes(tx, rows, moment)
+
+
+def _filter(source: FromClause, filters: Mapping[str, str]) -> list[ColumnElement[bool]]:
+    """Return the conditions on a table with these columns and `user_id`, by which `list_access` filters."""
+    of_email = select(User.id).where(has_address(User, filters.get("email", "")))
+    return [
+        source.c.user_id.in_(of_email) if name == "email" else source.c[name] == value
+        for name, value in filters.items()
+    ]
 
 
 def list_people(engine: Engine, email_part: str, limit: int = 50) -> list[Record]:
@@ -235,20 +270,53 @@ def list_sign_in(
     return _page(engine, sign_in_methods, "connection_id", {"organization_id": organization_id}, after, limit)
 
 
-def list_invitations(engine: Engine, organization_id: str, limit: int = 50) -> list[Record]:
+def list_invitations(
+    engine: Engine, filters: Mapping[str, str], *, after: str | None = None, limit: int = 50
+) -> list[Record]:
+    """Return invitations to live workspaces, sorted by id, by `organization_id`, `status` or `email`.
+
+    `email` is an address in any spelling.
+    """
+    others = {name: value for name, value in filters.items() if name != "email"}
+    sent = select(Invitation.id).where(has_address(Invitation, filters.get("email", "")))
+    which = [workspace_invitations.c.invitation_id.in_(sent)] if "email" in filters else []
+    return _page(engine, workspace_invitations, "invitation_id", others, after, limit, *which)
+
+
+def list_invitation_blocks(engine: Engine, organization_id: str, limit: int = 50) -> list[Record]:
     """Return the invitations to a workspace, newest first, with their status now and whether they block auto-join."""
     here = (Invitation.organization_id == organization_id, Invitation.deleted_by.is_(None))
     with read_transaction(engine) as tx:
         return invitation_states(tx, *here, limit=limit)
 
 
-def list_members(engine: Engine, organization_id: str) -> Record | None:
-    """Return a workspace and its `members`, the people with access now; None if the workspace is unknown."""
+def list_members(engine: Engine, organization_id: str, at: datetime | None = None) -> Record | None:
+    """Return a workspace with its `members`, who have access, and its pending `invitations`, sorted by address.
+
+    None if the workspace is unknown. With `at`, all of it is what the mirror answered at that time, as in
+    `list_access`, whose errors it raises, and there are no `invitations`.
+    """
     with read_transaction(engine) as tx:
-        found = one_row(tx, select(workspaces).filter_by(organization_id=organization_id))
-        members = select(workspace_members).filter_by(organization_id=organization_id)
-        by_address = members.order_by(workspace_members.c.email, workspace_members.c.user_id)
-        return found and found | {"members": all_rows(tx, by_address)}
+        moment = None if at is None else moment_of(tx, at)
+        found = one_row(tx, workspaces_at(moment, organization_id))
+        view = members(tx, moment, Membership.organization_id == organization_id)
+        in_workspace = select(view).where(view.c.organization_id == organization_id)
+        rows = all_rows(tx, in_workspace.order_by(view.c.email, view.c.user_id))
+        if found is None:
+            return None
+        if moment is not None:
+            return found | {"members": with_causes(tx, rows, moment)}
+        pending = select(workspace_invitations).filter_by(organization_id=organization_id, status="pending")
+        invited = workspace_invitations.c
+        by_address = pending.order_by(invited.email, invited.invitation_id)
+        return found | {"members": rows, "invitations": all_rows(tx, by_address)}
+
+
+def list_uncertain(engine: Engine, organization_id: str) -> list[Record]:
+    """Return why bounded answers about a workspace are stale, as `worker.reports.access.uncertain_answers`."""
+    about = or_(FailedEffect.organization_id == organization_id, and_(*EVERYTHING))
+    with read_transaction(engine) as tx:
+        return uncertain_answers(tx, about)
 
 
 def list_permissions(engine: Engine, *, after: str | None = None, limit: int = 50) -> list[Record]:

@@ -48,6 +48,7 @@ class Settings(BaseModel):
     trusted_proxy_hops: Annotated[int, Field(ge=0, le=10)] = 0
     ops_tokens: Annotated[dict[str, SecretStr], parsed(values.tokens)] = {}
     api_tokens: Annotated[dict[str, SecretStr], parsed(values.api_tokens)] = {}
+    api_refresh_names: Annotated[tuple[str, ...], parsed(values.split)] = ()
     workos_api_key: Annotated[SecretStr | None, parsed(values.key)] = None
     workos_client_id: Annotated[str | None, parsed(values.key)] = None
     workos_base_url: Annotated[str | None, parsed(values.base_url)] = None
@@ -174,7 +175,7 @@ class Reading(NamedTuple):
         ]
 
 
-def load_settings(*required: str, **given: int | None) -> Settings:
+def load_settings(*required: str, **given: int | str | None) -> Settings:
     """Return the settings, of which `required` must be set. Those `given` and not None override the environment.
 
     Raises:
@@ -186,7 +187,7 @@ def load_settings(*required: str, **given: int | None) -> Settings:
     return reading.settings
 
 
-def read_settings(*required: str, **given: int | None) -> Reading:
+def read_settings(*required: str, **given: int | str | None) -> Reading:
     """Read and check all settings. `required` and `given` are those of `load_settings`. Nothing is raised."""
     found, problems = _collect()
     texts = {name: value for name, value in found.items() if name in FIELDS and value.text}
@@ -297,6 +298,10 @@ def _contradictions(settings: Settings, wrong: set[str]) -> list[Problem]:
     problems = []
     if not {"hooks", "hook_secrets"} & wrong:
         problems += [_problem("HOOK_SECRETS", text) for text in _without_secret(settings)]
+    unknown = sorted(set(settings.api_refresh_names) - settings.api_tokens.keys())
+    if unknown and not {"api_refresh_names", "api_tokens"} & wrong:
+        text = f"names tokens that are not in API_TOKENS: {', '.join(unknown)}; add them to API_TOKENS, or remove them"
+        problems.append(_problem("API_REFRESH_NAMES", text))
     schema = settings.database_schema and not {"database_schema", "database_url"} & wrong
     if schema and settings.database_url.startswith("sqlite"):
         problems.append(_problem("DATABASE_SCHEMA", "cannot be used with SQLite; remove it, or use PostgreSQL"))

@@ -29,7 +29,7 @@ class CallError(WorkosSyncError):
     Attributes:
         name: the class of the SDK's error, class and place of any other error, or what is wrong with the answer.
         status: the HTTP status; None if there was no answer.
-        read_at: WorkOS's time, in UTC; ours if there was no answer.
+        read_at: WorkOS's time, in UTC; None if there was no answer, or one without it.
         retry_after: the seconds to wait, if WorkOS sent `Retry-After`.
         body: the JSON object of the answer; empty if there was none.
         unanswered: whether a missing status means that the network failed, so that a retry may help.
@@ -37,7 +37,7 @@ class CallError(WorkosSyncError):
 
     name: str
     status: int | None
-    read_at: datetime
+    read_at: datetime | None
     retry_after: float | None = None
     body: JsonObject = field(default_factory=dict)
     unanswered: bool = False

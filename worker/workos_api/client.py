@@ -271,7 +271,7 @@ def _by_status(error: CallError, path: tuple[str, ...], quoted: object) -> Excep
     if error.is_refused_key:
         return InvalidApiKeyError(f"WORKOS_API_KEY: WorkOS refuses the key ({error.status})")
     message = f"/{'/'.join(path[:2])}: {error}"
-    if error.is_gone:
+    if error.is_gone and error.read_at is not None:  # otherwise it cannot be ordered among events
         return NotFoundError(message, error.read_at)
     if error.status in BAD_REQUESTS:
         return BadRequestError(

@@ -42,7 +42,8 @@ class Sdk:
         """Make one call. `sent` are the query parameters of a `get`, and the body of any other method.
 
         Raises:
-            CallError: there was no 2xx answer that is a JSON object, or the SDK or a library under it raised an error.
+            CallError: there was no 2xx answer that is a JSON object and has WorkOS's time, or the SDK or a library
+                under it raised an error.
             rq.timeouts.BaseTimeoutException: RQ's time limit for the job is over.
         """
         self._answers.forget()
@@ -57,19 +58,21 @@ class Sdk:
             raise CallError(
                 type(error).__name__ if isinstance(error, workos.WorkOSError) else unexpected(error),
                 getattr(error, "status_code", self._answers.status),
-                self._answers.read_at(),
+                self._answers.date,
                 retry_after=float(wait) if isinstance(wait, int | float) else None,
                 body=described if isinstance(described, dict) else {},
                 unanswered=isinstance(error, workos.WorkOSError),
             ) from error
         if not isinstance(answer, dict) or self._answers.status not in SUCCESS:
             name = NOTHING if self._answers.empty else "answered no object"
-            raise CallError(name, self._answers.status, self._answers.read_at())
-        return Answer(answer, self._answers.read_at())
+            raise CallError(name, self._answers.status, self._answers.date)
+        if self._answers.date is None:
+            raise CallError("answered without a Date header", self._answers.status, None)
+        return Answer(answer, self._answers.date)
 
 
 class _LastAnswer(threading.local):
-    """The status and `Date` of this thread's last answer. Reads are dated by WorkOS's clock, not by ours."""
+    """The status and `Date` (in UTC) of this thread's last answer. Reads are dated by WorkOS's clock, never by ours."""
 
     status: int | None = None
     date: datetime | None = None
@@ -86,7 +89,3 @@ class _LastAnswer(threading.local):
         self.empty = self.status in SUCCESS and response.headers.get("Content-Length", "0") == "0"
         with suppress(ValueError, OverflowError):
             self.date = parsedate_to_datetime(response.headers.get("Date", "")).astimezone(UTC)
-
-    def read_at(self) -> datetime:
-        """Return the `Date` of the answer in UTC; our own time if there is none."""
-        return self.date or datetime.now(UTC)

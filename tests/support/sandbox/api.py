@@ -87,7 +87,7 @@ def _create_organization(environment: Environment, call: Call) -> Reply:
 def _update_organization(environment: Environment, call: Call) -> Reply:
     """Given domains replace the ones there are."""
     world, organization_id = environment.world, call.path["id"]
-    values = call.fields("name", "external_id", "metadata", "allow_profiles_outside_organization")
+    values = call.fields("name", "external_id", "stripe_customer_id", "metadata", "allow_profiles_outside_organization")
     shown = world.show_organization(organization_id)
     if "domain_data" in call.body or "domains" in call.body:
         wanted, held = dict(_domains(call.body)), {each["domain"]: each for each in shown["domains"]}

@@ -133,7 +133,7 @@ class Gate:
         raw = b"" if body is None else body
         content = raw if isinstance(raw, bytes) else json.dumps(raw, separators=(",", ":")).encode()
         common = {
-            "Date": format_datetime(self.clock(), usegmt=True),
+            "Date": format_datetime(self.clock(), usegmt=True) if self.knobs.dated else "",
             "X-Request-ID": f"req_{next(self._numbers):08d}",
         }
         if body is not None:

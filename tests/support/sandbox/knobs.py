@@ -20,6 +20,7 @@ class Knobs:
     role_deletion: Literal["events", "silently", "silently_same_version"] = "events"
     ties: bool = False  # changes of an object in the same millisecond may have the same times
     roles_in_events: bool = True  # memberships in events carry `roles` (optional there)
+    keys_in_events: Literal["always", "changed"] = "always"  # when events carry shapes.HOST_KEYS (optional there)
 
     # The API.
     hold_back: float = 2.0  # events younger than this are missing from ascending reads
@@ -31,6 +32,7 @@ class Knobs:
     user_reads_limit: tuple[int, float] = (1000, 10.0)  # GET /user_management/*, each environment
     user_writes_limit: tuple[int, float] = (500, 10.0)  # other /user_management/* calls, each environment
     latency: float = 0.0  # before every answer
+    dated: bool = True  # answers have a `Date` that can be read
 
     # The webhooks.
     paused: bool = False  # nothing is sent; events wait

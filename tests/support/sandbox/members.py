@@ -44,12 +44,19 @@ class Members(State):
             return record
 
     def update_membership(
-        self, membership_id: str, *, role: str | None = None, roles: Sequence[str] | None = None
+        self,
+        membership_id: str,
+        *,
+        role: str | None = None,
+        roles: Sequence[str] | None = None,
+        custom_attributes: JSON | None = None,
     ) -> JSON:
-        """Replace the roles of a member; the first one is also the field `role`."""
+        """Replace the roles of a member, of which the first is also the field `role`, or the custom attributes."""
         with self.lock:
             organization_id = self.find(self.memberships, "organization_membership", membership_id)["organization_id"]
             slugs = list(roles) if roles else [role] if role else []
+            if custom_attributes is not None:
+                return self._set_membership(membership_id, custom_attributes=custom_attributes)
             if not slugs:
                 return self.memberships[membership_id]
             return self._set_membership(
@@ -258,6 +265,17 @@ class Members(State):
             gone = self._drop_connection(connection_id)
             self.emit("connection.deleted", gone)
             return gone
+
+    def update_certificate(
+        self, connection_id: str, *, days: int, certificate_type: str = "ResponseSigning", renewed: bool = False
+    ) -> JSON:
+        """Report that a connection's SAML certificate must be renewed, or was. It expires in `days`."""
+        with self.lock:
+            found = self.find(self.connections, "connection", connection_id)
+            expires_at = shapes.time_text(self.now() + timedelta(days=days))
+            data = shapes.certificate(found, certificate_type, expires_at, days, self.stamp() if renewed else None)
+            self.emit(f"connection.saml_certificate_{'renewed' if renewed else 'renewal_required'}", data)
+            return data
 
     # Inside
 

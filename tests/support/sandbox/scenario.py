@@ -40,6 +40,7 @@ class _Player:
         self.random = Random(f"{seed}-scenario")
         self.permissions_random = Random(f"{seed}-permissions")
         self.invitations_random = Random(f"{seed}-invitations")
+        self.certificates_random = Random(f"{seed}-certificates")
         self.made = 0
         self.operations: list[tuple[int, Callable[[], Any]]] = [
             (20, self.hire), (10, self.invite), (12, self.accept), (12, self.change_role),
@@ -269,6 +270,9 @@ class _Player:
                 found["id"], f"{found['name']} sign-in", connection_type=kind, domains=[self.domain_of(found)]
             )
             self.world.activate_connection(made["id"])
+            dice = self.certificates_random
+            renewed, days = dice.random() < 0.7, dice.randrange(-5, 900)
+            self.world.update_certificate(made["id"], days=days, renewed=renewed)
 
     def switch_connection(self) -> None:
         found = self.any_of(self.world.connections)

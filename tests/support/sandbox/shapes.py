@@ -6,6 +6,8 @@ from typing import Any
 
 JSON = dict[str, Any]
 
+HOST_KEYS = ("external_id", "stripe_customer_id", "metadata", "custom_attributes")
+"""Fields of the product that some payloads omit."""
 REASON_EXPIRED = "domain_verification_period_expired"
 REASON_TAKEN = "domain_verified_by_other_organization"
 
@@ -34,6 +36,7 @@ def organization(organization_id: str, name: str, at: str, external_id: str | No
         "name": name,
         "allow_profiles_outside_organization": False,
         "external_id": external_id,
+        "stripe_customer_id": None,
         "metadata": metadata or {},
         "created_at": at,
         "updated_at": at,
@@ -233,6 +236,15 @@ def connection_deleted(connection: JSON) -> JSON:
     """The shorter data of `connection.deleted`."""
     left_out = ("status", "external_key", "domains")
     return {name: value for name, value in connection.items() if name not in left_out}
+
+
+def certificate(connection: JSON, kind: str, expires_at: str, days: int, renewed_at: str | None) -> JSON:
+    """The data of an event about a SAML certificate: that it was renewed at a time, or must be (None)."""
+    shown = {"id": connection["id"], "organization_id": connection["organization_id"]}
+    about = {"certificate_type": kind, "expiry_date": expires_at}
+    if renewed_at is not None:
+        return {"connection": shown, "certificate": about, "renewed_at": renewed_at}
+    return {"connection": shown, "certificate": about | {"is_expired": days <= 0}, "days_until_expiry": days}
 
 
 def error(message: str, code: str | None = None, **more: Any) -> JSON:

@@ -79,6 +79,7 @@ class State:
         self._of_parent: dict[tuple[str, str], dict[str, None]] = {}
         self._listeners: list[Callable[[JSON], None]] = []
         self._slug_times: dict[tuple[str | None, str, str], datetime] = {}
+        self._last_keys: dict[str, JSON] = {}
         self.context: JSON = {}
         """The `context` of new events, such as `{"actor": {"id": ..., "source": "dashboard", "name": ...}}`."""
         self._silent = 0
@@ -128,12 +129,21 @@ class State:
                 return None
             if data.get("object") == "organization_membership" and not self.knobs.roles_in_events:
                 data = {name: value for name, value in data.items() if name != "roles"}
+            if self.knobs.keys_in_events == "changed":
+                data = self._without_unchanged_keys(data)
             event = shapes.event(self.new_id("event"), kind, data, self._event_time(data)) | {"context": self.context}
             self.event_positions[event["id"]] = len(self.events)
             self.events.append(event)
             for listener in self._listeners:
                 listener(event)
             return event
+
+    def _without_unchanged_keys(self, data: JSON) -> JSON:
+        """The data without those of `shapes.HOST_KEYS` that are as in the last event of the object."""
+        last = self._last_keys.setdefault(data.get("id", ""), {})
+        shown = {name: value for name, value in data.items() if name not in last or last[name] != value}
+        last |= {name: data[name] for name in shapes.HOST_KEYS if name in data}
+        return shown
 
     def _event_time(self, data: JSON) -> str:
         """Now; for what a slug identifies, later than its last event, because only this time orders its events."""

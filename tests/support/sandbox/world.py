@@ -47,7 +47,7 @@ class World(Members):
             return self.show_organization(organization_id)
 
     def update_organization(self, organization_id: str, **values: Any) -> JSON:
-        """Change `name`, `external_id`, `metadata` or `allow_profiles_outside_organization`."""
+        """Change `name`, one of `shapes.HOST_KEYS` or `allow_profiles_outside_organization`."""
         with self.lock:
             self.organizations[organization_id] = self.changed(
                 self.find(self.organizations, "organization", organization_id), **values
@@ -138,7 +138,7 @@ class World(Members):
             return self.users[user_id]
 
     def update_user(self, user_id: str, **values: Any) -> JSON:
-        """Change fields of a user, e.g. `email`, `email_verified`, `first_name`, `last_name`."""
+        """Change fields of a user, e.g. `email`, `email_verified`, `external_id`, `last_sign_in_at`."""
         with self.lock:
             old = self.find(self.users, "user", user_id)
             if "email" in values and values["email"].lower() != old["email"].lower():

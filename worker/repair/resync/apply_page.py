@@ -9,7 +9,7 @@ from models.bulk import insert_new
 from models.database import is_transient
 from models.outcomes import Finding
 from models.tables import Cause, DriftAction, MirrorState, Seen
-from worker.decision.decide import State, compare_listed, completed, is_newer
+from worker.decision.decide import State, compare_listed
 from worker.decision.payload import is_id
 from worker.errors import PayloadError, unexpected
 from worker.kinds import KINDS, LISTINGS, Kind, RoleMap, Snapshot, read_object
@@ -84,20 +84,22 @@ def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *,
     insert_new(tx, Seen, [{"run_id": run_id, "kind": kind.name, "object_id": id} for id in ids])
     stored = stored_rows(tx, kind, ids) if dry_run else insert_and_lock_rows(tx, kind, ids)
     listed = {id: without_erased(kind, stored.get(id), state) for id, state in listed.items()}
-    findings = {id: compare_listed(stored.get(id), listed[id]) for id in ids}
-    request_reads(tx, kind, [id for id, finding in findings.items() if finding is None], "differs", run_id)
-    decided = {id: finding for id, finding in findings.items() if finding not in (None, Finding.EQUAL)}
-    written = {id: completed(stored.get(id), listed[id]) for id in decided}
+    compared = {id: compare_listed(stored.get(id), listed[id]) for id in ids}
+    request_reads(tx, kind, [id for id, (_, finding) in compared.items() if finding is None], "differs", run_id)
     action = DriftAction.REPORTED if dry_run else DriftAction.REPAIRED
-    rows = [drift.difference(kind, id, found, stored.get(id), written[id], action) for id, found in decided.items()]
-    drift.record(tx, run_id, rows)
+    differences = [
+        drift.difference(kind, id, finding, stored.get(id), state, action)
+        for id, (state, finding) in compared.items()
+        if finding not in (None, Finding.EQUAL)
+    ]
+    drift.record(tx, run_id, differences)
     if dry_run:
         return []
     # Equal content at a higher version is saved too. Otherwise an event from between the two versions would win.
-    same = {id: completed(stored[id], listed[id]) for id in ids if findings[id] is Finding.EQUAL}
-    raised = {id: state for id, state in same.items() if is_newer(stored[id], state)}
-    save_rows(tx, kind, written | raised)
-    return [change(kind, id, stored[id], state, CAUSE, run_id) for id, state in written.items()]
+    written = {id: state for id, (state, _) in compared.items() if state is not None and state is not stored[id]}
+    save_rows(tx, kind, written)
+    rows = [change(kind, id, stored[id], state, CAUSE, run_id) for id, state in written.items()]
+    return [row for row in rows if row.before != row.after]
 
 
 def _read_page(key: Key, page: Page, roles: RoleMap) -> tuple[list[Snapshot], list[Difference]]:

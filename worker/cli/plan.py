@@ -1,0 +1,66 @@
+"""`workos-sync plan`: what settings would change, before a worker starts with them."""
+
+import sys
+
+import click
+
+from worker.cli import options, output
+from worker.cli.shared import actor, migrated_engine
+from worker.mirror import role_map
+from worker.reports.plan import plan
+from worker.settings import load_settings
+
+PLANNED = ("ROLE_MAP", "AUTO_JOIN", "AUTO_JOIN_EXISTING")
+"""The settings that decide access."""
+
+
+def _settings(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    pairs = dict(text.partition("=")[::2] for text in given)
+    if unknown := sorted(pairs.keys() - set(PLANNED)):
+        raise click.BadParameter(f"cannot set {', '.join(unknown)}; write NAME=VALUE, with {', '.join(PLANNED)}")
+    return {name.lower(): value for name, value in pairs.items()}
+
+
+@click.command("plan")
+@click.option(
+    "--set",
+    "given",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_settings,
+    help="Plan this value of ROLE_MAP, AUTO_JOIN or AUTO_JOIN_EXISTING instead of the environment's. May be repeated.",
+)
+@click.option(
+    "--max-promotions", type=click.IntRange(0), help="Exit code 1 if more people than this would become admins."
+)
+@click.option("--approve", metavar="DIGEST", help="Put the withheld role map with this digest in force.")
+@options.reason
+@options.as_json
+def plan_command(
+    given: dict[str, str], max_promotions: int | None, approve: str | None, reason: str | None, as_json: bool
+) -> None:
+    """Show what the settings would change if a worker started with them.
+
+    Compares ROLE_MAP, AUTO_JOIN and AUTO_JOIN_EXISTING of this environment with those in force: who would become admin
+    or member, who would be added by domain, and which domains would start or stop to auto-join. Changes nothing,
+    except with --approve.
+    """
+    if approve is not None:
+        changed = role_map.approve(migrated_engine(), approve, actor(reason))
+        click.echo(f"the role map {approve} is in force; {output.count(changed, 'membership')} changed")
+        return
+    found = plan(migrated_engine(), load_settings(**given))
+    if as_json:
+        output.json(found)
+    else:
+        output.report({name: value for name, value in found.items() if not isinstance(value, list)})
+        for section, columns in (
+            ("roles", ("organization_id", "user_id", "before", "after")),
+            ("joins", ("organization_id", "user_id", "domain", "default_role")),
+            ("domains", ("domain", "organization_id", "default_role", "auto_join")),
+        ):
+            if found[section]:
+                output.table(columns, found[section], section)
+    if max_promotions is not None and found["promotions"] > max_promotions:
+        click.echo(f"{found['promotions']} people would become admins, more than {max_promotions}", err=True)
+        sys.exit(1)

@@ -1,0 +1,64 @@
+"""Event types that a release begins to mirror are read from the events API, as far back as it goes.
+
+Until then they were ignored, and their payloads were not kept. A resync finds what can be listed; the events of 90 days
+bring back the rest, such as certificates and who made a change.
+"""
+
+from collections.abc import Iterable
+
+import structlog
+from sqlalchemy import Connection, Engine, select, update
+
+from models.database import read_transaction
+from models.tables import MirrorState
+from models.types import JsonObject
+from worker.inbox.store import accept_earlier
+from worker.leases import Lease
+from worker.repair.catch_up import events_of
+from worker.repair.event_log import EXPIRY_MARGIN, OLDEST, EventLog
+from worker.workos_api.client import Page, WorkOSClient
+
+log = structlog.get_logger()
+
+
+def add_new_types(tx: Connection, types: Iterable[str]) -> None:
+    """Have these types read from the beginning, together with those that are still to be read."""
+    waiting: JsonObject | None = tx.execute(select(MirrorState.new_types).with_for_update()).scalar_one()
+    wanted = {"types": sorted({*(waiting["types"] if waiting else ()), *types}), "after": None}
+    tx.execute(update(MirrorState).values(new_types=wanted))
+
+
+def read_new_types(engine: Engine, workos: WorkOSClient, lease: Lease) -> None:
+    """Read and store the events of `MirrorState.new_types`. Continues where an interrupted call stopped.
+
+    Raises:
+        WorkOSError: WorkOS did not answer, or refuses some of the types. Events that it returned are stored.
+        LeaseLostError: another worker took over the run of `lease`.
+    """
+    with read_transaction(engine) as tx:
+        new: JsonObject | None = tx.execute(select(MirrorState.new_types)).scalar_one()
+    if not new:
+        return
+    now = workos.now()
+    types, stored = new["types"], 0
+    events = EventLog(workos, now, types=types)
+    for page in events.after_or_since(new["after"], now - OLDEST + EXPIRY_MARGIN):
+        stored += lease.in_transaction(engine, _store, page, types)
+    lease.in_transaction(engine, _replace, types, {"types": sorted(events.refused), "after": None})
+    log.info("new_types_read", types=types, stored=stored)
+    events.require_all_types()
+
+
+def _store(tx: Connection, page: Page, types: list[str]) -> int:
+    """Store a page and record the progress; return how many of its events are now to be applied."""
+    events = events_of(page).valid
+    if events:
+        _replace(tx, types, {"types": types, "after": events[-1].id})  # locks the row before events, as a drain does
+    return accept_earlier(tx, sorted(events, key=lambda event: event.id))
+
+
+def _replace(tx: Connection, types: list[str], new: JsonObject) -> None:
+    """Set `new_types`, unless another release has added types meanwhile: then all are read from the beginning."""
+    current: JsonObject | None = tx.execute(select(MirrorState.new_types).with_for_update()).scalar_one()
+    if current and current["types"] == types:
+        tx.execute(update(MirrorState).values(new_types=new if new["types"] else None))

@@ -1,0 +1,172 @@
+"""Refreshes: a product that has changed something in WorkOS asks for it to be read, and waits for the mirror.
+
+A web process writes a row of `refreshes` and wakes the process that tails the events API. That process reads from
+WorkOS and deletes the row. All requests about one object that came before a read share it; a later one gets its own, so
+the mirror then has a state that was read after the request. Nothing depends on refreshes: the events arrive anyway.
+"""
+
+import uuid
+from collections.abc import Callable
+from datetime import timedelta
+from typing import NamedTuple
+
+import structlog
+from sqlalchemy import Connection, Engine, delete, insert, select, update
+
+from models.bulk import is_any_of
+from models.database import in_transaction, read_transaction
+from models.tables import Cause, DeletedBy, Refresh
+from models.types import JsonObject, db_ago, db_now, db_now_plus
+from worker.backoff import backoff
+from worker.decision.payload import Fields
+from worker.errors import NotFoundError
+from worker.kinds import KINDS, Kind
+from worker.kinds.membership import MEMBERSHIP, Membership
+from worker.kinds.organization import ORGANIZATION
+from worker.kinds.user import USER
+from worker.mirror.apply import recorded_state, stored_rows
+from worker.mirror.change_rows import CausedBy
+from worker.repair.reads import (
+    FIRST_BACKOFF_SECONDS,
+    MAX_BACKOFF_SECONDS,
+    Result,
+    confirmed_read,
+    has_arrived,
+    why_failed,
+)
+from worker.workos_api.client import WorkOSClient
+
+log = structlog.get_logger()
+
+ACCESS = "access"
+"""In place of a kind: a person's access to a workspace."""
+KEPT = timedelta(minutes=10)
+"""A request that could not be carried out is dropped after this time."""
+
+
+class Target(NamedTuple):
+    """What to read: an object by its kind and key, or (`ACCESS`) a workspace and a person."""
+
+    kind: str
+    object_id: str
+    user_id: str = ""
+
+
+class Progress(NamedTuple):
+    """Whether what a request asked for is read and in the mirror; if not, why the last attempt failed, if one did."""
+
+    is_done: bool
+    error: str | None
+
+
+def request(tx: Connection, target: Target, requested_by: str) -> str:
+    """Request a refresh for the API token with this name; return the request's id. Ring the tail's bell afterwards."""
+    tx.execute(delete(Refresh).where(Refresh.requested_at < db_ago(KEPT)))
+    id = uuid.uuid4().hex
+    tx.execute(insert(Refresh).values(id=id, requested_by=requested_by, **target._asdict()))
+    return id
+
+
+def progress(engine: Engine, id: str) -> Progress:
+    """Return how far a request is."""
+    with read_transaction(engine) as tx:
+        row = tx.execute(select(Refresh.error).where(Refresh.id == id)).one_or_none()
+    return Progress(row is None, row.error if row else None)
+
+
+def unknown(tx: Connection, target: Target) -> str | None:
+    """Return which object of a target the mirror does not know, as `kind id`; None if it knows it, even if deleted."""
+    is_access = target.kind == ACCESS
+    objects = [(ORGANIZATION if is_access else KINDS[target.kind], target.object_id)]
+    objects += [(USER, target.user_id)] if is_access else []
+    missing = (f"{kind} {id}" for kind, id in objects if not stored_rows(tx, kind, [id]))
+    return next(missing, None)
+
+
+def state_of(tx: Connection, kind: str, id: str) -> JsonObject:
+    """Return the state of an object that the mirror knows, as `changes` contains it."""
+    return recorded_state(KINDS[kind], stored_rows(tx, KINDS[kind], [id])[id])
+
+
+def work_due(engine: Engine, workos: WorkOSClient, stopping: Callable[[], bool]) -> None:
+    """Carry out the due requests, those of the same target together. One that fails is retried later.
+
+    Raises as `worker.repair.reads.work_due`.
+    """
+    while not stopping() and (found := _next_due(engine)) is not None:
+        target, ids, requested_by, attempts = found
+        about = {"kind": target.kind, "id": target.object_id, "user_id": target.user_id}
+        try:
+            _read(engine, workos, target, (Cause.REFRESH, requested_by))
+        except Exception as error:  # noqa: BLE001 - `why_failed` raises what is not about the object
+            problem = why_failed(workos, error)
+            in_transaction(engine, _retry_later, ids, attempts + 1, problem)
+            log.warning("refresh_failed", **about, problem=problem)
+        else:
+            in_transaction(engine, _finish, ids)
+            log.info("refreshed", **about, requests=len(ids))
+
+
+class _Due(NamedTuple):
+    target: Target
+    ids: list[str]
+    """The requests that a read beginning now answers."""
+    requested_by: str
+    attempts: int
+
+
+def _next_due(engine: Engine) -> _Due | None:
+    # A newer release may have requested kinds that this one does not know.
+    due = select(Refresh.__table__).where(Refresh.due_at <= db_now(), Refresh.kind.in_([*KINDS, ACCESS]))
+    with read_transaction(engine) as tx:
+        row = tx.execute(due.order_by(Refresh.due_at).limit(1)).one_or_none()
+        if row is None:
+            return None
+        target = Target(row.kind, row.object_id, row.user_id)
+        same = (getattr(Refresh, name) == value for name, value in target._asdict().items())
+        ids = list(tx.execute(select(Refresh.id).where(*same)).scalars())
+    return _Due(target, ids, row.requested_by, row.attempts)
+
+
+def _read(engine: Engine, workos: WorkOSClient, target: Target, caused_by: CausedBy) -> None:
+    def read(kind: Kind, id: str) -> None:
+        confirmed_read(engine, workos, kind, id, caused_by, _no_more)
+
+    if target.kind != ACCESS:
+        read(KINDS[target.kind], target.object_id)
+        return
+    organization_id, user_id = target.object_id, target.user_id
+    for parent, id in ((ORGANIZATION, organization_id), (USER, user_id)):
+        if not has_arrived(engine, parent, id):
+            read(parent, id)
+    for id in sorted(_listed(workos, organization_id, user_id) | _mirrored(engine, organization_id, user_id)):
+        read(MEMBERSHIP, id)
+
+
+def _no_more(_tx: Connection, _result: Result) -> None:
+    """Do nothing besides writing what was read."""
+
+
+def _listed(workos: WorkOSClient, organization_id: str, user_id: str) -> set[str]:
+    try:
+        page = workos.memberships_of(organization_id, user_id)
+    except NotFoundError:
+        return set()  # WorkOS does not have the workspace or the person; the mirror's memberships are still read
+    return {Fields(item, "membership").id("id") for item in page.items}
+
+
+def _mirrored(engine: Engine, organization_id: str, user_id: str) -> set[str]:
+    of_pair = (Membership.organization_id == organization_id, Membership.user_id == user_id)
+    not_final = Membership.deleted_by.is_distinct_from(DeletedBy.EVENT)
+    with read_transaction(engine) as tx:
+        return set(tx.execute(select(Membership.id).where(*of_pair, not_final)).scalars())
+
+
+def _finish(tx: Connection, ids: list[str]) -> None:
+    tx.execute(delete(Refresh).where(is_any_of(tx, Refresh.id, ids)))
+
+
+def _retry_later(tx: Connection, ids: list[str], attempts: int, problem: str) -> None:
+    wait = backoff(attempts, FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS)
+    failed = {"attempts": attempts, "error": problem, "due_at": db_now_plus(wait)}
+    tx.execute(update(Refresh).where(is_any_of(tx, Refresh.id, ids)).values(failed))
