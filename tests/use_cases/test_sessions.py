@@ -14,7 +14,7 @@ from models.types import db_now_plus
 from tests.support import JSON, rows
 from tests.support.auto_join import apply_events
 from tests.support.ops import TOKEN, sign_in
-from tests.support.resync import CLIENT_ID, read_due, resync
+from tests.support.resync import CLIENT_ID, client_of, read_due, resync
 from tests.support.sessions import LISTING, REVOKE, SessionStage, pending
 from webhooks.app import create_app
 from worker.bootstrap import Services
@@ -335,13 +335,13 @@ def test_revoked_without_a_body_or_with_one(one_session_stage: SessionStage) -> 
         stage.workos.revoke_session("session_1")
 
 
-def test_invalid_key_is_not_the_fault_of_a_person(one_session_stage: SessionStage) -> None:
+def test_invalid_key_is_not_the_fault_of_a_person(one_session_stage: SessionStage, redis: Redis) -> None:
     stage = one_session_stage
     _, _, membership = stage.member_with_session()
     stage.world.delete_membership(membership)
     stage.receive_events()
-    stage.sandbox.gate.environments.clear()
-    with pytest.raises(InvalidApiKeyError):
+    stage.workos = client_of(stage.sandbox, redis, key="sk_test_another")
+    with closing(stage.workos), pytest.raises(InvalidApiKeyError):
         stage.run_worker()
     assert revocation(stage.engine)["attempts"] == 0
 
@@ -366,6 +366,21 @@ def test_later_loss_is_worked_on_again(session_stages: SessionStage) -> None:
         assert stage.active() == set() and revocation(stage.engine)["sessions"] == 1
         stage.world.reactivate_membership(membership)
         stage.sign_in(user, org)
+
+
+def test_later_loss_that_only_a_resync_finds(session_stages: SessionStage) -> None:
+    """Its time is the database's, whose clock is behind WorkOS's here."""
+    stage = session_stages
+    org, user, membership = stage.member_with_session()
+    stage.world.deactivate_membership(membership)
+    stage.settle()
+    with stage.world.silently():
+        stage.world.reactivate_membership(membership)
+        stage.sign_in(user, org)
+        stage.world.delete_membership(membership)
+    resync(stage.engine, stage.workos)
+    stage.run_worker()
+    assert stage.active() == set()
 
 
 def test_revocation_is_shown(one_session_stage: SessionStage, local: Callable[..., Services]) -> None:

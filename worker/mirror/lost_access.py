@@ -55,7 +55,7 @@ def note_lost_access(tx: Connection, kind: Kind, states: Mapping[str, State]) ->
     ended = [*_ended_objects(kind, states, now), *_members_of_deleted(tx, kind, states, now)]
     lost = {(row["organization_id"], row["user_id"]): row for row in ended if row["since"] >= turned_on}
     if lost:
-        _insert(tx, [lost[key] for key in sorted(lost)])
+        _insert(tx, [lost[key] for key in sorted(lost)], now)
 
 
 def _ended_objects(kind: Kind, states: Mapping[str, State], now: datetime) -> Iterator[Record]:
@@ -95,8 +95,12 @@ def _members_of_deleted(tx: Connection, kind: Kind, states: Mapping[str, State],
         }
 
 
-def _insert(tx: Connection, rows: list[Record]) -> None:
-    """Insert revocations. One that exists becomes pending again if the loss is another or later."""
+def _insert(tx: Connection, rows: list[Record], now: datetime) -> None:
+    """Insert revocations. One that exists becomes pending again if the loss is another or later.
+
+    A loss without a known time has the time `now`, by the database's clock. That cannot be compared with WorkOS's
+    times, so such a loss always counts as later, and so does that of another event.
+    """
     statement = dialect_insert(tx, Revocation)
     new, pending = statement.excluded, Revocation.state == RevocationState.PENDING
     again = {
@@ -108,6 +112,11 @@ def _insert(tx: Connection, rows: list[Record]) -> None:
         "attempts": 0,
         "sessions": case((pending, Revocation.sessions), else_=0),
     }
-    another = or_(new.since > Revocation.since, new.object_id != Revocation.object_id)
+    another = or_(
+        new.since > Revocation.since,
+        new.since == now,
+        new.object_id != Revocation.object_id,
+        new.event_id.is_not(None) & new.event_id.is_distinct_from(Revocation.event_id),
+    )
     key = [Revocation.organization_id, Revocation.user_id]
     tx.execute(statement.on_conflict_do_update(index_elements=key, set_=again, where=another), rows)
