@@ -29,5 +29,6 @@ def upgrade() -> None:
         sa.Column("revision", sa.Integer(), server_default="0", nullable=False),
         sa.Column("touched_at", TIME),
         sa.Column("erased", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.Column("column_versions", JSON),
     )
     op.add_column("mirror", sa.Column("new_types", JSON))
