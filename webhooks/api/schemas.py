@@ -163,9 +163,13 @@ def _is_time(wait: str) -> bool:
     return re.match(r"\d{4}-", wait, re.ASCII) is not None
 
 
+READABLE = [name for name, kind in KINDS.items() if kind.read_path("")]
+"""The kinds that WorkOS's API shows."""
+
+
 def _require_kind(name: str) -> str:
-    if name not in KINDS:
-        raise ValueError(f"must be one of {', '.join(KINDS)}")
+    if name not in READABLE:
+        raise ValueError(f"must be one of {', '.join(READABLE)}")
     return name
 
 
@@ -187,7 +191,7 @@ class RefreshRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Annotated[str, AfterValidator(_require_kind), Field(json_schema_extra={"enum": list(KINDS)})] | None = None
+    kind: Annotated[str, AfterValidator(_require_kind), Field(json_schema_extra={"enum": READABLE})] | None = None
     id: str | None = None
     organization_id: ReadableId | None = None
     user_id: ReadableId | None = None
