@@ -167,7 +167,7 @@ class Truth:
         ended = tx.execute(last_resync).one_or_none()
         state = tx.execute(select(mirror_status.c.state)).scalar_one()
         late = func.coalesce(Tail.complete_at < db_plus(db_now(), -BOUND_SECONDS), True)
-        everything = exists().where(*uncertainty.EVERYTHING)
+        everything = exists().where(*uncertainty.ALL_UNCERTAIN)
         is_late = bool(tx.execute(select(late | everything)).scalar_one())
         now = time.monotonic()
         pending = select(Event.id).where(Event.status == EventStatus.PENDING).order_by(Event.received_at)

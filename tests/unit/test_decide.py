@@ -18,9 +18,9 @@ from worker.decision.decide import (
     State,
     Version,
     compare_listed,
-    completed,
     confirm,
     decide,
+    fill_omitted,
     needs_confirmation,
     recorded_content,
 )
@@ -90,7 +90,7 @@ histories = kinds.flatmap(lambda kind: st.builds(History, st.just(kind), histori
 
 
 def decided(kind: Kind, current: State | None, incoming: State) -> tuple[State, Outcome]:
-    return decide(current, incoming, terminal=kind.delete_is_final, tie_break=kind.tie_break)
+    return decide(current, incoming, delete_is_final=kind.delete_is_final, tie_break=kind.tie_break)
 
 
 def fold(history: Iterable[State], kind: Kind = KINDS["organization"]) -> State:
@@ -192,7 +192,7 @@ def test_a_tie_of_different_states_always_requires_a_confirmed_read(histories: t
     (kind, history), permuted = histories
     current, reasons = None, set()
     for incoming in permuted:
-        reasons.add(needs_confirmation(current, incoming, terminal=kind.delete_is_final))
+        reasons.add(needs_confirmation(current, incoming, delete_is_final=kind.delete_is_final))
         current = decided(kind, current, incoming)[0]
     assert current is not None
     rivals = [state for state in history if state.version.ties(current.version)]
@@ -236,7 +236,7 @@ def test_a_tie_keeps_what_was_read_before_what_an_event_says() -> None:
     event = State(Version(NOON, NOON, "event_1"), False, {"permissions": ["b"]})
     kept, outcome = decided(KINDS["role"], read, event)
     assert (kept, outcome) == (read, Outcome.STALE)
-    assert needs_confirmation(read, event, terminal=False) is ConfirmationReason.TIE
+    assert needs_confirmation(read, event, delete_is_final=False) is ConfirmationReason.TIE
 
 
 def at(updated: int, event: int = 0, event_id: str = "e1", *, name: str = "a", deleted: bool = False) -> State:
@@ -273,7 +273,7 @@ def test_outcome_of_one_decision(current: State | None, incoming: State, outcome
     ],
 )
 def test_outcome_where_a_delete_is_not_final(current: State, incoming: State, outcome: Outcome) -> None:
-    assert decide(current, incoming, terminal=False)[1] is outcome
+    assert decide(current, incoming, delete_is_final=False)[1] is outcome
 
 
 @pytest.mark.parametrize("higher", [at(1, 0, "e2", name="b"), at(1, 1, "e0", name="b"), at(2, 0, "e0", name="b")])
@@ -324,7 +324,7 @@ def test_only_an_event_after_the_read_needs_another_read(current: State, event: 
     """The first and the last time that a `datetime` can be are compared too."""
     version = replace(current.version, event_at=read_at, event_id="")
     shown = replace(current, version=version, versions=dict.fromkeys(current.versions, version))
-    lost = event.version.times < version.times and shown.content != completed(shown, event).content
+    lost = event.version.times < version.times and shown.content != fill_omitted(shown, event).content
     is_in_doubt = lost and read_at == EARLIEST and not shown.deleted and not event.deleted
     assert needs_confirmation(shown, event) is (ConfirmationReason.SAME_SECOND if is_in_doubt else None)
     assert needs_confirmation(event, shown) is None
@@ -335,7 +335,7 @@ def gone(updated: int, *, by_resync: bool = False, erased: bool = False) -> Stat
 
 
 @pytest.mark.parametrize(
-    ("current", "incoming", "terminal", "outcome"),
+    ("current", "incoming", "delete_is_final", "outcome"),
     [
         (gone(5, by_resync=True), at(9, name="b"), True, Outcome.TOMBSTONED),
         (gone(5, by_resync=True), at(9, name="b"), False, Outcome.TOMBSTONED),
@@ -345,9 +345,9 @@ def gone(updated: int, *, by_resync: bool = False, erased: bool = False) -> Stat
     ],
 )
 def test_an_erasure_outranks_a_delete_event_which_outranks_a_resync(
-    current: State, incoming: State, terminal: bool, outcome: Outcome
+    current: State, incoming: State, delete_is_final: bool, outcome: Outcome
 ) -> None:
-    kept, found = decide(current, incoming, terminal=terminal)
+    kept, found = decide(current, incoming, delete_is_final=delete_is_final)
     assert found is outcome
     assert kept == (current if outcome is Outcome.TOMBSTONED else incoming)
 
@@ -389,9 +389,9 @@ def with_reason(name: str) -> State:
 
 
 def test_fields_that_the_api_never_shows_are_kept() -> None:
-    assert completed(None, at(2)) == at(2)
-    assert completed(with_reason("a"), at(2, name="b")) == replace(at(2), content={"name": "b", "reason": "expired"})
-    assert compare_listed(with_reason("a"), at(2)) == (completed(with_reason("a"), at(2)), Finding.EQUAL)
+    assert fill_omitted(None, at(2)) == at(2)
+    assert fill_omitted(with_reason("a"), at(2, name="b")) == replace(at(2), content={"name": "b", "reason": "expired"})
+    assert compare_listed(with_reason("a"), at(2)) == (fill_omitted(with_reason("a"), at(2)), Finding.EQUAL)
     assert confirm(with_reason("a"), at(2)) == (
         replace(at(2), content={"name": "a", "reason": "expired"}),
         Finding.EQUAL,
@@ -521,7 +521,7 @@ def test_a_confirmed_read_outranks_versions_and_a_resyncs_tombstone_but_no_delet
 
 
 def test_a_confirmed_read_revives_objects_that_can_be_recreated() -> None:
-    assert confirm(gone(1), at(5), terminal=False) == (at(5), Finding.MISSING)
+    assert confirm(gone(1), at(5), delete_is_final=False) == (at(5), Finding.MISSING)
 
 
 @pytest.mark.parametrize(("deleted", "state"), [(True, "deleted"), (False, "active")])

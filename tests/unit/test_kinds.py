@@ -20,7 +20,7 @@ from worker.decision.payload import MAX_EMAIL, MAX_ID, MAX_TEXT, clean, is_id, p
 from worker.decision.roles import local_role
 from worker.errors import PayloadError
 from worker.kinds import KINDS, LISTINGS, READERS, Kind, read_event, read_object
-from worker.kinds.kind import Scope
+from worker.kinds.kind import Frequency
 
 UNUSABLE: tuple[object, ...] = (None, 7, True, [], {}, "NEW_VALUE")
 READ_AT = datetime(2025, 7, 2, tzinfo=UTC)
@@ -81,15 +81,15 @@ def test_a_role_is_read_by_its_slug_and_the_organization_that_owns_it() -> None:
 def test_listings_of_a_resync() -> None:
     scopes = {name: listing.full_resync for name, (_, listing) in LISTINGS.items()}
     assert scopes == {
-        "organizations": Scope.ONCE,
-        "organization": Scope.NEVER,
-        "users": Scope.ONCE,
-        "roles": Scope.ONCE,
-        "permissions": Scope.ONCE,
-        "connections": Scope.ONCE,
-        "invitations": Scope.ONCE,
-        "memberships": Scope.EACH_ORGANIZATION,
-        "organization_roles": Scope.ORGANIZATIONS_WITH_ROLES,
+        "organizations": Frequency.ONCE,
+        "organization": Frequency.NEVER,
+        "users": Frequency.ONCE,
+        "roles": Frequency.ONCE,
+        "permissions": Frequency.ONCE,
+        "connections": Frequency.ONCE,
+        "invitations": Frequency.ONCE,
+        "memberships": Frequency.EACH_ORGANIZATION,
+        "organization_roles": Frequency.ORGANIZATIONS_WITH_ROLES,
     }
     of_one = {name for name, (_, listing) in LISTINGS.items() if listing.workspace_resync}
     assert of_one == {"organization", "memberships", "connections", "invitations"}

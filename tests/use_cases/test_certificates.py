@@ -20,7 +20,7 @@ from tests.support.sandbox import Sandbox
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.kinds.saml_certificate import SamlCertificate
-from worker.reports.conditions import Holding, holding
+from worker.reports.conditions import ActiveCondition, active_conditions
 from worker.reports.explain import explain
 from worker.reports.health import check_health
 from worker.settings import Settings
@@ -45,11 +45,11 @@ def in_days(engine: Engine) -> Callable[[float], str]:
 
 
 @pytest.fixture
-def reported(engine: Engine, redis: Redis) -> Callable[[], list[Holding]]:
+def reported(engine: Engine, redis: Redis) -> Callable[[], list[ActiveCondition]]:
     """Returns what is reported about certificates."""
 
-    def find() -> list[Holding]:
-        found = holding(check_health(engine, redis, Settings(_env_file=None)))
+    def find() -> list[ActiveCondition]:
+        found = active_conditions(check_health(engine, redis, Settings(_env_file=None)))
         return [each for each in found if each.name == "certificate_expires"]
 
     return find
@@ -78,7 +78,7 @@ def test_two_events_of_one_time_keep_the_same_row_and_read_nothing(engine: Engin
 
 
 def test_expiry_is_a_warning_then_a_problem_until_the_certificate_is_renewed(
-    engine: Engine, in_days: Callable[[float], str], reported: Callable[[], list[Holding]]
+    engine: Engine, in_days: Callable[[float], str], reported: Callable[[], list[ActiveCondition]]
 ) -> None:
     deliver(engine, [made("organization.created"), made("connection.activated")])
     for at, days, severity in ((1, 31, []), (2, 29, ["warning"]), (3, -1, ["problem"])):
@@ -97,7 +97,7 @@ def test_expiry_is_a_warning_then_a_problem_until_the_certificate_is_renewed(
 
 @pytest.mark.parametrize("end", ["connection.deactivated", "connection.deleted", "organization.deleted"])
 def test_expiry_of_a_connection_that_is_not_used_is_not_reported(
-    engine: Engine, in_days: Callable[[float], str], reported: Callable[[], list[Holding]], end: str
+    engine: Engine, in_days: Callable[[float], str], reported: Callable[[], list[ActiveCondition]], end: str
 ) -> None:
     deliver(engine, [certificate("renewal_required", 1, in_days(9))])
     assert len(reported()) == 1, "the connection is not mirrored yet"

@@ -108,7 +108,7 @@ def working(endpoint: FlaskClient, engine: Engine) -> FlaskClient:
     return endpoint
 
 
-def holding(endpoint: FlaskClient) -> dict[str, str]:
+def active_conditions(endpoint: FlaskClient) -> dict[str, str]:
     """The conditions that the API reports: name → severity."""
     endpoint.get("/metrics")  # stores the counts now
     shown = endpoint.get("/api/v1/status", headers=API).get_json()
@@ -185,7 +185,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
 
 
 def test_nothing_holds_while_all_is_well(working: FlaskClient) -> None:
-    assert holding(working) == {}
+    assert active_conditions(working) == {}
     assert report("status")["severity"] == "ok"
     assert 'class="card verdict good"' in working.get("/ops/").get_data(as_text=True)
     shown = metrics(working)
@@ -243,13 +243,13 @@ def test_conditions_link_to_pages_that_exist(working: FlaskClient) -> None:
 
 def test_a_wrong_secret_is_a_problem_at_once_and_ends_with_a_valid_delivery(endpoint: FlaskClient) -> None:
     refuse(endpoint, 141)
-    assert holding(endpoint) == {"signatures_refused": "problem"}
+    assert active_conditions(endpoint) == {"signatures_refused": "problem"}
     (problem,) = report("status", exit_code=1)["problems"]
     assert "141 deliveries were refused for the signature since the last valid one" in problem
     assert "WORKOS_WEBHOOK_SECRETS" in problem
     assert "Mirror is not trustworthy" in endpoint.get("/ops/").get_data(as_text=True)
     accept(endpoint, made("organization.created"))
-    assert "signatures_refused" not in holding(endpoint)
+    assert "signatures_refused" not in active_conditions(endpoint)
 
 
 def test_a_secret_changed_to_a_wrong_one_is_a_problem(working: FlaskClient, monkeypatch: Any, redis_url: str) -> None:
@@ -267,10 +267,10 @@ def test_an_outsider_alone_cannot_turn_a_working_installation_red(working: Flask
     for _ in range(50):
         assert working.post("/webhooks/workos", data=b"{}").status_code == 401
         assert post(working, b"{}", "/webhooks/elsewhere").status_code == 404
-    assert holding(working) == {"signatures_refused": "warning", "unknown_path": "warning"}
+    assert active_conditions(working) == {"signatures_refused": "warning", "unknown_path": "warning"}
     redis.flushdb()  # what proves that the secret is right survives Redis
     refuse(working, 50)
-    held = holding(working)
+    held = active_conditions(working)
     assert held["signatures_refused"] == "warning"
 
 
@@ -285,7 +285,7 @@ def test_a_report_without_the_secret_knows_that_web_has_the_right_one(
 
 def test_the_time_of_a_delivery_that_is_not_well_signed_means_nothing(working: FlaskClient) -> None:
     refuse(working, at=1_000_000_000)
-    assert holding(working) == {"signatures_refused": "warning"}
+    assert active_conditions(working) == {"signatures_refused": "warning"}
     rows = report("doctor", exit_code=1)  # WorkOS cannot be reached in this test
     levels = {row["name"]: row["level"] for row in rows}
     assert levels["signatures refused"] == "warning" and "time refused" not in levels
@@ -296,7 +296,7 @@ def test_refused_deliveries_are_a_problem_if_the_events_api_shows_that_webhooks_
 ) -> None:
     refuse(working)
     stop_webhooks(engine, last=300, api=60)
-    assert holding(working) == {"signatures_refused": "problem"}
+    assert active_conditions(working) == {"signatures_refused": "problem"}
 
 
 @pytest.mark.parametrize(
@@ -315,14 +315,14 @@ def test_deliveries_to_unknown_paths_are_counted_and_logged(
         assert post(working, made("user.created"), path).status_code == 404
     assert [line["path"] for line in logs if line["event"] == "path_unknown"] == [shown], "once in ten seconds"
     assert metrics(working)["workos_sync_webhooks_refused_total[('reason', 'path')]"] == 30
-    assert holding(working) == {"unknown_path": "warning"}
+    assert active_conditions(working) == {"unknown_path": "warning"}
     assert "30 deliveries were sent to a path that does not exist" in report("status", exit_code=1)["warnings"][0]
 
 
 def test_posts_without_a_signature_to_unknown_paths_are_nobodys_deliveries(working: FlaskClient) -> None:
     for path in ("/webhooks/wrong", "/wp-login.php"):
         assert working.post(path, data=b"{}").status_code == 404
-    assert holding(working) == {}
+    assert active_conditions(working) == {}
 
 
 def test_deliveries_refused_by_address_are_seen(redis_url: str, monkeypatch: Any, services: Services) -> None:
@@ -342,7 +342,7 @@ def test_deliveries_refused_by_address_are_seen(redis_url: str, monkeypatch: Any
 def test_a_replica_is_named(working: FlaskClient, redis: Redis) -> None:
     redis.execute_command("REPLICAOF", "127.0.0.1", "1")  # type: ignore[no-untyped-call]  # redis-py has no types for it
     try:
-        held = holding(working)
+        held = active_conditions(working)
         status = report("status", exit_code=1)
     finally:
         redis.execute_command("REPLICAOF", "NO", "ONE")  # type: ignore[no-untyped-call]  # redis-py has no types for it
@@ -352,7 +352,7 @@ def test_a_replica_is_named(working: FlaskClient, redis: Redis) -> None:
 
 def test_a_redis_that_answers_late_is_not_away(working: FlaskClient, redis: Redis) -> None:
     redis.execute_command("CLIENT", "PAUSE", "700", "ALL")  # type: ignore[no-untyped-call]  # redis-py has no types for it
-    assert holding(working) == {}
+    assert active_conditions(working) == {}
 
 
 # What is not known
@@ -436,7 +436,7 @@ def test_durations_have_two_units(seconds: float, text: str) -> None:
 
 def test_a_withheld_deletion_that_an_event_made_is_not_reported(services: Services, endpoint: FlaskClient) -> None:
     withheld(services, endpoint)
-    assert "withheld_deletions" in holding(endpoint)
+    assert "withheld_deletions" in active_conditions(endpoint)
     accept(endpoint, made("user.deleted", 2, id="user_0"))
     apply_all(services.engine)
-    assert "withheld_deletions" not in holding(endpoint)
+    assert "withheld_deletions" not in active_conditions(endpoint)

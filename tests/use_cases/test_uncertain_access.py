@@ -39,7 +39,7 @@ from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.inbox.drain import DrainLimits
 from worker.kinds import READERS
-from worker.mirror.uncertainty import note_everything
+from worker.mirror.uncertainty import mark_all_uncertain
 from worker.queue.doorbell import Doorbell
 from worker.repair import replay as replays
 from worker.repair.reads import work_due
@@ -236,7 +236,7 @@ def test_explain_and_the_page_of_a_workspace_show_why_bounded_answers_are_stale(
     assert f"membership {MEMBERSHIP} is read from WorkOS" in page and of_person["id"] not in page
     shown = endpoint.get("/ops/explain", query_string={"name": USER}).get_data(as_text=True)
     assert f"user {USER} is read from WorkOS" in shown
-    in_transaction(engine, note_everything, EXPIRED_EVENTS)
+    in_transaction(engine, mark_all_uncertain, EXPIRED_EVENTS)
     assert EXPIRED_EVENTS in because_of("user_other") & because_of(ORG)
 
 

@@ -96,19 +96,19 @@ def no_tie_break(_content: Content) -> tuple[int, ...]:
 
 
 def decide(
-    current: State | None, incoming: State, *, terminal: bool = True, tie_break: TieBreak = no_tie_break
+    current: State | None, incoming: State, *, delete_is_final: bool = True, tie_break: TieBreak = no_tie_break
 ) -> tuple[State, Outcome]:
     """Return the state to keep, and the outcome for `incoming`.
 
-    `current` is None if the id was never seen. `terminal` is False for objects that are identified by a slug and can be
-    created again: their deletes are not final.
+    `current` is None if the id was never seen. `delete_is_final` is False for objects that are identified by a slug and
+    can be created again.
     """
     if current is None:
         return incoming, Outcome.APPLIED
     lost: Outcome | None = None
-    if _is_outranked(incoming, current, terminal=terminal):
+    if _is_outranked(incoming, current, delete_is_final=delete_is_final):
         lost = Outcome.TOMBSTONED
-    elif _loses(incoming, current, tie_break) and not (terminal and incoming.finality > current.finality):
+    elif _loses(incoming, current, tie_break) and not (delete_is_final and incoming.finality > current.finality):
         lost = Outcome.STALE
     state = _joined(current, incoming) if lost else _joined(incoming, current)
     if not _same(current, state):
@@ -117,8 +117,8 @@ def decide(
     return (state, lost) if lost else (replace(state, content=current.content), Outcome.UNCHANGED)
 
 
-def _is_outranked(incoming: State, current: State, *, terminal: bool) -> bool:
-    return current.finality > incoming.finality and (terminal or current.by_resync)
+def _is_outranked(incoming: State, current: State, *, delete_is_final: bool) -> bool:
+    return current.finality > incoming.finality and (delete_is_final or current.by_resync)
 
 
 def _joined(winner: State, other: State) -> State:
@@ -163,18 +163,22 @@ class ConfirmationReason(StrEnum):
     SAME_SECOND = "event in the second in which the API was read"
 
 
-def needs_confirmation(current: State | None, incoming: State, *, terminal: bool = True) -> ConfirmationReason | None:
+def needs_confirmation(
+    current: State | None, incoming: State, *, delete_is_final: bool = True
+) -> ConfirmationReason | None:
     """Return why the decision about an event requires a confirmed read; None if it does not.
 
     A read is required if a resync found the object deleted, if the times of two different states are equal, or if the
-    stored state was read from the API in the second of the event: only another read shows which is newer. `terminal`
-    has the same meaning as for `decide`.
+    stored state was read from the API in the second of the event: only another read shows which is newer.
+    `delete_is_final` has the same meaning as for `decide`.
     """
     if current is None:
         return None
-    if _is_outranked(incoming, current, terminal=terminal):
+    if _is_outranked(incoming, current, delete_is_final=delete_is_final):
         return ConfirmationReason.UNDER_TOMBSTONE if current.by_resync else None
-    if (terminal and incoming.deleted) or _same(current, completed(current, incoming)):  # a final delete settles it
+    if (delete_is_final and incoming.deleted) or _same(
+        current, fill_omitted(current, incoming)
+    ):  # a final delete settles it
         return None
     event, stored = incoming.version, {current.version, *current.versions.values()}
     if any(version.ties(event) for version in stored):
@@ -201,7 +205,7 @@ def compare_listed(current: State | None, listed: State) -> tuple[State | None, 
         return listed, Finding.MISSING
     if current.deleted:
         return current, None
-    read = completed(current, listed)
+    read = fill_omitted(current, listed)
     filled = _with_columns(current, listed, listed.versions.keys() - current.versions.keys())
     is_same = _same(filled, read)
     if all(version.updated_at < listed.version.updated_at for version in (current.version, *current.versions.values())):
@@ -209,7 +213,7 @@ def compare_listed(current: State | None, listed: State) -> tuple[State | None, 
     return (filled, Finding.EQUAL) if is_same else (current, None)
 
 
-def completed(current: State | None, read: State) -> State:
+def fill_omitted(current: State | None, read: State) -> State:
     """Return `read`, with columns that it omits filled from `current`, such as the reason why a domain failed."""
     if current is None:
         return read
@@ -217,12 +221,12 @@ def completed(current: State | None, read: State) -> State:
     return _with_columns(shown, current, current.versions.keys() - read.versions.keys())
 
 
-def confirm(current: State | None, read: State | None, *, terminal: bool = True) -> tuple[State | None, Finding]:
+def confirm(current: State | None, read: State | None, *, delete_is_final: bool = True) -> tuple[State | None, Finding]:
     """Return the state to keep after a confirmed read, and the finding; `read` is None for a 404 of WorkOS.
 
     A confirmed read wins over any live state, even one whose `updated_at` is wrongly in the future, and over a
-    tombstone of a resync. If deletes of the kind are final (`terminal`), it never wins over a delete event. `current`
-    must not have changed since the read began.
+    tombstone of a resync. With `delete_is_final`, it never wins over a delete event. `current` must not have
+    changed since the read began.
     """
     if read is None:
         if current is None or current.deleted:
@@ -230,8 +234,8 @@ def confirm(current: State | None, read: State | None, *, terminal: bool = True)
         return replace(current, deleted=True, by_resync=True), Finding.EXTRA
     if current is None:
         return read, Finding.MISSING
-    read = completed(current, read)
-    if terminal and current.deleted and not current.by_resync:
+    read = fill_omitted(current, read)
+    if delete_is_final and current.deleted and not current.by_resync:
         return current, Finding.ANOMALY
     if current.deleted:
         return read, Finding.MISSING

@@ -329,7 +329,7 @@ def _record_outcomes(tx: Connection, limits: DrainLimits, applied: "AppliedEvent
         if not event.has_failed:
             uncertainty.note_failure(tx, event.id)
         log.warning("event_failed", event_id=event.id, type=event.type, field=error.field)
-    uncertainty.end_by_events(tx, applied.tried_before)
+    uncertainty.clear_after_events(tx, applied.tried_before)
     columns: dict[str, object] = {**NO_ERROR, "status": EventStatus.DONE, "processed_at": db_now()}
     update_rows(tx, Event, [row for row in applied.done if row["id"] not in applied.drop_payload], **columns)
     update_rows(tx, Event, [row for row in applied.done if row["id"] in applied.drop_payload], **columns, body=None)

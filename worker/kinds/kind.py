@@ -39,7 +39,7 @@ EventReader = Callable[["Kind", Fields, Envelope, RoleMap], Snapshot]
 """Reads the `data` of one event type."""
 
 
-class Scope(StrEnum):
+class Frequency(StrEnum):
     """How often a full resync fetches a listing."""
 
     ONCE = "once"
@@ -70,7 +70,7 @@ class Listing:
     path: Callable[[str], Path] | None
     params: Callable[[str], JsonObject] = lambda _organization_id: {}
     paged: bool = True
-    full_resync: Scope = Scope.ONCE
+    full_resync: Frequency = Frequency.ONCE
     workspace_resync: bool = False
     required: bool = True
     objects: ObjectReader | None = None

@@ -8,7 +8,7 @@ from models.types import JsonObject
 from worker.decision.decide import Content
 from worker.decision.payload import Fields
 from worker.decision.roles import LOCAL_ROLES, local_role
-from worker.kinds.kind import Kind, Listing, RoleMap, Scope, ShownBy, live, tombstone
+from worker.kinds.kind import Frequency, Kind, Listing, RoleMap, ShownBy, live, tombstone
 
 
 class Membership(Mirrored):
@@ -73,7 +73,7 @@ MEMBERSHIP = Kind(
             lambda _: ("user_management", "organization_memberships"),
             # Without `statuses`, WorkOS lists only active memberships.
             params=lambda organization: {"organization_id": organization, "statuses": "active,inactive,pending"},
-            full_resync=Scope.EACH_ORGANIZATION,
+            full_resync=Frequency.EACH_ORGANIZATION,
             workspace_resync=True,
         ),
     ),

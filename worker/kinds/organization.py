@@ -7,7 +7,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from models.tables import Mirrored, equality_index
 from models.types import JsonObject
 from worker.errors import PayloadError
-from worker.kinds.kind import Kind, Listing, Scope, ShownBy, live, tombstone
+from worker.kinds.kind import Frequency, Kind, Listing, ShownBy, live, tombstone
 
 
 class Organization(Mirrored):
@@ -47,7 +47,7 @@ ORGANIZATION = Kind(
     read_path=lambda id: ("organizations", id),
     listings=(
         Listing("organizations", lambda _: ("organizations",), objects=_with_domains),
-        Listing("organization", path=None, full_resync=Scope.NEVER, workspace_resync=True, objects=_with_domains),
+        Listing("organization", path=None, full_resync=Frequency.NEVER, workspace_resync=True, objects=_with_domains),
     ),
     shown_by=(ShownBy("organizations"),),
     label=Organization.name,

@@ -9,7 +9,7 @@ from models.types import JsonObject
 from worker.decision.decide import Content
 from worker.decision.payload import Fields
 from worker.errors import PayloadError
-from worker.kinds.kind import Kind, Listing, Path, RoleMap, Scope, ShownBy, live, tombstone
+from worker.kinds.kind import Frequency, Kind, Listing, Path, RoleMap, ShownBy, live, tombstone
 
 
 class Role(Mirrored):
@@ -97,7 +97,7 @@ ROLE = Kind(
             "organization_roles",
             lambda organization_id: ("authorization", "organizations", organization_id, "roles"),
             paged=False,
-            full_resync=Scope.ORGANIZATIONS_WITH_ROLES,
+            full_resync=Frequency.ORGANIZATIONS_WITH_ROLES,
             objects=_own_roles,
         ),
     ),

@@ -76,9 +76,9 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
             current = updated.get(id, stored[id])
             arrived, final = arrival.snapshot.state, kind.delete_is_final
             incoming = without_erased(kind, current, arrived)
-            state, outcome = decide(current, incoming, terminal=final, tie_break=kind.tie_break)
+            state, outcome = decide(current, incoming, delete_is_final=final, tie_break=kind.tie_break)
             compared_with = current.version.event_id if current else None
-            reason = needs_confirmation(current, incoming, terminal=final)
+            reason = needs_confirmation(current, incoming, delete_is_final=final)
             decisions[place] = Decision(outcome, compared_with, reason)
             # Record no address of an erased user. Record that of an erased invitation: a block may need its hash.
             if not state.erased or kind.stays_erased:

@@ -29,7 +29,7 @@ from worker.mirror.read_requests import request_read_for_failure, request_role_h
 
 ANY = ""
 """An id that means all workspaces, or all persons."""
-EVERYTHING = (FailedEffect.organization_id == ANY, FailedEffect.user_id == ANY)
+ALL_UNCERTAIN = (FailedEffect.organization_id == ANY, FailedEffect.user_id == ANY)
 """The condition of a row for an event that may have changed anybody's access."""
 
 
@@ -46,7 +46,7 @@ def note_unstored(tx: Connection, item: object) -> None:
     if isinstance(item, dict) and isinstance(type := item.get("event"), str):
         _note(tx, id, type, body)
     else:
-        note_everything(tx, id)
+        mark_all_uncertain(tx, id)
 
 
 def _note(tx: Connection, event_id: str, type: str, body: bytes) -> None:
@@ -75,24 +75,24 @@ def _note(tx: Connection, event_id: str, type: str, body: bytes) -> None:
         request_role_holders(tx, organization_id, slug, event_id)
 
 
-def note_everything(tx: Connection, event_id: str) -> None:
+def mark_all_uncertain(tx: Connection, event_id: str) -> None:
     """Record that anything may have changed; a full resync ends it. `event_id` says why."""
     insert_new(tx, FailedEffect, [{"organization_id": ANY, "user_id": ANY, "event_id": event_id}])
 
 
-def end_by_events(tx: Connection, event_ids: Collection[str]) -> None:
+def clear_after_events(tx: Connection, event_ids: Collection[str]) -> None:
     """End what these events made uncertain: they were applied or dismissed."""
     if event_ids:
         tx.execute(delete(FailedEffect).where(is_any_of(tx, FailedEffect.event_id, event_ids)))
 
 
-def end_by_read(tx: Connection, kind: Kind, object_id: str, began_at: datetime) -> None:
+def clear_after_read(tx: Connection, kind: Kind, object_id: str, began_at: datetime) -> None:
     """End what failed until `began_at`, the database's time before the object was read from WorkOS."""
     read = (FailedEffect.kind == kind.name, FailedEffect.object_id == object_id, FailedEffect.since <= began_at)
     tx.execute(delete(FailedEffect).where(*read))
 
 
-def end_by_resync(tx: Connection, run_id: str) -> None:
+def clear_after_resync(tx: Connection, run_id: str) -> None:
     """Delete the uncertainty of failed events whose object is unknown.
 
     Keep what is newer than this resync or outside its scope. Delete nothing if the resync found invalid objects: one of

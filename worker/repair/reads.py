@@ -79,7 +79,7 @@ def confirmed_read(
         def written(tx: Connection, result: Result, began_at: datetime = began_at) -> None:
             then(tx, result)
             if not dry_run:
-                uncertainty.end_by_read(tx, kind, id, began_at)
+                uncertainty.clear_after_read(tx, kind, id, began_at)
 
         result = in_transaction(engine, _write, kind, id, revision, found, cause, written, dry_run=dry_run)
         if result is not None:
@@ -110,7 +110,7 @@ def _write(
             tx.execute(delete(kind.table).where(kind.table.id == id))
         return None
     read = read and without_erased(kind, before, read)
-    after, finding = confirm(before, read, terminal=kind.delete_is_final)
+    after, finding = confirm(before, read, delete_is_final=kind.delete_is_final)
     result = Result(finding, before, after)
     then(tx, result)
     if not dry_run and after is not None and after is not before:

@@ -206,7 +206,7 @@ def dismiss(tx: Connection, ids: Sequence[str], actor: audit.Actor) -> int:
     which = update(Event).where(Event.id.in_(ids), Event.status == EventStatus.FAILED)
     values = {"status": EventStatus.DISMISSED, "dismissed_by": actor.who, "dismissed_why": actor.reason}
     dismissed = tx.execute(which.values(values).returning(Event.id, Event.organization_id)).all()
-    uncertainty.end_by_events(tx, [id for id, _ in dismissed])
+    uncertainty.clear_after_events(tx, [id for id, _ in dismissed])
     for id, organization_id in sorted(tuple(row) for row in dismissed):
         about = {"kind": "event", "object_id": id, "organization_id": organization_id}
         audit.note(tx, actor, Action.DISMISS_EVENT, **about)

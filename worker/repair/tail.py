@@ -175,7 +175,7 @@ class EventTail:
         start = (mirror.inbox_to or mirror.backfill_from) if is_first else tail.read_to - self._lag
         if start < (oldest := now - OLDEST + EXPIRY_MARGIN):
             log.error("events_missed", after=start.isoformat())
-            self._lease.in_transaction(self._engine, uncertainty.note_everything, EXPIRED_EVENTS)
+            self._lease.in_transaction(self._engine, uncertainty.mark_all_uncertain, EXPIRED_EVENTS)
             start = oldest
         events = EventLog(self._workos, now, self._refused)
         began = time.monotonic()

@@ -49,7 +49,7 @@ def worst(severities: Iterable[Severity]) -> Severity:
     return max(severities, key=ORDER.index, default=Severity.OK)
 
 
-class Found(NamedTuple):
+class Occurrence(NamedTuple):
     """A condition holds: the values for its sentence and remedy, and its severity if it is milder than usual."""
 
     values: Mapping[str, object] = {}
@@ -76,7 +76,7 @@ class Condition:
     name: str
     severity: Severity = Severity.PROBLEM
     measured: str
-    measure: Callable[[Health], Iterable[Found]]
+    measure: Callable[[Health], Iterable[Occurrence]]
     sentence: str
     remedy: str
     section: str
@@ -101,7 +101,7 @@ class Condition:
         return f"WorkosSync{''.join(map(str.capitalize, self.name.split('_')))}{milder}"
 
 
-class Holding(NamedTuple):
+class ActiveCondition(NamedTuple):
     """A condition that holds now."""
 
     name: str
@@ -119,15 +119,15 @@ class Holding(NamedTuple):
         return f"{self.sentence}: {self.remedy}"
 
 
-def holding(health: Health) -> list[Holding]:
+def active_conditions(health: Health) -> list[ActiveCondition]:
     """Return all conditions that hold, the worst first."""
     found = [_hold(condition, each) for condition in CONDITIONS for each in condition.measure(health)]
     return sorted(found, key=lambda each: -ORDER.index(each.severity))
 
 
-def _hold(condition: Condition, found: Found) -> Holding:
+def _hold(condition: Condition, found: Occurrence) -> ActiveCondition:
     severity = found.severity or condition.severity
-    return Holding(
+    return ActiveCondition(
         name=condition.name,
         severity=severity,
         sentence=condition.sentence.format_map(found.values),
@@ -141,17 +141,17 @@ def _hold(condition: Condition, found: Found) -> Holding:
 # What the rows measure
 
 
-def _when(holds: bool, severity: Severity | None = None, **values: object) -> list[Found]:
-    return [Found(values, severity)] if holds else []
+def _when(holds: bool, severity: Severity | None = None, **values: object) -> list[Occurrence]:
+    return [Occurrence(values, severity)] if holds else []
 
 
 def _number(number: int, singular: str, plural: str | None = None) -> str:
     return f"1 {singular}" if number == 1 else f"{number} {plural or singular + 's'}"
 
 
-def _count(number: int, singular: str, plural: str | None = None, **values: object) -> list[Found]:
+def _count(number: int, singular: str, plural: str | None = None, **values: object) -> list[Occurrence]:
     """Return that things were found, and how many; nothing for 0."""
-    return [Found({"number": _number(number, singular, plural), **values})] if number else []
+    return [Occurrence({"number": _number(number, singular, plural), **values})] if number else []
 
 
 def duration(seconds: float) -> str:
@@ -164,12 +164,12 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2]) or "0 s"
 
 
-def _redis(health: Health, *, is_replica: bool) -> list[Found]:
+def _redis(health: Health, *, is_replica: bool) -> list[Occurrence]:
     trouble = health.redis
-    return [Found(trouble._asdict())] if trouble is not None and trouble.is_replica is is_replica else []
+    return [Occurrence(trouble._asdict())] if trouble is not None and trouble.is_replica is is_replica else []
 
 
-def _no_worker(health: Health) -> list[Found]:
+def _no_worker(health: Health) -> list[Occurrence]:
     if health.redis is not None:
         return []
     idle = [lane.name for lane in health.lanes if lane.needed and not lane.workers]
@@ -177,21 +177,21 @@ def _no_worker(health: Health) -> list[Found]:
     return _when(bool(idle), lanes="" if len(idle) == needed else f" on {', '.join(idle)}")
 
 
-def _queued_without_worker(health: Health) -> Iterator[Found]:
+def _queued_without_worker(health: Health) -> Iterator[Occurrence]:
     for lane in health.lanes:
         if lane.queued and not lane.workers:
             verb = "waits" if lane.queued == 1 else "wait"
-            yield Found({"jobs": _number(lane.queued, "job"), "verb": verb, "lane": lane.name})
+            yield Occurrence({"jobs": _number(lane.queued, "job"), "verb": verb, "lane": lane.name})
 
 
-def _no_clock(health: Health) -> list[Found]:
+def _no_clock(health: Health) -> list[Occurrence]:
     age = health.clock_age_seconds
     if age is None:
-        return [Found({"since": "the clock has never run"})]
+        return [Occurrence({"since": "the clock has never run"})]
     return _when(age > CLOCK_SECONDS, since=f"the clock has not run for {duration(age)}")
 
 
-def _backfilling(health: Health) -> list[Found]:
+def _backfilling(health: Health) -> list[Occurrence]:
     running = [str(run["id"]) for run in health.runs if run["task"] in ("resync", "catch_up")]
     if not health.repairs:
         remedy = "set WORKOS_API_KEY and WORKOS_CLIENT_ID, so that workos-sync can read everything from WorkOS"
@@ -204,7 +204,7 @@ def _backfilling(health: Health) -> list[Found]:
     return _when(health.mirror["state"] != "current", saw=saw, remedy=remedy)
 
 
-def _bound_missed(health: Health) -> list[Found]:
+def _bound_missed(health: Health) -> list[Occurrence]:
     """Measure the age of the mirror. While it is not filled, `backfilling` says so."""
     age, error, bound = (health.mirror[name] for name in ("age_seconds", "error", "smallest_bound_seconds"))
     old = age is None or not 0 <= age <= bound
@@ -225,7 +225,7 @@ def _bound_missed(health: Health) -> list[Found]:
     )
 
 
-def _refused(health: Health, *reasons: str) -> list[Found]:
+def _refused(health: Health, *reasons: str) -> list[Occurrence]:
     """Measure the deliveries refused for these reasons since the last valid one.
 
     They are a problem if WorkOS's deliveries are certainly among them: no delivery was ever valid with the present
@@ -242,24 +242,24 @@ def _refused(health: Health, *reasons: str) -> list[Found]:
     )
 
 
-def _resync_late(health: Health) -> list[Found]:
+def _resync_late(health: Health) -> list[Occurrence]:
     age = health.resync_done_seconds
     return _when(health.repairs and age is not None and age > health.resync_late_seconds, age=duration(age or 0.0))
 
 
-def _resync_failed(health: Health) -> list[Found]:
+def _resync_failed(health: Health) -> list[Occurrence]:
     last = health.resync
     if last is None or not health.repairs:
         return []
     return _when(last.status == RunStatus.FAILED, run=last.id, error=last.error)
 
 
-def _withheld_deletions(health: Health) -> list[Found]:
+def _withheld_deletions(health: Health) -> list[Occurrence]:
     last = health.resync
     return [] if last is None else _count(last.withheld, "deletion", run=last.id)
 
 
-def _drift(health: Health) -> list[Found]:
+def _drift(health: Health) -> list[Occurrence]:
     last = health.resync
     if last is None or last.drift is None or last.age_seconds > DRIFT_SECONDS:
         return []
@@ -267,36 +267,36 @@ def _drift(health: Health) -> list[Found]:
     return _when(number > MANY_DIFFERENCES, run=last.id, number=number)
 
 
-def _hook_lagging(health: Health) -> Iterator[Found]:
+def _hook_lagging(health: Health) -> Iterator[Occurrence]:
     for hook in health.hooks:
         if hook.waiting_seconds > OVERDUE_SECONDS or hook.behind > HOOK_BEHIND:
             tried = f", refused {_number(hook.attempts, 'time')}" if hook.attempts else ""
             behind, waited = _number(hook.behind, "change"), duration(hook.waiting_seconds)
-            yield Found({"hook": hook.name, "behind": behind, "waited": waited, "tried": tried})
+            yield Occurrence({"hook": hook.name, "behind": behind, "waited": waited, "tried": tried})
 
 
-def _joins(health: Health, state: JoinState) -> list[Found]:
+def _joins(health: Health, state: JoinState) -> list[Occurrence]:
     return _count(health.joins.get(state, 0), "join was", "joins were")
 
 
-def _unmapped_roles(health: Health) -> list[Found]:
+def _unmapped_roles(health: Health) -> list[Occurrence]:
     number, slugs = sum(health.unmapped_roles.values()), ", ".join(health.unmapped_roles)
     return _count(number, "membership has", "memberships have", slugs=slugs)
 
 
-def _certificates(health: Health) -> Iterator[Found]:
+def _certificates(health: Health) -> Iterator[Occurrence]:
     """Measure the certificates that have expired and, as a warning, those that expire within `EXPIRY_DAYS`."""
     for expired, severity, what in ((True, None, "expired"), (False, Severity.WARNING, "will expire soon")):
         if found := [each for each in health.certificates if each.expired is expired]:
             first, number = found[0], _number(len(found), "SAML certificate")
             at = f"{first.expires_at:%Y-%m-%d %H:%M} UTC"
-            yield Found({**first._asdict(), "number": number, "what": what, "at": at}, severity)
+            yield Occurrence({**first._asdict(), "number": number, "what": what, "at": at}, severity)
 
 
-def _role_map_withheld(health: Health) -> list[Found]:
+def _role_map_withheld(health: Health) -> list[Occurrence]:
     if (withheld := health.withheld_role_map) is None:
         return []
-    return [Found(withheld | {"digest": digest_of(withheld["role_map"])})]
+    return [Occurrence(withheld | {"digest": digest_of(withheld["role_map"])})]
 
 
 CONDITIONS = (
@@ -470,7 +470,7 @@ CONDITIONS = (
         name="hook_failed",
         measured="A hook refused deliveries HOOK_ATTEMPTS times.",
         measure=lambda health: [
-            Found({"deliveries": _number(hook.failed, "delivery", "deliveries"), "hook": hook.name})
+            Occurrence({"deliveries": _number(hook.failed, "delivery", "deliveries"), "hook": hook.name})
             for hook in health.hooks
             if hook.failed
         ],
@@ -483,7 +483,9 @@ CONDITIONS = (
     Condition(
         name="hook_missed",
         measured="A hook missed changes that retention deleted.",
-        measure=lambda health: [Found({"hook": hook.name, "why": hook.missed}) for hook in health.hooks if hook.missed],
+        measure=lambda health: [
+            Occurrence({"hook": hook.name, "why": hook.missed}) for hook in health.hooks if hook.missed
+        ],
         sentence="the hook {hook} missed changes: {why}",
         remedy="have your product read the current state",
         section="A hook failed, missed changes, or is unsupported",
@@ -493,7 +495,7 @@ CONDITIONS = (
     Condition(
         name="hook_unsupported",
         measured="HOOKS names a Python function, which is not called.",
-        measure=lambda health: [Found({"hook": name}) for name in health.python_hooks],
+        measure=lambda health: [Occurrence({"hook": name}) for name in health.python_hooks],
         sentence="the hook {hook} is a Python function and is not called",
         remedy="give it an https:// URL",
         section="A hook failed, missed changes, or is unsupported",

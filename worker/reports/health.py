@@ -264,7 +264,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             tail_interval_seconds=tail.interval_seconds,
             late_events=tail.late_events,
             uncertain=_uncertain(tx),
-            all_uncertain=tx.execute(select(exists().where(*uncertainty.EVERYTHING))).scalar_one(),
+            all_uncertain=tx.execute(select(exists().where(*uncertainty.ALL_UNCERTAIN))).scalar_one(),
             pending=inbox.pending,
             oldest_pending_seconds=round(inbox.oldest_seconds, 3),
             failed=inbox.failed,

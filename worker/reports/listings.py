@@ -56,7 +56,7 @@ from worker.kinds.permission import Permission
 from worker.kinds.role import Role
 from worker.kinds.user import User
 from worker.mirror.change_feed import as_json
-from worker.mirror.uncertainty import EVERYTHING
+from worker.mirror.uncertainty import ALL_UNCERTAIN
 from worker.repair.resync.listings import compared
 from worker.reports.access import domain_states, invitation_states, uncertain_answers
 from worker.reports.past import members, moment_of, with_causes, workspaces_at
@@ -314,7 +314,7 @@ def list_members(engine: Engine, organization_id: str, at: datetime | None = Non
 
 def list_uncertain(engine: Engine, organization_id: str) -> list[Record]:
     """Return why bounded answers about a workspace are stale, as `worker.reports.access.uncertain_answers`."""
-    about = or_(FailedEffect.organization_id == organization_id, and_(*EVERYTHING))
+    about = or_(FailedEffect.organization_id == organization_id, and_(*ALL_UNCERTAIN))
     with read_transaction(engine) as tx:
         return uncertain_answers(tx, about)
 

@@ -10,7 +10,7 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from models.types import Record
-from worker.reports.conditions import CONDITIONS, Holding, Severity, holding, worst
+from worker.reports.conditions import CONDITIONS, ActiveCondition, Severity, active_conditions, worst
 from worker.reports.health import Health, check_health
 from worker.settings import Settings
 
@@ -22,7 +22,7 @@ class Verdict:
     """What holds now, the worst first."""
 
     health: Health
-    conditions: list[Holding]
+    conditions: list[ActiveCondition]
 
     @property
     def severity(self) -> Severity:
@@ -57,7 +57,7 @@ class Verdict:
 def judge(engine: Engine, redis: Redis, settings: Settings) -> Verdict:
     """Return the verdict now; arguments and errors are those of `check_health`."""
     health = check_health(engine, redis, settings)
-    return Verdict(health, holding(health))
+    return Verdict(health, active_conditions(health))
 
 
 class Cached(Generic[T]):

@@ -13,7 +13,7 @@ from worker.decision.decide import State, compare_listed
 from worker.decision.payload import is_id
 from worker.errors import PayloadError, unexpected
 from worker.kinds import KINDS, LISTINGS, Kind, RoleMap, Snapshot, read_object
-from worker.kinds.kind import Scope
+from worker.kinds.kind import Frequency
 from worker.kinds.organization import ORGANIZATION
 from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows, stored_rows, without_erased
 from worker.mirror.change_rows import ChangeRow
@@ -49,9 +49,9 @@ def apply_pages(tx: Connection, run_id: str, pages: Sequence[ListedPage], *, dry
         if number := len(rows) + sum((item.kind, item.id) in failed for item in items):
             log.warning("invalid_items", run=run_id, listing=key.name, number=number)
         listings.record_page(tx, run_id, key, page.after, listing.began, invalid=number > 0)
-        if LISTINGS[key.name][1].full_resync is Scope.ONCE:
+        if LISTINGS[key.name][1].full_resync is Frequency.ONCE:
             organizations = [item.id for item in items if item.kind is ORGANIZATION]
-            for name in listings.named(Scope.EACH_ORGANIZATION):
+            for name in listings.named(Frequency.EACH_ORGANIZATION):
                 listings.add(tx, run_id, name, organizations)
     drift.record(tx, run_id, invalid)
     note_changes(tx, changes)

@@ -13,7 +13,7 @@ from models.tables import Listing, ListingState, Seen
 from models.types import db_now
 from worker.errors import NotFoundError
 from worker.kinds import KINDS, LISTINGS
-from worker.kinds.kind import Scope
+from worker.kinds.kind import Frequency
 from worker.kinds.membership import Membership
 from worker.kinds.organization import ORGANIZATION, Organization
 from worker.kinds.role import Role
@@ -48,9 +48,9 @@ class Open:
     began: datetime = field(compare=False)
 
 
-def named(scope: Scope) -> list[str]:
+def named(frequency: Frequency) -> list[str]:
     """Return the names of the listings with this scope in a full resync."""
-    return [name for name, (_, listing) in LISTINGS.items() if listing.full_resync is scope]
+    return [name for name, (_, listing) in LISTINGS.items() if listing.full_resync is frequency]
 
 
 def add(tx: Connection, run_id: str, name: str, parents: Iterable[str]) -> None:
@@ -69,7 +69,7 @@ def add_role_listings(tx: Connection, run_id: str) -> None:
     users = own.union(unknown).subquery()
     query = select(users.c.organization_id).where(users.c.organization_id.in_(listed))
     with_roles = list(tx.execute(query).scalars())
-    for name in named(Scope.ORGANIZATIONS_WITH_ROLES):
+    for name in named(Frequency.ORGANIZATIONS_WITH_ROLES):
         add(tx, run_id, name, with_roles)
 
 
@@ -126,7 +126,7 @@ def compared(tx: Connection, run_id: str) -> tuple[int, int | None]:
     done = func.count().filter(parents.c.incomplete == 0)
     number, total = tx.execute(select(done, func.count()).select_from(parents)).one()
     # Organizations are added to the run as their listing is read.
-    names = [listing.name for listing in ORGANIZATION.listings if listing.full_resync is Scope.ONCE]
+    names = [listing.name for listing in ORGANIZATION.listings if listing.full_resync is Frequency.ONCE]
     read = Listing.state == ListingState.COMPLETE
     unread = exists().where(Listing.run_id == run_id, Listing.parent == "", Listing.name.in_(names), ~read)
     return number, None if tx.execute(select(unread)).scalar_one() else total

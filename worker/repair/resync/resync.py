@@ -35,7 +35,7 @@ from worker.errors import (
 )
 from worker.group_commit import GroupCommit
 from worker.kinds import KINDS, LISTINGS, Kind
-from worker.kinds.kind import Scope
+from worker.kinds.kind import Frequency
 from worker.kinds.organization import ORGANIZATION
 from worker.leases import Lease
 from worker.mirror import uncertainty
@@ -68,7 +68,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Extent(TypedDict, total=False):
+class ResyncOptions(TypedDict, total=False):
     """What a resync does. By default, it compares and repairs everything."""
 
     organization_id: str | None
@@ -80,7 +80,7 @@ class Extent(TypedDict, total=False):
 
 
 @transactional
-def start(tx: Connection, actor: audit.Actor, **extent: Unpack[Extent]) -> str:
+def start(tx: Connection, actor: audit.Actor, **options: Unpack[ResyncOptions]) -> str:
     """Create a resync for `actor` and return its id. If one of the same extent is unfinished, it is resumed instead.
 
     Raises:
@@ -89,29 +89,31 @@ def start(tx: Connection, actor: audit.Actor, **extent: Unpack[Extent]) -> str:
         UnknownIdError: the run `approves` does not exist.
         OperatorError: the run `approves` withheld nothing.
     """
-    same = {"organization_id": None, "dry_run": False, "approves": None} | extent
+    same = {"organization_id": None, "dry_run": False, "approves": None} | options
     unfinished = select(Run.id).where(Run.task == Task.RESYNC, RUNS.is_free()).filter_by(**same)
     resumed = tx.execute(unfinished).scalars().first()
-    run_id = resumed or create_resync(tx, actor.who, actor.reason, **extent)
+    run_id = resumed or create_resync(tx, actor.who, actor.reason, **options)
     audit.note(
         tx,
         actor,
         Action.RESYNC if same["approves"] is None else Action.APPROVE_DELETIONS,
         kind="run",
         object_id=run_id,
-        organization_id=extent.get("organization_id"),
-        dry_run=extent.get("dry_run") or None,
-        approves=extent.get("approves"),
+        organization_id=options.get("organization_id"),
+        dry_run=options.get("dry_run") or None,
+        approves=options.get("approves"),
         resumed=True if resumed else None,
     )
     return run_id
 
 
-def create_resync(tx: Connection, requested_by: str, reason: str | None = None, **extent: Unpack[Extent]) -> str:
+def create_resync(
+    tx: Connection, requested_by: str, reason: str | None = None, **options: Unpack[ResyncOptions]
+) -> str:
     """Create a resync with its first listings or reads, and return its id; errors are those of `start`."""
-    approves, organization_id = extent.get("approves"), extent.get("organization_id")
+    approves, organization_id = options.get("approves"), options.get("organization_id")
     phase = Phase.LIST if approves is None else Phase.CONFIRM
-    run_id = create(tx, Task.RESYNC, requested_by, phase=phase, reason=reason, **extent)
+    run_id = create(tx, Task.RESYNC, requested_by, phase=phase, reason=reason, **options)
     if approves is not None:
         deletions.approve(tx, run_id, approves)
         return run_id
@@ -119,7 +121,7 @@ def create_resync(tx: Connection, requested_by: str, reason: str | None = None, 
         if organization_id is not None:
             if listing.workspace_resync:
                 listings.add(tx, run_id, name, [organization_id])
-        elif listing.full_resync is Scope.ONCE:
+        elif listing.full_resync is Frequency.ONCE:
             listings.add(tx, run_id, name, [""])
     return run_id
 
@@ -355,7 +357,7 @@ class Resync:
         if skipped:
             self._record_progress(tx, total - skipped, total)
         elif not self._run.dry_run and self._run.approves is None:
-            uncertainty.end_by_resync(tx, self._run_id)
+            uncertainty.clear_after_resync(tx, self._run_id)
         self._finish(tx, RunStatus.DONE, None)
 
     def _record_full_resync(self, tx: Connection) -> None:
