@@ -176,10 +176,8 @@ def needs_confirmation(
         return None
     if _is_outranked(incoming, current, delete_is_final=delete_is_final):
         return ConfirmationReason.UNDER_TOMBSTONE if current.by_resync else None
-    if (delete_is_final and incoming.deleted) or _same(
-        current, fill_omitted(current, incoming)
-    ):  # a final delete settles it
-        return None
+    if (delete_is_final and incoming.deleted) or _same(current, fill_omitted(current, incoming)):
+        return None  # a final delete settles it
     event, stored = incoming.version, {current.version, *current.versions.values()}
     if any(version.ties(event) for version in stored):
         return ConfirmationReason.TIE
