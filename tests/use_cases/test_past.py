@@ -180,7 +180,7 @@ def test_commands_at_a_time() -> None:
     assert (then["name"], [(row["role"], row["cause_id"]) for row in then["members"]]) == (
         *("Acme Rockets", [("admin", "event_promoted")]),
     )
-    assert "Bea (user_boss) by dashboard" in run("members", ORG, "--at", "1d").stdout
+    assert "Bea (user_boss) via dashboard" in run("members", ORG, "--at", "1d").stdout
     assert report("members", ORG)["members"] == []
     assert "the mirror had no workspace" in run("members", ORG, "--at", "108h", exit_code=1).stderr
     assert "the earliest time is" in run("members", ORG, "--at", "6d", exit_code=2).stderr
@@ -194,7 +194,7 @@ def test_explain_at_a_time() -> None:
         (True, "admin", "event event_promoted"),
         (True, "member", before["access"][0]["cause"]),
     ]
-    assert then["access"][0]["role_actor"] == "Bea (user_boss) by dashboard"
+    assert then["access"][0]["role_actor"] == "Bea (user_boss) via dashboard"
     assert (now["access"][0]["access"], now["access"][0]["cause"]) == (False, "event event_left")
     assert [then["timeline"][-1]["by"], now["timeline"][-1]["by"]] == ["event_promoted", "event_left"]
     assert report("explain", MEMBERSHIP, "--at", "1d")["objects"][0]["role"] == "admin"

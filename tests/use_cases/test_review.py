@@ -74,7 +74,7 @@ def test_who_has_access_and_what_changed_since_the_previous_review(mirror: Calla
         ("user_4", "member", None, "gained"),
     ]
     promoted, left, *_ = second["members"]
-    assert promoted["actor"] == "Bea (user_boss) by dashboard" and promoted["changed_at"] > first["as_of"]
+    assert promoted["actor"] == "Bea (user_boss) via dashboard" and promoted["changed_at"] > first["as_of"]
     assert left["cause"] == "event event_left"
     assert changed(read()) == [(id, role, role, "none") for id, role, _, _ in changed(second) if role]
 

@@ -34,7 +34,7 @@ def add(routes: Blueprint, spec: SpecTree, services: Services, waiting: Waiting)
 
         Give `kind` and `id`, or `organization_id` and `user_id`. The state was read after this request came.
 
-        202: the read failed, has not ended within five seconds, or too many requests wait. It is made later.
+        202: the read failed, has not ended within five seconds, or too many requests wait. The read is made later.
 
         403: the token may only read the mirror. API_REFRESH_NAMES names those that may ask for this.
 

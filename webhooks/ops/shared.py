@@ -44,8 +44,8 @@ def chosen_time() -> datetime | None:
     text = request.args.get("at", "").strip()
     try:
         at = datetime.fromisoformat(text) if text else None
-        return at.replace(tzinfo=UTC) if at and at.tzinfo is None else at
-    except ValueError:
+        return at and at.replace(tzinfo=at.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, OverflowError):
         abort(400, "at is not a time such as 2026-01-31T12:30:00, in UTC")
 
 

@@ -42,7 +42,7 @@ def plan_command(
     """Show what the settings would change if a worker started with them.
 
     Compares ROLE_MAP, AUTO_JOIN and AUTO_JOIN_EXISTING of this environment with those in force: who would become admin
-    or member, who would be added by domain, and which domains would start or stop to auto-join. Changes nothing,
+    or member, who would be added by domain, and which domains would start or stop auto-joining. Changes nothing,
     except with --approve.
     """
     if approve is not None:

@@ -22,10 +22,10 @@ COUNTED_LATER = ("missing_joins", "workspaces_without_admin", "workers")
 
 @click.command()
 @click.argument("organization", metavar="ORGANIZATION_ID")
-@options.time("--at", f"Show who had access at {options.THIS_TIME}, and the last change of it until then.")
+@options.time("--at", f"Show who had access at {options.THIS_TIME}, and the last change to each person's access before it.")
 @options.as_json
 def members(organization: str, at: datetime | None, as_json: bool) -> None:
-    """List the people with access to a workspace, their roles, and pending invitations."""
+    """List the people with access to a workspace, their roles, and (without --at) pending invitations."""
     then = "" if at is None else f" at {at:%Y-%m-%d %H:%M:%S} UTC"
     found = listings.list_members(migrated_engine(), organization, at)
     workspace = known(found, f"the mirror {'had' if then else 'has'} no workspace {organization}{then}")

@@ -192,7 +192,7 @@ def _state(kind: Kind, row: RowMapping) -> State | None:
     if row["revision"] == 0:
         return None
     version = Version(row["updated_at"], row["event_at"], row["event_id"])
-    own = row["column_versions"] or {}
+    own = {name: None for name in kind.optional if row[name] is not None} | (row["column_versions"] or {})
     return State(
         version,
         deleted=row["deleted_by"] is not None,

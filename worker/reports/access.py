@@ -124,10 +124,10 @@ def cause_of(change: Record) -> str | None:
 
 
 def actor_of(change: Record) -> str | None:
-    """Return who made a change at WorkOS, such as `Ann (user_01) by dashboard`; None if not known."""
+    """Return who made a change at WorkOS, such as `Ann (user_01) via dashboard`; None if not known."""
     id, name, source = (change.get(f"actor_{part}") for part in ("id", "name", "source"))
     who = f"{name} ({id})" if name and id else name or id
-    return f"{who} by {source}" if who and source else who or source
+    return f"{who} via {source}" if who and source else who or source
 
 
 def _active(content: Record | None) -> bool:

@@ -316,11 +316,14 @@ def _applied(changes: Sequence[Record], *, tied: bool) -> str:
     if not changes:
         return f"{order} (the change itself has been pruned)"
     first, last = changes[0], changes[-1]
+    fields = ", ".join(sorted(_fields(changes)))
+    if first["before"] and first["before"]["state"] == last["after"]["state"] == "deleted":
+        return f"already deleted; only this event has {fields}"
     if last["after"]["state"] == "deleted":
         return "permanently deleted"
     if first["before"] is None:
         return "new in the mirror"
-    return f"{order}: changed {', '.join(sorted(_fields(changes)))}"
+    return f"{order}: changed {fields}"
 
 
 def _fields(changes: Sequence[Record]) -> dict[str, list[object]]:

@@ -6,7 +6,7 @@ which is read as the last step before the commit.
 """
 
 from collections.abc import Collection, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -44,6 +44,8 @@ from worker.kinds.user import USER
 from worker.mirror.role_map import SETTING
 
 PREFIX = "past_"
+CLOCK_DIFFERENCE = timedelta(seconds=5)
+"""By how much a time may be in the future, by the database's clock: it may come from a clock that is ahead."""
 BATCH = 5_000
 """Members whose changes are read at once."""
 OBJECTS = {"membership_id": MEMBERSHIP.name, "user_id": USER.name, "organization_id": ORGANIZATION.name}
@@ -73,17 +75,23 @@ def moment_of(tx: Connection, at: datetime) -> Moment:
         FutureTimeError: the time has not come yet, by the database's clock.
         NotKeptError: what the mirror contained then cannot be reconstructed.
     """
-    columns = (db_clock(), MirrorState.backfilled_at, MirrorState.changes_dropped_at)
-    present, filled_at, dropped_at = tx.execute(select(*columns)).one()
-    if at > present:
+    present = tx.execute(select(db_clock())).scalar_one()
+    if at > present + CLOCK_DIFFERENCE:
         raise FutureTimeError(f"{_iso(at)} is in the future")
+    require_kept(tx, at)
+    last = select(Change.id).where(Change.at <= at).order_by(Change.at.desc(), Change.id.desc()).limit(1)
+    return Moment(min(at, present), tx.execute(last).scalar_one_or_none() or 0)
+
+
+def require_kept(tx: Connection, at: datetime) -> None:
+    """Raise `NotKeptError` if what the mirror contained at an aware time cannot be reconstructed."""
+    columns = (MirrorState.backfilled_at, MirrorState.changes_dropped_at)
+    filled_at, dropped_at = tx.execute(select(*columns)).one()
     if filled_at is None:
         raise NotKeptError("the mirror is not filled yet, so it has no past; see: workos-sync status")
     if at < (earliest := max(filled_at, dropped_at or filled_at)):
         why = "when the mirror was filled" if earliest == filled_at else "because older changes have been pruned"
         raise NotKeptError(f"{_iso(at)} is too long ago: the earliest time is {_iso(earliest)}, {why}")
-    last = select(Change.id).where(Change.at <= at).order_by(Change.at.desc(), Change.id.desc()).limit(1)
-    return Moment(at, tx.execute(last).scalar_one_or_none() or 0)
 
 
 def _iso(at: datetime) -> str:

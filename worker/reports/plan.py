@@ -19,7 +19,7 @@ def plan(engine: Engine, settings: Settings) -> Record:
 
     The keys are `digest` (names the role map in an approval), `members` (how many people have access, in all
     workspaces), `promotions` and `demotions` (how many would become admin, or member), `roles` (those people), `joins`
-    (people who would be added by domain at once) and `domains` (those that would start or stop to auto-join).
+    (people who would be added by domain at once) and `domains` (those that would start or stop auto-joining).
     """
     with read_transaction(engine) as tx:
         roles = [found._asdict() for found in role_map.role_changes(tx, settings.role_map)]

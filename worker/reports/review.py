@@ -21,11 +21,11 @@ from models.rows import all_rows, one_row
 from models.tables import Action, Audit, Run, RunStatus, Tail, Task
 from models.types import Record
 from worker import audit
-from worker.errors import ConfigurationError, UnknownIdError
+from worker.errors import ConfigurationError, NotKeptError, UnknownIdError
 from worker.kinds.membership import Membership
 from worker.kinds.organization import Organization
 from worker.reports.access import actor_of, cause_of
-from worker.reports.past import Moment, members, moment_of, now, with_causes
+from worker.reports.past import Moment, members, moment_of, now, require_kept, with_causes
 
 WORKSPACES = 100
 """Workspaces that are read at once."""
@@ -87,41 +87,53 @@ def write_review(
     lines, last_line = FORMATS[form]
     with read_transaction(engine) as tx:
         moment = now(tx) if at is None else moment_of(tx, at)
-        since = since or _previous(tx, organization_id, moment)
         if since is not None and since >= moment.at:
             raise ConfigurationError(f"since ({since.isoformat()}) must be before the time of the review")
-        before = None if since is None else moment_of(tx, since)
-        facts = _facts(tx, organization_id, moment, since, actor)
+        before = _previous(tx, organization_id, moment) if since is None else moment_of(tx, since)
+        facts = _facts(tx, organization_id, moment, before, actor)
+        if at is None:  # how complete the mirror was at an earlier time is not known
+            facts["complete_to"] = _text(tx.execute(select(Tail.complete_to)).scalar_one()) or None
         for line in lines(facts, _rows(tx, organization_id, moment, before)):
             digest.update(line.encode())
             file.write(line.encode())
-    about = {"as_of": facts["as_of"], "since": facts["since"], "format": form, "sha256": digest.hexdigest()}
+    about = {name: facts[name] for name in ("as_of", "since")} | {"format": form, "sha256": digest.hexdigest()}
+    about["change_id"] = moment.change_id
     in_transaction(engine, audit.note, actor, Action.REVIEW, organization_id=organization_id, **about)
     file.write(last_line.format(digest.hexdigest()).encode())
 
 
-def _previous(tx: Connection, organization_id: str | None, moment: Moment) -> datetime | None:
-    """Return the time of the newest review of the same workspaces that is about an earlier time; None without one."""
+def _previous(tx: Connection, organization_id: str | None, moment: Moment) -> Moment | None:
+    """Return the latest earlier moment of which there is a review of the same workspaces; None without one.
+
+    It has the change up to which that review read, so that no change falls between the two.
+    """
     as_of = Audit.details["as_of"].as_string()
     same = (Audit.action == Action.REVIEW, Audit.organization_id.is_not_distinct_from(organization_id))
-    earlier = select(as_of).where(*same, as_of < moment.at.isoformat()).order_by(Audit.id.desc()).limit(1)
+    earlier = select(Audit.details).where(*same, as_of < moment.at.isoformat()).order_by(as_of.desc()).limit(1)
     found = tx.execute(earlier).scalar_one_or_none()
-    return found and datetime.fromisoformat(found)
+    if found is None:
+        return None
+    previous = Moment(datetime.fromisoformat(found["as_of"]), found["change_id"])
+    try:
+        require_kept(tx, previous.at)
+    except NotKeptError as error:
+        raise NotKeptError(f"the previous review cannot be compared with; give --since: {error}") from error
+    return previous
 
 
 def _facts(
-    tx: Connection, organization_id: str | None, moment: Moment, since: datetime | None, actor: audit.Actor
+    tx: Connection, organization_id: str | None, moment: Moment, before: Moment | None, actor: audit.Actor
 ) -> Record:
-    """Return what the review is about, and how complete the mirror is. Times are ISO 8601 text in UTC."""
+    """Return what the review is about, and which resync verified it. Times are ISO 8601 text in UTC."""
     full = (Run.task == Task.RESYNC, Run.status == RunStatus.DONE, Run.organization_id.is_(None), ~Run.dry_run)
     compared_all = (Run.approves.is_(None), Run.total.is_(None))
     ended = select(Run.id, Run.finished_at).where(*full, *compared_all, Run.finished_at <= moment.at)
     resync = one_row(tx, ended.order_by(Run.finished_at.desc()).limit(1)) or {}
     facts = {
         "as_of": moment.at,
-        "since": since,
+        "since": before and before.at,
         "scope": organization_id or "all workspaces",
-        "complete_to": tx.execute(select(Tail.complete_to)).scalar_one(),
+        "complete_to": None,
         "verified_by_resync": resync.get("id"),
         "verified_at": resync.get("finished_at"),
         "made_by": actor.who,
@@ -191,7 +203,9 @@ def _csv(facts: Record, rows: Iterable[Record]) -> Iterator[str]:
 
 def _csv_line(cells: Iterable[str]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(f"'{cell}" if cell.startswith(FORMULA) else cell for cell in cells)
+    # Python 3.11 does not quote a lone carriage return, at which spreadsheets begin a row.
+    writer = csv.writer(line, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerow(f"'{cell}" if cell.startswith(FORMULA) else cell for cell in cells)
     return line.getvalue()
 
 

@@ -86,6 +86,7 @@ class _LastAnswer(threading.local):
     def note(self, response: httpx2.Response) -> None:
         """Record an answer. An invalid `Date` counts as none."""
         self.status = response.status_code
-        self.empty = self.status in SUCCESS and response.headers.get("Content-Length", "0") == "0"
+        has_body = "Transfer-Encoding" in response.headers or response.headers.get("Content-Length", "0") != "0"
+        self.empty = self.status in SUCCESS and not has_body
         with suppress(ValueError, OverflowError):
             self.date = parsedate_to_datetime(response.headers.get("Date", "")).astimezone(UTC)

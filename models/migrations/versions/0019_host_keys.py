@@ -1,7 +1,6 @@
 """The product's own keys and data in WorkOS's objects. Payloads may omit them, so each has a version of its own.
 
-Values that are stored have the version of their row. The next full resync fills the new columns, and `models.migrate`
-creates their indexes.
+The next full resync fills the new columns, and `models.migrate` creates their indexes.
 """
 
 import sqlalchemy as sa
@@ -31,6 +30,3 @@ def upgrade() -> None:
         ("memberships", "custom_attributes", JSON),
     ):
         op.add_column(table, sa.Column(column, kind))
-    for table, column in (("organizations", "external_id"), ("roles", "resource_type")):
-        versions = f"'{{\"{column}\": null}}'"
-        op.execute(sa.text(f"UPDATE {table} SET column_versions = {versions} WHERE {column} IS NOT NULL"))  # noqa: S608
