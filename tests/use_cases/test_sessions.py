@@ -282,12 +282,15 @@ def test_what_ended_before_the_switch_was_turned_on(session_stages: SessionStage
 def test_tombstone_of_a_resync_that_is_saved_again_is_no_loss(session_stages: SessionStage) -> None:
     stage = session_stages
     stage.sandbox.knobs.sessions_outlive_users = True
-    (_, _, membership), (_, user, _) = stage.member_with_session(), stage.member_with_session()
+    (_, _, membership), (_, user, theirs), _ = (stage.member_with_session() for _ in range(3))
     stage.world.update_membership(membership, role="admin")
     late = stage.world.events[-1]
     lost_access.adopt(stage.engine, on=False)
     with stage.world.silently():
         stage.world.delete_membership(membership)
+        stage.world.delete_membership(theirs)
+    resync(stage.engine, stage.workos)
+    with stage.world.silently():
         stage.world.delete_user(user)
     resync(stage.engine, stage.workos)
     lost_access.adopt(stage.engine, on=True)
