@@ -16,7 +16,7 @@ class RevocationState(StrEnum):
     PENDING = "pending"
     DONE = "done"
     DROPPED = "dropped"
-    """Nothing was revoked since the last attempt: the person has access again, or `REVOKE_SESSIONS` was turned off."""
+    """Not completed: the person has access again, or `REVOKE_SESSIONS` was turned off."""
 
 
 class Revocation(Base):
@@ -49,7 +49,7 @@ class Revocation(Base):
     attempts: Mapped[int] = mapped_column(server_default="0")
     """Attempts that failed."""
     sessions: Mapped[int] = mapped_column(server_default="0")
-    """Number of sessions revoked."""
+    """Number of sessions revoked. One whose call had no usable answer may count once for each attempt."""
     error: Mapped[str | None]
 
     __table_args__ = (

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from redis import Redis
 from sqlalchemy import Engine
 
-from tests.support import JSON, access
+from models.tables import Audit
+from tests.support import JSON, access, rows
 from tests.support.auto_join import apply_events
 from tests.support.histories import DeathError
 from tests.support.resync import Clock, empty, read_due, resync
@@ -61,6 +62,7 @@ class Life:
         self.workspaces = [stage.workspace() for _ in range(2)]
         self.people = [self.new_person() for _ in range(2)]
         self.wrong: list[str] = []
+        self.revoked = 0
         self.world.subscribe(self.note_revoked)
 
     def happens(self, step: Step) -> None:
@@ -162,6 +164,7 @@ class Life:
     def note_revoked(self, event: JSON) -> None:
         """Check a session that is being revoked."""
         if event["event"] == "session.revoked":
+            self.revoked += 1
             session = event["data"]
             who, where = session["user_id"], session["organization_id"]
             mirrored = where is None or (where, who) in {pair[:2] for pair in access(self.stage.engine)}
@@ -194,5 +197,7 @@ def test_sessions_end_with_access_and_only_then(both_engines: Engine, redis: Red
             read_due(stage.engine, stage.workos)
             stage.settle()
         assert not life.wrong
+        audited = [row for row in rows(stage.engine, Audit) if row["action"] == "revoke_sessions"]
+        assert sum(row["details"]["sessions"] for row in audited) >= life.revoked
         survivors = [stage.world.sessions[id] for id in sorted(stage.active())]
         assert [s for s in survivors if not life.has_access(s["user_id"], s["organization_id"])] == []

@@ -1,7 +1,8 @@
 """REVOKE_SESSIONS=on: WorkOS sessions of people who lost access end, and no others."""
 
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from datetime import datetime
 
 import pytest
 from click.testing import CliRunner
@@ -12,16 +13,20 @@ from models.database import in_transaction
 from models.tables import Audit, MirrorState, Revocation
 from models.types import db_now_plus
 from tests.support import JSON, rows
+from tests.support.actors import by
 from tests.support.auto_join import apply_events
 from tests.support.ops import TOKEN, sign_in
 from tests.support.resync import CLIENT_ID, client_of, read_due, resync
+from tests.support.sandbox.faults import Faults
 from tests.support.sessions import LISTING, REVOKE, SessionStage, pending
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.cli import main
 from worker.errors import InvalidApiKeyError, WorkOSError
 from worker.mirror import lost_access
+from worker.mirror.erasure import forget
 from worker.mirror.retention import Periods, retain
+from worker.repair.missed_losses import note_missed_losses
 from worker.reports.explain import explain
 from worker.workos_api.bucket import REVOKES, USER_WRITES, Buckets
 from worker.workos_api.client import open_client
@@ -51,6 +56,25 @@ def revocation(engine: Engine) -> JSON:
     """The only revocation."""
     [row] = rows(engine, Revocation)
     return row
+
+
+def revoked(engine: Engine) -> list[int]:
+    """The numbers of revoked sessions in the audit."""
+    return [row["details"]["sessions"] for row in rows(engine, Audit) if row["action"] == "revoke_sessions"]
+
+
+@contextmanager
+def earlier_release(engine: Engine) -> Iterator[None]:
+    """Losses are saved but not recorded, as by a release that does not know `REVOKE_SESSIONS`."""
+    since = rows(engine, MirrorState)[0]["revokes_sessions_since"]
+    set_since(engine, None)
+    yield
+    set_since(engine, since)
+
+
+def set_since(engine: Engine, at: datetime | None) -> None:
+    turned_on = update(MirrorState).values(revokes_sessions_since=at)
+    in_transaction(engine, lambda tx: tx.execute(turned_on))
 
 
 @pytest.mark.parametrize("ends", list(ENDS))
@@ -246,14 +270,74 @@ def test_what_ended_before_the_switch_was_turned_on(session_stages: SessionStage
     stage.world.delete_membership(removed)
     stage.world.deactivate_membership(inactive)
     stage.clock.advance(seconds=30)
-    turned_on = update(MirrorState).values(revokes_sessions_since=stage.clock())
-    in_transaction(stage.engine, lambda tx: tx.execute(turned_on))
+    set_since(stage.engine, stage.clock())
     stage.clock.advance(seconds=30)
     stage.world.delete_membership(later)
     stage.receive_events()
     resync(stage.engine, stage.workos)
     stage.run_worker()
     assert revocation(stage.engine)["user_id"] == user and len(stage.active()) == 2
+
+
+def test_tombstone_of_a_resync_that_is_saved_again_is_no_loss(session_stages: SessionStage) -> None:
+    stage = session_stages
+    stage.sandbox.knobs.sessions_outlive_users = True
+    (_, _, membership), (_, user, theirs), _ = (stage.member_with_session() for _ in range(3))
+    stage.world.update_membership(membership, role="admin")
+    late = stage.world.events[-1]
+    lost_access.adopt(stage.engine, on=False)
+    with stage.world.silently():
+        stage.world.delete_membership(membership)
+        stage.world.delete_membership(theirs)
+    resync(stage.engine, stage.workos)
+    with stage.world.silently():
+        stage.world.delete_user(user)
+    resync(stage.engine, stage.workos)
+    lost_access.adopt(stage.engine, on=True)
+    apply_events(stage.engine, [late])
+    forget(stage.engine, user, by("ann"))
+    note_missed_losses(stage.engine)
+    assert rows(stage.engine, Revocation) == []
+
+
+def test_losses_that_an_earlier_release_saved(session_stages: SessionStage) -> None:
+    """During a rollback, or a deploy of one process after another."""
+    stage = session_stages
+    stage.sandbox.knobs.sessions_outlive_users = True
+    lives = [stage.member_with_session() for _ in range(2 * len(ENDS))]
+    (_, by_event, _), (_, by_resync, _), (_, stays, _) = (stage.member_with_session() for _ in range(3))
+    stage.world.update_membership(lives[len(ENDS)][2], role="admin")
+    late = stage.world.events[-1]
+    with earlier_release(stage.engine):
+        for ends, life in zip(ENDS.values(), lives, strict=False):
+            ends(stage, life[0], life[2])
+        stage.world.delete_user(by_event)
+        apply_events(stage.engine, [event for event in stage.world.events if event is not late])
+        with stage.world.silently():
+            for ends, life in zip(ENDS.values(), lives[len(ENDS) :], strict=True):
+                ends(stage, life[0], life[2])
+            stage.world.delete_user(by_resync)
+        resync(stage.engine, stage.workos)
+    assert rows(stage.engine, Revocation) == []
+    note_missed_losses(stage.engine)
+    for _ in range(2):
+        stage.run_worker()
+    assert {stage.world.sessions[id]["user_id"] for id in stage.active()} == {stays}
+    apply_events(stage.engine, [late])
+    forget(stage.engine, by_resync, by("ann"))
+    note_missed_losses(stage.engine)
+    assert not pending(stage.engine), "it does not revoke again what was settled"
+
+
+def test_of_several_losses_the_latest_remains(one_session_stage: SessionStage) -> None:
+    stage = one_session_stage
+    org, user, first = stage.member_with_session()
+    stage.world.delete_membership(first)
+    stage.clock.advance(seconds=5)
+    second = stage.world.create_membership(org, user)["id"]
+    stage.world.delete_membership(second)
+    apply_events(stage.engine, stage.world.events[::-1])
+    assert revocation(stage.engine)["object_id"] == second
 
 
 def test_turning_it_off_drops_what_is_pending(session_stages: SessionStage) -> None:
@@ -289,30 +373,78 @@ def test_delete_that_workos_contradicts_is_retried(session_stages: SessionStage)
     assert stage.active() == set()
 
 
-FAILURES: dict[str, Callable[[SessionStage], None]] = {
-    "429": lambda stage: stage.sandbox.faults.fail(REVOKE, status=429, retry_after=0),
-    "lost answer": lambda stage: stage.sandbox.faults.fail(REVOKE, status=0, after_effect=True),
-    "ended already": lambda stage: stage.sandbox.faults.fail(REVOKE, status=400, after_effect=True),
-    "a page": lambda stage: stage.sandbox.faults.answer(REVOKE, b"<html>", content_type="text/html", times=1),
-    "foreign 404": lambda stage: stage.sandbox.faults.answer(LISTING, b"no", status=404, times=1),
-    "foreign session": lambda stage: stage.sandbox.faults.odd(LISTING, change=lambda item: item | {"user_id": "u"}),
-    "session without id": lambda stage: stage.sandbox.faults.odd(LISTING, missing="id"),
-    "read": lambda stage: stage.sandbox.faults.fail("/user_management/organization_memberships/", times=5),
+FAILURES: dict[str, tuple[int, Callable[[Faults], None]]] = {
+    "429": (2, lambda faults: faults.fail(REVOKE, status=429, retry_after=0)),
+    "lost answer": (1, lambda faults: faults.fail(REVOKE, status=0, after_effect=True)),
+    "ended already": (0, lambda faults: faults.fail(REVOKE, status=400, after_effect=True)),
+    "refused by 400": (1, lambda faults: faults.fail(REVOKE, status=400)),
+    "refused by 409": (1, lambda faults: faults.fail(REVOKE, status=409)),
+    "refused by 422": (1, lambda faults: faults.fail(REVOKE, status=422)),
+    "a page": (2, lambda faults: faults.answer(REVOKE, b"<html>", content_type="text/html", times=1)),
+    "foreign 404": (2, lambda faults: faults.answer(LISTING, b"no", status=404, times=1)),
+    "403": (2, lambda faults: faults.answer(LISTING, b'{"message": "no"}', status=403, times=1)),
+    "foreign session": (1, lambda faults: faults.odd(LISTING, change=lambda item: item | {"user_id": "u"})),
+    "session without id": (1, lambda faults: faults.odd(LISTING, missing="id")),
+    "read": (2, lambda faults: faults.fail("/user_management/organization_memberships/", times=5)),
 }
+"""Of two sessions, the number that are active after the attempt that fails."""
 
 
 def test_failed_attempts_are_repeated(one_session_stage: SessionStage) -> None:
     stage = one_session_stage
-    for failure, fail in FAILURES.items():
+    for failure, (still_active, fail) in FAILURES.items():
         org, user, membership = stage.member_with_session()
         stage.sign_in(user, org)
         stage.world.delete_membership(membership)
         stage.receive_events()
-        fail(stage)
+        fail(stage.sandbox.faults)
         stage.run_worker()
-        assert [row["attempts"] for row in pending(stage.engine)] == [1], failure
+        assert [(row["attempts"], bool(row["error"])) for row in pending(stage.engine)] == [(1, True)], failure
+        assert len(stage.active()) == still_active, failure
         stage.settle()
         assert stage.active() == set(), failure
+
+
+LEAVES_UNSETTLED: dict[str, Callable[[SessionStage, str], object]] = {
+    "access comes back": lambda stage, membership: stage.world.reactivate_membership(membership),
+    "the answer is lost": lambda stage, _: stage.sandbox.faults.fail(REVOKE, status=0, after_effect=True),
+    "the switch is turned off": lambda stage, _: lost_access.adopt(stage.engine, on=False),
+}
+
+
+@pytest.mark.parametrize("happens", list(LEAVES_UNSETTLED))
+def test_revoked_session_is_in_the_audit(one_session_stage: SessionStage, happens: str) -> None:
+    """Whatever happens during the call that revokes it."""
+    stage = one_session_stage
+    org, user, membership = stage.member_with_session()
+    stage.sign_in(user, org)
+    stage.world.deactivate_membership(membership)
+    stage.receive_events()
+
+    def interrupt(_method: str, path: str, _query: Mapping[str, str]) -> None:
+        if path == REVOKE:
+            stage.sandbox.on_request = None
+            LEAVES_UNSETTLED[happens](stage, membership)
+            stage.receive_events()
+
+    stage.sandbox.on_request = interrupt
+    stage.run_worker()
+    assert len(stage.active()) == 1
+    if happens == "the answer is lost":
+        stage.world.reactivate_membership(membership)
+        stage.receive_events()
+        stage.run_worker()
+    assert revocation(stage.engine)["state"] == "dropped" and revoked(stage.engine) == [1]
+
+
+def test_refused_session_is_not_counted(one_session_stage: SessionStage) -> None:
+    stage = one_session_stage
+    for status in (400, 404, 429):
+        _, _, membership = stage.member_with_session()
+        stage.sandbox.faults.fail(REVOKE, status=status, after_effect=True, retry_after=0)
+        stage.world.delete_membership(membership)
+        stage.settle()
+    assert stage.active() == set() and revoked(stage.engine) == []
 
 
 def test_session_that_has_ended_counts_as_done(one_session_stage: SessionStage) -> None:

@@ -32,6 +32,7 @@ from worker.processes.supervisor import supervise
 from worker.queue.doorbell import DRAIN
 from worker.repair import sessions
 from worker.repair.environment import bind, connect
+from worker.repair.missed_losses import note_missed_losses
 from worker.repair.schedule import schedule, watch
 from worker.settings import Settings
 
@@ -142,6 +143,7 @@ def _worker_part(settings: Settings, redis_url: str, engine: Engine) -> _Part:
     role_map.adopt(engine, settings.role_map)
     auto_join_policy.adopt(engine, settings.auto_join, existing=settings.auto_join_existing)
     lost_access.adopt(engine, on=settings.revoke_sessions)
+    note_missed_losses(engine)
     in_transaction(engine, refresh)
     lanes = [DRAIN] * (settings.worker_processes - 1) + list(lanes_of(settings))
     return _Part([partial(lane.work, name, settings, redis_url) for name in lanes])

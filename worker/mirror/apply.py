@@ -214,13 +214,21 @@ def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Seq
     arrived, whether they won or not.
     """
     rows = [_columns(kind, id, state) for id, state in states.items()]
+    known = _deleted(tx, kind, [id for id, state in states.items() if state.by_resync])
     update_rows(tx, kind.table, rows, revision=kind.table.revision + 1, touched_at=db_now())
     if kind in ADDRESSES:
         table, key = ADDRESSES[kind]
         emails = ((id, normalize_address(state.content.get("email"))) for id, state in (*states.items(), *seen))
         hashes = {(id, address.hash) for id, address in emails if address}
         insert_new(tx, table, [{key: id, "email_hash": digest} for id, digest in sorted(hashes)])
-    note_lost_access(tx, kind, states)
+    # A tombstone of a resync that is saved again says nothing about when access ended.
+    note_lost_access(tx, kind, {id: state for id, state in states.items() if id not in known})
+
+
+def _deleted(tx: Connection, kind: Kind, ids: Collection[str]) -> set[str]:
+    """Return those of the objects that are stored as deleted."""
+    found = select(kind.table.id).where(is_any_of(tx, kind.table.id, ids), kind.table.deleted_by.is_not(None))
+    return set(tx.execute(found).scalars()) if ids else set()
 
 
 def _columns(kind: Kind, id: str, state: State) -> dict[str, object]:

@@ -4,16 +4,17 @@ A loss is recorded whenever a deleted or deactivated object is saved, even if th
 events that gave access may be late or lost. Whether the person has other access is asked before each revocation.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from operator import itemgetter
 
 import structlog
-from sqlalchemy import Connection, case, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, case, or_, select, update
 
 from models.bulk import dialect_insert, is_any_of
 from models.database import transactional
 from models.tables import Action, DeletedBy, MirrorState, Revocation, RevocationState, Via
-from models.types import Record, db_now
+from models.types import Record, db_now, inline_literal
 from worker import audit
 from worker.decision.decide import State
 from worker.decision.payload import EPOCH
@@ -29,6 +30,7 @@ EVERYWHERE = ""
 """The organization id of a revocation of all sessions of a deleted user."""
 INACTIVE = "inactive"
 """The status of a deactivated membership."""
+PENDING: ColumnElement[bool] = Revocation.state == inline_literal(RevocationState.PENDING)
 
 
 @transactional
@@ -40,9 +42,24 @@ def adopt(tx: Connection, *, on: bool) -> None:
     audit.note(tx, audit.Actor(SETTING, Via.SETTINGS), Action.CHANGE_REVOKE_SESSIONS, settings={SETTING: [not on, on]})
     tx.execute(update(MirrorState).values(revokes_sessions_since=db_now() if on else None))
     if not on:
-        dropped = {"state": RevocationState.DROPPED, "reason": f"{SETTING} is off", "settled_at": db_now()}
-        tx.execute(update(Revocation).where(Revocation.state == RevocationState.PENDING).values(dropped))
+        settle(tx, RevocationState.DROPPED, f"{SETTING} is off")
     log.info("revoke_sessions_changed", on=on)
+
+
+def settle(
+    tx: Connection, state: RevocationState, reason: str | None, *which: ColumnElement[bool]
+) -> Sequence[RowMapping]:
+    """Settle the pending revocations that meet `which`, note in the audit those that ended sessions; return all."""
+    settled = {"state": state, "reason": reason, "settled_at": db_now(), "error": None}
+    statement = update(Revocation).where(PENDING, *which).values(settled).returning(Revocation.__table__)
+    rows = tx.execute(statement).mappings().all()
+    for row in rows:
+        if row["sessions"]:
+            about = {"kind": USER.name, "object_id": row["user_id"], "organization_id": row["organization_id"] or None}
+            because = f"{row['kind']} {row['object_id']}"
+            actor = audit.Actor(SETTING, Via.SETTINGS)
+            audit.note(tx, actor, Action.REVOKE_SESSIONS, **about, sessions=row["sessions"], because=because)
+    return rows
 
 
 def note_lost_access(tx: Connection, kind: Kind, states: Mapping[str, State]) -> None:
@@ -53,6 +70,7 @@ def note_lost_access(tx: Connection, kind: Kind, states: Mapping[str, State]) ->
     if turned_on is None:
         return
     ended = [*_ended_objects(kind, states, now), *_members_of_deleted(tx, kind, states, now)]
+    ended.sort(key=itemgetter("since"))  # of several losses of a person in a workspace, the latest remains
     lost = {(row["organization_id"], row["user_id"]): row for row in ended if row["since"] >= turned_on}
     if lost:
         _insert(tx, [lost[key] for key in sorted(lost)], now)

@@ -169,7 +169,7 @@ def _read(engine: Engine, workos: WorkOSClient, read: RowMapping) -> bool:
 
 
 def why_failed(workos: WorkOSClient, error: Exception) -> str:
-    """Return why the read of an object failed; raise the error instead if the object is not the cause."""
+    """Return why work on an object failed; raise the error instead if the object is not the cause."""
     if isinstance(error, (*INTERRUPTS, RedisError)) or is_transient(error):
         raise error
     if isinstance(error, InvalidApiKeyError):

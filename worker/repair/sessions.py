@@ -10,28 +10,25 @@ A revocation whose answer was lost is repeated, so each session is revoked at le
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
 from typing import NamedTuple
 
 import structlog
-from redis.exceptions import RedisError
 from sqlalchemy import ColumnElement, Connection, Engine, Update, exists, select, update
 from sqlalchemy.orm import Session
 
 from models.access import role_of
-from models.database import in_transaction, is_transient, read_transaction
+from models.database import in_transaction, read_transaction
 from models.outcomes import Finding
-from models.tables import Action, Cause, Revocation, RevocationState, Via
-from models.types import db_now, db_now_plus, inline_literal
-from worker import audit
+from models.tables import Cause, Revocation, RevocationState
+from models.types import db_now, db_now_plus
 from worker.backoff import backoff
-from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, WorkOSError, reason_of
+from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, RateLimitedError, WorkOSError
 from worker.kinds import KINDS, Kind
 from worker.kinds.membership import MEMBERSHIP
-from worker.kinds.user import USER, User
+from worker.kinds.user import User
 from worker.metrics import LOST_TO_REVOKED, REVOCATION_FAILURES, SESSIONS_REVOKED, Counters
-from worker.mirror.lost_access import EVERYWHERE, INACTIVE, SETTING
-from worker.repair.reads import confirmed_read
+from worker.mirror.lost_access import EVERYWHERE, INACTIVE, PENDING, SETTING, settle
+from worker.repair.reads import confirmed_read, why_failed
 from worker.workos_api.client import WorkOSClient
 
 log = structlog.get_logger()
@@ -43,7 +40,8 @@ RETRY_SECONDS = 2.0
 MAX_BACKOFF_SECONDS = 600.0
 ENDED = ("revoked", "expired")
 """The statuses of sessions that have ended. Any other counts as active."""
-PENDING: ColumnElement[bool] = Revocation.state == inline_literal(RevocationState.PENDING)
+NOT_DONE = (NotFoundError, BadRequestError, RateLimitedError, InvalidApiKeyError)
+"""Answers to a revocation that ended no session. After any other error, it may have."""
 
 
 class Loss(NamedTuple):
@@ -96,12 +94,8 @@ class SessionRevoker:
     def _work(self, loss: Loss) -> None:
         try:
             self._revoke(loss)
-        except (InvalidApiKeyError, RedisError):
-            raise
-        except Exception as error:
-            if is_transient(error):
-                raise  # the database is unavailable; the claim expires
-            problem = reason_of(error)
+        except Exception as error:  # noqa: BLE001 - `why_failed` raises what is not about the person; the claim expires
+            problem = why_failed(self.workos, error)
             wait = backoff(loss.attempts + 1, RETRY_SECONDS, MAX_BACKOFF_SECONDS)
             failed = _if_claimed(loss).values(error=problem, attempts=loss.attempts + 1, due_at=db_now_plus(wait))
             in_transaction(self.engine, lambda tx: tx.execute(failed))
@@ -111,19 +105,26 @@ class SessionRevoker:
 
     def _revoke(self, loss: Loss) -> None:
         self._confirm(loss)
-        for session_id in self._active_sessions(loss):
+        session_ids, problem = self._active_sessions(loss)
+        for session_id in session_ids:
             self.workos.wait_to_revoke()
             if self.stopping():
                 in_transaction(self.engine, lambda tx: tx.execute(_if_claimed(loss).values(due_at=db_now())))
                 return
-            if not in_transaction(self.engine, _is_still_lost, loss):
+            if not in_transaction(self.engine, _count_if_still_lost, loss):
                 return
             try:
                 self.workos.revoke_session(session_id)
-            except NotFoundError:
-                continue  # it has ended; if WorkOS says so by another error, the next listing does not show it
-            in_transaction(self.engine, _count, loss)
-            self.counters.add(SESSIONS_REVOKED)
+            except NOT_DONE as error:
+                in_transaction(self.engine, _uncount, loss)
+                if isinstance(error, BadRequestError):
+                    problem = error  # about this session, so the others are revoked; a listing shows whether it ended
+                elif not isinstance(error, NotFoundError):
+                    raise
+            else:
+                self.counters.add(SESSIONS_REVOKED)
+        if problem:
+            raise problem
         seconds = in_transaction(self.engine, _finish, loss)
         if seconds is not None:
             self.counters.observe(LOST_TO_REVOKED, [seconds])
@@ -156,24 +157,35 @@ class SessionRevoker:
         gone = after is None or after.deleted or after.content.get("status") == INACTIVE
         return gone and result.finding is not Finding.ANOMALY
 
-    def _active_sessions(self, loss: Loss) -> list[str]:
-        """Return the ids of the sessions to end. All pages are read first, because revoking may shift them."""
+    def _active_sessions(self, loss: Loss) -> tuple[list[str], WorkOSError | None]:
+        """Return the ids of the sessions to end, and an error if WorkOS listed others that cannot be ended.
+
+        All pages are read first, because revoking may shift them.
+        """
         found: list[object] = []
         after = None
         while True:
             try:
                 page = self.workos.sessions_of(loss.user_id, after)
             except NotFoundError:
-                return []  # the user is gone, and with them all sessions
+                return [], None  # the user is gone, and with them all sessions
             found += page.items
             if (after := page.after) is None:
                 break
-        return [
-            session["id"]
+        theirs = [
+            session
             for session in found
-            if isinstance(session, dict) and session.get("status") not in ENDED
+            if isinstance(session, dict) and session.get("user_id") == loss.user_id
+            if isinstance(session.get("id"), str)
+        ]
+        ids = [
+            session["id"]
+            for session in theirs
+            if session.get("status") not in ENDED
             if loss.organization_id in (EVERYWHERE, session.get("organization_id"))
         ]
+        invalid = WorkOSError("sessions: WorkOS listed a session without an id, or of another user")
+        return ids, None if len(theirs) == len(found) else invalid
 
 
 def _claim_next(tx: Connection) -> Loss | None:
@@ -189,10 +201,17 @@ def _claim_next(tx: Connection) -> Loss | None:
     return None
 
 
-def _is_still_lost(tx: Connection, loss: Loss) -> bool:
-    """Return whether the claim holds and the person has no access; extend the claim."""
-    extended = tx.execute(_if_claimed(loss).values(due_at=db_now_plus(CLAIM_SECONDS)))
-    return extended.rowcount > 0 and not _drop_if_accessible(tx, loss)
+def _count_if_still_lost(tx: Connection, loss: Loss) -> bool:
+    """Return whether the claim holds and the person has no access; then extend the claim and count a session.
+
+    It is counted before it is revoked, so that it is in the audit even if the worker is killed or the answer is lost.
+    """
+    counted = {"due_at": db_now_plus(CLAIM_SECONDS), "sessions": Revocation.sessions + 1}
+    return not _drop_if_accessible(tx, loss) and tx.execute(_if_claimed(loss).values(counted)).rowcount > 0
+
+
+def _uncount(tx: Connection, loss: Loss) -> None:
+    tx.execute(_if_claimed(loss).values(sessions=Revocation.sessions - 1))
 
 
 def _drop_if_accessible(tx: Connection, loss: Loss) -> bool:
@@ -203,34 +222,23 @@ def _drop_if_accessible(tx: Connection, loss: Loss) -> bool:
         with Session(bind=tx) as session:
             accessible = role_of(session, loss.user_id, loss.organization_id) is not None
     if accessible:
-        dropped = {"state": RevocationState.DROPPED, "reason": "the person has access again", "settled_at": db_now()}
-        tx.execute(_if_claimed(loss).values(dropped))
+        settle(tx, RevocationState.DROPPED, "the person has access again", *_claimed(loss))
     return accessible
-
-
-def _count(tx: Connection, loss: Loss) -> None:
-    """Count a revoked session, even if the claim is lost meanwhile."""
-    tx.execute(update(Revocation).where(*_of(loss)).values(sessions=Revocation.sessions + 1))
 
 
 def _finish(tx: Connection, loss: Loss) -> float | None:
     """Settle a revocation, unless the claim is lost; return the seconds since an event's time if sessions ended."""
-    done = {"state": RevocationState.DONE, "settled_at": db_now(), "error": None}
-    returned = (Revocation.sessions, Revocation.since, Revocation.settled_at)
-    row = tx.execute(_if_claimed(loss).values(done).returning(*returned)).one_or_none()
-    if row is None or not row.sessions:
-        return None
-    about = {"kind": USER.name, "object_id": loss.user_id, "organization_id": loss.organization_id or None}
-    because = f"{loss.kind} {loss.object_id}"
-    actor = audit.Actor(SETTING, Via.SETTINGS)
-    audit.note(tx, actor, Action.REVOKE_SESSIONS, **about, sessions=row.sessions, because=because)
-    settled_at: datetime | None = row.settled_at if loss.event_id else None
-    return (settled_at - row.since).total_seconds() if settled_at else None
+    for row in settle(tx, RevocationState.DONE, None, *_claimed(loss)):
+        if row["sessions"] and row["event_id"]:
+            seconds: float = (row["settled_at"] - row["since"]).total_seconds()
+            return seconds
+    return None
 
 
-def _of(loss: Loss) -> tuple[ColumnElement[bool], ...]:
-    return Revocation.organization_id == loss.organization_id, Revocation.user_id == loss.user_id
+def _claimed(loss: Loss) -> tuple[ColumnElement[bool], ...]:
+    of_loss = Revocation.organization_id == loss.organization_id, Revocation.user_id == loss.user_id
+    return *of_loss, PENDING, Revocation.claim == loss.claim
 
 
 def _if_claimed(loss: Loss) -> Update:
-    return update(Revocation).where(*_of(loss), PENDING, Revocation.claim == loss.claim)
+    return update(Revocation).where(*_claimed(loss))
