@@ -3,13 +3,14 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, func, select
 
 from models.database import read_transaction
 from models.tables import Event, EventStatus, Read, Revocation, Task
-from models.types import db_now
+from models.types import db_clock, db_now
 from models.views import mirror_status
 from tests.support.stack.machine import JSON, call
 from tests.support.stack.processes import StackError
@@ -136,21 +137,34 @@ def invite(stack: Stack, engine: Engine) -> Sample:
 
 
 class Resynced(NamedTuple):
-    """Number of objects changed without an event, what the resync found (finding → number), and sessions revoked."""
+    """Number of objects changed without an event, what the resync found (finding → number), and one removed person."""
 
     changed: int
     found: dict[str, int]
     revoked: int
-    """Of the person who was removed and had one session."""
+    """Sessions of the removed person that were revoked. There was one."""
+    role_before: str | None
+    role_now: str | None
+    """The person's role in the workspace before the change, and now; None for no access."""
 
 
 def resync(stack: Stack, engine: Engine) -> Resynced:
     """Change a few objects without events, and run `workos-sync resync`."""
+    with read_transaction(engine) as tx:
+        before = tx.execute(select(db_clock())).scalar_one()
     changed, removed = _change_silently(stack)
     stack.run("resync")
     newest = next(run for run in listings.list_runs(engine) if run["task"] == Task.RESYNC)
     found = listings.run(engine, newest["id"])
-    return Resynced(changed, found["findings"] if found else {}, _revoked(engine, removed))
+    revoked = _revoked(engine, removed)
+    roles = [_role(engine, removed, at) for at in (before, None)]
+    return Resynced(changed, found["findings"] if found else {}, revoked, *roles)
+
+
+def _role(engine: Engine, membership: JSON, at: datetime | None) -> str | None:
+    """Return the role of the membership's person in its workspace at a time, or now; None for no access."""
+    pair = {name: membership[name] for name in ("organization_id", "user_id")}
+    return next((row["role"] for row in listings.list_access(engine, pair, at=at)), None)
 
 
 def _revoked(engine: Engine, membership: JSON) -> int:
@@ -216,5 +230,6 @@ def faults(sample: Sample, resynced: Resynced) -> list[str]:
     }
     found = sum(resynced.found.values())
     wrong["the session of a removed person was not revoked"] = resynced.revoked != 1
+    wrong["a removed person has access, or had none before"] = bool(resynced.role_now) or not resynced.role_before
     wrong[f"the resync found {found} of {resynced.changed} silent changes"] = resynced.changed - found
     return [text for text, number in wrong.items() if number]

@@ -105,7 +105,8 @@ def show_run(console: Console, engine: Engine, sample: Sample, resynced: Resynce
         ("  fetched from the events API", f"{sample.caught_up:,}"),
         ("changes without an event", f"{resynced.changed:,}"),
         ("  repaired by resync", ", ".join(f"{n} {REPAIRS[finding]}" for finding, n in resynced.found.items())),
-        ("sessions of a removed person revoked", f"{resynced.revoked}"),
+        ("removed person, before / now", f"{resynced.role_before}, {resynced.role_now or 'none'}"),
+        ("  sessions revoked", f"{resynced.revoked}"),
         ("whole demo", f"{seconds:.1f} s"),
     ]
     table = _table("Run", "", "")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, func, select, update
 
 from models.database import write_transaction
-from models.tables import Action, Audit, Change, MirrorState, Run
+from models.tables import Action, Audit, Change, MirrorState, Run, Tail
 from models.types import db_now_plus
 from tests.support import made, rows
 from tests.support.actors import by
@@ -91,6 +91,28 @@ def test_scope_and_times_of_a_review(mirror: Callable[..., None]) -> None:
     assert "no workspace org_gone" in run("review", "--organization", "org_gone", exit_code=1).stderr
 
 
+def test_a_change_that_was_being_committed_is_in_the_next_review(mirror: Callable[..., None], engine: Engine) -> None:
+    first = read()
+    mirror(made("organization_membership.deleted", 5, id="om_1", user_id="user_1"))
+    with write_transaction(engine) as tx:  # it took its time before the review, and committed after it
+        newest = select(func.max(Change.id)).scalar_subquery()
+        tx.execute(update(Change).where(Change.id == newest).values(at=db_now_plus(-3_600)))
+    second = read()
+    assert second["since"] == first["as_of"] and changed(second)[0] == ("user_1", None, "member", "lost")
+
+
+def test_a_review_of_an_earlier_time_is_not_the_previous_one(mirror: Callable[..., None], engine: Engine) -> None:
+    with write_transaction(engine) as tx:
+        tx.execute(update(Tail).values(complete_to=db_now_plus(-20)))
+    first = read()
+    assert first["complete_to"] is not None
+    assert read("--at", "20h")["complete_to"] is None
+    assert read()["since"] == first["as_of"]
+    with write_transaction(engine) as tx:
+        tx.execute(update(MirrorState).values(changes_dropped_at=db_now_plus(0)))
+    assert "give --since" in run("review", exit_code=2).stderr
+
+
 def test_the_last_line_has_the_hash_of_the_others_and_so_has_the_audit(
     mirror: Callable[..., None], engine: Engine
 ) -> None:
@@ -118,7 +140,10 @@ def test_a_review_names_the_resync_that_verified_the_mirror(mirror: Callable[...
 
 def test_csv_has_no_formulas(mirror: Callable[..., None]) -> None:
     mirror(*member(5, first_name="Eve"), made("user.updated", 9, id="user_5", email="@SUM(A1)@acme.example"))
-    table = list(csv.reader(io.StringIO(run("review").stdout)))
+    other = made("organization.created", id="org_other", name="Other\r=1+1")
+    mirror(other, made("organization_membership.updated", id="om_9", user_id="user_5", organization_id="org_other"))
+    table = list(csv.reader(io.StringIO(run("review").stdout_bytes.decode(), newline="")))
+    assert {len(row) for row in table[:6]} == {len(table[0])}
     assert table[0][:3] == ["organization_id", "workspace_name", "email"]
     assert {row[1] for row in table[1:5]} == {"'=Acme <Rockets>"}
     assert not [cell for row in table for cell in row if cell.startswith(("=", "+", "-", "@"))]

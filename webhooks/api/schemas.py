@@ -60,7 +60,7 @@ class MemberQuery(InWorkspace):
     """Filters for members: by workspace, by person, or both."""
 
     user_id: Id | None = None
-    email: Annotated[Text | None, Field(description="The person's current e-mail address, in any spelling; also with `at`.")] = None
+    email: Annotated[Text | None, Field(description="The person's current e-mail address, also with `at`.")] = None
     workspace_external_id: Text | None = None
     user_external_id: Text | None = None
     at: Annotated[

@@ -22,7 +22,7 @@ COUNTED_LATER = ("missing_joins", "workspaces_without_admin", "workers")
 
 @click.command()
 @click.argument("organization", metavar="ORGANIZATION_ID")
-@options.time("--at", f"Show who had access at {options.THIS_TIME}, and the last change to each person's access before it.")
+@options.time("--at", f"Show who had access at {options.THIS_TIME}, and the last change to it before.")
 @options.as_json
 def members(organization: str, at: datetime | None, as_json: bool) -> None:
     """List the people with access to a workspace, their roles, and (without --at) pending invitations."""

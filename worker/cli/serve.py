@@ -91,6 +91,8 @@ def up(port: int | None, processes: int | None) -> None:
     For a small installation. A process that dies is restarted.
     """
     settings = logging_settings("workos_webhook_secrets", port=port, worker_processes=processes)
+    if "worker_processes" not in settings.model_fields_set:  # a second one would take a tenth of the memory
+        settings = settings.model_copy(update={"worker_processes": 1})
     _supervise(settings, _web_part, _worker_part, _clock_and_tail_part, running=redis_server_for_up)
 
 
