@@ -45,7 +45,9 @@ class Refresh(Base):
     requested_at: Mapped[datetime] = mapped_column(server_default=db_now())
     due_at: Mapped[datetime] = mapped_column(server_default=db_now())
     attempts: Mapped[int] = mapped_column(server_default="0")
+    """Reads that were begun."""
     error: Mapped[str | None]
+    """Why the last one failed. None while one is in progress."""
 
 
 class RunStatus(StrEnum):

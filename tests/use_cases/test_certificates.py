@@ -15,7 +15,7 @@ from models.views import sign_in_methods
 from tests.support import JSON, event_row, made, minute, outcomes, rows, sample
 from tests.support.mirror import ORG
 from tests.support.ops import TOKEN, sign_in
-from tests.support.resync import catch_up_with, deliver, resync
+from tests.support.resync import catch_up_with, deliver, read_due, resync
 from tests.support.sandbox import Sandbox
 from webhooks.app import create_app
 from worker.bootstrap import Services
@@ -105,6 +105,15 @@ def test_expiry_of_a_connection_that_is_not_used_is_not_reported(
     assert len(reported()) == 1
     deliver(engine, [made(end, 5)])
     assert reported() == []
+
+
+def test_expiry_of_a_connection_that_workos_no_longer_has_is_not_reported(
+    engine: Engine, workos: WorkOSClient, in_days: Callable[[float], str], reported: Callable[[], list[ActiveCondition]]
+) -> None:
+    deliver(engine, [certificate("renewal_required", 1, in_days(9))])
+    assert len(reported()) == 1
+    read_due(engine, workos)
+    assert reported() == [] and rows(engine, Read) == []
 
 
 def test_missing_connection_is_read(engine: Engine) -> None:

@@ -9,8 +9,9 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine, insert, update
 
-from models.database import in_transaction
-from models.tables import Event, MirrorState, Run, RunStatus, Task
+from models.database import in_transaction, write_transaction
+from models.outcomes import Outcome
+from models.tables import Event, EventStatus, MirrorState, Run, RunStatus, Task
 from models.types import db_now, db_now_plus
 from tests.support import JSON, apply_all, differences, event_row, outcomes, rows
 from tests.support.actors import by
@@ -26,7 +27,7 @@ from worker.kinds import KINDS, SUBSCRIBED
 from worker.queue.doorbell import Doorbell
 from worker.repair.catch_up import catch_up, catch_up_since
 from worker.repair.environment import bind
-from worker.repair.new_types import add_new_types, read_new_types
+from worker.repair.new_types import add_ignored_types, add_new_types, read_new_types
 from worker.repair.resync.resync import start
 from worker.repair.schedule import schedule, watch
 from worker.repair.work import Repair
@@ -269,6 +270,40 @@ def test_ignored_event_that_catch_up_reads_is_decided(
         apply_all(one_engine)
     assert outcomes(one_engine, *upgraded) == ["stale", "applied"]
     assert event_row(one_engine, upgraded[0]["id"])["replays"] == 1
+
+
+IGNORED = {"status": EventStatus.DONE, "outcome": Outcome.IGNORED, "body": None}
+
+
+def test_event_that_an_older_release_ignored_after_that_read_is_decided(
+    one_engine: Engine, workos: WorkOSClient, bell: Doorbell, upgraded: list[JSON]
+) -> None:
+    """The older release ran again for more than two hours, or one of its drains still ran."""
+    Repair(one_engine, workos, settings(), bell).all()
+    Repair(one_engine, workos, settings(), bell).all()
+    apply_all(one_engine)
+    assert mirror(one_engine)["new_types"] is None
+    ignored = update(Event).where(Event.id == upgraded[0]["id"]).values(IGNORED | {"occurred_at": db_now()})
+    in_transaction(one_engine, lambda tx: tx.execute(ignored))
+    in_transaction(one_engine, create, Task.RETENTION, "test")
+    in_transaction(one_engine, create, Task.CATCH_UP, "test")
+    Repair(one_engine, workos, settings(), bell).all()
+    apply_all(one_engine)
+    assert outcomes(one_engine, upgraded[0]) == ["stale"] and mirror(one_engine)["new_types"] is None
+
+
+def test_types_of_ignored_events_are_read_again_only_if_workos_still_has_the_events(
+    one_engine: Engine, upgraded: list[JSON]
+) -> None:
+    types = {"types": ["invitation.created"]}
+    begun = types | {"after": "event_1"}
+    for age_days, waiting, then in ((91, None, None), (89, None, types | {"after": None}), (89, begun, begun)):
+        ignored = update(Event).values(IGNORED | {"occurred_at": db_now_plus(-86_400.0 * age_days)})
+        with write_transaction(one_engine) as tx:
+            tx.execute(ignored)
+            tx.execute(update(MirrorState).values(new_types=waiting))
+            add_ignored_types(tx)
+        assert mirror(one_engine)["new_types"] == then
 
 
 def test_interrupted_read_of_new_types_continues(

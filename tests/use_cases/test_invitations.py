@@ -13,7 +13,20 @@ from models.addresses import Address
 from models.database import in_transaction
 from models.tables import Audit, Base, Change, Event, InvitedAddress, JoinState, UserAddress
 from models.views import auto_join_blocks, workspace_invitations
-from tests.support import JSON, NOON, accept, apply_all, differences, event_row, made, outcomes, post, rows, sign
+from tests.support import (
+    JSON,
+    NOON,
+    accept,
+    apply_all,
+    differences,
+    event_row,
+    made,
+    minute,
+    outcomes,
+    post,
+    rows,
+    sign,
+)
 from tests.support.actors import by
 from tests.support.auto_join import (
     Stage,
@@ -430,6 +443,24 @@ def test_an_erased_invitation_that_is_sent_again_blocks_its_address(engine: Engi
     deliver(engine, [invitation("resent", 3, expires_at=None)])
     assert HASH in {row["email_hash"] for row in rows(engine, auto_join_blocks)}
     assert ANN not in everything(engine)
+
+
+def test_invitation_from_before_the_deletion_that_arrives_after_the_erasure_is_erased(invited: Engine) -> None:
+    """Known while a block keeps the hash of the address. One that was sent later, or to another's address, stays."""
+    bob = made("user.created", 1, id="user_bob", email="bob@acme.example")
+    deliver(invited, [bob, made("user.updated", 2, id="user_bob", email="ann.b@acme.example")])
+    forget(invited, USER, by("cleo"))
+    assert rows(invited, UserAddress) != []
+    late = invitation("created", 2, id="invitation_late")
+    others = invitation("created", 2, id="invitation_others", email="ann.b@acme.example")
+    again = invitation("created", 9, id="invitation_again", created_at=minute(9))
+    deliver(invited, [late, others, again])
+    retain(invited, Periods())
+    found = {row["id"]: row["email"] for row in rows(invited, Invitation)}
+    sent = {"invitation_late": None, "invitation_others": "ann.b@acme.example", "invitation_again": ANN}
+    assert found.items() >= sent.items()
+    assert event_row(invited, late["id"])["body"] is None
+    assert HASH in {row["email_hash"] for row in rows(invited, auto_join_blocks)}
 
 
 def test_resync_and_reads_do_not_restore_an_erased_address(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 from redis import Redis
-from sqlalchemy import Engine, delete, update
+from sqlalchemy import Engine, delete, insert, update
 from werkzeug.test import TestResponse
 
 from models.database import in_transaction
@@ -26,14 +26,18 @@ from webhooks.api import waiting
 from webhooks.app import create_app
 from worker.bootstrap import Services
 from worker.queue.doorbell import Doorbell
-from worker.repair.refresh import Target, request, work_due
+from worker.repair.refresh import ACCESS, MAX_WAITING, Target, request, work_due
 from worker.workos_api.bucket import TAIL, Buckets
 from worker.workos_api.client import WorkOSClient, open_client
 
-TOKEN, READER = "refresher-token-0123456789", "reader-token-0123456789"
+TOKEN, OTHER, READER = "refresher-token-0123456789", "other-token-0123456789", "reader-token-0123456789"
 
 
-SETTINGS = {"api_tokens": f"product:{TOKEN},reports:{READER}", "api_refresh_names": "product", "web_threads": 4}
+SETTINGS = {
+    "api_tokens": f"product:{TOKEN},other:{OTHER},reports:{READER}",
+    "api_refresh_names": "product,other",
+    "web_threads": 4,
+}
 
 
 @pytest.fixture
@@ -95,7 +99,9 @@ def role(endpoint: FlaskClient, membership: JSON) -> Any:
 
 
 def ask(engine: Engine, *target: str) -> str:
-    return in_transaction(engine, request, Target(*target), "product")
+    id = in_transaction(engine, request, Target(*target), "product")
+    assert id is not None
+    return id
 
 
 @pytest.mark.usefixtures("tailing")
@@ -252,11 +258,77 @@ def test_requests_that_came_before_a_read_share_it_and_a_later_one_gets_its_own(
     assert access(engine) == set() and rows(engine, Refresh) == []
 
 
-def test_a_request_that_cannot_be_carried_out_is_dropped_after_ten_minutes(engine: Engine) -> None:
+def test_requests_share_a_row_until_a_read_takes_it_and_again_once_it_has_failed(
+    engine: Engine, sandbox: Sandbox, workos: WorkOSClient
+) -> None:
+    during: list[str] = []
+    first = ask(engine, "user", "user_1")
+    assert ask(engine, "user", "user_1") == first != ask(engine, "user", "user_2")
+    sandbox.on_request = lambda *_: during.append(ask(engine, "user", "user_1"))
+    sandbox.faults.fail("/user_management/users/user_1$", status=503, times=None)
+    asked = iter((False, True))
+    work_due(engine, workos, lambda: next(asked))
+    sandbox.on_request = None
+    assert len(set(during)) == 1 and first not in during, "the read had begun"
+    failed = {row["id"]: row["attempts"] for row in rows(engine, Refresh)}
+    assert len(failed) == 3 and failed[first] == 1
+    in_transaction(engine, lambda tx: tx.execute(delete(Refresh).where(Refresh.id.in_(during))))
+    assert ask(engine, "user", "user_1") == first
+    assert [row["attempts"] for row in rows(engine, Refresh)] == [0, 0], "it is tried again at once"
+
+
+def test_more_requests_of_a_token_than_can_be_read_are_429(
+    on_sqlite: Services, wait_for: Callable[[float], None]
+) -> None:
+    wait_for(0)
+    endpoint = create_app(on_sqlite).test_client()
+    waiting = [
+        {"id": f"{number}", "kind": "user", "object_id": f"user_{number}", "user_id": "", "requested_by": "product"}
+        for number in range(MAX_WAITING)
+    ]
+    in_transaction(on_sqlite.engine, lambda tx: tx.execute(insert(Refresh), waiting))
+    assert post(endpoint, kind="user", id="user_0").status_code == 202, "no other request"
+    response = post(endpoint, kind="user", id="user_new")
+    assert response.status_code == 429 and "too many requests" in (response.json or {})["error"]
+    assert post(endpoint, OTHER, kind="user", id="user_new").status_code == 202
+    assert len(rows(on_sqlite.engine, Refresh)) == MAX_WAITING + 1
+
+
+def test_a_request_that_cannot_be_carried_out_is_dropped_after_ten_minutes(
+    engine: Engine, sandbox: Sandbox, workos: WorkOSClient
+) -> None:
     ask(engine, "user", "user_old")
     in_transaction(engine, lambda tx: tx.execute(update(Refresh).values(requested_at=db_now_plus(-601))))
-    ask(engine, "user", "user_new")
-    assert [row["object_id"] for row in rows(engine, Refresh)] == ["user_new"]
+    work_due(engine, workos, lambda: False)
+    assert rows(engine, Refresh) == [] and not sandbox.calls.total()
+
+
+def test_a_stop_leaves_the_rest_of_an_access_for_the_next_process(
+    engine: Engine, sandbox: Sandbox, workos: WorkOSClient
+) -> None:
+    with sandbox.world.silently():
+        organization, user = sandbox.world.create_organization("New"), sandbox.world.create_user("new@new.example")
+        sandbox.world.create_membership(organization["id"], user["id"], role="admin")
+    ask(engine, ACCESS, organization["id"], user["id"])
+    asked = iter((False, True))
+    work_due(engine, workos, lambda: False, lambda: next(asked))
+    assert sandbox.calls.total() == 1 and len(rows(engine, Refresh)) == 1
+    work_due(engine, workos, lambda: False)
+    assert {found for *_, found in access(engine)} == {"admin"} and rows(engine, Refresh) == []
+
+
+@pytest.mark.usefixtures("tailing")
+def test_a_refused_list_is_404_only_for_what_workos_does_not_have(
+    endpoint: FlaskClient, engine: Engine, sandbox: Sandbox, member: JSON
+) -> None:
+    sandbox.faults.fail(f"{MEMBERSHIPS}.*", query="user_id", status=400, times=None)
+    before = changes(engine)
+    assert post(endpoint, **pair(member) | {"user_id": "user_x"}).status_code == 404
+    assert post(endpoint, **pair(member) | {"organization_id": "org_x"}).status_code == 404
+    assert post(endpoint, **pair(member)).status_code == 202
+    assert changes(engine) == before
+    quietly(sandbox.world, lambda: sandbox.world.delete_user(member["user_id"]))
+    assert role(endpoint, member) is None
 
 
 def test_beyond_a_quarter_of_the_threads_nobody_waits(on_sqlite: Services, wait_for: Callable[[float], None]) -> None:

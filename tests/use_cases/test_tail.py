@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from freezegun import freeze_time
 from sqlalchemy import Engine, select, update
+from sqlalchemy.event import listen
 
 from models.access import Access
 from models.database import in_transaction, open_engine, write_transaction
-from models.tables import Event, EventStatus, Tail
+from models.tables import Event, EventStatus, Refresh, Tail
 from models.views import mirror_status, uncertain_access
 from tests.support import apply_all, differences, rows
 from tests.support.catch_up import EVENTS, begin, due, hide, stored, users
@@ -23,7 +24,8 @@ from tests.support.sandbox import Sandbox
 from tests.support.tail import TailProcess, ask, filled, following, pass_time, publish_applied, state, tail
 from worker.errors import WorkOSError
 from worker.kinds.organization import Organization
-from worker.queue.doorbell import Doorbell
+from worker.queue.doorbell import Doorbell, TailBell
+from worker.repair.refresh import Target, request
 from worker.workos_api.client import MAX_TRIES, WorkOSClient
 
 HOLD_BACK = timedelta(seconds=15)
@@ -316,6 +318,31 @@ def test_a_stop_ends_a_read_after_its_page(
     with closing(TailProcess(one_engine, workos, bell)) as process:
         process.follow(stop)
     assert len(stored(one_engine)) == 100 and state(one_engine)["read_to"] is None
+
+
+@pytest.mark.long
+def test_refreshes_do_not_publish_more_often(
+    one_engine: Engine, sandbox: Sandbox, clock: Clock, workos: WorkOSClient, bell: Doorbell
+) -> None:
+    """While publishing takes long, because many events wait, the database is left to the drain."""
+    begin(one_engine, workos)
+    users(sandbox, clock, 1)
+    clock.advance(seconds=30)
+    published: list[str] = []
+
+    def take_long(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if statement.startswith("SELECT min("):
+            published.append(statement)
+            threading.Event().wait(0.3)
+
+    listen(one_engine, "before_cursor_execute", take_long)
+    with following(one_engine, workos, bell, tail_seconds=60.0):
+        eventually(lambda: len(published) == 2, 5)
+        for _ in range(3):
+            in_transaction(one_engine, request, Target("user", "user_1"), "product")
+            TailBell(bell.queue.connection).ring()
+            eventually(lambda: not rows(one_engine, Refresh), 5)
+    assert len(published) == 2
 
 
 def test_a_failed_read_is_the_reason_until_one_succeeds(

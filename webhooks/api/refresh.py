@@ -39,6 +39,8 @@ def add(routes: Blueprint, spec: SpecTree, services: Services, waiting: Waiting)
         403: the token may only read the mirror. API_REFRESH_NAMES names those that may ask for this.
 
         404: neither WorkOS nor the mirror knows the id.
+
+        429: 1,000 requests of this token wait.
         """
         if g.token_name not in allowed:
             error = f"the token {g.token_name} may only read; to let it refresh, add its name to API_REFRESH_NAMES"
@@ -50,6 +52,8 @@ def add(routes: Blueprint, spec: SpecTree, services: Services, waiting: Waiting)
         except (ValueError, RecursionError):
             return as_json(schemas.Error(error="the body is not JSON"), 400)
         id = in_transaction(engine, refreshes.request, target, g.token_name)
+        if id is None:
+            return as_json(schemas.Error(error="too many requests of this token wait to be read; try again later"), 429)
         bell.ring()
         waiting.until(lambda: any(refreshes.progress(engine, id)))  # after a failure, the next attempt takes too long
         found = refreshes.progress(engine, id)

@@ -26,6 +26,8 @@ MAX_COUNTED = 10_000
 ROW = ("id", "type", "body", "partition_key", "deliveries")
 """The columns of an event that is stored from a webhook."""
 PARTITION_KEYS = 256
+IGNORED_EARLIER = (Event.outcome == Outcome.IGNORED, Event.status == EventStatus.DONE, Event.body.is_(None))
+"""The conditions for an ignored event without its payload. If its type is in `READERS`, an older release ignored it."""
 
 
 class ReceivedEvent(NamedTuple):
@@ -131,8 +133,7 @@ def restore_payloads(tx: Connection, events: Sequence[ReceivedEvent]) -> int:
     They take the payload given here. Returns their number.
     """
     ids = [event.id for event in events if event.type in READERS]
-    ignored = (Event.outcome == Outcome.IGNORED, Event.status == EventStatus.DONE, Event.body.is_(None))
-    found = select(Event.id).where(is_any_of(tx, Event.id, ids), *ignored).order_by(Event.id).with_for_update()
+    found = select(Event.id).where(is_any_of(tx, Event.id, ids), *IGNORED_EARLIER).order_by(Event.id).with_for_update()
     restored = set(tx.execute(found).scalars()) if ids else set()
     again = {"status": EventStatus.PENDING, "due_at": db_now(), "attempts": 0, "replays": Event.replays + 1}
     for event in events:

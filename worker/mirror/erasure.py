@@ -161,19 +161,31 @@ def _invitations_of(tx: Connection, user_ids: Sequence[str]) -> list[str]:
 
 def _accepted_as_own() -> ColumnElement[bool]:
     """Return the condition that nobody but the user who accepted an invitation is known to have its address."""
-    others = exists().where(
-        InvitedAddress.invitation_id == Invitation.id,
-        UserAddress.email_hash == InvitedAddress.email_hash,
-        UserAddress.user_id != Invitation.accepted_user_id,
-    )
-    return ~others
+    return ~_has_holder(UserAddress.user_id != Invitation.accepted_user_id)
+
+
+def _sent_before_erasure() -> ColumnElement[bool]:
+    """Return the condition that an invitation is older than the deletion of an erased user who had its address.
+
+    No other user may have it. Known only while the address of the erased user is kept (`needless_addresses`).
+    """
+    holder = User.id == UserAddress.user_id
+    older = Invitation.created_at <= func.coalesce(User.event_at, User.touched_at)
+    return _has_holder(holder & User.erased & older) & ~_has_holder(holder & ~User.erased)
+
+
+def _has_holder(which: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Return the condition that a user with an invitation's address meets `which`."""
+    same = UserAddress.email_hash == InvitedAddress.email_hash
+    return exists().where(InvitedAddress.invitation_id == Invitation.id, same, which)
 
 
 def erase_late(tx: Connection, kind: Kind) -> int:
     """Erase the next memberships or invitations of erased users that arrived after the erasure; return how many."""
-    erased = select(User.id).where(User.erased)
-    own = (_accepted_as_own(),) if kind is INVITATION else ()
-    late = select(kind.table.id).where(~kind.table.erased, PERSON[kind].in_(erased), *own).limit(BATCH)
+    theirs: ColumnElement[bool] = PERSON[kind].in_(select(User.id).where(User.erased))
+    if kind is INVITATION:
+        theirs = theirs & _accepted_as_own() | _sent_before_erasure()
+    late = select(kind.table.id).where(~kind.table.erased, theirs).limit(BATCH)
     ids = sorted(tx.execute(late).scalars())
     note_changes(tx, [each.row for each in _blank_objects(tx, kind, ids, (Cause.SETTINGS, "ERASE_AFTER_DAYS"))])
     return len(ids)

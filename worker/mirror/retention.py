@@ -69,11 +69,11 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
     steps: dict[str, Callable[[Connection], int]] = {
         # The drain blanks the payloads of ignored types, but earlier releases kept them.
         "payloads": _blanker(done, (Event.processed_at < db_ago(periods.payloads)) | ignored),
-        # Events that arrived after their user was erased, and that the drain could not recognize.
-        "erased_payloads": _blanker(done, about_erased()),
-        "erased_failures": blank_undecided,
+        # What arrived after its user was erased, and events of it that the drain could not recognize.
         "erased_memberships": lambda tx: erase_late(tx, MEMBERSHIP),
         "erased_invitations": lambda tx: erase_late(tx, INVITATION),
+        "erased_payloads": _blanker(done, about_erased()),
+        "erased_failures": blank_undecided,
         "events": _deleter(Event, done, Event.last_delivered_at < db_ago(periods.events)),
         "changes": lambda tx: _delete_changes(tx, Change.at < db_ago(periods.changes), ~_is_last_decision()),
         "actors": lambda tx: _blank_actors(tx, periods.persons),

@@ -10,9 +10,10 @@ import structlog
 from sqlalchemy import Connection, Engine, select, update
 
 from models.database import read_transaction
-from models.tables import MirrorState
-from models.types import JsonObject
-from worker.inbox.store import accept_earlier
+from models.tables import Event, MirrorState
+from models.types import JsonObject, db_ago
+from worker.inbox.store import IGNORED_EARLIER, accept_earlier
+from worker.kinds import SUBSCRIBED
 from worker.leases import Lease
 from worker.repair.catch_up import events_of
 from worker.repair.event_log import EXPIRY_MARGIN, OLDEST, EventLog
@@ -26,6 +27,19 @@ def add_new_types(tx: Connection, types: Iterable[str]) -> None:
     waiting: JsonObject | None = tx.execute(select(MirrorState.new_types).with_for_update()).scalar_one()
     wanted = {"types": sorted({*(waiting["types"] if waiting else ()), *types}), "after": None}
     tx.execute(update(MirrorState).values(new_types=wanted))
+
+
+def add_ignored_types(tx: Connection) -> None:
+    """Have those types read again of which an older release has ignored events since: it ran again, or still ran.
+
+    Retention calls this, so an event that WorkOS does not return costs one more read each time, until it is too old.
+    """
+    readable = (Event.type.in_(SUBSCRIBED), Event.occurred_at > db_ago(OLDEST - EXPIRY_MARGIN))
+    ignored = set(tx.execute(select(Event.type).where(*IGNORED_EARLIER, *readable).distinct()).scalars())
+    waiting: JsonObject | None = tx.execute(select(MirrorState.new_types)).scalar_one()
+    if new := ignored.difference(waiting["types"] if waiting else ()):  # others would begin again
+        log.info("ignored_event_types", types=sorted(new))
+        add_new_types(tx, new)
 
 
 def read_new_types(engine: Engine, workos: WorkOSClient, lease: Lease) -> None:

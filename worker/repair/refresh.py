@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 import structlog
-from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, delete, exists, insert, or_, select, update
 
 from models.bulk import is_any_of
 from models.database import in_transaction, read_transaction
@@ -19,7 +19,7 @@ from models.tables import Cause, DeletedBy, Refresh
 from models.types import JsonObject, db_ago, db_now, db_now_plus
 from worker.backoff import backoff
 from worker.decision.payload import Fields
-from worker.errors import NotFoundError
+from worker.errors import BadRequestError, NotFoundError, WorkosSyncError
 from worker.kinds import KINDS, Kind
 from worker.kinds.membership import MEMBERSHIP, Membership
 from worker.kinds.organization import ORGANIZATION
@@ -29,7 +29,6 @@ from worker.mirror.change_rows import CausedBy
 from worker.repair.reads import (
     FIRST_BACKOFF_SECONDS,
     MAX_BACKOFF_SECONDS,
-    Result,
     confirmed_read,
     has_arrived,
     why_failed,
@@ -42,6 +41,8 @@ ACCESS = "access"
 """In place of a kind: a person's access to a workspace."""
 KEPT = timedelta(minutes=10)
 """A request that could not be carried out is dropped after this time."""
+MAX_WAITING = 1_000
+"""Requests of one API token that may wait; reading that many takes about as long as they are kept."""
 
 
 class Target(NamedTuple):
@@ -59,12 +60,28 @@ class Progress(NamedTuple):
     error: str | None
 
 
-def request(tx: Connection, target: Target, requested_by: str) -> str:
-    """Request a refresh for the API token with this name; return the request's id. Ring the tail's bell afterwards."""
-    tx.execute(delete(Refresh).where(Refresh.requested_at < db_ago(KEPT)))
+def request(tx: Connection, target: Target, requested_by: str) -> str | None:
+    """Request a refresh for the API token with this name; return the request's id. Ring the tail's bell afterwards.
+
+    A request for the same target that no read has taken yet is renewed. Returns None if too many of the token wait.
+    """
+    # `_take_next` counts an attempt before the read begins, and clears the error.
+    free = or_(Refresh.attempts == 0, Refresh.error.is_not(None))
+    one = select(Refresh.id).where(*_is_for(target), free).limit(1).scalar_subquery()
+    again = {"requested_at": db_now(), "due_at": db_now(), "attempts": 0, "error": None}
+    renewed = update(Refresh).where(Refresh.id == one, free).values(again).returning(Refresh.id)
+    if (known := tx.execute(renewed).scalar_one_or_none()) is not None:
+        return known
+    theirs = select(Refresh.id).where(Refresh.requested_by == requested_by).limit(MAX_WAITING)
+    if len(tx.execute(theirs).all()) == MAX_WAITING:
+        return None
     id = uuid.uuid4().hex
     tx.execute(insert(Refresh).values(id=id, requested_by=requested_by, **target._asdict()))
     return id
+
+
+def _is_for(target: Target) -> list[ColumnElement[bool]]:
+    return [getattr(Refresh, name) == value for name, value in target._asdict().items()]
 
 
 def progress(engine: Engine, id: str) -> Progress:
@@ -88,23 +105,34 @@ def state_of(tx: Connection, kind: str, id: str) -> JsonObject:
     return recorded_state(KINDS[kind], stored_rows(tx, KINDS[kind], [id])[id])
 
 
-def work_due(engine: Engine, workos: WorkOSClient, stopping: Callable[[], bool]) -> None:
+def work_due(
+    engine: Engine, workos: WorkOSClient, stopping: Callable[[], bool], ended: Callable[[], bool] = lambda: False
+) -> None:
     """Carry out the due requests, those of the same target together. One that fails is retried later.
+
+    `stopping` is asked before each target, and `ended` before each read for it, which leaves the requests due. `ended`
+    must not limit the time: a target that needs more would never be done.
 
     Raises as `worker.repair.reads.work_due`.
     """
-    while not stopping() and (found := _next_due(engine)) is not None:
+    while not stopping() and _any_waits(engine) and (found := in_transaction(engine, _take_next)) is not None:
         target, ids, requested_by, attempts = found
         about = {"kind": target.kind, "id": target.object_id, "user_id": target.user_id}
         try:
-            _read(engine, workos, target, (Cause.REFRESH, requested_by))
+            _read(engine, workos, target, (Cause.REFRESH, requested_by), ended)
+        except _EndedError:
+            return
         except Exception as error:  # noqa: BLE001 - `why_failed` raises what is not about the object
             problem = why_failed(workos, error)
-            in_transaction(engine, _retry_later, ids, attempts + 1, problem)
+            in_transaction(engine, _retry_later, ids, attempts, problem)
             log.warning("refresh_failed", **about, problem=problem)
         else:
             in_transaction(engine, _finish, ids)
             log.info("refreshed", **about, requests=len(ids))
+
+
+class _EndedError(WorkosSyncError):
+    pass
 
 
 class _Due(NamedTuple):
@@ -115,36 +143,55 @@ class _Due(NamedTuple):
     attempts: int
 
 
-def _next_due(engine: Engine) -> _Due | None:
+def _is_due() -> ColumnElement[bool]:
     # A newer release may have requested kinds that this one does not know.
-    due = select(Refresh.__table__).where(Refresh.due_at <= db_now(), Refresh.kind.in_([*KINDS, ACCESS]))
+    return (Refresh.due_at <= db_now()) & Refresh.kind.in_([*KINDS, ACCESS])
+
+
+def _is_old() -> ColumnElement[bool]:
+    return Refresh.requested_at < db_ago(KEPT)
+
+
+def _any_waits(engine: Engine) -> bool:
     with read_transaction(engine) as tx:
-        row = tx.execute(due.order_by(Refresh.due_at).limit(1)).one_or_none()
-        if row is None:
-            return None
-        target = Target(row.kind, row.object_id, row.user_id)
-        same = (getattr(Refresh, name) == value for name, value in target._asdict().items())
-        ids = list(tx.execute(select(Refresh.id).where(*same)).scalars())
-    return _Due(target, ids, row.requested_by, row.attempts)
+        return bool(tx.execute(select(exists().where(_is_due() | _is_old()))).scalar_one())
 
 
-def _read(engine: Engine, workos: WorkOSClient, target: Target, caused_by: CausedBy) -> None:
-    def read(kind: Kind, id: str) -> None:
-        confirmed_read(engine, workos, kind, id, caused_by, _no_more)
+def _take_next(tx: Connection) -> _Due | None:
+    """Drop old requests, and mark all requests for the next due target: from now on a new one gets its own read."""
+    tx.execute(delete(Refresh).where(_is_old()))
+    row = tx.execute(select(Refresh.__table__).where(_is_due()).order_by(Refresh.due_at).limit(1)).one_or_none()
+    if row is None:
+        return None
+    target = Target(row.kind, row.object_id, row.user_id)
+    taken = {"attempts": row.attempts + 1, "error": None}
+    ids = tx.execute(update(Refresh).where(*_is_for(target)).values(taken).returning(Refresh.id)).scalars()
+    return _Due(target, list(ids), row.requested_by, row.attempts + 1)
+
+
+def _read(engine: Engine, workos: WorkOSClient, target: Target, caused_by: CausedBy, ended: Callable[[], bool]) -> None:
+    def is_gone(kind: Kind, id: str) -> bool:
+        if ended():
+            raise _EndedError
+        after = confirmed_read(engine, workos, kind, id, caused_by, lambda _tx, _result: None).after
+        return after is None or after.deleted
 
     if target.kind != ACCESS:
-        read(KINDS[target.kind], target.object_id)
+        is_gone(KINDS[target.kind], target.object_id)
         return
     organization_id, user_id = target.object_id, target.user_id
-    for parent, id in ((ORGANIZATION, organization_id), (USER, user_id)):
+    parents = ((ORGANIZATION, organization_id), (USER, user_id))
+    for parent, id in parents:
         if not has_arrived(engine, parent, id):
-            read(parent, id)
-    for id in sorted(_listed(workos, organization_id, user_id) | _mirrored(engine, organization_id, user_id)):
-        read(MEMBERSHIP, id)
-
-
-def _no_more(_tx: Connection, _result: Result) -> None:
-    """Do nothing besides writing what was read."""
+            is_gone(parent, id)
+    memberships = _mirrored(engine, organization_id, user_id)
+    try:
+        memberships |= _listed(workos, organization_id, user_id)
+    except BadRequestError:  # WorkOS may answer so for an id that it does not know; then there is nothing to list
+        if not any(is_gone(parent, id) for parent, id in parents):
+            raise
+    for id in sorted(memberships):
+        is_gone(MEMBERSHIP, id)
 
 
 def _listed(workos: WorkOSClient, organization_id: str, user_id: str) -> set[str]:
@@ -168,5 +215,5 @@ def _finish(tx: Connection, ids: list[str]) -> None:
 
 def _retry_later(tx: Connection, ids: list[str], attempts: int, problem: str) -> None:
     wait = backoff(attempts, FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS)
-    failed = {"attempts": attempts, "error": problem, "due_at": db_now_plus(wait)}
+    failed = {"error": problem, "due_at": db_now_plus(wait)}
     tx.execute(update(Refresh).where(is_any_of(tx, Refresh.id, ids)).values(failed))

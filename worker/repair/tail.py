@@ -107,6 +107,7 @@ class EventTail:
         self._stop = stop
         is_bound = applied = False
         problem = None
+        look_at = 0.0
         due = time.monotonic()
         while not stop.is_set() and not self._lease.lost.is_set():
             try:
@@ -125,7 +126,7 @@ class EventTail:
                 if problem != (problem := describe(error)):
                     log.warning("tail_failed", error=problem)
                     self._lease.in_transaction(self._engine, _set, error=problem)
-            rung, look_at = False, 0.0
+            rung = False
             while not rung and (left := due - time.monotonic()) > 0 and not stop.is_set():
                 rung = self._own_bell.wait(min(left, POLL_SECONDS), stop)
                 if not applied and (asked := time.monotonic()) >= look_at:
@@ -143,13 +144,15 @@ class EventTail:
         """
         began = time.monotonic()
 
+        def ended() -> bool:
+            return self._stop.is_set() or self._lease.lost.is_set()
+
         def stopping() -> bool:
             spent = self._spent + time.monotonic() - began
-            late = time.monotonic() >= due or spent >= self._interval / 2
-            return late or self._stop.is_set() or self._lease.lost.is_set()
+            return ended() or time.monotonic() >= due or spent >= self._interval / 2
 
         try:
-            refresh.work_due(self._engine, self._workos, stopping)
+            refresh.work_due(self._engine, self._workos, stopping, ended)
             reads.work_due(self._engine, self._workos, stopping, Read.reason == EVENT_FAILED)
         finally:
             self._spent += time.monotonic() - began

@@ -30,7 +30,7 @@ from worker.redis_client import INTERRUPTS
 from worker.repair import reads
 from worker.repair.catch_up import LAG, catch_up
 from worker.repair.environment import bind
-from worker.repair.new_types import read_new_types
+from worker.repair.new_types import add_ignored_types, read_new_types
 from worker.repair.replay import replay
 from worker.repair.resync.resync import Resync
 from worker.repair.schedule import create_needed_resync, create_resync_unless_busy
@@ -127,6 +127,7 @@ class Repair:
             changes=timedelta(days=self.settings.keep_changes_days),
             persons=timedelta(days=self.settings.erase_after_days),
         )
+        in_transaction(self.engine, add_ignored_types)
         retain(self.engine, periods, should_stop)
         return not should_stop() and self._end(lease)
 

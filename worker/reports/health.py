@@ -56,6 +56,7 @@ from worker.hooks.operate import hook_status
 from worker.inbox.store import MAX_COUNTED, backlog
 from worker.inbox.verified_secrets import any_verified
 from worker.kinds import KINDS, Kind
+from worker.kinds.connection import CONNECTION
 from worker.kinds.connection import Connection as SSOConnection
 from worker.kinds.membership import Membership
 from worker.kinds.organization import Organization
@@ -440,9 +441,11 @@ def _unread() -> Select[str, str]:
 
 
 def _certificates(tx: Connection) -> list[ExpiringCertificate]:
-    """Return the certificates to report. A connection or workspace that is not mirrored yet counts as in use."""
+    """Return the certificates to report. A connection that is not mirrored counts as in use while it is to be read."""
     certificate = SamlCertificate
+    reads = exists().where(Read.kind == CONNECTION.name, Read.object_id == certificate.connection_id, Read.run_id == "")
     unused = or_(
+        and_(SSOConnection.id.is_(None), ~reads),
         and_(SSOConnection.id.is_not(None), SSOConnection.status.is_distinct_from("active")),
         SSOConnection.deleted_by.is_not(None),
         Organization.deleted_by.is_not(None),
