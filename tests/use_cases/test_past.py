@@ -98,6 +98,7 @@ def test_times_that_have_no_answer(lived: FlaskClient, engine: Engine) -> None:
     assert "in the future" in ask(lived, 400, at=ago(-1))["error"]
     assert "needs organization_id, user_id or email" in ask(lived, 400, at=ago(1), organization_id=[])["error"]
     assert "timezone" in ask(lived, 400, at="2026-01-01T00:00:00")["error"]
+    assert "is not a time" in ask(lived, 400, at="1767225600")["error"]
     filled_at = rows(engine, MirrorState)[0]["backfilled_at"]
     assert filled_at.isoformat().replace("+00:00", "Z") in ask(lived, 410, at=ago(6))["error"]
     in_transaction(engine, lambda tx: tx.execute(update(MirrorState).values(backfilled_at=None)))

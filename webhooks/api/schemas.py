@@ -71,6 +71,14 @@ class MemberQuery(InWorkspace):
         ),
     ] = None
 
+    @field_validator("at", mode="before")
+    @classmethod
+    def _is_text(cls, at: object) -> object:
+        """Refuse a number, which pydantic would take for seconds since 1970."""
+        if isinstance(at, str) and not _is_time(at):
+            raise ValueError("is not a time; write 2026-01-31T12:00:00Z, and + as %2B")
+        return at
+
     @field_validator("at")
     @classmethod
     def _needs_filter(cls, at: datetime | None, given: ValidationInfo) -> datetime | None:
