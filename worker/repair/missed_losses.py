@@ -36,7 +36,7 @@ def _note_missed(
     """Record the losses of the objects of `query`, whose access ended with an object of the kind `ended`."""
     saved_at, id = ended.table.touched_at, kind.table.id
     since = select(MirrorState.revokes_sessions_since).scalar_subquery()
-    # The tombstone of a resync counts only if its last write deleted it, as in `save_rows`. Erasing writes it again too.
+    # The tombstone of a resync counts only if its last write deleted it, as in `save_rows`. Erasing writes it again.
     changed_since = case((ended.table.deleted_by == DeletedBy.RESYNC, saved_at), else_=since)
     # Retention deletes the change not later than the revocation.
     change = exists().where(Change.kind == ended.name, Change.object_id == ended.table.id, Change.at >= changed_since)
