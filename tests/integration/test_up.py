@@ -63,7 +63,7 @@ def test_one_command_receives_and_applies_events(commands: Commands, engine: Eng
 
 def test_a_process_that_is_killed_is_replaced(commands: Commands, engine: Engine) -> None:
     command, port = start(commands)
-    eventually(lambda: len(processes(command)) == 8, 20)
+    eventually(lambda: len(processes(command)) == 7, 20)
     for victim in processes(command):
         victim.kill()
     eventually(lambda: all_run(command), 30)  # the clock starts Valkey, as its child
@@ -82,7 +82,7 @@ def test_a_valkey_of_a_killed_clock_ends_with_up(commands: Commands, engine: Eng
     clock = second.parent()
     assert clock is not None and clock.parent() == psutil.Process(command.process.pid)
     clock.kill()
-    eventually(lambda: all_run(command, 7), 20)  # and the process that ends Valkey
+    eventually(lambda: all_run(command, 6), 20)  # and the process that ends Valkey
     command.stop(20)
     assert valkeys(commands) == []
 
@@ -91,14 +91,14 @@ def valkeys(commands: Commands) -> list[psutil.Process]:
     return working_in(commands.folder / ".workos-sync" / "valkey")
 
 
-def all_run(command: Command, number: int = 6) -> bool:
-    """Whether so many of its processes run: by default the six that serve, work and schedule."""
+def all_run(command: Command, number: int = 5) -> bool:
+    """Whether so many of its processes run: by default the five that serve, work and schedule."""
     return len(list(filter(alive, processes(command)))) >= number
 
 
 def test_nothing_is_left_after_a_kill_of_the_supervisor(commands: Commands, engine: Engine) -> None:
     command, port = start(commands)
-    eventually(lambda: len(processes(command)) == 8, 20)
+    eventually(lambda: len(processes(command)) == 7, 20)
     family = processes(command)
     os.kill(command.process.pid, signal.SIGKILL)
     command.process.wait()

@@ -1,6 +1,7 @@
 """Faults of an installation, each of which makes a condition hold (`worker.reports.conditions`)."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flask.testing import FlaskClient
@@ -45,10 +46,16 @@ def unmapped(services: Services, endpoint: FlaskClient) -> None:
     apply_all(services.engine)
 
 
-def certificate_expired(services: Services, endpoint: FlaskClient) -> None:
-    accept(endpoint, made("organization.created"), made("connection.activated"))
-    accept(endpoint, made("connection.saml_certificate_renewal_required"))
-    apply_all(services.engine)
+def certificate(days: float) -> Fault:
+    """A certificate that expires in so many days, or has expired."""
+    event = made("connection.saml_certificate_renewal_required")
+    event["data"]["certificate"]["expiry_date"] = (datetime.now(UTC) + timedelta(days=days)).isoformat()
+
+    def fault(services: Services, endpoint: FlaskClient) -> None:
+        accept(endpoint, made("organization.created"), made("connection.activated"), event)
+        apply_all(services.engine)
+
+    return fault
 
 
 def hook_failed(services: Services, _endpoint: FlaskClient) -> None:

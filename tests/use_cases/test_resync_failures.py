@@ -325,6 +325,6 @@ def test_malformed_listing_is_requested_again(
     sandbox.faults.fail(USERS, status=204, times=1)  # no body at all
     run_id = start(one_engine, by("test"))
     assert continue_run(one_engine, workos, run_id)
-    assert any(line["event"] == "listing_failed" and "answered no object" in line["error"] for line in logs)
+    assert any(line["event"] == "listing_failed" and "answered nothing" in line["error"] for line in logs)
     assert len(live(one_engine)["user"]) == len(before["user"]) - 1
     assert differences(one_engine, sandbox.world.truth()) == []
