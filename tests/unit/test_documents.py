@@ -47,3 +47,8 @@ def test_paths_exist(page: Path) -> None:
 def test_the_index_lists_every_page() -> None:
     listed = {(INDEX.parent / target).resolve() for target in links(INDEX)}
     assert [page for page in PAGES if page != INDEX and page not in listed] == []
+
+
+def test_the_readme_stays_short() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120 and len(text.split()) <= 1_200
