@@ -42,6 +42,7 @@ def record(*answers: tuple[Answer, Facts], seconds: float = 10.0) -> list[str]:
         ("resync 0af3 failed: WorkOS did not answer", {"resync_failed"}),
         ("resync 0af3 withholds 69 deletions: review them", {"withheld_deletions"}),
         ("12 memberships have a role that is not in ROLE_MAP: viewer", set()),
+        ("1 SAML certificate will expire soon, the first at 2026-12-01", set()),
         ("no webhook for 700 s, although", {"no webhook for N s, although"}),
     ],
 )
