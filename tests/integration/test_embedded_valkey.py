@@ -85,8 +85,8 @@ def started(worker: Command, processes: int) -> bool:
     return worker.output().count("worker_started") == processes
 
 
-@pytest.mark.parametrize("name", ["a b#c?d%41\u00e4", 'it\'s "x"\\\n'])
-def test_folder_of_any_name(name: str) -> None:
+def test_folder_of_any_name() -> None:
+    name = 'a b#c?d%41\u00e4 it\'s "x"\\\n'
     parent = Path(tempfile.mkdtemp(prefix="wos-"))  # a socket's path must be short
     folder = parent / name
     folder.mkdir()

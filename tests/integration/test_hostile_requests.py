@@ -147,7 +147,12 @@ TINY = {
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("chunks", "path"),
-    [*((chunks, ENDPOINT) for chunks in TINY), ("one byte a chunk", "/no/such/path")],
+    [
+        ("one byte a chunk", ENDPOINT),
+        ("one byte a chunk, with a long extension", ENDPOINT),
+        ("trailers", ENDPOINT),
+        ("48 bytes a chunk", "/no/such/path"),
+    ],
 )
 def test_tiny_chunks_from_64_senders_do_not_delay_genuine_deliveries(
     web: tuple[Command, int], chunks: str, path: str

@@ -21,7 +21,7 @@ from worker.provisioning import SEND_SECONDS
 
 pytestmark = pytest.mark.long
 
-SIGN_UPS = 400
+SIGN_UPS = 200
 WRONG = 40
 """People of each kind who must not become members."""
 KILLS = 5

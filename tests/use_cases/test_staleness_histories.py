@@ -33,7 +33,7 @@ from worker.repair.reads import work_due
 from worker.repair.resync.resync import start
 from worker.workos_api import client
 
-EXAMPLES = int(os.environ.get("STALENESS_EXAMPLES", "6"))
+EXAMPLES = int(os.environ.get("STALENESS_EXAMPLES", "4"))
 SETTINGS = settings(max_examples=EXAMPLES, stateful_step_count=40, deadline=None, suppress_health_check=[*HealthCheck])
 HOLD_BACK = 15
 BOUNDS = (25, 60, 300)

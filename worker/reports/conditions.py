@@ -527,7 +527,7 @@ CONDITIONS = (
         severity=Severity.WARNING,
         measured="Memberships could not be created, as WorkOS refused them or ROLE_MAP has no WorkOS role.",
         measure=partial(_joins, state=JoinState.FAILED),
-        sentence="{number} failed",
+        sentence="{number} not carried out: WorkOS refused, or ROLE_MAP has no WorkOS role",
         remedy="run workos-sync auto-join joins --state failed",
         section="A join failed or was undone",
         page="/ops/auto-join",
