@@ -220,7 +220,9 @@ def _health_metrics(verdict: Verdict) -> Iterator[Metric]:
     yield _gauge("joins", "Joins by domain, by state.", joins, "state")
     revocations = {state.value: health.revocations.get(state, 0) for state in RevocationState}
     yield _gauge("revocations", "Revocations of a person's sessions, by state.", revocations, "state")
-    yield _gauge("revocation_waiting_seconds", "Age of the oldest pending one.", health.revocation_waiting_seconds)
+    yield _gauge(
+        "revocation_waiting_seconds", "Age of the oldest pending revocation.", health.revocation_waiting_seconds
+    )
     if health.missing_joins is not None and health.without_admin is not None:
         yield _gauge("missing_joins", "People who should be members by domain and are not.", health.missing_joins)
         yield _gauge("workspaces_without_admin", "Workspaces with members but no admin.", health.without_admin)

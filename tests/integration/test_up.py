@@ -92,7 +92,7 @@ def valkeys(commands: Commands) -> list[psutil.Process]:
 
 
 def all_run(command: Command, number: int = 5) -> bool:
-    """Whether so many of its processes run: by default the five that serve, work and schedule."""
+    """Return whether at least `number` processes run: by default two for web, two lanes and the clock."""
     return len(list(filter(alive, processes(command)))) >= number
 
 

@@ -47,7 +47,7 @@ def unmapped(services: Services, endpoint: FlaskClient) -> None:
 
 
 def certificate(days: float) -> Fault:
-    """A certificate that expires in so many days, or has expired."""
+    """Return the fault of a certificate that expires in `days` days; if negative, it has expired."""
     event = made("connection.saml_certificate_renewal_required")
     event["data"]["certificate"]["expiry_date"] = (datetime.now(UTC) + timedelta(days=days)).isoformat()
 

@@ -180,9 +180,9 @@ def test_address_of_a_user_unblocks_the_user(stage: Stage) -> None:
 def test_unknown_address_cannot_be_unblocked(stage: Stage) -> None:
     org = company(stage.world)
     stage.receive_events()
-    for whom, error in ((ANN, "nothing blocks this address"), ("x@y@", "has no person x@y@")):
+    for person, error in ((ANN, "nothing blocks this address"), ("x@y@", "has no person x@y@")):
         with pytest.raises(OperatorError, match=error):
-            auto_join_policy.unblock(stage.engine, org, whom, by("cleo", "a guest"))
+            auto_join_policy.unblock(stage.engine, org, person, by("cleo", "a guest"))
     with pytest.raises(OperatorError, match="has no workspace"):
         auto_join_policy.unblock(stage.engine, "org_none", ANN, by("cleo", "a guest"))
 

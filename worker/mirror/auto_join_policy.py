@@ -115,12 +115,12 @@ def workspace_settings(tx: Connection, organization_id: str) -> JsonObject:
 
 
 @transactional
-def unblock(tx: Connection, organization_id: str, whom: str, actor: audit.Actor) -> list[str]:
+def unblock(tx: Connection, organization_id: str, person: str, actor: audit.Actor) -> list[str]:
     """Let someone join by domain again who was removed, deactivated, invited or blocked.
 
-    `whom` is a user id, an e-mail address in any spelling, or the id of an invitation. No user may have the address
-    yet. This also lifts blocks that come from other users with the same address. In mode `provision` the person is made
-    a member if their address still qualifies. A later removal, or revocation of an invitation, blocks them again.
+    `person` is a user id, an e-mail address in any spelling, or the id of an invitation. The address may belong to no
+    user yet. Blocks of other users with the same address are removed too. In mode `provision` the person is made a
+    member if their address still qualifies. A later removal, or revocation of an invitation, blocks them again.
 
     Returns the sorted reasons for the block, as in the view `auto_join_blocks`. Raises `OperatorError` if nothing
     blocks the person, `UnknownIdError` if the mirror has no such workspace or person, and `ConfigurationError` if
@@ -128,10 +128,10 @@ def unblock(tx: Connection, organization_id: str, whom: str, actor: audit.Actor)
     """
     who, why = actor.who, actor.reason
     provisions = tx.execute(select(MirrorState.auto_join).with_for_update()).scalar_one() == AutoJoinMode.PROVISION
-    invited = select(InvitedAddress.email_hash).where(InvitedAddress.invitation_id == whom)
-    hashes = [address.hash] if (address := normalize_address(whom)) else list(tx.execute(invited).scalars())
+    invited = select(InvitedAddress.email_hash).where(InvitedAddress.invitation_id == person)
+    hashes = [address.hash] if (address := normalize_address(person)) else list(tx.execute(invited).scalars())
     holder = select(func.min(UserAddress.user_id)).where(UserAddress.email_hash.in_(hashes))
-    user_id: str | None = tx.execute(holder).scalar_one() if hashes else whom
+    user_id: str | None = tx.execute(holder).scalar_one() if hashes else person
     view = auto_join_blocks.c
     blocked = view.email_hash.in_(hashes) if user_id is None else view.user_id == user_id
     blocks = select(view.reason).where(view.organization_id == organization_id, blocked)

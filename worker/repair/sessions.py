@@ -151,7 +151,7 @@ class SessionRevoker:
 
     def _is_over(self, kind: Kind, id: str, loss: Loss) -> bool:
         """Read an object from WorkOS; return whether it is gone or inactive."""
-        cause = Cause.EVENT, loss.event_id or SETTING
+        cause = (Cause.EVENT, loss.event_id) if loss.event_id else (Cause.SETTINGS, SETTING)
         result = confirmed_read(self.engine, self.workos, kind, id, cause, lambda _tx, _result: None)
         after = result.after
         gone = after is None or after.deleted or after.content.get("status") == INACTIVE

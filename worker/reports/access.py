@@ -104,7 +104,7 @@ def _why_not(row: Record) -> str:
 
 
 def _causes(tx: Connection, membership_id: str, moment: Moment | None) -> Record:
-    """Return when, why and by whom a membership last became active or inactive, and last got its role."""
+    """Return time, cause and actor of the last change of whether a membership is active, and of its role (`role_…`)."""
     about = [Change.kind == MEMBERSHIP.name, Change.object_id == membership_id]
     about += [] if moment is None else [Change.id <= moment.change_id]
     changes = all_rows(tx, select(Change.__table__).where(*about).order_by(Change.id.desc()).limit(MAX_CHANGES))

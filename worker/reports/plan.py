@@ -45,7 +45,7 @@ def _domains(tx: Connection, mode: AutoJoinMode) -> list[Record]:
 
 
 def _joins(tx: Connection, settings: Settings) -> list[Record]:
-    """Return the people for whom memberships would be created: those that `auto_join_policy.adopt` searches for."""
+    """Return the people who would be added to workspaces: those that `auto_join_policy.adopt` would search for."""
     now = tx.execute(select(MirrorState.__table__)).one()
     unchanged = (now.auto_join, now.auto_join_existing) == (settings.auto_join, settings.auto_join_existing)
     existing = settings.auto_join_existing
