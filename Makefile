@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint check mutation drill outage bench bench-large soak audit lock clean
+.PHONY: help demo test test-all lint check mutation drill outage two-hosts bench bench-large soak audit lock clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -25,6 +25,9 @@ drill: $(VENV)/installed  ## Inject about 80 faults of 41 kinds into real proces
 
 outage: $(VENV)/installed  ## Let the events API fail and webhooks be lost for ten minutes (12 minutes; ARGS="--seconds 60")
 	@$(BIN)/python -m tests.drill.outage $(ARGS)
+
+two-hosts: $(VENV)/installed  ## Let two hosts share the work, and cut one off for a while (2 minutes; needs root)
+	@$(BIN)/python -W ignore -m tests.benchmarks.two_hosts
 
 # Many tests wait for processes: two workers more than there are cores.
 PYTEST = $(BIN)/python -m pytest --dist=worksteal --maxprocesses=4 \

@@ -57,7 +57,7 @@ def test_every_response_matches_openapi_document(document: Any, mode: Generation
     for operation in (result.ok() for result in document.get_all_operations()):
 
         @given(case=operation.as_strategy(generation_mode=mode))
-        @settings(max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=8, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         def holds(case: Any) -> None:
             if "wait" in (case.query or {}):  # waiting is shown elsewhere
                 if case.operation.path.endswith("/access"):

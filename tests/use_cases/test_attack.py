@@ -35,20 +35,7 @@ pytestmark = pytest.mark.long
 
 WEBHOOK_PATH = "/webhooks/workos"
 READER = "a-token-that-only-reads"
-QUOTES = (
-    "'",
-    '"',
-    "' OR '1'='1",
-    "'; DROP TABLE events; --",
-    "\\",
-    "%",
-    "_",
-    "%%",
-    "$$",
-    "\0",
-    "\u2019",
-    "')) OR 1=1 --",
-)
+QUOTES = ("' OR '1'='1", '"', "\\", "%", "_", "$$", "\0", "')) OR 1=1; DROP TABLE events; --")
 
 MakeServices = Callable[..., Services]
 
