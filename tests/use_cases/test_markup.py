@@ -180,7 +180,7 @@ def test_no_external_text_becomes_markup(services: Services, world: JSON) -> Non
     endpoints = {adapter.match(urlsplit(url).path)[0] for url in shown}
     rules = endpoint.application.url_map.iter_rules()
     every = {rule.endpoint for rule in rules if rule.rule.startswith("/ops/") and "GET" in (rule.methods or ())}
-    assert every - endpoints <= {"ops.static", "ops.sign_in", "ops.unknown_page", "ops.search"}, (
+    assert every - endpoints <= {"ops.static", "ops.sign_in", "ops.unknown_page", "ops.search_page"}, (
         "an attack was shown on each page"
     )
     assert len(forms) >= 8
