@@ -24,7 +24,7 @@ from worker.errors import InvalidSignatureError, PayloadError
 from worker.inbox.store import ReceivedEvent, accept_webhooks
 from worker.inbox.verified_secrets import note_verified
 from worker.kinds import READERS
-from worker.metrics import REFUSALS, REFUSED_SINCE_VALID, Counters, Name, Place
+from worker.metrics import REFUSALS, REFUSED, REFUSED_SINCE_VALID, Counters, Name, Place
 from worker.reports.doctor import WEBHOOK_PATH
 from worker.seldom import Seldom
 
@@ -57,7 +57,7 @@ def blueprint(services: Services) -> Blueprint:
             abort(413)
         if allowed and not _is_allowed(request.remote_addr, allowed):
             log.warning("address_rejected")
-            counters.add("refused", "address")
+            counters.add(REFUSED, "address")
             if SIGNATURE in request.headers:
                 counters.add(REFUSED_SINCE_VALID, "address")
             abort(403)
@@ -81,7 +81,7 @@ def blueprint(services: Services) -> Blueprint:
             position = verify(body, header, secrets, settings.webhook_tolerance_seconds)
         except InvalidSignatureError as error:
             log.warning("signature_rejected", reason=error.reason)
-            counters.add("refused", error.reason)
+            counters.add(REFUSED, error.reason)
             counters.add(REFUSED_SINCE_VALID, error.reason)
             return jsonify(error=f"invalid signature: {error.reason}"), 401
         counters.note_time("secret_used", str(position + 1))
@@ -167,7 +167,7 @@ class UnknownPaths:
         """Count the request if it was such a delivery, and return its response."""
         lost = response.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
         if lost and request.method == "POST" and SIGNATURE in request.headers:
-            self._counters.add("refused", "path")
+            self._counters.add(REFUSED, "path")
             self._counters.add(REFUSED_SINCE_VALID, "path")
             if self._seldom():
                 log.warning("path_unknown", path=known_part(request.path))

@@ -31,6 +31,9 @@ FLUSH_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
 COUNTS = "workos-sync:counts"
 TIMES = "workos-sync:times"
+REFUSED_IN_HOUR = "workos-sync:refused:{}"
+"""Refused deliveries of an hour since the epoch: minute since the epoch → number."""
+KEEP_HOURS_SECONDS = 8 * 86400
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 """Upper ends, in seconds, of the histograms."""
@@ -41,6 +44,8 @@ SESSIONS_REVOKED = "sessions_revoked"
 REVOCATION_FAILURES = "revocation_failures"
 REFUSED_SINCE_VALID = "refused_since_valid"
 """Counts refused deliveries by reason, one of `REFUSALS`, since the last valid delivery."""
+REFUSED = "refused"
+"""Counts refused deliveries by reason."""
 REFUSALS = ("address", "missing", "mismatch", "time", "path")
 UNEXPECTED = "unexpected_errors"
 
@@ -187,6 +192,10 @@ class Counters:
             pipeline.hdel(COUNTS, *map(json.dumps, cleared), "")  # the empty field never exists: HDEL needs one
             for key, number in counts.items():
                 pipeline.hincrbyfloat(COUNTS, json.dumps(key), number)
+            if refused_now := sum(number for key, number in counts.items() if key.name == REFUSED):
+                minute = int(time.time()) // 60
+                pipeline.hincrbyfloat(hour := REFUSED_IN_HOUR.format(minute // 60), str(minute), refused_now)
+                pipeline.expire(hour, KEEP_HOURS_SECONDS)
             for key, at in times.items():
                 pipeline.hset(TIMES, json.dumps(key), str(at))
             answers = pipeline.execute(raise_on_error=False)[1:]
@@ -239,6 +248,22 @@ def counted(redis: Redis) -> dict[Name, float]:
 def noted(redis: Redis) -> dict[Name, float]:
     """Return the times recorded by `note_time`, in seconds since the epoch; raises `redis.exceptions.RedisError`."""
     return _read(redis, TIMES)
+
+
+def refused_by_minute(redis: Redis, first: int, last: int) -> dict[int, int]:
+    """Return the number of refused deliveries in the minutes since the epoch from `first` to `last`, at most 8 days.
+
+    Minutes without any are left out. Raises `redis.exceptions.RedisError`.
+    """
+    with redis.pipeline(transaction=False) as pipeline:
+        for hour in range(first // 60, last // 60 + 1):
+            pipeline.hgetall(REFUSED_IN_HOUR.format(hour))
+        found = {}
+        for hour_counts in pipeline.execute():
+            for minute, number in hour_counts.items():
+                with suppress(ValueError, OverflowError):  # others may write to the same Redis
+                    found[int(minute)] = round(float(number))
+    return {minute: number for minute, number in found.items() if first <= minute <= last}
 
 
 def _read(redis: Redis, key: str) -> dict[Name, float]:

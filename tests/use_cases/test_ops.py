@@ -172,9 +172,18 @@ def test_page_of_a_missing_run_has_strict_content_security_policy(ann: FlaskClie
     assert "unsafe" not in answer.headers["Content-Security-Policy"]
 
 
-def test_path_that_is_no_page_is_answered_without_markup(ann: FlaskClient) -> None:
-    answer = ann.get("/ops/no-such-page")
-    assert (answer.status_code, answer.content_type) == (404, "application/json")
+def test_unknown_address_is_a_page_with_navigation(ann: FlaskClient) -> None:
+    for path in ("no-such-page", "no/such/page", "resync"):
+        answer = ann.get(f"/ops/{path}")
+        assert answer.status_code == 404 and 'href="/ops/failures"' in answer.get_data(as_text=True), path
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert ann.application.test_client().get("/ops/no-such-page").status_code == 401
+
+
+def test_times_are_relative_and_exact(ann: FlaskClient, engine: Engine, story: JSON) -> None:
+    in_transaction(engine, lambda tx: tx.execute(update(Event).values(received_at=db_now_plus(-hours(5)))))
+    html = ann.get("/ops/events").get_data(as_text=True)
+    assert re.search(r'<time datetime="\S+\+00:00" title="\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC">5 h ago</time>', html)
 
 
 def test_pages_load_nothing_from_other_hosts(ann: FlaskClient, story: JSON) -> None:

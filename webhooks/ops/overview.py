@@ -1,46 +1,55 @@
 """The overview page: whether the mirror is trustworthy, and the reasons if it is not."""
 
-from collections import Counter
-from datetime import datetime, timedelta
+import math
+from collections.abc import Iterator
+from datetime import timedelta
 from typing import NamedTuple
 
-from flask import Blueprint, render_template
-from sqlalchemy import Engine, func, select
+from flask import Blueprint, render_template, request
 from werkzeug import Response
 
-from models.database import read_transaction
-from models.tables import Event
-from models.types import db_now
 from webhooks.ops.shared import start_resync
 from worker.bootstrap import Services
-from worker.reports.conditions import COLORS
+from worker.reports.arrivals import Arrivals, Chart, Range
+from worker.reports.conditions import COLORS, CONDITIONS
 from worker.reports.verdict import judge
 
-DAY = timedelta(days=1)
-BAR = timedelta(minutes=5)
+LABELS = 4
+"""Times below the chart, apart from the one at its end."""
+PAGE_REMEDIES = {condition.name: condition.page_remedy for condition in CONDITIONS if condition.page_remedy}
 
 
-class Bar(NamedTuple):
-    """A bar of the chart: its start time, and its events per minute."""
+class Column(NamedTuple):
+    """A bar of the chart, in percent of its height. Failed events are part of the received ones; refusals are above."""
 
-    at: datetime
-    per_minute: float
+    tip: str
+    received: float
+    failed: float
+    refused: float
 
 
 def add(routes: Blueprint, services: Services) -> None:
     """Add the page to `routes`."""
+    arrivals = Arrivals(services.engine, services.report_redis)
 
     @routes.get("/")
     def overview() -> str:
         verdict = judge(services.engine, services.report_redis, services.settings)
-        bars = arrivals(services.engine)
+        over = request.args.get("range", Range.DAY, type=Range)
+        chart = arrivals.chart(over)
+        top = _axis_top(max((bar.received + bar.refused) / chart.minutes for bar in chart.bars))
         return render_template(
             "ops/overview.html",
             verdict=verdict,
             health=verdict.health,
             color=COLORS.__getitem__,
-            bars=bars,
-            peak=max(bar.per_minute for bar in bars),
+            page_remedies=PAGE_REMEDIES,
+            ranges=Range,
+            over=over,
+            chart=chart,
+            columns=list(_columns(chart, top)),
+            top=top,
+            labels=[f"{chart.bars[len(chart.bars) * n // LABELS].at:{_time_format(over)}}" for n in range(LABELS)],
         )
 
     @routes.post("/resync")
@@ -48,18 +57,23 @@ def add(routes: Blueprint, services: Services) -> None:
         return start_resync(services)
 
 
-def arrivals(engine: Engine) -> list[Bar]:
-    """Return the events received in the last 24 hours as bars of five minutes, oldest first. Times are in UTC."""
-    # The database counts by minute, because there may be many events.
-    on_postgresql = engine.dialect.name == "postgresql"
-    minute = func.date_trunc("minute", Event.received_at) if on_postgresql else func.substr(Event.received_at, 1, 16)
-    with read_transaction(engine) as tx:
-        now: datetime = tx.execute(select(db_now())).scalar_one()
-        start = now.replace(second=0, microsecond=0) - DAY + timedelta(minutes=1)
-        query = select(minute, func.count()).where(Event.received_at >= start).group_by(minute)
-        counts: Counter[int] = Counter()
-        for at, number in tx.execute(query):
-            received = at if isinstance(at, datetime) else datetime.fromisoformat(f"{at}+00:00")
-            counts[(received - start) // BAR] += number
-    minutes = BAR / timedelta(minutes=1)
-    return [Bar(start + place * BAR, counts[place] / minutes) for place in range(DAY // BAR)]
+def _time_format(over: Range) -> str:
+    return "%b %d %H:%M" if over is Range.WEEK else "%H:%M"
+
+
+def _axis_top(highest: float) -> float:
+    """Return the end of the axis: 1, 2 or 5 times a power of ten that is not below `highest`."""
+    if highest <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(highest))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= highest)
+
+
+def _columns(chart: Chart, top: float) -> Iterator[Column]:
+    for bar in chart.bars:
+        heights = (100 * number / chart.minutes / top for number in (bar.received, bar.failed, bar.refused))
+        end = bar.at + timedelta(minutes=chart.minutes)
+        refused = f"{bar.refused} refused" if chart.knows_refused else "refused: not known"
+        numbers = f"{bar.received} received, {bar.failed} of them failed, {refused}"
+        rate = f"{bar.received / chart.minutes:.1f} events per minute"
+        yield Column(f"{bar.at:%Y-%m-%d %H:%M} to {end:%H:%M} UTC\n{rate}\n{numbers}", *heights)

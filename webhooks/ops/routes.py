@@ -1,21 +1,20 @@
 """The blueprint of the pages, their error pages and template filters."""
 
-from datetime import datetime
 from http import HTTPStatus
+from typing import NoReturn
 
 import structlog
-from flask import Blueprint, Flask, g, render_template
+from flask import Blueprint, Flask, abort, g, render_template
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
 
 from models.database import DATABASE_ERRORS
-from webhooks.ops import audit, auto_join, inbox, mirror, overview, runs, sign_in
+from webhooks.ops import audit, auto_join, formats, inbox, mirror, overview, runs, search, sign_in
 from webhooks.ops.ids import IdConverter
+from webhooks.ops.shared import may_act
 from worker.bootstrap import Services
 from worker.error_handling import describe, is_expected
 from worker.errors import ConfigurationError, OperatorError, TimeError, UnknownIdError, WorkosSyncError
-from worker.mirror.change_feed import as_json
-from worker.reports.conditions import duration
 
 log = structlog.get_logger()
 
@@ -26,7 +25,7 @@ def install(app: Flask, services: Services) -> None:
     csrf = sign_in.prepare(app, services.settings)
     routes = Blueprint("ops", __name__, url_prefix="/ops", template_folder="templates", static_folder="static")
     sign_in.add(routes, services, csrf)
-    for pages in (overview, inbox, mirror, auto_join, runs, audit):
+    for pages in (overview, search, inbox, mirror, auto_join, runs, audit):
         pages.add(routes, services)
 
     @routes.errorhandler(HTTPException)
@@ -56,17 +55,10 @@ def install(app: Flask, services: Services) -> None:
     def add_operator() -> dict[str, str | None]:
         return {"operator": g.get("operator")}
 
-    routes.add_app_template_filter(_format_time, "format_time")
-    routes.add_app_template_filter(_format_duration, "format_duration")
-    routes.add_app_template_filter(as_json, "as_json")
+    @routes.get("/<path:unknown>")
+    def unknown_page(unknown: str) -> NoReturn:
+        abort(404, "There is no such page.")
+
+    formats.install(app)
+    app.add_template_global(may_act)
     app.register_blueprint(routes)
-
-
-def _format_time(value: datetime | None) -> str:
-    """Return a time in UTC, such as `2026-03-01 12:00:00`; empty for None."""
-    return f"{value:%Y-%m-%d %H:%M:%S}" if value else ""
-
-
-def _format_duration(seconds: float | None) -> str:
-    """Return a duration in its two largest units, such as `2 h 5 min`; empty for None."""
-    return "" if seconds is None else duration(seconds)

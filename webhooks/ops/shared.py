@@ -67,6 +67,11 @@ def actor() -> Actor:
     return Actor(g.operator, Via.PAGE, entered_reason())
 
 
+def may_act() -> bool:
+    """Return whether the operator who is signed in may act, and not only look."""
+    return "operator" in g
+
+
 def ask_for_reason(back: str) -> Response | None:
     """Return None if the operator entered a reason, else a redirect to `back`, which asks for one."""
     if entered_reason() is not None:

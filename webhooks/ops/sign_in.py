@@ -40,6 +40,7 @@ REFRESH_HEADER = "X-Refresh"
 """Sent when a page refreshes itself, which does not keep its operator signed in."""
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "img-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import NamedTuple
+from urllib.parse import quote
 
 from models.tables import JoinState, RevocationState, RunStatus
 from worker.mirror.role_map import digest_of
@@ -70,7 +71,8 @@ class Condition:
         sentence: what is wrong, with the measured values.
         remedy: what to do about it.
         section: heading of its entry in the runbook.
-        page: path of the page that shows more.
+        page: path of the page that shows more, with the measured values.
+        page_remedy: what to do there, in the pages' words; empty if the remedy has no command that the page replaces.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Condition:
     remedy: str
     section: str
     page: str = "/ops/"
+    page_remedy: str = ""
     milder: bool = False
     concerns_mirror: bool = True
 
@@ -133,7 +136,7 @@ def _hold(condition: Condition, found: Occurrence) -> ActiveCondition:
         sentence=condition.sentence.format_map(found.values),
         remedy=condition.remedy.format_map(found.values),
         runbook=condition.runbook,
-        page=condition.page.format_map(found.values),
+        page=condition.page.format_map({name: quote(str(value), safe="") for name, value in found.values.items()}),
         doubts_mirror=condition.concerns_mirror and severity is Severity.PROBLEM,
     )
 
@@ -307,6 +310,7 @@ CONDITIONS = (
         sentence="Redis {saw}",
         remedy="{remedy}",
         section="Redis does not answer",
+        page="/ops/#workers",
     ),
     Condition(
         name="redis_replica",
@@ -315,6 +319,7 @@ CONDITIONS = (
         sentence="Redis {saw}",
         remedy="{remedy}",
         section="Redis is a replica",
+        page="/ops/#workers",
     ),
     Condition(
         name="no_worker",
@@ -323,6 +328,7 @@ CONDITIONS = (
         sentence="no worker is running{lanes}",
         remedy="start workos-sync worker",
         section="No worker is running",
+        page="/ops/#workers",
     ),
     Condition(
         name="queued_without_worker",
@@ -331,6 +337,7 @@ CONDITIONS = (
         sentence="{jobs} {verb} in the lane {lane}, which has no worker",
         remedy="give web, clock and worker the same settings, and start workos-sync worker",
         section="No worker is running",
+        page="/ops/#workers",
     ),
     Condition(
         name="no_clock",
@@ -339,6 +346,7 @@ CONDITIONS = (
         sentence="{since}",
         remedy="start workos-sync clock, or up, which runs it too",
         section="No clock is running",
+        page="/ops/#workers",
     ),
     Condition(
         name="failed_events",
@@ -348,6 +356,7 @@ CONDITIONS = (
         remedy="run workos-sync events failures",
         section="Events failed",
         page="/ops/failures",
+        page_remedy="review the failures, then replay or dismiss them",
     ),
     Condition(
         name="overdue",
@@ -368,6 +377,7 @@ CONDITIONS = (
         remedy="{remedy}",
         section="The mirror is not filled yet",
         page="/ops/runs",
+        page_remedy="see the runs; a worker and a clock must run",
     ),
     Condition(
         name="bound_missed",
@@ -376,6 +386,7 @@ CONDITIONS = (
         sentence="{saw}{why}",
         remedy="check that workos-sync worker or up runs, and that WorkOS and Redis answer it",
         section="The mirror is too old for the smallest bound",
+        page="/ops/#workers",
     ),
     Condition(
         name="tail_slowed",
@@ -389,6 +400,7 @@ CONDITIONS = (
         sentence="the newest events are read every {interval} instead of {wanted}",
         remedy="raise WORKOS_RATE_SHARE, of which a tenth is used for it, or raise TAIL_SECONDS",
         section="The mirror is too old for the smallest bound",
+        page="/ops/#workers",
     ),
     Condition(
         name="silent",
@@ -409,6 +421,7 @@ CONDITIONS = (
             "if it is right, somebody else sends them"
         ),
         section="Signatures are refused",
+        page="/ops/#chart",
         milder=True,
     ),
     Condition(
@@ -418,6 +431,7 @@ CONDITIONS = (
         sentence="{number} refused for the time of the signature since the last valid one",
         remedy="check this machine's clock with workos-sync doctor, or raise WEBHOOK_TOLERANCE_SECONDS",
         section="Deliveries are refused because of their time",
+        page="/ops/#chart",
         milder=True,
     ),
     Condition(
@@ -427,6 +441,7 @@ CONDITIONS = (
         sentence="since the last valid delivery, {number} refused for the sender's address",
         remedy="compare WEBHOOK_ALLOWED_IPS and TRUSTED_PROXY_HOPS with WorkOS's addresses and your proxies",
         section="Deliveries are refused because of their address",
+        page="/ops/#chart",
         milder=True,
     ),
     Condition(
@@ -436,6 +451,7 @@ CONDITIONS = (
         sentence="since the last valid delivery, {number} sent to a path that does not exist",
         remedy="compare the endpoint's URL in WorkOS with WEBHOOK_PATH_TOKEN; workos-sync doctor shows the path",
         section="Deliveries go to a wrong path",
+        page="/ops/#chart",
         milder=True,
     ),
     Condition(
@@ -446,6 +462,7 @@ CONDITIONS = (
         remedy="review them, then run workos-sync resync --approve {run} --reason TEXT",
         section="Deletions are withheld",
         page="/ops/runs/{run}",
+        page_remedy="review and approve them",
     ),
     Condition(
         name="resync_late",
@@ -455,6 +472,7 @@ CONDITIONS = (
         remedy="check clock and worker; see workos-sync runs list",
         section="A resync is late",
         page="/ops/runs",
+        page_remedy="see the runs; a worker and a clock must run",
     ),
     Condition(
         name="resync_failed",
@@ -465,6 +483,7 @@ CONDITIONS = (
         remedy="run workos-sync resync",
         section="A resync failed",
         page="/ops/runs/{run}",
+        page_remedy="see why, then start another resync",
     ),
     Condition(
         name="hook_failed",
@@ -478,6 +497,7 @@ CONDITIONS = (
         remedy="run workos-sync hooks failed {hook}",
         section="A hook failed, missed changes, or is unsupported",
         page="/ops/hooks",
+        page_remedy="retry or dismiss them",
         concerns_mirror=False,
     ),
     Condition(
@@ -511,6 +531,7 @@ CONDITIONS = (
         remedy="run workos-sync hooks list; does the receiver answer?",
         section="A hook is behind",
         page="/ops/hooks",
+        page_remedy="see its deliveries; does the receiver answer?",
     ),
     Condition(
         name="join_undone",
@@ -521,6 +542,7 @@ CONDITIONS = (
         remedy="run workos-sync auto-join joins --state undone",
         section="A join failed or was undone",
         page="/ops/auto-join",
+        page_remedy="see the joins",
     ),
     Condition(
         name="join_failed",
@@ -531,6 +553,7 @@ CONDITIONS = (
         remedy="run workos-sync auto-join joins --state failed",
         section="A join failed or was undone",
         page="/ops/auto-join",
+        page_remedy="see the joins",
     ),
     Condition(
         name="sessions_not_revoked",
@@ -544,17 +567,21 @@ CONDITIONS = (
         sentence="sessions of {number} without access may not have ended; the oldest has waited for {waited}{why}",
         remedy="start workos-sync worker, or see whether WorkOS answers it; workos-sync explain shows each person",
         section="Sessions are not revoked",
+        page="/ops/#workers",
         concerns_mirror=False,
     ),
     Condition(
         name="unread_objects",
         severity=Severity.WARNING,
         measured="Confirmed reads have failed five or more times.",
-        measure=lambda health: _count(health.unread, "object", example=health.first_unread),
+        measure=lambda health: _count(
+            health.unread, "object", example=health.first_unread, id=(health.first_unread or "").rpartition(" ")[2]
+        ),
         sentence="{number} cannot be read from WorkOS, such as {example}",
         remedy="run workos-sync explain ID",
         section="Objects cannot be read",
-        page="/ops/explain",
+        page="/ops/explain?name={id}",
+        page_remedy="see what is known about it",
     ),
     Condition(
         name="domain_conflicts",
@@ -565,6 +592,7 @@ CONDITIONS = (
         remedy="run workos-sync auto-join domains --off",
         section="Two workspaces hold one domain",
         page="/ops/auto-join",
+        page_remedy="see the domains",
     ),
     Condition(
         name="unmapped_roles",
@@ -582,7 +610,7 @@ CONDITIONS = (
         sentence="{number} {what}, the first at {at}: {type} of {connection_id}",
         remedy="have the workspace renew it in its identity provider and in WorkOS, or its people cannot sign in",
         section="A sign-in certificate expires",
-        page="/ops/explain",
+        page="/ops/explain?name={connection_id}",
         milder=True,
         concerns_mirror=False,
     ),
@@ -594,6 +622,8 @@ CONDITIONS = (
         sentence="ROLE_MAP would make {promotions} of {members} members admins; until approved, it promotes nobody",
         remedy="review it with workos-sync plan, then run workos-sync plan --approve {digest} --reason TEXT",
         section="A role map waits for approval",
+        page="/ops/#role-map",
+        page_remedy="review and approve it",
     ),
     Condition(
         name="missed_webhooks",
@@ -616,5 +646,6 @@ CONDITIONS = (
         remedy="run workos-sync runs show {run}",
         section="A resync found much drift",
         page="/ops/runs/{run}",
+        page_remedy="see the differences",
     ),
 )

@@ -1,0 +1,135 @@
+"""Finds what an operator searches for: an id, external id, address in any spelling, name or domain, or a part of one."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    RowMapping,
+    SQLColumnExpression,
+    and_,
+    false,
+    func,
+    or_,
+    select,
+)
+
+from models.addresses import normalize_domain
+from models.database import read_transaction
+from models.tables import Event, Run
+from worker.kinds import KINDS, Kind
+from worker.kinds.addresses import has_address
+from worker.kinds.domain import DOMAIN, Domain
+from worker.kinds.invitation import INVITATION, Invitation
+from worker.kinds.organization import ORGANIZATION, Organization
+from worker.kinds.user import USER, User
+
+EVENT, RUN = "event", "run"
+LIMIT = 20
+"""Matches of a kind."""
+
+
+class Match(NamedTuple):
+    """An object, event or run that was found."""
+
+    kind: str
+    """The name of its kind in `KINDS`, or `event` or `run`."""
+    id: str
+    label: str | None
+    """The words by which people know it; None if there are none."""
+    detail: str | None = None
+    """What tells it from others with this label."""
+    deleted: bool = False
+
+
+def search(engine: Engine, text: str) -> list[Match]:
+    """Return what `text` names: at most `LIMIT` matches of each kind, live ones first.
+
+    What has `text` as its id, external id or whole e-mail address is returned alone. Otherwise these match: workspaces
+    and people whose name contains each word of `text`, people and invitations by a part of their address, domains by a
+    part of theirs, and roles and permissions by their slug.
+    """
+    if not (text := text.strip()):
+        return []
+    with read_transaction(engine) as tx:
+        if exact := list(_identified(tx, text)):
+            return exact
+        return [match for found in _named(tx, text) for match in found]
+
+
+# Identifiers
+
+
+def _identified(tx: Connection, text: str) -> Iterator[Match]:
+    for kind in KINDS.values():
+        if kind.delete_is_final:  # the id of others is a slug, which may be an everyday word
+            yield from _objects(tx, kind, kind.table.id == text)
+    for type, status in tx.execute(select(Event.type, Event.status).where(Event.id == text)):
+        yield Match(EVENT, text, type, status)
+    for task, run_status in tx.execute(select(Run.task, Run.status).where(Run.id == text)):
+        yield Match(RUN, text, task, run_status)
+    for kind, table in ((ORGANIZATION, Organization), (USER, User)):
+        yield from _objects(tx, kind, table.external_id == text)
+    if "@" in text:
+        people = list(_objects(tx, USER, has_address(User, text)))
+        yield from people or _objects(tx, INVITATION, has_address(Invitation, text))
+
+
+# Names and parts
+
+
+def _named(tx: Connection, text: str) -> Iterator[Iterator[Match]]:
+    yield _objects(tx, ORGANIZATION, _contains_words(Organization.name, text))
+    name = func.coalesce(User.first_name, "") + " " + func.coalesce(User.last_name, "")
+    whole = name + " " + func.coalesce(User.email, "")
+    yield _objects(tx, USER, or_(_contains_words(whole, text), _has_part_of_address(User, text)))
+    spelled = normalize_domain(text) or text.lower()
+    yield _objects(
+        tx, DOMAIN, or_(_contains(Domain.domain, text), Domain.normalized.contains(spelled, autoescape=True))
+    )
+    if "@" in text:
+        part = or_(_contains(Invitation.email, text), _has_part_of_address(Invitation, text))
+        yield _objects(tx, INVITATION, part)
+    for kind in KINDS.values():
+        if not kind.delete_is_final:
+            yield _objects(tx, kind, kind.table.id == text)
+
+
+def _has_part_of_address(table: type[User] | type[Invitation], text: str) -> ColumnElement[bool]:
+    """Return the condition that an address contains `text`, a part with a whole domain, in any spelling."""
+    local, at, host = text.rpartition("@")
+    domain = normalize_domain(host)
+    return table.email_normalized.contains(f"{local.lower()}{at}{domain}", autoescape=True) if domain else false()
+
+
+def _contains_words(column: SQLColumnExpression[Any], text: str) -> ColumnElement[bool]:
+    return and_(*(_contains(column, word) for word in text.split()))
+
+
+def _contains(column: SQLColumnExpression[Any], text: str) -> ColumnElement[bool]:
+    """Return the condition that a column contains a text in any case."""
+    # SQLite ignores the case of ASCII letters only.
+    spelled = {text} if text.isascii() else {text, text.lower(), text.upper(), text.title()}
+    return or_(*(column.icontains(each, autoescape=True) for each in spelled))
+
+
+def _objects(tx: Connection, kind: Kind, which: ColumnElement[bool]) -> Iterator[Match]:
+    """Yield at most `LIMIT` objects of a kind, live ones first."""
+    table, label = kind.table, kind.label or kind.table.id
+    rows: list[RowMapping] = []
+    for is_deleted in (table.deleted_by.is_(None), table.deleted_by.is_not(None)):
+        # In the order of the ids, so that the database stops after enough matches of a common text.
+        found = select(table.__table__).where(is_deleted, which).order_by(table.id).limit(LIMIT - len(rows))
+        rows += sorted(tx.execute(found).mappings(), key=lambda row: str(row[label.key] or ""))
+    names = _workspace_names(tx, {id for row in rows if (id := row.get("organization_id"))})
+    for row in rows:
+        named = " ".join(filter(None, (row.get("first_name"), row.get("last_name"))))
+        detail = named or names.get(row.get("organization_id")) or row.get("external_id")
+        yield Match(kind.name, row["id"], row[label.key] if kind.label else None, detail, row["deleted_by"] is not None)
+
+
+def _workspace_names(tx: Connection, ids: set[str]) -> dict[str | None, str | None]:
+    known = select(Organization.id, Organization.name).where(Organization.id.in_(ids))
+    return {row.id: row.name for row in tx.execute(known)} if ids else {}
