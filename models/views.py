@@ -210,7 +210,11 @@ GROUP BY holder.domain, holder.organization_id, own.default_role
 def domains_that_can_auto_join() -> Subquery:
     """Return the rows of `auto_join_domains` as they would be if `AUTO_JOIN` were on."""
     columns = auto_join_domains.columns
-    return text(VIEWS[auto_join_domains.name].query.format(auto_join_is_on="TRUE")).columns(*(column(each.name, each.type) for each in columns)).subquery()
+    return (
+        text(VIEWS[auto_join_domains.name].query.format(auto_join_is_on="TRUE"))
+        .columns(*(column(each.name, each.type) for each in columns))
+        .subquery()
+    )
 
 
 auto_join_blocks = _view(
