@@ -38,6 +38,8 @@ TYPES: dict[str, Any] = {
 """Column → type. All others hold text."""
 SOURCES = {name: name for name in ("memberships", "organizations", "users", "roles", "mirror")}
 SOURCES |= {"siblings": "memberships"}
+AUTO_JOIN_IS_ON = {"auto_join_is_on": "mirror.auto_join <> 'off'"}
+"""The condition of `auto_join_domains` on the setting. `domains_that_can_auto_join` replaces it."""
 """Name in the query of `workspace_members` → the table that it reads. `members_query` replaces them.
 
 `siblings` needs only the memberships of people who have several in a workspace.
@@ -49,6 +51,7 @@ FUNCTIONS = {
         "time_now": "strftime('%Y-%m-%dT%H:%M:%f000+00:00', 'now')",
         "mirror_age": "(julianday('now') - julianday(tail.complete_at)) * 86400.0",
         **SOURCES,
+        **AUTO_JOIN_IS_ON,
     },
     "postgresql": {
         "json_items": "jsonb_array_elements_text",
@@ -57,10 +60,12 @@ FUNCTIONS = {
         # Not `now()`, which stands still in a transaction: a product in a long one would take old answers for new ones.
         "mirror_age": "CAST(EXTRACT(EPOCH FROM clock_timestamp() - tail.complete_at) AS double precision)",
         **SOURCES,
+        **AUTO_JOIN_IS_ON,
     },
 }
 """What each database writes in its own way: the items of a JSON list (`value`), the fields of a JSON object (`key`,
-`value`), the time, and the age of `tail.complete_to` in seconds; and `SOURCES`."""
+`value`), the time, and the age of `tail.complete_to` in seconds; and what both write alike: `SOURCES` and
+`AUTO_JOIN_IS_ON`."""
 VIEWS: dict[str, View] = {}
 """Every view by its name, in the order in which they are created."""
 
@@ -186,7 +191,7 @@ holder AS NOT MATERIALIZED (
 SELECT holder.domain, holder.organization_id, COALESCE(own.default_role, 'member') AS default_role,
        MIN(holder.created_at) AS since
 FROM holder
-JOIN mirror ON mirror.auto_join <> 'off'
+JOIN mirror ON {auto_join_is_on}
 JOIN organizations AS workspace ON workspace.id = holder.organization_id
 LEFT JOIN workspace_settings AS own ON own.organization_id = holder.organization_id
 WHERE holder.domain IS NOT NULL
@@ -205,8 +210,11 @@ GROUP BY holder.domain, holder.organization_id, own.default_role
 def domains_that_can_auto_join() -> Subquery:
     """Return the rows of `auto_join_domains` as they would be if `AUTO_JOIN` were on."""
     columns = auto_join_domains.columns
-    query = VIEWS[auto_join_domains.name].query.replace("mirror.auto_join <> 'off'", "TRUE")
-    return text(query).columns(*(column(each.name, each.type) for each in columns)).subquery()
+    return (
+        text(VIEWS[auto_join_domains.name].query.format(auto_join_is_on="TRUE"))
+        .columns(*(column(each.name, each.type) for each in columns))
+        .subquery()
+    )
 
 
 auto_join_blocks = _view(

@@ -27,7 +27,6 @@ from worker.metrics import (
     LOST_TO_REVOKED,
     REFUSALS,
     REVOCATION_FAILURES,
-    SESSIONS_REVOKED,
     UNEXPECTED,
     Name,
     Place,
@@ -36,6 +35,7 @@ from worker.metrics import (
 )
 from worker.redis_client import require_writable
 from worker.reports.conditions import CONDITIONS
+from worker.reports.health import Health
 from worker.reports.verdict import Verdict, judge
 
 LabelValues = TypeVar("LabelValues", bound=str | tuple[str, ...])
@@ -60,7 +60,6 @@ COUNTERS: dict[str, tuple[str, str, tuple[tuple[str, tuple[str, ...]], ...]]] = 
         "Errors that no code expected, logged as unexpected_error, except those of runs and confirmed reads.",
         (("place", tuple(Place)),),
     ),
-    SESSIONS_REVOKED: ("sessions_revoked", "Sessions of people who lost access that were revoked.", ()),
     REVOCATION_FAILURES: ("revocation_failures", "Attempts to revoke a person's sessions that failed.", ()),
     "workos_calls": ("workos_calls", "Calls to the WorkOS API.", ()),
     "workos_limited": ("workos_limited", "Calls to the WorkOS API that were answered with 429.", ()),
@@ -218,11 +217,7 @@ def _health_metrics(verdict: Verdict) -> Iterator[Metric]:
     yield _gauge("domains", "Domains by auto-join state.", dict(sorted(health.domains.items())), "state")
     joins = {state.value: health.joins.get(state, 0) for state in JoinState}
     yield _gauge("joins", "Joins by domain, by state.", joins, "state")
-    revocations = {state.value: health.revocations.get(state, 0) for state in RevocationState}
-    yield _gauge("revocations", "Revocations of a person's sessions, by state.", revocations, "state")
-    yield _gauge(
-        "revocation_waiting_seconds", "Age of the oldest pending revocation.", health.revocation_waiting_seconds
-    )
+    yield from _revocation_metrics(health)
     if health.missing_joins is not None and health.without_admin is not None:
         yield _gauge("missing_joins", "People who should be members by domain and are not.", health.missing_joins)
         yield _gauge("workspaces_without_admin", "Workspaces with members but no admin.", health.without_admin)
@@ -243,3 +238,12 @@ def _health_metrics(verdict: Verdict) -> Iterator[Metric]:
     queued = {lane.name: lane.queued for lane in health.lanes if lane.queued is not None}
     yield _gauge("workers", "Worker processes by lane.", workers, "lane")
     yield _gauge("queued_jobs", "Queued jobs by lane.", queued, "lane")
+
+
+def _revocation_metrics(health: Health) -> Iterator[Metric]:
+    revoked = "Sessions of people who lost access that were revoked."
+    yield CounterMetricFamily("workos_sync_sessions_revoked", revoked, value=health.sessions_revoked)
+    revocations = {state.value: health.revocations.get(state, 0) for state in RevocationState}
+    yield _gauge("revocations", "Revocations of a person's sessions, by state.", revocations, "state")
+    waiting = health.revocation_waiting_seconds
+    yield _gauge("revocation_waiting_seconds", "Age of the oldest pending revocation.", waiting)

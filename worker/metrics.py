@@ -40,7 +40,6 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 INFINITY = "+Inf"
 ACCEPTED_TO_APPLIED = "accepted_to_applied"
 LOST_TO_REVOKED = "access_lost_to_revoked"
-SESSIONS_REVOKED = "sessions_revoked"
 REVOCATION_FAILURES = "revocation_failures"
 REFUSED_SINCE_VALID = "refused_since_valid"
 """Counts refused deliveries by reason, one of `REFUSALS`, since the last valid delivery."""

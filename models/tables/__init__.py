@@ -27,6 +27,7 @@ from models.tables.mirror import (
     Change,
     DeletedBy,
     InvitedAddress,
+    LateVersion,
     Mirrored,
     MirrorState,
     PublicDomain,
@@ -46,4 +47,4 @@ from models.tables.runs import (
     Task,
     Tick,
 )
-from models.tables.sessions import Revocation, RevocationState
+from models.tables.sessions import SESSIONS_REVOKED, Revocation, RevocationState, Total

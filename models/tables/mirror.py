@@ -118,6 +118,11 @@ class Change(Base):
     actor_source: Mapped[str | None]
     previous_attributes: Mapped[JsonObject | None]
     """`context.previous_attributes` of the event."""
+    workos_at: Mapped[datetime | None]
+    """When WorkOS had made the change, by its clock. None if it was not made at WorkOS, or before release 2.0."""
+    workos_after: Mapped[datetime | None]
+    """For a change that only a read found: WorkOS made it after this time, at `workos_at` at the latest. None: it made
+    the change at `workos_at`."""
 
     __table_args__ = (
         Index("ix_changes_object_id_id", "object_id", "id"),
@@ -125,6 +130,29 @@ class Change(Base):
         Index("ix_changes_at_id", "at", "id", postgresql_concurrently=True),
         {"sqlite_autoincrement": True},
     )
+
+
+class LateVersion(Base):
+    """A state that WorkOS had, and the mirror never: its event arrived after that of a newer state."""
+
+    __tablename__ = "late_versions"
+
+    event_id: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=db_now(), index=True)
+    """When it arrived, by the database's clock."""
+    kind: Mapped[str]
+    object_id: Mapped[str]
+    organization_id: Mapped[str | None]
+    content: Mapped[JsonObject]
+    """As `changes.after`."""
+    workos_at: Mapped[datetime]
+    """When WorkOS made the change, by its clock."""
+    workos_until: Mapped[datetime | None]
+    """When the next version began, of those known when this one arrived. None if no event reported that one."""
+    actor_id: Mapped[str | None]
+    actor_source: Mapped[str | None]
+
+    __table_args__ = (Index("ix_late_versions_object_id_workos_at", "object_id", "workos_at"),)
 
 
 class AutoJoinMode(StrEnum):
@@ -188,3 +216,5 @@ class MirrorState(Base):
     """The highest id that retention deleted from `changes`. A reader with a lower cursor has missed changes."""
     changes_dropped_at: Mapped[datetime | None]
     """The time of that change. No earlier state can be reconstructed. None if there is none."""
+    late_versions_since: Mapped[datetime | None]
+    """When the mirror was upgraded to a release that keeps late versions and WorkOS's times. None if it always did."""

@@ -3,7 +3,7 @@
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import Index
+from sqlalchemy import BigInteger, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables.base import Base, index_where
@@ -17,6 +17,19 @@ class RevocationState(StrEnum):
     DONE = "done"
     DROPPED = "dropped"
     """Not completed: the person has access again, or `REVOKE_SESSIONS` was turned off."""
+
+
+class Total(Base):
+    """A number that only grows, for a metric. Unlike the counters in Redis, no kill of a process lowers it."""
+
+    __tablename__ = "totals"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger())
+
+
+SESSIONS_REVOKED = "sessions_revoked"
+"""The total of the sessions that were revoked, as in the audit."""
 
 
 class Revocation(Base):
@@ -49,7 +62,8 @@ class Revocation(Base):
     attempts: Mapped[int] = mapped_column(server_default="0")
     """Attempts that failed."""
     sessions: Mapped[int] = mapped_column(server_default="0")
-    """Number of sessions revoked. One whose call had no usable answer may count once for each attempt."""
+    """Number of sessions revoked. One whose call had no usable answer may count once for each attempt. When the row is
+    settled, they are added to the total `SESSIONS_REVOKED`."""
     error: Mapped[str | None]
 
     __table_args__ = (

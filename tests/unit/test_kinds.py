@@ -306,7 +306,9 @@ def test_columns_that_payloads_may_omit() -> None:
     assert {name: kind.optional for name, kind in KINDS.items() if kind.optional} == {
         "organization": ("external_id", "stripe_customer_id", "metadata"),
         "user": ("external_id", "metadata"),
-        "membership": ("custom_attributes",),
+        "membership": ("organization_id", "user_id", "custom_attributes"),
+        "domain": ("organization_id",),
+        "connection": ("organization_id",),
         "role": ("resource_type",),
     }
     for value in (None, 7, "organization"):  # null counts as omitted: without a type, a role could be a member's

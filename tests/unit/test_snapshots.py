@@ -135,7 +135,9 @@ CHANGED: dict[str, JSON] = {
 GIVEN = {
     "organization.created": ("external_id", "stripe_customer_id", "metadata"),
     "user.updated": ("external_id", "metadata"),
-    "organization_membership.created": ("custom_attributes",),
+    "organization_membership.created": ("organization_id", "user_id", "custom_attributes"),
+    "organization_domain.verified": ("organization_id",),
+    "connection.activated": ("organization_id",),
     "organization_role.updated": ("resource_type",),
     "role.updated": ("resource_type",),
 }

@@ -342,8 +342,10 @@ class TestDeletes:
         self, local_endpoint: FlaskClient, local_engine: Engine, type: str, id: str
     ) -> None:
         bare = {"id": "event_bare", "event": f"{type}.deleted", "data": {"id": id}}
-        take(local_endpoint, local_engine, made(f"{type}.created"), bare)
-        assert self.stored(local_engine)["deleted_by"] == "event"
+        take(local_endpoint, local_engine, created := made(f"{type}.created"), bare)
+        stored, ids = self.stored(local_engine), ("organization_id", "user_id")
+        assert stored["deleted_by"] == "event"
+        assert [stored.get(name) for name in ids] == [created["data"].get(name) for name in ids]
 
     def stored(self, engine: Engine) -> JSON:
         [row] = [row for found in mirrored(engine).values() for row in found]

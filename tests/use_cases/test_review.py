@@ -36,7 +36,8 @@ def mirror(endpoint: FlaskClient, engine: Engine, set_environment: Callable[...,
     """A function that applies events. The mirror was filled two days ago, and has three members since yesterday."""
     take(endpoint, engine, made("organization.created", name="=Acme <Rockets>"), *member(1), *member(2), *member(3))
     with write_transaction(engine) as tx:
-        tx.execute(update(MirrorState).values(backfilled_at=db_now_plus(-2 * 86_400)))
+        filled = db_now_plus(-2 * 86_400)
+        tx.execute(update(MirrorState).values(backfilled_at=filled, last_resync_at=filled))
         tx.execute(update(Change).values(at=db_now_plus(-86_400)))
     set_environment(DATABASE_URL=engine.url.render_as_string(hide_password=False))
     return lambda *events: take(endpoint, engine, *events)
@@ -89,6 +90,16 @@ def test_scope_and_times_of_a_review(mirror: Callable[..., None]) -> None:
     assert "must be before" in run("review", "--at", "2h", "--since", "1h", exit_code=2).stderr
     assert "the earliest time is" in run("review", "--since", "9d", exit_code=2).stderr
     assert "no workspace org_gone" in run("review", "--organization", "org_gone", exit_code=1).stderr
+
+
+def test_a_review_needs_only_the_first_resync(mirror: Callable[..., None], engine: Engine) -> None:
+    with write_transaction(engine) as tx:
+        tx.execute(update(MirrorState).values(backfilled_at=None))
+    assert len(read()["members"]) == 3
+    assert "not filled yet" in run("review", "--at", "1h", exit_code=2).stderr
+    with write_transaction(engine) as tx:
+        tx.execute(update(MirrorState).values(last_resync_at=None))
+    assert "until the first resync has finished" in run("review", exit_code=2).stderr
 
 
 def test_a_change_that_was_being_committed_is_in_the_next_review(mirror: Callable[..., None], engine: Engine) -> None:

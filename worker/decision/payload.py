@@ -72,6 +72,10 @@ class Fields:
         """Return a WorkOS id, or None if it is missing; an unusable one is an error."""
         return None if self._value.get(name) is None else self.id(name)
 
+    def ids(self, *names: str) -> dict[str, Any]:
+        """Return those of the fields that contain a usable WorkOS id. Null counts as absent."""
+        return {name: id for name in names if (id := self.optional_id(name)) is not None}
+
     def text(self, name: str) -> str | None:
         """Return text as `clean` does, or None."""
         value = self._value.get(name)

@@ -31,7 +31,7 @@ CONNECTION = Kind(
     object="connection",
     table=Connection,
     content=lambda data, _roles: {
-        "organization_id": data.optional_id("organization_id"),  # may be absent (docs/workos.md, Connections)
+        **data.ids("organization_id"),  # may be absent (docs/workos.md, Connections)
         "name": data.text("name"),
         "connection_type": data.text("connection_type"),
         "status": data.text("state"),
@@ -51,4 +51,5 @@ CONNECTION = Kind(
     shown_by=(ShownBy("connections"), ShownBy("connections", parent=Connection.organization_id)),
     label=Connection.name,
     tie_break=_tie_break,
+    optional=("organization_id",),
 )

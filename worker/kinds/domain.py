@@ -31,7 +31,7 @@ class Domain(Mirrored):
 def _content(data: Fields, _roles: RoleMap) -> JsonObject:
     name = data.text("domain")
     return {
-        "organization_id": data.optional_id("organization_id"),
+        **data.ids("organization_id"),
         "domain": name,
         "normalized": normalize_domain(name),
         "verification": data.text("state"),
@@ -76,4 +76,5 @@ DOMAIN = Kind(
     label=Domain.domain,
     parents={"organization_id": "organization"},
     tie_break=_tie_break,
+    optional=("organization_id",),
 )

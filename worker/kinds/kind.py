@@ -112,7 +112,7 @@ class Kind:
             gone. Raises `PayloadError` if WorkOS answered with another object.
         api_content: reads the content from the API, where the API omits what events carry.
         optional: columns that payloads may omit, and then `content` does: absent is not null. Each has a version of its
-            own (`State.versions`).
+            own (`State.versions`). Ids of parents are among them, because a delete event may lack them.
         derive: the columns that are computed from the content whenever a row is written.
         tie_break: which of two live states to keep if their times are equal: the one that grants less access.
         personal: the columns that erasure blanks.
@@ -165,7 +165,7 @@ def live(kind: Kind, data: Fields, envelope: Envelope, roles: RoleMap) -> Snapsh
 def live_state(kind: Kind, data: Fields, content: JsonObject, envelope: Envelope) -> Snapshot:
     """Return `content` as a live object with the version of its event; raises as `live`."""
     for column in kind.parents:
-        if content[column] is None:
+        if content.get(column) is None:
             data.id(column)  # required of a live object
     event_at = _event_time(envelope)
     updated_at = data.time("updated_at") if kind.delete_is_final else event_at

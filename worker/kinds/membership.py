@@ -40,8 +40,7 @@ def _content(data: Fields, roles: RoleMap) -> JsonObject:
     slugs = data.slugs()
     workos_role, role = local_role(slugs, roles)
     return {
-        "organization_id": data.optional_id("organization_id"),
-        "user_id": data.optional_id("user_id"),
+        **data.ids("organization_id", "user_id"),
         "status": data.text("status"),
         "workos_roles": slugs,
         "workos_role": workos_role,
@@ -81,6 +80,6 @@ MEMBERSHIP = Kind(
     parents={"organization_id": "organization", "user_id": "user"},
     tie_break=_tie_break,
     personal=("custom_attributes",),
-    optional=("custom_attributes",),
+    optional=("organization_id", "user_id", "custom_attributes"),
     stays_erased=True,
 )

@@ -235,6 +235,7 @@ def _columns(kind: Kind, id: str, state: State) -> dict[str, object]:
     own = {
         name: None if version == state.version else [*(at.isoformat() for at in version.times), version.event_id]
         for name, version in state.versions.items()
+        if version != state.version or state.content[name] is None  # others need no entry: see `_state`
     }
     return {
         "id": id,

@@ -63,8 +63,16 @@ def adopt(tx: Connection, mode: str, *, existing: bool) -> None:
     changes = {name.upper(): [current[name], wanted[name]] for name in changed}
     audit.note(tx, audit.Actor(", ".join(changes), Via.SETTINGS), Action.CHANGE_AUTO_JOIN_MODE, settings=changes)
     tx.execute(update(MirrorState).values(wanted))
-    if mode == AutoJoinMode.PROVISION and (existing or current["auto_join"] == AutoJoinMode.MIRROR):
+    if searches_for_people(current["auto_join"], mode, existing=existing):
         request_search_where(tx, (Cause.SETTINGS, changed[0].upper()))
+
+
+def searches_for_people(before: str, after: str, *, existing: bool) -> bool:
+    """Return whether changed settings search for people who have already signed up.
+
+    `before` and `after` are the modes, and `existing` is the new `AUTO_JOIN_EXISTING`.
+    """
+    return after == AutoJoinMode.PROVISION and (existing or before == AutoJoinMode.MIRROR)
 
 
 @transactional

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, case, or_, select,
 
 from models.bulk import dialect_insert, is_any_of
 from models.database import transactional
-from models.tables import Action, DeletedBy, MirrorState, Revocation, RevocationState, Via
+from models.tables import SESSIONS_REVOKED, Action, DeletedBy, MirrorState, Revocation, RevocationState, Total, Via
 from models.types import Record, db_now, inline_literal
 from worker import audit
 from worker.decision.decide import State
@@ -49,10 +49,16 @@ def adopt(tx: Connection, *, on: bool) -> None:
 def settle(
     tx: Connection, state: RevocationState, reason: str | None, *which: ColumnElement[bool]
 ) -> Sequence[RowMapping]:
-    """Settle the pending revocations that meet `which`, note in the audit those that ended sessions; return all."""
+    """Settle the pending revocations that meet `which`; return all.
+
+    Those that ended sessions are noted in the audit and added to the total.
+    """
     settled = {"state": state, "reason": reason, "settled_at": db_now(), "error": None}
     statement = update(Revocation).where(PENDING, *which).values(settled).returning(Revocation.__table__)
     rows = tx.execute(statement).mappings().all()
+    if ended := sum(row["sessions"] for row in rows):
+        total = dialect_insert(tx, Total).values(name=SESSIONS_REVOKED, number=ended)
+        tx.execute(total.on_conflict_do_update(index_elements=[Total.name], set_={"number": Total.number + ended}))
     for row in rows:
         if row["sessions"]:
             about = {"kind": USER.name, "object_id": row["user_id"], "organization_id": row["organization_id"] or None}
@@ -69,7 +75,7 @@ def note_lost_access(tx: Connection, kind: Kind, states: Mapping[str, State]) ->
     turned_on, now = tx.execute(select(MirrorState.revokes_sessions_since, db_now())).one()
     if turned_on is None:
         return
-    ended = [*_ended_objects(kind, states, now), *_members_of_deleted(tx, kind, states, now)]
+    ended = [*_ended_objects(kind, states, now), *_members_of_deleted(tx, kind, states, turned_on, now)]
     ended.sort(key=itemgetter("since"))  # of several losses of a person in a workspace, the latest remains
     lost = {(row["organization_id"], row["user_id"]): row for row in ended if row["since"] >= turned_on}
     if lost:
@@ -93,20 +99,29 @@ def _ended_objects(kind: Kind, states: Mapping[str, State], now: datetime) -> It
                 yield pair | {"since": deleted_at} | about
 
 
-def _members_of_deleted(tx: Connection, kind: Kind, states: Mapping[str, State], now: datetime) -> Iterator[Record]:
-    """Yield a row for each active membership in a deleted workspace, if either is among `states`."""
+def _members_of_deleted(
+    tx: Connection, kind: Kind, states: Mapping[str, State], turned_on: datetime, now: datetime
+) -> Iterator[Record]:
+    """Yield a row for each active membership in a deleted workspace, if either is among `states`.
+
+    If it is not known when the workspace was deleted, only one that was saved since `turned_on` counts.
+    """
     if kind is USER:
         return
     saved = is_any_of(tx, Organization.id if kind is ORGANIZATION else Membership.id, states)
-    columns = (Membership.organization_id, Membership.user_id, *(Organization.deleted_by, Organization.event_at))
+    columns = (Membership.organization_id, Membership.user_id, *(Organization.deleted_by, Organization.touched_at))
     live = (Membership.deleted_by.is_(None), Membership.status == "active", Membership.user_id.is_not(None))
-    found = select(*columns, Organization.event_id).join(Organization, Organization.id == Membership.organization_id)
+    of_event = Organization.event_at, Organization.event_id
+    found = select(*columns, *of_event).join(Organization, Organization.id == Membership.organization_id)
     for row in tx.execute(found.where(saved, Organization.deleted_by.is_not(None), *live)):
         reported = row.deleted_by == DeletedBy.EVENT
+        is_dated = reported and row.event_at != EPOCH
+        if not is_dated and row.touched_at < turned_on:
+            continue
         yield {
             "organization_id": row.organization_id,
             "user_id": row.user_id,
-            "since": row.event_at if reported and row.event_at != EPOCH else now,
+            "since": row.event_at if is_dated else now,
             "kind": ORGANIZATION.name,
             "object_id": row.organization_id,
             "event_id": row.event_id if reported else None,

@@ -26,7 +26,7 @@ from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, Ra
 from worker.kinds import KINDS, Kind
 from worker.kinds.membership import MEMBERSHIP
 from worker.kinds.user import User
-from worker.metrics import LOST_TO_REVOKED, REVOCATION_FAILURES, SESSIONS_REVOKED, Counters
+from worker.metrics import LOST_TO_REVOKED, REVOCATION_FAILURES, Counters
 from worker.mirror.lost_access import EVERYWHERE, INACTIVE, PENDING, SETTING, settle
 from worker.repair.reads import confirmed_read, why_failed
 from worker.workos_api.client import WorkOSClient
@@ -121,8 +121,6 @@ class SessionRevoker:
                     problem = error  # about this session, so the others are revoked; a listing shows whether it ended
                 elif not isinstance(error, NotFoundError):
                     raise
-            else:
-                self.counters.add(SESSIONS_REVOKED)
         if problem:
             raise problem
         seconds = in_transaction(self.engine, _finish, loss)

@@ -27,6 +27,7 @@ from sqlalchemy import (
 from models.database import read_transaction
 from models.rows import all_rows
 from models.tables import (
+    SESSIONS_REVOKED,
     AutoJoin,
     AutoJoinState,
     Change,
@@ -48,6 +49,7 @@ from models.tables import (
     Tail,
     Task,
     Tick,
+    Total,
 )
 from models.types import JsonObject, Record, db_now, db_now_plus, inline_literal
 from models.views import mirror_status
@@ -189,6 +191,8 @@ class Health:
     """Number of joins by state."""
     revocations: dict[str, int]
     """Number of revocations of sessions by state."""
+    sessions_revoked: int
+    """Sessions revoked by those that are settled, in all."""
     revocation_waiting_seconds: float
     """Time since the oldest pending revocation was recorded; 0 if there is none."""
     revocation_error: str | None
@@ -285,6 +289,7 @@ def check_health(engine: Engine, redis: Redis, settings: Settings) -> Health:
             domains=_domains(tx),
             joins=_counted(tx, Join.state, JoinState),
             revocations=_counted(tx, Revocation.state, RevocationState),
+            sessions_revoked=tx.execute(select(Total.number).where(Total.name == SESSIONS_REVOKED)).scalar() or 0,
             revocation_waiting_seconds=(now - revocation.created_at).total_seconds() if revocation else 0.0,
             revocation_error=revocation.error if revocation else None,
             missing_joins=None if counted_at is None else mirror.missing_joins,

@@ -64,8 +64,11 @@ class Moment(NamedTuple):
 
 
 def now(tx: Connection) -> Moment:
-    """Return the moment at which `tx` reads; raises as `moment_of`."""
-    return moment_of(tx, tx.execute(select(db_now())).scalar_one())
+    """Return the moment at which `tx` reads; raises `NotKeptError` while the mirror may miss people."""
+    if tx.execute(select(MirrorState.last_resync_at)).scalar_one() is None:
+        why = "the mirror may miss people until the first resync has finished"
+        raise NotKeptError(f"{why}; to follow it, run: workos-sync runs list")
+    return _moment(tx, tx.execute(select(db_now())).scalar_one())
 
 
 def moment_of(tx: Connection, at: datetime) -> Moment:
@@ -79,8 +82,12 @@ def moment_of(tx: Connection, at: datetime) -> Moment:
     if at > present + CLOCK_DIFFERENCE:
         raise FutureTimeError(f"{_iso(at)} is in the future")
     require_kept(tx, at)
+    return _moment(tx, min(at, present))
+
+
+def _moment(tx: Connection, at: datetime) -> Moment:
     last = select(Change.id).where(Change.at <= at).order_by(Change.at.desc(), Change.id.desc()).limit(1)
-    return Moment(min(at, present), tx.execute(last).scalar_one_or_none() or 0)
+    return Moment(at, tx.execute(last).scalar_one_or_none() or 0)
 
 
 def require_kept(tx: Connection, at: datetime) -> None:

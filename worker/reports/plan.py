@@ -11,6 +11,7 @@ from worker.kinds.domain import VERIFIED, Domain
 from worker.kinds.user import User
 from worker.mirror import role_map
 from worker.mirror.auto_join import eligible, neither_member_nor_blocked
+from worker.mirror.auto_join_policy import searches_for_people
 from worker.settings import Settings
 
 
@@ -49,8 +50,7 @@ def _joins(tx: Connection, settings: Settings) -> list[Record]:
     now = tx.execute(select(MirrorState.__table__)).one()
     unchanged = (now.auto_join, now.auto_join_existing) == (settings.auto_join, settings.auto_join_existing)
     existing = settings.auto_join_existing
-    searches = settings.auto_join is AutoJoinMode.PROVISION and (existing or now.auto_join == AutoJoinMode.MIRROR)
-    if unchanged or not searches:
+    if unchanged or not searches_for_people(now.auto_join, settings.auto_join, existing=existing):
         return []
     view = domains_that_can_auto_join()
     found = eligible(view).where(neither_member_nor_blocked(view.c.organization_id))
