@@ -1,4 +1,4 @@
-"""Finds what an operator searches for: an id, external id, address in any spelling, name or domain, or a part of one."""
+"""Finds what an operator searches for: an id, external id, address in any form, name or domain, or a part of one."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
