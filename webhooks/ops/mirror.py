@@ -1,4 +1,4 @@
-"""Pages of the mirror: workspaces, people, and explanations of their state."""
+"""Pages of the mirror: workspaces, people and permissions."""
 
 from flask import Blueprint, abort, render_template, request
 from werkzeug import Response
@@ -7,7 +7,7 @@ from models.database import read_transaction
 from webhooks.ops.shared import PAGE, chosen_time, split_page, start_resync
 from worker.bootstrap import Services
 from worker.mirror.auto_join_policy import workspace_settings
-from worker.reports import explain, listings
+from worker.reports import listings
 
 
 def add(routes: Blueprint, services: Services) -> None:
@@ -56,11 +56,3 @@ def add(routes: Blueprint, services: Services) -> None:
         found = listings.list_permissions(engine, after=request.args.get("after"), limit=PAGE + 1)
         rows, more = split_page(found, "id")
         return render_template("ops/permissions.html", rows=rows, more=more)
-
-    @routes.get("/explain")
-    def explain_page() -> str:
-        name = request.args.get("name", "").strip()
-        found = explain.explain(engine, name) if name else None
-        if name and found is None:
-            abort(404, f"Nothing is known about {name}.")
-        return render_template("ops/explain.html", name=name, found=found)
