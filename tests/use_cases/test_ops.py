@@ -13,7 +13,19 @@ from sqlalchemy import Connection, Engine, delete, func, insert, select, text, u
 from werkzeug.test import TestResponse
 
 from models.database import in_transaction, read_transaction
-from models.tables import Action, Audit, Drift, Event, Hook, HookDelivery, InvitedAddress, OperatorSession, Run, Via
+from models.tables import (
+    Action,
+    Audit,
+    Drift,
+    Event,
+    Hook,
+    HookDelivery,
+    InvitedAddress,
+    MirrorState,
+    OperatorSession,
+    Run,
+    Via,
+)
 from models.types import db_now_plus
 from tests.support import JSON, accept, apply_all, made, rows
 from tests.support.mirror import ORG, USER
@@ -22,6 +34,7 @@ from webhooks.app import create_app
 from worker.audit import REASON_REQUIRED
 from worker.bootstrap import Services
 from worker.kinds.invitation import Invitation
+from worker.mirror.role_map import digest_of
 from worker.queue.doorbell import REPAIR, Doorbell
 
 TOKENS = f"ann:{TOKEN},bob:another-token-of-bob-s"
@@ -315,9 +328,13 @@ POSTS = {
     "hooks/sessions/dismiss": Action.DISMISS_DELIVERIES,
     "runs/run1/approve": Action.APPROVE_DELETIONS,
     "runs/run2/cancel": Action.CANCEL_REPLAY,
+    "role-map/approve": Action.APPROVE_ROLE_MAP,
     "sign-out": Action.SIGN_OUT,
 }
 """Every post that acts, and its action in the audit."""
+
+
+OWNER_IS_ADMIN = digest_of({"owner": "admin"})
 
 
 @pytest.fixture
@@ -347,6 +364,25 @@ def test_post_without_session_or_csrf_token_changes_nothing(
         assert endpoint.get("/ops/").status_code == 200, f"{url}: still signed in"
 
 
+def test_read_only_operator_looks_and_does_not_act(
+    services: Services, build_test_services: Callable[..., Services], everything: dict[str, str]
+) -> None:
+    settings = {"ops_tokens": TOKENS, "ops_read_only": "bob", "database_url": services.settings.database_url}
+    bob = create_app(build_test_services(**settings)).test_client()
+    sign_in(bob, "another-token-of-bob-s")
+    before = noted(services.engine)
+    for path in POSTS.keys() - {"sign-out"}:
+        answer = act(bob, path.format(**everything), reason="x")
+        assert answer.status_code == 403 and "OPS_READ_ONLY" in answer.get_data(as_text=True), path
+    assert noted(services.engine) == before
+    pages = [*PAGES, f"events/{everything['failed']}", f"workspaces/{ORG}", "runs/run1"]
+    for html in (bob.get(f"/ops/{page}").get_data(as_text=True) for page in pages):
+        assert "read-only" in html and "<dialog" not in html
+        forms = [form for form in re.findall(r"<form.*?</form>", html, re.DOTALL) if 'name="reason"' in form]
+        assert all(re.search(r"<button[^>]* disabled", form) for form in forms), forms
+    assert act(bob, "sign-out").status_code == 302
+
+
 @pytest.fixture
 def everything(engine: Engine, story: JSON, withheld: str) -> dict[str, str]:
     """An object for each route in `POSTS` to act on. Returns the ids by their placeholder in the route."""
@@ -356,6 +392,8 @@ def everything(engine: Engine, story: JSON, withheld: str) -> dict[str, str]:
             insert(Run).values(id="run2", task="replay", requested_by="eve", status="running", organization_id=ORG)
         )
         tx.execute(insert(Hook).values(name="sessions", cursor=9))
+        withheld = {"role_map": {"owner": "admin"}, "promotions": 40, "members": 45}
+        tx.execute(update(MirrorState).values(withheld_role_map=withheld))
         failed = {"hook": "sessions", "kind": "user", "object_id": USER, "status": "failed", "attempts": 9}
         tx.execute(insert(HookDelivery).values(failed | {"change_id": 1}))
         invitation = {"id": "invitation_1", "organization_id": ORG, "status": "revoked", "revision": 1}
@@ -370,7 +408,7 @@ def everything(engine: Engine, story: JSON, withheld: str) -> dict[str, str]:
 
 def act(browser: FlaskClient, path: str, **form: str) -> TestResponse:
     token = form_token(browser.get("/ops/explain"))
-    return browser.post(f"/ops/{path}", data={"csrf_token": token, "switch": "off", **form})
+    return browser.post(f"/ops/{path}", data={"csrf_token": token, "switch": "off", "digest": OWNER_IS_ADMIN, **form})
 
 
 def noted(engine: Engine) -> list[JSON]:
@@ -467,6 +505,19 @@ def test_replay_records_operator_and_reason(ann: FlaskClient, engine: Engine, se
     assert fingerprint
     busy = press(ann, "failures", f"failures/{fingerprint[1]}/replay")
     assert busy.status_code == 409 and "already running" in busy.get_data(as_text=True)
+
+
+def test_dialogs_state_the_exact_effect(ann: FlaskClient, engine: Engine, everything: dict[str, str]) -> None:
+    accept(ann, made("user.created", id="user_2"), made("organization.created", id="org_2"))
+    accept(
+        ann,
+        made("organization_membership.created", id="om_2", organization_id="org_2", user_id="user_2", status="active"),
+    )
+    apply_all(engine)
+    run = ann.get("/ops/runs/run1").get_data(as_text=True)
+    assert "1 of 2 people with access loses access" in run
+    overview = ann.get("/ops/").get_data(as_text=True)
+    assert "40 of 45 members become admins" in overview and "<code>owner=admin</code>" in overview
 
 
 def test_dismissing_requires_reason(ann: FlaskClient, engine: Engine, story: JSON) -> None:

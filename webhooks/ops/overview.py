@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import NamedTuple
 
-from flask import Blueprint, render_template, request
+from flask import Blueprint, flash, redirect, render_template, request, url_for
 from werkzeug import Response
 
-from webhooks.ops.shared import start_resync
+from webhooks.ops.shared import actor, ask_for_reason, start_resync
 from worker.bootstrap import Services
+from worker.mirror import role_map
 from worker.reports.arrivals import Arrivals, Chart, Range
 from worker.reports.conditions import COLORS, CONDITIONS
 from worker.reports.verdict import judge
@@ -44,6 +45,7 @@ def add(routes: Blueprint, services: Services) -> None:
             health=verdict.health,
             color=COLORS.__getitem__,
             page_remedies=PAGE_REMEDIES,
+            digest_of=role_map.digest_of,
             ranges=Range,
             over=over,
             chart=chart,
@@ -55,6 +57,15 @@ def add(routes: Blueprint, services: Services) -> None:
     @routes.post("/resync")
     def resync() -> Response:
         return start_resync(services)
+
+    @routes.post("/role-map/approve")
+    def approve_role_map() -> Response:
+        back = url_for("ops.overview")
+        if asked := ask_for_reason(back):
+            return asked
+        changed = role_map.approve(services.engine, request.form.get("digest", ""), actor())
+        flash(f"Approved. {changed} {'membership has' if changed == 1 else 'memberships have'} another role.", "good")
+        return redirect(back)
 
 
 def _time_format(over: Range) -> str:

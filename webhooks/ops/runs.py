@@ -10,7 +10,7 @@ from webhooks.ops.shared import PAGE, actor, ask_for_reason, start_resync
 from worker.bootstrap import Services
 from worker.queue.doorbell import REPAIR
 from worker.repair import replay
-from worker.reports import listings
+from worker.reports import effects, listings
 from worker.reports.health import one_lane
 from worker.reports.progress import how_far
 
@@ -40,6 +40,7 @@ def add(routes: Blueprint, services: Services) -> None:
             progress=how_far(engine, run_id),
             results=replay.results(engine, run_id) if found["task"] == Task.REPLAY else {},
             approved_by=listings.approval(engine, run_id),
+            loss=effects.of_deletions(engine, run_id) if found["withheld"] else None,
         )
 
     @routes.post("/runs/<id:run_id>/approve")

@@ -68,8 +68,8 @@ def actor() -> Actor:
 
 
 def may_act() -> bool:
-    """Return whether the operator who is signed in may act, and not only look."""
-    return "operator" in g
+    """Return whether the operator who is signed in may act, and not only look (`OPS_READ_ONLY`)."""
+    return bool(g.get("may_act"))
 
 
 def ask_for_reason(back: str) -> Response | None:

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import re
 from contextlib import suppress
+from http import HTTPStatus
 
 import structlog
 from flask import (
@@ -124,7 +125,12 @@ def _add_checks(routes: Blueprint, services: Services, csrf: CSRFProtect) -> Non
                 wanted = "" if CONTROL.search(request.path) else request.path
                 return render_template("ops/sign_in.html", next=wanted), 401
             g.operator = who
+            g.may_act = who not in services.settings.ops_read_only
         csrf.protect()
+        if request.method == "POST" and request.endpoint not in {"ops.sign_in", "ops.sign_out"} and not g.may_act:
+            log.warning("action_refused", who=g.operator, endpoint=request.endpoint)
+            message = f"The setting OPS_READ_ONLY names {g.operator}: you can look at the pages, but not act."
+            return render_template("ops/error.html", title="You may not act", message=message), HTTPStatus.FORBIDDEN
         return None
 
     @routes.after_request

@@ -47,6 +47,7 @@ class Settings(BaseModel):
     ] = ()
     trusted_proxy_hops: Annotated[int, Field(ge=0, le=10)] = 0
     ops_tokens: Annotated[dict[str, SecretStr], parsed(values.tokens)] = {}
+    ops_read_only: Annotated[tuple[str, ...], parsed(values.split)] = ()
     api_tokens: Annotated[dict[str, SecretStr], parsed(values.api_tokens)] = {}
     api_refresh_names: Annotated[tuple[str, ...], parsed(values.split)] = ()
     workos_api_key: Annotated[SecretStr | None, parsed(values.key)] = None
@@ -298,10 +299,12 @@ def _contradictions(settings: Settings, wrong: set[str]) -> list[Problem]:
     problems = []
     if not {"hooks", "hook_secrets"} & wrong:
         problems += [_problem("HOOK_SECRETS", text) for text in _without_secret(settings)]
-    unknown = sorted(set(settings.api_refresh_names) - settings.api_tokens.keys())
-    if unknown and not {"api_refresh_names", "api_tokens"} & wrong:
-        text = f"names tokens that are not in API_TOKENS: {', '.join(unknown)}; add them to API_TOKENS, or remove them"
-        problems.append(_problem("API_REFRESH_NAMES", text))
+    for name, tokens_name in (("ops_read_only", "ops_tokens"), ("api_refresh_names", "api_tokens")):
+        unknown = sorted(set(getattr(settings, name)) - getattr(settings, tokens_name).keys())
+        if unknown and not {name, tokens_name} & wrong:
+            tokens = tokens_name.upper()
+            text = f"names tokens that are not in {tokens}: {', '.join(unknown)}; add them to {tokens}, or remove them"
+            problems.append(_problem(name.upper(), text))
     schema = settings.database_schema and not {"database_schema", "database_url"} & wrong
     if schema and settings.database_url.startswith("sqlite"):
         problems.append(_problem("DATABASE_SCHEMA", "cannot be used with SQLite; remove it, or use PostgreSQL"))
