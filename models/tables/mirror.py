@@ -208,6 +208,9 @@ class MirrorState(Base):
     """`types` that are still to be read from the events API, as far back as it goes, and the event id to continue
     `after` (`worker.repair.new_types`). None: there are none."""
     last_resync_at: Mapped[datetime | None]
+    verified_at: Mapped[datetime | None]
+    """When the last full resync that compared and repaired everything began, by WorkOS's clock: until then, WorkOS had
+    what the mirror had."""
     listed_kinds: Mapped[list[str] | None]
     """The kinds whose environment-wide listing a full resync has read to the end."""
     actors_blanked_to: Mapped[int] = mapped_column(BigInteger(), server_default="0")

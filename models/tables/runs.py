@@ -113,6 +113,8 @@ class Run(Base):
     """The fencing number: each worker that takes the lease increments it, and may write only while it is unchanged."""
     calls: Mapped[int] = mapped_column(server_default="0")
     error: Mapped[str | None]
+    workos_from: Mapped[datetime | None]
+    """For a resync: when its first listing was read, by WorkOS's clock."""
 
     __table_args__ = (Index("ix_runs_created_at", "created_at"),)
 

@@ -110,6 +110,7 @@ def empty(engine: Engine, clock: Clock) -> None:
             "complete_to",
             "backfilled_at",
             "last_resync_at",
+            "verified_at",
             "listed_kinds",
         )
         tx.execute(

@@ -81,6 +81,11 @@ class State:
     others are None in `content`."""
 
     @property
+    def since(self) -> datetime:
+        """When the object came into this state, by WorkOS's clock. Not known of a tombstone of a resync."""
+        return self.version.event_at if self.deleted else self.version.updated_at
+
+    @property
     def finality(self) -> tuple[bool, bool, bool]:
         """How final the state is: an erasure outranks a delete event, which outranks a resync. False for a live state.
 

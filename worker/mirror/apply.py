@@ -14,20 +14,23 @@ from models.outcomes import Outcome
 from models.tables import Cause, Change, DeletedBy, InvitedAddress, UserAddress
 from models.types import JsonObject, db_clock, db_now
 from worker.decision.decide import (
+    DATE_STEP,
     ConfirmationReason,
     Content,
     State,
     Version,
     decide,
+    fill_omitted,
     needs_confirmation,
     recorded_content,
 )
-from worker.decision.payload import Origin
+from worker.decision.payload import EPOCH, Origin
 from worker.kinds import KINDS, Kind, Snapshot
 from worker.kinds.invitation import INVITATION
 from worker.kinds.user import USER, User
 from worker.mirror.auto_join import auto_join_changes
 from worker.mirror.change_rows import ChangeRow
+from worker.mirror.late_versions import LateState, note_late_versions
 from worker.mirror.lost_access import note_lost_access
 
 ACTOR_BLANKED: dict[str, Any] = {"actor_name": None, "previous_attributes": None}
@@ -64,6 +67,7 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
     """
     decisions: dict[int, Decision] = {}
     changes: list[ChangeRow] = []
+    late: list[LateState] = []
     for kind in KINDS.values():
         of_kind = [(place, arrival) for place, arrival in enumerate(arrivals) if arrival.snapshot.kind is kind]
         if not of_kind:
@@ -87,9 +91,32 @@ def apply(tx: Connection, arrivals: Sequence[Arrival]) -> tuple[list[Decision], 
                 updated[id] = state
             if outcome is Outcome.APPLIED:
                 row = change(kind, id, current, state, arrival.cause, arrival.cause_id)
-                changes.append(row._replace(**arrival.origin._asdict()))
+                changes.append(row._replace(**_workos_times(current, state), **arrival.origin._asdict()))
+            # The delete event of what a resync found deleted changes nothing, but it says when.
+            if current is not None and (state.version != incoming.version or (current.by_resync and incoming.deleted)):
+                late.append(_late_version(kind, current, incoming, arrival))
         save_rows(tx, kind, updated, seen)
+    if late:
+        each = (arrival.snapshot for arrival in arrivals)
+        note_late_versions(tx, late, (((str(s.kind), s.id), s.state.version.event_at) for s in each))
     return [decisions[place] for place in range(len(arrivals))], changes
+
+
+def _late_version(kind: Kind, current: State, incoming: State, arrival: Arrival) -> LateState:
+    """Return a state that lost, for `note_late_versions`; without personal data if the object is erased."""
+    shown = fill_omitted(current, incoming)
+    if current.erased:
+        shown = replace(shown, erased=True, content={**shown.content, **dict.fromkeys(kind.personal)})
+    id = arrival.snapshot.id
+    place = (arrival.cause_id, kind.name, id, kind.organization_of(id, shown.content))
+    return LateState(*place, recorded_state(kind, shown), shown, current, arrival.origin)
+
+
+def _workos_times(before: State | None, after: State) -> dict[str, Any]:
+    """Return `workos_at` and `workos_after` of a change by an event. The time of the event may be unusable."""
+    if after.since != EPOCH:
+        return {"workos_at": after.since}
+    return {"workos_at": None, "workos_after": before.since if before else EPOCH}
 
 
 def note_changes(tx: Connection, changes: Sequence[ChangeRow]) -> None:
@@ -161,6 +188,32 @@ def change(kind: Kind, id: str, before: State | None, after: State, cause: Cause
     old = None if before is None else recorded_state(kind, before)
     organization_id = kind.organization_of(id, after.content)
     return ChangeRow(kind.name, id, organization_id, old, recorded_state(kind, after), cause, cause_id)
+
+
+def found_change(
+    kind: Kind,
+    id: str,
+    before: State | None,
+    after: State,
+    cause: Cause,
+    cause_id: str,
+    read_at: datetime,
+    verified_at: datetime | None,
+) -> ChangeRow:
+    """Return a row for `note_changes` about a change that only a read of WorkOS found; `read_at` is its time there.
+
+    WorkOS made the change after it last had the state `before`, by its event or a read. `verified_at` is
+    `MirrorState.verified_at`: by then, it also had that state.
+    """
+    if before is None:
+        had = after.content["created_at"]
+    else:
+        read_before = before.version.from_api and not before.by_resync
+        had = before.version.event_at - DATE_STEP if read_before else before.since
+    last_had = max(filter(None, (had, verified_at)), default=EPOCH)
+    found_at = read_at + DATE_STEP
+    row = change(kind, id, before, after, cause, cause_id)
+    return row._replace(workos_at=found_at, workos_after=min(last_had, found_at))
 
 
 def insert_and_lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State | None]:

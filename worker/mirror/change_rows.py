@@ -1,5 +1,6 @@
 """Rows for the table `changes`, before they get an id."""
 
+from datetime import datetime
 from typing import NamedTuple
 
 from models.tables import Cause
@@ -23,6 +24,8 @@ class ChangeRow(NamedTuple):
     actor_name: str | None = None
     actor_source: str | None = None
     previous_attributes: JsonObject | None = None
+    workos_at: datetime | None = None
+    workos_after: datetime | None = None
 
     @property
     def caused_by(self) -> CausedBy:

@@ -120,7 +120,7 @@ def states(kind: Kind, moment: Moment | None, *which: ColumnElement[bool], name:
     deleted = later.before["state"].as_string() == "deleted"
     deleted_by = case((unchanged, table.c.deleted_by), (deleted, literal(DeletedBy.EVENT)), else_=null())
     columns = (table.c[column] for column in kind.columns)
-    content = [case((unchanged, own), else_=_recorded(own, later.before)).label(own.name) for own in columns]
+    content = [case((unchanged, own), else_=recorded_column(own, later.before)).label(own.name) for own in columns]
     query = select(table.c.id, deleted_by.label("deleted_by"), *content).select_from(joined)
     existed = or_(unchanged, later.before.is_not(None))
     return query.where(existed, *which).cte(name)
@@ -138,7 +138,7 @@ def _first_after(moment: Moment, kind: str, object_id: Any) -> Any:
     return select(first).where(change.object_id == object_id, later).scalar_subquery()
 
 
-def _recorded(column: KeyedColumnElement[Any], content: Any) -> Any:
+def recorded_column(column: KeyedColumnElement[Any], content: Any) -> Any:
     """Return the value of a column in the content of a change."""
     value = content[column.name]
     if isinstance(column.type, UtcDateTime):
@@ -161,7 +161,7 @@ def _siblings(moment: Moment, *which: ColumnElement[bool]) -> CTE:
     return states(MEMBERSHIP, moment, *which, several, name="siblings").prefix_with("MATERIALIZED")
 
 
-def _role_maps(moment: Moment) -> CTE:
+def role_maps(moment: Moment) -> CTE:
     """Return the table `mirror` with the role map at a moment."""
     later = aliased(Change)
     joined = MirrorState.__table__.outerjoin(later, later.id == _first_after(moment, ROLE_MAP, literal(SETTING)))
@@ -177,7 +177,11 @@ def members(tx: Connection, moment: Moment | None, *which: ColumnElement[bool]) 
     if moment is None:
         return workspace_members
     sources = [states(kind, moment) for kind in (ORGANIZATION, USER, ROLE)]
-    sources += [states(MEMBERSHIP, moment, *which), _siblings(moment, *which), _role_maps(moment)]
+    return members_over(tx, *sources, states(MEMBERSHIP, moment, *which), _siblings(moment, *which), role_maps(moment))
+
+
+def members_over(tx: Connection, *sources: CTE) -> FromClause:
+    """Return the view `workspace_members` over other tables than those of `models.views.SOURCES`."""
     query = text(members_query(tx.dialect.name, PREFIX)).columns(*workspace_members.c)
     return query.add_cte(*sources).subquery("members")
 

@@ -21,6 +21,8 @@ def upgrade() -> None:
     now = NOW[op.get_bind().dialect.name]
     op.add_column("changes", sa.Column("workos_at", TIME))
     op.add_column("changes", sa.Column("workos_after", TIME))
+    op.add_column("runs", sa.Column("workos_from", TIME))
+    op.add_column("mirror", sa.Column("verified_at", TIME))
     op.add_column("mirror", sa.Column("late_versions_since", TIME))
     op.get_bind().exec_driver_sql(LATE_SINCE.format(now=now))
     op.create_table(

@@ -1,21 +1,21 @@
 """Applies pages of listings: adds missing objects, updates older ones, requests reads of others that differ."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, or_, select, update
 
 from models.bulk import insert_new
 from models.database import is_transient
 from models.outcomes import Finding
-from models.tables import Cause, DriftAction, MirrorState, Seen
+from models.tables import Cause, DriftAction, MirrorState, Run, Seen
 from worker.decision.decide import State, compare_listed
 from worker.decision.payload import is_id
 from worker.errors import PayloadError, unexpected
 from worker.kinds import KINDS, LISTINGS, Kind, RoleMap, Snapshot, read_object
 from worker.kinds.kind import Frequency
 from worker.kinds.organization import ORGANIZATION
-from worker.mirror.apply import change, insert_and_lock_rows, note_changes, save_rows, stored_rows, without_erased
+from worker.mirror.apply import found_change, insert_and_lock_rows, note_changes, save_rows, stored_rows, without_erased
 from worker.mirror.change_rows import ChangeRow
 from worker.mirror.read_requests import request_reads
 from worker.repair.resync import drift, listings
@@ -29,23 +29,34 @@ CAUSE = Cause.RESYNC
 
 ListedPage = tuple[Open, Page]
 """A page, and the listing it belongs to."""
+Found = Callable[[Kind, str, State | None, State], ChangeRow]
+"""Returns the row for `changes` about an object with this kind, id, and states before and after."""
 
 
 def apply_pages(tx: Connection, run_id: str, pages: Sequence[ListedPage], *, dry_run: bool) -> None:
     """Apply pages, and record the progress of their listings. A dry run only reports differences."""
-    roles = tx.execute(select(MirrorState.role_map).with_for_update(read=True)).scalar_one()
+    mirror = select(MirrorState.role_map, MirrorState.verified_at).with_for_update(read=True)
+    roles, verified_at = tx.execute(mirror).one()
     read = [(listing, page, *_read_page(listing.key, page, roles)) for listing, page in pages]
+    read_at = {(item.kind, item.id): page.read_at for _, page, items, _ in read for item in items}
+
+    def found(kind: Kind, id: str, before: State | None, after: State) -> ChangeRow:
+        return found_change(kind, id, before, after, CAUSE, run_id, read_at[kind, id], verified_at)
+
     changes: list[ChangeRow] = []
     invalid = [row for _, _, _, rows in read for row in rows]
     failed: set[tuple[Kind, str]] = set()
     for kind in KINDS.values():
         if states := {item.id: item.state for _, _, items, _ in read for item in items if item.kind is kind}:
-            made, failures = _merge_or_report(tx, run_id, kind, states, dry_run=dry_run)
+            made, failures = _merge_or_report(tx, run_id, kind, states, found, dry_run=dry_run)
             changes += made
             invalid += failures
             failed |= {(kind, row.object_id) for row in failures}
     for listing, page, items, rows in read:
         key = listing.key
+        if listing.after is None and not key.parent:
+            later = or_(Run.workos_from.is_(None), Run.workos_from > page.read_at)
+            tx.execute(update(Run).where(Run.id == run_id, later).values(workos_from=page.read_at))
         if number := len(rows) + sum((item.kind, item.id) in failed for item in items):
             log.warning("invalid_items", run=run_id, listing=key.name, number=number)
         listings.record_page(tx, run_id, key, page.after, listing.began, invalid=number > 0)
@@ -58,7 +69,7 @@ def apply_pages(tx: Connection, run_id: str, pages: Sequence[ListedPage], *, dry
 
 
 def _merge_or_report(
-    tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *, dry_run: bool
+    tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], found: Found, *, dry_run: bool
 ) -> tuple[list[ChangeRow], list[Difference]]:
     """Merge objects together; if that fails, merge each alone. Raise transient failures of the database.
 
@@ -67,18 +78,20 @@ def _merge_or_report(
     """
     try:
         with tx.begin_nested():
-            return _merge(tx, run_id, kind, listed, dry_run=dry_run), []
+            return _merge(tx, run_id, kind, listed, found, dry_run=dry_run), []
     except Exception as error:
         if is_transient(error):
             raise
         if len(listed) == 1:
             (id,) = listed
             return [], [drift.invalid(kind, id, unexpected(error))]
-    alone = [_merge_or_report(tx, run_id, kind, {id: listed[id]}, dry_run=dry_run) for id in sorted(listed)]
+    alone = [_merge_or_report(tx, run_id, kind, {id: listed[id]}, found, dry_run=dry_run) for id in sorted(listed)]
     return [row for changes, _ in alone for row in changes], [row for _, rows in alone for row in rows]
 
 
-def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *, dry_run: bool) -> list[ChangeRow]:
+def _merge(
+    tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], found: Found, *, dry_run: bool
+) -> list[ChangeRow]:
     """Write missing and older objects, request reads of others that differ, and return rows for `changes`."""
     ids = sorted(listed)
     insert_new(tx, Seen, [{"run_id": run_id, "kind": kind.name, "object_id": id} for id in ids])
@@ -98,7 +111,7 @@ def _merge(tx: Connection, run_id: str, kind: Kind, listed: dict[str, State], *,
     # Equal content at a higher version is saved too. Otherwise an event from between the two versions would win.
     written = {id: state for id, (state, _) in compared.items() if state is not None and state is not stored[id]}
     save_rows(tx, kind, written)
-    rows = [change(kind, id, stored[id], state, CAUSE, run_id) for id, state in written.items()]
+    rows = [found(kind, id, stored[id], state) for id, state in written.items()]
     return [row for row in rows if row.before != row.after]
 
 

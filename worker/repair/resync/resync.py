@@ -15,11 +15,11 @@ from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, Unpack
 
 import structlog
 from redis.exceptions import RedisError
-from sqlalchemy import ColumnElement, Connection, Engine, delete, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, delete, exists, select, update
 
 from models.database import delete_some, in_transaction, is_transient, read_transaction, transactional
 from models.outcomes import Finding
-from models.tables import Action, DriftAction, Listing, MirrorState, Phase, Read, Run, RunStatus, Seen, Task
+from models.tables import Action, Drift, DriftAction, Listing, MirrorState, Phase, Read, Run, RunStatus, Seen, Task
 from models.types import db_now
 from worker import audit
 from worker.errors import (
@@ -358,6 +358,8 @@ class Resync:
             self._record_progress(tx, total - skipped, total)
         elif not self._run.dry_run and self._run.approves is None:
             uncertainty.clear_after_resync(tx, self._run_id)
+            if self._run.organization_id is None:
+                self._record_verified(tx)
         self._finish(tx, RunStatus.DONE, None)
 
     def _record_full_resync(self, tx: Connection) -> None:
@@ -368,6 +370,12 @@ class Resync:
         tx.execute(update(MirrorState).values(last_resync_at=db_now(), listed_kinds=listed))
         if known:  # an empty listing does not replace known organizations
             tx.execute(update(MirrorState).values(known_organizations=known))
+
+    def _record_verified(self, tx: Connection) -> None:
+        """Record that WorkOS had what the mirror has, unless a difference was not repaired."""
+        left = exists().where(Drift.run_id == self._run_id, Drift.action != DriftAction.REPAIRED)
+        began = select(Run.workos_from).where(Run.id == self._run_id).scalar_subquery()
+        tx.execute(update(MirrorState).where(~left).values(verified_at=began))
 
     def _fail(self, tx: Connection, error: str) -> None:
         """End the run as failed, and keep how far it got: its listings are deleted next."""

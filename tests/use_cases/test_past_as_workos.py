@@ -1,0 +1,139 @@
+"""Who had access as WorkOS had it: random histories with late, stale and resync-only changes, compared with WorkOS.
+
+`AS_WORKOS_EXAMPLES=2000 pytest tests/use_cases/test_past_as_workos.py` for a long run.
+"""
+
+import os
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import pytest
+from flask.testing import FlaskClient
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, rule, run_state_machine_as_test
+from redis import Redis
+from sqlalchemy import Engine, update
+
+from models.database import in_transaction, read_transaction
+from models.tables import Drift, MirrorState, Tail
+from tests.support import JSON, accept, apply_all, rows
+from tests.support.actors import by
+from tests.support.histories import PLACES, SOME, DeathError, Simulation
+from tests.support.resync import continue_run, read_due, resync
+from tests.support.sandbox import play
+from worker.repair.resync import resync as resyncs
+from worker.repair.resync.resync import start
+from worker.reports.past_workos import members_as_workos
+from worker.workos_api import client
+
+EXAMPLES = int(os.environ.get("AS_WORKOS_EXAMPLES", "10"))
+SETTINGS = settings(max_examples=EXAMPLES, stateful_step_count=20, deadline=None, suppress_health_check=[*HealthCheck])
+BEGIN = datetime(2025, 3, 1, 12, tzinfo=UTC)
+
+Access = dict[tuple[str, str], str]
+"""Workspace and user → local role."""
+
+
+class AsWorkOS(Simulation):
+    """WorkOS changes once a second; its events arrive in any order, and some changes have none."""
+
+    def __init__(self, engine: Engine, endpoint: FlaskClient, redis: Redis) -> None:
+        super().__init__(engine, endpoint, redis)
+        self.clock.now = BEGIN
+        self.on_the_way: list[JSON] = []
+        self.world.subscribe(self.on_the_way.append)
+        self.instants: dict[datetime, Access] = {}
+        self.all_evented = True
+
+    @initialize()
+    def begins(self) -> None:
+        filled = update(MirrorState).values(backfilled_at=BEGIN)
+        in_transaction(self.engine, lambda tx: tx.execute(filled))
+        self.life_goes_on(0, 8)
+
+    @rule(seed=PLACES, events=st.integers(1, 6))
+    def life_goes_on(self, seed: int, events: int) -> None:
+        for number in range(events):
+            self.clock.advance(seconds=1)
+            play(self.world, 1, companies=2, seed=seed + number)
+            self._notes_who_has_access()
+
+    @rule(
+        place=PLACES, seconds=st.integers(1, 30), what=st.sampled_from(["membership", "role", "user", "organization"])
+    )
+    def something_changes_without_event_and_a_resync_finds_it(self, place: int, seconds: int, what: str) -> None:
+        """A change without an event that another one follows unread is unknown to everybody."""
+        found: JSON = self.world.memberships if what == "role" else getattr(self.world, f"{what}s")
+        if not found or (what == "organization" and len(found) < 2):
+            return
+        self.all_evented = False
+        id = list(found)[place % len(found)]
+        self.clock.advance(seconds=1)
+        with self.world.silently():
+            if what == "role":
+                self.world.update_membership(id, role=["admin", "member"][place % 2])
+            else:
+                getattr(self.world, f"delete_{what}")(id)
+        self._notes_who_has_access()
+        self.clock.advance(seconds=seconds)
+        self._notes_who_has_access()
+        self.a_resync_reads_everything()
+
+    @rule()
+    def a_resync_reads_everything(self) -> None:
+        self.clock.advance(seconds=1)
+        while self.planned:
+            with suppress(DeathError):
+                resync(self.engine, self.workos)
+        run_id = resync(self.engine, self.workos)
+        if any(row["action"] == "withheld" and row["run_id"] == run_id for row in rows(self.engine, Drift)):
+            approval = start(self.engine, by("test", "they left"), approves=run_id)
+            assert continue_run(self.engine, self.workos, approval)
+        read_due(self.engine, self.workos)
+        self.clock.advance(seconds=2)
+
+    @rule(places=SOME)
+    def some_events_arrive(self, places: list[int]) -> None:
+        accept(
+            self.endpoint, *(self.on_the_way.pop(place % len(self.on_the_way)) for place in places if self.on_the_way)
+        )
+        apply_all(self.engine)
+
+    def _notes_who_has_access(self) -> None:
+        self.clock.advance(seconds=0.5)
+        self.instants[self.clock.now] = {
+            (row["organization_id"], row["user_id"]): "admin" if row["role"]["slug"] == "admin" else "member"
+            for row in self.world.truth()["memberships"]
+            if row["status"] == "active"
+        }
+        self.clock.advance(seconds=0.5)
+
+    def _ends(self) -> None:
+        self.planned.clear()
+        accept(self.endpoint, *self.on_the_way)
+        apply_all(self.engine)
+        read_due(self.engine, self.workos)
+        complete_to = update(Tail).values(complete_to=self.clock.now)
+        in_transaction(self.engine, lambda tx: tx.execute(complete_to))
+        for at, truth in self.instants.items():
+            with read_transaction(self.engine) as tx:
+                found = members_as_workos(tx, at)
+            exact = {(row["organization_id"], row["user_id"]): row["role"] for row in found if not row["approximate"]}
+            perhaps = {(row["organization_id"], row["user_id"]) for row in found if row["approximate"]}
+            wanted = {person: role for person, role in truth.items() if person not in perhaps}
+            assert exact == wanted, (at, found)
+            for row in found:
+                assert not row["approximate"] or row["changed_after"] < at < row["changed_before"], (at, row)
+                assert row["approximate"] or row["changed_at"] <= at, (at, row)
+            assert not (self.all_evented and perhaps), (at, found)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_every_answer_is_right_or_says_that_it_is_approximate(
+    both_engines: Engine, endpoint: FlaskClient, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resyncs, "CONCURRENT_CALLS", 1)  # so that a history is always the same
+    monkeypatch.setattr(client, "PAGE", 5)  # so that so small a world has pages
+    run_state_machine_as_test(lambda: AsWorkOS(both_engines, endpoint, redis), settings=SETTINGS)  # type: ignore[arg-type]

@@ -1,0 +1,78 @@
+"""Keeps states that WorkOS had and the mirror never: their events arrived after that of a newer state.
+
+`worker.reports.past_workos` needs them. They are rare, so the query for the next version costs other events nothing.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import Connection, select
+
+from models.bulk import insert_new, is_any_of
+from models.outcomes import Outcome
+from models.tables import Event, LateVersion
+from models.types import JsonObject
+from worker.decision.decide import State
+from worker.decision.payload import EPOCH, Origin
+
+Subject = tuple[str, str]
+"""The kind and the id of an object."""
+
+
+class LateState(NamedTuple):
+    """A state that lost against `current`: it is older, or has the same times."""
+
+    event_id: str
+    kind: str
+    object_id: str
+    organization_id: str | None
+    content: JsonObject
+    """As in `changes`."""
+    state: State
+    current: State
+    origin: Origin
+
+
+def note_late_versions(tx: Connection, late: Sequence[LateState], arrived: Iterable[tuple[Subject, datetime]]) -> None:
+    """Keep states that arrived late, except of events that are replayed and won before.
+
+    `arrived` has the objects and times of all events that are applied together.
+    """
+    times: dict[Subject, list[datetime]] = defaultdict(list)
+    for subject, at in arrived:
+        times[subject].append(at)
+    columns = (Event.id, Event.kind, Event.object_id, Event.occurred_at, Event.outcome)
+    known = select(*columns).where(is_any_of(tx, Event.object_id, {each.object_id for each in late}))
+    won: set[str] = set()
+    for event in tx.execute(known):
+        if event.outcome in (Outcome.APPLIED, Outcome.UNCHANGED):
+            won.add(event.id)
+        if event.occurred_at is not None:
+            times[event.kind, event.object_id].append(event.occurred_at)
+    rows = [
+        {
+            "event_id": each.event_id,
+            "kind": each.kind,
+            "object_id": each.object_id,
+            "organization_id": each.organization_id,
+            "content": each.content,
+            "workos_at": each.state.since,
+            "workos_until": min(_next_times(each, times[each.kind, each.object_id]), default=None),
+            "actor_id": each.origin.actor_id,
+            "actor_source": each.origin.actor_source,
+        }
+        for each in late
+        if each.event_id not in won and each.state.since != EPOCH
+    ]
+    insert_new(tx, LateVersion, rows)
+
+
+def _next_times(late: LateState, times: Iterable[datetime]) -> Iterator[datetime]:
+    """Yield when later versions began."""
+    yield from (at for at in times if at > late.state.version.event_at)
+    current = late.current
+    if current.version.from_api and not current.deleted:
+        # Without a later update, the read may have shown this very state.
+        yield current.since if current.since > late.state.since else current.version.event_at
