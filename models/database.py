@@ -220,23 +220,6 @@ def place_of(url: URL) -> str:
     return ", ".join(parts)
 
 
-def what_is_wrong(error: SQLAlchemyError) -> tuple[str, str]:
-    """Return, for operators, which database answered what, and the remedy.
-
-    Contains no password, and no value of a row: for errors that quote values, only the class of the error.
-    """
-    if isinstance(error, PoolTimeoutError):
-        return "the database: all connections of this process are in use", "try again later"
-    answer = next(iter(getattr(error, "__notes__", ())), f"the database: {type(error).__name__}")
-    state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
-    for prefix, remedy in REMEDIES.items():
-        if state.startswith(prefix):
-            return answer, remedy
-    if answer.startswith("SQLite"):
-        return answer, "check that its folder exists, is writable and has space, or correct DATABASE_URL"
-    return answer, "see the log of the server" if state else "start it, or correct DATABASE_URL"
-
-
 REMEDIES = {
     "25006": "point DATABASE_URL to the primary",
     "28": "correct the user or password in DATABASE_URL",
@@ -252,6 +235,23 @@ SAFE_SQLSTATES = ("08", "25", "28", "3D", "3F", "40", "42", "53", "55", "57", "5
 """Classes whose message names objects of the schema or the server, and never a value."""
 NO_VALUES = {"OperationalError", "DatabaseError", "InternalError", "ConnectionTimeout"}
 """Errors without SQLSTATE whose message contains no value: psycopg's of connecting, and those of SQLite."""
+
+
+def what_is_wrong(error: SQLAlchemyError) -> tuple[str, str]:
+    """Return, for operators, which database answered what, and the remedy.
+
+    Contains no password, and no value of a row: for errors that quote values, only the class of the error.
+    """
+    if isinstance(error, PoolTimeoutError):
+        return "the database: all connections of this process are in use", "try again later"
+    answer = next(iter(getattr(error, "__notes__", ())), f"the database: {type(error).__name__}")
+    state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
+    for prefix, remedy in REMEDIES.items():
+        if state.startswith(prefix):
+            return answer, remedy
+    if answer.startswith("SQLite"):
+        return answer, "check that its folder exists, is writable and has space, or correct DATABASE_URL"
+    return answer, "see the log of the server" if state else "start it, or correct DATABASE_URL"
 
 
 def _convert_error(context: ExceptionContext) -> SQLAlchemyError | None:
@@ -400,12 +400,6 @@ _RETRY = Retrying(
 )
 
 
-def delete_some(tx: Connection, table: type[DeclarativeBase], *which: ColumnElement[bool], most: int) -> int:
-    """Delete at most `most` rows that meet all conditions; return how many. A longer delete would hold locks."""
-    key = tuple(table.__table__.primary_key)
-    return tx.execute(delete(table).where(tuple_(*key).in_(select(*key).where(*which).limit(most)))).rowcount
-
-
 def in_transaction(
     engine: Engine, step: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs
 ) -> R:
@@ -429,3 +423,9 @@ def transactional(step: Callable[Concatenate[Connection, P], R]) -> Callable[Con
         return in_transaction(engine, step, *args, **kwargs)
 
     return run
+
+
+def delete_some(tx: Connection, table: type[DeclarativeBase], *which: ColumnElement[bool], most: int) -> int:
+    """Delete at most `most` rows that meet all conditions; return how many. A longer delete would hold locks."""
+    key = tuple(table.__table__.primary_key)
+    return tx.execute(delete(table).where(tuple_(*key).in_(select(*key).where(*which).limit(most)))).rowcount

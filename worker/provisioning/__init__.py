@@ -239,7 +239,7 @@ class Provisioner:
         complete_from = listed_at - self.lag
         fresh = MirrorState.complete_to >= complete_from - APPLY_ALLOWANCE
         if tx.execute(select(MirrorState.id).where(fresh)).one_or_none() is None:
-            # By now the events API shows everything up to `complete_from`.
+            # Wait for these events, which the events API shows by now.
             tx.execute(_update_claimed(join).values(complete_from=complete_from))
             return None
         # Before the call: whatever its result, the next attempt starts over.

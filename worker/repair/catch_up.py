@@ -21,7 +21,7 @@ from worker.decision.payload import is_id, parse_time
 from worker.errors import ConfigurationError, PayloadError
 from worker.inbox.store import ReceivedEvent, accept_from_api, restore_payloads
 from worker.leases import Lease
-from worker.repair.event_log import EXPIRY_MARGIN, OLDEST, EventLog
+from worker.repair.event_log import OLDEST, READABLE, EventLog
 from worker.workos_api.client import Page, WorkOSClient
 
 log = structlog.get_logger()
@@ -60,8 +60,8 @@ class Position(NamedTuple):
 
     def since(self, time: datetime, now: datetime) -> datetime:
         """Return where to start reading: `MAX_EVENT_DELAY` before `time`, not before what is needed or kept."""
-        oldest = now - OLDEST + EXPIRY_MARGIN
-        return max(at for at in (time - MAX_EVENT_DELAY, oldest, self.backfill_from) if at is not None)
+        starts = (time - MAX_EVENT_DELAY, now - READABLE, self.backfill_from)
+        return max(at for at in starts if at is not None)
 
 
 def catch_up(engine: Engine, workos: WorkOSClient, lease: Lease | None = None, lag: timedelta = LAG) -> Report:

@@ -42,7 +42,7 @@ from worker.queue.doorbell import Doorbell, TailBell
 from worker.repair import reads, refresh
 from worker.repair.catch_up import EventsOfPage, events_of, store_events, unknown_events
 from worker.repair.environment import bind
-from worker.repair.event_log import EXPIRY_MARGIN, OLDEST, EventLog
+from worker.repair.event_log import READABLE, EventLog
 from worker.settings import Settings
 from worker.workos_api.bucket import TAIL
 from worker.workos_api.client import Page, WorkOSClient
@@ -217,7 +217,7 @@ class EventTail:
 
     def _kept_from(self, start: datetime, now: datetime) -> datetime:
         """Return `start`, or the oldest time that WorkOS keeps; if events have expired, all access is uncertain."""
-        oldest = now - OLDEST + EXPIRY_MARGIN
+        oldest = now - READABLE
         if start < oldest:
             log.error("events_missed", after=start.isoformat())
             self._lease.in_transaction(self._engine, uncertainty.mark_all_uncertain, EXPIRED_EVENTS)
