@@ -93,10 +93,9 @@ def open_engine(
     statements never appear in error messages, because they contain payloads.
 
     All other arguments apply to PostgreSQL only. With `schema`, all tables are in this schema. If no connection is free
-    within `pool_timeout` seconds, a statement raises `sqlalchemy.exc.TimeoutError`. Without `pre_ping`, it is not
-    noticed that the server closed a connection until a statement fails: use `reconnecting`. Each new connection sets
-    `PINNED` in one round trip, by a statement: a connection pooler such as PgBouncer refuses options at the start of a
-    session.
+    within `pool_timeout` seconds, a statement raises `sqlalchemy.exc.TimeoutError`. Without `pre_ping`, a statement
+    fails if the server has closed its connection: use `reconnecting`. Each new connection sets `PINNED` by a statement,
+    because a connection pooler such as PgBouncer refuses options at the start of a session.
     """
     url = database_url(raw_url)
     if url.get_backend_name() == "sqlite":
@@ -153,7 +152,7 @@ def _pin(schema: str | None, lock_timeout_ms: int) -> Callable[[DBAPIConnection,
 
 
 def not_in_force(engine: Engine) -> list[str]:
-    """Return the pinned settings that a later transaction of a connection does not have, each with its value there.
+    """Return what a later transaction of a connection no longer has of the pinned settings, one line for each.
 
     Not empty means that a pooler gives each transaction another connection to the server. Empty for SQLite.
     """
@@ -169,7 +168,9 @@ def not_in_force(engine: Engine) -> list[str]:
         *found, pid_now = connection.execute(values).one()
     in_force = zip(pinned, found, strict=True)
     wrong = [f"{name} is {value}" for name, value in in_force if value != pinned[name]]
-    return wrong or ["the connection to the server changes between transactions"] * (pid != pid_now)
+    if not wrong and pid != pid_now:
+        return ["the connection to the server changes between transactions"]
+    return wrong
 
 
 def _sqlite_file(url: URL) -> Path | None:
@@ -219,23 +220,6 @@ def place_of(url: URL) -> str:
     return ", ".join(parts)
 
 
-def what_is_wrong(error: SQLAlchemyError) -> tuple[str, str]:
-    """Return for operators what a database answered, with host, port, name and user, and the remedy.
-
-    Contains no password, and no value of a row: for errors that quote values, only the class of the error.
-    """
-    if isinstance(error, PoolTimeoutError):
-        return "the database: all connections of this process are in use", "try again later"
-    saw = next(iter(getattr(error, "__notes__", ())), f"the database: {type(error).__name__}")
-    state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
-    for prefix, remedy in REMEDIES.items():
-        if state.startswith(prefix):
-            return saw, remedy
-    if saw.startswith("SQLite"):
-        return saw, "check that its folder exists, is writable and has space, or correct DATABASE_URL"
-    return saw, "see the log of the server" if state else "start it, or correct DATABASE_URL"
-
-
 REMEDIES = {
     "25006": "point DATABASE_URL to the primary",
     "28": "correct the user or password in DATABASE_URL",
@@ -253,10 +237,27 @@ NO_VALUES = {"OperationalError", "DatabaseError", "InternalError", "ConnectionTi
 """Errors without SQLSTATE whose message contains no value: psycopg's of connecting, and those of SQLite."""
 
 
-def _convert_error(context: ExceptionContext) -> SQLAlchemyError | None:
-    """Note on an error which database it is about and why, and turn foreign exceptions of the driver into DBAPI errors.
+def what_is_wrong(error: SQLAlchemyError) -> tuple[str, str]:
+    """Return, for operators, which database answered what, and the remedy.
 
-    The driver raises Python's own exceptions for what it cannot convert, such as `UnicodeEncodeError`.
+    Contains no password, and no value of a row: for errors that quote values, only the class of the error.
+    """
+    if isinstance(error, PoolTimeoutError):
+        return "the database: all connections of this process are in use", "try again later"
+    answer = next(iter(getattr(error, "__notes__", ())), f"the database: {type(error).__name__}")
+    state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
+    for prefix, remedy in REMEDIES.items():
+        if state.startswith(prefix):
+            return answer, remedy
+    if answer.startswith("SQLite"):
+        return answer, "check that its folder exists, is writable and has space, or correct DATABASE_URL"
+    return answer, "see the log of the server" if state else "start it, or correct DATABASE_URL"
+
+
+def _convert_error(context: ExceptionContext) -> SQLAlchemyError | None:
+    """Add a note to an error: which database it is about, and why. Turn Python's own exceptions into DBAPI errors.
+
+    The driver raises those, such as `UnicodeEncodeError`, for values that it cannot convert.
     """
     error, converted = context.sqlalchemy_exception, None
     original = context.original_exception
@@ -375,7 +376,7 @@ DATABASE_ERRORS = (DBAPIError, PoolTimeoutError)
 
 
 def is_unforeseen(error: BaseException) -> bool:
-    """Return whether the driver raised an exception that is none of its own, which was converted."""
+    """Return whether an error was one of Python's own exceptions, which `_convert_error` turned into a DBAPI error."""
     return isinstance(error, DBAPIError) and type(error.orig).__module__ == "builtins"
 
 
@@ -397,12 +398,6 @@ _RETRY = Retrying(
     wait=wait_random_exponential(multiplier=0.02, max=1.0),
     reraise=True,
 )
-
-
-def delete_some(tx: Connection, table: type[DeclarativeBase], *which: ColumnElement[bool], most: int) -> int:
-    """Delete at most `most` rows that meet all conditions; return how many. A longer delete would hold locks."""
-    key = tuple(table.__table__.primary_key)
-    return tx.execute(delete(table).where(tuple_(*key).in_(select(*key).where(*which).limit(most)))).rowcount
 
 
 def in_transaction(
@@ -428,3 +423,9 @@ def transactional(step: Callable[Concatenate[Connection, P], R]) -> Callable[Con
         return in_transaction(engine, step, *args, **kwargs)
 
     return run
+
+
+def delete_some(tx: Connection, table: type[DeclarativeBase], *which: ColumnElement[bool], most: int) -> int:
+    """Delete at most `most` rows that meet all conditions; return how many. A longer delete would hold locks."""
+    key = tuple(table.__table__.primary_key)
+    return tx.execute(delete(table).where(tuple_(*key).in_(select(*key).where(*which).limit(most)))).rowcount

@@ -159,7 +159,7 @@ def _postgresql_recorded(element: recorded_time, compiler: SQLCompiler, **kw: ob
 
 @compiles(recorded_time, "sqlite")
 def _sqlite_recorded(element: recorded_time, compiler: SQLCompiler, **kw: object) -> str:
-    # Without a fraction, the text has not the width by which stored times are compared.
+    # Stored times are compared as text of equal length, so add the fraction if it is missing.
     text = compiler.process(element.clauses, **kw)
     return f"CASE WHEN {text} LIKE '%.%' THEN {text} ELSE replace({text}, '+00:00', '.000000+00:00') END"
 

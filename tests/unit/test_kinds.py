@@ -16,7 +16,7 @@ from models.addresses import normalize_domain
 from tests.support import JSON, made, sample
 from tests.support.snapshots import DELETES, ROLES, content, read, refused
 from worker.decision.decide import State, Version
-from worker.decision.payload import MAX_EMAIL, MAX_ID, MAX_TEXT, clean, is_id, parse_json, parse_time
+from worker.decision.payload import MAX_EMAIL, MAX_ID_LENGTH, MAX_TEXT, clean, is_id, parse_json, parse_time
 from worker.decision.roles import local_role
 from worker.errors import PayloadError
 from worker.kinds import KINDS, LISTINGS, READERS, Kind, read_event, read_object
@@ -253,7 +253,7 @@ def test_a_failed_verification_is_read_from_its_nested_object() -> None:
         (None, ["owner", "member"], ["member", "owner"], "owner", "admin"),
         ({"slug": "auditor"}, [{"slug": "auditor"}], ["auditor"], "auditor", "member"),
         ({"slug": "Admin"}, None, ["Admin"], "Admin", "member"),
-        ("", ["a", "b" * MAX_ID, "c" * (MAX_ID + 1)], ["a", "b" * MAX_ID], "a", "member"),
+        ("", ["a", "b" * MAX_ID_LENGTH, "c" * (MAX_ID_LENGTH + 1)], ["a", "b" * MAX_ID_LENGTH], "a", "member"),
         ({}, {}, [], None, "member"),
         ({"slug": None}, [{"slug": 7}, None, 7, [], {"name": "admin"}], [], None, "member"),
         (["admin"], "admin", [], None, "member"),

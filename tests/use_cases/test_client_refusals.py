@@ -38,7 +38,7 @@ from tests.support.resync import (
 )
 from tests.support.sandbox import Sandbox
 from worker.cli import main
-from worker.decision.payload import MAX_ID, is_id
+from worker.decision.payload import MAX_ID_LENGTH, is_id
 from worker.errors import WorkosSyncError
 from worker.kinds import KINDS
 from worker.repair.reads import fetch, work_due
@@ -54,7 +54,15 @@ HOSTILE_IDS = [
     *("", ".", "..", "...", "/", "//", "a/b", "../users", "..%2f..", "%2e%2e", "%", "%00", "%zz", "?", "#", "a?b=c#d"),
     *("a b", " a", "a ", "\\..\\", ";", ":", "@", "a@b:80", "[::1]", "{}", "*", "~", "+", "&limit=1", "a,b", '"', "'"),
     *("a\nb", "a\r\nX-Injected: 1", "\t", "\0", "\x7f", "\x1b[31m", "\u202e", "\u2028", "é", "İ", "ß", "𐀀", "\ud800"),
-    *("a" * MAX_ID, "a" * (MAX_ID + 1), "%" * MAX_ID, "a" * 8_000, "a" * 70_000, "é" * 70_000, "\udcff"),
+    *(
+        "a" * MAX_ID_LENGTH,
+        "a" * (MAX_ID_LENGTH + 1),
+        "%" * MAX_ID_LENGTH,
+        "a" * 8_000,
+        "a" * 70_000,
+        "é" * 70_000,
+        "\udcff",
+    ),
 ]
 REASONS = HOSTILE_IDS[::12]
 """Of the ids, those given as reasons: each makes a command do its work."""
@@ -64,7 +72,7 @@ FAILED_FOR_ITS_ID = re.compile(r"data\.\w+: is (missing|not an id)")
 ids = (
     st.sampled_from(HOSTILE_IDS)
     | st.text(st.characters(), max_size=20)
-    | st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=MAX_ID)
+    | st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=MAX_ID_LENGTH)
 )
 AWAY = b"HTTP/1.1 503 Away\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -153,7 +161,7 @@ def test_an_id_is_one_segment_of_the_path_or_is_refused(
                 assert len(segments) == length
                 assert unquote(segments[place]) == id or not is_id(id)
                 assert not [field for field in fields if field.startswith("X-Injected")]
-            assert wire.heads or not is_id(id) or len(id) > MAX_ID, "an id that we accept can be asked for"
+            assert wire.heads or not is_id(id) or len(id) > MAX_ID_LENGTH, "an id that we accept can be asked for"
 
         holds()
 
@@ -161,7 +169,7 @@ def test_an_id_is_one_segment_of_the_path_or_is_refused(
 @FUZZING
 @given(ids)
 def test_a_valid_id_is_short_and_has_no_slash_or_line_end(id: str) -> None:
-    assert not is_id(id) or (len(id) <= MAX_ID and id.isascii() and not set(id) & set("/\r\n\0"))
+    assert not is_id(id) or (len(id) <= MAX_ID_LENGTH and id.isascii() and not set(id) & set("/\r\n\0"))
 
 
 def test_a_cursor_is_sent_as_it_came_or_is_refused(wire: Wire, redis: Redis) -> None:

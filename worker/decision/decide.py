@@ -7,8 +7,8 @@ order a tombstone, because a `*.deleted` payload has the `updated_at` of the las
 times of two different states are equal, nobody knows which is newer: the one that grants less access wins until a
 confirmed read.
 
-Payloads may omit some columns, and absent is not null. Each of these has a version of its own, that of the payload that
-contained it, and the highest wins, whichever state wins otherwise. So they too are a maximum.
+Payloads may omit some columns, and absent is not null. Each of these *optional columns* has a version of its own, that
+of the payload that contained it. The highest wins, whichever state wins otherwise, so they too are a maximum.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -56,7 +56,7 @@ class Version:
 
     @property
     def rank(self) -> tuple[datetime, datetime, bool, str]:
-        """A total order: of equal times, what was read from the API comes last, and before that the higher event id."""
+        """A total order: by times; then events before reads from the API; then by event id."""
         return *self.times, self.from_api, self.event_id
 
     def ties(self, other: "Version") -> bool:
@@ -77,8 +77,8 @@ class State:
     """Whether personal data has been blanked and must not be restored: of deleted users, and of any membership or
     invitation."""
     versions: Mapping[str, Version] = field(default_factory=dict)
-    """Of the columns that payloads may omit, those that a payload has contained, with the version of that payload. The
-    others are None in `content`."""
+    """The version of each optional column that a payload has contained. The other optional columns are None in
+    `content`."""
 
     @property
     def since(self) -> datetime:
@@ -87,7 +87,7 @@ class State:
 
     @property
     def finality(self) -> tuple[bool, bool, bool]:
-        """How final the state is: an erasure outranks a delete event, which outranks a resync. False for a live state.
+        """How final the state is: an erasure outranks a delete event, which outranks a resync.
 
         In `decide`, a state does not replace one of higher finality. The exception is an id that can be created again
         and that an event deleted: there the later state wins. A confirmed read also replaces the tombstone of a resync.
@@ -127,7 +127,7 @@ def _is_outranked(incoming: State, current: State, *, delete_is_final: bool) -> 
 
 
 def _joined(winner: State, other: State) -> State:
-    """Return `winner` with those columns of `other` that payloads may omit and whose version is higher there."""
+    """Return `winner` with the optional columns that have a higher version in `other`."""
     if winner.erased:
         return winner
     newer = [
@@ -186,8 +186,8 @@ def needs_confirmation(
     event, stored = incoming.version, {current.version, *current.versions.values()}
     if any(version.ties(event) for version in stored):
         return ConfirmationReason.TIE
-    newer = [version.event_at for version in stored if version.from_api and event.times < version.times]
-    return ConfirmationReason.SAME_SECOND if any(at - event.event_at <= DATE_STEP for at in newer) else None
+    read_at = [version.event_at for version in stored if version.from_api and event.times < version.times]
+    return ConfirmationReason.SAME_SECOND if any(at - event.event_at <= DATE_STEP for at in read_at) else None
 
 
 def recorded_content(content: Content, *, deleted: bool) -> dict[str, Any]:
@@ -201,8 +201,8 @@ def compare_listed(current: State | None, listed: State) -> tuple[State | None, 
 
     The finding is None if a confirmed read must decide. A listing may be older than an event applied since. So it
     decides only about what is missing or strictly older in the mirror. It never restores a deleted object and never
-    wins a tie. It fills columns that no payload has contained yet. They keep the version of the listing, so that an
-    event of any other time is still decided rightly, and are not reported as a difference.
+    wins a tie. It fills optional columns that no payload has contained yet, with its own version; this is not reported
+    as a difference.
     """
     if current is None:
         return listed, Finding.MISSING

@@ -10,7 +10,7 @@ import orjson
 
 from worker.errors import PayloadError
 
-MAX_ID = 255
+MAX_ID_LENGTH = 255
 MAX_TEXT = 10_000
 MAX_EMAIL = 320
 MAX_DEPTH = 20
@@ -112,7 +112,7 @@ class Fields:
         roles = [self._value.get("role"), *self._list("roles")]
         slugs = (role.get("slug") if isinstance(role, Mapping) else role for role in roles)
         # A longer text is not a slug, and an index could not hold it.
-        return sorted({clean(slug) for slug in slugs if isinstance(slug, str) and 0 < len(slug) <= MAX_ID})
+        return sorted({clean(slug) for slug in slugs if isinstance(slug, str) and 0 < len(slug) <= MAX_ID_LENGTH})
 
     def _list(self, name: str) -> list[object]:
         value = self._value.get(name)
@@ -182,7 +182,7 @@ def is_id(value: str) -> bool:
     It must be printable ASCII, 1 to 255 characters, without `/`, and neither `.` nor `..`, which URLs treat as folders.
     """
     printable = value.isascii() and value.isprintable()
-    return 0 < len(value) <= MAX_ID and printable and "/" not in value and value not in (".", "..")
+    return 0 < len(value) <= MAX_ID_LENGTH and printable and "/" not in value and value not in (".", "..")
 
 
 def clean(value: str) -> str:

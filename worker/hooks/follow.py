@@ -75,7 +75,8 @@ def follow(
         report: called with each error of the target that is not a `HookError`. The change is sent again.
 
     Raises:
-        sqlalchemy.exc.DBAPIError: the database is unavailable. Any other error waits until the lease expires.
+        sqlalchemy.exc.DBAPIError: the database is unavailable. After any other error, the hook waits until its lease
+            expires.
     """
     in_transaction(engine, _add, name)
     with HOOKS.lease(engine, name) as lease:
@@ -208,7 +209,7 @@ class Follower:
             delivery = (HookDelivery.hook == self._name, HookDelivery.change_id == change.id)
             if (error := results[change.id]) is None:
                 tx.execute(delete(HookDelivery).where(*delivery))
-                # The object's next change need not wait any longer.
+                # The object's next change is due now.
                 same_object = (HookDelivery.kind == change.kind, HookDelivery.object_id == change.object_id)
                 behind_it = update(HookDelivery).where(HookDelivery.hook == self._name, PENDING, *same_object)
                 tx.execute(behind_it.values(due_at=db_now()))

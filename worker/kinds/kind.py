@@ -22,7 +22,7 @@ RoleMap = Mapping[str, str]
 Path = tuple[str, ...]
 """The segments of a path of WorkOS's API."""
 ObjectReader = Callable[[object, str], Iterable[tuple[str, object]]]
-"""Yields the objects in an item of a listing, given the item and the organization id: kind names and JSON objects."""
+"""Takes an item of a listing and the organization id; yields the kind's name and the JSON of each object in it."""
 
 
 class Snapshot(NamedTuple):
@@ -62,8 +62,7 @@ class Listing:
         workspace_resync: whether the resync of one workspace fetches it.
         required: whether a full resync fails if the listing of the whole environment fails. If the listing of one
             organization fails, the resync is incomplete.
-        objects: yields the objects in an item (None: the item itself); raises `PayloadError` if the item lacks objects
-            that it should show.
+        objects: yields the objects in an item; raises `PayloadError` if one is missing. None: the item is the object.
     """
 
     name: str

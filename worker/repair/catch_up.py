@@ -21,7 +21,7 @@ from worker.decision.payload import is_id, parse_time
 from worker.errors import ConfigurationError, PayloadError
 from worker.inbox.store import ReceivedEvent, accept_from_api, restore_payloads
 from worker.leases import Lease
-from worker.repair.event_log import EXPIRY_MARGIN, OLDEST, EventLog
+from worker.repair.event_log import OLDEST, READABLE, EventLog
 from worker.workos_api.client import Page, WorkOSClient
 
 log = structlog.get_logger()
@@ -60,12 +60,12 @@ class Position(NamedTuple):
 
     def since(self, time: datetime, now: datetime) -> datetime:
         """Return where to start reading: `MAX_EVENT_DELAY` before `time`, not before what is needed or kept."""
-        oldest = now - OLDEST + EXPIRY_MARGIN
-        return max(at for at in (time - MAX_EVENT_DELAY, oldest, self.backfill_from) if at is not None)
+        starts = (time - MAX_EVENT_DELAY, now - READABLE, self.backfill_from)
+        return max(at for at in starts if at is not None)
 
 
 def catch_up(engine: Engine, workos: WorkOSClient, lease: Lease | None = None, lag: timedelta = LAG) -> Report:
-    """Read from the cursor to the newest event of the events API. Events older than `lag` then count as complete.
+    """Read the events API from the cursor to its newest event. Up to `lag` ago, the inbox then counts as complete.
 
     Without a cursor, or if WorkOS refuses it, start two hours before the time up to which events have been read.
 
@@ -75,8 +75,8 @@ def catch_up(engine: Engine, workos: WorkOSClient, lease: Lease | None = None, l
         LeaseLostError: another worker took over the run of `lease`.
     """
     now = workos.now()
-    # Computed once. Computing it for each page would move the cursor past events that WorkOS was still withholding when
-    # an earlier page was read.
+    # WorkOS withholds no events from before this time. Computed once: if it advanced with each page, the cursor could
+    # pass events that WorkOS was still withholding when an earlier page was read.
     settled = now - lag
     position = _position(engine, settled)
     write = lease.in_transaction if lease else in_transaction
@@ -192,14 +192,18 @@ def _described(item: object, at: datetime | None) -> dict[str, str | None]:
 
 def store_events(tx: Connection, events: Sequence[ReceivedEvent]) -> int:
     """Store events; return how many are new. Those that the API showed later than the hold-back are counted."""
-    # Sorted, so that two catch-ups do not deadlock.
-    stored = [(event, accept_from_api(tx, event)) for event in sorted(events, key=lambda event: event.id)]
-    restore_payloads(tx, [event for event, is_new in stored if is_new is False])
-    times = [event.occurred_at for event, is_new in stored if is_new is not None and event.occurred_at]
+    new: list[ReceivedEvent] = []
+    known: list[ReceivedEvent] = []
+    for event in sorted(events, key=lambda event: event.id):  # so that two catch-ups do not deadlock
+        is_new = accept_from_api(tx, event)
+        if is_new is not None:  # the API has not returned it before
+            (new if is_new else known).append(event)
+    restore_payloads(tx, known)
+    times = [event.occurred_at for event in new + known if event.occurred_at]
     read_to = tx.execute(select(Tail.read_to)).scalar_one() if times else None
     if late := sum(at <= read_to for at in times) if read_to else 0:
         tx.execute(update(Tail).values(late_events=Tail.late_events + late))
-    return sum(is_new is True for _, is_new in stored)
+    return len(new)
 
 
 def unknown_events(engine: Engine, events: Sequence[ReceivedEvent]) -> list[ReceivedEvent]:
@@ -225,10 +229,7 @@ def _store_and_advance(tx: Connection, page: Page, settled: datetime) -> int:
 
 
 def _set_inbox_to(tx: Connection, inbox_to: datetime) -> None:
-    """Record that every event up to a time is in the inbox, unless an earlier such time waits for `update_complete_to`.
-
-    The events may still be pending.
-    """
+    """Record that all events up to a time are in the inbox, unless an earlier time waits for `update_complete_to`."""
     forward = or_(MirrorState.inbox_to.is_(None), MirrorState.inbox_to < inbox_to)
     # A recorded time stays until its events are applied: if each catch-up replaced it, some event might always be
     # pending. But one recorded before the latest full resync is replaced, because it could not end the backfill.
@@ -239,9 +240,8 @@ def _set_inbox_to(tx: Connection, inbox_to: datetime) -> None:
 def update_complete_to(engine: Engine) -> None:
     """Copy `inbox_to` to `complete_to` once no event up to `inbox_to` is pending.
 
-    `inbox_at` is when `inbox_to` was recorded. No event may be pending that was received until `inbox_at`, or that the
-    API returned later although it is from before `inbox_to`. This ends the backfill, once `inbox_to` was recorded after
-    the latest full resync.
+    Those are the events received until `inbox_to` was recorded (`inbox_at`), and those up to `inbox_to` that the API
+    returned later. If `inbox_to` was recorded after the latest full resync, this ends the backfill.
     """
     received = Event.received_at <= MirrorState.inbox_at
     returned_later = and_(Event.api_at >= MirrorState.inbox_at, Event.occurred_at <= MirrorState.inbox_to)

@@ -16,7 +16,8 @@ CHUNK = timedelta(days=30)
 OLDEST = timedelta(days=90)
 """WorkOS keeps events for this long (docs/workos.md)."""
 EXPIRY_MARGIN = timedelta(minutes=10)
-"""A range starts this long after the oldest event: one that starts there is too old when WorkOS evaluates it."""
+READABLE = OLDEST - EXPIRY_MARGIN
+"""A range starts at most this long ago: one that starts at `OLDEST` is too old when WorkOS evaluates it."""
 
 
 class EventLog:

@@ -16,7 +16,7 @@ from worker.inbox.store import IGNORED_EARLIER, accept_earlier
 from worker.kinds import SUBSCRIBED
 from worker.leases import Lease
 from worker.repair.catch_up import events_of
-from worker.repair.event_log import EXPIRY_MARGIN, OLDEST, EventLog
+from worker.repair.event_log import READABLE, EventLog
 from worker.workos_api.client import Page, WorkOSClient
 
 log = structlog.get_logger()
@@ -34,7 +34,7 @@ def add_ignored_types(tx: Connection) -> None:
 
     Retention calls this, so an event that WorkOS does not return costs one more read each time, until it is too old.
     """
-    readable = (Event.type.in_(SUBSCRIBED), Event.occurred_at > db_ago(OLDEST - EXPIRY_MARGIN))
+    readable = (Event.type.in_(SUBSCRIBED), Event.occurred_at > db_ago(READABLE))
     ignored = set(tx.execute(select(Event.type).where(*IGNORED_EARLIER, *readable).distinct()).scalars())
     waiting: JsonObject | None = tx.execute(select(MirrorState.new_types)).scalar_one()
     if new := ignored.difference(waiting["types"] if waiting else ()):  # others would begin again
@@ -56,7 +56,7 @@ def read_new_types(engine: Engine, workos: WorkOSClient, lease: Lease) -> None:
     now = workos.now()
     types, stored = new["types"], 0
     events = EventLog(workos, now, types=types)
-    for page in events.after_or_since(new["after"], now - OLDEST + EXPIRY_MARGIN):
+    for page in events.after_or_since(new["after"], now - READABLE):
         stored += lease.in_transaction(engine, _store, page, types)
     lease.in_transaction(engine, _replace, types, {"types": sorted(events.refused), "after": None})
     log.info("new_types_read", types=types, stored=stored)

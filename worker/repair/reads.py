@@ -44,6 +44,7 @@ class Result(NamedTuple):
 
 
 Then = Callable[[Connection, Result], None]
+"""What to do with the result of a read, in the transaction that writes it."""
 
 
 def fetch(workos: WorkOSClient, kind: Kind, id: str) -> ReadResult:
@@ -62,8 +63,8 @@ def confirmed_read(
 ) -> Result:
     """Read the object with the key `id` and write it to the mirror. If its row changed during the read, read again.
 
-    `then` is called with the result, in the transaction that writes the object and its row of `changes`. A dry run does
-    not change the mirror.
+    `then` is called in the transaction that writes the object and its row of `changes`. A dry run does not change the
+    mirror.
 
     Raises:
         WorkOSError: WorkOS did not answer, or the object changes faster than it can be read.
@@ -105,9 +106,9 @@ def _write(
         then(tx, result)
         return result
     before = insert_and_lock_rows(tx, kind, [id])[id]
-    now = tx.execute(select(kind.table.revision).where(kind.table.id == id)).scalar_one()
-    if now != revision:
-        if now == 0:
+    current = tx.execute(select(kind.table.revision).where(kind.table.id == id)).scalar_one()
+    if current != revision:
+        if current == 0:  # just inserted, to lock it
             tx.execute(delete(kind.table).where(kind.table.id == id))
         return None
     read = read and without_erased(kind, before, read)
@@ -148,7 +149,7 @@ def _next_due(engine: Engine, *which: ColumnElement[bool]) -> RowMapping | None:
 
 def _read(engine: Engine, workos: WorkOSClient, read: RowMapping) -> bool:
     kind, id, reason = KINDS[read["kind"]], read["object_id"], read["reason"]
-    # Only this request: meanwhile another event may request the read, or another reason.
+    # Not a request for the same object that another event, or another reason, makes meanwhile.
     request = (Read.run_id == "") & (Read.kind == kind.name) & (Read.object_id == id) & (Read.reason == reason)
     request &= Read.event_id.is_not_distinct_from(read["event_id"])
 

@@ -1,25 +1,24 @@
 """The tail: reads the newest events of the events API every few seconds, and records up to which time all are applied.
 
-`complete_to` = T means: every event with a `created_at` up to T, that the events API showed within `HOLD_BACK_SECONDS`
-of its creation, is applied, or has failed; failed events that may affect access are in `uncertain_access`. T is
-WorkOS's time at the start of a read that reached the end, less the hold-back; while an event waits, it is just before
-that event.
+`complete_to` = T means: every event created up to T is applied or has failed, if the events API showed it within
+`HOLD_BACK_SECONDS` of its creation. Failed events that may affect access are in `uncertain_access`. T is WorkOS's time
+at the start of a read that reached the end, less the hold-back; while an event waits, it is just before that event.
 
 Each read continues after the newest event that is older than the hold-back, and so reads that window again: WorkOS does
 not say whether an event that it shows late comes at the end of its list or at its own time, before newer ones. Once a
-minute it rereads the last `CATCH_UP_LAG_SECONDS` before that window, for events that are shown even later.
+minute the tail rereads the last `CATCH_UP_LAG_SECONDS` before that window, for events that are shown even later.
 
 While WorkOS refuses some event types, all others are read, but nothing counts as complete. Once it accepts them, the
 tail reads again from where it was when they were first refused.
 
 One process tails, under a lease. Between two reads it reads objects from WorkOS by id: those that products ask for
-(`worker.repair.refresh`), and those of failed events. It takes at most a tenth of the share of the rate limits, and
-does not wait behind a resync.
+(`worker.repair.refresh`), and those of failed events. All its calls take at most a tenth of the share of the rate
+limits, and do not wait behind a resync.
 """
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from itertools import chain
 
@@ -43,10 +42,10 @@ from worker.queue.doorbell import Doorbell, TailBell
 from worker.repair import reads, refresh
 from worker.repair.catch_up import EventsOfPage, events_of, store_events, unknown_events
 from worker.repair.environment import bind
-from worker.repair.event_log import EXPIRY_MARGIN, OLDEST, EventLog
+from worker.repair.event_log import READABLE, EventLog
 from worker.settings import Settings
 from worker.workos_api.bucket import TAIL
-from worker.workos_api.client import WorkOSClient
+from worker.workos_api.client import Page, WorkOSClient
 
 log = structlog.get_logger()
 
@@ -62,7 +61,7 @@ STEP = timedelta(milliseconds=1)
 
 
 class EventTail:
-    """Tails the events API while it holds `lease`. `bell` wakes the drain for new events, `own_bell` this object."""
+    """Tails the events API while it holds `lease`. `bell` wakes the drain for new events; `own_bell` wakes the tail."""
 
     def __init__(
         self,
@@ -84,15 +83,23 @@ class EventTail:
         self._reread_at = -REREAD_SECONDS
         self._refused: dict[str, str] = {}
         """WorkOS's message for each event type that it refuses."""
-        self._cursor_of_others: str | None = None
+        self._cursor_while_refused: str | None = None
         """The id of the event to continue after while some types are refused. The recorded cursor waits for them."""
         self._calls_before = workos.calls
         self._interval = settings.tail_seconds
+        self._due = 0.0
+        """When the next read of events is due, as `time.monotonic`."""
         self._spent = 0.0
         """Seconds spent on reads of objects since the last read of events."""
+        self._is_bound = False
+        self._applied = False
+        """Whether all events that were read are applied."""
+        self._look_at = 0.0
+        """When to look again whether they are, as `time.monotonic`."""
+        self._problem: str | None = None
         self._stop = threading.Event()
         in_force = {"hold_back_seconds": settings.hold_back_seconds, "tail_seconds": settings.tail_seconds}
-        lease.in_transaction(engine, _set, **in_force)
+        lease.in_transaction(engine, _update_row, **in_force)
 
     def follow(self, stop: threading.Event) -> None:
         """Read every `TAIL_SECONDS`, or less often if the rate limit requires it; read objects in between.
@@ -105,57 +112,66 @@ class EventTail:
             sqlalchemy.exc.DBAPIError: the database is unavailable.
         """
         self._stop = stop
-        is_bound = applied = False
-        problem = None
-        look_at = 0.0
-        due = time.monotonic()
-        while not stop.is_set() and not self._lease.lost.is_set():
+        self._due = time.monotonic()
+        while not self._ended():
             try:
-                if (began := time.monotonic()) >= due:
-                    due = began + self._interval
-                    self._spent = 0.0
-                    if not is_bound:
-                        bind(self._engine, self._workos, self._settings)
-                        is_bound = True
-                    applied = self.read()
-                    due = began + self._interval
-                    problem = None
-                if is_bound:
-                    self._read_objects(due)
+                if time.monotonic() >= self._due:
+                    self._read_events()
+                if self._is_bound:
+                    self._read_objects()
             except (WorkOSError, ConfigurationError, RedisError) as error:
-                if problem != (problem := describe(error)):
-                    log.warning("tail_failed", error=problem)
-                    self._lease.in_transaction(self._engine, _set, error=problem)
-            rung = False
-            while not rung and (left := due - time.monotonic()) > 0 and not stop.is_set():
-                rung = self._own_bell.wait(min(left, POLL_SECONDS), stop)
-                if not applied and (asked := time.monotonic()) >= look_at:
-                    applied = self._lease.in_transaction(self._engine, publish)
-                    # If it takes long because many are pending, leave the database to the drain.
-                    look_at = asked + 10 * (time.monotonic() - asked)
-                    if not applied:
-                        self._bell.ring()  # an earlier ring may be lost
+                self._note_problem(describe(error))
+            self._wait()
 
-    def _read_objects(self, due: float) -> None:
+    def _ended(self) -> bool:
+        return self._stop.is_set() or self._lease.lost.is_set()
+
+    def _read_events(self) -> None:
+        began = time.monotonic()
+        self._due = began + self._interval  # if the read fails
+        self._spent = 0.0
+        if not self._is_bound:
+            bind(self._engine, self._workos, self._settings)
+            self._is_bound = True
+        self._applied = self.read()
+        self._due = began + self._interval  # which `read` may have changed
+        self._problem = None
+
+    def _read_objects(self) -> None:
         """Read the objects of refreshes, and then those of failed events, from WorkOS. Here, no resync delays them.
 
-        Ends when the next read of events is due, or when half the interval has been spent: so the calls leave the reads
-        of events their part of the rate limit.
+        Ends when the next read of events is due, or when half the interval has been spent, which leaves the reads of
+        events their part of the rate limit.
         """
         began = time.monotonic()
 
-        def ended() -> bool:
-            return self._stop.is_set() or self._lease.lost.is_set()
-
         def stopping() -> bool:
             spent = self._spent + time.monotonic() - began
-            return ended() or time.monotonic() >= due or spent >= self._interval / 2
+            return self._ended() or time.monotonic() >= self._due or spent >= self._interval / 2
 
         try:
-            refresh.work_due(self._engine, self._workos, stopping, ended)
+            refresh.work_due(self._engine, self._workos, stopping, self._ended)
             reads.work_due(self._engine, self._workos, stopping, Read.reason == EVENT_FAILED)
         finally:
             self._spent += time.monotonic() - began
+
+    def _note_problem(self, problem: str) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            log.warning("tail_failed", error=problem)
+            self._lease.in_transaction(self._engine, _update_row, error=problem)
+
+    def _wait(self) -> None:
+        """Wait for a ring or the next read of events; meanwhile, publish how far the events are applied."""
+        rung = False
+        while not rung and (left := self._due - time.monotonic()) > 0 and not self._stop.is_set():
+            rung = self._own_bell.wait(min(left, POLL_SECONDS), self._stop)
+            if not self._applied and (asked := time.monotonic()) >= self._look_at:
+                self._applied = self._lease.in_transaction(self._engine, publish)
+                # If it takes long because many are pending, leave the database to the drain.
+                self._look_at = asked + 10 * (time.monotonic() - asked)
+                if not self._applied:
+                    self._bell.ring()  # an earlier ring may be lost
 
     def read(self) -> bool:
         """Read up to the newest event, store what is new, and publish how far the mirror is complete.
@@ -175,40 +191,54 @@ class EventTail:
             asked_at: datetime = tx.execute(select(db_now())).scalar_one()
         is_first = tail.read_to is None
         now = self._workos.now() if is_first else tail.read_to + (asked_at - tail.read_at)
-        start = (mirror.inbox_to or mirror.backfill_from) if is_first else tail.read_to - self._lag
-        if start < (oldest := now - OLDEST + EXPIRY_MARGIN):
-            log.error("events_missed", after=start.isoformat())
-            self._lease.in_transaction(self._engine, uncertainty.mark_all_uncertain, EXPIRED_EVENTS)
-            start = oldest
+        wanted = (mirror.inbox_to or mirror.backfill_from) if is_first else tail.read_to - self._lag
+        start = self._kept_from(wanted, now)
         events = EventLog(self._workos, now, self._refused)
         began = time.monotonic()
-        if self._refused and self._reread_at + REREAD_SECONDS <= began:
+        if self._refused and self._is_reread_due(began):
             self._reread_at = began
             if events.accepts_all_types():
-                self._cursor_of_others = None
-        pages = events.after_or_since(self._cursor_of_others or tail.cursor, start)
+                self._cursor_while_refused = None
+        pages = events.after_or_since(self._cursor_while_refused or tail.cursor, start)
         first = next(pages)
         # `first.read_at` is WorkOS's time when it answered; subtract the call's duration.
         settled = first.read_at - timedelta(seconds=time.monotonic() - began) - self._hold_back
         # The `Date` header has whole seconds, so assume the end of that second: the age is never too small.
         settled_at = asked_at - (first.read_at + DATE_STEP - settled)
+        if not self._store_pages(events, chain((first,), pages), settled):
+            return False
+        events.require_all_types()
+        applied = self._lease.in_transaction(self._engine, self._finish, settled, settled_at)
+        if not is_first and self._is_reread_due(began):
+            for page in events.since(now - self._hold_back - self._lag):
+                self._store(events_of(page), None)
+            self._reread_at = began
+        return applied
+
+    def _kept_from(self, start: datetime, now: datetime) -> datetime:
+        """Return `start`, or the oldest time that WorkOS keeps; if events have expired, all access is uncertain."""
+        oldest = now - READABLE
+        if start < oldest:
+            log.error("events_missed", after=start.isoformat())
+            self._lease.in_transaction(self._engine, uncertainty.mark_all_uncertain, EXPIRED_EVENTS)
+        return max(start, oldest)
+
+    def _is_reread_due(self, at: float) -> bool:
+        return self._reread_at + REREAD_SECONDS <= at
+
+    def _store_pages(self, events: EventLog, pages: Iterable[Page], settled: datetime) -> bool:
+        """Store pages, and move the cursor to the last event up to `settled`; return False if told to stop."""
         older = True
-        for page in chain((first,), pages):
+        for page in pages:
             received = events_of(page)
             cursor, older = _cursor(received.valid, settled) if older else (None, False)
             # If WorkOS refuses a type, keep the recorded cursor, so that events of that type are read later.
             self._store(received, cursor if events.all_types else None)
             if not events.all_types:
-                self._cursor_of_others = cursor or self._cursor_of_others
+                self._cursor_while_refused = cursor or self._cursor_while_refused
             if self._stop.is_set():
                 return False
-        events.require_all_types()
-        applied = self._lease.in_transaction(self._engine, self._finish, settled, settled_at)
-        if not is_first and self._reread_at + REREAD_SECONDS <= began:
-            for page in events.since(now - self._hold_back - self._lag):
-                self._store(events_of(page), None)
-            self._reread_at = began
-        return applied
+        return True
 
     def _store(self, received: EventsOfPage, cursor: str | None) -> None:
         """Store the events that the API has not returned before, and move the cursor."""
@@ -226,7 +256,7 @@ class EventTail:
         self._interval = max(self._settings.tail_seconds, needed)
 
     def _finish(self, tx: Connection, read_to: datetime, read_at: datetime) -> bool:
-        _set(tx, read_to=read_to, read_at=read_at, interval_seconds=self._interval, error=None)
+        _update_row(tx, read_to=read_to, read_at=read_at, interval_seconds=self._interval, error=None)
         return publish(tx)
 
 
@@ -245,10 +275,10 @@ def _store_and_move(tx: Connection, events: EventsOfPage, cursor: str | None) ->
     for item in events.invalid:
         uncertainty.note_unstored(tx, item)
     if cursor is not None:
-        _set(tx, cursor=cursor)
+        _update_row(tx, cursor=cursor)
 
 
-def _set(tx: Connection, /, **values: object) -> None:
+def _update_row(tx: Connection, /, **values: object) -> None:
     tx.execute(update(Tail).values(**values))
 
 
@@ -264,7 +294,7 @@ def publish(tx: Connection) -> bool:
     oldest = tx.execute(_oldest_waiting(tail.read_to)).scalar_one()
     complete_to = tail.read_to if oldest is None else min(tail.read_to, max(oldest, EPOCH) - STEP)
     if oldest is None or tail.complete_to is None or tail.complete_to < complete_to:
-        _set(tx, complete_to=complete_to, complete_at=tail.read_at - (tail.read_to - complete_to))
+        _update_row(tx, complete_to=complete_to, complete_at=tail.read_at - (tail.read_to - complete_to))
     return oldest is None
 
 

@@ -102,7 +102,7 @@ class WorkOSClient:
         items, metadata = body["data"], body.get("list_metadata")
         if not paged:
             return Page(items, None, read_at)
-        cursor = (metadata.get("after") or None) if isinstance(metadata, dict) else False
+        cursor = (metadata.get("after") or None) if isinstance(metadata, dict) else False  # False is refused below
         if cursor is not None and (cursor == after or not _is_cursor(cursor)):
             raise LastPageError(f"/{'/'.join(path)} returned no usable cursor", Page(items, None, read_at))
         return Page(items, cursor, read_at)
@@ -163,9 +163,9 @@ class WorkOSClient:
         return self.list_page(("user_management", "users", user_id, "sessions"), after=after)
 
     def wait_to_revoke(self) -> None:
-        """Wait until a session may be revoked, within a limit of its own.
+        """Wait until the limit on revocations allows one.
 
-        Call it before each `revoke_session`, and before what is checked right before that.
+        Call it before the check that precedes each `revoke_session`: the check must not be outdated by the wait.
         """
         self._buckets.take(REVOKES)
 

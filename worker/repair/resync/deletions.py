@@ -62,7 +62,7 @@ def request_reads_or_withhold(tx: Connection, run_id: str) -> None:
 
 
 def read_unknown_users(tx: Connection, run_id: str, organization_id: str | None) -> None:
-    """Request reads of the users of live memberships that neither the mirror nor the run's listings have."""
+    """Request reads of users who have a live membership and are neither in the mirror nor in the run's listings."""
     unknown = ~exists().where(User.id == Membership.user_id) & _not_seen(run_id, USER, Membership.user_id)
     query = select(Membership.user_id).distinct().where(Membership.deleted_by.is_(None), unknown)
     if organization_id is not None:
@@ -99,10 +99,10 @@ def _batches(tx: Connection, query: Select[str] | Select[str | None], key: Id) -
 def _why_withheld(tx: Connection, run_id: str, kind: Kind, number: int) -> str | None:
     """Return why the deletion of `number` objects must be approved; None if it need not."""
     table = kind.table
-    made = (Drift.kind == kind.name, Drift.finding == Finding.MISSING, Drift.action == DriftAction.REPAIRED)
     live = tx.execute(select(func.count()).select_from(table).where(table.deleted_by.is_(None))).scalar_one()
-    new = select(func.count()).select_from(Drift).where(Drift.run_id == run_id, *made)
-    live -= tx.execute(new).scalar_one()
+    # Without the objects that this run has added.
+    added = (Drift.kind == kind.name, Drift.finding == Finding.MISSING, Drift.action == DriftAction.REPAIRED)
+    live -= tx.execute(select(func.count()).select_from(Drift).where(Drift.run_id == run_id, *added)).scalar_one()
     seen = select(Seen.object_id).where(Seen.run_id == run_id, Seen.kind == kind.name).limit(1)
     if number == live and kind in (ORGANIZATION, USER) and tx.execute(seen).first() is None:
         return "the listing was empty"

@@ -4,9 +4,9 @@ A create reactivates a membership that was deactivated, and its response can be 
 listed right before each create, and the create is sent only if
 
 - every event older than `lag` + `APPLY_ALLOWANCE` at the time of the listing is applied, because it may be a removal;
-- every event up to the join's `complete_from` is applied, which is the time of its first claim, or of the restart after
-  its last failed call;
-- no more than `SEND_SECONDS` have passed since before the listing.
+- every event up to the join's `complete_from` is applied: the time when the join was first claimed, or when it started
+  over;
+- at most `SEND_SECONDS` have passed since the listing began.
 
 A join that fails or takes too long starts over with a new `complete_from`. Each attempt is recorded before its call, so
 that it is known even if the process is killed. What can still go wrong: docs/guarantees.md, Not promised.
@@ -17,36 +17,29 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple, TypeAlias
 
 import structlog
 from redis.exceptions import RedisError
-from sqlalchemy import ColumnElement, Connection, Engine, Row, Update, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Update, delete, exists, func, select, update
 
-from models.addresses import normalize_address
 from models.database import in_transaction, is_transient, read_transaction
-from models.tables import (
-    AutoJoinMode,
-    Event,
-    EventStatus,
-    Join,
-    JoinSearch,
-    JoinState,
-    MirrorState,
-    UnblockedMembership,
-    UserAddress,
-)
+from models.tables import Join, JoinSearch, JoinState, MirrorState
 from models.types import db_now, db_now_plus, inline_literal
-from models.views import auto_join_blocks, auto_join_domains, workspace_members
+from models.views import auto_join_blocks
 from worker.backoff import backoff
-from worker.decision.mentions import mentions
-from worker.decision.payload import parse_time
-from worker.decision.roles import slug_for
 from worker.errors import BadRequestError, InvalidApiKeyError, NotFoundError, WorkOSError, reason_of
-from worker.kinds import RoleMap
-from worker.kinds.membership import Membership
 from worker.kinds.user import User
-from worker.mirror.auto_join import add_joins, eligible, neither_member_nor_blocked, same_person
+from worker.mirror.auto_join import add_joins, neither_member_nor_blocked
+from worker.provisioning.next_step import (
+    INVITATION_PENDING,
+    ClaimedJoin,
+    Close,
+    Create,
+    NextStep,
+    Undo,
+    next_step,
+    step_by_membership,
+)
 from worker.queue.doorbell import Doorbell
 from worker.workos_api.client import WorkOSClient
 
@@ -61,54 +54,12 @@ CLAIM_SECONDS = 60.0
 APPLY_ALLOWANCE = timedelta(seconds=5)
 """Time allowed for reading and applying the newest events that WorkOS shows."""
 SEND_SECONDS = 5.0
-"""Maximum time from before the listing to the create."""
+"""Maximum time from the start of the listing to the create."""
 RETRY_SECONDS = 2.0
 MAX_BACKOFF_SECONDS = 600.0
 MAX_ATTEMPTS = 8
 """After this many attempts, a rejection by WorkOS fails the join, and an operator decides."""
-INVITATION_PENDING = "invitation pending"
-"""The reason in the view `auto_join_blocks` for a pending invitation."""
 OPEN = (JoinState.PENDING, JoinState.UNDO)
-
-
-class ClaimedJoin(NamedTuple):
-    """A join as this worker claimed it."""
-
-    organization_id: str
-    user_id: str
-    state: JoinState
-    complete_from: datetime | None
-    attempted_at: datetime | None
-    membership_id: str | None
-    claim: int
-    """Incremented by each worker that claims the join. A worker with an older number cannot write."""
-
-
-class Create(NamedTuple):
-    """Create a membership."""
-
-    role: str
-    """WorkOS's slug of the role."""
-    unblocked: frozenset[str]
-    """The ids of memberships that an operator unblocked."""
-
-
-class Close(NamedTuple):
-    """Close the join in a state."""
-
-    state: JoinState
-    reason: str | None
-    membership_id: str | None = None
-
-
-class Undo(NamedTuple):
-    """Deactivate a membership that our create reactivated."""
-
-    membership_id: str
-
-
-NextStep: TypeAlias = Create | Close | Undo | None
-"""What to do about a join. None: wait until more events are applied."""
 
 
 def waiting(engine: Engine) -> bool:
@@ -177,10 +128,6 @@ def _reopen_no_longer_invited(tx: Connection) -> None:
     tx.execute(update(Join).where(*_no_longer_invited()).values(values))
 
 
-def _is(join: ClaimedJoin) -> tuple[ColumnElement[bool], ...]:
-    return Join.organization_id == join.organization_id, Join.user_id == join.user_id
-
-
 def _search_domain(tx: Connection) -> bool:
     """Add joins for the next users of a domain that has begun to auto-join; return False if no domain is left."""
     search = tx.execute(select(JoinSearch.__table__).limit(1).with_for_update(skip_locked=True)).one_or_none()
@@ -212,119 +159,15 @@ def _claim_due(tx: Connection) -> list[ClaimedJoin]:
     joins = [ClaimedJoin(*join) for join in tx.execute(due.with_for_update(skip_locked=True))]
     claimed = [join._replace(claim=join.claim + 1) for join in joins]
     for join in claimed:
-        tx.execute(update(Join).where(*_is(join)).values(due_at=db_now_plus(CLAIM_SECONDS), claim=join.claim))
+        tx.execute(update(Join).where(*join.row).values(due_at=db_now_plus(CLAIM_SECONDS), claim=join.claim))
     return claimed
 
 
 def _make_due(tx: Connection) -> None:
-    """Make joins due whose required events are in the inbox: what a lookup shows may be used for seconds only."""
+    """Make joins due whose required events are in the inbox by now."""
     soon = (Join.due_at > db_now(), Join.due_at <= db_now_plus(RETRY_SECONDS))
     received = Join.complete_from <= select(MirrorState.inbox_to).scalar_subquery()
     tx.execute(update(Join).where(Join.state == JoinState.PENDING, *soon, received).values(due_at=db_now()))
-
-
-def _next_step(tx: Connection, join: ClaimedJoin) -> NextStep:
-    """Return what to do about a join, going by the mirror."""
-    columns = (MirrorState.auto_join, MirrorState.role_map, MirrorState.complete_to, MirrorState.backfilled_at)
-    mode, role_map, complete_to, backfilled_at = tx.execute(select(*columns)).one()
-    switched_off = Close(JoinState.DROPPED, f"AUTO_JOIN is {mode}") if mode != AutoJoinMode.PROVISION else None
-    membership, unblocked = _membership_of(tx, join), _unblocked(tx, join)
-    if membership is not None and _we_reactivated(join, membership.id, membership.created_at, unblocked):
-        return Undo(membership.id)
-    if switched_off and join.attempted_at is None:
-        return switched_off
-    # Otherwise, even if AUTO_JOIN was turned off, first find out whether the attempt created a membership.
-    if not _is_up_to_date(tx, join, complete_to if backfilled_at else None):
-        return None
-    if membership is not None:
-        return Close(JoinState.JOINED, f"a member already: {membership.id}")
-    if reasons := _block_reasons(tx, join):
-        # A pending invitation blocks only until it expires. The join must not block after that.
-        lasting = [reason for reason in reasons if reason != INVITATION_PENDING]
-        return Close(JoinState.BLOCKED, lasting[0]) if lasting else Close(JoinState.DROPPED, INVITATION_PENDING)
-    return switched_off or _step_by_role(tx, join, role_map, unblocked)
-
-
-def _step_by_role(tx: Connection, join: ClaimedJoin, role_map: RoleMap, unblocked: frozenset[str]) -> Create | Close:
-    """Return the create with the person's role, or why they do not qualify."""
-    domain = auto_join_domains.c
-    joining = eligible().where(domain.organization_id == join.organization_id, User.id == join.user_id)
-    role = tx.execute(joining.with_only_columns(domain.default_role)).scalar_one_or_none()
-    if role is None:
-        reason = "the address is not verified, or its domain does not auto-join into this workspace"
-        return Close(JoinState.DROPPED, reason)
-    slug = slug_for(role, role_map)
-    return Create(slug, unblocked) if slug else Close(JoinState.FAILED, f"ROLE_MAP maps no role of WorkOS to {role}")
-
-
-def _membership_of(tx: Connection, join: ClaimedJoin) -> Row[str, datetime | None] | None:
-    """Return `id` and `created_at` of the membership that gives the person access; None if there is none."""
-    view = workspace_members.c
-    query = select(Membership.id, Membership.created_at).join(workspace_members, view.membership_id == Membership.id)
-    of_person = (view.organization_id == join.organization_id, view.user_id == join.user_id)
-    return tx.execute(query.where(*of_person)).one_or_none()
-
-
-def _unblocked(tx: Connection, join: ClaimedJoin) -> frozenset[str]:
-    of_person = (Membership.organization_id == join.organization_id, Membership.user_id == join.user_id)
-    is_unblocked = exists().where(UnblockedMembership.membership_id == Membership.id)
-    return frozenset(tx.execute(select(Membership.id).where(*of_person, is_unblocked)).scalars())
-
-
-def _block_reasons(tx: Connection, join: ClaimedJoin) -> list[str]:
-    view = auto_join_blocks.c
-    query = select(view.reason).where(view.organization_id == join.organization_id, view.user_id == join.user_id)
-    return sorted(set(tx.execute(query).scalars()))
-
-
-def _step_by_membership(join: ClaimedJoin, found: object, unblocked: frozenset[str]) -> Close | Undo | None:
-    """Return what to do about a membership that WorkOS shows; None if it allows a create."""
-    if not isinstance(found, dict) or not isinstance(id := found.get("id"), str):
-        raise WorkOSError("a membership without an id")
-    if found.get("status") != "active":
-        # The reasons of the view `auto_join_blocks`, for memberships that the mirror may not have yet.
-        reasons = {"inactive": "deactivated", "pending": "invited"}
-        reason = reasons.get(str(found.get("status")), "of no known status")
-        return None if id in unblocked else Close(JoinState.BLOCKED, f"{reason} in WorkOS", id)
-    if _we_reactivated(join, id, parse_time(found.get("created_at")), unblocked):
-        return Undo(id)
-    log.info("joined", organization_id=join.organization_id, user_id=join.user_id, membership_id=id)
-    return Close(JoinState.JOINED, None, id)
-
-
-def _we_reactivated(join: ClaimedJoin, id: str, created_at: datetime | None, unblocked: frozenset[str]) -> bool:
-    """Return whether our unconfirmed attempt activated a membership: it is older, so it was inactive before."""
-    attempted_at = join.attempted_at
-    older = attempted_at is not None and (created_at is None or created_at < attempted_at)
-    return older and id not in unblocked
-
-
-def _is_up_to_date(tx: Connection, join: ClaimedJoin, complete_to: datetime | None) -> bool:
-    """Return whether every event that concerns a join is applied: none is missing, and none has failed."""
-    complete_from = tx.execute(select(Join.complete_from).where(*_is(join))).scalar_one_or_none()
-    late = complete_from is None or complete_to is None or complete_to < complete_from
-    return not late and not _has_failed_event(tx, join.user_id)
-
-
-def _has_failed_event(tx: Connection, user_id: str) -> bool:
-    """Return whether a failed event may name the person: it may be a removal, or an invitation that was revoked.
-
-    An event about a membership names them by any of their ids, one about an invitation by any of their addresses.
-    """
-    about = or_(*(Event.type.startswith(f"{name}.") for name in ("organization_membership", "invitation")))
-    failed = (Event.status == inline_literal(EventStatus.FAILED), about)
-    bodies = tx.execute(select(Event.body).where(*failed)).scalars().all()
-    if not bodies:
-        return False
-    people = same_person(tx, user_id)
-    ids = [id.encode() for id in people]
-    hashes = set(tx.execute(select(UserAddress.email_hash).where(UserAddress.user_id.in_(people))).scalars())
-    return any(
-        body is None  # the payload was erased
-        or any(id in body for id in ids)
-        or any(address.hash in hashes for address in map(normalize_address, mentions(body).addresses) if address)
-        for body in bodies
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,7 +205,7 @@ class Provisioner:
             if join.state == JoinState.UNDO:
                 return self._undo(join)
             with read_transaction(self.engine) as tx:
-                step = _next_step(tx, join)
+                step = next_step(tx, join)
             if isinstance(step, Create):
                 step = self._create_if_allowed(join, step)
             return self._carry_out(join, step)
@@ -374,28 +217,29 @@ class Provisioner:
             return self._record_failure(join, error)
 
     def _create_if_allowed(self, join: ClaimedJoin, wanted: Create) -> NextStep:
-        """Create a membership if, after a listing, nothing speaks against it; return what to do next."""
+        """List the person's memberships and create one if nothing prevents it; return what to do next."""
         deadline = time.monotonic() + SEND_SECONDS
         listing = self.workos.memberships_of(join.organization_id, join.user_id)
         for found in listing.items:
-            if (objection := _step_by_membership(join, found, wanted.unblocked)) is not None:
-                return objection
+            if (other := step_by_membership(join, found, wanted.unblocked)) is not None:
+                return other
         step = in_transaction(self.engine, self._record_attempt, join, listing.read_at)
         if not isinstance(step, Create):
             return step
         created = self.workos.create_membership(join.organization_id, join.user_id, step.role, deadline)
         attempted = join._replace(attempted_at=listing.read_at)
-        return _step_by_membership(attempted, created | {"status": "active"}, step.unblocked)
+        # A created membership is active, whatever status the answer has.
+        return step_by_membership(attempted, created | {"status": "active"}, step.unblocked)
 
     def _record_attempt(self, tx: Connection, join: ClaimedJoin, listed_at: datetime) -> NextStep:
         """Decide again after the listing; record the attempt if a membership is to be created."""
-        step = _next_step(tx, join)
+        step = next_step(tx, join)
         if not isinstance(step, Create):
             return step
         complete_from = listed_at - self.lag
         fresh = MirrorState.complete_to >= complete_from - APPLY_ALLOWANCE
         if tx.execute(select(MirrorState.id).where(fresh)).one_or_none() is None:
-            # By now the events API shows everything up to `complete_from`.
+            # Wait for these events, which the events API shows by now.
             tx.execute(_update_claimed(join).values(complete_from=complete_from))
             return None
         # Before the call: whatever its result, the next attempt starts over.
@@ -428,7 +272,7 @@ class Provisioner:
     def _record_failure(self, join: ClaimedJoin, error: Exception) -> bool:
         """Record a failed attempt, and retry it unless it can never succeed; return whether the join is closed."""
         with read_transaction(self.engine) as tx:
-            now = tx.execute(select(Join.attempts, Join.state).where(*_is(join))).one_or_none()
+            now = tx.execute(select(Join.attempts, Join.state).where(*join.row)).one_or_none()
         if now is None or now.state not in OPEN:
             return False
         if now.state != JoinState.UNDO:
@@ -440,7 +284,7 @@ class Provisioner:
         wait = backoff(now.attempts + 1, RETRY_SECONDS, MAX_BACKOFF_SECONDS)
         problem = reason_of(error)
         log.warning("join_attempt_failed", error=problem, again_in_seconds=wait)
-        # What was known before the call is too old for a retry.
+        # A retry needs newer data than this attempt had.
         self._write(join, {"error": problem, "due_at": db_now_plus(wait), "complete_from": None})
         return False
 
@@ -460,4 +304,4 @@ class Provisioner:
 
 
 def _update_claimed(join: ClaimedJoin) -> Update:
-    return update(Join).where(*_is(join), Join.state.in_(OPEN), Join.claim == join.claim)
+    return update(Join).where(*join.row, Join.state.in_(OPEN), Join.claim == join.claim)
