@@ -17,7 +17,7 @@ from models.types import db_now
 from tests.support import JSON, SECRET, accept, apply_all, commands, made
 from tests.support.actors import by
 from tests.support.catalog import drop_schema
-from tests.support.cli import report, run
+from tests.support.cli import on_terminal, report, run
 from tests.support.mirror import ORG, USER
 from worker.cli import main
 from worker.repair.resync.resync import start
@@ -165,7 +165,7 @@ def test_members_lists_people_with_roles(story: JSON) -> None:
     assert [(m["user_id"], m["role"], m["email"]) for m in shown["members"]] == [
         (USER, "admin", "ada.hopper@acme.example")
     ]
-    table = run("members", ORG).stdout
+    table = on_terminal("members", ORG)
     assert "Acme Rockets" in table and "ada.hopper@acme.example" in table
 
 
@@ -178,15 +178,15 @@ def test_markup_in_names_is_printed_literally(endpoint: FlaskClient, engine: Eng
     event = made("organization.created", name=name)
     accept(endpoint, event, made("user.created", email=f"{name}@acme.example"), made("organization_membership.updated"))
     apply_all(engine)
-    table = run("members", ORG).stdout
+    table = on_terminal("members", ORG)
     assert f"{name} (active)" in table and f"{name}@acme.example" in table
-    assert f'"name": "{name}"' in run("events", "show", event["id"]).stdout
+    assert f'"name": "{name}"' in on_terminal("events", "show", event["id"])
 
 
 def test_control_characters_in_names_are_not_printed(endpoint: FlaskClient, engine: Engine) -> None:
     accept(endpoint, made("organization.created", name="Acme\x1b[2J\x1b]0;owned\x07"))
     apply_all(engine)
-    assert "\x1b" not in run("members", ORG).stdout
+    assert "\x1b" not in on_terminal("members", ORG)
 
 
 def test_status_with_problems_lists_them_and_exits_1(story: JSON) -> None:
@@ -257,7 +257,7 @@ def test_failed_events_are_grouped_replayed_and_dismissed(story: JSON, engine: E
     assert "1 failed" in run("runs", "show", replayed["id"]).stdout
     assert "1 dismissed" in run("events", "dismiss", failed, "--reason", "nobody").stdout
     assert "did not fail" in run("events", "dismiss", failed, "--reason", "nobody", exit_code=1).stderr
-    assert "there are no failed events" in run("events", "failures").stdout
+    assert "there are no failed events" in run("events", "failures").stderr
     assert report("events", "show", failed)["dismissed_why"] == "nobody"
     assert "no event matches" in run("replay", "--failed", exit_code=1).stderr
     assert "is not a running replay" in run("runs", "cancel", replayed["id"], exit_code=1).stderr
@@ -282,8 +282,9 @@ def test_runs_list_and_show(engine: Engine) -> None:
     in_transaction(engine, lambda tx: tx.execute(insert(Drift), drifts))
     assert [row["id"] for row in report("runs", "list")] == [run_id]
     assert run_id in run("runs", "list").stdout
-    text = run("runs", "show", run_id).stdout
-    assert "user_199" in text and "user_200" not in text and "and more" in text and "250 missing" in text
+    shown = run("runs", "show", run_id)
+    assert "user_199" in shown.stdout and "user_200" not in shown.stdout and "250 missing" in shown.stdout
+    assert "and more" in shown.stderr
     shown = report("runs", "show", run_id)
     assert [row["object_id"] for row in shown["drift"]] == [row["object_id"] for row in drifts]
     assert shown["findings"] == {"missing": 250}

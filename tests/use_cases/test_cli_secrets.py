@@ -27,7 +27,7 @@ WORDS = ("unheard", "dW5oZWFyZC")
 def shows(command: click.Command) -> bool:
     """Whether a command prints a report and has no required argument."""
     names = {parameter.name for parameter in command.params}
-    return "as_json" in names and not any(parameter.required for parameter in command.params)
+    return bool(names & {"as_json", "form"}) and not any(parameter.required for parameter in command.params)
 
 
 def run(*arguments: str) -> Result:

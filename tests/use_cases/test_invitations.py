@@ -37,6 +37,7 @@ from tests.support.auto_join import (
     members_at_workos,
     sign_up,
 )
+from tests.support.cli import on_terminal
 from tests.support.histories import broken_chains
 from tests.support.mirror import ORG
 from tests.support.ops import TOKEN, form_token, sign_in
@@ -353,7 +354,7 @@ def test_members_page_and_cli_show_invitations(
     set_environment(DATABASE_URL=engine.url.render_as_string(hide_password=False))
     listed = json.loads(CliRunner().invoke(main, ["members", ORG, "--json"]).stdout)
     assert [(row["email"], row["status"]) for row in listed["invitations"]] == [(ANN, "pending")]
-    assert ANN in CliRunner().invoke(main, ["members", ORG], env={"COLUMNS": "200"}).stdout
+    assert ANN in on_terminal("members", ORG)
     shown = CliRunner().invoke(main, ["explain", "invitation_2", "--json"])
     assert json.loads(shown.stdout)["invitations"][0]["status"] == "revoked"
     assert "until an operator unblocks the person" in CliRunner().invoke(main, ["explain", "invitation_2"]).stdout

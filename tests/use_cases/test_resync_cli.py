@@ -274,7 +274,7 @@ def test_withheld_deletions_are_reported_and_carried_out_on_approval(equal: Engi
             world.delete_user(user)
         world.create_user("left@people.example")
     result = run(exit_code=1)
-    [run_id] = {row["id"] for row in rows(equal, Run) if f"run {row['id']}" in result.stdout}
+    [run_id] = {row["id"] for row in rows(equal, Run) if row["id"] in result.stdout}
     assert "6 deletions withheld" in result.stderr and f"workos-sync resync --approve {run_id}" in result.stderr
     assert len(live(equal)["user"]) == 7
     status = CliRunner().invoke(main, ["status", "--json"])

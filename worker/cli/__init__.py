@@ -23,13 +23,14 @@ MODULES = {
     "config": "config",
     **dict.fromkeys(["resync", "catch-up", "forget"], "repair"),
     **dict.fromkeys(["events", "replay"], "inbox"),
-    **dict.fromkeys(["explain", "members", "workspaces", "status"], "reports"),
+    **dict.fromkeys(["explain", "members", "workspaces"], "reports"),
     "audit": "audit",
     "auto-join": "auto_join",
     "hooks": "hooks",
     "plan": "plan",
     "review": "review",
     "runs": "runs",
+    "status": "status",
 }
 """Command name → module in this package. A module is imported only when its command runs, to keep start-up fast."""
 
@@ -77,9 +78,24 @@ class Commands(click.Group):
             _fail(f"{problem}; to see the traceback, run workos-sync --traceback {ctx.invoked_subcommand} ...", 1)
 
 
+def _without_color(context: click.Context, option: click.Parameter, given: bool) -> None:
+    """Print no colors with the option, or if NO_COLOR is set to anything (https://no-color.org)."""
+    if given or option.resolve_envvar_value(context):
+        context.color = False
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="workos-sync")
 @click.option("--traceback", is_flag=True, help="Print the traceback of an unexpected error.")
+@click.option(
+    "--no-color",
+    is_flag=True,
+    type=click.UNPROCESSED,
+    envvar="NO_COLOR",
+    callback=_without_color,
+    expose_value=False,
+    help="Print no colors, also if NO_COLOR is set.",
+)
 def main(traceback: bool) -> None:
     """Mirror the WorkOS data that decides access into your own database.
 

@@ -5,8 +5,8 @@ from datetime import datetime
 import click
 
 from models.tables import Action, Via
-from models.types import JsonObject
 from worker.cli import options, output
+from worker.cli.layout import Column, Fit
 from worker.cli.shared import migrated_engine
 from worker.reports import listings
 
@@ -28,14 +28,19 @@ def audit() -> None:
 @click.option("--organization", "organization_id", metavar="ID", help="Only actions on this workspace.")
 @options.time("--since", f"Only actions at or after {options.THIS_TIME}.")
 @options.limit
-@options.as_json
-def audit_list(as_json: bool, limit: int, since: datetime | None, **filters: str | None) -> None:
+@output.listing(
+    Column("at", "when"),
+    Column("who", fit=Fit.CUT),
+    Column("action"),
+    Column("object_id"),
+    Column("reason", fit=Fit.WRAP),
+    Column("details", fit=Fit.WRAP),
+    Column("via", wide=True),
+    Column("kind", wide=True),
+    Column("organization_id", wide=True),
+    Column("id", wide=True),
+    empty="no actions",
+)
+def audit_list(out: output.Listing, limit: int, since: datetime | None, **filters: str | None) -> None:
     """List the newest actions: who did what, when, how and why."""
-    rows = listings.list_audit(migrated_engine(), filters, since=since, limit=limit)
-    if not as_json:
-        rows = [row | {"details": _in_lines(row["details"])} for row in rows]
-    output.rows(("at", "who", "via", "action", "object_id", "reason", "details"), rows, as_json=as_json)
-
-
-def _in_lines(details: JsonObject | None) -> str:
-    return "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in (details or {}).items())
+    out.show(listings.list_audit(migrated_engine(), filters, since=since, limit=limit))

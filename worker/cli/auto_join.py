@@ -7,6 +7,7 @@ from sqlalchemy import Engine
 
 from models.tables import JoinState
 from worker.cli import options, output
+from worker.cli.layout import Column, Fit
 from worker.cli.shared import actor, known, migrated_engine
 from worker.decision.roles import LOCAL_ROLES
 from worker.mirror import auto_join_policy
@@ -39,24 +40,42 @@ def auto_join() -> None:
 @organization_option
 @click.option("--off", is_flag=True, help="Only domains by which nobody joins.")
 @options.limit
-@options.as_json
-def domains(organization: str | None, off: bool, limit: int, as_json: bool) -> None:
+@output.listing(
+    Column("domain", fit=Fit.CUT),
+    Column("organization_id"),
+    Column("auto_join"),
+    Column("state"),
+    Column("why", fit=Fit.WRAP),
+    Column("verification", wide=True),
+    Column("id", wide=True),
+    empty="no domains",
+)
+def domains(out: output.Listing, organization: str | None, off: bool, limit: int) -> None:
     """List domains, whether people auto-join by them, and why."""
     rows = listings.list_domains(_engine(organization), organization, off=off, limit=limit)
-    output.rows(("domain", "organization_id", "state", "auto_join", "why"), rows, as_json=as_json)
+    if out.for_people:  # the reason why people join is always the same
+        rows = [row | {"why": None} if row["auto_join"] else row for row in rows]
+    out.show(rows)
 
 
 @auto_join.command()
 @organization_option
 @options.limit
-@options.as_json
-def missing(organization: str | None, limit: int, as_json: bool) -> None:
+@output.listing(
+    Column("email", fit=Fit.CUT),
+    Column("user_id"),
+    Column("organization_id"),
+    Column("domain", wide=True),
+    Column("default_role", wide=True),
+    empty="nobody is missing",
+)
+def missing(out: output.Listing, organization: str | None, limit: int) -> None:
     """List people who should have joined a workspace by domain.
 
     They have a verified address in its domain, are not members, and are not kept out. Exit code 1 if there are any.
     """
     rows = auto_join_policy.missing_members(_engine(organization), limit, organization)
-    output.rows(("email", "user_id", "domain", "organization_id", "default_role"), rows, as_json=as_json)
+    out.show(rows)
     sys.exit(1 if rows else 0)
 
 
@@ -64,15 +83,25 @@ def missing(organization: str | None, limit: int, as_json: bool) -> None:
 @click.option("--state", type=click.Choice([state.value for state in JoinState]), help=STATE_HELP)
 @organization_option
 @options.limit
-@options.as_json
-def joins(state: str | None, organization: str | None, limit: int, as_json: bool) -> None:
+@output.listing(
+    Column("created_at", "when"),
+    Column("email", fit=Fit.CUT),
+    Column("organization_id"),
+    Column("state"),
+    Column("reason", fit=Fit.WRAP),
+    Column("error", fit=Fit.WRAP),
+    Column("user_id", wide=True),
+    Column("cause_id", wide=True),
+    Column("attempts", wide=True),
+    Column("settled_at", wide=True),
+    empty="no joins",
+)
+def joins(out: output.Listing, state: str | None, organization: str | None, limit: int) -> None:
     """List the people handled by AUTO_JOIN=provision.
 
     Shows who was added, will be added or must not be added, and why.
     """
-    rows = auto_join_policy.joins(_engine(organization), state=state, organization_id=organization, limit=limit)
-    columns = ("created_at", "email", "user_id", "organization_id", "state", "reason", "cause_id", "attempts", "error")
-    output.rows(columns, rows, as_json=as_json)
+    out.show(auto_join_policy.joins(_engine(organization), state=state, organization_id=organization, limit=limit))
 
 
 @auto_join.command("set")
@@ -86,7 +115,7 @@ def set_workspace(organization: str, switch: bool | None, role: str | None, reas
     after = auto_join_policy.set_workspace(
         migrated_engine(), organization, actor(reason), auto_join=switch, default_role=role
     )
-    output.report(after, as_json=as_json)
+    output.record(after, as_json=as_json)
 
 
 @auto_join.command()

@@ -2,14 +2,15 @@
 
 import click
 
-from worker.cli import options, output
+from worker.cli import output
+from worker.cli.layout import Column, Fit
 from worker.errors import ConfigurationError
 from worker.settings import read_settings
 
 
 @click.command()
-@options.as_json
-def config(as_json: bool) -> None:
+@output.listing(Column("setting"), Column("origin"), Column("value", fit=Fit.WRAP), empty="no settings")
+def config(out: output.Listing) -> None:
     """Show all settings, where each comes from, and errors in them.
 
     Secrets are masked. Connects to nothing. An invalid setting is shown with its default, and
@@ -18,10 +19,8 @@ def config(as_json: bool) -> None:
     reading = read_settings()
     rows = reading.rows()
     problems, warnings = ([each._asdict() for each in found] for found in (reading.problems, reading.warnings))
-    if as_json:
-        output.json({"settings": rows, "problems": problems, "warnings": warnings})
-    else:
-        output.table(("setting", "value", "origin"), [row | {"value": _text(row["value"])} for row in rows])
+    document = {"settings": rows, "problems": problems, "warnings": warnings}
+    out.show([row | {"value": _text(row["value"])} for row in rows], document=document)
     for warning in reading.warnings:
         click.echo(f"workos-sync: warning: {warning}", err=True)
     if reading.problems:

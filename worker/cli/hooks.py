@@ -6,8 +6,9 @@ from typing import Any
 import click
 
 from models.tables import DeliveryStatus
-from models.types import MAX_ID
-from worker.cli import options, output
+from models.types import MAX_ID, Record
+from worker.cli import layout, options, output
+from worker.cli.layout import Column, Fit
 from worker.cli.shared import actor, logging_settings, migrated_engine
 from worker.hooks import operate
 from worker.settings import load_settings
@@ -27,6 +28,14 @@ change_option = click.option(
     "--change", "change_id", type=ChangeId(), metavar="ID", help="Only the delivery of this change."
 )
 
+MAX_CHANGES = 10
+"""Changes that a terminal lists of deliveries that failed with the same error."""
+GROUP = (
+    *(Column("hook"), Column("deliveries"), Column("attempts")),
+    *(Column("changes"), Column("more", "and"), Column("error", fit=Fit.WRAP)),
+)
+"""What a terminal shows of deliveries that failed with the same error."""
+
 
 @click.group()
 def hooks() -> None:
@@ -34,33 +43,72 @@ def hooks() -> None:
 
 
 @hooks.command("list")
-@options.as_json
-def hooks_list(as_json: bool) -> None:
+@output.listing(
+    Column("hook", fit=Fit.CUT),
+    Column("configured"),
+    Column("behind"),
+    Column("waiting"),
+    Column("failed"),
+    Column("delivered_at", "last delivery"),
+    Column("error", fit=Fit.WRAP),
+    Column("delivered", wide=True),
+    Column("cursor", wide=True),
+    empty="no hooks: HOOKS is not set",
+)
+def hooks_list(out: output.Listing) -> None:
     """List hooks with their backlog and failed deliveries.
 
     Exit code 1 if a delivery failed or a hook missed changes.
     """
     rows = operate.hook_status(migrated_engine(), load_settings().http_hooks)
-    columns = ("hook", "configured", "cursor", "behind", "waiting", "failed", "delivered_at", "error")
-    output.rows(columns, rows, as_json=as_json)
+    out.show(rows)
     sys.exit(1 if any(row["failed"] or row["error"] for row in rows) else 0)
 
 
 @hooks.command("failed")
 @click.argument("hook", required=False)
 @options.limit
-@options.as_json
-def hooks_failed(hook: str | None, limit: int, as_json: bool) -> None:
+@output.listing(
+    Column("hook"),
+    Column("change_id"),
+    Column("kind"),
+    Column("object_id"),
+    Column("attempts"),
+    Column("error", fit=Fit.WRAP),
+    Column("traceback", fit=Fit.WRAP, wide=True),
+    empty="no failed deliveries",
+)
+def hooks_failed(out: output.Listing, hook: str | None, limit: int) -> None:
     """List failed deliveries with their errors.
 
-    Lists those of all hooks if HOOK is omitted. Exit code 1 if there are any.
+    Lists those of all hooks if HOOK is omitted. A terminal shows identical errors once. Exit code 1 if there are any.
     """
     engine = migrated_engine()
     if hook is not None:
         operate.require_hook(engine, hook, load_settings().http_hooks)
     rows = operate.deliveries(engine, hook=hook, status=DeliveryStatus.FAILED, limit=limit)
-    output.rows(("hook", "change_id", "kind", "object_id", "attempts", "traceback"), rows, as_json=as_json)
+    out.show(rows, people=layout.blocks(GROUP, _groups(rows), output.width(), lead=2))
     sys.exit(1 if rows else 0)
+
+
+def _groups(rows: list[Record]) -> list[Record]:
+    """Return a row for each hook and error, with the changes whose deliveries failed."""
+    grouped: dict[tuple[str, str | None], list[Record]] = {}
+    for row in rows:
+        grouped.setdefault((row["hook"], row["traceback"] or row["error"]), []).append(row)
+    return [
+        {
+            "hook": hook,
+            "deliveries": f"{len(same)} failed {'delivery' if len(same) == 1 else 'deliveries'}",
+            "attempts": max(row["attempts"] for row in same),
+            "changes": "\n".join(
+                f"{row['change_id']}  {row['kind']}  {row['object_id']}" for row in same[:MAX_CHANGES]
+            ),
+            "more": f"{len(same) - MAX_CHANGES} more changes" if len(same) > MAX_CHANGES else None,
+            "error": error,
+        }
+        for (hook, error), same in grouped.items()
+    ]
 
 
 @hooks.command("replay")

@@ -6,18 +6,28 @@ from typing import Any
 import click
 
 from models.tables import EventStatus
-from worker.cli import options, output
-from worker.cli.runs import replayed, work_on_run
+from worker.cli import layout, options, output
+from worker.cli.layout import Column, Fit
+from worker.cli.runs import print_replay, replayed, work_on_run
 from worker.cli.shared import actor, known, logging_settings, migrated_engine, open_services
 from worker.errors import OperatorError
 from worker.mirror import change_feed
 from worker.repair import replay as replays
 from worker.reports import listings
+from worker.reports.explain import changed_fields
 
 type_option = click.option("--type", help="Only events of this type, such as user.deleted.")
 organization_option = click.option(
     "--organization", "organization_id", metavar="ID", help="Only events of this workspace."
 )
+
+EVENT = (
+    *("id", "type", "status", "outcome", "error", "kind", "object_id", "organization_id", "occurred_at", "received_at"),
+    *("processed_at", "source", "deliveries", "attempts", "replays", "decided_by", "fingerprint"),
+    *("dismissed_by", "dismissed_why", "traceback"),
+)
+"""The fields of an event that a terminal shows, apart from its changes and payload."""
+CHANGES = (Column("at"), Column("kind"), Column("object_id"), Column("id", "change"), Column("changed", fit=Fit.WRAP))
 
 
 @click.group()
@@ -32,11 +42,27 @@ def events() -> None:
 @type_option
 @organization_option
 @options.limit
-@options.as_json
-def events_list(as_json: bool, limit: int, **filters: str | None) -> None:
-    """List the newest events with their outcomes and errors."""
-    columns = ("received_at", "id", "type", "status", "outcome", "object_id", "deliveries", "attempts", "error")
-    output.rows(columns, listings.list_events(migrated_engine(), limit=limit, **filters), as_json=as_json)
+@output.listing(
+    Column("received_at", "when"),
+    Column("id"),
+    Column("type", fit=Fit.FOLD),
+    Column("result"),
+    Column("error", fit=Fit.WRAP),
+    Column("status", wide=True),
+    Column("outcome", wide=True),
+    Column("object_id", wide=True),
+    Column("organization_id", wide=True),
+    Column("deliveries", wide=True),
+    Column("attempts", wide=True),
+    empty="no events match",
+)
+def events_list(out: output.Listing, limit: int, **filters: str | None) -> None:
+    """List the newest events with their outcomes and errors.
+
+    The result is the outcome of an event that is done, and the status of any other.
+    """
+    rows = listings.list_events(migrated_engine(), limit=limit, **filters)
+    out.show([row | {"result": row["outcome"] or row["status"]} for row in rows])
 
 
 @events.command("show")
@@ -45,23 +71,41 @@ def events_list(as_json: bool, limit: int, **filters: str | None) -> None:
 def events_show(event_id: str, as_json: bool) -> None:
     """Show one event: payload, outcome, attempts and changes."""
     event = known(listings.show_event(migrated_engine(), event_id), f"there is no event {event_id}")
-    if as_json:
-        output.json(event)
-    else:
-        documents = {n: change_feed.as_json(value) for n, value in event.items() if isinstance(value, (dict, list))}
-        output.fields(event | documents)
+    if as_json or not output.on_terminal():
+        output.record(event, as_json=as_json)
+        return
+    body, changes = event.pop("body"), event.pop("changes")
+    output.record({name: event[name] for name in EVENT})
+    with_fields = [row | {"changed": layout.changed(changed_fields([row]))} for row in changes]
+    output.section("Changes", CHANGES, with_fields, lead=3)
+    if body is not None:
+        output.title("Payload")
+        output.lines(layout.wrap(layout.plain(change_feed.as_json(body)), output.width()))
 
 
 @events.command("failures")
-@options.as_json
-def events_failures(as_json: bool) -> None:
+@output.listing(
+    Column("fingerprint"),
+    Column("events"),
+    Column("type"),
+    Column("last"),
+    Column("example"),
+    Column("error", fit=Fit.WRAP),
+    Column("first", wide=True),
+    empty="there are no failed events",
+    lead=1,
+)
+def events_failures(out: output.Listing) -> None:
     """List failed events, grouped by error.
 
     To retry a group, pass its fingerprint to `workos-sync replay --fingerprint`. Exit code 1 if any event failed.
     """
     rows = listings.failures(migrated_engine())
-    columns = ("fingerprint", "events", "type", "first", "last", "example", "error")
-    output.rows(columns, rows, as_json=as_json, empty="there are no failed events")
+    out.show(rows)
+    if rows and out.for_people:
+        output.note(
+            "to see an error: workos-sync events show EXAMPLE; to retry: workos-sync replay --fingerprint FINGERPRINT"
+        )
     sys.exit(1 if rows else 0)
 
 
@@ -103,10 +147,13 @@ def replay_command(reason: str | None, again: bool, dry_run: bool, as_json: bool
     settings = logging_settings()
     engine = migrated_engine()
     if dry_run:
-        output.report(replays.plan(engine, selection)._asdict(), as_json=as_json)
+        planned = replays.plan(engine, selection)._asdict()
+        output.record(
+            planned if as_json else planned | {"outcomes": output.counted(planned["outcomes"])}, as_json=as_json
+        )
         return
     run_id = replays.start(engine, selection, actor(reason), again=again)
     with open_services(settings) as services:
         finished = work_on_run(services, None, run_id)
-    output.report(replayed(engine, run_id), as_json=as_json)
+    print_replay(replayed(engine, run_id), as_json=as_json)
     sys.exit(0 if finished else 1)

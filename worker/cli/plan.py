@@ -5,6 +5,7 @@ import sys
 import click
 
 from worker.cli import options, output
+from worker.cli.layout import Column, Fit
 from worker.cli.shared import actor, migrated_engine
 from worker.mirror import role_map
 from worker.reports.plan import plan
@@ -12,6 +13,9 @@ from worker.settings import load_settings
 
 PLANNED = ("ROLE_MAP", "AUTO_JOIN", "AUTO_JOIN_EXISTING")
 """The settings that decide access."""
+PERSON = (Column("user_id"), Column("organization_id"))
+DOMAIN = Column("domain", fit=Fit.CUT)
+ROLE = Column("default_role")
 
 
 def _settings(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
@@ -53,14 +57,10 @@ def plan_command(
     if as_json:
         output.json(found)
     else:
-        output.report({name: value for name, value in found.items() if not isinstance(value, list)})
-        for section, columns in (
-            ("roles", ("organization_id", "user_id", "before", "after")),
-            ("joins", ("organization_id", "user_id", "domain", "default_role")),
-            ("domains", ("domain", "organization_id", "default_role", "auto_join")),
-        ):
-            if found[section]:
-                output.table(columns, found[section], section)
+        output.record({name: value for name, value in found.items() if not isinstance(value, list)})
+        output.section("Roles", (*PERSON, Column("before"), Column("after")), found["roles"])
+        output.section("Joins by domain", (*PERSON, DOMAIN, ROLE), found["joins"])
+        output.section("Domains", (DOMAIN, Column("organization_id"), Column("auto_join"), ROLE), found["domains"])
     if max_promotions is not None and found["promotions"] > max_promotions:
         click.echo(f"{found['promotions']} people would become admins, more than {max_promotions}", err=True)
         sys.exit(1)

@@ -8,6 +8,7 @@ import click
 from sqlalchemy import Engine
 
 from worker.cli import options, output
+from worker.cli.layout import shown
 from worker.cli.runs import print_run, work_on_run
 from worker.cli.shared import actor, known, logging_settings, migrated_engine, reaching_workos
 from worker.errors import OperatorError, UnknownIdError
@@ -86,8 +87,8 @@ def catch_up_command(since: datetime | None, reason: str | None, as_json: bool) 
     if as_json:
         output.json(report._asdict())
     else:
-        start = "up" if since is None else f"from {output.cell(since)}"
-        received = f"{start} to {output.cell(report.received_up_to)}"
+        start = "up" if since is None else f"from {shown(since)}"
+        received = f"{start} to {shown(report.received_up_to)}"
         read = output.count(report.returned, "event")
         click.echo(f"{read} read, {report.new} new; all events {received} are in the inbox")
     if report.missed:

@@ -1,45 +1,58 @@
-"""`workos-sync status`, `explain`, `members` and `workspaces`."""
+"""`workos-sync explain`, `members` and `workspaces`."""
 
 import sys
 from datetime import datetime
 
 import click
 
-from worker.bootstrap import report_redis
-from worker.cli import options, output
-from worker.cli.shared import known, logging_settings, migrated_engine
+from models.types import Record
+from worker.cli import layout, options, output
+from worker.cli.layout import Column, Fit
+from worker.cli.shared import known, migrated_engine
 from worker.mirror import auto_join_policy
-from worker.processes.embedded import redis_url
 from worker.reports import listings
 from worker.reports.access import actor_of, cause_of
-from worker.reports.conditions import Severity
 from worker.reports.explain import explain
-from worker.reports.verdict import as_report, judge
 
-COUNTED_LATER = ("missing_joins", "workspaces_without_admin", "workers")
-"""Numbers in the report of `status` that may be unknown."""
+INVITATIONS = (
+    Column("email", fit=Fit.CUT),
+    Column("workos_role"),
+    Column("invitation_id"),
+    Column("created_at"),
+    Column("expires_at"),
+)
 
 
 @click.command()
 @click.argument("organization", metavar="ORGANIZATION_ID")
 @options.time("--at", f"Show who had access at {options.THIS_TIME}, and the last change to it before.")
-@options.as_json
-def members(organization: str, at: datetime | None, as_json: bool) -> None:
+@output.listing(
+    Column("email", fit=Fit.CUT),
+    Column("role"),
+    Column("user_id"),
+    Column("since"),
+    Column("changed_at"),
+    Column("cause", fit=Fit.WRAP),
+    Column("actor", fit=Fit.WRAP),
+    Column("workos_role", wide=True),
+    Column("status", wide=True),
+    Column("membership_id", wide=True),
+    empty="nobody has access",
+)
+def members(out: output.Listing, organization: str, at: datetime | None) -> None:
     """List the people with access to a workspace, their roles, and (without --at) pending invitations."""
     then = "" if at is None else f" at {at:%Y-%m-%d %H:%M:%S} UTC"
     found = listings.list_members(migrated_engine(), organization, at)
     workspace = known(found, f"the mirror {'had' if then else 'has'} no workspace {organization}{then}")
-    if as_json:
-        output.json(workspace)
-        return
     rows = workspace["members"]
-    columns: tuple[str, ...] = ("email", "role", "workos_role", "user_id", "since")
     if at is not None:
         rows = [row | {"cause": cause_of(row), "actor": actor_of(row)} for row in rows]
-        columns += ("changed_at", "cause", "actor")
-    output.table(columns, rows, f"{workspace['name']} ({workspace['state']}){then}")
-    if invited := workspace.get("invitations"):
-        output.table(("email", "workos_role", "invitation_id", "created_at", "expires_at"), invited, "Invitations")
+    out.show(rows, title=layout.plain(f"{workspace['name']} ({workspace['state']}){then}"), document=workspace)
+    invited = workspace.get("invitations", [])
+    if out.for_people:
+        output.section("Invitations", INVITATIONS, invited)
+    elif invited and not out.as_document:
+        output.note(f"{output.count(len(invited), 'pending invitation')} not listed; use --json")
 
 
 @click.command()
@@ -48,15 +61,91 @@ def members(organization: str, at: datetime | None, as_json: bool) -> None:
     "--without-admin", is_flag=True, help="Only workspaces with members but no admin. Exit code 1 if there are any."
 )
 @options.limit
-@options.as_json
-def workspaces(name: str | None, without_admin: bool, limit: int, as_json: bool) -> None:
+@output.listing(
+    Column("name", fit=Fit.CUT),
+    Column("organization_id"),
+    Column("members"),
+    Column("state"),
+    Column("created_at"),
+    Column("external_id", wide=True),
+    Column("updated_at", wide=True),
+    empty="no workspaces",
+)
+def workspaces(out: output.Listing, name: str | None, without_admin: bool, limit: int) -> None:
     """List workspaces, sorted by id."""
     if without_admin:
         rows = auto_join_policy.without_admin(migrated_engine(), limit)
-        output.rows(("organization_id", "workspace_name", "members"), rows, as_json=as_json)
+        out.show([row | {"name": row["workspace_name"]} for row in rows])
         sys.exit(1 if rows else 0)
-    rows = listings.list_workspaces(migrated_engine(), name=name, limit=limit)
-    output.rows(("organization_id", "name", "external_id", "state", "created_at"), rows, as_json=as_json)
+    out.show(listings.list_workspaces(migrated_engine(), name=name, limit=limit))
+
+
+ACCESS = (
+    Column("workspace_name", fit=Fit.CUT),
+    Column("organization_id"),
+    Column("access"),
+    Column("role"),
+    Column("since"),
+    Column("cause", fit=Fit.WRAP),
+    Column("actor", fit=Fit.WRAP),
+    Column("role_cause", fit=Fit.WRAP),
+    Column("why", fit=Fit.WRAP),
+)
+TIMELINE = (
+    Column("at"),
+    Column("what"),
+    Column("outcome"),
+    Column("object_id", "object"),
+    Column("why", fit=Fit.WRAP),
+    Column("by", fit=Fit.WRAP),
+    Column("actor", fit=Fit.WRAP),
+    Column("changed", fit=Fit.WRAP),
+)
+UNCERTAIN = (
+    Column("organization_id"),
+    Column("user_id"),
+    Column("event_id"),
+    Column("since"),
+    Column("until", fit=Fit.WRAP),
+)
+AUTO_JOIN = (
+    Column("domain", fit=Fit.CUT),
+    Column("organization_id"),
+    Column("auto_join"),
+    Column("state"),
+    Column("why", fit=Fit.WRAP),
+)
+JOINS = (
+    Column("organization_id"),
+    Column("state"),
+    Column("reason", fit=Fit.WRAP),
+    Column("created_at"),
+    Column("settled_at"),
+)
+SESSIONS = (
+    Column("organization_id"),
+    Column("user_id"),
+    Column("state"),
+    Column("reason"),
+    Column("sessions", "ended"),
+    Column("since"),
+    Column("settled_at"),
+    Column("error", fit=Fit.WRAP),
+)
+INVITED = (
+    Column("id"),
+    Column("email", fit=Fit.CUT),
+    Column("status"),
+    Column("organization_id"),
+    Column("expires_at"),
+    Column("blocks", "blocks auto-join"),
+    Column("why", fit=Fit.WRAP),
+)
+
+BOOKKEEPING = {
+    *("email_normalized", "email_domain", "normalized", "revision", "touched_at", "column_versions", "event_id"),
+}
+"""Columns that a terminal does not show of an object."""
 
 
 @click.command("explain")
@@ -72,44 +161,24 @@ def explain_command(name: str, at: datetime | None, as_json: bool) -> None:
     if as_json:
         output.json(found)
         return
-    for item in found["objects"]:
-        output.report(item)
-    access = ("workspace_name", "organization_id", "access", "role", "since", "cause", "actor", "role_cause", "why")
-    for section, columns in (
-        ("access", access),
-        ("uncertain", ("organization_id", "user_id", "event_id", "since", "until")),
-        ("auto_join", ("domain", "organization_id", "state", "auto_join", "why")),
-        ("joins", ("organization_id", "state", "reason", "created_at", "settled_at")),
-        ("sessions", ("organization_id", "user_id", "state", "reason", "sessions", "since", "settled_at", "error")),
-        ("invitations", ("organization_id", "id", "email", "status", "expires_at", "blocks", "why")),
-    ):
-        if found[section]:
-            output.table(columns, found[section], "Bounded answers are stale" if section == "uncertain" else None)
-    steps = [step | {"changed": _changed(step["fields"])} for step in found["timeline"]]
-    output.rows(("at", "object_id", "what", "by", "actor", "outcome", "why", "changed"), steps, as_json=False)
+    for place, item in enumerate(found["objects"]):
+        if place:
+            click.echo()
+        output.record(_without_bookkeeping(item) if output.on_terminal() else item)
+    output.section("Access", ACCESS, found["access"], lead=2)
+    output.section("Bounded answers are stale", UNCERTAIN, found["uncertain"])
+    output.section("Auto-join", AUTO_JOIN, found["auto_join"])
+    output.section("Joins by domain", JOINS, found["joins"])
+    output.section("Sessions", SESSIONS, found["sessions"])
+    output.section("Invitations", INVITED, found["invitations"])
+    form = layout.changed if output.on_terminal() else dict
+    steps = [step | {"changed": form(step["fields"])} for step in found["timeline"]]
+    output.section("Timeline", TIMELINE, steps, lead=3)
     if found["truncated"]:
-        click.echo("... older steps are not shown", err=True)
+        output.note("... older steps are not shown")
 
 
-def _changed(fields: dict[str, list[object]]) -> str:
-    return "\n".join(f"{name}: {before} → {after}" for name, (before, after) in fields.items())
-
-
-@click.command()
-@options.as_json
-def status(as_json: bool) -> None:
-    """Report the state of the mirror, and how to fix each problem.
-
-    Exit code 1 if there is a problem or a warning.
-    """
-    settings = logging_settings()
-    verdict = judge(migrated_engine(), report_redis(redis_url(settings)), settings)
-    report = as_report(verdict)
-    if as_json:
-        output.json(report)
-    else:
-        del report["conditions"]
-        report |= {name: "not known yet" for name in COUNTED_LATER if report[name] is None}
-        texts = {name: "\n".join(value) or "none" for name, value in report.items() if isinstance(value, list)}
-        output.fields({output.heading(name): value for name, value in (report.pop("mirror") | report | texts).items()})
-    sys.exit(0 if verdict.severity is Severity.OK else 1)
+def _without_bookkeeping(item: Record) -> Record:
+    """Return an object, its id first, without what only the mirror itself needs."""
+    first = {"kind": item["kind"], "id": item["id"]}
+    return first | {name: value for name, value in item.items() if name not in BOOKKEEPING and value is not False}

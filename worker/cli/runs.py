@@ -6,7 +6,8 @@ from sqlalchemy import Engine
 from models.tables import RunStatus, Task
 from models.types import Record
 from worker.bootstrap import Services
-from worker.cli import options, output
+from worker.cli import layout, options, output
+from worker.cli.layout import Column, Fit
 from worker.cli.shared import actor, known, migrated_engine, until_stopped
 from worker.errors import OperatorError
 from worker.repair import replay as replays
@@ -19,6 +20,18 @@ from worker.workos_api.client import WorkOSClient
 
 MAX_TABLE_ROWS = 200
 """Maximum number of rows of a drift report printed as a table. `--json` prints all."""
+
+ABOUT = ("id", "task", "status", "organization_id", "requested_by", "reason", "created_at", "finished_at")
+"""What is printed of every run but a replay."""
+DRIFT = (
+    Column("kind"),
+    Column("object_id"),
+    Column("label", "name", fit=Fit.CUT),
+    Column("finding"),
+    Column("action"),
+    Column("organization_id"),
+    Column("fields", fit=Fit.WRAP),
+)
 
 
 def work_on_run(services: Services, workos: WorkOSClient | None, run_id: str) -> bool:
@@ -44,17 +57,21 @@ def print_run(engine: Engine, run: Record, *, as_json: bool) -> None:
     elif run["task"] == Task.RESYNC:
         _print_resync(engine, run)
     elif run["task"] == Task.REPLAY:
-        output.report(replayed(engine, run["id"]))
+        print_replay(replayed(engine, run["id"]))
     else:
-        columns = ("id", "task", "status", "requested_by", "finished_at")
-        output.report({name: run[name] for name in columns})
+        output.record({name: run[name] for name in ABOUT})
     if run["error"]:
         click.echo(f"workos-sync: {run['error']}", err=True)
 
 
+def print_replay(replay: Record, *, as_json: bool = False) -> None:
+    """Print the result of `replayed`."""
+    output.record(replay if as_json else replay | {"results": output.counted(replay["results"])}, as_json=as_json)
+
+
 def found_by(run: Record) -> str:
     """Return what a resync, a row of `listings.run`, found. One that did not compare everything says so."""
-    findings = ", ".join(f"{number} {finding}" for finding, number in (run["findings"] or {}).items())
+    findings = output.counted(run["findings"])
     if run["compared"] is None:
         return findings or "no drift"
     done, total = run["compared"]
@@ -68,17 +85,19 @@ def found_by(run: Record) -> str:
 
 
 def _print_resync(engine: Engine, run: Record) -> None:
+    about = {name: run[name] for name in ABOUT} | {"dry_run": run["dry_run"] or None}
+    output.record(about | {"result": f"{found_by(run)}; {output.count(run['calls'], 'API call')}"})
     differences = list(listings.drift(engine, run["id"], MAX_TABLE_ROWS + 1))
-    if differences:
-        columns = ("kind", "object_id", "organization_id", "finding", "fields", "action")
-        output.table(columns, differences[:MAX_TABLE_ROWS])
+    named = listings.labelled(engine, differences[:MAX_TABLE_ROWS])
+    if output.on_terminal():
+        named = [row | {"fields": layout.changed(row["fields"] or {})} for row in named]
+    output.section("Differences", DRIFT, named)
     if len(differences) > MAX_TABLE_ROWS:
-        click.echo(f"... and more. To see all: workos-sync runs show {run['id']} --json")
-    click.echo(f"run {run['id']}: {found_by(run)}; {output.count(run['calls'], 'API call')}")
+        output.note(f"... and more. To see all: workos-sync runs show {run['id']} --json")
     if run["withheld"]:
         approve = f"workos-sync resync --approve {run['id']} --reason TEXT"
         withheld = output.count(run["withheld"], "deletion")
-        click.echo(f"{withheld} withheld. Review the list, then run: {approve}", err=True)
+        output.note(f"{withheld} withheld. Review the list, then run: {approve}")
 
 
 @click.group()
@@ -88,11 +107,24 @@ def runs() -> None:
 
 @runs.command("list")
 @options.limit
-@options.as_json
-def runs_list(limit: int, as_json: bool) -> None:
+@output.listing(
+    Column("created_at", "when"),
+    Column("id"),
+    Column("task"),
+    Column("status"),
+    Column("requested_by", "by", fit=Fit.CUT),
+    Column("error", fit=Fit.WRAP),
+    Column("finished_at", wide=True),
+    Column("phase", wide=True),
+    Column("done", wide=True),
+    Column("total", wide=True),
+    Column("calls", wide=True),
+    Column("reason", fit=Fit.WRAP, wide=True),
+    empty="no runs",
+)
+def runs_list(out: output.Listing, limit: int) -> None:
     """List the newest runs with their progress and who requested them."""
-    columns = ("created_at", "id", "task", "status", "phase", "requested_by", "finished_at", "calls", "error")
-    output.rows(columns, listings.list_runs(migrated_engine(), limit), as_json=as_json)
+    out.show(listings.list_runs(migrated_engine(), limit))
 
 
 @runs.command("show")

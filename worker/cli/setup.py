@@ -18,7 +18,8 @@ from models.tables import Action
 from models.types import JsonObject
 from worker import audit
 from worker.bootstrap import report_redis
-from worker.cli import options, output
+from worker.cli import layout, options, output
+from worker.cli.layout import Column, Fit
 from worker.cli.shared import actor, logging_settings, migrated_engine, open_database
 from worker.errors import BadRequestError, ConfigurationError, OperatorError, WorkOSError
 from worker.kinds import SUBSCRIBED
@@ -91,8 +92,29 @@ def doctor(as_json: bool) -> None:
     reading = read_settings()
     configure(reading.settings.log_format)
     checks = [*check_settings(reading), *_check_installation(reading)]
-    output.rows(Check._fields, [check._asdict() for check in checks], as_json=as_json)
+    if as_json:
+        output.json([check._asdict() for check in checks])
+    elif output.on_terminal():
+        output.lines(_for_people(checks))
+    else:
+        output.tab_separated(("level", "name", "saw", "remedy"), [check._asdict() for check in checks])
     sys.exit(1 if any(check.level is Level.FAILURE for check in checks) else 0)
+
+
+def _for_people(checks: list[Check]) -> Iterator[str]:
+    """Yield the verdict, what is wrong with the remedies, and what is well."""
+    failures, warnings = ([c for c in checks if c.level is level] for level in (Level.FAILURE, Level.WARNING))
+    wrong = [*failures, *warnings]
+    counts = f"{output.count(len(failures), 'failure')} and {output.count(len(warnings), 'warning')}"
+    text = f"{counts} in {output.count(len(checks), 'check')}" if wrong else f"all {len(checks)} checks passed"
+    yield from layout.headline(wrong[0].level if wrong else Level.OK, text, output.width())
+    if wrong:
+        yield ""
+        found = ((check.level, f"{check.name}: {check.saw}", check.remedy) for check in wrong)
+        yield from layout.findings(found, output.width())
+    if passed := {check.name: check.saw for check in checks if check.level is Level.OK}:
+        yield ""
+        yield from layout.blocks([Column(name, fit=Fit.WRAP) for name in passed], [passed], output.width())
 
 
 def _check_installation(reading: Reading) -> Iterator[Check]:

@@ -20,9 +20,9 @@ SNAPSHOT = (workspaces, workspace_members, workspace_invitations, auto_join_doma
 """The views in a snapshot, in the order of the rows."""
 
 
-def as_json(value: object) -> str:
-    """Return a value as indented JSON, with times as ISO 8601 text in UTC."""
-    return json.dumps(value, indent=2, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v))
+def as_json(value: object, *, indent: int | None = 2) -> str:
+    """Return a value as JSON, with times as ISO 8601 text in UTC; on one line if `indent` is None."""
+    return json.dumps(value, indent=indent, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v))
 
 
 def changes_after(engine: Engine, after: int, limit: int, wait_seconds: float = 0.0) -> list[Record]:

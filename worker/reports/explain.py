@@ -255,7 +255,7 @@ def _event_step(event: Record, changes: Sequence[Record], winners: Mapping[str, 
     else:
         at, outcome = event["received_at"], event["status"]
     why = _why(event, changes, winners)
-    step = _step(event, at, event["type"], event["id"], outcome, why, _fields(changes))
+    step = _step(event, at, event["type"], event["id"], outcome, why, changed_fields(changes))
     of_event = {name: event[name] for name in ("occurred_at", "source", "deliveries", "attempts", "replays")}
     return step | of_event | {"arrived_at": event["received_at"]} | _origin(changes[0] if changes else {})
 
@@ -316,7 +316,7 @@ def _applied(changes: Sequence[Record], *, tied: bool) -> str:
     if not changes:
         return f"{order} (the change itself has been pruned)"
     first, last = changes[0], changes[-1]
-    fields = ", ".join(sorted(_fields(changes)))
+    fields = ", ".join(sorted(changed_fields(changes)))
     if first["before"] and first["before"]["state"] == last["after"]["state"] == "deleted":
         return f"already deleted; only this event has {fields}"
     if last["after"]["state"] == "deleted":
@@ -326,7 +326,7 @@ def _applied(changes: Sequence[Record], *, tied: bool) -> str:
     return f"{order}: changed {fields}"
 
 
-def _fields(changes: Sequence[Record]) -> dict[str, list[object]]:
+def changed_fields(changes: Sequence[Record]) -> dict[str, list[object]]:
     """Return the fields that `changes` changed in total, each with `[before, after]`."""
     if not changes:
         return {}
@@ -335,7 +335,7 @@ def _fields(changes: Sequence[Record]) -> dict[str, list[object]]:
 
 
 def _change_step(change: Record, drift: Mapping[tuple[str, str, str], Record]) -> Record:
-    fields = _fields([change])
+    fields = changed_fields([change])
     what: str = change["cause"]
     outcome: str = Outcome.APPLIED
     if fields and fields.keys() <= AUTO_JOIN_FIELDS:

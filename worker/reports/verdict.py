@@ -35,6 +35,14 @@ class Verdict:
         return not self.reasons
 
     @property
+    def headline(self) -> str:
+        """One sentence for people, without a full stop."""
+        if not self.trusted:
+            return "Mirror is not trustworthy"
+        but = {Severity.PROBLEM: ", but something else is wrong", Severity.WARNING: ", with warnings"}
+        return f"Mirror is trustworthy{but.get(self.severity, '')}"
+
+    @property
     def reasons(self) -> list[str]:
         """Why the mirror cannot be trusted; empty if it can."""
         return [each.text for each in self.conditions if each.doubts_mirror]
