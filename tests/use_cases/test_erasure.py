@@ -8,8 +8,8 @@ import pytest
 from click.testing import Result
 from sqlalchemy import Engine, insert, update
 
-from models.database import in_transaction
-from models.tables import Base, Change, Event, EventStatus
+from models.database import in_transaction, write_transaction
+from models.tables import Base, Change, Event, EventStatus, LateVersion
 from models.types import db_now_plus
 from tests.support import JSON, apply_all, event_row, made, rows, sample
 from tests.support.actors import by
@@ -97,6 +97,17 @@ def deleted(engine: Engine, neighbour: JSON) -> Engine:
     deliver(engine, [made("user.deleted", 5, email=MARRIED)])
     assert dismiss(engine, [dismissed["id"]], by("ann", "a test")) == 1
     return engine
+
+
+def test_versions_that_arrived_late_are_blanked(deleted: Engine) -> None:
+    deliver(deleted, [made("user.updated", -1, email=EMAIL)])
+    assert "late_versions" in personal(deleted)
+    forget(deleted, USER, by("ann"))
+    deliver(deleted, [made("user.updated", -2, email=EMAIL)])
+    assert "late_versions" not in personal(deleted) and len(rows(deleted, LateVersion)) == 2
+    with write_transaction(deleted) as tx:
+        tx.execute(update(LateVersion).values(at=db_now_plus(-366 * 86_400)))
+    assert retain(deleted, Periods())["late_versions"] == 2
 
 
 def test_every_payload_naming_the_person_is_blanked(

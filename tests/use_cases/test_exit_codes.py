@@ -202,7 +202,12 @@ CASES = {
     ],
     "hooks list": [Case(0, ""), Case(1, "", a_hook_failed), Case(2, "--nonsense")],
     "hooks replay": [*HOOK_CASES, Case(2, "")],
-    "members": [Case(0, "{organization}"), Case(1, "org_none"), Case(2, "")],
+    "members": [
+        Case(0, "{organization}"),
+        Case(1, "org_none"),
+        Case(2, ""),
+        Case(2, "{organization} --as-workos"),
+    ],
     "migrate": [Case(0, "", acts=False), Case(0, "--reason x", the_database_is_new), Case(2, "--nonsense")],
     "plan": [
         Case(0, "", acts=False),
@@ -255,6 +260,7 @@ CASES = {
     ],
     "runs list": [Case(0, ""), Case(2, "--limit 0")],
     "runs show": [Case(0, "{run}"), Case(1, "nonsense"), Case(2, "")],
+    "seats": [Case(0, ""), Case(0, "--csv"), Case(2, "--at 2001-01-01"), Case(2, "--csv --json")],
     "status": [Case(0, ""), Case(1, "", an_event_failed), Case(2, "--nonsense"), Case(2, "-x")],
     "up": [Case(2, "--port 70000")],
     "web": [Case(2, "--port 70000")],

@@ -9,10 +9,10 @@ from flask.testing import FlaskClient
 from sqlalchemy import Engine, update
 
 from models.database import in_transaction, write_transaction
-from models.tables import Change, Event, MirrorState
+from models.tables import Change, Event, MirrorState, Tail
 from models.types import db_now_plus
 from models.views import workspace_members
-from tests.support import JSON, made, minute, rows
+from tests.support import JSON, NOON, made, minute, rows
 from tests.support.actors import by
 from tests.support.cli import report, run
 from tests.support.mirror import MEMBERSHIP, ORG, USER, grant, take
@@ -210,3 +210,70 @@ def test_page_at_a_time(lived: FlaskClient) -> None:
     assert "ada.hopper" not in lived.get(f"/ops/workspaces/{ORG}?at=").get_data(as_text=True).split("Invitations")[0]
     for at, status in (("soon", 400), ("2999-01-01", 400), ("2001-01-01", 410), (ago(4.5)[:19], 404)):
         assert lived.get(f"/ops/workspaces/{ORG}?at={at}").status_code == status, at
+
+
+# As WorkOS had it
+
+
+@pytest.fixture
+def late(endpoint: FlaskClient, engine: Engine) -> FlaskClient:
+    """A client of an installation whose USER became a member at minute 0, an admin at 3, and a member again at 6.
+
+    The event of minute 3 arrived after that of minute 6.
+    """
+    promoted = made("organization_membership.updated", 3, event_id="event_promoted", role={"slug": "admin"})
+    grant(endpoint, engine)
+    take(endpoint, engine, made("organization_membership.updated", 6), promoted | {"context": DASHBOARD})
+    with write_transaction(engine) as tx:
+        tx.execute(update(MirrorState).values(backfilled_at=NOON))
+        tx.execute(update(Tail).values(complete_to=NOON + timedelta(minutes=10)))
+    return endpoint
+
+
+def test_members_as_workos_had_them(late: FlaskClient, engine: Engine) -> None:
+    def then(at: int, **query: Any) -> Any:
+        return ask(late, at=minute(at), as_workos=True, **query)["items"]
+
+    assert [(row["role"], row["approximate"]) for at in (1, 4, 7) for row in then(at)] == [
+        ("member", False),
+        ("admin", False),
+        ("member", False),
+    ]
+    [admin] = then(4, email="Ada.Hopper@ACME.example", limit=1)
+    assert (admin["changed_at"], admin["cause_id"]) == (minute(3).replace(".000", ""), "event_promoted")
+    assert [admin[f"actor_{part}"] for part in ("id", "name", "source")] == ["user_boss", None, "dashboard"]
+    assert then(4, after=MEMBERSHIP) == then(4, workspace_external_id="other") == []
+    [unknown] = then(20)
+    assert unknown["approximate"] and unknown["changed_after"] == minute(10).replace(".000", "")
+    assert "as_workos needs at" in ask(late, 400, as_workos=True)["error"]
+    upgraded = update(MirrorState).values(late_versions_since=NOON + timedelta(minutes=2))
+    in_transaction(engine, lambda tx: tx.execute(upgraded))
+    assert "before the upgrade" in ask(late, 410, at=minute(1), as_workos=True)["error"]
+    assert "the earliest time" in ask(late, 410, at=minute(-1), as_workos=True)["error"]
+
+
+def test_command_and_page_as_workos(late: FlaskClient, engine: Engine, set_environment: Callable[..., None]) -> None:
+    set_environment(DATABASE_URL=engine.url.render_as_string(hide_password=False))
+    then = report("members", ORG, "--at", minute(4), "--as-workos")
+    assert (then["name"], [row["role"] for row in then["members"]]) == ("Acme Rockets", ["admin"])
+    assert "needs --at" in run("members", ORG, "--as-workos", exit_code=2).stderr
+    sign_in(late)
+    page = late.get(f"/ops/workspaces/{ORG}?at={minute(4)[:19]}&as=workos").get_data(as_text=True)
+    assert "as WorkOS had it" in page and "user_boss" in page
+
+
+# Seats
+
+
+@pytest.mark.usefixtures("command")
+def test_seats_at_a_time() -> None:
+    columns = ("organization_id", "workspace_name", "seats")
+    now, then = (report("seats", *at) for at in ((), ("--at", "1d")))
+    assert [[row[name] for name in columns] for row in (*now, *then)] == [
+        [ORG, "Acme Rockets", 0],
+        [ORG, "Acme Rockets", 1],
+    ]
+    header, line = run("seats", "--csv", "--at", "1d").stdout.splitlines()
+    assert header == '"organization_id","workspace_name","stripe_customer_id","external_id","seats"'
+    assert line.startswith(f'"{ORG}","Acme Rockets",') and line.endswith(',"1"')
+    assert report("seats", "--at", "108h") == []

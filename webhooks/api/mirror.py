@@ -39,9 +39,12 @@ def add(routes: Blueprint, spec: SpecTree, engine: Engine) -> None:
 
         410: the time is before the mirror was filled, or the changes since have been pruned. The message names the
         earliest time.
+
+        With `as_workos`, the answer is exact up to the header `Mirror-Complete-To`, except where `approximate` is true.
         """
-        filters = query.model_dump(exclude={"at", "after", "limit"}, exclude_none=True)
-        rows = listings.list_access(engine, filters, at=query.at, after=query.after, limit=query.limit)
+        options = query.model_dump(include={"at", "as_workos", "after", "limit"})
+        filters = query.model_dump(exclude=set(options), exclude_none=True)
+        rows = listings.list_access(engine, filters, **options)
         return page(schemas.Page[schemas.ListedMember], rows, query.limit, "membership_id")
 
     @routes.get("/invitations")

@@ -70,6 +70,15 @@ class MemberQuery(InWorkspace):
             "Needs organization_id, user_id or email."
         ),
     ] = None
+    as_workos: Annotated[
+        bool, Field(description="With `at`: answer as WorkOS had it at that time, by its clock, not as the mirror did.")
+    ] = False
+
+    @model_validator(mode="after")
+    def _has_time(self) -> Self:
+        if self.as_workos and self.at is None:
+            raise ValueError("as_workos needs at")
+        return self
 
     @field_validator("at", mode="before")
     @classmethod
@@ -342,7 +351,7 @@ class Member(BaseModel):
 class ListedMember(Member):
     """A person who has access to a workspace; with `at`, also the last change of this access until then.
 
-    These fields are null without `at`, and if the change has been pruned.
+    These fields are null without `at`, and if the change has been pruned. The last three are only set with `as_workos`.
     """
 
     changed_at: datetime | None = None
@@ -351,6 +360,13 @@ class ListedMember(Member):
     actor_id: str | None = None
     actor_name: str | None = None
     actor_source: str | None = None
+    approximate: Annotated[
+        bool | None, Field(description="It is not known whether the person had this access at the time, or another.")
+    ] = None
+    changed_after: Annotated[
+        datetime | None, Field(description="WorkOS made the change between this time and `changed_before`.")
+    ] = None
+    changed_before: datetime | None = None
 
 
 class Invitation(BaseModel):

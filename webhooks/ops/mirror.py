@@ -23,12 +23,12 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.get("/workspaces/<id:organization_id>")
     def workspace(organization_id: str) -> str:
-        then = chosen_time()
-        found = listings.list_members(engine, organization_id, then)
+        then, as_workos = chosen_time(), request.args.get("as") == "workos"
+        found = listings.list_members(engine, organization_id, then, as_workos=as_workos)
         if found is None:
             abort(404, f"There {'was' if then else 'is'} no workspace with this id.")
         if then is not None:
-            return render_template("ops/workspace.html", workspace=found, then=then)
+            return render_template("ops/workspace.html", workspace=found, then=then, as_workos=as_workos)
         with read_transaction(engine) as tx:
             settings = workspace_settings(tx, organization_id)
         return render_template(

@@ -30,6 +30,7 @@ MODULES = {
     "plan": "plan",
     "review": "review",
     "runs": "runs",
+    "seats": "seats",
     "status": "status",
 }
 """Command name → module in this package. A module is imported only when its command runs, to keep start-up fast."""

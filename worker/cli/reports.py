@@ -26,6 +26,9 @@ INVITATIONS = (
 @click.command()
 @click.argument("organization", metavar="ORGANIZATION_ID")
 @options.time("--at", f"Show who had access at {options.THIS_TIME}, and the last change to it before.")
+@click.option(
+    "--as-workos", is_flag=True, help="With --at: who had access as WorkOS had it, not as the mirror answered."
+)
 @output.listing(
     Column("email", fit=Fit.CUT),
     Column("role"),
@@ -34,16 +37,22 @@ INVITATIONS = (
     Column("changed_at"),
     Column("cause", fit=Fit.WRAP),
     Column("actor", fit=Fit.WRAP),
+    Column("approximate"),
+    Column("changed_after"),
+    Column("changed_before"),
     Column("workos_role", wide=True),
     Column("status", wide=True),
     Column("membership_id", wide=True),
     empty="nobody has access",
 )
-def members(out: output.Listing, organization: str, at: datetime | None) -> None:
+def members(out: output.Listing, organization: str, at: datetime | None, as_workos: bool) -> None:
     """List the people with access to a workspace, their roles, and (without --at) pending invitations."""
+    if as_workos and at is None:
+        raise click.UsageError("--as-workos needs --at")
     then = "" if at is None else f" at {at:%Y-%m-%d %H:%M:%S} UTC"
-    found = listings.list_members(migrated_engine(), organization, at)
-    workspace = known(found, f"the mirror {'had' if then else 'has'} no workspace {organization}{then}")
+    found = listings.list_members(migrated_engine(), organization, at, as_workos=as_workos)
+    who = "WorkOS" if as_workos else "the mirror"
+    workspace = known(found, f"{who} {'had' if then else 'has'} no workspace {organization}{then}")
     rows = workspace["members"]
     if at is not None:
         rows = [row | {"cause": cause_of(row), "actor": actor_of(row)} for row in rows]

@@ -1,4 +1,4 @@
-"""Erasure: blanks a deleted user's personal data (`Kind.personal`) in the mirror, `changes`, drift, payloads and audit.
+"""Erasure: blanks a deleted user's personal data (`Kind.personal`) in the mirror, history, drift, payloads and audit.
 
 Also that in the user's memberships, in invitations that were sent to one of their addresses, and in those that the user
 accepted, unless another user has the address.
@@ -29,6 +29,7 @@ from models.tables import (
     EventStatus,
     HookDelivery,
     InvitedAddress,
+    LateVersion,
     MirrorState,
     Run,
     UserAddress,
@@ -248,7 +249,8 @@ def _addresses_of(
     """Yield every address that objects of a kind have or had."""
     yield from filter(None, tx.execute(select(column).where(is_any_of(tx, kind.table.id, ids))).scalars())
     changes = select(Change.before, Change.after).where(Change.kind == kind.name)
-    for row in tx.execute(changes.where(is_any_of(tx, Change.object_id, ids))):
+    late = select(LateVersion.content).where(LateVersion.kind == kind.name, is_any_of(tx, LateVersion.object_id, ids))
+    for row in (*tx.execute(changes.where(is_any_of(tx, Change.object_id, ids))), *tx.execute(late)):
         yield from (content["email"] for content in row if content and content.get("email"))
     drift = select(Drift.fields).where(Drift.kind == kind.name, is_any_of(tx, Drift.object_id, ids))
     for fields in tx.execute(drift).scalars():
@@ -439,6 +441,10 @@ def _blank_object(tx: Connection, kind: Kind, id: str, state: State, caused_by: 
     for row in changes:
         values = {"before": _blanked(kind, row.before), "after": _blanked(kind, row.after), **ACTOR_BLANKED}
         tx.execute(update(Change).where(Change.id == row.id).values(values))
+    late = (LateVersion.kind == kind.name, LateVersion.object_id == id)
+    for event_id, content in tx.execute(select(LateVersion.event_id, LateVersion.content).where(*late)).all():
+        blanked = update(LateVersion).where(LateVersion.event_id == event_id)
+        tx.execute(blanked.values(content=_blanked(kind, content)))
     drift = update(Drift).where(Drift.kind == kind.name, Drift.object_id == id, Drift.fields.is_not(None))
     drift_number = tx.execute(drift.values(fields=None)).rowcount
     return _Blanked(change(kind, id, before, after, *caused_by), len(changes), drift_number)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import aliased
 from models import tables
 from models.database import delete_some, in_transaction
 from models.outcomes import Outcome
-from models.tables import Audit, Change, Event, EventStatus, Join, JoinState, MirrorState, Run, RunStatus
+from models.tables import Audit, Change, Event, EventStatus, Join, JoinState, LateVersion, MirrorState, Run, RunStatus
 from models.types import db_ago
 from worker.kinds.invitation import INVITATION
 from worker.kinds.membership import MEMBERSHIP
@@ -76,6 +76,8 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
         "erased_failures": blank_undecided,
         "events": _deleter(Event, done, Event.last_delivered_at < db_ago(periods.events)),
         "changes": lambda tx: _delete_changes(tx, Change.at < db_ago(periods.changes), ~_is_last_decision()),
+        # After `changes`: a late version is only needed with the change that it came after, which is older.
+        "late_versions": _deleter(LateVersion, LateVersion.at < db_ago(periods.changes)),
         "actors": lambda tx: _blank_actors(tx, periods.persons),
         "audit": _deleter(Audit, Audit.at < db_ago(periods.changes)),
         "revocations": _deleter(tables.Revocation, tables.Revocation.settled_at < db_ago(periods.changes)),

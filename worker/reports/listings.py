@@ -7,6 +7,7 @@ is the id of the last row of the previous page. Times are aware, in UTC.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import (
@@ -60,6 +61,7 @@ from worker.mirror.uncertainty import ALL_UNCERTAIN
 from worker.repair.resync.listings import compared
 from worker.reports.access import domain_states, invitation_states, uncertain_answers
 from worker.reports.past import members, moment_of, with_causes, workspaces_at
+from worker.reports.past_workos import members_as_workos, workspace_as_workos
 from worker.runs import RUNS
 
 FETCH_SIZE = 500
@@ -197,22 +199,30 @@ def list_access(
     filters: Mapping[str, str],
     *,
     at: datetime | None = None,
+    as_workos: bool = False,
     after: str | None = None,
     limit: int = 50,
 ) -> list[Record]:
     """Return the memberships that give access, sorted by id, by `email` or columns of the view.
 
     `email` is a current address of a person in any spelling. With `at`, an aware time, the answer is what the mirror
-    answered then, with the columns `worker.reports.past.CAUSE`; without a filter it is slow.
+    answered then, with the columns `worker.reports.past.CAUSE`; or, with `as_workos`, who had access as WorkOS had it,
+    as `worker.reports.past_workos.members_as_workos`. Without a filter, both are slow.
 
     Raises:
         FutureTimeError: `at` has not come yet.
         NotKeptError: `at` is too long ago.
     """
+    of_membership = {name: value for name, value in filters.items() if not name.endswith("external_id")}
+    which = _filter(Membership.__table__, of_membership)
+    external_ids = filters.items() - of_membership.items()
     with read_transaction(engine) as tx:
+        if at is not None and as_workos:
+            found = members_as_workos(tx, at, *which)
+            matching = (row for row in found if all(row[name] == value for name, value in external_ids))
+            return list(islice((row for row in matching if row["membership_id"] > (after or "")), limit))
         moment = None if at is None else moment_of(tx, at)
-        of_membership = {name: value for name, value in filters.items() if not name.endswith("external_id")}
-        view = members(tx, moment, *_filter(Membership.__table__, of_membership))
+        view = members(tx, moment, *which)
         query = select(view).where(*_filter(view, filters)).order_by(view.c.membership_id).limit(limit)
         rows = all_rows(tx, query if after is None else query.where(view.c.membership_id > after))
         return rows if moment is None else with_causes(tx, rows, moment)
@@ -290,13 +300,20 @@ def list_invitation_blocks(engine: Engine, organization_id: str, limit: int = 50
         return invitation_states(tx, *here, limit=limit)
 
 
-def list_members(engine: Engine, organization_id: str, at: datetime | None = None) -> Record | None:
+def list_members(
+    engine: Engine, organization_id: str, at: datetime | None = None, *, as_workos: bool = False
+) -> Record | None:
     """Return a workspace with its `members`, who have access, and its pending `invitations`, sorted by address.
 
-    None if the workspace is unknown. With `at`, all of it is what the mirror answered at that time, as in
-    `list_access`, whose errors it raises, and there are no `invitations`.
+    None if the workspace is unknown. With `at`, all of it is what the mirror answered at that time, or what WorkOS had,
+    as in `list_access`, whose errors it raises, and there are no `invitations`.
     """
     with read_transaction(engine) as tx:
+        if at is not None and as_workos:
+            had_access = members_as_workos(tx, at, Membership.organization_id == organization_id)
+            by_address = sorted(had_access, key=lambda row: (row["email"] or "", row["user_id"]))
+            had = workspace_as_workos(tx, at, organization_id)
+            return had and had | {"members": by_address}
         moment = None if at is None else moment_of(tx, at)
         found = one_row(tx, workspaces_at(moment, organization_id))
         view = members(tx, moment, Membership.organization_id == organization_id)

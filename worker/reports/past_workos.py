@@ -135,6 +135,18 @@ def members_as_workos(tx: Connection, at: datetime, *which: ColumnElement[bool])
     return sorted(members, key=itemgetter("membership_id"))
 
 
+def workspace_as_workos(tx: Connection, at: datetime, organization_id: str) -> Record | None:
+    """Return a row of the view `workspaces`, without `updated_at`, at a time as in `members_as_workos`; None: none."""
+    content = _histories(tx, ORGANIZATION, [organization_id])[organization_id].content(at, early=False)
+    if content is None:
+        return None
+    created_at = content["created_at"]
+    columns = {name: content[name] for name in ("name", "external_id", "state")}
+    columns |= {"created_at": datetime.fromisoformat(created_at) if created_at else None}
+    columns |= {name: content.get(name) for name in ("stripe_customer_id", "metadata")}
+    return {"organization_id": organization_id} | columns
+
+
 def _iso(at: datetime) -> str:
     return at.isoformat().replace("+00:00", "Z")
 

@@ -194,18 +194,20 @@ def _text(value: object) -> str:
 
 
 def _csv(facts: Record, rows: Iterable[Record]) -> Iterator[str]:
-    yield _csv_line(COLUMNS)
+    yield csv_line(COLUMNS)
     for row in rows:
-        yield _csv_line([_text(row[name]) for name in COLUMNS])
+        yield csv_line(row[name] for name in COLUMNS)
     for name, value in facts.items():
-        yield _csv_line([name, _text(value)])
+        yield csv_line([name, value])
 
 
-def _csv_line(cells: Iterable[str]) -> str:
+def csv_line(cells: Iterable[object]) -> str:
+    """Return a line of CSV in which no spreadsheet finds a formula."""
     line = io.StringIO()
     # Python 3.11 does not quote a lone carriage return, at which spreadsheets begin a row.
     writer = csv.writer(line, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerow(f"'{cell}" if cell.startswith(FORMULA) else cell for cell in cells)
+    texts = map(_text, cells)
+    writer.writerow(f"'{text}" if text.startswith(FORMULA) else text for text in texts)
     return line.getvalue()
 
 
