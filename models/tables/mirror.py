@@ -209,8 +209,10 @@ class MirrorState(Base):
     `after` (`worker.repair.new_types`). None: there are none."""
     last_resync_at: Mapped[datetime | None]
     verified_at: Mapped[datetime | None]
-    """When the last full resync that compared and repaired everything began, by WorkOS's clock: until then, WorkOS had
-    what the mirror had."""
+    """When the last full resync that compared and repaired everything began, by WorkOS's clock: then, WorkOS had what
+    the mirror has, in the rows that were last written before the next column."""
+    verified_rows_to: Mapped[datetime | None]
+    """When that resync began, by the database's clock."""
     listed_kinds: Mapped[list[str] | None]
     """The kinds whose environment-wide listing a full resync has read to the end."""
     actors_blanked_to: Mapped[int] = mapped_column(BigInteger(), server_default="0")

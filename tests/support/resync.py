@@ -111,6 +111,7 @@ def empty(engine: Engine, clock: Clock) -> None:
             "backfilled_at",
             "last_resync_at",
             "verified_at",
+            "verified_rows_to",
             "listed_kinds",
         )
         tx.execute(

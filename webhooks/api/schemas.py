@@ -477,6 +477,8 @@ class Change(BaseModel):
     actor_name: str | None
     actor_source: str | None
     previous_attributes: JsonObject | None
+    workos_at: datetime | None
+    workos_after: datetime | None
 
 
 class Audit(BaseModel):

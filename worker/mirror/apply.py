@@ -5,13 +5,13 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, RowMapping, select
+from sqlalchemy import Connection, RowMapping, or_, select
 
 from models.addresses import normalize_address
 from models.bulk import insert_new, insert_rows, is_any_of, update_rows
 from models.database import CHANGES_LOCK, advisory_lock
 from models.outcomes import Outcome
-from models.tables import Cause, Change, DeletedBy, InvitedAddress, UserAddress
+from models.tables import Cause, Change, DeletedBy, InvitedAddress, MirrorState, UserAddress
 from models.types import JsonObject, db_clock, db_now
 from worker.decision.decide import (
     DATE_STEP,
@@ -190,6 +190,20 @@ def change(kind: Kind, id: str, before: State | None, after: State, cause: Cause
     return ChangeRow(kind.name, id, organization_id, old, recorded_state(kind, after), cause, cause_id)
 
 
+def verified_times(tx: Connection, kind: Kind, ids: Collection[str]) -> dict[str, datetime]:
+    """Return when a resync last verified locked rows, by WorkOS's clock. Rows written since are missing.
+
+    A row that was inserted to be locked counts as verified: the resync found no such object.
+    """
+    verified_at, rows_to = tx.execute(select(MirrorState.verified_at, MirrorState.verified_rows_to)).one()
+    if verified_at is None or not ids:
+        return {}
+    table = kind.table
+    unchanged = or_(table.touched_at.is_(None), table.touched_at < rows_to)
+    found = tx.execute(select(table.id).where(is_any_of(tx, table.id, ids), unchanged)).scalars()
+    return dict.fromkeys(found, verified_at)
+
+
 def found_change(
     kind: Kind,
     id: str,
@@ -202,8 +216,8 @@ def found_change(
 ) -> ChangeRow:
     """Return a row for `note_changes` about a change that only a read of WorkOS found; `read_at` is its time there.
 
-    WorkOS made the change after it last had the state `before`, by its event or a read. `verified_at` is
-    `MirrorState.verified_at`: by then, it also had that state.
+    WorkOS made the change after it last had the state `before`, by its event or a read, or by a resync that found
+    nothing different (`verified_at`: the value in `verified_times`).
     """
     if before is None:
         had = after.content["created_at"]

@@ -21,7 +21,14 @@ from worker.decision.decide import State, confirm
 from worker.errors import InvalidApiKeyError, PayloadError, WorkOSError, reason_of
 from worker.kinds import KINDS, Kind, read_object
 from worker.mirror import uncertainty
-from worker.mirror.apply import found_change, insert_and_lock_rows, note_changes, save_rows, without_erased
+from worker.mirror.apply import (
+    found_change,
+    insert_and_lock_rows,
+    note_changes,
+    save_rows,
+    verified_times,
+    without_erased,
+)
 from worker.mirror.change_rows import CausedBy
 from worker.mirror.read_requests import PARENT_MISSING
 from worker.redis_client import INTERRUPTS
@@ -92,8 +99,7 @@ def _write(
     tx: Connection, kind: Kind, id: str, revision: int, found: ReadResult, cause: CausedBy, then: Then, *, dry_run: bool
 ) -> Result | None:
     """Write what was read; return None if the row is no longer at `revision`."""
-    mirror = select(MirrorState.role_map, MirrorState.verified_at).with_for_update(read=True)
-    roles, verified_at = tx.execute(mirror).one()
+    roles = tx.execute(select(MirrorState.role_map).with_for_update(read=True)).scalar_one()
     read = None
     if found.item is not None:
         snapshot = read_object(kind, found.item, found.read_at, roles)
@@ -116,9 +122,11 @@ def _write(
     result = Result(finding, before, after)
     then(tx, result)
     if not dry_run and after is not None and after is not before:
+        is_change = finding not in (Finding.EQUAL, Finding.ANOMALY)
+        verified = verified_times(tx, kind, [id] if is_change else [])
         save_rows(tx, kind, {id: after})
-        if finding not in (Finding.EQUAL, Finding.ANOMALY):
-            note_changes(tx, [found_change(kind, id, before, after, *cause, found.read_at, verified_at)])
+        if is_change:
+            note_changes(tx, [found_change(kind, id, before, after, *cause, found.read_at, verified.get(id))])
     elif before is None:
         tx.execute(delete(kind.table).where(kind.table.id == id))
     return result

@@ -311,9 +311,9 @@ def list_members(
     with read_transaction(engine) as tx:
         if at is not None and as_workos:
             had_access = members_as_workos(tx, at, Membership.organization_id == organization_id)
-            by_address = sorted(had_access, key=lambda row: (row["email"] or "", row["user_id"]))
+            sorted_rows = sorted(had_access, key=lambda row: (row["email"] or "", row["user_id"]))
             had = workspace_as_workos(tx, at, organization_id)
-            return had and had | {"members": by_address}
+            return had and had | {"members": sorted_rows}
         moment = None if at is None else moment_of(tx, at)
         found = one_row(tx, workspaces_at(moment, organization_id))
         view = members(tx, moment, Membership.organization_id == organization_id)

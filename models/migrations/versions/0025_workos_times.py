@@ -23,6 +23,7 @@ def upgrade() -> None:
     op.add_column("changes", sa.Column("workos_after", TIME))
     op.add_column("runs", sa.Column("workos_from", TIME))
     op.add_column("mirror", sa.Column("verified_at", TIME))
+    op.add_column("mirror", sa.Column("verified_rows_to", TIME))
     op.add_column("mirror", sa.Column("late_versions_since", TIME))
     op.get_bind().exec_driver_sql(LATE_SINCE.format(now=now))
     op.create_table(

@@ -1,6 +1,7 @@
 """Applies pages of listings: adds missing objects, updates older ones, requests reads of others that differ."""
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 import structlog
 from sqlalchemy import Connection, or_, select, update
@@ -15,7 +16,15 @@ from worker.errors import PayloadError, unexpected
 from worker.kinds import KINDS, LISTINGS, Kind, RoleMap, Snapshot, read_object
 from worker.kinds.kind import Frequency
 from worker.kinds.organization import ORGANIZATION
-from worker.mirror.apply import found_change, insert_and_lock_rows, note_changes, save_rows, stored_rows, without_erased
+from worker.mirror.apply import (
+    found_change,
+    insert_and_lock_rows,
+    note_changes,
+    save_rows,
+    stored_rows,
+    verified_times,
+    without_erased,
+)
 from worker.mirror.change_rows import ChangeRow
 from worker.mirror.read_requests import request_reads
 from worker.repair.resync import drift, listings
@@ -29,18 +38,17 @@ CAUSE = Cause.RESYNC
 
 ListedPage = tuple[Open, Page]
 """A page, and the listing it belongs to."""
-Found = Callable[[Kind, str, State | None, State], ChangeRow]
-"""Returns the row for `changes` about an object with this kind, id, and states before and after."""
+Found = Callable[[Kind, str, State | None, State, datetime | None], ChangeRow]
+"""Returns the row for `changes` about an object with this kind, id, states before and after, and `verified_at`."""
 
 
 def apply_pages(tx: Connection, run_id: str, pages: Sequence[ListedPage], *, dry_run: bool) -> None:
     """Apply pages, and record the progress of their listings. A dry run only reports differences."""
-    mirror = select(MirrorState.role_map, MirrorState.verified_at).with_for_update(read=True)
-    roles, verified_at = tx.execute(mirror).one()
+    roles = tx.execute(select(MirrorState.role_map).with_for_update(read=True)).scalar_one()
     read = [(listing, page, *_read_page(listing.key, page, roles)) for listing, page in pages]
     read_at = {(item.kind, item.id): page.read_at for _, page, items, _ in read for item in items}
 
-    def found(kind: Kind, id: str, before: State | None, after: State) -> ChangeRow:
+    def found(kind: Kind, id: str, before: State | None, after: State, verified_at: datetime | None) -> ChangeRow:
         return found_change(kind, id, before, after, CAUSE, run_id, read_at[kind, id], verified_at)
 
     changes: list[ChangeRow] = []
@@ -110,8 +118,9 @@ def _merge(
         return []
     # Equal content at a higher version is saved too. Otherwise an event from between the two versions would win.
     written = {id: state for id, (state, _) in compared.items() if state is not None and state is not stored[id]}
+    verified = verified_times(tx, kind, written)
     save_rows(tx, kind, written)
-    rows = [found(kind, id, stored[id], state) for id, state in written.items()]
+    rows = [found(kind, id, stored[id], state, verified.get(id)) for id, state in written.items()]
     return [row for row in rows if row.before != row.after]
 
 

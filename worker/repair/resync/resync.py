@@ -375,7 +375,8 @@ class Resync:
         """Record that WorkOS had what the mirror has, unless a difference was not repaired."""
         left = exists().where(Drift.run_id == self._run_id, Drift.action != DriftAction.REPAIRED)
         began = select(Run.workos_from).where(Run.id == self._run_id).scalar_subquery()
-        tx.execute(update(MirrorState).where(~left).values(verified_at=began))
+        verified = {"verified_at": began, "verified_rows_to": self._run.created_at}
+        tx.execute(update(MirrorState).where(~left).values(verified))
 
     def _fail(self, tx: Connection, error: str) -> None:
         """End the run as failed, and keep how far it got: its listings are deleted next."""
