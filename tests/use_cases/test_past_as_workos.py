@@ -5,7 +5,7 @@
 
 import os
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from flask.testing import FlaskClient
@@ -15,17 +15,18 @@ from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 from redis import Redis
 from sqlalchemy import Engine, update
 
-from models.database import in_transaction, read_transaction
+from models.database import in_transaction, read_transaction, write_transaction
 from models.tables import Drift, MirrorState, Tail
 from tests.support import JSON, accept, apply_all, rows
 from tests.support.actors import by
 from tests.support.histories import PLACES, SOME, DeathError, Simulation
-from tests.support.resync import continue_run, read_due, resync
-from tests.support.sandbox import play
+from tests.support.resync import Clock, continue_run, deliver, read_due, resync
+from tests.support.sandbox import Sandbox, play
 from worker.repair.resync import resync as resyncs
 from worker.repair.resync.resync import start
 from worker.reports.past_workos import members_as_workos
 from worker.workos_api import client
+from worker.workos_api.client import WorkOSClient
 
 EXAMPLES = int(os.environ.get("AS_WORKOS_EXAMPLES", "10"))
 SETTINGS = settings(max_examples=EXAMPLES, stateful_step_count=20, deadline=None, suppress_health_check=[*HealthCheck])
@@ -137,3 +138,31 @@ def test_every_answer_is_right_or_says_that_it_is_approximate(
     monkeypatch.setattr(resyncs, "CONCURRENT_CALLS", 1)  # so that a history is always the same
     monkeypatch.setattr(client, "PAGE", 5)  # so that so small a world has pages
     run_state_machine_as_test(lambda: AsWorkOS(both_engines, endpoint, redis), settings=SETTINGS)  # type: ignore[arg-type]
+
+
+def test_a_change_without_event_was_made_after_a_resync_found_no_difference(
+    one_engine: Engine, clock: Clock, sandbox: Sandbox, workos: WorkOSClient
+) -> None:
+    clock.now = BEGIN
+    world = sandbox.world
+    membership = world.create_membership(
+        world.create_organization("Acme")["id"], world.create_user("a@acme.example")["id"]
+    )
+    deliver(one_engine, world.events)
+    for hours in (1, 2):
+        clock.now = BEGIN + timedelta(hours=hours)
+        resync(one_engine, workos)
+    with world.silently():
+        world.update_membership(membership["id"], role="admin")
+    clock.now = BEGIN + timedelta(hours=3)
+    resync(one_engine, workos)
+    with write_transaction(one_engine) as tx:
+        tx.execute(update(MirrorState).values(backfilled_at=BEGIN))
+        tx.execute(update(Tail).values(complete_to=clock.now + timedelta(hours=1)))
+    found = []
+    for minutes in (110, 130, 181):
+        with read_transaction(one_engine) as tx:
+            [row] = members_as_workos(tx, BEGIN + timedelta(minutes=minutes))
+        found.append((row["role"], row["approximate"], row["changed_after"], row["changed_before"]))
+    interval = (BEGIN + timedelta(hours=2), BEGIN + timedelta(hours=3, seconds=1))
+    assert found == [("member", False, None, None), ("member", True, *interval), ("admin", False, *interval)]

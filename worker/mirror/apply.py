@@ -195,8 +195,10 @@ def verified_times(tx: Connection, kind: Kind, ids: Collection[str]) -> dict[str
 
     A row that was inserted to be locked counts as verified: the resync found no such object.
     """
+    if not ids:
+        return {}
     verified_at, rows_to = tx.execute(select(MirrorState.verified_at, MirrorState.verified_rows_to)).one()
-    if verified_at is None or not ids:
+    if verified_at is None:
         return {}
     table = kind.table
     unchanged = or_(table.touched_at.is_(None), table.touched_at < rows_to)
