@@ -322,7 +322,7 @@ def use_the_frame(page: Page, site: str) -> None:
     page.goto(f"{site}/ops/runs")
     page.locator("main time").first.click()
     expect(page.locator("#tip")).to_have_text(re.compile(r"\d\d:\d\d:\d\d UTC\s+20\d\d-"))
-    page.goto(f"{site}/ops/no-such-page")
+    page.goto(f"{site}/ops/people")
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
     page.set_viewport_size(PHONE)  # type: ignore[arg-type]  # a dict of the right shape
