@@ -27,7 +27,7 @@ from worker.kinds.organization import ORGANIZATION, Organization
 from worker.kinds.user import USER, User
 
 EVENT, RUN = "event", "run"
-LIMIT = 20
+LIMIT = 10
 """Matches of a kind."""
 
 
