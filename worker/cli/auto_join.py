@@ -122,24 +122,27 @@ def set_workspace(organization: str, switch: bool | None, role: str | None, reas
 @click.argument("organization", metavar="ORGANIZATION_ID")
 @click.argument("person", metavar="USER_ID|EMAIL|INVITATION_ID")
 @options.required_reason
-def unblock(organization: str, person: str, reason: str) -> None:
+@options.as_json
+def unblock(organization: str, person: str, reason: str, as_json: bool) -> None:
     """Allow a person to join a workspace by domain again.
 
     For people who are kept out because they were removed, deactivated, invited or blocked. An invited person may be
     unblocked before they sign up, by address or by invitation.
     """
     reasons = auto_join_policy.unblock(migrated_engine(), organization, person, actor(reason))
-    click.echo(f"unblocked: {', '.join(reasons)}")
+    output.result(f"unblocked: {', '.join(reasons)}", {"unblocked": reasons}, as_json=as_json)
 
 
 @auto_join.command()
 @click.argument("organization", metavar="ORGANIZATION_ID")
 @click.argument("user", metavar="USER_ID")
 @options.required_reason
-def block(organization: str, user: str, reason: str) -> None:
+@options.as_json
+def block(organization: str, user: str, reason: str, as_json: bool) -> None:
     """Prevent a person from joining a workspace by domain.
 
     Existing memberships are not changed.
     """
     auto_join_policy.block(migrated_engine(), organization, user, actor(reason))
-    click.echo(f"{user} can no longer join {organization} by domain")
+    blocked = {"organization_id": organization, "user_id": user}
+    output.result(f"{user} can no longer join {organization} by domain", blocked, as_json=as_json)

@@ -115,19 +115,21 @@ def _groups(rows: list[Record]) -> list[Record]:
 @click.argument("hook")
 @change_option
 @options.reason
-def hooks_replay(hook: str, change_id: int | None, reason: str | None) -> None:
+@options.as_json
+def hooks_replay(hook: str, change_id: int | None, reason: str | None, as_json: bool) -> None:
     """Retry a hook's failed deliveries."""
     names = logging_settings().http_hooks
     number = operate.replay(migrated_engine(), hook, change_id, actor(reason), names)
-    click.echo(f"{number} queued for retry")
+    output.result(f"{number} queued for retry", {"queued": number}, as_json=as_json)
 
 
 @hooks.command("dismiss")
 @click.argument("hook")
 @change_option
 @options.required_reason
-def hooks_dismiss(hook: str, change_id: int | None, reason: str) -> None:
+@options.as_json
+def hooks_dismiss(hook: str, change_id: int | None, reason: str, as_json: bool) -> None:
     """Discard a hook's failed deliveries."""
     names = logging_settings().http_hooks
     number = operate.dismiss(migrated_engine(), hook, change_id, actor(reason), names)
-    click.echo(f"{number} dismissed")
+    output.result(f"{number} dismissed", {"dismissed": number}, as_json=as_json)

@@ -112,13 +112,14 @@ def events_failures(out: output.Listing) -> None:
 @events.command("dismiss")
 @click.argument("event_ids", nargs=-1, required=True, metavar="ID...")
 @options.required_reason
-def events_dismiss(event_ids: tuple[str, ...], reason: str) -> None:
+@options.as_json
+def events_dismiss(event_ids: tuple[str, ...], reason: str, as_json: bool) -> None:
     """Mark failed events as not needed.
 
     Dismissed events are neither retried nor reported as a problem.
     """
     number = replays.dismiss(migrated_engine(), event_ids, actor(reason))
-    click.echo(f"{number} dismissed")
+    output.result(f"{number} dismissed", {"dismissed": number}, as_json=as_json)
     if number < len(set(event_ids)):
         rest = len(set(event_ids)) - number
         raise OperatorError(f"{output.count(rest, 'id')} {'is' if rest == 1 else 'are'} unknown or did not fail")

@@ -4,6 +4,8 @@ Ids, words, numbers and times are never wrapped or cut. Rows are dictionaries, b
 cells. What customers named may hold control characters, which have no effect on the terminal.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,11 +13,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum, auto
 from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 import click
 from rich.cells import cell_len, set_cell_size
 
-from models.types import Record
+if TYPE_CHECKING:
+    from models.types import Record
+
 
 LAYOUTS = ((False, False, 32, 2), (True, False, 16, 2), (True, False, 16, 1), (True, True, 16, 2))
 """Layouts of a table, the best first: are times ages, are types folded, the least width of names, the columns' gap."""

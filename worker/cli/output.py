@@ -3,6 +3,8 @@
 A list command declares its columns once, with `listing`. The answer goes to standard output, notes to standard error.
 """
 
+from __future__ import annotations
+
 import functools
 import json as json_text
 import shutil
@@ -10,14 +12,16 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from models.types import Record
 from worker.cli import layout
 from worker.cli.layout import Column
 from worker.mirror import change_feed
+
+if TYPE_CHECKING:
+    from models.types import Record
 
 ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 """Characters that end a cell or a line of tab-separated output."""
@@ -51,6 +55,14 @@ def note(text: str) -> None:
 def json(value: object) -> None:
     """Print a value as JSON."""
     click.echo(change_feed.as_json(value))
+
+
+def result(text: str, values: Record, *, as_json: bool) -> None:
+    """Print what a command did: in words, or as JSON."""
+    if as_json:
+        json(values)
+    else:
+        click.echo(text)
 
 
 def lines(text: Iterable[str]) -> None:

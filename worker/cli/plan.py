@@ -51,7 +51,8 @@ def plan_command(
     """
     if approve is not None:
         changed = role_map.approve(migrated_engine(), approve, actor(reason))
-        click.echo(f"the role map {approve} is in force; {output.count(changed, 'membership')} changed")
+        text = f"the role map {approve} is in force; {output.count(changed, 'membership')} changed"
+        output.result(text, {"approved": approve, "changed": changed}, as_json=as_json)
         return
     found = plan(migrated_engine(), load_settings(**given))
     if as_json:

@@ -139,10 +139,11 @@ def runs_show(run_id: str, as_json: bool) -> None:
 @runs.command("cancel")
 @click.argument("run_id", metavar="RUN")
 @options.reason
-def runs_cancel(run_id: str, reason: str | None) -> None:
+@options.as_json
+def runs_cancel(run_id: str, reason: str | None, as_json: bool) -> None:
     """Stop a replay. Events that it has already made pending are still processed."""
     engine = migrated_engine()
     if not replays.cancel(engine, run_id, actor(reason)):
         known(listings.run(engine, run_id), f"there is no run {run_id}")
         raise OperatorError(f"run {run_id} is not a running replay")
-    click.echo(f"{run_id} cancelled")
+    output.result(f"{run_id} cancelled", {"cancelled": run_id}, as_json=as_json)

@@ -39,7 +39,7 @@ from worker.reports.doctor import (
     run_checks,
     webhook_path,
 )
-from worker.settings import Reading, Settings, load_settings, read_settings
+from worker.settings import Reading, Settings, read_settings
 from worker.workos_api.client import WorkOSClient
 
 ANSWER_SECONDS = 3.0
@@ -68,14 +68,16 @@ CHECKED_SETTINGS = {
 
 @click.command()
 @options.reason
-def migrate(reason: str | None) -> None:
+@options.as_json
+def migrate(reason: str | None, as_json: bool) -> None:
     """Upgrade the database to the newest revision. Safe to run at any time, even by two hosts at once."""
-    settings = load_settings()
+    settings = logging_settings()
     try:
         upgrade(open_database(settings), noted=partial(_note_migration, actor(reason)))
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
-    click.echo(f"the database is at revision {newest_revision()}")
+    revision = newest_revision()
+    output.result(f"the database is at revision {revision}", {"revision": revision}, as_json=as_json)
 
 
 def _note_migration(by: audit.Actor, tx: Connection, before: str | None, after: str) -> None:

@@ -74,7 +74,7 @@ def open_database(settings: Settings) -> Engine:
 
 def migrated_engine() -> Engine:
     """Return an engine of the database; raise `ConfigurationError` if it is not at the newest revision."""
-    engine = open_database(load_settings())
+    engine = open_database(logging_settings())
     require_migrated(engine)
     return engine
 
