@@ -22,7 +22,15 @@ from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, insert
 from sqlalchemy.exc import DBAPIError
 
 from models.bulk import is_any_of, update_rows
-from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, in_transaction, is_transient, what_is_wrong
+from models.database import (
+    CLAIM_LOCK,
+    SQLITE_BATCH,
+    advisory_lock,
+    in_transaction,
+    is_transient,
+    plan_without_sort,
+    what_is_wrong,
+)
 from models.outcomes import Outcome
 from models.tables import Batch, Cause, Event, EventStatus, MirrorState
 from models.types import Record, db_now, db_now_plus, inline_literal
@@ -46,6 +54,11 @@ PARTITIONS = 4
 """On PostgreSQL, up to this many drains work on a backlog without waiting for each other's rows."""
 MAX_BACKOFF_SECONDS = 3600.0
 
+NOT_PENDING = [status for status in EventStatus if status is not EventStatus.PENDING]
+"""Where an id is given, pending events are chosen by `not_in(NOT_PENDING)`.
+
+PostgreSQL expects few pending events, so with `status = 'pending'` it would read them all by an index of its own.
+"""
 NO_ERROR = {"error": None, "fingerprint": None, "traceback": None}
 """The error columns of an event that has not failed."""
 
@@ -210,6 +223,7 @@ def _claim_batch(tx: Connection, limits: DrainLimits) -> ClaimedBatch | None:
     size, partitions = limits.batch_size, PARTITIONS
     if tx.dialect.name == "sqlite":
         size, partitions = min(size, SQLITE_BATCH), 1  # one writer: drains cannot divide the work
+    plan_without_sort(tx)
     due = (
         select(Event.id, Event.partition_key)
         .where(Event.status == inline_literal(EventStatus.PENDING), Event.due_at <= db_now())
@@ -316,7 +330,7 @@ def _apply_batch(tx: Connection, limits: DrainLimits, batch: ClaimedBatch) -> li
     if not _delete_batch(tx, batch.id):
         log.info("batch_taken_over", batch=batch.id)
         return []
-    applied = apply_by_id(tx, batch.event_ids, Event.status == EventStatus.PENDING)
+    applied = apply_by_id(tx, batch.event_ids, Event.status.not_in(NOT_PENDING))
     _record_outcomes(tx, limits, applied)
     return [now - age for age in applied.ages]
 

@@ -12,7 +12,7 @@ from models.bulk import insert_new, insert_rows, is_any_of, update_rows
 from models.database import CHANGES_LOCK, advisory_lock
 from models.outcomes import Outcome
 from models.tables import Cause, Change, DeletedBy, InvitedAddress, UserAddress
-from models.types import JsonObject, db_clock, db_now
+from models.types import JsonObject, db_now
 from worker.decision.decide import (
     DATE_STEP,
     ConfirmationReason,
@@ -127,8 +127,7 @@ def note_changes(tx: Connection, changes: Sequence[ChangeRow]) -> None:
     ids.
     """
     if changes:
-        advisory_lock(tx, CHANGES_LOCK)
-        at = tx.execute(select(db_clock())).scalar_one()
+        at = advisory_lock(tx, CHANGES_LOCK)
         by_cause = {row.caused_by: row for row in changes}
         further = [_with_actor(row, by_cause.get(row.caused_by)) for row in auto_join_changes(tx, changes)]
         rows = _without_erased_people(tx, (*changes, *further))
