@@ -61,6 +61,8 @@ PostgreSQL expects few pending events, so with `status = 'pending'` it would rea
 """
 NO_ERROR = {"error": None, "fingerprint": None, "traceback": None}
 """The error columns of an event that has not failed."""
+DONE: Record = {**NO_ERROR, "status": EventStatus.DONE, "processed_at": db_now()}
+"""The columns that all events of a batch get."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,9 +346,8 @@ def _record_outcomes(tx: Connection, limits: DrainLimits, applied: "AppliedEvent
             uncertainty.note_failure(tx, event.id)
         log.warning("event_failed", event_id=event.id, type=event.type, field=error.field)
     uncertainty.clear_after_events(tx, applied.tried_before)
-    columns: dict[str, object] = {**NO_ERROR, "status": EventStatus.DONE, "processed_at": db_now()}
-    update_rows(tx, Event, [row for row in applied.done if row["id"] not in applied.drop_payload], **columns)
-    update_rows(tx, Event, [row for row in applied.done if row["id"] in applied.drop_payload], **columns, body=None)
+    update_rows(tx, Event, [row for row in applied.done if row["id"] not in applied.drop_payload], **DONE)
+    update_rows(tx, Event, [row for row in applied.done if row["id"] in applied.drop_payload], **DONE, body=None)
     note_changes(tx, applied.changes)
     log.info("batch_applied", events=len(applied.done), changes=len(applied.changes))
 

@@ -1,5 +1,6 @@
 """Applies snapshots to the mirror in the caller's transaction: locks the rows, decides, saves, records the changes."""
 
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -267,7 +268,7 @@ def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Seq
     """
     rows = [_columns(kind, id, state) for id, state in states.items()]
     known = _deleted(tx, kind, [id for id, state in states.items() if state.by_resync])
-    update_rows(tx, kind.table, rows, revision=kind.table.revision + 1, touched_at=db_now())
+    update_rows(tx, kind.table, rows, **_touched(kind))
     if kind in ADDRESSES:
         table, key = ADDRESSES[kind]
         emails = ((id, normalize_address(state.content.get("email"))) for id, state in (*states.items(), *seen))
@@ -275,6 +276,11 @@ def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Seq
         insert_new(tx, table, [{key: id, "email_hash": digest} for id, digest in sorted(hashes)])
     # A tombstone of a resync that is saved again says nothing about when access ended.
     note_lost_access(tx, kind, {id: state for id, state in states.items() if id not in known})
+
+
+@functools.cache
+def _touched(kind: Kind) -> dict[str, Any]:
+    return {"revision": kind.table.revision + 1, "touched_at": db_now()}
 
 
 def _deleted(tx: Connection, kind: Kind, ids: Collection[str]) -> set[str]:
