@@ -8,6 +8,7 @@ All rows of one call have the same columns. Keyword arguments are values or expr
 each row.
 """
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -73,16 +74,24 @@ def insert_new(tx: sa.Connection, table: Table, rows: Rows, **same: object) -> N
 
 
 def update_rows(tx: sa.Connection, table: Table, rows: Rows, **same: object) -> None:
-    """Update, for each of `rows`, the row with its `id`, the primary key. No id may occur twice."""
+    """Update, for each of `rows`, the row with its `id`, the primary key. No id may occur twice.
+
+    Pass the same objects in `same` on each call: a statement is built only once for them.
+    """
+    if rows:
+        by_values = _by_values(tx, rows)
+        statement = _update(table, tuple(rows[0]), by_values, tuple(same.items()))
+        renamed = ({f"new_{name}": value for name, value in row.items()} for row in rows)
+        tx.execute(statement, list(renamed) if by_values else _parameter(rows))
+
+
+@functools.lru_cache(maxsize=256)
+def _update(table: Table, names: Sequence[str], by_values: bool, same: Iterable[tuple[str, object]]) -> sa.Update:
     columns = table.__table__.c
-    if _by_values(tx, rows):
-        renamed = [{f"new_{name}": value for name, value in row.items()} for row in rows]
-        new: dict[str, sa.BindParameter[object]] = {name: sa.bindparam(f"new_{name}") for name in rows[0]}
-        tx.execute(sa.update(table).where(columns.id == new.pop("id")).values(**new, **same), renamed)
-    elif rows:
-        given = _given([columns[name] for name in rows[0]])
-        values = {name: given.c[name] for name in rows[0] if name != "id"}
-        tx.execute(sa.update(table).where(columns.id == given.c.id).values(**values, **same), _parameter(rows))
+    new: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in names}
+    if not by_values:
+        new = dict(_given([columns[name] for name in names]).c)
+    return sa.update(table).where(columns.id == new.pop("id")).values(**new, **dict(same))
 
 
 def dialect_insert(tx: sa.Connection, table: Table) -> postgresql.Insert | sqlite.Insert:

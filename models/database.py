@@ -5,11 +5,12 @@ import functools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 import orjson
-from sqlalchemy import ColumnElement, Connection, Engine, create_engine, delete, event, select, text, tuple_
+from sqlalchemy import ColumnElement, Connection, Engine, create_engine, delete, event, func, select, text, tuple_
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, SQLAlchemyError
@@ -19,6 +20,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from models.private_files import close_to_others
+from models.types import db_clock
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -352,10 +354,26 @@ def session(engine: Engine) -> Iterator[Session]:
         yield opened
 
 
-def advisory_lock(tx: Connection, key: int) -> None:
-    """Wait for the lock `key` and hold it until the end of `tx`. SQLite has a single writer and needs no such lock."""
+def advisory_lock(tx: Connection, key: int) -> datetime:
+    """Wait for the lock `key`, hold it until the end of `tx`, and return the database's time when it was granted.
+
+    SQLite has a single writer and needs no such lock.
+    """
+    granted = select(db_clock())
     if tx.dialect.name == "postgresql":
-        tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+        # A function in FROM has returned before the clock is read.
+        granted = granted.select_from(func.pg_advisory_xact_lock(key).table_valued("granted"))
+    return tx.execute(granted).scalar_one()
+
+
+def plan_without_sort(tx: Connection) -> None:
+    """Let PostgreSQL read rows in the order of an index for the rest of `tx`, even if it expects too few to need it.
+
+    Its statistics are as old as the last ANALYZE. If few events were pending then, it reads and sorts all that are
+    pending now, however few of them a statement asks for.
+    """
+    if tx.dialect.name == "postgresql":
+        tx.execute(text("SET LOCAL enable_sort = off"))
 
 
 TRANSIENT_SQLSTATES = (

@@ -22,7 +22,15 @@ from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, insert
 from sqlalchemy.exc import DBAPIError
 
 from models.bulk import is_any_of, update_rows
-from models.database import CLAIM_LOCK, SQLITE_BATCH, advisory_lock, in_transaction, is_transient, what_is_wrong
+from models.database import (
+    CLAIM_LOCK,
+    SQLITE_BATCH,
+    advisory_lock,
+    in_transaction,
+    is_transient,
+    plan_without_sort,
+    what_is_wrong,
+)
 from models.outcomes import Outcome
 from models.tables import Batch, Cause, Event, EventStatus, MirrorState
 from models.types import Record, db_now, db_now_plus, inline_literal
@@ -46,8 +54,15 @@ PARTITIONS = 4
 """On PostgreSQL, up to this many drains work on a backlog without waiting for each other's rows."""
 MAX_BACKOFF_SECONDS = 3600.0
 
+NOT_PENDING = [status for status in EventStatus if status is not EventStatus.PENDING]
+"""Where an id is given, pending events are chosen by `not_in(NOT_PENDING)`.
+
+PostgreSQL expects few pending events, so with `status = 'pending'` it would read them all by an index of its own.
+"""
 NO_ERROR = {"error": None, "fingerprint": None, "traceback": None}
 """The error columns of an event that has not failed."""
+DONE: Record = {**NO_ERROR, "status": EventStatus.DONE, "processed_at": db_now()}
+"""The columns that all events of a batch get."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +225,7 @@ def _claim_batch(tx: Connection, limits: DrainLimits) -> ClaimedBatch | None:
     size, partitions = limits.batch_size, PARTITIONS
     if tx.dialect.name == "sqlite":
         size, partitions = min(size, SQLITE_BATCH), 1  # one writer: drains cannot divide the work
+    plan_without_sort(tx)
     due = (
         select(Event.id, Event.partition_key)
         .where(Event.status == inline_literal(EventStatus.PENDING), Event.due_at <= db_now())
@@ -316,7 +332,7 @@ def _apply_batch(tx: Connection, limits: DrainLimits, batch: ClaimedBatch) -> li
     if not _delete_batch(tx, batch.id):
         log.info("batch_taken_over", batch=batch.id)
         return []
-    applied = apply_by_id(tx, batch.event_ids, Event.status == EventStatus.PENDING)
+    applied = apply_by_id(tx, batch.event_ids, Event.status.not_in(NOT_PENDING))
     _record_outcomes(tx, limits, applied)
     return [now - age for age in applied.ages]
 
@@ -330,9 +346,8 @@ def _record_outcomes(tx: Connection, limits: DrainLimits, applied: "AppliedEvent
             uncertainty.note_failure(tx, event.id)
         log.warning("event_failed", event_id=event.id, type=event.type, field=error.field)
     uncertainty.clear_after_events(tx, applied.tried_before)
-    columns: dict[str, object] = {**NO_ERROR, "status": EventStatus.DONE, "processed_at": db_now()}
-    update_rows(tx, Event, [row for row in applied.done if row["id"] not in applied.drop_payload], **columns)
-    update_rows(tx, Event, [row for row in applied.done if row["id"] in applied.drop_payload], **columns, body=None)
+    update_rows(tx, Event, [row for row in applied.done if row["id"] not in applied.drop_payload], **DONE)
+    update_rows(tx, Event, [row for row in applied.done if row["id"] in applied.drop_payload], **DONE, body=None)
     note_changes(tx, applied.changes)
     log.info("batch_applied", events=len(applied.done), changes=len(applied.changes))
 

@@ -1,5 +1,6 @@
 """Applies snapshots to the mirror in the caller's transaction: locks the rows, decides, saves, records the changes."""
 
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -12,7 +13,7 @@ from models.bulk import insert_new, insert_rows, is_any_of, update_rows
 from models.database import CHANGES_LOCK, advisory_lock
 from models.outcomes import Outcome
 from models.tables import Cause, Change, DeletedBy, InvitedAddress, MirrorState, UserAddress
-from models.types import JsonObject, db_clock, db_now
+from models.types import JsonObject, db_now
 from worker.decision.decide import (
     DATE_STEP,
     ConfirmationReason,
@@ -127,8 +128,7 @@ def note_changes(tx: Connection, changes: Sequence[ChangeRow]) -> None:
     ids.
     """
     if changes:
-        advisory_lock(tx, CHANGES_LOCK)
-        at = tx.execute(select(db_clock())).scalar_one()
+        at = advisory_lock(tx, CHANGES_LOCK)
         by_cause = {row.caused_by: row for row in changes}
         further = [_with_actor(row, by_cause.get(row.caused_by)) for row in auto_join_changes(tx, changes)]
         rows = _without_erased_people(tx, (*changes, *further))
@@ -284,7 +284,7 @@ def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Seq
     """
     rows = [_columns(kind, id, state) for id, state in states.items()]
     known = _deleted(tx, kind, [id for id, state in states.items() if state.by_resync])
-    update_rows(tx, kind.table, rows, revision=kind.table.revision + 1, touched_at=db_now())
+    update_rows(tx, kind.table, rows, **_touched(kind))
     if kind in ADDRESSES:
         table, key = ADDRESSES[kind]
         emails = ((id, normalize_address(state.content.get("email"))) for id, state in (*states.items(), *seen))
@@ -292,6 +292,11 @@ def save_rows(tx: Connection, kind: Kind, states: Mapping[str, State], seen: Seq
         insert_new(tx, table, [{key: id, "email_hash": digest} for id, digest in sorted(hashes)])
     # A tombstone of a resync that is saved again says nothing about when access ended.
     note_lost_access(tx, kind, {id: state for id, state in states.items() if id not in known})
+
+
+@functools.cache
+def _touched(kind: Kind) -> dict[str, Any]:
+    return {"revision": kind.table.revision + 1, "touched_at": db_now()}
 
 
 def _deleted(tx: Connection, kind: Kind, ids: Collection[str]) -> set[str]:

@@ -72,6 +72,8 @@ def note_lost_access(tx: Connection, kind: Kind, states: Mapping[str, State]) ->
     """Record whose access ended with `states`, which were just saved, since `REVOKE_SESSIONS` was turned on."""
     if not states or kind not in (MEMBERSHIP, ORGANIZATION, USER):
         return
+    if kind is not MEMBERSHIP and not any(state.deleted for state in states.values()):
+        return
     turned_on, now = tx.execute(select(MirrorState.revokes_sessions_since, db_now())).one()
     if turned_on is None:
         return
