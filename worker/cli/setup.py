@@ -1,6 +1,7 @@
 """`workos-sync migrate`, `doctor` and `register`."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from functools import partial
@@ -65,6 +66,8 @@ CHECKED_SETTINGS = {
 }
 """Checks of `doctor` that report whether settings are set."""
 
+WORST_FIRST = (Level.FAILURE, Level.WARNING, Level.OK)
+
 
 @click.command()
 @options.reason
@@ -94,6 +97,7 @@ def doctor(as_json: bool) -> None:
     reading = read_settings()
     configure(reading.settings.log_format)
     checks = [*check_settings(reading), *_check_installation(reading)]
+    checks.sort(key=lambda check: WORST_FIRST.index(check.level))
     if as_json:
         output.json([check._asdict() for check in checks])
     elif output.on_terminal():
@@ -104,12 +108,11 @@ def doctor(as_json: bool) -> None:
 
 
 def _for_people(checks: list[Check]) -> Iterator[str]:
-    """Yield the verdict, what is wrong with the remedies, and what is well."""
-    failures, warnings = ([c for c in checks if c.level is level] for level in (Level.FAILURE, Level.WARNING))
-    wrong = [*failures, *warnings]
-    counts = f"{output.count(len(failures), 'failure')} and {output.count(len(warnings), 'warning')}"
-    text = f"{counts} in {output.count(len(checks), 'check')}" if wrong else f"all {len(checks)} checks passed"
-    yield from layout.headline(wrong[0].level if wrong else Level.OK, text, output.width())
+    """Yield the verdict, what is wrong with the remedies, and what is well; given checks, the worst first."""
+    wrong = [check for check in checks if check.level is not Level.OK]
+    counts = (output.count(number, level) for level, number in Counter(check.level for check in wrong).items())
+    text = f"{', '.join(counts)} in {len(checks)} checks" if wrong else f"all {len(checks)} checks passed"
+    yield from layout.headline(checks[0].level, text, output.width())
     if wrong:
         yield ""
         found = ((check.level, f"{check.name}: {check.saw}", check.remedy) for check in wrong)
