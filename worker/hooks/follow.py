@@ -29,6 +29,8 @@ from worker.mirror.change_feed import newest, require_kept
 log = structlog.get_logger()
 
 HOOKS = LeasedTable(Hook.name, Hook.leased_until, Hook.fence)
+SENT = [column for column in Change.__table__.columns if column.name in ChangeToSend._fields]
+"""The columns of a change that a hook receives."""
 PENDING: ColumnElement[bool] = HookDelivery.status == DeliveryStatus.PENDING
 CHANGES_PER_STEP = 100
 """After a crash, the changes of the last step are sent again."""
@@ -154,7 +156,7 @@ class Follower:
             earlier.change_id < HookDelivery.change_id,
         )
         query = (
-            select(Change.__table__, HookDelivery.attempts)
+            select(*SENT, HookDelivery.attempts)
             .join(HookDelivery, HookDelivery.change_id == Change.id)
             .where(HookDelivery.hook == self._name, PENDING, HookDelivery.due_at <= db_now(), ~behind_another)
             .order_by(Change.id)
@@ -260,7 +262,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _next_changes(tx: Connection, cursor: int) -> list[ChangeToSend]:
-    newer = select(Change.__table__).where(Change.id > cursor).order_by(Change.id).limit(CHANGES_PER_STEP)
+    newer = select(*SENT).where(Change.id > cursor).order_by(Change.id).limit(CHANGES_PER_STEP)
     return [ChangeToSend(**row) for row in tx.execute(newer).mappings()]
 
 
