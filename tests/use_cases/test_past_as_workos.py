@@ -64,7 +64,7 @@ class AsWorkOS(Simulation):
         place=PLACES, seconds=st.integers(1, 30), what=st.sampled_from(["membership", "role", "user", "organization"])
     )
     def something_changes_without_event_and_a_resync_finds_it(self, place: int, seconds: int, what: str) -> None:
-        """The mirror knows the object, and nothing else happens before the read: else nobody could know of the change."""
+        """The mirror knows the object, and nothing else happens before the read. Else nobody could know of it."""
         found: JSON = self.world.memberships if what == "role" else getattr(self.world, f"{what}s")
         if not found or (what == "organization" and len(found) < 2):
             return
