@@ -180,6 +180,9 @@ def past_calls(engine: Engine, days: int) -> dict[str, Callable[[int], object]]:
         "members of a workspace of 1,000": lambda _: list_access(
             engine, {"organization_id": "org_0"}, at=at, limit=LARGE
         ),
+        "the same, as WorkOS had them": lambda _: list_access(
+            engine, {"organization_id": "org_0"}, at=at, as_workos=True, limit=LARGE
+        ),
         "workspaces of a person": lambda n: list_access(engine, {"user_id": f"user_{n}"}, at=at),
         "review of 1,000 members": lambda _: write_review(
             engine, io.BytesIO(), "csv", reviewer, organization_id="org_0", at=at, since=since

@@ -5,7 +5,7 @@ in an interval. Within such intervals, the answer is found for both possibilitie
 it had. Where the two differ, it is approximate.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from itertools import groupby, product
@@ -233,8 +233,14 @@ def _members(
 def _view(tx: Connection, role_map: CTE, contents: Contents) -> list[Record]:
     """Return the rows of `workspace_members` over objects with these contents."""
     sources = [_given(tx, kind, states, PREFIX + kind.table.__tablename__) for kind, states in contents.items()]
-    siblings = _given(tx, MEMBERSHIP, contents[MEMBERSHIP], f"{PREFIX}siblings")
+    of_person = Counter(map(_person, contents[MEMBERSHIP].values()))
+    several = {id: state for id, state in contents[MEMBERSHIP].items() if of_person[_person(state)] > 1}
+    siblings = _given(tx, MEMBERSHIP, several, f"{PREFIX}siblings")
     return all_rows(tx, select(members_over(tx, *sources, siblings, role_map)))
+
+
+def _person(membership: JsonObject) -> tuple[str | None, str | None]:
+    return membership["organization_id"], membership["user_id"]
 
 
 def _given(tx: Connection, kind: Kind, states: dict[str, JsonObject], name: str) -> CTE:
@@ -245,4 +251,5 @@ def _given(tx: Connection, kind: Kind, states: dict[str, JsonObject], name: str)
     deleted_by = case((rows.c.value["state"].as_string() == "deleted", literal(DeletedBy.EVENT)), else_=null())
     own = (kind.table.__table__.c[column] for column in kind.columns)
     columns = (recorded_column(column, rows.c.value).label(column.name) for column in own)
-    return select(rows.c.key.label("id"), deleted_by.label("deleted_by"), *columns).cte(name)
+    given_rows = select(rows.c.key.label("id"), deleted_by.label("deleted_by"), *columns).cte(name)
+    return given_rows.prefix_with("MATERIALIZED")  # so that the database joins by hash or index, not row by row
