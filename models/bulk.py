@@ -34,6 +34,16 @@ def is_any_of(
     return found == sa.func.any(sa.literal(given, TextArray())) if _on_postgresql(tx) else found.in_(given)
 
 
+def is_in_parameter(dialect: str, found: sa.SQLColumnExpression[str], name: str) -> sa.ColumnElement[bool]:
+    """Return the condition that a text column is one of the list that is given as the parameter `name`.
+
+    It does not depend on the values, so a statement with it can be built once: that takes longer than to send it.
+    """
+    if dialect == "postgresql":
+        return found == sa.func.any(sa.bindparam(name, type_=TextArray()))
+    return found.in_(sa.bindparam(name, expanding=True))
+
+
 def insert_rows(tx: sa.Connection, table: Table, rows: Rows) -> None:
     """Insert `rows` in this order, so that generated ids ascend."""
     if _by_values(tx, rows):

@@ -10,7 +10,19 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 import orjson
-from sqlalchemy import ColumnElement, Connection, Engine, create_engine, delete, event, func, select, text, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    bindparam,
+    create_engine,
+    delete,
+    event,
+    func,
+    select,
+    text,
+    tuple_,
+)
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, SQLAlchemyError
@@ -354,16 +366,18 @@ def session(engine: Engine) -> Iterator[Session]:
         yield opened
 
 
+_GRANTED = select(db_clock()).select_from(func.pg_advisory_xact_lock(bindparam("key")).table_valued("granted"))
+"""A function in FROM has returned before the clock is read."""
+
+
 def advisory_lock(tx: Connection, key: int) -> datetime:
     """Wait for the lock `key`, hold it until the end of `tx`, and return the database's time when it was granted.
 
     SQLite has a single writer and needs no such lock.
     """
-    granted = select(db_clock())
     if tx.dialect.name == "postgresql":
-        # A function in FROM has returned before the clock is read.
-        granted = granted.select_from(func.pg_advisory_xact_lock(key).table_valued("granted"))
-    return tx.execute(granted).scalar_one()
+        return tx.execute(_GRANTED, {"key": key}).scalar_one()
+    return tx.execute(select(db_clock())).scalar_one()
 
 
 def plan_without_sort(tx: Connection) -> None:

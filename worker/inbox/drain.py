@@ -9,12 +9,13 @@ Recording costs as much as a small batch, so small batches are not recorded once
 then it records every batch, because an event that killed its predecessor may be due.
 """
 
+import functools
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 from rq.timeouts import JobTimeoutException
@@ -197,19 +198,25 @@ def _apply_due(tx: Connection, limits: DrainLimits, chosen: list[str]) -> list[f
     most = min(SMALL_BATCH, limits.batch_size)
     chosen.clear()
     roles = _role_map(tx)
-    recorded = select(Batch.id).exists()
-    due = _inbox_events(Event.status == inline_literal(EventStatus.PENDING), Event.due_at <= db_now(), ~recorded)
-    # Nothing while a batch is recorded: it may contain them.
-    events = tx.execute(due.order_by(Event.due_at, Event.id).limit(most + 1).with_for_update(skip_locked=True)).all()
-    found = [InboxEvent(*event) for event in events]
+    found = [InboxEvent(*event) for event in tx.execute(_due_events(most + 1))]
     if len(found) > most or any(event.attempts for event in found):
         return None
     if not found:
-        return None if tx.execute(select(recorded)).scalar_one() else []
+        return None if tx.execute(select(select(Batch.id).exists())).scalar_one() else []
     chosen += [event.id for event in found]
     applied = apply_events(tx, found, roles)
     _record_outcomes(tx, limits, applied)
     return [now - age for age in applied.ages]
+
+
+@functools.cache
+def _due_events(most: int) -> Select[*tuple[Any, ...]]:
+    """Return the statement that locks up to `most` events that are due; none while a batch is recorded.
+
+    That batch may contain them.
+    """
+    due = (Event.status == inline_literal(EventStatus.PENDING), Event.due_at <= db_now(), ~select(Batch.id).exists())
+    return _inbox_events(*due).order_by(Event.due_at, Event.id).limit(most).with_for_update(skip_locked=True)
 
 
 def _claim_batch(tx: Connection, limits: DrainLimits) -> ClaimedBatch | None:
@@ -379,9 +386,12 @@ def _inbox_events(
     return select(*columns).where(*conditions)
 
 
+# A shared lock, so that a new role map waits for batches that use the old one.
+_ROLE_MAP = select(MirrorState.role_map).with_for_update(read=True)
+
+
 def _role_map(tx: Connection) -> RoleMap:
-    # A shared lock, so that a new role map waits for batches that use the old one.
-    roles: RoleMap = tx.execute(select(MirrorState.role_map).with_for_update(read=True)).scalar_one()
+    roles: RoleMap = tx.execute(_ROLE_MAP).scalar_one()
     return roles
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, RowMapping, or_, select
+from sqlalchemy import Connection, RowMapping, Select, or_, select
 
 from models.addresses import normalize_address
-from models.bulk import insert_new, insert_rows, is_any_of, update_rows
+from models.bulk import insert_new, insert_rows, is_any_of, is_in_parameter, update_rows
 from models.database import CHANGES_LOCK, advisory_lock
 from models.outcomes import Outcome
 from models.tables import Cause, Change, DeletedBy, InvitedAddress, MirrorState, UserAddress
@@ -149,8 +149,12 @@ def person_of(kind: str, id: str, content: Content) -> str | None:
 
 def erased_users(tx: Connection, ids: Collection[str]) -> set[str]:
     """Return those of the users that are erased."""
-    found = select(User.id).where(is_any_of(tx, User.id, ids), User.erased)
-    return set(tx.execute(found).scalars()) if ids else set()
+    return set(tx.execute(_erased_users(tx.dialect.name), {"ids": list(ids)}).scalars()) if ids else set()
+
+
+@functools.cache
+def _erased_users(dialect: str) -> Select[str]:
+    return select(User.id).where(is_in_parameter(dialect, User.id, "ids"), User.erased)
 
 
 def _without_erased_people(tx: Connection, rows: Sequence[ChangeRow]) -> Iterator[ChangeRow]:
@@ -245,9 +249,14 @@ def insert_and_lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict
 
 
 def _lock_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State | None]:
+    found = tx.execute(_locked_rows(kind, tx.dialect.name), {"ids": ids}).mappings()
+    return {row["id"]: _state(kind, row) for row in found}
+
+
+@functools.cache
+def _locked_rows(kind: Kind, dialect: str) -> Select[*tuple[Any, ...]]:
     table = kind.table.__table__
-    found = select(table).where(is_any_of(tx, table.c.id, ids)).order_by(table.c.id).with_for_update()
-    return {row["id"]: _state(kind, row) for row in tx.execute(found).mappings()}
+    return select(table).where(is_in_parameter(dialect, table.c.id, "ids")).order_by(table.c.id).with_for_update()
 
 
 def stored_rows(tx: Connection, kind: Kind, ids: Sequence[str]) -> dict[str, State]:
