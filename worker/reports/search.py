@@ -1,6 +1,6 @@
 """Finds what an operator searches for: an id, external id, address in any form, name or domain, or a part of one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -11,7 +11,6 @@ from sqlalchemy import (
     SQLColumnExpression,
     and_,
     false,
-    func,
     or_,
     select,
 )
@@ -65,26 +64,25 @@ def search(engine: Engine, text: str) -> list[Match]:
 def _identified(tx: Connection, text: str) -> Iterator[Match]:
     for kind in KINDS.values():
         if kind.delete_is_final:  # the id of others is a slug, which may be an everyday word
-            yield from _objects(tx, kind, kind.table.id == text)
+            yield from _identical(tx, kind, kind.table.id == text)
     for type, status in tx.execute(select(Event.type, Event.status).where(Event.id == text)):
         yield Match(EVENT, text, type, status)
     for task, run_status in tx.execute(select(Run.task, Run.status).where(Run.id == text)):
         yield Match(RUN, text, task, run_status)
     for kind, table in ((ORGANIZATION, Organization), (USER, User)):
-        yield from _objects(tx, kind, table.external_id == text)
+        yield from _identical(tx, kind, table.external_id == text)
     if "@" in text:
-        people = list(_objects(tx, USER, has_address(User, text)))
-        yield from people or _objects(tx, INVITATION, has_address(Invitation, text))
+        people = list(_identical(tx, USER, has_address(User, text)))
+        yield from people or _identical(tx, INVITATION, has_address(Invitation, text))
 
 
 # Names and parts
 
 
 def _named(tx: Connection, text: str) -> Iterator[Iterator[Match]]:
-    yield _objects(tx, ORGANIZATION, _contains_words(Organization.name, text))
-    name = func.coalesce(User.first_name, "") + " " + func.coalesce(User.last_name, "")
-    whole = name + " " + func.coalesce(User.email, "")
-    yield _objects(tx, USER, or_(_contains_words(whole, text), _has_part_of_address(User, text)))
+    yield _objects(tx, ORGANIZATION, _contain_words((Organization.name,), text))
+    named = _contain_words((User.first_name, User.last_name, User.email), text)
+    yield _objects(tx, USER, or_(named, _has_part_of_address(User, text)))
     spelled = normalize_domain(text) or text.lower()
     yield _objects(
         tx, DOMAIN, or_(_contains(Domain.domain, text), Domain.normalized.contains(spelled, autoescape=True))
@@ -94,7 +92,7 @@ def _named(tx: Connection, text: str) -> Iterator[Iterator[Match]]:
         yield _objects(tx, INVITATION, part)
     for kind in KINDS.values():
         if not kind.delete_is_final:
-            yield _objects(tx, kind, kind.table.id == text)
+            yield _identical(tx, kind, kind.table.id == text)
 
 
 def _has_part_of_address(table: type[User] | type[Invitation], text: str) -> ColumnElement[bool]:
@@ -104,8 +102,9 @@ def _has_part_of_address(table: type[User] | type[Invitation], text: str) -> Col
     return table.email_normalized.contains(f"{local.lower()}{at}{domain}", autoescape=True) if domain else false()
 
 
-def _contains_words(column: SQLColumnExpression[Any], text: str) -> ColumnElement[bool]:
-    return and_(*(_contains(column, word) for word in text.split()))
+def _contain_words(columns: Sequence[SQLColumnExpression[Any]], text: str) -> ColumnElement[bool]:
+    """Return the condition that each word of a text is in one of the columns."""
+    return and_(*(or_(*(_contains(column, word) for column in columns)) for word in text.split()))
 
 
 def _contains(column: SQLColumnExpression[Any], text: str) -> ColumnElement[bool]:
@@ -115,19 +114,30 @@ def _contains(column: SQLColumnExpression[Any], text: str) -> ColumnElement[bool
     return or_(*(column.icontains(each, autoescape=True) for each in spelled))
 
 
+def _identical(tx: Connection, kind: Kind, which: ColumnElement[bool]) -> Iterator[Match]:
+    """Yield the objects of a kind that meet a condition, which an index finds."""
+    found = select(kind.table.__table__).where(which).order_by(kind.table.id).limit(LIMIT)
+    yield from _matches(tx, kind, list(tx.execute(found).mappings()))
+
+
 def _objects(tx: Connection, kind: Kind, which: ColumnElement[bool]) -> Iterator[Match]:
-    """Yield at most `LIMIT` objects of a kind, live ones first."""
+    """Yield at most `LIMIT` objects of a kind that meet a condition, live ones first. Of more, any are chosen."""
     table, label = kind.table, kind.label or kind.table.id
     rows: list[RowMapping] = []
     for is_deleted in (table.deleted_by.is_(None), table.deleted_by.is_not(None)):
-        # In the order of the ids, so that the database stops after enough matches of a common text.
-        found = select(table.__table__).where(is_deleted, which).order_by(table.id).limit(LIMIT - len(rows))
-        rows += sorted(tx.execute(found).mappings(), key=lambda row: str(row[label.key] or ""))
+        # Not in an order: the database reads the table once, and only until there are enough matches.
+        found = select(table.__table__).where(is_deleted, which).limit(LIMIT - len(rows))
+        rows += sorted(tx.execute(found).mappings(), key=lambda row: (str(row[label.key] or ""), row["id"]))
+    yield from _matches(tx, kind, rows)
+
+
+def _matches(tx: Connection, kind: Kind, rows: Sequence[RowMapping]) -> Iterator[Match]:
     names = _workspace_names(tx, {id for row in rows if (id := row.get("organization_id"))})
     for row in rows:
         named = " ".join(filter(None, (row.get("first_name"), row.get("last_name"))))
         detail = named or names.get(row.get("organization_id")) or row.get("external_id")
-        yield Match(kind.name, row["id"], row[label.key] if kind.label else None, detail, row["deleted_by"] is not None)
+        label = row[kind.label.key] if kind.label else None
+        yield Match(kind.name, row["id"], label, detail, row["deleted_by"] is not None)
 
 
 def _workspace_names(tx: Connection, ids: set[str]) -> dict[str | None, str | None]:
