@@ -19,7 +19,7 @@ from models.tables.auto_join import (
 from models.tables.base import Base, equality_index, index_where
 from models.tables.freshness import FailedEffect, Tail
 from models.tables.hooks import DeliveryStatus, Hook, HookDelivery
-from models.tables.inbox import Batch, Event, EventSource, EventStatus
+from models.tables.inbox import Batch, Event, EventSource, EventStatus, FailedAttempt
 from models.tables.mirror import (
     ROLE_MAP,
     AutoJoinMode,

@@ -34,6 +34,10 @@ def equality_index(name: str, column: str) -> Index:
     return Index(name, column, postgresql_using="hash", postgresql_concurrently=True)
 
 
-def index_where(condition: str, name: str, *columns: str) -> Index:
-    """Return a partial index: it contains only the rows that meet `condition`."""
-    return Index(name, *columns, postgresql_where=text(condition), sqlite_where=text(condition))
+def index_where(condition: str, name: str, *columns: str, concurrently: bool = False) -> Index:
+    """Return a partial index: it contains only the rows that meet `condition`.
+
+    With `concurrently`, `models.migrate` creates it, without blocking writers, on a table that is already large.
+    """
+    where = text(condition)
+    return Index(name, *columns, postgresql_where=where, sqlite_where=where, postgresql_concurrently=concurrently)

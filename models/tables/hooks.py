@@ -48,6 +48,10 @@ class HookDelivery(Base):
     due_at: Mapped[datetime] = mapped_column(server_default=db_now())
     error: Mapped[str | None]
     traceback: Mapped[str | None]
+    fingerprint: Mapped[str | None]
+    """A hash of the error that is equal for deliveries with the same cause."""
+    attempted_at: Mapped[datetime | None]
+    """When the last attempt failed."""
 
     __table_args__ = (
         Index("ix_hook_deliveries_hook_status", "hook", "status", "due_at"),

@@ -3,7 +3,7 @@
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import Index, SmallInteger
+from sqlalchemy import BigInteger, Index, Integer, SmallInteger
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.outcomes import Outcome
@@ -72,6 +72,8 @@ class Event(Base):
     occurred_at: Mapped[datetime | None]
     """The event's own time; None until the events API has returned it or a drain has read it."""
     kind: Mapped[str | None]
+    """With `object_id` and `organization_id`: what the event is about, from when a drain has read it. Of an event that
+    failed, what can be read from its payload."""
     object_id: Mapped[str | None]
     organization_id: Mapped[str | None]
 
@@ -86,7 +88,33 @@ class Event(Base):
         index_where("replay_id IS NOT NULL", "ix_events_replay_id", "replay_id"),
         index_where("object_id IS NOT NULL", "ix_events_object_id", "object_id"),
         index_where("organization_id IS NOT NULL", "ix_events_organization_id", "organization_id", "received_at"),
+        index_where("status = 'dismissed'", "ix_events_dismissed", "received_at", concurrently=True),
+        index_where(
+            "fingerprint IS NOT NULL", "ix_events_fingerprint", "fingerprint", "received_at", concurrently=True
+        ),
     )
+
+
+class FailedAttempt(Base):
+    """An attempt to apply an event that failed: what `error`, `fingerprint` and `traceback` of the event were then.
+
+    Only the newest of an event are kept (`worker.inbox.attempts`), and none longer than its payload, which an error may
+    quote.
+    """
+
+    __tablename__ = "failed_attempts"
+
+    id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True
+    )
+    event_id: Mapped[str]
+    at: Mapped[datetime] = mapped_column(server_default=db_now())
+    error: Mapped[str]
+    fingerprint: Mapped[str | None]
+    """None for a temporary error, which costs no attempt."""
+    traceback: Mapped[str | None]
+
+    __table_args__ = (Index("ix_failed_attempts_event_id", "event_id", "id"),)
 
 
 class Batch(Base):

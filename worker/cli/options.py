@@ -1,25 +1,17 @@
 """Options that several commands have."""
 
-import re
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TypeVar
 
 import click
 
 from worker.decision.payload import clean
+from worker.times import TIME_FORMS, parse_time
 
 FC = TypeVar("FC", bound=Callable[..., object])
 
 THIS_TIME = "this time, such as 2026-01-31T12:30Z, 2h, 3d or yesterday"
-FORMS = (
-    "write ISO 8601 such as 2026-01-31 or 2026-01-31T12:30:00.123Z, in UTC unless it has an offset; "
-    "an age such as 90s, 30m, 2h, 3d or 1w; or now, today or yesterday"
-)
-UNITS = {"s": "seconds", "m": "minutes", "min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-DAYS = {"today": 0, "yesterday": 1}
-"""Words for the midnight, in UTC, that many days ago."""
-
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 limit = click.option(
     "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Maximum number of rows."
@@ -39,21 +31,9 @@ class Time(click.ParamType[datetime]):
         if isinstance(value, datetime):
             return value
         try:
-            return _time(str(value).strip().lower())
+            return parse_time(str(value))
         except (ValueError, OverflowError):
-            self.fail(f"{value!r} is not a time; {FORMS}", param, ctx)
-
-
-def _time(text: str) -> datetime:
-    now = datetime.now(UTC)
-    if text == "now":
-        return now
-    if text in DAYS:
-        return now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=DAYS[text])
-    if age := re.fullmatch(r"([0-9]+) ?(s|min|m|h|d|w)( ago)?", text):
-        return now - timedelta(**{UNITS[age[2]]: int(age[1])})
-    given = datetime.fromisoformat(text.upper())
-    return given.replace(tzinfo=given.tzinfo or UTC).astimezone(UTC)
+            self.fail(f"{value!r} is not a time; {TIME_FORMS}", param, ctx)
 
 
 def _entered(context: click.Context, option: click.Parameter, given: str | None) -> str | None:

@@ -4,6 +4,7 @@ A change that a hook did not accept is stored in `hook_deliveries` and retried. 
 for it; changes of other objects do not. After `HOOK_ATTEMPTS` attempts the delivery is failed, and an operator decides.
 """
 
+import hashlib
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -234,11 +235,15 @@ class Follower:
     def _failure(self, change: ChangeToSend, attempts: int, error: BaseException) -> dict[str, object]:
         """Log a failed attempt and return the columns that record it."""
         log.warning("hook_failed", hook=self._name, change=change.id, attempts=attempts, error=describe(error))
+        described = _describe(error)
         return {
             "status": DeliveryStatus.FAILED if attempts >= self.attempts else DeliveryStatus.PENDING,
             "attempts": attempts,
-            "error": _describe(error),
+            "error": described,
             "traceback": clean("".join(traceback.format_exception(error))[-MAX_TRACEBACK:]),
+            # Unlike the errors of events, these name no ids, and their numbers, such as a status, tell causes apart.
+            "fingerprint": hashlib.sha256(described.encode()).hexdigest()[:8],
+            "attempted_at": db_now(),
             "due_at": db_now_plus(backoff(attempts, FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS)),
         }
 

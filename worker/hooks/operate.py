@@ -1,15 +1,17 @@
 """What operators do with hooks: see their status, and retry or discard failed deliveries."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 from sqlalchemy import ColumnElement, Connection, Delete, Engine, Update, delete, func, select, update
 
 from models.database import in_transaction, read_transaction
-from models.rows import read_rows
+from models.rows import all_rows, read_rows
 from models.tables import Action, Change, DeliveryStatus, Hook, HookDelivery
 from models.types import Record, db_now
 from worker import audit
 from worker.errors import OperatorError, UnknownIdError
+from worker.kinds.organization import Organization
 
 
 def hook_status(engine: Engine, names: Iterable[str] = ()) -> list[Record]:
@@ -45,6 +47,39 @@ def deliveries(
     return read_rows(engine, query)
 
 
+def failures(engine: Engine, limit: int | None = None) -> list[Record]:
+    """Return failed deliveries grouped by hook and fingerprint, the largest group first.
+
+    A group has the number of its `deliveries`, the times of the `first` and the `last` failure, an `example`: the id of
+    a change, with its `error` and `traceback`, and its `workspaces`: id, name and number of deliveries, the most
+    affected first. The fingerprint and the times are None for deliveries that failed before release 2.0.
+    """
+    number = func.count()
+    group = (HookDelivery.hook, HookDelivery.fingerprint)
+    times = (func.min(HookDelivery.attempted_at).label("first"), func.max(HookDelivery.attempted_at).label("last"))
+    example = func.min(HookDelivery.change_id).label("example")
+    failed = HookDelivery.status == DeliveryStatus.FAILED
+    query = select(*group, number.label("deliveries"), *times, example).where(failed).group_by(*group)
+    affected = (
+        select(*group, Change.organization_id, Organization.name, number.label("deliveries"))
+        .join(Change, Change.id == HookDelivery.change_id)
+        .outerjoin(Organization, Organization.id == Change.organization_id)
+        .where(failed, Change.organization_id.is_not(None))
+        .group_by(*group, Change.organization_id, Organization.name)
+        .order_by(number.desc(), Change.organization_id)
+    )
+    with read_transaction(engine) as tx:
+        groups = all_rows(tx, query.order_by(number.desc(), *group).limit(limit))
+        workspaces: defaultdict[tuple[str, str | None], list[Record]] = defaultdict(list)
+        for row in all_rows(tx, affected):
+            workspaces[row.pop("hook"), row.pop("fingerprint")].append(row)
+        for row in groups:
+            of_example = (HookDelivery.hook == row["hook"], HookDelivery.change_id == row["example"])
+            row.update(all_rows(tx, select(HookDelivery.error, HookDelivery.traceback).where(*of_example))[0])
+            row["workspaces"] = workspaces[row["hook"], row["fingerprint"]]
+    return groups
+
+
 def require_hook(engine: Engine, hook: str, names: Iterable[str]) -> None:
     """Raise `UnknownIdError` unless a hook has run before or is one of `names`, the configured hooks."""
     with read_transaction(engine) as tx:
@@ -53,41 +88,68 @@ def require_hook(engine: Engine, hook: str, names: Iterable[str]) -> None:
         raise UnknownIdError(f"there is no hook {hook}; to see all, run: workos-sync hooks list")
 
 
-def replay(engine: Engine, hook: str, change_id: int | None, actor: audit.Actor, names: Iterable[str] = ()) -> int:
-    """Retry all failed deliveries of a hook, or only that of one change; return their number, which may be 0.
+def replay(
+    engine: Engine,
+    hook: str,
+    change_id: int | None,
+    actor: audit.Actor,
+    names: Iterable[str] = (),
+    fingerprint: str | None = None,
+) -> int:
+    """Retry all failed deliveries of a hook, only that of one change, or only those with one error.
+
+    `fingerprint` is that of the error. Returns the number of deliveries, which may be 0.
 
     Raises:
         UnknownIdError: the hook has never run and is not one of `names`, the configured hooks.
         OperatorError: the hook has no failed delivery of the change.
     """
     values = {"status": DeliveryStatus.PENDING, "attempts": 0, "due_at": db_now()}
-    again = update(HookDelivery).where(*_failed(hook, change_id)).values(values)
+    again = update(HookDelivery).where(*_failed(hook, change_id, fingerprint)).values(values)
     require_hook(engine, hook, names)
-    return in_transaction(engine, _decide, again, Action.RETRY_DELIVERIES, hook, change_id, actor)
+    return in_transaction(engine, _decide, again, Action.RETRY_DELIVERIES, hook, change_id, fingerprint, actor)
 
 
-def dismiss(engine: Engine, hook: str, change_id: int | None, actor: audit.Actor, names: Iterable[str] = ()) -> int:
+def dismiss(
+    engine: Engine,
+    hook: str,
+    change_id: int | None,
+    actor: audit.Actor,
+    names: Iterable[str] = (),
+    fingerprint: str | None = None,
+) -> int:
     """Discard failed deliveries. Arguments, result and errors are those of `replay`.
 
     Raises:
         ConfigurationError: `actor` gives no reason.
     """
-    gone = delete(HookDelivery).where(*_failed(hook, change_id))
+    gone = delete(HookDelivery).where(*_failed(hook, change_id, fingerprint))
     require_hook(engine, hook, names)
-    return in_transaction(engine, _decide, gone, Action.DISMISS_DELIVERIES, hook, change_id, actor)
+    return in_transaction(engine, _decide, gone, Action.DISMISS_DELIVERIES, hook, change_id, fingerprint, actor)
 
 
 def _decide(
-    tx: Connection, step: Update | Delete, action: Action, hook: str, change_id: int | None, actor: audit.Actor
+    tx: Connection,
+    step: Update | Delete,
+    action: Action,
+    hook: str,
+    change_id: int | None,
+    fingerprint: str | None,
+    actor: audit.Actor,
 ) -> int:
     number = tx.execute(step).rowcount
     if number:
-        audit.note(tx, actor, action, kind="hook", object_id=hook, change=change_id, deliveries=number)
+        about = {"kind": "hook", "object_id": hook}
+        audit.note(tx, actor, action, **about, change=change_id, fingerprint=fingerprint, deliveries=number)
     elif change_id is not None:
         raise OperatorError(f"hook {hook} has no failed delivery of change {change_id}")
     return number
 
 
-def _failed(hook: str, change_id: int | None) -> list[ColumnElement[bool]]:
-    one = [] if change_id is None else [HookDelivery.change_id == change_id]
-    return [HookDelivery.hook == hook, HookDelivery.status == DeliveryStatus.FAILED, *one]
+def _failed(hook: str, change_id: int | None, fingerprint: str | None) -> list[ColumnElement[bool]]:
+    found = [HookDelivery.hook == hook, HookDelivery.status == DeliveryStatus.FAILED]
+    if change_id is not None:
+        found.append(HookDelivery.change_id == change_id)
+    if fingerprint is not None:
+        found.append(HookDelivery.fingerprint == fingerprint)
+    return found

@@ -38,6 +38,7 @@ from models.types import Record, db_now, db_now_plus, inline_literal
 from worker.backoff import backoff
 from worker.decision.payload import Envelope, clean
 from worker.errors import PayloadError, WorkerCrashedError, fingerprint, stack_of
+from worker.inbox import attempts
 from worker.kinds import RoleMap, Snapshot, read_event
 from worker.kinds.invitation import INVITATION, Invitation
 from worker.mirror import uncertainty
@@ -304,6 +305,7 @@ def _requeue(tx: Connection, limits: DrainLimits, ids: Sequence[str], error: Exc
         values = _failed_attempt(limits, event.attempts + 1, error)
         log.warning("event_failed", event_id=ids[0], attempts=event.attempts + 1, error=type(error).__name__)
     tx.execute(update(Event).where(alone).values(values))
+    attempts.note(tx, ids[0], values)
     if event.error is None:
         uncertainty.note_failure(tx, ids[0])
 
@@ -349,12 +351,14 @@ def _record_outcomes(tx: Connection, limits: DrainLimits, applied: "AppliedEvent
     for event, error in applied.failed:
         values = _failed_attempt(limits, event.attempts + 1, error)
         tx.execute(update(Event).where(Event.id == event.id).values(values))
+        attempts.note(tx, event.id, values)
         if not event.has_failed:
             uncertainty.note_failure(tx, event.id)
         log.warning("event_failed", event_id=event.id, type=event.type, field=error.field)
     uncertainty.clear_after_events(tx, applied.tried_before)
     update_rows(tx, Event, [row for row in applied.done if row["id"] not in applied.drop_payload], **DONE)
     update_rows(tx, Event, [row for row in applied.done if row["id"] in applied.drop_payload], **DONE, body=None)
+    attempts.forget(tx, applied.drop_payload & applied.tried_before)
     note_changes(tx, applied.changes)
     log.info("batch_applied", events=len(applied.done), changes=len(applied.changes))
 

@@ -27,6 +27,7 @@ from models.tables import (
     Drift,
     Event,
     EventStatus,
+    FailedAttempt,
     HookDelivery,
     InvitedAddress,
     LateVersion,
@@ -195,7 +196,7 @@ def erase_late(tx: Connection, kind: Kind) -> int:
 def blank_undecided(tx: Connection) -> int:
     """Blank the payloads of failed and dismissed events that contain the id of an erased user; return how many.
 
-    Such events arrived after the erasure. They name no object, so their whole payloads are searched.
+    Such events arrived after the erasure. Their object may not be known, so their whole payloads are searched.
     """
     undecided = Event.status.in_((EventStatus.FAILED, EventStatus.DISMISSED))
     found = tx.execute(select(Event.id, Event.body).where(undecided, Event.body.is_not(None)))
@@ -257,7 +258,9 @@ def _addresses_of(
         yield from filter(None, (fields or {}).get("email") or ())
     events = select(Event.body).where(Event.kind == kind.name, is_any_of(tx, Event.object_id, ids))
     for body in tx.execute(events.where(Event.body.is_not(None))).scalars():
-        if isinstance(email := parse_json(body or b"")["data"].get("email"), str):  # it was applied, so it has `data`
+        if isinstance(
+            email := parse_json(body or b"")["data"].get("email"), str
+        ):  # its object is known, so it has `data`
             yield email
 
 
@@ -344,6 +347,8 @@ def _blank(tx: Connection, event_ids: Collection[str]) -> dict[str, EventStatus]
         quotes = row.error and row.traceback  # the message of an unexpected exception may quote the payload
         error = row.error.partition(":")[0] if quotes else row.error
         tx.execute(update(Event).where(Event.id == row.id).values(body=None, error=error))
+    # So may the messages of earlier attempts.
+    tx.execute(delete(FailedAttempt).where(is_any_of(tx, FailedAttempt.event_id, [row.id for row in found])))
     return {row.id: row.status for row in found}
 
 

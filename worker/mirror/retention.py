@@ -10,12 +10,24 @@ from itertools import takewhile
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, exists, select, update
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from models import tables
 from models.database import delete_some, in_transaction
 from models.outcomes import Outcome
-from models.tables import Audit, Change, Event, EventStatus, Join, JoinState, LateVersion, MirrorState, Run, RunStatus
+from models.tables import (
+    Audit,
+    Change,
+    Event,
+    EventStatus,
+    FailedAttempt,
+    Join,
+    JoinState,
+    LateVersion,
+    MirrorState,
+    Run,
+    RunStatus,
+)
 from models.types import db_ago
 from worker.kinds.invitation import INVITATION
 from worker.kinds.membership import MEMBERSHIP
@@ -72,9 +84,11 @@ def retain(engine: Engine, periods: Periods, stopping: Callable[[], bool] = lamb
         # What arrived after its user was erased, and events of it that the drain could not recognize.
         "erased_memberships": lambda tx: erase_late(tx, MEMBERSHIP),
         "erased_invitations": lambda tx: erase_late(tx, INVITATION),
-        "erased_payloads": _blanker(done, about_erased()),
+        "erased_payloads": _blanker(Event.status == EventStatus.DONE, about_erased()),
         "erased_failures": blank_undecided,
         "events": _deleter(Event, done, Event.last_delivered_at < db_ago(periods.events)),
+        # Their messages may quote the payload, so they are kept no longer.
+        "failed_attempts": _deleter(FailedAttempt, ~_has_payload(FailedAttempt.event_id)),
         "changes": lambda tx: _delete_changes(tx, Change.at < db_ago(periods.changes), ~_is_last_decision()),
         # After `changes`: a late version is only needed with the change that it came after, which is older.
         "late_versions": _deleter(LateVersion, LateVersion.at < db_ago(periods.changes)),
@@ -105,6 +119,10 @@ def _until_none(engine: Engine, step: Callable[[Connection], int], stopping: Cal
 def _blanker(*which: ColumnElement[bool]) -> Callable[[Connection], int]:
     batch = select(Event.id).where(Event.body.is_not(None), *which).limit(BATCH)
     return lambda tx: tx.execute(update(Event).where(Event.id.in_(batch)).values(body=None)).rowcount
+
+
+def _has_payload(event_id: InstrumentedAttribute[str]) -> ColumnElement[bool]:
+    return exists().where(Event.id == event_id, Event.body.is_not(None))
 
 
 def _deleter(table: type[tables.Base], *which: ColumnElement[bool]) -> Callable[[Connection], int]:

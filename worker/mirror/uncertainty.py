@@ -12,8 +12,9 @@ import hashlib
 import json
 from collections.abc import Collection
 from datetime import datetime
+from typing import NamedTuple
 
-from sqlalchemy import Connection, delete, exists, select
+from sqlalchemy import Connection, delete, exists, select, update
 
 from models.bulk import insert_new, is_any_of
 from models.outcomes import Finding
@@ -33,10 +34,43 @@ ALL_UNCERTAIN = (FailedEffect.organization_id == ANY, FailedEffect.user_id == AN
 """The condition of a row for an event that may have changed anybody's access."""
 
 
+class Subject(NamedTuple):
+    """What an event is about, as far as its payload can be read: an object, and the workspace and person in it."""
+
+    kind: Kind
+    data: Fields | None
+    object_id: str | None
+    organization_id: str | None
+
+    @property
+    def user_id(self) -> str | None:
+        """The person: the object itself, or the one whose membership it is."""
+        if self.kind is USER:
+            return self.object_id
+        return self.data.optional_id("user_id") if self.data else None
+
+
+def subject_of(type: str, body: bytes) -> Subject | None:
+    """Return what an event is about; None for a type that is ignored."""
+    if type not in READERS:
+        return None
+    kind = READERS[type][0]
+    data = _data(kind, body)
+    if data is None:
+        return Subject(kind, None, None, None)
+    named = data.optional_id("organization_id")
+    object_id = _object_id(kind, type, data, named)
+    of_object = object_id and kind.organization_of(object_id, {"organization_id": named})
+    return Subject(kind, data, object_id, of_object or named)
+
+
 def note_failure(tx: Connection, event_id: str) -> None:
-    """Record what an event that failed may have changed, and request a read of its object."""
+    """Record what an event that failed is about and may have changed, and request a read of its object."""
     event = tx.execute(select(Event.type, Event.body).where(Event.id == event_id)).one()
-    _note(tx, event_id, event.type, event.body or b"")
+    subject = _note(tx, event_id, event.type, event.body or b"")
+    if subject is not None:
+        about = {"kind": subject.kind.name, "object_id": subject.object_id, "organization_id": subject.organization_id}
+        tx.execute(update(Event).where(Event.id == event_id).values(about))
 
 
 def note_unstored(tx: Connection, item: object) -> None:
@@ -49,30 +83,27 @@ def note_unstored(tx: Connection, item: object) -> None:
         mark_all_uncertain(tx, id)
 
 
-def _note(tx: Connection, event_id: str, type: str, body: bytes) -> None:
-    if type not in READERS:
-        return  # it is ignored
-    kind = READERS[type][0]
-    data = _data(kind, body)
-    organization_id = data.optional_id("organization_id") if data else None
-    object_id = _object_id(kind, type, data, organization_id) if data else None
+def _note(tx: Connection, event_id: str, type: str, body: bytes) -> Subject | None:
+    subject = subject_of(type, body)
+    if subject is None:
+        return None
     rows = [
         {
             "organization_id": workspace,
             "user_id": person,
             "event_id": event_id,
-            "kind": kind.name,
-            "object_id": object_id,
+            "kind": subject.kind.name,
+            "object_id": subject.object_id,
         }
-        for workspace, person in _affected(tx, kind, object_id, organization_id, data)
+        for workspace, person in _affected(tx, subject)
     ]
     insert_new(tx, FailedEffect, rows)
-    if object_id is None:
-        return
-    request_read_for_failure(tx, kind, object_id, event_id)
-    if type.endswith("role.deleted"):
-        slug = object_id.rpartition("/")[2]
-        request_role_holders(tx, organization_id, slug, event_id)
+    if subject.object_id is not None:
+        request_read_for_failure(tx, subject.kind, subject.object_id, event_id)
+        if type.endswith("role.deleted"):
+            slug = subject.object_id.rpartition("/")[2]
+            request_role_holders(tx, subject.organization_id, slug, event_id)
+    return subject
 
 
 def mark_all_uncertain(tx: Connection, event_id: str) -> None:
@@ -124,18 +155,17 @@ def _object_id(kind: Kind, type: str, data: Fields, organization_id: str | None)
     return kind.key(id, {"organization_id": organization_id})
 
 
-def _affected(
-    tx: Connection, kind: Kind, object_id: str | None, organization_id: str | None, data: Fields | None
-) -> set[tuple[str, str]]:
+def _affected(tx: Connection, subject: Subject) -> set[tuple[str, str]]:
     """Return the workspaces and persons whose access an event may have changed."""
+    kind, data, object_id, organization_id = subject
     if kind is ROLE and (data is None or data.text("resource_type_slug") not in (None, ORGANIZATION.object)):
         return {(organization_id or ANY, ANY)}  # its type takes a role from the members who have its slug
     if kind not in (ORGANIZATION, USER, MEMBERSHIP):
         return set()  # these decide nobody's role
-    if kind is MEMBERSHIP and object_id is not None and data is not None:
+    if kind is MEMBERSHIP and object_id is not None:
         columns = (Membership.organization_id, Membership.user_id)
         pairs = {tuple(row) for row in tx.execute(select(*columns).where(Membership.id == object_id))}
-        pairs.add((organization_id, data.optional_id("user_id")))
+        pairs.add((organization_id, subject.user_id))
         known = {(workspace, person) for workspace, person in pairs if workspace and person}
         if known:
             return known

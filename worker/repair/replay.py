@@ -12,9 +12,9 @@ from datetime import datetime
 from typing import NamedTuple
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Engine, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, case, false, func, or_, select, update
 
-from models.database import read_transaction, sqlite_write_lock, transactional
+from models.database import in_transaction, read_transaction, sqlite_write_lock, transactional
 from models.outcomes import Outcome
 from models.tables import Action, Event, EventStatus, Run, RunStatus, Task
 from models.types import JsonObject, db_now, inline_literal
@@ -32,6 +32,8 @@ BATCH = 50
 """Events made pending in one transaction."""
 PLAN_BATCH = 200
 """Events processed together by a dry run."""
+DISMISSED_AT_ONCE = 1_000
+"""Events dismissed in one transaction."""
 RECENT_REPLAYS = 100
 """Replays that are searched for one with the same selection."""
 
@@ -42,8 +44,10 @@ class Selection:
 
     ids: tuple[str, ...] = ()
     failed: bool = False
+    status: str | None = None
     type: str | None = None
     organization_id: str | None = None
+    object_id: str | None = None
     since: datetime | None = None
     until: datetime | None = None
     fingerprint: str | None = None
@@ -59,28 +63,39 @@ class Selection:
         times = {name: datetime.fromisoformat(stored[name]) for name in ("since", "until") if name in stored}
         return cls(**stored | times | {"ids": tuple(stored.get("ids", ()))})
 
-    def conditions(self) -> list[ColumnElement[bool]]:
-        """Return the selection as conditions on `Event`. Pending events never match: they are processed soon anyway."""
+    def matches(self) -> list[ColumnElement[bool]]:
+        """Return the given fields as conditions on `Event`. An unknown status matches nothing."""
         equal = {
             Event.type: self.type,
             Event.organization_id: self.organization_id,
+            Event.object_id: self.object_id,
             Event.fingerprint: self.fingerprint,
         }
         found = [column == value for column, value in equal.items() if value]
-        failed = Event.status == inline_literal(EventStatus.FAILED)
-        if self.ids:  # may include dismissed events
-            found += [Event.id.in_(self.ids), Event.status != EventStatus.PENDING]
-        if self.failed or self.fingerprint:
-            found.append(failed)
-        elif not self.ids:
-            # An ignored event without a payload would be ignored again.
-            useful = or_(Event.body.is_not(None), Event.outcome != Outcome.IGNORED)
-            found.append(or_(failed, (Event.status == EventStatus.DONE) & useful))
+        if self.ids:
+            found.append(Event.id.in_(self.ids))
+        if status := EventStatus.FAILED if self.failed else self.status:
+            found.append(Event.status == inline_literal(status) if status in list(EventStatus) else false())
         if self.since:
             found.append(Event.received_at >= self.since)
         if self.until:
             found.append(Event.received_at < self.until)
         return found
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """Return the conditions of `matches`, and that an event can be replayed.
+
+        Pending events never match: they are processed soon anyway. Dismissed events match only by id or status. With a
+        fingerprint, only failed events match unless a status is given.
+        """
+        failed = Event.status == inline_literal(EventStatus.FAILED)
+        if self.ids or self.failed or self.status:
+            return [*self.matches(), Event.status != EventStatus.PENDING]
+        if self.fingerprint:
+            return [*self.matches(), failed]
+        # An ignored event without a payload would be ignored again.
+        useful = or_(Event.body.is_not(None), Event.outcome != Outcome.IGNORED)
+        return [*self.matches(), or_(failed, (Event.status == EventStatus.DONE) & useful)]
 
 
 class Plan(NamedTuple):
@@ -203,14 +218,44 @@ def dismiss(tx: Connection, ids: Sequence[str], actor: audit.Actor) -> int:
     Raises:
         ConfigurationError: `actor` gives no reason.
     """
-    which = update(Event).where(Event.id.in_(ids), Event.status == EventStatus.FAILED)
-    values = {"status": EventStatus.DISMISSED, "dismissed_by": actor.who, "dismissed_why": actor.reason}
-    dismissed = tx.execute(which.values(values).returning(Event.id, Event.organization_id)).all()
-    uncertainty.clear_after_events(tx, [id for id, _ in dismissed])
-    for id, organization_id in sorted(tuple(row) for row in dismissed):
+    dismissed = _dismiss(tx, Event.id.in_(ids), actor)
+    for id, organization_id in dismissed:
         about = {"kind": "event", "object_id": id, "organization_id": organization_id}
         audit.note(tx, actor, Action.DISMISS_EVENT, **about)
     return len(dismissed)
+
+
+def dismiss_all(engine: Engine, selection: Selection, actor: audit.Actor) -> int:
+    """Mark all failed events of a selection as dismissed; return their number.
+
+    The audit gets one row for each `DISMISSED_AT_ONCE` events.
+
+    Raises:
+        ConfigurationError: `actor` gives no reason.
+    """
+    total = 0
+    while number := in_transaction(engine, _dismiss_some, selection, actor):
+        total += number
+    return total
+
+
+def _dismiss_some(tx: Connection, selection: Selection, actor: audit.Actor) -> int:
+    failed = (*selection.matches(), Event.status == inline_literal(EventStatus.FAILED))
+    some = select(Event.id).where(*failed).limit(DISMISSED_AT_ONCE)
+    number = len(_dismiss(tx, Event.id.in_(some), actor))
+    if number:
+        wanted = selection.as_json()
+        audit.note(tx, actor, Action.DISMISS_EVENT, kind="event", selection=wanted, events=number)
+    return number
+
+
+def _dismiss(tx: Connection, which: ColumnElement[bool], actor: audit.Actor) -> list[tuple[str, str | None]]:
+    """Dismiss the failed events that meet a condition; return id and workspace of each, sorted."""
+    failed = update(Event).where(which, Event.status == EventStatus.FAILED)
+    values = {"status": EventStatus.DISMISSED, "dismissed_by": actor.who, "dismissed_why": actor.reason}
+    dismissed = tx.execute(failed.values(values).returning(Event.id, Event.organization_id)).all()
+    uncertainty.clear_after_events(tx, [id for id, _ in dismissed])
+    return sorted((id, organization_id) for id, organization_id in dismissed)
 
 
 @transactional

@@ -1,0 +1,106 @@
+"""Pages of a sorted list, in both directions, with a total that is counted only as far as it is cheap."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Select, SQLColumnExpression, func, literal, or_, select
+
+from models.rows import all_rows
+from models.types import Record
+
+MAX_COUNT = 10_000
+"""A longer list is not counted to its end."""
+
+Key = str | int
+
+
+class Place(NamedTuple):
+    """Which page of a list: the one after a row, the one before a row, or the first one.
+
+    Attributes:
+        after, before: the id of the row next to the page. At most one is given.
+        reverse: sort the list the other way round.
+    """
+
+    after: Key | None = None
+    before: Key | None = None
+    limit: int = 20
+    reverse: bool = False
+
+
+class Page(NamedTuple):
+    """Some rows of a list.
+
+    Attributes:
+        before, after: the ids for the previous and the next page; None if there is none.
+        total: how many rows the list has; `MAX_COUNT` + 1 stands for more than `MAX_COUNT`.
+    """
+
+    rows: list[Record]
+    before: Key | None
+    after: Key | None
+    total: int
+
+    @property
+    def shown_total(self) -> str:
+        """The total for people, such as `1,234` or `10,000+`."""
+        return f"{MAX_COUNT:,}+" if self.total > MAX_COUNT else f"{self.total:,}"
+
+
+def read_page(
+    tx: Connection,
+    query: Select[*tuple[Any, ...]],
+    place: Place,
+    value: SQLColumnExpression[Any],
+    id: SQLColumnExpression[Any],
+    *,
+    newest_first: bool = False,
+) -> Page:
+    """Return a page of a query, sorted by `value` and then by `id`, which the rows have as `id.key`.
+
+    `value` must not be NULL, and a query that selects `value` by `id` must find it. The page is empty if the database
+    no longer has the row that `place` names.
+    """
+    cursor = place.before if place.before is not None else place.after
+    descending = (newest_first != place.reverse) != (place.before is not None)
+    part = query if cursor is None else query.where(*beyond(value, id, cursor, descending=descending))
+    order = (value.desc(), id.desc()) if descending else (value, id)
+    found = all_rows(tx, part.order_by(*order).limit(place.limit + 1))
+    rows, more = found[: place.limit], len(found) > place.limit
+    more_before, more_after = cursor is not None, more
+    if place.before is not None:
+        rows.reverse()
+        more_before, more_after = more, True
+    name = str(getattr(id, "key", None))
+    ends = (rows[0][name], rows[-1][name]) if rows else (None, None)
+    return Page(rows, ends[0] if more_before else None, ends[1] if more_after else None, count(tx, query))
+
+
+def beyond(
+    value: SQLColumnExpression[Any], id: SQLColumnExpression[Any], cursor: Key, *, descending: bool
+) -> list[ColumnElement[bool]]:
+    """Return the conditions that a row follows the row with the id `cursor`."""
+    # The first condition alone bounds the scan of an index.
+    if value is id:
+        return [id < cursor if descending else id > cursor]
+    last = select(value).where(id == cursor).limit(1).scalar_subquery()
+    if descending:
+        return [value <= last, or_(value < last, id < cursor)]
+    return [value >= last, or_(value > last, id > cursor)]
+
+
+def count(tx: Connection, query: Select[*tuple[Any, ...]]) -> int:
+    """Return the number of rows of a query; `MAX_COUNT` + 1 if it has more than `MAX_COUNT`."""
+    some = query.with_only_columns(literal(1)).order_by(None).limit(MAX_COUNT + 1)
+    return tx.execute(select(func.count()).select_from(some.subquery())).scalar_one()
+
+
+def contains(column: SQLColumnExpression[Any], text: str) -> ColumnElement[bool]:
+    """Return the condition that a column contains a text in any case."""
+    # SQLite ignores the case of ASCII letters only.
+    return or_(*(column.icontains(spelled, autoescape=True) for spelled in {text, text.lower(), text.upper()}))
+
+
+def given(filters: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the filters that are not None."""
+    return {name: value for name, value in filters.items() if value is not None}

@@ -1,0 +1,142 @@
+"""The list of runs, and the details of one: its progress, findings and differences."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Select, false, func, select
+
+from models.database import read_transaction
+from models.outcomes import Finding
+from models.rows import one_row, read_rows
+from models.tables import Drift, DriftAction, Run, RunStatus, Task
+from models.types import Record
+from worker.kinds import KINDS
+from worker.mirror.change_feed import as_json
+from worker.repair.resync.listings import compared
+from worker.reports.listings.names import with_names
+from worker.reports.listings.paging import Page, Place, beyond, read_page
+from worker.runs import RUNS
+
+FETCH_SIZE = 500
+"""Rows of a report fetched at once."""
+QUEUED = "queued"
+"""In filters, the status of a run that no process works on."""
+
+
+def list_runs(engine: Engine, limit: int = 50, *, task: Task | None = None, after: str | None = None) -> list[Record]:
+    """Return runs, newest first. A run that no process works on is `queued`."""
+    query = _matching(task=task).order_by(Run.created_at.desc(), Run.id.desc()).limit(limit)
+    if after is not None:
+        query = query.where(*beyond(Run.created_at, Run.id, after, descending=True))
+    return read_rows(engine, query)
+
+
+def runs_page(
+    engine: Engine,
+    place: Place,
+    *,
+    task: str | None = None,
+    status: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Page:
+    """Return a page of runs, newest first, with `queued` and `workspace_name`. An unknown word matches nothing."""
+    query = _matching(task=task, status=status, since=since, until=until)
+    with read_transaction(engine) as tx:
+        page = read_page(tx, query, place, Run.created_at, Run.id, newest_first=True)
+        return page._replace(rows=with_names(tx, page.rows))
+
+
+def _matching(
+    *,
+    task: str | None = None,
+    status: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Select[*tuple[Any, ...]]:
+    query = select(Run.__table__, RUNS.is_free().label("queued"))
+    if task is not None:
+        query = query.where(Run.task == task if task in list(Task) else false())
+    if status == QUEUED:
+        query = query.where(RUNS.is_free())
+    elif status is not None:
+        query = query.where(Run.status == status if status in list(RunStatus) else false())
+    if since is not None:
+        query = query.where(Run.created_at >= since)
+    return query if until is None else query.where(Run.created_at < until)
+
+
+def run(engine: Engine, run_id: str, *, task: Task | None = None) -> Record | None:
+    """Return a run with the number of its `findings` by kind and of its `withheld` deletions.
+
+    A run that no process works on is `queued`. For a resync that is not done, or has skipped organizations whose
+    listings failed, `compared` is how many organizations it has compared, and their total (None: unknown); its
+    `findings` are those so far, and None instead of none.
+
+    None if the id is unknown, or the run has another task than `task`.
+    """
+    with read_transaction(engine) as tx:
+        row = one_row(tx, select(Run.__table__, RUNS.is_free().label("queued")).where(Run.id == run_id))
+        if row is None or task not in (None, row["task"]):
+            return None
+        counted = select(Drift.finding, func.count()).where(Drift.run_id == run_id).group_by(Drift.finding)
+        findings = {str(finding): number for finding, number in tx.execute(counted)}
+        held = select(func.count()).where(Drift.run_id == run_id, Drift.action == DriftAction.WITHHELD)
+        compared_all = row["status"] == RunStatus.DONE and row["total"] is None
+        incomplete = row["task"] == Task.RESYNC and not compared_all
+        known = {"findings": (findings or None) if incomplete else findings, "withheld": tx.execute(held).scalar_one()}
+        return row | known | {"compared": _compared(tx, row) if incomplete else None}
+
+
+def _compared(tx: Connection, run_row: Record) -> tuple[int, int | None]:
+    """Return how many organizations an incomplete resync has compared, and their total (None: unknown)."""
+    if run_row["status"] in (RunStatus.FAILED, RunStatus.DONE):
+        return run_row["done"], run_row["total"]
+    return compared(tx, run_row["id"])
+
+
+def drift(engine: Engine, run_id: str, limit: int | None = None) -> Iterator[Record]:
+    """Yield the differences that a run found, sorted by kind and id.
+
+    The rows are streamed: the first resync reports the whole mirror as missing.
+    """
+    query = select(Drift.__table__).where(Drift.run_id == run_id).order_by(Drift.kind, Drift.object_id).limit(limit)
+    with read_transaction(engine) as tx:
+        for row in tx.execute(query, execution_options={"yield_per": FETCH_SIZE}).mappings():
+            yield dict(row)
+
+
+def drift_totals(engine: Engine, run_id: str) -> list[Record]:
+    """Return the `number` of differences that a run found for each `kind` and `finding`, in the order of the kinds."""
+    totals = select(Drift.kind, Drift.finding, func.count().label("number")).where(Drift.run_id == run_id)
+    found = read_rows(engine, totals.group_by(Drift.kind, Drift.finding))
+    in_order = {name: place for place, name in enumerate(KINDS)}
+    return sorted(found, key=lambda row: (in_order.get(row["kind"], len(in_order)), row["finding"]))
+
+
+def drift_page(engine: Engine, run_id: str, kind: str, place: Place, *, finding: str | None = None) -> Page:
+    """Return a page of the differences of one kind that a run found, sorted by id, as `with_names`."""
+    query = select(Drift.__table__).where(Drift.run_id == run_id, Drift.kind == kind)
+    if finding is not None:
+        query = query.where(Drift.finding == finding if finding in list(Finding) else false())
+    with read_transaction(engine) as tx:
+        page = read_page(tx, query, place, Drift.object_id, Drift.object_id)
+        return page._replace(rows=with_names(tx, page.rows))
+
+
+def approval(engine: Engine, run_id: str) -> Record | None:
+    """Return the newest run that carries out the deletions a run withheld, unless it failed; None if there is none."""
+    approving = select(Run.__table__).where(Run.approves == run_id, Run.status != RunStatus.FAILED)
+    with read_transaction(engine) as tx:
+        return one_row(tx, approving.order_by(Run.created_at.desc()).limit(1))
+
+
+def run_as_json(engine: Engine, run_row: Record) -> Iterator[str]:
+    """Yield a row of `run` with its `drift` as the parts of one JSON document."""
+    yield as_json(run_row).removesuffix("\n}") + ',\n  "drift": ['
+    separator = "\n"
+    for row in drift(engine, run_row["id"]):
+        yield separator + as_json(row)
+        separator = ",\n"
+    yield "]\n}\n"
