@@ -27,6 +27,7 @@ from models.tables import (
     Via,
 )
 from models.types import db_now_plus
+from tests.benchmarks.access import fill
 from tests.support import JSON, accept, apply_all, made, rows
 from tests.support.mirror import ORG, USER
 from tests.support.ops import TOKEN, form_token, sign_in
@@ -316,9 +317,12 @@ def test_sign_out_ends_session(ann: FlaskClient) -> None:
 
 POSTS = {
     "resync": Action.RESYNC,
+    "events/replay": Action.REPLAY,
+    "events/dismiss": Action.DISMISS_EVENT,
     "events/{failed}/replay": Action.REPLAY,
     "events/{failed}/dismiss": Action.DISMISS_EVENT,
     "failures/{fingerprint}/replay": Action.REPLAY,
+    "failures/{fingerprint}/dismiss": Action.DISMISS_EVENT,
     f"workspaces/{ORG}/resync": Action.RESYNC,
     f"workspaces/{ORG}/auto-join": Action.SET_AUTO_JOIN,
     f"workspaces/{ORG}/people/{USER}/block": Action.BLOCK,
@@ -406,9 +410,14 @@ def everything(engine: Engine, story: JSON, withheld: str) -> dict[str, str]:
     return {"failed": story["failed"]["id"], "fingerprint": str(fingerprint)}
 
 
+ALL_FAILED = {"which": "all", "status": "failed"}
+"""The fields by which the form of the events' list selects every failed event."""
+
+
 def act(browser: FlaskClient, path: str, **form: str) -> TestResponse:
     token = form_token(browser.get("/ops/explain"))
-    return browser.post(f"/ops/{path}", data={"csrf_token": token, "switch": "off", "digest": OWNER_IS_ADMIN, **form})
+    form = ALL_FAILED | {"switch": "off", "digest": OWNER_IS_ADMIN} | form
+    return browser.post(f"/ops/{path}", data={"csrf_token": token, **form})
 
 
 def noted(engine: Engine) -> list[JSON]:
@@ -472,10 +481,10 @@ def test_audit_page_shows_and_filters(ann: FlaskClient, engine: Engine, everythi
     for number in range(60):
         act(ann, f"workspaces/{ORG}/auto-join", reason=f"reason {number}.")
     first = ann.get("/ops/audit").get_data(as_text=True)
-    assert "reason 59." in first and "reason 10." in first and "reason 9." not in first
-    older = re.search(r'href="([^"]*after=[^"]*)"', first)
-    assert older
-    assert "reason 9." in ann.get(unescape(older[1])).get_data(as_text=True)
+    assert "reason 59." in first and "reason 40." in first and "reason 39." not in first and "61 actions" in first
+    assert "reason 39." in ann.get(link(first, "next")).get_data(as_text=True)
+    assert "reason 59." not in ann.get("/ops/audit?since=2031-01-01").get_data(as_text=True)
+    assert ann.get("/ops/audit?since=soon").status_code == 400
     assert "reason 59." not in ann.get("/ops/audit?action=sign_in").get_data(as_text=True)
     for odd in ("via=x", "action=%27", "after=x", "after=-1", f"after={10**30}"):
         assert ann.get(f"/ops/audit?{odd}").status_code == 200
@@ -589,13 +598,85 @@ def test_unknown_id_gets_404_page(ann: FlaskClient, page: str) -> None:
     assert answer.content_type.startswith("text/html")
 
 
-def test_events_page_filters(ann: FlaskClient, engine: Engine) -> None:
-    accept(ann, *(made("organization.created", event_id=f"event_{n:03}", id=f"org_{n}") for n in range(60)))
+def link(html: str, rel: str) -> str:
+    """The address of the next or previous page of a list."""
+    found = re.search(f'rel="{rel}" href="([^"]*)"', html)
+    assert found, html
+    return unescape(found[1])
+
+
+def shown_events(html: str) -> list[str]:
+    return re.findall(r'href="/ops/events/(event_\w+)"', html)
+
+
+def test_lists_page_in_both_directions_and_sort(ann: FlaskClient, engine: Engine) -> None:
+    accept(ann, *(made("organization.created", event_id=f"event_{n:03}", id=f"org_{n}") for n in range(50)))
     first = ann.get("/ops/events").get_data(as_text=True)
-    older = re.search(r'href="([^"]*after=[^"]*)"', first)
-    assert older and first.count("/ops/events/event_") == 50
-    assert ann.get(unescape(older[1])).get_data(as_text=True).count("/ops/events/event_") == 10
-    assert ann.get("/ops/events?status=failed").get_data(as_text=True).count("/ops/events/event_") == 0
+    second = ann.get(link(first, "next")).get_data(as_text=True)
+    last = ann.get(link(second, "next")).get_data(as_text=True)
+    parts = [shown_events(html) for html in (first, second, last)]
+    assert [len(part) for part in parts] == [20, 20, 10] and len({id for part in parts for id in part}) == 50
+    assert shown_events(ann.get(link(last, "prev")).get_data(as_text=True)) == parts[1]
+    assert shown_events(ann.get(link(second, "prev")).get_data(as_text=True)) == parts[0]
+    assert 'rel="prev"' not in first and 'rel="next"' not in last and "50 events" in second
+    oldest = ann.get("/ops/events?sort=reverse").get_data(as_text=True)
+    assert shown_events(oldest) == parts[2][::-1] + parts[1][:9:-1]
+    assert shown_events(ann.get("/ops/events?status=failed").get_data(as_text=True)) == []
+    assert shown_events(ann.get("/ops/events?until=1h").get_data(as_text=True)) == []
+
+
+def test_events_are_ticked_or_selected_by_filter(ann: FlaskClient, engine: Engine) -> None:
+    broken = [made("user.updated") | {"data": None} for _ in range(3)]
+    accept(ann, *broken, made("organization.created"))
+    apply_all(engine)
+    nothing = act(ann, "events/dismiss", which="ticked", reason="noise")
+    assert "No events were selected" in ann.get(nothing.headers["Location"]).get_data(as_text=True)
+    act(ann, "events/dismiss", which="ticked", id=broken[0]["id"], reason="noise")
+    assert [status(engine, event) for event in broken] == ["dismissed", "failed", "failed"]
+    act(ann, "events/dismiss", type="organization.created", reason="noise")
+    assert [status(engine, event) for event in broken] == ["dismissed", "failed", "failed"]
+    act(ann, "events/dismiss", type="user.updated", reason="noise")
+    assert [status(engine, event) for event in broken] == ["dismissed"] * 3
+    again = act(ann, "events/replay", status="dismissed")
+    assert "0 of 3" in ann.get(again.headers["Location"]).get_data(as_text=True)
+
+
+def test_failures_are_grouped_with_their_workspaces(ann: FlaskClient, engine: Engine, story: JSON) -> None:
+    broken = [made("organization_membership.updated") | {"event": "organization_membership.updated"} for _ in range(2)]
+    for event in broken:
+        event["data"]["user_id"] = 7
+    accept(ann, *broken)
+    apply_all(engine)
+    page = unescape(ann.get("/ops/failures").get_data(as_text=True))
+    group = next(part for part in page.split("<section")[1:] if "user_id" in part)
+    assert "2 events" in group and EVIL[:20] in group
+    shown = unescape(ann.get(f"/ops/events/{broken[0]['id']}").get_data(as_text=True))
+    assert EVIL[:20] in shown.split('class="about"')[1].split("</p>")[0], "what it is about, although it failed"
+    assert unescape(ann.get(f"/ops/events?organization_id={ORG}&status=failed").text).count("data.user_id") == 2
+
+
+def test_event_shows_each_attempt(ann: FlaskClient, engine: Engine, story: JSON) -> None:
+    failed = story["failed"]["id"]
+    for _ in range(2):
+        in_transaction(engine, lambda tx: tx.execute(update(Event).where(Event.id == failed).values(status="pending")))
+        apply_all(engine)
+    page = ann.get(f"/ops/events/{failed}").get_data(as_text=True)
+    assert page.split("<h2>Attempts")[1].count("data.updated_at: ") == 3
+
+
+def test_workspace_page_is_small_with_many_members(ann: FlaskClient, engine: Engine) -> None:
+    fill(engine, 2_000)
+    answer = ann.get("/ops/workspaces/org_0")
+    assert "1,000 members" in answer.text and len(answer.data) < 100_000
+    assert "user500@d50.example" in ann.get("/ops/workspaces/org_0?search=user500@").text
+
+
+def test_deleted_workspaces_and_people_are_separate(ann: FlaskClient, engine: Engine, story: JSON) -> None:
+    accept(ann, made("organization.deleted", 5), made("user.deleted", 5))
+    apply_all(engine)
+    for page, id in (("workspaces", ORG), ("people", USER)):
+        assert id not in ann.get(f"/ops/{page}").text
+        assert id in ann.get(f"/ops/{page}?state=deleted").text
 
 
 def test_a_change_that_is_no_id_retries_nothing(ann: FlaskClient, everything: dict[str, str]) -> None:

@@ -1,9 +1,10 @@
 """The page of the audit: the actions of operators and settings."""
 
-from flask import Blueprint, render_template, request
+from flask import Blueprint, render_template
 
 from models.tables import Action, Via
-from webhooks.ops.shared import PAGE, row_id, split_page
+from webhooks.ops.lists import chosen, chosen_page, chosen_period
+from webhooks.ops.shared import row_id
 from worker.bootstrap import Services
 from worker.reports import listings
 
@@ -15,8 +16,6 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.get("/audit")
     def audit() -> str:
-        filters = {name: value for name in FILTERS if (value := request.args.get(name, "").strip())}
-        after = request.args.get("after", type=row_id)
-        rows = listings.list_audit(services.engine, filters, after=after, limit=PAGE + 1)
-        shown, older = split_page(rows, "id")
-        return render_template("ops/audit.html", rows=shown, filters=filters, older=older, ways=Via, actions=Action)
+        page = listings.audit_page(services.engine, chosen(*FILTERS), chosen_page(row_id), **chosen_period())
+        filters = chosen(*FILTERS, "since", "until")
+        return render_template("ops/audit.html", page=page, filters=filters, ways=list(Via), actions=list(Action))

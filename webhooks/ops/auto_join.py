@@ -1,4 +1,4 @@
-"""Pages of auto-join and hooks: joins, blocks, failed deliveries and operators' decisions."""
+"""The page of auto-join: missing members, joins, domains, and operators' decisions."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,30 +6,52 @@ from functools import partial
 from flask import Blueprint, flash, redirect, render_template, request, url_for
 from werkzeug import Response
 
-from webhooks.ops.shared import PAGE, actor, ask_for_reason, chosen_change
+from models.tables import JoinState
+from webhooks.ops.lists import chosen, chosen_page
+from webhooks.ops.shared import actor, ask_for_reason
 from worker.audit import Actor
 from worker.bootstrap import Services
 from worker.decision.roles import LOCAL_ROLES
 from worker.errors import ConfigurationError, OperatorError
-from worker.hooks import operate
 from worker.mirror import auto_join_policy
 from worker.reports import listings
+
+PARTS = {
+    "missing": "Missing members",
+    "joins": "Joins",
+    "domains": "Domains without auto-join",
+    "without_admin": "Workspaces without an admin",
+}
+"""The lists of the page, by the parameter `show`: their titles."""
 
 
 def add(routes: Blueprint, services: Services) -> None:
     """Add the pages to `routes`."""
-    engine, names = services.engine, services.settings.http_hooks
+    engine = services.engine
 
     @routes.get("/auto-join")
     def auto_join() -> str:
+        show = request.args.get("show", "")
         return render_template(
             "ops/auto_join.html",
             mode=services.settings.auto_join,
-            domains=listings.list_domains(engine, off=True, limit=PAGE),
-            joins=auto_join_policy.joins(engine, limit=PAGE),
-            missing=auto_join_policy.missing_members(engine, PAGE),
-            without_admin=auto_join_policy.without_admin(engine, PAGE),
+            parts=PARTS,
+            show=show if show in PARTS else "missing",
+            state=request.args.get("state", ""),
+            states=list(JoinState),
+            page=_part(show),
         )
+
+    def _part(show: str) -> listings.Page:
+        place = chosen_page()
+        match show:
+            case "joins":
+                return listings.joins_page(engine, place, **chosen("state"))
+            case "domains":
+                return listings.domains_page(engine, place, off=True)
+            case "without_admin":
+                return listings.page_of(auto_join_policy.without_admin(engine), place, "organization_id")
+        return listings.missing_members_page(engine, place)
 
     @routes.post("/workspaces/<id:organization_id>/auto-join")
     def set_auto_join(organization_id: str) -> Response:
@@ -58,25 +80,6 @@ def add(routes: Blueprint, services: Services) -> None:
         decision = partial(auto_join_policy.block, engine, organization_id, user_id)
         return _apply(decision, url_for("ops.auto_join"))
 
-    @routes.get("/hooks")
-    def hooks_page() -> str:
-        hooks = operate.hook_status(engine, names)
-        deliveries = operate.deliveries(engine, limit=PAGE)
-        return render_template("ops/hooks.html", hooks=hooks, deliveries=deliveries)
-
-    @routes.post("/hooks/<id:name>/replay")
-    def replay_hook(name: str) -> Response:
-        number = operate.replay(engine, name, chosen_change(), actor(), names)
-        services.hooks_bell.ring()
-        return _report(number, "queued for retry")
-
-    @routes.post("/hooks/<id:name>/dismiss")
-    def dismiss_hook(name: str) -> Response:
-        if asked := ask_for_reason(url_for("ops.hooks_page")):
-            return asked
-        number = operate.dismiss(engine, name, chosen_change(), actor(), names)
-        return _report(number, "dismissed")
-
 
 def _apply(decision: Callable[[Actor], object], back: str) -> Response:
     """Call `decision` with the operator and their reason, and redirect to `back` with the result."""
@@ -89,8 +92,3 @@ def _apply(decision: Callable[[Actor], object], back: str) -> Response:
     else:
         flash("Saved.", "good")
     return redirect(back)
-
-
-def _report(number: int, action: str) -> Response:
-    flash(f"{number} {'delivery' if number == 1 else 'deliveries'} {action}.", "good" if number else "bad")
-    return redirect(url_for("ops.hooks_page"))

@@ -4,7 +4,8 @@ from flask import Blueprint, abort, flash, redirect, render_template, request, u
 from werkzeug import Response
 
 from models.tables import EventStatus
-from webhooks.ops.shared import PAGE, actor, ask_for_reason, split_page, start_run
+from webhooks.ops.lists import PAGE, chosen, chosen_page, chosen_period
+from webhooks.ops.shared import actor, ask_for_reason, start_run
 from worker.audit import Actor
 from worker.bootstrap import Services
 from worker.kinds import SUBSCRIBED
@@ -12,20 +13,20 @@ from worker.repair import replay
 from worker.repair.replay import Selection
 from worker.reports import listings
 
-FILTERS = ("status", "type", "organization_id", "fingerprint")
+FILTERS = ("status", "type", "organization_id", "object_id", "fingerprint")
 
 
 def add(routes: Blueprint, services: Services) -> None:
     """Add the pages to `routes`."""
     engine = services.engine
+    _add_failures(routes, services)
+    _add_actions(routes, services)
 
     @routes.get("/events")
     def events() -> str:
-        filters = {name: value for name in FILTERS if (value := request.args.get(name, "").strip())}
-        found = listings.list_events(engine, **filters, after=request.args.get("after"), limit=PAGE + 1)
-        rows, older = split_page(found, "id")
-        choices = {"statuses": list(EventStatus), "types": SUBSCRIBED}
-        return render_template("ops/events.html", rows=rows, filters=filters, older=older, **choices)
+        page = listings.events_page(engine, _chosen_selection(), chosen_page())
+        choices = {"statuses": list(EventStatus), "type_choices": [(type, type) for type in SUBSCRIBED]}
+        return render_template("ops/events.html", page=page, filters=chosen(*FILTERS, "since", "until"), **choices)
 
     @routes.get("/events/<id:event_id>")
     def event(event_id: str) -> str:
@@ -49,13 +50,56 @@ def add(routes: Blueprint, services: Services) -> None:
             flash("Only failed events can be dismissed.", "bad")
         return redirect(back)
 
+
+def _add_actions(routes: Blueprint, services: Services) -> None:
+    """Add the actions on several events to `routes`."""
+
+    @routes.post("/events/replay")
+    def replay_events() -> Response:
+        selection = _selected()
+        return _replay(services, selection, again=True) if selection else _nothing_selected()
+
+    @routes.post("/events/dismiss")
+    def dismiss_events() -> Response:
+        selection = _selected()
+        if selection is None:
+            return _nothing_selected()
+        return _dismiss(services, selection, url_for("ops.events", **chosen(*FILTERS, "since", "until")))
+
+
+def _add_failures(routes: Blueprint, services: Services) -> None:
+    """Add the pages of failed events to `routes`."""
+
     @routes.get("/failures")
     def failures() -> str:
-        return render_template("ops/failures.html", rows=listings.failures(engine))
+        groups = listings.failures(services.engine, PAGE + 1)
+        return render_template("ops/failures.html", groups=groups[:PAGE], more=len(groups) > PAGE)
 
     @routes.post("/failures/<id:fingerprint>/replay")
     def replay_failures(fingerprint: str) -> Response:
         return _replay(services, Selection(fingerprint=fingerprint))
+
+    @routes.post("/failures/<id:fingerprint>/dismiss")
+    def dismiss_failures(fingerprint: str) -> Response:
+        return _dismiss(services, Selection(fingerprint=fingerprint), url_for("ops.failures"))
+
+
+def _chosen_selection() -> Selection:
+    """Return the events that the filters choose."""
+    return Selection(**chosen(*FILTERS), **chosen_period())
+
+
+def _selected() -> Selection | None:
+    """Return the events that the form selects: those ticked, or all that match its filters. None if none is ticked."""
+    if request.form.get("which") == "all":
+        return _chosen_selection()
+    ids = tuple(request.form.getlist("id"))
+    return Selection(ids=ids) if ids else None
+
+
+def _nothing_selected() -> Response:
+    flash("No events were selected. Tick some, or choose all that match.", "bad")
+    return redirect(url_for("ops.events", **chosen(*FILTERS, "since", "until")))
 
 
 def _replay(services: Services, selection: Selection, *, again: bool = False) -> Response:
@@ -63,3 +107,11 @@ def _replay(services: Services, selection: Selection, *, again: bool = False) ->
         return replay.start(services.engine, selection, by, again=again)
 
     return start_run(services, start, "Replay started.")
+
+
+def _dismiss(services: Services, selection: Selection, back: str) -> Response:
+    if asked := ask_for_reason(back):
+        return asked
+    number = replay.dismiss_all(services.engine, selection, actor())
+    flash(f"{number:,} failed {'event' if number == 1 else 'events'} dismissed.", "good" if number else "bad")
+    return redirect(back)

@@ -9,7 +9,21 @@ from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
 
 from models.database import DATABASE_ERRORS
-from webhooks.ops import audit, auto_join, explain, formats, inbox, mirror, overview, runs, search, sign_in
+from webhooks.ops import (
+    audit,
+    auto_join,
+    explain,
+    formats,
+    hooks,
+    inbox,
+    lists,
+    mirror,
+    overview,
+    runs,
+    search,
+    sign_in,
+    workspaces,
+)
 from webhooks.ops.ids import IdConverter
 from webhooks.ops.shared import may_act
 from worker.bootstrap import Services
@@ -25,7 +39,7 @@ def install(app: Flask, services: Services) -> None:
     csrf = sign_in.prepare(app, services.settings)
     routes = Blueprint("ops", __name__, url_prefix="/ops", template_folder="templates", static_folder="static")
     sign_in.add(routes, services, csrf)
-    for pages in (overview, search, explain, inbox, mirror, auto_join, runs, audit):
+    for pages in (overview, search, explain, inbox, workspaces, mirror, auto_join, hooks, runs, audit):
         pages.add(routes, services)
 
     @routes.errorhandler(HTTPException)
@@ -60,5 +74,6 @@ def install(app: Flask, services: Services) -> None:
         abort(404, "There is no such page.")
 
     formats.install(app)
+    lists.install(app)
     app.add_template_global(may_act)
     app.register_blueprint(routes)

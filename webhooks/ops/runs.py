@@ -1,20 +1,19 @@
 """Pages of runs: resyncs with their drift and withheld deletions, replays with their progress."""
 
-from itertools import islice
-
-from flask import Blueprint, abort, flash, redirect, render_template, url_for
+from flask import Blueprint, abort, flash, redirect, render_template, request, url_for
 from werkzeug import Response
 
-from models.tables import Task
-from webhooks.ops.shared import PAGE, actor, ask_for_reason, start_resync
+from models.tables import RunStatus, Task
+from models.types import Record
+from webhooks.ops.lists import chosen, chosen_page, chosen_period
+from webhooks.ops.shared import actor, ask_for_reason, start_resync
 from worker.bootstrap import Services
 from worker.queue.doorbell import REPAIR
 from worker.repair import replay
 from worker.reports import effects, listings
 from worker.reports.health import one_lane
+from worker.reports.listings.runs import QUEUED
 from worker.reports.progress import how_far
-
-MAX_DRIFT = 200
 
 
 def add(routes: Blueprint, services: Services) -> None:
@@ -23,20 +22,33 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.get("/runs")
     def runs() -> str:
-        return render_template("ops/runs.html", rows=listings.list_runs(engine, PAGE))
+        page = listings.runs_page(engine, chosen_page(), **chosen("task", "status"), **chosen_period())
+        choices = {"tasks": list(Task), "statuses": [QUEUED, *RunStatus]}
+        filters = chosen("task", "status", "since", "until")
+        return render_template("ops/runs.html", page=page, filters=filters, workers=workers(), **choices)
+
+    def workers() -> int | None:
+        """Return how many workers could do a queued run; None if Redis does not answer."""
+        found = one_lane(services.report_redis, REPAIR).workers
+        return None if found is None else len(found)
 
     @routes.get("/runs/<id:run_id>")
     def run(run_id: str) -> str:
         found = listings.run(engine, run_id)
         if found is None:
             abort(404, "There is no run with this id.")
-        drift = list(islice(listings.drift(engine, run_id), MAX_DRIFT + 1))
+        with_name = listings.named(engine, found)
+        totals = listings.drift_totals(engine, run_id) if found["task"] == Task.RESYNC else []
+        kind = request.args.get("kind") or next((row["kind"] for row in totals), "")
+        finding = request.args.get("finding") or None
         return render_template(
             "ops/run.html",
-            run=found,
-            workers=one_lane(services.report_redis, REPAIR).workers if found["queued"] else None,
-            drift=listings.labelled(engine, drift[:MAX_DRIFT]),
-            more=len(drift) > MAX_DRIFT,
+            run=with_name,
+            workers=workers() if found["queued"] else None,
+            totals=_by_kind(totals),
+            kind=kind,
+            finding=finding,
+            page=listings.drift_page(engine, run_id, kind, chosen_page(), finding=finding) if totals else None,
             progress=how_far(engine, run_id),
             results=replay.results(engine, run_id) if found["task"] == Task.REPLAY else {},
             approved_by=listings.approval(engine, run_id),
@@ -57,3 +69,11 @@ def add(routes: Blueprint, services: Services) -> None:
         else:
             flash("This run is not a replay in progress.", "bad")
         return redirect(url_for("ops.run", run_id=run_id))
+
+
+def _by_kind(totals: list[Record]) -> dict[str, dict[str, int]]:
+    """Return, for each kind of object, the number of differences for each finding."""
+    found: dict[str, dict[str, int]] = {}
+    for row in totals:
+        found.setdefault(row["kind"], {})[row["finding"]] = row["number"]
+    return found

@@ -1,4 +1,4 @@
-"""What several pages share: pagination, the reason field of a form, and starting runs."""
+"""What several pages share: the reason field of a form, and starting runs."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -8,7 +8,7 @@ from flask import abort, flash, g, redirect, request, url_for
 from werkzeug import Response
 
 from models.tables import Via
-from models.types import MAX_ID, Record
+from models.types import MAX_ID
 from worker.audit import Actor
 from worker.bootstrap import Services
 from worker.decision.payload import clean
@@ -17,8 +17,6 @@ from worker.queue.doorbell import REPAIR
 from worker.repair.resync import resync
 from worker.reports.health import one_lane
 
-PAGE = 50
-"""Rows of a page."""
 MAX_REASON = 500
 """Characters of a reason, as in the forms."""
 
@@ -47,14 +45,6 @@ def chosen_time() -> datetime | None:
         return at and at.replace(tzinfo=at.tzinfo or UTC).astimezone(UTC)
     except (ValueError, OverflowError):
         abort(400, "at is not a time such as 2026-01-31T12:30:00, in UTC")
-
-
-def split_page(rows: list[Record], key: str) -> tuple[list[Record], str | None]:
-    """Return the first `PAGE` of `rows`, and the last one's `key`, with which the next page begins; None on the last.
-
-    `rows` has one row more than the page if there is a next page.
-    """
-    return rows[:PAGE], rows[PAGE - 1][key] if len(rows) > PAGE else None
 
 
 def entered_reason() -> str | None:

@@ -214,13 +214,14 @@ def _require(tx: Connection, table: type[Organization | User], what: str, id: st
 
 def missing_members(engine: Engine, limit: int, organization_id: str | None = None) -> list[Record]:
     """Return people who should have joined a workspace by domain: nothing keeps them out, and they are not members."""
-    query = _missing_members()
+    query = eligible_members()
     if organization_id is not None:
         query = query.where(auto_join_domains.c.organization_id == organization_id)
     return read_rows(engine, query.order_by(User.email_domain, User.id).limit(limit))
 
 
-def _missing_members() -> Select[str, str, str | None, str, str]:
+def eligible_members() -> Select[str, str, str | None, str, str]:
+    """Return the query of `missing_members`."""
     return eligible().where(neither_member_nor_blocked(auto_join_domains.c.organization_id))
 
 
@@ -255,7 +256,7 @@ def refresh_counts(engine: Engine) -> None:
     with read_transaction(engine) as tx:
         missing_joins, without = (
             tx.execute(select(func.count()).select_from(query.subquery())).scalar_one()
-            for query in (_missing_members(), _without_admin())
+            for query in (eligible_members(), _without_admin())
         )
     in_transaction(engine, _store_counts, missing_joins, without)
 

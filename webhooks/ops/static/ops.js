@@ -144,3 +144,34 @@ if (byId("freshness")) {
   setInterval(showAge, TICK_MS);
   refresh();
 }
+
+// Lists: tick rows; find text in a payload.
+
+function showTicked() {
+  for (const number of document.querySelectorAll("[data-ticked]")) number.textContent = document.querySelectorAll("td.tick input:checked").length;
+}
+
+document.addEventListener("change", (event) => {
+  if (event.target.hasAttribute("data-tick-all")) {
+    for (const box of document.querySelectorAll("td.tick input:enabled")) box.checked = event.target.checked;
+  }
+  showTicked();
+});
+
+function find(text, pre) {
+  const whole = pre.textContent;
+  const parts = [];
+  let from = 0;
+  for (let at = text ? whole.toLowerCase().indexOf(text) : -1; at >= 0; at = whole.toLowerCase().indexOf(text, from)) {
+    const mark = document.createElement("mark");
+    mark.textContent = whole.slice(at, at + text.length);
+    parts.push(whole.slice(from, at), mark);
+    from = at + text.length;
+  }
+  pre.replaceChildren(...parts, whole.slice(from));
+  pre.querySelector("mark")?.scrollIntoView({ block: "nearest" });
+}
+
+document.addEventListener("input", (event) => {
+  if (event.target.dataset.find) find(event.target.value.toLowerCase(), byId(event.target.dataset.find));
+});

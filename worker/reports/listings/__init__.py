@@ -6,7 +6,9 @@ aware, in UTC.
 """
 
 from worker.reports.listings.audit import audit_page, list_audit
+from worker.reports.listings.auto_join import joins_page, missing_members_page
 from worker.reports.listings.events import events_page, failures, list_events, show_event
+from worker.reports.listings.hooks import deliveries_page
 from worker.reports.listings.mirror import (
     changes_page,
     domains_page,
@@ -25,7 +27,8 @@ from worker.reports.listings.mirror import (
     workspace,
     workspaces_page,
 )
-from worker.reports.listings.paging import Page, Place
+from worker.reports.listings.names import named
+from worker.reports.listings.paging import Page, Place, page_of
 from worker.reports.listings.runs import (
     approval,
     drift,
@@ -43,6 +46,7 @@ __all__ = [
     "approval",
     "audit_page",
     "changes_page",
+    "deliveries_page",
     "domains_page",
     "drift",
     "drift_page",
@@ -50,6 +54,7 @@ __all__ = [
     "events_page",
     "failures",
     "invitations_page",
+    "joins_page",
     "list_access",
     "list_audit",
     "list_domains",
@@ -62,6 +67,9 @@ __all__ = [
     "list_uncertain",
     "list_workspaces",
     "members_page",
+    "missing_members_page",
+    "named",
+    "page_of",
     "people_page",
     "run",
     "run_as_json",

@@ -3,9 +3,10 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Engine, select
 
 from models.bulk import is_any_of
+from models.database import read_transaction
 from models.types import Record
 from worker.kinds import KINDS
 from worker.kinds.membership import MEMBERSHIP, Membership
@@ -17,6 +18,12 @@ def workspace_names(tx: Connection, ids: Iterable[str | None]) -> dict[str, str]
     """Return the names of workspaces by id. Those without a known name are missing."""
     known = is_any_of(tx, Organization.id, sorted(set(filter(None, ids))))
     return {id: name for id, name in tx.execute(select(Organization.id, Organization.name).where(known)) if name}
+
+
+def named(engine: Engine, row: Record) -> Record:
+    """Return one row as `with_names`."""
+    with read_transaction(engine) as tx:
+        return with_names(tx, [row])[0]
 
 
 def with_names(tx: Connection, rows: Sequence[Record]) -> list[Record]:

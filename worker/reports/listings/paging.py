@@ -1,6 +1,6 @@
 """Pages of a sorted list, in both directions, with a total that is counted only as far as it is cheap."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, SQLColumnExpression, func, literal, or_, select
@@ -33,17 +33,19 @@ class Page(NamedTuple):
 
     Attributes:
         before, after: the ids for the previous and the next page; None if there is none.
-        total: how many rows the list has; `MAX_COUNT` + 1 stands for more than `MAX_COUNT`.
+        total: how many rows the list has; `MAX_COUNT` + 1 stands for more than `MAX_COUNT`. None: not counted.
     """
 
     rows: list[Record]
     before: Key | None
     after: Key | None
-    total: int
+    total: int | None
 
     @property
     def shown_total(self) -> str:
-        """The total for people, such as `1,234` or `10,000+`."""
+        """The total for people, such as `1,234` or `10,000+`; empty if it was not counted."""
+        if self.total is None:
+            return ""
         return f"{MAX_COUNT:,}+" if self.total > MAX_COUNT else f"{self.total:,}"
 
 
@@ -55,11 +57,12 @@ def read_page(
     id: SQLColumnExpression[Any],
     *,
     newest_first: bool = False,
+    counted: bool = True,
 ) -> Page:
     """Return a page of a query, sorted by `value` and then by `id`, which the rows have as `id.key`.
 
     `value` must not be NULL, and a query that selects `value` by `id` must find it. The page is empty if the database
-    no longer has the row that `place` names.
+    no longer has the row that `place` names. Without `counted`, it has no total.
     """
     cursor = place.before if place.before is not None else place.after
     descending = (newest_first != place.reverse) != (place.before is not None)
@@ -73,7 +76,9 @@ def read_page(
         more_before, more_after = more, True
     name = str(getattr(id, "key", None))
     ends = (rows[0][name], rows[-1][name]) if rows else (None, None)
-    return Page(rows, ends[0] if more_before else None, ends[1] if more_after else None, count(tx, query))
+    return Page(
+        rows, ends[0] if more_before else None, ends[1] if more_after else None, count(tx, query) if counted else None
+    )
 
 
 def beyond(
@@ -91,7 +96,7 @@ def beyond(
 
 def count(tx: Connection, query: Select[*tuple[Any, ...]]) -> int:
     """Return the number of rows of a query; `MAX_COUNT` + 1 if it has more than `MAX_COUNT`."""
-    some = query.with_only_columns(literal(1)).order_by(None).limit(MAX_COUNT + 1)
+    some = query.with_only_columns(literal(1), maintain_column_froms=True).order_by(None).limit(MAX_COUNT + 1)
     return tx.execute(select(func.count()).select_from(some.subquery())).scalar_one()
 
 
@@ -104,3 +109,17 @@ def contains(column: SQLColumnExpression[Any], text: str) -> ColumnElement[bool]
 def given(filters: Mapping[str, str | None]) -> dict[str, str]:
     """Return the filters that are not None."""
     return {name: value for name, value in filters.items() if value is not None}
+
+
+def page_of(rows: Sequence[Record], place: Place, key: str) -> Page:
+    """Return a page of rows that are already read and sorted; `key` is the name of their id."""
+    ordered = list(rows)[::-1] if place.reverse else list(rows)
+    ids = [row[key] for row in ordered]
+    if place.before is not None:
+        end = ids.index(place.before) if place.before in ids else 0
+        start = max(end - place.limit, 0)
+    else:
+        start = ids.index(place.after) + 1 if place.after in ids else 0
+        end = start + place.limit
+    before, after = ids[start] if start > 0 else None, ids[end - 1] if end < len(ids) else None
+    return Page(ordered[start:end], before, after, len(ids))
