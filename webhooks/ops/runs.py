@@ -3,8 +3,7 @@
 from flask import Blueprint, abort, flash, redirect, render_template, request, url_for
 from werkzeug import Response
 
-from models.tables import RunStatus, Task
-from models.types import Record
+from models.tables import DriftAction, RunStatus, Task
 from webhooks.ops.lists import chosen, chosen_page, chosen_period
 from webhooks.ops.shared import actor, ask_for_reason, start_resync
 from worker.bootstrap import Services
@@ -37,15 +36,15 @@ def add(routes: Blueprint, services: Services) -> None:
         found = listings.run(engine, run_id)
         if found is None:
             abort(404, "There is no run with this id.")
-        with_name = listings.named(engine, found)
-        totals = listings.drift_totals(engine, run_id) if found["task"] == Task.RESYNC else []
-        kind = request.args.get("kind") or next((row["kind"] for row in totals), "")
+        totals = listings.drift_totals(engine, run_id) if found["task"] == Task.RESYNC else {}
+        withheld = (kind for kind, counts in totals.items() if DriftAction.WITHHELD in counts)
+        kind = request.args.get("kind") or next(withheld, next(iter(totals), ""))
         finding = request.args.get("finding") or None
         return render_template(
             "ops/run.html",
-            run=with_name,
+            run=listings.named(engine, found),
             workers=workers() if found["queued"] else None,
-            totals=_by_kind(totals),
+            totals=totals,
             kind=kind,
             finding=finding,
             page=listings.drift_page(engine, run_id, kind, chosen_page(), finding=finding) if totals else None,
@@ -69,11 +68,3 @@ def add(routes: Blueprint, services: Services) -> None:
         else:
             flash("This run is not a replay in progress.", "bad")
         return redirect(url_for("ops.run", run_id=run_id))
-
-
-def _by_kind(totals: list[Record]) -> dict[str, dict[str, int]]:
-    """Return, for each kind of object, the number of differences for each finding."""
-    found: dict[str, dict[str, int]] = {}
-    for row in totals:
-        found.setdefault(row["kind"], {})[row["finding"]] = row["number"]
-    return found

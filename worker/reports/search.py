@@ -1,16 +1,13 @@
 """Finds what an operator searches for: an id, external id, address in any form, name or domain, or a part of one."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
     RowMapping,
-    SQLColumnExpression,
-    and_,
-    false,
     or_,
     select,
 )
@@ -24,6 +21,7 @@ from worker.kinds.domain import DOMAIN, Domain
 from worker.kinds.invitation import INVITATION, Invitation
 from worker.kinds.organization import ORGANIZATION, Organization
 from worker.kinds.user import USER, User
+from worker.reports.matching import contain_words, contains, has_part_of_address, is_person
 
 EVENT, RUN = "event", "run"
 LIMIT = 10
@@ -80,38 +78,16 @@ def _identified(tx: Connection, text: str) -> Iterator[Match]:
 
 
 def _named(tx: Connection, text: str) -> Iterator[Iterator[Match]]:
-    yield _objects(tx, ORGANIZATION, _contain_words((Organization.name,), text))
-    named = _contain_words((User.first_name, User.last_name, User.email), text)
-    yield _objects(tx, USER, or_(named, _has_part_of_address(User, text)))
+    yield _objects(tx, ORGANIZATION, contain_words((Organization.name,), text))
+    yield _objects(tx, USER, is_person(text))
     spelled = normalize_domain(text) or text.lower()
-    yield _objects(
-        tx, DOMAIN, or_(_contains(Domain.domain, text), Domain.normalized.contains(spelled, autoescape=True))
-    )
+    yield _objects(tx, DOMAIN, or_(contains(Domain.domain, text), Domain.normalized.contains(spelled, autoescape=True)))
     if "@" in text:
-        part = or_(_contains(Invitation.email, text), _has_part_of_address(Invitation, text))
+        part = or_(contains(Invitation.email, text), has_part_of_address(Invitation, text))
         yield _objects(tx, INVITATION, part)
     for kind in KINDS.values():
         if not kind.delete_is_final:
             yield _identical(tx, kind, kind.table.id == text)
-
-
-def _has_part_of_address(table: type[User] | type[Invitation], text: str) -> ColumnElement[bool]:
-    """Return the condition that an address contains `text`, a part with a whole domain, in any spelling."""
-    local, at, host = text.rpartition("@")
-    domain = normalize_domain(host)
-    return table.email_normalized.contains(f"{local.lower()}{at}{domain}", autoescape=True) if domain else false()
-
-
-def _contain_words(columns: Sequence[SQLColumnExpression[Any]], text: str) -> ColumnElement[bool]:
-    """Return the condition that each word of a text is in one of the columns."""
-    return and_(*(or_(*(_contains(column, word) for column in columns)) for word in text.split()))
-
-
-def _contains(column: SQLColumnExpression[Any], text: str) -> ColumnElement[bool]:
-    """Return the condition that a column contains a text in any case."""
-    # SQLite ignores the case of ASCII letters only.
-    spelled = {text} if text.isascii() else {text, text.lower(), text.upper(), text.title()}
-    return or_(*(column.icontains(each, autoescape=True) for each in spelled))
 
 
 def _identical(tx: Connection, kind: Kind, which: ColumnElement[bool]) -> Iterator[Match]:

@@ -24,5 +24,7 @@ def joins_page(engine: Engine, place: Place, *, state: str | None = None) -> Pag
 def missing_members_page(engine: Engine, place: Place) -> Page:
     """Return a page of `auto_join_policy.missing_members`, sorted by domain, as `with_names`. It has no total."""
     with read_transaction(engine) as tx:
-        page = read_page(tx, auto_join_policy.eligible_members(), place, User.email_domain, User.id, counted=False)
+        page = read_page(
+            tx, auto_join_policy.eligible_members(), place, User.email_domain, User.id.label("user_id"), counted=False
+        )
         return page._replace(rows=with_names(tx, page.rows))

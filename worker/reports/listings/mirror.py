@@ -7,7 +7,6 @@ from itertools import islice
 
 from sqlalchemy import ColumnElement, Engine, FromClause, Select, Table, Text, and_, cast, exists, func, or_, select
 
-from models.addresses import normalize_domain
 from models.database import read_transaction
 from models.rows import all_rows, one_row, read_rows
 from models.tables import Change, FailedEffect
@@ -23,7 +22,8 @@ from worker.kinds.user import User
 from worker.mirror.uncertainty import ALL_UNCERTAIN
 from worker.reports.access import domain_states, invitation_states, uncertain_answers
 from worker.reports.listings.names import with_names
-from worker.reports.listings.paging import Page, Place, contains, given, read_page
+from worker.reports.listings.paging import Page, Place, given, read_page
+from worker.reports.matching import contains, is_person
 from worker.reports.past import members, moment_of, with_causes, workspaces_at
 from worker.reports.past_workos import members_as_workos, workspace_as_workos
 
@@ -71,7 +71,7 @@ def list_workspaces(
 def workspaces_page(engine: Engine, place: Place, *, search: str | None = None, deleted: bool = False) -> Page:
     """Return a page of workspaces sorted by name: of the live ones, or of the deleted ones.
 
-    With `search`, only workspaces whose name contains it, or whose id or external id it is. A row of a live workspace
+    With `search`, only workspaces whose name contains its words, or whose id or external id it is. A row of a live workspace
     has the number of its `members`.
     """
     view = workspaces.c
@@ -135,13 +135,13 @@ def _filter(source: FromClause, filters: Mapping[str, str]) -> list[ColumnElemen
 def people_page(engine: Engine, place: Place, *, search: str | None = None, deleted: bool = False) -> Page:
     """Return a page of people sorted by address: of those who are not deleted, or of those who are.
 
-    With `search`, only people whose address or name contains it, or whose id it is. A part with a whole domain, or a
-    whole address, may have any spelling. A row has the `workspaces` that the person has access to: id, name and role.
+    With `search`, only people whose address and name contain its words, or whose id it is. A part with a whole domain,
+    or a whole address, may have any spelling. A row has the `workspaces` that the person has access to: id, name and role.
     """
     columns = (User.id, User.email, User.first_name, User.last_name, User.erased, User.updated_at)
     query = select(*columns).where(User.deleted_by.is_not(None) if deleted else User.deleted_by.is_(None))
     if search is not None:
-        query = query.where(_is_person(search))
+        query = query.where(or_(is_person(search), User.id == search))
     with read_transaction(engine) as tx:
         page = read_page(tx, query, place, func.coalesce(User.email, ""), User.id)
         view = workspace_members.c
@@ -151,17 +151,6 @@ def people_page(engine: Engine, place: Place, *, search: str | None = None, dele
         for row in all_rows(tx, theirs.order_by(view.workspace_name, view.organization_id)):
             workspaces[row.pop("user_id")].append(row)
     return page._replace(rows=[row | {"workspaces": workspaces[row["id"]]} for row in page.rows])
-
-
-def _is_person(text: str) -> ColumnElement[bool]:
-    """Return the condition that a user's address or name contains a text, or that it is the user's id."""
-    local, at, host = text.rpartition("@")
-    found = [contains(User.email, text), User.id == text]
-    if (domain := normalize_domain(host)) is not None:
-        found.append(User.email_normalized.contains(f"{local.lower()}{at}{domain}", autoescape=True))
-    if not at:
-        found.append(contains(func.coalesce(User.first_name, "") + " " + func.coalesce(User.last_name, ""), text))
-    return or_(*found)
 
 
 def list_domains(

@@ -100,12 +100,6 @@ def count(tx: Connection, query: Select[*tuple[Any, ...]]) -> int:
     return tx.execute(select(func.count()).select_from(some.subquery())).scalar_one()
 
 
-def contains(column: SQLColumnExpression[Any], text: str) -> ColumnElement[bool]:
-    """Return the condition that a column contains a text in any case."""
-    # SQLite ignores the case of ASCII letters only.
-    return or_(*(column.icontains(spelled, autoescape=True) for spelled in {text, text.lower(), text.upper()}))
-
-
 def given(filters: Mapping[str, str | None]) -> dict[str, str]:
     """Return the filters that are not None."""
     return {name: value for name, value in filters.items() if value is not None}

@@ -1,5 +1,6 @@
 """The list of runs, and the details of one: its progress, findings and differences."""
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -107,18 +108,30 @@ def drift(engine: Engine, run_id: str, limit: int | None = None) -> Iterator[Rec
             yield dict(row)
 
 
-def drift_totals(engine: Engine, run_id: str) -> list[Record]:
-    """Return the `number` of differences that a run found for each `kind` and `finding`, in the order of the kinds."""
-    totals = select(Drift.kind, Drift.finding, func.count().label("number")).where(Drift.run_id == run_id)
-    found = read_rows(engine, totals.group_by(Drift.kind, Drift.finding))
-    in_order = {name: place for place, name in enumerate(KINDS)}
-    return sorted(found, key=lambda row: (in_order.get(row["kind"], len(in_order)), row["finding"]))
+def drift_totals(engine: Engine, run_id: str) -> dict[str, dict[str, int]]:
+    """Return how many differences a run found: kind, in the order of the kinds → finding → number.
+
+    Withheld deletions are counted again as `withheld`.
+    """
+    columns = (Drift.kind, Drift.finding, Drift.action)
+    found = select(*columns, func.count()).where(Drift.run_id == run_id).group_by(*columns)
+    totals: dict[str, Counter[str]] = {name: Counter() for name in KINDS}
+    with read_transaction(engine) as tx:
+        for kind, finding, action, number in tx.execute(found):
+            words = [finding, DriftAction.WITHHELD] if action == DriftAction.WITHHELD else [finding]
+            totals.setdefault(kind, Counter()).update({str(word): number for word in words})
+    return {kind: dict(counts) for kind, counts in totals.items() if counts}
 
 
 def drift_page(engine: Engine, run_id: str, kind: str, place: Place, *, finding: str | None = None) -> Page:
-    """Return a page of the differences of one kind that a run found, sorted by id, as `with_names`."""
+    """Return a page of the differences of one kind that a run found, sorted by id, as `with_names`.
+
+    `finding` is a word of `drift_totals`.
+    """
     query = select(Drift.__table__).where(Drift.run_id == run_id, Drift.kind == kind)
-    if finding is not None:
+    if finding == DriftAction.WITHHELD:
+        query = query.where(Drift.action == DriftAction.WITHHELD)
+    elif finding is not None:
         query = query.where(Drift.finding == finding if finding in list(Finding) else false())
     with read_transaction(engine) as tx:
         page = read_page(tx, query, place, Drift.object_id, Drift.object_id)

@@ -1,0 +1,34 @@
+"""Conditions by which people search: parts of names and of addresses, in any case."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, SQLColumnExpression, and_, false, or_
+
+from models.addresses import normalize_domain
+from worker.kinds.invitation import Invitation
+from worker.kinds.user import User
+
+
+def is_person(text: str) -> ColumnElement[bool]:
+    """Return the condition that a user's name and address contain each word of `text`, or the address a part of it."""
+    return or_(contain_words((User.first_name, User.last_name, User.email), text), has_part_of_address(User, text))
+
+
+def has_part_of_address(table: type[User] | type[Invitation], text: str) -> ColumnElement[bool]:
+    """Return the condition that an address contains `text`, a part with a whole domain, in any spelling."""
+    local, at, host = text.rpartition("@")
+    domain = normalize_domain(host)
+    return table.email_normalized.contains(f"{local.lower()}{at}{domain}", autoescape=True) if domain else false()
+
+
+def contain_words(columns: Sequence[SQLColumnExpression[Any]], text: str) -> ColumnElement[bool]:
+    """Return the condition that each word of a text is in one of the columns, in any case."""
+    return and_(*(or_(*(contains(column, word) for column in columns)) for word in text.split()))
+
+
+def contains(column: SQLColumnExpression[Any], text: str) -> ColumnElement[bool]:
+    """Return the condition that a column contains a text in any case."""
+    # SQLite ignores the case of ASCII letters only.
+    spelled = {text} if text.isascii() else {text, text.lower(), text.upper(), text.title()}
+    return or_(*(column.icontains(each, autoescape=True) for each in spelled))
