@@ -71,8 +71,8 @@ def list_workspaces(
 def workspaces_page(engine: Engine, place: Place, *, search: str | None = None, deleted: bool = False) -> Page:
     """Return a page of workspaces sorted by name: of the live ones, or of the deleted ones.
 
-    With `search`, only workspaces whose name contains its words, or whose id or external id it is. A row of a live workspace
-    has the number of its `members`.
+    With `search`, only workspaces whose name contains its words, or whose id or external id it is. A row of a live
+    workspace has the number of its `members`.
     """
     view = workspaces.c
     query = select(workspaces).where(view.state == ("deleted" if deleted else "active"))
@@ -136,7 +136,7 @@ def people_page(engine: Engine, place: Place, *, search: str | None = None, dele
     """Return a page of people sorted by address: of those who are not deleted, or of those who are.
 
     With `search`, only people whose address and name contain its words, or whose id it is. A part with a whole domain,
-    or a whole address, may have any spelling. A row has the `workspaces` that the person has access to: id, name and role.
+    or a whole address, may have any spelling. A row has the `workspaces` that the person has access to: id, name, role.
     """
     columns = (User.id, User.email, User.first_name, User.last_name, User.erased, User.updated_at)
     query = select(*columns).where(User.deleted_by.is_not(None) if deleted else User.deleted_by.is_(None))
