@@ -9,10 +9,12 @@ from statistics import quantiles
 from urllib.parse import urlencode
 
 from tests.benchmarks.access import PER_ORGANIZATION, fill
-from tests.benchmarks.history import fill_inbox, settle
+from tests.benchmarks.history import fill_inbox, fill_lists, settle
 from tests.benchmarks.runner import OURS, Mark, Row, Sample
 from tests.benchmarks.servers import Bench
 
+MEMBERS_OF_ONE = 10_000
+"""Members of the first workspace."""
 PAGES: dict[str, Callable[[int], str]] = {
     "overview": lambda _: "/ops/",
     "events": lambda _: "/ops/events",
@@ -22,6 +24,32 @@ PAGES: dict[str, Callable[[int], str]] = {
     "events, workspace, type, status": lambda n: (
         f"/ops/events?organization_id=org_{n // PER_ORGANIZATION}&type=organization_membership.updated&status=failed"
     ),
+    "events, second page": lambda n: f"/ops/events?after=event_past_{n}",
+    "events, dismissed": lambda _: "/ops/events?status=dismissed",
+    "events, error": lambda _: "/ops/events?fingerprint=f3",
+    "events, period": lambda _: "/ops/events?status=failed&since=3d&until=1d",
+    "event": lambda n: f"/ops/events/event_past_{n}",
+    "failures": lambda _: "/ops/failures",
+    "workspaces": lambda _: "/ops/workspaces",
+    "workspaces, name": lambda n: f"/ops/workspaces?name=Company+{n // PER_ORGANIZATION}",
+    "workspace of many": lambda _: "/ops/workspaces/org_0",
+    "workspace of many, later page": lambda n: f"/ops/workspaces/org_0?after=user_{n % MEMBERS_OF_ONE}",
+    "workspace of many, search": lambda n: f"/ops/workspaces/org_0?search=user{n % MEMBERS_OF_ONE}%40",
+    "workspace, changes": lambda n: f"/ops/workspaces/org_{n // PER_ORGANIZATION}?show=changes",
+    "people": lambda _: "/ops/people",
+    "people, later page": lambda n: f"/ops/people?after=user_{n}",
+    "people, search": lambda n: f"/ops/people?email=user{n}%40",
+    "runs": lambda _: "/ops/runs",
+    "run": lambda _: "/ops/runs/run0",
+    "run, finding": lambda _: "/ops/runs/run0?kind=user&finding=different",
+    "audit": lambda _: "/ops/audit",
+    "audit, who": lambda _: "/ops/audit?who=bob",
+    "hooks": lambda _: "/ops/hooks",
+    "hooks, failed": lambda _: "/ops/hooks?hook=sessions&status=failed",
+    "auto-join, joins": lambda _: "/ops/auto-join?show=joins",
+    "auto-join, missing": lambda _: "/ops/auto-join",
+    "auto-join, domains": lambda _: "/ops/auto-join?show=domains",
+    "auto-join, without admin": lambda _: "/ops/auto-join?show=without_admin",
     "explain, member": lambda n: f"/ops/explain?name=om_{n}",
     "explain, address": lambda n: f"/ops/explain?name=user{n}%40d{n // PER_ORGANIZATION}.example",
 }
@@ -30,13 +58,14 @@ PAGES: dict[str, Callable[[int], str]] = {
 
 def rows(bench: Bench) -> Iterator[Row]:
     """Yield one row for each kind of database, with a mark for each page."""
-    events, members = bench.size((10_000_000, 500_000) if bench.large else (1_000_000, 50_000), (2_000, 200))
+    events, members = bench.size((10_000_000, 500_000) if bench.large else (1_000_000, 100_000), (2_000, 200))
     calls = bench.size(100, 2)
     for kind in bench.kinds:
         with bench.database(kind) as url:
             with bench.engine(url) as engine:
                 fill(engine, members)
                 fill_inbox(engine, events, members)
+                fill_lists(engine, min(MEMBERS_OF_ONE, members), members)
                 settle(engine)
             with bench.web(url) as (port, _):
                 cookie = _sign_in(port, bench.token)
@@ -67,9 +96,10 @@ def _p95(port: int, cookie: str, path: Callable[[int], str], members: int, calls
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as connection:
         for _ in range(calls):
             began = time.perf_counter()
-            connection.request("GET", path(dice.randrange(members)), headers={"Cookie": cookie})
+            address = path(dice.randrange(members))
+            connection.request("GET", address, headers={"Cookie": cookie})
             answer = connection.getresponse()
             answer.read()
-            assert answer.status == 200, answer.status
+            assert answer.status == 200, (address, answer.status)
             spent.append((time.perf_counter() - began) * 1e3)
     return quantiles(spent, n=20)[18]

@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import Engine, update
 
 from models.access import permissions_of
-from models.database import in_transaction, read_transaction, session
+from models.database import in_transaction, session
 from models.tables import Event, MirrorState
 from models.views import member_permissions
 from tests.support import JSON, made, outcomes, rows
@@ -13,8 +13,7 @@ from tests.support.sandbox import Sandbox, World
 from worker.kinds.permission import Permission
 from worker.mirror.role_map import adopt
 from worker.reports.explain import explain
-from worker.reports.listings import list_permissions
-from worker.reports.listings.names import with_names
+from worker.reports.listings import list_permissions, named
 from worker.workos_api.client import WorkOSClient
 
 MAPPED = {"admin": "admin", "member": "member", "billing": "member"}
@@ -194,8 +193,7 @@ def test_resync_repairs_permissions(engine: Engine, sandbox: Sandbox, workos: Wo
     assert live(engine)["permission"] == {"invoices:read", "invoices:send"}
     by_slug = {row["id"]: row for row in rows(engine, Permission)}
     assert by_slug["invoices:read"]["name"] == "See invoices"
-    with read_transaction(engine) as tx:
-        shown = with_names(tx, [{"kind": "permission", "object_id": "invoices:send"}])
+    shown = named(engine, [{"kind": "permission", "object_id": "invoices:send"}])
     assert shown[0]["label"] == "Send invoices"
     assert found(engine, resync(engine, workos)) == {}
 

@@ -1,6 +1,6 @@
 """Pages of the mirror: people and permissions."""
 
-from flask import Blueprint, abort, render_template, request
+from flask import Blueprint, render_template, request
 
 from webhooks.ops.lists import PAGE, chosen_page
 from worker.bootstrap import Services

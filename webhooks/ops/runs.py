@@ -36,15 +36,14 @@ def add(routes: Blueprint, services: Services) -> None:
         found = listings.run(engine, run_id)
         if found is None:
             abort(404, "There is no run with this id.")
-        totals = listings.drift_totals(engine, run_id) if found["task"] == Task.RESYNC else {}
+        totals = found["totals"]
         withheld = (kind for kind, counts in totals.items() if DriftAction.WITHHELD in counts)
         kind = request.args.get("kind") or next(withheld, next(iter(totals), ""))
         finding = request.args.get("finding") or None
         return render_template(
             "ops/run.html",
-            run=listings.named(engine, found),
+            run=listings.named(engine, [found])[0],
             workers=workers() if found["queued"] else None,
-            totals=totals,
             kind=kind,
             finding=finding,
             page=listings.drift_page(engine, run_id, kind, chosen_page(), finding=finding) if totals else None,

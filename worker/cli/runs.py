@@ -88,7 +88,7 @@ def _print_resync(engine: Engine, run: Record) -> None:
     about = {name: run[name] for name in ABOUT} | {"dry_run": run["dry_run"] or None}
     output.record(about | {"result": f"{found_by(run)}; {output.count(run['calls'], 'API call')}"})
     differences = list(listings.drift(engine, run["id"], MAX_TABLE_ROWS + 1))
-    named = listings.labelled(engine, differences[:MAX_TABLE_ROWS])
+    named = listings.named(engine, differences[:MAX_TABLE_ROWS])
     if output.on_terminal():
         named = [row | {"fields": layout.changed(row["fields"] or {})} for row in named]
     output.section("Differences", DRIFT, named)

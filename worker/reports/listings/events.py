@@ -67,14 +67,15 @@ def failures(engine: Engine, limit: int | None = None) -> list[Record]:
     failed = Event.status == inline_literal(EventStatus.FAILED)
     query = select(*group, *times, func.min(Event.id).label("example")).where(failed).group_by(Event.fingerprint)
     of_workspace = (Event.fingerprint, Event.organization_id, number.label("events"))
-    affected = select(*of_workspace).where(failed, Event.organization_id.is_not(None)).group_by(*of_workspace[:2])
+    affected = select(*of_workspace).where(failed).group_by(*of_workspace[:2])
     with read_transaction(engine) as tx:
         groups = all_rows(tx, query.order_by(number.desc(), Event.fingerprint).limit(limit))
         examples = Event.id.in_([row["example"] for row in groups])
         texts = {row["id"]: row for row in all_rows(tx, select(Event.id, Event.error, Event.traceback).where(examples))}
         workspaces: defaultdict[str | None, list[Record]] = defaultdict(list)
         for row in all_rows(tx, affected.order_by(number.desc(), Event.organization_id)):
-            workspaces[row.pop("fingerprint")].append(row)
+            if row["organization_id"] is not None:
+                workspaces[row.pop("fingerprint")].append(row)
         names = workspace_names(tx, (row["organization_id"] for rows in workspaces.values() for row in rows))
     for row in groups:
         row |= {name: texts[row["example"]][name] for name in ("error", "traceback")}

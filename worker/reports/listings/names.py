@@ -20,10 +20,10 @@ def workspace_names(tx: Connection, ids: Iterable[str | None]) -> dict[str, str]
     return {id: name for id, name in tx.execute(select(Organization.id, Organization.name).where(known)) if name}
 
 
-def named(engine: Engine, row: Record) -> Record:
-    """Return one row as `with_names`."""
+def named(engine: Engine, rows: Sequence[Record]) -> list[Record]:
+    """Return rows as `with_names`, in a transaction of its own."""
     with read_transaction(engine) as tx:
-        return with_names(tx, [row])[0]
+        return with_names(tx, rows)
 
 
 def with_names(tx: Connection, rows: Sequence[Record]) -> list[Record]:

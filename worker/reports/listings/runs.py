@@ -71,6 +71,9 @@ def _matching(
 def run(engine: Engine, run_id: str, *, task: Task | None = None) -> Record | None:
     """Return a run with the number of its `findings` by kind and of its `withheld` deletions.
 
+    `totals` are its findings for each kind of object: kind, in the order of the kinds → finding → number. Withheld
+    deletions are counted again as `withheld`.
+
     A run that no process works on is `queued`. For a resync that is not done, or has skipped organizations whose
     listings failed, `compared` is how many organizations it has compared, and their total (None: unknown); its
     `findings` are those so far, and None instead of none.
@@ -81,13 +84,23 @@ def run(engine: Engine, run_id: str, *, task: Task | None = None) -> Record | No
         row = one_row(tx, select(Run.__table__, RUNS.is_free().label("queued")).where(Run.id == run_id))
         if row is None or task not in (None, row["task"]):
             return None
-        counted = select(Drift.finding, func.count()).where(Drift.run_id == run_id).group_by(Drift.finding)
-        findings = {str(finding): number for finding, number in tx.execute(counted)}
-        held = select(func.count()).where(Drift.run_id == run_id, Drift.action == DriftAction.WITHHELD)
+        totals = _totals(tx, run_id)
+        findings: dict[str, int] = dict(sum(map(Counter, totals.values()), Counter[str]()))
+        withheld = findings.pop(DriftAction.WITHHELD, 0)
         compared_all = row["status"] == RunStatus.DONE and row["total"] is None
         incomplete = row["task"] == Task.RESYNC and not compared_all
-        known = {"findings": (findings or None) if incomplete else findings, "withheld": tx.execute(held).scalar_one()}
+        known = {"findings": (findings or None) if incomplete else findings, "withheld": withheld, "totals": totals}
         return row | known | {"compared": _compared(tx, row) if incomplete else None}
+
+
+def _totals(tx: Connection, run_id: str) -> dict[str, dict[str, int]]:
+    columns = (Drift.kind, Drift.finding, Drift.action)
+    found = select(*columns, func.count()).where(Drift.run_id == run_id).group_by(*columns)
+    totals: dict[str, Counter[str]] = {name: Counter() for name in KINDS}
+    for kind, finding, action, number in tx.execute(found):
+        words = [finding, DriftAction.WITHHELD] if action == DriftAction.WITHHELD else [finding]
+        totals.setdefault(kind, Counter()).update({str(word): number for word in words})
+    return {kind: dict(counts) for kind, counts in totals.items() if counts}
 
 
 def _compared(tx: Connection, run_row: Record) -> tuple[int, int | None]:
@@ -108,25 +121,10 @@ def drift(engine: Engine, run_id: str, limit: int | None = None) -> Iterator[Rec
             yield dict(row)
 
 
-def drift_totals(engine: Engine, run_id: str) -> dict[str, dict[str, int]]:
-    """Return how many differences a run found: kind, in the order of the kinds → finding → number.
-
-    Withheld deletions are counted again as `withheld`.
-    """
-    columns = (Drift.kind, Drift.finding, Drift.action)
-    found = select(*columns, func.count()).where(Drift.run_id == run_id).group_by(*columns)
-    totals: dict[str, Counter[str]] = {name: Counter() for name in KINDS}
-    with read_transaction(engine) as tx:
-        for kind, finding, action, number in tx.execute(found):
-            words = [finding, DriftAction.WITHHELD] if action == DriftAction.WITHHELD else [finding]
-            totals.setdefault(kind, Counter()).update({str(word): number for word in words})
-    return {kind: dict(counts) for kind, counts in totals.items() if counts}
-
-
 def drift_page(engine: Engine, run_id: str, kind: str, place: Place, *, finding: str | None = None) -> Page:
     """Return a page of the differences of one kind that a run found, sorted by id, as `with_names`.
 
-    `finding` is a word of `drift_totals`.
+    `finding` is a finding, or `withheld`.
     """
     query = select(Drift.__table__).where(Drift.run_id == run_id, Drift.kind == kind)
     if finding == DriftAction.WITHHELD:
