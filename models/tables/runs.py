@@ -194,3 +194,8 @@ class Drift(Base):
     fields: Mapped[JsonObject | None]
     """Field → `[value in the mirror, value in WorkOS]`."""
     action: Mapped[DriftAction]
+
+    __table_args__ = (
+        # Holds all that the totals of a run need: the first resync reports the whole mirror.
+        Index("ix_drift_totals", "run_id", "kind", "finding", "action", postgresql_concurrently=True),
+    )

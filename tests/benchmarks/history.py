@@ -47,22 +47,23 @@ def settle(engine: Engine) -> None:
             connection.execute(text("CHECKPOINT"))
 
 
-LISTS = (
+LISTS = {
     # One workspace has as many members as `number`.
-    "UPDATE memberships SET organization_id = 'org_0' WHERE id IN (SELECT 'om_' || n FROM ({series}) AS t)",
-    "INSERT INTO runs (id, task, requested_by, status, phase, created_at, finished_at) "
-    "SELECT 'run' || n, 'resync', 'clock', 'done', 'none', {ago}, {ago} FROM ({series}) AS t",
-    "INSERT INTO drift (run_id, kind, object_id, organization_id, finding, action) SELECT 'run0', "
+    "UPDATE memberships SET organization_id = 'org_0' WHERE id IN": "(SELECT 'om_' || n FROM ({series}) AS t)",
+    "INSERT INTO runs (id, task, requested_by, status, phase, created_at, finished_at)": "SELECT 'run' || n, 'resync', "
+    "'clock', 'done', 'none', {ago}, {ago} FROM ({series}) AS t",
+    "INSERT INTO drift (run_id, kind, object_id, organization_id, finding, action)": "SELECT 'run0', "
     "CASE n % 2 WHEN 0 THEN 'user' ELSE 'membership' END, CASE n % 2 WHEN 0 THEN 'user_' ELSE 'om_' END || n, "
     "'org_' || (n / {each}), CASE n % 3 WHEN 0 THEN 'different' ELSE 'missing' END, 'repaired' FROM ({all}) AS t",
-    "INSERT INTO audit (at, who, via, action, kind, object_id, organization_id, reason) SELECT {ago}, "
-    "CASE n % 5 WHEN 0 THEN 'bob' ELSE 'ann' END, 'page', 'block', 'user', 'user_' || n, 'org_' || (n / {each}), 'why' "
+    "INSERT INTO audit (at, who, via, action, kind, object_id, organization_id, reason)": "SELECT {ago}, CASE n % 5 "
+    "WHEN 0 THEN 'bob' ELSE 'ann' END, 'page', 'block', 'user', 'user_' || n, 'org_' || (n / {each}), 'why' "
     "FROM ({all}) AS t",
-    "INSERT INTO hooks (name, cursor) VALUES ('sessions', 1)",
-    "INSERT INTO hook_deliveries (hook, change_id, kind, object_id, status, attempts, error, fingerprint, attempted_at) "
-    "SELECT 'sessions', n + 1, 'user', 'user_' || n, 'failed', 9, 'HookError: answered 50' || (n % 3), 'f' || (n % 3), "
-    "{ago} FROM ({series}) AS t",
-)
+    "INSERT INTO hooks (name, cursor)": "VALUES ('sessions', 1)",
+    "INSERT INTO hook_deliveries (hook, change_id, kind, object_id, status, attempts, error, fingerprint, "
+    "attempted_at)": "SELECT 'sessions', n + 1, 'user', 'user_' || n, 'failed', 9, 'answered 50' || (n % 3), "
+    "'f' || (n % 3), {ago} FROM ({series}) AS t",
+}
+"""Statement → what it writes."""
 
 
 def fill_lists(engine: Engine, number: int, members: int) -> None:
@@ -70,6 +71,6 @@ def fill_lists(engine: Engine, number: int, members: int) -> None:
     kind = engine.dialect.name
     series = {"series": SERIES[kind].replace(":most", str(number)), "all": SERIES[kind].replace(":most", str(members))}
     with write_transaction(engine) as tx:
-        for statement in LISTS:
-            tx.execute(text(statement.format(ago=AGO[kind], each=PER_ORGANIZATION, **series)))
+        for statement, rows in LISTS.items():
+            tx.execute(text(f"{statement} {rows}".format(ago=AGO[kind], each=PER_ORGANIZATION, **series)))
         tx.execute(text("ANALYZE"))

@@ -1,4 +1,4 @@
-"""Failed attempts of events are kept. `models.migrate` creates the indexes of dismissed events and fingerprints."""
+"""Failed attempts of events are kept. `models.migrate` creates the indexes of `events` and `drift`."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -256,7 +256,8 @@ def invitations_page(engine: Engine, organization_id: str, place: Place) -> Page
 def domains_page(engine: Engine, place: Place, *, organization_id: str | None = None, off: bool = False) -> Page:
     """Return a page of domains as `list_domains`, as `with_names`."""
     with read_transaction(engine) as tx:
-        page = read_page(tx, select(Domain.id).where(*_domains(organization_id, off)), place, Domain.id, Domain.id)
+        ids = select(Domain.id).where(*_domains(organization_id, off))
+        page = read_page(tx, ids, place, Domain.id, Domain.id, counted=not off)
         found = {row["id"]: row for row in domain_states(tx, Domain.id.in_([row["id"] for row in page.rows]))}
         return page._replace(rows=with_names(tx, [found[row["id"]] for row in page.rows]))
 

@@ -76,9 +76,10 @@ def read_page(
         more_before, more_after = more, True
     name = str(getattr(id, "key", None))
     ends = (rows[0][name], rows[-1][name]) if rows else (None, None)
-    return Page(
-        rows, ends[0] if more_before else None, ends[1] if more_after else None, count(tx, query) if counted else None
-    )
+    total = None
+    if counted:
+        total = len(rows) if cursor is None and not more else count(tx, query)
+    return Page(rows, ends[0] if more_before else None, ends[1] if more_after else None, total)
 
 
 def beyond(
