@@ -36,13 +36,14 @@ def add(routes: Blueprint, services: Services) -> None:
 
     @routes.get("/workspaces/<id:organization_id>")
     def workspace(organization_id: str) -> str:
-        then = chosen_time()
+        then, as_workos = chosen_time(), request.args.get("as") == "workos"
         if then is not None:
-            past = listings.list_members(engine, organization_id, then)
+            past = listings.list_members(engine, organization_id, then, as_workos=as_workos)
             if past is None:
                 abort(404, "There was no workspace with this id.")
             page = listings.page_of(past["members"], chosen_page(), "user_id")
-            return render_template("ops/workspace.html", workspace=past, then=then, page=page, show="members")
+            shown = {"workspace": past, "then": then, "as_workos": as_workos, "page": page, "show": "members"}
+            return render_template("ops/workspace.html", **shown)
         found = listings.workspace(engine, organization_id)
         if found is None:
             abort(404, "There is no workspace with this id.")
