@@ -25,8 +25,8 @@ from worker.inbox.store import ReceivedEvent, accept_webhooks
 from worker.inbox.verified_secrets import note_verified
 from worker.kinds import READERS
 from worker.metrics import REFUSALS, REFUSED, REFUSED_SINCE_VALID, Counters, Name, Place
-from worker.reports.doctor import WEBHOOK_PATH
 from worker.seldom import Seldom
+from worker.webhook_endpoints import WEBHOOK_PATH
 
 log = structlog.get_logger()
 

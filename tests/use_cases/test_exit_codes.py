@@ -123,6 +123,12 @@ def workos_refuses_the_endpoint(it: Installation) -> None:
     it.sandbox.faults.fail(status=422, path="/webhook_endpoints", times=None)
 
 
+def an_endpoint_is_old(it: Installation) -> None:
+    old = it.sandbox.deliveries.add_endpoint("https://old.acme.example/webhooks/workos")
+    it.sandbox.deliveries.endpoints["we_old"] = it.sandbox.deliveries.endpoints.pop(old.id)
+    old.id = "we_old"
+
+
 def workos_has_more(it: Installation) -> None:
     with it.sandbox.world.silently():
         it.sandbox.world.create_user("untold@acme.example")
@@ -181,6 +187,13 @@ CASES = {
     "config": [Case(0, ""), Case(2, "--nonsense")],
     "demo": [Case(2, "--nonsense")],
     "doctor": [Case(0, ""), Case(1, "", workos_is_away), Case(2, "--nonsense")],
+    "endpoints delete": [
+        Case(0, "we_old --yes --reason x", an_endpoint_is_old),
+        Case(1, "we_none --yes --reason x"),
+        Case(2, "we_old --reason x", an_endpoint_is_old),
+        Case(2, "we_old --yes"),
+    ],
+    "endpoints list": [Case(0, ""), Case(1, "", workos_is_away), Case(2, "--nonsense")],
     "events dismiss": [
         Case(0, "event_failed --reason x", an_event_failed),
         Case(1, "{event} --reason x"),
@@ -277,6 +290,7 @@ ACTIONS = {
     "auto-join set": Action.SET_AUTO_JOIN,
     "auto-join unblock": Action.UNBLOCK,
     "catch-up": Action.CATCH_UP,
+    "endpoints delete": Action.DELETE_ENDPOINT,
     "events dismiss": Action.DISMISS_EVENT,
     "forget": Action.FORGET,
     "hooks dismiss": Action.DISMISS_DELIVERIES,

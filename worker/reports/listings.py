@@ -30,6 +30,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from models.addresses import normalize_domain
 from models.database import read_transaction
+from models.enums import QUEUED
 from models.rows import all_rows, one_row, read_rows
 from models.tables import (
     Action,
@@ -47,7 +48,7 @@ from models.tables import (
     Via,
 )
 from models.types import Record, inline_literal
-from models.views import auto_join_domains, sign_in_methods, workspace_invitations, workspaces
+from models.views import auto_join_domains, sign_in_methods, workspace_invitations, workspace_members, workspaces
 from worker.kinds import KINDS
 from worker.kinds.addresses import has_address
 from worker.kinds.domain import Domain
@@ -58,7 +59,7 @@ from worker.kinds.role import Role
 from worker.kinds.user import User
 from worker.mirror.change_feed import as_json
 from worker.mirror.uncertainty import ALL_UNCERTAIN
-from worker.repair.resync.listings import compared
+from worker.repair.resync.coverage import compared
 from worker.reports.access import domain_states, invitation_states, uncertain_answers
 from worker.reports.past import members, moment_of, with_causes, workspaces_at
 from worker.reports.past_workos import members_as_workos, workspace_as_workos
@@ -185,13 +186,37 @@ def list_workspaces(
     state: str | None = None,
     external_id: str | None = None,
     name: str | None = None,
+    domain: str | None = None,
     after: str | None = None,
     limit: int = 50,
 ) -> list[Record]:
-    """Return workspaces sorted by id: in a state (`active` or `deleted`), or whose name contains a text in any case."""
-    named = [] if name is None else [_contains(workspaces.c.name, name)]
+    """Return workspaces sorted by id: in a state (`active` or `deleted`), or whose name contains a text in any case.
+
+    With `domain`, in any spelling, only those that have it, verified or not.
+    """
+    which = [] if name is None else [_contains(workspaces.c.name, name)]
+    if domain is not None:
+        has_it = (Domain.normalized == normalize_domain(domain), Domain.deleted_by.is_(None))
+        which.append(workspaces.c.organization_id.in_(select(Domain.organization_id).where(*has_it)))
     filters = {"state": state, "external_id": external_id}
-    return _page(engine, workspaces, "organization_id", filters, after, limit, *named)
+    return _page(engine, workspaces, "organization_id", filters, after, limit, *which)
+
+
+def with_counts(engine: Engine, rows: list[Record]) -> list[Record]:
+    """Return rows of workspaces, each with its number of `members`, who have access, and of pending `invitations`."""
+    ids = [row["organization_id"] for row in rows]
+    of, sent_for = workspace_members.c.organization_id, workspace_invitations.c.organization_id
+    pending = select(sent_for, func.count().label("number")).where(workspace_invitations.c.status == "pending")
+    queries = {
+        "members": select(of, func.count().label("number")).where(of.in_(ids)).group_by(of),
+        "invitations": pending.where(sent_for.in_(ids)).group_by(sent_for),
+    }
+    with read_transaction(engine) as tx:
+        found = {
+            name: {each["organization_id"]: each["number"] for each in all_rows(tx, query)}
+            for name, query in queries.items()
+        }
+    return [row | {name: numbers.get(row["organization_id"], 0) for name, numbers in found.items()} for row in rows]
 
 
 def list_access(
@@ -362,12 +387,24 @@ def recent_changes(engine: Engine, organization_id: str, limit: int) -> list[Rec
 # Runs
 
 
-def list_runs(engine: Engine, limit: int = 50, *, task: Task | None = None, after: str | None = None) -> list[Record]:
-    """Return runs, newest first. A run that no process works on is `queued`."""
+def list_runs(
+    engine: Engine,
+    limit: int = 50,
+    *,
+    task: str | None = None,
+    status: str | None = None,
+    since: datetime | None = None,
+    after: str | None = None,
+) -> list[Record]:
+    """Return runs, newest first. A run that no process works on is `queued`, which `status` may be too."""
     query = select(Run.__table__, RUNS.is_free().label("queued"))
     query = query.order_by(Run.created_at.desc(), Run.id.desc()).limit(limit)
     if task is not None:
         query = query.where(Run.task == task)
+    if status is not None:
+        query = query.where(RUNS.is_free() if status == QUEUED else Run.status == status)
+    if since is not None:
+        query = query.where(Run.created_at >= since)
     if after is not None:
         query = query.where(_before(Run.created_at, Run.id, after))
     return read_rows(engine, query)
