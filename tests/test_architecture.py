@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     },
     {"worker.database", "worker.metrics", "worker.mirror", "worker.webhook_endpoints"},
     {"worker.hooks", "worker.inbox", "worker.provisioning"},
-    {"worker.bootstrap", "worker.repair"},
+    {"worker.bootstrap", "worker.repair", "worker.send_test"},
     {"worker.processes", "worker.reports"},
     {"worker.cli", "webhooks"},
 ]

@@ -32,6 +32,7 @@ MODULES = {
     "review": "review",
     "runs": "runs",
     "seats": "seats",
+    "send": "send",
     "status": "status",
 }
 """Command name → module in this package.

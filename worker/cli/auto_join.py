@@ -112,6 +112,8 @@ def joins(out: output.Listing, state: str | None, organization: str | None, limi
 @options.as_json
 def set_workspace(organization: str, switch: bool | None, role: str | None, reason: str, as_json: bool) -> None:
     """Turn auto-join on or off, or set the role of people who join."""
+    if switch is None and role is None:
+        raise click.UsageError("nothing to change: give --on, --off or --role")
     engine = migrated_engine()
     workspace = lookup.organization_id(engine, organization)
     after = auto_join_policy.set_workspace(engine, workspace, actor(reason), auto_join=switch, default_role=role)
